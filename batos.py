@@ -1,0 +1,3953 @@
+"""BAT OS, the Binaural Autopoietic/Telic Operating System: a daemon that keeps a mind in a database, in one file.
+
+Objects, methods, memories and the model live in one transactional ZODB image. Clients reach it by msgpack over
+ZeroMQ; it remembers documents and finds them by words, with the reason for each result.
+
+    python batos.py                      serve, until Ctrl-C
+    python batos.py learn FILE|DIR ...   put documents into its memory
+    python batos.py search "WORDS"       find passages in it
+    python batos.py --help               everything else
+
+The sections, each using only those above it:
+
+    Errors              one root, BatosError; every error names what to do
+    Settings            one table: defaults, environment, command line
+    Foundations         time, ids, logs, lazy imports, registries
+    Objects             UvmObject: slots, delegation, methods, send
+    Image               the ZODB file: safe opening, seals, ledger, blobs
+    Lanes               who may write when: write, bulk and read lane
+    Knowledge catalog   documents, chunks, words, relevance
+    Protocol            commands, their models, values on the wire; no input or output
+    BatOS_UVM           the ROUTER socket, dispatch, replies
+    Genesis             the first transaction of an image
+    Daemon              start, drain, stop
+    Client              a synchronous client and the command line
+
+What holds everywhere:
+
+  1. Acknowledged means durable: an OK reply that names a change was on disk first, blobs included.
+  2. Exactly once: the same idempotency key and body give the same reply and no second effect.
+  3. One owner each: the socket belongs to the loop, a connection to one thread.
+  4. Nothing grows without bound, and at a limit the answer is a clear error.
+  5. Corruption is named as such, never shown as an empty image or cut away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import bisect
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import datetime
+import difflib
+import functools
+import hashlib
+import heapq
+import importlib
+import inspect
+import itertools
+import json
+import logging
+import logging.handlers
+import math
+import mmap
+import os
+import pathlib
+import queue
+import re
+import shutil
+import signal
+import struct
+import sys
+import threading
+import time
+import types
+import typing
+import unicodedata
+import uuid
+
+import ormsgpack
+import persistent
+import persistent.mapping
+import pydantic
+import transaction
+import zmq
+import ZODB
+import ZODB.blob
+import ZODB.Connection
+import ZODB.DB
+import ZODB.FileStorage
+import ZODB.POSException
+from BTrees import family64
+from BTrees.Length import Length
+from BTrees.LLBTree import LLBTree, LLTreeSet
+from BTrees.LOBTree import LOBTree
+from BTrees.OLBTree import OLBTree
+from BTrees.OOBTree import OOBTree
+from zope.index.text import widcode
+from zope.index.text.lexicon import Lexicon
+from zope.index.text.okapiindex import OkapiIndex
+
+__version__ = "0.1.0"
+
+################################################################################
+# Errors #######################################################################
+################################################################################
+#
+# Every error is a BatosError and, where one fits, the builtin that a caller would
+# catch anyway. The class name is the wire code. Values stay in `fields` for
+# programs; the sentence is for people and ends with what to do. `retry` marks what
+# may simply be sent again later.
+
+
+class BatosError(Exception):
+    """The root of all errors of BAT OS: a sentence, and the values in it as `fields`."""
+
+    retry = False
+
+    def __init__(self, message, **fields):
+        super().__init__(message)
+        self.message, self.fields = message, fields
+
+    def __str__(self):
+        return self.message
+
+    def __reduce__(self):          # the constructor takes more than a message: survive a pipe whole
+        return _rebuild_error, (type(self), self.message, self.fields)
+
+
+def _rebuild_error(kind, message, fields):
+    return kind(message, **fields)
+
+
+class ConfigError(BatosError, ValueError):
+    """A setting, an argument or the installation is not as it must be."""
+
+
+class ImageError(BatosError):
+    """The image cannot be used."""
+
+
+class ImageLocked(ImageError):
+    """Another process has the image."""
+
+
+class ImageTooNew(ImageError):
+    """The image was written by a newer BAT OS, or is no image of BAT OS."""
+
+
+class ImageBroken(ImageError):
+    """The last step of a commit failed: what is on disk is unknown until the image is opened again."""
+
+
+class DamagedImage(ImageError):
+    """Stored bytes are not what was written."""
+
+
+class ForeignClass(ImageError):
+    """A record names a class that no image of BAT OS holds."""
+
+
+class MessageNotUnderstood(BatosError, AttributeError):
+    """No object along the delegation answers the selector. Fields: receiver, selector."""
+
+
+class BadSlot(BatosError, TypeError):
+    """A value of a kind that slots do not hold."""
+
+
+class ReservedName(BatosError, ValueError):
+    """A slot name that is malformed, or that the machinery uses."""
+
+
+class NotFound(BatosError, KeyError):
+    """Nothing has that name. Fields: kind, name."""
+
+
+class ProtocolError(BatosError, ValueError):
+    """A request is not well formed."""
+
+
+class Malformed(ProtocolError):
+    """The bytes are no request: framing, msgpack, size or depth."""
+
+
+class UnknownCommand(ProtocolError):
+    """No command has that name."""
+
+
+class BadRequest(ProtocolError):
+    """A field is missing, unknown, or of the wrong kind."""
+
+
+class KeyReused(ProtocolError):
+    """The idempotency key belongs to another request body."""
+
+
+class KeyExpired(ProtocolError):
+    """The idempotency key is older than what is remembered."""
+
+
+class Busy(BatosError):
+    """A bound was met; nothing was done. Worth sending again."""
+
+    retry = True
+
+
+class ShuttingDown(BatosError):
+    """The daemon drains; nothing was done. Worth sending to the next one."""
+
+    retry = True
+
+
+class DeadlineExceeded(BatosError, TimeoutError):
+    """The time allowed ran out."""
+
+    retry = True
+
+
+class NoReply(BatosError, TimeoutError):
+    """The daemon is not there, or did not answer in time: the outcome is unknown."""
+
+    retry = True
+
+
+################################################################################
+# Settings #####################################################################
+################################################################################
+#
+# One flat table is the defaults, the checker, the help text and the README's page.
+# Order of force: command line, environment (BATOS_NAME), default. A value is made
+# from its text by the default's type.
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One row: its default gives the type; `unit` and `help` are for people."""
+
+    name: str
+    default: typing.Any
+    unit: str
+    help: str
+
+    def parse(self, text):
+        """Return `text` as this setting's type. Raises ConfigError that says what is allowed."""
+        kind = type(self.default)
+        try:
+            value = _BOOLEANS[text.lower()] if kind is bool else kind(text)
+        except (KeyError, ValueError):
+            allowed = "true or false" if kind is bool else f"a value like {self.default!r}"
+            raise ConfigError(f"setting {self.name}: got {text!r}, allowed is {allowed} ({self.help})") from None
+        if kind in (int, float) and not (value >= 0 and math.isfinite(value)):
+            raise ConfigError(f"setting {self.name}: got {text!r}, allowed is 0 or more ({self.help})")
+        return value
+
+
+_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+SETTINGS = {row.name: row for row in (
+    Setting("image", "live_image.fs", "path or URI", "the image: a data file, or a URI that zodburi knows"),
+    Setting("endpoint", "tcp://127.0.0.1:5555", "ZeroMQ endpoint", "where to listen; port 0 lets the system choose"),
+    Setting("read_threads", 2, "threads", "threads that answer reads on snapshots"),
+    Setting("relevance", 0.55, "share", "share of a question's idf mass that the best chunk must hold"),
+    Setting("pending_max", 1024, "requests", "accepted requests at work; more are refused as Busy"),
+    Setting("client_pending_max", 256, "requests", "the same for one client"),
+    Setting("outbox_max", 256, "replies", "replies held for one slow client; at this bound its requests are Busy"),
+    Setting("client_stall_s", 30.0, "s", "a client that reads nothing for so long is dropped"),
+    Setting("message_max_mb", 32.0, "MB", "largest message taken from the wire"),
+    Setting("document_max_mb", 8.0, "MB", "largest document"),
+    Setting("group_max", 64, "commands", "short commands in one commit"),
+    Setting("request_memory_min_h", 24.0, "h", "idempotency keys are remembered at least so long"),
+    Setting("request_memory_max", 200_000, "keys", "keys remembered at most; beyond it keyed requests are Busy"),
+    Setting("history_days", 30.0, "days", "pages of the ledger and retired documents are kept so long"),
+    Setting("log_entries_max", 10_000, "entries", "entries in message_log"),
+    Setting("open_check_mb", 64.0, "MB", "part of the data file whose seals are checked before listening"),
+    Setting("seal_mb", 8.0, "MB", "a seal is written each time so much was added"),
+    Setting("drain_s", 10.0, "s", "time given to accepted work at shutdown"),
+    Setting("log_file_mb", 8.0, "MB", "size at which the log file is rotated"),
+    Setting("learn_roots", "", "paths", "folders whose files index_document may read by path, parted by ':'"),
+)}
+
+
+def load_settings(given=None, environ=None):
+    """Return a namespace with every setting: `given` (name -> value or None) over environment over default.
+
+    Raises ConfigError for an unknown name in `given` or BATOS_..., naming the nearest known one.
+    """
+    environ = os.environ if environ is None else environ
+    values = {name: row.default for name, row in SETTINGS.items()}
+    for variable, text in environ.items():
+        if variable.startswith("BATOS_"):
+            row = _setting(variable[6:].lower(), variable)
+            values[row.name] = row.parse(text)
+    for name, value in (given or {}).items():
+        row = _setting(name, name)
+        if value is not None:
+            values[name] = row.parse(value) if isinstance(value, str) else value
+    return types.SimpleNamespace(**values)
+
+
+def _setting(name, written):
+    if name not in SETTINGS:
+        near = difflib.get_close_matches(name, SETTINGS, 1, 0.5)
+        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(SETTINGS)}"
+        raise ConfigError(f"unknown setting {written}{hint}")
+    return SETTINGS[name]
+
+
+################################################################################
+# Foundations ##################################################################
+################################################################################
+#
+# What three sections or more use: time, ids, names, lazy imports, private files.
+
+
+def now_utc():
+    """Return the time as an aware datetime."""
+    return datetime.datetime.now(datetime.UTC)
+
+
+def unix_us():
+    """Return the wall clock in microseconds."""
+    return time.time_ns() // 1000
+
+
+def uuid7(at_ms=None):
+    """Return a UUIDv7 as text (RFC 9562, 5.7): 48 bits of Unix milliseconds, then random bits."""
+    at_ms = time.time_ns() // 1_000_000 if at_ms is None else at_ms
+    random = int.from_bytes(os.urandom(10))
+    value = at_ms << 80 | 7 << 76 | (random >> 68 & 0xFFF) << 64 | 2 << 62 | random & (1 << 62) - 1
+    return str(uuid.UUID(int=value))
+
+
+def uuid7_unix_s(text):
+    """Return the time inside a UUIDv7, in Unix seconds, or None if `text` is none."""
+    try:
+        value = uuid.UUID(text)
+    except ValueError:
+        return None
+    return (value.int >> 80) / 1000 if value.version == 7 and str(value) == text else None
+
+
+def oid_text(oid):
+    """Return an 8-byte oid (or tid) as `0x…` hex without leading zeros."""
+    return hex(int.from_bytes(oid))
+
+
+def digest(data):
+    """Return BLAKE2b of bytes as 32 hex digits."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def nearest(name, known, most=3):
+    """Return up to `most` names of `known` that look like `name`, best first."""
+    known = [word for word in known if isinstance(word, str)]
+    by_fold = {word.lower(): word for word in known}
+    return [by_fold[word] for word in difflib.get_close_matches(str(name).lower(), by_fold, most, 0.6)]
+
+
+def mend(name, known, what="known"):
+    """Return the end of an error sentence: the nearest names, or the first known ones."""
+    near = nearest(name, known)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    names = sorted(word for word in known if isinstance(word, str))
+    shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+    return f"{what} are {shown}" if names else f"none are {what}"
+
+
+_IMPORT_LOCK = threading.Lock()
+
+
+def need(module, feature):
+    """Import a heavy or optional module where it is used; `feature` says who wants it.
+
+    Raises ConfigError that says what to install. One import at a time: torch and transformers
+    do not like to be imported from two threads at once.
+    """
+    with _IMPORT_LOCK:
+        try:
+            return importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(f"{feature} needs the Python package {module!r}, which does not import ({error}); "
+                              "install it with: pip install -r requirements.txt", module=module) from error
+
+
+@contextlib.contextmanager
+def private_files():
+    """Create files as 0600 and folders as 0700 while inside (the process's umask)."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def fsync_path(path):
+    """Force a file's or a folder's content to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+################################################################################
+# Objects ######################################################################
+################################################################################
+#
+# Prototypes, as in Self: an object is its slots, and slots whose names end in `*`
+# are pointers to the objects that it delegates to. There are no classes of objects:
+# UvmObject is the one kind, and what an object can do is found by lookup.
+#
+#   slot      a named value in the object's own record (`obj.name`)
+#   pointer   a slot whose name ends in `*`; holds a tuple of UvmObjects
+#   receiver  the object that was asked; it stays the same however far lookup goes
+#   method    a slot that holds a Method; `send` runs it, a dotted read returns it
+#   primitive a function of this file that methods name; see PRIMITIVES
+#
+# Values in slots are plain data or persistent objects. Plain containers are copied
+# when set and never changed in place: a list changed without its record being
+# marked would survive an abort in the connection's cache.
+
+SLOT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?\Z")
+MAX_DEPTH = 32
+MAX_INT = 2 ** 64
+_SCALARS = frozenset({type(None), bool, float, str, bytes, datetime.datetime})
+_NEAREST_FORM = {
+    set: "a list", frozenset: "a list", bytearray: "bytes", memoryview: "bytes", complex: "a list of two floats",
+    datetime.date: "a datetime", datetime.timedelta: "a float of seconds", types.FunctionType: "a Method",
+    types.MethodType: "a Method", types.LambdaType: "a Method", type: "a prototype UvmObject", pathlib.PosixPath: "a str",
+    uuid.UUID: "a str", types.GeneratorType: "a list",
+}
+
+# (module, name) -> class: all that an image may hold. Sections register theirs; anything else is
+# refused when it is loaded. Persistent classes in here may also stand in a slot.
+IMAGE_CLASSES = {}
+
+
+def image_class(kind):
+    """Register a class as one that the image holds (usable as a decorator)."""
+    IMAGE_CLASSES[kind.__module__, kind.__name__] = kind
+    return kind
+
+
+def _register_library_classes():
+    family = ("LO", "OO", "OL", "LL", "LF", "OI", "IO")
+    for prefix in family:
+        module = importlib.import_module(f"BTrees.{prefix}BTree")
+        for suffix in ("BTree", "Bucket", "TreeSet", "Set"):
+            image_class(getattr(module, prefix + suffix))
+    for kind in (datetime.datetime, datetime.timezone, datetime.timedelta, ZODB.blob.Blob,
+                 persistent.mapping.PersistentMapping, importlib.import_module("BTrees.Length").Length):
+        image_class(kind)
+
+
+_register_library_classes()
+
+BTREES = tuple(kind for (module, name), kind in IMAGE_CLASSES.items()
+               if module.startswith("BTrees.") and name.endswith(("BTree", "TreeSet")))
+
+
+def checked(value, depth=0):
+    """Return `value` as a slot may hold it: plain containers copied, pointers to objects kept.
+
+    Raises BadSlot that names the kind and the nearest allowed form.
+    """
+    kind = type(value)
+    if kind in _SCALARS or isinstance(value, persistent.Persistent):
+        return value if kind in _SCALARS else _checked_persistent(value)
+    if depth >= MAX_DEPTH:
+        raise BadSlot(f"a value is nested deeper than {MAX_DEPTH} levels; store its parts as objects of their own")
+    if kind is int:
+        return _checked_int(value)
+    if kind is list or kind is tuple:
+        return kind([checked(item, depth + 1) for item in value])
+    if kind is dict:
+        return {_checked_key(key): checked(item, depth + 1) for key, item in value.items()}
+    raise BadSlot(f"a slot cannot hold a {kind.__name__}; the nearest allowed form is {_nearest_form(value)}. Allowed "
+                  "are None, bool, int, float, str, bytes, datetime, list, tuple, dict, UvmObject, BTree and Blob",
+                  kind=kind.__name__)
+
+
+def _checked_persistent(value):
+    kind = type(value)
+    if IMAGE_CLASSES.get((kind.__module__, kind.__name__)) is not kind:
+        raise BadSlot(f"a slot cannot hold the persistent class {kind.__module__}.{kind.__name__}: images hold only "
+                      "the classes of IMAGE_CLASSES; use a UvmObject", kind=kind.__name__)
+    return value
+
+
+def _checked_int(value):
+    if not -MAX_INT // 2 <= value < MAX_INT:
+        raise BadSlot("an int of more than 64 bits does not fit in a slot; the nearest allowed form is a str")
+    return value
+
+
+def _checked_key(key):
+    if type(key) is int or type(key) is str:
+        return key
+    raise BadSlot(f"a dict in a slot has keys that are str or int, not {type(key).__name__}; use str(key)")
+
+
+def _nearest_form(value):
+    for kind, form in _NEAREST_FORM.items():
+        if isinstance(value, kind):
+            return form
+    for base in (bool, int, float, str, bytes, list, tuple, dict):
+        if isinstance(value, base):
+            return f"a plain {base.__name__}"
+    return "a UvmObject with its parts as slots"
+
+
+def check_slot_name(name):
+    """Raise ReservedName unless `name` may name a slot."""
+    if not isinstance(name, str) or not SLOT_NAME.match(name):
+        raise ReservedName(f"{name!r} is no slot name: letters, digits and _ are allowed, not a digit first, "
+                           "and one * at the end of a pointer's name", name=str(name))
+    if name.startswith(("_p_", "_v_", "__")):
+        raise ReservedName(f"slot names do not begin with _p_, _v_ or two underscores (got {name!r}); "
+                           f"use {name.strip('_') or 'another name'!r}", name=name)
+    if name in RESERVED:
+        raise ReservedName(f"every object already answers {name!r} itself; use {name.strip('_')}_slot or alike",
+                           name=name)
+
+
+class ImageConnection(ZODB.Connection.Connection):
+    """A connection that keeps lookups while its snapshot stands still, and notes what is changed through it.
+
+    lookups  {object -> {selector -> Found}}; dropped on a write and whenever the snapshot may move
+    writes   counts slot writes, so that a lane can tell whether a failed command wrote
+    changes  {(object, slot) -> value before}, or None while nobody collects them
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.lookups, self.writes, self.changes = {}, 0, None
+
+    def newTransaction(self, *args, **kwargs):
+        self.lookups.clear()
+        super().newTransaction(*args, **kwargs)
+
+    def afterCompletion(self, *args):
+        self.lookups.clear()
+        super().afterCompletion(*args)
+
+    def setstate(self, obj):
+        try:
+            super().setstate(obj)
+        except ZODB.POSException.StateLoadError as error:
+            if isinstance(error.__cause__, BatosError):  # a foreign class is named as such
+                raise error.__cause__ from None
+            raise
+
+    def _rollback_savepoint(self, state):
+        self.lookups.clear()
+        super()._rollback_savepoint(state)
+
+    def extent(self):
+        """Return a value that differs once anything was changed through this connection."""
+        return self.writes, len(self._registered_objects)
+
+
+class UvmObject(persistent.Persistent):
+    """I am a prototype: slots of my own, and pointers (`parent*` …) to the objects I delegate to.
+
+    My state is my slots, kept in my own record. Reading a slot that I do not have asks my pointers,
+    depth first, in the order of `_pointers`: `synthesis_state*` first, then as they were added.
+
+        >>> traits = UvmObject(greeting="hello")
+        >>> me = UvmObject(**{"parent*": [traits], "name": "me"})
+        >>> me.greeting
+        'hello'
+    """
+
+    _pointers = ()
+
+    def __init__(self, **slots):
+        for name, value in slots.items():
+            set_slot(self, name, value)
+
+    def __setattr__(self, name, value):
+        if name.startswith("_p_"):                        # the persistence machinery's own
+            super().__setattr__(name, value)
+        else:
+            set_slot(self, name, value)
+
+    def __delattr__(self, name):
+        remove_slot(self, name)
+
+    def __getattr__(self, name):                          # asked only when I have no such slot myself
+        if name.startswith(("_p_", "_v_", "__")) or name in RESERVED:
+            raise AttributeError(name)
+        found = lookup(self, name)
+        if found.value is ABSENT:
+            raise AttributeError(f"{self!r} has no slot {name!r}, nor has anything it delegates to")
+        return found.value
+
+    @property
+    def _slots(self):
+        """My own slots, as a read-only mapping."""
+        return types.MappingProxyType({name: value for name, value in own(self).items() if name != "_pointers"})
+
+    def clone(self):
+        """Return a new object with my slots: containers are copied, objects and trees are shared."""
+        return UvmObject(**self._slots)
+
+    def _clone_persistent_(self):
+        """Return a new object that owns all I hold by value, trees too; objects and blobs stay shared."""
+        return UvmObject(**{name: _copied(value) for name, value in self._slots.items()})
+
+    def setSlot_value_(self, name, value):
+        """Set one slot and answer me."""
+        set_slot(self, name, value)
+        return self
+
+    def __repr__(self):
+        where = oid_text(self._p_oid) if self._p_oid else "new"
+        if self._p_changed is None:
+            return f"<UvmObject {where} (not loaded)>"
+        slots = own(self)
+        name = f" {slots['name']!r}" if isinstance(slots.get("name"), str) else ""
+        shown = [slot for slot in slots if slot != "_pointers"]
+        more = f", … {len(shown) - 8} more" if len(shown) > 8 else ""
+        return f"<UvmObject {where}{name} slots: {', '.join(shown[:8])}{more}>"
+
+
+RESERVED = frozenset(dir(UvmObject)) | {"_pointers"}
+image_class(UvmObject)
+
+
+@image_class
+class Method(UvmObject):
+    """I am behaviour as data: `selector`, and the name of the `primitive` that does it, with who made me."""
+
+
+def own(obj):
+    """Return an object's own slots as its live dict; a ghost is loaded first, or its dict would be empty."""
+    obj._p_activate()
+    return obj.__dict__
+
+
+ABSENT = type("Absent", (), {"__repr__": lambda self: "ABSENT", "__bool__": lambda self: False})()
+
+
+def set_slot(obj, name, value):
+    """Set one slot. A pointer takes an object or a list and holds a tuple. Raises ReservedName, BadSlot."""
+    check_slot_name(name)
+    value = _checked_pointer(name, value) if name.endswith("*") else checked(value)
+    _note_change(obj, name)
+    if name.endswith("*") and name not in own(obj).get("_pointers", ()):
+        _store(obj, "_pointers", _pointer_order((*own(obj).get("_pointers", ()), name)))
+    _store(obj, name, value)
+
+
+def remove_slot(obj, name):
+    """Remove an own slot. Raises NotFound if there is none."""
+    check_slot_name(name)
+    if name not in own(obj):
+        raise NotFound(f"{obj!r} has no slot {name!r} of its own; {mend(name, obj._slots, 'its slots')}",
+                       kind="slot", name=name)
+    _note_change(obj, name)
+    if name.endswith("*"):
+        _store(obj, "_pointers", tuple(other for other in obj._pointers if other != name))
+    persistent.Persistent.__delattr__(obj, name)
+
+
+def _store(obj, name, value):
+    persistent.Persistent.__setattr__(obj, name, value)
+
+
+def _pointer_order(names):
+    return tuple(sorted(names, key=lambda name: name != "synthesis_state*"))       # a stable sort
+
+
+def _checked_pointer(name, value):
+    targets = (value,) if isinstance(value, UvmObject) else value
+    if not isinstance(targets, (list, tuple)) or not all(isinstance(target, UvmObject) for target in targets):
+        raise BadSlot(f"the pointer {name} takes a UvmObject or a list of them, not {type(value).__name__}")
+    return tuple(targets)
+
+
+def _note_change(obj, name):
+    """Tell the object's connection, before the change: lookups go stale, and the ledger wants the old value."""
+    jar = obj._p_jar
+    if jar is None or not isinstance(jar, ImageConnection):
+        return
+    jar.lookups.clear()
+    jar.writes += 1
+    if jar.changes is not None and (obj, name) not in jar.changes:
+        jar.changes[obj, name] = own(obj).get(name, ABSENT)
+
+
+def _copied(value):
+    if isinstance(value, BTREES):
+        items = value.items() if hasattr(value, "items") else value.keys()
+        return type(value)([(key, _copied(item)) for key, item in items] if hasattr(value, "items") else items)
+    return value
+
+
+# Lookup and send
+
+
+class Found(typing.NamedTuple):
+    """What lookup gives: the value (or ABSENT), who holds it, and what `send` calls with the receiver first."""
+
+    value: typing.Any
+    holder: typing.Any
+    call: typing.Callable
+
+
+def ancestry(obj):
+    """Yield obj and all it delegates to: depth first, in pointer order, each once; a cycle ends itself."""
+    seen, todo = set(), [obj]
+    while todo:
+        holder = todo.pop()
+        if holder in seen:
+            continue
+        seen.add(holder)
+        yield holder
+        slots = own(holder)
+        for pointer in reversed(slots.get("_pointers", ())):
+            todo.extend(reversed(slots[pointer]))
+
+
+def lookup(obj, name):
+    """Find a slot along the delegation. Misses are found too: their `value` is ABSENT.
+
+    Kept for each connection until something there is written, or its snapshot moves.
+    """
+    jar = obj._p_jar
+    kept = jar.lookups.setdefault(obj, {}) if isinstance(jar, ImageConnection) else {}
+    if name not in kept:
+        kept[name] = _look_up(obj, name)
+    return kept[name]
+
+
+def _look_up(obj, name):
+    for holder in ancestry(obj):
+        slots = own(holder)
+        if name in slots and name != "_pointers":
+            return Found(slots[name], holder, _call_for(name, slots[name]))
+    universal = PRIMITIVES.get(name)
+    call = universal.function if universal and universal.universal else functools.partial(_not_understood, name)
+    return Found(ABSENT, None, call)
+
+
+def _call_for(name, value):
+    """Return the function that `send` calls for a slot's value."""
+    if not isinstance(value, Method):
+        return functools.partial(_answer_value, name, value)
+    return primitive_named(value.primitive).function
+
+
+def _answer_value(name, value, receiver, *args, **kwargs):
+    if args or kwargs:
+        raise BadRequest(f"{name} of {receiver!r} is a value, not a method, and takes no arguments; "
+                         f"to change it send setSlot_value_ with {name!r} and the new value")
+    return value
+
+
+def _not_understood(selector, receiver, *args, **kwargs):
+    handler = lookup(receiver, "_doesNotUnderstand_")
+    if handler.value is ABSENT:
+        handler = lookup(receiver, "doesNotUnderstand_")
+    if handler.value is ABSENT:
+        raise message_not_understood(receiver, selector)
+    return handler.call(receiver, selector, args, kwargs)
+
+
+def message_not_understood(receiver, selector):
+    """Return the error for a message that nothing answers, naming the nearest selectors."""
+    return MessageNotUnderstood(f"{receiver!r} does not understand {selector!r}; {mend(selector, selectors(receiver))}",
+                                receiver=oid_text(receiver._p_oid or b""), selector=selector)
+
+
+def selectors(obj):
+    """Return all the selectors an object understands: slots along its delegation, and universal primitives."""
+    names = {name for holder in ancestry(obj) for name in own(holder) if name != "_pointers"}
+    return names | {name for name, row in PRIMITIVES.items() if row.universal}
+
+
+def send(receiver, selector, *args, **kwargs):
+    """Send a message: find `selector` along the receiver's delegation and run it on the receiver.
+
+    `add:to:` is the same selector as `add_to_`. A slot with a plain value answers the value. Raises
+    MessageNotUnderstood by way of `_doesNotUnderstand_`, which only `send` ever triggers.
+    """
+    try:
+        call = receiver._p_jar.lookups[receiver][selector].call
+    except (AttributeError, KeyError):                   # a new object, or the first time in this snapshot
+        call = lookup(receiver, selector.replace(":", "_")).call
+    return call(receiver, *args, **kwargs)
+
+
+# Primitives
+
+
+class Primitive(typing.NamedTuple):
+    """A function `(receiver, *args, **kwargs)` that methods name; `reads` says that it changes nothing."""
+
+    name: str
+    function: typing.Callable
+    reads: bool
+    universal: bool
+    lane: str
+
+
+PRIMITIVES = {}
+
+
+def primitive(name, reads=False, universal=False, lane="write"):
+    """Register a primitive. A universal one is understood by every object, without a slot.
+
+    `lane` is where a message that reaches it runs: "write" (short changes) or "bulk" (large ones).
+    """
+    def register(function):
+        PRIMITIVES[name] = Primitive(name, function, reads, universal, "read" if reads else lane)
+        return function
+    return register
+
+
+def primitive_named(name):
+    """Return a primitive. Raises NotFound: an image may name one that this version does not have."""
+    if name not in PRIMITIVES:
+        raise NotFound(f"no primitive is named {name!r}; {mend(name, PRIMITIVES)}", kind="primitive", name=name)
+    return PRIMITIVES[name]
+
+
+def primitive_for(receiver, selector):
+    """Return the Primitive that a message would reach, or None where it reaches a value or nothing."""
+    found = lookup(receiver, selector.replace(":", "_"))
+    if isinstance(found.value, Method):
+        return primitive_named(found.value.primitive)
+    row = PRIMITIVES.get(selector.replace(":", "_"))
+    return row if found.value is ABSENT and row and row.universal else None
+
+
+@primitive("setSlot_value_", universal=True)
+def _set_slot_value(receiver, name, value):
+    return receiver.setSlot_value_(name, value)
+
+
+@primitive("removeSlot_", universal=True)
+def _remove_slot(receiver, name):
+    remove_slot(receiver, name)
+    return receiver
+
+
+@primitive("clone", universal=True)
+def _clone(receiver):
+    return _joined(receiver, receiver.clone())
+
+
+@primitive("_clone_persistent_", universal=True)
+def _clone_persistent(receiver):
+    return _joined(receiver, receiver._clone_persistent_())
+
+
+def _joined(receiver, made):
+    """Give a new object its oid now, so that the reply can name it."""
+    if receiver._p_jar is not None:
+        receiver._p_jar.add(made)
+    return made
+
+
+@primitive("getSlot_", reads=True, universal=True)
+def _get_slot(receiver, name):
+    found = lookup(receiver, str(name))
+    if found.value is ABSENT:
+        raise NotFound(f"{receiver!r} has no slot {name!r}; {mend(name, selectors(receiver))}", kind="slot", name=name)
+    return found.value
+
+
+@primitive("slotNames", reads=True, universal=True)
+def _slot_names(receiver):
+    return list(receiver._slots)
+
+
+@primitive("selectors", reads=True, universal=True)
+def _selectors(receiver):
+    return sorted(selectors(receiver))
+
+
+@primitive("_doesNotUnderstand_")
+def _does_not_understand(receiver, selector, args=(), kwargs=None):
+    raise message_not_understood(receiver, selector)
+
+
+# Paths
+
+
+def resolve(root, target):
+    """Return what `target` names: a root name, a dotted path of slots and tree keys, or an oid as 0x… or decimal.
+
+    Raises NotFound that names the nearest known name.
+    """
+    if re.fullmatch(r"0x[0-9a-fA-F]{1,16}|[0-9]{1,19}", target):
+        return _resolve_oid(root._p_jar, int(target, 0) if target.startswith("0x") else int(target))
+    first, *rest = target.split(".")
+    value = _step(root, first, "root object")
+    for name in rest:
+        value = _step(value, name, f"part of {target!r}")
+    return value
+
+
+def _resolve_oid(jar, number):
+    try:
+        obj = jar.get(number.to_bytes(8))
+        obj._p_activate()
+    except (ZODB.POSException.POSKeyError, OverflowError):
+        raise NotFound(f"no object has the oid {hex(number)}; oids stand in `inspect` and in replies as $ref",
+                       kind="object", name=hex(number)) from None
+    return obj
+
+
+def _step(value, name, what):
+    if isinstance(value, UvmObject):
+        found = lookup(value, name).value
+        known = selectors(value) if found is ABSENT else ()
+    elif isinstance(value, (persistent.mapping.PersistentMapping, *BTREES)) and hasattr(value, "get"):
+        known = list(value.keys()) if len(value) <= 1000 else ()
+        found = _tree_get(value, name)
+    else:
+        found, known = ABSENT, ()
+    if found is ABSENT:
+        raise NotFound(f"no {what} is named {name!r}; {mend(name, known)}", kind="object", name=name)
+    return found
+
+
+def _tree_get(tree, name):
+    try:
+        return tree.get(name, ABSENT)
+    except TypeError:                                    # a tree with integer keys
+        return tree.get(int(name), ABSENT) if name.lstrip("-").isdigit() else ABSENT
+
+
+################################################################################
+# Image ########################################################################
+################################################################################
+#
+# One data file (`live_image.fs`), one folder of blobs, one file of seals. Before
+# FileStorage may open the data file for writing it is examined here, because a
+# normal open silently cuts everything after a damaged header.
+#
+#   transaction  in the file: a header, records, and the length once more at the end
+#   tail         bytes after the last whole transaction; an unfinished one is cut and kept aside
+#   seal         a line in `live_image.fs.seals`: start, end, last tid, BLAKE2b of that range
+#   page         the ledger's record of one commit: every command in it, with what it changed
+#   change       `tid.n`, the n-th entry of the page that the transaction `tid` wrote
+#
+# A change of one flipped byte is found in a sealed range by its seal, and in any
+# header by the walk; in the records after the last seal only by `check`.
+
+IMAGE_VERSION = 1
+MAGIC = b"FS30"
+TXN_HEADER = struct.Struct(">8sQcHHH")                    # tid, length less 8, status, three lengths
+SEAL_KEYS = ("start", "end", "tid", "blake2b")
+HASH_STEP = 1 << 20
+BIG_VALUE_BYTES = 4096                                    # a larger value in a page is a record of its own
+
+log_image = logging.getLogger("batos.image")
+
+
+@dataclasses.dataclass
+class FileState:
+    """What the walk over a data file found: where the last whole transaction ends, its tid, and how many."""
+
+    end: int
+    tid: bytes
+    transactions: int
+    size: int
+
+
+def walk_transactions(data, start=len(MAGIC), tid=bytes(8)):
+    """Walk all transaction headers of a data file. data: bytes-like, whole file.
+
+    Returns a FileState whose `end` is short of `size` where a tail is left. Raises DamagedImage where a
+    header is not one that FileStorage wrote. Source: ZODB/FileStorage/format.py.
+    """
+    position, count, size = start, 0, len(data)
+    while position < size:
+        if size - position < TXN_HEADER.size:
+            break
+        next_tid, length, status, *extra = TXN_HEADER.unpack_from(data, position)
+        end = position + length + 8
+        if end > size or status == b"c":
+            break
+        whole = length >= TXN_HEADER.size + sum(extra) and status in (b" ", b"p") and next_tid > tid
+        if not whole or data[end - 8:end] != length.to_bytes(8):
+            raise DamagedImage(f"transaction {count + 1} at byte {position} has a damaged header "
+                               f"(status {status!r}, length {length}); {_RECOVER}", position=position)
+        position, tid, count = end, next_tid, count + 1
+    return FileState(position, tid, count, size)
+
+
+_RECOVER = ("nothing was changed; keep a copy of the file and restore a backup, or save what can be read "
+            "with `python -m ZODB.fsrecover DAMAGED NEW`")
+
+
+def check_tail(data, state):
+    """Raise DamagedImage unless what follows the last whole transaction is one unfinished transaction.
+
+    A cut one (a crash amid the write), one still marked `c`, or zeros that a file system left are
+    unfinished. A transaction whose two lengths agree was finished, whatever its header says now; and
+    where whole transactions follow, the damage lies before them.
+    """
+    position, size = state.end, state.size
+    tail = bytes(data[position:size])
+    if not tail.strip(b"\0") or size - position < TXN_HEADER.size:
+        return
+    tid, length, status, *_ = TXN_HEADER.unpack_from(data, position)
+    finished = status != b"c" and int.from_bytes(data[size - 8:size]) == size - position - 8
+    if finished or tid <= state.tid or status not in (b"c", b" ") or _later_transaction(data, position + 1, state.tid):
+        raise DamagedImage(f"the bytes from {position} to {size} are no unfinished transaction: the header there is "
+                           f"damaged (status {status!r}, length {length}); {_RECOVER}", position=position)
+
+
+# What the header of a transaction looks like from its length on: below 4 GB, finished, short user and description.
+_HEADER_LIKE = re.compile(rb"(?=\0\0\0\0.{4}[ p]\0.\0.\0.)", re.DOTALL)
+
+
+def _later_transaction(data, start, tid):
+    """Return whether a whole transaction with a later tid begins anywhere from `start` on."""
+    for match in _HEADER_LIKE.finditer(data, start + 8):
+        at = match.start() - 8
+        if at + TXN_HEADER.size <= len(data):
+            other, length, *_ = TXN_HEADER.unpack_from(data, at)
+            end = at + length + 8
+            if other > tid and end <= len(data) and data[end - 8:end] == length.to_bytes(8):
+                return True
+    return False
+
+
+class Seals:
+    """The append-only file of seals beside a data file: what was once whole can be shown to be whole still."""
+
+    def __init__(self, path):
+        self.path = pathlib.Path(f"{path}.seals")
+        self.rows = self._read()
+
+    @property
+    def end(self):
+        return self.rows[-1]["end"] if self.rows else 0
+
+    def _read(self):
+        if not self.path.exists():
+            return []
+        *lines, unfinished = self.path.read_bytes().split(b"\n")       # a line that a crash cut has no newline
+        try:
+            rows = [json.loads(line) for line in lines]
+            ends = [0, *(row["end"] for row in rows)]
+            good = all(tuple(row) == SEAL_KEYS and row["start"] == end for row, end in zip(rows, ends, strict=False))
+        except (ValueError, TypeError, KeyError):
+            good = False
+        if not good:
+            raise DamagedImage(f"{self.path} does not read as seals; the data file may be whole: keep a copy of both, "
+                               "and remove the seals only if a check of the image is good", path=str(self.path))
+        if unfinished:
+            os.truncate(self.path, sum(len(line) + 1 for line in lines))
+        return rows
+
+    def add(self, data, end, tid):
+        """Seal the bytes from the last seal to `end`, and force the line to the disk."""
+        if end <= self.end:
+            return
+        row = dict(zip(SEAL_KEYS, (self.end, end, tid.hex(), range_hash(data, self.end, end)), strict=True))
+        with private_files(), open(self.path, "ab") as file:
+            file.write(json.dumps(row).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows.append(row)
+
+    def check(self, data, rows):
+        """Raise DamagedImage at the first of `rows` whose bytes are not those that were sealed."""
+        for row in rows:
+            if row["end"] > len(data):
+                raise DamagedImage(f"the data file ends at {len(data)}, but bytes up to {row['end']} were sealed: "
+                                   f"it was cut; {_RECOVER}", position=len(data))
+            if range_hash(data, row["start"], row["end"]) != row["blake2b"]:
+                raise DamagedImage(f"the bytes {row['start']} to {row['end']} are not those that were sealed; "
+                                   f"{_RECOVER}", position=row["start"])
+
+
+def range_hash(data, start, end):
+    """Return BLAKE2b of data[start:end] as hex, read in steps so that a large range needs little memory."""
+    state = hashlib.blake2b(digest_size=32)
+    for at in range(start, end, HASH_STEP):
+        state.update(data[at:min(at + HASH_STEP, end)])
+    return state.hexdigest()
+
+
+def examine(path, open_check_bytes=1 << 62):
+    """Check a data file before anything may write to it; cut an unfinished tail and keep it aside.
+
+    Returns (FileState, Seals, rows of seals still to check). Raises DamagedImage; then nothing was changed.
+    """
+    seals = Seals(path)
+    if not os.path.exists(path) or os.path.getsize(path) < len(MAGIC):
+        return _examine_missing(path, seals)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data[:4] != MAGIC:
+            raise DamagedImage(f"{path} does not begin as a data file of ZODB (got {bytes(data[:4])!r}); "
+                               "check the path, or restore a backup", path=str(path))
+        first = [row for row in seals.rows if row["start"] < open_check_bytes]
+        seals.check(data, first)
+        state = walk_transactions(data)
+        if seals.end > state.end:
+            raise DamagedImage(f"whole transactions end at byte {state.end}, but bytes up to {seals.end} were sealed; "
+                               f"{_RECOVER}", position=state.end)
+        if state.end < state.size:
+            check_tail(data, state)
+    if state.end < state.size:
+        _cut_tail(path, state)
+    return state, seals, seals.rows[len(first):]
+
+
+def _examine_missing(path, seals):
+    if seals.rows:
+        raise DamagedImage(f"{path} is missing or empty, but its seals stand beside it: there was an image here; "
+                           "restore a backup, or move the seals away to begin anew", path=str(path))
+    return FileState(0, bytes(8), 0, 0), seals, []
+
+
+def _cut_tail(path, state):
+    aside = f"{path}.tail.{unix_us()}"
+    with private_files(), open(path, "rb") as source, open(aside, "wb") as target:
+        source.seek(state.end)
+        shutil.copyfileobj(source, target)
+        target.flush()
+        os.fsync(target.fileno())
+    fsync_path(os.path.dirname(os.path.abspath(path)))
+    os.truncate(path, state.end)
+    log_image.warning("an unfinished transaction of %d bytes was cut from %s; it is kept in %s",
+                      state.size - state.end, path, aside)
+
+
+class ImageStorage(ZODB.FileStorage.FileStorage):
+    """A FileStorage that has a transaction's blobs on disk before the commit that names them.
+
+    ZODB forces only the data file to the disk, never blob files nor the folders they are renamed into.
+    """
+
+    broken = None                                        # the error of a tpc_finish that failed
+
+    def tpc_vote(self, transaction):
+        resolved = super().tpc_vote(transaction)
+        self._sync_blobs()
+        return resolved
+
+    def tpc_finish(self, transaction, f=None):
+        try:
+            return super().tpc_finish(transaction, f)
+        except BaseException as error:
+            self.broken = error
+            raise ImageBroken(f"the last step of a commit failed ({type(error).__name__}: {error}); it is unknown "
+                              "whether it is on disk. The daemon stops; start it again to see") from error
+
+    def _sync_blobs(self):
+        folders = set()
+        for oid, tid in self.dirty_oids:
+            path = self.fshelper.getBlobFilename(oid, tid)
+            fsync_path(path)
+            folders |= _folders_up_to(path, self.fshelper.base_dir)
+        for folder in sorted(folders, key=len, reverse=True):
+            fsync_path(folder)
+
+
+def _folders_up_to(path, top):
+    folders, folder, top = set(), os.path.dirname(os.path.abspath(path)), os.path.abspath(top)
+    while len(folder) >= len(top):
+        folders.add(folder)
+        folder = os.path.dirname(folder)
+    return folders
+
+
+class ImageDB(ZODB.DB):
+    """A DB whose connections keep lookups, and which refuses any class that is not in IMAGE_CLASSES."""
+
+    klass = ImageConnection
+
+    def classFactory(self, connection, module, name):
+        try:
+            return IMAGE_CLASSES[module, name]
+        except KeyError:
+            raise ForeignClass(f"a record holds {module}.{name}, which no image of BAT OS holds; the image was written "
+                               "by something else or tampered with, and nothing of it is run", name=name) from None
+
+
+class Unit:
+    """A connection with its own transaction manager: opened, used and closed in one thread."""
+
+    def __init__(self, db):
+        self.manager = transaction.TransactionManager(explicit=True)
+        self.manager.begin()
+        self.connection = db.open(self.manager)
+        self.manager.abort()
+
+    @property
+    def root(self):
+        return self.connection.root()
+
+    @contextlib.contextmanager
+    def snapshot(self):
+        """Read a consistent state inside; what is written there is dropped."""
+        self.manager.begin()
+        try:
+            yield self.root
+        finally:
+            self.manager.abort()
+
+    def close(self):
+        self.manager.begin()
+        self.manager.abort()
+        self.connection.close()
+
+
+class Image:
+    """An open image: storage, database, seals. Made by `Image.open`; close it once every Unit is closed."""
+
+    def __init__(self, storage, path, seals, unchecked):
+        self.storage, self.path, self.seals, self._unchecked = storage, path, seals, unchecked
+        self.db = ImageDB(storage, pool_size=64, cache_size=50_000, cache_size_bytes=512 << 20)
+        self._sealing = threading.Lock()
+
+    @classmethod
+    def open(cls, where, open_check_bytes=1 << 62):
+        """Open the image at a path or URI. Raises ImageLocked, DamagedImage, ImageTooNew, ForeignClass.
+
+        A path that does not exist gives an empty image: genesis fills it.
+        """
+        if re.match(r"[a-z]+://", where):
+            return cls._checked_version(cls(_storage_by_uri(where), None, None, []))
+        path = os.path.abspath(where)
+        if not os.path.isdir(os.path.dirname(path)):
+            raise ConfigError(f"there is no folder {os.path.dirname(path)} for the image; make it, or name another")
+        with private_files():
+            with _lock_file(path):
+                _, seals, unchecked = examine(path, open_check_bytes)
+            storage = _locked(path, lambda: ImageStorage(path, blob_dir=f"{path}.blob", pack_keep_old=False))
+            return cls._checked_version(cls(storage, path, seals, unchecked))
+
+    @classmethod
+    def _checked_version(cls, image):
+        unit = Unit(image.db)
+        try:
+            with unit.snapshot() as root:
+                _check_version(root)
+        except BaseException:
+            unit.close()
+            image.db.close()
+            raise
+        unit.close()
+        return image
+
+    def empty(self):
+        """Return whether genesis has yet to happen."""
+        unit = Unit(self.db)
+        try:
+            with unit.snapshot() as root:
+                return not len(root)
+        finally:
+            unit.close()
+
+    def size(self):
+        """Return the bytes of the data file, or of what the storage says."""
+        return self.storage.getSize()
+
+    def seal(self, at_least_bytes=0):
+        """Seal what is committed, if so much was added since the last seal. Safe from any thread."""
+        with self._sealing:
+            if self.path is None or self.storage.getSize() - self.seals.end < at_least_bytes:
+                return
+            with self.storage._lock:                     # _pos and _ltid stand for one committed end of file
+                end, tid = self.storage._pos, self.storage._ltid
+            with open(self.path, "rb") as file, mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ) as data:
+                self.seals.add(data, end, tid)
+
+    def check_rest(self):
+        """Check the seals that were not checked before listening. Raises DamagedImage."""
+        if self._unchecked:
+            with open(self.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                self.seals.check(data, self._unchecked)
+            self._unchecked = []
+
+    def close(self):
+        """Seal, write the index, release the lock. After a failed tpc_finish only release the lock."""
+        if getattr(self.storage, "broken", None) is None:
+            self.seal()
+        self.db.close()
+
+
+def _storage_by_uri(uri):
+    import zodburi
+    try:
+        factory, _ = zodburi.resolve_uri(uri)
+        return factory()
+    except (KeyError, ValueError, ImportError, TypeError) as error:
+        raise ConfigError(f"the image {hide_password(uri)} cannot be opened by its URI ({error}); allowed are a path, "
+                          "or a scheme that zodburi knows (zeo://, postgres:// with RelStorage, memory://)") from error
+
+
+def hide_password(uri):
+    """Return a URI without user and password, fit to be shown."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+@contextlib.contextmanager
+def _lock_file(path):
+    import zc.lockfile
+    lock = _locked(path, lambda: zc.lockfile.LockFile(f"{path}.lock"))
+    try:
+        yield
+    finally:
+        lock.close()
+
+
+def _locked(path, take):
+    import zc.lockfile
+    try:
+        return take()
+    except zc.lockfile.LockError:
+        owner = pathlib.Path(f"{path}.lock").read_text(errors="replace").strip() or "unknown"
+        raise ImageLocked(f"the image {path} is in use by another process (pid {owner}); stop that one first "
+                          "(`python batos.py stop`), or serve another image with --image", pid=owner) from None
+
+
+def _check_version(root):
+    version = root.get("image_version")
+    if version is None and not len(root):
+        return                                           # before genesis
+    if version is None:
+        raise ImageTooNew("the file is a ZODB database, but no image of BAT OS (it has no image_version); "
+                          "name another path with --image")
+    if version > IMAGE_VERSION:
+        raise ImageTooNew(f"the image has version {version}; this BAT OS reads up to {IMAGE_VERSION}. Start the newer "
+                          "batos.py that wrote it", version=version)
+
+
+# Blobs
+
+
+def blob_record(path, name):
+    """Return an object for one stored file: `name`, `size`, `sha256` and the blob. The file is copied."""
+    blob, sha, size = ZODB.blob.Blob(), hashlib.sha256(), 0
+    with open(path, "rb") as source, blob.open("w") as target:
+        while piece := source.read(HASH_STEP):
+            sha.update(piece)
+            target.write(piece)
+            size += len(piece)
+    return UvmObject(name=name, size=size, sha256=sha.hexdigest(), blob=blob)
+
+
+def blob_path(record):
+    """Return the path of a committed blob's file, its SHA-256 checked. Raises DamagedImage."""
+    try:
+        path = record.blob.committed()
+    except (ZODB.POSException.POSKeyError, OSError) as error:
+        raise DamagedImage(f"the blob of {record.name} is missing ({error}); restore a backup") from error
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != record.sha256:
+        raise DamagedImage(f"the blob of {record.name} ({path}) was altered: its SHA-256 is {found}, stored is "
+                           f"{record.sha256}; restore a backup", name=record.name)
+    return path
+
+
+# Ledger
+
+
+@image_class
+class LedgerValue(persistent.Persistent):
+    """I am one large value that a page names, in a record of my own."""
+
+    def __init__(self, value):
+        self.value = value
+
+
+@image_class
+class LedgerPage(persistent.Persistent):
+    """I am the record of one commit. My serial is the commit's tid.
+
+    entries: a tuple of dicts, one for each command, in order:
+      command, at_us, who, why, cycle     what it was, and whose
+      key, digest                         for exactly-once; None without a key
+      result                              what the reply said, or a LedgerValue
+      changes                             ((object, slot, before, after), …); before and after are 1-tuples
+                                          of a value or LedgerValue, or () where the slot was absent
+    """
+
+    def __init__(self, entries):
+        self.entries = entries
+
+
+def change_name(tid, number):
+    """Return the public name of a change."""
+    return f"{tid.hex()}.{number}"
+
+
+def page_entry(job, result, changes, at_us):
+    """Return a page's entry for a job that succeeded. changes: {(object, slot) -> value before}."""
+    rows = tuple((obj, slot, _kept_slot(before), _kept_slot(own(obj).get(slot, ABSENT)))
+                 for (obj, slot), before in changes.items())
+    return {"command": job.name, "at_us": at_us, "who": job.who, "why": job.why, "cycle": job.cycle,
+            "key": job.key, "digest": job.digest, "result": _kept(result), "changes": rows}
+
+
+def kept_result(entry):
+    """Return the result that an entry keeps."""
+    result = entry["result"]
+    return result.value if isinstance(result, LedgerValue) else result
+
+
+def _kept_slot(value):
+    return () if value is ABSENT else (_kept(value),)
+
+
+def _kept(value):
+    return LedgerValue(value) if _weight(value, BIG_VALUE_BYTES) > BIG_VALUE_BYTES else value
+
+
+def _weight(value, enough):
+    """Return about how many bytes a plain value takes, counting no further than `enough`."""
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    if not isinstance(value, (list, tuple, dict)):
+        return 8
+    total = 8
+    for item in (value.items() if isinstance(value, dict) else value):
+        total += _weight(item, enough - total)
+        if total > enough:
+            break
+    return total
+
+
+def append_page(tree, entries, keep_from_us, most=4):
+    """Add a page under the time in microseconds; returns both. Drops up to `most` pages from before `keep_from_us`."""
+    at_us = max(unix_us(), tree.maxKey() + 1 if len(tree) else 0)
+    page = LedgerPage(tuple(entries))
+    tree[at_us] = page
+    for key in list(itertools.islice(tree.keys(None, keep_from_us, excludemax=True), most)):
+        del tree[key]
+    return at_us, page
+
+
+def new_ledger():
+    """Return the ledger: a tree of pages for each lane that writes, so that lanes never conflict."""
+    return UvmObject(name="ledger", write=LOBTree(), bulk=LOBTree())
+
+
+################################################################################
+# Lanes ########################################################################
+################################################################################
+#
+# Who may touch the image when. Each lane is a thread (the read lane a few) with a
+# connection of its own; jobs reach it by a queue and answer by `done`. Lanes know
+# no sockets and no model, and never wait for either.
+#
+#   write lane  groups of short jobs, one commit a group: slots, missions, logs, journals
+#   bulk lane   one job, one commit: effects of cycles first, then the catalog
+#   read lane   reads on snapshots
+#   write token held by whoever writes what belongs to the write lane, until its commit
+#
+# A job checks before it writes. One that fails after it wrote takes its group along:
+# the group is run again one by one. Here stands the one retry loop for conflicts.
+
+CONFLICT_TRIES = 8
+SAVEPOINT_OBJECTS = 200                                  # a larger transaction is pickled before it takes the lock
+
+log_lanes = logging.getLogger("batos.lanes")
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """Work for a lane: `apply(root)` inside a transaction, then `done(outcome)` in the lane's thread.
+
+    apply returns the result (plain data, fit for the wire), or Refused to answer an error yet keep what
+    it logged. who, why, cycle, key and digest go to the ledger.
+    """
+
+    name: str
+    apply: typing.Callable
+    done: typing.Callable = lambda outcome: None
+    who: str = "UVM_INTERNAL"
+    why: str | None = None
+    cycle: str | None = None
+    key: str | None = None
+    digest: str | None = None
+    token: bool = False                                  # bulk: it writes what belongs to the write lane
+    urgent: bool = False                                 # bulk: before ingest
+    prepare: typing.Callable | None = None               # bulk: run before the transaction
+
+
+class Refused(typing.NamedTuple):
+    """A job's result that is an error, where what the job wrote (a log entry) stays."""
+
+    error: Exception
+
+
+class PageEntry(typing.NamedTuple):
+    """Where the ledger keeps an effect."""
+
+    lane: str
+    at_us: int
+    number: int
+
+
+class Outcome(typing.NamedTuple):
+    """How a job ended: `result` with `change` and its `page` (None where nothing was written), or `error`."""
+
+    job: Job
+    result: typing.Any = None
+    change: str | None = None
+    error: Exception | None = None
+    page: PageEntry | None = None
+
+
+class WriteToken:
+    """A lock that is handed over in the order of asking, so that nobody starves."""
+
+    def __init__(self):
+        self._guard, self._held, self._waiting = threading.Lock(), False, collections.deque()
+
+    def __enter__(self):
+        with self._guard:
+            if not self._held:
+                self._held = True
+                return
+            turn = threading.Lock()
+            turn.acquire()
+            self._waiting.append(turn)
+        turn.acquire()
+
+    def __exit__(self, *_):
+        with self._guard:
+            if self._waiting:
+                self._waiting.popleft().release()        # the next one holds it from here
+            else:
+                self._held = False
+
+
+class Lane:
+    """A thread that takes jobs from a queue. Its connection is opened, used and closed there."""
+
+    def __init__(self, image, name, threads=1):
+        self.image, self.name = image, name
+        self._jobs = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._main, name=f"{name}-{n}", daemon=True) for n in range(threads)]
+
+    def start(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def submit(self, job):
+        self._jobs.put(job)
+
+    def call(self, job, timeout_s=None):
+        """Run a job from another thread and wait: returns its Outcome, or raises its error."""
+        answer = concurrent.futures.Future()
+        job.done = answer.set_result
+        self.submit(job)
+        outcome = answer.result(timeout_s)
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome
+
+    @property
+    def depth(self):
+        return self._jobs.qsize()
+
+    def close(self):
+        """Finish what was submitted, then end the threads."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _main(self):
+        unit = Unit(self.image.db)
+        try:
+            while (job := self._jobs.get()) is not None:
+                self._work(unit, job)
+        finally:
+            unit.close()
+
+
+class ReadLane(Lane):
+    """Reads on snapshots, each as new as the last commit."""
+
+    def _work(self, unit, job):
+        try:
+            with unit.snapshot() as root:
+                outcome = Outcome(job, job.apply(root))
+        except Exception as error:                       # a boundary: every error becomes an outcome
+            outcome = Outcome(job, error=error)
+        job.done(outcome)
+
+
+class WritingLane(Lane):
+    """What the write and the bulk lane share: one transaction for some jobs, its page, its commit."""
+
+    tree = None                                          # the name of the lane's tree of pages
+
+    def __init__(self, image, token, settings, fatal=lambda error: None):
+        super().__init__(image, self.tree)
+        self.token, self.settings, self._fatal = token, settings, fatal
+        self.commits = 0
+
+    def _attempt(self, unit, jobs):
+        """Run jobs in one transaction: their outcomes, or None where they must be run again one by one."""
+        for left in reversed(range(CONFLICT_TRIES)):
+            unit.manager.begin()
+            try:
+                outcomes = self._run_and_commit(unit, jobs)
+                if outcomes is None:
+                    unit.manager.abort()
+                return outcomes
+            except BaseException as error:
+                unit.manager.abort()
+                if isinstance(error, transaction.interfaces.TransientError) and left:
+                    continue
+                return self._failed(jobs, error)
+
+    def _run_and_commit(self, unit, jobs):
+        outcomes, entries = [], []
+        for job in jobs:
+            before = unit.connection.extent()
+            outcome, entry = _run_job(unit, job)
+            if outcome.error is not None and entry is None and unit.connection.extent() != before:
+                if len(jobs) > 1:
+                    return None
+                raise outcome.error
+            outcomes.append((outcome, len(entries) if entry else None))
+            entries += [entry] if entry else []
+        return self._commit(unit, outcomes, entries)
+
+    def _commit(self, unit, outcomes, entries):
+        if not entries:
+            unit.manager.abort()
+            return [outcome for outcome, _ in outcomes]
+        keep_from_us = unix_us() - int(self.settings.history_days * 86400e6)
+        at_us, page = append_page(getattr(unit.root["ledger_obj"], self.tree), entries, keep_from_us)
+        if len(unit.connection._registered_objects) > SAVEPOINT_OBJECTS:
+            unit.manager.savepoint(optimistic=True)      # pickles now, so that the storage is locked for less long
+        unit.manager.commit()
+        self.commits += 1
+        return [outcome if number is None or outcome.error is not None
+                else outcome._replace(change=change_name(page._p_serial, number),
+                                      page=PageEntry(self.tree, at_us, number)) for outcome, number in outcomes]
+
+    def _failed(self, jobs, error):
+        """Return outcomes for a transaction that did not commit."""
+        if isinstance(error, ImageBroken):
+            log_lanes.critical("%s", error)
+            self._fatal(error)
+        elif len(jobs) > 1:
+            return None
+        elif not isinstance(error, (BatosError, transaction.interfaces.TransientError)):
+            log_lanes.error("a commit failed", exc_info=error)
+        if isinstance(error, (OSError, ZODB.POSException.StorageError)) and not isinstance(error, BatosError):
+            error = ImageError(f"nothing was stored: the image could not be written ({error}); look at the disk "
+                               "and send it again")
+        if isinstance(error, transaction.interfaces.TransientError):
+            error = Busy(f"others changed the same objects {CONFLICT_TRIES} times meanwhile; send it again")
+        return [Outcome(job, error=error) for job in jobs]
+
+
+def _run_job(unit, job):
+    """Apply one job inside the open transaction. Returns (Outcome, page entry or None)."""
+    connection, changes = unit.connection, {}
+    connection.changes = changes
+    try:
+        result = job.apply(unit.root)
+    except transaction.interfaces.TransientError:
+        raise                                            # the transaction is run again
+    except Exception as error:                           # a boundary: every error becomes an outcome
+        return Outcome(job, error=error), None
+    finally:
+        connection.changes = None
+    if isinstance(result, Refused):
+        return Outcome(job, error=result.error), page_entry(_without_key(job), None, changes, unix_us())
+    return Outcome(job, result), page_entry(job, result, changes, unix_us())
+
+
+def _without_key(job):
+    return dataclasses.replace(job, key=None, digest=None)
+
+
+class WriteLane(WritingLane):
+    """Groups of short jobs, one commit a group."""
+
+    tree = "write"
+
+    def _work(self, unit, job):
+        group = [job]
+        with contextlib.suppress(queue.Empty):
+            while len(group) < self.settings.group_max and group[-1] is not None:
+                group.append(self._jobs.get_nowait())
+        if group[-1] is None:                            # the end was asked for: see it again after this group
+            self._jobs.put(group.pop())
+        with self.token:
+            outcomes = self._attempt(unit, group)
+        if outcomes is None:
+            outcomes = [outcome for job in group for outcome in self._alone(unit, job)]
+        for outcome in outcomes:
+            outcome.job.done(outcome)
+        self.image.seal(int(self.settings.seal_mb * 1e6))
+
+    def _alone(self, unit, job):
+        with self.token:
+            return self._attempt(unit, [job])
+
+
+class BulkLane(WritingLane):
+    """One job, one commit; urgent ones first."""
+
+    tree = "bulk"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._urgent = collections.deque()
+
+    def submit(self, job):
+        if job.urgent:
+            self._urgent.append(job)
+        self._jobs.put(_URGENT if job.urgent else job)
+
+    def _work(self, unit, job):
+        todo = [job] if job is not _URGENT else []
+        while self._urgent:
+            self._one(unit, self._urgent.popleft())
+        for job in todo:
+            self._one(unit, job)
+
+    def _one(self, unit, job):
+        outcome = self._prepared(job)
+        if outcome is None:
+            with self.token if job.token else contextlib.nullcontext():
+                outcome, = self._attempt(unit, [job])
+        job.done(outcome)
+        self.image.seal(int(self.settings.seal_mb * 1e6))
+
+    def _prepared(self, job):
+        """Do what a job wants done before its transaction: None, or the Outcome of its failure."""
+        try:
+            if job.prepare:
+                job.prepare()
+        except Exception as error:                       # a boundary: every error becomes an outcome
+            return Outcome(job, error=error)
+
+
+_URGENT = object()
+
+
+################################################################################
+# Knowledge catalog ############################################################
+################################################################################
+#
+# What is remembered, and how it is found by words. A text is cut once into chunks;
+# that version of the document is then final, so that an answer may cite document,
+# version, chunk and lines. What is committed can be searched; what is un-indexed is
+# found no more, but stays as a retired version that old citations can open, until it
+# is pruned. Everything here is called inside the caller's transaction and changes
+# nothing before its arguments are checked. One writer at a time.
+#
+#   document  a text under a `doc_id`; each change of it is a new `version`
+#   chunk     60 to 200 words of it, verbatim; `number` is its name for ever (63 bits,
+#             from a counter, never used twice), `index` its place in the document
+#   word      what the pipeline makes of text: split, folded, no stop words, stemmed
+#   posting   that a word stands `f` times in chunk `number`
+#   source    a place that holds postings: the tail (zope.index) or a segment; chunks of
+#             all sources are ranked together, with one idf over all
+#   idf       log(1 + N / n) for a word in n of N chunks; the greatest, log(1 + N), for
+#             a word that is in none
+#   mass      the share of a query's idf that the words of one chunk hold, 0 to 1; an
+#             answer is relevant if its best chunk holds at least the setting `relevance`
+#
+# Ranking is Okapi BM25 over any of the words (OR): zope.index joins words by AND unless
+# told otherwise, and then finds next to nothing for a question.
+
+CHUNK_FLOOR_WORDS = 60             # shorter ones lose the words that a question is matched by
+CHUNK_CEILING_WORDS = 200          # longer ones blur the ranking; a MiniLM reads about 190 words
+CHUNK_CEILING_CHARS = 2000         # the ceiling where blanks are rare: code, tables, scripts without blanks
+CARRY_WORDS = 20                   # a section shorter than this is carried into the next
+TITLE_MAX_CHARS = 200
+SENTENCE_WINDOW_CHARS = 20_000     # Punkt sees no more at once: its time stays linear
+WORD_MAX_CHARS = 64                # a longer word (base64, a hash) is known by its beginning
+DOC_ID_MAX_CHARS = 200
+QUERY_WORDS_MAX = 64               # later words of a query are not looked up
+RESULTS_MAX = 100
+RANKED = 50                        # the chunks among which the greatest mass is sought
+CANDIDATES = 400                   # the chunks, best by rarer words, to which the commonest words add
+COMMON_SHARE, COMMON_MIN = 0.05, 1000     # a word in more chunks than both is one of the commonest
+FILTERS = ("scope", "kind")        # the fields of `metadata_index`
+
+
+# Sentences and chunks
+
+_ABBREVIATIONS = frozenset(
+    "adj al approx apr art aug bros ca capt cf ch chap co col corp dec dept dr e.g ed eds eq eqs esp est "
+    "etc ext feb fig figs fn ft gen gov hon i.e inc incl jan jr jul jun lt ltd mar max messrs min misc mr "
+    "mrs ms mt n.b no nos nov oct op p par para pp prof pt ref refs resp rev sec sect sen sep sept sgt sr "
+    "st tab tel vol vols vs viz a.m p.m u.s u.k".split())
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+_ATX = re.compile(r" {0,3}(#{1,6})(?=[ \t]|$)")
+_SETEXT = re.compile(r" {0,3}(=+|-{2,})[ \t]*$")
+_ITEM = re.compile(r"[ \t]*(?:[-*+•]|\d{1,9}[.)])[ \t]+\S")
+
+
+class Draft(typing.NamedTuple):
+    """A chunk before it is stored: text verbatim, the headings over it, first and last line (from 1)."""
+
+    text: str
+    headings: tuple
+    line_start: int
+    line_end: int
+
+
+class Block(typing.NamedTuple):
+    """Lines that belong together: heading, code, table, list or prose; `start` and `end` are offsets."""
+
+    kind: str
+    start: int
+    end: int
+    level: int = 0                # of a heading, 1 to 6
+    title: str = ""
+
+
+class _Lines:
+    """A text by its lines: I hold where each begins and ends (without its terminator)."""
+
+    def __init__(self, text):
+        self.text, self.starts, self.ends = text, [0], []
+        for match in _LINE_END.finditer(text):
+            self.ends.append(match.start())
+            self.starts.append(match.end())
+        self.ends.append(len(text))
+
+    def __len__(self):
+        return len(self.starts)
+
+    def __getitem__(self, n):
+        return self.text[self.starts[n]:self.ends[n]]
+
+    def blank(self, n):
+        return not self[n].strip()
+
+    def number(self, offset):
+        """Return the line (from 1) in which an offset lies."""
+        return bisect.bisect_right(self.starts, offset)
+
+    def block(self, kind, first, after, **more):
+        """Return the lines from `first` up to `after` as a Block (blanks at its end go), and `after`."""
+        start, end = self.starts[first], self.ends[after - 1]
+        while after - first > 1 and self.text[end - 1].isspace():
+            end -= 1
+        return Block(kind, start, end, **more), after
+
+
+def _take_front_matter(lines, n):
+    if n or lines[0].rstrip() != "---":
+        return None
+    close = next((m for m in range(1, min(len(lines), 200)) if lines[m].rstrip() in ("---", "...")), None)
+    return close and lines.block("code", 0, close + 1)
+
+
+def _take_fence(lines, n):
+    opened = _FENCE.match(lines[n])
+    if not opened:
+        return None
+    fence = opened.group(1)
+    for m in range(n + 1, len(lines)):
+        closed = _FENCE.match(lines[m])
+        if closed and closed.group(1).startswith(fence) and not lines[m].strip().strip(fence[0]):
+            return lines.block("code", n, m + 1)
+    return lines.block("code", n, len(lines))
+
+
+def _take_atx(lines, n):
+    mark = _ATX.match(lines[n])
+    if not mark:
+        return None
+    title = lines[n][mark.end():].strip().rstrip("#").strip()
+    return lines.block("heading", n, n + 1, level=len(mark.group(1)), title=title)
+
+
+def _take_setext(lines, n):
+    under = n + 1 < len(lines) and _SETEXT.match(lines[n + 1])
+    if not under or lines.blank(n) or _SETEXT.match(lines[n]) or _ITEM.match(lines[n]):
+        return None
+    level = 1 if under.group(1)[0] == "=" else 2
+    return lines.block("heading", n, n + 2, level=level, title=lines[n].strip())
+
+
+def _take_table(lines, n):
+    after = n
+    while after < len(lines) and lines[after].lstrip().startswith("|"):
+        after += 1
+    return lines.block("table", n, after) if after > n else None
+
+
+def _take_list(lines, n):
+    """Take list items with what is indented under them; blank lines only where it goes on after them."""
+    if not _ITEM.match(lines[n]):
+        return None
+    after = n + 1
+    while after < len(lines):
+        following = after
+        while following < len(lines) and lines.blank(following):
+            following += 1
+        if following == len(lines) or not _list_goes_on(lines, following, after):
+            break
+        after = following + 1
+    return lines.block("list", n, after)
+
+
+def _list_goes_on(lines, n, after):
+    if _ITEM.match(lines[n]) or lines[n].startswith(("  ", "\t")):
+        return True
+    return n == after and not (_FENCE.match(lines[n]) or _ATX.match(lines[n]))
+
+
+def _take_prose(lines, n, interrupt=None):
+    after = n + 1
+    while after < len(lines) and not lines.blank(after) and not (interrupt and interrupt(lines, after)):
+        after += 1
+    return lines.block("prose", n, after)
+
+
+def _starts_other(lines, n):
+    return _FENCE.match(lines[n]) or _ATX.match(lines[n]) or _ITEM.match(lines[n]) or lines[n].startswith("|")
+
+
+_RULES = {
+    "text": (_take_list, _take_prose),
+    "markdown": (_take_front_matter, _take_fence, _take_atx, _take_setext, _take_table, _take_list,
+                 functools.partial(_take_prose, interrupt=_starts_other)),
+}
+
+
+def _blocks(lines, kind):
+    """Yield the Blocks of a text in order; only blank lines lie between them."""
+    n = 0
+    while n < len(lines):
+        if lines.blank(n):
+            n += 1
+            continue
+        block, n = next(taken for take in _RULES[kind] if (taken := take(lines, n)))
+        yield block
+
+
+@functools.cache
+def _punkt():
+    """Return NLTK's Punkt with our abbreviations: untrained it splits badly, trained it wants a download."""
+    punkt = need("nltk.tokenize.punkt", "cutting text into sentences")
+    parameters = punkt.PunktParameters()
+    parameters.abbrev_types = set(_ABBREVIATIONS)
+    return punkt.PunktSentenceTokenizer(parameters)
+
+
+def _trimmed(text, start, end):
+    """Return (start, end) without the blanks at the end, or None where nothing else is there."""
+    end = start + len(text[start:end].rstrip())
+    return (start, end) if end > start else None
+
+
+def _spans(text, cuts):
+    """Return the trimmed spans between neighbouring offsets: no character but blanks is left out."""
+    return [span for pair in itertools.pairwise(cuts) if (span := _trimmed(text, *pair))]
+
+
+def _sentence_spans(text, start, end):
+    cuts, at = [start], start
+    while at < end:
+        window = text[at:min(end, at + SENTENCE_WINDOW_CHARS)]
+        begins = [] if _no_prose(window) else [at + begin for begin, _ in _punkt().span_tokenize(window)][1:]
+        cuts += begins
+        last = at + len(window) >= end
+        at = end if last else begins[-1] if begins else at + len(window)
+        cuts += [at] if last or not begins else []
+    return _spans(text, cuts)
+
+
+def _line_spans(text, start, end):
+    return _spans(text, [start, *(start + match.end() for match in _LINE_END.finditer(text[start:end])), end])
+
+
+def _no_prose(window):
+    """Tell whether a long stretch has so many stops (dot leaders …) that Punkt would only burn time."""
+    return len(window) > CHUNK_CEILING_CHARS and sum(map(window.count, ".?!")) * 10 > len(window)
+
+
+def _item_spans(text, start, end):
+    """Cut a list at its outermost items."""
+    lines = _line_spans(text, start, end)
+    marked = [(span, _ITEM.match(text[span[0]:span[1]])) for span in lines]
+    indents = [len(match.group()) - len(match.group().lstrip()) for _, match in marked if match]
+    outermost = min(indents, default=0)
+    begins = [span[0] for span, match in marked
+              if match and len(match.group()) - len(match.group().lstrip()) == outermost]
+    return _spans(text, [start, *(begin for begin in begins if begin > start), end])
+
+
+def _window_spans(text, start, end):
+    """Cut at blanks, or inside a word longer than the ceiling, into pieces that fit."""
+    cuts, words = [start], 0
+    for match in re.finditer(r"\S+", text[start:end]):
+        first, last = start + match.start(), start + match.end()
+        words += 1
+        if words > CHUNK_CEILING_WORDS or last - cuts[-1] > CHUNK_CEILING_CHARS:
+            cuts += [first] if first > cuts[-1] else []
+            words = 1
+        cuts += range(cuts[-1] + CHUNK_CEILING_CHARS, last, CHUNK_CEILING_CHARS)
+    return _spans(text, [*cuts, end])
+
+
+_FINER = {                        # how a block over the ceiling is cut, coarse to fine
+    "heading": (_window_spans,), "prose": (_sentence_spans, _window_spans),
+    "list": (_item_spans, _sentence_spans, _window_spans),
+    "code": (_line_spans, _window_spans), "table": (_line_spans, _window_spans),
+}
+
+
+def _size(text):
+    """Return how long a text is in words; where blanks are rare, ten characters count as a word."""
+    return max(len(text.split()), len(text) * CHUNK_CEILING_WORDS // CHUNK_CEILING_CHARS)
+
+
+def _fitting(text, span, finer):
+    """Return a span cut until each piece is under the ceiling, small neighbours joined again."""
+    if not finer or _size(text[span[0]:span[1]]) <= CHUNK_CEILING_WORDS:
+        return [span]
+    pieces = [piece for part in finer[0](text, *span) for piece in _fitting(text, part, finer[1:])]
+    joined, size = pieces[:1], _size(text[slice(*pieces[0])])
+    for piece in pieces[1:]:
+        more = _size(text[slice(*piece)]) + 1
+        if size + more <= CHUNK_CEILING_WORDS and piece[1] - joined[-1][0] <= CHUNK_CEILING_CHARS:
+            joined[-1], size = (joined[-1][0], piece[1]), size + more
+        else:
+            joined.append(piece)
+            size = more
+    return joined
+
+
+class _Packer:
+    """I join neighbouring spans into chunks: at least the floor, at most the ceiling, one section each."""
+
+    def __init__(self, lines):
+        self.lines, self.chunks = lines, []      # chunks: [start, end, size, headings, section]
+        self.path, self.section = (), 0          # path: ((level, title), …) over what comes now
+        self.open, self.bare = None, True        # bare: the open chunk holds headings only
+
+    def add(self, block):
+        if block.kind == "heading":
+            self._enter(block)
+        for span in _fitting(self.lines.text, (block.start, block.end), _FINER[block.kind]):
+            self._put(*span)
+            self.bare = self.bare and block.kind == "heading"
+            if block.kind != "heading" and self.open[2] >= CHUNK_FLOOR_WORDS and not self._leads_on():
+                self.close()
+
+    def _enter(self, block):
+        if self.open and self.open[2] >= CARRY_WORDS:
+            self.close()
+        self.path = (*(step for step in self.path if step[0] < block.level),
+                     (block.level, block.title[:TITLE_MAX_CHARS]))
+        self.section += 1
+        if self.open:
+            headings = tuple(title for _, title in self.path)
+            self.open[3] = headings if self.bare else _common(self.open[3], headings)
+            self.open[4] = self.section
+
+    def _put(self, start, end):
+        size = _size(self.lines.text[start:end])
+        if self.open and self._too_large(self.open[0], end, self.open[2] + size):
+            self.close()
+        if self.open is None:
+            self.open, self.bare = [start, end, 0, tuple(title for _, title in self.path), self.section], True
+        self.open[1], self.open[2] = end, self.open[2] + size
+
+    def _too_large(self, start, end, size):
+        return size > CHUNK_CEILING_WORDS or end - start > CHUNK_CEILING_CHARS
+
+    def _leads_on(self):
+        """Tell whether the open chunk ends by announcing what follows ("as follows:")."""
+        return self.lines.text[self.open[1] - 1] == ":"
+
+    def close(self):
+        """End the open chunk; a short one joins the chunk before it where section and ceiling allow."""
+        if self.open is None:
+            return
+        chunk, self.open = self.open, None
+        before = self.chunks[-1] if self.chunks and chunk[2] < CHUNK_FLOOR_WORDS else None
+        size = before[2] + chunk[2] if before else 0
+        if before and before[4] == chunk[4] and not self._too_large(before[0], chunk[1], size):
+            before[1], before[2] = chunk[1], size
+        else:
+            self.chunks.append(chunk)
+
+
+def _common(one, other):
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    return tuple(pair[0] for pair in same)
+
+
+def cut_text(text, kind="text"):
+    """Cut a text into Drafts: each verbatim, in order, no overlap, nothing left out but blanks between them.
+
+    kind: "text" (paragraphs and lists) or "markdown" (headings, fences and tables too). Headings begin a
+    chunk, code and lists stay whole where they fit, paragraphs are cut only when over the ceiling, at
+    sentences. Lines end by LF, CR LF or CR. Time is linear. Raises BadRequest for another kind.
+    """
+    if kind not in _RULES:
+        raise BadRequest(f"no text of kind {kind!r} can be cut; {mend(kind, _RULES)}", kind=kind)
+    lines = _Lines(text)
+    packer = _Packer(lines)
+    for block in _blocks(lines, kind):
+        packer.add(block)
+    packer.close()
+    return [Draft(text[start:end], headings, lines.number(start), lines.number(end - 1))
+            for start, end, _, headings, _ in packer.chunks]
+
+
+def sentences(text, first_line=1):
+    """Return a chunk's sentences verbatim as [{"text", "line"}]; `line` is where one begins.
+
+    Headings, list items, table rows and lines of code stand alone, so a quote never mixes them with prose.
+    A sentence that is wrapped in the source keeps its line ends.
+    """
+    lines, found = _Lines(text), []
+    for block in _blocks(lines, "markdown"):
+        for start, end in _quotable(text, block):
+            start += len(text[start:end]) - len(text[start:end].lstrip())
+            found.append({"text": text[start:end], "line": first_line + lines.number(start) - 1})
+    return found
+
+
+def _quotable(text, block):
+    if block.kind == "list":
+        items = _item_spans(text, block.start, block.end)
+        return [span for item in items for span in _sentence_spans(text, *item)]
+    coarse = {"prose": _sentence_spans, "heading": lambda text, start, end: _spans(text, (start, end))}
+    return coarse.get(block.kind, _line_spans)(text, block.start, block.end)
+
+
+def guess_kind(text, name=""):
+    """Return "markdown" or "text": by the ending of the name, else by a heading or fence in the text."""
+    if re.search(r"\.(md|markdown|mdown|mkd)$", name or "", re.IGNORECASE):
+        return "markdown"
+    if re.search(r"\.\w{1,5}$", name or ""):
+        return "text"
+    marks = re.search(r"^(#{1,6} \S.*(\r\n?|\n)\s*$|```)", text[:10_000], re.MULTILINE)
+    return "markdown" if marks else "text"
+
+
+# Words
+
+STOP_WORDS = frozenset(
+    "a about above after again against all also am an and any are aren't as at be because been before "
+    "being below between both but by can can't cannot could couldn't did didn't do does doesn't doing "
+    "don't down during each either else ever every few for from further get gets got had hadn't has "
+    "hasn't have haven't having he he's her here hers herself him himself his how how's i i'd i'll i'm "
+    "i've if in into is isn't it it's its itself just let let's like many may me might more most much "
+    "must my myself need needs neither no nor not of off often on once only or other our ours ourselves "
+    "out over own please quite rather really same say says she she's should shouldn't so some such tell "
+    "than that that's the their theirs them themselves then there there's these they they'd they'll "
+    "they're they've thing things this those though through to too under until up upon us use used uses "
+    "using very want wants was wasn't way we we'd we'll we're we've were weren't what what's when when's "
+    "where where's whether which while who who's whom whose why why's will with within without won't "
+    "would wouldn't yes yet you you'd you'll you're you've your yours yourself".split())
+_MARKS = dict.fromkeys(range(0x300, 0x370))               # combining accents: "café" is found by "cafe"
+_LOCAL = threading.local()                                # a stemmer each thread: PyStemmer's are not shared
+
+
+@image_class
+class WordSplitter:
+    """I am the first of the pipeline: text to words; `parent_slot` gives itself, `parent` and `slot`."""
+
+    def process(self, texts):
+        words = []
+        for text in texts:
+            for word in re.findall(r"\w+(?:['’]\w+)*", text):
+                parts = [part for part in word.split("_") if part] if "_" in word else ()
+                words += [word, *parts] if len(parts) > 1 else parts or [word]
+        return [word[:WORD_MAX_CHARS] for word in words if word.strip("_")]
+
+
+@image_class
+class CaseFolder:
+    """I fold case, width and accents, and make every apostrophe a straight one."""
+
+    def process(self, words):
+        return [word.lower() if word.isascii() else self._folded(word) for word in words]
+
+    def _folded(self, word):
+        plain = unicodedata.normalize("NFKD", word.replace("’", "'")).translate(_MARKS)
+        return unicodedata.normalize("NFKC", plain.casefold())
+
+
+@image_class
+class StopWordRemover:
+    """I drop the words that any question and any text hold."""
+
+    def process(self, words):
+        return [word for word in words if word not in STOP_WORDS]
+
+
+@image_class
+class EnglishStemmer:
+    """I reduce words to their stems, by Snowball's English (Porter2)."""
+
+    def process(self, words):
+        if not hasattr(_LOCAL, "stemmer"):
+            _LOCAL.stemmer = need("Stemmer", "searching by words").Stemmer("english")
+        return _LOCAL.stemmer.stemWords(words)
+
+
+@image_class
+class WordNumbers(OLBTree):
+    """I am the words of the lexicon with their numbers; my small leaves are rewritten cheaply."""
+
+    max_leaf_size = 30
+
+
+@image_class
+class WordTree(LOBTree):
+    """I am word number -> postings; of my leaves a commit rewrites one for nearly each word of a text."""
+
+    max_leaf_size = 8
+    max_internal_size = 64
+
+
+@image_class
+class PostingTree(LLBTree):
+    """I am the postings of a word that is in many chunks: chunk number -> f."""
+
+    max_leaf_size = 60
+
+
+@image_class
+class WordLexicon(Lexicon):
+    """I number the words. A word stays when no chunk holds it any more; it then finds nothing.
+
+    Lexicon unloads its word count before it numbers new words, to see other writers; what is changed and
+    not yet committed stays loaded, so that is harmless where, as here, one writes at a time.
+    """
+
+    def __init__(self):
+        super().__init__(WordSplitter(), CaseFolder(), StopWordRemover(), EnglishStemmer())
+        self._wids = WordNumbers()
+        self._words = LOBTree()
+
+    def query_words(self, text):
+        """Return {word: how the query spells it}, in the query's order, without stop words."""
+        split, fold, stop, stem = self._pipeline
+        spelt = stop.process(fold.process(split.process([text])))
+        found = {}
+        for word, spelling in zip(stem.process(spelt), spelt, strict=True):
+            found.setdefault(word, spelling)
+        return found
+
+
+class Source(typing.Protocol):
+    """What search asks of a place that holds postings. Chunk numbers of two sources never overlap."""
+
+    count: int                    # chunks
+    words: int                    # words in all of them, repeats too
+
+    def document_frequency(self, word: str) -> int:
+        """Return in how many chunks a word is."""
+
+    def scores(self, weights: dict, mean_words: float, among=None) -> dict:
+        """Return {chunk number: BM25 score} of all chunks that hold a word, or of those `among` that do.
+
+        weights: {word: idf over all sources}; mean_words: the mean length of a chunk over all sources.
+        """
+
+    def holds(self, word: str, number: int) -> bool:
+        """Tell whether a word is in a chunk."""
+
+
+@image_class
+class TailIndex(OkapiIndex):
+    """I am zope.index's Okapi index as a source that takes writes; new chunks come to me.
+
+    I keep its shape and counts, but write less: frequencies are integers, postings of up to DICT_CUTOFF
+    chunks stand in small leaves, and the words of a chunk, wanted to take it out again, in its own record.
+    """
+
+    family = family64             # chunk numbers have 63 bits
+
+    def __init__(self):
+        super().__init__(WordLexicon())
+
+    def clear(self):
+        """Begin empty."""
+        self._wordinfo, self._docweight = WordTree(), LLBTree()      # word number -> postings; chunk -> words
+        self.wordCount, self.documentCount = Length(), Length()
+
+    @property
+    def count(self):
+        return self.documentCount()
+
+    @property
+    def words(self):
+        return self._totaldoclen()
+
+    def add(self, number, text):
+        """Take in a chunk; returns its words as bytes, which `remove` wants back."""
+        wids = self._lexicon.sourceToWordIds(text)
+        for wid, frequency in collections.Counter(wids).items():
+            self._add_wordinfo(wid, frequency, number)
+        self._docweight[number] = len(wids)
+        self.documentCount.change(1)
+        self._change_doc_len(len(wids))
+        return widcode.encode(wids).encode("latin-1")
+
+    def remove(self, number, words):
+        """Take out a chunk: no posting of it is left."""
+        for wid in set(widcode.decode(words.decode("latin-1"))):
+            self._del_wordinfo(wid, number)
+        self._change_doc_len(-self._docweight.pop(number))
+        self.documentCount.change(-1)
+
+    def _add_wordinfo(self, wid, f, docid):
+        postings = self._wordinfo.get(wid)
+        if isinstance(postings, PostingTree):
+            postings[docid] = f
+            return
+        if postings is None:
+            self.wordCount.change(1)
+        grown = {**(postings or {}), docid: f}    # replaced, not changed in place: an abort forgets it
+        self._wordinfo[wid] = grown if len(grown) <= self.DICT_CUTOFF else PostingTree(grown)
+
+    def _del_wordinfo(self, wid, docid):
+        postings = self._wordinfo[wid]
+        if isinstance(postings, PostingTree):
+            del postings[docid]
+        else:
+            postings = {number: f for number, f in postings.items() if number != docid}
+            self._wordinfo[wid] = postings
+        if not postings:
+            del self._wordinfo[wid]
+            self.wordCount.change(-1)
+
+    def postings(self, word):
+        """Return {chunk number: f} of a word; empty where no chunk has it."""
+        wid = self._lexicon.get_wid(word)
+        return (self._wordinfo.get(wid) if wid else None) or {}
+
+    def document_frequency(self, word):
+        return len(self.postings(word))
+
+    def holds(self, word, number):
+        return number in self.postings(word)
+
+    def scores(self, weights, mean_words, among=None):
+        scores, lengths = {}, self._docweight
+        k1, floor, slope = self.K1, self.K1 * (1 - self.B), self.K1 * self.B / mean_words
+        for word, idf in weights.items():
+            postings, top = self.postings(word), idf * (k1 + 1)
+            found = postings.items() if among is None else _found_among(postings, among)
+            for number, f in found:
+                scores[number] = scores.get(number, 0.0) + top * f / (f + floor + slope * lengths[number])
+        return scores
+
+
+def _found_among(postings, numbers):
+    return [(number, f) for number in numbers if (f := postings.get(number))]
+
+
+# Documents
+
+@image_class
+class ChunkNumbers(persistent.Persistent):
+    """I number chunks, each number once for ever; unlike a Length I let no two writers merge.
+
+    `version_floor` is the greatest version that was pruned: a document that is gone without a trace and
+    comes again begins above it, so that no citation ever opens another text.
+    """
+
+    def __init__(self):
+        self.last, self.version_floor = 0, 0
+
+    def take(self, count):
+        """Return the next `count` numbers as a range."""
+        first = self.last + 1
+        self.last += count
+        return range(first, first + count)
+
+
+@image_class
+class Document(persistent.Persistent):
+    """I am one version of a document; once stored, only my retirement is ever written.
+
+    doc_id, version (from 1), digest of the text (BLAKE2b, hex), title, kind ("text" or "markdown"), metadata
+    (a dict, replaced never changed), scope ("world", or "self" for what the system says of itself), source
+    (where it came from, or None), added_at, first_chunk and chunk_count (my chunk numbers are consecutive);
+    kept: my Chunks once I am retired, and retired_at.
+    """
+
+    retired_at, kept = None, ()
+
+    def __init__(self, **fields):
+        self.__dict__.update(fields)
+
+    @property
+    def numbers(self):
+        return range(self.first_chunk, self.first_chunk + self.chunk_count)
+
+
+@image_class
+class Chunk(persistent.Persistent):
+    """I am one chunk: final once stored.
+
+    doc_id, version, index (from 0), text (verbatim), headings (a tuple, outermost first), line_start and
+    line_end (from 1, both included), words (numbers of my words, as TailIndex.add gave them).
+    """
+
+    def __init__(self, **fields):
+        self.__dict__.update(fields)
+
+
+def new_catalog(**slots):
+    """Return an empty `knowledge_catalog_obj`; `slots` are added to its own (`parent*`, methods …).
+
+    text_index: TailIndex; segments: more sources; chunk_storage: chunk number -> Chunk;
+    metadata_index: field -> value -> chunk numbers; documents: doc_id -> Document;
+    retired: (doc_id, version) -> Document; retired_order: microseconds -> (doc_id, version).
+    """
+    return UvmObject(
+        text_index=TailIndex(), segments=(), chunk_storage=LOBTree(), chunk_numbers=ChunkNumbers(),
+        metadata_index=OOBTree({field: OOBTree() for field in FILTERS}), documents=OOBTree(),
+        retired=OOBTree(), retired_order=LOBTree(), **slots)
+
+
+@primitive("index_document_", lane="bulk")
+def index_document_(catalog, doc_id, text, metadata=None, scope="world", source=None, kind=None,
+                    max_bytes=None):
+    """Store a text under a doc_id and make it searchable; an earlier version of it is retired.
+
+    Returns {"doc_id", "version", "chunks", "unchanged"}; where text, metadata, scope, source and kind are
+    what is stored already, nothing is written. kind None guesses. Raises BadRequest before any write.
+    """
+    data = _checked_text(text, max_bytes)
+    fields = {
+        "doc_id": _checked_name("doc_id", doc_id, DOC_ID_MAX_CHARS),
+        "scope": _checked_name("scope", scope, 64),
+        "metadata": _checked_metadata(metadata), "source": source and _checked_name("source", source, 4096),
+        "kind": kind or guess_kind(text, source or doc_id), "digest": digest(data),
+    }
+    current = catalog.documents.get(doc_id)
+    if current is not None and all(getattr(current, name) == value for name, value in fields.items()):
+        return _stored(current, unchanged=True)
+    drafts = cut_text(text, fields["kind"])
+    return _stored(_replace(catalog, drafts, {**fields, "title": _title(fields, drafts)}))
+
+
+@primitive("unindex_document_", lane="bulk")
+def unindex_document_(catalog, doc_id):
+    """Take a document out: nothing finds it any more; its last version stays retired for old citations.
+
+    Returns {"doc_id", "version", "chunks"}. Raises NotFound that names the nearest documents.
+    """
+    document = find_document(catalog, doc_id)
+    _retire(catalog, document)
+    return {"doc_id": doc_id, "version": document.version, "chunks": document.chunk_count}
+
+
+@primitive("restore_document_", lane="bulk")
+def restore_document_(catalog, doc_id, version):
+    """Make a retired version's text current again, as a new version (the way that undo takes).
+
+    Returns what index_document_ returns. Raises NotFound if that version was pruned or never was.
+    """
+    former = find_document(catalog, doc_id, version)
+    if former.retired_at is None:
+        return _stored(former, unchanged=True)
+    drafts = [Draft(chunk.text, chunk.headings, chunk.line_start, chunk.line_end) for chunk in former.kept]
+    names = ("doc_id", "scope", "metadata", "source", "kind", "digest", "title")
+    return _stored(_replace(catalog, drafts, {name: getattr(former, name) for name in names}))
+
+
+def find_document(catalog, doc_id, version=None):
+    """Return a Document: the current one, or any version that is still kept. Raises NotFound."""
+    current = catalog.documents.get(doc_id)
+    if current is not None and version in (None, current.version):
+        return current
+    former = catalog.retired.get((doc_id, version)) if isinstance(version, int) else None
+    if former is None:
+        near = list(itertools.islice(catalog.documents.keys(str(doc_id)[:1]), 1000))
+        which = "" if version is None else f" in version {version}"
+        now = mend(doc_id, near, "documents") if current is None else f"it is in version {current.version}"
+        raise NotFound(f"no document {doc_id!r} is held{which}; {now}", kind="document", name=str(doc_id))
+    return former
+
+
+def open_chunk(catalog, doc_id, version, index):
+    """Return the Chunk that a citation names, from a current or a retired version. Raises NotFound."""
+    document = find_document(catalog, doc_id, version)
+    if not 0 <= index < document.chunk_count:
+        raise NotFound(f"document {doc_id!r} has the chunks 0 to {document.chunk_count - 1} in version "
+                       f"{document.version}, not {index}", kind="chunk", name=chunk_id(doc_id, index))
+    if document.retired_at:
+        return document.kept[index]
+    return catalog.chunk_storage[document.first_chunk + index]
+
+
+def chunk_id(doc_id, index):
+    """Return a chunk's name as people and models cite it."""
+    return f"{doc_id}_chunk_{index}"
+
+
+def prune_retired(catalog, before, limit=1000):
+    """Drop up to `limit` retired versions that were retired before a time; returns how many went."""
+    until_us = _microseconds(before)
+    gone = list(itertools.islice(catalog.retired_order.items(max=until_us, excludemax=True), limit))
+    for at_us, (doc_id, version) in gone:
+        del catalog.retired_order[at_us]
+        document = catalog.retired.pop((doc_id, version), None)
+        if document is not None and doc_id not in catalog.documents:
+            numbers = catalog.chunk_numbers
+            numbers.version_floor = max(numbers.version_floor, version)
+    return len(gone)
+
+
+def catalog_figures(catalog):
+    """Return what the catalog holds, in numbers; cheap but for one walk over the documents' keys."""
+    sources = _sources(catalog)
+    return {"documents": len(catalog.documents), "chunks": sum(source.count for source in sources),
+            "words": catalog.text_index.wordCount(), "retired": len(catalog.retired_order),
+            "segments": len(catalog.segments)}
+
+
+def _stored(document, unchanged=False):
+    return {"doc_id": document.doc_id, "version": document.version, "chunks": document.chunk_count,
+            "unchanged": unchanged}
+
+
+def _checked_text(text, max_bytes):
+    """Return a text's UTF-8; raises BadRequest where it is none, blank, or too large."""
+    if not isinstance(text, str) or not text.strip():
+        got = "an empty text" if isinstance(text, str) else f"a {type(text).__name__}"
+        raise BadRequest(f"a document is a str that is not blank, not {got}; to remove one use "
+                         "unindex_document", field="text")
+    data = text.encode("utf-8", "surrogatepass")
+    if max_bytes is not None and len(data) > max_bytes:
+        raise BadRequest(f"the document has {len(data):,} bytes and may have {max_bytes:,}; split it into "
+                         "several documents, or raise document_max_mb",
+                         field="text", size=len(data), limit=max_bytes)
+    return data
+
+
+def _checked_name(field, value, most):
+    if not isinstance(value, str) or not value.strip() or len(value) > most or not value.isprintable():
+        raise BadRequest(f"{field} is 1 to {most} printable characters, not {str(value)[:60]!r}", field=field)
+    return value
+
+
+def _checked_metadata(metadata):
+    if metadata is None:
+        return {}
+    if type(metadata) is not dict or not all(isinstance(key, str) for key in metadata):
+        raise BadRequest(f"metadata is a dict with str keys, not {str(metadata)[:60]!r}", field="metadata")
+    try:
+        return checked(metadata)
+    except BadSlot as error:
+        raise BadRequest(f"metadata holds what no slot can hold: {error}", field="metadata") from error
+
+
+def _title(fields, drafts):
+    """Return the title in the metadata, else the outermost heading of the first chunk, else ""."""
+    title = fields["metadata"].get("title")
+    if isinstance(title, str) and title.strip():
+        return title.strip()[:TITLE_MAX_CHARS]
+    return next((draft.headings[0] for draft in drafts[:1] if draft.headings), "")
+
+
+def _replace(catalog, drafts, fields):
+    """Retire what stands under this doc_id and store the drafts as its next version; returns the Document."""
+    current = catalog.documents.get(fields["doc_id"])
+    version = _next_version(catalog, fields["doc_id"], current)
+    if current is not None:
+        _retire(catalog, current)
+    numbers = catalog.chunk_numbers.take(len(drafts))
+    document = Document(
+        version=version, added_at=now_utc(), first_chunk=numbers.start, chunk_count=len(drafts), **fields)
+    for index, (number, draft) in enumerate(zip(numbers, drafts, strict=True)):
+        words = catalog.text_index.add(number, _searchable(document.title, draft))
+        catalog.chunk_storage[number] = Chunk(
+            doc_id=document.doc_id, version=version, index=index, words=words, **draft._asdict())
+    for field in FILTERS:
+        _filter_set(catalog, field, getattr(document, field)).update(numbers)
+    catalog.documents[document.doc_id] = document
+    return document
+
+
+def _next_version(catalog, doc_id, current):
+    if current is not None:
+        return current.version + 1
+    former = list(catalog.retired.keys((doc_id, 0), (doc_id, sys.maxsize)))
+    return 1 + (former[-1][1] if former else catalog.chunk_numbers.version_floor)
+
+
+def _searchable(title, draft):
+    """Return what of a chunk is looked up: its text, under its title and headings."""
+    return " › ".join(dict.fromkeys((title, *draft.headings))) + "\n" + draft.text
+
+
+def _filter_set(catalog, field, value):
+    values = catalog.metadata_index[field]
+    if value not in values:
+        values[value] = LLTreeSet()
+    return values[value]
+
+
+def _retire(catalog, document):
+    """Take a document out of all that search looks at; it and its chunks stay under `retired`."""
+    kept = []
+    for number in document.numbers:
+        chunk = catalog.chunk_storage.pop(number)
+        catalog.text_index.remove(number, chunk.words)
+        kept.append(chunk)
+    for field in FILTERS:
+        numbers = _filter_set(catalog, field, getattr(document, field))
+        for number in document.numbers:
+            numbers.remove(number)
+        if not numbers:
+            del catalog.metadata_index[field][getattr(document, field)]
+    document.kept, document.retired_at = tuple(kept), now_utc()
+    del catalog.documents[document.doc_id]
+    catalog.retired[document.doc_id, document.version] = document
+    at_us = _microseconds(document.retired_at)
+    while at_us in catalog.retired_order:
+        at_us += 1
+    catalog.retired_order[at_us] = document.doc_id, document.version
+
+
+def _microseconds(moment):
+    return (moment - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(microseconds=1)
+
+
+# Search
+
+class _Query(typing.NamedTuple):
+    """A query made ready: how each word is spelt, in how many chunks it is, and what it weighs."""
+
+    spelt: dict                   # {word: spelling in the query}
+    frequencies: dict             # {word: chunks that hold it}; 0 for a word that is nowhere
+    weights: dict                 # {word: idf}
+    mean_words: float
+    chunks: int
+
+
+@primitive("search_", reads=True)
+def search_(catalog, query, max_results=5, doc_id=None, scope=None, kind=None):
+    """Return the chunks that answer a query best, by words.
+
+    {"results": [{"chunk": {…}, "score": BM25, "why": {"words": {word: share of the query's idf}, "missing":
+    [words that this chunk lacks], "mass"}}], "mass": the greatest among the best chunks, "query_words",
+    "unknown": [words that are nowhere in the catalog]}.
+
+    scope: one name or several; None is "world", or any scope where doc_id names one document. A query of
+    stop words alone finds nothing (they are not indexed) and is no error: its `query_words` is 0. Equal
+    scores stand in the order of the chunk numbers. Raises BadRequest for a blank query, NotFound for an
+    unknown doc_id.
+    """
+    _check_search(query, max_results)
+    asked = _prepared(catalog, query)
+    ranked = _ranked(catalog, asked, _chosen(catalog, doc_id, scope, kind), max(RANKED, max_results))
+    whys = [_why(catalog, asked, number) for number, _ in ranked]
+    results = [_result(catalog, number, score, why)
+               for (number, score), why in zip(ranked[:max_results], whys, strict=False)]
+    return {"results": results, "mass": max((why["mass"] for why in whys), default=0.0),
+            "query_words": len(asked.spelt),
+            "unknown": [asked.spelt[word] for word, count in asked.frequencies.items() if not count]}
+
+
+def relevant(outcome, threshold):
+    """Tell whether a search found an answer: its best chunk holds `threshold` of the query's idf mass."""
+    return bool(outcome["results"]) and outcome["mass"] >= threshold
+
+
+def _check_search(query, max_results):
+    if not isinstance(query, str) or not query.strip():
+        raise BadRequest('a search needs words; send {"query": "what to look for"}', field="query")
+    if type(max_results) is not int or not 1 <= max_results <= RESULTS_MAX:
+        raise BadRequest(f"max_results is an int from 1 to {RESULTS_MAX}, not {max_results!r}",
+                         field="max_results")
+
+
+def _sources(catalog):
+    return (catalog.text_index, *catalog.segments)
+
+
+def _prepared(catalog, query):
+    """Look up a query's words over all sources: one idf for all, whichever source holds a chunk."""
+    sources = _sources(catalog)
+    chunks = sum(source.count for source in sources)
+    spelt = dict(itertools.islice(catalog.text_index.lexicon.query_words(query).items(), QUERY_WORDS_MAX))
+    frequencies = {word: sum(source.document_frequency(word) for source in sources) for word in spelt}
+    weights = {word: math.log(1 + chunks / max(count, 1)) for word, count in frequencies.items()}
+    mean_words = sum(source.words for source in sources) / max(chunks, 1)
+    return _Query(spelt, frequencies, weights, max(mean_words, 1.0), chunks)
+
+
+def _chosen(catalog, doc_id, scope, kind):
+    """Return (numbers, test): the only chunks to look at (None: all), and what each must satisfy besides."""
+    numbers = None if doc_id is None else find_document(catalog, doc_id).numbers
+    scopes = (scope,) if isinstance(scope, str) else tuple(scope or (("world",) if doc_id is None else ()))
+    wanted = [("scope", scopes)] if scopes else []
+    wanted += [("kind", (kind,))] if kind else []
+    sets = [[found for value in values if (found := catalog.metadata_index[field].get(value)) is not None]
+            for field, values in wanted]
+    return numbers, lambda number: all(any(number in one for one in either) for either in sets)
+
+
+def _ranked(catalog, asked, chosen, most):
+    """Return up to `most` (number, score), best first.
+
+    The commonest words are not looked up everywhere, which would take most of the time and move little:
+    they add to the chunks that the rarer words found, unless those are too few.
+    """
+    only, test = chosen
+    common = {word for word, count in asked.frequencies.items()
+              if count > max(COMMON_MIN, COMMON_SHARE * asked.chunks)}
+    rare = {word: weight for word, weight in asked.weights.items() if word not in common}
+    found = _best(_scored(catalog, asked, rare, only), test, max(most, CANDIDATES)) if common else []
+    if common and len(found) >= most:
+        more = {word: asked.weights[word] for word in common}
+        added = _scored(catalog, asked, more, [number for number, _ in found])
+        scores = {number: score + added.get(number, 0.0) for number, score in found}
+    else:
+        scores = _scored(catalog, asked, asked.weights, only)
+    return _best(scores, test, most)
+
+
+def _scored(catalog, asked, weights, among):
+    known = {word: weight for word, weight in weights.items() if asked.frequencies[word]}
+    scores = {}
+    for source in _sources(catalog):
+        scores |= source.scores(known, asked.mean_words, among)
+    return scores
+
+
+def _best(scores, test, most):
+    """Return the `most` best (number, score) that pass a test, equal scores by number; few are tested."""
+    heap = [(-score, number) for number, score in scores.items()]
+    heapq.heapify(heap)
+    best = []
+    while heap and len(best) < most:
+        score, number = heapq.heappop(heap)
+        if test(number):
+            best.append((number, -score))
+    return best
+
+
+def _why(catalog, asked, number):
+    """Return which of the query's words a chunk holds, and what share of the query's idf each is."""
+    total = sum(asked.weights.values())
+    sources = _sources(catalog)
+    held = [word for word in asked.weights if any(source.holds(word, number) for source in sources)]
+    shares = {asked.spelt[word]: round(asked.weights[word] / total, 4) for word in held}
+    missing = [asked.spelt[word] for word in asked.weights if word not in held]
+    mass = sum(asked.weights[word] for word in held) / total
+    return {"words": shares, "missing": missing, "mass": round(mass, 4)}
+
+
+def _result(catalog, number, score, why):
+    chunk = catalog.chunk_storage[number]
+    document = catalog.documents[chunk.doc_id]
+    return {"chunk": {
+        "doc_id": chunk.doc_id, "version": chunk.version, "chunk_index": chunk.index,
+        "chunk_id": chunk_id(chunk.doc_id, chunk.index), "text": chunk.text, "headings": list(chunk.headings),
+        "lines": [chunk.line_start, chunk.line_end], "metadata": document.metadata,
+        "title": document.title or chunk.doc_id, "source": document.source,
+    }, "score": round(score, 6), "why": why}
+
+
+################################################################################
+# Protocol #####################################################################
+################################################################################
+#
+# The Synaptic Bridge, version 1, as data: what commands there are, what fields they
+# take, how values stand on the wire. Nothing here does input or output.
+#
+#   request  {"command", "id"?, "v"?, "idempotency_key"?, "client"?, "why"?, …}
+#   reply    {"id", "status": "OK" | "ERROR", "details", "result"?, "results"?, "code"?, "change"?, "repeated"?}
+#   values   {"$ref": "0x…"} an object, {"$time": "…Z"} a time, {"$blob": {…}} a blob, {"$tree": {…}} a BTree;
+#            a user's dict with a key that begins with $ has it doubled: {"$$ref": …}
+
+MAX_TEXT = 200                                           # characters of `client` and `why`
+MAX_KEY = 64                                             # characters of an idempotency key
+Scalar = str | int | float | bool | bytes | None
+
+
+class Command(pydantic.BaseModel):
+    """What every request may carry. Types are strict, unknown fields are refused."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+    command: str
+    id: Scalar = None
+    v: typing.Literal[1] = 1
+    idempotency_key: str | None = pydantic.Field(None, min_length=1, max_length=MAX_KEY)
+    client: str | None = pydantic.Field(None, max_length=MAX_TEXT)
+    why: str | None = pydantic.Field(None, max_length=MAX_TEXT)
+
+
+class HealthCommand(Command):
+    """Say how the daemon is: lanes, queues, core, image. Answered from memory."""
+
+
+class GetFullStateCommand(Command):
+    """Show the root objects, counts, missions and settings. Answered from memory."""
+
+
+class InspectCommand(Command):
+    """Show one object: its slots with type and value, its pointers, the selectors it understands."""
+
+    target: str
+    limit: int = pydantic.Field(50, ge=1, le=1000)
+
+
+class SendMessageCommand(Command):
+    """Send a message to an object: `selector` with args and kwargs."""
+
+    target: str
+    selector: str = pydantic.Field(min_length=1, max_length=200)
+    args: list = []
+    kwargs: dict[str, typing.Any] = {}
+    intent: str | None = pydantic.Field(None, max_length=2000)
+
+
+class IndexDocumentCommand(Command):
+    """Put a document into the memory, or a new version of it."""
+
+    doc_id: str = pydantic.Field(min_length=1, max_length=1000)
+    text: str | None = None
+    path: str | None = None
+    metadata: dict[str, typing.Any] = {}
+    scope: typing.Literal["world", "self"] = "world"
+
+
+class UnindexDocumentCommand(Command):
+    """Take a document out of the memory."""
+
+    doc_id: str = pydantic.Field(min_length=1, max_length=1000)
+
+
+class SearchMemoryCommand(Command):
+    """Find passages by words. Every result says why it was found."""
+
+    query: str = pydantic.Field(max_length=4000)
+    max_results: int = pydantic.Field(5, ge=1, le=100, validation_alias=pydantic.AliasChoices("max_results", "top_k"))
+    doc_id: str | None = None
+    scope: typing.Literal["world", "self"] | None = None
+
+
+class ShutdownCommand(Command):
+    """Drain and stop the daemon."""
+
+
+class CommandRow(typing.NamedTuple):
+    """A row of the command table: the model, where it is answered, whether it has an effect to remember."""
+
+    model: type
+    lane: str                                            # "loop" answers from memory
+    effect: bool = False
+
+
+COMMANDS = {
+    "health": CommandRow(HealthCommand, "loop"),
+    "get_full_state": CommandRow(GetFullStateCommand, "loop"),
+    "shutdown": CommandRow(ShutdownCommand, "loop"),
+    "inspect": CommandRow(InspectCommand, "read"),
+    "search_memory": CommandRow(SearchMemoryCommand, "read"),
+    "send_message": CommandRow(SendMessageCommand, "write", effect=True),
+    "index_document": CommandRow(IndexDocumentCommand, "bulk", effect=True),
+    "unindex_document": CommandRow(UnindexDocumentCommand, "bulk", effect=True),
+}
+BODY_LESS = frozenset({"id", "v", "idempotency_key", "wait", "why"})       # not part of what a key stands for
+
+
+def unpack_request(payload):
+    """Return a request's map. Raises Malformed."""
+    try:
+        request = ormsgpack.unpackb(payload, option=ormsgpack.OPT_NON_STR_KEYS)
+    except ValueError as error:
+        raise Malformed(f"the message is not msgpack ({error}); send one map, such as {{'command': 'health'}}") from None
+    if not isinstance(request, dict):
+        raise Malformed(f"the message is a {type(request).__name__}; a map with a 'command' is wanted")
+    return request
+
+
+def parse_command(request):
+    """Return the validated command of a request's map. Raises UnknownCommand, BadRequest that name the nearest."""
+    name = request.get("command")
+    row = COMMANDS.get(name) if isinstance(name, str) else None
+    if row is None:
+        raise UnknownCommand(f"no command is named {name!r}; {mend(name, COMMANDS)}", name=str(name)[:MAX_TEXT])
+    try:
+        return row.model.model_validate(request)
+    except pydantic.ValidationError as error:
+        raise _bad_request(name, row.model, error.errors()[0]) from None
+
+
+def _bad_request(name, model, first):
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        fields = _fields_at(model, first["loc"][:-1])
+        return BadRequest(f"{name} takes no field {where!r}; {mend(first['loc'][-1], fields, 'its fields')}", field=where)
+    return BadRequest(f"{name}: field {where!r} {'is missing' if first['type'] == 'missing' else 'is not right'}: "
+                      f"{first['msg']}, got {_shortly(first.get('input'))}", field=where)
+
+
+def _fields_at(model, path):
+    for part in path:
+        annotation = model.model_fields[part].annotation
+        model = annotation if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel) else model
+    return list(model.model_fields)
+
+
+def _shortly(value):
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def body_digest(command):
+    """Return the BLAKE2b of what a key stands for: the validated request as sorted msgpack."""
+    body = command.model_dump(exclude=BODY_LESS)
+    return digest(ormsgpack.packb(_sorted(body), option=ormsgpack.OPT_NON_STR_KEYS))
+
+
+def _sorted(value):
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value, key=lambda key: (str(type(key)), str(key)))}
+    return [_sorted(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def pack_reply(reply):
+    """Return a reply's bytes."""
+    return ormsgpack.packb(reply, option=ormsgpack.OPT_NON_STR_KEYS)
+
+
+def error_reply(request_id, error):
+    """Return the reply for an error. What is no BatosError shows its kind only; the log has the rest."""
+    known = isinstance(error, BatosError)
+    if isinstance(error, RecursionError):
+        error, known = BadRequest("the message recursed too deeply; look for objects that send to one another"), True
+    details = error.message if known else f"an unexpected {type(error).__name__}; the daemon's log has the traceback"
+    reply = {"id": request_id, "status": "ERROR", "code": type(error).__name__ if known else "InternalError",
+             "details": details}
+    if getattr(error, "retry", False):
+        reply["retry"] = True
+    return reply
+
+
+def to_wire(value, limit=1000, depth=0):
+    """Return a slot's value as it stands on the wire. Trees show `limit` entries at most."""
+    if value is None or isinstance(value, (bool, int, float, str, bytes)):
+        return value
+    if isinstance(value, UvmObject):
+        return {"$ref": oid_text(value._p_oid) if value._p_oid else "new"}
+    if isinstance(value, datetime.datetime):
+        return {"$time": value.astimezone(datetime.UTC).isoformat().replace("+00:00", "Z")}
+    if isinstance(value, (list, tuple)):
+        return [to_wire(item, limit, depth + 1) for item in value]
+    if isinstance(value, dict):
+        return {_escaped(key): to_wire(item, limit, depth + 1) for key, item in value.items()}
+    if isinstance(value, BTREES):
+        return {"$tree": _tree_to_wire(value, limit if depth == 0 else min(limit, 10), depth)}
+    if isinstance(value, ZODB.blob.Blob):
+        return {"$blob": {}}
+    return {"$class": type(value).__name__}
+
+
+def _escaped(key):
+    return f"${key}" if isinstance(key, str) and key.startswith("$") else key
+
+
+def _tree_to_wire(tree, limit, depth):
+    pairs = tree.items() if hasattr(tree, "items") else ((key, True) for key in tree)
+    entries = [[to_wire(key), to_wire(item, limit, depth + 1)] for (key, item), _ in zip(pairs, range(limit), strict=False)]
+    return {"size": len(tree), "entries": entries}
+
+
+def from_wire(value, root, depth=0):
+    """Return a value of the wire as a slot may hold it. Raises BadRequest, NotFound."""
+    if depth > MAX_DEPTH:
+        raise BadRequest(f"a value is nested deeper than {MAX_DEPTH} levels; send its parts one by one")
+    if isinstance(value, list):
+        return [from_wire(item, root, depth + 1) for item in value]
+    if not isinstance(value, dict):
+        return value
+    tag = next(iter(value), None) if len(value) == 1 else None
+    if tag in _TAGS:
+        return _TAGS[tag](value[tag], root)
+    return {_unescaped(key): from_wire(item, root, depth + 1) for key, item in value.items()}
+
+
+def _unescaped(key):
+    if isinstance(key, str) and key.startswith("$"):
+        if not key.startswith("$$"):
+            raise BadRequest(f"a key that begins with $ is a tag, and {key!r} is none; tags are {', '.join(_TAGS)}, "
+                             f"each alone in its map. For a key of your own write ${key}")
+        return key[1:]
+    return key
+
+
+def _time_from_wire(text, root):
+    try:
+        return datetime.datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        raise BadRequest(f"$time takes ISO 8601, such as 2026-01-31T12:00:00Z, not {_shortly(text)}") from None
+
+
+def _ref_from_wire(text, root):
+    if not isinstance(text, str):
+        raise BadRequest(f"$ref takes an oid as 0x… text or a path, not {_shortly(text)}")
+    return resolve(root, text)
+
+
+_TAGS = {"$ref": _ref_from_wire, "$time": _time_from_wire}
+
+
+################################################################################
+# BatOS_UVM ####################################################################
+################################################################################
+#
+# The bridge at work. One asyncio loop owns the ROUTER socket, the clients' outboxes
+# and the memory of keys; lanes answer by a deque that wakes it. The socket is always
+# drained; what is bounded is the work accepted. Each request gets one reply.
+#
+#   request   one message at work: whose, its validated command, and its one reply
+#   outbox    replies that a slow client has not taken yet
+#   envelope  the frames before the payload: [identity], or [identity, b""] for REQ
+
+DRAIN_BATCH = 256                                        # messages taken before other tasks get a turn
+RETRY_S = 0.005                                          # how soon a full pipe is tried again
+VIEW_S = 1.0                                             # how old the view of get_full_state may be
+
+log_bridge = logging.getLogger("batos.bridge")
+
+
+@dataclasses.dataclass(eq=False)
+class Peer:
+    """What the bridge knows of one client while it has work or unread replies."""
+
+    identity: bytes
+    pending: int = 0                                     # accepted requests without a reply yet
+    outbox: collections.deque = dataclasses.field(default_factory=collections.deque)   # of lists of frames
+    stalled_s: float | None = None                       # monotonic time since which its pipe is full
+
+
+@dataclasses.dataclass(eq=False)
+class Request:
+    """One message at work. `reply` is called once."""
+
+    peer: Peer
+    envelope: list
+    id: typing.Any = None
+    command: typing.Any = None                           # the validated model
+    who: str = "local"
+    key: tuple | None = None                             # (who, idempotency key)
+    digest: str | None = None
+    accepted: bool = False
+
+
+class Reroute(Exception):
+    """Raised by a job that finds it must run in another lane: `args[0]` names it. Nothing was written."""
+
+
+class Remembered(typing.NamedTuple):
+    """A key's effect: what body it stands for, and where its page entry is."""
+
+    digest: str
+    lane: str
+    change: str
+    page_us: int
+    number: int
+
+
+class KeyMemory:
+    """The idempotency keys of the recent past, and those at work now. Owned by the loop."""
+
+    def __init__(self, window_s, most):
+        self.window_s, self.most = window_s, most
+        self._kept = collections.OrderedDict()           # (who, key) -> Remembered, oldest first
+        self._running = {}                               # (who, key) -> (digest, [requests that wait for it])
+
+    def __len__(self):
+        return len(self._kept)
+
+    def check(self, request):
+        """Return None to go on, a Remembered to repeat, or True where the request now waits for its twin.
+
+        Raises KeyReused, KeyExpired, Busy.
+        """
+        known = self._kept.get(request.key)
+        twin = self._running.get(request.key)
+        for body in (known.digest if known else None, twin[0] if twin else None):
+            if body not in (None, request.digest):
+                raise KeyReused(f"the idempotency key {request.key[1]!r} belongs to another request; "
+                                "use a new key for a new request, and the same body when asking again")
+        if known:
+            return known
+        if twin:
+            twin[1].append(request)
+            return True
+        self._check_age(request.key[1])
+        self._running[request.key] = request.digest, []
+        return None
+
+    def _check_age(self, key):
+        made_s = uuid7_unix_s(key)
+        if made_s is not None and made_s < time.time() - self.window_s:
+            raise KeyExpired(f"the idempotency key {key} is older than the {self.window_s / 3600:g} h that are remembered; "
+                             "look with `inspect` whether it took effect, then use a new key")
+        self._forget_old()
+        if len(self._kept) >= self.most:
+            raise Busy(f"{self.most} idempotency keys of the last {self.window_s / 3600:g} h are remembered, which is the "
+                       "limit (request_memory_max); send it later, or without a key")
+
+    def _forget_old(self):
+        limit_us = (time.time() - self.window_s) * 1e6
+        while self._kept and next(iter(self._kept.values())).page_us < limit_us:
+            self._kept.popitem(last=False)
+
+    def add(self, key, remembered):
+        self._kept[key] = remembered
+
+    def end(self, key):
+        """Forget that a key is at work; returns the requests that waited for it."""
+        return self._running.pop(key, (None, []))[1]
+
+
+def recent_keys(ledger, since_us):
+    """Return [((who, key), Remembered)] of all pages since a time, oldest first."""
+    found = []
+    for lane in ("write", "bulk"):
+        for page_us, page in getattr(ledger, lane).items(since_us):
+            for number, entry in enumerate(page.entries):
+                if entry["key"]:
+                    change = change_name(page._p_serial, number)
+                    kept = Remembered(entry["digest"], lane, change, page_us, number)
+                    found.append(((entry["who"], entry["key"]), kept))
+            page._p_deactivate()
+    return sorted(found, key=lambda row: row[1].page_us)
+
+
+# What commands do: each function returns apply(root) for a Job; its result is {"details", "result" | "results"}
+
+
+def inspect_object(command):
+    def apply(root):
+        value = resolve(root, command.target)
+        if isinstance(value, UvmObject):
+            return {"details": repr(value), "result": _inspection(value, command.limit)}
+        return {"details": command.target, "result": {"type": type(value).__name__, "value": to_wire(value, command.limit)}}
+    return apply
+
+
+def _inspection(obj, limit):
+    slots = {name: {"type": type(value).__name__, "value": to_wire(value, limit)} for name, value in obj._slots.items()}
+    if "sha256" in slots and "blob" in slots:
+        slots["blob"]["value"] = {"$blob": {"size": obj.size, "sha256": obj.sha256}}
+    return {"oid": oid_text(obj._p_oid), "class": type(obj).__name__, "slots": slots,
+            "delegates_to": [to_wire(parent) for parent in ancestry(obj)][1:],
+            "selectors": sorted(selectors(obj)), "serial": obj._p_serial.hex()}
+
+
+def send_to_object(command, lane, settings):
+    """Send a message in `lane`; raises Reroute where the message belongs to another one."""
+    def apply(root):
+        receiver = resolve(root, command.target)
+        if not isinstance(receiver, UvmObject):
+            raise BadRequest(f"{command.target} is a {type(receiver).__name__}; messages go to objects")
+        _check_lane(receiver, command.selector, lane)
+        args, kwargs = from_wire(command.args, root), from_wire(command.kwargs, root)
+        try:
+            answer = _send_checked(receiver, command.selector, args, kwargs)
+        except MessageNotUnderstood as error:
+            entry = {"at": now_utc(), "receiver": error.fields["receiver"], "selector": error.fields["selector"],
+                     "intent": command.intent}
+            append_log(root["message_log"], entry, settings.log_entries_max)
+            return Refused(error)
+        return {"details": f"{command.selector} was sent to {command.target}", "result": to_wire(answer)}
+    return apply
+
+
+def _check_lane(receiver, selector, lane):
+    row = primitive_for(receiver, selector)
+    if row is None:
+        absent = lookup(receiver, selector.replace(":", "_")).value is ABSENT
+        wanted = "write" if absent else lane             # a miss is logged, and that is a write
+    else:
+        wanted = lane if row.reads else row.lane
+    if wanted != lane:
+        raise Reroute(wanted)
+
+
+def _send_checked(receiver, selector, args, kwargs):
+    try:
+        return send(receiver, selector, *args, **kwargs)
+    except TypeError as error:
+        row = primitive_for(receiver, selector)
+        if row is None or isinstance(error, BatosError):
+            raise
+        signature = inspect.signature(row.function)
+        try:
+            signature.bind(receiver, *args, **kwargs)
+        except TypeError as mismatch:
+            raise BadRequest(f"{selector} of {receiver!r}: {mismatch}; it takes {signature}") from None
+        raise
+
+
+def append_log(tree, entry, most):
+    """Append to a bounded log: a tree with running numbers, the oldest entries dropped."""
+    number = tree.maxKey() + 1 if len(tree) else 0
+    tree[number] = entry
+    while number - tree.minKey() >= most:
+        del tree[tree.minKey()]
+
+
+def search_memory(command):
+    def apply(root):
+        found = send(root["knowledge_catalog_obj"], "search_", command.query, max_results=command.max_results,
+                     doc_id=command.doc_id, scope=command.scope)
+        count = len(found["results"])
+        details = f"{count} of the passages that match" if count else "nothing in memory matches"
+        return {"details": details, "results": to_wire(found["results"]),
+                "result": {key: value for key, value in found.items() if key != "results"}}
+    return apply
+
+
+def index_document(command, texts, settings):
+    """Index what `prepare` put into `texts` (one text)."""
+    def apply(root):
+        stored = send(root["knowledge_catalog_obj"], "index_document_", command.doc_id, texts[0],
+                      metadata=command.metadata, scope=command.scope, source=command.path,
+                      max_bytes=int(settings.document_max_mb * 1e6))
+        what = "was already known" if stored["unchanged"] else f"is remembered in {stored['chunks']} chunks"
+        return {"details": f"{command.doc_id} {what}", "result": to_wire(stored)}
+    return apply
+
+
+def unindex_document(command):
+    def apply(root):
+        gone = send(root["knowledge_catalog_obj"], "unindex_document_", command.doc_id)
+        return {"details": f"{command.doc_id} is no longer found", "result": to_wire(gone)}
+    return apply
+
+
+def read_document(command, settings):
+    """Return the text of an index_document command, from its `text` or a file under learn_roots."""
+    if (command.text is None) == (command.path is None):
+        raise BadRequest("index_document takes either `text` or `path`")
+    if command.text is not None:
+        return command.text
+    path = pathlib.Path(command.path).resolve()
+    roots = [pathlib.Path(root).resolve() for root in settings.learn_roots.split(":") if root]
+    if not path.is_file() or not any(path.is_relative_to(root) for root in roots):
+        raise BadRequest(f"{command.path} is no regular file under the folders of the setting learn_roots "
+                         f"({settings.learn_roots or 'none'}); use `batos.py learn`, which sends the text itself")
+    if path.stat().st_size > settings.document_max_mb * 1e6:
+        raise BadRequest(f"{command.path} is larger than document_max_mb ({settings.document_max_mb:g}); split it")
+    return path.read_text("utf-8", errors="replace")
+
+
+def state_view(root):
+    """Return what get_full_state shows of the image."""
+    catalog = root["knowledge_catalog_obj"]
+    objects = {name: {"oid": oid_text(value._p_oid), "type": type(value).__name__,
+                      "slots": list(value._slots)[:50] if isinstance(value, UvmObject) else None}
+               for name, value in root.items() if isinstance(value, persistent.Persistent)}
+    return {"image_id": root["image_id"], "image_version": root["image_version"], "objects": objects,
+            "memory": catalog_figures(catalog)}
+
+
+class BatOS_UVM:
+    """The universal virtual machine: a ROUTER, the lanes behind it, and one reply for each request."""
+
+    def __init__(self, image, settings):
+        self.image, self.settings = image, settings
+        self.token = WriteToken()
+        self.lanes = {"write": WriteLane(image, self.token, settings, self._fatal),
+                      "bulk": BulkLane(image, self.token, settings, self._fatal),
+                      "read": ReadLane(image, "read", settings.read_threads)}
+        self.started_s = time.monotonic()
+        self.keys = KeyMemory(settings.request_memory_min_h * 3600, settings.request_memory_max)
+        self.peers, self.pending, self.view = {}, 0, {}
+        self.counts = collections.Counter()              # messages, replies, errors
+        self._outcomes, self._awake = collections.deque(), False
+        self._held = None                                # keyed requests, until the memory of keys is read
+        self._refused = None                             # why no work is accepted any more, or None
+        self._view_commits = -1
+        self._retrying = False
+
+    # ---- life
+
+    def start(self):
+        """Start the lanes, read the memory of keys in the background."""
+        for lane in self.lanes.values():
+            lane.start()
+        self._held = []
+        since_us = unix_us() - int(self.settings.request_memory_min_h * 3600e6)
+        self.lanes["read"].submit(Job("keys", lambda root: recent_keys(root["ledger_obj"], since_us),
+                                      lambda outcome: self.post(self._keys_read, outcome)))
+
+    def bind(self, endpoint):
+        """Bind the ROUTER. Returns the endpoint, with the port that the system chose. Raises ConfigError."""
+        check_loopback(endpoint)
+        self._context = zmq.Context()
+        self.socket = socket = self._context.socket(zmq.ROUTER)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.MAXMSGSIZE, int(self.settings.message_max_mb * (1 << 20)))
+        socket.setsockopt(zmq.LINGER, 2000)
+        socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+        try:
+            socket.bind(re.sub(r":0$", ":*", endpoint))
+        except zmq.ZMQError as error:
+            raise ConfigError(f"cannot listen on {endpoint}: {error}. Stop what listens there, or choose another "
+                              "--endpoint (port 0 lets the system choose)") from error
+        return socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    async def serve(self, stop):
+        """Answer until `stop` (an asyncio.Event) is set, then drain."""
+        self.loop, self.stop = asyncio.get_running_loop(), stop
+        self.loop.add_reader(self.socket.FD, self._drain)
+        self.loop.call_soon(self._drain)
+        view = self.loop.create_task(self._refresh_view(), name="view")
+        try:
+            await stop.wait()
+            await self._drain_out()
+        finally:
+            view.cancel()
+            self.loop.remove_reader(self.socket.FD)
+
+    async def _drain_out(self):
+        """Accept nothing more, wait for what was accepted, send what is unsent; all within drain_s."""
+        self._refused = ShuttingDown("the daemon is shutting down and takes no more work; "
+                                     "send it again once the daemon is back")
+        log_bridge.info("draining: %d requests at work", self.pending)
+        end_s = time.monotonic() + self.settings.drain_s
+        while (self.pending or any(peer.outbox for peer in self.peers.values())) and time.monotonic() < end_s:
+            await asyncio.sleep(0.01)
+            self._drain()
+
+    def hurry(self):
+        """Stop waiting for accepted work (a second interrupt)."""
+        self.settings.drain_s = 0.0
+
+    def close_lanes(self):
+        """Finish what the lanes hold, then end their threads. Not in the loop's thread."""
+        for lane in self.lanes.values():
+            lane.close()
+
+    def close_socket(self):
+        """Close the socket, in the loop's thread. The image is the caller's."""
+        self.socket.close()
+        self._context.term()
+
+    def _fatal(self, error):
+        self.loop.call_soon_threadsafe(self.stop.set)
+
+    # ---- intake
+
+    def _drain(self):
+        """Take all messages that are there; after a batch let other tasks have a turn."""
+        for _ in range(DRAIN_BATCH):
+            try:
+                frames = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._receive(frames)
+        self.loop.call_soon(self._drain)
+
+    def _again_if_readable(self):
+        """The descriptor tells of edges: after sending, look whether messages came meanwhile."""
+        if self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            self.loop.call_soon(self._drain)
+
+    def _receive(self, frames):
+        self.counts["messages"] += 1
+        identity = frames[0]
+        peer = self.peers.get(identity) or Peer(identity)
+        request = Request(peer, frames[:-1])
+        try:
+            if len(frames) not in (2, 3) or (len(frames) == 3 and frames[1]):
+                request.envelope = frames[:1]
+                raise Malformed(f"a message of {len(frames)} frames came; send one frame (DEALER), or an empty one "
+                                "and one (REQ)")
+            fields = unpack_request(frames[-1])
+            request.id = fields.get("id") if isinstance(fields.get("id"), Scalar) else None
+            request.command = parse_command(fields)
+            self._dispatch(request)
+        except Exception as error:                       # a boundary: every request gets a reply
+            self.reply_error(request, error)
+
+    def _dispatch(self, request):
+        command = request.command
+        row = COMMANDS[command.command]
+        if row.lane == "loop":
+            return self.reply_ok(request, LOOP_COMMANDS[command.command](self, command))
+        self._check_room(request)
+        if row.effect and command.idempotency_key:
+            return self._dispatch_keyed(request)
+        self._submit(request)
+
+    def _check_room(self, request):
+        peer = request.peer
+        if self._refused:
+            raise self._refused
+        for count, name in ((self.pending, "pending_max"), (peer.pending, "client_pending_max"),
+                            (len(peer.outbox), "outbox_max")):
+            if count >= getattr(self.settings, name):
+                raise Busy(f"{count} requests are at work or unread, which is the limit ({name}); "
+                           "read replies, then send it again")
+
+    def _dispatch_keyed(self, request):
+        if self._held is not None:
+            self._accept(request)
+            return self._held.append(request)
+        request.key = request.who, request.command.idempotency_key
+        request.digest = body_digest(request.command)
+        known = self.keys.check(request)
+        if known is None:
+            self._submit(request)
+        elif known is True:
+            self._accept(request)                        # its twin's reply will be its own
+        else:
+            self._repeat(request, known)
+
+    def _keys_read(self, outcome):
+        if outcome.error is not None:
+            log_bridge.critical("the memory of keys cannot be read: %s", outcome.error)
+            return self.stop.set()
+        for key, remembered in outcome.result:
+            self.keys.add(key, remembered)
+        held, self._held = self._held, None
+        for request in held:
+            self._release(request)
+            try:
+                self._dispatch_keyed(request)
+            except BatosError as error:
+                self.reply_error(request, error)
+
+    def _repeat(self, request, known):
+        """Answer from the ledger what was answered before."""
+        def apply(root):
+            page = getattr(root["ledger_obj"], known.lane).get(known.page_us)
+            return kept_result(page.entries[known.number])
+        request.key = None
+        self.submit_to("read", request, apply, repeated=known.change)
+
+    def _submit(self, request):
+        """Give a request to the lane of its command, as the job that JOBS makes of it."""
+        JOBS[request.command.command](self, request)
+
+    def submit_to(self, lane, request, apply, repeated=None, prepare=None):
+        """Queue a job for a request; its outcome is the reply."""
+        self._accept(request)
+        command = request.command
+        key = request.key[1] if request.key else None
+        why = command.why if command.client is None else f"{command.client}: {command.why or command.command}"
+        self.lanes[lane].submit(Job(command.command, apply, functools.partial(self._done, request, repeated),
+                                    request.who, why, None, key, request.digest, prepare=prepare))
+
+    def _accept(self, request):
+        if not request.accepted:
+            request.accepted = True
+            self.pending += 1
+            request.peer.pending += 1
+            self.peers[request.peer.identity] = request.peer
+
+    def _release(self, request):
+        if request.accepted:
+            request.accepted = False
+            self.pending -= 1
+            request.peer.pending -= 1
+            self._forget_idle(request.peer)
+
+    def _forget_idle(self, peer):
+        if not peer.pending and not peer.outbox:
+            self.peers.pop(peer.identity, None)
+
+    # ---- outcomes
+
+    def _done(self, request, repeated, outcome):         # in a lane's thread
+        self.post(self._finish, request, repeated, outcome)
+
+    def post(self, function, *args):
+        """Have `function(*args)` run by the loop soon; from any thread, with one wake-up for many."""
+        self._outcomes.append((function, args))
+        if not self._awake:
+            self._awake = True
+            with contextlib.suppress(RuntimeError):      # the loop is closed: nobody is left to tell
+                self.loop.call_soon_threadsafe(self._take_outcomes)
+
+    def _take_outcomes(self):
+        self._awake = False
+        while self._outcomes:
+            function, args = self._outcomes.popleft()
+            function(*args)
+        self._again_if_readable()
+
+    def _finish(self, request, repeated, outcome):
+        if isinstance(outcome.error, Reroute):
+            return JOBS[request.command.command](self, request, outcome.error.args[0])
+        twins = self.keys.end(request.key) if request.key else []
+        if outcome.error is not None:
+            self._log_unexpected(request, outcome.error)
+            for one in (request, *twins):
+                self.reply_error(one, outcome.error)
+            return
+        if request.key and outcome.page:
+            self.keys.add(request.key, Remembered(request.digest, outcome.page.lane, outcome.change,
+                                                  outcome.page.at_us, outcome.page.number))
+        change = repeated or outcome.change
+        self.answer(request, outcome.result, change, bool(repeated))
+        for twin in twins:
+            self.answer(twin, outcome.result, change, True)
+
+    def answer(self, request, result, change, repeated=False):
+        """Reply OK with a stored result."""
+        extra = {"change": change} if change else {}
+        if repeated:
+            extra["repeated"] = True
+        self.reply_ok(request, result, **extra)
+
+    def reply_ok(self, request, result, **extra):
+        self._reply(request, {"id": request.id, "status": "OK", **result, **extra})
+
+    def reply_error(self, request, error):
+        self.counts["errors"] += 1
+        self._reply(request, error_reply(request.id, error))
+
+    def _log_unexpected(self, request, error):
+        if not isinstance(error, BatosError):
+            log_bridge.error("%s failed", request.command.command, exc_info=error)
+
+    # ---- replies
+
+    def _reply(self, request, reply):
+        self.counts["replies"] += 1
+        try:
+            payload = pack_reply(reply)
+        except (TypeError, ValueError) as error:
+            payload = pack_reply(error_reply(request.id, BadRequest(f"the answer does not fit the wire: {error}")))
+        self._release(request)
+        self._send(request.peer, [*request.envelope, payload])
+        if log_bridge.isEnabledFor(logging.DEBUG):
+            name = request.command.command if request.command else "?"
+            log_bridge.debug("%s %r: %s, %d bytes", name, request.id, reply["status"], len(payload))
+
+    def _send(self, peer, frames):
+        if not peer.outbox and self._sent(peer, frames):
+            return
+        peer.outbox.append(frames)
+        self.peers[peer.identity] = peer
+        if len(peer.outbox) > 2 * self.settings.outbox_max:
+            return self._drop(peer, f"{len(peer.outbox)} replies unread")
+        if not self._retrying:
+            self._retrying = True
+            self.loop.call_later(RETRY_S, self._flush)
+
+    def _sent(self, peer, frames):
+        """Try to send. Returns whether the frames are off our hands (a client that went away took them along)."""
+        try:
+            self.socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            peer.stalled_s = peer.stalled_s or time.monotonic()
+            return False
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            log_bridge.debug("a client went away before its reply")
+        peer.stalled_s = None
+        return True
+
+    def _flush(self):
+        """Send what waits in outboxes; drop clients that read nothing for client_stall_s."""
+        self._retrying = False
+        for peer in [peer for peer in self.peers.values() if peer.outbox]:
+            while peer.outbox and self._sent(peer, peer.outbox[0]):
+                peer.outbox.popleft()
+            if peer.outbox and time.monotonic() - peer.stalled_s > self.settings.client_stall_s:
+                self._drop(peer, f"nothing read for {self.settings.client_stall_s:g} s")
+            self._forget_idle(peer)
+        if any(peer.outbox for peer in self.peers.values()):
+            self._retrying = True
+            self.loop.call_later(RETRY_S, self._flush)
+        self._again_if_readable()
+
+    def _drop(self, peer, why):
+        log_bridge.warning("a client is dropped with %d unsent replies: %s", len(peer.outbox), why)
+        peer.outbox.clear()
+        peer.stalled_s = None
+        self._forget_idle(peer)
+
+    # ---- what is answered from memory
+
+    async def _refresh_view(self):
+        while True:
+            commits = self.lanes["write"].commits + self.lanes["bulk"].commits
+            if commits != self._view_commits:
+                self._view_commits = commits
+                self.lanes["read"].submit(Job("view", state_view, lambda outcome: self.post(self._set_view, outcome)))
+            await asyncio.sleep(VIEW_S)
+
+    def _set_view(self, outcome):
+        if outcome.error is None:
+            self.view = outcome.result
+        else:
+            log_bridge.error("the view of the state cannot be read", exc_info=outcome.error)
+
+    def health(self):
+        """Return how the daemon is, from memory."""
+        lanes = {name: {"waiting": lane.depth, "commits": getattr(lane, "commits", 0)} for name, lane in self.lanes.items()}
+        return {"version": __version__, "pid": os.getpid(), "uptime_s": round(time.monotonic() - self.started_s, 1),
+                "state": "draining" if self._refused else "serving", "pending": self.pending, "clients": len(self.peers),
+                "keys": len(self.keys), "lanes": lanes, "image_mb": round(self.image.size() / 1e6, 3)}
+
+
+def check_loopback(endpoint):
+    """Raise ConfigError unless an endpoint can be reached from this machine alone."""
+    match = re.fullmatch(r"tcp://(\[.+\]|[^:\[\]]+):(\d{1,5}|\*)", endpoint)
+    if not match and not re.fullmatch(r"ipc://.+", endpoint):
+        raise ConfigError(f"{endpoint!r} is no endpoint; allowed are tcp://127.0.0.1:PORT and ipc://PATH")
+    host = match[1].strip("[]") if match else "localhost"
+    if not (host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host)):
+        raise ConfigError(f"{endpoint} can be reached from other machines, which needs keys that this version does not "
+                          "have; listen on 127.0.0.1 and use a tunnel such as ssh -L")
+
+
+def _health(uvm, command):
+    return {"details": "the daemon is serving", "result": uvm.health()}
+
+
+def _full_state(uvm, command):
+    shown = {name: value for name, value in vars(uvm.settings).items() if name in SETTINGS}
+    shown["image"] = hide_password(shown["image"])
+    return {"details": "the state, as of a moment ago", "result": {**uvm.view, "health": uvm.health(), "settings": shown}}
+
+
+def _shutdown(uvm, command):
+    uvm.stop.set()
+    return {"details": "the daemon drains and stops"}
+
+
+def _read(make):
+    """Return a JOBS function that runs make(command) in the read lane."""
+    return lambda uvm, request: uvm.submit_to("read", request, make(request.command))
+
+
+def _send_message(uvm, request, lane=None):
+    """A message known to write goes straight to the write lane; any other first to the read lane, which looks."""
+    row = PRIMITIVES.get(request.command.selector.replace(":", "_"))
+    lane = lane or ("write" if row and row.universal and not row.reads else "read")
+    uvm.submit_to(lane, request, send_to_object(request.command, lane, uvm.settings))
+
+
+def _index_document(uvm, request):
+    command, texts = request.command, []
+    uvm.submit_to("bulk", request, index_document(command, texts, uvm.settings),
+                  prepare=lambda: texts.append(read_document(command, uvm.settings)))
+
+
+LOOP_COMMANDS = {"health": _health, "get_full_state": _full_state, "shutdown": _shutdown}
+JOBS = {
+    "inspect": _read(inspect_object),
+    "search_memory": _read(search_memory),
+    "send_message": _send_message,
+    "index_document": _index_document,
+    "unindex_document": lambda uvm, request: uvm.submit_to("bulk", request, unindex_document(request.command)),
+}
+
+
+################################################################################
+# Genesis ######################################################################
+################################################################################
+#
+# The first transaction of an image: killed at any moment, it leaves nothing or all.
+
+
+def method(selector, primitive_name=None):
+    """Return a method object for a primitive."""
+    return Method(selector=selector, primitive=primitive_name or selector, author="genesis", status="trusted", version=1)
+
+
+def genesis(image):
+    """Fill an empty image with the primordial objects, in one transaction."""
+    unit = Unit(image.db)
+    try:
+        unit.manager.begin()
+        unit.root.update(_primordial())
+        unit.manager.commit()
+    except BaseException:
+        unit.manager.abort()
+        raise
+    finally:
+        unit.close()
+
+
+def _primordial():
+    traits = UvmObject(name="traits_obj", _doesNotUnderstand_=method("_doesNotUnderstand_"))
+    pllm = UvmObject(**{"parent*": [traits], "name": "pLLM_obj", "lora_repository": OOBTree()})
+    genesis_obj = UvmObject(**{"parent*": [pllm, traits], "name": "Genesis Object",
+                               "description": "The primordial object from which all others are cloned."})
+    selectors_of_catalog = ("index_document_", "unindex_document_", "restore_document_", "search_")
+    catalog = new_catalog(**{"parent*": [traits], "name": "knowledge_catalog_obj"},
+                          **{name: method(name) for name in selectors_of_catalog})
+    return {"image_version": IMAGE_VERSION, "image_id": uuid7(), "traits_obj": traits, "pLLM_obj": pllm,
+            "genesis_obj": genesis_obj, "knowledge_catalog_obj": catalog, "message_log": LOBTree(),
+            "ledger_obj": new_ledger()}
+
+
+################################################################################
+# Daemon #######################################################################
+################################################################################
+#
+# Start in order: settings, image, genesis, lanes, socket. Stop in the reverse order.
+
+log_daemon = logging.getLogger("batos.daemon")
+
+
+def set_up_log(settings, debug=False):
+    """Send the log to stderr (warnings only) and to a rotating file beside the image."""
+    to_terminal = logging.StreamHandler()
+    to_terminal.setLevel(logging.DEBUG if debug else logging.WARNING)
+    handlers = [to_terminal]
+    if "://" not in settings.image:
+        path = f"{os.path.abspath(settings.image)}.log"
+        handlers.append(logging.handlers.RotatingFileHandler(path, maxBytes=int(settings.log_file_mb * 1e6),
+                                                             backupCount=3, delay=True))
+    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=handlers,
+                        format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+def serve(settings, debug=False):
+    """Run the daemon until SIGINT, SIGTERM or `shutdown`. Returns the exit status."""
+    check_loopback(settings.endpoint)
+    os.umask(0o077)
+    set_up_log(settings, debug)
+    image = Image.open(settings.image, int(settings.open_check_mb * 1e6))
+    try:
+        if image.empty():
+            print("Prototypal Awakening: the first objects are made", flush=True)
+            genesis(image)
+        uvm = BatOS_UVM(image, settings)
+        endpoint = uvm.bind(settings.endpoint)
+        asyncio.run(_run(uvm, image, endpoint))
+    finally:
+        image.close()
+    print("stopped; everything acknowledged is in the image", flush=True)
+    return int(getattr(image.storage, "broken", None) is not None)
+
+
+async def _run(uvm, image, endpoint):
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def interrupted():
+        if stop.is_set():
+            uvm.hurry()
+        stop.set()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupted)
+    uvm.loop, uvm.stop = loop, stop
+    uvm.start()
+    checking = loop.run_in_executor(None, image.check_rest)
+    checking.add_done_callback(functools.partial(_checked_rest, stop))
+    print(f"BAT OS listens on {endpoint} (Ctrl-C stops it)", flush=True)
+    log_daemon.info("listening on %s, image %s", endpoint, hide_password(uvm.settings.image))
+    try:
+        await uvm.serve(stop)
+    finally:
+        await loop.run_in_executor(None, uvm.close_lanes)
+        uvm.close_socket()
+
+
+def _checked_rest(stop, done):
+    if done.exception() is not None:
+        log_daemon.critical("%s", done.exception())
+        stop.set()
+
+
+################################################################################
+# Client #######################################################################
+################################################################################
+#
+# A synchronous client, and the command line made of it.
+
+
+class Client:
+    """I talk to a daemon from one thread: `Client().call("health")`. Errors come back as BatosError."""
+
+    def __init__(self, endpoint=None, timeout_s=60.0):
+        self.endpoint, self.timeout_s = endpoint or load_settings().endpoint, timeout_s
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)        # never deliver later what was sent to nobody
+        self._socket.connect(self.endpoint)
+        self._number = 0
+
+    def call(self, command, timeout_s=None, **fields):
+        """Send one command and return its reply. Raises the error of the reply, or NoReply."""
+        self._number += 1
+        wait_ms = int((timeout_s or self.timeout_s) * 1000)
+        if not self._socket.poll(wait_ms, zmq.POLLOUT):
+            raise NoReply(f"nothing answers at {self.endpoint}; start it with `python batos.py`")
+        self._socket.send(pack_reply({"command": command, "id": self._number, **fields}))
+        while self._socket.poll(wait_ms):
+            reply = ormsgpack.unpackb(self._socket.recv(), option=ormsgpack.OPT_NON_STR_KEYS)
+            if reply["id"] in (self._number, None):      # older ones are late replies to calls given up
+                return _checked_reply(reply)
+        raise NoReply(f"no reply to {command} within {wait_ms / 1000:g} s: whether it took effect is unknown; "
+                      "ask again with the same idempotency_key")
+
+    def close(self):
+        self._socket.close()
+        self._context.term()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def _checked_reply(reply):
+    if reply["status"] == "OK":
+        return reply
+    kind = globals().get(reply["code"])
+    known = isinstance(kind, type) and issubclass(kind, BatosError)
+    raise (kind if known else BatosError)(reply["details"])
+
+
+TEXT_FILES = (".md", ".markdown", ".txt", ".rst", ".text")
+
+
+def _files(paths):
+    for path in map(pathlib.Path, paths):
+        if not path.exists():
+            raise ConfigError(f"there is no {path}; name files or folders to learn")
+        yield from (sorted(file for file in path.rglob("*") if file.suffix.lower() in TEXT_FILES and file.is_file())
+                    if path.is_dir() else [path])
+
+
+def _learn(args, client):
+    files = list(_files(args.paths))
+    learnt = []
+    for number, file in enumerate(files, 1):
+        data = file.read_bytes()
+        if b"\0" in data:
+            print(f"[{number}/{len(files)}] {file}: not text, left out")
+            continue
+        reply = client.call("index_document", doc_id=str(file), text=data.decode("utf-8", "replace"),
+                            metadata={"path": str(file.resolve())}, idempotency_key=uuid7())
+        learnt.append(reply)
+        if not args.json:
+            print(f"[{number}/{len(files)}] {reply['details']}", flush=True)
+    return learnt, ""
+
+
+def _search(args, client):
+    reply = client.call("search_memory", query=args.query, max_results=args.max_results)
+    lines = []
+    for rank, row in enumerate(reply["results"], 1):
+        chunk = row["chunk"]
+        words = ", ".join(row["why"]["words"])
+        lines += [f"{rank}. {chunk['doc_id']}:{chunk['lines'][0]}-{chunk['lines'][1]}  score {row['score']:.2f}  "
+                  f"words: {words}", *("   " + line for line in chunk["text"].strip().splitlines()), ""]
+    return reply, "\n".join(lines) or "nothing in memory matches"
+
+
+def _send(args, client):
+    try:
+        fields = json.loads(args.message)
+    except ValueError as error:
+        raise ConfigError(f"the message is not JSON ({error}); for example {{\"target\": \"genesis_obj\", "
+                          "\"selector\": \"slotNames\"}") from None
+    if not isinstance(fields, dict):
+        raise ConfigError("the message is a JSON map such as {\"target\": \"genesis_obj\", \"selector\": \"slotNames\"}")
+    reply = client.call(fields.pop("command", "send_message"), **fields)
+    return reply, json.dumps(reply, indent=2, default=repr)
+
+
+def _status(args, client):
+    reply = client.call("health")
+    return reply, "\n".join(f"{name}: {value}" for name, value in reply["result"].items())
+
+
+def _state(args, client):
+    reply = client.call("get_full_state")
+    return reply, json.dumps(reply["result"], indent=2, default=repr)
+
+
+def _stop(args, client):
+    reply = client.call("shutdown")
+    return reply, reply["details"]
+
+
+SUBCOMMANDS = {
+    "learn": (_learn, "put files or folders of text and Markdown into the memory"),
+    "search": (_search, "find passages by words"),
+    "send": (_send, "send a message to an object, as JSON"),
+    "status": (_status, "say how the daemon is"),
+    "state": (_state, "show the root objects, counts and settings"),
+    "stop": (_stop, "stop the daemon"),
+}
+
+
+def command_line():
+    """Return the argument parser, with every setting as an option of `serve`."""
+    parser = argparse.ArgumentParser("batos.py", description="BAT OS: a daemon that keeps a mind in a database.")
+    parser.add_argument("--debug", action="store_true", help="show the log and tracebacks")
+    commands = parser.add_subparsers(dest="subcommand", metavar="COMMAND")
+    serving = commands.add_parser("serve", help="run the daemon (the default)")
+    for row in SETTINGS.values():
+        for where in (parser, serving):
+            where.add_argument(f"--{row.name.replace('_', '-')}", dest=row.name, default=argparse.SUPPRESS,
+                               metavar="VALUE", help=f"{row.help} ({row.unit}; default {row.default!r})")
+    for name, (_, text) in SUBCOMMANDS.items():
+        one = commands.add_parser(name, help=text, description=text)
+        one.add_argument("--endpoint", default=argparse.SUPPRESS, help="where the daemon listens")
+        one.add_argument("--json", action="store_true", help="print the reply as JSON")
+        if name == "learn":
+            one.add_argument("paths", nargs="+")
+        if name == "search":
+            one.add_argument("query")
+            one.add_argument("--max-results", type=int, default=5)
+        if name == "send":
+            one.add_argument("message", help='{"target": …, "selector": …, "args": […]}')
+    return parser
+
+
+def main(argv=None):
+    """Run the command line. Returns the exit status."""
+    args = command_line().parse_args(argv)
+    try:
+        settings = load_settings({name: value for name, value in vars(args).items() if name in SETTINGS})
+        if args.subcommand in (None, "serve"):
+            return serve(settings, args.debug)
+        with Client(settings.endpoint, 30.0) as client:
+            reply, text = SUBCOMMANDS[args.subcommand][0](args, client)
+        print(json.dumps(reply, default=repr) if args.json else text)
+        return 0
+    except BatosError as error:
+        if args.debug:
+            raise
+        print(f"batos: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    from batos import main  # the image records classes as batos.X, never __main__.X
+    raise SystemExit(main())

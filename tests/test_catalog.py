@@ -1,0 +1,897 @@
+"""Knowledge catalog: cutting, finding by words, versions, relevance; against a plain dict as the model."""
+
+import ast
+import datetime
+import itertools
+import json
+import os
+import pathlib
+import pickletools
+import random
+import re
+import string
+import time
+
+import persistent
+import pytest
+import transaction
+import ZODB
+import ZODB.FileStorage
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import batos
+
+DATA = pathlib.Path(__file__).parent / "data"
+PUMP = """# Pump
+
+## Calibrating
+
+Turn e.g. the brass valve. See Fig. 3 now.
+The needle must stand at zero.
+
+## Cleaning
+
+Rinse the filter with water.
+"""
+
+
+class Store:
+    """A catalog in a temporary FileStorage, with one connection to write and more to read."""
+
+    def __init__(self, folder):
+        self.path = str(folder / "catalog.fs")
+        self.open()
+
+    def open(self):
+        self.db = ZODB.DB(ZODB.FileStorage.FileStorage(self.path), cache_size=50_000)
+        self.manager = transaction.TransactionManager(explicit=True)
+        self.manager.begin()
+        self.connection = self.db.open(self.manager)
+        if "catalog" not in self.connection.root():
+            self.connection.root()["catalog"] = batos.new_catalog()
+            self.commit()
+        self.catalog = self.connection.root()["catalog"]
+
+    def commit(self):
+        self.manager.commit()
+        self.manager.begin()
+
+    def abort(self):
+        self.manager.abort()
+        self.manager.begin()
+
+    def close(self):
+        self.manager.abort()
+        self.connection.close()
+        self.db.close()
+
+    def reopen(self):
+        self.close()
+        self.open()
+
+    def written(self):
+        return pathlib.Path(self.path).stat().st_size
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = Store(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def catalog():
+    return batos.new_catalog()
+
+
+def found(catalog, query, **more):
+    """Return the doc_ids that a query finds, as a set."""
+    outcome = batos.search_(catalog, query, max_results=100, **more)
+    return {result["chunk"]["doc_id"] for result in outcome["results"]}
+
+
+def index_state(catalog):
+    """Return all that search can look at, as plain data."""
+    tail = catalog.text_index
+    return {
+        "postings": {word: dict(tail.postings(word)) for word in tail.lexicon.words() if tail.postings(word)},
+        "lengths": dict(tail._docweight),
+        "words": tail.words,
+        "count": tail.count,
+        "known": tail.wordCount(),
+        "chunks": list(catalog.chunk_storage),
+        "fields": {
+            field: {value: list(numbers) for value, numbers in values.items()}
+            for field, values in catalog.metadata_index.items()
+        },
+    }
+
+
+EMPTY = {
+    "postings": {},
+    "lengths": {},
+    "words": 0,
+    "count": 0,
+    "known": 0,
+    "chunks": [],
+    "fields": {"scope": {}, "kind": {}},
+}
+
+
+# Cutting
+
+LINES = st.one_of(
+    st.sampled_from(
+        [
+            "",
+            " ",
+            "\t",
+            "# Head",
+            "## Sub ##",
+            "Title\n=====",
+            "Other\n---",
+            "```",
+            "~~~~",
+            "```py",
+            "- item",
+            "  - inner",
+            "1. first",
+            "| a | b |",
+            "    code()",
+            "---",
+            "Ends here:",
+            "Mr. A. met Dr. B. at 5 p.m.",
+            "Nul\0inside",
+            "Grüße, 你好。",
+            "word " * 150,
+            "x" * 2500,
+            "A sentence. " * 60,
+            "• dot",
+            "###",
+            "\x0c",
+        ]
+    ),
+    st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "Z", "Cc")), max_size=60),
+)
+TEXTS = st.lists(st.tuples(LINES, st.sampled_from(["\n", "\n", "\n\n", "\r\n", "\r"])), max_size=30).map(
+    lambda rows: "".join(line + end for line, end in rows)
+)
+
+
+def assert_cut_well(text, kind):
+    """Only blanks are lost, nothing comes twice, all is verbatim at its lines and under the ceiling."""
+    drafts = batos.cut_text(text, kind)
+    lines = re.split(r"\r\n|\r|\n", text)
+    assert "".join("".join(draft.text for draft in drafts).split()) == "".join(text.split())
+    at = 0
+    for draft in drafts:
+        at = text.index(draft.text, at)
+        before = len(re.findall(r"\r\n|\r|\n", text[:at]))
+        assert draft.line_start == before + 1
+        assert draft.line_end == before + 1 + len(re.findall(r"\r\n|\r|\n", draft.text))
+        at += len(draft.text)
+        assert batos._size(draft.text) <= batos.CHUNK_CEILING_WORDS
+    covered = {n for draft in drafts for n in range(draft.line_start, draft.line_end + 1)}
+    assert {n for n, line in enumerate(lines, 1) if line.strip()} <= covered
+
+
+@given(TEXTS, st.sampled_from(["text", "markdown"]))
+@settings(max_examples=150, deadline=None)
+def test_cut_text_loses_nothing_and_claims_true_lines(text, kind):
+    assert_cut_well(text, kind)
+
+
+@given(TEXTS)
+@settings(max_examples=80, deadline=None)
+def test_sentences_are_verbatim_and_complete(text):
+    rows = batos.sentences(text, 7)
+    assert "".join("".join(row["text"] for row in rows).split()) == "".join(text.split())
+    lines, at = re.split(r"\r\n|\r|\n", text), 0
+    for row in rows:
+        at = text.index(row["text"], at)
+        assert row["line"] == 7 + len(re.findall(r"\r\n|\r|\n", text[:at]))
+        assert re.split(r"\r\n|\r|\n", row["text"])[0] in lines[row["line"] - 7]
+        at += len(row["text"])
+
+
+def test_sections_keep_their_headings_and_lines():
+    body = "The valve is turned until it clicks. " * 5
+    text = f"# Pump\n\n## Calibrating\n\n{body}\n\nCleaning\n--------\n\n{body}\n"
+    drafts = batos.cut_text(text, "markdown")
+    assert [(draft.headings, draft.line_start, draft.line_end) for draft in drafts] == [
+        (("Pump", "Calibrating"), 1, 5),
+        (("Pump", "Cleaning"), 7, 10),
+    ]
+
+
+def test_a_small_section_is_carried_into_the_next():
+    drafts = batos.cut_text(PUMP, "markdown")
+    assert len(drafts) == 1 and drafts[0].headings == ("Pump",)
+
+
+def test_a_paragraph_that_announces_a_list_stays_with_it():
+    text = "word " * 70 + "follow:\n\n- one\n- two\n\n" + "tail " * 80
+    assert [draft.text[-5:] for draft in batos.cut_text(text)] == ["- two", "tail "]
+
+
+def test_code_stays_whole_where_it_fits_and_is_split_at_lines_where_not():
+    small = "Text before.\n\n```\n" + "a = 1\n\n" * 20 + "```\n"
+    assert len(batos.cut_text(small, "markdown")) == 1
+    drafts = batos.cut_text("```\n" + "call(one, two)\n" * 400 + "```", "markdown")
+    assert len(drafts) > 3
+    assert all(line in ("call(one, two)", "```") for draft in drafts for line in draft.text.split("\n"))
+
+
+def test_a_huge_line_is_split_at_sentences_and_a_huge_word_at_the_ceiling():
+    drafts = batos.cut_text("The needle, e.g. a thin one, stands at zero. " * 200)
+    assert len(drafts) > 5 and all(draft.text.endswith("zero.") for draft in drafts)
+    assert [len(draft.text) for draft in batos.cut_text("x" * 4500)] == [2000, 2000, 500]
+
+
+def test_chunks_lie_between_floor_and_ceiling_in_ordinary_text():
+    text = "\n\n".join("The valve turns. " * random.Random(n).randint(3, 30) for n in range(60))
+    sizes = [batos._size(draft.text) for draft in batos.cut_text(text)]
+    assert min(sizes) >= batos.CHUNK_FLOOR_WORDS and max(sizes) <= batos.CHUNK_CEILING_WORDS
+
+
+@pytest.mark.parametrize("kind", ["text", "markdown"])
+def test_cutting_five_megabytes_takes_seconds(kind):
+    paragraph = "The pump has a valve that turns. " * 12 + "\n\n"
+    text = "".join(f"## Section {n}\n\n{paragraph}- item\n\n```\ncode\n```\n\n" for n in range(11_500))
+    began = time.monotonic()
+    assert len(batos.cut_text(text, kind)) > 5000
+    assert len(text) > 5_000_000 and time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    "unit", ["a. ", "x\n", "- a\n\n\n", "```\n\n", "~~~\n```\n", "# \n", "| a\n", ". . "]
+)
+def test_no_shape_of_text_takes_more_than_linear_time(unit):
+    """Each shape once cost, or could cost, a scan of the rest of the text for every line of it."""
+    began = time.monotonic()
+    batos.cut_text(unit * (300_000 // len(unit)), "markdown")
+    assert time.monotonic() - began < 6
+
+
+def test_cut_text_refuses_an_unknown_kind():
+    with pytest.raises(batos.BadRequest, match="markdown"):
+        batos.cut_text("x", "markdwon")
+
+
+def test_sentences_know_abbreviations_wraps_and_blocks():
+    text = "# Head\n\nTurn e.g. the valve. See\nFig. 3 now. Done!\n- one. Two.\n```\nx = 1\n```"
+    assert batos.sentences(text, 10) == [
+        {"text": "# Head", "line": 10},
+        {"text": "Turn e.g. the valve.", "line": 12},
+        {"text": "See\nFig. 3 now.", "line": 12},
+        {"text": "Done!", "line": 13},
+        {"text": "- one.", "line": 14},
+        {"text": "Two.", "line": 14},
+        {"text": "```", "line": 15},
+        {"text": "x = 1", "line": 16},
+        {"text": "```", "line": 17},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "kind"),
+    [
+        ("plain", "a.md", "markdown"),
+        ("# H\n\nx", "a.txt", "text"),
+        ("# H\n\nx", "", "markdown"),
+        ("```\nx\n```", "", "markdown"),
+        ("# comment\nx = 1", "", "text"),
+        ("plain", None, "text"),
+    ],
+)
+def test_guess_kind(text, name, kind):
+    assert batos.guess_kind(text, name) == kind
+
+
+# Words and search
+
+
+def test_any_word_of_a_question_finds_and_more_words_rank_higher(catalog):
+    batos.index_document_(catalog, "pump", PUMP)
+    batos.index_document_(catalog, "lamp", "The lamp has a brass foot.")
+    outcome = batos.search_(catalog, "How do I calibrate the brass valves?")
+    assert [result["chunk"]["doc_id"] for result in outcome["results"]] == ["pump", "lamp"]
+    why = outcome["results"][0]["why"]
+    assert (
+        set(why["words"]) == {"calibrate", "brass", "valves"} and why["missing"] == [] and why["mass"] == 1.0
+    )
+    assert outcome["results"][1]["why"]["missing"] == ["calibrate", "valves"]
+    assert outcome["mass"] == 1.0 and outcome["query_words"] == 3 and outcome["unknown"] == []
+
+
+def test_a_result_says_all_that_a_citation_needs(catalog):
+    batos.index_document_(catalog, "pump.md", PUMP, {"year": 2001}, source="/manuals/pump.md")
+    chunk = batos.search_(catalog, "needle")["results"][0]["chunk"]
+    assert chunk["text"] == PUMP.rstrip() and chunk["lines"] == [1, 10]
+    del chunk["text"], chunk["lines"]
+    assert chunk == {
+        "doc_id": "pump.md",
+        "version": 1,
+        "chunk_index": 0,
+        "chunk_id": "pump.md_chunk_0",
+        "headings": ["Pump"],
+        "metadata": {"year": 2001},
+        "title": "Pump",
+        "source": "/manuals/pump.md",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [
+        ("a café noir", "CAFE"),
+        ("the \uff30ump", "pump"),
+        ("call index_document_ now", "index document"),
+        ("call index_document_ now", "index_document_"),
+        ("the pump’s valve", "pump's"),
+        ("running pumps", "run pump"),
+        ("Straße", "STRASSE"),
+        ("part VM-18", "vm 18"),
+        ("hash " + "f0" * 200, "f0" * 200),
+        ("a\0b pump", "pump"),
+    ],
+)
+def test_spellings_that_are_found(catalog, text, query):
+    batos.index_document_(catalog, "one", text)
+    assert found(catalog, query) == {"one"}
+
+
+def test_title_and_headings_are_searched_with_each_chunk(catalog):
+    text = (
+        "# Zephyr\n\n## Boiling\n\n" + "The water gets hot. " * 40 + "\n\n" + "Steam comes out of it. " * 40
+    )
+    batos.index_document_(catalog, "z", text, {"title": "Quonk manual"}, kind="markdown")
+    assert (
+        len(batos.search_(catalog, "zephyr boiling")["results"])
+        == len(batos.search_(catalog, "quonk")["results"])
+        == 2
+    )
+
+
+def test_a_query_of_stop_words_finds_nothing_and_is_no_error(catalog):
+    batos.index_document_(catalog, "pump", PUMP)
+    assert batos.search_(catalog, "what is it?") == {
+        "results": [],
+        "mass": 0.0,
+        "query_words": 0,
+        "unknown": [],
+    }
+
+
+@pytest.mark.parametrize("query", ["", "  \n", None, 7])
+def test_a_blank_query_is_refused_with_its_mend(catalog, query):
+    with pytest.raises(batos.BadRequest, match="query"):
+        batos.search_(catalog, query)
+
+
+@pytest.mark.parametrize("most", [0, -1, 101, True, "5"])
+def test_max_results_is_checked(catalog, most):
+    with pytest.raises(batos.BadRequest, match="1 to 100"):
+        batos.search_(catalog, "pump", most)
+
+
+def test_an_empty_catalog_answers_at_once(catalog):
+    assert batos.search_(catalog, "quonk valve") == {
+        "results": [],
+        "mass": 0.0,
+        "query_words": 2,
+        "unknown": ["quonk", "valve"],
+    }
+
+
+def test_scope_doc_id_and_kind_choose(catalog):
+    batos.index_document_(catalog, "a", "the valve of the world")
+    batos.index_document_(catalog, "b.md", "another valve")
+    batos.index_document_(catalog, "me", "my own valve", scope="self")
+    assert found(catalog, "valve") == {"a", "b.md"}
+    assert found(catalog, "valve", scope="self") == {"me"}
+    assert found(catalog, "valve", scope=["self", "world"]) == {"a", "b.md", "me"}
+    assert found(catalog, "valve", doc_id="me") == {"me"}
+    assert found(catalog, "valve", doc_id="me", scope="world") == set()
+    assert found(catalog, "valve", kind="markdown") == {"b.md"}
+    assert found(catalog, "valve", scope="nowhere") == set()
+    with pytest.raises(batos.NotFound, match=r"did you mean b\.md"):
+        batos.search_(catalog, "valve", doc_id="b.m")
+
+
+def test_equal_scores_stand_in_the_order_of_their_numbers(catalog):
+    for name in "zyxw":
+        batos.index_document_(catalog, name, "the same valve")
+    found_ids = [result["chunk"]["doc_id"] for result in batos.search_(catalog, "valve")["results"]]
+    assert found_ids == list("zyxw")
+
+
+def test_a_long_query_is_cut_to_its_first_words(catalog):
+    batos.index_document_(catalog, "a", "w0 w63 w64")
+    outcome = batos.search_(catalog, " ".join(f"w{n}" for n in range(5000)))
+    assert outcome["query_words"] == batos.QUERY_WORDS_MAX and set(outcome["results"][0]["why"]["words"]) == {
+        "w0",
+        "w63",
+    }
+
+
+def test_the_commonest_words_only_add_to_what_rarer_words_found(catalog, monkeypatch):
+    """With and without the short cut the same chunks come first, and common words alone still find all."""
+    chance = random.Random(4)
+    for n in range(200):
+        words = (
+            ["valve"] * chance.randint(1, 3) + ["pump"] * chance.randint(0, 1) + [f"w{chance.randint(0, 3)}"]
+        )
+        batos.index_document_(catalog, f"d{n}", " ".join(words))
+    exact = batos.search_(catalog, "valve pump w1 w2", 10)
+    monkeypatch.setattr(batos, "COMMON_MIN", 90)
+    assert batos.search_(catalog, "valve pump w1 w2", 10) == exact
+    assert len(found(catalog, "valve")) == 100 and len(found(catalog, "valve w9")) == 100
+
+
+@batos.image_class
+class DictSource(persistent.Persistent):
+    """A source of another kind: plain dicts, frozen; what a segment will be."""
+
+    def __init__(self, texts, split):
+        self.texts = {number: split(text) for number, text in texts.items()}
+        self.count, self.words = len(texts), sum(map(len, self.texts.values()))
+
+    def document_frequency(self, word):
+        return sum(word in words for words in self.texts.values())
+
+    def holds(self, word, number):
+        return word in self.texts.get(number, ())
+
+    def scores(self, weights, mean_words, among=None):
+        scores = {}
+        for number, words in self.texts.items():
+            for word, idf in weights.items():
+                f, length = words.count(word), 0.3 + 0.9 * len(words) / mean_words
+                if f and (among is None or number in among):
+                    scores[number] = scores.get(number, 0.0) + idf * f * 2.2 / (f + length)
+        return scores
+
+
+def test_two_sources_rank_as_one(catalog):
+    """Chunks moved from the tail to a segment keep their scores: idf and mean are global."""
+    chance = random.Random(1)
+    texts = [
+        " ".join(chance.choices(["valve", "pump", "lamp", "brass", "wheel"], k=chance.randint(3, 12)))
+        for _ in range(40)
+    ]
+    for n, text in enumerate(texts):
+        batos.index_document_(catalog, f"d{n}", text)
+    whole = batos.search_(catalog, "brass pump quonk", 40)
+    pipeline = catalog.text_index.lexicon._pipeline
+
+    def split(text):
+        words = [text]
+        for element in pipeline:
+            words = element.process(words)
+        return words
+
+    moved = {number: text for number, text in enumerate(texts, 1) if number % 2}
+    for number in moved:
+        catalog.text_index.remove(number, catalog.chunk_storage[number].words)
+    assert len(batos.search_(catalog, "brass pump quonk", 40)["results"]) < len(whole["results"])
+    catalog.segments = (DictSource(moved, split),)
+    assert batos.search_(catalog, "brass pump quonk", 40) == whole
+
+
+# Documents and their versions
+
+
+def test_the_same_again_writes_nothing(store):
+    first = batos.index_document_(store.catalog, "pump", PUMP, {"a": [1, 2]})
+    store.commit()
+    size = store.written()
+    again = batos.index_document_(store.catalog, "pump", PUMP, {"a": [1, 2]})
+    store.commit()
+    assert first == {"doc_id": "pump", "version": 1, "chunks": 1, "unchanged": False}
+    assert again == {**first, "unchanged": True} and store.written() == size
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"text": "Other valve."},
+        {"metadata": {"a": 1}},
+        {"scope": "self"},
+        {"source": "b"},
+        {"kind": "markdown"},
+    ],
+)
+def test_any_change_makes_a_new_version(catalog, change):
+    batos.index_document_(catalog, "pump", "Brass valve.")
+    made = batos.index_document_(catalog, **{"doc_id": "pump", "text": "Brass valve.", **change})
+    assert made["version"] == 2 and not made["unchanged"]
+    assert found(catalog, "valve", scope=["self", "world"]) == {"pump"}
+    assert list(catalog.retired) == [("pump", 1)] and catalog.text_index.count == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"text": ""}, "not blank"),
+        ({"text": " \n"}, "not blank"),
+        ({"text": b"x"}, "bytes"),
+        ({"doc_id": ""}, "doc_id"),
+        ({"doc_id": "x" * 201}, "200"),
+        ({"doc_id": "a\nb"}, "printable"),
+        ({"metadata": [1]}, "metadata"),
+        ({"metadata": {1: 2}}, "str keys"),
+        ({"metadata": {"a": {1, 2}}}, "a list"),
+        ({"scope": 3}, "scope"),
+        ({"kind": "pdf"}, "text"),
+        ({"max_bytes": 3}, "12 bytes and may have 3"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused_before_anything_is_written(store, change, says):
+    with pytest.raises(batos.BadRequest, match=says):
+        batos.index_document_(store.catalog, **{"doc_id": "pump", "text": "Brass valve.", **change})
+    assert not store.connection._registered_objects
+    assert index_state(store.catalog) == EMPTY
+
+
+def test_commit_means_searchable_from_another_connection(store):
+    other = store.db.open(transaction.TransactionManager())
+    batos.index_document_(store.catalog, "pump", PUMP)
+    assert found(store.catalog, "needle") == {"pump"}
+    assert found(other.root()["catalog"], "needle") == set()
+    store.commit()
+    other.transaction_manager.begin()
+    assert found(other.root()["catalog"], "needle") == {"pump"}
+    other.close()
+
+
+def test_unindexing_leaves_nothing_findable_behind(store):
+    """No posting, length, chunk or filter entry is left. The lexicon keeps its words: they find nothing."""
+    text = (DATA / "quillon.md").read_text()
+    batos.index_document_(store.catalog, "clock", text)
+    store.commit()
+    gone = batos.unindex_document_(store.catalog, "clock")
+    store.commit()
+    store.reopen()
+    assert gone == {"doc_id": "clock", "version": 1, "chunks": 7}
+    assert index_state(store.catalog) == EMPTY and list(store.catalog.documents) == []
+    assert found(store.catalog, text) == set() and len(store.catalog.text_index.lexicon.words()) > 100
+    with pytest.raises(batos.NotFound):
+        batos.unindex_document_(store.catalog, "clock")
+
+
+def test_unindexing_one_document_leaves_the_others_as_if_it_had_never_been(store):
+    other, same = batos.new_catalog(), store.catalog
+    for catalog in (other, same):
+        for name in ("marrow.md", "vesper.md"):
+            batos.index_document_(catalog, name, (DATA / name).read_text())
+    batos.index_document_(same, "quillon.md", (DATA / "quillon.md").read_text())
+    batos.unindex_document_(same, "quillon.md")
+    store.commit()
+    assert index_state(same) == index_state(other)
+
+
+def test_unindexing_an_unknown_document_names_the_nearest(catalog):
+    batos.index_document_(catalog, "pump_manual", PUMP)
+    with pytest.raises(batos.NotFound, match="did you mean pump_manual"):
+        batos.unindex_document_(catalog, "pump_manul")
+
+
+def test_old_citations_open_until_they_are_pruned(store):
+    catalog = store.catalog
+    batos.index_document_(catalog, "pump", "First valve.")
+    batos.index_document_(catalog, "pump", "Second lamp.")
+    store.commit()
+    assert batos.open_chunk(catalog, "pump", 1, 0).text == "First valve."
+    assert batos.open_chunk(catalog, "pump", 2, 0).text == "Second lamp."
+    assert found(catalog, "valve") == set()
+    for version, index in ((3, 0), (1, 1), (1, -1), (None, 5), ("1", 0)):
+        with pytest.raises(batos.NotFound):
+            batos.open_chunk(catalog, "pump", version, index)
+    now = datetime.datetime.now(datetime.UTC)
+    assert batos.prune_retired(catalog, now - datetime.timedelta(days=1)) == 0
+    assert batos.prune_retired(catalog, now + datetime.timedelta(seconds=1)) == 1
+    assert len(catalog.retired) == len(catalog.retired_order) == 0
+    with pytest.raises(batos.NotFound, match="it is in version 2"):
+        batos.open_chunk(catalog, "pump", 1, 0)
+
+
+def test_prune_goes_oldest_first_and_no_further_than_its_limit(catalog):
+    for n in range(5):
+        batos.index_document_(catalog, "pump", f"valve {n}")
+    assert (
+        batos.prune_retired(catalog, datetime.datetime.now(datetime.UTC) + datetime.timedelta(1), limit=3)
+        == 3
+    )
+    assert list(catalog.retired) == [("pump", 4)]
+
+
+def test_a_version_never_names_two_texts(catalog):
+    later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(1)
+    assert batos.index_document_(catalog, "pump", "one valve")["version"] == 1
+    batos.unindex_document_(catalog, "pump")
+    assert batos.index_document_(catalog, "pump", "two valves")["version"] == 2
+    batos.unindex_document_(catalog, "pump")
+    batos.prune_retired(catalog, later)
+    assert batos.index_document_(catalog, "pump", "three valves")["version"] == 3
+
+
+def test_chunk_numbers_are_never_used_twice(catalog):
+    seen = set()
+    for n in range(5):
+        batos.index_document_(catalog, "pump", f"valve {n}\n\n" + "word " * 300)
+        numbers = set(catalog.chunk_storage)
+        assert not numbers & seen
+        seen |= numbers
+        batos.unindex_document_(catalog, "pump")
+
+
+def test_chunk_numbers_have_63_bits(catalog):
+    catalog.chunk_numbers.last = 2**63 - 10
+    batos.index_document_(catalog, "pump", "brass valve")
+    assert found(catalog, "brass") == {"pump"} and list(catalog.chunk_storage) == [2**63 - 9]
+    batos.unindex_document_(catalog, "pump")
+    assert index_state(catalog) == EMPTY
+
+
+def test_a_retired_version_can_be_restored(catalog):
+    batos.index_document_(catalog, "pump.md", PUMP, {"a": 1}, source="p")
+    before = batos.search_(catalog, "needle")["results"][0]["chunk"]
+    batos.unindex_document_(catalog, "pump.md")
+    assert batos.restore_document_(catalog, "pump.md", 1)["version"] == 2
+    assert batos.search_(catalog, "needle")["results"][0]["chunk"] == {**before, "version": 2}
+    assert batos.restore_document_(catalog, "pump.md", 2)["unchanged"]
+    assert batos.index_document_(catalog, "pump.md", PUMP, {"a": 1}, source="p")["unchanged"]
+
+
+def test_figures(catalog):
+    batos.index_document_(catalog, "pump", "brass valve")
+    batos.index_document_(catalog, "pump", "brass valves")
+    assert batos.catalog_figures(catalog) == {
+        "documents": 1,
+        "chunks": 1,
+        "words": 2,
+        "retired": 1,
+        "segments": 0,
+    }
+
+
+# Storage
+
+NAMES, VOCABULARY = ["a", "b", "c"], ["valve", "pump", "lamp", "brass", "wheel", "filter", "steam"]
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("add"),
+            st.sampled_from(NAMES),
+            st.lists(st.sampled_from(VOCABULARY), min_size=1, max_size=5),
+        ),
+        st.tuples(st.just("remove"), st.sampled_from(NAMES)),
+        st.tuples(st.sampled_from(["commit", "abort", "savepoint", "reopen"])),
+    ),
+    max_size=25,
+)
+
+
+def take_step(store, model, kind, *rest):
+    """Do one step to the catalog and to the model: a dict doc_id -> words."""
+    if kind == "add":
+        batos.index_document_(store.catalog, rest[0], " ".join(rest[1]))
+        model[rest[0]] = set(rest[1])
+    elif kind == "remove" and rest[0] in model:
+        batos.unindex_document_(store.catalog, rest[0])
+        del model[rest[0]]
+    elif kind == "remove":
+        with pytest.raises(batos.NotFound):
+            batos.unindex_document_(store.catalog, rest[0])
+    elif kind == "savepoint":
+        store.manager.savepoint()
+
+
+@given(STEPS)
+@settings(max_examples=60, deadline=None)
+def test_the_catalog_behaves_as_a_dict(tmp_path_factory, steps):
+    """Added, replaced, removed, aborted: search finds all that holds a word, and no more."""
+    store = Store(tmp_path_factory.mktemp("model"))
+    committed, model = {}, {}
+    for kind, *rest in [*steps, ("commit",), ("reopen",)]:
+        take_step(store, model, kind, *rest)
+        if kind == "commit":
+            store.commit()
+            committed = dict(model)
+        elif kind in ("abort", "reopen"):
+            getattr(store, kind)()
+            model = dict(committed)
+        for word in VOCABULARY:
+            assert found(store.catalog, word) == {name for name, words in model.items() if word in words}
+    numbers = list(store.catalog.text_index.lexicon.wids())
+    assert len(numbers) == len(set(numbers)) == len(store.catalog.text_index.lexicon.words())
+    store.close()
+
+
+def test_numbering_of_words_survives_the_unloaded_count(store):
+    """zope's lexicon unloads its count before it numbers words. No uncommitted change may be lost by that:
+    before the first commit, after a savepoint (when the count looks unchanged), and after an abort."""
+    lexicon = store.catalog.text_index.lexicon
+    assert lexicon.sourceToWordIds("valve pump") == [1, 2]
+    assert lexicon.sourceToWordIds("pump lamp") == [2, 3]
+    store.manager.savepoint()
+    assert lexicon.sourceToWordIds("brass") == [4]
+    store.commit()
+    assert lexicon.sourceToWordIds("wheel") == [5]
+    store.abort()
+    assert lexicon.sourceToWordIds("filter lamp") == [5, 3] and lexicon.wordCount() == 5
+
+
+def test_postings_are_right_when_they_outgrow_their_dict(store):
+    for n in range(25):
+        batos.index_document_(store.catalog, f"d{n}", "valve " * (n + 1))
+        if n % 3 == 0:
+            store.commit()
+    store.commit()
+    store.abort()
+    assert dict(store.catalog.text_index.postings("valv")) == {n + 1: n + 1 for n in range(25)}
+    for n in range(25):
+        batos.unindex_document_(store.catalog, f"d{n}")
+    assert index_state(store.catalog) == EMPTY
+
+
+def test_an_abort_leaves_no_posting_of_what_was_aborted(store):
+    batos.index_document_(store.catalog, "a", "brass valve")
+    store.commit()
+    before = index_state(store.catalog)
+    batos.index_document_(store.catalog, "b", "brass lamp")
+    batos.index_document_(store.catalog, "a", "steel valve")
+    store.abort()
+    assert index_state(store.catalog) == before and found(store.catalog, "brass") == {"a"}
+
+
+def test_two_writers_conflict_rather_than_share_numbers(store):
+    manager = transaction.TransactionManager(explicit=True)
+    manager.begin()
+    other = store.db.open(manager)
+    batos.index_document_(store.catalog, "a", "brass valve")
+    batos.index_document_(other.root()["catalog"], "b", "steel lamp")
+    store.commit()
+    with pytest.raises(transaction.interfaces.TransientError):
+        manager.commit()
+    manager.abort()
+    other.close()
+
+
+def test_a_catalog_holds_only_classes_of_the_image(store):
+    for name in ("quillon.md", "marrow.md", "vesper.md"):
+        batos.index_document_(store.catalog, name, (DATA / name).read_text() * 3, {"a": [1, {"b": None}]})
+    batos.unindex_document_(store.catalog, "vesper.md")
+    store.commit()
+    names = {
+        tuple(argument.split(" "))
+        for step in store.db.storage.iterator()
+        for record in step
+        for code, argument, _ in pickletools.genops(record.data)
+        if code.name == "GLOBAL"
+    }
+    foreign = {
+        name
+        for name in names
+        if name not in batos.IMAGE_CLASSES and name != ("persistent.mapping", "PersistentMapping")
+    }
+    assert {kind for _, kind in names} >= {
+        "TailIndex",
+        "PostingTree",
+        "WordTree",
+        "Chunk",
+        "Document",
+    } and not foreign
+
+
+def some_text(words, chance):
+    """Return a text whose words are spread as in a language: a few in each sentence, most of them rarely."""
+    vocabulary = [
+        "".join(pair) for pair in zip(string.ascii_lowercase * 200, map(str, range(5000)), strict=False)
+    ]
+    picks = chance.choices(vocabulary, [1 / (n + 3) for n in range(5000)], k=words)
+    return "".join(
+        f"{word} of the {'.' if n % 7 == 6 else ''}\n"[:-1] + (" " if n % 40 else "\n\n")
+        for n, word in enumerate(picks)
+    )
+
+
+def test_write_volume_stays_small(store):
+    """A manual writes few bytes for each of its own, a small document far less than 100 KB."""
+    chance = random.Random(2)
+    manual = some_text(9000, chance)
+    before = store.written()
+    batos.index_document_(store.catalog, "manual", manual)
+    store.commit()
+    assert (store.written() - before) / len(manual) < 8
+    before = store.written()
+    for n in range(20):
+        batos.index_document_(store.catalog, f"note {n}", some_text(50, chance))
+        store.commit()
+    assert (store.written() - before) / 20 < 40_000
+
+
+# Relevance
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    """Return what 60 answerable and 60 unanswerable questions find: {catalog: (outcomes, outcomes)}.
+
+    "manuals" holds the four manuals of tests/data (25 chunks); "crowded" has the docstrings of the standard
+    library beside them (some 1,700 chunks), whose words meet those of a question by chance. Half of the
+    unanswerable questions are near misses: they ask about a device of the manuals, or share words with them.
+    """
+    rows = json.loads((DATA / "relevance.json").read_text())
+    catalogs = {"manuals": batos.new_catalog(), "crowded": batos.new_catalog()}
+    for path in sorted(pathlib.Path(os.__file__).parent.glob("*.py")):
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        notes = [
+            ast.get_docstring(node) or ""
+            for node in ast.walk(ast.parse(path.read_bytes()))
+            if isinstance(node, kinds)
+        ]
+        if any(notes):
+            batos.index_document_(
+                catalogs["crowded"], path.stem, "\n\n".join(filter(None, notes)), kind="text"
+            )
+    for name, catalog in itertools.product(rows["documents"], catalogs.values()):
+        batos.index_document_(catalog, name, (DATA / name).read_text(), source=name)
+    return {
+        name: [
+            [batos.search_(catalog, row["question"]) for row in rows[part]]
+            for part in ("answerable", "unanswerable")
+        ]
+        for name, catalog in catalogs.items()
+    }
+
+
+def error_rates(parts, threshold, half):
+    """Return the shares of answerable questions missed and of unanswerable ones called relevant."""
+    answerable, unanswerable = (part[half::2] for part in parts)
+    missed = sum(not batos.relevant(outcome, threshold) for outcome in answerable)
+    fooled = sum(batos.relevant(outcome, threshold) for outcome in unanswerable)
+    return missed / len(answerable), fooled / len(unanswerable)
+
+
+def fitted(outcomes):
+    """Return the lowest threshold with the fewest errors on the even halves, both catalogs together."""
+    errors = {
+        step / 100: sum(sum(error_rates(parts, step / 100, 0)) for parts in outcomes.values())
+        for step in range(20, 90)
+    }
+    return min(threshold for threshold, wrong in errors.items() if wrong < min(errors.values()) + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "most_missed", "most_fooled"), [("manuals", 0.10, 0.07), ("crowded", 0.07, 0.20)]
+)
+def test_relevance_is_fitted_on_one_half_and_holds_on_the_other(outcomes, name, most_missed, most_fooled):
+    threshold = batos.SETTINGS["relevance"].default
+    missed, fooled = error_rates(outcomes[name], threshold, 1)
+    print(f"fitted {fitted(outcomes)}, setting {threshold}; {name}: missed {missed:.1%}, fooled {fooled:.1%}")
+    assert missed <= most_missed and fooled <= most_fooled
+    assert abs(fitted(outcomes) - threshold) <= 0.03
+
+
+def test_a_word_that_is_nowhere_weighs_most(catalog):
+    for n in range(9):
+        batos.index_document_(catalog, f"d{n}", "brass valve" if n < 3 else "brass lamp")
+    outcome = batos.search_(catalog, "brass valve quonk")
+    shares = outcome["results"][0]["why"]["words"]
+    assert shares["brass"] < shares["valve"] < 1 - outcome["mass"] and outcome["unknown"] == ["quonk"]
+
+
+def test_nothing_is_relevant_where_nothing_was_found(catalog):
+    assert not batos.relevant(batos.search_(catalog, "quonk"), 0.0)
+
+
+def test_primitives_are_registered():
+    rows = {
+        name: batos.PRIMITIVES[name]
+        for name in ("search_", "index_document_", "unindex_document_", "restore_document_")
+    }
+    assert rows["search_"].reads and not any(rows[name].reads for name in rows if name != "search_")
