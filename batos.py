@@ -3032,6 +3032,7 @@ _TAGS = {"$ref": _ref_from_wire, "$time": _time_from_wire}
 
 DRAIN_BATCH = 256                                        # messages taken before other tasks get a turn
 RETRY_S = 0.005                                          # how soon a full pipe is tried again
+FAREWELL_S = 0.2                                         # the last replies are read before the socket closes
 VIEW_S = 1.0                                             # how old the view of get_full_state may be
 
 log_bridge = logging.getLogger("batos.bridge")
@@ -3340,6 +3341,7 @@ class BatOS_UVM:
         while (self.pending or any(peer.outbox for peer in self.peers.values())) and time.monotonic() < end_s:
             await asyncio.sleep(0.01)
             self._drain()
+        await asyncio.sleep(FAREWELL_S)
 
     def hurry(self):
         """Stop waiting for accepted work (a second interrupt)."""
