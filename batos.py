@@ -1,25 +1,28 @@
 """BAT OS, the Binaural Autopoietic/Telic Operating System: a daemon that keeps a mind in a database, in one file.
 
 Objects, methods, memories and the model live in one transactional ZODB image. Clients reach it by msgpack over
-ZeroMQ; it remembers documents and finds them by words, with the reason for each result.
+ZeroMQ. It remembers documents; asked a question, four personas think together over what it finds, and it answers in
+quotes with document and lines, or says that it knows nothing about it.
 
     python batos.py                      serve, until Ctrl-C
     python batos.py learn FILE|DIR ...   put documents into its memory
-    python batos.py search "WORDS"       find passages in it
+    python batos.py ask "QUESTION"       have it answer from its memory
     python batos.py --help               everything else
 
 The sections, each using only those above it:
 
     Errors              one root, BatosError; every error names what to do
     Settings            one table: defaults, environment, command line
-    Foundations         time, ids, logs, lazy imports, registries
+    Foundations         time, ids, events, lazy imports
     Objects             UvmObject: slots, delegation, methods, send
     Image               the ZODB file: safe opening, seals, ledger, blobs
     Lanes               who may write when: write, bulk and read lane
-    Knowledge catalog   documents, chunks, words, relevance
+    Cognitive core      the language model, its tasks and grammars, on its own thread
+    Knowledge catalog   documents, chunks, words, relevance, evidence
+    Composite mind      codex, personas, states, journal, the mission lane
     Protocol            commands, their models, values on the wire; no input or output
     BatOS_UVM           the ROUTER socket, dispatch, replies
-    Genesis             the first transaction of an image
+    Genesis             the first transaction of an image, the core's files in it
     Daemon              start, drain, stop
     Client              a synchronous client and the command line
 
@@ -27,9 +30,11 @@ What holds everywhere:
 
   1. Acknowledged means durable: an OK reply that names a change was on disk first, blobs included.
   2. Exactly once: the same idempotency key and body give the same reply and no second effect.
-  3. One owner each: the socket belongs to the loop, a connection to one thread.
-  4. Nothing grows without bound, and at a limit the answer is a clear error.
-  5. Corruption is named as such, never shown as an empty image or cut away.
+  3. A thought is atomic: a cycle thinks outside of transactions, journals each step, and ends in one transaction.
+  4. Accepted missions survive: after a crash they go on where their journal stands.
+  5. One owner each: the socket belongs to the loop, a connection to one thread, the model to the model thread.
+  6. Nothing grows without bound, and at a limit the answer is a clear error.
+  7. Corruption is named as such, never shown as an empty image or cut away.
 """
 
 from __future__ import annotations
@@ -62,6 +67,7 @@ import shutil
 import signal
 import struct
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -197,6 +203,34 @@ class Busy(BatosError):
     retry = True
 
 
+class TransitionError(BatosError):
+    """A state of the composite mind may not follow the other, or its work came to nothing."""
+
+
+class GateRefused(BatosError):
+    """The quality gate sent an answer back twice. Fields: reasons."""
+
+
+class Cancelled(BatosError):
+    """The work was cancelled before it was done."""
+
+
+class TooLate(BatosError):
+    """The cycle has ended, or its effect is being stored: cancelling it changed nothing. Fields: result."""
+
+
+class CoreOffline(BatosError):
+    """There is no cognitive core, or it is not ready. Fields: state."""
+
+
+class CoreFailed(BatosError):
+    """The cognitive core met an error of its own."""
+
+
+class Truncated(BatosError):
+    """The core's answer did not end within its budget of tokens; nothing of it was used. Fields: tokens."""
+
+
 class ShuttingDown(BatosError):
     """The daemon drains; nothing was done. Worth sending to the next one."""
 
@@ -252,6 +286,16 @@ SETTINGS = {row.name: row for row in (
     Setting("image", "live_image.fs", "path or URI", "the image: a data file, or a URI that zodburi knows"),
     Setting("endpoint", "tcp://127.0.0.1:5555", "ZeroMQ endpoint", "where to listen; port 0 lets the system choose"),
     Setting("read_threads", 2, "threads", "threads that answer reads on snapshots"),
+    Setting("core", "auto", "auto, none or a folder", "the language model: auto is the embedded seed_core/, none goes without"),
+    Setting("core_threads", 0, "threads", "processor cores for the model; 0 leaves it to PyTorch"),
+    Setting("core_deadline_s", 120.0, "s", "time for one answer of the core"),
+    Setting("workers", 2, "threads", "missions that are thought about at the same time"),
+    Setting("mission_deadline_s", 300.0, "s", "time for one mission, from its first thought"),
+    Setting("missions_max", 10_000, "missions", "missions that wait or run; more are refused as Busy"),
+    Setting("missions_kept", 10_000, "missions", "ended missions that list_cycles remembers"),
+    Setting("journal_days", 7.0, "days", "journals of ended missions are kept so long"),
+    Setting("evidence_chunks", 4, "chunks", "passages that one recall looks into"),
+    Setting("evidence_sentences", 4, "sentences", "sentences that one recall offers, 1 to 8"),
     Setting("relevance", 0.55, "share", "share of a question's idf mass that the best chunk must hold"),
     Setting("pending_max", 1024, "requests", "accepted requests at work; more are refused as Busy"),
     Setting("client_pending_max", 256, "requests", "the same for one client"),
@@ -263,7 +307,7 @@ SETTINGS = {row.name: row for row in (
     Setting("request_memory_min_h", 24.0, "h", "idempotency keys are remembered at least so long"),
     Setting("request_memory_max", 200_000, "keys", "keys remembered at most; beyond it keyed requests are Busy"),
     Setting("history_days", 30.0, "days", "pages of the ledger and retired documents are kept so long"),
-    Setting("log_entries_max", 10_000, "entries", "entries in message_log"),
+    Setting("log_entries_max", 10_000, "entries", "entries in message_log, and in failed_cycle_log"),
     Setting("open_check_mb", 64.0, "MB", "part of the data file whose seals are checked before listening"),
     Setting("seal_mb", 8.0, "MB", "a seal is written each time so much was added"),
     Setting("drain_s", 10.0, "s", "time given to accepted work at shutdown"),
@@ -357,6 +401,25 @@ def mend(name, known, what="known"):
     names = sorted(word for word in known if isinstance(word, str))
     shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
     return f"{what} are {shown}" if names else f"none are {what}"
+
+
+class Events:
+    """Who wants to know what: lower sections publish, higher ones subscribe. Called in the publisher's thread."""
+
+    def __init__(self):
+        self._functions = collections.defaultdict(list)  # kind -> functions
+
+    def subscribe(self, kind, function):
+        """Have function(*values) called for each event of a kind. It must be short, and does not block."""
+        self._functions[kind].append(function)
+
+    def publish(self, kind, *values):
+        """Tell all who subscribed; an error of one is logged and stops nobody."""
+        for function in self._functions[kind]:
+            try:
+                function(*values)
+            except Exception:                            # a boundary: what happened stays so, whoever fails to hear it
+                logging.getLogger("batos.events").exception("a listener of %s failed", kind)
 
 
 _IMPORT_LOCK = threading.Lock()
@@ -522,11 +585,12 @@ class ImageConnection(ZODB.Connection.Connection):
     lookups  {object -> {selector -> Found}}; dropped on a write and whenever the snapshot may move
     writes   counts slot writes, so that a lane can tell whether a failed command wrote
     changes  {(object, slot) -> value before}, or None while nobody collects them
+    events   [(kind, *values)] that a lane publishes once what is written now is committed
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.lookups, self.writes, self.changes = {}, 0, None
+        self.lookups, self.writes, self.changes, self.events = {}, 0, None, []
 
     def newTransaction(self, *args, **kwargs):
         self.lookups.clear()
@@ -826,6 +890,11 @@ def primitive_for(receiver, selector):
         return primitive_named(found.value.primitive)
     row = PRIMITIVES.get(selector.replace(":", "_"))
     return row if found.value is ABSENT and row and row.universal else None
+
+
+def method(selector, primitive_name=None):
+    """Return a method object for a primitive."""
+    return Method(selector=selector, primitive=primitive_name or selector, author="genesis", status="trusted", version=1)
 
 
 @primitive("setSlot_value_", universal=True)
@@ -1207,6 +1276,17 @@ class Unit:
         self.connection.close()
 
 
+@contextlib.contextmanager
+def reading(image):
+    """Read a snapshot of an image once, with a connection of its own."""
+    unit = Unit(image.db)
+    try:
+        with unit.snapshot() as root:
+            yield root
+    finally:
+        unit.close()
+
+
 class Image:
     """An open image: storage, database, seals. Made by `Image.open`; close it once every Unit is closed."""
 
@@ -1247,12 +1327,8 @@ class Image:
 
     def empty(self):
         """Return whether genesis has yet to happen."""
-        unit = Unit(self.db)
-        try:
-            with unit.snapshot() as root:
-                return not len(root)
-        finally:
-            unit.close()
+        with reading(self) as root:
+            return not len(root)
 
     def size(self):
         """Return the bytes of the data file, or of what the storage says."""
@@ -1481,6 +1557,7 @@ class Job:
     token: bool = False                                  # bulk: it writes what belongs to the write lane
     urgent: bool = False                                 # bulk: before ingest
     prepare: typing.Callable | None = None               # bulk: run before the transaction
+    journal: bool = False                                # the mission's journal tells what changed; the page does not
 
 
 class Refused(typing.NamedTuple):
@@ -1505,6 +1582,7 @@ class Outcome(typing.NamedTuple):
     change: str | None = None
     error: Exception | None = None
     page: PageEntry | None = None
+    events: tuple = ()                                   # to be published after the commit
 
 
 class WriteToken:
@@ -1594,10 +1672,17 @@ class WritingLane(Lane):
 
     tree = None                                          # the name of the lane's tree of pages
 
-    def __init__(self, image, token, settings, fatal=lambda error: None):
+    def __init__(self, image, token, settings, fatal=lambda error: None, events=None):
         super().__init__(image, self.tree)
         self.token, self.settings, self._fatal = token, settings, fatal
-        self.commits = 0
+        self.events, self.commits = events or Events(), 0
+
+    def _tell(self, outcomes):
+        """Publish what happened, then tell those who wait for it."""
+        for outcome in outcomes:
+            for event in outcome.events:
+                self.events.publish(*event)
+            outcome.job.done(outcome)
 
     def _attempt(self, unit, jobs):
         """Run jobs in one transaction: their outcomes, or None where they must be run again one by one."""
@@ -1661,7 +1746,7 @@ class WritingLane(Lane):
 def _run_job(unit, job):
     """Apply one job inside the open transaction. Returns (Outcome, page entry or None)."""
     connection, changes = unit.connection, {}
-    connection.changes = changes
+    connection.changes, connection.events = changes, []
     try:
         result = job.apply(unit.root)
     except transaction.interfaces.TransientError:
@@ -1672,7 +1757,8 @@ def _run_job(unit, job):
         connection.changes = None
     if isinstance(result, Refused):
         return Outcome(job, error=result.error), page_entry(_without_key(job), None, changes, unix_us())
-    return Outcome(job, result), page_entry(job, result, changes, unix_us())
+    told = {} if job.journal else changes
+    return Outcome(job, result, events=tuple(connection.events)), page_entry(job, result, told, unix_us())
 
 
 def _without_key(job):
@@ -1695,8 +1781,7 @@ class WriteLane(WritingLane):
             outcomes = self._attempt(unit, group)
         if outcomes is None:
             outcomes = [outcome for job in group for outcome in self._alone(unit, job)]
-        for outcome in outcomes:
-            outcome.job.done(outcome)
+        self._tell(outcomes)
         self.image.seal(int(self.settings.seal_mb * 1e6))
 
     def _alone(self, unit, job):
@@ -1730,7 +1815,7 @@ class BulkLane(WritingLane):
         if outcome is None:
             with self.token if job.token else contextlib.nullcontext():
                 outcome, = self._attempt(unit, [job])
-        job.done(outcome)
+        self._tell([outcome])
         self.image.seal(int(self.settings.seal_mb * 1e6))
 
     def _prepared(self, job):
@@ -1743,6 +1828,1042 @@ class BulkLane(WritingLane):
 
 
 _URGENT = object()
+
+
+################################################################################
+# Cognitive core ###############################################################
+################################################################################
+#
+# The language model, on a thread of its own. It chooses and frames; it does not know:
+# what an answer says is quoted from memory. Nothing here knows the image or a socket.
+#
+#   task      one thing the embedded core was trained for: plan, facet, weave. Its prompt
+#             and grammar are a frozen format, whose fingerprint the model card carries
+#   grammar   Lark for llguidance, made for each request: valid plans, real pillars,
+#             verbatim words of the mission, real numbers of the evidence
+#   row       one request at work; rows that wait at the same moment run as one batch
+#   frame     an opening, a verbatim topic and a link: what stands around quotes
+
+log_core = logging.getLogger("batos.core")
+
+ARCHETYPES = ("Technical Deconstruction", "Emotional Processing", "Factual Inquiry", "Systemic Self-Improvement")
+
+PILLARS = {                                              # persona -> its facets, in canonical order
+    "ROBIN": ("sage_facet_", "simple_heart_facet_", "joyful_spark_facet_"),
+    "BRICK": ("tamland_facet_", "lego_batman_facet_", "guide_facet_"),
+    "BABS": ("tech_bat_facet_", "iceman_facet_", "hitchhiker_facet_"),
+    "ALFRED": ("pragmatist_facet_", "disruptor_facet_", "butler_facet_"),
+}
+PILLAR_ORDER = tuple(pillar for pillars in PILLARS.values() for pillar in pillars)
+
+ARCHETYPE_PERSONAS = {                                   # archetype -> (lead, *support)
+    "Technical Deconstruction": ("BRICK", "ROBIN"),
+    "Emotional Processing": ("ROBIN", "BRICK"),
+    "Factual Inquiry": ("BABS", "BRICK", "ROBIN"),
+    "Systemic Self-Improvement": ("ALFRED", "BRICK", "BABS"),
+}
+
+# persona -> the parts of its frames. An opening is followed by a verbatim topic, that by a link, that by quotes,
+# and a weave ends with a closing. None of them states a fact. Openings stand two by two for the persona's pillars;
+# links are for one quote, a quote with figures, a long quote, then the same for several quotes.
+VOICES = {
+    "ROBIN": {
+        "openings": (
+            "Let us sit for a moment with ", "Slowly and gently, let us look at ",
+            "You are not alone with ", "With an open heart I turn to ",
+            "Oh, how good to wonder about ", "Come, let us walk around "),
+        "links": (
+            "; this is what was kept for us:", "; even the numbers speak softly:",
+            "; let us listen to the whole of it:", "; two voices answer one another:",
+            "; count along with me:", "; there is room to breathe between these words:"),
+        "closings": (
+            "Hold it lightly, and see what it says to you.", "May that be a small light on the way.",
+            "Both belong together, like two hands.", "Rest with that, as long as you need.",
+            "So the threads come together, and you hold them.", "There is a quiet pattern here, and you are in it."),
+    },
+    "BRICK": {
+        "openings": (
+            "Stated plainly, the matter is ", "Observation one. The object before us is ",
+            "Mission accepted. The target is ", "Briefing for tonight, subject: ",
+            "The entry under review reads ", "For the full picture, open the file on "),
+        "links": (
+            ". The record states:", ". Measured, and on record:",
+            ". The long version, complete:", ". Two parts, taken in order:",
+            ". The figures, lined up:", ". The full dossier, piece by piece:"),
+        "closings": (
+            "One part, one function. Question disassembled.", "End of file. Nothing was added.",
+            "Two parts, one mechanism. Question disassembled.", "Both pieces are on the table. Mission complete.",
+            "All parts are laid out in order. Question disassembled.", "System mapped. Mission complete."),
+    },
+    "BABS": {
+        "openings": (
+            "Scan locked on ", "Full sweep done for ",
+            "Clean approach on ", "Cool and exact, straight to ",
+            "Detour worth taking: ", "Out there among the stacks I found "),
+        "links": (
+            ", one clean hit:", ", the readout:",
+            ", the whole signal:", ", two hits on the grid:",
+            ", readings in sequence:", ", the complete trace:"),
+        "closings": (
+            "One source, cited. Query answered.", "One source, cited. Data delivered.",
+            "Two sources, cross-checked by you. Query answered.", "Two sources on the board. Data delivered.",
+            "All sources listed. Query answered.", "All sources listed. Data delivered."),
+    },
+    "ALFRED": {
+        "openings": (
+            "In practice, then: ", "To the point, if I may, on ",
+            "One might well question ", "Before we keep it, let us doubt ",
+            "At your service, concerning ", "I have put in order what we hold on "),
+        "links": (
+            ". It says, and no more:", ". The sum, as noted:",
+            ". At some length, I fear:", ". Two notes will suffice:",
+            ". The accounts, side by side:", ". In full, for the patient:"),
+        "closings": (
+            "That will do.", "Noted, and filed.",
+            "Two notes; act on the cheaper one.", "Both are filed where you will find them.",
+            "Enough to act upon, I should think.", "Everything is in its place again."),
+    },
+}
+
+MISSION_CHARS, SUB_QUERY_CHARS, SENTENCE_CHARS, EVIDENCE_MOST, QUOTES_MOST = 600, 300, 240, 8, 2
+CORE_FORMAT_VERSION = 1
+
+
+def one_line(text, most_chars):
+    """Return `text` with every run of white space as one space, cut after a whole word within `most_chars`."""
+    line = " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
+    if len(line) <= most_chars:
+        return line
+    return line[:most_chars + 1].rpartition(" ")[0] or line[:most_chars]
+
+
+def verbatim(span, text):
+    """Return the part of `text` that `span` copies, with the white space that `text` has there.
+
+    `span` comes from `one_line(text)`. Raises BadRequest where it is not in there.
+    """
+    found = re.search(r"\s+".join(map(re.escape, span.split())), text) if span.strip() else None
+    if not found:
+        raise BadRequest(f"{span!r} is not a part of {one_line(text, 80)!r}")
+    return found.group()
+
+
+def chunked(line):
+    """Return the pieces that spans of `line` are made of: words (with the marks inside them), blanks, other marks."""
+    return re.findall(r" |\w+(?:[^\w\s]+\w+)*|[^\w\s]+", line)
+
+
+def run_of(chunks):
+    """Return the Lark regex of any non-empty run of `chunks` that is blank at neither end."""
+    return f'%regex {json.dumps({"substring_chunks": chunks}, ensure_ascii=False)} & /[^ ](.*[^ ])?/'
+
+
+def clauses_of(line):
+    """Return the chunks of `line` cut at . , ; : ? ! so that a topic cannot run into the mark that a link begins with."""
+    clauses = [[]]
+    for chunk in chunked(line):
+        if set(chunk) & set(".,;:?!") and not re.search(r"\w", chunk):
+            clauses.append([])
+        else:
+            clauses[-1].append(chunk)
+    return [chunks for chunks in clauses if set(chunks) - {" "}] or [chunked(line)]
+
+
+def one_of(texts):
+    """Return a Lark alternative of the literal `texts`."""
+    return "(" + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts) + ")"
+
+
+def numbers_rule(name, count, most):
+    """Return Lark rules for 1 to `most` of the numbers 1..`count`, in any order, none twice, blank between.
+
+    The parameter of a rule is the set of numbers told so far, one bit each.
+    """
+    rules = []
+    for depth in range(1, most + 1):
+        tail = f' {name}{depth}more::set_bit' if depth < most else ""
+        picks = [f'"{n + 1}"{tail}({n}) %if bit_clear({n})' if tail else f'"{n + 1}" %if bit_clear({n})'
+                 for n in range(count)]
+        rules.append(f"{name}{depth}::_: " + "\n  | ".join(picks) + "\n")
+        if tail:
+            rules.append(f'{name}{depth}more::_: "" | " " {name}{depth + 1}::_\n')
+    return f"{name}: {name}1::0x0\n" + "".join(rules)
+
+
+def frame_rule(persona, line):
+    """Return Lark rules for `frame`: an opening of `persona`, a verbatim topic from `line`, a link."""
+    voice, topics = VOICES[persona], clauses_of(line)
+    names = [f"TOPIC{i}" for i in range(len(topics))]
+    rules = "".join(f"{name}: {run_of(chunks)}\n" for name, chunks in zip(names, topics, strict=True))
+    return f"frame: {one_of(voice['openings'])} ({' | '.join(names)}) {one_of(voice['links'])}\n" + rules
+
+
+def pillar_rules(least=2, most=4):
+    """Return Lark rules `picks`: `least` to `most` pillar lines in canonical order; so none comes twice."""
+    def after(i, picked):
+        choices = [f"line{j} after{j}_{picked + 1}" for j in range(i + 1, len(PILLAR_ORDER))
+                   if picked < most and picked + 1 + len(PILLAR_ORDER) - 1 - j >= least]
+        return " | ".join(choices + (['""'] if picked >= least else []))
+
+    rules = [f"picks: {after(-1, 0)}\n"]
+    for i, pillar in enumerate(PILLAR_ORDER):
+        rules.append(f'line{i}: "\\n{pillar}: " SPAN\n')
+        rules += [f"after{i}_{n}: {after(i, n)}\n" for n in range(1, most + 1) if after(i, n)]
+    return "".join(rules)
+
+
+def checked_line(task, field, value, most_chars):
+    """Return `value` as one line. Raises BadRequest where it is no text or blank."""
+    line = one_line(value, most_chars) if isinstance(value, str) else ""
+    if not line:
+        raise BadRequest(f"task {task}: field {field} is {value!r}; give a text that is not blank")
+    return line
+
+
+def checked_sentences(task, field, value):
+    """Return the list `value` as lines. Raises BadRequest unless it has 1 to EVIDENCE_MOST texts, none blank."""
+    if not isinstance(value, list | tuple) or not 1 <= len(value) <= EVIDENCE_MOST:
+        got = len(value) if isinstance(value, list | tuple) else repr(value)
+        raise BadRequest(f"task {task}: field {field} has {got}; give a list of 1 to {EVIDENCE_MOST} sentences")
+    return [checked_line(task, field, sentence, SENTENCE_CHARS) for sentence in value]
+
+
+def checked_name(task, field, value, known):
+    """Return `value`, one of `known`. Raises BadRequest otherwise."""
+    if value not in known:
+        raise BadRequest(f"task {task}: field {field} is {value!r}; known are {', '.join(known)}")
+    return value
+
+
+def plan_lines(fields):
+    """Return the prompt lines of a plan: the mission."""
+    return [checked_line("plan", "mission", fields["mission"], MISSION_CHARS)]
+
+
+def plan_grammar(lines):
+    """Return the Lark grammar of a plan: an archetype, then lines `pillar: words of the mission`."""
+    return f"start: {one_of(ARCHETYPES)} picks\n" + pillar_rules() + f"SPAN: {run_of(chunked(lines[0]))}\n"
+
+
+def plan_value(answer, fields):
+    """Return {strategy, relevant_pillars, sub_queries} of a plan's answer; sub-queries are the mission's own words."""
+    strategy, *picks = answer.split("\n")
+    pairs = [pick.split(": ", 1) for pick in picks]
+    return {"strategy": strategy, "relevant_pillars": [pillar for pillar, _ in pairs],
+            "sub_queries": {pillar: verbatim(span, fields["mission"]) for pillar, span in pairs}}
+
+
+def numbered(sentences):
+    """Return each sentence with its number behind it, where a reader from the left knows what it says."""
+    return [f"{sentence} [{n}]" for n, sentence in enumerate(sentences, 1)]
+
+
+def facet_lines(fields):
+    """Return the prompt lines of a facet: persona and pillar, the sub-query, the numbered evidence."""
+    persona = checked_name("facet", "persona", fields["persona"], tuple(PILLARS))
+    pillar = checked_name("facet", "pillar", fields["pillar"], PILLARS[persona])
+    sub_query = checked_line("facet", "sub_query", fields["sub_query"], SUB_QUERY_CHARS)
+    return [f"{persona} {pillar}", sub_query, *numbered(checked_sentences("facet", "evidence", fields["evidence"]))]
+
+
+def facet_grammar(lines):
+    """Return the Lark grammar of a facet: one or two evidence numbers, then the frame around them."""
+    persona, count = lines[0].split(" ")[0], len(lines) - 2
+    return ('start: quotes "\\n" frame\n' + numbers_rule("quotes", count, min(QUOTES_MOST, count))
+            + frame_rule(persona, lines[1]))
+
+
+def facet_value(answer, fields):
+    """Return {frame, quotes} of a facet's answer."""
+    quotes, frame = answer.split("\n")
+    return {"frame": frame, "quotes": [int(n) for n in quotes.split()]}
+
+
+def weave_lines(fields):
+    """Return the prompt lines of a weave: the lead, the mission, the numbered quotes."""
+    lead = checked_name("weave", "lead", fields["lead"], tuple(PILLARS))
+    mission = checked_line("weave", "mission", fields["mission"], MISSION_CHARS)
+    return [lead, mission, *numbered(checked_sentences("weave", "quotes", fields["quotes"]))]
+
+
+def weave_grammar(lines):
+    """Return the Lark grammar of a weave: the quotes in the order to tell them, the frame, a closing."""
+    lead, count = lines[0], len(lines) - 2
+    return (f'start: order "\\n" frame "\\n" {one_of(VOICES[lead]["closings"])}\n'
+            + numbers_rule("order", count, count) + frame_rule(lead, lines[1]))
+
+
+def weave_value(answer, fields):
+    """Return {open, order, close} of a weave's answer."""
+    order, opening, close = answer.split("\n")
+    return {"open": opening, "order": [int(n) for n in order.split()], "close": close}
+
+
+@dataclasses.dataclass(frozen=True)
+class CoreTask:
+    """One thing that the embedded core was trained to do.
+
+    I render fields to a prompt, bound its answer by a grammar, and read the answer. What I hold is a frozen format:
+    to change it means to train a core anew, and CORE_FORMAT_VERSION tells the two apart.
+    """
+
+    tag: str                                             # the prompt's first line
+    fields: tuple                                        # names, in the order of the prompt
+    lines: typing.Callable                               # fields -> lines of the prompt; raises BadRequest
+    grammar: typing.Callable                             # those lines -> Lark
+    value: typing.Callable                               # (answer, fields) -> dict
+    max_new_tokens: int
+
+    def prompt(self, fields):
+        """Return (prompt text, Lark grammar) for `fields`. Raises BadRequest naming the field that is wrong."""
+        if not isinstance(fields, dict) or set(fields) != set(self.fields):
+            got = sorted(fields) if isinstance(fields, dict) else fields
+            raise BadRequest(f"task {self.tag}: got the fields {got}, needed are {', '.join(self.fields)}")
+        lines = self.lines(fields)
+        return "\n".join([self.tag, *lines, "=", ""]), self.grammar(lines)
+
+
+CORE_TASKS = {task.tag: task for task in (
+    CoreTask("plan", ("mission",), plan_lines, plan_grammar, plan_value, 480),
+    CoreTask("facet", ("persona", "pillar", "sub_query", "evidence"), facet_lines, facet_grammar, facet_value, 320),
+    CoreTask("weave", ("lead", "mission", "quotes"), weave_lines, weave_grammar, weave_value, 480),
+)}
+
+# What fingerprint and self-test render: one set of fields for each task. Part of the format.
+CORE_SAMPLES = {
+    "plan": {"mission": "How does the old pump keep the water moving, and who built it?"},
+    "facet": {"persona": "BRICK", "pillar": "tamland_facet_", "sub_query": "the old pump",
+              "evidence": ["The old pump lifts water with two pistons.", "Bread needs flour."]},
+    "weave": {"lead": "BRICK", "mission": "How does the old pump keep the water moving?",
+              "quotes": ["The old pump lifts water with two pistons.", "It was built by Mara Quill."]},
+}
+
+
+def core_tasks_fingerprint():
+    """Return the BLAKE2b digest (32 hex digits) of all that a core is trained on: tags, fields, tables, grammars."""
+    rendered = [[task.tag, task.fields, task.max_new_tokens, *task.prompt(CORE_SAMPLES[task.tag])]
+                for task in CORE_TASKS.values()]
+    table = [CORE_FORMAT_VERSION, ARCHETYPES, PILLARS, ARCHETYPE_PERSONAS, VOICES, MISSION_CHARS, SUB_QUERY_CHARS,
+             SENTENCE_CHARS, EVIDENCE_MOST, QUOTES_MOST, rendered]
+    return hashlib.blake2b(json.dumps(table).encode(), digest_size=16).hexdigest()
+
+
+# Files
+
+CORE_CARD = "core.json"
+CORE_NAMES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+              "special_tokens_map.json", "model.safetensors.index.json", CORE_CARD)
+
+
+def core_files(directory):
+    """Return the files of a model directory that belong into the image, sorted: configuration, tokenizer, weights."""
+    directory = pathlib.Path(directory)
+    known = [directory / name for name in CORE_NAMES if (directory / name).is_file()]
+    return sorted(known + list(directory.glob("*.safetensors")))
+
+
+def core_card(directory):
+    """Return the content of core.json, or None for a model that is no core of BAT OS. Raises DamagedImage."""
+    path = pathlib.Path(directory) / CORE_CARD
+    if not path.is_file():
+        return None
+    try:
+        card = json.loads(path.read_text("utf-8"))
+        card["fingerprint"], card["files"], card["sample_losses"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedImage(f"{path.name} of the core is damaged ({error!r}); copy seed_core/ anew", path=str(path)) from error
+    return card
+
+
+def check_core_files(directory):
+    """Return the checked list `core_files(directory)`.
+
+    Raises ConfigError where a model directory is incomplete or its core was trained for other tasks than
+    CORE_TASKS, and DamagedImage where a file is not the one that the card describes (size, SHA-256).
+    """
+    directory, files = pathlib.Path(directory), core_files(directory)
+    names = {path.name for path in files}
+    if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
+        raise ConfigError(f"{directory} is no model directory: needed are config.json and *.safetensors, there are "
+                          f"{', '.join(sorted(names)) or 'none'}; name another with --core", directory=str(directory))
+    card = core_card(directory)
+    if card is not None:
+        check_fingerprint(card)
+        for name, wanted in card["files"].items():
+            check_core_file(directory / name, wanted)
+    return files
+
+
+def check_fingerprint(card):
+    """Raise ConfigError unless the card's core was trained for this program's CORE_TASKS."""
+    ours = core_tasks_fingerprint()
+    if card["fingerprint"] != ours:
+        raise ConfigError(f"the core was trained for other tasks: its fingerprint is {card['fingerprint']}, this program's "
+                          f"is {ours}; use the seed_core/ that came with it, or train one: python seed_core/train.py",
+                          core=card["fingerprint"], program=ours)
+
+
+def check_core_file(path, wanted):
+    """Raise DamagedImage unless the file has the size and SHA-256 in `wanted`."""
+    if not path.is_file():
+        raise DamagedImage(f"the core lacks its file {path.name}; copy seed_core/ anew", path=str(path))
+    content = path.read_bytes()
+    found = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    if found != wanted:
+        raise DamagedImage(f"{path.name} of the core is not the file that was trained: it has {found}, its card says "
+                           f"{wanted}; copy seed_core/ anew", path=str(path))
+
+
+# Loading
+
+BASE = "__base__"                                        # what PEFT calls a row without an adapter
+
+
+class LoadedCore:
+    """A model in memory, with all that turns prompts into rows. Belongs to the model thread.
+
+    `card` is core.json or None for a model that never saw CORE_TASKS; `adapters` are the names a row may use.
+    """
+
+    def __init__(self, model, tokenizer, card):
+        self.model, self.tokenizer, self.card = model, tokenizer, card
+        self.adapters = {BASE}
+        self.vocabulary = model.get_input_embeddings().weight.shape[0]
+        self.positions = getattr(model.config, "max_position_embeddings", 2048)
+        ends = model.generation_config.eos_token_id if model.generation_config else None
+        ends = tokenizer.eos_token_id if ends is None else ends
+        self.eos_ids = list(ends) if isinstance(ends, list | tuple) else [ends]
+        self.pad_id = self.eos_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        # A user's text may spell a special token; read as text it is only letters.
+        tokenizer.backend_tokenizer.encode_special_tokens = True
+        self.grammar_tokenizer = None                    # made at the first grammar
+
+    @property
+    def parameters(self):
+        """How many weights the model has, counted before they were packed into four bits."""
+        return sum(weight.quant_state.shape.numel() if getattr(weight, "quant_state", None) else weight.numel()
+                   for name, weight in self.model.named_parameters() if "lora_" not in name)
+
+    def encode(self, text):
+        """Return token ids of a task's prompt: plain text after one beginning-of-text token."""
+        bos = self.tokenizer.bos_token_id
+        return ([] if bos is None else [bos]) + self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids):
+        """Return the text of token ids, special ones left out."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def matcher(self, grammar):
+        """Return a fresh llguidance matcher. Raises BadRequest where the grammar cannot be used."""
+        llguidance = need("llguidance", "the cognitive core")
+        if self.grammar_tokenizer is None:
+            adapt = need("llguidance.hf", "the cognitive core").from_tokenizer
+            self.grammar_tokenizer = adapt(self.tokenizer, n_vocab=self.vocabulary, eos_token=self.eos_ids)
+        matcher = llguidance.LLMatcher(self.grammar_tokenizer, grammar, log_level=0)
+        if matcher.is_error():
+            raise BadRequest(f"the grammar cannot be used: {matcher.get_error()[:300]}")
+        return matcher
+
+    def chat_ids(self, prompt, system_prompt):
+        """Return token ids of a free prompt: by the tokenizer's chat template, or as plain text where it has none."""
+        if not self.tokenizer.chat_template:
+            return self.encode(f"{system_prompt}\n\n{prompt}\n" if system_prompt else prompt)
+        turns = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        backend = self.tokenizer.backend_tokenizer
+        backend.encode_special_tokens = False            # the template's own marks are special tokens
+        try:
+            return self.tokenizer.apply_chat_template([*turns, {"role": "user", "content": prompt}],
+                                                      add_generation_prompt=True, tokenize=True, return_dict=False)
+        finally:
+            backend.encode_special_tokens = True
+
+    def add_adapter(self, name, config, tensors=None):
+        """Add a LoRA adapter under `name`; `tensors` is its state dict, or None for one newly made.
+
+        config: keywords of peft.LoraConfig. The first adapter wraps the model in PEFT; there are no files.
+        """
+        peft = need("peft", "LoRA adapters")
+        if name in self.adapters:
+            raise BadRequest(f"the core has an adapter {name!r} already")
+        lora = peft.LoraConfig(task_type="CAUSAL_LM", inference_mode=True, **config)
+        if self.adapters == {BASE}:
+            self.model = peft.PeftModel(self.model, lora, adapter_name=name)
+        else:
+            self.model.add_adapter(name, lora)
+        if tensors is not None:
+            peft.set_peft_model_state_dict(self.model, tensors, adapter_name=name)
+        self.model.eval()
+        self.adapters.add(name)
+
+
+# What libraries say that means nothing here: logger -> (part of the line, why it is dropped).
+NOISE = {
+    "bitsandbytes.backends.cpu.ops": ("from kernels-community", "an optional faster kernel of a hub; ours works without"),
+}
+
+
+def quieten():
+    """Drop the lines of NOISE."""
+    for name, (part, _) in NOISE.items():
+        logging.getLogger(name).addFilter(lambda record, part=part: part not in record.getMessage())
+
+
+def load_core(directory):
+    """Return the LoadedCore of a directory, with nf4 double-quantised weights, tried by `self_test`.
+
+    A directory that is not quantised yet is quantised while it loads. Raises ConfigError, DamagedImage.
+    """
+    directory = pathlib.Path(directory)
+    card = core_card(directory)
+    if card is not None:
+        check_fingerprint(card)
+    torch = need("torch", "the cognitive core")
+    transformers = need("transformers", "the cognitive core")
+    need("bitsandbytes", "the cognitive core")
+    settings = json.loads((directory / "config.json").read_text("utf-8"))
+    options = {"dtype": torch.float32 if card else torch.bfloat16, "local_files_only": True}
+    if "quantization_config" not in settings:
+        options["quantization_config"] = quantization(torch.bfloat16)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, **options).eval()
+    check_dimensions(model)
+    core = LoadedCore(model, tokenizer, card)
+    self_test(core)
+    return core
+
+
+def quantization(compute_dtype):
+    """Return the one quantisation in use: nf4, constants quantised too.
+
+    Without the second quantisation bitsandbytes corrupts the weights on processors with AVX512-BF16: after one
+    forward pass any state_dict() leaves the scales transposed, and nothing says so.
+    """
+    return need("transformers", "the cognitive core").BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute_dtype)
+
+
+def linear4bit_layers(model):
+    """Return [(name, layer)] of the layers that are packed into four bits."""
+    kind = need("bitsandbytes", "the cognitive core").nn.Linear4bit
+    return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, kind)]
+
+
+def check_dimensions(model):
+    """Raise ConfigError unless all four-bit layers have sides that are multiples of 64, as the CPU kernel wants."""
+    odd = [f"{name} {layer.in_features}x{layer.out_features}" for name, layer in linear4bit_layers(model)
+           if layer.in_features % 64 or layer.out_features % 64]
+    if odd:
+        raise ConfigError(f"four-bit layers need sides that are multiples of 64; got {', '.join(odd[:3])}; "
+                          "choose another model with --core", layers=odd)
+
+
+def sample_losses(core):
+    """Return {task: mean loss in nats per token} over the prompts of CORE_SAMPLES, and the logits of the last one."""
+    torch, losses, logits = need("torch", "the cognitive core"), {}, None
+    for tag, fields in CORE_SAMPLES.items():
+        ids = torch.tensor([core.encode(CORE_TASKS[tag].prompt(fields)[0])])
+        with torch.inference_mode():
+            logits = core.model(input_ids=ids).logits.float()
+        losses[tag] = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:]).item()
+    return losses, logits
+
+
+def self_test(core, tolerance_nats=0.1):
+    """Try the weights. Raises DamagedImage where they are not what was trained, or do not survive being read.
+
+    Two things are tried: the losses of the samples against the card's, and the logits before and after
+    state_dict(), which is what bitsandbytes gets wrong (see `quantization`).
+    """
+    torch = need("torch", "the cognitive core")
+    losses, before = sample_losses(core)
+    core.model.state_dict()
+    _, after = sample_losses(core)
+    if not torch.isfinite(before).all():
+        raise DamagedImage("the core's self-test failed: its weights give numbers that are not finite; copy it anew")
+    if not torch.allclose(before, after, rtol=0.02, atol=0.05 * before.abs().max().item()):
+        raise DamagedImage("the core's self-test failed: reading its weights by state_dict() changed them; quantise "
+                           "with double quantisation (bnb_4bit_use_double_quant)",
+                           change=(before - after).abs().max().item())
+    wanted = core.card["sample_losses"] if core.card else {}
+    wrong = {tag: (losses[tag], loss) for tag, loss in wanted.items() if not abs(losses[tag] - loss) < tolerance_nats}
+    if wrong:
+        told = ", ".join(f"{tag} {got:.3f} for {loss:.3f}" for tag, (got, loss) in wrong.items())
+        raise DamagedImage(f"the core's self-test failed: its weights are damaged, sample losses are off ({told}); "
+                           "copy seed_core/ anew", losses=wrong)
+
+
+# Requests
+
+@dataclasses.dataclass
+class CoreRequest:
+    """One row that the core shall answer: a task of CORE_TASKS and its fields.
+
+    deadline_s counts from submission. on_text, where given, is called in the model thread with each new piece of
+    text; the answer may still fail, so what it was told is provisional.
+    """
+
+    task: str
+    fields: dict
+    adapter: str = BASE
+    deadline_s: float | None = None
+    cancel: threading.Event | None = None
+    max_new_tokens: int | None = None                    # None: as the task says
+    on_text: typing.Callable | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class CoreAnswer:
+    """What the core answered: its text, the task's value read from it, and what it took."""
+
+    text: str
+    value: typing.Any
+    tokens: int
+    seconds: float
+
+
+class CoreRow:
+    """A row at work: its prompt, its limits, and how it ended.
+
+    `ended` is None, "done", "deadline", "cancelled", "truncated" or "failed" (then `error` says why).
+    """
+
+    def __init__(self, make_ids, read, grammar=None, request=None, budget=512, only_task=False):
+        self.make_ids = make_ids                         # LoadedCore -> token ids of the prompt
+        self.read = read                                 # answer text -> value
+        self.grammar, self.budget, self.only_task = grammar, budget, only_task
+        self.adapter, self.cancel, self.on_text = request.adapter, request.cancel, request.on_text
+        self.deadline_at_s = None if request.deadline_s is None else time.monotonic() + request.deadline_s
+        self.ids, self.matcher, self.told = None, None, 0
+        self.new_ids, self.ended, self.error = [], None, None
+
+    def stopped(self, closing):
+        """Return why the row must not go on, or None."""
+        if closing.is_set() or (self.cancel is not None and self.cancel.is_set()):
+            return "cancelled"
+        if self.deadline_at_s is not None and time.monotonic() > self.deadline_at_s:
+            return "deadline"
+        return None
+
+    def prepare(self, core):
+        """Make ids and matcher. Raises BadRequest where the core cannot serve the row."""
+        if self.adapter not in core.adapters:
+            raise BadRequest(f"the core has no adapter {self.adapter!r}; {mend(self.adapter, core.adapters)}")
+        if self.only_task and core.card is None:
+            raise BadRequest("this model was not trained for the tasks of BAT OS: it answers infer_ alone; "
+                             "use --core auto or seed_core for missions")
+        self.ids = list(self.make_ids(core))
+        if len(self.ids) + self.budget > core.positions:
+            self.budget = core.positions - len(self.ids)
+        if self.budget < 16:
+            raise BadRequest(f"the prompt has {len(self.ids)} tokens and the core {core.positions} positions; shorten it")
+        self.matcher = core.matcher(self.grammar) if self.grammar else None
+
+    def failure(self):
+        """Return the error that tells how the row ended, or None where it was answered."""
+        tokens = len(self.new_ids)
+        errors = {
+            "deadline": lambda: DeadlineExceeded(f"the core had no answer within its deadline ({tokens} tokens told); "
+                                                 "allow more time", tokens=tokens),
+            "cancelled": lambda: Cancelled(f"the request was cancelled after {tokens} tokens", tokens=tokens),
+            "truncated": lambda: Truncated(f"the answer was not finished within {self.budget} tokens; "
+                                           "raise max_new_tokens or ask for less", tokens=tokens),
+            "failed": lambda: self.error if isinstance(self.error, BatosError)
+            else CoreFailed(f"the core failed at this row: {self.error!r}"),
+        }
+        return errors[self.ended]() if self.ended in errors else None
+
+
+# Decoding
+
+def batch_hook(core, rows, width, closing):
+    """Return the one LogitsProcessor of a batch: grammar, streaming, cancel, deadline and budget of every row.
+
+    It also is the StoppingCriteria: true when all rows have ended. It never raises, because an exception inside
+    generate() leaves PEFT's hooks in the model: a row that fails is marked and made to end.
+    width: tokens of the padded prompts; what comes after them in a row is its answer.
+    """
+    torch, numpy = need("torch", "the cognitive core"), need("numpy", "the cognitive core")
+    grammar = need("llguidance.numpy", "the cognitive core")
+    base = need("transformers", "the cognitive core").LogitsProcessor
+    bits = grammar.allocate_token_bitmask(len(rows), core.vocabulary)
+    ends = numpy.zeros(32 * bits.shape[1], numpy.uint8)
+    ends[core.eos_ids] = 1
+    only_end = numpy.packbits(ends, bitorder="little").view(numpy.int32)
+
+    class BatchHook(base):
+        """See `batch_hook`."""
+
+        def __call__(self, input_ids, scores):
+            """Return `scores` (rows, vocabulary) with what each row must not say at minus infinity."""
+            last = input_ids[:, -1].tolist() if input_ids.shape[1] > width else None
+            for i, row in enumerate(rows):
+                try:
+                    if not (advance_row(core, row, last[i] if last else None, closing) and fill(row, i)):
+                        bits[i] = only_end
+                except Exception as error:               # see the docstring: nothing may pass
+                    row.ended, row.error = "failed", error
+                    bits[i] = only_end
+            allowed = numpy.unpackbits(bits.view(numpy.uint8), axis=1, bitorder="little")[:, :scores.shape[1]]
+            return scores.masked_fill(torch.from_numpy(allowed == 0).to(scores.device), float("-inf"))
+
+        def stop(self, input_ids, scores, **_):
+            """Tell generate() whether all rows have ended."""
+            return torch.full((len(rows),), all(row.ended for row in rows), device=input_ids.device)
+
+    def fill(row, i):
+        """Write what the row's grammar allows next into its mask. Return False where that is only the end."""
+        if row.matcher is None:
+            bits[i] = -1
+            return True
+        if row.matcher.is_stopped():
+            return False
+        grammar.fill_next_token_bitmask(row.matcher, bits, i)
+        if row.matcher.is_error():
+            raise CoreFailed(f"the grammar failed: {row.matcher.get_error()[:300]}")
+        return True
+
+    return BatchHook()
+
+
+def advance_row(core, row, token, closing):
+    """Take in the token that a row said last (None at first). Return whether the row goes on."""
+    if row.ended:
+        return False
+    if token in core.eos_ids:
+        row.ended = "done"
+        return False
+    if token is not None:
+        row.new_ids.append(token)
+        if row.matcher is not None and not row.matcher.is_stopped() and not row.matcher.consume_token(token):
+            raise CoreFailed(f"the grammar refused a token it had allowed: {row.matcher.get_error()[:300]}")
+        tell_row(core, row)
+    row.ended = row.stopped(closing)
+    if not row.ended and len(row.new_ids) >= row.budget and not (row.matcher is not None and row.matcher.is_stopped()):
+        row.ended = "truncated"
+    return not row.ended
+
+
+def tell_row(core, row):
+    """Give the row's listener the text that is new; half a character waits for its other half."""
+    if row.on_text is None:
+        return
+    text = core.decode(row.new_ids)
+    if len(text) > row.told and not text.endswith("\ufffd"):
+        row.on_text(text[row.told:])
+        row.told = len(text)
+
+
+def run_batch(core, rows, sampling, closing):
+    """Answer prepared rows as one batch; how each ended is in the rows. Raises what generate() raises.
+
+    sampling: keywords of GenerationConfig, {} for greedy. Prompts are padded on the left.
+    """
+    torch = need("torch", "the cognitive core")
+    transformers = need("transformers", "the cognitive core")
+    width = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), width), core.pad_id)
+    seen = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, width - len(row.ids):] = torch.tensor(row.ids)
+        seen[i, width - len(row.ids):] = 1
+    hook = batch_hook(core, rows, width, closing)
+    # one token more than the budget: the end that the hook makes a row say
+    settings = transformers.GenerationConfig(max_new_tokens=max(row.budget for row in rows) + 1, eos_token_id=core.eos_ids,
+                                             pad_token_id=core.pad_id, **({"do_sample": False} | sampling))
+    names = {} if core.adapters == {BASE} else {"adapter_names": [row.adapter for row in rows]}
+    device = core.model.device
+    try:
+        with torch.inference_mode():
+            out = core.model.generate(input_ids=ids.to(device), attention_mask=seen.to(device), generation_config=settings,
+                                      logits_processor=[hook], stopping_criteria=[hook.stop], **names)
+    finally:
+        drop_adapter_hooks(core.model)
+    for row, told in zip(rows, out[:, -1].tolist(), strict=True):
+        if not row.ended:                                # its very last token ended it, and nobody looked since
+            row.ended = "done" if told in {*core.eos_ids, core.pad_id} else "truncated"
+
+
+def drop_adapter_hooks(model):
+    """Remove the forward hooks that PEFT leaves in a model when generate(adapter_names=…) raises.
+
+    They would name the adapters of a batch that is gone to every later call.
+    """
+    for layer in model.modules():
+        for key, hook in list(layer._forward_pre_hooks.items()):
+            if getattr(getattr(hook, "func", hook), "__name__", "") == "_adapter_names_pre_forward_hook":
+                del layer._forward_pre_hooks[key]
+                layer._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+# The model thread
+
+class CoreTicket:
+    """What one caller waits for: rows that run together, or a function for the model thread."""
+
+    def __init__(self, rows=(), sampling=None, function=None):
+        self.rows, self.sampling, self.function = list(rows), sampling or {}, function
+        self.done, self.result, self.error, self.seconds = threading.Event(), None, None, 0.0
+
+    def finish(self, result=None, error=None):
+        """Wake the caller, with a result or an error."""
+        self.result, self.error = result, error
+        self.done.set()
+
+
+class CognitiveCore:
+    """The language model of the daemon, on a thread of its own.
+
+    `directory_of` is called in that thread and returns the model's directory; None makes a core that is off.
+    Other threads ask by `infer` and wait; rows that wait at the same moment run as one batch of up to
+    `rows_most`. `state` is "offline", "loading", "ready" or "failed" (then `error` says why), `progress` a
+    sentence for people.
+
+        core = CognitiveCore(lambda: "seed_core").start()
+        core.wait_ready(60)
+        [answer] = core.infer([CoreRequest("plan", {"mission": "How does a lock open?"})])
+    """
+
+    def __init__(self, directory_of=None, rows_most=16, queued_rows_most=256, threads=0, tell=lambda progress: None):
+        self.rows_most, self.queued_rows_most, self.threads = rows_most, queued_rows_most, threads
+        self.state, self.error, self.progress = "offline", None, "the core is off: --core none, or no seed_core/"
+        self.rows_served, self.tokens_told, self.batch_s = 0, 0, 0.0
+        self.load_s = {}                                 # part of loading -> seconds
+        self.tell = tell                                 # is told each new `progress`, in the model thread
+        self._directory_of, self._loaded, self._thread = directory_of, None, None
+        self._tickets, self._changed = collections.deque(), threading.Condition()
+        self._settled, self._closing = threading.Event(), threading.Event()
+
+    def start(self):
+        """Begin to load in the background; return self. A core that is off stays off."""
+        if self._directory_of is not None and self._thread is None:
+            self.state, self.progress = "loading", "the core is about to load"
+            self._thread = threading.Thread(target=self._run, name="batos-core", daemon=True)
+            self._thread.start()
+        return self
+
+    def wait_ready(self, timeout_s):
+        """Wait until the core is ready. Raises CoreOffline, or DeadlineExceeded while it still loads."""
+        if self.state == "loading" and not self._settled.wait(timeout_s):
+            raise DeadlineExceeded(f"the core is still loading after {timeout_s} s: {self.progress}")
+        self._require_ready()
+
+    def settled(self, timeout_s):
+        """Wait until loading has ended, one way or the other. Returns whether it has."""
+        return self.state != "loading" or self._settled.wait(timeout_s)
+
+    def _require_ready(self):
+        if self.state != "ready":
+            why = f"{self.progress}: {self.error}" if self.error else self.progress
+            raise CoreOffline(f"the cognitive core is {self.state}: {why}", state=self.state)
+
+    def infer(self, requests):
+        """Answer a list of CoreRequest as one batch; returns a CoreAnswer for each, in their order.
+
+        Raises BadRequest, Busy, CoreOffline, DeadlineExceeded, Cancelled, Truncated; one row's error is all's.
+        """
+        self._require_ready()
+        return self._ask([self._task_row(request) for request in requests], {})
+
+    def _task_row(self, request):
+        if request.task not in CORE_TASKS:
+            raise BadRequest(f"the core has no task {request.task!r}; {mend(request.task, CORE_TASKS)}")
+        task = CORE_TASKS[request.task]
+        prompt, grammar = task.prompt(request.fields)
+        return CoreRow(lambda core: core.encode(prompt), lambda text: task.value(text, request.fields), grammar, request,
+                       request.max_new_tokens or task.max_new_tokens, only_task=True)
+
+    def infer_(self, prompt, persona=None, system_prompt=None, temperature=0.6, top_p=0.9, max_new_tokens=512,
+               deadline_s=None, cancel=None, on_text=None):
+        """Answer a free prompt with text; `persona` names an adapter, where one of that name is loaded.
+
+        The embedded core answers greedily (it knows its tasks, not the world); temperature 0 makes any core so.
+        Raises as `infer`, except that an answer as long as max_new_tokens is simply cut there.
+        """
+        self._require_ready()
+        adapter = persona if persona in self._loaded.adapters else BASE
+        request = CoreRequest("", {}, adapter, deadline_s, cancel, max_new_tokens, on_text)
+        row = CoreRow(lambda core: core.chat_ids(prompt, system_prompt), lambda text: text, None, request, max_new_tokens)
+        greedy = self._loaded.card is not None or not temperature
+        sampling = {} if greedy else {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        return self._ask([row], sampling, cut_is_fine=True)[0].text
+
+    def on_model_thread(self, function):
+        """Run function(LoadedCore) in the model thread, between batches; return what it returns, or raise it."""
+        self._require_ready()
+        ticket = CoreTicket(function=function)
+        self._submit(ticket)
+        return self._wait(ticket).result
+
+    def _ask(self, rows, sampling, cut_is_fine=False):
+        if not 1 <= len(rows) <= self.rows_most:
+            raise BadRequest(f"a batch has 1 to {self.rows_most} rows, got {len(rows)}; ask in several")
+        ticket = CoreTicket(rows, sampling)
+        self._submit(ticket)
+        self._wait(ticket)
+        for row in rows:
+            if row.failure() and not (cut_is_fine and row.ended == "truncated"):
+                raise row.failure()
+        texts = [self._loaded.decode(row.new_ids) for row in rows]
+        return [CoreAnswer(text, row.read(text), len(row.new_ids), ticket.seconds)
+                for text, row in zip(texts, rows, strict=True)]
+
+    def _submit(self, ticket):
+        with self._changed:
+            waiting = sum(len(other.rows) for other in self._tickets)
+            if waiting + len(ticket.rows) > self.queued_rows_most:
+                raise Busy(f"{waiting} rows wait for the core, it takes {self.queued_rows_most}; ask again later")
+            if self._closing.is_set():
+                raise CoreOffline("the cognitive core is closed")
+            self._tickets.append(ticket)
+            self._changed.notify()
+
+    def _wait(self, ticket):
+        """Wait for a ticket; one that still queues is withdrawn when a row of it is cancelled or too late.
+
+        An Event cannot tell a Condition, so a waiting caller looks at its own limits 20 times a second; rows at
+        work are stopped by the hook at their next token.
+        """
+        limited = any(row.cancel is not None or row.deadline_at_s is not None for row in ticket.rows)
+        while not ticket.done.wait(0.05 if limited else None):
+            reasons = [row.stopped(self._closing) for row in ticket.rows]
+            if any(reasons) and self._withdraw(ticket):
+                for row, reason in zip(ticket.rows, reasons, strict=True):
+                    row.ended = reason or row.ended
+                return ticket
+        if ticket.error is not None:
+            raise ticket.error
+        return ticket
+
+    def _withdraw(self, ticket):
+        """Take a ticket out of the queue. Return False where the model thread has it already."""
+        with self._changed:
+            if ticket not in self._tickets:
+                return False
+            self._tickets.remove(ticket)
+            return True
+
+    def close(self, timeout_s=10):
+        """Stop: rows at work are cancelled at their next token, those that wait get CoreOffline."""
+        self._closing.set()
+        with self._changed:
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        if self.state != "failed":
+            self.state, self.progress = "offline", "the core is closed"
+
+    def health(self):
+        """Return a small dict from memory: how the core is and what it did."""
+        loaded = self._loaded
+        card = loaded.card if loaded else None
+        return {"state": self.state, "progress": self.progress, "error": str(self.error) if self.error else None,
+                "model": card["name"] if card else loaded.model.config.model_type if loaded else None,
+                "parameters": loaded.count if loaded else 0, "rows_served": self.rows_served,
+                "tokens": self.tokens_told, "last_batch_s": round(self.batch_s, 3), "load_s": self.load_s,
+                "queued": len(self._tickets)}
+
+    def _run(self):
+        """The model thread: load, then answer tickets until closed."""
+        try:
+            self._load()
+        except Exception as error:                       # the boundary of the thread: told by state and error
+            log_core.exception("the cognitive core did not load")
+            self.state, self.error, self.progress = "failed", error, "the core did not load"
+            self._settled.set()
+            self.tell(f"{self.progress}: {error}")
+            return
+        while batch := self._next_batch():
+            self._serve(batch)
+        for ticket in self._tickets:
+            ticket.finish(error=CoreOffline("the cognitive core was closed"))
+
+    def _load(self):
+        quieten()
+        for module in ("torch", "transformers", "bitsandbytes"):
+            self._timed(f"import {module}", lambda module=module: need(module, "the cognitive core"))
+        need("transformers", "the cognitive core").utils.logging.disable_progress_bar()     # `progress` tells what goes on
+        torch = need("torch", "the cognitive core")
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        directory = self._timed("find files", self._directory_of)
+        self._loaded = self._timed("weights and self-test", lambda: load_core(directory))
+        self._loaded.count = self._loaded.parameters
+        took_s = sum(self.load_s.values())
+        self.state, self.progress = "ready", f"the core is ready: {self._loaded.count:,} parameters, loaded in {took_s:.1f} s"
+        log_core.info("%s", self.progress)
+        self._settled.set()
+        self.tell(self.progress)
+
+    def _timed(self, part, function):
+        self.progress = f"the core is loading: {part}"
+        self.tell(self.progress)
+        start = time.monotonic()
+        result = function()
+        self.load_s[part] = round(time.monotonic() - start, 3)
+        return result
+
+    def _next_batch(self):
+        """Wait for tickets; return those that run together now, or [] when closing."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._tickets or self._closing.is_set())
+            if self._closing.is_set():
+                return []
+            batch = [self._tickets.popleft()]
+            rows = len(batch[0].rows)
+            while self._tickets and batch[0].function is None and self._joins(batch[0], self._tickets[0], rows):
+                batch.append(self._tickets.popleft())
+                rows += len(batch[-1].rows)
+            return batch
+
+    def _joins(self, first, other, rows):
+        """Whether a waiting ticket may run in the batch of `first`, which has `rows` rows by now."""
+        return other.function is None and other.sampling == first.sampling and rows + len(other.rows) <= self.rows_most
+
+    def _serve(self, batch):
+        """Answer a batch of tickets; an error of one ticket's prompts is that ticket's alone."""
+        start, rows = time.monotonic(), []
+        if batch[0].function is not None:
+            self._call(batch[0])
+            return
+        for ticket in batch:
+            rows += self._prepared(ticket)
+        error = self._generate(rows, batch[0].sampling) if rows else None
+        self.batch_s = time.monotonic() - start
+        self.rows_served += len(rows)
+        self.tokens_told += sum(len(row.new_ids) for row in rows)
+        for ticket in batch:
+            ticket.seconds = self.batch_s
+            if not ticket.done.is_set():
+                ticket.finish(error=error)
+
+    def _call(self, ticket):
+        try:
+            ticket.finish(ticket.function(self._loaded))
+        except Exception as error:                       # belongs to the caller, who waits for it
+            ticket.finish(error=error)
+
+    def _prepared(self, ticket):
+        """Return the ticket's rows, ready to run; [] where one is bad or over already, then the ticket is finished."""
+        try:
+            for row in ticket.rows:
+                row.ended = row.stopped(self._closing)
+                row.prepare(self._loaded)
+        except BatosError as error:
+            ticket.finish(error=error)
+            return []
+        if any(row.ended for row in ticket.rows):
+            ticket.finish()
+            return []
+        return ticket.rows
+
+    def _generate(self, rows, sampling):
+        """Run rows; return None, or the error that all of their callers get."""
+        try:
+            run_batch(self._loaded, rows, sampling, self._closing)
+        except Exception as error:                       # the boundary of the model: the thread lives on
+            log_core.exception("a batch of %d rows failed", len(rows))
+            return CoreFailed(f"the core failed: {error!r}")
+        return None
 
 
 ################################################################################
@@ -2771,6 +3892,687 @@ def _result(catalog, number, score, why):
     }, "score": round(score, 6), "why": why}
 
 
+# Evidence: the sentences that an answer may quote
+
+EVIDENCE_FLOOR = 0.6               # what holds less of the query's weight than this share of the best is not offered
+
+
+def find_evidence(catalog, query, chunks, most, threshold, focus=""):
+    """Return what memory holds for a query: {"relevant", "mass", "unknown", "evidence": up to `most` sentences}.
+
+    Each sentence is {"text" (verbatim), "doc_id", "version", "chunk_id", "chunk_index", "lines": [first, last],
+    "headings"}, taken from the best `chunks` chunks for the query and for `focus`, which are some of its words and
+    count half as much again. Those that hold most of the query's idf mass come first; words in the headings above count half.
+    """
+    outcome, asked = search_(catalog, query, max_results=chunks), _prepared(catalog, query)
+    near = search_(catalog, focus, max_results=chunks)["results"] if focus.strip() else []
+    rows = {(row["chunk"]["doc_id"], row["chunk"]["chunk_index"]): row["chunk"] for row in (*outcome["results"], *near)}
+    focused = catalog.text_index.lexicon.query_words(focus)
+    weights = {word: weight * (1.5 if word in focused else 1) for word, weight in asked.weights.items()}
+    found = [(_sentence_weight(catalog, weights, sentence, chunk), sentence, chunk) for chunk in rows.values()
+             for sentence in sentences(chunk["text"], chunk["lines"][0]) if _tells(sentence["text"], chunk["headings"])]
+    best = heapq.nlargest(most, found, key=lambda row: row[0])          # equal ones stay in the chunks' order
+    evidence = [_evidence(sentence, chunk) for weight, sentence, chunk in best if weight >= EVIDENCE_FLOOR * best[0][0]]
+    return {"relevant": relevant(outcome, threshold) and bool(evidence), "mass": outcome["mass"],
+            "unknown": outcome["unknown"], "evidence": evidence}
+
+
+def _tells(text, headings):
+    """Whether a sentence says something of its own: a heading or a line of marks does not."""
+    return bool(re.search(r"\w", text)) and not _ATX.match(text) and text.strip() not in headings
+
+
+def _sentence_weight(catalog, weights, sentence, chunk):
+    held = _weight_of(catalog, weights, sentence["text"])
+    return (held + _weight_of(catalog, weights, " ".join((*chunk["headings"], sentence["text"])))) / 2
+
+
+def _weight_of(catalog, weights, text):
+    """Return the summed weight of the words that a text holds."""
+    words = catalog.text_index.lexicon.query_words(text)
+    return sum(weight for word, weight in weights.items() if word in words)
+
+
+def word_share(catalog, query, texts):
+    """Return what share of a query's idf mass the words of all the texts hold together, 0 to 1."""
+    weights = _prepared(catalog, query).weights
+    return _weight_of(catalog, weights, " ".join(texts)) / (sum(weights.values()) or 1.0)
+
+
+def _evidence(sentence, chunk):
+    last = sentence["line"] + len(_LINE_END.findall(sentence["text"]))
+    return {"text": sentence["text"], "doc_id": chunk["doc_id"], "version": chunk["version"],
+            "chunk_id": chunk["chunk_id"], "chunk_index": chunk["chunk_index"], "lines": [sentence["line"], last],
+            "headings": chunk["headings"]}
+
+
+################################################################################
+# Composite mind ###############################################################
+################################################################################
+#
+# Four personas that think together over what the catalog finds. A cycle of thought
+# goes through states, each a prototype in the image that the cycle delegates to:
+#
+#   IDLE -> DECOMPOSING -> DELEGATING -> SYNTHESIZING -> COMPLETE, any error -> FAILED
+#
+#   mission   what was asked: {"type", "selector", "args"?, "kwargs"?}
+#   cycle     the object that carries a mission through the states; in the image from its acceptance
+#   thought   what a state wants next: questions for the core (or none), and how to read the answers
+#   journal   the cycle's entries, one for each thought, committed before the next one uses them
+#   effect    the one transaction that ends a cycle
+#   evidence  sentences of memory with document, version, chunk and line, each a dict
+#
+# A state's `_process_synthesis_` reads a short snapshot and answers a thought; the core
+# is asked outside of any transaction; entry and transition are one write-lane job. So a
+# killed daemon goes on where the last entry stands. This section knows no sockets.
+
+log_mind = logging.getLogger("batos.mind")
+
+# persona -> what it is for, and the intent of each pillar. Genesis makes objects of it; from then on the image's stands.
+CODEX = {
+    "ROBIN": ("To find out why a thing matters, and to say it with warmth.", {
+        "sage_facet_": "Look at the matter as a calm philosopher who sees no walls between the asker and the asked: "
+                       "accept what is, name the paradox, let go of what cannot be held.",
+        "simple_heart_facet_": "Be kind and loyal in few and simple words; stand beside the one who asks, "
+                               "and do first what comforts.",
+        "joyful_spark_facet_": "Meet the matter with open, un-ironic delight; find what can be celebrated and play with it."}),
+    "BRICK": ("To find out what a thing is and how it works, and to take it apart until nothing is hidden.", {
+        "tamland_facet_": "Say literally and flatly what is there, one declaration after the other, however odd it sounds.",
+        "lego_batman_facet_": "Treat the matter as a mission against an unjust system: name the foe, choose the tool, "
+                              "announce the plan with great resolve.",
+        "guide_facet_": "Add the improbable but checkable fact and the wider picture, as a well-travelled encyclopedia would."}),
+    "BABS": ("To map what is recorded, exactly and with visible joy in doing it well.", {
+        "tech_bat_facet_": "Find the data with elite skill and enjoy it: sources, figures, nothing left unscanned.",
+        "iceman_facet_": "Answer coolly and precisely: the one fact that was asked for, checked, without ornament.",
+        "hitchhiker_facet_": "Follow the curious detour and bring back the fact beside the road that turns out to matter."}),
+    "ALFRED": ("To keep the whole reliable, honest and free of waste.", {
+        "pragmatist_facet_": "Ask what it costs and what it is good for; prefer the smaller thing that works.",
+        "disruptor_facet_": "Doubt it: ask the naive question that the plan cannot answer, before reality does.",
+        "butler_facet_": "Put everything in its place, discreetly and without fault, and mention what was missing."}),
+}
+# archetype -> who does what. The lead weaves; support adds its facets; BABS and ALFRED speak where the row says so.
+MATRIX = {
+    "Technical Deconstruction": {"lead": "BRICK", "support": {"ROBIN": "resonance check"}, "BABS": "data on demand",
+                                 "ALFRED": "watches for bloat"},
+    "Emotional Processing": {"lead": "ROBIN", "support": {"BRICK": "systemic framing"}, "BABS": "background scan",
+                             "ALFRED": "watches for distress"},
+    "Factual Inquiry": {"lead": "BABS", "support": {"BRICK": "analysis", "ROBIN": "context"}, "BABS": "full retrieval",
+                        "ALFRED": "validates sources"},
+    "Systemic Self-Improvement": {"lead": "ALFRED", "support": {"BRICK": "tool forge", "BABS": "research"},
+                                  "BABS": "gathers data", "ALFRED": "leads"},
+}
+PERSONA_OF = {pillar: persona for persona, pillars in PILLARS.items() for pillar in pillars}
+
+# state -> (who leads it: None is the archetype's lead, which states may follow). FAILED may follow any.
+STATES = {
+    "IDLE": ("ALFRED", ["DECOMPOSING", "COMPLETE"]),
+    "DECOMPOSING": ("BRICK", ["DELEGATING"]),
+    "DELEGATING": (None, ["DELEGATING", "SYNTHESIZING"]),
+    "SYNTHESIZING": (None, ["SYNTHESIZING", "COMPLETE"]),
+    "COMPLETE": ("ALFRED", []),
+    "FAILED": ("ALFRED", []),
+}
+ENDED = ("COMPLETE", "FAILED")
+GATE_SHARE = 0.5                   # of what the offered quotes hold of the mission's words, the told ones must hold
+RETRY_COMMIT_S = 2.0               # a step that could not be stored (a full disk) is tried again so often
+CONTINUED = 4                      # cycles looked at for pruning at each acceptance and each end
+
+
+class Step(typing.NamedTuple):
+    """What a thought came to: the next state, the journal's entry, and what `_tmp_synthesis_data` gains."""
+
+    next_state: str
+    answer: typing.Any
+    data: dict = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Thought:
+    """What a state wants: `requests` are (task, fields) for the core, one batch; `read` makes a Step of the answers."""
+
+    name: str
+    read: typing.Callable
+    requests: tuple = ()
+
+    def digest(self):
+        """Return the BLAKE2b digest of what the core is asked."""
+        return digest(ormsgpack.packb([list(request) for request in self.requests]))
+
+
+# Missions
+
+MISSION_TYPES = ("direct_synthesis", "unhandled_message", "self_audit", "systemic_self_improvement")
+
+
+def mission_text(brief):
+    """Return what a mission asks, in words: its texts, or its selector's words where it has none."""
+    texts = [value for value in (*brief.get("args", ()), *brief.get("kwargs", {}).values()) if isinstance(value, str)]
+    told = [" ".join(re.split(r"[:_]+", brief["selector"]))] if brief["type"] != "direct_synthesis" or not texts else []
+    return " ".join((*told, *texts)).strip()
+
+
+@primitive("start_cognitive_cycle_for_")
+def start_cognitive_cycle_for_(orchestrator, mission_brief, target_oid=None, who="local", active_max=10_000,
+                               kept_max=10_000):
+    """Accept a mission: return its cycle, which is in the image from this transaction on.
+
+    Raises BadRequest for a brief without words, Busy where `active_max` cycles are at work.
+    """
+    root = orchestrator._p_jar.root()
+    if mission_brief.get("type") not in MISSION_TYPES or not isinstance(mission_brief.get("selector"), str):
+        raise BadRequest(f"a mission brief has a `selector` and a `type` of {', '.join(MISSION_TYPES)}; "
+                         f"got {mission_brief!r:.200}")
+    if not mission_text(mission_brief):
+        raise BadRequest("the mission has no words; put the question into `args`, as text")
+    if len(root["active_cycles"]) >= active_max:
+        raise Busy(f"{active_max} missions wait or run, which is the limit (missions_max); send it again later")
+    cycle = UvmObject(**{
+        "parent*": [root["traits_obj"]], "synthesis_state*": root["psm_prototypes_obj"].IDLE,
+        "mission_brief": mission_brief, "target_oid": target_oid, "who": who, "accepted_at": now_utc(),
+        "_tmp_synthesis_data": {}, "journal": (), "result": None})
+    orchestrator._p_jar.add(cycle)
+    missions = root["missions"]
+    number = missions.maxKey() + 1 if len(missions) else 0
+    missions[number] = root["active_cycles"][cycle_id(cycle)] = cycle
+    _prune_missions(missions, number - kept_max)
+    orchestrator._p_jar.events.append(("mission_accepted", cycle_id(cycle)))
+    return cycle
+
+
+def _prune_missions(missions, before):
+    for number in list(itertools.islice(missions.keys(None, before), CONTINUED)):
+        if state_of(missions[number]) in ENDED:
+            del missions[number]
+
+
+def cycle_id(cycle):
+    """Return the public name of a cycle: its oid."""
+    return oid_text(cycle._p_oid)
+
+
+def state_of(cycle):
+    """Return the name of the state that a cycle is in."""
+    return own(cycle)["synthesis_state*"][0].name
+
+
+def find_cycle(root, oid):
+    """Return a cycle by its id. Raises NotFound."""
+    found = resolve(root, oid) if re.fullmatch(r"0x[0-9a-f]{1,16}", oid) else None
+    if not isinstance(found, UvmObject) or "synthesis_state*" not in own(found):
+        raise NotFound(f"no cycle is named {oid!r}; `list_cycles` names them", kind="cycle", name=oid)
+    return found
+
+
+def cycle_report(cycle):
+    """Return what is told of a cycle, as plain data; `answer` and `evidence` once it is COMPLETE."""
+    report = {"cycle": cycle_id(cycle), "state": state_of(cycle), "mission": mission_text(cycle.mission_brief),
+              "type": cycle.mission_brief["type"], "who": cycle.who, "accepted_at": cycle.accepted_at,
+              "steps": len(cycle.journal)}
+    return report | (cycle.result or {})
+
+
+# What the states do. Each reads a snapshot and answers a Thought; `settings` says how much to recall.
+
+
+def _root_of(obj):
+    return obj._p_jar.root()
+
+
+def _journalled(cycle, name):
+    """Return the answer of the newest entry of that name in a cycle's journal, or None."""
+    return next((entry.answer for entry in reversed(cycle.journal) if entry.name == name), None)
+
+
+def _recall(cycle, settings, focus=""):
+    return find_evidence(_root_of(cycle)["knowledge_catalog_obj"], mission_text(cycle.mission_brief),
+                         settings.evidence_chunks, settings.evidence_sentences, settings.relevance, focus)
+
+
+@primitive("psm_idle_", reads=True)
+def psm_idle_(cycle, settings):
+    """Recall with the whole mission: go on where memory holds something relevant, else say so and be done."""
+    found = _recall(cycle, settings)
+    start = {"start_time": now_utc()}
+    if found["relevant"]:
+        return Thought("recall", lambda _: Step("DECOMPOSING", found, start))
+    return Thought("recall", lambda _: Step("COMPLETE", found, start | {"final_response": nothing_in_memory(found)}))
+
+
+def nothing_in_memory(found):
+    """Return the answer to a mission that memory holds nothing about."""
+    unknown = f" It holds none of these words: {', '.join(found['unknown'])}." if found["unknown"] else ""
+    return {"answer": f"There is nothing in memory about this.{unknown}", "relevant": False, "evidence": []}
+
+
+@primitive("psm_decomposing_", reads=True)
+def psm_decomposing_(cycle, settings):
+    """Ask for a plan: the archetype, the pillars that it needs, and which words of the mission each looks up."""
+    def read(values):
+        return Step("DELEGATING", values[0], {"plan": values[0]})
+    return Thought("plan", read, (("plan", {"mission": mission_text(cycle.mission_brief)}),))
+
+
+@primitive("psm_delegating_", reads=True)
+def psm_delegating_(cycle, settings):
+    """Recall for each sub-query, then ask all facets as one batch."""
+    plan, recalled = cycle._tmp_synthesis_data["plan"], _journalled(cycle, "recall for facets")
+    if recalled is None:
+        found = {pillar: _facet_evidence(cycle, query, settings) for pillar, query in plan["sub_queries"].items()}
+        return Thought("recall for facets", lambda _: Step("DELEGATING", found))
+    root = _root_of(cycle)
+    requests = tuple(send(root[f"{PERSONA_OF[pillar].lower()}_prototype_obj"], "synthesize_response_for_",
+                          pillar, plan["sub_queries"][pillar], [item["text"] for item in found])
+                     for pillar, found in recalled.items())
+
+    def read(values):
+        partial = {pillar: {"frame": value["frame"], "quotes": [found[n - 1] for n in value["quotes"]]}
+                   for (pillar, found), value in zip(recalled.items(), values, strict=True)}
+        return Step("SYNTHESIZING", values, {"partial_responses": partial})
+    return Thought("facets", read, requests)
+
+
+def _facet_evidence(cycle, query, settings):
+    """Return what memory has for a sub-query of the mission; where that has gone meanwhile, what was recalled first."""
+    return _recall(cycle, settings, query)["evidence"] or _journalled(cycle, "recall")["evidence"]
+
+
+@primitive("synthesize_response_for_", reads=True)
+def synthesize_response_for_(persona, pillar, sub_query, evidence):
+    """Return the request by which a persona is asked through one of its pillars: (task, fields) for the core.
+
+    Nobody is asked here: so all the facets of a state run as one batch. Raises NotFound for a foreign pillar.
+    """
+    if pillar not in persona.pillars:
+        raise NotFound(f"{persona.name} has no pillar {pillar!r}; {mend(pillar, list(persona.pillars), 'its pillars')}",
+                       kind="pillar", name=pillar)
+    return "facet", {"persona": persona.name, "pillar": pillar, "sub_query": sub_query, "evidence": list(evidence)}
+
+
+@primitive("psm_synthesizing_", reads=True)
+def psm_synthesizing_(cycle, settings):
+    """Weave the quotes, then let the gate judge; it sends an answer back once."""
+    draft = cycle._tmp_synthesis_data.get("draft")
+    return _weaving(cycle) if draft is None else _judging(cycle, draft)
+
+
+def _weaving(cycle):
+    data, mission = cycle._tmp_synthesis_data, mission_text(cycle.mission_brief)
+    lead = _root_of(cycle)["codex_obj"].archetypes[data["plan"]["strategy"]]["lead"]
+    offered = _offered_quotes(cycle)
+
+    def read(values):
+        told = [offered[n - 1] for n in values[0]["order"]]
+        opening, close = fitted_frame(lead, values[0]["open"], values[0]["close"], len(told))
+        return Step("SYNTHESIZING", values[0], {"draft": {"lead": lead, "open": opening, "close": close, "told": told,
+                                                          "offered": offered}})
+    fields = {"lead": lead, "mission": mission, "quotes": [item["text"] for item in offered]}
+    return Thought("weave", read, (("weave", fields),))
+
+
+def _offered_quotes(cycle):
+    """Return the evidence that the facets quoted, each once; what was recalled for the mission once it was sent back."""
+    data = cycle._tmp_synthesis_data
+    if data.get("sent_back"):
+        return _journalled(cycle, "recall")["evidence"]
+    quotes = [item for partial in data["partial_responses"].values() for item in partial["quotes"]]
+    return list({(item["chunk_id"], item["version"], item["text"]): item for item in quotes}.values())[:EVIDENCE_MOST]
+
+
+def _judging(cycle, draft):
+    reasons = gate_reasons(_root_of(cycle)["knowledge_catalog_obj"], mission_text(cycle.mission_brief), draft)
+    if not reasons:
+        return Thought("gate", lambda _: Step("COMPLETE", [], {"draft": None, "final_response": _final_response(cycle, draft)}))
+    if cycle._tmp_synthesis_data.get("sent_back"):
+        raise GateRefused(f"the answer was refused twice: {'; '.join(reasons)}", reasons=reasons)
+    return Thought("gate", lambda _: Step("SYNTHESIZING", reasons, {"draft": None, "sent_back": reasons}))
+
+
+def gate_reasons(catalog, mission, draft):
+    """Return why an answer may not pass, as sentences; [] lets it pass.
+
+    Every sentence is a quote or part of a known frame, every quote stands where its citation says, the topic is
+    the mission's own words, and what is told holds enough of the mission's words.
+    """
+    voice, reasons = VOICES[draft["lead"]], []
+    if not draft["told"]:
+        reasons.append("nothing is quoted")
+    topic = frame_topic(draft["open"], voice)
+    if draft["close"] not in voice["closings"] or topic is None or topic not in one_line(mission, MISSION_CHARS):
+        reasons.append("the frame is none of the lead's, or its topic is not in the mission")
+    reasons += [f"{item['chunk_id']} does not say {one_line(item['text'], 60)!r}"
+                for item in draft["told"] if not _stands(catalog, item)]
+    told, offered = (word_share(catalog, mission, _texts(draft[part])) for part in ("told", "offered"))
+    if told < GATE_SHARE * offered:
+        reasons.append(f"what is told holds {told:.2f} of the mission's words, what was offered {offered:.2f}")
+    return reasons
+
+
+def _texts(evidence):
+    return [" ".join((*item["headings"], item["text"])) for item in evidence]
+
+
+def _stands(catalog, item):
+    try:
+        chunk = open_chunk(catalog, item["doc_id"], item["version"], item["chunk_index"])
+    except NotFound:
+        return False
+    return item["text"] in chunk.text and chunk.line_start <= item["lines"][0] <= item["lines"][1] <= chunk.line_end
+
+
+def frame_topic(frame, voice):
+    """Return the words of the mission between a frame's opening and its link, or None where it has not both."""
+    opening = next((text for text in voice["openings"] if frame.startswith(text)), None)
+    link = next((text for text in voice["links"] if frame.endswith(text)), None)
+    return None if opening is None or link is None else frame[len(opening):-len(link)]
+
+
+def fitted_frame(lead, opening, close, count):
+    """Return opening and closing with the link and the closing that suit `count` quotes.
+
+    Links stand for one quote, then for several; closings two by two for one, two and more. The core chose among
+    them before it was known how many quotes it would tell; the kind that it chose stays.
+    """
+    voice = VOICES[lead]
+    link = next(text for text in voice["links"] if opening.endswith(text))
+    kind, half = voice["links"].index(link) % 3, len(voice["links"]) // 2
+    fitting = voice["links"][kind + (half if count > 1 else 0)]
+    row = 2 * (min(count, 3) - 1) + voice["closings"].index(close) % 2
+    return opening[:-len(link)] + fitting, voice["closings"][row]
+
+
+def _final_response(cycle, draft):
+    """Return the answer as it is told: frame, numbered quotes, closing; and the evidence that the numbers name."""
+    plan = cycle._tmp_synthesis_data["plan"]
+    quotes = [f"\u201c{one_line(item['text'], 4000)}\u201d [{n}]" for n, item in enumerate(draft["told"], 1)]
+    return {"answer": " ".join((draft["open"], *quotes, draft["close"])), "relevant": True, "evidence": draft["told"],
+            "archetype": plan["strategy"], "lead": draft["lead"], "pillars": list(plan["relevant_pillars"])}
+
+
+# Journal and effect: what the write lane and the bulk lane are given to do
+
+
+def enter(cycle, thought, step, seconds):
+    """Write a thought's entry into the journal and make the transition. Raises TransitionError."""
+    state = own(cycle)["synthesis_state*"][0]
+    if step.next_state != "FAILED" and step.next_state not in state.follows:
+        raise TransitionError(f"{step.next_state} may not follow {state.name}; {', '.join(state.follows) or 'nothing'} may")
+    entry = UvmObject(name=thought.name, state=state.name, digest=thought.digest(), answer=step.answer,
+                      next_state=step.next_state, at=now_utc(), seconds=round(seconds, 3))
+    cycle.journal = (*cycle.journal, entry)
+    cycle._tmp_synthesis_data = {**cycle._tmp_synthesis_data, **step.data}
+    point_at(cycle, step.next_state)
+
+
+def point_at(cycle, state):
+    """Enter a state: point `synthesis_state*` at its prototype."""
+    set_slot(cycle, "synthesis_state*", getattr(_root_of(cycle)["psm_prototypes_obj"], state))
+
+
+def end_cycle(cycle, result, journal_days):
+    """Store how a cycle ended and take it off the active ones. Returns its report."""
+    root, ended_at = _root_of(cycle), now_utc()
+    cycle.result = {**result, "ended_at": ended_at, "seconds": round((ended_at - cycle.accepted_at).total_seconds(), 3)}
+    del root["active_cycles"][cycle_id(cycle)]
+    journals = root["journals"]
+    journals[max(unix_us(), journals.maxKey() + 1 if len(journals) else 0)] = cycle
+    for key in list(itertools.islice(journals.keys(None, unix_us() - int(journal_days * 86400e6)), CONTINUED)):
+        journals.pop(key).journal = ()
+    return cycle_report(cycle)
+
+
+def complete_cycle(oid, thought, step, seconds, settings):
+    """Return apply(root) of the effect of a cycle that came to an answer."""
+    def apply(root):
+        cycle = find_cycle(root, oid)
+        if state_of(cycle) in ENDED:
+            return cycle_report(cycle)
+        enter(cycle, thought, step, seconds)
+        return end_cycle(cycle, cycle._tmp_synthesis_data["final_response"], settings.journal_days)
+    return apply
+
+
+def fail_cycle(oid, error, settings):
+    """Return apply(root) of the effect of a cycle that failed: its state and the entry in failed_cycle_log."""
+    known = isinstance(error, BatosError)
+    reason = {"code": type(error).__name__ if known else "InternalError",
+              "details": error.message if known else f"an unexpected {type(error).__name__}; the daemon's log has the traceback"}
+
+    def apply(root):
+        cycle = find_cycle(root, oid)
+        if state_of(cycle) in ENDED:
+            return cycle_report(cycle)
+        entry = {"at": now_utc(), "cycle": oid, "state": state_of(cycle), **reason,
+                 "mission": one_line(mission_text(cycle.mission_brief), 200)}
+        append_log(root["failed_cycle_log"], entry, settings.log_entries_max)
+        point_at(cycle, "FAILED")
+        return end_cycle(cycle, {"reason": reason}, settings.journal_days)
+    return apply
+
+
+# The mission lane
+
+
+class Abandoned(Exception):
+    """The daemon stops: the mission is left as it is and goes on at the next start."""
+
+
+@dataclasses.dataclass(eq=False)
+class Mission:
+    """A mission at work. `phase` is "waiting", "running" or "ending"; what ends cannot be cancelled."""
+
+    oid: str
+    phase: str = "waiting"
+    cancel: threading.Event = dataclasses.field(default_factory=threading.Event)
+    deadline_at_s: float = math.inf                      # monotonic
+
+
+class MissionLane:
+    """Threads that carry cycles through their states; accepted missions come from the image and its events.
+
+    `ended(oid, report)` is called in a lane's thread, after the commit. Without a core missions stay accepted and wait.
+    """
+
+    def __init__(self, image, lanes, core, settings, ended=lambda oid, report: None):
+        self.image, self.lanes, self.core, self.settings, self._ended_hook = image, lanes, core, settings, ended
+        self.missions = {}                               # oid -> Mission; all that are accepted and have not ended
+        self.counts = collections.Counter()              # state -> cycles ended since the start
+        self._queue, self._guard, self._closing = queue.SimpleQueue(), threading.Lock(), threading.Event()
+        self._threads = [threading.Thread(target=self._main, name=f"mission-{n}", daemon=True)
+                         for n in range(int(settings.workers))]
+
+    def start(self, events):
+        """Take up what the image holds, then what is accepted. Without a core nothing is taken up."""
+        events.subscribe("mission_accepted", self.take)
+        self.lanes["read"].submit(Job("missions", lambda root: list(root["active_cycles"].keys()), self._take_all))
+        if self.core.state != "offline":
+            for thread in self._threads:
+                thread.start()
+
+    def _take_all(self, outcome):
+        if outcome.error is not None:
+            log_mind.critical("the missions cannot be read", exc_info=outcome.error)
+            return
+        for oid in outcome.result:
+            self.take(oid)
+
+    def take(self, oid):
+        """Queue an accepted mission, once."""
+        with self._guard:
+            if oid in self.missions:
+                return
+            mission = self.missions[oid] = Mission(oid)
+        self._queue.put(mission)
+
+    def stop_taking(self):
+        """Leave missions where they are; the next start goes on with them."""
+        self._closing.set()
+
+    def close(self):
+        """End the threads. The core must be closed before, so that none waits for it."""
+        self._closing.set()
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
+
+    def health(self):
+        """Return how many missions wait, run, and ended since the start."""
+        phases = collections.Counter(mission.phase for mission in list(self.missions.values()))
+        return {"waiting": phases["waiting"], "running": phases["running"] + phases["ending"],
+                "complete": self.counts["COMPLETE"], "failed": self.counts["FAILED"]}
+
+    def cancel(self, oid):
+        """Ask a mission to stop. Returns "cancelling", "ending" where it is too late, None where it is not at work."""
+        with self._guard:
+            mission = self.missions.get(oid)
+            if mission is None or mission.phase == "ending":
+                return mission and "ending"
+            mission.cancel.set()
+            if mission.phase == "waiting":               # its worker may be long in coming
+                mission.phase = "ending"
+                self.lanes["bulk"].submit(self._failing(mission, Cancelled("the mission was cancelled before it began"),
+                                                        functools.partial(self._ended, mission)))
+        return "cancelling"
+
+    # ---- in the workers' threads
+
+    def _main(self):
+        unit = Unit(self.image.db)
+        try:
+            while (mission := self._queue.get()) is not None:
+                if self._begin(mission):
+                    self._run(unit, mission)
+        finally:
+            unit.close()
+
+    def _begin(self, mission):
+        with self._guard:
+            if mission.phase != "waiting" or self._closing.is_set():
+                return False
+            mission.phase = "running"
+        mission.deadline_at_s = time.monotonic() + self.settings.mission_deadline_s
+        return True
+
+    def _run(self, unit, mission):
+        try:
+            while not self._advance(unit, mission):
+                pass
+        except Abandoned:
+            log_mind.info("cycle %s goes on at the next start", mission.oid)
+        except Exception as error:                       # the boundary: any exception is FAILED
+            if not self._closing.is_set():
+                self._fail(mission, error)
+
+    def _advance(self, unit, mission):
+        """Think one thought and store what it came to. Returns whether the cycle has ended."""
+        self._check(mission)
+        start_s = time.monotonic()
+        with unit.snapshot() as root:
+            thought = send(find_cycle(root, mission.oid), "_process_synthesis_", self.settings)
+        step = thought.read(self._ask(mission, thought.requests))
+        seconds = time.monotonic() - start_s
+        if step.next_state in ENDED:
+            return self._complete(mission, thought, step, seconds)
+
+        def apply(root):
+            enter(find_cycle(root, mission.oid), thought, step, seconds)
+        self._commit("write", Job("journal", apply, cycle=mission.oid, why=thought.name, journal=True))
+        return False
+
+    def _check(self, mission):
+        if self._closing.is_set():
+            raise Abandoned
+        if mission.cancel.is_set():
+            raise Cancelled("the mission was cancelled")
+        if time.monotonic() > mission.deadline_at_s:
+            raise DeadlineExceeded(f"the mission had no answer within {self.settings.mission_deadline_s:g} s "
+                                   "(mission_deadline_s); ask for less, or allow more")
+
+    def _ask(self, mission, requests):
+        """Return the core's answers to a thought's requests, one batch; wait while it loads."""
+        if not requests:
+            return []
+        while self.core.state == "loading":
+            self._check(mission)
+            self.core.settled(0.1)
+        left_s = min(self.settings.core_deadline_s, mission.deadline_at_s - time.monotonic())
+        rows = [CoreRequest(task, fields, deadline_s=left_s, cancel=mission.cancel) for task, fields in requests]
+        return [answer.value for answer in self.core.infer(rows)]
+
+    def _complete(self, mission, thought, step, seconds):
+        with self._guard:
+            if mission.cancel.is_set():
+                raise Cancelled("the mission was cancelled")
+            mission.phase = "ending"
+        apply = complete_cycle(mission.oid, thought, step, seconds, self.settings)
+        self._ended(mission, self._commit("bulk", Job("effect", apply, cycle=mission.oid, token=True, urgent=True)))
+        return True
+
+    def _failing(self, mission, error, done=lambda outcome: None):
+        return Job("failed", fail_cycle(mission.oid, error, self.settings), done, cycle=mission.oid, token=True, urgent=True)
+
+    def _fail(self, mission, error):
+        log_mind.log(logging.INFO if isinstance(error, BatosError) else logging.ERROR, "cycle %s failed: %s", mission.oid,
+                     error, exc_info=None if isinstance(error, BatosError) else error)
+        mission.phase = "ending"
+        with contextlib.suppress(Abandoned):
+            self._ended(mission, self._commit("bulk", self._failing(mission, error)))
+
+    def _commit(self, lane, job):
+        """Run a job in a writing lane. What cannot be stored now (a full disk) is tried again until the daemon stops."""
+        while True:
+            try:
+                return self.lanes[lane].call(job)
+            except (ImageBroken, DamagedImage):
+                raise
+            except (ImageError, Busy) as error:
+                log_mind.warning("cycle %s waits to be stored: %s", job.cycle, error)
+            if self._closing.wait(RETRY_COMMIT_S):
+                raise Abandoned
+
+    def _ended(self, mission, outcome):
+        if outcome.error is not None:                    # a cancelled one that could not be stored: its worker will try
+            mission.phase = "waiting"
+            return
+        with self._guard:
+            self.missions.pop(mission.oid, None)
+        self.counts[outcome.result["state"]] += 1
+        self._ended_hook(mission.oid, outcome.result)
+
+
+# What genesis puts into the image
+
+
+def new_persona(name, root):
+    """Return the prototype of a persona, with its pillars."""
+    core_mission, intents = CODEX[name]
+    pillars = OOBTree({pillar: UvmObject(name=pillar, intent=intent) for pillar, intent in intents.items()})
+    return UvmObject(**{"parent*": [root["pLLM_obj"], root["traits_obj"]], "name": name, "core_mission": core_mission,
+                        "pillars": pillars, "synthesize_response_for_": method("synthesize_response_for_")})
+
+
+def new_states(root):
+    """Return the prototype of the states: one slot for each."""
+    made = {}
+    for name, (lead, follows) in STATES.items():
+        process = {} if name in ENDED else {"_process_synthesis_": method("_process_synthesis_", f"psm_{name.lower()}_")}
+        made[name] = UvmObject(**{"parent*": [root["traits_obj"]], "name": name, "lead": lead, "follows": follows}, **process)
+    return UvmObject(**{"parent*": [root["traits_obj"]], "name": "psm_prototypes_obj"}, **made)
+
+
+def new_codex(root):
+    """Return the book of who the personas are and who speaks when; what it says is what happens."""
+    personas = [root[f"{name.lower()}_prototype_obj"] for name in CODEX]
+    return UvmObject(**{"parent*": [root["traits_obj"]], "name": "codex_obj", "personas": personas, "archetypes": MATRIX})
+
+
+def new_orchestrator(root):
+    """Return the object that starts cycles."""
+    return UvmObject(**{"parent*": [root["traits_obj"]], "name": "orchestrator_obj",
+                        "start_cognitive_cycle_for_": method("start_cognitive_cycle_for_")})
+
+
 ################################################################################
 # Protocol #####################################################################
 ################################################################################
@@ -2826,6 +4628,38 @@ class SendMessageCommand(Command):
     intent: str | None = pydantic.Field(None, max_length=2000)
 
 
+class MissionBrief(pydantic.BaseModel):
+    """What a mission is about; the texts among args and kwargs are its question."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+    type: typing.Literal["direct_synthesis", "unhandled_message", "self_audit", "systemic_self_improvement"]
+    selector: str = pydantic.Field(min_length=1, max_length=200)
+    args: list = []
+    kwargs: dict[str, typing.Any] = {}
+
+
+class InitiateCognitiveCycleCommand(Command):
+    """Let the composite mind think. Replies at once with the cycle's id, or with `wait` when it has ended."""
+
+    mission_brief: MissionBrief
+    target_oid: str | None = pydantic.Field(None, max_length=1000)
+    wait: bool = False
+
+
+class ListCyclesCommand(Command):
+    """Show cycles, the newest first."""
+
+    state: typing.Literal["IDLE", "DECOMPOSING", "DELEGATING", "SYNTHESIZING", "COMPLETE", "FAILED"] | None = None
+    limit: int = pydantic.Field(20, ge=1, le=1000)
+
+
+class CancelCommand(Command):
+    """Cancel a cycle that waits or runs. Too late once its effect is being stored."""
+
+    cycle: str = pydantic.Field(max_length=20)
+
+
 class IndexDocumentCommand(Command):
     """Put a document into the memory, or a new version of it."""
 
@@ -2867,6 +4701,9 @@ COMMANDS = {
     "health": CommandRow(HealthCommand, "loop"),
     "get_full_state": CommandRow(GetFullStateCommand, "loop"),
     "shutdown": CommandRow(ShutdownCommand, "loop"),
+    "cancel": CommandRow(CancelCommand, "loop"),
+    "list_cycles": CommandRow(ListCyclesCommand, "read"),
+    "initiate_cognitive_cycle": CommandRow(InitiateCognitiveCycleCommand, "write", effect=True),
     "inspect": CommandRow(InspectCommand, "read"),
     "search_memory": CommandRow(SearchMemoryCommand, "read"),
     "send_message": CommandRow(SendMessageCommand, "write", effect=True),
@@ -2947,6 +4784,8 @@ def error_reply(request_id, error):
              "details": details}
     if getattr(error, "retry", False):
         reply["retry"] = True
+    if isinstance(error, TooLate):
+        reply["result"] = error.fields["result"]
     return reply
 
 
@@ -3218,6 +5057,55 @@ def append_log(tree, entry, most):
         del tree[tree.minKey()]
 
 
+def accept_mission(command, who, settings):
+    def apply(root):
+        brief = command.mission_brief
+        target = resolve(root, command.target_oid) if command.target_oid is not None else None
+        if target is not None and not isinstance(target, UvmObject):
+            raise BadRequest(f"target_oid names a {type(target).__name__}; missions are about objects")
+        plain = {"type": brief.type, "selector": brief.selector, "args": from_wire(brief.args, root),
+                 "kwargs": from_wire(brief.kwargs, root)}
+        cycle = send(root["orchestrator_obj"], "start_cognitive_cycle_for_", plain,
+                     target and oid_text(target._p_oid), who, settings.missions_max, settings.missions_kept)
+        return {"details": f"the mission is accepted as cycle {cycle_id(cycle)}",
+                "result": {"cycle": cycle_id(cycle), "state": state_of(cycle)}}
+    return apply
+
+
+def list_cycles(command):
+    def apply(root):
+        missions = (root["missions"][number] for number in reversed(root["missions"].keys()))
+        wanted = (cycle for cycle in missions if command.state in (None, state_of(cycle)))
+        reports = [to_wire(cycle_report(cycle)) for cycle in itertools.islice(wanted, command.limit)]
+        return {"details": f"{len(reports)} cycles", "results": reports}
+    return apply
+
+
+def read_cycle(oid):
+    """Return apply(root) that answers how a cycle is."""
+    def apply(root):
+        return cycle_answer(cycle_report(find_cycle(root, oid)))
+    return apply
+
+
+def cycle_answer(report):
+    """Return the reply's part that tells how a cycle is."""
+    reason = f": {report['reason']['details']}" if "reason" in report else ""
+    return {"details": f"cycle {report['cycle']} is {report['state']}{reason}", "result": to_wire(report)}
+
+
+def cancel_late(oid):
+    """Return apply(root) that refuses to cancel a cycle that is not at work. Raises TooLate, NotFound."""
+    def apply(root):
+        raise too_late(cycle_report(find_cycle(root, oid)))
+    return apply
+
+
+def too_late(report):
+    return TooLate(f"cycle {report['cycle']} is {report['state']} already; cancelling it changed nothing",
+                   result=to_wire(report))
+
+
 def search_memory(command):
     def apply(root):
         found = send(root["knowledge_catalog_obj"], "search_", command.query, max_results=command.max_results,
@@ -3276,12 +5164,17 @@ def state_view(root):
 class BatOS_UVM:
     """The universal virtual machine: a ROUTER, the lanes behind it, and one reply for each request."""
 
-    def __init__(self, image, settings):
+    def __init__(self, image, settings, core=None):
         self.image, self.settings = image, settings
-        self.token = WriteToken()
-        self.lanes = {"write": WriteLane(image, self.token, settings, self._fatal),
-                      "bulk": BulkLane(image, self.token, settings, self._fatal),
+        self.core = core or CognitiveCore()
+        self.events = Events()
+        token = WriteToken()
+        self.lanes = {"write": WriteLane(image, token, settings, self._fatal, self.events),
+                      "bulk": BulkLane(image, token, settings, self._fatal, self.events),
                       "read": ReadLane(image, "read", settings.read_threads)}
+        self.mind = MissionLane(image, self.lanes, self.core, settings,
+                                lambda oid, report: self.post(self._cycle_ended, oid, report))
+        self._waiting = collections.defaultdict(list)    # cycle id -> functions of its report, each one a reply
         self.started_s = time.monotonic()
         self.keys = KeyMemory(settings.request_memory_min_h * 3600, settings.request_memory_max)
         self.peers, self.pending, self.view = {}, 0, {}
@@ -3295,9 +5188,11 @@ class BatOS_UVM:
     # ---- life
 
     def start(self):
-        """Start the lanes, read the memory of keys in the background."""
+        """Start the lanes and the core, take up missions, read the memory of keys in the background."""
         for lane in self.lanes.values():
             lane.start()
+        self.core.start()
+        self.mind.start(self.events)
         self._held = []
         since_us = unix_us() - int(self.settings.request_memory_min_h * 3600e6)
         self.lanes["read"].submit(Job("keys", lambda root: recent_keys(root["ledger_obj"], since_us),
@@ -3337,6 +5232,9 @@ class BatOS_UVM:
         self._refused = ShuttingDown("the daemon is shutting down and takes no more work; "
                                      "send it again once the daemon is back")
         log_bridge.info("draining: %d requests at work", self.pending)
+        self.mind.stop_taking()
+        for oid in list(self._waiting):                  # their missions go on at the next start
+            self._cycle_ended(oid, {"cycle": oid, "state": "accepted; it goes on when the daemon is back"})
         end_s = time.monotonic() + self.settings.drain_s
         while (self.pending or any(peer.outbox for peer in self.peers.values())) and time.monotonic() < end_s:
             await asyncio.sleep(0.01)
@@ -3348,7 +5246,10 @@ class BatOS_UVM:
         self.settings.drain_s = 0.0
 
     def close_lanes(self):
-        """Finish what the lanes hold, then end their threads. Not in the loop's thread."""
+        """Leave missions where they are, finish what the lanes hold, end their threads. Not in the loop's thread."""
+        self.mind.stop_taking()
+        self.core.close()
+        self.mind.close()
         for lane in self.lanes.values():
             lane.close()
 
@@ -3398,7 +5299,7 @@ class BatOS_UVM:
         command = request.command
         row = COMMANDS[command.command]
         if row.lane == "loop":
-            return self.reply_ok(request, LOOP_COMMANDS[command.command](self, command))
+            return LOOP_COMMANDS[command.command](self, request)
         self._check_room(request)
         if row.effect and command.idempotency_key:
             return self._dispatch_keyed(request)
@@ -3519,11 +5420,41 @@ class BatOS_UVM:
             self.answer(twin, outcome.result, change, True)
 
     def answer(self, request, result, change, repeated=False):
-        """Reply OK with a stored result."""
+        """Reply OK with a stored result; where `wait` is asked for, once the cycle that it names has ended."""
         extra = {"change": change} if change else {}
         if repeated:
             extra["repeated"] = True
+        if getattr(request.command, "wait", False):
+            return self._answer_when_ended(request, result["result"]["cycle"], extra)
         self.reply_ok(request, result, **extra)
+
+    def _answer_when_ended(self, request, oid, extra):
+        self._accept(request)
+        if oid in self.mind.missions and not self._refused:
+            self._waiting[oid].append(lambda report: self.reply_ok(request, cycle_answer(report), **extra))
+        else:                                            # it has ended, and its outcome is in the image
+            self.lanes["read"].submit(Job("cycle", read_cycle(oid),
+                                          lambda outcome: self.post(self._cycle_read, request, extra, outcome)))
+
+    def _cycle_read(self, request, extra, outcome):
+        if outcome.error is not None:
+            return self.reply_error(request, outcome.error)
+        self.reply_ok(request, outcome.result, **extra)
+
+    def _cycle_ended(self, oid, report):
+        for function in self._waiting.pop(oid, ()):
+            function(report)
+
+    def cancel(self, request):
+        """Answer a `cancel`: at once where the cycle can be cancelled, else TooLate with its result."""
+        oid = request.command.cycle
+        asked = self.mind.cancel(oid)
+        if asked == "cancelling":
+            return self.reply_ok(request, {"details": f"cycle {oid} is being cancelled", "result": {"cycle": oid}})
+        if asked == "ending":
+            self._accept(request)
+            return self._waiting[oid].append(lambda report: self.reply_error(request, too_late(report)))
+        self.submit_to("read", request, cancel_late(oid))
 
     def reply_ok(self, request, result, **extra):
         self._reply(request, {"id": request.id, "status": "OK", **result, **extra})
@@ -3616,7 +5547,8 @@ class BatOS_UVM:
         lanes = {name: {"waiting": lane.depth, "commits": getattr(lane, "commits", 0)} for name, lane in self.lanes.items()}
         return {"version": __version__, "pid": os.getpid(), "uptime_s": round(time.monotonic() - self.started_s, 1),
                 "state": "draining" if self._refused else "serving", "pending": self.pending, "clients": len(self.peers),
-                "keys": len(self.keys), "lanes": lanes, "image_mb": round(self.image.size() / 1e6, 3)}
+                "keys": len(self.keys), "lanes": lanes, "core": self.core.health(), "missions": self.mind.health(),
+                "image_mb": round(self.image.size() / 1e6, 3)}
 
 
 def check_loopback(endpoint):
@@ -3630,19 +5562,20 @@ def check_loopback(endpoint):
                           "have; listen on 127.0.0.1 and use a tunnel such as ssh -L")
 
 
-def _health(uvm, command):
-    return {"details": "the daemon is serving", "result": uvm.health()}
+def _health(uvm, request):
+    uvm.reply_ok(request, {"details": "the daemon is serving", "result": uvm.health()})
 
 
-def _full_state(uvm, command):
+def _full_state(uvm, request):
     shown = {name: value for name, value in vars(uvm.settings).items() if name in SETTINGS}
     shown["image"] = hide_password(shown["image"])
-    return {"details": "the state, as of a moment ago", "result": {**uvm.view, "health": uvm.health(), "settings": shown}}
+    uvm.reply_ok(request, {"details": "the state, as of a moment ago",
+                           "result": {**uvm.view, "health": uvm.health(), "settings": shown}})
 
 
-def _shutdown(uvm, command):
+def _shutdown(uvm, request):
     uvm.stop.set()
-    return {"details": "the daemon drains and stops"}
+    uvm.reply_ok(request, {"details": "the daemon drains and stops"})
 
 
 def _read(make):
@@ -3663,8 +5596,17 @@ def _index_document(uvm, request):
                   prepare=lambda: texts.append(read_document(command, uvm.settings)))
 
 
-LOOP_COMMANDS = {"health": _health, "get_full_state": _full_state, "shutdown": _shutdown}
+def _initiate(uvm, request):
+    if uvm.core.state in ("offline", "failed"):
+        raise CoreOffline(f"missions need the cognitive core, which is {uvm.core.state} ({uvm.core.progress}); start the "
+                          "daemon with --core auto. search_memory works without", state=uvm.core.state)
+    uvm.submit_to("write", request, accept_mission(request.command, request.who, uvm.settings))
+
+
+LOOP_COMMANDS = {"health": _health, "get_full_state": _full_state, "shutdown": _shutdown, "cancel": BatOS_UVM.cancel}
 JOBS = {
+    "initiate_cognitive_cycle": _initiate,
+    "list_cycles": _read(list_cycles),
     "inspect": _read(inspect_object),
     "search_memory": _read(search_memory),
     "send_message": _send_message,
@@ -3680,17 +5622,60 @@ JOBS = {
 # The first transaction of an image: killed at any moment, it leaves nothing or all.
 
 
-def method(selector, primitive_name=None):
-    """Return a method object for a primitive."""
-    return Method(selector=selector, primitive=primitive_name or selector, author="genesis", status="trusted", version=1)
+def new_traits(root):
+    return UvmObject(name="traits_obj", _doesNotUnderstand_=method("_doesNotUnderstand_"))
 
 
-def genesis(image):
-    """Fill an empty image with the primordial objects, in one transaction."""
+def new_pllm(root):
+    return UvmObject(**{"parent*": [root["traits_obj"]], "name": "pLLM_obj", "lora_repository": OOBTree(),
+                        "model_id": None, "model_blob": []})
+
+
+def new_genesis_obj(root):
+    return UvmObject(**{"parent*": [root["pLLM_obj"], root["traits_obj"]], "name": "Genesis Object",
+                        "description": "The primordial object from which all others are cloned."})
+
+
+def new_knowledge_catalog(root):
+    methods = {name: method(name) for name in ("index_document_", "unindex_document_", "restore_document_", "search_")}
+    return new_catalog(**{"parent*": [root["traits_obj"]], "name": "knowledge_catalog_obj"}, **methods)
+
+
+# root name -> what makes its object, in the order of their making; each may use those above it.
+# An image of an earlier BAT OS gets what it lacks.
+PRIMORDIAL = {
+    "image_version": lambda root: IMAGE_VERSION,
+    "image_id": lambda root: uuid7(),
+    "traits_obj": new_traits,
+    "pLLM_obj": new_pllm,
+    "genesis_obj": new_genesis_obj,
+    "knowledge_catalog_obj": new_knowledge_catalog,
+    "message_log": lambda root: LOBTree(),
+    "ledger_obj": lambda root: new_ledger(),
+    **{f"{name.lower()}_prototype_obj": functools.partial(new_persona, name) for name in CODEX},
+    "codex_obj": new_codex,
+    "psm_prototypes_obj": new_states,
+    "orchestrator_obj": new_orchestrator,
+    "missions": lambda root: LOBTree(),
+    "active_cycles": lambda root: OOBTree(),
+    "failed_cycle_log": lambda root: LOBTree(),
+    "journals": lambda root: LOBTree(),
+}
+
+
+def genesis(image, core=None):
+    """Put into an image what it lacks of the primordial objects, in one transaction; `core` is a model's folder.
+
+    Killed at any moment, it leaves nothing or all.
+    """
     unit = Unit(image.db)
     try:
         unit.manager.begin()
-        unit.root.update(_primordial())
+        for name, make in PRIMORDIAL.items():
+            if name not in unit.root:
+                unit.root[name] = make(unit.root)
+        if core is not None:
+            store_core(unit.root, core)
         unit.manager.commit()
     except BaseException:
         unit.manager.abort()
@@ -3699,17 +5684,78 @@ def genesis(image):
         unit.close()
 
 
-def _primordial():
-    traits = UvmObject(name="traits_obj", _doesNotUnderstand_=method("_doesNotUnderstand_"))
-    pllm = UvmObject(**{"parent*": [traits], "name": "pLLM_obj", "lora_repository": OOBTree()})
-    genesis_obj = UvmObject(**{"parent*": [pllm, traits], "name": "Genesis Object",
-                               "description": "The primordial object from which all others are cloned."})
-    selectors_of_catalog = ("index_document_", "unindex_document_", "restore_document_", "search_")
-    catalog = new_catalog(**{"parent*": [traits], "name": "knowledge_catalog_obj"},
-                          **{name: method(name) for name in selectors_of_catalog})
-    return {"image_version": IMAGE_VERSION, "image_id": uuid7(), "traits_obj": traits, "pLLM_obj": pllm,
-            "genesis_obj": genesis_obj, "knowledge_catalog_obj": catalog, "message_log": LOBTree(),
-            "ledger_obj": new_ledger()}
+def lacks(image):
+    """Return the names of the primordial objects that an image does not have."""
+    with reading(image) as root:
+        return [name for name in PRIMORDIAL if name not in root]
+
+
+# The core's files in the image
+
+SEED_CORE = pathlib.Path(__file__).resolve().parent / "seed_core"
+SEED_CORE_NAME = "seed-core"                             # what its card says
+
+
+def core_folder(image, setting):
+    """Return the folder of a model that is to be copied into the image, or None where nothing is.
+
+    `auto` keeps another model that was chosen before, and brings the embedded core up to date. Raises ConfigError.
+    """
+    if setting == "none":
+        return None
+    folder = SEED_CORE if setting == "auto" else pathlib.Path(setting)
+    with reading(image) as root:
+        pllm = root.get("pLLM_obj")
+        held = pllm.model_blob if pllm is not None else []
+        if setting == "auto" and (not (folder / CORE_CARD).is_file() or held and pllm.model_id != SEED_CORE_NAME):
+            return None
+        if not folder.is_dir():
+            raise ConfigError(f"setting core: {folder} is no folder; allowed are auto (the embedded seed_core/ beside "
+                              "batos.py), none, or a folder with a Llama model (config.json and *.safetensors)")
+        return None if same_core(held, folder) else folder
+
+
+def same_core(records, folder):
+    """Whether records are of a folder's files: by name and size, and by content what describes the others."""
+    def told(name, size, sha256):
+        return name, size, sha256 if name.endswith(".json") else None
+    files = {told(path.name, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
+                  if path.suffix == ".json" else None) for path in core_files(folder)}
+    return files == {told(record.name, record.size, record.sha256) for record in records}
+
+
+def store_core(root, folder):
+    """Copy a model's files into the image, one blob a file. Raises ConfigError, DamagedImage."""
+    files, card = check_core_files(folder), core_card(folder)
+    root["pLLM_obj"].model_id = card["name"] if card else str(folder)
+    root["pLLM_obj"].model_blob = [blob_record(path, path.name) for path in files]
+
+
+def core_directory(image):
+    """Return a folder with the files of the image's core, for the model thread.
+
+    They are links to the blobs, so that the weights are mapped and never copied. Raises DamagedImage, ConfigError.
+    """
+    with reading(image) as root:
+        records = root["pLLM_obj"].model_blob
+        if not records:
+            raise ConfigError("the image holds no core; start the daemon with --core auto, or name a folder")
+        return link_core(records, core_links(image))
+
+
+def core_links(image):
+    """Return the folder for links to the core's blobs, emptied: beside the image, or a temporary one."""
+    folder = pathlib.Path(f"{image.path}.core" if image.path else tempfile.mkdtemp(prefix="batos-core-"))
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+def link_core(records, folder):
+    """Fill a folder with links to checked blobs; returns it. Raises DamagedImage."""
+    for record in records:
+        (folder / record.name).symlink_to(os.path.abspath(blob_path(record)))
+    return folder
 
 
 ################################################################################
@@ -3734,21 +5780,43 @@ def set_up_log(settings, debug=False):
                         format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
-def serve(settings, debug=False):
+def awaken(image, setting):
+    """Prototypal Awakening: give the image what it lacks, objects and the core's files, in one transaction."""
+    folder, first = core_folder(image, setting), image.empty()
+    if folder is None and not lacks(image):
+        return
+    started_s = time.monotonic()
+    what = "the first objects" if first else "what the image lacks"
+    print(f"Prototypal Awakening: {what}{' and the core' if folder else ''}", end=" ", flush=True)
+    genesis(image, folder)
+    print(f"are in the image ({time.monotonic() - started_s:.1f} s)", flush=True)
+
+
+def embedded_core(image, settings):
+    """Return the core of an image: off where the settings say none, or where there is none."""
+    with reading(image) as root:
+        held = bool(root["pLLM_obj"].model_blob)
+    if settings.core == "none" or not held:
+        return CognitiveCore()
+    return CognitiveCore(lambda: core_directory(image), threads=int(settings.core_threads),
+                         tell=lambda progress: print(progress, flush=True))
+
+
+def serve(settings, debug=False, make_core=embedded_core):
     """Run the daemon until SIGINT, SIGTERM or `shutdown`. Returns the exit status."""
     check_loopback(settings.endpoint)
     os.umask(0o077)
     set_up_log(settings, debug)
     image = Image.open(settings.image, int(settings.open_check_mb * 1e6))
     try:
-        if image.empty():
-            print("Prototypal Awakening: the first objects are made", flush=True)
-            genesis(image)
-        uvm = BatOS_UVM(image, settings)
+        awaken(image, settings.core)
+        uvm = BatOS_UVM(image, settings, make_core(image, settings))
         endpoint = uvm.bind(settings.endpoint)
         asyncio.run(_run(uvm, image, endpoint))
     finally:
         image.close()
+        if image.path:
+            shutil.rmtree(f"{image.path}.core", ignore_errors=True)
     print("stopped; everything acknowledged is in the image", flush=True)
     return int(getattr(image.storage, "broken", None) is not None)
 
@@ -3883,6 +5951,45 @@ def _send(args, client):
     return reply, json.dumps(reply, indent=2, default=repr)
 
 
+def _ask(args, client):
+    """Have a mission accepted, wait for its end; an interrupt cancels it."""
+    settings = load_settings()
+    fields = {"mission_brief": {"type": "direct_synthesis", "selector": "answer_", "args": [args.question]},
+              "idempotency_key": uuid7()}
+    cycle = client.call("initiate_cognitive_cycle", **fields)["result"]["cycle"]
+    if sys.stderr.isatty():
+        print(f"cycle {cycle} thinks; Ctrl-C cancels it", file=sys.stderr)
+    try:
+        reply = client.call("initiate_cognitive_cycle", settings.mission_deadline_s + 60, wait=True, **fields)
+    except KeyboardInterrupt:
+        raise Cancelled(client.call("cancel", cycle=cycle)["details"]) from None
+    report = reply["result"]
+    if "reason" in report and not args.json:
+        raise BatosError(f"{reply['details']} ({report['reason']['code']})")
+    return reply, _told_answer(report)
+
+
+def _told_answer(report):
+    """Return the evidence with file and lines, then the answer; for a cycle that has not ended, its state."""
+    if "answer" not in report:
+        return f"cycle {report['cycle']}: {report['state']}"
+    lines = [f"[{n}] {item['doc_id']}:{'-'.join(map(str, dict.fromkeys(item['lines'])))}  {' '.join(item['text'].split())}"
+             for n, item in enumerate(report["evidence"], 1)]
+    return "\n".join([*lines, *([""] if lines else []), report["answer"]])
+
+
+def _cycles(args, client):
+    reply = client.call("list_cycles", limit=args.limit, **({"state": args.state} if args.state else {}))
+    lines = [f"{row['cycle']}  {row['state']:<12} {row['accepted_at']['$time'][:19]}  {row.get('seconds', 0):7.2f} s  "
+             f"{row['mission'][:80]}" for row in reply["results"]]
+    return reply, "\n".join(lines) or "no cycles yet"
+
+
+def _cancel(args, client):
+    reply = client.call("cancel", cycle=args.cycle)
+    return reply, reply["details"]
+
+
 def _status(args, client):
     reply = client.call("health")
     return reply, "\n".join(f"{name}: {value}" for name, value in reply["result"].items())
@@ -3899,12 +6006,25 @@ def _stop(args, client):
 
 
 SUBCOMMANDS = {
+    "ask": (_ask, "let the composite mind answer a question from its memory"),
     "learn": (_learn, "put files or folders of text and Markdown into the memory"),
     "search": (_search, "find passages by words"),
     "send": (_send, "send a message to an object, as JSON"),
+    "cycles": (_cycles, "list cycles of thought, the newest first"),
+    "cancel": (_cancel, "cancel a cycle"),
     "status": (_status, "say how the daemon is"),
     "state": (_state, "show the root objects, counts and settings"),
     "stop": (_stop, "stop the daemon"),
+}
+
+
+ARGUMENTS = {                                            # subcommand -> its arguments beside --endpoint and --json
+    "ask": [("question", {})],
+    "learn": [("paths", {"nargs": "+", "help": "files, or folders of text and Markdown files"})],
+    "search": [("query", {}), ("--max-results", {"type": int, "default": 5})],
+    "send": [("message", {"help": '{"target": …, "selector": …, "args": […]}'})],
+    "cycles": [("--state", {"help": "only those in this state"}), ("--limit", {"type": int, "default": 20})],
+    "cancel": [("cycle", {"help": "its id, 0x…"})],
 }
 
 
@@ -3922,13 +6042,8 @@ def command_line():
         one = commands.add_parser(name, help=text, description=text)
         one.add_argument("--endpoint", default=argparse.SUPPRESS, help="where the daemon listens")
         one.add_argument("--json", action="store_true", help="print the reply as JSON")
-        if name == "learn":
-            one.add_argument("paths", nargs="+")
-        if name == "search":
-            one.add_argument("query")
-            one.add_argument("--max-results", type=int, default=5)
-        if name == "send":
-            one.add_argument("message", help='{"target": …, "selector": …, "args": […]}')
+        for flags, options in ARGUMENTS.get(name, ()):
+            one.add_argument(flags, **options)
     return parser
 
 

@@ -1,5 +1,6 @@
 """A daemon process for the tests: a real one, on a port that the system chooses, in a folder that is removed."""
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -11,11 +12,14 @@ sys.path.insert(0, str(ROOT))
 
 
 class DaemonProcess:
-    """A running `python batos.py`; `endpoint` is where it listens."""
+    """A running daemon; `endpoint` is where it listens. `core` is "none", a core for --core, or seconds of a double."""
 
-    def __init__(self, folder, *options):
+    def __init__(self, folder, *options, core="none"):
         self.folder = folder
-        command = [sys.executable, str(ROOT / "batos.py"), "--endpoint", "tcp://127.0.0.1:0", *options]
+        listening = ["--endpoint", "tcp://127.0.0.1:0"]
+        command = [sys.executable, str(ROOT / "batos.py"), *listening, "--core", core, *options] if isinstance(core, str) \
+            else [sys.executable, str(ROOT / "tests" / "doubles.py"), json.dumps({"endpoint": listening[1], **dict(options)}),
+                  str(core)]
         self.process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.lines = []
         for line in self.process.stdout:
@@ -36,8 +40,8 @@ class DaemonProcess:
 def daemon(tmp_path):
     running = []
 
-    def start(*options):
-        running.append(DaemonProcess(tmp_path, *options))
+    def start(*options, core="none"):
+        running.append(DaemonProcess(tmp_path, *options, core=core))
         return running[-1]
     yield start
     for one in running:

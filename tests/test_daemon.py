@@ -1,6 +1,7 @@
 """The daemon, from outside: commands, keys, garbage, kill -9."""
 
 import threading
+import time
 
 import ormsgpack
 import pytest
@@ -108,3 +109,115 @@ def test_another_interface_is_refused():
     for endpoint in ("tcp://0.0.0.0:5555", "tcp://*:5555", "tcp://10.0.0.1:1", "nonsense"):
         with pytest.raises(batos.ConfigError):
             batos.check_loopback(endpoint)
+
+
+# Missions, with a core that answers at once
+
+QUESTION = {"type": "direct_synthesis", "selector": "answer_", "args": ["How is the brass valve turned?"]}
+
+
+def test_a_mission_replies_at_once_or_when_it_has_ended(daemon):
+    with batos.Client(daemon(core=0).endpoint) as client:
+        client.call("index_document", doc_id="pump.md", text=MANUAL)
+        key = batos.uuid7()
+        first = client.call("initiate_cognitive_cycle", mission_brief=QUESTION, idempotency_key=key)
+        assert first["change"] and first["result"]["state"] == "IDLE"
+        ended = client.call("initiate_cognitive_cycle", mission_brief=QUESTION, idempotency_key=key, wait=True)
+        assert ended["repeated"] and ended["change"] == first["change"]
+        assert ended["result"]["cycle"] == first["result"]["cycle"] and ended["result"]["state"] == "COMPLETE"
+        assert ended["result"]["evidence"][0]["lines"] == [5, 5]
+        assert [row["cycle"] for row in client.call("list_cycles", state="COMPLETE")["results"]] == [first["result"]["cycle"]]
+        assert client.call("list_cycles", state="FAILED")["results"] == []
+        with pytest.raises(batos.TooLate):
+            client.call("cancel", cycle=first["result"]["cycle"])
+        for cycle, error in (("0x1", batos.NotFound), ("me", batos.NotFound), ("0xffffffff", batos.NotFound)):
+            with pytest.raises(error):
+                client.call("cancel", cycle=cycle)
+        with pytest.raises(batos.BadRequest, match="type"):
+            client.call("initiate_cognitive_cycle", mission_brief={**QUESTION, "type": "poem"})
+        with pytest.raises(batos.NotFound, match="genesis_obj"):
+            client.call("initiate_cognitive_cycle", mission_brief=QUESTION, target_oid="genesis_ob")
+
+
+def test_a_failed_mission_is_an_ok_reply_with_its_reason(daemon):
+    with batos.Client(daemon(core=60).endpoint) as client, batos.Client(client.endpoint) as other:
+        client.call("index_document", doc_id="pump.md", text=MANUAL)
+        key, replies = batos.uuid7(), []
+        fields = {"mission_brief": QUESTION, "idempotency_key": key}
+        cycle = client.call("initiate_cognitive_cycle", **fields)["result"]["cycle"]
+        waiting = threading.Thread(target=lambda: replies.append(
+            other.call("initiate_cognitive_cycle", wait=True, **fields)))
+        waiting.start()
+        assert "cancelled" in client.call("cancel", cycle=cycle)["details"]
+        waiting.join(60)
+        assert replies[0]["status"] == "OK" and replies[0]["result"]["state"] == "FAILED"
+        assert replies[0]["result"]["reason"]["code"] == "Cancelled"
+
+
+def test_a_slow_cycle_delays_nobody(daemon):
+    with batos.Client(daemon(core=60).endpoint) as client:
+        client.call("index_document", doc_id="pump.md", text=MANUAL)
+        for _ in range(4):                                # two at work, two behind them
+            client.call("initiate_cognitive_cycle", mission_brief=QUESTION)
+        for number in range(200):
+            client.call("send_message", target="genesis_obj", selector="setSlot:value:", args=["n", number])
+        client.call("index_document", doc_id="more.md", text=MANUAL + "\nMore.")
+        missions = client.call("health")["result"]["missions"]
+        assert missions["running"] == 2 and missions["waiting"] == 2
+
+
+def test_missions_finish_after_kill_minus_9_and_after_a_stop(daemon):
+    running = daemon(core=60)
+    with batos.Client(running.endpoint) as client:
+        client.call("index_document", doc_id="pump.md", text=MANUAL)
+        cycles = [client.call("initiate_cognitive_cycle", mission_brief=QUESTION)["result"]["cycle"] for _ in range(3)]
+    running.stop(kill=True)
+    running = daemon(core=60)
+    with batos.Client(running.endpoint) as client:
+        assert sum(client.call("health")["result"]["missions"][phase] for phase in ("waiting", "running")) == 3
+    assert running.stop() == 0
+    with batos.Client(daemon(core=0).endpoint) as client:
+        deadline_s = time.monotonic() + 60
+        while time.monotonic() < deadline_s:
+            states = {row["cycle"]: row["state"] for row in client.call("list_cycles")["results"]}
+            if states == dict.fromkeys(cycles, "COMPLETE"):
+                return
+            time.sleep(0.05)
+        raise AssertionError(states)
+
+
+def test_who_waits_is_told_when_the_daemon_stops(daemon):
+    running, replies = daemon(core=60), []
+    with batos.Client(running.endpoint) as client:
+        client.call("index_document", doc_id="pump.md", text=MANUAL)
+        waiting = threading.Thread(target=lambda: replies.append(
+            client.call("initiate_cognitive_cycle", mission_brief=QUESTION, wait=True)))
+        waiting.start()
+        with batos.Client(running.endpoint) as other:
+            while not other.call("health")["result"]["missions"]["running"]:
+                time.sleep(0.01)
+            other.call("shutdown")
+        waiting.join(60)
+    assert replies[0]["status"] == "OK" and "goes on" in replies[0]["result"]["state"]
+
+
+def test_without_a_core_missions_are_refused_and_memory_works(daemon):
+    with batos.Client(daemon().endpoint) as client:
+        with pytest.raises(batos.CoreOffline, match="--core"):
+            client.call("initiate_cognitive_cycle", mission_brief=QUESTION)
+        client.call("index_document", doc_id="pump.md", text=MANUAL)
+        assert client.call("search_memory", query="valve")["results"]
+
+
+def test_an_image_of_an_earlier_version_gets_what_it_lacks(daemon, tmp_path):
+    image = batos.Image.open(str(tmp_path / "live_image.fs"))
+    batos.genesis(image)
+    unit = batos.Unit(image.db)
+    unit.manager.begin()
+    for name in ("orchestrator_obj", "missions", "codex_obj"):
+        del unit.root[name]
+    unit.manager.commit()
+    unit.close()
+    image.close()
+    with batos.Client(daemon(core=0).endpoint) as client:
+        assert client.call("initiate_cognitive_cycle", mission_brief=QUESTION, wait=True)["result"]["state"] == "COMPLETE"

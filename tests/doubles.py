@@ -1,0 +1,70 @@
+"""A core that answers at once, for tests and benches of everything but the model; and a daemon that has it.
+
+    python tests/doubles.py '{"image": "x.fs", "endpoint": "tcp://127.0.0.1:0"}' [DELAY_S]
+"""
+
+import json
+import pathlib
+import sys
+import threading
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import batos
+
+
+def plan_value(fields):
+    """Factual Inquiry by two pillars, each with the whole mission as its words."""
+    pillars = ["tech_bat_facet_", "iceman_facet_"]
+    words = batos.one_line(fields["mission"], batos.MISSION_CHARS)
+    return {"strategy": "Factual Inquiry", "relevant_pillars": pillars, "sub_queries": dict.fromkeys(pillars, words)}
+
+
+def facet_value(fields):
+    """The first piece of evidence, framed with the persona's first opening and link."""
+    voice = batos.VOICES[fields["persona"]]
+    return {"frame": voice["openings"][0] + fields["sub_query"] + voice["links"][0], "quotes": [1]}
+
+
+def weave_value(fields):
+    """All quotes in their order."""
+    voice = batos.VOICES[fields["lead"]]
+    topic = batos.one_line(fields["mission"], batos.MISSION_CHARS)
+    return {"open": voice["openings"][0] + topic + voice["links"][0],
+            "order": list(range(1, len(fields["quotes"]) + 1)), "close": voice["closings"][0]}
+
+
+class QuickCore:
+    """Stands for CognitiveCore: the first choice of everything, after `delay_s`."""
+
+    state, progress, values = "ready", "a double", {"plan": plan_value, "facet": facet_value, "weave": weave_value}
+
+    def __init__(self, delay_s=0.0, **values):
+        self.delay_s, self.values, self.batches = delay_s, {**self.values, **values}, []
+        self._closing = threading.Event()
+
+    def start(self):
+        return self
+
+    def settled(self, timeout_s):
+        return True
+
+    def health(self):
+        return {"state": self.state, "batches": len(self.batches)}
+
+    def infer(self, requests):
+        self.batches.append([request.task for request in requests])
+        end_s = time.monotonic() + self.delay_s
+        while time.monotonic() < end_s:
+            if self._closing.wait(0.01) or any(request.cancel.is_set() for request in requests):
+                raise batos.Cancelled("cancelled")
+        return [batos.CoreAnswer("", self.values[request.task](request.fields), 1, 0.0) for request in requests]
+
+    def close(self, timeout_s=10):
+        self._closing.set()
+
+
+if __name__ == "__main__":
+    delay_s = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
+    settings = batos.load_settings({"core": "none", **json.loads(sys.argv[1])})
+    raise SystemExit(batos.serve(settings, make_core=lambda image, settings: QuickCore(delay_s)))

@@ -1,0 +1,303 @@
+"""The composite mind, with a core that answers at once: states, journal, effect, cancel, restart."""
+
+import itertools
+import threading
+import time
+
+import doubles
+import pytest
+
+import batos
+
+MANUAL = """# Pump
+
+## Calibrating
+
+Turn the brass valve until the needle stands at zero. Then lock the screw with the small key.
+
+## Cleaning
+
+The filter is washed in warm water once a month. Never use soap on the felt ring.
+"""
+BRIEF = {"type": "direct_synthesis", "selector": "answer_", "args": ["How is the brass valve turned?"]}
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """A function that opens lanes and a mission lane over one image in this process."""
+    opened = []
+
+    def start(core=None, **settings):
+        one = Machine(tmp_path / "image.fs", core or doubles.QuickCore(), settings)
+        opened.append(one)
+        return one
+    yield start
+    for one in opened:
+        one.close()
+
+
+class Machine:
+    """Image, lanes and missions without a socket."""
+
+    def __init__(self, path, core, settings):
+        self.settings, self.core = batos.load_settings(settings, {}), core
+        self.image = batos.Image.open(str(path))
+        if batos.lacks(self.image):
+            batos.genesis(self.image)
+        events, token = batos.Events(), batos.WriteToken()
+        self.lanes = {"write": batos.WriteLane(self.image, token, self.settings, events=events),
+                      "bulk": batos.BulkLane(self.image, token, self.settings, events=events),
+                      "read": batos.ReadLane(self.image, "read")}
+        for lane in self.lanes.values():
+            lane.start()
+        self.reports, self._ended = {}, threading.Condition()
+        self.mind = batos.MissionLane(self.image, self.lanes, core, self.settings, self._report)
+        self.mind.start(events)
+        self._open = True
+
+    def _report(self, oid, report):
+        with self._ended:
+            self.reports[oid] = report
+            self._ended.notify_all()
+
+    def learn(self, text=MANUAL, doc_id="pump.md"):
+        self.lanes["bulk"].call(batos.Job("learn", lambda root: batos.index_document_(
+            root["knowledge_catalog_obj"], doc_id, text)["chunks"]))
+
+    def accept(self, brief=BRIEF):
+        return self.lanes["write"].call(batos.Job("accept", lambda root: batos.cycle_id(batos.send(
+            root["orchestrator_obj"], "start_cognitive_cycle_for_", brief)))).result
+
+    def ended(self, oid):
+        with self._ended:
+            assert self._ended.wait_for(lambda: oid in self.reports, 60), self.mind.health()
+        return self.reports[oid]
+
+    def think(self, brief=BRIEF):
+        return self.ended(self.accept(brief))
+
+    def read(self, function):
+        return self.lanes["read"].call(batos.Job("read", function)).result
+
+    def close(self):
+        if self._open:
+            self._open = False
+            self.mind.stop_taking()
+            self.core.close()
+            self.mind.close()
+            for lane in self.lanes.values():
+                lane.close()
+            self.image.close()
+
+
+def test_an_answer_quotes_and_cites(machine):
+    one = machine()
+    one.learn()
+    report = one.think()
+    assert report["state"] == "COMPLETE" and report["relevant"]
+    assert "\u201cTurn the brass valve until the needle stands at zero.\u201d [1]" in report["answer"]
+    first = report["evidence"][0]
+    assert (first["doc_id"], first["version"], first["lines"]) == ("pump.md", 1, [5, 5])
+    assert report["lead"] == "BABS" and report["archetype"] == "Factual Inquiry"
+
+
+def test_the_facets_of_a_state_are_one_batch(machine):
+    one = machine()
+    one.learn()
+    one.think()
+    assert one.core.batches == [["plan"], ["facet", "facet"], ["weave"]]
+
+
+def test_nothing_in_memory_is_said_at_once_and_without_the_core(machine):
+    one = machine()
+    one.learn()
+    report = one.think({**BRIEF, "args": ["What do giraffes eat in Kenya?"]})
+    assert report["state"] == "COMPLETE" and not report["relevant"] and report["evidence"] == []
+    assert "nothing in memory" in report["answer"] and "giraffes" in report["answer"]
+    assert one.core.batches == []
+
+
+def test_every_step_is_in_the_journal_before_the_next_and_says_what_was_asked(machine):
+    one = machine()
+    one.learn()
+    oid = one.accept()
+    one.ended(oid)
+
+    def told(root):
+        cycle = batos.find_cycle(root, oid)
+        return [(entry.name, entry.state, entry.next_state) for entry in cycle.journal], \
+            [entry.digest for entry in cycle.journal], oid in root["active_cycles"]
+    steps, digests, active = one.read(told)
+    assert steps == [("recall", "IDLE", "DECOMPOSING"), ("plan", "DECOMPOSING", "DELEGATING"),
+                     ("recall for facets", "DELEGATING", "DELEGATING"), ("facets", "DELEGATING", "SYNTHESIZING"),
+                     ("weave", "SYNTHESIZING", "SYNTHESIZING"), ("gate", "SYNTHESIZING", "COMPLETE")]
+    assert all(len(digest) == 32 for digest in digests) and not active
+
+
+def test_a_mission_goes_on_from_its_journal_after_a_restart(machine):
+    stuck = threading.Event()
+
+    def never(fields):
+        stuck.set()
+        raise batos.Abandoned
+    first = machine(doubles.QuickCore(weave=never))
+    first.learn()
+    oid = first.accept()
+    assert stuck.wait(30)
+    first.close()
+    second = machine()
+    assert second.ended(oid)["state"] == "COMPLETE"
+    assert second.core.batches == [["weave"]]             # plan and facets were answered before
+
+
+def test_any_exception_is_failed_with_one_log_entry(machine):
+    def broken(fields):
+        raise ZeroDivisionError
+    one = machine(doubles.QuickCore(facet=broken))
+    one.learn()
+    oid = one.accept()
+    report = one.ended(oid)
+    assert report["state"] == "FAILED" and report["reason"]["code"] == "InternalError"
+    log, active = one.read(lambda root: (list(root["failed_cycle_log"].values()), list(root["active_cycles"])))
+    assert [entry["cycle"] for entry in log] == [oid] and log[0]["state"] == "DELEGATING" and active == []
+
+
+def test_the_gate_sends_back_once_then_fails(machine):
+    def beside(fields):
+        value = doubles.weave_value(fields)
+        return {**value, "open": value["open"].replace("brass", "golden")}
+    one = machine(doubles.QuickCore(weave=beside))
+    one.learn()
+    report = one.think()
+    assert report["state"] == "FAILED" and report["reason"]["code"] == "GateRefused"
+    assert [batch for batch in one.core.batches if batch == ["weave"]] == [["weave"]] * 2
+
+
+@pytest.mark.parametrize("spoil, reason", [
+    (lambda draft: draft["told"].clear(), "nothing is quoted"),
+    (lambda draft: draft["told"][0].update(text="It never said this."), "does not say"),
+    (lambda draft: draft["told"][0].update(lines=[90, 90]), "does not say"),
+    (lambda draft: draft["told"][0].update(version=7), "does not say"),
+    (lambda draft: draft.update(close="Bye."), "the frame"),
+    (lambda draft: draft.update(open="Well: "), "the frame"),
+    (lambda draft: draft["told"][0].update(text="Then lock the screw with the small key.", headings=[]), "mission's words"),
+])
+def test_what_the_gate_refuses(machine, spoil, reason):
+    one = machine()
+    one.learn()
+
+    def judged(root):
+        catalog = root["knowledge_catalog_obj"]
+        found = batos.find_evidence(catalog, "How is the brass valve turned?", 4, 4, 0.5)["evidence"]
+        voice = batos.VOICES["BABS"]
+        draft = {"lead": "BABS", "open": voice["openings"][0] + "the brass valve" + voice["links"][0],
+                 "close": voice["closings"][0], "told": [dict(found[0])], "offered": found}
+        assert batos.gate_reasons(catalog, "How is the brass valve turned?", draft) == []
+        spoil(draft)
+        return batos.gate_reasons(catalog, "How is the brass valve turned?", draft)
+    assert any(reason in one_reason for one_reason in one.read(judged))
+
+
+def test_links_and_closings_fit_the_number_of_quotes():
+    for lead, voice in batos.VOICES.items():
+        for link in voice["links"]:
+            for close in voice["closings"]:
+                for count in (1, 2, 3, 8):
+                    opening, closing = batos.fitted_frame(lead, voice["openings"][0] + "it" + link, close, count)
+                    assert voice["links"].index(next(k for k in voice["links"] if opening.endswith(k))) // 3 == (count > 1)
+                    assert voice["closings"].index(closing) // 2 == min(count, 3) - 1
+
+
+def test_cancel_while_thinking_and_while_waiting(machine):
+    one = machine(doubles.QuickCore(delay_s=30), workers=1)
+    one.learn()
+    running, waiting = one.accept(), one.accept()
+    while one.mind.health()["running"] != 1:
+        time.sleep(0.01)
+    assert one.mind.cancel(waiting) == "cancelling" and one.mind.cancel(running) == "cancelling"
+    for oid in (waiting, running):
+        report = one.ended(oid)
+        assert report["state"] == "FAILED" and report["reason"]["code"] == "Cancelled"
+    assert one.mind.cancel(running) is None
+
+
+def test_a_mission_has_a_deadline(machine):
+    def slow(fields):
+        time.sleep(0.3)
+        return doubles.plan_value(fields)
+    one = machine(doubles.QuickCore(plan=slow), mission_deadline_s=0.1)
+    one.learn()
+    assert one.think()["reason"]["code"] == "DeadlineExceeded"
+
+
+def test_a_full_disk_delays_a_mission_and_loses_nothing(machine, monkeypatch):
+    monkeypatch.setattr(batos, "RETRY_COMMIT_S", 0.01)
+    one = machine()
+    one.learn()
+    real, number = one.image.storage._sync_blobs, itertools.count()
+
+    def full():
+        if next(number) in (1, 2, 4, 9, 10):              # the first is the acceptance
+            raise OSError(28, "No space left on device")
+        real()
+    monkeypatch.setattr(one.image.storage, "_sync_blobs", full)
+    assert one.think()["state"] == "COMPLETE"
+    assert next(number) > 10
+
+
+def test_only_what_a_state_names_may_follow_it(machine):
+    one = machine(doubles.QuickCore(delay_s=30))
+    one.learn()
+    oid = one.accept()
+
+    def leap(root):
+        batos.enter(batos.find_cycle(root, oid), batos.Thought("x", None), batos.Step("COMPLETE", []), 0.0)
+    while one.read(lambda root: batos.state_of(batos.find_cycle(root, oid))) != "DECOMPOSING":
+        time.sleep(0.01)
+    with pytest.raises(batos.TransitionError, match="DELEGATING may"):
+        one.lanes["write"].call(batos.Job("leap", leap))
+
+
+def test_old_missions_and_journals_are_dropped(machine):
+    one = machine(missions_kept=5, journal_days=0.0)
+    one.learn()
+    for _ in range(12):
+        one.lanes["write"].call(batos.Job("accept", lambda root: batos.cycle_id(batos.send(
+            root["orchestrator_obj"], "start_cognitive_cycle_for_", BRIEF, kept_max=5))))
+        while one.mind.health()["waiting"] or one.mind.health()["running"]:
+            time.sleep(0.005)
+    missions, journals = one.read(lambda root: (len(root["missions"]), [len(c.journal) for c in root["missions"].values()]))
+    assert missions <= 6 and journals[:-1] == [0] * (missions - 1)
+
+
+def test_a_brief_without_words_or_type_is_refused(machine):
+    one = machine()
+    for brief in ({"type": "direct_synthesis", "selector": "", "args": [" "]}, {"type": "poem", "selector": "x"}, {}):
+        with pytest.raises(batos.BadRequest):
+            one.accept(brief)
+    with pytest.raises(batos.Busy):
+        one.lanes["write"].call(batos.Job("accept", lambda root: batos.send(
+            root["orchestrator_obj"], "start_cognitive_cycle_for_", BRIEF, active_max=0)))
+
+
+def test_codex_and_states_are_objects_of_the_image(machine):
+    def told(root):
+        sage = batos.resolve(root, "robin_prototype_obj.pillars.sage_facet_")
+        states = root["psm_prototypes_obj"]
+        return (sage.intent, root["codex_obj"].archetypes["Emotional Processing"]["lead"], list(states.IDLE.follows),
+                {name: set(root[f"{name.lower()}_prototype_obj"].pillars) for name in batos.PILLARS})
+    intent, lead, follows, pillars = machine().read(told)
+    assert intent and lead == "ROBIN" and "DECOMPOSING" in follows
+    assert pillars == {name: set(known) for name, known in batos.PILLARS.items()}
+
+
+def test_the_codex_in_the_image_decides_who_leads(machine):
+    one = machine()
+    one.learn()
+
+    def revise(root):
+        matrix = {name: dict(row) for name, row in root["codex_obj"].archetypes.items()}
+        matrix["Factual Inquiry"]["lead"] = "ALFRED"
+        root["codex_obj"].archetypes = matrix
+    one.lanes["write"].call(batos.Job("revise", revise))
+    assert one.think()["lead"] == "ALFRED"
