@@ -612,6 +612,10 @@ class ImageConnection(ZODB.Connection.Connection):
         self.lookups.clear()
         super()._rollback_savepoint(state)
 
+    def abort(self, transaction):                        # also when rolled back to before its first write
+        self.lookups.clear()
+        super().abort(transaction)
+
     def extent(self):
         """Return a value that differs once anything was changed through this connection."""
         return self.writes, len(self._registered_objects)
@@ -642,7 +646,10 @@ class UvmObject(persistent.Persistent):
             set_slot(self, name, value)
 
     def __delattr__(self, name):
-        remove_slot(self, name)
+        if name.startswith("_p_"):                        # an abort takes a new object's `_p_jar` away
+            super().__delattr__(name)
+        else:
+            remove_slot(self, name)
 
     def __getattr__(self, name):                          # asked only when I have no such slot myself
         if name.startswith(("_p_", "_v_", "__")) or name in RESERVED:
@@ -1529,10 +1536,11 @@ def new_ledger():
 #   read lane   reads on snapshots
 #   write token held by whoever writes what belongs to the write lane, until its commit
 #
-# A job checks before it writes. One that fails after it wrote takes its group along:
-# the group is run again one by one. Here stands the one retry loop for conflicts.
+# A job checks before it writes. Where one fails after it wrote, its group is run again
+# without it. Here stands the one retry loop for conflicts.
 
 CONFLICT_TRIES = 8
+SPOILERS_MOST = 4                  # failing jobs that a group is run again without; with more it is run one by one
 SAVEPOINT_OBJECTS = 200                                  # a larger transaction is pickled before it takes the lock
 
 log_lanes = logging.getLogger("batos.lanes")
@@ -1685,32 +1693,43 @@ class WritingLane(Lane):
             outcome.job.done(outcome)
 
     def _attempt(self, unit, jobs):
-        """Run jobs in one transaction: their outcomes, or None where they must be run again one by one."""
-        for left in reversed(range(CONFLICT_TRIES)):
+        """Run jobs in one transaction: their outcomes, or None where they must be run again one by one.
+
+        Where a job fails after something was written, the others are run again without it.
+        """
+        failed, tries_left = [], CONFLICT_TRIES
+        while len(failed) <= SPOILERS_MOST:
             unit.manager.begin()
             try:
-                outcomes = self._run_and_commit(unit, jobs)
-                if outcomes is None:
-                    unit.manager.abort()
-                return outcomes
+                outcomes, spoiler = self._run_and_commit(unit, jobs)
             except BaseException as error:
                 unit.manager.abort()
-                if isinstance(error, transaction.interfaces.TransientError) and left:
+                tries_left -= 1
+                if isinstance(error, transaction.interfaces.TransientError) and tries_left:
                     continue
-                return self._failed(jobs, error)
+                outcomes, spoiler = self._failed(jobs, error), None
+                return outcomes and failed + outcomes
+            if spoiler is None:
+                return failed + outcomes
+            unit.manager.abort()
+            failed.append(spoiler)
+            jobs = [job for job in jobs if job is not spoiler.job]
+        return None
 
     def _run_and_commit(self, unit, jobs):
-        outcomes, entries = [], []
+        """Return (outcomes, None) once committed, or (None, outcome of the job that spoils the transaction).
+
+        A job that failed may have written. In a clean transaction that shows; in one that others wrote in it does
+        not (a tree that is changed already tells nobody that it is changed again), so that counts as written.
+        """
+        clean, outcomes, entries = unit.connection.extent(), [], []
         for job in jobs:
-            before = unit.connection.extent()
             outcome, entry = _run_job(unit, job)
-            if outcome.error is not None and entry is None and unit.connection.extent() != before:
-                if len(jobs) > 1:
-                    return None
-                raise outcome.error
+            if outcome.error is not None and entry is None and unit.connection.extent() != clean:
+                return None, outcome
             outcomes.append((outcome, len(entries) if entry else None))
             entries += [entry] if entry else []
-        return self._commit(unit, outcomes, entries)
+        return self._commit(unit, outcomes, entries), None
 
     def _commit(self, unit, outcomes, entries):
         if not entries:
@@ -4872,6 +4891,7 @@ _TAGS = {"$ref": _ref_from_wire, "$time": _time_from_wire}
 DRAIN_BATCH = 256                                        # messages taken before other tasks get a turn
 RETRY_S = 0.005                                          # how soon a full pipe is tried again
 FAREWELL_S = 0.2                                         # the last replies are read before the socket closes
+PRUNED = 4                                               # versions older than history_days that go with each new document
 VIEW_S = 1.0                                             # how old the view of get_full_state may be
 
 log_bridge = logging.getLogger("batos.bridge")
@@ -5123,6 +5143,8 @@ def index_document(command, texts, settings):
         stored = send(root["knowledge_catalog_obj"], "index_document_", command.doc_id, texts[0],
                       metadata=command.metadata, scope=command.scope, source=command.path,
                       max_bytes=int(settings.document_max_mb * 1e6))
+        before = now_utc() - datetime.timedelta(days=settings.history_days)
+        prune_retired(root["knowledge_catalog_obj"], before, limit=PRUNED)
         what = "was already known" if stored["unchanged"] else f"is remembered in {stored['chunks']} chunks"
         return {"details": f"{command.doc_id} {what}", "result": to_wire(stored)}
     return apply
