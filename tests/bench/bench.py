@@ -1,0 +1,378 @@
+"""Benches: BAT OS beside a peer or a ceiling, measured in the same run. Prints the README's table.
+
+    python tests/bench/bench.py [NAME …] [--seconds 2]
+
+Each bench yields rows (what, ours, the other, ratio). Pairs are measured in turns, three times; the median counts.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import timeit
+
+import persistent
+import transaction
+import zmq
+import ZODB
+import ZODB.FileStorage.FileStorage
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(ROOT), str(HERE.parent)]
+import conftest
+import doubles
+
+import batos
+
+MANUAL = (ROOT / "tests" / "data" / "vesper.md").read_text()
+QUESTIONS = ["How long does the mast run in full darkness?", "How many mast can one station accept?",
+             "What does the anemometer have?", "How often should the shield be washed?"]
+BRIEF = {"type": "direct_synthesis", "selector": "answer_", "args": QUESTIONS[:1]}
+
+
+@contextlib.contextmanager
+def daemon(*options, core="none", folder=None):
+    """A daemon process in a folder that is removed."""
+    with contextlib.ExitStack() as stack:
+        folder = folder or stack.enter_context(tempfile.TemporaryDirectory())
+        process = conftest.DaemonProcess(folder, *options, core=core)
+        try:
+            yield process
+        finally:
+            process.stop()
+
+
+@contextlib.contextmanager
+def peer(*command):
+    """A peer of `peers.py`; yields its endpoint."""
+    process = subprocess.Popen([sys.executable, str(HERE / "peers.py"), *map(str, command)], stdout=subprocess.PIPE, text=True)
+    try:
+        yield process.stdout.readline().split()[4]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def rate(endpoint, message, in_flight, seconds):
+    """Return (replies per second, [latency in s]) with so many requests in flight; message(n) makes the n-th."""
+    context = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.connect(endpoint)
+    sent, latencies, number = [], [], 0
+    for number in range(in_flight):
+        sent.append(time.perf_counter())
+        socket.send(message(number))
+    end_s, start_s, taken = time.perf_counter() + seconds, time.perf_counter(), 0
+    while (now_s := time.perf_counter()) < end_s:
+        if not socket.poll(30_000):
+            raise SystemExit("no reply for 30 s")
+        with contextlib.suppress(zmq.Again):
+            while True:
+                socket.recv(zmq.NOBLOCK)
+                now_s = time.perf_counter()
+                latencies.append(now_s - sent[taken])
+                taken += 1
+                number += 1
+                sent.append(now_s)
+                socket.send(message(number))
+    result = taken / (time.perf_counter() - start_s)
+    socket.close()
+    context.term()
+    return result, latencies
+
+
+def in_turns(rounds, *functions):
+    """Return the median of each function's results, measured in turns."""
+    results = [[function() for function in functions] for _ in range(rounds)]
+    return [statistics.median(column) for column in zip(*results, strict=True)]
+
+
+def p99_ms(latencies):
+    return 1000 * sorted(latencies)[int(0.99 * (len(latencies) - 1))]
+
+
+def bench_health(seconds):
+    """`health` beside a bare ROUTER echo of the same bytes, drained the same way."""
+    request = batos.pack_reply({"command": "health", "id": 1})
+    with daemon(core=0.05) as ours:
+        with batos.Client(ours.endpoint) as client:
+            size = len(batos.pack_reply(client.call("health")))
+        with peer("echo", size) as echo:
+            for in_flight in (1, 16, 64):
+                mine, other = in_turns(3, lambda n=in_flight: rate(ours.endpoint, lambda _: request, n, seconds)[0],
+                                       lambda n=in_flight: rate(echo, lambda _: request, n, seconds)[0])
+                yield f"health, {in_flight} in flight", f"{mine:,.0f}/s", f"bare ROUTER echo {other:,.0f}/s", mine / other
+        idle = p99_ms(rate(ours.endpoint, lambda _: request, 1, seconds)[1])
+        with batos.Client(ours.endpoint) as client, busy_with_cycles(client):
+            busy = p99_ms(rate(ours.endpoint, lambda _: request, 1, seconds)[1])
+        yield "health, p99, two cycles running (double)", f"{busy:.2f} ms", f"idle {idle:.2f} ms", busy / idle
+    if (ROOT / "seed_core" / "model.safetensors").exists():
+        with daemon(core="auto") as ours, batos.Client(ours.endpoint) as client:
+            wait_for_core(client)
+            idle = p99_ms(rate(ours.endpoint, lambda _: request, 1, seconds)[1])
+            with busy_with_cycles(client):
+                busy = p99_ms(rate(ours.endpoint, lambda _: request, 1, seconds)[1])
+        yield "health, p99, two cycles running (embedded core)", f"{busy:.2f} ms", f"idle {idle:.2f} ms", busy / idle
+
+
+@contextlib.contextmanager
+def busy_with_cycles(client):
+    """Keep missions coming while inside."""
+    client.call("index_document", doc_id="vesper.md", text=MANUAL)
+    stop = threading.Event()
+
+    def ask():
+        with batos.Client(client.endpoint, 300) as own:
+            while not stop.is_set():
+                own.call("initiate_cognitive_cycle", mission_brief=BRIEF, wait=True)
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def wait_for_core(client):
+    while client.call("health")["result"]["core"]["state"] == "loading":
+        time.sleep(0.05)
+
+
+def set_slot(number):
+    """Return a request that sets a slot to a value it never had."""
+    return batos.pack_reply({"command": "send_message", "id": number, "target": "genesis_obj", "selector": "setSlot:value:",
+                             "args": [f"slot{number % 50}", number]})
+
+
+def bench_writes(seconds):
+    """Durable `setSlot_value_` beside one transaction a command, and beside a bare ROUTER with a bare group commit."""
+    with tempfile.TemporaryDirectory() as folder, daemon() as ours, daemon("--group-max", "1") as single, \
+            peer("commit", f"{folder}/peer.fs") as bare:
+        for in_flight in (1, 16, 64):
+            mine, one, other = in_turns(3, *(lambda where=where, n=in_flight: rate(where, set_slot, n, seconds)[0]
+                                             for where in (ours.endpoint, single.endpoint, bare)))
+            yield f"durable setSlot, {in_flight} in flight", f"{mine:,.0f}/s", f"a transaction each {one:,.0f}/s", mine / one
+            yield f"durable setSlot, {in_flight} in flight", f"{mine:,.0f}/s", f"bare group commit {other:,.0f}/s", mine / other
+
+
+class Plain(persistent.Persistent):
+    """What `send` is compared with."""
+
+    def __init__(self):
+        self.value = 1
+
+    def answer(self):
+        return self.value
+
+
+def call_s(statement, **names):
+    """Return the seconds that a statement takes, the best of seven rounds."""
+    return min(timeit.repeat(statement, globals=names, number=20_000, repeat=7)) / 20_000
+
+
+@batos.primitive("bench_answer_", reads=True)
+def bench_answer_(receiver):
+    """Return a slot of the receiver."""
+    return receiver.value
+
+
+def bench_send(seconds):
+    """`send` through eight parents beside a plain method call; and the first one after a commit elsewhere."""
+    batos.image_class(Plain)
+    with tempfile.TemporaryDirectory() as folder:
+        image = batos.Image.open(f"{folder}/image.fs")
+        unit, other = batos.Unit(image.db), batos.Unit(image.db)
+        unit.manager.begin()
+        holder = batos.UvmObject(answer=batos.method("answer", "bench_answer_"))
+        for _ in range(8):
+            holder = batos.UvmObject(**{"parent*": [holder], "value": 1})
+        unit.root.update(obj=holder, plain=Plain(), else_=batos.UvmObject())
+        unit.manager.commit()
+        unit.manager.begin()
+        obj, plain = unit.root["obj"], unit.root["plain"]
+        mine, call = in_turns(3, lambda: call_s("send(obj, 'answer')", send=batos.send, obj=obj),
+                              lambda: call_s("plain.answer()", plain=plain))
+        yield "send through 8 parents, warm", f"{mine * 1e9:.0f} ns", f"plain method {call * 1e9:.0f} ns", mine / call
+
+        def after(event, function):
+            event()
+            start_s = time.perf_counter()
+            function()
+            return time.perf_counter() - start_s
+        for name, event in (("a commit elsewhere", lambda: committed_elsewhere(unit, other)),
+                            ("an abort", lambda: (unit.manager.abort(), unit.manager.begin()))):
+            mine, read = in_turns(200, lambda e=event: after(e, lambda: batos.send(obj, "answer")),
+                                  lambda e=event: after(e, lambda: plain.value))
+            yield (f"first send through 8 parents after {name}", f"{mine * 1e6:.1f} µs",
+                   f"plain attribute read {read * 1e6:.1f} µs", mine / read)
+        unit.manager.abort()
+        unit.close()
+        other.close()
+        image.close()
+
+
+def committed_elsewhere(unit, other):
+    unit.manager.abort()
+    other.manager.begin()
+    other.root["else_"].value = time.perf_counter()
+    other.manager.commit()
+    unit.manager.begin()
+
+
+@contextlib.contextmanager
+def counted_fsyncs():
+    """Count the fsyncs of the data file and of blobs."""
+    module, counts, real = ZODB.FileStorage.FileStorage, [0], os.fsync
+
+    def counting(handle):
+        counts[0] += 1
+        real(handle)
+    kept, module.fsync = module.fsync, counting
+    try:
+        yield counts
+    finally:
+        module.fsync = kept
+
+
+def bench_cycles(seconds):
+    """The daemon's own cost of a durable cycle, with a core that answers at once, beside as many bare commits."""
+    for at_once in (1, 32):
+        with tempfile.TemporaryDirectory() as folder, counted_fsyncs() as fsyncs:
+            mine, commits = cycles_per_s(folder, at_once, seconds)
+            each, forced = commits / mine[1], fsyncs[0] / mine[1]
+            bare = bare_commits_per_s(folder, seconds)
+        other = bare / each
+        yield (f"durable cycles, {at_once} at a time ({each:.1f} commits, {forced:.1f} fsyncs a cycle)", f"{mine[0]:.0f}/s",
+               f"as many bare commits {other:.0f}/s", mine[0] / other)
+    if (ROOT / "seed_core" / "model.safetensors").exists():
+        with daemon(core="auto") as ours, batos.Client(ours.endpoint, 300) as client:
+            wait_for_core(client)
+            client.call("index_document", doc_id="vesper.md", text=MANUAL)
+            times = []
+            for question in QUESTIONS * 3:
+                start_s = time.perf_counter()
+                client.call("initiate_cognitive_cycle", mission_brief={**BRIEF, "args": [question]}, wait=True)
+                times.append(time.perf_counter() - start_s)
+        yield "a whole cycle with the embedded core", f"{statistics.median(times):.2f} s", "", None
+
+
+def cycles_per_s(folder, at_once, seconds):
+    """Return ((cycles per second, cycles), commits) of missions accepted and thought through, `at_once` at a time."""
+    settings = batos.load_settings({"workers": at_once}, {})
+    image = batos.Image.open(f"{folder}/image.fs")
+    batos.genesis(image)
+    uvm = batos.BatOS_UVM(image, settings, doubles.QuickCore())
+    ended, slots = [0], threading.Semaphore(at_once)
+    uvm.mind._ended_hook = lambda oid, report: (ended.__setitem__(0, ended[0] + 1), slots.release())
+    for lane in uvm.lanes.values():
+        lane.start()
+    uvm.mind.start(uvm.events)
+    uvm.lanes["bulk"].call(batos.Job("learn", lambda root: batos.index_document_(
+        root["knowledge_catalog_obj"], "vesper.md", MANUAL)["chunks"]))
+    before, start_s = commits_of(uvm), time.perf_counter()
+    while time.perf_counter() - start_s < seconds:
+        slots.acquire()
+        uvm.lanes["write"].submit(batos.Job("accept", lambda root: batos.cycle_id(batos.send(
+            root["orchestrator_obj"], "start_cognitive_cycle_for_", BRIEF))))
+    for _ in range(at_once):
+        slots.acquire()
+    took_s, commits = time.perf_counter() - start_s, commits_of(uvm) - before
+    uvm.close_lanes()
+    image.close()
+    return (ended[0] / took_s, ended[0]), commits
+
+
+def commits_of(uvm):
+    return uvm.lanes["write"].commits + uvm.lanes["bulk"].commits
+
+
+def bare_commits_per_s(folder, seconds):
+    """Return how many one-object transactions a plain FileStorage commits each second, one after the other."""
+    db = ZODB.DB(ZODB.FileStorage.FileStorage.FileStorage(f"{folder}/bare.fs"))
+    manager = transaction.TransactionManager(explicit=True)
+    manager.begin()
+    root = db.open(manager).root()
+    manager.abort()
+    start_s, count = time.perf_counter(), 0
+    while time.perf_counter() - start_s < seconds:
+        manager.begin()
+        root["value"] = count
+        manager.commit()
+        count += 1
+    manager.begin()
+    manager.abort()
+    return count / (time.perf_counter() - start_s)
+
+
+def run_s(*command):
+    """Return the seconds that a command takes."""
+    start_s = time.perf_counter()
+    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+    return time.perf_counter() - start_s
+
+
+def started(folder, core):
+    """Return seconds from the start of a daemon: until it listens, its first reply, its first thought (with a core)."""
+    start_s = time.perf_counter()
+    with daemon(core=core, folder=folder) as process, batos.Client(process.endpoint, 300) as client:
+        times = [time.perf_counter() - start_s]
+        client.call("health")
+        times.append(time.perf_counter() - start_s)
+        if core == "auto":
+            client.call("index_document", doc_id="vesper.md", text=MANUAL)
+            client.call("initiate_cognitive_cycle", mission_brief=BRIEF, wait=True)
+            times.append(time.perf_counter() - start_s)
+    return times
+
+
+def bench_start(seconds):
+    """Imports, help, first start and restart."""
+    bare, library, own, shown = in_turns(5, lambda: run_s("-c", "pass"), lambda: run_s("-c", "import ZODB, zmq, pydantic"),
+                                         lambda: run_s("-c", "import batos"), lambda: run_s("batos.py", "--help"))
+    own, library = own - bare, library - bare
+    yield "import batos", f"{own:.2f} s", f"ZODB, zmq and pydantic alone {library:.2f} s", own / library
+    yield "batos.py --help", f"{shown:.2f} s", f"bare Python {bare:.2f} s", shown / bare
+    core = "auto" if (ROOT / "seed_core" / "model.safetensors").exists() else "none"
+    with tempfile.TemporaryDirectory() as folder:
+        names = ("listening", "first reply", "first thought")
+        first = dict(zip(names, started(folder, core), strict=False))
+        with daemon(folder=folder) as process, batos.Client(process.endpoint) as client:
+            for number in range(10_000):
+                client.call("send_message", target="genesis_obj", selector="clone") if number % 50 else \
+                    client.call("send_message", target="genesis_obj", selector="setSlot:value:", args=["n", number])
+        again = dict(zip(names, started(folder, core), strict=False))
+    for name, value in again.items():
+        yield f"restart with 10,000 objects: {name}", f"{value:.2f} s", f"first start {first[name]:.2f} s", value / first[name]
+
+
+BENCHES = {name[6:]: function for name, function in globals().items() if name.startswith("bench_") and name != "bench_answer_"}
+
+
+def main():
+    """Run the benches that are named, or all, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHES))
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of each measurement")
+    args = parser.parse_args()
+    print(f"Read on {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, ZODB on "
+          f"{json.dumps(tempfile.gettempdir())}.\n\n| what | BAT OS | beside | ratio |\n|---|---|---|---|")
+    for name in args.names or BENCHES:
+        for what, ours, other, ratio in BENCHES[name](args.seconds):
+            print(f"| {what} | {ours} | {other} | {'' if ratio is None else f'{ratio:.2f}'} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

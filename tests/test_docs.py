@@ -1,0 +1,78 @@
+"""The README is true: its commands run, its table is the code's, what it prints is what is printed."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import ormsgpack  # noqa: F401  (the README's script imports it)
+import pytest
+
+import batos
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
+CORE = (ROOT / "seed_core" / "core.json").exists()
+
+
+def shell_blocks():
+    return [text for kind, text in BLOCKS if not kind]
+
+
+def settings_table():
+    """Return the README's table of settings."""
+    rows = [f"| `{row.name}` | {row.default!r} | {row.unit} | {row.help} |" for row in batos.SETTINGS.values()]
+    return "\n".join(["| setting | default | unit | meaning |", "|---|---|---|---|", *rows])
+
+
+def test_the_settings_are_told():
+    assert settings_table() in README
+
+
+def test_every_subcommand_and_every_command_of_the_wire_is_told():
+    for name in ("serve", *batos.SUBCOMMANDS):
+        assert re.search(rf"^\| `{name}\b", README, re.M), name
+    for name in batos.COMMANDS:
+        assert f"`{name}`" in README, name
+
+
+def test_ci_runs_the_commands_of_the_readme():
+    script = (ROOT / ".ci" / "run").read_text()
+    setting_up, testing = shell_blocks()[0].strip(), shell_blocks()[-1].strip()
+    assert setting_up.split(" && ")[:2] == testing.split(" && ")[:2]
+    assert 'readme_command "Set up and pass the tests"' in script
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CORE, reason="there is no trained core in seed_core/")
+def test_the_first_exchange_is_what_is_printed(daemon, monkeypatch):
+    running = daemon(core="auto")
+    monkeypatch.setenv("BATOS_ENDPOINT", running.endpoint)
+    commands = [line for line in shell_blocks()[1].splitlines() if line]
+    printed = [subprocess.run([sys.executable, *line.removeprefix(".venv/bin/python ").replace('"', "\0").split("\0")[0].split(),
+                               *line.split('"')[1:2]], cwd=ROOT, capture_output=True, text=True, timeout=120).stdout
+               for line in commands]
+    assert [text.strip() for text in printed] == [text.strip() for text in shell_blocks()[2:5]]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CORE, reason="there is no trained core in seed_core/")
+def test_the_scripts_run(daemon, tmp_path, monkeypatch):
+    endpoint = daemon(core="auto").endpoint
+    monkeypatch.setenv("BATOS_ENDPOINT", endpoint)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    outputs = []
+    for kind, text in BLOCKS:
+        if kind == "python":
+            script = text.replace("tcp://127.0.0.1:5555", endpoint)
+            outputs.append(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120,
+                                          cwd=tmp_path, check=True).stdout)
+    assert "note [1, 1]" in outputs[0] and "note" in outputs[1] and "5555" in outputs[1]
+
+
+def test_the_send_example_runs(daemon, monkeypatch, capsys):
+    monkeypatch.setenv("BATOS_ENDPOINT", daemon().endpoint)
+    message = re.search(r"batos\.py send '(.*?)'`", README)[1]
+    assert batos.main(["send", message]) == 0
+    assert "description" in capsys.readouterr().out
