@@ -275,7 +275,7 @@ class Setting:
         except (KeyError, ValueError):
             allowed = "true or false" if kind is bool else f"a value like {self.default!r}"
             raise ConfigError(f"setting {self.name}: got {text!r}, allowed is {allowed} ({self.help})") from None
-        if kind in (int, float) and not (value >= 0 and math.isfinite(value)):
+        if kind in (int, float) and not 0 <= value < 2 ** 63:       # neither is nan
             raise ConfigError(f"setting {self.name}: got {text!r}, allowed is 0 or more ({self.help})")
         return value
 
@@ -523,10 +523,10 @@ def checked(value, depth=0):
     kind = type(value)
     if kind in _SCALARS or isinstance(value, persistent.Persistent):
         return value if kind in _SCALARS else _checked_persistent(value)
-    if depth >= MAX_DEPTH:
-        raise BadSlot(f"a value is nested deeper than {MAX_DEPTH} levels; store its parts as objects of their own")
     if kind is int:
         return _checked_int(value)
+    if depth >= MAX_DEPTH:
+        raise BadSlot(f"a value is nested deeper than {MAX_DEPTH} levels; store its parts as objects of their own")
     if kind is list or kind is tuple:
         return kind([checked(item, depth + 1) for item in value])
     if kind is dict:
@@ -789,23 +789,30 @@ def ancestry(obj):
 def lookup(obj, name):
     """Find a slot along the delegation. Misses are found too: their `value` is ABSENT.
 
-    Kept for each connection until something there is written, or its snapshot moves.
+    Kept for each connection until something there is written, or its snapshot moves. What delegates to an object
+    that no connection knows yet is not kept: its changes are told to nobody.
     """
     jar = obj._p_jar
     kept = jar.lookups.setdefault(obj, {}) if isinstance(jar, ImageConnection) else {}
-    if name not in kept:
-        kept[name] = _look_up(obj, name)
-    return kept[name]
+    if name in kept:
+        return kept[name]
+    found, known = _look_up(obj, name)
+    if known:
+        kept[name] = found
+    return found
 
 
 def _look_up(obj, name):
+    """Return (Found, whether obj's connection knows all the objects that were looked at)."""
+    known = True
     for holder in ancestry(obj):
+        known = known and holder._p_jar is obj._p_jar
         slots = own(holder)
         if name in slots and name != "_pointers":
-            return Found(slots[name], holder, _call_for(name, slots[name]))
+            return Found(slots[name], holder, _call_for(name, slots[name])), known
     universal = PRIMITIVES.get(name)
     call = universal.function if universal and universal.universal else functools.partial(_not_understood, name)
-    return Found(ABSENT, None, call)
+    return Found(ABSENT, None, call), known
 
 
 def _call_for(name, value):
@@ -1001,6 +1008,14 @@ def _tree_get(tree, name):
         return tree.get(name, ABSENT)
     except TypeError:                                    # a tree with integer keys
         return tree.get(int(name), ABSENT) if name.lstrip("-").isdigit() else ABSENT
+
+
+def append_log(tree, entry, most):
+    """Append to a bounded log: a tree with running numbers, the oldest entries dropped."""
+    number = tree.maxKey() + 1 if len(tree) else 0
+    tree[number] = entry
+    while number - tree.minKey() >= most:
+        del tree[tree.minKey()]
 
 
 ################################################################################
@@ -2072,9 +2087,23 @@ def plan_value(answer, fields):
             "sub_queries": {pillar: verbatim(span, fields["mission"]) for pillar, span in pairs}}
 
 
-def numbered(sentences):
-    """Return each sentence with its number behind it, where a reader from the left knows what it says."""
-    return [f"{sentence} [{n}]" for n, sentence in enumerate(sentences, 1)]
+def checked_shares(task, value, count):
+    """Return the list `value`. Raises BadRequest unless it has `count` numbers from 0 to 1."""
+    numbers = isinstance(value, list | tuple) and all(type(share) in (int, float) and 0 <= share <= 1 for share in value)
+    if not numbers or len(value) != count:
+        raise BadRequest(f"task {task}: field shares is {value!r:.200}; give {count} numbers from 0 to 1, one a sentence")
+    return value
+
+
+def numbered(task, fields, name):
+    """Return each sentence of a field with, behind it, its number and how many tenths of the asked words it holds.
+
+    To find words again takes a larger model than the embedded core; the catalog knows it exactly.
+    """
+    sentences = checked_sentences(task, name, fields[name])
+    shares = checked_shares(task, fields["shares"], len(sentences))
+    return [f"{sentence} [{n}:{min(9, int(share * 10))}]"
+            for n, (sentence, share) in enumerate(zip(sentences, shares, strict=True), 1)]
 
 
 def facet_lines(fields):
@@ -2082,7 +2111,7 @@ def facet_lines(fields):
     persona = checked_name("facet", "persona", fields["persona"], tuple(PILLARS))
     pillar = checked_name("facet", "pillar", fields["pillar"], PILLARS[persona])
     sub_query = checked_line("facet", "sub_query", fields["sub_query"], SUB_QUERY_CHARS)
-    return [f"{persona} {pillar}", sub_query, *numbered(checked_sentences("facet", "evidence", fields["evidence"]))]
+    return [f"{persona} {pillar}", sub_query, *numbered("facet", fields, "evidence")]
 
 
 def facet_grammar(lines):
@@ -2102,7 +2131,7 @@ def weave_lines(fields):
     """Return the prompt lines of a weave: the lead, the mission, the numbered quotes."""
     lead = checked_name("weave", "lead", fields["lead"], tuple(PILLARS))
     mission = checked_line("weave", "mission", fields["mission"], MISSION_CHARS)
-    return [lead, mission, *numbered(checked_sentences("weave", "quotes", fields["quotes"]))]
+    return [lead, mission, *numbered("weave", fields, "quotes")]
 
 
 def weave_grammar(lines):
@@ -2144,17 +2173,19 @@ class CoreTask:
 
 CORE_TASKS = {task.tag: task for task in (
     CoreTask("plan", ("mission",), plan_lines, plan_grammar, plan_value, 480),
-    CoreTask("facet", ("persona", "pillar", "sub_query", "evidence"), facet_lines, facet_grammar, facet_value, 320),
-    CoreTask("weave", ("lead", "mission", "quotes"), weave_lines, weave_grammar, weave_value, 480),
+    CoreTask("facet", ("persona", "pillar", "sub_query", "evidence", "shares"), facet_lines, facet_grammar, facet_value, 320),
+    CoreTask("weave", ("lead", "mission", "quotes", "shares"), weave_lines, weave_grammar, weave_value, 480),
 )}
 
 # What fingerprint and self-test render: one set of fields for each task. Part of the format.
 CORE_SAMPLES = {
     "plan": {"mission": "How does the old pump keep the water moving, and who built it?"},
     "facet": {"persona": "BRICK", "pillar": "tamland_facet_", "sub_query": "the old pump",
-              "evidence": ["The old pump lifts water with two pistons.", "Bread needs flour."]},
+              "evidence": ["The old pump lifts water with two pistons.", "Bread needs flour."],
+              "shares": [1.0, 0.0]},
     "weave": {"lead": "BRICK", "mission": "How does the old pump keep the water moving?",
-              "quotes": ["The old pump lifts water with two pistons.", "It was built by Mara Quill."]},
+              "quotes": ["The old pump lifts water with two pistons.", "It was built by Mara Quill."],
+              "shares": [0.6, 0.25]},
 }
 
 
@@ -3920,8 +3951,9 @@ def find_evidence(catalog, query, chunks, most, threshold, focus=""):
     """Return what memory holds for a query: {"relevant", "mass", "unknown", "evidence": up to `most` sentences}.
 
     Each sentence is {"text" (verbatim), "doc_id", "version", "chunk_id", "chunk_index", "lines": [first, last],
-    "headings"}, taken from the best `chunks` chunks for the query and for `focus`, which are some of its words and
-    count half as much again. Those that hold most of the query's idf mass come first; words in the headings above count half.
+    "headings", "share" (of the query's idf mass, 0 to 1)}, taken from the best `chunks` chunks for the query and for
+    `focus`, which are some of its words and count half as much again. The greatest share comes first; words in the
+    headings above count half.
     """
     outcome, asked = search_(catalog, query, max_results=chunks), _prepared(catalog, query)
     near = search_(catalog, focus, max_results=chunks)["results"] if focus.strip() else []
@@ -3931,7 +3963,9 @@ def find_evidence(catalog, query, chunks, most, threshold, focus=""):
     found = [(_sentence_weight(catalog, weights, sentence, chunk), sentence, chunk) for chunk in rows.values()
              for sentence in sentences(chunk["text"], chunk["lines"][0]) if _tells(sentence["text"], chunk["headings"])]
     best = heapq.nlargest(most, found, key=lambda row: row[0])          # equal ones stay in the chunks' order
-    evidence = [_evidence(sentence, chunk) for weight, sentence, chunk in best if weight >= EVIDENCE_FLOOR * best[0][0]]
+    total = sum(weights.values())
+    evidence = [_evidence(sentence, chunk) | {"share": round(weight / total, 2)} for weight, sentence, chunk in best
+                if weight >= EVIDENCE_FLOOR * best[0][0]]
     return {"relevant": relevant(outcome, threshold) and bool(evidence), "mass": outcome["mass"],
             "unknown": outcome["unknown"], "evidence": evidence}
 
@@ -4180,7 +4214,7 @@ def psm_delegating_(cycle, settings):
         return Thought("recall for facets", lambda _: Step("DELEGATING", found))
     root = _root_of(cycle)
     requests = tuple(send(root[f"{PERSONA_OF[pillar].lower()}_prototype_obj"], "synthesize_response_for_",
-                          pillar, plan["sub_queries"][pillar], [item["text"] for item in found])
+                          pillar, plan["sub_queries"][pillar], found)
                      for pillar, found in recalled.items())
 
     def read(values):
@@ -4204,7 +4238,12 @@ def synthesize_response_for_(persona, pillar, sub_query, evidence):
     if pillar not in persona.pillars:
         raise NotFound(f"{persona.name} has no pillar {pillar!r}; {mend(pillar, list(persona.pillars), 'its pillars')}",
                        kind="pillar", name=pillar)
-    return "facet", {"persona": persona.name, "pillar": pillar, "sub_query": sub_query, "evidence": list(evidence)}
+    return "facet", {"persona": persona.name, "pillar": pillar, "sub_query": sub_query,
+                     **_sentence_fields("evidence", evidence)}
+
+
+def _sentence_fields(name, evidence):
+    return {name: [item["text"] for item in evidence], "shares": [item["share"] for item in evidence]}
 
 
 @primitive("psm_synthesizing_", reads=True)
@@ -4224,7 +4263,7 @@ def _weaving(cycle):
         opening, close = fitted_frame(lead, values[0]["open"], values[0]["close"], len(told))
         return Step("SYNTHESIZING", values[0], {"draft": {"lead": lead, "open": opening, "close": close, "told": told,
                                                           "offered": offered}})
-    fields = {"lead": lead, "mission": mission, "quotes": [item["text"] for item in offered]}
+    fields = {"lead": lead, "mission": mission, **_sentence_fields("quotes", offered)}
     return Thought("weave", read, (("weave", fields),))
 
 
@@ -4748,7 +4787,7 @@ def parse_command(request):
     name = request.get("command")
     row = COMMANDS.get(name) if isinstance(name, str) else None
     if row is None:
-        raise UnknownCommand(f"no command is named {name!r}; {mend(name, COMMANDS)}", name=str(name)[:MAX_TEXT])
+        raise UnknownCommand(f"no command is named {_shortly(name)}; {mend(name, COMMANDS)}", name=str(name)[:MAX_TEXT])
     try:
         return row.model.model_validate(request)
     except pydantic.ValidationError as error:
@@ -4759,7 +4798,7 @@ def _bad_request(name, model, first):
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         fields = _fields_at(model, first["loc"][:-1])
-        return BadRequest(f"{name} takes no field {where!r}; {mend(first['loc'][-1], fields, 'its fields')}", field=where)
+        return BadRequest(f"{name} takes no field {_shortly(where)}; {mend(first['loc'][-1], fields, 'its fields')}", field=where)
     return BadRequest(f"{name}: field {where!r} {'is missing' if first['type'] == 'missing' else 'is not right'}: "
                       f"{first['msg']}, got {_shortly(first.get('input'))}", field=where)
 
@@ -4779,7 +4818,10 @@ def _shortly(value):
 def body_digest(command):
     """Return the BLAKE2b of what a key stands for: the validated request as sorted msgpack."""
     body = command.model_dump(exclude=BODY_LESS)
-    return digest(ormsgpack.packb(_sorted(body), option=ormsgpack.OPT_NON_STR_KEYS))
+    try:
+        return digest(ormsgpack.packb(_sorted(body), option=ormsgpack.OPT_NON_STR_KEYS))
+    except (TypeError, RecursionError):
+        raise BadRequest(f"the request is nested too deep; values may be nested {MAX_DEPTH} levels") from None
 
 
 def _sorted(value):
@@ -4862,9 +4904,12 @@ def _unescaped(key):
 
 def _time_from_wire(text, root):
     try:
-        return datetime.datetime.fromisoformat(text)
-    except (TypeError, ValueError):
-        raise BadRequest(f"$time takes ISO 8601, such as 2026-01-31T12:00:00Z, not {_shortly(text)}") from None
+        at = datetime.datetime.fromisoformat(text)
+        at.astimezone(datetime.UTC)                      # as it will be shown
+    except (TypeError, ValueError, OverflowError):
+        raise BadRequest("$time takes ISO 8601 between the years 1 and 9999 in UTC, such as 2026-01-31T12:00:00Z, "
+                         f"not {_shortly(text)}") from None
+    return at
 
 
 def _ref_from_wire(text, root):
@@ -5067,14 +5112,6 @@ def _send_checked(receiver, selector, args, kwargs):
         except TypeError as mismatch:
             raise BadRequest(f"{selector} of {receiver!r}: {mismatch}; it takes {signature}") from None
         raise
-
-
-def append_log(tree, entry, most):
-    """Append to a bounded log: a tree with running numbers, the oldest entries dropped."""
-    number = tree.maxKey() + 1 if len(tree) else 0
-    tree[number] = entry
-    while number - tree.minKey() >= most:
-        del tree[tree.minKey()]
 
 
 def accept_mission(command, who, settings):
@@ -5890,18 +5927,22 @@ class Client:
         self._socket.connect(self.endpoint)
         self._number = 0
 
-    def call(self, command, timeout_s=None, **fields):
+    def call(self, command, /, timeout_s=None, **fields):
         """Send one command and return its reply. Raises the error of the reply, or NoReply."""
+        return self.request({"command": command, **fields}, timeout_s)
+
+    def request(self, request, timeout_s=None):
+        """Send a request as a map and return its reply. Raises the error of the reply, or NoReply."""
         self._number += 1
         wait_ms = int((timeout_s or self.timeout_s) * 1000)
         if not self._socket.poll(wait_ms, zmq.POLLOUT):
             raise NoReply(f"nothing answers at {self.endpoint}; start it with `python batos.py`")
-        self._socket.send(pack_reply({"command": command, "id": self._number, **fields}))
+        self._socket.send(pack_reply({**request, "id": self._number}))
         while self._socket.poll(wait_ms):
             reply = ormsgpack.unpackb(self._socket.recv(), option=ormsgpack.OPT_NON_STR_KEYS)
             if reply["id"] in (self._number, None):      # older ones are late replies to calls given up
                 return _checked_reply(reply)
-        raise NoReply(f"no reply to {command} within {wait_ms / 1000:g} s: whether it took effect is unknown; "
+        raise NoReply(f"no reply to {request.get('command')} within {wait_ms / 1000:g} s: whether it took effect is unknown; "
                       "ask again with the same idempotency_key")
 
     def close(self):
@@ -5940,7 +5981,7 @@ def _learn(args, client):
     for number, file in enumerate(files, 1):
         data = file.read_bytes()
         if b"\0" in data:
-            print(f"[{number}/{len(files)}] {file}: not text, left out")
+            print(f"[{number}/{len(files)}] {file}: not text, left out", file=sys.stderr)
             continue
         reply = client.call("index_document", doc_id=str(file), text=data.decode("utf-8", "replace"),
                             metadata={"path": str(file.resolve())}, idempotency_key=uuid7())
@@ -5969,7 +6010,7 @@ def _send(args, client):
                           "\"selector\": \"slotNames\"}") from None
     if not isinstance(fields, dict):
         raise ConfigError("the message is a JSON map such as {\"target\": \"genesis_obj\", \"selector\": \"slotNames\"}")
-    reply = client.call(fields.pop("command", "send_message"), **fields)
+    reply = client.request({"command": "send_message", **fields})
     return reply, json.dumps(reply, indent=2, default=repr)
 
 

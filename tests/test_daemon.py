@@ -37,7 +37,7 @@ def test_errors_name_the_nearest(daemon):
                 ({"command": "send_message", "target": "genesis_obj", "selector": "clon"},
                  batos.MessageNotUnderstood, "clone")):
             with pytest.raises(code, match=near):
-                client.call(**fields)
+                client.request(fields)
 
 
 def test_a_key_takes_effect_once_also_after_kill_minus_9(daemon):

@@ -1,0 +1,310 @@
+"""The client and the command line, against a daemon and against a double of one."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+
+import conftest
+import ormsgpack
+import pytest
+import zmq
+
+import batos
+
+MANUAL = "# Pump\n\n## Calibrating\n\nTurn the brass valve until the needle stands at zero. Then lock the screw.\n"
+NOBODY = "ipc:///nonexistent/batos.sock"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """The endpoint of a daemon with a core that answers at once; its memory holds one manual."""
+    folder = tmp_path_factory.mktemp("served")
+    running = conftest.DaemonProcess(folder, core=0)
+    manual = folder / "pump.md"
+    manual.write_text(MANUAL)
+    try:
+        assert batos.main(["learn", "--endpoint", running.endpoint, str(manual)]) == 0
+        yield running.endpoint
+    finally:
+        assert running.stop() == 0
+
+
+@pytest.fixture
+def line(served, capsys):
+    """A function that runs a command line; it answers (exit status, standard output, standard error)."""
+    def run(name, *arguments):
+        capsys.readouterr()
+        status = batos.main([name, "--endpoint", served, *map(str, arguments)])
+        return (status, *capsys.readouterr())
+    return run
+
+
+# Help and arguments
+
+
+@pytest.mark.parametrize("name", ["serve", *batos.SUBCOMMANDS])
+def test_every_subcommand_has_help(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        batos.main([name, "--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0 and f"batos.py {name}" in shown and "--endpoint" in shown
+    assert name == "serve" or batos.SUBCOMMANDS[name][1] in " ".join(shown.split())
+
+
+def test_the_help_lists_all_subcommands(capsys):
+    with pytest.raises(SystemExit):
+        batos.main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(f" {name} {text}" in shown for name, (_, text) in batos.SUBCOMMANDS.items())
+
+
+def test_every_argument_belongs_to_a_subcommand():
+    assert set(batos.ARGUMENTS) <= set(batos.SUBCOMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [["sing"], ["ask"], ["learn"], ["cancel"], ["--nothing", "1"], ["cycles", "--limit", "x"]])
+def test_a_command_line_that_is_none_is_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        batos.main(arguments)
+    assert ended.value.code == 2 and "usage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--pending-max", "many"], ["serve", "--drain-s", "-1"], ["--endpoint", "tcp://0.0.0.0:1"],
+                                       ["--endpoint", "tcp://127.0.0.1:0", "--image", "/nowhere/at/all.fs"]])
+def test_a_setting_that_is_none_is_refused_before_anything_starts(arguments, capsys):
+    assert batos.main(arguments) == 1
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.startswith("batos: ")
+
+
+def test_as_a_program_it_tells_errors_and_no_traceback():
+    done = subprocess.run([sys.executable, batos.__file__, "status"], capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "BATOS_ENDPONT": "x"})
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == "batos: unknown setting BATOS_ENDPONT; did you mean endpoint?\n"
+
+
+# Subcommands
+
+
+def test_learn_takes_the_text_files_of_a_folder_and_leaves_others_out(line, tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "one.md").write_text("# One\n\nThe first aardvark sleeps.\n")
+    (tmp_path / "sub" / "two.txt").write_text("The second aardvark digs.\n")
+    (tmp_path / "binary.txt").write_bytes(b"aardvark\0\1\2")
+    (tmp_path / "photo.png").write_bytes(b"\x89PNG")
+    (tmp_path / "latin.rst").write_bytes(b"The third aardvark drinks caf\xe9.\n")
+    status, out, err = line("learn", tmp_path)
+    assert status == 0 and re.search(r"\[1/4\] .*binary.txt: not text, left out", err) and "png" not in out
+    assert len(re.findall(r"is remembered in 1 chunks", out)) == 3
+    status, out, _ = line("search", "aardvark", "--max-results", 9)
+    assert status == 0 and {name for name in ("one.md", "two.txt", "latin.rst", "binary.txt") if name in out} == \
+        {"one.md", "two.txt", "latin.rst"}
+    assert "was already known" in line("learn", tmp_path / "one.md")[1]
+
+
+def test_learn_of_a_path_that_is_not_there_is_an_error(line, tmp_path):
+    status, out, err = line("learn", tmp_path / "nothing")
+    assert status == 1 and out == "" and err.startswith("batos: there is no ") and "nothing" in err
+
+
+def test_search_shows_where_and_why(line):
+    status, out, _ = line("search", "how is the brass valve turned?")
+    first, *rest = out.splitlines()
+    assert status == 0 and re.fullmatch(r"1\. .*pump\.md:1-5  score \d+\.\d\d  words: .*valve.*", first)
+    assert any(text.startswith("   Turn the brass valve") for text in rest)
+    assert line("search", "zyzzyva")[1] == "nothing in memory matches\n"
+
+
+def test_ask_shows_the_evidence_then_the_answer(line):
+    status, out, _ = line("ask", "How is the brass valve turned?")
+    first, *rest = out.splitlines()
+    assert status == 0 and re.fullmatch(r"\[1\] .*pump\.md:5  Turn the brass valve until the needle stands at zero\.", first)
+    assert "" in rest and "“Turn the brass valve until the needle stands at zero.” [1]" in "\n".join(rest[rest.index(""):])
+
+
+def test_ask_says_that_nothing_is_in_memory(line):
+    status, out, _ = line("ask", "What do giraffes eat in Kenya?")
+    assert status == 0 and out.startswith("There is nothing in memory about this.") and "giraffes" in out
+
+
+def test_cycles_and_cancel(line):
+    status, out, _ = line("ask", "How is the brass valve turned?", "--json")
+    cycle = json.loads(out)["result"]["cycle"]
+    status, out, _ = line("cycles", "--limit", 1)
+    told = rf"{cycle}  COMPLETE +\d{{4}}-\d\d-\d\dT[\d:]+ +\d+\.\d\d s  How is the brass .*"
+    assert status == 0 and re.fullmatch(told, out.strip())
+    assert line("cycles", "--state", "FAILED")[1] == "no cycles yet\n"
+    status, out, err = line("cycles", "--state", "DONE")
+    assert status == 1 and "COMPLETE" in err
+    status, out, err = line("cancel", cycle)
+    assert status == 1 and "COMPLETE already" in err
+    status, out, err = line("cancel", "0xffffff")
+    assert status == 1 and "0xffffff" in err
+
+
+def test_send_sends_json(line):
+    status, out, _ = line("send", '{"target": "genesis_obj", "selector": "setSlot:value:", "args": ["n", {"a": [1.5, null]}]}')
+    assert status == 0 and json.loads(out)["change"]
+    shown = json.loads(line("send", '{"command": "inspect", "target": "genesis_obj"}')[1])
+    assert shown["result"]["slots"]["n"]["value"] == {"a": [1.5, None]}
+
+
+@pytest.mark.parametrize("message, words", [
+    ("{", "not JSON"), ("[1]", "JSON map"), ("7", "JSON map"), ('{"target": "genesis_obj"}', "selector"),
+    ('{"command": "helth"}', "did you mean health"), ('{"target": "genesis_obj", "selector": "nothing"}', "does not understand"),
+])
+def test_send_of_what_is_no_message_is_an_error(line, message, words):
+    status, out, err = line("send", message)
+    assert status == 1 and out == "" and err.startswith("batos: ") and words in err
+
+
+@pytest.mark.parametrize("message", ['{"command": "health", "self": 1}', '{"command": "health", "timeout_s": "x"}'])
+def test_a_field_that_is_named_like_an_argument_is_a_bad_request(line, message):
+    assert line("send", message)[0] == 1
+
+
+def test_status_and_state(line):
+    status, out, _ = line("status")
+    assert status == 0 and "state: serving\n" in out and f"version: {batos.__version__}\n" in out
+    status, out, _ = line("state")
+    told = json.loads(out)
+    assert status == 0 and "genesis_obj" in told["objects"] and told["settings"]["pending_max"] == 1024
+    assert told["health"]["state"] == "serving" and set(told["settings"]) == set(batos.SETTINGS)
+
+
+@pytest.mark.parametrize("arguments", [
+    ["status"], ["state"], ["cycles"], ["search", "valve"], ["ask", "How is the brass valve turned?"], ["ask", "Giraffes?"],
+    ["send", '{"target": "genesis_obj", "selector": "slotNames"}'], ["send", '{"command": "inspect", "target": "pLLM_obj"}'],
+])
+def test_json_output_is_the_reply(line, arguments):
+    status, out, _ = line(*arguments, "--json")
+    reply = json.loads(out)
+    assert status == 0 and reply["status"] == "OK" and reply["details"] and ("result" in reply or "results" in reply)
+
+
+def test_learn_prints_json_too(line, tmp_path):
+    (tmp_path / "one.md").write_text("One.\n")
+    status, out, _ = line("learn", tmp_path, "--json")
+    assert status == 0 and [reply["status"] for reply in json.loads(out)] == ["OK"]
+
+
+def test_learn_prints_nothing_but_json(line, tmp_path):
+    (tmp_path / "one.md").write_text("One.\n")
+    (tmp_path / "two.md").write_bytes(b"\0")
+    json.loads(line("learn", tmp_path, "--json")[1])
+
+
+def test_the_endpoint_comes_from_the_environment(served, monkeypatch, capsys):
+    monkeypatch.setenv("BATOS_ENDPOINT", served)
+    assert batos.main(["status"]) == 0 and "serving" in capsys.readouterr().out
+    with batos.Client() as client:
+        assert client.endpoint == served and client.call("health")["status"] == "OK"
+
+
+def test_debug_shows_the_traceback(served):
+    with pytest.raises(batos.NotFound):
+        batos.main(["--debug", "cancel", "--endpoint", served, "0xfffffe"])
+
+
+# The client
+
+
+def test_nobody_listens(monkeypatch, capsys):
+    with batos.Client(NOBODY, timeout_s=0.1) as client, pytest.raises(batos.NoReply, match="nothing answers.*start it"):
+        client.call("health")
+    real = batos.Client
+    monkeypatch.setattr(batos, "Client", lambda endpoint, timeout_s: real(endpoint, 0.1))
+    assert batos.main(["status", "--endpoint", NOBODY]) == 1
+    assert "nothing answers" in capsys.readouterr().err
+
+
+def test_what_was_sent_to_nobody_is_not_delivered_later(tmp_path):
+    """FACTS 19: IMMEDIATE, or a request waits in the client for a daemon that comes later."""
+    endpoint = f"ipc://{tmp_path}/late.sock"
+    with batos.Client(endpoint, timeout_s=0.1) as client:
+        with pytest.raises(batos.NoReply):
+            client.call("health")
+        with Double(endpoint, lambda request: [{"id": request["id"], "status": "OK", "details": ""}]) as double:
+            client.call("inspect", timeout_s=60.0)
+        assert [request["command"] for request in double.requests] == ["inspect"]
+
+
+class Double:
+    """A ROUTER in a thread that answers each request with the replies that `answer(request)` gives."""
+
+    def __init__(self, endpoint, answer):
+        self.answer, self.requests, self._endpoint = answer, [], endpoint
+        self._context, self._stop, self._bound = zmq.Context(), threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._main)
+
+    def _main(self):
+        socket = self._context.socket(zmq.ROUTER)
+        socket.linger = 0
+        socket.bind(self._endpoint)
+        self._bound.set()
+        while not self._stop.is_set():
+            if socket.poll(10):
+                identity, payload = socket.recv_multipart()
+                self.requests.append(ormsgpack.unpackb(payload))
+                for reply in self.answer(self.requests[-1]):
+                    socket.send_multipart([identity, ormsgpack.packb(reply)])
+        socket.close()
+
+    def __enter__(self):
+        self._thread.start()
+        assert self._bound.wait(60)
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+        self._context.term()
+
+
+@pytest.fixture
+def answered(tmp_path):
+    """A function that asks a double once, which answers with given replies; the call's reply, or its error."""
+    def ask(*replies):
+        endpoint = f"ipc://{tmp_path}/double.sock"
+        with Double(endpoint, lambda request: [{"id": request["id"], **reply} for reply in replies]), \
+                batos.Client(endpoint) as client:
+            return client.call("health")
+    return ask
+
+
+def test_late_replies_to_earlier_calls_are_ignored(tmp_path):
+    endpoint = f"ipc://{tmp_path}/double.sock"
+
+    def answer(request):
+        number = request["id"]
+        if number == 1:
+            return []                                     # too late; its reply comes with the next one
+        late = [{"id": earlier, "status": "OK", "details": "late"} for earlier in range(1, number)]
+        return [*late, {"id": number, "status": "OK", "details": "mine"}]
+    with Double(endpoint, answer), batos.Client(endpoint) as client:
+        with pytest.raises(batos.NoReply, match="unknown.*idempotency_key"):
+            client.call("health", timeout_s=0.1)
+        for _ in range(3):
+            assert client.call("health")["details"] == "mine"
+
+
+def all_errors(kind=batos.BatosError):
+    return [kind, *(one for sub in kind.__subclasses__() for one in all_errors(sub))]
+
+
+def test_error_codes_become_their_classes(answered):
+    for kind in all_errors():
+        with pytest.raises(kind) as caught:
+            answered({"status": "ERROR", "code": kind.__name__, "details": "words; do that"})
+        assert type(caught.value) is kind and str(caught.value) == "words; do that"
+
+
+@pytest.mark.parametrize("code", ["InternalError", "Exotic", "Client", "main", "os", ""])
+def test_a_code_that_names_no_error_is_the_root_of_all(answered, code):
+    with pytest.raises(batos.BatosError, match="words") as caught:
+        answered({"status": "ERROR", "code": code, "details": "words"})
+    assert type(caught.value) is batos.BatosError

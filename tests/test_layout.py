@@ -1,0 +1,130 @@
+"""The layout of the code: sections in order, nothing used before its section, nothing heavy imported, short functions."""
+
+import ast
+import itertools
+import json
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+import batos
+
+ROOT = pathlib.Path(batos.__file__).resolve().parent
+SOURCE = pathlib.Path(batos.__file__).read_text("utf-8")
+TREE = ast.parse(SOURCE)
+BANNER = re.compile(r"^#{80}\n# (.+?) #+\n#{80}$", re.MULTILINE)
+BANNERS = [(SOURCE.count("\n", 0, match.start()) + 1, match[1]) for match in BANNER.finditer(SOURCE)]
+
+HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "nltk", "kivy", "numpy")
+AT_THE_TOP = {"batos.py", "morphic_ui.py", "lora_adapters", "tests", "requirements.txt", "README.md", "seed_core", ".ci",
+              "pyproject.toml", "CHANGELOG.md", "LICENSE", ".gitignore", ".git"}
+
+
+def section(line):
+    """Return the number of the section that a line belongs to; 0 is what stands before the first."""
+    return sum(start <= line for start, _ in BANNERS)
+
+
+def section_name(number):
+    return BANNERS[number - 1][1] if number else "the head"
+
+
+def bound(target):
+    return [node.id for node in ast.walk(target) if isinstance(node, ast.Name)]
+
+
+def definitions():
+    """Return {name of a top-level definition -> number of the section that defines it first}."""
+    found = {}
+    for node in TREE.body:
+        names = [node.name] if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) else \
+            [name for target in node.targets for name in bound(target)] if isinstance(node, ast.Assign) else \
+            bound(node.target) if isinstance(node, ast.AnnAssign) else []
+        for name in names:
+            found.setdefault(name, section(node.lineno))
+    return found
+
+
+def own_names(function):
+    """Return what a function binds itself: arguments, and what it assigns."""
+    arguments = function.args
+    named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+    stored = [node.id for node in ast.walk(function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    inner = [node.name for node in ast.walk(function) if isinstance(node, ast.FunctionDef) and node is not function]
+    return {argument.arg for argument in named if argument} | set(stored) | set(inner)
+
+
+def used_names(node, hidden=frozenset()):
+    """Yield (name, line) of every name that is read, but for those that a function around it binds itself."""
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+        hidden = hidden | own_names(node)
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id not in hidden:
+        yield node.id, node.lineno
+    for child in ast.iter_child_nodes(node):
+        yield from used_names(child, hidden)
+
+
+def functions():
+    return [node for node in ast.walk(TREE) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+
+def test_the_sections_are_those_that_the_docstring_lists_in_its_order():
+    listed = re.findall(r"^    ([A-Z]\w*(?: \w+)?) {2,}\S", batos.__doc__.split("The sections", 1)[1], re.MULTILINE)
+    assert listed == [name for _, name in BANNERS] and len(listed) == 14
+
+
+def test_a_section_uses_only_those_above_it():
+    where, below = definitions(), {}
+    for node in TREE.body:
+        for name, line in used_names(node):
+            here, there = section(line), where.get(name, 0)
+            if there > here:
+                below[section_name(here), name] = f"line {line}: {section_name(here)} uses {name} of {section_name(there)}"
+    assert not below, "\n".join(sorted(below.values()))
+
+
+def test_each_top_level_name_is_defined_once():
+    names = [node.name for node in TREE.body if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef))]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_importing_loads_nothing_heavy():
+    code = f"import json, sys, batos; print(json.dumps(sorted(set({HEAVY!r}) & set(sys.modules))))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    assert json.loads(done.stdout) == []
+
+
+def test_importing_has_no_effect():
+    code = "import os, sys, threading; before = set(os.listdir('.')); import batos; " \
+           "print(threading.active_count(), set(os.listdir('.')) - before - {'__pycache__'})"
+    done = subprocess.run([sys.executable, "-B", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "1 set()\n" and done.stderr == ""
+
+
+def test_functions_are_short():
+    lengths = {f"{node.name} in line {node.lineno}": node.end_lineno - node.lineno + 1 for node in functions()}
+    long = {name: length for name, length in lengths.items() if length > 60}
+    assert statistics.median(lengths.values()) <= 12 and len(long) <= 0.02 * len(lengths), long
+
+
+def test_every_class_has_a_docstring():
+    missing = [node.name for node in ast.walk(TREE) if isinstance(node, ast.ClassDef) and not ast.get_docstring(node)]
+    assert missing == []
+
+
+def test_nobody_catches_everything_in_silence():
+    bare = [node.lineno for node in ast.walk(TREE) if isinstance(node, ast.ExceptHandler) and node.type is None]
+    assert bare == []
+
+
+def test_the_top_of_the_repository_holds_what_belongs_there():
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no checkout")
+    listed = [subprocess.run(["git", "ls-files", "-z", *options], cwd=ROOT, capture_output=True, text=True, check=True,
+                             timeout=60).stdout.split("\0") for options in ([], ["--others", "--exclude-standard"])]
+    top = {path.split("/")[0] for path in itertools.chain(*listed) if path}
+    assert top <= AT_THE_TOP and {"batos.py", "tests", "README.md", "requirements.txt", "LICENSE"} <= top

@@ -1,0 +1,116 @@
+"""Settings and errors: one table, and errors that carry their values."""
+
+import pickle
+
+import pytest
+
+import batos
+
+
+def load(given=None, **environ):
+    return batos.load_settings(given, environ)
+
+
+def test_given_goes_before_the_environment_and_that_before_the_default():
+    assert load().pending_max == 1024
+    assert load(BATOS_PENDING_MAX="7").pending_max == 7
+    assert load({"pending_max": "9"}, BATOS_PENDING_MAX="7").pending_max == 9
+    assert load({"pending_max": None}, BATOS_PENDING_MAX="7").pending_max == 7
+
+
+def test_every_default_is_a_value_that_its_own_row_takes():
+    for name, row in batos.SETTINGS.items():
+        assert row.name == name and row.unit and row.help
+        assert row.parse(str(row.default)) == row.default
+        assert getattr(load(), name) == row.default
+
+
+def test_every_setting_can_come_from_the_environment():
+    for name, row in batos.SETTINGS.items():
+        text = "3" if isinstance(row.default, (int, float)) else "text"
+        value = getattr(load(**{f"BATOS_{name.upper()}": text}), name)
+        assert value == type(row.default)(text) and type(value) is type(row.default)
+
+
+def test_the_real_environment_is_read_where_none_is_given(monkeypatch):
+    monkeypatch.setenv("BATOS_ENDPOINT", "tcp://127.0.0.1:9")
+    assert batos.load_settings().endpoint == "tcp://127.0.0.1:9"
+
+
+def test_other_variables_of_the_environment_do_not_matter():
+    assert vars(load(PENDING_MAX="x", XBATOS_PENDING_MAX="x")) == vars(load())
+
+
+@pytest.mark.parametrize("given, environ, near", [
+    ({"pendingmax": 1}, {}, "did you mean pending_max"),
+    ({}, {"BATOS_PENDNG_MAX": "1"}, "BATOS_PENDNG_MAX; did you mean pending_max"),
+    ({"xyz": None}, {}, "known are image, endpoint"),
+    ({}, {"BATOS_": "1"}, "known are"),
+])
+def test_an_unknown_name_names_the_nearest(given, environ, near):
+    with pytest.raises(batos.ConfigError, match=near):
+        load(given, **environ)
+
+
+@pytest.mark.parametrize("name, text", [
+    ("pending_max", "many"), ("pending_max", "1.5"), ("pending_max", ""), ("pending_max", "-1"), ("drain_s", "soon"),
+    ("drain_s", "-0.1"), ("drain_s", "nan"), ("drain_s", "inf"), ("relevance", "0,5"), ("pending_max", "9" * 5000),
+])
+def test_a_bad_value_is_refused_with_what_is_allowed(name, text):
+    with pytest.raises(batos.ConfigError, match=f"(?s)setting {name}: got .*allowed is"):
+        load({name: text})
+    with pytest.raises(batos.ConfigError, match=f"setting {name}"):
+        load(**{f"BATOS_{name.upper()}": text})
+
+
+def test_a_number_larger_than_any_float_is_a_bad_value():
+    with pytest.raises(batos.ConfigError):
+        load({"pending_max": "9" * 400})
+
+
+@pytest.mark.parametrize("text, value", [("true", True), ("Yes", True), ("ON", True), ("1", True),
+                                         ("false", False), ("no", False), ("Off", False), ("0", False)])
+def test_booleans_have_names(text, value):
+    assert batos.Setting("x", False, "", "a switch").parse(text) is value
+
+
+@pytest.mark.parametrize("text", ["", "2", "maybe", "truee"])
+def test_other_words_are_no_booleans(text):
+    with pytest.raises(batos.ConfigError, match="true or false"):
+        batos.Setting("x", False, "", "a switch").parse(text)
+
+
+def test_the_command_line_has_every_setting():
+    parser = batos.command_line()
+    for name, row in batos.SETTINGS.items():
+        text = "3" if isinstance(row.default, (int, float)) else "text"
+        for line in ([f"--{name.replace('_', '-')}", text], ["serve", f"--{name.replace('_', '-')}", text]):
+            assert getattr(parser.parse_args(line), name) == text
+    assert not set(vars(parser.parse_args([]))) & set(batos.SETTINGS)      # absent means: not given
+
+
+def all_errors(kind=batos.BatosError):
+    return [kind, *(one for sub in kind.__subclasses__() for one in all_errors(sub))]
+
+
+@pytest.mark.parametrize("kind", all_errors())
+def test_errors_carry_fields_and_survive_a_pipe(kind):
+    error = kind("what happened; what to do", name="x", values=[1])
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind and str(again) == error.message == "what happened; what to do"
+    assert again.fields == {"name": "x", "values": [1]} and again.retry == kind.retry
+    assert kind.__doc__ and kind.__module__ == "batos"
+
+
+@pytest.mark.parametrize("kind, builtin", [
+    (batos.ConfigError, ValueError), (batos.MessageNotUnderstood, AttributeError), (batos.BadSlot, TypeError),
+    (batos.NotFound, KeyError), (batos.ProtocolError, ValueError), (batos.DeadlineExceeded, TimeoutError),
+    (batos.NoReply, TimeoutError),
+])
+def test_errors_are_the_builtins_that_a_caller_would_catch(kind, builtin):
+    with pytest.raises(builtin, match="^plain words$"):     # KeyError would show them quoted
+        raise kind("plain words")
+
+
+def test_what_may_be_sent_again_says_so():
+    assert {kind.__name__ for kind in all_errors() if kind.retry} == {"Busy", "ShuttingDown", "DeadlineExceeded", "NoReply"}
