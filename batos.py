@@ -1959,16 +1959,17 @@ VOICES = {
     },
 }
 
-MISSION_CHARS, SUB_QUERY_CHARS, SENTENCE_CHARS, EVIDENCE_MOST, QUOTES_MOST = 600, 300, 240, 8, 2
+MISSION_BYTES, SUB_QUERY_BYTES, SENTENCE_BYTES, EVIDENCE_MOST, QUOTES_MOST = 600, 300, 240, 8, 2
+SPAN_CHARS, CHUNK_CHARS = 90, 30                         # of a span; of a piece that it is made of
 CORE_FORMAT_VERSION = 1
 
 
-def one_line(text, most_chars):
-    """Return `text` with every run of white space as one space, cut after a whole word within `most_chars`."""
-    line = " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
-    if len(line) <= most_chars:
-        return line
-    return line[:most_chars + 1].rpartition(" ")[0] or line[:most_chars]
+def one_line(text, most_bytes):
+    """Return `text` with every run of white space as one space, cut after a whole word within `most_bytes` of UTF-8."""
+    line = " ".join(text.split()).encode("utf-8", "replace")
+    if len(line) > most_bytes:
+        line = line[:most_bytes + 1].rpartition(b" ")[0] or line[:most_bytes]
+    return line.decode("utf-8", "ignore")
 
 
 def verbatim(span, text):
@@ -1984,12 +1985,14 @@ def verbatim(span, text):
 
 def chunked(line):
     """Return the pieces that spans of `line` are made of: words (with the marks inside them), blanks, other marks."""
-    return re.findall(r" |\w+(?:[^\w\s]+\w+)*|[^\w\s]+", line)
+    pieces = re.findall(r" |\w+(?:[^\w\s]+\w+)*|[^\w\s]+", line)
+    return [piece[at:at + CHUNK_CHARS] for piece in pieces for at in range(0, len(piece), CHUNK_CHARS)]
 
 
 def run_of(chunks):
-    """Return the Lark regex of any non-empty run of `chunks` that is blank at neither end."""
-    return f'%regex {json.dumps({"substring_chunks": chunks}, ensure_ascii=False)} & /[^ ](.*[^ ])?/'
+    """Return the Lark regex of any non-empty run of `chunks` up to SPAN_CHARS long that is blank at neither end."""
+    return (f'%regex {json.dumps({"substring_chunks": chunks}, ensure_ascii=False)} '
+            f"& /[^ ](.{{0,{SPAN_CHARS - 2}}}[^ ])?/")
 
 
 def clauses_of(line):
@@ -2046,9 +2049,9 @@ def pillar_rules(least=2, most=4):
     return "".join(rules)
 
 
-def checked_line(task, field, value, most_chars):
+def checked_line(task, field, value, most_bytes):
     """Return `value` as one line. Raises BadRequest where it is no text or blank."""
-    line = one_line(value, most_chars) if isinstance(value, str) else ""
+    line = one_line(value, most_bytes) if isinstance(value, str) else ""
     if not line:
         raise BadRequest(f"task {task}: field {field} is {value!r}; give a text that is not blank")
     return line
@@ -2059,7 +2062,7 @@ def checked_sentences(task, field, value):
     if not isinstance(value, list | tuple) or not 1 <= len(value) <= EVIDENCE_MOST:
         got = len(value) if isinstance(value, list | tuple) else repr(value)
         raise BadRequest(f"task {task}: field {field} has {got}; give a list of 1 to {EVIDENCE_MOST} sentences")
-    return [checked_line(task, field, sentence, SENTENCE_CHARS) for sentence in value]
+    return [checked_line(task, field, sentence, SENTENCE_BYTES) for sentence in value]
 
 
 def checked_name(task, field, value, known):
@@ -2071,7 +2074,7 @@ def checked_name(task, field, value, known):
 
 def plan_lines(fields):
     """Return the prompt lines of a plan: the mission."""
-    return [checked_line("plan", "mission", fields["mission"], MISSION_CHARS)]
+    return [checked_line("plan", "mission", fields["mission"], MISSION_BYTES)]
 
 
 def plan_grammar(lines):
@@ -2110,7 +2113,7 @@ def facet_lines(fields):
     """Return the prompt lines of a facet: persona and pillar, the sub-query, the numbered evidence."""
     persona = checked_name("facet", "persona", fields["persona"], tuple(PILLARS))
     pillar = checked_name("facet", "pillar", fields["pillar"], PILLARS[persona])
-    sub_query = checked_line("facet", "sub_query", fields["sub_query"], SUB_QUERY_CHARS)
+    sub_query = checked_line("facet", "sub_query", fields["sub_query"], SUB_QUERY_BYTES)
     return [f"{persona} {pillar}", sub_query, *numbered("facet", fields, "evidence")]
 
 
@@ -2130,7 +2133,7 @@ def facet_value(answer, fields):
 def weave_lines(fields):
     """Return the prompt lines of a weave: the lead, the mission, the numbered quotes."""
     lead = checked_name("weave", "lead", fields["lead"], tuple(PILLARS))
-    mission = checked_line("weave", "mission", fields["mission"], MISSION_CHARS)
+    mission = checked_line("weave", "mission", fields["mission"], MISSION_BYTES)
     return [lead, mission, *numbered("weave", fields, "quotes")]
 
 
@@ -2172,9 +2175,9 @@ class CoreTask:
 
 
 CORE_TASKS = {task.tag: task for task in (
-    CoreTask("plan", ("mission",), plan_lines, plan_grammar, plan_value, 480),
-    CoreTask("facet", ("persona", "pillar", "sub_query", "evidence", "shares"), facet_lines, facet_grammar, facet_value, 320),
-    CoreTask("weave", ("lead", "mission", "quotes", "shares"), weave_lines, weave_grammar, weave_value, 480),
+    CoreTask("plan", ("mission",), plan_lines, plan_grammar, plan_value, 1600),
+    CoreTask("facet", ("persona", "pillar", "sub_query", "evidence", "shares"), facet_lines, facet_grammar, facet_value, 480),
+    CoreTask("weave", ("lead", "mission", "quotes", "shares"), weave_lines, weave_grammar, weave_value, 600),
 )}
 
 # What fingerprint and self-test render: one set of fields for each task. Part of the format.
@@ -2193,8 +2196,8 @@ def core_tasks_fingerprint():
     """Return the BLAKE2b digest (32 hex digits) of all that a core is trained on: tags, fields, tables, grammars."""
     rendered = [[task.tag, task.fields, task.max_new_tokens, *task.prompt(CORE_SAMPLES[task.tag])]
                 for task in CORE_TASKS.values()]
-    table = [CORE_FORMAT_VERSION, ARCHETYPES, PILLARS, ARCHETYPE_PERSONAS, VOICES, MISSION_CHARS, SUB_QUERY_CHARS,
-             SENTENCE_CHARS, EVIDENCE_MOST, QUOTES_MOST, rendered]
+    table = [CORE_FORMAT_VERSION, ARCHETYPES, PILLARS, ARCHETYPE_PERSONAS, VOICES, MISSION_BYTES, SUB_QUERY_BYTES,
+             SENTENCE_BYTES, EVIDENCE_MOST, QUOTES_MOST, SPAN_CHARS, CHUNK_CHARS, rendered]
     return hashlib.blake2b(json.dumps(table).encode(), digest_size=16).hexdigest()
 
 
@@ -2307,8 +2310,8 @@ class LoadedCore:
         """Return a fresh llguidance matcher. Raises BadRequest where the grammar cannot be used."""
         llguidance = need("llguidance", "the cognitive core")
         if self.grammar_tokenizer is None:
-            adapt = need("llguidance.hf", "the cognitive core").from_tokenizer
-            self.grammar_tokenizer = adapt(self.tokenizer, n_vocab=self.vocabulary, eos_token=self.eos_ids)
+            self.grammar_tokenizer = llguidance.LLTokenizer(
+                unspellable(self.tokenizer.backend_tokenizer.to_str()), n_vocab=self.vocabulary, eos_token=self.eos_ids)
         matcher = llguidance.LLMatcher(self.grammar_tokenizer, grammar, log_level=0)
         if matcher.is_error():
             raise BadRequest(f"the grammar cannot be used: {matcher.get_error()[:300]}")
@@ -2344,6 +2347,20 @@ class LoadedCore:
             peft.set_peft_model_state_dict(self.model, tensors, adapter_name=name)
         self.model.eval()
         self.adapters.add(name)
+
+
+def unspellable(tokenizer_json):
+    """Return a tokenizer.json whose special tokens have names that no text spells.
+
+    llguidance cuts text that a grammar forces by this file, and takes a text that spells a special token for it.
+    """
+    spec = json.loads(tokenizer_json) | {"padding": None, "truncation": None}
+    for token in spec["added_tokens"]:
+        if token["special"]:
+            name, token["content"] = token["content"], f"\U0010fffe{token['id']}"
+            if name in spec["model"]["vocab"]:
+                spec["model"]["vocab"][token["content"]] = spec["model"]["vocab"].pop(name)
+    return json.dumps(spec)
 
 
 # What libraries say that means nothing here: logger -> (part of the line, why it is dropped).
@@ -2471,6 +2488,9 @@ class CoreAnswer:
     seconds: float
 
 
+LEAST_ANSWER_TOKENS = 16           # room that a prompt must leave
+
+
 class CoreRow:
     """A row at work: its prompt, its limits, and how it ended.
 
@@ -2502,9 +2522,9 @@ class CoreRow:
             raise BadRequest("this model was not trained for the tasks of BAT OS: it answers infer_ alone; "
                              "use --core auto or seed_core for missions")
         self.ids = list(self.make_ids(core))
-        if len(self.ids) + self.budget > core.positions:
-            self.budget = core.positions - len(self.ids)
-        if self.budget < 16:
+        room = core.positions - len(self.ids)
+        self.budget = min(self.budget, room)
+        if room < LEAST_ANSWER_TOKENS:
             raise BadRequest(f"the prompt has {len(self.ids)} tokens and the core {core.positions} positions; shorten it")
         self.matcher = core.matcher(self.grammar) if self.grammar else None
 
@@ -4268,12 +4288,16 @@ def _weaving(cycle):
 
 
 def _offered_quotes(cycle):
-    """Return the evidence that the facets quoted, each once; what was recalled for the mission once it was sent back."""
+    """Return the evidence that the facets quoted, each once, the greatest share first.
+
+    Where the answer was sent back, it is what was recalled for the mission.
+    """
     data = cycle._tmp_synthesis_data
     if data.get("sent_back"):
         return _journalled(cycle, "recall")["evidence"]
     quotes = [item for partial in data["partial_responses"].values() for item in partial["quotes"]]
-    return list({(item["chunk_id"], item["version"], item["text"]): item for item in quotes}.values())[:EVIDENCE_MOST]
+    each = {(item["chunk_id"], item["version"], item["text"]): item for item in quotes}.values()
+    return sorted(each, key=lambda item: -item["share"])[:EVIDENCE_MOST]
 
 
 def _judging(cycle, draft):
@@ -4295,7 +4319,7 @@ def gate_reasons(catalog, mission, draft):
     if not draft["told"]:
         reasons.append("nothing is quoted")
     topic = frame_topic(draft["open"], voice)
-    if draft["close"] not in voice["closings"] or topic is None or topic not in one_line(mission, MISSION_CHARS):
+    if draft["close"] not in voice["closings"] or topic is None or topic not in one_line(mission, MISSION_BYTES):
         reasons.append("the frame is none of the lead's, or its topic is not in the mission")
     reasons += [f"{item['chunk_id']} does not say {one_line(item['text'], 60)!r}"
                 for item in draft["told"] if not _stands(catalog, item)]
@@ -5294,8 +5318,10 @@ class BatOS_UVM:
         self.mind.stop_taking()
         for oid in list(self._waiting):                  # their missions go on at the next start
             self._cycle_ended(oid, {"cycle": oid, "state": "accepted; it goes on when the daemon is back"})
-        end_s = time.monotonic() + self.settings.drain_s
-        while (self.pending or any(peer.outbox for peer in self.peers.values())) and time.monotonic() < end_s:
+        start_s = time.monotonic()
+        while self.pending or any(peer.outbox for peer in self.peers.values()):
+            if time.monotonic() - start_s >= self.settings.drain_s:      # a second interrupt makes it 0
+                break
             await asyncio.sleep(0.01)
             self._drain()
         await asyncio.sleep(FAREWELL_S)

@@ -16,7 +16,7 @@ import batos
 def plan_value(fields):
     """Factual Inquiry by two pillars, each with the whole mission as its words."""
     pillars = ["tech_bat_facet_", "iceman_facet_"]
-    words = batos.one_line(fields["mission"], batos.MISSION_CHARS)
+    words = batos.one_line(fields["mission"], batos.MISSION_BYTES)
     return {"strategy": "Factual Inquiry", "relevant_pillars": pillars, "sub_queries": dict.fromkeys(pillars, words)}
 
 
@@ -29,7 +29,7 @@ def facet_value(fields):
 def weave_value(fields):
     """All quotes in their order."""
     voice = batos.VOICES[fields["lead"]]
-    topic = batos.one_line(fields["mission"], batos.MISSION_CHARS)
+    topic = batos.one_line(fields["mission"], batos.MISSION_BYTES)
     return {"open": voice["openings"][0] + topic + voice["links"][0],
             "order": list(range(1, len(fields["quotes"]) + 1)), "close": voice["closings"][0]}
 

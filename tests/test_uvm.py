@@ -1,0 +1,283 @@
+"""The bridge at work, from outside: one reply for each request, limits, keys, slow readers, signals."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import conftest
+import ormsgpack
+import pytest
+import zmq
+
+import batos
+
+MANUAL = "# Pump\n\n## Calibrating\n\nTurn the brass valve until the needle stands at zero. Then lock the screw.\n"
+MISSION = {"command": "initiate_cognitive_cycle", "wait": True,
+           "mission_brief": {"type": "direct_synthesis", "selector": "answer_", "args": ["How is the brass valve turned?"]}}
+WAIT_MS = 60_000
+
+
+class Raw:
+    """A bare socket: sends maps, takes replies, one by one."""
+
+    def __init__(self, endpoint, kind=zmq.DEALER, **options):
+        self._context = zmq.Context()
+        self.socket = self._context.socket(kind)
+        self.socket.linger = 0
+        for name, value in options.items():
+            setattr(self.socket, name, value)
+        self.socket.connect(endpoint)
+
+    def send(self, **fields):
+        self.socket.send(ormsgpack.packb(fields))
+
+    def reply(self):
+        assert self.socket.poll(WAIT_MS), "no reply"
+        return ormsgpack.unpackb(self.socket.recv(), option=ormsgpack.OPT_NON_STR_KEYS)
+
+    def ask(self, **fields):
+        self.send(**fields)
+        return self.reply()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+        self._context.term()
+
+
+def put(number, **fields):
+    return {"command": "send_message", "target": "genesis_obj", "selector": "setSlot:value:", "args": ["n", number], **fields}
+
+
+# One reply for each
+
+
+def test_many_requests_in_flight_get_one_reply_each(daemon):
+    wrong = [{"command": "helth"}, {"command": "inspect", "target": "nobody"}, {"command": "health", "surplus": 1},
+             put(0, args=7), {"command": "send_message", "target": "genesis_obj", "selector": "nothing"},
+             {"command": "cancel", "cycle": "0x1"}]
+    with Raw(daemon("--client-pending-max", "5000", "--pending-max", "5000").endpoint) as raw:
+        for number in range(2000):
+            fields = wrong[number % 12] if number % 12 < len(wrong) else put(number)
+            raw.send(**fields, id=number)
+        replies = [raw.reply() for _ in range(2000)]
+        assert sorted(reply["id"] for reply in replies) == list(range(2000))
+        assert sum(reply["status"] == "OK" for reply in replies) == sum(number % 12 >= len(wrong) for number in range(2000))
+        assert raw.ask(command="health", id=-1)["id"] == -1 and not raw.socket.poll(100)
+
+
+def test_a_client_that_goes_away_harms_nobody(daemon):
+    endpoint = daemon().endpoint
+    with Raw(endpoint) as raw:
+        for number in range(100):
+            raw.send(**put(number))
+    with Raw(endpoint) as raw:
+        assert raw.ask(**put(7))["status"] == "OK"
+        end_s = time.monotonic() + 60
+        while raw.ask(command="health")["result"]["clients"] and time.monotonic() < end_s:
+            time.sleep(0.02)
+        health = raw.ask(command="health")["result"]
+        assert health["pending"] == 0 and health["clients"] == 0
+
+
+def test_a_message_that_is_too_large_costs_its_sender_the_connection_only(daemon):
+    endpoint = daemon("--message-max-mb", "1").endpoint
+    with Raw(endpoint) as large, Raw(endpoint) as other:
+        large.socket.send(b"x" * 3_000_000)
+        assert other.ask(command="health")["status"] == "OK"
+        large.send(command="health", id=2)                # the client connects again
+        assert large.reply()["id"] == 2
+
+
+def test_a_document_that_is_too_large_is_refused_by_name(daemon):
+    with Raw(daemon("--document-max-mb", "0.01").endpoint) as raw:
+        reply = raw.ask(command="index_document", doc_id="big.md", text="word " * 4000)
+        assert reply["code"] == "BadRequest" and "split" in reply["details"]
+        assert raw.ask(command="search_memory", query="word")["results"] == []
+
+
+def test_a_req_socket_is_served(daemon):
+    with Raw(daemon().endpoint, zmq.REQ) as raw:
+        for number in range(3):
+            assert raw.ask(**put(number), id=number)["id"] == number
+
+
+# Limits
+
+
+@pytest.mark.parametrize("setting", ["pending_max", "client_pending_max"])
+def test_beyond_the_bound_work_is_busy_and_control_is_answered(daemon, setting):
+    endpoint = daemon((setting, "3"), core=60).endpoint
+    with Raw(endpoint) as raw:
+        assert raw.ask(command="index_document", doc_id="pump.md", text=MANUAL)["status"] == "OK"
+        keys = [batos.uuid7() for _ in range(3)]
+        cycles = [raw.ask(**{**MISSION, "wait": False}, idempotency_key=key)["result"]["cycle"] for key in keys]
+        for number, key in enumerate([*keys, None, None]):
+            raw.send(**MISSION, idempotency_key=key, id=number)
+        refused = [raw.reply(), raw.reply()]
+        assert {reply["id"] for reply in refused} == {3, 4}
+        assert all(reply["code"] == "Busy" and reply["retry"] and setting in reply["details"] for reply in refused)
+        assert raw.ask(command="health", id="h")["result"]["pending"] == 3
+        with Raw(endpoint) as other:
+            assert (other.ask(command="list_cycles")["status"] == "ERROR") == (setting == "pending_max")
+        for cycle in cycles:                              # control commands free the room again
+            raw.send(command="cancel", cycle=cycle, id="c")
+        assert sorted(str(raw.reply()["id"]) for _ in range(6)) == ["0", "1", "2", "c", "c", "c"]
+        assert raw.ask(command="list_cycles")["status"] == "OK"
+
+
+def test_a_slow_reader_gets_all_that_was_accepted_and_others_do_not_wait(daemon):
+    """FACTS 18: a ROUTER drops what a full pipe does not take, unless it is mandatory."""
+    endpoint = daemon("--outbox-max", "50").endpoint
+    with Raw(endpoint, rcvhwm=1, rcvbuf=4096) as slow, Raw(endpoint) as other:
+        for number in range(2000):
+            slow.send(command="get_full_state", id=number)
+            if number % 100 == 0:
+                assert other.ask(command="health")["status"] == "OK"
+        replies = [slow.reply() for _ in range(2000)]
+        assert sorted(reply["id"] for reply in replies) == list(range(2000))
+
+
+def test_a_client_that_reads_nothing_is_dropped_and_nobody_else(daemon):
+    endpoint = daemon("--client-stall-s", "0.2", "--outbox-max", "8").endpoint
+    with Raw(endpoint, rcvhwm=1, rcvbuf=4096) as deaf, Raw(endpoint) as other:
+        for number in range(20_000):
+            deaf.send(command="inspect", target="traits_obj", id=number)
+        end_s = time.monotonic() + 60
+        while other.ask(command="health")["result"]["clients"] and time.monotonic() < end_s:
+            time.sleep(0.05)
+        assert other.ask(command="health")["result"]["clients"] == 0
+        assert other.ask(**put(1))["status"] == "OK"
+
+
+# Keys
+
+
+def test_twins_take_effect_once_and_both_are_answered(daemon):
+    endpoint, key = daemon().endpoint, batos.uuid7()
+    with Raw(endpoint) as one, Raw(endpoint) as two:
+        fields = {"command": "send_message", "target": "genesis_obj", "selector": "clone", "idempotency_key": key}
+        for raw in (one, two, one, two):
+            raw.send(**fields)
+        replies = [raw.reply() for raw in (one, two, one, two)]
+        assert len({reply["change"] for reply in replies}) == len({reply["result"]["$ref"] for reply in replies}) == 1
+        assert sum("repeated" in reply for reply in replies) == 3
+
+
+def test_a_key_belongs_to_one_body(daemon):
+    key = batos.uuid7()
+    with Raw(daemon().endpoint) as raw:
+        raw.send(**put(1, idempotency_key=key))
+        raw.send(**put(2, idempotency_key=key))
+        replies = [raw.reply(), raw.reply()]
+        assert sorted(reply.get("code", "") for reply in replies) == ["", "KeyReused"]
+        assert raw.ask(**put(3, idempotency_key=key))["code"] == "KeyReused"
+        assert raw.ask(**put(1, idempotency_key=key, why="again", id=9))["repeated"]
+
+
+def test_a_key_older_than_the_memory_is_refused(daemon):
+    with Raw(daemon().endpoint) as raw:
+        old = batos.uuid7(int((time.time() - 25 * 3600) * 1000))
+        reply = raw.ask(**put(1, idempotency_key=old))
+        assert reply["code"] == "KeyExpired" and "inspect" in reply["details"]
+        assert raw.ask(**put(1, idempotency_key="a name of my own"))["status"] == "OK"
+
+
+def test_a_full_memory_of_keys_is_busy_for_keys_alone(daemon):
+    with Raw(daemon("--request-memory-max", "3").endpoint) as raw:
+        replies = [raw.ask(**put(number, idempotency_key=batos.uuid7())) for number in range(5)]
+        assert [reply.get("code") for reply in replies] == [None, None, None, "Busy", "Busy"]
+        assert raw.ask(**put(9))["status"] == "OK"
+
+
+def test_a_key_of_what_failed_may_be_used_again(daemon):
+    key = batos.uuid7()
+    with Raw(daemon().endpoint) as raw:
+        missing = {"command": "send_message", "target": "genesis_obj", "selector": "removeSlot:", "args": ["nothing"]}
+        assert raw.ask(**missing, idempotency_key=key)["status"] == "ERROR"
+        assert raw.ask(**put(1, idempotency_key=key))["status"] == "OK"
+
+
+# What it knows
+
+
+def test_the_state_is_shown_soon_after_a_change(daemon):
+    with Raw(daemon().endpoint) as raw:
+        raw.ask(command="send_message", target="genesis_obj", selector="setSlot:value:", args=["fresh_slot", 1])
+        end_s = time.monotonic() + 60
+        while time.monotonic() < end_s:
+            shown = raw.ask(command="get_full_state")["result"]["objects"]
+            if shown and "fresh_slot" in shown["genesis_obj"]["slots"]:
+                return
+            time.sleep(0.05)
+        raise AssertionError(shown)
+
+
+def test_a_message_that_nobody_understands_is_logged_with_its_intent(daemon):
+    with Raw(daemon().endpoint) as raw:
+        reply = raw.ask(command="send_message", target="genesis_obj", selector="makeTea:", args=[1], intent="to warm up")
+        assert reply["code"] == "MessageNotUnderstood"
+        [[_, entry]] = raw.ask(command="inspect", target="message_log")["result"]["value"]["$tree"]["entries"]
+        assert (entry["selector"], entry["intent"]) == ("makeTea_", "to warm up")
+
+
+# Ends
+
+
+def test_what_was_accepted_before_sigterm_is_done_and_answered(daemon):
+    running = daemon("--client-pending-max", "1000")
+    with Raw(running.endpoint) as raw, Raw(running.endpoint) as other:
+        for number in range(300):
+            raw.send(command="index_document", doc_id=f"{number}.md", text=f"Word{number} and more.", id=number)
+        while not other.ask(command="health")["result"]["pending"] and not raw.socket.poll(0):
+            time.sleep(0.001)
+        running.process.send_signal(signal.SIGTERM)
+        replies = [raw.reply() for _ in range(300)]
+    assert running.stop() == 0
+    done = [reply["id"] for reply in replies if reply["status"] == "OK"]
+    assert all(reply["code"] == "ShuttingDown" for reply in replies if reply["status"] == "ERROR") and done
+    with Raw(daemon().endpoint) as raw:
+        for number in (done[0], done[-1]):
+            assert raw.ask(command="search_memory", query=f"word{number}")["results"]
+
+
+def test_a_second_signal_hurries(daemon):
+    running = daemon(("drain_s", "600"), core=0)
+    with Raw(running.endpoint, rcvhwm=1, rcvbuf=4096) as deaf:
+        for number in range(20_000):                      # unread replies: what the drain waits for
+            deaf.send(command="inspect", target="traits_obj", id=number)
+        time.sleep(0.5)
+        running.process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            running.process.wait(1.5)
+        running.process.send_signal(signal.SIGINT)
+        running.process.communicate(timeout=60)
+    assert running.process.returncode == 0
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_stop_as_the_first_message_is_answered(daemon, attempt):
+    running = daemon()
+    with Raw(running.endpoint) as raw:
+        assert raw.ask(command="shutdown")["status"] == "OK"
+    assert running.process.wait(60) == 0
+
+
+def test_a_second_daemon_says_who_has_the_image(daemon, tmp_path):
+    first = daemon()
+    command = [sys.executable, str(conftest.ROOT / "batos.py"), "--endpoint", "tcp://127.0.0.1:0", "--core", "none"]
+    second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 1 and str(first.process.pid) in second.stderr and "Traceback" not in second.stderr
+    with Raw(first.endpoint) as raw:
+        assert raw.ask(**put(1))["status"] == "OK"
+
+
+def test_a_port_that_is_taken_is_told_with_its_mend(daemon, tmp_path):
+    first = daemon()
+    (tmp_path / "other").mkdir()
+    command = [sys.executable, str(conftest.ROOT / "batos.py"), "--endpoint", first.endpoint, "--core", "none"]
+    second = subprocess.run(command, cwd=tmp_path / "other", capture_output=True, text=True, timeout=60)
+    assert second.returncode == 1 and "cannot listen" in second.stderr and "port 0" in second.stderr
