@@ -287,7 +287,7 @@ SETTINGS = {row.name: row for row in (
     Setting("endpoint", "tcp://127.0.0.1:5555", "ZeroMQ endpoint", "where to listen; port 0 lets the system choose"),
     Setting("read_threads", 2, "threads", "threads that answer reads on snapshots"),
     Setting("core", "auto", "auto, none or a folder", "the language model: auto is the embedded seed_core/, none goes without"),
-    Setting("core_threads", 0, "threads", "processor cores for the model; 0 leaves it to PyTorch"),
+    Setting("core_threads", 0, "threads", "processor cores for the model; 0 is one for the embedded core, else PyTorch's choice"),
     Setting("core_deadline_s", 120.0, "s", "time for one answer of the core"),
     Setting("workers", 2, "threads", "missions that are thought about at the same time"),
     Setting("mission_deadline_s", 300.0, "s", "time for one mission, from its first thought"),
@@ -2852,11 +2852,11 @@ class CognitiveCore:
         for module in ("torch", "transformers", "bitsandbytes"):
             self._timed(f"import {module}", lambda module=module: need(module, "the cognitive core"))
         need("transformers", "the cognitive core").utils.logging.disable_progress_bar()     # `progress` tells what goes on
-        torch = need("torch", "the cognitive core")
-        if self.threads:
-            torch.set_num_threads(self.threads)
         directory = self._timed("find files", self._directory_of)
         self._loaded = self._timed("weights and self-test", lambda: load_core(directory))
+        threads = self.threads or (1 if self._loaded.card else 0)
+        if threads:                                      # a small model gains nothing by a second, and on a busy machine
+            need("torch", "the cognitive core").set_num_threads(threads)       # threads that wait for one another lose much
         self._loaded.count = self._loaded.parameters
         took_s = sum(self.load_s.values())
         self.state, self.progress = "ready", f"the core is ready: {self._loaded.count:,} parameters, loaded in {took_s:.1f} s"
