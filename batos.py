@@ -582,7 +582,8 @@ def check_slot_name(name):
 class ImageConnection(ZODB.Connection.Connection):
     """A connection that keeps lookups while its snapshot stands still, and notes what is changed through it.
 
-    lookups  {object -> {selector -> Found}}; dropped on a write and whenever the snapshot may move
+    lookups  {selector -> {object -> Found}}; a slot's are dropped when one of that name is written, all of them
+             when a pointer is, and whenever the snapshot may move
     writes   counts slot writes, so that a lane can tell whether a failed command wrote
     changes  {(object, slot) -> value before}, or None while nobody collects them
     events   [(kind, *values)] that a lane publishes once what is written now is committed
@@ -748,7 +749,10 @@ def _note_change(obj, name):
     jar = obj._p_jar
     if jar is None or not isinstance(jar, ImageConnection):
         return
-    jar.lookups.clear()
+    if name.endswith("*"):
+        jar.lookups.clear()
+    else:
+        jar.lookups.pop(name, None)
     jar.writes += 1
     if jar.changes is not None and (obj, name) not in jar.changes:
         jar.changes[obj, name] = own(obj).get(name, ABSENT)
@@ -793,12 +797,12 @@ def lookup(obj, name):
     that no connection knows yet is not kept: its changes are told to nobody.
     """
     jar = obj._p_jar
-    kept = jar.lookups.setdefault(obj, {}) if isinstance(jar, ImageConnection) else {}
-    if name in kept:
-        return kept[name]
+    kept = jar.lookups.setdefault(name, {}) if isinstance(jar, ImageConnection) else {}
+    if obj in kept:
+        return kept[obj]
     found, known = _look_up(obj, name)
     if known:
-        kept[name] = found
+        kept[obj] = found
     return found
 
 
@@ -857,7 +861,7 @@ def send(receiver, selector, *args, **kwargs):
     MessageNotUnderstood by way of `_doesNotUnderstand_`, which only `send` ever triggers.
     """
     try:
-        call = receiver._p_jar.lookups[receiver][selector].call
+        call = receiver._p_jar.lookups[selector][receiver].call
     except (AttributeError, KeyError):                   # a new object, or the first time in this snapshot
         call = lookup(receiver, selector.replace(":", "_")).call
     return call(receiver, *args, **kwargs)
@@ -991,16 +995,18 @@ def _resolve_oid(jar, number):
 
 def _step(value, name, what):
     if isinstance(value, UvmObject):
-        found = lookup(value, name).value
-        known = selectors(value) if found is ABSENT else ()
+        found, names = lookup(value, name).value, selectors
     elif isinstance(value, (persistent.mapping.PersistentMapping, *BTREES)) and hasattr(value, "get"):
-        known = list(value.keys()) if len(value) <= 1000 else ()
-        found = _tree_get(value, name)
+        found, names = _tree_get(value, name), _few_keys
     else:
-        found, known = ABSENT, ()
+        found, names = ABSENT, lambda value: ()
     if found is ABSENT:
-        raise NotFound(f"no {what} is named {name!r}; {mend(name, known)}", kind="object", name=name)
+        raise NotFound(f"no {what} is named {name!r}; {mend(name, names(value))}", kind="object", name=name)
     return found
+
+
+def _few_keys(tree):
+    return list(tree.keys()) if len(tree) <= 1000 else ()
 
 
 def _tree_get(tree, name):
@@ -1467,19 +1473,48 @@ class LedgerValue(persistent.Persistent):
 
 
 @image_class
+class PageTree(LOBTree):
+    """I am a lane's pages by their time; of my leaves each commit rewrites one."""
+
+    max_leaf_size = 16
+
+
+ENTRY_FIELDS = ("command", "at_us", "who", "why", "cycle", "key", "digest", "result")
+
+
+class Entry(typing.NamedTuple):
+    """A page's entry in the making: its ENTRY_FIELDS with the result as msgpack, and its rows of changes."""
+
+    told: tuple
+    changes: tuple
+
+
+@image_class
 class LedgerPage(persistent.Persistent):
     """I am the record of one commit. My serial is the commit's tid.
 
-    entries: a tuple of dicts, one for each command, in order:
-      command, at_us, who, why, cycle     what it was, and whose
-      key, digest                         for exactly-once; None without a key
-      result                              what the reply said, or a LedgerValue
-      changes                             ((object, slot, before, after), …); before and after are 1-tuples
-                                          of a value or LedgerValue, or () where the slot was absent
+    told: msgpack of the ENTRY_FIELDS of each command, in order; a result is msgpack again, None where it is large
+    large: {number of an entry -> LedgerValue of its result}
+    changes: for each entry ((object, slot, before, after), …); before and after are 1-tuples of a value or
+    LedgerValue, or () where the slot was absent
     """
 
     def __init__(self, entries):
-        self.entries = entries
+        self.large = {n: LedgerValue(ormsgpack.unpackb(entry.told[-1], option=ormsgpack.OPT_NON_STR_KEYS))
+                      for n, entry in enumerate(entries) if len(entry.told[-1]) > BIG_VALUE_BYTES}
+        self.told = ormsgpack.packb([(*entry.told[:-1], None) if n in self.large else entry.told
+                                     for n, entry in enumerate(entries)])
+        self.changes = tuple(entry.changes for entry in entries)
+
+    @property
+    def entries(self):
+        """My entries as dicts of ENTRY_FIELDS and "changes"; a large result is a LedgerValue."""
+        rows = [dict(zip(ENTRY_FIELDS, row, strict=True)) for row in ormsgpack.unpackb(self.told)]
+        for n, row in enumerate(rows):
+            row["changes"] = self.changes[n]
+            row["result"] = self.large[n] if n in self.large else \
+                ormsgpack.unpackb(row["result"], option=ormsgpack.OPT_NON_STR_KEYS)
+        return rows
 
 
 def change_name(tid, number):
@@ -1488,11 +1523,17 @@ def change_name(tid, number):
 
 
 def page_entry(job, result, changes, at_us):
-    """Return a page's entry for a job that succeeded. changes: {(object, slot) -> value before}."""
-    rows = tuple((obj, slot, _kept_slot(before), _kept_slot(own(obj).get(slot, ABSENT)))
-                 for (obj, slot), before in changes.items())
-    return {"command": job.name, "at_us": at_us, "who": job.who, "why": job.why, "cycle": job.cycle,
-            "key": job.key, "digest": job.digest, "result": _kept(result), "changes": rows}
+    """Return a page's Entry for a job that succeeded. changes: {(object, slot) -> value before}.
+
+    Raises BadRequest where the result does not fit the wire.
+    """
+    try:
+        packed = ormsgpack.packb(result, option=ormsgpack.OPT_NON_STR_KEYS)
+    except (TypeError, ValueError) as error:
+        raise BadRequest(f"the answer does not fit the wire ({error}), so nothing was done") from None
+    rows = tuple([(obj, slot, _kept_slot(before), _kept_slot(own(obj).get(slot, ABSENT)))
+                  for (obj, slot), before in changes.items()])
+    return Entry((job.name, at_us, job.who, job.why, job.cycle, job.key, job.digest, packed), rows)
 
 
 def kept_result(entry):
@@ -1506,7 +1547,9 @@ def _kept_slot(value):
 
 
 def _kept(value):
-    return LedgerValue(value) if _weight(value, BIG_VALUE_BYTES) > BIG_VALUE_BYTES else value
+    if isinstance(value, (str, bytes, list, tuple, dict)) and _weight(value, BIG_VALUE_BYTES) > BIG_VALUE_BYTES:
+        return LedgerValue(value)
+    return value
 
 
 def _weight(value, enough):
@@ -1526,7 +1569,7 @@ def _weight(value, enough):
 def append_page(tree, entries, keep_from_us, most=4):
     """Add a page under the time in microseconds; returns both. Drops up to `most` pages from before `keep_from_us`."""
     at_us = max(unix_us(), tree.maxKey() + 1 if len(tree) else 0)
-    page = LedgerPage(tuple(entries))
+    page = LedgerPage(entries)
     tree[at_us] = page
     for key in list(itertools.islice(tree.keys(None, keep_from_us, excludemax=True), most)):
         del tree[key]
@@ -1535,7 +1578,7 @@ def append_page(tree, entries, keep_from_us, most=4):
 
 def new_ledger():
     """Return the ledger: a tree of pages for each lane that writes, so that lanes never conflict."""
-    return UvmObject(name="ledger", write=LOBTree(), bulk=LOBTree())
+    return UvmObject(name="ledger", write=PageTree(), bulk=PageTree())
 
 
 ################################################################################
@@ -1783,16 +1826,16 @@ def _run_job(unit, job):
     connection.changes, connection.events = changes, []
     try:
         result = job.apply(unit.root)
+        if isinstance(result, Refused):
+            return Outcome(job, error=result.error), page_entry(_without_key(job), None, changes, unix_us())
+        entry = page_entry(job, result, {} if job.journal else changes, unix_us())
+        return Outcome(job, result, events=tuple(connection.events)), entry
     except transaction.interfaces.TransientError:
         raise                                            # the transaction is run again
     except Exception as error:                           # a boundary: every error becomes an outcome
         return Outcome(job, error=error), None
     finally:
         connection.changes = None
-    if isinstance(result, Refused):
-        return Outcome(job, error=result.error), page_entry(_without_key(job), None, changes, unix_us())
-    told = {} if job.journal else changes
-    return Outcome(job, result, events=tuple(connection.events)), page_entry(job, result, told, unix_us())
 
 
 def _without_key(job):
@@ -3400,6 +3443,9 @@ class EnglishStemmer:
         return _LOCAL.stemmer.stemWords(words)
 
 
+PIPELINE = (WordSplitter(), CaseFolder(), StopWordRemover(), EnglishStemmer())
+
+
 @image_class
 class WordNumbers(OLBTree):
     """I am the words of the lexicon with their numbers; my small leaves are rewritten cheaply."""
@@ -3431,18 +3477,19 @@ class WordLexicon(Lexicon):
     """
 
     def __init__(self):
-        super().__init__(WordSplitter(), CaseFolder(), StopWordRemover(), EnglishStemmer())
+        super().__init__(*PIPELINE)
         self._wids = WordNumbers()
         self._words = LOBTree()
 
-    def query_words(self, text):
-        """Return {word: how the query spells it}, in the query's order, without stop words."""
-        split, fold, stop, stem = self._pipeline
-        spelt = stop.process(fold.process(split.process([text])))
-        found = {}
-        for word, spelling in zip(stem.process(spelt), spelt, strict=True):
-            found.setdefault(word, spelling)
-        return found
+
+def words_of(text):
+    """Return {word as the lexicon knows it: how the text spells it}, in the text's order, without stop words."""
+    split, fold, stop, stem = PIPELINE
+    spelt = stop.process(fold.process(split.process([text])))
+    found = {}
+    for word, spelling in zip(stem.process(spelt), spelt, strict=True):
+        found.setdefault(word, spelling)
+    return found
 
 
 class Source(typing.Protocol):
@@ -3882,7 +3929,7 @@ def _prepared(catalog, query):
     """Look up a query's words over all sources: one idf for all, whichever source holds a chunk."""
     sources = _sources(catalog)
     chunks = sum(source.count for source in sources)
-    spelt = dict(itertools.islice(catalog.text_index.lexicon.query_words(query).items(), QUERY_WORDS_MAX))
+    spelt = dict(itertools.islice(words_of(query).items(), QUERY_WORDS_MAX))
     frequencies = {word: sum(source.document_frequency(word) for source in sources) for word in spelt}
     weights = {word: math.log(1 + chunks / max(count, 1)) for word, count in frequencies.items()}
     mean_words = sum(source.words for source in sources) / max(chunks, 1)
@@ -3978,13 +4025,13 @@ def find_evidence(catalog, query, chunks, most, threshold, focus=""):
     outcome, asked = search_(catalog, query, max_results=chunks), _prepared(catalog, query)
     near = search_(catalog, focus, max_results=chunks)["results"] if focus.strip() else []
     rows = {(row["chunk"]["doc_id"], row["chunk"]["chunk_index"]): row["chunk"] for row in (*outcome["results"], *near)}
-    focused = catalog.text_index.lexicon.query_words(focus)
+    focused = words_of(focus)
     weights = {word: weight * (1.5 if word in focused else 1) for word, weight in asked.weights.items()}
-    found = [(_sentence_weight(catalog, weights, sentence, chunk), sentence, chunk) for chunk in rows.values()
-             for sentence in sentences(chunk["text"], chunk["lines"][0]) if _tells(sentence["text"], chunk["headings"])]
+    found = [((_weight_of(weights, told.words) + _weight_of(weights, told.words_with_headings)) / 2, told, chunk)
+             for chunk in rows.values() for told in telling(chunk["text"], chunk["lines"][0], tuple(chunk["headings"]))]
     best = heapq.nlargest(most, found, key=lambda row: row[0])          # equal ones stay in the chunks' order
     total = sum(weights.values())
-    evidence = [_evidence(sentence, chunk) | {"share": round(weight / total, 2)} for weight, sentence, chunk in best
+    evidence = [_evidence(told, chunk) | {"share": round(weight / total, 2)} for weight, told, chunk in best
                 if weight >= EVIDENCE_FLOOR * best[0][0]]
     return {"relevant": relevant(outcome, threshold) and bool(evidence), "mass": outcome["mass"],
             "unknown": outcome["unknown"], "evidence": evidence}
@@ -3995,27 +4042,38 @@ def _tells(text, headings):
     return bool(re.search(r"\w", text)) and not _ATX.match(text) and text.strip() not in headings
 
 
-def _sentence_weight(catalog, weights, sentence, chunk):
-    held = _weight_of(catalog, weights, sentence["text"])
-    return (held + _weight_of(catalog, weights, " ".join((*chunk["headings"], sentence["text"])))) / 2
+class Telling(typing.NamedTuple):
+    """A sentence that says something of its own, with its first line and its words."""
+
+    text: str
+    line: int
+    words: frozenset
+    words_with_headings: frozenset
 
 
-def _weight_of(catalog, weights, text):
-    """Return the summed weight of the words that a text holds."""
-    words = catalog.text_index.lexicon.query_words(text)
-    return sum(weight for word, weight in weights.items() if word in words)
+@functools.lru_cache(maxsize=1024)
+def telling(text, line, headings):
+    """Return a Telling for each sentence of a chunk. A chunk never changes, so they are kept for the latest 1,024."""
+    return tuple(Telling(told["text"], told["line"], frozenset(words_of(told["text"])),
+                         frozenset(words_of(" ".join((*headings, told["text"])))))
+                 for told in sentences(text, line) if _tells(told["text"], headings))
+
+
+def _weight_of(weights, words):
+    """Return the summed weight of the words that are among `words`."""
+    return sum([weight for word, weight in weights.items() if word in words])
 
 
 def word_share(catalog, query, texts):
     """Return what share of a query's idf mass the words of all the texts hold together, 0 to 1."""
     weights = _prepared(catalog, query).weights
-    return _weight_of(catalog, weights, " ".join(texts)) / (sum(weights.values()) or 1.0)
+    return _weight_of(weights, words_of(" ".join(texts))) / (sum(weights.values()) or 1.0)
 
 
-def _evidence(sentence, chunk):
-    last = sentence["line"] + len(_LINE_END.findall(sentence["text"]))
-    return {"text": sentence["text"], "doc_id": chunk["doc_id"], "version": chunk["version"],
-            "chunk_id": chunk["chunk_id"], "chunk_index": chunk["chunk_index"], "lines": [sentence["line"], last],
+def _evidence(told, chunk):
+    last = told.line + len(_LINE_END.findall(told.text))
+    return {"text": told.text, "doc_id": chunk["doc_id"], "version": chunk["version"],
+            "chunk_id": chunk["chunk_id"], "chunk_index": chunk["chunk_index"], "lines": [told.line, last],
             "headings": chunk["headings"]}
 
 
@@ -4458,6 +4516,7 @@ class MissionLane:
         self.image, self.lanes, self.core, self.settings, self._ended_hook = image, lanes, core, settings, ended
         self.missions = {}                               # oid -> Mission; all that are accepted and have not ended
         self.counts = collections.Counter()              # state -> cycles ended since the start
+        self._running = 0                                # missions that a worker has in hand
         self._queue, self._guard, self._closing = queue.SimpleQueue(), threading.Lock(), threading.Event()
         self._threads = [threading.Thread(target=self._main, name=f"mission-{n}", daemon=True)
                          for n in range(int(settings.workers))]
@@ -4500,8 +4559,8 @@ class MissionLane:
 
     def health(self):
         """Return how many missions wait, run, and ended since the start."""
-        phases = collections.Counter(mission.phase for mission in list(self.missions.values()))
-        return {"waiting": phases["waiting"], "running": phases["running"] + phases["ending"],
+        running = self._running
+        return {"waiting": max(0, len(self.missions) - running), "running": running,
                 "complete": self.counts["COMPLETE"], "failed": self.counts["FAILED"]}
 
     def cancel(self, oid):
@@ -4525,6 +4584,8 @@ class MissionLane:
             while (mission := self._queue.get()) is not None:
                 if self._begin(mission):
                     self._run(unit, mission)
+                    with self._guard:
+                        self._running -= 1
         finally:
             unit.close()
 
@@ -4533,6 +4594,7 @@ class MissionLane:
             if mission.phase != "waiting" or self._closing.is_set():
                 return False
             mission.phase = "running"
+            self._running += 1
         mission.deadline_at_s = time.monotonic() + self.settings.mission_deadline_s
         return True
 
@@ -4705,8 +4767,8 @@ class SendMessageCommand(Command):
 
     target: str
     selector: str = pydantic.Field(min_length=1, max_length=200)
-    args: list = []
-    kwargs: dict[str, typing.Any] = {}
+    args: list = pydantic.Field(default_factory=list)    # a plain default is deep-copied each time
+    kwargs: dict[str, typing.Any] = pydantic.Field(default_factory=dict)
     intent: str | None = pydantic.Field(None, max_length=2000)
 
 
@@ -4717,8 +4779,8 @@ class MissionBrief(pydantic.BaseModel):
 
     type: typing.Literal["direct_synthesis", "unhandled_message", "self_audit", "systemic_self_improvement"]
     selector: str = pydantic.Field(min_length=1, max_length=200)
-    args: list = []
-    kwargs: dict[str, typing.Any] = {}
+    args: list = pydantic.Field(default_factory=list)    # a plain default is deep-copied each time
+    kwargs: dict[str, typing.Any] = pydantic.Field(default_factory=dict)
 
 
 class InitiateCognitiveCycleCommand(Command):
@@ -4957,6 +5019,8 @@ _TAGS = {"$ref": _ref_from_wire, "$time": _time_from_wire}
 #   outbox    replies that a slow client has not taken yet
 #   envelope  the frames before the payload: [identity], or [identity, b""] for REQ
 
+# As plain ints: pyzmq's enumerations cost more than a small message.
+NOBLOCK, SNDMORE, POLLIN, EVENTS = int(zmq.NOBLOCK), int(zmq.SNDMORE | zmq.NOBLOCK), int(zmq.POLLIN), int(zmq.EVENTS)
 DRAIN_BATCH = 256                                        # messages taken before other tasks get a turn
 RETRY_S = 0.005                                          # how soon a full pipe is tried again
 FAREWELL_S = 0.2                                         # the last replies are read before the socket closes
@@ -5352,7 +5416,7 @@ class BatOS_UVM:
         """Take all messages that are there; after a batch let other tasks have a turn."""
         for _ in range(DRAIN_BATCH):
             try:
-                frames = self.socket.recv_multipart(zmq.NOBLOCK)
+                frames = self.socket.recv_multipart(NOBLOCK)
             except zmq.Again:
                 return
             self._receive(frames)
@@ -5360,7 +5424,7 @@ class BatOS_UVM:
 
     def _again_if_readable(self):
         """The descriptor tells of edges: after sending, look whether messages came meanwhile."""
-        if self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        if self.socket.getsockopt(EVENTS) & POLLIN:
             self.loop.call_soon(self._drain)
 
     def _receive(self, frames):
@@ -5509,7 +5573,7 @@ class BatOS_UVM:
         extra = {"change": change} if change else {}
         if repeated:
             extra["repeated"] = True
-        if getattr(request.command, "wait", False):
+        if isinstance(request.command, InitiateCognitiveCycleCommand) and request.command.wait:
             return self._answer_when_ended(request, result["result"]["cycle"], extra)
         self.reply_ok(request, result, **extra)
 
@@ -5580,7 +5644,9 @@ class BatOS_UVM:
     def _sent(self, peer, frames):
         """Try to send. Returns whether the frames are off our hands (a client that went away took them along)."""
         try:
-            self.socket.send_multipart(frames, zmq.NOBLOCK)
+            for frame in frames[:-1]:
+                self.socket.send(frame, SNDMORE)         # a message that begins is taken whole
+            self.socket.send(frames[-1], NOBLOCK)
         except zmq.Again:
             peer.stalled_s = peer.stalled_s or time.monotonic()
             return False

@@ -343,8 +343,6 @@ def bent(word, rng):
     return word
 
 
-LEXICON = batos.WordLexicon()                            # splits and stems as the catalog does
-
 # Examples #####################################################################
 
 class Maker:
@@ -460,7 +458,7 @@ class Maker:
         What else the catalog weighs (headings, words of the mission outside the sub-query) is noise here.
         """
         def weights(text):
-            return {word: len(word) for word in LEXICON.query_words(text)}
+            return {word: len(word) for word in batos.words_of(text)}
 
         asked = weights(query)
         total = sum(asked.values()) or 1
