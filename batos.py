@@ -974,7 +974,7 @@ def resolve(root, target):
 
     Raises NotFound that names the nearest known name.
     """
-    if re.fullmatch(r"0x[0-9a-fA-F]{1,16}|[0-9]{1,19}", target):
+    if target[:1].isdigit() and re.fullmatch(r"0x[0-9a-fA-F]{1,16}|[0-9]{1,19}", target):
         return _resolve_oid(root._p_jar, int(target, 0) if target.startswith("0x") else int(target))
     first, *rest = target.split(".")
     value = _step(root, first, "root object")
@@ -4732,6 +4732,7 @@ def new_orchestrator(root):
 MAX_TEXT = 200                                           # characters of `client` and `why`
 MAX_KEY = 64                                             # characters of an idempotency key
 Scalar = str | int | float | bool | bytes | None
+SCALARS = frozenset(typing.get_args(Scalar))
 
 
 class Command(pydantic.BaseModel):
@@ -4875,7 +4876,7 @@ def parse_command(request):
     if row is None:
         raise UnknownCommand(f"no command is named {_shortly(name)}; {mend(name, COMMANDS)}", name=str(name)[:MAX_TEXT])
     try:
-        return row.model.model_validate(request)
+        return row.model.__pydantic_validator__.validate_python(request)     # model_validate, less its own options
     except pydantic.ValidationError as error:
         raise _bad_request(name, row.model, error.errors()[0]) from None
 
@@ -5030,7 +5031,7 @@ VIEW_S = 1.0                                             # how old the view of g
 log_bridge = logging.getLogger("batos.bridge")
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, slots=True)
 class Peer:
     """What the bridge knows of one client while it has work or unread replies."""
 
@@ -5040,7 +5041,7 @@ class Peer:
     stalled_s: float | None = None                       # monotonic time since which its pipe is full
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, slots=True)
 class Request:
     """One message at work. `reply` is called once."""
 
@@ -5325,11 +5326,11 @@ class BatOS_UVM:
         self.started_s = time.monotonic()
         self.keys = KeyMemory(settings.request_memory_min_h * 3600, settings.request_memory_max)
         self.peers, self.pending, self.view = {}, 0, {}
-        self.counts = collections.Counter()              # messages, replies, errors
         self._outcomes, self._awake = collections.deque(), False
         self._held = None                                # keyed requests, until the memory of keys is read
         self._refused = None                             # why no work is accepted any more, or None
         self._view_commits = -1
+        self._health = None                              # what `health` answers, within one drain
         self._retrying = False
 
     # ---- life
@@ -5414,6 +5415,7 @@ class BatOS_UVM:
 
     def _drain(self):
         """Take all messages that are there; after a batch let other tasks have a turn."""
+        self._health = None
         for _ in range(DRAIN_BATCH):
             try:
                 frames = self.socket.recv_multipart(NOBLOCK)
@@ -5428,7 +5430,6 @@ class BatOS_UVM:
             self.loop.call_soon(self._drain)
 
     def _receive(self, frames):
-        self.counts["messages"] += 1
         identity = frames[0]
         peer = self.peers.get(identity) or Peer(identity)
         request = Request(peer, frames[:-1])
@@ -5438,7 +5439,7 @@ class BatOS_UVM:
                 raise Malformed(f"a message of {len(frames)} frames came; send one frame (DEALER), or an empty one "
                                 "and one (REQ)")
             fields = unpack_request(frames[-1])
-            request.id = fields.get("id") if isinstance(fields.get("id"), Scalar) else None
+            request.id = fields.get("id") if type(fields.get("id")) in SCALARS else None
             request.command = parse_command(fields)
             self._dispatch(request)
         except Exception as error:                       # a boundary: every request gets a reply
@@ -5609,7 +5610,6 @@ class BatOS_UVM:
         self._reply(request, {"id": request.id, "status": "OK", **result, **extra})
 
     def reply_error(self, request, error):
-        self.counts["errors"] += 1
         self._reply(request, error_reply(request.id, error))
 
     def _log_unexpected(self, request, error):
@@ -5619,7 +5619,6 @@ class BatOS_UVM:
     # ---- replies
 
     def _reply(self, request, reply):
-        self.counts["replies"] += 1
         try:
             payload = pack_reply(reply)
         except (TypeError, ValueError) as error:
@@ -5694,7 +5693,11 @@ class BatOS_UVM:
             log_bridge.error("the view of the state cannot be read", exc_info=outcome.error)
 
     def health(self):
-        """Return how the daemon is, from memory."""
+        """Return how the daemon is, from memory; messages that are drained together are told the same."""
+        self._health = self._health or self._look_at_health()
+        return self._health
+
+    def _look_at_health(self):
         lanes = {name: {"waiting": lane.depth, "commits": getattr(lane, "commits", 0)} for name, lane in self.lanes.items()}
         return {"version": __version__, "pid": os.getpid(), "uptime_s": round(time.monotonic() - self.started_s, 1),
                 "state": "draining" if self._refused else "serving", "pending": self.pending, "clients": len(self.peers),

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import pathlib
 import queue
 import sys
 import threading
@@ -15,6 +16,9 @@ import zmq
 import ZODB
 import ZODB.FileStorage
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+import batos
+
 
 def listening():
     """Return a ROUTER on a port that the system chose, which is printed as the daemon prints it."""
@@ -24,6 +28,12 @@ def listening():
     return socket
 
 
+def send(socket, frames):
+    """Send identity and payload, as the daemon does."""
+    socket.send(frames[0], batos.SNDMORE)
+    socket.send(frames[1], batos.NOBLOCK)
+
+
 async def drained(socket, receive, again):
     """Call receive(frames) for every message, drained as the daemon drains; `again` is given the function to call."""
     loop = asyncio.get_running_loop()
@@ -31,13 +41,13 @@ async def drained(socket, receive, again):
     def drain():
         for _ in range(256):
             try:
-                frames = socket.recv_multipart(zmq.NOBLOCK)
+                frames = socket.recv_multipart(batos.NOBLOCK)
             except zmq.Again:
                 return
             receive(frames)
         loop.call_soon(drain)
     loop.add_reader(socket.FD, drain)
-    again.append(lambda: socket.getsockopt(zmq.EVENTS) & zmq.POLLIN and loop.call_soon(drain))
+    again.append(lambda: socket.getsockopt(batos.EVENTS) & batos.POLLIN and loop.call_soon(drain))
     loop.call_soon(drain)
     await asyncio.Event().wait()
 
@@ -47,7 +57,7 @@ def echo(size):
     socket, payload, again = listening(), b"x" * int(size), []
 
     def receive(frames):
-        socket.send_multipart([frames[0], payload], zmq.NOBLOCK)
+        send(socket, [frames[0], payload])
         again[0]()
     asyncio.run(drained(socket, receive, again))
 
@@ -78,7 +88,7 @@ def commit(path):
     def answer():
         while done:
             for frames in done.pop(0):
-                socket.send_multipart(frames, zmq.NOBLOCK)
+                send(socket, frames)
         again[0]()
 
     async def serve():
