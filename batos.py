@@ -49,6 +49,7 @@ import dataclasses
 import datetime
 import difflib
 import functools
+import gc
 import hashlib
 import heapq
 import importlib
@@ -5418,9 +5419,11 @@ class BatOS_UVM:
         self._health = None
         for _ in range(DRAIN_BATCH):
             try:
-                frames = self.socket.recv_multipart(NOBLOCK)
+                frames = [self.socket.recv(NOBLOCK), self.socket.recv(NOBLOCK)]      # an identity never comes alone
             except zmq.Again:
                 return
+            while self.socket.getsockopt(zmq.RCVMORE):
+                frames.append(self.socket.recv(NOBLOCK))
             self._receive(frames)
         self.loop.call_soon(self._drain)
 
@@ -5918,6 +5921,8 @@ def link_core(records, folder):
 #
 # Start in order: settings, image, genesis, lanes, socket. Stop in the reverse order.
 
+GC_THRESHOLD = 20_000              # new objects that the collector lets come together; commands leave few cycles
+
 log_daemon = logging.getLogger("batos.daemon")
 
 
@@ -5986,6 +5991,8 @@ async def _run(uvm, image, endpoint):
         loop.add_signal_handler(number, interrupted)
     uvm.loop, uvm.stop = loop, stop
     uvm.start()
+    gc.freeze()                                          # what stands now stays; collections need not look at it
+    gc.set_threshold(GC_THRESHOLD)
     checking = loop.run_in_executor(None, image.check_rest)
     checking.add_done_callback(functools.partial(_checked_rest, stop))
     print(f"BAT OS listens on {endpoint} (Ctrl-C stops it)", flush=True)
