@@ -131,7 +131,7 @@ def test_beyond_the_bound_work_is_busy_and_control_is_answered(daemon, setting):
 
 def test_a_slow_reader_gets_all_that_was_accepted_and_others_do_not_wait(daemon):
     """FACTS 18: a ROUTER drops what a full pipe does not take, unless it is mandatory."""
-    endpoint = daemon("--outbox-max", "50").endpoint
+    endpoint = daemon("--outbox-max", "1500").endpoint   # twice as many unread are the most
     with Raw(endpoint, rcvhwm=1, rcvbuf=4096) as slow, Raw(endpoint) as other:
         for number in range(2000):
             slow.send(command="get_full_state", id=number)
