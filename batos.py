@@ -4028,9 +4028,13 @@ def find_evidence(catalog, query, chunks, most, threshold, focus=""):
     rows = {(row["chunk"]["doc_id"], row["chunk"]["chunk_index"]): row["chunk"] for row in (*outcome["results"], *near)}
     focused = words_of(focus)
     weights = {word: weight * (1.5 if word in focused else 1) for word, weight in asked.weights.items()}
-    found = [((_weight_of(weights, told.words) + _weight_of(weights, told.words_with_headings)) / 2, told, chunk)
-             for chunk in rows.values() for told in telling(chunk["text"], chunk["lines"][0], tuple(chunk["headings"]))]
-    best = heapq.nlargest(most, found, key=lambda row: row[0])          # equal ones stay in the chunks' order
+    found = {}                                           # text -> (weight, Telling, chunk); what is said twice counts once
+    for chunk in rows.values():
+        for told in telling(chunk["text"], chunk["lines"][0], tuple(chunk["headings"])):
+            weight = (_weight_of(weights, told.words) + _weight_of(weights, told.words_with_headings)) / 2
+            if told.text not in found or weight > found[told.text][0]:
+                found[told.text] = weight, told, chunk
+    best = heapq.nlargest(most, found.values(), key=lambda row: row[0])      # equal ones stay in the chunks' order
     total = sum(weights.values())
     evidence = [_evidence(told, chunk) | {"share": round(weight / total, 2)} for weight, told, chunk in best
                 if weight >= EVIDENCE_FLOOR * best[0][0]]
@@ -4355,7 +4359,7 @@ def _offered_quotes(cycle):
     if data.get("sent_back"):
         return _journalled(cycle, "recall")["evidence"]
     quotes = [item for partial in data["partial_responses"].values() for item in partial["quotes"]]
-    each = {(item["chunk_id"], item["version"], item["text"]): item for item in quotes}.values()
+    each = {item["text"]: item for item in quotes}.values()
     return sorted(each, key=lambda item: -item["share"])[:EVIDENCE_MOST]
 
 

@@ -198,6 +198,15 @@ def test_what_the_gate_refuses(machine, spoil, reason):
     assert any(reason in one_reason for one_reason in one.read(judged))
 
 
+def test_what_two_documents_say_alike_is_quoted_once(machine):
+    one = machine()
+    one.learn(doc_id="one.md")
+    one.learn(doc_id="two.md")
+    found = one.read(lambda root: batos.find_evidence(root["knowledge_catalog_obj"], "How is the brass valve turned?", 4, 4, 0.5))
+    texts = [item["text"] for item in found["evidence"]]
+    assert texts and len(texts) == len(set(texts))
+
+
 def test_links_and_closings_fit_the_number_of_quotes():
     for lead, voice in batos.VOICES.items():
         for link in voice["links"]:
