@@ -7,6 +7,7 @@ quotes with document and lines, or says that it knows nothing about it.
     python batos.py                      serve, until Ctrl-C
     python batos.py learn FILE|DIR ...   put documents into its memory
     python batos.py ask "QUESTION"       have it answer from its memory
+    python batos.py check [--deep]       check the image while no daemon has it
     python batos.py --help               everything else
 
 The sections, each using only those above it:
@@ -15,7 +16,7 @@ The sections, each using only those above it:
     Settings            one table: defaults, environment, command line
     Foundations         time, ids, events, lazy imports
     Objects             UvmObject: slots, delegation, methods, send
-    Image               the ZODB file: safe opening, seals, ledger, blobs
+    Image               the ZODB file: safe opening, seals, blobs, ledger, check
     Lanes               who may write when: write, bulk and read lane
     Cognitive core      the language model, its tasks and grammars, on its own thread
     Knowledge catalog   documents, chunks, words, relevance, evidence
@@ -1185,6 +1186,14 @@ def examine(path, open_check_bytes=1 << 62):
 
     Returns (FileState, Seals, rows of seals still to check). Raises DamagedImage; then nothing was changed.
     """
+    state, seals, rest = look_over(path, open_check_bytes)
+    if state.end < state.size:
+        _cut_tail(path, state)
+    return state, seals, rest
+
+
+def look_over(path, open_check_bytes=1 << 62):
+    """As `examine`, but change nothing: `end` is short of `size` where an unfinished tail is left."""
     seals = Seals(path)
     if not os.path.exists(path) or os.path.getsize(path) < len(MAGIC):
         return _examine_missing(path, seals)
@@ -1200,8 +1209,6 @@ def examine(path, open_check_bytes=1 << 62):
                                f"{_RECOVER}", position=state.end)
         if state.end < state.size:
             check_tail(data, state)
-    if state.end < state.size:
-        _cut_tail(path, state)
     return state, seals, seals.rows[len(first):]
 
 
@@ -1308,12 +1315,8 @@ class Unit:
 @contextlib.contextmanager
 def reading(image):
     """Read a snapshot of an image once, with a connection of its own."""
-    unit = Unit(image.db)
-    try:
-        with unit.snapshot() as root:
-            yield root
-    finally:
-        unit.close()
+    with contextlib.closing(Unit(image.db)) as unit, unit.snapshot() as root:
+        yield root
 
 
 class Image:
@@ -1582,6 +1585,122 @@ def new_ledger():
     return UvmObject(name="ledger", write=PageTree(), bulk=PageTree())
 
 
+# Check
+
+CHECKS = {}                                              # name -> function(root) that yields faults, each a sentence
+
+
+def check(name):
+    """Have a function(root) run by a deep check; it yields a sentence for each fault that it finds."""
+    def add(function):
+        CHECKS[name] = function
+        return function
+    return add
+
+
+@contextlib.contextmanager
+def unopened(path):
+    """Hold the lock of an image that nobody else has open, and yield it as a database that cannot be written."""
+    with _lock_file(path):
+        storage = ImageStorage(path, blob_dir=f"{path}.blob", read_only=True)
+        try:
+            db = ImageDB(storage, cache_size=20_000)
+        except BaseException:
+            storage.close()
+            raise
+        try:
+            yield db
+        finally:
+            db.close()
+
+
+def check_image(where, deep=False, tell=lambda line: None):
+    """Check an image that nobody has open. Returns {"image", "deep", "bytes", "transactions", "tail", "objects", "blobs",
+    "faults": sentences, "seconds"}; `tell` is given a line for each step. Nothing is changed.
+
+    Quick: every transaction header, every seal, the version, a file for every blob. Deep: also that every record loads
+    and every reference resolves, the SHA-256 of what blobs hold, and CHECKS. Raises ConfigError, ImageLocked.
+    """
+    path, started_s = os.path.abspath(where), time.monotonic()
+    if not os.path.exists(path):
+        raise ConfigError(f"there is no image {path}; name one with --image")
+    report = {"image": path, "deep": deep, "bytes": os.path.getsize(path), "transactions": 0, "tail": 0, "objects": 0,
+              "blobs": 0, "faults": []}
+    try:
+        tell("transaction headers and seals")
+        state, _, _ = look_over(path)
+        report |= {"transactions": state.transactions, "tail": state.size - state.end}
+        with unopened(path) as db:
+            report["faults"] += _record_faults(db, report, deep, tell)
+    except (DamagedImage, ImageTooNew, ForeignClass) as error:
+        report["faults"].append(error.message)
+    return report | {"seconds": round(time.monotonic() - started_s, 2)}
+
+
+def _record_faults(db, report, deep, tell):
+    """Return the faults of all records; count objects and blobs into the report."""
+    faults = []
+    with contextlib.closing(Unit(db)) as unit, unit.snapshot() as root:
+        tell("records and blobs")
+        _check_version(root)
+        for oid in list(db.storage._index.keys()):
+            report["objects"] += 1
+            faults += _faults_of(unit.connection, oid, report, deep)
+            if report["objects"] % 10_000 == 0:
+                unit.connection.cacheMinimize()
+                tell(f"records and blobs: {report['objects']:,} of {len(db.storage._index):,}")
+        for name, function in CHECKS.items() if deep and not faults else ():
+            tell(name)
+            faults += [f"{name}: {fault}" for fault in function(root)]
+    return faults
+
+
+def _faults_of(connection, oid, report, deep):
+    storage, name = connection.db().storage, oid_text(oid)
+    try:
+        data, tid = storage.load(oid)
+    except (ZODB.POSException.POSError, OSError, ValueError, struct.error) as error:
+        return [f"the record of {name} cannot be read ({error!r})"]
+    faults = []
+    if b"ZODB.blob" in data[:40]:
+        report["blobs"] += 1
+        if not os.path.exists(storage.fshelper.getBlobFilename(oid, tid)):
+            faults.append(f"the blob {name} has no file for its change {tid.hex()}")
+    if not deep:
+        return faults
+    try:
+        faults += [f"{name} refers to {oid_text(other)}, which does not exist"
+                   for other in ZODB.serialize.referencesf(data) if other not in storage._index]
+        value = connection.get(oid)
+        value._p_activate()
+        if isinstance(value, UvmObject) and "sha256" in own(value) and not faults:
+            blob_path(value)
+    except BatosError as error:
+        faults.append(f"{name}: {error.message}")
+    except Exception as error:                           # a boundary: whatever the bytes of a record hold
+        faults.append(f"the record of {name} does not load ({error!r})")
+    return faults
+
+
+@check("ledger")
+def ledger_faults(root):
+    """Yield what the pages say that the objects do not: the last change of each slot must stand."""
+    last = {}                                            # (oid, slot) -> (object, after, change)
+    pages = [(at_us, page) for lane in ("write", "bulk") for at_us, page in getattr(root["ledger_obj"], lane).items()]
+    for _, page in sorted(pages, key=lambda row: row[1]._p_serial):
+        entries = page.entries
+        if len(entries) != len(page.changes):
+            yield f"the page {page._p_serial.hex()} has {len(entries)} entries and changes of {len(page.changes)}"
+        for number, entry in enumerate(entries):
+            for obj, slot, _, after in entry["changes"]:
+                last[obj._p_oid, slot] = obj, after, change_name(page._p_serial, number)
+    for (oid, slot), (obj, after, change) in last.items():
+        wanted = (after[0].value if isinstance(after[0], LedgerValue) else after[0]) if after else ABSENT
+        found = own(obj).get(slot, ABSENT)
+        if found is not wanted and found != wanted:
+            yield f"{slot} of {oid_text(oid)} is not what the change {change} made of it"
+
+
 ################################################################################
 # Lanes ########################################################################
 ################################################################################
@@ -1600,6 +1719,9 @@ def new_ledger():
 
 CONFLICT_TRIES = 8
 SPOILERS_MOST = 4                  # failing jobs that a group is run again without; with more it is run one by one
+# A group waits LINGER_S for company where at least SIBLINGS jobs wait already, as PostgreSQL does by commit_delay and
+# commit_siblings: fewer commits, and the bridge is not interrupted while it takes messages.
+SIBLINGS, LINGER_S = 4, 0.0005
 SAVEPOINT_OBJECTS = 200                                  # a larger transaction is pickled before it takes the lock
 
 log_lanes = logging.getLogger("batos.lanes")
@@ -1801,8 +1923,8 @@ class WritingLane(Lane):
         unit.manager.commit()
         self.commits += 1
         return [outcome if number is None or outcome.error is not None
-                else outcome._replace(change=change_name(page._p_serial, number),
-                                      page=PageEntry(self.tree, at_us, number)) for outcome, number in outcomes]
+                else Outcome(outcome.job, outcome.result, change_name(page._p_serial, number), None,
+                             PageEntry(self.tree, at_us, number), outcome.events) for outcome, number in outcomes]
 
     def _failed(self, jobs, error):
         """Return outcomes for a transaction that did not commit."""
@@ -1850,6 +1972,8 @@ class WriteLane(WritingLane):
 
     def _work(self, unit, job):
         group = [job]
+        if SIBLINGS <= self._jobs.qsize() < self.settings.group_max - 1:
+            time.sleep(LINGER_S)
         with contextlib.suppress(queue.Empty):
             while len(group) < self.settings.group_max and group[-1] is not None:
                 group.append(self._jobs.get_nowait())
@@ -3765,6 +3889,54 @@ def catalog_figures(catalog):
             "segments": len(catalog.segments)}
 
 
+@check("catalog")
+def catalog_faults(root):
+    """Yield where documents, chunks, words and filters of the catalog do not agree."""
+    catalog = root.get("knowledge_catalog_obj")
+    if catalog is None:
+        return
+    yield from _faults_of_documents(catalog)
+    yield from _faults_of_words(catalog)
+    ordered = set(catalog.retired_order.values())
+    if ordered != set(catalog.retired.keys()):
+        yield f"{len(ordered ^ set(catalog.retired.keys()))} retired documents are not in the order of their retirement"
+
+
+def _faults_of_documents(catalog):
+    numbers = set()
+    filters = {field: collections.defaultdict(set) for field in FILTERS}
+    for doc_id, document in catalog.documents.items():
+        numbers.update(document.numbers)
+        for field in FILTERS:
+            filters[field][getattr(document, field)].update(document.numbers)
+        lost = [number for number in document.numbers if number not in catalog.chunk_storage
+                or catalog.chunk_storage[number].doc_id != doc_id]
+        if lost:
+            yield f"{doc_id} lacks {len(lost)} of its {document.chunk_count} chunks"
+    strangers = set(catalog.chunk_storage.keys()) - numbers
+    if strangers:
+        yield f"{len(strangers)} chunks belong to no document, such as {min(strangers)}"
+    for field, wanted in filters.items():
+        found = {value: set(held) for value, held in catalog.metadata_index[field].items()}
+        if found != wanted:
+            yield f"the filter {field} does not name the chunks of the documents"
+
+
+def _faults_of_words(catalog):
+    index, wanted, lengths = catalog.text_index, collections.defaultdict(dict), {}
+    for number, chunk in catalog.chunk_storage.items():
+        wids = widcode.decode(chunk.words.decode("latin-1"))
+        lengths[number] = len(wids)
+        for wid, frequency in collections.Counter(wids).items():
+            wanted[wid][number] = frequency
+    found = {wid: dict(postings) for wid, postings in index._wordinfo.items()}
+    wrong = [wid for wid in found.keys() | wanted.keys() if found.get(wid) != wanted.get(wid)]
+    if wrong:
+        yield f"the postings of {len(wrong)} words are not those of the chunks, such as {index.lexicon.get_word(wrong[0])!r}"
+    if dict(index._docweight) != lengths or index.count != len(lengths) or index.words != sum(lengths.values()):
+        yield "the lengths of the chunks, or their sum, are not those of the chunks"
+
+
 def _stored(document, unchanged=False):
     return {"doc_id": document.doc_id, "version": document.version, "chunks": document.chunk_count,
             "unchanged": unchanged}
@@ -5336,6 +5508,7 @@ class BatOS_UVM:
         self._refused = None                             # why no work is accepted any more, or None
         self._view_commits = -1
         self._health = None                              # what `health` answers, within one drain
+        self._taken = None                               # [(lane, job)] of the messages being drained, None between drains
         self._retrying = False
 
     # ---- life
@@ -5419,17 +5592,29 @@ class BatOS_UVM:
     # ---- intake
 
     def _drain(self):
-        """Take all messages that are there; after a batch let other tasks have a turn."""
-        self._health = None
+        """Take all messages that are there, then give their jobs to the lanes; after a batch let others have a turn.
+
+        A lane that began with the first message would take the interpreter away from those behind it, and commit
+        small groups.
+        """
+        self._health, self._taken = None, []
+        if not self._drained():
+            self.loop.call_soon(self._drain)
+        taken, self._taken = self._taken, None
+        for lane, job in taken:
+            self.lanes[lane].submit(job)
+
+    def _drained(self):
+        """Take up to DRAIN_BATCH messages. Returns whether none is left."""
         for _ in range(DRAIN_BATCH):
             try:
                 frames = [self.socket.recv(NOBLOCK), self.socket.recv(NOBLOCK)]      # an identity never comes alone
             except zmq.Again:
-                return
+                return True
             while self.socket.getsockopt(zmq.RCVMORE):
                 frames.append(self.socket.recv(NOBLOCK))
             self._receive(frames)
-        self.loop.call_soon(self._drain)
+        return False
 
     def _again_if_readable(self):
         """The descriptor tells of edges: after sending, look whether messages came meanwhile."""
@@ -5463,12 +5648,14 @@ class BatOS_UVM:
         self._submit(request)
 
     def _check_room(self, request):
-        peer = request.peer
+        peer, most = request.peer, self.settings
         if self._refused:
             raise self._refused
+        if self.pending < most.pending_max and peer.pending < most.client_pending_max and len(peer.outbox) < most.outbox_max:
+            return
         for count, name in ((self.pending, "pending_max"), (peer.pending, "client_pending_max"),
                             (len(peer.outbox), "outbox_max")):
-            if count >= getattr(self.settings, name):
+            if count >= getattr(most, name):
                 raise Busy(f"{count} requests are at work or unread, which is the limit ({name}); "
                            "read replies, then send it again")
 
@@ -5518,8 +5705,12 @@ class BatOS_UVM:
         command = request.command
         key = request.key[1] if request.key else None
         why = command.why if command.client is None else f"{command.client}: {command.why or command.command}"
-        self.lanes[lane].submit(Job(command.command, apply, functools.partial(self._done, request, repeated),
-                                    request.who, why, None, key, request.digest, prepare=prepare))
+        job = Job(command.command, apply, functools.partial(self._done, request, repeated), request.who, why, None, key,
+                  request.digest, prepare=prepare)
+        if self._taken is None:
+            self.lanes[lane].submit(job)
+        else:
+            self._taken.append((lane, job))
 
     def _accept(self, request):
         if not request.accepted:
@@ -6187,6 +6378,24 @@ SUBCOMMANDS = {
 }
 
 
+def _check(args, settings):
+    def tell(line):
+        print(f"checking {line}", file=sys.stderr, flush=True)
+    report = check_image(settings.image, args.deep, tell)
+    lines = [f"{report['image']}: {report['bytes'] / 1e6:.1f} MB, {report['transactions']:,} transactions, {report['objects']:,} "
+             f"objects, {report['blobs']} blobs, {'deep' if args.deep else 'quick'} check in {report['seconds']} s"]
+    if report["tail"]:
+        lines.append(f"{report['tail']} bytes at the end are an unfinished transaction, which was never acknowledged; the next "
+                     "start cuts it and keeps it aside")
+    faults = [f"FAULT: {fault}" for fault in report["faults"]]
+    return report, "\n".join([*lines, *faults, f"{len(faults)} faults" if faults else "no fault was found"])
+
+
+LOCAL_COMMANDS = {                                       # what works on an image that no daemon has open
+    "check": (_check, "check an image that no daemon has open: headers, seals, blobs; --deep: everything"),
+}
+
+
 ARGUMENTS = {                                            # subcommand -> its arguments beside --endpoint and --json
     "ask": [("question", {})],
     "learn": [("paths", {"nargs": "+", "help": "files, or folders of text and Markdown files"})],
@@ -6194,6 +6403,8 @@ ARGUMENTS = {                                            # subcommand -> its arg
     "send": [("message", {"help": '{"target": …, "selector": …, "args": […]}'})],
     "cycles": [("--state", {"help": "only those in this state"}), ("--limit", {"type": int, "default": 20})],
     "cancel": [("cycle", {"help": "its id, 0x…"})],
+    "check": [("--deep", {"action": "store_true", "help": "every record, reference, page, posting and hash"}),
+              ("--image", {"default": argparse.SUPPRESS, "help": "the data file"})],
 }
 
 
@@ -6207,13 +6418,22 @@ def command_line():
         for where in (parser, serving):
             where.add_argument(f"--{row.name.replace('_', '-')}", dest=row.name, default=argparse.SUPPRESS,
                                metavar="VALUE", help=f"{row.help} ({row.unit}; default {row.default!r})")
-    for name, (_, text) in SUBCOMMANDS.items():
+    for name, (_, text) in (SUBCOMMANDS | LOCAL_COMMANDS).items():
         one = commands.add_parser(name, help=text, description=text)
-        one.add_argument("--endpoint", default=argparse.SUPPRESS, help="where the daemon listens")
+        if name in SUBCOMMANDS:
+            one.add_argument("--endpoint", default=argparse.SUPPRESS, help="where the daemon listens")
         one.add_argument("--json", action="store_true", help="print the reply as JSON")
         for flags, options in ARGUMENTS.get(name, ()):
             one.add_argument(flags, **options)
     return parser
+
+
+def _run_command(args, settings):
+    """Return (reply, text for people) of a subcommand."""
+    if args.subcommand in LOCAL_COMMANDS:
+        return LOCAL_COMMANDS[args.subcommand][0](args, settings)
+    with Client(settings.endpoint, 30.0) as client:
+        return SUBCOMMANDS[args.subcommand][0](args, client)
 
 
 def main(argv=None):
@@ -6223,10 +6443,9 @@ def main(argv=None):
         settings = load_settings({name: value for name, value in vars(args).items() if name in SETTINGS})
         if args.subcommand in (None, "serve"):
             return serve(settings, args.debug)
-        with Client(settings.endpoint, 30.0) as client:
-            reply, text = SUBCOMMANDS[args.subcommand][0](args, client)
+        reply, text = _run_command(args, settings)
         print(json.dumps(reply, default=repr) if args.json else text)
-        return 0
+        return int(isinstance(reply, dict) and bool(reply.get("faults")))
     except BatosError as error:
         if args.debug:
             raise

@@ -62,7 +62,7 @@ def test_the_help_lists_all_subcommands(capsys):
 
 
 def test_every_argument_belongs_to_a_subcommand():
-    assert set(batos.ARGUMENTS) <= set(batos.SUBCOMMANDS)
+    assert set(batos.ARGUMENTS) <= set(batos.SUBCOMMANDS | batos.LOCAL_COMMANDS)
 
 
 @pytest.mark.parametrize("arguments", [["sing"], ["ask"], ["learn"], ["cancel"], ["--nothing", "1"], ["cycles", "--limit", "x"]])

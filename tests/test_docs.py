@@ -31,7 +31,7 @@ def test_the_settings_are_told():
 
 
 def test_every_subcommand_and_every_command_of_the_wire_is_told():
-    for name in ("serve", *batos.SUBCOMMANDS):
+    for name in ("serve", *batos.SUBCOMMANDS, *batos.LOCAL_COMMANDS):
         assert re.search(rf"^\| `{name}\b", README, re.M), name
     for name in batos.COMMANDS:
         assert f"`{name}`" in README, name

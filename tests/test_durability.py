@@ -136,5 +136,6 @@ def test_kill_minus_9_under_mixed_load(tmp_path, kills):
     asked = [key for key in load.acknowledged if load.sent[key][0] == "initiate_cognitive_cycle"]
     missions_end(daemon.endpoint, len(asked))
     assert daemon.stop() == 0
+    assert batos.check_image(str(tmp_path / "live_image.fs"), deep=True)["faults"] == []
     counts = keys_in_pages(tmp_path / "live_image.fs")
     assert {key: counts[key] for key in load.acknowledged} == dict.fromkeys(load.acknowledged, 1)

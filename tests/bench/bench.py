@@ -366,6 +366,25 @@ def bench_start(seconds):
         yield f"restart with 10,000 objects: {name}", f"{value:.2f} s", f"first start {first[name]:.2f} s", value / first[name]
 
 
+def bench_check(seconds):
+    """`check` of 100,000 objects beside ZODB's own walk over the records of the same file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/live_image.fs"
+        batos.genesis(image := batos.Image.open(path))
+        image.close()
+        add_objects(path, 100_000)
+
+        def walked_s():
+            start_s = time.perf_counter()
+            for transaction_record in ZODB.FileStorage.FileIterator(path):
+                for _ in transaction_record:
+                    continue
+            return time.perf_counter() - start_s
+        for deep, name in ((False, "quick"), (True, "deep")):
+            mine, other = in_turns(3, lambda deep=deep: batos.check_image(path, deep)["seconds"], walked_s)
+            yield f"{name} check of 100,000 objects", f"{mine:.2f} s", f"ZODB's walk over the records {other:.2f} s", mine / other
+
+
 BENCHES = {name[6:]: function for name, function in globals().items() if name.startswith("bench_") and name != "bench_answer_"}
 
 

@@ -1,0 +1,169 @@
+"""`check`: a whole image has no fault, each kind of damage is named, and nothing is ever changed by looking."""
+
+import json
+import pathlib
+
+import persistent
+import pytest
+import ZODB
+
+import batos
+
+TEXT = "# Pump\n\nTurn the brass valve until the needle stands at zero. Then lock the screw.\n"
+
+
+@pytest.fixture
+def path(tmp_path):
+    """The path of a closed image with slots, pages, two documents (one retired) and a blob."""
+    where = str(tmp_path / "image.fs")
+    source = tmp_path / "weights"
+    source.write_bytes(b"w" * 5000)
+    image = batos.Image.open(where)
+    batos.genesis(image)
+    settings, token = batos.load_settings({}, {}), batos.WriteToken()
+    write, bulk = batos.WriteLane(image, token, settings).start(), batos.BulkLane(image, token, settings).start()
+    for n in range(20):
+        write.call(batos.Job("set", lambda root, n=n: root["genesis_obj"].setSlot_value_(f"s{n % 5}", [n, "x" * 500 * n]) and n))
+    write.call(batos.Job("gone", lambda root: batos.remove_slot(root["genesis_obj"], "s1")))
+    write.call(batos.Job("blob", lambda root: batos.set_slot(root["genesis_obj"], "file",
+                                                             batos.blob_record(str(source), "weights"))))
+    for name, text in (("a.md", TEXT), ("b.md", TEXT + "More."), ("a.md", TEXT + "Changed.")):
+        bulk.call(batos.Job("index", lambda root, name=name, text=text: batos.index_document_(
+            root["knowledge_catalog_obj"], name, text)["chunks"]))
+    for lane in (write, bulk):
+        lane.close()
+    image.close()
+    return where
+
+
+def changed(path, function):
+    """Change an image behind the back of lanes and ledger, and seal it."""
+    image = batos.Image.open(path)
+    unit = batos.Unit(image.db)
+    unit.manager.begin()
+    function(unit.root)
+    unit.manager.commit()
+    unit.close()
+    image.close()
+
+
+def contents(path):
+    folder = pathlib.Path(path).parent
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file() and not file.name.endswith(".lock")}
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_whole_image_has_no_fault_and_is_not_changed(path, deep):
+    before, told = contents(path), []
+    report = batos.check_image(path, deep, told.append)
+    assert report["faults"] == [] and report["tail"] == 0 and report["blobs"] == 1
+    assert report["objects"] > 30 and report["transactions"] > 20 and told and contents(path) == before
+
+
+def test_an_image_that_is_in_use_is_not_checked(path):
+    image = batos.Image.open(path)
+    with pytest.raises(batos.ImageLocked):
+        batos.check_image(path)
+    image.close()
+    assert batos.check_image(path)["faults"] == []
+
+
+def test_an_image_that_is_not_there(tmp_path):
+    with pytest.raises(batos.ConfigError, match="--image"):
+        batos.check_image(str(tmp_path / "nothing.fs"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unfinished_tail_is_told_and_left(path):
+    whole = pathlib.Path(path).read_bytes()
+    last = whole[-8 - int.from_bytes(whole[-8:]):]
+    with open(path, "ab") as file:                        # the next transaction, of which a crash left the first half
+        file.write((int.from_bytes(last[:8]) + 1).to_bytes(8) + last[8:16] + b"c" + last[17:len(last) // 2])
+    before = contents(path)
+    report = batos.check_image(path, deep=True)
+    assert report["faults"] == [] and report["tail"] == len(last) // 2 and contents(path) == before
+
+
+def test_a_flipped_byte_is_a_fault(path):
+    data = bytearray(pathlib.Path(path).read_bytes())
+    data[len(data) // 2] ^= 1
+    pathlib.Path(path).write_bytes(data)
+    [fault] = batos.check_image(path)["faults"]
+    assert "not those that were sealed" in fault or "damaged header" in fault
+
+
+def blob_file(path):
+    [file] = pathlib.Path(f"{path}.blob").rglob("*.blob")
+    return file
+
+
+def test_a_blob_that_is_gone_is_a_fault_at_once(path):
+    blob_file(path).unlink()
+    [fault] = batos.check_image(path)["faults"]
+    assert "has no file" in fault
+
+
+def test_a_blob_that_was_altered_is_a_fault_to_a_deep_check(path):
+    file = blob_file(path)
+    file.chmod(0o600)
+    file.write_bytes(b"v" + file.read_bytes()[1:])
+    assert batos.check_image(path)["faults"] == []
+    [fault] = batos.check_image(path, deep=True)["faults"]
+    assert "altered" in fault and "weights" in fault
+
+
+def dangling(root):
+    lost = batos.UvmObject(name="never stored")
+    lost._p_oid, lost._p_jar = b"\0\0\0\0\0\x0f\xff\xff", root._p_jar
+    root["traits_obj"].lost = lost
+
+
+class Stranger(persistent.Persistent):
+    """No class of an image."""
+
+
+def test_a_class_of_something_else_is_a_fault(path):
+    db = ZODB.DB(ZODB.FileStorage.FileStorage(path, blob_dir=f"{path}.blob"))
+    connection = db.open()
+    connection.root()["stranger"] = Stranger()
+    connection.transaction_manager.commit()
+    connection.close()
+    db.close()
+    faults = batos.check_image(path, deep=True)["faults"]
+    assert any("Stranger" in fault for fault in faults)
+
+
+@pytest.mark.parametrize("harm, words", [
+    (dangling, "0xfffff, which does not exist"),
+    (lambda root: root["genesis_obj"].setSlot_value_("s2", 7), "ledger: s2 of 0x3 is not what the change"),
+    (lambda root: batos.remove_slot(root["genesis_obj"], "s3"), "ledger: s3 of"),
+    (lambda root: root["genesis_obj"].setSlot_value_("s1", 7), "ledger: s1 of"),
+    (lambda root: root["knowledge_catalog_obj"].chunk_storage.pop(root["knowledge_catalog_obj"].documents["b.md"].first_chunk),
+     "catalog: b.md lacks 1 of its"),
+    (lambda root: root["knowledge_catalog_obj"].documents.pop("b.md"), "belong to no document"),
+    (lambda root: root["knowledge_catalog_obj"].text_index._wordinfo.pop(
+        root["knowledge_catalog_obj"].text_index.lexicon.get_wid("valv")), "the postings of 1 words.*valv"),
+    (lambda root: root["knowledge_catalog_obj"].text_index._docweight.update(
+        {root["knowledge_catalog_obj"].documents["b.md"].first_chunk: 1}), "lengths of the chunks"),
+    (lambda root: root["knowledge_catalog_obj"].metadata_index["scope"]["world"].clear(), "the filter scope"),
+    (lambda root: root["knowledge_catalog_obj"].retired_order.clear(), "1 retired documents"),
+    (lambda root: root.update(image_version=99), "99"),
+])
+def test_what_does_not_agree_is_named(path, harm, words):
+    try:
+        changed(path, harm)
+    except batos.ImageTooNew:
+        raise AssertionError("the harm came too early") from None
+    faults = batos.check_image(path, deep=True)["faults"]
+    assert faults and any(batos.re.search(words, fault) for fault in faults), faults
+
+
+def test_the_command_line_checks(path, capsys):
+    assert batos.main(["check", "--image", path, "--deep"]) == 0
+    shown = capsys.readouterr()
+    assert "no fault was found" in shown.out and "deep check" in shown.out and "checking catalog" in shown.err
+    blob_file(path).unlink()
+    assert batos.main(["check", "--image", path]) == 1
+    assert "FAULT: the blob" in capsys.readouterr().out
+    assert batos.main(["check", "--image", path, "--json"]) == 1
+    assert len(json.loads(capsys.readouterr().out)["faults"]) == 1
