@@ -1085,8 +1085,7 @@ def walk_transactions(data, start=len(MAGIC), tid=bytes(8)):
     return FileState(position, tid, count, size)
 
 
-_RECOVER = ("nothing was changed; keep a copy of the file and restore a backup, or save what can be read "
-            "with `python -m ZODB.fsrecover DAMAGED NEW`")
+_RECOVER = "nothing was changed; restore a backup, or save what can be read with `python batos.py recover NEW --image DAMAGED`"
 
 
 def check_tail(data, state):
@@ -1102,7 +1101,7 @@ def check_tail(data, state):
         return
     tid, length, status, *_ = TXN_HEADER.unpack_from(data, position)
     finished = status != b"c" and int.from_bytes(data[size - 8:size]) == size - position - 8
-    if finished or tid <= state.tid or status not in (b"c", b" ") or _later_transaction(data, position + 1, state.tid):
+    if finished or tid <= state.tid or status not in (b"c", b" ") or later_transaction(data, position + 1, state.tid):
         raise DamagedImage(f"the bytes from {position} to {size} are no unfinished transaction: the header there is "
                            f"damaged (status {status!r}, length {length}); {_RECOVER}", position=position)
 
@@ -1111,16 +1110,28 @@ def check_tail(data, state):
 _HEADER_LIKE = re.compile(rb"(?=\0\0\0\0.{4}[ p]\0.\0.\0.)", re.DOTALL)
 
 
-def _later_transaction(data, start, tid):
-    """Return whether a whole transaction with a later tid begins anywhere from `start` on."""
+def later_transaction(data, start, tid):
+    """Return where the next whole transaction with a later tid begins from `start` on, or None."""
     for match in _HEADER_LIKE.finditer(data, start + 8):
         at = match.start() - 8
-        if at + TXN_HEADER.size <= len(data):
-            other, length, *_ = TXN_HEADER.unpack_from(data, at)
-            end = at + length + 8
-            if other > tid and end <= len(data) and data[end - 8:end] == length.to_bytes(8):
-                return True
-    return False
+        if whole_end(data, at, tid):
+            return at
+    return None
+
+
+def whole_end(data, at, tid):
+    """Return where the finished transaction that begins at `at`, later than `tid`, ends; None where there is none.
+
+    Its two lengths must agree, and the tid of its first record must be its own.
+    """
+    if at + TXN_HEADER.size > len(data):
+        return None
+    own_tid, length, status, *extra = TXN_HEADER.unpack_from(data, at)
+    end, first = at + length + 8, at + TXN_HEADER.size + sum(extra)
+    finished = status in (b" ", b"p") and own_tid > tid and first <= end - 8 <= len(data) - 8
+    if not finished or data[end - 8:end] != length.to_bytes(8):
+        return None
+    return end if first == end - 8 or data[first + 8:first + 16] == own_tid else None
 
 
 class Seals:
@@ -1680,6 +1691,90 @@ def _faults_of(connection, oid, report, deep):
     except Exception as error:                           # a boundary: whatever the bytes of a record hold
         faults.append(f"the record of {name} does not load ({error!r})")
     return faults
+
+
+# Recovery
+
+
+def pieces(data):
+    """Yield (start, end, whole) of a data file's transactions in order, and of the bytes between that are none."""
+    at, tid = len(MAGIC), bytes(8)
+    while at < len(data):
+        end = whole_end(data, at, tid)
+        whole = end is not None
+        if whole:
+            tid = bytes(data[at:at + 8])
+        else:
+            end = later_transaction(data, at + 1, tid) or len(data)
+        yield at, end, whole
+        at = end
+
+
+def recover_image(where, new, tell=lambda line: None):
+    """Copy what can be read of an image that nobody has open into a new one, and check that deep.
+
+    Returns {"image", "new", "transactions", "records": both copied, "lost": sentences, "faults": of the new image,
+    "seconds"}. The original is never changed. Raises ConfigError, ImageLocked.
+    """
+    path, target, started_s = os.path.abspath(where), os.path.abspath(new), time.monotonic()
+    if not os.path.exists(path) or os.path.getsize(path) < len(MAGIC):
+        raise ConfigError(f"there is no image {path}; name the damaged one with --image")
+    if any(os.path.exists(target + end) for end in ("", ".blob", ".seals")):
+        raise ConfigError(f"{target}, or its blobs or seals, exist already; recover into a new place")
+    report = {"image": path, "new": target, "transactions": 0, "records": 0, "lost": []}
+    with private_files(), _lock_file(path), open(path, "rb") as file, \
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, \
+            contextlib.closing(ImageStorage(target, blob_dir=f"{target}.blob")) as storage:
+        blobs = ZODB.blob.FilesystemHelper(f"{path}.blob")
+        for start, end, whole in pieces(data):
+            why = _copy_transaction(path, start, storage, blobs, report) if whole else "no whole transaction"
+            if why:
+                report["lost"].append(f"bytes {start} to {end}: {why}")
+            tell(f"{end / 1e6:.1f} of {len(data) / 1e6:.1f} MB")
+    report["faults"] = check_image(target, deep=True)["faults"]
+    if not report["faults"]:
+        Image.open(target).close()                       # seals it
+    return report | {"seconds": round(time.monotonic() - started_s, 2)}
+
+
+def _copy_transaction(path, start, storage, blobs, report):
+    """Copy one transaction, all its records that can be read. Returns why none of it could be, or None."""
+    with contextlib.closing(ZODB.FileStorage.FileIterator(path, pos=start)) as iterator:
+        try:
+            record_of = next(iter(iterator))
+            records = list(record_of)
+        except (ZODB.POSException.POSError, struct.error, ValueError, EOFError, StopIteration) as error:
+            return f"its records cannot be read ({type(error).__name__}: {error})"
+        storage.tpc_begin(record_of, record_of.tid, record_of.status)
+        for record in records:
+            fault = _copy_record(record, storage, blobs, record_of)
+            if fault:
+                report["lost"].append(f"{oid_text(record.oid)} of change {record.tid.hex()}: {fault}")
+            else:
+                report["records"] += 1
+        storage.tpc_vote(record_of)
+        storage.tpc_finish(record_of)
+    report["transactions"] += 1
+    return None
+
+
+def _copy_record(record, storage, blobs, owner):
+    """Copy one record, with its blob's file. Returns why that could not be, or None; what it was before then stands."""
+    try:
+        ZODB.serialize.referencesf(record.data or b"N.")
+    except Exception as error:                           # a boundary: whatever the bytes of a record hold
+        return f"the record does not read ({error!r}); its state before it stands"
+    if b"ZODB.blob" not in (record.data or b"")[:40]:
+        storage.restore(record.oid, record.tid, record.data, "", record.data_txn, owner)
+        return None
+    source = blobs.getBlobFilename(record.oid, record.tid)
+    if not os.path.exists(source):
+        return "its blob has no file"
+    handle, copy = tempfile.mkstemp(dir=storage.fshelper.temp_dir)
+    os.close(handle)
+    shutil.copyfile(source, copy)
+    storage.restoreBlob(record.oid, record.tid, record.data, copy, record.data_txn, owner)
+    return None
 
 
 @check("ledger")
@@ -6391,8 +6486,19 @@ def _check(args, settings):
     return report, "\n".join([*lines, *faults, f"{len(faults)} faults" if faults else "no fault was found"])
 
 
+def _recover(args, settings):
+    def tell(line):
+        print(f"recovering {line}", file=sys.stderr, flush=True)
+    report = recover_image(settings.image, args.new, tell if sys.stderr.isatty() else lambda line: None)
+    lines = [f"{report['transactions']:,} transactions with {report['records']:,} records are in {report['new']} "
+             f"({report['seconds']} s); {report['image']} was not changed"]
+    lines += [f"LOST: {lost}" for lost in report["lost"]] + [f"FAULT in the new image: {fault}" for fault in report["faults"]]
+    return report, "\n".join([*lines, *([] if report["lost"] else ["nothing was lost"])])
+
+
 LOCAL_COMMANDS = {                                       # what works on an image that no daemon has open
     "check": (_check, "check an image that no daemon has open: headers, seals, blobs; --deep: everything"),
+    "recover": (_recover, "save what can be read of a damaged image into a new one"),
 }
 
 
@@ -6403,6 +6509,8 @@ ARGUMENTS = {                                            # subcommand -> its arg
     "send": [("message", {"help": '{"target": …, "selector": …, "args": […]}'})],
     "cycles": [("--state", {"help": "only those in this state"}), ("--limit", {"type": int, "default": 20})],
     "cancel": [("cycle", {"help": "its id, 0x…"})],
+    "recover": [("new", {"help": "the new data file"}),
+                ("--image", {"default": argparse.SUPPRESS, "help": "the damaged data file; it is not changed"})],
     "check": [("--deep", {"action": "store_true", "help": "every record, reference, page, posting and hash"}),
               ("--image", {"default": argparse.SUPPRESS, "help": "the data file"})],
 }
@@ -6445,7 +6553,7 @@ def main(argv=None):
             return serve(settings, args.debug)
         reply, text = _run_command(args, settings)
         print(json.dumps(reply, default=repr) if args.json else text)
-        return int(isinstance(reply, dict) and bool(reply.get("faults")))
+        return int(isinstance(reply, dict) and bool(reply.get("faults") or reply.get("lost")))
     except BatosError as error:
         if args.debug:
             raise

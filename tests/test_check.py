@@ -1,7 +1,8 @@
-"""`check`: a whole image has no fault, each kind of damage is named, and nothing is ever changed by looking."""
+"""`check` and `recover`: each kind of damage is named, what can be read is saved, and the original is never changed."""
 
 import json
 import pathlib
+import random
 
 import persistent
 import pytest
@@ -167,3 +168,94 @@ def test_the_command_line_checks(path, capsys):
     assert "FAULT: the blob" in capsys.readouterr().out
     assert batos.main(["check", "--image", path, "--json"]) == 1
     assert len(json.loads(capsys.readouterr().out)["faults"]) == 1
+
+
+# Recover
+
+
+def slots(path):
+    """The slots of genesis_obj in an image, where that can be read."""
+    image = batos.Image.open(path)
+    with batos.reading(image) as root:
+        found = {name: value for name, value in batos.own(root["genesis_obj"]).items() if name.startswith("s")}
+    image.close()
+    return found
+
+
+def transactions(path):
+    data = pathlib.Path(path).read_bytes()
+    return [(start, end) for start, end, whole in batos.pieces(data) if whole]
+
+
+def test_a_whole_image_is_recovered_byte_by_byte(path, tmp_path):
+    before, new = contents(path), str(tmp_path / "new" / "image.fs")
+    (tmp_path / "new").mkdir()
+    report = batos.recover_image(path, new)
+    assert report["lost"] == report["faults"] == [] and report["transactions"] == len(transactions(path))
+    assert {file: data for file, data in contents(path).items() if "new" not in file.parts} == before
+    assert pathlib.Path(new).read_bytes() == pathlib.Path(path).read_bytes() and slots(new) == slots(path)
+
+
+@pytest.mark.parametrize("field", range(23))
+def test_a_damaged_header_costs_its_transaction_alone(path, tmp_path, field):
+    """Every byte of the header of a transaction in the middle, flipped."""
+    parts = transactions(path)
+    start, end = parts[len(parts) // 2]
+    data = bytearray(pathlib.Path(path).read_bytes())
+    data[start + field] ^= 0xFF
+    pathlib.Path(path).write_bytes(data)
+    report = batos.recover_image(path, str(tmp_path / "new.fs"))
+    if report["lost"]:
+        assert report["transactions"] == len(parts) - 1 and report["lost"][0].startswith(f"bytes {start} to {end}")
+    else:                                                # a byte that nothing is read from
+        assert report["transactions"] == len(parts)
+    assert bytes(data) == pathlib.Path(path).read_bytes()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_whatever_is_flipped_the_rest_is_saved(path, tmp_path, seed):
+    rng, data, parts = random.Random(seed), bytearray(pathlib.Path(path).read_bytes()), transactions(path)
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        data[rng.randrange(8, len(data))] ^= 1 << rng.randrange(8)
+    pathlib.Path(path).write_bytes(data)
+    report = batos.recover_image(path, str(tmp_path / "new.fs"))
+    assert report["transactions"] >= len(parts) - 5 and bytes(data) == pathlib.Path(path).read_bytes()
+    if report["transactions"] < len(parts):
+        assert report["lost"]
+
+
+def test_a_hole_in_the_middle_and_a_cut_end(path, tmp_path):
+    parts = transactions(path)
+    data = bytearray(pathlib.Path(path).read_bytes())
+    first, last = parts[8][0] + 5, parts[11][1] - 5
+    data[first:last] = bytes(last - first)
+    pathlib.Path(path).write_bytes(data[:-20])
+    report = batos.recover_image(path, str(tmp_path / "new.fs"))
+    assert report["transactions"] == len(parts) - 5 and len(report["lost"]) == 2
+
+
+def test_a_blob_without_its_file_is_told(path, tmp_path):
+    blob_file(path).unlink()
+    report = batos.recover_image(path, str(tmp_path / "new.fs"))
+    assert len(report["lost"]) == 1 and "no file" in report["lost"][0] and report["faults"]
+
+
+def test_recover_keeps_off_what_exists_and_what_is_in_use(path, tmp_path):
+    with pytest.raises(batos.ConfigError, match="new place"):
+        batos.recover_image(path, path)
+    with pytest.raises(batos.ConfigError, match="--image"):
+        batos.recover_image(str(tmp_path / "nothing.fs"), str(tmp_path / "new.fs"))
+    image = batos.Image.open(path)
+    with pytest.raises(batos.ImageLocked):
+        batos.recover_image(path, str(tmp_path / "new.fs"))
+    image.close()
+    assert not (tmp_path / "new.fs").exists()
+
+
+def test_a_recovered_image_serves(path, tmp_path, daemon, capsys):
+    new = str(tmp_path / "new.fs")
+    assert batos.main(["recover", new, "--image", path]) == 0
+    assert "nothing was lost" in capsys.readouterr().out
+    with batos.Client(daemon("--image", new).endpoint) as client:
+        assert client.call("search_memory", query="brass valve")["results"]
+        assert client.call("send_message", target="genesis_obj", selector="s2")["result"][0] == 17
