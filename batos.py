@@ -1521,6 +1521,13 @@ class LedgerPage(persistent.Persistent):
                                      for n, entry in enumerate(entries)])
         self.changes = tuple(entry.changes for entry in entries)
 
+    def __setstate__(self, state):
+        if "entries" in state:                           # dicts of ENTRY_FIELDS and "changes", as the first images have
+            packed = [Entry((*(row[name] for name in ENTRY_FIELDS[:-1]), pack_result(kept_result(row))), row["changes"])
+                      for row in state["entries"]]
+            state = vars(LedgerPage(packed))
+        super().__setstate__(state)
+
     @property
     def entries(self):
         """My entries as dicts of ENTRY_FIELDS and "changes"; a large result is a LedgerValue."""
@@ -1542,13 +1549,17 @@ def page_entry(job, result, changes, at_us):
 
     Raises BadRequest where the result does not fit the wire.
     """
-    try:
-        packed = ormsgpack.packb(result, option=ormsgpack.OPT_NON_STR_KEYS)
-    except (TypeError, ValueError) as error:
-        raise BadRequest(f"the answer does not fit the wire ({error}), so nothing was done") from None
     rows = tuple([(obj, slot, _kept_slot(before), _kept_slot(own(obj).get(slot, ABSENT)))
                   for (obj, slot), before in changes.items()])
-    return Entry((job.name, at_us, job.who, job.why, job.cycle, job.key, job.digest, packed), rows)
+    return Entry((job.name, at_us, job.who, job.why, job.cycle, job.key, job.digest, pack_result(result)), rows)
+
+
+def pack_result(result):
+    """Return a result as msgpack. Raises BadRequest where it does not fit the wire."""
+    try:
+        return ormsgpack.packb(result, option=ormsgpack.OPT_NON_STR_KEYS)
+    except (TypeError, ValueError) as error:
+        raise BadRequest(f"the answer does not fit the wire ({error}), so nothing was done") from None
 
 
 def kept_result(entry):

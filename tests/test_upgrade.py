@@ -1,0 +1,49 @@
+"""Images of earlier commits are opened: what they hold is there, what they promised is kept."""
+
+import pathlib
+import shutil
+
+import pytest
+
+import batos
+
+IMAGES = pathlib.Path(__file__).resolve().parent / "data" / "images"
+MISSION = {"type": "direct_synthesis", "selector": "answer_", "args": ["How is the brass valve turned?"]}
+
+
+@pytest.fixture
+def old(tmp_path):
+    """The image that commit 2d58de3 made (no mind, no core, pages of dicts), as live_image.fs of the test's folder."""
+    shutil.copy(IMAGES / "2d58de3", tmp_path / "live_image.fs")
+    shutil.copy(IMAGES / "2d58de3.seals", tmp_path / "live_image.fs.seals")
+    return str(tmp_path / "live_image.fs")
+
+
+def test_an_old_image_has_no_fault(old):
+    assert batos.check_image(old, deep=True)["faults"] == []
+
+
+def test_an_old_image_keeps_its_promises_and_learns_to_think(old, daemon):
+    with batos.Client(daemon(core=0).endpoint) as client:
+        def put(*args, key):
+            return client.call("send_message", target="genesis_obj", selector="setSlot:value:", args=list(args),
+                               idempotency_key=key)
+        assert client.call("send_message", target="genesis_obj", selector="mood")["result"] == "curious"
+        assert put("mood", "curious", key="the first key")["repeated"]
+        assert put("large", "x" * 5000, key="a large key")["repeated"]
+        clone = client.call("send_message", target="genesis_obj", selector="clone", idempotency_key="a clone")
+        assert clone["repeated"] and clone["result"] == {"$ref": "0x27"} and clone["change"] == "040d2998dacb32ee.0"
+        with pytest.raises(batos.KeyReused):
+            put("mood", "dull", key="the first key")
+        assert client.call("search_memory", query="brass valve")["results"][0]["chunk"]["doc_id"] == "pump.md"
+        ended = client.call("initiate_cognitive_cycle", mission_brief=MISSION, wait=True)["result"]
+        assert ended["state"] == "COMPLETE" and ended["evidence"][0]["doc_id"] == "pump.md"
+
+
+def test_an_old_image_is_whole_after_its_first_day_with_the_new_program(old, daemon):
+    running = daemon(core=0)
+    with batos.Client(running.endpoint) as client:
+        client.call("send_message", target="genesis_obj", selector="setSlot:value:", args=["n", 7])
+    assert running.stop() == 0
+    report = batos.check_image(old, deep=True)
+    assert report["faults"] == [] and report["objects"] > 60
