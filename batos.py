@@ -6338,9 +6338,11 @@ class Client:
         """Send a request as a map and return its reply. Raises the error of the reply, or NoReply."""
         self._number += 1
         wait_ms = int((timeout_s or self.timeout_s) * 1000)
-        if not self._socket.poll(wait_ms, zmq.POLLOUT):
-            raise NoReply(f"nothing answers at {self.endpoint}; start it with `python batos.py`")
-        self._socket.send(pack_reply({**request, "id": self._number}))
+        try:
+            self._socket.poll(wait_ms, zmq.POLLOUT)
+            self._socket.send(pack_reply({**request, "id": self._number}), NOBLOCK)      # who listened may be gone again
+        except zmq.Again:
+            raise NoReply(f"nothing answers at {self.endpoint}; start it with `python batos.py`") from None
         while self._socket.poll(wait_ms):
             reply = ormsgpack.unpackb(self._socket.recv(), option=ormsgpack.OPT_NON_STR_KEYS)
             if reply["id"] in (self._number, None):      # older ones are late replies to calls given up

@@ -233,6 +233,26 @@ def test_what_was_sent_to_nobody_is_not_delivered_later(tmp_path):
         assert [request["command"] for request in double.requests] == ["inspect"]
 
 
+class Optimist:
+    """A socket that says it can send, as one does whose peer goes away the moment after."""
+
+    def __init__(self, socket):
+        self._socket = socket
+
+    def poll(self, timeout, flags):
+        return flags
+
+    def __getattr__(self, name):
+        return getattr(self._socket, name)
+
+
+def test_a_daemon_that_goes_away_amid_a_call_does_not_hang_the_client():
+    with batos.Client(NOBODY, timeout_s=0.1) as client:
+        client._socket = Optimist(client._socket)
+        with pytest.raises(batos.NoReply, match="nothing answers"):
+            client.call("health")
+
+
 class Double:
     """A ROUTER in a thread that answers each request with the replies that `answer(request)` gives."""
 

@@ -75,7 +75,7 @@ def finish(threads, load):
     load.stop.set()
     for thread in threads:
         thread.join(60)
-    assert load.problems == []
+    assert load.problems == [] and not any(thread.is_alive() for thread in threads)
 
 
 def settle(load, endpoint):
