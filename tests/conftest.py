@@ -4,6 +4,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -26,13 +27,17 @@ class DaemonProcess:
             self.lines.append(line)
             if "listens on" in line:
                 self.endpoint = line.split()[4]
+                self._reader = threading.Thread(target=self.lines.extend, args=(self.process.stdout,))
+                self._reader.start()                     # what nobody reads would fill the pipe and stop the daemon
                 return
         raise AssertionError("the daemon did not start: " + "".join(self.lines))
 
     def stop(self, kill=False):
         if self.process.poll() is None:
             self.process.kill() if kill else self.process.terminate()
-        self.process.communicate(timeout=60)
+        self.process.wait(timeout=60)
+        self._reader.join(60)
+        self.process.stdout.close()
         return self.process.returncode
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -124,6 +125,26 @@ def test_ask_shows_the_evidence_then_the_answer(line):
     first, *rest = out.splitlines()
     assert status == 0 and re.fullmatch(r"\[1\] .*pump\.md:5  Turn the brass valve until the needle stands at zero\.", first)
     assert "" in rest and "“Turn the brass valve until the needle stands at zero.” [1]" in "\n".join(rest[rest.index(""):])
+
+
+def test_an_interrupted_question_is_cancelled(tmp_path):
+    running = conftest.DaemonProcess(tmp_path, core=60)
+    try:
+        with batos.Client(running.endpoint) as client:
+            client.call("index_document", doc_id="pump.md", text=MANUAL)
+            command = [sys.executable, str(conftest.ROOT / "batos.py"), "ask", "--endpoint", running.endpoint]
+            asking = subprocess.Popen([*command, "How is the brass valve turned?"], stdout=subprocess.PIPE,
+                                      stderr=subprocess.PIPE, text=True)
+            while not client.call("health")["result"]["missions"]["running"]:
+                pass
+            asking.send_signal(signal.SIGINT)
+            _, told = asking.communicate(timeout=60)
+            assert asking.returncode == 1 and "is being cancelled" in told and "Traceback" not in told
+            while (rows := client.call("list_cycles")["results"])[0]["state"] != "FAILED":
+                pass
+            assert rows[0]["reason"]["code"] == "Cancelled"
+    finally:
+        running.stop(kill=True)
 
 
 def test_ask_says_that_nothing_is_in_memory(line):

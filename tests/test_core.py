@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import subprocess
 import sys
 import threading
 
@@ -537,3 +538,22 @@ def test_the_trainers_answers_fit_the_grammars(core):
         matcher = loaded.matcher(grammar)
         ids = loaded.tokenizer.backend_tokenizer.encode(answer, add_special_tokens=False).ids
         assert matcher.validate_tokens(ids) == len(ids), (task, fields, answer)
+
+
+@pytest.mark.slow
+def test_the_trainer_goes_on_from_its_checkpoint_and_what_it_writes_is_a_core(tmp_path):
+    def train(minutes, *options):
+        command = [sys.executable, str(SEED / "train.py"), "--minutes", str(minutes), "--trials", "2", "--batch-tokens", "1024"]
+        places = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "core")]
+        subprocess.run([*command, *places, *options], check=True, timeout=600, capture_output=True)
+        return batos.core_card(tmp_path / "core")
+    first = train(0.03)
+    again = train(0.08, "--resume")
+    assert 0 < first["steps"] < again["steps"] and first["tokens"] < again["tokens"] and again["minutes"] >= first["minutes"]
+    assert batos.check_core_files(tmp_path / "core")
+    one = batos.CognitiveCore(lambda: tmp_path / "core", threads=1).start()
+    one.wait_ready(WAIT_S)
+    try:
+        valid_plan(one.infer(rows(PLAN))[0].value, MISSION)
+    finally:
+        one.close()

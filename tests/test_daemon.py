@@ -1,5 +1,6 @@
 """The daemon, from outside: commands, keys, garbage, kill -9."""
 
+import re
 import threading
 import time
 
@@ -103,6 +104,57 @@ def test_kill_minus_9_under_load_loses_nothing_acknowledged(daemon):
         assert check.stop() == 0
         for n, value in last.items():
             assert slots[f"slot{n}"]["value"] in (value, value + 1)
+
+
+def test_the_first_start_tells_its_phases_and_a_restart_keeps_the_index(daemon, tmp_path):
+    first = daemon(core="auto")
+    told = "".join(first.lines)
+    assert re.search(r"Prototypal Awakening: the first objects and the core are in the image \(\d+\.\d s\)", told)
+    assert re.search(r"BAT OS listens on tcp://127\.0\.0\.1:\d+ \(Ctrl-C stops it\)\n", told)
+    with batos.Client(first.endpoint) as client:
+        client.call("index_document", doc_id="pump.md", text=MANUAL)
+        while client.call("health")["result"]["core"]["state"] == "loading":
+            time.sleep(0.05)
+    assert first.stop() == 0
+    told = "".join(first.lines)
+    phases = re.findall(r"^the core is (?:loading: (.*)|(ready): .*)$", told, re.MULTILINE)
+    assert [one or other for one, other in phases] == ["import torch", "import transformers", "import bitsandbytes", "find files",
+                                                      "weights and self-test", "ready"]
+    lines = set(told.splitlines())                       # nothing but what the daemon itself says: the libraries are quiet
+    assert all(re.match(r"Prototypal|BAT OS listens|the core is|stopped; everything", line) for line in lines), lines
+    saved = batos.ZODB.fsIndex.fsIndex.load(str(tmp_path / "live_image.fs.index"))
+    assert saved["pos"] == (tmp_path / "live_image.fs").stat().st_size and len(saved["index"]) > 30
+    again = daemon(core="none")
+    assert "Awakening" not in "".join(again.lines) and "Ignoring index" not in "".join(again.lines)
+
+
+def test_the_log_tells_what_was_done_but_no_content_and_is_rotated(daemon, tmp_path):
+    running = daemon("--debug", "--log-file-mb", "0.02")
+    with batos.Client(running.endpoint) as client:
+        for number in range(400):
+            client.call("send_message", target="genesis_obj", selector="setSlot:value:", args=["n", f"a secret {number}"])
+    assert running.stop() == 0
+    logs = sorted(path.name for path in tmp_path.glob("live_image.fs.log*"))
+    text = "".join(path.read_text() for path in tmp_path.glob("live_image.fs.log*"))
+    assert "live_image.fs.log.1" in logs and len(logs) <= 4 and "send_message" in text and "secret" not in text
+    assert all(path.stat().st_mode & 0o077 == 0 for path in tmp_path.glob("live_image.fs*"))
+
+
+def test_documents_are_read_by_path_under_learn_roots_alone(daemon, tmp_path):
+    inside, outside = tmp_path / "shelf", tmp_path / "elsewhere"
+    for folder in (inside, outside):
+        folder.mkdir()
+        (folder / "pump.md").write_text(MANUAL)
+    (inside / "link.md").symlink_to(outside / "pump.md")
+    with batos.Client(daemon("--learn-roots", str(inside)).endpoint) as client:
+        assert client.call("index_document", doc_id="pump.md", path=str(inside / "pump.md"))["result"]["chunks"] == 1
+        for path in (outside / "pump.md", inside / "link.md", inside / ".." / "elsewhere" / "pump.md", inside, inside / "none",
+                     tmp_path / "live_image.fs"):
+            with pytest.raises(batos.BadRequest, match="learn_roots"):
+                client.call("index_document", doc_id="x", path=str(path))
+        for fields in ({}, {"text": "x", "path": str(inside / "pump.md")}):
+            with pytest.raises(batos.BadRequest, match="either"):
+                client.call("index_document", doc_id="x", **fields)
 
 
 def test_another_interface_is_refused():

@@ -254,7 +254,7 @@ def test_a_second_signal_hurries(daemon):
         with pytest.raises(subprocess.TimeoutExpired):
             running.process.wait(1.5)
         running.process.send_signal(signal.SIGINT)
-        running.process.communicate(timeout=60)
+        running.process.wait(60)
     assert running.process.returncode == 0
 
 
