@@ -1684,7 +1684,7 @@ def _faults_of(connection, oid, report, deep):
     except (ZODB.POSException.POSError, OSError, ValueError, struct.error) as error:
         return [f"the record of {name} cannot be read ({error!r})"]
     faults = []
-    if b"ZODB.blob" in data[:40]:
+    if ZODB.blob.is_blob_record(data):
         report["blobs"] += 1
         if not os.path.exists(storage.fshelper.getBlobFilename(oid, tid)):
             faults.append(f"the blob {name} has no file for its change {tid.hex()}")
@@ -1775,7 +1775,7 @@ def _copy_record(record, storage, blobs, owner):
         ZODB.serialize.referencesf(record.data or b"N.")
     except Exception as error:                           # a boundary: whatever the bytes of a record hold
         return f"the record does not read ({error!r}); its state before it stands"
-    if b"ZODB.blob" not in (record.data or b"")[:40]:
+    if not (record.data and ZODB.blob.is_blob_record(record.data)):
         storage.restore(record.oid, record.tid, record.data, "", record.data_txn, owner)
         return None
     source = blobs.getBlobFilename(record.oid, record.tid)
@@ -6240,6 +6240,12 @@ def set_up_log(settings, debug=False):
                         format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
+def say(line, end="\n"):
+    """Tell whoever started the daemon. Nobody may be reading any more (`python batos.py | head`); that stops nothing."""
+    with contextlib.suppress(OSError):
+        print(line, end=end, flush=True)
+
+
 def awaken(image, setting):
     """Prototypal Awakening: give the image what it lacks, objects and the core's files, in one transaction."""
     folder, first = core_folder(image, setting), image.empty()
@@ -6247,9 +6253,9 @@ def awaken(image, setting):
         return
     started_s = time.monotonic()
     what = "the first objects" if first else "what the image lacks"
-    print(f"Prototypal Awakening: {what}{' and the core' if folder else ''}", end=" ", flush=True)
+    say(f"Prototypal Awakening: {what}{' and the core' if folder else ''}", end=" ")
     genesis(image, folder)
-    print(f"are in the image ({time.monotonic() - started_s:.1f} s)", flush=True)
+    say(f"are in the image ({time.monotonic() - started_s:.1f} s)")
 
 
 def embedded_core(image, settings):
@@ -6258,8 +6264,7 @@ def embedded_core(image, settings):
         held = bool(root["pLLM_obj"].model_blob)
     if settings.core == "none" or not held:
         return CognitiveCore()
-    return CognitiveCore(lambda: core_directory(image), threads=int(settings.core_threads),
-                         tell=lambda progress: print(progress, flush=True))
+    return CognitiveCore(lambda: core_directory(image), threads=int(settings.core_threads), tell=say)
 
 
 def serve(settings, debug=False, make_core=embedded_core):
@@ -6277,7 +6282,7 @@ def serve(settings, debug=False, make_core=embedded_core):
         image.close()
         if image.path:
             shutil.rmtree(f"{image.path}.core", ignore_errors=True)
-    print("stopped; everything acknowledged is in the image", flush=True)
+    say("stopped; everything acknowledged is in the image")
     return int(getattr(image.storage, "broken", None) is not None)
 
 
@@ -6296,7 +6301,7 @@ async def _run(uvm, image, endpoint):
     gc.set_threshold(GC_THRESHOLD)
     checking = loop.run_in_executor(None, image.check_rest)
     checking.add_done_callback(functools.partial(_checked_rest, stop))
-    print(f"BAT OS listens on {endpoint} (Ctrl-C stops it)", flush=True)
+    say(f"BAT OS listens on {endpoint} (Ctrl-C stops it)")
     log_daemon.info("listening on %s, image %s", endpoint, hide_password(uvm.settings.image))
     try:
         await uvm.serve(stop)

@@ -1,9 +1,12 @@
 """The daemon, from outside: commands, keys, garbage, kill -9."""
 
 import re
+import subprocess
+import sys
 import threading
 import time
 
+import conftest
 import ormsgpack
 import pytest
 import zmq
@@ -126,6 +129,22 @@ def test_the_first_start_tells_its_phases_and_a_restart_keeps_the_index(daemon, 
     assert saved["pos"] == (tmp_path / "live_image.fs").stat().st_size and len(saved["index"]) > 30
     again = daemon(core="none")
     assert "Awakening" not in "".join(again.lines) and "Ignoring index" not in "".join(again.lines)
+
+
+def test_a_daemon_whose_output_nobody_reads_any_more_goes_on(tmp_path):
+    """As `python batos.py | head -1` leaves it, when the core has yet to load."""
+    command = [sys.executable, str(conftest.ROOT / "batos.py"), "--endpoint", "tcp://127.0.0.1:0"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    for line in process.stdout:
+        if "listens on" in line:
+            break
+    process.stdout.close()
+    with batos.Client(line.split()[4]) as client:
+        while client.call("health")["result"]["core"]["state"] == "loading":
+            time.sleep(0.05)
+        assert client.call("health")["result"]["core"]["state"] == "ready"
+        client.call("shutdown")
+    assert process.wait(60) == 0
 
 
 def test_the_log_tells_what_was_done_but_no_content_and_is_rotated(daemon, tmp_path):
