@@ -111,6 +111,10 @@ __version__ = "0.1.0"
 # may simply be sent again later.
 
 
+def _rebuild_error(kind, message, fields):
+    return kind(message, **fields)
+
+
 class BatosError(Exception):
     """The root of all errors of BAT OS: a sentence, and the values in it as `fields`."""
 
@@ -125,10 +129,6 @@ class BatosError(Exception):
 
     def __reduce__(self):          # the constructor takes more than a message: survive a pipe whole
         return _rebuild_error, (type(self), self.message, self.fields)
-
-
-def _rebuild_error(kind, message, fields):
-    return kind(message, **fields)
 
 
 class ConfigError(BatosError, ValueError):
@@ -318,6 +318,14 @@ SETTINGS = {row.name: row for row in (
 )}
 
 
+def _setting(name, written):
+    if name not in SETTINGS:
+        near = difflib.get_close_matches(name, SETTINGS, 1, 0.5)
+        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(SETTINGS)}"
+        raise ConfigError(f"unknown setting {written}{hint}")
+    return SETTINGS[name]
+
+
 def load_settings(given=None, environ=None):
     """Return a namespace with every setting: `given` (name -> value or None) over environment over default.
 
@@ -334,14 +342,6 @@ def load_settings(given=None, environ=None):
         if value is not None:
             values[name] = row.parse(value) if isinstance(value, str) else value
     return types.SimpleNamespace(**values)
-
-
-def _setting(name, written):
-    if name not in SETTINGS:
-        near = difflib.get_close_matches(name, SETTINGS, 1, 0.5)
-        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(SETTINGS)}"
-        raise ConfigError(f"unknown setting {written}{hint}")
-    return SETTINGS[name]
 
 
 ################################################################################
@@ -517,27 +517,6 @@ BTREES = tuple(kind for (module, name), kind in IMAGE_CLASSES.items()
                if module.startswith("BTrees.") and name.endswith(("BTree", "TreeSet")))
 
 
-def checked(value, depth=0):
-    """Return `value` as a slot may hold it: plain containers copied, pointers to objects kept.
-
-    Raises BadSlot that names the kind and the nearest allowed form.
-    """
-    kind = type(value)
-    if kind in _SCALARS or isinstance(value, persistent.Persistent):
-        return value if kind in _SCALARS else _checked_persistent(value)
-    if kind is int:
-        return _checked_int(value)
-    if depth >= MAX_DEPTH:
-        raise BadSlot(f"a value is nested deeper than {MAX_DEPTH} levels; store its parts as objects of their own")
-    if kind is list or kind is tuple:
-        return kind([checked(item, depth + 1) for item in value])
-    if kind is dict:
-        return {_checked_key(key): checked(item, depth + 1) for key, item in value.items()}
-    raise BadSlot(f"a slot cannot hold a {kind.__name__}; the nearest allowed form is {_nearest_form(value)}. Allowed "
-                  "are None, bool, int, float, str, bytes, datetime, list, tuple, dict, UvmObject, BTree and Blob",
-                  kind=kind.__name__)
-
-
 def _checked_persistent(value):
     kind = type(value)
     if IMAGE_CLASSES.get((kind.__module__, kind.__name__)) is not kind:
@@ -566,6 +545,27 @@ def _nearest_form(value):
         if isinstance(value, base):
             return f"a plain {base.__name__}"
     return "a UvmObject with its parts as slots"
+
+
+def checked(value, depth=0):
+    """Return `value` as a slot may hold it: plain containers copied, pointers to objects kept.
+
+    Raises BadSlot that names the kind and the nearest allowed form.
+    """
+    kind = type(value)
+    if kind in _SCALARS or isinstance(value, persistent.Persistent):
+        return value if kind in _SCALARS else _checked_persistent(value)
+    if kind is int:
+        return _checked_int(value)
+    if depth >= MAX_DEPTH:
+        raise BadSlot(f"a value is nested deeper than {MAX_DEPTH} levels; store its parts as objects of their own")
+    if kind is list or kind is tuple:
+        return kind([checked(item, depth + 1) for item in value])
+    if kind is dict:
+        return {_checked_key(key): checked(item, depth + 1) for key, item in value.items()}
+    raise BadSlot(f"a slot cannot hold a {kind.__name__}; the nearest allowed form is {_nearest_form(value)}. Allowed "
+                  "are None, bool, int, float, str, bytes, datetime, list, tuple, dict, UvmObject, BTree and Blob",
+                  kind=kind.__name__)
 
 
 def check_slot_name(name):
@@ -622,6 +622,13 @@ class ImageConnection(ZODB.Connection.Connection):
     def extent(self):
         """Return a value that differs once anything was changed through this connection."""
         return self.writes, len(self._registered_objects)
+
+
+def _copied(value):
+    if isinstance(value, BTREES):
+        items = value.items() if hasattr(value, "items") else value.keys()
+        return type(value)([(key, _copied(item)) for key, item in items] if hasattr(value, "items") else items)
+    return value
 
 
 class UvmObject(persistent.Persistent):
@@ -709,28 +716,6 @@ def own(obj):
 ABSENT = type("Absent", (), {"__repr__": lambda self: "ABSENT", "__bool__": lambda self: False})()
 
 
-def set_slot(obj, name, value):
-    """Set one slot. A pointer takes an object or a list and holds a tuple. Raises ReservedName, BadSlot."""
-    check_slot_name(name)
-    value = _checked_pointer(name, value) if name.endswith("*") else checked(value)
-    _note_change(obj, name)
-    if name.endswith("*") and name not in own(obj).get("_pointers", ()):
-        _store(obj, "_pointers", _pointer_order((*own(obj).get("_pointers", ()), name)))
-    _store(obj, name, value)
-
-
-def remove_slot(obj, name):
-    """Remove an own slot. Raises NotFound if there is none."""
-    check_slot_name(name)
-    if name not in own(obj):
-        raise NotFound(f"{obj!r} has no slot {name!r} of its own; {mend(name, obj._slots, 'its slots')}",
-                       kind="slot", name=name)
-    _note_change(obj, name)
-    if name.endswith("*"):
-        _store(obj, "_pointers", tuple(other for other in obj._pointers if other != name))
-    persistent.Persistent.__delattr__(obj, name)
-
-
 def _store(obj, name, value):
     persistent.Persistent.__setattr__(obj, name, value)
 
@@ -760,11 +745,26 @@ def _note_change(obj, name):
         jar.changes[obj, name] = own(obj).get(name, ABSENT)
 
 
-def _copied(value):
-    if isinstance(value, BTREES):
-        items = value.items() if hasattr(value, "items") else value.keys()
-        return type(value)([(key, _copied(item)) for key, item in items] if hasattr(value, "items") else items)
-    return value
+def set_slot(obj, name, value):
+    """Set one slot. A pointer takes an object or a list and holds a tuple. Raises ReservedName, BadSlot."""
+    check_slot_name(name)
+    value = _checked_pointer(name, value) if name.endswith("*") else checked(value)
+    _note_change(obj, name)
+    if name.endswith("*") and name not in own(obj).get("_pointers", ()):
+        _store(obj, "_pointers", _pointer_order((*own(obj).get("_pointers", ()), name)))
+    _store(obj, name, value)
+
+
+def remove_slot(obj, name):
+    """Remove an own slot. Raises NotFound if there is none."""
+    check_slot_name(name)
+    if name not in own(obj):
+        raise NotFound(f"{obj!r} has no slot {name!r} of its own; {mend(name, obj._slots, 'its slots')}",
+                       kind="slot", name=name)
+    _note_change(obj, name)
+    if name.endswith("*"):
+        _store(obj, "_pointers", tuple(other for other in obj._pointers if other != name))
+    persistent.Persistent.__delattr__(obj, name)
 
 
 # Lookup and send
@@ -792,20 +792,27 @@ def ancestry(obj):
             todo.extend(reversed(slots[pointer]))
 
 
-def lookup(obj, name):
-    """Find a slot along the delegation. Misses are found too: their `value` is ABSENT.
+def _answer_value(name, value, receiver, *args, **kwargs):
+    if args or kwargs:
+        raise BadRequest(f"{name} of {receiver!r} is a value, not a method, and takes no arguments; "
+                         f"to change it send setSlot_value_ with {name!r} and the new value")
+    return value
 
-    Kept for each connection until something there is written, or its snapshot moves. What delegates to an object
-    that no connection knows yet is not kept: its changes are told to nobody.
-    """
-    jar = obj._p_jar
-    kept = jar.lookups.setdefault(name, {}) if isinstance(jar, ImageConnection) else {}
-    if obj in kept:
-        return kept[obj]
-    found, known = _look_up(obj, name)
-    if known:
-        kept[obj] = found
-    return found
+
+def _call_for(name, value):
+    """Return the function that `send` calls for a slot's value."""
+    if not isinstance(value, Method):
+        return functools.partial(_answer_value, name, value)
+    return primitive_named(value.primitive).function
+
+
+def _not_understood(selector, receiver, *args, **kwargs):
+    handler = lookup(receiver, "_doesNotUnderstand_")
+    if handler.value is ABSENT:
+        handler = lookup(receiver, "doesNotUnderstand_")
+    if handler.value is ABSENT:
+        raise message_not_understood(receiver, selector)
+    return handler.call(receiver, selector, args, kwargs)
 
 
 def _look_up(obj, name):
@@ -821,27 +828,20 @@ def _look_up(obj, name):
     return Found(ABSENT, None, call), known
 
 
-def _call_for(name, value):
-    """Return the function that `send` calls for a slot's value."""
-    if not isinstance(value, Method):
-        return functools.partial(_answer_value, name, value)
-    return primitive_named(value.primitive).function
+def lookup(obj, name):
+    """Find a slot along the delegation. Misses are found too: their `value` is ABSENT.
 
-
-def _answer_value(name, value, receiver, *args, **kwargs):
-    if args or kwargs:
-        raise BadRequest(f"{name} of {receiver!r} is a value, not a method, and takes no arguments; "
-                         f"to change it send setSlot_value_ with {name!r} and the new value")
-    return value
-
-
-def _not_understood(selector, receiver, *args, **kwargs):
-    handler = lookup(receiver, "_doesNotUnderstand_")
-    if handler.value is ABSENT:
-        handler = lookup(receiver, "doesNotUnderstand_")
-    if handler.value is ABSENT:
-        raise message_not_understood(receiver, selector)
-    return handler.call(receiver, selector, args, kwargs)
+    Kept for each connection until something there is written, or its snapshot moves. What delegates to an object
+    that no connection knows yet is not kept: its changes are told to nobody.
+    """
+    jar = obj._p_jar
+    kept = jar.lookups.setdefault(name, {}) if isinstance(jar, ImageConnection) else {}
+    if obj in kept:
+        return kept[obj]
+    found, known = _look_up(obj, name)
+    if known:
+        kept[obj] = found
+    return found
 
 
 def message_not_understood(receiver, selector):
@@ -928,6 +928,13 @@ def _remove_slot(receiver, name):
     return receiver
 
 
+def _joined(receiver, made):
+    """Give a new object its oid now, so that the reply can name it."""
+    if receiver._p_jar is not None:
+        receiver._p_jar.add(made)
+    return made
+
+
 @primitive("clone", universal=True)
 def _clone(receiver):
     return _joined(receiver, receiver.clone())
@@ -936,13 +943,6 @@ def _clone(receiver):
 @primitive("_clone_persistent_", universal=True)
 def _clone_persistent(receiver):
     return _joined(receiver, receiver._clone_persistent_())
-
-
-def _joined(receiver, made):
-    """Give a new object its oid now, so that the reply can name it."""
-    if receiver._p_jar is not None:
-        receiver._p_jar.add(made)
-    return made
 
 
 @primitive("getSlot_", reads=True, universal=True)
@@ -971,20 +971,6 @@ def _does_not_understand(receiver, selector, args=(), kwargs=None):
 # Paths
 
 
-def resolve(root, target):
-    """Return what `target` names: a root name, a dotted path of slots and tree keys, or an oid as 0x… or decimal.
-
-    Raises NotFound that names the nearest known name.
-    """
-    if target[:1].isdigit() and re.fullmatch(r"0x[0-9a-fA-F]{1,16}|[0-9]{1,19}", target):
-        return _resolve_oid(root._p_jar, int(target, 0) if target.startswith("0x") else int(target))
-    first, *rest = target.split(".")
-    value = _step(root, first, "root object")
-    for name in rest:
-        value = _step(value, name, f"part of {target!r}")
-    return value
-
-
 def _resolve_oid(jar, number):
     try:
         obj = jar.get(number.to_bytes(8))
@@ -993,6 +979,17 @@ def _resolve_oid(jar, number):
         raise NotFound(f"no object has the oid {hex(number)}; oids stand in `inspect` and in replies as $ref",
                        kind="object", name=hex(number)) from None
     return obj
+
+
+def _few_keys(tree):
+    return list(tree.keys()) if len(tree) <= 1000 else ()
+
+
+def _tree_get(tree, name):
+    try:
+        return tree.get(name, ABSENT)
+    except TypeError:                                    # a tree with integer keys
+        return tree.get(int(name), ABSENT) if name.lstrip("-").isdigit() else ABSENT
 
 
 def _step(value, name, what):
@@ -1007,15 +1004,18 @@ def _step(value, name, what):
     return found
 
 
-def _few_keys(tree):
-    return list(tree.keys()) if len(tree) <= 1000 else ()
+def resolve(root, target):
+    """Return what `target` names: a root name, a dotted path of slots and tree keys, or an oid as 0x… or decimal.
 
-
-def _tree_get(tree, name):
-    try:
-        return tree.get(name, ABSENT)
-    except TypeError:                                    # a tree with integer keys
-        return tree.get(int(name), ABSENT) if name.lstrip("-").isdigit() else ABSENT
+    Raises NotFound that names the nearest known name.
+    """
+    if target[:1].isdigit() and re.fullmatch(r"0x[0-9a-fA-F]{1,16}|[0-9]{1,19}", target):
+        return _resolve_oid(root._p_jar, int(target, 0) if target.startswith("0x") else int(target))
+    first, *rest = target.split(".")
+    value = _step(root, first, "root object")
+    for name in rest:
+        value = _step(value, name, f"part of {target!r}")
+    return value
 
 
 def append_log(tree, entry, most):
@@ -1134,6 +1134,14 @@ def whole_end(data, at, tid):
     return end if first == end - 8 or data[first + 8:first + 16] == own_tid else None
 
 
+def range_hash(data, start, end):
+    """Return BLAKE2b of data[start:end] as hex, read in steps so that a large range needs little memory."""
+    state = hashlib.blake2b(digest_size=32)
+    for at in range(start, end, HASH_STEP):
+        state.update(data[at:min(at + HASH_STEP, end)])
+    return state.hexdigest()
+
+
 class Seals:
     """The append-only file of seals beside a data file: what was once whole can be shown to be whole still."""
 
@@ -1184,12 +1192,17 @@ class Seals:
                                    f"{_RECOVER}", position=row["start"])
 
 
-def range_hash(data, start, end):
-    """Return BLAKE2b of data[start:end] as hex, read in steps so that a large range needs little memory."""
-    state = hashlib.blake2b(digest_size=32)
-    for at in range(start, end, HASH_STEP):
-        state.update(data[at:min(at + HASH_STEP, end)])
-    return state.hexdigest()
+def _cut_tail(path, state):
+    aside = f"{path}.tail.{unix_us()}"
+    with private_files(), open(path, "rb") as source, open(aside, "wb") as target:
+        source.seek(state.end)
+        shutil.copyfileobj(source, target)
+        target.flush()
+        os.fsync(target.fileno())
+    fsync_path(os.path.dirname(os.path.abspath(path)))
+    os.truncate(path, state.end)
+    log_image.warning("an unfinished transaction of %d bytes was cut from %s; it is kept in %s",
+                      state.size - state.end, path, aside)
 
 
 def examine(path, open_check_bytes=1 << 62):
@@ -1201,6 +1214,13 @@ def examine(path, open_check_bytes=1 << 62):
     if state.end < state.size:
         _cut_tail(path, state)
     return state, seals, rest
+
+
+def _examine_missing(path, seals):
+    if seals.rows:
+        raise DamagedImage(f"{path} is missing or empty, but its seals stand beside it: there was an image here; "
+                           "restore a backup, or move the seals away to begin anew", path=str(path))
+    return FileState(0, bytes(8), 0, 0), seals, []
 
 
 def look_over(path, open_check_bytes=1 << 62):
@@ -1223,24 +1243,12 @@ def look_over(path, open_check_bytes=1 << 62):
     return state, seals, seals.rows[len(first):]
 
 
-def _examine_missing(path, seals):
-    if seals.rows:
-        raise DamagedImage(f"{path} is missing or empty, but its seals stand beside it: there was an image here; "
-                           "restore a backup, or move the seals away to begin anew", path=str(path))
-    return FileState(0, bytes(8), 0, 0), seals, []
-
-
-def _cut_tail(path, state):
-    aside = f"{path}.tail.{unix_us()}"
-    with private_files(), open(path, "rb") as source, open(aside, "wb") as target:
-        source.seek(state.end)
-        shutil.copyfileobj(source, target)
-        target.flush()
-        os.fsync(target.fileno())
-    fsync_path(os.path.dirname(os.path.abspath(path)))
-    os.truncate(path, state.end)
-    log_image.warning("an unfinished transaction of %d bytes was cut from %s; it is kept in %s",
-                      state.size - state.end, path, aside)
+def _folders_up_to(path, top):
+    folders, folder, top = set(), os.path.dirname(os.path.abspath(path)), os.path.abspath(top)
+    while len(folder) >= len(top):
+        folders.add(folder)
+        folder = os.path.dirname(folder)
+    return folders
 
 
 class ImageStorage(ZODB.FileStorage.FileStorage):
@@ -1272,14 +1280,6 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
             folders |= _folders_up_to(path, self.fshelper.base_dir)
         for folder in sorted(folders, key=len, reverse=True):
             fsync_path(folder)
-
-
-def _folders_up_to(path, top):
-    folders, folder, top = set(), os.path.dirname(os.path.abspath(path)), os.path.abspath(top)
-    while len(folder) >= len(top):
-        folders.add(folder)
-        folder = os.path.dirname(folder)
-    return folders
 
 
 class ImageDB(ZODB.DB):
@@ -1328,6 +1328,48 @@ def reading(image):
     """Read a snapshot of an image once, with a connection of its own."""
     with contextlib.closing(Unit(image.db)) as unit, unit.snapshot() as root:
         yield root
+
+
+def _storage_by_uri(uri):
+    import zodburi
+    try:
+        factory, _ = zodburi.resolve_uri(uri)
+        return factory()
+    except (KeyError, ValueError, ImportError, TypeError) as error:
+        raise ConfigError(f"the image {hide_password(uri)} cannot be opened by its URI ({error}); allowed are a path, "
+                          "or a scheme that zodburi knows (zeo://, postgres:// with RelStorage, memory://)") from error
+
+
+def _locked(path, take):
+    import zc.lockfile
+    try:
+        return take()
+    except zc.lockfile.LockError:
+        owner = pathlib.Path(f"{path}.lock").read_text(errors="replace").strip() or "unknown"
+        raise ImageLocked(f"the image {path} is in use by another process (pid {owner}); stop that one first "
+                          "(`python batos.py stop`), or serve another image with --image", pid=owner) from None
+
+
+def _check_version(root):
+    version = root.get("image_version")
+    if version is None and not len(root):
+        return                                           # before genesis
+    if version is None:
+        raise ImageTooNew("the file is a ZODB database, but no image of BAT OS (it has no image_version); "
+                          "name another path with --image")
+    if version > IMAGE_VERSION:
+        raise ImageTooNew(f"the image has version {version}; this BAT OS reads up to {IMAGE_VERSION}. Start the newer "
+                          "batos.py that wrote it", version=version)
+
+
+@contextlib.contextmanager
+def _lock_file(path):
+    import zc.lockfile
+    lock = _locked(path, lambda: zc.lockfile.LockFile(f"{path}.lock"))
+    try:
+        yield
+    finally:
+        lock.close()
 
 
 class Image:
@@ -1401,51 +1443,9 @@ class Image:
         self.db.close()
 
 
-def _storage_by_uri(uri):
-    import zodburi
-    try:
-        factory, _ = zodburi.resolve_uri(uri)
-        return factory()
-    except (KeyError, ValueError, ImportError, TypeError) as error:
-        raise ConfigError(f"the image {hide_password(uri)} cannot be opened by its URI ({error}); allowed are a path, "
-                          "or a scheme that zodburi knows (zeo://, postgres:// with RelStorage, memory://)") from error
-
-
 def hide_password(uri):
     """Return a URI without user and password, fit to be shown."""
     return re.sub(r"//[^/@]*@", "//", uri)
-
-
-@contextlib.contextmanager
-def _lock_file(path):
-    import zc.lockfile
-    lock = _locked(path, lambda: zc.lockfile.LockFile(f"{path}.lock"))
-    try:
-        yield
-    finally:
-        lock.close()
-
-
-def _locked(path, take):
-    import zc.lockfile
-    try:
-        return take()
-    except zc.lockfile.LockError:
-        owner = pathlib.Path(f"{path}.lock").read_text(errors="replace").strip() or "unknown"
-        raise ImageLocked(f"the image {path} is in use by another process (pid {owner}); stop that one first "
-                          "(`python batos.py stop`), or serve another image with --image", pid=owner) from None
-
-
-def _check_version(root):
-    version = root.get("image_version")
-    if version is None and not len(root):
-        return                                           # before genesis
-    if version is None:
-        raise ImageTooNew("the file is a ZODB database, but no image of BAT OS (it has no image_version); "
-                          "name another path with --image")
-    if version > IMAGE_VERSION:
-        raise ImageTooNew(f"the image has version {version}; this BAT OS reads up to {IMAGE_VERSION}. Start the newer "
-                          "batos.py that wrote it", version=version)
 
 
 # Blobs
@@ -1504,6 +1504,20 @@ class Entry(typing.NamedTuple):
     changes: tuple
 
 
+def kept_result(entry):
+    """Return the result that an entry keeps."""
+    result = entry["result"]
+    return result.value if isinstance(result, LedgerValue) else result
+
+
+def pack_result(result):
+    """Return a result as msgpack. Raises BadRequest where it does not fit the wire."""
+    try:
+        return ormsgpack.packb(result, option=ormsgpack.OPT_NON_STR_KEYS)
+    except (TypeError, ValueError) as error:
+        raise BadRequest(f"the answer does not fit the wire ({error}), so nothing was done") from None
+
+
 @image_class
 class LedgerPage(persistent.Persistent):
     """I am the record of one commit. My serial is the commit's tid.
@@ -1544,40 +1558,6 @@ def change_name(tid, number):
     return f"{tid.hex()}.{number}"
 
 
-def page_entry(job, result, changes, at_us):
-    """Return a page's Entry for a job that succeeded. changes: {(object, slot) -> value before}.
-
-    Raises BadRequest where the result does not fit the wire.
-    """
-    rows = tuple([(obj, slot, _kept_slot(before), _kept_slot(own(obj).get(slot, ABSENT)))
-                  for (obj, slot), before in changes.items()])
-    return Entry((job.name, at_us, job.who, job.why, job.cycle, job.key, job.digest, pack_result(result)), rows)
-
-
-def pack_result(result):
-    """Return a result as msgpack. Raises BadRequest where it does not fit the wire."""
-    try:
-        return ormsgpack.packb(result, option=ormsgpack.OPT_NON_STR_KEYS)
-    except (TypeError, ValueError) as error:
-        raise BadRequest(f"the answer does not fit the wire ({error}), so nothing was done") from None
-
-
-def kept_result(entry):
-    """Return the result that an entry keeps."""
-    result = entry["result"]
-    return result.value if isinstance(result, LedgerValue) else result
-
-
-def _kept_slot(value):
-    return () if value is ABSENT else (_kept(value),)
-
-
-def _kept(value):
-    if isinstance(value, (str, bytes, list, tuple, dict)) and _weight(value, BIG_VALUE_BYTES) > BIG_VALUE_BYTES:
-        return LedgerValue(value)
-    return value
-
-
 def _weight(value, enough):
     """Return about how many bytes a plain value takes, counting no further than `enough`."""
     if isinstance(value, (str, bytes)):
@@ -1590,6 +1570,26 @@ def _weight(value, enough):
         if total > enough:
             break
     return total
+
+
+def _kept(value):
+    if isinstance(value, (str, bytes, list, tuple, dict)) and _weight(value, BIG_VALUE_BYTES) > BIG_VALUE_BYTES:
+        return LedgerValue(value)
+    return value
+
+
+def _kept_slot(value):
+    return () if value is ABSENT else (_kept(value),)
+
+
+def page_entry(job, result, changes, at_us):
+    """Return a page's Entry for a job that succeeded. changes: {(object, slot) -> value before}.
+
+    Raises BadRequest where the result does not fit the wire.
+    """
+    rows = tuple([(obj, slot, _kept_slot(before), _kept_slot(own(obj).get(slot, ABSENT)))
+                  for (obj, slot), before in changes.items()])
+    return Entry((job.name, at_us, job.who, job.why, job.cycle, job.key, job.digest, pack_result(result)), rows)
 
 
 def append_page(tree, entries, keep_from_us, most=4):
@@ -1636,47 +1636,6 @@ def unopened(path):
             db.close()
 
 
-def check_image(where, deep=False, tell=lambda line: None):
-    """Check an image that nobody has open. Returns {"image", "deep", "bytes", "transactions", "tail", "objects", "blobs",
-    "faults": sentences, "seconds"}; `tell` is given a line for each step. Nothing is changed.
-
-    Quick: every transaction header, every seal, the version, a file for every blob. Deep: also that every record loads
-    and every reference resolves, the SHA-256 of what blobs hold, and CHECKS. Raises ConfigError, ImageLocked.
-    """
-    path, started_s = os.path.abspath(where), time.monotonic()
-    if not os.path.exists(path):
-        raise ConfigError(f"there is no image {path}; name one with --image")
-    report = {"image": path, "deep": deep, "bytes": os.path.getsize(path), "transactions": 0, "tail": 0, "objects": 0,
-              "blobs": 0, "faults": []}
-    try:
-        tell("transaction headers and seals")
-        state, _, _ = look_over(path)
-        report |= {"transactions": state.transactions, "tail": state.size - state.end}
-        with unopened(path) as db:
-            report["faults"] += _record_faults(db, report, deep, tell)
-    except (DamagedImage, ImageTooNew, ForeignClass) as error:
-        report["faults"].append(error.message)
-    return report | {"seconds": round(time.monotonic() - started_s, 2)}
-
-
-def _record_faults(db, report, deep, tell):
-    """Return the faults of all records; count objects and blobs into the report."""
-    faults = []
-    with contextlib.closing(Unit(db)) as unit, unit.snapshot() as root:
-        tell("records and blobs")
-        _check_version(root)
-        for oid in list(db.storage._index.keys()):
-            report["objects"] += 1
-            faults += _faults_of(unit.connection, oid, report, deep)
-            if report["objects"] % 10_000 == 0:
-                unit.connection.cacheMinimize()
-                tell(f"records and blobs: {report['objects']:,} of {len(db.storage._index):,}")
-        for name, function in CHECKS.items() if deep and not faults else ():
-            tell(name)
-            faults += [f"{name}: {fault}" for fault in function(root)]
-    return faults
-
-
 def _faults_of(connection, oid, report, deep):
     storage, name = connection.db().storage, oid_text(oid)
     try:
@@ -1704,6 +1663,47 @@ def _faults_of(connection, oid, report, deep):
     return faults
 
 
+def _record_faults(db, report, deep, tell):
+    """Return the faults of all records; count objects and blobs into the report."""
+    faults = []
+    with contextlib.closing(Unit(db)) as unit, unit.snapshot() as root:
+        tell("records and blobs")
+        _check_version(root)
+        for oid in list(db.storage._index.keys()):
+            report["objects"] += 1
+            faults += _faults_of(unit.connection, oid, report, deep)
+            if report["objects"] % 10_000 == 0:
+                unit.connection.cacheMinimize()
+                tell(f"records and blobs: {report['objects']:,} of {len(db.storage._index):,}")
+        for name, function in CHECKS.items() if deep and not faults else ():
+            tell(name)
+            faults += [f"{name}: {fault}" for fault in function(root)]
+    return faults
+
+
+def check_image(where, deep=False, tell=lambda line: None):
+    """Check an image that nobody has open. Returns {"image", "deep", "bytes", "transactions", "tail", "objects", "blobs",
+    "faults": sentences, "seconds"}; `tell` is given a line for each step. Nothing is changed.
+
+    Quick: every transaction header, every seal, the version, a file for every blob. Deep: also that every record loads
+    and every reference resolves, the SHA-256 of what blobs hold, and CHECKS. Raises ConfigError, ImageLocked.
+    """
+    path, started_s = os.path.abspath(where), time.monotonic()
+    if not os.path.exists(path):
+        raise ConfigError(f"there is no image {path}; name one with --image")
+    report = {"image": path, "deep": deep, "bytes": os.path.getsize(path), "transactions": 0, "tail": 0, "objects": 0,
+              "blobs": 0, "faults": []}
+    try:
+        tell("transaction headers and seals")
+        state, _, _ = look_over(path)
+        report |= {"transactions": state.transactions, "tail": state.size - state.end}
+        with unopened(path) as db:
+            report["faults"] += _record_faults(db, report, deep, tell)
+    except (DamagedImage, ImageTooNew, ForeignClass) as error:
+        report["faults"].append(error.message)
+    return report | {"seconds": round(time.monotonic() - started_s, 2)}
+
+
 # Recovery
 
 
@@ -1719,6 +1719,46 @@ def pieces(data):
             end = later_transaction(data, at + 1, tid) or len(data)
         yield at, end, whole
         at = end
+
+
+def _copy_record(record, storage, blobs, owner):
+    """Copy one record, with its blob's file. Returns why that could not be, or None; what it was before then stands."""
+    try:
+        ZODB.serialize.referencesf(record.data or b"N.")
+    except Exception as error:                           # a boundary: whatever the bytes of a record hold
+        return f"the record does not read ({error!r}); its state before it stands"
+    if not (record.data and ZODB.blob.is_blob_record(record.data)):
+        storage.restore(record.oid, record.tid, record.data, "", record.data_txn, owner)
+        return None
+    source = blobs.getBlobFilename(record.oid, record.tid)
+    if not os.path.exists(source):
+        return "its blob has no file"
+    handle, copy = tempfile.mkstemp(dir=storage.fshelper.temp_dir)
+    os.close(handle)
+    shutil.copyfile(source, copy)
+    storage.restoreBlob(record.oid, record.tid, record.data, copy, record.data_txn, owner)
+    return None
+
+
+def _copy_transaction(path, start, storage, blobs, report):
+    """Copy one transaction, all its records that can be read. Returns why none of it could be, or None."""
+    with contextlib.closing(ZODB.FileStorage.FileIterator(path, pos=start)) as iterator:
+        try:
+            record_of = next(iter(iterator))
+            records = list(record_of)
+        except (ZODB.POSException.POSError, struct.error, ValueError, EOFError, StopIteration) as error:
+            return f"its records cannot be read ({type(error).__name__}: {error})"
+        storage.tpc_begin(record_of, record_of.tid, record_of.status)
+        for record in records:
+            fault = _copy_record(record, storage, blobs, record_of)
+            if fault:
+                report["lost"].append(f"{oid_text(record.oid)} of change {record.tid.hex()}: {fault}")
+            else:
+                report["records"] += 1
+        storage.tpc_vote(record_of)
+        storage.tpc_finish(record_of)
+    report["transactions"] += 1
+    return None
 
 
 def recover_image(where, new, tell=lambda line: None):
@@ -1746,46 +1786,6 @@ def recover_image(where, new, tell=lambda line: None):
     if not report["faults"]:
         Image.open(target).close()                       # seals it
     return report | {"seconds": round(time.monotonic() - started_s, 2)}
-
-
-def _copy_transaction(path, start, storage, blobs, report):
-    """Copy one transaction, all its records that can be read. Returns why none of it could be, or None."""
-    with contextlib.closing(ZODB.FileStorage.FileIterator(path, pos=start)) as iterator:
-        try:
-            record_of = next(iter(iterator))
-            records = list(record_of)
-        except (ZODB.POSException.POSError, struct.error, ValueError, EOFError, StopIteration) as error:
-            return f"its records cannot be read ({type(error).__name__}: {error})"
-        storage.tpc_begin(record_of, record_of.tid, record_of.status)
-        for record in records:
-            fault = _copy_record(record, storage, blobs, record_of)
-            if fault:
-                report["lost"].append(f"{oid_text(record.oid)} of change {record.tid.hex()}: {fault}")
-            else:
-                report["records"] += 1
-        storage.tpc_vote(record_of)
-        storage.tpc_finish(record_of)
-    report["transactions"] += 1
-    return None
-
-
-def _copy_record(record, storage, blobs, owner):
-    """Copy one record, with its blob's file. Returns why that could not be, or None; what it was before then stands."""
-    try:
-        ZODB.serialize.referencesf(record.data or b"N.")
-    except Exception as error:                           # a boundary: whatever the bytes of a record hold
-        return f"the record does not read ({error!r}); its state before it stands"
-    if not (record.data and ZODB.blob.is_blob_record(record.data)):
-        storage.restore(record.oid, record.tid, record.data, "", record.data_txn, owner)
-        return None
-    source = blobs.getBlobFilename(record.oid, record.tid)
-    if not os.path.exists(source):
-        return "its blob has no file"
-    handle, copy = tempfile.mkstemp(dir=storage.fshelper.temp_dir)
-    os.close(handle)
-    shutil.copyfile(source, copy)
-    storage.restoreBlob(record.oid, record.tid, record.data, copy, record.data_txn, owner)
-    return None
 
 
 @check("ledger")
@@ -1962,6 +1962,28 @@ class ReadLane(Lane):
         job.done(outcome)
 
 
+def _without_key(job):
+    return dataclasses.replace(job, key=None, digest=None)
+
+
+def _run_job(unit, job):
+    """Apply one job inside the open transaction. Returns (Outcome, page entry or None)."""
+    connection, changes = unit.connection, {}
+    connection.changes, connection.events = changes, []
+    try:
+        result = job.apply(unit.root)
+        if isinstance(result, Refused):
+            return Outcome(job, error=result.error), page_entry(_without_key(job), None, changes, unix_us())
+        entry = page_entry(job, result, {} if job.journal else changes, unix_us())
+        return Outcome(job, result, events=tuple(connection.events)), entry
+    except transaction.interfaces.TransientError:
+        raise                                            # the transaction is run again
+    except Exception as error:                           # a boundary: every error becomes an outcome
+        return Outcome(job, error=error), None
+    finally:
+        connection.changes = None
+
+
 class WritingLane(Lane):
     """What the write and the bulk lane share: one transaction for some jobs, its page, its commit."""
 
@@ -2049,28 +2071,6 @@ class WritingLane(Lane):
         return [Outcome(job, error=error) for job in jobs]
 
 
-def _run_job(unit, job):
-    """Apply one job inside the open transaction. Returns (Outcome, page entry or None)."""
-    connection, changes = unit.connection, {}
-    connection.changes, connection.events = changes, []
-    try:
-        result = job.apply(unit.root)
-        if isinstance(result, Refused):
-            return Outcome(job, error=result.error), page_entry(_without_key(job), None, changes, unix_us())
-        entry = page_entry(job, result, {} if job.journal else changes, unix_us())
-        return Outcome(job, result, events=tuple(connection.events)), entry
-    except transaction.interfaces.TransientError:
-        raise                                            # the transaction is run again
-    except Exception as error:                           # a boundary: every error becomes an outcome
-        return Outcome(job, error=error), None
-    finally:
-        connection.changes = None
-
-
-def _without_key(job):
-    return dataclasses.replace(job, key=None, digest=None)
-
-
 class WriteLane(WritingLane):
     """Groups of short jobs, one commit a group."""
 
@@ -2095,6 +2095,9 @@ class WriteLane(WritingLane):
     def _alone(self, unit, job):
         with self.token:
             return self._attempt(unit, [job])
+
+
+_URGENT = object()
 
 
 class BulkLane(WritingLane):
@@ -2133,9 +2136,6 @@ class BulkLane(WritingLane):
                 job.prepare()
         except Exception as error:                       # a boundary: every error becomes an outcome
             return Outcome(job, error=error)
-
-
-_URGENT = object()
 
 
 ################################################################################
@@ -2546,6 +2546,20 @@ def check_core_file(path, wanted):
 BASE = "__base__"                                        # what PEFT calls a row without an adapter
 
 
+def unspellable(tokenizer_json):
+    """Return a tokenizer.json whose special tokens have names that no text spells.
+
+    llguidance cuts text that a grammar forces by this file, and takes a text that spells a special token for it.
+    """
+    spec = json.loads(tokenizer_json) | {"padding": None, "truncation": None}
+    for token in spec["added_tokens"]:
+        if token["special"]:
+            name, token["content"] = token["content"], f"\U0010fffe{token['id']}"
+            if name in spec["model"]["vocab"]:
+                spec["model"]["vocab"][token["content"]] = spec["model"]["vocab"].pop(name)
+    return json.dumps(spec)
+
+
 class LoadedCore:
     """A model in memory, with all that turns prompts into rows. Belongs to the model thread.
 
@@ -2621,20 +2635,6 @@ class LoadedCore:
             peft.set_peft_model_state_dict(self.model, tensors, adapter_name=name)
         self.model.eval()
         self.adapters.add(name)
-
-
-def unspellable(tokenizer_json):
-    """Return a tokenizer.json whose special tokens have names that no text spells.
-
-    llguidance cuts text that a grammar forces by this file, and takes a text that spells a special token for it.
-    """
-    spec = json.loads(tokenizer_json) | {"padding": None, "truncation": None}
-    for token in spec["added_tokens"]:
-        if token["special"]:
-            name, token["content"] = token["content"], f"\U0010fffe{token['id']}"
-            if name in spec["model"]["vocab"]:
-                spec["model"]["vocab"][token["content"]] = spec["model"]["vocab"].pop(name)
-    return json.dumps(spec)
 
 
 # What libraries say that means nothing here: logger -> (part of the line, why it is dropped).
@@ -3358,6 +3358,12 @@ def _take_table(lines, n):
     return lines.block("table", n, after) if after > n else None
 
 
+def _list_goes_on(lines, n, after):
+    if _ITEM.match(lines[n]) or lines[n].startswith(("  ", "\t")):
+        return True
+    return n == after and not (_FENCE.match(lines[n]) or _ATX.match(lines[n]))
+
+
 def _take_list(lines, n):
     """Take list items with what is indented under them; blank lines only where it goes on after them."""
     if not _ITEM.match(lines[n]):
@@ -3371,12 +3377,6 @@ def _take_list(lines, n):
             break
         after = following + 1
     return lines.block("list", n, after)
-
-
-def _list_goes_on(lines, n, after):
-    if _ITEM.match(lines[n]) or lines[n].startswith(("  ", "\t")):
-        return True
-    return n == after and not (_FENCE.match(lines[n]) or _ATX.match(lines[n]))
 
 
 def _take_prose(lines, n, interrupt=None):
@@ -3428,6 +3428,11 @@ def _spans(text, cuts):
     return [span for pair in itertools.pairwise(cuts) if (span := _trimmed(text, *pair))]
 
 
+def _no_prose(window):
+    """Tell whether a long stretch has so many stops (dot leaders …) that Punkt would only burn time."""
+    return len(window) > CHUNK_CEILING_CHARS and sum(map(window.count, ".?!")) * 10 > len(window)
+
+
 def _sentence_spans(text, start, end):
     cuts, at = [start], start
     while at < end:
@@ -3442,11 +3447,6 @@ def _sentence_spans(text, start, end):
 
 def _line_spans(text, start, end):
     return _spans(text, [start, *(start + match.end() for match in _LINE_END.finditer(text[start:end])), end])
-
-
-def _no_prose(window):
-    """Tell whether a long stretch has so many stops (dot leaders …) that Punkt would only burn time."""
-    return len(window) > CHUNK_CEILING_CHARS and sum(map(window.count, ".?!")) * 10 > len(window)
 
 
 def _item_spans(text, start, end):
@@ -3499,6 +3499,11 @@ def _fitting(text, span, finer):
             joined.append(piece)
             size = more
     return joined
+
+
+def _common(one, other):
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    return tuple(pair[0] for pair in same)
 
 
 class _Packer:
@@ -3557,11 +3562,6 @@ class _Packer:
             self.chunks.append(chunk)
 
 
-def _common(one, other):
-    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
-    return tuple(pair[0] for pair in same)
-
-
 def cut_text(text, kind="text"):
     """Cut a text into Drafts: each verbatim, in order, no overlap, nothing left out but blanks between them.
 
@@ -3580,6 +3580,14 @@ def cut_text(text, kind="text"):
             for start, end, _, headings, _ in packer.chunks]
 
 
+def _quotable(text, block):
+    if block.kind == "list":
+        items = _item_spans(text, block.start, block.end)
+        return [span for item in items for span in _sentence_spans(text, *item)]
+    coarse = {"prose": _sentence_spans, "heading": lambda text, start, end: _spans(text, (start, end))}
+    return coarse.get(block.kind, _line_spans)(text, block.start, block.end)
+
+
 def sentences(text, first_line=1):
     """Return a chunk's sentences verbatim as [{"text", "line"}]; `line` is where one begins.
 
@@ -3592,14 +3600,6 @@ def sentences(text, first_line=1):
             start += len(text[start:end]) - len(text[start:end].lstrip())
             found.append({"text": text[start:end], "line": first_line + lines.number(start) - 1})
     return found
-
-
-def _quotable(text, block):
-    if block.kind == "list":
-        items = _item_spans(text, block.start, block.end)
-        return [span for item in items for span in _sentence_spans(text, *item)]
-    coarse = {"prose": _sentence_spans, "heading": lambda text, start, end: _spans(text, (start, end))}
-    return coarse.get(block.kind, _line_spans)(text, block.start, block.end)
 
 
 def guess_kind(text, name=""):
@@ -3742,6 +3742,10 @@ class Source(typing.Protocol):
         """Tell whether a word is in a chunk."""
 
 
+def _found_among(postings, numbers):
+    return [(number, f) for number in numbers if (f := postings.get(number))]
+
+
 @image_class
 class TailIndex(OkapiIndex):
     """I am zope.index's Okapi index as a source that takes writes; new chunks come to me.
@@ -3828,10 +3832,6 @@ class TailIndex(OkapiIndex):
         return scores
 
 
-def _found_among(postings, numbers):
-    return [(number, f) for number in numbers if (f := postings.get(number))]
-
-
 # Documents
 
 @image_class
@@ -3895,6 +3895,114 @@ def new_catalog(**slots):
         text_index=TailIndex(), segments=(), chunk_storage=LOBTree(), chunk_numbers=ChunkNumbers(),
         metadata_index=OOBTree({field: OOBTree() for field in FILTERS}), documents=OOBTree(),
         retired=OOBTree(), retired_order=LOBTree(), **slots)
+
+
+def _stored(document, unchanged=False):
+    return {"doc_id": document.doc_id, "version": document.version, "chunks": document.chunk_count,
+            "unchanged": unchanged}
+
+
+def _checked_text(text, max_bytes):
+    """Return a text's UTF-8; raises BadRequest where it is none, blank, or too large."""
+    if not isinstance(text, str) or not text.strip():
+        got = "an empty text" if isinstance(text, str) else f"a {type(text).__name__}"
+        raise BadRequest(f"a document is a str that is not blank, not {got}; to remove one use "
+                         "unindex_document", field="text")
+    data = text.encode("utf-8", "surrogatepass")
+    if max_bytes is not None and len(data) > max_bytes:
+        raise BadRequest(f"the document has {len(data):,} bytes and may have {max_bytes:,}; split it into "
+                         "several documents, or raise document_max_mb",
+                         field="text", size=len(data), limit=max_bytes)
+    return data
+
+
+def _checked_name(field, value, most):
+    if not isinstance(value, str) or not value.strip() or len(value) > most or not value.isprintable():
+        raise BadRequest(f"{field} is 1 to {most} printable characters, not {str(value)[:60]!r}", field=field)
+    return value
+
+
+def _checked_metadata(metadata):
+    if metadata is None:
+        return {}
+    if type(metadata) is not dict or not all(isinstance(key, str) for key in metadata):
+        raise BadRequest(f"metadata is a dict with str keys, not {str(metadata)[:60]!r}", field="metadata")
+    try:
+        return checked(metadata)
+    except BadSlot as error:
+        raise BadRequest(f"metadata holds what no slot can hold: {error}", field="metadata") from error
+
+
+def _title(fields, drafts):
+    """Return the title in the metadata, else the outermost heading of the first chunk, else ""."""
+    title = fields["metadata"].get("title")
+    if isinstance(title, str) and title.strip():
+        return title.strip()[:TITLE_MAX_CHARS]
+    return next((draft.headings[0] for draft in drafts[:1] if draft.headings), "")
+
+
+def _next_version(catalog, doc_id, current):
+    if current is not None:
+        return current.version + 1
+    former = list(catalog.retired.keys((doc_id, 0), (doc_id, sys.maxsize)))
+    return 1 + (former[-1][1] if former else catalog.chunk_numbers.version_floor)
+
+
+def _searchable(title, draft):
+    """Return what of a chunk is looked up: its text, under its title and headings."""
+    return " › ".join(dict.fromkeys((title, *draft.headings))) + "\n" + draft.text
+
+
+def _filter_set(catalog, field, value):
+    values = catalog.metadata_index[field]
+    if value not in values:
+        values[value] = LLTreeSet()
+    return values[value]
+
+
+def _microseconds(moment):
+    return (moment - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(microseconds=1)
+
+
+def _retire(catalog, document):
+    """Take a document out of all that search looks at; it and its chunks stay under `retired`."""
+    kept = []
+    for number in document.numbers:
+        chunk = catalog.chunk_storage.pop(number)
+        catalog.text_index.remove(number, chunk.words)
+        kept.append(chunk)
+    for field in FILTERS:
+        numbers = _filter_set(catalog, field, getattr(document, field))
+        for number in document.numbers:
+            numbers.remove(number)
+        if not numbers:
+            del catalog.metadata_index[field][getattr(document, field)]
+    document.kept, document.retired_at = tuple(kept), now_utc()
+    del catalog.documents[document.doc_id]
+    catalog.retired[document.doc_id, document.version] = document
+    at_us = _microseconds(document.retired_at)
+    while at_us in catalog.retired_order:
+        at_us += 1
+    catalog.retired_order[at_us] = document.doc_id, document.version
+
+
+def _replace(catalog, drafts, fields):
+    """Retire what stands under this doc_id and store the drafts as its next version; returns the Document."""
+    current = catalog.documents.get(fields["doc_id"])
+    version = _next_version(catalog, fields["doc_id"], current)
+    if current is not None:
+        _retire(catalog, current)
+    numbers = catalog.chunk_numbers.take(len(drafts))
+    document = Document(
+        version=version, added_at=now_utc(), first_chunk=numbers.start, chunk_count=len(drafts), **fields)
+    for index, (number, draft) in enumerate(zip(numbers, drafts, strict=True)):
+        words = catalog.text_index.add(number, _searchable(document.title, draft))
+        catalog.chunk_storage[number] = Chunk(
+            doc_id=document.doc_id, version=version, index=index, words=words, **draft._asdict())
+    for field in FILTERS:
+        _filter_set(catalog, field, getattr(document, field)).update(numbers)
+    catalog.documents[document.doc_id] = document
+    return document
 
 
 @primitive("index_document_", lane="bulk")
@@ -3995,19 +4103,6 @@ def catalog_figures(catalog):
             "segments": len(catalog.segments)}
 
 
-@check("catalog")
-def catalog_faults(root):
-    """Yield where documents, chunks, words and filters of the catalog do not agree."""
-    catalog = root.get("knowledge_catalog_obj")
-    if catalog is None:
-        return
-    yield from _faults_of_documents(catalog)
-    yield from _faults_of_words(catalog)
-    ordered = set(catalog.retired_order.values())
-    if ordered != set(catalog.retired.keys()):
-        yield f"{len(ordered ^ set(catalog.retired.keys()))} retired documents are not in the order of their retirement"
-
-
 def _faults_of_documents(catalog):
     numbers = set()
     filters = {field: collections.defaultdict(set) for field in FILTERS}
@@ -4043,112 +4138,17 @@ def _faults_of_words(catalog):
         yield "the lengths of the chunks, or their sum, are not those of the chunks"
 
 
-def _stored(document, unchanged=False):
-    return {"doc_id": document.doc_id, "version": document.version, "chunks": document.chunk_count,
-            "unchanged": unchanged}
-
-
-def _checked_text(text, max_bytes):
-    """Return a text's UTF-8; raises BadRequest where it is none, blank, or too large."""
-    if not isinstance(text, str) or not text.strip():
-        got = "an empty text" if isinstance(text, str) else f"a {type(text).__name__}"
-        raise BadRequest(f"a document is a str that is not blank, not {got}; to remove one use "
-                         "unindex_document", field="text")
-    data = text.encode("utf-8", "surrogatepass")
-    if max_bytes is not None and len(data) > max_bytes:
-        raise BadRequest(f"the document has {len(data):,} bytes and may have {max_bytes:,}; split it into "
-                         "several documents, or raise document_max_mb",
-                         field="text", size=len(data), limit=max_bytes)
-    return data
-
-
-def _checked_name(field, value, most):
-    if not isinstance(value, str) or not value.strip() or len(value) > most or not value.isprintable():
-        raise BadRequest(f"{field} is 1 to {most} printable characters, not {str(value)[:60]!r}", field=field)
-    return value
-
-
-def _checked_metadata(metadata):
-    if metadata is None:
-        return {}
-    if type(metadata) is not dict or not all(isinstance(key, str) for key in metadata):
-        raise BadRequest(f"metadata is a dict with str keys, not {str(metadata)[:60]!r}", field="metadata")
-    try:
-        return checked(metadata)
-    except BadSlot as error:
-        raise BadRequest(f"metadata holds what no slot can hold: {error}", field="metadata") from error
-
-
-def _title(fields, drafts):
-    """Return the title in the metadata, else the outermost heading of the first chunk, else ""."""
-    title = fields["metadata"].get("title")
-    if isinstance(title, str) and title.strip():
-        return title.strip()[:TITLE_MAX_CHARS]
-    return next((draft.headings[0] for draft in drafts[:1] if draft.headings), "")
-
-
-def _replace(catalog, drafts, fields):
-    """Retire what stands under this doc_id and store the drafts as its next version; returns the Document."""
-    current = catalog.documents.get(fields["doc_id"])
-    version = _next_version(catalog, fields["doc_id"], current)
-    if current is not None:
-        _retire(catalog, current)
-    numbers = catalog.chunk_numbers.take(len(drafts))
-    document = Document(
-        version=version, added_at=now_utc(), first_chunk=numbers.start, chunk_count=len(drafts), **fields)
-    for index, (number, draft) in enumerate(zip(numbers, drafts, strict=True)):
-        words = catalog.text_index.add(number, _searchable(document.title, draft))
-        catalog.chunk_storage[number] = Chunk(
-            doc_id=document.doc_id, version=version, index=index, words=words, **draft._asdict())
-    for field in FILTERS:
-        _filter_set(catalog, field, getattr(document, field)).update(numbers)
-    catalog.documents[document.doc_id] = document
-    return document
-
-
-def _next_version(catalog, doc_id, current):
-    if current is not None:
-        return current.version + 1
-    former = list(catalog.retired.keys((doc_id, 0), (doc_id, sys.maxsize)))
-    return 1 + (former[-1][1] if former else catalog.chunk_numbers.version_floor)
-
-
-def _searchable(title, draft):
-    """Return what of a chunk is looked up: its text, under its title and headings."""
-    return " › ".join(dict.fromkeys((title, *draft.headings))) + "\n" + draft.text
-
-
-def _filter_set(catalog, field, value):
-    values = catalog.metadata_index[field]
-    if value not in values:
-        values[value] = LLTreeSet()
-    return values[value]
-
-
-def _retire(catalog, document):
-    """Take a document out of all that search looks at; it and its chunks stay under `retired`."""
-    kept = []
-    for number in document.numbers:
-        chunk = catalog.chunk_storage.pop(number)
-        catalog.text_index.remove(number, chunk.words)
-        kept.append(chunk)
-    for field in FILTERS:
-        numbers = _filter_set(catalog, field, getattr(document, field))
-        for number in document.numbers:
-            numbers.remove(number)
-        if not numbers:
-            del catalog.metadata_index[field][getattr(document, field)]
-    document.kept, document.retired_at = tuple(kept), now_utc()
-    del catalog.documents[document.doc_id]
-    catalog.retired[document.doc_id, document.version] = document
-    at_us = _microseconds(document.retired_at)
-    while at_us in catalog.retired_order:
-        at_us += 1
-    catalog.retired_order[at_us] = document.doc_id, document.version
-
-
-def _microseconds(moment):
-    return (moment - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(microseconds=1)
+@check("catalog")
+def catalog_faults(root):
+    """Yield where documents, chunks, words and filters of the catalog do not agree."""
+    catalog = root.get("knowledge_catalog_obj")
+    if catalog is None:
+        return
+    yield from _faults_of_documents(catalog)
+    yield from _faults_of_words(catalog)
+    ordered = set(catalog.retired_order.values())
+    if ordered != set(catalog.retired.keys()):
+        yield f"{len(ordered ^ set(catalog.retired.keys()))} retired documents are not in the order of their retirement"
 
 
 # Search
@@ -4161,35 +4161,6 @@ class _Query(typing.NamedTuple):
     weights: dict                 # {word: idf}
     mean_words: float
     chunks: int
-
-
-@primitive("search_", reads=True)
-def search_(catalog, query, max_results=5, doc_id=None, scope=None, kind=None):
-    """Return the chunks that answer a query best, by words.
-
-    {"results": [{"chunk": {…}, "score": BM25, "why": {"words": {word: share of the query's idf}, "missing":
-    [words that this chunk lacks], "mass"}}], "mass": the greatest among the best chunks, "query_words",
-    "unknown": [words that are nowhere in the catalog]}.
-
-    scope: one name or several; None is "world", or any scope where doc_id names one document. A query of
-    stop words alone finds nothing (they are not indexed) and is no error: its `query_words` is 0. Equal
-    scores stand in the order of the chunk numbers. Raises BadRequest for a blank query, NotFound for an
-    unknown doc_id.
-    """
-    _check_search(query, max_results)
-    asked = _prepared(catalog, query)
-    ranked = _ranked(catalog, asked, _chosen(catalog, doc_id, scope, kind), max(RANKED, max_results))
-    whys = [_why(catalog, asked, number) for number, _ in ranked]
-    results = [_result(catalog, number, score, why)
-               for (number, score), why in zip(ranked[:max_results], whys, strict=False)]
-    return {"results": results, "mass": max((why["mass"] for why in whys), default=0.0),
-            "query_words": len(asked.spelt),
-            "unknown": [asked.spelt[word] for word, count in asked.frequencies.items() if not count]}
-
-
-def relevant(outcome, threshold):
-    """Tell whether a search found an answer: its best chunk holds `threshold` of the query's idf mass."""
-    return bool(outcome["results"]) and outcome["mass"] >= threshold
 
 
 def _check_search(query, max_results):
@@ -4226,26 +4197,6 @@ def _chosen(catalog, doc_id, scope, kind):
     return numbers, lambda number: all(any(number in one for one in either) for either in sets)
 
 
-def _ranked(catalog, asked, chosen, most):
-    """Return up to `most` (number, score), best first.
-
-    The commonest words are not looked up everywhere, which would take most of the time and move little:
-    they add to the chunks that the rarer words found, unless those are too few.
-    """
-    only, test = chosen
-    common = {word for word, count in asked.frequencies.items()
-              if count > max(COMMON_MIN, COMMON_SHARE * asked.chunks)}
-    rare = {word: weight for word, weight in asked.weights.items() if word not in common}
-    found = _best(_scored(catalog, asked, rare, only), test, max(most, CANDIDATES)) if common else []
-    if common and len(found) >= most:
-        more = {word: asked.weights[word] for word in common}
-        added = _scored(catalog, asked, more, [number for number, _ in found])
-        scores = {number: score + added.get(number, 0.0) for number, score in found}
-    else:
-        scores = _scored(catalog, asked, asked.weights, only)
-    return _best(scores, test, most)
-
-
 def _scored(catalog, asked, weights, among):
     known = {word: weight for word, weight in weights.items() if asked.frequencies[word]}
     scores = {}
@@ -4264,6 +4215,26 @@ def _best(scores, test, most):
         if test(number):
             best.append((number, -score))
     return best
+
+
+def _ranked(catalog, asked, chosen, most):
+    """Return up to `most` (number, score), best first.
+
+    The commonest words are not looked up everywhere, which would take most of the time and move little:
+    they add to the chunks that the rarer words found, unless those are too few.
+    """
+    only, test = chosen
+    common = {word for word, count in asked.frequencies.items()
+              if count > max(COMMON_MIN, COMMON_SHARE * asked.chunks)}
+    rare = {word: weight for word, weight in asked.weights.items() if word not in common}
+    found = _best(_scored(catalog, asked, rare, only), test, max(most, CANDIDATES)) if common else []
+    if common and len(found) >= most:
+        more = {word: asked.weights[word] for word in common}
+        added = _scored(catalog, asked, more, [number for number, _ in found])
+        scores = {number: score + added.get(number, 0.0) for number, score in found}
+    else:
+        scores = _scored(catalog, asked, asked.weights, only)
+    return _best(scores, test, most)
 
 
 def _why(catalog, asked, number):
@@ -4288,9 +4259,50 @@ def _result(catalog, number, score, why):
     }, "score": round(score, 6), "why": why}
 
 
+@primitive("search_", reads=True)
+def search_(catalog, query, max_results=5, doc_id=None, scope=None, kind=None):
+    """Return the chunks that answer a query best, by words.
+
+    {"results": [{"chunk": {…}, "score": BM25, "why": {"words": {word: share of the query's idf}, "missing":
+    [words that this chunk lacks], "mass"}}], "mass": the greatest among the best chunks, "query_words",
+    "unknown": [words that are nowhere in the catalog]}.
+
+    scope: one name or several; None is "world", or any scope where doc_id names one document. A query of
+    stop words alone finds nothing (they are not indexed) and is no error: its `query_words` is 0. Equal
+    scores stand in the order of the chunk numbers. Raises BadRequest for a blank query, NotFound for an
+    unknown doc_id.
+    """
+    _check_search(query, max_results)
+    asked = _prepared(catalog, query)
+    ranked = _ranked(catalog, asked, _chosen(catalog, doc_id, scope, kind), max(RANKED, max_results))
+    whys = [_why(catalog, asked, number) for number, _ in ranked]
+    results = [_result(catalog, number, score, why)
+               for (number, score), why in zip(ranked[:max_results], whys, strict=False)]
+    return {"results": results, "mass": max((why["mass"] for why in whys), default=0.0),
+            "query_words": len(asked.spelt),
+            "unknown": [asked.spelt[word] for word, count in asked.frequencies.items() if not count]}
+
+
+def relevant(outcome, threshold):
+    """Tell whether a search found an answer: its best chunk holds `threshold` of the query's idf mass."""
+    return bool(outcome["results"]) and outcome["mass"] >= threshold
+
+
 # Evidence: the sentences that an answer may quote
 
 EVIDENCE_FLOOR = 0.6               # what holds less of the query's weight than this share of the best is not offered
+
+
+def _weight_of(weights, words):
+    """Return the summed weight of the words that are among `words`."""
+    return sum([weight for word, weight in weights.items() if word in words])
+
+
+def _evidence(told, chunk):
+    last = told.line + len(_LINE_END.findall(told.text))
+    return {"text": told.text, "doc_id": chunk["doc_id"], "version": chunk["version"],
+            "chunk_id": chunk["chunk_id"], "chunk_index": chunk["chunk_index"], "lines": [told.line, last],
+            "headings": chunk["headings"]}
 
 
 def find_evidence(catalog, query, chunks, most, threshold, focus=""):
@@ -4342,22 +4354,10 @@ def telling(text, line, headings):
                  for told in sentences(text, line) if _tells(told["text"], headings))
 
 
-def _weight_of(weights, words):
-    """Return the summed weight of the words that are among `words`."""
-    return sum([weight for word, weight in weights.items() if word in words])
-
-
 def word_share(catalog, query, texts):
     """Return what share of a query's idf mass the words of all the texts hold together, 0 to 1."""
     weights = _prepared(catalog, query).weights
     return _weight_of(weights, words_of(" ".join(texts))) / (sum(weights.values()) or 1.0)
-
-
-def _evidence(told, chunk):
-    last = told.line + len(_LINE_END.findall(told.text))
-    return {"text": told.text, "doc_id": chunk["doc_id"], "version": chunk["version"],
-            "chunk_id": chunk["chunk_id"], "chunk_index": chunk["chunk_index"], "lines": [told.line, last],
-            "headings": chunk["headings"]}
 
 
 ################################################################################
@@ -4465,6 +4465,12 @@ def mission_text(brief):
     return " ".join((*told, *texts)).strip()
 
 
+def _prune_missions(missions, before):
+    for number in list(itertools.islice(missions.keys(None, before), CONTINUED)):
+        if state_of(missions[number]) in ENDED:
+            del missions[number]
+
+
 @primitive("start_cognitive_cycle_for_")
 def start_cognitive_cycle_for_(orchestrator, mission_brief, target_oid=None, who="local", active_max=10_000,
                                kept_max=10_000):
@@ -4491,12 +4497,6 @@ def start_cognitive_cycle_for_(orchestrator, mission_brief, target_oid=None, who
     _prune_missions(missions, number - kept_max)
     orchestrator._p_jar.events.append(("mission_accepted", cycle_id(cycle)))
     return cycle
-
-
-def _prune_missions(missions, before):
-    for number in list(itertools.islice(missions.keys(None, before), CONTINUED)):
-        if state_of(missions[number]) in ENDED:
-            del missions[number]
 
 
 def cycle_id(cycle):
@@ -4566,6 +4566,11 @@ def psm_decomposing_(cycle, settings):
     return Thought("plan", read, (("plan", {"mission": mission_text(cycle.mission_brief)}),))
 
 
+def _facet_evidence(cycle, query, settings):
+    """Return what memory has for a sub-query of the mission; where that has gone meanwhile, what was recalled first."""
+    return _recall(cycle, settings, query)["evidence"] or _journalled(cycle, "recall")["evidence"]
+
+
 @primitive("psm_delegating_", reads=True)
 def psm_delegating_(cycle, settings):
     """Recall for each sub-query, then ask all facets as one batch."""
@@ -4585,9 +4590,8 @@ def psm_delegating_(cycle, settings):
     return Thought("facets", read, requests)
 
 
-def _facet_evidence(cycle, query, settings):
-    """Return what memory has for a sub-query of the mission; where that has gone meanwhile, what was recalled first."""
-    return _recall(cycle, settings, query)["evidence"] or _journalled(cycle, "recall")["evidence"]
+def _sentence_fields(name, evidence):
+    return {name: [item["text"] for item in evidence], "shares": [item["share"] for item in evidence]}
 
 
 @primitive("synthesize_response_for_", reads=True)
@@ -4603,15 +4607,17 @@ def synthesize_response_for_(persona, pillar, sub_query, evidence):
                      **_sentence_fields("evidence", evidence)}
 
 
-def _sentence_fields(name, evidence):
-    return {name: [item["text"] for item in evidence], "shares": [item["share"] for item in evidence]}
+def _offered_quotes(cycle):
+    """Return the evidence that the facets quoted, each once, the greatest share first.
 
-
-@primitive("psm_synthesizing_", reads=True)
-def psm_synthesizing_(cycle, settings):
-    """Weave the quotes, then let the gate judge; it sends an answer back once."""
-    draft = cycle._tmp_synthesis_data.get("draft")
-    return _weaving(cycle) if draft is None else _judging(cycle, draft)
+    Where the answer was sent back, it is what was recalled for the mission.
+    """
+    data = cycle._tmp_synthesis_data
+    if data.get("sent_back"):
+        return _journalled(cycle, "recall")["evidence"]
+    quotes = [item for partial in data["partial_responses"].values() for item in partial["quotes"]]
+    each = {item["text"]: item for item in quotes}.values()
+    return sorted(each, key=lambda item: -item["share"])[:EVIDENCE_MOST]
 
 
 def _weaving(cycle):
@@ -4628,17 +4634,12 @@ def _weaving(cycle):
     return Thought("weave", read, (("weave", fields),))
 
 
-def _offered_quotes(cycle):
-    """Return the evidence that the facets quoted, each once, the greatest share first.
-
-    Where the answer was sent back, it is what was recalled for the mission.
-    """
-    data = cycle._tmp_synthesis_data
-    if data.get("sent_back"):
-        return _journalled(cycle, "recall")["evidence"]
-    quotes = [item for partial in data["partial_responses"].values() for item in partial["quotes"]]
-    each = {item["text"]: item for item in quotes}.values()
-    return sorted(each, key=lambda item: -item["share"])[:EVIDENCE_MOST]
+def _final_response(cycle, draft):
+    """Return the answer as it is told: frame, numbered quotes, closing; and the evidence that the numbers name."""
+    plan = cycle._tmp_synthesis_data["plan"]
+    quotes = [f"\u201c{one_line(item['text'], 4000)}\u201d [{n}]" for n, item in enumerate(draft["told"], 1)]
+    return {"answer": " ".join((draft["open"], *quotes, draft["close"])), "relevant": True, "evidence": draft["told"],
+            "archetype": plan["strategy"], "lead": draft["lead"], "pillars": list(plan["relevant_pillars"])}
 
 
 def _judging(cycle, draft):
@@ -4648,6 +4649,25 @@ def _judging(cycle, draft):
     if cycle._tmp_synthesis_data.get("sent_back"):
         raise GateRefused(f"the answer was refused twice: {'; '.join(reasons)}", reasons=reasons)
     return Thought("gate", lambda _: Step("SYNTHESIZING", reasons, {"draft": None, "sent_back": reasons}))
+
+
+@primitive("psm_synthesizing_", reads=True)
+def psm_synthesizing_(cycle, settings):
+    """Weave the quotes, then let the gate judge; it sends an answer back once."""
+    draft = cycle._tmp_synthesis_data.get("draft")
+    return _weaving(cycle) if draft is None else _judging(cycle, draft)
+
+
+def _texts(evidence):
+    return [" ".join((*item["headings"], item["text"])) for item in evidence]
+
+
+def _stands(catalog, item):
+    try:
+        chunk = open_chunk(catalog, item["doc_id"], item["version"], item["chunk_index"])
+    except NotFound:
+        return False
+    return item["text"] in chunk.text and chunk.line_start <= item["lines"][0] <= item["lines"][1] <= chunk.line_end
 
 
 def gate_reasons(catalog, mission, draft):
@@ -4670,18 +4690,6 @@ def gate_reasons(catalog, mission, draft):
     return reasons
 
 
-def _texts(evidence):
-    return [" ".join((*item["headings"], item["text"])) for item in evidence]
-
-
-def _stands(catalog, item):
-    try:
-        chunk = open_chunk(catalog, item["doc_id"], item["version"], item["chunk_index"])
-    except NotFound:
-        return False
-    return item["text"] in chunk.text and chunk.line_start <= item["lines"][0] <= item["lines"][1] <= chunk.line_end
-
-
 def frame_topic(frame, voice):
     """Return the words of the mission between a frame's opening and its link, or None where it has not both."""
     opening = next((text for text in voice["openings"] if frame.startswith(text)), None)
@@ -4701,14 +4709,6 @@ def fitted_frame(lead, opening, close, count):
     fitting = voice["links"][kind + (half if count > 1 else 0)]
     row = 2 * (min(count, 3) - 1) + voice["closings"].index(close) % 2
     return opening[:-len(link)] + fitting, voice["closings"][row]
-
-
-def _final_response(cycle, draft):
-    """Return the answer as it is told: frame, numbered quotes, closing; and the evidence that the numbers name."""
-    plan = cycle._tmp_synthesis_data["plan"]
-    quotes = [f"\u201c{one_line(item['text'], 4000)}\u201d [{n}]" for n, item in enumerate(draft["told"], 1)]
-    return {"answer": " ".join((draft["open"], *quotes, draft["close"])), "relevant": True, "evidence": draft["told"],
-            "archetype": plan["strategy"], "lead": draft["lead"], "pillars": list(plan["relevant_pillars"])}
 
 
 # Journal and effect: what the write lane and the bulk lane are given to do
@@ -5152,27 +5152,6 @@ def unpack_request(payload):
     return request
 
 
-def parse_command(request):
-    """Return the validated command of a request's map. Raises UnknownCommand, BadRequest that name the nearest."""
-    name = request.get("command")
-    row = COMMANDS.get(name) if isinstance(name, str) else None
-    if row is None:
-        raise UnknownCommand(f"no command is named {_shortly(name)}; {mend(name, COMMANDS)}", name=str(name)[:MAX_TEXT])
-    try:
-        return row.model.__pydantic_validator__.validate_python(request)     # model_validate, less its own options
-    except pydantic.ValidationError as error:
-        raise _bad_request(name, row.model, error.errors()[0]) from None
-
-
-def _bad_request(name, model, first):
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        fields = _fields_at(model, first["loc"][:-1])
-        return BadRequest(f"{name} takes no field {_shortly(where)}; {mend(first['loc'][-1], fields, 'its fields')}", field=where)
-    return BadRequest(f"{name}: field {where!r} {'is missing' if first['type'] == 'missing' else 'is not right'}: "
-                      f"{first['msg']}, got {_shortly(first.get('input'))}", field=where)
-
-
 def _fields_at(model, path):
     for part in path:
         annotation = model.model_fields[part].annotation
@@ -5185,6 +5164,33 @@ def _shortly(value):
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def _bad_request(name, model, first):
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        fields = _fields_at(model, first["loc"][:-1])
+        return BadRequest(f"{name} takes no field {_shortly(where)}; {mend(first['loc'][-1], fields, 'its fields')}", field=where)
+    return BadRequest(f"{name}: field {where!r} {'is missing' if first['type'] == 'missing' else 'is not right'}: "
+                      f"{first['msg']}, got {_shortly(first.get('input'))}", field=where)
+
+
+def parse_command(request):
+    """Return the validated command of a request's map. Raises UnknownCommand, BadRequest that name the nearest."""
+    name = request.get("command")
+    row = COMMANDS.get(name) if isinstance(name, str) else None
+    if row is None:
+        raise UnknownCommand(f"no command is named {_shortly(name)}; {mend(name, COMMANDS)}", name=str(name)[:MAX_TEXT])
+    try:
+        return row.model.__pydantic_validator__.validate_python(request)     # model_validate, less its own options
+    except pydantic.ValidationError as error:
+        raise _bad_request(name, row.model, error.errors()[0]) from None
+
+
+def _sorted(value):
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value, key=lambda key: (str(type(key)), str(key)))}
+    return [_sorted(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
 def body_digest(command):
     """Return the BLAKE2b of what a key stands for: the validated request as sorted msgpack."""
     body = command.model_dump(exclude=BODY_LESS)
@@ -5192,12 +5198,6 @@ def body_digest(command):
         return digest(ormsgpack.packb(_sorted(body), option=ormsgpack.OPT_NON_STR_KEYS))
     except (TypeError, RecursionError):
         raise BadRequest(f"the request is nested too deep; values may be nested {MAX_DEPTH} levels") from None
-
-
-def _sorted(value):
-    if isinstance(value, dict):
-        return {key: _sorted(value[key]) for key in sorted(value, key=lambda key: (str(type(key)), str(key)))}
-    return [_sorted(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def pack_reply(reply):
@@ -5220,6 +5220,10 @@ def error_reply(request_id, error):
     return reply
 
 
+def _escaped(key):
+    return f"${key}" if isinstance(key, str) and key.startswith("$") else key
+
+
 def to_wire(value, limit=1000, depth=0):
     """Return a slot's value as it stands on the wire. Trees show `limit` entries at most."""
     if value is None or isinstance(value, (bool, int, float, str, bytes)):
@@ -5239,14 +5243,19 @@ def to_wire(value, limit=1000, depth=0):
     return {"$class": type(value).__name__}
 
 
-def _escaped(key):
-    return f"${key}" if isinstance(key, str) and key.startswith("$") else key
-
-
 def _tree_to_wire(tree, limit, depth):
     pairs = tree.items() if hasattr(tree, "items") else ((key, True) for key in tree)
     entries = [[to_wire(key), to_wire(item, limit, depth + 1)] for (key, item), _ in zip(pairs, range(limit), strict=False)]
     return {"size": len(tree), "entries": entries}
+
+
+def _unescaped(key):
+    if isinstance(key, str) and key.startswith("$"):
+        if not key.startswith("$$"):
+            raise BadRequest(f"a key that begins with $ is a tag, and {key!r} is none; tags are {', '.join(_TAGS)}, "
+                             f"each alone in its map. For a key of your own write ${key}")
+        return key[1:]
+    return key
 
 
 def from_wire(value, root, depth=0):
@@ -5261,15 +5270,6 @@ def from_wire(value, root, depth=0):
     if tag in _TAGS:
         return _TAGS[tag](value[tag], root)
     return {_unescaped(key): from_wire(item, root, depth + 1) for key, item in value.items()}
-
-
-def _unescaped(key):
-    if isinstance(key, str) and key.startswith("$"):
-        if not key.startswith("$$"):
-            raise BadRequest(f"a key that begins with $ is a tag, and {key!r} is none; tags are {', '.join(_TAGS)}, "
-                             f"each alone in its map. For a key of your own write ${key}")
-        return key[1:]
-    return key
 
 
 def _time_from_wire(text, root):
@@ -5423,15 +5423,6 @@ def recent_keys(ledger, since_us):
 # What commands do: each function returns apply(root) for a Job; its result is {"details", "result" | "results"}
 
 
-def inspect_object(command):
-    def apply(root):
-        value = resolve(root, command.target)
-        if isinstance(value, UvmObject):
-            return {"details": repr(value), "result": _inspection(value, command.limit)}
-        return {"details": command.target, "result": {"type": type(value).__name__, "value": to_wire(value, command.limit)}}
-    return apply
-
-
 def _inspection(obj, limit):
     slots = {name: {"type": type(value).__name__, "value": to_wire(value, limit)} for name, value in obj._slots.items()}
     if "sha256" in slots and "blob" in slots:
@@ -5441,22 +5432,12 @@ def _inspection(obj, limit):
             "selectors": sorted(selectors(obj)), "serial": obj._p_serial.hex()}
 
 
-def send_to_object(command, lane, settings):
-    """Send a message in `lane`; raises Reroute where the message belongs to another one."""
+def inspect_object(command):
     def apply(root):
-        receiver = resolve(root, command.target)
-        if not isinstance(receiver, UvmObject):
-            raise BadRequest(f"{command.target} is a {type(receiver).__name__}; messages go to objects")
-        _check_lane(receiver, command.selector, lane)
-        args, kwargs = from_wire(command.args, root), from_wire(command.kwargs, root)
-        try:
-            answer = _send_checked(receiver, command.selector, args, kwargs)
-        except MessageNotUnderstood as error:
-            entry = {"at": now_utc(), "receiver": error.fields["receiver"], "selector": error.fields["selector"],
-                     "intent": command.intent}
-            append_log(root["message_log"], entry, settings.log_entries_max)
-            return Refused(error)
-        return {"details": f"{command.selector} was sent to {command.target}", "result": to_wire(answer)}
+        value = resolve(root, command.target)
+        if isinstance(value, UvmObject):
+            return {"details": repr(value), "result": _inspection(value, command.limit)}
+        return {"details": command.target, "result": {"type": type(value).__name__, "value": to_wire(value, command.limit)}}
     return apply
 
 
@@ -5484,6 +5465,25 @@ def _send_checked(receiver, selector, args, kwargs):
         except TypeError as mismatch:
             raise BadRequest(f"{selector} of {receiver!r}: {mismatch}; it takes {signature}") from None
         raise
+
+
+def send_to_object(command, lane, settings):
+    """Send a message in `lane`; raises Reroute where the message belongs to another one."""
+    def apply(root):
+        receiver = resolve(root, command.target)
+        if not isinstance(receiver, UvmObject):
+            raise BadRequest(f"{command.target} is a {type(receiver).__name__}; messages go to objects")
+        _check_lane(receiver, command.selector, lane)
+        args, kwargs = from_wire(command.args, root), from_wire(command.kwargs, root)
+        try:
+            answer = _send_checked(receiver, command.selector, args, kwargs)
+        except MessageNotUnderstood as error:
+            entry = {"at": now_utc(), "receiver": error.fields["receiver"], "selector": error.fields["selector"],
+                     "intent": command.intent}
+            append_log(root["message_log"], entry, settings.log_entries_max)
+            return Refused(error)
+        return {"details": f"{command.selector} was sent to {command.target}", "result": to_wire(answer)}
+    return apply
 
 
 def accept_mission(command, who, settings):
@@ -5590,6 +5590,78 @@ def state_view(root):
                for name, value in root.items() if isinstance(value, persistent.Persistent)}
     return {"image_id": root["image_id"], "image_version": root["image_version"], "objects": objects,
             "memory": catalog_figures(catalog)}
+
+
+def check_loopback(endpoint):
+    """Raise ConfigError unless an endpoint can be reached from this machine alone."""
+    match = re.fullmatch(r"tcp://(\[.+\]|[^:\[\]]+):(\d{1,5}|\*)", endpoint)
+    if not match and not re.fullmatch(r"ipc://.+", endpoint):
+        raise ConfigError(f"{endpoint!r} is no endpoint; allowed are tcp://127.0.0.1:PORT and ipc://PATH")
+    host = match[1].strip("[]") if match else "localhost"
+    if not (host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host)):
+        raise ConfigError(f"{endpoint} can be reached from other machines, which needs keys that this version does not "
+                          "have; listen on 127.0.0.1 and use a tunnel such as ssh -L")
+
+
+# Which handler answers a command: from memory in the loop, or by a job for a lane
+
+
+def _health(uvm, request):
+    uvm.reply_ok(request, {"details": "the daemon is serving", "result": uvm.health()})
+
+
+def _full_state(uvm, request):
+    shown = {name: value for name, value in vars(uvm.settings).items() if name in SETTINGS}
+    shown["image"] = hide_password(shown["image"])
+    uvm.reply_ok(request, {"details": "the state, as of a moment ago",
+                           "result": {**uvm.view, "health": uvm.health(), "settings": shown}})
+
+
+def _shutdown(uvm, request):
+    uvm.stop.set()
+    uvm.reply_ok(request, {"details": "the daemon drains and stops"})
+
+
+def _read(make):
+    """Return a JOBS function that runs make(command) in the read lane."""
+    return lambda uvm, request: uvm.submit_to("read", request, make(request.command))
+
+
+def _send_message(uvm, request, lane=None):
+    """A message known to write goes straight to the write lane; any other first to the read lane, which looks."""
+    row = PRIMITIVES.get(request.command.selector.replace(":", "_"))
+    lane = lane or ("write" if row and row.universal and not row.reads else "read")
+    uvm.submit_to(lane, request, send_to_object(request.command, lane, uvm.settings))
+
+
+def _index_document(uvm, request):
+    command, texts = request.command, []
+    uvm.submit_to("bulk", request, index_document(command, texts, uvm.settings),
+                  prepare=lambda: texts.append(read_document(command, uvm.settings)))
+
+
+def _initiate(uvm, request):
+    if uvm.core.state in ("offline", "failed"):
+        raise CoreOffline(f"missions need the cognitive core, which is {uvm.core.state} ({uvm.core.progress}); start the "
+                          "daemon with --core auto. search_memory works without", state=uvm.core.state)
+    uvm.submit_to("write", request, accept_mission(request.command, request.who, uvm.settings))
+
+
+LOOP_COMMANDS = {
+    "health": _health,
+    "get_full_state": _full_state,
+    "shutdown": _shutdown,
+    "cancel": lambda uvm, request: uvm.cancel(request),
+}
+JOBS = {
+    "initiate_cognitive_cycle": _initiate,
+    "list_cycles": _read(list_cycles),
+    "inspect": _read(inspect_object),
+    "search_memory": _read(search_memory),
+    "send_message": _send_message,
+    "index_document": _index_document,
+    "unindex_document": lambda uvm, request: uvm.submit_to("bulk", request, unindex_document(request.command)),
+}
 
 
 class BatOS_UVM:
@@ -6009,70 +6081,6 @@ class BatOS_UVM:
                 "image_mb": round(self.image.size() / 1e6, 3)}
 
 
-def check_loopback(endpoint):
-    """Raise ConfigError unless an endpoint can be reached from this machine alone."""
-    match = re.fullmatch(r"tcp://(\[.+\]|[^:\[\]]+):(\d{1,5}|\*)", endpoint)
-    if not match and not re.fullmatch(r"ipc://.+", endpoint):
-        raise ConfigError(f"{endpoint!r} is no endpoint; allowed are tcp://127.0.0.1:PORT and ipc://PATH")
-    host = match[1].strip("[]") if match else "localhost"
-    if not (host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host)):
-        raise ConfigError(f"{endpoint} can be reached from other machines, which needs keys that this version does not "
-                          "have; listen on 127.0.0.1 and use a tunnel such as ssh -L")
-
-
-def _health(uvm, request):
-    uvm.reply_ok(request, {"details": "the daemon is serving", "result": uvm.health()})
-
-
-def _full_state(uvm, request):
-    shown = {name: value for name, value in vars(uvm.settings).items() if name in SETTINGS}
-    shown["image"] = hide_password(shown["image"])
-    uvm.reply_ok(request, {"details": "the state, as of a moment ago",
-                           "result": {**uvm.view, "health": uvm.health(), "settings": shown}})
-
-
-def _shutdown(uvm, request):
-    uvm.stop.set()
-    uvm.reply_ok(request, {"details": "the daemon drains and stops"})
-
-
-def _read(make):
-    """Return a JOBS function that runs make(command) in the read lane."""
-    return lambda uvm, request: uvm.submit_to("read", request, make(request.command))
-
-
-def _send_message(uvm, request, lane=None):
-    """A message known to write goes straight to the write lane; any other first to the read lane, which looks."""
-    row = PRIMITIVES.get(request.command.selector.replace(":", "_"))
-    lane = lane or ("write" if row and row.universal and not row.reads else "read")
-    uvm.submit_to(lane, request, send_to_object(request.command, lane, uvm.settings))
-
-
-def _index_document(uvm, request):
-    command, texts = request.command, []
-    uvm.submit_to("bulk", request, index_document(command, texts, uvm.settings),
-                  prepare=lambda: texts.append(read_document(command, uvm.settings)))
-
-
-def _initiate(uvm, request):
-    if uvm.core.state in ("offline", "failed"):
-        raise CoreOffline(f"missions need the cognitive core, which is {uvm.core.state} ({uvm.core.progress}); start the "
-                          "daemon with --core auto. search_memory works without", state=uvm.core.state)
-    uvm.submit_to("write", request, accept_mission(request.command, request.who, uvm.settings))
-
-
-LOOP_COMMANDS = {"health": _health, "get_full_state": _full_state, "shutdown": _shutdown, "cancel": BatOS_UVM.cancel}
-JOBS = {
-    "initiate_cognitive_cycle": _initiate,
-    "list_cycles": _read(list_cycles),
-    "inspect": _read(inspect_object),
-    "search_memory": _read(search_memory),
-    "send_message": _send_message,
-    "index_document": _index_document,
-    "unindex_document": lambda uvm, request: uvm.submit_to("bulk", request, unindex_document(request.command)),
-}
-
-
 ################################################################################
 # Genesis ######################################################################
 ################################################################################
@@ -6286,6 +6294,12 @@ def serve(settings, debug=False, make_core=embedded_core):
     return int(getattr(image.storage, "broken", None) is not None)
 
 
+def _checked_rest(stop, done):
+    if done.exception() is not None:
+        log_daemon.critical("%s", done.exception())
+        stop.set()
+
+
 async def _run(uvm, image, endpoint):
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
@@ -6310,17 +6324,19 @@ async def _run(uvm, image, endpoint):
         uvm.close_socket()
 
 
-def _checked_rest(stop, done):
-    if done.exception() is not None:
-        log_daemon.critical("%s", done.exception())
-        stop.set()
-
-
 ################################################################################
 # Client #######################################################################
 ################################################################################
 #
 # A synchronous client, and the command line made of it.
+
+
+def _checked_reply(reply):
+    if reply["status"] == "OK":
+        return reply
+    kind = globals().get(reply["code"])
+    known = isinstance(kind, type) and issubclass(kind, BatosError)
+    raise (kind if known else BatosError)(reply["details"])
 
 
 class Client:
@@ -6364,14 +6380,6 @@ class Client:
 
     def __exit__(self, *_):
         self.close()
-
-
-def _checked_reply(reply):
-    if reply["status"] == "OK":
-        return reply
-    kind = globals().get(reply["code"])
-    known = isinstance(kind, type) and issubclass(kind, BatosError)
-    raise (kind if known else BatosError)(reply["details"])
 
 
 TEXT_FILES = (".md", ".markdown", ".txt", ".rst", ".text")
@@ -6424,6 +6432,15 @@ def _send(args, client):
     return reply, json.dumps(reply, indent=2, default=repr)
 
 
+def _told_answer(report):
+    """Return the evidence with file and lines, then the answer; for a cycle that has not ended, its state."""
+    if "answer" not in report:
+        return f"cycle {report['cycle']}: {report['state']}"
+    lines = [f"[{n}] {item['doc_id']}:{'-'.join(map(str, dict.fromkeys(item['lines'])))}  {' '.join(item['text'].split())}"
+             for n, item in enumerate(report["evidence"], 1)]
+    return "\n".join([*lines, *([""] if lines else []), report["answer"]])
+
+
 def _ask(args, client):
     """Have a mission accepted, wait for its end; an interrupt cancels it."""
     settings = load_settings()
@@ -6440,15 +6457,6 @@ def _ask(args, client):
     if "reason" in report and not args.json:
         raise BatosError(f"{reply['details']} ({report['reason']['code']})")
     return reply, _told_answer(report)
-
-
-def _told_answer(report):
-    """Return the evidence with file and lines, then the answer; for a cycle that has not ended, its state."""
-    if "answer" not in report:
-        return f"cycle {report['cycle']}: {report['state']}"
-    lines = [f"[{n}] {item['doc_id']}:{'-'.join(map(str, dict.fromkeys(item['lines'])))}  {' '.join(item['text'].split())}"
-             for n, item in enumerate(report["evidence"], 1)]
-    return "\n".join([*lines, *([""] if lines else []), report["answer"]])
 
 
 def _cycles(args, client):
