@@ -88,6 +88,7 @@ import ZODB.blob
 import ZODB.Connection
 import ZODB.DB
 import ZODB.FileStorage
+import ZODB.FileStorage.fspack
 import ZODB.POSException
 from BTrees import family64
 from BTrees.Length import Length
@@ -312,6 +313,11 @@ SETTINGS = {row.name: row for row in (
     Setting("log_entries_max", 10_000, "entries", "entries in message_log, and in failed_cycle_log"),
     Setting("open_check_mb", 64.0, "MB", "part of the data file whose seals are checked before listening"),
     Setting("seal_mb", 8.0, "MB", "a seal is written each time so much was added"),
+    Setting("backup_dir", "", "folder", "where backups go; empty makes none by itself"),
+    Setting("backup_hours", 24.0, "h", "a backup is made each time so much has passed, where backup_dir is set"),
+    Setting("backup_full_days", 7.0, "days", "a backup begins anew with the whole image after so long, else it adds what is new"),
+    Setting("backup_keep_days", 30.0, "days", "older backups go, but never the last ones that make a whole"),
+    Setting("pack_hours", 24.0, "h", "what history_days has passed by is packed away each time so much has passed; 0 never"),
     Setting("drain_s", 10.0, "s", "time given to accepted work at shutdown"),
     Setting("log_file_mb", 8.0, "MB", "size at which the log file is rotated"),
     Setting("learn_roots", "", "paths", "folders whose files index_document may read by path, parted by ':'"),
@@ -1048,6 +1054,8 @@ MAGIC = b"FS30"
 TXN_HEADER = struct.Struct(">8sQcHHH")                    # tid, length less 8, status, three lengths
 SEAL_KEYS = ("start", "end", "tid", "blake2b")
 HASH_STEP = 1 << 20
+PACK_SYNC_BYTES = 8 << 20                                 # of a packed copy that may be unforced when commits are held
+SPARE_DISK_BYTES = 64 << 20                               # left free by a pack or a backup
 BIG_VALUE_BYTES = 4096                                    # a larger value in a page is a record of its own
 
 log_image = logging.getLogger("batos.image")
@@ -1085,7 +1093,8 @@ def walk_transactions(data, start=len(MAGIC), tid=bytes(8)):
     return FileState(position, tid, count, size)
 
 
-_RECOVER = "nothing was changed; restore a backup, or save what can be read with `python batos.py recover NEW --image DAMAGED`"
+_RECOVER = ("nothing was changed; restore a backup (`python batos.py restore`), or save what can be read with "
+            "`python batos.py recover NEW --image DAMAGED`")
 
 
 def check_tail(data, state):
@@ -1192,6 +1201,37 @@ class Seals:
                                    f"{_RECOVER}", position=row["start"])
 
 
+def seal_ends(data, start, step=8 << 20):
+    """Return [(end, tid)]: where transactions end from `start` on, each `step` bytes or more behind the one before."""
+    ends, last, at = [], start, start
+    while at < len(data):
+        tid, length, *_ = TXN_HEADER.unpack_from(data, at)
+        at += length + 8
+        if at - last >= step or at >= len(data):
+            ends.append((at, tid))
+            last = at
+    return ends
+
+
+def end_interrupted_pack(path):
+    """Put back the data file that a pack was about to replace, if it was killed just then; remove what it left."""
+    old, copy = pathlib.Path(f"{path}.old"), pathlib.Path(f"{path}.pack")
+    if old.exists() and not os.path.exists(path):
+        os.rename(old, path)
+        log_image.warning("a pack of %s was interrupted; the image is as it was before", path)
+    for left in (old, copy, pathlib.Path(f"{path}.blob", ".removed")):
+        left.unlink(missing_ok=True)
+    fsync_path(os.path.dirname(path))
+
+
+def check_room(folder, size, what):
+    """Raise ImageError unless a folder's disk has room for `size` bytes more."""
+    free = shutil.disk_usage(folder).free
+    if free < size + SPARE_DISK_BYTES:
+        raise ImageError(f"{what} needs up to {size / 1e6:,.1f} MB and {SPARE_DISK_BYTES / 1e6:.0f} MB to spare in {folder}, "
+                         f"where {free / 1e6:,.1f} MB are free; nothing was changed. Make room, and ask again")
+
+
 def _cut_tail(path, state):
     aside = f"{path}.tail.{unix_us()}"
     with private_files(), open(path, "rb") as source, open(aside, "wb") as target:
@@ -1251,13 +1291,63 @@ def _folders_up_to(path, top):
     return folders
 
 
-class ImageStorage(ZODB.FileStorage.FileStorage):
-    """A FileStorage that has a transaction's blobs on disk before the commit that names them.
+class _SyncedPacker(ZODB.FileStorage.fspack.FileStoragePacker):
+    """A packer that forces its copy to the disk as it goes, and tells how far it is.
 
-    ZODB forces only the data file to the disk, never blob files nor the folders they are renamed into.
+    ZODB's own never does; after a power cut the packed file could be there by name and not by content.
+    """
+
+    _synced = 0
+
+    def _sync(self):
+        self._tfile.flush()
+        os.fsync(self._tfile.fileno())
+        self._synced = self._tfile.tell()
+
+    def copyDataRecords(self, pos, th):
+        self._storage.pack_step(f"packing, {pos / 1e6:.0f} of {self.file_end / 1e6:.0f} MB read")
+        return super().copyDataRecords(pos, th)
+
+    def copyToPacktime(self):
+        ends = super().copyToPacktime()
+        self._sync()
+        return ends
+
+    def copyOne(self, ipos):
+        self._storage.pack_step(f"packing, {ipos / 1e6:.0f} MB read")
+        if self._tfile.tell() - self._synced > PACK_SYNC_BYTES:
+            self._commit_lock.release()                  # others commit meanwhile; what they add is copied after
+            self.locked = False
+            self._sync()
+            self._commit_lock.acquire()
+            self.locked = True
+        return super().copyOne(ipos)
+
+
+class ImageStorage(ZODB.FileStorage.FileStorage):
+    """A FileStorage that has a transaction's blobs, and a packed file, on disk before anything depends on them.
+
+    ZODB forces only the data file to the disk, never blob files, packed files, nor the folders they are renamed into.
     """
 
     broken = None                                        # the error of a tpc_finish that failed
+    pack_step = staticmethod(lambda line: None)          # told how far a pack is; what it raises ends the pack
+
+    @staticmethod
+    def packer(storage, referencesf, stop, gc):
+        """Return (position, index) of the packed copy, forced to the disk; None where nothing would go."""
+        packer = _SyncedPacker(storage, referencesf, stop, gc)
+        with contextlib.closing(packer):
+            position = packer.pack()
+        if position is None:
+            return None
+        fsync_path(f"{storage._file_name}.pack")
+        return position, packer.index
+
+    def _initIndex(self, index, tindex):
+        super()._initIndex(index, tindex)
+        if self._pack_is_in_progress:                    # the packed file has just got its name, and no commit is in it yet
+            fsync_path(os.path.dirname(self._file_name))
 
     def tpc_vote(self, transaction):
         resolved = super().tpc_vote(transaction)
@@ -1393,6 +1483,7 @@ class Image:
             raise ConfigError(f"there is no folder {os.path.dirname(path)} for the image; make it, or name another")
         with private_files():
             with _lock_file(path):
+                end_interrupted_pack(path)
                 _, seals, unchecked = examine(path, open_check_bytes)
             storage = _locked(path, lambda: ImageStorage(path, blob_dir=f"{path}.blob", pack_keep_old=False))
             return cls._checked_version(cls(storage, path, seals, unchecked))
@@ -1419,15 +1510,63 @@ class Image:
         """Return the bytes of the data file, or of what the storage says."""
         return self.storage.getSize()
 
+    def committed(self):
+        """Return (end, tid): the bytes of the data file that are committed, and the last tid in them."""
+        with self.storage._lock:
+            return self.storage._pos, self.storage._ltid
+
     def seal(self, at_least_bytes=0):
-        """Seal what is committed, if so much was added since the last seal. Safe from any thread."""
-        with self._sealing:
-            if self.path is None or self.storage.getSize() - self.seals.end < at_least_bytes:
-                return
-            with self.storage._lock:                     # _pos and _ltid stand for one committed end of file
-                end, tid = self.storage._pos, self.storage._ltid
-            with open(self.path, "rb") as file, mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ) as data:
-                self.seals.add(data, end, tid)
+        """Seal what is committed, if so much was added since the last seal. Safe from any thread, and waits for none."""
+        if self.path is None or self.storage.getSize() - self.seals.end < at_least_bytes:
+            return
+        if self._sealing.acquire(blocking=False):        # who seals or packs already does it
+            try:
+                self._seal_all()
+            finally:
+                self._sealing.release()
+
+    def _seal_all(self):
+        end, _ = self.committed()
+        with open(self.path, "rb") as file, mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ) as data:
+            for stop, tid in seal_ends(data, max(self.seals.end, len(MAGIC))):
+                self.seals.add(data, stop, tid)
+
+    def pack(self, before_s, step=lambda line: None):
+        """Drop what was replaced before a Unix time, and what nothing refers to any more. Commits go on meanwhile.
+
+        Returns {"before_mb", "after_mb", "seconds"}. `step` is told how far it is, and ends it by raising. Raises
+        ImageError where the disk has no room for the copy, ImageBroken where the image must be opened again.
+        """
+        started_s, before = time.monotonic(), self.size()
+        if self.path is None:
+            self.db.pack(before_s)
+        else:
+            check_room(os.path.dirname(self.path), before, "a pack")
+            with self._sealing:
+                self._pack_unsealed(before_s, step)
+        return {"before_mb": round(before / 1e6, 3), "after_mb": round(self.size() / 1e6, 3),
+                "seconds": round(time.monotonic() - started_s, 2)}
+
+    def _pack_unsealed(self, before_s, step):
+        """Seals and index stand for the file as it was: they go first, and come back last."""
+        for path in (self.seals.path, pathlib.Path(f"{self.path}.index")):
+            path.unlink(missing_ok=True)
+        fsync_path(os.path.dirname(self.path))
+        self.seals = Seals(self.path)
+        self.storage.pack_step = step
+        try:
+            self.storage.pack(before_s, ZODB.serialize.referencesf)
+        except BaseException as error:
+            if self.storage._file.closed:
+                self.storage.broken = error
+                raise ImageBroken(f"a pack failed amid its last step ({error}). The daemon stops; start it again, and the "
+                                  "image is as it was before") from error
+            pathlib.Path(f"{self.path}.pack").unlink(missing_ok=True)
+            raise
+        finally:
+            del self.storage.pack_step
+            if self.storage.broken is None:
+                self._seal_all()
 
     def check_rest(self):
         """Check the seals that were not checked before listening. Raises DamagedImage."""
@@ -1770,8 +1909,7 @@ def recover_image(where, new, tell=lambda line: None):
     path, target, started_s = os.path.abspath(where), os.path.abspath(new), time.monotonic()
     if not os.path.exists(path) or os.path.getsize(path) < len(MAGIC):
         raise ConfigError(f"there is no image {path}; name the damaged one with --image")
-    if any(os.path.exists(target + end) for end in ("", ".blob", ".seals")):
-        raise ConfigError(f"{target}, or its blobs or seals, exist already; recover into a new place")
+    check_vacant(target)
     report = {"image": path, "new": target, "transactions": 0, "records": 0, "lost": []}
     with private_files(), _lock_file(path), open(path, "rb") as file, \
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, \
@@ -1786,6 +1924,349 @@ def recover_image(where, new, tell=lambda line: None):
     if not report["faults"]:
         Image.open(target).close()                       # seals it
     return report | {"seconds": round(time.monotonic() - started_s, 2)}
+
+
+# Backup
+#
+# A backup folder holds, for each backup, NAME.json (the manifest, written last: what no manifest names does not
+# count) and NAME.data (bytes start..end of the data file; a whole one starts at 0), and blobs/SHA256 of every blob
+# that the records in there name. A backup and those before it, back to a whole one, are a chain.
+
+BACKUP_FORMAT = 1
+
+
+class Backup(pydantic.BaseModel):
+    """The manifest of one backup. `after` is the backup that mine adds to, None where I begin a chain named `chain`."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+    format: typing.Literal[1]
+    name: str = pydantic.Field(pattern=r"^[0-9TZ.]+$")
+    chain: str
+    after: str | None
+    image_id: str
+    made_at: str                                         # ISO 8601, UTC
+    start: int
+    end: int
+    tid: str                                             # of the last transaction, hex
+    transactions: int
+    blake2b: str                                         # of the bytes start..end
+    blobs: list[tuple[str, str, str, int]]               # oid, tid, SHA-256, size
+    faults: list[str]                                    # what the image lacked already, such as a blob's file
+
+    @property
+    def size(self):
+        """My bytes, blobs included."""
+        return self.end - self.start + sum(blob[3] for blob in self.blobs)
+
+
+def _write_whole(path, data):
+    """Write a file that is there whole or not at all."""
+    part = f"{path}.part"
+    with open(part, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(part, path)
+    fsync_path(os.path.dirname(path))
+
+
+def _write_manifest(folder, backup):
+    fields = backup.model_dump(mode="json")
+    fields["seal"] = digest(json.dumps(fields, sort_keys=True).encode())
+    _write_whole(folder / f"{backup.name}.json", json.dumps(fields, indent=1).encode())
+
+
+def _read_manifest(path):
+    """Return a Backup. Raises DamagedImage."""
+    try:
+        fields = json.loads(path.read_bytes())
+        seal = fields.pop("seal")
+        backup = Backup.model_validate_json(json.dumps(fields))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DamagedImage(f"{path} does not read as a manifest ({one_line_of(error)})") from None
+    if digest(json.dumps(fields, sort_keys=True).encode()) != seal:
+        raise DamagedImage(f"{path} is not what was written: its seal does not fit")
+    return backup
+
+
+def one_line_of(error):
+    """Return the first line of an error's text."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def read_backups(folder):
+    """Return ([Backup, oldest first], [sentence of each manifest that does not read]). Raises ConfigError."""
+    folder, found, faults = pathlib.Path(folder), [], []
+    if not folder.is_dir():
+        raise ConfigError(f"there is no folder {folder}; name the folder that backups were made into")
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found.append(_read_manifest(path))
+        except DamagedImage as error:
+            faults.append(error.message)
+    return found, faults
+
+
+def chain_to(backups, last):
+    """Return the backups from a whole one to `last`, in order. Raises DamagedImage where one between is missing."""
+    by_name, chain = {backup.name: backup for backup in backups}, [last]
+    while chain[0].after is not None:
+        before = by_name.get(chain[0].after)
+        if before is None or before.end != chain[0].start:
+            raise DamagedImage(f"the backup {chain[0].name} adds to {chain[0].after}, whose manifest is missing or does "
+                               "not read; choose another backup with --as-of")
+        chain.insert(0, before)
+    return chain
+
+
+def _copy_hashed(source, target, start, size, step, hasher):
+    """Copy bytes to the open `target` and force them to the disk; returns their hash. Short files raise DamagedImage."""
+    source.seek(start)
+    left = size
+    while left:
+        piece = source.read(min(HASH_STEP, left))
+        if not piece:
+            raise DamagedImage(f"{source.name} ends {left} bytes too early")
+        hasher.update(piece)
+        target.write(piece)
+        left -= len(piece)
+        step(f"backup, {(size - left) / 1e6:.0f} of {size / 1e6:.0f} MB of {os.path.basename(source.name)}")
+    target.flush()
+    os.fsync(target.fileno())
+    os.posix_fadvise(target.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)      # it is verified from the disk, not from memory
+    return hasher.hexdigest()
+
+
+def _file_hash(path, kind):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, kind).hexdigest()
+
+
+def _blake2b():
+    return hashlib.blake2b(digest_size=32)
+
+
+def _new_blobs(path, start, tid):
+    """Yield (oid, tid) of each blob record in the transactions from byte `start` to `tid`."""
+    with contextlib.closing(ZODB.FileStorage.FileIterator(path, stop=tid, pos=start)) as transactions:
+        for one in transactions:
+            for record in one:
+                if record.data and ZODB.blob.is_blob_record(record.data):
+                    yield record.oid, record.tid
+
+
+def _back_up_blob(source, folder, step):
+    """Copy a blob's file under its SHA-256, verified; returns (SHA-256, size)."""
+    part = folder / "blob.part"
+    with open(source, "rb") as file, open(part, "wb") as target:
+        size = os.fstat(file.fileno()).st_size
+        sha = _copy_hashed(file, target, 0, size, step, hashlib.sha256())
+    if _file_hash(part, "sha256") != sha:
+        raise ImageError(f"{part} does not read as it was written: the disk of the backup is not to be trusted")
+    os.rename(part, folder / sha)
+    return sha, size
+
+
+def _back_up_blobs(image, folder, backup, step):
+    """Copy the blobs that the backup's transactions name, and note them in it."""
+    helper = ZODB.blob.FilesystemHelper(f"{image.path}.blob")
+    for oid, tid in _new_blobs(image.path, max(backup.start, len(MAGIC)), bytes.fromhex(backup.tid)):
+        source = helper.getBlobFilename(oid, tid)
+        if os.path.exists(source):
+            backup.blobs.append((oid.hex(), tid.hex(), *_back_up_blob(source, folder, step)))
+        else:
+            backup.faults.append(f"the blob {oid_text(oid)} has no file for its change {tid.hex()}")
+    fsync_path(folder)
+
+
+def _verified_piece(path, backup, tid):
+    """Return how many transactions a piece holds, read again from the disk. Raises ImageError, DamagedImage."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if range_hash(data, 0, len(data)) != backup.blake2b:
+            raise ImageError(f"{path} does not read as it was written: the disk of the backup is not to be trusted")
+        state = walk_transactions(data, 0 if backup.start else len(MAGIC), tid)
+        if state.end != len(data) or state.tid.hex() != backup.tid:
+            raise DamagedImage(f"the transactions in {path} do not end where they should ({state.end} of {len(data)})")
+    return state.transactions
+
+
+def _preceding(image, backups, full, full_days):
+    """Return the backup that the next one adds to, or None where it must hold the whole image.
+
+    A pack rewrites the data file: what was backed up last must still stand in it, byte for byte.
+    """
+    last = backups[-1] if backups else None
+    if full or last is None or last.end > image.committed()[0]:
+        return None
+    try:
+        first = chain_to(backups, last)[0]
+    except DamagedImage:
+        return None
+    age = now_utc() - datetime.datetime.fromisoformat(first.made_at)
+    if not datetime.timedelta() <= age < datetime.timedelta(days=full_days):
+        return None
+    with open(image.path, "rb") as file, mmap.mmap(file.fileno(), last.end, access=mmap.ACCESS_READ) as data:
+        return last if range_hash(data, last.start, last.end) == last.blake2b else None
+
+
+def make_backup(image, where, full=False, full_days=7.0, keep_days=30.0, step=lambda line: None):
+    """Back up an open image into a folder, verify what was written, then let go what is older than `keep_days`.
+
+    Holds up nobody: bytes that are committed are never written again. A backup adds to the last one, or holds the whole
+    image where `full`, where the chain is older than `full_days`, or where a pack came between. Returns its Backup.
+    `step` is told how far it is and ends it by raising. Raises ConfigError, ImageLocked, ImageError, DamagedImage.
+    """
+    if image.path is None:
+        raise ConfigError("this image is kept by another storage; back it up with the tools of that one")
+    folder = pathlib.Path(where)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with reading(image) as root:
+        image_id = root["image_id"]
+    with _lock_file(folder / "backups"):
+        backups, _ = read_backups(folder)
+        strangers = {backup.image_id for backup in backups} - {image_id}
+        if strangers:
+            raise ConfigError(f"{folder} holds backups of another image ({strangers.pop()}); choose another folder")
+        _remove_unnamed(folder, backups)
+        before = _preceding(image, backups, full, full_days)
+        backup = _back_up(image, folder, image_id, before, step)
+        _let_go(folder, [*backups, backup], keep_days)
+    return backup
+
+
+def _back_up(image, folder, image_id, before, step):
+    """Write and verify one backup; its manifest comes last."""
+    end, tid = image.committed()
+    start, made_at = before.end if before else 0, now_utc()
+    check_room(folder, end - start, "a backup")
+    name = made_at.strftime("%Y%m%dT%H%M%S.%fZ")
+    piece = folder / f"{name}.data"
+    with open(image.path, "rb") as source, open(piece, "wb") as target:
+        blake2b = _copy_hashed(source, target, start, end - start, step, _blake2b())
+    backup = Backup(format=BACKUP_FORMAT, name=name, chain=before.chain if before else name, after=before and before.name,
+                    image_id=image_id, made_at=made_at.isoformat(), start=start, end=end, tid=tid.hex(), transactions=0,
+                    blake2b=blake2b, blobs=[], faults=[])
+    if end > start:
+        backup.transactions = _verified_piece(piece, backup, bytes.fromhex(before.tid) if before else bytes(8))
+        (folder / "blobs").mkdir(mode=0o700, exist_ok=True)
+        _back_up_blobs(image, folder / "blobs", backup, step)
+    _write_manifest(folder, backup)
+    return backup
+
+
+def _remove_unnamed(folder, backups):
+    """Remove what a backup that was interrupted left, and what belongs to none that is kept any more."""
+    manifests = {path.stem for path in folder.glob("*.json")}        # also those that do not read: their pieces stay
+    blobs = {sha for backup in backups for _, _, sha, _ in backup.blobs}
+    sound = len(manifests) == len(backups)
+    for path in [*folder.glob("*.data"), *folder.glob("*.part"), *folder.glob("blobs/*")]:
+        unnamed = path.name not in blobs and sound if path.parent.name == "blobs" else path.stem not in manifests
+        if unnamed or path.suffix == ".part":
+            path.unlink()
+
+
+def _let_go(folder, backups, keep_days):
+    """Remove the chains whose last backup is older than `keep_days`, but never the newest chain."""
+    oldest = (now_utc() - datetime.timedelta(days=keep_days)).isoformat()
+    newest_of = {backup.chain: backup.made_at for backup in backups}
+    gone = {chain for chain, made_at in newest_of.items() if made_at < oldest} - {backups[-1].chain}
+    for backup in reversed(backups):                     # the last of a chain first: no chain ever lacks its beginning
+        if backup.chain in gone:
+            (folder / f"{backup.name}.json").unlink()
+    if gone:
+        fsync_path(folder)
+        _remove_unnamed(folder, [backup for backup in backups if backup.chain not in gone])
+
+
+def verify_backup(folder, backup):
+    """Yield a sentence for each file of a backup that is missing or not what was written."""
+    folder = pathlib.Path(folder)
+    for path, kind, wanted, size in _files_of(folder, backup):
+        if not path.is_file():
+            yield f"{path} is missing"
+        elif path.stat().st_size != size or _file_hash(path, kind) != wanted:
+            yield f"{path} is not what was written"
+
+
+def _files_of(folder, backup):
+    yield folder / f"{backup.name}.data", _blake2b, backup.blake2b, backup.end - backup.start
+    for _, _, sha, size in backup.blobs:
+        yield folder / "blobs" / sha, hashlib.sha256, sha, size
+
+
+def choose_backup(backups, as_of=None):
+    """Return the newest backup, or the newest one not after `as_of`: a name or an ISO time. Raises NotFound, BadRequest."""
+    if as_of is None or not backups:
+        chosen = backups[-1:]
+    elif as_of in {backup.name for backup in backups}:
+        chosen = [backup for backup in backups if backup.name == as_of]
+    else:
+        try:
+            until = datetime.datetime.fromisoformat(as_of)
+        except ValueError:
+            raise BadRequest(f"--as-of takes the name of a backup or a time such as 2026-01-31T12:00, not {as_of!r}; "
+                             f"{mend(as_of, [backup.name for backup in backups], 'backups')}") from None
+        until = until.astimezone(datetime.UTC)           # a time without a zone is local
+        chosen = [backup for backup in backups if datetime.datetime.fromisoformat(backup.made_at) <= until][-1:]
+    if not chosen:
+        what = f"the first one is {backups[0].name}" if backups else "make one with `python batos.py backup DIR`"
+        raise NotFound(f"there is no such backup; {what}", kind="backup", name=str(as_of))
+    return chosen[0]
+
+
+def check_vacant(where):
+    """Raise ConfigError where a data file, its blobs or its seals exist already."""
+    taken = [end for end in ("", ".blob", ".seals", ".old") if os.path.exists(f"{where}{end}")]
+    if taken:
+        raise ConfigError(f"{where}{taken[0]} exists already; name a place where no image is")
+
+
+def restore_image(folder, where, as_of=None, step=lambda line: None):
+    """Put an image together from its backups in a place where none is, and check it deep.
+
+    Every byte is checked against its manifest before the image gets its name. Returns {"image", "backup", "made_at",
+    "change", "bytes", "blobs", "faults", "seconds"}. Raises ConfigError, NotFound, DamagedImage, ImageError, ImageLocked.
+    """
+    path, folder, started_s = os.path.abspath(where), pathlib.Path(folder), time.monotonic()
+    backups, _ = read_backups(folder)
+    chosen = choose_backup(backups, as_of)
+    chain = chain_to(backups, chosen)
+    with private_files(), _lock_file(path):
+        check_vacant(path)
+        check_room(os.path.dirname(path), sum(backup.size for backup in chain), "the restored image")
+        for backup in chain:
+            step(f"verifying {backup.name}")
+            for fault in verify_backup(folder, backup):
+                raise DamagedImage(f"{fault}; nothing was restored. Choose an older backup with --as-of")
+        _put_together(folder, chain, path, step)
+    report = check_image(path, deep=True)
+    if not report["faults"]:
+        Image.open(path).close()                         # seals it
+    return {"image": path, "backup": chosen.name, "made_at": chosen.made_at, "change": chosen.tid, "bytes": chosen.end,
+            "blobs": report["blobs"], "faults": report["faults"], "seconds": round(time.monotonic() - started_s, 2)}
+
+
+def _put_together(folder, chain, path, step):
+    """Write the blobs, then the data file; it gets its name last."""
+    helper = ZODB.blob.FilesystemHelper(f"{path}.blob")
+    helper.create()
+    for oid, tid, sha, _ in (blob for backup in chain for blob in backup.blobs):
+        step(f"blob {sha}")
+        helper.getPathForOID(bytes.fromhex(oid), create=True)
+        target = helper.getBlobFilename(bytes.fromhex(oid), bytes.fromhex(tid))
+        shutil.copyfile(folder / "blobs" / sha, target)
+        fsync_path(target)
+        for above in _folders_up_to(target, helper.base_dir):
+            fsync_path(above)
+    with open(f"{path}.part", "wb") as target:
+        for backup in chain:
+            with open(folder / f"{backup.name}.data", "rb") as source:
+                shutil.copyfileobj(source, target)
+        target.flush()
+        os.fsync(target.fileno())
+    os.rename(f"{path}.part", path)
+    fsync_path(os.path.dirname(path))
 
 
 @check("ledger")
@@ -1828,6 +2309,8 @@ SPOILERS_MOST = 4                  # failing jobs that a group is run again with
 # A group waits LINGER_S for company where at least SIBLINGS jobs wait already, as PostgreSQL does by commit_delay and
 # commit_siblings: fewer commits, and the bridge is not interrupted while it takes messages.
 SIBLINGS, LINGER_S = 4, 0.0005
+UPKEEP_AGAIN_H = 0.25                                    # what failed is tried again after so long
+UPKEEP_LOOK_S = 30.0                                     # how often it is looked at what is due
 SAVEPOINT_OBJECTS = 200                                  # a larger transaction is pickled before it takes the lock
 
 log_lanes = logging.getLogger("batos.lanes")
@@ -1984,6 +2467,13 @@ def _run_job(unit, job):
         connection.changes = None
 
 
+def _told_disk(error):
+    """Return an error of the disk as an ImageError that says what to do; any other as it is."""
+    if isinstance(error, (OSError, ZODB.POSException.StorageError)) and not isinstance(error, BatosError):
+        return ImageError(f"nothing was stored: the disk does not take it ({error}); look at the disk and send it again")
+    return error
+
+
 class WritingLane(Lane):
     """What the write and the bulk lane share: one transaction for some jobs, its page, its commit."""
 
@@ -2063,9 +2553,7 @@ class WritingLane(Lane):
             return None
         elif not isinstance(error, (BatosError, transaction.interfaces.TransientError)):
             log_lanes.error("a commit failed", exc_info=error)
-        if isinstance(error, (OSError, ZODB.POSException.StorageError)) and not isinstance(error, BatosError):
-            error = ImageError(f"nothing was stored: the image could not be written ({error}); look at the disk "
-                               "and send it again")
+        error = _told_disk(error)
         if isinstance(error, transaction.interfaces.TransientError):
             error = Busy(f"others changed the same objects {CONFLICT_TRIES} times meanwhile; send it again")
         return [Outcome(job, error=error) for job in jobs]
@@ -2136,6 +2624,120 @@ class BulkLane(WritingLane):
                 job.prepare()
         except Exception as error:                       # a boundary: every error becomes an outcome
             return Outcome(job, error=error)
+
+
+class Upkeep(Lane):
+    """Backups and packs, one at a time, when asked for or when due. A job's apply is given the step function.
+
+    `report` tells of the last of each kind; it is kept beside the image, so that what is due is known after a restart.
+    """
+
+    def __init__(self, image, settings, fatal=lambda error: None):
+        super().__init__(image, "upkeep")
+        self.settings, self._fatal = settings, fatal
+        self.doing = None                                # the line that the step function was told last
+        self._asked_to_stop, self._closing = False, False
+        self._path = image.path and pathlib.Path(f"{image.path}.upkeep")
+        self.report = self._read()
+
+    def _read(self):
+        try:
+            return dict(json.loads(self._path.read_bytes())) if self._path and self._path.exists() else {}
+        except (OSError, ValueError, TypeError) as error:
+            log_lanes.warning("%s does not read (%s); what is due is taken as never done", self._path, error)
+            return {}
+
+    def _main(self):
+        while (job := self._next()) is not None:
+            self._work(None, job)
+
+    def _next(self):
+        """Wait for the next job; meanwhile look now and then what is due."""
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._jobs.get(timeout=UPKEEP_LOOK_S)
+            for name, (hours, apply) in self._due_work().items():
+                if self._is_due(name, hours):
+                    return Job(name, apply)
+
+    def _due_work(self):
+        """Return {name: (every so many hours, apply)}; 0 hours is never."""
+        settings = self.settings
+        return {"backup": (settings.backup_hours if settings.backup_dir and self._path else 0, backup_job(self.image, settings)),
+                "pack": (settings.pack_hours if self._path else 0, pack_job(self.image, settings))}
+
+    def _is_due(self, name, hours):
+        last = self.report.get(name, {})
+        since_s, hours = time.time() - last.get("at_s", 0), hours if last.get("ok", True) else min(hours, UPKEEP_AGAIN_H)
+        return hours > 0 and not 0 <= since_s < hours * 3600         # a clock that went back makes it due
+
+    def step(self, line):
+        """Note how far the work is. Raises Cancelled where it was asked to stop."""
+        self.doing = line
+        if self._asked_to_stop or self._closing:
+            raise Cancelled(f"{line.partition(',')[0]} was cancelled; what was there before stands")
+
+    def cancel(self):
+        """Ask what is at work to stop; returns whether anything is."""
+        self._asked_to_stop = self.doing is not None
+        return self._asked_to_stop
+
+    def end(self):
+        """Have what is at work stop soon: the daemon drains."""
+        self._closing = True
+
+    def close(self):
+        self.end()
+        super().close()
+
+    def _work(self, unit, job):
+        self._asked_to_stop, self.doing, started_s = False, job.name, time.monotonic()
+        try:
+            outcome = Outcome(job, job.apply(self.step))
+        except ImageBroken as error:
+            log_lanes.critical("%s", error)
+            self._fatal(error)
+            outcome = Outcome(job, error=error)
+        except Exception as error:                       # a boundary: every error becomes an outcome
+            log_lanes.error("%s failed: %s", job.name, error, exc_info=not isinstance(error, BatosError))
+            outcome = Outcome(job, error=_told_disk(error))
+        self.doing = None
+        self._note(job.name, outcome, time.monotonic() - started_s)
+        job.done(outcome)
+
+    def _note(self, name, outcome, seconds):
+        """Write down how it ended. Where that cannot be written, the daemon goes on."""
+        error = outcome.error
+        row = {"at_s": round(time.time()), "seconds": round(seconds, 2), "details": error.message
+               if isinstance(error, BatosError) else repr(error) if error else outcome.result["details"], "ok": error is None}
+        self.report = self.report | {name: row}
+        with contextlib.suppress(OSError):
+            if self._path and not isinstance(error, Cancelled):
+                _write_whole(self._path, json.dumps(self.report, indent=1).encode())
+
+
+def backup_job(image, settings, where=None, full=False):
+    """Return apply(step) that makes a backup into `where`, or into the setting's folder."""
+    def apply(step):
+        folder = where or settings.backup_dir
+        if not folder:
+            raise BadRequest("no folder for backups is set; name one, or set backup_dir")
+        backup = make_backup(image, folder, full, settings.backup_full_days, settings.backup_keep_days, step)
+        what = f"adds {backup.size / 1e6:,.2f} MB" + (f" to {backup.after}" if backup.after else ", the whole image")
+        faults = f"; the image has {len(backup.faults)} faults" if backup.faults else ""
+        return {"details": f"the backup {backup.name} {what} in {folder}; it was read back and is as written{faults}",
+                "result": backup.model_dump(exclude={"blobs"}) | {"folder": str(folder), "blobs": len(backup.blobs)}}
+    return apply
+
+
+def pack_job(image, settings, days=None):
+    """Return apply(step) that packs away what is older than `days`, or than the setting history_days."""
+    def apply(step):
+        before_s = time.time() - (settings.history_days if days is None else days) * 86400
+        result = image.pack(before_s, step)
+        return {"details": f"the image has {result['after_mb']:,.1f} MB now, {result['before_mb']:,.1f} MB before",
+                "result": result}
+    return apply
 
 
 ################################################################################
@@ -5083,7 +5685,7 @@ class ListCyclesCommand(Command):
 
 
 class CancelCommand(Command):
-    """Cancel a cycle that waits or runs. Too late once its effect is being stored."""
+    """Cancel a cycle that waits or runs, or "upkeep": the backup or pack at work. Too late once its effect is being stored."""
 
     cycle: str = pydantic.Field(max_length=20)
 
@@ -5113,6 +5715,19 @@ class SearchMemoryCommand(Command):
     scope: typing.Literal["world", "self"] | None = None
 
 
+class BackupCommand(Command):
+    """Back the image up into a folder of the daemon's machine, whole or what is new; read back and verified."""
+
+    folder: str | None = pydantic.Field(None, max_length=4000)
+    full: bool = False
+
+
+class PackCommand(Command):
+    """Pack away what was replaced more than `days` (else history_days) ago; it can not be looked at or undone then."""
+
+    days: float | None = pydantic.Field(None, ge=0)
+
+
 class ShutdownCommand(Command):
     """Drain and stop the daemon."""
 
@@ -5137,6 +5752,8 @@ COMMANDS = {
     "send_message": CommandRow(SendMessageCommand, "write", effect=True),
     "index_document": CommandRow(IndexDocumentCommand, "bulk", effect=True),
     "unindex_document": CommandRow(UnindexDocumentCommand, "bulk", effect=True),
+    "backup": CommandRow(BackupCommand, "upkeep"),
+    "pack": CommandRow(PackCommand, "upkeep"),
 }
 BODY_LESS = frozenset({"id", "v", "idempotency_key", "wait", "why"})       # not part of what a key stands for
 
@@ -5647,6 +6264,13 @@ def _initiate(uvm, request):
     uvm.submit_to("write", request, accept_mission(request.command, request.who, uvm.settings))
 
 
+def _backup(uvm, request):
+    folder = request.command.folder
+    if folder is not None and not os.path.isabs(folder):
+        raise BadRequest(f"folder is a path from the root of the daemon's machine, not {folder!r}")
+    uvm.submit_to("upkeep", request, backup_job(uvm.image, uvm.settings, folder, request.command.full))
+
+
 LOOP_COMMANDS = {
     "health": _health,
     "get_full_state": _full_state,
@@ -5661,6 +6285,8 @@ JOBS = {
     "send_message": _send_message,
     "index_document": _index_document,
     "unindex_document": lambda uvm, request: uvm.submit_to("bulk", request, unindex_document(request.command)),
+    "backup": _backup,
+    "pack": lambda uvm, request: uvm.submit_to("upkeep", request, pack_job(uvm.image, uvm.settings, request.command.days)),
 }
 
 
@@ -5674,7 +6300,8 @@ class BatOS_UVM:
         token = WriteToken()
         self.lanes = {"write": WriteLane(image, token, settings, self._fatal, self.events),
                       "bulk": BulkLane(image, token, settings, self._fatal, self.events),
-                      "read": ReadLane(image, "read", settings.read_threads)}
+                      "read": ReadLane(image, "read", settings.read_threads),
+                      "upkeep": Upkeep(image, settings, self._fatal)}
         self.mind = MissionLane(image, self.lanes, self.core, settings,
                                 lambda oid, report: self.post(self._cycle_ended, oid, report))
         self._waiting = collections.defaultdict(list)    # cycle id -> functions of its report, each one a reply
@@ -5737,6 +6364,7 @@ class BatOS_UVM:
                                      "send it again once the daemon is back")
         log_bridge.info("draining: %d requests at work", self.pending)
         self.mind.stop_taking()
+        self.lanes["upkeep"].end()
         for oid in list(self._waiting):                  # their missions go on at the next start
             self._cycle_ended(oid, {"cycle": oid, "state": "accepted; it goes on when the daemon is back"})
         start_s = time.monotonic()
@@ -5974,6 +6602,8 @@ class BatOS_UVM:
     def cancel(self, request):
         """Answer a `cancel`: at once where the cycle can be cancelled, else TooLate with its result."""
         oid = request.command.cycle
+        if oid == "upkeep":
+            return self._cancel_upkeep(request)
         asked = self.mind.cancel(oid)
         if asked == "cancelling":
             return self.reply_ok(request, {"details": f"cycle {oid} is being cancelled", "result": {"cycle": oid}})
@@ -5981,6 +6611,11 @@ class BatOS_UVM:
             self._accept(request)
             return self._waiting[oid].append(lambda report: self.reply_error(request, too_late(report)))
         self.submit_to("read", request, cancel_late(oid))
+
+    def _cancel_upkeep(self, request):
+        if not self.lanes["upkeep"].cancel():
+            raise NotFound("neither a backup nor a pack is at work", kind="upkeep", name="upkeep")
+        self.reply_ok(request, {"details": "what is at work is being cancelled"})
 
     def reply_ok(self, request, result, **extra):
         self._reply(request, {"id": request.id, "status": "OK", **result, **extra})
@@ -6078,7 +6713,8 @@ class BatOS_UVM:
         return {"version": __version__, "pid": os.getpid(), "uptime_s": round(time.monotonic() - self.started_s, 1),
                 "state": "draining" if self._refused else "serving", "pending": self.pending, "clients": len(self.peers),
                 "keys": len(self.keys), "lanes": lanes, "core": self.core.health(), "missions": self.mind.health(),
-                "image_mb": round(self.image.size() / 1e6, 3)}
+                "image_mb": round(self.image.size() / 1e6, 3),
+                "upkeep": {"doing": self.lanes["upkeep"].doing, "last": self.lanes["upkeep"].report}}
 
 
 ################################################################################
@@ -6382,6 +7018,7 @@ class Client:
         self.close()
 
 
+WATCHED_S = 86400.0                                      # how long a backup or a pack may take
 TEXT_FILES = (".md", ".markdown", ".txt", ".rst", ".text")
 
 
@@ -6481,6 +7118,35 @@ def _state(args, client):
     return reply, json.dumps(reply["result"], indent=2, default=repr)
 
 
+def _watched(client, command, **fields):
+    """Send a command whose work may take hours; meanwhile show how far it is, and an interrupt cancels it."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, Client(client.endpoint, 30.0) as watching:
+        def call():
+            with Client(client.endpoint, WATCHED_S) as caller:
+                return caller.call(command, **fields)
+        work, told = pool.submit(call), None
+        try:
+            while not concurrent.futures.wait([work], timeout=1.0).done:
+                doing = watching.call("health")["result"]["upkeep"]["doing"]
+                if doing != told and sys.stderr.isatty():
+                    print(doing, file=sys.stderr, flush=True)
+                told = doing
+        except KeyboardInterrupt:
+            watching.call("cancel", cycle="upkeep")
+        return work.result()
+
+
+def _backup_command(args, client):
+    fields = {"folder": os.path.abspath(args.folder)} if args.folder else {}
+    reply = _watched(client, "backup", full=args.full, **fields)
+    return reply, reply["details"]
+
+
+def _pack_command(args, client):
+    reply = _watched(client, "pack", **({} if args.days is None else {"days": args.days}))
+    return reply, reply["details"]
+
+
 def _stop(args, client):
     reply = client.call("shutdown")
     return reply, reply["details"]
@@ -6495,6 +7161,8 @@ SUBCOMMANDS = {
     "cancel": (_cancel, "cancel a cycle"),
     "status": (_status, "say how the daemon is"),
     "state": (_state, "show the root objects, counts and settings"),
+    "backup": (_backup_command, "back the image up while the daemon runs, whole or what is new since the last"),
+    "pack": (_pack_command, "pack away history that is older than history_days"),
     "stop": (_stop, "stop the daemon"),
 }
 
@@ -6522,9 +7190,39 @@ def _recover(args, settings):
     return report, "\n".join([*lines, *([] if report["lost"] else ["nothing was lost"])])
 
 
+def _step_shower():
+    """Return a step function that shows progress where there is a terminal."""
+    def show(line):
+        if sys.stderr.isatty():
+            print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
+    return show
+
+
+def _restore(args, settings):
+    report = restore_image(args.folder, settings.image, args.as_of, _step_shower())
+    lines = [f"{report['image']} is the image as of {report['made_at'][:19]}Z (backup {report['backup']}): "
+             f"{report['bytes'] / 1e6:,.1f} MB and {report['blobs']} blobs, checked deep, in {report['seconds']} s"]
+    return report, "\n".join(lines + [f"FAULT: {fault}" for fault in report["faults"]])
+
+
+def _backups(args, settings):
+    found, faults = read_backups(args.folder)
+    rows, lines = [], []
+    for backup in found:
+        bad = list(verify_backup(args.folder, backup)) if args.verify else []
+        faults += bad
+        rows.append(backup.model_dump(exclude={"blobs"}) | {"blobs": len(backup.blobs)})
+        verified = "  every byte as written" if args.verify and not bad else ""
+        lines.append(f"{backup.name}  {'adds ' if backup.after else 'whole'}  {backup.size / 1e6:12,.2f} MB  "
+                     f"to change {backup.tid}{verified}")
+    return {"backups": rows, "faults": faults}, "\n".join(lines + [f"FAULT: {fault}" for fault in faults]) or "no backups yet"
+
+
 LOCAL_COMMANDS = {                                       # what works on an image that no daemon has open
     "check": (_check, "check an image that no daemon has open: headers, seals, blobs; --deep: everything"),
     "recover": (_recover, "save what can be read of a damaged image into a new one"),
+    "restore": (_restore, "put an image together from its backups, in a place where none is"),
+    "backups": (_backups, "list the backups in a folder; --verify reads every byte of them"),
 }
 
 
@@ -6537,6 +7235,14 @@ ARGUMENTS = {                                            # subcommand -> its arg
     "cancel": [("cycle", {"help": "its id, 0x…"})],
     "recover": [("new", {"help": "the new data file"}),
                 ("--image", {"default": argparse.SUPPRESS, "help": "the damaged data file; it is not changed"})],
+    "backup": [("folder", {"nargs": "?", "help": "where to; else the setting backup_dir"}),
+               ("--full", {"action": "store_true", "help": "the whole image, also where what is new would do"})],
+    "pack": [("--days", {"type": float, "help": "instead of history_days"})],
+    "restore": [("folder", {"help": "the folder of backups"}),
+                ("--as-of", {"help": "a backup's name, or a time: the newest backup until then"}),
+                ("--image", {"default": argparse.SUPPRESS, "help": "the new data file"})],
+    "backups": [("folder", {"help": "the folder of backups"}),
+                ("--verify", {"action": "store_true", "help": "read every byte, and compare"})],
     "check": [("--deep", {"action": "store_true", "help": "every record, reference, page, posting and hash"}),
               ("--image", {"default": argparse.SUPPRESS, "help": "the data file"})],
 }

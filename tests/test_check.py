@@ -241,7 +241,7 @@ def test_a_blob_without_its_file_is_told(path, tmp_path):
 
 
 def test_recover_keeps_off_what_exists_and_what_is_in_use(path, tmp_path):
-    with pytest.raises(batos.ConfigError, match="new place"):
+    with pytest.raises(batos.ConfigError, match="where no image is"):
         batos.recover_image(path, path)
     with pytest.raises(batos.ConfigError, match="--image"):
         batos.recover_image(str(tmp_path / "nothing.fs"), str(tmp_path / "new.fs"))
