@@ -1049,7 +1049,7 @@ def append_log(tree, entry, most):
 # A change of one flipped byte is found in a sealed range by its seal, and in any
 # header by the walk; in the records after the last seal only by `check`.
 
-IMAGE_VERSION = 1
+IMAGE_VERSION = 2
 MAGIC = b"FS30"
 TXN_HEADER = struct.Struct(">8sQcHHH")                    # tid, length less 8, status, three lengths
 SEAL_KEYS = ("start", "end", "tid", "blake2b")
@@ -1420,6 +1420,19 @@ def reading(image):
         yield root
 
 
+@contextlib.contextmanager
+def writing(image):
+    """Change an image once, in one transaction of a connection of its own; an error drops all of it."""
+    with contextlib.closing(Unit(image.db)) as unit:
+        unit.manager.begin()
+        try:
+            yield unit.root
+            unit.manager.commit()
+        except BaseException:
+            unit.manager.abort()
+            raise
+
+
 def _storage_by_uri(uri):
     import zodburi
     try:
@@ -1746,7 +1759,18 @@ def new_ledger():
     return UvmObject(name="ledger", write=PageTree(), bulk=PageTree())
 
 
-# Check
+# Check and upgrade
+
+UPGRADES = {}                                            # image version -> function(root) that makes it of the one before
+
+
+def upgrade_to(version):
+    """Have a function(root) make an image of `version` out of one of the version before."""
+    def add(function):
+        UPGRADES[version] = function
+        return function
+    return add
+
 
 CHECKS = {}                                              # name -> function(root) that yields faults, each a sentence
 
@@ -2168,7 +2192,7 @@ def _remove_unnamed(folder, backups):
 
 def _let_go(folder, backups, keep_days):
     """Remove the chains whose last backup is older than `keep_days`, but never the newest chain."""
-    oldest = (now_utc() - datetime.timedelta(days=keep_days)).isoformat()
+    oldest = (now_utc() - datetime.timedelta(days=min(keep_days, 36500))).isoformat()
     newest_of = {backup.chain: backup.made_at for backup in backups}
     gone = {chain for chain, made_at in newest_of.items() if made_at < oldest} - {backups[-1].chain}
     for backup in reversed(backups):                     # the last of a chain first: no chain ever lacks its beginning
@@ -2269,6 +2293,25 @@ def _put_together(folder, chain, path, step):
     fsync_path(os.path.dirname(path))
 
 
+def upgrade_image(image, backup_folder, tell=lambda line: None):
+    """Bring an image to IMAGE_VERSION: a backup first, then each of UPGRADES in a transaction of its own.
+
+    Killed at any moment it leaves an image of one version or the next; the next start goes on. Raises what make_backup
+    raises, and then nothing was changed.
+    """
+    with reading(image) as root:
+        version = root.get("image_version", IMAGE_VERSION)
+    todo = [number for number in sorted(UPGRADES) if number > version]
+    if todo and image.path:
+        backup = make_backup(image, backup_folder, full=True, keep_days=math.inf)
+        tell(f"the image has version {version}; before it becomes {todo[-1]}, its backup is {backup.name} in {backup_folder}")
+    for number in todo:
+        with writing(image) as root:
+            UPGRADES[number](root)
+            root["image_version"] = number
+        tell(f"the image has version {number} now")
+
+
 @check("ledger")
 def ledger_faults(root):
     """Yield what the pages say that the objects do not: the last change of each slot must stand."""
@@ -2334,7 +2377,7 @@ class Job:
     digest: str | None = None
     token: bool = False                                  # bulk: it writes what belongs to the write lane
     urgent: bool = False                                 # bulk: before ingest
-    prepare: typing.Callable | None = None               # bulk: run before the transaction
+    before: typing.Callable | None = None                # bulk: before(run) is run ahead of the transaction; see BulkLane
     journal: bool = False                                # the mission's journal tells what changed; the page does not
 
 
@@ -2589,41 +2632,64 @@ _URGENT = object()
 
 
 class BulkLane(WritingLane):
-    """One job, one commit; urgent ones first."""
+    """One job, one commit; urgent ones first.
+
+    What a job does ahead of its transaction is given `run`: run(function) has function(root) committed as a part of the
+    job, in a transaction of its own, and returns its result. Urgent jobs come between parts.
+    """
 
     tree = "bulk"
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._urgent = collections.deque()
+        self.parts, self._ending = 0, False              # of the job at work
 
     def submit(self, job):
         if job.urgent:
             self._urgent.append(job)
         self._jobs.put(_URGENT if job.urgent else job)
 
+    def end(self):
+        """Have a job in parts stop at its next one: the daemon drains."""
+        self._ending = True
+
     def _work(self, unit, job):
-        todo = [job] if job is not _URGENT else []
-        while self._urgent:
-            self._one(unit, self._urgent.popleft())
-        for job in todo:
+        self._do_urgent(unit)
+        if job is not _URGENT:
             self._one(unit, job)
 
+    def _do_urgent(self, unit):
+        while self._urgent:
+            self._one(unit, self._urgent.popleft())
+
     def _one(self, unit, job):
-        outcome = self._prepared(job)
+        outcome = self._prepared(unit, job)
         if outcome is None:
             with self.token if job.token else contextlib.nullcontext():
                 outcome, = self._attempt(unit, [job])
         self._tell([outcome])
         self.image.seal(int(self.settings.seal_mb * 1e6))
 
-    def _prepared(self, job):
-        """Do what a job wants done before its transaction: None, or the Outcome of its failure."""
+    def _prepared(self, unit, job):
+        """Do what a job wants done ahead of its transaction: None, or the Outcome of its failure."""
+        self.parts = 0
         try:
-            if job.prepare:
-                job.prepare()
+            if job.before:
+                job.before(functools.partial(self._part, unit, job))
         except Exception as error:                       # a boundary: every error becomes an outcome
             return Outcome(job, error=error)
+
+    def _part(self, unit, job, function):
+        if self._ending:
+            raise ShuttingDown(f"the daemon is shutting down, and {job.name} was not done; send it again once it is back")
+        outcome, = self._attempt(unit, [Job(f"{job.name}, a part", function, who=job.who, why=job.why, cycle=job.cycle)])
+        if outcome.error is not None:
+            raise outcome.error
+        parts = self.parts + 1
+        self._do_urgent(unit)
+        self.parts = parts
+        return outcome.result
 
 
 class Upkeep(Lane):
@@ -3842,6 +3908,8 @@ CHUNK_FLOOR_WORDS = 60             # shorter ones lose the words that a question
 CHUNK_CEILING_WORDS = 200          # longer ones blur the ranking; a MiniLM reads about 190 words
 CHUNK_CEILING_CHARS = 2000         # the ceiling where blanks are rare: code, tables, scripts without blanks
 CARRY_WORDS = 20                   # a section shorter than this is carried into the next
+PART_CHUNKS = 200                  # of a document that are stored, or swept, in one transaction
+PART_LEAST_CHARS = 20_000          # a shorter text has not more chunks than that
 TITLE_MAX_CHARS = 200
 SENTENCE_WINDOW_CHARS = 20_000     # Punkt sees no more at once: its time stays linear
 WORD_MAX_CHARS = 64                # a longer word (base64, a hash) is known by its beginning
@@ -4491,12 +4559,14 @@ def new_catalog(**slots):
 
     text_index: TailIndex; segments: more sources; chunk_storage: chunk number -> Chunk;
     metadata_index: field -> value -> chunk numbers; documents: doc_id -> Document;
-    retired: (doc_id, version) -> Document; retired_order: microseconds -> (doc_id, version).
+    retired: (doc_id, version) -> Document; retired_order: microseconds -> (doc_id, version);
+    staged: first chunk number -> (doc_id, version, chunks stored) of a document that is stored in parts, out of sight;
+    unswept: first chunk number -> (Document, chunks swept) of a large retired one whose words are still in the index.
     """
     return UvmObject(
         text_index=TailIndex(), segments=(), chunk_storage=LOBTree(), chunk_numbers=ChunkNumbers(),
         metadata_index=OOBTree({field: OOBTree() for field in FILTERS}), documents=OOBTree(),
-        retired=OOBTree(), retired_order=LOBTree(), **slots)
+        retired=OOBTree(), retired_order=LOBTree(), staged=LOBTree(), unswept=LOBTree(), **slots)
 
 
 def _stored(document, unchanged=False):
@@ -4567,12 +4637,16 @@ def _microseconds(moment):
 
 
 def _retire(catalog, document):
-    """Take a document out of all that search looks at; it and its chunks stay under `retired`."""
-    kept = []
-    for number in document.numbers:
-        chunk = catalog.chunk_storage.pop(number)
-        catalog.text_index.remove(number, chunk.words)
-        kept.append(chunk)
+    """Take a document out of all that search looks at; it and its chunks stay under `retired`.
+
+    The words of a large one leave the index later, in parts: what no filter names is not found by them.
+    """
+    kept = [catalog.chunk_storage.pop(number) for number in document.numbers]
+    if len(kept) <= PART_CHUNKS:
+        for number, chunk in zip(document.numbers, kept, strict=True):
+            catalog.text_index.remove(number, chunk.words)
+    else:
+        catalog.unswept[document.first_chunk] = document, 0
     for field in FILTERS:
         numbers = _filter_set(catalog, field, getattr(document, field))
         for number in document.numbers:
@@ -4594,15 +4668,24 @@ def _replace(catalog, drafts, fields):
     version = _next_version(catalog, fields["doc_id"], current)
     if current is not None:
         _retire(catalog, current)
-    numbers = catalog.chunk_numbers.take(len(drafts))
-    document = Document(
-        version=version, added_at=now_utc(), first_chunk=numbers.start, chunk_count=len(drafts), **fields)
-    for index, (number, draft) in enumerate(zip(numbers, drafts, strict=True)):
-        words = catalog.text_index.add(number, _searchable(document.title, draft))
-        catalog.chunk_storage[number] = Chunk(
-            doc_id=document.doc_id, version=version, index=index, words=words, **draft._asdict())
+    first = catalog.chunk_numbers.take(len(drafts)).start
+    _store_chunks(catalog, fields["doc_id"], version, fields["title"], first, 0, drafts)
+    return _publish(catalog, version, first, len(drafts), fields)
+
+
+def _store_chunks(catalog, doc_id, version, title, first, start, drafts):
+    """Store the chunks `start`, … of a document version whose first chunk has the number `first`, out of sight."""
+    for index, draft in enumerate(drafts, start):
+        words = catalog.text_index.add(first + index, _searchable(title, draft))
+        catalog.chunk_storage[first + index] = Chunk(
+            doc_id=doc_id, version=version, index=index, words=words, **draft._asdict())
+
+
+def _publish(catalog, version, first, count, fields):
+    """Make a document whose chunks are stored found; returns the Document."""
+    document = Document(version=version, added_at=now_utc(), first_chunk=first, chunk_count=count, **fields)
     for field in FILTERS:
-        _filter_set(catalog, field, getattr(document, field)).update(numbers)
+        _filter_set(catalog, field, getattr(document, field)).update(document.numbers)
     catalog.documents[document.doc_id] = document
     return document
 
@@ -4615,18 +4698,97 @@ def index_document_(catalog, doc_id, text, metadata=None, scope="world", source=
     Returns {"doc_id", "version", "chunks", "unchanged"}; where text, metadata, scope, source and kind are
     what is stored already, nothing is written. kind None guesses. Raises BadRequest before any write.
     """
+    fields = document_fields(doc_id, text, metadata, scope, source, kind, max_bytes)
+    same = unchanged_document(catalog, fields)
+    if same:
+        return same
+    drafts = cut_text(text, fields["kind"])
+    return _stored(_replace(catalog, drafts, {**fields, "title": _title(fields, drafts)}))
+
+
+def document_fields(doc_id, text, metadata=None, scope="world", source=None, kind=None, max_bytes=None):
+    """Return what a Document holds of its text but for the title. Raises BadRequest."""
     data = _checked_text(text, max_bytes)
-    fields = {
+    return {
         "doc_id": _checked_name("doc_id", doc_id, DOC_ID_MAX_CHARS),
         "scope": _checked_name("scope", scope, 64),
         "metadata": _checked_metadata(metadata), "source": source and _checked_name("source", source, 4096),
         "kind": kind or guess_kind(text, source or doc_id), "digest": digest(data),
     }
-    current = catalog.documents.get(doc_id)
+
+
+def unchanged_document(catalog, fields):
+    """Return what index_document_ answers where these fields are stored already, else None."""
+    current = catalog.documents.get(fields["doc_id"])
     if current is not None and all(getattr(current, name) == value for name, value in fields.items()):
         return _stored(current, unchanged=True)
-    drafts = cut_text(text, fields["kind"])
-    return _stored(_replace(catalog, drafts, {**fields, "title": _title(fields, drafts)}))
+    return None
+
+
+def stage_in_parts(drafts, fields, run):
+    """Store a document's chunks out of sight, PART_CHUNKS in a transaction; returns what publish_staged wants.
+
+    `run` has function(root) committed. What is never published is swept.
+    """
+    title, first = _title(fields, drafts), None
+    for start in range(0, len(drafts), PART_CHUNKS):
+        first = run(lambda root, start=start, first=first: _stage(
+            root["knowledge_catalog_obj"], fields["doc_id"], title, drafts[start:start + PART_CHUNKS], start, first, len(drafts)))
+    return first, len(drafts), {**fields, "title": title}
+
+
+def _stage(catalog, doc_id, title, drafts, start, first, count):
+    """Store some chunks of a document that will have `count`; returns the number of its first chunk."""
+    if first is None:
+        first = catalog.chunk_numbers.take(count).start
+        catalog.staged[first] = doc_id, _next_version(catalog, doc_id, catalog.documents.get(doc_id)), 0
+    _, version, _ = catalog.staged[first]
+    _store_chunks(catalog, doc_id, version, title, first, start, drafts)
+    catalog.staged[first] = doc_id, version, start + len(drafts)
+    return first
+
+
+def publish_staged(catalog, first, count, fields):
+    """Make a document that was stored in parts found, and retire its former version; returns what index_document_ does."""
+    doc_id, version, _ = catalog.staged.pop(first)
+    current = catalog.documents.get(doc_id)
+    if current is not None:
+        _retire(catalog, current)
+    return _stored(_publish(catalog, version, first, count, fields))
+
+
+def sweep(catalog):
+    """Take PART_CHUNKS chunks that nobody can find out of the index; returns whether more may be left.
+
+    They are of large documents that were retired, or that were stored in parts and never published.
+    """
+    if catalog.unswept:
+        first = catalog.unswept.minKey()
+        document, swept = catalog.unswept[first]
+        chunks = document.kept[swept:swept + PART_CHUNKS]
+        for number, chunk in enumerate(chunks, first + swept):
+            catalog.text_index.remove(number, chunk.words)
+        _go_on(catalog.unswept, first, swept + len(chunks) < len(document.kept), (document, swept + len(chunks)))
+    elif catalog.staged:
+        first = catalog.staged.minKey()
+        doc_id, version, stored = catalog.staged[first]
+        left = max(0, stored - PART_CHUNKS)
+        for number in range(first + left, first + stored):
+            catalog.text_index.remove(number, catalog.chunk_storage.pop(number).words)
+        _go_on(catalog.staged, first, left, (doc_id, version, left))
+    return leftovers(catalog) > 0
+
+
+def _go_on(tree, key, more, value):
+    if more:
+        tree[key] = value
+    else:
+        del tree[key]
+
+
+def leftovers(catalog):
+    """Return how many documents have chunks in the index that nobody can find."""
+    return len(catalog.staged) + len(catalog.unswept)
 
 
 @primitive("unindex_document_", lane="bulk")
@@ -4702,7 +4864,7 @@ def catalog_figures(catalog):
     sources = _sources(catalog)
     return {"documents": len(catalog.documents), "chunks": sum(source.count for source in sources),
             "words": catalog.text_index.wordCount(), "retired": len(catalog.retired_order),
-            "segments": len(catalog.segments)}
+            "segments": len(catalog.segments), "leftovers": leftovers(catalog)}
 
 
 def _faults_of_documents(catalog):
@@ -4716,6 +4878,8 @@ def _faults_of_documents(catalog):
                 or catalog.chunk_storage[number].doc_id != doc_id]
         if lost:
             yield f"{doc_id} lacks {len(lost)} of its {document.chunk_count} chunks"
+    for first, (_, _, stored) in own(catalog).get("staged", {}).items():
+        numbers.update(range(first, first + stored))
     strangers = set(catalog.chunk_storage.keys()) - numbers
     if strangers:
         yield f"{len(strangers)} chunks belong to no document, such as {min(strangers)}"
@@ -4725,9 +4889,16 @@ def _faults_of_documents(catalog):
             yield f"the filter {field} does not name the chunks of the documents"
 
 
+def _indexed(catalog):
+    """Yield (number, Chunk) of all whose words are in the index: those stored, and those not yet swept."""
+    yield from catalog.chunk_storage.items()
+    for first, (document, swept) in own(catalog).get("unswept", {}).items():
+        yield from enumerate(document.kept[swept:], first + swept)
+
+
 def _faults_of_words(catalog):
     index, wanted, lengths = catalog.text_index, collections.defaultdict(dict), {}
-    for number, chunk in catalog.chunk_storage.items():
+    for number, chunk in _indexed(catalog):
         wids = widcode.decode(chunk.words.decode("latin-1"))
         lengths[number] = len(wids)
         for wid, frequency in collections.Counter(wids).items():
@@ -6163,17 +6334,39 @@ def search_memory(command):
     return apply
 
 
-def index_document(command, texts, settings):
-    """Index what `prepare` put into `texts` (one text)."""
-    def apply(root):
-        stored = send(root["knowledge_catalog_obj"], "index_document_", command.doc_id, texts[0],
-                      metadata=command.metadata, scope=command.scope, source=command.path,
-                      max_bytes=int(settings.document_max_mb * 1e6))
-        before = now_utc() - datetime.timedelta(days=settings.history_days)
-        prune_retired(root["knowledge_catalog_obj"], before, limit=PRUNED)
+class Ingest:
+    """An index_document command at work: `before` reads and cuts, and stores a large document in parts."""
+
+    def __init__(self, command, settings):
+        self.command, self.settings = command, settings
+        self.text = self.staged = None                   # staged: what publish_staged wants
+
+    def before(self, run):
+        """Read the text; store in parts what has more than PART_CHUNKS chunks. Raises BadRequest."""
+        command = self.command
+        self.text = read_document(command, self.settings)
+        if len(self.text) < PART_LEAST_CHARS:
+            return
+        fields = document_fields(command.doc_id, self.text, command.metadata, command.scope, command.path,
+                                 max_bytes=self._max_bytes())
+        if run(lambda root: unchanged_document(root["knowledge_catalog_obj"], fields)):
+            return
+        drafts = cut_text(self.text, fields["kind"])
+        if len(drafts) > PART_CHUNKS:
+            self.staged = stage_in_parts(drafts, fields, run)
+
+    def _max_bytes(self):
+        return int(self.settings.document_max_mb * 1e6)
+
+    def apply(self, root):
+        command, catalog = self.command, root["knowledge_catalog_obj"]
+        stored = publish_staged(catalog, *self.staged) if self.staged else send(
+            catalog, "index_document_", command.doc_id, self.text, metadata=command.metadata, scope=command.scope,
+            source=command.path, max_bytes=self._max_bytes())
+        before = now_utc() - datetime.timedelta(days=self.settings.history_days)
+        prune_retired(catalog, before, limit=PRUNED)
         what = "was already known" if stored["unchanged"] else f"is remembered in {stored['chunks']} chunks"
         return {"details": f"{command.doc_id} {what}", "result": to_wire(stored)}
-    return apply
 
 
 def unindex_document(command):
@@ -6252,9 +6445,8 @@ def _send_message(uvm, request, lane=None):
 
 
 def _index_document(uvm, request):
-    command, texts = request.command, []
-    uvm.submit_to("bulk", request, index_document(command, texts, uvm.settings),
-                  prepare=lambda: texts.append(read_document(command, uvm.settings)))
+    ingest = Ingest(request.command, uvm.settings)
+    uvm.submit_to("bulk", request, ingest.apply, before=ingest.before)
 
 
 def _initiate(uvm, request):
@@ -6312,6 +6504,7 @@ class BatOS_UVM:
         self._held = None                                # keyed requests, until the memory of keys is read
         self._refused = None                             # why no work is accepted any more, or None
         self._view_commits = -1
+        self._sweeping = False                           # whether the bulk lane has a sweep of ours
         self._health = None                              # what `health` answers, within one drain
         self._taken = None                               # [(lane, job)] of the messages being drained, None between drains
         self._retrying = False
@@ -6364,7 +6557,8 @@ class BatOS_UVM:
                                      "send it again once the daemon is back")
         log_bridge.info("draining: %d requests at work", self.pending)
         self.mind.stop_taking()
-        self.lanes["upkeep"].end()
+        for name in ("bulk", "upkeep"):
+            self.lanes[name].end()
         for oid in list(self._waiting):                  # their missions go on at the next start
             self._cycle_ended(oid, {"cycle": oid, "state": "accepted; it goes on when the daemon is back"})
         start_s = time.monotonic()
@@ -6505,14 +6699,14 @@ class BatOS_UVM:
         """Give a request to the lane of its command, as the job that JOBS makes of it."""
         JOBS[request.command.command](self, request)
 
-    def submit_to(self, lane, request, apply, repeated=None, prepare=None):
+    def submit_to(self, lane, request, apply, repeated=None, before=None):
         """Queue a job for a request; its outcome is the reply."""
         self._accept(request)
         command = request.command
         key = request.key[1] if request.key else None
         why = command.why if command.client is None else f"{command.client}: {command.why or command.command}"
         job = Job(command.command, apply, functools.partial(self._done, request, repeated), request.who, why, None, key,
-                  request.digest, prepare=prepare)
+                  request.digest, before=before)
         if self._taken is None:
             self.lanes[lane].submit(job)
         else:
@@ -6700,8 +6894,23 @@ class BatOS_UVM:
     def _set_view(self, outcome):
         if outcome.error is None:
             self.view = outcome.result
+            self._sweep(self.view["memory"]["leftovers"])
         else:
             log_bridge.error("the view of the state cannot be read", exc_info=outcome.error)
+
+    def _sweep(self, more):
+        """Have the bulk lane take out of the index, part by part, what nobody can find."""
+        if more and not self._sweeping and not self._refused:
+            self._sweeping = True
+            self.lanes["bulk"].submit(Job("sweep", lambda root: sweep(root["knowledge_catalog_obj"]),
+                                          lambda outcome: self.post(self._swept, outcome)))
+
+    def _swept(self, outcome):
+        self._sweeping = False
+        if outcome.error is None:
+            self._sweep(outcome.result)
+        else:
+            log_bridge.error("a sweep of the catalog failed: %s", outcome.error)
 
     def health(self):
         """Return how the daemon is, from memory; messages that are drained together are told the same."""
@@ -6765,25 +6974,27 @@ PRIMORDIAL = {
 }
 
 
+@upgrade_to(2)
+def add_parts_and_core(root):
+    """Documents in parts; the first images had no core either."""
+    wanted = [("knowledge_catalog_obj", "staged", LOBTree()), ("knowledge_catalog_obj", "unswept", LOBTree()),
+              ("pLLM_obj", "model_id", None), ("pLLM_obj", "model_blob", [])]
+    for name, slot, value in wanted:
+        if slot not in own(root[name]):
+            set_slot(root[name], slot, value)
+
+
 def genesis(image, core=None):
     """Put into an image what it lacks of the primordial objects, in one transaction; `core` is a model's folder.
 
     Killed at any moment, it leaves nothing or all.
     """
-    unit = Unit(image.db)
-    try:
-        unit.manager.begin()
+    with writing(image) as root:
         for name, make in PRIMORDIAL.items():
-            if name not in unit.root:
-                unit.root[name] = make(unit.root)
+            if name not in root:
+                root[name] = make(root)
         if core is not None:
-            store_core(unit.root, core)
-        unit.manager.commit()
-    except BaseException:
-        unit.manager.abort()
-        raise
-    finally:
-        unit.close()
+            store_core(root, core)
 
 
 def lacks(image):
@@ -6890,13 +7101,19 @@ def say(line, end="\n"):
         print(line, end=end, flush=True)
 
 
+def upgrade(image, settings):
+    """Bring the image of an earlier BAT OS to this one's version, behind a backup."""
+    if not image.empty():
+        upgrade_image(image, settings.backup_dir or f"{image.path}.upgrades", say)
+
+
 def awaken(image, setting):
     """Prototypal Awakening: give the image what it lacks, objects and the core's files, in one transaction."""
     folder, first = core_folder(image, setting), image.empty()
     if folder is None and not lacks(image):
         return
     started_s = time.monotonic()
-    what = "the first objects" if first else "what the image lacks"
+    what = "the first objects" if first else "the objects that it lacked"
     say(f"Prototypal Awakening: {what}{' and the core' if folder else ''}", end=" ")
     genesis(image, folder)
     say(f"are in the image ({time.monotonic() - started_s:.1f} s)")
@@ -6918,6 +7135,7 @@ def serve(settings, debug=False, make_core=embedded_core):
     set_up_log(settings, debug)
     image = Image.open(settings.image, int(settings.open_check_mb * 1e6))
     try:
+        upgrade(image, settings)
         awaken(image, settings.core)
         uvm = BatOS_UVM(image, settings, make_core(image, settings))
         endpoint = uvm.bind(settings.endpoint)

@@ -655,6 +655,7 @@ def test_figures(catalog):
         "words": 2,
         "retired": 1,
         "segments": 0,
+        "leftovers": 0,
     }
 
 

@@ -343,22 +343,22 @@ def test_urgent_jobs_go_before_ingest(one):
 
 
 def test_a_bulk_job_is_prepared_outside_of_its_transaction(one):
-    def prepare():
+    def prepare(run):
         one.do(put("n", 1))                               # a commit of another lane, while this one prepares
         seen.append(one.token._held)
     seen = []
     one.start()
-    outcome = one.bulk.call(Job("test", lambda root: root["genesis_obj"].n, prepare=prepare, token=True), WAIT_S)
+    outcome = one.bulk.call(Job("test", lambda root: root["genesis_obj"].n, before=prepare, token=True), WAIT_S)
     assert outcome.result == 1 and seen == [False]
 
 
 def test_a_job_that_cannot_be_prepared_is_not_run(one):
-    def prepare():
+    def prepare(run):
         raise batos.BadRequest("no such file")
     one.start()
     ran = []
     with pytest.raises(batos.BadRequest, match="no such file"):
-        one.bulk.call(Job("test", ran.append, prepare=prepare), WAIT_S)
+        one.bulk.call(Job("test", ran.append, before=prepare), WAIT_S)
     assert ran == [] and one.bulk.commits == 0
     assert one.bulk.call(Job("test", lambda root: 7), WAIT_S).result == 7
 

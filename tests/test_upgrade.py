@@ -47,3 +47,51 @@ def test_an_old_image_is_whole_after_its_first_day_with_the_new_program(old, dae
     assert running.stop() == 0
     report = batos.check_image(old, deep=True)
     assert report["faults"] == [] and report["objects"] > 60
+
+
+def version_of(where):
+    image = batos.Image.open(where)
+    with batos.reading(image) as root:
+        version = root["image_version"]
+    image.close()
+    return version
+
+
+def test_a_backup_comes_before_an_upgrade_and_can_be_restored(old, daemon, tmp_path):
+    before = pathlib.Path(old).read_bytes()
+    running = daemon()
+    assert running.stop() == 0 and version_of(old) == batos.IMAGE_VERSION == max(batos.UPGRADES)
+    assert any("version 1" in line and "backup" in line for line in running.lines)
+    batos.restore_image(f"{old}.upgrades", tmp_path / "back.fs")
+    assert (tmp_path / "back.fs").read_bytes() == before
+    again = daemon()
+    assert not any("version" in line for line in again.lines)
+
+
+def test_an_upgrade_whose_backup_cannot_be_made_changes_nothing(old, monkeypatch):
+    before = pathlib.Path(old).read_bytes()
+    monkeypatch.setattr(batos.shutil, "disk_usage", lambda path: batos.types.SimpleNamespace(free=0))
+    image = batos.Image.open(old)
+    with pytest.raises(batos.ImageError, match="free"):
+        batos.upgrade_image(image, f"{old}.upgrades")
+    image.close()
+    assert pathlib.Path(old).read_bytes() == before and version_of(old) == 1
+
+
+def test_each_upgrade_is_a_transaction_of_its_own_and_goes_on_after_a_failure(old, monkeypatch):
+    def failing(root):
+        root["genesis_obj"].half = True
+        raise RuntimeError("amid the upgrade")
+    ran = []
+    monkeypatch.setattr(batos, "UPGRADES", {**batos.UPGRADES, 3: failing, 4: lambda root: ran.append(4)})
+    image = batos.Image.open(old)
+    with pytest.raises(RuntimeError):
+        batos.upgrade_image(image, f"{old}.upgrades")
+    with batos.reading(image) as root:
+        assert root["image_version"] == 2 and "half" not in root["genesis_obj"]._slots and ran == []
+    batos.UPGRADES[3] = lambda root: ran.append(3)
+    batos.upgrade_image(image, f"{old}.upgrades")
+    assert ran == [3, 4]
+    image.close()
+    with pytest.raises(batos.ImageTooNew, match="newer"):
+        batos.Image.open(old)
