@@ -206,6 +206,10 @@ class Busy(BatosError):
     retry = True
 
 
+class CannotUndo(BatosError):
+    """A change cannot be undone. Fields: change (the later one that stands in the way, or None)."""
+
+
 class TransitionError(BatosError):
     """A state of the composite mind may not follow the other, or its work came to nothing."""
 
@@ -737,7 +741,17 @@ def _checked_pointer(name, value):
     return tuple(targets)
 
 
-def _note_change(obj, name):
+def standing(obj, slot):
+    """Return what stands in a slot, or ABSENT. `slot[key]` is what the tree in it holds there, told by its version."""
+    name, _, key = slot.partition("[")
+    value = own(obj).get(name, ABSENT)
+    if not key:
+        return value
+    item = value.get(key[:-1])
+    return ABSENT if item is None else item.version
+
+
+def note_change(obj, name):
     """Tell the object's connection, before the change: lookups go stale, and the ledger wants the old value."""
     jar = obj._p_jar
     if jar is None or not isinstance(jar, ImageConnection):
@@ -748,14 +762,14 @@ def _note_change(obj, name):
         jar.lookups.pop(name, None)
     jar.writes += 1
     if jar.changes is not None and (obj, name) not in jar.changes:
-        jar.changes[obj, name] = own(obj).get(name, ABSENT)
+        jar.changes[obj, name] = standing(obj, name)
 
 
 def set_slot(obj, name, value):
     """Set one slot. A pointer takes an object or a list and holds a tuple. Raises ReservedName, BadSlot."""
     check_slot_name(name)
     value = _checked_pointer(name, value) if name.endswith("*") else checked(value)
-    _note_change(obj, name)
+    note_change(obj, name)
     if name.endswith("*") and name not in own(obj).get("_pointers", ()):
         _store(obj, "_pointers", _pointer_order((*own(obj).get("_pointers", ()), name)))
     _store(obj, name, value)
@@ -767,7 +781,7 @@ def remove_slot(obj, name):
     if name not in own(obj):
         raise NotFound(f"{obj!r} has no slot {name!r} of its own; {mend(name, obj._slots, 'its slots')}",
                        kind="slot", name=name)
-    _note_change(obj, name)
+    note_change(obj, name)
     if name.endswith("*"):
         _store(obj, "_pointers", tuple(other for other in obj._pointers if other != name))
     persistent.Persistent.__delattr__(obj, name)
@@ -1677,7 +1691,7 @@ class LedgerPage(persistent.Persistent):
     told: msgpack of the ENTRY_FIELDS of each command, in order; a result is msgpack again, None where it is large
     large: {number of an entry -> LedgerValue of its result}
     changes: for each entry ((object, slot, before, after), …); before and after are 1-tuples of a value or
-    LedgerValue, or () where the slot was absent
+    LedgerValue, or () where the slot was absent. `documents[ID]` for a slot is a document, its version the value
     """
 
     def __init__(self, entries):
@@ -1739,7 +1753,7 @@ def page_entry(job, result, changes, at_us):
 
     Raises BadRequest where the result does not fit the wire.
     """
-    rows = tuple([(obj, slot, _kept_slot(before), _kept_slot(own(obj).get(slot, ABSENT)))
+    rows = tuple([(obj, slot, _kept_slot(before), _kept_slot(standing(obj, slot)))
                   for (obj, slot), before in changes.items()])
     return Entry((job.name, at_us, job.who, job.why, job.cycle, job.key, job.digest, pack_result(result)), rows)
 
@@ -1757,6 +1771,175 @@ def append_page(tree, entries, keep_from_us, most=4):
 def new_ledger():
     """Return the ledger: a tree of pages for each lane that writes, so that lanes never conflict."""
     return UvmObject(name="ledger", write=PageTree(), bulk=PageTree())
+
+
+# History
+
+HISTORY_PAGES = 20_000                                   # read for one answer of `history` at most
+SHOWN_BYTES = 1000                                       # of a value in a history; a larger one is told by its size
+
+UNDOES = {}                                              # slot that holds a tree -> function(object, key, value before or ABSENT)
+
+
+def undoes(slot):
+    """Have a function(object, key, before) put back what `slot[key]` was."""
+    def add(function):
+        UNDOES[slot] = function
+        return function
+    return add
+
+
+def page_value(kept):
+    """Return the value that stands in a page's row as `before` or `after`, or ABSENT."""
+    if not kept:
+        return ABSENT
+    return kept[0].value if isinstance(kept[0], LedgerValue) else kept[0]
+
+
+def still_stands(obj, slot, kept):
+    found, wanted = standing(obj, slot), page_value(kept)
+    return found is wanted or found == wanted
+
+
+def change_parts(change):
+    """Return (tid, number) of a change's name. Raises BadRequest."""
+    match = re.fullmatch(r"([0-9a-f]{16})\.(\d{1,9})", change)
+    if not match:
+        raise BadRequest(f"a change is named as replies name it, such as 03e1a2b3c4d5e6f7.0, not {change!r:.60}")
+    return bytes.fromhex(match[1]), int(match[2])
+
+
+def _page_of(tree, tid):
+    """Return (microseconds, page) of the page that a transaction wrote, or None; keys and serials rise together."""
+    low, high = (tree.minKey(), tree.maxKey()) if len(tree) else (1, 0)
+    while low <= high:
+        at_us = tree.maxKey((low + high) // 2)
+        page = tree[at_us]
+        page._p_activate()
+        if page._p_serial == tid:
+            return at_us, page
+        if page._p_serial < tid:
+            low = _next_key(tree, (low + high) // 2 + 1)
+        else:
+            high = at_us - 1
+    return None
+
+
+def _next_key(tree, at_us):
+    try:
+        return tree.minKey(at_us)
+    except ValueError:                                   # none so late
+        return at_us
+
+
+def find_change(root, change):
+    """Return (entry, microseconds) of a change. Raises NotFound where it never was or is no longer kept."""
+    tid, number = change_parts(change)
+    for lane in ("write", "bulk"):
+        found = _page_of(getattr(root["ledger_obj"], lane), tid)
+        if found and number < len(found[1].changes):
+            return found[1].entries[number], found[0]
+    raise NotFound(f"there is no change {change} in the kept history; see `history`, and the setting history_days",
+                   kind="change", name=change)
+
+
+def _pages_back(tree, until_us):
+    """Yield (microseconds, page) from `until_us` back, the newest first."""
+    with contextlib.suppress(ValueError):                # none is older
+        while True:
+            at_us = tree.maxKey(until_us)
+            yield at_us, tree[at_us]
+            until_us = at_us - 1
+
+
+def history_of(root, limit, obj=None, slot=None, before=None):
+    """Return ([row], the change to go on before, or None): what changed, the newest first.
+
+    A row is {"change", "at", "who", "why", "cycle", "command", "changes": [(object, slot, before, after)]}; with `obj`
+    (and `slot`) only changes of it. Raises NotFound for an unknown `before`.
+    """
+    until_us = find_change(root, before)[1] if before else (1 << 62)
+    pages = heapq.merge(*(_pages_back(getattr(root["ledger_obj"], lane), until_us) for lane in ("write", "bulk")),
+                        key=lambda row: -row[0])
+    rows, last = [], None
+    for count, (at_us, page) in enumerate(pages, 1):
+        for row in _rows_of(page, at_us, obj, slot):
+            if before is None or change_parts(row["change"]) < change_parts(before):
+                rows.append(row)
+        last = change_name(page._p_serial, 0)
+        page._p_deactivate()
+        if len(rows) >= limit or count == HISTORY_PAGES:
+            return rows[:limit], rows[limit - 1]["change"] if len(rows) >= limit else last
+    return rows, None
+
+
+def _rows_of(page, at_us, obj, slot):
+    """Yield the rows of a page's entries, the last first."""
+    wanted = [[row for row in rows if obj is None or row[0] is obj and slot in (None, row[1])] for rows in page.changes]
+    if obj is not None and not any(wanted):
+        return
+    for number, (entry, rows) in reversed(list(enumerate(zip(page.entries, wanted, strict=True)))):
+        if obj is None or rows:
+            yield {"change": change_name(page._p_serial, number), "changes": rows,
+                   "at": datetime.datetime.fromtimestamp(entry["at_us"] / 1e6, datetime.UTC),
+                   **{name: entry[name] for name in ("command", "who", "why", "cycle")}}
+
+
+def undo_change(root, change):
+    """Put back what stood before a change; returns [(object, slot)].
+
+    Raises NotFound, and CannotUndo where it changed nothing that can be put back, or where something was changed again.
+    """
+    entry, _ = find_change(root, change)
+    if not entry["changes"]:
+        raise CannotUndo(f"the change {change} ({entry['command']}) set no slot and no document, so there is nothing to put back",
+                         change=None)
+    for obj, slot, _, after in entry["changes"]:
+        if not still_stands(obj, slot, after):
+            later = history_of(root, 1, obj, slot)[0]
+            name = later[0]["change"] if later and later[0]["change"] != change else None
+            by = f"by the later change {name}; undo that one first" if name else "outside of the kept history"
+            raise CannotUndo(f"{slot} of {oid_text(obj._p_oid)} was changed again {by}", change=name)
+    for obj, slot, before, _ in reversed(entry["changes"]):
+        _put_back(obj, slot, page_value(before))
+    return [(obj, slot) for obj, slot, _, _ in entry["changes"]]
+
+
+def _put_back(obj, slot, value):
+    tree, _, key = slot.partition("[")
+    if key:
+        UNDOES[tree](obj, key[:-1], value)
+    elif value is ABSENT:
+        remove_slot(obj, slot)
+    else:
+        set_slot(obj, slot, value)
+
+
+def moment_tid(text):
+    """Return the tid that a moment stands for: a change, or a time such as 2026-01-31T12:00Z. Raises BadRequest."""
+    if re.fullmatch(r"[0-9a-f]{16}\.\d+", text):
+        return change_parts(text)[0]
+    try:
+        at = datetime.datetime.fromisoformat(text).astimezone(datetime.UTC)
+        return persistent.TimeStamp.TimeStamp(*at.timetuple()[:5], at.second + at.microsecond / 1e6).raw()
+    except (ValueError, OverflowError):
+        raise BadRequest(f"as_of takes a change such as 03e1a2b3c4d5e6f7.0, or a time such as 2026-01-31T12:00Z, not "
+                         f"{text!r:.60}") from None
+
+
+@contextlib.contextmanager
+def reading_as_of(image, moment):
+    """Read the image as it was at a moment, as far back as history is kept. Raises BadRequest, NotFound."""
+    manager = transaction.TransactionManager()
+    connection = image.db.open(manager, at=min(moment_tid(moment), image.db.lastTransaction()))
+    try:
+        yield connection.root()
+    except ZODB.POSException.POSKeyError:
+        raise NotFound(f"what stood as of {moment} is not kept (any more): it was packed away, or is from before the image",
+                       kind="moment", name=moment) from None
+    finally:
+        manager.abort()
+        connection.close()
 
 
 # Check and upgrade
@@ -2317,6 +2500,8 @@ def ledger_faults(root):
     """Yield what the pages say that the objects do not: the last change of each slot must stand."""
     last = {}                                            # (oid, slot) -> (object, after, change)
     pages = [(at_us, page) for lane in ("write", "bulk") for at_us, page in getattr(root["ledger_obj"], lane).items()]
+    for _, page in pages:
+        page._p_activate()                               # a ghost's serial is zero
     for _, page in sorted(pages, key=lambda row: row[1]._p_serial):
         entries = page.entries
         if len(entries) != len(page.changes):
@@ -2325,9 +2510,7 @@ def ledger_faults(root):
             for obj, slot, _, after in entry["changes"]:
                 last[obj._p_oid, slot] = obj, after, change_name(page._p_serial, number)
     for (oid, slot), (obj, after, change) in last.items():
-        wanted = (after[0].value if isinstance(after[0], LedgerValue) else after[0]) if after else ABSENT
-        found = own(obj).get(slot, ABSENT)
-        if found is not wanted and found != wanted:
+        if not still_stands(obj, slot, after):
             yield f"{slot} of {oid_text(oid)} is not what the change {change} made of it"
 
 
@@ -4641,6 +4824,7 @@ def _retire(catalog, document):
 
     The words of a large one leave the index later, in parts: what no filter names is not found by them.
     """
+    note_change(catalog, f"documents[{document.doc_id}]")
     kept = [catalog.chunk_storage.pop(number) for number in document.numbers]
     if len(kept) <= PART_CHUNKS:
         for number, chunk in zip(document.numbers, kept, strict=True):
@@ -4683,6 +4867,7 @@ def _store_chunks(catalog, doc_id, version, title, first, start, drafts):
 
 def _publish(catalog, version, first, count, fields):
     """Make a document whose chunks are stored found; returns the Document."""
+    note_change(catalog, f"documents[{fields['doc_id']}]")
     document = Document(version=version, added_at=now_utc(), first_chunk=first, chunk_count=count, **fields)
     for field in FILTERS:
         _filter_set(catalog, field, getattr(document, field)).update(document.numbers)
@@ -4814,6 +4999,14 @@ def restore_document_(catalog, doc_id, version):
     drafts = [Draft(chunk.text, chunk.headings, chunk.line_start, chunk.line_end) for chunk in former.kept]
     names = ("doc_id", "scope", "metadata", "source", "kind", "digest", "title")
     return _stored(_replace(catalog, drafts, {name: getattr(former, name) for name in names}))
+
+
+@undoes("documents")
+def put_document_back(catalog, doc_id, version):
+    """Make a former version current again (as a new one), or take the document out where there was none."""
+    if version is ABSENT:
+        return unindex_document_(catalog, doc_id)
+    return restore_document_(catalog, doc_id, version)
 
 
 def find_document(catalog, doc_id, version=None):
@@ -5813,10 +6006,11 @@ class GetFullStateCommand(Command):
 
 
 class InspectCommand(Command):
-    """Show one object: its slots with type and value, its pointers, the selectors it understands."""
+    """Show one object: its slots with type and value, its pointers, its selectors; `as_of` a change or a time."""
 
     target: str
     limit: int = pydantic.Field(50, ge=1, le=1000)
+    as_of: str | None = pydantic.Field(None, max_length=60)
 
 
 class SendMessageCommand(Command):
@@ -5886,6 +6080,22 @@ class SearchMemoryCommand(Command):
     scope: typing.Literal["world", "self"] | None = None
 
 
+class HistoryCommand(Command):
+    """Show what changed, the newest first: everywhere, of an object or its slot, or of a document."""
+
+    target: str | None = pydantic.Field(None, max_length=1000)
+    slot: str | None = pydantic.Field(None, max_length=200)
+    doc_id: str | None = pydantic.Field(None, max_length=1000)
+    before: str | None = pydantic.Field(None, max_length=60)
+    limit: int = pydantic.Field(20, ge=1, le=1000)
+
+
+class UndoCommand(Command):
+    """Put back what stood before a change. Refused where any of it was changed again."""
+
+    change: str = pydantic.Field(max_length=60)
+
+
 class BackupCommand(Command):
     """Back the image up into a folder of the daemon's machine, whole or what is new; read back and verified."""
 
@@ -5923,6 +6133,8 @@ COMMANDS = {
     "send_message": CommandRow(SendMessageCommand, "write", effect=True),
     "index_document": CommandRow(IndexDocumentCommand, "bulk", effect=True),
     "unindex_document": CommandRow(UnindexDocumentCommand, "bulk", effect=True),
+    "history": CommandRow(HistoryCommand, "read"),
+    "undo": CommandRow(UndoCommand, "bulk", effect=True),
     "backup": CommandRow(BackupCommand, "upkeep"),
     "pack": CommandRow(PackCommand, "upkeep"),
 }
@@ -6220,8 +6432,14 @@ def _inspection(obj, limit):
             "selectors": sorted(selectors(obj)), "serial": obj._p_serial.hex()}
 
 
-def inspect_object(command):
+def inspect_object(command, image):
     def apply(root):
+        if command.as_of is None:
+            return inspected(root)
+        with reading_as_of(image, command.as_of) as former:
+            return inspected(former)
+
+    def inspected(root):
         value = resolve(root, command.target)
         if isinstance(value, UvmObject):
             return {"details": repr(value), "result": _inspection(value, command.limit)}
@@ -6369,6 +6587,46 @@ class Ingest:
         return {"details": f"{command.doc_id} {what}", "result": to_wire(stored)}
 
 
+def show_history(command):
+    def apply(root):
+        obj, slot = _history_of_what(command, root)
+        rows, more = history_of(root, command.limit, obj, slot, command.before)
+        shown = [row | {"at": to_wire(row["at"]), "changes": [_shown_change(*change) for change in row["changes"]]}
+                 for row in rows]
+        return {"details": f"{len(rows)} changes, the newest first", "results": shown, "result": {"before": more}}
+    return apply
+
+
+def _history_of_what(command, root):
+    if command.doc_id is not None:
+        return root["knowledge_catalog_obj"], f"documents[{command.doc_id}]"
+    obj = resolve(root, command.target) if command.target is not None else None
+    if command.slot is not None and obj is None:
+        raise BadRequest("a history of a slot needs the object that has it: give `target` too")
+    if obj is not None and not isinstance(obj, UvmObject):
+        raise BadRequest(f"{command.target} is a {type(obj).__name__}; objects have a history")
+    return obj, command.slot
+
+
+def _shown_change(obj, slot, before, after):
+    sides = {"before": page_value(before), "after": page_value(after)}
+    return {"oid": oid_text(obj._p_oid), "name": own(obj).get("name"), "slot": slot,
+            **{side: _shown_value(value) for side, value in sides.items() if value is not ABSENT}}
+
+
+def _shown_value(value):
+    weight = _weight(value, SHOWN_BYTES)
+    return to_wire(value) if weight <= SHOWN_BYTES else {"$large": type(value).__name__}
+
+
+def undo(command):
+    def apply(root):
+        undone = [{"oid": oid_text(obj._p_oid), "slot": slot} for obj, slot in undo_change(root, command.change)]
+        return {"details": f"{command.change} is undone: {', '.join(row['slot'] for row in undone)}",
+                "result": {"undone": command.change, "changes": undone}}
+    return apply
+
+
 def unindex_document(command):
     def apply(root):
         gone = send(root["knowledge_catalog_obj"], "unindex_document_", command.doc_id)
@@ -6472,7 +6730,9 @@ LOOP_COMMANDS = {
 JOBS = {
     "initiate_cognitive_cycle": _initiate,
     "list_cycles": _read(list_cycles),
-    "inspect": _read(inspect_object),
+    "inspect": lambda uvm, request: uvm.submit_to("read", request, inspect_object(request.command, uvm.image)),
+    "history": _read(show_history),
+    "undo": lambda uvm, request: uvm.submit_to("bulk", request, undo(request.command), urgent=True, token=True),
     "search_memory": _read(search_memory),
     "send_message": _send_message,
     "index_document": _index_document,
@@ -6699,14 +6959,14 @@ class BatOS_UVM:
         """Give a request to the lane of its command, as the job that JOBS makes of it."""
         JOBS[request.command.command](self, request)
 
-    def submit_to(self, lane, request, apply, repeated=None, before=None):
+    def submit_to(self, lane, request, apply, repeated=None, **how):
         """Queue a job for a request; its outcome is the reply."""
         self._accept(request)
         command = request.command
         key = request.key[1] if request.key else None
         why = command.why if command.client is None else f"{command.client}: {command.why or command.command}"
         job = Job(command.command, apply, functools.partial(self._done, request, repeated), request.who, why, None, key,
-                  request.digest, before=before)
+                  request.digest, **how)
         if self._taken is None:
             self.lanes[lane].submit(job)
         else:
@@ -7365,6 +7625,40 @@ def _pack_command(args, client):
     return reply, reply["details"]
 
 
+def _told_value(change, side):
+    return repr(change[side])[:60] if side in change else "nothing"
+
+
+def _told_changes(reply):
+    lines = []
+    for row in reply["results"]:
+        why = f"  ({row['why']})" if row["why"] else ""
+        lines.append(f"{row['change']}  {row['at']['$time'][:19]}  {row['who']}  {row['command']}{why}")
+        lines += [f"    {change['slot']} of {change['name'] or change['oid']}: {_told_value(change, 'before')} -> "
+                  f"{_told_value(change, 'after')}" for change in row["changes"]]
+    more = reply["result"]["before"]
+    return "\n".join(lines + [f"more: --before {more}"] * bool(more)) or "no changes yet"
+
+
+def _history(args, client):
+    fields = {name: value for name, value in vars(args).items()
+              if name in ("target", "slot", "before", "limit") and value is not None}
+    if "target" in fields and args.document:
+        fields["doc_id"] = fields.pop("target")
+    reply = client.call("history", **fields)
+    return reply, _told_changes(reply)
+
+
+def _log(args, client):
+    reply = client.call("history", limit=args.limit, **({"before": args.before} if args.before else {}))
+    return reply, _told_changes(reply)
+
+
+def _undo(args, client):
+    reply = client.call("undo", change=args.change, idempotency_key=uuid7())
+    return reply, f"{reply['details']} (change {reply['change']})"
+
+
 def _stop(args, client):
     reply = client.call("shutdown")
     return reply, reply["details"]
@@ -7379,6 +7673,9 @@ SUBCOMMANDS = {
     "cancel": (_cancel, "cancel a cycle"),
     "status": (_status, "say how the daemon is"),
     "state": (_state, "show the root objects, counts and settings"),
+    "log": (_log, "list all changes, the newest first: who, when, why, what"),
+    "history": (_history, "list the changes of an object, its slot, or a document"),
+    "undo": (_undo, "put back what stood before a change"),
     "backup": (_backup_command, "back the image up while the daemon runs, whole or what is new since the last"),
     "pack": (_pack_command, "pack away history that is older than history_days"),
     "stop": (_stop, "stop the daemon"),
@@ -7453,6 +7750,11 @@ ARGUMENTS = {                                            # subcommand -> its arg
     "cancel": [("cycle", {"help": "its id, 0x…"})],
     "recover": [("new", {"help": "the new data file"}),
                 ("--image", {"default": argparse.SUPPRESS, "help": "the damaged data file; it is not changed"})],
+    "log": [("--before", {"help": "go on before this change"}), ("--limit", {"type": int, "default": 20})],
+    "history": [("target", {"help": "an object's name, path or 0x… oid"}), ("slot", {"nargs": "?"}),
+                ("--document", {"action": "store_true", "help": "TARGET is a document"}),
+                ("--before", {"help": "go on before this change"}), ("--limit", {"type": int, "default": 20})],
+    "undo": [("change", {"help": "its name, tid.n"})],
     "backup": [("folder", {"nargs": "?", "help": "where to; else the setting backup_dir"}),
                ("--full", {"action": "store_true", "help": "the whole image, also where what is new would do"})],
     "pack": [("--days", {"type": float, "help": "instead of history_days"})],
