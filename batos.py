@@ -200,6 +200,10 @@ class KeyExpired(ProtocolError):
     """The idempotency key is older than what is remembered."""
 
 
+class Forbidden(BatosError):
+    """The key that the client has does not allow it. Fields: role, needed."""
+
+
 class Busy(BatosError):
     """A bound was met; nothing was done. Worth sending again."""
 
@@ -292,6 +296,8 @@ _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "
 SETTINGS = {row.name: row for row in (
     Setting("image", "live_image.fs", "path or URI", "the image: a data file, or a URI that zodburi knows"),
     Setting("endpoint", "tcp://127.0.0.1:5555", "ZeroMQ endpoint", "where to listen; port 0 lets the system choose"),
+    Setting("curve", False, "true or false", "ask for keys on this machine too; other interfaces always do"),
+    Setting("keys", "", "file", "the key file of a client, as `keys add` made it"),
     Setting("read_threads", 2, "threads", "threads that answer reads on snapshots"),
     Setting("core", "auto", "auto, none or a folder", "the language model: auto is the embedded seed_core/, none goes without"),
     Setting("core_threads", 0, "threads", "processor cores for the model; 0 is one for the embedded core, else PyTorch's choice"),
@@ -306,6 +312,7 @@ SETTINGS = {row.name: row for row in (
     Setting("relevance", 0.55, "share", "share of a question's idf mass that the best chunk must hold"),
     Setting("pending_max", 1024, "requests", "accepted requests at work; more are refused as Busy"),
     Setting("client_pending_max", 256, "requests", "the same for one client"),
+    Setting("client_rate", 0.0, "requests/s", "requests of one client, on average over a second; more are Busy; 0 sets no limit"),
     Setting("outbox_max", 256, "replies", "replies held for one slow client; at this bound its requests are Busy"),
     Setting("client_stall_s", 30.0, "s", "a client that reads nothing for so long is dropped"),
     Setting("message_max_mb", 32.0, "MB", "largest message taken from the wire"),
@@ -5461,7 +5468,7 @@ def start_cognitive_cycle_for_(orchestrator, mission_brief, target_oid=None, who
     number = missions.maxKey() + 1 if len(missions) else 0
     missions[number] = root["active_cycles"][cycle_id(cycle)] = cycle
     _prune_missions(missions, number - kept_max)
-    orchestrator._p_jar.events.append(("mission_accepted", cycle_id(cycle)))
+    orchestrator._p_jar.events.append(("mission_accepted", cycle_id(cycle), who))
     return cycle
 
 
@@ -5750,6 +5757,7 @@ class Mission:
     """A mission at work. `phase` is "waiting", "running" or "ending"; what ends cannot be cancelled."""
 
     oid: str
+    who: str = "local"                                   # whose it is
     phase: str = "waiting"
     cancel: threading.Event = dataclasses.field(default_factory=threading.Event)
     deadline_at_s: float = math.inf                      # monotonic
@@ -5773,7 +5781,8 @@ class MissionLane:
     def start(self, events):
         """Take up what the image holds, then what is accepted. Without a core nothing is taken up."""
         events.subscribe("mission_accepted", self.take)
-        self.lanes["read"].submit(Job("missions", lambda root: list(root["active_cycles"].keys()), self._take_all))
+        self.lanes["read"].submit(Job("missions", lambda root: [(oid, cycle.who) for oid, cycle in root["active_cycles"].items()],
+                                      self._take_all))
         if self.core.state != "offline":
             for thread in self._threads:
                 thread.start()
@@ -5782,15 +5791,15 @@ class MissionLane:
         if outcome.error is not None:
             log_mind.critical("the missions cannot be read", exc_info=outcome.error)
             return
-        for oid in outcome.result:
-            self.take(oid)
+        for oid, who in outcome.result:
+            self.take(oid, who)
 
-    def take(self, oid):
+    def take(self, oid, who):
         """Queue an accepted mission, once."""
         with self._guard:
             if oid in self.missions:
                 return
-            mission = self.missions[oid] = Mission(oid)
+            mission = self.missions[oid] = Mission(oid, who)
         self._queue.put(mission)
 
     def stop_taking(self):
@@ -6113,28 +6122,32 @@ class ShutdownCommand(Command):
     """Drain and stop the daemon."""
 
 
+ROLES = ("read", "write", "admin")                       # each may what those before it may
+
+
 class CommandRow(typing.NamedTuple):
-    """A row of the command table: the model, where it is answered, whether it has an effect to remember."""
+    """A row of the command table: the model, where it is answered, who may, whether it has an effect to remember."""
 
     model: type
     lane: str                                            # "loop" answers from memory
+    role: str = "admin"                                  # one of ROLES
     effect: bool = False
 
 
 COMMANDS = {
-    "health": CommandRow(HealthCommand, "loop"),
-    "get_full_state": CommandRow(GetFullStateCommand, "loop"),
+    "health": CommandRow(HealthCommand, "loop", "read"),
+    "get_full_state": CommandRow(GetFullStateCommand, "loop", "read"),
     "shutdown": CommandRow(ShutdownCommand, "loop"),
-    "cancel": CommandRow(CancelCommand, "loop"),
-    "list_cycles": CommandRow(ListCyclesCommand, "read"),
-    "initiate_cognitive_cycle": CommandRow(InitiateCognitiveCycleCommand, "write", effect=True),
-    "inspect": CommandRow(InspectCommand, "read"),
-    "search_memory": CommandRow(SearchMemoryCommand, "read"),
-    "send_message": CommandRow(SendMessageCommand, "write", effect=True),
-    "index_document": CommandRow(IndexDocumentCommand, "bulk", effect=True),
-    "unindex_document": CommandRow(UnindexDocumentCommand, "bulk", effect=True),
-    "history": CommandRow(HistoryCommand, "read"),
-    "undo": CommandRow(UndoCommand, "bulk", effect=True),
+    "cancel": CommandRow(CancelCommand, "loop", "write"),
+    "list_cycles": CommandRow(ListCyclesCommand, "read", "read"),
+    "initiate_cognitive_cycle": CommandRow(InitiateCognitiveCycleCommand, "write", "write", effect=True),
+    "inspect": CommandRow(InspectCommand, "read", "read"),
+    "search_memory": CommandRow(SearchMemoryCommand, "read", "read"),
+    "send_message": CommandRow(SendMessageCommand, "write", "write", effect=True),
+    "index_document": CommandRow(IndexDocumentCommand, "bulk", "write", effect=True),
+    "unindex_document": CommandRow(UnindexDocumentCommand, "bulk", "write", effect=True),
+    "history": CommandRow(HistoryCommand, "read", "read"),
+    "undo": CommandRow(UndoCommand, "bulk", "write", effect=True),
     "backup": CommandRow(BackupCommand, "upkeep"),
     "pack": CommandRow(PackCommand, "upkeep"),
 }
@@ -6291,6 +6304,101 @@ def _ref_from_wire(text, root):
 _TAGS = {"$ref": _ref_from_wire, "$time": _time_from_wire}
 
 
+log_bridge = logging.getLogger("batos.bridge")
+
+# Keys and roles
+#
+# With CURVE each client proves that it has a secret key whose public one stands in `IMAGE.keys/clients.json`; libzmq
+# puts the public key into each of its messages (the ZAP User-Id), and from that alone come its name and role.
+
+KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
+
+
+class KeyRing:
+    """The folder of keys beside an image: the daemon's own pair, and who may come. Read again when it was changed."""
+
+    def __init__(self, image):
+        self.folder = pathlib.Path("batos.keys" if "://" in image else f"{os.path.abspath(image)}.keys")
+        self._path, self._stamp, self._rows = self.folder / "clients.json", None, {}
+
+    def server(self, make=False):
+        """Return the daemon's (public, secret) key, z85 bytes; `make` makes it. Raises ConfigError where there is none."""
+        path = self.folder / "server.json"
+        if make and not path.exists():
+            with private_files():
+                self.folder.mkdir(exist_ok=True)
+                public, secret = zmq.curve_keypair()
+                _write_whole(path, json.dumps({"public": public.decode(), "secret": secret.decode()}).encode())
+        if not path.exists():
+            raise ConfigError(f"no keys are made yet for {self.folder.stem}; make one with `python batos.py keys add NAME`, "
+                              "or listen on 127.0.0.1 without keys")
+        check_private(path)
+        pair = json.loads(path.read_bytes())
+        return pair["public"].encode(), pair["secret"].encode()
+
+    @property
+    def clients(self):
+        """{public key as text -> {"name", "role", "added_at"}}, as the file says now."""
+        try:
+            found = os.stat(self._path)
+        except FileNotFoundError:
+            self._stamp, self._rows = None, {}
+            return self._rows
+        if (stamp := (found.st_mtime_ns, found.st_ino)) != self._stamp:
+            self._rows = self._read()
+            self._stamp = stamp
+        return self._rows
+
+    def _read(self):
+        try:
+            rows = json.loads(self._path.read_bytes())
+            return {public: row for public, row in rows.items() if row["role"] in ROLES and KEY_NAME.fullmatch(row["name"])}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            log_bridge.error("%s does not read (%s); nobody is let in", self._path, error)
+            return {}
+
+    def _write(self, rows):
+        with private_files():
+            _write_whole(self._path, json.dumps(rows, indent=1).encode())
+
+    def add(self, name, role, public=None):
+        """Let a client in; returns the key file's path that it needs, or None where it gave its own public key."""
+        if not KEY_NAME.fullmatch(name) or name == "server":
+            raise ConfigError(f"a client's name is 1 to 40 of A-Z a-z 0-9 _ . - and not 'server', got {name!r:.60}")
+        if name in {row["name"] for row in self.clients.values()}:
+            raise ConfigError(f"{name} has a key already; revoke it first, or choose another name")
+        server, _ = self.server(make=True)
+        path = None
+        if public is None:
+            path = self.folder / f"{name}.json"
+            public, secret = (key.decode() for key in zmq.curve_keypair())
+            with private_files():
+                _write_whole(path, json.dumps({"server": server.decode(), "public": public, "secret": secret}).encode())
+        elif not re.fullmatch(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}", public):
+            raise ConfigError(f"a public key has 40 characters of z85, got {public!r:.60}")
+        self._write(self.clients | {public: {"name": name, "role": role, "added_at": now_utc().isoformat()}})
+        return path
+
+    def revoke(self, name):
+        """Let a client in no more; what it sends from now on is not answered. Raises NotFound."""
+        names = [row["name"] for row in self.clients.values()]
+        if name not in names:
+            raise NotFound(f"no client is named {name!r}; {mend(name, names, 'clients')}", kind="client", name=name)
+        self._write({public: row for public, row in self.clients.items() if row["name"] != name})
+        (self.folder / f"{name}.json").unlink(missing_ok=True)
+
+    def callback(self, domain, key):
+        """Tell pyzmq's authenticator whether a public key may come in."""
+        return key.decode() in self.clients
+
+
+def check_private(path):
+    """Raise ConfigError where others than the owner may read a file or folder."""
+    mode = os.stat(path).st_mode & 0o777
+    if mode & 0o077:
+        raise ConfigError(f"{path} can be read by others (mode {mode:o}); make it private with: chmod go= {path}")
+
+
 ################################################################################
 # BatOS_UVM ####################################################################
 ################################################################################
@@ -6311,14 +6419,14 @@ FAREWELL_S = 0.2                                         # the last replies are 
 PRUNED = 4                                               # versions older than history_days that go with each new document
 VIEW_S = 1.0                                             # how old the view of get_full_state may be
 
-log_bridge = logging.getLogger("batos.bridge")
-
-
 @dataclasses.dataclass(eq=False, slots=True)
 class Peer:
     """What the bridge knows of one client while it has work or unread replies."""
 
     identity: bytes
+    user: str | None = None                              # its public key; None where keys are not asked for
+    allowance: float = 0.0                               # requests that client_rate lets it send now
+    allowed_at_s: float = 0.0                            # monotonic time of that
     pending: int = 0                                     # accepted requests without a reply yet
     outbox: collections.deque = dataclasses.field(default_factory=collections.deque)   # of lists of frames
     stalled_s: float | None = None                       # monotonic time since which its pipe is full
@@ -6333,6 +6441,7 @@ class Request:
     id: typing.Any = None
     command: typing.Any = None                           # the validated model
     who: str = "local"
+    role: str = "admin"
     key: tuple | None = None                             # (who, idempotency key)
     digest: str | None = None
     accepted: bool = False
@@ -6660,15 +6769,20 @@ def state_view(root):
             "memory": catalog_figures(catalog)}
 
 
-def check_loopback(endpoint):
-    """Raise ConfigError unless an endpoint can be reached from this machine alone."""
+def is_local(endpoint):
+    """Tell whether an endpoint can be reached from this machine alone. Raises ConfigError where it is none."""
     match = re.fullmatch(r"tcp://(\[.+\]|[^:\[\]]+):(\d{1,5}|\*)", endpoint)
-    if not match and not re.fullmatch(r"ipc://.+", endpoint):
-        raise ConfigError(f"{endpoint!r} is no endpoint; allowed are tcp://127.0.0.1:PORT and ipc://PATH")
+    if not match and not re.fullmatch(r"ipc:///.+", endpoint):
+        raise ConfigError(f"{endpoint!r} is no endpoint; allowed are tcp://ADDRESS:PORT and ipc:///PATH")
     host = match[1].strip("[]") if match else "localhost"
-    if not (host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host)):
-        raise ConfigError(f"{endpoint} can be reached from other machines, which needs keys that this version does not "
-                          "have; listen on 127.0.0.1 and use a tunnel such as ssh -L")
+    return bool(host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host))
+
+
+def private_socket(endpoint):
+    """Make the folder of an ipc:// endpoint, and see that it is private; others could connect otherwise."""
+    folder = os.path.dirname(endpoint.removeprefix("ipc://"))
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    check_private(folder)
 
 
 # Which handler answers a command: from memory in the loop, or by a job for a lane
@@ -6742,6 +6856,14 @@ JOBS = {
 }
 
 
+def check_role(request, needed):
+    """Raise Forbidden unless a request's role may what `needed` may; a file's path in a request is for admins."""
+    needed = "admin" if getattr(request.command, "path", None) is not None else needed
+    if ROLES.index(request.role) < ROLES.index(needed):
+        raise Forbidden(f"{request.command.command} needs the role {needed}, and the key of {request.who} has {request.role}; "
+                        "ask whoever keeps the daemon for another key", role=request.role, needed=needed)
+
+
 class BatOS_UVM:
     """The universal virtual machine: a ROUTER, the lanes behind it, and one reply for each request."""
 
@@ -6764,6 +6886,7 @@ class BatOS_UVM:
         self._held = None                                # keyed requests, until the memory of keys is read
         self._refused = None                             # why no work is accepted any more, or None
         self._view_commits = -1
+        self.keyring = self._doorkeeper = None           # set where keys are asked for
         self._sweeping = False                           # whether the bulk lane has a sweep of ours
         self._health = None                              # what `health` answers, within one drain
         self._taken = None                               # [(lane, job)] of the messages being drained, None between drains
@@ -6784,9 +6907,13 @@ class BatOS_UVM:
 
     def bind(self, endpoint):
         """Bind the ROUTER. Returns the endpoint, with the port that the system chose. Raises ConfigError."""
-        check_loopback(endpoint)
+        curve = not is_local(endpoint) or self.settings.curve
+        if endpoint.startswith("ipc://"):
+            private_socket(endpoint)
         self._context = zmq.Context()
         self.socket = socket = self._context.socket(zmq.ROUTER)
+        if curve:
+            self._ask_for_keys()
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.MAXMSGSIZE, int(self.settings.message_max_mb * (1 << 20)))
         socket.setsockopt(zmq.LINGER, 2000)
@@ -6797,6 +6924,19 @@ class BatOS_UVM:
             raise ConfigError(f"cannot listen on {endpoint}: {error}. Stop what listens there, or choose another "
                               "--endpoint (port 0 lets the system choose)") from error
         return socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def _ask_for_keys(self):
+        """Let in who has a key of the ring; libzmq answers nobody else."""
+        self.keyring = KeyRing(self.settings.image)
+        doorkeeper = need("zmq.auth.thread", "asking for keys").ThreadAuthenticator
+        self._doorkeeper = doorkeeper(self._context, log=logging.getLogger("batos.keys"))
+        self._doorkeeper.start()
+        self._doorkeeper.configure_curve_callback(domain="batos", credentials_provider=self.keyring)
+        self.socket.curve_publickey, self.socket.curve_secretkey = self.keyring.server()
+        self.socket.curve_server = True
+        self.socket.setsockopt_string(zmq.ZAP_DOMAIN, "batos")
+        self.socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)        # no doorkeeper, no entry
+        self._take = self._take_known
 
     async def serve(self, stop):
         """Answer until `stop` (an asyncio.Event) is set, then drain."""
@@ -6844,6 +6984,8 @@ class BatOS_UVM:
     def close_socket(self):
         """Close the socket, in the loop's thread. The image is the caller's."""
         self.socket.close()
+        if self._doorkeeper:
+            self._doorkeeper.stop()
         self._context.term()
 
     def _fatal(self, error):
@@ -6868,24 +7010,38 @@ class BatOS_UVM:
         """Take up to DRAIN_BATCH messages. Returns whether none is left."""
         for _ in range(DRAIN_BATCH):
             try:
-                frames = [self.socket.recv(NOBLOCK), self.socket.recv(NOBLOCK)]      # an identity never comes alone
+                frames, user = self._take()
             except zmq.Again:
                 return True
-            while self.socket.getsockopt(zmq.RCVMORE):
-                frames.append(self.socket.recv(NOBLOCK))
-            self._receive(frames)
+            self._receive(frames, user)
         return False
+
+    def _take(self):
+        """Take one message: (frames, None)."""
+        frames = [self.socket.recv(NOBLOCK), self.socket.recv(NOBLOCK)]      # an identity never comes alone
+        while self.socket.getsockopt(zmq.RCVMORE):
+            frames.append(self.socket.recv(NOBLOCK))
+        return frames, None
+
+    def _take_known(self):
+        """Take one message of a client that proved its key: (frames, its public key)."""
+        frames = self.socket.recv_multipart(NOBLOCK, copy=False)
+        return [frame.bytes for frame in frames], frames[-1].get("User-Id")
 
     def _again_if_readable(self):
         """The descriptor tells of edges: after sending, look whether messages came meanwhile."""
         if self.socket.getsockopt(EVENTS) & POLLIN:
             self.loop.call_soon(self._drain)
 
-    def _receive(self, frames):
+    def _receive(self, frames, user):
         identity = frames[0]
-        peer = self.peers.get(identity) or Peer(identity)
+        peer = self.peers.get(identity) or Peer(identity, user)
         request = Request(peer, frames[:-1])
+        if self.keyring and not self._recognise(request, user):
+            return
         try:
+            if self.settings.client_rate:
+                self._check_rate(peer)
             if len(frames) not in (2, 3) or (len(frames) == 3 and frames[1]):
                 request.envelope = frames[:1]
                 raise Malformed(f"a message of {len(frames)} frames came; send one frame (DEALER), or an empty one "
@@ -6897,9 +7053,42 @@ class BatOS_UVM:
         except Exception as error:                       # a boundary: every request gets a reply
             self.reply_error(request, error)
 
+    def _recognise(self, request, user):
+        """Note who sent a request. What comes with a revoked key is not answered.
+
+        A routing id that the client chose could be another's that has just gone, whose replies it would get; those that
+        libzmq gives begin with a zero byte, which none can choose.
+        """
+        row = self.keyring.clients.get(user)
+        if row is None or request.peer.identity[:1] != b"\0":
+            why = "its key is not (any more) let in" if row is None else "it chose its routing id"
+            log_bridge.warning("a message is not answered: %s", why)
+            self._end_session(request.peer)
+            return False
+        request.who, request.role = row["name"], row["role"]
+        return True
+
+    def _end_session(self, peer):
+        peer.outbox.clear()
+        self._forget_idle(peer)
+
+    def _check_rate(self, peer):
+        """Take one request off a client's allowance, which fills up again within a second. Raises Busy."""
+        now_s, rate = time.monotonic(), self.settings.client_rate
+        if peer.allowed_at_s == 0.0:
+            peer.allowance = rate
+        peer.allowance = min(rate, peer.allowance + (now_s - peer.allowed_at_s) * rate)
+        peer.allowed_at_s = now_s
+        self.peers[peer.identity] = peer                 # it is remembered until its allowance is full again
+        if peer.allowance < 1.0:
+            raise Busy(f"more than {rate:g} requests a second came from this client (client_rate); send it again later")
+        peer.allowance -= 1.0
+
     def _dispatch(self, request):
         command = request.command
         row = COMMANDS[command.command]
+        if request.role != "admin":
+            check_role(request, row.role)
         if row.lane == "loop":
             return LOOP_COMMANDS[command.command](self, request)
         self._check_room(request)
@@ -6987,8 +7176,12 @@ class BatOS_UVM:
             self._forget_idle(request.peer)
 
     def _forget_idle(self, peer):
-        if not peer.pending and not peer.outbox:
+        if not peer.pending and not peer.outbox and not self._is_limited(peer):
             self.peers.pop(peer.identity, None)
+
+    def _is_limited(self, peer):
+        """Whether a client's allowance is to be remembered still: less than a second has passed since it sent."""
+        return self.settings.client_rate and time.monotonic() - peer.allowed_at_s < 1.0
 
     # ---- outcomes
 
@@ -7058,6 +7251,10 @@ class BatOS_UVM:
         oid = request.command.cycle
         if oid == "upkeep":
             return self._cancel_upkeep(request)
+        mission = self.mind.missions.get(oid)
+        if mission and mission.who != request.who and request.role != "admin":
+            raise Forbidden(f"cycle {oid} is of {mission.who}; only {mission.who} or an admin may cancel it",
+                            role=request.role, needed="admin")
         asked = self.mind.cancel(oid)
         if asked == "cancelling":
             return self.reply_ok(request, {"details": f"cycle {oid} is being cancelled", "result": {"cycle": oid}})
@@ -7089,6 +7286,8 @@ class BatOS_UVM:
         except (TypeError, ValueError) as error:
             payload = pack_reply(error_reply(request.id, BadRequest(f"the answer does not fit the wire: {error}")))
         self._release(request)
+        if self.keyring and request.peer.user not in self.keyring.clients:
+            return self._end_session(request.peer)       # its key was revoked meanwhile
         self._send(request.peer, [*request.envelope, payload])
         if log_bridge.isEnabledFor(logging.DEBUG):
             name = request.command.command if request.command else "?"
@@ -7149,6 +7348,9 @@ class BatOS_UVM:
             if commits != self._view_commits:
                 self._view_commits = commits
                 self.lanes["read"].submit(Job("view", state_view, lambda outcome: self.post(self._set_view, outcome)))
+            if self.settings.client_rate:
+                for peer in list(self.peers.values()):
+                    self._forget_idle(peer)
             await asyncio.sleep(VIEW_S)
 
     def _set_view(self, outcome):
@@ -7390,8 +7592,9 @@ def embedded_core(image, settings):
 
 def serve(settings, debug=False, make_core=embedded_core):
     """Run the daemon until SIGINT, SIGTERM or `shutdown`. Returns the exit status."""
-    check_loopback(settings.endpoint)
     os.umask(0o077)
+    if not is_local(settings.endpoint) or settings.curve:
+        KeyRing(settings.image).server()                 # before anything is opened: it cannot be served without
     set_up_log(settings, debug)
     image = Image.open(settings.image, int(settings.open_check_mb * 1e6))
     try:
@@ -7456,14 +7659,27 @@ def _checked_reply(reply):
 class Client:
     """I talk to a daemon from one thread: `Client().call("health")`. Errors come back as BatosError."""
 
-    def __init__(self, endpoint=None, timeout_s=60.0):
+    def __init__(self, endpoint=None, timeout_s=60.0, keys=None):
         self.endpoint, self.timeout_s = endpoint or load_settings().endpoint, timeout_s
+        self.keys = keys or (load_settings().keys if endpoint is None else None)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)        # never deliver later what was sent to nobody
+        if self.keys:
+            self._show_keys(self.keys)
         self._socket.connect(self.endpoint)
         self._number = 0
+
+    def _show_keys(self, path):
+        try:
+            check_private(path)
+            keys = {name: key.encode() for name, key in json.loads(pathlib.Path(path).read_bytes()).items()}
+            self._socket.curve_serverkey, self._socket.curve_publickey = keys["server"], keys["public"]
+            self._socket.curve_secretkey = keys["secret"]
+        except (OSError, ValueError, KeyError, AttributeError, zmq.ZMQError) as error:
+            raise error if isinstance(error, ConfigError) else ConfigError(
+                f"{path} is no key file ({error}); take the one that `python batos.py keys add NAME` made") from None
 
     def call(self, command, /, timeout_s=None, **fields):
         """Send one command and return its reply. Raises the error of the reply, or NoReply."""
@@ -7477,7 +7693,8 @@ class Client:
             self._socket.poll(wait_ms, zmq.POLLOUT)
             self._socket.send(pack_reply({**request, "id": self._number}), NOBLOCK)      # who listened may be gone again
         except zmq.Again:
-            raise NoReply(f"nothing answers at {self.endpoint}; start it with `python batos.py`") from None
+            keys = "these keys let in" if self.keys else "without keys"
+            raise NoReply(f"nothing answers at {self.endpoint} {keys}; start it with `python batos.py`") from None
         while self._socket.poll(wait_ms):
             reply = ormsgpack.unpackb(self._socket.recv(), option=ormsgpack.OPT_NON_STR_KEYS)
             if reply["id"] in (self._number, None):      # older ones are late replies to calls given up
@@ -7598,9 +7815,9 @@ def _state(args, client):
 
 def _watched(client, command, **fields):
     """Send a command whose work may take hours; meanwhile show how far it is, and an interrupt cancels it."""
-    with concurrent.futures.ThreadPoolExecutor(1) as pool, Client(client.endpoint, 30.0) as watching:
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, Client(client.endpoint, 30.0, client.keys) as watching:
         def call():
-            with Client(client.endpoint, WATCHED_S) as caller:
+            with Client(client.endpoint, WATCHED_S, client.keys) as caller:
                 return caller.call(command, **fields)
         work, told = pool.submit(call), None
         try:
@@ -7733,10 +7950,26 @@ def _backups(args, settings):
     return {"backups": rows, "faults": faults}, "\n".join(lines + [f"FAULT: {fault}" for fault in faults]) or "no backups yet"
 
 
+def _keys(args, settings):
+    ring = KeyRing(settings.image)
+    if args.action == "add":
+        path = ring.add(args.name or "", args.role, args.public)
+        text = f"{args.name} may {args.role}; its key file is {path}: hand it over privately, and remove it here" if path else \
+            f"{args.name} may {args.role}; the daemon's public key, for its key file, is {ring.server()[0].decode()}"
+    elif args.action == "revoke":
+        ring.revoke(args.name or "")
+        text = f"{args.name} is not answered any more"
+    else:
+        text = "\n".join(f"{row['name']:<20} {row['role']:<6} {public}" for public, row in ring.clients.items()) or \
+            "no client has a key yet; add one with `python batos.py keys add NAME --role write`"
+    return {"clients": list(ring.clients.values())}, text
+
+
 LOCAL_COMMANDS = {                                       # what works on an image that no daemon has open
     "check": (_check, "check an image that no daemon has open: headers, seals, blobs; --deep: everything"),
     "recover": (_recover, "save what can be read of a damaged image into a new one"),
     "restore": (_restore, "put an image together from its backups, in a place where none is"),
+    "keys": (_keys, "list, add and revoke the keys of clients, for interfaces that others reach"),
     "backups": (_backups, "list the backups in a folder; --verify reads every byte of them"),
 }
 
@@ -7763,6 +7996,10 @@ ARGUMENTS = {                                            # subcommand -> its arg
                 ("--image", {"default": argparse.SUPPRESS, "help": "the new data file"})],
     "backups": [("folder", {"help": "the folder of backups"}),
                 ("--verify", {"action": "store_true", "help": "read every byte, and compare"})],
+    "keys": [("action", {"nargs": "?", "choices": ["list", "add", "revoke"], "default": "list"}), ("name", {"nargs": "?"}),
+             ("--role", {"choices": ROLES, "default": "write", "help": "what it may; each role may what those before it may"}),
+             ("--public", {"help": "a public key that the client made itself"}),
+             ("--image", {"default": argparse.SUPPRESS, "help": "the data file, whose keys they are"})],
     "check": [("--deep", {"action": "store_true", "help": "every record, reference, page, posting and hash"}),
               ("--image", {"default": argparse.SUPPRESS, "help": "the data file"})],
 }
@@ -7782,6 +8019,7 @@ def command_line():
         one = commands.add_parser(name, help=text, description=text)
         if name in SUBCOMMANDS:
             one.add_argument("--endpoint", default=argparse.SUPPRESS, help="where the daemon listens")
+            one.add_argument("--keys", default=argparse.SUPPRESS, help="the key file, where the daemon asks for keys")
         one.add_argument("--json", action="store_true", help="print the reply as JSON")
         for flags, options in ARGUMENTS.get(name, ()):
             one.add_argument(flags, **options)
@@ -7792,7 +8030,7 @@ def _run_command(args, settings):
     """Return (reply, text for people) of a subcommand."""
     if args.subcommand in LOCAL_COMMANDS:
         return LOCAL_COMMANDS[args.subcommand][0](args, settings)
-    with Client(settings.endpoint, 30.0) as client:
+    with Client(settings.endpoint, 30.0, settings.keys) as client:
         return SUBCOMMANDS[args.subcommand][0](args, client)
 
 

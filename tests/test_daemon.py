@@ -176,10 +176,18 @@ def test_documents_are_read_by_path_under_learn_roots_alone(daemon, tmp_path):
                 client.call("index_document", doc_id="x", **fields)
 
 
-def test_another_interface_is_refused():
-    for endpoint in ("tcp://0.0.0.0:5555", "tcp://*:5555", "tcp://10.0.0.1:1", "nonsense"):
-        with pytest.raises(batos.ConfigError):
-            batos.check_loopback(endpoint)
+@pytest.mark.parametrize("endpoint, local", [
+    ("tcp://0.0.0.0:5555", False), ("tcp://*:5555", False), ("tcp://10.0.0.1:1", False), ("tcp://127.0.0.1:0", True),
+    ("tcp://localhost:1", True), ("tcp://[::1]:1", True), ("tcp://[::]:1", False), ("ipc:///tmp/x/bat", True),
+    ("tcp://127.0.0.1.evil.org:1", False)])
+def test_which_endpoints_are_of_this_machine_alone(endpoint, local):
+    assert batos.is_local(endpoint) is local
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "tcp://127.0.0.1", "ipc://relative", "inproc://x", "tcp://1:2:3"])
+def test_endpoints_that_are_none(endpoint):
+    with pytest.raises(batos.ConfigError, match="allowed are"):
+        batos.is_local(endpoint)
 
 
 # Missions, with a core that answers at once
