@@ -314,6 +314,7 @@ SETTINGS = {row.name: row for row in (
     Setting("client_pending_max", 256, "requests", "the same for one client"),
     Setting("client_rate", 0.0, "requests/s", "requests of one client, on average over a second; more are Busy; 0 sets no limit"),
     Setting("outbox_max", 256, "replies", "replies held for one slow client; at this bound its requests are Busy"),
+    Setting("subscribers_max", 64, "clients", "clients that may be subscribed to events; more are refused as Busy"),
     Setting("client_stall_s", 30.0, "s", "a client that reads nothing for so long is dropped"),
     Setting("message_max_mb", 32.0, "MB", "largest message taken from the wire"),
     Setting("document_max_mb", 8.0, "MB", "largest document"),
@@ -2888,9 +2889,9 @@ class Upkeep(Lane):
     `report` tells of the last of each kind; it is kept beside the image, so that what is due is known after a restart.
     """
 
-    def __init__(self, image, settings, fatal=lambda error: None):
+    def __init__(self, image, settings, fatal=lambda error: None, events=None):
         super().__init__(image, "upkeep")
-        self.settings, self._fatal = settings, fatal
+        self.settings, self._fatal, self.events = settings, fatal, events or Events()
         self.doing = None                                # the line that the step function was told last
         self._asked_to_stop, self._closing = False, False
         self._path = image.path and pathlib.Path(f"{image.path}.upkeep")
@@ -2957,6 +2958,7 @@ class Upkeep(Lane):
         except Exception as error:                       # a boundary: every error becomes an outcome
             log_lanes.error("%s failed: %s", job.name, error, exc_info=not isinstance(error, BatosError))
             outcome = Outcome(job, error=_told_disk(error))
+            self.events.publish("error", job.name, outcome.error)
         self.doing = None
         self._note(job.name, outcome, time.monotonic() - started_s)
         job.done(outcome)
@@ -5701,7 +5703,9 @@ def enter(cycle, thought, step, seconds):
 
 def point_at(cycle, state):
     """Enter a state: point `synthesis_state*` at its prototype."""
-    set_slot(cycle, "synthesis_state*", getattr(_root_of(cycle)["psm_prototypes_obj"], state))
+    if state != state_of(cycle):
+        set_slot(cycle, "synthesis_state*", getattr(_root_of(cycle)["psm_prototypes_obj"], state))
+        cycle._p_jar.events.append(("cycle", cycle_id(cycle), state))
 
 
 def end_cycle(cycle, result, journal_days):
@@ -6089,6 +6093,21 @@ class SearchMemoryCommand(Command):
     scope: typing.Literal["world", "self"] | None = None
 
 
+TOPICS = ("uvm_state_update", "cycle", "error", "health")
+
+
+class SubscribeCommand(Command):
+    """Be sent events from now on: what the state is, where cycles are, what went wrong, how the daemon is."""
+
+    topics: list[typing.Literal[TOPICS]] = pydantic.Field(list(TOPICS), min_length=1)
+
+
+class UnsubscribeCommand(Command):
+    """Be sent no more events, of these topics or of all."""
+
+    topics: list[typing.Literal[TOPICS]] = pydantic.Field(list(TOPICS), min_length=1)
+
+
 class HistoryCommand(Command):
     """Show what changed, the newest first: everywhere, of an object or its slot, or of a document."""
 
@@ -6137,6 +6156,8 @@ class CommandRow(typing.NamedTuple):
 COMMANDS = {
     "health": CommandRow(HealthCommand, "loop", "read"),
     "get_full_state": CommandRow(GetFullStateCommand, "loop", "read"),
+    "subscribe": CommandRow(SubscribeCommand, "loop", "read"),
+    "unsubscribe": CommandRow(UnsubscribeCommand, "loop", "read"),
     "shutdown": CommandRow(ShutdownCommand, "loop"),
     "cancel": CommandRow(CancelCommand, "loop", "write"),
     "list_cycles": CommandRow(ListCyclesCommand, "read", "read"),
@@ -6417,6 +6438,7 @@ DRAIN_BATCH = 256                                        # messages taken before
 RETRY_S = 0.005                                          # how soon a full pipe is tried again
 FAREWELL_S = 0.2                                         # the last replies are read before the socket closes
 PRUNED = 4                                               # versions older than history_days that go with each new document
+HEALTH_S = 5.0                                           # how often health is told to subscribers
 VIEW_S = 1.0                                             # how old the view of get_full_state may be
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -6430,6 +6452,8 @@ class Peer:
     pending: int = 0                                     # accepted requests without a reply yet
     outbox: collections.deque = dataclasses.field(default_factory=collections.deque)   # of lists of frames
     stalled_s: float | None = None                       # monotonic time since which its pipe is full
+    topics: set = dataclasses.field(default_factory=set) # of the events that it is sent
+    missed: int = 0                                      # events that it was not sent, for it does not read
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -6835,7 +6859,19 @@ def _backup(uvm, request):
     uvm.submit_to("upkeep", request, backup_job(uvm.image, uvm.settings, folder, request.command.full))
 
 
+def _subscribe(uvm, request):
+    topics = uvm.subscribe(request.peer, request.envelope, request.command.topics)
+    uvm.reply_ok(request, {"details": f"subscribed to {', '.join(topics)}", "result": {"topics": topics}})
+
+
+def _unsubscribe(uvm, request):
+    topics = uvm.unsubscribe(request.peer, request.command.topics)
+    uvm.reply_ok(request, {"details": f"subscribed to {', '.join(topics) or 'nothing'}", "result": {"topics": topics}})
+
+
 LOOP_COMMANDS = {
+    "subscribe": _subscribe,
+    "unsubscribe": _unsubscribe,
     "health": _health,
     "get_full_state": _full_state,
     "shutdown": _shutdown,
@@ -6875,7 +6911,7 @@ class BatOS_UVM:
         self.lanes = {"write": WriteLane(image, token, settings, self._fatal, self.events),
                       "bulk": BulkLane(image, token, settings, self._fatal, self.events),
                       "read": ReadLane(image, "read", settings.read_threads),
-                      "upkeep": Upkeep(image, settings, self._fatal)}
+                      "upkeep": Upkeep(image, settings, self._fatal, self.events)}
         self.mind = MissionLane(image, self.lanes, self.core, settings,
                                 lambda oid, report: self.post(self._cycle_ended, oid, report))
         self._waiting = collections.defaultdict(list)    # cycle id -> functions of its report, each one a reply
@@ -6886,6 +6922,7 @@ class BatOS_UVM:
         self._held = None                                # keyed requests, until the memory of keys is read
         self._refused = None                             # why no work is accepted any more, or None
         self._view_commits = -1
+        self.subscribers = {}                            # identity -> Peer
         self.keyring = self._doorkeeper = None           # set where keys are asked for
         self._sweeping = False                           # whether the bulk lane has a sweep of ours
         self._health = None                              # what `health` answers, within one drain
@@ -6900,6 +6937,8 @@ class BatOS_UVM:
             lane.start()
         self.core.start()
         self.mind.start(self.events)
+        self.events.subscribe("cycle", lambda oid, state: self.post(self.publish, "cycle", {"cycle": oid, "state": state}))
+        self.events.subscribe("error", lambda name, error: self.post(self._publish_error, name, error))
         self._held = []
         since_us = unix_us() - int(self.settings.request_memory_min_h * 3600e6)
         self.lanes["read"].submit(Job("keys", lambda root: recent_keys(root["ledger_obj"], since_us),
@@ -7070,7 +7109,7 @@ class BatOS_UVM:
 
     def _end_session(self, peer):
         peer.outbox.clear()
-        self._forget_idle(peer)
+        self.unsubscribe(peer, TOPICS)
 
     def _check_rate(self, peer):
         """Take one request off a client's allowance, which fills up again within a second. Raises Busy."""
@@ -7176,7 +7215,7 @@ class BatOS_UVM:
             self._forget_idle(request.peer)
 
     def _forget_idle(self, peer):
-        if not peer.pending and not peer.outbox and not self._is_limited(peer):
+        if not (peer.pending or peer.outbox or peer.topics or self._is_limited(peer)):
             self.peers.pop(peer.identity, None)
 
     def _is_limited(self, peer):
@@ -7277,6 +7316,51 @@ class BatOS_UVM:
     def _log_unexpected(self, request, error):
         if not isinstance(error, BatosError):
             log_bridge.error("%s failed", request.command.command, exc_info=error)
+            self._publish_error(request.command.command, error)
+
+    # ---- events
+
+    def subscribe(self, peer, envelope, topics):
+        """Have a client sent events; returns all its topics. Raises BadRequest for a REQ client, Busy."""
+        if len(envelope) != 1:
+            raise BadRequest("a REQ socket takes one reply a request, and no events; subscribe from a DEALER socket")
+        if peer.identity not in self.subscribers and len(self.subscribers) >= self.settings.subscribers_max:
+            raise Busy(f"{len(self.subscribers)} clients are subscribed, which is the limit (subscribers_max)")
+        self.subscribers[peer.identity] = self.peers[peer.identity] = peer
+        peer.topics.update(topics)
+        return sorted(peer.topics)
+
+    def unsubscribe(self, peer, topics):
+        """Have a client sent no more events of some topics; returns those that are left."""
+        peer.topics.difference_update(topics)
+        if not peer.topics:
+            self.subscribers.pop(peer.identity, None)
+            peer.missed = 0
+            self._forget_idle(peer)
+        return sorted(peer.topics)
+
+    def publish(self, topic, fields):
+        """Send an event to who is subscribed. Who does not read is told later how many it missed."""
+        peers = [peer for peer in self.subscribers.values() if topic in peer.topics]
+        if not peers:
+            return
+        payload = pack_reply({"event": topic, "at": to_wire(now_utc()), **fields})
+        for peer in peers:
+            if self.keyring and peer.user not in self.keyring.clients:
+                self._end_session(peer)
+            elif peer.missed or len(peer.outbox) >= self.settings.outbox_max:
+                peer.missed += 1
+            else:
+                self._send(peer, [peer.identity, payload])
+
+    def _publish_error(self, name, error):
+        self.publish("error", {"command": name, **{key: value for key, value in error_reply(None, error).items()
+                                                  if key in ("code", "details")}})
+
+    def _tell_missed(self, peer):
+        """Tell a subscriber that reads again how many events it missed."""
+        missed, peer.missed = peer.missed, 0
+        self._send(peer, [peer.identity, pack_reply({"event": "lagged", "missed": missed})])
 
     # ---- replies
 
@@ -7317,6 +7401,7 @@ class BatOS_UVM:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
             log_bridge.debug("a client went away before its reply")
+            self.unsubscribe(peer, TOPICS)
         peer.stalled_s = None
         return True
 
@@ -7326,6 +7411,8 @@ class BatOS_UVM:
         for peer in [peer for peer in self.peers.values() if peer.outbox]:
             while peer.outbox and self._sent(peer, peer.outbox[0]):
                 peer.outbox.popleft()
+            if peer.missed and not peer.outbox:
+                self._tell_missed(peer)
             if peer.outbox and time.monotonic() - peer.stalled_s > self.settings.client_stall_s:
                 self._drop(peer, f"nothing read for {self.settings.client_stall_s:g} s")
             self._forget_idle(peer)
@@ -7336,13 +7423,13 @@ class BatOS_UVM:
 
     def _drop(self, peer, why):
         log_bridge.warning("a client is dropped with %d unsent replies: %s", len(peer.outbox), why)
-        peer.outbox.clear()
         peer.stalled_s = None
-        self._forget_idle(peer)
+        self._end_session(peer)
 
     # ---- what is answered from memory
 
     async def _refresh_view(self):
+        health_at_s = 0.0
         while True:
             commits = self.lanes["write"].commits + self.lanes["bulk"].commits
             if commits != self._view_commits:
@@ -7351,11 +7438,19 @@ class BatOS_UVM:
             if self.settings.client_rate:
                 for peer in list(self.peers.values()):
                     self._forget_idle(peer)
+            if self.subscribers and time.monotonic() >= health_at_s:
+                health_at_s = time.monotonic() + HEALTH_S
+                self.publish("health", {"health": self._look_at_health()})
             await asyncio.sleep(VIEW_S)
+
+    def _state(self):
+        """Return the state as events tell it."""
+        return {name: self.view[name] for name in ("image_id", "image_version", "memory")} | {"missions": self.mind.health()}
 
     def _set_view(self, outcome):
         if outcome.error is None:
             self.view = outcome.result
+            self.publish("uvm_state_update", {"state": self._state()})
             self._sweep(self.view["memory"]["leftovers"])
         else:
             log_bridge.error("the view of the state cannot be read", exc_info=outcome.error)
@@ -7648,6 +7743,9 @@ async def _run(uvm, image, endpoint):
 # A synchronous client, and the command line made of it.
 
 
+EVENTS_HELD = 1000                                       # that come amid calls; the oldest go
+
+
 def _checked_reply(reply):
     if reply["status"] == "OK":
         return reply
@@ -7669,7 +7767,7 @@ class Client:
         if self.keys:
             self._show_keys(self.keys)
         self._socket.connect(self.endpoint)
-        self._number = 0
+        self._number, self._events = 0, collections.deque(maxlen=EVENTS_HELD)
 
     def _show_keys(self, path):
         try:
@@ -7696,11 +7794,27 @@ class Client:
             keys = "these keys let in" if self.keys else "without keys"
             raise NoReply(f"nothing answers at {self.endpoint} {keys}; start it with `python batos.py`") from None
         while self._socket.poll(wait_ms):
-            reply = ormsgpack.unpackb(self._socket.recv(), option=ormsgpack.OPT_NON_STR_KEYS)
-            if reply["id"] in (self._number, None):      # older ones are late replies to calls given up
+            reply = self._received()
+            if "event" in reply:
+                self._events.append(reply)
+            elif reply["id"] in (self._number, None):      # older ones are late replies to calls given up
                 return _checked_reply(reply)
         raise NoReply(f"no reply to {request.get('command')} within {wait_ms / 1000:g} s: whether it took effect is unknown; "
                       "ask again with the same idempotency_key")
+
+    def _received(self):
+        return ormsgpack.unpackb(self._socket.recv(), option=ormsgpack.OPT_NON_STR_KEYS)
+
+    def events(self, *topics):
+        """Subscribe to topics (none: all) and yield events as they come, for ever; None each second without one."""
+        self.call("subscribe", **({"topics": list(topics)} if topics else {}))
+        while True:
+            if self._events:
+                yield self._events.popleft()
+            elif not self._socket.poll(1000):
+                yield None
+            elif "event" in (event := self._received()):
+                yield event
 
     def close(self):
         self._socket.close()
@@ -7876,6 +7990,15 @@ def _undo(args, client):
     return reply, f"{reply['details']} (change {reply['change']})"
 
 
+def _watch(args, client):
+    """Print events until an interrupt."""
+    with contextlib.suppress(KeyboardInterrupt):
+        for event in client.events(*args.topics):
+            if event:
+                print(json.dumps(event, default=repr), flush=True)
+    return {}, ""
+
+
 def _stop(args, client):
     reply = client.call("shutdown")
     return reply, reply["details"]
@@ -7890,6 +8013,7 @@ SUBCOMMANDS = {
     "cancel": (_cancel, "cancel a cycle"),
     "status": (_status, "say how the daemon is"),
     "state": (_state, "show the root objects, counts and settings"),
+    "watch": (_watch, "print events as they come, one JSON map a line, until Ctrl-C"),
     "log": (_log, "list all changes, the newest first: who, when, why, what"),
     "history": (_history, "list the changes of an object, its slot, or a document"),
     "undo": (_undo, "put back what stood before a change"),
@@ -7983,6 +8107,7 @@ ARGUMENTS = {                                            # subcommand -> its arg
     "cancel": [("cycle", {"help": "its id, 0x…"})],
     "recover": [("new", {"help": "the new data file"}),
                 ("--image", {"default": argparse.SUPPRESS, "help": "the damaged data file; it is not changed"})],
+    "watch": [("topics", {"nargs": "*", "help": f"of {', '.join(TOPICS)}; none: all"})],
     "log": [("--before", {"help": "go on before this change"}), ("--limit", {"type": int, "default": 20})],
     "history": [("target", {"help": "an object's name, path or 0x… oid"}), ("slot", {"nargs": "?"}),
                 ("--document", {"action": "store_true", "help": "TARGET is a document"}),

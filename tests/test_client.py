@@ -238,7 +238,7 @@ def test_nobody_listens(monkeypatch, capsys):
     with batos.Client(NOBODY, timeout_s=0.1) as client, pytest.raises(batos.NoReply, match="nothing answers.*start it"):
         client.call("health")
     real = batos.Client
-    monkeypatch.setattr(batos, "Client", lambda endpoint, timeout_s: real(endpoint, 0.1))
+    monkeypatch.setattr(batos, "Client", lambda endpoint, timeout_s, keys: real(endpoint, 0.1))
     assert batos.main(["status", "--endpoint", NOBODY]) == 1
     assert "nothing answers" in capsys.readouterr().err
 

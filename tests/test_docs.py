@@ -69,6 +69,7 @@ def test_the_scripts_run(daemon, tmp_path, monkeypatch):
             outputs.append(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120,
                                           cwd=tmp_path, check=True).stdout)
     assert "note [1, 1]" in outputs[0] and "note" in outputs[1] and "5555" in outputs[1]
+    assert outputs[2].strip() in batos.TOPICS
 
 
 def test_the_send_example_runs(daemon, monkeypatch, capsys):
