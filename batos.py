@@ -65,6 +65,7 @@ import os
 import pathlib
 import queue
 import re
+import resource
 import shutil
 import signal
 import struct
@@ -72,6 +73,7 @@ import sys
 import tempfile
 import threading
 import time
+import tomllib
 import types
 import typing
 import unicodedata
@@ -265,8 +267,11 @@ class NoReply(BatosError, TimeoutError):
 ################################################################################
 #
 # One flat table is the defaults, the checker, the help text and the README's page.
-# Order of force: command line, environment (BATOS_NAME), default. A value is made
-# from its text by the default's type.
+# Order of force: command line, environment (BATOS_NAME), settings file, default. A
+# value is made from its text by the default's type. A secret never comes from the
+# command line, which others on the machine see, and is never shown.
+
+SETTINGS_FILE = "batos.toml"                             # in the working directory, unless BATOS_SETTINGS names another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,6 +282,7 @@ class Setting:
     default: typing.Any
     unit: str
     help: str
+    secret: bool = False
 
     def parse(self, text):
         """Return `text` as this setting's type. Raises ConfigError that says what is allowed."""
@@ -331,6 +337,7 @@ SETTINGS = {row.name: row for row in (
     Setting("backup_keep_days", 30.0, "days", "older backups go, but never the last ones that make a whole"),
     Setting("pack_hours", 24.0, "h", "what history_days has passed by is packed away each time so much has passed; 0 never"),
     Setting("drain_s", 10.0, "s", "time given to accepted work at shutdown"),
+    Setting("metrics_port", 0, "TCP port", "figures in the text form that Prometheus reads, at 127.0.0.1; 0 tells none"),
     Setting("log_file_mb", 8.0, "MB", "size at which the log file is rotated"),
     Setting("learn_roots", "", "paths", "folders whose files index_document may read by path, parted by ':'"),
 )}
@@ -344,22 +351,67 @@ def _setting(name, written):
     return SETTINGS[name]
 
 
-def load_settings(given=None, environ=None):
-    """Return a namespace with every setting: `given` (name -> value or None) over environment over default.
+def hide_password(uri):
+    """Return a URI without user and password, fit to be shown."""
+    return re.sub(r"//[^/@]*@", "//", uri)
 
-    Raises ConfigError for an unknown name in `given` or BATOS_..., naming the nearest known one.
-    """
+
+def check_private(path):
+    """Raise ConfigError where others than the owner may read a file or folder."""
+    mode = os.stat(path).st_mode & 0o777
+    if mode & 0o077:
+        raise ConfigError(f"{path} can be read by others (mode {mode:o}); make it private with: chmod go= {path}")
+
+
+def settings_file(environ=None):
+    """Return the path of the settings file, whether it is there or not."""
+    return (os.environ if environ is None else environ).get("BATOS_SETTINGS", SETTINGS_FILE)
+
+
+def read_settings_file(path):
+    """Return {name: value as text} of a settings file; {} where there is none. Raises ConfigError."""
+    try:
+        values = tomllib.loads(pathlib.Path(path).read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the settings file {path} does not read ({error}); it is TOML, lines such as workers = 4") from None
+    if any(_setting(name, f"{name} in {path}").secret for name in values):
+        check_private(path)
+    return {name: str(value) for name, value in values.items()}
+
+
+def settings_from(given=None, environ=None):
+    """Return {name: (value, where it is from)}; see load_settings."""
     environ = os.environ if environ is None else environ
-    values = {name: row.default for name, row in SETTINGS.items()}
+    values = {name: (row.default, "default") for name, row in SETTINGS.items()}
+    path = settings_file(environ)
+    for name, text in read_settings_file(path).items():
+        values[name] = SETTINGS[name].parse(text), path
     for variable, text in environ.items():
-        if variable.startswith("BATOS_"):
+        if variable.startswith("BATOS_") and variable != "BATOS_SETTINGS":
             row = _setting(variable[6:].lower(), variable)
-            values[row.name] = row.parse(text)
+            values[row.name] = row.parse(text), variable
     for name, value in (given or {}).items():
         row = _setting(name, name)
         if value is not None:
-            values[name] = row.parse(value) if isinstance(value, str) else value
-    return types.SimpleNamespace(**values)
+            values[name] = row.parse(value) if isinstance(value, str) else value, "given"
+    return values
+
+
+def load_settings(given=None, environ=None):
+    """Return a namespace with every setting: `given` (name -> value or None) over environment over file over default.
+
+    Raises ConfigError for an unknown name, naming the nearest known one, and for a secret in a file that others can read.
+    """
+    return types.SimpleNamespace(**{name: value for name, (value, _) in settings_from(given, environ).items()})
+
+
+def shown_setting(name, value):
+    """Return a setting's value fit to be shown: no secret, no password in a URI."""
+    if SETTINGS[name].secret:
+        return "(set)" if value else "(not set)"
+    return hide_password(value) if isinstance(value, str) else value
 
 
 ################################################################################
@@ -423,6 +475,24 @@ def mend(name, known, what="known"):
     return f"{what} are {shown}" if names else f"none are {what}"
 
 
+class Timings:
+    """The latest 256 durations of something, in seconds."""
+
+    def __init__(self):
+        self._latest = collections.deque(maxlen=256)
+        self.count = 0
+
+    def add(self, seconds):
+        self._latest.append(seconds)
+        self.count += 1
+
+    def told(self):
+        """Return {"count" since the start, and of the latest 256 "p50_ms", "p99_ms", "max_ms"}."""
+        latest = sorted(self._latest) or [0.0]
+        of = {"p50_ms": len(latest) // 2, "p99_ms": len(latest) * 99 // 100, "max_ms": -1}
+        return {"count": self.count} | {name: round(latest[at] * 1e3, 3) for name, at in of.items()}
+
+
 class Events:
     """Who wants to know what: lower sections publish, higher ones subscribe. Called in the publisher's thread."""
 
@@ -457,6 +527,15 @@ def need(module, feature):
         except ImportError as error:
             raise ConfigError(f"{feature} needs the Python package {module!r}, which does not import ({error}); "
                               "install it with: pip install -r requirements.txt", module=module) from error
+
+
+def resident_mb():
+    """Return the memory that this process has in RAM, in MB; its greatest so far where the system does not tell."""
+    try:
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+        return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+    except OSError:
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1)
 
 
 @contextlib.contextmanager
@@ -1352,6 +1431,7 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
     ZODB forces only the data file to the disk, never blob files, packed files, nor the folders they are renamed into.
     """
 
+    finishes = None                                      # Timings of tpc_finish, nearly all of it the fsync
     broken = None                                        # the error of a tpc_finish that failed
     pack_step = staticmethod(lambda line: None)          # told how far a pack is; what it raises ends the pack
 
@@ -1377,8 +1457,11 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
         return resolved
 
     def tpc_finish(self, transaction, f=None):
+        started_s, self.finishes = time.monotonic(), self.finishes or Timings()
         try:
-            return super().tpc_finish(transaction, f)
+            tid = super().tpc_finish(transaction, f)
+            self.finishes.add(time.monotonic() - started_s)
+            return tid
         except BaseException as error:
             self.broken = error
             raise ImageBroken(f"the last step of a commit failed ({type(error).__name__}: {error}); it is unknown "
@@ -1615,11 +1698,6 @@ class Image:
         if getattr(self.storage, "broken", None) is None:
             self.seal()
         self.db.close()
-
-
-def hide_password(uri):
-    """Return a URI without user and password, fit to be shown."""
-    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 # Blobs
@@ -2626,7 +2704,7 @@ class Lane:
 
     def __init__(self, image, name, threads=1):
         self.image, self.name = image, name
-        self._jobs = queue.SimpleQueue()
+        self._jobs, self._submitted_s = queue.SimpleQueue(), collections.deque()     # as many times as jobs in the queue
         self._threads = [threading.Thread(target=self._main, name=f"{name}-{n}", daemon=True) for n in range(threads)]
 
     def start(self):
@@ -2635,7 +2713,22 @@ class Lane:
         return self
 
     def submit(self, job):
+        self._submitted_s.append(time.monotonic())
         self._jobs.put(job)
+
+    def _next(self):
+        """Wait for the next job; None is the end."""
+        job = self._jobs.get()
+        if job is not None:
+            self._submitted_s.popleft()
+        return job
+
+    @property
+    def oldest_s(self):
+        """For how many seconds the first job in the queue has waited."""
+        with contextlib.suppress(IndexError):            # it was just taken
+            return time.monotonic() - self._submitted_s[0]
+        return 0.0
 
     def call(self, job, timeout_s=None):
         """Run a job from another thread and wait: returns its Outcome, or raises its error."""
@@ -2661,7 +2754,7 @@ class Lane:
     def _main(self):
         unit = Unit(self.image.db)
         try:
-            while (job := self._jobs.get()) is not None:
+            while (job := self._next()) is not None:
                 self._work(unit, job)
         finally:
             unit.close()
@@ -2716,7 +2809,7 @@ class WritingLane(Lane):
     def __init__(self, image, token, settings, fatal=lambda error: None, events=None):
         super().__init__(image, self.tree)
         self.token, self.settings, self._fatal = token, settings, fatal
-        self.events, self.commits = events or Events(), 0
+        self.events, self.commits, self.times = events or Events(), 0, Timings()
 
     def _tell(self, outcomes):
         """Publish what happened, then tell those who wait for it."""
@@ -2772,7 +2865,9 @@ class WritingLane(Lane):
         at_us, page = append_page(getattr(unit.root["ledger_obj"], self.tree), entries, keep_from_us)
         if len(unit.connection._registered_objects) > SAVEPOINT_OBJECTS:
             unit.manager.savepoint(optimistic=True)      # pickles now, so that the storage is locked for less long
+        started_s = time.monotonic()
         unit.manager.commit()
+        self.times.add(time.monotonic() - started_s)
         self.commits += 1
         return [outcome if number is None or outcome.error is not None
                 else Outcome(outcome.job, outcome.result, change_name(page._p_serial, number), None,
@@ -2805,6 +2900,8 @@ class WriteLane(WritingLane):
         with contextlib.suppress(queue.Empty):
             while len(group) < self.settings.group_max and group[-1] is not None:
                 group.append(self._jobs.get_nowait())
+                if group[-1] is not None:
+                    self._submitted_s.popleft()
         if group[-1] is None:                            # the end was asked for: see it again after this group
             self._jobs.put(group.pop())
         with self.token:
@@ -2839,7 +2936,7 @@ class BulkLane(WritingLane):
     def submit(self, job):
         if job.urgent:
             self._urgent.append(job)
-        self._jobs.put(_URGENT if job.urgent else job)
+        super().submit(_URGENT if job.urgent else job)
 
     def end(self):
         """Have a job in parts stop at its next one: the daemon drains."""
@@ -2883,6 +2980,24 @@ class BulkLane(WritingLane):
         return outcome.result
 
 
+def read_upkeep(image):
+    """Return what is known of the last backup, pack and check of the image at a path: {name: row}."""
+    path = pathlib.Path(f"{image}.upkeep")
+    try:
+        return dict(json.loads(path.read_bytes())) if path.exists() else {}
+    except (OSError, ValueError, TypeError) as error:
+        log_lanes.warning("%s does not read (%s); what is due is taken as never done", path, error)
+        return {}
+
+
+def note_upkeep(image, name, seconds, ok, details):
+    """Write down beside an image how some upkeep ended; returns all that is known. A disk that does not take it stops nothing."""
+    report = read_upkeep(image) | {name: {"at_s": round(time.time()), "seconds": round(seconds, 2), "details": details, "ok": ok}}
+    with contextlib.suppress(OSError), private_files():
+        _write_whole(f"{image}.upkeep", json.dumps(report, indent=1).encode())
+    return report
+
+
 class Upkeep(Lane):
     """Backups and packs, one at a time, when asked for or when due. A job's apply is given the step function.
 
@@ -2894,15 +3009,7 @@ class Upkeep(Lane):
         self.settings, self._fatal, self.events = settings, fatal, events or Events()
         self.doing = None                                # the line that the step function was told last
         self._asked_to_stop, self._closing = False, False
-        self._path = image.path and pathlib.Path(f"{image.path}.upkeep")
-        self.report = self._read()
-
-    def _read(self):
-        try:
-            return dict(json.loads(self._path.read_bytes())) if self._path and self._path.exists() else {}
-        except (OSError, ValueError, TypeError) as error:
-            log_lanes.warning("%s does not read (%s); what is due is taken as never done", self._path, error)
-            return {}
+        self.report = read_upkeep(image.path) if image.path else {}
 
     def _main(self):
         while (job := self._next()) is not None:
@@ -2912,7 +3019,10 @@ class Upkeep(Lane):
         """Wait for the next job; meanwhile look now and then what is due."""
         while True:
             with contextlib.suppress(queue.Empty):
-                return self._jobs.get(timeout=UPKEEP_LOOK_S)
+                job = self._jobs.get(timeout=UPKEEP_LOOK_S)
+                if job is not None:
+                    self._submitted_s.popleft()
+                return job
             for name, (hours, apply) in self._due_work().items():
                 if self._is_due(name, hours):
                     return Job(name, apply)
@@ -2920,8 +3030,10 @@ class Upkeep(Lane):
     def _due_work(self):
         """Return {name: (every so many hours, apply)}; 0 hours is never."""
         settings = self.settings
-        return {"backup": (settings.backup_hours if settings.backup_dir and self._path else 0, backup_job(self.image, settings)),
-                "pack": (settings.pack_hours if self._path else 0, pack_job(self.image, settings))}
+        if self.image.path is None:                      # another engine's, with tools of its own
+            return {}
+        return {"backup": (settings.backup_hours if settings.backup_dir else 0, backup_job(self.image, settings)),
+                "pack": (settings.pack_hours, pack_job(self.image, settings))}
 
     def _is_due(self, name, hours):
         last = self.report.get(name, {})
@@ -2964,14 +3076,10 @@ class Upkeep(Lane):
         job.done(outcome)
 
     def _note(self, name, outcome, seconds):
-        """Write down how it ended. Where that cannot be written, the daemon goes on."""
         error = outcome.error
-        row = {"at_s": round(time.time()), "seconds": round(seconds, 2), "details": error.message
-               if isinstance(error, BatosError) else repr(error) if error else outcome.result["details"], "ok": error is None}
-        self.report = self.report | {name: row}
-        with contextlib.suppress(OSError):
-            if self._path and not isinstance(error, Cancelled):
-                _write_whole(self._path, json.dumps(self.report, indent=1).encode())
+        details = outcome.result["details"] if error is None else error.message if isinstance(error, BatosError) else repr(error)
+        if self.image.path and not isinstance(error, Cancelled):
+            self.report = note_upkeep(self.image.path, name, seconds, error is None, details)
 
 
 def backup_job(image, settings, where=None, full=False):
@@ -6413,13 +6521,6 @@ class KeyRing:
         return key.decode() in self.clients
 
 
-def check_private(path):
-    """Raise ConfigError where others than the owner may read a file or folder."""
-    mode = os.stat(path).st_mode & 0o777
-    if mode & 0o077:
-        raise ConfigError(f"{path} can be read by others (mode {mode:o}); make it private with: chmod go= {path}")
-
-
 ################################################################################
 # BatOS_UVM ####################################################################
 ################################################################################
@@ -6817,8 +6918,7 @@ def _health(uvm, request):
 
 
 def _full_state(uvm, request):
-    shown = {name: value for name, value in vars(uvm.settings).items() if name in SETTINGS}
-    shown["image"] = hide_password(shown["image"])
+    shown = {name: shown_setting(name, value) for name, value in vars(uvm.settings).items() if name in SETTINGS}
     uvm.reply_ok(request, {"details": "the state, as of a moment ago",
                            "result": {**uvm.view, "health": uvm.health(), "settings": shown}})
 
@@ -6922,7 +7022,9 @@ class BatOS_UVM:
         self._held = None                                # keyed requests, until the memory of keys is read
         self._refused = None                             # why no work is accepted any more, or None
         self._view_commits = -1
+        self.vitals = {}                                 # what health tells of disk, memory and commits, looked at each second
         self.subscribers = {}                            # identity -> Peer
+        self._metrics = None                             # the server of figures
         self.keyring = self._doorkeeper = None           # set where keys are asked for
         self._sweeping = False                           # whether the bulk lane has a sweep of ours
         self._health = None                              # what `health` answers, within one drain
@@ -6935,6 +7037,9 @@ class BatOS_UVM:
         """Start the lanes and the core, take up missions, read the memory of keys in the background."""
         for lane in self.lanes.values():
             lane.start()
+        self.vitals = self._look_at_vitals()
+        if self.settings.metrics_port:
+            self._metrics = serve_metrics(self.settings.metrics_port, self._look_at_health)
         self.core.start()
         self.mind.start(self.events)
         self.events.subscribe("cycle", lambda oid, state: self.post(self.publish, "cycle", {"cycle": oid, "state": state}))
@@ -7023,6 +7128,9 @@ class BatOS_UVM:
     def close_socket(self):
         """Close the socket, in the loop's thread. The image is the caller's."""
         self.socket.close()
+        if self._metrics:
+            self._metrics.shutdown()
+            self._metrics.server_close()
         if self._doorkeeper:
             self._doorkeeper.stop()
         self._context.term()
@@ -7438,6 +7546,7 @@ class BatOS_UVM:
             if self.settings.client_rate:
                 for peer in list(self.peers.values()):
                     self._forget_idle(peer)
+            self.vitals = self._look_at_vitals()
             if self.subscribers and time.monotonic() >= health_at_s:
                 health_at_s = time.monotonic() + HEALTH_S
                 self.publish("health", {"health": self._look_at_health()})
@@ -7476,11 +7585,74 @@ class BatOS_UVM:
 
     def _look_at_health(self):
         lanes = {name: {"waiting": lane.depth, "commits": getattr(lane, "commits", 0)} for name, lane in self.lanes.items()}
+        upkeep = self.lanes["upkeep"]
         return {"version": __version__, "pid": os.getpid(), "uptime_s": round(time.monotonic() - self.started_s, 1),
                 "state": "draining" if self._refused else "serving", "pending": self.pending, "clients": len(self.peers),
-                "keys": len(self.keys), "lanes": lanes, "core": self.core.health(), "missions": self.mind.health(),
-                "image_mb": round(self.image.size() / 1e6, 3),
-                "upkeep": {"doing": self.lanes["upkeep"].doing, "last": self.lanes["upkeep"].report}}
+                "subscribers": len(self.subscribers), "keys": len(self.keys), "lanes": lanes, "core": self.core.health(),
+                "missions": self.mind.health(), "image_mb": round(self.image.size() / 1e6, 3),
+                "upkeep": {"doing": upkeep.doing, "last": upkeep.report}, **self.vitals}
+
+    def _look_at_vitals(self):
+        """Return what takes longer to look at: waiting and commit times of the lanes, fsyncs, memory, disk."""
+        fsyncs, path = getattr(self.image.storage, "finishes", None), self.image.path
+        disk = {"disk_free_mb": round(shutil.disk_usage(os.path.dirname(path)).free / 1e6)} if path else {}
+        return {"oldest_waiting_s": {name: round(lane.oldest_s, 3) for name, lane in self.lanes.items()},
+                "commit": {name: self.lanes[name].times.told() for name in ("write", "bulk")},
+                "fsync": (fsyncs or Timings()).told(), "memory_mb": resident_mb(), **disk}
+
+
+METRICS = {                                              # name -> (kind, what, function(health) -> value or {label: value})
+    "up_seconds": ("gauge", "since the start", lambda told: told["uptime_s"]),
+    "pending_requests": ("gauge", "accepted, without a reply yet", lambda told: told["pending"]),
+    "clients": ("gauge", "clients with work, unread replies or subscriptions", lambda told: told["clients"]),
+    "subscribers": ("gauge", "clients that are sent events", lambda told: told["subscribers"]),
+    "remembered_keys": ("gauge", "idempotency keys", lambda told: told["keys"]),
+    "waiting_jobs": ("gauge", "jobs in a lane's queue",
+                     lambda told: {name: lane["waiting"] for name, lane in told["lanes"].items()}),
+    "oldest_waiting_seconds": ("gauge", "how long the first job in a lane's queue has waited",
+                               lambda told: told["oldest_waiting_s"]),
+    "commits": ("counter", "transactions of a lane",
+                lambda told: {name: told["lanes"][name]["commits"] for name in ("write", "bulk")}),
+    "commit_p99_seconds": ("gauge", "of the latest 256 commits of a lane",
+                           lambda told: {name: told["commit"][name]["p99_ms"] / 1e3 for name in ("write", "bulk")}),
+    "fsync_p99_seconds": ("gauge", "of the latest 256 fsyncs of the data file", lambda told: told["fsync"]["p99_ms"] / 1e3),
+    "missions": ("gauge", "missions by where they are, the ended ones since the start", lambda told: told["missions"]),
+    "image_bytes": ("gauge", "size of the data file", lambda told: told["image_mb"] * 1e6),
+    "memory_bytes": ("gauge", "resident memory", lambda told: told["memory_mb"] * 1e6),
+    "disk_free_bytes": ("gauge", "of the image's disk", lambda told: told.get("disk_free_mb", 0) * 1e6),
+    "core_ready": ("gauge", "1 where the cognitive core is ready", lambda told: int(told["core"]["state"] == "ready")),
+    "last_ok_timestamp_seconds": ("gauge", "when a backup or pack last went well",
+                                  lambda told: {name: row["at_s"] for name, row in told["upkeep"]["last"].items() if row["ok"]}),
+}
+
+
+class MetricsCollector:
+    """What prometheus_client asks when somebody reads the figures. No label holds what a user wrote."""
+
+    def __init__(self, health):
+        self._health = health
+
+    def collect(self):
+        core = need("prometheus_client.core", "the metrics endpoint")
+        families = {"gauge": core.GaugeMetricFamily, "counter": core.CounterMetricFamily}
+        told = self._health()
+        for name, (kind, what, read) in METRICS.items():
+            value = read(told)
+            family = families[kind](f"batos_{name}", what, labels=["of"] if isinstance(value, dict) else None)
+            for label, one in value.items() if isinstance(value, dict) else [(None, value)]:
+                family.add_metric([label] if label else [], one)
+            yield family
+
+
+def serve_metrics(port, health):
+    """Serve figures by HTTP at 127.0.0.1; returns the server, for its `shutdown`. Raises ConfigError."""
+    prometheus = need("prometheus_client", "the metrics endpoint")
+    registry = prometheus.CollectorRegistry(auto_describe=False)
+    registry.register(MetricsCollector(health))
+    try:
+        return prometheus.start_http_server(port, "127.0.0.1", registry)[0]
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"setting metrics_port: cannot listen on 127.0.0.1:{port} ({error}); choose another") from error
 
 
 ################################################################################
@@ -7917,9 +8089,21 @@ def _cancel(args, client):
     return reply, reply["details"]
 
 
+def _told(fields, indent=""):
+    """Yield a line for each field, those of maps below their name."""
+    for name, value in fields.items():
+        if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()):
+            yield f"{indent}{name}:"
+            yield from _told(value, indent + "  ")
+        elif isinstance(value, dict):
+            yield f"{indent}{name}: " + (", ".join(f"{inner} {one}" for inner, one in value.items()) or "none")
+        else:
+            yield f"{indent}{name}: {value}"
+
+
 def _status(args, client):
     reply = client.call("health")
-    return reply, "\n".join(f"{name}: {value}" for name, value in reply["result"].items())
+    return reply, "\n".join(_told(reply["result"]))
 
 
 def _state(args, client):
@@ -8027,6 +8211,8 @@ def _check(args, settings):
     def tell(line):
         print(f"checking {line}", file=sys.stderr, flush=True)
     report = check_image(settings.image, args.deep, tell)
+    note_upkeep(report["image"], "deep check" if args.deep else "check", report["seconds"], not report["faults"],
+                f"{len(report['faults'])} faults")
     lines = [f"{report['image']}: {report['bytes'] / 1e6:.1f} MB, {report['transactions']:,} transactions, {report['objects']:,} "
              f"objects, {report['blobs']} blobs, {'deep' if args.deep else 'quick'} check in {report['seconds']} s"]
     if report["tail"]:
@@ -8089,10 +8275,43 @@ def _keys(args, settings):
     return {"clients": list(ring.clients.values())}, text
 
 
+def _settings(args, settings):
+    """Show all settings and where each is from, after writing what is given into the settings file."""
+    path = settings_file()
+    if args.changes:
+        write_settings(path, dict(_setting_change(change) for change in args.changes))
+    found = settings_from()
+    rows = {name: {"value": shown_setting(name, value), "from": where, "unit": SETTINGS[name].unit, "help": SETTINGS[name].help}
+            for name, (value, where) in found.items()}
+    lines = [f"{name:<22} {row['value']!s:<24} {row['from']:<12} {row['help']} ({row['unit']})" for name, row in rows.items()]
+    return rows, "\n".join(lines)
+
+
+def _setting_change(change):
+    """Return (name, text) of NAME=VALUE. Raises ConfigError."""
+    name, equals, text = change.partition("=")
+    if not equals:
+        raise ConfigError(f"a setting is written as NAME=VALUE, and NAME= makes it the default again; got {change!r}")
+    row = _setting(name.strip(), name.strip())
+    if text:
+        row.parse(text)
+    return row.name, text
+
+
+def write_settings(path, changes):
+    """Write settings as text into the settings file, which is made 0600; an empty text takes one out."""
+    values = {name: text for name, text in (read_settings_file(path) | changes).items() if text}
+    parsed = {name: SETTINGS[name].parse(text) for name, text in values.items()}
+    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in sorted(parsed.items())]
+    with private_files():
+        _write_whole(os.path.abspath(path), ("\n".join(lines) + "\n").encode())
+
+
 LOCAL_COMMANDS = {                                       # what works on an image that no daemon has open
     "check": (_check, "check an image that no daemon has open: headers, seals, blobs; --deep: everything"),
     "recover": (_recover, "save what can be read of a damaged image into a new one"),
     "restore": (_restore, "put an image together from its backups, in a place where none is"),
+    "settings": (_settings, "show all settings and where each is from; NAME=VALUE writes it into the settings file"),
     "keys": (_keys, "list, add and revoke the keys of clients, for interfaces that others reach"),
     "backups": (_backups, "list the backups in a folder; --verify reads every byte of them"),
 }
@@ -8125,6 +8344,7 @@ ARGUMENTS = {                                            # subcommand -> its arg
              ("--role", {"choices": ROLES, "default": "write", "help": "what it may; each role may what those before it may"}),
              ("--public", {"help": "a public key that the client made itself"}),
              ("--image", {"default": argparse.SUPPRESS, "help": "the data file, whose keys they are"})],
+    "settings": [("changes", {"nargs": "*", "metavar": "NAME=VALUE", "help": "NAME= makes it the default again"})],
     "check": [("--deep", {"action": "store_true", "help": "every record, reference, page, posting and hash"}),
               ("--image", {"default": argparse.SUPPRESS, "help": "the data file"})],
 }
@@ -8136,7 +8356,7 @@ def command_line():
     parser.add_argument("--debug", action="store_true", help="show the log and tracebacks")
     commands = parser.add_subparsers(dest="subcommand", metavar="COMMAND")
     serving = commands.add_parser("serve", help="run the daemon (the default)")
-    for row in SETTINGS.values():
+    for row in (row for row in SETTINGS.values() if not row.secret):
         for where in (parser, serving):
             where.add_argument(f"--{row.name.replace('_', '-')}", dest=row.name, default=argparse.SUPPRESS,
                                metavar="VALUE", help=f"{row.help} ({row.unit}; default {row.default!r})")

@@ -227,7 +227,7 @@ def test_due_work_is_done_and_written_down(tmp_path, image, monkeypatch):
     assert lane.report["backup"]["ok"] and lane.report["pack"]["ok"]
     assert json.loads((tmp_path / "image.fs.upkeep").read_text()) == lane.report == upkeep(image).report
     (tmp_path / "image.fs.upkeep").write_text("[1")
-    assert upkeep(image).report == {}
+    assert upkeep(image).report == {}                    # what does not read is as if never done
 
 
 def test_work_that_fails_is_told_and_the_lane_goes_on(image):

@@ -27,7 +27,7 @@ def test_every_default_is_a_value_that_its_own_row_takes():
 
 def test_every_setting_can_come_from_the_environment():
     for name, row in batos.SETTINGS.items():
-        text = "3" if isinstance(row.default, (int, float)) else "text"
+        text = "1" if isinstance(row.default, (int, float)) else "text"
         value = getattr(load(**{f"BATOS_{name.upper()}": text}), name)
         assert value == type(row.default)(text) and type(value) is type(row.default)
 
@@ -83,7 +83,7 @@ def test_other_words_are_no_booleans(text):
 def test_the_command_line_has_every_setting():
     parser = batos.command_line()
     for name, row in batos.SETTINGS.items():
-        text = "3" if isinstance(row.default, (int, float)) else "text"
+        text = "1" if isinstance(row.default, (int, float)) else "text"
         for line in ([f"--{name.replace('_', '-')}", text], ["serve", f"--{name.replace('_', '-')}", text]):
             assert getattr(parser.parse_args(line), name) == text
     assert not set(vars(parser.parse_args([]))) & set(batos.SETTINGS)      # absent means: not given
@@ -114,3 +114,60 @@ def test_errors_are_the_builtins_that_a_caller_would_catch(kind, builtin):
 
 def test_what_may_be_sent_again_says_so():
     assert {kind.__name__ for kind in all_errors() if kind.retry} == {"Busy", "ShuttingDown", "DeadlineExceeded", "NoReply"}
+
+
+# The settings file
+
+def test_the_file_stands_between_environment_and_default(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('workers = 4\nendpoint = "tcp://127.0.0.1:7000"\ncurve = true\nrelevance = 1\n')
+    found = batos.settings_from({"read_threads": "3"}, {"BATOS_SETTINGS": str(path), "BATOS_ENDPOINT": "tcp://127.0.0.1:8000"})
+    assert found["workers"] == (4, str(path)) and found["curve"] == (True, str(path))
+    assert found["endpoint"] == ("tcp://127.0.0.1:8000", "BATOS_ENDPOINT") and found["read_threads"] == (3, "given")
+    assert found["relevance"] == (1.0, str(path)) and found["drain_s"] == (10.0, "default")
+
+
+@pytest.mark.parametrize("text, told", [
+    ("workers = \n", "TOML"), ("wokers = 4\n", "workers"), ("workers = 'many'\n", "workers"), ("[workers]\nn = 1\n", "workers"),
+    ("\0", "TOML")])
+def test_a_file_that_is_wrong_is_told(tmp_path, text, told):
+    (tmp_path / "s.toml").write_text(text)
+    with pytest.raises(batos.ConfigError, match=told):
+        batos.load_settings({}, {"BATOS_SETTINGS": str(tmp_path / "s.toml")})
+
+
+@pytest.fixture
+def secret(monkeypatch):
+    row = batos.Setting("token", "", "text", "a secret of the tests", secret=True)
+    monkeypatch.setattr(batos, "SETTINGS", {**batos.SETTINGS, "token": row})
+
+
+def test_a_secret_comes_from_a_private_file_or_the_environment_and_is_never_shown(tmp_path, secret, monkeypatch, capsys):
+    path = tmp_path / "s.toml"
+    path.write_text('token = "hush"\n')
+    path.chmod(0o644)
+    monkeypatch.setenv("BATOS_SETTINGS", str(path))
+    with pytest.raises(batos.ConfigError, match="chmod"):
+        batos.load_settings()
+    path.chmod(0o600)
+    assert batos.load_settings().token == "hush"
+    assert batos.main(["settings"]) == 0
+    told = capsys.readouterr().out
+    assert "hush" not in told and "(set)" in told
+    with pytest.raises(SystemExit):
+        batos.command_line().parse_args(["--token", "hush"])
+    assert batos.shown_setting("image", "postgres://me:pass@host/db") == "postgres://host/db"
+
+
+def test_settings_are_written_and_taken_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert batos.main(["settings", "workers=5", 'learn_roots=/a b"c', "curve=true"]) == 0
+    assert "batos.toml" in capsys.readouterr().out
+    assert (tmp_path / "batos.toml").stat().st_mode & 0o777 == 0o600
+    settings = batos.load_settings()
+    assert (settings.workers, settings.learn_roots, settings.curve) == (5, '/a b"c', True)
+    assert batos.main(["settings", "workers="]) == 0 and batos.load_settings().workers == 2
+    for bad in ("workers", "wrkers=2", "workers=many", "core_deadline_s=-1"):
+        before = (tmp_path / "batos.toml").read_text()
+        assert batos.main(["settings", bad]) == 1
+        assert "batos:" in capsys.readouterr().err and (tmp_path / "batos.toml").read_text() == before
