@@ -557,6 +557,17 @@ def fsync_path(path):
         os.close(handle)
 
 
+def write_whole(path, data):
+    """Write a file that is there whole or not at all."""
+    part = f"{path}.part"
+    with open(part, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(part, path)
+    fsync_path(os.path.dirname(path))
+
+
 ################################################################################
 # Objects ######################################################################
 ################################################################################
@@ -1147,12 +1158,21 @@ def append_log(tree, entry, most):
 #   page         the ledger's record of one commit: every command in it, with what it changed
 #   change       `tid.n`, the n-th entry of the page that the transaction `tid` wrote
 #
-# A change of one flipped byte is found in a sealed range by its seal, and in any
-# header by the walk; in the records after the last seal only by `check`.
+#   digest       in each transaction's description: BLAKE2b of its records, whatever their place in the file
+#   hole         a sector of zeros, which is what a power cut leaves where something was not written yet
+#
+# Only the last transaction can be unfinished: each is forced to the disk before the
+# next begins. Where it is not what its lengths and digest say, a hole in it tells that
+# the power went; it was never acknowledged, and is cut and kept aside. Without a hole
+# it is damage. A flipped byte is found in a sealed range by its seal, in any header by
+# the walk, in the last transaction by its digest; elsewhere by `check --deep`.
 
 IMAGE_VERSION = 2
 MAGIC = b"FS30"
 TXN_HEADER = struct.Struct(">8sQcHHH")                    # tid, length less 8, status, three lengths
+RECORD_HEADER = struct.Struct(">8s8sQQHQ")                # oid, tid, two positions, 0, length of the data (0: a position follows)
+DIGEST_MARK = b"blake2b:"                                 # what a description begins with; 32 hex digits follow
+SECTOR = 512
 SEAL_KEYS = ("start", "end", "tid", "blake2b")
 HASH_STEP = 1 << 20
 PACK_SYNC_BYTES = 8 << 20                                 # of a packed copy that may be unforced when commits are held
@@ -1164,12 +1184,14 @@ log_image = logging.getLogger("batos.image")
 
 @dataclasses.dataclass
 class FileState:
-    """What the walk over a data file found: where the last whole transaction ends, its tid, and how many."""
+    """What the walk over a data file found: where the last whole transaction begins and ends, its tid, and how many."""
 
     end: int
     tid: bytes
     transactions: int
     size: int
+    last: int = 0
+    tid_before: bytes = bytes(8)                         # of the one before the last
 
 
 def walk_transactions(data, start=len(MAGIC), tid=bytes(8)):
@@ -1178,7 +1200,7 @@ def walk_transactions(data, start=len(MAGIC), tid=bytes(8)):
     Returns a FileState whose `end` is short of `size` where a tail is left. Raises DamagedImage where a
     header is not one that FileStorage wrote. Source: ZODB/FileStorage/format.py.
     """
-    position, count, size = start, 0, len(data)
+    position, count, size, last, before = start, 0, len(data), start, tid
     while position < size:
         if size - position < TXN_HEADER.size:
             break
@@ -1188,10 +1210,61 @@ def walk_transactions(data, start=len(MAGIC), tid=bytes(8)):
             break
         whole = length >= TXN_HEADER.size + sum(extra) and status in (b" ", b"p") and next_tid > tid
         if not whole or data[end - 8:end] != length.to_bytes(8):
+            if has_hole(data, position, size) and not later_transaction(data, position + 1, tid):
+                break
             raise DamagedImage(f"transaction {count + 1} at byte {position} has a damaged header "
                                f"(status {status!r}, length {length}); {_RECOVER}", position=position)
+        last, before = position, tid
         position, tid, count = end, next_tid, count + 1
-    return FileState(position, tid, count, size)
+    return FileState(position, tid, count, size, last, before)
+
+
+def has_hole(data, start, end):
+    """Whether a sector of the file, or the part of one, between two positions is all zeros."""
+    cuts = [start, *range((start // SECTOR + 1) * SECTOR, end, SECTOR), end]
+    return any(not data[at:stop].strip(b"\0") for at, stop in itertools.pairwise(cuts))
+
+
+def records_digest(data, at, end):
+    """Return the digest of the records between two positions, as descriptions hold it. Raises ValueError where they are none."""
+    state = hashlib.blake2b(digest_size=16)
+    while at < end:
+        if end - at < RECORD_HEADER.size:
+            raise ValueError("a record does not end where its transaction ends")
+        oid, _, _, _, _, length = RECORD_HEADER.unpack_from(data, at)
+        at += RECORD_HEADER.size
+        state.update(oid)
+        state.update(data[at:at + length])
+        at += length or 8
+    if at != end:
+        raise ValueError("a record does not end where its transaction ends")
+    return DIGEST_MARK + state.hexdigest().encode()
+
+
+def transaction_fault(data, at):
+    """Return why the transaction at a position is not what was written, or None. What was packed is not looked at."""
+    _, length, status, user, described, extra = TXN_HEADER.unpack_from(data, at)
+    begin = at + TXN_HEADER.size + user
+    description = bytes(data[begin:begin + described])
+    if status == b"p" or not described:                  # a pack takes records out; the first images have no digests
+        return None
+    try:
+        found = records_digest(data, begin + described + extra, at + length)
+    except ValueError as error:
+        return str(error)
+    return None if found == description else "its records are not those whose digest it holds"
+
+
+def without_torn(data, state, sealed):
+    """Return a FileState without the last transaction where a power cut tore that. Raises DamagedImage where it is damaged."""
+    if not state.transactions or state.last < sealed:
+        return state
+    fault = transaction_fault(data, state.last)
+    if fault is None:
+        return state
+    if state.end < state.size or not has_hole(data, state.last, state.end):
+        raise DamagedImage(f"the last transaction, at byte {state.last}, is damaged: {fault}; {_RECOVER}", position=state.last)
+    return dataclasses.replace(state, end=state.last, tid=state.tid_before, transactions=state.transactions - 1)
 
 
 _RECOVER = ("nothing was changed; restore a backup (`python batos.py restore`), or save what can be read with "
@@ -1206,12 +1279,12 @@ def check_tail(data, state):
     where whole transactions follow, the damage lies before them.
     """
     position, size = state.end, state.size
-    tail = bytes(data[position:size])
-    if not tail.strip(b"\0") or size - position < TXN_HEADER.size:
+    later = later_transaction(data, position + 1, state.tid)
+    if size - position < TXN_HEADER.size or has_hole(data, position, size) and not later:
         return
     tid, length, status, *_ = TXN_HEADER.unpack_from(data, position)
     finished = status != b"c" and int.from_bytes(data[size - 8:size]) == size - position - 8
-    if finished or tid <= state.tid or status not in (b"c", b" ") or later_transaction(data, position + 1, state.tid):
+    if finished or tid <= state.tid or status not in (b"c", b" ") or later:
         raise DamagedImage(f"the bytes from {position} to {size} are no unfinished transaction: the header there is "
                            f"damaged (status {status!r}, length {length}); {_RECOVER}", position=position)
 
@@ -1266,7 +1339,9 @@ class Seals:
     def _read(self):
         if not self.path.exists():
             return []
-        *lines, unfinished = self.path.read_bytes().split(b"\n")       # a line that a crash cut has no newline
+        *lines, unfinished = self.path.read_bytes().split(b"\n")       # a line that a crash cut has no newline, or a hole
+        if lines and b"\0" in lines[-1]:
+            unfinished = lines.pop()
         try:
             rows = [json.loads(line) for line in lines]
             ends = [0, *(row["end"] for row in rows)]
@@ -1370,12 +1445,14 @@ def look_over(path, open_check_bytes=1 << 62):
     if not os.path.exists(path) or os.path.getsize(path) < len(MAGIC):
         return _examine_missing(path, seals)
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if not data[:4].strip(b"\0") and not seals.rows and not later_transaction(data, 4, bytes(8)):
+            return FileState(0, bytes(8), 0, len(data)), seals, []       # its first transaction was never on the disk
         if data[:4] != MAGIC:
             raise DamagedImage(f"{path} does not begin as a data file of ZODB (got {bytes(data[:4])!r}); "
                                "check the path, or restore a backup", path=str(path))
         first = [row for row in seals.rows if row["start"] < open_check_bytes]
         seals.check(data, first)
-        state = walk_transactions(data)
+        state = without_torn(data, walk_transactions(data), seals.end)
         if seals.end > state.end:
             raise DamagedImage(f"whole transactions end at byte {state.end}, but bytes up to {seals.end} were sealed; "
                                f"{_RECOVER}", position=state.end)
@@ -1435,6 +1512,26 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
     broken = None                                        # the error of a tpc_finish that failed
     pack_step = staticmethod(lambda line: None)          # told how far a pack is; what it raises ends the pack
 
+    def _begin(self, tid, user, description, extension):
+        """Leave room in the header for the digest."""
+        description = DIGEST_MARK + b"0" * 32
+        self._ude = user, description, extension
+        super()._begin(tid, user, description, extension)
+
+    def _note_digest(self):
+        end = self._tfile.tell()
+        self._tfile.seek(0)
+        self._ude = self._ude[0], records_digest(self._tfile.read(end), 0, end), self._ude[2]
+
+    def _save_index(self):
+        """Write the index, which is believed at the next opening, so that it is there whole or not at all."""
+        if not self._is_read_only:
+            self._index.save(self._pos, f"{self._file_name}.index_tmp")
+            fsync_path(f"{self._file_name}.index_tmp")
+            os.rename(f"{self._file_name}.index_tmp", f"{self._file_name}.index")
+            fsync_path(os.path.dirname(self._file_name))
+            self._saved += 1
+
     @staticmethod
     def packer(storage, referencesf, stop, gc):
         """Return (position, index) of the packed copy, forced to the disk; None where nothing would go."""
@@ -1452,6 +1549,8 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
             fsync_path(os.path.dirname(self._file_name))
 
     def tpc_vote(self, transaction):
+        if transaction is self._transaction:
+            self._note_digest()
         resolved = super().tpc_vote(transaction)
         self._sync_blobs()
         return resolved
@@ -1570,6 +1669,19 @@ def _check_version(root):
                           "batos.py that wrote it", version=version)
 
 
+def layout_is_told(folder):
+    """Whether a folder of blobs tells its layout; after a power cut the file that does may be empty or missing."""
+    marker = pathlib.Path(folder, ZODB.blob.LAYOUT_MARKER)
+    return marker.exists() and bool(marker.read_bytes().strip(b"\0 \n"))
+
+
+def settle_layout(folder):
+    """Write down the layout of a folder of blobs, which is always ZODB's bushy one, so that it is on the disk."""
+    if not layout_is_told(folder):
+        os.makedirs(folder, exist_ok=True)
+        write_whole(os.path.join(folder, ZODB.blob.LAYOUT_MARKER), b"bushy")
+
+
 @contextlib.contextmanager
 def _lock_file(path):
     import zc.lockfile
@@ -1603,7 +1715,9 @@ class Image:
             with _lock_file(path):
                 end_interrupted_pack(path)
                 _, seals, unchecked = examine(path, open_check_bytes)
+                settle_layout(f"{path}.blob")
             storage = _locked(path, lambda: ImageStorage(path, blob_dir=f"{path}.blob", pack_keep_old=False))
+            fsync_path(os.path.dirname(path))            # the names of a new file and its blobs, before anything depends on them
             return cls._checked_version(cls(storage, path, seals, unchecked))
 
     @classmethod
@@ -2056,6 +2170,8 @@ def check(name):
 def unopened(path):
     """Hold the lock of an image that nobody else has open, and yield it as a database that cannot be written."""
     with _lock_file(path):
+        if os.path.exists(f"{path}.blob") and not layout_is_told(f"{path}.blob"):
+            raise DamagedImage(f"{path}.blob does not tell its layout; the next start of the daemon puts that right", path=path)
         storage = ImageStorage(path, blob_dir=f"{path}.blob", read_only=True)
         try:
             db = ImageDB(storage, cache_size=20_000)
@@ -2113,6 +2229,17 @@ def _record_faults(db, report, deep, tell):
     return faults
 
 
+def _digest_faults(path, start, end):
+    """Return the faults of the transactions behind the last seal whose records are not what their digests say."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        at, faults = max(start, len(MAGIC)), []
+        while at < end:
+            fault = transaction_fault(data, at)
+            faults += [f"the transaction at byte {at}: {fault}"] if fault else []
+            at += TXN_HEADER.unpack_from(data, at)[1] + 8
+    return faults
+
+
 def check_image(where, deep=False, tell=lambda line: None):
     """Check an image that nobody has open. Returns {"image", "deep", "bytes", "transactions", "tail", "objects", "blobs",
     "faults": sentences, "seconds"}; `tell` is given a line for each step. Nothing is changed.
@@ -2127,7 +2254,8 @@ def check_image(where, deep=False, tell=lambda line: None):
               "blobs": 0, "faults": []}
     try:
         tell("transaction headers and seals")
-        state, _, _ = look_over(path)
+        state, seals, _ = look_over(path)
+        report["faults"] += _digest_faults(path, seals.end, state.end) if deep else []
         report |= {"transactions": state.transactions, "tail": state.size - state.end}
         with unopened(path) as db:
             report["faults"] += _record_faults(db, report, deep, tell)
@@ -2210,6 +2338,8 @@ def recover_image(where, new, tell=lambda line: None):
         blobs = ZODB.blob.FilesystemHelper(f"{path}.blob")
         for start, end, whole in pieces(data):
             why = _copy_transaction(path, start, storage, blobs, report) if whole else "no whole transaction"
+            if whole and not why and (fault := transaction_fault(data, start)):
+                why = f"{fault}; what reads of it was kept, and may be wrong"
             if why:
                 report["lost"].append(f"bytes {start} to {end}: {why}")
             tell(f"{end / 1e6:.1f} of {len(data) / 1e6:.1f} MB")
@@ -2253,21 +2383,10 @@ class Backup(pydantic.BaseModel):
         return self.end - self.start + sum(blob[3] for blob in self.blobs)
 
 
-def _write_whole(path, data):
-    """Write a file that is there whole or not at all."""
-    part = f"{path}.part"
-    with open(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(part, path)
-    fsync_path(os.path.dirname(path))
-
-
 def _write_manifest(folder, backup):
     fields = backup.model_dump(mode="json")
     fields["seal"] = digest(json.dumps(fields, sort_keys=True).encode())
-    _write_whole(folder / f"{backup.name}.json", json.dumps(fields, indent=1).encode())
+    write_whole(folder / f"{backup.name}.json", json.dumps(fields, indent=1).encode())
 
 
 def _read_manifest(path):
@@ -2994,7 +3113,7 @@ def note_upkeep(image, name, seconds, ok, details):
     """Write down beside an image how some upkeep ended; returns all that is known. A disk that does not take it stops nothing."""
     report = read_upkeep(image) | {name: {"at_s": round(time.time()), "seconds": round(seconds, 2), "details": details, "ok": ok}}
     with contextlib.suppress(OSError), private_files():
-        _write_whole(f"{image}.upkeep", json.dumps(report, indent=1).encode())
+        write_whole(f"{image}.upkeep", json.dumps(report, indent=1).encode())
     return report
 
 
@@ -6457,7 +6576,7 @@ class KeyRing:
             with private_files():
                 self.folder.mkdir(exist_ok=True)
                 public, secret = zmq.curve_keypair()
-                _write_whole(path, json.dumps({"public": public.decode(), "secret": secret.decode()}).encode())
+                write_whole(path, json.dumps({"public": public.decode(), "secret": secret.decode()}).encode())
         if not path.exists():
             raise ConfigError(f"no keys are made yet for {self.folder.stem}; make one with `python batos.py keys add NAME`, "
                               "or listen on 127.0.0.1 without keys")
@@ -6488,7 +6607,7 @@ class KeyRing:
 
     def _write(self, rows):
         with private_files():
-            _write_whole(self._path, json.dumps(rows, indent=1).encode())
+            write_whole(self._path, json.dumps(rows, indent=1).encode())
 
     def add(self, name, role, public=None):
         """Let a client in; returns the key file's path that it needs, or None where it gave its own public key."""
@@ -6502,7 +6621,7 @@ class KeyRing:
             path = self.folder / f"{name}.json"
             public, secret = (key.decode() for key in zmq.curve_keypair())
             with private_files():
-                _write_whole(path, json.dumps({"server": server.decode(), "public": public, "secret": secret}).encode())
+                write_whole(path, json.dumps({"server": server.decode(), "public": public, "secret": secret}).encode())
         elif not re.fullmatch(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}", public):
             raise ConfigError(f"a public key has 40 characters of z85, got {public!r:.60}")
         self._write(self.clients | {public: {"name": name, "role": role, "added_at": now_utc().isoformat()}})
@@ -8304,7 +8423,7 @@ def write_settings(path, changes):
     parsed = {name: SETTINGS[name].parse(text) for name, text in values.items()}
     lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in sorted(parsed.items())]
     with private_files():
-        _write_whole(os.path.abspath(path), ("\n".join(lines) + "\n").encode())
+        write_whole(os.path.abspath(path), ("\n".join(lines) + "\n").encode())
 
 
 LOCAL_COMMANDS = {                                       # what works on an image that no daemon has open

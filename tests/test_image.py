@@ -106,3 +106,100 @@ def test_a_foreign_class_is_refused(image_path):
         _ = root["stranger"]
     unit.close()
     image.db.close()
+
+
+# The last transaction: unfinished, or damaged
+
+@pytest.fixture
+def unsealed(tmp_path):
+    """A data file whose last two transactions are not sealed; the path, and where they begin and end."""
+    path = tmp_path / "live.fs"
+    image = batos.Image.open(str(path))
+    batos.genesis(image)
+    image.seal()
+    ends = [image.committed()[0]]
+    for n in range(2):
+        with batos.writing(image) as root:
+            root["genesis_obj"].n = [n, bytes(range(1, 256)) * 40]
+        ends.append(image.committed()[0])
+    image.db.close()                                     # as a kill would leave it: without a seal
+    return path, ends
+
+
+def n_of(path):
+    image = batos.Image.open(str(path))
+    with batos.reading(image) as root:
+        found = root["genesis_obj"].n[0]
+    image.close()
+    return found
+
+
+def with_bytes(path, at, data):
+    whole = bytearray(path.read_bytes())
+    whole[at:at + len(data)] = data
+    path.write_bytes(whole)
+
+
+def test_a_flipped_byte_in_the_last_transaction_is_named_and_nothing_cut(unsealed):
+    path, (_, start, end) = unsealed
+    whole = path.read_bytes()
+    for at in range(start + 40, end - 8, 97):
+        with_bytes(path, at, bytes([whole[at] ^ 1]))
+        with pytest.raises(batos.DamagedImage, match="damaged"):
+            batos.Image.open(str(path))
+        assert len(path.read_bytes()) == len(whole)
+        path.write_bytes(whole)
+    assert n_of(path) == 1
+
+
+def test_a_sector_that_never_reached_the_disk_tells_an_unfinished_transaction(unsealed):
+    path, (_, start, end) = unsealed
+    whole = path.read_bytes()
+    cuts = [start, *range((start // 512 + 1) * 512, end, 512), end]
+    for count, (at, stop) in enumerate(zip(cuts, cuts[1:], strict=False), 1):
+        with_bytes(path, at, bytes(stop - at))
+        assert n_of(path) == 0
+        aside = list(path.parent.glob("live.fs.tail.*"))
+        assert len(aside) == count and max(aside).stat().st_size == end - start
+        path.write_bytes(whole)
+        for left in ("live.fs.seals", "live.fs.index"):
+            (path.parent / left).unlink(missing_ok=True)
+    assert n_of(path) == 1
+
+
+def test_a_hole_before_the_last_transaction_is_damage(unsealed):
+    path, (start, end, _) = unsealed
+    at = (start // 512 + 1) * 512
+    with_bytes(path, at, bytes(512))
+    faults = batos.check_image(str(path), deep=True)["faults"]
+    assert faults and f"the transaction at byte {start}" in faults[0] and at < end
+    with_bytes(path, start, bytes(512))
+    with pytest.raises(batos.DamagedImage, match="damaged header"):
+        batos.Image.open(str(path))
+
+
+def test_a_layout_that_never_reached_the_disk_is_written_again(unsealed):
+    path, _ = unsealed
+    marker = path.parent / "live.fs.blob" / ".layout"
+    for spoil in (lambda: marker.write_bytes(b""), lambda: marker.write_bytes(bytes(5)), marker.unlink):
+        spoil()
+        assert any("layout" in fault for fault in batos.check_image(str(path))["faults"])
+        assert n_of(path) == 1 and marker.read_bytes() == b"bushy"
+
+
+def test_digests_hold_whatever_a_pack_moves(unsealed):
+    path, _ = unsealed
+    image = batos.Image.open(str(path))
+    before_s = batos.time.time()
+    for n in range(5):
+        with batos.writing(image) as root:
+            root["genesis_obj"].n = [n]
+    image.pack(before_s)
+    image.close()
+    (path.parent / "live.fs.seals").unlink()
+    assert batos.check_image(str(path), deep=True)["faults"] == []
+    data = path.read_bytes()
+    state = batos.walk_transactions(data)
+    assert batos.transaction_fault(data, state.last) is None
+    with_bytes(path, state.end - 20, bytes([data[-20] ^ 1]))
+    assert "digest" in batos.transaction_fault(path.read_bytes(), state.last)
