@@ -1,141 +1,30 @@
-"""What is acknowledged stays, and takes effect once: kill -9 at random moments under mixed load."""
+"""What is acknowledged stays, and takes effect once: samples of the campaigns in tests/durability/."""
 
-import collections
-import random
-import threading
-import time
-
-import conftest
 import pytest
-
-import batos
-
-QUESTION = {"type": "direct_synthesis", "selector": "answer_", "args": ["Which note speaks of the brass valve?"]}
-WRITERS, THINKERS, LEARNERS = 6, 2, 2
+from durability import kills, lossy, powercut
 
 
-class Load:
-    """Clients that write, learn and ask with keys, each its own thread; what was acknowledged is kept.
-
-    A request without a reply is sent again with its key, to the next daemon, before anything else.
-    """
-
-    def __init__(self):
-        self.endpoint, self.stop = None, threading.Event()
-        self.acknowledged = {}                           # key -> reply
-        self.sent = {}                                   # key -> (command, fields)
-        self.values, self.problems = {}, []              # slot -> last acknowledged value
-        self.open = {}                                   # client -> key that waits for its reply
-
-    def run(self, seconds, endpoint):
-        """Load a daemon until it dies, or for some seconds."""
-        self.endpoint = endpoint
-        self.stop.clear()
-        threads = [threading.Thread(target=self._client, args=(kind, number)) for kind, count in
-                   (("write", WRITERS), ("learn", LEARNERS), ("ask", THINKERS)) for number in range(count)]
-        for thread in threads:
-            thread.start()
-        return threads
-
-    def _client(self, kind, number):
-        name, rng = f"{kind}{number}", random.Random(f"{kind}{number}{time.time()}")
-        with batos.Client(self.endpoint, timeout_s=1.0) as client:
-            while not self.stop.is_set():
-                key = self.open.get(name) or self._next(kind, name, rng)
-                self.open[name] = key
-                command, fields = self.sent[key]
-                try:
-                    reply = client.call(command, idempotency_key=key, **fields)
-                except (batos.NoReply, batos.ShuttingDown, batos.Busy):
-                    continue
-                except batos.BatosError as error:
-                    self.problems.append(f"{command}: {error!r}")
-                    return
-                self._acknowledge(name, key, reply)
-
-    def _next(self, kind, name, rng):
-        key, number = batos.uuid7(), len(self.sent)
-        self.sent[key] = {
-            "write": lambda: ("send_message", {"target": "genesis_obj", "selector": "setSlot:value:",
-                                               "args": [name, f"{number} {'x' * rng.choice((1, 1, 9000))}"]}),
-            "learn": lambda: ("index_document", {"doc_id": name, "text": f"Note {number} speaks of the brass valve."}),
-            "ask": lambda: ("initiate_cognitive_cycle", {"mission_brief": QUESTION, "target_oid": "genesis_obj"}),
-        }[kind]()
-        return key
-
-    def _acknowledge(self, name, key, reply):
-        self.acknowledged[key] = reply
-        command, fields = self.sent[key]
-        if command == "send_message":
-            self.values[name] = fields["args"][1]
-        self.open[name] = None
+@pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_kill_minus_9_under_mixed_load(tmp_path, count):
+    assert kills.under_load(tmp_path, count, count)["problems"] == []
 
 
-def finish(threads, load):
-    load.stop.set()
-    for thread in threads:
-        thread.join(60)
-    assert load.problems == [] and not any(thread.is_alive() for thread in threads)
+@pytest.mark.parametrize("count", [3, pytest.param(15, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("phase", ["genesis", "upgrade", "recover", "restore"])
+def test_kill_minus_9_in_each_phase(tmp_path, phase, count):
+    assert kills.PHASES[phase](tmp_path, count, count)["problems"] == []
 
 
-def settle(load, endpoint):
-    """Send again what waits for its reply; then every acknowledged change must be there."""
-    with batos.Client(endpoint, timeout_s=30) as client:
-        for name, key in load.open.items():
-            if key:
-                command, fields = load.sent[key]
-                load._acknowledge(name, key, client.call(command, idempotency_key=key, **fields))
-        slots = client.call("inspect", target="genesis_obj")["result"]["slots"]
-        for name, value in load.values.items():
-            assert slots[name]["value"] == value
-        for key in random.sample(list(load.acknowledged), min(40, len(load.acknowledged))):
-            command, fields = load.sent[key]
-            again = client.call(command, idempotency_key=key, **fields)
-            assert again["repeated"] and again["change"] == load.acknowledged[key]["change"]
-            assert again["result"] == load.acknowledged[key]["result"]
+@pytest.mark.parametrize("cuts", [60, pytest.param(300, marks=pytest.mark.slow)])
+def test_power_cuts(cuts):
+    assert powercut.campaign(cuts, cuts)["problems"] == []
 
 
-def missions_end(endpoint, count):
-    """Wait until all missions have ended well; there is one for each acknowledged key."""
-    with batos.Client(endpoint, timeout_s=30) as client:
-        deadline_s, states = time.monotonic() + 120, None
-        while time.monotonic() < deadline_s:
-            rows = client.call("list_cycles", limit=1000)["results"]
-            states = collections.Counter(row["state"] for row in rows)
-            if set(states) <= {"COMPLETE"}:
-                assert len(rows) == min(count, 1000)
-                return
-            time.sleep(0.1)
-        raise AssertionError(states)
+def test_zodb_as_it_comes_does_not_stand_power_cuts():
+    assert len(powercut.campaign(2, 60, stock=True)["problems"]) > 10
 
 
-def keys_in_pages(path):
-    """Return how often each key stands in the ledger."""
-    image = batos.Image.open(str(path))
-    with batos.reading(image) as root:
-        found = collections.Counter(entry["key"] for lane in ("write", "bulk")
-                                    for page in getattr(root["ledger_obj"], lane).values() for entry in page.entries)
-    image.close()
-    del found[None]
-    return found
-
-
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_kill_minus_9_under_mixed_load(tmp_path, kills):
-    rng, load = random.Random(kills), Load()
-    for _ in range(kills):
-        daemon = conftest.DaemonProcess(tmp_path, core=0.02)
-        threads = load.run(1, daemon.endpoint)
-        time.sleep(rng.uniform(0.05, 0.8))
-        daemon.stop(kill=True)
-        finish(threads, load)
-        daemon = conftest.DaemonProcess(tmp_path, core=0.02)
-        settle(load, daemon.endpoint)
-        daemon.stop(kill=rng.random() < 0.7)
-    daemon = conftest.DaemonProcess(tmp_path, core=0.0)
-    asked = [key for key in load.acknowledged if load.sent[key][0] == "initiate_cognitive_cycle"]
-    missions_end(daemon.endpoint, len(asked))
-    assert daemon.stop() == 0
-    assert batos.check_image(str(tmp_path / "live_image.fs"), deep=True)["faults"] == []
-    counts = keys_in_pages(tmp_path / "live_image.fs")
-    assert {key: counts[key] for key in load.acknowledged} == dict.fromkeys(load.acknowledged, 1)
+@pytest.mark.parametrize("commands", [1500, pytest.param(15_000, marks=pytest.mark.slow)])
+def test_exactly_once_over_a_lossy_path(tmp_path, commands):
+    report = lossy.campaign(tmp_path, commands, commands)
+    assert report["problems"] == [] and report["lost"] > 50 and report["repeated"] > 50

@@ -261,11 +261,11 @@ class Disk:
     folders = frozenset()
 
 
-class StockStorage(batos.ImageStorage):
+class StockStorage(batos.ZODB.FileStorage.FileStorage):
     """ZODB's FileStorage as it comes, for comparison."""
 
-    tpc_vote, packer = batos.ZODB.FileStorage.FileStorage.tpc_vote, staticmethod(batos.ZODB.FileStorage.FileStorage.packer)
-    _initIndex = batos.ZODB.FileStorage.FileStorage._initIndex
+    broken = None
+    pack_step = None
 
 
 def workload(folder, recorder, rng):

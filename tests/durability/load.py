@@ -1,0 +1,120 @@
+"""Clients that write, learn and ask, with keys; what was acknowledged is kept, and must be there whatever happens to the daemon."""
+
+import collections
+import pathlib
+import random
+import sys
+import threading
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+import batos
+
+QUESTION = {"type": "direct_synthesis", "selector": "answer_", "args": ["Which note speaks of the brass valve?"]}
+WRITERS, THINKERS, LEARNERS = 6, 2, 2
+
+
+class Load:
+    """Clients that write, learn and ask with keys, each its own thread; what was acknowledged is kept.
+
+    A request without a reply is sent again with its key, to the next daemon, before anything else.
+    """
+
+    def __init__(self):
+        self.endpoint, self.stop = None, threading.Event()
+        self.acknowledged = {}                           # key -> reply
+        self.sent = {}                                   # key -> (command, fields)
+        self.values, self.problems = {}, []              # slot -> last acknowledged value
+        self.open = {}                                   # client -> key that waits for its reply
+
+    def run(self, seconds, endpoint):
+        """Load a daemon until it dies, or for some seconds."""
+        self.endpoint = endpoint
+        self.stop.clear()
+        threads = [threading.Thread(target=self._client, args=(kind, number)) for kind, count in
+                   (("write", WRITERS), ("learn", LEARNERS), ("ask", THINKERS)) for number in range(count)]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def _client(self, kind, number):
+        name, rng = f"{kind}{number}", random.Random(f"{kind}{number}{time.time()}")
+        with batos.Client(self.endpoint, timeout_s=1.0) as client:
+            while not self.stop.is_set():
+                key = self.open.get(name) or self._next(kind, name, rng)
+                self.open[name] = key
+                command, fields = self.sent[key]
+                try:
+                    reply = client.call(command, idempotency_key=key, **fields)
+                except (batos.NoReply, batos.ShuttingDown, batos.Busy):
+                    continue
+                except batos.BatosError as error:
+                    self.problems.append(f"{command}: {error!r}")
+                    return
+                self._acknowledge(name, key, reply)
+
+    def _next(self, kind, name, rng):
+        key, number = batos.uuid7(), len(self.sent)
+        self.sent[key] = {
+            "write": lambda: ("send_message", {"target": "genesis_obj", "selector": "setSlot:value:",
+                                               "args": [name, f"{number} {'x' * rng.choice((1, 1, 9000))}"]}),
+            "learn": lambda: ("index_document", {"doc_id": name, "text": f"Note {number} speaks of the brass valve."}),
+            "ask": lambda: ("initiate_cognitive_cycle", {"mission_brief": QUESTION, "target_oid": "genesis_obj"}),
+        }[kind]()
+        return key
+
+    def _acknowledge(self, name, key, reply):
+        self.acknowledged[key] = reply
+        command, fields = self.sent[key]
+        if command == "send_message":
+            self.values[name] = fields["args"][1]
+        self.open[name] = None
+
+
+def finish(threads, load):
+    load.stop.set()
+    for thread in threads:
+        thread.join(60)
+    assert load.problems == [] and not any(thread.is_alive() for thread in threads)
+
+
+def settle(load, endpoint):
+    """Send again what waits for its reply; then every acknowledged change must be there."""
+    with batos.Client(endpoint, timeout_s=30) as client:
+        for name, key in load.open.items():
+            if key:
+                command, fields = load.sent[key]
+                load._acknowledge(name, key, client.call(command, idempotency_key=key, **fields))
+        slots = client.call("inspect", target="genesis_obj")["result"]["slots"]
+        for name, value in load.values.items():
+            assert slots[name]["value"] == value
+        for key in random.sample(list(load.acknowledged), min(40, len(load.acknowledged))):
+            command, fields = load.sent[key]
+            again = client.call(command, idempotency_key=key, **fields)
+            assert again["repeated"] and again["change"] == load.acknowledged[key]["change"]
+            assert again["result"] == load.acknowledged[key]["result"]
+
+
+def missions_end(endpoint, count):
+    """Wait until all missions have ended well; there is one for each acknowledged key."""
+    with batos.Client(endpoint, timeout_s=30) as client:
+        deadline_s, states = time.monotonic() + 120, None
+        while time.monotonic() < deadline_s:
+            rows = client.call("list_cycles", limit=1000)["results"]
+            states = collections.Counter(row["state"] for row in rows)
+            if set(states) <= {"COMPLETE"}:
+                assert len(rows) == min(count, 1000)
+                return
+            time.sleep(0.1)
+        raise AssertionError(states)
+
+
+def keys_in_pages(path):
+    """Return how often each key stands in the ledger."""
+    image = batos.Image.open(str(path))
+    with batos.reading(image) as root:
+        found = collections.Counter(entry["key"] for lane in ("write", "bulk")
+                                    for page in getattr(root["ledger_obj"], lane).values() for entry in page.entries)
+    image.close()
+    del found[None]
+    return found
