@@ -697,18 +697,21 @@ class ImageConnection(ZODB.Connection.Connection):
     writes   counts slot writes, so that a lane can tell whether a failed command wrote
     changes  {(object, slot) -> value before}, or None while nobody collects them
     events   [(kind, *values)] that a lane publishes once what is written now is committed
+    since_s  Unix time at which its snapshot was taken, or None between transactions
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.lookups, self.writes, self.changes, self.events = {}, 0, None, []
+        self.lookups, self.writes, self.changes, self.events, self.since_s = {}, 0, None, [], None
 
     def newTransaction(self, *args, **kwargs):
         self.lookups.clear()
+        self.since_s = time.time()
         super().newTransaction(*args, **kwargs)
 
     def afterCompletion(self, *args):
         self.lookups.clear()
+        self.since_s = None
         super().afterCompletion(*args)
 
     def setstate(self, obj):
@@ -1770,6 +1773,7 @@ class Image:
         ImageError where the disk has no room for the copy, ImageBroken where the image must be opened again.
         """
         started_s, before = time.monotonic(), self.size()
+        before_s = min(before_s, self._oldest_snapshot_s())      # whoever reads just now finds what it began with
         if self.path is None:
             self.db.pack(before_s)
         else:
@@ -1778,6 +1782,11 @@ class Image:
                 self._pack_unsealed(before_s, step)
         return {"before_mb": round(before / 1e6, 3), "after_mb": round(self.size() / 1e6, 3),
                 "seconds": round(time.monotonic() - started_s, 2)}
+
+    def _oldest_snapshot_s(self):
+        found = [time.time() + 1]
+        self.db._connectionMap(lambda connection: found.append(connection.since_s) if connection.since_s else None)
+        return min(found)
 
     def _pack_unsealed(self, before_s, step):
         """Seals and index stand for the file as it was: they go first, and come back last."""

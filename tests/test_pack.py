@@ -257,3 +257,20 @@ def test_packing_by_command_and_cancelling(daemon, tmp_path):
         assert batos.main(["pack", "--days", "0", "--endpoint", one.endpoint]) == 0
     assert one.stop() == 0
     assert batos.check_image(str(tmp_path / "live_image.fs"), deep=True)["faults"] == []
+
+
+def test_a_snapshot_that_is_open_keeps_what_it_sees(tmp_path, image):
+    write(image, lambda root: batos.set_slot(root["genesis_obj"], "child", batos.UvmObject(name="child", value=1)))
+    unit = batos.Unit(image.db)
+    with unit.snapshot() as root:
+        unit.connection.cacheMinimize()
+        put(image, "s0", "later")
+        write(image, lambda root: batos.remove_slot(root["genesis_obj"], "child"))
+        image.pack(time.time() + 1)
+        assert root["genesis_obj"].s0 == [57, "x" * 3000] and root["genesis_obj"].child.value == 1
+    with unit.snapshot() as root:
+        assert root["genesis_obj"].s0 == "later"
+    unit.close()
+    image.pack(time.time() + 1)
+    image.close()
+    assert slots(tmp_path / "image.fs")["s0"] == "later"

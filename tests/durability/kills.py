@@ -27,7 +27,8 @@ import batos
 
 IMAGES = pathlib.Path(__file__).resolve().parents[1] / "data" / "images"
 CHECK_EVERY = 25
-LARGE = "\n".join(f"# Chapter {n}\n\n" + f"The brass valve of chapter {n} is turned until the needle stands. " * 12 for n in range(700))
+LARGE = "\n".join(f"# Chapter {n}\n\n" + f"The brass valve of chapter {n} is turned until the needle stands. " * 12
+                  for n in range(700))
 
 
 def chores(endpoint, stop, seed, folder):
