@@ -1,7 +1,7 @@
 """What is acknowledged stays, and takes effect once: samples of the campaigns in tests/durability/."""
 
 import pytest
-from durability import kills, lossy, powercut
+from durability import fuzz, kills, lossy, powercut, soak
 
 
 @pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.slow)])
@@ -28,3 +28,15 @@ def test_zodb_as_it_comes_does_not_stand_power_cuts():
 def test_exactly_once_over_a_lossy_path(tmp_path, commands):
     report = lossy.campaign(tmp_path, commands, commands)
     assert report["problems"] == [] and report["lost"] > 50 and report["repeated"] > 50
+
+
+@pytest.mark.parametrize("inputs", [2000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_fuzzing_of_the_wire(tmp_path, inputs):
+    report = fuzz.campaign(tmp_path, inputs, inputs)
+    assert report["problems"] == [] and report["replies"] == inputs
+
+
+@pytest.mark.slow
+def test_a_soak(tmp_path):
+    report = soak.campaign(tmp_path, 20_000, 100, 1)
+    assert [problem for problem in report["problems"] if "grew" not in problem] == [] and report["cycles"] == 100

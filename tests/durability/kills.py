@@ -3,7 +3,7 @@
     python tests/durability/kills.py [--kills 500] [--seed N] [--folder FOLDER]
 
 Under load: 6 clients write, 2 learn, 2 ask, one has large documents stored, packs and backs up. A folder that was used
-before is gone on with: what its clients were told is kept beside the image.
+before is gone on with, from the last check: image and what its clients were told were saved there.
 """
 
 import argparse
@@ -47,8 +47,7 @@ def chores(endpoint, stop, seed, folder):
 def under_load(folder, kills, seed, tell=lambda line: None):
     """Kill a daemon under mixed load so many times. Returns {"kills", "acknowledged", "problems"}."""
     folder = pathlib.Path(folder)
-    state, image = folder / "told.pickle", str(folder / "live_image.fs")
-    done, told = pickle.loads(state.read_bytes()) if state.exists() else (0, {})
+    image, (done, told) = str(folder / "live_image.fs"), taken_up(folder)
     load, rng = loads.Load(), random.Random(f"{seed} {done}")
     vars(load).update(told)
     while done < kills:
@@ -67,10 +66,29 @@ def under_load(folder, kills, seed, tell=lambda line: None):
         done += 1
         if done % CHECK_EVERY == 0 or done == kills:
             check(folder, image, load)
-            keep = {name: vars(load)[name] for name in ("acknowledged", "sent", "values", "open")}
-            state.write_bytes(pickle.dumps((done, keep)))
+            save(folder, done, {name: vars(load)[name] for name in ("acknowledged", "sent", "values", "open")})
             tell(f"{done} of {kills} kills, {len(load.acknowledged)} acknowledged, none lost")
     return {"kills": done, "acknowledged": len(load.acknowledged), "problems": load.problems}
+
+
+def save(folder, done, told):
+    """Save the image and what its clients were told, for a campaign that is interrupted."""
+    saved = folder / "saved"
+    shutil.rmtree(saved, ignore_errors=True)
+    shutil.copytree(folder, saved, ignore=shutil.ignore_patterns("saved", "*.lock", "*.log*", "*.tail.*"))
+    (saved / "told.pickle").write_bytes(pickle.dumps((done, told)))
+
+
+def taken_up(folder):
+    """Return (kills done, what clients were told) of an earlier run, with its image as it was saved; (0, {}) at first."""
+    saved = folder / "saved"
+    if not (saved / "told.pickle").exists():
+        return 0, {}
+    for path in folder.iterdir():
+        if path != saved:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.copytree(saved, folder, dirs_exist_ok=True)
+    return pickle.loads((saved / "told.pickle").read_bytes())
 
 
 def check(folder, image, load):
