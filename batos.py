@@ -431,6 +431,17 @@ def unix_us():
     return time.time_ns() // 1000
 
 
+_STARTED_US = unix_us() - time.clock_gettime_ns(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)) // 1000
+
+
+def steady_us():
+    """Return the wall clock in microseconds, but never later than the time that passed since the start allows.
+
+    By this is told what is old enough to be let go: a clock that jumps ahead must not have it forgotten.
+    """
+    return min(unix_us(), _STARTED_US + time.clock_gettime_ns(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)) // 1000)
+
+
 def uuid7(at_ms=None):
     """Return a UUIDv7 as text (RFC 9562, 5.7): 48 bits of Unix milliseconds, then random bits."""
     at_ms = time.time_ns() // 1_000_000 if at_ms is None else at_ms
@@ -1654,6 +1665,8 @@ def _locked(path, take):
     import zc.lockfile
     try:
         return take()
+    except OSError as error:
+        raise ImageError(f"the image {path} cannot be opened ({error}); look at its disk and at who may write there") from error
     except zc.lockfile.LockError:
         owner = pathlib.Path(f"{path}.lock").read_text(errors="replace").strip() or "unknown"
         raise ImageLocked(f"the image {path} is in use by another process (pid {owner}); stop that one first "
@@ -2989,7 +3002,7 @@ class WritingLane(Lane):
         if not entries:
             unit.manager.abort()
             return [outcome for outcome, _ in outcomes]
-        keep_from_us = unix_us() - int(self.settings.history_days * 86400e6)
+        keep_from_us = steady_us() - int(self.settings.history_days * 86400e6)
         at_us, page = append_page(getattr(unit.root["ledger_obj"], self.tree), entries, keep_from_us)
         if len(unit.connection._registered_objects) > SAVEPOINT_OBJECTS:
             unit.manager.savepoint(optimistic=True)      # pickles now, so that the storage is locked for less long
@@ -3227,7 +3240,7 @@ def backup_job(image, settings, where=None, full=False):
 def pack_job(image, settings, days=None):
     """Return apply(step) that packs away what is older than `days`, or than the setting history_days."""
     def apply(step):
-        before_s = time.time() - (settings.history_days if days is None else days) * 86400
+        before_s = steady_us() / 1e6 - (settings.history_days if days is None else days) * 86400
         result = image.pack(before_s, step)
         return {"details": f"the image has {result['after_mb']:,.1f} MB now, {result['before_mb']:,.1f} MB before",
                 "result": result}
@@ -5951,7 +5964,7 @@ def end_cycle(cycle, result, journal_days):
     del root["active_cycles"][cycle_id(cycle)]
     journals = root["journals"]
     journals[max(unix_us(), journals.maxKey() + 1 if len(journals) else 0)] = cycle
-    for key in list(itertools.islice(journals.keys(None, unix_us() - int(journal_days * 86400e6)), CONTINUED)):
+    for key in list(itertools.islice(journals.keys(None, steady_us() - int(journal_days * 86400e6)), CONTINUED)):
         journals.pop(key).journal = ()
     return cycle_report(cycle)
 
@@ -6747,7 +6760,7 @@ class KeyMemory:
 
     def _check_age(self, key):
         made_s = uuid7_unix_s(key)
-        if made_s is not None and made_s < time.time() - self.window_s:
+        if made_s is not None and made_s < steady_us() / 1e6 - self.window_s:
             raise KeyExpired(f"the idempotency key {key} is older than the {self.window_s / 3600:g} h that are remembered; "
                              "look with `inspect` whether it took effect, then use a new key")
         self._forget_old()
@@ -6756,7 +6769,7 @@ class KeyMemory:
                        "limit (request_memory_max); send it later, or without a key")
 
     def _forget_old(self):
-        limit_us = (time.time() - self.window_s) * 1e6
+        limit_us = steady_us() - self.window_s * 1e6
         while self._kept and next(iter(self._kept.values())).page_us < limit_us:
             self._kept.popitem(last=False)
 
@@ -6943,8 +6956,8 @@ class Ingest:
         stored = publish_staged(catalog, *self.staged) if self.staged else send(
             catalog, "index_document_", command.doc_id, self.text, metadata=command.metadata, scope=command.scope,
             source=command.path, max_bytes=self._max_bytes())
-        before = now_utc() - datetime.timedelta(days=self.settings.history_days)
-        prune_retired(catalog, before, limit=PRUNED)
+        before_s = steady_us() / 1e6 - self.settings.history_days * 86400
+        prune_retired(catalog, datetime.datetime.fromtimestamp(max(before_s, 0), datetime.UTC), limit=PRUNED)
         what = "was already known" if stored["unchanged"] else f"is remembered in {stored['chunks']} chunks"
         return {"details": f"{command.doc_id} {what}", "result": to_wire(stored)}
 
@@ -7173,7 +7186,7 @@ class BatOS_UVM:
         self.events.subscribe("cycle", lambda oid, state: self.post(self.publish, "cycle", {"cycle": oid, "state": state}))
         self.events.subscribe("error", lambda name, error: self.post(self._publish_error, name, error))
         self._held = []
-        since_us = unix_us() - int(self.settings.request_memory_min_h * 3600e6)
+        since_us = steady_us() - int(self.settings.request_memory_min_h * 3600e6)
         self.lanes["read"].submit(Job("keys", lambda root: recent_keys(root["ledger_obj"], since_us),
                                       lambda outcome: self.post(self._keys_read, outcome)))
 
@@ -8517,7 +8530,7 @@ def main(argv=None):
         reply, text = _run_command(args, settings)
         print(json.dumps(reply, default=repr) if args.json else text)
         return int(isinstance(reply, dict) and bool(reply.get("faults") or reply.get("lost")))
-    except BatosError as error:
+    except (BatosError, OSError, ZODB.POSException.StorageError) as error:
         if args.debug:
             raise
         print(f"batos: {error}", file=sys.stderr)

@@ -281,3 +281,16 @@ def test_a_port_that_is_taken_is_told_with_its_mend(daemon, tmp_path):
     command = [sys.executable, str(conftest.ROOT / "batos.py"), "--endpoint", first.endpoint, "--core", "none"]
     second = subprocess.run(command, cwd=tmp_path / "other", capture_output=True, text=True, timeout=60)
     assert second.returncode == 1 and "cannot listen" in second.stderr and "port 0" in second.stderr
+
+
+def test_a_clock_that_jumps_ahead_has_no_key_forgotten(monkeypatch):
+    keys, real = batos.KeyMemory(3600.0, 10), batos.unix_us
+    keys.add(("local", "k"), batos.Remembered("digest", "write", "change", real(), 0))
+    monkeypatch.setattr(batos, "unix_us", lambda: real() + 400 * 86400 * 10 ** 6)
+    for n in range(3):
+        request = batos.types.SimpleNamespace(key=("local", f"new {n}"), digest="other")
+        assert keys.check(request) is None
+    assert keys.check(batos.types.SimpleNamespace(key=("local", "k"), digest="digest")).change == "change"
+    old = batos.uuid7(real() // 1000 - 2 * 3600 * 1000)
+    with pytest.raises(batos.KeyExpired):
+        keys.check(batos.types.SimpleNamespace(key=("local", old), digest="other"))

@@ -7,7 +7,6 @@ daemon's memory stays flat, and what it holds is whole.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import random
@@ -20,6 +19,7 @@ sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1])]
 import conftest
 import ormsgpack
 import zmq
+from durability import load as loads
 
 import batos
 
@@ -35,7 +35,8 @@ SEEDS = [
     {"command": "initiate_cognitive_cycle", "mission_brief": {"type": "direct_synthesis", "selector": "answer_", "args": ["q"]}},
 ]
 SPOILERS = [
-    None, True, -1, 2 ** 63, -2 ** 63, 2 ** 64 - 1, 1e308, float("inf"), float("nan"), "", "x" * 5000, "\0", "é\u202e", b"", b"\xff" * 100,
+    None, True, -1, 2 ** 63, -2 ** 63, 2 ** 64 - 1, 1e308, float("inf"), float("nan"), "", "x" * 5000, "\0", "é\u202e",
+    b"", b"\xff" * 100,
     [], [[]], {}, {"": ""}, {"$ref": "0x0"}, {"$ref": {}}, {"$time": "never"}, {"$$x": 1}, {1: 2}, "0x1", "__class__", "_p_jar",
     "parent*", "genesis_obj.", "a" * 300, ["x"] * 300,
 ]
@@ -173,4 +174,4 @@ if __name__ == "__main__":
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as where:
         os.chdir(where)
-        print(json.dumps(campaign(where, args.inputs, args.seed, lambda line: print(line, flush=True))))
+        raise SystemExit(loads.note_report("fuzz", campaign(where, args.inputs, args.seed, lambda line: print(line, flush=True))))

@@ -7,7 +7,6 @@ before is gone on with, from the last check: image and what its clients were tol
 """
 
 import argparse
-import json
 import os
 import pathlib
 import pickle
@@ -218,4 +217,6 @@ if __name__ == "__main__":
     parser.add_argument("--folder", default=os.path.join(tempfile.gettempdir(), "batos-kills"))
     args = parser.parse_args()
     os.makedirs(args.folder, exist_ok=True)
-    print(json.dumps(campaign(args.folder, args.kills, args.seed, lambda line: print(line, flush=True))))
+    found = campaign(args.folder, args.kills, args.seed, lambda line: print(line, flush=True))
+    problems = [problem for report in found.values() for problem in report["problems"]]
+    raise SystemExit(loads.note_report("kills", {"kills": args.kills, "seed": args.seed, **found, "problems": problems}))

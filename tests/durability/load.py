@@ -1,8 +1,10 @@
 """Clients that write, learn and ask, with keys; what was acknowledged must be there, whatever happens to the daemon."""
 
 import collections
+import json
 import pathlib
 import random
+import subprocess
 import sys
 import threading
 import time
@@ -118,3 +120,14 @@ def keys_in_pages(path):
     image.close()
     del found[None]
     return found
+
+
+def note_report(name, result):
+    """Print a campaign's result, and write it into report.json with the commit that it was run on."""
+    path = pathlib.Path(__file__).with_name("report.json")
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=path.parent, capture_output=True, text=True).stdout
+    rows = json.loads(path.read_text()) if path.exists() else {}
+    rows[name] = {"commit": commit.strip(), "date": time.strftime("%Y-%m-%d"), **result}
+    path.write_text(json.dumps(dict(sorted(rows.items())), indent=1) + "\n")
+    print(json.dumps(result))
+    return int(bool(result.get("problems")))

@@ -8,7 +8,6 @@ the ledger once, each client's slot holds its last value, and what was sent twic
 
 import argparse
 import heapq
-import json
 import pathlib
 import random
 import sys
@@ -138,4 +137,4 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lossy-") as where:
-        print(json.dumps(campaign(where, args.commands, args.seed)))
+        raise SystemExit(loads.note_report("lossy", campaign(where, args.commands, args.seed)))

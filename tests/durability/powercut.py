@@ -14,7 +14,6 @@ import builtins
 import contextlib
 import dataclasses
 import io
-import json
 import os
 import pathlib
 import random
@@ -24,7 +23,9 @@ import tempfile
 import threading
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1])]
+from durability import load as loads
+
 import batos
 
 SECTOR = 512
@@ -407,4 +408,5 @@ if __name__ == "__main__":
     result = campaign(args.seed, args.cuts, args.stock, lambda line: print(line, flush=True))
     for row in result["problems"][:20]:
         print(row)
-    print(json.dumps(result | {"problems": len(result["problems"])}))
+    raise SystemExit(loads.note_report("powercut of plain ZODB" if args.stock else "powercut",
+                                       result | {"problems": len(result["problems"])}))

@@ -130,8 +130,8 @@ def campaign(folder, commands, cycles, seed, tell=lambda line: None):
     seconds = time.monotonic() - started_s
     with batos.Client(daemon.endpoint, timeout_s=60) as asking:
         left = asking.call("health")["result"]
-        problems += [f"{left['pending']} requests and {left['missions']} are left"] if left["pending"] or left["missions"]["waiting"] \
-            else []
+    if left["pending"] or left["missions"]["waiting"]:
+        problems.append(f"{left['pending']} requests and {left['missions']} are left")
     problems += [] if daemon.stop() == 0 else ["the daemon did not stop well"]
     problems += batos.check_image(str(folder / "live_image.fs"), deep=True)["faults"] + drifts(samples)
     return {"commands": share * SAMPLES * CLIENTS, "seed": seed, "per_s": round(share * SAMPLES * CLIENTS / seconds),
@@ -147,5 +147,5 @@ if __name__ == "__main__":
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as where:
         os.makedirs(args.folder or where, exist_ok=True)
-        print(json.dumps(campaign(args.folder or where, args.commands, args.cycles, args.seed,
+        raise SystemExit(loads.note_report("soak", campaign(args.folder or where, args.commands, args.cycles, args.seed,
                                   lambda line: print(line, flush=True))))

@@ -1,0 +1,249 @@
+"""Faults of the machine: a clear error, nothing acknowledged lost, and service again when the cause is gone."""
+
+import errno
+import os
+import pathlib
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from test_backup import new_image, put, slots
+
+import batos
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def set_slot(client, name, value):
+    return client.call("send_message", target="genesis_obj", selector="setSlot:value:", args=[name, value])
+
+
+def limited(process, which, limit):
+    """Set a limit of a running process; returns what it was."""
+    return resource.prlimit(process.pid, which, (limit, resource.prlimit(process.pid, which)[1]))
+
+
+# Files that cannot grow: a full disk, as far as the daemon can tell
+
+def test_a_full_disk(daemon, tmp_path):
+    running = daemon()
+    with batos.Client(running.endpoint) as client:
+        set_slot(client, "before", 1)
+        client.call("index_document", doc_id="a", text="The brass valve.")
+        before = limited(running.process, resource.RLIMIT_FSIZE, (tmp_path / "live_image.fs").stat().st_size + 100)
+        for _ in range(3):
+            with pytest.raises(batos.ImageError, match="nothing was stored"):
+                set_slot(client, "during", "x" * 5000)
+            with pytest.raises(batos.ImageError, match="nothing was stored"):
+                client.call("index_document", doc_id="b", text="Another valve. " * 500)
+        assert client.call("search_memory", query="valve")["results"] and client.call("health")["status"] == "OK"
+        resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, before)
+        set_slot(client, "after", 2)
+        client.call("index_document", doc_id="b", text="Another valve.")
+        client.call("backup", folder=str(tmp_path / "b"))
+        found = client.call("inspect", target="genesis_obj")["result"]["slots"]
+        assert found["before"]["value"] == 1 and found["after"]["value"] == 2 and "during" not in found
+    assert running.stop() == 0
+    assert batos.check_image(str(tmp_path / "live_image.fs"), deep=True)["faults"] == []
+
+
+def test_no_descriptors_left(daemon):
+    running = daemon()
+    with batos.Client(running.endpoint) as client:
+        set_slot(client, "n", 1)
+        used = len(os.listdir(f"/proc/{running.process.pid}/fd"))
+        before = limited(running.process, resource.RLIMIT_NOFILE, used + 3)
+        strangers = []
+        for _ in range(20):                              # these take what is left
+            one = socket.create_connection(running.endpoint.removeprefix("tcp://").split(":"), timeout=5)
+            strangers.append(one)
+        time.sleep(0.3)
+        set_slot(client, "n", 2)                         # who is connected is served
+        assert client.call("health")["status"] == "OK"
+        for one in strangers:
+            one.close()
+        resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, before)
+        with batos.Client(running.endpoint) as other:
+            assert other.call("inspect", target="genesis_obj.n")["result"]["value"] == 2
+    assert running.stop() == 0
+
+
+# Errors of the disk, where the storage calls it
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.ENOSPC, errno.EDQUOT])
+def test_a_write_that_fails_stores_nothing_and_the_next_one_does(tmp_path, monkeypatch, number):
+    image = new_image(tmp_path)
+    lane = batos.WriteLane(image, batos.WriteToken(), batos.load_settings({}, {})).start()
+
+    def job(value):
+        return batos.Job("set", lambda root: batos.set_slot(root["genesis_obj"], "s", value) or value)
+
+    def failing(*args):
+        raise OSError(number, os.strerror(number))
+    lane.call(job(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["ZODB.FileStorage.FileStorage"], "cp", failing)
+        with pytest.raises(batos.ImageError, match="nothing was stored"):
+            lane.call(job(2))
+    assert lane.call(job(3)).change
+    lane.close()
+    image.close()
+    assert slots(tmp_path / "image.fs")["s"] == 3
+    assert batos.check_image(str(tmp_path / "image.fs"), deep=True)["faults"] == []
+
+
+def test_an_fsync_that_fails_stops_the_daemon_and_nothing_acknowledged_is_lost(tmp_path, monkeypatch):
+    image, told = new_image(tmp_path), []
+    lane = batos.WriteLane(image, batos.WriteToken(), batos.load_settings({}, {}), told.append).start()
+
+    def job(value):
+        return batos.Job("set", lambda root: batos.set_slot(root["genesis_obj"], "s", value) or value)
+
+    def failing(*args):
+        raise OSError(errno.EIO, "Input/output error")
+    lane.call(job(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["ZODB.FileStorage.FileStorage"], "fsync", failing)
+        with pytest.raises(batos.ImageBroken, match="start it again"):
+            lane.call(job(2))
+    assert isinstance(told[0], batos.ImageBroken)
+    lane.close()
+    image.close()
+    assert slots(tmp_path / "image.fs")["s"] in (1, 2)
+
+
+def test_a_blob_that_cannot_be_forced_to_the_disk_is_not_committed(tmp_path, monkeypatch):
+    image = new_image(tmp_path)
+    (tmp_path / "f").write_bytes(b"f" * 3000)
+
+    def failing(path):
+        raise OSError(errno.EIO, "Input/output error")
+    with monkeypatch.context() as patch:
+        patch.setattr(batos, "fsync_path", failing)
+        with pytest.raises(OSError, match="Input/output"), batos.writing(image) as root:
+            root["genesis_obj"].file = batos.blob_record(str(tmp_path / "f"), "f")
+    put(image, "n", 1)
+    image.close()
+    assert "file" not in slots(tmp_path / "image.fs") and slots(tmp_path / "image.fs")["n"] == 1
+
+
+def test_a_folder_that_takes_no_files(tmp_path):
+    """As on a read-only disk: said before anything is made."""
+    with pytest.raises(batos.ConfigError, match="no folder"):
+        batos.Image.open(str(tmp_path / "none" / "image.fs"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(batos.ConfigError, match="no folder"):
+        batos.Image.open(str(tmp_path / "file" / "image.fs"))
+    told = subprocess.run([sys.executable, str(ROOT / "batos.py"), "--core", "none", "--image", "/proc/image.fs", "--endpoint",
+                           "tcp://127.0.0.1:0"], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert told.returncode == 1 and told.stderr.startswith("batos: ") and "Traceback" not in told.stderr
+
+
+# What is beside the data file
+
+@pytest.fixture
+def closed(tmp_path):
+    image = new_image(tmp_path)
+    (tmp_path / "f").write_bytes(b"f" * 3000)
+    with batos.writing(image) as root:
+        root["genesis_obj"].file = batos.blob_record(str(tmp_path / "f"), "f")
+    for n in range(30):
+        put(image, f"s{n % 7}", n)
+    image.close()
+    return tmp_path / "image.fs"
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda path: path.unlink(), lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"junk" * 100),
+    lambda path: path.write_bytes(path.read_bytes()[:-20]), lambda path: path.write_bytes(bytes(path.stat().st_size))])
+def test_a_missing_or_damaged_index_is_made_anew(closed, spoil):
+    spoil(pathlib.Path(f"{closed}.index"))
+    assert slots(closed)["s1"] == 29
+    assert batos.check_image(str(closed), deep=True)["faults"] == []
+
+
+def test_an_index_of_another_time_is_not_believed(closed, tmp_path):
+    old = pathlib.Path(f"{closed}.index").read_bytes()
+    image = batos.Image.open(str(closed))
+    for n in range(5):
+        put(image, "s1", f"later {n}")
+    image.pack(time.time() + 1)
+    image.close()
+    pathlib.Path(f"{closed}.index").write_bytes(old)
+    assert slots(closed)["s1"] == "later 4"
+
+
+def test_a_stale_lock_does_not_keep_the_image_shut(closed):
+    pathlib.Path(f"{closed}.lock").write_text(" 999999\n")
+    assert slots(closed)["s1"] == 29
+
+
+def test_a_missing_or_altered_blob_is_named_and_the_rest_serves(closed):
+    path, = pathlib.Path(f"{closed}.blob").rglob("*.blob")
+    whole = path.read_bytes()
+    image = batos.Image.open(str(closed))
+    path.chmod(0o600)
+    for spoil, told in ((lambda: path.write_bytes(b"g" * 3000), "altered"), (path.unlink, "missing")):
+        spoil()
+        with batos.reading(image) as root:
+            root["genesis_obj"].file.blob._p_deactivate()
+            with pytest.raises(batos.DamagedImage, match=told):
+                batos.blob_path(root["genesis_obj"].file)
+            assert root["genesis_obj"].s1 == 29
+        put(image, "s1", 29)
+    image.close()
+    assert batos.check_image(str(closed), deep=True)["faults"]
+    path.write_bytes(whole)
+    assert batos.check_image(str(closed), deep=True)["faults"] == []
+
+
+def test_a_missing_folder_of_blobs_is_damage_in_a_check(closed):
+    shutil.rmtree(f"{closed}.blob")
+    assert batos.check_image(str(closed))["faults"]
+
+
+# A clock that jumps
+
+def test_a_clock_that_jumps_loses_and_doubles_nothing(tmp_path, monkeypatch):
+    image = new_image(tmp_path)
+    lane = batos.WriteLane(image, batos.WriteToken(), batos.load_settings({}, {})).start()
+    real, changes = time.time, []
+    for n, days in enumerate((0, 400, 0, -400, 0, 3, -3, 0)):
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda days=days: real() + days * 86400)
+            patch.setattr(time, "time_ns", lambda days=days: int((real() + days * 86400) * 1e9))
+            changes.append(lane.call(batos.Job("set", lambda root, n=n: batos.set_slot(root["genesis_obj"], "s", n) or n)).change)
+    assert changes == sorted(changes) and len(set(changes)) == len(changes)
+    lane.close()
+    image.close()
+    assert slots(tmp_path / "image.fs")["s"] == 7
+    assert batos.check_image(str(tmp_path / "image.fs"), deep=True)["faults"] == []
+    image = batos.Image.open(str(tmp_path / "image.fs"))
+    with batos.reading(image) as root:
+        assert [row["change"] for row in batos.history_of(root, 20)[0]] == changes[::-1]
+    image.close()
+
+
+def test_keys_are_remembered_through_a_jump(daemon, tmp_path):
+    """Keys from a time that has not come yet, as a clock that was put right leaves them, are still known."""
+    image = batos.Image.open(str(tmp_path / "live_image.fs"))
+    batos.genesis(image)
+    lane = batos.WriteLane(image, batos.WriteToken(), batos.load_settings({}, {})).start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batos, "unix_us", lambda: time.time_ns() // 1000 + 400 * 86400 * 10 ** 6)
+        command = batos.parse_command({"command": "send_message", "target": "genesis_obj", "selector": "setSlot:value:",
+                                       "args": ["s", 1], "idempotency_key": "from the future"})
+        lane.call(batos.Job("send_message", batos.send_to_object(command, "write", batos.load_settings({}, {})), who="local",
+                            key="from the future", digest=batos.body_digest(command)))
+    lane.close()
+    image.close()
+    with batos.Client(daemon().endpoint) as client:
+        again = client.call("send_message", target="genesis_obj", selector="setSlot:value:", args=["s", 1],
+                            idempotency_key="from the future")
+        assert again["repeated"]
+        assert "repeated" not in client.call("send_message", target="genesis_obj", selector="setSlot:value:", args=["s", 2],
+                                             idempotency_key="of today")
