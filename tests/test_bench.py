@@ -8,7 +8,8 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "bench"))
 import bench
 
-ROWS = {"health": 4, "writes": 6, "send": 3, "cycles": 2, "start": 4, "check": 2}     # at least; more where there is a core
+# at least so many; more where there is a core
+ROWS = {"health": 4, "writes": 6, "send": 3, "cycles": 2, "start": 4, "check": 2, "waits": 3, "sizes": 4}
 
 
 def test_every_bench_is_run_here():

@@ -338,14 +338,16 @@ def started(folder, core):
     return times
 
 
+OBJECTS_A_COMMIT = 10_000
+
+
 def add_objects(path, count):
     """Put so many objects into an image that nobody else has open."""
     image = batos.Image.open(path)
-    unit = batos.Unit(image.db)
-    unit.manager.begin()
-    unit.root["many"] = batos.LOBTree({n: batos.UvmObject(name=f"object {n}", n=n) for n in range(count)})
-    unit.manager.commit()
-    unit.close()
+    for start in range(0, count, OBJECTS_A_COMMIT):
+        with batos.writing(image) as root:
+            many = root.setdefault("many", batos.LOBTree())
+            many.update({n: batos.UvmObject(name=f"object {n}", n=n) for n in range(start, min(start + OBJECTS_A_COMMIT, count))})
     image.close()
 
 
@@ -383,6 +385,71 @@ def bench_check(seconds):
         for deep, name in ((False, "quick"), (True, "deep")):
             mine, other = in_turns(3, lambda deep=deep: batos.check_image(path, deep)["seconds"], walked_s)
             yield f"{name} check of 100,000 objects", f"{mine:.2f} s", f"ZODB's walk over the records {other:.2f} s", mine / other
+
+
+def longest_wait_ms(endpoint, work):
+    """Return the longest wait in ms of a writer that sends every 5 ms while work() runs in a thread of its own."""
+    thread, longest, number = threading.Thread(target=work), 0.0, 0
+    with batos.Client(endpoint, 120) as client:
+        thread.start()
+        while thread.is_alive():
+            start_s = time.perf_counter()
+            client.call("send_message", target="genesis_obj", selector="setSlot:value:", args=["waits", number])
+            number, took_s = number + 1, time.perf_counter() - start_s
+            longest = max(longest, took_s)
+            time.sleep(max(0.0, 0.005 - took_s))
+    thread.join()
+    return longest * 1e3
+
+
+def bench_waits(seconds):
+    """The longest wait of a small writer while the image is packed, backed up, or takes in a large document; beside idle."""
+    count = 50_000 if seconds >= 1 else 2_000
+    with tempfile.TemporaryDirectory() as folder:
+        image = batos.Image.open(path := f"{folder}/live_image.fs")
+        batos.genesis(image)
+        image.close()
+        add_objects(path, count)
+        with daemon(folder=pathlib.Path(folder)) as process:
+            def call(command, **fields):
+                with batos.Client(process.endpoint, 600) as client:
+                    client.call(command, **fields)
+            text = "\n\n".join(f"# Part {n}\n\nThe valve {n} is turned until the needle {n % 97} stands at {n % 89}." * 3
+                               for n in range(count // 10))
+            idle = longest_wait_ms(process.endpoint, lambda: time.sleep(seconds))
+            works = {"pack": lambda: call("pack", days=0.0), "backup": lambda: call("backup", folder=f"{folder}/b"),
+                     f"ingest of a document of {len(text) / 1e6:.1f} MB": lambda: call("index_document", doc_id="d", text=text)}
+            for name, work in works.items():
+                found = longest_wait_ms(process.endpoint, work)
+                yield f"longest wait of a writer every 5 ms, {name}", f"{found:.0f} ms", f"idle {idle:.0f} ms", found / idle
+
+
+def bench_sizes(seconds):
+    """What many objects cost: a restart, a backup beside a copy, a pack, memory."""
+    for count in (100_000, 1_000_000) if seconds >= 1 else (5_000,):
+        with tempfile.TemporaryDirectory() as folder:
+            image = batos.Image.open(path := f"{folder}/live_image.fs")
+            batos.genesis(image)
+            image.close()
+            add_objects(path, count)
+            _, listening_s, first_s = 0, *started(folder, "none")
+            with daemon(folder=pathlib.Path(folder)) as process, batos.Client(process.endpoint, 3000) as client:
+                memory_mb = client.call("health")["result"]["memory_mb"]
+                backup_s = timed_s(lambda: client.call("backup", folder=f"{folder}/b"))
+                pack_s = timed_s(lambda: client.call("pack", days=0.0))
+            copy_s = timed_s(lambda: subprocess.run(["cp", path, f"{folder}/copy"], check=True))
+            checks_s = [batos.check_image(path, deep)["seconds"] for deep in (False, True)]
+            what, size = f"{count:,} objects", f"{os.path.getsize(path) / 1e6:.0f} MB"
+            yield f"{what} ({size}): restart to first reply", f"{first_s:.2f} s", f"listening {listening_s:.2f} s", None
+            yield f"{what}: memory after the start", f"{memory_mb:.0f} MB", "", None
+            yield f"{what}: backup, read back", f"{backup_s:.2f} s", f"cp {copy_s:.2f} s", backup_s / copy_s
+            yield f"{what}: pack", f"{pack_s:.1f} s", f"quick check {checks_s[0]:.1f} s, deep {checks_s[1]:.1f} s", None
+
+
+def timed_s(function):
+    start_s = time.perf_counter()
+    function()
+    return time.perf_counter() - start_s
 
 
 BENCHES = {name[6:]: function for name, function in globals().items() if name.startswith("bench_") and name != "bench_answer_"}
