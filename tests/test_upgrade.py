@@ -95,3 +95,31 @@ def test_each_upgrade_is_a_transaction_of_its_own_and_goes_on_after_a_failure(ol
     image.close()
     with pytest.raises(batos.ImageTooNew, match="newer"):
         batos.Image.open(old)
+
+
+@pytest.fixture
+def second(tmp_path):
+    """The image that commit f05e5f8 made (with the mind, pages packed, version 1)."""
+    for end in ("", ".seals"):
+        shutil.copy(IMAGES / f"f05e5f8{end}", tmp_path / f"live_image.fs{end}")
+    return str(tmp_path / "live_image.fs")
+
+
+def test_an_image_with_the_mind_keeps_its_history_and_its_changes_can_be_undone(second, daemon):
+    assert batos.check_image(second, deep=True)["faults"] == []
+    running = daemon(core=0)
+    with batos.Client(running.endpoint) as client:
+        rows = client.call("history", target="genesis_obj", slot="mood")["results"]
+        assert [row["change"] for row in rows] == ["040d2a2f2263cd55.0", "040d2a2f226090dd.0"]
+        client.call("undo", change="040d2a2f2263cd55.0")
+        assert client.call("inspect", target="genesis_obj.mood")["result"]["value"] == "curious"
+        assert client.call("inspect", target="genesis_obj.mood", as_of="040d2a2f2263cd55.0")["result"]["value"] == "calm"
+        with pytest.raises(batos.CannotUndo):            # its pages do not name documents yet
+            client.call("undo", change="040d2a2f2268fa00.0")
+        again = client.call("index_document", doc_id="pump.md", idempotency_key="a document",
+                            text="# Pump\n\nTurn the brass valve until the needle stands at zero.")
+        assert again["repeated"] and again["change"] == "040d2a2f226739dd.0"
+        ended = client.call("initiate_cognitive_cycle", mission_brief=MISSION, wait=True)["result"]
+        assert ended["state"] == "COMPLETE" and "copper" in ended["answer"]
+    assert running.stop() == 0
+    assert batos.check_image(second, deep=True)["faults"] == []
