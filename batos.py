@@ -7,22 +7,23 @@ quotes with document and lines, or says that it knows nothing about it.
     python batos.py                      serve, until Ctrl-C
     python batos.py learn FILE|DIR ...   put documents into its memory
     python batos.py ask "QUESTION"       have it answer from its memory
+    python batos.py backup FOLDER        back it up while it runs; restore puts it together again
     python batos.py check [--deep]       check the image while no daemon has it
     python batos.py --help               everything else
 
 The sections, each using only those above it:
 
     Errors              one root, BatosError; every error names what to do
-    Settings            one table: defaults, environment, command line
+    Settings            one table: defaults, file, environment, command line
     Foundations         time, ids, events, lazy imports
     Objects             UvmObject: slots, delegation, methods, send
-    Image               the ZODB file: safe opening, seals, blobs, ledger, check
-    Lanes               who may write when: write, bulk and read lane
+    Image               the ZODB file: safe opening, seals, blobs, ledger, history, check, recovery, backup, upgrades
+    Lanes               who may write when: write, bulk and read lane; upkeep
     Cognitive core      the language model, its tasks and grammars, on its own thread
     Knowledge catalog   documents, chunks, words, relevance, evidence
     Composite mind      codex, personas, states, journal, the mission lane
-    Protocol            commands, their models, values on the wire; no input or output
-    BatOS_UVM           the ROUTER socket, dispatch, replies
+    Protocol            commands, their models and roles, values on the wire, keys
+    BatOS_UVM           the ROUTER socket, dispatch, replies, events, figures
     Genesis             the first transaction of an image, the core's files in it
     Daemon              start, drain, stop
     Client              a synchronous client and the command line
@@ -274,6 +275,9 @@ class NoReply(BatosError, TimeoutError):
 SETTINGS_FILE = "batos.toml"                             # in the working directory, unless BATOS_SETTINGS names another
 
 
+_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """One row: its default gives the type; `unit` and `help` are for people."""
@@ -296,8 +300,6 @@ class Setting:
             raise ConfigError(f"setting {self.name}: got {text!r}, allowed is 0 or more ({self.help})")
         return value
 
-
-_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 SETTINGS = {row.name: row for row in (
     Setting("image", "live_image.fs", "path or URI", "the image: a data file, or a URI that zodburi knows"),
@@ -2752,6 +2754,7 @@ def ledger_faults(root):
 #   write lane  groups of short jobs, one commit a group: slots, missions, logs, journals
 #   bulk lane   one job, one commit: effects of cycles first, then the catalog
 #   read lane   reads on snapshots
+#   upkeep      backups and packs, beside the others, by request or when due
 #   write token held by whoever writes what belongs to the write lane, until its commit
 #
 # A job checks before it writes. Where one fails after it wrote, its group is run again
@@ -3121,6 +3124,30 @@ class BulkLane(WritingLane):
         return outcome.result
 
 
+def backup_job(image, settings, where=None, full=False):
+    """Return apply(step) that makes a backup into `where`, or into the setting's folder."""
+    def apply(step):
+        folder = where or settings.backup_dir
+        if not folder:
+            raise BadRequest("no folder for backups is set; name one, or set backup_dir")
+        backup = make_backup(image, folder, full, settings.backup_full_days, settings.backup_keep_days, step)
+        what = f"adds {backup.size / 1e6:,.2f} MB" + (f" to {backup.after}" if backup.after else ", the whole image")
+        faults = f"; the image has {len(backup.faults)} faults" if backup.faults else ""
+        return {"details": f"the backup {backup.name} {what} in {folder}; it was read back and is as written{faults}",
+                "result": backup.model_dump(exclude={"blobs"}) | {"folder": str(folder), "blobs": len(backup.blobs)}}
+    return apply
+
+
+def pack_job(image, settings, days=None):
+    """Return apply(step) that packs away what is older than `days`, or than the setting history_days."""
+    def apply(step):
+        before_s = steady_us() / 1e6 - (settings.history_days if days is None else days) * 86400
+        result = image.pack(before_s, step)
+        return {"details": f"the image has {result['after_mb']:,.1f} MB now, {result['before_mb']:,.1f} MB before",
+                "result": result}
+    return apply
+
+
 def read_upkeep(image):
     """Return what is known of the last backup, pack and check of the image at a path: {name: row}."""
     path = pathlib.Path(f"{image}.upkeep")
@@ -3221,30 +3248,6 @@ class Upkeep(Lane):
         details = outcome.result["details"] if error is None else error.message if isinstance(error, BatosError) else repr(error)
         if self.image.path and not isinstance(error, Cancelled):
             self.report = note_upkeep(self.image.path, name, seconds, error is None, details)
-
-
-def backup_job(image, settings, where=None, full=False):
-    """Return apply(step) that makes a backup into `where`, or into the setting's folder."""
-    def apply(step):
-        folder = where or settings.backup_dir
-        if not folder:
-            raise BadRequest("no folder for backups is set; name one, or set backup_dir")
-        backup = make_backup(image, folder, full, settings.backup_full_days, settings.backup_keep_days, step)
-        what = f"adds {backup.size / 1e6:,.2f} MB" + (f" to {backup.after}" if backup.after else ", the whole image")
-        faults = f"; the image has {len(backup.faults)} faults" if backup.faults else ""
-        return {"details": f"the backup {backup.name} {what} in {folder}; it was read back and is as written{faults}",
-                "result": backup.model_dump(exclude={"blobs"}) | {"folder": str(folder), "blobs": len(backup.blobs)}}
-    return apply
-
-
-def pack_job(image, settings, days=None):
-    """Return apply(step) that packs away what is older than `days`, or than the setting history_days."""
-    def apply(step):
-        before_s = steady_us() / 1e6 - (settings.history_days if days is None else days) * 86400
-        result = image.pack(before_s, step)
-        return {"details": f"the image has {result['after_mb']:,.1f} MB now, {result['before_mb']:,.1f} MB before",
-                "result": result}
-    return apply
 
 
 ################################################################################
@@ -6927,6 +6930,22 @@ def search_memory(command):
     return apply
 
 
+def read_document(command, settings):
+    """Return the text of an index_document command, from its `text` or a file under learn_roots."""
+    if (command.text is None) == (command.path is None):
+        raise BadRequest("index_document takes either `text` or `path`")
+    if command.text is not None:
+        return command.text
+    path = pathlib.Path(command.path).resolve()
+    roots = [pathlib.Path(root).resolve() for root in settings.learn_roots.split(":") if root]
+    if not path.is_file() or not any(path.is_relative_to(root) for root in roots):
+        raise BadRequest(f"{command.path} is no regular file under the folders of the setting learn_roots "
+                         f"({settings.learn_roots or 'none'}); use `batos.py learn`, which sends the text itself")
+    if path.stat().st_size > settings.document_max_mb * 1e6:
+        raise BadRequest(f"{command.path} is larger than document_max_mb ({settings.document_max_mb:g}); split it")
+    return path.read_text("utf-8", errors="replace")
+
+
 class Ingest:
     """An index_document command at work: `before` reads and cuts, and stores a large document in parts."""
 
@@ -7009,22 +7028,6 @@ def unindex_document(command):
     return apply
 
 
-def read_document(command, settings):
-    """Return the text of an index_document command, from its `text` or a file under learn_roots."""
-    if (command.text is None) == (command.path is None):
-        raise BadRequest("index_document takes either `text` or `path`")
-    if command.text is not None:
-        return command.text
-    path = pathlib.Path(command.path).resolve()
-    roots = [pathlib.Path(root).resolve() for root in settings.learn_roots.split(":") if root]
-    if not path.is_file() or not any(path.is_relative_to(root) for root in roots):
-        raise BadRequest(f"{command.path} is no regular file under the folders of the setting learn_roots "
-                         f"({settings.learn_roots or 'none'}); use `batos.py learn`, which sends the text itself")
-    if path.stat().st_size > settings.document_max_mb * 1e6:
-        raise BadRequest(f"{command.path} is larger than document_max_mb ({settings.document_max_mb:g}); split it")
-    return path.read_text("utf-8", errors="replace")
-
-
 def state_view(root):
     """Return what get_full_state shows of the image."""
     catalog = root["knowledge_catalog_obj"]
@@ -7049,6 +7052,62 @@ def private_socket(endpoint):
     folder = os.path.dirname(endpoint.removeprefix("ipc://"))
     os.makedirs(folder, mode=0o700, exist_ok=True)
     check_private(folder)
+
+
+# Figures
+
+METRICS = {                                              # name -> (kind, what, function(health) -> value or {label: value})
+    "up_seconds": ("gauge", "since the start", lambda told: told["uptime_s"]),
+    "pending_requests": ("gauge", "accepted, without a reply yet", lambda told: told["pending"]),
+    "clients": ("gauge", "clients with work, unread replies or subscriptions", lambda told: told["clients"]),
+    "subscribers": ("gauge", "clients that are sent events", lambda told: told["subscribers"]),
+    "remembered_keys": ("gauge", "idempotency keys", lambda told: told["keys"]),
+    "waiting_jobs": ("gauge", "jobs in a lane's queue",
+                     lambda told: {name: lane["waiting"] for name, lane in told["lanes"].items()}),
+    "oldest_waiting_seconds": ("gauge", "how long the first job in a lane's queue has waited",
+                               lambda told: told["oldest_waiting_s"]),
+    "commits": ("counter", "transactions of a lane",
+                lambda told: {name: told["lanes"][name]["commits"] for name in ("write", "bulk")}),
+    "commit_p99_seconds": ("gauge", "of the latest 256 commits of a lane",
+                           lambda told: {name: told["commit"][name]["p99_ms"] / 1e3 for name in ("write", "bulk")}),
+    "fsync_p99_seconds": ("gauge", "of the latest 256 fsyncs of the data file", lambda told: told["fsync"]["p99_ms"] / 1e3),
+    "missions": ("gauge", "missions by where they are, the ended ones since the start", lambda told: told["missions"]),
+    "image_bytes": ("gauge", "size of the data file", lambda told: told["image_mb"] * 1e6),
+    "memory_bytes": ("gauge", "resident memory", lambda told: told["memory_mb"] * 1e6),
+    "disk_free_bytes": ("gauge", "of the image's disk", lambda told: told.get("disk_free_mb", 0) * 1e6),
+    "core_ready": ("gauge", "1 where the cognitive core is ready", lambda told: int(told["core"]["state"] == "ready")),
+    "last_ok_timestamp_seconds": ("gauge", "when a backup or pack last went well",
+                                  lambda told: {name: row["at_s"] for name, row in told["upkeep"]["last"].items() if row["ok"]}),
+}
+
+
+class MetricsCollector:
+    """What prometheus_client asks when somebody reads the figures. No label holds what a user wrote."""
+
+    def __init__(self, health):
+        self._health = health
+
+    def collect(self):
+        core = need("prometheus_client.core", "the metrics endpoint")
+        families = {"gauge": core.GaugeMetricFamily, "counter": core.CounterMetricFamily}
+        told = self._health()
+        for name, (kind, what, read) in METRICS.items():
+            value = read(told)
+            family = families[kind](f"batos_{name}", what, labels=["of"] if isinstance(value, dict) else None)
+            for label, one in value.items() if isinstance(value, dict) else [(None, value)]:
+                family.add_metric([label] if label else [], one)
+            yield family
+
+
+def serve_metrics(port, health):
+    """Serve figures by HTTP at 127.0.0.1; returns the server, for its `shutdown`. Raises ConfigError."""
+    prometheus = need("prometheus_client", "the metrics endpoint")
+    registry = prometheus.CollectorRegistry(auto_describe=False)
+    registry.register(MetricsCollector(health))
+    try:
+        return prometheus.start_http_server(port, "127.0.0.1", registry)[0]
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"setting metrics_port: cannot listen on 127.0.0.1:{port} ({error}); choose another") from error
 
 
 # Which handler answers a command: from memory in the loop, or by a job for a lane
@@ -7740,60 +7799,6 @@ class BatOS_UVM:
         return {"oldest_waiting_s": {name: round(lane.oldest_s, 3) for name, lane in self.lanes.items()},
                 "commit": {name: self.lanes[name].times.told() for name in ("write", "bulk")},
                 "fsync": (fsyncs or Timings()).told(), "memory_mb": resident_mb(), **disk}
-
-
-METRICS = {                                              # name -> (kind, what, function(health) -> value or {label: value})
-    "up_seconds": ("gauge", "since the start", lambda told: told["uptime_s"]),
-    "pending_requests": ("gauge", "accepted, without a reply yet", lambda told: told["pending"]),
-    "clients": ("gauge", "clients with work, unread replies or subscriptions", lambda told: told["clients"]),
-    "subscribers": ("gauge", "clients that are sent events", lambda told: told["subscribers"]),
-    "remembered_keys": ("gauge", "idempotency keys", lambda told: told["keys"]),
-    "waiting_jobs": ("gauge", "jobs in a lane's queue",
-                     lambda told: {name: lane["waiting"] for name, lane in told["lanes"].items()}),
-    "oldest_waiting_seconds": ("gauge", "how long the first job in a lane's queue has waited",
-                               lambda told: told["oldest_waiting_s"]),
-    "commits": ("counter", "transactions of a lane",
-                lambda told: {name: told["lanes"][name]["commits"] for name in ("write", "bulk")}),
-    "commit_p99_seconds": ("gauge", "of the latest 256 commits of a lane",
-                           lambda told: {name: told["commit"][name]["p99_ms"] / 1e3 for name in ("write", "bulk")}),
-    "fsync_p99_seconds": ("gauge", "of the latest 256 fsyncs of the data file", lambda told: told["fsync"]["p99_ms"] / 1e3),
-    "missions": ("gauge", "missions by where they are, the ended ones since the start", lambda told: told["missions"]),
-    "image_bytes": ("gauge", "size of the data file", lambda told: told["image_mb"] * 1e6),
-    "memory_bytes": ("gauge", "resident memory", lambda told: told["memory_mb"] * 1e6),
-    "disk_free_bytes": ("gauge", "of the image's disk", lambda told: told.get("disk_free_mb", 0) * 1e6),
-    "core_ready": ("gauge", "1 where the cognitive core is ready", lambda told: int(told["core"]["state"] == "ready")),
-    "last_ok_timestamp_seconds": ("gauge", "when a backup or pack last went well",
-                                  lambda told: {name: row["at_s"] for name, row in told["upkeep"]["last"].items() if row["ok"]}),
-}
-
-
-class MetricsCollector:
-    """What prometheus_client asks when somebody reads the figures. No label holds what a user wrote."""
-
-    def __init__(self, health):
-        self._health = health
-
-    def collect(self):
-        core = need("prometheus_client.core", "the metrics endpoint")
-        families = {"gauge": core.GaugeMetricFamily, "counter": core.CounterMetricFamily}
-        told = self._health()
-        for name, (kind, what, read) in METRICS.items():
-            value = read(told)
-            family = families[kind](f"batos_{name}", what, labels=["of"] if isinstance(value, dict) else None)
-            for label, one in value.items() if isinstance(value, dict) else [(None, value)]:
-                family.add_metric([label] if label else [], one)
-            yield family
-
-
-def serve_metrics(port, health):
-    """Serve figures by HTTP at 127.0.0.1; returns the server, for its `shutdown`. Raises ConfigError."""
-    prometheus = need("prometheus_client", "the metrics endpoint")
-    registry = prometheus.CollectorRegistry(auto_describe=False)
-    registry.register(MetricsCollector(health))
-    try:
-        return prometheus.start_http_server(port, "127.0.0.1", registry)[0]
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"setting metrics_port: cannot listen on 127.0.0.1:{port} ({error}); choose another") from error
 
 
 ################################################################################
