@@ -1528,6 +1528,12 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
     broken = None                                        # the error of a tpc_finish that failed
     pack_step = staticmethod(lambda line: None)          # told how far a pack is; what it raises ends the pack
 
+    _opened = None                                       # the stat of the file, whatever its name stands for later
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._opened = os.fstat(self._file.fileno())
+
     def _begin(self, tid, user, description, extension):
         """Leave room in the header for the digest."""
         description = DIGEST_MARK + b"0" * 32
@@ -1541,7 +1547,7 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
 
     def _save_index(self):
         """Write the index, which is believed at the next opening, so that it is there whole or not at all."""
-        if not self._is_read_only:
+        if not self._is_read_only and self.in_place():
             self._index.save(self._pos, f"{self._file_name}.index_tmp")
             fsync_path(f"{self._file_name}.index_tmp")
             os.rename(f"{self._file_name}.index_tmp", f"{self._file_name}.index")
@@ -1563,8 +1569,23 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
         super()._initIndex(index, tindex)
         if self._pack_is_in_progress:                    # the packed file has just got its name, and no commit is in it yet
             fsync_path(os.path.dirname(self._file_name))
+            self._opened = os.fstat(self._file.fileno())
+
+    def in_place(self):
+        """Whether the data file is still the one that was opened: nobody removed, moved or replaced it."""
+        with self._lock, contextlib.suppress(FileNotFoundError):     # a pack, which puts another one there, holds the lock
+            return self._opened is None or os.path.samestat(self._opened, os.stat(self._file_name))
+        return False
+
+    def check_place(self):
+        """Raise ImageBroken where what is written would not be found under the image's name."""
+        if not self.in_place():
+            self.broken = ImageBroken(f"the data file {self._file_name} was removed, moved or replaced while it was open. The "
+                                      "daemon stops; put it back, or restore a backup, and start it again")
+            raise self.broken
 
     def tpc_vote(self, transaction):
+        self.check_place()
         if transaction is self._transaction:
             self._note_digest()
         resolved = super().tpc_vote(transaction)
@@ -1769,7 +1790,7 @@ class Image:
         """Seal what is committed, if so much was added since the last seal. Safe from any thread, and waits for none."""
         if self.path is None or self.storage.getSize() - self.seals.end < at_least_bytes:
             return
-        if self._sealing.acquire(blocking=False):        # who seals or packs already does it
+        if self.storage.in_place() and self._sealing.acquire(blocking=False):    # who seals or packs already does it
             try:
                 self._seal_all()
             finally:
@@ -1805,6 +1826,7 @@ class Image:
 
     def _pack_unsealed(self, before_s, step):
         """Seals and index stand for the file as it was: they go first, and come back last."""
+        self.storage.check_place()
         for path in (self.seals.path, pathlib.Path(f"{self.path}.index")):
             path.unlink(missing_ok=True)
         fsync_path(os.path.dirname(self.path))
@@ -7739,6 +7761,7 @@ class BatOS_UVM:
     async def _refresh_view(self):
         health_at_s = 0.0
         while True:
+            self._look_at_place()
             commits = self.lanes["write"].commits + self.lanes["bulk"].commits
             if commits != self._view_commits:
                 self._view_commits = commits
@@ -7755,6 +7778,15 @@ class BatOS_UVM:
     def _state(self):
         """Return the state as events tell it."""
         return {name: self.view[name] for name in ("image_id", "image_version", "memory")} | {"missions": self.mind.health()}
+
+    def _look_at_place(self):
+        """Stop where the data file is no longer the one that was opened; also while nobody writes."""
+        try:
+            if self.image.path:
+                self.image.storage.check_place()
+        except ImageBroken as error:
+            log_bridge.critical("%s", error)
+            self._fatal(error)
 
     def _set_view(self, outcome):
         if outcome.error is None:

@@ -7,6 +7,7 @@ import sys
 
 import ormsgpack  # noqa: F401  (the README's script imports it)
 import pytest
+from durability import load
 
 import batos
 
@@ -35,6 +36,10 @@ def test_every_subcommand_and_every_command_of_the_wire_is_told():
         assert re.search(rf"^\| `{name}\b", README, re.M), name
     for name in batos.COMMANDS:
         assert f"`{name}`" in README, name
+
+
+def test_the_campaigns_are_told_as_they_were_reported():
+    assert load.report_table() in README
 
 
 def test_ci_runs_the_commands_of_the_readme():

@@ -247,3 +247,38 @@ def test_keys_are_remembered_through_a_jump(daemon, tmp_path):
         assert again["repeated"]
         assert "repeated" not in client.call("send_message", target="genesis_obj", selector="setSlot:value:", args=["s", 2],
                                              idempotency_key="of today")
+
+
+# The data file goes away under the daemon
+
+@pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
+def test_a_data_file_that_goes_away_stops_the_daemon_and_what_stands_there_is_not_touched(daemon, tmp_path, how):
+    path, aside = tmp_path / "live_image.fs", tmp_path / "aside"
+    running = daemon()
+    with batos.Client(running.endpoint) as client:
+        set_slot(client, "n", 1)
+        client.call("backup", folder=str(tmp_path / "b"))
+        aside.mkdir()
+        for one in tmp_path.glob("live_image.fs*"):
+            one.rename(aside / one.name)
+        if how == "removed":
+            shutil.rmtree(aside)
+        if how == "replaced":
+            batos.restore_image(tmp_path / "b", path)
+        stands = {one: one.read_bytes() for one in tmp_path.glob("live_image.fs*") if one.is_file() and one.suffix != ".lock"}
+        with pytest.raises((batos.ImageBroken, batos.NoReply, batos.ShuttingDown)):
+            for n in range(100):
+                set_slot(client, "n", n)
+        assert running.process.wait(60) == 1
+    for one, content in stands.items():
+        assert one.read_bytes() == content, one
+    if how == "replaced":
+        assert slots(path)["n"] == 1
+
+
+def test_an_idle_daemon_whose_data_file_goes_away_stops_too(daemon, tmp_path):
+    running = daemon()
+    (tmp_path / "live_image.fs").unlink()
+    assert running.process.wait(60) == 1
+    running.stop()
+    assert any("removed" in line for line in running.lines)

@@ -27,7 +27,7 @@ import batos
 IMAGES = pathlib.Path(__file__).resolve().parents[1] / "data" / "images"
 CHECK_EVERY = 25
 LARGE = "\n".join(f"# Chapter {n}\n\n" + f"The brass valve of chapter {n} is turned until the needle stands. " * 12
-                  for n in range(700))
+                  for n in range(250))
 
 
 def chores(endpoint, stop, seed, folder):
@@ -50,16 +50,7 @@ def under_load(folder, kills, seed, tell=lambda line: None):
     load, rng = loads.Load(), random.Random(f"{seed} {done}")
     vars(load).update(told)
     while done < kills:
-        daemon = conftest.DaemonProcess(folder, core=0.02)
-        loads.settle(load, daemon.endpoint)
-        threads = load.run(1, daemon.endpoint)
-        stop = threading.Event()
-        chore = threading.Thread(target=chores, args=(daemon.endpoint, stop, rng.random(), folder))
-        chore.start()
-        time.sleep(rng.uniform(0.05, 1.0))
-        daemon.stop(kill=True)
-        stop.set()
-        loads.finish([*threads, chore], load)
+        one_kill(folder, load, rng)
         if rng.random() < 0.3:
             kill_amid_start(folder, rng.uniform(0.0, 0.6))
         done += 1
@@ -68,6 +59,21 @@ def under_load(folder, kills, seed, tell=lambda line: None):
             save(folder, done, {name: vars(load)[name] for name in ("acknowledged", "sent", "values", "open")})
             tell(f"{done} of {kills} kills, {len(load.acknowledged)} acknowledged, none lost")
     return {"kills": done, "acknowledged": len(load.acknowledged), "problems": load.problems}
+
+
+def one_kill(folder, load, rng):
+    """Start, settle what the last kill left open, load, and kill at a random moment."""
+    daemon, stop = conftest.DaemonProcess(folder, core=0.02), threading.Event()
+    try:
+        loads.settle(load, daemon.endpoint)
+        threads = load.run(1, daemon.endpoint)
+        chore = threading.Thread(target=chores, args=(daemon.endpoint, stop, rng.random(), folder))
+        chore.start()
+        time.sleep(rng.uniform(0.05, 1.0))
+    finally:
+        daemon.stop(kill=True)
+        stop.set()
+    loads.finish([*threads, chore], load)
 
 
 def save(folder, done, told):

@@ -131,3 +131,48 @@ def note_report(name, result):
     path.write_text(json.dumps(dict(sorted(rows.items())), indent=1) + "\n")
     print(json.dumps(result))
     return int(bool(result.get("problems")))
+
+
+def _drift(row):
+    early, late = row["samples"][len(row["samples"]) // 2 - 1], row["samples"][-1]
+    return ", ".join(f"{name.replace('_', ' ')} {early[name]:g} → {late[name]:g}" for name in
+                     ("memory_mb", "threads", "descriptors", "disk_mb", "p50_ms", "p99_ms"))
+
+
+TOLD = {                                                 # campaign -> (what it is, what was tried, what held)
+    "powercut": (
+        "power cut",
+        lambda row: f"{row['cuts']:,} cuts among {row['operations']} recorded file operations",
+        lambda row: f"{row['problems']} with anything acknowledged lost, a blob torn, or an image that does not open"),
+    "powercut of plain ZODB": (
+        "the same with ZODB as it comes",
+        lambda row: f"{row['cuts']:,} cuts",
+        lambda row: f"{row['problems']} with something lost or torn"),
+    "kills": (
+        "`kill -9`",
+        lambda row: f"{row['kills']:,} kills: {row['load']['kills']:,} under mixed load with packs, backups and large documents, "
+                    "the rest in genesis, upgrade, recover and restore",
+        lambda row: f"{row['load']['acknowledged']:,} acknowledged, {len(row['problems'])} lost or doubled; deep checks good"),
+    "lossy": (
+        "lossy path",
+        lambda row: f"{row['commands']:,} commands; of their messages {row['lost']:,} lost, {row['doubled']:,} doubled, "
+                    f"{row['late']:,} late",
+        lambda row: f"{len(row['problems'])} lost or doubled; {row['repeated']:,} answered as repeated"),
+    "fuzz": (
+        "fuzzing of the wire",
+        lambda row: f"{row['inputs']:,} malformed inputs, {row['identities']:,} identities, half-open and foreign connections",
+        lambda row: f"{row['replies']:,} replies, memory {row['memory_mb'][0]:g} → {row['memory_mb'][1]:g} MB, "
+                    f"{len(row['problems'])} problems"),
+    "soak": (
+        "soak",
+        lambda row: f"{row['commands']:,} mixed commands ({row['per_s']:,}/s) and {row['cycles']:,} cycles",
+        lambda row: f"from the middle to the end: {_drift(row)}; {len(row['problems'])} problems"),
+}
+
+
+def report_table():
+    """Return the README's table of the campaigns, as report.json tells them."""
+    told = json.loads(pathlib.Path(__file__).with_name("report.json").read_text())
+    rows = ["| campaign | tried | what held | commit, seed |", "|---|---|---|---|"]
+    return "\n".join(rows + [f"| {what} | {tried(told[name])} | {held(told[name])} | {told[name]['commit']}, "
+                             f"{told[name]['seed']} |" for name, (what, tried, held) in TOLD.items() if name in told])
