@@ -1190,6 +1190,7 @@ RECORD_HEADER = struct.Struct(">8s8sQQHQ")                # oid, tid, two positi
 DIGEST_MARK = b"blake2b:"                                 # what a description begins with; 32 hex digits follow
 SECTOR = 512
 SEAL_KEYS = ("start", "end", "tid", "blake2b")
+CACHE_BYTES = 128 << 20                                   # of objects that one connection holds in memory, as they are stored
 HASH_STEP = 1 << 20
 PACK_SYNC_BYTES = 8 << 20                                 # of a packed copy that may be unforced when commits are held
 SPARE_DISK_BYTES = 64 << 20                               # left free by a pack or a backup
@@ -1736,7 +1737,7 @@ class Image:
 
     def __init__(self, storage, path, seals, unchecked):
         self.storage, self.path, self.seals, self._unchecked = storage, path, seals, unchecked
-        self.db = ImageDB(storage, pool_size=64, cache_size=50_000, cache_size_bytes=512 << 20)
+        self.db = ImageDB(storage, pool_size=64, cache_size=50_000, cache_size_bytes=CACHE_BYTES)
         self._sealing = threading.Lock()
 
     @classmethod
@@ -2442,13 +2443,13 @@ def _read_manifest(path):
         seal = fields.pop("seal")
         backup = Backup.model_validate_json(json.dumps(fields))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DamagedImage(f"{path} does not read as a manifest ({one_line_of(error)})") from None
+        raise DamagedImage(f"{path} does not read as a manifest ({first_line(error)})") from None
     if digest(json.dumps(fields, sort_keys=True).encode()) != seal:
         raise DamagedImage(f"{path} is not what was written: its seal does not fit")
     return backup
 
 
-def one_line_of(error):
+def first_line(error):
     """Return the first line of an error's text."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
@@ -3035,9 +3036,11 @@ class WritingLane(Lane):
         unit.manager.commit()
         self.times.add(time.monotonic() - started_s)
         self.commits += 1
-        return [outcome if number is None or outcome.error is not None
+        told = [outcome if number is None or outcome.error is not None
                 else Outcome(outcome.job, outcome.result, change_name(page._p_serial, number), None,
                              PageEntry(self.tree, at_us, number), outcome.events) for outcome, number in outcomes]
+        page._p_deactivate()                             # nobody here reads it again; it would fill the cache
+        return told
 
     def _failed(self, jobs, error):
         """Return outcomes for a transaction that did not commit."""

@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import pathlib
+import shutil
 import threading
 import time
 
@@ -286,3 +287,44 @@ def test_the_command_line_backs_up_lists_and_restores(daemon, tmp_path, capsys):
     assert "checked deep" in run("restore", str(tmp_path / "b"), "--image", str(tmp_path / "new.fs"))
     assert batos.main(["restore", str(tmp_path / "b"), "--image", str(tmp_path / "live_image.fs")]) == 1
     assert "in use" in capsys.readouterr().err
+
+
+def test_the_drill(daemon, tmp_path):
+    """Back up under load, lose the machine's disk, restore, go on: all that was acknowledged before the backup is there."""
+    running, stop, told = daemon(), threading.Event(), {}
+
+    def load(number):
+        with batos.Client(running.endpoint) as client:
+            n = 0
+            while not stop.is_set():
+                n += 1
+                client.call("send_message", target="genesis_obj", selector="setSlot:value:", args=[f"s{number}", n],
+                            idempotency_key=f"{number} {n}")
+                told[number] = n
+    threads = [threading.Thread(target=load, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    with batos.Client(running.endpoint) as client:
+        client.call("index_document", doc_id="pump", text="Turn the brass valve.")
+        for _ in range(3):
+            time.sleep(0.3)
+            before = dict(told)
+            change = client.call("backup", folder=str(tmp_path / "b"))["result"]["tid"]
+        at_backup = {name: row["value"] for name, row in client.call(
+            "inspect", target="genesis_obj", as_of=f"{change}.0")["result"]["slots"].items() if name[1:].isdigit()}
+    stop.set()
+    for thread in threads:
+        thread.join()
+    running.stop(kill=True)
+    for path in tmp_path.glob("live_image.fs*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert batos.main(["restore", str(tmp_path / "b"), "--image", str(tmp_path / "live_image.fs")]) == 0
+    with batos.Client(daemon().endpoint) as client:
+        found = client.call("inspect", target="genesis_obj")["result"]["slots"]
+        assert {name: found[name]["value"] for name in at_backup} == at_backup
+        for number, n in before.items():
+            assert found[f"s{number}"]["value"] >= n
+            again = client.call("send_message", target="genesis_obj", selector="setSlot:value:", args=[f"s{number}", n],
+                                idempotency_key=f"{number} {n}")
+            assert again["repeated"]
+        assert client.call("search_memory", query="brass valve")["results"]

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 
@@ -82,3 +83,30 @@ def test_the_send_example_runs(daemon, monkeypatch, capsys):
     message = re.search(r"batos\.py send '(.*?)'`", README)[1]
     assert batos.main(["send", message]) == 0
     assert "description" in capsys.readouterr().out
+
+
+def sh_lines(word):
+    """Return the arguments of the README's `sh` lines that hold a word."""
+    lines = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines() if word in line]
+    assert lines
+    return [shlex.split(line.removeprefix(".venv/bin/python batos.py ")) for line in lines]
+
+
+def test_the_commands_of_backups_run(daemon, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("BATOS_ENDPOINT", daemon().endpoint)
+    monkeypatch.chdir(tmp_path)
+    for words in sh_lines("/mnt/disk/bat"):
+        words = [str(tmp_path / "bat") if word == "/mnt/disk/bat" else "2100-01-01" if word.startswith("2026") else word
+                 for word in words]
+        assert batos.main(words) == 0, words
+    assert (tmp_path / "restored.fs").exists() and "every byte as written" in capsys.readouterr().out
+
+
+def test_the_commands_of_keys_run(daemon, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    add, serve, status = sh_lines("keys add") + sh_lines("0.0.0.0") + sh_lines("192.0.2.1")
+    assert batos.main(add) == 0
+    running = daemon(serve[0], serve[1].replace("5555", "0"))
+    there = {"tcp://192.0.2.1:5555": running.endpoint.replace("0.0.0.0", "127.0.0.1"), "ann.json": "live_image.fs.keys/ann.json"}
+    assert batos.main([there.get(word, word) for word in status]) == 0
+    assert "serving" in capsys.readouterr().out

@@ -69,7 +69,7 @@ def one_kill(folder, load, rng):
         threads = load.run(1, daemon.endpoint)
         chore = threading.Thread(target=chores, args=(daemon.endpoint, stop, rng.random(), folder))
         chore.start()
-        time.sleep(rng.uniform(0.05, 1.0))
+        time.sleep(rng.uniform(0.05, 0.8))
     finally:
         daemon.stop(kill=True)
         stop.set()

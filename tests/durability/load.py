@@ -41,7 +41,7 @@ class Load:
 
     def _client(self, kind, number):
         name, rng = f"{kind}{number}", random.Random(f"{kind}{number}{time.time()}")
-        with batos.Client(self.endpoint, timeout_s=1.0) as client:
+        with batos.Client(self.endpoint, timeout_s=0.5) as client:
             while not self.stop.is_set():
                 key = self.open.get(name) or self._next(kind, name, rng)
                 self.open[name] = key
