@@ -1813,12 +1813,18 @@ class Image:
         before_s = min(before_s, self._oldest_snapshot_s())      # whoever reads just now finds what it began with
         if self.path is None:
             self.db.pack(before_s)
-        else:
+        elif self._first_s() < before_s:                 # else nothing is old enough
             check_room(os.path.dirname(self.path), before, "a pack")
             with self._sealing:
                 self._pack_unsealed(before_s, step)
         return {"before_mb": round(before / 1e6, 3), "after_mb": round(self.size() / 1e6, 3),
                 "seconds": round(time.monotonic() - started_s, 2)}
+
+    def _first_s(self):
+        """Return the Unix time of the first transaction."""
+        with open(self.path, "rb") as file:
+            file.seek(len(MAGIC))
+            return persistent.TimeStamp.TimeStamp(file.read(8)).timeTime()
 
     def _oldest_snapshot_s(self):
         found = [time.time() + 1]
@@ -7073,10 +7079,18 @@ def is_local(endpoint):
 
 
 def private_socket(endpoint):
-    """Make the folder of an ipc:// endpoint, and see that it is private; others could connect otherwise."""
-    folder = os.path.dirname(endpoint.removeprefix("ipc://"))
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    check_private(folder)
+    """Make the folder of an ipc:// endpoint, which must be private, as others could connect otherwise.
+
+    Returns a lock: libzmq would take the socket's file away from a daemon that listens there already.
+    """
+    import zc.lockfile
+    path = endpoint.removeprefix("ipc://")
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    check_private(os.path.dirname(path))
+    try:
+        return zc.lockfile.LockFile(f"{path}.lock")
+    except zc.lockfile.LockError:
+        raise ConfigError(f"another daemon listens on {endpoint}; stop that one, or choose another --endpoint") from None
 
 
 # Figures
@@ -7250,6 +7264,7 @@ class BatOS_UVM:
         self.vitals = {}                                 # what health tells of disk, memory and commits, looked at each second
         self.subscribers = {}                            # identity -> Peer
         self._metrics = None                             # the server of figures
+        self._socket_lock = None                         # of an ipc:// endpoint
         self.keyring = self._doorkeeper = None           # set where keys are asked for
         self._sweeping = False                           # whether the bulk lane has a sweep of ours
         self._health = None                              # what `health` answers, within one drain
@@ -7278,7 +7293,7 @@ class BatOS_UVM:
         """Bind the ROUTER. Returns the endpoint, with the port that the system chose. Raises ConfigError."""
         curve = not is_local(endpoint) or self.settings.curve
         if endpoint.startswith("ipc://"):
-            private_socket(endpoint)
+            self._socket_lock = private_socket(endpoint)
         self._context = zmq.Context()
         self.socket = socket = self._context.socket(zmq.ROUTER)
         if curve:
@@ -7353,6 +7368,8 @@ class BatOS_UVM:
     def close_socket(self):
         """Close the socket, in the loop's thread. The image is the caller's."""
         self.socket.close()
+        if self._socket_lock:
+            self._socket_lock.close()
         if self._metrics:
             self._metrics.shutdown()
             self._metrics.server_close()
