@@ -1192,7 +1192,9 @@ SECTOR = 512
 SEAL_KEYS = ("start", "end", "tid", "blake2b")
 CACHE_BYTES = 128 << 20                                   # of objects that one connection holds in memory, as they are stored
 HASH_STEP = 1 << 20
-PACK_SYNC_BYTES = 8 << 20                                 # of a packed copy that may be unforced when commits are held
+PACK_SYNC_BYTES = 8 << 20                                 # of a packed copy that are forced to the disk at a time
+PACE_WORK_S, PACE_REST_S = 0.002, 0.0002
+PACK_REST_BYTES = 256 << 10                               # that a pack copies at its end, while commits are held
 SPARE_DISK_BYTES = 64 << 20                               # left free by a pack or a backup
 BIG_VALUE_BYTES = 4096                                    # a larger value in a page is a record of its own
 
@@ -1486,13 +1488,69 @@ def _folders_up_to(path, top):
     return folders
 
 
-class _SyncedPacker(ZODB.FileStorage.fspack.FileStoragePacker):
-    """A packer that forces its copy to the disk as it goes, and tells how far it is.
+def paced(function):
+    """Return a function that rests for PACE_REST_S after each PACE_WORK_S of being called again and again.
 
-    ZODB's own never does; after a power cut the packed file could be there by name and not by content.
+    Who reads a file in small pieces lets go of the interpreter at each piece and takes it again before another thread
+    is awake; those would wait for as long as it reads.
+    """
+    worked_s = [time.monotonic()]
+
+    def call(*args):
+        if time.monotonic() - worked_s[0] > PACE_WORK_S:
+            time.sleep(PACE_REST_S)
+            worked_s[0] = time.monotonic()
+        return function(*args)
+    return call
+
+
+class _NoLock:
+    """Stands for a lock where it is not to be taken or given back."""
+
+    def acquire(self):
+        """Take nothing."""
+
+    def release(self):
+        """Give nothing back."""
+
+
+class _SyncedPacker(ZODB.FileStorage.fspack.FileStoragePacker):
+    """A packer that forces its copy to the disk as it goes, tells how far it is, and catches up with whoever writes.
+
+    ZODB's own never forces it; after a power cut the packed file could be there by name and not by content. And ZODB's
+    takes the commit lock for each transaction that it copies, so that under steady writes it copies as many as come.
     """
 
     _synced = 0
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        for name in ("findrefs", "_read_data_header"):
+            setattr(self.gc, name, paced(getattr(self.gc, name)))
+        self._read_data_header = paced(self._read_data_header)
+
+    def copyRest(self, ipos):
+        """Copy what was committed meanwhile in rounds without the commit lock, while they get shorter; the rest with it."""
+        lock, left = self._commit_lock, math.inf
+        try:
+            while PACK_REST_BYTES < self._storage._pos - ipos < left * 0.9:
+                left = self._storage._pos - ipos
+                self._commit_lock, self.locked = _NoLock(), False
+                lock.release()
+                try:
+                    ipos = self._copy_until(ipos, ipos + left)
+                finally:
+                    lock.acquire()
+            self._commit_lock = _NoLock()
+            super().copyRest(ipos)
+        finally:
+            self._commit_lock, self.locked = lock, True
+
+    def _copy_until(self, ipos, end):
+        while ipos < end:
+            ipos = self.copyOne(ipos)
+        self._sync()
+        return ipos
 
     def _sync(self):
         self._tfile.flush()
@@ -1511,11 +1569,7 @@ class _SyncedPacker(ZODB.FileStorage.fspack.FileStoragePacker):
     def copyOne(self, ipos):
         self._storage.pack_step(f"packing, {ipos / 1e6:.0f} MB read")
         if self._tfile.tell() - self._synced > PACK_SYNC_BYTES:
-            self._commit_lock.release()                  # others commit meanwhile; what they add is copied after
-            self.locked = False
             self._sync()
-            self._commit_lock.acquire()
-            self.locked = True
         return super().copyOne(ipos)
 
 

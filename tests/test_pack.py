@@ -275,3 +275,32 @@ def test_a_snapshot_that_is_open_keeps_what_it_sees(tmp_path, image):
     image.pack(time.time() + 1)
     image.close()
     assert slots(tmp_path / "image.fs")["s0"] == "later"
+
+
+def test_a_pack_catches_up_with_steady_writes(tmp_path, image):
+    """ZODB's own copies one transaction for each that comes, and ends when the writes do."""
+    before_s, stop, told, problems = time.time(), threading.Event(), [], []
+    for n in range(400):
+        put(image, f"t{n % 5}", n)
+    lane = batos.WriteLane(image, batos.WriteToken(), batos.load_settings({}, {})).start()
+
+    def load(number):
+        end_s = time.monotonic() + 120
+        while not stop.is_set():
+            lane.call(batos.Job("put", lambda root: batos.set_slot(root["genesis_obj"], f"u{number}", len(told))))
+            told.append(1)
+            if time.monotonic() > end_s:
+                problems.append("the pack did not end while others wrote")
+                return
+    threads = [threading.Thread(target=load, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    image.pack(before_s)
+    count = len(told)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    lane.close()
+    image.close()
+    assert problems == [] and count > 0
+    assert batos.check_image(str(tmp_path / "image.fs"), deep=True)["faults"] == []
