@@ -8316,12 +8316,13 @@ def _ask(args, client):
     settings = load_settings()
     fields = {"mission_brief": {"type": "direct_synthesis", "selector": "answer_", "args": [args.question]},
               "idempotency_key": uuid7()}
-    cycle = client.call("initiate_cognitive_cycle", **fields)["result"]["cycle"]
-    if sys.stderr.isatty():
-        print(f"cycle {cycle} thinks; Ctrl-C cancels it", file=sys.stderr)
     try:
+        cycle = client.call("initiate_cognitive_cycle", **fields)["result"]["cycle"]
+        if sys.stderr.isatty():
+            print(f"cycle {cycle} thinks; Ctrl-C cancels it", file=sys.stderr)
         reply = client.call("initiate_cognitive_cycle", settings.mission_deadline_s + 60, wait=True, **fields)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:                            # the same key names the same cycle, whether it was known yet or not
+        cycle = client.call("initiate_cognitive_cycle", **fields)["result"]["cycle"]
         raise Cancelled(client.call("cancel", cycle=cycle)["details"]) from None
     report = reply["result"]
     if "reason" in report and not args.json:
@@ -8641,6 +8642,9 @@ def main(argv=None):
         reply, text = _run_command(args, settings)
         print(json.dumps(reply, default=repr) if args.json else text)
         return int(isinstance(reply, dict) and bool(reply.get("faults") or reply.get("lost")))
+    except KeyboardInterrupt:
+        print("batos: interrupted", file=sys.stderr)
+        return 130
     except (BatosError, OSError, ZODB.POSException.StorageError) as error:
         if args.debug:
             raise

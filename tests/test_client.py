@@ -349,3 +349,24 @@ def test_a_code_that_names_no_error_is_the_root_of_all(answered, code):
     with pytest.raises(batos.BatosError, match="words") as caught:
         answered({"status": "ERROR", "code": code, "details": "words"})
     assert type(caught.value) is batos.BatosError
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_question_that_is_interrupted_at_any_call_cancels_its_cycle(monkeypatch, before):
+    class Interrupted:
+        """Stands for a client that is interrupted in its n-th call."""
+
+        def __init__(self):
+            self.told, self.left = [], before
+
+        def call(self, command, timeout_s=None, **fields):
+            self.told.append((command, fields.get("idempotency_key"), fields.get("cycle")))
+            self.left -= 1
+            if self.left == -1:
+                raise KeyboardInterrupt
+            return {"result": {"cycle": "0x99"}, "details": "cycle 0x99 is being cancelled"}
+    client = Interrupted()
+    with pytest.raises(batos.Cancelled, match="0x99"):
+        batos._ask(batos.types.SimpleNamespace(question="why", json=False), client)
+    keys = {key for command, key, _ in client.told if command != "cancel"}
+    assert len(keys) == 1 and client.told[-1] == ("cancel", None, "0x99")
