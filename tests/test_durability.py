@@ -39,4 +39,4 @@ def test_fuzzing_of_the_wire(tmp_path, inputs):
 @pytest.mark.slow
 def test_a_soak(tmp_path):
     report = soak.campaign(tmp_path, 20_000, 100, 1)
-    assert [problem for problem in report["problems"] if "grew" not in problem] == [] and report["cycles"] == 100
+    assert [problem for problem in report["problems"] if "grew" not in problem] == [] and report["cycles"] >= 100
