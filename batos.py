@@ -1603,7 +1603,8 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
     def _save_index(self):
         """Write the index, which is believed at the next opening, so that it is there whole or not at all."""
         if not self._is_read_only and self.in_place():
-            self._index.save(self._pos, f"{self._file_name}.index_tmp")
+            with private_files():
+                self._index.save(self._pos, f"{self._file_name}.index_tmp")
             fsync_path(f"{self._file_name}.index_tmp")
             os.rename(f"{self._file_name}.index_tmp", f"{self._file_name}.index")
             fsync_path(os.path.dirname(self._file_name))
