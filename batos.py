@@ -1244,34 +1244,53 @@ def has_hole(data, start, end):
     return any(not data[at:stop].strip(b"\0") for at, stop in itertools.pairwise(cuts))
 
 
-def records_digest(data, at, end):
-    """Return the digest of the records between two positions, as descriptions hold it. Raises ValueError where they are none."""
-    state = hashlib.blake2b(digest_size=16)
+def records_of(data, at, end):
+    """Yield (oid, tid, position of the one before, position of its transaction, 0, data) of each record between two positions.
+
+    Raises ValueError where they are none.
+    """
     while at < end:
         if end - at < RECORD_HEADER.size:
             raise ValueError("a record does not end where its transaction ends")
-        oid, _, _, _, _, length = RECORD_HEADER.unpack_from(data, at)
+        *header, length = RECORD_HEADER.unpack_from(data, at)
         at += RECORD_HEADER.size
-        state.update(oid)
-        state.update(data[at:at + length])
+        yield *header, data[at:at + length]
         at += length or 8
     if at != end:
         raise ValueError("a record does not end where its transaction ends")
+
+
+def records_digest(records):
+    """Return the digest of records, as descriptions hold it: of their oids and data, whatever their places."""
+    state = hashlib.blake2b(digest_size=16)
+    for oid, *_, pickled in records:
+        state.update(oid)
+        state.update(pickled)
     return DIGEST_MARK + state.hexdigest().encode()
 
 
-def transaction_fault(data, at):
-    """Return why the transaction at a position is not what was written, or None. What was packed is not looked at."""
-    _, length, status, user, described, extra = TXN_HEADER.unpack_from(data, at)
+def _links_back(data, at, record):
+    """Whether the record of a transaction at a position names one before of its object, or none."""
+    oid, _, before, *_ = record
+    return not before or before < at and data[before:before + 8] == oid
+
+
+def transaction_fault(data, at, links=False):
+    """Return why the transaction at a position is not what was written, or None; with `links` also by what it names."""
+    tid, length, status, user, described, extra = TXN_HEADER.unpack_from(data, at)
     begin = at + TXN_HEADER.size + user
     description = bytes(data[begin:begin + described])
-    if status == b"p" or not described:                  # a pack takes records out; the first images have no digests
-        return None
     try:
-        found = records_digest(data, begin + described + extra, at + length)
+        records = list(records_of(data, begin + described + extra, at + length))
     except ValueError as error:
         return str(error)
-    return None if found == description else "its records are not those whose digest it holds"
+    if any((own_tid, place, version) != (tid, at, 0) for _, own_tid, _, place, version, _ in records):
+        return "a record says something else of its transaction"
+    if links and not all(_links_back(data, at, record) for record in records):
+        return "a record says something else of the one before it of its object"
+    if status == b"p" or not described:                  # a pack takes records out; the first images have no digests
+        return None
+    return None if records_digest(records) == description else "its records are not those whose digest it holds"
 
 
 def without_torn(data, state, sealed):
@@ -1598,7 +1617,7 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
     def _note_digest(self):
         end = self._tfile.tell()
         self._tfile.seek(0)
-        self._ude = self._ude[0], records_digest(self._tfile.read(end), 0, end), self._ude[2]
+        self._ude = self._ude[0], records_digest(records_of(self._tfile.read(end), 0, end)), self._ude[2]
 
     def _save_index(self):
         """Write the index, which is believed at the next opening, so that it is there whole or not at all."""
@@ -2342,7 +2361,7 @@ def _digest_faults(path, start, end):
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         at, faults = max(start, len(MAGIC)), []
         while at < end:
-            fault = transaction_fault(data, at)
+            fault = transaction_fault(data, at, links=True)
             faults += [f"the transaction at byte {at}: {fault}"] if fault else []
             at += TXN_HEADER.unpack_from(data, at)[1] + 8
     return faults

@@ -259,3 +259,21 @@ def test_a_recovered_image_serves(path, tmp_path, daemon, capsys):
     with batos.Client(daemon("--image", new).endpoint) as client:
         assert client.call("search_memory", query="brass valve")["results"]
         assert client.call("send_message", target="genesis_obj", selector="s2")["result"][0] == 17
+
+
+def test_a_flip_anywhere_in_the_header_of_a_record_is_found_and_told_by_recover(path, tmp_path):
+    data = pathlib.Path(path).read_bytes()
+    starts = [start for start, _, _ in batos.pieces(data)]
+    start = starts[len(starts) // 2]
+    records = batos.recover_image(path, tmp_path / "whole.fs")["records"]
+    _, _, _, user, described, extra = batos.TXN_HEADER.unpack_from(data, start)
+    at = start + batos.TXN_HEADER.size + user + described + extra
+    pathlib.Path(f"{path}.seals").unlink()
+    for offset in range(batos.RECORD_HEADER.size):
+        bad = bytearray(data)
+        bad[at + offset] ^= 1
+        pathlib.Path(path).write_bytes(bad)
+        pathlib.Path(f"{path}.index").unlink(missing_ok=True)
+        assert batos.transaction_fault(bytes(bad), start, links=True), offset
+        report = batos.recover_image(path, tmp_path / f"new{offset}.fs")
+        assert report["lost"] or report["records"] == records and 16 <= offset < 24, offset
