@@ -570,6 +570,15 @@ def fsync_path(path):
         os.close(handle)
 
 
+def make_folder(path):
+    """Make a folder that is its owner's alone where there is none, and those above it; their names are on the disk."""
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
+        fsync_path(path.parent)
+
+
 def write_whole(path, data):
     """Write a file that is there whole or not at all."""
     part = f"{path}.part"
@@ -1187,6 +1196,7 @@ IMAGE_VERSION = 2
 MAGIC = b"FS30"
 TXN_HEADER = struct.Struct(">8sQcHHH")                    # tid, length less 8, status, three lengths
 RECORD_HEADER = struct.Struct(">8s8sQQHQ")                # oid, tid, two positions, 0, length of the data (0: a position follows)
+NO_DIGESTS = b"", b"initial database creation"           # descriptions in the first images
 DIGEST_MARK = b"blake2b:"                                 # what a description begins with; 32 hex digits follow
 SECTOR = 512
 SEAL_KEYS = ("start", "end", "tid", "blake2b")
@@ -1288,7 +1298,7 @@ def transaction_fault(data, at, links=False):
         return "a record says something else of its transaction"
     if links and not all(_links_back(data, at, record) for record in records):
         return "a record says something else of the one before it of its object"
-    if status == b"p" or not described:                  # a pack takes records out; the first images have no digests
+    if status == b"p" or description in NO_DIGESTS:       # a pack takes records out
         return None
     return None if records_digest(records) == description else "its records are not those whose digest it holds"
 
@@ -2448,6 +2458,37 @@ def _copy_transaction(path, start, storage, blobs, report):
     return None
 
 
+def _remove_part(path):
+    """Remove an image that is not whole, and what belongs to it; the file that tells of it goes last."""
+    shutil.rmtree(f"{path}.blob", ignore_errors=True)
+    for end in (".index", ".lock", ".tmp", ""):
+        pathlib.Path(f"{path}.part{end}").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def putting_together(path):
+    """Make a new image inside, as the file that is given; it gets its name once it is whole. An error leaves nothing.
+
+    What a killed one left at that name is removed first. Raises ConfigError where another image is, ImageLocked.
+    """
+    part = f"{path}.part"
+    with _lock_file(path):
+        if os.path.exists(part) and not os.path.exists(path):
+            _remove_part(path)
+        taken = [end for end in ("", ".blob", ".seals", ".old", ".part") if os.path.exists(f"{path}{end}")]
+        if taken:
+            raise ConfigError(f"{path}{taken[0]} exists already; name a place where no image is")
+        try:
+            yield part
+            os.rename(part, path)
+        except BaseException:
+            _remove_part(path)
+            raise
+        for end in (".index", ".lock", ".tmp"):
+            pathlib.Path(f"{part}{end}").unlink(missing_ok=True)
+        fsync_path(os.path.dirname(path))
+
+
 def recover_image(where, new, tell=lambda line: None):
     """Copy what can be read of an image that nobody has open into a new one, and check that deep.
 
@@ -2457,11 +2498,10 @@ def recover_image(where, new, tell=lambda line: None):
     path, target, started_s = os.path.abspath(where), os.path.abspath(new), time.monotonic()
     if not os.path.exists(path) or os.path.getsize(path) < len(MAGIC):
         raise ConfigError(f"there is no image {path}; name the damaged one with --image")
-    check_vacant(target)
     report = {"image": path, "new": target, "transactions": 0, "records": 0, "lost": []}
-    with private_files(), _lock_file(path), open(path, "rb") as file, \
+    with private_files(), putting_together(target) as part, _lock_file(path), open(path, "rb") as file, \
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, \
-            contextlib.closing(ImageStorage(target, blob_dir=f"{target}.blob")) as storage:
+            contextlib.closing(ImageStorage(part, blob_dir=f"{target}.blob")) as storage:
         blobs = ZODB.blob.FilesystemHelper(f"{path}.blob")
         for start, end, whole in pieces(data):
             why = _copy_transaction(path, start, storage, blobs, report) if whole else "no whole transaction"
@@ -2659,7 +2699,7 @@ def make_backup(image, where, full=False, full_days=7.0, keep_days=30.0, step=la
     if image.path is None:
         raise ConfigError("this image is kept by another storage; back it up with the tools of that one")
     folder = pathlib.Path(where)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(folder)
     with reading(image) as root:
         image_id = root["image_id"]
     with _lock_file(folder / "backups"):
@@ -2688,7 +2728,7 @@ def _back_up(image, folder, image_id, before, step):
                     blake2b=blake2b, blobs=[], faults=[])
     if end > start:
         backup.transactions = _verified_piece(piece, backup, bytes.fromhex(before.tid) if before else bytes(8))
-        (folder / "blobs").mkdir(mode=0o700, exist_ok=True)
+        make_folder(folder / "blobs")
         _back_up_blobs(image, folder / "blobs", backup, step)
     _write_manifest(folder, backup)
     return backup
@@ -2754,13 +2794,6 @@ def choose_backup(backups, as_of=None):
     return chosen[0]
 
 
-def check_vacant(where):
-    """Raise ConfigError where a data file, its blobs or its seals exist already."""
-    taken = [end for end in ("", ".blob", ".seals", ".old") if os.path.exists(f"{where}{end}")]
-    if taken:
-        raise ConfigError(f"{where}{taken[0]} exists already; name a place where no image is")
-
-
 def restore_image(folder, where, as_of=None, step=lambda line: None):
     """Put an image together from its backups in a place where none is, and check it deep.
 
@@ -2771,14 +2804,15 @@ def restore_image(folder, where, as_of=None, step=lambda line: None):
     backups, _ = read_backups(folder)
     chosen = choose_backup(backups, as_of)
     chain = chain_to(backups, chosen)
-    with private_files(), _lock_file(path):
-        check_vacant(path)
+    with private_files(), putting_together(path) as part:
         check_room(os.path.dirname(path), sum(backup.size for backup in chain), "the restored image")
         for backup in chain:
             step(f"verifying {backup.name}")
             for fault in verify_backup(folder, backup):
                 raise DamagedImage(f"{fault}; nothing was restored. Choose an older backup with --as-of")
-        _put_together(folder, chain, path, step)
+        with open(part, "wb") as target:
+            _put_blobs(folder, chain, ZODB.blob.FilesystemHelper(f"{path}.blob"), step)
+            _put_data(folder, chain, target)
     report = check_image(path, deep=True)
     if not report["faults"]:
         Image.open(path).close()                         # seals it
@@ -2786,9 +2820,8 @@ def restore_image(folder, where, as_of=None, step=lambda line: None):
             "blobs": report["blobs"], "faults": report["faults"], "seconds": round(time.monotonic() - started_s, 2)}
 
 
-def _put_together(folder, chain, path, step):
-    """Write the blobs, then the data file; it gets its name last."""
-    helper = ZODB.blob.FilesystemHelper(f"{path}.blob")
+def _put_blobs(folder, chain, helper, step):
+    """Write the blobs of a chain of backups, and force them to the disk."""
     helper.create()
     for oid, tid, sha, _ in (blob for backup in chain for blob in backup.blobs):
         step(f"blob {sha}")
@@ -2798,14 +2831,15 @@ def _put_together(folder, chain, path, step):
         fsync_path(target)
         for above in _folders_up_to(target, helper.base_dir):
             fsync_path(above)
-    with open(f"{path}.part", "wb") as target:
-        for backup in chain:
-            with open(folder / f"{backup.name}.data", "rb") as source:
-                shutil.copyfileobj(source, target)
-        target.flush()
-        os.fsync(target.fileno())
-    os.rename(f"{path}.part", path)
-    fsync_path(os.path.dirname(path))
+
+
+def _put_data(folder, chain, target):
+    """Write the data of a chain of backups to an open file, and force it to the disk."""
+    for backup in chain:
+        with open(folder / f"{backup.name}.data", "rb") as source:
+            shutil.copyfileobj(source, target)
+    target.flush()
+    os.fsync(target.fileno())
 
 
 def upgrade_image(image, backup_folder, tell=lambda line: None):
@@ -6704,7 +6738,7 @@ class KeyRing:
         path = self.folder / "server.json"
         if make and not path.exists():
             with private_files():
-                self.folder.mkdir(exist_ok=True)
+                make_folder(self.folder)
                 public, secret = zmq.curve_keypair()
                 write_whole(path, json.dumps({"public": public.decode(), "secret": secret.decode()}).encode())
         if not path.exists():

@@ -1,6 +1,8 @@
 """Backups: whole and added, made while others write, read back, let go in time; and images put together from them."""
 
 import datetime
+import errno
+import functools
 import json
 import pathlib
 import shutil
@@ -328,3 +330,25 @@ def test_the_drill(daemon, tmp_path):
                                 idempotency_key=f"{number} {n}")
             assert again["repeated"]
         assert client.call("search_memory", query="brass valve")["results"]
+
+
+def test_what_a_killed_restore_or_recover_left_is_made_anew(tmp_path, image):
+    write(image, lambda root: batos.set_slot(root["genesis_obj"], "file", blob_of(tmp_path, b"w" * 5000)))
+    batos.make_backup(image, tmp_path / "b")
+    image.close()
+    for make in (functools.partial(batos.restore_image, tmp_path / "b"), functools.partial(batos.recover_image, image.path)):
+        new = tmp_path / f"{make.func.__name__}.fs"
+        pathlib.Path(f"{new}.part").write_bytes(b"a part")
+        pathlib.Path(f"{new}.blob", "left").mkdir(parents=True)
+        assert make(new)["faults"] == [] and "file" in slots(new)
+        assert not list(tmp_path.glob("*.part*")) and not pathlib.Path(f"{new}.blob", "left").exists()
+
+
+def test_an_error_amid_a_restore_leaves_nothing_at_its_place(tmp_path, image, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    batos.make_backup(image, tmp_path / "b")
+    monkeypatch.setattr(batos, "_put_data", full)
+    with pytest.raises(OSError, match="No space"):
+        batos.restore_image(tmp_path / "b", tmp_path / "new.fs")
+    assert [path.name for path in tmp_path.glob("new.fs*")] == ["new.fs.lock"]

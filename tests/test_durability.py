@@ -16,12 +16,13 @@ def test_kill_minus_9_in_each_phase(tmp_path, phase, count):
 
 
 @pytest.mark.parametrize("cuts", [60, pytest.param(300, marks=pytest.mark.slow)])
-def test_power_cuts(cuts):
-    assert powercut.campaign(cuts, cuts)["problems"] == []
+@pytest.mark.parametrize("work", ["serving", "copies"])
+def test_power_cuts(work, cuts):
+    assert powercut.campaign(cuts, cuts, work)["problems"] == []
 
 
 def test_zodb_as_it_comes_does_not_stand_power_cuts():
-    assert len(powercut.campaign(2, 60, stock=True)["problems"]) > 10
+    assert len(powercut.campaign(2, 60, "stock")["problems"]) > 10
 
 
 @pytest.mark.parametrize("commands", [1500, pytest.param(15_000, marks=pytest.mark.slow)])

@@ -1,5 +1,6 @@
 """Faults of the machine: a clear error, nothing acknowledged lost, and service again when the cause is gone."""
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -129,6 +130,99 @@ def test_a_blob_that_cannot_be_forced_to_the_disk_is_not_committed(tmp_path, mon
     put(image, "n", 1)
     image.close()
     assert "file" not in slots(tmp_path / "image.fs") and slots(tmp_path / "image.fs")["n"] == 1
+
+
+# Real file systems, where this process may mount one
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 24 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def remount(disk, option):
+    subprocess.run(["mount", "-o", f"remount,{option}", str(disk)], check=True)
+
+
+@contextlib.contextmanager
+def full(disk):
+    """Nothing fits on the disk inside."""
+    with open(disk / "ballast", "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"b" * 4096):
+            continue
+    yield
+    (disk / "ballast").unlink()
+
+
+@contextlib.contextmanager
+def read_only(disk):
+    """Nothing can be written on the disk inside, on which no file may be open for writing."""
+    remount(disk, "ro")
+    yield
+    remount(disk, "rw")
+
+
+def test_a_full_file_system(daemon, small_disk):
+    running = daemon("--image", str(small_disk / "image.fs"))
+    with batos.Client(running.endpoint, timeout_s=60) as client:
+        set_slot(client, "before", 1)
+        with full(small_disk):
+            for _ in range(3):
+                with pytest.raises(batos.ImageError, match="nothing was stored"):
+                    set_slot(client, "during", "x" * 9000)
+            with pytest.raises(batos.ImageError):
+                client.call("index_document", doc_id="b", text="Another valve. " * 5000)
+            with pytest.raises(batos.ImageError, match="No space|room"):
+                client.call("backup", folder=str(small_disk / "b"))
+            assert client.call("health")["status"] == "OK"
+            assert client.call("inspect", target="genesis_obj.before")["result"]["value"] == 1
+        set_slot(client, "after", 2)
+        client.call("index_document", doc_id="b", text="Another valve.")
+    assert running.stop() == 0
+    assert batos.check_image(str(small_disk / "image.fs"), deep=True)["faults"] == []
+    assert {"before", "after"} <= set(slots(small_disk / "image.fs"))
+
+
+def test_a_start_on_a_full_file_system(daemon, small_disk):
+    running = daemon("--image", str(small_disk / "image.fs"))
+    with batos.Client(running.endpoint) as client:
+        set_slot(client, "before", 1)
+    running.stop(kill=True)
+    with full(small_disk):
+        told = start_refused(small_disk)
+        assert told is None or "No space" in told or "room" in told, told
+    assert slots(small_disk / "image.fs")["before"] == 1
+
+
+def test_a_start_on_a_read_only_file_system(daemon, small_disk):
+    running = daemon("--image", str(small_disk / "image.fs"))
+    with batos.Client(running.endpoint) as client:
+        set_slot(client, "before", 1)
+    running.stop()
+    with read_only(small_disk):
+        assert "Read-only file system" in start_refused(small_disk)
+    assert slots(small_disk / "image.fs")["before"] == 1
+
+
+def start_refused(disk):
+    """Start a daemon that serves the image of a disk and stop it; returns what it said where it did not start."""
+    command = [sys.executable, str(ROOT / "batos.py"), "--core", "none", "--image", str(disk / "image.fs"),
+               "--endpoint", "tcp://127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "listens on" in line:
+                process.terminate()
+        if process.wait(60) == 0:
+            return None
+    assert "Traceback" not in "".join(lines), lines
+    return "".join(lines)
 
 
 def test_a_folder_that_takes_no_files(tmp_path):

@@ -21,6 +21,13 @@ def old(tmp_path):
 
 def test_an_old_image_has_no_fault(old):
     assert batos.check_image(old, deep=True)["faults"] == []
+    pathlib.Path(f"{old}.seals").unlink()                # then each transaction is looked at
+    assert batos.check_image(old, deep=True)["faults"] == []
+
+
+def test_an_old_image_is_recovered_without_a_loss(old, tmp_path):
+    report = batos.recover_image(old, tmp_path / "new.fs")
+    assert (report["lost"], report["faults"]) == ([], [])
 
 
 def test_an_old_image_keeps_its_promises_and_learns_to_think(old, daemon):

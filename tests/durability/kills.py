@@ -179,26 +179,37 @@ def _image_with_backup(folder):
     return where
 
 
+def whole_or_none(path):
+    """Return the faults of a new image where it has its name; then it is removed, so that another can be made there."""
+    if not path.exists():
+        return []
+    faults = batos.check_image(str(path), deep=True)["faults"]
+    shutil.rmtree(f"{path}.blob")
+    for end in ("", ".seals", ".index", ".lock"):
+        pathlib.Path(f"{path}{end}").unlink(missing_ok=True)
+    return faults
+
+
 def recover(folder, kills, seed):
-    """Kill `recover`: the original stands as it was, and the next one, elsewhere, has everything."""
+    """Kill `recover`: the original stands as it was, and the next one, at the same place, has everything."""
     rng, where = random.Random(seed), _image_with_backup(folder)
     before, problems = pathlib.Path(where).read_bytes(), []
-    for number in range(kills):
-        killed_after(command_line(folder, "recover", f"new{number}.fs", "--image", where), rng.uniform(0.2, 0.6))
+    for _ in range(kills):
+        killed_after(command_line(folder, "recover", "new.fs", "--image", where), rng.uniform(0.2, 0.6))
         problems += ["the original was changed"] if pathlib.Path(where).read_bytes() != before else []
-    report = batos.recover_image(where, pathlib.Path(folder, "last.fs"))
+        problems += whole_or_none(pathlib.Path(folder, "new.fs"))
+    report = batos.recover_image(where, pathlib.Path(folder, "new.fs"))
     return {"kills": kills, "problems": problems + report["lost"] + report["faults"]}
 
 
 def restore(folder, kills, seed):
-    """Kill `restore`: what has the image's name is whole, and a restore elsewhere has everything."""
+    """Kill `restore`: what has the image's name is whole, and the next restore there has everything."""
     rng, where, problems = random.Random(seed), _image_with_backup(folder), []
-    for number in range(kills):
-        new = pathlib.Path(folder, f"new{number}.fs")
-        killed_after(command_line(folder, "restore", "b", "--image", str(new)), rng.uniform(0.2, 0.5))
-        problems += batos.check_image(str(new), deep=True)["faults"] if new.exists() else []
-    problems += batos.restore_image(pathlib.Path(folder, "b"), pathlib.Path(folder, "last.fs"))["faults"]
-    same = pathlib.Path(folder, "last.fs").read_bytes() == pathlib.Path(where).read_bytes()
+    for _ in range(kills):
+        killed_after(command_line(folder, "restore", "b", "--image", "new.fs"), rng.uniform(0.2, 0.5))
+        problems += whole_or_none(pathlib.Path(folder, "new.fs"))
+    problems += batos.restore_image(pathlib.Path(folder, "b"), pathlib.Path(folder, "new.fs"))["faults"]
+    same = pathlib.Path(folder, "new.fs").read_bytes() == pathlib.Path(where).read_bytes()
     return {"kills": kills, "problems": problems + ([] if same else ["the restored image is another"])}
 
 

@@ -144,6 +144,10 @@ TOLD = {                                                 # campaign -> (what it 
         "power cut",
         lambda row: f"{row['cuts']:,} cuts among {row['operations']} recorded file operations",
         lambda row: f"{row['problems']} with anything acknowledged lost, a blob torn, or an image that does not open"),
+    "powercut of copies": (
+        "power cut amid upgrade, backup, restore and recover",
+        lambda row: f"{row['cuts']:,} cuts among {row['operations']} recorded file operations",
+        lambda row: f"{row['problems']} with anything lost, a backup that does not verify, or a copy that is not whole"),
     "powercut of plain ZODB": (
         "the same with ZODB as it comes",
         lambda row: f"{row['cuts']:,} cuts",

@@ -4,9 +4,9 @@ What was written to a file since its last fsync may be there in any part, in any
 made, changed or removed since the last fsync of their folder may be there up to any of them. Each replayed folder must
 open, pass the deep check, and hold all that was acknowledged before the cut.
 
-    python tests/durability/powercut.py [--seed N] [--cuts N] [--stock]
+    python tests/durability/powercut.py [--seed N] [--cuts N] [--work serving|copies|stock]
 
---stock records ZODB's own FileStorage, for comparison.
+"copies" are upgrade, backup, restore and recover; "stock" serves with ZODB's own FileStorage, for comparison.
 """
 
 import argparse
@@ -69,7 +69,7 @@ class Recorder:
         self._real = {name: getattr(os, name) for name in
                       ("open", "fsync", "fdatasync", "rename", "replace", "remove", "unlink", "mkdir", "rmdir", "link", "symlink",
                        "truncate")}
-        self._builtin, self._ids, self._next_id = builtins.open, {}, 0
+        self._builtin, self._ids, self._next_id, self.folders = builtins.open, {}, 0, set()
 
     def note(self, op):
         with self._lock:
@@ -115,7 +115,7 @@ class Recorder:
     def recording(self):
         """Record all that is done inside."""
         patches = {name: getattr(self, f"_{name}", None) or self._names_after(name) for name in self._real}
-        io_open, storage = io.open, sys.modules["ZODB.FileStorage.FileStorage"]
+        io_open, storage, shutil._USE_CP_SENDFILE = io.open, sys.modules["ZODB.FileStorage.FileStorage"], False
         storage.fsync = self._fsync                      # it keeps a name of its own
         blob_file = batos.ZODB.blob.BlobFile
         blob_write, blob_file.recorder = blob_file.write, self
@@ -126,6 +126,7 @@ class Recorder:
         try:
             yield self
         finally:
+            shutil._USE_CP_SENDFILE = True
             storage.fsync, blob_file.write = self._real["fsync"], blob_write
             for name, function in self._real.items():
                 setattr(os, name, function)
@@ -162,6 +163,8 @@ class Recorder:
                     new = name in ("mkdir", "symlink")
                     self.note(Op("names", names=tuple((path, self.file(os.lstat(path).st_ino, new) if os.path.lexists(path)
                                                        else None) for path in ours)))
+                if ours and name == "mkdir":
+                    self.folders.add(self.file(os.lstat(ours[0]).st_ino))
             return result
         return call
 
@@ -259,7 +262,6 @@ class Disk:
                 with open(there, "wb") as file:
                     file.write(self.inodes[inode].after_cut(rng))
 
-    folders = frozenset()
 
 
 class StockStorage(batos.ZODB.FileStorage.FileStorage):
@@ -274,7 +276,7 @@ class StockStorage(batos.ZODB.FileStorage.FileStorage):
         """Look at nothing."""
 
 
-def workload(folder, recorder, rng):
+def serving(folder, recorder, rng):
     """Slots, blobs, documents, seals, packs, closing and opening again; what is acknowledged is told to the recorder."""
     settings, count = batos.load_settings({"seal_mb": 0.002}, {"BATOS_SETTINGS": "/dev/null"}), 0
     for session in range(3):
@@ -296,6 +298,40 @@ def workload(folder, recorder, rng):
             for lane in (write, bulk):
                 lane.close()
             image.close()
+
+
+OLD = pathlib.Path(__file__).resolve().parents[1] / "data"
+
+
+def copies(folder, recorder, rng):
+    """An image of the first version upgraded with its backup, backed up amid commands, restored, recovered."""
+    settings = batos.load_settings({"seal_mb": 0.002}, {"BATOS_SETTINGS": "/dev/null"})
+    where, backups = os.path.join(folder, "image.fs"), os.path.join(folder, "backups")
+    with recorder.recording():
+        for end in ("", ".seals"):
+            batos.write_whole(pathlib.Path(f"{where}{end}"), next(OLD.rglob(f"2d58de3{end}")).read_bytes())
+        recorder.ack(("mood", "mood", "curious"))
+        image = batos.Image.open(where)
+        batos.upgrade_image(image, backups)
+        recorder.ack(("version", "image_version", batos.IMAGE_VERSION))
+        token = batos.WriteToken()
+        write, bulk = batos.WriteLane(image, token, settings).start(), batos.BulkLane(image, token, settings).start()
+        for count in range(1, 9):
+            one_command(write, bulk, count, rng, folder, recorder)
+            if count % 3 == 0:
+                recorder.ack(("backup", batos.make_backup(image, backups).name, None))
+        for lane in (write, bulk):
+            lane.close()
+        recorder.ack(("backup", batos.make_backup(image, backups).name, None))
+        image.close()
+        batos.restore_image(backups, f"{where}.restored")
+        recorder.ack(("copy", "image.fs.restored", None))
+        batos.recover_image(where, f"{where}.recovered")
+        recorder.ack(("copy", "image.fs.recovered", None))
+
+
+WORKLOADS = {"serving": (serving, batos.ImageStorage), "copies": (copies, batos.ImageStorage), "stock": (serving, StockStorage)}
+REPORTED = {"serving": "powercut", "copies": "powercut of copies", "stock": "powercut of plain ZODB"}
 
 
 def one_command(write, bulk, count, rng, folder, recorder):
@@ -324,21 +360,19 @@ def one_command(write, bulk, count, rng, folder, recorder):
     recorder.ack((kind, name, value))
 
 
-def found_after(where, acknowledged):
+def found_after(target, acknowledged):
     """Return sentences on what is wrong with a folder after a cut: it does not open, a check fails, something is lost."""
     wanted = {(kind, name): value for kind, name, value in acknowledged if name}
+    image, backups, restored, recovered = (os.path.join(target, name) for name in
+                                           ("image.fs", "backups", "image.fs.restored", "image.fs.recovered"))
     try:
-        if not wanted and not os.path.exists(where):
-            return []
-        image = batos.Image.open(where)
-        try:
-            with batos.reading(image) as root:
-                faults = [f"{kind} {name} is lost" for (kind, name), value in wanted.items()
-                          if not holds(root, kind, name, value)]
-                empty = not len(root)
-        finally:
-            image.close()
-        faults += [] if empty else batos.check_image(where, deep=True)["faults"]
+        faults = [f"{os.path.basename(where)}: {fault}" for where in (image, *filter(os.path.exists, (restored, recovered)))
+                  for fault in image_faults(where, wanted)]
+        faults += backup_faults(backups, {name for kind, name in wanted if kind == "backup"})
+        faults += [f"{name} is lost" for kind, name in wanted
+                   if kind == "copy" and not os.path.exists(os.path.join(target, name))]
+        if os.path.exists(f"{restored}.part"):           # the next one clears it away
+            faults += batos.restore_image(backups, restored)["faults"]
         return faults
     except batos.BatosError as error:
         return [f"{type(error).__name__}: {error}"]
@@ -349,58 +383,80 @@ def found_after(where, acknowledged):
         return [f"{error!r} in {where.tb_frame.f_code.co_qualname}"]
 
 
-def holds(root, kind, name, value):
-    """Whether what was acknowledged last, or something newer, stands."""
-    if not len(root):
-        return False
-    if kind == "document":
-        document = root["knowledge_catalog_obj"].documents.get(name)
-        return document is not None and (text := root["knowledge_catalog_obj"].chunk_storage[document.first_chunk].text) \
-            and int(text.split()[0]) >= int(value.split()[0])
-    found = batos.own(root["genesis_obj"]).get(name)
-    if kind == "slot":
-        return found is not None and int(found.split()[0]) >= int(value.split()[0])
-    return found is not None and (found.sha256 == value and bool(batos.blob_path(found)) or found._p_serial > bytes(8) and
-                                  bool(batos.blob_path(found)))
-
-
-def campaign(seed, cuts, stock=False, tell=lambda line: None):
-    """Return {"seed", "operations", "cuts", "problems": [(cut, operation, sentences)]}."""
-    rng, work = random.Random(seed), tempfile.mkdtemp(prefix="powercut-")
-    folder, problems = os.path.join(work, "disk"), []
-    os.mkdir(folder)
-    recorder, original = Recorder(folder), batos.ImageStorage
+def image_faults(where, wanted):
+    """Open an image as the next start does, and return what is wrong with it."""
+    if not wanted and not os.path.exists(where):
+        return []
+    image = batos.Image.open(where)
     try:
-        if stock:
-            batos.ImageStorage = StockStorage
-        workload(folder, recorder, rng)
-        batos.ImageStorage = original
-        cuts_at = sorted(rng.choices(range(len(recorder.ops)), k=cuts))
-        disk, done = Disk(recorder.folder), 0
-        disk.folders = folders_in(recorder.ops)
-        for number, at in enumerate(cuts_at):
+        batos.upgrade_image(image, os.path.join(os.path.dirname(where), "backups"))
+        with batos.reading(image) as root:
+            faults = [f"{kind} {name} is lost" for (kind, name), value in wanted.items()
+                      if kind in HOLDS and not (len(root) and HOLDS[kind](root, name, value))]
+            empty = not len(root)
+    finally:
+        image.close()
+    return faults + ([] if empty else batos.check_image(where, deep=True)["faults"])
+
+
+def backup_faults(folder, wanted):
+    """Return what is wrong with the backups in a folder, all of which count, and which were acknowledged and are not there."""
+    if not os.path.isdir(folder):
+        return [f"the backups {wanted} are lost"] if wanted else []
+    backups, faults = batos.read_backups(folder)
+    faults += [fault for backup in backups for fault in batos.verify_backup(folder, backup)]
+    return faults + [f"the backup {name} is lost" for name in wanted - {backup.name for backup in backups}]
+
+
+def slot_holds(root, name, value):
+    found = batos.own(root["genesis_obj"]).get(name)
+    return found is not None and int(found.split()[0]) >= int(value.split()[0])
+
+
+def blob_holds(root, name, value):
+    found = batos.own(root["genesis_obj"]).get(name)
+    return found is not None and bool(batos.blob_path(found)) and (found.sha256 == value or found._p_serial > bytes(8))
+
+
+def document_holds(root, name, value):
+    catalog = root["knowledge_catalog_obj"]
+    document = catalog.documents.get(name)
+    return document is not None and int(catalog.chunk_storage[document.first_chunk].text.split()[0]) >= int(value.split()[0])
+
+
+HOLDS = {                                                # kind -> whether what was acknowledged, or something newer, stands
+    "slot": slot_holds, "blob": blob_holds, "document": document_holds,
+    "mood": lambda root, name, value: batos.own(root["genesis_obj"]).get(name) == value,
+    "version": lambda root, name, value: root[name] == value,
+}
+
+
+def campaign(seed, cuts, work="serving", tell=lambda line: None):
+    """Return {"seed", "operations", "cuts", "problems": [(cut, operation, sentences)]}."""
+    problems, batos_storage = [], batos.ImageStorage
+    workload, storage = WORKLOADS[work]
+    with tempfile.TemporaryDirectory(prefix="powercut-") as folder:
+        recorder = Recorder(os.path.join(folder, "disk"))
+        os.mkdir(recorder.folder)
+        try:
+            batos.ImageStorage = storage
+            workload(recorder.folder, recorder, random.Random(seed))
+        finally:
+            batos.ImageStorage = batos_storage
+        disk, done, target = Disk(recorder.folder), 0, os.path.join(folder, "after")
+        disk.folders = frozenset(recorder.folders)
+        for number, at in enumerate(sorted(random.Random(seed).choices(range(len(recorder.ops)), k=cuts))):
             for op in recorder.ops[done:at]:
                 disk.apply(op)
             done = at
-            target = os.path.join(work, "after")
             os.mkdir(target)
             disk.write_after_cut(target, random.Random(f"{seed} {number}"))
-            faults = found_after(os.path.join(target, "image.fs"), disk.acknowledged)
-            if faults:
+            if faults := found_after(target, disk.acknowledged):
                 problems.append((number, at, faults[:3]))
             shutil.rmtree(target)
             if number % 100 == 99:
                 tell(f"{number + 1} of {cuts} cuts, {len(problems)} with problems")
-    finally:
-        batos.ImageStorage = original
-        shutil.rmtree(work)
     return {"seed": seed, "operations": len(recorder.ops), "cuts": cuts, "problems": problems}
-
-
-def folders_in(ops):
-    """Return the inodes that are folders: what others lie in."""
-    above = {os.path.dirname(path) for op in ops for path, _ in op.names}
-    return frozenset(inode for op in ops for path, inode in op.names if path in above and inode is not None)
 
 
 if __name__ == "__main__":
@@ -408,10 +464,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--cuts", type=int, default=1000)
-    parser.add_argument("--stock", action="store_true")
+    parser.add_argument("--work", choices=WORKLOADS, default="serving")
     args = parser.parse_args()
-    result = campaign(args.seed, args.cuts, args.stock, lambda line: print(line, flush=True))
+    result = campaign(args.seed, args.cuts, args.work, lambda line: print(line, flush=True))
     for row in result["problems"][:20]:
         print(row)
-    raise SystemExit(loads.note_report("powercut of plain ZODB" if args.stock else "powercut",
-                                       result | {"problems": len(result["problems"])}))
+    raise SystemExit(loads.note_report(REPORTED[args.work], result | {"problems": len(result["problems"])}))
