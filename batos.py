@@ -1800,7 +1800,8 @@ def layout_is_told(folder):
 
 
 def settle_layout(folder):
-    """Write down the layout of a folder of blobs, which is always ZODB's bushy one, so that it is on the disk."""
+    """Write down the layout of a folder of blobs, always ZODB's bushy one, and clear away what a killed commit left there."""
+    shutil.rmtree(os.path.join(folder, "tmp"), ignore_errors=True)
     if not layout_is_told(folder):
         os.makedirs(folder, exist_ok=True)
         write_whole(os.path.join(folder, ZODB.blob.LAYOUT_MARKER), b"bushy")
@@ -1901,8 +1902,26 @@ class Image:
             check_room(os.path.dirname(self.path), before, "a pack")
             with self._sealing:
                 self._pack_unsealed(before_s, step)
+        if self.path is not None:
+            self._remove_stray_blobs(step)
         return {"before_mb": round(before / 1e6, 3), "after_mb": round(self.size() / 1e6, 3),
                 "seconds": round(time.monotonic() - started_s, 2)}
+
+    def _remove_stray_blobs(self, step):
+        """Remove files of blobs whose transaction was killed before it was there. Those of later ones are not judged."""
+        helper, (_, last) = self.storage.fshelper, self.committed()
+        for number, (oid, folder) in enumerate(helper.listOIDs()):
+            step(f"packing, files of {number:,} blobs looked at")
+            for name in filter(re.compile(r"0x[0-9a-f]{16}\.blob").fullmatch, os.listdir(folder)):
+                tid = bytes.fromhex(name[2:18])
+                if tid <= last and not self._is_stored(oid, tid):
+                    os.unlink(os.path.join(folder, name))
+
+    def _is_stored(self, oid, tid):
+        try:
+            return bool(self.storage.loadSerial(oid, tid))
+        except ZODB.POSException.POSKeyError:
+            return False
 
     def _first_s(self):
         """Return the Unix time of the first transaction."""

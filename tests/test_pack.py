@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import shutil
 import threading
 import time
@@ -35,6 +36,24 @@ def test_old_states_and_dropped_blobs_go(tmp_path, image):
         "image.fs.seals", "image.fs.index", "image.fs.lock", "image.fs.tmp"}
     report = batos.check_image(str(tmp_path / "image.fs"), deep=True)
     assert report["faults"] == [] and slots(tmp_path / "image.fs")["s2"] == [59, "x" * 3000]
+
+
+def test_files_of_blobs_that_were_never_committed_go(tmp_path, image):
+    kept = max(pathlib.Path(f"{image.path}.blob").glob("0x*/**/*.blob"))
+    tid = int(kept.stem, 16)
+    stray, coming = (kept.with_name(f"0x{number:016x}.blob") for number in (tid - 1, tid + (1 << 40)))
+    for path in (stray, coming, kept.with_name("note.blob")):
+        path.write_bytes(b"left by a kill")
+    image.pack(time.time() - 1e6)
+    assert not stray.exists() and kept.exists() and coming.exists() and kept.with_name("note.blob").exists()
+
+
+def test_the_next_start_clears_away_what_a_killed_commit_had_in_hand(tmp_path, image):
+    left = pathlib.Path(f"{image.path}.blob", "tmp", "BUCleft")
+    left.write_bytes(b"left by a kill")
+    image.close()
+    batos.Image.open(image.path).close()
+    assert not left.exists()
 
 
 def test_what_is_younger_stays(tmp_path, image):
