@@ -7326,12 +7326,12 @@ def _backup(uvm, request):
 
 
 def _subscribe(uvm, request):
-    topics = uvm.subscribe(request.peer, request.envelope, request.command.topics)
+    topics = uvm.wire.subscribe(request.peer, request.envelope, request.command.topics)
     uvm.reply_ok(request, {"details": f"subscribed to {', '.join(topics)}", "result": {"topics": topics}})
 
 
 def _unsubscribe(uvm, request):
-    topics = uvm.unsubscribe(request.peer, request.command.topics)
+    topics = uvm.wire.unsubscribe(request.peer, request.command.topics)
     uvm.reply_ok(request, {"details": f"subscribed to {', '.join(topics) or 'nothing'}", "result": {"topics": topics}})
 
 
@@ -7366,55 +7366,18 @@ def check_role(request, needed):
                         "ask whoever keeps the daemon for another key", role=request.role, needed=needed)
 
 
-class BatOS_UVM:
-    """The universal virtual machine: a ROUTER, the lanes behind it, and one reply for each request."""
+class Wire:
+    """The ROUTER: who may come in, how much, what is unsent to whom, and who is sent events. Knows no commands."""
 
-    def __init__(self, image, settings, core=None):
-        self.image, self.settings = image, settings
-        self.core = core or CognitiveCore()
-        self.events = Events()
-        token = WriteToken()
-        self.lanes = {"write": WriteLane(image, token, settings, self._fatal, self.events),
-                      "bulk": BulkLane(image, token, settings, self._fatal, self.events),
-                      "read": ReadLane(image, "read", settings.read_threads),
-                      "upkeep": Upkeep(image, settings, self._fatal, self.events)}
-        self.mind = MissionLane(image, self.lanes, self.core, settings,
-                                lambda oid, report: self.post(self._cycle_ended, oid, report))
-        self._waiting = collections.defaultdict(list)    # cycle id -> functions of its report, each one a reply
-        self.started_s = time.monotonic()
-        self.keys = KeyMemory(settings.request_memory_min_h * 3600, settings.request_memory_max)
-        self.peers, self.pending, self.view = {}, 0, {}
-        self._outcomes, self._awake = collections.deque(), False
-        self._held = None                                # keyed requests, until the memory of keys is read
-        self._refused = None                             # why no work is accepted any more, or None
-        self._view_commits = -1
-        self.vitals = {}                                 # what health tells of disk, memory and commits, looked at each second
+    def __init__(self, settings):
+        self.settings = settings
+        self.peers = {}                                  # identity -> Peer with work, unread replies or subscriptions
         self.subscribers = {}                            # identity -> Peer
-        self._metrics = None                             # the server of figures
-        self._socket_lock = None                         # of an ipc:// endpoint
         self.keyring = self._doorkeeper = None           # set where keys are asked for
-        self._sweeping = False                           # whether the bulk lane has a sweep of ours
-        self._health = None                              # what `health` answers, within one drain
-        self._taken = None                               # [(lane, job)] of the messages being drained, None between drains
-        self._retrying = False
+        self._socket_lock = None                         # of an ipc:// endpoint
+        self._retrying = False                           # whether _flush is to come
 
-    # ---- life
-
-    def start(self):
-        """Start the lanes and the core, take up missions, read the memory of keys in the background."""
-        for lane in self.lanes.values():
-            lane.start()
-        self.vitals = self._look_at_vitals()
-        if self.settings.metrics_port:
-            self._metrics = serve_metrics(self.settings.metrics_port, self._look_at_health)
-        self.core.start()
-        self.mind.start(self.events)
-        self.events.subscribe("cycle", lambda oid, state: self.post(self.publish, "cycle", {"cycle": oid, "state": state}))
-        self.events.subscribe("error", lambda name, error: self.post(self._publish_error, name, error))
-        self._held = []
-        since_us = steady_us() - int(self.settings.request_memory_min_h * 3600e6)
-        self.lanes["read"].submit(Job("keys", lambda root: recent_keys(root["ledger_obj"], since_us),
-                                      lambda outcome: self.post(self._keys_read, outcome)))
+    # ---- the socket
 
     def bind(self, endpoint):
         """Bind the ROUTER. Returns the endpoint, with the port that the system chose. Raises ConfigError."""
@@ -7447,20 +7410,245 @@ class BatOS_UVM:
         self.socket.curve_server = True
         self.socket.setsockopt_string(zmq.ZAP_DOMAIN, "batos")
         self.socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)        # no doorkeeper, no entry
-        self._take = self._take_known
+        self.take = self._take_known
+
+    def listen(self, loop, drain):
+        """Have `drain()` called by the loop whenever messages may be there."""
+        self._loop, self._drain = loop, drain
+        loop.add_reader(self.socket.FD, drain)
+        loop.call_soon(drain)
+
+    def close(self):
+        """Close the socket, in the loop's thread."""
+        self.socket.close()
+        if self._socket_lock:
+            self._socket_lock.close()
+        if self._doorkeeper:
+            self._doorkeeper.stop()
+        self._context.term()
+
+    def take(self):
+        """Take one message: (frames, None)."""
+        frames = [self.socket.recv(NOBLOCK), self.socket.recv(NOBLOCK)]      # an identity never comes alone
+        while self.socket.getsockopt(zmq.RCVMORE):
+            frames.append(self.socket.recv(NOBLOCK))
+        return frames, None
+
+    def _take_known(self):
+        """Take one message of a client that proved its key: (frames, its public key)."""
+        frames = self.socket.recv_multipart(NOBLOCK, copy=False)
+        return [frame.bytes for frame in frames], frames[-1].get("User-Id")
+
+    def drain_again_if_readable(self):
+        """The descriptor tells of edges: after sending, look whether messages came meanwhile."""
+        if self.socket.getsockopt(EVENTS) & POLLIN:
+            self._loop.call_soon(self._drain)
+
+    def unread(self):
+        """Return whether any reply is unsent."""
+        return any(peer.outbox for peer in self.peers.values())
+
+    # ---- who may come in, and how much
+
+    def known(self, peer, user):
+        """Return the row of a message's key in the ring, or None: it is revoked, or the client chose its routing id.
+
+        Such an id could be another's that has just gone, whose replies it would get; those that libzmq gives begin with a
+        zero byte, which none can choose.
+        """
+        row = self.keyring.clients.get(user) if user == peer.user else None
+        why = "its key is not (any more) let in" if row is None else "it chose its routing id"
+        if row is not None and peer.identity[:1] == b"\0":
+            return row
+        log_bridge.warning("a message is not answered: %s", why)
+        self.end_session(peer)
+        return None
+
+    def is_revoked(self, peer):
+        """Return whether a client's key was taken out of the ring."""
+        return self.keyring is not None and peer.user not in self.keyring.clients
+
+    def end_session(self, peer):
+        """Send a client nothing more of what it was to be sent."""
+        peer.outbox.clear()
+        self.unsubscribe(peer, TOPICS)
+
+    def check_rate(self, peer):
+        """Take one request off a client's allowance, which fills up again within a second. Raises Busy."""
+        now_s, rate = time.monotonic(), self.settings.client_rate
+        if peer.allowed_at_s == 0.0:
+            peer.allowance = rate
+        peer.allowance = min(rate, peer.allowance + (now_s - peer.allowed_at_s) * rate)
+        peer.allowed_at_s = now_s
+        self.peers[peer.identity] = peer                 # it is remembered until its allowance is full again
+        if peer.allowance < 1.0:
+            raise Busy(f"more than {rate:g} requests a second came from this client (client_rate); send it again later")
+        peer.allowance -= 1.0
+
+    def forget_idle(self, peer):
+        """Forget a client of which nothing is to be remembered."""
+        if not (peer.pending or peer.outbox or peer.topics or self._is_limited(peer)):
+            self.peers.pop(peer.identity, None)
+
+    def _is_limited(self, peer):
+        """Whether a client's allowance is to be remembered still: less than a second has passed since it sent."""
+        return self.settings.client_rate and time.monotonic() - peer.allowed_at_s < 1.0
+
+    def forget_unlimited(self):
+        """Forget clients whose allowance is full again."""
+        for peer in list(self.peers.values()) if self.settings.client_rate else ():
+            self.forget_idle(peer)
+
+    # ---- events
+
+    def subscribe(self, peer, envelope, topics):
+        """Have a client sent events; returns all its topics. Raises BadRequest for a REQ client, Busy."""
+        if len(envelope) != 1:
+            raise BadRequest("a REQ socket takes one reply a request, and no events; subscribe from a DEALER socket")
+        if peer.identity not in self.subscribers and len(self.subscribers) >= self.settings.subscribers_max:
+            raise Busy(f"{len(self.subscribers)} clients are subscribed, which is the limit (subscribers_max)")
+        self.subscribers[peer.identity] = self.peers[peer.identity] = peer
+        peer.topics.update(topics)
+        return sorted(peer.topics)
+
+    def unsubscribe(self, peer, topics):
+        """Have a client sent no more events of some topics; returns those that are left."""
+        peer.topics.difference_update(topics)
+        if not peer.topics:
+            self.subscribers.pop(peer.identity, None)
+            peer.missed = 0
+            self.forget_idle(peer)
+        return sorted(peer.topics)
+
+    def publish(self, topic, fields):
+        """Send an event to who is subscribed. Who does not read is told later how many it missed."""
+        peers = [peer for peer in self.subscribers.values() if topic in peer.topics]
+        if not peers:
+            return
+        payload = pack_reply({"event": topic, "at": to_wire(now_utc()), **fields})
+        for peer in peers:
+            if self.is_revoked(peer):
+                self.end_session(peer)
+            elif peer.missed or len(peer.outbox) >= self.settings.outbox_max:
+                peer.missed += 1
+            else:
+                self.send(peer, [peer.identity, payload])
+
+    def _tell_missed(self, peer):
+        """Tell a subscriber that reads again how many events it missed."""
+        missed, peer.missed = peer.missed, 0
+        self.send(peer, [peer.identity, pack_reply({"event": "lagged", "missed": missed})])
+
+    # ---- replies
+
+    def send(self, peer, frames):
+        """Send a message, at once or once the client reads; a client that lets too many pile up is dropped."""
+        if not peer.outbox and self._sent(peer, frames):
+            return
+        peer.outbox.append(frames)
+        self.peers[peer.identity] = peer
+        if len(peer.outbox) > 2 * self.settings.outbox_max:
+            return self._drop(peer, f"{len(peer.outbox)} replies unread")
+        if not self._retrying:
+            self._retrying = True
+            self._loop.call_later(RETRY_S, self._flush)
+
+    def _sent(self, peer, frames):
+        """Try to send. Returns whether the frames are off our hands (a client that went away took them along)."""
+        try:
+            for frame in frames[:-1]:
+                self.socket.send(frame, SNDMORE)         # a message that begins is taken whole
+            self.socket.send(frames[-1], NOBLOCK)
+        except zmq.Again:
+            peer.stalled_s = peer.stalled_s or time.monotonic()
+            return False
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            log_bridge.debug("a client went away before its reply")
+            self.unsubscribe(peer, TOPICS)
+        peer.stalled_s = None
+        return True
+
+    def _flush(self):
+        """Send what waits in outboxes; drop clients that read nothing for client_stall_s."""
+        self._retrying = False
+        for peer in [peer for peer in self.peers.values() if peer.outbox]:
+            while peer.outbox and self._sent(peer, peer.outbox[0]):
+                peer.outbox.popleft()
+            if peer.missed and not peer.outbox:
+                self._tell_missed(peer)
+            if peer.outbox and time.monotonic() - peer.stalled_s > self.settings.client_stall_s:
+                self._drop(peer, f"nothing read for {self.settings.client_stall_s:g} s")
+            self.forget_idle(peer)
+        if any(peer.outbox for peer in self.peers.values()):
+            self._retrying = True
+            self._loop.call_later(RETRY_S, self._flush)
+        self.drain_again_if_readable()
+
+    def _drop(self, peer, why):
+        log_bridge.warning("a client is dropped with %d unsent replies: %s", len(peer.outbox), why)
+        peer.stalled_s = None
+        self.end_session(peer)
+
+
+class BatOS_UVM:
+    """The universal virtual machine: a ROUTER, the lanes behind it, and one reply for each request."""
+
+    def __init__(self, image, settings, core=None):
+        self.image, self.settings = image, settings
+        self.core = core or CognitiveCore()
+        self.events = Events()
+        token = WriteToken()
+        self.lanes = {"write": WriteLane(image, token, settings, self._fatal, self.events),
+                      "bulk": BulkLane(image, token, settings, self._fatal, self.events),
+                      "read": ReadLane(image, "read", settings.read_threads),
+                      "upkeep": Upkeep(image, settings, self._fatal, self.events)}
+        self.mind = MissionLane(image, self.lanes, self.core, settings,
+                                lambda oid, report: self.post(self._cycle_ended, oid, report))
+        self._waiting = collections.defaultdict(list)    # cycle id -> functions of its report, each one a reply
+        self.started_s = time.monotonic()
+        self.keys = KeyMemory(settings.request_memory_min_h * 3600, settings.request_memory_max)
+        self.wire, self.pending, self.view = Wire(settings), 0, {}
+        self._outcomes, self._awake = collections.deque(), False
+        self._held = None                                # keyed requests, until the memory of keys is read
+        self._refused = None                             # why no work is accepted any more, or None
+        self._view_commits = -1
+        self.vitals = {}                                 # what health tells of disk, memory and commits, looked at each second
+        self._metrics = None                             # the server of figures
+        self._sweeping = False                           # whether the bulk lane has a sweep of ours
+        self._health = None                              # what `health` answers, within one drain
+        self._taken = None                               # [(lane, job)] of the messages being drained, None between drains
+
+    # ---- life
+
+    def start(self):
+        """Start the lanes and the core, take up missions, read the memory of keys in the background."""
+        for lane in self.lanes.values():
+            lane.start()
+        self.vitals = self._look_at_vitals()
+        if self.settings.metrics_port:
+            self._metrics = serve_metrics(self.settings.metrics_port, self._look_at_health)
+        self.core.start()
+        self.mind.start(self.events)
+        self.events.subscribe("cycle", lambda oid, state: self.post(self.wire.publish, "cycle", {"cycle": oid, "state": state}))
+        self.events.subscribe("error", lambda name, error: self.post(self._publish_error, name, error))
+        self._held = []
+        since_us = steady_us() - int(self.settings.request_memory_min_h * 3600e6)
+        self.lanes["read"].submit(Job("keys", lambda root: recent_keys(root["ledger_obj"], since_us),
+                                      lambda outcome: self.post(self._keys_read, outcome)))
 
     async def serve(self, stop):
         """Answer until `stop` (an asyncio.Event) is set, then drain."""
         self.loop, self.stop = asyncio.get_running_loop(), stop
-        self.loop.add_reader(self.socket.FD, self._drain)
-        self.loop.call_soon(self._drain)
+        self.wire.listen(self.loop, self._drain)
         view = self.loop.create_task(self._refresh_view(), name="view")
         try:
             await stop.wait()
             await self._drain_out()
         finally:
             view.cancel()
-            self.loop.remove_reader(self.socket.FD)
+            self.loop.remove_reader(self.wire.socket.FD)
 
     async def _drain_out(self):
         """Accept nothing more, wait for what was accepted, send what is unsent; all within drain_s."""
@@ -7473,7 +7661,7 @@ class BatOS_UVM:
         for oid in list(self._waiting):                  # their missions go on at the next start
             self._cycle_ended(oid, {"cycle": oid, "state": "accepted; it goes on when the daemon is back"})
         start_s = time.monotonic()
-        while self.pending or any(peer.outbox for peer in self.peers.values()):
+        while self.pending or self.wire.unread():
             if time.monotonic() - start_s >= self.settings.drain_s:      # a second interrupt makes it 0
                 break
             await asyncio.sleep(0.01)
@@ -7494,15 +7682,10 @@ class BatOS_UVM:
 
     def close_socket(self):
         """Close the socket, in the loop's thread. The image is the caller's."""
-        self.socket.close()
-        if self._socket_lock:
-            self._socket_lock.close()
+        self.wire.close()
         if self._metrics:
             self._metrics.shutdown()
             self._metrics.server_close()
-        if self._doorkeeper:
-            self._doorkeeper.stop()
-        self._context.term()
 
     def _fatal(self, error):
         self.loop.call_soon_threadsafe(self.stop.set)
@@ -7526,38 +7709,21 @@ class BatOS_UVM:
         """Take up to DRAIN_BATCH messages. Returns whether none is left."""
         for _ in range(DRAIN_BATCH):
             try:
-                frames, user = self._take()
+                frames, user = self.wire.take()
             except zmq.Again:
                 return True
             self._receive(frames, user)
         return False
 
-    def _take(self):
-        """Take one message: (frames, None)."""
-        frames = [self.socket.recv(NOBLOCK), self.socket.recv(NOBLOCK)]      # an identity never comes alone
-        while self.socket.getsockopt(zmq.RCVMORE):
-            frames.append(self.socket.recv(NOBLOCK))
-        return frames, None
-
-    def _take_known(self):
-        """Take one message of a client that proved its key: (frames, its public key)."""
-        frames = self.socket.recv_multipart(NOBLOCK, copy=False)
-        return [frame.bytes for frame in frames], frames[-1].get("User-Id")
-
-    def _again_if_readable(self):
-        """The descriptor tells of edges: after sending, look whether messages came meanwhile."""
-        if self.socket.getsockopt(EVENTS) & POLLIN:
-            self.loop.call_soon(self._drain)
-
     def _receive(self, frames, user):
         identity = frames[0]
-        peer = self.peers.get(identity) or Peer(identity, user)
+        peer = self.wire.peers.get(identity) or Peer(identity, user)
         request = Request(peer, frames[:-1])
-        if self.keyring and not self._recognise(request, user):
+        if self.wire.keyring and not self._recognise(request, user):
             return
         try:
             if self.settings.client_rate:
-                self._check_rate(peer)
+                self.wire.check_rate(peer)
             if len(frames) not in (2, 3) or (len(frames) == 3 and frames[1]):
                 request.envelope = frames[:1]
                 raise Malformed(f"a message of {len(frames)} frames came; send one frame (DEALER), or an empty one "
@@ -7570,35 +7736,11 @@ class BatOS_UVM:
             self.reply_error(request, error)
 
     def _recognise(self, request, user):
-        """Note who sent a request. What comes with a revoked key is not answered.
-
-        A routing id that the client chose could be another's that has just gone, whose replies it would get; those that
-        libzmq gives begin with a zero byte, which none can choose.
-        """
-        row = self.keyring.clients.get(user)
-        if row is None or request.peer.identity[:1] != b"\0":
-            why = "its key is not (any more) let in" if row is None else "it chose its routing id"
-            log_bridge.warning("a message is not answered: %s", why)
-            self._end_session(request.peer)
-            return False
-        request.who, request.role = row["name"], row["role"]
-        return True
-
-    def _end_session(self, peer):
-        peer.outbox.clear()
-        self.unsubscribe(peer, TOPICS)
-
-    def _check_rate(self, peer):
-        """Take one request off a client's allowance, which fills up again within a second. Raises Busy."""
-        now_s, rate = time.monotonic(), self.settings.client_rate
-        if peer.allowed_at_s == 0.0:
-            peer.allowance = rate
-        peer.allowance = min(rate, peer.allowance + (now_s - peer.allowed_at_s) * rate)
-        peer.allowed_at_s = now_s
-        self.peers[peer.identity] = peer                 # it is remembered until its allowance is full again
-        if peer.allowance < 1.0:
-            raise Busy(f"more than {rate:g} requests a second came from this client (client_rate); send it again later")
-        peer.allowance -= 1.0
+        """Note who sent a request. Returns whether it is to be answered."""
+        row = self.wire.known(request.peer, user)
+        if row:
+            request.who, request.role = row["name"], row["role"]
+        return row is not None
 
     def _dispatch(self, request):
         command = request.command
@@ -7682,22 +7824,14 @@ class BatOS_UVM:
             request.accepted = True
             self.pending += 1
             request.peer.pending += 1
-            self.peers[request.peer.identity] = request.peer
+            self.wire.peers[request.peer.identity] = request.peer
 
     def _release(self, request):
         if request.accepted:
             request.accepted = False
             self.pending -= 1
             request.peer.pending -= 1
-            self._forget_idle(request.peer)
-
-    def _forget_idle(self, peer):
-        if not (peer.pending or peer.outbox or peer.topics or self._is_limited(peer)):
-            self.peers.pop(peer.identity, None)
-
-    def _is_limited(self, peer):
-        """Whether a client's allowance is to be remembered still: less than a second has passed since it sent."""
-        return self.settings.client_rate and time.monotonic() - peer.allowed_at_s < 1.0
+            self.wire.forget_idle(request.peer)
 
     # ---- outcomes
 
@@ -7717,7 +7851,7 @@ class BatOS_UVM:
         while self._outcomes:
             function, args = self._outcomes.popleft()
             function(*args)
-        self._again_if_readable()
+        self.wire.drain_again_if_readable()
 
     def _finish(self, request, repeated, outcome):
         if isinstance(outcome.error, Reroute):
@@ -7795,49 +7929,9 @@ class BatOS_UVM:
             log_bridge.error("%s failed", request.command.command, exc_info=error)
             self._publish_error(request.command.command, error)
 
-    # ---- events
-
-    def subscribe(self, peer, envelope, topics):
-        """Have a client sent events; returns all its topics. Raises BadRequest for a REQ client, Busy."""
-        if len(envelope) != 1:
-            raise BadRequest("a REQ socket takes one reply a request, and no events; subscribe from a DEALER socket")
-        if peer.identity not in self.subscribers and len(self.subscribers) >= self.settings.subscribers_max:
-            raise Busy(f"{len(self.subscribers)} clients are subscribed, which is the limit (subscribers_max)")
-        self.subscribers[peer.identity] = self.peers[peer.identity] = peer
-        peer.topics.update(topics)
-        return sorted(peer.topics)
-
-    def unsubscribe(self, peer, topics):
-        """Have a client sent no more events of some topics; returns those that are left."""
-        peer.topics.difference_update(topics)
-        if not peer.topics:
-            self.subscribers.pop(peer.identity, None)
-            peer.missed = 0
-            self._forget_idle(peer)
-        return sorted(peer.topics)
-
-    def publish(self, topic, fields):
-        """Send an event to who is subscribed. Who does not read is told later how many it missed."""
-        peers = [peer for peer in self.subscribers.values() if topic in peer.topics]
-        if not peers:
-            return
-        payload = pack_reply({"event": topic, "at": to_wire(now_utc()), **fields})
-        for peer in peers:
-            if self.keyring and peer.user not in self.keyring.clients:
-                self._end_session(peer)
-            elif peer.missed or len(peer.outbox) >= self.settings.outbox_max:
-                peer.missed += 1
-            else:
-                self._send(peer, [peer.identity, payload])
-
     def _publish_error(self, name, error):
-        self.publish("error", {"command": name, **{key: value for key, value in error_reply(None, error).items()
+        self.wire.publish("error", {"command": name, **{key: value for key, value in error_reply(None, error).items()
                                                   if key in ("code", "details")}})
-
-    def _tell_missed(self, peer):
-        """Tell a subscriber that reads again how many events it missed."""
-        missed, peer.missed = peer.missed, 0
-        self._send(peer, [peer.identity, pack_reply({"event": "lagged", "missed": missed})])
 
     # ---- replies
 
@@ -7847,61 +7941,12 @@ class BatOS_UVM:
         except (TypeError, ValueError) as error:
             payload = pack_reply(error_reply(request.id, BadRequest(f"the answer does not fit the wire: {error}")))
         self._release(request)
-        if self.keyring and request.peer.user not in self.keyring.clients:
-            return self._end_session(request.peer)       # its key was revoked meanwhile
-        self._send(request.peer, [*request.envelope, payload])
+        if self.wire.is_revoked(request.peer):
+            return self.wire.end_session(request.peer)       # its key was revoked meanwhile
+        self.wire.send(request.peer, [*request.envelope, payload])
         if log_bridge.isEnabledFor(logging.DEBUG):
             name = request.command.command if request.command else "?"
             log_bridge.debug("%s %r: %s, %d bytes", name, request.id, reply["status"], len(payload))
-
-    def _send(self, peer, frames):
-        if not peer.outbox and self._sent(peer, frames):
-            return
-        peer.outbox.append(frames)
-        self.peers[peer.identity] = peer
-        if len(peer.outbox) > 2 * self.settings.outbox_max:
-            return self._drop(peer, f"{len(peer.outbox)} replies unread")
-        if not self._retrying:
-            self._retrying = True
-            self.loop.call_later(RETRY_S, self._flush)
-
-    def _sent(self, peer, frames):
-        """Try to send. Returns whether the frames are off our hands (a client that went away took them along)."""
-        try:
-            for frame in frames[:-1]:
-                self.socket.send(frame, SNDMORE)         # a message that begins is taken whole
-            self.socket.send(frames[-1], NOBLOCK)
-        except zmq.Again:
-            peer.stalled_s = peer.stalled_s or time.monotonic()
-            return False
-        except zmq.ZMQError as error:
-            if error.errno != zmq.EHOSTUNREACH:
-                raise
-            log_bridge.debug("a client went away before its reply")
-            self.unsubscribe(peer, TOPICS)
-        peer.stalled_s = None
-        return True
-
-    def _flush(self):
-        """Send what waits in outboxes; drop clients that read nothing for client_stall_s."""
-        self._retrying = False
-        for peer in [peer for peer in self.peers.values() if peer.outbox]:
-            while peer.outbox and self._sent(peer, peer.outbox[0]):
-                peer.outbox.popleft()
-            if peer.missed and not peer.outbox:
-                self._tell_missed(peer)
-            if peer.outbox and time.monotonic() - peer.stalled_s > self.settings.client_stall_s:
-                self._drop(peer, f"nothing read for {self.settings.client_stall_s:g} s")
-            self._forget_idle(peer)
-        if any(peer.outbox for peer in self.peers.values()):
-            self._retrying = True
-            self.loop.call_later(RETRY_S, self._flush)
-        self._again_if_readable()
-
-    def _drop(self, peer, why):
-        log_bridge.warning("a client is dropped with %d unsent replies: %s", len(peer.outbox), why)
-        peer.stalled_s = None
-        self._end_session(peer)
 
     # ---- what is answered from memory
 
@@ -7913,13 +7958,11 @@ class BatOS_UVM:
             if commits != self._view_commits:
                 self._view_commits = commits
                 self.lanes["read"].submit(Job("view", state_view, lambda outcome: self.post(self._set_view, outcome)))
-            if self.settings.client_rate:
-                for peer in list(self.peers.values()):
-                    self._forget_idle(peer)
+            self.wire.forget_unlimited()
             self.vitals = self._look_at_vitals()
-            if self.subscribers and time.monotonic() >= health_at_s:
+            if self.wire.subscribers and time.monotonic() >= health_at_s:
                 health_at_s = time.monotonic() + HEALTH_S
-                self.publish("health", {"health": self._look_at_health()})
+                self.wire.publish("health", {"health": self._look_at_health()})
             await asyncio.sleep(VIEW_S)
 
     def _state(self):
@@ -7938,7 +7981,7 @@ class BatOS_UVM:
     def _set_view(self, outcome):
         if outcome.error is None:
             self.view = outcome.result
-            self.publish("uvm_state_update", {"state": self._state()})
+            self.wire.publish("uvm_state_update", {"state": self._state()})
             self._sweep(self.view["memory"]["leftovers"])
         else:
             log_bridge.error("the view of the state cannot be read", exc_info=outcome.error)
@@ -7966,8 +8009,8 @@ class BatOS_UVM:
         lanes = {name: {"waiting": lane.depth, "commits": getattr(lane, "commits", 0)} for name, lane in self.lanes.items()}
         upkeep = self.lanes["upkeep"]
         return {"version": __version__, "pid": os.getpid(), "uptime_s": round(time.monotonic() - self.started_s, 1),
-                "state": "draining" if self._refused else "serving", "pending": self.pending, "clients": len(self.peers),
-                "subscribers": len(self.subscribers), "keys": len(self.keys), "lanes": lanes, "core": self.core.health(),
+                "state": "draining" if self._refused else "serving", "pending": self.pending, "clients": len(self.wire.peers),
+                "subscribers": len(self.wire.subscribers), "keys": len(self.keys), "lanes": lanes, "core": self.core.health(),
                 "missions": self.mind.health(), "image_mb": round(self.image.size() / 1e6, 3),
                 "upkeep": {"doing": upkeep.doing, "last": upkeep.report}, **self.vitals}
 
@@ -8193,7 +8236,7 @@ def serve(settings, debug=False, make_core=embedded_core):
         upgrade(image, settings)
         awaken(image, settings.core)
         uvm = BatOS_UVM(image, settings, make_core(image, settings))
-        endpoint = uvm.bind(settings.endpoint)
+        endpoint = uvm.wire.bind(settings.endpoint)
         asyncio.run(_run(uvm, image, endpoint))
     finally:
         image.close()

@@ -131,25 +131,23 @@ class Pipe:
         return 0
 
 
-def test_the_slow_are_told_once_how_many_they_missed(tmp_path):
-    image = batos.Image.open(str(tmp_path / "image.fs"))
-    uvm = batos.BatOS_UVM(image, batos.load_settings({"outbox_max": 5}, {}))
-    uvm.loop = batos.types.SimpleNamespace(call_later=lambda seconds, function: None, call_soon=lambda function: None)
-    uvm.socket, peer = Pipe(3), batos.Peer(b"slow")
-    uvm.subscribe(peer, [b"slow"], ["error"])
+def test_the_slow_are_told_once_how_many_they_missed():
+    wire = batos.Wire(batos.load_settings({"outbox_max": 5}, {}))
+    wire._loop = batos.types.SimpleNamespace(call_later=lambda seconds, function: None, call_soon=lambda function: None)
+    wire.socket, peer = Pipe(3), batos.Peer(b"slow")
+    wire.subscribe(peer, [b"slow"], ["error"])
     for n in range(20):
-        uvm.publish("error", {"n": n})
-    uvm.publish("health", {})
-    assert [event["n"] for event in uvm.socket.sent] == [0, 1, 2] and len(peer.outbox) == 5 and peer.missed == 12
-    uvm.socket.room = 100
-    uvm._flush()
-    assert [event.get("n", event.get("missed")) for event in uvm.socket.sent] == [*range(8), 12]
-    assert uvm.socket.sent[-1]["event"] == "lagged"
-    uvm.publish("error", {"n": 20})
-    assert uvm.socket.sent[-1]["n"] == 20 and collections.Counter(e["event"] for e in uvm.socket.sent)["lagged"] == 1
+        wire.publish("error", {"n": n})
+    wire.publish("health", {})
+    assert [event["n"] for event in wire.socket.sent] == [0, 1, 2] and len(peer.outbox) == 5 and peer.missed == 12
+    wire.socket.room = 100
+    wire._flush()
+    assert [event.get("n", event.get("missed")) for event in wire.socket.sent] == [*range(8), 12]
+    assert wire.socket.sent[-1]["event"] == "lagged"
+    wire.publish("error", {"n": 20})
+    assert wire.socket.sent[-1]["n"] == 20 and collections.Counter(e["event"] for e in wire.socket.sent)["lagged"] == 1
     peer.stalled_s = time.monotonic() - 1000
-    uvm.socket.room = 0
-    uvm.publish("error", {"n": 21})
-    uvm._flush()
-    assert uvm.subscribers == {} and uvm.peers == {}
-    image.close()
+    wire.socket.room = 0
+    wire.publish("error", {"n": 21})
+    wire._flush()
+    assert wire.subscribers == {} and wire.peers == {}
