@@ -319,8 +319,9 @@ SETTINGS = {row.name: row for row in (
     Setting("evidence_sentences", 4, "sentences", "sentences that one recall offers, 1 to 8"),
     Setting("relevance", 0.55, "share", "share of a question's idf mass that the best chunk must hold"),
     Setting("pending_max", 1024, "requests", "accepted requests at work; more are refused as Busy"),
-    Setting("client_pending_max", 256, "requests", "the same for one client"),
-    Setting("client_rate", 0.0, "requests/s", "requests of one client, on average over a second; more are Busy; 0 sets no limit"),
+    Setting("client_pending_max", 256, "requests", "the same for one client: a key, or a connection without one"),
+    Setting("client_rate", 0.0, "requests/s",
+            "requests of one such client, on average over a second; more are Busy; 0 sets no limit"),
     Setting("outbox_max", 256, "replies", "replies held for one slow client; at this bound its requests are Busy"),
     Setting("subscribers_max", 64, "clients", "clients that may be subscribed to events; more are refused as Busy"),
     Setting("client_stall_s", 30.0, "s", "a client that reads nothing for so long is dropped"),
@@ -6845,13 +6846,21 @@ HEALTH_S = 5.0                                           # how often health is t
 VIEW_S = 1.0                                             # how old the view of get_full_state may be
 
 @dataclasses.dataclass(eq=False, slots=True)
+class Account:
+    """What is counted against a client's limits; connections with one key have one account."""
+
+    allowance: float = math.inf                          # requests that client_rate lets it send now
+    allowed_at_s: float = 0.0                            # monotonic time of that
+    pending: int = 0                                     # accepted requests without a reply yet
+
+
+@dataclasses.dataclass(eq=False, slots=True)
 class Peer:
     """What the bridge knows of one client while it has work or unread replies."""
 
     identity: bytes
     user: str | None = None                              # its public key; None where keys are not asked for
-    allowance: float = 0.0                               # requests that client_rate lets it send now
-    allowed_at_s: float = 0.0                            # monotonic time of that
+    account: Account = dataclasses.field(default_factory=Account)
     pending: int = 0                                     # accepted requests without a reply yet
     outbox: collections.deque = dataclasses.field(default_factory=collections.deque)   # of lists of frames
     stalled_s: float | None = None                       # monotonic time since which its pipe is full
@@ -7374,6 +7383,7 @@ class Wire:
         self.peers = {}                                  # identity -> Peer with work, unread replies or subscriptions
         self.subscribers = {}                            # identity -> Peer
         self.keyring = self._doorkeeper = None           # set where keys are asked for
+        self._accounts = {}                              # public key -> Account
         self._socket_lock = None                         # of an ipc:// endpoint
         self._retrying = False                           # whether _flush is to come
 
@@ -7473,17 +7483,19 @@ class Wire:
         peer.outbox.clear()
         self.unsubscribe(peer, TOPICS)
 
+    def new_peer(self, identity, user):
+        """Return a Peer of whom nothing is known yet but the key, if it has one, and what is counted against that."""
+        return Peer(identity, user, self._accounts.setdefault(user, Account()) if user else Account())
+
     def check_rate(self, peer):
         """Take one request off a client's allowance, which fills up again within a second. Raises Busy."""
-        now_s, rate = time.monotonic(), self.settings.client_rate
-        if peer.allowed_at_s == 0.0:
-            peer.allowance = rate
-        peer.allowance = min(rate, peer.allowance + (now_s - peer.allowed_at_s) * rate)
-        peer.allowed_at_s = now_s
+        now_s, rate, account = time.monotonic(), self.settings.client_rate, peer.account
+        account.allowance = min(rate, account.allowance + (now_s - account.allowed_at_s) * rate)
+        account.allowed_at_s = now_s
         self.peers[peer.identity] = peer                 # it is remembered until its allowance is full again
-        if peer.allowance < 1.0:
+        if account.allowance < 1.0:
             raise Busy(f"more than {rate:g} requests a second came from this client (client_rate); send it again later")
-        peer.allowance -= 1.0
+        account.allowance -= 1.0
 
     def forget_idle(self, peer):
         """Forget a client of which nothing is to be remembered."""
@@ -7492,7 +7504,7 @@ class Wire:
 
     def _is_limited(self, peer):
         """Whether a client's allowance is to be remembered still: less than a second has passed since it sent."""
-        return self.settings.client_rate and time.monotonic() - peer.allowed_at_s < 1.0
+        return self.settings.client_rate and time.monotonic() - peer.account.allowed_at_s < 1.0
 
     def forget_unlimited(self):
         """Forget clients whose allowance is full again."""
@@ -7717,7 +7729,7 @@ class BatOS_UVM:
 
     def _receive(self, frames, user):
         identity = frames[0]
-        peer = self.wire.peers.get(identity) or Peer(identity, user)
+        peer = self.wire.peers.get(identity) or self.wire.new_peer(identity, user)
         request = Request(peer, frames[:-1])
         if self.wire.keyring and not self._recognise(request, user):
             return
@@ -7755,12 +7767,12 @@ class BatOS_UVM:
         self._submit(request)
 
     def _check_room(self, request):
-        peer, most = request.peer, self.settings
+        peer, most, mine = request.peer, self.settings, request.peer.account.pending
         if self._refused:
             raise self._refused
-        if self.pending < most.pending_max and peer.pending < most.client_pending_max and len(peer.outbox) < most.outbox_max:
+        if self.pending < most.pending_max and mine < most.client_pending_max and len(peer.outbox) < most.outbox_max:
             return
-        for count, name in ((self.pending, "pending_max"), (peer.pending, "client_pending_max"),
+        for count, name in ((self.pending, "pending_max"), (mine, "client_pending_max"),
                             (len(peer.outbox), "outbox_max")):
             if count >= getattr(most, name):
                 raise Busy(f"{count} requests are at work or unread, which is the limit ({name}); "
@@ -7824,6 +7836,7 @@ class BatOS_UVM:
             request.accepted = True
             self.pending += 1
             request.peer.pending += 1
+            request.peer.account.pending += 1
             self.wire.peers[request.peer.identity] = request.peer
 
     def _release(self, request):
@@ -7831,6 +7844,7 @@ class BatOS_UVM:
             request.accepted = False
             self.pending -= 1
             request.peer.pending -= 1
+            request.peer.account.pending -= 1
             self.wire.forget_idle(request.peer)
 
     # ---- outcomes

@@ -1,5 +1,6 @@
 """Keys: who has none gets not a byte, who has one gets what its role may, and nobody gets another's."""
 
+import contextlib
 import json
 import os
 import socket
@@ -235,6 +236,20 @@ def test_a_client_that_asks_too_often_is_told_busy(daemon):
         assert other.call("health")["status"] == "OK"
         time.sleep(1.1)
         assert fast.call("health")["status"] == "OK"
+
+
+def test_a_key_has_one_allowance_however_many_connections(ring, daemon):
+    running, told = daemon("--curve", "true", "--client-rate", "50"), []
+    with contextlib.ExitStack() as open_clients:
+        one, two, other = (open_clients.enter_context(batos.Client(running.endpoint, 20, ring.files[role]))
+                           for role in ("read", "read", "write"))
+        for client in (one, two) * 40:                   # 40 each
+            try:
+                told.append(client.call("health")["status"])
+            except batos.Busy:
+                told.append("Busy")
+        assert told[:50] == ["OK"] * 50 and "Busy" in told[50:]
+        assert other.call("health")["status"] == "OK"
 
 
 def test_a_socket_file_in_a_private_folder(daemon, tmp_path):

@@ -6,14 +6,11 @@ Each message of one or two frames is answered exactly once, whatever is in it; a
 daemon's memory stays flat, and what it holds is whole.
 """
 
-import argparse
-import os
 import pathlib
 import random
 import socket as sockets
 import struct
 import sys
-import tempfile
 
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1])]
 import conftest
@@ -168,10 +165,4 @@ def campaign(folder, inputs, seed, tell=lambda line: None):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--inputs", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as where:
-        os.chdir(where)
-        raise SystemExit(loads.note_report("fuzz", campaign(where, args.inputs, args.seed, lambda line: print(line, flush=True))))
+    loads.run("fuzz", campaign, inputs=100_000)

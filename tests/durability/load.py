@@ -1,11 +1,14 @@
 """Clients that write, learn and ask, with keys; what was acknowledged must be there, whatever happens to the daemon."""
 
+import argparse
 import collections
+import contextlib
 import json
 import pathlib
 import random
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -120,6 +123,17 @@ def keys_in_pages(path):
     image.close()
     del found[None]
     return found
+
+
+def run(name, campaign, **sizes):
+    """Run a campaign in a temporary folder, with sizes and a seed from the command line, and report it."""
+    parser = argparse.ArgumentParser(description=f"the campaign {name}")
+    for size, default in {**sizes, "seed": 1}.items():
+        parser.add_argument(f"--{size}", type=int, default=default)
+    chosen = vars(parser.parse_args()).values()
+    with tempfile.TemporaryDirectory(prefix=f"{name}-") as where, contextlib.chdir(where):
+        result = campaign(where, *chosen, lambda line: print(line, flush=True))
+    raise SystemExit(note_report(name, result))
 
 
 def note_report(name, result):

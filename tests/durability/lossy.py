@@ -6,12 +6,10 @@ Each client sends its commands one after the other, each with a key, until it is
 the ledger once, each client's slot holds its last value, and what was sent twice was answered as repeated.
 """
 
-import argparse
 import heapq
 import pathlib
 import random
 import sys
-import tempfile
 import threading
 import time
 
@@ -104,7 +102,7 @@ def client(number, port, commands, told):
     context.term()
 
 
-def campaign(folder, commands, seed):
+def campaign(folder, commands, seed, tell=lambda line: None):
     """Return {"commands", "lost", "doubled", "late", "repeated", "problems"}."""
     daemon = conftest.DaemonProcess(pathlib.Path(folder), "--client-pending-max", "1000")
     proxy, told = Proxy(daemon.endpoint, seed), []
@@ -132,9 +130,4 @@ def campaign(folder, commands, seed):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--commands", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="lossy-") as where:
-        raise SystemExit(loads.note_report("lossy", campaign(where, args.commands, args.seed)))
+    loads.run("lossy", campaign, commands=100_000)

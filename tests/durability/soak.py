@@ -1,19 +1,16 @@
 """A soak: a million mixed commands and a thousand cycles; memory, threads, descriptors, disk and latency must not drift.
 
-    python tests/durability/soak.py [--commands 1000000] [--cycles 1000] [--seed N] [--folder FOLDER]
+    python tests/durability/soak.py [--commands 1000000] [--cycles 1000] [--seed N]
 
 The daemon keeps a minute of history and packs each half minute, so that its disk reaches a steady state; figures are
 taken ten times.
 """
 
-import argparse
 import json
-import os
 import pathlib
 import random
 import statistics
 import sys
-import tempfile
 import threading
 import time
 
@@ -139,13 +136,4 @@ def campaign(folder, commands, cycles, seed, tell=lambda line: None):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--commands", type=int, default=1_000_000)
-    parser.add_argument("--cycles", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--folder", default=None)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="soak-") as where:
-        os.makedirs(args.folder or where, exist_ok=True)
-        raise SystemExit(loads.note_report("soak", campaign(args.folder or where, args.commands, args.cycles, args.seed,
-                                  lambda line: print(line, flush=True))))
+    loads.run("soak", campaign, commands=1_000_000, cycles=1000)
