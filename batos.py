@@ -1193,7 +1193,7 @@ def append_log(tree, entry, most):
 # it is damage. A flipped byte is found in a sealed range by its seal, in any header by
 # the walk, in the last transaction by its digest; elsewhere by `check --deep`.
 
-IMAGE_VERSION = 2
+IMAGE_VERSION = 3
 MAGIC = b"FS30"
 TXN_HEADER = struct.Struct(">8sQcHHH")                    # tid, length less 8, status, three lengths
 RECORD_HEADER = struct.Struct(">8s8sQQHQ")                # oid, tid, two positions, 0, length of the data (0: a position follows)
@@ -2948,6 +2948,7 @@ class Job:
     token: bool = False                                  # bulk: it writes what belongs to the write lane
     urgent: bool = False                                 # bulk: before ingest
     before: typing.Callable | None = None                # bulk: before(run) is run ahead of the transaction; see BulkLane
+    after: typing.Callable = lambda: None                # bulk: run once it is over, however it ended
     journal: bool = False                                # the mission's journal tells what changed; the page does not
 
 
@@ -3259,6 +3260,7 @@ class BulkLane(WritingLane):
         if outcome is None:
             with self.token if job.token else contextlib.nullcontext():
                 outcome, = self._attempt(unit, [job])
+        job.after()
         self._tell([outcome])
         self.image.seal(int(self.settings.seal_mb * 1e6))
 
@@ -4497,8 +4499,11 @@ class CognitiveCore:
 #             from a counter, never used twice), `index` its place in the document
 #   word      what the pipeline makes of text: split, folded, no stop words, stemmed
 #   posting   that a word stands `f` times in chunk `number`
-#   source    a place that holds postings: the tail (zope.index) or a segment; chunks of
-#             all sources are ranked together, with one idf over all
+#   source    a place that holds postings: the tail (zope.index), which takes what comes,
+#             or a segment, which is a blob and never changes; a chunk is in one of them,
+#             and chunks of all are ranked together, with one idf over all
+#   dead      chunks in a source whose document is retired; nothing finds them, and the
+#             next merge leaves them out
 #   idf       log(1 + N / n) for a word in n of N chunks; the greatest, log(1 + N), for
 #             a word that is in none
 #   mass      the share of a query's idf that the words of one chunk hold, 0 to 1; an
@@ -4520,8 +4525,9 @@ DOC_ID_MAX_CHARS = 200
 QUERY_WORDS_MAX = 64               # later words of a query are not looked up
 RESULTS_MAX = 100
 RANKED = 50                        # the chunks among which the greatest mass is sought
-CANDIDATES = 400                   # the chunks, best by rarer words, to which the commonest words add
-COMMON_SHARE, COMMON_MIN = 0.05, 1000     # a word in more chunks than both is one of the commonest
+TAIL_CHUNKS = 2000                 # a tail of more becomes a segment
+MERGED_AT_ONCE = 8                 # so many segments of one size become one
+DEAD_SHARE = 0.3                   # a segment that is dead to more than this is merged by itself
 FILTERS = ("scope", "kind")        # the fields of `metadata_index`
 
 
@@ -4986,6 +4992,14 @@ class WordLexicon(Lexicon):
         self._words = LOBTree()
 
 
+def stems(text):
+    """Return a text's words in order, as the index knows them, without stop words."""
+    words = [text]
+    for step in PIPELINE:
+        words = step.process(words)
+    return words
+
+
 def words_of(text):
     """Return {word as the lexicon knows it: how the text spells it}, in the text's order, without stop words."""
     split, fold, stop, stem = PIPELINE
@@ -5005,8 +5019,8 @@ class Source(typing.Protocol):
     def document_frequency(self, word: str) -> int:
         """Return in how many chunks a word is."""
 
-    def scores(self, weights: dict, mean_words: float, among=None) -> dict:
-        """Return {chunk number: BM25 score} of all chunks that hold a word, or of those `among` that do.
+    def scores(self, weights: dict, mean_words: float) -> tuple:
+        """Return (chunk numbers, BM25 scores) of all chunks that hold a word, as two arrays of one length.
 
         weights: {word: idf over all sources}; mean_words: the mean length of a chunk over all sources.
         """
@@ -5014,9 +5028,8 @@ class Source(typing.Protocol):
     def holds(self, word: str, number: int) -> bool:
         """Tell whether a word is in a chunk."""
 
-
-def _found_among(postings, numbers):
-    return [(number, f) for number in numbers if (f := postings.get(number))]
+    def __contains__(self, number: int) -> bool:
+        """Tell whether a chunk's words are here."""
 
 
 @image_class
@@ -5032,8 +5045,16 @@ class TailIndex(OkapiIndex):
     def __init__(self):
         super().__init__(WordLexicon())
 
+    def begin(self):
+        """Begin anew, with a new lexicon."""
+        TailIndex.__init__(self)
+
+    def numbers(self):
+        """Return the numbers of my chunks, ascending."""
+        return list(self._docweight)
+
     def clear(self):
-        """Begin empty."""
+        """Hold no chunk any more."""
         self._wordinfo, self._docweight = WordTree(), LLBTree()      # word number -> postings; chunk -> words
         self.wordCount, self.documentCount = Length(), Length()
 
@@ -5094,15 +5115,216 @@ class TailIndex(OkapiIndex):
     def holds(self, word, number):
         return number in self.postings(word)
 
-    def scores(self, weights, mean_words, among=None):
+    def scores(self, weights, mean_words):
+        import numpy
         scores, lengths = {}, self._docweight
-        k1, floor, slope = self.K1, self.K1 * (1 - self.B), self.K1 * self.B / mean_words
+        floor, slope = self.K1 * (1 - self.B), self.K1 * self.B / mean_words
         for word, idf in weights.items():
-            postings, top = self.postings(word), idf * (k1 + 1)
-            found = postings.items() if among is None else _found_among(postings, among)
-            for number, f in found:
+            top = idf * (self.K1 + 1)
+            for number, f in self.postings(word).items():
                 scores[number] = scores.get(number, 0.0) + top * f / (f + floor + slope * lengths[number])
-        return scores
+        return numpy.fromiter(scores, numpy.int64, len(scores)), numpy.fromiter(scores.values(), float, len(scores))
+
+    def __contains__(self, number):
+        return number in self._docweight
+
+
+# Segments
+#
+# A segment's blob is a file in the format of safetensors, with the arrays of Postings; it is mapped, never read whole.
+
+
+class Postings(typing.NamedTuple):
+    """The words of some chunks, as arrays. Posting k of word w is at starts[w] + k, in the order of `places`."""
+
+    numbers: typing.Any           # int64: the chunks' numbers, ascending
+    lengths: typing.Any           # int32: words in each chunk
+    letters: typing.Any           # uint8: the words as UTF-8, ascending, one after the other
+    ends: typing.Any              # int64: where in `letters` each word ends
+    starts: typing.Any            # int64: where each word's postings begin, and where the last one's end
+    places: typing.Any            # int32: which of `numbers`
+    frequencies: typing.Any       # uint8: how often the word is there; 255 is that or more
+
+    def vocabulary(self):
+        """Return the words in order."""
+        letters, cuts = self.letters.tobytes(), [0, *self.ends.tolist()]
+        return [letters[start:end].decode() for start, end in itertools.pairwise(cuts)]
+
+    def rows_of(self, word):
+        """Return the slice of a word's postings; empty where no chunk has it."""
+        wanted, ends, letters = word.encode(), self.ends, self.letters
+        at = bisect.bisect_left(range(len(ends)), wanted, key=lambda n: letters[ends[n - 1] if n else 0:ends[n]].tobytes())
+        if at == len(ends) or letters[ends[at - 1] if at else 0:ends[at]].tobytes() != wanted:
+            return slice(0, 0)
+        return slice(int(self.starts[at]), int(self.starts[at + 1]))
+
+    def place_of(self, number):
+        """Return which of my chunks has a number, or None."""
+        place = int(self.numbers.searchsorted(number))
+        return place if place < len(self.numbers) and self.numbers[place] == number else None
+
+
+def collect_postings(rows):
+    """Return the Postings of (number, words) of chunks, ascending by number."""
+    import numpy
+    known, which, places, frequencies, numbers, lengths = {}, [], [], [], [], []
+    for place, (number, words) in enumerate(rows):
+        counts = collections.Counter(words)
+        numbers.append(number)
+        lengths.append(len(words))
+        which += [known.setdefault(word, len(known)) for word in counts]
+        places += [place] * len(counts)
+        frequencies += counts.values()
+    vocabulary = sorted(known)                           # by code point is by UTF-8
+    ranks = numpy.empty(len(known), numpy.int64)
+    ranks[[known[word] for word in vocabulary]] = numpy.arange(len(known))
+    frequencies = numpy.minimum(numpy.array(frequencies, numpy.int64), 255)
+    which = ranks[numpy.array(which, numpy.int64)]
+    return _sorted_postings(vocabulary, which, numpy.array(places, numpy.int64), frequencies, numbers, lengths)
+
+
+def _sorted_postings(vocabulary, which, places, frequencies, numbers, lengths):
+    """Return Postings of arrays that tell the word (its rank), place and frequency of each posting, in any order."""
+    import numpy
+    order, words = numpy.lexsort((places, which)), [word.encode() for word in vocabulary]
+    return Postings(
+        numbers=numpy.asarray(numbers, numpy.int64), lengths=numpy.asarray(lengths, numpy.int32),
+        letters=numpy.frombuffer(b"".join(words), numpy.uint8),
+        ends=numpy.cumsum([len(word) for word in words], dtype=numpy.int64),
+        starts=numpy.searchsorted(which[order], numpy.arange(len(words) + 1)),
+        places=places[order].astype(numpy.int32), frequencies=frequencies[order].astype(numpy.uint8))
+
+
+def merge_postings(parts):
+    """Return the Postings of several, each with a mask of the chunks that are kept: [(Postings, mask)]."""
+    import numpy
+    words = [part.vocabulary() for part, _ in parts]
+    every = sorted(set().union(*words))
+    rank = {word: n for n, word in enumerate(every)}
+    numbers = numpy.concatenate([part.numbers[mask] for part, mask in parts])
+    order = numpy.argsort(numbers)
+    place_of = numpy.empty(len(order), numpy.int64)      # of a chunk that is kept, counted through all parts
+    place_of[order] = numpy.arange(len(order))
+    which, places, frequencies, before = [], [], [], 0
+    for (part, mask), vocabulary in zip(parts, words, strict=True):
+        kept, counted = mask[part.places], numpy.cumsum(mask) - 1 + before
+        ranks = numpy.repeat(numpy.array([rank[word] for word in vocabulary], numpy.int64), numpy.diff(part.starts))
+        which.append(ranks[kept])
+        places.append(place_of[counted[part.places[kept]]])
+        frequencies.append(part.frequencies[kept])
+        before += int(mask.sum())
+    left, which = numpy.unique(numpy.concatenate(which), return_inverse=True)    # words whose last chunk is gone go too
+    lengths = numpy.concatenate([part.lengths[mask] for part, mask in parts])[order]
+    return _sorted_postings([every[n] for n in left.tolist()], which, numpy.concatenate(places),
+                            numpy.concatenate(frequencies), numbers[order], lengths)
+
+
+class Built(typing.NamedTuple):
+    """A segment before it is one: Postings, and the file in which they are."""
+
+    postings: Postings
+    path: str
+    sha256: str
+
+
+@contextlib.contextmanager
+def built_segment(postings, folder):
+    """Write Postings to a file, forced to the disk, that is there inside; gives a Built."""
+    data = need("safetensors.numpy", "the memory's segments").save(postings._asdict())
+    handle, path = tempfile.mkstemp(dir=folder, prefix="segment-")
+    try:
+        with open(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield Built(postings, path, hashlib.sha256(data).hexdigest())
+    finally:
+        os.unlink(path)
+
+
+SAFETENSORS_TYPES = {"I64": "int64", "I32": "int32", "U8": "uint8"}
+
+
+@functools.lru_cache(maxsize=64)
+def map_postings(path, sha256):
+    """Return the Postings in a file, mapped; it is checked once. Raises DamagedImage."""
+    import numpy
+    with open(path, "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise DamagedImage(f"the segment {path} was altered")
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    begin = 8 + int.from_bytes(data[:8], "little")
+    rows = {name: row for name, row in json.loads(data[8:begin]).items() if name != "__metadata__"}
+    return Postings(**{name: numpy.ndarray(row["shape"], SAFETENSORS_TYPES[row["dtype"]], data, begin + row["data_offsets"][0])
+                       for name, row in rows.items()})
+
+
+@image_class
+class Segment(persistent.Persistent):
+    """I am a source that never changes: my postings lie in a blob. Only `dead` is ever written, the chunks not to be found."""
+
+    def __init__(self, blob, sha256, postings):
+        self.blob, self.sha256, self.dead = blob, sha256, 0
+        self.count, self.words = len(postings.numbers), int(postings.lengths.sum())
+
+    @property
+    def postings(self):
+        """My Postings. Raises DamagedImage."""
+        mapped = getattr(self, "_v_postings", None)
+        if mapped is None:
+            try:
+                mapped = self._v_postings = map_postings(self.blob.committed(), self.sha256)
+            except (ZODB.POSException.POSKeyError, OSError) as error:
+                raise DamagedImage(f"a segment of the memory is missing ({error})") from error
+        return mapped
+
+    def readable(self):
+        """Whether my postings are there and as they were written; else they are made anew from the chunks."""
+        try:
+            return self.postings is not None
+        except DamagedImage as error:
+            log_image.error("%s; searches go on without it until it is made anew", error)
+            return False
+
+    def document_frequency(self, word):
+        rows = self.postings.rows_of(word)
+        return rows.stop - rows.start
+
+    def holds(self, word, number):
+        postings = self.postings
+        places, place = postings.places[postings.rows_of(word)], postings.place_of(number)
+        at = 0 if place is None else int(places.searchsorted(place))
+        return place is not None and at < len(places) and int(places[at]) == place
+
+    def __contains__(self, number):
+        return self.postings.place_of(number) is not None
+
+    def scores(self, weights, mean_words):
+        import numpy
+        postings, total = self.postings, numpy.zeros(self.count, numpy.float64)
+        k1, floor, slope = OkapiIndex.K1, OkapiIndex.K1 * (1 - OkapiIndex.B), OkapiIndex.K1 * OkapiIndex.B / mean_words
+        for word, idf in weights.items():
+            rows = postings.rows_of(word)
+            places, f = postings.places[rows], postings.frequencies[rows].astype(numpy.float64)
+            total[places] += idf * (k1 + 1) * f / (f + floor + slope * postings.lengths[places])
+        found = total.nonzero()[0]
+        return postings.numbers[found], total[found]
+
+
+def add_segment(catalog, built):
+    """Make a Built one of the catalog's sources. Its file stays, as the transaction may be run again."""
+    blob, segments = ZODB.blob.Blob(), catalog.segments
+    catalog._p_jar.add(blob)                             # so that its file is beside the image, and is only linked
+    os.link(built.path, f"{built.path}.blob")
+    blob.consumeFile(f"{built.path}.blob")
+    segment = Segment(blob, built.sha256, built.postings)
+    segments[segments.maxKey() + 1 if segments else 1] = segment
+    return segment
+
+
+def _source_of(catalog, number):
+    """Return the source that holds a chunk's words, or None."""
+    return next((source for source in _sources(catalog) if number in source), None)
 
 
 # Documents
@@ -5150,7 +5372,7 @@ class Chunk(persistent.Persistent):
     """I am one chunk: final once stored.
 
     doc_id, version, index (from 0), text (verbatim), headings (a tuple, outermost first), line_start and
-    line_end (from 1, both included), words (numbers of my words, as TailIndex.add gave them).
+    line_end (from 1, both included), words (numbers of my words, as TailIndex.add gave them; None where I never was there).
     """
 
     def __init__(self, **fields):
@@ -5160,16 +5382,15 @@ class Chunk(persistent.Persistent):
 def new_catalog(**slots):
     """Return an empty `knowledge_catalog_obj`; `slots` are added to its own (`parent*`, methods …).
 
-    text_index: TailIndex; segments: more sources; chunk_storage: chunk number -> Chunk;
+    text_index: TailIndex; segments: number -> Segment; chunk_storage: chunk number -> Chunk;
     metadata_index: field -> value -> chunk numbers; documents: doc_id -> Document;
     retired: (doc_id, version) -> Document; retired_order: microseconds -> (doc_id, version);
-    staged: first chunk number -> (doc_id, version, chunks stored) of a document that is stored in parts, out of sight;
-    unswept: first chunk number -> (Document, chunks swept) of a large retired one whose words are still in the index.
+    staged: first chunk number -> (doc_id, version, chunks stored) of a document that is stored in parts, out of sight.
     """
     return UvmObject(
-        text_index=TailIndex(), segments=(), chunk_storage=LOBTree(), chunk_numbers=ChunkNumbers(),
+        text_index=TailIndex(), segments=LOBTree(), chunk_storage=LOBTree(), chunk_numbers=ChunkNumbers(),
         metadata_index=OOBTree({field: OOBTree() for field in FILTERS}), documents=OOBTree(),
-        retired=OOBTree(), retired_order=LOBTree(), staged=LOBTree(), unswept=LOBTree(), **slots)
+        retired=OOBTree(), retired_order=LOBTree(), staged=LOBTree(), **slots)
 
 
 def _stored(document, unchanged=False):
@@ -5242,15 +5463,16 @@ def _microseconds(moment):
 def _retire(catalog, document):
     """Take a document out of all that search looks at; it and its chunks stay under `retired`.
 
-    The words of a large one leave the index later, in parts: what no filter names is not found by them.
+    The words of a large one, or of one in a segment, are dead there until the next merge: what no filter names is not found.
     """
     note_change(catalog, f"documents[{document.doc_id}]")
     kept = [catalog.chunk_storage.pop(number) for number in document.numbers]
-    if len(kept) <= PART_CHUNKS:
+    source = _source_of(catalog, document.first_chunk)
+    if isinstance(source, Segment):
+        source.dead += len(kept)
+    elif len(kept) <= PART_CHUNKS:
         for number, chunk in zip(document.numbers, kept, strict=True):
-            catalog.text_index.remove(number, chunk.words)
-    else:
-        catalog.unswept[document.first_chunk] = document, 0
+            source.remove(number, chunk.words)
     for field in FILTERS:
         numbers = _filter_set(catalog, field, getattr(document, field))
         for number in document.numbers:
@@ -5273,16 +5495,16 @@ def _replace(catalog, drafts, fields):
     if current is not None:
         _retire(catalog, current)
     first = catalog.chunk_numbers.take(len(drafts)).start
-    _store_chunks(catalog, fields["doc_id"], version, fields["title"], first, 0, drafts)
+    words = [catalog.text_index.add(number, _searchable(fields["title"], draft)) for number, draft in enumerate(drafts, first)]
+    _store_chunks(catalog, fields["doc_id"], version, first, 0, drafts, words)
     return _publish(catalog, version, first, len(drafts), fields)
 
 
-def _store_chunks(catalog, doc_id, version, title, first, start, drafts):
+def _store_chunks(catalog, doc_id, version, first, start, drafts, words=itertools.repeat(None)):
     """Store the chunks `start`, … of a document version whose first chunk has the number `first`, out of sight."""
-    for index, draft in enumerate(drafts, start):
-        words = catalog.text_index.add(first + index, _searchable(title, draft))
+    for index, (draft, held) in enumerate(zip(drafts, words, strict=False), start):
         catalog.chunk_storage[first + index] = Chunk(
-            doc_id=doc_id, version=version, index=index, words=words, **draft._asdict())
+            doc_id=doc_id, version=version, index=index, words=held, **draft._asdict())
 
 
 def _publish(catalog, version, first, count, fields):
@@ -5331,69 +5553,129 @@ def unchanged_document(catalog, fields):
 
 
 def stage_in_parts(drafts, fields, run):
-    """Store a document's chunks out of sight, PART_CHUNKS in a transaction; returns what publish_staged wants.
+    """Store a document's chunks out of sight, PART_CHUNKS in a transaction; returns (first number, fields, Postings).
 
     `run` has function(root) committed. What is never published is swept.
     """
     title, first = _title(fields, drafts), None
     for start in range(0, len(drafts), PART_CHUNKS):
         first = run(lambda root, start=start, first=first: _stage(
-            root["knowledge_catalog_obj"], fields["doc_id"], title, drafts[start:start + PART_CHUNKS], start, first, len(drafts)))
-    return first, len(drafts), {**fields, "title": title}
+            root["knowledge_catalog_obj"], fields["doc_id"], drafts[start:start + PART_CHUNKS], start, first, len(drafts)))
+    rows = ((number, stems(_searchable(title, draft))) for number, draft in enumerate(drafts, first))
+    return first, {**fields, "title": title}, collect_postings(rows)
 
 
-def _stage(catalog, doc_id, title, drafts, start, first, count):
+def blob_folder(root):
+    """Return the folder for files that become blobs of an image."""
+    return root._p_jar.db().storage.temporaryDirectory()
+
+
+def _stage(catalog, doc_id, drafts, start, first, count):
     """Store some chunks of a document that will have `count`; returns the number of its first chunk."""
     if first is None:
         first = catalog.chunk_numbers.take(count).start
         catalog.staged[first] = doc_id, _next_version(catalog, doc_id, catalog.documents.get(doc_id)), 0
     _, version, _ = catalog.staged[first]
-    _store_chunks(catalog, doc_id, version, title, first, start, drafts)
+    _store_chunks(catalog, doc_id, version, first, start, drafts)
     catalog.staged[first] = doc_id, version, start + len(drafts)
     return first
 
 
-def publish_staged(catalog, first, count, fields):
+def publish_staged(catalog, first, fields, built):
     """Make a document that was stored in parts found, and retire its former version; returns what index_document_ does."""
     doc_id, version, _ = catalog.staged.pop(first)
     current = catalog.documents.get(doc_id)
     if current is not None:
         _retire(catalog, current)
-    return _stored(_publish(catalog, version, first, count, fields))
+    add_segment(catalog, built)
+    return _stored(_publish(catalog, version, first, len(built.postings.numbers), fields))
 
 
 def sweep(catalog):
-    """Take PART_CHUNKS chunks that nobody can find out of the index; returns whether more may be left.
-
-    They are of large documents that were retired, or that were stored in parts and never published.
-    """
-    if catalog.unswept:
-        first = catalog.unswept.minKey()
-        document, swept = catalog.unswept[first]
-        chunks = document.kept[swept:swept + PART_CHUNKS]
-        for number, chunk in enumerate(chunks, first + swept):
-            catalog.text_index.remove(number, chunk.words)
-        _go_on(catalog.unswept, first, swept + len(chunks) < len(document.kept), (document, swept + len(chunks)))
-    elif catalog.staged:
+    """Remove PART_CHUNKS chunks of a document that was stored in parts and never published; returns whether more are left."""
+    if catalog.staged:
         first = catalog.staged.minKey()
         doc_id, version, stored = catalog.staged[first]
         left = max(0, stored - PART_CHUNKS)
         for number in range(first + left, first + stored):
-            catalog.text_index.remove(number, catalog.chunk_storage.pop(number).words)
-        _go_on(catalog.staged, first, left, (doc_id, version, left))
+            catalog.chunk_storage.pop(number)
+        if left:
+            catalog.staged[first] = doc_id, version, left
+        else:
+            del catalog.staged[first]
     return leftovers(catalog) > 0
 
 
-def _go_on(tree, key, more, value):
-    if more:
-        tree[key] = value
-    else:
-        del tree[key]
-
-
 def leftovers(catalog):
-    """Return how many documents have chunks in the index that nobody can find."""
-    return len(catalog.staged) + len(catalog.unswept)
+    """Return how many documents are stored in parts that nobody can find."""
+    return len(catalog.staged)
+
+
+# Merging
+
+
+def due_merge(catalog):
+    """Return the keys of the segments that should become one next; () for the tail, None for nothing."""
+    if catalog.text_index.count > TAIL_CHUNKS:
+        return ()
+    tiers = collections.defaultdict(list)
+    for key, segment in catalog.segments.items():
+        if segment.dead > DEAD_SHARE * segment.count or not segment.readable():
+            return (key,)
+        tiers[max(0, int(math.log(segment.count / TAIL_CHUNKS, MERGED_AT_ONCE)))].append(key)
+    return next((tuple(keys) for _, keys in sorted(tiers.items()) if len(keys) >= MERGED_AT_ONCE), None)
+
+
+def merged_postings(catalog, keys):
+    """Return the Postings of the tail, or of segments, without what is dead; of what cannot be read, from the chunks."""
+    if not keys:
+        return _postings_of(catalog, catalog.text_index.numbers())
+    import numpy
+    parts, segments = [], [catalog.segments[key] for key in keys]
+    for postings in (segment.postings for segment in segments if segment.readable()):
+        alive = (number in catalog.chunk_storage for number in postings.numbers.tolist())
+        parts.append((postings, numpy.fromiter(alive, bool, len(postings.numbers))))
+    if len(parts) < len(segments):
+        lost = _postings_of(catalog, _nowhere(catalog))
+        parts.append((lost, numpy.ones(len(lost.numbers), bool)))
+    return merge_postings(parts)
+
+
+def _postings_of(catalog, numbers):
+    rows = [(number, catalog.chunk_storage[number]) for number in numbers if number in catalog.chunk_storage]
+    titles = {doc_id: catalog.documents[doc_id].title for doc_id in {chunk.doc_id for _, chunk in rows}}
+    return collect_postings((number, stems(_searchable(titles[chunk.doc_id], chunk))) for number, chunk in rows)
+
+
+def _nowhere(catalog):
+    """Return the numbers of chunks of documents whose words are in no source, ascending."""
+    held = collections.Counter(itertools.chain.from_iterable(map(_numbers_in, _sources(catalog))))
+    return sorted(number for document in catalog.documents.values() for number in document.numbers if not held[number])
+
+
+def _numbers_in(source):
+    return source.numbers() if isinstance(source, TailIndex) else source.postings.numbers.tolist()
+
+
+def publish_merge(catalog, keys, built):
+    """Let a Built stand for what was merged; sees to what came to the tail, or died, meanwhile."""
+    for key in keys:
+        del catalog.segments[key]
+    if len(built.postings.numbers):
+        segment = add_segment(catalog, built)
+        segment.dead = sum(number not in catalog.chunk_storage for number in built.postings.numbers.tolist())
+    if not keys:
+        _begin_tail(catalog, built.postings)
+
+
+def _begin_tail(catalog, held):
+    """Empty the tail but for the chunks that are not in the segment that it became."""
+    tail, storage = catalog.text_index, catalog.chunk_storage
+    later = [number for number in tail.numbers() if held.place_of(number) is None and number in storage]
+    tail.begin()
+    for number in later:
+        chunk = storage[number]
+        chunk.words = tail.add(number, _searchable(catalog.documents[chunk.doc_id].title, chunk))
 
 
 @primitive("unindex_document_", lane="bulk")
@@ -5474,8 +5756,9 @@ def prune_retired(catalog, before, limit=1000):
 
 def catalog_figures(catalog):
     """Return what the catalog holds, in numbers; cheap but for one walk over the documents' keys."""
-    sources = _sources(catalog)
-    return {"documents": len(catalog.documents), "chunks": sum(source.count for source in sources),
+    segments = catalog.segments.values()
+    chunks = catalog.text_index.count + sum(segment.count - segment.dead for segment in segments)
+    return {"documents": len(catalog.documents), "chunks": chunks,
             "words": catalog.text_index.wordCount(), "retired": len(catalog.retired_order),
             "segments": len(catalog.segments), "leftovers": leftovers(catalog)}
 
@@ -5502,26 +5785,36 @@ def _faults_of_documents(catalog):
             yield f"the filter {field} does not name the chunks of the documents"
 
 
-def _indexed(catalog):
-    """Yield (number, Chunk) of all whose words are in the index: those stored, and those not yet swept."""
-    yield from catalog.chunk_storage.items()
-    for first, (document, swept) in own(catalog).get("unswept", {}).items():
-        yield from enumerate(document.kept[swept:], first + swept)
-
-
 def _faults_of_words(catalog):
-    index, wanted, lengths = catalog.text_index, collections.defaultdict(dict), {}
-    for number, chunk in _indexed(catalog):
+    index, wanted, found = catalog.text_index, collections.defaultdict(dict), collections.defaultdict(dict)
+    held, lengths = set(index.numbers()), dict(index._docweight)
+    alive = {number: chunk for number in held if (chunk := catalog.chunk_storage.get(number))}
+    for number, chunk in alive.items():
         wids = widcode.decode(chunk.words.decode("latin-1"))
-        lengths[number] = len(wids)
         for wid, frequency in collections.Counter(wids).items():
             wanted[wid][number] = frequency
-    found = {wid: dict(postings) for wid, postings in index._wordinfo.items()}
+        held -= {number} if lengths[number] == len(wids) else set()
+    for wid, postings in index._wordinfo.items():
+        if alive_here := {number: f for number, f in postings.items() if number in alive or number not in lengths}:
+            found[wid] = alive_here
     wrong = [wid for wid in found.keys() | wanted.keys() if found.get(wid) != wanted.get(wid)]
     if wrong:
         yield f"the postings of {len(wrong)} words are not those of the chunks, such as {index.lexicon.get_word(wrong[0])!r}"
-    if dict(index._docweight) != lengths or index.count != len(lengths) or index.words != sum(lengths.values()):
+    if held & alive.keys() or index.count != len(lengths) or index.words != sum(lengths.values()):
         yield "the lengths of the chunks, or their sum, are not those of the chunks"
+
+
+def _faults_of_sources(catalog):
+    segments = catalog.segments or {}                    # () before the image's version 3
+    unreadable = [key for key, segment in segments.items() if not segment.readable()]
+    if unreadable:
+        yield f"the segments {unreadable} cannot be read; the next start makes them anew from the chunks"
+        return
+    held = collections.Counter(itertools.chain.from_iterable(map(_numbers_in, (catalog.text_index, *segments.values()))))
+    for what, test in (("no source", lambda count: count == 0), ("several sources", lambda count: count > 1)):
+        wrong = [number for document in catalog.documents.values() for number in document.numbers if test(held[number])]
+        if wrong:
+            yield f"the words of {len(wrong)} chunks are in {what}, such as {wrong[0]}"
 
 
 @check("catalog")
@@ -5532,6 +5825,7 @@ def catalog_faults(root):
         return
     yield from _faults_of_documents(catalog)
     yield from _faults_of_words(catalog)
+    yield from _faults_of_sources(catalog)
     ordered = set(catalog.retired_order.values())
     if ordered != set(catalog.retired.keys()):
         yield f"{len(ordered ^ set(catalog.retired.keys()))} retired documents are not in the order of their retirement"
@@ -5558,7 +5852,7 @@ def _check_search(query, max_results):
 
 
 def _sources(catalog):
-    return (catalog.text_index, *catalog.segments)
+    return (catalog.text_index, *(segment for segment in catalog.segments.values() if segment.readable()))
 
 
 def _prepared(catalog, query):
@@ -5583,44 +5877,33 @@ def _chosen(catalog, doc_id, scope, kind):
     return numbers, lambda number: all(any(number in one for one in either) for either in sets)
 
 
-def _scored(catalog, asked, weights, among):
-    known = {word: weight for word, weight in weights.items() if asked.frequencies[word]}
-    scores = {}
-    for source in _sources(catalog):
-        scores |= source.scores(known, asked.mean_words, among)
-    return scores
-
-
-def _best(scores, test, most):
+def _best(numbers, scores, test, most):
     """Return the `most` best (number, score) that pass a test, equal scores by number; few are tested."""
-    heap = [(-score, number) for number, score in scores.items()]
-    heapq.heapify(heap)
-    best = []
-    while heap and len(best) < most:
-        score, number = heapq.heappop(heap)
-        if test(number):
-            best.append((number, -score))
+    import numpy
+    best, tried = [], 0
+    while len(best) < most and tried < len(numbers):
+        ahead = min(max(4 * most, 8 * tried), len(numbers))          # then those from `tried` to here are looked at
+        least = numpy.partition(scores, len(scores) - ahead)[len(scores) - ahead]
+        near = (scores >= least).nonzero()[0]                        # all that score as the last of them does, too
+        near = near[numpy.lexsort((numbers[near], -scores[near]))]
+        for place in near[tried:].tolist():
+            if len(best) < most and test(number := int(numbers[place])):
+                best.append((number, float(scores[place])))
+        tried = len(near)
     return best
 
 
 def _ranked(catalog, asked, chosen, most):
-    """Return up to `most` (number, score), best first.
-
-    The commonest words are not looked up everywhere, which would take most of the time and move little:
-    they add to the chunks that the rarer words found, unless those are too few.
-    """
+    """Return up to `most` (number, score), best first."""
+    import numpy
     only, test = chosen
-    common = {word for word, count in asked.frequencies.items()
-              if count > max(COMMON_MIN, COMMON_SHARE * asked.chunks)}
-    rare = {word: weight for word, weight in asked.weights.items() if word not in common}
-    found = _best(_scored(catalog, asked, rare, only), test, max(most, CANDIDATES)) if common else []
-    if common and len(found) >= most:
-        more = {word: asked.weights[word] for word in common}
-        added = _scored(catalog, asked, more, [number for number, _ in found])
-        scores = {number: score + added.get(number, 0.0) for number, score in found}
-    else:
-        scores = _scored(catalog, asked, asked.weights, only)
-    return _best(scores, test, most)
+    known = {word: weight for word, weight in asked.weights.items() if asked.frequencies[word]}
+    found = [source.scores(known, asked.mean_words) for source in _sources(catalog)]
+    numbers, scores = (numpy.concatenate(part) for part in zip(*found, strict=True))
+    if only is not None:
+        inside = (numbers >= only.start) & (numbers < only.stop)
+        numbers, scores = numbers[inside], scores[inside]
+    return _best(numbers, scores, test, most)
 
 
 def _why(catalog, asked, number):
@@ -7119,6 +7402,7 @@ class Ingest:
     def __init__(self, command, settings):
         self.command, self.settings = command, settings
         self.text = self.staged = None                   # staged: what publish_staged wants
+        self._files = contextlib.ExitStack()
 
     def before(self, run):
         """Read the text; store in parts what has more than PART_CHUNKS chunks. Raises BadRequest."""
@@ -7132,7 +7416,12 @@ class Ingest:
             return
         drafts = cut_text(self.text, fields["kind"])
         if len(drafts) > PART_CHUNKS:
-            self.staged = stage_in_parts(drafts, fields, run)
+            first, fields, postings = stage_in_parts(drafts, fields, run)
+            self.staged = first, fields, self._files.enter_context(built_segment(postings, run(blob_folder)))
+
+    def after(self):
+        """Remove what was made for the transaction."""
+        self._files.close()
 
     def _max_bytes(self):
         return int(self.settings.document_max_mb * 1e6)
@@ -7146,6 +7435,30 @@ class Ingest:
         prune_retired(catalog, datetime.datetime.fromtimestamp(max(before_s, 0), datetime.UTC), limit=PRUNED)
         what = "was already known" if stored["unchanged"] else f"is remembered in {stored['chunks']} chunks"
         return {"details": f"{command.doc_id} {what}", "result": to_wire(stored)}
+
+
+def merge_job(image, bulk):
+    """Return apply(step) that makes one segment of the tail, or of several, as long as one is due."""
+    def apply(step):
+        merged = 0
+        while built := _merge_once(image, bulk, step):
+            merged += built
+        return {"details": f"{merged} chunks were merged", "result": {"chunks": merged}}
+    return apply
+
+
+def _merge_once(image, bulk, step):
+    """Do the merge that is due, if one is; returns the number of its chunks."""
+    with reading(image) as root:
+        catalog, folder = root["knowledge_catalog_obj"], blob_folder(root)
+        keys = due_merge(catalog)
+        if keys is None:
+            return 0
+        step("merge, of the tail" if not keys else f"merge, of {len(keys)} segments")
+        postings = merged_postings(catalog, keys)
+    with built_segment(postings, folder) as built:
+        bulk.call(Job("merge", lambda root: publish_merge(root["knowledge_catalog_obj"], keys, built)))
+    return len(postings.numbers)
 
 
 def show_history(command):
@@ -7202,7 +7515,7 @@ def state_view(root):
                       "slots": list(value._slots)[:50] if isinstance(value, UvmObject) else None}
                for name, value in root.items() if isinstance(value, persistent.Persistent)}
     return {"image_id": root["image_id"], "image_version": root["image_version"], "objects": objects,
-            "memory": catalog_figures(catalog)}
+            "memory": catalog_figures(catalog), "merge_due": due_merge(catalog) is not None}
 
 
 def is_local(endpoint):
@@ -7317,7 +7630,7 @@ def _send_message(uvm, request, lane=None):
 
 def _index_document(uvm, request):
     ingest = Ingest(request.command, uvm.settings)
-    uvm.submit_to("bulk", request, ingest.apply, before=ingest.before)
+    uvm.submit_to("bulk", request, ingest.apply, before=ingest.before, after=ingest.after)
 
 
 def _initiate(uvm, request):
@@ -7628,7 +7941,7 @@ class BatOS_UVM:
         self._view_commits = -1
         self.vitals = {}                                 # what health tells of disk, memory and commits, looked at each second
         self._metrics = None                             # the server of figures
-        self._sweeping = False                           # whether the bulk lane has a sweep of ours
+        self._sweeping = self._merging = False           # whether the bulk lane has a sweep, the upkeep lane a merge of ours
         self._health = None                              # what `health` answers, within one drain
         self._taken = None                               # [(lane, job)] of the messages being drained, None between drains
 
@@ -7689,8 +8002,8 @@ class BatOS_UVM:
         self.mind.stop_taking()
         self.core.close()
         self.mind.close()
-        for lane in self.lanes.values():
-            lane.close()
+        for name in ("upkeep", "write", "bulk", "read"):     # upkeep hands work to the bulk lane
+            self.lanes[name].close()
 
     def close_socket(self):
         """Close the socket, in the loop's thread. The image is the caller's."""
@@ -7997,6 +8310,7 @@ class BatOS_UVM:
             self.view = outcome.result
             self.wire.publish("uvm_state_update", {"state": self._state()})
             self._sweep(self.view["memory"]["leftovers"])
+            self._merge(self.view.pop("merge_due"))
         else:
             log_bridge.error("the view of the state cannot be read", exc_info=outcome.error)
 
@@ -8006,6 +8320,16 @@ class BatOS_UVM:
             self._sweeping = True
             self.lanes["bulk"].submit(Job("sweep", lambda root: sweep(root["knowledge_catalog_obj"]),
                                           lambda outcome: self.post(self._swept, outcome)))
+
+    def _merge(self, due):
+        """Have the tail of the memory, or small segments of it, become one segment."""
+        if due and not self._merging and not self._refused:
+            self._merging = True
+            self.lanes["upkeep"].submit(Job("merge", merge_job(self.image, self.lanes["bulk"]),
+                                            lambda outcome: self.post(self._merged)))
+
+    def _merged(self):
+        self._merging = False
 
     def _swept(self, outcome):
         self._sweeping = False
@@ -8088,11 +8412,19 @@ PRIMORDIAL = {
 @upgrade_to(2)
 def add_parts_and_core(root):
     """Documents in parts; the first images had no core either."""
-    wanted = [("knowledge_catalog_obj", "staged", LOBTree()), ("knowledge_catalog_obj", "unswept", LOBTree()),
-              ("pLLM_obj", "model_id", None), ("pLLM_obj", "model_blob", [])]
+    wanted = [("knowledge_catalog_obj", "staged", LOBTree()), ("pLLM_obj", "model_id", None), ("pLLM_obj", "model_blob", [])]
     for name, slot, value in wanted:
         if slot not in own(root[name]):
             set_slot(root[name], slot, value)
+
+
+@upgrade_to(3)
+def add_segments(root):
+    """Words in segments; what was dead in the tail is left out by the next merge."""
+    catalog = root["knowledge_catalog_obj"]
+    catalog.segments = LOBTree()
+    if "unswept" in own(catalog):
+        del catalog.unswept
 
 
 def genesis(image, core=None):

@@ -1,5 +1,6 @@
-"""Large documents: stored in parts, seen with the last; what is never published, or was retired, is swept."""
+"""Large documents: stored in parts, seen with the last; what is never published is swept."""
 
+import pathlib
 import threading
 import time
 
@@ -26,7 +27,7 @@ class Machine:
     def ingest(self, doc_id, text, around=lambda run: run):
         command = batos.IndexDocumentCommand(command="index_document", doc_id=doc_id, text=text)
         ingest = batos.Ingest(command, self.settings)
-        job = batos.Job("index_document", ingest.apply, before=lambda run: ingest.before(around(run)))
+        job = batos.Job("index_document", ingest.apply, before=lambda run: ingest.before(around(run)), after=ingest.after)
         return self.bulk.call(job, 60).result["result"]
 
     def look(self, function):
@@ -73,7 +74,7 @@ def test_a_large_document_is_seen_with_its_last_part(one):
         return looking
     stored = one.ingest("large", text_of(500), around)
     assert stored["chunks"] == 500 and stored["version"] == 1
-    assert seen == [([], False)] * 4 and sizes == [0, 200, 400, 500]
+    assert seen == [([], False)] * 5 and sizes == [0, 200, 400, 500, 500]
     assert one.look(found)[0] == "large" and one.faults() == []
     assert one.look(lambda catalog: batos.open_chunk(catalog, "large", 1, 499).text).startswith("# Chapter 499")
 
@@ -91,16 +92,16 @@ def test_in_parts_or_at_once_it_is_the_same_document(one):
     assert one.ingest("parts", text)["unchanged"]
 
 
-def test_a_new_version_replaces_a_large_one_at_once_and_its_words_are_swept(one):
+def test_a_new_version_replaces_a_large_one_at_once_and_a_merge_leaves_its_words_out(one):
     one.ingest("large", text_of(450))
     assert one.ingest("large", text_of(450, "copper"))["version"] == 2
     assert one.look(lambda catalog: found(catalog, "brass")) == [] and one.look(lambda catalog: found(catalog, "copper"))
-    assert one.look(batos.leftovers) == 1 and one.faults() == []
-    one.bulk.call(batos.Job("sweep", lambda root: batos.sweep(root["knowledge_catalog_obj"])))
-    assert one.look(batos.leftovers) == 1 and one.faults() == []
-    assert one.sweep() == 2 and one.look(batos.leftovers) == 0 and one.faults() == []
-    assert one.look(lambda catalog: catalog.text_index.count) == 450
+    assert one.look(lambda catalog: [segment.dead for segment in catalog.segments.values()]) == [450, 0] and one.faults() == []
+    batos.merge_job(one.image, one.bulk)(lambda line: None)
+    assert one.look(lambda catalog: [segment.count for segment in catalog.segments.values()]) == [450] and one.faults() == []
+    assert one.look(lambda catalog: found(catalog, "copper"))
     assert one.look(lambda catalog: batos.open_chunk(catalog, "large", 1, 3).text).startswith("# Chapter 3")
+    assert list(pathlib.Path(f"{one.image.path}.blob", "tmp").iterdir()) == []
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -120,7 +121,7 @@ def test_what_fails_amid_its_parts_is_never_seen_and_swept(one, parts):
     assert one.look(found) == ["small"] and one.faults() == [] and one.look(batos.leftovers) == 1
     one.sweep()
     assert one.look(batos.leftovers) == 0 and one.faults() == []
-    assert one.look(lambda catalog: catalog.text_index.count) == 1
+    assert one.look(batos.catalog_figures)["chunks"] == 1
     assert one.ingest("large", text_of(500))["version"] == 1 and one.faults() == []
 
 

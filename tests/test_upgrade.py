@@ -1,5 +1,6 @@
 """Images of earlier commits are opened: what they hold is there, what they promised is kept."""
 
+import gzip
 import pathlib
 import shutil
 
@@ -130,3 +131,34 @@ def test_an_image_with_the_mind_keeps_its_history_and_its_changes_can_be_undone(
         assert ended["state"] == "COMPLETE" and "copper" in ended["answer"]
     assert running.stop() == 0
     assert batos.check_image(second, deep=True)["faults"] == []
+
+
+@pytest.fixture
+def third(tmp_path):
+    """The image of commit 770d2d5, gzipped: a large document whose first version's words were in the index still, unswept."""
+    path = tmp_path / "live_image.fs"
+    path.write_bytes(gzip.decompress((IMAGES / "770d2d5.gz").read_bytes()))
+    return str(path)
+
+
+def test_words_of_an_image_without_segments_are_found_and_merged(third, daemon):
+    def found(client, query):
+        return [row["chunk"]["doc_id"] for row in client.call("search_memory", query=query)["results"]]
+    assert batos.check_image(third, deep=True)["faults"] == []
+    running = daemon()
+    with batos.Client(running.endpoint) as client:
+        assert client.call("inspect", target="image_version")["result"]["value"] == batos.IMAGE_VERSION
+        assert found(client, "silver")[0] == "large.md" and found(client, "brass") == ["pump.md"]
+        assert found(client, "copper") == []
+        client.call("undo", change=client.call("index_document", doc_id="pump.md", text="A copper pump.")["change"])
+        assert found(client, "brass") == ["pump.md"] and found(client, "copper") == []
+    assert running.stop() == 0
+    image = batos.Image.open(third)
+    with batos.reading(image) as root:
+        postings = batos.merged_postings(root["knowledge_catalog_obj"], ())
+        folder = batos.blob_folder(root)
+    assert len(postings.numbers) == 211 and "copper" not in postings.vocabulary()
+    with batos.built_segment(postings, folder) as built, batos.writing(image) as root:
+        batos.publish_merge(root["knowledge_catalog_obj"], (), built)
+    image.close()
+    assert batos.check_image(third, deep=True)["faults"] == []

@@ -1,0 +1,239 @@
+"""Segments: what a tail becomes holds what it held; merges keep what is alive; what is lost of them is made anew."""
+
+import collections
+import pathlib
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_backup import new_image
+
+import batos
+
+WORDS = st.lists(st.sampled_from(["valve", "brass", "Ωmega", "z", "pump" * 16]), max_size=12)
+ROWS = st.dictionaries(st.integers(1, 1 << 62), WORDS, max_size=12).map(lambda rows: sorted(rows.items()))
+
+
+def told(postings):
+    """Return what Postings hold, as plain data."""
+    found = {}
+    for word in postings.vocabulary():
+        rows = postings.rows_of(word)
+        found[word] = {int(postings.numbers[place]): int(f) for place, f in
+                       zip(postings.places[rows], postings.frequencies[rows], strict=True)}
+    return found, dict(zip(postings.numbers.tolist(), postings.lengths.tolist(), strict=True))
+
+
+def wanted(rows):
+    found = collections.defaultdict(dict)
+    for number, words in rows:
+        for word, f in collections.Counter(words).items():
+            found[word][number] = f
+    return dict(found), {number: len(words) for number, words in rows}
+
+
+@given(ROWS)
+@settings(max_examples=100)
+def test_postings_hold_what_was_collected_also_in_a_file(tmp_path_factory, rows):
+    postings = batos.collect_postings(rows)
+    assert told(postings) == wanted(rows)
+    with batos.built_segment(postings, tmp_path_factory.getbasetemp()) as built:
+        assert told(batos.map_postings(built.path, built.sha256)) == wanted(rows)
+    assert not pathlib.Path(built.path).exists()
+    for word in ("none", "", "valve", "zz"):
+        assert len(range(*postings.rows_of(word).indices(1 << 40))) == len(wanted(rows)[0].get(word, ()))
+
+
+@given(st.lists(ROWS, min_size=1, max_size=4), st.randoms(use_true_random=False))
+@settings(max_examples=100)
+def test_a_merge_holds_what_is_alive_of_its_parts(parts, chance):
+    seen, rows = set(), []
+    for part in parts:                                   # numbers of two sources never overlap
+        rows.append([row for row in part if row[0] not in seen])
+        seen |= {number for number, _ in part}
+    alive = {number for number in seen if chance.random() < 0.7}
+    masked = [(batos.collect_postings(part), batos.need("numpy", "x").array([number in alive for number, _ in part], bool))
+              for part in rows]
+    kept = sorted(row for part in rows for row in part if row[0] in alive)
+    assert told(batos.merge_postings(masked)) == wanted(kept)
+
+
+def test_more_than_255_of_a_word_count_as_255():
+    postings = batos.collect_postings([(1, ["valve"] * 300)])
+    assert told(postings) == ({"valve": {1: 255}}, {1: 300})
+
+
+def rows_of(outcome):
+    return [(row["chunk"]["doc_id"], row["score"], row["why"]) for row in outcome["results"]]
+
+
+class Memory:
+    """A catalog in an image; what it does is committed at once."""
+
+    def __init__(self, folder):
+        self.image = new_image(folder)
+        self.unit = batos.Unit(self.image.db)
+
+    def change(self, function):
+        self.unit.manager.begin()
+        result = function(self.unit.root["knowledge_catalog_obj"])
+        self.unit.manager.commit()
+        return result
+
+    def look(self, function):
+        with self.unit.snapshot() as root:
+            return function(root["knowledge_catalog_obj"])
+
+    def add(self, doc_id, text):
+        return self.change(lambda catalog: batos.index_document_(catalog, doc_id, text))
+
+    def merge(self, keys=(), meanwhile=lambda: None):
+        postings = self.look(lambda catalog: batos.merged_postings(catalog, keys))
+        meanwhile()
+        with batos.built_segment(postings, self.image.storage.temporaryDirectory()) as built:
+            self.change(lambda catalog: batos.publish_merge(catalog, keys, built))
+
+    def found(self, query="brass pump", most=100):
+        return rows_of(self.look(lambda catalog: batos.search_(catalog, query, most)))
+
+    def faults(self):
+        with batos.reading(self.image) as root:
+            return list(batos.catalog_faults(root))
+
+    def keys(self):
+        return self.look(lambda catalog: tuple(catalog.segments))
+
+    def close(self):
+        self.unit.close()
+        self.image.close()
+
+
+@pytest.fixture
+def memory(tmp_path):
+    made = Memory(tmp_path)
+    yield made
+    made.close()
+
+
+def text_of(chance):
+    return " ".join(chance.choices(["valve", "pump", "lamp", "brass", "wheel"], k=chance.randint(3, 12)))
+
+
+def test_what_becomes_a_segment_is_found_as_before_and_with_what_comes_later(memory):
+    chance = random.Random(1)
+    for n in range(40):
+        memory.add(f"d{n:02}", text_of(chance))
+    before = memory.found()
+    memory.merge()
+    assert memory.found() == before and memory.faults() == [] and memory.look(lambda catalog: catalog.text_index.count) == 0
+    for n in range(40, 60):
+        memory.add(f"d{n}", text_of(chance))
+    mixed = memory.found()
+    memory.merge()
+    assert memory.found() == mixed and len(memory.keys()) == 2
+    memory.merge(memory.keys())
+    assert memory.found() == mixed and len(memory.keys()) == 1 and memory.faults() == []
+    memory.image.pack(batos.time.time() + 1)
+    assert len(list(pathlib.Path(f"{memory.image.path}.blob").glob("0x*/**/*.blob"))) == 1
+    assert memory.found() == mixed
+
+
+def test_what_came_or_went_during_a_merge_is_seen_to(memory):
+    for n in range(6):
+        memory.add(f"d{n}", "brass valve")
+
+    def meanwhile():
+        memory.add("later", "brass pump")
+        memory.change(lambda catalog: batos.unindex_document_(catalog, "d1"))
+        memory.add("d2", "another brass lamp")
+    memory.merge((), meanwhile)
+    assert {row[0] for row in memory.found("brass")} == {"d0", "d2", "d3", "d4", "d5", "later"}
+    assert memory.faults() == [] and memory.look(lambda catalog: [row.dead for row in catalog.segments.values()]) == [2]
+    assert memory.look(batos.due_merge) == memory.keys()             # more than DEAD_SHARE of it
+    memory.merge(memory.keys())
+    assert memory.look(lambda catalog: [(row.count, row.dead) for row in catalog.segments.values()]) == [(4, 0)]
+    assert memory.faults() == []
+
+
+def test_a_segment_of_which_nothing_is_alive_goes(memory):
+    memory.add("d", "brass valve")
+    memory.merge()
+    memory.change(lambda catalog: batos.unindex_document_(catalog, "d"))
+    memory.merge(memory.keys())
+    assert memory.keys() == () and memory.found("brass") == [] and memory.faults() == []
+
+
+def test_a_merge_that_is_not_committed_changes_nothing(memory):
+    memory.add("d", "brass valve")
+    before = memory.found()
+    with pytest.raises(RuntimeError):
+        memory.merge((), lambda: (_ for _ in ()).throw(RuntimeError("killed")))
+    assert memory.found() == before and memory.keys() == () and memory.faults() == []
+    memory.merge()
+    assert memory.found() == before
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?")])
+def test_a_segment_that_cannot_be_read_is_made_anew(memory, spoil):
+    memory.add("d", "brass valve")
+    memory.merge()
+    memory.add("e", "brass pump")
+    memory.merge()
+    before = memory.found("brass")
+    path = pathlib.Path(memory.look(lambda catalog: catalog.segments[1].blob.committed()))
+    path.chmod(0o600)
+    spoil(path)
+    batos.map_postings.cache_clear()
+    memory.unit.connection.cacheMinimize()
+    assert [row[0] for row in memory.found("brass")] == ["e"] and "cannot be read" in memory.faults()[0]
+    assert memory.look(batos.due_merge) == (1,)
+    memory.merge((1,))
+    assert memory.found("brass") == before and memory.faults() == []
+
+
+STEPS = st.lists(st.tuples(st.sampled_from(["add", "add", "add", "remove", "tail", "all"]), st.integers(0, 5),
+                           st.integers(0, 99)), max_size=25)
+
+
+@given(STEPS)
+@settings(max_examples=40, deadline=None)
+def test_whatever_is_merged_when_all_and_only_what_is_alive_is_found(tmp_path_factory, steps):
+    memory, model = Memory(tmp_path_factory.mktemp("memory")), {}
+    for kind, n, seed in steps:
+        if kind == "add":
+            model[f"d{n}"] = text_of(random.Random(seed))
+            memory.add(f"d{n}", model[f"d{n}"])
+        elif kind == "remove" and model.pop(f"d{n}", None):
+            memory.change(lambda catalog, n=n: batos.unindex_document_(catalog, f"d{n}"))
+        elif kind == "tail":
+            memory.merge()
+        elif kind == "all" and memory.keys():
+            memory.merge(memory.keys())
+        assert memory.faults() == []
+        for word in ("valve", "brass"):
+            assert {row[0] for row in memory.found(word)} == {name for name, text in model.items() if word in text.split()}
+    memory.merge()
+    if memory.keys():
+        memory.merge(memory.keys())
+    fresh = batos.new_catalog()
+    first = memory.look(lambda catalog: {name: document.first_chunk for name, document in catalog.documents.items()})
+    for name in sorted(model, key=first.get):
+        batos.index_document_(fresh, name, model[name])
+    assert memory.found() == rows_of(batos.search_(fresh, "brass pump", 100))
+    memory.close()
+
+
+def test_a_daemon_merges_its_tail_by_itself(daemon, tmp_path):
+    running = daemon()
+    with batos.Client(running.endpoint, timeout_s=60) as client:
+        for n in range(12):
+            text = "\n".join(f"# Part {part}\n\n" + f"The brass valve {n} of part {part} is turned. " * 10 for part in range(190))
+            client.call("index_document", doc_id=f"d{n}", text=text)
+        end_s = batos.time.monotonic() + 120
+        while not (memory := client.call("get_full_state")["result"]["memory"])["segments"]:
+            assert batos.time.monotonic() < end_s
+            batos.time.sleep(0.05)
+        assert memory["chunks"] == 12 * 190 and client.call("search_memory", query="brass valve 7")["results"]
+    assert running.stop() == 0
+    assert batos.check_image(str(tmp_path / "live_image.fs"), deep=True)["faults"] == []
