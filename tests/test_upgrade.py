@@ -158,7 +158,7 @@ def test_words_of_an_image_without_segments_are_found_and_merged(third, daemon):
         postings = batos.merged_postings(root["knowledge_catalog_obj"], ())
         folder = batos.blob_folder(root)
     assert len(postings.numbers) == 211 and "copper" not in postings.vocabulary()
-    with batos.built_segment(postings, folder) as built, batos.writing(image) as root:
-        batos.publish_merge(root["knowledge_catalog_obj"], (), built)
+    with batos.built_file(postings, folder) as built, batos.writing(image) as root:
+        batos.publish_words(root["knowledge_catalog_obj"], (), built)
     image.close()
     assert batos.check_image(third, deep=True)["faults"] == []

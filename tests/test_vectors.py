@@ -1,0 +1,191 @@
+"""Vectors: every chunk has one or waits for it, whatever comes between; found by meaning; words alone where there is none."""
+
+import pathlib
+import shutil
+
+import pytest
+from doubles import QuickEmbedder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_segments import Memory
+
+import batos
+
+DOUBLE = QuickEmbedder()
+TEXTS = ["The brass valve.", "A copper tap of the boiler.", "The lamp is lit.", "A pump with bellows.", "Nothing of the kind."]
+
+
+@pytest.fixture
+def memory(tmp_path):
+    made = Memory(tmp_path)
+    yield made
+    made.close()
+
+
+def embed(memory, most=100, embedder=DOUBLE, meanwhile=lambda: None):
+    """Embed the chunks that wait, as EmbeddingLane does; returns how many."""
+    rows = memory.look(lambda catalog: batos.waiting_chunks(catalog, most))
+    if rows:
+        numbers, texts = zip(*rows, strict=True)
+        vectors = batos.Vectors(batos.need("numpy", "x").array(numbers), embedder.embed(texts))
+        meanwhile()
+        with batos.built_file(vectors, memory.image.storage.temporaryDirectory()) as built:
+            memory.change(lambda catalog: batos.publish_vectors(catalog, built, embedder.name))
+    return len(rows)
+
+
+def merge_vectors(memory):
+    keys = memory.look(lambda catalog: tuple(catalog.vectors))
+    arrays = memory.look(lambda catalog: batos.merged_vectors(catalog, keys))
+    with batos.built_file(arrays, memory.image.storage.temporaryDirectory()) as built:
+        memory.change(lambda catalog: batos.publish_vector_merge(catalog, keys, built))
+
+
+def found(memory, query, **more):
+    rows = memory.look(lambda catalog: batos.search_(catalog, query, 10, vector=DOUBLE.query(query), **more))["results"]
+    return [row["chunk"]["doc_id"] for row in rows]
+
+
+def fill(memory):
+    for n, text in enumerate(TEXTS):
+        memory.add(f"d{n}", text)
+
+
+def waiting(memory):
+    return memory.look(batos.count_waiting)
+
+
+def test_what_has_other_words_is_found_by_meaning_and_says_so(memory):
+    fill(memory)
+    assert waiting(memory) == 5 and found(memory, "alloy cock") == []
+    assert embed(memory) == 5 and waiting(memory) == 0 and memory.faults() == []
+    assert set(found(memory, "alloy cock")[:2]) == {"d0", "d1"}
+    row = memory.look(lambda catalog: batos.search_(catalog, "brass tap", 10, vector=DOUBLE.query("brass tap")))["results"][0]
+    assert row["why"]["rank_by_meaning"] in (1, 2) and row["why"]["similarity"] > 0.9 and 0 <= row["score"] <= 1
+    assert row["why"]["rank_by_words"] and row["why"]["mass"]
+    words = memory.look(lambda catalog: batos.search_(catalog, "brass", 10))["results"][0]
+    assert words["why"]["rank_by_meaning"] is None and words["why"]["rank_by_words"] == 1 and words["why"]["similarity"] is None
+    assert found(memory, "alloy cock", doc_id="d2") == ["d2"]
+    assert found(memory, "alloy cock", scope="self") == []
+
+
+def test_a_chunk_waits_until_its_vector_is_there_and_one_that_is_gone_does_not(memory):
+    fill(memory)
+    assert embed(memory, 2) == 2 and waiting(memory) == 3
+
+    def meanwhile():
+        memory.change(lambda catalog: batos.unindex_document_(catalog, "d2"))
+        memory.add("d3", "Another lantern.")
+        memory.change(lambda catalog: batos.unindex_document_(catalog, "d0"))
+    assert embed(memory, 2, meanwhile=meanwhile) == 2
+    assert memory.faults() == [] and waiting(memory) == 2
+    assert embed(memory) == 2 and memory.faults() == []
+    assert found(memory, "lantern")[0] == "d3" and "d2" not in found(memory, "lamp") and "d0" not in found(memory, "valve")
+    merge_vectors(memory)
+    [pack] = memory.look(lambda catalog: list(catalog.vectors.values()))
+    assert memory.faults() == [] and (pack.count, pack.dead) == (3, 0)
+    assert found(memory, "lantern")[0] == "d3"
+
+
+def test_a_large_document_is_embedded_part_by_part(memory):
+    text = "\n".join(f"# Part {n}\n\n" + f"The brass valve of part {n} is turned. " * 12 for n in range(30))
+    memory.add("large", text)
+    assert [embed(memory, 12) for _ in range(4)] == [12, 12, 6, 0] and memory.faults() == [] and waiting(memory) == 0
+
+
+def test_another_embedder_makes_all_vectors_anew(memory):
+    fill(memory)
+    embed(memory, 3)
+    assert memory.change(lambda catalog: batos.forget_vectors_of_others(catalog, "double")) == 0 and waiting(memory) == 2
+    assert memory.change(lambda catalog: batos.forget_vectors_of_others(catalog, "other")) == 1
+    assert waiting(memory) == 5 and memory.faults() == []
+    embed(memory, embedder=QuickEmbedder("other"))
+    assert memory.look(lambda catalog: {pack.embedder for pack in catalog.vectors.values()}) == {"other"}
+    assert found(memory, "alloy cock")
+
+
+@pytest.mark.parametrize("mend", [lambda memory: memory.change(lambda catalog: batos.forget_vectors_of_others(catalog, "double")),
+                                  merge_vectors])
+def test_vectors_that_cannot_be_read_are_made_anew(memory, mend):
+    fill(memory)
+    embed(memory, 3)
+    embed(memory)
+    before = found(memory, "alloy cock")
+    path = pathlib.Path(memory.look(lambda catalog: catalog.vectors[1].blob.committed()))
+    path.chmod(0o600)
+    path.write_bytes(b"nothing")
+    batos.map_arrays.cache_clear()
+    memory.unit.connection.cacheMinimize()
+    assert found(memory, "brass")[0] == "d0" and "cannot be read" in memory.faults()[0]
+    mend(memory)
+    assert waiting(memory) == 3 and memory.faults() == []
+    embed(memory)
+    assert found(memory, "alloy cock") == before and memory.faults() == []
+
+
+STEPS = st.lists(st.tuples(st.sampled_from(["add", "add", "remove", "embed", "merge", "words"]), st.integers(0, 4),
+                           st.integers(0, 4)), max_size=20)
+
+
+@given(STEPS)
+@settings(max_examples=40, deadline=None)
+def test_whatever_comes_each_chunk_has_one_vector_or_waits(tmp_path_factory, steps):
+    memory, model = Memory(tmp_path_factory.mktemp("memory")), {}
+    for kind, n, m in steps:
+        if kind == "add":
+            model[f"d{n}"] = TEXTS[m]
+            memory.add(f"d{n}", TEXTS[m])
+        elif kind == "remove" and model.pop(f"d{n}", None):
+            memory.change(lambda catalog, n=n: batos.unindex_document_(catalog, f"d{n}"))
+        elif kind == "embed":
+            embed(memory, m + 1)
+        elif kind == "merge" and memory.look(lambda catalog: len(catalog.vectors)):
+            merge_vectors(memory)
+        elif kind == "words":
+            memory.merge()
+        assert memory.faults() == []
+    while embed(memory):
+        assert memory.faults() == []
+    assert set(found(memory, "alloy cock")) == set(model)
+    memory.close()
+
+
+# The real model
+
+def test_the_installed_embedder_is_the_one_we_know():
+    assert batos.embedder_fingerprint(batos.installed_embedder()) == batos.EMBEDDER
+
+
+def test_altered_files_are_not_run_and_words_alone_serve(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    shutil.copytree(batos.installed_embedder(), folder)
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    monkeypatch.setattr(batos, "installed_embedder", lambda: folder)
+    embedder = batos.Embedder("auto")
+    embedder.start()
+    embedder.close(60)
+    assert embedder.state == "failed" and "words alone" in embedder.progress and "not those of" in embedder.progress
+    assert embedder.query("valve") is None
+    with pytest.raises(batos.CoreOffline, match="failed"):
+        embedder.embed(["valve"])
+    assert batos.embedder_fingerprint(folder) not in (None, batos.EMBEDDER)      # by its folder it may be named
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(batos.ConfigError, match="model.safetensors"):
+        batos.embedder_fingerprint(folder)
+
+
+@pytest.mark.slow
+def test_a_daemon_finds_by_meaning(daemon, tmp_path):
+    running = daemon("--embedder", "auto")
+    with batos.Client(running.endpoint, timeout_s=60) as client:
+        for n, text in enumerate(["The cat sat on the mat.", "Turn the brass valve until the needle stands at zero.",
+                                  "Invoices are paid within thirty days."]):
+            client.call("index_document", doc_id=f"d{n}", text=text)
+        end_s = batos.time.monotonic() + 120
+        while (told := client.call("health")["result"]["embedder"])["state"] == "loading" or told["waiting"] != 0:
+            assert batos.time.monotonic() < end_s and told["state"] != "failed", told
+            batos.time.sleep(0.1)
+        rows = client.call("search_memory", query="when must a bill be settled")["results"]
+        assert rows[0]["chunk"]["doc_id"] == "d2" and rows[0]["why"]["rank_by_meaning"] == 1
+    assert running.stop() == 0
+    assert batos.check_image(str(tmp_path / "live_image.fs"), deep=True)["faults"] == []
