@@ -5323,7 +5323,7 @@ class Source(typing.Protocol):
         """Return in how many chunks a word is."""
 
     def scores(self, weights: dict, mean_words: float) -> tuple:
-        """Return (chunk numbers, BM25 scores) of all chunks that hold a word, as two arrays of one length.
+        """Return (chunk numbers, ascending, and BM25 scores) of all chunks that hold a word, as two arrays of one length.
 
         weights: {word: idf over all sources}; mean_words: the mean length of a chunk over all sources.
         """
@@ -5426,7 +5426,8 @@ class TailIndex(OkapiIndex):
             top = idf * (self.K1 + 1)
             for number, f in self.postings(word).items():
                 scores[number] = scores.get(number, 0.0) + top * f / (f + floor + slope * lengths[number])
-        return numpy.fromiter(scores, numpy.int64, len(scores)), numpy.fromiter(scores.values(), float, len(scores))
+        numbers = numpy.array(sorted(scores), numpy.int64)
+        return numbers, numpy.array([scores[number] for number in numbers.tolist()], numpy.float64)
 
     def __contains__(self, number):
         return number in self._docweight
@@ -6363,23 +6364,37 @@ def _best(numbers, scores, test, most):
     return best
 
 
-def _ranked(catalog, asked, chosen, most):
-    """Return up to `most` (number, score), best first."""
+def _found_by_words(catalog, asked):
+    """Return [(numbers, scores)] of the chunks that hold any of the words, one pair for each source."""
     known = {word: weight for word, weight in asked.weights.items() if asked.frequencies[word]}
-    return _chosen_best([source.scores(known, asked.mean_words) for source in _sources(catalog)], chosen, most)
+    return [source.scores(known, asked.mean_words) for source in _sources(catalog)]
 
 
-def _chosen_best(found, chosen, most):
-    """Return the `most` best (number, score) of what sources found: [(numbers, scores)], as _chosen says."""
+def _found_by_meaning(catalog, vector):
+    """Return [(numbers, cosines)] of all chunks that have a vector, one pair for each pack."""
+    return [pack.scores(vector) for pack in catalog.vectors.values()
+            if pack.readable() and pack.arrays.vectors.shape[1:] == vector.shape]
+
+
+def _ranked(found, chosen, most):
+    """Return up to `most` {number: score} of what sources or packs found, best first, that are chosen."""
     import numpy
     only, test = chosen
     if not found:
-        return []
+        return {}
     numbers, scores = (numpy.concatenate(part) for part in zip(*found, strict=True))
     if only is not None:
         inside = (numbers >= only.start) & (numbers < only.stop)
         numbers, scores = numbers[inside], scores[inside]
-    return _best(numbers, scores, test, most)
+    return dict(_best(numbers, scores, test, most))
+
+
+def _scores_of(found, wanted):
+    """Return {number: score} of the wanted chunks that were found."""
+    scores = {}
+    for numbers, values in found:
+        scores |= {number: float(values[place]) for number in wanted if (place := place_of(numbers, number)) is not None}
+    return scores
 
 
 def _why(catalog, asked, number):
@@ -6413,42 +6428,31 @@ def _result(catalog, number, score, why):
 
 
 FUSED = 100                        # the best of each list that are looked at together
-WORDS_WEIGHT = 0.5                 # of the words' score in the fused one, the vectors' the rest
 
 
-class _Lists(typing.NamedTuple):
-    """Chunks that may answer a query: {number: score}, best first, by words and by vectors."""
+def _fused(asked, words, meaning, chosen, most):
+    """Return ({number: score from 0 to 1}, best first, the list by words, the list by meaning).
 
-    words: dict
-    vectors: dict
-
-
-def _nearest(catalog, vector, chosen, most):
-    """Return up to `most` (number, cosine) of the chunks whose vectors are nearest, best first."""
-    found = [pack.scores(vector) for pack in catalog.vectors.values()
-             if pack.readable() and pack.arrays.vectors.shape[1:] == vector.shape]
-    return _chosen_best(found, chosen, most)
-
-
-def _fused(lists, most):
-    """Return up to `most` (number, score from 0 to 1) of both lists together, best first.
-
-    Each list's scores count from its last one (0) to its best (1); what is in one list alone has 0 in the other.
+    A score is half BM25 as a share of the greatest that any text could have for the query, half the cosine. So words count
+    for much only where they say much: of a question all in other words, a name that many chunks hold moves little. A chunk
+    that waits for its vector is taken to be as near, beside the nearest, as its words are good beside the best.
     """
-    parts = [(WORDS_WEIGHT, lists.words), (1 - WORDS_WEIGHT, lists.vectors)]
-    total = collections.Counter()
-    for weight, scores in parts:
-        least, best = min(scores.values(), default=0.0), max(scores.values(), default=0.0)
-        for number, score in scores.items():
-            total[number] += weight * ((score - least) / (best - least) if best > least else 1.0)
-    return sorted(total.items(), key=lambda row: (-row[1], row[0]))[:most]
+    by_words, by_meaning = _ranked(words, chosen, FUSED), _ranked(meaning, chosen, FUSED)
+    wanted = by_words.keys() | by_meaning.keys()
+    greatest = sum(asked.weights.values()) * (OkapiIndex.K1 + 1) or 1.0
+    bm25, cosines = _scores_of(words, wanted), _scores_of(meaning, wanted)
+    guess = max(by_meaning.values(), default=0.0) / max(by_words.values(), default=1.0)
+    scores = {number: (bm25.get(number, 0.0) / greatest + max(0.0, cosines.get(number, guess * bm25.get(number, 0.0)))) / 2
+              for number in wanted}
+    best = sorted(scores.items(), key=lambda row: (-row[1], row[0]))[:most]
+    return dict(best), by_words, by_meaning
 
 
-def _ranks(lists, number):
+def _ranks(number, by_words, by_meaning):
     """Return where a chunk stands in each list (from 1, None where it is not), and how near its vector is."""
-    words, vectors = ({one: place for place, one in enumerate(scores, 1)} for scores in lists)
-    near = lists.vectors.get(number)
-    return {"rank_by_words": words.get(number), "rank_by_meaning": vectors.get(number),
+    words, meaning = ({one: place for place, one in enumerate(scores, 1)} for scores in (by_words, by_meaning))
+    near = by_meaning.get(number)
+    return {"rank_by_words": words.get(number), "rank_by_meaning": meaning.get(number),
             "similarity": None if near is None else round(near, 4)}
 
 
@@ -6467,12 +6471,15 @@ def search_(catalog, query, max_results=5, doc_id=None, scope=None, kind=None, v
     """
     _check_search(query, max_results)
     asked, chosen = _prepared(catalog, query), _chosen(catalog, doc_id, scope, kind)
-    ranked = _ranked(catalog, asked, chosen, max(RANKED if vector is None else FUSED, max_results))
-    whys = {number: _why(catalog, asked, number) for number, _ in ranked[:max(RANKED, max_results)]}
-    lists = _Lists(dict(ranked), {} if vector is None else dict(_nearest(catalog, vector, chosen, FUSED)))
-    best = _fused(lists, max_results) if lists.vectors else ranked[:max_results]
-    results = [_result(catalog, number, score, (whys.get(number) or _why(catalog, asked, number)) | _ranks(lists, number))
-               for number, score in best]
+    words, meaning = _found_by_words(catalog, asked), [] if vector is None else _found_by_meaning(catalog, vector)
+    if meaning:
+        best, by_words, by_meaning = _fused(asked, words, meaning, chosen, max_results)
+    else:
+        best = by_words = _ranked(words, chosen, max(RANKED, max_results))
+        by_meaning = {}
+    whys = {number: _why(catalog, asked, number) for number in {**dict.fromkeys(itertools.islice(by_words, RANKED)), **best}}
+    results = [_result(catalog, number, score, whys[number] | _ranks(number, by_words, by_meaning))
+               for number, score in itertools.islice(best.items(), max_results)]
     return {"results": results, "mass": max((why["mass"] for why in whys.values()), default=0.0),
             "query_words": len(asked.spelt),
             "unknown": [asked.spelt[word] for word, count in asked.frequencies.items() if not count]}

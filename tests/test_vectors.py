@@ -69,6 +69,15 @@ def test_what_has_other_words_is_found_by_meaning_and_says_so(memory):
     assert found(memory, "alloy cock", scope="self") == []
 
 
+def test_a_chunk_that_waits_for_its_vector_is_found_by_its_words_as_well_as_others(memory):
+    fill(memory)
+    embed(memory)
+    memory.add("new", "The valve of brass is new.")
+    assert found(memory, "new valve of brass")[0] == "new"
+    embed(memory)
+    assert found(memory, "new valve of brass")[0] == "new"
+
+
 def test_a_chunk_waits_until_its_vector_is_there_and_one_that_is_gone_does_not(memory):
     fill(memory)
     assert embed(memory, 2) == 2 and waiting(memory) == 3

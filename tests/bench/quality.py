@@ -1,0 +1,263 @@
+"""Quality of search: words, vectors and both, beside bm25s and SQLite's FTS5, on collections with judgements.
+
+    python tests/bench/quality.py [FOLDER …] [--queries N]
+
+A FOLDER holds docs.jsonl ({"id", "text", "title"?}), queries.jsonl ({"id", "text"}) and qrels.tsv (query, document, grade).
+Without one, collections of our own making: the docstrings of Python's library, each to be found by its summary, which is
+taken out of it; and short turns of talk, each to be found by a question in other words, or in the same. bm25s is left out
+where it is not installed.
+"""
+
+import argparse
+import ast
+import importlib.util
+import itertools
+import json
+import math
+import pathlib
+import random
+import re
+import sqlite3
+import sys
+import sysconfig
+import tempfile
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
+import batos
+
+MOST = 100
+
+
+# Collections: (documents {id: text}, queries {id: text}, judgements {query: {document: grade}})
+
+def read_collection(folder):
+    """Return the collection in a folder."""
+    folder = pathlib.Path(folder)
+
+    def rows(name):
+        return [json.loads(line) for line in (folder / name).read_text().splitlines() if line.strip()]
+    documents = {str(row["id"]): "\n".join(filter(None, (row.get("title"), row["text"]))) for row in rows("docs.jsonl")}
+    queries, judged = {str(row["id"]): row["text"] for row in rows("queries.jsonl")}, {}
+    for line in (folder / "qrels.tsv").read_text().splitlines():
+        query, document, grade = line.split("\t")[:3]
+        if grade.lstrip("-").isdigit() and int(grade) > 0:
+            judged.setdefault(query, {})[document] = int(grade)
+    return documents, {query: text for query, text in queries.items() if query in judged}, judged
+
+
+def docstrings(path):
+    """Yield (name, docstring) of what a module of Python defines."""
+    try:
+        tree = ast.parse(path.read_text("utf-8"))
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef, ast.Module)):
+            text = ast.get_docstring(node)
+            if text:
+                yield f"{path.stem}.{getattr(node, 'name', '')}", text
+
+
+def python_library(most=2500):
+    """Docstrings without their first sentence, each to be found by that."""
+    documents, queries = {}, {}
+    for path in sorted(pathlib.Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        for name, text in docstrings(path):
+            summary, _, rest = text.partition("\n\n")
+            if 4 <= len(summary.split()) <= 25 and 12 <= len(rest.split()) <= 300 and name not in documents:
+                documents[name], queries[name] = rest, " ".join(summary.split())
+    kept = sorted(documents, key=lambda name: batos.digest(name.encode()))[:most]
+    return ({name: documents[name] for name in kept}, {name: queries[name] for name in kept[:400]},
+            {name: {name: 1} for name in kept[:400]})
+
+
+PEOPLE = ("Ana", "Bogdan", "Chidi", "Dilek", "Emeka", "Freya", "Goran", "Hana", "Imre", "Jonas", "Kavya", "Luisa")
+FACTS = (                        # what somebody says; what somebody asks later, in other words and in the same; values
+    ("I moved into a flat in {} last spring", "Where does {} live now?",
+     "Which city is the flat in that {} moved into last spring?", ("Lisbon", "Oslo", "Tirana", "Graz", "Porto")),
+    ("my sister is getting married on the {}", "When is the wedding of {}'s sibling?",
+     "When is {}'s sister getting married?", ("3rd of May", "12th of June")),
+    ("the doctor says I must not eat {} any more", "Which food is {} allergic to?",
+     "What must {} not eat according to the doctor?", ("peanuts", "shellfish", "eggs", "wheat")),
+    ("we called the puppy {}", "What is the name of {}'s dog?",
+     "What did {} call the puppy?", ("Biscuit", "Pepper", "Waffle", "Moss")),
+    ("I have started to play the {}", "Which instrument is {} learning?",
+     "What did {} start to play?", ("cello", "banjo", "oboe", "harp")),
+    ("they made me head of {} today", "What job did {} get promoted to?",
+     "Of what was {} made head?", ("sales", "research", "logistics", "design")),
+    ("I ran the marathon in {} hours", "How fast did {} finish the race?",
+     "In how many hours did {} run the marathon?", ("three", "four", "five")),
+    ("my car broke down near {}", "Where did {} have trouble with the vehicle?",
+     "Near which place did the car of {} break down?", ("Ghent", "Lyon", "Bari", "Split")),
+    ("I am reading a novel about {}", "What kind of book does {} have at hand?",
+     "What is the novel about that {} is reading?", ("whalers", "bees", "a siege", "a lighthouse")),
+    ("we are painting the kitchen {}", "Which colour will {}'s walls have?",
+     "In which colour is {} painting the kitchen?", ("yellow", "teal", "grey", "coral")),
+    ("my flight leaves at {} in the morning", "At what time does {} travel?",
+     "When does the flight of {} leave in the morning?", ("five", "six", "seven", "eight")),
+    ("I gave up {} for good", "Which habit did {} stop?",
+     "What did {} give up for good?", ("smoking", "coffee", "sugar", "gambling")),
+    ("my boy wants to become a {}", "What does {}'s son dream of being?",
+     "What does the boy of {} want to become?", ("diver", "baker", "pilot", "judge")),
+    ("I lent my drill to {}", "Who borrowed a tool from {}?",
+     "To whom did {} lend the drill?", ("the neighbour", "my cousin", "a colleague")),
+    ("our roof leaks since the {}", "Since when does it rain into {}'s house?",
+     "Since what does the roof of {} leak?", ("storm", "hail", "thaw")),
+    ("I left my keys at the {}", "Where did {} forget something?",
+     "Where did {} leave the keys?", ("gym", "library", "bakery", "station")),
+)
+CHATTER = ("ok, see you then", "haha, good one", "I am not sure about that", "what a day it was",
+           "let me know how it goes", "sounds good to me", "thanks a lot for yesterday", "sorry, I was asleep already",
+           "did you see the news", "same here",
+           "well, it depends", "call me when you are free", "no idea, ask somebody else", "that was so long ago",
+           "I will think of it")
+
+
+def talk(same_words=False):
+    """Short turns by several people, each fact to be found by a question in other words, or in the same."""
+    chance, documents, queries, judged = random.Random(7), {}, {}, {}
+    for (said, asked, near, values), who in itertools.product(FACTS, PEOPLE):
+        name, opening = f"t{len(documents)}", chance.choice(("", "you know, ", "by the way, ", "guess what: "))
+        documents[name] = f"{who}: {opening}{said.format(chance.choice(values))}"
+        queries[name], judged[name] = (near if same_words else asked).format(who), {name: 1}
+    for n in range(600):
+        documents[f"c{n}"] = f"{chance.choice(PEOPLE)}: {chance.choice(CHATTER)}, {chance.choice(CHATTER)}"
+    return documents, queries, judged
+
+
+# Rankings: query -> [document, best first]
+
+def first_of_each(names):
+    return list(dict.fromkeys(names))[:MOST]
+
+
+class OurCatalog:
+    """Documents in a catalog of an image, with their vectors."""
+
+    def __init__(self, folder, documents, embedder):
+        self.image, self.embedder = batos.Image.open(str(pathlib.Path(folder, "image.fs"))), embedder
+        batos.genesis(self.image)
+        rows = list(documents.items())
+        for start in range(0, len(rows), 500):
+            self._change(lambda catalog, start=start: [batos.index_document_(catalog, name, text) for name, text in
+                                                       rows[start:start + 500]])
+        while waiting := self.look(lambda catalog: batos.waiting_chunks(catalog, 1024)):
+            numbers, texts = zip(*waiting, strict=True)
+            vectors = batos.Vectors(batos.need("numpy", "vectors").array(numbers), embedder.embed(texts))
+            with batos.built_file(vectors, self.image.storage.temporaryDirectory()) as built:
+                self._change(lambda catalog, built=built: batos.publish_vectors(catalog, built, embedder.name))
+
+    def _change(self, function):
+        with batos.writing(self.image) as root:
+            function(root["knowledge_catalog_obj"])
+
+    def look(self, function):
+        with batos.reading(self.image) as root:
+            return function(root["knowledge_catalog_obj"])
+
+    def _names(self, outcome):
+        return first_of_each(row["chunk"]["doc_id"] for row in outcome["results"])
+
+    def words(self, query):
+        return self.look(lambda catalog: self._names(batos.search_(catalog, query, MOST)))
+
+    def vectors(self, query):
+        def look(catalog):
+            found = batos._found_by_meaning(catalog, self.embedder.query(query))
+            best = batos._ranked(found, batos._chosen(catalog, None, None, None), MOST)
+            return first_of_each(catalog.chunk_storage[number].doc_id for number in best)
+        return self.look(look)
+
+    def both(self, query):
+        return self.look(lambda catalog: self._names(batos.search_(catalog, query, MOST, vector=self.embedder.query(query))))
+
+
+def by_fts5(documents):
+    """Return the ranking of SQLite's FTS5: any of the words, stemmed."""
+    table = sqlite3.connect(":memory:")
+    table.execute("create virtual table d using fts5(name unindexed, text, tokenize='porter unicode61')")
+    table.executemany("insert into d values (?, ?)", documents.items())
+
+    def ranking(query):
+        words = " OR ".join(f'"{word}"' for word in re.findall(r"\w+", query))
+        return [name for name, in table.execute("select name from d where d match ? order by rank limit ?", (words, MOST))]
+    return ranking
+
+
+def by_bm25s(documents):
+    """Return the ranking of bm25s, with its English stop words and Snowball's stemmer; None where it is not installed."""
+    if importlib.util.find_spec("bm25s") is None:
+        return None
+    import bm25s
+    import Stemmer
+    stemmer, names = Stemmer.Stemmer("english"), list(documents)
+
+    def split(texts):
+        return bm25s.tokenize(texts, stopwords="en", stemmer=stemmer, show_progress=False)
+    index = bm25s.BM25()
+    index.index(split(list(documents.values())), show_progress=False)
+
+    def ranking(query):
+        found, scores = index.retrieve(split([query]), k=min(MOST, len(names)), show_progress=False)
+        return [names[at] for at, score in zip(found[0], scores[0], strict=True) if score > 0]
+    return ranking
+
+
+# Measures
+
+def measures(ranked, wanted):
+    """Return (nDCG@10, Recall@100, reciprocal rank) of one query."""
+    gains = [wanted.get(name, 0) / math.log2(place + 1) for place, name in enumerate(ranked[:10], 1)]
+    ideal = [grade / math.log2(place + 1) for place, grade in enumerate(sorted(wanted.values(), reverse=True)[:10], 1)]
+    first = next((place for place, name in enumerate(ranked, 1) if name in wanted), None)
+    return sum(gains) / sum(ideal), sum(name in wanted for name in ranked[:MOST]) / len(wanted), 1 / first if first else 0.0
+
+
+def judged(ranking, queries, judgements):
+    """Return the means of measures over all queries."""
+    found = [measures(ranking(text), judgements[query]) for query, text in queries.items()]
+    return [sum(column) / len(found) for column in zip(*found, strict=True)]
+
+
+def rankings(folder, documents, embedder):
+    """Return {name: ranking} of all that are compared."""
+    ours = OurCatalog(folder, documents, embedder)
+    every = {"words": ours.words, "vectors": ours.vectors, "both": ours.both,
+             "bm25s": by_bm25s(documents), "FTS5": by_fts5(documents)}
+    return {name: ranking for name, ranking in every.items() if ranking}
+
+
+def ready_embedder():
+    """Return the real embedder, loaded."""
+    embedder = batos.Embedder("auto")
+    embedder.start()
+    embedder.close(300)
+    if embedder.state != "ready":
+        raise SystemExit(embedder.progress)
+    return embedder
+
+
+def report(collections, embedder, most):
+    """Yield (collection, ranking, nDCG@10, Recall@100, MRR)."""
+    for name, (documents, queries, judgements) in collections.items():
+        queries = dict(itertools.islice(queries.items(), most))
+        with tempfile.TemporaryDirectory(prefix="quality-") as folder:
+            for ranking, function in rankings(folder, documents, embedder).items():
+                yield name, ranking, *judged(function, queries, judgements)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="*")
+    parser.add_argument("--queries", type=int, default=400)
+    args = parser.parse_args()
+    collections = {pathlib.Path(folder).name: read_collection(folder) for folder in args.folders} or {
+        "Python's library": python_library(), "talk, in other words": talk(), "talk, in its words": talk(same_words=True)}
+    print("| collection | ranking | nDCG@10 | Recall@100 | MRR |\n|---|---|---|---|---|")
+    for name, ranking, *values in report(collections, ready_embedder(), args.queries):
+        print(f"| {name} | {ranking} | " + " | ".join(f"{value:.3f}" for value in values) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
