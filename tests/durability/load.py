@@ -136,12 +136,16 @@ def run(name, campaign, **sizes):
     raise SystemExit(note_report(name, result))
 
 
+def _git(*words):
+    return subprocess.run(["git", *words], cwd=pathlib.Path(__file__).parent, capture_output=True, text=True).stdout
+
+
 def note_report(name, result):
     """Print a campaign's result, and write it into report.json with the commit that it was run on."""
     path = pathlib.Path(__file__).with_name("report.json")
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=path.parent, capture_output=True, text=True).stdout
+    commit = _git("describe", "--always").strip() + ("-dirty" if _git("status", "--porcelain", ":/", f":!{path.name}") else "")
     rows = json.loads(path.read_text()) if path.exists() else {}
-    rows[name] = {"commit": commit.strip(), "date": time.strftime("%Y-%m-%d"), **result}
+    rows[name] = {"commit": commit, "date": time.strftime("%Y-%m-%d"), **result}
     path.write_text(json.dumps(dict(sorted(rows.items())), indent=1) + "\n")
     print(json.dumps(result))
     return int(bool(result.get("problems")))
