@@ -4637,6 +4637,7 @@ RESULTS_MAX = 100
 RANKED = 50                        # the chunks among which the greatest mass is sought
 TAIL_CHUNKS = 2000                 # a tail of more becomes a segment
 MERGED_AT_ONCE = 8                 # so many segments of one size become one
+ROWS_KEPT = 4096                   # words of a segment whose place is remembered
 EMBEDDED_A_PART = 256              # chunks whose vectors are stored in one transaction
 DEAD_SHARE = 0.3                   # a segment that is dead to more than this is merged by itself
 FILTERS = ("scope", "kind")        # the fields of `metadata_index`
@@ -5328,8 +5329,11 @@ class Source(typing.Protocol):
         weights: {word: idf over all sources}; mean_words: the mean length of a chunk over all sources.
         """
 
-    def holds(self, word: str, number: int) -> bool:
-        """Tell whether a word is in a chunk."""
+    def numbers_of(self, word: str) -> typing.Any:
+        """Return the numbers of the chunks that hold a word, ascending, as an array."""
+
+    def held(self, words: typing.Iterable, number: int) -> list:
+        """Return those of the words that are in a chunk; [] where its words are elsewhere."""
 
     def __contains__(self, number: int) -> bool:
         """Tell whether a chunk's words are here."""
@@ -5415,8 +5419,12 @@ class TailIndex(OkapiIndex):
     def document_frequency(self, word):
         return len(self.postings(word))
 
-    def holds(self, word, number):
-        return number in self.postings(word)
+    def numbers_of(self, word):
+        import numpy
+        return numpy.array(sorted(self.postings(word)), numpy.int64)
+
+    def held(self, words, number):
+        return [word for word in words if number in self.postings(word)]
 
     def scores(self, weights, mean_words):
         import numpy
@@ -5610,22 +5618,33 @@ class Segment(Mapped):
         super().__init__(blob, built)
         self.words = int(built.arrays.lengths.sum())
 
+    def _rows(self, word):
+        """Return the slice of a word's postings; those of the latest words are kept."""
+        kept = getattr(self, "_v_rows", None)
+        if kept is None or len(kept) > ROWS_KEPT:
+            kept = self._v_rows = {}
+        if word not in kept:
+            kept[word] = self.arrays.rows_of(word)
+        return kept[word]
+
     def document_frequency(self, word):
-        rows = self.arrays.rows_of(word)
+        rows = self._rows(word)
         return rows.stop - rows.start
 
-    def holds(self, word, number):
-        postings = self.arrays
-        places, place = postings.places[postings.rows_of(word)], place_of(postings.numbers, number)
-        at = 0 if place is None else int(places.searchsorted(place))
-        return place is not None and at < len(places) and int(places[at]) == place
+    def numbers_of(self, word):
+        return self.arrays.numbers[self.arrays.places[self._rows(word)]]
+
+    def held(self, words, number):
+        place, places = place_of(self.arrays.numbers, number), self.arrays.places
+        found = ((word, places[self._rows(word)]) for word in words) if place is not None else ()
+        return [word for word, inside in found if place_of(inside, place) is not None]
 
     def scores(self, weights, mean_words):
         import numpy
         postings, total = self.arrays, numpy.zeros(self.count, numpy.float64)
         k1, floor, slope = OkapiIndex.K1, OkapiIndex.K1 * (1 - OkapiIndex.B), OkapiIndex.K1 * OkapiIndex.B / mean_words
         for word, idf in weights.items():
-            rows = postings.rows_of(word)
+            rows = self._rows(word)
             places, f = postings.places[rows], postings.frequencies[rows].astype(numpy.float64)
             total[places] += idf * (k1 + 1) * f / (f + floor + slope * postings.lengths[places])
         found = total.nonzero()[0]
@@ -6364,6 +6383,55 @@ def _best(numbers, scores, test, most):
     return best
 
 
+class Terms(typing.NamedTuple):
+    """A query taken apart: its words, the phrases that a result must hold and the words that it must not, as stems."""
+
+    text: str                     # without what must not be there
+    phrases: tuple                # of tuples
+    excluded: tuple
+    notes: tuple                  # what of its syntax was searched as words
+
+
+def parse_query(query):
+    """Return the Terms of a query with "phrases" and -words."""
+    text, excluded = _EXCLUDED.sub(" ", query), [word for found in _EXCLUDED.findall(query) for word in stems(found)]
+    phrases = tuple(filter(None, (tuple(stems(found)) for found in _QUOTED.findall(text))))
+    notes = ('a quotation mark without its other one was taken as a blank',) if text.count('"') % 2 else ()
+    return Terms(text.replace('"', " "), phrases, tuple(excluded), notes)
+
+
+_QUOTED = re.compile(r'"([^"]*)"')
+_EXCLUDED = re.compile(r"(?:(?<=\s)|^)-(\w[\w'’]*)")
+
+
+def _numbers_with(catalog, word):
+    import numpy
+    return numpy.concatenate([source.numbers_of(word) for source in _sources(catalog)])
+
+
+def _permitted(catalog, found, terms):
+    """Return what was found, [(numbers, scores)], without the chunks that lack a phrase's word or hold an excluded one."""
+    import numpy
+    needed = [_numbers_with(catalog, word) for word in {word for phrase in terms.phrases for word in phrase}]
+    banned = [_numbers_with(catalog, word) for word in terms.excluded]
+    kept = []
+    for numbers, scores in found:
+        keep = numpy.ones(len(numbers), bool)
+        for one in needed:
+            keep &= numpy.isin(numbers, one)
+        for one in banned:
+            keep &= ~numpy.isin(numbers, one)
+        kept.append((numbers[keep], scores[keep]))
+    return kept
+
+
+def _holds_phrases(catalog, phrases, number):
+    """Tell whether a chunk, or what stands above it, holds each phrase's words one after the other."""
+    chunk = catalog.chunk_storage[number]
+    words = stems(_searchable(catalog.documents[chunk.doc_id].title, chunk))
+    return all(any(tuple(words[at:at + len(phrase)]) == phrase for at in range(len(words))) for phrase in phrases)
+
+
 def _found_by_words(catalog, asked):
     """Return [(numbers, scores)] of the chunks that hold any of the words, one pair for each source."""
     known = {word: weight for word, weight in asked.weights.items() if asked.frequencies[word]}
@@ -6400,8 +6468,8 @@ def _scores_of(found, wanted):
 def _why(catalog, asked, number):
     """Return which of the query's words a chunk holds, and what share of the query's idf each is."""
     total = sum(asked.weights.values())
-    sources = _sources(catalog)
-    held = [word for word in asked.weights if any(source.holds(word, number) for source in sources)]
+    found = set(itertools.chain.from_iterable(source.held(asked.weights, number) for source in _sources(catalog)))
+    held = [word for word in asked.weights if word in found]
     shares = {asked.spelt[word]: round(asked.weights[word] / total, 4) for word in held}
     missing = [asked.spelt[word] for word in asked.weights if word not in held]
     mass = sum(asked.weights[word] for word in held) / total
@@ -6437,7 +6505,7 @@ def _fused(asked, words, meaning, chosen, most):
     for much only where they say much: of a question all in other words, a name that many chunks hold moves little. A chunk
     that waits for its vector is taken to be as near, beside the nearest, as its words are good beside the best.
     """
-    by_words, by_meaning = _ranked(words, chosen, FUSED), _ranked(meaning, chosen, FUSED)
+    by_words, by_meaning = (_ranked(found, chosen, max(FUSED, most)) for found in (words, meaning))
     wanted = by_words.keys() | by_meaning.keys()
     greatest = sum(asked.weights.values()) * (OkapiIndex.K1 + 1) or 1.0
     bm25, cosines = _scores_of(words, wanted), _scores_of(meaning, wanted)
@@ -6457,29 +6525,34 @@ def _ranks(number, by_words, by_meaning):
 
 
 @primitive("search_", reads=True)
-def search_(catalog, query, max_results=5, doc_id=None, scope=None, kind=None, vector=None):
+def search_(catalog, query, max_results=5, doc_id=None, scope=None, kind=None, vector=None, terms=None, offset=0):
     """Return the chunks that answer a query best: by words, and by meaning where the query's vector is given.
 
     {"results": [{"chunk": {…}, "score", "why": {"words": {word: share of the query's idf}, "missing": [words that this
     chunk lacks], "mass", "rank_by_words", "rank_by_meaning", "similarity"}}], "mass": the greatest among the best chunks,
     "query_words", "unknown": [words that are nowhere in the catalog]}. The score is BM25, or from 0 to 1 with a vector.
 
-    scope: one name or several; None is "world", or any scope where doc_id names one document. A query of
+    scope: one name or several; None is "world", or any scope where doc_id names one document. terms: what parse_query made
+    of the query. offset: how many of the best are left out. A query of
     stop words alone finds nothing (they are not indexed) and is no error: its `query_words` is 0. Equal
     scores stand in the order of the chunk numbers. Raises BadRequest for a blank query, NotFound for an
     unknown doc_id.
     """
     _check_search(query, max_results)
-    asked, chosen = _prepared(catalog, query), _chosen(catalog, doc_id, scope, kind)
+    asked, (only, test) = _prepared(catalog, query), _chosen(catalog, doc_id, scope, kind)
     words, meaning = _found_by_words(catalog, asked), [] if vector is None else _found_by_meaning(catalog, vector)
+    chosen, most = (only, test), offset + max_results
+    if terms and (terms.phrases or terms.excluded):
+        words, meaning = (_permitted(catalog, found, terms) for found in (words, meaning))
+        chosen = only, lambda number: test(number) and _holds_phrases(catalog, terms.phrases, number)
     if meaning:
-        best, by_words, by_meaning = _fused(asked, words, meaning, chosen, max_results)
+        best, by_words, by_meaning = _fused(asked, words, meaning, chosen, most)
     else:
-        best = by_words = _ranked(words, chosen, max(RANKED, max_results))
-        by_meaning = {}
+        best, by_meaning = _ranked(words, chosen, max(RANKED, most)), {}
+        by_words = best
     whys = {number: _why(catalog, asked, number) for number in {**dict.fromkeys(itertools.islice(by_words, RANKED)), **best}}
     results = [_result(catalog, number, score, whys[number] | _ranks(number, by_words, by_meaning))
-               for number, score in itertools.islice(best.items(), max_results)]
+               for number, score in itertools.islice(best.items(), offset, most)]
     return {"results": results, "mass": max((why["mass"] for why in whys.values()), default=0.0),
             "query_words": len(asked.spelt),
             "unknown": [asked.spelt[word] for word, count in asked.frequencies.items() if not count]}
@@ -7320,12 +7393,14 @@ class UnindexDocumentCommand(Command):
 
 
 class SearchMemoryCommand(Command):
-    """Find passages by words. Every result says why it was found."""
+    """Find passages by words and by meaning. Every result says why it was found; "in quotes" must be there, -this must not."""
 
     query: str = pydantic.Field(max_length=4000)
     max_results: int = pydantic.Field(5, ge=1, le=100, validation_alias=pydantic.AliasChoices("max_results", "top_k"))
+    offset: int = pydantic.Field(0, ge=0, le=1000)
     doc_id: str | None = None
     scope: typing.Literal["world", "self"] | None = None
+    kind: str | None = pydantic.Field(None, max_length=20)
 
 
 TOPICS = ("uvm_state_update", "cycle", "error", "health")
@@ -7928,10 +8003,13 @@ def too_late(report):
 
 def search_memory(command, embedder):
     def apply(root):
-        found = send(root["knowledge_catalog_obj"], "search_", command.query, max_results=command.max_results,
-                     doc_id=command.doc_id, scope=command.scope, vector=embedder.query(command.query))
+        terms = parse_query(command.query)
+        found = send(root["knowledge_catalog_obj"], "search_", terms.text, max_results=command.max_results, kind=command.kind,
+                     doc_id=command.doc_id, scope=command.scope, terms=terms, offset=command.offset,
+                     vector=embedder.query(terms.text) if terms.text.strip() else None)
         count = len(found["results"])
         details = f"{count} of the passages that match" if count else "nothing in memory matches"
+        details = "; ".join((details, *terms.notes))
         return {"details": details, "results": to_wire(found["results"]),
                 "result": {key: value for key, value in found.items() if key != "results"}}
     return apply

@@ -437,6 +437,35 @@ def test_scores_are_okapi_bm25(catalog):
     assert [row["score"] for row in told] == pytest.approx([score(texts[n]) for n in ranked], abs=1e-5)
 
 
+def asked(catalog, query, **more):
+    terms = batos.parse_query(query)
+    return [row["chunk"]["doc_id"] for row in batos.search_(catalog, terms.text, 100, terms=terms, **more)["results"]]
+
+
+def test_phrases_must_be_there_and_excluded_words_must_not(catalog):
+    for name, text in {"a": "Open the brass valve slowly.", "b": "The valve of brass is old.", "c": "A brass lamp.",
+                       "d": "Brass-valve repairs, cheap."}.items():
+        batos.index_document_(catalog, name, text)
+    assert set(asked(catalog, "brass valve")) == {"a", "b", "c", "d"}
+    assert set(asked(catalog, '"brass valves"')) == {"a", "d"}       # as stems
+    assert asked(catalog, '"brass valve" -repair') == ["a"] and asked(catalog, 'brass -valve') == ["c"]
+    assert asked(catalog, '"brass valve" "valve slowly"') == ["a"] and asked(catalog, '"valve brass lamp"') == []
+    assert set(asked(catalog, "well-known brass")) == {"a", "b", "c", "d"}, "a hyphen inside a word excludes nothing"
+    terms = batos.parse_query('the "brass valve')
+    assert terms.phrases == () and terms.notes and set(asked(catalog, 'the "brass valve')) == {"a", "b", "c", "d"}
+    assert asked(catalog, '"the of"') == [] and batos.parse_query('"the of" x').phrases == ()
+    with pytest.raises(batos.BadRequest, match="needs words"):
+        asked(catalog, "-valve")
+
+
+def test_pages_of_results_go_on_where_the_last_ended(catalog):
+    for n in range(30):
+        batos.index_document_(catalog, f"d{n}", f"brass valve {'lamp ' * n}")
+    every = asked(catalog, "brass valve")
+    pages = [batos.search_(catalog, "brass valve", 10, offset=offset)["results"] for offset in (0, 10, 20, 30)]
+    assert [row["chunk"]["doc_id"] for page in pages for row in page] == every and pages[3] == []
+
+
 # Documents and their versions
 
 

@@ -192,6 +192,18 @@ def test_a_segment_that_cannot_be_read_is_made_anew(memory, spoil):
     assert memory.found("brass") == before and memory.faults() == []
 
 
+def test_phrases_are_found_in_segments_and_in_the_tail(memory):
+    memory.add("a", "Open the brass valve slowly.")
+    memory.merge()
+    memory.add("b", "A valve, brass or not.")
+    memory.add("c", "The brass valve again.")
+
+    def asked(query):
+        terms = batos.parse_query(query)
+        return {row[0] for row in rows_of(memory.look(lambda catalog: batos.search_(catalog, terms.text, 10, terms=terms)))}
+    assert asked('"brass valve"') == {"a", "c"} and asked("brass -slowly") == {"b", "c"} and asked("valve -brass") == set()
+
+
 STEPS = st.lists(st.tuples(st.sampled_from(["add", "add", "add", "remove", "tail", "all"]), st.integers(0, 5),
                            st.integers(0, 99)), max_size=25)
 

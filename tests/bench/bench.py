@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import platform
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import threading
 import time
 import timeit
 
+import numpy
 import persistent
 import transaction
 import zmq
@@ -30,6 +32,7 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE.parent)]
 import conftest
 import doubles
+from test_parts import Machine
 
 import batos
 
@@ -444,6 +447,92 @@ def bench_sizes(seconds):
             yield f"{what}: memory after the start", f"{memory_mb:.0f} MB", "", None
             yield f"{what}: backup, read back", f"{backup_s:.2f} s", f"cp {copy_s:.2f} s", backup_s / copy_s
             yield f"{what}: pack", f"{pack_s:.1f} s", f"quick check {checks_s[0]:.1f} s, deep {checks_s[1]:.1f} s", None
+
+
+class Vocabulary:
+    """Words that are as unlike in frequency as those of a language; texts and queries of them."""
+
+    def __init__(self, size=60_000):
+        self.chance = numpy.random.default_rng(1)
+        letters = self.chance.integers(97, 123, (size, 9), numpy.uint8)
+        self.words = [bytes(row[:3 + n % 7]).decode() for n, row in enumerate(letters)]
+
+    def some(self, count):
+        """Return words by Zipf's law."""
+        return [self.words[rank] for rank in numpy.minimum(self.chance.zipf(1.2, count) - 1, len(self.words) - 1)]
+
+    def text(self, chunks):
+        """Return a text that is cut into so many chunks."""
+        return "\n\n".join(" ".join(self.some(90)) + "." for _ in range(chunks))
+
+
+def p95_ms(function, queries):
+    """Return the 95th percentile of how long each query takes."""
+    return sorted(timed_s(lambda query=query: function(query)) for query in queries)[len(queries) * 95 // 100] * 1e3
+
+
+def fts5(path):
+    """Return a new table of SQLite's FTS5 on the disk, stemmed, and its search: the five best for any of the words."""
+    table = sqlite3.connect(path)
+    table.execute("pragma synchronous = full")
+    table.execute("create virtual table d using fts5(text, tokenize='porter unicode61')")
+    return table, lambda query: table.execute("select text from d where d match ? order by rank limit 5",
+                                              (" OR ".join(query.split()),)).fetchall()
+
+
+def stored_bytes(folder):
+    return sum(path.stat().st_size for path in pathlib.Path(folder).rglob("*") if path.is_file())
+
+
+def bench_search(seconds):
+    """Documents of 1,000 chunks learnt by the bulk lane, then searched, beside SQLite's FTS5 with the same chunks."""
+    for chunks in (1000, 10_000, 100_000) if seconds >= 1 else (300,):
+        with tempfile.TemporaryDirectory() as folder:
+            yield from search_rows(pathlib.Path(folder), chunks, 200 if seconds >= 1 else 5)
+
+
+def search_rows(folder, chunks, count):
+    vocabulary, memory = Vocabulary(), Machine(folder)
+    table, ask_table = fts5(str(folder / "fts5.db"))
+    ours_s = other_s = size = 0
+    for number in range(max(1, chunks // 1000)):
+        text = vocabulary.text(min(chunks, 1000))
+        size += len(text)
+        ours_s += timed_s(lambda number=number, text=text: memory.ingest(f"d{number}", text))
+        rows = [(chunk,) for chunk in text.split("\n\n")]
+        other_s += timed_s(lambda rows=rows: (table.executemany("insert into d values (?)", rows), table.commit()))
+    yield f"{chunks:,} chunks learnt, by words", f"{chunks / ours_s:,.0f}/s", f"FTS5 {chunks / other_s:,.0f}/s", other_s / ours_s
+    peak = stored_bytes(folder) - os.path.getsize(folder / "fts5.db")
+    batos.merge_job(memory.image, memory.bulk)(lambda line: None)
+    memory.image.pack(time.time())
+    ours, other = (stored_bytes(folder) - os.path.getsize(folder / "fts5.db")) / size, os.path.getsize(folder / "fts5.db") / size
+    yield (f"bytes stored a byte of text, {chunks:,} chunks", f"{ours:.2f} (before the merge {peak / size:.2f})",
+           f"FTS5 {other:.2f}", ours / other)
+    asked = {"a rare word": [vocabulary.words[5000 + n] for n in range(count)],
+             "a common word": vocabulary.words[:3] * (count // 3 + 1),
+             "nine words": [" ".join(vocabulary.some(9)) for _ in range(count)]}
+    for what, queries in asked.items():
+        ours = p95_ms(lambda query: memory.look(lambda catalog: batos.search_(catalog, query, 5)), queries)
+        other = p95_ms(ask_table, queries)
+        yield f"search for {what}, {chunks:,} chunks, p95", f"{ours:.2f} ms", f"FTS5 {other:.2f} ms", ours / other
+    yield from fused_rows(memory, vocabulary, chunks, asked["nine words"])
+    memory.close()
+
+
+def fused_rows(memory, vocabulary, chunks, queries):
+    """Search by meaning too, with vectors of chance: what it takes does not depend on what they mean."""
+    def vectors_of(count):
+        rows = vocabulary.chance.standard_normal((count, 384), numpy.float32)
+        return rows / numpy.linalg.norm(rows, axis=1, keepdims=True)
+    while numbers := memory.look(lambda catalog: [number for number, _ in batos.waiting_chunks(catalog, 20_000)]):
+        arrays = batos.Vectors(numpy.array(numbers), vectors_of(len(numbers)))
+        with batos.built_file(arrays, memory.image.storage.temporaryDirectory()) as built:
+            memory.bulk.call(batos.Job("embed", lambda root, built=built: batos.publish_vectors(
+                root["knowledge_catalog_obj"], built, "by chance")))
+    vector = vectors_of(1)[0]
+    words, both = (p95_ms(lambda query, how=how: memory.look(lambda catalog: batos.search_(catalog, query, 5, **how)), queries)
+                   for how in ({}, {"vector": vector}))
+    yield f"search by both, nine words, {chunks:,} chunks, p95", f"{both:.2f} ms", f"by words {words:.2f} ms", both / words
 
 
 def timed_s(function):
