@@ -5989,8 +5989,9 @@ def stage_in_parts(drafts, fields, run):
 
 
 def blob_folder(root):
-    """Return the folder for files that become blobs of an image."""
-    return root._p_jar.db().storage.temporaryDirectory()
+    """Return the folder for files that become blobs of an image, or None where its storage takes no blobs."""
+    make = getattr(root._p_jar.db().storage, "temporaryDirectory", None)
+    return make() if make else None
 
 
 def _stage(catalog, doc_id, drafts, start, first, count):
@@ -8048,10 +8049,10 @@ class Ingest:
                                  max_bytes=self._max_bytes())
         if run(lambda root: unchanged_document(root["knowledge_catalog_obj"], fields)):
             return
-        drafts = cut_text(self.text, fields["kind"])
-        if len(drafts) > PART_CHUNKS:
+        drafts, folder = cut_text(self.text, fields["kind"]), run(blob_folder)
+        if len(drafts) > PART_CHUNKS and folder:
             first, fields, postings = stage_in_parts(drafts, fields, run)
-            self.staged = first, fields, self._files.enter_context(built_file(postings, run(blob_folder)))
+            self.staged = first, fields, self._files.enter_context(built_file(postings, folder))
 
     def after(self):
         """Remove what was made for the transaction."""
@@ -8117,7 +8118,7 @@ class EmbeddingLane:
         """Embed the chunks that have waited longest; returns whether there were any."""
         with reading(self.image) as root:
             rows, folder = waiting_chunks(root["knowledge_catalog_obj"], EMBEDDED_A_PART), blob_folder(root)
-        if not rows:
+        if not rows or folder is None:
             return False
         numpy = need("numpy", "vectors")
         numbers, texts = zip(*rows, strict=True)
@@ -8205,7 +8206,7 @@ def state_view(root):
                       "slots": list(value._slots)[:50] if isinstance(value, UvmObject) else None}
                for name, value in root.items() if isinstance(value, persistent.Persistent)}
     return {"image_id": root["image_id"], "image_version": root["image_version"], "objects": objects,
-            "memory": catalog_figures(catalog), "merge_due": due_merge(catalog) is not None}
+            "memory": catalog_figures(catalog), "merge_due": bool(blob_folder(root) and due_merge(catalog))}
 
 
 def is_local(endpoint):

@@ -18,8 +18,10 @@ def text_of(chapters, word="brass"):
 class Machine:
     """An image with a write and a bulk lane."""
 
-    def __init__(self, folder):
-        self.image = new_image(folder)
+    def __init__(self, folder, where=None):
+        self.image = batos.Image.open(where) if where else new_image(folder)
+        if where:
+            batos.genesis(self.image)
         self.settings, token = batos.load_settings({}, {}), batos.WriteToken()
         self.write = batos.WriteLane(self.image, token, self.settings).start()
         self.bulk = batos.BulkLane(self.image, token, self.settings).start()
@@ -74,7 +76,7 @@ def test_a_large_document_is_seen_with_its_last_part(one):
         return looking
     stored = one.ingest("large", text_of(500), around)
     assert stored["chunks"] == 500 and stored["version"] == 1
-    assert seen == [([], False)] * 5 and sizes == [0, 200, 400, 500, 500]
+    assert seen == [([], False)] * 5 and sizes == [0, 0, 200, 400, 500]
     assert one.look(found)[0] == "large" and one.faults() == []
     assert one.look(lambda catalog: batos.open_chunk(catalog, "large", 1, 499).text).startswith("# Chapter 499")
 
@@ -104,7 +106,7 @@ def test_a_new_version_replaces_a_large_one_at_once_and_a_merge_leaves_its_words
     assert list(pathlib.Path(f"{one.image.path}.blob", "tmp").iterdir()) == []
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", [2, 3])
 def test_what_fails_amid_its_parts_is_never_seen_and_swept(one, parts):
     count = []
 
@@ -132,13 +134,13 @@ def test_urgent_jobs_come_between_parts_and_a_drain_ends_it(one):
         def submitting(function):
             one.bulk.submit(batos.Job("urgent", lambda root: ran.append(len(root["knowledge_catalog_obj"].chunk_storage)),
                                       urgent=True))
-            if len(ran) == 2:
+            if len(ran) == 3:
                 one.bulk.end()
             return run(function)
         return submitting
     with pytest.raises(batos.ShuttingDown):
         one.ingest("large", text_of(700), around)
-    assert ran[:2] == [0, 200]
+    assert ran[:3] == [0, 0, 200]
 
 
 def test_a_daemon_that_was_killed_amid_a_large_document_sweeps_it(daemon, tmp_path):
@@ -168,3 +170,14 @@ def test_a_daemon_that_was_killed_amid_a_large_document_sweeps_it(daemon, tmp_pa
         assert again["result"]["version"] == 1 and "repeated" not in again
     assert running.stop() == 0
     assert batos.check_image(str(tmp_path / "live_image.fs"), deep=True)["faults"] == []
+
+
+def test_a_storage_without_blobs_takes_large_documents_too(tmp_path):
+    machine = Machine(tmp_path, "memory://")
+    with batos.reading(machine.image) as root:
+        assert batos.blob_folder(root) is None
+    assert machine.ingest("large", text_of(450))["chunks"] == 450
+    assert machine.look(found)[0] == "large" and machine.faults() == []
+    with batos.reading(machine.image) as root:
+        assert not batos.state_view(root)["merge_due"]
+    machine.close()
