@@ -327,7 +327,8 @@ SETTINGS = {row.name: row for row in (
     Setting("client_rate", 0.0, "requests/s",
             "requests of one such client, on average over a second; more are Busy; 0 sets no limit"),
     Setting("outbox_max", 256, "replies", "replies held for one slow client; at this bound its requests are Busy"),
-    Setting("subscribers_max", 64, "clients", "clients that may be subscribed to events; more are refused as Busy"),
+    Setting("subscribers_max", 64, "connections", "connections that may be subscribed to events; more are refused as Busy"),
+    Setting("client_subscribers_max", 16, "connections", "the same for one key"),
     Setting("client_stall_s", 30.0, "s", "a client that reads nothing for so long is dropped"),
     Setting("message_max_mb", 32.0, "MB", "largest message taken from the wire"),
     Setting("document_max_mb", 8.0, "MB", "largest document"),
@@ -8522,8 +8523,11 @@ class Wire:
         """Have a client sent events; returns all its topics. Raises BadRequest for a REQ client, Busy."""
         if len(envelope) != 1:
             raise BadRequest("a REQ socket takes one reply a request, and no events; subscribe from a DEALER socket")
-        if peer.identity not in self.subscribers and len(self.subscribers) >= self.settings.subscribers_max:
-            raise Busy(f"{len(self.subscribers)} clients are subscribed, which is the limit (subscribers_max)")
+        if peer.identity not in self.subscribers:
+            mine = sum(other.account is peer.account for other in self.subscribers.values())
+            for count, name in ((len(self.subscribers), "subscribers_max"), (mine, "client_subscribers_max")):
+                if count >= getattr(self.settings, name):
+                    raise Busy(f"{count} connections are subscribed, which is the limit ({name})")
         self.subscribers[peer.identity] = self.peers[peer.identity] = peer
         peer.topics.update(topics)
         return sorted(peer.topics)

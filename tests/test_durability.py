@@ -4,7 +4,7 @@ import pytest
 from durability import fuzz, kills, lossy, powercut, soak
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [8, pytest.param(20, marks=pytest.mark.slow)])
 def test_kill_minus_9_under_mixed_load(tmp_path, count):
     assert kills.under_load(tmp_path, count, count)["problems"] == []
 

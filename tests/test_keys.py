@@ -252,6 +252,19 @@ def test_a_key_has_one_allowance_however_many_connections(ring, daemon):
         assert other.call("health")["status"] == "OK"
 
 
+def test_a_key_has_so_many_subscribed_connections_and_leaves_room_for_others(ring, daemon):
+    running = daemon("--curve", "true", "--client-subscribers-max", "2")
+    with contextlib.ExitStack() as open_clients:
+        one, two, three, other = (open_clients.enter_context(batos.Client(running.endpoint, 20, ring.files[role]))
+                                  for role in ("read", "read", "read", "write"))
+        for client in (one, two, other, one):            # again is no more
+            client.call("subscribe", topics=["error"])
+        with pytest.raises(batos.Busy, match="client_subscribers_max"):
+            three.call("subscribe")
+        one.call("unsubscribe")
+        three.call("subscribe")
+
+
 def test_a_socket_file_in_a_private_folder(daemon, tmp_path):
     running = daemon("--endpoint", f"ipc://{tmp_path}/run/bat")
     assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700
