@@ -211,6 +211,9 @@ def test_a_folder_is_learnt_again_and_what_vanished_goes(daemon, folder, capsys)
     again = learn("--vanished")
     assert "1 learnt" in again and "4 known already" in again and "1 gone" in again and "its file is gone" in again
     assert "h.xyz" in learn("--only", "*.xyz") and "b.rst" not in learn("--without", "*.rst")
+    told = learn("--without", "sub", "--without", "e.*")
+    assert "b.rst" not in told and "c.html" not in told and "e.pdf" not in told and "a.md" in told
+    assert "b.rst" in learn("--only", "sub/*") and "empty.txt: left out: empty.txt is empty" in learn()
     with batos.Client(endpoint) as client:
         rows = client.call("list_documents", limit=4)
         more = client.call("list_documents", after=rows["result"]["after"])
