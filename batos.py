@@ -8143,9 +8143,13 @@ class EmbeddingLane:
             rows, folder = waiting_chunks(root["knowledge_catalog_obj"], EMBEDDED_A_PART), blob_folder(root)
         if not rows or folder is None:
             return False
-        numpy = need("numpy", "vectors")
+        numpy, parts = need("numpy", "vectors"), []
         numbers, texts = zip(*rows, strict=True)
-        with built_file(Vectors(numpy.array(numbers, numpy.int64), self.embedder.embed(texts)), folder) as built:
+        for start in range(0, len(texts), EMBEDDED_AT_ONCE):
+            if self._closing.is_set():
+                return False
+            parts.append(self.embedder.embed(texts[start:start + EMBEDDED_AT_ONCE]))
+        with built_file(Vectors(numpy.array(numbers, numpy.int64), numpy.concatenate(parts)), folder) as built:
             self._publish(lambda catalog: publish_vectors(catalog, built, self.embedder.name))
         return True
 

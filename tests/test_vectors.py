@@ -7,6 +7,7 @@ import pytest
 from doubles import QuickEmbedder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_parts import Machine
 from test_segments import Memory
 
 import batos
@@ -157,6 +158,38 @@ def test_whatever_comes_each_chunk_has_one_vector_or_waits(tmp_path_factory, ste
         assert memory.faults() == []
     assert set(found(memory, "alloy cock")) == set(model)
     memory.close()
+
+
+class SlowEmbedder(QuickEmbedder):
+    """Tells how many texts it was given, and closes a lane amid them."""
+
+    lane, given = None, 0
+
+    def embed(self, texts):
+        self.given += len(texts)
+        if self.lane and self.given >= 2 * batos.EMBEDDED_AT_ONCE:
+            self.lane._closing.set()
+        return super().embed(texts)
+
+
+def test_the_lane_embeds_what_waits_and_stops_soon(tmp_path):
+    machine, embedder = Machine(tmp_path), SlowEmbedder()
+    machine.ingest("large", "\n".join(f"# Part {n}\n\n" + f"The brass valve of part {n} is turned. " * 12 for n in range(150)))
+    embedder.lane = lane = batos.EmbeddingLane(machine.image, machine.bulk, embedder)
+    lane.start()
+    lane._thread.join(60)
+    assert not lane._thread.is_alive() and embedder.given == 2 * batos.EMBEDDED_AT_ONCE
+    assert machine.look(batos.count_waiting) == 150 and machine.faults() == []
+    embedder.lane = None
+    lane = batos.EmbeddingLane(machine.image, machine.bulk, embedder)
+    lane.start()
+    end_s = batos.time.monotonic() + 60
+    while machine.look(batos.count_waiting):
+        assert batos.time.monotonic() < end_s
+        batos.time.sleep(0.02)
+    lane.close()
+    assert machine.faults() == []
+    machine.close()
 
 
 # The real model
