@@ -6519,6 +6519,7 @@ def _result(catalog, number, score, why):
     }, "score": round(score, 6), "why": why}
 
 
+SAME_SHARE = 0.9                   # of the words of two results together that both hold, from which on they say the same
 FUSED = 100                        # the best of each list that are looked at together
 
 
@@ -6580,6 +6581,31 @@ def search_(catalog, query, max_results=5, doc_id=None, scope=None, kind=None, v
     return {"results": results, "mass": max((why["mass"] for why in whys.values()), default=0.0),
             "query_words": len(asked.spelt),
             "unknown": [asked.spelt[word] for word, count in asked.frequencies.items() if not count]}
+
+
+def chunks_around(catalog, chunk, count):
+    """Return {"before", "after": up to `count` [{"text", "lines"}]} of the chunks on both sides of a result's, in their order."""
+    document = find_document(catalog, chunk["doc_id"], chunk["version"])
+    first, index = document.first_chunk, chunk["chunk_index"]
+
+    def told(indexes):
+        chunks = [catalog.chunk_storage[first + at] for at in indexes]
+        return [{"text": one.text, "lines": [one.line_start, one.line_end]} for one in chunks]
+    return {"before": told(range(max(0, index - count), index)),
+            "after": told(range(index + 1, min(document.chunk_count, index + 1 + count)))}
+
+
+def fold(results):
+    """Return results without those that say nearly the same as a better one, which name it in its `also`."""
+    kept = []                                            # [(words, result)]
+    for row in results:
+        words = frozenset(row["chunk"]["text"].casefold().split())
+        same = next((one for held, one in kept if len(words & held) >= SAME_SHARE * len(words | held)), None)
+        if same is None:
+            kept.append((words, row | {"also": []}))
+        else:
+            same["also"].append(row["chunk"]["chunk_id"])
+    return [row for _, row in kept]
 
 
 def relevant(outcome, threshold):
@@ -7422,6 +7448,7 @@ class SearchMemoryCommand(Command):
     query: str = pydantic.Field(max_length=4000)
     max_results: int = pydantic.Field(5, ge=1, le=100, validation_alias=pydantic.AliasChoices("max_results", "top_k"))
     offset: int = pydantic.Field(0, ge=0, le=1000)
+    neighbours: int = pydantic.Field(0, ge=0, le=5)
     doc_id: str | None = None
     scope: typing.Literal["world", "self"] | None = None
     kind: str | None = pydantic.Field(None, max_length=20)
@@ -8031,6 +8058,9 @@ def search_memory(command, embedder):
         found = send(root["knowledge_catalog_obj"], "search_", terms.text, max_results=command.max_results, kind=command.kind,
                      doc_id=command.doc_id, scope=command.scope, terms=terms, offset=command.offset,
                      vector=embedder.query(terms.text) if terms.text.strip() else None)
+        found["results"] = fold(found["results"])
+        for row in found["results"] if command.neighbours else ():
+            row["chunk"] |= chunks_around(root["knowledge_catalog_obj"], row["chunk"], command.neighbours)
         count = len(found["results"])
         details = f"{count} of the passages that match" if count else "nothing in memory matches"
         details = "; ".join((details, *terms.notes))
@@ -9522,8 +9552,9 @@ def _search(args, client):
     for rank, row in enumerate(reply["results"], 1):
         chunk = row["chunk"]
         words = ", ".join(row["why"]["words"])
+        also = f"  also: {', '.join(row['also'])}" if row["also"] else ""
         lines += [f"{rank}. {chunk['doc_id']}:{chunk['lines'][0]}-{chunk['lines'][1]}  score {row['score']:.2f}  "
-                  f"words: {words}", *("   " + line for line in chunk["text"].strip().splitlines()), ""]
+                  f"words: {words}{also}", *("   " + line for line in chunk["text"].strip().splitlines()), ""]
     return reply, "\n".join(lines) or "nothing in memory matches"
 
 

@@ -466,6 +466,27 @@ def test_pages_of_results_go_on_where_the_last_ended(catalog):
     assert [row["chunk"]["doc_id"] for page in pages for row in page] == every and pages[3] == []
 
 
+def test_results_that_say_the_same_are_folded_into_the_best(catalog):
+    for name, text in {"a": "Turn the brass valve slowly.", "b": "turn THE brass\nvalve slowly.", "c": "A brass valve."}.items():
+        batos.index_document_(catalog, name, text)
+    rows = batos.fold(batos.search_(catalog, "brass valve slowly", 10)["results"])
+    assert [(row["chunk"]["doc_id"], row["also"]) for row in rows] == [("a", ["b_chunk_0"]), ("c", [])]
+
+
+def test_the_chunks_around_a_result(catalog):
+    parts = (f"# Part {n}\n\n" + f"The brass valve of part{n} is turned. " * 12 for n in range(5))
+    batos.index_document_(catalog, "d", "\n".join(parts))
+
+    def around(word, count):
+        [row] = batos.search_(catalog, word, 1)["results"]
+        told = batos.chunks_around(catalog, row["chunk"], count)
+        assert all(one["lines"][1] < row["chunk"]["lines"][0] for one in told["before"])
+        assert all(one["lines"][0] > row["chunk"]["lines"][1] for one in told["after"])
+        return [[one["text"].split("\n")[0] for one in told[side]] for side in ("before", "after")]
+    assert around("part2", 1) == [["# Part 1"], ["# Part 3"]]
+    assert around("part0", 2) == [[], ["# Part 1", "# Part 2"]] and around("part4", 9)[1] == []
+
+
 # Documents and their versions
 
 

@@ -294,3 +294,21 @@ def test_a_clock_that_jumps_ahead_has_no_key_forgotten(monkeypatch):
     old = batos.uuid7(real() // 1000 - 2 * 3600 * 1000)
     with pytest.raises(batos.KeyExpired):
         keys.check(batos.types.SimpleNamespace(key=("local", old), digest="other"))
+
+
+def test_a_search_takes_phrases_pages_neighbours_and_folds_what_is_the_same(daemon):
+    with batos.Client(daemon().endpoint) as client:
+        for n in range(3):
+            client.call("index_document", doc_id=f"same{n}", text="The brass valve is turned.")
+        client.call("index_document", doc_id="long", text="\n".join(
+            f"# Part {n}\n\n" + f"The silver lamp number{n} is lit. " * 12 for n in range(4)))
+        [row] = client.call("search_memory", query='"brass valve" -lamp')["results"]
+        assert row["chunk"]["doc_id"] == "same0" and row["also"] == ["same1_chunk_0", "same2_chunk_0"]
+        [row] = client.call("search_memory", query="number2", neighbours=1, max_results=1)["results"]
+        assert [row["chunk"][side][0]["text"].split("\n")[0] for side in ("before", "after")] == ["# Part 1", "# Part 3"]
+        pages = [client.call("search_memory", query="silver lamp", max_results=1, offset=n)["results"] for n in range(5)]
+        assert len({page[0]["chunk"]["chunk_id"] for page in pages[:4]}) == 4 and pages[4] == []
+        assert "was taken as a blank" in client.call("search_memory", query='silver "lamp')["details"]
+        assert client.call("search_memory", query="silver", kind="code")["results"] == []
+        with pytest.raises(batos.BadRequest, match="needs words"):
+            client.call("search_memory", query="-silver")
