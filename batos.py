@@ -19,8 +19,8 @@ The sections, each using only those above it:
     Objects             UvmObject: slots, delegation, methods, send
     Image               the ZODB file: safe opening, seals, blobs, ledger, history, check, recovery, backup, upgrades
     Lanes               who may write when: write, bulk and read lane; upkeep
-    Cognitive core      the language model, its tasks and grammars, on its own thread
-    Knowledge catalog   documents, chunks, words, relevance, evidence
+    Cognitive core      the language model, its tasks and grammars, on its own thread; the embedder
+    Knowledge catalog   formats, chunks, words, segments, vectors, documents, merges, search, evidence
     Composite mind      codex, personas, states, journal, the mission lane
     Protocol            commands, their models and roles, values on the wire, keys
     BatOS_UVM           the ROUTER socket, dispatch, replies, events, figures
@@ -4617,7 +4617,7 @@ class Embedder:
 # Knowledge catalog ############################################################
 ################################################################################
 #
-# What is remembered, and how it is found by words. A text is cut once into chunks;
+# What is remembered, and how it is found. A file is read as a text, and cut once into chunks;
 # that version of the document is then final, so that an answer may cite document,
 # version, chunk and lines. What is committed can be searched; what is un-indexed is
 # found no more, but stays as a retired version that old citations can open, until it
@@ -4632,15 +4632,18 @@ class Embedder:
 #   source    a place that holds postings: the tail (zope.index), which takes what comes,
 #             or a segment, which is a blob and never changes; a chunk is in one of them,
 #             and chunks of all are ranked together, with one idf over all
-#   dead      chunks in a source whose document is retired; nothing finds them, and the
-#             next merge leaves them out
+#   vector    what a chunk means, by the embedder; in packs, blobs as segments are. A chunk
+#             that is new waits for its vector, and is found by words meanwhile
+#   dead      chunks in a source or pack whose document is retired; nothing finds them,
+#             and the next merge leaves them out
 #   idf       log(1 + N / n) for a word in n of N chunks; the greatest, log(1 + N), for
 #             a word that is in none
 #   mass      the share of a query's idf that the words of one chunk hold, 0 to 1; an
 #             answer is relevant if its best chunk holds at least the setting `relevance`
 #
 # Ranking is Okapi BM25 over any of the words (OR): zope.index joins words by AND unless
-# told otherwise, and then finds next to nothing for a question.
+# told otherwise, and then finds next to nothing for a question. With a vector of the query it
+# is half of the score, the cosine the other half.
 
 CHUNK_FLOOR_WORDS = 60             # shorter ones lose the words that a question is matched by
 CHUNK_CEILING_WORDS = 200          # longer ones blur the ranking; a MiniLM reads about 190 words
@@ -5119,6 +5122,11 @@ def _read_text(data, name):
     return Extract(_decoded(data, name), {})
 
 
+HTML_HIDDEN = ("script", "style", "template", "noscript", "svg")
+HTML_BREAKS = ("p", "br", "div", "td", "th", "dt", "dd", "section", "article")
+HTML_PREFIXES = {**{f"h{level}": "#" * level + " " for level in range(1, 7)}, "li": "- "}
+
+
 class _HtmlLines(html.parser.HTMLParser):
     """I collect a page's text by the lines it stands in, so that line numbers stay the file's own; headings as Markdown."""
 
@@ -5152,11 +5160,6 @@ class _HtmlLines(html.parser.HTMLParser):
 
     def _add(self, number, text):
         self.lines[number] += text
-
-
-HTML_HIDDEN = ("script", "style", "template", "noscript", "svg")
-HTML_BREAKS = ("p", "br", "div", "td", "th", "dt", "dd", "section", "article")
-HTML_PREFIXES = {**{f"h{level}": "#" * level + " " for level in range(1, 7)}, "li": "- "}
 
 
 def _read_html(data, name):
@@ -5589,6 +5592,12 @@ def map_arrays(path, sha256):
             for name, row in rows.items()}
 
 
+def place_of(numbers, number):
+    """Return where a number is in an ascending array, or None."""
+    place = int(numbers.searchsorted(number))
+    return place if place < len(numbers) and numbers[place] == number else None
+
+
 class Mapped(persistent.Persistent):
     """I am arrays in a blob, about chunks, derived from their texts. Only `dead` is ever written, the chunks not to be found."""
 
@@ -5623,12 +5632,6 @@ class Mapped(persistent.Persistent):
 
     def __contains__(self, number):
         return place_of(self.arrays.numbers, number) is not None
-
-
-def place_of(numbers, number):
-    """Return where a number is in an ascending array, or None."""
-    place = int(numbers.searchsorted(number))
-    return place if place < len(numbers) and numbers[place] == number else None
 
 
 @image_class
@@ -6683,6 +6686,94 @@ def word_share(catalog, query, texts):
     """Return what share of a query's idf mass the words of all the texts hold together, 0 to 1."""
     weights = _prepared(catalog, query).weights
     return _weight_of(weights, words_of(" ".join(texts))) / (sum(weights.values()) or 1.0)
+
+
+# Work on the memory that nobody waits for: merges, and the vectors of what is new
+
+
+class EmbeddingLane:
+    """A thread that makes the vectors that chunks wait for, part by part; no transaction is open meanwhile."""
+
+    def __init__(self, image, bulk, embedder):
+        self.image, self.bulk, self.embedder = image, bulk, embedder
+        self._awake, self._closing = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._main, name="embedding", daemon=True)
+
+    def start(self):
+        """Begin, once the embedder is ready."""
+        self._thread.start()
+        self.embedder.start(self.wake)
+
+    def wake(self):
+        """Look whether chunks wait."""
+        self._awake.set()
+
+    def close(self):
+        """End after the part at work."""
+        self._closing.set()
+        self._awake.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self.embedder.close()
+
+    def _main(self):
+        checked = False
+        while not self._closing.is_set():
+            self._awake.wait()
+            self._awake.clear()
+            if self.embedder.state != "ready" or self._closing.is_set():
+                continue
+            try:
+                checked = checked or self._publish(lambda catalog: forget_vectors_of_others(catalog, self.embedder.name)) >= 0
+                while self._one_part() and not self._closing.is_set():
+                    continue
+            except Exception as error:                   # a boundary: the chunks wait on, until the next commit
+                log_lanes.error("chunks are not embedded: %s", error, exc_info=not isinstance(error, BatosError))
+
+    def _publish(self, function):
+        return self.bulk.call(Job("embed", lambda root: function(root["knowledge_catalog_obj"]))).result
+
+    def _one_part(self):
+        """Embed the chunks that have waited longest; returns whether there were any."""
+        with reading(self.image) as root:
+            rows, folder = waiting_chunks(root["knowledge_catalog_obj"], EMBEDDED_A_PART), blob_folder(root)
+        if not rows or folder is None:
+            return False
+        numpy, parts = need("numpy", "vectors"), []
+        numbers, texts = zip(*rows, strict=True)
+        for start in range(0, len(texts), EMBEDDED_AT_ONCE):
+            if self._closing.is_set():
+                return False
+            parts.append(self.embedder.embed(texts[start:start + EMBEDDED_AT_ONCE]))
+        with built_file(Vectors(numpy.array(numbers, numpy.int64), numpy.concatenate(parts)), folder) as built:
+            self._publish(lambda catalog: publish_vectors(catalog, built, self.embedder.name))
+        return True
+
+
+def merge_job(image, bulk):
+    """Return apply(step) that makes one segment of the tail, or of several, as long as one is due."""
+    def apply(step):
+        merged = 0
+        while (built := _merge_once(image, bulk, step)) is not None:
+            merged += built
+        map_arrays.cache_clear()                         # a file that is mapped keeps its place on the disk when it is removed
+        return {"details": f"{merged} chunks were merged", "result": {"chunks": merged}}
+    return apply
+
+
+def _merge_once(image, bulk, step):
+    """Do the merge that is due, if one is; returns the number of its chunks, or None."""
+    with reading(image) as root:
+        catalog, folder = root["knowledge_catalog_obj"], blob_folder(root)
+        due = due_merge(catalog)
+        if due is None:
+            return None
+        kind, keys = due
+        step(f"merge, of {kind}")
+        arrays = MERGED[kind].arrays(catalog, keys)
+    with built_file(arrays, folder) as built:
+        bulk.call(Job("merge", lambda root: MERGED[kind].publish(root["knowledge_catalog_obj"], keys, built)))
+    return len(arrays.numbers)
 
 
 ################################################################################
@@ -8123,90 +8214,6 @@ class Ingest:
         prune_retired(catalog, datetime.datetime.fromtimestamp(max(before_s, 0), datetime.UTC), limit=PRUNED)
         what = "was already known" if stored["unchanged"] else f"is remembered in {stored['chunks']} chunks"
         return {"details": f"{command.doc_id} {what}", "result": to_wire(stored)}
-
-
-class EmbeddingLane:
-    """A thread that makes the vectors that chunks wait for, part by part; no transaction is open meanwhile."""
-
-    def __init__(self, image, bulk, embedder):
-        self.image, self.bulk, self.embedder = image, bulk, embedder
-        self._awake, self._closing = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._main, name="embedding", daemon=True)
-
-    def start(self):
-        """Begin, once the embedder is ready."""
-        self._thread.start()
-        self.embedder.start(self.wake)
-
-    def wake(self):
-        """Look whether chunks wait."""
-        self._awake.set()
-
-    def close(self):
-        """End after the part at work."""
-        self._closing.set()
-        self._awake.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-        self.embedder.close()
-
-    def _main(self):
-        checked = False
-        while not self._closing.is_set():
-            self._awake.wait()
-            self._awake.clear()
-            if self.embedder.state != "ready" or self._closing.is_set():
-                continue
-            try:
-                checked = checked or self._publish(lambda catalog: forget_vectors_of_others(catalog, self.embedder.name)) >= 0
-                while self._one_part() and not self._closing.is_set():
-                    continue
-            except Exception as error:                   # a boundary: the chunks wait on, until the next commit
-                log_lanes.error("chunks are not embedded: %s", error, exc_info=not isinstance(error, BatosError))
-
-    def _publish(self, function):
-        return self.bulk.call(Job("embed", lambda root: function(root["knowledge_catalog_obj"]))).result
-
-    def _one_part(self):
-        """Embed the chunks that have waited longest; returns whether there were any."""
-        with reading(self.image) as root:
-            rows, folder = waiting_chunks(root["knowledge_catalog_obj"], EMBEDDED_A_PART), blob_folder(root)
-        if not rows or folder is None:
-            return False
-        numpy, parts = need("numpy", "vectors"), []
-        numbers, texts = zip(*rows, strict=True)
-        for start in range(0, len(texts), EMBEDDED_AT_ONCE):
-            if self._closing.is_set():
-                return False
-            parts.append(self.embedder.embed(texts[start:start + EMBEDDED_AT_ONCE]))
-        with built_file(Vectors(numpy.array(numbers, numpy.int64), numpy.concatenate(parts)), folder) as built:
-            self._publish(lambda catalog: publish_vectors(catalog, built, self.embedder.name))
-        return True
-
-
-def merge_job(image, bulk):
-    """Return apply(step) that makes one segment of the tail, or of several, as long as one is due."""
-    def apply(step):
-        merged = 0
-        while (built := _merge_once(image, bulk, step)) is not None:
-            merged += built
-        return {"details": f"{merged} chunks were merged", "result": {"chunks": merged}}
-    return apply
-
-
-def _merge_once(image, bulk, step):
-    """Do the merge that is due, if one is; returns the number of its chunks, or None."""
-    with reading(image) as root:
-        catalog, folder = root["knowledge_catalog_obj"], blob_folder(root)
-        due = due_merge(catalog)
-        if due is None:
-            return None
-        kind, keys = due
-        step(f"merge, of {kind}")
-        arrays = MERGED[kind].arrays(catalog, keys)
-    with built_file(arrays, folder) as built:
-        bulk.call(Job("merge", lambda root: MERGED[kind].publish(root["knowledge_catalog_obj"], keys, built)))
-    return len(arrays.numbers)
 
 
 def show_history(command):
