@@ -9406,6 +9406,9 @@ def _checked_reply(reply):
     raise (kind if known else BatosError)(reply["details"])
 
 
+CLIENT_TURN_S = 0.5                                      # a Ctrl-C just before a poll is seen only once that ends
+
+
 class Client:
     """I talk to a daemon from one thread: `Client().call("health")`. Errors come back as BatosError."""
 
@@ -9440,12 +9443,12 @@ class Client:
         self._number += 1
         wait_ms = int((timeout_s or self.timeout_s) * 1000)
         try:
-            self._socket.poll(wait_ms, zmq.POLLOUT)
+            self._ready(wait_ms, zmq.POLLOUT)
             self._socket.send(pack_reply({**request, "id": self._number}), NOBLOCK)      # who listened may be gone again
         except zmq.Again:
             keys = "these keys let in" if self.keys else "without keys"
             raise NoReply(f"nothing answers at {self.endpoint} {keys}; start it with `python batos.py`") from None
-        while self._socket.poll(wait_ms):
+        while self._ready(wait_ms):
             reply = self._received()
             if "event" in reply:
                 self._events.append(reply)
@@ -9453,6 +9456,14 @@ class Client:
                 return _checked_reply(reply)
         raise NoReply(f"no reply to {request.get('command')} within {wait_ms / 1000:g} s: whether it took effect is unknown; "
                       "ask again with the same idempotency_key")
+
+    def _ready(self, wait_ms, events=zmq.POLLIN):
+        """Wait in short turns until a message is there, or can be sent; returns whether it is."""
+        end_s = time.monotonic() + wait_ms / 1000
+        while (left_s := end_s - time.monotonic()) > CLIENT_TURN_S:
+            if self._socket.poll(int(CLIENT_TURN_S * 1000), events):
+                return True
+        return bool(self._socket.poll(max(0, int(left_s * 1000)), events))
 
     def _received(self):
         return ormsgpack.unpackb(self._socket.recv(), option=ormsgpack.OPT_NON_STR_KEYS)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import conftest
 import ormsgpack
@@ -145,6 +146,29 @@ def test_an_interrupted_question_is_cancelled(tmp_path):
             assert rows[0]["reason"]["code"] == "Cancelled"
     finally:
         running.stop(kill=True)
+
+
+def test_a_client_waits_in_short_turns(monkeypatch):
+    """An interrupt that comes between the last look at signals and the poll waits for the poll's end."""
+    turns = []
+
+    class Deaf:
+        def poll(self, timeout, events=zmq.POLLIN):
+            turns.append(timeout)
+            time.sleep(timeout / 1000)
+            return 0
+
+        def send(self, *_):
+            raise zmq.Again
+
+        def close(self):
+            """Nothing is open."""
+    with batos.Client("tcp://127.0.0.1:1", timeout_s=1.2) as client:
+        client._socket.close()
+        client._socket = Deaf()
+        with pytest.raises(batos.NoReply):
+            client.call("health")
+    assert max(turns) <= 500 and 1100 <= sum(turns) <= 1300
 
 
 def test_ask_says_that_nothing_is_in_memory(line):
