@@ -3928,6 +3928,10 @@ def quieten():
         logging.getLogger(name).addFilter(lambda record, part=part: part not in record.getMessage())
 
 
+# from_pretrained changes what is the whole process's (how tensors are made and of what type): two at once spoil both models.
+LOADING = threading.Lock()
+
+
 def load_core(directory):
     """Return the LoadedCore of a directory, with nf4 double-quantised weights, tried by `self_test`.
 
@@ -3944,8 +3948,9 @@ def load_core(directory):
     options = {"dtype": torch.float32 if card else torch.bfloat16, "local_files_only": True}
     if "quantization_config" not in settings:
         options["quantization_config"] = quantization(torch.bfloat16)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    model = transformers.AutoModelForCausalLM.from_pretrained(directory, **options).eval()
+    with LOADING:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        model = transformers.AutoModelForCausalLM.from_pretrained(directory, **options).eval()
     check_dimensions(model)
     core = LoadedCore(model, tokenizer, card)
     self_test(core)
@@ -4560,8 +4565,9 @@ class Embedder:
             if self.wanted == "auto" and self.name != EMBEDDER:
                 raise ConfigError(f"the files in {folder} are not those of {EMBEDDER}; install it anew, or name its folder")
             library = need("sentence_transformers", "searching by meaning")
-            self._model = library.SentenceTransformer(
-                str(folder), device="cpu", local_files_only=True, trust_remote_code=False, model_kwargs={"use_safetensors": True})
+            with LOADING:
+                self._model = library.SentenceTransformer(str(folder), device="cpu", local_files_only=True,
+                                                          trust_remote_code=False, model_kwargs={"use_safetensors": True})
             self._take_faster_type()
             self.state, self.progress = "ready", f"the embedder {self.name} is ready"
             ready()
@@ -9576,6 +9582,14 @@ def _search(args, client):
     return reply, "\n".join(lines) or "nothing in memory matches"
 
 
+def _documents(args, client):
+    reply = client.call("list_documents", limit=args.limit, after=args.after)
+    lines = [f"{row['doc_id']}  {row['kind']}, version {row['version']}, {row['chunks']} chunks, {row['added_at']['$time'][:19]}"
+             for row in reply["results"]]
+    after = reply["result"]["after"]
+    return reply, "\n".join(lines + [f"more: --after {after}"] * bool(after)) or "no documents yet"
+
+
 def _send(args, client):
     try:
         fields = json.loads(args.message)
@@ -9731,6 +9745,7 @@ SUBCOMMANDS = {
     "ask": (_ask, "let the composite mind answer a question from its memory"),
     "learn": (_learn, "put files or folders into the memory: text, Markdown, reStructuredText, HTML, source code, PDF"),
     "search": (_search, "find passages by words"),
+    "documents": (_documents, "list what was learnt, by name"),
     "send": (_send, "send a message to an object, as JSON"),
     "cycles": (_cycles, "list cycles of thought, the newest first"),
     "cancel": (_cancel, "cancel a cycle"),
@@ -9864,6 +9879,7 @@ ARGUMENTS = {                                            # subcommand -> its arg
                              "help": "of folders none such as 'test_*' or 'drafts'"}),
               ("--vanished", {"action": "store_true", "help": "also take out what was learnt from files that are gone"})],
     "search": [("query", {}), ("--max-results", {"type": int, "default": 5})],
+    "documents": [("--after", {"default": "", "help": "go on after this one"}), ("--limit", {"type": int, "default": 100})],
     "send": [("message", {"help": '{"target": …, "selector": …, "args": […]}'})],
     "cycles": [("--state", {"help": "only those in this state"}), ("--limit", {"type": int, "default": 20})],
     "cancel": [("cycle", {"help": "its id, 0x…"})],
@@ -9930,11 +9946,14 @@ def main(argv=None):
         if args.subcommand in (None, "serve"):
             return serve(settings, args.debug)
         reply, text = _run_command(args, settings)
-        print(json.dumps(reply, default=repr) if args.json else text)
+        print(json.dumps(reply, default=repr) if args.json else text, flush=True)
         return int(isinstance(reply, dict) and bool(reply.get("faults") or reply.get("lost")))
     except KeyboardInterrupt:
         print("batos: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:                              # who reads has seen enough; the interpreter flushes once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (BatosError, OSError, ZODB.POSException.StorageError) as error:
         if args.debug:
             raise

@@ -121,6 +121,25 @@ def test_search_shows_where_and_why(line):
     assert line("search", "zyzzyva")[1] == "nothing in memory matches\n"
 
 
+def test_documents_are_listed_page_by_page(line, served, tmp_path):
+    with batos.Client(served) as client:
+        for name in ("one", "two"):
+            client.call("index_document", doc_id=f"listed/{name}", text="The pump has a valve.")
+    assert "listed/one  text, version 1, 1 chunks" in line("documents")[1]
+    assert line("documents", "--limit", 1, "--after", "listed/one")[1].startswith("listed/two ")
+    told = line("documents", "--limit", 1, "--after", "listed")[1]
+    assert told.endswith("more: --after listed/one\n")
+
+
+def test_a_reader_that_goes_away_is_no_error(served):
+    read, write = os.pipe()
+    os.close(read)
+    ran = subprocess.run([sys.executable, batos.__file__, "state", "--endpoint", served], timeout=60,
+                         stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (ran.returncode, ran.stderr) == (141, b"")
+
+
 def test_ask_shows_the_evidence_then_the_answer(line):
     status, out, _ = line("ask", "How is the brass valve turned?")
     first, *rest = out.splitlines()

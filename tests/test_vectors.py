@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import threading
 
 import pytest
 from doubles import QuickEmbedder
@@ -214,6 +215,26 @@ def test_altered_files_are_not_run_and_words_alone_serve(tmp_path, monkeypatch):
     (folder / "model.safetensors").unlink()
     with pytest.raises(batos.ConfigError, match="model.safetensors"):
         batos.embedder_fingerprint(folder)
+
+
+@pytest.mark.slow
+def test_the_core_and_the_embedder_may_be_loaded_at_once():
+    done = threading.Event()
+
+    def load_embedders():
+        while not done.is_set():
+            embedder = batos.Embedder("auto")
+            embedder.start()
+            embedder.close(60)
+
+    loading = threading.Thread(target=load_embedders)
+    loading.start()
+    try:
+        for _ in range(3):                               # each raises DamagedImage where two loads mix
+            batos.load_core(batos.SEED_CORE)
+    finally:
+        done.set()
+        loading.join()
 
 
 @pytest.mark.slow
