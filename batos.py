@@ -96,14 +96,10 @@ import ZODB.DB
 import ZODB.FileStorage
 import ZODB.FileStorage.fspack
 import ZODB.POSException
-from BTrees import family64
-from BTrees.Length import Length
 from BTrees.LLBTree import LLBTree, LLTreeSet
 from BTrees.LOBTree import LOBTree
 from BTrees.OLBTree import OLBTree
 from BTrees.OOBTree import OOBTree
-from zope.index.text import widcode
-from zope.index.text.lexicon import Lexicon
 from zope.index.text.okapiindex import OkapiIndex
 
 __version__ = "0.1.0"
@@ -1199,7 +1195,7 @@ def append_log(tree, entry, most):
 # it is damage. A flipped byte is found in a sealed range by its seal, in any header by
 # the walk, in the last transaction by its digest; elsewhere by `check --deep`.
 
-IMAGE_VERSION = 3
+IMAGE_VERSION = 4
 MAGIC = b"FS30"
 TXN_HEADER = struct.Struct(">8sQcHHH")                    # tid, length less 8, status, three lengths
 RECORD_HEADER = struct.Struct(">8s8sQQHQ")                # oid, tid, two positions, 0, length of the data (0: a position follows)
@@ -4635,21 +4631,20 @@ class Embedder:
 #             from a counter, never used twice), `index` its place in the document
 #   word      what the pipeline makes of text: split, folded, no stop words, stemmed
 #   posting   that a word stands `f` times in chunk `number`
-#   source    a place that holds postings: the tail (zope.index), which takes what comes,
-#             or a segment, which is a blob and never changes; a chunk is in one of them,
-#             and chunks of all are ranked together, with one idf over all
-#   vector    what a chunk means, by the embedder; in packs, blobs as segments are. A chunk
+#   segment   the postings of some chunks; it never changes. A chunk is in one of them, and
+#             chunks of all are ranked together, with one idf over all. What is new is a
+#             small segment, in a record; the small become larger ones, which are blobs
+#   vector    what a chunk means, by the embedder; in packs, kept as segments are. A chunk
 #             that is new waits for its vector, and is found by words meanwhile
-#   dead      chunks in a source or pack whose document is retired; nothing finds them,
+#   dead      chunks in a segment or pack whose document is retired; nothing finds them,
 #             and the next merge leaves them out
 #   idf       log(1 + N / n) for a word in n of N chunks; the greatest, log(1 + N), for
 #             a word that is in none
 #   mass      the share of a query's idf that the words of one chunk hold, 0 to 1; an
 #             answer is relevant if its best chunk holds at least the setting `relevance`
 #
-# Ranking is Okapi BM25 over any of the words (OR): zope.index joins words by AND unless
-# told otherwise, and then finds next to nothing for a question. With a vector of the query it
-# is half of the score, the cosine the other half.
+# Ranking is Okapi BM25, as zope.index has it, over any of the words (OR). With a vector of
+# the query it is half of the score, the cosine the other half.
 
 CHUNK_FLOOR_WORDS = 60             # shorter ones lose the words that a question is matched by
 CHUNK_CEILING_WORDS = 200          # longer ones blur the ranking; a MiniLM reads about 190 words
@@ -4664,8 +4659,9 @@ DOC_ID_MAX_CHARS = 200
 QUERY_WORDS_MAX = 64               # later words of a query are not looked up
 RESULTS_MAX = 100
 RANKED = 50                        # the chunks among which the greatest mass is sought
-TAIL_CHUNKS = 2000                 # a tail of more becomes a segment
 MERGED_AT_ONCE = 8                 # so many segments of one size become one
+SMALL_CHUNKS = 8                   # segments of fewer become one in the transaction that makes them too many, others later
+RECORD_BYTES = 16_384              # arrays of no more stand in a record, others are a blob
 ROWS_KEPT = 4096                   # words of a segment whose place is remembered
 EMBEDDED_A_PART = 256              # chunks whose vectors are stored in one transaction
 DEAD_SHARE = 0.3                   # a segment that is dead to more than this is merged by itself
@@ -5292,40 +5288,10 @@ class EnglishStemmer:
 PIPELINE = (WordSplitter(), CaseFolder(), StopWordRemover(), EnglishStemmer())
 
 
-@image_class
-class WordNumbers(OLBTree):
-    """I am the words of the lexicon with their numbers; my small leaves are rewritten cheaply."""
-
-    max_leaf_size = 30
-
-
-@image_class
-class WordTree(LOBTree):
-    """I am word number -> postings; of my leaves a commit rewrites one for nearly each word of a text."""
-
-    max_leaf_size = 8
-    max_internal_size = 64
-
-
-@image_class
-class PostingTree(LLBTree):
-    """I am the postings of a word that is in many chunks: chunk number -> f."""
-
-    max_leaf_size = 60
-
-
-@image_class
-class WordLexicon(Lexicon):
-    """I number the words. A word stays when no chunk holds it any more; it then finds nothing.
-
-    Lexicon unloads its word count before it numbers new words, to see other writers; what is changed and
-    not yet committed stays loaded, so that is harmless where, as here, one writes at a time.
-    """
-
-    def __init__(self):
-        super().__init__(*PIPELINE)
-        self._wids = WordNumbers()
-        self._words = LOBTree()
+# Classes of images before version 4, whose words stood in zope.index's trees: their records can be read, nothing else.
+for _name, _base in (("TailIndex", persistent.Persistent), ("WordLexicon", persistent.Persistent), ("WordNumbers", OLBTree),
+                     ("WordTree", LOBTree), ("PostingTree", LLBTree)):
+    globals()[_name] = image_class(type(_name, (_base,), {"__module__": __name__}))
 
 
 def stems(text):
@@ -5346,136 +5312,9 @@ def words_of(text):
     return found
 
 
-class Source(typing.Protocol):
-    """What search asks of a place that holds postings. Chunk numbers of two sources never overlap."""
-
-    count: int                    # chunks
-    words: int                    # words in all of them, repeats too
-
-    def document_frequency(self, word: str) -> int:
-        """Return in how many chunks a word is."""
-
-    def scores(self, weights: dict, mean_words: float) -> tuple:
-        """Return (chunk numbers, ascending, and BM25 scores) of all chunks that hold a word, as two arrays of one length.
-
-        weights: {word: idf over all sources}; mean_words: the mean length of a chunk over all sources.
-        """
-
-    def numbers_of(self, word: str) -> typing.Any:
-        """Return the numbers of the chunks that hold a word, ascending, as an array."""
-
-    def held(self, words: typing.Iterable, number: int) -> list:
-        """Return those of the words that are in a chunk; [] where its words are elsewhere."""
-
-    def __contains__(self, number: int) -> bool:
-        """Tell whether a chunk's words are here."""
-
-
-@image_class
-class TailIndex(OkapiIndex):
-    """I am zope.index's Okapi index as a source that takes writes; new chunks come to me.
-
-    I keep its shape and counts, but write less: frequencies are integers, postings of up to DICT_CUTOFF
-    chunks stand in small leaves, and the words of a chunk, wanted to take it out again, in its own record.
-    """
-
-    family = family64             # chunk numbers have 63 bits
-
-    def __init__(self):
-        super().__init__(WordLexicon())
-
-    def begin(self):
-        """Begin anew, with a new lexicon."""
-        TailIndex.__init__(self)
-
-    def numbers(self):
-        """Return the numbers of my chunks, ascending."""
-        return list(self._docweight)
-
-    def clear(self):
-        """Hold no chunk any more."""
-        self._wordinfo, self._docweight = WordTree(), LLBTree()      # word number -> postings; chunk -> words
-        self.wordCount, self.documentCount = Length(), Length()
-
-    @property
-    def count(self):
-        return self.documentCount()
-
-    @property
-    def words(self):
-        return self._totaldoclen()
-
-    def add(self, number, text):
-        """Take in a chunk; returns its words as bytes, which `remove` wants back."""
-        wids = self._lexicon.sourceToWordIds(text)
-        for wid, frequency in collections.Counter(wids).items():
-            self._add_wordinfo(wid, frequency, number)
-        self._docweight[number] = len(wids)
-        self.documentCount.change(1)
-        self._change_doc_len(len(wids))
-        return widcode.encode(wids).encode("latin-1")
-
-    def remove(self, number, words):
-        """Take out a chunk: no posting of it is left."""
-        for wid in set(widcode.decode(words.decode("latin-1"))):
-            self._del_wordinfo(wid, number)
-        self._change_doc_len(-self._docweight.pop(number))
-        self.documentCount.change(-1)
-
-    def _add_wordinfo(self, wid, f, docid):
-        postings = self._wordinfo.get(wid)
-        if isinstance(postings, PostingTree):
-            postings[docid] = f
-            return
-        if postings is None:
-            self.wordCount.change(1)
-        grown = {**(postings or {}), docid: f}    # replaced, not changed in place: an abort forgets it
-        self._wordinfo[wid] = grown if len(grown) <= self.DICT_CUTOFF else PostingTree(grown)
-
-    def _del_wordinfo(self, wid, docid):
-        postings = self._wordinfo[wid]
-        if isinstance(postings, PostingTree):
-            del postings[docid]
-        else:
-            postings = {number: f for number, f in postings.items() if number != docid}
-            self._wordinfo[wid] = postings
-        if not postings:
-            del self._wordinfo[wid]
-            self.wordCount.change(-1)
-
-    def postings(self, word):
-        """Return {chunk number: f} of a word; empty where no chunk has it."""
-        wid = self._lexicon.get_wid(word)
-        return (self._wordinfo.get(wid) if wid else None) or {}
-
-    def document_frequency(self, word):
-        return len(self.postings(word))
-
-    def numbers_of(self, word):
-        import numpy
-        return numpy.array(sorted(self.postings(word)), numpy.int64)
-
-    def held(self, words, number):
-        return [word for word in words if number in self.postings(word)]
-
-    def scores(self, weights, mean_words):
-        import numpy
-        scores, lengths = {}, self._docweight
-        floor, slope = self.K1 * (1 - self.B), self.K1 * self.B / mean_words
-        for word, idf in weights.items():
-            top = idf * (self.K1 + 1)
-            for number, f in self.postings(word).items():
-                scores[number] = scores.get(number, 0.0) + top * f / (f + floor + slope * lengths[number])
-        numbers = numpy.array(sorted(scores), numpy.int64)
-        return numbers, numpy.array([scores[number] for number in numbers.tolist()], numpy.float64)
-
-    def __contains__(self, number):
-        return number in self._docweight
-
-
 # Segments
 #
-# A blob of arrays is a file in the format of safetensors; it is mapped, never read whole.
+# Arrays are kept in the format of safetensors: small ones in a record, others as a blob that is mapped, never read whole.
 
 
 class Postings(typing.NamedTuple):
@@ -5484,8 +5323,8 @@ class Postings(typing.NamedTuple):
     numbers: typing.Any           # int64: the chunks' numbers, ascending
     lengths: typing.Any           # int32: words in each chunk
     letters: typing.Any           # uint8: the words as UTF-8, ascending, one after the other
-    ends: typing.Any              # int64: where in `letters` each word ends
-    starts: typing.Any            # int64: where each word's postings begin, and where the last one's end
+    ends: typing.Any              # int32: where in `letters` each word ends
+    starts: typing.Any            # int32: where each word's postings begin, and where the last one's end
     places: typing.Any            # int32: which of `numbers`
     frequencies: typing.Any       # uint8: how often the word is there; 255 is that or more
 
@@ -5529,8 +5368,8 @@ def _sorted_postings(vocabulary, which, places, frequencies, numbers, lengths):
     return Postings(
         numbers=numpy.asarray(numbers, numpy.int64), lengths=numpy.asarray(lengths, numpy.int32),
         letters=numpy.frombuffer(b"".join(words), numpy.uint8),
-        ends=numpy.cumsum([len(word) for word in words], dtype=numpy.int64),
-        starts=numpy.searchsorted(which[order], numpy.arange(len(words) + 1)),
+        ends=numpy.cumsum([len(word) for word in words], dtype=numpy.int32),
+        starts=numpy.searchsorted(which[order], numpy.arange(len(words) + 1)).astype(numpy.int32),
         places=places[order].astype(numpy.int32), frequencies=frequencies[order].astype(numpy.uint8))
 
 
@@ -5559,24 +5398,37 @@ def merge_postings(parts):
 
 
 class Built(typing.NamedTuple):
-    """Arrays before they are in the image, and the file in which they are."""
+    """Arrays before they are in the image: `data` for a record, or a file that becomes a blob."""
 
     arrays: typing.Any            # Postings or Vectors
-    path: str
-    sha256: str
+    data: bytes | None
+    path: str | None = None
+    sha256: str | None = None
+
+
+def _data_of(arrays):
+    return need("safetensors.numpy", "the memory's arrays").save(arrays._asdict())
+
+
+def in_record(arrays):
+    """Return the Built of arrays that are kept in a record, whatever their size."""
+    return Built(arrays, _data_of(arrays))
 
 
 @contextlib.contextmanager
 def built_file(arrays, folder):
-    """Write Postings or Vectors to a file, forced to the disk, that is there inside; gives a Built."""
-    data = need("safetensors.numpy", "the memory's arrays").save(arrays._asdict())
+    """Give the Built of arrays: large ones are in a file, forced to the disk, that is there inside."""
+    data = _data_of(arrays)
+    if len(data) <= RECORD_BYTES or folder is None:
+        yield Built(arrays, data)
+        return
     handle, path = tempfile.mkstemp(dir=folder, prefix="arrays-")
     try:
         with open(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        yield Built(arrays, path, hashlib.sha256(data).hexdigest())
+        yield Built(arrays, None, path, hashlib.sha256(data).hexdigest())
     finally:
         os.unlink(path)
 
@@ -5584,18 +5436,22 @@ def built_file(arrays, folder):
 SAFETENSORS_TYPES = {"I64": "int64", "I32": "int32", "U8": "uint8", "F32": "float32"}
 
 
-@functools.lru_cache(maxsize=128)
-def map_arrays(path, sha256):
-    """Return {name: array} of a file, mapped; it is checked once. Raises DamagedImage."""
+def arrays_in(data):
+    """Return {name: array} of the bytes of a file of safetensors; the arrays are views of them."""
     import numpy
-    with open(path, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-            raise DamagedImage(f"{path} was altered")
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     begin = 8 + int.from_bytes(data[:8], "little")
     rows = {name: row for name, row in json.loads(data[8:begin]).items() if name != "__metadata__"}
     return {name: numpy.ndarray(row["shape"], SAFETENSORS_TYPES[row["dtype"]], data, begin + row["data_offsets"][0])
             for name, row in rows.items()}
+
+
+@functools.lru_cache(maxsize=128)
+def map_arrays(path, sha256):
+    """Return {name: array} of a file, mapped; it is checked once. Raises DamagedImage."""
+    with open(path, "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise DamagedImage(f"{path} was altered")
+        return arrays_in(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def place_of(numbers, number):
@@ -5605,24 +5461,29 @@ def place_of(numbers, number):
 
 
 class Mapped(persistent.Persistent):
-    """I am arrays in a blob, about chunks, derived from their texts. Only `dead` is ever written, the chunks not to be found."""
+    """I am arrays about chunks, derived from their texts. Only `dead` is ever written, the chunks not to be found."""
 
     kind = None                                          # of my arrays: Postings or Vectors
+    data = blob = None                                   # one of the two holds them
 
-    def __init__(self, blob, built):
-        self.blob, self.sha256, self.count, self.dead = blob, built.sha256, len(built.arrays.numbers), 0
+    def __init__(self, built, blob=None):
+        self.data, self.blob, self.sha256 = built.data, blob, built.sha256
+        self.count, self.dead = len(built.arrays.numbers), 0
 
     @property
     def arrays(self):
         """My Postings or Vectors. Raises DamagedImage."""
         mapped = getattr(self, "_v_arrays", None)
         if mapped is None:
-            try:
-                with contextlib.closing(self.blob.open("r")) as file:        # it may be of this transaction
-                    mapped = self._v_arrays = self.kind(**map_arrays(file.name, self.sha256))
-            except (ZODB.POSException.POSKeyError, OSError) as error:
-                raise DamagedImage(f"a blob of the memory is missing ({error})") from error
+            mapped = self._v_arrays = self.kind(**(arrays_in(self.data) if self.blob is None else self._mapped()))
         return mapped
+
+    def _mapped(self):
+        try:
+            with contextlib.closing(self.blob.open("r")) as file:            # it may be of this transaction
+                return map_arrays(file.name, self.sha256)
+        except (ZODB.POSException.POSKeyError, OSError) as error:
+            raise DamagedImage(f"a blob of the memory is missing ({error})") from error
 
     def readable(self):
         """Whether my arrays are there and as they were written; else they are made anew from the chunks."""
@@ -5642,12 +5503,12 @@ class Mapped(persistent.Persistent):
 
 @image_class
 class Segment(Mapped):
-    """I am a source that never changes."""
+    """I hold the words of some chunks. No chunk is in two of us."""
 
     kind = Postings
 
-    def __init__(self, blob, built):
-        super().__init__(blob, built)
+    def __init__(self, built, blob=None):
+        super().__init__(built, blob)
         self.words = int(built.arrays.lengths.sum())
 
     def _rows(self, word):
@@ -5660,18 +5521,25 @@ class Segment(Mapped):
         return kept[word]
 
     def document_frequency(self, word):
+        """Return in how many chunks a word is."""
         rows = self._rows(word)
         return rows.stop - rows.start
 
     def numbers_of(self, word):
+        """Return the numbers of the chunks that hold a word, ascending, as an array."""
         return self.arrays.numbers[self.arrays.places[self._rows(word)]]
 
     def held(self, words, number):
+        """Return those of the words that are in a chunk; [] where its words are elsewhere."""
         place, places = place_of(self.arrays.numbers, number), self.arrays.places
         found = ((word, places[self._rows(word)]) for word in words) if place is not None else ()
         return [word for word, inside in found if place_of(inside, place) is not None]
 
     def scores(self, weights, mean_words):
+        """Return (chunk numbers, ascending, their BM25 scores) of the chunks that hold a word, as two arrays of one length.
+
+        weights: {word: idf over all segments}; mean_words: the mean length of a chunk over all of them.
+        """
         import numpy
         postings, total = self.arrays, numpy.zeros(self.count, numpy.float64)
         k1, floor, slope = OkapiIndex.K1, OkapiIndex.K1 * (1 - OkapiIndex.B), OkapiIndex.K1 * OkapiIndex.B / mean_words
@@ -5684,19 +5552,28 @@ class Segment(Mapped):
 
 
 def add_mapped(catalog, tree, make, built):
-    """Put a Built into one of the catalog's trees, as make(blob, Built). Its file stays, as this may be run again."""
-    blob = ZODB.blob.Blob()
-    catalog._p_jar.add(blob)                             # so that its file is beside the image, and is only linked
-    os.link(built.path, f"{built.path}.blob")
-    blob.consumeFile(f"{built.path}.blob")
-    mapped = make(blob, built)
+    """Put a Built into one of the catalog's trees, as make(Built, blob). Its file stays, as this may be run again."""
+    mapped = make(built, built.path and _blob_of(catalog, built))
     mapped.dead = sum(number not in catalog.chunk_storage for number in built.arrays.numbers.tolist())
     tree[tree.maxKey() + 1 if tree else 1] = mapped
 
 
-def _source_of(catalog, number):
-    """Return the source that holds a chunk's words, or None."""
-    return next((source for source in _sources(catalog) if number in source), None)
+def _blob_of(catalog, built):
+    blob = ZODB.blob.Blob()
+    catalog._p_jar.add(blob)                             # so that its file is beside the image, and is only linked
+    os.link(built.path, f"{built.path}.blob")
+    blob.consumeFile(f"{built.path}.blob")
+    return blob
+
+
+def bury(tree, numbers):
+    """Count chunks as dead in what holds them; what holds no other goes at once."""
+    for key, mapped in list(tree.items()):
+        dead = sum(number in mapped for number in numbers) if mapped.readable() else 0
+        if dead and mapped.dead + dead == mapped.count:
+            del tree[key]
+        elif dead:
+            mapped.dead += dead
 
 
 # Vectors
@@ -5715,8 +5592,8 @@ class VectorPack(Mapped):
 
     kind = Vectors
 
-    def __init__(self, blob, built, embedder):
-        super().__init__(blob, built)
+    def __init__(self, built, blob=None, embedder=None):
+        super().__init__(built, blob)
         self.embedder = embedder
 
     def scores(self, vector):
@@ -5814,7 +5691,7 @@ class Chunk(persistent.Persistent):
     """I am one chunk: final once stored.
 
     doc_id, version, index (from 0), text (verbatim), headings (a tuple, outermost first), line_start and
-    line_end (from 1, both included), words (numbers of my words, as TailIndex.add gave them; None where I never was there).
+    line_end (from 1, both included).
     """
 
     def __init__(self, **fields):
@@ -5824,14 +5701,14 @@ class Chunk(persistent.Persistent):
 def new_catalog(**slots):
     """Return an empty `knowledge_catalog_obj`; `slots` are added to its own (`parent*`, methods …).
 
-    text_index: TailIndex; segments: number -> Segment; chunk_storage: chunk number -> Chunk;
+    text_index: number -> Segment; chunk_storage: chunk number -> Chunk;
     metadata_index: field -> value -> chunk numbers; documents: doc_id -> Document;
     retired: (doc_id, version) -> Document; retired_order: microseconds -> (doc_id, version);
     staged: first chunk number -> (doc_id, version, chunks stored) of a document that is stored in parts, out of sight;
     vectors: number -> VectorPack; unembedded: first chunk number -> how many chunks from it on have no vector yet.
     """
     return UvmObject(
-        text_index=TailIndex(), segments=LOBTree(), chunk_storage=LOBTree(), chunk_numbers=ChunkNumbers(),
+        text_index=LOBTree(), chunk_storage=LOBTree(), chunk_numbers=ChunkNumbers(),
         metadata_index=OOBTree({field: OOBTree() for field in FILTERS}), documents=OOBTree(),
         retired=OOBTree(), retired_order=LOBTree(), staged=LOBTree(), vectors=LOBTree(),
         unembedded=LLBTree(), **slots)
@@ -5907,17 +5784,14 @@ def _microseconds(moment):
 def _retire(catalog, document):
     """Take a document out of all that search looks at; it and its chunks stay under `retired`.
 
-    The words of a large one, or of one in a segment, are dead there until the next merge: what no filter names is not found.
+    Its words and vectors are dead until the next merge: what no filter names is not found.
     """
     note_change(catalog, f"documents[{document.doc_id}]")
     kept = [catalog.chunk_storage.pop(number) for number in document.numbers]
-    source = _source_of(catalog, document.first_chunk)
-    if isinstance(source, Segment):
-        source.dead += len(kept)
-    elif len(kept) <= PART_CHUNKS:
-        for number, chunk in zip(document.numbers, kept, strict=True):
-            source.remove(number, chunk.words)
-    _retire_vectors(catalog, document)
+    for first in list(catalog.unembedded.keys(document.first_chunk, document.first_chunk + document.chunk_count - 1)):
+        del catalog.unembedded[first]
+    for tree in (catalog.text_index, catalog.vectors):
+        bury(tree, document.numbers)
     for field in FILTERS:
         numbers = _filter_set(catalog, field, getattr(document, field))
         for number in document.numbers:
@@ -5933,15 +5807,6 @@ def _retire(catalog, document):
     catalog.retired_order[at_us] = document.doc_id, document.version
 
 
-def _retire_vectors(catalog, document):
-    """Let no chunk of a document wait for a vector, and count those that it has as dead."""
-    for first in list(catalog.unembedded.keys(document.first_chunk, document.first_chunk + document.chunk_count - 1)):
-        del catalog.unembedded[first]
-    for pack in catalog.vectors.values():
-        if dead := sum(number in pack for number in document.numbers) if pack.readable() else 0:
-            pack.dead += dead
-
-
 def _replace(catalog, drafts, fields):
     """Retire what stands under this doc_id and store the drafts as its next version; returns the Document."""
     current = catalog.documents.get(fields["doc_id"])
@@ -5949,16 +5814,27 @@ def _replace(catalog, drafts, fields):
     if current is not None:
         _retire(catalog, current)
     first = catalog.chunk_numbers.take(len(drafts)).start
-    words = [catalog.text_index.add(number, _searchable(fields["title"], draft)) for number, draft in enumerate(drafts, first)]
-    _store_chunks(catalog, fields["doc_id"], version, first, 0, drafts, words)
+    _store_chunks(catalog, fields["doc_id"], version, first, 0, drafts)
+    _add_words(catalog, _postings_of_drafts(fields["title"], drafts, first))
     return _publish(catalog, version, first, len(drafts), fields)
 
 
-def _store_chunks(catalog, doc_id, version, first, start, drafts, words=itertools.repeat(None)):
+def _store_chunks(catalog, doc_id, version, first, start, drafts):
     """Store the chunks `start`, … of a document version whose first chunk has the number `first`, out of sight."""
-    for index, (draft, held) in enumerate(zip(drafts, words, strict=False), start):
-        catalog.chunk_storage[first + index] = Chunk(
-            doc_id=doc_id, version=version, index=index, words=held, **draft._asdict())
+    for index, draft in enumerate(drafts, start):
+        catalog.chunk_storage[first + index] = Chunk(doc_id=doc_id, version=version, index=index, **draft._asdict())
+
+
+def _postings_of_drafts(title, drafts, first):
+    return collect_postings((number, stems(_searchable(title, draft))) for number, draft in enumerate(drafts, first))
+
+
+def _add_words(catalog, postings):
+    """Put in a segment of few chunks; when there are MERGED_AT_ONCE such, they become one, so that none meets many."""
+    add_mapped(catalog, catalog.text_index, Segment, in_record(postings))
+    small = tuple(key for key, segment in catalog.text_index.items() if segment.count < SMALL_CHUNKS and segment.readable())
+    if len(small) >= MERGED_AT_ONCE:
+        publish_words(catalog, small, in_record(merged_postings(catalog, small)))
 
 
 def _publish(catalog, version, first, count, fields):
@@ -6016,8 +5892,7 @@ def stage_in_parts(drafts, fields, run):
     for start in range(0, len(drafts), PART_CHUNKS):
         first = run(lambda root, start=start, first=first: _stage(
             root["knowledge_catalog_obj"], fields["doc_id"], drafts[start:start + PART_CHUNKS], start, first, len(drafts)))
-    rows = ((number, stems(_searchable(title, draft))) for number, draft in enumerate(drafts, first))
-    return first, {**fields, "title": title}, collect_postings(rows)
+    return first, {**fields, "title": title}, _postings_of_drafts(title, drafts, first)
 
 
 def blob_folder(root):
@@ -6043,7 +5918,7 @@ def publish_staged(catalog, first, fields, built):
     current = catalog.documents.get(doc_id)
     if current is not None:
         _retire(catalog, current)
-    add_mapped(catalog, catalog.segments, Segment, built)
+    add_mapped(catalog, catalog.text_index, Segment, built)
     return _stored(_publish(catalog, version, first, len(built.arrays.numbers), fields))
 
 
@@ -6071,12 +5946,13 @@ def leftovers(catalog):
 
 
 def _due_among(tree, unit):
-    """Return the keys of a tree of Mapped that should become one next, or None. Tiers begin at `unit` chunks."""
+    """Return the keys of a tree of Mapped that should become one next, or None. Those of less than `unit` chunks are left."""
     tiers = collections.defaultdict(list)
     for key, mapped in tree.items():
-        if mapped.dead > DEAD_SHARE * mapped.count or not mapped.readable():
+        if not mapped.readable() or mapped.dead > DEAD_SHARE * mapped.count >= DEAD_SHARE * unit:
             return (key,)
-        tiers[max(0, int(math.log(mapped.count / unit, MERGED_AT_ONCE)))].append(key)
+        if mapped.count >= unit:
+            tiers[int(math.log(mapped.count / unit, MERGED_AT_ONCE))].append(key)
     return next((tuple(keys) for _, keys in sorted(tiers.items()) if len(keys) >= MERGED_AT_ONCE), None)
 
 
@@ -6087,16 +5963,14 @@ def _alive(catalog, mapped):
 
 
 def due_words(catalog):
-    """Return the keys of the segments that should become one next; () for the tail, None for nothing."""
-    return () if catalog.text_index.count > TAIL_CHUNKS else _due_among(catalog.segments, TAIL_CHUNKS)
+    """Return the keys of the segments that should become one next, or None."""
+    return _due_among(catalog.text_index, SMALL_CHUNKS)
 
 
 def merged_postings(catalog, keys):
-    """Return the Postings of the tail, or of segments, without what is dead; of what cannot be read, from the chunks."""
-    if not keys:
-        return _postings_of(catalog, catalog.text_index.numbers())
+    """Return the Postings of segments without what is dead; of what cannot be read, from the chunks."""
     import numpy
-    segments = [catalog.segments[key] for key in keys]
+    segments = [catalog.text_index[key] for key in keys]
     parts = [(segment.arrays, _alive(catalog, segment)) for segment in segments if segment.readable()]
     if len(parts) < len(segments):
         lost = _postings_of(catalog, _nowhere(catalog))
@@ -6105,30 +5979,29 @@ def merged_postings(catalog, keys):
 
 
 def _postings_of(catalog, numbers):
-    rows = [(number, catalog.chunk_storage[number]) for number in numbers if number in catalog.chunk_storage]
-    titles = {doc_id: catalog.documents[doc_id].title for doc_id in {chunk.doc_id for _, chunk in rows}}
-    return collect_postings((number, stems(_searchable(titles[chunk.doc_id], chunk))) for number, chunk in rows)
+    chunks = ((number, catalog.chunk_storage[number]) for number in numbers if number in catalog.chunk_storage)
+    rows = [(number, chunk, document) for number, chunk in chunks if (document := catalog.documents.get(chunk.doc_id))]
+    return collect_postings((number, stems(_searchable(document.title, chunk))) for number, chunk, document in rows)
 
 
 def _nowhere(catalog):
-    """Return the numbers of chunks of documents whose words are in no source, ascending."""
-    held = _counted(_sources(catalog))
+    """Return the numbers of chunks of documents whose words are in no segment, ascending."""
+    held = _counted(_segments(catalog))
     return sorted(number for document in catalog.documents.values() for number in document.numbers if not held[number])
 
 
 def _counted(holders):
-    """Return {chunk number: how many of the sources or packs hold it}."""
+    """Return {chunk number: how many of the segments or packs hold it}."""
     return collections.Counter(itertools.chain.from_iterable(holder.numbers() for holder in holders))
 
 
 def publish_words(catalog, keys, built):
-    """Let a Built stand for what was merged; sees to what came to the tail meanwhile."""
-    for key in keys:
-        del catalog.segments[key]
-    if len(built.arrays.numbers):
-        add_mapped(catalog, catalog.segments, Segment, built)
-    if not keys:
-        _begin_tail(catalog, built.arrays.numbers)
+    """Let a Built stand for the segments that were merged; where one of them is gone meanwhile, all stays as it is."""
+    if all(key in catalog.text_index for key in keys):
+        for key in keys:
+            del catalog.text_index[key]
+        if len(built.arrays.numbers):
+            add_mapped(catalog, catalog.text_index, Segment, built)
 
 
 def due_vectors(catalog):
@@ -6150,7 +6023,9 @@ def merged_vectors(catalog, keys):
 
 
 def publish_vector_merge(catalog, keys, built):
-    """Let a Built stand for the packs that were merged."""
+    """Let a Built stand for the packs that were merged; where one of them is gone meanwhile, all stays as it is."""
+    if not all(key in catalog.vectors for key in keys):
+        return
     packs = [catalog.vectors.pop(key) for key in keys]
     if len(built.arrays.numbers):
         add_mapped(catalog, catalog.vectors, functools.partial(VectorPack, embedder=packs[0].embedder), built)
@@ -6174,16 +6049,6 @@ def due_merge(catalog):
     """Return (kind of MERGED, keys) of the merge that is due next, or None."""
     found = ((kind, merged.due(catalog)) for kind, merged in MERGED.items())
     return next(((kind, keys) for kind, keys in found if keys is not None), None)
-
-
-def _begin_tail(catalog, held):
-    """Empty the tail but for the chunks that are not among the numbers of the segment that it became."""
-    tail, storage = catalog.text_index, catalog.chunk_storage
-    later = [number for number in tail.numbers() if place_of(held, number) is None and number in storage]
-    tail.begin()
-    for number in later:
-        chunk = storage[number]
-        chunk.words = tail.add(number, _searchable(catalog.documents[chunk.doc_id].title, chunk))
 
 
 @primitive("unindex_document_", lane="bulk")
@@ -6264,11 +6129,10 @@ def prune_retired(catalog, before, limit=1000):
 
 def catalog_figures(catalog):
     """Return what the catalog holds, in numbers; cheap but for one walk over the documents' keys."""
-    segments = catalog.segments.values()
-    chunks = catalog.text_index.count + sum(segment.count - segment.dead for segment in segments)
-    return {"documents": len(catalog.documents), "chunks": chunks,
-            "words": catalog.text_index.wordCount(), "retired": len(catalog.retired_order),
-            "segments": len(catalog.segments), "leftovers": leftovers(catalog),
+    segments = list(catalog.text_index.values())
+    return {"documents": len(catalog.documents), "chunks": sum(segment.count - segment.dead for segment in segments),
+            "words": sum(segment.words for segment in segments), "retired": len(catalog.retired_order),
+            "segments": len(segments), "leftovers": leftovers(catalog),
             "unembedded": count_waiting(catalog)}
 
 
@@ -6295,42 +6159,33 @@ def _faults_of_documents(catalog):
 
 
 def _faults_of_words(catalog):
-    index, wanted, found = catalog.text_index, collections.defaultdict(dict), collections.defaultdict(dict)
-    held, lengths = set(index.numbers()), dict(index._docweight)
-    alive = {number: chunk for number in held if (chunk := catalog.chunk_storage.get(number))}
-    for number, chunk in alive.items():
-        wids = widcode.decode(chunk.words.decode("latin-1"))
-        for wid, frequency in collections.Counter(wids).items():
-            wanted[wid][number] = frequency
-        held -= {number} if lengths[number] == len(wids) else set()
-    for wid, postings in index._wordinfo.items():
-        if alive_here := {number: f for number, f in postings.items() if number in alive or number not in lengths}:
-            found[wid] = alive_here
-    wrong = [wid for wid in found.keys() | wanted.keys() if found.get(wid) != wanted.get(wid)]
-    if wrong:
-        yield f"the postings of {len(wrong)} words are not those of the chunks, such as {index.lexicon.get_word(wrong[0])!r}"
-    if held & alive.keys() or index.count != len(lengths) or index.words != sum(lengths.values()):
-        yield "the lengths of the chunks, or their sum, are not those of the chunks"
-
-
-def _faults_of_sources(catalog):
-    segments = catalog.segments or {}                    # () before the image's version 3
+    segments = catalog.text_index
     unreadable = [key for key, segment in segments.items() if not segment.readable()]
     if unreadable:
         yield f"the segments {unreadable} cannot be read; the next start makes them anew from the chunks"
         return
-    held = _counted((catalog.text_index, *segments.values()))
-    for what, test in (("no source", lambda count: count == 0), ("several sources", lambda count: count > 1)):
+    for key, segment in segments.items():
+        if segment.blob is None and not _says_its_chunks(catalog, segment):
+            yield f"the words of the segment {key} are not those of its chunks"
+    held = _counted(segments.values())
+    for what, test in (("no segment", lambda count: count == 0), ("several segments", lambda count: count > 1)):
         wrong = [number for document in catalog.documents.values() for number in document.numbers if test(held[number])]
         if wrong:
             yield f"the words of {len(wrong)} chunks are in {what}, such as {wrong[0]}"
 
 
+def _says_its_chunks(catalog, segment):
+    """Tell whether a segment holds just the words of those of its chunks that are there; blobs have their own digest."""
+    held = merge_postings([(segment.arrays, _alive(catalog, segment))])
+    wanted = _postings_of(catalog, segment.numbers())
+    return all(bytes(one) == bytes(other) for one, other in zip(held, wanted, strict=True))
+
+
 def _faults_of_vectors(catalog):
-    packs, waiting = own(catalog).get("vectors", {}), own(catalog).get("unembedded", {})
+    packs, waiting = catalog.vectors, catalog.unembedded
     unreadable = [key for key, pack in packs.items() if not pack.readable()]
-    if unreadable or "vectors" not in own(catalog):      # before the image's version 3 there were none
-        yield from [f"the vectors {unreadable} cannot be read; the next start makes them anew"] if unreadable else []
+    if unreadable:
+        yield f"the vectors {unreadable} cannot be read; the next start makes them anew"
         return
     held = _counted(packs.values())
     held.update(number for first, count in waiting.items() for number in range(first, first + count))
@@ -6346,9 +6201,9 @@ def catalog_faults(root):
     if catalog is None:
         return
     yield from _faults_of_documents(catalog)
-    yield from _faults_of_words(catalog)
-    yield from _faults_of_sources(catalog)
-    yield from _faults_of_vectors(catalog)
+    if root.get("image_version", 0) >= 4:                # before, an upgrade makes them anew
+        yield from _faults_of_words(catalog)
+        yield from _faults_of_vectors(catalog)
     ordered = set(catalog.retired_order.values())
     if ordered != set(catalog.retired.keys()):
         yield f"{len(ordered ^ set(catalog.retired.keys()))} retired documents are not in the order of their retirement"
@@ -6374,18 +6229,18 @@ def _check_search(query, max_results):
                          field="max_results")
 
 
-def _sources(catalog):
-    return (catalog.text_index, *(segment for segment in catalog.segments.values() if segment.readable()))
+def _segments(catalog):
+    return [segment for segment in catalog.text_index.values() if segment.readable()]
 
 
 def _prepared(catalog, query):
-    """Look up a query's words over all sources: one idf for all, whichever source holds a chunk."""
-    sources = _sources(catalog)
-    chunks = sum(source.count for source in sources)
+    """Look up a query's words over all segments: one idf for all, whichever segment holds a chunk."""
+    segments = _segments(catalog)
+    chunks = sum(segment.count for segment in segments)
     spelt = dict(itertools.islice(words_of(query).items(), QUERY_WORDS_MAX))
-    frequencies = {word: sum(source.document_frequency(word) for source in sources) for word in spelt}
+    frequencies = {word: sum(segment.document_frequency(word) for segment in segments) for word in spelt}
     weights = {word: math.log(1 + chunks / max(count, 1)) for word, count in frequencies.items()}
-    mean_words = sum(source.words for source in sources) / max(chunks, 1)
+    mean_words = sum(segment.words for segment in segments) / max(chunks, 1)
     return _Query(spelt, frequencies, weights, max(mean_words, 1.0), chunks)
 
 
@@ -6439,7 +6294,7 @@ _EXCLUDED = re.compile(r"(?:(?<=\s)|^)-(\w[\w'’]*)")
 
 def _numbers_with(catalog, word):
     import numpy
-    return numpy.concatenate([source.numbers_of(word) for source in _sources(catalog)])
+    return numpy.concatenate([numpy.empty(0, numpy.int64), *(segment.numbers_of(word) for segment in _segments(catalog))])
 
 
 def _permitted(catalog, found, terms):
@@ -6466,9 +6321,9 @@ def _holds_phrases(catalog, phrases, number):
 
 
 def _found_by_words(catalog, asked):
-    """Return [(numbers, scores)] of the chunks that hold any of the words, one pair for each source."""
+    """Return [(numbers, scores)] of the chunks that hold any of the words, one pair for each segment."""
     known = {word: weight for word, weight in asked.weights.items() if asked.frequencies[word]}
-    return [source.scores(known, asked.mean_words) for source in _sources(catalog)]
+    return [segment.scores(known, asked.mean_words) for segment in _segments(catalog)]
 
 
 def _found_by_meaning(catalog, vector):
@@ -6478,7 +6333,7 @@ def _found_by_meaning(catalog, vector):
 
 
 def _ranked(found, chosen, most):
-    """Return up to `most` {number: score} of what sources or packs found, best first, that are chosen."""
+    """Return up to `most` {number: score} of what segments or packs found, best first, that are chosen."""
     import numpy
     only, test = chosen
     if not found:
@@ -6501,7 +6356,7 @@ def _scores_of(found, wanted):
 def _why(catalog, asked, number):
     """Return which of the query's words a chunk holds, and what share of the query's idf each is."""
     total = sum(asked.weights.values())
-    found = set(itertools.chain.from_iterable(source.held(asked.weights, number) for source in _sources(catalog)))
+    found = set(itertools.chain.from_iterable(segment.held(asked.weights, number) for segment in _segments(catalog)))
     held = [word for word in asked.weights if word in found]
     shares = {asked.spelt[word]: round(asked.weights[word] / total, 4) for word in held}
     missing = [asked.spelt[word] for word in asked.weights if word not in held]
@@ -6743,7 +6598,7 @@ class EmbeddingLane:
         """Embed the chunks that have waited longest; returns whether there were any."""
         with reading(self.image) as root:
             rows, folder = waiting_chunks(root["knowledge_catalog_obj"], EMBEDDED_A_PART), blob_folder(root)
-        if not rows or folder is None:
+        if not rows:
             return False
         numpy, parts = need("numpy", "vectors"), []
         numbers, texts = zip(*rows, strict=True)
@@ -6757,7 +6612,7 @@ class EmbeddingLane:
 
 
 def merge_job(image, bulk):
-    """Return apply(step) that makes one segment of the tail, or of several, as long as one is due."""
+    """Return apply(step) that makes one segment or pack of several, as long as some are due."""
     def apply(step):
         merged = 0
         while (built := _merge_once(image, bulk, step)) is not None:
@@ -9092,7 +8947,7 @@ class BatOS_UVM:
                                           lambda outcome: self.post(self._swept, outcome)))
 
     def _merge(self, due):
-        """Have the tail of the memory, or small segments of it, become one segment."""
+        """Have small segments of the memory become one."""
         if due and not self._merging and not self._refused:
             self._merging = True
             self.lanes["upkeep"].submit(Job("merge", merge_job(self.image, self.lanes["bulk"]),
@@ -9197,6 +9052,18 @@ def add_segments(root):
     catalog.unembedded = LLBTree({document.first_chunk: document.chunk_count for document in catalog.documents.values()})
     if "unswept" in own(catalog):
         del catalog.unswept
+
+
+@upgrade_to(4)
+def join_words(root):
+    """All words in segments: those that stood in zope.index's trees become one, made from the chunks."""
+    catalog = root["knowledge_catalog_obj"]
+    catalog.text_index = catalog.segments
+    del catalog.segments
+    left = _nowhere(catalog)
+    if left:
+        with built_file(_postings_of(catalog, left), blob_folder(root)) as built:
+            add_mapped(catalog, catalog.text_index, Segment, built)
 
 
 def genesis(image, core=None):

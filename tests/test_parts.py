@@ -98,9 +98,9 @@ def test_a_new_version_replaces_a_large_one_at_once_and_a_merge_leaves_its_words
     one.ingest("large", text_of(450))
     assert one.ingest("large", text_of(450, "copper"))["version"] == 2
     assert one.look(lambda catalog: found(catalog, "brass")) == [] and one.look(lambda catalog: found(catalog, "copper"))
-    assert one.look(lambda catalog: [segment.dead for segment in catalog.segments.values()]) == [450, 0] and one.faults() == []
+    assert one.look(lambda catalog: [segment.dead for segment in catalog.text_index.values()]) == [0] and one.faults() == []
     batos.merge_job(one.image, one.bulk)(lambda line: None)
-    assert one.look(lambda catalog: [segment.count for segment in catalog.segments.values()]) == [450] and one.faults() == []
+    assert one.look(lambda catalog: [segment.count for segment in catalog.text_index.values()]) == [450] and one.faults() == []
     assert one.look(lambda catalog: found(catalog, "copper"))
     assert one.look(lambda catalog: batos.open_chunk(catalog, "large", 1, 3).text).startswith("# Chapter 3")
     assert list(pathlib.Path(f"{one.image.path}.blob", "tmp").iterdir()) == []

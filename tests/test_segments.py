@@ -1,4 +1,4 @@
-"""Segments: what a tail becomes holds what it held; merges keep what is alive; what is lost of them is made anew."""
+"""Segments: merges keep what is alive; what is lost of them is made anew."""
 
 import collections
 import pathlib
@@ -38,8 +38,11 @@ def wanted(rows):
 def test_postings_hold_what_was_collected_also_in_a_file(tmp_path_factory, rows):
     postings = batos.collect_postings(rows)
     assert told(postings) == wanted(rows)
-    with batos.built_file(postings, tmp_path_factory.getbasetemp()) as built:
-        assert told(batos.Postings(**batos.map_arrays(built.path, built.sha256))) == wanted(rows)
+    assert told(batos.Postings(**batos.arrays_in(batos.in_record(postings).data))) == wanted(rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batos, "RECORD_BYTES", 0)
+        with batos.built_file(postings, tmp_path_factory.getbasetemp()) as built:
+            assert told(batos.Postings(**batos.map_arrays(built.path, built.sha256))) == wanted(rows)
     assert not pathlib.Path(built.path).exists()
     for word in ("none", "", "valve", "zz"):
         assert len(range(*postings.rows_of(word).indices(1 << 40))) == len(wanted(rows)[0].get(word, ()))
@@ -88,7 +91,10 @@ class Memory:
     def add(self, doc_id, text):
         return self.change(lambda catalog: batos.index_document_(catalog, doc_id, text))
 
-    def merge(self, keys=(), meanwhile=lambda: None):
+    def merge(self, keys=None, meanwhile=lambda: None):
+        keys = self.keys() if keys is None else keys
+        if not keys:
+            return
         postings = self.look(lambda catalog: batos.merged_postings(catalog, keys))
         meanwhile()
         with batos.built_file(postings, self.image.storage.temporaryDirectory()) as built:
@@ -102,7 +108,7 @@ class Memory:
             return list(batos.catalog_faults(root))
 
     def keys(self):
-        return self.look(lambda catalog: tuple(catalog.segments))
+        return self.look(lambda catalog: tuple(catalog.text_index))
 
     def close(self):
         self.unit.close()
@@ -120,68 +126,85 @@ def text_of(chance):
     return " ".join(chance.choices(["valve", "pump", "lamp", "brass", "wheel"], k=chance.randint(3, 12)))
 
 
-def test_what_becomes_a_segment_is_found_as_before_and_with_what_comes_later(memory):
+def test_what_is_merged_is_found_as_before_and_with_what_comes_later(memory, monkeypatch):
     chance = random.Random(1)
     for n in range(40):
         memory.add(f"d{n:02}", text_of(chance))
     before = memory.found()
     memory.merge()
-    assert memory.found() == before and memory.faults() == [] and memory.look(lambda catalog: catalog.text_index.count) == 0
+    assert memory.found() == before and memory.faults() == [] and len(memory.keys()) == 1
     for n in range(40, 60):
         memory.add(f"d{n}", text_of(chance))
     mixed = memory.found()
+    assert len(memory.keys()) == 1 + 20 // 8 + 20 % 8       # what is small becomes one as soon as it is 8
+    monkeypatch.setattr(batos, "RECORD_BYTES", 0)
     memory.merge()
-    assert memory.found() == mixed and len(memory.keys()) == 2
-    memory.merge(memory.keys())
     assert memory.found() == mixed and len(memory.keys()) == 1 and memory.faults() == []
     memory.image.pack(batos.time.time() + 1)
     assert len(list(pathlib.Path(f"{memory.image.path}.blob").glob("0x*/**/*.blob"))) == 1
     assert memory.found() == mixed
 
 
+def test_small_segments_are_few_however_much_comes_and_goes(memory):
+    for n in range(200):
+        memory.add(f"d{n % 90}", f"brass valve {n}")
+    counts = memory.look(lambda catalog: [segment.count for segment in catalog.text_index.values()])
+    assert sum(count < batos.SMALL_CHUNKS for count in counts) < batos.MERGED_AT_ONCE and memory.faults() == []
+    kind, keys = memory.look(batos.due_merge)
+    assert kind == "words" and all(memory.look(lambda catalog: [catalog.text_index[key].count >= 8 for key in keys]))
+    assert {row[0] for row in memory.found("brass")} == {f"d{n}" for n in range(90)}
+
+
 def test_what_came_or_went_during_a_merge_is_seen_to(memory):
-    for n in range(6):
+    for n in range(10):
         memory.add(f"d{n}", "brass valve")
 
     def meanwhile():
         memory.add("later", "brass pump")
-        memory.change(lambda catalog: batos.unindex_document_(catalog, "d1"))
-        memory.add("d2", "another brass lamp")
-    memory.merge((), meanwhile)
-    assert {row[0] for row in memory.found("brass")} == {"d0", "d2", "d3", "d4", "d5", "later"}
-    assert memory.faults() == [] and memory.look(lambda catalog: [row.dead for row in catalog.segments.values()]) == [2]
-    assert memory.look(batos.due_merge) == ("words", memory.keys())             # more than DEAD_SHARE of it
+        for n in range(3):
+            memory.change(lambda catalog, n=n: batos.unindex_document_(catalog, f"d{n}"))
+        memory.add("d3", "another brass lamp")
+    memory.merge(None, meanwhile)
+    assert {row[0] for row in memory.found("brass")} == {"later", *(f"d{n}" for n in range(3, 10))}
+    assert memory.faults() == [] and memory.look(lambda catalog: [row.dead for row in catalog.text_index.values()][-1]) == 4
+    assert memory.look(batos.due_merge) == ("words", memory.keys()[-1:])        # more than DEAD_SHARE of it
     memory.merge(memory.keys())
-    assert memory.look(lambda catalog: [(row.count, row.dead) for row in catalog.segments.values()]) == [(4, 0)]
+    assert memory.look(lambda catalog: [(row.count, row.dead) for row in catalog.text_index.values()]) == [(8, 0)]
     assert memory.faults() == []
+
+
+def test_a_merge_of_what_is_gone_meanwhile_changes_nothing(memory):
+    memory.add("d", "brass valve")
+    memory.add("e", "brass pump")
+    memory.merge(None, lambda: memory.change(lambda catalog: batos.unindex_document_(catalog, "d")))
+    assert [row[0] for row in memory.found("brass")] == ["e"] and len(memory.keys()) == 1 and memory.faults() == []
 
 
 def test_a_segment_of_which_nothing_is_alive_goes(memory):
     memory.add("d", "brass valve")
     memory.merge()
     memory.change(lambda catalog: batos.unindex_document_(catalog, "d"))
-    memory.merge(memory.keys())
     assert memory.keys() == () and memory.found("brass") == [] and memory.faults() == []
 
 
 def test_a_merge_that_is_not_committed_changes_nothing(memory):
     memory.add("d", "brass valve")
-    before = memory.found()
+    before, keys = memory.found(), memory.keys()
     with pytest.raises(RuntimeError):
-        memory.merge((), lambda: (_ for _ in ()).throw(RuntimeError("killed")))
-    assert memory.found() == before and memory.keys() == () and memory.faults() == []
+        memory.merge(None, lambda: (_ for _ in ()).throw(RuntimeError("killed")))
+    assert memory.found() == before and memory.keys() == keys and memory.faults() == []
     memory.merge()
     assert memory.found() == before
 
 
 @pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?")])
-def test_a_segment_that_cannot_be_read_is_made_anew(memory, spoil):
+def test_a_segment_that_cannot_be_read_is_made_anew(memory, spoil, monkeypatch):
+    monkeypatch.setattr(batos, "RECORD_BYTES", 0)
     memory.add("d", "brass valve")
     memory.merge()
     memory.add("e", "brass pump")
-    memory.merge()
     before = memory.found("brass")
-    path = pathlib.Path(memory.look(lambda catalog: catalog.segments[1].blob.committed()))
+    path = pathlib.Path(memory.look(lambda catalog: catalog.text_index[1].blob.committed()))
     path.chmod(0o600)
     spoil(path)
     batos.map_arrays.cache_clear()
@@ -192,7 +215,7 @@ def test_a_segment_that_cannot_be_read_is_made_anew(memory, spoil):
     assert memory.found("brass") == before and memory.faults() == []
 
 
-def test_phrases_are_found_in_segments_and_in_the_tail(memory):
+def test_phrases_are_found_in_all_segments(memory):
     memory.add("a", "Open the brass valve slowly.")
     memory.merge()
     memory.add("b", "A valve, brass or not.")
@@ -204,7 +227,7 @@ def test_phrases_are_found_in_segments_and_in_the_tail(memory):
     assert asked('"brass valve"') == {"a", "c"} and asked("brass -slowly") == {"b", "c"} and asked("valve -brass") == set()
 
 
-STEPS = st.lists(st.tuples(st.sampled_from(["add", "add", "add", "remove", "tail", "all"]), st.integers(0, 5),
+STEPS = st.lists(st.tuples(st.sampled_from(["add", "add", "add", "remove", "few", "all"]), st.integers(0, 5),
                            st.integers(0, 99)), max_size=25)
 
 
@@ -218,16 +241,14 @@ def test_whatever_is_merged_when_all_and_only_what_is_alive_is_found(tmp_path_fa
             memory.add(f"d{n}", model[f"d{n}"])
         elif kind == "remove" and model.pop(f"d{n}", None):
             memory.change(lambda catalog, n=n: batos.unindex_document_(catalog, f"d{n}"))
-        elif kind == "tail":
+        elif kind == "few":
+            memory.merge(memory.keys()[-2:])
+        elif kind == "all":
             memory.merge()
-        elif kind == "all" and memory.keys():
-            memory.merge(memory.keys())
         assert memory.faults() == []
         for word in ("valve", "brass"):
             assert {row[0] for row in memory.found(word)} == {name for name, text in model.items() if word in text.split()}
     memory.merge()
-    if memory.keys():
-        memory.merge(memory.keys())
     fresh = batos.new_catalog()
     first = memory.look(lambda catalog: {name: document.first_chunk for name, document in catalog.documents.items()})
     for name in sorted(model, key=first.get):
@@ -236,14 +257,14 @@ def test_whatever_is_merged_when_all_and_only_what_is_alive_is_found(tmp_path_fa
     memory.close()
 
 
-def test_a_daemon_merges_its_tail_by_itself(daemon, tmp_path):
+def test_a_daemon_merges_by_itself(daemon, tmp_path):
     running = daemon()
     with batos.Client(running.endpoint, timeout_s=60) as client:
         for n in range(12):
             text = "\n".join(f"# Part {part}\n\n" + f"The brass valve {n} of part {part} is turned. " * 10 for part in range(190))
             client.call("index_document", doc_id=f"d{n}", text=text)
         end_s = batos.time.monotonic() + 120
-        while not (memory := client.call("get_full_state")["result"]["memory"])["segments"]:
+        while (memory := client.call("get_full_state")["result"]["memory"])["chunks"] < 12 * 190 or memory["segments"] > 5:
             assert batos.time.monotonic() < end_s
             batos.time.sleep(0.05)
         assert memory["chunks"] == 12 * 190 and client.call("search_memory", query="brass valve 7")["results"]
