@@ -319,6 +319,7 @@ SETTINGS = {row.name: row for row in (
     Setting("evidence_chunks", 4, "chunks", "passages that one recall looks into"),
     Setting("evidence_sentences", 4, "sentences", "sentences that one recall offers, 1 to 8"),
     Setting("relevance", 0.55, "share", "share of a question's idf mass that the best chunk must hold"),
+    Setting("similarity", 0.62, "cosine", "or how near the best sentence must be to the question"),
     Setting("pending_max", 1024, "requests", "accepted requests at work; more are refused as Busy"),
     Setting("client_pending_max", 256, "requests", "the same for one client: a key, or a connection without one"),
     Setting("client_rate", 0.0, "requests/s",
@@ -1910,6 +1911,13 @@ class Image:
         return {"before_mb": round(before / 1e6, 3), "after_mb": round(self.size() / 1e6, 3),
                 "seconds": round(time.monotonic() - started_s, 2)}
 
+    def clear_scratch(self):
+        """Empty the file that a transaction is gathered in: the last ones stay there until they are written over."""
+        if self.path is not None:
+            with self.storage._commit_lock:
+                self.storage._tfile.seek(0)
+                self.storage._tfile.truncate()
+
     def _remove_stray_blobs(self, step):
         """Remove files of blobs whose transaction was killed before it was there. Those of later ones are not judged."""
         helper, (_, last) = self.storage.fshelper, self.committed()
@@ -2045,7 +2053,7 @@ def pack_result(result):
 
 @image_class
 class LedgerPage(persistent.Persistent):
-    """I am the record of one commit. My serial is the commit's tid.
+    """I am the record of one commit, whose tid is my serial, or `written` where I was written again since.
 
     told: msgpack of the ENTRY_FIELDS of each command, in order; a result is msgpack again, None where it is large
     large: {number of an entry -> LedgerValue of its result}
@@ -2053,12 +2061,31 @@ class LedgerPage(persistent.Persistent):
     LedgerValue, or () where the slot was absent. `documents[ID]` for a slot is a document, its version the value
     """
 
+    written = None
+
     def __init__(self, entries):
         self.large = {n: LedgerValue(ormsgpack.unpackb(entry.told[-1], option=ormsgpack.OPT_NON_STR_KEYS))
                       for n, entry in enumerate(entries) if len(entry.told[-1]) > BIG_VALUE_BYTES}
         self.told = ormsgpack.packb([(*entry.told[:-1], None) if n in self.large else entry.told
                                      for n, entry in enumerate(entries)])
         self.changes = tuple(entry.changes for entry in entries)
+
+    @property
+    def tid(self):
+        """The tid of the commit that I record."""
+        self._p_activate()                               # a ghost's serial is zero
+        return self.written or self._p_serial
+
+    def forget(self, oids):
+        """Leave out what my entries tell of objects, and the results of cycles, with these oids. I keep my tid."""
+        self.written = self.tid
+        rows = [list(row) for row in ormsgpack.unpackb(self.told)]
+        for n, row in enumerate(rows):
+            if row[ENTRY_FIELDS.index("cycle")] in {oid_text(oid) for oid in oids}:
+                row[-1] = pack_result({"forgotten": True})
+                self.large = {number: value for number, value in self.large.items() if number != n}
+        self.told = ormsgpack.packb(rows)
+        self.changes = tuple(tuple(change for change in changes if change[0]._p_oid not in oids) for changes in self.changes)
 
     def __setstate__(self, state):
         if "entries" in state:                           # dicts of ENTRY_FIELDS and "changes", as the first images have
@@ -2174,10 +2201,9 @@ def _page_of(tree, tid):
     while low <= high:
         at_us = tree.maxKey((low + high) // 2)
         page = tree[at_us]
-        page._p_activate()
-        if page._p_serial == tid:
+        if page.tid == tid:
             return at_us, page
-        if page._p_serial < tid:
+        if page.tid < tid:
             low = _next_key(tree, (low + high) // 2 + 1)
         else:
             high = at_us - 1
@@ -2225,7 +2251,7 @@ def history_of(root, limit, obj=None, slot=None, before=None):
         for row in _rows_of(page, at_us, obj, slot):
             if before is None or change_parts(row["change"]) < change_parts(before):
                 rows.append(row)
-        last = change_name(page._p_serial, 0)
+        last = change_name(page.tid, 0)
         page._p_deactivate()
         if len(rows) >= limit or count == HISTORY_PAGES:
             return rows[:limit], rows[limit - 1]["change"] if len(rows) >= limit else last
@@ -2239,7 +2265,7 @@ def _rows_of(page, at_us, obj, slot):
         return
     for number, (entry, rows) in reversed(list(enumerate(zip(page.entries, wanted, strict=True)))):
         if obj is None or rows:
-            yield {"change": change_name(page._p_serial, number), "changes": rows,
+            yield {"change": change_name(page.tid, number), "changes": rows,
                    "at": datetime.datetime.fromtimestamp(entry["at_us"] / 1e6, datetime.UTC),
                    **{name: entry[name] for name in ("command", "who", "why", "cycle")}}
 
@@ -2384,8 +2410,15 @@ def _record_faults(db, report, deep, tell):
                 tell(f"records and blobs: {report['objects']:,} of {len(db.storage._index):,}")
         for name, function in CHECKS.items() if deep and not faults else ():
             tell(name)
-            faults += [f"{name}: {fault}" for fault in function(root)]
+            faults += _faults_by(name, function, root)
     return faults
+
+
+def _faults_by(name, function, root):
+    try:
+        return [f"{name}: {fault}" for fault in function(root)]
+    except Exception as error:                           # a boundary: whatever a flipped bit made of a record that loads
+        return [f"{name}: the check broke off ({error!r})"]
 
 
 def _digest_faults(path, start, end):
@@ -2890,13 +2923,13 @@ def ledger_faults(root):
     pages = [(at_us, page) for lane in ("write", "bulk") for at_us, page in getattr(root["ledger_obj"], lane).items()]
     for _, page in pages:
         page._p_activate()                               # a ghost's serial is zero
-    for _, page in sorted(pages, key=lambda row: row[1]._p_serial):
+    for _, page in sorted(pages, key=lambda row: row[1].tid):
         entries = page.entries
         if len(entries) != len(page.changes):
-            yield f"the page {page._p_serial.hex()} has {len(entries)} entries and changes of {len(page.changes)}"
+            yield f"the page {page.tid.hex()} has {len(entries)} entries and changes of {len(page.changes)}"
         for number, entry in enumerate(entries):
             for obj, slot, _, after in entry["changes"]:
-                last[obj._p_oid, slot] = obj, after, change_name(page._p_serial, number)
+                last[obj._p_oid, slot] = obj, after, change_name(page.tid, number)
     for (oid, slot), (obj, after, change) in last.items():
         if not still_stands(obj, slot, after):
             yield f"{slot} of {oid_text(oid)} is not what the change {change} made of it"
@@ -3174,7 +3207,7 @@ class WritingLane(Lane):
         self.times.add(time.monotonic() - started_s)
         self.commits += 1
         told = [outcome if number is None or outcome.error is not None
-                else Outcome(outcome.job, outcome.result, change_name(page._p_serial, number), None,
+                else Outcome(outcome.job, outcome.result, change_name(page.tid, number), None,
                              PageEntry(self.tree, at_us, number), outcome.events) for outcome, number in outcomes]
         page._p_deactivate()                             # nobody here reads it again; it would fill the cache
         return told
@@ -4505,6 +4538,7 @@ EMBEDDER_FILES = {                                       # what is read of a mod
     "1_Pooling/config.json": "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
 }
 EMBEDDED_AT_ONCE = 16              # texts; a query waits for no more than that
+VECTORS_KEPT = 4096                # of queries and sentences
 
 
 def installed_embedder():
@@ -4601,11 +4635,11 @@ class Embedder:
         return need("numpy", "vectors").concatenate(parts)
 
     def query(self, text):
-        """Return a query's vector, or None unless ready. The latest are kept."""
+        """Return the vector of a query or sentence, or None unless ready. The latest are kept."""
         if self.state != "ready":
             return None
         if text not in self._kept:
-            if len(self._kept) >= 256:
+            if len(self._kept) >= VECTORS_KEPT:
                 self._kept.clear()
             self._kept[text] = self.embed([text])[0]
         return self._kept[text]
@@ -4665,7 +4699,9 @@ RECORD_BYTES = 16_384              # arrays of no more stand in a record, others
 ROWS_KEPT = 4096                   # words of a segment whose place is remembered
 EMBEDDED_A_PART = 256              # chunks whose vectors are stored in one transaction
 DEAD_SHARE = 0.3                   # a segment that is dead to more than this is merged by itself
-FILTERS = ("scope", "kind")        # the fields of `metadata_index`
+FILTERS = ("scope", "kind", "conversation", "tag")       # the fields of `metadata_index`
+SCOPES = ("world", "self", "said", "asked")              # of the world, of this system, and by people in conversations
+SUPERSEDED_SHARE = 0.5             # of its score, what a superseded document has left
 
 
 # Sentences and chunks
@@ -4874,7 +4910,7 @@ def _take_code(lines, n):
 _MARKDOWN = (_take_front_matter, _take_fence, _take_atx, _take_setext, _take_table, _take_list,
              functools.partial(_take_prose, interrupt=_starts_other))
 _RULES = {                         # kind of text -> what takes its lines, in this order
-    "text": (_take_list, _take_prose), "pdf": (_take_list, _take_prose),
+    "text": (_take_list, _take_prose), "pdf": (_take_list, _take_prose), "episode": (_take_list, _take_prose),
     "markdown": _MARKDOWN, "html": _MARKDOWN,
     "rst": (_take_overlined, _take_directive, _take_literal, _take_list, _take_prose),
     "code": (_take_definition, _take_code),
@@ -5705,13 +5741,14 @@ def new_catalog(**slots):
     metadata_index: field -> value -> chunk numbers; documents: doc_id -> Document;
     retired: (doc_id, version) -> Document; retired_order: microseconds -> (doc_id, version);
     staged: first chunk number -> (doc_id, version, chunks stored) of a document that is stored in parts, out of sight;
-    vectors: number -> VectorPack; unembedded: first chunk number -> how many chunks from it on have no vector yet.
+    vectors: number -> VectorPack; unembedded: first chunk number -> how many chunks from it on have no vector yet;
+    superseded: doc_id -> doc_id of what stands for it now.
     """
     return UvmObject(
         text_index=LOBTree(), chunk_storage=LOBTree(), chunk_numbers=ChunkNumbers(),
         metadata_index=OOBTree({field: OOBTree() for field in FILTERS}), documents=OOBTree(),
         retired=OOBTree(), retired_order=LOBTree(), staged=LOBTree(), vectors=LOBTree(),
-        unembedded=LLBTree(), **slots)
+        unembedded=LLBTree(), superseded=OOBTree(), **slots)
 
 
 def _stored(document, unchanged=False):
@@ -5770,11 +5807,29 @@ def _searchable(title, draft):
     return " › ".join(dict.fromkeys((title, *draft.headings))) + "\n" + draft.text
 
 
-def _filter_set(catalog, field, value):
-    values = catalog.metadata_index[field]
-    if value not in values:
-        values[value] = LLTreeSet()
-    return values[value]
+def filters_of(document):
+    """Return the (field of FILTERS, value) that a document is found by; conversation and tags are in its metadata."""
+    conversation, tags = document.metadata.get("conversation"), document.metadata.get("tags")
+    return [("scope", document.scope), ("kind", document.kind),
+            *([("conversation", conversation)] if isinstance(conversation, str) else []),
+            *(("tag", tag) for tag in dict.fromkeys(tags if isinstance(tags, list | tuple) else ()) if isinstance(tag, str))]
+
+
+def _filter_in(catalog, document):
+    for field, value in filters_of(document):
+        values = catalog.metadata_index[field]
+        if value not in values:
+            values[value] = LLTreeSet()
+        values[value].update(document.numbers)
+
+
+def _filter_out(catalog, document):
+    for field, value in filters_of(document):
+        numbers = catalog.metadata_index[field][value]
+        for number in document.numbers:
+            numbers.remove(number)
+        if not numbers:
+            del catalog.metadata_index[field][value]
 
 
 def _microseconds(moment):
@@ -5792,12 +5847,7 @@ def _retire(catalog, document):
         del catalog.unembedded[first]
     for tree in (catalog.text_index, catalog.vectors):
         bury(tree, document.numbers)
-    for field in FILTERS:
-        numbers = _filter_set(catalog, field, getattr(document, field))
-        for number in document.numbers:
-            numbers.remove(number)
-        if not numbers:
-            del catalog.metadata_index[field][getattr(document, field)]
+    _filter_out(catalog, document)
     document.kept, document.retired_at = tuple(kept), now_utc()
     del catalog.documents[document.doc_id]
     catalog.retired[document.doc_id, document.version] = document
@@ -5841,8 +5891,7 @@ def _publish(catalog, version, first, count, fields):
     """Make a document whose chunks are stored found; returns the Document."""
     note_change(catalog, f"documents[{fields['doc_id']}]")
     document = Document(version=version, added_at=now_utc(), first_chunk=first, chunk_count=count, **fields)
-    for field in FILTERS:
-        _filter_set(catalog, field, getattr(document, field)).update(document.numbers)
+    _filter_in(catalog, document)
     catalog.documents[document.doc_id] = document
     catalog.unembedded[first] = count
     return document
@@ -6034,15 +6083,16 @@ def publish_vector_merge(catalog, keys, built):
 
 
 class Merged(typing.NamedTuple):
-    """A kind of what is merged: what is due next, its arrays, and how they take their place."""
+    """A kind of what is merged: where it stands, what is due next, its arrays, and how they take their place."""
 
+    tree: typing.Callable         # tree(catalog) -> number -> Segment or VectorPack
     due: typing.Callable          # due(catalog) -> keys or None
     arrays: typing.Callable       # arrays(catalog, keys) -> Postings or Vectors
     publish: typing.Callable      # publish(catalog, keys, Built)
 
 
-MERGED = {"words": Merged(due_words, merged_postings, publish_words),
-          "vectors": Merged(due_vectors, merged_vectors, publish_vector_merge)}
+MERGED = {"words": Merged(lambda catalog: catalog.text_index, due_words, merged_postings, publish_words),
+          "vectors": Merged(lambda catalog: catalog.vectors, due_vectors, merged_vectors, publish_vector_merge)}
 
 
 def due_merge(catalog):
@@ -6059,7 +6109,27 @@ def unindex_document_(catalog, doc_id):
     """
     document = find_document(catalog, doc_id)
     _retire(catalog, document)
+    for older in [older for older, newer in catalog.superseded.items() if doc_id in (older, newer)]:
+        del catalog.superseded[older]
     return {"doc_id": doc_id, "version": document.version, "chunks": document.chunk_count}
+
+
+@primitive("supersede_", lane="bulk")
+def supersede_(catalog, older, newer):
+    """Have a document stand for another one, which stays, says so, and ranks below. Raises NotFound, BadRequest.
+
+    Where one of the two is taken out, this ends. Returns {"older", "newer"}.
+    """
+    for doc_id in (older, newer):
+        find_document(catalog, doc_id)
+    after = newer
+    while after is not None and after != older:
+        after = catalog.superseded.get(after)
+    if after == older:
+        raise BadRequest(f"{older!r} stands for {newer!r} already, directly or by others; what is older comes first",
+                         field="newer")
+    catalog.superseded[older] = newer
+    return {"older": older, "newer": newer}
 
 
 @primitive("restore_document_", lane="bulk")
@@ -6074,6 +6144,37 @@ def restore_document_(catalog, doc_id, version):
     drafts = [Draft(chunk.text, chunk.headings, chunk.line_start, chunk.line_end) for chunk in former.kept]
     names = ("doc_id", "scope", "metadata", "source", "kind", "digest", "title")
     return _stored(_replace(catalog, drafts, {name: getattr(former, name) for name in names}))
+
+
+def forget_documents(catalog, doc_ids):
+    """Take documents out with all their former versions: old citations open no more. Returns how many versions went."""
+    for doc_id in [doc_id for doc_id in doc_ids if doc_id in catalog.documents]:
+        unindex_document_(catalog, doc_id)
+    gone = [(at_us, key) for at_us, key in catalog.retired_order.items() if key[0] in doc_ids]
+    for at_us, key in gone:
+        _drop_retired(catalog, at_us, key)
+    return len(gone)
+
+
+def documents_matching(catalog, query):
+    """Return the doc_ids of the documents, former versions too, that have a chunk with all words of a query, near each other."""
+    terms = set(stems(query))
+    if not terms:
+        raise BadRequest("what is to be forgotten must be named by more than stop words", field="matching")
+
+    def holds(title, chunks):
+        return any(terms <= set(stems(_searchable(title, chunk))) for chunk in chunks)
+    numbers = functools.reduce(need("numpy", "searching").intersect1d, (_numbers_with(catalog, word) for word in terms))
+    alive = (catalog.chunk_storage.get(number) for number in numbers.tolist())
+    return {chunk.doc_id for chunk in alive if chunk} | {doc_id for (doc_id, _), document in catalog.retired.items()
+                                                        if holds(document.title, document.kept)}
+
+
+def documents_of(catalog, conversation):
+    """Return the doc_ids of the documents of a conversation, former versions too."""
+    alive = catalog.metadata_index["conversation"].get(conversation, ())
+    return {catalog.chunk_storage[number].doc_id for number in alive} | {
+        doc_id for (doc_id, _), document in catalog.retired.items() if document.metadata.get("conversation") == conversation}
 
 
 @undoes("documents")
@@ -6118,13 +6219,16 @@ def prune_retired(catalog, before, limit=1000):
     """Drop up to `limit` retired versions that were retired before a time; returns how many went."""
     until_us = _microseconds(before)
     gone = list(itertools.islice(catalog.retired_order.items(max=until_us, excludemax=True), limit))
-    for at_us, (doc_id, version) in gone:
-        del catalog.retired_order[at_us]
-        document = catalog.retired.pop((doc_id, version), None)
-        if document is not None and doc_id not in catalog.documents:
-            numbers = catalog.chunk_numbers
-            numbers.version_floor = max(numbers.version_floor, version)
+    for at_us, key in gone:
+        _drop_retired(catalog, at_us, key)
     return len(gone)
+
+
+def _drop_retired(catalog, at_us, key):
+    del catalog.retired_order[at_us]
+    document, numbers = catalog.retired.pop(key, None), catalog.chunk_numbers
+    if document is not None and document.doc_id not in catalog.documents:
+        numbers.version_floor = max(numbers.version_floor, document.version)
 
 
 def catalog_figures(catalog):
@@ -6138,11 +6242,12 @@ def catalog_figures(catalog):
 
 def _faults_of_documents(catalog):
     numbers = set()
-    filters = {field: collections.defaultdict(set) for field in FILTERS}
+    filters = {field: collections.defaultdict(set) for field in catalog.metadata_index}
     for doc_id, document in catalog.documents.items():
         numbers.update(document.numbers)
-        for field in FILTERS:
-            filters[field][getattr(document, field)].update(document.numbers)
+        for field, value in filters_of(document):
+            if field in filters:
+                filters[field][value].update(document.numbers)
         lost = [number for number in document.numbers if number not in catalog.chunk_storage
                 or catalog.chunk_storage[number].doc_id != doc_id]
         if lost:
@@ -6244,15 +6349,39 @@ def _prepared(catalog, query):
     return _Query(spelt, frequencies, weights, max(mean_words, 1.0), chunks)
 
 
-def _chosen(catalog, doc_id, scope, kind):
-    """Return (numbers, test): the only chunks to look at (None: all), and what each must satisfy besides."""
-    numbers = None if doc_id is None else find_document(catalog, doc_id).numbers
-    scopes = (scope,) if isinstance(scope, str) else tuple(scope or (("world",) if doc_id is None else ()))
-    wanted = [("scope", scopes)] if scopes else []
-    wanted += [("kind", (kind,))] if kind else []
+class Where(typing.NamedTuple):
+    """What is searched: of everything the world says, or of what these name. Times are compared with `added_at`."""
+
+    doc_id: str | None = None
+    scope: typing.Any = None      # a name or several; None is "world", or any where a document or conversation is named
+    kind: str | None = None
+    conversation: str | None = None
+    tags: tuple = ()              # a chunk's document has them all
+    since: datetime.datetime | None = None
+    until: datetime.datetime | None = None
+
+
+def _chosen(catalog, where):
+    """Return (only, test): the numbers of the only chunks to look at (None: all), and what each must satisfy besides."""
+    import numpy
+    narrow = [] if where.doc_id is None else [numpy.array(find_document(catalog, where.doc_id).numbers)]
+    few = [("conversation", where.conversation)] * (where.conversation is not None) + [("tag", tag) for tag in where.tags]
+    narrow += [numpy.array(list(catalog.metadata_index[field].get(value, ())), numpy.int64) for field, value in few]
+    scopes = (where.scope,) if isinstance(where.scope, str) else where.scope or (() if narrow else ("world",))
+    wanted = [("scope", scopes)] * bool(scopes) + [("kind", (where.kind,))] * bool(where.kind)
     sets = [[found for value in values if (found := catalog.metadata_index[field].get(value)) is not None]
             for field, values in wanted]
-    return numbers, lambda number: all(any(number in one for one in either) for either in sets)
+
+    def test(number):
+        return all(any(number in one for one in either) for either in sets) and _in_time(catalog, where, number)
+    return functools.reduce(numpy.intersect1d, narrow) if narrow else None, test
+
+
+def _in_time(catalog, where, number):
+    if where.since is None and where.until is None:
+        return True
+    at = catalog.documents[catalog.chunk_storage[number].doc_id].added_at
+    return (where.since is None or where.since <= at) and (where.until is None or at < where.until)
 
 
 def _best(numbers, scores, test, most):
@@ -6340,7 +6469,7 @@ def _ranked(found, chosen, most):
         return {}
     numbers, scores = (numpy.concatenate(part) for part in zip(*found, strict=True))
     if only is not None:
-        inside = (numbers >= only.start) & (numbers < only.stop)
+        inside = numpy.isin(numbers, only)
         numbers, scores = numbers[inside], scores[inside]
     return dict(_best(numbers, scores, test, most))
 
@@ -6378,16 +6507,18 @@ def _result(catalog, number, score, why):
     return {"chunk": {
         "doc_id": chunk.doc_id, "version": chunk.version, "chunk_index": chunk.index,
         "chunk_id": chunk_id(chunk.doc_id, chunk.index), "text": chunk.text, "headings": list(chunk.headings),
-        "lines": [chunk.line_start, chunk.line_end], "metadata": document.metadata,
-        "title": document.title or chunk.doc_id, "source": document.source, **_pages(document, chunk),
-    }, "score": round(score, 6), "why": why}
+        "lines": [chunk.line_start, chunk.line_end], "metadata": document.metadata, "scope": document.scope,
+        "added_at": document.added_at, "title": document.title or chunk.doc_id, "source": document.source,
+        **_pages(document, chunk),
+    }, "score": round(score, 6), "superseded_by": catalog.superseded.get(chunk.doc_id),
+        "why": why | {"age_days": round((now_utc() - document.added_at).total_seconds() / 86400, 3)}}
 
 
 SAME_SHARE = 0.9                   # of the words of two results together that both hold, from which on they say the same
 FUSED = 100                        # the best of each list that are looked at together
 
 
-def _fused(asked, words, meaning, chosen, most):
+def _fused(catalog, asked, words, meaning, chosen, most):
     """Return ({number: score from 0 to 1}, best first, the list by words, the list by meaning).
 
     A score is half BM25 as a share of the greatest that any text could have for the query, half the cosine. So words count
@@ -6401,8 +6532,19 @@ def _fused(asked, words, meaning, chosen, most):
     guess = max(by_meaning.values(), default=0.0) / max(by_words.values(), default=1.0)
     scores = {number: (bm25.get(number, 0.0) / greatest + max(0.0, cosines.get(number, guess * bm25.get(number, 0.0)))) / 2
               for number in wanted}
-    best = sorted(scores.items(), key=lambda row: (-row[1], row[0]))[:most]
-    return dict(best), by_words, by_meaning
+    return _ordered(catalog, scores, most), by_words, by_meaning
+
+
+def _ordered(catalog, scores, most):
+    """Return the best of {number: score}, best first; the superseded with half their scores, below what supersedes them."""
+    if catalog.superseded:
+        names = {number: catalog.chunk_storage[number].doc_id for number in scores}
+        best = collections.defaultdict(float)
+        for number, score in scores.items():
+            best[names[number]] = max(best[names[number]], score)
+        scores = {number: min(score, best.get(catalog.superseded.get(names[number]), score)) * SUPERSEDED_SHARE
+                  if names[number] in catalog.superseded else score for number, score in scores.items()}
+    return dict(sorted(scores.items(), key=lambda row: (-row[1], row[0]))[:most])
 
 
 def _ranks(number, by_words, by_meaning):
@@ -6414,31 +6556,30 @@ def _ranks(number, by_words, by_meaning):
 
 
 @primitive("search_", reads=True)
-def search_(catalog, query, max_results=5, doc_id=None, scope=None, kind=None, vector=None, terms=None, offset=0):
+def search_(catalog, query, max_results=5, vector=None, terms=None, offset=0, **where):
     """Return the chunks that answer a query best: by words, and by meaning where the query's vector is given.
 
     {"results": [{"chunk": {…}, "score", "why": {"words": {word: share of the query's idf}, "missing": [words that this
     chunk lacks], "mass", "rank_by_words", "rank_by_meaning", "similarity"}}], "mass": the greatest among the best chunks,
     "query_words", "unknown": [words that are nowhere in the catalog]}. The score is BM25, or from 0 to 1 with a vector.
 
-    scope: one name or several; None is "world", or any scope where doc_id names one document. terms: what parse_query made
-    of the query. offset: how many of the best are left out. A query of
+    where: fields of Where. terms: what parse_query made of the query. offset: how many of the best are left out. A query of
     stop words alone finds nothing (they are not indexed) and is no error: its `query_words` is 0. Equal
     scores stand in the order of the chunk numbers. Raises BadRequest for a blank query, NotFound for an
     unknown doc_id.
     """
     _check_search(query, max_results)
-    asked, (only, test) = _prepared(catalog, query), _chosen(catalog, doc_id, scope, kind)
+    asked, (only, test) = _prepared(catalog, query), _chosen(catalog, Where(**where))
     words, meaning = _found_by_words(catalog, asked), [] if vector is None else _found_by_meaning(catalog, vector)
     chosen, most = (only, test), offset + max_results
     if terms and (terms.phrases or terms.excluded):
         words, meaning = (_permitted(catalog, found, terms) for found in (words, meaning))
         chosen = only, lambda number: test(number) and _holds_phrases(catalog, terms.phrases, number)
     if meaning:
-        best, by_words, by_meaning = _fused(asked, words, meaning, chosen, most)
+        best, by_words, by_meaning = _fused(catalog, asked, words, meaning, chosen, most)
     else:
-        best, by_meaning = _ranked(words, chosen, max(RANKED, most)), {}
-        by_words = best
+        by_words, by_meaning = _ranked(words, chosen, max(RANKED, most)), {}
+        best = _ordered(catalog, by_words, most)
     whys = {number: _why(catalog, asked, number) for number in {**dict.fromkeys(itertools.islice(by_words, RANKED)), **best}}
     results = [_result(catalog, number, score, whys[number] | _ranks(number, by_words, by_meaning))
                for number, score in itertools.islice(best.items(), offset, most)]
@@ -6472,11 +6613,6 @@ def fold(results):
     return [row for _, row in kept]
 
 
-def relevant(outcome, threshold):
-    """Tell whether a search found an answer: its best chunk holds `threshold` of the query's idf mass."""
-    return bool(outcome["results"]) and outcome["mass"] >= threshold
-
-
 # Evidence: the sentences that an answer may quote
 
 EVIDENCE_FLOOR = 0.6               # what holds less of the query's weight than this share of the best is not offered
@@ -6494,31 +6630,54 @@ def _evidence(told, chunk):
             "headings": chunk["headings"]}
 
 
-def find_evidence(catalog, query, chunks, most, threshold, focus=""):
-    """Return what memory holds for a query: {"relevant", "mass", "unknown", "evidence": up to `most` sentences}.
+class Recall(typing.NamedTuple):
+    """How evidence is sought: in how many chunks, how many sentences, and from when on memory holds an answer."""
+
+    chunks: int = 4
+    sentences: int = 4
+    mass: float = 0.55            # of the best chunk
+    similarity: float = 0.62      # of the best sentence
+    embedder: Embedder = Embedder()
+
+
+def find_evidence(catalog, query, recall, focus="", places=({},)):
+    """Return what memory holds for a query: {"relevant", "mass", "unknown", "evidence": up to `recall.sentences` sentences}.
 
     Each sentence is {"text" (verbatim), "doc_id", "version", "chunk_id", "chunk_index", "lines": [first, last],
-    "headings", "share" (of the query's idf mass, 0 to 1)}, taken from the best `chunks` chunks for the query and for
-    `focus`, which are some of its words and count half as much again. The greatest share comes first; words in the
-    headings above count half.
+    "headings", "share" (0 to 1, of the query's idf mass; with an embedder the mean of that and its similarity)}, taken from
+    the best chunks for the query and for `focus`, which are some of its words and count half as much again, in each of the
+    places (fields of Where). The greatest share comes first; words in the headings above count half.
     """
-    outcome, asked = search_(catalog, query, max_results=chunks), _prepared(catalog, query)
-    near = search_(catalog, focus, max_results=chunks)["results"] if focus.strip() else []
-    rows = {(row["chunk"]["doc_id"], row["chunk"]["chunk_index"]): row["chunk"] for row in (*outcome["results"], *near)}
-    focused = words_of(focus)
+    vector, asked = recall.embedder.query(query), _prepared(catalog, query)
+    outcomes = [search_(catalog, query, recall.chunks, vector, **where) for where in places]
+    near = [search_(catalog, focus, recall.chunks, recall.embedder.query(focus), **where) for where in places if focus.strip()]
+    rows = {row["chunk"]["chunk_id"]: row for outcome in (*outcomes, *near) for row in outcome["results"]}
+    mass = max(outcome["mass"] for outcome in outcomes)
+    told = list({one.text: (one, row) for row in rows.values() for one in _tellings(row["chunk"])}.values())
+    shares, nearest = _shares(asked, words_of(focus), vector, told, recall.embedder)
+    best = heapq.nlargest(recall.sentences, zip(shares, told, strict=True), key=lambda pair: pair[0])    # equal ones in order
+    evidence = [_evidence(one, row["chunk"]) | {"share": round(share, 2)} for share, (one, row) in best
+                if share >= EVIDENCE_FLOOR * best[0][0]]
+    relevant = mass >= recall.mass or nearest >= recall.similarity
+    return {"relevant": relevant and bool(evidence), "mass": mass, "unknown": outcomes[0]["unknown"], "evidence": evidence}
+
+
+def _tellings(chunk):
+    """Return the Tellings of a chunk; of what people said no question or request, which answers nothing."""
+    told = telling(chunk["text"], chunk["lines"][0], tuple(chunk["headings"]))
+    return [one for one in told if chunk["scope"] != "said" or is_statement(one.text)]
+
+
+def _shares(asked, focused, vector, told, embedder):
+    """Return (the share of each Telling, the greatest similarity among them)."""
     weights = {word: weight * (1.5 if word in focused else 1) for word, weight in asked.weights.items()}
-    found = {}                                           # text -> (weight, Telling, chunk); what is said twice counts once
-    for chunk in rows.values():
-        for told in telling(chunk["text"], chunk["lines"][0], tuple(chunk["headings"])):
-            weight = (_weight_of(weights, told.words) + _weight_of(weights, told.words_with_headings)) / 2
-            if told.text not in found or weight > found[told.text][0]:
-                found[told.text] = weight, told, chunk
-    best = heapq.nlargest(most, found.values(), key=lambda row: row[0])      # equal ones stay in the chunks' order
-    total = sum(weights.values())
-    evidence = [_evidence(told, chunk) | {"share": round(weight / total, 2)} for weight, told, chunk in best
-                if weight >= EVIDENCE_FLOOR * best[0][0]]
-    return {"relevant": relevant(outcome, threshold) and bool(evidence), "mass": outcome["mass"],
-            "unknown": outcome["unknown"], "evidence": evidence}
+    total = sum(weights.values()) or 1.0
+    shares = [(_weight_of(weights, one.words) + _weight_of(weights, one.words_with_headings)) / 2 / total for one, _ in told]
+    cosines = [0.0] if vector is None or not told else [max(0.0, float(vector @ embedder.query(one.text))) for one, _ in told]
+    if vector is not None and told:
+        shares = [(share + cosine) / 2 for share, cosine in zip(shares, cosines, strict=True)]
+    left = [SUPERSEDED_SHARE if row["superseded_by"] else 1.0 for _, row in told]
+    return [share * part for share, part in zip(shares, left, strict=True)], max(cosines)
 
 
 def _tells(text, headings):
@@ -6547,6 +6706,41 @@ def word_share(catalog, query, texts):
     """Return what share of a query's idf mass the words of all the texts hold together, 0 to 1."""
     weights = _prepared(catalog, query).weights
     return _weight_of(weights, words_of(" ".join(texts))) / (sum(weights.values()) or 1.0)
+
+
+# Episodes: what was asked and told, as documents
+#
+# The text of an episode is what a person said, and nothing else: an answer quotes what is in the memory already, so it is
+# kept beside, in the metadata, and never found as new knowledge. What is said again in the same conversation is a new version.
+
+_REQUESTS = frozenset(
+    "how what what's why who whom whose when where which can could would will shall should do does did is are was were am have "
+    "has had tell explain describe show give find list compare summarise summarize define name help please let let's write make "
+    "create translate draw suggest recommend search look say answer calculate count sort hello hi hey thanks thank bye".split())
+
+
+def is_statement(sentence):
+    """Tell whether a sentence states something: it is no question, request or greeting."""
+    first = re.match(r"\W*([\w'’]+)", sentence)
+    return bool(first) and not sentence.rstrip().endswith("?") and first.group(1).lower().replace("’", "'") not in _REQUESTS
+
+
+def statements(text):
+    """Return the sentences of a text that state something."""
+    return [told["text"] for told in sentences(text) if is_statement(told["text"])]
+
+
+def episode_id(text, conversation):
+    """Return the doc_id of what was said in a conversation, or outside of any."""
+    return f"said/{conversation or '-'}/{digest(text.encode())[:16]}"
+
+
+def remember_episode(catalog, text, conversation=None, **more):
+    """Store what a person said as an episode; `more` (who, cycle, answered, cited …) is its metadata. Returns its doc_id."""
+    metadata = {**({"conversation": conversation} if conversation else {}), **more}
+    doc_id = episode_id(text, conversation)
+    index_document_(catalog, doc_id, text, metadata, "said" if statements(text) else "asked", kind="episode")
+    return doc_id
 
 
 # Work on the memory that nobody waits for: merges, and the vectors of what is new
@@ -6625,13 +6819,17 @@ def merge_job(image, bulk):
 def _merge_once(image, bulk, step):
     """Do the merge that is due, if one is; returns the number of its chunks, or None."""
     with reading(image) as root:
-        catalog, folder = root["knowledge_catalog_obj"], blob_folder(root)
-        due = due_merge(catalog)
-        if due is None:
-            return None
-        kind, keys = due
-        step(f"merge, of {kind}")
-        arrays = MERGED[kind].arrays(catalog, keys)
+        due = due_merge(root["knowledge_catalog_obj"])
+    if due is None:
+        return None
+    step(f"merge, of {due[0]}")
+    return _merge(image, bulk, *due)
+
+
+def _merge(image, bulk, kind, keys):
+    """Make one of several (or, without what is dead, of one); returns the number of its chunks."""
+    with reading(image) as root:
+        arrays, folder = MERGED[kind].arrays(root["knowledge_catalog_obj"], keys), blob_folder(root)
     with built_file(arrays, folder) as built:
         bulk.call(Job("merge", lambda root: MERGED[kind].publish(root["knowledge_catalog_obj"], keys, built)))
     return len(arrays.numbers)
@@ -6802,7 +7000,7 @@ def cycle_report(cycle):
     return report | (cycle.result or {})
 
 
-# What the states do. Each reads a snapshot and answers a Thought; `settings` says how much to recall.
+# What the states do. Each reads a snapshot and answers a Thought; `recall` says how evidence is sought.
 
 
 def _root_of(obj):
@@ -6814,19 +7012,31 @@ def _journalled(cycle, name):
     return next((entry.answer for entry in reversed(cycle.journal) if entry.name == name), None)
 
 
-def _recall(cycle, settings, focus=""):
-    return find_evidence(_root_of(cycle)["knowledge_catalog_obj"], mission_text(cycle.mission_brief),
-                         settings.evidence_chunks, settings.evidence_sentences, settings.relevance, focus)
+def _recalled(cycle, recall, focus=""):
+    mission, conversation = mission_text(cycle.mission_brief), cycle.mission_brief.get("conversation")
+    places = [{}, *([{"conversation": conversation, "scope": "said"}] if conversation else [])]
+    return find_evidence(_root_of(cycle)["knowledge_catalog_obj"], mission, recall, focus, places)
 
 
 @primitive("psm_idle_", reads=True)
-def psm_idle_(cycle, settings):
-    """Recall with the whole mission: go on where memory holds something relevant, else say so and be done."""
-    found = _recall(cycle, settings)
-    start = {"start_time": now_utc()}
+def psm_idle_(cycle, recall):
+    """Recall with the whole mission: go on where memory holds something relevant, else say so and be done.
+
+    What only states something, in a conversation, is noted.
+    """
+    mission, start = mission_text(cycle.mission_brief), {"start_time": now_utc()}
+    told = [sentence["text"] for sentence in sentences(mission)]
+    if cycle.mission_brief.get("conversation") and all(map(is_statement, told)):
+        return Thought("note", lambda _: Step("COMPLETE", told, start | {"final_response": noted(told)}))
+    found = _recalled(cycle, recall)
     if found["relevant"]:
         return Thought("recall", lambda _: Step("DECOMPOSING", found, start))
     return Thought("recall", lambda _: Step("COMPLETE", found, start | {"final_response": nothing_in_memory(found)}))
+
+
+def noted(told):
+    """Return the answer to what only states something: the episode that the cycle becomes keeps it."""
+    return {"answer": f"I will remember: \u201c{one_line(' '.join(told), 4000)}\u201d", "relevant": False, "evidence": []}
 
 
 def nothing_in_memory(found):
@@ -6836,24 +7046,24 @@ def nothing_in_memory(found):
 
 
 @primitive("psm_decomposing_", reads=True)
-def psm_decomposing_(cycle, settings):
+def psm_decomposing_(cycle, recall):
     """Ask for a plan: the archetype, the pillars that it needs, and which words of the mission each looks up."""
     def read(values):
         return Step("DELEGATING", values[0], {"plan": values[0]})
     return Thought("plan", read, (("plan", {"mission": mission_text(cycle.mission_brief)}),))
 
 
-def _facet_evidence(cycle, query, settings):
+def _facet_evidence(cycle, query, recall):
     """Return what memory has for a sub-query of the mission; where that has gone meanwhile, what was recalled first."""
-    return _recall(cycle, settings, query)["evidence"] or _journalled(cycle, "recall")["evidence"]
+    return _recalled(cycle, recall, query)["evidence"] or _journalled(cycle, "recall")["evidence"]
 
 
 @primitive("psm_delegating_", reads=True)
-def psm_delegating_(cycle, settings):
+def psm_delegating_(cycle, recall):
     """Recall for each sub-query, then ask all facets as one batch."""
     plan, recalled = cycle._tmp_synthesis_data["plan"], _journalled(cycle, "recall for facets")
     if recalled is None:
-        found = {pillar: _facet_evidence(cycle, query, settings) for pillar, query in plan["sub_queries"].items()}
+        found = {pillar: _facet_evidence(cycle, query, recall) for pillar, query in plan["sub_queries"].items()}
         return Thought("recall for facets", lambda _: Step("DELEGATING", found))
     root = _root_of(cycle)
     requests = tuple(send(root[f"{PERSONA_OF[pillar].lower()}_prototype_obj"], "synthesize_response_for_",
@@ -6929,7 +7139,7 @@ def _judging(cycle, draft):
 
 
 @primitive("psm_synthesizing_", reads=True)
-def psm_synthesizing_(cycle, settings):
+def psm_synthesizing_(cycle, recall):
     """Weave the quotes, then let the gate judge; it sends an answer back once."""
     draft = cycle._tmp_synthesis_data.get("draft")
     return _weaving(cycle) if draft is None else _judging(cycle, draft)
@@ -6988,6 +7198,125 @@ def fitted_frame(lead, opening, close, count):
     return opening[:-len(link)] + fitting, voice["closings"][row]
 
 
+# Forgetting
+#
+# What is forgotten leaves no text behind: not in documents and their former versions, nor in postings and vectors, nor in
+# cycles that were told of it, their journals and their pages of the ledger. Then a pack lets no byte of it stay. Backups are
+# not touched; those that may hold it are named.
+
+FORGOTTEN = "(forgotten)"
+
+
+def _cited_in(told):
+    """Yield the doc_ids of all evidence anywhere in what a cycle was told or answered."""
+    if isinstance(told, dict) and {"doc_id", "chunk_index"} <= told.keys():
+        yield told["doc_id"]
+    for inner in told.values() if isinstance(told, dict) else told if isinstance(told, list | tuple) else ():
+        yield from _cited_in(inner)
+
+
+def what_to_forget(root, doc_id=None, conversation=None, matching=None):
+    """Return (doc_ids, {oid: whether it asked for that itself} of the cycles concerned). One of the three names what it is.
+
+    Raises NotFound, BadRequest.
+    """
+    catalog, found = root["knowledge_catalog_obj"], {}
+    doc_ids = documents_matching(catalog, matching) if matching else documents_of(catalog, conversation) if conversation else {
+        key[0] for key in catalog.retired if key[0] == doc_id} or {find_document(catalog, doc_id).doc_id}
+    words = set(stems(matching or ""))
+    for cycle in itertools.chain(root["missions"].values(), root["journals"].values()):
+        brief, text = cycle.mission_brief, mission_text(cycle.mission_brief)
+        mine = episode_id(text, brief.get("conversation")) in doc_ids or bool(words) and words <= set(stems(text)) or \
+            conversation is not None and brief.get("conversation") == conversation
+        told = [cycle.result, *(entry.answer for entry in cycle.journal)]
+        if mine or not doc_ids.isdisjoint(_cited_in(told)):
+            found[cycle._p_oid] = mine
+    return doc_ids, found
+
+
+def _erase(root, doc_ids, cycles, pages):
+    """Take documents out, and the text out of the cycles, episodes and pages that were told of them."""
+    catalog, log = root["knowledge_catalog_obj"], root["failed_cycle_log"]
+    for oid, mine in cycles.items():
+        _erase_cycle(root._p_jar.get(oid), mine)
+    for lane, at_us in pages:
+        getattr(root["ledger_obj"], lane)[at_us].forget(cycles)
+    named = {oid_text(oid) for oid in cycles}
+    for number, entry in [(number, entry) for number, entry in log.items() if entry["cycle"] in named]:
+        log[number] = {**entry, "mission": FORGOTTEN, "details": FORGOTTEN}
+    for document in itertools.chain(catalog.documents.values(), catalog.retired.values()):
+        if document.kind == "episode" and not doc_ids.isdisjoint(_cited_in(document.metadata)):
+            document.metadata = {**document.metadata, "answered": FORGOTTEN, "cited": []}
+    versions = forget_documents(catalog, doc_ids)
+    noted = root._p_jar.changes or {}                    # the page of this very commit would keep what was before
+    for change in [change for change in noted if change[0]._p_oid in cycles]:
+        del noted[change]
+    return versions
+
+
+def _erase_cycle(cycle, mine):
+    """Leave of a cycle what was asked, unless that was `mine`, and that it was answered."""
+    if state_of(cycle) not in ENDED:
+        raise Busy(f"cycle {cycle_id(cycle)} is at work with what is to be forgotten; send it again when it has ended")
+    cycle.journal, cycle._tmp_synthesis_data = (), {}
+    cycle.result = {name: value for name, value in cycle.result.items() if name != "feedback"} | (
+        {"answer": FORGOTTEN, "evidence": []} if "answer" in cycle.result else {})
+    if mine:
+        cycle.mission_brief = {**cycle.mission_brief, "selector": FORGOTTEN, "args": [FORGOTTEN], "kwargs": {}}
+
+
+def _pages_about(image, oids, step):
+    """Return [(lane, microseconds)] of the pages whose entries tell of these objects or cycles."""
+    found, named = [], {oid_text(oid) for oid in oids}
+    with contextlib.closing(Unit(image.db)) as unit, unit.snapshot() as root:
+        for lane in ("write", "bulk"):
+            for n, (at_us, page) in enumerate(getattr(root["ledger_obj"], lane).items()):
+                cycles = {row[ENTRY_FIELDS.index("cycle")] for row in ormsgpack.unpackb(page.told)}
+                if cycles & named or any(change[0]._p_oid in oids for changes in page.changes for change in changes):
+                    found.append((lane, at_us))
+                if n % 1000 == 999:
+                    unit.connection.cacheMinimize()
+                    step(f"forget, {n + 1:,} pages of the {lane} lane")
+    return found
+
+
+def forget_job(image, bulk, settings, what, preview):
+    """Return apply(step) that forgets what `what` names (fields of what_to_forget), or only tells what that is."""
+    def apply(step):
+        step("forget, what it is")
+        with reading(image) as root:
+            doc_ids, cycles = what_to_forget(root, **what)
+        result = {"documents": sorted(doc_ids)[:1000], "count": len(doc_ids), "cycles": len(cycles)}
+        told = f"{len(doc_ids)} documents and what {len(cycles)} cycles were told of them"
+        if preview or not (doc_ids or cycles):
+            return {"details": f"{told} would be forgotten", "result": result}
+        pages = _pages_about(image, cycles, step)
+        bulk.call(Job("forget", lambda root: {"versions": _erase(root, doc_ids, cycles, pages)}))
+        for kind in MERGED:
+            _rid_of_dead(image, bulk, kind, step)
+        image.pack(steady_us() / 1e6, step)
+        image.clear_scratch()
+        backups = _backups_of(image, settings)
+        kept = f"; these backups may hold it still: {', '.join(backups)}" if backups else ""
+        return {"details": f"{told} are forgotten{kept}", "result": result | {"backups": backups}}
+    return apply
+
+
+def _rid_of_dead(image, bulk, kind, step):
+    """Merge by itself whatever holds something dead."""
+    with reading(image) as root:
+        dead = [key for key, mapped in MERGED[kind].tree(root["knowledge_catalog_obj"]).items() if mapped.dead]
+    for key in dead:
+        step(f"forget, {kind} of what is gone")
+        _merge(image, bulk, kind, (key,))
+
+
+def _backups_of(image, settings):
+    """Return the paths of all backups in the folders that this daemon makes them in."""
+    folders = [folder for folder in (settings.backup_dir, f"{image.path}.upgrades") if folder and os.path.isdir(folder)]
+    return [os.path.join(folder, backup.name) for folder in folders for backup in read_backups(folder)[0]]
+
+
 # Journal and effect: what the write lane and the bulk lane are given to do
 
 
@@ -7029,7 +7358,33 @@ def complete_cycle(oid, thought, step, seconds, settings):
         if state_of(cycle) in ENDED:
             return cycle_report(cycle)
         enter(cycle, thought, step, seconds)
-        return end_cycle(cycle, cycle._tmp_synthesis_data["final_response"], settings.journal_days)
+        report = end_cycle(cycle, cycle._tmp_synthesis_data["final_response"], settings.journal_days)
+        if cycle.mission_brief["type"] == "direct_synthesis":
+            _remember_cycle(root, cycle)
+        return report
+    return apply
+
+
+def _remember_cycle(root, cycle):
+    """Make an episode of a cycle that came to an answer."""
+    cited = [{name: item[name] for name in ("doc_id", "version", "chunk_index", "lines")} for item in cycle.result["evidence"]]
+    remember_episode(root["knowledge_catalog_obj"], mission_text(cycle.mission_brief), cycle.mission_brief.get("conversation"),
+                     who=cycle.who, cycle=cycle_id(cycle), answered=cycle.result["answer"], cited=cited)
+
+
+def mark_answer(oid, mark, note):
+    """Return apply(root) that keeps what a person thinks of an answer with it and with its episode."""
+    def apply(root):
+        cycle, catalog = find_cycle(root, oid), root["knowledge_catalog_obj"]
+        if not cycle.result or "answer" not in cycle.result:
+            raise BadRequest(f"cycle {oid} has no answer ({state_of(cycle)}); only an answer can be marked")
+        feedback = {"mark": mark, "note": note, "at": now_utc()}
+        set_slot(cycle, "result", {**cycle.result, "feedback": feedback})
+        brief = cycle.mission_brief
+        episode = catalog.documents.get(episode_id(mission_text(brief), brief.get("conversation")))
+        if episode is not None and episode.metadata.get("cycle") == oid:
+            episode.metadata = {**episode.metadata, "feedback": feedback}
+        return {"details": f"the answer of {oid} is marked {mark}", "result": {"cycle": oid, "mark": mark}}
     return apply
 
 
@@ -7075,8 +7430,10 @@ class MissionLane:
     `ended(oid, report)` is called in a lane's thread, after the commit. Without a core missions stay accepted and wait.
     """
 
-    def __init__(self, image, lanes, core, settings, ended=lambda oid, report: None):
+    def __init__(self, image, lanes, core, settings, ended=lambda oid, report: None, embedder=None):
         self.image, self.lanes, self.core, self.settings, self._ended_hook = image, lanes, core, settings, ended
+        self._recall = Recall(settings.evidence_chunks, settings.evidence_sentences, settings.relevance, settings.similarity,
+                              embedder or Embedder())
         self.missions = {}                               # oid -> Mission; all that are accepted and have not ended
         self.counts = collections.Counter()              # state -> cycles ended since the start
         self._running = 0                                # missions that a worker has in hand
@@ -7177,7 +7534,7 @@ class MissionLane:
         self._check(mission)
         start_s = time.monotonic()
         with unit.snapshot() as root:
-            thought = send(find_cycle(root, mission.oid), "_process_synthesis_", self.settings)
+            thought = send(find_cycle(root, mission.oid), "_process_synthesis_", self._recall)
         step = thought.read(self._ask(mission, thought.requests))
         seconds = time.monotonic() - start_s
         if step.next_state in ENDED:
@@ -7299,6 +7656,19 @@ Scalar = str | int | float | bool | bytes | None
 SCALARS = frozenset(typing.get_args(Scalar))
 
 
+def _moment(value):
+    """Return a time of {"$time": text} or of text in ISO 8601; one that names no zone is UTC. Raises ValueError."""
+    text = value.get("$time") if isinstance(value, dict) else value
+    try:
+        at = datetime.datetime.fromisoformat(text)
+        return (at if at.tzinfo else at.replace(tzinfo=datetime.UTC)).astimezone(datetime.UTC)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"a time is ISO 8601, such as 2026-01-31T12:00:00Z, not {_shortly(value)}") from None
+
+
+Moment = typing.Annotated[datetime.datetime, pydantic.BeforeValidator(_moment)]
+
+
 class Command(pydantic.BaseModel):
     """What every request may carry. Types are strict, unknown fields are refused."""
 
@@ -7347,6 +7717,7 @@ class MissionBrief(pydantic.BaseModel):
     selector: str = pydantic.Field(min_length=1, max_length=200)
     args: list = pydantic.Field(default_factory=list)    # a plain default is deep-copied each time
     kwargs: dict[str, typing.Any] = pydantic.Field(default_factory=dict)
+    conversation: str | None = pydantic.Field(None, pattern=r"^[^\W/][\w .:@+-]{0,99}$")
 
 
 class InitiateCognitiveCycleCommand(Command):
@@ -7380,6 +7751,21 @@ class IndexDocumentCommand(Command):
     scope: typing.Literal["world", "self"] = "world"
 
 
+class SupersedeCommand(Command):
+    """Have the document `newer` stand for `older`, which stays, says so, and ranks below."""
+
+    older: str = pydantic.Field(min_length=1, max_length=1000)
+    newer: str = pydantic.Field(min_length=1, max_length=1000)
+
+
+class FeedbackCommand(Command):
+    """Mark the answer of a cycle as right or wrong."""
+
+    cycle: str = pydantic.Field(min_length=1, max_length=40)
+    mark: typing.Literal["right", "wrong"]
+    note: str = pydantic.Field("", max_length=4000)
+
+
 class ListDocumentsCommand(Command):
     """Show the documents in the memory by their doc_id, those after `after` first."""
 
@@ -7402,8 +7788,12 @@ class SearchMemoryCommand(Command):
     offset: int = pydantic.Field(0, ge=0, le=1000)
     neighbours: int = pydantic.Field(0, ge=0, le=5)
     doc_id: str | None = None
-    scope: typing.Literal["world", "self"] | None = None
+    scope: typing.Literal[SCOPES] | None = None
     kind: str | None = pydantic.Field(None, max_length=20)
+    conversation: str | None = pydantic.Field(None, max_length=200)
+    tags: list[str] = pydantic.Field([], max_length=20)
+    since: Moment | None = None
+    until: Moment | None = None
 
 
 TOPICS = ("uvm_state_update", "cycle", "error", "health")
@@ -7450,6 +7840,21 @@ class PackCommand(Command):
     days: float | None = pydantic.Field(None, ge=0)
 
 
+class ForgetCommand(Command):
+    """Forget a document, a conversation, or all that holds these words: no text of it stays. `preview` only tells what it is."""
+
+    doc_id: str | None = pydantic.Field(None, min_length=1, max_length=1000)
+    conversation: str | None = pydantic.Field(None, min_length=1, max_length=200)
+    matching: str | None = pydantic.Field(None, min_length=1, max_length=4000)
+    preview: bool = False
+
+    @pydantic.model_validator(mode="after")
+    def _names_one(self):
+        if sum(one is not None for one in (self.doc_id, self.conversation, self.matching)) != 1:
+            raise ValueError("one of doc_id, conversation and matching says what to forget")
+        return self
+
+
 class ShutdownCommand(Command):
     """Drain and stop the daemon."""
 
@@ -7481,10 +7886,13 @@ COMMANDS = {
     "send_message": CommandRow(SendMessageCommand, "write", "write", effect=True),
     "index_document": CommandRow(IndexDocumentCommand, "bulk", "write", effect=True),
     "unindex_document": CommandRow(UnindexDocumentCommand, "bulk", "write", effect=True),
+    "supersede": CommandRow(SupersedeCommand, "bulk", "write", effect=True),
+    "feedback": CommandRow(FeedbackCommand, "bulk", "write", effect=True),
     "history": CommandRow(HistoryCommand, "read", "read"),
     "undo": CommandRow(UndoCommand, "bulk", "write", effect=True),
     "backup": CommandRow(BackupCommand, "upkeep"),
     "pack": CommandRow(PackCommand, "upkeep"),
+    "forget": CommandRow(ForgetCommand, "upkeep", "write"),
 }
 BODY_LESS = frozenset({"id", "v", "idempotency_key", "wait", "why"})       # not part of what a key stands for
 
@@ -7861,7 +8269,7 @@ def recent_keys(ledger, since_us):
         for page_us, page in getattr(ledger, lane).items(since_us):
             for number, entry in enumerate(page.entries):
                 if entry["key"]:
-                    change = change_name(page._p_serial, number)
+                    change = change_name(page.tid, number)
                     kept = Remembered(entry["digest"], lane, change, page_us, number)
                     found.append(((entry["who"], entry["key"]), kept))
             page._p_deactivate()
@@ -7947,7 +8355,8 @@ def accept_mission(command, who, settings):
         if target is not None and not isinstance(target, UvmObject):
             raise BadRequest(f"target_oid names a {type(target).__name__}; missions are about objects")
         plain = {"type": brief.type, "selector": brief.selector, "args": from_wire(brief.args, root),
-                 "kwargs": from_wire(brief.kwargs, root)}
+                 "kwargs": from_wire(brief.kwargs, root),
+                 **({"conversation": brief.conversation} if brief.conversation else {})}
         cycle = send(root["orchestrator_obj"], "start_cognitive_cycle_for_", plain,
                      target and oid_text(target._p_oid), who, settings.missions_max, settings.missions_kept)
         return {"details": f"the mission is accepted as cycle {cycle_id(cycle)}",
@@ -8007,9 +8416,9 @@ def too_late(report):
 def search_memory(command, embedder):
     def apply(root):
         terms = parse_query(command.query)
-        found = send(root["knowledge_catalog_obj"], "search_", terms.text, max_results=command.max_results, kind=command.kind,
-                     doc_id=command.doc_id, scope=command.scope, terms=terms, offset=command.offset,
-                     vector=embedder.query(terms.text) if terms.text.strip() else None)
+        where = {name: value for name, value in command.model_dump().items() if name in Where._fields and value}
+        found = send(root["knowledge_catalog_obj"], "search_", terms.text, max_results=command.max_results, terms=terms,
+                     vector=embedder.query(terms.text) if terms.text.strip() else None, offset=command.offset, **where)
         found["results"] = fold(found["results"])
         for row in found["results"] if command.neighbours else ():
             row["chunk"] |= chunks_around(root["knowledge_catalog_obj"], row["chunk"], command.neighbours)
@@ -8121,6 +8530,13 @@ def unindex_document(command):
     def apply(root):
         gone = send(root["knowledge_catalog_obj"], "unindex_document_", command.doc_id)
         return {"details": f"{command.doc_id} is no longer found", "result": to_wire(gone)}
+    return apply
+
+
+def supersede(command):
+    def apply(root):
+        told = send(root["knowledge_catalog_obj"], "supersede_", command.older, command.newer)
+        return {"details": f"{command.newer} stands for {command.older}", "result": told}
     return apply
 
 
@@ -8263,6 +8679,11 @@ def _backup(uvm, request):
     uvm.submit_to("upkeep", request, backup_job(uvm.image, uvm.settings, folder, request.command.full))
 
 
+def _forget(uvm, request):
+    what = request.command.model_dump(include={"doc_id", "conversation", "matching"})
+    uvm.submit_to("upkeep", request, forget_job(uvm.image, uvm.lanes["bulk"], uvm.settings, what, request.command.preview))
+
+
 def _subscribe(uvm, request):
     topics = uvm.wire.subscribe(request.peer, request.envelope, request.command.topics)
     uvm.reply_ok(request, {"details": f"subscribed to {', '.join(topics)}", "result": {"topics": topics}})
@@ -8292,8 +8713,12 @@ JOBS = {
     "send_message": _send_message,
     "index_document": _index_document,
     "unindex_document": lambda uvm, request: uvm.submit_to("bulk", request, unindex_document(request.command)),
+    "supersede": lambda uvm, request: uvm.submit_to("bulk", request, supersede(request.command)),
+    "feedback": lambda uvm, request: uvm.submit_to(
+        "bulk", request, mark_answer(request.command.cycle, request.command.mark, request.command.note)),
     "backup": _backup,
     "pack": lambda uvm, request: uvm.submit_to("upkeep", request, pack_job(uvm.image, uvm.settings, request.command.days)),
+    "forget": _forget,
 }
 
 
@@ -8550,7 +8975,7 @@ class BatOS_UVM:
                       "read": ReadLane(image, "read", settings.read_threads),
                       "upkeep": Upkeep(image, settings, self._fatal, self.events)}
         self.mind = MissionLane(image, self.lanes, self.core, settings,
-                                lambda oid, report: self.post(self._cycle_ended, oid, report))
+                                lambda oid, report: self.post(self._cycle_ended, oid, report), self.embedder)
         self.embedding = EmbeddingLane(image, self.lanes["bulk"], self.embedder)
         self._waiting = collections.defaultdict(list)    # cycle id -> functions of its report, each one a reply
         self.started_s = time.monotonic()
@@ -9009,7 +9434,8 @@ def new_genesis_obj(root):
 
 
 def new_knowledge_catalog(root):
-    methods = {name: method(name) for name in ("index_document_", "unindex_document_", "restore_document_", "search_")}
+    names = ("index_document_", "unindex_document_", "restore_document_", "supersede_", "search_")
+    methods = {name: method(name) for name in names}
     return new_catalog(**{"parent*": [root["traits_obj"]], "name": "knowledge_catalog_obj"}, **methods)
 
 
@@ -9056,8 +9482,13 @@ def add_segments(root):
 
 @upgrade_to(4)
 def join_words(root):
-    """All words in segments: those that stood in zope.index's trees become one, made from the chunks."""
+    """All words in segments: those that stood in zope.index's trees become one, made from the chunks. More filters."""
     catalog = root["knowledge_catalog_obj"]
+    catalog.superseded, catalog.supersede_ = OOBTree(), method("supersede_")
+    for field in FILTERS:
+        catalog.metadata_index[field] = OOBTree()
+    for document in catalog.documents.values():
+        _filter_in(catalog, document)
     catalog.text_index = catalog.segments
     del catalog.segments
     left = _nowhere(catalog)
@@ -9396,7 +9827,7 @@ def _learn(args, client):
     counts = collections.Counter()
     try:
         for number, file in enumerate(files, 1):
-            what, stream = _learn_file(file, client, learnt, counts)
+            what, stream = _learn_file(file, client, learnt, counts, args.tags)
             seconds = time.monotonic() - started_s
             left = f", {seconds / number * (len(files) - number):,.0f} s left" if number < len(files) else ""
             if not args.json:
@@ -9408,12 +9839,12 @@ def _learn(args, client):
     return learnt, f"{last}{told or 'no file'} in {time.monotonic() - started_s:.1f} s" if len(files) != 1 or last else ""
 
 
-def _learn_file(file, client, learnt, counts):
+def _learn_file(file, client, learnt, counts, tags):
     """Have one file learnt; returns what to say of it, and where. What is no document stops nothing else."""
     try:
         text, metadata = read_file(file, 1 << 30)
         reply = client.call("index_document", doc_id=str(file), text=text, idempotency_key=uuid7(), timeout_s=LEARN_S,
-                            metadata={**metadata, "path": str(file.resolve())})
+                            metadata={**metadata, "path": str(file.resolve()), **({"tags": tags} if tags else {})})
     except (BadRequest, Malformed) as error:
         counts["left out"] += 1
         return f"{file}: left out: {error.message}", sys.stderr
@@ -9438,12 +9869,14 @@ def _forget_vanished(paths, client, quiet):
 
 
 def _search(args, client):
-    reply = client.call("search_memory", query=args.query, max_results=args.max_results)
+    where = {name: getattr(args, name) for name in ("scope", "conversation", "tags", "since", "until") if getattr(args, name)}
+    reply = client.call("search_memory", query=args.query, max_results=args.max_results, **where)
     lines = []
     for rank, row in enumerate(reply["results"], 1):
         chunk = row["chunk"]
         words = ", ".join(row["why"]["words"])
         also = f"  also: {', '.join(row['also'])}" if row["also"] else ""
+        also += f"  superseded by {row['superseded_by']}" if row["superseded_by"] else ""
         lines += [f"{rank}. {chunk['doc_id']}:{chunk['lines'][0]}-{chunk['lines'][1]}  score {row['score']:.2f}  "
                   f"words: {words}{also}", *("   " + line for line in chunk["text"].strip().splitlines()), ""]
     return reply, "\n".join(lines) or "nothing in memory matches"
@@ -9478,23 +9911,59 @@ def _told_answer(report):
     return "\n".join([*lines, *([""] if lines else []), report["answer"]])
 
 
-def _ask(args, client):
-    """Have a mission accepted, wait for its end; an interrupt cancels it."""
+def _think(client, question, **brief):
+    """Have a mission accepted, wait for its end; an interrupt cancels it. Returns the reply."""
     settings = load_settings()
-    fields = {"mission_brief": {"type": "direct_synthesis", "selector": "answer_", "args": [args.question]},
+    fields = {"mission_brief": {"type": "direct_synthesis", "selector": "answer_", "args": [question], **brief},
               "idempotency_key": uuid7()}
     try:
         cycle = client.call("initiate_cognitive_cycle", **fields)["result"]["cycle"]
         if sys.stderr.isatty():
             print(f"cycle {cycle} thinks; Ctrl-C cancels it", file=sys.stderr)
-        reply = client.call("initiate_cognitive_cycle", settings.mission_deadline_s + 60, wait=True, **fields)
+        return client.call("initiate_cognitive_cycle", settings.mission_deadline_s + 60, wait=True, **fields)
     except KeyboardInterrupt:                            # the same key names the same cycle, whether it was known yet or not
         cycle = client.call("initiate_cognitive_cycle", **fields)["result"]["cycle"]
         raise Cancelled(client.call("cancel", cycle=cycle)["details"]) from None
+
+
+def _ask(args, client):
+    reply = _think(client, args.question, **({"conversation": args.conversation} if args.conversation else {}))
     report = reply["result"]
     if "reason" in report and not args.json:
         raise BatosError(f"{reply['details']} ({report['reason']['code']})")
     return reply, _told_answer(report)
+
+
+def _chat(args, client):
+    """Carry a conversation: a line is a turn; /right and /wrong mark the last answer. It ends with the input."""
+    turns, last = 0, None
+    while (line := _next_line()) is not None:
+        mark, _, note = line.partition(" ")
+        if mark in ("/right", "/wrong") and last:
+            print(client.call("feedback", cycle=last, mark=mark[1:], note=note.strip(), idempotency_key=uuid7())["details"])
+        elif line:
+            turns += 1
+            last = _take_turn(client, line, args.conversation)
+    return {"conversation": args.conversation, "turns": turns}, f"{turns} turns of {args.conversation}"
+
+
+def _take_turn(client, line, conversation):
+    """Print the answer to a turn; returns its cycle, or None where there is no answer."""
+    try:
+        report = _think(client, line, conversation=conversation)["result"]
+    except BatosError as error:
+        print(f"batos: {error}", file=sys.stderr)
+        return None
+    print(_told_answer(report) if "answer" in report else report["reason"]["details"], flush=True)
+    return report["cycle"] if "answer" in report else None
+
+
+def _next_line():
+    """Return the next line of the input without its end, or None; where a person types, after a prompt."""
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return None
 
 
 def _cycles(args, client):
@@ -9560,6 +10029,15 @@ def _pack_command(args, client):
     return reply, reply["details"]
 
 
+def _forget_command(args, client):
+    what = {name: getattr(args, name) for name in ("doc_id", "conversation", "matching") if getattr(args, name) is not None}
+    if args.yes:
+        reply = _watched(client, "forget", **what)
+        return reply, reply["details"]
+    reply = client.call("forget", preview=True, **what)
+    return reply, "\n".join([*reply["result"]["documents"], f"{reply['details']}; to do it, add --yes (it can not be undone)"])
+
+
 def _told_value(change, side):
     return repr(change[side])[:60] if side in change else "nothing"
 
@@ -9610,6 +10088,7 @@ def _stop(args, client):
 
 SUBCOMMANDS = {
     "ask": (_ask, "let the composite mind answer a question from its memory"),
+    "chat": (_chat, "carry a conversation: each line is a turn, which is remembered; /right and /wrong mark an answer"),
     "learn": (_learn, "put files or folders into the memory: text, Markdown, reStructuredText, HTML, source code, PDF"),
     "search": (_search, "find passages by words"),
     "documents": (_documents, "list what was learnt, by name"),
@@ -9623,6 +10102,7 @@ SUBCOMMANDS = {
     "history": (_history, "list the changes of an object, its slot, or a document"),
     "undo": (_undo, "put back what stood before a change"),
     "backup": (_backup_command, "back the image up while the daemon runs, whole or what is new since the last"),
+    "forget": (_forget_command, "forget a document, a conversation or all that holds some words, so that no text of it stays"),
     "pack": (_pack_command, "pack away history that is older than history_days"),
     "stop": (_stop, "stop the daemon"),
 }
@@ -9739,13 +10219,19 @@ LOCAL_COMMANDS = {                                       # what works on an imag
 
 
 ARGUMENTS = {                                            # subcommand -> its arguments beside --endpoint and --json
-    "ask": [("question", {})],
+    "ask": [("question", {}), ("--conversation", {"help": "of which this is a turn"})],
+    "chat": [("--conversation", {"default": "chat", "help": "its name; one of that name goes on"})],
     "learn": [("paths", {"nargs": "+", "help": "files, or folders whose files of known kinds are learnt"}),
               ("--only", {"action": "append", "default": [], "metavar": "GLOB", "help": "of folders only such as '*.rst'"}),
               ("--without", {"action": "append", "default": [], "metavar": "GLOB",
                              "help": "of folders none such as 'test_*' or 'drafts'"}),
+              ("--tag", {"action": "append", "dest": "tags", "help": "by which a search finds only these"}),
               ("--vanished", {"action": "store_true", "help": "also take out what was learnt from files that are gone"})],
-    "search": [("query", {}), ("--max-results", {"type": int, "default": 5})],
+    "search": [("query", {}), ("--max-results", {"type": int, "default": 5}),
+               ("--scope", {"choices": SCOPES, "help": "what the world says (else), this system, or people in conversations"}),
+               ("--conversation", {"help": "only what was said in it"}),
+               ("--tag", {"action": "append", "dest": "tags", "help": "only documents with this tag"}),
+               ("--since", {"help": "only what was learnt from this time on"}), ("--until", {"help": "or before it"})],
     "documents": [("--after", {"default": "", "help": "go on after this one"}), ("--limit", {"type": int, "default": 100})],
     "send": [("message", {"help": '{"target": …, "selector": …, "args": […]}'})],
     "cycles": [("--state", {"help": "only those in this state"}), ("--limit", {"type": int, "default": 20})],
@@ -9760,6 +10246,9 @@ ARGUMENTS = {                                            # subcommand -> its arg
     "undo": [("change", {"help": "its name, tid.n"})],
     "backup": [("folder", {"nargs": "?", "help": "where to; else the setting backup_dir"}),
                ("--full", {"action": "store_true", "help": "the whole image, also where what is new would do"})],
+    "forget": [("doc_id", {"nargs": "?", "help": "a document's name"}), ("--conversation", {"help": "all of it"}),
+               ("--matching", {"metavar": "WORDS", "help": "whatever holds all these words in one passage"}),
+               ("--yes", {"action": "store_true", "help": "do it; else only what would be forgotten is shown"})],
     "pack": [("--days", {"type": float, "help": "instead of history_days"})],
     "restore": [("folder", {"help": "the folder of backups"}),
                 ("--as-of", {"help": "a backup's name, or a time: the newest backup until then"}),

@@ -118,7 +118,7 @@ EMPTY = {
     "words": {},
     "alive": 0,
     "chunks": [],
-    "fields": {"scope": {}, "kind": {}},
+    "fields": {"scope": {}, "kind": {}, "conversation": {}, "tag": {}},
 }
 
 
@@ -312,7 +312,8 @@ def test_a_result_says_all_that_a_citation_needs(catalog):
     batos.index_document_(catalog, "pump.md", PUMP, {"year": 2001}, source="/manuals/pump.md")
     chunk = batos.search_(catalog, "needle")["results"][0]["chunk"]
     assert chunk["text"] == PUMP.rstrip() and chunk["lines"] == [1, 10]
-    del chunk["text"], chunk["lines"]
+    assert batos.now_utc() - chunk["added_at"] < datetime.timedelta(minutes=5)
+    del chunk["text"], chunk["lines"], chunk["added_at"]
     assert chunk == {
         "doc_id": "pump.md",
         "version": 1,
@@ -649,7 +650,8 @@ def test_a_retired_version_can_be_restored(catalog):
     before = batos.search_(catalog, "needle")["results"][0]["chunk"]
     batos.unindex_document_(catalog, "pump.md")
     assert batos.restore_document_(catalog, "pump.md", 1)["version"] == 2
-    assert batos.search_(catalog, "needle")["results"][0]["chunk"] == {**before, "version": 2}
+    after = batos.search_(catalog, "needle")["results"][0]["chunk"]
+    assert after == {**before, "version": 2, "added_at": after["added_at"]} and after["added_at"] > before["added_at"]
     assert batos.restore_document_(catalog, "pump.md", 2)["unchanged"]
     assert batos.index_document_(catalog, "pump.md", PUMP, {"a": 1}, source="p")["unchanged"]
 
@@ -828,11 +830,15 @@ def outcomes():
     }
 
 
+def relevant(outcome, threshold):
+    return bool(outcome["results"]) and outcome["mass"] >= threshold
+
+
 def error_rates(parts, threshold, half):
     """Return the shares of answerable questions missed and of unanswerable ones called relevant."""
     answerable, unanswerable = (part[half::2] for part in parts)
-    missed = sum(not batos.relevant(outcome, threshold) for outcome in answerable)
-    fooled = sum(batos.relevant(outcome, threshold) for outcome in unanswerable)
+    missed = sum(not relevant(outcome, threshold) for outcome in answerable)
+    fooled = sum(relevant(outcome, threshold) for outcome in unanswerable)
     return missed / len(answerable), fooled / len(unanswerable)
 
 
@@ -865,7 +871,7 @@ def test_a_word_that_is_nowhere_weighs_most(catalog):
 
 
 def test_nothing_is_relevant_where_nothing_was_found(catalog):
-    assert not batos.relevant(batos.search_(catalog, "quonk"), 0.0)
+    assert not batos.find_evidence(catalog, "quonk", batos.Recall(mass=0.0))["relevant"]
 
 
 def test_primitives_are_registered():

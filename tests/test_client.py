@@ -410,6 +410,6 @@ def test_a_question_that_is_interrupted_at_any_call_cancels_its_cycle(monkeypatc
             return {"result": {"cycle": "0x99"}, "details": "cycle 0x99 is being cancelled"}
     client = Interrupted()
     with pytest.raises(batos.Cancelled, match="0x99"):
-        batos._ask(batos.types.SimpleNamespace(question="why", json=False), client)
+        batos._ask(batos.types.SimpleNamespace(question="why", json=False, conversation=None), client)
     keys = {key for command, key, _ in client.told if command != "cancel"}
     assert len(keys) == 1 and client.told[-1] == ("cancel", None, "0x99")

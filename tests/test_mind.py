@@ -188,7 +188,7 @@ def test_what_the_gate_refuses(machine, spoil, reason):
 
     def judged(root):
         catalog = root["knowledge_catalog_obj"]
-        found = batos.find_evidence(catalog, "How is the brass valve turned?", 4, 4, 0.5)["evidence"]
+        found = batos.find_evidence(catalog, "How is the brass valve turned?", batos.Recall(mass=0.5))["evidence"]
         voice = batos.VOICES["BABS"]
         draft = {"lead": "BABS", "open": voice["openings"][0] + "the brass valve" + voice["links"][0],
                  "close": voice["closings"][0], "told": [dict(found[0])], "offered": found}
@@ -202,7 +202,8 @@ def test_what_two_documents_say_alike_is_quoted_once(machine):
     one = machine()
     one.learn(doc_id="one.md")
     one.learn(doc_id="two.md")
-    found = one.read(lambda root: batos.find_evidence(root["knowledge_catalog_obj"], "How is the brass valve turned?", 4, 4, 0.5))
+    found = one.read(lambda root: batos.find_evidence(root["knowledge_catalog_obj"], "How is the brass valve turned?",
+                                                      batos.Recall(mass=0.5)))
     texts = [item["text"] for item in found["evidence"]]
     assert texts and len(texts) == len(set(texts))
 

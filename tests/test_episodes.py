@@ -1,0 +1,283 @@
+"""Conversations: what was said becomes episodes, is found in its conversation, is marked, superseded; filters."""
+
+import datetime
+import io
+import sys
+
+import doubles
+import pytest
+from test_mind import BRIEF, MANUAL, Machine
+from test_vectors import DOUBLE
+
+import batos
+
+CHAT = {**BRIEF, "conversation": "home"}
+
+
+@pytest.fixture
+def one(tmp_path):
+    made = Machine(tmp_path / "image.fs", doubles.QuickCore(), {})
+    yield made
+    made.close()
+
+
+def say(one, text, conversation="home"):
+    return one.think({**BRIEF, "args": [text], **({"conversation": conversation} if conversation else {})})
+
+
+def found(one, query, **where):
+    rows = one.read(lambda root: batos.search_(root["knowledge_catalog_obj"], query, 20, **where))["results"]
+    return [row["chunk"]["text"] for row in rows]
+
+
+def faults(one):
+    return one.read(lambda root: list(batos.catalog_faults(root)))
+
+
+@pytest.mark.parametrize("text, states", [
+    ("The printer stands in room 12.", True), ("where is the printer", False), ("Is it warm?", False),
+    ("Explain the valve.", False), ("...", False),
+    ("Remember that Anna likes tea.", True), ("the valve, what does it do?", False), ("Hello!", False),
+    ("I’ve moved to Graz.", True), ("What’s new", False)])
+def test_a_statement_is_no_question_request_or_greeting(text, states):
+    assert batos.is_statement(text) is states
+
+
+def test_what_was_said_is_remembered_in_its_conversation(one):
+    report = say(one, "The printer stands in room 12.")
+    assert report["state"] == "COMPLETE" and "I will remember" in report["answer"] and "room 12" in report["answer"]
+    report = say(one, "In which room does the printer stand?")
+    assert report["relevant"] and "The printer stands in room 12." in report["answer"]
+    assert report["evidence"][0]["doc_id"] == batos.episode_id("The printer stands in room 12.", "home")
+    assert not say(one, "In which room does the printer stand?", "office")["relevant"]
+    assert not say(one, "In which room does the printer stand?", None)["relevant"]
+    assert faults(one) == []
+
+
+def test_a_question_is_never_the_answer_to_itself(one):
+    one.learn()
+    first = say(one, "How is the brass valve turned?")
+    again = say(one, "How is the brass valve turned?")
+    assert first["evidence"][0]["doc_id"] == again["evidence"][0]["doc_id"] == "pump.md"
+    say(one, "Explain the purple gasket to me.")
+    assert not say(one, "Explain the purple gasket to me.")["relevant"]
+
+
+def test_what_was_answered_is_kept_and_not_found_as_knowledge(one):
+    one.learn()
+    report = say(one, "How is the brass valve turned?")
+    episode = one.read(lambda root: root["knowledge_catalog_obj"].documents[episode_of(CHAT)].metadata)
+    assert episode["answered"] == report["answer"] and episode["cycle"] == report["cycle"] and episode["who"] == "local"
+    assert episode["cited"][0]["doc_id"] == "pump.md" and episode["cited"][0]["lines"] == [5, 5]
+    assert found(one, "brass needle zero")[0] in MANUAL and found(one, "needle zero", conversation="home") == []
+    assert found(one, "brass valve", conversation="home") == ["How is the brass valve turned?"]
+
+
+def episode_of(brief):
+    return batos.episode_id(batos.mission_text(brief), brief.get("conversation"))
+
+
+def test_what_is_said_again_is_one(one):
+    for _ in range(3):
+        say(one, "The printer stands in room 12.")
+    say(one, "The printer stands in room 12.", "office")
+    assert len(found(one, "printer", scope="said")) == 2 and len(found(one, "printer", conversation="home")) == 1
+
+
+def test_one_conversation_is_not_drowned_by_the_others(one):
+    catalog = batos.new_catalog()
+    for n in range(300):
+        batos.remember_episode(catalog, f"The printer of house {n} stands in room {n}.", f"c{n % 30}")
+    rows = batos.search_(catalog, "printer room", 20, conversation="c7")["results"]
+    assert len(rows) == 10 and {row["chunk"]["metadata"]["conversation"] for row in rows} == {"c7"}
+
+
+# Marks
+
+
+def test_a_mark_is_kept_with_the_answer_and_its_episode(one):
+    one.learn()
+    oid = one.think(CHAT)["cycle"]
+
+    def mark(oid):
+        return one.lanes["bulk"].call(batos.Job("feedback", batos.mark_answer(oid, "wrong", "it is turned left"))).result
+    assert mark(oid)["result"] == {"cycle": oid, "mark": "wrong"}
+    report = one.read(lambda root: batos.cycle_report(batos.find_cycle(root, oid)))
+    assert report["feedback"]["note"] == "it is turned left" and report["answer"]
+    episode = one.read(lambda root: root["knowledge_catalog_obj"].documents[episode_of(CHAT)].metadata)
+    assert episode["feedback"] == report["feedback"]
+    with pytest.raises(batos.NotFound):
+        mark("0xffff")
+
+
+# Superseding
+
+
+def test_what_is_superseded_stays_says_so_and_ranks_below(one):
+    catalog = batos.new_catalog()
+    batos.index_document_(catalog, "old", "The rent is due on the first. Rent, rent, rent.")
+    batos.index_document_(catalog, "new", "The rent is due on the tenth of each month, says the landlord.")
+
+    def rows(vector=None):
+        results = batos.search_(catalog, "rent due", vector=vector)["results"]
+        return [(row["chunk"]["doc_id"], row["superseded_by"]) for row in results]
+    assert rows() == [("old", None), ("new", None)]
+    batos.supersede_(catalog, "old", "new")
+    assert rows() == rows(DOUBLE.query("rent due")) == [("new", None), ("old", "new")]
+    evidence = batos.find_evidence(catalog, "When is the rent due?", batos.Recall())["evidence"]
+    assert evidence[0]["doc_id"] == "new"
+    with pytest.raises(batos.BadRequest, match="already"):
+        batos.supersede_(catalog, "new", "old")
+    with pytest.raises(batos.NotFound):
+        batos.supersede_(catalog, "old", "newer")
+    batos.unindex_document_(catalog, "new")
+    assert rows() == [("old", None)]
+
+
+# Filters
+
+
+def test_filters_of_tags_and_time():
+    catalog = batos.new_catalog()
+    batos.index_document_(catalog, "a", "brass valve", {"tags": ["pump", "metal"]})
+    between = batos.now_utc()
+    batos.index_document_(catalog, "b", "brass lamp", {"tags": ["lamp", "metal", 7]})
+    batos.index_document_(catalog, "c", "brass", {"tags": "metal"})
+
+    def names(**where):
+        return {row["chunk"]["doc_id"] for row in batos.search_(catalog, "brass", **where)["results"]}
+    assert names(tags=["metal"]) == {"a", "b"} and names(tags=["metal", "lamp"]) == {"b"} and names(tags=["none"]) == set()
+    assert names(since=between) == {"b", "c"} and names(until=between) == {"a"}
+    assert names(since=between, tags=["metal"]) == {"b"} and names(doc_id="a", tags=["lamp"]) == set()
+    batos.index_document_(catalog, "a", "brass valve", {"tags": ["wood"]})
+    assert names(tags=["metal"]) == {"b"} and names(tags=["wood"]) == {"a"}
+    for name in "abc":
+        batos.unindex_document_(catalog, name)
+    assert all(len(values) == 0 for values in catalog.metadata_index.values())
+
+
+@pytest.mark.parametrize("given", ["2026-01-31", "2026-01-31T00:00:00Z", {"$time": "2026-01-31T01:00:00+01:00"}])
+def test_a_time_is_text_or_what_the_wire_tells(given):
+    command = batos.SearchMemoryCommand(command="search_memory", query="x", since=given)
+    assert command.since == datetime.datetime(2026, 1, 31, tzinfo=datetime.UTC)
+
+
+@pytest.mark.parametrize("given", ["soon", 7, {"$ref": "0x1"}, "9999-13-01"])
+def test_what_is_no_time_is_refused(given):
+    with pytest.raises(ValueError, match="ISO 8601"):
+        batos.SearchMemoryCommand(command="search_memory", query="x", since=given)
+
+
+# Forgetting
+
+
+def bytes_with(folder, word):
+    """Return the files of an image that hold a word."""
+    return [path.name for path in sorted(folder.rglob("live_image.fs*")) + sorted(folder.rglob("*.blob"))
+            if path.is_file() and word in path.read_bytes().lower()]
+
+
+SECRET = "The xylograph of Mr Quimby hangs in the pantry."
+
+
+def tell_a_secret(client):
+    client.call("index_document", doc_id="house", text=SECRET + " An older word.", idempotency_key="a key")
+    client.call("index_document", doc_id="house", text=SECRET)
+    client.call("index_document", doc_id="other", text="The pantry is painted blue. " * 20)
+    for conversation in ({}, {"conversation": "home"}):
+        ended = client.call("initiate_cognitive_cycle", wait=True, mission_brief={
+            **BRIEF, "args": ["Where does the xylograph of Mr Quimby hang?"], **conversation})["result"]
+        assert "Quimby" in ended["answer"]
+        client.call("feedback", cycle=ended["cycle"], mark="right", note="the xylograph indeed")
+    client.call("initiate_cognitive_cycle", wait=True, mission_brief={**BRIEF, "args": ["My xylograph is old."],
+                                                                      "conversation": "home"})
+
+
+def test_what_is_forgotten_leaves_no_byte_behind(daemon, tmp_path, capsys):
+    running = daemon(("backup_dir", str(tmp_path / "backups")), core=0)
+    with batos.Client(running.endpoint, timeout_s=60) as client:
+        tell_a_secret(client)
+        kept = client.call("backup")["result"]
+        assert bytes_with(tmp_path, b"xylograph") and bytes_with(tmp_path, b"quimbi")
+        assert batos.main(["forget", "--matching", "xylograph", "--endpoint", running.endpoint]) == 0
+        told = capsys.readouterr().out
+        assert "house\n" in told and "would be forgotten" in told and "other" not in told
+        assert client.call("search_memory", query="xylograph")["results"]
+        assert batos.main(["forget", "--matching", "xylograph", "--yes", "--endpoint", running.endpoint]) == 0
+        assert "these backups may hold it still" in capsys.readouterr().out and kept
+        for scope in batos.SCOPES:
+            assert client.call("search_memory", query="xylograph Quimby", scope=scope)["results"] == []
+        assert client.call("search_memory", query="pantry")["results"][0]["chunk"]["doc_id"] == "other"
+        again = client.call("index_document", doc_id="house", text=SECRET + " An older word.", idempotency_key="a key")
+        assert again["repeated"]
+        assert batos.FORGOTTEN in str(client.call("list_cycles")["results"])
+    assert running.stop() == 0
+    for word in (b"xylograph", b"quimbi", b"quimby"):
+        assert bytes_with(tmp_path, word) == [], word
+    assert batos.check_image(str(tmp_path / "live_image.fs"), deep=True)["faults"] == []
+    running = daemon(("backup_dir", str(tmp_path / "backups")), core=0)
+    with batos.Client(running.endpoint) as client:
+        changes = client.call("history", limit=1000)["results"]
+        assert len(changes) > 20 and client.call("history", before=changes[-2]["change"])["results"] == changes[-1:]
+    assert running.stop() == 0
+
+
+def test_a_document_is_forgotten_and_what_was_asked_about_it_stays(one):
+    one.learn()
+    oid = one.think(CHAT)["cycle"]
+    job = batos.forget_job(one.image, one.lanes["bulk"], one.settings, {"doc_id": "pump.md"}, False)
+    assert "1 documents and what 1 cycles" in job(lambda line: None)["details"]
+    report = one.read(lambda root: batos.cycle_report(batos.find_cycle(root, oid)))
+    assert report["answer"] == batos.FORGOTTEN and report["evidence"] == [] and "valve" in report["mission"]
+    episode = one.read(lambda root: root["knowledge_catalog_obj"].documents[episode_of(CHAT)].metadata)
+    assert episode["answered"] == batos.FORGOTTEN and episode["cited"] == []
+    assert found(one, "valve") == [] and found(one, "valve", conversation="home") == [batos.mission_text(CHAT)]
+    assert faults(one) == []
+    with pytest.raises(batos.NotFound):
+        batos.forget_job(one.image, one.lanes["bulk"], one.settings, {"doc_id": "pump.md"}, True)(lambda line: None)
+
+
+def test_a_conversation_is_forgotten_and_no_other(one):
+    say(one, "The printer stands in room 12.")
+    say(one, "The printer stands in room 12.", "office")
+    batos.forget_job(one.image, one.lanes["bulk"], one.settings, {"conversation": "home"}, False)(lambda line: None)
+    assert found(one, "printer", conversation="home") == [] and len(found(one, "printer", conversation="office")) == 1
+    missions = one.read(lambda root: [batos.mission_text(cycle.mission_brief) for cycle in root["missions"].values()])
+    assert missions == [batos.FORGOTTEN, "The printer stands in room 12."] and faults(one) == []
+
+
+@pytest.mark.parametrize("fields", [{}, {"doc_id": "a", "matching": "b"}, {"matching": ""}])
+def test_one_thing_at_a_time_is_forgotten(fields):
+    with pytest.raises(ValueError):
+        batos.ForgetCommand(command="forget", **fields)
+
+
+def test_stop_words_forget_nothing():
+    with pytest.raises(batos.BadRequest, match="stop words"):
+        batos.documents_matching(batos.new_catalog(), "the of and")
+
+
+# By hand
+
+
+def test_a_conversation_in_the_terminal(daemon, monkeypatch, capsys):
+    running = daemon(core=0)
+    lines = "The printer stands in room 12.\n\nIn which room does the printer stand?\n/right thank you\nWhat do giraffes eat?\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    assert batos.main(["chat", "--endpoint", running.endpoint]) == 0
+    told = capsys.readouterr().out
+    assert "I will remember" in told and "“The printer stands in room 12.” [1]" in told and "is marked right" in told
+    assert "nothing in memory" in told and told.endswith("3 turns of chat\n")
+    with batos.Client(running.endpoint) as client:
+        rows = client.call("search_memory", query="printer room", conversation="chat")["results"]
+        marks = {row["chunk"]["text"]: row["chunk"]["metadata"].get("feedback", {}).get("mark") for row in rows}
+        assert marks == {"The printer stands in room 12.": None, "In which room does the printer stand?": "right"}
+        assert client.call("search_memory", query="printer room")["results"] == []
+        client.call("index_document", doc_id="a", text="Blue paint.", metadata={"tags": ["shed"]})
+        client.call("index_document", doc_id="b", text="Green paint.")
+        client.call("supersede", older="a", newer="b")
+        with pytest.raises(batos.BadRequest, match="conversation"):
+            client.call("initiate_cognitive_cycle", mission_brief={**BRIEF, "conversation": "a/b"})
+    assert batos.main(["search", "paint", "--tag", "shed", "--endpoint", running.endpoint]) == 0
+    assert "superseded by b" in capsys.readouterr().out
+    assert running.stop() == 0
