@@ -42,6 +42,7 @@ What holds everywhere:
 from __future__ import annotations
 
 import argparse
+import ast
 import asyncio
 import bisect
 import collections
@@ -318,6 +319,7 @@ SETTINGS = {row.name: row for row in (
     Setting("journal_days", 7.0, "days", "journals of ended missions are kept so long"),
     Setting("evidence_chunks", 4, "chunks", "passages that one recall looks into"),
     Setting("evidence_sentences", 4, "sentences", "sentences that one recall offers, 1 to 8"),
+    Setting("self_knowledge", True, "true or false", "index the README and the docstrings of batos.py, with scope self"),
     Setting("relevance", 0.55, "share", "share of a question's idf mass that the best chunk must hold"),
     Setting("similarity", 0.62, "cosine", "or how near the best sentence must be to the question"),
     Setting("pending_max", 1024, "requests", "accepted requests at work; more are refused as Busy"),
@@ -7013,9 +7015,21 @@ def _journalled(cycle, name):
 
 
 def _recalled(cycle, recall, focus=""):
-    mission, conversation = mission_text(cycle.mission_brief), cycle.mission_brief.get("conversation")
-    places = [{}, *([{"conversation": conversation, "scope": "said"}] if conversation else [])]
-    return find_evidence(_root_of(cycle)["knowledge_catalog_obj"], mission, recall, focus, places)
+    mission, root = mission_text(cycle.mission_brief), _root_of(cycle)
+    return find_evidence(root["knowledge_catalog_obj"], mission, recall, focus, _places(cycle, mission, root))
+
+
+SELF_NAMES = re.compile(r"\bBAT ?OS\b|\bbatos\b", re.IGNORECASE)
+
+
+def _places(cycle, mission, root):
+    """Return where a mission looks: in the world, in its conversation, and where it is about the system, in what that says."""
+    conversation = cycle.mission_brief.get("conversation")
+    plan = cycle._tmp_synthesis_data.get("plan") or {}
+    about_self = plan.get("strategy") == "Systemic Self-Improvement" or SELF_NAMES.search(mission) or any(
+        name in root for name in re.findall(r"\w+_obj\b|\w+_log\b", mission))
+    return [{}, *([{"conversation": conversation, "scope": "said"}] if conversation else []),
+            *([{"scope": "self"}] if about_self else [])]
 
 
 @primitive("psm_idle_", reads=True)
@@ -8486,6 +8500,36 @@ class Ingest:
         return {"details": f"{command.doc_id} {what}", "result": to_wire(stored)}
 
 
+# What the system says of itself
+
+OWN_FILES = {"README.md": str, "batos.py": lambda text: docstrings_of(text)}         # name -> what of its text is learnt
+
+
+def docstrings_of(source):
+    """Return a Python text with all lines blanked but notes, definitions and their docstrings; so lines stay the file's."""
+    lines, kept = source.splitlines(), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            kept.update([getattr(node, "lineno", 1)], range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return "\n".join(line if n in kept or line.startswith("# ") else "" for n, line in enumerate(lines, 1))
+
+
+def own_documents(root):
+    """Return the index_document commands of those of OWN_FILES that are not in the image as they are on the disk."""
+    documents, commands = root["knowledge_catalog_obj"].documents, []
+    for name, learnt in OWN_FILES.items():
+        path = pathlib.Path(__file__).resolve().parent / name
+        if not path.is_file():
+            continue
+        data = path.read_bytes()
+        known = documents.get(f"batos/{name}")
+        if known is None or known.metadata.get("sha256") != hashlib.sha256(data).hexdigest():
+            commands.append(IndexDocumentCommand(
+                command="index_document", doc_id=f"batos/{name}", text=learnt(data.decode()), scope="self",
+                metadata={"path": str(path), "sha256": hashlib.sha256(data).hexdigest()}))
+    return commands
+
+
 def show_history(command):
     def apply(root):
         obj, slot = _history_of_what(command, root)
@@ -9003,6 +9047,8 @@ class BatOS_UVM:
         self.core.start()
         self.embedding.start()
         self.mind.start(self.events)
+        if self.settings.self_knowledge:
+            self.lanes["read"].submit(Job("own documents", own_documents, self._learn_own))
         self.events.subscribe("cycle", lambda oid, state: self.post(self.wire.publish, "cycle", {"cycle": oid, "state": state}))
         self.events.subscribe("error", lambda name, error: self.post(self._publish_error, name, error))
         self._held = []
@@ -9178,6 +9224,15 @@ class BatOS_UVM:
     def _submit(self, request):
         """Give a request to the lane of its command, as the job that JOBS makes of it."""
         JOBS[request.command.command](self, request)
+
+    def _learn_own(self, outcome):
+        """Have the bulk lane index what own_documents found (in the read lane's thread)."""
+        if outcome.error is not None:
+            log_bridge.error("what the system says of itself is not indexed: %s", outcome.error)
+        for command in outcome.result or ():
+            ingest = Ingest(command, self.settings)
+            self.lanes["bulk"].submit(Job("index_document", ingest.apply, why="what the system says of itself",
+                                          before=ingest.before, after=ingest.after))
 
     def submit_to(self, lane, request, apply, repeated=None, **how):
         """Queue a job for a request; its outcome is the reply."""

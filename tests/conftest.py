@@ -13,6 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests in the background ignores it for all
+os.environ.setdefault("BATOS_SELF_KNOWLEDGE", "false")   # what each daemon would index at its first start
 os.environ.setdefault("BATOS_EMBEDDER", "none")          # it takes seconds to load; the tests that are of it ask for it
 
 

@@ -2,6 +2,7 @@
 
 import datetime
 import io
+import pathlib
 import sys
 
 import doubles
@@ -166,6 +167,43 @@ def test_a_time_is_text_or_what_the_wire_tells(given):
 def test_what_is_no_time_is_refused(given):
     with pytest.raises(ValueError, match="ISO 8601"):
         batos.SearchMemoryCommand(command="search_memory", query="x", since=given)
+
+
+# What the system says of itself
+
+
+def test_docstrings_keep_their_lines():
+    source = pathlib.Path(batos.__file__).read_text()
+    told, lines = batos.docstrings_of(source).split("\n"), source.splitlines()
+    assert len(told) == len(lines) and all(one in ("", line) for one, line in zip(told, lines, strict=True))
+    assert any(line.startswith("class Segment") for line in told) and "import zmq" not in told
+
+
+def test_the_system_is_asked_about_itself(daemon, tmp_path):
+    def ask(client, question):
+        return client.call("initiate_cognitive_cycle", wait=True, mission_brief={**BRIEF, "args": [question]})["result"]
+
+    def known(client):
+        return {row["doc_id"]: row["version"] for row in client.call("list_documents")["results"] if row["scope"] == "self"}
+    for _ in range(2):                                   # at the second start it is known
+        running = daemon(("self_knowledge", "true"), core=0)
+        with batos.Client(running.endpoint) as client:
+            end_s = batos.time.monotonic() + 60
+            while len(known(client)) < 2:
+                assert batos.time.monotonic() < end_s
+                batos.time.sleep(0.05)
+            assert set(known(client).values()) == {1}
+            report = ask(client, "What does the forget command of BAT OS leave in the image?")
+            assert report["relevant"] and report["evidence"][0]["doc_id"].startswith("batos/")
+            item = report["evidence"][0]
+            path = pathlib.Path(batos.__file__).with_name(item["doc_id"].removeprefix("batos/"))
+            first, last = item["lines"]
+            assert item["text"] in "\n".join(path.read_text().splitlines()[first - 1:last])
+            assert not ask(client, "What does the forget command leave in the image?")["relevant"]
+            assert client.call("search_memory", query="forget command image")["results"] == []
+            assert client.call("search_memory", query="forget command image", scope="self")["results"]
+        assert running.stop() == 0
+    assert batos.check_image(str(tmp_path / "live_image.fs"), deep=True)["faults"] == []
 
 
 # Forgetting
