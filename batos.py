@@ -5124,13 +5124,19 @@ def sentences(text, first_line=1):
     return found
 
 
+_UNDERLINED = re.compile(r"^\S.*\n([=*~^\"#+-])\1{2,}[ \t]*$", re.MULTILINE)
+_RST_MARK = re.compile(r"^\.\. (?:[\w-]+::|_[^\n]+:[ \t]*$)|:[a-z:]+:`[^`\n]+`", re.MULTILINE)
+_MARKDOWN_MARK = re.compile(r"^(#{1,6} \S.*(\r\n?|\n)\s*$|```)", re.MULTILINE)
+
+
 def guess_kind(text, name=""):
-    """Return a kind of text: by the ending of the name, else "markdown" by a heading or fence in the text, else "text"."""
+    """Return a kind of text: by the ending of the name where that tells it; else by what its beginning looks like."""
     ending = re.search(r"\.\w{1,8}$", name or "")
-    if ending:
-        return FORMATS.get(ending.group().lower(), Format("text")).kind
-    marks = re.search(r"^(#{1,6} \S.*(\r\n?|\n)\s*$|```)", text[:10_000], re.MULTILINE)
-    return "markdown" if marks else "text"
+    kind = FORMATS.get(ending.group().lower(), Format("text")).kind if ending else "text"
+    beginning = text[:10_000]
+    if kind == "text" and _UNDERLINED.search(beginning) and _RST_MARK.search(beginning):
+        return "rst"
+    return "markdown" if not ending and _MARKDOWN_MARK.search(beginning) else kind
 
 
 # Formats: what a file becomes a text by

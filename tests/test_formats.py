@@ -233,3 +233,11 @@ def test_a_file_by_its_path_is_read_as_its_kind(daemon, folder):
         assert client.call("search_memory", query="silver lamp")["results"][0]["chunk"]["doc_id"] == "lamp"
         with pytest.raises(batos.BadRequest, match="not text"):
             client.call("index_document", doc_id="g", path=str(folder / "g.txt"))
+
+
+@pytest.mark.parametrize("name, text, kind", [
+    ("a.rst.txt", "Title\n=====\n\n.. note:: this\n", "rst"), ("a.txt", "Title\n-----\n\nSee :func:`len`.\n", "rst"),
+    ("a.txt", "Title\n=====\n\nPlain.\n", "text"), ("a.txt", ".. note:: no title\n", "text"), ("a.txt", "# one\n", "text"),
+    ("", "# one\n\ntwo\n", "markdown"), ("a.py", "x = 1\n=====\n.. note::\n", "code")])
+def test_the_kind_of_a_text_is_guessed(name, text, kind):
+    assert batos.guess_kind(text, name) == kind
