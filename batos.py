@@ -6621,6 +6621,73 @@ def fold(results):
     return [row for _, row in kept]
 
 
+# Levels: what stands above a chunk and below it
+
+SECTION_CHUNKS = 20                # of a section that are shown
+SUMMARY_CHUNKS, SUMMARY_SENTENCES = 50, 3                # a document is summed up by so many sentences of so many chunks
+
+
+def _one_each(rows, key):
+    """Return the best row of each group of rows; the chunks of the others are in its `also`."""
+    best = {}
+    for row in rows:
+        first = best.setdefault(key(row["chunk"]), row)
+        if first is not row:
+            first["also"] += [row["chunk"]["chunk_id"], *row["also"]]
+    return list(best.values())
+
+
+def _by_sentence(catalog, rows, query):
+    """Have each row tell the sentence of its chunk that holds most of the query."""
+    weights = _prepared(catalog, query).weights
+    for row in rows:
+        told = max(_tellings(row["chunk"]), key=lambda one: _weight_of(weights, one.words), default=None)
+        row["sentence"] = told and _placed(told, row["chunk"])
+    return rows
+
+
+def _by_section(catalog, rows, query):
+    """Have one row stand for each section, with its text: the chunks around that stand under the same headings."""
+    rows = _one_each(rows, lambda chunk: (chunk["doc_id"], tuple(chunk["headings"])))
+    for row in rows:
+        document, at = catalog.documents[row["chunk"]["doc_id"]], row["chunk"]["chunk_index"]
+        chunks = [catalog.chunk_storage[number] for number in document.numbers[max(0, at - SECTION_CHUNKS):at + SECTION_CHUNKS]]
+        here = min(at, SECTION_CHUNKS)
+        same = [chunk.headings == chunks[here].headings for chunk in chunks]
+        first = max((n + 1 for n in range(here) if not same[n]), default=0)
+        after = next((n for n in range(here, len(chunks)) if not same[n]), len(chunks))
+        part = chunks[first:after][:SECTION_CHUNKS] if after - first <= SECTION_CHUNKS else chunks[here:after][:SECTION_CHUNKS]
+        row["section"] = {"text": "\n\n".join(chunk.text for chunk in part), "lines": [part[0].line_start, part[-1].line_end]}
+    return rows
+
+
+def _by_document(catalog, rows, query):
+    """Have one row stand for each document, with the sentences that sum it up."""
+    rows = _one_each(rows, lambda chunk: chunk["doc_id"])
+    for row in rows:
+        document = catalog.documents[row["chunk"]["doc_id"]]
+        row["document"] = {"chunks": document.chunk_count, "summary": summary_of(catalog, document)}
+    return rows
+
+
+LEVELS = {"document": _by_document, "section": _by_section, "chunk": lambda catalog, rows, query: rows, "sentence": _by_sentence}
+
+
+def summary_of(catalog, document):
+    """Return the sentences that say most of a document's words, in their order: [{"text", "lines"}]."""
+    chunks = [_result(catalog, number, 0.0, {})["chunk"] for number in document.numbers[:SUMMARY_CHUNKS]]
+    told = [(one, chunk) for chunk in chunks for one in _tellings(chunk) if 5 <= len(one.words) <= 40]
+    counts = collections.Counter(word for one, _ in told for word in one.words)
+    weights = {word: math.log(count) for word, count in counts.items()}
+    best = sorted(range(len(told)), key=lambda n: -_weight_of(weights, told[n][0].words) / math.sqrt(len(told[n][0].words)))
+    return [_placed(*told[n]) for n in sorted(best[:SUMMARY_SENTENCES])]
+
+
+def _placed(told, chunk):
+    """Return the text and the lines of a Telling of a chunk."""
+    return {name: value for name, value in _evidence(told, chunk).items() if name in ("text", "lines")}
+
+
 # Evidence: the sentences that an answer may quote
 
 EVIDENCE_FLOOR = 0.6               # what holds less of the query's weight than this share of the best is not offered
@@ -7807,6 +7874,7 @@ class SearchMemoryCommand(Command):
     max_results: int = pydantic.Field(5, ge=1, le=100, validation_alias=pydantic.AliasChoices("max_results", "top_k"))
     offset: int = pydantic.Field(0, ge=0, le=1000)
     neighbours: int = pydantic.Field(0, ge=0, le=5)
+    level: typing.Literal[tuple(LEVELS)] = "chunk"
     doc_id: str | None = None
     scope: typing.Literal[SCOPES] | None = None
     kind: str | None = pydantic.Field(None, max_length=20)
@@ -8439,7 +8507,7 @@ def search_memory(command, embedder):
         where = {name: value for name, value in command.model_dump().items() if name in Where._fields and value}
         found = send(root["knowledge_catalog_obj"], "search_", terms.text, max_results=command.max_results, terms=terms,
                      vector=embedder.query(terms.text) if terms.text.strip() else None, offset=command.offset, **where)
-        found["results"] = fold(found["results"])
+        found["results"] = LEVELS[command.level](root["knowledge_catalog_obj"], fold(found["results"]), terms.text)
         for row in found["results"] if command.neighbours else ():
             row["chunk"] |= chunks_around(root["knowledge_catalog_obj"], row["chunk"], command.neighbours)
         count = len(found["results"])
@@ -9931,7 +9999,7 @@ def _forget_vanished(paths, client, quiet):
 
 def _search(args, client):
     where = {name: getattr(args, name) for name in ("scope", "conversation", "tags", "since", "until") if getattr(args, name)}
-    reply = client.call("search_memory", query=args.query, max_results=args.max_results, **where)
+    reply = client.call("search_memory", query=args.query, max_results=args.max_results, level=args.level, **where)
     lines = []
     for rank, row in enumerate(reply["results"], 1):
         chunk = row["chunk"]
@@ -9939,8 +10007,15 @@ def _search(args, client):
         also = f"  also: {', '.join(row['also'])}" if row["also"] else ""
         also += f"  superseded by {row['superseded_by']}" if row["superseded_by"] else ""
         lines += [f"{rank}. {chunk['doc_id']}:{chunk['lines'][0]}-{chunk['lines'][1]}  score {row['score']:.2f}  "
-                  f"words: {words}{also}", *("   " + line for line in chunk["text"].strip().splitlines()), ""]
+                  f"words: {words}{also}", *("   " + line for text in _level_texts(row) for line in text.strip().splitlines()), ""]
     return reply, "\n".join(lines) or "nothing in memory matches"
+
+
+def _level_texts(row):
+    """Return what a result shows at its level."""
+    if "document" in row:
+        return [told["text"] for told in row["document"]["summary"]]
+    return [(row.get("section") or row.get("sentence") or row["chunk"])["text"]]
 
 
 def _documents(args, client):
@@ -10289,6 +10364,7 @@ ARGUMENTS = {                                            # subcommand -> its arg
               ("--tag", {"action": "append", "dest": "tags", "help": "by which a search finds only these"}),
               ("--vanished", {"action": "store_true", "help": "also take out what was learnt from files that are gone"})],
     "search": [("query", {}), ("--max-results", {"type": int, "default": 5}),
+               ("--level", {"choices": list(LEVELS), "default": "chunk", "help": "what is shown of what is found"}),
                ("--scope", {"choices": SCOPES, "help": "what the world says (else), this system, or people in conversations"}),
                ("--conversation", {"help": "only what was said in it"}),
                ("--tag", {"action": "append", "dest": "tags", "help": "only documents with this tag"}),

@@ -321,6 +321,7 @@ def test_a_result_says_all_that_a_citation_needs(catalog):
         "chunk_id": "pump.md_chunk_0",
         "headings": ["Pump"],
         "metadata": {"year": 2001},
+        "scope": "world",
         "title": "Pump",
         "source": "/manuals/pump.md",
     }
@@ -668,6 +669,54 @@ def test_figures(catalog):
         "leftovers": 0,
         "unembedded": 1,
     }
+
+
+# Levels
+
+
+def at_level(catalog, level, query):
+    rows = batos.fold(batos.search_(catalog, query, 20)["results"])
+    return batos.LEVELS[level](catalog, rows, query)
+
+
+def test_sections_are_told_whole_and_once(catalog):
+    parts = [f"## Part {n}\n\n" + "\n\n".join(f"The {word} valve {f'turns{n} and{n} ' * 30}." for word in ("brass", "steel"))
+             for n in range(3)]
+    text = "# Pump\n\n" + "\n\n".join(parts)
+    batos.index_document_(catalog, "pump.md", text)
+    rows = at_level(catalog, "section", "brass valve")
+    assert len(rows) == 3 and len(at_level(catalog, "chunk", "brass valve")) == 6
+    for row in rows:
+        first, last = row["section"]["lines"]
+        lines = text.splitlines()[first - 1 : last]
+        assert row["section"]["text"].split() == " ".join(lines).split()
+        assert "brass" in row["section"]["text"] and "steel" in row["section"]["text"] and len(row["also"]) == 1
+
+
+def test_a_section_that_is_long_is_told_from_the_passage_on(catalog):
+    batos.index_document_(catalog, "a.txt", "\n\n".join(f"Number {n} is told. " * 20 for n in range(100)))
+    row = at_level(catalog, "section", "Number 57")[0]
+    assert row["section"]["text"].startswith("Number 57") and row["section"]["lines"][1] - row["section"]["lines"][0] == 38
+
+
+def test_documents_are_told_once_with_what_sums_them_up(catalog):
+    for name in ("quillon.md", "marrow.md"):
+        batos.index_document_(catalog, name, (DATA / name).read_text())
+    rows = at_level(catalog, "document", "clock kiln")
+    assert {row["chunk"]["doc_id"] for row in rows} == {"quillon.md", "marrow.md"}
+    for row in rows:
+        source = (DATA / row["chunk"]["doc_id"]).read_text()
+        summary = row["document"]["summary"]
+        assert 1 <= len(summary) <= 3 and all(told["text"] in source for told in summary)
+        assert [told["lines"] for told in summary] == sorted(told["lines"] for told in summary)
+
+
+def test_the_sentence_that_holds_most_is_told(catalog):
+    batos.index_document_(catalog, "pump.md", PUMP)
+    row = at_level(catalog, "sentence", "needle")[0]
+    assert "needle" in row["sentence"]["text"] and row["sentence"]["text"] in PUMP
+    batos.index_document_(catalog, "head.md", "# Zeppelin")
+    assert at_level(catalog, "sentence", "zeppelin")[0]["sentence"] is None
 
 
 # Storage
