@@ -10000,15 +10000,19 @@ def _forget_vanished(paths, client, quiet):
 def _search(args, client):
     where = {name: getattr(args, name) for name in ("scope", "conversation", "tags", "since", "until") if getattr(args, name)}
     reply = client.call("search_memory", query=args.query, max_results=args.max_results, level=args.level, **where)
-    lines = []
-    for rank, row in enumerate(reply["results"], 1):
-        chunk = row["chunk"]
-        words = ", ".join(row["why"]["words"])
-        also = f"  also: {', '.join(row['also'])}" if row["also"] else ""
-        also += f"  superseded by {row['superseded_by']}" if row["superseded_by"] else ""
-        lines += [f"{rank}. {chunk['doc_id']}:{chunk['lines'][0]}-{chunk['lines'][1]}  score {row['score']:.2f}  "
-                  f"words: {words}{also}", *("   " + line for text in _level_texts(row) for line in text.strip().splitlines()), ""]
+    lines = [line for rank, row in enumerate(reply["results"], 1) for line in _told_result(rank, row)]
     return reply, "\n".join(lines) or "nothing in memory matches"
+
+
+def _told_result(rank, row):
+    """Return the lines that show a result: where it is and why, what it says, a blank."""
+    chunk, why = row["chunk"], [f"words: {', '.join(row['why']['words']) or 'none'}"]
+    why += [f"similarity {row['why']['similarity']:.2f}"] if row["why"]["similarity"] is not None else []
+    why += [f"also: {', '.join(row['also'])}"] if row["also"] else []
+    why += [f"superseded by {row['superseded_by']}"] if row["superseded_by"] else []
+    texts = ("   " + line for text in _level_texts(row) for line in text.strip().splitlines())
+    place = f"{chunk['doc_id']}:{chunk['lines'][0]}-{chunk['lines'][1]}"
+    return ["  ".join([f"{rank}. {place}", f"score {row['score']:.2f}", *why]), *texts, ""]
 
 
 def _level_texts(row):
