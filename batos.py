@@ -5750,13 +5750,13 @@ def new_catalog(**slots):
     retired: (doc_id, version) -> Document; retired_order: microseconds -> (doc_id, version);
     staged: first chunk number -> (doc_id, version, chunks stored) of a document that is stored in parts, out of sight;
     vectors: number -> VectorPack; unembedded: first chunk number -> how many chunks from it on have no vector yet;
-    superseded: doc_id -> doc_id of what stands for it now.
+    superseded: doc_id -> doc_id of what stands for it now; forgetting: whether bytes of what was forgotten may be left.
     """
     return UvmObject(
         text_index=LOBTree(), chunk_storage=LOBTree(), chunk_numbers=ChunkNumbers(),
         metadata_index=OOBTree({field: OOBTree() for field in FILTERS}), documents=OOBTree(),
         retired=OOBTree(), retired_order=LOBTree(), staged=LOBTree(), vectors=LOBTree(),
-        unembedded=LLBTree(), superseded=OOBTree(), **slots)
+        unembedded=LLBTree(), superseded=OOBTree(), forgetting=False, **slots)
 
 
 def _stored(document, unchanged=False):
@@ -7324,6 +7324,7 @@ def what_to_forget(root, doc_id=None, conversation=None, matching=None):
 def _erase(root, doc_ids, cycles, pages):
     """Take documents out, and the text out of the cycles, episodes and pages that were told of them."""
     catalog, log = root["knowledge_catalog_obj"], root["failed_cycle_log"]
+    catalog.forgetting = True
     for oid, mine in cycles.items():
         _erase_cycle(root._p_jar.get(oid), mine)
     for lane, at_us in pages:
@@ -7379,14 +7380,21 @@ def forget_job(image, bulk, settings, what, preview):
             return {"details": f"{told} would be forgotten", "result": result}
         pages = _pages_about(image, cycles, step)
         bulk.call(Job("forget", lambda root: {"versions": _erase(root, doc_ids, cycles, pages)}))
-        for kind in MERGED:
-            _rid_of_dead(image, bulk, kind, step)
-        image.pack(steady_us() / 1e6, step)
-        image.clear_scratch()
+        leave_no_byte(image, bulk, step)
         backups = _backups_of(image, settings)
         kept = f"; these backups may hold it still: {', '.join(backups)}" if backups else ""
         return {"details": f"{told} are forgotten{kept}", "result": result | {"backups": backups}}
     return apply
+
+
+def leave_no_byte(image, bulk, step):
+    """Let nothing of what is erased stay in the image's files; killed amid this, the next start does it."""
+    for kind in MERGED:
+        _rid_of_dead(image, bulk, kind, step)
+    image.pack(steady_us() / 1e6, step)
+    image.clear_scratch()
+    bulk.call(Job("forget", lambda root: setattr(root["knowledge_catalog_obj"], "forgetting", False)))
+    return {"details": "what was forgotten has left no byte", "result": None}
 
 
 def _rid_of_dead(image, bulk, kind, step):
@@ -9121,6 +9129,8 @@ class BatOS_UVM:
         self.core.start()
         self.embedding.start()
         self.mind.start(self.events)
+        self.lanes["read"].submit(Job("forgetting", lambda root: root["knowledge_catalog_obj"].forgetting,
+                                      self._go_on_forgetting))
         if self.settings.self_knowledge:
             self.lanes["read"].submit(Job("own documents", own_documents, self._learn_own))
         self.events.subscribe("cycle", lambda oid, state: self.post(self.wire.publish, "cycle", {"cycle": oid, "state": state}))
@@ -9298,6 +9308,11 @@ class BatOS_UVM:
     def _submit(self, request):
         """Give a request to the lane of its command, as the job that JOBS makes of it."""
         JOBS[request.command.command](self, request)
+
+    def _go_on_forgetting(self, outcome):
+        """Have the upkeep lane end what a stop cut short (in the read lane's thread)."""
+        if outcome.error is None and outcome.result:
+            self.lanes["upkeep"].submit(Job("forget", lambda step: leave_no_byte(self.image, self.lanes["bulk"], step)))
 
     def _learn_own(self, outcome):
         """Have the bulk lane index what own_documents found (in the read lane's thread)."""
@@ -9613,7 +9628,7 @@ def add_segments(root):
 def join_words(root):
     """All words in segments: those that stood in zope.index's trees become one, made from the chunks. More filters."""
     catalog = root["knowledge_catalog_obj"]
-    catalog.superseded, catalog.supersede_ = OOBTree(), method("supersede_")
+    catalog.superseded, catalog.supersede_, catalog.forgetting = OOBTree(), method("supersede_"), False
     for field in FILTERS:
         catalog.metadata_index[field] = OOBTree()
     for document in catalog.documents.values():

@@ -260,6 +260,27 @@ def test_what_is_forgotten_leaves_no_byte_behind(daemon, tmp_path, capsys):
     assert running.stop() == 0
 
 
+def test_a_forgetting_that_was_cut_short_is_ended_by_the_next_start(daemon, tmp_path):
+    one = Machine(tmp_path / "live_image.fs", doubles.QuickCore(), {})
+    one.learn("The xylograph hangs in the pantry.", "house")
+    one.learn("The pantry is blue.", "other")
+
+    def step(line):
+        if "of what is gone" in line or "pack" in line:
+            raise batos.Cancelled(line)
+    with pytest.raises(batos.Cancelled):
+        batos.forget_job(one.image, one.lanes["bulk"], one.settings, {"doc_id": "house"}, False)(step)
+    assert found(one, "xylograph") == []
+    one.close()
+    assert bytes_with(tmp_path, b"xylograph")
+    running = daemon()
+    end_s = batos.time.monotonic() + 60
+    while bytes_with(tmp_path, b"xylograph"):
+        assert batos.time.monotonic() < end_s
+        batos.time.sleep(0.1)
+    assert running.stop() == 0
+
+
 def test_a_document_is_forgotten_and_what_was_asked_about_it_stays(one):
     one.learn()
     oid = one.think(CHAT)["cycle"]
