@@ -319,6 +319,7 @@ SETTINGS = {row.name: row for row in (
     Setting("journal_days", 7.0, "days", "journals of ended missions are kept so long"),
     Setting("evidence_chunks", 4, "chunks", "passages that one recall looks into"),
     Setting("evidence_sentences", 4, "sentences", "sentences that one recall offers, 1 to 8"),
+    Setting("semantic_chunk_kb", 8.0, "kB", "smaller documents are cut where their meaning changes, others by words"),
     Setting("self_knowledge", True, "true or false", "index the README and the docstrings of batos.py, with scope self"),
     Setting("relevance", 0.55, "share", "share of a question's idf mass that the best chunk must hold"),
     Setting("similarity", 0.62, "cosine", "or how near the best sentence must be to the question"),
@@ -4646,6 +4647,12 @@ class Embedder:
             self._kept[text] = self.embed([text])[0]
         return self._kept[text]
 
+    def likeness(self, pairs):
+        """Return how alike the texts of each pair are: the cosines of their vectors. Raises CoreOffline unless ready."""
+        texts = list({text: None for pair in pairs for text in pair})
+        vectors = dict(zip(texts, self.embed(texts), strict=True)) if texts else {}
+        return [float(vectors[one] @ vectors[other]) for one, other in pairs]
+
     def health(self):
         """Return how I am, from memory."""
         return {"state": self.state, "progress": self.progress, "name": self.name}
@@ -4683,7 +4690,9 @@ class Embedder:
 # the query it is half of the score, the cosine the other half.
 
 CHUNK_FLOOR_WORDS = 60             # shorter ones lose the words that a question is matched by
-CHUNK_CEILING_WORDS = 200          # longer ones blur the ranking; a MiniLM reads about 190 words
+CHUNK_READ_WORDS = 120             # a MiniLM reads 256 tokens, which is so many words where they are technical
+CHUNK_CEILING_WORDS = 200          # longer ones blur the ranking
+WINDOW_PIECES = 3                  # paragraphs (or sentences) on each side of a cut that are compared
 CHUNK_CEILING_CHARS = 2000         # the ceiling where blanks are rare: code, tables, scripts without blanks
 CARRY_WORDS = 20                   # a section shorter than this is carried into the next
 PART_CHUNKS = 200                  # of a document that are stored, or swept, in one transaction
@@ -5028,68 +5037,103 @@ def _common(one, other):
     return tuple(pair[0] for pair in same)
 
 
+class Piece(typing.NamedTuple):
+    """A span of a text that is not cut. `leads`: it announces what follows, and is not parted from it."""
+
+    start: int
+    end: int
+    size: int                     # in words
+    leads: bool
+
+
 class _Packer:
-    """I join neighbouring spans into chunks: at least the floor, at most the ceiling, one section each."""
+    """I gather spans into runs: (pieces, headings), each a section, or short ones that are carried into the next."""
 
     def __init__(self, lines):
-        self.lines, self.chunks = lines, []      # chunks: [start, end, size, headings, section]
-        self.path, self.section = (), 0          # path: ((level, title), …) over what comes now
-        self.open, self.bare = None, True        # bare: the open chunk holds headings only
+        self.lines, self.runs = lines, []
+        self.path, self.headings = (), ()        # path: ((level, title), …) over what comes now
+        self.pieces, self.bare = [], True         # of the open run; bare: it holds headings only
 
     def add(self, block):
-        if block.kind == "heading":
+        text, heading = self.lines.text, block.kind == "heading"
+        if heading:
             self._enter(block)
-        for span in _fitting(self.lines.text, (block.start, block.end), _FINER[block.kind]):
-            self._put(*span)
-            self.bare = self.bare and block.kind == "heading"
-            if block.kind != "heading" and self.open[2] >= CHUNK_FLOOR_WORDS and not self._leads_on():
-                self.close()
+        self.pieces += [Piece(start, end, _size(text[start:end]), heading or text[end - 1] == ":")
+                       for start, end in _fitting(text, (block.start, block.end), _FINER[block.kind])]
+        self.bare = self.bare and heading
 
     def _enter(self, block):
-        if self.open and self.open[2] >= CARRY_WORDS:
+        if sum(piece.size for piece in self.pieces) >= CARRY_WORDS:
             self.close()
         self.path = (*(step for step in self.path if step[0] < block.level),
                      (block.level, block.title[:TITLE_MAX_CHARS]))
-        self.section += 1
-        if self.open:
-            headings = tuple(title for _, title in self.path)
-            self.open[3] = headings if self.bare else _common(self.open[3], headings)
-            self.open[4] = self.section
-
-    def _put(self, start, end):
-        size = _size(self.lines.text[start:end])
-        if self.open and self._too_large(self.open[0], end, self.open[2] + size):
-            self.close()
-        if self.open is None:
-            self.open, self.bare = [start, end, 0, tuple(title for _, title in self.path), self.section], True
-        self.open[1], self.open[2] = end, self.open[2] + size
-
-    def _too_large(self, start, end, size):
-        return size > CHUNK_CEILING_WORDS or end - start > CHUNK_CEILING_CHARS
-
-    def _leads_on(self):
-        """Tell whether the open chunk ends by announcing what follows ("as follows:")."""
-        return self.lines.text[self.open[1] - 1] == ":"
+        headings = tuple(title for _, title in self.path)
+        self.headings = headings if self.bare else _common(self.headings, headings)
 
     def close(self):
-        """End the open chunk; a short one joins the chunk before it where section and ceiling allow."""
-        if self.open is None:
-            return
-        chunk, self.open = self.open, None
-        before = self.chunks[-1] if self.chunks and chunk[2] < CHUNK_FLOOR_WORDS else None
-        size = before[2] + chunk[2] if before else 0
-        if before and before[4] == chunk[4] and not self._too_large(before[0], chunk[1], size):
-            before[1], before[2] = chunk[1], size
-        else:
-            self.chunks.append(chunk)
+        """End the open run."""
+        if self.pieces:
+            self.runs.append((self.pieces, self.headings))
+        self.pieces, self.bare = [], True
+        self.headings = tuple(title for _, title in self.path)
 
 
-def cut_text(text, kind="text"):
+def _windows(text, pieces):
+    """Return (what stands before, what stands after) each boundary between pieces: up to WINDOW_PIECES of them."""
+    return [(text[pieces[max(0, n - WINDOW_PIECES)].start:pieces[n - 1].end],
+             text[pieces[n].start:pieces[min(len(pieces), n + WINDOW_PIECES) - 1].end]) for n in range(1, len(pieces))]
+
+
+def lexical_likeness(pairs):
+    """Return how alike the texts of each pair are, 0 to 1: the cosine of their words' counts."""
+    @functools.cache
+    def counted(text):
+        return collections.Counter(word[:6] for word in re.findall(r"\w{4,}", text.lower()))
+
+    def cosine(one, other):
+        dot = sum(count * other[word] for word, count in one.items())
+        return dot and dot / math.sqrt(sum(n * n for n in one.values()) * sum(n * n for n in other.values()))
+    return [cosine(counted(before), counted(after)) for before, after in pairs]
+
+
+def _parts(pieces, costs):
+    """Return [(first, after)] of the chunks of a run: of all that fit, those of least cost; costs[n] is of a cut after n."""
+    best = [(0.0, 0)]                                    # of the pieces so far: cost, and where the last chunk begins
+    for after in range(1, len(pieces) + 1):
+        size, found = 0, (math.inf, after - 1)
+        for first in range(after - 1, -1, -1):
+            size, chars = size + pieces[first].size, pieces[after - 1].end - pieces[first].start
+            if first < after - 1 and (size > CHUNK_CEILING_WORDS or chars > CHUNK_CEILING_CHARS):
+                break
+            found = min(found, (best[first][0] + _cost_of_size(size), first))
+        best.append((found[0] + (costs[after - 1] if after < len(pieces) else 0.0), found[1]))
+    parts, after = [], len(pieces)
+    while after:
+        parts.append((best[after][1], after))
+        after = best[after][1]
+    return parts[::-1]
+
+
+def _cost_of_size(size):
+    """Return what a chunk of a size costs: little from the floor to what a MiniLM reads, more above, much below."""
+    if size < CHUNK_FLOOR_WORDS:
+        return 1.3 + 2 * (1 - size / CHUNK_FLOOR_WORDS)
+    return 0.3 + max(0, size - CHUNK_READ_WORDS) / CHUNK_READ_WORDS
+
+
+def _costs(pieces, ranks):
+    """Return the cost of a cut after each piece but the last: from 0 where what follows is of something else, to 1."""
+    return [rank + 4 * piece.leads for rank, piece in zip(ranks, pieces, strict=False)]
+
+
+def cut_text(text, kind="text", likeness=lexical_likeness):
     """Cut a text into Drafts: each verbatim, in order, no overlap, nothing left out but blanks between them.
 
-    kind: "text" (paragraphs and lists) or "markdown" (headings, fences and tables too). Headings begin a
-    chunk, code and lists stay whole where they fit, paragraphs are cut only when over the ceiling, at
-    sentences. Lines end by LF, CR LF or CR. Time is linear. Raises BadRequest for another kind.
+    kind: of _RULES, such as "text" (paragraphs and lists) or "markdown" (headings, fences and tables too). Headings begin a
+    chunk, code and lists stay whole where they fit, paragraphs are cut only when over the ceiling, at sentences. Where a
+    section is too long for one chunk it is cut where what stands before and after is least alike, which
+    `likeness([(text before, text after)])` tells. Lines end by LF, CR LF or CR. Time is linear. Raises BadRequest for another
+    kind.
     """
     if kind not in _RULES:
         raise BadRequest(f"no text of kind {kind!r} can be cut; {mend(kind, _RULES)}", kind=kind)
@@ -5098,8 +5142,24 @@ def cut_text(text, kind="text"):
     for block in _blocks(lines, kind):
         packer.add(block)
     packer.close()
-    return [Draft(text[start:end], headings, lines.number(start), lines.number(end - 1))
-            for start, end, _, headings, _ in packer.chunks]
+    drafts, ranked = [], iter(_ranks_of_cuts(text, packer.runs, likeness))
+    for pieces, headings in packer.runs:
+        ranks = list(itertools.islice(ranked, len(pieces) - 1)) if _is_long(pieces) else [1.0] * (len(pieces) - 1)
+        drafts += [Draft(text[pieces[first].start:pieces[after - 1].end], headings, lines.number(pieces[first].start),
+                         lines.number(pieces[after - 1].end - 1)) for first, after in _parts(pieces, _costs(pieces, ranks))]
+    return drafts
+
+
+def _is_long(pieces):
+    """Tell whether a run may be more than one chunk."""
+    return sum(piece.size for piece in pieces) >= 2 * CHUNK_FLOOR_WORDS
+
+
+def _ranks_of_cuts(text, runs, likeness):
+    """Return for each boundary in the long runs the share of all these boundaries whose sides are less alike."""
+    alike = likeness([pair for pieces, _ in runs if _is_long(pieces) for pair in _windows(text, pieces)])
+    order = sorted(alike)
+    return [bisect.bisect_left(order, one) / len(order) for one in alike]
 
 
 def _quotable(text, block):
@@ -5907,17 +5967,18 @@ def _publish(catalog, version, first, count, fields):
 
 @primitive("index_document_", lane="bulk")
 def index_document_(catalog, doc_id, text, metadata=None, scope="world", source=None, kind=None,
-                    max_bytes=None):
+                    max_bytes=None, drafts=None, rechunk=False):
     """Store a text under a doc_id and make it searchable; an earlier version of it is retired.
 
     Returns {"doc_id", "version", "chunks", "unchanged"}; where text, metadata, scope, source and kind are
-    what is stored already, nothing is written. kind None guesses. Raises BadRequest before any write.
+    what is stored already, nothing is written unless `rechunk`. kind None guesses. drafts: what cut_text made of
+    the text, where it was cut already. Raises BadRequest before any write.
     """
     fields = document_fields(doc_id, text, metadata, scope, source, kind, max_bytes)
-    same = unchanged_document(catalog, fields)
+    same = None if rechunk else unchanged_document(catalog, fields)
     if same:
         return same
-    drafts = cut_text(text, fields["kind"])
+    drafts = drafts or cut_text(text, fields["kind"])
     return _stored(_replace(catalog, drafts, {**fields, "title": _title(fields, drafts)}))
 
 
@@ -7844,6 +7905,7 @@ class IndexDocumentCommand(Command):
     path: str | None = None
     metadata: dict[str, typing.Any] = {}
     scope: typing.Literal["world", "self"] = "world"
+    rechunk: bool = False         # a new version also where nothing changed
 
 
 class SupersedeCommand(Command):
@@ -8543,25 +8605,30 @@ def read_document(command, settings):
 class Ingest:
     """An index_document command at work: `before` reads and cuts, and stores a large document in parts."""
 
-    def __init__(self, command, settings):
-        self.command, self.settings = command, settings
-        self.text = self.metadata = self.staged = None   # staged: what publish_staged wants
+    def __init__(self, command, settings, embedder=None):
+        self.command, self.settings, self.embedder = command, settings, embedder or Embedder()
+        self.text = self.metadata = self.drafts = self.staged = None         # staged: what publish_staged wants
         self._files = contextlib.ExitStack()
 
     def before(self, run):
-        """Read the text; store in parts what has more than PART_CHUNKS chunks. Raises BadRequest."""
+        """Read the text; cut what takes long to cut, and store in parts what has more than PART_CHUNKS chunks.
+
+        Raises BadRequest.
+        """
         command = self.command
         self.text, metadata = read_document(command, self.settings)
         self.metadata = {**metadata, **command.metadata}
-        if len(self.text) < PART_LEAST_CHARS:
+        by_meaning = self.embedder.state == "ready" and len(self.text) < self.settings.semantic_chunk_kb * 1000
+        if len(self.text) < PART_LEAST_CHARS and not by_meaning:
             return
         fields = document_fields(command.doc_id, self.text, self.metadata, command.scope, command.path,
                                  max_bytes=self._max_bytes())
-        if run(lambda root: unchanged_document(root["knowledge_catalog_obj"], fields)):
+        if not command.rechunk and run(lambda root: unchanged_document(root["knowledge_catalog_obj"], fields)):
             return
-        drafts, folder = cut_text(self.text, fields["kind"]), run(blob_folder)
-        if len(drafts) > PART_CHUNKS and folder:
-            first, fields, postings = stage_in_parts(drafts, fields, run)
+        self.drafts = cut_text(self.text, fields["kind"], self.embedder.likeness if by_meaning else lexical_likeness)
+        folder = run(blob_folder) if len(self.drafts) > PART_CHUNKS else None
+        if folder:
+            first, fields, postings = stage_in_parts(self.drafts, fields, run)
             self.staged = first, fields, self._files.enter_context(built_file(postings, folder))
 
     def after(self):
@@ -8575,7 +8642,7 @@ class Ingest:
         command, catalog = self.command, root["knowledge_catalog_obj"]
         stored = publish_staged(catalog, *self.staged) if self.staged else send(
             catalog, "index_document_", command.doc_id, self.text, metadata=self.metadata, scope=command.scope,
-            source=command.path, max_bytes=self._max_bytes())
+            source=command.path, max_bytes=self._max_bytes(), drafts=self.drafts, rechunk=command.rechunk)
         before_s = steady_us() / 1e6 - self.settings.history_days * 86400
         prune_retired(catalog, datetime.datetime.fromtimestamp(max(before_s, 0), datetime.UTC), limit=PRUNED)
         what = "was already known" if stored["unchanged"] else f"is remembered in {stored['chunks']} chunks"
@@ -8787,7 +8854,7 @@ def _send_message(uvm, request, lane=None):
 
 
 def _index_document(uvm, request):
-    ingest = Ingest(request.command, uvm.settings)
+    ingest = Ingest(request.command, uvm.settings, uvm.embedder)
     uvm.submit_to("bulk", request, ingest.apply, before=ingest.before, after=ingest.after)
 
 
@@ -9319,7 +9386,7 @@ class BatOS_UVM:
         if outcome.error is not None:
             log_bridge.error("what the system says of itself is not indexed: %s", outcome.error)
         for command in outcome.result or ():
-            ingest = Ingest(command, self.settings)
+            ingest = Ingest(command, self.settings, self.embedder)
             self.lanes["bulk"].submit(Job("index_document", ingest.apply, why="what the system says of itself",
                                           before=ingest.before, after=ingest.after))
 
@@ -9971,7 +10038,7 @@ def _learn(args, client):
     counts = collections.Counter()
     try:
         for number, file in enumerate(files, 1):
-            what, stream = _learn_file(file, client, learnt, counts, args.tags)
+            what, stream = _learn_file(file, client, learnt, counts, args)
             seconds = time.monotonic() - started_s
             left = f", {seconds / number * (len(files) - number):,.0f} s left" if number < len(files) else ""
             if not args.json:
@@ -9983,12 +10050,13 @@ def _learn(args, client):
     return learnt, f"{last}{told or 'no file'} in {time.monotonic() - started_s:.1f} s" if len(files) != 1 or last else ""
 
 
-def _learn_file(file, client, learnt, counts, tags):
+def _learn_file(file, client, learnt, counts, args):
     """Have one file learnt; returns what to say of it, and where. What is no document stops nothing else."""
     try:
         text, metadata = read_file(file, 1 << 30)
         reply = client.call("index_document", doc_id=str(file), text=text, idempotency_key=uuid7(), timeout_s=LEARN_S,
-                            metadata={**metadata, "path": str(file.resolve()), **({"tags": tags} if tags else {})})
+                            rechunk=args.rechunk,
+                            metadata={**metadata, "path": str(file.resolve()), **({"tags": args.tags} if args.tags else {})})
     except (BadRequest, Malformed) as error:
         counts["left out"] += 1
         return f"{file}: left out: {error.message}", sys.stderr
@@ -10381,6 +10449,7 @@ ARGUMENTS = {                                            # subcommand -> its arg
               ("--without", {"action": "append", "default": [], "metavar": "GLOB",
                              "help": "of folders none such as 'test_*' or 'drafts'"}),
               ("--tag", {"action": "append", "dest": "tags", "help": "by which a search finds only these"}),
+              ("--rechunk", {"action": "store_true", "help": "cut anew also what has not changed, as a new version"}),
               ("--vanished", {"action": "store_true", "help": "also take out what was learnt from files that are gone"})],
     "search": [("query", {}), ("--max-results", {"type": int, "default": 5}),
                ("--level", {"choices": list(LEVELS), "default": "chunk", "help": "what is shown of what is found"}),

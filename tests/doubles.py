@@ -59,6 +59,9 @@ class QuickEmbedder:
     def query(self, text):
         return self.embed([text])[0]
 
+    def likeness(self, pairs):
+        return [float(self.query(one) @ self.query(other)) for one, other in pairs]
+
     def health(self):
         return {"state": self.state, "progress": self.progress, "name": self.name}
 

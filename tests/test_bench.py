@@ -51,3 +51,9 @@ def test_the_collections_of_our_own_making():
     for documents, queries, judged in (quality.talk(), quality.talk(same_words=True), quality.python_library(300)):
         assert len(documents) >= 300 and len(queries) >= 100 and set(queries) <= set(judged)
         assert all(set(wanted) <= set(documents) for wanted in judged.values())
+
+
+def test_cuts_by_words_are_better_than_by_chance():
+    even = quality.boundary_measures(lambda pairs: [0.5] * len(pairs))
+    words = quality.boundary_measures(batos.lexical_likeness)
+    assert all(0 < value < 1 for value in (*even, *words)) and words[0] > 2 * even[0]

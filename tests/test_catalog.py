@@ -214,8 +214,49 @@ def test_a_small_section_is_carried_into_the_next():
 
 
 def test_a_paragraph_that_announces_a_list_stays_with_it():
-    text = "word " * 70 + "follow:\n\n- one\n- two\n\n" + "tail " * 80
+    text = "word " * 70 + "follow:\n\n- one\n- two\n\n" + "tail " * 120
     assert [draft.text[-5:] for draft in batos.cut_text(text)] == ["- two", "tail "]
+
+
+ABOUT = {
+    "valve": "The brass valve is opened by a quarter turn before the pump starts and closed after the pump stops. ",
+    "birds": "Swallows build their nests of mud under the eaves and raise two broods of chicks each summer. ",
+    "bread": "Knead the dough until it is smooth and leave it to rise in a warm bowl under a damp cloth. ",
+}
+
+
+def about(topics):
+    """Return paragraphs about topics, and the line on which each begins."""
+    text, lines = "", []
+    for topic in topics:
+        lines.append(text.count("\n") + 1)
+        text += ABOUT[topic] * 2 + "\n\n"
+    return text, lines
+
+
+def test_a_text_is_cut_where_it_turns_to_something_else():
+    text, lines = about(["valve"] * 3 + ["birds"] * 4 + ["bread"] * 3)
+    drafts = batos.cut_text(text)
+    assert [draft.line_start for draft in drafts] == [lines[0], lines[3], lines[7]]
+
+
+def test_the_likeness_of_meanings_places_the_cuts():
+    text, lines = about(["valve"] * 9)
+
+    def likeness(pairs):
+        asked.extend(pairs)
+        return [0.1 if n in (1, 4) else 0.9 for n in range(len(pairs))]
+    asked = []
+    drafts = batos.cut_text(text, "text", likeness)
+    assert [draft.line_start for draft in drafts] == [lines[0], lines[2], lines[5]]
+    assert len(asked) == 8 and all(before.strip() in text and after.strip() in text for before, after in asked)
+
+
+def test_a_short_section_asks_for_no_likeness():
+    def likeness(pairs):
+        assert pairs == []
+        return []
+    assert len(batos.cut_text(about(["valve", "birds"])[0], "text", likeness)) == 1
 
 
 def test_code_stays_whole_where_it_fits_and_is_split_at_lines_where_not():
@@ -680,7 +721,7 @@ def at_level(catalog, level, query):
 
 
 def test_sections_are_told_whole_and_once(catalog):
-    parts = [f"## Part {n}\n\n" + "\n\n".join(f"The {word} valve {f'turns{n} and{n} ' * 30}." for word in ("brass", "steel"))
+    parts = [f"## Part {n}\n\n" + "\n\n".join(f"The {word} valve {f'turns{n} and{n} ' * 60}." for word in ("brass", "steel"))
              for n in range(3)]
     text = "# Pump\n\n" + "\n\n".join(parts)
     batos.index_document_(catalog, "pump.md", text)

@@ -194,6 +194,35 @@ def test_the_lane_embeds_what_waits_and_stops_soon(tmp_path):
     machine.close()
 
 
+def test_small_documents_are_cut_by_meaning_and_again_on_request(tmp_path):
+    """QuickEmbedder knows that a valve is a tap; words alone do not."""
+    machine = Machine(tmp_path)
+    paragraph = {"a": "The tap of the boiler stands beside the door of the room where nobody goes at night. ",
+                 "b": "A lantern of the tower burns above the stairs of the house that everybody sees at dusk. "}
+    text = "\n\n".join(paragraph[topic] * 2 for topic in "aaabbb")
+
+    def learn(embedder=None, **more):
+        command = batos.IndexDocumentCommand(command="index_document", doc_id="d", text=text, **more)
+        ingest = batos.Ingest(command, batos.load_settings({}, {}), embedder)
+        outcome = machine.bulk.call(batos.Job("index_document", ingest.apply, before=ingest.before, after=ingest.after))
+        return outcome.result["result"]
+    asked = []
+
+    class Watched(QuickEmbedder):
+        def likeness(self, pairs):
+            asked.append(len(pairs))
+            return super().likeness(pairs)
+    assert learn(Watched())["version"] == 1 and asked == [5]
+    assert learn(Watched())["unchanged"] and asked == [5]
+    again = learn(Watched(), rechunk=True)
+    assert again["version"] == 2 and not again["unchanged"] and asked == [5, 5]
+    assert learn(rechunk=True)["version"] == 3 and asked == [5, 5]
+    starts = machine.look(lambda catalog: [chunk.line_start for chunk in catalog.chunk_storage.values()])
+    assert starts == [1, 7] and machine.faults() == []
+    assert machine.look(lambda catalog: batos.open_chunk(catalog, "d", 1, 0).text.startswith("The tap"))
+    machine.close()
+
+
 # The real model
 
 def test_the_installed_embedder_is_the_one_we_know():

@@ -165,7 +165,7 @@ class OurCatalog:
     def vectors(self, query):
         def look(catalog):
             found = batos._found_by_meaning(catalog, self.embedder.query(query))
-            best = batos._ranked(found, batos._chosen(catalog, None, None, None), MOST)
+            best = batos._ranked(found, batos._chosen(catalog, batos.Where()), MOST)
             return first_of_each(catalog.chunk_storage[number].doc_id for number in best)
         return self.look(look)
 
@@ -247,6 +247,38 @@ def report(collections, embedder, most):
                 yield name, ranking, *judged(function, queries, judgements)
 
 
+# Boundaries: texts put together of parts about different things; is a text cut where they meet?
+
+def mixed_texts(count=60, parts=8):
+    """Yield (text, the lines on which its parts begin but the first) of docstrings put together."""
+    found = {text: None for path in sorted(pathlib.Path(sysconfig.get_path("stdlib")).glob("*.py"))
+             for _, text in docstrings(path) if 60 <= len(text.split()) <= 190 and text.count("\n\n") >= 2}
+    chance = random.Random(5)
+    for _ in range(count):
+        chosen, begins, line = chance.sample(list(found), parts), [], 1
+        for part in chosen[:-1]:
+            line += part.count("\n") + 2
+            begins.append(line)
+        yield "\n\n".join(chosen), begins
+
+
+def boundary_measures(likeness):
+    """Return (F1, precision, recall) of the cuts."""
+    right = made = wanted = 0
+    for text, begins in mixed_texts():
+        cuts = {draft.line_start for draft in batos.cut_text(text, "text", likeness)[1:]}
+        right, made, wanted = right + len(cuts & set(begins)), made + len(cuts), wanted + len(begins)
+    return 2 * right / (made + wanted), right / made, right / wanted
+
+
+def report_boundaries(embedder):
+    chance = random.Random(1)
+    print("\n| cuts by | boundary F1 | precision | recall |\n|---|---|---|---|")
+    for name, likeness in (("chance", lambda pairs: [chance.random() for _ in pairs]), ("words", batos.lexical_likeness),
+                           ("meaning", embedder.likeness)):
+        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in boundary_measures(likeness)) + " |", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="*")
@@ -254,9 +286,11 @@ def main():
     args = parser.parse_args()
     collections = {pathlib.Path(folder).name: read_collection(folder) for folder in args.folders} or {
         "Python's library": python_library(), "talk, in other words": talk(), "talk, in its words": talk(same_words=True)}
+    embedder = ready_embedder()
     print("| collection | ranking | nDCG@10 | Recall@100 | MRR |\n|---|---|---|---|---|")
-    for name, ranking, *values in report(collections, ready_embedder(), args.queries):
+    for name, ranking, *values in report(collections, embedder, args.queries):
         print(f"| {name} | {ranking} | " + " | ".join(f"{value:.3f}" for value in values) + " |", flush=True)
+    report_boundaries(embedder)
 
 
 if __name__ == "__main__":
