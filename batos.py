@@ -2354,6 +2354,39 @@ def check(name):
     return add
 
 
+TOLD = {}                                                # name -> function(root) whose answer stands in a deep check's report
+MENDS = {}                                               # name -> function(root) that makes derived data anew; yields what it did
+
+
+def told(name):
+    """Have what a function(root) answers, a map, told by a deep check under this name."""
+    def add(function):
+        TOLD[name] = function
+        return function
+    return add
+
+
+def mends(name):
+    """Have a function(root) run by mend_image; it yields a sentence for each thing that it put right."""
+    def add(function):
+        MENDS[name] = function
+        return function
+    return add
+
+
+def mend_image(where):
+    """Make what is derived, and does not agree, anew, in an image that nobody has open. Returns sentences of what was done.
+
+    Only what a check finds wrong is touched. Raises what Image.open raises.
+    """
+    image = Image.open(os.path.abspath(where))
+    try:
+        with writing(image) as root:
+            return [f"{name}: {done}" for name, function in MENDS.items() for done in function(root)]
+    finally:
+        image.close()
+
+
 @contextlib.contextmanager
 def unopened(path):
     """Hold the lock of an image that nobody else has open, and yield it as a database that cannot be written."""
@@ -2414,6 +2447,7 @@ def _record_faults(db, report, deep, tell):
         for name, function in CHECKS.items() if deep and not faults else ():
             tell(name)
             faults += _faults_by(name, function, root)
+        report |= {name: function(root) for name, function in TOLD.items()} if deep and not faults else {}
     return faults
 
 
@@ -6383,6 +6417,72 @@ def catalog_faults(root):
         yield f"{len(ordered ^ set(catalog.retired.keys()))} retired documents are not in the order of their retirement"
 
 
+@told("memory")
+def memory_health(root):
+    """Return how the memory is: its sizes by kind, and the names of documents that are to be looked at (the first 100)."""
+    catalog = root["knowledge_catalog_obj"]
+    if root.get("image_version", 0) < 4:                 # an upgrade comes first
+        return {}
+    kinds, digests = collections.defaultdict(collections.Counter), collections.defaultdict(list)
+    cited = {item["doc_id"] for document in catalog.documents.values() for item in document.metadata.get("cited", ())}
+    for document in catalog.documents.values():
+        chunks = [catalog.chunk_storage[number] for number in document.numbers]
+        kinds[document.kind].update(documents=1, chunks=len(chunks), bytes=sum(len(chunk.text.encode()) for chunk in chunks))
+        digests[document.digest].append(document.doc_id)
+    world = [document for document in catalog.documents.values() if document.scope == "world"]
+    names = {"duplicated": [doc_id for same in digests.values() for doc_id in same[1:]],
+             "stale": [document.doc_id for document in world if _is_stale(document)],
+             "never recalled": [document.doc_id for document in world if document.doc_id not in cited]}
+    dead = sum(mapped.dead for tree in (catalog.text_index, catalog.vectors) for mapped in tree.values())
+    return {"kinds": {kind: dict(sizes) for kind, sizes in kinds.items()}, "dead": dead, "waiting": count_waiting(catalog),
+            "retired": len(catalog.retired), "leftovers": leftovers(catalog),
+            **{what: {"count": len(found), "documents": found[:100]} for what, found in names.items()}}
+
+
+def _is_stale(document):
+    """Tell whether the file that a document was learnt from is gone, or was changed since."""
+    path = document.metadata.get("path")
+    if not isinstance(path, str) or not os.path.isabs(path):
+        return False
+    return not os.path.exists(path) or os.path.getmtime(path) > document.added_at.timestamp()
+
+
+@mends("catalog")
+def mend_catalog(root):
+    """Make words, vectors and filters anew where they do not agree with the chunks; take out chunks of no document."""
+    catalog = root["knowledge_catalog_obj"]
+    faults = list(_faults_of_documents(catalog))
+    if any("belong to no document" in fault for fault in faults):
+        kept = {number for document in catalog.documents.values() for number in document.numbers}
+        kept.update(number for first, (_, _, stored) in catalog.staged.items() for number in range(first, first + stored))
+        strangers = [number for number in catalog.chunk_storage if number not in kept]
+        for number in strangers:
+            del catalog.chunk_storage[number]
+        yield f"{len(strangers)} chunks of no document were taken out"
+    if any("filter" in fault for fault in faults):
+        for field in FILTERS:
+            catalog.metadata_index[field] = OOBTree()
+        for document in catalog.documents.values():
+            _filter_in(catalog, document)
+        yield "the filters were made anew"
+    if list(_faults_of_words(catalog)):
+        catalog.text_index.clear()
+        _add_from_chunks(catalog, blob_folder(root))
+        yield "the words of all chunks were looked up anew"
+    if list(_faults_of_vectors(catalog)):
+        catalog.vectors.clear()
+        wait_for_vectors(catalog)
+        yield "all chunks wait for their vectors anew"
+
+
+def _add_from_chunks(catalog, folder):
+    """Put the words of all chunks that are in no segment into one."""
+    left = _nowhere(catalog)
+    if left:
+        with built_file(_postings_of(catalog, left), folder) as built:
+            add_mapped(catalog, catalog.text_index, Segment, built)
+
+
 # Search
 
 class _Query(typing.NamedTuple):
@@ -8053,6 +8153,7 @@ COMMANDS = {
     "forget": CommandRow(ForgetCommand, "upkeep", "write"),
 }
 BODY_LESS = frozenset({"id", "v", "idempotency_key", "wait", "why"})       # not part of what a key stands for
+LATER_FIELDS = {"rechunk": False, "conversation": None}        # name -> default, which is no part of it: older images know no such
 
 
 def unpack_request(payload):
@@ -8108,6 +8209,9 @@ def _sorted(value):
 def body_digest(command):
     """Return the BLAKE2b of what a key stands for: the validated request as sorted msgpack."""
     body = command.model_dump(exclude=BODY_LESS)
+    for fields, (name, default) in itertools.product((body, body.get("mission_brief", {})), LATER_FIELDS.items()):
+        if name in fields and fields[name] == default:
+            del fields[name]
     try:
         return digest(ormsgpack.packb(_sorted(body), option=ormsgpack.OPT_NON_STR_KEYS))
     except (TypeError, RecursionError):
@@ -9702,10 +9806,7 @@ def join_words(root):
         _filter_in(catalog, document)
     catalog.text_index = catalog.segments
     del catalog.segments
-    left = _nowhere(catalog)
-    if left:
-        with built_file(_postings_of(catalog, left), blob_folder(root)) as built:
-            add_mapped(catalog, catalog.text_index, Segment, built)
+    _add_from_chunks(catalog, blob_folder(root))
 
 
 def genesis(image, core=None):
@@ -10334,6 +10435,7 @@ SUBCOMMANDS = {
 def _check(args, settings):
     def tell(line):
         print(f"checking {line}", file=sys.stderr, flush=True)
+    mended = mend_image(settings.image) if args.mend else []
     report = check_image(settings.image, args.deep, tell)
     note_upkeep(report["image"], "deep check" if args.deep else "check", report["seconds"], not report["faults"],
                 f"{len(report['faults'])} faults")
@@ -10342,8 +10444,21 @@ def _check(args, settings):
     if report["tail"]:
         lines.append(f"{report['tail']} bytes at the end are an unfinished transaction, which was never acknowledged; the next "
                      "start cuts it and keeps it aside")
+    lines += [f"mended: {done}" for done in mended] + list(_told_memory(report.get("memory", {})))
     faults = [f"FAULT: {fault}" for fault in report["faults"]]
     return report, "\n".join([*lines, *faults, f"{len(faults)} faults" if faults else "no fault was found"])
+
+
+def _told_memory(memory):
+    """Yield lines about the health of the memory."""
+    for kind, sizes in memory.get("kinds", {}).items():
+        size = f"{sizes['chunks']:,} chunks, {sizes['bytes'] / 1e6:.1f} MB"
+        yield f"memory: {sizes['documents']:,} documents of kind {kind}, {size}"
+    for what in ("duplicated", "stale", "never recalled"):
+        if memory.get(what, {}).get("count"):
+            found = memory[what]["documents"]
+            more = " …" if memory[what]["count"] > 3 else ""
+            yield f"memory: {memory[what]['count']:,} documents {what}: {', '.join(found[:3])}{more}"
 
 
 def _recover(args, settings):
@@ -10485,7 +10600,8 @@ ARGUMENTS = {                                            # subcommand -> its arg
              ("--public", {"help": "a public key that the client made itself"}),
              ("--image", {"default": argparse.SUPPRESS, "help": "the data file, whose keys they are"})],
     "settings": [("changes", {"nargs": "*", "metavar": "NAME=VALUE", "help": "NAME= makes it the default again"})],
-    "check": [("--deep", {"action": "store_true", "help": "every record, reference, page, posting and hash"}),
+    "check": [("--deep", {"action": "store_true", "help": "every record, reference, page, posting, hash; how the memory is"}),
+              ("--mend", {"action": "store_true", "help": "first make anew what is derived and does not agree"}),
               ("--image", {"default": argparse.SUPPRESS, "help": "the data file"})],
 }
 

@@ -12,6 +12,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "bench"))
 import bench
 import quality
 
+import batos
+
 # at least so many; more where there is a core
 ROWS = {"health": 4, "writes": 6, "send": 3, "cycles": 2, "start": 4, "check": 2, "waits": 3, "sizes": 4, "search": 6}
 

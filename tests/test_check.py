@@ -139,6 +139,12 @@ def other_words(root):
     segment.data = segment.data.replace(b"valv", b"velv")
 
 
+def page_without_a_part(root):
+    page = next(iter(root["ledger_obj"].write.values()))
+    page._p_activate()
+    del page.large
+
+
 @pytest.mark.parametrize("harm, words", [
     (dangling, "0xfffff, which does not exist"),
     (lambda root: root["genesis_obj"].setSlot_value_("s2", 7), "ledger: s2 of 0x3 is not what the change"),
@@ -151,7 +157,7 @@ def other_words(root):
     (other_words, "the words of the segment . are not those of its chunks"),
     (lambda root: root["knowledge_catalog_obj"].metadata_index["scope"]["world"].clear(), "the filter scope"),
     (lambda root: root["knowledge_catalog_obj"].retired_order.clear(), "1 retired documents"),
-    (lambda root: next(iter(root["ledger_obj"].write.values())).__dict__.pop("large"), "ledger: the check broke off"),
+    (page_without_a_part, "ledger: the check broke off"),
     (lambda root: root.update(image_version=99), "99"),
 ])
 def test_what_does_not_agree_is_named(path, harm, words):
@@ -281,3 +287,42 @@ def test_a_flip_anywhere_in_the_header_of_a_record_is_found_and_told_by_recover(
         assert batos.transaction_fault(bytes(bad), start, links=True), offset
         report = batos.recover_image(path, tmp_path / f"new{offset}.fs")
         assert report["lost"] or report["records"] == records and 16 <= offset < 24, offset
+
+
+# The memory's health
+
+
+@pytest.mark.parametrize("harm, done", [
+    (lambda catalog: catalog.text_index.clear(), "words of all chunks"),
+    (lambda catalog: catalog.unembedded.clear(), "wait for their vectors"),
+    (lambda catalog: catalog.metadata_index["scope"]["world"].clear(), "filters were made anew"),
+    (lambda catalog: catalog.chunk_storage.update({99: catalog.chunk_storage[catalog.documents["b.md"].first_chunk]}),
+     "1 chunks of no document"),
+])
+def test_what_is_derived_and_does_not_agree_is_mended(path, harm, done):
+    changed(path, lambda root: harm(root["knowledge_catalog_obj"]))
+    assert batos.check_image(path, deep=True)["faults"]
+    told = batos.mend_image(path)
+    assert len(told) == 1 and done in told[0] and batos.check_image(path, deep=True)["faults"] == []
+    assert batos.mend_image(path) == []
+
+
+def test_a_deep_check_tells_how_the_memory_is(path, tmp_path, capsys):
+    file = tmp_path / "learnt.txt"
+    file.write_text("A lamp.")
+
+    def learn(root):
+        catalog = root["knowledge_catalog_obj"]
+        batos.index_document_(catalog, "one", "The valve.", {"path": str(file)})
+        batos.index_document_(catalog, "two", "The valve.")
+        batos.remember_episode(catalog, "Which valve?", cited=[{"doc_id": "two"}])
+    changed(path, learn)
+    memory = batos.check_image(path, deep=True)["memory"]
+    assert memory["duplicated"] == {"count": 1, "documents": ["two"]} and memory["stale"]["documents"] == []
+    assert "one" in memory["never recalled"]["documents"] and "two" not in memory["never recalled"]["documents"]
+    assert memory["kinds"]["episode"] == {"documents": 1, "chunks": 1, "bytes": 12}
+    file.unlink()
+    assert batos.main(["check", "--deep", "--mend", "--image", str(path)]) == 0
+    told = capsys.readouterr().out
+    assert "1 documents stale: one" in told and "no fault was found" in told and "mended" not in told
+    assert "memory" not in batos.check_image(path)
