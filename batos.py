@@ -8153,7 +8153,7 @@ COMMANDS = {
     "forget": CommandRow(ForgetCommand, "upkeep", "write"),
 }
 BODY_LESS = frozenset({"id", "v", "idempotency_key", "wait", "why"})       # not part of what a key stands for
-LATER_FIELDS = {"rechunk": False, "conversation": None}        # name -> default, which is no part of it: older images know no such
+LATER_FIELDS = {"rechunk": False, "conversation": None}        # name -> default, which is not part of it: older images had none
 
 
 def unpack_request(payload):
