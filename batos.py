@@ -9259,6 +9259,70 @@ class Wire:
         self.end_session(peer)
 
 
+class Housekeeping:
+    """What the daemon does to the memory without being asked: vectors, merges, sweeps, what it says of itself."""
+
+    def __init__(self, image, lanes, embedder, settings):
+        self.image, self.lanes, self.settings = image, lanes, settings
+        self.embedding = EmbeddingLane(image, lanes["bulk"], embedder)
+        self._at_work = set()                            # names of our jobs in the lanes; one of each
+        self._closing = False
+
+    def start(self):
+        """Begin; end what a stop cut short."""
+        self.embedding.start()
+        self._ask("read", "forgetting", lambda root: root["knowledge_catalog_obj"].forgetting, self._go_on_forgetting)
+        if self.settings.self_knowledge:
+            self._ask("read", "own documents", own_documents, self._learn_own)
+
+    def look(self, memory, merge_due):
+        """See to what the figures of the memory ask for."""
+        if memory["leftovers"]:
+            self._sweep()
+        if merge_due:
+            self._ask("upkeep", "merge", merge_job(self.image, self.lanes["bulk"]))
+        if memory["unembedded"]:
+            self.embedding.wake()
+
+    def end(self):
+        """Begin nothing any more: the daemon drains."""
+        self._closing = True
+
+    def close(self):
+        """End the embedding; the bulk lane must be open still."""
+        self.end()
+        self.embedding.close()
+
+    def _ask(self, lane, name, apply, then=lambda result: None, **how):
+        """Have a lane do something, once at a time; `then(result)` is called in its thread."""
+        if name in self._at_work or self._closing:
+            return
+
+        def done(outcome):
+            self._at_work.discard(name)
+            if outcome.error is None:
+                then(outcome.result)
+            else:
+                log_bridge.error("%s failed: %s", name, outcome.error)
+        self._at_work.add(name)
+        self.lanes[lane].submit(Job(name, apply, done, **how))
+
+    def _sweep(self, more=True):
+        """Have the bulk lane take out, part by part, what nobody can find."""
+        if more:
+            self._ask("bulk", "sweep", lambda root: sweep(root["knowledge_catalog_obj"]), self._sweep)
+
+    def _go_on_forgetting(self, forgetting):
+        if forgetting:
+            self._ask("upkeep", "forget", lambda step: leave_no_byte(self.image, self.lanes["bulk"], step))
+
+    def _learn_own(self, commands):
+        for command in commands:
+            ingest = Ingest(command, self.settings, self.embedding.embedder)
+            self.lanes["bulk"].submit(Job("index_document", ingest.apply, why="what the system says of itself",
+                                          before=ingest.before, after=ingest.after))
+
+
 class BatOS_UVM:
     """The universal virtual machine: a ROUTER, the lanes behind it, and one reply for each request."""
 
@@ -9273,7 +9337,7 @@ class BatOS_UVM:
                       "upkeep": Upkeep(image, settings, self._fatal, self.events)}
         self.mind = MissionLane(image, self.lanes, self.core, settings,
                                 lambda oid, report: self.post(self._cycle_ended, oid, report), self.embedder)
-        self.embedding = EmbeddingLane(image, self.lanes["bulk"], self.embedder)
+        self.housekeeping = Housekeeping(image, self.lanes, self.embedder, settings)
         self._waiting = collections.defaultdict(list)    # cycle id -> functions of its report, each one a reply
         self.started_s = time.monotonic()
         self.keys = KeyMemory(settings.request_memory_min_h * 3600, settings.request_memory_max)
@@ -9284,7 +9348,6 @@ class BatOS_UVM:
         self._view_commits = -1
         self.vitals = {}                                 # what health tells of disk, memory and commits, looked at each second
         self._metrics = None                             # the server of figures
-        self._sweeping = self._merging = False           # whether the bulk lane has a sweep, the upkeep lane a merge of ours
         self._health = None                              # what `health` answers, within one drain
         self._taken = None                               # [(lane, job)] of the messages being drained, None between drains
 
@@ -9298,12 +9361,8 @@ class BatOS_UVM:
         if self.settings.metrics_port:
             self._metrics = serve_metrics(self.settings.metrics_port, self._look_at_health)
         self.core.start()
-        self.embedding.start()
         self.mind.start(self.events)
-        self.lanes["read"].submit(Job("forgetting", lambda root: root["knowledge_catalog_obj"].forgetting,
-                                      self._go_on_forgetting))
-        if self.settings.self_knowledge:
-            self.lanes["read"].submit(Job("own documents", own_documents, self._learn_own))
+        self.housekeeping.start()
         self.events.subscribe("cycle", lambda oid, state: self.post(self.wire.publish, "cycle", {"cycle": oid, "state": state}))
         self.events.subscribe("error", lambda name, error: self.post(self._publish_error, name, error))
         self._held = []
@@ -9325,6 +9384,7 @@ class BatOS_UVM:
 
     async def _drain_out(self):
         """Accept nothing more, wait for what was accepted, send what is unsent; all within drain_s."""
+        self.housekeeping.end()
         self._refused = ShuttingDown("the daemon is shutting down and takes no more work; "
                                      "send it again once the daemon is back")
         log_bridge.info("draining: %d requests at work", self.pending)
@@ -9350,7 +9410,7 @@ class BatOS_UVM:
         self.mind.stop_taking()
         self.core.close()
         self.mind.close()
-        self.embedding.close()
+        self.housekeeping.close()
         for name in ("upkeep", "write", "bulk", "read"):     # upkeep hands work to the bulk lane
             self.lanes[name].close()
 
@@ -9479,20 +9539,6 @@ class BatOS_UVM:
     def _submit(self, request):
         """Give a request to the lane of its command, as the job that JOBS makes of it."""
         JOBS[request.command.command](self, request)
-
-    def _go_on_forgetting(self, outcome):
-        """Have the upkeep lane end what a stop cut short (in the read lane's thread)."""
-        if outcome.error is None and outcome.result:
-            self.lanes["upkeep"].submit(Job("forget", lambda step: leave_no_byte(self.image, self.lanes["bulk"], step)))
-
-    def _learn_own(self, outcome):
-        """Have the bulk lane index what own_documents found (in the read lane's thread)."""
-        if outcome.error is not None:
-            log_bridge.error("what the system says of itself is not indexed: %s", outcome.error)
-        for command in outcome.result or ():
-            ingest = Ingest(command, self.settings, self.embedder)
-            self.lanes["bulk"].submit(Job("index_document", ingest.apply, why="what the system says of itself",
-                                          before=ingest.before, after=ingest.after))
 
     def submit_to(self, lane, request, apply, repeated=None, **how):
         """Queue a job for a request; its outcome is the reply."""
@@ -9672,36 +9718,9 @@ class BatOS_UVM:
         if outcome.error is None:
             self.view = outcome.result
             self.wire.publish("uvm_state_update", {"state": self._state()})
-            self._sweep(self.view["memory"]["leftovers"])
-            self._merge(self.view.pop("merge_due"))
-            if self.view["memory"]["unembedded"]:
-                self.embedding.wake()
+            self.housekeeping.look(self.view["memory"], self.view.pop("merge_due"))
         else:
             log_bridge.error("the view of the state cannot be read", exc_info=outcome.error)
-
-    def _sweep(self, more):
-        """Have the bulk lane take out of the index, part by part, what nobody can find."""
-        if more and not self._sweeping and not self._refused:
-            self._sweeping = True
-            self.lanes["bulk"].submit(Job("sweep", lambda root: sweep(root["knowledge_catalog_obj"]),
-                                          lambda outcome: self.post(self._swept, outcome)))
-
-    def _merge(self, due):
-        """Have small segments of the memory become one."""
-        if due and not self._merging and not self._refused:
-            self._merging = True
-            self.lanes["upkeep"].submit(Job("merge", merge_job(self.image, self.lanes["bulk"]),
-                                            lambda outcome: self.post(self._merged)))
-
-    def _merged(self):
-        self._merging = False
-
-    def _swept(self, outcome):
-        self._sweeping = False
-        if outcome.error is None:
-            self._sweep(outcome.result)
-        else:
-            log_bridge.error("a sweep of the catalog failed: %s", outcome.error)
 
     def health(self):
         """Return how the daemon is, from memory; messages that are drained together are told the same."""

@@ -7,6 +7,7 @@ Each bench yields rows (what, ours, the other, ratio). Pairs are measured in tur
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -463,7 +464,7 @@ class Vocabulary:
 
     def text(self, chunks):
         """Return a text that is cut into so many chunks."""
-        return "\n\n".join(" ".join(self.some(90)) + "." for _ in range(chunks))
+        return "\n\n".join(" ".join(self.some(110)) + "." for _ in range(chunks))
 
 
 def p95_ms(function, queries):
@@ -480,6 +481,29 @@ def fts5(path):
                                               (" OR ".join(query.split()),)).fetchall()
 
 
+def tantivy_index(folder):
+    """Return (learn(rows), search) of a tantivy index in a folder, stemmed; None where tantivy is not installed."""
+    if importlib.util.find_spec("tantivy") is None:
+        return None
+    import tantivy
+    folder.mkdir()
+    schema = tantivy.SchemaBuilder().add_text_field("text", stored=True, tokenizer_name="en_stem").build()
+    index = tantivy.Index(schema, path=str(folder))
+    writer = index.writer(num_threads=1)
+
+    def learn(rows):
+        for text in rows:
+            writer.add_document(tantivy.Document(text=[text]))
+        writer.commit()
+
+    def search(query):
+        index.reload()
+        searcher = index.searcher()
+        found = searcher.search(index.parse_query(query, ["text"]), 5).hits
+        return [searcher.doc(address)["text"] for _, address in found]
+    return learn, search
+
+
 def stored_bytes(folder):
     return sum(path.stat().st_size for path in pathlib.Path(folder).rglob("*") if path.is_file())
 
@@ -494,27 +518,39 @@ def bench_search(seconds):
 def search_rows(folder, chunks, count):
     vocabulary, memory = Vocabulary(), Machine(folder)
     table, ask_table = fts5(str(folder / "fts5.db"))
-    ours_s = other_s = size = 0
+    others = {"FTS5": (lambda rows: (table.executemany("insert into d values (?)", [(row,) for row in rows]), table.commit()),
+                       ask_table, lambda: os.path.getsize(folder / "fts5.db")),
+              **({"tantivy": (*index, lambda: stored_bytes(folder / "tantivy"))}
+                 if (index := tantivy_index(folder / "tantivy")) else {})}
+
+    def sizes():
+        beside = {name: size() for name, (_, _, size) in others.items()}
+        return stored_bytes(folder) - sum(beside.values()), beside
+    ours_s, others_s, size = 0, dict.fromkeys(others, 0), 0
     for number in range(max(1, chunks // 1000)):
         text = vocabulary.text(min(chunks, 1000))
         size += len(text)
         ours_s += timed_s(lambda number=number, text=text: memory.ingest(f"d{number}", text))
-        rows = [(chunk,) for chunk in text.split("\n\n")]
-        other_s += timed_s(lambda rows=rows: (table.executemany("insert into d values (?)", rows), table.commit()))
-    yield f"{chunks:,} chunks learnt, by words", f"{chunks / ours_s:,.0f}/s", f"FTS5 {chunks / other_s:,.0f}/s", other_s / ours_s
-    peak = stored_bytes(folder) - os.path.getsize(folder / "fts5.db")
+        for name, (learn, _, _) in others.items():
+            others_s[name] += timed_s(lambda learn=learn, text=text: learn(text.split("\n\n")))
+    for name, other_s in others_s.items():
+        yield (f"{chunks:,} chunks learnt, by words", f"{chunks / ours_s:,.0f}/s", f"{name} {chunks / other_s:,.0f}/s",
+               other_s / ours_s)
+    peak, _ = sizes()
     batos.merge_job(memory.image, memory.bulk)(lambda line: None)
     memory.image.pack(time.time())
-    ours, other = (stored_bytes(folder) - os.path.getsize(folder / "fts5.db")) / size, os.path.getsize(folder / "fts5.db") / size
-    yield (f"bytes stored a byte of text, {chunks:,} chunks", f"{ours:.2f} (before the merge {peak / size:.2f})",
-           f"FTS5 {other:.2f}", ours / other)
+    ours, beside = sizes()
+    for name, other in beside.items():
+        yield (f"bytes stored a byte of text, {chunks:,} chunks", f"{ours / size:.2f} (before the merge {peak / size:.2f})",
+               f"{name} {other / size:.2f}", ours / other)
     asked = {"a rare word": [vocabulary.words[5000 + n] for n in range(count)],
              "a common word": vocabulary.words[:3] * (count // 3 + 1),
              "nine words": [" ".join(vocabulary.some(9)) for _ in range(count)]}
     for what, queries in asked.items():
         ours = p95_ms(lambda query: memory.look(lambda catalog: batos.search_(catalog, query, 5)), queries)
-        other = p95_ms(ask_table, queries)
-        yield f"search for {what}, {chunks:,} chunks, p95", f"{ours:.2f} ms", f"FTS5 {other:.2f} ms", ours / other
+        for name, (_, ask, _) in others.items():
+            other = p95_ms(ask, queries)
+            yield f"search for {what}, {chunks:,} chunks, p95", f"{ours:.2f} ms", f"{name} {other:.2f} ms", ours / other
     yield from fused_rows(memory, vocabulary, chunks, asked["nine words"])
     memory.close()
 
