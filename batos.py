@@ -6273,6 +6273,11 @@ def documents_matching(catalog, query):
                                                         if holds(document.title, document.kept)}
 
 
+def documents_named(catalog, doc_id):
+    """Return {doc_id} of a document of which any version is held. Raises NotFound."""
+    return {key[0] for key in catalog.retired.keys((doc_id, 0), (doc_id, sys.maxsize))} or {find_document(catalog, doc_id).doc_id}
+
+
 def documents_of(catalog, conversation):
     """Return the doc_ids of the documents of a conversation, former versions too."""
     alive = catalog.metadata_index["conversation"].get(conversation, ())
@@ -6811,15 +6816,21 @@ def _by_section(catalog, rows, query):
     """Have one row stand for each section, with its text: the chunks around that stand under the same headings."""
     rows = _one_each(rows, lambda chunk: (chunk["doc_id"], tuple(chunk["headings"])))
     for row in rows:
-        document, at = catalog.documents[row["chunk"]["doc_id"]], row["chunk"]["chunk_index"]
-        chunks = [catalog.chunk_storage[number] for number in document.numbers[max(0, at - SECTION_CHUNKS):at + SECTION_CHUNKS]]
-        here = min(at, SECTION_CHUNKS)
-        same = [chunk.headings == chunks[here].headings for chunk in chunks]
-        first = max((n + 1 for n in range(here) if not same[n]), default=0)
-        after = next((n for n in range(here, len(chunks)) if not same[n]), len(chunks))
-        part = chunks[first:after][:SECTION_CHUNKS] if after - first <= SECTION_CHUNKS else chunks[here:after][:SECTION_CHUNKS]
+        part = _section_around(catalog, row["chunk"])
         row["section"] = {"text": "\n\n".join(chunk.text for chunk in part), "lines": [part[0].line_start, part[-1].line_end]}
     return rows
+
+
+def _section_around(catalog, chunk):
+    """Return the chunks around a result's that stand under the same headings; of a long section those from it on."""
+    document, at = catalog.documents[chunk["doc_id"]], chunk["chunk_index"]
+
+    def same(indexes):
+        chunks = (catalog.chunk_storage[document.first_chunk + index] for index in indexes)
+        return list(itertools.takewhile(lambda one: list(one.headings) == chunk["headings"], chunks))
+    before = same(range(at - 1, max(-1, at - SECTION_CHUNKS - 1), -1))[::-1]
+    after = same(range(at, min(document.chunk_count, at + SECTION_CHUNKS)))
+    return before + after if len(before) + len(after) <= SECTION_CHUNKS else after
 
 
 def _by_document(catalog, rows, query):
@@ -7463,21 +7474,22 @@ def _cited_in(told):
         yield from _cited_in(inner)
 
 
-def what_to_forget(root, doc_id=None, conversation=None, matching=None):
-    """Return (doc_ids, {oid: whether it asked for that itself} of the cycles concerned). One of the three names what it is.
+# How what is to be forgotten is named -> (catalog, value) to doc_ids, and whether a mission's brief asked for that itself.
+FORGET_BY = {
+    "doc_id": (documents_named, lambda brief, value: False),
+    "conversation": (documents_of, lambda brief, value: brief.get("conversation") == value),
+    "matching": (documents_matching, lambda brief, value: set(stems(value)) <= set(stems(mission_text(brief)))),
+}
 
-    Raises NotFound, BadRequest.
-    """
-    catalog, found = root["knowledge_catalog_obj"], {}
-    doc_ids = documents_matching(catalog, matching) if matching else documents_of(catalog, conversation) if conversation else {
-        key[0] for key in catalog.retired if key[0] == doc_id} or {find_document(catalog, doc_id).doc_id}
-    words = set(stems(matching or ""))
+
+def what_to_forget(root, by, value):
+    """Return (doc_ids, {oid: whether it asked for that itself} of the cycles concerned). Raises NotFound, BadRequest."""
+    documents, asks_for = FORGET_BY[by]
+    doc_ids, found = documents(root["knowledge_catalog_obj"], value), {}
     for cycle in itertools.chain(root["missions"].values(), root["journals"].values()):
-        brief, text = cycle.mission_brief, mission_text(cycle.mission_brief)
-        mine = episode_id(text, brief.get("conversation")) in doc_ids or bool(words) and words <= set(stems(text)) or \
-            conversation is not None and brief.get("conversation") == conversation
-        told = [cycle.result, *(entry.answer for entry in cycle.journal)]
-        if mine or not doc_ids.isdisjoint(_cited_in(told)):
+        brief = cycle.mission_brief
+        mine = asks_for(brief, value) or episode_id(mission_text(brief), brief.get("conversation")) in doc_ids
+        if mine or not doc_ids.isdisjoint(_cited_in([cycle.result, *(entry.answer for entry in cycle.journal)])):
             found[cycle._p_oid] = mine
     return doc_ids, found
 
@@ -7529,12 +7541,12 @@ def _pages_about(image, oids, step):
     return found
 
 
-def forget_job(image, bulk, settings, what, preview):
-    """Return apply(step) that forgets what `what` names (fields of what_to_forget), or only tells what that is."""
+def forget_job(image, bulk, settings, by, value, preview):
+    """Return apply(step) that forgets what a value names `by` one of FORGET_BY, or only tells what that is."""
     def apply(step):
         step("forget, what it is")
         with reading(image) as root:
-            doc_ids, cycles = what_to_forget(root, **what)
+            doc_ids, cycles = what_to_forget(root, by, value)
         result = {"documents": sorted(doc_ids)[:1000], "count": len(doc_ids), "cycles": len(cycles)}
         told = f"{len(doc_ids)} documents and what {len(cycles)} cycles were told of them"
         if preview or not (doc_ids or cycles):
@@ -8108,7 +8120,7 @@ class ForgetCommand(Command):
 
     @pydantic.model_validator(mode="after")
     def _names_one(self):
-        if sum(one is not None for one in (self.doc_id, self.conversation, self.matching)) != 1:
+        if sum(getattr(self, by) is not None for by in FORGET_BY) != 1:
             raise ValueError("one of doc_id, conversation and matching says what to forget")
         return self
 
@@ -8977,8 +8989,8 @@ def _backup(uvm, request):
 
 
 def _forget(uvm, request):
-    what = request.command.model_dump(include={"doc_id", "conversation", "matching"})
-    uvm.submit_to("upkeep", request, forget_job(uvm.image, uvm.lanes["bulk"], uvm.settings, what, request.command.preview))
+    [(by, value)] = request.command.model_dump(include=set(FORGET_BY), exclude_none=True).items()
+    uvm.submit_to("upkeep", request, forget_job(uvm.image, uvm.lanes["bulk"], uvm.settings, by, value, request.command.preview))
 
 
 def _subscribe(uvm, request):
@@ -10373,7 +10385,7 @@ def _pack_command(args, client):
 
 
 def _forget_command(args, client):
-    what = {name: getattr(args, name) for name in ("doc_id", "conversation", "matching") if getattr(args, name) is not None}
+    what = {by: getattr(args, by) for by in FORGET_BY if getattr(args, by) is not None}
     if args.yes:
         reply = _watched(client, "forget", **what)
         return reply, reply["details"]

@@ -269,7 +269,7 @@ def test_a_forgetting_that_was_cut_short_is_ended_by_the_next_start(daemon, tmp_
         if "of what is gone" in line or "pack" in line:
             raise batos.Cancelled(line)
     with pytest.raises(batos.Cancelled):
-        batos.forget_job(one.image, one.lanes["bulk"], one.settings, {"doc_id": "house"}, False)(step)
+        batos.forget_job(one.image, one.lanes["bulk"], one.settings, "doc_id", "house", False)(step)
     assert found(one, "xylograph") == []
     one.close()
     assert bytes_with(tmp_path, b"xylograph")
@@ -284,7 +284,7 @@ def test_a_forgetting_that_was_cut_short_is_ended_by_the_next_start(daemon, tmp_
 def test_a_document_is_forgotten_and_what_was_asked_about_it_stays(one):
     one.learn()
     oid = one.think(CHAT)["cycle"]
-    job = batos.forget_job(one.image, one.lanes["bulk"], one.settings, {"doc_id": "pump.md"}, False)
+    job = batos.forget_job(one.image, one.lanes["bulk"], one.settings, "doc_id", "pump.md", False)
     assert "1 documents and what 1 cycles" in job(lambda line: None)["details"]
     report = one.read(lambda root: batos.cycle_report(batos.find_cycle(root, oid)))
     assert report["answer"] == batos.FORGOTTEN and report["evidence"] == [] and "valve" in report["mission"]
@@ -293,13 +293,13 @@ def test_a_document_is_forgotten_and_what_was_asked_about_it_stays(one):
     assert found(one, "valve") == [] and found(one, "valve", conversation="home") == [batos.mission_text(CHAT)]
     assert faults(one) == []
     with pytest.raises(batos.NotFound):
-        batos.forget_job(one.image, one.lanes["bulk"], one.settings, {"doc_id": "pump.md"}, True)(lambda line: None)
+        batos.forget_job(one.image, one.lanes["bulk"], one.settings, "doc_id", "pump.md", True)(lambda line: None)
 
 
 def test_a_conversation_is_forgotten_and_no_other(one):
     say(one, "The printer stands in room 12.")
     say(one, "The printer stands in room 12.", "office")
-    batos.forget_job(one.image, one.lanes["bulk"], one.settings, {"conversation": "home"}, False)(lambda line: None)
+    batos.forget_job(one.image, one.lanes["bulk"], one.settings, "conversation", "home", False)(lambda line: None)
     assert found(one, "printer", conversation="home") == [] and len(found(one, "printer", conversation="office")) == 1
     missions = one.read(lambda root: [batos.mission_text(cycle.mission_brief) for cycle in root["missions"].values()])
     assert missions == [batos.FORGOTTEN, "The printer stands in room 12."] and faults(one) == []
