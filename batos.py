@@ -319,7 +319,7 @@ SETTINGS = {row.name: row for row in (
     Setting("journal_days", 7.0, "days", "journals of ended missions are kept so long"),
     Setting("evidence_chunks", 4, "chunks", "passages that one recall looks into"),
     Setting("evidence_sentences", 4, "sentences", "sentences that one recall offers, 1 to 8"),
-    Setting("semantic_chunk_kb", 8.0, "kB", "smaller documents are cut where their meaning changes, others by words"),
+    Setting("semantic_chunk_kb", 4.0, "kB", "smaller documents are cut where their meaning changes, others by words"),
     Setting("self_knowledge", True, "true or false", "index the README and the docstrings of batos.py, with scope self"),
     Setting("relevance", 0.55, "share", "share of a question's idf mass that the best chunk must hold"),
     Setting("similarity", 0.62, "cosine", "or how near the best sentence must be to the question"),

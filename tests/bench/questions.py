@@ -1,9 +1,9 @@
 """The questions of questions.json, asked of a daemon that has learnt a folder: are the right sections found, are answers cited?
 
-    python tests/bench/questions.py FOLDER [--keep FOLDER]
+    python tests/bench/questions.py FOLDER [--answers]
 
-FOLDER holds the documents that questions.json names. Each question is searched, by words and by both, and asked; of each
-answer every citation is opened: the quoted text must stand in that file at those lines.
+FOLDER holds the documents that questions.json names. Each question is searched and asked; of each answer every citation is
+opened: the quoted text must stand in that file at those lines. The latest report is questions.md.
 """
 
 import argparse
@@ -69,15 +69,13 @@ def main():
 
 
 def report(endpoint, folder, questions, with_answers):
-    start_s = time.perf_counter()
-    told = subprocess.run([sys.executable, batos.__file__, "learn", "--endpoint", endpoint, "."], cwd=folder, text=True,
+    start_s, told = time.perf_counter(), []
+    learnt = subprocess.run([sys.executable, batos.__file__, "learn", "--endpoint", endpoint, "."], cwd=folder, text=True,
                           capture_output=True, check=True).stdout.splitlines()[-1]
     learnt_s = time.perf_counter() - start_s
     with batos.Client(endpoint, timeout_s=300) as client:
-        words = [rank_of(client.call("search_memory", query=row["question"], max_results=10)["results"], row["right"])
-                 for row in questions] if client.call("health")["result"]["embedder"]["state"] != "ready" else None
         state = wait_for_vectors(client)
-        print(f"{told}; embedder {state} {time.perf_counter() - start_s - learnt_s:.0f} s later\n")
+        print(f"{learnt}; embedder {state} {time.perf_counter() - start_s - learnt_s:.0f} s later\n")
         print("| question | right section found | relevant | cited right | citations that open | s |\n|---|---|---|---|---|---|")
         counts = {"found": 0, "right": 0, "opened": 0, "cited": 0}
         for row in questions:
@@ -94,10 +92,12 @@ def report(endpoint, folder, questions, with_answers):
             print(f"| {row['question']} | {place or 'not in ten'} | {'yes' if answer.get('relevant') else 'no'} | "
                   f"{'yes' if right else 'no'} | {opened}/{len(evidence)} | {seconds:.1f} |", flush=True)
             if with_answers:
-                print(f"\n{answer.get('answer', answer)}\n")
-                print(*(f"  [{n}] {item['doc_id']}:{item['lines'][0]}" for n, item in enumerate(evidence, 1)), "", sep="\n")
+                told.append((row["question"], answer))
         print(f"\n{counts['found']} of {len(questions)} in the top three; {counts['right']} answers cite a right document; "
-              f"{counts['opened']} of {counts['cited']} citations open at their lines.", words or "")
+              f"{counts['opened']} of {counts['cited']} citations open at their lines.")
+        for question, answer in told:
+            print(f"\n**{question}** {' '.join(answer.get('answer', str(answer)).split())}\n")
+            print(*(f"- [{n}] {item['doc_id']}:{item['lines'][0]}" for n, item in enumerate(answer["evidence"], 1)), sep="\n")
 
 
 if __name__ == "__main__":
