@@ -3,6 +3,7 @@
 import gzip
 import pathlib
 import shutil
+import tarfile
 
 import pytest
 
@@ -160,3 +161,27 @@ def test_words_of_an_image_without_segments_are_found_and_merged(third, daemon):
         words = [word for segment in catalog.text_index.values() for word in segment.arrays.vocabulary()]
         assert "copper" not in words and "silver" in words and "segments" not in batos.own(catalog)
     image.close()
+
+
+@pytest.fixture
+def fourth(tmp_path):
+    """The image of commit aa7957a: a document in a segment, a small one in the index, one that was taken out, a mission."""
+    with tarfile.open(IMAGES / "aa7957a.tgz") as packed:
+        packed.extractall(tmp_path, filter="data")
+    return str(tmp_path / "live_image.fs")
+
+
+def test_an_image_with_segments_and_a_tail_has_all_words_in_segments(fourth, daemon):
+    assert batos.check_image(fourth, deep=True)["faults"] == []
+    running = daemon(core=0)
+    with batos.Client(running.endpoint) as client:
+        def found(query, **where):
+            return [row["chunk"]["doc_id"] for row in client.call("search_memory", query=query, **where)["results"]]
+        assert found("brass valve") == ["pump.md"] and found("silver", tags=["lamp"])[0] == "large.md" and found("copper") == []
+        again = client.call("initiate_cognitive_cycle", mission_brief=MISSION, idempotency_key="a mission", wait=True)
+        assert again["result"]["state"] == "COMPLETE" and client.call("list_cycles")["details"] == "1 cycles"
+        memory = client.call("get_full_state")["result"]["memory"]
+        assert memory["chunks"] == memory["unembedded"] == 211 and memory["segments"] == 2
+        client.call("supersede", older="large.md", newer="pump.md")
+    assert running.stop() == 0
+    assert batos.check_image(fourth, deep=True)["faults"] == []
