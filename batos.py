@@ -6735,7 +6735,7 @@ def search_(catalog, query, max_results=5, vector=None, terms=None, offset=0, **
 
     {"results": [{"chunk": {…}, "score", "why": {"words": {word: share of the query's idf}, "missing": [words that this
     chunk lacks], "mass", "rank_by_words", "rank_by_meaning", "similarity"}}], "mass": the greatest among the best chunks,
-    "query_words", "unknown": [words that are nowhere in the catalog]}. The score is BM25, or from 0 to 1 with a vector.
+    "query_words", "unknown": [words that nothing that is looked at holds]}. The score is BM25, or from 0 to 1 with a vector.
 
     where: fields of Where. terms: what parse_query made of the query. offset: how many of the best are left out. A query of
     stop words alone finds nothing (they are not indexed) and is no error: its `query_words` is 0. Equal
@@ -6759,7 +6759,13 @@ def search_(catalog, query, max_results=5, vector=None, terms=None, offset=0, **
                for number, score in itertools.islice(best.items(), offset, most)]
     return {"results": results, "mass": max((why["mass"] for why in whys.values()), default=0.0),
             "query_words": len(asked.spelt),
-            "unknown": [asked.spelt[word] for word, count in asked.frequencies.items() if not count]}
+            "unknown": [asked.spelt[word] for word in asked.spelt if not _is_known(catalog, asked, word, test)]}
+
+
+def _is_known(catalog, asked, word, test):
+    """Tell whether a chunk among those that are looked at holds a word; one that many hold is taken to be known."""
+    count = asked.frequencies[word]
+    return count > RANKED or bool(count) and any(test(number) for number in _numbers_with(catalog, word).tolist())
 
 
 def chunks_around(catalog, chunk, count):
@@ -6900,13 +6906,14 @@ def find_evidence(catalog, query, recall, focus="", places=({},)):
     near = [search_(catalog, focus, recall.chunks, recall.embedder.query(focus), **where) for where in places if focus.strip()]
     rows = {row["chunk"]["chunk_id"]: row for outcome in (*outcomes, *near) for row in outcome["results"]}
     mass = max(outcome["mass"] for outcome in outcomes)
+    unknown = [word for word in outcomes[0]["unknown"] if all(word in outcome["unknown"] for outcome in outcomes)]
     told = list({one.text: (one, row) for row in rows.values() for one in _tellings(row["chunk"])}.values())
     shares, nearest = _shares(asked, words_of(focus), vector, told, recall.embedder)
     best = heapq.nlargest(recall.sentences, zip(shares, told, strict=True), key=lambda pair: pair[0])    # equal ones in order
     evidence = [_evidence(one, row["chunk"]) | {"share": round(share, 2)} for share, (one, row) in best
                 if share >= EVIDENCE_FLOOR * best[0][0]]
     relevant = mass >= recall.mass or nearest >= recall.similarity
-    return {"relevant": relevant and bool(evidence), "mass": mass, "unknown": outcomes[0]["unknown"], "evidence": evidence}
+    return {"relevant": relevant and bool(evidence), "mass": mass, "unknown": unknown, "evidence": evidence}
 
 
 def _tellings(chunk):
@@ -7261,7 +7268,9 @@ def _journalled(cycle, name):
 
 def _recalled(cycle, recall, focus=""):
     mission, root = mission_text(cycle.mission_brief), _root_of(cycle)
-    return find_evidence(root["knowledge_catalog_obj"], mission, recall, focus, _places(cycle, mission, root))
+    query = SELF_NAMES.sub(" ", mission)                 # the system's name says where to look, not for what
+    query = query if words_of(query) else mission
+    return find_evidence(root["knowledge_catalog_obj"], query, recall, focus, _places(cycle, mission, root))
 
 
 SELF_NAMES = re.compile(r"\bBAT ?OS\b|\bbatos\b", re.IGNORECASE)
@@ -7494,6 +7503,12 @@ def what_to_forget(root, by, value):
     return doc_ids, found
 
 
+def _erase_unless_changed(root, by, value, doc_ids, cycles, pages):
+    if what_to_forget(root, by, value) != (doc_ids, cycles):
+        raise Busy("a mission came to an end with what is to be forgotten, or it was learnt anew, just now; send it again")
+    return {"versions": _erase(root, doc_ids, cycles, pages)}
+
+
 def _erase(root, doc_ids, cycles, pages):
     """Take documents out, and the text out of the cycles, episodes and pages that were told of them."""
     catalog, log = root["knowledge_catalog_obj"], root["failed_cycle_log"]
@@ -7552,7 +7567,7 @@ def forget_job(image, bulk, settings, by, value, preview):
         if preview or not (doc_ids or cycles):
             return {"details": f"{told} would be forgotten", "result": result}
         pages = _pages_about(image, cycles, step)
-        bulk.call(Job("forget", lambda root: {"versions": _erase(root, doc_ids, cycles, pages)}))
+        bulk.call(Job("forget", lambda root: _erase_unless_changed(root, by, value, doc_ids, cycles, pages)))
         leave_no_byte(image, bulk, step)
         backups = _backups_of(image, settings)
         kept = f"; these backups may hold it still: {', '.join(backups)}" if backups else ""
@@ -10674,7 +10689,8 @@ def main(argv=None):
         if args.subcommand in (None, "serve"):
             return serve(settings, args.debug)
         reply, text = _run_command(args, settings)
-        print(json.dumps(reply, default=repr) if args.json else text, flush=True)
+        if args.json or text:
+            print(json.dumps(reply, default=repr) if args.json else text, flush=True)
         return int(isinstance(reply, dict) and bool(reply.get("faults") or reply.get("lost")))
     except KeyboardInterrupt:
         print("batos: interrupted", file=sys.stderr)
