@@ -262,21 +262,35 @@ def mixed_texts(count=60, parts=8):
         yield "\n\n".join(chosen), begins
 
 
-def boundary_measures(likeness):
+def headed_texts():
+    """Yield (text, the lines on which its sections begin but the first) of our manuals without their headings."""
+    for path in (*sorted((HERE.parent / "data").glob("*.md")), HERE.parents[1] / "README.md"):
+        kept, begins = [], []
+        for line in path.read_text().splitlines():
+            if line.startswith("#"):
+                begins.append(len(kept) + 1)
+            else:
+                kept += [line] if line or (kept and kept[-1]) else []
+        yield "\n".join(kept), [line for line in dict.fromkeys(begins) if line > 3]
+
+
+def boundary_measures(likeness, texts=mixed_texts):
     """Return (F1, precision, recall) of the cuts."""
     right = made = wanted = 0
-    for text, begins in mixed_texts():
+    for text, begins in texts():
         cuts = {draft.line_start for draft in batos.cut_text(text, "text", likeness)[1:]}
         right, made, wanted = right + len(cuts & set(begins)), made + len(cuts), wanted + len(begins)
     return 2 * right / (made + wanted), right / made, right / wanted
 
 
 def report_boundaries(embedder):
-    chance = random.Random(1)
-    print("\n| cuts by | boundary F1 | precision | recall |\n|---|---|---|---|")
-    for name, likeness in (("chance", lambda pairs: [chance.random() for _ in pairs]), ("words", batos.lexical_likeness),
-                           ("meaning", embedder.likeness)):
-        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in boundary_measures(likeness)) + " |", flush=True)
+    print("\n| texts | cuts by | boundary F1 | precision | recall |\n|---|---|---|---|---|")
+    for (what, texts), (name, likeness) in itertools.product(
+            (("put together", mixed_texts), ("manuals without their headings", headed_texts)),
+            (("size alone", lambda pairs: [0.5] * len(pairs)), ("words", batos.lexical_likeness),
+             ("meaning", embedder.likeness))):
+        values = boundary_measures(likeness, texts)
+        print(f"| {what} | {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |", flush=True)
 
 
 def main():
