@@ -4682,9 +4682,12 @@ class Embedder:
         return self._kept[text]
 
     def likeness(self, pairs):
-        """Return how alike the texts of each pair are: the cosines of their vectors. Raises CoreOffline unless ready."""
-        texts = list({text: None for pair in pairs for text in pair})
-        vectors = dict(zip(texts, self.embed(texts), strict=True)) if texts else {}
+        """Return how alike the two sides of each pair are, each some texts: the cosines of their vectors.
+
+        Raises CoreOffline unless ready.
+        """
+        sides = list(dict.fromkeys(side for pair in pairs for side in pair))
+        vectors = dict(zip(sides, self.embed(["\n".join(side) for side in sides]), strict=True)) if sides else {}
         return [float(vectors[one] @ vectors[other]) for one, other in pairs]
 
     def health(self):
@@ -5113,21 +5116,26 @@ class _Packer:
 
 
 def _windows(text, pieces):
-    """Return (what stands before, what stands after) each boundary between pieces: up to WINDOW_PIECES of them."""
-    return [(text[pieces[max(0, n - WINDOW_PIECES)].start:pieces[n - 1].end],
-             text[pieces[n].start:pieces[min(len(pieces), n + WINDOW_PIECES) - 1].end]) for n in range(1, len(pieces))]
+    """Return (the texts before, the texts after) each boundary between pieces: up to WINDOW_PIECES of them."""
+    texts = [text[piece.start:piece.end] for piece in pieces]
+    return [(tuple(texts[max(0, n - WINDOW_PIECES):n]), tuple(texts[n:n + WINDOW_PIECES])) for n in range(1, len(texts))]
 
 
 def lexical_likeness(pairs):
-    """Return how alike the texts of each pair are, 0 to 1: the cosine of their words' counts."""
+    """Return how alike the two sides of each pair are, 0 to 1: the cosine of their words' counts."""
     @functools.cache
-    def counted(text):
-        return collections.Counter(word[:6] for word in re.findall(r"\w{4,}", text.lower()))
+    def words(text):
+        return [word[:6] for word in re.findall(r"\w{4,}", text.lower())]
+
+    @functools.cache
+    def counted(side):
+        counts = collections.Counter(itertools.chain.from_iterable(map(words, side)))
+        return counts, math.sqrt(sum(count * count for count in counts.values())) or 1.0
 
     def cosine(one, other):
-        dot = sum(count * other[word] for word, count in one.items())
-        return dot and dot / math.sqrt(sum(n * n for n in one.values()) * sum(n * n for n in other.values()))
-    return [cosine(counted(before), counted(after)) for before, after in pairs]
+        (one, length), (other, other_length) = counted(one), counted(other)
+        return sum(one[word] * other[word] for word in one.keys() & other.keys()) / (length * other_length)
+    return [cosine(*pair) for pair in pairs]
 
 
 def _parts(pieces, costs):
@@ -5166,7 +5174,7 @@ def cut_text(text, kind="text", likeness=lexical_likeness):
     kind: of _RULES, such as "text" (paragraphs and lists) or "markdown" (headings, fences and tables too). Headings begin a
     chunk, code and lists stay whole where they fit, paragraphs are cut only when over the ceiling, at sentences. Where a
     section is too long for one chunk it is cut where what stands before and after is least alike, which
-    `likeness([(text before, text after)])` tells. Lines end by LF, CR LF or CR. Time is linear. Raises BadRequest for another
+    `likeness([(texts before, texts after)])` tells. Lines end by LF, CR LF or CR. Time is linear. Raises BadRequest for another
     kind.
     """
     if kind not in _RULES:

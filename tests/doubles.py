@@ -60,7 +60,7 @@ class QuickEmbedder:
         return self.embed([text])[0]
 
     def likeness(self, pairs):
-        return [float(self.query(one) @ self.query(other)) for one, other in pairs]
+        return [float(self.query(" ".join(one)) @ self.query(" ".join(other))) for one, other in pairs]
 
     def health(self):
         return {"state": self.state, "progress": self.progress, "name": self.name}
