@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_backup import new_image
+from zope.index.text.lexicon import Lexicon
+from zope.index.text.okapiindex import OkapiIndex
 
 import batos
 
@@ -65,6 +67,19 @@ def test_a_merge_holds_what_is_alive_of_its_parts(parts, chance):
 def test_more_than_255_of_a_word_count_as_255():
     postings = batos.collect_postings([(1, ["valve"] * 300)])
     assert told(postings) == ({"valve": {1: 255}}, {1: 300})
+
+
+@given(st.lists(st.lists(st.sampled_from(["valve", "brass", "pump", "lamp"]), min_size=1, max_size=9), min_size=2, max_size=9))
+@settings(max_examples=60, deadline=None)
+def test_scores_are_those_of_zope_index(texts):
+    catalog, peer = batos.new_catalog(), OkapiIndex(Lexicon(*batos.PIPELINE))
+    for n, words in enumerate(texts, 1):
+        batos.index_document_(catalog, f"d{n}", " ".join(words))
+        peer.index_doc(n, " ".join(words))
+    for word in {word for words in texts for word in words}:
+        ours = {row["chunk"]["doc_id"]: row["score"] for row in batos.search_(catalog, word, 20)["results"]}
+        theirs = {f"d{n}": score for n, score in peer.search(word).items()}
+        assert ours == pytest.approx(theirs, abs=1e-5)
 
 
 def rows_of(outcome):

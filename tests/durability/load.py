@@ -64,7 +64,9 @@ class Load:
             "write": lambda: ("send_message", {"target": "genesis_obj", "selector": "setSlot:value:",
                                                "args": [name, f"{number} {'x' * rng.choice((1, 1, 9000))}"]}),
             "learn": lambda: ("index_document", {"doc_id": name, "text": f"Note {number} speaks of the brass valve."}),
-            "ask": lambda: ("initiate_cognitive_cycle", {"mission_brief": QUESTION, "target_oid": "genesis_obj"}),
+            "ask": lambda: ("initiate_cognitive_cycle", {"target_oid": "genesis_obj", "mission_brief": {
+                **QUESTION, **rng.choice(({}, {"conversation": name},
+                                          {"conversation": name, "args": [f"Note {number} is old."]}))}}),
         }[kind]()
         return key
 
