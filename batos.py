@@ -4612,6 +4612,7 @@ class Embedder:
         self.wanted, self.name, self.state = wanted, None, "off"
         self.progress = "searches go by words alone: --embedder none"
         self._model, self._thread, self._using, self._kept = None, None, threading.Lock(), {}
+        self._asking = set()                             # threads that want vectors at once
 
     def start(self, ready=lambda: None):
         """Begin to load in the background; `ready()` is called in that thread."""
@@ -4661,25 +4662,39 @@ class Embedder:
         rows = self._model.encode(texts, batch_size=EMBEDDED_AT_ONCE, show_progress_bar=False).astype(numpy.float32)
         return rows / numpy.maximum(numpy.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
-    def embed(self, texts):
-        """Return the vectors of texts, float32, a row each. Raises CoreOffline unless ready."""
+    def embed(self, texts, patient=False):
+        """Return the vectors of texts, float32, a row each. Raises CoreOffline unless ready.
+
+        Who is `patient` lets others go first after each EMBEDDED_AT_ONCE.
+        """
         if self.state != "ready":
             raise CoreOffline(f"the embedder is {self.state}: {self.progress}", state=self.state)
         parts = []
         for start in range(0, len(texts), EMBEDDED_AT_ONCE):
+            while patient and self._asking:              # a lock alone would come back to who just let it go
+                time.sleep(0.002)
             with self._using:
                 parts.append(self._encoded(texts[start:start + EMBEDDED_AT_ONCE]))
         return need("numpy", "vectors").concatenate(parts)
 
-    def query(self, text):
-        """Return the vector of a query or sentence, or None unless ready. The latest are kept."""
+    def queries(self, texts):
+        """Return {text: vector} of queries or sentences; {} unless ready. The latest are kept."""
         if self.state != "ready":
-            return None
-        if text not in self._kept:
-            if len(self._kept) >= VECTORS_KEPT:
-                self._kept.clear()
-            self._kept[text] = self.embed([text])[0]
-        return self._kept[text]
+            return {}
+        kept = self._kept if len(self._kept) + len(texts) <= VECTORS_KEPT else {}
+        new = [text for text in dict.fromkeys(texts) if text not in kept]
+        if new:
+            self._asking.add(threading.get_ident())
+            try:
+                kept.update(zip(new, self.embed(new), strict=True))
+            finally:
+                self._asking.discard(threading.get_ident())
+        self._kept = kept
+        return {text: kept[text] for text in texts}
+
+    def query(self, text):
+        """Return the vector of a query, or None unless ready."""
+        return self.queries([text]).get(text)
 
     def likeness(self, pairs):
         """Return how alike the two sides of each pair are, each some texts: the cosines of their vectors.
@@ -6935,11 +6950,12 @@ def _shares(asked, focused, vector, told, embedder):
     weights = {word: weight * (1.5 if word in focused else 1) for word, weight in asked.weights.items()}
     total = sum(weights.values()) or 1.0
     shares = [(_weight_of(weights, one.words) + _weight_of(weights, one.words_with_headings)) / 2 / total for one, _ in told]
-    cosines = [0.0] if vector is None or not told else [max(0.0, float(vector @ embedder.query(one.text))) for one, _ in told]
-    if vector is not None and told:
+    vectors = {} if vector is None else embedder.queries([one.text for one, _ in told])
+    cosines = [max(0.0, float(vector @ vectors[one.text])) for one, _ in told if vectors]
+    if cosines:
         shares = [(share + cosine) / 2 for share, cosine in zip(shares, cosines, strict=True)]
     left = [SUPERSEDED_SHARE if row["superseded_by"] else 1.0 for _, row in told]
-    return [share * part for share, part in zip(shares, left, strict=True)], max(cosines)
+    return [share * part for share, part in zip(shares, left, strict=True)], max(cosines, default=0.0)
 
 
 def _tells(text, headings):
@@ -7061,7 +7077,7 @@ class EmbeddingLane:
         for start in range(0, len(texts), EMBEDDED_AT_ONCE):
             if self._closing.is_set():
                 return False
-            parts.append(self.embedder.embed(texts[start:start + EMBEDDED_AT_ONCE]))
+            parts.append(self.embedder.embed(texts[start:start + EMBEDDED_AT_ONCE], patient=True))
         with built_file(Vectors(numpy.array(numbers, numpy.int64), numpy.concatenate(parts)), folder) as built:
             self._publish(lambda catalog: publish_vectors(catalog, built, self.embedder.name))
         return True

@@ -51,13 +51,16 @@ class QuickEmbedder:
     def close(self):
         """Nothing is open."""
 
-    def embed(self, texts):
+    def embed(self, texts, patient=False):
         rows = numpy.array([[0.1 + len(words & set(text.lower().replace(".", "").split())) for words in self.MEANINGS]
                             for text in texts], numpy.float32)
         return rows / numpy.linalg.norm(rows, axis=1, keepdims=True)
 
     def query(self, text):
         return self.embed([text])[0]
+
+    def queries(self, texts):
+        return {text: self.query(text) for text in texts}
 
     def likeness(self, pairs):
         return [float(self.query(" ".join(one)) @ self.query(" ".join(other))) for one, other in pairs]

@@ -167,7 +167,7 @@ class SlowEmbedder(QuickEmbedder):
 
     lane, given = None, 0
 
-    def embed(self, texts):
+    def embed(self, texts, patient=False):
         self.given += len(texts)
         if self.lane and self.given >= 2 * batos.EMBEDDED_AT_ONCE:
             self.lane._closing.set()
@@ -245,6 +245,26 @@ def test_altered_files_are_not_run_and_words_alone_serve(tmp_path, monkeypatch):
     (folder / "model.safetensors").unlink()
     with pytest.raises(batos.ConfigError, match="model.safetensors"):
         batos.embedder_fingerprint(folder)
+
+
+@pytest.mark.slow
+def test_who_asks_goes_before_what_waits():
+    embedder, done = batos.Embedder("auto"), threading.Event()
+    embedder.start()
+    embedder.close(60)
+    rows = [f"The valve number {n} is turned until the needle stands at zero. " * 4 for n in range(320)]
+    order = []
+
+    def embed_all():
+        embedder.embed(rows, patient=True)
+        order.append("all")
+        done.set()
+    threading.Thread(target=embed_all).start()
+    vectors = embedder.queries(["What is turned?", "What is turned?", "Who turns it?"])
+    order.append("asked")
+    assert done.wait(120) and order == ["asked", "all"] and len(vectors) == 2
+    embedder.state = "off"
+    assert embedder.queries(["What is turned?"]) == {} and embedder.query("What is turned?") is None
 
 
 @pytest.mark.slow
