@@ -2377,11 +2377,14 @@ def mends(name):
 def mend_image(where):
     """Make what is derived, and does not agree, anew, in an image that nobody has open. Returns sentences of what was done.
 
-    Only what a check finds wrong is touched. Raises what Image.open raises.
+    Only what a check finds wrong is touched. Raises what Image.open raises, ConfigError where an upgrade comes first.
     """
     image = Image.open(os.path.abspath(where))
     try:
         with writing(image) as root:
+            if root["image_version"] != IMAGE_VERSION:
+                raise ConfigError(f"the image has version {root['image_version']}, and {IMAGE_VERSION} is mended; start the "
+                                  "daemon once, which upgrades it")
             return [f"{name}: {done}" for name, function in MENDS.items() for done in function(root)]
     finally:
         image.close()

@@ -171,6 +171,13 @@ def fourth(tmp_path):
     return str(tmp_path / "live_image.fs")
 
 
+def test_an_old_image_is_not_mended_but_upgraded(fourth):
+    before = pathlib.Path(fourth).read_bytes()
+    with pytest.raises(batos.ConfigError, match="has version 3, and 4 is mended"):
+        batos.mend_image(fourth)
+    assert pathlib.Path(fourth).read_bytes() == before
+
+
 def test_an_image_with_segments_and_a_tail_has_all_words_in_segments(fourth, daemon):
     assert batos.check_image(fourth, deep=True)["faults"] == []
     running = daemon(core=0)
