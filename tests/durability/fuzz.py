@@ -127,6 +127,7 @@ def campaign(folder, inputs, seed, tell=lambda line: None):
     dealer.linger = 0
     dealer.connect(daemon.endpoint)
     healthy, left = batos.Client(daemon.endpoint, timeout_s=30), raw_oddities(daemon.endpoint, rng)
+    healthy.call("index_document", doc_id="long", text="The lamp is lit at dusk. " * 3000)     # loads what is loaded at first use
     for start in range(0, inputs, BATCH):
         batch = [fuzzed(rng) for _ in range(min(BATCH, inputs - start))]
         for frames in batch:
