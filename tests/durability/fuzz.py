@@ -11,6 +11,7 @@ import random
 import socket as sockets
 import struct
 import sys
+import time
 
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1])]
 import conftest
@@ -146,6 +147,7 @@ def campaign(folder, inputs, seed, tell=lambda line: None):
             if healthy.call("inspect", target="genesis_obj.healthy")["result"]["value"] != start:
                 problems.append(f"a healthy client read something else at {start}")
         if start in (inputs // 5 // BATCH * BATCH, (inputs - 1) // BATCH * BATCH):
+            time.sleep(1.5)                              # the figure is looked at each second
             memory.append(healthy.call("health")["result"]["memory_mb"])
         if start // BATCH % 100 == 99:
             tell(f"{start + BATCH} of {inputs}, {len(problems)} problems")
