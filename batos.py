@@ -7006,9 +7006,9 @@ def is_statement(sentence):
     return bool(first) and not sentence.rstrip().endswith("?") and first.group(1).lower().replace("’", "'") not in _REQUESTS
 
 
-def statements(text):
-    """Return the sentences of a text that state something."""
-    return [told["text"] for told in sentences(text) if is_statement(told["text"])]
+def only_states(text):
+    """Tell whether a text has statements and nothing else: it asks for nothing that was said before."""
+    return all(is_statement(told["text"]) for told in sentences(text))
 
 
 def episode_id(text, conversation):
@@ -7019,8 +7019,8 @@ def episode_id(text, conversation):
 def remember_episode(catalog, text, conversation=None, **more):
     """Store what a person said as an episode; `more` (who, cycle, answered, cited …) is its metadata. Returns its doc_id."""
     metadata = {**({"conversation": conversation} if conversation else {}), **more}
-    doc_id = episode_id(text, conversation)
-    index_document_(catalog, doc_id, text, metadata, "said" if statements(text) else "asked", kind="episode")
+    doc_id, states = episode_id(text, conversation), any(is_statement(told["text"]) for told in sentences(text))
+    index_document_(catalog, doc_id, text, metadata, "said" if states else "asked", kind="episode")
     return doc_id
 
 
@@ -7304,8 +7304,8 @@ SELF_NAMES = re.compile(r"\bBAT ?OS\b|\bbatos\b", re.IGNORECASE)
 
 
 def _places(cycle, mission, root):
-    """Return where a mission looks: in the world, in its conversation, and where it is about the system, in what that says."""
-    conversation = cycle.mission_brief.get("conversation")
+    """Return where a mission looks: in the world; if it asks, in its conversation; if about the system, in what that says."""
+    conversation = None if only_states(mission) else cycle.mission_brief.get("conversation")
     plan = cycle._tmp_synthesis_data.get("plan") or {}
     about_self = plan.get("strategy") == "Systemic Self-Improvement" or SELF_NAMES.search(mission) or any(
         name in root for name in re.findall(r"\w+_obj\b|\w+_log\b", mission))
@@ -7320,18 +7320,17 @@ def psm_idle_(cycle, recall):
     What only states something, in a conversation, is noted.
     """
     mission, start = mission_text(cycle.mission_brief), {"start_time": now_utc()}
-    told = [sentence["text"] for sentence in sentences(mission)]
-    if cycle.mission_brief.get("conversation") and all(map(is_statement, told)):
-        return Thought("note", lambda _: Step("COMPLETE", told, start | {"final_response": noted(told)}))
     found = _recalled(cycle, recall)
     if found["relevant"]:
         return Thought("recall", lambda _: Step("DECOMPOSING", found, start))
-    return Thought("recall", lambda _: Step("COMPLETE", found, start | {"final_response": nothing_in_memory(found)}))
+    stated = cycle.mission_brief.get("conversation") and only_states(mission)
+    answer = noted(mission) if stated else nothing_in_memory(found)
+    return Thought("recall", lambda _: Step("COMPLETE", found, start | {"final_response": answer}))
 
 
-def noted(told):
+def noted(mission):
     """Return the answer to what only states something: the episode that the cycle becomes keeps it."""
-    return {"answer": f"I will remember: \u201c{one_line(' '.join(told), 4000)}\u201d", "relevant": False, "evidence": []}
+    return {"answer": f"I will remember: \u201c{one_line(mission, 4000)}\u201d", "relevant": False, "evidence": []}
 
 
 def nothing_in_memory(found):

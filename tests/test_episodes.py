@@ -55,6 +55,15 @@ def test_what_was_said_is_remembered_in_its_conversation(one):
     assert faults(one) == []
 
 
+def test_what_is_stated_is_answered_where_documents_speak_of_it(one):
+    one.learn()
+    report = say(one, "The brass valve turns, but the needle stands.")
+    assert report["relevant"] and {item["doc_id"] for item in report["evidence"]} == {"pump.md"}
+    assert "I will remember" in say(one, "The printer stands in room 12.")["answer"]
+    assert "I will remember" in say(one, "The printer of room 12 is old.")["answer"]       # it asks for nothing
+    assert found(one, "needle brass", conversation="home") == ["The brass valve turns, but the needle stands."]
+
+
 def test_a_question_is_never_the_answer_to_itself(one):
     one.learn()
     first = say(one, "How is the brass valve turned?")
