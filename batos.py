@@ -20,7 +20,7 @@ The sections, each using only those above it:
     Image               the ZODB file: safe opening, seals, blobs, ledger, history, check, recovery, backup, upgrades
     Lanes               who may write when: write, bulk and read lane; upkeep
     Cognitive core      the language model, its tasks and grammars, on its own thread; the embedder
-    Knowledge catalog   formats, chunks, words, segments, vectors, documents, merges, search, evidence
+    Knowledge catalog   formats, chunks, words, segments, vectors, merges, documents, search, evidence, levels, episodes
     Composite mind      codex, personas, states, journal, the mission lane
     Protocol            commands, their models and roles, values on the wire, keys
     BatOS_UVM           the ROUTER socket, dispatch, replies, events, figures
@@ -5476,6 +5476,11 @@ def words_of(text):
     return found
 
 
+def _searchable(title, draft):
+    """Return what of a chunk is looked up: its text, under its title and headings."""
+    return " › ".join(dict.fromkeys((title, *draft.headings))) + "\n" + draft.text
+
+
 # Segments
 #
 # Arrays are kept in the format of safetensors: small ones in a record, others as a blob that is mapped, never read whole.
@@ -5740,6 +5745,10 @@ def bury(tree, numbers):
             mapped.dead += dead
 
 
+def _segments(catalog):
+    return [segment for segment in catalog.text_index.values() if segment.readable()]
+
+
 # Vectors
 
 
@@ -5808,6 +5817,116 @@ def wait_for_vectors(catalog):
         for _, run in itertools.groupby(enumerate(missing), lambda row: row[1] - row[0]):
             numbers = [number for _, number in run]
             catalog.unembedded[numbers[0]] = len(numbers)
+
+
+# Merging
+
+
+def _due_among(tree, unit):
+    """Return the keys of a tree of Mapped that should become one next, or None. Those of less than `unit` chunks are left."""
+    tiers = collections.defaultdict(list)
+    for key, mapped in tree.items():
+        if not mapped.readable() or mapped.dead > DEAD_SHARE * mapped.count >= DEAD_SHARE * unit:
+            return (key,)
+        if mapped.count >= unit:
+            tiers[int(math.log(mapped.count / unit, MERGED_AT_ONCE))].append(key)
+    return next((tuple(keys) for _, keys in sorted(tiers.items()) if len(keys) >= MERGED_AT_ONCE), None)
+
+
+def _alive(catalog, mapped):
+    import numpy
+    alive = (number in catalog.chunk_storage for number in mapped.numbers())
+    return numpy.fromiter(alive, bool, mapped.count)
+
+
+def due_words(catalog):
+    """Return the keys of the segments that should become one next, or None."""
+    return _due_among(catalog.text_index, SMALL_CHUNKS)
+
+
+def merged_postings(catalog, keys):
+    """Return the Postings of segments without what is dead; of what cannot be read, from the chunks."""
+    import numpy
+    segments = [catalog.text_index[key] for key in keys]
+    parts = [(segment.arrays, _alive(catalog, segment)) for segment in segments if segment.readable()]
+    if len(parts) < len(segments):
+        lost = _postings_of(catalog, _nowhere(catalog))
+        parts.append((lost, numpy.ones(len(lost.numbers), bool)))
+    return merge_postings(parts)
+
+
+def _postings_of(catalog, numbers):
+    chunks = ((number, catalog.chunk_storage[number]) for number in numbers if number in catalog.chunk_storage)
+    rows = [(number, chunk, document) for number, chunk in chunks if (document := catalog.documents.get(chunk.doc_id))]
+    return collect_postings((number, stems(_searchable(document.title, chunk))) for number, chunk, document in rows)
+
+
+def _nowhere(catalog):
+    """Return the numbers of chunks of documents whose words are in no segment, ascending."""
+    held = _counted(_segments(catalog))
+    return sorted(number for document in catalog.documents.values() for number in document.numbers if not held[number])
+
+
+def _counted(holders):
+    """Return {chunk number: how many of the segments or packs hold it}."""
+    return collections.Counter(itertools.chain.from_iterable(holder.numbers() for holder in holders))
+
+
+def publish_words(catalog, keys, built):
+    """Let a Built stand for the segments that were merged; where one of them is gone meanwhile, all stays as it is."""
+    if all(key in catalog.text_index for key in keys):
+        for key in keys:
+            del catalog.text_index[key]
+        if len(built.arrays.numbers):
+            add_mapped(catalog, catalog.text_index, Segment, built)
+
+
+def due_vectors(catalog):
+    """Return the keys of the packs of vectors that should become one next, or None."""
+    return _due_among(catalog.vectors, 1)
+
+
+def merged_vectors(catalog, keys):
+    """Return the Vectors of packs, without what is dead; what cannot be read waits for its vectors anew."""
+    import numpy
+    packs = [pack for key in keys if (pack := catalog.vectors[key]).readable()]
+    if not packs:
+        return Vectors(numpy.empty(0, numpy.int64), numpy.empty((0, 0), numpy.float32))
+    masks = [_alive(catalog, pack) for pack in packs]
+    numbers = numpy.concatenate([pack.arrays.numbers[mask] for pack, mask in zip(packs, masks, strict=True)])
+    vectors = numpy.concatenate([pack.arrays.vectors[mask] for pack, mask in zip(packs, masks, strict=True)])
+    order = numpy.argsort(numbers)
+    return Vectors(numbers[order], vectors[order])
+
+
+def publish_vector_merge(catalog, keys, built):
+    """Let a Built stand for the packs that were merged; where one of them is gone meanwhile, all stays as it is."""
+    if not all(key in catalog.vectors for key in keys):
+        return
+    packs = [catalog.vectors.pop(key) for key in keys]
+    if len(built.arrays.numbers):
+        add_mapped(catalog, catalog.vectors, functools.partial(VectorPack, embedder=packs[0].embedder), built)
+    if not all(pack.readable() for pack in packs):
+        wait_for_vectors(catalog)
+
+
+class Merged(typing.NamedTuple):
+    """A kind of what is merged: where it stands, what is due next, its arrays, and how they take their place."""
+
+    tree: typing.Callable         # tree(catalog) -> number -> Segment or VectorPack
+    due: typing.Callable          # due(catalog) -> keys or None
+    arrays: typing.Callable       # arrays(catalog, keys) -> Postings or Vectors
+    publish: typing.Callable      # publish(catalog, keys, Built)
+
+
+MERGED = {"words": Merged(lambda catalog: catalog.text_index, due_words, merged_postings, publish_words),
+          "vectors": Merged(lambda catalog: catalog.vectors, due_vectors, merged_vectors, publish_vector_merge)}
+
+
+def due_merge(catalog):
+    """Return (kind of MERGED, keys) of the merge that is due next, or None."""
+    found = ((kind, merged.due(catalog)) for kind, merged in MERGED.items())
+    return next(((kind, keys) for kind, keys in found if keys is not None), None)
 
 
 # Documents
@@ -5928,11 +6047,6 @@ def _next_version(catalog, doc_id, current):
         return current.version + 1
     former = list(catalog.retired.keys((doc_id, 0), (doc_id, sys.maxsize)))
     return 1 + (former[-1][1] if former else catalog.chunk_numbers.version_floor)
-
-
-def _searchable(title, draft):
-    """Return what of a chunk is looked up: its text, under its title and headings."""
-    return " › ".join(dict.fromkeys((title, *draft.headings))) + "\n" + draft.text
 
 
 def filters_of(document):
@@ -6118,116 +6232,6 @@ def sweep(catalog):
 def leftovers(catalog):
     """Return how many documents are stored in parts that nobody can find."""
     return len(catalog.staged)
-
-
-# Merging
-
-
-def _due_among(tree, unit):
-    """Return the keys of a tree of Mapped that should become one next, or None. Those of less than `unit` chunks are left."""
-    tiers = collections.defaultdict(list)
-    for key, mapped in tree.items():
-        if not mapped.readable() or mapped.dead > DEAD_SHARE * mapped.count >= DEAD_SHARE * unit:
-            return (key,)
-        if mapped.count >= unit:
-            tiers[int(math.log(mapped.count / unit, MERGED_AT_ONCE))].append(key)
-    return next((tuple(keys) for _, keys in sorted(tiers.items()) if len(keys) >= MERGED_AT_ONCE), None)
-
-
-def _alive(catalog, mapped):
-    import numpy
-    alive = (number in catalog.chunk_storage for number in mapped.numbers())
-    return numpy.fromiter(alive, bool, mapped.count)
-
-
-def due_words(catalog):
-    """Return the keys of the segments that should become one next, or None."""
-    return _due_among(catalog.text_index, SMALL_CHUNKS)
-
-
-def merged_postings(catalog, keys):
-    """Return the Postings of segments without what is dead; of what cannot be read, from the chunks."""
-    import numpy
-    segments = [catalog.text_index[key] for key in keys]
-    parts = [(segment.arrays, _alive(catalog, segment)) for segment in segments if segment.readable()]
-    if len(parts) < len(segments):
-        lost = _postings_of(catalog, _nowhere(catalog))
-        parts.append((lost, numpy.ones(len(lost.numbers), bool)))
-    return merge_postings(parts)
-
-
-def _postings_of(catalog, numbers):
-    chunks = ((number, catalog.chunk_storage[number]) for number in numbers if number in catalog.chunk_storage)
-    rows = [(number, chunk, document) for number, chunk in chunks if (document := catalog.documents.get(chunk.doc_id))]
-    return collect_postings((number, stems(_searchable(document.title, chunk))) for number, chunk, document in rows)
-
-
-def _nowhere(catalog):
-    """Return the numbers of chunks of documents whose words are in no segment, ascending."""
-    held = _counted(_segments(catalog))
-    return sorted(number for document in catalog.documents.values() for number in document.numbers if not held[number])
-
-
-def _counted(holders):
-    """Return {chunk number: how many of the segments or packs hold it}."""
-    return collections.Counter(itertools.chain.from_iterable(holder.numbers() for holder in holders))
-
-
-def publish_words(catalog, keys, built):
-    """Let a Built stand for the segments that were merged; where one of them is gone meanwhile, all stays as it is."""
-    if all(key in catalog.text_index for key in keys):
-        for key in keys:
-            del catalog.text_index[key]
-        if len(built.arrays.numbers):
-            add_mapped(catalog, catalog.text_index, Segment, built)
-
-
-def due_vectors(catalog):
-    """Return the keys of the packs of vectors that should become one next, or None."""
-    return _due_among(catalog.vectors, 1)
-
-
-def merged_vectors(catalog, keys):
-    """Return the Vectors of packs, without what is dead; what cannot be read waits for its vectors anew."""
-    import numpy
-    packs = [pack for key in keys if (pack := catalog.vectors[key]).readable()]
-    if not packs:
-        return Vectors(numpy.empty(0, numpy.int64), numpy.empty((0, 0), numpy.float32))
-    masks = [_alive(catalog, pack) for pack in packs]
-    numbers = numpy.concatenate([pack.arrays.numbers[mask] for pack, mask in zip(packs, masks, strict=True)])
-    vectors = numpy.concatenate([pack.arrays.vectors[mask] for pack, mask in zip(packs, masks, strict=True)])
-    order = numpy.argsort(numbers)
-    return Vectors(numbers[order], vectors[order])
-
-
-def publish_vector_merge(catalog, keys, built):
-    """Let a Built stand for the packs that were merged; where one of them is gone meanwhile, all stays as it is."""
-    if not all(key in catalog.vectors for key in keys):
-        return
-    packs = [catalog.vectors.pop(key) for key in keys]
-    if len(built.arrays.numbers):
-        add_mapped(catalog, catalog.vectors, functools.partial(VectorPack, embedder=packs[0].embedder), built)
-    if not all(pack.readable() for pack in packs):
-        wait_for_vectors(catalog)
-
-
-class Merged(typing.NamedTuple):
-    """A kind of what is merged: where it stands, what is due next, its arrays, and how they take their place."""
-
-    tree: typing.Callable         # tree(catalog) -> number -> Segment or VectorPack
-    due: typing.Callable          # due(catalog) -> keys or None
-    arrays: typing.Callable       # arrays(catalog, keys) -> Postings or Vectors
-    publish: typing.Callable      # publish(catalog, keys, Built)
-
-
-MERGED = {"words": Merged(lambda catalog: catalog.text_index, due_words, merged_postings, publish_words),
-          "vectors": Merged(lambda catalog: catalog.vectors, due_vectors, merged_vectors, publish_vector_merge)}
-
-
-def due_merge(catalog):
-    """Return (kind of MERGED, keys) of the merge that is due next, or None."""
-    found = ((kind, merged.due(catalog)) for kind, merged in MERGED.items())
-    return next(((kind, keys) for kind, keys in found if keys is not None), None)
 
 
 @primitive("unindex_document_", lane="bulk")
@@ -6534,10 +6538,6 @@ def _check_search(query, max_results):
                          field="max_results")
 
 
-def _segments(catalog):
-    return [segment for segment in catalog.text_index.values() if segment.readable()]
-
-
 def _prepared(catalog, query):
     """Look up a query's words over all segments: one idf for all, whichever segment holds a chunk."""
     segments = _segments(catalog)
@@ -6819,79 +6819,6 @@ def fold(results):
     return [row for _, row in kept]
 
 
-# Levels: what stands above a chunk and below it
-
-SECTION_CHUNKS = 20                # of a section that are shown
-SUMMARY_CHUNKS, SUMMARY_SENTENCES = 50, 3                # a document is summed up by so many sentences of so many chunks
-
-
-def _one_each(rows, key):
-    """Return the best row of each group of rows; the chunks of the others are in its `also`."""
-    best = {}
-    for row in rows:
-        first = best.setdefault(key(row["chunk"]), row)
-        if first is not row:
-            first["also"] += [row["chunk"]["chunk_id"], *row["also"]]
-    return list(best.values())
-
-
-def _by_sentence(catalog, rows, query):
-    """Have each row tell the sentence of its chunk that holds most of the query."""
-    weights = _prepared(catalog, query).weights
-    for row in rows:
-        told = max(_tellings(row["chunk"]), key=lambda one: _weight_of(weights, one.words), default=None)
-        row["sentence"] = told and _placed(told, row["chunk"])
-    return rows
-
-
-def _by_section(catalog, rows, query):
-    """Have one row stand for each section, with its text: the chunks around that stand under the same headings."""
-    rows = _one_each(rows, lambda chunk: (chunk["doc_id"], tuple(chunk["headings"])))
-    for row in rows:
-        part = _section_around(catalog, row["chunk"])
-        row["section"] = {"text": "\n\n".join(chunk.text for chunk in part), "lines": [part[0].line_start, part[-1].line_end]}
-    return rows
-
-
-def _section_around(catalog, chunk):
-    """Return the chunks around a result's that stand under the same headings; of a long section those from it on."""
-    document, at = catalog.documents[chunk["doc_id"]], chunk["chunk_index"]
-
-    def same(indexes):
-        chunks = (catalog.chunk_storage[document.first_chunk + index] for index in indexes)
-        return list(itertools.takewhile(lambda one: list(one.headings) == chunk["headings"], chunks))
-    before = same(range(at - 1, max(-1, at - SECTION_CHUNKS - 1), -1))[::-1]
-    after = same(range(at, min(document.chunk_count, at + SECTION_CHUNKS)))
-    return before + after if len(before) + len(after) <= SECTION_CHUNKS else after
-
-
-def _by_document(catalog, rows, query):
-    """Have one row stand for each document, with the sentences that sum it up."""
-    rows = _one_each(rows, lambda chunk: chunk["doc_id"])
-    for row in rows:
-        document = catalog.documents[row["chunk"]["doc_id"]]
-        row["document"] = {"chunks": document.chunk_count, "summary": summary_of(catalog, document)}
-    return rows
-
-
-LEVELS = {"document": _by_document, "section": _by_section, "chunk": lambda catalog, rows, query: rows, "sentence": _by_sentence}
-
-
-def summary_of(catalog, document):
-    """Return the sentences that say most of a document's words, in their order: [{"text", "lines"}]."""
-    chunks = [_result(catalog, number, 0.0, {})["chunk"] for number in document.numbers[:SUMMARY_CHUNKS]]
-    told = [(one, chunk) for chunk in chunks for one in _tellings(chunk) if 5 <= len(one.words) <= 40]
-    counts = collections.Counter(word for one, _ in told for word in one.words)
-    weights = {word: math.log(count) for word, count in counts.items()}
-    best = sorted(range(len(told)), key=lambda n: -_weight_of(weights, told[n][0].words) / math.sqrt(len(told[n][0].words)))
-    return [_placed(*told[n]) for n in sorted(best[:SUMMARY_SENTENCES])]
-
-
-def _placed(told, chunk):
-    """Return the text and the lines of a Telling of a chunk."""
-    return {name: value for name, value in _evidence(told, chunk).items() if name in ("text", "lines")}
-
-
 # Evidence: the sentences that an answer may quote
 
 EVIDENCE_FLOOR = 0.6               # what holds less of the query's weight than this share of the best is not offered
@@ -6987,6 +6914,79 @@ def word_share(catalog, query, texts):
     """Return what share of a query's idf mass the words of all the texts hold together, 0 to 1."""
     weights = _prepared(catalog, query).weights
     return _weight_of(weights, words_of(" ".join(texts))) / (sum(weights.values()) or 1.0)
+
+
+# Levels: what stands above a chunk and below it
+
+SECTION_CHUNKS = 20                # of a section that are shown
+SUMMARY_CHUNKS, SUMMARY_SENTENCES = 50, 3                # a document is summed up by so many sentences of so many chunks
+
+
+def _one_each(rows, key):
+    """Return the best row of each group of rows; the chunks of the others are in its `also`."""
+    best = {}
+    for row in rows:
+        first = best.setdefault(key(row["chunk"]), row)
+        if first is not row:
+            first["also"] += [row["chunk"]["chunk_id"], *row["also"]]
+    return list(best.values())
+
+
+def _placed(told, chunk):
+    """Return the text and the lines of a Telling of a chunk."""
+    return {name: value for name, value in _evidence(told, chunk).items() if name in ("text", "lines")}
+
+
+def _by_sentence(catalog, rows, query):
+    """Have each row tell the sentence of its chunk that holds most of the query."""
+    weights = _prepared(catalog, query).weights
+    for row in rows:
+        told = max(_tellings(row["chunk"]), key=lambda one: _weight_of(weights, one.words), default=None)
+        row["sentence"] = told and _placed(told, row["chunk"])
+    return rows
+
+
+def _section_around(catalog, chunk):
+    """Return the chunks around a result's that stand under the same headings; of a long section those from it on."""
+    document, at = catalog.documents[chunk["doc_id"]], chunk["chunk_index"]
+
+    def same(indexes):
+        chunks = (catalog.chunk_storage[document.first_chunk + index] for index in indexes)
+        return list(itertools.takewhile(lambda one: list(one.headings) == chunk["headings"], chunks))
+    before = same(range(at - 1, max(-1, at - SECTION_CHUNKS - 1), -1))[::-1]
+    after = same(range(at, min(document.chunk_count, at + SECTION_CHUNKS)))
+    return before + after if len(before) + len(after) <= SECTION_CHUNKS else after
+
+
+def _by_section(catalog, rows, query):
+    """Have one row stand for each section, with its text: the chunks around that stand under the same headings."""
+    rows = _one_each(rows, lambda chunk: (chunk["doc_id"], tuple(chunk["headings"])))
+    for row in rows:
+        part = _section_around(catalog, row["chunk"])
+        row["section"] = {"text": "\n\n".join(chunk.text for chunk in part), "lines": [part[0].line_start, part[-1].line_end]}
+    return rows
+
+
+def summary_of(catalog, document):
+    """Return the sentences that say most of a document's words, in their order: [{"text", "lines"}]."""
+    chunks = [_result(catalog, number, 0.0, {})["chunk"] for number in document.numbers[:SUMMARY_CHUNKS]]
+    told = [(one, chunk) for chunk in chunks for one in _tellings(chunk) if 5 <= len(one.words) <= 40]
+    counts = collections.Counter(word for one, _ in told for word in one.words)
+    weights = {word: math.log(count) for word, count in counts.items()}
+    best = sorted(range(len(told)), key=lambda n: -_weight_of(weights, told[n][0].words) / math.sqrt(len(told[n][0].words)))
+    return [_placed(*told[n]) for n in sorted(best[:SUMMARY_SENTENCES])]
+
+
+def _by_document(catalog, rows, query):
+    """Have one row stand for each document, with the sentences that sum it up."""
+    rows = _one_each(rows, lambda chunk: chunk["doc_id"])
+    for row in rows:
+        document = catalog.documents[row["chunk"]["doc_id"]]
+        row["document"] = {"chunks": document.chunk_count, "summary": summary_of(catalog, document)}
+    return rows
+
+
+LEVELS = {"document": _by_document, "section": _by_section, "chunk": lambda catalog, rows, query: rows, "sentence": _by_sentence}
 
 
 # Episodes: what was asked and told, as documents
