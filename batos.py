@@ -10330,19 +10330,6 @@ def _ask(args, client):
     return reply, _told_answer(report)
 
 
-def _chat(args, client):
-    """Carry a conversation: a line is a turn; /right and /wrong mark the last answer. It ends with the input."""
-    turns, last = 0, None
-    while (line := _next_line()) is not None:
-        mark, _, note = line.partition(" ")
-        if mark in ("/right", "/wrong") and last:
-            print(client.call("feedback", cycle=last, mark=mark[1:], note=note.strip(), idempotency_key=uuid7())["details"])
-        elif line:
-            turns += 1
-            last = _take_turn(client, line, args.conversation)
-    return {"conversation": args.conversation, "turns": turns}, f"{turns} turns of {args.conversation}"
-
-
 def _take_turn(client, line, conversation):
     """Print the answer to a turn; returns its cycle, or None where there is no answer."""
     try:
@@ -10360,6 +10347,19 @@ def _next_line():
         return input("> " if sys.stdin.isatty() else "").strip()
     except EOFError:
         return None
+
+
+def _chat(args, client):
+    """Carry a conversation: a line is a turn; /right and /wrong mark the last answer. It ends with the input."""
+    turns, last = 0, None
+    while (line := _next_line()) is not None:
+        mark, _, note = line.partition(" ")
+        if mark in ("/right", "/wrong") and last:
+            print(client.call("feedback", cycle=last, mark=mark[1:], note=note.strip(), idempotency_key=uuid7())["details"])
+        elif line:
+            turns += 1
+            last = _take_turn(client, line, args.conversation)
+    return {"conversation": args.conversation, "turns": turns}, f"{turns} turns of {args.conversation}"
 
 
 def _cycles(args, client):
@@ -10504,6 +10504,18 @@ SUBCOMMANDS = {
 }
 
 
+def _told_memory(memory):
+    """Yield lines about the health of the memory."""
+    for kind, sizes in memory.get("kinds", {}).items():
+        size = f"{sizes['chunks']:,} chunks, {sizes['bytes'] / 1e6:.1f} MB"
+        yield f"memory: {sizes['documents']:,} documents of kind {kind}, {size}"
+    for what in ("duplicated", "stale", "never recalled"):
+        if memory.get(what, {}).get("count"):
+            found = memory[what]["documents"]
+            more = " …" if memory[what]["count"] > 3 else ""
+            yield f"memory: {memory[what]['count']:,} documents {what}: {', '.join(found[:3])}{more}"
+
+
 def _check(args, settings):
     def tell(line):
         print(f"checking {line}", file=sys.stderr, flush=True)
@@ -10519,18 +10531,6 @@ def _check(args, settings):
     lines += [f"mended: {done}" for done in mended] + list(_told_memory(report.get("memory", {})))
     faults = [f"FAULT: {fault}" for fault in report["faults"]]
     return report, "\n".join([*lines, *faults, f"{len(faults)} faults" if faults else "no fault was found"])
-
-
-def _told_memory(memory):
-    """Yield lines about the health of the memory."""
-    for kind, sizes in memory.get("kinds", {}).items():
-        size = f"{sizes['chunks']:,} chunks, {sizes['bytes'] / 1e6:.1f} MB"
-        yield f"memory: {sizes['documents']:,} documents of kind {kind}, {size}"
-    for what in ("duplicated", "stale", "never recalled"):
-        if memory.get(what, {}).get("count"):
-            found = memory[what]["documents"]
-            more = " …" if memory[what]["count"] > 3 else ""
-            yield f"memory: {memory[what]['count']:,} documents {what}: {', '.join(found[:3])}{more}"
 
 
 def _recover(args, settings):
