@@ -83,6 +83,7 @@ import types
 import typing
 import unicodedata
 import uuid
+import zlib
 
 import ormsgpack
 import persistent
@@ -5567,7 +5568,7 @@ def merge_postings(parts):
 
 
 class Built(typing.NamedTuple):
-    """Arrays before they are in the image: `data` for a record, or a file that becomes a blob."""
+    """Arrays before they are in the image: `data` for a record, deflated, or a file that becomes a blob."""
 
     arrays: typing.Any            # Postings or Vectors
     data: bytes | None
@@ -5581,7 +5582,7 @@ def _data_of(arrays):
 
 def in_record(arrays):
     """Return the Built of arrays that are kept in a record, whatever their size."""
-    return Built(arrays, _data_of(arrays))
+    return Built(arrays, zlib.compress(_data_of(arrays), 1))
 
 
 @contextlib.contextmanager
@@ -5589,7 +5590,7 @@ def built_file(arrays, folder):
     """Give the Built of arrays: large ones are in a file, forced to the disk, that is there inside."""
     data = _data_of(arrays)
     if len(data) <= RECORD_BYTES or folder is None:
-        yield Built(arrays, data)
+        yield in_record(arrays)
         return
     handle, path = tempfile.mkstemp(dir=folder, prefix="arrays-")
     try:
@@ -5644,7 +5645,8 @@ class Mapped(persistent.Persistent):
         """My Postings or Vectors. Raises DamagedImage."""
         mapped = getattr(self, "_v_arrays", None)
         if mapped is None:
-            mapped = self._v_arrays = self.kind(**(arrays_in(self.data) if self.blob is None else self._mapped()))
+            arrays = self._mapped() if self.blob is not None else arrays_in(zlib.decompress(self.data))
+            mapped = self._v_arrays = self.kind(**arrays)
         return mapped
 
     def _mapped(self):

@@ -40,7 +40,7 @@ def wanted(rows):
 def test_postings_hold_what_was_collected_also_in_a_file(tmp_path_factory, rows):
     postings = batos.collect_postings(rows)
     assert told(postings) == wanted(rows)
-    assert told(batos.Postings(**batos.arrays_in(batos.in_record(postings).data))) == wanted(rows)
+    assert told(batos.Postings(**batos.arrays_in(batos.zlib.decompress(batos.in_record(postings).data)))) == wanted(rows)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batos, "RECORD_BYTES", 0)
         with batos.built_file(postings, tmp_path_factory.getbasetemp()) as built:
