@@ -4345,6 +4345,11 @@ class CognitiveCore:
             raise DeadlineExceeded(f"the core is still loading after {timeout_s} s: {self.progress}")
         self._require_ready()
 
+    @property
+    def writes(self):
+        """Whether I am ready and a model that writes freely; the embedded core knows its tasks only."""
+        return self.state == "ready" and self._loaded.card is None
+
     def settled(self, timeout_s):
         """Wait until loading has ended, one way or the other. Returns whether it has."""
         return self.state != "loading" or self._settled.wait(timeout_s)
@@ -5958,10 +5963,10 @@ class Document(persistent.Persistent):
     doc_id, version (from 1), digest of the text (BLAKE2b, hex), title, kind ("text" or "markdown"), metadata
     (a dict, replaced never changed), scope ("world", or "self" for what the system says of itself), source
     (where it came from, or None), added_at, first_chunk and chunk_count (my chunk numbers are consecutive);
-    kept: my Chunks once I am retired, and retired_at.
+    kept: my Chunks once I am retired, and retired_at. summary: what a core wrote of me, or "".
     """
 
-    retired_at, kept = None, ()
+    retired_at, kept, summary = None, (), ""
 
     def __init__(self, **fields):
         self.__dict__.update(fields)
@@ -6984,7 +6989,7 @@ def _by_document(catalog, rows, query):
     rows = _one_each(rows, lambda chunk: chunk["doc_id"])
     for row in rows:
         document = catalog.documents[row["chunk"]["doc_id"]]
-        row["document"] = {"chunks": document.chunk_count, "summary": summary_of(catalog, document)}
+        row["document"] = {"chunks": document.chunk_count, "summary": summary_of(catalog, document), "written": document.summary}
     return rows
 
 
@@ -7086,6 +7091,58 @@ class EmbeddingLane:
         with built_file(Vectors(numpy.array(numbers, numpy.int64), numpy.concatenate(parts)), folder) as built:
             self._publish(lambda catalog: publish_vectors(catalog, built, self.embedder.name))
         return True
+
+
+class SummaryLane:
+    """A thread in which a core that writes freely sums documents up, those that a search has shown; one after the other."""
+
+    PROMPT = "Say in two or three sentences what this document is about, and use only what it says.\n\n{title}\n\n{text}"
+    TEXT_CHARS = 6000
+
+    def __init__(self, image, bulk, core):
+        self.image, self.bulk, self.core = image, bulk, core
+        self._wanted, self._closing = queue.SimpleQueue(), threading.Event()
+        self._thread = threading.Thread(target=self._main, name="summaries", daemon=True)
+
+    def start(self):
+        self._thread.start()
+
+    def want(self, rows):
+        """Have the documents of results of level "document" summed up that are not yet."""
+        if self.core.writes:
+            for row in rows:
+                if "document" in row and not row["document"]["written"]:
+                    self._wanted.put((row["chunk"]["doc_id"], row["chunk"]["version"]))
+
+    def close(self):
+        """End after the document at work. The core must be closed before, so that it is not waited for."""
+        self._closing.set()
+        self._wanted.put(None)
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _main(self):
+        while (wanted := self._wanted.get()) is not None and not self._closing.is_set():
+            try:
+                self._sum_up(*wanted)
+            except Exception as error:                   # a boundary: the sentences that were chosen do as well
+                log_lanes.error("%s is not summed up: %s", wanted[0], error, exc_info=not isinstance(error, BatosError))
+
+    def _sum_up(self, doc_id, version):
+        with reading(self.image) as root:
+            catalog = root["knowledge_catalog_obj"]
+            document = find_document(catalog, doc_id, version)
+            chunks = (catalog.chunk_storage[number].text for number in document.numbers[:SUMMARY_CHUNKS])
+            asked = self.PROMPT.format(title=document.title or doc_id, text="\n\n".join(chunks)[:self.TEXT_CHARS])
+            if document.summary or document.retired_at:
+                return
+        text = self.core.infer_(asked, max_new_tokens=160, temperature=0).strip()
+
+        def store(root):
+            document = root["knowledge_catalog_obj"].documents.get(doc_id)
+            if document is not None and document.version == version:
+                document.summary = text
+        self.bulk.call(Job("summary", store))
 
 
 def merge_job(image, bulk):
@@ -8730,13 +8787,15 @@ def too_late(report):
                    result=to_wire(report))
 
 
-def search_memory(command, embedder):
+def search_memory(command, embedder, shown=lambda rows: None):
+    """Return apply(root) that searches; `shown` is told the results."""
     def apply(root):
         terms = parse_query(command.query)
         where = {name: value for name, value in command.model_dump().items() if name in Where._fields and value}
         found = send(root["knowledge_catalog_obj"], "search_", terms.text, max_results=command.max_results, terms=terms,
                      vector=embedder.query(terms.text) if terms.text.strip() else None, offset=command.offset, **where)
         found["results"] = LEVELS[command.level](root["knowledge_catalog_obj"], fold(found["results"]), terms.text)
+        shown(found["results"])
         for row in found["results"] if command.neighbours else ():
             row["chunk"] |= chunks_around(root["knowledge_catalog_obj"], row["chunk"], command.neighbours)
         count = len(found["results"])
@@ -9061,7 +9120,8 @@ JOBS = {
     "inspect": lambda uvm, request: uvm.submit_to("read", request, inspect_object(request.command, uvm.image)),
     "history": _read(show_history),
     "undo": lambda uvm, request: uvm.submit_to("bulk", request, undo(request.command), urgent=True, token=True),
-    "search_memory": lambda uvm, request: uvm.submit_to("read", request, search_memory(request.command, uvm.embedder)),
+    "search_memory": lambda uvm, request: uvm.submit_to("read", request, search_memory(
+        request.command, uvm.embedder, uvm.housekeeping.summaries.want)),
     "send_message": _send_message,
     "index_document": _index_document,
     "unindex_document": lambda uvm, request: uvm.submit_to("bulk", request, unindex_document(request.command)),
@@ -9315,17 +9375,18 @@ class Wire:
 
 
 class Housekeeping:
-    """What the daemon does to the memory without being asked: vectors, merges, sweeps, what it says of itself."""
+    """What the daemon does to the memory without being asked: vectors, merges, sweeps, summaries, what it says of itself."""
 
-    def __init__(self, image, lanes, embedder, settings):
+    def __init__(self, image, lanes, embedder, core, settings):
         self.image, self.lanes, self.settings = image, lanes, settings
-        self.embedding = EmbeddingLane(image, lanes["bulk"], embedder)
+        self.embedding, self.summaries = EmbeddingLane(image, lanes["bulk"], embedder), SummaryLane(image, lanes["bulk"], core)
         self._at_work = set()                            # names of our jobs in the lanes; one of each
         self._closing = False
 
     def start(self):
         """Begin; end what a stop cut short."""
         self.embedding.start()
+        self.summaries.start()
         self._ask("read", "forgetting", lambda root: root["knowledge_catalog_obj"].forgetting, self._go_on_forgetting)
         if self.settings.self_knowledge:
             self._ask("read", "own documents", own_documents, self._learn_own)
@@ -9344,9 +9405,10 @@ class Housekeeping:
         self._closing = True
 
     def close(self):
-        """End the embedding; the bulk lane must be open still."""
+        """End the embedding and the summaries; the bulk lane must be open still, the core closed."""
         self.end()
         self.embedding.close()
+        self.summaries.close()
 
     def _ask(self, lane, name, apply, then=lambda result: None, **how):
         """Have a lane do something, once at a time; `then(result)` is called in its thread."""
@@ -9392,7 +9454,7 @@ class BatOS_UVM:
                       "upkeep": Upkeep(image, settings, self._fatal, self.events)}
         self.mind = MissionLane(image, self.lanes, self.core, settings,
                                 lambda oid, report: self.post(self._cycle_ended, oid, report), self.embedder)
-        self.housekeeping = Housekeeping(image, self.lanes, self.embedder, settings)
+        self.housekeeping = Housekeeping(image, self.lanes, self.embedder, self.core, settings)
         self._waiting = collections.defaultdict(list)    # cycle id -> functions of its report, each one a reply
         self.started_s = time.monotonic()
         self.keys = KeyMemory(settings.request_memory_min_h * 3600, settings.request_memory_max)
@@ -10276,7 +10338,8 @@ def _told_result(rank, row):
 def _level_texts(row):
     """Return what a result shows at its level."""
     if "document" in row:
-        return [told["text"] for told in row["document"]["summary"]]
+        written, chosen = row["document"]["written"], row["document"]["summary"]
+        return [written] if written else [told["text"] for told in chosen]
     return [(row.get("section") or row.get("sentence") or row["chunk"])["text"]]
 
 

@@ -72,6 +72,7 @@ class QuickEmbedder:
 class QuickCore:
     """Stands for CognitiveCore: the first choice of everything, after `delay_s`."""
 
+    writes = False
     state, progress, values = "ready", "a double", {"plan": plan_value, "facet": facet_value, "weave": weave_value}
 
     def __init__(self, delay_s=0.0, **values):

@@ -3,6 +3,7 @@
 import pathlib
 import shutil
 import threading
+import time
 
 import pytest
 from doubles import QuickEmbedder
@@ -220,6 +221,57 @@ def test_small_documents_are_cut_by_meaning_and_again_on_request(tmp_path):
     starts = machine.look(lambda catalog: [chunk.line_start for chunk in catalog.chunk_storage.values()])
     assert starts == [1, 7] and machine.faults() == []
     assert machine.look(lambda catalog: batos.open_chunk(catalog, "d", 1, 0).text.startswith("The tap"))
+    machine.close()
+
+
+# Summaries
+
+
+class Writer:
+    """Stands for a core that writes freely."""
+
+    writes = True
+
+    def __init__(self):
+        self.asked = []
+
+    def infer_(self, prompt, **how):
+        self.asked.append(prompt)
+        if "poison" in prompt:
+            raise batos.CoreFailed("the core failed")
+        return " It is about a valve. "
+
+
+def test_a_core_that_writes_sums_up_what_was_shown_once(tmp_path):
+    machine, core = Machine(tmp_path), Writer()
+    lane = batos.SummaryLane(machine.image, machine.bulk, core)
+    lane.start()
+    machine.ingest("poison", "The poison of the tap.")
+    machine.ingest("d", "The brass valve is turned until the needle stands at zero.")
+
+    def shown():
+        rows = machine.look(lambda catalog: batos.LEVELS["document"](
+            catalog, batos.fold(batos.search_(catalog, "valve poison", 9)["results"]), "valve poison"))
+        lane.want(rows)
+        return {row["chunk"]["doc_id"]: row["document"]["written"] for row in rows}
+    assert shown() == {"d": "", "poison": ""}
+    end_s = time.monotonic() + 60
+    while shown() != {"d": "It is about a valve.", "poison": ""}:
+        assert time.monotonic() < end_s
+        time.sleep(0.02)
+    lane.close()
+    assert sum("needle" in prompt for prompt in core.asked) <= 2 and machine.faults() == []
+    machine.ingest("d", "The valve is gone.")
+    assert shown()["d"] == ""
+    machine.close()
+
+
+def test_the_embedded_core_is_not_asked_for_summaries(tmp_path):
+    machine, core = Machine(tmp_path), Writer()
+    core.writes = False
+    lane = batos.SummaryLane(machine.image, machine.bulk, core)
+    lane.want([{"document": {"written": ""}, "chunk": {"doc_id": "d", "version": 1}}])
+    assert lane._wanted.empty()
     machine.close()
 
 
