@@ -6691,7 +6691,7 @@ def _scores_of(found, wanted):
 
 def _why(catalog, asked, number):
     """Return which of the query's words a chunk holds, and what share of the query's idf each is."""
-    total = sum(asked.weights.values())
+    total = sum(asked.weights.values()) or 1.0           # a query of stop words alone has no words, yet may be near by meaning
     found = set(itertools.chain.from_iterable(segment.held(asked.weights, number) for segment in _segments(catalog)))
     held = [word for word in asked.weights if word in found]
     shares = {asked.spelt[word]: round(asked.weights[word] / total, 4) for word in held}

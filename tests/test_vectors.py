@@ -81,6 +81,16 @@ def test_a_chunk_that_waits_for_its_vector_is_found_by_its_words_as_well_as_othe
     assert found(memory, "new valve of brass")[0] == "new"
 
 
+def test_stop_words_alone_find_by_meaning_only(memory):
+    fill(memory)
+    embed(memory)
+    outcome = memory.look(lambda catalog: batos.search_(catalog, "does not", 9, vector=DOUBLE.query("tap")))
+    assert outcome["results"][0]["why"]["words"] == {} and outcome["results"][0]["why"]["rank_by_words"] is None
+    assert outcome["mass"] == 0.0 and outcome["query_words"] == 0
+    found = memory.look(lambda catalog: batos.find_evidence(catalog, "the tap", batos.Recall(embedder=DOUBLE), "does not"))
+    assert found["evidence"]
+
+
 def test_a_chunk_waits_until_its_vector_is_there_and_one_that_is_gone_does_not(memory):
     fill(memory)
     assert embed(memory, 2) == 2 and waiting(memory) == 3
