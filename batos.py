@@ -19,7 +19,8 @@ The sections, each using only those above it:
     Objects             UvmObject: slots, delegation, methods, send
     Image               the ZODB file: safe opening, seals, blobs, ledger, history, check, recovery, backup, upgrades
     Lanes               who may write when: write, bulk and read lane; upkeep
-    Cognitive core      the language model, its tasks and grammars, on its own thread; the embedder
+    Cognitive core      the language model, its tasks and grammars, adapter slots, on its own thread; the embedder
+    Memory manager      LoRA experts in three tiers: blobs, RAM, adapter slots; their incarnation
     Knowledge catalog   formats, chunks, words, segments, vectors, merges, documents, search, evidence, levels, episodes
     Composite mind      codex, personas, states, journal, the mission lane
     Protocol            commands, their models and roles, values on the wire, keys
@@ -74,6 +75,7 @@ import resource
 import shutil
 import signal
 import struct
+import subprocess
 import sys
 import tempfile
 import threading
@@ -83,6 +85,7 @@ import types
 import typing
 import unicodedata
 import uuid
+import warnings
 import zlib
 
 import ormsgpack
@@ -238,6 +241,10 @@ class CoreOffline(BatosError):
     """There is no cognitive core, or it is not ready. Fields: state."""
 
 
+class AdapterMismatch(BatosError, ValueError):
+    """A LoRA adapter does not fit: made for another base, of too high a rank, damaged, or of a kind that is not served."""
+
+
 class CoreFailed(BatosError):
     """The cognitive core met an error of its own."""
 
@@ -308,10 +315,18 @@ SETTINGS = {row.name: row for row in (
     Setting("curve", False, "true or false", "ask for keys on this machine too; other interfaces always do"),
     Setting("keys", "", "file", "the key file of a client, as `keys add` made it"),
     Setting("read_threads", 2, "threads", "threads that answer reads on snapshots"),
-    Setting("core", "auto", "auto, none or a folder", "the language model: auto is the embedded seed_core/, none goes without"),
+    Setting("core", "auto", "auto, none, a folder, a name of the hub or a URL",
+            "the language model: auto is the embedded seed_core/, none goes without; a URL is a server of OpenAI's protocol"),
+    Setting("core_model", "", "name", "the model to ask of a server; empty is the first that it tells of"),
+    Setting("core_key", "", "key", "what a server wants as its key", secret=True),
     Setting("embedder", "auto", "auto, none or a folder",
             "the model that finds by meaning: auto is all-MiniLM-L6-v2 as installed, none searches by words alone"),
     Setting("core_threads", 0, "threads", "processor cores for the model; 0 is one for the embedded core, else PyTorch's choice"),
+    Setting("adapters", "auto", "auto, none or a folder",
+            "LoRA experts to bring into the image: auto is lora_adapters/ beside batos.py, none looks nowhere"),
+    Setting("adapter_slots", 8, "experts", "adapters that the device holds at a time; the four personas always are among them"),
+    Setting("adapter_rank", 16, "rank", "of the adapter slots; experts of a higher rank are refused"),
+    Setting("ram_cache_mb", 0.0, "MB", "experts kept in memory; 0 is 20 GB, or half of what is free where that is less"),
     Setting("core_deadline_s", 120.0, "s", "time for one answer of the core"),
     Setting("workers", 2, "threads", "missions that are thought about at the same time"),
     Setting("mission_deadline_s", 300.0, "s", "time for one mission, from its first thought"),
@@ -496,6 +511,14 @@ def mend(name, known, what="known"):
     return f"{what} are {shown}" if names else f"none are {what}"
 
 
+def adds_to(table, key):
+    """Return a decorator that puts a function into a table, by which a lower section reaches what a higher one does."""
+    def add(function):
+        table[key] = function
+        return function
+    return add
+
+
 class Timings:
     """The latest 256 durations of something, in seconds."""
 
@@ -534,17 +557,21 @@ class Events:
 
 
 _IMPORT_LOCK = threading.Lock()
+_NEEDED = {}                                             # name -> module, once it is whole
 
 
 def need(module, feature):
     """Import a heavy or optional module where it is used; `feature` says who wants it.
 
     Raises ConfigError that says what to install. One import at a time: torch and transformers
-    do not like to be imported from two threads at once.
+    do not like to be imported from two threads at once. What was imported before waits for nobody.
     """
+    if module in _NEEDED:
+        return _NEEDED[module]
     with _IMPORT_LOCK:
         try:
-            return importlib.import_module(module)
+            _NEEDED[module] = importlib.import_module(module)
+            return _NEEDED[module]
         except ImportError as error:
             raise ConfigError(f"{feature} needs the Python package {module!r}, which does not import ({error}); "
                               "install it with: pip install -r requirements.txt", module=module) from error
@@ -1063,6 +1090,10 @@ def primitive_for(receiver, selector):
     return row if found.value is ABSENT and row and row.universal else None
 
 
+def _root_of(obj):
+    return obj._p_jar.root()
+
+
 def method(selector, primitive_name=None):
     """Return a method object for a primitive."""
     return Method(selector=selector, primitive=primitive_name or selector, author="genesis", status="trusted", version=1)
@@ -1200,7 +1231,7 @@ def append_log(tree, entry, most):
 # it is damage. A flipped byte is found in a sealed range by its seal, in any header by
 # the walk, in the last transaction by its digest; elsewhere by `check --deep`.
 
-IMAGE_VERSION = 4
+IMAGE_VERSION = 5
 MAGIC = b"FS30"
 TXN_HEADER = struct.Struct(">8sQcHHH")                    # tid, length less 8, status, three lengths
 RECORD_HEADER = struct.Struct(">8s8sQQHQ")                # oid, tid, two positions, 0, length of the data (0: a position follows)
@@ -1999,6 +2030,11 @@ def blob_record(path, name):
     return UvmObject(name=name, size=size, sha256=sha.hexdigest(), blob=blob)
 
 
+def is_blob_record(value):
+    """Whether a value is an object of `blob_record`; any object may have a slot sha256."""
+    return isinstance(value, UvmObject) and "sha256" in own(value) and isinstance(own(value).get("blob"), ZODB.blob.Blob)
+
+
 def blob_path(record):
     """Return the path of a committed blob's file, its SHA-256 checked. Raises DamagedImage."""
     try:
@@ -2171,14 +2207,6 @@ SHOWN_BYTES = 1000                                       # of a value in a histo
 UNDOES = {}                                              # slot that holds a tree -> function(object, key, value before or ABSENT)
 
 
-def undoes(slot):
-    """Have a function(object, key, before) put back what `slot[key]` was."""
-    def add(function):
-        UNDOES[slot] = function
-        return function
-    return add
-
-
 def page_value(kept):
     """Return the value that stands in a page's row as `before` or `after`, or ABSENT."""
     if not kept:
@@ -2333,46 +2361,11 @@ def reading_as_of(image, moment):
 
 # Check and upgrade
 
-UPGRADES = {}                                            # image version -> function(root) that makes it of the one before
-
-
-def upgrade_to(version):
-    """Have a function(root) make an image of `version` out of one of the version before."""
-    def add(function):
-        UPGRADES[version] = function
-        return function
-    return add
-
-
-CHECKS = {}                                              # name -> function(root) that yields faults, each a sentence
-
-
-def check(name):
-    """Have a function(root) run by a deep check; it yields a sentence for each fault that it finds."""
-    def add(function):
-        CHECKS[name] = function
-        return function
-    return add
-
-
-TOLD = {}                                                # name -> function(root) whose answer stands in a deep check's report
-MENDS = {}                                               # name -> function(root) that makes derived data anew; yields what it did
-
-
-def told(name):
-    """Have what a function(root) answers, a map, told by a deep check under this name."""
-    def add(function):
-        TOLD[name] = function
-        return function
-    return add
-
-
-def mends(name):
-    """Have a function(root) run by mend_image; it yields a sentence for each thing that it put right."""
-    def add(function):
-        MENDS[name] = function
-        return function
-    return add
+# Filled by adds_to: image version or name -> function(root).
+UPGRADES = {}                                            # makes an image of that version of one of the version before
+CHECKS = {}                                              # yields the faults that a deep check finds, each a sentence
+TOLD = {}                                                # returns a map that stands in a deep check's report
+MENDS = {}                                               # makes derived data anew; yields what it did
 
 
 def mend_image(where):
@@ -2427,7 +2420,7 @@ def _faults_of(connection, oid, report, deep):
                    for other in ZODB.serialize.referencesf(data) if other not in storage._index]
         value = connection.get(oid)
         value._p_activate()
-        if isinstance(value, UvmObject) and "sha256" in own(value) and not faults:
+        if is_blob_record(value) and not faults:
             blob_path(value)
     except BatosError as error:
         faults.append(f"{name}: {error.message}")
@@ -2957,7 +2950,7 @@ def upgrade_image(image, backup_folder, tell=lambda line: None):
         tell(f"the image has version {number} now")
 
 
-@check("ledger")
+@adds_to(CHECKS, "ledger")
 def ledger_faults(root):
     """Yield what the pages say that the objects do not: the last change of each slot must stand."""
     last = {}                                            # (oid, slot) -> (object, after, change)
@@ -3494,10 +3487,12 @@ class Upkeep(Lane):
 # The language model, on a thread of its own. It chooses and frames; it does not know:
 # what an answer says is quoted from memory. Nothing here knows the image or a socket.
 #
-#   task      one thing the embedded core was trained for: plan, facet, weave. Its prompt
-#             and grammar are a frozen format, whose fingerprint the model card carries
+#   task      one thing the embedded core was trained for: plan, facet, weave, method,
+#             summary. Its prompt and grammar are a frozen format, whose fingerprint the
+#             model card carries
 #   grammar   Lark for llguidance, made for each request: valid plans, real pillars,
-#             verbatim words of the mission, real numbers of the evidence
+#             verbatim words of the mission, real numbers of the evidence, real slots
+#   router    a linear classifier over the embedder's vectors; it offers, the core decides
 #   row       one request at work; rows that wait at the same moment run as one batch
 #   frame     an opening, a verbatim topic and a link: what stands around quotes
 
@@ -3512,6 +3507,7 @@ PILLARS = {                                              # persona -> its facets
     "ALFRED": ("pragmatist_facet_", "disruptor_facet_", "butler_facet_"),
 }
 PILLAR_ORDER = tuple(pillar for pillars in PILLARS.values() for pillar in pillars)
+PERSONA_OF = {pillar: persona for persona, pillars in PILLARS.items() for pillar in pillars}
 
 ARCHETYPE_PERSONAS = {                                   # archetype -> (lead, *support)
     "Technical Deconstruction": ("BRICK", "ROBIN"),
@@ -3521,70 +3517,256 @@ ARCHETYPE_PERSONAS = {                                   # archetype -> (lead, *
 }
 
 # persona -> the parts of its frames. An opening is followed by a verbatim topic, that by a link, that by quotes,
-# and a weave ends with a closing. None of them states a fact. Openings stand two by two for the persona's pillars;
-# links are for one quote, a quote with figures, a long quote, then the same for several quotes.
+# and a weave ends with a closing. None of them states a fact. OPENINGS_EACH openings stand for each of the persona's
+# pillars; LINKS_EACH links for one quote, one with figures, a long one, then for several quotes likewise;
+# CLOSINGS_EACH closings for one quote, two, and more.
+OPENINGS_EACH, LINKS_EACH, CLOSINGS_EACH = 4, 2, 4
 VOICES = {
     "ROBIN": {
         "openings": (
             "Let us sit for a moment with ", "Slowly and gently, let us look at ",
+            "Breathe out, and let your thoughts rest upon ", "The river runs on, and still it carries ",
             "You are not alone with ", "With an open heart I turn to ",
-            "Oh, how good to wonder about ", "Come, let us walk around "),
+            "Dear friend, I hold your hand and think of ", "I stay close beside you and listen to ",
+            "Oh, how good to wonder about ", "Come, let us walk around ",
+            "What a joy, we may marvel together at ", "Hooray, a new adventure, and its name is "),
         "links": (
-            "; this is what was kept for us:", "; even the numbers speak softly:",
-            "; let us listen to the whole of it:", "; two voices answer one another:",
-            "; count along with me:", "; there is room to breathe between these words:"),
+            "; this is what was kept for us:", "; softly, a single voice replies:",
+            "; even the numbers speak tenderly:", "; feel how lightly this number lies in the palm:",
+            "; let us hear the whole of it in peace:", "; take your time, it is a long breath:",
+            "; several voices answer one another:", "; they belong together like petals:",
+            "; count along with me, little by little:", "; the numbers dance hand in hand:",
+            "; there is room to breathe between these words:", "; let it flow over you like warm rain:"),
         "closings": (
             "Hold it lightly, and see what it says to you.", "May that be a small light on the way.",
-            "Both belong together, like two hands.", "Rest with that, as long as you need.",
-            "So the threads come together, and you hold them.", "There is a quiet pattern here, and you are in it."),
+            "Keep it warm, it was meant for you.", "More was not given, and it is enough for today.",
+            "Both belong together, like two hands.", "Between the two there is a quiet place; rest there.",
+            "One comforts the other, do you feel it?", "Let each of them smile at the other.",
+            "So the threads come together, and you hold them.", "There is a tender pattern here, and you are in it.",
+            "Like birds in one tree, they sing at once.", "Rest with them all, as long as your heart wishes."),
     },
     "BRICK": {
         "openings": (
             "Stated plainly, the matter is ", "Observation one. The object before us is ",
+            "I have examined with my own eyes ", "The following is a literal report about ",
             "Mission accepted. The target is ", "Briefing for tonight, subject: ",
-            "The entry under review reads ", "For the full picture, open the file on "),
+            "Injustice has a weak spot, and we strike at ", "To the workbench! We shall conquer ",
+            "The entry under review reads ", "For the full picture, open the file on ",
+            "According to the great index, volume nine, the item is ", "It is widely misunderstood, namely "),
         "links": (
-            ". The record states:", ". Measured, and on record:",
-            ". The long version, complete:", ". Two parts, taken in order:",
-            ". The figures, lined up:", ". The full dossier, piece by piece:"),
+            ". The record states:", ". Evidence item, singular:",
+            ". Measured, and on record:", ". The gauge displays:",
+            ". The long version, complete and unabridged:", ". One large component, intact:",
+            ". Components, taken in order:", ". Schematic, piece after piece:",
+            ". The figures, lined up against the wall:", ". Instruments agree on these readings:",
+            ". The full dossier, section by section:", ". The assembly, with all its heavy parts:"),
         "closings": (
-            "One part, one function. Question disassembled.", "End of file. Nothing was added.",
-            "Two parts, one mechanism. Question disassembled.", "Both pieces are on the table. Mission complete.",
-            "All parts are laid out in order. Question disassembled.", "System mapped. Mission complete."),
+            "One component, one function. Question disassembled.", "End of file. Nothing was added.",
+            "That is the piece. It is a real piece.", "Target identified. The night is safe.",
+            "Two components, one mechanism. Question disassembled.", "Both pieces are on the table. Mission complete.",
+            "I compared the pair. They are two.", "Left half, right half, system mapped.",
+            "All components are laid out in order. Question disassembled.", "System mapped. Mission complete.",
+            "The blueprint stands, bolt for bolt.", "The structure is exposed. No gadget was harmed."),
     },
     "BABS": {
         "openings": (
             "Scan locked on ", "Full sweep done for ",
+            "Query compiled, channels open, search term ", "Got it! My crawlers just surfaced with ",
             "Clean approach on ", "Cool and exact, straight to ",
-            "Detour worth taking: ", "Out there among the stacks I found "),
+            "Radar contact, dead ahead: ", "No wobble, zero drift, direct line to ",
+            "Detour worth taking: ", "Out there among the stacks I found ",
+            "Grab a towel, the scenic route leads past ", "Funny thing, two aisles over, filed beneath "),
         "links": (
-            ", one clean hit:", ", the readout:",
-            ", the whole signal:", ", two hits on the grid:",
-            ", readings in sequence:", ", the complete trace:"),
+            ", one clean hit:", ", signal acquired:",
+            ", here is the readout:", ", digits straight off the wire:",
+            ", the whole transmission:", ", uncut from the feed:",
+            ", multiple hits on the grid:", ", cross-referenced by yours truly:",
+            ", readings in sequence:", ", a gorgeous row of datapoints:",
+            ", the complete trace:", ", extended download finished:"),
         "closings": (
             "One source, cited. Query answered.", "One source, cited. Data delivered.",
-            "Two sources, cross-checked by you. Query answered.", "Two sources on the board. Data delivered.",
-            "All sources listed. Query answered.", "All sources listed. Data delivered."),
+            "Single ping, crisp echo. Landing gear down.", "Logged, tagged, beautiful.",
+            "Two sources on the board. Query answered.", "Two sources, stereo. Data delivered.",
+            "Twin echoes, both crisp. Landing gear down.", "A matched pair, tagged and shiny.",
+            "All sources listed. Query answered.", "All sources listed. Data delivered.",
+            "Full grid lit, crisp echoes everywhere. Landing gear down.", "Jackpot, everything tagged and sorted."),
     },
     "ALFRED": {
         "openings": (
             "In practice, then: ", "To the point, if I may, on ",
+            "Without undue expense, permit me to address ", "Sensibly considered, it comes down to ",
             "One might well question ", "Before we keep it, let us doubt ",
-            "At your service, concerning ", "I have put in order what we hold on "),
+            "Forgive the impertinence, but who ever asked for ", "I should be suspicious, sir, of ",
+            "At your service, concerning ", "I have put in order what we hold on ",
+            "The household ledger is dusted and open at ", "Discreetly, and with clean gloves, I present "),
         "links": (
-            ". It says, and no more:", ". The sum, as noted:",
-            ". At some length, I fear:", ". Two notes will suffice:",
-            ". The accounts, side by side:", ". In full, for the patient:"),
+            ". It says, and no more:", ". A modest note suffices:",
+            ". The sum, as noted:", ". The account stands thus:",
+            ". At some length, I fear:", ". Pray be seated, it is wordy:",
+            ". A few notes will suffice:", ". Kindly weigh them against each other:",
+            ". The accounts, side by side:", ". The bills, neatly stacked:",
+            ". In full, for the patient:", ". The complete correspondence, I regret:"),
         "closings": (
-            "That will do.", "Noted, and filed.",
-            "Two notes; act on the cheaper one.", "Both are filed where you will find them.",
-            "Enough to act upon, I should think.", "Everything is in its place again."),
+            "That will do.", "Noted, and filed in its drawer.",
+            "I should leave it at that, sir.", "Nothing superfluous was kept.",
+            "Act on the cheaper of the two.", "Both are filed where you will find them.",
+            "One of them may prove unnecessary, sir.", "A tidy couple; I have polished both.",
+            "Enough to act upon, I should think.", "Everything is in its place again.",
+            "I took the liberty of discarding the remainder.", "Should it seem too much, I can prune it, sir."),
     },
 }
 
 MISSION_BYTES, SUB_QUERY_BYTES, SENTENCE_BYTES, EVIDENCE_MOST, QUOTES_MOST = 600, 300, 240, 8, 2
 SPAN_CHARS, CHUNK_CHARS = 90, 30                         # of a span; of a piece that it is made of
-CORE_FORMAT_VERSION = 1
+ARCHETYPES_OFFERED, IDIOMS_OFFERED = 2, 6                # how many the router offers at most
+SLOTS_MOST, ARGUMENTS_MOST, SELECTOR_BYTES, INTENT_BYTES = 12, 2, 80, 200
+CORE_FORMAT_VERSION = 2
+
+# Words that any question and any text hold: no topic, and not searched for.
+STOP_WORDS = frozenset(
+    "a about above after again against all also am an and any are aren't as at be because been before "
+    "being below between both but by can can't cannot could couldn't did didn't do does doesn't doing "
+    "don't down during each either else ever every few for from further get gets got had hadn't has "
+    "hasn't have haven't having he he's her here hers herself him himself his how how's i i'd i'll i'm "
+    "i've if in into is isn't it it's its itself just let let's like many may me might more most much "
+    "must my myself need needs neither no nor not of off often on once only or other our ours ourselves "
+    "out over own please quite rather really same say says she she's should shouldn't so some such tell "
+    "than that that's the their theirs them themselves then there there's these they they'd they'll "
+    "they're they've thing things this those though through to too under until up upon us use used uses "
+    "using very want wants was wasn't way we we'd we'll we're we've were weren't what what's when when's "
+    "where where's whether which while who who's whom whose why why's will with within without won't "
+    "would wouldn't yes yet you you'd you'll you're you've your yours yourself".split())
+
+# name -> what a method of one line does. A hole `self.KIND` is a slot of a type in HOLES[KIND]; `self.KIND2` is another
+# slot of the same type; `value`, or `first` and `second`, are the arguments; NUMBER is one told in the request or a usual one.
+IDIOMS = dict(line.strip().split(": ", 1) for line in """
+    get: return self.any
+    size: return len(self.sized)
+    empty: return not self.group
+    filled: return bool(self.group)
+    sum: return sum(self.numbers)
+    mean: return sum(self.numbers) / len(self.numbers)
+    largest: return max(self.numbers)
+    smallest: return min(self.numbers)
+    spread: return max(self.numbers) - min(self.numbers)
+    longest: return max(self.texts, key=len)
+    shortest: return min(self.texts, key=len)
+    first: return self.list[0]
+    second: return self.list[1]
+    last: return self.list[-1]
+    top: return self.list[:3]
+    sorted: return sorted(self.list)
+    descending: return sorted(self.list, reverse=True)
+    reversed: return self.list[::-1]
+    unique: return list(dict.fromkeys(self.list))
+    contains: return value in self.group
+    count_of: return self.list.count(value)
+    position_of: return self.list.index(value)
+    nth: return self.list[value]
+    positives: return [each for each in self.numbers if each > 0]
+    above_arg: return [each for each in self.numbers if each > value]
+    below_arg: return [each for each in self.numbers if each < value]
+    join: return ', '.join(self.texts)
+    keys: return list(self.table)
+    values: return list(self.table.values())
+    lookup: return self.table[value]
+    lookup_or: return self.table.get(first, second)
+    total_of_values: return sum(self.table.values())
+    times: return self.number * self.number2
+    plus: return self.number + self.number2
+    minus: return self.number - self.number2
+    ratio: return self.number / self.number2
+    percent: return 100 * self.number / self.number2
+    mean_of_two: return (self.number + self.number2) / 2
+    larger_of_two: return max(self.number, self.number2)
+    smaller_of_two: return min(self.number, self.number2)
+    exceeds: return self.number > self.number2
+    reaches: return self.number >= self.number2
+    below: return self.number < self.number2
+    equal: return self.any == self.any2
+    half: return self.number / 2
+    double: return self.number * 2
+    squared: return self.number ** 2
+    absolute: return abs(self.number)
+    negated: return -self.number
+    rounded: return round(self.number, 2)
+    whole: return round(self.number)
+    is_negative: return self.number < 0
+    is_positive: return self.number > 0
+    is_zero: return self.number == 0
+    more_than_number: return self.number > NUMBER
+    at_least_number: return self.number >= NUMBER
+    less_than_number: return self.number < NUMBER
+    times_number: return self.number * NUMBER
+    by_number: return self.number / NUMBER
+    plus_arg: return self.number + value
+    minus_arg: return self.number - value
+    arg_minus: return value - self.number
+    times_arg: return self.number * value
+    by_arg: return self.number / value
+    with_rate: return self.number * (1 + value)
+    less_rate: return self.number * (1 - value)
+    above_given: return self.number > value
+    below_given: return self.number < value
+    is_given: return self.any == value
+    not_given: return self.any != value
+    upper: return self.text.upper()
+    lower: return self.text.lower()
+    capital: return self.text.capitalize()
+    title: return self.text.title()
+    stripped: return self.text.strip()
+    words_of: return self.text.split()
+    word_count: return len(self.text.split())
+    backwards: return self.text[::-1]
+    initial: return self.text[0]
+    starts: return self.text.startswith(value)
+    ends: return self.text.endswith(value)
+    both_texts: return self.text + ' ' + self.text2
+    both_initials: return self.text[0] + self.text2[0]
+    hello: return 'Hello, ' + self.text
+    hello_arg: return 'Hello, ' + value
+    labelled: return f'{self.any}: {self.other}'
+    replaced: return self.text.replace(first, second)
+    is_not: return not self.flag
+    set: self.any = value
+    toggle: self.flag = not self.flag
+    on: self.flag = True
+    off: self.flag = False
+    up: self.number = self.number + 1
+    down: self.number = self.number - 1
+    grow: self.number = self.number + value
+    shrink: self.number = self.number - value
+    scale: self.number = self.number * value
+    divide: self.number = self.number / value
+    zero: self.number = 0
+    clear_list: self.list = []
+    clear_table: self.table = {}
+    clear_text: self.text = ''
+    append: self.list = [*self.list, value]
+    append_two: self.list = [*self.list, first, second]
+    prepend: self.list = [value, *self.list]
+    extend: self.list = [*self.list, *value]
+    remove: self.list = [each for each in self.list if each != value]
+    drop_first: self.list = self.list[1:]
+    drop_last: self.list = self.list[:-1]
+    sort_in_place: self.list = sorted(self.list)
+    reverse_in_place: self.list = self.list[::-1]
+    put: self.table = {**self.table, first: second}
+    put_value_first: self.table = {**self.table, second: first}
+    remove_key: self.table = {key: each for key, each in self.table.items() if key != value}
+    add_text: self.text = self.text + value
+    copy_to: self.any2 = self.any
+    swap: self.any, self.any2 = self.any2, self.any
+    limit: self.number = min(self.number, value)
+    at_least: self.number = max(self.number, value)""".strip().split("\n"))
+SLOT_TYPES = ("number", "text", "flag", "list", "numbers", "texts", "table", "other")
+HOLES = {"number": ("number",), "text": ("text",), "flag": ("flag",), "list": ("list", "numbers", "texts"),
+         "numbers": ("numbers",), "texts": ("texts",), "table": ("table",), "group": ("list", "numbers", "texts", "table"),
+         "sized": ("list", "numbers", "texts", "table", "text"), "any": SLOT_TYPES, "other": SLOT_TYPES}
+USUAL_NUMBERS = (2, 3, 10, 12, 24, 60, 100, 365, 1000, 3600)
+NUMBER_WORDS = {word: number for number, word in enumerate(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
+    "nineteen twenty".split())} | {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "hundred": 100, "thousand": 1000}
 
 
 def one_line(text, most_bytes):
@@ -3613,20 +3795,34 @@ def chunked(line):
 
 
 def run_of(chunks):
-    """Return the Lark regex of any non-empty run of `chunks` up to SPAN_CHARS long that is blank at neither end."""
+    """Return the Lark regex of any run of `chunks` up to SPAN_CHARS long that is blank at neither end.
+
+    Where one of them is a word that carries meaning, the run holds one such.
+    """
+    words = dict.fromkeys(chunk for chunk in chunks if carries_meaning(chunk))
+    telling = f" & /(.* )?({'|'.join(map(re.escape, words))})( .*)?/" if words else ""
     return (f'%regex {json.dumps({"substring_chunks": chunks}, ensure_ascii=False)} '
-            f"& /[^ ](.{{0,{SPAN_CHARS - 2}}}[^ ])?/")
+            f"& /[^ ](.{{0,{SPAN_CHARS - 2}}}[^ ])?/{telling}")
+
+
+def carries_meaning(chunk):
+    """Return whether a chunk is a word that not every text holds."""
+    return len(chunk) > 1 and re.search(r"\w", chunk) is not None and chunk.lower().replace("’", "'") not in STOP_WORDS
 
 
 def clauses_of(line):
-    """Return the chunks of `line` cut at . , ; : ? ! so that a topic cannot run into the mark that a link begins with."""
+    """Return the chunks of `line` cut at . , ; : ? ! so that a topic cannot run into the mark that a link begins with.
+
+    Where some clause holds a word that carries meaning, those that hold none are left out.
+    """
     clauses = [[]]
     for chunk in chunked(line):
         if set(chunk) & set(".,;:?!") and not re.search(r"\w", chunk):
             clauses.append([])
         else:
             clauses[-1].append(chunk)
-    return [chunks for chunks in clauses if set(chunks) - {" "}] or [chunked(line)]
+    told = [chunks for chunks in clauses if set(chunks) - {" "}]
+    return [chunks for chunks in told if any(map(carries_meaning, chunks))] or told or [chunked(line)]
 
 
 def one_of(texts):
@@ -3658,17 +3854,17 @@ def frame_rule(persona, line):
     return f"frame: {one_of(voice['openings'])} ({' | '.join(names)}) {one_of(voice['links'])}\n" + rules
 
 
-def pillar_rules(least=2, most=4):
-    """Return Lark rules `picks`: `least` to `most` pillar lines in canonical order; so none comes twice."""
+def pillar_rules(name, pillars, least=2, most=4):
+    """Return Lark rules `name`: `least` to `most` of the `pillars`' lines, in this order; so none comes twice."""
     def after(i, picked):
-        choices = [f"line{j} after{j}_{picked + 1}" for j in range(i + 1, len(PILLAR_ORDER))
-                   if picked < most and picked + 1 + len(PILLAR_ORDER) - 1 - j >= least]
+        choices = [f"{name}l{j} {name}a{j}_{picked + 1}" for j in range(i + 1, len(pillars))
+                   if picked < most and picked + len(pillars) - j >= least]
         return " | ".join(choices + (['""'] if picked >= least else []))
 
-    rules = [f"picks: {after(-1, 0)}\n"]
-    for i, pillar in enumerate(PILLAR_ORDER):
-        rules.append(f'line{i}: "\\n{pillar}: " SPAN\n')
-        rules += [f"after{i}_{n}: {after(i, n)}\n" for n in range(1, most + 1) if after(i, n)]
+    rules = [f"{name}: {after(-1, 0)}\n"]
+    for i, pillar in enumerate(pillars):
+        rules.append(f'{name}l{i}: "\\n{pillar}: " SPAN\n')
+        rules += [f"{name}a{i}_{n}: {after(i, n)}\n" for n in range(1, most + 1) if after(i, n)]
     return "".join(rules)
 
 
@@ -3695,22 +3891,72 @@ def checked_name(task, field, value, known):
     return value
 
 
+def offered_line(task, value, known, most):
+    """Return a line that tells what the router offers: each name with the tenths of its share.
+
+    value: up to `most` pairs (name, share). Raises BadRequest where it is none.
+    """
+    pairs = list(value) if isinstance(value, list | tuple) else [None]
+    sound = all(isinstance(pair, list | tuple) and len(pair) == 2 and pair[0] in known and type(pair[1]) in (int, float)
+                and 0 <= pair[1] <= 1 for pair in pairs)
+    if not sound or len(pairs) > most:
+        raise BadRequest(f"task {task}: field offered is {value!r:.200}; give up to {most} pairs of a known name and its share")
+    return ", ".join(f"{name} {min(9, int(share * 10))}" for name, share in pairs) or "-"
+
+
+def offered_names(line):
+    """Return the names in an `offered_line`."""
+    return [] if line == "-" else [pair.rpartition(" ")[0] for pair in line.split(", ")]
+
+
 def plan_lines(fields):
-    """Return the prompt lines of a plan: the mission."""
-    return [checked_line("plan", "mission", fields["mission"], MISSION_BYTES)]
+    """Return the prompt lines of a plan: the mission, the archetypes offered."""
+    return [checked_line("plan", "mission", fields["mission"], MISSION_BYTES),
+            offered_line("plan", fields["offered"], ARCHETYPES, ARCHETYPES_OFFERED)]
 
 
 def plan_grammar(lines):
-    """Return the Lark grammar of a plan: an archetype, then lines `pillar: words of the mission`."""
-    return f"start: {one_of(ARCHETYPES)} picks\n" + pillar_rules() + f"SPAN: {run_of(chunked(lines[0]))}\n"
+    """Return the Lark grammar of a plan: an archetype that is offered (or any, where none is), then lines `pillar: words
+    of the mission` for two to four pillars of its personas."""
+    offered = offered_names(lines[1]) or ARCHETYPES
+    starts = [f'"{archetype}" picks{ARCHETYPES.index(archetype)}' for archetype in offered]
+    rules = [pillar_rules(f"picks{ARCHETYPES.index(archetype)}", archetype_pillars(archetype)) for archetype in offered]
+    return f"start: {' | '.join(starts)}\n" + "".join(rules) + f"SPAN: {run_of(chunked(lines[0]))}\n"
+
+
+def archetype_pillars(archetype):
+    """Return the pillars of an archetype's lead and support, in canonical order."""
+    return [pillar for pillar in PILLAR_ORDER if PERSONA_OF[pillar] in ARCHETYPE_PERSONAS[archetype]]
+
+
+def covering(spans, line):
+    """Return spans of a line, widened where they can be so that none of its words that carry meaning is in no span.
+
+    A word that is left out goes to the span that grows least by it; none becomes longer than SPAN_CHARS.
+    """
+    places = [(line.find(span), line.find(span) + len(span)) for span in spans]
+    for word in re.finditer(r"\w+(?:[^\w\s]+\w+)*", line):
+        start, end = word.span()
+        if not carries_meaning(word[0]) or any(first <= start and end <= last for first, last in places):
+            continue
+        wider = [(min(first, start), max(last, end)) for first, last in places]
+        grown = [(last - first - (place[1] - place[0]), n) for n, ((first, last), place) in
+                 enumerate(zip(wider, places, strict=True)) if last - first <= SPAN_CHARS]
+        if grown:
+            places[min(grown)[1]] = wider[min(grown)[1]]
+    return [line[first:last] for first, last in places]
 
 
 def plan_value(answer, fields):
-    """Return {strategy, relevant_pillars, sub_queries} of a plan's answer; sub-queries are the mission's own words."""
+    """Return {strategy, relevant_pillars, sub_queries} of a plan's answer; sub-queries are the mission's own words.
+
+    The core chooses where each looks; that no word of the mission is lost on the way, as far as there is room, is code.
+    """
     strategy, *picks = answer.split("\n")
-    pairs = [pick.split(": ", 1) for pick in picks]
-    return {"strategy": strategy, "relevant_pillars": [pillar for pillar, _ in pairs],
-            "sub_queries": {pillar: verbatim(span, fields["mission"]) for pillar, span in pairs}}
+    pillars, spans = zip(*(pick.split(": ", 1) for pick in picks), strict=True)
+    spans = covering(spans, one_line(fields["mission"], MISSION_BYTES))
+    return {"strategy": strategy, "relevant_pillars": list(pillars),
+            "sub_queries": {pillar: verbatim(span, fields["mission"]) for pillar, span in zip(pillars, spans, strict=True)}}
 
 
 def checked_shares(task, value, count):
@@ -3773,6 +4019,95 @@ def weave_value(answer, fields):
     return {"open": opening, "order": [int(n) for n in order.split()], "close": close}
 
 
+def slot_type(value):
+    """Return which of SLOT_TYPES a slot's value is."""
+    if isinstance(value, list | tuple) and value:
+        each = {slot_type(item) for item in value}
+        return f"{each.pop()}s" if each in ({"number"}, {"text"}) else "list"
+    kinds = ((bool, "flag"), (int | float, "number"), (str, "text"), (list | tuple, "list"), (dict, "table"))
+    return next((name for kind, name in kinds if isinstance(value, kind)), "other")
+
+
+def method_lines(fields):
+    """Return the prompt lines of a method: selector, intent, slots with types, types of the arguments, idioms offered.
+
+    slots: {name: one of SLOT_TYPES}; arguments: a list of types; intent may be blank.
+    """
+    slots, arguments = fields["slots"], fields["arguments"]
+    if not isinstance(slots, dict) or not all(re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) for name in slots):
+        raise BadRequest(f"task method: field slots is {slots!r:.200}; give a dict of slot names and types")
+    if not isinstance(arguments, list | tuple) or max(len(slots) / SLOTS_MOST, len(arguments) / ARGUMENTS_MOST) > 1:
+        raise BadRequest(f"task method: got {len(slots)} slots and the arguments {arguments!r:.200}; give up to {SLOTS_MOST} "
+                         f"slots, and a list of the types of up to {ARGUMENTS_MOST} arguments")
+    for kind in (*slots.values(), *arguments):
+        checked_name("method", "slots or arguments", kind, SLOT_TYPES)
+    return [checked_line("method", "selector", fields["selector"], SELECTOR_BYTES),
+            one_line(fields["intent"], INTENT_BYTES) or "-", ", ".join(f"{name} {kind}" for name, kind in slots.items()) or "-",
+            ", ".join(arguments) or "-", offered_line("method", fields["offered"], IDIOMS, IDIOMS_OFFERED)]
+
+
+def numbers_told(text):
+    """Return the numbers in a text, in digits or words, then the usual ones, each once, as Python writes them."""
+    told = [number for word in re.findall(r"\d+(?:\.\d+)?|[a-z]+", text.lower())
+            if (number := word if word[0].isdigit() else NUMBER_WORDS.get(word)) is not None]
+    return list(dict.fromkeys(str(number).lstrip("0") or "0" for number in (*told, *USUAL_NUMBERS)))
+
+
+def idiom_bodies(code, slots, count, numbers):
+    """Return the bodies that an idiom's code can become: its holes filled with slots that fit, for `count` arguments."""
+    wanted = 2 if re.search(r"\bfirst\b", code) else int(bool(re.search(r"\bvalue\b", code)))
+    if wanted != count:
+        return []
+    holes = list(dict.fromkeys(re.findall(r"self\.(\w+)", code)))
+    bodies = []
+    for names in itertools.permutations(slots, len(holes)):
+        filled = dict(zip(holes, names, strict=True))
+        if all(slots[name] in HOLES[hole.rstrip("2")] and (hole[-1] != "2" or slots[name] == slots[filled[hole[:-1]]])
+               for hole, name in filled.items()):
+            body = re.sub(r"self\.(\w+)", lambda hole, filled=filled: f"self.{filled[hole[1]]}", code)
+            bodies += [body.replace("NUMBER", number) for number in numbers] if "NUMBER" in body else [body]
+    return bodies
+
+
+def method_choices(lines):
+    """Return {idiom: bodies} of all that a method request allows. Raises BadRequest where that is nothing."""
+    slots = {} if lines[2] == "-" else dict(pair.split(" ") for pair in lines[2].split(", "))
+    count, numbers = 0 if lines[3] == "-" else len(lines[3].split(", ")), numbers_told(f"{lines[0]} {lines[1]}")
+    choices = {name: bodies for name, code in IDIOMS.items() if (bodies := idiom_bodies(code, slots, count, numbers))}
+    if not choices:
+        raise BadRequest(f"no idiom fits {lines[0]!r} with the slots {lines[2]} and the arguments {lines[3]}")
+    return choices
+
+
+def method_grammar(lines):
+    """Return the Lark grammar of a method: an idiom's name, then its code over slots of fitting type."""
+    choices = method_choices(lines)
+    return "start: " + "\n  | ".join(f'"{name}\\n" {one_of(bodies)}' for name, bodies in choices.items()) + "\n"
+
+
+def method_value(answer, fields):
+    """Return {idiom, source} of a method's answer; source is Python's def, named by the selector with "_" for ":"."""
+    idiom, body = answer.split("\n")
+    names = ((), ("value",), ("first", "second"))[len(fields["arguments"])]
+    head = f"def {fields['selector'].replace(':', '_')}({', '.join(('self', *names))}):"
+    return {"idiom": idiom, "source": f"{head}\n    {body}\n"}
+
+
+def summary_lines(fields):
+    """Return the prompt lines of a summary: the numbered sentences of a passage."""
+    return numbered("summary", fields, "passage")
+
+
+def summary_grammar(lines):
+    """Return the Lark grammar of a summary: the number of one sentence."""
+    return "start: " + one_of([str(n + 1) for n in range(len(lines))]) + "\n"
+
+
+def summary_value(answer, fields):
+    """Return {sentence: its number} of a summary's answer."""
+    return {"sentence": int(answer)}
+
+
 @dataclasses.dataclass(frozen=True)
 class CoreTask:
     """One thing that the embedded core was trained to do.
@@ -3798,20 +4133,26 @@ class CoreTask:
 
 
 CORE_TASKS = {task.tag: task for task in (
-    CoreTask("plan", ("mission",), plan_lines, plan_grammar, plan_value, 1600),
+    CoreTask("plan", ("mission", "offered"), plan_lines, plan_grammar, plan_value, 1600),
     CoreTask("facet", ("persona", "pillar", "sub_query", "evidence", "shares"), facet_lines, facet_grammar, facet_value, 480),
     CoreTask("weave", ("lead", "mission", "quotes", "shares"), weave_lines, weave_grammar, weave_value, 600),
+    CoreTask("method", ("selector", "intent", "slots", "arguments", "offered"), method_lines, method_grammar, method_value, 160),
+    CoreTask("summary", ("passage", "shares"), summary_lines, summary_grammar, summary_value, 8),
 )}
 
 # What fingerprint and self-test render: one set of fields for each task. Part of the format.
 CORE_SAMPLES = {
-    "plan": {"mission": "How does the old pump keep the water moving, and who built it?"},
+    "plan": {"mission": "How does the old pump keep the water moving, and who built it?",
+             "offered": [("Technical Deconstruction", 0.7), ("Factual Inquiry", 0.2)]},
     "facet": {"persona": "BRICK", "pillar": "tamland_facet_", "sub_query": "the old pump",
               "evidence": ["The old pump lifts water with two pistons.", "Bread needs flour."],
               "shares": [1.0, 0.0]},
     "weave": {"lead": "BRICK", "mission": "How does the old pump keep the water moving?",
               "quotes": ["The old pump lifts water with two pistons.", "It was built by Mara Quill."],
               "shares": [0.6, 0.25]},
+    "method": {"selector": "total_price", "intent": "what the order costs", "slots": {"price": "number", "quantity": "number"},
+               "arguments": [], "offered": [("times", 0.6), ("sum", 0.3)]},
+    "summary": {"passage": ["The old pump lifts water with two pistons.", "Bread needs flour."], "shares": [0.8, 0.1]},
 }
 
 
@@ -3819,9 +4160,92 @@ def core_tasks_fingerprint():
     """Return the BLAKE2b digest (32 hex digits) of all that a core is trained on: tags, fields, tables, grammars."""
     rendered = [[task.tag, task.fields, task.max_new_tokens, *task.prompt(CORE_SAMPLES[task.tag])]
                 for task in CORE_TASKS.values()]
-    table = [CORE_FORMAT_VERSION, ARCHETYPES, PILLARS, ARCHETYPE_PERSONAS, VOICES, MISSION_BYTES, SUB_QUERY_BYTES,
-             SENTENCE_BYTES, EVIDENCE_MOST, QUOTES_MOST, SPAN_CHARS, CHUNK_CHARS, rendered]
+    table = [CORE_FORMAT_VERSION, ARCHETYPES, PILLARS, ARCHETYPE_PERSONAS, VOICES, IDIOMS, HOLES, MISSION_BYTES,
+             SUB_QUERY_BYTES, SENTENCE_BYTES, EVIDENCE_MOST, QUOTES_MOST, SPAN_CHARS, CHUNK_CHARS, rendered]
     return hashlib.blake2b(json.dumps(table).encode(), digest_size=16).hexdigest()
+
+
+# What a model is told that never saw these tasks: task -> what to answer, and in what form. The grammar is the same for it.
+# Genesis puts them into the codex; from then on the image's stand.
+TASK_PROMPTS = {
+    "all": "You are a part of BAT OS, a system that answers from its memory alone. You choose, quote and frame; you never add "
+           "facts. Answer in exactly the form that is asked for, without any other word.",
+    "plan": "Below is a mission, then what a classifier takes it for, each with its tenths. Plan it.\n"
+            "First line: the kind of mission, one of: {archetypes}.\n"
+            "Then two to four lines, each a point of view and the words of the mission that it shall look up, copied letter by "
+            "letter, in this order of points of view: {pillars}.\nForm of such a line: sage_facet_: the old pump",
+    "facet": "Below are a persona with its point of view, a question, and numbered sentences of memory; behind each stands "
+             "[number:tenths of the question that it covers].\nFirst line: the number of the sentence that answers the question "
+             "best; a blank and a second number only where a second one is needed.\nSecond line: an opening of the persona, the "
+             "topic in words copied from the question, and a link to the quotes.",
+    "weave": "Below are the persona that leads, a mission, and numbered quotes; behind each stands [number:tenths of the mission "
+             "that it covers].\nFirst line: the numbers of the quotes that answer the mission, in the order to tell them, blanks "
+             "between.\nSecond line: an opening of the persona, the topic in words copied from the mission, and a link.\n"
+             "Third line: a closing of the persona.",
+    "method": "Below are the selector of a method that an object lacks, what it shall do (or -), the object's slots with their "
+              "types, the types of the arguments, and what a classifier takes it for.\n"
+              "First line: the name of the idiom. Second line: its code in Python, over the object's own slots.",
+    "summary": "Below are the numbered sentences of a passage. Answer with the number of the one that tells most of what the "
+               "passage says.",
+}
+
+
+def told_task(request, prompt):
+    """Return (system prompt, prompt) of a task for a model that was not trained for it."""
+    prompts = request.prompts or TASK_PROMPTS
+    told = prompts[request.task].replace("{archetypes}", ", ".join(ARCHETYPES)).replace("{pillars}", ", ".join(PILLAR_ORDER))
+    system = "\n".join(filter(None, (prompts["all"], request.system_prompt)))
+    return system, f"{told}\n\n{prompt.partition(chr(10))[2].removesuffix('=' + chr(10))}"
+
+
+# The router
+
+ROUTER_FILE = "router.safetensors"
+ROUTED = {"archetype": (ARCHETYPES, ARCHETYPES_OFFERED), "idiom": (tuple(IDIOMS), IDIOMS_OFFERED)}   # kind -> names, most
+
+
+def routed_request(selector, intent):
+    """Return the text by which the router knows a method request: the selector's words and the intent."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])|[_:]+", " ", selector).strip().lower()
+    return f"{words}: {intent}" if intent.strip() else words
+
+
+def best_offers(names, shares, most, among):
+    """Return up to `most` pairs (name, share) of those `among`, the greatest first; their shares are of one another."""
+    held = [(float(share), name) for name, share in zip(names, shares, strict=True) if name in among]
+    total = sum(share for share, _ in held) or 1.0
+    return [(name, round(share / total, 3)) for share, name in heapq.nlargest(most, held)]
+
+
+class Router:
+    """A linear classifier over the embedder's vectors: it offers archetypes and idioms, among which the core decides.
+
+    tensors: {"KIND.weight": (names, dimensions), "KIND.bias": (names,)} for the kinds of ROUTED; `embedder` is the name of
+    the embedder whose vectors it was fitted to.
+    """
+
+    def __init__(self, tensors, embedder):
+        self.tensors, self.embedder = tensors, embedder
+
+    def shares(self, kind, vectors):
+        """Return the probabilities (rows, names) of `vectors` (rows, dimensions)."""
+        logits = vectors @ self.tensors[f"{kind}.weight"].T + self.tensors[f"{kind}.bias"]
+        odds = need("numpy", "the router").exp(logits - logits.max(axis=1, keepdims=True))
+        return odds / odds.sum(axis=1, keepdims=True)
+
+    def offer(self, kind, vector, among=None):
+        """Return the best pairs (name, share) for one vector, of the names in `among` (None: of all)."""
+        names, most = ROUTED[kind]
+        return best_offers(names, self.shares(kind, vector[None])[0], most, names if among is None else among)
+
+
+def read_router(directory):
+    """Return the Router of a model directory, or None where it has none."""
+    path = pathlib.Path(directory) / ROUTER_FILE
+    if not path.is_file():
+        return None
+    with need("safetensors", "the router").safe_open(path, "np") as file:
+        return Router({name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get("embedder"))
 
 
 # Files
@@ -3909,15 +4333,122 @@ def unspellable(tokenizer_json):
     return json.dumps(spec)
 
 
+class AdapterSlots:
+    """The adapter slots of a model: LoRA adapters of one rank whose matrices are views of one flat buffer.
+
+    An expert is put into a slot by one copy of its packed weights, and a row uses it by naming the slot: nothing is
+    injected or switched while the model runs. The experts in `always_hot` are never evicted, nor is one that the batch at
+    work uses; of the others the least recently used one goes. Belongs to the model thread; `layout` never changes.
+    """
+
+    def __init__(self, model, count, rank, targets):
+        torch, peft = need("torch", "LoRA adapters"), need("peft", "LoRA adapters")
+        config = peft.LoraConfig(task_type="CAUSAL_LM", inference_mode=True, r=rank, lora_alpha=rank,
+                                 target_modules=sorted(targets))
+        try:
+            self.model = peft.PeftModel(model, config, adapter_name="slot0")
+        except ValueError as error:
+            raise AdapterMismatch(f"this core has no layers {', '.join(sorted(targets))}: {first_line(error)}") from error
+        for n in range(1, count):
+            self.model.add_adapter(f"slot{n}", config)
+        self.model.eval()
+        self.rank, self.targets, self.always_hot = rank, frozenset(targets), frozenset()
+        layers = {name.removeprefix("base_model.model."): module for name, module in self.model.named_modules()
+                  if hasattr(module, "lora_A")}
+        sample = next(iter(layers.values())).lora_A["slot0"].weight
+        self.layout = []                                 # (layer, "A" or "B", shape, where it begins), in the buffer's order
+        self.size = 0                                    # numbers in a slot
+        for name, layer in layers.items():
+            for side, part in (("A", layer.lora_A), ("B", layer.lora_B)):
+                shape = tuple(part["slot0"].weight.shape)
+                self.layout.append((name, side, shape, self.size))
+                self.size += math.prod(shape)
+        self.flat = torch.zeros(count, self.size, dtype=sample.dtype, device=sample.device)
+        for n in range(count):
+            for name, side, shape, start in self.layout:
+                part = getattr(layers[name], f"lora_{side}")[f"slot{n}"]
+                part.weight.data = self.flat[n, start:start + math.prod(shape)].view(shape)
+        self.held = [None] * count                       # slot -> (expert, version)
+        self.used = collections.OrderedDict()            # expert -> its slot, the least recently used first
+        self.in_use = set()                              # experts of the batch at work
+        self.fills = self.evictions = 0
+
+    @property
+    def room(self):
+        """How many experts beside those that are always hot can be here at a time."""
+        return len(self.held) - len(self.always_hot)
+
+    def candidate(self):
+        """Return the slot to fill next: a free one, else the least recently used; None where all are in use."""
+        if None in self.held:
+            return self.held.index(None)
+        return next((slot for name, slot in self.used.items() if name not in self.always_hot | self.in_use), None)
+
+    def hold(self, name, version, packed):
+        """Have an expert in a slot: `packed()` returns its weights (size,), asked for only where they are not there.
+
+        Raises Busy where every slot is in use.
+        """
+        slot = self.used.get(name)
+        if slot is None or self.held[slot][1] != version and name not in self.in_use:
+            weights = packed()                           # may fail; until here nothing has changed
+            slot = self.candidate() if slot is None else slot
+            if slot is None:
+                raise Busy(f"all {len(self.held)} adapter slots are in use; ask again, or allow more (adapter_slots)")
+            if self.held[slot] and self.held[slot][0] != name:
+                del self.used[self.held[slot][0]]
+                self.evictions += 1
+            self.flat[slot].copy_(weights)
+            self.held[slot], self.used[name] = (name, version), slot
+            self.fills += 1
+        self.used.move_to_end(name)
+        self.in_use.add(name)
+
+    def row_name(self, expert):
+        """Return what PEFT calls the slot of an expert that is held."""
+        return BASE if expert == BASE else f"slot{self.used[expert]}"
+
+    def drop(self, name):
+        """Empty the slot of an expert that is no more, or has changed for another base."""
+        slot = self.used.pop(name, None)
+        if slot is not None:
+            self.held[slot] = None
+
+
+def pack_adapter(tensors, alpha_of, slots):
+    """Return an adapter's weights as one tensor (slots.size,), in the slots' layout and type.
+
+    tensors: {"LAYER.lora_A.weight": (r, inputs), "LAYER.lora_B.weight": (outputs, r)}; ranks below the slots' are padded with
+    zeros, layers that it has not are zero. B is multiplied by alpha_of(r), the adapter's scale, as the slots' is 1.
+    Raises AdapterMismatch where a layer is not in the layout or of another shape.
+    """
+    torch, left = need("torch", "LoRA adapters"), dict(tensors)
+    packed = torch.zeros(slots.size, dtype=slots.flat.dtype)
+    for layer, side, shape, start in slots.layout:
+        weights = left.pop(f"{layer}.lora_{side}.weight", None)
+        if weights is None:
+            continue
+        rank, other = (0, 1) if side == "A" else (1, 0)
+        if weights.dim() != 2 or weights.shape[rank] > shape[rank] or weights.shape[other] != shape[other]:
+            raise AdapterMismatch(f"{layer}.lora_{side} is {tuple(weights.shape)}; the slots take {shape}, or less of rank")
+        whole = torch.zeros(shape, dtype=slots.flat.dtype)
+        scale = 1.0 if side == "A" else alpha_of(weights.shape[rank])
+        whole[:weights.shape[0], :weights.shape[1]] = (weights.float() * scale).to(whole.dtype)
+        packed[start:start + math.prod(shape)] = whole.flatten()
+    if left:
+        raise AdapterMismatch(f"this core has no slot for {', '.join(sorted(left)[:3])} and {max(0, len(left) - 3)} more")
+    return packed
+
+
 class LoadedCore:
     """A model in memory, with all that turns prompts into rows. Belongs to the model thread.
 
-    `card` is core.json or None for a model that never saw CORE_TASKS; `adapters` are the names a row may use.
+    `card` is core.json or None for a model that never saw CORE_TASKS; `slots` hold the experts that rows may name.
     """
 
-    def __init__(self, model, tokenizer, card):
-        self.model, self.tokenizer, self.card = model, tokenizer, card
-        self.adapters = {BASE}
+    def __init__(self, model, tokenizer, card, router=None):
+        self.model, self.tokenizer, self.card, self.router = model, tokenizer, card, router
+        self.slots = None                                # AdapterSlots, once there are experts
         self.vocabulary = model.get_input_embeddings().weight.shape[0]
         self.positions = getattr(model.config, "max_position_embeddings", 2048)
         ends = model.generation_config.eos_token_id if model.generation_config else None
@@ -3954,6 +4485,13 @@ class LoadedCore:
             raise BadRequest(f"the grammar cannot be used: {matcher.get_error()[:300]}")
         return matcher
 
+    def task_ids(self, request, prompt):
+        """Return token ids of a task's prompt: the frozen format for a core of ours, an instruction for any other model."""
+        if self.card is not None:
+            return self.encode(prompt)
+        system, told = told_task(request, prompt)
+        return self.chat_ids(told, system)
+
     def chat_ids(self, prompt, system_prompt):
         """Return token ids of a free prompt: by the tokenizer's chat template, or as plain text where it has none."""
         if not self.tokenizer.chat_template:
@@ -3967,23 +4505,10 @@ class LoadedCore:
         finally:
             backend.encode_special_tokens = True
 
-    def add_adapter(self, name, config, tensors=None):
-        """Add a LoRA adapter under `name`; `tensors` is its state dict, or None for one newly made.
-
-        config: keywords of peft.LoraConfig. The first adapter wraps the model in PEFT; there are no files.
-        """
-        peft = need("peft", "LoRA adapters")
-        if name in self.adapters:
-            raise BadRequest(f"the core has an adapter {name!r} already")
-        lora = peft.LoraConfig(task_type="CAUSAL_LM", inference_mode=True, **config)
-        if self.adapters == {BASE}:
-            self.model = peft.PeftModel(self.model, lora, adapter_name=name)
-        else:
-            self.model.add_adapter(name, lora)
-        if tensors is not None:
-            peft.set_peft_model_state_dict(self.model, tensors, adapter_name=name)
-        self.model.eval()
-        self.adapters.add(name)
+    def make_slots(self, count, rank, targets):
+        """Make `count` adapter slots of a rank for the layers named in `targets`. Raises AdapterMismatch."""
+        self.slots = AdapterSlots(self.model, count, rank, targets)
+        self.model = self.slots.model
 
 
 # What libraries say that means nothing here: logger -> (part of the line, why it is dropped).
@@ -3993,7 +4518,8 @@ NOISE = {
 
 
 def quieten():
-    """Drop the lines of NOISE."""
+    """Drop the lines of NOISE, and a warning of transformers about a name that PEFT still uses."""
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     for name, (part, _) in NOISE.items():
         logging.getLogger(name).addFilter(lambda record, part=part: part not in record.getMessage())
 
@@ -4015,16 +4541,21 @@ def load_core(directory):
     transformers = need("transformers", "the cognitive core")
     need("bitsandbytes", "the cognitive core")
     settings = json.loads((directory / "config.json").read_text("utf-8"))
-    options = {"dtype": torch.float32 if card else torch.bfloat16, "local_files_only": True}
+    options = {"dtype": torch.float32 if card else torch.bfloat16, "local_files_only": True} | ({} if card else device_options())
     if "quantization_config" not in settings:
         options["quantization_config"] = quantization(torch.bfloat16)
     with LOADING:
         tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
         model = transformers.AutoModelForCausalLM.from_pretrained(directory, **options).eval()
     check_dimensions(model)
-    core = LoadedCore(model, tokenizer, card)
+    core = LoadedCore(model, tokenizer, card, read_router(directory) if card else None)
     self_test(core)
     return core
+
+
+def device_options():
+    """Return what places a larger model's weights: on the GPU, layer by layer, where there is one."""
+    return {"device_map": "auto"} if need("torch", "the cognitive core").cuda.is_available() else {}
 
 
 def quantization(compute_dtype):
@@ -4104,6 +4635,8 @@ class CoreRequest:
     cancel: threading.Event | None = None
     max_new_tokens: int | None = None                    # None: as the task says
     on_text: typing.Callable | None = None
+    system_prompt: str | None = None                     # who speaks; for models that were not trained for the tasks
+    prompts: dict | None = None                          # None: TASK_PROMPTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -4125,10 +4658,10 @@ class CoreRow:
     `ended` is None, "done", "deadline", "cancelled", "truncated" or "failed" (then `error` says why).
     """
 
-    def __init__(self, make_ids, read, grammar=None, request=None, budget=512, only_task=False):
+    def __init__(self, make_ids, read, grammar=None, request=None, budget=512):
         self.make_ids = make_ids                         # LoadedCore -> token ids of the prompt
         self.read = read                                 # answer text -> value
-        self.grammar, self.budget, self.only_task = grammar, budget, only_task
+        self.grammar, self.budget = grammar, budget
         self.adapter, self.cancel, self.on_text = request.adapter, request.cancel, request.on_text
         self.deadline_at_s = None if request.deadline_s is None else time.monotonic() + request.deadline_s
         self.ids, self.matcher, self.told = None, None, 0
@@ -4142,19 +4675,18 @@ class CoreRow:
             return "deadline"
         return None
 
-    def prepare(self, core):
-        """Make ids and matcher. Raises BadRequest where the core cannot serve the row."""
-        if self.adapter not in core.adapters:
-            raise BadRequest(f"the core has no adapter {self.adapter!r}; {mend(self.adapter, core.adapters)}")
-        if self.only_task and core.card is None:
-            raise BadRequest("this model was not trained for the tasks of BAT OS: it answers infer_ alone; "
-                             "use --core auto or seed_core for missions")
+    def prepare(self, core, library):
+        """Have the expert in its slot, make ids and matcher. Raises BadRequest where the core cannot serve the row."""
         self.ids = list(self.make_ids(core))
         room = core.positions - len(self.ids)
         self.budget = min(self.budget, room)
         if room < LEAST_ANSWER_TOKENS:
             raise BadRequest(f"the prompt has {len(self.ids)} tokens and the core {core.positions} positions; shorten it")
         self.matcher = core.matcher(self.grammar) if self.grammar else None
+        if self.adapter != BASE:
+            if library is None or core.slots is None:
+                raise BadRequest(f"the core has no expert {self.adapter!r}; it has none at all")
+            library.hold(core.slots, self.adapter)
 
     def failure(self):
         """Return the error that tells how the row ended, or None where it was answered."""
@@ -4268,7 +4800,7 @@ def run_batch(core, rows, sampling, closing):
     # one token more than the budget: the end that the hook makes a row say
     settings = transformers.GenerationConfig(max_new_tokens=max(row.budget for row in rows) + 1, eos_token_id=core.eos_ids,
                                              pad_token_id=core.pad_id, **({"do_sample": False} | sampling))
-    names = {} if core.adapters == {BASE} else {"adapter_names": [row.adapter for row in rows]}
+    names = {"adapter_names": [core.slots.row_name(row.adapter) for row in rows]} if core.slots else {}
     device = core.model.device
     try:
         with torch.inference_mode():
@@ -4308,6 +4840,11 @@ class CoreTicket:
         self.done.set()
 
 
+def experts_of(rows):
+    """Return the set of experts that rows name."""
+    return {row.adapter for row in rows} - {BASE}
+
+
 class CognitiveCore:
     """The language model of the daemon, on a thread of its own.
 
@@ -4327,6 +4864,7 @@ class CognitiveCore:
         self.rows_served, self.tokens_told, self.batch_s = 0, 0, 0.0
         self.load_s = {}                                 # part of loading -> seconds
         self.tell = tell                                 # is told each new `progress`, in the model thread
+        self.library = None                              # what knows the experts: see SynapticMemory
         self._directory_of, self._loaded, self._thread = directory_of, None, None
         self._tickets, self._changed = collections.deque(), threading.Condition()
         self._settled, self._closing = threading.Event(), threading.Event()
@@ -4372,8 +4910,8 @@ class CognitiveCore:
             raise BadRequest(f"the core has no task {request.task!r}; {mend(request.task, CORE_TASKS)}")
         task = CORE_TASKS[request.task]
         prompt, grammar = task.prompt(request.fields)
-        return CoreRow(lambda core: core.encode(prompt), lambda text: task.value(text, request.fields), grammar, request,
-                       request.max_new_tokens or task.max_new_tokens, only_task=True)
+        return CoreRow(lambda core: core.task_ids(request, prompt), lambda text: task.value(text, request.fields), grammar,
+                       request, request.max_new_tokens or task.max_new_tokens)
 
     def infer_(self, prompt, persona=None, system_prompt=None, temperature=0.6, top_p=0.9, max_new_tokens=512,
                deadline_s=None, cancel=None, on_text=None):
@@ -4383,12 +4921,21 @@ class CognitiveCore:
         Raises as `infer`, except that an answer as long as max_new_tokens is simply cut there.
         """
         self._require_ready()
-        adapter = persona if persona in self._loaded.adapters else BASE
-        request = CoreRequest("", {}, adapter, deadline_s, cancel, max_new_tokens, on_text)
+        request = CoreRequest("", {}, self.expert(persona), deadline_s, cancel, max_new_tokens, on_text)
         row = CoreRow(lambda core: core.chat_ids(prompt, system_prompt), lambda text: text, None, request, max_new_tokens)
         greedy = self._loaded.card is not None or not temperature
         sampling = {} if greedy else {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
         return self._ask([row], sampling, cut_is_fine=True)[0].text
+
+    def expert(self, name):
+        """Return the name of an expert that rows may use now, or BASE where there is none of that name."""
+        return name if name is not None and self.library is not None and self.library.serves(name) else BASE
+
+    def offers(self, kind, text, embedder, among=None):
+        """Return what the router offers for a text: pairs (name, share), the best first; [] without router or embedder."""
+        router = self._loaded.router if self._loaded else None
+        vector = embedder.query(text) if router is not None and embedder.name == router.embedder else None
+        return [] if vector is None else router.offer(kind, vector, among)
 
     def on_model_thread(self, function):
         """Run function(LoadedCore) in the model thread, between batches; return what it returns, or raise it."""
@@ -4400,6 +4947,9 @@ class CognitiveCore:
     def _ask(self, rows, sampling, cut_is_fine=False):
         if not 1 <= len(rows) <= self.rows_most:
             raise BadRequest(f"a batch has 1 to {self.rows_most} rows, got {len(rows)}; ask in several")
+        if not self._have_slots(rows):
+            raise BadRequest(f"a batch has up to {self._loaded.slots.room} experts beside the personas (adapter_slots), got "
+                             f"{', '.join(sorted(experts_of(rows)))}")
         ticket = CoreTicket(rows, sampling)
         self._submit(ticket)
         self._wait(ticket)
@@ -4409,6 +4959,10 @@ class CognitiveCore:
         texts = [self._loaded.decode(row.new_ids) for row in rows]
         return [CoreAnswer(text, row.read(text), len(row.new_ids), ticket.seconds)
                 for text, row in zip(texts, rows, strict=True)]
+
+    def _have_slots(self, rows):
+        slots = self._loaded.slots
+        return slots is None or len(experts_of(rows) - slots.always_hot) <= slots.room       # None: each such row is told so
 
     def _submit(self, ticket):
         with self._changed:
@@ -4491,6 +5045,8 @@ class CognitiveCore:
         if threads:                                      # a small model gains nothing by a second, and on a busy machine
             need("torch", "the cognitive core").set_num_threads(threads)       # threads that wait for one another lose much
         self._loaded.count = self._loaded.parameters
+        if self.library is not None:
+            self._timed("experts", lambda: self.library.fit(self._loaded))
         took_s = sum(self.load_s.values())
         self.state, self.progress = "ready", f"the core is ready: {self._loaded.count:,} parameters, loaded in {took_s:.1f} s"
         log_core.info("%s", self.progress)
@@ -4512,15 +5068,17 @@ class CognitiveCore:
             if self._closing.is_set():
                 return []
             batch = [self._tickets.popleft()]
-            rows = len(batch[0].rows)
+            rows = list(batch[0].rows)
             while self._tickets and batch[0].function is None and self._joins(batch[0], self._tickets[0], rows):
                 batch.append(self._tickets.popleft())
-                rows += len(batch[-1].rows)
+                rows += batch[-1].rows
             return batch
 
     def _joins(self, first, other, rows):
-        """Whether a waiting ticket may run in the batch of `first`, which has `rows` rows by now."""
-        return other.function is None and other.sampling == first.sampling and rows + len(other.rows) <= self.rows_most
+        """Whether a waiting ticket may run in the batch of `first`, which has these rows by now."""
+        together = [*rows, *other.rows]
+        return (other.function is None and other.sampling == first.sampling and len(together) <= self.rows_most
+                and self._have_slots(together))
 
     def _serve(self, batch):
         """Answer a batch of tickets; an error of one ticket's prompts is that ticket's alone."""
@@ -4531,6 +5089,8 @@ class CognitiveCore:
         for ticket in batch:
             rows += self._prepared(ticket)
         error = self._generate(rows, batch[0].sampling) if rows else None
+        if self._loaded.slots:
+            self._loaded.slots.in_use.clear()
         self.batch_s = time.monotonic() - start
         self.rows_served += len(rows)
         self.tokens_told += sum(len(row.new_ids) for row in rows)
@@ -4550,7 +5110,7 @@ class CognitiveCore:
         try:
             for row in ticket.rows:
                 row.ended = row.stopped(self._closing)
-                row.prepare(self._loaded)
+                row.prepare(self._loaded, self.library)
         except BatosError as error:
             ticket.finish(error=error)
             return []
@@ -4567,6 +5127,306 @@ class CognitiveCore:
             log_core.exception("a batch of %d rows failed", len(rows))
             return CoreFailed(f"the core failed: {error!r}")
         return None
+
+
+# A core elsewhere
+#
+# Another model answers the same tasks as JSON, by a schema where its server has that; code makes of it the answer that the
+# grammar would have allowed: what is not verbatim, not real or not fitting is replaced by the nearest that is.
+
+
+def copied(words, line):
+    """Return the part of `line` that says `words`, whatever their case; where none does, the line's first clause."""
+    at = line.lower().find(one_line(str(words), SPAN_CHARS).lower())
+    found = line[at:at + len(one_line(str(words), SPAN_CHARS))].strip(" .,;:?!") if at >= 0 else ""
+    return found or one_line("".join(clauses_of(line)[0]), SPAN_CHARS)
+
+
+def closest(value, known):
+    """Return the one of `known` that is most like a value."""
+    known = list(known)
+    return value if value in known else (difflib.get_close_matches(str(value), known, 1, 0.0) or known)[0]
+
+
+def real_numbers(value, count, most):
+    """Return up to `most` of the numbers 1..count in a list, each once; the first where there is none."""
+    told = value if isinstance(value, list) else [value]
+    numbers = dict.fromkeys(n for n in told if type(n) is int and 1 <= n <= count)
+    return " ".join(map(str, list(numbers or [1])[:most]))
+
+
+def framed_json(told, voice, line):
+    """Return a frame of what a model told: opening, topic and link."""
+    return (closest(told.get("opening"), voice["openings"]) + copied(told.get("topic", ""), line)
+            + closest(told.get("link"), voice["links"]))
+
+
+def plan_text(told, lines):
+    """Return a plan's answer."""
+    strategy = closest(told.get("strategy"), offered_names(lines[1]) or ARCHETYPES)
+    looks = {look.get("pillar"): copied(look.get("words", ""), lines[0]) for look in told.get("looks", ())
+             if isinstance(look, dict)}
+    allowed = archetype_pillars(strategy)
+    picked = [pillar for pillar in allowed if pillar in looks][:4]
+    picked += [pillar for pillar in allowed if pillar not in picked][:max(0, 2 - len(picked))]
+    spans = {pillar: looks.get(pillar) or copied("", lines[0]) for pillar in picked}
+    return "\n".join([strategy, *(f"{pillar}: {spans[pillar]}" for pillar in allowed if pillar in spans)])
+
+
+def facet_text(told, lines):
+    """Return a facet's answer."""
+    voice = VOICES[lines[0].split(" ")[0]]
+    return f"{real_numbers(told.get('quotes'), len(lines) - 2, QUOTES_MOST)}\n{framed_json(told, voice, lines[1])}"
+
+
+def weave_text(told, lines):
+    """Return a weave's answer."""
+    voice = VOICES[lines[0]]
+    return "\n".join([real_numbers(told.get("order"), len(lines) - 2, len(lines) - 2), framed_json(told, voice, lines[1]),
+                      closest(told.get("closing"), voice["closings"])])
+
+
+def method_text(told, lines):
+    """Return a method's answer."""
+    choices = method_choices(lines)
+    idiom = closest(told.get("idiom"), choices)
+    return f"{idiom}\n{closest(told.get('code'), choices[idiom])}"
+
+
+def summary_text(told, lines):
+    """Return a summary's answer."""
+    return real_numbers(told.get("sentence"), len(lines), 1)
+
+
+def _voice_fields(persona):
+    voice = VOICES[persona]
+    return {"opening": {"enum": list(voice["openings"])}, "topic": {"type": "string"}, "link": {"enum": list(voice["links"])}}
+
+
+_NUMBERS = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+# task -> (lines of its prompt -> properties of the JSON that is asked for, (that JSON, lines) -> the task's answer)
+JSON_FORMS = {
+    "plan": (lambda lines: {
+        "strategy": {"enum": offered_names(lines[1]) or list(ARCHETYPES)},
+        "looks": {"type": "array", "minItems": 2, "maxItems": 4, "items": {
+            "type": "object", "properties": {"pillar": {"enum": list(PILLAR_ORDER)}, "words": {"type": "string"}},
+            "required": ["pillar", "words"], "additionalProperties": False}}}, plan_text),
+    "facet": (lambda lines: {"quotes": _NUMBERS} | _voice_fields(lines[0].split(" ")[0]), facet_text),
+    "weave": (lambda lines: {"order": _NUMBERS} | _voice_fields(lines[0])
+              | {"closing": {"enum": list(VOICES[lines[0]]["closings"])}}, weave_text),
+    "method": (lambda lines: {"idiom": {"enum": list(method_choices(lines))}, "code": {"type": "string"}}, method_text),
+    "summary": (lambda lines: {"sentence": {"type": "integer"}}, summary_text),
+}
+
+
+def json_schema(task, lines):
+    """Return the JSON schema of a task's answer."""
+    properties = JSON_FORMS[task][0](lines)
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+REMOTE_TRY_S = (0.25, 8.0)                               # between tries of a server: the first, the longest
+REMOTE_ASK_S = 120.0                                     # where a request has no deadline of its own
+REMOTE_FORMATS = ("json_schema", "json_object", None)    # what is asked of a server, in turn, until it takes one
+
+
+class RemoteCore:
+    """A language model behind a server that speaks OpenAI's protocol, such as vLLM. Asked like a CognitiveCore.
+
+    `state` is "loading" until the server tells of its models; one that goes away meanwhile is tried again until the
+    request's deadline. A persona whose name is a model of the server (a LoRA module of vLLM) is asked by that name.
+    """
+
+    writes, library = True, None
+
+    def __init__(self, url, model="", key="", rows_most=16, tell=lambda progress: None):
+        self.url, self.model, self.rows_most, self.tell = url.rstrip("/"), model, rows_most, tell
+        self.state, self.error, self.progress = "offline", None, f"the server {hide_password(self.url)} was not asked yet"
+        self.models, self.rows_served, self.tokens_told, self.batch_s = [], 0, 0, 0.0
+        self._key, self._format, self._client = key, 0, None
+        self._settled, self._closing = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._find, name="batos-core", daemon=True)
+
+    def start(self):
+        """Begin to ask the server what it has; return self."""
+        self.state = "loading"
+        self._thread.start()
+        return self
+
+    def _find(self):
+        """Ask for the models until they are told."""
+        httpx = need("httpx2", "a core by URL")
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        self._client, pause_s = httpx.Client(headers=headers, timeout=REMOTE_ASK_S), REMOTE_TRY_S[0]
+        while not self._closing.is_set():
+            try:
+                reply = self._client.get(f"{self.url}/models", timeout=10.0)
+                reply.raise_for_status()
+                self.models = [row["id"] for row in reply.json()["data"]]
+                self.model = self.model or self.models[0]
+                self.state, self.progress = "ready", f"the core is {self.model} at {hide_password(self.url)}"
+                break
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code in (401, 403):
+                    self.state, self.error = "failed", ConfigError("the server refuses the key; set BATOS_CORE_KEY")
+                    self.progress = f"{hide_password(self.url)} answers {error.response.status_code}"
+                    break
+                self.progress = f"{hide_password(self.url)} answers {error.response.status_code}; it is asked again"
+            except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
+                self.progress = f"{hide_password(self.url)} tells of no models ({first_line(error)}); it is asked again"
+            self._closing.wait(pause_s)
+            pause_s = min(2 * pause_s, REMOTE_TRY_S[1])
+        self._settled.set()
+        self.tell(self.progress)
+
+    def wait_ready(self, timeout_s):
+        """Wait until the server has told of its models. Raises CoreOffline, DeadlineExceeded."""
+        if self.state == "loading" and not self._settled.wait(timeout_s):
+            raise DeadlineExceeded(f"the core is not there after {timeout_s} s: {self.progress}")
+        self._require_ready()
+
+    def settled(self, timeout_s):
+        """Wait until it is known whether the server can be asked. Returns whether it is."""
+        return self.state != "loading" or self._settled.wait(timeout_s)
+
+    def _require_ready(self):
+        if self.state != "ready":
+            raise CoreOffline(f"the cognitive core is {self.state}: {self.error or self.progress}", state=self.state)
+
+    def expert(self, name):
+        """Return the name of a persona that the server has a model for, or BASE."""
+        return name if name in self.models else BASE
+
+    def offers(self, kind, text, embedder, among=None):
+        """Nothing: a larger model needs no router."""
+        return []
+
+    def on_model_thread(self, function):
+        """Raises CoreOffline: the model is not here."""
+        raise CoreOffline("the core is a server elsewhere; experts are kept there", state=self.state)
+
+    def infer(self, requests):
+        """Answer a list of CoreRequest; returns a CoreAnswer for each, in their order. Raises as CognitiveCore.infer."""
+        self._require_ready()
+        if not 1 <= len(requests) <= self.rows_most:
+            raise BadRequest(f"a batch has 1 to {self.rows_most} rows, got {len(requests)}; ask in several")
+        return self._all([functools.partial(self._task, request, self._prompt(request)) for request in requests], requests)
+
+    @staticmethod
+    def _prompt(request):
+        if request.task not in CORE_TASKS:
+            raise BadRequest(f"the core has no task {request.task!r}; {mend(request.task, CORE_TASKS)}")
+        return CORE_TASKS[request.task].prompt(request.fields)[0]
+
+    def infer_(self, prompt, persona=None, system_prompt=None, temperature=0.6, top_p=0.9, max_new_tokens=512,
+               deadline_s=None, cancel=None, on_text=None):
+        """Answer a free prompt with text. Raises as CognitiveCore.infer_."""
+        self._require_ready()
+        request = CoreRequest("", {}, self.expert(persona), deadline_s, cancel, max_new_tokens, on_text)
+        body = self._body(request, system_prompt, prompt, max_new_tokens) | {"temperature": temperature, "top_p": top_p}
+        return self._all([lambda stop: self._told(body, request, stop)], [request])[0].text
+
+    def _all(self, asks, requests):
+        """Run asks(stop) side by side, each in a thread; the first error is all's. Who waits heeds cancel and deadline."""
+        started_s, stop = time.monotonic(), threading.Event()
+        pool = concurrent.futures.ThreadPoolExecutor(len(asks), "batos-remote")
+        try:
+            waiting = [pool.submit(ask, stop) for ask in asks]
+            while not (done := all(one.done() for one in waiting)) and not any(
+                    one.done() and one.exception() for one in waiting):
+                self._check(requests, started_s)
+                concurrent.futures.wait(waiting, 0.05, concurrent.futures.FIRST_EXCEPTION)
+            answers = [one.result() for one in waiting if done or one.done()]
+        finally:
+            stop.set()                                   # those at work end at their next piece of text
+            pool.shutdown(wait=False)
+        self.batch_s = time.monotonic() - started_s
+        self.rows_served += len(answers)
+        return [CoreAnswer(text, value, tokens, self.batch_s) for text, value, tokens in answers]
+
+    def _check(self, requests, started_s):
+        if self._closing.is_set() or any(request.cancel is not None and request.cancel.is_set() for request in requests):
+            raise Cancelled("the request was cancelled")
+        limit_s = min((request.deadline_s for request in requests if request.deadline_s is not None), default=REMOTE_ASK_S)
+        if time.monotonic() - started_s > limit_s:
+            raise DeadlineExceeded(f"the server {hide_password(self.url)} had no answer within {limit_s:g} s; allow more time")
+
+    def _body(self, request, system, prompt, max_new_tokens):
+        turns = [{"role": "system", "content": system}] if system else []
+        return {"model": self.model if request.adapter == BASE else request.adapter, "stream": True, "temperature": 0.0,
+                "max_tokens": max_new_tokens, "messages": [*turns, {"role": "user", "content": prompt}]}
+
+    def _task(self, request, prompt, stop):
+        """Answer one task: ask for JSON, make the task's answer of it. A second try is all that nonsense gets."""
+        lines, task = prompt.split("\n")[1:-2], CORE_TASKS[request.task]
+        schema = json_schema(request.task, lines)
+        system, told = told_task(request, prompt)
+        told = f"{told}\n\nWhatever form is said above: answer as one JSON object of this schema:\n{json.dumps(schema)}"
+        body = self._body(request, system, told, request.max_new_tokens or 2 * task.max_new_tokens)
+        for _ in range(2):
+            text, _, tokens = self._told(body, request, stop, schema)
+            with contextlib.suppress(ValueError, AttributeError, TypeError):
+                answer = JSON_FORMS[request.task][1](json.loads(text[text.index("{"):text.rindex("}") + 1]), lines)
+                return answer, task.value(answer, request.fields), tokens
+        raise CoreFailed(f"the server {hide_password(self.url)} answered {request.task} twice with what is no JSON: {text:.120}")
+
+    def _told(self, body, request, stop, schema=None):
+        """Return (text, text, pieces) of a streamed answer; tried again while the server is away, until `stop` is set."""
+        httpx, pause_s = need("httpx2", "a core by URL"), REMOTE_TRY_S[0]
+        while True:
+            try:
+                return self._streamed(body | self._wanted_form(schema), request, stop)
+            except httpx.HTTPStatusError as error:
+                status = error.response.status_code
+                if status == 400 and schema is not None and REMOTE_FORMATS[self._format] is not None:
+                    self._format += 1                    # it does not know this form; another is asked for from now on
+                    continue
+                if status not in (408, 409, 429) and status < 500:
+                    raise CoreFailed(f"the server {hide_password(self.url)} answers {status}; look at its log") from error
+            except httpx.TransportError as error:
+                log_core.warning("the server %s does not answer: %s", hide_password(self.url), first_line(error))
+            if stop.wait(pause_s):
+                raise Cancelled("the request was cancelled")
+            pause_s = min(2 * pause_s, REMOTE_TRY_S[1])
+
+    def _wanted_form(self, schema):
+        kind = REMOTE_FORMATS[self._format] if schema is not None else None
+        schemas = {"json_schema": {"name": "answer", "schema": schema, "strict": True}} if kind == "json_schema" else {}
+        return {"response_format": {"type": kind} | schemas} if kind else {}
+
+    def _streamed(self, body, request, stop):
+        pieces = []
+        with self._client.stream("POST", f"{self.url}/chat/completions", json=body) as reply:
+            reply.raise_for_status()
+            for line in reply.iter_lines():
+                if stop.is_set():
+                    raise Cancelled("the request was cancelled")
+                if not line.startswith("data:") or line[5:].strip() == "[DONE]":
+                    continue
+                choices = json.loads(line[5:]).get("choices") or [{}]
+                piece = (choices[0].get("delta") or {}).get("content") or ""
+                if piece:
+                    pieces.append(piece)
+                    self.tokens_told += 1
+                    if request.on_text is not None:
+                        request.on_text(piece)
+        text = "".join(pieces)
+        return text, text, len(pieces)
+
+    def close(self, timeout_s=10):
+        """Stop asking; who waits is told Cancelled."""
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        if self._client is not None:
+            self._client.close()
+        self.state, self.progress = "offline", "the core is closed"
+
+    def health(self):
+        """Return a small dict from memory: how the core is and what it did."""
+        return {"state": self.state, "progress": self.progress, "error": str(self.error) if self.error else None,
+                "model": self.model or None, "parameters": 0, "rows_served": self.rows_served, "tokens": self.tokens_told,
+                "last_batch_s": round(self.batch_s, 3), "load_s": {}, "queued": 0}
 
 
 # Embedder
@@ -4717,6 +5577,525 @@ class Embedder:
     def health(self):
         """Return how I am, from memory."""
         return {"state": self.state, "progress": self.progress, "name": self.name}
+
+
+################################################################################
+# Memory manager ###############################################################
+################################################################################
+#
+# LoRA experts in three tiers, as the Synaptic Memory Manager of the seeds:
+#
+#   cold  a blob of the image, told of by a proxy in `lora_repository`
+#   warm  in RAM, packed for the slots; as many as a budget of bytes holds, the least
+#         recently used one leaves first
+#   hot   in an adapter slot of the device; the four personas always, others by use
+#
+# Incarnation brings the files of `lora_adapters/` into the image. SynapticMemory is
+# what moves experts; the objects of the image answer for it (`isLoaded_`,
+# `requestSpaceFor_` …). Hot use is naming an expert in a row: nothing is switched.
+
+log_memory = logging.getLogger("batos.memory")
+
+ADAPTER_ALPHA = 32.0                                     # of a flat file that tells none
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+ADAPTER_NAME = re.compile(r"[A-Z][A-Z0-9_.-]{0,63}")
+HEADER_BYTES_MOST = 1 << 24
+RAM_CACHE_GB, RAM_CACHE_SHARE = 20.0, 0.5                # of the seeds; of what is free
+
+
+class Staged(typing.NamedTuple):
+    """An adapter of the staging folder that was read and found whole."""
+
+    name: str
+    path: pathlib.Path
+    rank: int
+    alpha: float
+    by_root: bool                                        # rank-stabilised: scaled by alpha / sqrt(rank)
+    targets: tuple
+    base: str | None                                     # fingerprint of the core that it was trained on, where it tells
+    sha256: str
+
+
+def core_base(files):
+    """Return the fingerprint of a core by (name, SHA-256) of its files: what adapters are made for. None of no files."""
+    telling = sorted((name, sha256) for name, sha256 in files
+                     if name == "config.json" or name.endswith(".safetensors") and name != ROUTER_FILE)
+    return digest(json.dumps(telling).encode())[:32] if telling else None
+
+
+def safetensors_shapes(path):
+    """Return ({tensor: shape}, metadata) of a safetensors file from its header. Raises AdapterMismatch where it is not whole."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        start = file.read(8)
+        if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+            raise AdapterMismatch(f"{path.name} is a pickle, which can run code; give safetensors")
+        length = int.from_bytes(start, "little")
+        header = file.read(length) if len(start) == 8 and length <= min(HEADER_BYTES_MOST, size - 8) else b""
+    try:
+        told = json.loads(header)
+        metadata = told.pop("__metadata__", {})
+        ends = max(row["data_offsets"][1] for row in told.values())
+        shapes = {name: tuple(row["shape"]) for name, row in told.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise AdapterMismatch(f"{path.name} is no whole safetensors file ({first_line(error)}); copy it anew") from error
+    if size != 8 + length + ends:
+        raise AdapterMismatch(f"{path.name} has {size:,} bytes and its header tells of {8 + length + ends:,}: it was cut; "
+                              "copy it anew")
+    return shapes, metadata
+
+
+def adapters_folder(settings):
+    """Return the folder of staged adapters, or None. Raises ConfigError where one is set that is none."""
+    if settings.adapters in ("auto", "none"):
+        return pathlib.Path(__file__).resolve().parent / "lora_adapters" if settings.adapters == "auto" else None
+    if not os.path.isdir(settings.adapters):
+        raise ConfigError(f"setting adapters: {settings.adapters} is no folder; allowed are auto, none, or a folder that holds "
+                          "NAME/ as PEFT writes it, or NAME.safetensors")
+    return pathlib.Path(settings.adapters)
+
+
+def staged_files(folder):
+    """Return {NAME: (weights, configuration or None)} of a staging folder: NAME/ as PEFT writes it, or NAME.safetensors."""
+    found = {}
+    for path in sorted(pathlib.Path(folder).iterdir()) if folder is not None and os.path.isdir(folder) else ():
+        if path.is_dir() and ((path / ADAPTER_CONFIG).is_file() or any(path.glob("adapter_model.*"))):
+            weights = next((path / name for name in (ADAPTER_WEIGHTS, "adapter_model.bin", "adapter_model.pt")
+                            if (path / name).is_file()), path / ADAPTER_WEIGHTS)
+            found[path.name.upper()] = weights, path / ADAPTER_CONFIG
+        elif path.suffix in (".safetensors", ".bin", ".pt"):
+            found.setdefault(path.stem.upper(), (path, None))
+    return found
+
+
+def read_staged(name, weights, config, rank_most):
+    """Return the Staged adapter of a name. Raises AdapterMismatch that names what is wrong and what is allowed."""
+    if not ADAPTER_NAME.fullmatch(name):
+        raise AdapterMismatch(f"{name!r} is no name of an adapter; letters, digits, _ . and - are allowed, 64 at most")
+    if not weights.is_file():
+        raise AdapterMismatch(f"{weights.parent.name} lacks {weights.name}; copy it anew")
+    shapes, told = safetensors_shapes(weights)
+    if config is not None:
+        try:
+            told = told | json.loads(config.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise AdapterMismatch(f"{config.name} of {name} does not read ({first_line(error)}); copy it anew") from error
+    rank, targets = _rank_and_targets(name, shapes, rank_most)
+    if told.get("use_dora") or told.get("bias", "none") != "none" or int(told.get("r") or rank) != rank:
+        raise AdapterMismatch(f"{name} is told to be of rank {told.get('r')}, bias {told.get('bias')!r}, DoRA "
+                              f"{bool(told.get('use_dora'))}; its weights are of rank {rank}, and plain LoRA is served")
+    try:
+        alpha = float(told.get("lora_alpha") or ADAPTER_ALPHA)
+    except (TypeError, ValueError):
+        raise AdapterMismatch(f"{name} has lora_alpha {told.get('lora_alpha')!r}; a number is wanted") from None
+    return Staged(name, weights, rank, alpha, bool(told.get("use_rslora")), targets, told.get("revision"),
+                  _file_hash(weights, "sha256"))
+
+
+def _rank_and_targets(name, shapes, rank_most):
+    """Return (greatest rank, names of layers) of an adapter's matrices. Raises AdapterMismatch."""
+    ranks, targets = set(), set()
+    for key, shape in shapes.items():
+        part = re.fullmatch(r".*?([^.]+)\.lora_([AB])\.weight", key)
+        if not part or len(shape) != 2:
+            raise AdapterMismatch(f"{name} holds {key} of shape {shape}; only lora_A and lora_B matrices are served")
+        targets.add(part[1])
+        ranks.add(shape[0] if part[2] == "A" else shape[1])
+    if not ranks or max(ranks) > rank_most:
+        raise AdapterMismatch(f"{name} is of rank {max(ranks, default=0)}, and the slots take up to {rank_most} (adapter_rank)")
+    return max(ranks), tuple(sorted(targets))
+
+
+def incarnate(root, staged):
+    """Bring a Staged adapter into the image, as a proxy with a blob or as its next version. Returns what was done, or None.
+
+    Raises AdapterMismatch where it was made for another core than the image's.
+    """
+    pllm = root["pLLM_obj"]
+    base = core_base([(record.name, record.sha256) for record in pllm.model_blob])
+    if staged.base and base and staged.base != base:
+        raise AdapterMismatch(f"{staged.name} was made for the core {staged.base}, and the image's is {base} "
+                              f"({pllm.model_id}); train it anew, or choose its core with --core")
+    proxy = pllm.lora_repository.get(staged.name)
+    if proxy is not None and proxy.sha256 == staged.sha256 and proxy.base == staged.base and proxy.alpha == staged.alpha:
+        return None
+    version = 1 if proxy is None else proxy.version + 1
+    lineage = [] if proxy is None else [*proxy.lineage, {"version": proxy.version, "sha256": proxy.sha256}]
+    slots = {"model_blob": blob_record(staged.path, staged.name), "rank": staged.rank, "alpha": staged.alpha,
+             "by_root": staged.by_root, "targets": list(staged.targets), "base": staged.base, "sha256": staged.sha256,
+             "version": version, "lineage": lineage}
+    if proxy is None:
+        pllm.lora_repository[staged.name] = UvmObject(**{"parent*": [root["traits_obj"]], "adapter_name": staged.name}, **slots)
+    else:
+        for slot, value in slots.items():                # each one a change in the ledger, so that it can be undone
+            set_slot(proxy, slot, value)
+    return f"{staged.name} version {version}"
+
+
+class Incarnation:
+    """The staged adapters of a folder on their way into the image: read ahead of the transaction, stored in it."""
+
+    def __init__(self, folder, rank_most):
+        self.folder, self.rank_most, self.staged, self.refused = folder, rank_most, [], []
+
+    def before(self, run=None):
+        """Read the files. What is not right is noted in `refused`."""
+        for name, (weights, config) in staged_files(self.folder).items():
+            try:
+                self.staged.append(read_staged(name, weights, config, self.rank_most))
+            except (AdapterMismatch, OSError) as error:
+                self.refused.append(str(error))
+
+    def apply(self, root):
+        """Store what is new; returns the reply's map."""
+        done, refused = [], list(self.refused)
+        for staged in self.staged:
+            try:
+                done += filter(None, [incarnate(root, staged)])
+            except AdapterMismatch as error:
+                refused.append(str(error))
+        if done and root._p_jar.events is not None:
+            root._p_jar.events.append(("experts",))
+        told = ", ".join(done) or "nothing new"
+        return {"details": f"incarnated: {told}" + "".join(f"; refused: {line}" for line in refused),
+                "result": {"incarnated": done, "refused": refused}}
+
+
+# The tiers
+
+
+class Expert(typing.NamedTuple):
+    """What is known of an expert without looking into the image."""
+
+    name: str
+    version: int
+    rank: int
+    alpha: float
+    by_root: bool
+    targets: frozenset
+    base: str | None
+    size: int                                            # bytes of its blob
+
+    def scale(self, rank):
+        """Return what B is multiplied by."""
+        return self.alpha / (math.sqrt(rank) if self.by_root else rank)
+
+
+def available_bytes():
+    """Return how much memory of this machine is free to use."""
+    with contextlib.suppress(OSError, StopIteration, ValueError), open("/proc/meminfo", encoding="ascii") as lines:
+        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+class RamCache:
+    """The warm tier: packed weights by expert, within a budget of bytes; the least recently used leave first. Any thread."""
+
+    def __init__(self, budget_bytes):
+        self.budget_bytes, self.bytes, self.evictions = budget_bytes, 0, 0
+        self._held, self._guard = collections.OrderedDict(), threading.Lock()    # expert -> (version, tensor)
+
+    def get(self, name, version):
+        """Return the packed weights of that version, or None; an older one is dropped."""
+        with self._guard:
+            held = self._held.get(name)
+            if held is None or held[0] != version:
+                self._drop(name)
+                return None
+            self._held.move_to_end(name)
+            return held[1]
+
+    def put(self, name, version, packed):
+        """Keep packed weights; what is larger than the whole budget is not kept."""
+        with self._guard:
+            self._drop(name)
+            size = packed.nbytes
+            while self._held and self.bytes + size > self.budget_bytes:
+                self._drop(next(iter(self._held)))
+                self.evictions += 1
+            if size <= self.budget_bytes:
+                self._held[name] = version, packed
+                self.bytes += size
+
+    def _drop(self, name):
+        held = self._held.pop(name, None)
+        self.bytes -= held[1].nbytes if held else 0
+
+    def names(self):
+        """Return the experts held, the least recently used first."""
+        with self._guard:
+            return list(self._held)
+
+
+VRAM_MB, KV_CACHE_MB = 6900, 2000                        # of the seeds: the whole device; what the KV cache may take
+
+
+def device_account(loaded):
+    """Return how the device's memory is spoken for, in MB, beside the seeds' budget of 6.9 GB."""
+    model, slots = loaded.model, loaded.slots
+    held = sum(weight.nbytes for name, weight in model.named_parameters() if "lora_" not in name)
+    text = model.config.get_text_config()
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    token = 2 * text.num_hidden_layers * (getattr(text, "num_key_value_heads", None) or text.num_attention_heads) * head
+    return {"device": str(model.device), "budget_mb": VRAM_MB, "base_mb": round(held / 1e6, 1),
+            "adapters_mb": round(slots.flat.nbytes / 1e6, 1), "kv_bytes_a_token": token * slots.flat.element_size(),
+            "left_mb": round(VRAM_MB - (held + slots.flat.nbytes) / 1e6 - KV_CACHE_MB, 1)}
+
+
+class SynapticMemory:
+    """The experts of an image and where each of them is. Weights move in the model thread or in the synapse lane.
+
+    `fit` is called once the core is loaded, in its thread, and makes the slots; `hold` puts an expert into one.
+    """
+
+    def __init__(self, image, settings):
+        self.image, self.settings, self.core_base = image, settings, None
+        budget = settings.ram_cache_mb * 1e6 or min(RAM_CACHE_GB * 1e9, RAM_CACHE_SHARE * available_bytes())
+        self.cache = RamCache(int(budget))
+        self.experts, self.unfit = {}, {}                # name -> Expert; (name, version) -> why it cannot be served
+        self.slots, self.account = None, {}
+        self.want = lambda name: None                    # have the synapse lane make an expert hot; set by whoever has it
+        self.uses, self.counts = collections.Counter(), collections.Counter()    # by expert; by tier where it was found
+        self.times = {tier: Timings() for tier in ("hot", "warm", "cold")}
+        image.db.synapses = self                         # where the objects of the image find me
+
+    def refresh(self):
+        """Look what experts the image has now."""
+        with reading(self.image) as root:
+            pllm = root["pLLM_obj"]
+            self.core_base = core_base([(record.name, record.sha256) for record in pllm.model_blob])
+            self.experts = {name: Expert(name, proxy.version, proxy.rank, proxy.alpha, proxy.by_root, frozenset(proxy.targets),
+                                         proxy.base, proxy.model_blob.size) for name, proxy in pllm.lora_repository.items()}
+
+    def fit(self, loaded):
+        """Make the adapter slots of a core that has none, and have the personas hot. In the model thread."""
+        fitting = [expert for expert in self.experts.values() if not self._why_cold(expert)]
+        if not fitting:
+            return
+        if self.slots is None:
+            targets = frozenset().union(*(expert.targets for expert in fitting))
+            loaded.make_slots(max(int(self.settings.adapter_slots), len(PILLARS) + 1), int(self.settings.adapter_rank), targets)
+            self.slots, self.account = loaded.slots, device_account(loaded)
+        for name in filter(self.serves, PILLARS):
+            with contextlib.suppress(BatosError):        # noted in `unfit`; the others serve
+                self.hold(self.slots, name)
+                self.slots.always_hot |= {name}
+        self.slots.in_use.clear()
+
+    def _why_cold(self, expert):
+        """Return why an expert cannot be hot with this core, or None."""
+        if expert.base and expert.base != self.core_base:
+            return f"it was made for the core {expert.base}, and the image's is {self.core_base}"
+        if self.slots is not None and not expert.targets <= self.slots.targets:
+            return f"its layers {', '.join(sorted(expert.targets - self.slots.targets))} have no slots until the next start"
+        if self.slots is not None and expert.rank > self.slots.rank:
+            return f"it is of rank {expert.rank}, the slots are of {self.slots.rank}"
+        return self.unfit.get((expert.name, expert.version))
+
+    def serves(self, name):
+        """Whether rows may name an expert."""
+        expert = self.experts.get(name)
+        return expert is not None and self.slots is not None and self._why_cold(expert) is None
+
+    def known(self, name):
+        """Return the Expert of a name. Raises NotFound, AdapterMismatch where it has to stay cold."""
+        expert = self.experts.get(name)
+        if expert is None:
+            raise NotFound(f"no expert is named {name!r}; {mend(name, self.experts, 'the experts')}", kind="expert", name=name)
+        if (why := self._why_cold(expert)) is not None:
+            raise AdapterMismatch(f"{name} stays cold: {why}")
+        return expert
+
+    def hold(self, slots, name):
+        """Have an expert hot for the batch at work, in the model thread. Raises NotFound, AdapterMismatch, Busy, DamagedImage."""
+        expert, started_s = self.known(name), time.monotonic()
+        found = "hot" if slots.used.get(name) is not None else "warm" if name in self.cache.names() else "cold"
+        slots.hold(name, expert.version, lambda: self.packed(expert))
+        self.uses[name] += 1
+        self.counts[found] += 1
+        self.times[found].add(time.monotonic() - started_s)
+
+    def packed(self, expert):
+        """Return an expert's packed weights, from RAM or from its blob. Raises AdapterMismatch, DamagedImage."""
+        packed = self.cache.get(expert.name, expert.version)
+        if packed is None:
+            try:
+                packed = pack_adapter(self.tensors(expert.name), expert.scale, self.slots)
+            except (AdapterMismatch, DamagedImage) as error:
+                self.unfit[expert.name, expert.version] = str(error)
+                log_memory.error("%s stays cold: %s", expert.name, error)
+                raise
+            self.cache.put(expert.name, expert.version, packed)
+        return packed
+
+    def tensors(self, name):
+        """Return {"LAYER.lora_A.weight": tensor} of an expert's blob, whose SHA-256 is checked."""
+        with reading(self.image) as root:
+            data = pathlib.Path(blob_path(root["pLLM_obj"].lora_repository[name].model_blob)).read_bytes()
+        tensors = need("safetensors.torch", "LoRA adapters").load(data)
+        return {key.removeprefix("base_model.model."): tensor for key, tensor in tensors.items()}
+
+    def fetch_ahead(self, names):
+        """Bring experts into RAM that are about to be used. In the synapse lane."""
+        for name in names:
+            with contextlib.suppress(AdapterMismatch, DamagedImage):           # who uses it is told
+                self.packed(self.known(name))
+
+    def tier(self, name):
+        """Return "hot", "warm" or "cold"."""
+        if self.slots is not None and name in self.slots.used:
+            return "hot"
+        return "warm" if name in self.cache.names() else "cold"
+
+    def listed(self):
+        """Return what is told of each expert."""
+        return [{"expert": expert.name, "tier": self.tier(expert.name), "version": expert.version, "rank": expert.rank,
+                 "alpha": expert.alpha, "bytes": expert.size, "uses": self.uses[expert.name],
+                 "always_hot": expert.name in PILLARS, "note": self._why_cold(expert)} for expert in self.experts.values()]
+
+    def health(self):
+        """Return the tiers' figures, from memory."""
+        slots = self.slots
+        return {"experts": len(self.experts), "found": dict(self.counts), "times": {t: o.told() for t, o in self.times.items()},
+                "hot": {"slots": len(slots.held) if slots else 0, "experts": list(slots.used) if slots else [],
+                        "fills": slots.fills if slots else 0, "evictions": slots.evictions if slots else 0} | self.account,
+                "warm": {"experts": len(self.cache.names()), "mb": round(self.cache.bytes / 1e6, 3),
+                         "budget_mb": round(self.cache.budget_bytes / 1e6), "evictions": self.cache.evictions},
+                "cold": {"mb": round(sum(expert.size for expert in self.experts.values()) / 1e6, 3)}}
+
+
+class SynapseLane(Lane):
+    """Where experts are moved, one job at a time. A job's apply takes nothing."""
+
+    def _main(self):
+        while (job := self._next()) is not None:
+            try:
+                outcome = Outcome(job, job.apply())
+            except Exception as error:                   # a boundary: every error becomes an outcome
+                log_memory.log(logging.INFO if isinstance(error, BatosError) else logging.ERROR, "%s: %s", job.name, error)
+                outcome = Outcome(job, error=error)
+            job.done(outcome)
+
+
+# The objects of the image that answer for the tiers
+
+
+def _synapses(obj):
+    found = getattr(obj._p_jar.db(), "synapses", None)
+    if found is None:
+        raise CoreOffline("no daemon runs this image, so nothing of it is in RAM or on a device")
+    return found
+
+
+@primitive("isLoaded_", reads=True)
+def isLoaded_(manifest, expert):
+    """Whether an expert is hot."""
+    return _synapses(manifest).tier(expert) == "hot"
+
+
+@primitive("isCached_", reads=True)
+def isCached_(cache, expert):
+    """Whether an expert is warm."""
+    return expert in _synapses(cache).cache.names()
+
+
+@primitive("fetchBlobFor_", reads=True)
+def fetchBlobFor_(repository, expert):
+    """Return the record of an expert's blob, by its name or its proxy: name, size, SHA-256. Raises NotFound."""
+    name = expert.adapter_name if isinstance(expert, UvmObject) else expert
+    proxies = _root_of(repository)["pLLM_obj"].lora_repository
+    if name not in proxies:
+        raise NotFound(f"no expert is named {name!r}; {mend(name, proxies, 'the experts')}", kind="expert", name=name)
+    return proxies[name].model_blob
+
+
+@primitive("requestSpaceFor_", reads=True)
+def requestSpaceFor_(manifest, size_bytes):
+    """Return the expert that leaves its slot for another of that size, None where a slot is free.
+
+    Raises AdapterMismatch where no slot is as large.
+    """
+    slots = _synapses(manifest).slots
+    room = slots.size * slots.flat.element_size() if slots else 0
+    if size_bytes > room:
+        raise AdapterMismatch(f"an expert of {size_bytes:,} bytes has no room; a slot has {room:,}")
+    slot = slots.candidate()
+    held = slots.held[slot] if slot is not None else None
+    return held[0] if held else None
+
+
+@primitive("updateManifest_", reads=True)
+def updateManifest_(manifest, expert=None):
+    """Return the account of the device as it is: what is hot, and how its memory is spoken for."""
+    return _synapses(manifest).health()["hot"]
+
+
+@primitive("fetchFromCache_", reads=True)
+def fetchFromCache_(cache, expert):
+    """Return what the warm tier holds of an expert: bytes and version, or None."""
+    synapses = _synapses(cache)
+    known = synapses.experts.get(expert)
+    packed = known and synapses.cache.get(expert, known.version)
+    return None if packed is None else {"expert": expert, "bytes": packed.nbytes, "version": known.version}
+
+
+@primitive("activate_expert_", reads=True)
+def activate_expert_(manager, expert):
+    """Have an expert made hot, if it is not; return where it is now. The weights move after this message, not in it."""
+    synapses = _synapses(manager)
+    name = str(expert).upper()
+    synapses.known(name)
+    tier = synapses.tier(name)
+    if tier != "hot":
+        synapses.want(name)
+    return {"expert": name, "tier": tier, "activating": tier != "hot"}
+
+
+def look_at_experts(synapses, core):
+    """See what experts the image has now, and have the personas among them hot. In the synapse lane."""
+    synapses.refresh()
+    if core.state == "ready":
+        core.on_model_thread(synapses.fit)
+
+
+def new_tier(name, *selectors):
+    """Return a function of the root that makes the object of one tier, which answers these selectors."""
+    return lambda root: UvmObject(**{"parent*": [root["traits_obj"]], "name": name}, **{each: method(each) for each in selectors})
+
+
+def new_memory_manager(root):
+    """Return the object that activates experts; it delegates to the tiers."""
+    tiers = {f"{name}*": [root[f"{name}_obj"]] for name in ("vram_manifest", "ram_cache", "nvme_repository")}
+    return UvmObject(**{"parent*": [root["traits_obj"]], "name": "memory_manager_obj", **tiers,
+                        "activate_expert_": method("activate_expert_"), "activateExpert_": method("activate_expert_")})
+
+
+def activate(synapses, core, name):
+    """Make an expert hot by the seeds' protocol; returns {"expert", "from", "steps": [what was asked, what was answered], "ms"}.
+
+    In the synapse lane. Raises NotFound, AdapterMismatch, CoreOffline, Busy, DamagedImage.
+    """
+    name, started_s = name.upper(), time.monotonic()
+    expert = synapses.known(name)
+    if synapses.slots is None:
+        raise CoreOffline(f"there are no adapter slots: the core is {core.state} ({core.progress})", state=core.state)
+    found, steps, size = synapses.tier(name), [], None
+    with reading(synapses.image) as root:
+        steps.append(("isLoaded", send(root["vram_manifest_obj"], "isLoaded_", name)))
+        if found != "hot":
+            steps.append(("isCached", send(root["ram_cache_obj"], "isCached_", name)))
+        if found == "cold":
+            record = send(root["nvme_repository_obj"], "fetchBlobFor_", name)
+            steps.append(("fetchBlobFor", {"size": record.size, "sha256": record.sha256}))
+    if found != "hot":
+        size = synapses.packed(expert).nbytes
+        with reading(synapses.image) as root:
+            steps.append(("requestSpaceFor", send(root["vram_manifest_obj"], "requestSpaceFor_", size)))
+    core.on_model_thread(lambda loaded: (synapses.hold(loaded.slots, name), loaded.slots.in_use.clear()))
+    steps += [("load", size)] * (found != "hot") + [("set_adapter", synapses.slots.row_name(name)),
+                                                      ("updateManifest", list(synapses.slots.used))]
+    return {"expert": name, "from": found, "steps": [list(step) for step in steps],
+            "ms": round((time.monotonic() - started_s) * 1e3, 2)}
 
 
 ################################################################################
@@ -5395,19 +6774,6 @@ def read_file(path, max_bytes):
 
 # Words
 
-STOP_WORDS = frozenset(
-    "a about above after again against all also am an and any are aren't as at be because been before "
-    "being below between both but by can can't cannot could couldn't did didn't do does doesn't doing "
-    "don't down during each either else ever every few for from further get gets got had hadn't has "
-    "hasn't have haven't having he he's her here hers herself him himself his how how's i i'd i'll i'm "
-    "i've if in into is isn't it it's its itself just let let's like many may me might more most much "
-    "must my myself need needs neither no nor not of off often on once only or other our ours ourselves "
-    "out over own please quite rather really same say says she she's should shouldn't so some such tell "
-    "than that that's the their theirs them themselves then there there's these they they'd they'll "
-    "they're they've thing things this those though through to too under until up upon us use used uses "
-    "using very want wants was wasn't way we we'd we'll we're we've were weren't what what's when when's "
-    "where where's whether which while who who's whom whose why why's will with within without won't "
-    "would wouldn't yes yet you you'd you'll you're you've your yours yourself".split())
 _MARKS = dict.fromkeys(range(0x300, 0x370))               # combining accents: "café" is found by "cafe"
 _LOCAL = threading.local()                                # a stemmer each thread: PyStemmer's are not shared
 
@@ -6322,7 +7688,7 @@ def documents_of(catalog, conversation):
         doc_id for (doc_id, _), document in catalog.retired.items() if document.metadata.get("conversation") == conversation}
 
 
-@undoes("documents")
+@adds_to(UNDOES, "documents")
 def put_document_back(catalog, doc_id, version):
     """Make a former version current again (as a new one), or take the document out where there was none."""
     if version is ABSENT:
@@ -6444,7 +7810,7 @@ def _faults_of_vectors(catalog):
         yield f"{len(wrong)} chunks have no vector and wait for none, or have several, such as {wrong[0]}"
 
 
-@check("catalog")
+@adds_to(CHECKS, "catalog")
 def catalog_faults(root):
     """Yield where documents, chunks, words and filters of the catalog do not agree."""
     catalog = root.get("knowledge_catalog_obj")
@@ -6459,7 +7825,7 @@ def catalog_faults(root):
         yield f"{len(ordered ^ set(catalog.retired.keys()))} retired documents are not in the order of their retirement"
 
 
-@told("memory")
+@adds_to(TOLD, "memory")
 def memory_health(root):
     """Return how the memory is: its sizes by kind, and the names of documents that are to be looked at (the first 100)."""
     catalog = root["knowledge_catalog_obj"]
@@ -6489,7 +7855,7 @@ def _is_stale(document):
     return not os.path.exists(path) or os.path.getmtime(path) > document.added_at.timestamp()
 
 
-@mends("catalog")
+@adds_to(MENDS, "catalog")
 def mend_catalog(root):
     """Make words, vectors and filters anew where they do not agree with the chunks; take out chunks of no document."""
     catalog = root["knowledge_catalog_obj"]
@@ -6568,6 +7934,13 @@ class Where(typing.NamedTuple):
     until: datetime.datetime | None = None
 
 
+def _in_time(catalog, where, number):
+    if where.since is None and where.until is None:
+        return True
+    at = catalog.documents[catalog.chunk_storage[number].doc_id].added_at
+    return (where.since is None or where.since <= at) and (where.until is None or at < where.until)
+
+
 def _chosen(catalog, where):
     """Return (only, test): the numbers of the only chunks to look at (None: all), and what each must satisfy besides."""
     import numpy
@@ -6582,13 +7955,6 @@ def _chosen(catalog, where):
     def test(number):
         return all(any(number in one for one in either) for either in sets) and _in_time(catalog, where, number)
     return functools.reduce(numpy.intersect1d, narrow) if narrow else None, test
-
-
-def _in_time(catalog, where, number):
-    if where.since is None and where.until is None:
-        return True
-    at = catalog.documents[catalog.chunk_storage[number].doc_id].added_at
-    return (where.since is None or where.since <= at) and (where.until is None or at < where.until)
 
 
 def _best(numbers, scores, test, most):
@@ -6851,6 +8217,7 @@ class Recall(typing.NamedTuple):
     mass: float = 0.55            # of the best chunk
     similarity: float = 0.62      # of the best sentence
     embedder: Embedder = Embedder()
+    offer: typing.Callable = lambda kind, text: []       # what the core's router offers for a text
 
 
 def find_evidence(catalog, query, recall, focus="", places=({},)):
@@ -6923,6 +8290,14 @@ def word_share(catalog, query, texts):
     return _weight_of(weights, words_of(" ".join(texts))) / (sum(weights.values()) or 1.0)
 
 
+def telling_shares(texts):
+    """Return what share of a passage each of its sentences holds: of all its words, each as often as sentences hold it."""
+    held = [words_of(text).keys() for text in texts]
+    counts = collections.Counter(word for words in held for word in words)
+    total = sum(counts.values()) or 1
+    return [round(sum(counts[word] for word in words) / total, 4) for words in held]
+
+
 # Levels: what stands above a chunk and below it
 
 SECTION_CHUNKS = 20                # of a section that are shown
@@ -6974,14 +8349,14 @@ def _by_section(catalog, rows, query):
     return rows
 
 
-def summary_of(catalog, document):
+def summary_of(catalog, document, most=SUMMARY_SENTENCES):
     """Return the sentences that say most of a document's words, in their order: [{"text", "lines"}]."""
     chunks = [_result(catalog, number, 0.0, {})["chunk"] for number in document.numbers[:SUMMARY_CHUNKS]]
     told = [(one, chunk) for chunk in chunks for one in _tellings(chunk) if 5 <= len(one.words) <= 40]
     counts = collections.Counter(word for one, _ in told for word in one.words)
     weights = {word: math.log(count) for word, count in counts.items()}
     best = sorted(range(len(told)), key=lambda n: -_weight_of(weights, told[n][0].words) / math.sqrt(len(told[n][0].words)))
-    return [_placed(*told[n]) for n in sorted(best[:SUMMARY_SENTENCES])]
+    return [_placed(*told[n]) for n in sorted(best[:most])]
 
 
 def _by_document(catalog, rows, query):
@@ -7094,7 +8469,10 @@ class EmbeddingLane:
 
 
 class SummaryLane:
-    """A thread in which a core that writes freely sums documents up, those that a search has shown; one after the other."""
+    """A thread in which the core sums documents up, those that a search has shown; one after the other.
+
+    A core that writes freely is asked for two or three sentences; the embedded one for the sentence that tells most.
+    """
 
     PROMPT = "Say in two or three sentences what this document is about, and use only what it says.\n\n{title}\n\n{text}"
     TEXT_CHARS = 6000
@@ -7109,7 +8487,7 @@ class SummaryLane:
 
     def want(self, rows):
         """Have the documents of results of level "document" summed up that are not yet."""
-        if self.core.writes:
+        if self.core.state == "ready":
             for row in rows:
                 if "document" in row and not row["document"]["written"]:
                     self._wanted.put((row["chunk"]["doc_id"], row["chunk"]["version"]))
@@ -7132,17 +8510,27 @@ class SummaryLane:
         with reading(self.image) as root:
             catalog = root["knowledge_catalog_obj"]
             document = find_document(catalog, doc_id, version)
-            chunks = (catalog.chunk_storage[number].text for number in document.numbers[:SUMMARY_CHUNKS])
-            asked = self.PROMPT.format(title=document.title or doc_id, text="\n\n".join(chunks)[:self.TEXT_CHARS])
             if document.summary or document.retired_at:
                 return
-        text = self.core.infer_(asked, max_new_tokens=160, temperature=0).strip()
+            chunks = (catalog.chunk_storage[number].text for number in document.numbers[:SUMMARY_CHUNKS])
+            asked = self.PROMPT.format(title=document.title or doc_id, text="\n\n".join(chunks)[:self.TEXT_CHARS])
+            passage = [told["text"] for told in summary_of(catalog, document, EVIDENCE_MOST)]
+        text = self._written(asked) if self.core.writes else self._chosen(passage)
 
         def store(root):
             document = root["knowledge_catalog_obj"].documents.get(doc_id)
             if document is not None and document.version == version:
                 document.summary = text
         self.bulk.call(Job("summary", store))
+
+    def _written(self, asked):
+        return self.core.infer_(asked, max_new_tokens=160, temperature=0).strip()
+
+    def _chosen(self, passage):
+        if not passage:
+            return ""
+        request = CoreRequest("summary", {"passage": passage, "shares": telling_shares(passage)})
+        return passage[self.core.infer([request])[0].value["sentence"] - 1]
 
 
 def merge_job(image, bulk):
@@ -7230,7 +8618,6 @@ MATRIX = {
     "Systemic Self-Improvement": {"lead": "ALFRED", "support": {"BRICK": "tool forge", "BABS": "research"},
                                   "BABS": "gathers data", "ALFRED": "leads"},
 }
-PERSONA_OF = {pillar: persona for persona, pillars in PILLARS.items() for pillar in pillars}
 
 # state -> (who leads it: None is the archetype's lead, which states may follow). FAILED may follow any.
 STATES = {
@@ -7242,6 +8629,7 @@ STATES = {
     "FAILED": ("ALFRED", []),
 }
 ENDED = ("COMPLETE", "FAILED")
+SPEAKER = {"facet": "persona", "weave": "lead"}            # task -> its field that names who speaks; plans are nobody's
 GATE_SHARE = 0.5                   # of what the offered quotes hold of the mission's words, the told ones must hold
 RETRY_COMMIT_S = 2.0               # a step that could not be stored (a full disk) is tried again so often
 CONTINUED = 4                      # cycles looked at for pruning at each acceptance and each end
@@ -7343,10 +8731,6 @@ def cycle_report(cycle):
 # What the states do. Each reads a snapshot and answers a Thought; `recall` says how evidence is sought.
 
 
-def _root_of(obj):
-    return obj._p_jar.root()
-
-
 def _journalled(cycle, name):
     """Return the answer of the newest entry of that name in a cycle's journal, or None."""
     return next((entry.answer for entry in reversed(cycle.journal) if entry.name == name), None)
@@ -7403,7 +8787,8 @@ def psm_decomposing_(cycle, recall):
     """Ask for a plan: the archetype, the pillars that it needs, and which words of the mission each looks up."""
     def read(values):
         return Step("DELEGATING", values[0], {"plan": values[0]})
-    return Thought("plan", read, (("plan", {"mission": mission_text(cycle.mission_brief)}),))
+    mission = mission_text(cycle.mission_brief)
+    return Thought("plan", read, (("plan", {"mission": mission, "offered": recall.offer("archetype", mission)}),))
 
 
 def _facet_evidence(cycle, query, recall):
@@ -7428,6 +8813,16 @@ def psm_delegating_(cycle, recall):
                    for (pillar, found), value in zip(recalled.items(), values, strict=True)}
         return Step("SYNTHESIZING", values, {"partial_responses": partial})
     return Thought("facets", read, requests)
+
+
+def speaking(root, task, fields):
+    """Return (who speaks, the codex's prompts) for a model that was not trained for the tasks."""
+    name, codex = fields.get(SPEAKER.get(task)), root["codex_obj"]
+    if name is None:
+        return None, codex.prompts
+    persona = root[f"{name.lower()}_prototype_obj"]
+    pillar = persona.pillars.get(fields.get("pillar"))
+    return f"You speak as {name}. {persona.core_mission} {pillar.intent if pillar else ''}".strip(), codex.prompts
 
 
 def _sentence_fields(name, evidence):
@@ -7540,15 +8935,14 @@ def frame_topic(frame, voice):
 def fitted_frame(lead, opening, close, count):
     """Return opening and closing with the link and the closing that suit `count` quotes.
 
-    Links stand for one quote, then for several; closings two by two for one, two and more. The core chose among
-    them before it was known how many quotes it would tell; the kind that it chose stays.
+    The core chose among links and closings before it was known how many quotes it would tell; the kind that it chose stays.
     """
     voice = VOICES[lead]
     link = next(text for text in voice["links"] if opening.endswith(text))
-    kind, half = voice["links"].index(link) % 3, len(voice["links"]) // 2
-    fitting = voice["links"][kind + (half if count > 1 else 0)]
-    row = 2 * (min(count, 3) - 1) + voice["closings"].index(close) % 2
-    return opening[:-len(link)] + fitting, voice["closings"][row]
+    half = len(voice["links"]) // 2                      # for one quote; behind it, for several
+    fitting = voice["links"][voice["links"].index(link) % half + (half if count > 1 else 0)]
+    variant = voice["closings"].index(close) % CLOSINGS_EACH
+    return opening[:-len(link)] + fitting, voice["closings"][CLOSINGS_EACH * (min(count, 3) - 1) + variant]
 
 
 # Forgetting
@@ -7798,10 +9192,14 @@ class MissionLane:
     `ended(oid, report)` is called in a lane's thread, after the commit. Without a core missions stay accepted and wait.
     """
 
-    def __init__(self, image, lanes, core, settings, ended=lambda oid, report: None, embedder=None):
+    def __init__(self, image, lanes, core, settings, ended=lambda oid, report: None, embedder=None, ahead=lambda names: None,
+                 listener=lambda oid: None):
         self.image, self.lanes, self.core, self.settings, self._ended_hook = image, lanes, core, settings, ended
+        self._ahead = ahead                              # is told which experts the next states will name
+        self._listener = listener                        # cycle id -> what is told each piece of its answer, or None
+        embedder = embedder or Embedder()
         self._recall = Recall(settings.evidence_chunks, settings.evidence_sentences, settings.relevance, settings.similarity,
-                              embedder or Embedder())
+                              embedder, lambda kind, text: core.offers(kind, text, embedder))
         self.missions = {}                               # oid -> Mission; all that are accepted and have not ended
         self.counts = collections.Counter()              # state -> cycles ended since the start
         self._running = 0                                # missions that a worker has in hand
@@ -7890,7 +9288,7 @@ class MissionLane:
     def _run(self, unit, mission):
         try:
             while not self._advance(unit, mission):
-                pass
+                self._await_core(mission)                # the next thought is made of what its router offers
         except Abandoned:
             log_mind.info("cycle %s goes on at the next start", mission.oid)
         except Exception as error:                       # the boundary: any exception is FAILED
@@ -7903,7 +9301,8 @@ class MissionLane:
         start_s = time.monotonic()
         with unit.snapshot() as root:
             thought = send(find_cycle(root, mission.oid), "_process_synthesis_", self._recall)
-        step = thought.read(self._ask(mission, thought.requests))
+            spoken = [speaking(root, task, fields) if self.core.writes else (None, None) for task, fields in thought.requests]
+        step = thought.read(self._ask(mission, thought.requests, spoken))
         seconds = time.monotonic() - start_s
         if step.next_state in ENDED:
             return self._complete(mission, thought, step, seconds)
@@ -7911,6 +9310,8 @@ class MissionLane:
         def apply(root):
             enter(find_cycle(root, mission.oid), thought, step, seconds)
         self._commit("write", Job("journal", apply, cycle=mission.oid, why=thought.name, journal=True))
+        if plan := step.data.get("plan"):
+            self._ahead(dict.fromkeys((ARCHETYPE_PERSONAS[plan["strategy"]][0], *map(PERSONA_OF.get, plan["relevant_pillars"]))))
         return False
 
     def _check(self, mission):
@@ -7922,15 +9323,24 @@ class MissionLane:
             raise DeadlineExceeded(f"the mission had no answer within {self.settings.mission_deadline_s:g} s "
                                    "(mission_deadline_s); ask for less, or allow more")
 
-    def _ask(self, mission, requests):
-        """Return the core's answers to a thought's requests, one batch; wait while it loads."""
-        if not requests:
-            return []
+    def _await_core(self, mission):
         while self.core.state == "loading":
             self._check(mission)
             self.core.settled(0.1)
+
+    def _ask(self, mission, requests, spoken):
+        """Return the core's answers to a thought's requests, one batch, each by its persona's expert; wait while it loads.
+
+        spoken: for each request who speaks and the codex's prompts; (None, None) for a core that was trained for the tasks.
+        """
+        if not requests:
+            return []
+        self._await_core(mission)
         left_s = min(self.settings.core_deadline_s, mission.deadline_at_s - time.monotonic())
-        rows = [CoreRequest(task, fields, deadline_s=left_s, cancel=mission.cancel) for task, fields in requests]
+        rows = [CoreRequest(task, fields, self.core.expert(fields.get(SPEAKER.get(task))), left_s, mission.cancel,
+                            on_text=self._listener(mission.oid) if task == "weave" else None,
+                            system_prompt=system_prompt, prompts=prompts)
+                for (task, fields), (system_prompt, prompts) in zip(requests, spoken, strict=True)]
         return [answer.value for answer in self.core.infer(rows)]
 
     def _complete(self, mission, thought, step, seconds):
@@ -7997,7 +9407,8 @@ def new_states(root):
 def new_codex(root):
     """Return the book of who the personas are and who speaks when; what it says is what happens."""
     personas = [root[f"{name.lower()}_prototype_obj"] for name in CODEX]
-    return UvmObject(**{"parent*": [root["traits_obj"]], "name": "codex_obj", "personas": personas, "archetypes": MATRIX})
+    return UvmObject(**{"parent*": [root["traits_obj"]], "name": "codex_obj", "personas": personas, "archetypes": MATRIX,
+                        "prompts": TASK_PROMPTS})
 
 
 def new_orchestrator(root):
@@ -8166,13 +9577,29 @@ class SearchMemoryCommand(Command):
     until: Moment | None = None
 
 
-TOPICS = ("uvm_state_update", "cycle", "error", "health")
+class ActivateExpertCommand(Command):
+    """Make a LoRA expert hot, by the memory manager's protocol; says step by step what was asked and answered."""
+
+    expert: str = pydantic.Field(min_length=1, max_length=64)
+
+
+class ListExpertsCommand(Command):
+    """Show the LoRA experts and in which tier each is. Answered from memory."""
+
+
+class IncarnateCommand(Command):
+    """Bring new or changed LoRA adapters of the staging folder (setting adapters) into the image."""
+
+
+TOPICS = ("uvm_state_update", "cycle", "error", "health", "tokens")
+USUAL_TOPICS = TOPICS[:-1]                               # tokens come by the hundred, and only on request
 
 
 class SubscribeCommand(Command):
-    """Be sent events from now on: what the state is, where cycles are, what went wrong, how the daemon is."""
+    """Be sent events from now on: what the state is, where cycles are, what went wrong, how the daemon is; on request the
+    tokens of answers as they come, which are provisional."""
 
-    topics: list[typing.Literal[TOPICS]] = pydantic.Field(list(TOPICS), min_length=1)
+    topics: list[typing.Literal[TOPICS]] = pydantic.Field(list(USUAL_TOPICS), min_length=1)
 
 
 class UnsubscribeCommand(Command):
@@ -8248,6 +9675,9 @@ COMMANDS = {
     "unsubscribe": CommandRow(UnsubscribeCommand, "loop", "read"),
     "shutdown": CommandRow(ShutdownCommand, "loop"),
     "cancel": CommandRow(CancelCommand, "loop", "write"),
+    "list_experts": CommandRow(ListExpertsCommand, "loop", "read"),
+    "activate_expert": CommandRow(ActivateExpertCommand, "synapse", "write"),
+    "incarnate": CommandRow(IncarnateCommand, "bulk", effect=True),
     "list_cycles": CommandRow(ListCyclesCommand, "read", "read"),
     "list_documents": CommandRow(ListDocumentsCommand, "read", "read"),
     "initiate_cognitive_cycle": CommandRow(InitiateCognitiveCycleCommand, "write", "write", effect=True),
@@ -8655,7 +10085,7 @@ def recent_keys(ledger, since_us):
 
 def _inspection(obj, limit):
     slots = {name: {"type": type(value).__name__, "value": to_wire(value, limit)} for name, value in obj._slots.items()}
-    if "sha256" in slots and "blob" in slots:
+    if is_blob_record(obj):
         slots["blob"]["value"] = {"$blob": {"size": obj.size, "sha256": obj.sha256}}
     return {"oid": oid_text(obj._p_oid), "class": type(obj).__name__, "slots": slots,
             "delegates_to": [to_wire(parent) for parent in ancestry(obj)][1:],
@@ -9054,6 +10484,23 @@ def _full_state(uvm, request):
                            "result": {**uvm.view, "health": uvm.health(), "settings": shown}})
 
 
+def _list_experts(uvm, request):
+    rows = uvm.synapses.listed()
+    uvm.reply_ok(request, {"details": f"{len(rows)} experts", "results": rows, "result": uvm.synapses.health()})
+
+
+def _activate(uvm, request):
+    def apply():
+        told = activate(uvm.synapses, uvm.core, request.command.expert)
+        return {"details": f"{told['expert']} is hot; it was {told['from']}", "result": told}
+    uvm.submit_to("synapse", request, apply)
+
+
+def _incarnate(uvm, request):
+    incarnation = Incarnation(adapters_folder(uvm.settings), int(uvm.settings.adapter_rank))
+    uvm.submit_to("bulk", request, incarnation.apply, before=incarnation.before)
+
+
 def _shutdown(uvm, request):
     uvm.stop.set()
     uvm.reply_ok(request, {"details": "the daemon drains and stops"})
@@ -9110,10 +10557,13 @@ LOOP_COMMANDS = {
     "unsubscribe": _unsubscribe,
     "health": _health,
     "get_full_state": _full_state,
+    "list_experts": _list_experts,
     "shutdown": _shutdown,
     "cancel": lambda uvm, request: uvm.cancel(request),
 }
 JOBS = {
+    "activate_expert": _activate,
+    "incarnate": _incarnate,
     "initiate_cognitive_cycle": _initiate,
     "list_cycles": _read(list_cycles),
     "list_documents": _read(list_documents),
@@ -9451,9 +10901,12 @@ class BatOS_UVM:
         self.lanes = {"write": WriteLane(image, token, settings, self._fatal, self.events),
                       "bulk": BulkLane(image, token, settings, self._fatal, self.events),
                       "read": ReadLane(image, "read", settings.read_threads),
-                      "upkeep": Upkeep(image, settings, self._fatal, self.events)}
+                      "upkeep": Upkeep(image, settings, self._fatal, self.events),
+                      "synapse": SynapseLane(image, "synapse")}
+        self.synapses = SynapticMemory(image, settings)
         self.mind = MissionLane(image, self.lanes, self.core, settings,
-                                lambda oid, report: self.post(self._cycle_ended, oid, report), self.embedder)
+                                lambda oid, report: self.post(self._cycle_ended, oid, report), self.embedder, self._fetch_ahead,
+                                self._token_listener)
         self.housekeeping = Housekeeping(image, self.lanes, self.embedder, self.core, settings)
         self._waiting = collections.defaultdict(list)    # cycle id -> functions of its report, each one a reply
         self.started_s = time.monotonic()
@@ -9477,6 +10930,9 @@ class BatOS_UVM:
         self.vitals = self._look_at_vitals()
         if self.settings.metrics_port:
             self._metrics = serve_metrics(self.settings.metrics_port, self._look_at_health)
+        self.synapses.refresh()
+        self.core.library, self.synapses.want = self.synapses, self._want_expert
+        self.events.subscribe("experts", self._look_at_experts)
         self.core.start()
         self.mind.start(self.events)
         self.housekeeping.start()
@@ -9686,6 +11142,25 @@ class BatOS_UVM:
             request.peer.account.pending -= 1
             self.wire.forget_idle(request.peer)
 
+    def _token_listener(self, oid):
+        """Return what sends the pieces of a cycle's answer to who asked for them, or None where nobody did."""
+        if not any("tokens" in peer.topics for peer in list(self.wire.subscribers.values())):
+            return None
+        return lambda piece: self.post(self.wire.publish, "tokens", {"cycle": oid, "text": piece, "provisional": True})
+
+    # ---- experts
+
+    def _want_expert(self, name):
+        self.lanes["synapse"].submit(Job(f"activate {name}", lambda: activate(self.synapses, self.core, name)))
+
+    def _fetch_ahead(self, names):
+        cold = [name for name in names if self.synapses.tier(name) == "cold" and self.synapses.serves(name)]
+        if cold:
+            self.lanes["synapse"].submit(Job("fetch ahead", lambda: self.synapses.fetch_ahead(cold)))
+
+    def _look_at_experts(self):
+        self.lanes["synapse"].submit(Job("look at the experts", lambda: look_at_experts(self.synapses, self.core)))
+
     # ---- outcomes
 
     def _done(self, request, repeated, outcome):         # in a lane's thread
@@ -9851,6 +11326,7 @@ class BatOS_UVM:
                 "state": "draining" if self._refused else "serving", "pending": self.pending, "clients": len(self.wire.peers),
                 "subscribers": len(self.wire.subscribers), "keys": len(self.keys), "lanes": lanes, "core": self.core.health(),
                 "embedder": self.embedder.health() | {"waiting": self.view.get("memory", {}).get("unembedded")},
+                "synapses": self.synapses.health(),
                 "missions": self.mind.health(), "image_mb": round(self.image.size() / 1e6, 3),
                 "upkeep": {"doing": upkeep.doing, "last": upkeep.report}, **self.vitals}
 
@@ -9898,6 +11374,10 @@ PRIMORDIAL = {
     "traits_obj": new_traits,
     "pLLM_obj": new_pllm,
     "genesis_obj": new_genesis_obj,
+    "nvme_repository_obj": new_tier("nvme_repository_obj", "fetchBlobFor_"),
+    "ram_cache_obj": new_tier("ram_cache_obj", "isCached_", "fetchFromCache_"),
+    "vram_manifest_obj": new_tier("vram_manifest_obj", "isLoaded_", "requestSpaceFor_", "updateManifest_"),
+    "memory_manager_obj": new_memory_manager,
     "knowledge_catalog_obj": new_knowledge_catalog,
     "message_log": lambda root: LOBTree(),
     "ledger_obj": lambda root: new_ledger(),
@@ -9912,7 +11392,7 @@ PRIMORDIAL = {
 }
 
 
-@upgrade_to(2)
+@adds_to(UPGRADES, 2)
 def add_parts_and_core(root):
     """Documents in parts; the first images had no core either."""
     wanted = [("knowledge_catalog_obj", "staged", LOBTree()), ("pLLM_obj", "model_id", None), ("pLLM_obj", "model_blob", [])]
@@ -9921,7 +11401,7 @@ def add_parts_and_core(root):
             set_slot(root[name], slot, value)
 
 
-@upgrade_to(3)
+@adds_to(UPGRADES, 3)
 def add_segments(root):
     """Words in segments, and vectors; what was dead in the tail is left out by the next merge."""
     catalog = root["knowledge_catalog_obj"]
@@ -9931,7 +11411,7 @@ def add_segments(root):
         del catalog.unswept
 
 
-@upgrade_to(4)
+@adds_to(UPGRADES, 4)
 def join_words(root):
     """All words in segments: those that stood in zope.index's trees become one, made from the chunks. More filters."""
     catalog = root["knowledge_catalog_obj"]
@@ -9945,7 +11425,14 @@ def join_words(root):
     _add_from_chunks(catalog, blob_folder(root))
 
 
-def genesis(image, core=None):
+@adds_to(UPGRADES, 5)
+def add_prompts(root):
+    """Prompts for models that were not trained for the tasks; an image from before the mind gets a codex that has them."""
+    if "codex_obj" in root:
+        root["codex_obj"].prompts = TASK_PROMPTS
+
+
+def genesis(image, core=None, core_name=None):
     """Put into an image what it lacks of the primordial objects, in one transaction; `core` is a model's folder.
 
     Killed at any moment, it leaves nothing or all.
@@ -9955,7 +11442,7 @@ def genesis(image, core=None):
             if name not in root:
                 root[name] = make(root)
         if core is not None:
-            store_core(root, core)
+            store_core(root, core, core_name)
 
 
 def lacks(image):
@@ -9964,29 +11451,174 @@ def lacks(image):
         return [name for name in PRIMORDIAL if name not in root]
 
 
+# Models of the hub
+
+
+class Offer(typing.NamedTuple):
+    """A model of the hub that can be a core. Sizes in GB: what is downloaded, and what four bits take of device or RAM."""
+
+    name: str
+    billions: float
+    download_gb: float
+    device_gb: float
+    licence: str
+    gated: bool
+    told: str
+
+
+HUB_CORE = "meta-llama/Llama-3.1-8B-Instruct"            # of the seeds
+OFFERS = (
+    Offer("HuggingFaceTB/SmolLM2-360M-Instruct", 0.36, 0.7, 0.4, "Apache 2.0", False, "the smallest that follows instructions"),
+    Offer("Qwen/Qwen2.5-0.5B-Instruct", 0.49, 1.0, 0.5, "Apache 2.0", False, "small, for a plain CPU"),
+    Offer("TinyLlama/TinyLlama-1.1B-Chat-v1.0", 1.1, 2.2, 0.8, "Apache 2.0", False, "of the Llama family, without a gate"),
+    Offer("meta-llama/Llama-3.2-1B-Instruct", 1.24, 2.5, 1.0, "Llama 3.2 Community", True, "for a plain CPU"),
+    Offer("Qwen/Qwen2.5-1.5B-Instruct", 1.54, 3.1, 1.2, "Apache 2.0", False, "for a plain CPU with patience"),
+    Offer("HuggingFaceTB/SmolLM2-1.7B-Instruct", 1.71, 3.4, 1.2, "Apache 2.0", False, "of the Llama family, without a gate"),
+    Offer("meta-llama/Llama-3.2-3B-Instruct", 3.21, 6.4, 2.3, "Llama 3.2 Community", True, "for a small GPU"),
+    Offer(HUB_CORE, 8.03, 16.1, 5.7, "Llama 3.1 Community", True, "the core of the seeds"),
+)
+CPU_BILLIONS = 2.0                                       # a plain CPU answers with more only slowly
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model")
+
+
+def gpu_gb():
+    """Return the memory of the largest NVIDIA GPU in GB, 0.0 where there is none. Imports nothing heavy."""
+    found = shutil.which("nvidia-smi")
+    if found is None:
+        return 0.0
+    try:
+        told = subprocess.run([found, "--query-gpu=memory.total", "--format=csv,noheader,nounits"], capture_output=True,
+                              text=True, timeout=20, check=True).stdout
+        return max(float(line) for line in told.split()) / 1024
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return 0.0
+
+
+def offer_note(offer, device_gb, ram_gb):
+    """Return how well a model would run: "well", "slowly", or what it lacks."""
+    if device_gb >= offer.device_gb + KV_CACHE_MB / 1e3:
+        return "well, on the GPU"
+    if ram_gb < 2 * offer.device_gb + 1:
+        wanted = f"{offer.device_gb + KV_CACHE_MB / 1e3:.1f} GB of a GPU, or {2 * offer.device_gb + 1:.1f} GB of RAM"
+        return f"not here: it wants {wanted}"
+    return "well, on the CPU" if offer.billions <= CPU_BILLIONS else "slowly, on the CPU"
+
+
+def is_hub_id(setting):
+    """Whether a setting names a model of the hub, and no folder."""
+    return HUB_ID.fullmatch(setting) is not None and not os.path.isdir(setting)
+
+
+def hub_trouble(name, error):
+    """Return a ConfigError that explains in one sentence why a model of the hub cannot be had."""
+    kind = type(error).__name__
+    why = {
+        "GatedRepoError": f"accept its licence at https://huggingface.co/{name}, then give a token: hf auth login, or HF_TOKEN",
+        "RepositoryNotFoundError": "there is no such model, or it is private and no token is given (hf auth login, or HF_TOKEN)",
+    }.get(kind, f"the hub cannot be reached ({first_line(error)}); try again later, or name a folder with --core")
+    return ConfigError(f"{name} cannot be downloaded: {why}", name=name)
+
+
+def hub_size(name):
+    """Return (bytes to download, licence) of a model of the hub. Raises ConfigError."""
+    hub = need("huggingface_hub", "models of the hub")
+    try:
+        info = hub.HfApi().model_info(name, files_metadata=True)
+    except Exception as error:                           # of many kinds, all of them named
+        raise hub_trouble(name, error) from error
+    size = sum(file.size or 0 for file in info.siblings if fnmatch.fnmatch(file.rfilename, "*.safetensors"))
+    licences = [tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")]
+    if not size:
+        raise ConfigError(f"{name} has no safetensors, and pickles are not opened; choose another, see: python batos.py cores")
+    return size, ", ".join(licences) or "untold"
+
+
+def hub_folder(name, work, tell):
+    """Download a model of the hub and return a folder in `work` with its weights in four bits. Raises ConfigError.
+
+    What was downloaded stays in the hub's own cache; the image needs it no more.
+    """
+    size, licence = hub_size(name)
+    free = shutil.disk_usage(work).free
+    tell(f"{name}: {size / 1e9:.2f} GB are downloaded once, about {0.35 * size / 1e9:.2f} GB are stored in the image; "
+         f"licence {licence}; {free / 1e9:.0f} GB are free")
+    if free < 1.5 * size:
+        raise ConfigError(f"{name} needs {1.5 * size / 1e9:.1f} GB of disk, and {free / 1e9:.1f} GB are free")
+    hub = need("huggingface_hub", "models of the hub")
+    try:
+        source = hub.snapshot_download(name, allow_patterns=list(HUB_FILES))
+    except Exception as error:                           # of many kinds, all of them named
+        raise hub_trouble(name, error) from error
+    tell(f"{name} is packed into four bits")
+    return quantised_folder(pathlib.Path(source), pathlib.Path(work))
+
+
+def quantised_folder(source, target):
+    """Write a model's weights in four bits into a folder, with its tokenizer; returns that. Raises ConfigError."""
+    torch, transformers = need("torch", "the cognitive core"), need("transformers", "the cognitive core")
+    need("bitsandbytes", "the cognitive core")
+    with LOADING:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.bfloat16, quantization_config=quantization(torch.bfloat16), local_files_only=True,
+            use_safetensors=True, **device_options())
+    check_dimensions(model)
+    model.save_pretrained(target)                        # before the first forward pass: then it is exact
+    for name in CORE_NAMES:
+        if "tokenizer" in name or "special" in name or "template" in name:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copy(source / name, target / name)
+    return target
+
+
 # The core's files in the image
 
 SEED_CORE = pathlib.Path(__file__).resolve().parent / "seed_core"
 SEED_CORE_NAME = "seed-core"                             # what its card says
 
 
-def core_folder(image, setting):
-    """Return the folder of a model that is to be copied into the image, or None where nothing is.
+def incarnate_staged(image, settings):
+    """Bring staged adapters into the image, all in one transaction. Returns the reply's map."""
+    incarnation = Incarnation(adapters_folder(settings), int(settings.adapter_rank))
+    incarnation.before()
+    with reading(image) as root:
+        held = {name: proxy.sha256 for name, proxy in root["pLLM_obj"].lora_repository.items()}
+    if all(held.get(staged.name) == staged.sha256 for staged in incarnation.staged):
+        incarnation.staged = []
+    with writing(image) as root:
+        return incarnation.apply(root)
+
+
+@contextlib.contextmanager
+def core_folder(image, setting, tell=lambda line: None):
+    """Yield the folder of a model that is to be copied into the image, or None where nothing is.
 
     `auto` keeps another model that was chosen before, and brings the embedded core up to date. Raises ConfigError.
     """
-    if setting == "none":
-        return None
-    folder = SEED_CORE if setting == "auto" else pathlib.Path(setting)
     with reading(image) as root:
         pllm = root.get("pLLM_obj")
-        held = pllm.model_blob if pllm is not None else []
-        if setting == "auto" and (not (folder / CORE_CARD).is_file() or held and pllm.model_id != SEED_CORE_NAME):
-            return None
-        if not folder.is_dir():
-            raise ConfigError(f"setting core: {folder} is no folder; allowed are auto (the embedded seed_core/ beside "
-                              "batos.py), none, or a folder with a Llama model (config.json and *.safetensors)")
-        return None if same_core(held, folder) else folder
+        held, held_id = (pllm.model_blob, pllm.model_id) if pllm is not None else ([], None)
+        brought = None if setting == "none" or "://" in setting else _chosen_folder(setting, held, held_id)
+    if brought is None or isinstance(brought, pathlib.Path):
+        yield brought
+        return
+    with tempfile.TemporaryDirectory(prefix="batos-core-", dir=os.path.dirname(image.path) if image.path else None) as work:
+        yield hub_folder(brought, work, tell)
+
+
+def _chosen_folder(setting, held, held_id):
+    """Return the folder to copy, the hub's name of what is to be downloaded, or None where the image holds it."""
+    if is_hub_id(setting):
+        return None if held and held_id == setting else setting
+    folder = SEED_CORE if setting == "auto" else pathlib.Path(setting)
+    if setting == "auto" and (not (folder / CORE_CARD).is_file() or held and held_id != SEED_CORE_NAME):
+        return None
+    if not folder.is_dir():
+        raise ConfigError(f"setting core: {folder} is no folder; allowed are auto (the embedded seed_core/ beside "
+                          "batos.py), none, a folder with a Llama model (config.json and *.safetensors), a model of the hub "
+                          "(python batos.py cores lists some), or the URL of a server that speaks OpenAI's protocol, such as "
+                          "http://127.0.0.1:8000/v1")
+    return None if same_core(held, folder) else folder
 
 
 def same_core(records, folder):
@@ -9998,10 +11630,10 @@ def same_core(records, folder):
     return files == {told(record.name, record.size, record.sha256) for record in records}
 
 
-def store_core(root, folder):
-    """Copy a model's files into the image, one blob a file. Raises ConfigError, DamagedImage."""
+def store_core(root, folder, name=None):
+    """Copy a model's files into the image, one blob a file; `name` is what it is known by. Raises ConfigError, DamagedImage."""
     files, card = check_core_files(folder), core_card(folder)
-    root["pLLM_obj"].model_id = card["name"] if card else str(folder)
+    root["pLLM_obj"].model_id = card["name"] if card else name or str(folder)
     root["pLLM_obj"].model_blob = [blob_record(path, path.name) for path in files]
 
 
@@ -10070,18 +11702,45 @@ def upgrade(image, settings):
 
 def awaken(image, setting):
     """Prototypal Awakening: give the image what it lacks, objects and the core's files, in one transaction."""
-    folder, first = core_folder(image, setting), image.empty()
-    if folder is None and not lacks(image):
-        return
-    started_s = time.monotonic()
-    what = "the first objects" if first else "the objects that it lacked"
-    say(f"Prototypal Awakening: {what}{' and the core' if folder else ''}", end=" ")
-    genesis(image, folder)
-    say(f"are in the image ({time.monotonic() - started_s:.1f} s)")
+    first = image.empty()
+    with core_folder(image, setting, say) as folder:
+        if folder is None and not lacks(image):
+            return
+        started_s = time.monotonic()
+        what = "the first objects" if first else "the objects that it lacked"
+        say(f"Prototypal Awakening: {what}{' and the core' if folder else ''}", end=" ")
+        genesis(image, folder, setting if folder and is_hub_id(setting) else None)
+        say(f"are in the image ({time.monotonic() - started_s:.1f} s)")
+
+
+def chosen_core(setting, image):
+    """Return the setting core with `auto` made out: the seeds' model where a GPU takes it and whoever started me agrees."""
+    if setting != "auto" or not image.empty():
+        return setting
+    device_gb = gpu_gb()
+    if device_gb < VRAM_MB / 1e3:
+        return setting
+    say(f"this machine's GPU ({device_gb:.0f} GB) could run {HUB_CORE} instead of the embedded core: --core {HUB_CORE}")
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return setting
+    offer = next(offer for offer in OFFERS if offer.name == HUB_CORE)
+    say(f"it is {offer.download_gb} GB to download, licence {offer.licence}; take it now? [y/N]", end=" ")
+    return HUB_CORE if sys.stdin.readline().strip().lower() in ("y", "yes") else setting
+
+
+def tell_incarnation(told):
+    """Say which experts were brought into the image, and which were refused and why."""
+    for line in told["result"]["refused"]:
+        say(f"an adapter stays outside: {line}")
+        log_daemon.warning("an adapter stays outside: %s", line)
+    if told["result"]["incarnated"]:
+        say(f"incarnated: {', '.join(told['result']['incarnated'])}")
 
 
 def embedded_core(image, settings):
-    """Return the core of an image: off where the settings say none, or where there is none."""
+    """Return the core of an image, or the one behind a URL; off where the settings say none, or where there is none."""
+    if "://" in settings.core:
+        return RemoteCore(settings.core, settings.core_model, settings.core_key, tell=say)
     with reading(image) as root:
         held = bool(root["pLLM_obj"].model_blob)
     if settings.core == "none" or not held:
@@ -10098,7 +11757,8 @@ def serve(settings, debug=False, make_core=embedded_core):
     image = Image.open(settings.image, int(settings.open_check_mb * 1e6))
     try:
         upgrade(image, settings)
-        awaken(image, settings.core)
+        awaken(image, chosen_core(settings.core, image))
+        tell_incarnation(incarnate_staged(image, settings))
         uvm = BatOS_UVM(image, settings, make_core(image, settings), Embedder(settings.embedder))
         endpoint = uvm.wire.bind(settings.endpoint)
         asyncio.run(_run(uvm, image, endpoint))
@@ -10434,6 +12094,27 @@ def _cycles(args, client):
     return reply, "\n".join(lines) or "no cycles yet"
 
 
+def _experts(args, client):
+    reply = client.call("list_experts")
+    tiers = reply["result"]
+    lines = [f"{row['expert']:<8} {row['tier']:<4}  version {row['version']}, rank {row['rank']}, used {row['uses']} times"
+             f"{'; ' + row['note'] if row['note'] else ''}" for row in reply["results"]]
+    told = (f"{len(tiers['hot']['experts'])} of {tiers['hot']['slots']} slots hot, {tiers['warm']['mb']:.1f} of "
+            f"{tiers['warm']['budget_mb']:,} MB warm, {tiers['cold']['mb']:.1f} MB cold")
+    return reply, "\n".join([*lines, told]) if lines else "no experts; put them into lora_adapters/ and start anew"
+
+
+def _activate_command(args, client):
+    reply = client.call("activate_expert", expert=args.expert)
+    steps = [f"  {step}: {answer}" for step, answer in reply["result"]["steps"]]
+    return reply, "\n".join([f"{reply['details']} ({reply['result']['ms']:.1f} ms)", *steps])
+
+
+def _incarnate_command(args, client):
+    reply = client.call("incarnate", idempotency_key=uuid7(), timeout_s=LEARN_S)
+    return reply, reply["details"]
+
+
 def _cancel(args, client):
     reply = client.call("cancel", cycle=args.cycle)
     return reply, reply["details"]
@@ -10556,6 +12237,9 @@ SUBCOMMANDS = {
     "send": (_send, "send a message to an object, as JSON"),
     "cycles": (_cycles, "list cycles of thought, the newest first"),
     "cancel": (_cancel, "cancel a cycle"),
+    "experts": (_experts, "list the LoRA experts, and in which tier of memory each is"),
+    "activate": (_activate_command, "make a LoRA expert hot, and tell how"),
+    "incarnate": (_incarnate_command, "bring new or changed LoRA adapters of the staging folder into the image"),
     "status": (_status, "say how the daemon is"),
     "state": (_state, "show the root objects, counts and settings"),
     "watch": (_watch, "print events as they come, one JSON map a line, until Ctrl-C"),
@@ -10651,6 +12335,19 @@ def _keys(args, settings):
     return {"clients": list(ring.clients.values())}, text
 
 
+def _cores(args, settings):
+    """List what could be the core. Asks neither the hub nor a daemon."""
+    device_gb, ram_gb = gpu_gb(), available_bytes() / 1e9
+    rows = [offer._asdict() | {"here": offer_note(offer, device_gb, ram_gb), "command": f"python batos.py --core {offer.name}"}
+            for offer in OFFERS]
+    lines = [f"here: {f'a GPU of {device_gb:.0f} GB' if device_gb else 'no NVIDIA GPU'}, {ram_gb:.0f} GB of RAM free", "",
+             "seed-core (embedded): 0.005 billion weights, nothing to download; chooses, quotes and frames; --core auto"]
+    lines += [f"{row['name']}: {row['billions']:g} billion weights, {row['download_gb']} GB to download, licence {row['licence']}"
+              f"{' (to be accepted at the hub)' if row['gated'] else ''}; {row['told']}\n"
+              f"    {row['here']}; {row['command']}" for row in rows]
+    return rows, "\n".join(lines)
+
+
 def _settings(args, settings):
     """Show all settings and where each is from, after writing what is given into the settings file."""
     path = settings_file()
@@ -10689,6 +12386,7 @@ LOCAL_COMMANDS = {                                       # what works on an imag
     "restore": (_restore, "put an image together from its backups, in a place where none is"),
     "settings": (_settings, "show all settings and where each is from; NAME=VALUE writes it into the settings file"),
     "keys": (_keys, "list, add and revoke the keys of clients, for interfaces that others reach"),
+    "cores": (_cores, "list the models that could be the core, and how well this machine would run each"),
     "backups": (_backups, "list the backups in a folder; --verify reads every byte of them"),
 }
 
@@ -10713,9 +12411,10 @@ ARGUMENTS = {                                            # subcommand -> its arg
     "send": [("message", {"help": '{"target": …, "selector": …, "args": […]}'})],
     "cycles": [("--state", {"help": "only those in this state"}), ("--limit", {"type": int, "default": 20})],
     "cancel": [("cycle", {"help": "its id, 0x…"})],
+    "activate": [("expert", {"help": "its name"})],
     "recover": [("new", {"help": "the new data file"}),
                 ("--image", {"default": argparse.SUPPRESS, "help": "the damaged data file; it is not changed"})],
-    "watch": [("topics", {"nargs": "*", "help": f"of {', '.join(TOPICS)}; none: all"})],
+    "watch": [("topics", {"nargs": "*", "help": f"of {', '.join(TOPICS)}; none: all but the tokens"})],
     "log": [("--before", {"help": "go on before this change"}), ("--limit", {"type": int, "default": 20})],
     "history": [("target", {"help": "an object's name, path or 0x… oid"}), ("slot", {"nargs": "?"}),
                 ("--document", {"action": "store_true", "help": "TARGET is a document"}),

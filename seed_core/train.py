@@ -1,14 +1,17 @@
 """Train the embedded core of BAT OS from scratch, on data that this file generates.
 
-    python seed_core/train.py --minutes 20 [--resume] [--seed 7] [--out seed_core] [--work DIR] [--threads 1]
+    python seed_core/train.py --minutes 90 [--resume] [--seed 7] [--out seed_core] [--work DIR] [--threads 2]
 
-It writes into --out: the model quantised to nf4 with double quantisation (safetensors), its tokenizer, core.json
-(sizes, seed, scores, the fingerprint of CORE_TASKS) and README.md, the model card. Checkpoints and the log go to
---work, from where --resume goes on. One processor core and about 2 GB of memory suffice.
+It writes into --out: the model quantised to nf4 with double quantisation (safetensors), its tokenizer, the router (a linear
+classifier over the embedder's vectors), core.json (sizes, seed, scores, the fingerprint of CORE_TASKS) and README.md, the
+model card. Checkpoints and the log go to --work, from where --resume goes on. Two processor cores and about 7 GB of memory
+suffice.
 
-The data are examples of the tasks in batos.CORE_TASKS. Missions are composed from phrasings and word lists below;
-evidence from fact sentences about the same words and from sentences of the standard library's docstrings. One
-word in seven, one phrasing in six and one docstring sentence in ten are held out for the evaluation.
+The data are examples of the tasks in batos.CORE_TASKS. Missions and method requests are composed from the phrasings in
+phrasings/, each written independently, and from the word lists below; evidence from questions and answers in phrasings/,
+from fact sentences and from sentences of the standard library's docstrings. One word in seven, one phrasing in six and one
+docstring sentence in ten, chosen by hash, are held out for the evaluation; so are missions.txt and methods.txt, which were
+written by hand and committed before this data was.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import json
 import pathlib
 import random
 import re
+import shutil
 import sys
 import sysconfig
 import tempfile
@@ -27,6 +31,8 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import batos
+
+HERE = pathlib.Path(__file__).resolve().parent
 
 # Words ########################################################################
 
@@ -94,88 +100,44 @@ Leiden|Hobart|Kyoto|Nairobi|Quito|Halifax|Malmo|Graz|Utrecht""".replace("\n", "|
 SYLLABLES = "ba be bo da de do fa fe ga go ka ke ki ko la le li lo ma me mi mo na ne no pa pe po ra re ri ro sa se "\
             "si so ta te ti to va ve vo za zu bran dor fen gal hul jor kel lum mar nor pel quin ras sol tur vel wex".split()
 
-# Missions: (archetype, pillar) -> phrasings. {X} is what it is about; <…> are the words to look up ##############
+# The names of slots, by type; those of lists and tables are plural ###########
 
-PHRASES = {
-    ("Technical Deconstruction", "tamland_facet_"): """how does <{X} work>|what are the parts of <{X}>
-take <{X}> apart step by step|walk me through <{X}> one step at a time|describe what happens inside <{X}>
-how is <{X} put together>|which components make up <{X}>|break <{X}> down into its pieces
-what does <{X} do>, literally|how do the pieces of <{X}> fit together|what is inside <{X}>
-show me the mechanism of <{X}>|how does <{X} turn {N} into {M}>|what steps does <{X} go through>
-list the components of <{X}>|deconstruct <{X}>|how does <{X} keep {N} moving>|how exactly does <{X} handle {N}>
-what happens when <{X} meets {N}>|how does <{X} stay stable>|how does <{X} operate>|dissect <{X}> for me""",
-    ("Technical Deconstruction", "lego_batman_facet_"): """how do we fix <{X}>|how can I repair <{X}>
-what would it take to build <{X}>|how do I stop <{X} from failing>|design a plan to protect <{X}>
-how should I construct <{X}>|what breaks <{X}> and how do we prevent it|how do I install <{X}>
-make a plan to restore <{X}>|how do we defend <{X}> against <{N}>|what is the way to assemble <{X}>
-how do I set up <{X}>|how can we make <{X} stronger>|how do I debug <{X}>|plan the repair of <{X}>
-how would you rebuild <{X}>|solve the problem with <{X}>|what do I need to replace <{X}>""",
-    ("Technical Deconstruction", "guide_facet_"): """explain <{X}>|explain how <{X}> came to work this way
-what is the principle behind <{X}>|why does <{X} behave this way>|why does <{X} need {N}>
-give me an overview of how <{X}> functions|what is the theory behind <{X}>|why is <{X} built like that>
-compare <{X}> with <{N}>|what is the difference between <{X} and {N}>|why does <{X} affect {N}>
-how is <{X} related to {N}>|what rules govern <{X}>|teach me the basics of <{X}>|why does <{X} fail>
-help me understand <{X}>|explain why <{X} depends on {N}>|what causes <{X}> to change""",
-    ("Technical Deconstruction", "sage_facet_"): """what does <{X}> mean for the people who use it
-how does <{X}> feel to live with|what should we be mindful of with <{X}>|is it wise to rely on <{X}>
-what is the deeper purpose of <{X}>|how does it serve people|who is helped by <{X}>""",
-    ("Emotional Processing", "sage_facet_"): """how can I make peace with <{T}>|I can not let go of <{T}>
-help me accept <{T}>|I keep thinking about <{T}>|how do I find calm about <{T}>|I need wisdom about <{T}>
-what can I learn from <{T}>|I struggle with <{T}>|<{T}> weighs on me|how do I forgive myself for <{T}>
-I do not know how to live with <{T}>|I am torn about <{T}>|I am anxious about <{T}>|<{T}> keeps me awake""",
-    ("Emotional Processing", "simple_heart_facet_"): """I feel sad about <{T}>|I feel lonely since <{T}>|I miss <{T}>
-<{T}> hurts so much|I feel so alone with <{T}>|I am crying about <{T}>|please comfort me about <{T}>
-I am worried about <{T}>|I am afraid of <{T}>|I am scared of <{T}>|I feel guilty about <{T}>|my heart aches over <{T}>
-I feel hurt by <{T}>|nobody understands <{T}>|I am grieving over <{T}>|<{T}> makes me sad|I feel down because of <{T}>""",
-    ("Emotional Processing", "joyful_spark_facet_"): """I am so happy about <{T}>|I want to celebrate <{T}>
-cheer me up about <{T}>|I am excited about <{T}>|<{T}> makes me smile|I am grateful for <{T}>|I am proud of <{T}>
-I want to laugh again about <{T}>|I feel joy because of <{T}>|help me enjoy <{T}>|I love <{T}>
-I can hardly wait for <{T}>|let us be playful about <{T}>|I feel delighted by <{T}>""",
-    ("Emotional Processing", "guide_facet_"): """why do I feel this way about <{T}>|why does <{T}> trouble me so
-where does this feeling about <{T}> come from|is it normal to feel like this about <{T}>
-explain my feelings about <{T}>|what is behind my mood about <{T}>""",
-    ("Emotional Processing", "lego_batman_facet_"): """what can I do against my fear of <{T}>
-how do I get through <{T}>|I need a plan to cope with <{T}>|how do I face <{T}>|how do I stay strong with <{T}>
-how can I overcome my grief about <{T}>""",
-    ("Factual Inquiry", "tech_bat_facet_"): """what data is there on <{X}>|list the sources on <{X}>|how large is <{X}>
-how many {N} does <{X} have>|how much does <{X} weigh>|what are the figures for <{X}>|how long is <{X}>
-how high is <{X}>|what numbers are recorded for <{X}>|how much {N} does <{X} use>|give me statistics on <{X}>
-what does <{X} cost>|which records mention <{X}>|how old is <{X}>|how far is it to <{X}>|count the <{N} of {X}>
-what do the documents say about <{X}>|find the measurements of <{X}>""",
-    ("Factual Inquiry", "iceman_facet_"): """when was <{X} built>|who built <{X}>|where is <{X}>|who invented <{X}>
-in which year did <{X} open>|who owns <{X}>|where was <{X} found>|when did <{X} begin>|who wrote about <{X}>
-what is the exact date of <{X}>|which city has <{X}>|who discovered <{X}>|when does <{X} close>|who runs <{X}>
-where does <{X} come from>|who designed <{X}>|what is the name of <{X}>|which country made <{X}>|who is <{P}>
-when was <{P}> born|where did <{P}> live|when was <{X} repaired>""",
-    ("Factual Inquiry", "hitchhiker_facet_"): """what is <{X}>|tell me about <{X}>|what is known about <{X}>
-tell me something odd about <{X}>|what is <{X} made of>|is there anything surprising about <{X}>|what colour is <{X}>
-what is the story of <{X}>|any curious facts about <{X}>|what kind of {N} is <{X}>|what is <{X} used for>
-do you know anything about <{X}>|what was <{X}>|tell me who <{P}> was|what else is there on <{X}>
-what is <{X} famous for>|what does <{X}> look like""",
-    ("Factual Inquiry", "guide_facet_"): """what is the background of <{X}>|put <{X}> in context
-what does the term <{X}> mean|define <{X}>|give the definition of <{X}>|summarise what is written on <{X}>""",
-    ("Systemic Self-Improvement", "pragmatist_facet_"): """how could you answer faster about <{X}>
-which of your <{S}> are too slow|what do your <{S}> cost|how can you use your <{S}> better|make your <{S}> leaner
-what is the cheapest way to improve your <{S}>|which of your <{S}> do you really need|make yourself more efficient
-optimise your own <{S}>|reduce the size of your <{S}>|how could your <{S} be simpler>|speed up your <{S}>
-how can BAT OS improve its <{S}>|where do you waste time in your <{S}>""",
-    ("Systemic Self-Improvement", "disruptor_facet_"): """what should you change in your own <{S}>
-which of your <{S}> should go|question your own <{S}>|what is wrong with your <{S}>|why do your <{S} keep failing>
-how would you reinvent your <{S}>|challenge the way your <{S} work>|why did your <{S} fail>
-what would you throw away from your <{S}>|rethink your <{S}>|what is the weakness of your <{S}>
-criticise your own <{S}>|where are you wrong in your <{S}>""",
-    ("Systemic Self-Improvement", "butler_facet_"): """tidy up your own <{S}>|check your <{S} for {X}>|audit your <{S}>
-review your own <{S}>|put your <{S}> in order|clean up your <{S}>|keep your <{S}> in good repair
-inspect the health of your <{S}>|look after your <{S}>|maintain your own <{S}>|sort out your <{S}>
-perform a self audit of your <{S}>|analyse your <{S}> and resolve them""",
-    ("Systemic Self-Improvement", "lego_batman_facet_"): """write yourself a tool for <{X}>
-build a new method that handles <{X}>|forge a tool to check your <{S}>|give yourself a method for <{X}>
-create a better tool for your <{S}>""",
-    ("Systemic Self-Improvement", "tech_bat_facet_"): """measure your own <{S}>|gather statistics on your <{S}>
-what do your metrics say about your <{S}>|how many of your <{S}> failed|collect data on your own <{S}>""",
-}
-PHRASES = {key: [p.strip() for line in text.split("\n") for p in line.split("|")] for key, text in PHRASES.items()}
+SLOT_NAMES = {kind: names.split() for kind, names in {
+    "number": """price weight height width length depth age speed count level score balance amount total cost income capacity
+used limit rating temperature pressure distance hours minutes seconds days points visits quantity stock volume area power
+voltage mileage salary rent budget profit loss discount tax_rate offset position size radius angle year month wins losses
+attempts errors retries votes pages words_read calories unit_price max_speed left_margin seats_taken tank_level energy""",
+    "text": """name title label city colour owner author country street address email phone status note message motto nickname
+first_name last_name surname code path language species brand model_name category comment caption headline genre currency
+department host version_name description text line word sentence prefix suffix species_name keeper captain""",
+    "flag": """active open locked visible enabled ready done paid empty_handed lamp_on running paused muted sealed public hidden
+approved broken online charging armed dirty heated occupied verified archived favourite door_open light_on valve_closed""",
+    "numbers": """scores readings prices weights ages samples amounts temperatures heights distances ratings payments grades
+marks speeds counts lengths times durations measurements votes salaries deposits bids levels values rolls numbers""",
+    "texts": """names titles words tags colours cities guests lines labels authors notes messages keywords languages streets
+players members ingredients topics emails fruits tools instruments species brands verses lyrics countries""",
+    "list": """items entries events tasks log queue stack children visitors orders boxes records steps pieces parcels books
+tickets seats rooms parts cards jobs keys_given rows history waiting basket shelf crates packets""",
+    "table": """phones settings stock_by_name grades_by_pupil capitals translations owners options prices_by_item registry
+inventory addresses ports aliases scores_by_team birthdays weights_by_parcel contacts shelves routes table index ages_by_name""",
+    "other": "parent_thing source target manager helper container",
+}.items()}
 
+# Phrasings ###################################################################
+
+def lines_of(name):
+    """Return the lines of a text file beside this one, without blank ones and comments."""
+    text = (HERE / name).read_text("utf-8")
+    return [line.strip() for line in text.split("\n") if line.strip() and not line.startswith("#")]
+
+
+def columns(name):
+    """Return the rows of a file whose columns are parted by bars."""
+    return [[part.strip() for part in line.split("|")] for line in lines_of(name)]
+
+
+LETTERS = dict(zip("TEFS", batos.ARCHETYPES, strict=True))
+PHRASE_FILES = dict(zip(batos.ARCHETYPES, ("technical", "emotional", "factual", "systemic"), strict=True))
 DEFAULT_PILLARS = {                                      # who joins where the clauses name too few pillars
     "Technical Deconstruction": ("guide_facet_", "sage_facet_"),
     "Emotional Processing": ("simple_heart_facet_", "guide_facet_"),
@@ -232,16 +194,23 @@ def invented(rng):
 class Words:
     """The words and phrasings of one side, training or held out, and a random generator over them."""
 
-    def __init__(self, rng, held_out):
-        def side(items, every):
-            """Return the items of my side; which those are does not depend on order or seed."""
-            return [x for x in dict.fromkeys(items) if (sum(map(ord, x)) % every == 0) == held_out]
+    def __init__(self, rng, held_words=False, held_phrases=False):
+        def side(items, every, held):
+            """Return the items of my side, at least one; which those are does not depend on order or seed."""
+            items = list(dict.fromkeys(items))
+            return [item for item in items if (_hashed(item) % every == 0) == held] or items
 
         self.rng = rng
-        self.nouns, self.adjectives, self.parts = side(NOUNS, 7), side(ADJECTIVES, 7), side(PARTS, 7)
-        self.troubles, self.selves = side(TROUBLES, 7), side(SELF_PARTS, 7)
-        self.names, self.places = side(NAMES, 7) or NAMES, side(PLACES, 7) or PLACES
-        self.phrases = {key: side(phrases, 6) or phrases[:1] for key, phrases in PHRASES.items()}
+        self.nouns, self.adjectives, self.parts = (side(items, 7, held_words) for items in (NOUNS, ADJECTIVES, PARTS))
+        self.troubles, self.selves = side(TROUBLES, 7, held_words), side(SELF_PARTS, 7, held_words)
+        self.names, self.places = side(NAMES, 7, held_words), side(PLACES, 7, held_words)
+        self.slot_names = {kind: side(names, 7, held_words) for kind, names in SLOT_NAMES.items()}
+        self.missions = {archetype: side(lines_of(f"phrasings/{name}.txt"), 6, held_phrases)
+                         for archetype, name in PHRASE_FILES.items()}
+        self.requests = {}
+        for line in side(lines_of("phrasings/methods.txt"), 6, held_phrases):
+            self.requests.setdefault(line.split("|")[0].strip(), []).append(line)
+        self.pairs = side(lines_of("phrasings/answers.txt"), 6, held_phrases)
 
     def noun(self):
         """Return a noun, in three of ten cases an invented one."""
@@ -263,15 +232,15 @@ class Words:
         """Return what a feeling is about: mostly of people's lives, at times any thing."""
         return self.thing() if self.rng.random() < 0.25 else self.rng.choice(self.troubles)
 
-    def fill(self, phrase):
-        """Return (clause, words to look up, topic) of one phrasing."""
-        rng = self.rng
-        values = {"X": self.thing(), "T": self.trouble(), "S": rng.choice(self.selves), "N": self.noun(),
-                  "M": self.noun(), "P": rng.choice(self.names)}
-        topic = next(values[slot] for slot in "XTSP" if "{" + slot + "}" in phrase or slot == "P")
-        marked = re.sub(r"\{(\w)\}", lambda m: values[m.group(1)], phrase)
-        spans = re.findall(r"<([^>]+)>", marked)
-        return re.sub(r"[<>]", "", marked), spans[0] if spans else None, topic
+    def mission(self, archetype):
+        """Return (text, pillars, spans to look up, the line that it was made from)."""
+        rng, line = self.rng, self.rng.choice(self.missions[archetype])
+        pillars, phrase = (part.strip() for part in line.split("|", 1))
+        values = {"X": self.thing(), "T": self.trouble(), "S": rng.choice(self.selves), "N": self.noun(), "M": self.noun(),
+                  "P": rng.choice(self.names), "L": rng.choice(self.places), "D": str(rng.randint(2, 900))}
+        marked = re.sub(r"\{(\w)\}", lambda slot: values[slot[1]], phrase)
+        spans = re.findall(r"<([^>]+)>", marked) or [re.sub(r"[<>]", "", marked)]
+        return re.sub(r"[<>]", "", marked), [f"{name.strip()}_facet_" for name in pillars.split(",")], spans, line
 
     def name(self):
         """Return a person's name."""
@@ -287,12 +256,30 @@ class Words:
         text = re.sub(r"\{(\w+)\}", lambda m: values[m.group(1)], sentence)
         return text[0].upper() + text[1:]
 
+    def slot(self, kind, taken):
+        """Return a slot name for a type, at times of two words or invented."""
+        rng = self.rng
+        while True:
+            name = rng.choice(self.slot_names[kind])
+            roll = rng.random()
+            if roll < 0.12:
+                name = f"{rng.choice(self.adjectives)}_{name}"
+            elif roll < 0.2:
+                name = invented(rng) + ("s" if kind in ("numbers", "texts", "list", "table") else "")
+            if name not in taken:
+                return name
+
+
+def _hashed(text):
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
+
 
 # Docstrings ###################################################################
 
-def docstring_sentences():
-    """Return English sentences of 5 to 36 words from the docstrings of the standard library, sorted, each once."""
-    found = set()
+def docstring_passages():
+    """Return (sentences, passages) of the docstrings of the standard library: English sentences of 5 to 36 words, sorted,
+    each once; and tuples of the first three to eight sentences of one docstring."""
+    found, passages = set(), set()
     for path in sorted(pathlib.Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
         if {"site-packages", "test", "tests", "idlelib", "lib2to3"} & set(path.parts):
             continue
@@ -302,8 +289,11 @@ def docstring_sentences():
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                found.update(sentences_of(ast.get_docstring(node) or ""))
-    return sorted(found)
+                told = list(dict.fromkeys(sentences_of(ast.get_docstring(node) or "")))
+                found.update(told)
+                if len(told) >= 3:
+                    passages.add(tuple(told[:batos.EVIDENCE_MOST]))
+    return sorted(found), sorted(passages)
 
 
 def sentences_of(docstring):
@@ -345,70 +335,204 @@ def bent(word, rng):
 
 # Examples #####################################################################
 
-class Maker:
-    """Makes examples (task tag, fields, answer) of one side, training or held out."""
+MIX = {"plan": 26, "facet": 30, "weave": 18, "method": 20, "summary": 6}       # shares of the tasks
+HINTED = 0.85                      # share of plans and methods that the router offers something for
 
-    def __init__(self, seed, held_out, sentences):
-        self.rng = random.Random(f"{seed} {held_out}")
-        self.words = Words(self.rng, held_out)
-        self.sentences = [s for s in sentences if (sum(map(ord, s)) % 10 == 0) == held_out]
+
+class Maker:
+    """Makes examples (task tag, fields, answer) of one side, training or held out.
+
+    The router's offers are made for many missions and requests at once: `fill` makes a pool of both, by whose rows plans
+    and methods are made until the next call.
+    """
+
+    def __init__(self, seed, sentences, passages, held_words=False, held_phrases=False):
+        self.rng = random.Random(f"{seed} {held_words} {held_phrases}")
+        self.words = Words(self.rng, held_words, held_phrases)
+        self.sentences = [s for s in sentences if (_hashed(s) % 10 == 0) == held_words]
+        self.passages = [p for p in passages if (_hashed(p[0]) % 10 == 0) == held_words]
+        self.pools = {"plan": [], "method": []}
 
     def example(self):
         """Return one example of a random task."""
-        task = self.rng.choices(("plan", "facet", "weave"), (30, 45, 25))[0]
+        task = self.rng.choices(list(MIX), list(MIX.values()))[0]
         return getattr(self, task)()
 
-    def clauses(self):
-        """Return (archetype, [(clause, pillar, span or None, topic)]): one to three clauses of one mission."""
+    # ---- missions and their plans
+
+    def raw_plan(self):
+        """Return (fields without offers, answer, what the router is asked, its label, the line): a mission and its plan."""
         rng = self.rng
         archetype = rng.choice(batos.ARCHETYPES)
-        lead = batos.ARCHETYPE_PERSONAS[archetype][0]
-        keys = [key for key in PHRASES if key[0] == archetype]
-        leading = [key for key in keys if key[1] in batos.PILLARS[lead]]
-        picked = [rng.choice(leading)]
-        picked += [rng.choice(keys) for _ in range(rng.choices((0, 1, 2), (55, 33, 12))[0])]
-        out = []
-        for key in picked:
-            clause, span, topic = self.words.fill(rng.choice(self.words.phrases[key]))
-            out.append((clause, key[1], span, topic))
-        return archetype, out
+        clauses = [self.words.mission(archetype) for _ in range(1 if rng.random() < 0.72 else 2)]
+        clauses = clauses[:1] if sum(len(clause[0]) for clause in clauses) > 250 else clauses
+        mission = self.written([clause[0] for clause in clauses])
+        queries = self.queries(archetype, clauses, mission)
+        lines = [f"{pillar}: {queries[pillar]}" for pillar in batos.archetype_pillars(archetype) if pillar in queries]
+        return {"mission": mission}, "\n".join([archetype, *lines]), mission, archetype, clauses[0][3]
 
-    def mission(self, clauses):
-        """Return the clauses as one text, as people write: with or without capital, greeting, mark."""
+    def queries(self, archetype, clauses, mission):
+        """Return {pillar: words of the mission}: of each clause all that is marked, then its single spans."""
+        allowed = batos.archetype_pillars(archetype)
+        pillars = list(dict.fromkeys(pillar for clause in clauses for pillar in clause[1] if pillar in allowed))[:4]
+        spans = self.spans(clauses, mission)
+        defaults = [*DEFAULT_PILLARS[archetype], *allowed]
+        while len(pillars) < max(2, min(4, spans[0])):
+            pillars.append(next(pillar for pillar in defaults if pillar not in pillars))
+        pillars.sort(key=batos.PILLAR_ORDER.index)
+        return {pillar: spans[1][min(n, len(spans[1]) - 1)] for n, pillar in enumerate(pillars)}
+
+    def spans(self, clauses, mission):
+        """Return (how many hold all that is marked, the spans as they stand in the mission, those first)."""
+        low, wide, single = mission.lower(), [], []
+        for clause in clauses:
+            places = [(at, at + len(span)) for span in clause[2] if (at := low.find(span.lower())) >= 0]
+            if not places:
+                continue
+            whole = min(start for start, _ in places), max(end for _, end in places)
+            wide += [whole] if whole[1] - whole[0] <= batos.SPAN_CHARS else places
+            single += places
+        places = list(dict.fromkeys([*wide, *single])) or [(0, len(mission))]
+        return len(wide), [batos.one_line(mission[start:end], batos.SPAN_CHARS).strip(" ?.!") for start, end in places]
+
+    def written(self, clauses):
+        """Return clauses as one text, as people write: with or without greeting, capital, mark; at times mistyped."""
         rng = self.rng
-        text = clauses[0][0]
-        for clause, *_ in clauses[1:]:
+        text = clauses[0]
+        for clause in clauses[1:]:
+            bare = text.rstrip("?.! ")
             joint = rng.choice(JOINTS)
-            text += joint + (clause[0].upper() + clause[1:] if joint[0] in ".?" and rng.random() < 0.8 else clause)
-        text = rng.choice(BEFORE) + text + rng.choice(AFTER)
-        if rng.random() < 0.75:
-            text = text[0].upper() + text[1:]
-        return text + rng.choice(("?", "?", "", ".", "!"))
+            whole = text[-1] in "?.!" or joint[0] in ".?"
+            text = (f"{text if text[-1] in '?.!' else bare + joint[0]} {clause[0].upper()}{clause[1:]}" if whole
+                    else bare + joint + clause)
+        before = rng.choice(BEFORE)
+        text = before + (text[0].lower() + text[1:] if before.endswith(" ") and rng.random() < 0.6 else text)
+        if text[-1] not in "?.!":
+            text += rng.choice(AFTER) + rng.choice(("?", "?", "", ".", "!"))
+        roll = rng.random()
+        text = text.lower() if roll < 0.12 else text[0].upper() + text[1:] if roll < 0.8 else text
+        return self.mistyped(text) if rng.random() < 0.1 else text
+
+    def mistyped(self, text):
+        """Return the text with one letter lost, doubled or swapped with its neighbour."""
+        at = self.rng.randrange(1, max(2, len(text) - 2))
+        if not text[at:at + 2].isalpha():
+            return text
+        return self.rng.choice((text[:at] + text[at + 1:], text[:at] + text[at] + text[at:],
+                                text[:at] + text[at + 1] + text[at] + text[at + 2:]))
 
     def plan(self):
-        """A mission and its plan: each clause goes to its pillar, the archetype's defaults fill up to two."""
-        archetype, clauses = self.clauses()
-        mission = self.mission(clauses)
-        queries = {}
-        for clause, pillar, span, _ in clauses:
-            queries.setdefault(pillar, span or clause.rstrip("?"))
-        spare = [p for p in DEFAULT_PILLARS[archetype] if p not in queries]
-        first = clauses[0][3] if clauses[0][3] in mission else next(iter(queries.values()))
-        while len(queries) < 2:
-            queries[spare.pop(0)] = first
-        lines = [f"{p}: {self.copied(queries[p], mission)}" for p in batos.PILLAR_ORDER if p in queries]
-        return "plan", {"mission": mission}, "\n".join([archetype, *lines])
+        """One of the pool's missions with its plan."""
+        return "plan", *self.rng.choice(self.pools["plan"])
 
-    def copied(self, span, mission):
-        """Return `span` as it stands in `mission` (a greeting may have changed a capital)."""
-        at = mission.lower().find(span.lower())
-        return mission[at:at + len(span)] if at >= 0 else mission.rstrip("?.! ")
+    # ---- methods
+
+    def raw_method(self):
+        """Return what `raw_plan` returns, of a method request."""
+        while True:
+            idiom = self.rng.choice(list(self.words.requests))
+            line = self.rng.choice(self.words.requests[idiom])
+            made = self.requested(idiom, *[part.strip() for part in line.split("|")][1:3])
+            if made:
+                fields, answer = made
+                return fields, answer, batos.routed_request(fields["selector"], fields["intent"]), idiom, line
+
+    def requested(self, idiom, selector, intent):
+        """Return (fields, answer) of a phrasing of a request, or None where it does not say which number it means."""
+        rng, code, asked = self.rng, batos.IDIOMS[idiom], f"{selector} {intent}"
+        holes = sorted(dict.fromkeys(re.findall(r"self\.(\w+)", code)), key=lambda hole: (hole == "other", hole))
+        slots, filled = {}, {}
+        for hole in holes:
+            kind = slots[filled[hole[:-1]]] if hole[-1] == "2" else rng.choice(self.kinds_of(hole, idiom))
+            filled[hole] = self.words.slot(kind, slots)
+            slots[filled[hole]] = kind
+        told = [mark in asked for mark in ("{a}{A}{1}", "{b}{B}")]
+        told = [any(mark in asked for mark in marks) for marks in (("{a}", "{A}", "{1}"), ("{b}", "{B}"))][:len(holes)]
+        number = str(rng.choice((rng.randint(2, 20), rng.randint(21, 500), 100, 1000, 60)))
+        literal = next((n for n in re.findall(r"\d+", asked)), None) if "{#}" not in asked else number
+        if "NUMBER" in code and literal is None:
+            return None
+        names = list(filled.values())
+        marks = {"a": names[0], "b": names[-1]} if names else {"a": "", "b": ""}
+        marks |= {"A": marks["a"].replace("_", " "), "B": marks["b"].replace("_", " "), "1": singular(marks["a"]), "#": number}
+        selector, intent = (re.sub(r"\{([aAbB1#])\}", lambda mark: marks[mark[1]], text) for text in (selector, intent))
+        body = re.sub(r"self\.(\w+)", lambda hole: f"self.{filled[hole[1]]}", code).replace("NUMBER", literal or "")
+        arguments = self.arguments(idiom, code, slots, names)
+        slots = self.among_others(slots, all(told), {kind for hole in holes for kind in batos.HOLES[hole.rstrip("2")]})
+        fields = {"selector": self.named(selector, len(arguments)), "intent": intent, "slots": slots, "arguments": arguments}
+        return (fields, f"{idiom}\n{body}") if re.fullmatch(r"[\w:]+", fields["selector"]) else None
+
+    def kinds_of(self, hole, idiom):
+        """Return the types that a hole's slot may be made of."""
+        kinds = [kind for kind in batos.HOLES[hole.rstrip("2")] if kind != "other"]
+        if idiom in ("labelled", "copy_to", "swap", "equal", "is_given", "not_given"):
+            kinds = ["number", "text"]
+        if idiom in ("top", "sorted", "descending", "reversed", "unique", "sort_in_place", "count_of", "first", "last"):
+            kinds = ["numbers", "texts"] if "sort" in idiom or idiom in ("descending", "unique") else kinds
+        return kinds
+
+    def arguments(self, idiom, code, slots, names):
+        """Return the types of the arguments that suit the slots."""
+        count = 2 if re.search(r"\bfirst\b", code) else int(bool(re.search(r"\bvalue\b", code)))
+        kind = slots[names[0]] if names else "text"
+        one = {"numbers": "number", "texts": "text"}.get(kind, kind if kind in ("number", "text", "flag") else
+                                                          self.rng.choice(("text", "number", "text", "other")))
+        one = {"extend": kind if kind != "list" else "texts", "nth": "number", "set": kind}.get(idiom, one)
+        if kind == "table":
+            one = "text"
+        return [one] + [self.rng.choice(("number", "text")) if kind == "table" else one] * (count - 1) if count else []
+
+    def among_others(self, slots, named, kinds):
+        """Return the slots among others: of any type where the request names its own, else of types that do not fit."""
+        rng, made = self.rng, dict(slots)
+        others = [kind for kind in batos.SLOT_TYPES if named or kind not in kinds]
+        for _ in range(rng.choice((0, 0, 1, 1, 2, 3, 4)) if others else 0):
+            kind = rng.choice(others)
+            made[self.words.slot(kind, made)] = kind
+        rows = list(made.items())
+        if named:
+            rng.shuffle(rows)
+        else:                                            # what is not named is meant in the order in which it stands
+            own = iter(slots.items())
+            places = sorted(rng.sample(range(len(rows)), len(slots)))
+            rest = iter(rows[len(slots):])
+            rows = [next(own) if n in places else next(rest) for n in range(len(rows))]
+        return dict(rows)
+
+    def named(self, selector, count):
+        """Return a selector in one of the ways that people write it."""
+        selector = re.sub(r"[^\w:]", "_", selector)
+        if selector.rstrip("_:") and self.rng.random() < 0.06 and "_" in selector.strip("_"):
+            first, *rest = selector.rstrip("_:").split("_")
+            selector = first + "".join(part.title() for part in rest) + "_" * bool(count)
+        return selector[:batos.SELECTOR_BYTES]
+
+    def method(self):
+        """One of the pool's requests with its method."""
+        return "method", *self.rng.choice(self.pools["method"])
+
+    # ---- evidence
 
     def asked(self):
         """Return (query, topic, relevant sentences, look-alikes): what is looked up and what speaks of it."""
-        if self.rng.random() < 0.5:
-            return self.asked_of_facts()
-        return self.asked_of_docstrings()
+        return self.rng.choice((self.asked_of_pairs, self.asked_of_pairs, self.asked_of_facts, self.asked_of_docstrings))()
+
+    def asked_of_pairs(self):
+        """As `asked`, from questions written with their answer and what is only near; at times about another thing."""
+        rng, words = self.rng, self.words
+        question, answer, *near = [part.strip() for part in rng.choice(words.pairs).split("|")]
+        thing = re.search(r"<([^>]+)>", question)[1]
+        head = thing.split()[-1]
+        texts = [re.sub(r"[<>]", "", question), thing, answer, *near]
+        if rng.random() < 0.5 and head.islower() and all(head in text for text in texts[:3]):
+            other = words.noun()
+            texts = [re.sub(rf"\b{re.escape(head)}\b", other, text) for text in texts]
+        question, thing, answer, *near = texts
+        if rng.random() < 0.2:
+            question = thing
+        near += [words.fact(rng.choice(list(RELATIONS)), thing)] * (rng.random() < 0.3)
+        strange = [rng.choice(words.pairs).split("|")[rng.choice((1, 2))].strip() for _ in range(rng.randint(0, 5))]
+        return question, thing, [answer], [*near, *strange]
 
     def asked_of_facts(self):
         """As `asked`, from composed facts: the query tells thing and relation, look-alikes share one of the two."""
@@ -417,7 +541,7 @@ class Maker:
         cue = rng.choice(RELATIONS[relation][0])
         query = cue.replace("{X}", thing) if "{X}" in cue else rng.choice((f"{thing} {cue}", f"{thing} {cue}", thing))
         right = [words.fact(relation, thing)]
-        if rng.random() < 0.3:
+        if rng.random() < 0.25:
             right.append(words.fact(relation, thing))
         others = [r for r in RELATIONS if r != relation]
         alike = [words.fact(relation, words.thing()) for _ in range(rng.randint(0, 3))]
@@ -429,7 +553,7 @@ class Maker:
     def asked_of_docstrings(self):
         """As `asked`, from real sentences: the query is some content words of one or two, bent and reordered."""
         rng = self.rng
-        right = rng.sample(self.sentences, 2 if rng.random() < 0.25 else 1)
+        right = rng.sample(self.sentences, 2 if rng.random() < 0.2 else 1)
         query = []
         for sentence in right:
             content = content_words(sentence) or sentence.split()
@@ -449,61 +573,96 @@ class Maker:
         pool = right + [s for s in dict.fromkeys(alike) if s not in right]
         pool = pool[:max(len(right), self.rng.choice((1, 2, 3, 4, 4, 6, 8)))]
         self.rng.shuffle(pool)
-        ranked = sorted(zip(self.shares(query, pool), pool, strict=True), key=lambda pair: -pair[0])
+        ranked = sorted(zip(self.shares(query, pool, right), pool, strict=True), key=lambda pair: -pair[0])
         return [s for _, s in ranked], [share for share, _ in ranked], [n for n, (_, s) in enumerate(ranked, 1) if s in right]
 
-    def shares(self, query, sentences):
-        """Return what share of the query's words each sentence holds; longer words count more, as rarer ones do.
+    def shares(self, query, sentences, right):
+        """Return shares as the catalog has them: of the query's words, and in most cases half of it the likeness in meaning.
 
-        What else the catalog weighs (headings, words of the mission outside the sub-query) is noise here.
+        Longer words count more, as rarer ones do. The likeness is drawn as the embedder's was seen: it goes with the words
+        that both hold, and is higher for what answers.
         """
-        def weights(text):
-            return {word: len(word) for word in batos.words_of(text)}
+        rng, held = self.rng, word_shares(query, sentences)
+        if rng.random() < 0.3:                           # no embedder is loaded
+            scale, noise = rng.choice((1.0, 1.0, 0.8, 0.6)), rng.choice((0.0, 0.05, 0.1))
+            return [min(1.0, max(0.0, scale * share + rng.uniform(-noise, noise))) for share in held]
+        likeness = [rng.gauss(0.38 if sentence in right else 0.14, 0.1) + 0.4 * share
+                    for sentence, share in zip(sentences, held, strict=True)]
+        return [min(1.0, max(0.0, (share + like) / 2)) for share, like in zip(held, likeness, strict=True)]
 
-        asked = weights(query)
-        total = sum(asked.values()) or 1
-        held = [sum(asked[word] for word in asked.keys() & weights(sentence).keys()) / total for sentence in sentences]
-        scale, noise = self.rng.choice((1.0, 1.0, 0.8, 0.6)), self.rng.choice((0.0, 0.05, 0.1))
-        return [min(1.0, max(0.0, scale * share + self.rng.uniform(-noise, noise))) for share in held]
-
-    def facet(self):
+    def facet(self, persona=None):
         """A sub-query over evidence: which sentence answers, and a frame that suits it."""
         rng = self.rng
-        persona = rng.choice(list(batos.PILLARS))
+        persona = persona or rng.choice(list(batos.PILLARS))
         pillar = rng.choice(batos.PILLARS[persona])
         query, topic, right, alike = self.asked()
+        query = self.mistyped(query) if rng.random() < 0.04 else query
         sentences, shares, numbers = self.listed(query, right, alike)
         numbers = numbers[:batos.QUOTES_MOST]
-        opening = 2 * batos.PILLARS[persona].index(pillar) + (len(query.split()) > 3)
-        frame = framed(persona, opening, topic, len(numbers), sentences[numbers[0] - 1])
-        fields = {"persona": persona, "pillar": pillar, "sub_query": query, "evidence": sentences,
-                  "shares": shares}
+        fields = {"persona": persona, "pillar": pillar, "sub_query": query, "evidence": sentences, "shares": shares}
+        frame = framed(persona, batos.PILLARS[persona].index(pillar), self.topic(topic, query), numbers, sentences)
         return "facet", fields, " ".join(map(str, numbers)) + "\n" + frame
 
-    def weave(self):
+    def weave(self, lead=None):
         """A mission over quotes: those that answer it, the one that holds most of it first; the rest are left out."""
         rng = self.rng
-        lead = rng.choice(list(batos.PILLARS))
-        parts = [self.asked() for _ in range(rng.choices((1, 2, 3), (45, 40, 15))[0])]
-        mission = rng.choice(BEFORE) + rng.choice(JOINTS).join(part[0] for part in parts)
-        question = rng.random() < 0.5
-        mission = mission[0].upper() + mission[1:] + ("?" if question else "")
+        lead = lead or rng.choice(list(batos.PILLARS))
+        parts = [self.asked() for _ in range(rng.choices((1, 2, 3), (55, 33, 12))[0])]
+        mission = self.written([part[0] for part in parts])
         right = [s for part in parts for s in part[2]]
         alike = [s for part in parts for s in part[3]]
-        alike = rng.sample(alike, min(len(alike), rng.randint(0, 3)))
+        alike = rng.sample(alike, min(len(alike), rng.randint(0, 4)))
         sentences, shares, numbers = self.listed(mission, right[:8], alike)
-        opening = 2 * (len(parts) - 1) + (not question)
-        frame = framed(lead, opening, self.copied(parts[0][1], mission), len(numbers), sentences[numbers[0] - 1])
-        close = batos.VOICES[lead]["closings"][2 * (min(len(numbers), 3) - 1) + (not question)]
+        frame = framed(lead, min(len(parts), 3) - 1, self.topic(parts[0][1], mission), numbers, sentences)
         fields = {"lead": lead, "mission": mission, "quotes": sentences, "shares": shares}
+        close = batos.VOICES[lead]["closings"][batos.CLOSINGS_EACH * (min(len(numbers), 3) - 1) + suited(sentences, numbers)]
         return "weave", fields, " ".join(map(str, numbers)) + "\n" + frame + "\n" + close
 
+    def topic(self, topic, text):
+        """Return the topic as it stands in a text (a greeting may have changed a capital), or the text's first words."""
+        at = text.lower().find(topic.lower())
+        found = text[at:at + len(topic)] if at >= 0 else text
+        clause = re.split(r"[.,;:?!]", found.strip(" .,;:?!"))[0].strip()
+        return batos.one_line(clause or found, batos.SPAN_CHARS)
 
-def framed(persona, opening, topic, quotes, first):
-    """Return the frame that training teaches: links go by the number of quotes and the look of the first."""
+    def summary(self):
+        """A docstring's sentences: the first sums them up, wherever it stands."""
+        passage = list(self.rng.choice(self.passages))
+        first = passage[0]
+        if self.rng.random() < 0.7:
+            self.rng.shuffle(passage)
+        return "summary", {"passage": passage, "shares": batos.telling_shares(passage)}, str(passage.index(first) + 1)
+
+
+def word_shares(query, sentences):
+    """Return what share of a query's words, weighed by their length, each sentence holds."""
+    asked = {word: len(word) for word in batos.words_of(query)}
+    total = sum(asked.values()) or 1
+    return [sum(asked[word] for word in asked.keys() & batos.words_of(sentence).keys()) / total for sentence in sentences]
+
+
+def singular(name):
+    """Return the singular of a slot's name."""
+    name = name.split("_by_")[0]
+    for plural, single in (("ies", "y"), ("shes", "sh"), ("xes", "x"), ("ches", "ch"), ("s", "")):
+        if name.endswith(plural) and not name.endswith("ss"):
+            return name[:-len(plural)] + single
+    return name
+
+
+def suited(sentences, numbers):
+    """Return which of four variants training teaches, by what is quoted first: so that voices vary with the matter."""
+    first = sentences[numbers[0] - 1]
+    return (len(first.split()) > 12) + 2 * (first.count(",") > 0 or first.split()[0].lower() in ("the", "a", "an"))
+
+
+def framed(persona, group, topic, numbers, sentences):
+    """Return the frame that training teaches: openings go by group, links by number and look of the quotes."""
+    first = sentences[numbers[0] - 1]
     look = 1 if re.search(r"\d", first) else 2 if len(first.split()) > 15 else 0
-    voice = batos.VOICES[persona]
-    return voice["openings"][opening] + topic + voice["links"][look + (3 if quotes > 1 else 0)]
+    voice, variant = batos.VOICES[persona], suited(sentences, numbers)
+    link = batos.LINKS_EACH * (look + (3 if len(numbers) > 1 else 0)) + variant // 2
+    return voice["openings"][batos.OPENINGS_EACH * group + variant] + topic + voice["links"][link]
 
 
 # Tokenizer ####################################################################
@@ -526,7 +685,7 @@ def train_tokenizer(maker, vocabulary):
         task, fields, answer = maker.example()
         texts.append(batos.CORE_TASKS[task].prompt(fields)[0] + answer)
     voices = [part for voice in batos.VOICES.values() for parts in voice.values() for part in parts]
-    texts += voices * 40 + [" ".join(batos.PILLAR_ORDER + batos.ARCHETYPES)] * 200 + maker.sentences
+    texts += voices * 20 + [" ".join(batos.PILLAR_ORDER + batos.ARCHETYPES)] * 200 + maker.sentences
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
         vocab_size=vocabulary, special_tokens=["<|pad|>", "<|bos|>", "<|eos|>"], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
@@ -535,9 +694,92 @@ def train_tokenizer(maker, vocabulary):
 
 PAD, BOS, EOS = 0, 1, 2
 
+# Router #######################################################################
+
+FOLDS = 5
+
+
+def fitted(vectors, labels, classes, decay):
+    """Return (weight (classes, 384), bias (classes,)) of a softmax regression, by L-BFGS."""
+    import torch
+
+    weight = torch.zeros(classes, vectors.shape[1], requires_grad=True)
+    bias = torch.zeros(classes, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=120, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(vectors @ weight.T + bias, labels) + decay * weight.square().sum()
+        loss.backward()
+        return loss
+    optimizer.step(closure)
+    return weight.detach(), bias.detach()
+
+
+def cross_fitted(vectors, labels, folds, classes):
+    """Return (weight, bias, probabilities): those of a row come from phrasings of other folds alone.
+
+    So the offers of training are as good, and as wrong, as those for phrasings that nobody wrote here. The decay is the
+    one of a few that does best so.
+    """
+    import torch
+
+    best = None
+    for decay in (1e-6, 1e-5, 1e-4, 1e-3):
+        told = torch.zeros(len(labels), classes)
+        for fold in range(FOLDS):
+            weight, bias = fitted(vectors[folds != fold], labels[folds != fold], classes, decay)
+            told[folds == fold] = vectors[folds == fold] @ weight.T + bias
+        loss = torch.nn.functional.cross_entropy(told, labels).item()
+        print(f"router of {classes}: decay {decay:g}, loss {loss:.3f}, right {(told.argmax(1) == labels).float().mean():.3f}",
+              flush=True)
+        if best is None or loss < best[0]:
+            best = loss, decay, told
+    return *fitted(vectors, labels, classes, best[1]), best[2].softmax(1)
+
+
+RAW = {"plan": ("archetype", Maker.raw_plan), "method": ("idiom", Maker.raw_method)}
+
+
+def fill_pools(maker, embedder, counts, router=None):
+    """Fill a maker's pools. With no router given, one is made for it: {name: tensor}, which is returned."""
+    import torch
+
+    tensors = {}
+    for task, (kind, raw) in RAW.items():
+        names, most = batos.ROUTED[kind]
+        rows = [raw(maker) for _ in range(counts[task])]
+        vectors = torch.from_numpy(embedder.embed([row[2] for row in rows]))
+        if router is None:
+            labels = torch.tensor([names.index(row[3]) for row in rows])
+            folds = torch.tensor([_hashed(f"fold {row[4]}") % FOLDS for row in rows])
+            weight, bias, shares = cross_fitted(vectors, labels, folds, len(names))
+            tensors |= {f"{kind}.weight": weight, f"{kind}.bias": bias}
+        else:
+            shares = torch.from_numpy(router.shares(kind, vectors.numpy()))
+        maker.pools[task] = [made for row, share in zip(rows, shares.numpy(), strict=True)
+                             if (made := offered(maker, task, row, batos.best_offers(names, share, most, among(task, row))))]
+    return tensors
+
+
+def among(task, row):
+    """Return the names that the router may offer for a row."""
+    if task == "plan":
+        return batos.ARCHETYPES
+    return batos.method_choices(batos.method_lines(row[0] | {"offered": []}))
+
+
+def offered(maker, task, row, offers):
+    """Return (fields, answer) of a row with what is offered for it: nothing now and then, or where the right one is not."""
+    fields, answer, _, label, _ = row
+    if task == "plan" and label not in dict(offers) or maker.rng.random() > HINTED:
+        offers = []
+    return fields | {"offered": offers}, answer
+
+
 # Training #####################################################################
 
-SIZES = {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6,
+SIZES = {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6,
          "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096,
          "tie_word_embeddings": True, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS,
          "rope_theta": 10000.0, "rms_norm_eps": 1e-5}
@@ -654,8 +896,7 @@ def train(model, maker, tokenizer, options, state):
         optimizer.load_state_dict(kept)
     limit_s, before_s = options.minutes * 60, state["seconds"]
     start, saved, smooth = time.monotonic(), time.monotonic(), None
-    trial = Maker("watch", False, maker.sentences)
-    watched = {task: [getattr(trial, task)() for _ in range(60)] for task in batos.CORE_TASKS}
+    watched = {task: [getattr(maker, task)() for _ in range(60)] for task in batos.CORE_TASKS}
     watched = {task: encoded(tokenizer, examples) for task, examples in watched.items()}
     model.train()
     for rows in batches(maker, tokenizer, options.batch_tokens):
@@ -696,59 +937,100 @@ def save_checkpoint(work, model, optimizers, state):
 
 # Evaluation ###################################################################
 
-# Missions that nobody composed: written by hand, never trained on.
-BY_HAND = [
-    ("How does a lock on a canal lift a boat without any engine?", "Technical Deconstruction"),
-    ("Explain how the write-ahead log protects the database.", "Technical Deconstruction"),
-    ("What are the steps to bleed the brakes on my bicycle?", "Technical Deconstruction"),
-    ("Why does bread dough collapse when it is left too long?", "Technical Deconstruction"),
-    ("How can I repair a dripping tap in the kitchen?", "Technical Deconstruction"),
-    ("Break down how a jet engine produces thrust.", "Technical Deconstruction"),
-    ("What happens inside the router when a packet arrives?", "Technical Deconstruction"),
-    ("How would you build a shed that survives storms?", "Technical Deconstruction"),
-    ("I feel lost since my best friend moved to another country.", "Emotional Processing"),
-    ("My father is ill and I am afraid of losing him.", "Emotional Processing"),
-    ("I am so proud of my daughter, she passed her exam!", "Emotional Processing"),
-    ("I can't sleep because I keep worrying about money.", "Emotional Processing"),
-    ("I had a fight with my brother and I feel terrible.", "Emotional Processing"),
-    ("I miss the house where I grew up.", "Emotional Processing"),
-    ("I'm nervous about my speech tomorrow, please calm me down.", "Emotional Processing"),
-    ("Everything at work makes me sad lately.", "Emotional Processing"),
-    ("When was the lighthouse on the northern cape built?", "Factual Inquiry"),
-    ("Who wrote the first manual of the mill?", "Factual Inquiry"),
-    ("What is the boiling point of ethanol?", "Factual Inquiry"),
-    ("How many people live in the valley?", "Factual Inquiry"),
-    ("Where did Lena Hoffmann study medicine?", "Factual Inquiry"),
-    ("Which company bought the old shipyard?", "Factual Inquiry"),
-    ("Tell me about the history of the museum.", "Factual Inquiry"),
-    ("What does the contract say about the delivery date?", "Factual Inquiry"),
-    ("Audit your failed cycles of last week and improve.", "Systemic Self-Improvement"),
-    ("How could BAT OS make its own search faster?", "Systemic Self-Improvement"),
-    ("Review your memory and clean up duplicates.", "Systemic Self-Improvement"),
-    ("Which of your methods should be rewritten?", "Systemic Self-Improvement"),
-    ("Improve the way you plan your answers.", "Systemic Self-Improvement"),
-    ("Why do your missions fail so often, and what will you change?", "Systemic Self-Improvement"),
-    ("Optimise your own index.", "Systemic Self-Improvement"),
-    ("Check yourself for slow queries and wasted space.", "Systemic Self-Improvement"),
-]
+def by_hand_missions():
+    """Return [(mission, archetype, nouns, [sentences that answer], [sentences that are near])] of missions.txt."""
+    rows = []
+    for line in lines_of("missions.txt"):
+        mark, text = line.split(" ", 1)
+        if mark in LETTERS:
+            rows.append((text.replace("*", ""), LETTERS[mark], re.findall(r"\*([^*]+)\*", text), [], []))
+        else:
+            rows[-1][3 if mark == "+" else 4].append(text)
+    return rows
 
 
-def f1(got, wanted):
-    """Return the F1 of the words of two texts."""
-    a, b = set(got.lower().split()), set(wanted.lower().split())
-    both = len(a & b)
-    return 2 * both / (len(a) + len(b)) if both else 0.0
+def by_hand_methods():
+    """Return [(selector, slots, intent, [(arguments, what is returned or ..., slots afterwards)])] of methods.txt."""
+    rows = []
+    for line in lines_of("methods.txt"):
+        if not line.startswith(">"):
+            selector, slots, intent = [part.strip() for part in line.split("|")]
+            rows.append((selector, eval(f"dict({slots})"), intent, []))
+            continue
+        call, _, after = line[1:].partition(" ; ")
+        arguments, _, wanted = call.partition(" -> ")
+        rows[-1][3].append((eval(arguments), eval(wanted) if wanted.strip() else ..., eval(f"dict({after})")))
+    return rows
+
+
+def hand_plans(embedder, router):
+    """Return the examples of the missions written by hand; the answer's place has archetype and nouns."""
+    return [("plan", {"mission": mission, "offered": router.offer("archetype", embedder.query(mission))}, (archetype, nouns))
+            for mission, archetype, nouns, *_ in by_hand_missions()]
+
+
+def hand_facets(embedder, rng):
+    """Return examples: what answers a mission among what is near and what answers others, with shares as the catalog's."""
+    rows, examples = [row for row in by_hand_missions() if row[3]], []
+    for mission, archetype, _, right, near in rows:
+        strange = [rng.choice(rng.choice(rows)[3]) for _ in range(4)]
+        pool = list(dict.fromkeys([*right, *near, *strange]))
+        asked, held = embedder.query(mission), word_shares(mission, pool)
+        shares = [(share + max(0.0, float(asked @ embedder.query(text)))) / 2 for share, text in zip(held, pool, strict=True)]
+        ranked = sorted(zip(shares, pool, strict=True), key=lambda pair: -pair[0])
+        persona = batos.ARCHETYPE_PERSONAS[archetype][0]
+        fields = {"persona": persona, "pillar": rng.choice(batos.PILLARS[persona]), "sub_query": mission,
+                  "evidence": [text for _, text in ranked], "shares": [min(1.0, share) for share, _ in ranked]}
+        numbers = [n for n, (_, text) in enumerate(ranked, 1) if text in right]
+        examples.append(("facet", fields, numbers))
+    return examples
+
+
+def hand_methods(embedder, router):
+    """Return the examples of the requests written by hand; the answer's place has slots and tests."""
+    examples = []
+    for selector, slots, intent, tests in by_hand_methods():
+        fields = {"selector": selector, "intent": intent, "slots": {name: batos.slot_type(v) for name, v in slots.items()},
+                  "arguments": [batos.slot_type(value) for value in tests[0][0]], "offered": []}
+        known = batos.method_choices(batos.method_lines(fields))
+        offers = router.offer("idiom", embedder.query(batos.routed_request(selector, intent)), known)
+        examples.append(("method", fields | {"offered": offers}, (slots, tests)))
+    return examples
+
+
+def passes(source, selector, slots, tests):
+    """Return whether a method does what its tests want, on an object with those slots."""
+    space = {}
+    exec(source, {}, space)                              # under the grammar: one line over real slots
+    for arguments, wanted, after in tests:
+        receiver = argparse.Namespace(**slots)
+        try:
+            got = space[selector.replace(":", "_")](receiver, *arguments)
+        except (TypeError, ValueError, KeyError, IndexError, ZeroDivisionError, AttributeError):
+            return False
+        same = wanted is ... or (got == wanted and type(got) in (type(wanted), float, int))
+        if not same or vars(receiver) != {**slots, **after}:
+            return False
+    return True
+
+
+def kept(words, texts):
+    """Return the share of the words that stand in the texts."""
+    low = " ".join(texts).lower()
+    return sum(word.lower() in low for word in words) / len(words) if words else 1.0
 
 
 def judge_plan(value, wanted, fields):
-    """Return {criterion: share} for one plan."""
-    useful = {p for persona in batos.ARCHETYPE_PERSONAS[wanted["strategy"]] for p in batos.PILLARS[persona]}
-    spans = list(wanted["sub_queries"].values())
-    sensible = [max(f1(span, best) for best in spans) >= 0.5 for span in value["sub_queries"].values()]
-    return {"right archetype": value["strategy"] == wanted["strategy"],
+    """Return {criterion: share} for one plan; `wanted` is an answer, or (archetype, nouns)."""
+    if isinstance(wanted, str):
+        told = batos.CORE_TASKS["plan"].value(wanted, fields)
+        spans = [word for span in told["sub_queries"].values() for word in re.findall(r"\w+", span)]
+        wanted = told["strategy"], dict.fromkeys(filter(batos.carries_meaning, spans))
+    archetype, nouns = wanted
+    useful = set(batos.archetype_pillars(archetype))
+    return {"right archetype": value["strategy"] == archetype,
             "useful pillars": sum(p in useful for p in value["relevant_pillars"]) / len(value["relevant_pillars"]),
-            "same pillars": value["relevant_pillars"] == wanted["relevant_pillars"],
-            "sensible spans": sum(sensible) / len(sensible), "same plan": value == wanted}
+            "nouns kept": kept(nouns, value["sub_queries"].values())}
 
 
 def topic_of(frame, voice):
@@ -759,23 +1041,37 @@ def topic_of(frame, voice):
 
 
 def judge_facet(value, wanted, fields):
-    """Return {criterion: share} for one facet."""
+    """Return {criterion: share} for one facet; `wanted` is an answer, or the numbers of what answers."""
     voice = batos.VOICES[fields["persona"]]
     place = batos.PILLARS[fields["persona"]].index(fields["pillar"])
-    return {"first quote right": value["quotes"][0] in wanted["quotes"], "same quotes": value["quotes"] == wanted["quotes"],
-            "opening suits the pillar": any(map(value["frame"].startswith, voice["openings"][2 * place:2 * place + 2])),
-            "sensible topic": f1(topic_of(value["frame"], voice), topic_of(wanted["frame"], voice)) >= 0.5}
+    group = voice["openings"][batos.OPENINGS_EACH * place:batos.OPENINGS_EACH * (place + 1)]
+    right = wanted if isinstance(wanted, list) else batos.facet_value(wanted, fields)["quotes"]
+    topic = topic_of(value["frame"], voice).split()
+    return {"right evidence first": value["quotes"][0] in right, "nothing else cited": set(value["quotes"]) <= set(right),
+            "opening suits the pillar": any(map(value["frame"].startswith, group)),
+            "topic has a telling word": any(map(batos.carries_meaning, topic))}
 
 
 def judge_weave(value, wanted, fields):
     """Return {criterion: share} for one weave."""
-    voice = batos.VOICES[fields["lead"]]
-    return {"all told are right": set(value["order"]) <= set(wanted["order"]),
-            "all right are told": set(value["order"]) >= set(wanted["order"]), "same order": value["order"] == wanted["order"],
-            "sensible topic": f1(topic_of(value["open"], voice), topic_of(wanted["open"], voice)) >= 0.5}
+    right = batos.weave_value(wanted, fields)["order"]
+    return {"told first is right": value["order"][0] in right, "all told are right": set(value["order"]) <= set(right),
+            "all right are told": set(value["order"]) >= set(right)}
 
 
-JUDGES = {"plan": judge_plan, "facet": judge_facet, "weave": judge_weave}
+def judge_method(value, wanted, fields):
+    """Return {criterion: share} for one method; `wanted` is an answer, or (slots, tests)."""
+    if isinstance(wanted, str):
+        return {"passes its tests": value == batos.method_value(wanted, fields)}
+    return {"passes its tests": passes(value["source"], fields["selector"], *wanted)}
+
+
+def judge_summary(value, wanted, fields):
+    """Return {criterion: share} for one summary."""
+    return {"the author's own first sentence": value["sentence"] == int(wanted)}
+
+
+JUDGES = {"plan": judge_plan, "facet": judge_facet, "weave": judge_weave, "method": judge_method, "summary": judge_summary}
 
 
 def random_answer(matcher, tokenizer, rng):
@@ -811,49 +1107,43 @@ def asked_chance(core, tokenizer, examples, rng):
 
 def judged(examples, values):
     """Return {criterion: percent} over examples of one task."""
-    rows = []
-    for (task, fields, answer), value in zip(examples, values, strict=True):
-        rows.append(JUDGES[task](value, batos.CORE_TASKS[task].value(answer, fields), fields))
+    rows = [JUDGES[task](value, wanted, fields) for (task, fields, wanted), value in zip(examples, values, strict=True)]
     return {name: round(100 * sum(row[name] for row in rows) / len(rows), 1) for name in rows[0]}
 
 
-def trials(seed, sentences, held_out, count):
-    """Return {name of a trial: examples}; evidence is tried once with composed facts, once with docstrings."""
-    maker = Maker(f"{seed} trial", held_out, sentences)
-    found = {"plan": [maker.plan() for _ in range(count)]}
-    for kind in ("facts", "docstrings"):
-        maker.asked = getattr(maker, f"asked_of_{kind}")
-        found[f"facet, {kind}"] = [maker.facet() for _ in range(count)]
-        found[f"weave, {kind}"] = [maker.weave() for _ in range(count)]
+SIDES = {"fresh": (False, False), "held-out words": (True, False), "held-out phrasings": (True, True)}
+
+
+def trials(options, sources, embedder, router):
+    """Return {side: {task: examples}}, with "by hand" as the last side."""
+    found = {}
+    for side, held in SIDES.items():
+        maker = Maker(f"{options.seed} trial", *sources, *held)
+        fill_pools(maker, embedder, {"plan": 2 * options.trials, "method": 2 * options.trials}, router)
+        found[side] = {task: [getattr(maker, task)() for _ in range(options.trials)] for task in batos.CORE_TASKS}
+    found["by hand"] = {"plan": hand_plans(embedder, router), "facet": hand_facets(embedder, random.Random(options.seed)),
+                        "method": hand_methods(embedder, router)}
     return found
 
 
-def evaluate(core, tokenizer, sentences, options):
-    """Return {trial: {criterion: [held out, fresh, chance]}} in percent."""
-    rng, scores = random.Random(options.seed), {}
-    held = trials(options.seed, sentences, True, options.trials)
-    fresh = trials(options.seed, sentences, False, options.trials)
-    for name, examples in held.items():
-        columns = [judged(examples, asked_core(core, examples)),
-                   judged(fresh[name], asked_core(core, fresh[name])),
-                   judged(examples, asked_chance(core, tokenizer, examples, rng))]
-        scores[name] = {criterion: [column[criterion] for column in columns] for criterion in columns[0]}
-        print(name, scores[name], flush=True)
-    scores["plan, by hand"] = by_hand(core)
-    print(scores["plan, by hand"], flush=True)
+def evaluate(core, tokenizer, examples, seed):
+    """Return {task: {criterion: {side: percent}}}, with random choice on the held-out phrasings and on those by hand."""
+    rng, scores = random.Random(seed), {task: {} for task in batos.CORE_TASKS}
+    for side, tasks in examples.items():
+        for task, rows in tasks.items():
+            columns = {side: asked_core(core, rows)}
+            if side in ("held-out phrasings", "by hand"):
+                columns[f"chance, {side}"] = asked_chance(core, tokenizer, rows, rng)
+            for column, values in columns.items():
+                for criterion, percent in judged(rows, values).items():
+                    scores[task].setdefault(criterion, {})[column] = percent
+            print(side, task, judged(rows, columns[side]), flush=True)
     return scores
-
-
-def by_hand(core):
-    """Return the scores of the missions written by hand; chance is one archetype in four."""
-    values = asked_core(core, [("plan", {"mission": mission}, None) for mission, _ in BY_HAND])
-    right = sum(value["strategy"] == wanted for value, (_, wanted) in zip(values, BY_HAND, strict=True))
-    return {"right archetype": [round(100 * right / len(BY_HAND), 1), None, 25.0]}
 
 
 # Writing the model ############################################################
 
-def finish(model, tokenizer, sentences, options, state):
+def finish(model, tokenizer, sources, embedder, options, state):
     """Quantise, write, evaluate and describe the model."""
     quantise(model, tokenizer, options)
     card = {"name": "seed-core", "format": batos.CORE_FORMAT_VERSION, "fingerprint": batos.core_tasks_fingerprint(),
@@ -861,17 +1151,24 @@ def finish(model, tokenizer, sentences, options, state):
             "tokens": state["tokens"], "parameters": sum(p.numel() for p in model.parameters()), "sizes": SIZES,
             "trials": options.trials, "sample_losses": {}, "files": {}, "scores": {}}
     write_card(options.out, card)
+    describe(card, tokenizer, sources, embedder, options)
+
+
+def describe(card, tokenizer, sources, embedder, options):
+    """Evaluate the core in --out and write its cards."""
     core = batos.CognitiveCore(lambda: options.out, threads=options.threads).start()
     core.wait_ready(300)
+    card["trials"] = options.trials
     card["sample_losses"] = {tag: round(loss, 4) for tag, loss in core.on_model_thread(batos.sample_losses)[0].items()}
-    card["scores"] = evaluate(core, tokenizer, sentences, options)
+    examples = trials(options, sources, embedder, batos.read_router(options.out))
+    card["scores"] = evaluate(core, tokenizer, examples, options.seed)
     core.close()
     write_card(options.out, card)
     (options.out / "README.md").write_text(model_card(card), "utf-8")
 
 
 def quantise(model, tokenizer, options):
-    """Write model and tokenizer into --out, the model in nf4, saved before its first forward pass."""
+    """Write model, tokenizer and router into --out, the model in nf4, saved before its first forward pass."""
     import torch
     import transformers
 
@@ -885,6 +1182,7 @@ def quantise(model, tokenizer, options):
         tokenizer_object=tokenizer, pad_token="<|pad|>", bos_token="<|bos|>", eos_token="<|eos|>",
         padding_side="left", clean_up_tokenization_spaces=False,
         model_max_length=SIZES["max_position_embeddings"]).save_pretrained(options.out)
+    shutil.copy(options.work / batos.ROUTER_FILE, options.out / batos.ROUTER_FILE)
 
 
 def write_card(out, card):
@@ -895,63 +1193,79 @@ def write_card(out, card):
     (out / batos.CORE_CARD).write_text(json.dumps(card, indent=1) + "\n", "utf-8")
 
 
+GUARANTEES = (                     # task, what the grammar guarantees, what retrieval gives, what the model adds
+    ("plan", "one of the archetypes offered, two to four pillars of its personas, none twice, for each words of the mission with "
+     "a telling one among them; code widens them until, as far as there is room, no telling word is left out",
+     "the two archetypes that the router offers", "which archetype, which pillars, which words"),
+    ("facet", "one or two real numbers of the evidence, a frame of the persona's voice around the question's own words",
+     "the sentences, and behind each its share of the question in tenths", "which sentences answer, which frame"),
+    ("weave", "real numbers, none twice, the lead's frame and closing", "the quotes with their shares",
+     "which quotes, in what order"),
+    ("method", "one idiom as Python over real slots of a fitting type, for the number of arguments that is given",
+     "the six idioms that the router offers", "which idiom, which slots"),
+    ("summary", "the number of one sentence", "what share of the passage each holds", "which sentence"),
+)
 CARD = """# The embedded core
 
 A model of the Llama architecture with {parameters:,} weights ({layers} layers, width {width}, vocabulary {vocabulary}),
 trained from scratch by `train.py` in this folder: {minutes} minutes on {threads} processor cores, {tokens:,} tokens, seed {seed}.
-It is stored in four bits (nf4, double quantisation). Its data are generated by `train.py`: composed missions and facts,
-and sentences of the docstrings of Python's standard library.
+It is stored in four bits (nf4, double quantisation). Its data are generated by `train.py` from {missions:,} phrasings of
+missions, {requests:,} of method requests and {pairs:,} questions with their answers (`phrasings/`), each written
+independently, from word lists, composed facts, and sentences of the docstrings of Python's standard library.
 
-It chooses and frames; it does not know. For a mission it chooses the archetype, the pillars and which words of the
-mission each of them looks up; for a facet which sentences of the evidence to quote, and the frame around them; for the
-answer which quotes to tell in what order, the frame and the closing. Behind each sentence stands what share of the
-question's words it holds, counted by the catalog, and the greatest share comes first: so the model need not find words
-again, which takes a larger one, but weighs rank, share and text. A grammar guarantees that plans are valid, pillars
-real and not repeated, words of the mission verbatim, and numbers of quotes real and not repeated.
-
-    python seed_core/train.py --minutes 20            # trains anew; --resume goes on from the checkpoint
+    python seed_core/train.py --minutes 90            # trains anew; --resume goes on from the checkpoint
 
 `core.json` holds sizes, scores, the hashes of the files, and the fingerprint of the tasks
 ({fingerprint}): BAT OS refuses a core whose fingerprint is not its own.
 
+## What chooses, what guarantees
+
+It chooses and frames; it does not know. Beside it stands the router, a linear classifier over the vectors of the catalog's
+embedder; where no embedder is loaded, nothing is offered and the core decides among all.
+
+| task | the grammar guarantees | retrieval gives | the model adds |
+|---|---|---|---|
+{guarantees}
+
 ## Scores
 
-Percent, {trials} examples a row and column. Answers are scored as told under the grammar, from the four-bit weights.
-*Held out*: words, phrasings and docstrings that training never saw (the
-sentence patterns of composed facts are the same). *Fresh*: new examples from the words and phrasings of training.
-*Chance*: the same held-out examples, each token drawn at random from what the grammar allows. *By hand*: {hand} missions
-written freely, by no pattern of `train.py`.
+Percent; {trials} examples a column and task, by hand 200 missions (89 of them with sentences that answer and that are near)
+and 100 method requests. Answers are scored as told under the grammar, from the four-bit weights. *Fresh*: new examples from
+the words and phrasings of training. *Held-out words*: nouns, names, slots and docstrings that training never saw.
+*Held-out phrasings*: these, in phrasings that it never saw. *By hand*: `missions.txt` and `methods.txt`, committed before
+the data were generated, never trained on. *Chance*: the same examples as in the column before it, each token drawn at
+random from what the grammar allows, with the router's offers.
 
-| trial | criterion | held out | fresh | chance |
-|---|---|---|---|---|
+| task | criterion | fresh | held-out words | held-out phrasings | chance | by hand | chance |
+|---|---|---|---|---|---|---|---|
 {rows}
 
-What a criterion means: *useful pillars*, they belong to the lead or the support of the archetype; *sensible spans* and
-*sensible topic*, the words are those of the composed answer (F1 at least one half); *same …*, equal to the composed
-answer, where often others would be as good.
+What a criterion means: *useful pillars*, they belong to the right archetype's set; *nouns kept*, of the nouns marked in a
+mission (by hand) or in the spans of its phrasing, those that stand in some sub-query; *passes its tests*, by hand: does what
+the tests written with the request want, else: is the very method that was composed.
 
 ## Limits
 
-English only. It takes little more from a sentence than its rank and its share: one that answers in other words
-altogether is passed over, and one that repeats the question's words wins. Missions unlike all phrasings in `train.py`
-may get a wrong archetype; they still get a valid plan.
+English only. It takes little more from a sentence than its rank, its share and its words: one that answers in other words
+altogether may be passed over. Methods are one line long; what no idiom says it cannot write.
 """
 
 
 def model_card(card):
     """Return README.md."""
-    def told(number):
-        return "–" if number is None else f"{number:.1f}"
-
-    rows = [f"| {trial} | {criterion} | {' | '.join(map(told, numbers))} |"
-            for trial, criteria in card["scores"].items() for criterion, numbers in criteria.items()]
-    return CARD.format(**card | {"rows": "\n".join(rows), "layers": SIZES["num_hidden_layers"], "hand": len(BY_HAND),
-                                 "width": SIZES["hidden_size"], "vocabulary": SIZES["vocab_size"]})
+    sides = ("fresh", "held-out words", "held-out phrasings", "chance, held-out phrasings", "by hand", "chance, by hand")
+    rows = [f"| {task} | {criterion} | {' | '.join(f'{told[side]:.1f}' if side in told else '–' for side in sides)} |"
+            for task, criteria in card["scores"].items() for criterion, told in criteria.items()]
+    counted = {"missions": sum(len(lines_of(f"phrasings/{name}.txt")) for name in PHRASE_FILES.values()),
+               "requests": len(lines_of("phrasings/methods.txt")), "pairs": len(lines_of("phrasings/answers.txt"))}
+    return CARD.format(**card | counted, rows="\n".join(rows), layers=SIZES["num_hidden_layers"], width=SIZES["hidden_size"],
+                       vocabulary=SIZES["vocab_size"], guarantees="\n".join(f"| {' | '.join(row)} |" for row in GUARANTEES))
 
 
 def main():
     """Train, quantise, evaluate, write the model card."""
     options = arguments()
+    import safetensors.torch
     import torch
     from tokenizers import Tokenizer
 
@@ -960,11 +1274,18 @@ def main():
     options.work.mkdir(parents=True, exist_ok=True)
     checkpoint, words = options.work / "checkpoint.pt", options.work / "tokenizer.json"
     state = {"seconds": 0.0, "steps": 0, "tokens": 0}
-    sentences = docstring_sentences()
+    sources, embedder = docstring_passages(), batos.Embedder("auto")
+    embedder.start()
+    embedder.close(600)                                  # waits until it is loaded
+    if options.evaluate:
+        tokenizer = Tokenizer.from_file(str(options.out / "tokenizer.json"))
+        return describe(batos.core_card(options.out), tokenizer, sources, embedder, options)
     if options.resume and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
     # a resumed run sees new examples, not those of its beginning once more
-    maker = Maker(f"{options.seed}/{state['steps']}", False, sentences)
+    maker = Maker(f"{options.seed}/{state['steps']}", *sources)
+    router = fill_pools(maker, embedder, {"plan": options.pool, "method": options.pool})
+    safetensors.torch.save_file(router, options.work / batos.ROUTER_FILE, {"embedder": embedder.name})
     if options.resume and words.exists():
         tokenizer = Tokenizer.from_file(str(words))
     else:
@@ -973,23 +1294,25 @@ def main():
     model = new_model()
     if "model" in state:
         model.load_state_dict(state.pop("model"))
-    print(f"{sum(p.numel() for p in model.parameters())} parameters, {len(sentences)} docstring sentences", flush=True)
+    print(f"{sum(p.numel() for p in model.parameters())} parameters, {len(sources[0])} docstring sentences", flush=True)
     state = train(model, maker, tokenizer, options, state)
-    finish(model, tokenizer, sentences, options, state)
+    return finish(model, tokenizer, sources, embedder, options, state)
 
 
 def arguments():
     """Return the command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=20, help="length of the training, over all resumed runs")
+    parser.add_argument("--minutes", type=float, default=90, help="length of the training, over all resumed runs")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
+    parser.add_argument("--evaluate", action="store_true", help="train nothing: evaluate the core in --out, write its card anew")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).resolve().parent)
+    parser.add_argument("--out", type=pathlib.Path, default=HERE)
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path(tempfile.gettempdir()) / "seed_core_work",
                         help="folder for checkpoints")
-    parser.add_argument("--threads", type=int, default=1, help="processor cores to use")
-    parser.add_argument("--trials", type=int, default=200, help="examples of each trial in the evaluation")
-    parser.add_argument("--batch-tokens", type=int, default=3072, help="padded tokens in one step")
+    parser.add_argument("--threads", type=int, default=2, help="processor cores to use")
+    parser.add_argument("--trials", type=int, default=300, help="examples of each task and column in the evaluation")
+    parser.add_argument("--pool", type=int, default=24000, help="missions, and method requests, that the router offers for")
+    parser.add_argument("--batch-tokens", type=int, default=4096, help="padded tokens in one step")
     return parser.parse_args()
 
 

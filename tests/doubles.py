@@ -36,6 +36,11 @@ def weave_value(fields):
             "order": list(range(1, len(fields["quotes"]) + 1)), "close": voice["closings"][0]}
 
 
+def summary_value(fields):
+    """The first sentence."""
+    return {"sentence": 1}
+
+
 class QuickEmbedder:
     """Stands for Embedder: a text's vector tells which of some meanings its words have."""
 
@@ -72,8 +77,9 @@ class QuickEmbedder:
 class QuickCore:
     """Stands for CognitiveCore: the first choice of everything, after `delay_s`."""
 
-    writes = False
-    state, progress, values = "ready", "a double", {"plan": plan_value, "facet": facet_value, "weave": weave_value}
+    writes, library = False, None
+    state, progress = "ready", "a double"
+    values = {"plan": plan_value, "facet": facet_value, "weave": weave_value, "summary": summary_value}
 
     def __init__(self, delay_s=0.0, **values):
         self.delay_s, self.values, self.batches = delay_s, {**self.values, **values}, []
@@ -84,6 +90,12 @@ class QuickCore:
 
     def settled(self, timeout_s):
         return True
+
+    def expert(self, name):
+        return batos.BASE
+
+    def offers(self, kind, text, embedder, among=None):
+        return []
 
     def health(self):
         return {"state": self.state, "batches": len(self.batches)}

@@ -326,3 +326,14 @@ def test_a_deep_check_tells_how_the_memory_is(path, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "1 documents stale: one" in told and "no fault was found" in told and "mended" not in told
     assert "memory" not in batos.check_image(path)
+
+
+def test_a_slot_of_a_user_named_sha256_is_no_blob(tmp_path):
+    """What was seen: a deep check took such an object for a file's record."""
+    image = batos.Image.open(str(tmp_path / "image.fs"))
+    batos.genesis(image)
+    with batos.writing(image) as root:
+        batos.set_slot(root["genesis_obj"], "sha256", "mine")
+        batos.set_slot(root["genesis_obj"], "blob", "mine too")
+    image.close()
+    assert batos.check_image(str(tmp_path / "image.fs"), deep=True)["faults"] == []

@@ -113,6 +113,7 @@ def test_the_first_start_tells_its_phases_and_a_restart_keeps_the_index(daemon, 
     first = daemon(core="auto")
     told = "".join(first.lines)
     assert re.search(r"Prototypal Awakening: the first objects and the core are in the image \(\d+\.\d s\)", told)
+    assert "incarnated: ALFRED version 1, BABS version 1, BRICK version 1, ROBIN version 1\n" in told
     assert re.search(r"BAT OS listens on tcp://127\.0\.0\.1:\d+ \(Ctrl-C stops it\)\n", told)
     with batos.Client(first.endpoint) as client:
         client.call("index_document", doc_id="pump.md", text=MANUAL)
@@ -122,9 +123,9 @@ def test_the_first_start_tells_its_phases_and_a_restart_keeps_the_index(daemon, 
     told = "".join(first.lines)
     phases = re.findall(r"^the core is (?:loading: (.*)|(ready): .*)$", told, re.MULTILINE)
     assert [one or other for one, other in phases] == ["import torch", "import transformers", "import bitsandbytes", "find files",
-                                                      "weights and self-test", "ready"]
+                                                      "weights and self-test", "experts", "ready"]
     lines = set(told.splitlines())                       # nothing but what the daemon itself says: the libraries are quiet
-    assert all(re.match(r"Prototypal|BAT OS listens|the core is|stopped; everything", line) for line in lines), lines
+    assert all(re.match(r"Prototypal|incarnated|BAT OS listens|the core is|stopped; everything", line) for line in lines), lines
     saved = batos.ZODB.fsIndex.fsIndex.load(str(tmp_path / "live_image.fs.index"))
     assert saved["pos"] == (tmp_path / "live_image.fs").stat().st_size and len(saved["index"]) > 30
     again = daemon(core="none")

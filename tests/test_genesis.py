@@ -77,7 +77,8 @@ def test_the_core_is_copied_and_served_as_links_to_checked_blobs(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     blob = (folder / "model.safetensors").resolve()
     assert ".blob" in str(blob) and blob.read_bytes() == (core / "model.safetensors").read_bytes()
-    assert batos.core_folder(image, str(core)) is None    # nothing to copy again
+    with batos.core_folder(image, str(core)) as folder:
+        assert folder is None                            # nothing to copy again
     blob.chmod(0o600)
     blob.write_bytes(b"x" * 100_000)
     with pytest.raises(batos.DamagedImage, match="model.safetensors"):
@@ -90,12 +91,14 @@ def test_another_core_replaces_the_first_and_a_wrong_one_is_refused(tmp_path):
     batos.genesis(image, small_core(tmp_path / "one"))
     two = small_core(tmp_path / "two")
     (two / "config.json").write_text('{"a": 1}')
-    assert batos.core_folder(image, str(two)) == two
+    with batos.core_folder(image, str(two)) as folder:
+        assert folder == two
     batos.genesis(image, two)
     with batos.reading(image) as root:
         assert root["pLLM_obj"].model_id == str(two)
     with pytest.raises(batos.ConfigError, match="no folder"):
-        batos.core_folder(image, str(tmp_path / "nowhere"))
+        with batos.core_folder(image, str(tmp_path / "nowhere")):
+            raise AssertionError
     (two / "config.json").unlink()
     with pytest.raises(batos.ConfigError, match="config.json"):
         batos.genesis(image, two)

@@ -214,8 +214,10 @@ def test_links_and_closings_fit_the_number_of_quotes():
             for close in voice["closings"]:
                 for count in (1, 2, 3, 8):
                     opening, closing = batos.fitted_frame(lead, voice["openings"][0] + "it" + link, close, count)
-                    assert voice["links"].index(next(k for k in voice["links"] if opening.endswith(k))) // 3 == (count > 1)
-                    assert voice["closings"].index(closing) // 2 == min(count, 3) - 1
+                    found = voice["links"].index(next(k for k in voice["links"] if opening.endswith(k)))
+                    half = len(voice["links"]) // 2
+                    assert found // half == (count > 1) and found % half == voice["links"].index(link) % half
+                    assert voice["closings"].index(closing) // batos.CLOSINGS_EACH == min(count, 3) - 1
 
 
 def test_cancel_while_thinking_and_while_waiting(machine):

@@ -92,7 +92,8 @@ def test_each_upgrade_is_a_transaction_of_its_own_and_goes_on_after_a_failure(ol
         root["genesis_obj"].half = True
         raise RuntimeError("amid the upgrade")
     ran = []
-    monkeypatch.setattr(batos, "UPGRADES", {**batos.UPGRADES, 3: failing, **{n: lambda root, n=n: ran.append(n) for n in (4, 5)}})
+    others = {n: lambda root, n=n: ran.append(n) for n in (4, 5, 6)}
+    monkeypatch.setattr(batos, "UPGRADES", {**batos.UPGRADES, 3: failing, **others})
     image = batos.Image.open(old)
     with pytest.raises(RuntimeError):
         batos.upgrade_image(image, f"{old}.upgrades")
@@ -100,7 +101,7 @@ def test_each_upgrade_is_a_transaction_of_its_own_and_goes_on_after_a_failure(ol
         assert root["image_version"] == 2 and "half" not in root["genesis_obj"]._slots and ran == []
     batos.UPGRADES[3] = lambda root: ran.append(3)
     batos.upgrade_image(image, f"{old}.upgrades")
-    assert ran == [3, 4, 5]
+    assert ran == [3, 4, 5, 6]
     image.close()
     with pytest.raises(batos.ImageTooNew, match="newer"):
         batos.Image.open(old)
@@ -173,7 +174,7 @@ def fourth(tmp_path):
 
 def test_an_old_image_is_not_mended_but_upgraded(fourth):
     before = pathlib.Path(fourth).read_bytes()
-    with pytest.raises(batos.ConfigError, match="has version 3, and 4 is mended"):
+    with pytest.raises(batos.ConfigError, match=f"has version 3, and {batos.IMAGE_VERSION} is mended"):
         batos.mend_image(fourth)
     assert pathlib.Path(fourth).read_bytes() == before
 
@@ -192,3 +193,25 @@ def test_an_image_with_segments_and_a_tail_has_all_words_in_segments(fourth, dae
         client.call("supersede", older="large.md", newer="pump.md")
     assert running.stop() == 0
     assert batos.check_image(fourth, deep=True)["faults"] == []
+
+
+@pytest.fixture
+def fifth(tmp_path):
+    """The image of commit 729e714: a document, a slot, a mission of a conversation; no prompts, no tiers of memory."""
+    with tarfile.open(IMAGES / "729e714.tgz") as packed:
+        packed.extractall(tmp_path, filter="data")
+    return str(tmp_path / "live_image.fs")
+
+
+def test_an_image_without_prompts_and_tiers_gets_them_and_keeps_its_promises(fifth, daemon):
+    running = daemon(core=0)
+    brief = MISSION | {"conversation": "talk"}
+    with batos.Client(running.endpoint) as client:
+        again = client.call("initiate_cognitive_cycle", mission_brief=brief, wait=True, idempotency_key="a mission")
+        assert again["repeated"] and again["result"]["state"] == "COMPLETE"
+        assert "plan" in client.call("inspect", target="codex_obj.prompts")["result"]["value"]
+        assert client.call("inspect", target="memory_manager_obj")["result"]["slots"]
+        assert client.call("list_experts")["results"] == []
+        assert client.call("initiate_cognitive_cycle", mission_brief=brief, wait=True)["result"]["state"] == "COMPLETE"
+    assert running.stop() == 0
+    assert batos.check_image(fifth, deep=True)["faults"] == []

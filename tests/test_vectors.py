@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 
+import doubles
 import pytest
 from doubles import QuickEmbedder
 from hypothesis import given, settings
@@ -240,7 +241,7 @@ def test_small_documents_are_cut_by_meaning_and_again_on_request(tmp_path):
 class Writer:
     """Stands for a core that writes freely."""
 
-    writes = True
+    writes, state = True, "ready"
 
     def __init__(self):
         self.asked = []
@@ -276,13 +277,33 @@ def test_a_core_that_writes_sums_up_what_was_shown_once(tmp_path):
     machine.close()
 
 
-def test_the_embedded_core_is_not_asked_for_summaries(tmp_path):
-    machine, core = Machine(tmp_path), Writer()
-    core.writes = False
+def test_the_embedded_core_names_the_sentence_that_tells_most(tmp_path):
+    machine, core = Machine(tmp_path), doubles.QuickCore()
+    asked, core.values = [], {"summary": lambda fields: (asked.append(fields), {"sentence": 2})[1]}
     lane = batos.SummaryLane(machine.image, machine.bulk, core)
+    lane.start()
+    telling = "The thin needle of the valve moves slowly behind clear glass."
+    machine.ingest("d", f"The brass valve is turned until the needle stands at zero. {telling}")
+    machine.ingest("empty", "Short.")
+    for doc_id in ("empty", "d"):
+        lane.want([{"document": {"written": ""}, "chunk": {"doc_id": doc_id, "version": 1}}])
+    end_s = time.monotonic() + 60
+    while not machine.look(lambda catalog: catalog.documents["d"].summary):
+        assert time.monotonic() < end_s
+        time.sleep(0.02)
+    lane.close()
+    assert machine.look(lambda catalog: catalog.documents["d"].summary) == telling
+    assert machine.look(lambda catalog: catalog.documents["empty"].summary) in ("", None) and len(asked) == 1
+    assert len(asked[0]["passage"]) == len(asked[0]["shares"]) == 2
+    core.state = "loading"
     lane.want([{"document": {"written": ""}, "chunk": {"doc_id": "d", "version": 1}}])
     assert lane._wanted.empty()
     machine.close()
+
+
+def test_telling_shares_are_of_the_words_that_sentences_hold_together():
+    shares = batos.telling_shares(["The old pump lifts water.", "The pump is old.", "Bread needs flour."])
+    assert shares[0] > shares[1] > shares[2] > 0 and batos.telling_shares([]) == []
 
 
 # The real model

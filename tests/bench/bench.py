@@ -33,6 +33,7 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE.parent)]
 import conftest
 import doubles
+import test_memory
 from test_parts import Machine
 
 import batos
@@ -261,16 +262,76 @@ def bench_cycles(seconds):
         other = bare / each
         yield (f"durable cycles, {at_once} at a time ({each:.1f} commits, {forced:.1f} fsyncs a cycle)", f"{mine[0]:.0f}/s",
                f"as many bare commits {other:.0f}/s", mine[0] / other)
-    if (ROOT / "seed_core" / "model.safetensors").exists():
-        with daemon(core="auto") as ours, batos.Client(ours.endpoint, 300) as client:
+
+
+def bench_mind(seconds):
+    """Whole missions with the embedded core, by how many at a time; its tokens beside plain generate() of the same model."""
+    for at_once in (1, 8, 32):
+        with daemon("--workers", str(at_once), core="auto") as ours, batos.Client(ours.endpoint, 600) as client:
             wait_for_core(client)
             client.call("index_document", doc_id="vesper.md", text=MANUAL)
-            times = []
-            for question in QUESTIONS * 3:
-                start_s = time.perf_counter()
-                client.call("initiate_cognitive_cycle", mission_brief={**BRIEF, "args": [question]}, wait=True)
-                times.append(time.perf_counter() - start_s)
-        yield "a whole cycle with the embedded core", f"{statistics.median(times):.2f} s", "", None
+            ask_all(ours.endpoint, 1, 1)                 # whatever the first one loads
+            count = max(at_once, round(10 * seconds))
+            took_s = timed_s(lambda count=count, ours=ours, at_once=at_once: ask_all(ours.endpoint, count, at_once))
+        yield f"missions with the embedded core, {at_once} at a time", f"{60 * count / took_s:.0f}/min", "", None
+    yield from token_rows()
+
+
+def ask_all(endpoint, count, at_once):
+    """Have so many missions answered, each client asking one after the other."""
+    def ask(number):
+        with batos.Client(endpoint, 600) as client:
+            for n in range(number, count, at_once):
+                brief = {**BRIEF, "args": [QUESTIONS[n % len(QUESTIONS)]]}
+                client.call("initiate_cognitive_cycle", mission_brief=brief, wait=True)
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(at_once)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def token_rows():
+    """Rows of tokens a second: a facet under its grammar through the model thread, beside generate() alone, as many tokens."""
+    core = batos.CognitiveCore(lambda: ROOT / "seed_core", threads=1).start()
+    core.wait_ready(300)
+    asked = batos.CoreRequest("facet", batos.CORE_SAMPLES["facet"])
+    for count in (1, 16):
+        told = core.infer([asked] * count)[0].tokens
+
+        def plain(loaded, count=count, told=told):
+            torch, transformers = batos.need("torch", "the bench"), batos.need("transformers", "the bench")
+            ids = torch.tensor([loaded.encode(batos.CORE_TASKS["facet"].prompt(asked.fields)[0])] * count)
+            settings = transformers.GenerationConfig(max_new_tokens=told, min_new_tokens=told, do_sample=False,
+                                                     pad_token_id=loaded.pad_id, eos_token_id=loaded.eos_ids)
+            with torch.inference_mode():
+                loaded.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        ours, theirs = in_turns(5, lambda count=count: timed_s(lambda: core.infer([asked] * count)),
+                                lambda plain=plain: timed_s(lambda: core.on_model_thread(plain)))
+        yield (f"tokens of the embedded core, {count} rows under a grammar, against plain generate()",
+               f"{count * told / ours:.0f}/s", f"{count * told / theirs:.0f}/s", theirs / ours)
+    core.close()
+
+
+GRAPH = ("langgraph==1.2.22", "langgraph-checkpoint-sqlite==3.1.2")      # the peer, in an environment of its own
+
+
+def bench_graph(seconds):
+    """Durable cycles with a core that answers at once, as many workers as missions at a time, beside LangGraph's of the same
+    states with its SQLite saver, every step durable."""
+    with tempfile.TemporaryDirectory() as environment:
+        subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+        subprocess.run([f"{environment}/bin/pip", "install", "-q", *GRAPH], check=True)
+        for at_once in (1, 8, 32):
+            with tempfile.TemporaryDirectory() as folder, counted_fsyncs() as fsyncs:
+                mine, commits = cycles_per_s(folder, at_once, seconds)
+                ours = f"{commits / mine[1]:.1f} commits, {fsyncs[0] / mine[1]:.1f} fsyncs"
+            with tempfile.TemporaryDirectory() as folder:
+                command = [f"{environment}/bin/python", str(HERE / "graph.py"), folder, str(at_once), str(seconds)]
+                peer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            theirs = peer["cycles"] / peer["seconds"]
+            yield (f"durable cycles, {at_once} at a time ({ours} a cycle)", f"{mine[0]:.0f}/s",
+                   f"LangGraph {theirs:.0f}/s ({peer['commits'] / peer['cycles']:.1f} commits, as many syncs)", mine[0] / theirs)
 
 
 def cycles_per_s(folder, at_once, seconds):
@@ -286,11 +347,17 @@ def cycles_per_s(folder, at_once, seconds):
     uvm.mind.start(uvm.events)
     uvm.lanes["bulk"].call(batos.Job("learn", lambda root: batos.index_document_(
         root["knowledge_catalog_obj"], "vesper.md", MANUAL)["chunks"]))
-    before, start_s = commits_of(uvm), time.perf_counter()
-    while time.perf_counter() - start_s < seconds:
+
+    def accept():
         slots.acquire()
         uvm.lanes["write"].submit(batos.Job("accept", lambda root: batos.cycle_id(batos.send(
             root["orchestrator_obj"], "start_cognitive_cycle_for_", BRIEF))))
+    accept()                                             # imports what the first one needs
+    while not ended[0]:
+        time.sleep(0.01)
+    ended[0], before, start_s = 0, commits_of(uvm), time.perf_counter()
+    while time.perf_counter() - start_s < seconds:
+        accept()
     for _ in range(at_once):
         slots.acquire()
     took_s, commits = time.perf_counter() - start_s, commits_of(uvm) - before
@@ -575,6 +642,69 @@ def timed_s(function):
     start_s = time.perf_counter()
     function()
     return time.perf_counter() - start_s
+
+
+EXPERTS = 24
+FEW = 4                            # rows of a small batch, one a persona
+
+
+def bench_experts(seconds):
+    """Moving LoRA experts beside PEFT's own means on a second copy of the same core; mixed batches beside one by one."""
+    with contextlib.ExitStack() as stack:
+        folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        names = [*batos.PILLARS, *(f"E{n}" for n in range(EXPERTS - len(batos.PILLARS)))]
+        for n, name in enumerate(names):
+            test_memory.stage(folder / "staged", name, seed=n, rank=8, targets=("q_proj", "v_proj"))
+        core, synapses = stack.enter_context(test_memory.memory_of(folder, folder / "staged"))
+        yield from core.on_model_thread(lambda loaded: list(switch_rows(loaded, synapses, folder / "staged", names)))
+        yield from batch_rows(core, names)
+
+
+def switch_rows(loaded, synapses, staged, names):
+    """Rows of how long it takes until an expert can be used, by tier; PEFT reads its folder each time."""
+    peft, other = batos.need("peft", "the bench"), batos.load_core(test_memory.SEED)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=sorted(synapses.slots.targets), inference_mode=True)
+    model = peft.PeftModel(other.model, config, adapter_name="first")
+    others = names[len(batos.PILLARS):]
+
+    def theirs(name):
+        model.load_adapter(str(staged / name), adapter_name=name)
+        model.set_adapter(name)
+
+    def ours(name):
+        synapses.hold(loaded.slots, name)
+        loaded.slots.in_use.clear()
+    loading = [timed_ms(theirs, name) for name in others]
+    setting = [timed_ms(model.set_adapter, name) for name in others * 3]
+    cold = [timed_ms(ours, name) for name in others]
+    warm = [timed_ms(ours, name) for name in others * 3]
+    hot = [timed_ms(ours, name) for name in list(batos.PILLARS) * 20]
+    assert synapses.counts["cold"] >= len(others) and synapses.counts["warm"] >= len(others)
+    peer = statistics.median(loading)
+    for what, times in (("cold (from its blob, SHA-256 checked)", cold), ("warm (from RAM into a slot)", warm)):
+        mine = statistics.median(times)
+        yield f"an expert made ready, {what}, against PEFT's load_adapter", f"{mine:.2f} ms", f"{peer:.1f} ms", peer / mine
+    mine, peer = statistics.median(hot), statistics.median(setting)
+    yield "a hot expert named, against PEFT's set_adapter", f"{mine * 1e3:.1f} µs", f"{peer:.2f} ms", peer / mine
+
+
+def timed_ms(function, *args):
+    started_s = time.perf_counter()
+    function(*args)
+    return (time.perf_counter() - started_s) * 1e3
+
+
+def batch_rows(core, names):
+    """Rows of facets by different experts in one batch, beside the same one by one."""
+    fields = batos.CORE_SAMPLES["facet"]
+    for count in (FEW, 16):
+        personas = list(batos.PILLARS)
+        asked = [batos.CoreRequest("facet", fields | {"persona": name, "pillar": batos.PILLARS[name][0]}, name)
+                 for name in (personas * 4)[:count]]
+        together, alone = in_turns(3, lambda asked=asked: timed_s(lambda: core.infer(asked)),
+                                   lambda asked=asked: timed_s(lambda: [core.infer([one]) for one in asked]))
+        what = f"{count} facets by {FEW} experts in one batch, against one by one"
+        yield what, f"{together:.2f} s", f"{alone:.2f} s", alone / together
 
 
 BENCHES = {name[6:]: function for name, function in globals().items() if name.startswith("bench_") and name != "bench_answer_"}
