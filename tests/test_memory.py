@@ -28,7 +28,7 @@ SEED = ROOT / "seed_core"
 WAIT_S = 300
 PLAN = ("plan", {"mission": "How does the old pump keep the water moving?", "offered": []})
 SIZES = json.loads((SEED / "config.json").read_text())
-TARGETS = ("q_proj", "v_proj")
+TARGETS = ("q_proj", "v_proj", "down_proj")
 
 
 def shapes(rank, targets=TARGETS):
@@ -45,10 +45,20 @@ def shapes(rank, targets=TARGETS):
     return found
 
 
+def strength(key, std):
+    """How large a matrix's numbers are: the last layer's, which no layer after it makes more of, decide what is said.
+
+    So an expert says something of its own, and rounding (the four-bit kernel computes in bfloat16) does not decide.
+    """
+    if "down_proj" not in key:
+        return std / 100
+    return 3 * std if f".{SIZES['num_hidden_layers'] - 1}." in key else 0.0
+
+
 def stage(folder, name, seed=0, rank=4, targets=TARGETS, std=0.1, flat=False, **config):
     """Write an adapter with random weights as PEFT does, or flat; returns its weights' path."""
     rng = numpy.random.default_rng(seed)
-    tensors = {f"base_model.model.{key}": rng.normal(0, std, shape).astype(numpy.float32)
+    tensors = {f"base_model.model.{key}": rng.normal(0, strength(key, std), shape).astype(numpy.float32)
                for key, shape in shapes(rank, targets).items()}
     path = pathlib.Path(folder) / (f"{name}.safetensors" if flat else name)
     if flat:
@@ -99,7 +109,7 @@ def test_both_layouts_are_read(tmp_path):
     assert set(found) == {"ROBIN", "BRICK", "LOUD"}
     assert (found["ROBIN"].rank, found["ROBIN"].alpha, found["ROBIN"].base) == (8, 32.0, "f" * 32)
     assert (found["BRICK"].rank, found["BRICK"].alpha, found["BRICK"].base) == (4, 32.0, None)         # of the seeds
-    assert found["LOUD"].alpha == 7.0 and found["LOUD"].targets == ("q_proj", "v_proj")
+    assert found["LOUD"].alpha == 7.0 and found["LOUD"].targets == ("down_proj", "q_proj", "v_proj")
 
 
 def damaged(folder, how):
@@ -287,11 +297,14 @@ def memory(tmp_path_factory):
     folder = tmp_path_factory.mktemp("experts")
     for n, name in enumerate(NAMES):
         stage(folder / "staged", name, seed=n, rank=(2, 4, 16)[n % 3])
-    with memory_of(folder, folder / "staged", adapter_slots=6, ram_cache_mb=3.0) as both:
+    with memory_of(folder, folder / "staged", adapter_slots=6, ram_cache_mb=1.5) as both:
         yield both
 
 
-def told(core, *experts, tokens=24):
+TOKENS = 5                         # of free text: with more, two words may come out equally likely, and rounding decides
+
+
+def told(core, *experts, tokens=TOKENS):
     """What a plain prompt is answered with, row by row, in one batch."""
     read = batos.CognitiveCore._ask
     rows = [batos.CoreRow(lambda loaded: loaded.encode("the old pump"), lambda text: text, None,
@@ -301,32 +314,9 @@ def told(core, *experts, tokens=24):
 
 @pytest.fixture(scope="module")
 def alone(memory):
-    """What each expert answers by PEFT's own means: name -> text."""
-    core, synapses = memory
-
-    def ask(loaded):
-        peft, torch = batos.need("peft", "tests"), batos.need("torch", "tests")
-        other = batos.load_core(SEED)
-        answers, model = {}, None
-        for name in NAMES:
-            expert = synapses.experts[name]
-            config = peft.LoraConfig(task_type="CAUSAL_LM", r=expert.rank, lora_alpha=expert.alpha,
-                                     target_modules=list(TARGETS), inference_mode=True)
-            if model is None:
-                model = peft.PeftModel(other.model, config, adapter_name=name)
-            else:
-                model.add_adapter(name, config)
-            tensors = {f"base_model.model.{key}": weights for key, weights in synapses.tensors(name).items()}
-            peft.set_peft_model_state_dict(model, tensors, adapter_name=name)
-            model.set_adapter(name)
-            model.eval()
-            ids = torch.tensor([other.encode("the old pump")])
-            with torch.inference_mode():
-                out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False,
-                                     pad_token_id=other.pad_id, eos_token_id=other.eos_ids)
-            answers[name] = other.decode(out[0, ids.shape[1]:])
-        return answers
-    return core.on_model_thread(ask)
+    """What each expert answers to a plain prompt as the only row: name -> text."""
+    core, _ = memory
+    return {name: told(core, name)[0] for name in NAMES}
 
 
 def test_the_slots_are_views_of_one_buffer(memory):
@@ -342,15 +332,43 @@ def test_the_slots_are_views_of_one_buffer(memory):
     assert set(batos.PILLARS) <= set(synapses.slots.used)                     # hot from the start
 
 
-def test_an_expert_in_a_slot_answers_as_by_peft_itself(memory, alone):
-    core, _ = memory
-    for name in NAMES:                                   # more than there are slots, and of smaller ranks
-        assert told(core, name) == [alone[name]]
-    assert len(set(alone.values())) > 6
+def test_an_expert_in_a_slot_changes_the_model_as_by_peft_itself(memory):
+    """The logits move by the same; what is left is rounding, as the four-bit kernel computes in bfloat16."""
+    core, synapses = memory
+
+    def compare(loaded):
+        peft, torch = batos.need("peft", "tests"), batos.need("torch", "tests")
+        other, model, likeness = batos.load_core(SEED), None, {}
+        ids = torch.tensor([other.encode("the old pump")])
+        with torch.inference_mode():
+            base = other.model(input_ids=ids).logits[0, -1]
+            for name in NAMES:                           # more than there are slots, and of smaller ranks
+                expert = synapses.experts[name]
+                config = peft.LoraConfig(task_type="CAUSAL_LM", r=expert.rank, lora_alpha=expert.alpha,
+                                         target_modules=list(TARGETS), inference_mode=True)
+                if model is None:
+                    model = peft.PeftModel(other.model, config, adapter_name=name)
+                else:
+                    model.add_adapter(name, config)
+                tensors = {f"base_model.model.{key}": weights for key, weights in synapses.tensors(name).items()}
+                peft.set_peft_model_state_dict(model, tensors, adapter_name=name)
+                model.set_adapter(name)
+                model.eval()
+                synapses.hold(loaded.slots, name)
+                loaded.slots.in_use.clear()
+                theirs = model(input_ids=ids).logits[0, -1] - base
+                ours = loaded.model(input_ids=ids, adapter_names=[loaded.slots.row_name(name)]).logits[0, -1] - base
+                cosine = torch.nn.functional.cosine_similarity(ours, theirs, dim=0)
+                likeness[name] = cosine.item(), (ours.norm() / theirs.norm()).item()
+        batos.drop_adapter_hooks(loaded.model)
+        return likeness
+    for name, (cosine, ratio) in core.on_model_thread(compare).items():
+        assert cosine > 0.99 and 0.95 < ratio < 1.05, (name, cosine, ratio)
 
 
 def test_a_mixed_batch_answers_as_its_rows_alone(memory, alone):
     core, _ = memory
+    assert len(set(alone.values())) > 6
     base = told(core, batos.BASE)[0]
     experts = ["ROBIN", "E1", batos.BASE, "ALFRED", "E2", "ROBIN", "BABS", "BRICK"]
     assert told(core, *experts) == [alone.get(name, base) for name in experts]
@@ -442,7 +460,7 @@ def test_a_new_version_is_what_answers_next(memory, alone, tmp_path):
 
 def test_what_does_not_fit_stays_cold_and_says_so(memory, tmp_path):
     core, synapses = memory
-    stage(tmp_path, "OTHER", targets=("down_proj",))
+    stage(tmp_path, "OTHER", targets=("k_proj",))
     stage(tmp_path, "HIGH", rank=32)
     path = stage(tmp_path, "ODD")
     tensors = {f"base_model.model.{key}": numpy.zeros((shape[0], 8) if "lora_A" in key else shape, numpy.float32)
@@ -451,7 +469,7 @@ def test_what_does_not_fit_stays_cold_and_says_so(memory, tmp_path):
     with batos.writing(synapses.image) as root:
         incarnation(tmp_path, 64).apply(root)
     batos.look_at_experts(synapses, core)
-    with pytest.raises(batos.AdapterMismatch, match="down_proj have no slots until the next start"):
+    with pytest.raises(batos.AdapterMismatch, match="k_proj have no slots until the next start"):
         told(core, "OTHER")
     with pytest.raises(batos.AdapterMismatch, match="rank 32, the slots are of 16"):
         told(core, "HIGH")
@@ -460,6 +478,16 @@ def test_what_does_not_fit_stays_cold_and_says_so(memory, tmp_path):
             told(core, "ODD")
     notes = {row["expert"]: row["note"] for row in synapses.listed()}
     assert all(notes[name] for name in ("OTHER", "HIGH", "ODD")) and notes["ROBIN"] is None
+
+
+def test_what_is_fetched_ahead_is_warm(memory):
+    core, synapses = memory
+    told(core, "E0", "E1")
+    for name in NAMES[6:]:                               # push others out of RAM
+        synapses.fetch_ahead([name])
+    cold = next(name for name in NAMES[4:] if synapses.tier(name) == "cold")
+    synapses.fetch_ahead([cold])
+    assert synapses.tier(cold) == "warm"
 
 
 def test_the_protocol_is_walked_step_by_step(memory):
@@ -514,11 +542,11 @@ def test_two_hundred_experts_stay_within_the_budgets(tmp_path):
     for n, name in enumerate(names):
         stage(tmp_path / "staged", name, seed=n)
     with memory_of(tmp_path, tmp_path / "staged", adapter_slots=8, ram_cache_mb=20.0) as (core, synapses):
-        first = {name: told(core, name, tokens=8)[0] for name in names}
+        first = {name: told(core, name, tokens=4)[0] for name in names}
         assert len(set(first.values())) > 100
         for _ in range(60):
             experts = rng.sample(names, rng.randint(1, 8))
-            assert told(core, *experts, tokens=8) == [first[name] for name in experts]
+            assert told(core, *experts, tokens=4) == [first[name] for name in experts]
             assert synapses.cache.bytes <= 20e6 and len(synapses.slots.used) <= 8
         assert synapses.cache.evictions > 100 and synapses.slots.evictions > 200
 

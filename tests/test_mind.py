@@ -90,6 +90,49 @@ class Machine:
             self.image.close()
 
 
+def test_the_next_states_experts_are_fetched_ahead_and_named_in_the_batch(machine):
+    """As soon as the plan stands: who leads and who speaks; facets and the weave are asked of their personas, plans of nobody."""
+    core, ahead, asked = doubles.QuickCore(), [], []
+    core.expert = lambda name: name or batos.BASE
+    infer = core.infer
+    core.infer = lambda requests: (asked.extend((row.task, row.adapter) for row in requests), infer(requests))[1]
+    one = machine(core)
+    one.mind._ahead = lambda names: ahead.append((list(names), list(asked)))
+    one.learn()
+    assert one.think()["state"] == "COMPLETE"
+    assert ahead == [(["BABS"], [("plan", batos.BASE)])]
+    assert asked[1:] == [("facet", "BABS"), ("facet", "BABS"), ("weave", "BABS")]
+
+
+def test_the_plan_is_made_among_what_the_router_offers(machine):
+    fields = []
+
+    def plan_value(given):
+        fields.append(given)
+        return doubles.plan_value(given)
+    core = doubles.QuickCore(plan=plan_value)
+    core.offers = lambda kind, text, embedder, among=None: [("Factual Inquiry", 0.8)] if kind == "archetype" else []
+    one = machine(core)
+    one.learn()
+    assert one.think()["state"] == "COMPLETE"
+    assert fields[0]["offered"] == [("Factual Inquiry", 0.8)] and fields[0]["mission"] == BRIEF["args"][0]
+
+
+def test_a_model_that_was_not_trained_for_the_tasks_is_told_by_the_codex_who_speaks(machine):
+    asked = []
+    core = doubles.QuickCore()
+    core.writes, infer = True, core.infer
+    core.infer = lambda requests: (asked.extend(requests), infer(requests))[1]
+    one = machine(core)
+    one.learn()
+    one.lanes["write"].call(batos.Job("prompts", lambda root: batos.set_slot(
+        root["codex_obj"], "prompts", {**batos.TASK_PROMPTS, "all": "Mine."})))
+    assert one.think()["state"] == "COMPLETE"
+    assert {row.prompts["all"] for row in asked} == {"Mine."}
+    assert asked[0].system_prompt is None and asked[-1].system_prompt.startswith("You speak as BABS. To map what is recorded")
+    assert batos.CODEX["BABS"][1]["iceman_facet_"] in asked[2].system_prompt
+
+
 def test_an_answer_quotes_and_cites(machine):
     one = machine()
     one.learn()
