@@ -3830,16 +3830,23 @@ def one_of(texts):
     return "(" + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts) + ")"
 
 
-def numbers_rule(name, count, most):
-    """Return Lark rules for 1 to `most` of the numbers 1..`count`, in any order, none twice, blank between.
+def near_the_best(lines):
+    """Return the numbers of those numbered sentences whose share is at least half of the greatest."""
+    told = [(int(n), int(tenths)) for n, tenths in (re.search(r"\[(\d+):(\d)\]$", line).groups() for line in lines)]
+    most = max(tenths for _, tenths in told)
+    return [n for n, tenths in told if 2 * tenths >= most]
+
+
+def numbers_rule(name, numbers, most):
+    """Return Lark rules for 1 to `most` of the `numbers`, in any order, none twice, blank between.
 
     The parameter of a rule is the set of numbers told so far, one bit each.
     """
     rules = []
     for depth in range(1, most + 1):
         tail = f' {name}{depth}more::set_bit' if depth < most else ""
-        picks = [f'"{n + 1}"{tail}({n}) %if bit_clear({n})' if tail else f'"{n + 1}" %if bit_clear({n})'
-                 for n in range(count)]
+        picks = [f'"{number}"{tail}({n}) %if bit_clear({n})' if tail else f'"{number}" %if bit_clear({n})'
+                 for n, number in enumerate(numbers)]
         rules.append(f"{name}{depth}::_: " + "\n  | ".join(picks) + "\n")
         if tail:
             rules.append(f'{name}{depth}more::_: "" | " " {name}{depth + 1}::_\n')
@@ -3987,9 +3994,9 @@ def facet_lines(fields):
 
 
 def facet_grammar(lines):
-    """Return the Lark grammar of a facet: one or two evidence numbers, then the frame around them."""
-    persona, count = lines[0].split(" ")[0], len(lines) - 2
-    return ('start: quotes "\\n" frame\n' + numbers_rule("quotes", count, min(QUOTES_MOST, count))
+    """Return the Lark grammar of a facet: one or two numbers of evidence near the best, then the frame around them."""
+    persona, numbers = lines[0].split(" ")[0], near_the_best(lines[2:])
+    return ('start: quotes "\\n" frame\n' + numbers_rule("quotes", numbers, min(QUOTES_MOST, len(numbers)))
             + frame_rule(persona, lines[1]))
 
 
@@ -4010,7 +4017,7 @@ def weave_grammar(lines):
     """Return the Lark grammar of a weave: the quotes in the order to tell them, the frame, a closing."""
     lead, count = lines[0], len(lines) - 2
     return (f'start: order "\\n" frame "\\n" {one_of(VOICES[lead]["closings"])}\n'
-            + numbers_rule("order", count, count) + frame_rule(lead, lines[1]))
+            + numbers_rule("order", range(1, count + 1), count) + frame_rule(lead, lines[1]))
 
 
 def weave_value(answer, fields):

@@ -145,6 +145,17 @@ def test_wrong_fields_are_refused_by_name(core, task, fields, words):
         core.infer(rows((task, fields)))
 
 
+def test_a_facet_tells_nothing_whose_share_is_far_from_the_best(core):
+    """What was seen: a short sentence that answers passed over for one that has nothing of the question."""
+    for said, asked in (("The old mill grinds wheat with two stones.", "How does the old mill grind wheat?"),
+                        ("The harbour closes at nine in winter.", "When does the harbour close?")):
+        fields = {**FACET[1], "sub_query": asked, "shares": [0.6, 0.2, 0.1],
+                  "evidence": [said, "The bread in the oven is dark.", "Salt keeps meat."]}
+        assert core.infer(rows(("facet", fields)))[0].value["quotes"] == [1]
+    assert batos.near_the_best(["a [1:6]", "b [2:3]", "c [3:2]"]) == [1, 2]
+    assert batos.near_the_best(["a [1:0]", "b [2:0]"]) == [1, 2]
+
+
 def test_a_topic_holds_a_word_that_carries_meaning(core):
     """What was seen: a frame about "do"."""
     for text in ("What do I do with it, when the pump fails?", "Is it so that they do not do what we want of the pump?"):
