@@ -763,6 +763,7 @@ class ImageConnection(ZODB.Connection.Connection):
 
     def newTransaction(self, *args, **kwargs):
         self.lookups.clear()
+        self.events = []
         self.since_s = time.time()
         super().newTransaction(*args, **kwargs)
 
@@ -3015,7 +3016,7 @@ class Job:
     key: str | None = None
     digest: str | None = None
     token: bool = False                                  # bulk: it writes what belongs to the write lane
-    urgent: bool = False                                 # bulk: before ingest
+    urgent: bool = False                                 # bulk: short, before ingest, with the token; it has no before, no after
     before: typing.Callable | None = None                # bulk: before(run) is run ahead of the transaction; see BulkLane
     after: typing.Callable = lambda: None                # bulk: run once it is over, however it ended
     journal: bool = False                                # the mission's journal tells what changed; the page does not
@@ -3246,6 +3247,10 @@ class WritingLane(Lane):
         page._p_deactivate()                             # nobody here reads it again; it would fill the cache
         return told
 
+    def _alone(self, unit, job):
+        with self.token:
+            return self._attempt(unit, [job])
+
     def _failed(self, jobs, error):
         """Return outcomes for a transaction that did not commit."""
         if isinstance(error, ImageBroken):
@@ -3284,16 +3289,12 @@ class WriteLane(WritingLane):
         self._tell(outcomes)
         self.image.seal(int(self.settings.seal_mb * 1e6))
 
-    def _alone(self, unit, job):
-        with self.token:
-            return self._attempt(unit, [job])
-
 
 _URGENT = object()
 
 
 class BulkLane(WritingLane):
-    """One job, one commit; urgent ones first.
+    """One job, one commit; urgent ones first, in groups.
 
     What a job does ahead of its transaction is given `run`: run(function) has function(root) committed as a part of the
     job, in a transaction of its own, and returns its result. Urgent jobs come between parts.
@@ -3321,8 +3322,15 @@ class BulkLane(WritingLane):
             self._one(unit, job)
 
     def _do_urgent(self, unit):
-        while self._urgent:
-            self._one(unit, self._urgent.popleft())
+        """Do what is urgent, as many jobs at a time as came meanwhile."""
+        while group := list(itertools.islice(iter(self._next_urgent, None), self.settings.group_max)):
+            with self.token:
+                outcomes = self._attempt(unit, group)
+            self._tell(outcomes or [outcome for job in group for outcome in self._alone(unit, job)])
+            self.image.seal(int(self.settings.seal_mb * 1e6))
+
+    def _next_urgent(self):
+        return self._urgent.popleft() if self._urgent else None
 
     def _one(self, unit, job):
         outcome = self._prepared(unit, job)
@@ -4682,7 +4690,7 @@ class CoreRow:
             return "deadline"
         return None
 
-    def prepare(self, core, library):
+    def prepare(self, core, synapses):
         """Have the expert in its slot, make ids and matcher. Raises BadRequest where the core cannot serve the row."""
         self.ids = list(self.make_ids(core))
         room = core.positions - len(self.ids)
@@ -4691,9 +4699,9 @@ class CoreRow:
             raise BadRequest(f"the prompt has {len(self.ids)} tokens and the core {core.positions} positions; shorten it")
         self.matcher = core.matcher(self.grammar) if self.grammar else None
         if self.adapter != BASE:
-            if library is None or core.slots is None:
+            if synapses is None or core.slots is None:
                 raise BadRequest(f"the core has no expert {self.adapter!r}; it has none at all")
-            library.hold(core.slots, self.adapter)
+            synapses.hold(core.slots, self.adapter)
 
     def failure(self):
         """Return the error that tells how the row ended, or None where it was answered."""
@@ -4871,7 +4879,7 @@ class CognitiveCore:
         self.rows_served, self.tokens_told, self.batch_s = 0, 0, 0.0
         self.load_s = {}                                 # part of loading -> seconds
         self.tell = tell                                 # is told each new `progress`, in the model thread
-        self.library = None                              # what knows the experts: see SynapticMemory
+        self.synapses = None                              # what knows the experts: see SynapticMemory
         self._directory_of, self._loaded, self._thread = directory_of, None, None
         self._tickets, self._changed = collections.deque(), threading.Condition()
         self._settled, self._closing = threading.Event(), threading.Event()
@@ -4936,7 +4944,7 @@ class CognitiveCore:
 
     def expert(self, name):
         """Return the name of an expert that rows may use now, or BASE where there is none of that name."""
-        return name if name is not None and self.library is not None and self.library.serves(name) else BASE
+        return name if name is not None and self.synapses is not None and self.synapses.serves(name) else BASE
 
     def offers(self, kind, text, embedder, among=None):
         """Return what the router offers for a text: pairs (name, share), the best first; [] without router or embedder."""
@@ -5052,8 +5060,8 @@ class CognitiveCore:
         if threads:                                      # a small model gains nothing by a second, and on a busy machine
             need("torch", "the cognitive core").set_num_threads(threads)       # threads that wait for one another lose much
         self._loaded.count = self._loaded.parameters
-        if self.library is not None:
-            self._timed("experts", lambda: self.library.fit(self._loaded))
+        if self.synapses is not None:
+            self._timed("experts", lambda: self.synapses.fit(self._loaded))
         took_s = sum(self.load_s.values())
         self.state, self.progress = "ready", f"the core is ready: {self._loaded.count:,} parameters, loaded in {took_s:.1f} s"
         log_core.info("%s", self.progress)
@@ -5117,7 +5125,7 @@ class CognitiveCore:
         try:
             for row in ticket.rows:
                 row.ended = row.stopped(self._closing)
-                row.prepare(self._loaded, self.library)
+                row.prepare(self._loaded, self.synapses)
         except BatosError as error:
             ticket.finish(error=error)
             return []
@@ -5244,7 +5252,7 @@ class RemoteCore:
     request's deadline. A persona whose name is a model of the server (a LoRA module of vLLM) is asked by that name.
     """
 
-    writes, library = True, None
+    writes, synapses = True, None
 
     def __init__(self, url, model="", key="", rows_most=16, tell=lambda progress: None):
         self.url, self.model, self.rows_most, self.tell = url.rstrip("/"), model, rows_most, tell
@@ -5508,9 +5516,9 @@ class Embedder:
             self.name = embedder_fingerprint(folder)
             if self.wanted == "auto" and self.name != EMBEDDER:
                 raise ConfigError(f"the files in {folder} are not those of {EMBEDDER}; install it anew, or name its folder")
-            library = need("sentence_transformers", "searching by meaning")
+            models = need("sentence_transformers", "searching by meaning")
             with LOADING:
-                self._model = library.SentenceTransformer(str(folder), device="cpu", local_files_only=True,
+                self._model = models.SentenceTransformer(str(folder), device="cpu", local_files_only=True,
                                                           trust_remote_code=False, model_kwargs={"use_safetensors": True})
             self._take_faster_type()
             self.state, self.progress = "ready", f"the embedder {self.name} is ready"
@@ -6730,9 +6738,9 @@ def _read_html(data, name):
 
 
 def _read_pdf(data, name):
-    library = need("pypdf", "reading PDF")
+    pypdf = need("pypdf", "reading PDF")
     try:
-        reader = library.PdfReader(io.BytesIO(data))
+        reader = pypdf.PdfReader(io.BytesIO(data))
         pages = [page.extract_text() for page in reader.pages]
         title = (reader.metadata or {}).get("/Title")
     except Exception as error:                           # a boundary: whatever a hostile file makes of the library
@@ -8808,7 +8816,8 @@ def psm_delegating_(cycle, recall):
     """Recall for each sub-query, then ask all facets as one batch."""
     plan, recalled = cycle._tmp_synthesis_data["plan"], _journalled(cycle, "recall for facets")
     if recalled is None:
-        found = {pillar: _facet_evidence(cycle, query, recall) for pillar, query in plan["sub_queries"].items()}
+        evidence = {query: _facet_evidence(cycle, query, recall) for query in dict.fromkeys(plan["sub_queries"].values())}
+        found = {pillar: evidence[query] for pillar, query in plan["sub_queries"].items()}
         return Thought("recall for facets", lambda _: Step("DELEGATING", found))
     root = _root_of(cycle)
     requests = tuple(send(root[f"{PERSONA_OF[pillar].lower()}_prototype_obj"], "synthesize_response_for_",
@@ -9089,16 +9098,27 @@ def _backups_of(image, settings):
 # Journal and effect: what the write lane and the bulk lane are given to do
 
 
+def check_follows(name, follows, step):
+    """Raise TransitionError unless a step leads from the state `name` to FAILED or to one of those that may follow it."""
+    if step.next_state not in ("FAILED", *follows):
+        raise TransitionError(f"{step.next_state} may not follow {name}; {', '.join(follows) or 'nothing'} may")
+
+
 def enter(cycle, thought, step, seconds):
     """Write a thought's entry into the journal and make the transition. Raises TransitionError."""
     state = own(cycle)["synthesis_state*"][0]
-    if step.next_state != "FAILED" and step.next_state not in state.follows:
-        raise TransitionError(f"{step.next_state} may not follow {state.name}; {', '.join(state.follows) or 'nothing'} may")
+    check_follows(state.name, state.follows, step)
     entry = UvmObject(name=thought.name, state=state.name, digest=thought.digest(), answer=step.answer,
                       next_state=step.next_state, at=now_utc(), seconds=round(seconds, 3))
     cycle.journal = (*cycle.journal, entry)
     cycle._tmp_synthesis_data = {**cycle._tmp_synthesis_data, **step.data}
     point_at(cycle, step.next_state)
+
+
+def enter_all(cycle, steps):
+    """Enter the steps (thought, step, seconds) of a cycle in their order."""
+    for thought, step, seconds in steps:
+        enter(cycle, thought, step, seconds)
 
 
 def point_at(cycle, state):
@@ -9120,13 +9140,13 @@ def end_cycle(cycle, result, journal_days):
     return cycle_report(cycle)
 
 
-def complete_cycle(oid, thought, step, seconds, settings):
-    """Return apply(root) of the effect of a cycle that came to an answer."""
+def complete_cycle(oid, steps, settings):
+    """Return apply(root) of the effect of a cycle that came to an answer by its last steps; see MissionLane."""
     def apply(root):
         cycle = find_cycle(root, oid)
         if state_of(cycle) in ENDED:
             return cycle_report(cycle)
-        enter(cycle, thought, step, seconds)
+        enter_all(cycle, steps)
         report = end_cycle(cycle, cycle._tmp_synthesis_data["final_response"], settings.journal_days)
         if cycle.mission_brief["type"] == "direct_synthesis":
             _remember_cycle(root, cycle)
@@ -9157,8 +9177,8 @@ def mark_answer(oid, mark, note):
     return apply
 
 
-def fail_cycle(oid, error, settings):
-    """Return apply(root) of the effect of a cycle that failed: its state and the entry in failed_cycle_log."""
+def fail_cycle(oid, error, settings, steps=()):
+    """Return apply(root) of the effect of a cycle that failed after some steps: its state, the entry in failed_cycle_log."""
     known = isinstance(error, BatosError)
     reason = {"code": type(error).__name__ if known else "InternalError",
               "details": error.message if known else f"an unexpected {type(error).__name__}; the daemon's log has the traceback"}
@@ -9167,6 +9187,7 @@ def fail_cycle(oid, error, settings):
         cycle = find_cycle(root, oid)
         if state_of(cycle) in ENDED:
             return cycle_report(cycle)
+        enter_all(cycle, steps)
         entry = {"at": now_utc(), "cycle": oid, "state": state_of(cycle), **reason,
                  "mission": one_line(mission_text(cycle.mission_brief), 200)}
         append_log(root["failed_cycle_log"], entry, settings.log_entries_max)
@@ -9184,13 +9205,17 @@ class Abandoned(Exception):
 
 @dataclasses.dataclass(eq=False)
 class Mission:
-    """A mission at work. `phase` is "waiting", "running" or "ending"; what ends cannot be cancelled."""
+    """A mission at work. `phase` is "waiting", "running" or "ending"; what ends cannot be cancelled.
+
+    steps: (thought, step, seconds) that the image does not hold yet.
+    """
 
     oid: str
     who: str = "local"                                   # whose it is
     phase: str = "waiting"
     cancel: threading.Event = dataclasses.field(default_factory=threading.Event)
     deadline_at_s: float = math.inf                      # monotonic
+    steps: list = dataclasses.field(default_factory=list)
 
 
 class MissionLane:
@@ -9303,23 +9328,34 @@ class MissionLane:
                 self._fail(mission, error)
 
     def _advance(self, unit, mission):
-        """Think one thought and store what it came to. Returns whether the cycle has ended."""
+        """Think one thought. Returns whether the cycle has ended.
+
+        What was thought is stored before the core is asked, and at the end: so a crash loses one answer of the core at most.
+        """
         self._check(mission)
         start_s = time.monotonic()
         with unit.snapshot() as root:
-            thought = send(find_cycle(root, mission.oid), "_process_synthesis_", self._recall)
+            cycle = find_cycle(root, mission.oid)
+            enter_all(cycle, mission.steps)
+            state = own(cycle)["synthesis_state*"][0]
+            name, follows, thought = state.name, state.follows, send(cycle, "_process_synthesis_", self._recall)
             spoken = [speaking(root, task, fields) if self.core.writes else (None, None) for task, fields in thought.requests]
+        if thought.requests:
+            self._store(mission)
         step = thought.read(self._ask(mission, thought.requests, spoken))
-        seconds = time.monotonic() - start_s
-        if step.next_state in ENDED:
-            return self._complete(mission, thought, step, seconds)
-
-        def apply(root):
-            enter(find_cycle(root, mission.oid), thought, step, seconds)
-        self._commit("write", Job("journal", apply, cycle=mission.oid, why=thought.name, journal=True))
+        check_follows(name, follows, step)
+        mission.steps.append((thought, step, time.monotonic() - start_s))
         if plan := step.data.get("plan"):
             self._ahead(dict.fromkeys((ARCHETYPE_PERSONAS[plan["strategy"]][0], *map(PERSONA_OF.get, plan["relevant_pillars"]))))
-        return False
+        return step.next_state in ENDED and self._complete(mission)
+
+    def _store(self, mission):
+        """Write the steps that the image does not hold yet."""
+        if mission.steps:
+            why = ", ".join(thought.name for thought, *_ in mission.steps)
+            self._commit("write", Job("journal", lambda root: enter_all(find_cycle(root, mission.oid), mission.steps),
+                                      cycle=mission.oid, why=why, journal=True))
+            mission.steps = []
 
     def _check(self, mission):
         if self._closing.is_set():
@@ -9350,17 +9386,17 @@ class MissionLane:
                 for (task, fields), (system_prompt, prompts) in zip(requests, spoken, strict=True)]
         return [answer.value for answer in self.core.infer(rows)]
 
-    def _complete(self, mission, thought, step, seconds):
+    def _complete(self, mission):
         with self._guard:
             if mission.cancel.is_set():
                 raise Cancelled("the mission was cancelled")
             mission.phase = "ending"
-        apply = complete_cycle(mission.oid, thought, step, seconds, self.settings)
-        self._ended(mission, self._commit("bulk", Job("effect", apply, cycle=mission.oid, token=True, urgent=True)))
+        apply = complete_cycle(mission.oid, mission.steps, self.settings)
+        self._ended(mission, self._commit("bulk", Job("effect", apply, cycle=mission.oid, urgent=True)))
         return True
 
     def _failing(self, mission, error, done=lambda outcome: None):
-        return Job("failed", fail_cycle(mission.oid, error, self.settings), done, cycle=mission.oid, token=True, urgent=True)
+        return Job("failed", fail_cycle(mission.oid, error, self.settings, mission.steps), done, cycle=mission.oid, urgent=True)
 
     def _fail(self, mission, error):
         log_mind.log(logging.INFO if isinstance(error, BatosError) else logging.ERROR, "cycle %s failed: %s", mission.oid,
@@ -10576,7 +10612,7 @@ JOBS = {
     "list_documents": _read(list_documents),
     "inspect": lambda uvm, request: uvm.submit_to("read", request, inspect_object(request.command, uvm.image)),
     "history": _read(show_history),
-    "undo": lambda uvm, request: uvm.submit_to("bulk", request, undo(request.command), urgent=True, token=True),
+    "undo": lambda uvm, request: uvm.submit_to("bulk", request, undo(request.command), urgent=True),
     "search_memory": lambda uvm, request: uvm.submit_to("read", request, search_memory(
         request.command, uvm.embedder, uvm.housekeeping.summaries.want)),
     "send_message": _send_message,
@@ -10938,7 +10974,7 @@ class BatOS_UVM:
         if self.settings.metrics_port:
             self._metrics = serve_metrics(self.settings.metrics_port, self._look_at_health)
         self.synapses.refresh()
-        self.core.library, self.synapses.want = self.synapses, self._want_expert
+        self.core.synapses, self.synapses.want = self.synapses, self._want_expert
         self.events.subscribe("experts", self._look_at_experts)
         self.core.start()
         self.mind.start(self.events)

@@ -191,7 +191,7 @@ def loaded(options):
     synapses = batos.SynapticMemory(image, settings)
     synapses.refresh()
     core = batos.CognitiveCore(lambda: options.core, threads=options.threads)
-    core.library = synapses
+    core.synapses = synapses
     core.start().wait_ready(300)
 
     def close():

@@ -77,7 +77,7 @@ class QuickEmbedder:
 class QuickCore:
     """Stands for CognitiveCore: the first choice of everything, after `delay_s`."""
 
-    writes, library = False, None
+    writes, synapses = False, None
     state, progress = "ready", "a double"
     values = {"plan": plan_value, "facet": facet_value, "weave": weave_value, "summary": summary_value}
 

@@ -342,6 +342,19 @@ def test_urgent_jobs_go_before_ingest(one):
     assert order == ["urgent1", "urgent2", "ingest1", "ingest2", "ingest3"]
 
 
+def test_urgent_jobs_share_a_commit_and_one_that_fails_takes_none_along(one):
+    def spoil(root):
+        root["genesis_obj"].spoilt = True
+        raise batos.BadRequest("no")
+    answers = [one.submit(one.bulk, spoil if n == 3 else put(f"urgent{n}", n), urgent=True) for n in range(8)]
+    one.start()
+    outcomes = [answer.result(WAIT_S) for answer in answers]
+    assert [outcome.error is None for outcome in outcomes] == [n != 3 for n in range(8)] and one.bulk.commits == 1
+    with batos.reading(one.image) as root:
+        assert [n for n in range(8) if f"urgent{n}" in batos.own(root["genesis_obj"])] == [0, 1, 2, 4, 5, 6, 7]
+        assert "spoilt" not in batos.own(root["genesis_obj"])
+
+
 def test_a_bulk_job_is_prepared_outside_of_its_transaction(one):
     def prepare(run):
         one.do(put("n", 1))                               # a commit of another lane, while this one prepares

@@ -279,7 +279,7 @@ def memory_of(folder, staged, **options):
     synapses = batos.SynapticMemory(image, wanted)
     synapses.refresh()
     core = batos.CognitiveCore(lambda: SEED, threads=1)
-    core.library = synapses
+    core.synapses = synapses
     core.start().wait_ready(WAIT_S)
     try:
         yield core, synapses

@@ -424,10 +424,10 @@ def add_objects(path, count):
 
 def bench_start(seconds):
     """Imports, help, first start and restart."""
-    bare, library, own, shown = in_turns(5, lambda: run_s("-c", "pass"), lambda: run_s("-c", "import ZODB, zmq, pydantic"),
+    bare, packages, own, shown = in_turns(5, lambda: run_s("-c", "pass"), lambda: run_s("-c", "import ZODB, zmq, pydantic"),
                                          lambda: run_s("-c", "import batos"), lambda: run_s("batos.py", "--help"))
-    own, library = own - bare, library - bare
-    yield "import batos", f"{own:.2f} s", f"ZODB, zmq and pydantic alone {library:.2f} s", own / library
+    own, packages = own - bare, packages - bare
+    yield "import batos", f"{own:.2f} s", f"ZODB, zmq and pydantic alone {packages:.2f} s", own / packages
     yield "batos.py --help", f"{shown:.2f} s", f"bare Python {bare:.2f} s", shown / bare
     core = "auto" if (ROOT / "seed_core" / "model.safetensors").exists() else "none"
     with tempfile.TemporaryDirectory() as folder:
