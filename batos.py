@@ -19,10 +19,12 @@ The sections, each using only those above it:
     Objects             UvmObject: slots, delegation, methods, send
     Image               the ZODB file: safe opening, seals, blobs, ledger, history, check, recovery, backup, upgrades
     Lanes               who may write when: write, bulk and read lane; upkeep
+    Guardian            stored methods: the audit, the covenant, the child that runs them, the method lane
     Cognitive core      the language model, its tasks and grammars, adapter slots, on its own thread; the embedder
     Memory manager      LoRA experts in three tiers: blobs, RAM, adapter slots; their incarnation
     Knowledge catalog   formats, chunks, words, segments, vectors, merges, documents, search, evidence, levels, episodes
     Composite mind      codex, personas, states, journal, the mission lane
+    Generative kernel   methods that come into the image: versions, trial and trust, rolling back
     Protocol            commands, their models and roles, values on the wire, keys
     BatOS_UVM           the ROUTER socket, dispatch, replies, events, figures
     Genesis             the first transaction of an image, the core's files in it
@@ -35,22 +37,27 @@ What holds everywhere:
   2. Exactly once: the same idempotency key and body give the same reply and no second effect.
   3. A thought is atomic: a cycle thinks outside of transactions, journals each step, and ends in one transaction.
   4. Accepted missions survive: after a crash they go on where their journal stands.
-  5. One owner each: the socket belongs to the loop, a connection to one thread, the model to the model thread.
-  6. Nothing grows without bound, and at a limit the answer is a clear error.
-  7. Corruption is named as such, never shown as an empty image or cut away.
+  5. Code that the image holds never runs in the daemon: it is audited, and runs in a process that can be killed.
+  6. One owner each: the socket belongs to the loop, a connection to one thread, the model to the model thread.
+  7. Nothing grows without bound, and at a limit the answer is a clear error.
+  8. Corruption is named as such, never shown as an empty image or cut away.
 """
 
 from __future__ import annotations
+import __future__
 
 import argparse
 import ast
 import asyncio
 import bisect
+import builtins
 import collections
 import concurrent.futures
 import contextlib
+import ctypes
 import dataclasses
 import datetime
+import decimal
 import difflib
 import fnmatch
 import functools
@@ -67,19 +74,24 @@ import logging
 import logging.handlers
 import math
 import mmap
+import operator
 import os
 import pathlib
 import queue
+import random
 import re
 import resource
 import shutil
 import signal
+import socket
+import string
 import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import tokenize
 import tomllib
 import types
 import typing
@@ -169,6 +181,26 @@ class ForeignClass(ImageError):
 
 class MessageNotUnderstood(BatosError, AttributeError):
     """No object along the delegation answers the selector. Fields: receiver, selector."""
+
+
+class CodeRejected(BatosError, ValueError):
+    """The audit does not take a method's source. Fields: rule, line, column, mend."""
+
+
+class CovenantViolationError(CodeRejected):
+    """A method changes what it was sent to, and `self._p_changed = True` does not follow."""
+
+
+class MethodFailed(BatosError):
+    """A stored method raised an exception, or its process ended. Fields: raised, lines."""
+
+
+class MethodUnwritten(BatosError):
+    """The kernel wrote no method that passed its tests. Fields: failures."""
+
+
+class OutOfMemory(BatosError, MemoryError):
+    """A stored method wanted more memory than it may have, or told more than it may."""
 
 
 class BadSlot(BatosError, TypeError):
@@ -328,6 +360,12 @@ SETTINGS = {row.name: row for row in (
     Setting("adapter_rank", 16, "rank", "of the adapter slots; experts of a higher rank are refused"),
     Setting("ram_cache_mb", 0.0, "MB", "experts kept in memory; 0 is 20 GB, or half of what is free where that is less"),
     Setting("core_deadline_s", 120.0, "s", "time for one answer of the core"),
+    Setting("generate", True, "true or false", "write methods for messages that nobody understands"),
+    Setting("methods_per_hour", 60.0, "missions", "that may start for such messages in an hour"),
+    Setting("method_workers", 4, "threads", "stored methods that run at the same time, each in a process of its own"),
+    Setting("method_deadline_s", 10.0, "s", "time for one message to a stored method; then its process is ended"),
+    Setting("method_memory_mb", 256.0, "MB", "memory that such a process may have"),
+    Setting("method_output_mb", 8.0, "MB", "what one message to a method may tell, answer and write in all"),
     Setting("workers", 2, "threads", "missions that are thought about at the same time"),
     Setting("mission_deadline_s", 300.0, "s", "time for one mission, from its first thought"),
     Setting("missions_max", 10_000, "missions", "missions that wait or run; more are refused as Busy"),
@@ -982,7 +1020,7 @@ def _call_for(name, value):
     """Return the function that `send` calls for a slot's value."""
     if not isinstance(value, Method):
         return functools.partial(_answer_value, name, value)
-    return primitive_named(value.primitive).function
+    return behaviour_of(value).function
 
 
 def _not_understood(selector, receiver, *args, **kwargs):
@@ -1082,11 +1120,23 @@ def primitive_named(name):
     return PRIMITIVES[name]
 
 
+def _runs_elsewhere(receiver, *args, **kwargs):
+    raise BadRequest(f"a message to {receiver!r} reaches a stored method; those run in a child, and no primitive sends to them")
+
+
+STORED_METHOD = Primitive("stored method", _runs_elsewhere, False, False, "method")
+
+
+def behaviour_of(method):
+    """Return the Primitive that a method names; STORED_METHOD where it has source of its own."""
+    return STORED_METHOD if "source" in own(method) else primitive_named(method.primitive)
+
+
 def primitive_for(receiver, selector):
     """Return the Primitive that a message would reach, or None where it reaches a value or nothing."""
     found = lookup(receiver, selector.replace(":", "_"))
     if isinstance(found.value, Method):
-        return primitive_named(found.value.primitive)
+        return behaviour_of(found.value)
     row = PRIMITIVES.get(selector.replace(":", "_"))
     return row if found.value is ABSENT and row and row.universal else None
 
@@ -1100,13 +1150,21 @@ def method(selector, primitive_name=None):
     return Method(selector=selector, primitive=primitive_name or selector, author="genesis", status="trusted", version=1)
 
 
+def _check_no_method(receiver):
+    """Raise BadRequest for a Method: what it is was audited, and changes by a new version alone."""
+    if isinstance(receiver, Method):
+        raise BadRequest(f"{receiver!r} is a method, and those are not changed; send a new version with create_method")
+
+
 @primitive("setSlot_value_", universal=True)
 def _set_slot_value(receiver, name, value):
+    _check_no_method(receiver)
     return receiver.setSlot_value_(name, value)
 
 
 @primitive("removeSlot_", universal=True)
 def _remove_slot(receiver, name):
+    _check_no_method(receiver)
     remove_slot(receiver, name)
     return receiver
 
@@ -1232,7 +1290,7 @@ def append_log(tree, entry, most):
 # it is damage. A flipped byte is found in a sealed range by its seal, in any header by
 # the walk, in the last transaction by its digest; elsewhere by `check --deep`.
 
-IMAGE_VERSION = 5
+IMAGE_VERSION = 6
 MAGIC = b"FS30"
 TXN_HEADER = struct.Struct(">8sQcHHH")                    # tid, length less 8, status, three lengths
 RECORD_HEADER = struct.Struct(">8s8sQQHQ")                # oid, tid, two positions, 0, length of the data (0: a position follows)
@@ -3019,6 +3077,8 @@ class Job:
     urgent: bool = False                                 # bulk: short, before ingest, with the token; it has no before, no after
     before: typing.Callable | None = None                # bulk: before(run) is run ahead of the transaction; see BulkLane
     after: typing.Callable = lambda: None                # bulk: run once it is over, however it ended
+    tries: int = 0                                       # method: how often it was run
+    turn: bytes | None = None                            # method: the oid of the receiver that it waits for, or has
     journal: bool = False                                # the mission's journal tells what changed; the page does not
 
 
@@ -3155,7 +3215,8 @@ def _run_job(unit, job):
     try:
         result = job.apply(unit.root)
         if isinstance(result, Refused):
-            return Outcome(job, error=result.error), page_entry(_without_key(job), None, changes, unix_us())
+            return (Outcome(job, error=result.error, events=tuple(connection.events)),
+                    page_entry(_without_key(job), None, changes, unix_us()))
         entry = page_entry(job, result, {} if job.journal else changes, unix_us())
         return Outcome(job, result, events=tuple(connection.events)), entry
     except transaction.interfaces.TransientError:
@@ -3164,6 +3225,16 @@ def _run_job(unit, job):
         return Outcome(job, error=error), None
     finally:
         connection.changes = None
+
+
+def committed_tid(connection, page):
+    """Return the tid of the commit that just wrote a page.
+
+    A commit larger than the cache has made a ghost of the page by then, and a ghost's serial is zero.
+    """
+    if page._p_changed is not None:
+        return page._p_serial
+    return getattr(connection._storage, "_ltid", None) or connection._storage.lastTransaction()
 
 
 def _told_disk(error):
@@ -3177,6 +3248,14 @@ class WritingLane(Lane):
     """What the write and the bulk lane share: one transaction for some jobs, its page, its commit."""
 
     tree = None                                          # the name of the lane's tree of pages
+
+    def _main(self):
+        try:
+            super()._main()
+        except BaseException as error:                   # a lane that is gone would leave all who write waiting for ever
+            log_lanes.critical("the %s lane ended by an error", self.name, exc_info=error)
+            self._fatal(error)
+            raise
 
     def __init__(self, image, token, settings, fatal=lambda error: None, events=None):
         super().__init__(image, self.tree)
@@ -3241,8 +3320,9 @@ class WritingLane(Lane):
         unit.manager.commit()
         self.times.add(time.monotonic() - started_s)
         self.commits += 1
+        tid = committed_tid(unit.connection, page)
         told = [outcome if number is None or outcome.error is not None
-                else Outcome(outcome.job, outcome.result, change_name(page.tid, number), None,
+                else Outcome(outcome.job, outcome.result, change_name(tid, number), None,
                              PageEntry(self.tree, at_us, number), outcome.events) for outcome, number in outcomes]
         page._p_deactivate()                             # nobody here reads it again; it would fill the cache
         return told
@@ -3489,6 +3569,1607 @@ class Upkeep(Lane):
 
 
 ################################################################################
+# Guardian #####################################################################
+################################################################################
+#
+# Code that the image holds never runs in the daemon. It is audited when it comes, and
+# runs in a child:
+#
+#   zygote   a bare interpreter, started first, that forks a child whenever one is wanted
+#   child    a process without files, network and processes of its own, of bounded memory:
+#            it runs messages one after the other, and is killed at a limit
+#   bridge   the socket between: the child asks for slots and sends messages, the method
+#            lane answers from its snapshot and what the message itself has written
+#   facade   a harmless module, without its internals
+#   seal     what mutable values of slots looked like when `_p_changed` was set last
+#
+# On the bridge go msgpack maps, each behind its length; what comes back is never
+# unpickled, and names objects only by the numbers under which they were handed out.
+
+# In the child
+#
+# From here to "In the daemon" the text of this file is also the program of the zygote, after CHILD_IMPORTS.
+
+REF, TIME, TREE, METHOD, OPAQUE = range(1, 6)            # msgpack extensions on the bridge
+TUPLE = "\0tuple"                                        # a tuple is a map of this key and a list: one frame is unpacked at once
+PACKING = ormsgpack.OPT_PASSTHROUGH_TUPLE | ormsgpack.OPT_PASSTHROUGH_DATETIME | ormsgpack.OPT_NON_STR_KEYS
+FACADES = {
+    "math": None, "itertools": None, "statistics": None, "fractions": ("Fraction",), "json": ("loads", "dumps"),
+    "re": ("compile", "escape", "findall", "finditer", "fullmatch", "match", "search", "split", "sub", "subn", "error",
+           "IGNORECASE", "I", "MULTILINE", "M", "DOTALL", "S", "VERBOSE", "X", "ASCII", "A"),
+    "datetime": ("date", "datetime", "time", "timedelta", "timezone", "UTC", "MINYEAR", "MAXYEAR"),
+    "collections": ("Counter", "OrderedDict", "defaultdict", "deque", "namedtuple", "ChainMap"),
+    "decimal": ("Decimal", "ROUND_HALF_UP", "ROUND_HALF_EVEN", "ROUND_HALF_DOWN", "ROUND_UP", "ROUND_DOWN", "ROUND_CEILING",
+                "ROUND_FLOOR", "getcontext", "localcontext", "InvalidOperation", "DivisionByZero"),
+    "random": ("Random", "random", "randint", "randrange", "choice", "choices", "sample", "shuffle", "seed", "uniform", "gauss",
+               "normalvariate", "triangular", "betavariate", "expovariate"),
+    "string": ("ascii_letters", "ascii_lowercase", "ascii_uppercase", "digits", "hexdigits", "octdigits", "punctuation",
+               "printable", "whitespace", "capwords", "Template"),
+    "textwrap": ("wrap", "fill", "shorten", "dedent", "indent"),
+    "functools": ("reduce", "partial", "cmp_to_key", "lru_cache", "cache"),
+    "operator": None,
+}
+SAFE_BUILTINS = """abs all any ascii bin bool bytearray bytes callable chr complex dict divmod enumerate filter float format
+frozenset hash hex int isinstance issubclass iter len list map max min next oct ord pow range repr reversed round set slice
+sorted str sum tuple zip True False None Exception ValueError TypeError KeyError IndexError AttributeError ZeroDivisionError
+ArithmeticError LookupError RuntimeError StopIteration OverflowError NotImplementedError NotImplemented AssertionError
+RecursionError UnicodeError Ellipsis""".split()
+# Attributes that lead from a value to the interpreter's inside; so do all that begin with two underscores.
+INNER = frozenset(["_slots", "mro", "with_traceback", "func_globals", "func_code"]) | frozenset(
+    name for kind in (types.CodeType, types.FrameType, types.TracebackType, types.GeneratorType, types.CoroutineType,
+                      types.AsyncGeneratorType)
+    for name in dir(kind) if name.startswith(("co_", "f_", "tb_", "gi_", "cr_", "ag_")))
+
+
+def is_inner(name):
+    """Return whether an attribute's name leads inside: of two underscores, of the machinery, or in INNER."""
+    return name.startswith(("__", "_p_", "_v_")) or name in INNER
+
+
+def receive_exactly(end, size):
+    """Return so many bytes of a socket. Raises EOFError."""
+    pieces = []
+    while size:
+        piece = end.recv(min(size, 1 << 20))
+        if not piece:
+            raise EOFError("the other end is closed")
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
+
+
+def receive_frame(end, most):
+    """Return the next message's bytes. Raises EOFError, OverflowError where it has more than `most`."""
+    size = int.from_bytes(receive_exactly(end, 4), "little")
+    if size > most:
+        raise OverflowError(f"a message of {size} bytes came; allowed are {most}")
+    return receive_exactly(end, size)
+
+
+def send_frame(end, data):
+    end.sendall(len(data).to_bytes(4, "little") + data)
+
+
+def pack_plain(value):
+    """Return what stands on the bridge for a tuple or a time, or raise TypeError."""
+    if type(value) is tuple:
+        return {TUPLE: list(value)}
+    if isinstance(value, datetime.datetime):
+        return ormsgpack.Ext(TIME, value.isoformat().encode())
+    raise TypeError(f"a slot or result cannot be a {type(value).__name__}")
+
+
+def unpack_plain(data, special):
+    """Return the value of a frame, `special` (tag, bytes) being what extensions are."""
+    value = ormsgpack.unpackb(data, ext_hook=special, option=ormsgpack.OPT_NON_STR_KEYS)
+    return with_tuples(value) if TUPLE.encode() in data else value
+
+
+def with_tuples(value):
+    """Return a value with the tuples that it tells of."""
+    if isinstance(value, list):
+        return [with_tuples(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {TUPLE}:
+        return tuple(with_tuples(value[TUPLE]))
+    return {key: with_tuples(item) for key, item in value.items()}
+
+
+class Remote:
+    """An object of the image as a method sees it: its attributes are its slots, and the messages that it understands."""
+
+    __slots__ = ("__number",)
+
+    def __init__(self, number):
+        NUMBER_SLOT.__set__(self, number)
+
+    def __getattribute__(self, name):
+        return WORK.read(self, name)
+
+    def __setattr__(self, name, value):
+        WORK.write(self, name, value)
+
+    def __delattr__(self, name):
+        WORK.remove(self, name)
+
+    def __repr__(self):
+        return f"<object {number_of(self)}>"
+
+
+class Bound:
+    """A message that waits for its arguments."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call):
+        self.call = call
+
+    def __call__(self, *args, **kwargs):
+        return self.call(*args, **kwargs)
+
+
+class Tree:
+    """A tree of the image, to be read."""
+
+    __slots__ = ("ask",)
+
+    def __init__(self, ask):
+        self.ask = ask
+
+    def __len__(self):
+        return self.ask("len")
+
+    def __contains__(self, key):
+        return self.ask("has", key)
+
+    def __getitem__(self, key):
+        if key not in self:
+            raise KeyError(key)
+        return self.ask("get", key)
+
+    def __iter__(self):
+        return iter(self.ask("keys"))
+
+    def get(self, key, default=None):
+        return self.ask("get", key) if key in self else default
+
+    def keys(self):
+        return self.ask("keys")
+
+    def values(self):
+        return [value for _, value in self.ask("items")]
+
+    def items(self):
+        return self.ask("items")
+
+
+class Covenant(Exception):
+    """A slot was changed, and `self._p_changed = True` did not follow."""
+
+
+class Work:
+    """One message at work: the objects that it has met, what it has written, and the covenant of each method.
+
+    own      number -> {slot: value} of the object's own slots, or None until asked for
+    far      (number, name) -> what the object answers through its delegation
+    touched  (number, name) -> the mutable value that a method was given
+    known    (number, name) -> its msgpack, as the method lane knows it; `seals`: as it was at the last flag
+    written  number -> {slot: value, or GONE}; not told to the method lane yet
+    open     for each method at work: the slot that it wrote last and has not flagged, or None
+    """
+
+    def __init__(self, end):
+        self.end, self.objects, self.own, self.far = end, {}, {}, {}
+        self.touched, self.known, self.seals, self.written, self.open = {}, {}, {}, {}, []
+
+    # ---- the bridge
+
+    def object(self, number):
+        if number not in self.objects:
+            self.objects[number] = Remote(number)
+        return self.objects[number]
+
+    def pack(self, value):
+        def special(value):
+            if type(value) is Remote:
+                return ormsgpack.Ext(REF, number_of(value).to_bytes(4, "little"))
+            return pack_plain(value)
+        return ormsgpack.packb(value, default=special, option=PACKING)
+
+    def unpack(self, data):
+        def special(tag, data):
+            if tag == REF:
+                return self.object(int.from_bytes(data, "little"))
+            if tag == TIME:
+                return datetime.datetime.fromisoformat(data.decode())
+            if tag == TREE:
+                number = int.from_bytes(data, "little")
+                return Tree(lambda do, *args: self.ask(op="tree", of=number, do=do, args=list(args)))
+            return METHOD_MARK if tag == METHOD else None
+        return unpack_plain(data, special)
+
+    def ask(self, **message):
+        """Ask the method lane, and return its answer. Raises what it raises."""
+        send_frame(self.end, self.pack(message))
+        reply = self.unpack(receive_frame(self.end, FRAME_MOST))
+        if "error" in reply:
+            kind, text = reply["error"]
+            raise REMOTE_ERRORS.get(kind, RuntimeError)(text)
+        return reply["value"]
+
+    # ---- slots
+
+    def slots(self, number):
+        if self.own.get(number) is None:
+            self.own[number] = self.ask(op="slots", of=number)
+        return self.own[number]
+
+    def read(self, remote, name):
+        if is_inner(name):
+            raise AttributeError(f"{name} is not for methods")
+        number = number_of(remote)
+        own = self.slots(number)
+        value = own[name] if name in own else self.look(number, name)
+        if value is METHOD_MARK:
+            return Bound(lambda *args, **kwargs: self.send(remote, name, args, kwargs))
+        if type(value) in (list, dict) and (number, name) not in self.touched:
+            self.touched[number, name] = value
+            self.known[number, name] = self.seals[number, name] = self.pack(value)
+        return value
+
+    def look(self, number, name):
+        if (number, name) not in self.far:
+            self.far[number, name] = self.ask(op="look", of=number, name=name)
+        return self.far[number, name]
+
+    def write(self, remote, name, value):
+        if name == "_p_changed":
+            if value is not True:
+                raise TypeError("_p_changed takes True alone")
+            return self.seal()
+        if is_inner(name):
+            raise AttributeError(f"{name} is not for methods")
+        number = number_of(remote)
+        self.slots(number)[name] = value
+        self.written.setdefault(number, {})[name] = value
+        self.touched.pop((number, name), None)
+        if type(value) in (list, dict):
+            self.touched[number, name] = value
+            self.known[number, name] = self.seals[number, name] = b""
+        if self.open:
+            self.open[-1] = name
+
+    def remove(self, remote, name):
+        number = number_of(remote)
+        own = self.slots(number)
+        if name not in own:
+            raise AttributeError(f"there is no slot {name!r} to remove")
+        del own[name]
+        self.touched.pop((number, name), None)
+        self.written.setdefault(number, {})[name] = GONE
+        self.open[-1] = name
+
+    def seal(self):
+        """The flag: what was changed until now is declared."""
+        self.open[-1] = None
+        for key, value in self.touched.items():
+            self.seals[key] = self.pack(value)
+
+    def unsealed(self):
+        """Return the name of a slot that was changed since the last flag, or None."""
+        changed = (key[1] for key, value in self.touched.items() if self.seals[key] and self.pack(value) != self.seals[key])
+        return self.open[-1] or next(changed, None)
+
+    def changes(self):
+        """Return {number: {slot: value}} and [[number, slot], ...] of what is gone: all that the method lane does not know."""
+        for key, value in self.touched.items():
+            packed = self.pack(value)
+            if packed != self.known[key]:
+                self.known[key] = packed
+                self.written.setdefault(key[0], {})[key[1]] = value
+        written, self.written = self.written, {}
+        gone = [[number, name] for number, slots in written.items() for name, value in slots.items() if value is GONE]
+        return {number: {name: value for name, value in slots.items() if value is not GONE}
+                for number, slots in written.items()}, gone
+
+    # ---- messages
+
+    def send(self, remote, selector, args=(), kwargs=None):
+        """Send a message: a stored method runs here, all else is done by the method lane."""
+        writes, gone = self.changes()
+        answer = self.ask(op="send", to=number_of(remote), selector=str(selector), args=list(args), kwargs=kwargs or {},
+                          writes=writes, gone=gone, depth=len(self.open))
+        if "method" not in answer:
+            for number, name in answer["changed"]:
+                self.forget(number, name)
+            return answer["value"]
+        self.own.setdefault(number_of(remote), answer["slots"])
+        return self.run(answer["method"], remote, args, kwargs or {})
+
+    def forget(self, number, name):
+        """A primitive changed a slot: read it anew."""
+        (self.own.get(number) or {}).pop(name, None)
+        self.touched.pop((number, name), None)
+        self.far = {key: value for key, value in self.far.items() if key[1] != name}
+
+    def run(self, method, remote, args, kwargs):
+        """Run a stored method {key, name, source?} on an object. Raises Covenant, and what it raises."""
+        if method["key"] not in COMPILED:
+            COMPILED[method["key"]] = compiled_method(method["name"], method["source"])
+        self.open.append(None)
+        try:
+            result = function_of(method["name"], COMPILED[method["key"]])(remote, *args, **kwargs)
+            slot = self.unsealed()
+            if slot is not None:
+                raise Covenant(f"{method['name']} changed {slot}, and self._p_changed = True did not follow")
+            return result
+        finally:                                         # where its sender catches what it raised, that one answers for it
+            slot = self.open.pop()
+            if self.open and slot is not None:
+                self.open[-1] = slot
+
+
+def checked_attribute(name):
+    if type(name) is not str or is_inner(name):
+        raise AttributeError(f"{name!r} is not for methods")
+    return name
+
+
+def safe_getattr(value, name, *default):
+    if checked_attribute(name) in ("format", "format_map"):
+        return safe_format(value, name)
+    return getattr(value, name, *default)
+
+
+def safe_hasattr(value, name):
+    return hasattr(value, checked_attribute(name))
+
+
+def safe_setattr(value, name, new):
+    setattr(writable(value), name if name == "_p_changed" else checked_attribute(name), new)
+
+
+def writable(value):
+    """Return `value` where its attributes may be written: an object of the image."""
+    if type(value) is not Remote:
+        raise TypeError(f"only slots of objects can be written, not attributes of a {type(value).__name__}")
+    return value
+
+
+class SafeFormatter(string.Formatter):
+    """Formats as str.format does, without a way to the inside of values."""
+
+    def get_field(self, field_name, args, kwargs):
+        first, rest = string._string.formatter_field_name_split(field_name)
+        value = self.get_value(first, args, kwargs)
+        for is_attribute, name in rest:
+            value = safe_getattr(value, name) if is_attribute else value[name]
+        return value, first
+
+
+def safe_format(value, name):
+    """Return what `value.format` or `value.format_map` is, safe where it is a text's."""
+    if value is str:
+        return lambda text, *args, **kwargs: safe_format(str(text), name)(*args, **kwargs)
+    if not isinstance(value, str):
+        return getattr(value, name)
+    if name == "format_map":
+        return lambda table: SafeFormatter().vformat(value, (), table)
+    return lambda *args, **kwargs: SafeFormatter().vformat(value, args, kwargs)
+
+
+def safe_attrgetter(*names):
+    def one(value, path):
+        for name in path.split("."):
+            value = safe_getattr(value, name)
+        return value
+    return lambda value: one(value, names[0]) if len(names) == 1 else tuple(one(value, name) for name in names)
+
+
+def safe_methodcaller(name, *args, **kwargs):
+    return lambda value: safe_getattr(value, name)(*args, **kwargs)
+
+
+def facade(name, public):
+    """Return a module's public names as an object that cannot be changed."""
+    module = importlib.import_module(name)
+    names = public or [each for each in dir(module) if not each.startswith("_") and not isinstance(
+        getattr(module, each), type(module))]
+    values = {each: getattr(module, each) for each in names if hasattr(module, each)}
+    if name == "operator":
+        values |= {"attrgetter": safe_attrgetter, "methodcaller": safe_methodcaller}
+    return type(f"module {name}", (), {"__slots__": (), **{each: staticmethod(value) if callable(value) and not isinstance(
+        value, type) else value for each, value in values.items()}})()
+
+
+def safe_import(name, space=None, local=None, names=(), level=0):
+    if name in NEEDED_BY_C:
+        return sys.modules[name]
+    if level or name not in MODULES:
+        raise ImportError(f"methods have no module {name!r}; there are {', '.join(MODULES)}")
+    return MODULES[name]
+
+
+class Guarded(ast.NodeTransformer):
+    """Rewrites what only shows when it runs: attributes that are written, and `format` of texts."""
+
+    def visit_Attribute(self, node):
+        self.generic_visit(node)
+        if isinstance(node.ctx, (ast.Store, ast.Del)):
+            node.value = self.call("_writable_", node.value)
+        elif node.attr in ("format", "format_map"):
+            return ast.copy_location(self.call("_format_", node.value, ast.Constant(node.attr)), node)
+        return node
+
+    def call(self, name, *args):
+        made = ast.Call(ast.Name(name, ast.Load()), list(args), [])
+        return ast.fix_missing_locations(ast.copy_location(made, args[0]))
+
+
+def compiled_method(name, source):
+    """Return the code of a method's source."""
+    tree = ast.fix_missing_locations(Guarded().visit(ast.parse(source)))
+    return compile(tree, f"<{name}>", "exec", flags=__future__.annotations.compiler_flag, dont_inherit=True)
+
+
+def function_of(name, code):
+    """Return the function that a method's code makes: a new one for each message, so that none keeps anything for the next."""
+    space = {"__builtins__": BUILTINS, "__name__": "method", **MODULES, "send": send_from_method,
+             "_writable_": writable, "_format_": safe_format}
+    exec(code, space)
+    return space[name]
+
+
+def send_from_method(receiver, selector, *args, **kwargs):
+    """What methods have as `send`."""
+    return WORK.send(writable(receiver), selector.replace(":", "_"), args, kwargs)
+
+
+def told_error(error):
+    """Return {raised, text, lines} of an error: its kind, what it says, and the method's lines that it went through."""
+    lines, step = [], error.__traceback__
+    while step is not None:
+        code = step.tb_frame.f_code
+        if code.co_filename.startswith("<") and code.co_filename != "<string>":
+            lines.append([code.co_filename[1:-1], step.tb_lineno])
+        step = step.tb_next
+    try:
+        text = str(error)[:2000].encode("utf-8", "replace").decode()
+    except Exception:
+        text = ""
+    return {"raised": type(error).__name__, "text": text, "lines": lines[-20:]}
+
+
+def answer_of(work, message):
+    """Run one message {method, to, slots, args, kwargs} and return the bytes of its end."""
+    try:
+        work.own[message["to"]] = message["slots"]
+        result = work.run(message["method"], work.object(message["to"]), message["args"], message["kwargs"])
+        writes, gone = work.changes()
+        return work.pack({"done": result, "writes": writes, "gone": gone, "cpu_s": time.process_time()})
+    except EOFError:
+        raise
+    except BaseException as error:
+        return ormsgpack.packb(told_error(error))
+
+
+def child_main(end, memory_bytes):
+    """Be a child: confine myself, then run the messages that come, until the other end is closed."""
+    global WORK
+    confine(end.fileno(), memory_bytes)
+    send_frame(end, b"%d ready" % os.getpid())
+    while True:
+        data = receive_frame(end, FRAME_MOST)
+        WORK = Work(end)
+        send_frame(end, answer_of(WORK, WORK.unpack(data)))
+        WORK = None                                      # what a message left behind ends now, and reaches no object any more
+        gc.collect()
+        decimal.setcontext(decimal.Context())
+        random.seed()
+
+
+def confine(descriptor, memory_bytes):
+    """Give up files, network, processes and memory beyond a bound, for good."""
+    for number in range(3, 256):
+        if number != descriptor:
+            try:
+                os.close(number)
+            except OSError:
+                pass
+    pages = int(open("/proc/self/statm").read().split()[0]) if os.path.exists("/proc/self/statm") else 1 << 16
+    bounds = {"RLIMIT_AS": pages * resource.getpagesize() + memory_bytes, "RLIMIT_FSIZE": 0, "RLIMIT_CORE": 0,
+              "RLIMIT_NPROC": 0, "RLIMIT_CPU": CHILD_CPU_S, "RLIMIT_NOFILE": descriptor + 1}
+    for name, most in bounds.items():
+        try:
+            resource.setrlimit(getattr(resource, name), (most, most))
+        except (ValueError, OSError, AttributeError):
+            pass
+    if sys.platform == "linux":
+        forbid_system_calls()
+
+
+def forbid_system_calls():
+    """Install the seccomp filter: what is not in SYSTEM_CALLS answers EPERM."""
+    machine, allowed = SYSTEM_CALLS[os.uname().machine]
+    rows = [(0x20, 0, 0, 4), (0x15, 1, 0, machine), (0x06, 0, 0, 0x80000000), (0x20, 0, 0, 0)]
+    for number in allowed:
+        rows += [(0x15, 0, 1, number), (0x06, 0, 0, 0x7FFF0000)]
+    rows.append((0x06, 0, 0, 0x00050001))
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *row) for row in rows))
+    program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(rows), ctypes.addressof(code)))
+    libc = ctypes.CDLL(None, use_errno=True)
+    for call in ((1, 9, 0, 0, 0), (38, 1, 0, 0, 0), (22, 2, ctypes.addressof(program), 0, 0)):   # die with the zygote, no new
+        if libc.prctl(*map(ctypes.c_ulong, call)):                                               # privileges, the filter
+            raise OSError(ctypes.get_errno(), f"prctl {call[0]} is refused; this system cannot hold a child")
+
+
+def zygote_main(control):
+    """Be the zygote: fork a child for each socket that comes, until the other end is closed."""
+    MODULES.update({name: facade(name, public) for name, public in FACADES.items()})
+    BUILTINS.update({name: getattr(builtins, name) for name in SAFE_BUILTINS}, getattr=safe_getattr, hasattr=safe_hasattr,
+                    setattr=safe_setattr, type=lambda value: type(value), print=lambda *args, **kwargs: None,
+                    __import__=safe_import)
+    for name in IMPORTED_LATE:
+        importlib.import_module(name)
+    time.strptime("1", "%d")                             # reads the time zone's file while it can
+    sys.setrecursionlimit(600)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)        # nobody waits for children: the system buries them
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.freeze()
+    while True:
+        data, descriptors, _, _ = socket.recv_fds(control, 8, 1)
+        if not data:
+            return
+        try:
+            forked = os.fork()
+        except OSError:                                  # too many processes: who asked sees its socket closed
+            forked = None
+        if forked == 0:
+            control.close()
+            end = socket.socket(fileno=descriptors[0])
+            try:
+                child_main(end, int.from_bytes(data, "little"))
+            except BaseException as error:
+                try:
+                    send_frame(end, b"%d " % os.getpid() + repr(error).encode())
+                finally:
+                    os._exit(1)
+        os.close(descriptors[0])
+
+
+SYSTEM_CALLS = {                                         # read, write, memory, signals, clock, end; nothing that opens or starts
+    "x86_64": (0xC000003E, (0, 1, 3, 9, 10, 11, 12, 13, 14, 15, 24, 25, 28, 39, 44, 45, 60, 131, 186, 202, 219, 228, 231, 318)),
+    "aarch64": (0xC00000B7, (63, 64, 57, 222, 226, 215, 214, 134, 135, 139, 124, 216, 233, 172, 206, 207, 93, 132, 178, 98, 128,
+                             113, 94, 278)),
+}
+NEEDED_BY_C = ("_strptime", "time")                      # what datetime imports in a method's name when it reads texts
+IMPORTED_LATE = ("_strptime", "heapq", "copy", "warnings")   # what facades import when they need it: there are no files then
+FRAME_MOST = 64 << 20                                    # bytes of a message to the child
+CHILD_CPU_S = 3600                                       # of a child in its life; it is replaced at half of it
+REMOTE_ERRORS = {"NotFound": KeyError, "BadRequest": TypeError, "BadSlot": TypeError, "ReservedName": AttributeError,
+                 "MessageNotUnderstood": AttributeError}
+NUMBER_SLOT = Remote._Remote__number
+number_of = NUMBER_SLOT.__get__
+METHOD_MARK, GONE = object(), object()
+MODULES, BUILTINS, COMPILED, WORK = {}, {}, {}, None
+
+# In the daemon
+
+CHILD_IMPORTS = """import __future__, ast, builtins, ctypes, datetime, decimal, gc, importlib, os, random, resource, signal
+import socket, string, struct, sys, time, types
+import ormsgpack
+"""
+
+
+def zygote_source():
+    """Return the program of the zygote, as text."""
+    text = inspect.getsource(sys.modules[__name__])
+    start, end = (text.index(f"\n# In the {name}\n") for name in ("child", "daemon"))
+    return f"{CHILD_IMPORTS}{text[start:end]}\nzygote_main(socket.socket(fileno=int(sys.argv[1])))\n"
+
+
+class Child:
+    """A child as the daemon sees it. `known` are the keys of the methods that it has compiled."""
+
+    def __init__(self, end, kill):
+        self.end, self._kill, self.known, self.cpu_s = end, kill, set(), 0.0
+
+    def kill(self):
+        """End the child, whatever it does."""
+        kill, self._kill = self._kill, lambda: None
+        with contextlib.suppress(OSError):
+            kill()
+        self.end.close()
+
+
+def unconfined():
+    """Return what this system lacks to hold a child, as a sentence, or None."""
+    if sys.platform != "linux":
+        return (f"stored methods run in processes of bounded memory and time, but {sys.platform} has no seccomp: beyond the "
+                "audit nothing keeps them from files and network")
+    if os.uname().machine not in SYSTEM_CALLS:
+        return f"stored methods do not run: the numbers of system calls are not known for {os.uname().machine}"
+    return None
+
+
+def killer(pid):
+    """Return a function that kills a process, and no other that gets its number later, where the system can tell them apart."""
+    if not hasattr(os, "pidfd_open"):
+        return lambda: os.kill(pid, signal.SIGKILL)
+    process = os.pidfd_open(pid)
+
+    def kill():
+        try:
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+        finally:
+            os.close(process)
+    return kill
+
+
+class Zygote:
+    """The process that forks children. It is started when the first child is wanted, and again where it has died."""
+
+    def __init__(self, memory_mb):
+        self.memory_bytes, self._source = int(memory_mb * 1e6), zygote_source()
+        self._guard, self._process, self._control = threading.Lock(), None, None
+        self.ended = False
+
+    def start(self):
+        """Start the process; it has no files of the daemon's, and none of its environment."""
+        mine, other = socket.socketpair()
+        self._process = subprocess.Popen([sys.executable, "-I", "-c", self._source, str(other.fileno())], env={},
+                                         pass_fds=[other.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                         stderr=subprocess.DEVNULL, cwd="/")
+        other.close()
+        self._control = mine
+        return self
+
+    def child(self):
+        """Return a new Child, ready for a message. Raises MethodFailed where none can be had, ShuttingDown after the end."""
+        with self._guard:
+            for _ in range(2):
+                if self.ended:
+                    raise ShuttingDown("the daemon is shutting down, and the method was not run; send it again once it is back")
+                if self._process is None or self._process.poll() is not None:
+                    self.close()
+                    self.start()
+                with contextlib.suppress(OSError, EOFError):
+                    return self._fork()
+                self.close()
+        raise MethodFailed("no process for methods can be started; look at the limits of processes and memory of this user")
+
+    def _fork(self):
+        mine, other = socket.socketpair()
+        with other:
+            socket.send_fds(self._control, [self.memory_bytes.to_bytes(8, "little")], [other.fileno()])
+        mine.settimeout(CHILD_START_S)
+        told = receive_frame(mine, 1 << 16)
+        pid, _, said = told.partition(b" ")
+        if said != b"ready":
+            raise MethodFailed(f"a process for methods cannot be confined: {said.decode(errors='replace')}")
+        return Child(mine, killer(int(pid)))
+
+    def end(self):
+        """End the zygote and all children, for good."""
+        self.ended = True
+        with self._guard:
+            self.close()
+
+    def close(self):
+        """End the zygote; its children end with it."""
+        if self._control is not None:
+            self._control.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._process = self._control = None
+
+
+CHILD_START_S = 20.0                                     # a guard: it takes milliseconds
+NO_MESSAGE = "the method's process told something that is no message; nothing was changed"
+METHOD_FAULTS = (MethodFailed, CovenantViolationError, OutOfMemory, DeadlineExceeded)
+USES_TOLD_S = 5.0                                        # the counts of methods are stored so often
+MESSAGE_CALLS, MESSAGE_DEPTH = 10_000, 50                # what one message may ask of the method lane; methods inside methods
+CHANGED_TRIES = 20                                       # a message whose objects others changed meanwhile is run again so often
+TREE_MOST = 10_000                                       # entries of a tree that a method is told at once
+TREE_READS = {"len": len, "has": lambda tree, key: key in tree, "get": lambda tree, key: tree.get(key),
+              "keys": lambda tree: list(itertools.islice(tree.keys(), TREE_MOST)),
+              "items": lambda tree: [list(pair) for pair in itertools.islice(tree.items(), TREE_MOST)]}
+
+
+class Stale(Exception):
+    """What a message read was changed by others before its effect could be written."""
+
+
+class Message(typing.NamedTuple):
+    """A message to a stored method; `reply` makes the answer of its result."""
+
+    receiver: UvmObject
+    selector: str
+    args: list
+    kwargs: dict
+    reply: typing.Callable
+
+
+METHOD_HERE = Method(selector="universal")               # what the child is told of a universal primitive
+
+
+def raised_error(said):
+    """Return the error that a child's end by an exception is to the sender."""
+    kind, text = str(said["raised"])[:100], str(said["text"])[:2000]
+    told = [[str(name)[:200], int(line)] for name, line in said["lines"][:20]]
+    lines = "; ".join(f"{name} line {line}" for name, line in told)
+    where = f" ({lines})" if lines else ""
+    if kind == "MemoryError":
+        return OutOfMemory(f"the method wanted more memory than it may have (method_memory_mb){where}; nothing was changed")
+    if kind == "Covenant":
+        return CovenantViolationError(f"{text}{where}; nothing was changed: set the flag after the last change", rule="covenant",
+                                      lines=told)
+    return MethodFailed(f"{kind}: {text}{where}; nothing was changed", raised=kind, lines=told)
+
+
+BRIDGE_OPERATIONS = ("slots", "look", "tree", "send")     # what a child may ask for: the op_ methods
+
+
+class Bridge:
+    """The daemon's end of one message: answers the child from a snapshot, in which what the message writes already stands.
+
+    objects  handed out, by number; `reads`: each object that was looked at, with its serial
+    used     oids of the stored methods that took part
+    """
+
+    def __init__(self, root, child, until_s, settings):
+        self.root, self.jar, self.child, self.until_s, self.settings = root, root._p_jar, child, until_s, settings
+        self.objects, self.numbers, self.reads, self.used, self.calls, self.heard_bytes = [], {}, {}, [], 0, 0
+        self.jar.changes = {}
+
+    # ---- values
+
+    def number(self, obj):
+        if obj not in self.numbers:
+            self.numbers[obj] = len(self.objects)
+            self.objects.append(obj)
+        return self.numbers[obj]
+
+    def pack(self, value):
+        def special(value):
+            if isinstance(value, Method):
+                return ormsgpack.Ext(METHOD, b"")
+            if isinstance(value, UvmObject):
+                return ormsgpack.Ext(REF, self.number(value).to_bytes(4, "little"))
+            if isinstance(value, BTREES):
+                return ormsgpack.Ext(TREE, self.number(value).to_bytes(4, "little"))
+            return ormsgpack.Ext(OPAQUE, b"") if isinstance(value, persistent.Persistent) else pack_plain(value)
+        return ormsgpack.packb(value, default=special, option=PACKING)
+
+    def unpack(self, data):
+        """Return what a child tells. Whatever it tells: Raises MethodFailed where it is no message."""
+        def special(tag, data):
+            if tag == REF:
+                return self.objects[int.from_bytes(data, "little")]
+            if tag == TIME:
+                return datetime.datetime.fromisoformat(data.decode())
+            raise ValueError(f"the extension {tag} is none")
+        try:
+            return unpack_plain(data, special)
+        except (ValueError, IndexError, TypeError, RecursionError) as error:
+            raise MethodFailed(f"{NO_MESSAGE} ({error})") from None
+
+    # ---- the conversation
+
+    def talk(self, message):
+        """Run a message in the child. Returns its result; what it wrote stands in the snapshot, and in `jar.changes`.
+
+        Raises DeadlineExceeded, OutOfMemory, CovenantViolationError, MethodFailed, Stale …; then the child is of no use,
+        unless the method itself raised.
+        """
+        self.look(message.receiver, message.selector)
+        told = {"method": self.method(message.receiver, message.selector), "to": self.number(message.receiver),
+                "slots": self.slots(message.receiver), "args": message.args, "kwargs": message.kwargs}
+        self.tell(told)
+        return self.heard()
+
+    def heard(self):
+        """Answer the child until it ends; returns what `ended` makes of that."""
+        while True:
+            said = self.unpack(self.hear())
+            if not isinstance(said, dict) or not said.keys() & {"op", "done", "raised"}:
+                raise MethodFailed(NO_MESSAGE)
+            if "op" not in said:
+                return self.ended(said)
+            self.tell(self.answered(said))
+
+    def tell(self, value):
+        try:
+            data = self.pack(value)
+        except TypeError as error:                       # half of a surrogate pair, say
+            raise BadRequest(f"a value cannot go to a method ({error})") from None
+        self.named(lambda: send_frame(self, data))
+
+    def hear(self):
+        data = self.named(lambda: receive_frame(self, int(self.settings.method_output_mb * 1e6) - self.heard_bytes))
+        self.heard_bytes += len(data)
+        return data
+
+    def recv(self, size):
+        """As a socket's, within what is left of the message's time; so is `sendall`."""
+        self.child.end.settimeout(self.left_s())
+        return self.child.end.recv(size)
+
+    def sendall(self, data):
+        self.child.end.settimeout(self.left_s())
+        self.child.end.sendall(data)
+
+    def left_s(self):
+        left_s = self.until_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        return left_s
+
+    def named(self, function):
+        """Run what talks to the child; how that fails is told by name."""
+        try:
+            return function()
+        except TimeoutError:
+            raise DeadlineExceeded(f"the method had no answer within {self.settings.method_deadline_s:g} s "
+                                   "(method_deadline_s), and was ended; nothing was changed") from None
+        except OverflowError as error:
+            raise OutOfMemory(f"the method tells too much ({error}; method_output_mb); nothing was changed") from None
+        except (EOFError, OSError) as error:
+            raise MethodFailed(f"the method's process ended ({error}); nothing was changed") from None
+
+    def answered(self, said):
+        """Return {value} or {error} for what a child asks."""
+        self.count_call()
+        try:
+            return {"value": getattr(self, f"op_{said['op']}")(said) if said["op"] in BRIDGE_OPERATIONS else None}
+        except (BatosError, TypeError, LookupError, AttributeError, ValueError) as error:
+            return {"error": [type(error).__name__, str(error)[:2000]]}
+
+    def count_call(self):
+        self.calls += 1
+        if self.calls > MESSAGE_CALLS:
+            raise MethodFailed(f"the message asked for more than {MESSAGE_CALLS} slots and sends; nothing was changed")
+
+    def ended(self, said):
+        try:
+            if "raised" in said:
+                raise raised_error(said)
+            self.apply(said["writes"], said["gone"])
+            self.child.cpu_s = float(said["cpu_s"])
+            return checked(said["done"])
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, BatosError):
+                raise
+            raise MethodFailed(f"{NO_MESSAGE} ({error!r})") from None
+
+    # ---- what a child asks for
+
+    def see(self, obj):
+        """Note that an object was looked at."""
+        obj._p_activate()
+        self.reads.setdefault(obj, obj._p_serial)
+        return obj
+
+    def slots(self, obj):
+        return {name: value for name, value in self.see(obj)._slots.items() if not name.endswith("*")}
+
+    def look(self, obj, name):
+        """Return what an object answers to a name. Raises MessageNotUnderstood."""
+        for holder in ancestry(obj):
+            self.see(holder)
+            if name in own(holder):
+                break
+        found = lookup(obj, name)
+        if found.value is ABSENT and not (name in PRIMITIVES and PRIMITIVES[name].universal):
+            raise message_not_understood(obj, name)
+        return found.value
+
+    def method(self, obj, selector):
+        """Return {key, name, source} of the stored method that a selector finds, or None; source only where it is new."""
+        value = lookup(obj, selector).value
+        if not isinstance(value, Method) or "source" not in own(value):
+            return None
+        if own(value).get("status") == "quarantined":
+            raise MethodFailed(f"{selector} of {obj!r} is in quarantine after {value.failures_in_a_row} failures one after the "
+                               "other; look at it with inspect, then send a new version, or rollback")
+        self.used.append(value._p_oid)
+        key = value._p_oid                               # a version's source never changes
+        told = {"key": key, "name": value.selector.replace(":", "_")}
+        if key not in self.child.known:
+            self.child.known.add(key)
+            told["source"] = value.source
+        return told
+
+    def op_slots(self, said):
+        return self.slots(self.objects[said["of"]])
+
+    def op_look(self, said):
+        value = self.look(self.objects[said["of"]], said["name"])
+        return value if value is not ABSENT else METHOD_HERE
+
+    def op_tree(self, said):
+        return TREE_READS[said["do"]](self.objects[said["of"]], *said["args"])
+
+    def op_send(self, said):
+        self.apply(said["writes"], said["gone"])
+        receiver, selector = self.objects[said["to"]], said["selector"]
+        self.look(receiver, selector)
+        if said["depth"] >= MESSAGE_DEPTH:
+            raise BadRequest(f"methods sent one another more than {MESSAGE_DEPTH} deep")
+        told = self.method(receiver, selector)
+        if told:
+            return {"method": told, "slots": self.slots(receiver)}
+        row = primitive_for(receiver, selector)
+        if row and not row.reads and not row.universal:
+            raise BadRequest(f"{selector} changes more than slots; send it by a message of its own, not from inside a method")
+        before, self.jar.changes = self.jar.changes, {}
+        try:
+            value = send(receiver, selector, *said["args"], **said["kwargs"])
+            return {"value": value, "changed": [[self.number(obj), name] for obj, name in self.jar.changes]}
+        finally:
+            self.jar.changes |= before                   # the oldest of what stood before is what an undo puts back
+
+    def apply(self, writes, gone):
+        """Write into the snapshot what the message has written. Raises BadSlot, ReservedName."""
+        for number, slots in writes.items():
+            _check_no_method(self.objects[number])
+            for name, value in slots.items():
+                set_slot(self.see(self.objects[number]), name, value)
+        for number, name in gone:
+            _check_no_method(self.objects[number])
+            remove_slot(self.see(self.objects[number]), name)
+
+
+class Oid(typing.NamedTuple):
+    """An object of the image, in an Effect."""
+
+    oid: bytes
+
+
+class New(typing.NamedTuple):
+    """An object that an Effect makes."""
+
+    number: int
+
+
+class Effect:
+    """What a message wants written: plain values by oid, so that another connection can write it.
+
+    reads: {oid: serial}; new: slots of objects that have no record yet; a pointer in a value to one of them is a New.
+    """
+
+    def __init__(self, bridge, result):
+        self.new, self._numbers, self.reads = [], {}, {}
+        for obj, serial in bridge.reads.items():
+            if not self._is_new(obj):
+                self.reads[obj._p_oid] = serial
+        self.result = self._told(result)
+        self.writes = [(self._told(obj), slot, self._told(standing(obj, slot))) for obj, slot in bridge.jar.changes
+                       if not self._is_new(obj)]
+        most = int(bridge.settings.method_output_mb * 1e6)
+        if _weight([self.new, [value for *_, value in self.writes if value is not ABSENT]], most) > most:
+            raise OutOfMemory(f"the method wants more than {most / 1e6:g} MB written (method_output_mb); nothing was changed")
+
+    def _is_new(self, obj):
+        return obj._p_jar is None or obj._p_serial == b"\0" * 8
+
+    def _told(self, value):
+        if isinstance(value, persistent.Persistent):
+            if self._is_new(value) and not isinstance(value, UvmObject):
+                raise BadRequest("a method cannot make trees; send _clone_persistent_ by a message of its own")
+            return self._new(value) if self._is_new(value) else Oid(value._p_oid)
+        if isinstance(value, list | tuple):
+            return type(value)([self._told(item) for item in value])
+        return {key: self._told(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    def _new(self, obj):
+        if obj not in self._numbers:
+            self._numbers[obj] = New(len(self.new))
+            self.new.append(None)
+            self.new[self._numbers[obj].number] = {name: self._told(value) for name, value in obj._slots.items()}
+        return self._numbers[obj]
+
+    def write(self, root):
+        """Write into the open transaction, and return the result with this connection's objects. Raises Stale."""
+        jar = root._p_jar
+        for oid, serial in self.reads.items():
+            try:
+                obj = jar.get(oid)
+                obj._p_activate()
+            except ZODB.POSException.POSKeyError:        # it is gone
+                raise Stale from None
+            if obj._p_changed or obj._p_serial != serial:
+                raise Stale
+        made = [UvmObject() for _ in self.new]
+        for obj in made:
+            jar.add(obj)
+
+        def found(value):
+            if type(value) is Oid:
+                return jar.get(value.oid)
+            if type(value) is New:
+                return made[value.number]
+            if type(value) in (list, tuple):
+                return type(value)([found(item) for item in value])
+            return {key: found(item) for key, item in value.items()} if type(value) is dict else value
+        for obj, slots in zip(made, self.new, strict=True):
+            for name, value in slots.items():
+                set_slot(obj, name, found(value))
+        for target, slot, value in self.writes:
+            remove_slot(found(target), slot) if value is ABSENT else set_slot(found(target), slot, found(value))
+        return found(self.result)
+
+
+class TrialBridge(Bridge):
+    """The daemon's end of a trial: there is no image, and nobody to send to."""
+
+    def __init__(self, child, until_s, settings):
+        self.child, self.until_s, self.settings, self.calls, self.heard_bytes = child, until_s, settings, 0, 0
+        self.objects, self.numbers = [object()], {}
+
+    def outcome(self, slots):
+        """Hear the child to its end; returns (result, slots afterwards)."""
+        said = self.heard()
+        written = said["writes"].get(0, {})
+        return said["done"], {name: value for name, value in {**slots, **written}.items() if [0, name] not in said["gone"]}
+
+    def ended(self, said):
+        if "raised" in said:
+            raise raised_error(said)
+        return said
+
+    def answered(self, said):
+        self.count_call()
+        return {"error": ["MessageNotUnderstood", "in a trial there are only the slots that were given"]}
+
+
+class Trial:
+    """A method that nobody has yet, tried on made-up slots in a child of its own: `run` as in Tried."""
+
+    def __init__(self, child, name, source, settings):
+        self.child, self.settings = child, settings
+        self.method = {"key": b"trial", "name": name, "source": source}
+
+    def run(self, slots, arguments):
+        """Return (result, slots afterwards). Raises what Bridge.talk raises."""
+        until_s = time.monotonic() + self.settings.method_deadline_s
+        bridge = TrialBridge(self.child, until_s, self.settings)
+        bridge.tell({"method": self.method, "to": 0, "slots": slots, "args": list(arguments), "kwargs": {}})
+        self.method = {"key": b"trial", "name": self.method["name"]}          # the child knows the source by now
+        return bridge.outcome(slots)
+
+
+class MethodLane(Lane):
+    """Threads that run stored methods, each with a child of its own; one message at a time for each receiver.
+
+    A job's apply(root) returns a Message. What it wants written goes to the write lane, which writes all or nothing, if
+    nothing of what it read was changed since; else it is run again. `count`({oid: uses}) makes what keeps the counts of
+    methods.
+    """
+
+    def __init__(self, image, write, settings, count=lambda uses: lambda root: None):
+        super().__init__(image, "method", int(settings.method_workers))
+        self.settings, self._write, self._count = settings, write, count
+        self.zygote = Zygote(settings.method_memory_mb)
+        self._uses, self._counted_s = collections.defaultdict(list), time.monotonic()
+        self._guard, self._taken = threading.Lock(), {}  # oid of a receiver -> the job at work, then those that wait
+        self.counts = collections.Counter()
+
+    def close(self):
+        """End what still runs, then the threads; the write lane is closed after me."""
+        self.zygote.end()
+        super().close()
+        self.tell_uses()
+
+    @contextlib.contextmanager
+    def trying(self, name, source):
+        """Give the `run` of a method that nobody has yet, in a child of its own. Raises MethodFailed where none can be had."""
+        child = self.zygote.child()
+        try:
+            yield Trial(child, name, source, self.settings).run
+        finally:
+            child.kill()
+
+    def note_use(self, oids, well):
+        """Note how methods did; it is stored now and then."""
+        with self._guard:
+            for oid in oids:
+                self._uses[oid].append(well)
+            due = time.monotonic() - self._counted_s > USES_TOLD_S
+        if due:
+            self.tell_uses()
+
+    def tell_uses(self, done=lambda outcome: None):
+        """Have the write lane keep the counts."""
+        with self._guard:
+            uses, self._uses, self._counted_s = self._uses, collections.defaultdict(list), time.monotonic()
+        if uses:
+            self._write.submit(Job("uses", self._count(dict(uses)), done, journal=True))
+
+    def _main(self):
+        unit, child = Unit(self.image.db), None
+        try:
+            while (job := self._next()) is not None:
+                child = self._work(unit, child, job)
+        finally:
+            unit.close()
+            if child:
+                child.kill()
+
+    def _work(self, unit, child, job):
+        """Run a job as far as it goes here; returns the child, or None where it was of no use any more."""
+        until_s, bridge = time.monotonic() + self.settings.method_deadline_s, None
+        try:
+            with unit.snapshot() as root:
+                message = job.apply(root)
+                if not self._take(message.receiver._p_oid, job):
+                    return child
+                child = child or self.zygote.child()
+                bridge = Bridge(root, child, until_s, self.settings)
+                result = bridge.talk(message)
+                effect = Effect(bridge, result)
+                if not effect.writes and not effect.new:
+                    self.note_use(bridge.used, True)
+                    self._end(job, Outcome(job, message.reply(result)))
+        except Exception as error:                       # a boundary: every error becomes an outcome
+            return self._failed(job, bridge, child, error)
+        finally:
+            unit.connection.changes = None
+        if effect.writes or effect.new:
+            self._submit_write(job, effect, message.reply, bridge.used)
+        if child.cpu_s > CHILD_CPU_S / 2:
+            child.kill()
+            return None
+        return child
+
+    def _failed(self, job, bridge, child, error):
+        """Tell how a job failed; returns the child where it is of use still: the method raised, and that was all."""
+        if bridge and not (isinstance(error, MethodFailed | CovenantViolationError) and "lines" in error.fields):
+            child.kill()
+            child = None
+        if self.zygote.ended and isinstance(error, MethodFailed):
+            error = ShuttingDown("the daemon is shutting down, and the method was ended; send it again once it is back")
+        self.counts[type(error).__name__] += 1
+        outcome = Outcome(job, error=error)
+        if bridge and bridge.used and isinstance(error, METHOD_FAULTS):
+            # The one that was sent answers for those it sends to. A failure is stored before it is told: the third is the last.
+            self.note_use(bridge.used[:1], False)
+            self.tell_uses(lambda _: self._end(job, outcome))
+        else:
+            self._end(job, outcome)
+        return child
+
+    def _submit_write(self, job, effect, reply, used):
+        def done(outcome):
+            stale = isinstance(outcome.error, Stale)
+            if stale and job.tries < CHANGED_TRIES:
+                job.tries += 1
+                return self.submit(job)                  # it is its turn still
+            error = Busy("others changed what the method read, again and again; send it again") if stale else outcome.error
+            if error is None:
+                self.note_use(used, True)
+            self._end(job, outcome._replace(error=error))
+        self._write.submit(dataclasses.replace(job, apply=lambda root: reply(effect.write(root)), done=done))
+
+    def _take(self, oid, job):
+        """Return whether it is a job's turn with its receiver; else it waits for it."""
+        if job.turn not in (None, oid):                  # its path leads elsewhere by now
+            self._leave(job)
+        with self._guard:
+            job.turn, queued = oid, self._taken.setdefault(oid, collections.deque((job,)))
+            if queued[0] is not job:
+                queued.append(job)
+            return queued[0] is job
+
+    def _leave(self, job):
+        """Let the next message of a job's receiver come."""
+        with self._guard:
+            queued = self._taken.get(job.turn, ())
+            if queued:
+                queued.popleft()
+            if not queued:
+                self._taken.pop(job.turn, None)
+        if queued:
+            self.submit(queued[0])
+
+    def _end(self, job, outcome):
+        """Tell how a job ended, once the next of its receiver may come."""
+        self._leave(job)
+        job.done(outcome)
+
+
+# The audit
+
+SOURCE_CHARS, BRACKETS_MOST, INDENTS_MOST, CHAIN_MOST = 20_000, 40, 20, 320
+VISITS_MOST = 20_000                                     # statements that the covenant's audit follows, some of them often
+CHAINING = ("-", "+", "~", ":", "**", ".")
+MUTATORS = frozenset("""append extend insert remove pop clear sort reverse update setdefault popitem add discard appendleft
+extendleft popleft rotate difference_update intersection_update symmetric_difference_update subtract move_to_end""".split())
+INSIDE_CALLS = ("get", "setdefault", "values", "items")  # of a slot's value: what they answer is a part of it
+GUARDED_NAMES = ("getattr", "hasattr", "setattr", "type", "print", "send")
+FORBIDDEN_NAMES = frozenset(dir(builtins)) - frozenset(SAFE_BUILTINS) - frozenset(GUARDED_NAMES)
+REFUSED_NODES = {
+    ast.ClassDef: ("class", "keep data in slots, and behaviour in methods"),
+    ast.AsyncFunctionDef: ("async", "write an ordinary function"), ast.AsyncFor: ("async", "write an ordinary for"),
+    ast.AsyncWith: ("async", "write an ordinary with"), ast.Await: ("async", "send messages instead"),
+    ast.Global: ("global", "keep what stays in slots"), ast.TryStar: ("except*", "write an ordinary except"),
+}
+
+
+def rejected(rule, node, what, how):
+    """Return the error of an audit: what stands where, and how to mend it."""
+    line, column = getattr(node, "lineno", 1), getattr(node, "col_offset", 0) + 1
+    return CodeRejected(f"line {line}, column {column}: {what}; {how}", rule=rule, line=line, column=column, mend=how)
+
+
+def names_in(node):
+    """Return the names that a node of the syntax tree tells."""
+    found = [getattr(node, field, None) for field in ("id", "attr", "arg", "name", "rest", "asname", "module")]
+    for field in ("names", "kwd_attrs"):
+        found += [name for name in getattr(node, field, ()) if isinstance(name, str)]
+    return [name for name in found if isinstance(name, str)]
+
+
+def is_flag(node):
+    """Return whether a statement is exactly `self._p_changed = True`."""
+    return (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Attribute)
+            and node.targets[0].attr == "_p_changed" and isinstance(node.targets[0].value, ast.Name)
+            and node.targets[0].value.id == "self" and isinstance(node.value, ast.Constant) and node.value.value is True)
+
+
+def statements_of(function):
+    """Yield the nodes of a function without those of functions inside it."""
+    todo = list(function.body)
+    while todo:
+        node = todo.pop()
+        yield node
+        if not isinstance(node, ast.FunctionDef | ast.Lambda | ast.GeneratorExp):
+            todo.extend(ast.iter_child_nodes(node))
+
+
+class Path(typing.NamedTuple):
+    """What is known where paths through a method meet: the last change that no flag followed, or None; aliases of slots."""
+
+    change: ast.AST | None = None
+    aliases: frozenset = frozenset()
+    changers: frozenset = frozenset()                    # nested functions that leave a change without a flag
+
+
+def joined_paths(*paths):
+    """Return what holds where some paths meet; None is a path that nothing takes."""
+    taken = [path for path in paths if path is not None]
+    if not taken:
+        return None
+    return Path(next((path.change for path in taken if path.change), None), frozenset().union(*(p.aliases for p in taken)),
+                frozenset().union(*(p.changers for p in taken)))
+
+
+class CovenantAudit:
+    """The covenant of persistence: where a path through a method changes what `self` reaches, `self._p_changed = True`
+    follows the last change before the method is left.
+
+    I walk the statements with a Path. What I cannot know (two aliases, a helper's parameter) is accepted; the child sees it.
+    """
+
+    def __init__(self, function, visits=None):
+        self.function, self.visits = function, visits or itertools.count()
+        self.exits, self.loops, self.tries = [], [], []  # (node, path) of returns; of loops [breaks, continues]; of tries [paths]
+
+    def check(self, start=Path()):
+        """Raise CovenantViolationError where a path leaves a change without the flag."""
+        change = self.left(start)
+        if change is not None:
+            raise CovenantViolationError(
+                f"line {change.lineno}, column {change.col_offset + 1}: this changes the object, and self._p_changed = True does "
+                "not follow on every path; write it after the last change, before the method is left", rule="covenant",
+                line=change.lineno, column=change.col_offset + 1, mend="self._p_changed = True")
+
+    def left(self, start):
+        """Return a change that some way out of the function leaves without the flag, or None."""
+        end = self.block(self.function.body, start)
+        return next((path.change for path in (end, *self.exits) if path is not None and path.change), None)
+
+    def block(self, statements, path):
+        for node in statements:
+            if path is None:
+                return None
+            for paths in self.tries:
+                paths.append(path)
+            path = self.statement(node, path)
+        for paths in self.tries:
+            paths.append(path)
+        return path
+
+    def statement(self, node, path):
+        if next(self.visits) > VISITS_MOST:
+            raise rejected("size", node, "the ways through this are too many to follow", "split it into several methods")
+        if is_flag(node):
+            return path._replace(change=None)
+        handler = getattr(self, f"on_{type(node).__name__}", None)
+        return handler(node, path) if handler else self.expressions(node, path)
+
+    # ---- statements
+
+    def on_Assign(self, node, path):
+        path = self.expressions(node.value, path)
+        for target in node.targets:
+            path = self.bound(target, node.value, path)
+        return path
+
+    def on_AnnAssign(self, node, path):
+        if node.value is None:
+            return path
+        return self.bound(node.target, node.value, self.expressions(node.value, path))
+
+    def on_AugAssign(self, node, path):
+        path = self.expressions(node.value, path)
+        if isinstance(node.target, ast.Name):            # of an alias it changes what both name, if that is a list
+            grown = isinstance(node.value, ast.List | ast.ListComp | ast.Dict | ast.DictComp | ast.Set)
+            return path._replace(change=node) if grown and node.target.id in path.aliases else path
+        return path._replace(change=node)
+
+    def on_Delete(self, node, path):
+        changed = any(isinstance(target, ast.Attribute) or (isinstance(target, ast.Subscript) and self.inside(target.value, path))
+                      for target in node.targets)
+        return path._replace(change=node) if changed else path
+
+    def on_Return(self, node, path):
+        self.exits.append(self.expressions(node, path))
+
+    def on_Raise(self, node, path):
+        self.expressions(node, path)
+
+    def on_Break(self, node, path):
+        self.loops[-1][0].append(path)
+
+    def on_Continue(self, node, path):
+        self.loops[-1][1].append(path)
+
+    def on_If(self, node, path):
+        path = self.expressions(node.test, path)
+        return joined_paths(self.block(node.body, path), self.block(node.orelse, path))
+
+    def loop(self, node, path, begin):
+        """Follow a loop until nothing new comes; `begin` (path) is what each round does first."""
+        while True:
+            self.loops.append(([], []))
+            start = begin(path)
+            end = self.block(node.body, start)
+            breaks, continues = self.loops.pop()
+            again = joined_paths(path, end, *continues)
+            if again == path or (bool(again.change) == bool(path.change) and again[1:] == path[1:]):
+                return start, breaks
+            path = again
+
+    def on_While(self, node, path):
+        start, breaks = self.loop(node, path, lambda path: self.expressions(node.test, path))
+        endless = isinstance(node.test, ast.Constant) and node.test.value
+        return joined_paths(None if endless else self.block(node.orelse, start), *breaks)
+
+    def on_For(self, node, path):
+        path = self.expressions(node.iter, path)
+        start, breaks = self.loop(node, path, lambda path: self.bound(node.target, node.iter, path))
+        return joined_paths(self.block(node.orelse, joined_paths(path, start)), *breaks)
+
+    def on_With(self, node, path):
+        for item in node.items:
+            path = self.expressions(item.context_expr, path)
+            path = self.bound(item.optional_vars, None, path) if item.optional_vars else path
+        return self.block(node.body, path)
+
+    def on_Try(self, node, path):
+        outer_exits, self.exits = self.exits, []
+        self.tries.append([path])
+        body = self.block(node.body, path)
+        raised = joined_paths(*self.tries.pop())
+        ends = [self.block(node.orelse, body) if body is not None else None]
+        ends += [self.block(handler.body, raised) for handler in node.handlers]
+        inner_exits, self.exits = self.exits, outer_exits
+        end = joined_paths(*ends)
+        if node.finalbody:
+            left = joined_paths(*inner_exits)
+            inner_exits = [] if left is None else [self.block(node.finalbody, left)]
+            end = self.block(node.finalbody, end) if end is not None else None
+        self.exits += inner_exits
+        return end
+
+    def on_Match(self, node, path):
+        path = self.expressions(node.subject, path)
+        part = self.inside(node.subject, path)
+        ends, sure = [], False
+        for case in node.cases:
+            names = {name for each in ast.walk(case.pattern) for name in names_in(each)
+                     if isinstance(each, ast.MatchAs | ast.MatchStar | ast.MatchMapping)}
+            start = path._replace(aliases=path.aliases | names if part else path.aliases - names)
+            start = self.expressions(case.guard, start)
+            path = path._replace(change=path.change or start.change)         # a guard is evaluated, then the next case
+            sure = sure or (case.guard is None and isinstance(case.pattern, ast.MatchAs) and case.pattern.pattern is None)
+            ends.append(self.block(case.body, start))
+        return joined_paths(*ends, None if sure else path)
+
+    def on_FunctionDef(self, node, path):
+        path = self.expressions(ast.Tuple([*node.args.defaults, *filter(None, node.args.kw_defaults)], ast.Load()), path)
+        names = frozenset(arg.arg for arg in ast.walk(node.args) if isinstance(arg, ast.arg))
+        changes = "self" not in names and CovenantAudit(node, self.visits).left(Path(None, path.aliases - names, path.changers))
+        changers = path.changers | {node.name} if changes else path.changers - {node.name}
+        return path._replace(changers=changers, aliases=path.aliases - {node.name})
+
+    # ---- expressions
+
+    def expressions(self, node, path):
+        """Return the path after what stands in a node was evaluated."""
+        if node is None or isinstance(node, ast.FunctionDef):
+            return path
+        if isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
+            inner = path
+            for part in node.generators:
+                inner = self.bound(part.target, part.iter, self.expressions(part.iter, inner))
+            for part in ast.iter_child_nodes(node):
+                inner = self.expressions(part, inner) if not isinstance(part, ast.comprehension) else inner
+            for part in node.generators:
+                for test in part.ifs:
+                    inner = self.expressions(test, inner)
+            return path._replace(change=inner.change)
+        for part in ast.iter_child_nodes(node):
+            path = self.expressions(part, path)
+        if isinstance(node, ast.NamedExpr):
+            return self.bound(node.target, node.value, path)
+        return path._replace(change=node) if isinstance(node, ast.Call) and self.changes(node, path) else path
+
+    def changes(self, call, path):
+        """Return whether a call changes what self reaches."""
+        function = call.func
+        if isinstance(function, ast.Attribute):
+            if function.attr == "shuffle":
+                return any(self.inside(arg, path) for arg in call.args)
+            return function.attr in MUTATORS and self.inside(function.value, path)
+        if isinstance(function, ast.Name):
+            return function.id in path.changers or (function.id == "setattr" and bool(call.args)) or (
+                function.id == "shuffle" and any(self.inside(arg, path) for arg in call.args))
+        return False
+
+    def inside(self, node, path):
+        """Return whether an expression may be a slot's value, or a part of one."""
+        if isinstance(node, ast.Name):
+            return node.id in path.aliases
+        if isinstance(node, ast.Attribute):
+            return (isinstance(node.value, ast.Name) and node.value.id == "self") or self.inside(node.value, path)
+        if isinstance(node, ast.Subscript):
+            return not isinstance(node.slice, ast.Slice) and self.inside(node.value, path)
+        if isinstance(node, ast.IfExp):
+            return self.inside(node.body, path) or self.inside(node.orelse, path)
+        if isinstance(node, ast.BoolOp):
+            return any(self.inside(value, path) for value in node.values)
+        if isinstance(node, ast.NamedExpr | ast.Starred):
+            return self.inside(node.value, path)
+        return (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in INSIDE_CALLS
+                and self.inside(node.func.value, path))
+
+    def bound(self, target, value, path):
+        """Return the path after a target got a value: names become aliases or lose what they were; all else is a change."""
+        if isinstance(target, ast.Name):
+            part = value is not None and self.inside(value, path)
+            return path._replace(aliases=path.aliases | {target.id} if part else path.aliases - {target.id},
+                                 changers=path.changers - {target.id})
+        if isinstance(target, ast.Tuple | ast.List):
+            values = value.elts if isinstance(value, ast.Tuple | ast.List) and len(value.elts) == len(target.elts) else None
+            for n, each in enumerate(target.elts):
+                path = self.bound(each, values[n] if values else value, path)
+            return path
+        if isinstance(target, ast.Starred):
+            return self.bound(target.value, None, path)
+        if isinstance(target, ast.Attribute) or self.inside(target.value, path):
+            return path._replace(change=target)
+        return path
+
+
+def too_deep(source):
+    """Return the place of the first token that is nested deeper than a method may be, or None. Raises what tokenize raises."""
+    depth = indent = chain = 0
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.OP:
+            depth += (token.string in ("(", "[", "{")) - (token.string in (")", "]", "}"))
+        indent += (token.type == tokenize.INDENT) - (token.type == tokenize.DEDENT)
+        chain = chain + 1 if token.type == tokenize.NAME or token.string in CHAINING else 0
+        if depth > BRACKETS_MOST or indent > INDENTS_MOST or chain > CHAIN_MOST:
+            return argparse.Namespace(lineno=token.start[0], col_offset=token.start[1])
+    return None
+
+
+class PersistenceGuardian:
+    """I accept source for a method, or say by which rule, where and why not, and how to mend it."""
+
+    def audit_code(self, source, name=None):
+        """Return the method's ast.FunctionDef. Raises CodeRejected, CovenantViolationError."""
+        self.check_size(source)
+        try:
+            tree = ast.parse(source)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            where = argparse.Namespace(lineno=getattr(error, "lineno", 1) or 1, col_offset=(getattr(error, "offset", 1) or 1) - 1)
+            raise rejected("syntax", where, f"this is no Python ({error})", "send one whole function") from None
+        function = self.the_function(tree, name)
+        flags = {id(node.targets[0]) for node in ast.walk(function) if is_flag(node)}
+        given = {each for node in ast.walk(function) for each in self.bound_names(node)}
+        for node in ast.walk(function):
+            if id(node) not in flags:
+                self.check_node(node, given)
+        self.check_compiles(tree)
+        CovenantAudit(function).check()
+        return function
+
+    def check_compiles(self, tree):
+        """Raise CodeRejected for what only the compiler refuses (nonlocal without a name outside, break without a loop, ...)."""
+        try:
+            compile(tree, "<method>", "exec", dont_inherit=True)
+        except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
+            where = argparse.Namespace(lineno=getattr(error, "lineno", 1) or 1, col_offset=0)
+            raise rejected("syntax", where, f"this does not compile ({error})", "mend it, and send it again") from None
+
+    def check_size(self, source):
+        """Bound a text before it is parsed: its length, its brackets, its indents, its chains of names and signs."""
+        if not isinstance(source, str) or len(source) > SOURCE_CHARS:
+            raise rejected("size", None, f"a method's source is a text of up to {SOURCE_CHARS} characters", "make it smaller")
+        try:
+            place = too_deep(source)
+        except (tokenize.TokenError, SyntaxError, ValueError) as error:
+            raise rejected("syntax", None, f"this is no Python ({error})", "send one whole function") from None
+        if place is not None:
+            raise rejected("size", place, "this is nested too deep", "split it into several methods")
+
+    def the_function(self, tree, name):
+        if len(tree.body) != 1 or not isinstance(tree.body[0], ast.FunctionDef):
+            raise rejected("one function", (tree.body or [None])[-1], "a method's source is exactly one function",
+                           "put helpers inside it")
+        function, = tree.body
+        if name is not None and function.name != name:
+            raise rejected("name", function, f"the function is named {function.name}", f"name it {name}")
+        first = [*function.args.posonlyargs, *function.args.args][:1]
+        if not first or first[0].arg != "self":
+            raise rejected("self", function, "the first parameter is not self", "write self first")
+        if function.decorator_list:
+            raise rejected("decorator", function, "a method has no decorators", "leave them out")
+        for node in statements_of(function):
+            if isinstance(node, ast.Yield | ast.YieldFrom):
+                raise rejected("yield", node, "a method does not yield", "return a list")
+        return function
+
+    def bound_names(self, node):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            return (node.id,)
+        return (node.arg,) if isinstance(node, ast.arg) else (node.name,) if isinstance(node, ast.FunctionDef) else ()
+
+    def check_node(self, node, given):
+        """Raise CodeRejected where a node is not for methods; `given` are names of the method's own."""
+        for kind, (rule, how) in REFUSED_NODES.items():
+            if isinstance(node, kind):
+                raise rejected(rule, node, f"{rule} is not for methods", how)
+        for name in names_in(node):
+            if is_inner(name):
+                raise rejected("inner name", node, f"{name} leads inside", "use slots and messages; the flag is "
+                               "self._p_changed = True, alone on its line")
+        if isinstance(node, ast.Name) and node.id in FORBIDDEN_NAMES and node.id not in given:
+            raise rejected("builtin", node, f"{node.id} is not for methods", f"there are {', '.join(SAFE_BUILTINS[:24])} …")
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "type" and len(node.args) > 1:
+            raise rejected("type", node, "type with three arguments makes a class", "keep data in slots")
+        if isinstance(node, ast.MatchClass) and {"format", "format_map"} & set(node.kwd_attrs):
+            raise rejected("inner name", node, "a pattern does not take a text's format", "call it")
+        if isinstance(node, ast.ExceptHandler) and node.type is None:
+            raise rejected("bare except", node, "a bare except would also catch the limits", "write except Exception:")
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            self.check_import(node)
+
+    def check_import(self, node):
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or "."]
+        for name in modules:
+            if name not in FACADES or getattr(node, "level", 0):
+                raise rejected("import", node, f"methods have no module {name}", f"there are {', '.join(FACADES)}")
+        if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names):
+            raise rejected("import", node, "a star imports nobody knows what", "name what is needed")
+
+
+################################################################################
 # Cognitive core ###############################################################
 ################################################################################
 #
@@ -3628,7 +5309,7 @@ MISSION_BYTES, SUB_QUERY_BYTES, SENTENCE_BYTES, EVIDENCE_MOST, QUOTES_MOST = 600
 SPAN_CHARS, CHUNK_CHARS = 90, 30                         # of a span; of a piece that it is made of
 ARCHETYPES_OFFERED, IDIOMS_OFFERED = 2, 6                # how many the router offers at most
 SLOTS_MOST, ARGUMENTS_MOST, SELECTOR_BYTES, INTENT_BYTES = 12, 2, 80, 200
-CORE_FORMAT_VERSION = 2
+CORE_FORMAT_VERSION = 3
 
 # Words that any question and any text hold: no topic, and not searched for.
 STOP_WORDS = frozenset(
@@ -3766,7 +5447,45 @@ IDIOMS = dict(line.strip().split(": ", 1) for line in """
     copy_to: self.any2 = self.any
     swap: self.any, self.any2 = self.any2, self.any
     limit: self.number = min(self.number, value)
-    at_least: self.number = max(self.number, value)""".strip().split("\n"))
+    at_least: self.number = max(self.number, value)
+    median: return sorted(self.numbers)[len(self.numbers) // 2]
+    count_above: return sum(each > value for each in self.numbers)
+    count_below: return sum(each < value for each in self.numbers)
+    all_above: return all(each > value for each in self.numbers)
+    any_above: return any(each > value for each in self.numbers)
+    above_mean: return [each for each in self.numbers if each > sum(self.numbers) / len(self.numbers)]
+    scaled_all: return [each * value for each in self.numbers]
+    shifted_all: return [each + value for each in self.numbers]
+    scale_all: self.numbers = [each * value for each in self.numbers]
+    raise_all: self.numbers = [each + value for each in self.numbers]
+    keep_above: self.numbers = [each for each in self.numbers if each >= value]
+    largest_few: return sorted(self.numbers, reverse=True)[:value]
+    smallest_few: return sorted(self.numbers)[:value]
+    first_few: return self.list[:value]
+    last_few: return self.list[-value:]
+    total_times: return sum(self.numbers) * self.number
+    lengths_of: return [len(each) for each in self.texts]
+    upper_all: return [each.upper() for each in self.texts]
+    starting_with: return [each for each in self.texts if each.startswith(value)]
+    containing: return [each for each in self.texts if value in each]
+    longer_than: return [each for each in self.texts if len(each) > value]
+    joined_with: return value.join(self.texts)
+    holds_text: return value in self.text
+    split_by: return self.text.split(value)
+    repeated: return self.text * value
+    power: return self.number ** value
+    remainder: return self.number % value
+    key_of_largest: return max(self.table, key=self.table.get)
+    key_of_smallest: return min(self.table, key=self.table.get)
+    sorted_keys: return sorted(self.table)
+    count_key: self.table = {**self.table, value: self.table.get(value, 0) + 1}
+    merge: self.table = {**self.table, **value}
+    paired: return dict(zip(self.texts, self.numbers))
+    text_of_largest: return self.texts[self.numbers.index(max(self.numbers))]
+    text_of_smallest: return self.texts[self.numbers.index(min(self.numbers))]
+    append_new: self.list = [*self.list, *([] if value in self.list else [value])]
+    remove_at: self.list = [each for n, each in enumerate(self.list) if n != value]
+    unique_in_place: self.list = list(dict.fromkeys(self.list))""".strip().split("\n"))
 SLOT_TYPES = ("number", "text", "flag", "list", "numbers", "texts", "table", "other")
 HOLES = {"number": ("number",), "text": ("text",), "flag": ("flag",), "list": ("list", "numbers", "texts"),
          "numbers": ("numbers",), "texts": ("texts",), "table": ("table",), "group": ("list", "numbers", "texts", "table"),
@@ -4084,19 +5803,49 @@ def idiom_bodies(code, slots, count, numbers):
     return bodies
 
 
-def method_choices(lines):
-    """Return {idiom: bodies} of all that a method request allows. Raises BadRequest where that is nothing."""
-    slots = {} if lines[2] == "-" else dict(pair.split(" ") for pair in lines[2].split(", "))
+def slots_of(line):
+    """Return {slot: type} of the prompt's line of slots."""
+    return {} if line == "-" else dict(pair.split(" ") for pair in line.split(", "))
+
+
+def same_word(one, other):
+    """Return whether two words are the same but for an ending: price and prices."""
+    short, long = sorted((one, other), key=len)
+    return one == other or (len(short) > 2 and len(long) - len(short) < 3 and long.startswith(short))
+
+
+def named_slots(text, slots):
+    """Return the slots whose every word a request says; where there are none, those whose last word it says."""
+    said = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text).lower())
+    words = {slot: re.findall(r"[a-z]+", slot.lower()) for slot in slots}
+    whole = [slot for slot in slots if words[slot] and all(any(same_word(w, s) for s in said) for w in words[slot])]
+    return whole or [slot for slot in slots if words[slot] and any(same_word(words[slot][-1], s) for s in said)]
+
+
+def uses_named(body, named):
+    """Return whether a body uses a slot that its request names, or none at all, or there is none to use."""
+    used = re.findall(r"self\.(\w+)", body)
+    return not named or not used or any(slot in named for slot in used)
+
+
+def method_choices(lines, refused=()):
+    """Return {idiom: bodies} of all that a method request allows, without refused idioms as long as there are others.
+
+    Raises BadRequest where that is nothing.
+    """
+    slots = slots_of(lines[2])
     count, numbers = 0 if lines[3] == "-" else len(lines[3].split(", ")), numbers_told(f"{lines[0]} {lines[1]}")
-    choices = {name: bodies for name, code in IDIOMS.items() if (bodies := idiom_bodies(code, slots, count, numbers))}
+    named = named_slots(f"{lines[0]} {lines[1]}", slots)
+    choices = {name: bodies for name, code in IDIOMS.items()
+               if (bodies := [body for body in idiom_bodies(code, slots, count, numbers) if uses_named(body, named)])}
     if not choices:
         raise BadRequest(f"no idiom fits {lines[0]!r} with the slots {lines[2]} and the arguments {lines[3]}")
-    return choices
+    return {name: bodies for name, bodies in choices.items() if name not in refused} or choices
 
 
-def method_grammar(lines):
+def method_grammar(lines, refused=()):
     """Return the Lark grammar of a method: an idiom's name, then its code over slots of fitting type."""
-    choices = method_choices(lines)
+    choices = method_choices(lines, refused)
     return "start: " + "\n  | ".join(f'"{name}\\n" {one_of(bodies)}' for name, bodies in choices.items()) + "\n"
 
 
@@ -4106,6 +5855,261 @@ def method_value(answer, fields):
     names = ((), ("value",), ("first", "second"))[len(fields["arguments"])]
     head = f"def {fields['selector'].replace(':', '_')}({', '.join(('self', *names))}):"
     return {"idiom": idiom, "source": f"{head}\n    {body}\n"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    """A method that was tried once, on slots of its own: what PROPERTIES are held against.
+
+    `run` (slots, arguments) -> (result, the slots afterwards) tries it again; it changes nothing that it is given.
+    """
+
+    run: typing.Callable
+    slots: dict
+    arguments: tuple
+    result: object
+    after: dict
+
+    @functools.cached_property
+    def changes(self):
+        """The slots that it changed, in their order."""
+        return [name for name, value in self.after.items() if name not in self.slots or self.slots[name] != value]
+
+    @functools.cached_property
+    def again(self):
+        """(result, slots) of the same message sent once more."""
+        return self.run(self.after, self.arguments)
+
+    def result_where(self, slot, change):
+        """Return the result where every number, or the order, of one slot is changed."""
+        return self.run({**self.slots, slot: change(self.slots[slot])}, self.arguments)[0]
+
+    def result_given(self, more):
+        """Return the result for a first argument that is greater by `more`."""
+        return self.run(self.slots, (self.arguments[0] + more, *self.arguments[1:]))[0]
+
+
+def items_of(value):
+    """Return what a list holds, the keys and values of a table, or a value itself, as a list."""
+    return [*value, *value.values()] if isinstance(value, dict) else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def each_number(value, change):
+    """Return a number, or all numbers of a list, changed."""
+    return [change(each) for each in value] if isinstance(value, list | tuple) else change(value)
+
+
+def same_items(one, other):
+    """Return whether two lists hold the same in any order."""
+    return isinstance(one, list | tuple) and sorted(map(repr, one)) == sorted(map(repr, other))
+
+
+def told_in(value, text):
+    """Return whether a text tells all that a value holds, in capitals or not."""
+    return isinstance(text, str) and all(str(item).lower() in text.lower() for item in items_of(value))
+
+
+def _most(compare):
+    return lambda tried, slot: result_kind(tried.result) == "number" and all(
+        compare(tried.result, item) for item in items_of(tried.slots[slot]))
+
+
+def _moves(compare):
+    return lambda tried, slot: compare(tried.result_where(slot, lambda v: each_number(v, lambda n: n + 25)), tried.result)
+
+
+def _becomes(compare):
+    return lambda tried, slot: compare(tried.after[slot], tried.slots[slot])
+
+
+def _moved(compare):
+    return _becomes(lambda now, old: all(compare(*pair) for pair in zip(items_of(now), items_of(old), strict=True)))
+
+
+def _twice(tried, slot):
+    doubled = tried.result_where(slot, lambda v: each_number(v, lambda n: 2 * n))
+    return math.isclose(doubled, 2 * tried.result, abs_tol=1e-9)
+
+
+_LISTS, _ROWS, _SIZED = ("list", "numbers", "texts"), ("list", "numbers", "texts", "table"), HOLES["sized"]
+_NUMERIC, _TEXTUAL = ("number", "numbers"), ("number", "text", "texts", "flag")
+
+# What a method may be tested for: name -> (the types of the slot that it is about, none for no slot; what it says; the check,
+# of a Tried and a slot's name). Those that tell most come first, those of slots that change before those of the result. A
+# check that cannot be made does not hold.
+PROPERTIES = {
+    "copies": (SLOT_TYPES, "what {slot} held stands in a slot that changed",
+               lambda t, slot: not t.changes or any(t.after[name] == t.slots[slot] for name in t.changes if name != slot)),
+    "gets": (SLOT_TYPES, "{slot} holds the argument afterwards",
+             lambda t, slot: t.arguments[0] == t.after[slot] or t.arguments[0] in items_of(t.after[slot])),
+    "loses": (_ROWS, "{slot} holds the argument no more",
+              lambda t, slot: not (isinstance(t.arguments[0], list | tuple | dict) or t.arguments[0] in items_of(t.after[slot]))),
+    "keeps": (_LISTS, "{slot} holds the same items afterwards", _becomes(same_items)),
+    "blank": (SLOT_TYPES, "{slot} becomes empty, zero or false", _becomes(lambda now, old: not now)),
+    "true": (("flag",), "{slot} becomes true", _becomes(lambda now, old: now is True)),
+    "in_order": (_LISTS, "{slot} ascends afterwards", _becomes(lambda now, old: list(now) == sorted(now))),
+    "longer": (_SIZED, "{slot} becomes longer, or stays", _becomes(lambda now, old: len(now) >= len(old))),
+    "shorter": (_SIZED, "{slot} becomes shorter, or stays", _becomes(lambda now, old: len(now) <= len(old))),
+    "greater": (_NUMERIC, "{slot} becomes greater, or stays", _moved(operator.ge)),
+    "smaller": (_NUMERIC, "{slot} becomes smaller, or stays", _moved(operator.le)),
+    "back": ((), "sent twice, it leaves all slots as they were", lambda t, _: t.again[1] == t.slots),
+    "same": (SLOT_TYPES, "the result is what {slot} holds, in any order",
+             lambda t, slot: t.result is not None and (t.result == t.slots[slot] or same_items(t.result, t.slots[slot]))),
+    "top": (_NUMERIC, "the result is not below {slot}", _most(operator.ge)),
+    "bottom": (_NUMERIC, "the result is not above {slot}", _most(operator.le)),
+    "part": (_ROWS, "the result holds only what {slot} holds",
+             lambda t, slot: isinstance(t.result, list) and all(item in items_of(t.slots[slot]) for item in t.result)),
+    "member": (_ROWS, "the result is one of {slot}", lambda t, slot: t.result in items_of(t.slots[slot])),
+    "counts": (_SIZED, "the result is a whole number up to the size of {slot}",
+               lambda t, slot: type(t.result) is int and 0 <= t.result <= len(t.slots[slot])),
+    "drawn": (("text",), "all of the result stands in {slot}",
+              lambda t, slot: t.result is not None and all(str(item) in t.slots[slot] for item in items_of(t.result))),
+    "ascends": ((), "the items of the result ascend", lambda t, _: isinstance(t.result, list) and t.result == sorted(t.result)),
+    "descends": ((), "the items of the result descend",
+                 lambda t, _: isinstance(t.result, list) and t.result == sorted(t.result, reverse=True)),
+    "distinct": ((), "no item stands twice in the result",
+                 lambda t, _: isinstance(t.result, list) and len(set(map(repr, t.result))) == len(t.result)),
+    "tells": (_TEXTUAL, "the result tells {slot}", lambda t, slot: told_in(t.slots[slot], t.result)),
+    "told": ((), "the result tells the argument", lambda t, _: told_in(t.arguments[0], t.result)),
+    "doubles": (_NUMERIC, "the result doubles with {slot}", _twice),
+    "unordered": (_LISTS, "the order in {slot} does not matter",
+                  lambda t, slot: t.result is not None and t.result_where(slot, lambda v: v[::-1]) == t.result),
+    "rises": (_NUMERIC, "the result never falls where {slot} rises", _moves(operator.ge)),
+    "falls": (_NUMERIC, "the result never rises where {slot} rises", _moves(operator.le)),
+    "rises_given": ((), "the result never falls where the argument rises",
+                    lambda t, _: t.result_given(25) >= t.result),
+    "falls_given": ((), "the result never rises where the argument rises",
+                    lambda t, _: t.result_given(25) <= t.result),
+    "settles": ((), "sent again, it changes nothing more", lambda t, _: t.again[1] == t.after),
+}
+_ANY = ("number", "text", "flag", "list", "table", "any")
+# property -> the kinds of result that it may be told of; the others are of slots that change.
+OF_RESULT = {"same": _ANY, "top": ("number",), "bottom": ("number",), "part": ("list",),
+             "member": ("number", "text", "flag", "any"), "counts": ("number",), "drawn": ("text", "list"), "ascends": ("list",),
+             "descends": ("list",), "distinct": ("list",), "tells": ("text",), "told": ("text",), "doubles": ("number",),
+             "unordered": _ANY, "rises": ("number", "flag", "list"), "falls": ("number", "flag", "list"),
+             "rises_given": _ANY[:4], "falls_given": _ANY[:4]}
+OF_ARGUMENT = ("gets", "loses", "told", "rises_given", "falls_given")
+RESULT_KINDS = ("nothing", "number", "text", "flag", "list", "table", "any")
+PROPERTIES_MOST = 3                                      # in one answer
+
+
+def told_properties():
+    """Return {property: what it says}, as the codex tells it."""
+    return {name: says for name, (_, says, _) in PROPERTIES.items()}
+
+
+def result_kind(value):
+    """Return which of RESULT_KINDS a result is."""
+    kinds = ((types.NoneType, "nothing"), (bool, "flag"), (int | float, "number"), (str, "text"), (list | tuple, "list"),
+             (dict, "table"))
+    return next((name for kind, name in kinds if isinstance(value, kind)), "any")
+
+
+def holds(name, slot, tried):
+    """Return whether a property holds of a try; one that cannot be checked (a type that has no order, ...) does not."""
+    try:
+        return bool(PROPERTIES[name][2](tried, slot))
+    except (TypeError, ValueError, KeyError, IndexError, ArithmeticError, AttributeError, MethodFailed):
+        return False
+
+
+def unmet(tests, tries):
+    """Return, as sentences, what a method fails of its tests ({result, changes, holds}) on all tries: none where it is right."""
+    wanted, may, told = tests["result"], set(tests["changes"]), {}
+    for tried in tries:
+        kind = result_kind(tried.result)
+        if wanted not in ("any", kind):
+            told[f"the result shall be {wanted}, and is {kind}"] = True
+        told |= {f"{name} shall not change": True for name in tried.changes if name not in may}
+        told |= {PROPERTIES[name][1].replace("{slot}", slot or "") + ": does not hold": True
+                 for name, slot in tests["holds"] if not holds(name, slot, tried)}
+    never = may.difference(*(tried.changes for tried in tries))
+    return [*told, *(f"{name} shall change, and does not" for name in sorted(never))]
+
+
+SAMPLE_WORDS = ("amber", "Birch", "cedar stone", "Delta", "elm", "far north", "Grey", "hazel", "iron gate", "Juno", "kelp",
+                " Lark ")
+
+
+def sampled_value(kind, rng):
+    """Return a value of one of SLOT_TYPES."""
+    numbers = rng.sample(range(-20, 60), rng.randint(3, 6))
+    words = rng.sample(SAMPLE_WORDS, rng.randint(3, 5))
+    again = int(rng.random() < 0.4)                      # the last stands twice
+    mixed = [*words[:2], *numbers[:2 + again], *numbers[:1] * again]
+    rng.shuffle(mixed)
+    made = {"number": rng.choice((rng.randint(1, 60), rng.randint(1, 60000) / 1000, -rng.randint(1, 20))),
+            "text": " ".join(words[:rng.randint(1, 3)]),
+            "flag": rng.random() < 0.5, "numbers": numbers + numbers[-1:] * again,
+            "texts": words + words[-1:] * again, "list": mixed,
+            "table": dict(zip(words, rng.choice((numbers, words[::-1])), strict=False)), "other": None}
+    return made[kind]
+
+
+def sampled_arguments(kinds, slots, rng):
+    """Return arguments of those types, at times out of what the slots hold."""
+    held = [item for value in slots.values() for item in items_of(value)]
+    held += [piece for item in held if isinstance(item, str) for piece in item.split()]
+
+    def one(kind):
+        alike = [item for item in held if slot_type(item) == kind and (kind != "number" or item >= 0)]
+        fresh = [rng.randint(0, 3), rng.randint(1, 60)] if kind == "number" else [sampled_value(kind, rng)]
+        return rng.choice([*fresh, *([rng.choice(alike)] * 2 if alike else [])])
+    return tuple(one(kind) for kind in kinds)
+
+
+def tries_of(run, slots, arguments, rng, count):
+    """Return a Tried for each of `count` sampled receivers on which a method raises nothing.
+
+    slots: {name: type}; arguments: types; `run` as in Tried.
+    """
+    tries = []
+    for _ in range(count):
+        values = {name: sampled_value(kind, rng) for name, kind in slots.items()}
+        given = sampled_arguments(arguments, values, rng)
+        with contextlib.suppress(TypeError, ValueError, KeyError, IndexError, ArithmeticError, AttributeError, MethodFailed):
+            tries.append(Tried(run, values, given, *run(values, given)))
+    return tries
+
+
+def property_rows(slots, arguments, result, changed):
+    """Return the lines that tests may tell of a method with that kind of result, which changes those slots."""
+    rows = []
+    for name, (kinds, *_) in PROPERTIES.items():
+        fits = result in OF_RESULT[name] if name in OF_RESULT else bool(changed)
+        about = slots if name in OF_RESULT or name == "copies" else changed
+        if fits and (arguments or name not in OF_ARGUMENT):
+            rows += [f"{name} {slot}" for slot in about if slots[slot] in kinds] if kinds else [name]
+    return rows
+
+
+def tests_grammar(lines):
+    """Return the Lark grammar of tests: the kind of the result, the slots that change, up to three properties.
+
+    A method of one line answers something or changes something: a slot that the request names, if it names any, or two of a
+    type.
+    """
+    slots, arguments = slots_of(lines[2]), lines[3] != "-"
+    named = named_slots(f"{lines[0]} {lines[1]}", slots) or slots
+    pairs = [pair for pair in itertools.combinations(slots, 2) if slots[pair[0]] == slots[pair[1]]]
+    changes = [changed for changed in (*((slot,) for slot in slots), *pairs) if any(slot in named for slot in changed)]
+    heads = [(kind, ()) for kind in _ANY] + [("nothing", changed) for changed in changes]
+    rules, starts = [], []
+    for n, (kind, changed) in enumerate(heads):
+        rows = property_rows(slots, arguments, kind, changed)
+        head = f"{kind}\n{' '.join(changed) or '-'}"
+        starts.append(f"{json.dumps(head)} more{n}x{PROPERTIES_MOST if rows else 0}")
+        rules += [f'more{n}x{m}: "" | "\\n" row{n} more{n}x{m - 1}\n' for m in range(PROPERTIES_MOST, 0, -1) if rows]
+        rules += [f'more{n}x0: ""\n', f"row{n}: {one_of(rows)}\n" if rows else ""]
+    return "start: " + "\n  | ".join(starts) + "\n" + "".join(rules)
+
+
+def tests_value(answer, fields):
+    """Return {result, changes, holds: [[property, slot or None], ...]} of an answer."""
+    result, changes, *rows = answer.split("\n")
+    pairs = dict.fromkeys(tuple(row.split(" ")) if " " in row else (row, None) for row in rows)
+    return {"result": result, "changes": [] if changes == "-" else changes.split(" "), "holds": [list(pair) for pair in pairs]}
 
 
 def summary_lines(fields):
@@ -4138,13 +6142,14 @@ class CoreTask:
     value: typing.Callable                               # (answer, fields) -> dict
     max_new_tokens: int
 
-    def prompt(self, fields):
-        """Return (prompt text, Lark grammar) for `fields`. Raises BadRequest naming the field that is wrong."""
+    def prompt(self, fields, *refused):
+        """Return (prompt text, Lark grammar) for `fields`; `refused`, if any, goes to the grammar too. Raises BadRequest naming
+        the field that is wrong."""
         if not isinstance(fields, dict) or set(fields) != set(self.fields):
             got = sorted(fields) if isinstance(fields, dict) else fields
             raise BadRequest(f"task {self.tag}: got the fields {got}, needed are {', '.join(self.fields)}")
         lines = self.lines(fields)
-        return "\n".join([self.tag, *lines, "=", ""]), self.grammar(lines)
+        return "\n".join([self.tag, *lines, "=", ""]), self.grammar(lines, *refused)
 
 
 CORE_TASKS = {task.tag: task for task in (
@@ -4152,6 +6157,7 @@ CORE_TASKS = {task.tag: task for task in (
     CoreTask("facet", ("persona", "pillar", "sub_query", "evidence", "shares"), facet_lines, facet_grammar, facet_value, 480),
     CoreTask("weave", ("lead", "mission", "quotes", "shares"), weave_lines, weave_grammar, weave_value, 600),
     CoreTask("method", ("selector", "intent", "slots", "arguments", "offered"), method_lines, method_grammar, method_value, 160),
+    CoreTask("tests", ("selector", "intent", "slots", "arguments", "offered"), method_lines, tests_grammar, tests_value, 160),
     CoreTask("summary", ("passage", "shares"), summary_lines, summary_grammar, summary_value, 8),
 )}
 
@@ -4167,6 +6173,8 @@ CORE_SAMPLES = {
               "shares": [0.6, 0.25]},
     "method": {"selector": "total_price", "intent": "what the order costs", "slots": {"price": "number", "quantity": "number"},
                "arguments": [], "offered": [("times", 0.6), ("sum", 0.3)]},
+    "tests": {"selector": "total_price", "intent": "what the order costs", "slots": {"price": "number", "quantity": "number"},
+              "arguments": [], "offered": [("times", 0.6), ("sum", 0.3)]},
     "summary": {"passage": ["The old pump lifts water with two pistons.", "Bread needs flour."], "shares": [0.8, 0.1]},
 }
 
@@ -4175,7 +6183,8 @@ def core_tasks_fingerprint():
     """Return the BLAKE2b digest (32 hex digits) of all that a core is trained on: tags, fields, tables, grammars."""
     rendered = [[task.tag, task.fields, task.max_new_tokens, *task.prompt(CORE_SAMPLES[task.tag])]
                 for task in CORE_TASKS.values()]
-    table = [CORE_FORMAT_VERSION, ARCHETYPES, PILLARS, ARCHETYPE_PERSONAS, VOICES, IDIOMS, HOLES, MISSION_BYTES,
+    table = [CORE_FORMAT_VERSION, ARCHETYPES, PILLARS, ARCHETYPE_PERSONAS, VOICES, IDIOMS, HOLES, RESULT_KINDS,
+             [[name, kinds] for name, (kinds, *_) in PROPERTIES.items()], MISSION_BYTES,
              SUB_QUERY_BYTES, SENTENCE_BYTES, EVIDENCE_MOST, QUOTES_MOST, SPAN_CHARS, CHUNK_CHARS, rendered]
     return hashlib.blake2b(json.dumps(table).encode(), digest_size=16).hexdigest()
 
@@ -4200,6 +6209,10 @@ TASK_PROMPTS = {
     "method": "Below are the selector of a method that an object lacks, what it shall do (or -), the object's slots with their "
               "types, the types of the arguments, and what a classifier takes it for.\n"
               "First line: the name of the idiom. Second line: its code in Python, over the object's own slots.",
+    "tests": "Below are the selector of a method that an object lacks, what it shall do (or -), the object's slots with their "
+             "types, the types of the arguments, and what a classifier takes it for. Say how it can be told whether it works, "
+             "before it is written.\nFirst line: the kind of its result. Second line: the slots that it changes, or -.\n"
+             "Then up to three lines, each a property that holds and the slot that it is about, in this order: {properties}.",
     "summary": "Below are the numbered sentences of a passage. Answer with the number of the one that tells most of what the "
                "passage says.",
 }
@@ -4208,7 +6221,10 @@ TASK_PROMPTS = {
 def told_task(request, prompt):
     """Return (system prompt, prompt) of a task for a model that was not trained for it."""
     prompts = request.prompts or TASK_PROMPTS
-    told = prompts[request.task].replace("{archetypes}", ", ".join(ARCHETYPES)).replace("{pillars}", ", ".join(PILLAR_ORDER))
+    told = prompts.get(request.task) or TASK_PROMPTS[request.task]       # revised prompts may be older than a task
+    properties = "; ".join(f"{name}: {says}" for name, says in told_properties().items())
+    for mark, names in (("archetypes", ", ".join(ARCHETYPES)), ("pillars", ", ".join(PILLAR_ORDER)), ("properties", properties)):
+        told = told.replace(f"{{{mark}}}", names)
     system = "\n".join(filter(None, (prompts["all"], request.system_prompt)))
     return system, f"{told}\n\n{prompt.partition(chr(10))[2].removesuffix('=' + chr(10))}"
 
@@ -4652,6 +6668,7 @@ class CoreRequest:
     on_text: typing.Callable | None = None
     system_prompt: str | None = None                     # who speaks; for models that were not trained for the tasks
     prompts: dict | None = None                          # None: TASK_PROMPTS
+    refused: tuple = ()                                  # of a method: idioms that were tried and failed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -4924,7 +6941,7 @@ class CognitiveCore:
         if request.task not in CORE_TASKS:
             raise BadRequest(f"the core has no task {request.task!r}; {mend(request.task, CORE_TASKS)}")
         task = CORE_TASKS[request.task]
-        prompt, grammar = task.prompt(request.fields)
+        prompt, grammar = task.prompt(request.fields, *request.refused)
         return CoreRow(lambda core: core.task_ids(request, prompt), lambda text: task.value(text, request.fields), grammar,
                        request, request.max_new_tokens or task.max_new_tokens)
 
@@ -4945,6 +6962,12 @@ class CognitiveCore:
     def expert(self, name):
         """Return the name of an expert that rows may use now, or BASE where there is none of that name."""
         return name if name is not None and self.synapses is not None and self.synapses.serves(name) else BASE
+
+    @property
+    def believed(self):
+        """The properties of methods that the core proved right about, as its card says; None: it has no card."""
+        card = self._loaded.card if self._loaded else None
+        return card.get("believed") if card else None
 
     def offers(self, kind, text, embedder, among=None):
         """Return what the router offers for a text: pairs (name, share), the best first; [] without router or embedder."""
@@ -5201,11 +7224,21 @@ def weave_text(told, lines):
                       closest(told.get("closing"), voice["closings"])])
 
 
-def method_text(told, lines):
+def method_text(told, lines, refused=()):
     """Return a method's answer."""
-    choices = method_choices(lines)
+    choices = method_choices(lines, refused)
     idiom = closest(told.get("idiom"), choices)
     return f"{idiom}\n{closest(told.get('code'), choices[idiom])}"
+
+
+def tests_text(told, lines):
+    """Return the answer of tests."""
+    slots = slots_of(lines[2])
+    rows = [f"{name} {slot}" if PROPERTIES[name][0] else name for name, slot in (
+        (row.get("property"), row.get("slot")) for row in told.get("holds", ())[:PROPERTIES_MOST] if isinstance(row, dict))
+        if name in PROPERTIES and (not PROPERTIES[name][0] or slots.get(slot) in PROPERTIES[name][0])]
+    changes = [name for name in told.get("changes", ()) if name in slots][:2]
+    return "\n".join([closest(told.get("result"), RESULT_KINDS), " ".join(changes) or "-", *rows])
 
 
 def summary_text(told, lines):
@@ -5229,14 +7262,20 @@ JSON_FORMS = {
     "facet": (lambda lines: {"quotes": _NUMBERS} | _voice_fields(lines[0].split(" ")[0]), facet_text),
     "weave": (lambda lines: {"order": _NUMBERS} | _voice_fields(lines[0])
               | {"closing": {"enum": list(VOICES[lines[0]]["closings"])}}, weave_text),
-    "method": (lambda lines: {"idiom": {"enum": list(method_choices(lines))}, "code": {"type": "string"}}, method_text),
+    "method": (lambda lines, refused=(): {"idiom": {"enum": list(method_choices(lines, refused))}, "code": {"type": "string"}},
+               method_text),
+    "tests": (lambda lines: {
+        "result": {"enum": list(RESULT_KINDS)}, "changes": {"type": "array", "items": {"type": "string"}, "maxItems": 2},
+        "holds": {"type": "array", "maxItems": PROPERTIES_MOST, "items": {
+            "type": "object", "properties": {"property": {"enum": list(PROPERTIES)}, "slot": {"type": "string"}},
+            "required": ["property", "slot"], "additionalProperties": False}}}, tests_text),
     "summary": (lambda lines: {"sentence": {"type": "integer"}}, summary_text),
 }
 
 
-def json_schema(task, lines):
+def json_schema(task, lines, *refused):
     """Return the JSON schema of a task's answer."""
-    properties = JSON_FORMS[task][0](lines)
+    properties = JSON_FORMS[task][0](lines, *refused)
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
@@ -5252,7 +7291,7 @@ class RemoteCore:
     request's deadline. A persona whose name is a model of the server (a LoRA module of vLLM) is asked by that name.
     """
 
-    writes, synapses = True, None
+    writes, synapses, believed = True, None, None
 
     def __init__(self, url, model="", key="", rows_most=16, tell=lambda progress: None):
         self.url, self.model, self.rows_most, self.tell = url.rstrip("/"), model, rows_most, tell
@@ -5374,14 +7413,15 @@ class RemoteCore:
     def _task(self, request, prompt, stop):
         """Answer one task: ask for JSON, make the task's answer of it. A second try is all that nonsense gets."""
         lines, task = prompt.split("\n")[1:-2], CORE_TASKS[request.task]
-        schema = json_schema(request.task, lines)
+        schema = json_schema(request.task, lines, *request.refused)
         system, told = told_task(request, prompt)
         told = f"{told}\n\nWhatever form is said above: answer as one JSON object of this schema:\n{json.dumps(schema)}"
         body = self._body(request, system, told, request.max_new_tokens or 2 * task.max_new_tokens)
         for _ in range(2):
             text, _, tokens = self._told(body, request, stop, schema)
             with contextlib.suppress(ValueError, AttributeError, TypeError):
-                answer = JSON_FORMS[request.task][1](json.loads(text[text.index("{"):text.rindex("}") + 1]), lines)
+                answer = JSON_FORMS[request.task][1](
+                    json.loads(text[text.index("{"):text.rindex("}") + 1]), lines, *request.refused)
                 return answer, task.value(answer, request.fields), tokens
         raise CoreFailed(f"the server {hide_password(self.url)} answered {request.task} twice with what is no JSON: {text:.120}")
 
@@ -8232,7 +10272,8 @@ class Recall(typing.NamedTuple):
     mass: float = 0.55            # of the best chunk
     similarity: float = 0.62      # of the best sentence
     embedder: Embedder = Embedder()
-    offer: typing.Callable = lambda kind, text: []       # what the core's router offers for a text
+    offer: typing.Callable = lambda kind, text, among=None: []     # what the core's router offers for a text
+    believed: typing.Callable = lambda: None             # the properties of methods that the core's word is taken for; None: all
 
 
 def find_evidence(catalog, query, recall, focus="", places=({},)):
@@ -8650,6 +10691,16 @@ RETRY_COMMIT_S = 2.0               # a step that could not be stored (a full dis
 CONTINUED = 4                      # cycles looked at for pruning at each acceptance and each end
 
 
+class MissionKind(typing.NamedTuple):
+    """How missions of a type about an object are thought: a function(cycle, recall) for each state, and effect(root, cycle)."""
+
+    states: dict
+    effect: typing.Callable
+
+
+MISSION_KINDS = {}                                       # type -> MissionKind; a later section adds its own
+
+
 class Step(typing.NamedTuple):
     """What a thought came to: the next state, the journal's entry, and what `_tmp_synthesis_data` gains."""
 
@@ -8660,11 +10711,14 @@ class Step(typing.NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Thought:
-    """What a state wants: `requests` are (task, fields) for the core, one batch; `read` makes a Step of the answers."""
+    """What a state wants: `requests` are (task, fields, answers that are refused) for the core, one batch; `read` makes a Step
+    of the answers. Where there is `work`, it is done (given the method lane) outside of any snapshot, and read gets its result.
+    """
 
     name: str
     read: typing.Callable
     requests: tuple = ()
+    work: typing.Callable | None = None
 
     def digest(self):
         """Return the BLAKE2b digest of what the core is asked."""
@@ -8749,6 +10803,18 @@ def cycle_report(cycle):
 def _journalled(cycle, name):
     """Return the answer of the newest entry of that name in a cycle's journal, or None."""
     return next((entry.answer for entry in reversed(cycle.journal) if entry.name == name), None)
+
+
+def kind_of(cycle):
+    """Return the MissionKind of a cycle, or None: it is thought as a question."""
+    return MISSION_KINDS.get(cycle.mission_brief["type"]) if cycle.target_oid else None
+
+
+def next_thought(cycle, recall):
+    """Return what a cycle thinks next: by its kind, else by the state that it delegates to."""
+    kind = kind_of(cycle)
+    think = kind and kind.states.get(state_of(cycle))
+    return think(cycle, recall) if think else send(cycle, "_process_synthesis_", recall)
 
 
 def _recalled(cycle, recall, focus=""):
@@ -9148,7 +11214,9 @@ def complete_cycle(oid, steps, settings):
             return cycle_report(cycle)
         enter_all(cycle, steps)
         report = end_cycle(cycle, cycle._tmp_synthesis_data["final_response"], settings.journal_days)
-        if cycle.mission_brief["type"] == "direct_synthesis":
+        if kind_of(cycle):
+            kind_of(cycle).effect(root, cycle)
+        elif cycle.mission_brief["type"] == "direct_synthesis":
             _remember_cycle(root, cycle)
         return report
     return apply
@@ -9231,7 +11299,8 @@ class MissionLane:
         self._listener = listener                        # cycle id -> what is told each piece of its answer, or None
         embedder = embedder or Embedder()
         self._recall = Recall(settings.evidence_chunks, settings.evidence_sentences, settings.relevance, settings.similarity,
-                              embedder, lambda kind, text: core.offers(kind, text, embedder))
+                              embedder, lambda kind, text, among=None: core.offers(kind, text, embedder, among),
+                              lambda: core.believed)
         self.missions = {}                               # oid -> Mission; all that are accepted and have not ended
         self.counts = collections.Counter()              # state -> cycles ended since the start
         self._running = 0                                # missions that a worker has in hand
@@ -9338,11 +11407,11 @@ class MissionLane:
             cycle = find_cycle(root, mission.oid)
             enter_all(cycle, mission.steps)
             state = own(cycle)["synthesis_state*"][0]
-            name, follows, thought = state.name, state.follows, send(cycle, "_process_synthesis_", self._recall)
-            spoken = [speaking(root, task, fields) if self.core.writes else (None, None) for task, fields in thought.requests]
+            name, follows, thought = state.name, state.follows, next_thought(cycle, self._recall)
+            spoken = [speaking(root, *request[:2]) if self.core.writes else (None, None) for request in thought.requests]
         if thought.requests:
             self._store(mission)
-        step = thought.read(self._ask(mission, thought.requests, spoken))
+        step = thought.read(thought.work(self.lanes["method"]) if thought.work else self._ask(mission, thought.requests, spoken))
         check_follows(name, follows, step)
         mission.steps.append((thought, step, time.monotonic() - start_s))
         if plan := step.data.get("plan"):
@@ -9382,8 +11451,8 @@ class MissionLane:
         left_s = min(self.settings.core_deadline_s, mission.deadline_at_s - time.monotonic())
         rows = [CoreRequest(task, fields, self.core.expert(fields.get(SPEAKER.get(task))), left_s, mission.cancel,
                             on_text=self._listener(mission.oid) if task == "weave" else None,
-                            system_prompt=system_prompt, prompts=prompts)
-                for (task, fields), (system_prompt, prompts) in zip(requests, spoken, strict=True)]
+                            system_prompt=system_prompt, prompts=prompts, refused=tuple(refused))
+                for (task, fields, *refused), (system_prompt, prompts) in zip(requests, spoken, strict=True)]
         return [answer.value for answer in self.core.infer(rows)]
 
     def _complete(self, mission):
@@ -9451,13 +11520,364 @@ def new_codex(root):
     """Return the book of who the personas are and who speaks when; what it says is what happens."""
     personas = [root[f"{name.lower()}_prototype_obj"] for name in CODEX]
     return UvmObject(**{"parent*": [root["traits_obj"]], "name": "codex_obj", "personas": personas, "archetypes": MATRIX,
-                        "prompts": TASK_PROMPTS})
+                        "prompts": TASK_PROMPTS, "properties": told_properties()})
 
 
 def new_orchestrator(root):
     """Return the object that starts cycles."""
     return UvmObject(**{"parent*": [root["traits_obj"]], "name": "orchestrator_obj",
                         "start_cognitive_cycle_for_": method("start_cognitive_cycle_for_")})
+
+
+################################################################################
+# Generative kernel ############################################################
+################################################################################
+#
+# How a method comes into the image, whoever wrote it, and what becomes of it:
+#
+#   trial        new; each use is counted
+#   trusted      TRUSTED_USES clean uses since it came, or since it failed last
+#   quarantined  FAILURES_MOST failures one after the other: it runs no more, until a new version comes, or a former one is back
+#
+# A version is a Method object of its own, that is never changed but for its counts; `former` is the version before.
+
+TRUSTED_USES, FAILURES_MOST = 20, 3
+VERSIONS_KEPT = 50                                       # of one method; older ones are let go
+ALIKE_SHARE = 0.95                                       # from here on another method is said to be nearly the same
+
+
+def own_method(obj, name):
+    """Return the Method in an object's own slot. Raises NotFound."""
+    value = own(obj).get(name, ABSENT)
+    if not isinstance(value, Method):
+        methods = [slot for slot, value in own(obj).items() if isinstance(value, Method)]
+        raise NotFound(f"{obj!r} has no method {name!r} of its own; {mend(name, methods, 'its methods')}", kind="method",
+                       name=name)
+    return value
+
+
+def versions_of(method):
+    """Yield a method and its former versions, the newest first."""
+    while method is not None:
+        yield method
+        method = own(method).get("former")
+
+
+def shape_of(source):
+    """Return a method's body as text without names of its own: two methods that do the same alike have the same."""
+    function = ast.parse(source).body[0]
+    function.name = "method"
+    names = {}
+    for node in ast.walk(function):
+        if isinstance(node, ast.arg) and node.arg != "self":
+            node.arg = names.setdefault(node.arg, f"v{len(names)}")
+    for node in ast.walk(function):
+        if isinstance(node, ast.Name) and node.id in names:
+            node.id = names[node.id]
+    if ast.get_docstring(function) is not None and len(function.body) > 1:
+        function.body = function.body[1:]
+    return ast.unparse(function)
+
+
+def alike_methods(obj, name, source):
+    """Return the selectors of stored methods that an object understands already and that are nearly the same."""
+    shape, found = shape_of(source), []
+    for holder in ancestry(obj):
+        for slot, value in own(holder).items():
+            if isinstance(value, Method) and slot != name and "source" in own(value):
+                share = difflib.SequenceMatcher(None, shape, shape_of(value.source), autojunk=False).ratio()
+                if share >= ALIKE_SHARE:
+                    found.append(slot)
+    return found
+
+
+def install_method(obj, name, source, **told):
+    """Put audited source into a slot as a method's next version. Returns the Method. Raises BadRequest."""
+    before = own(obj).get(name, ABSENT)
+    if isinstance(obj, Method):
+        raise BadRequest("methods go to objects, not to methods")
+    if isinstance(before, Method) and "source" not in own(before):
+        raise BadRequest(f"{name} of {obj!r} is a part of BAT OS itself; clone the object, and give the clone its own method")
+    if before is not ABSENT and not isinstance(before, Method):
+        raise BadRequest(f"{name} of {obj!r} is a slot with data ({type(before).__name__}); remove it first, or take another "
+                         "name")
+    former = before if isinstance(before, Method) else None
+    made = Method(selector=name, source=source, status="trial", version=(former.version if former else 0) + 1, former=former,
+                  at=now_utc(), uses=0, failures=0, failures_in_a_row=0, clean_in_a_row=0, **told)
+    for kept, version in enumerate(versions_of(former), 2):
+        if kept >= VERSIONS_KEPT and own(version).get("former") is not None:
+            set_slot(version, "former", None)
+    set_slot(obj, name, made)
+    obj._p_jar.add(made)
+    return made
+
+
+def roll_back(obj, name, version=None):
+    """Point a slot at a former version of its method (None: the one before). Returns that one. Raises NotFound."""
+    method = own_method(obj, name)
+    found = next((each for each in versions_of(own(method).get("former")) if version in (None, each.version)), None)
+    if found is None:
+        known = ", ".join(str(each.version) for each in versions_of(method))
+        raise NotFound(f"{name} of {obj!r} has no version {version or 'before this one'}; there are {known}", kind="version",
+                       name=str(version))
+    set_slot(obj, name, found)
+    return found
+
+
+def count_uses(uses):
+    """Return apply(root) that adds {oid: [True for each clean use, False for each failure]} to methods, and judges them."""
+    def apply(root):
+        for oid, ended in uses.items():
+            with contextlib.suppress(ZODB.POSException.POSKeyError):          # undone meanwhile, and packed
+                count_method(root._p_jar.get(oid), ended)
+    return apply
+
+
+def count_method(method, ended):
+    """Add uses to a method, and judge it."""
+    clean, failed = own(method).get("clean_in_a_row", 0), own(method).get("failures_in_a_row", 0)
+    for well in ended:
+        clean, failed = (clean + 1, 0) if well else (0, failed + 1)
+    method.uses, method.failures = own(method).get("uses", 0) + len(ended), own(method).get("failures", 0) + ended.count(False)
+    method.clean_in_a_row, method.failures_in_a_row = clean, failed
+    if failed >= FAILURES_MOST or clean >= TRUSTED_USES:
+        method.status = "quarantined" if failed else "trusted"
+
+
+# Writing a method that is missing: the mission that a message becomes which nobody understands
+
+
+ATTEMPTS_MOST, TRIES = 3, 12
+FAILED_MOST, FAILED_FOR_S = 2, 3600.0                    # a selector whose mission failed so often is not tried again so soon
+
+
+def missing_request(cycle):
+    """Return the fields of the tasks `tests` and `method` for the message that a cycle is about, without offers.
+
+    The slots are those of the receiver and of the prototypes it delegates to, but for the roots' and what a clone of a root
+    has from it (its name); those that the request names come first where there are too many.
+    """
+    brief, root = cycle.mission_brief, _root_of(cycle)
+    roots = {obj for obj in root.values() if isinstance(obj, UvmObject)}
+    receiver, slots = resolve(root, cycle.target_oid), {}
+    cloned = {(name, value) for obj in roots - {receiver} for name, value in own(obj).items() if isinstance(value, str)}
+    for holder in ancestry(receiver):
+        if holder is receiver or holder not in roots:
+            mine = {name: value for name, value in own(holder).items() if is_data_slot(name, value)}
+            slots = {name: value for name, value in mine.items() if type(value) is not str or (name, value) not in cloned} | slots
+    told = words_of(f"{brief['selector']} {brief.get('intent') or ''}".replace("_", " "))
+    named = sorted(slots, key=lambda name: not words_of(name.replace("_", " ")).keys() & told.keys())[:SLOTS_MOST]
+    return {"selector": brief["selector"], "intent": brief.get("intent") or "",
+            "slots": {name: slot_type(value) for name, value in slots.items() if name in named},
+            "arguments": [slot_type(value) for value in brief.get("args", ())]}
+
+
+def is_data_slot(name, value):
+    """Return whether a slot is one that a written method may use: plain data with a name of its own."""
+    return re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) is not None and not isinstance(value, persistent.Persistent)
+
+
+def plain_slots(cycle, names):
+    """Return {name: value} of the receiver as it is now."""
+    receiver = resolve(_root_of(cycle), cycle.target_oid)
+    return {name: lookup(receiver, name).value for name in names}
+
+
+def offered_request(cycle, recall):
+    fields = missing_request(cycle)
+    fits = method_choices(method_lines(fields | {"offered": []}))
+    return fields | {"offered": recall.offer("idiom", routed_request(fields["selector"], fields["intent"]), fits)}
+
+
+def look_for_method(cycle, recall):
+    """IDLE: whether it is missing still, and what the object has to make it of. Raises BadRequest where nothing fits."""
+    receiver = resolve(_root_of(cycle), cycle.target_oid)
+    if lookup(receiver, cycle.mission_brief["selector"]).value is not ABSENT:
+        answer = {"answer": f"{cycle.mission_brief['selector']} is understood by now", "relevant": True, "evidence": []}
+        return Thought("look", lambda _: Step("COMPLETE", [], {"final_response": answer}))
+    request = offered_request(cycle, recall)
+    return Thought("look", lambda _: Step("DECOMPOSING", request, {"request": request, "refused": [], "failures": []}))
+
+
+def ask_for_tests(cycle, recall):
+    """DECOMPOSING: how it will be told whether the method works, before there is one.
+
+    A small core is often wrong about properties: binding are those only that it proved right about when it was evaluated.
+    """
+    request, believed = cycle._tmp_synthesis_data["request"], recall.believed()
+
+    def read(values):
+        holds = [row for row in values[0]["holds"] if believed is None or row[0] in believed]
+        return Step("DELEGATING", values[0], {"tests": values[0] | {"holds": holds}})
+    return Thought("tests", read, (("tests", request),))
+
+
+def ask_for_method(cycle, recall):
+    """DELEGATING: the code, one that was not refused yet; then its trial."""
+    data = cycle._tmp_synthesis_data
+    if data.get("written"):
+        return try_method(cycle, data)
+
+    def read(values):
+        return Step("DELEGATING", values[0], {"written": values[0] | {"source": flagged(values[0]["source"], data["request"])}})
+    return Thought("method", read, (("method", data["request"], tuple(data["refused"])),))
+
+
+def flagged(source, request):
+    """Return a method's source as it is stored: with what it is for, and the flag where it changes anything."""
+    head, body = source.rstrip("\n").split("\n")
+    intent = one_line(request["intent"], INTENT_BYTES)
+    told = [f'    """{intent}"""'] if re.fullmatch(r"[^\"\\]+", intent) else []
+    flag = [] if body.strip().startswith("return ") else ["    self._p_changed = True"]
+    return "\n".join([head, *told, body, *flag]) + "\n"
+
+
+def try_method(cycle, data):
+    """Audit the code, and try it in a child: on the receiver as it is, and on others that are made up."""
+    written, request, tests = data["written"], data["request"], data["tests"]
+    slots, given = plain_slots(cycle, request["slots"]), tuple(cycle.mission_brief.get("args", ()))
+
+    def work(lane):
+        return objections(lane, written["source"], slots, given, request, tests)
+
+    def read(reasons):
+        if not reasons:
+            return Step("SYNTHESIZING", [])
+        failures = [*data["failures"], {"source": written["source"], "reasons": reasons[:5]}]
+        if len(failures) >= ATTEMPTS_MOST:
+            raise MethodUnwritten(f"no method for {request['selector']} passed its tests in {len(failures)} attempts; the last "
+                                  f"one, {written['source'].strip()!r}, failed: {'; '.join(reasons[:3])}", failures=failures)
+        refused = [*data["refused"], written["idiom"]]
+        return Step("DELEGATING", reasons, {"written": None, "failures": failures, "refused": refused})
+    return Thought("trial", read, work=work)
+
+
+def objections(lane, source, slots, arguments, request, tests):
+    """Return, as sentences, what speaks against a method: nothing where the audit takes it and it does what its tests want, on
+    `slots` with `arguments` and on receivers made up after `request`. Raises MethodFailed where it cannot be tried."""
+    name = selector_name(request["selector"])
+    try:
+        PersistenceGuardian().audit_code(source, name)
+        with lane.trying(name, source) as run:
+            tries = [Tried(run, slots, arguments, *run(slots, arguments))]
+            tries += tries_of(run, request["slots"], request["arguments"], random.Random(source), TRIES)
+            return unmet(tests, tries)
+    except (CodeRejected, OutOfMemory, DeadlineExceeded) as error:
+        return [error.message]
+    except MethodFailed as error:
+        if "raised" not in error.fields:                 # of the machine, not of the method
+            raise
+        return [error.message]
+
+
+def selector_name(selector):
+    """Return a selector as the name of its function and slot."""
+    return selector.replace(":", "_")
+
+
+def home_of(receiver, source):
+    """Return (where a method belongs, why): the prototype that all its slots stand in, else the receiver."""
+    used = {node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name) and node.value.id == "self"} - {"_p_changed"}
+    roots = {obj for obj in _root_of(receiver).values() if isinstance(obj, UvmObject)}
+    for holder in reversed([each for each in ancestry(receiver) if each is receiver or each not in roots]):
+        if used and used <= own(holder).keys() and holder is not receiver:
+            return holder, f"all that it uses ({', '.join(sorted(used))}) stands there, and what delegates to it has it too"
+    return receiver, "what it uses is the receiver's own" if used else "it uses nothing that a prototype has"
+
+
+def weigh_method(cycle, recall):
+    """SYNTHESIZING: ALFRED says where it belongs, and why; then the cycle's effect installs it."""
+    data, receiver = cycle._tmp_synthesis_data, resolve(_root_of(cycle), cycle.target_oid)
+    home, why = home_of(receiver, data["written"]["source"])
+    told = told_tests(data["tests"])
+    answer = (f"I wrote {data['request']['selector']} for {home!r}: {why}. It passed what was to hold before it was "
+              f"written: {'; '.join(told)}.")
+    final = {"answer": answer, "relevant": True, "evidence": [], "source": data["written"]["source"], "tests": told,
+             "home": oid_text(home._p_oid), "why": why, "attempts": len(data["failures"]) + 1}
+    return Thought("verdict", lambda _: Step("COMPLETE", [], {"final_response": final}))
+
+
+def told_tests(tests):
+    """Return tests as sentences."""
+    changes = f"it changes {' and '.join(tests['changes'])} alone" if tests["changes"] else "it changes nothing"
+    result = [] if tests["result"] == "any" else [f"the result is {tests['result']}"]
+    return [*result, changes, *(PROPERTIES[name][1].replace("{slot}", slot or "") for name, slot in tests["holds"])]
+
+
+def install_written(root, cycle):
+    """The effect of a mission that wrote a method: the method in its slot, unless somebody was faster."""
+    final, name = cycle.result, selector_name(cycle.mission_brief["selector"])
+    if "source" in final and lookup(resolve(root, cycle.target_oid), name).value is ABSENT:
+        install_method(resolve(root, final["home"]), name, final["source"], author=f"cycle {cycle_id(cycle)} ({cycle.who})",
+                       intent=cycle.mission_brief.get("intent") or "", tests=final["tests"], why=final["why"])
+
+
+MISSION_KINDS["unhandled_message"] = MissionKind(
+    {"IDLE": look_for_method, "DECOMPOSING": ask_for_tests, "DELEGATING": ask_for_method, "SYNTHESIZING": weigh_method},
+    install_written)
+
+
+# Which messages become missions
+
+
+def slip_of(receiver, selector):
+    """Return the selector that was meant, where one looks like a slip of another: a word apart that nobody knows; else None."""
+    known = selectors(receiver)
+    for near in nearest(selector, known):
+        mine, theirs = (re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()) for name in (selector, near))
+        apart = [pair for pair in zip(mine, theirs, strict=False) if pair[0] != pair[1]]
+        vocabulary = {word for name in known for word in re.findall(r"[a-z]+", name.lower())}
+        if len(mine) == len(theirs) and apart and all(
+                word not in vocabulary and stem_of(word) != stem_of(meant)
+                and difflib.SequenceMatcher(None, word, meant).ratio() > 0.72 for word, meant in apart):
+            return near
+    return None
+
+
+def stem_of(word):
+    return next(iter(words_of(word)), word)
+
+
+def mission_for(root, receiver, selector):
+    """Return the cycle at work on the same missing method, or None."""
+    oid = oid_text(receiver._p_oid)
+    return next((cycle for cycle in root["active_cycles"].values() if cycle.mission_brief["type"] == "unhandled_message"
+                 and cycle.mission_brief["selector"] == selector and cycle.target_oid == oid), None)
+
+
+class GenerationBudget:
+    """How many missions for missing methods may start: so many in an hour, and none for a selector that failed just now."""
+
+    def __init__(self, per_hour):
+        self.per_hour, self._started_s, self._failed, self._guard = per_hour, collections.deque(), {}, threading.Lock()
+
+    def refusal(self, selector):
+        """Return why no mission may start for a selector, or None."""
+        now_s = time.monotonic()
+        with self._guard:
+            while self._started_s and now_s - self._started_s[0] > 3600:
+                self._started_s.popleft()
+            count, at_s = self._failed.get(selector, (0, 0.0))
+            if count >= FAILED_MOST and now_s - at_s < FAILED_FOR_S:
+                return f"no method for it could be written {count} times in the last hour; write it yourself with create_method"
+            if len(self._started_s) >= self.per_hour:
+                return f"{self.per_hour:g} methods were begun in the last hour, which is the limit (methods_per_hour)"
+            return None
+
+    def start(self):
+        with self._guard:
+            self._started_s.append(time.monotonic())
+
+    def note(self, selector, well):
+        """Note how a mission ended."""
+        with self._guard:
+            if well:
+                self._failed.pop(selector, None)
+            else:
+                self._failed[selector] = self._failed.get(selector, (0, 0.0))[0] + 1, time.monotonic()
+                while len(self._failed) > 1000:
+                    self._failed.pop(next(iter(self._failed)))
 
 
 ################################################################################
@@ -9527,7 +11947,26 @@ class SendMessageCommand(Command):
     selector: str = pydantic.Field(min_length=1, max_length=200)
     args: list = pydantic.Field(default_factory=list)    # a plain default is deep-copied each time
     kwargs: dict[str, typing.Any] = pydantic.Field(default_factory=dict)
+    intent: str | None = pydantic.Field(None, max_length=2000)     # what it shall do, where nobody understands it yet
+    generate: bool | None = None     # False: write no method; True: do, though it looks like a slip
+    wait: bool = False     # for the method that is written, and its answer
+
+
+class CreateMethodCommand(Command):
+    """Give an object a method: Python source of one function, which is audited and compiled first."""
+
+    target_oid: str
+    method_name: str = pydantic.Field(min_length=1, max_length=200)
+    method_code: str = pydantic.Field(max_length=1_000_000)
     intent: str | None = pydantic.Field(None, max_length=2000)
+
+
+class RollbackCommand(Command):
+    """Let a former version of an object's method be the one that runs."""
+
+    target_oid: str
+    method_name: str = pydantic.Field(min_length=1, max_length=200)
+    version: int | None = None    # None: the one before
 
 
 class MissionBrief(pydantic.BaseModel):
@@ -9727,6 +12166,8 @@ COMMANDS = {
     "inspect": CommandRow(InspectCommand, "read", "read"),
     "search_memory": CommandRow(SearchMemoryCommand, "read", "read"),
     "send_message": CommandRow(SendMessageCommand, "write", "write", effect=True),
+    "create_method": CommandRow(CreateMethodCommand, "write", "write", effect=True),
+    "rollback": CommandRow(RollbackCommand, "write", "write", effect=True),
     "index_document": CommandRow(IndexDocumentCommand, "bulk", "write", effect=True),
     "unindex_document": CommandRow(UnindexDocumentCommand, "bulk", "write", effect=True),
     "supersede": CommandRow(SupersedeCommand, "bulk", "write", effect=True),
@@ -10039,6 +12480,7 @@ class Request:
     key: tuple | None = None                             # (who, idempotency key)
     digest: str | None = None
     accepted: bool = False
+    generated: bool = False                              # a mission for it has ended: it is sent for the last time
 
 
 class Reroute(Exception):
@@ -10152,12 +12594,9 @@ def inspect_object(command, image):
 
 def _check_lane(receiver, selector, lane):
     row = primitive_for(receiver, selector)
-    if row is None:
-        absent = lookup(receiver, selector.replace(":", "_")).value is ABSENT
-        wanted = "write" if absent else lane             # a miss is logged, and that is a write
-    else:
-        wanted = lane if row.reads else row.lane
-    if wanted != lane:
+    absent = lookup(receiver, selector.replace(":", "_")).value is ABSENT
+    wanted = row.lane if row else "write" if absent else "read"          # a miss is logged, and that is a write
+    if wanted != lane and (wanted != "read" or lane == "method"):        # writing lanes can read too
         raise Reroute(wanted)
 
 
@@ -10176,22 +12615,91 @@ def _send_checked(receiver, selector, args, kwargs):
         raise
 
 
-def send_to_object(command, lane, settings):
-    """Send a message in `lane`; raises Reroute where the message belongs to another one."""
+class Generating(Exception):
+    """Raised in place of an answer: a mission (`args[0]`, its id) writes the method that a message wants."""
+
+
+def begin_writing(root, receiver, command, who, settings, budget):
+    """Return what the sender of a message that nobody understands is told: the Generating of the mission that writes the method,
+    or the error that says why none is begun."""
+    selector = command.selector
+    miss = message_not_understood(receiver, selector)
+    near = None if command.generate else slip_of(receiver, selector_name(selector))
+    if near:
+        return MessageNotUnderstood(f"{receiver!r} does not understand {selector!r}; did you mean {near!r}? To have a method of "
+                                    "that name written, send it again with generate: true", **miss.fields)
+    cycle = mission_for(root, receiver, selector)
+    refusal = None if cycle else budget.refusal(selector)
+    if refusal:
+        return MessageNotUnderstood(f"{miss.message} ({refusal})", **miss.fields)
+    if cycle is None:
+        brief = {"type": "unhandled_message", "selector": selector, "args": from_wire(command.args, root),
+                 "kwargs": from_wire(command.kwargs, root), **({"intent": command.intent} if command.intent else {})}
+        cycle = send(root["orchestrator_obj"], "start_cognitive_cycle_for_", brief, oid_text(receiver._p_oid), who,
+                     settings.missions_max, settings.missions_kept)
+        budget.start()
+    return Generating(cycle_id(cycle))
+
+
+def send_to_object(command, lane, settings, begin=None):
+    """Send a message in `lane`; raises Reroute where the message belongs to another one.
+
+    `begin` (root, receiver) returns the Generating of a mission for what nobody understands; None: none is begun.
+    """
     def apply(root):
         receiver = resolve(root, command.target)
         if not isinstance(receiver, UvmObject):
             raise BadRequest(f"{command.target} is a {type(receiver).__name__}; messages go to objects")
         _check_lane(receiver, command.selector, lane)
         args, kwargs = from_wire(command.args, root), from_wire(command.kwargs, root)
+        if lane == "method":
+            return Message(receiver, command.selector.replace(":", "_"), args, kwargs, reply)
         try:
             answer = _send_checked(receiver, command.selector, args, kwargs)
         except MessageNotUnderstood as error:
             entry = {"at": now_utc(), "receiver": error.fields["receiver"], "selector": error.fields["selector"],
                      "intent": command.intent}
             append_log(root["message_log"], entry, settings.log_entries_max)
-            return Refused(error)
+            return Refused(begin(root, receiver) if begin and error.fields["receiver"] == oid_text(receiver._p_oid) else error)
+        return reply(answer)
+
+    def reply(answer):
         return {"details": f"{command.selector} was sent to {command.target}", "result": to_wire(answer)}
+    return apply
+
+
+def _target_of(command, root):
+    """Return the object that target_oid names, and the slot's name of a selector."""
+    obj = resolve(root, command.target_oid)
+    if not isinstance(obj, UvmObject):
+        raise BadRequest(f"{command.target_oid} is a {type(obj).__name__}; methods belong to objects")
+    name = command.method_name.replace(":", "_")
+    check_slot_name(name)
+    return obj, name
+
+
+def create_method(command, who, lane):
+    """Audit in the read lane, install in the write lane."""
+    def apply(root):
+        obj, name = _target_of(command, root)
+        if lane == "read":
+            PersistenceGuardian().audit_code(command.method_code, name)
+            raise Reroute("write")
+        alike = alike_methods(obj, name, command.method_code)
+        made = install_method(obj, name, command.method_code, author=who, intent=command.intent or "")
+        return {"details": f"{name} of {command.target_oid} is version {made.version}, on trial"
+                           + (f"; {', '.join(alike)} is nearly the same" if alike else ""),
+                "result": {"method": to_wire(made), "selector": name, "version": made.version, "status": made.status,
+                           "alike": alike}}
+    return apply
+
+
+def rollback(command):
+    def apply(root):
+        obj, name = _target_of(command, root)
+        found = roll_back(obj, name, command.version)
+        return {"details": f"{name} of {command.target_oid} is version {found.version} again",
+                "result": {"method": to_wire(found), "selector": name, "version": found.version, "status": found.status}}
     return apply
 
 
@@ -10232,13 +12740,6 @@ def list_documents(command):
                          "title": document.title, "scope": document.scope, "added_at": to_wire(document.added_at),
                          "metadata": to_wire(document.metadata)})
         return {"details": f"{len(rows)} documents", "results": rows, "result": {"after": None}}
-    return apply
-
-
-def read_cycle(oid):
-    """Return apply(root) that answers how a cycle is."""
-    def apply(root):
-        return cycle_answer(cycle_report(find_cycle(root, oid)))
     return apply
 
 
@@ -10554,11 +13055,26 @@ def _read(make):
     return lambda uvm, request: uvm.submit_to("read", request, make(request.command))
 
 
+STORED_SELECTORS = 10_000                                # remembered as those of stored methods
+
+
 def _send_message(uvm, request, lane=None):
-    """A message known to write goes straight to the write lane; any other first to the read lane, which looks."""
-    row = PRIMITIVES.get(request.command.selector.replace(":", "_"))
-    lane = lane or ("write" if row and row.universal and not row.reads else "read")
-    uvm.submit_to(lane, request, send_to_object(request.command, lane, uvm.settings))
+    """A message known to write goes straight to the write lane, one that was a stored method's last time to the method lane;
+    any other first to the read lane, which looks. Each of them sends on what is not its own."""
+    selector = request.command.selector.replace(":", "_")
+    row = PRIMITIVES.get(selector)
+    if lane == "method":
+        uvm.stored_selectors[selector] = True
+        while len(uvm.stored_selectors) > STORED_SELECTORS:
+            uvm.stored_selectors.pop(next(iter(uvm.stored_selectors)))
+    known = "write" if row and row.universal and not row.reads else "method" if selector in uvm.stored_selectors else "read"
+    lane = lane or known
+    uvm.submit_to(lane, request, send_to_object(request.command, lane, uvm.settings, uvm.beginning(request)))
+
+
+def _create_method(uvm, request, lane="read"):
+    """The audit may take a while: it is made in the read lane, then the write lane installs."""
+    uvm.submit_to(lane, request, create_method(request.command, request.who, lane))
 
 
 def _index_document(uvm, request):
@@ -10616,6 +13132,8 @@ JOBS = {
     "search_memory": lambda uvm, request: uvm.submit_to("read", request, search_memory(
         request.command, uvm.embedder, uvm.housekeeping.summaries.want)),
     "send_message": _send_message,
+    "create_method": _create_method,
+    "rollback": lambda uvm, request: uvm.submit_to("write", request, rollback(request.command)),
     "index_document": _index_document,
     "unindex_document": lambda uvm, request: uvm.submit_to("bulk", request, unindex_document(request.command)),
     "supersede": lambda uvm, request: uvm.submit_to("bulk", request, supersede(request.command)),
@@ -10946,6 +13464,7 @@ class BatOS_UVM:
                       "read": ReadLane(image, "read", settings.read_threads),
                       "upkeep": Upkeep(image, settings, self._fatal, self.events),
                       "synapse": SynapseLane(image, "synapse")}
+        self.lanes["method"] = MethodLane(image, self.lanes["write"], settings, count_uses)
         self.synapses = SynapticMemory(image, settings)
         self.mind = MissionLane(image, self.lanes, self.core, settings,
                                 lambda oid, report: self.post(self._cycle_ended, oid, report), self.embedder, self._fetch_ahead,
@@ -10957,6 +13476,8 @@ class BatOS_UVM:
         self.wire, self.pending, self.view = Wire(settings), 0, {}
         self._outcomes, self._awake = collections.deque(), False
         self._held = None                                # keyed requests, until the memory of keys is read
+        self.stored_selectors = {}                       # those that reached a stored method lately; a guess where to look first
+        self.budget, self._writing = GenerationBudget(settings.methods_per_hour), {}   # cycle id -> the selector that it writes
         self._refused = None                             # why no work is accepted any more, or None
         self._view_commits = -1
         self.vitals = {}                                 # what health tells of disk, memory and commits, looked at each second
@@ -11027,7 +13548,7 @@ class BatOS_UVM:
         self.core.close()
         self.mind.close()
         self.housekeeping.close()
-        for name in ("upkeep", "write", "bulk", "read"):     # upkeep hands work to the bulk lane
+        for name in ("upkeep", "method", "write", "bulk", "read"):     # upkeep hands work to bulk, methods to write
             self.lanes[name].close()
 
     def close_socket(self):
@@ -11227,6 +13748,8 @@ class BatOS_UVM:
     def _finish(self, request, repeated, outcome):
         if isinstance(outcome.error, Reroute):
             return JOBS[request.command.command](self, request, outcome.error.args[0])
+        if isinstance(outcome.error, Generating):
+            return self._generating(request, outcome.error.args[0])
         twins = self.keys.end(request.key) if request.key else []
         if outcome.error is not None:
             self._log_unexpected(request, outcome.error)
@@ -11251,17 +13774,60 @@ class BatOS_UVM:
         self.reply_ok(request, result, **extra)
 
     def _answer_when_ended(self, request, oid, extra):
+        self._when_ended(request, oid, lambda report: self.reply_ok(request, cycle_answer(report), **extra))
+
+    def _when_ended(self, request, oid, then):
+        """Have then(report) called in the loop once a cycle has ended; the request waits for it."""
         self._accept(request)
         if oid in self.mind.missions and not self._refused:
-            self._waiting[oid].append(lambda report: self.reply_ok(request, cycle_answer(report), **extra))
+            self._waiting[oid].append(then)
         else:                                            # it has ended, and its outcome is in the image
-            self.lanes["read"].submit(Job("cycle", read_cycle(oid),
-                                          lambda outcome: self.post(self._cycle_read, request, extra, outcome)))
+            self.lanes["read"].submit(Job("cycle", lambda root: cycle_report(find_cycle(root, oid)),
+                                          lambda outcome: self.post(self._cycle_read, request, then, outcome)))
 
-    def _cycle_read(self, request, extra, outcome):
+    def _cycle_read(self, request, then, outcome):
         if outcome.error is not None:
             return self.reply_error(request, outcome.error)
-        self.reply_ok(request, outcome.result, **extra)
+        then(outcome.result)
+
+    # ---- missing methods
+
+    def beginning(self, request):
+        """Return what begins a mission for a message that nobody understands, or None where none shall."""
+        wanted = request.command.generate if request.command.generate is not None else self.settings.generate
+        if not wanted or request.generated or self.core.state in ("offline", "failed"):
+            return None
+        return lambda root, receiver: begin_writing(root, receiver, request.command, request.who, self.settings, self.budget)
+
+    def _generating(self, request, oid):
+        """A mission writes what a message wants: say so, or have the message sent again when it has ended."""
+        command = request.command
+        if oid in self.mind.missions and oid not in self._writing:
+            self._writing[oid] = command.selector
+            self._waiting[oid].insert(0, self._written)
+        if command.wait:
+            return self._when_ended(request, oid, lambda report: self._send_again(request, report))
+        twins = self.keys.end(request.key) if request.key else []
+        told = (f"{command.target} does not understand {command.selector} yet; the mission {oid} writes it: send it again later, "
+                "or with wait")
+        for one in (request, *twins):
+            self.reply_ok(one, {"details": told, "result": {"cycle": oid}})
+
+    def _written(self, report):
+        selector = self._writing.pop(report["cycle"], None)
+        if selector is not None and report["state"] in ENDED:
+            self.budget.note(selector, report["state"] == "COMPLETE")
+
+    def _send_again(self, request, report):
+        request.generated = True
+        if report["state"] == "COMPLETE" and not self._refused:
+            return JOBS[request.command.command](self, request)
+        reason = report.get("reason", {}).get("details", "it goes on when the daemon is back")
+        error = MethodUnwritten(f"{request.command.target} does not understand {request.command.selector}, and the mission "
+                                f"{report['cycle']} is {report['state']}: {reason}")
+        twins = self.keys.end(request.key) if request.key else []
+        for one in (request, *twins):
+            self.reply_error(one, error)
 
     def _cycle_ended(self, oid, report):
         for function in self._waiting.pop(oid, ()):
@@ -11475,6 +14041,16 @@ def add_prompts(root):
         root["codex_obj"].prompts = TASK_PROMPTS
 
 
+@adds_to(UPGRADES, 6)
+def add_tests(root):
+    """What methods may be tested for, and how a model is asked for it; prompts that somebody revised stay as they are."""
+    if "codex_obj" in root:
+        codex = root["codex_obj"]
+        codex.properties = told_properties()
+        if codex.prompts.items() <= TASK_PROMPTS.items():
+            codex.prompts = TASK_PROMPTS
+
+
 def genesis(image, core=None, core_name=None):
     """Put into an image what it lacks of the primordial objects, in one transaction; `core` is a model's folder.
 
@@ -11649,6 +14225,15 @@ def core_folder(image, setting, tell=lambda line: None):
         yield hub_folder(brought, work, tell)
 
 
+def same_core(records, folder):
+    """Whether records are of a folder's files: by name and size, and by content what describes the others."""
+    def told(name, size, sha256):
+        return name, size, sha256 if name.endswith(".json") else None
+    files = {told(path.name, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
+                  if path.suffix == ".json" else None) for path in core_files(folder)}
+    return files == {told(record.name, record.size, record.sha256) for record in records}
+
+
 def _chosen_folder(setting, held, held_id):
     """Return the folder to copy, the hub's name of what is to be downloaded, or None where the image holds it."""
     if is_hub_id(setting):
@@ -11662,15 +14247,6 @@ def _chosen_folder(setting, held, held_id):
                           "(python batos.py cores lists some), or the URL of a server that speaks OpenAI's protocol, such as "
                           "http://127.0.0.1:8000/v1")
     return None if same_core(held, folder) else folder
-
-
-def same_core(records, folder):
-    """Whether records are of a folder's files: by name and size, and by content what describes the others."""
-    def told(name, size, sha256):
-        return name, size, sha256 if name.endswith(".json") else None
-    files = {told(path.name, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
-                  if path.suffix == ".json" else None) for path in core_files(folder)}
-    return files == {told(record.name, record.size, record.sha256) for record in records}
 
 
 def store_core(root, folder, name=None):
@@ -11834,6 +14410,8 @@ async def _run(uvm, image, endpoint):
     gc.set_threshold(GC_THRESHOLD)
     checking = loop.run_in_executor(None, image.check_rest)
     checking.add_done_callback(functools.partial(_checked_rest, stop))
+    if lack := unconfined():
+        say(lack)
     say(f"BAT OS listens on {endpoint} (Ctrl-C stops it)")
     log_daemon.info("listening on %s, image %s", endpoint, hide_password(uvm.settings.image))
     try:
@@ -12153,6 +14731,20 @@ def _activate_command(args, client):
     return reply, "\n".join([f"{reply['details']} ({reply['result']['ms']:.1f} ms)", *steps])
 
 
+def _method_command(args, client):
+    code = pathlib.Path(args.file).read_text("utf-8")
+    found = re.search(r"^def\s+(\w+)", code, re.MULTILINE)
+    reply = client.call("create_method", target_oid=args.target, method_name=found[1] if found else "method", method_code=code,
+                        intent=args.intent, idempotency_key=uuid7())
+    return reply, reply["details"]
+
+
+def _rollback_command(args, client):
+    reply = client.call("rollback", target_oid=args.target, method_name=args.selector, version=args.version,
+                        idempotency_key=uuid7())
+    return reply, reply["details"]
+
+
 def _incarnate_command(args, client):
     reply = client.call("incarnate", idempotency_key=uuid7(), timeout_s=LEARN_S)
     return reply, reply["details"]
@@ -12282,6 +14874,8 @@ SUBCOMMANDS = {
     "cancel": (_cancel, "cancel a cycle"),
     "experts": (_experts, "list the LoRA experts, and in which tier of memory each is"),
     "activate": (_activate_command, "make a LoRA expert hot, and tell how"),
+    "method": (_method_command, "give an object a method, or a new version of one: a file with one function, which is audited"),
+    "rollback": (_rollback_command, "let a former version of an object's method run again"),
     "incarnate": (_incarnate_command, "bring new or changed LoRA adapters of the staging folder into the image"),
     "status": (_status, "say how the daemon is"),
     "state": (_state, "show the root objects, counts and settings"),
@@ -12455,6 +15049,10 @@ ARGUMENTS = {                                            # subcommand -> its arg
     "cycles": [("--state", {"help": "only those in this state"}), ("--limit", {"type": int, "default": 20})],
     "cancel": [("cycle", {"help": "its id, 0x…"})],
     "activate": [("expert", {"help": "its name"})],
+    "method": [("target", {"help": "the object: a name, a path or 0x…"}), ("file", {"help": "its source, one function"}),
+               ("--intent", {"help": "what it is for, in words"})],
+    "rollback": [("target", {"help": "the object"}), ("selector", {"help": "the method"}),
+                 ("--version", {"type": int, "help": "which; else the one before"})],
     "recover": [("new", {"help": "the new data file"}),
                 ("--image", {"default": argparse.SUPPRESS, "help": "the damaged data file; it is not changed"})],
     "watch": [("topics", {"nargs": "*", "help": f"of {', '.join(TOPICS)}; none: all but the tokens"})],
@@ -12538,6 +15136,17 @@ def main(argv=None):
         return 1
 
 
+def leave(status):
+    """End the process with a status. A thread that is loading a model still, in C++, would abort an interpreter that ends."""
+    logging.shutdown()
+    with contextlib.suppress(OSError, ValueError):       # nobody reads what is said any more
+        sys.stdout.flush()
+        sys.stderr.flush()
+    if threading.active_count() > 1:
+        os._exit(status)
+    raise SystemExit(status)
+
+
 if __name__ == "__main__":
-    from batos import main  # the image records classes as batos.X, never __main__.X
-    raise SystemExit(main())
+    from batos import leave, main  # the image records classes as batos.X, never __main__.X
+    leave(main())

@@ -36,6 +36,19 @@ def weave_value(fields):
             "order": list(range(1, len(fields["quotes"]) + 1)), "close": voice["closings"][0]}
 
 
+def method_value(fields):
+    """The first idiom that the selector names, or the first that fits, over the first slots."""
+    choices = batos.method_choices(batos.method_lines(fields))
+    named = (name for name in choices if name in fields["selector"].split("_"))
+    name = next(named, next(iter(choices)))
+    return batos.method_value(f"{name}\n{choices[name][0]}", fields)
+
+
+def tests_value(fields):
+    """Nothing but that nothing changes, or the count where it goes up."""
+    return {"result": "any", "changes": ["count"] if fields["selector"].startswith("up_") else [], "holds": []}
+
+
 def summary_value(fields):
     """The first sentence."""
     return {"sentence": 1}
@@ -77,9 +90,10 @@ class QuickEmbedder:
 class QuickCore:
     """Stands for CognitiveCore: the first choice of everything, after `delay_s`."""
 
-    writes, synapses = False, None
+    writes, synapses, believed = False, None, None
     state, progress = "ready", "a double"
-    values = {"plan": plan_value, "facet": facet_value, "weave": weave_value, "summary": summary_value}
+    values = {"plan": plan_value, "facet": facet_value, "weave": weave_value, "method": method_value, "tests": tests_value,
+              "summary": summary_value}
 
     def __init__(self, delay_s=0.0, **values):
         self.delay_s, self.values, self.batches = delay_s, {**self.values, **values}, []
@@ -115,4 +129,4 @@ class QuickCore:
 if __name__ == "__main__":
     delay_s = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
     settings = batos.load_settings({"core": "none", **json.loads(sys.argv[1])})
-    raise SystemExit(batos.serve(settings, make_core=lambda image, settings: QuickCore(delay_s)))
+    batos.leave(batos.serve(settings, make_core=lambda image, settings: QuickCore(delay_s)))

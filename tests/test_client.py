@@ -225,7 +225,8 @@ def test_send_sends_json(line):
 
 @pytest.mark.parametrize("message, words", [
     ("{", "not JSON"), ("[1]", "JSON map"), ("7", "JSON map"), ('{"target": "genesis_obj"}', "selector"),
-    ('{"command": "helth"}', "did you mean health"), ('{"target": "genesis_obj", "selector": "nothing"}', "does not understand"),
+    ('{"command": "helth"}', "did you mean health"),
+    ('{"target": "genesis_obj", "selector": "nothing", "generate": false}', "does not understand"),
 ])
 def test_send_of_what_is_no_message_is_an_error(line, message, words):
     status, out, err = line("send", message)

@@ -70,20 +70,21 @@ def every_task(**fields):
 
 
 def assert_sound(answers):
-    plan, facet, weave, method, summary = (answer.value for answer in answers)
+    plan, facet, weave, method, tests, summary = (answer.value for answer in answers)
     assert plan["strategy"] in dict(CORE_SAMPLES["plan"]["offered"]) and 2 <= len(plan["relevant_pillars"]) <= 4
     assert set(plan["relevant_pillars"]) <= set(batos.archetype_pillars(plan["strategy"]))
     assert all(span in CORE_SAMPLES["plan"]["mission"] for span in plan["sub_queries"].values())
     assert batos.frame_topic(facet["frame"], batos.VOICES["BRICK"]) in CORE_SAMPLES["facet"]["sub_query"]
     assert facet["quotes"] == [1] and weave["order"] == [1] and weave["close"] in batos.VOICES["BRICK"]["closings"]
     assert method["idiom"] in batos.IDIOMS and "self." in method["source"] and summary == {"sentence": 1}
+    assert tests["result"] in batos.RESULT_KINDS and isinstance(tests["holds"], list)
 
 
 def test_every_task_is_answered_as_the_grammar_would_have_it(core, served):
     assert core.state == "ready" and core.model == "big" and core.writes
     assert_sound(core.infer(every_task()))
     bodies = served.asked()
-    assert {body["response_format"]["type"] for body in bodies} == {"json_schema"} and len(bodies) == 5
+    assert {body["response_format"]["type"] for body in bodies} == {"json_schema"} and len(bodies) == 6
     assert all(body["messages"][0]["role"] == "system" for body in bodies)
 
 

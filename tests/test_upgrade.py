@@ -92,7 +92,7 @@ def test_each_upgrade_is_a_transaction_of_its_own_and_goes_on_after_a_failure(ol
         root["genesis_obj"].half = True
         raise RuntimeError("amid the upgrade")
     ran = []
-    others = {n: lambda root, n=n: ran.append(n) for n in (4, 5, 6)}
+    others = {n: lambda root, n=n: ran.append(n) for n in (4, 5, 6, 7)}
     monkeypatch.setattr(batos, "UPGRADES", {**batos.UPGRADES, 3: failing, **others})
     image = batos.Image.open(old)
     with pytest.raises(RuntimeError):
@@ -101,7 +101,7 @@ def test_each_upgrade_is_a_transaction_of_its_own_and_goes_on_after_a_failure(ol
         assert root["image_version"] == 2 and "half" not in root["genesis_obj"]._slots and ran == []
     batos.UPGRADES[3] = lambda root: ran.append(3)
     batos.upgrade_image(image, f"{old}.upgrades")
-    assert ran == [3, 4, 5, 6]
+    assert ran == [3, 4, 5, 6, 7]
     image.close()
     with pytest.raises(batos.ImageTooNew, match="newer"):
         batos.Image.open(old)
@@ -215,3 +215,25 @@ def test_an_image_without_prompts_and_tiers_gets_them_and_keeps_its_promises(fif
         assert client.call("initiate_cognitive_cycle", mission_brief=brief, wait=True)["result"]["state"] == "COMPLETE"
     assert running.stop() == 0
     assert batos.check_image(fifth, deep=True)["faults"] == []
+
+
+@pytest.fixture
+def sixth(tmp_path):
+    """The image of commit 8fb1359: prompts, one of them revised, without what methods may be tested for."""
+    with tarfile.open(IMAGES / "8fb1359.tgz") as packed:
+        packed.extractall(tmp_path, filter="data")
+    return str(tmp_path / "live_image.fs")
+
+
+def test_an_image_without_properties_gets_them_and_keeps_its_revised_prompts(sixth, daemon):
+    running = daemon(core=0)
+    with batos.Client(running.endpoint) as client:
+        again = client.call("initiate_cognitive_cycle", mission_brief=MISSION, wait=True, idempotency_key="a mission")
+        assert again["repeated"] and again["result"]["state"] == "COMPLETE"
+        prompts = client.call("inspect", target="codex_obj.prompts")["result"]["value"]
+        assert prompts["plan"].startswith("Mine: ") and "tests" not in prompts       # the rest is asked for as it comes
+        assert client.call("inspect", target="codex_obj.properties")["result"]["value"] == batos.told_properties()
+        client.call("create_method", target_oid="genesis_obj", method_name="one", method_code="def one(self):\n    return 1\n")
+        assert client.call("send_message", target="genesis_obj", selector="one")["result"] == 1
+    assert running.stop() == 0
+    assert batos.check_image(sixth, deep=True)["faults"] == []

@@ -229,6 +229,37 @@ def bench_send(seconds):
         image.close()
 
 
+METHODS = {"total": "def total(self):\n    return sum(self.prices)\n",
+           "bump": "def bump(self):\n    self.count += 1\n    self._p_changed = True\n    return self.count\n",
+           "loop": "def loop(self):\n    while True:\n        pass\n"}
+
+
+def bench_methods(seconds):
+    """Stored methods in their children over the bridge: reading and changing, beside a primitive; with an endless one beside."""
+    with daemon("--method-deadline-s", "1000") as ours, batos.Client(ours.endpoint, 60) as client:
+        shops = [client.call("send_message", target="genesis_obj", selector="clone")["result"]["$ref"] for _ in range(64)]
+        for shop in shops:
+            for slot, value in (("prices", [4, 12.5, 3]), ("count", 0)):
+                client.call("send_message", target=shop, selector="setSlot_value_", args=[slot, value])
+            for name, code in METHODS.items():
+                client.call("create_method", target_oid=shop, method_name=name, method_code=code)
+
+        def sending(selector, *args):
+            return lambda n: batos.pack_reply({"command": "send_message", "id": n, "target": shops[n % 64], "selector": selector,
+                                               "args": list(args)})
+        for selector, beside in (("total", ("getSlot_", "prices")), ("bump", ("setSlot_value_", "count", 1))):
+            for in_flight in (1, 32):
+                mine, other = in_turns(3, lambda s=selector, n=in_flight: rate(ours.endpoint, sending(s), n, seconds)[0],
+                                       lambda b=beside, n=in_flight: rate(ours.endpoint, sending(*b), n, seconds)[0])
+                more_us = 1e6 / mine - 1e6 / other
+                what = f"stored method `{selector}`, {in_flight} in flight, 64 receivers ({more_us:+.0f} µs each)"
+                yield what, f"{mine:,.0f}/s", f"primitive {beside[0]} {other:,.0f}/s", mine / other
+        with contextlib.suppress(batos.NoReply):
+            client.call("send_message", target=shops[0], selector="loop", timeout_s=0.2)
+        mine = rate(ours.endpoint, lambda n: sending("total")(n % 63 + 1), 32, seconds)[0]
+        yield "stored method `total`, 32 in flight, while another loops", f"{mine:,.0f}/s", "", None
+
+
 def committed_elsewhere(unit, other):
     unit.manager.abort()
     other.manager.begin()

@@ -1,0 +1,464 @@
+"""The generative kernel: methods that come over the wire, their versions, uses, and undoing."""
+
+import ast
+import pathlib
+import random
+import threading
+import time
+
+import doubles
+import pytest
+
+import batos
+
+WAIT_S = 60.0
+CORE = pathlib.Path(batos.__file__).parent / "seed_core" / "core.json"
+TOTAL = "def total(self):\n    return sum(self.prices)\n"
+ADD = "def add_(self, price):\n    self.prices.append(price)\n    self._p_changed = True\n    return len(self.prices)\n"
+
+
+@pytest.fixture
+def client(daemon):
+    with batos.Client(daemon().endpoint, WAIT_S) as client:
+        client.call("send_message", target="genesis_obj", selector="setSlot_value_", args=["prices", [1, 2]])
+        yield client
+
+
+def create(client, name, code, **fields):
+    return client.call("create_method", target_oid="genesis_obj", method_name=name, method_code=code, **fields)
+
+
+def send(client, selector, *args, target="genesis_obj"):
+    return client.call("send_message", target=target, selector=selector, args=list(args))
+
+
+def prices(client):
+    return client.call("inspect", target="genesis_obj")["result"]["slots"]["prices"]["value"]
+
+
+def test_a_method_is_created_sent_shown_and_undone(client):
+    made = create(client, "total", TOTAL, intent="what all of it costs")
+    assert made["result"]["version"] == 1 and made["result"]["status"] == "trial" and made["change"]
+    reply = send(client, "total")
+    assert reply["result"] == 3 and "change" not in reply
+    shown = client.call("inspect", target="genesis_obj.total")["result"]["slots"]
+    assert shown["source"]["value"] == TOTAL and shown["intent"]["value"] == "what all of it costs"
+    assert shown["author"]["value"] == "local"
+    row, = client.call("history", target="genesis_obj", slot="total")["results"]
+    assert row["change"] == made["change"]
+    client.call("undo", change=made["change"])
+    with pytest.raises(batos.MessageNotUnderstood):
+        send(client, "total")
+
+
+def test_a_method_changes_its_receiver_and_that_can_be_undone(client):
+    create(client, "add:", ADD)
+    reply = send(client, "add:", 5)
+    assert reply["result"] == 3 and prices(client) == [1, 2, 5]
+    client.call("undo", change=reply["change"])
+    assert prices(client) == [1, 2]
+
+
+def test_a_keyed_message_has_one_effect(client):
+    create(client, "add_", ADD)
+    fields = {"target": "genesis_obj", "selector": "add_", "args": [5], "idempotency_key": "one"}
+    first = client.call("send_message", **fields)
+    again = client.call("send_message", **fields)
+    assert again["repeated"] and again["change"] == first["change"] and again["result"] == 3
+    assert prices(client) == [1, 2, 5]
+
+
+def test_versions_follow_one_another_and_roll_back(client):
+    create(client, "total", TOTAL)
+    second = create(client, "total", TOTAL.replace("sum(self.prices)", "2 * sum(self.prices)"))
+    assert second["result"]["version"] == 2 and send(client, "total")["result"] == 6
+    back = client.call("rollback", target_oid="genesis_obj", method_name="total")
+    assert back["result"]["version"] == 1 and send(client, "total")["result"] == 3
+    client.call("undo", change=back["change"])
+    assert send(client, "total")["result"] == 6
+    with pytest.raises(batos.NotFound, match="there are 2, 1"):
+        client.call("rollback", target_oid="genesis_obj", method_name="total", version=7)
+
+
+@pytest.mark.parametrize("name, code, error", [
+    ("total", "def total(self):\n    return open('x')\n", batos.CodeRejected),
+    ("add_", "def add_(self, x):\n    self.prices.append(x)\n", batos.CovenantViolationError),
+    ("other", TOTAL, batos.CodeRejected), ("prices", TOTAL.replace("total", "prices"), batos.BadRequest),
+    ("_p_total", TOTAL.replace("total", "_p_total"), batos.ReservedName),
+    ("clone", TOTAL.replace("total", "clone"), batos.ReservedName),
+])
+def test_what_is_refused_changes_nothing(client, name, code, error):
+    before = client.call("inspect", target="genesis_obj")["result"]["slots"]
+    with pytest.raises(error):
+        create(client, name, code)
+    assert client.call("inspect", target="genesis_obj")["result"]["slots"] == before
+
+
+def test_a_selector_may_be_a_method_here_and_data_or_nothing_there(client):
+    create(client, "total", TOTAL)
+    assert send(client, "total")["result"] == 3          # from here on "total" is looked for among stored methods first
+    twin = send(client, "clone", target="traits_obj")["result"]["$ref"]
+    with pytest.raises(batos.MessageNotUnderstood):
+        send(client, "total", target=twin)
+    send(client, "setSlot_value_", "total", 7, target=twin)
+    assert send(client, "total", target=twin)["result"] == 7 and send(client, "total")["result"] == 3
+
+
+def test_a_part_of_bat_os_is_not_replaced(client):
+    with pytest.raises(batos.BadRequest, match="a part of BAT OS"):
+        client.call("create_method", target_oid="orchestrator_obj", method_name="start_cognitive_cycle_for_",
+                    method_code="def start_cognitive_cycle_for_(self, brief):\n    return 1\n")
+
+
+def test_a_stored_method_is_not_changed_behind_the_audit(client):
+    create(client, "total", TOTAL)
+    for selector, args in (("setSlot_value_", ["source", "def total(self):\n    return 1\n"]), ("removeSlot_", ["source"])):
+        with pytest.raises(batos.BadRequest, match="new version"):
+            send(client, selector, *args, target="genesis_obj.total")
+    assert send(client, "total")["result"] == 3
+
+
+def test_nearly_the_same_is_noticed(client):
+    create(client, "total", TOTAL)
+    reply = create(client, "sum_up", TOTAL.replace("total", "sum_up").replace("return", '"""Add all."""\n    return'))
+    assert reply["result"]["alike"] == ["total"] and "total" in reply["details"]
+    assert create(client, "add_", ADD)["result"]["alike"] == []
+
+
+def test_clean_uses_make_it_trusted_and_failures_quarantine_it(client):
+    create(client, "total", TOTAL)
+    for _ in range(batos.TRUSTED_USES):
+        send(client, "total")
+    create(client, "fail", "def fail(self):\n    return 1 / 0\n")      # its failure tells all uses
+    for _ in range(batos.FAILURES_MOST):
+        with pytest.raises(batos.MethodFailed, match="ZeroDivisionError"):
+            send(client, "fail")
+    with pytest.raises(batos.MethodFailed, match="quarantine"):
+        send(client, "fail")
+    shown = {name: client.call("inspect", target=f"genesis_obj.{name}")["result"]["slots"] for name in ("total", "fail")}
+    assert shown["total"]["status"]["value"] == "trusted" and shown["total"]["uses"]["value"] == batos.TRUSTED_USES
+    assert shown["fail"]["status"]["value"] == "quarantined" and shown["fail"]["failures"]["value"] == batos.FAILURES_MOST
+    create(client, "fail", "def fail(self):\n    return 1\n")
+    assert send(client, "fail")["result"] == 1
+
+
+def test_methods_stay_over_a_restart(daemon):
+    running = daemon()
+    with batos.Client(running.endpoint, WAIT_S) as client:
+        send(client, "setSlot_value_", "prices", [1, 2])
+        create(client, "total", TOTAL)
+        assert send(client, "total")["result"] == 3
+    running.stop()
+    with batos.Client(daemon().endpoint, WAIT_S) as client:
+        assert send(client, "total")["result"] == 3
+        assert client.call("inspect", target="genesis_obj.total")["result"]["slots"]["uses"]["value"] == 1
+
+
+def test_versions_are_bounded(tmp_path):
+    image = batos.Image.open(f"{tmp_path}/image.fs")
+    batos.genesis(image)
+    with batos.writing(image) as root:
+        for _ in range(batos.VERSIONS_KEPT + 10):
+            batos.install_method(root["genesis_obj"], "total", TOTAL)
+    with batos.reading(image) as root:
+        assert len(list(batos.versions_of(root["genesis_obj"].total))) == batos.VERSIONS_KEPT
+    image.close()
+
+
+# Messages that nobody understands, with a core that takes the first idiom that the selector names
+
+
+@pytest.fixture
+def thinking(daemon):
+    with batos.Client(daemon(core=0).endpoint, WAIT_S) as client:
+        for slot, value in (("prices", [4, 12.5, 3]), ("count", 3)):
+            send(client, "setSlot_value_", slot, value)
+        yield client
+
+
+def ask(client, selector, *args, wait=True, **fields):
+    return client.call("send_message", target="genesis_obj", selector=selector, args=list(args), wait=wait, **fields)
+
+
+def test_an_unknown_message_is_written_and_answered(thinking):
+    reply = ask(thinking, "sum_prices", intent="what all of it costs")
+    assert reply["result"] == 19.5 and "change" not in reply
+    shown = thinking.call("inspect", target="genesis_obj.sum_prices")["result"]["slots"]
+    assert "return sum(self.prices)" in shown["source"]["value"] and '"""what all of it costs"""' in shown["source"]["value"]
+    assert shown["author"]["value"].startswith("cycle 0x") and shown["status"]["value"] == "trial"
+    assert shown["tests"]["value"] == ["it changes nothing"] and shown["why"]["value"]
+    cycle, = thinking.call("list_cycles")["results"]
+    assert cycle["state"] == "COMPLETE" and cycle["type"] == "unhandled_message" and "I wrote sum_prices" in cycle["answer"]
+
+
+def test_one_can_come_back_for_the_answer(thinking):
+    cycle = ask(thinking, "sum_prices", wait=False)["result"]["cycle"]
+    while thinking.call("list_cycles")["results"][0]["state"] not in batos.ENDED:
+        pass
+    assert thinking.call("list_cycles")["results"][0]["cycle"] == cycle
+    assert ask(thinking, "sum_prices", wait=False)["result"] == 19.5
+
+
+def test_a_written_method_is_undone_with_its_cycle(thinking):
+    ask(thinking, "sum_prices")
+    change = thinking.call("history", target="genesis_obj", slot="sum_prices")["results"][0]["change"]
+    thinking.call("undo", change=change)
+    with pytest.raises(batos.MessageNotUnderstood):
+        ask(thinking, "sum_prices", generate=False)
+
+
+def test_a_slip_costs_no_cycle(thinking):
+    create(thinking, "total_prices", TOTAL.replace("total", "total_prices"))
+    with pytest.raises(batos.MessageNotUnderstood, match="did you mean 'total_prices'"):
+        ask(thinking, "totl_prices")
+    assert thinking.call("list_cycles")["results"] == []
+    assert ask(thinking, "totl_prices", generate=True)["result"] is not None
+
+
+@pytest.mark.parametrize("known, selector, slip", [
+    ("total_prices", "totl_prices", True), ("total_prices", "total_pricse", True), ("add_price_", "ad_price_", True),
+    ("total_prices", "median_prices", False), ("total_prices", "total_price", False), ("add_", "sub_", False),
+    ("first_name", "last_name", False), ("largest", "smallest", False), ("is_open", "is_empty", False)])
+def test_what_is_a_slip(known, selector, slip):
+    assert (batos.slip_of(batos.UvmObject(**{known: 1}), selector) == known) == slip
+
+
+def test_the_same_miss_of_several_is_one_mission(daemon):
+    with batos.Client(daemon(core=0.3).endpoint, WAIT_S) as client:
+        send(client, "setSlot_value_", "prices", [4, 12.5, 3])
+        cycles = {ask(client, "sum_prices", wait=False)["result"]["cycle"] for _ in range(5)}
+        assert len(cycles) == 1 and ask(client, "sum_prices")["result"] == 19.5
+
+
+def test_a_keyed_message_that_is_written_first_has_one_effect(thinking):
+    fields = {"target": "genesis_obj", "selector": "up_count", "wait": True, "idempotency_key": "once"}
+    thinking.call("send_message", **fields, intent="one more")
+    again = thinking.call("send_message", **fields, intent="one more")
+    assert again["repeated"] and thinking.call("inspect", target="genesis_obj")["result"]["slots"]["count"]["value"] == 4
+
+
+def test_without_a_core_a_miss_is_a_miss(client):
+    with pytest.raises(batos.MessageNotUnderstood):
+        ask(client, "sum_prices")
+
+
+class Kernel:
+    """The mind of a machine with a method lane, without a socket."""
+
+    def __init__(self, folder, core):
+        self.image = batos.Image.open(f"{folder}/image.fs")
+        batos.genesis(self.image)
+        self.uvm = batos.BatOS_UVM(self.image, batos.load_settings({"workers": 1}, {}), core)
+        self.reports, self.ended = [], threading.Event()
+        self.uvm.mind._ended_hook = lambda oid, report: (self.reports.append(report), self.ended.set())
+        for lane in self.uvm.lanes.values():
+            lane.start()
+        self.uvm.mind.start(self.uvm.events)
+
+    def write(self, apply):
+        return self.uvm.lanes["write"].call(batos.Job("test", apply), WAIT_S).result
+
+    def mission(self, selector, *args, **slots):
+        """Have a method written for a new object; returns the report."""
+        def apply(root):
+            obj = root["it"] = batos.UvmObject(**{"parent*": [root["traits_obj"]], **slots})
+            root._p_jar.add(obj)
+            brief = {"type": "unhandled_message", "selector": selector, "args": list(args), "kwargs": {}}
+            batos.send(root["orchestrator_obj"], "start_cognitive_cycle_for_", brief, batos.oid_text(obj._p_oid))
+        self.ended.clear()
+        self.write(apply)
+        assert self.ended.wait(WAIT_S)
+        return self.reports[-1]
+
+    def close(self):
+        self.uvm.close_lanes()
+        self.image.close()
+
+
+@pytest.fixture
+def kernel(tmp_path):
+    made = []
+
+    def make(**values):
+        made.append(Kernel(tmp_path, doubles.QuickCore(**values)))
+        return made[-1]
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_tests_come_before_the_code_and_bind_it(kernel):
+    asked = []
+
+    def tests(fields):
+        asked.append("tests")
+        return {"result": "number", "changes": [], "holds": [["top", "prices"]]}
+
+    def method(fields):
+        asked.append("method")
+        bodies = ["return sum(self.prices)", "return min(self.prices)", "return max(self.prices)"]
+        return batos.method_value(f"n{len(asked)}\n{bodies[len(asked) - 2]}", fields)
+    one = kernel(tests=tests, method=method)
+    report = one.mission("dearest", prices=[3, 9, -4])
+    assert report["state"] == "COMPLETE" and asked == ["tests", "method", "method", "method"]
+    assert "max(self.prices)" in report["source"] and report["attempts"] == 3
+    assert "the result is not below prices" in report["tests"]
+
+
+def test_after_three_attempts_it_fails_and_installs_nothing(kernel):
+    one = kernel(tests=lambda fields: {"result": "text", "changes": [], "holds": []})
+    report = one.mission("sum_prices", prices=[1, 2])
+    assert report["state"] == "FAILED" and report["reason"]["code"] == "MethodUnwritten"
+    assert "3 attempts" in report["reason"]["details"] and "shall be text" in report["reason"]["details"]
+    with batos.reading(one.image) as root:
+        assert "sum_prices" not in batos.own(root["it"])
+
+
+@pytest.mark.parametrize("request_text, slots, named", [
+    ("add_price_ ", {"prices": "numbers", "count": "number"}, ["prices"]),
+    ("increment_count", {"count": "number", "names": "texts"}, ["count"]),
+    ("total_price what it costs", {"unit_price": "number", "price": "number"}, ["price"]),
+    ("speed", {"hours": "number"}, []),
+    ("shelf total_price", {"unit_price": "number", "quantity": "number"}, ["unit_price"]),
+    ("is_open", {"open": "flag"}, ["open"])])
+def test_a_method_is_over_the_slots_that_its_request_names(request_text, slots, named):
+    assert batos.named_slots(request_text, slots) == named
+
+
+def test_only_believed_properties_bind(kernel):
+    tests = {"result": "number", "changes": [], "holds": [["top", "prices"], ["doubles", "prices"]]}
+    one = kernel(tests=lambda fields: tests)
+    one.uvm.core.believed = ["doubles"]
+    report = one.mission("sum_prices", prices=[3, 9, -4])
+    assert report["state"] == "COMPLETE" and report["tests"] == [
+        "the result is number", "it changes nothing", "the result doubles with prices"]
+
+
+def test_tests_hang_together():
+    fields = {"selector": "f", "intent": "", "slots": {"n": "number", "names": "texts"}, "arguments": [], "offered": []}
+    rows = batos.property_rows({"n": "number", "names": "texts"}, False, "number", ())
+    assert "top n" in rows and "part names" not in rows and "back" not in rows and "rises_given" not in rows
+    rows = batos.property_rows({"n": "number", "names": "texts"}, True, "nothing", ("names",))
+    assert "gets names" in rows and "greater n" not in rows and "tells names" not in rows and "settles" in rows
+    grammar = batos.CORE_TASKS["tests"].prompt(fields)[1]
+    assert '"nothing\\nn"' in grammar and '"nothing\\n-"' not in grammar and '"number\\n-"' in grammar
+
+
+def test_a_failed_idiom_is_not_taken_again():
+    fields = batos.CORE_SAMPLES["method"]
+    grammar = batos.CORE_TASKS["method"].prompt(fields, ("times", "plus"))[1]
+    assert '"times\\n"' not in grammar and '"plus\\n"' not in grammar and '"minus\\n"' in grammar
+
+
+def test_a_method_that_fails_on_the_receiver_itself_is_not_installed(kernel):
+    one = kernel()
+    report = one.mission("mean_prices", prices=[])       # an empty list has no type: what fits it is another idiom
+    assert report["state"] in ("COMPLETE", "FAILED")
+    broken = kernel_source(one, "def f(self):\n    return 1 / self.count\n", {"count": 0})
+    assert broken and "ZeroDivisionError" in broken[0]
+
+
+def kernel_source(one, source, slots):
+    request = {"selector": "f", "intent": "", "slots": {name: batos.slot_type(value) for name, value in slots.items()},
+               "arguments": []}
+    tests = {"result": "any", "changes": [], "holds": []}
+    return batos.objections(one.uvm.lanes["method"], source, slots, (), request, tests)
+
+
+@pytest.mark.parametrize("source, found", [
+    ("def f(self):\n    return self.count\n", None),
+    ("def f(self):\n    self.count = 0\n    self._p_changed = True\n", "shall not"),
+    ("def f(self):\n    return eval\n", "not for methods"), ("def f(self):\n    return 'x' * 10 ** 9\n", "memory"),
+    ("def f(self):\n    return self.getSlot_('count')\n", "in a trial")])
+def test_what_speaks_against_a_method(kernel, source, found):
+    against = kernel_source(kernel(), source, {"count": 3})
+    assert (against == []) if found is None else (found in against[0])
+
+
+def test_a_method_goes_where_its_slots_are(kernel):
+    one = kernel()
+
+    def apply(root):
+        kind = batos.UvmObject(**{"parent*": [root["traits_obj"]], "prices": [1, 2]})
+        root["it"] = batos.UvmObject(**{"parent*": [kind], "count": 1})
+        for obj in (kind, root["it"]):
+            root._p_jar.add(obj)
+        homes = [batos.home_of(root["it"], f"def f(self):\n    return {body}\n") for body in (
+            "sum(self.prices)", "self.count", "self.count * sum(self.prices)", "1")]
+        return ["kind" if home is kind else "it" for home, _ in homes]
+    assert one.write(apply) == ["kind", "it", "it", "it"]
+
+
+def test_the_budget_of_missions():
+    budget = batos.GenerationBudget(2)
+    assert budget.refusal("a") is None
+    budget.note("a", False)
+    assert budget.refusal("a") is None
+    budget.note("a", False)
+    assert "create_method" in budget.refusal("a") and budget.refusal("b") is None
+    budget.note("a", True)
+    assert budget.refusal("a") is None
+    budget.start()
+    budget.start()
+    assert "methods_per_hour" in budget.refusal("b")
+
+
+def test_properties_say_what_they_check():
+    run = lambda slots, arguments: (sorted(slots["numbers"]), slots)
+    tries = batos.tries_of(run, {"numbers": "numbers"}, [], random.Random(1), 12)
+    assert len(tries) == 12
+    assert batos.unmet({"result": "list", "changes": [], "holds": [["same", "numbers"], ["ascends", None]]}, tries) == []
+    told = batos.unmet({"result": "number", "changes": ["numbers"], "holds": [["descends", None]]}, tries)
+    assert told == ["the result shall be number, and is list", "the items of the result descend: does not hold",
+                    "numbers shall change, and does not"]
+
+
+# With the embedded core
+
+SLOTS = {"prices": [4, 12.5, 3, 8], "count": 3, "names": ["rope", "lamp", "tent", "saw"], "label": "Camp", "open": False}
+
+
+def unheard():
+    """Return [(selector, intent, [(arguments, result or ..., slots afterwards)])] of tests/data/unheard.txt."""
+    rows = []
+    for line in (pathlib.Path(__file__).parent / "data" / "unheard.txt").read_text().splitlines():
+        if line.startswith(">"):
+            call, _, after = line[1:].partition(" ; ")
+            arguments, _, wanted = call.partition(" -> ")
+            rows[-1][2].append((ast.literal_eval(arguments.strip()), ast.literal_eval(wanted) if wanted.strip() else ...,
+                                eval(f"dict({after})")))
+        elif not line.startswith("#"):
+            selector, intent = (part.strip() for part in line.split("|"))
+            rows.append((selector, intent, []))
+    return rows
+
+
+def understood(client, selector, intent, tests):
+    """Return None where a new object answers a message as its tests want, else what came."""
+    it = send(client, "clone", target="traits_obj")["result"]["$ref"]
+    for slot, value in SLOTS.items():
+        send(client, "setSlot_value_", slot, value, target=it)
+    for arguments, wanted, after in tests:
+        try:
+            result = client.call("send_message", target=it, selector=selector, args=list(arguments), wait=True, generate=True,
+                                 **({"intent": intent} if intent else {}), timeout_s=WAIT_S)["result"]
+        except batos.BatosError as error:
+            return f"{type(error).__name__}: {error}"
+        slots = client.call("inspect", target=it)["result"]["slots"]
+        slots = {name: slots[name]["value"] for name in SLOTS}
+        if (wanted is not ... and result != wanted) or slots != {**SLOTS, **after}:
+            return f"{result!r}, {slots}"
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CORE.exists(), reason="there is no trained core")
+def test_an_object_understands_what_it_never_heard(daemon, monkeypatch):
+    monkeypatch.setenv("BATOS_EMBEDDER", "auto")
+    with batos.Client(daemon(core="auto").endpoint, WAIT_S) as client:
+        while client.call("health")["result"]["core"]["state"] == "loading" or \
+                client.call("health")["result"]["embedder"]["state"] == "loading":
+            time.sleep(0.2)
+        ended = {row[0]: understood(client, *row) for row in unheard()}
+    print(*(f"{selector}: {came or 'understood'}" for selector, came in ended.items()), sep="\n")
+    assert sum(came is None for came in ended.values()) >= 20
