@@ -5486,6 +5486,7 @@ IDIOMS = dict(line.strip().split(": ", 1) for line in """
     append_new: self.list = [*self.list, *([] if value in self.list else [value])]
     remove_at: self.list = [each for n, each in enumerate(self.list) if n != value]
     unique_in_place: self.list = list(dict.fromkeys(self.list))""".strip().split("\n"))
+FREE = "free"                                            # stands for the idiom of a method that a larger model wrote
 SLOT_TYPES = ("number", "text", "flag", "list", "numbers", "texts", "table", "other")
 HOLES = {"number": ("number",), "text": ("text",), "flag": ("flag",), "list": ("list", "numbers", "texts"),
          "numbers": ("numbers",), "texts": ("texts",), "table": ("table",), "group": ("list", "numbers", "texts", "table"),
@@ -5852,9 +5853,7 @@ def method_grammar(lines, refused=()):
 def method_value(answer, fields):
     """Return {idiom, source} of a method's answer; source is Python's def, named by the selector with "_" for ":"."""
     idiom, body = answer.split("\n")
-    names = ((), ("value",), ("first", "second"))[len(fields["arguments"])]
-    head = f"def {fields['selector'].replace(':', '_')}({', '.join(('self', *names))}):"
-    return {"idiom": idiom, "source": f"{head}\n    {body}\n"}
+    return {"idiom": idiom, "source": f"{method_head(fields)}\n    {body}\n"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -5897,6 +5896,29 @@ def items_of(value):
 def each_number(value, change):
     """Return a number, or all numbers of a list, changed."""
     return [change(each) for each in value] if isinstance(value, list | tuple) else change(value)
+
+
+def method_head(fields):
+    """Return the first line of a method for a request: the selector with "_" for ":", `value` or `first` and `second`."""
+    names = ((), ("value",), ("first", "second"))[len(fields["arguments"])]
+    return f"def {fields['selector'].replace(':', '_')}({', '.join(('self', *names))}):"
+
+
+def free_method_grammar(fields):
+    """Return the Lark grammar of a method that a larger model writes: its head, then indented lines of any Python. What they
+    do is for audit and trial."""
+    return f'start: {json.dumps(method_head(fields))} line+\nline: /\\n(    ){{1,6}}[^ \\n][^\\n]{{0,160}}/\n'
+
+
+def free_method_value(answer, fields):
+    """Return {idiom: "free", source} of a method that a larger model wrote. Raises ValueError where it has another head."""
+    code = answer.strip().removeprefix("```python").strip("`").strip()
+    if not code.startswith(method_head(fields)) or "\n" not in code:
+        raise ValueError(f"the code does not begin with {method_head(fields)}")
+    return {"idiom": FREE, "source": code + "\n"}
+
+
+FREE_VALUES = {"method": free_method_value}              # what a larger model answers in a form of its own
 
 
 def same_items(one, other):
@@ -6207,8 +6229,10 @@ TASK_PROMPTS = {
              "between.\nSecond line: an opening of the persona, the topic in words copied from the mission, and a link.\n"
              "Third line: a closing of the persona.",
     "method": "Below are the selector of a method that an object lacks, what it shall do (or -), the object's slots with their "
-              "types, the types of the arguments, and what a classifier takes it for.\n"
-              "First line: the name of the idiom. Second line: its code in Python, over the object's own slots.",
+              "types, the types of the arguments, and what a classifier takes it for.\nWrite the method: one Python function "
+              "that begins with\n{head}\nIts slots are attributes of self. It has {modules}, and no other module; it opens no "
+              "file, and uses no name that begins with two underscores. Where it changes a slot, self._p_changed = True is the "
+              "last statement before it returns, on every path. Answer with the code alone.",
     "tests": "Below are the selector of a method that an object lacks, what it shall do (or -), the object's slots with their "
              "types, the types of the arguments, and what a classifier takes it for. Say how it can be told whether it works, "
              "before it is written.\nFirst line: the kind of its result. Second line: the slots that it changes, or -.\n"
@@ -6222,6 +6246,9 @@ def told_task(request, prompt):
     """Return (system prompt, prompt) of a task for a model that was not trained for it."""
     prompts = request.prompts or TASK_PROMPTS
     told = prompts.get(request.task) or TASK_PROMPTS[request.task]       # revised prompts may be older than a task
+    if request.task == "method":
+        told = told.replace("{head}", method_head(request.fields)).replace("{modules}", ", ".join(FACADES))
+        told += "".join(f"\n\nThis was tried, and failed:\n{one}" for refused in request.refused for one in refused)
     properties = "; ".join(f"{name}: {says}" for name, says in told_properties().items())
     for mark, names in (("archetypes", ", ".join(ARCHETYPES)), ("pillars", ", ".join(PILLAR_ORDER)), ("properties", properties)):
         told = told.replace(f"{{{mark}}}", names)
@@ -6681,6 +6708,7 @@ class CoreAnswer:
     seconds: float
 
 
+FREE_TOKENS = 400                                        # of a method that a larger model writes
 LEAST_ANSWER_TOKENS = 16           # room that a prompt must leave
 
 
@@ -6942,8 +6970,11 @@ class CognitiveCore:
             raise BadRequest(f"the core has no task {request.task!r}; {mend(request.task, CORE_TASKS)}")
         task = CORE_TASKS[request.task]
         prompt, grammar = task.prompt(request.fields, *request.refused)
-        return CoreRow(lambda core: core.task_ids(request, prompt), lambda text: task.value(text, request.fields), grammar,
-                       request, request.max_new_tokens or task.max_new_tokens)
+        value, most = task.value, task.max_new_tokens
+        if self.writes and request.task == "method":
+            grammar, value, most = free_method_grammar(request.fields), FREE_VALUES["method"], FREE_TOKENS
+        return CoreRow(lambda core: core.task_ids(request, prompt), lambda text: value(text, request.fields), grammar,
+                       request, request.max_new_tokens or most)
 
     def infer_(self, prompt, persona=None, system_prompt=None, temperature=0.6, top_p=0.9, max_new_tokens=512,
                deadline_s=None, cancel=None, on_text=None):
@@ -7224,13 +7255,6 @@ def weave_text(told, lines):
                       closest(told.get("closing"), voice["closings"])])
 
 
-def method_text(told, lines, refused=()):
-    """Return a method's answer."""
-    choices = method_choices(lines, refused)
-    idiom = closest(told.get("idiom"), choices)
-    return f"{idiom}\n{closest(told.get('code'), choices[idiom])}"
-
-
 def tests_text(told, lines):
     """Return the answer of tests."""
     slots = slots_of(lines[2])
@@ -7262,8 +7286,7 @@ JSON_FORMS = {
     "facet": (lambda lines: {"quotes": _NUMBERS} | _voice_fields(lines[0].split(" ")[0]), facet_text),
     "weave": (lambda lines: {"order": _NUMBERS} | _voice_fields(lines[0])
               | {"closing": {"enum": list(VOICES[lines[0]]["closings"])}}, weave_text),
-    "method": (lambda lines, refused=(): {"idiom": {"enum": list(method_choices(lines, refused))}, "code": {"type": "string"}},
-               method_text),
+    "method": (lambda lines, refused=(): {"code": {"type": "string"}}, lambda told, lines, refused=(): told.get("code")),
     "tests": (lambda lines: {
         "result": {"enum": list(RESULT_KINDS)}, "changes": {"type": "array", "items": {"type": "string"}, "maxItems": 2},
         "holds": {"type": "array", "maxItems": PROPERTIES_MOST, "items": {
@@ -7422,7 +7445,7 @@ class RemoteCore:
             with contextlib.suppress(ValueError, AttributeError, TypeError):
                 answer = JSON_FORMS[request.task][1](
                     json.loads(text[text.index("{"):text.rindex("}") + 1]), lines, *request.refused)
-                return answer, task.value(answer, request.fields), tokens
+                return answer, FREE_VALUES.get(request.task, task.value)(answer, request.fields), tokens
         raise CoreFailed(f"the server {hide_password(self.url)} answered {request.task} twice with what is no JSON: {text:.120}")
 
     def _told(self, body, request, stop, schema=None):
@@ -11725,6 +11748,8 @@ def ask_for_method(cycle, recall):
 
 def flagged(source, request):
     """Return a method's source as it is stored: with what it is for, and the flag where it changes anything."""
+    if source.count("\n") > 2:                           # a larger model wrote it, flag and all
+        return source
     head, body = source.rstrip("\n").split("\n")
     intent = one_line(request["intent"], INTENT_BYTES)
     told = [f'    """{intent}"""'] if re.fullmatch(r"[^\"\\]+", intent) else []
@@ -11747,7 +11772,8 @@ def try_method(cycle, data):
         if len(failures) >= ATTEMPTS_MOST:
             raise MethodUnwritten(f"no method for {request['selector']} passed its tests in {len(failures)} attempts; the last "
                                   f"one, {written['source'].strip()!r}, failed: {'; '.join(reasons[:3])}", failures=failures)
-        refused = [*data["refused"], written["idiom"]]
+        free = written["idiom"] == FREE                   # then the model is told what it wrote, and why not
+        refused = [*data["refused"], f"{written['source']}{'; '.join(reasons[:5])}" if free else written["idiom"]]
         return Step("DELEGATING", reasons, {"written": None, "failures": failures, "refused": refused})
     return Thought("trial", read, work=work)
 
@@ -12179,7 +12205,8 @@ COMMANDS = {
     "forget": CommandRow(ForgetCommand, "upkeep", "write"),
 }
 BODY_LESS = frozenset({"id", "v", "idempotency_key", "wait", "why"})       # not part of what a key stands for
-LATER_FIELDS = {"rechunk": False, "conversation": None}        # name -> default, which is not part of it: older images had none
+# name -> default, which is not part of the body: older images had none
+LATER_FIELDS = {"generate": None, "rechunk": False, "conversation": None}
 
 
 def unpack_request(payload):
@@ -14041,13 +14068,16 @@ def add_prompts(root):
         root["codex_obj"].prompts = TASK_PROMPTS
 
 
+PROMPTS_OF_VERSION_5 = "469be1de42ab0fcb582a5fa4d1409155"
+
+
 @adds_to(UPGRADES, 6)
 def add_tests(root):
     """What methods may be tested for, and how a model is asked for it; prompts that somebody revised stay as they are."""
     if "codex_obj" in root:
         codex = root["codex_obj"]
         codex.properties = told_properties()
-        if codex.prompts.items() <= TASK_PROMPTS.items():
+        if digest(json.dumps(codex.prompts, sort_keys=True).encode()) == PROMPTS_OF_VERSION_5:
             codex.prompts = TASK_PROMPTS
 
 

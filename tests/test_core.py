@@ -488,9 +488,32 @@ def test_a_llama_that_is_no_core_of_ours_answers_the_tasks_by_prompts_and_the_sa
         answers = one.infer(rows(PLAN, FACET, WEAVE, METHOD, SUMMARY))
         valid_plan(answers[0].value, MISSION)
         valid_frame(answers[1].value["frame"], "BRICK", FACET[1]["sub_query"])
-        assert answers[3].value["idiom"] in batos.IDIOMS and answers[4].value["sentence"] in (1, 2)
+        assert answers[3].value["idiom"] == batos.FREE and answers[4].value["sentence"] in (1, 2)
     finally:
         one.close()
+
+
+def test_a_larger_model_writes_any_python_under_the_head_that_is_asked_for(core):
+    fields = METHOD[1]
+    grammar = batos.free_method_grammar(fields)
+    loaded, head = core.on_model_thread(lambda loaded: loaded), batos.method_head(fields)
+    for body, fits in (("\n    return 1", True), ("\n    for each in self.x:\n        if each:\n            return each", True),
+                       (" return 1", False), ("\nreturn 1", False), ("\n    return 1\nimport os", False)):
+        matcher = loaded.matcher(grammar)
+        ids = loaded.tokenizer.backend_tokenizer.encode(head + body, add_special_tokens=False).ids
+        assert (matcher.validate_tokens(ids) == len(ids)) == fits, body
+    value = batos.free_method_value(f"```python\n{head}\n    return 1\n```", fields)
+    assert value == {"idiom": batos.FREE, "source": f"{head}\n    return 1\n"}
+    for wrong in ("return 1", "def other(self):\n    return 1", head):
+        with pytest.raises(ValueError, match="begin"):
+            batos.free_method_value(wrong, fields)
+
+
+def test_a_larger_model_is_told_the_head_and_what_failed():
+    asked = CoreRequest(*METHOD, refused=(["def f(self): ...\nthe result shall be text"],))
+    told = batos.told_task(asked, CORE_TASKS["method"].prompt(METHOD[1])[0])[1]
+    assert batos.method_head(METHOD[1]) in told and "_p_changed = True" in told and "statistics" in told
+    assert told.count("This was tried, and failed:") == 1 and "shall be text" in told
 
 
 def test_a_model_that_never_saw_the_tasks_is_told_what_to_answer():
