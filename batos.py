@@ -4661,7 +4661,8 @@ class MethodLane(Lane):
         """End what still runs, then the threads; the write lane is closed after me."""
         self.zygote.end()
         super().close()
-        self.tell_uses()
+        if self._uses:
+            self.tell_uses()
 
     @contextlib.contextmanager
     def trying(self, name, source):
@@ -4682,11 +4683,10 @@ class MethodLane(Lane):
             self.tell_uses()
 
     def tell_uses(self, done=lambda outcome: None):
-        """Have the write lane keep the counts."""
+        """Have the write lane keep the counts; done(outcome) once they are stored, those told before me too."""
         with self._guard:
             uses, self._uses, self._counted_s = self._uses, collections.defaultdict(list), time.monotonic()
-        if uses:
-            self._write.submit(Job("uses", self._count(dict(uses)), done, journal=True))
+        self._write.submit(Job("uses", self._count(dict(uses)), done, journal=True))
 
     def _main(self):
         unit, child = Unit(self.image.db), None

@@ -611,6 +611,13 @@ def test_blame_goes_to_the_method_that_was_sent(machine):
         assert root["bad"].f.status == "quarantined" and batos.own(root["victim"].total).get("failures", 0) == 0
 
 
+def test_a_failure_is_told_whenever_the_counts_were_stored_last(machine, monkeypatch):
+    monkeypatch.setattr(batos, "USES_TOLD_S", 0.0)
+    one = machine()
+    one.make("it", {}, f="def f(self):\n    return 1 / 0\n")
+    assert isinstance(one.end("it", "f"), batos.MethodFailed)
+
+
 def test_a_method_that_is_met_first_too_deep_is_met_again(machine):
     one = machine(method_workers=1)
     one.make("victim", {}, total="def total(self):\n    return 42\n")
