@@ -689,6 +689,12 @@ def bench_experts(seconds):
         core, synapses = stack.enter_context(test_memory.memory_of(folder, folder / "staged"))
         yield from core.on_model_thread(lambda loaded: list(switch_rows(loaded, synapses, folder / "staged", names)))
         yield from batch_rows(core, names)
+        tiers, base_mb = synapses.health(), core.on_model_thread(lambda loaded: loaded.model.get_memory_footprint()) / 1e6
+        warm, cold = tiers["warm"], tiers["cold"]["mb"]
+        yield (f"memory of {len(names)} experts, cold in blobs", f"{cold:.2f} MB", f"the core {base_mb:.1f} MB", cold / base_mb)
+        yield (f"memory of {warm['experts']} experts, warm in RAM", f"{warm['mb']:.2f} MB", f"the core {base_mb:.1f} MB, of it "
+               f"{tiers['hot']['slots']} slots of rank {core.on_model_thread(lambda loaded: loaded.slots.rank)}",
+               warm["mb"] / base_mb)
 
 
 def switch_rows(loaded, synapses, staged, names):
