@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 
 import ormsgpack  # noqa: F401  (the README's script imports it)
 import pytest
@@ -53,8 +54,12 @@ def test_ci_runs_the_commands_of_the_readme():
 @pytest.mark.slow
 @pytest.mark.skipif(not CORE, reason="there is no trained core in seed_core/")
 def test_the_first_exchange_is_what_is_printed(daemon, monkeypatch):
+    monkeypatch.setenv("BATOS_EMBEDDER", "auto")          # as who follows the README has it
     running = daemon(core="auto")
     monkeypatch.setenv("BATOS_ENDPOINT", running.endpoint)
+    with batos.Client(running.endpoint) as client:
+        while {client.call("health")["result"][part]["state"] for part in ("core", "embedder")} != {"ready"}:
+            time.sleep(0.2)
     commands = [line for line in shell_blocks()[1].splitlines() if line]
     printed = [subprocess.run([sys.executable, *line.removeprefix(".venv/bin/python ").replace('"', "\0").split("\0")[0].split(),
                                *line.split('"')[1:2]], cwd=ROOT, capture_output=True, text=True, timeout=120).stdout

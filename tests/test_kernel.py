@@ -375,6 +375,19 @@ def test_what_speaks_against_a_method(kernel, source, found):
     assert (against == []) if found is None else (found in against[0])
 
 
+def test_what_a_larger_model_wrote_is_stored_as_it_is_and_what_failed_is_told_to_it(kernel):
+    wrong = "def dearest(self):\n    for each in self.prices:\n        pass\n    return 'none'\n"
+    right = "def dearest(self):\n    best = 0\n    for each in self.prices:\n        best = max(best, each)\n    return best\n"
+    sources = iter((wrong, right))
+    one = kernel(tests=lambda fields: {"result": "number", "changes": [], "holds": [["top", "prices"]]},
+                 method=lambda fields: {"idiom": batos.FREE, "source": next(sources)})
+    report = one.mission("dearest", prices=[3, 9, -4])
+    assert report["state"] == "COMPLETE" and report["source"] == right
+    with batos.reading(one.image) as root:
+        refused = batos.find_cycle(root, report["cycle"])._tmp_synthesis_data["refused"]
+    assert len(refused) == 1 and wrong in refused[0] and "shall be number" in refused[0]
+
+
 def test_a_method_goes_where_its_slots_are(kernel):
     one = kernel()
 

@@ -329,6 +329,16 @@ def test_a_bulk_job_with_the_token_keeps_the_write_lane_out_until_its_commit(one
     assert bulk.result(WAIT_S).error is None and write.result(WAIT_S).result == "bulk" and order == ["bulk", "write"]
 
 
+def test_a_lane_that_ends_by_an_error_stops_the_daemon(one, monkeypatch):
+    told = []
+    lane = batos.WriteLane(one.image, batos.WriteToken(), batos.load_settings({}, {}), told.append)
+    monkeypatch.setattr(lane, "_tell", lambda outcomes: 1 / 0)
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    lane.start().submit(Job("test", lambda root: None))
+    lane._threads[0].join(WAIT_S)
+    assert isinstance(told[0], ZeroDivisionError)
+
+
 # The bulk lane
 
 

@@ -13,6 +13,13 @@ IMAGES = pathlib.Path(__file__).resolve().parent / "data" / "images"
 MISSION = {"type": "direct_synthesis", "selector": "answer_", "args": ["How is the brass valve turned?"]}
 
 
+def unpacked(name, folder):
+    """Unpack an image into a folder; returns its path."""
+    with tarfile.open(IMAGES / name) as packed:
+        packed.extractall(folder, filter="data")
+    return str(folder / "live_image.fs")
+
+
 @pytest.fixture
 def old(tmp_path):
     """The image that commit 2d58de3 made (no mind, no core, pages of dicts), as live_image.fs of the test's folder."""
@@ -167,9 +174,7 @@ def test_words_of_an_image_without_segments_are_found_and_merged(third, daemon):
 @pytest.fixture
 def fourth(tmp_path):
     """The image of commit aa7957a: a document in a segment, a small one in the index, one that was taken out, a mission."""
-    with tarfile.open(IMAGES / "aa7957a.tgz") as packed:
-        packed.extractall(tmp_path, filter="data")
-    return str(tmp_path / "live_image.fs")
+    return unpacked("aa7957a.tgz", tmp_path)
 
 
 def test_an_old_image_is_not_mended_but_upgraded(fourth):
@@ -198,9 +203,7 @@ def test_an_image_with_segments_and_a_tail_has_all_words_in_segments(fourth, dae
 @pytest.fixture
 def fifth(tmp_path):
     """The image of commit 729e714: a document, a slot, a mission of a conversation; no prompts, no tiers of memory."""
-    with tarfile.open(IMAGES / "729e714.tgz") as packed:
-        packed.extractall(tmp_path, filter="data")
-    return str(tmp_path / "live_image.fs")
+    return unpacked("729e714.tgz", tmp_path)
 
 
 def test_an_image_without_prompts_and_tiers_gets_them_and_keeps_its_promises(fifth, daemon):
@@ -220,9 +223,7 @@ def test_an_image_without_prompts_and_tiers_gets_them_and_keeps_its_promises(fif
 @pytest.fixture
 def sixth(tmp_path):
     """The image of commit 8fb1359: prompts, one of them revised, without what methods may be tested for."""
-    with tarfile.open(IMAGES / "8fb1359.tgz") as packed:
-        packed.extractall(tmp_path, filter="data")
-    return str(tmp_path / "live_image.fs")
+    return unpacked("8fb1359.tgz", tmp_path)
 
 
 def test_an_image_without_properties_gets_them_and_keeps_its_revised_prompts(sixth, daemon):
@@ -237,3 +238,14 @@ def test_an_image_without_properties_gets_them_and_keeps_its_revised_prompts(six
         assert client.call("send_message", target="genesis_obj", selector="one")["result"] == 1
     assert running.stop() == 0
     assert batos.check_image(sixth, deep=True)["faults"] == []
+
+
+def test_prompts_that_nobody_revised_become_the_new_ones(sixth, tmp_path):
+    image = batos.Image.open(sixth)
+    with batos.writing(image) as root:                   # as they were before somebody revised one
+        prompts = dict(root["codex_obj"].prompts)
+        root["codex_obj"].prompts = {**prompts, "plan": prompts["plan"].removeprefix("Mine: ")}
+    batos.upgrade_image(image, f"{sixth}.upgrades")
+    with batos.reading(image) as root:
+        assert root["codex_obj"].prompts == batos.TASK_PROMPTS and root["codex_obj"].properties == batos.told_properties()
+    image.close()
