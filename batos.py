@@ -8440,7 +8440,7 @@ _MARKDOWN = (_take_front_matter, _take_fence, _take_atx, _take_setext, _take_tab
              functools.partial(_take_prose, interrupt=_starts_other))
 _RULES = {                         # kind of text -> what takes its lines, in this order
     "text": (_take_list, _take_prose), "pdf": (_take_list, _take_prose), "episode": (_take_list, _take_prose),
-    "markdown": _MARKDOWN, "html": _MARKDOWN,
+    "method": (_take_prose,), "markdown": _MARKDOWN, "html": _MARKDOWN,
     "rst": (_take_overlined, _take_directive, _take_literal, _take_list, _take_prose),
     "code": (_take_definition, _take_code),
 }
@@ -11635,6 +11635,23 @@ def install_method(obj, name, source, **told):
     return made
 
 
+def bring_in(obj, name, source, **told):
+    """Install audited source as a method's next version, and have the catalog know it. Returns the Method. Raises BadRequest."""
+    made = install_method(obj, name, source, **told)
+    tell_of_method(obj, name, made)
+    return made
+
+
+def tell_of_method(obj, name, method):
+    """Put what a method is for into the catalog, where a later request for the same finds it."""
+    oid = oid_text(obj._p_oid)
+    said = ast.get_docstring(ast.parse(method.source).body[0]) or ""
+    text = "\n\n".join(dict.fromkeys(part for part in (routed_request(name, ""), own(method).get("intent"), said, method.source)
+                                     if part))
+    index_document_(_root_of(obj)["knowledge_catalog_obj"], f"batos/methods/{oid}.{name}", text, {"oid": oid, "selector": name},
+                    "self", kind="method")
+
+
 def roll_back(obj, name, version=None):
     """Point a slot at a former version of its method (None: the one before). Returns that one. Raises NotFound."""
     method = own_method(obj, name)
@@ -11644,6 +11661,7 @@ def roll_back(obj, name, version=None):
         raise NotFound(f"{name} of {obj!r} has no version {version or 'before this one'}; there are {known}", kind="version",
                        name=str(version))
     set_slot(obj, name, found)
+    tell_of_method(obj, name, found)
     return found
 
 
@@ -11688,9 +11706,10 @@ def missing_request(cycle):
         if holder is receiver or holder not in roots:
             mine = {name: value for name, value in own(holder).items() if is_data_slot(name, value)}
             slots = {name: value for name, value in mine.items() if type(value) is not str or (name, value) not in cloned} | slots
-    told = words_of(f"{brief['selector']} {brief.get('intent') or ''}".replace("_", " "))
+    intent = without_examples(brief.get("intent") or "", brief["selector"])
+    told = words_of(f"{brief['selector']} {intent}".replace("_", " "))
     named = sorted(slots, key=lambda name: not words_of(name.replace("_", " ")).keys() & told.keys())[:SLOTS_MOST]
-    return {"selector": brief["selector"], "intent": brief.get("intent") or "",
+    return {"selector": brief["selector"], "intent": intent,
             "slots": {name: slot_type(value) for name, value in slots.items() if name in named},
             "arguments": [slot_type(value) for value in brief.get("args", ())]}
 
@@ -11706,6 +11725,148 @@ def plain_slots(cycle, names):
     return {name: lookup(receiver, name).value for name in names}
 
 
+# Examples in an intent: what a call gives, written as Python: `add_name_("Eve", names=["Ann"]) -> names=["Ann", "Eve"]`.
+# Positional are the arguments, named are slots beforehand; behind the arrow is the result, or a slot afterwards.
+
+EXAMPLE_CHARS = 1000                                     # of either side of the arrow
+
+
+class Example(typing.NamedTuple):
+    """What a call shall give: its result, or ABSENT, and slots afterwards."""
+
+    call: str
+    arguments: tuple
+    slots: dict
+    result: object
+    after: dict
+
+
+def longest(text, read):
+    """Return (what `read` makes of the longest beginning of a text that it takes, its length), or (None, 0)."""
+    for end in range(min(len(text), EXAMPLE_CHARS), 0, -1):
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            if text[end - 1] not in "., \n":
+                return read(text[:end]), end
+    return None, 0
+
+
+def _read_named(text):
+    """Return (positional, named) values of the inside of a call. Raises ValueError, SyntaxError."""
+    call = ast.parse(f"f({text})", mode="eval").body
+    if not isinstance(call, ast.Call) or not (call.args or call.keywords):
+        raise ValueError("this is no call")
+    return ([ast.literal_eval(value) for value in call.args],
+            {each.arg: ast.literal_eval(each.value) for each in call.keywords if each.arg})
+
+
+def _read_call(text):
+    if not text.endswith(")"):
+        raise ValueError("a call ends with its bracket")
+    return _read_named(text[:-1]) if text[:-1].strip() else ([], {})
+
+
+def find_examples(intent, selector):
+    """Yield (start, end, Example) of the examples in an intent."""
+    name = re.escape(selector_name(selector))
+    for found in re.finditer(rf"\b{name}\(([^\n]*?\))\s*(?:->|=>|==|→)\s*", intent):
+        given, taken = longest(found[1], _read_call)
+        told, length = longest(intent[found.end():], _read_named)
+        if given and told and taken == len(found[1]) and len(told[0]) + bool(told[1]) == 1:
+            end = found.end() + length
+            yield found.start(), end, Example(intent[found.start():end], tuple(given[0]), given[1],
+                                              told[0][0] if told[0] else ABSENT, told[1])
+
+
+def examples_of(cycle):
+    """Return the examples in a mission's intent. Raises BadRequest for a slot that the receiver has not."""
+    brief, receiver = cycle.mission_brief, resolve(_root_of(cycle), cycle.target_oid)
+    examples = [example for *_, example in find_examples(brief.get("intent") or "", brief["selector"])]
+    for name in dict.fromkeys(name for example in examples for name in (*example.slots, *example.after)):
+        if lookup(receiver, name).value is ABSENT:
+            raise BadRequest(f"an example in the intent names the slot {name!r}, which {receiver!r} has not; "
+                             f"{mend(name, list(own(receiver)), 'its slots')}")
+    return examples
+
+
+def without_examples(intent, selector):
+    """Return an intent's words: the examples are for the tests."""
+    for start, end, _ in reversed(list(find_examples(intent, selector))):
+        intent = intent[:start] + intent[end:]
+    return re.sub(r"[\s,;:]*(?:e\.g\.|such as|for example|for instance|so that)?[\s,;:]*[.!]?\s*$", "", intent)
+
+
+def tests_of(examples, tests):
+    """Return tests with what the examples settle: the kind of the result, and which slots change."""
+    if not examples:
+        return tests
+    kinds = {result_kind(example.result) for example in examples if example.result is not ABSENT}
+    changes = sorted({name for example in examples for name in example.after})
+    return {"result": kinds.pop() if len(kinds) == 1 else "any", "changes": changes,
+            "holds": [row for row in tests["holds"] if not changes]}
+
+
+def unlike(examples, run, slots):
+    """Return, as sentences, which examples a method does not do."""
+    told = []
+    for example in examples:
+        result, after = run({**slots, **example.slots}, example.arguments)
+        got = {name: after.get(name) for name in example.after}
+        if got != example.after or example.result not in (ABSENT, result):
+            told.append(f"{example.call} is wanted, and it gives {one_line(repr(got if example.after else result), 200)}")
+    return told
+
+
+# Methods that the image has already
+
+
+def same_words(text, other):
+    """Return whether two texts have the same words in the same order, as the lexicon knows them."""
+    mine, theirs = ([stem_of(word) for word in re.findall(r"[^\W_]+", each.lower())] for each in (text, other))
+    return bool(mine) and mine == theirs
+
+
+def slots_used(source):
+    """Return the names that a method's source takes from self."""
+    return {node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name) and node.value.id == "self"} - {"_p_changed"}
+
+
+def known_methods(cycle, request):
+    """Return [{"source", "idiom", "of"}] of methods elsewhere in the image that say in the same words what a request says, and
+    find their slots in the receiver. The catalog knows them by selector, intent and docstring."""
+    root, name, found = _root_of(cycle), selector_name(request["selector"]), []
+    text = routed_request(request["selector"], request["intent"])
+    for row in search_(root["knowledge_catalog_obj"], text, KNOWN_LOOKED_AT, scope="self", kind="method")["results"]:
+        where = row["chunk"]["metadata"]
+        try:
+            method = own_method(resolve(root, where["oid"]), where["selector"])
+        except BatosError:                               # it has gone meanwhile
+            continue
+        source = own(method).get("source")
+        fits = source and method.status != "quarantined" and _does_as(method, request)
+        if fits and slots_used(source) <= request["slots"].keys():
+            found.append({"source": renamed(source, name), "idiom": KNOWN, "of": f"{where['selector']} of {where['oid']}"})
+    return list({each["source"]: each for each in found}.values())[:KNOWN_TRIED]
+
+
+def _does_as(method, request):
+    """Whether a method is called as a request is, and says the same of itself."""
+    function = ast.parse(method.source).body[0]
+    told = (own(method).get("intent") or "", ast.get_docstring(function) or "")
+    alike = same_words(routed_request(method.selector, ""), routed_request(request["selector"], "")) or any(
+        same_words(request["intent"], text) for text in told)
+    return alike and len(function.args.args) - 1 == len(request["arguments"])
+
+
+def renamed(source, name):
+    """Return a method's source under another name."""
+    return re.sub(r"^def \w+", f"def {name}", source, count=1, flags=re.MULTILINE)
+
+
+KNOWN = "known"                                          # stands for the idiom of a method that the image has
+KNOWN_LOOKED_AT, KNOWN_TRIED = 20, 3
+
+
 def offered_request(cycle, recall):
     fields = missing_request(cycle)
     fits = method_choices(method_lines(fields | {"offered": []}))
@@ -11718,8 +11879,16 @@ def look_for_method(cycle, recall):
     if lookup(receiver, cycle.mission_brief["selector"]).value is not ABSENT:
         answer = {"answer": f"{cycle.mission_brief['selector']} is understood by now", "relevant": True, "evidence": []}
         return Thought("look", lambda _: Step("COMPLETE", [], {"final_response": answer}))
-    request = offered_request(cycle, recall)
-    return Thought("look", lambda _: Step("DECOMPOSING", request, {"request": request, "refused": [], "failures": []}))
+    request, examples = offered_request(cycle, recall), [example._asdict() for example in examples_of(cycle)]
+    data = {"request": request, "known": known_methods(cycle, request), "refused": [], "failures": [],
+            "examples": [{name: value for name, value in each.items() if value is not ABSENT} for each in examples]}
+    return Thought("look", lambda _: Step("DECOMPOSING", request, data))
+
+
+def told_examples(cycle):
+    """Return the Examples that a cycle has noted."""
+    return [Example(**{"result": ABSENT, **each, "arguments": tuple(each["arguments"])})
+            for each in cycle._tmp_synthesis_data.get("examples", ())]
 
 
 def ask_for_tests(cycle, recall):
@@ -11727,19 +11896,21 @@ def ask_for_tests(cycle, recall):
 
     A small core is often wrong about properties: binding are those only that it proved right about when it was evaluated.
     """
-    request, believed = cycle._tmp_synthesis_data["request"], recall.believed()
+    request, believed, examples = cycle._tmp_synthesis_data["request"], recall.believed(), told_examples(cycle)
 
     def read(values):
         holds = [row for row in values[0]["holds"] if believed is None or row[0] in believed]
-        return Step("DELEGATING", values[0], {"tests": values[0] | {"holds": holds}})
+        return Step("DELEGATING", values[0], {"tests": tests_of(examples, values[0] | {"holds": holds})})
     return Thought("tests", read, (("tests", request),))
 
 
 def ask_for_method(cycle, recall):
-    """DELEGATING: the code, one that was not refused yet; then its trial."""
+    """DELEGATING: the code, one that was not refused yet, and what the image has first; then its trial."""
     data = cycle._tmp_synthesis_data
     if data.get("written"):
         return try_method(cycle, data)
+    if known := data.get("known"):
+        return Thought("known", lambda _: Step("DELEGATING", known[0]["of"], {"written": known[0], "known": known[1:]}))
 
     def read(values):
         return Step("DELEGATING", values[0], {"written": values[0] | {"source": flagged(values[0]["source"], data["request"])}})
@@ -11761,13 +11932,16 @@ def try_method(cycle, data):
     """Audit the code, and try it in a child: on the receiver as it is, and on others that are made up."""
     written, request, tests = data["written"], data["request"], data["tests"]
     slots, given = plain_slots(cycle, request["slots"]), tuple(cycle.mission_brief.get("args", ()))
+    examples = told_examples(cycle)
 
     def work(lane):
-        return objections(lane, written["source"], slots, given, request, tests)
+        return objections(lane, written["source"], slots, given, request, tests, examples)
 
     def read(reasons):
         if not reasons:
             return Step("SYNTHESIZING", [])
+        if written["idiom"] == KNOWN:                     # that is no attempt
+            return Step("DELEGATING", reasons, {"written": None})
         failures = [*data["failures"], {"source": written["source"], "reasons": reasons[:5]}]
         if len(failures) >= ATTEMPTS_MOST:
             raise MethodUnwritten(f"no method for {request['selector']} passed its tests in {len(failures)} attempts; the last "
@@ -11778,16 +11952,17 @@ def try_method(cycle, data):
     return Thought("trial", read, work=work)
 
 
-def objections(lane, source, slots, arguments, request, tests):
+def objections(lane, source, slots, arguments, request, tests, examples=()):
     """Return, as sentences, what speaks against a method: nothing where the audit takes it and it does what its tests want, on
-    `slots` with `arguments` and on receivers made up after `request`. Raises MethodFailed where it cannot be tried."""
+    `slots` with `arguments` and on receivers made up after `request`, and does its examples. Raises MethodFailed where it
+    cannot be tried."""
     name = selector_name(request["selector"])
     try:
         PersistenceGuardian().audit_code(source, name)
         with lane.trying(name, source) as run:
             tries = [Tried(run, slots, arguments, *run(slots, arguments))]
             tries += tries_of(run, request["slots"], request["arguments"], random.Random(source), TRIES)
-            return unmet(tests, tries)
+            return [*unlike(examples, run, slots), *unmet(tests, tries)]
     except (CodeRejected, OutOfMemory, DeadlineExceeded) as error:
         return [error.message]
     except MethodFailed as error:
@@ -11803,8 +11978,7 @@ def selector_name(selector):
 
 def home_of(receiver, source):
     """Return (where a method belongs, why): the prototype that all its slots stand in, else the receiver."""
-    used = {node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)
-            and isinstance(node.value, ast.Name) and node.value.id == "self"} - {"_p_changed"}
+    used = slots_used(source)
     roots = {obj for obj in _root_of(receiver).values() if isinstance(obj, UvmObject)}
     for holder in reversed([each for each in ancestry(receiver) if each is receiver or each not in roots]):
         if used and used <= own(holder).keys() and holder is not receiver:
@@ -11815,11 +11989,12 @@ def home_of(receiver, source):
 def weigh_method(cycle, recall):
     """SYNTHESIZING: ALFRED says where it belongs, and why; then the cycle's effect installs it."""
     data, receiver = cycle._tmp_synthesis_data, resolve(_root_of(cycle), cycle.target_oid)
-    home, why = home_of(receiver, data["written"]["source"])
-    told = told_tests(data["tests"])
-    answer = (f"I wrote {data['request']['selector']} for {home!r}: {why}. It passed what was to hold before it was "
-              f"written: {'; '.join(told)}.")
-    final = {"answer": answer, "relevant": True, "evidence": [], "source": data["written"]["source"], "tests": told,
+    written, selector = data["written"], data["request"]["selector"]
+    home, why = home_of(receiver, written["source"])
+    told = told_tests(data["tests"]) + [example.call for example in told_examples(cycle)]
+    made = f"took {written['of']} as {selector}" if written["idiom"] == KNOWN else f"wrote {selector}"
+    answer = f"I {made} for {home!r}: {why}. It passed what was to hold before it was written: {'; '.join(told)}."
+    final = {"answer": answer, "relevant": True, "evidence": [], "source": written["source"], "tests": told,
              "home": oid_text(home._p_oid), "why": why, "attempts": len(data["failures"]) + 1}
     return Thought("verdict", lambda _: Step("COMPLETE", [], {"final_response": final}))
 
@@ -11835,8 +12010,9 @@ def install_written(root, cycle):
     """The effect of a mission that wrote a method: the method in its slot, unless somebody was faster."""
     final, name = cycle.result, selector_name(cycle.mission_brief["selector"])
     if "source" in final and lookup(resolve(root, cycle.target_oid), name).value is ABSENT:
-        install_method(resolve(root, final["home"]), name, final["source"], author=f"cycle {cycle_id(cycle)} ({cycle.who})",
-                       intent=cycle.mission_brief.get("intent") or "", tests=final["tests"], why=final["why"])
+        asked = {field: value for field, value in cycle._tmp_synthesis_data["request"].items() if field != "offered"}
+        bring_in(resolve(root, final["home"]), name, final["source"], author=f"cycle {cycle_id(cycle)} ({cycle.who})",
+                 intent=cycle.mission_brief.get("intent") or "", asked=asked, tests=final["tests"], why=final["why"])
 
 
 MISSION_KINDS["unhandled_message"] = MissionKind(
@@ -12192,8 +12368,8 @@ COMMANDS = {
     "inspect": CommandRow(InspectCommand, "read", "read"),
     "search_memory": CommandRow(SearchMemoryCommand, "read", "read"),
     "send_message": CommandRow(SendMessageCommand, "write", "write", effect=True),
-    "create_method": CommandRow(CreateMethodCommand, "write", "write", effect=True),
-    "rollback": CommandRow(RollbackCommand, "write", "write", effect=True),
+    "create_method": CommandRow(CreateMethodCommand, "bulk", "write", effect=True),
+    "rollback": CommandRow(RollbackCommand, "bulk", "write", effect=True),
     "index_document": CommandRow(IndexDocumentCommand, "bulk", "write", effect=True),
     "unindex_document": CommandRow(UnindexDocumentCommand, "bulk", "write", effect=True),
     "supersede": CommandRow(SupersedeCommand, "bulk", "write", effect=True),
@@ -12706,14 +12882,14 @@ def _target_of(command, root):
 
 
 def create_method(command, who, lane):
-    """Audit in the read lane, install in the write lane."""
+    """Audit in the read lane; install in the bulk lane, which has the catalog."""
     def apply(root):
         obj, name = _target_of(command, root)
         if lane == "read":
             PersistenceGuardian().audit_code(command.method_code, name)
-            raise Reroute("write")
+            raise Reroute("bulk")
         alike = alike_methods(obj, name, command.method_code)
-        made = install_method(obj, name, command.method_code, author=who, intent=command.intent or "")
+        made = bring_in(obj, name, command.method_code, author=who, intent=command.intent or "")
         return {"details": f"{name} of {command.target_oid} is version {made.version}, on trial"
                            + (f"; {', '.join(alike)} is nearly the same" if alike else ""),
                 "result": {"method": to_wire(made), "selector": name, "version": made.version, "status": made.status,
@@ -13100,8 +13276,8 @@ def _send_message(uvm, request, lane=None):
 
 
 def _create_method(uvm, request, lane="read"):
-    """The audit may take a while: it is made in the read lane, then the write lane installs."""
-    uvm.submit_to(lane, request, create_method(request.command, request.who, lane))
+    """The audit may take a while: it is made in the read lane, then the bulk lane installs."""
+    uvm.submit_to(lane, request, create_method(request.command, request.who, lane), urgent=lane == "bulk")
 
 
 def _index_document(uvm, request):
@@ -13160,7 +13336,7 @@ JOBS = {
         request.command, uvm.embedder, uvm.housekeeping.summaries.want)),
     "send_message": _send_message,
     "create_method": _create_method,
-    "rollback": lambda uvm, request: uvm.submit_to("write", request, rollback(request.command)),
+    "rollback": lambda uvm, request: uvm.submit_to("bulk", request, rollback(request.command), urgent=True),
     "index_document": _index_document,
     "unindex_document": lambda uvm, request: uvm.submit_to("bulk", request, unindex_document(request.command)),
     "supersede": lambda uvm, request: uvm.submit_to("bulk", request, supersede(request.command)),

@@ -258,12 +258,13 @@ class Kernel:
     def write(self, apply):
         return self.uvm.lanes["write"].call(batos.Job("test", apply), WAIT_S).result
 
-    def mission(self, selector, *args, **slots):
+    def mission(self, selector, *args, intent=None, **slots):
         """Have a method written for a new object; returns the report."""
         def apply(root):
             obj = root["it"] = batos.UvmObject(**{"parent*": [root["traits_obj"]], **slots})
             root._p_jar.add(obj)
-            brief = {"type": "unhandled_message", "selector": selector, "args": list(args), "kwargs": {}}
+            brief = {"type": "unhandled_message", "selector": selector, "args": list(args), "kwargs": {},
+                     **({"intent": intent} if intent else {})}
             batos.send(root["orchestrator_obj"], "start_cognitive_cycle_for_", brief, batos.oid_text(obj._p_oid))
         self.ended.clear()
         self.write(apply)
@@ -400,6 +401,99 @@ def test_a_method_goes_where_its_slots_are(kernel):
             "sum(self.prices)", "self.count", "self.count * sum(self.prices)", "1")]
         return ["kind" if home is kind else "it" for home, _ in homes]
     assert one.write(apply) == ["kind", "it", "it", "it"]
+
+
+BODIES = ["return sum(self.prices)", "return min(self.prices)", "return max(self.prices)"]
+LOOSE = {"result": "any", "changes": [], "holds": []}
+
+
+def writing(*bodies):
+    """Return a double's answers: one body after the other."""
+    left = list(bodies)
+    return lambda fields: batos.method_value(f"n\n{left.pop(0)}", fields)
+
+
+def test_examples_in_the_intent_bind_the_method(kernel):
+    one = kernel(tests=lambda fields: LOOSE, method=writing(*BODIES))
+    report = one.mission("dearest", prices=[3, 9, -4], intent="the dearest one, such as dearest(prices=[3, 5, 4]) -> 5.")
+    assert report["state"] == "COMPLETE" and report["attempts"] == 3 and "max(" in report["source"]
+    assert "dearest(prices=[3, 5, 4]) -> 5" in report["tests"]
+    with batos.reading(one.image) as root:
+        made = batos.own_method(root["it"], "dearest")
+        assert made.asked["intent"] == "the dearest one" and "such as" in made.intent
+
+
+def test_an_example_settles_what_changes(kernel):
+    wrong = {"result": "number", "changes": [], "holds": [["top", "prices"]]}      # as a small core may say
+    one = kernel(tests=lambda fields: wrong, method=writing("self.names.append(value)"))
+    report = one.mission("add_name_", "Eve", names=["Ann"],
+                         intent="add one: add_name_('Bo', names=['Al']) -> names=['Al', 'Bo']")
+    assert report["state"] == "COMPLETE", report
+    assert any("names alone" in told for told in report["tests"])
+
+
+def test_an_example_that_names_no_slot_is_refused(kernel):
+    report = kernel().mission("dearest", prices=[3], intent="dearest(price=[3, 5]) -> 5")
+    assert report["state"] == "FAILED" and "did you mean prices" in report["reason"]["details"]
+
+
+@pytest.mark.parametrize("intent, words, arguments, slots, result, after", [
+    ("sum it: f() -> 3", "sum it", (), {}, 3, {}), ("f(2, n=[(2)]) => [3]. Then more", "Then more", (2,), {"n": [2]}, [3], {}),
+    ("f('a)', 1) == {'k': -1.5}", "", ("a)", 1), {}, {"k": -1.5}, {}), ("f(1) → n=[1]", "", (1,), {}, batos.ABSENT, {"n": [1]})])
+def test_how_an_example_is_written(intent, words, arguments, slots, result, after):
+    (*_, example), = batos.find_examples(intent, "f")
+    assert example[1:] == (arguments, slots, result, after)
+    assert words in batos.without_examples(intent, "f")
+
+
+@pytest.mark.parametrize("intent", ["", "f(x) -> 3", "f(1) -> ", "g(1) -> 2", "f(1 -> 2", "f(__import__('os')) -> 1",
+                                    "f(1) -> a + b", "f(" * 3000 + ")" * 3000 + " -> 1",
+                                    "f(1) -> " + "[" * 900, "f() -> 9" + "9" * 9000])
+def test_what_is_no_example_is_words(intent):
+    assert [example for *_, example in batos.find_examples(intent, "f")][1:] == []
+    assert isinstance(batos.without_examples(intent, "f"), str)
+
+
+def test_a_method_of_another_object_is_taken_before_one_is_written(kernel):
+    asked = []
+
+    def method(fields):
+        asked.append(fields)
+        return batos.method_value(f"n\n{BODIES[2]}", fields)
+    one = kernel(tests=lambda fields: LOOSE, method=method)
+    first = one.mission("dearest_price", prices=[3, 9], intent="what the dearest one costs")
+    again = one.mission("dearestPrice", prices=[1, 2, 3])                        # the same words
+    other = one.mission("top_of_all", prices=[1, 2], intent="What the dearest one costs.")     # the same intent
+    assert len(asked) == 1 and "took dearest_price of 0x" in again["answer"] and "took" in other["answer"]
+    assert other["source"].startswith("def top_of_all(self)") and first["answer"].startswith("I wrote")
+    assert again["attempts"] == 1
+    wrong = one.mission("dearest_price", costs=[1, 2])                           # it has not the slots
+    assert len(asked) > 1 and "took" not in wrong.get("answer", "")
+
+
+def test_a_known_method_that_fails_is_no_attempt(kernel):
+    tests = iter((LOOSE, {"result": "list", "changes": [], "holds": []}))
+    one = kernel(tests=lambda fields: next(tests), method=writing(BODIES[0], "return sorted(self.prices)"))
+    one.mission("prices_seen", prices=[3, 9])
+    report = one.mission("prices_seen", prices=[1, 2])
+    assert report["state"] == "COMPLETE" and report["attempts"] == 1 and "sorted" in report["source"]
+
+
+def test_words_out_of_order_are_other_words():
+    assert batos.same_words("average prices", "Average price") and not batos.same_words("list to set", "set to list")
+    assert not batos.same_words("", "")
+
+
+def test_a_created_method_is_found_by_its_words(client):
+    create(client, "total", TOTAL, intent="what all the marmalade costs together")
+    found = client.call("search_memory", query="marmalade costs", scope="self", kind="method")["results"]
+    assert found[0]["chunk"]["metadata"]["selector"] == "total"
+    create(client, "total", TOTAL, intent="what the quinces cost")
+    assert not client.call("search_memory", query="marmalade", scope="self", kind="method")["results"]
+    back = client.call("rollback", target_oid="genesis_obj", method_name="total")
+    assert client.call("search_memory", query="marmalade", scope="self", kind="method")["results"]
+    client.call("undo", change=back["change"])
+    assert not client.call("search_memory", query="marmalade", scope="self", kind="method")["results"]
 
 
 def test_the_budget_of_missions():
