@@ -24,7 +24,8 @@ The sections, each using only those above it:
     Memory manager      LoRA experts in three tiers: blobs, RAM, adapter slots; their incarnation
     Knowledge catalog   formats, chunks, words, segments, vectors, merges, documents, search, evidence, levels, episodes
     Composite mind      codex, personas, states, journal, the mission lane
-    Generative kernel   methods that come into the image: versions, trial and trust, rolling back
+    Generative kernel   methods that come into the image: written, tried, versions and trust, rolling back, mending
+    Autotelic           the heartbeat: audits of what failed, and what is done about it
     Protocol            commands, their models and roles, values on the wire, keys
     BatOS_UVM           the ROUTER socket, dispatch, replies, events, figures
     Genesis             the first transaction of an image, the core's files in it
@@ -362,6 +363,10 @@ SETTINGS = {row.name: row for row in (
     Setting("core_deadline_s", 120.0, "s", "time for one answer of the core"),
     Setting("generate", True, "true or false", "write methods for messages that nobody understands"),
     Setting("methods_per_hour", 60.0, "missions", "that may start for such messages in an hour"),
+    Setting("heartbeat", True, "true or false", "look after failed missions and methods while nobody wants anything"),
+    Setting("heartbeat_first_s", 60.0, "s", "from the start to the first heartbeat"),
+    Setting("heartbeat_s", 3600.0, "s", "from one heartbeat to the next"),
+    Setting("heartbeat_per_day", 12, "audits", "that heartbeats may begin within a day; each sees to one thing at most"),
     Setting("method_workers", 4, "threads", "stored methods that run at the same time, each in a process of its own"),
     Setting("method_deadline_s", 10.0, "s", "time for one message to a stored method; then its process is ended"),
     Setting("method_memory_mb", 256.0, "MB", "memory that such a process may have"),
@@ -4269,6 +4274,7 @@ class Zygote:
 CHILD_START_S = 20.0                                     # a guard: it takes milliseconds
 NO_MESSAGE = "the method's process told something that is no message; nothing was changed"
 METHOD_FAULTS = (MethodFailed, CovenantViolationError, OutOfMemory, DeadlineExceeded)
+FAILED_ARGS_BYTES = 2000                                 # of a failed message's arguments that are noted
 USES_TOLD_S = 5.0                                        # the counts of methods are stored so often
 MESSAGE_CALLS, MESSAGE_DEPTH = 10_000, 50                # what one message may ask of the method lane; methods inside methods
 CHANGED_TRIES = 20                                       # a message whose objects others changed meanwhile is run again so often
@@ -4317,7 +4323,10 @@ class Bridge:
 
     objects  handed out, by number; `reads`: each object that was looked at, with its serial
     used     oids of the stored methods that took part
+    message  what was sent, once it is under way
     """
+
+    message = None
 
     def __init__(self, root, child, until_s, settings):
         self.root, self.jar, self.child, self.until_s, self.settings = root, root._p_jar, child, until_s, settings
@@ -4358,12 +4367,22 @@ class Bridge:
 
     # ---- the conversation
 
+    def failure(self, error):
+        """Return what is noted of a message that failed: its error, its receiver's oid, its arguments where they are small."""
+        receiver, args = self.message.receiver, self.message.args
+        try:
+            small = len(ormsgpack.packb(args, default=pack_plain, option=PACKING)) <= FAILED_ARGS_BYTES
+        except TypeError:                                # an object among them
+            small = False
+        return {"details": error.message[:1000], "receiver": receiver._p_oid, "args": args if small else None}
+
     def talk(self, message):
         """Run a message in the child. Returns its result; what it wrote stands in the snapshot, and in `jar.changes`.
 
         Raises DeadlineExceeded, OutOfMemory, CovenantViolationError, MethodFailed, Stale …; then the child is of no use,
         unless the method itself raised.
         """
+        self.message = message
         self.look(message.receiver, message.selector)
         told = {"method": self.method(message.receiver, message.selector), "to": self.number(message.receiver),
                 "slots": self.slots(message.receiver), "args": message.args, "kwargs": message.kwargs}
@@ -4673,11 +4692,11 @@ class MethodLane(Lane):
         finally:
             child.kill()
 
-    def note_use(self, oids, well):
-        """Note how methods did; it is stored now and then."""
+    def note_use(self, oids, failure=None):
+        """Note that methods did well, or how one failed (see Bridge.failure); it is stored now and then."""
         with self._guard:
             for oid in oids:
-                self._uses[oid].append(well)
+                self._uses[oid].append(failure)
             due = time.monotonic() - self._counted_s > USES_TOLD_S
         if due:
             self.tell_uses()
@@ -4711,7 +4730,7 @@ class MethodLane(Lane):
                 result = bridge.talk(message)
                 effect = Effect(bridge, result)
                 if not effect.writes and not effect.new:
-                    self.note_use(bridge.used, True)
+                    self.note_use(bridge.used)
                     self._end(job, Outcome(job, message.reply(result)))
         except Exception as error:                       # a boundary: every error becomes an outcome
             return self._failed(job, bridge, child, error)
@@ -4735,7 +4754,7 @@ class MethodLane(Lane):
         outcome = Outcome(job, error=error)
         if bridge and bridge.used and isinstance(error, METHOD_FAULTS):
             # The one that was sent answers for those it sends to. A failure is stored before it is told: the third is the last.
-            self.note_use(bridge.used[:1], False)
+            self.note_use(bridge.used[:1], bridge.failure(error))
             self.tell_uses(lambda _: self._end(job, outcome))
         else:
             self._end(job, outcome)
@@ -4749,7 +4768,7 @@ class MethodLane(Lane):
                 return self.submit(job)                  # it is its turn still
             error = Busy("others changed what the method read, again and again; send it again") if stale else outcome.error
             if error is None:
-                self.note_use(used, True)
+                self.note_use(used)
             self._end(job, outcome._replace(error=error))
         self._write.submit(dataclasses.replace(job, apply=lambda root: reply(effect.write(root)), done=done))
 
@@ -10721,7 +10740,7 @@ class MissionKind(typing.NamedTuple):
     effect: typing.Callable
 
 
-MISSION_KINDS = {}                                       # type -> MissionKind; a later section adds its own
+MISSION_KINDS = {}                                       # type, or (type, selector) -> MissionKind; later sections add theirs
 
 
 class Step(typing.NamedTuple):
@@ -10830,7 +10849,8 @@ def _journalled(cycle, name):
 
 def kind_of(cycle):
     """Return the MissionKind of a cycle, or None: it is thought as a question."""
-    return MISSION_KINDS.get(cycle.mission_brief["type"]) if cycle.target_oid else None
+    kind, selector = cycle.mission_brief["type"], cycle.mission_brief["selector"]
+    return (MISSION_KINDS.get((kind, selector)) or MISSION_KINDS.get(kind)) if cycle.target_oid else None
 
 
 def next_thought(cycle, recall):
@@ -11280,7 +11300,8 @@ def fail_cycle(oid, error, settings, steps=()):
             return cycle_report(cycle)
         enter_all(cycle, steps)
         entry = {"at": now_utc(), "cycle": oid, "state": state_of(cycle), **reason,
-                 "mission": one_line(mission_text(cycle.mission_brief), 200)}
+                 "mission": one_line(mission_text(cycle.mission_brief), 200), "type": cycle.mission_brief["type"],
+                 "who": cycle.who}
         append_log(root["failed_cycle_log"], entry, settings.log_entries_max)
         point_at(cycle, "FAILED")
         return end_cycle(cycle, {"reason": reason}, settings.journal_days)
@@ -11626,7 +11647,7 @@ def install_method(obj, name, source, **told):
                          "name")
     former = before if isinstance(before, Method) else None
     made = Method(selector=name, source=source, status="trial", version=(former.version if former else 0) + 1, former=former,
-                  at=now_utc(), uses=0, failures=0, failures_in_a_row=0, clean_in_a_row=0, **told)
+                  home=obj, at=now_utc(), uses=0, failures=0, failures_in_a_row=0, clean_in_a_row=0, **told)
     for kept, version in enumerate(versions_of(former), 2):
         if kept >= VERSIONS_KEPT and own(version).get("former") is not None:
             set_slot(version, "former", None)
@@ -11666,7 +11687,7 @@ def roll_back(obj, name, version=None):
 
 
 def count_uses(uses):
-    """Return apply(root) that adds {oid: [True for each clean use, False for each failure]} to methods, and judges them."""
+    """Return apply(root) that adds {oid: [None for each clean use, a Bridge.failure else]} to methods, and judges them."""
     def apply(root):
         for oid, ended in uses.items():
             with contextlib.suppress(ZODB.POSException.POSKeyError):          # undone meanwhile, and packed
@@ -11677,12 +11698,17 @@ def count_uses(uses):
 def count_method(method, ended):
     """Add uses to a method, and judge it."""
     clean, failed = own(method).get("clean_in_a_row", 0), own(method).get("failures_in_a_row", 0)
-    for well in ended:
-        clean, failed = (clean + 1, 0) if well else (0, failed + 1)
-    method.uses, method.failures = own(method).get("uses", 0) + len(ended), own(method).get("failures", 0) + ended.count(False)
+    for failure in ended:
+        clean, failed = (0, failed + 1) if failure else (clean + 1, 0)
+    failures = [failure for failure in ended if failure]
+    method.uses, method.failures = own(method).get("uses", 0) + len(ended), own(method).get("failures", 0) + len(failures)
     method.clean_in_a_row, method.failures_in_a_row = clean, failed
+    if failures:
+        method.failed = {**failures[-1], "receiver": oid_text(failures[-1]["receiver"]), "at": now_utc()}
     if failed >= FAILURES_MOST or clean >= TRUSTED_USES:
         method.status = "quarantined" if failed else "trusted"
+    if failed >= FAILURES_MOST and "home" in own(method):        # methods of older images have none
+        _root_of(method)["quarantined_methods"][oid_text(method._p_oid)] = method
 
 
 # Writing a method that is missing: the mission that a message becomes which nobody understands
@@ -11698,7 +11724,7 @@ def missing_request(cycle):
     The slots are those of the receiver and of the prototypes it delegates to, but for the roots' and what a clone of a root
     has from it (its name); those that the request names come first where there are too many.
     """
-    brief, root = cycle.mission_brief, _root_of(cycle)
+    wanted, root = wanted_of(cycle), _root_of(cycle)
     roots = {obj for obj in root.values() if isinstance(obj, UvmObject)}
     receiver, slots = resolve(root, cycle.target_oid), {}
     cloned = {(name, value) for obj in roots - {receiver} for name, value in own(obj).items() if isinstance(value, str)}
@@ -11706,12 +11732,25 @@ def missing_request(cycle):
         if holder is receiver or holder not in roots:
             mine = {name: value for name, value in own(holder).items() if is_data_slot(name, value)}
             slots = {name: value for name, value in mine.items() if type(value) is not str or (name, value) not in cloned} | slots
-    intent = without_examples(brief.get("intent") or "", brief["selector"])
-    told = words_of(f"{brief['selector']} {intent}".replace("_", " "))
+    intent = without_examples(wanted["intent"], wanted["selector"])
+    told = words_of(f"{wanted['selector']} {intent}".replace("_", " "))
     named = sorted(slots, key=lambda name: not words_of(name.replace("_", " ")).keys() & told.keys())[:SLOTS_MOST]
-    return {"selector": brief["selector"], "intent": intent,
+    return {"selector": wanted["selector"], "intent": intent,
             "slots": {name: slot_type(value) for name, value in slots.items() if name in named},
-            "arguments": [slot_type(value) for value in brief.get("args", ())]}
+            "arguments": [slot_type(value) for value in wanted["args"]]}
+
+
+def wanted_of(cycle):
+    """Return {"selector", "intent", "args"} of what a cycle is to write: of its message, or of the method that it mends."""
+    brief = cycle.mission_brief
+    if brief["type"] == "unhandled_message":
+        return {"selector": brief["selector"], "intent": brief.get("intent") or "", "args": brief.get("args", ())}
+    method = own(worn_method(cycle))
+    kinds, count = (method.get("asked") or {}).get("arguments"), len(ast.parse(method["source"]).body[0].args.args) - 1
+    failed = (method.get("failed") or {}).get("args")
+    args = failed if failed is not None and len(failed) == count else [
+        sampled_value(kind, random.Random(method["source"])) for kind in kinds or ["number"] * count]
+    return {"selector": method["selector"], "intent": method.get("intent") or "", "args": args}
 
 
 def is_data_slot(name, value):
@@ -11779,8 +11818,8 @@ def find_examples(intent, selector):
 
 def examples_of(cycle):
     """Return the examples in a mission's intent. Raises BadRequest for a slot that the receiver has not."""
-    brief, receiver = cycle.mission_brief, resolve(_root_of(cycle), cycle.target_oid)
-    examples = [example for *_, example in find_examples(brief.get("intent") or "", brief["selector"])]
+    wanted, receiver = wanted_of(cycle), resolve(_root_of(cycle), cycle.target_oid)
+    examples = [example for *_, example in find_examples(wanted["intent"], wanted["selector"])]
     for name in dict.fromkeys(name for example in examples for name in (*example.slots, *example.after)):
         if lookup(receiver, name).value is ABSENT:
             raise BadRequest(f"an example in the intent names the slot {name!r}, which {receiver!r} has not; "
@@ -11876,12 +11915,18 @@ def offered_request(cycle, recall):
 def look_for_method(cycle, recall):
     """IDLE: whether it is missing still, and what the object has to make it of. Raises BadRequest where nothing fits."""
     receiver = resolve(_root_of(cycle), cycle.target_oid)
-    if lookup(receiver, cycle.mission_brief["selector"]).value is not ABSENT:
+    if lookup(receiver, selector_name(cycle.mission_brief["selector"])).value is not ABSENT:
         answer = {"answer": f"{cycle.mission_brief['selector']} is understood by now", "relevant": True, "evidence": []}
         return Thought("look", lambda _: Step("COMPLETE", [], {"final_response": answer}))
-    request, examples = offered_request(cycle, recall), [example._asdict() for example in examples_of(cycle)]
-    data = {"request": request, "known": known_methods(cycle, request), "refused": [], "failures": [],
-            "examples": [{name: value for name, value in each.items() if value is not ABSENT} for each in examples]}
+    request = offered_request(cycle, recall)
+    return looked(cycle, request, known=known_methods(cycle, request))
+
+
+def looked(cycle, request, **data):
+    """Return the thought of a cycle that has found what it is to write, and `known` methods that may do."""
+    examples = [{name: value for name, value in example._asdict().items() if value is not ABSENT}
+                for example in examples_of(cycle)]
+    data = {"request": request, "examples": examples, "refused": [], "failures": [], **data}
     return Thought("look", lambda _: Step("DECOMPOSING", request, data))
 
 
@@ -11931,11 +11976,11 @@ def flagged(source, request):
 def try_method(cycle, data):
     """Audit the code, and try it in a child: on the receiver as it is, and on others that are made up."""
     written, request, tests = data["written"], data["request"], data["tests"]
-    slots, given = plain_slots(cycle, request["slots"]), tuple(cycle.mission_brief.get("args", ()))
-    examples = told_examples(cycle)
+    slots, given = plain_slots(cycle, request["slots"]), tuple(wanted_of(cycle)["args"])
+    examples, before = told_examples(cycle), data.get("before")
 
     def work(lane):
-        return objections(lane, written["source"], slots, given, request, tests, examples)
+        return objections(lane, written["source"], slots, given, request, tests, examples, before)
 
     def read(reasons):
         if not reasons:
@@ -11952,23 +11997,39 @@ def try_method(cycle, data):
     return Thought("trial", read, work=work)
 
 
-def objections(lane, source, slots, arguments, request, tests, examples=()):
+def objections(lane, source, slots, arguments, request, tests, examples=(), before=None):
     """Return, as sentences, what speaks against a method: nothing where the audit takes it and it does what its tests want, on
-    `slots` with `arguments` and on receivers made up after `request`, and does its examples. Raises MethodFailed where it
-    cannot be tried."""
+    `slots` with `arguments` and on receivers made up after `request`, does its examples, and does what the source `before` did
+    where that did not fail. Raises MethodFailed where it cannot be tried."""
     name = selector_name(request["selector"])
     try:
         PersistenceGuardian().audit_code(source, name)
         with lane.trying(name, source) as run:
             tries = [Tried(run, slots, arguments, *run(slots, arguments))]
             tries += tries_of(run, request["slots"], request["arguments"], random.Random(source), TRIES)
-            return [*unlike(examples, run, slots), *unmet(tests, tries)]
+            found = [*unlike(examples, run, slots), *unmet(tests, tries)]
+        return found or (unlike_before(lane, name, before, tries) if before else [])
     except (CodeRejected, OutOfMemory, DeadlineExceeded) as error:
         return [error.message]
     except MethodFailed as error:
         if "raised" not in error.fields:                 # of the machine, not of the method
             raise
         return [error.message]
+
+
+def unlike_before(lane, name, before, tries):
+    """Return, as sentences, where a method does otherwise than the source that it replaces; where that failed it may."""
+    compared = 0
+    with lane.trying(name, before) as run:
+        for tried in tries:
+            with contextlib.suppress(*METHOD_FAULTS):
+                result, after = run(tried.slots, tried.arguments)
+                compared += 1
+                if (result, after) != (tried.result, tried.after):
+                    given = one_line(repr((tried.slots, *tried.arguments)), 200)
+                    return [f"given {given} the version before answered {one_line(repr(result), 100)}, and this one answers "
+                            f"{one_line(repr(tried.result), 100)}"]
+    return [] if compared else ["the version before failed of all that was tried, so there is nothing to hold this one to"]
 
 
 def selector_name(selector):
@@ -12010,14 +12071,91 @@ def install_written(root, cycle):
     """The effect of a mission that wrote a method: the method in its slot, unless somebody was faster."""
     final, name = cycle.result, selector_name(cycle.mission_brief["selector"])
     if "source" in final and lookup(resolve(root, cycle.target_oid), name).value is ABSENT:
-        asked = {field: value for field, value in cycle._tmp_synthesis_data["request"].items() if field != "offered"}
-        bring_in(resolve(root, final["home"]), name, final["source"], author=f"cycle {cycle_id(cycle)} ({cycle.who})",
-                 intent=cycle.mission_brief.get("intent") or "", asked=asked, tests=final["tests"], why=final["why"])
+        bring_in(resolve(root, final["home"]), name, final["source"], **made_by(cycle))
 
+
+def made_by(cycle):
+    """Return what a method that a cycle wrote tells of itself: who, why, what was asked, by which tests."""
+    data, final = cycle._tmp_synthesis_data, cycle.result
+    asked = {field: value for field, value in data["request"].items() if field != "offered"}
+    return {"author": f"{WRITTEN_BY} {cycle_id(cycle)} ({cycle.who})", "intent": wanted_of(cycle)["intent"], "asked": asked,
+            "idiom": data["written"]["idiom"], "wanted": data["tests"], "tests": final["tests"], "why": final["why"]}
+
+
+WRITTEN_BY = "cycle"                                     # with its id: the author of what no person wrote
 
 MISSION_KINDS["unhandled_message"] = MissionKind(
     {"IDLE": look_for_method, "DECOMPOSING": ask_for_tests, "DELEGATING": ask_for_method, "SYNTHESIZING": weigh_method},
     install_written)
+
+
+# Mending a method that fails: what it did well it must do still
+
+
+def worn_method(cycle):
+    """Return the method that a cycle is to mend: the one that its target finds by the selector in its brief. Raises NotFound."""
+    brief, target = cycle.mission_brief, resolve(_root_of(cycle), cycle.target_oid)
+    name = selector_name(brief["args"][0]) if brief.get("args") and isinstance(brief["args"][0], str) else ""
+    value = lookup(target, name).value if name else ABSENT
+    if not isinstance(value, Method) or "source" not in own(value):
+        methods = [slot for holder in ancestry(target) for slot, value in own(holder).items()
+                   if isinstance(value, Method) and "source" in own(value)]
+        raise NotFound(f"{target!r} has no stored method {name!r} to mend; {mend(name, methods, 'its methods')}", kind="method",
+                       name=name)
+    return value
+
+
+def look_at_worn(cycle, recall):
+    """IDLE: what may do is first the method itself, as what it failed of may be over, then its former versions."""
+    worn, request = worn_method(cycle), offered_request(cycle, recall)
+    asked = (own(worn).get("asked") or {}).get("slots", {})          # of what kinds they were: an empty list says nothing
+    request = {**request, "slots": {name: asked.get(name, kind) for name, kind in request["slots"].items()}}
+    versions = [{"source": version.source, "idiom": KNOWN, "of": f"version {version.version}", "version": version.version}
+                for version in itertools.islice(versions_of(worn), KNOWN_TRIED)]
+    return looked(cycle, request, known=versions + known_methods(cycle, request), before=worn.source, worn=oid_text(worn._p_oid),
+                  refused=[name for name in [own(worn).get("idiom")] if name in IDIOMS], wanted=own(worn).get("wanted"))
+
+
+def tests_of_worn(cycle, recall):
+    """DECOMPOSING: the tests that it was written for; where there were none, the core is asked."""
+    data = cycle._tmp_synthesis_data
+    if data["wanted"] is None:
+        return ask_for_tests(cycle, recall)
+    return Thought("tests", lambda _: Step("DELEGATING", data["wanted"], {"tests": data["wanted"]}))
+
+
+def weigh_mended(cycle, recall):
+    """SYNTHESIZING: what is told of it; then the cycle's effect lets it run."""
+    data, worn = cycle._tmp_synthesis_data, worn_method(cycle)
+    written, selector = data["written"], data["request"]["selector"]
+    failed = (own(worn).get("failed") or {}).get("details", "it was asked for")
+    what = f"{written['of']} of it works now, and runs again" if "version" in written else (
+        f"{written['of']} does the same, and took its place" if written["idiom"] == KNOWN else "I wrote a new version")
+    answer = (f"{selector} of {worn.home!r} had failed ({failed}): {what}. Where the version before did not fail, it does the "
+              "same.")
+    final = {"answer": answer, "relevant": True, "evidence": [], "source": written["source"], "tests": told_tests(data["tests"]),
+             "home": oid_text(worn.home._p_oid), "why": failed, "attempts": len(data["failures"]) + 1}
+    return Thought("verdict", lambda _: Step("COMPLETE", [], {"final_response": final}))
+
+
+def install_mended(root, cycle):
+    """The effect of a mission that mended a method: a former version on trial again, or a new one; unless somebody was faster."""
+    final, data = cycle.result, cycle._tmp_synthesis_data
+    home, name, version = resolve(root, final["home"]), selector_name(data["request"]["selector"]), data["written"].get("version")
+    worn = own(home).get(name)
+    if not isinstance(worn, Method) or oid_text(worn._p_oid) != data["worn"]:
+        return
+    if version is None:
+        bring_in(home, name, final["source"], **made_by(cycle))
+        return
+    found = worn if version == worn.version else roll_back(home, name, version)
+    found.status, found.clean_in_a_row, found.failures_in_a_row = "trial", 0, 0
+
+
+MEND = "systemic_self_improvement", "mend_method"
+MISSION_KINDS[MEND] = MissionKind(
+    {"IDLE": look_at_worn, "DECOMPOSING": tests_of_worn, "DELEGATING": ask_for_method, "SYNTHESIZING": weigh_mended},
+    install_mended)
 
 
 # Which messages become missions
@@ -12080,6 +12218,197 @@ class GenerationBudget:
                 self._failed[selector] = self._failed.get(selector, (0, 0.0))[0] + 1, time.monotonic()
                 while len(self._failed) > 1000:
                     self._failed.pop(next(iter(self._failed)))
+
+
+################################################################################
+# Autotelic ####################################################################
+################################################################################
+#
+# What the system does for itself. At a heartbeat, when nobody wants anything of it,
+# ALFRED looks at what went wrong since he looked last, and one thing is seen to.
+#
+#   audit    a cycle that reads failed_cycle_log and the methods in quarantine, groups what it finds, and says what may be done
+#   finding  {"what", "times", "remedy", "why"}: remedy is the brief and target of a mission, or None and why there is none
+#   remedy   a cycle that the audit's effect begins: at most one is at work, and so many a day
+#
+# Both are cycles like any other: journalled, told by list_cycles, undone by `undo`.
+
+AUDIT = "self_audit", "analyze_and_resolve_cycle_failures"
+AUDITOR, AUTOTELIC = "ALFRED_AUDITOR", "UVM_AUTOTELIC"   # who audits, and who sees to what was found
+PASSING = ("DeadlineExceeded", "CoreOffline", "CoreFailed", "OutOfMemory")     # of the moment: what failed may be begun again
+AUDITED_MOST, SEEN_MOST, PENDING_MOST, RECURRING = 1000, 1000, 100, 3
+DAY_S = 86400.0
+
+
+def new_autotelic(root):
+    """Return the object that keeps how far it was audited, when audits began, which methods were seen to, and what waits."""
+    return UvmObject(**{"parent*": [root["traits_obj"]], "name": "autotelic_obj", "audited_through": -1, "begun": [],
+                        "seen": [], "pending": [], AUDIT[1]: method(AUDIT[1])})
+
+
+@primitive(AUDIT[1])
+def analyze_and_resolve_cycle_failures(autotelic):
+    """Begin an audit, unless one is at work. Returns its cycle's id."""
+    root = _root_of(autotelic)
+    at_work = [cycle for cycle in root["active_cycles"].values() if cycle.who == AUDITOR]
+    return cycle_id(at_work[0] if at_work else begin_audit(root))
+
+
+def begin_audit(root):
+    """Accept the mission of an audit. Returns its cycle."""
+    brief = {"type": AUDIT[0], "selector": AUDIT[1], "args": [], "kwargs": {}}
+    return send(root["orchestrator_obj"], "start_cognitive_cycle_for_", brief, oid_text(root["autotelic_obj"]._p_oid), AUDITOR)
+
+
+def new_failures(root):
+    """Yield (number, entry) of failed_cycle_log since the last audit, but for failures of audits and remedies themselves."""
+    since = root["autotelic_obj"].audited_through + 1
+    for number, entry in itertools.islice(root["failed_cycle_log"].items(since), AUDITED_MOST):
+        if entry.get("who") not in (AUDITOR, AUTOTELIC):
+            yield number, entry
+
+
+def methods_in_quarantine(root):
+    """Yield (oid, Method) of those that still stand where they failed, and were not seen to yet."""
+    seen = set(root["autotelic_obj"].seen)
+    for oid, method in itertools.islice(root["quarantined_methods"].items(), AUDITED_MOST):
+        standing = own(method.home).get(method.selector) is method
+        if standing and method.status == "quarantined" and oid not in seen:
+            yield oid, method
+
+
+def improving(root):
+    """Return whether a self-improvement is at work."""
+    return any(cycle.who in (AUDITOR, AUTOTELIC) for cycle in root["active_cycles"].values())
+
+
+def something_wrong(root):
+    """Return what an audit would find, in words, or None: nothing new, or one is at work."""
+    failures, methods = sum(1 for _ in new_failures(root)), sum(1 for _ in methods_in_quarantine(root))
+    waiting = len(root["autotelic_obj"].pending)
+    return None if improving(root) or not failures + methods + waiting else (
+        f"{failures} missions failed, {methods} methods are in quarantine, {waiting} findings wait")
+
+
+# The states of an audit
+
+
+def gather(cycle, recall):
+    """IDLE: read what failed, and what is in quarantine."""
+    root = _root_of(cycle)
+    failures = [{"number": number, **{name: entry.get(name) for name in ("cycle", "code", "details", "mission", "type")}}
+                for number, entry in new_failures(root)]
+    methods = [{"oid": oid, "selector": method.selector, "home": repr(method.home), "author": own(method).get("author") or "",
+                "failed": own(method).get("failed") or {}, "target": oid_text(method.home._p_oid)}
+               for oid, method in methods_in_quarantine(root)]
+    pending = root["autotelic_obj"].pending
+    data = {"failures": failures, "quarantined": methods, "pending": pending,
+            "through": failures[-1]["number"] if failures else root["autotelic_obj"].audited_through}
+    if failures or methods or pending:
+        return Thought("gather", lambda _: Step("DECOMPOSING", [len(failures), len(methods)], data))
+    final = {"answer": "Nothing has failed since the last audit.", "relevant": True, "evidence": [], "findings": []}
+    return Thought("gather", lambda _: Step("COMPLETE", [], {"final_response": final, **data}))
+
+
+def group(cycle, recall):
+    """DECOMPOSING: what hangs together is one finding; methods come first, then what happened most often."""
+    data = cycle._tmp_synthesis_data
+    waiting = {finding["of"] for finding in data["pending"]}
+    found = data["pending"] + [finding_of_method(row) for row in data["quarantined"] if row["oid"] not in waiting]
+    by_code = collections.defaultdict(list)
+    for entry in data["failures"]:
+        by_code[entry["type"], entry["code"]].append(entry)
+    found += [finding_of_failures(*kind, entries) for kind, entries in sorted(by_code.items(), key=lambda each: -len(each[1]))]
+    return Thought("group", lambda _: Step("DELEGATING", found, {"findings": found}))
+
+
+def finding_of_method(row):
+    """Return the finding of a method in quarantine; what a person wrote is left to that person."""
+    failed, ours = row["failed"], row["author"].startswith(f"{WRITTEN_BY} ")
+    what = f"{row['selector']} of {row['home']} is in quarantine: {failed.get('details', 'it failed again and again')}"
+    if not ours:
+        return {"what": what, "times": FAILURES_MOST, "remedy": None, "of": row["oid"],
+                "why": f"{row['author'] or 'a person'} wrote it, and knows what it is for: create_method brings a new version, "
+                       "rollback the one before"}
+    brief = {"type": MEND[0], "selector": MEND[1], "args": [row["selector"]], "kwargs": {}}
+    return {"what": what, "times": FAILURES_MOST, "remedy": [brief, failed.get("receiver") or row["target"]], "of": row["oid"],
+            "why": "I wrote it, and may mend it: what it did well it must do still"}
+
+
+def finding_of_failures(kind, code, entries):
+    """Return the finding of missions of one type that failed by one error."""
+    recurring = "again and again " if len(entries) >= RECURRING else ""
+    what = f"{len(entries)} missions ({kind or 'of any type'}) failed {recurring}by {code}: {entries[-1]['details']}"
+    again = kind == "unhandled_message" and code in PASSING
+    return {"what": what, "times": len(entries), "remedy": ["again", entries[-1]["cycle"]] if again else None,
+            "of": entries[-1]["cycle"],
+            "why": "it failed of the moment, and its method is still missing: it is begun again, once" if again else
+            "who asked was told; asking again is theirs"}
+
+
+def choose(cycle, recall):
+    """DELEGATING: one thing at a time, the first that can be seen to."""
+    chosen = next((finding for finding in cycle._tmp_synthesis_data["findings"] if finding["remedy"]), None)
+    return Thought("choose", lambda _: Step("SYNTHESIZING", chosen and chosen["of"], {"chosen": chosen}))
+
+
+def tell_audit(cycle, recall):
+    """SYNTHESIZING: what was found, what is begun, and why not the rest."""
+    data = cycle._tmp_synthesis_data
+    told = [f"{finding['what']} ({finding['why']})." for finding in data["findings"]]
+    then = f"I begin with this: {data['chosen']['what']}." if data["chosen"] else "There is nothing that I may see to."
+    final = {"answer": " ".join((*told, then)), "relevant": True, "evidence": [], "findings": data["findings"]}
+    return Thought("tell", lambda _: Step("COMPLETE", [], {"final_response": final}))
+
+
+def end_audit(root, cycle):
+    """The effect of an audit: how far it came is kept, and the mission that sees to what it chose begins."""
+    data, autotelic = cycle._tmp_synthesis_data, root["autotelic_obj"]
+    autotelic.audited_through = max(autotelic.audited_through, data["through"])
+    standing = {oid for oid, _ in methods_in_quarantine(root)}
+    for oid in [oid for oid in root["quarantined_methods"] if oid not in standing]:
+        del root["quarantined_methods"][oid]
+    findings, chosen = data.get("findings", ()), data.get("chosen")
+    later = [finding for finding in findings if finding["remedy"] and finding != chosen]
+    autotelic.pending = later[:PENDING_MOST]
+    autotelic.seen = [*autotelic.seen, *(finding["of"] for finding in findings if finding not in later)][-SEEN_MOST:]
+    if chosen:
+        begin_remedy(root, chosen["remedy"])
+
+
+def begin_remedy(root, remedy):
+    """Accept the mission of a remedy, unless what it is about has gone or is well by now."""
+    brief, target = remedy
+    with contextlib.suppress(NotFound):
+        if brief == "again":
+            failed = find_cycle(root, target)
+            brief, target = failed.mission_brief, failed.target_oid
+            if lookup(resolve(root, target), selector_name(brief["selector"])).value is not ABSENT:
+                return
+        resolve(root, target)
+        send(root["orchestrator_obj"], "start_cognitive_cycle_for_", brief, target, AUTOTELIC)
+
+
+MISSION_KINDS[AUDIT] = MissionKind({"IDLE": gather, "DECOMPOSING": group, "DELEGATING": choose, "SYNTHESIZING": tell_audit},
+                                   end_audit)
+
+
+def begin_due_audit(per_day):
+    """Return apply(root) that begins an audit where something went wrong and the day's budget is not spent; says what in words.
+
+    Returns {"told", "cycle"}: `cycle` is None where none was begun.
+    """
+    def apply(root):
+        wrong, autotelic, now_s = something_wrong(root), root["autotelic_obj"], unix_us() / 1e6
+        begun = [at_s for at_s in autotelic.begun if 0 <= now_s - at_s < DAY_S]
+        if wrong is None:
+            return {"told": "nothing went wrong since the last audit", "cycle": None}
+        if len(begun) >= per_day:
+            return {"told": f"{wrong}, and {len(begun)} audits were begun within a day, which is the limit (heartbeat_per_day)",
+                    "cycle": None}
+        set_slot(autotelic, "begun", [*begun, now_s])
+        return {"told": f"{wrong}; ALFRED looks at it", "cycle": cycle_id(begin_audit(root))}
+    return apply
 
 
 ################################################################################
@@ -13654,6 +13983,36 @@ class Housekeeping:
                                           before=ingest.before, after=ingest.after))
 
 
+class Heartbeat:
+    """Begins an audit where something went wrong, while nobody wants anything; says each time in the log what it did and why."""
+
+    def __init__(self, uvm, settings):
+        self.uvm, self.settings, self.last = uvm, settings, None             # last: {"at", "told", "cycle"}
+        self._due_s, self._asking = time.monotonic() + settings.heartbeat_first_s, False
+
+    def health(self):
+        """Return whether it beats, when next, and what it told last."""
+        next_s = max(0.0, round(self._due_s - time.monotonic(), 1)) if self.settings.heartbeat else None
+        return {"on": self.settings.heartbeat, "next_s": next_s, "last": self.last}
+
+    def look(self):
+        """Beat, where that is due and the daemon idle."""
+        if self.settings.heartbeat and not self._asking and time.monotonic() >= self._due_s and self._idle():
+            self._asking = True
+            begin = begin_due_audit(self.settings.heartbeat_per_day)
+            self.uvm.lanes["write"].submit(Job("heartbeat", begin, self._told, AUTOTELIC, "the heartbeat"))
+
+    def _idle(self):
+        at_work = self.uvm.mind.missions or self.uvm.pending or self.uvm.draining
+        return not at_work and self.uvm.core.state == "ready"
+
+    def _told(self, outcome):                            # in the write lane's thread
+        told = outcome.result or {"told": f"it failed: {outcome.error}", "cycle": None}
+        self.last, self._asking = {"at": to_wire(now_utc()), **told}, False
+        self._due_s = time.monotonic() + self.settings.heartbeat_s
+        log_mind.info("heartbeat: %s%s", told["told"], f" (cycle {told['cycle']})" if told["cycle"] else "")
+
+
 class BatOS_UVM:
     """The universal virtual machine: a ROUTER, the lanes behind it, and one reply for each request."""
 
@@ -13673,6 +14032,7 @@ class BatOS_UVM:
                                 lambda oid, report: self.post(self._cycle_ended, oid, report), self.embedder, self._fetch_ahead,
                                 self._token_listener)
         self.housekeeping = Housekeeping(image, self.lanes, self.embedder, self.core, settings)
+        self.heartbeat = Heartbeat(self, settings)
         self._waiting = collections.defaultdict(list)    # cycle id -> functions of its report, each one a reply
         self.started_s = time.monotonic()
         self.keys = KeyMemory(settings.request_memory_min_h * 3600, settings.request_memory_max)
@@ -13740,6 +14100,11 @@ class BatOS_UVM:
             await asyncio.sleep(0.01)
             self._drain()
         await asyncio.sleep(FAREWELL_S)
+
+    @property
+    def draining(self):
+        """Whether no work is accepted any more."""
+        return self._refused is not None
 
     def hurry(self):
         """Stop waiting for accepted work (a second interrupt)."""
@@ -14099,6 +14464,7 @@ class BatOS_UVM:
                 self._view_commits = commits
                 self.lanes["read"].submit(Job("view", state_view, lambda outcome: self.post(self._set_view, outcome)))
             self.wire.forget_unlimited()
+            self.heartbeat.look()
             self.vitals = self._look_at_vitals()
             if self.wire.subscribers and time.monotonic() >= health_at_s:
                 health_at_s = time.monotonic() + HEALTH_S
@@ -14140,7 +14506,7 @@ class BatOS_UVM:
                 "embedder": self.embedder.health() | {"waiting": self.view.get("memory", {}).get("unembedded")},
                 "synapses": self.synapses.health(),
                 "missions": self.mind.health(), "image_mb": round(self.image.size() / 1e6, 3),
-                "upkeep": {"doing": upkeep.doing, "last": upkeep.report}, **self.vitals}
+                "upkeep": {"doing": upkeep.doing, "last": upkeep.report}, "heartbeat": self.heartbeat.health(), **self.vitals}
 
     def _look_at_vitals(self):
         """Return what takes longer to look at: waiting and commit times of the lanes, fsyncs, memory, disk."""
@@ -14200,6 +14566,8 @@ PRIMORDIAL = {
     "missions": lambda root: LOBTree(),
     "active_cycles": lambda root: OOBTree(),
     "failed_cycle_log": lambda root: LOBTree(),
+    "quarantined_methods": lambda root: OOBTree(),
+    "autotelic_obj": new_autotelic,
     "journals": lambda root: LOBTree(),
 }
 
