@@ -24,7 +24,7 @@ The sections, each using only those above it:
     Memory manager      LoRA experts in three tiers: blobs, RAM, adapter slots; their incarnation
     Knowledge catalog   formats, chunks, words, segments, vectors, merges, documents, search, evidence, levels, episodes
     Composite mind      codex, personas, states, journal, the mission lane
-    Generative kernel   methods that come into the image: written, tried, versions and trust, rolling back, mending
+    Generative kernel   methods: written, tried, versions and trust, rolling back, mending; parcels for other images
     Autotelic           the heartbeat: audits of what failed, and what is done about it
     Protocol            commands, their models and roles, values on the wire, keys
     BatOS_UVM           the ROUTER socket, dispatch, replies, events, figures
@@ -1251,14 +1251,15 @@ def _step(value, name, what):
 
 
 def resolve(root, target):
-    """Return what `target` names: a root name, a dotted path of slots and tree keys, or an oid as 0x… or decimal.
+    """Return what `target` names: a root name or an oid as 0x… or decimal, and behind it a dotted path of slots and tree keys.
 
     Raises NotFound that names the nearest known name.
     """
-    if target[:1].isdigit() and re.fullmatch(r"0x[0-9a-fA-F]{1,16}|[0-9]{1,19}", target):
-        return _resolve_oid(root._p_jar, int(target, 0) if target.startswith("0x") else int(target))
     first, *rest = target.split(".")
-    value = _step(root, first, "root object")
+    if first[:1].isdigit() and re.fullmatch(r"0x[0-9a-fA-F]{1,16}|[0-9]{1,19}", first):
+        value = _resolve_oid(root._p_jar, int(first, 0) if first.startswith("0x") else int(first))
+    else:
+        value = _step(root, first, "root object")
     for name in rest:
         value = _step(value, name, f"part of {target!r}")
     return value
@@ -12220,6 +12221,313 @@ class GenerationBudget:
                     self._failed.pop(next(iter(self._failed)))
 
 
+# Parcels: objects on their way from one image into another
+#
+# A parcel is a msgpack map {"batos_parcel": 1, "from": image_id, "manifest": {part: [size, BLAKE2b]}, "parts": {part: bytes}}.
+# The part "objects" is a list of one packed row for each object, the one that was named first: {"slots": [[name, value], …],
+# "methods": {name: …}}, pointers first; "adapter NAME" is a safetensors file, and "adapters" tells their ranks and scales.
+# Whatever comes in is untrusted: its methods pass the audit and begin on trial, and nothing that is there is replaced.
+
+PARCEL_VERSION = 1
+PARCEL_OBJECTS, PARCEL_METHODS, PARCEL_DEPTH = 10_000, 1000, 40
+IN_PARCEL, ROOT_OBJECT, EXPERT, TREE_COPY, WHEN = range(20, 25)     # msgpack extensions in a parcel's rows
+METHOD_TOLD = ("source", "intent", "asked", "idiom", "wanted", "tests", "why", "author")
+TREE_KINDS = {kind.__name__: kind for kind in (OOBTree, LOBTree, OLBTree, LLBTree, LLTreeSet)}
+
+
+class Packer:
+    """Packs an object with all it holds that is no root object: plain values, objects, methods, trees, LoRA experts."""
+
+    def __init__(self, root, obj):
+        self.roots = {value: name for name, value in root.items()
+                      if isinstance(value, persistent.Persistent) and value is not obj}
+        self.repository, self.objects, self.numbers = root["pLLM_obj"].lora_repository, [], {}
+        self.experts = {proxy: name for name, proxy in self.repository.items()}
+        self.wanted = set()                              # names of the experts that go along
+        self.where = ""
+        self.number(obj)
+
+    def rows(self):
+        """Return the rows of all objects. Raises BadRequest where one holds what no parcel takes, or there are too many."""
+        rows = []
+        for obj in self.objects:                         # it grows while it is gone through
+            rows.append(self.pack(self.row(obj)))
+            if isinstance(own(obj).get("name"), str) and own(obj)["name"] in self.repository:
+                self.wanted.add(own(obj)["name"])        # a persona's own
+        return rows
+
+    def pack(self, value):
+        faults, special = noting(self.special)
+        try:
+            return ormsgpack.packb(value, default=special, option=PACKING)
+        except TypeError as error:
+            unfit = BadRequest(f"{self.where} cannot be packed ({error}); a backup takes everything")
+            raise faults[0] if faults else unfit from None
+
+    def row(self, obj):
+        slots, methods = [], {}
+        for name in sorted(obj._slots, key=lambda name: not name.endswith("*")):
+            value, self.where = own(obj)[name], f"slot {name} of {obj!r}"
+            if isinstance(value, Method):
+                told = own(value)
+                fields = METHOD_TOLD if "source" in told else ("primitive",)
+                methods[name] = {field: told[field] for field in fields if field in told}
+            else:
+                slots.append([name, value])
+        return {"slots": slots, "methods": methods}
+
+    def number(self, obj):
+        if obj not in self.numbers:
+            if len(self.objects) >= PARCEL_OBJECTS:
+                raise BadRequest(f"more than {PARCEL_OBJECTS} objects hang together here; export a part of them")
+            self.numbers[obj] = len(self.objects)
+            self.objects.append(obj)
+        return self.numbers[obj]
+
+    def special(self, value):
+        """Return what stands in a row for what is no plain value."""
+        if isinstance(value, UvmObject) and value in self.experts:
+            self.wanted.add(self.experts[value])
+            return ormsgpack.Ext(EXPERT, self.experts[value].encode())
+        if isinstance(value, persistent.Persistent) and value in self.roots:
+            return ormsgpack.Ext(ROOT_OBJECT, self.roots[value].encode())
+        if type(value) is UvmObject and not is_blob_record(value):
+            return ormsgpack.Ext(IN_PARCEL, self.number(value).to_bytes(4, "little"))
+        if type(value).__name__ in TREE_KINDS:
+            rows = [list(pair) for pair in value.items()] if hasattr(value, "items") else [[key, True] for key in value]
+            return ormsgpack.Ext(TREE_COPY, self.pack([type(value).__name__, rows]))
+        if isinstance(value, datetime.datetime):
+            return ormsgpack.Ext(WHEN, value.isoformat().encode())
+        if type(value) is tuple:
+            return pack_plain(value)
+        raise BadRequest(f"{self.where} holds a {type(value).__name__}, which no parcel takes; a backup takes everything")
+
+
+def noting(function):
+    """Return (a list, a function that does the same and puts what it raises there): msgpack tells only that it raised."""
+    faults = []
+
+    def noted(*args):
+        try:
+            return function(*args)
+        except BatosError as error:
+            faults.append(error)
+            raise
+    return faults, noted
+
+
+def pack_parcel(root, obj, most_bytes):
+    """Return (the bytes of an object's parcel, names of objects and experts in it). Raises BadRequest."""
+    packer = Packer(root, obj)
+    parts = {"objects": ormsgpack.packb(packer.rows())}
+    proxies = {name: packer.repository[name] for name in sorted(packer.wanted)}
+    parts["adapters"] = ormsgpack.packb({name: {"r": proxy.rank, "lora_alpha": proxy.alpha, "use_rslora": proxy.by_root,
+                                                "revision": proxy.base} for name, proxy in proxies.items()})
+    parts |= {f"adapter {name}": pathlib.Path(blob_path(proxy.model_blob)).read_bytes() for name, proxy in proxies.items()}
+    size = sum(map(len, parts.values()))
+    if size > most_bytes:
+        raise BadRequest(f"the parcel would have {size / 1e6:.1f} MB, and a message has {most_bytes / 1e6:.1f} "
+                         "(message_max_mb); export a part of it, or take a backup")
+    return ormsgpack.packb({"batos_parcel": PARCEL_VERSION, "from": root["image_id"], "manifest": manifest_of(parts),
+                            "parts": parts}), len(packer.objects), sorted(proxies)
+
+
+def manifest_of(parts):
+    """Return {part: [size, BLAKE2b]}."""
+    return {name: [len(part), digest(part)] for name, part in parts.items()}
+
+
+class Parcel:
+    """A parcel that came in: `before` opens and checks it outside of any transaction, `apply` puts its object into a slot."""
+
+    def __init__(self, data, target, slot, rank_most, adapters=True):
+        self.data, self.target, self.slot, self.rank_most, self.with_adapters = data, target, slot, rank_most, adapters
+        self.rows, self.staged, self._folder = [], [], None
+
+    def before(self, run=None):
+        """Check hashes, audit the methods, lay adapters out as files. Raises BadRequest, CodeRejected, AdapterMismatch."""
+        parts, self.origin = opened_parcel(self.data)
+        self.rows = unpacked_list(parts["objects"], "objects")
+        if not 1 <= len(self.rows) <= PARCEL_OBJECTS or not all(isinstance(row, bytes) for row in self.rows):
+            raise BadRequest(f"a parcel has 1 to {PARCEL_OBJECTS} objects; got {len(self.rows)}")
+        methods = [method for row in self.rows for method in checked_row(plain_row(row))["methods"].items()]
+        if len(methods) > PARCEL_METHODS:
+            raise BadRequest(f"the parcel has {len(methods)} methods, and {PARCEL_METHODS} may come at a time; export a part")
+        for name, told in methods:
+            check_parcel_method(name, told)
+        if self.with_adapters:
+            self._lay_out(parts)
+
+    def _lay_out(self, parts):
+        self._folder = tempfile.TemporaryDirectory(prefix="batos-parcel-")
+        for number, (name, told) in enumerate(unpacked_map(parts["adapters"], "adapters").items()):
+            folder = pathlib.Path(self._folder.name, str(number))
+            folder.mkdir()
+            weights, config = folder / ADAPTER_WEIGHTS, folder / ADAPTER_CONFIG
+            if not isinstance(name, str) or not ADAPTER_NAME.fullmatch(name) or f"adapter {name}" not in parts:
+                raise BadRequest(f"the parcel tells of an adapter {name!r:.80} and does not hold it; export it anew")
+            weights.write_bytes(parts[f"adapter {name}"])
+            config.write_text(json.dumps(told, default=repr))
+            self.staged.append(read_staged(name, weights, config, self.rank_most))
+
+    def after(self):
+        """Remove what was laid out."""
+        if self._folder:
+            self._folder.cleanup()
+
+    def check(self, root):
+        """Do all but bring it in; returns the reply's map."""
+        try:
+            self.before()
+            self.fitting(root)
+        finally:
+            self.after()
+        return {"details": f"{self._what()} would come into {self.slot} of {self.target}", "result": self._told()}
+
+    def fitting(self, root):
+        """Return the object that gets it. Raises BadRequest, NotFound where it has no room for it."""
+        target = resolve(root, self.target)
+        if not isinstance(target, UvmObject) or isinstance(target, Method):
+            raise BadRequest(f"{self.target} is a {type(target).__name__}; an object comes into a slot of an object")
+        check_slot_name(self.slot)
+        if self.slot in own(target):
+            raise BadRequest(f"{self.target} has a slot {self.slot!r}, and nothing is replaced; name another slot, or remove "
+                             "that one")
+        repository = root["pLLM_obj"].lora_repository
+        for staged in self.staged:
+            known = repository.get(staged.name)
+            if known is not None and known.sha256 != staged.sha256:
+                raise BadRequest(f"another expert {staged.name} is here (version {known.version}), and nothing is replaced; "
+                                 "import without adapters, or bring it in with `incarnate` under another name")
+        return target
+
+    def _told(self):
+        return {"objects": len(self.rows), "from": self.origin, "adapters": [staged.name for staged in self.staged]}
+
+    def _what(self):
+        return f"an object of {self.origin} with {len(self.rows) - 1} others and {len(self.staged)} adapters"
+
+    def apply(self, root):
+        """Put the object into the slot, its experts into the repository; returns the reply's map. Raises BadRequest, NotFound."""
+        target = self.fitting(root)
+        experts = [done for staged in self.staged if (done := incarnate(root, staged))]
+        if experts and root._p_jar.events is not None:
+            root._p_jar.events.append(("experts",))
+        objects = [UvmObject() for _ in self.rows]
+        for obj in objects:
+            root._p_jar.add(obj)
+        methods = [method for obj, row in zip(objects, self.rows, strict=True)
+                   for method in fill_object(root, obj, unpack_row(row, root, objects), self.origin)]
+        set_slot(target, self.slot, objects[0])
+        return {"details": f"{self._what()} came into {self.slot} of {self.target}; {len(methods)} methods are on trial",
+                "result": self._told() | {"object": to_oid(objects[0]), "methods": methods, "incarnated": experts}}
+
+
+def to_oid(obj):
+    """Return how an object is named on the wire."""
+    return {"$ref": oid_text(obj._p_oid)}
+
+
+def _unpacked(data, what, kind):
+    try:
+        value = ormsgpack.unpackb(data)
+    except (ValueError, TypeError) as error:
+        raise BadRequest(f"the parcel does not read ({what}: {error}); export it anew") from None
+    if not isinstance(value, kind):
+        raise BadRequest(f"the parcel does not read ({what} is a {type(value).__name__}); export it anew")
+    return value
+
+
+unpacked_map, unpacked_list = functools.partial(_unpacked, kind=dict), functools.partial(_unpacked, kind=list)
+
+
+def opened_parcel(data):
+    """Return (parts, image_id that it is from) of a parcel whose hashes are right. Raises BadRequest."""
+    told = unpacked_map(data, "the whole")
+    if told.get("batos_parcel") != PARCEL_VERSION:
+        raise BadRequest(f"this is no parcel of version {PARCEL_VERSION} (batos_parcel is {told.get('batos_parcel')!r:.40}); "
+                         "give what `export` made")
+    parts = told.get("parts")
+    if not isinstance(parts, dict) or not all(isinstance(part, bytes) for part in parts.values()):
+        raise BadRequest("the parcel has no parts; export it anew")
+    if told.get("manifest") != manifest_of(parts) or not {"objects", "adapters"} <= parts.keys():
+        raise BadRequest("the parcel is not as it was packed: its hashes are others; export it anew, or copy it again")
+    return parts, str(told.get("from"))[:64]
+
+
+def checked_row(row):
+    """Return a row of the right form. Raises BadRequest."""
+    right = isinstance(row, dict) and isinstance(row.get("slots"), list) and isinstance(row.get("methods"), dict) and all(
+        isinstance(slot, list) and len(slot) == 2 and isinstance(slot[0], str) for slot in row["slots"]) and all(
+        isinstance(name, str) and isinstance(told, dict) for name, told in row["methods"].items())
+    if not right:
+        raise BadRequest("an object of the parcel has not the form of one; export it anew")
+    return row
+
+
+def plain_row(row):
+    """Return a row with nothing for what is no plain value."""
+    try:
+        return unpack_plain(row, lambda tag, data: None)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BadRequest(f"an object of the parcel does not read ({error}); export it anew") from None
+
+
+def check_parcel_method(name, told):
+    """Audit a method of a parcel. Raises CodeRejected, BadRequest."""
+    if "primitive" in told:
+        primitive_named(told["primitive"] if isinstance(told["primitive"], str) else "")
+    elif not isinstance(told.get("source"), str):
+        raise BadRequest(f"the method {name!r:.80} of the parcel has no source; export it anew")
+    else:
+        PersistenceGuardian().audit_code(told["source"], name)
+
+
+def unpack_row(row, root, objects):
+    """Return a row with its objects. Raises BadRequest, NotFound."""
+    def tree(data, depth):
+        kind, pairs = unpack_plain(data, lambda tag, data: noted(tag, data, depth + 1))
+        made = TREE_KINDS[kind]()
+        for key, value in pairs:
+            made.add(key) if isinstance(made, LLTreeSet) else made.__setitem__(key, checked(value))
+        return made
+
+    def special(tag, data, depth=0):
+        if tag == IN_PARCEL:
+            return objects[int.from_bytes(data, "little")]
+        if tag == WHEN:
+            return datetime.datetime.fromisoformat(data.decode())
+        if tag == TREE_COPY and depth < PARCEL_DEPTH:
+            return tree(data, depth)
+        holder = {ROOT_OBJECT: root, EXPERT: root["pLLM_obj"].lora_repository}[tag]
+        if data.decode() not in holder:
+            raise NotFound(f"the parcel points to {data.decode()!r:.80}, which this image has not; "
+                           f"{mend(data.decode(), holder)}", kind="object", name=data.decode())
+        return holder[data.decode()]
+    faults, noted = noting(special)
+    try:
+        return checked_row(unpack_plain(row, noted))
+    except (ValueError, TypeError, RecursionError) as error:
+        if isinstance(error, BatosError):
+            raise
+        unfit = BadRequest(f"an object of the parcel does not read ({error}); export it anew")
+        raise faults[0] if faults else unfit from None
+
+
+def fill_object(root, obj, row, origin):
+    """Give a new object the slots and methods of its row; returns the methods' names. Raises BadSlot, ReservedName."""
+    for name, value in row["slots"]:
+        set_slot(obj, name, value)
+    for name, told in row["methods"].items():
+        if "primitive" in told:
+            set_slot(obj, name, method(name, told["primitive"]))
+            continue
+        author = f"{told.get('author') or 'unknown'} of {origin}"[:300]
+        more = {field: told[field] for field in METHOD_TOLD[1:-1] if field in told}
+        bring_in(obj, name, told["source"], author=author, **more)
+    return [name for name, told in row["methods"].items() if "primitive" not in told]
+
+
 ################################################################################
 # Autotelic ####################################################################
 ################################################################################
@@ -12500,6 +12808,22 @@ class RollbackCommand(Command):
     version: int | None = None    # None: the one before
 
 
+class ExportCommand(Command):
+    """Return an object and what hangs on it but root objects, with methods and LoRA experts: a parcel for another image."""
+
+    target: str
+
+
+class ImportCommand(Command):
+    """Put the object of a parcel into a free slot of an object; its methods are audited and on trial. `preview` only checks."""
+
+    parcel: bytes
+    target: str
+    slot: str = pydantic.Field(min_length=1, max_length=200)
+    preview: bool = False
+    adapters: bool = True
+
+
 class MissionBrief(pydantic.BaseModel):
     """What a mission is about; the texts among args and kwargs are its question."""
 
@@ -12699,6 +13023,8 @@ COMMANDS = {
     "send_message": CommandRow(SendMessageCommand, "write", "write", effect=True),
     "create_method": CommandRow(CreateMethodCommand, "bulk", "write", effect=True),
     "rollback": CommandRow(RollbackCommand, "bulk", "write", effect=True),
+    "export": CommandRow(ExportCommand, "read", "read"),
+    "import": CommandRow(ImportCommand, "bulk", "write", effect=True),
     "index_document": CommandRow(IndexDocumentCommand, "bulk", "write", effect=True),
     "unindex_document": CommandRow(UnindexDocumentCommand, "bulk", "write", effect=True),
     "supersede": CommandRow(SupersedeCommand, "bulk", "write", effect=True),
@@ -13235,6 +13561,18 @@ def rollback(command):
     return apply
 
 
+def export(command, most_bytes):
+    def apply(root):
+        obj = resolve(root, command.target)
+        if type(obj) is not UvmObject:
+            raise BadRequest(f"{command.target} is a {type(obj).__name__}; objects are exported")
+        parcel, objects, experts = pack_parcel(root, obj, most_bytes)
+        what = f"{command.target} with {objects - 1} other objects and {len(experts)} adapters"
+        return {"details": f"{what}, {len(parcel):,} bytes",
+                "result": {"parcel": parcel, "objects": objects, "adapters": experts}}
+    return apply
+
+
 def accept_mission(command, who, settings):
     def apply(root):
         brief = command.mission_brief
@@ -13587,6 +13925,7 @@ def _read(make):
     return lambda uvm, request: uvm.submit_to("read", request, make(request.command))
 
 
+REPLY_BYTES = 64 << 10                                   # what a message has beside the parcel in it
 STORED_SELECTORS = 10_000                                # remembered as those of stored methods
 
 
@@ -13607,6 +13946,20 @@ def _send_message(uvm, request, lane=None):
 def _create_method(uvm, request, lane="read"):
     """The audit may take a while: it is made in the read lane, then the bulk lane installs."""
     uvm.submit_to(lane, request, create_method(request.command, request.who, lane), urgent=lane == "bulk")
+
+
+def _export(uvm, request):
+    most = int(uvm.settings.message_max_mb * (1 << 20)) - REPLY_BYTES
+    uvm.submit_to("read", request, export(request.command, most))
+
+
+def _import(uvm, request):
+    command = request.command
+    parcel = Parcel(command.parcel, command.target, command.slot, int(uvm.settings.adapter_rank), command.adapters)
+    if command.preview:
+        uvm.submit_to("read", request, parcel.check)
+    else:
+        uvm.submit_to("bulk", request, parcel.apply, before=parcel.before, after=parcel.after, token=True)
 
 
 def _index_document(uvm, request):
@@ -13665,6 +14018,8 @@ JOBS = {
         request.command, uvm.embedder, uvm.housekeeping.summaries.want)),
     "send_message": _send_message,
     "create_method": _create_method,
+    "export": _export,
+    "import": _import,
     "rollback": lambda uvm, request: uvm.submit_to("bulk", request, rollback(request.command), urgent=True),
     "index_document": _index_document,
     "unindex_document": lambda uvm, request: uvm.submit_to("bulk", request, unindex_document(request.command)),
@@ -15319,6 +15674,18 @@ def _rollback_command(args, client):
     return reply, reply["details"]
 
 
+def _export_command(args, client):
+    reply = client.call("export", target=args.target, timeout_s=LEARN_S)
+    pathlib.Path(args.file).write_bytes(reply["result"].pop("parcel"))
+    return reply, f"{reply['details']}, in {args.file}"
+
+
+def _import_command(args, client):
+    reply = client.call("import", parcel=pathlib.Path(args.file).read_bytes(), target=args.target, slot=args.slot,
+                        preview=args.preview, adapters=not args.without_adapters, idempotency_key=uuid7(), timeout_s=LEARN_S)
+    return reply, reply["details"]
+
+
 def _incarnate_command(args, client):
     reply = client.call("incarnate", idempotency_key=uuid7(), timeout_s=LEARN_S)
     return reply, reply["details"]
@@ -15450,6 +15817,8 @@ SUBCOMMANDS = {
     "activate": (_activate_command, "make a LoRA expert hot, and tell how"),
     "method": (_method_command, "give an object a method, or a new version of one: a file with one function, which is audited"),
     "rollback": (_rollback_command, "let a former version of an object's method run again"),
+    "export": (_export_command, "write an object with its methods and LoRA experts into a file, for another image"),
+    "import": (_import_command, "put the object of such a file into a free slot; its methods are audited and on trial"),
     "incarnate": (_incarnate_command, "bring new or changed LoRA adapters of the staging folder into the image"),
     "status": (_status, "say how the daemon is"),
     "state": (_state, "show the root objects, counts and settings"),
@@ -15627,6 +15996,10 @@ ARGUMENTS = {                                            # subcommand -> its arg
                ("--intent", {"help": "what it is for, in words"})],
     "rollback": [("target", {"help": "the object"}), ("selector", {"help": "the method"}),
                  ("--version", {"type": int, "help": "which; else the one before"})],
+    "export": [("target", {"help": "the object: a name, a path or 0x…"}), ("file", {"help": "where to"})],
+    "import": [("file", {"help": "what export wrote"}), ("target", {"help": "the object that gets it"}),
+               ("slot", {"help": "a name that it has not yet"}), ("--preview", {"action": "store_true", "help": "only check it"}),
+               ("--without-adapters", {"action": "store_true", "help": "leave its LoRA experts"})],
     "recover": [("new", {"help": "the new data file"}),
                 ("--image", {"default": argparse.SUPPRESS, "help": "the damaged data file; it is not changed"})],
     "watch": [("topics", {"nargs": "*", "help": f"of {', '.join(TOPICS)}; none: all but the tokens"})],
