@@ -10744,6 +10744,9 @@ class MissionKind(typing.NamedTuple):
 MISSION_KINDS = {}                                       # type, or (type, selector) -> MissionKind; later sections add theirs
 
 
+CYCLE_EFFECTS = []                                       # effect(root, cycle) of each that came to an answer, of later sections
+
+
 class Step(typing.NamedTuple):
     """What a thought came to: the next state, the journal's entry, and what `_tmp_synthesis_data` gains."""
 
@@ -10923,22 +10926,112 @@ def _facet_evidence(cycle, query, recall):
 
 @primitive("psm_delegating_", reads=True)
 def psm_delegating_(cycle, recall):
-    """Recall for each sub-query, then ask all facets as one batch."""
-    plan, recalled = cycle._tmp_synthesis_data["plan"], _journalled(cycle, "recall for facets")
+    """Recall for each sub-query and have the pillars' methods make requests of it, then ask all facets as one batch."""
+    recalled = _journalled(cycle, "recall for facets")
     if recalled is None:
-        evidence = {query: _facet_evidence(cycle, query, recall) for query in dict.fromkeys(plan["sub_queries"].values())}
-        found = {pillar: evidence[query] for pillar, query in plan["sub_queries"].items()}
-        return Thought("recall for facets", lambda _: Step("DELEGATING", found))
-    root = _root_of(cycle)
-    requests = tuple(send(root[f"{PERSONA_OF[pillar].lower()}_prototype_obj"], "synthesize_response_for_",
-                          pillar, plan["sub_queries"][pillar], found)
-                     for pillar, found in recalled.items())
+        return _recalling_for_facets(cycle, recall)
+    root, queries = _root_of(cycle), cycle._tmp_synthesis_data["plan"]["sub_queries"]
+    asked = recalled.get("asked") or {pillar: {"sub_query": queries[pillar], "evidence": found}      # as older journals have it
+                                      for pillar, found in recalled.items()}
 
     def read(values):
-        partial = {pillar: {"frame": value["frame"], "quotes": [found[n - 1] for n in value["quotes"]]}
-                   for (pillar, found), value in zip(recalled.items(), values, strict=True)}
+        partial = {pillar: {"frame": value["frame"], "quotes": [facet["evidence"][n - 1] for n in value["quotes"]]}
+                   for (pillar, facet), value in zip(asked.items(), values, strict=True)}
         return Step("SYNTHESIZING", values, {"partial_responses": partial})
-    return Thought("facets", read, requests)
+    return Thought("facets", read, tuple(_facet_request(root, pillar, facet) for pillar, facet in asked.items()))
+
+
+def _recalling_for_facets(cycle, recall):
+    queries = cycle._tmp_synthesis_data["plan"]["sub_queries"]
+    evidence = {query: _facet_evidence(cycle, query, recall) for query in dict.fromkeys(queries.values())}
+    facets = [facet_of(_root_of(cycle), pillar, query, evidence[query]) for pillar, query in queries.items()]
+
+    def read(told):
+        asked = {facet.pillar: request for facet, request in zip(facets, told, strict=True)}
+        written = {facet.pillar: facet.source for facet in facets if not facet.stands and "failed" not in asked[facet.pillar]}
+        return Step("DELEGATING", {"asked": asked}, {"new_facets": written} if written else {})
+    return Thought("recall for facets", read, work=lambda lane: [facet_request(lane, facet) for facet in facets])
+
+
+def _facet_request(root, pillar, facet):
+    task, fields = send(_persona_of(root, pillar), "synthesize_response_for_", pillar, facet["sub_query"], facet["evidence"])
+    return task, fields | ({"prompt": facet["prompt"]} if "prompt" in facet else {})
+
+
+def _persona_of(root, pillar):
+    return root[f"{PERSONA_OF[pillar].lower()}_prototype_obj"]
+
+
+# Facets: a pillar's intent becomes its method the first time that it is asked for. The method is asked nothing but to make a
+# request of what was found: so all facets of a state still run as one batch, and how a persona asks can be read and revised.
+
+FACET_SOURCE = """def {pillar}(self, sub_query, evidence=()):
+    {intent!r}
+    return {{"persona": self.name, "pillar": {pillar!r}, "prompt": {intent!r},
+            "sub_query": sub_query, "evidence": list(evidence)[:{most}]}}
+"""
+
+
+class Facet(typing.NamedTuple):
+    """A pillar that is to be asked. `source` is that of its method; `stands` where the persona has it already."""
+
+    persona: str                                         # the root name of the persona
+    name: str
+    pillar: str
+    source: str
+    stands: bool
+    sub_query: str
+    evidence: list
+
+
+def facet_source(pillar, intent):
+    """Return the method that a pillar's intent becomes."""
+    return FACET_SOURCE.format(pillar=pillar, intent=one_line(intent, 2000), most=EVIDENCE_MOST)
+
+
+def facet_of(root, pillar, sub_query, evidence):
+    """Return the Facet of a pillar, as its persona has it now."""
+    persona = _persona_of(root, pillar)
+    method = own(persona).get(pillar)
+    stands = isinstance(method, Method) and "source" in own(method)
+    source = method.source if stands else facet_source(pillar, persona.pillars[pillar].intent)
+    return Facet(f"{PERSONA_OF[pillar].lower()}_prototype_obj", persona.name, pillar, source, stands, sub_query, evidence)
+
+
+def facet_request(lane, facet):
+    """Return {"sub_query", "evidence", "prompt"} as a pillar's method wants it; where it fails, what was found, and `failed`."""
+    plain = {"sub_query": facet.sub_query, "evidence": facet.evidence}
+    try:
+        return checked_facet(facet, _run_facet(lane, facet))
+    except (*METHOD_FAULTS, CodeRejected) as error:
+        log_mind.warning("%s of %s is asked as its pillar says: its method failed (%s)", facet.pillar, facet.name, error.message)
+        return {**plain, "failed": error.message}
+
+
+def _run_facet(lane, facet):
+    if facet.stands:
+        args = [facet.sub_query, facet.evidence]
+        return lane.call(Job("facet", lambda root: Message(root[facet.persona], facet.pillar, args, {}, _as_it_is))).result
+    PersistenceGuardian().audit_code(facet.source, facet.pillar)
+    with lane.trying(facet.pillar, facet.source) as run:
+        return run({"name": facet.name}, (facet.sub_query, facet.evidence))[0]
+
+
+def _as_it_is(result):
+    return result
+
+
+def checked_facet(facet, request):
+    """Return what a request may say: other words to look at, fewer or reordered evidence, a prompt. Raises MethodFailed."""
+    told = request if isinstance(request, dict) else {}
+    sub_query, evidence, prompt = (told.get(name) for name in ("sub_query", "evidence", "prompt"))
+    known = {item["text"]: item for item in facet.evidence}
+    texts = [item.get("text") if isinstance(item, dict) else None for item in evidence] if isinstance(evidence, list) else []
+    chosen = [known[text] for text in dict.fromkeys(texts) if isinstance(text, str) and text in known]
+    if not isinstance(sub_query, str) or not sub_query.strip() or not isinstance(prompt, str) or not chosen:
+        raise MethodFailed(f"{facet.pillar} returned no request but {one_line(repr(request), 200)}; a request is a dict with "
+                           "`sub_query` and `prompt`, texts that are not blank, and `evidence`, some of what it was given")
+    return {"sub_query": sub_query, "evidence": chosen, "prompt": prompt}
 
 
 def speaking(root, task, fields):
@@ -10948,7 +11041,8 @@ def speaking(root, task, fields):
         return None, codex.prompts
     persona = root[f"{name.lower()}_prototype_obj"]
     pillar = persona.pillars.get(fields.get("pillar"))
-    return f"You speak as {name}. {persona.core_mission} {pillar.intent if pillar else ''}".strip(), codex.prompts
+    prompt = fields.get("prompt") or (pillar.intent if pillar else "")
+    return f"You speak as {name}. {persona.core_mission} {prompt}".strip(), codex.prompts
 
 
 def _sentence_fields(name, evidence):
@@ -11262,6 +11356,8 @@ def complete_cycle(oid, steps, settings):
             kind_of(cycle).effect(root, cycle)
         elif cycle.mission_brief["type"] == "direct_synthesis":
             _remember_cycle(root, cycle)
+        for effect in CYCLE_EFFECTS:
+            effect(root, cycle)
         return report
     return apply
 
@@ -11872,8 +11968,8 @@ def slots_used(source):
 
 
 def known_methods(cycle, request):
-    """Return [{"source", "idiom", "of"}] of methods elsewhere in the image that say in the same words what a request says, and
-    find their slots in the receiver. The catalog knows them by selector, intent and docstring."""
+    """Return [{"source", "idiom", "of", "intent"}] of methods elsewhere in the image that say in the same words what a request
+    says, and find their slots in the receiver. The catalog knows them by selector, intent and docstring."""
     root, name, found = _root_of(cycle), selector_name(request["selector"]), []
     text = routed_request(request["selector"], request["intent"])
     for row in search_(root["knowledge_catalog_obj"], text, KNOWN_LOOKED_AT, scope="self", kind="method")["results"]:
@@ -11885,7 +11981,8 @@ def known_methods(cycle, request):
         source = own(method).get("source")
         fits = source and method.status != "quarantined" and _does_as(method, request)
         if fits and slots_used(source) <= request["slots"].keys():
-            found.append({"source": renamed(source, name), "idiom": KNOWN, "of": f"{where['selector']} of {where['oid']}"})
+            found.append({"source": renamed(source, name), "idiom": KNOWN, "of": f"{where['selector']} of {where['oid']}",
+                          "intent": own(method).get("intent") or ""})
     return list({each["source"]: each for each in found}.values())[:KNOWN_TRIED]
 
 
@@ -11920,7 +12017,7 @@ def look_for_method(cycle, recall):
         answer = {"answer": f"{cycle.mission_brief['selector']} is understood by now", "relevant": True, "evidence": []}
         return Thought("look", lambda _: Step("COMPLETE", [], {"final_response": answer}))
     request = offered_request(cycle, recall)
-    return looked(cycle, request, known=known_methods(cycle, request))
+    return looked(cycle, request, known=facet_wanted(cycle) or known_methods(cycle, request))
 
 
 def looked(cycle, request, **data):
@@ -12079,7 +12176,8 @@ def made_by(cycle):
     """Return what a method that a cycle wrote tells of itself: who, why, what was asked, by which tests."""
     data, final = cycle._tmp_synthesis_data, cycle.result
     asked = {field: value for field, value in data["request"].items() if field != "offered"}
-    return {"author": f"{WRITTEN_BY} {cycle_id(cycle)} ({cycle.who})", "intent": wanted_of(cycle)["intent"], "asked": asked,
+    intent = wanted_of(cycle)["intent"] or data["written"].get("intent", "")
+    return {"author": f"{WRITTEN_BY} {cycle_id(cycle)} ({cycle.who})", "intent": intent, "asked": asked,
             "idiom": data["written"]["idiom"], "wanted": data["tests"], "tests": final["tests"], "why": final["why"]}
 
 
@@ -12088,6 +12186,32 @@ WRITTEN_BY = "cycle"                                     # with its id: the auth
 MISSION_KINDS["unhandled_message"] = MissionKind(
     {"IDLE": look_for_method, "DECOMPOSING": ask_for_tests, "DELEGATING": ask_for_method, "SYNTHESIZING": weigh_method},
     install_written)
+
+
+# Facets, which are written from the intent of a pillar
+
+
+def facet_wanted(cycle):
+    """Return what known_methods returns where a persona was sent the name of one of its pillars."""
+    receiver, name = resolve(_root_of(cycle), cycle.target_oid), selector_name(cycle.mission_brief["selector"])
+    pillars = lookup(receiver, "pillars").value
+    pillar = pillars.get(name) if isinstance(pillars, OOBTree) else None
+    if not isinstance(pillar, UvmObject):
+        return []
+    return [{"source": facet_source(name, pillar.intent), "idiom": KNOWN, "of": f"the intent of the pillar {name}",
+             "intent": pillar.intent}]
+
+
+def install_facets(root, cycle):
+    """Bring in the facets' methods that a cycle was the first to ask for."""
+    for pillar, source in cycle._tmp_synthesis_data.get("new_facets", {}).items():
+        persona = _persona_of(root, pillar)
+        if pillar not in own(persona):
+            bring_in(persona, pillar, source, author=f"{WRITTEN_BY} {cycle_id(cycle)} ({cycle.who})",
+                     intent=persona.pillars[pillar].intent, why="it was the first to ask for this pillar")
+
+
+CYCLE_EFFECTS.append(install_facets)
 
 
 # Mending a method that fails: what it did well it must do still

@@ -479,6 +479,14 @@ def test_a_known_method_that_fails_is_no_attempt(kernel):
     assert report["state"] == "COMPLETE" and report["attempts"] == 1 and "sorted" in report["source"]
 
 
+def test_a_facet_that_is_sent_is_written_from_its_pillars_intent(thinking):
+    reply = thinking.call("send_message", target="robin_prototype_obj", selector="sage_facet_", args=["the river"], wait=True)
+    assert reply["result"]["sub_query"] == "the river" and reply["result"]["persona"] == "ROBIN"
+    shown = thinking.call("inspect", target="robin_prototype_obj.sage_facet_")["result"]["slots"]
+    assert shown["intent"]["value"] == reply["result"]["prompt"] and reply["result"]["prompt"] in shown["source"]["value"]
+    assert "calm philosopher" in reply["result"]["prompt"]
+
+
 def test_words_out_of_order_are_other_words():
     assert batos.same_words("average prices", "Average price") and not batos.same_words("list to set", "set to list")
     assert not batos.same_words("", "")

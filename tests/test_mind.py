@@ -48,6 +48,7 @@ class Machine:
         self.lanes = {"write": batos.WriteLane(self.image, token, self.settings, events=events),
                       "bulk": batos.BulkLane(self.image, token, self.settings, events=events),
                       "read": batos.ReadLane(self.image, "read")}
+        self.lanes["method"] = batos.MethodLane(self.image, self.lanes["write"], self.settings, batos.count_uses)
         for lane in self.lanes.values():
             lane.start()
         self.reports, self._ended = {}, threading.Condition()
@@ -374,3 +375,80 @@ def test_the_codex_in_the_image_decides_who_leads(machine):
         root["codex_obj"].archetypes = matrix
     one.lanes["write"].call(batos.Job("revise", revise))
     assert one.think()["lead"] == "ALFRED"
+
+
+# Facets as methods
+
+PILLAR = "tamland_facet_"
+
+
+def with_pillar(fields):
+    return {**doubles.plan_value(fields), "relevant_pillars": [PILLAR], "sub_queries": {PILLAR: "the brass valve"}}
+
+
+def facet_asked(machine, source=None):
+    """Have a question thought through one pillar whose method is `source`; returns (machine, the facet's fields, report)."""
+    asked = []
+    one = machine(doubles.QuickCore(plan=with_pillar, facet=lambda fields: asked.append(fields) or doubles.facet_value(fields)))
+    one.learn()
+    if source:
+        one.lanes["bulk"].call(batos.Job("give", lambda root: str(batos.bring_in(
+            root["brick_prototype_obj"], PILLAR, source, author="ann", intent="")), token=True))
+    return one, asked, one.think()
+
+
+def facet_method(one):
+    def told(root):
+        method = batos.own(root["brick_prototype_obj"]).get(PILLAR)
+        return method and {name: batos.own(method).get(name) for name in ("source", "author", "intent", "status", "version")}
+    return one.read(told)
+
+
+def test_a_pillars_intent_becomes_its_method_the_first_time_it_is_asked_for(machine):
+    one, asked, report = facet_asked(machine)
+    made = facet_method(one)
+    assert report["state"] == "COMPLETE" and made["author"] == f"cycle {report['cycle']} (local)" and made["version"] == 1
+    intent = one.read(lambda root: root["brick_prototype_obj"].pillars[PILLAR].intent)
+    assert made["intent"] == intent and intent in made["source"] and asked[0]["prompt"] == intent
+    again = one.think()
+    assert again["state"] == "COMPLETE" and facet_method(one) == made
+    assert asked[1]["evidence"] == asked[0]["evidence"]          # by the stored method, in a child, as before
+
+
+def test_a_revised_facet_says_what_is_asked(machine):
+    source = (f"def {PILLAR}(self, sub_query, evidence=()):\n"
+              "    return {'sub_query': 'valve', 'evidence': evidence[-1:], 'prompt': 'Be brief, ' + self.name}\n")
+    _, asked, report = facet_asked(machine, source)
+    assert report["state"] == "COMPLETE" and asked[0]["sub_query"] == "valve" and asked[0]["prompt"] == "Be brief, BRICK"
+    assert len(asked[0]["evidence"]) == 1
+    assert len(report["evidence"]) == 1
+
+
+@pytest.mark.parametrize("body, why", [
+    ("return 1 / 0", "ZeroDivisionError"), ("return {'sub_query': '', 'evidence': [], 'prompt': ''}", "no request"),
+    ("return {'sub_query': 'a', 'evidence': [{'text': 'The moon is of cheese.'}], 'prompt': 'b'}", "no request")])
+def test_a_facet_that_fails_is_asked_as_its_pillar_says(machine, body, why):
+    one, asked, report = facet_asked(machine, f"def {PILLAR}(self, sub_query, evidence=()):\n    {body}\n")
+    assert report["state"] == "COMPLETE" and asked[0]["sub_query"] == "the brass valve" and "prompt" not in asked[0]
+    entry = one.read(lambda root: next(entry for entry in batos.find_cycle(root, report["cycle"]).journal
+                                       if entry.name == "recall for facets").answer)
+    assert why in entry["asked"][PILLAR]["failed"]
+
+
+def test_a_cycle_of_the_version_before_goes_on_from_its_journal(machine):
+    stuck = threading.Event()
+
+    def never(fields):
+        stuck.set()
+        raise batos.Abandoned
+    first = machine(doubles.QuickCore(plan=with_pillar, facet=never))
+    first.learn()
+    oid = first.accept()
+    assert stuck.wait(30)
+
+    def as_it_was(root):
+        entry = next(entry for entry in batos.find_cycle(root, oid).journal if entry.name == "recall for facets")
+        entry.answer = {pillar: facet["evidence"] for pillar, facet in entry.answer["asked"].items()}
+    first.lanes["write"].call(batos.Job("as it was", as_it_was))
+    first.close()
+    assert machine(doubles.QuickCore(plan=with_pillar)).ended(oid)["state"] == "COMPLETE"
