@@ -14893,6 +14893,448 @@ def _stop(args, client):
     return reply, reply["details"]
 
 
+# The terminal's picture
+#
+# `top` shows what the daemon does and takes lines from a person. A Lookout looks and listens on a thread of its own and hands
+# texts to the Terminal; what a person asks for runs on a thread each, with a client that lives no longer: a new connection
+# carries nothing to a daemon that does not speak, so nothing is sent late. textual is imported only to draw.
+
+LOOK_S, LOOK_LEAST_S = 2.0, 0.1                          # how often it is looked; the least between two looks
+SPOKEN_S, LOOK_AGAIN_S = 5.0, 1.0                        # a daemon that says nothing for so long hangs; how soon it is tried again
+TOP_CYCLES, TOP_EVENTS, TOP_ENTRIES = 20, 50, 200        # cycles and events shown, entries of the talk
+TOP_ENTRY_CHARS = 20_000                                 # shown of one entry
+BAR = 10                                                 # characters of a bar
+JOINERS = "\u200c\u200d"                                 # the format characters that scripts need
+
+
+def _shown(line):
+    """Return a text as a terminal may show it in one line: what would steer it is a replacement character."""
+    if line.isprintable():
+        return line
+    return "".join(char if char.isprintable() or char in JOINERS else " " if char.isspace() else "\ufffd" for char in line)
+
+
+def _shown_lines(text):
+    cut = f"\n… {len(text) - TOP_ENTRY_CHARS:,} characters more" if len(text) > TOP_ENTRY_CHARS else ""
+    return "\n".join(map(_shown, text[:TOP_ENTRY_CHARS].splitlines())) + cut
+
+
+def _bar(part, whole):
+    filled = min(BAR, math.ceil(BAR * part / whole)) if whole else 0
+    return "█" * filled + "░" * (BAR - filled)
+
+
+def _daemon_pane(told):
+    """Two lines: who it is and how it is; what it holds."""
+    health, core = told["health"], told["health"]["core"]
+    memory = told["memory"]
+    yield f"BAT OS {health['version']} is {health['state']}, up {datetime.timedelta(seconds=int(health['uptime_s']))}; core " \
+          f"{core['state']}{' (' + str(core['model']) + ')' if core.get('model') else ''}, {core.get('tokens') or 0:,} tokens"
+    yield f"{health['memory_mb']:,.0f} MB of RAM, image {health['image_mb']:,.1f} MB, {memory.get('documents', 0):,} documents in " \
+          f"{memory.get('chunks', 0):,} chunks; {health['upkeep']['doing'] or 'no upkeep'}"
+
+
+def _cycles_pane(told):
+    """A line for each cycle, those at work first: how far it is, its mission."""
+    missions = told["health"]["missions"]
+    yield ", ".join(f"{count:,} {name}" for name, count in missions.items())
+    states = [name for name in STATES if name not in ENDED]
+    for row in sorted(told["cycles"], key=lambda row: row["state"] in ENDED):
+        steps = states.index(row["state"]) if row["state"] in states else len(states) * (row["state"] == "COMPLETE")
+        how = f"{row['seconds']:.1f} s" if "seconds" in row else row["state"].lower()
+        yield f"{'●' * steps:○<{len(states)}} {row['cycle']} {'failed ' * (row['state'] == 'FAILED')}{how}  " \
+              f"{one_line(row['mission'], 200)}"
+
+
+def _experts_pane(told):
+    """A bar for each tier, then the experts with their tier and uses."""
+    tiers, found = told["health"]["synapses"], told["health"]["synapses"]["found"]
+    hot, warm = tiers["hot"], tiers["warm"]
+    yield f"hot  {_bar(len(hot['experts']), hot['slots'])} {len(hot['experts'])} of {hot['slots']} slots, found {found.get('hot', 0)}"
+    yield f"warm {_bar(warm['mb'], warm['budget_mb'])} {warm['mb']:.1f} of {warm['budget_mb']:,} MB, found {found.get('warm', 0)}"
+    yield f"cold {_bar(tiers['cold']['mb'], tiers['cold']['mb'])} {tiers['cold']['mb']:.1f} MB, found {found.get('cold', 0)}"
+    yield f"evicted {hot['evictions']} from hot, {warm['evictions']} from warm"
+    for row in told["experts"]:
+        yield f"{row['tier']:<4} {row['expert']}, used {row['uses']} times{'; ' + row['note'] if row['note'] else ''}"
+
+
+def _lanes_pane(told):
+    """A bar for each lane, a character for each job that waits."""
+    health = told["health"]
+    for name, lane in health["lanes"].items():
+        times, oldest_s = health["commit"].get(name, {}), health["oldest_waiting_s"].get(name, 0)
+        told_times = f", p99 {times['p99_ms']:.1f} ms" if times.get("count") else ""
+        waited = f" for {oldest_s:.0f} s" if oldest_s >= 1 else ""
+        yield f"{name:<7} {_bar(lane['waiting'], BAR)} {lane['waiting']}{waited}, {lane['commits']:,} commits{told_times}"
+
+
+EVENT_TOLD = {                                           # topic -> what the picture says of an event
+    "cycle": lambda event: f"{event['cycle']} is {event['state']}",
+    "error": lambda event: f"{event['command']}: {event['code']}: {event['details']}",
+    "uvm_state_update": lambda event: f"stored; {event['state']['memory']['chunks']:,} chunks",
+    "lagged": lambda event: f"{event['missed']:,} events were missed",
+}
+
+
+def _events_pane(told):
+    for event in reversed(told["events"]):
+        yield f"{event.get('at', {}).get('$time', '')[11:19]} {EVENT_TOLD[event['event']](event)}"
+
+
+PANES = {"Daemon": _daemon_pane, "Cycles": _cycles_pane, "Experts": _experts_pane, "Lanes": _lanes_pane, "Events": _events_pane}
+
+
+def _looked(client, events=()):
+    """Return what a daemon tells of itself now."""
+    state = client.call("get_full_state")["result"]
+    return {"health": state["health"], "memory": state.get("memory", {}), "experts": client.call("list_experts")["results"],
+            "cycles": client.call("list_cycles", 30.0, limit=TOP_CYCLES)["results"], "events": list(events)}
+
+
+def _drawn(told):
+    """Return {pane: its lines}."""
+    return {name: [_shown(line) for line in pane(told)] for name, pane in PANES.items()}
+
+
+def _told_parts(slots):
+    """Yield a line for each facet of a cycle: whose it is, what it said; then who was not asked."""
+    parts = (slots["_tmp_synthesis_data"]["value"] or {}).get("partial_responses") or {}
+    for pillar, part in parts.items():
+        quotes = " ".join(f"“{' '.join(quote['text'].split())}”" for quote in part.get("quotes", ()))
+        yield f"{PERSONA_OF.get(pillar, '?')} ({pillar.removesuffix('_facet_')}): {part.get('frame', '')} {quotes or 'no quote'}"
+    silent = [persona for persona in PILLARS if not any(PERSONA_OF.get(pillar) == persona for pillar in parts)]
+    if silent and parts:
+        yield f"{', '.join(silent)}: not asked"
+
+
+def _told_end(client, cycle):
+    """Return what a cycle came to, or None while it is at work."""
+    slots = client.call("inspect", target=cycle)["result"]["slots"]
+    result = slots.get("result", {}).get("value")
+    if not result:
+        return None
+    if "answer" not in result:
+        return f"FAILED: {result['reason']['details']} ({result['reason']['code']})"
+    lead = f"{result['lead']} led, " if result.get("lead") else ""
+    return "\n".join([*_told_parts(slots), _told_answer({"cycle": cycle, **result}), f"({lead}{result['seconds']:.1f} s, {cycle})"])
+
+
+def _is_listened_to(endpoint):
+    """Tell whether something accepts connections at an endpoint, whether or not it speaks."""
+    kind, _, place = endpoint.partition("://")
+    host, _, port = place.rpartition(":")
+    try:
+        with socket.socket(socket.AF_UNIX) if kind == "ipc" else socket.create_connection((host.strip("[]"), int(port)), 1) as probe:
+            if kind == "ipc":
+                probe.connect(place)
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+class Lookout:
+    """I watch a daemon from a thread of my own, and tell(name, *details) what I hear: panes, stream, state, ended, offline."""
+
+    def __init__(self, endpoint, keys, tell):
+        self.endpoint, self.keys, self.tell = endpoint, keys, tell
+        self.asked = set()                               # cycles of which the end is to be told
+        self.events, self._streams = collections.deque(maxlen=TOP_EVENTS), {}    # cycle -> what the core said so far
+        self.closing = threading.Event()
+
+    def start(self):
+        threading.Thread(target=self._main, name="lookout", daemon=True).start()
+
+    def _main(self):
+        while not self.closing.is_set():
+            try:
+                with Client(self.endpoint, SPOKEN_S, self.keys) as client:
+                    self._listen(client)
+            except (BatosError, ValueError, LookupError, TypeError, AttributeError) as error:
+                self._streams.clear()
+                self.tell("offline", self._why(error))
+                self.closing.wait(LOOK_AGAIN_S)
+
+    def _why(self, error):
+        if not isinstance(error, NoReply):
+            return f"{self.endpoint} is not understood: {error or type(error).__name__}"
+        if _is_listened_to(self.endpoint):
+            return f"the daemon at {self.endpoint} hangs: it does not speak" + (" with these keys" if self.keys else "")
+        return f"nothing listens at {self.endpoint}; start it with `python batos.py`"
+
+    def _listen(self, client):
+        """Look and listen until closed. Raises NoReply."""
+        looked_s, streamed_s, stale = -math.inf, -math.inf, False
+        for event in client.events(*TOPICS):
+            stale = self._heard(event) or stale
+            now_s = time.monotonic()
+            if now_s - looked_s >= LOOK_S or stale and now_s - looked_s >= LOOK_LEAST_S:
+                self._look(client)
+                looked_s, stale = now_s, False
+            if now_s - streamed_s >= LOOK_LEAST_S:
+                self.tell("stream", dict(self._streams))
+                streamed_s = now_s
+            if self.closing.is_set():
+                return
+
+    def _look(self, client):
+        client.call("subscribe", topics=list(TOPICS))    # it may be another daemon by now
+        self.tell("panes", _drawn(_looked(client, self.events)))
+        for cycle in list(self.asked):
+            try:
+                told = _told_end(client, cycle)
+            except NotFound as error:
+                told = str(error)
+            if told:
+                self.asked.discard(cycle)
+                self.tell("ended", cycle, told)
+
+    def _heard(self, event):
+        """Note an event. Returns whether the picture is stale by it."""
+        if event is None or event["event"] not in (*EVENT_TOLD, "tokens"):
+            return False
+        cycle = event.get("cycle")
+        if event["event"] == "tokens":
+            self._streams[cycle] = self._streams.get(cycle, "") + event["text"]
+            return False
+        if event["event"] == "cycle":
+            self._streams.pop(cycle, None)               # what it says next begins anew
+            self.tell("state", cycle, event["state"])
+        self.events.append(event)
+        return True
+
+
+def _top_line(name):
+    """Return run(client, text) of a subcommand with one argument at most; it returns what is told, and no cycle."""
+    def run(client, text):
+        args = command_line().parse_args([name, *(["--", text] if text else [])])
+        return SUBCOMMANDS[name][0](args, client)[1], None
+    return run
+
+
+def _top_send(client, text):
+    target, selector, args = (*text.split(maxsplit=2), "", "[]")[:3]
+    message = f'{{"target": {json.dumps(target)}, "selector": {json.dumps(selector)}, "args": {args or "[]"}}}'
+    return _top_line("send")(client, message)
+
+
+def _top_inspect(client, text):
+    return _top_line("send")(client, json.dumps({"command": "inspect", "target": text}))
+
+
+def _top_ask(client, text):
+    """Have a mission accepted; returns what is told, and its cycle, of which the end is told later."""
+    brief = {"type": "direct_synthesis", "selector": "answer_", "args": [text]}
+    reply = client.call("initiate_cognitive_cycle", mission_brief=brief, idempotency_key=uuid7())
+    return reply["details"], reply["result"]["cycle"]
+
+
+def _top_help():
+    rows = [(f"/{name} {row.arguments}", row.help) for name, row in TOP_COMMANDS.items()]
+    return "\n".join(["a line without / is a question", *(f"{line:<38} {text}" for line, text in rows), TOP_KEYS])
+
+
+class TopCommand(typing.NamedTuple):
+    """What a line that begins with /NAME does: run(client, text) on a thread, or do(terminal, text) here."""
+
+    arguments: str
+    help: str
+    run: typing.Callable = None
+    do: typing.Callable = None
+
+
+TOP_KEYS = "Tab completes, Up and Down recall, PageUp and PageDown scroll, Escape clears, Ctrl-C quits"
+TOP_COMMANDS = {
+    "ask": TopCommand("QUESTION", "let the composite mind answer from its memory", _top_ask),
+    "search": TopCommand("WORDS", "find passages by words and by meaning", _top_line("search")),
+    "send": TopCommand("TARGET SELECTOR [JSON LIST]", "send a message to an object, with arguments", _top_send),
+    "inspect": TopCommand("TARGET", "show an object: a name, a path or 0x…", _top_inspect),
+    "cancel": TopCommand("CYCLE", "cancel a cycle", _top_line("cancel")),
+    "undo": TopCommand("CHANGE", "put back what stood before a change; /log names them", _top_line("undo")),
+    "log": TopCommand("", "list the latest changes", _top_line("log")),
+    "activate": TopCommand("EXPERT", "make an expert hot, and tell how", _top_line("activate")),
+    "health": TopCommand("", "say how the daemon is", _top_line("status")),
+    "show": TopCommand("PANE", f"show all of a pane: {', '.join(PANES)}", do=lambda terminal, text: terminal.show(text)),
+    "help": TopCommand("", "show this", do=lambda terminal, text: terminal.say(_top_help())),
+    "quit": TopCommand("", "quit; the daemon goes on", do=lambda terminal, text: terminal.exit()),
+}
+TOP_CSS = """
+#daemon { height: 2; background: $primary-background; }  .offline #daemon { background: $error; }
+#panes { layout: grid; grid-size: 2 2; height: 11; grid-rows: 5 6; }  .offline #panes { text-style: dim; }
+.-tall #panes { height: 22; grid-rows: 1fr; }  .-wide #panes { grid-size: 4 1; grid-rows: 1fr; height: 9; }  .-tiny #panes { display: none; }
+.pane { border-top: solid $primary; text-wrap: nowrap; text-overflow: ellipsis; padding: 0 1; }
+#talk { border-top: solid $primary; }  .entry { height: auto; padding: 0 1; }  #hint { height: 1; color: $text-muted; }
+"""
+
+
+class Terminal:
+    """I show what a Lookout tells and take lines from a person. Top is me and textual's App."""
+
+    def __init__(self, endpoint, keys):
+        super().__init__()
+        self.endpoint, self.keys, self.lookout = endpoint, keys, Lookout(endpoint, keys, self.tell)
+        self.drawn, self.off = {}, f"connecting to {endpoint}"       # {pane: its lines}; why no daemon is there, or None
+        self.typed, self.at = [""], 0                    # the lines so far and the one that is begun; which is shown
+        self.questions = {}                              # cycle -> (its line, its entry), until its end is told
+
+    def tell(self, name, *details):
+        """Have self.hear_NAME(*details) run in the loop; from any thread."""
+        with contextlib.suppress(RuntimeError):          # the loop has ended
+            self.call_later(getattr(self, f"hear_{name}"), *details)
+
+    def compose(self):
+        widgets, containers = need("textual.widgets", "top"), need("textual.containers", "top")
+        yield widgets.Static(_shown(self.off), id="daemon", markup=False)
+        with containers.Container(id="panes"):
+            for name in [name for name in PANES if name != "Daemon"]:
+                pane = widgets.Static("", id=name.lower(), classes="pane", markup=False)
+                pane.border_title = name
+                yield pane
+        yield containers.VerticalScroll(id="talk", can_focus=False)
+        yield widgets.Input(placeholder="a question, or /help", id="line", compact=True)
+        yield widgets.Static(TOP_KEYS, id="hint", markup=False)
+
+    def on_mount(self):
+        if threading.current_thread() is threading.main_thread():
+            for signal_ in (signal.SIGINT, signal.SIGTERM):          # the terminal is put right also then
+                asyncio.get_running_loop().add_signal_handler(signal_, self.exit)
+        self.query_one("#line").focus()
+        self.hear_offline(self.off)
+        self.lookout.start()
+
+    def on_unmount(self):
+        self.lookout.closing.set()
+
+    # ---- what the lookout tells
+
+    def hear_panes(self, drawn):
+        self.drawn, self.off = drawn, None
+        self.screen.remove_class("offline")
+        for name, lines in drawn.items():
+            self.query_one(f"#{name.lower()}").update("\n".join(lines))
+
+    def hear_offline(self, why):
+        self.off = why
+        self.screen.add_class("offline")
+        self.query_one("#daemon").update(_shown(f"OFFLINE: {why}") + "\nit is tried again each second; nothing is sent meanwhile")
+
+    def hear_state(self, cycle, state):
+        self._more(cycle, state.lower())
+
+    def hear_stream(self, streams):
+        for cycle, text in streams.items():
+            self._more(cycle, f"(provisional) {' '.join(text.split())}")
+
+    def hear_ended(self, cycle, told):
+        self._more(cycle, told)
+        self.questions.pop(cycle, None)
+
+    def hear_done(self, line, entry, told, cycle):
+        """A line was carried out; where it is a question, what becomes of its cycle follows."""
+        entry.update(_shown_lines(f"> {line}\n{told}"))
+        if cycle:
+            self.questions[cycle] = line, entry
+            self.lookout.asked.add(cycle)
+
+    def _more(self, cycle, told):
+        if cycle in self.questions:
+            line, entry = self.questions[cycle]
+            entry.update(_shown_lines(f"> {line}\n{told}"))
+            self.call_after_refresh(self.query_one("#talk").scroll_end, animate=False)
+
+    # ---- what the person does
+
+    def say(self, text):
+        """Add an entry to the talk; returns it."""
+        talk, entry = self.query_one("#talk"), need("textual.widgets", "top").Static(_shown_lines(text), classes="entry", markup=False)
+        for old in talk.children[:-TOP_ENTRIES]:
+            old.remove()
+        talk.mount(entry)
+        self.call_after_refresh(talk.scroll_end, animate=False)
+        return entry
+
+    def show(self, name):
+        lines = self.drawn.get(name.capitalize())
+        self.say("\n".join(lines) if lines is not None else f"no pane is named {name!r}; {mend(name, PANES)}")
+
+    def on_input_submitted(self, event):
+        line = event.value.strip()
+        name, _, text = line[1:].partition(" ") if line.startswith("/") else ("ask", "", line)
+        command, text = TOP_COMMANDS.get(name), text.strip()
+        if not line:
+            return
+        if command is None:
+            return self.say(f"no command is named /{name}; {mend(name, TOP_COMMANDS)}")
+        if command.arguments and not text:
+            return self.say(f"/{name} takes {command.arguments}: {command.help}")
+        if command.run and self.off:
+            return self.say(f"not sent, and it stays in the line: {self.off}")
+        self.typed[-1:], self.at = [line, ""], len(self.typed)
+        event.input.value = ""
+        if command.do:
+            return command.do(self, text)
+        threading.Thread(target=self._carry_out, args=(command, text, line, self.say(f"> {line}\n…")), daemon=True).start()
+
+    def _carry_out(self, command, text, line, entry):    # on a thread of its own
+        cycle = None
+        try:
+            with Client(self.endpoint, 30.0, self.keys) as client:
+                if not client._ready(int(SPOKEN_S * 1000), zmq.POLLOUT):
+                    raise NoReply(f"not sent: nothing speaks at {self.endpoint}; send it again once the daemon is back")
+                told, cycle = command.run(client, text)
+        except Exception as error:                       # a boundary: what goes wrong is told in its entry
+            told = f"{type(error).__name__}: {error}"
+        self.tell("done", line, entry, told, cycle)
+
+    def action_complete(self):
+        line = self.query_one("#line")
+        found = [f"/{name} " for name in TOP_COMMANDS if line.value and f"/{name}".startswith(line.value)]
+        if found:
+            line.value = os.path.commonprefix(found)
+            line.action_end()
+        self.query_one("#hint").update("  ".join(found) if len(found) > 1 else TOP_KEYS)
+
+    def action_recall(self, step):
+        line = self.query_one("#line")
+        if self.at == len(self.typed) - 1:
+            self.typed[-1] = line.value
+        self.at = max(0, min(len(self.typed) - 1, self.at + step))
+        line.value = self.typed[self.at]
+        line.action_end()
+
+    def action_clear(self):
+        self.query_one("#line").value, self.at = "", len(self.typed) - 1
+        self.query_one("#hint").update(TOP_KEYS)
+
+    def action_page(self, step):
+        talk = self.query_one("#talk")
+        (talk.scroll_page_down if step > 0 else talk.scroll_page_up)(animate=False)
+
+
+TOP_BINDINGS = {"tab": "complete", "up": "recall(-1)", "down": "recall(1)", "escape": "clear", "pageup": "page(-1)",
+                "pagedown": "page(1)", "ctrl+c": "quit"}
+
+
+def top_app(endpoint, keys=None):
+    """Return the picture as a textual App, to be run. Raises ConfigError where textual is not installed."""
+    App, Binding = need("textual.app", "top").App, need("textual.binding", "top").Binding
+    bindings = [Binding(key, action, show=False, priority=True) for key, action in TOP_BINDINGS.items()]
+    return type("Top", (Terminal, App), {
+        "__module__": __name__, "CSS": TOP_CSS, "BINDINGS": bindings, "ENABLE_COMMAND_PALETTE": False, "TITLE": "BAT OS",
+        "HORIZONTAL_BREAKPOINTS": [(0, "-narrow"), (160, "-wide")],
+        "VERTICAL_BREAKPOINTS": [(0, "-tiny"), (20, "-short"), (40, "-tall")]})(endpoint, keys)
+
+
+def _top(args, client):
+    """Show the picture in the terminal until a person quits; where there is none, once."""
+    terminal = all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)) and os.environ.get("TERM") != "dumb"
+    if terminal and not args.json:
+        top_app(client.endpoint, client.keys).run()
+        return {}, ""
+    told = _looked(client)
+    lines = [line for name, lines in _drawn(told).items() if lines for line in (f"{name}:", *(f"  {line}" for line in lines))]
+    return told, "\n".join(lines)
+
+
 SUBCOMMANDS = {
     "ask": (_ask, "let the composite mind answer a question from its memory"),
     "chat": (_chat, "carry a conversation: each line is a turn, which is remembered; /right and /wrong mark an answer"),
@@ -14909,6 +15351,7 @@ SUBCOMMANDS = {
     "incarnate": (_incarnate_command, "bring new or changed LoRA adapters of the staging folder into the image"),
     "status": (_status, "say how the daemon is"),
     "state": (_state, "show the root objects, counts and settings"),
+    "top": (_top, "show the living daemon in the terminal, with a line for questions and commands; where there is none, once"),
     "watch": (_watch, "print events as they come, one JSON map a line, until Ctrl-C"),
     "log": (_log, "list all changes, the newest first: who, when, why, what"),
     "history": (_history, "list the changes of an object, its slot, or a document"),
