@@ -14899,8 +14899,9 @@ def _stop(args, client):
 # texts to the Terminal; what a person asks for runs on a thread each, with a client that lives no longer: a new connection
 # carries nothing to a daemon that does not speak, so nothing is sent late. textual is imported only to draw.
 
+TOP_TOPICS = [topic for topic in TOPICS if topic != "health"]      # health is asked for with the rest
 LOOK_S, LOOK_LEAST_S = 2.0, 0.1                          # how often it is looked; the least between two looks
-SPOKEN_S, LOOK_AGAIN_S = 5.0, 1.0                        # a daemon that says nothing for so long hangs; how soon it is tried again
+SPOKEN_S, LOOK_AGAIN_S = 5.0, 1.0                        # a daemon silent for so long hangs; how soon it is tried again
 TOP_CYCLES, TOP_EVENTS, TOP_ENTRIES = 20, 50, 200        # cycles and events shown, entries of the talk
 TOP_ENTRY_CHARS = 20_000                                 # shown of one entry
 BAR = 10                                                 # characters of a bar
@@ -14926,46 +14927,45 @@ def _bar(part, whole):
 
 def _daemon_pane(told):
     """Two lines: who it is and how it is; what it holds."""
-    health, core = told["health"], told["health"]["core"]
-    memory = told["memory"]
-    yield f"BAT OS {health['version']} is {health['state']}, up {datetime.timedelta(seconds=int(health['uptime_s']))}; core " \
-          f"{core['state']}{' (' + str(core['model']) + ')' if core.get('model') else ''}, {core.get('tokens') or 0:,} tokens"
-    yield f"{health['memory_mb']:,.0f} MB of RAM, image {health['image_mb']:,.1f} MB, {memory.get('documents', 0):,} documents in " \
-          f"{memory.get('chunks', 0):,} chunks; {health['upkeep']['doing'] or 'no upkeep'}"
+    health, core, memory = told["health"], told["health"]["core"], told["memory"]
+    model = f" ({core['model']}, {core['tokens']:,} tokens)" if core.get("model") else ""
+    yield f"BAT OS {health['version']} is {health['state']}, up {datetime.timedelta(seconds=int(health['uptime_s']))}; " \
+          f"core {core['state']}{model}"
+    yield f"RAM {health['memory_mb']:,.0f} MB, image {health['image_mb']:,.1f} MB, memory {memory.get('documents', 0):,} " \
+          f"documents in {memory.get('chunks', 0):,} chunks; {health['upkeep']['doing'] or 'no upkeep'}"
 
 
 def _cycles_pane(told):
-    """A line for each cycle, those at work first: how far it is, its mission."""
-    missions = told["health"]["missions"]
-    yield ", ".join(f"{count:,} {name}" for name, count in missions.items())
+    """The counts of missions; a line for each cycle, those at work first: how far it is, its mission."""
+    yield ", ".join(f"{count:,} {name}" for name, count in told["health"]["missions"].items() if count) or "none since the start"
     states = [name for name in STATES if name not in ENDED]
     for row in sorted(told["cycles"], key=lambda row: row["state"] in ENDED):
-        steps = states.index(row["state"]) if row["state"] in states else len(states) * (row["state"] == "COMPLETE")
-        how = f"{row['seconds']:.1f} s" if "seconds" in row else row["state"].lower()
-        yield f"{'●' * steps:○<{len(states)}} {row['cycle']} {'failed ' * (row['state'] == 'FAILED')}{how}  " \
-              f"{one_line(row['mission'], 200)}"
+        steps = states.index(row["state"]) if row["state"] in states else len(states)
+        how = f"{row['seconds']:.1f} s" if row["state"] == "COMPLETE" else row["state"].lower()
+        yield f"{'●' * steps:○<{len(states)}} {row['cycle']} {how}  {one_line(row['mission'], 200)}"
 
 
 def _experts_pane(told):
-    """A bar for each tier, then the experts with their tier and uses."""
-    tiers, found = told["health"]["synapses"], told["health"]["synapses"]["found"]
-    hot, warm = tiers["hot"], tiers["warm"]
-    yield f"hot  {_bar(len(hot['experts']), hot['slots'])} {len(hot['experts'])} of {hot['slots']} slots, found {found.get('hot', 0)}"
-    yield f"warm {_bar(warm['mb'], warm['budget_mb'])} {warm['mb']:.1f} of {warm['budget_mb']:,} MB, found {found.get('warm', 0)}"
-    yield f"cold {_bar(tiers['cold']['mb'], tiers['cold']['mb'])} {tiers['cold']['mb']:.1f} MB, found {found.get('cold', 0)}"
-    yield f"evicted {hot['evictions']} from hot, {warm['evictions']} from warm"
+    """A bar for each tier, how often experts were found in it; then the experts."""
+    tiers = told["health"]["synapses"]
+    hot, warm, cold = tiers["hot"], tiers["warm"], tiers["cold"]
+    found = " ".join(f"{tiers['found'].get(tier, 0):,} {tier}" for tier in ("hot", "warm", "cold"))
+    yield f"hot  {_bar(len(hot['experts']), hot['slots'])} {len(hot['experts'])} of {hot['slots']} slots"
+    yield f"warm {_bar(warm['mb'], warm['budget_mb'])} {warm['mb']:.1f} of {warm['budget_mb']:,} MB"
+    yield f"cold {_bar(cold['mb'], cold['mb'])} {cold['mb']:.1f} MB"
+    yield f"found {found}, {hot['evictions'] + warm['evictions']:,} evicted"
     for row in told["experts"]:
         yield f"{row['tier']:<4} {row['expert']}, used {row['uses']} times{'; ' + row['note'] if row['note'] else ''}"
 
 
 def _lanes_pane(told):
-    """A bar for each lane, a character for each job that waits."""
+    """A bar for each lane, a character for each job that waits; its commits, and the slowest but one in a hundred."""
     health = told["health"]
     for name, lane in health["lanes"].items():
-        times, oldest_s = health["commit"].get(name, {}), health["oldest_waiting_s"].get(name, 0)
-        told_times = f", p99 {times['p99_ms']:.1f} ms" if times.get("count") else ""
+        oldest_s, commits = health["oldest_waiting_s"].get(name, 0), f"  {lane['commits']:,} commits"
         waited = f" for {oldest_s:.0f} s" if oldest_s >= 1 else ""
-        yield f"{name:<7} {_bar(lane['waiting'], BAR)} {lane['waiting']}{waited}, {lane['commits']:,} commits{told_times}"
+        times = f" {health['commit'][name]['p99_ms']:.1f} ms" if name in health["commit"] else ""
+        yield f"{name:<7} {_bar(lane['waiting'], BAR)} {lane['waiting']}{waited}{commits + times if times else ''}"
 
 
 EVENT_TOLD = {                                           # topic -> what the picture says of an event
@@ -15016,68 +15016,62 @@ def _told_end(client, cycle):
     if "answer" not in result:
         return f"FAILED: {result['reason']['details']} ({result['reason']['code']})"
     lead = f"{result['lead']} led, " if result.get("lead") else ""
-    return "\n".join([*_told_parts(slots), _told_answer({"cycle": cycle, **result}), f"({lead}{result['seconds']:.1f} s, {cycle})"])
+    end = f"({lead}{result['seconds']:.1f} s, {cycle})"
+    return "\n".join([*_told_parts(slots), _told_answer({"cycle": cycle, **result}), end])
 
 
 def _is_listened_to(endpoint):
     """Tell whether something accepts connections at an endpoint, whether or not it speaks."""
     kind, _, place = endpoint.partition("://")
     host, _, port = place.rpartition(":")
-    try:
-        with socket.socket(socket.AF_UNIX) if kind == "ipc" else socket.create_connection((host.strip("[]"), int(port)), 1) as probe:
-            if kind == "ipc":
-                probe.connect(place)
-            return True
-    except (OSError, ValueError):
-        return False
+    family = socket.AF_UNIX if kind == "ipc" else socket.AF_INET6 if "[" in host else socket.AF_INET
+    with contextlib.suppress(OSError), socket.socket(family) as probe:
+        probe.settimeout(1)
+        probe.connect(place if kind == "ipc" else (host.strip("[]"), int(port)))
+        return True
+    return False
 
 
 class Lookout:
-    """I watch a daemon from a thread of my own, and tell(name, *details) what I hear: panes, stream, state, ended, offline."""
+    """I watch a daemon from a thread of my own and tell(name, *details): panes, offline, and more of the cycles in `asked`."""
 
     def __init__(self, endpoint, keys, tell):
         self.endpoint, self.keys, self.tell = endpoint, keys, tell
-        self.asked = set()                               # cycles of which the end is to be told
+        self.asked = set()                               # cycles of which states, tokens and the end are told
         self.events, self._streams = collections.deque(maxlen=TOP_EVENTS), {}    # cycle -> what the core said so far
         self.closing = threading.Event()
 
-    def start(self):
-        threading.Thread(target=self._main, name="lookout", daemon=True).start()
-
-    def _main(self):
+    def watch(self):
+        """Look and listen until closed, connecting anew where it fails."""
         while not self.closing.is_set():
             try:
                 with Client(self.endpoint, SPOKEN_S, self.keys) as client:
                     self._listen(client)
-            except (BatosError, ValueError, LookupError, TypeError, AttributeError) as error:
+            except Exception as error:                   # a boundary: whatever the daemon said, the picture tells that it failed
                 self._streams.clear()
                 self.tell("offline", self._why(error))
                 self.closing.wait(LOOK_AGAIN_S)
 
     def _why(self, error):
         if not isinstance(error, NoReply):
-            return f"{self.endpoint} is not understood: {error or type(error).__name__}"
+            return f"what listens there is not understood: {type(error).__name__}: {error}"
         if _is_listened_to(self.endpoint):
-            return f"the daemon at {self.endpoint} hangs: it does not speak" + (" with these keys" if self.keys else "")
-        return f"nothing listens at {self.endpoint}; start it with `python batos.py`"
+            return f"the daemon hangs, or does not let {'these' if self.keys else 'a client without'} keys in"
+        return "nothing listens there; start it with `python batos.py`"
 
     def _listen(self, client):
-        """Look and listen until closed. Raises NoReply."""
-        looked_s, streamed_s, stale = -math.inf, -math.inf, False
-        for event in client.events(*TOPICS):
+        looked_s, stale = -math.inf, False
+        for event in client.events(*TOP_TOPICS):
             stale = self._heard(event) or stale
-            now_s = time.monotonic()
-            if now_s - looked_s >= LOOK_S or stale and now_s - looked_s >= LOOK_LEAST_S:
+            since_s = time.monotonic() - looked_s
+            if since_s >= LOOK_S or stale and since_s >= LOOK_LEAST_S:
                 self._look(client)
-                looked_s, stale = now_s, False
-            if now_s - streamed_s >= LOOK_LEAST_S:
-                self.tell("stream", dict(self._streams))
-                streamed_s = now_s
+                looked_s, stale = time.monotonic(), False
             if self.closing.is_set():
                 return
 
     def _look(self, client):
-        client.call("subscribe", topics=list(TOPICS))    # it may be another daemon by now
+        client.call("subscribe", topics=TOP_TOPICS)      # it may be another daemon by now
         self.tell("panes", _drawn(_looked(client, self.events)))
         for cycle in list(self.asked):
             try:
@@ -15086,39 +15080,33 @@ class Lookout:
                 told = str(error)
             if told:
                 self.asked.discard(cycle)
-                self.tell("ended", cycle, told)
+                self.tell("more", cycle, told)
 
     def _heard(self, event):
         """Note an event. Returns whether the picture is stale by it."""
-        if event is None or event["event"] not in (*EVENT_TOLD, "tokens"):
-            return False
-        cycle = event.get("cycle")
-        if event["event"] == "tokens":
+        kind, cycle = (event or {}).get("event"), (event or {}).get("cycle")
+        if kind == "tokens" and cycle in self.asked:
             self._streams[cycle] = self._streams.get(cycle, "") + event["text"]
-            return False
-        if event["event"] == "cycle":
-            self._streams.pop(cycle, None)               # what it says next begins anew
-            self.tell("state", cycle, event["state"])
-        self.events.append(event)
-        return True
+            self.tell("more", cycle, f"(provisional) {' '.join(self._streams[cycle].split())}")
+        if kind == "cycle" and cycle in self.asked:
+            self._streams.pop(cycle, None)               # what the core says next begins anew
+            self.tell("more", cycle, event["state"].lower())
+        if kind in EVENT_TOLD:
+            self.events.append(event)
+        return kind in EVENT_TOLD
 
 
-def _top_line(name):
-    """Return run(client, text) of a subcommand with one argument at most; it returns what is told, and no cycle."""
+def _top_line(name, argument=str):
+    """Return run(client, text) of a subcommand whose one argument, if any, is argument(text); it names no cycle."""
     def run(client, text):
-        args = command_line().parse_args([name, *(["--", text] if text else [])])
+        args = command_line().parse_args([name, *(["--", argument(text)] if text else [])])
         return SUBCOMMANDS[name][0](args, client)[1], None
     return run
 
 
-def _top_send(client, text):
+def _top_message(text):
     target, selector, args = (*text.split(maxsplit=2), "", "[]")[:3]
-    message = f'{{"target": {json.dumps(target)}, "selector": {json.dumps(selector)}, "args": {args or "[]"}}}'
-    return _top_line("send")(client, message)
-
-
-def _top_inspect(client, text):
-    return _top_line("send")(client, json.dumps({"command": "inspect", "target": text}))
+    return f'{{"target": {json.dumps(target)}, "selector": {json.dumps(selector)}, "args": {args or "[]"}}}'
 
 
 def _top_ask(client, text):
@@ -15142,12 +15130,14 @@ class TopCommand(typing.NamedTuple):
     do: typing.Callable = None
 
 
-TOP_KEYS = "Tab completes, Up and Down recall, PageUp and PageDown scroll, Escape clears, Ctrl-C quits"
+TOP_KEYS = "Tab completes, Up/Down recall, PgUp/PgDn scroll, Esc clears, Ctrl-C quits"
 TOP_COMMANDS = {
     "ask": TopCommand("QUESTION", "let the composite mind answer from its memory", _top_ask),
     "search": TopCommand("WORDS", "find passages by words and by meaning", _top_line("search")),
-    "send": TopCommand("TARGET SELECTOR [JSON LIST]", "send a message to an object, with arguments", _top_send),
-    "inspect": TopCommand("TARGET", "show an object: a name, a path or 0x…", _top_inspect),
+    "send": TopCommand("TARGET SELECTOR [JSON LIST]", "send a message to an object, with arguments",
+                       _top_line("send", _top_message)),
+    "inspect": TopCommand("TARGET", "show an object: a name, a path or 0x…",
+                          _top_line("send", lambda text: json.dumps({"command": "inspect", "target": text}))),
     "cancel": TopCommand("CYCLE", "cancel a cycle", _top_line("cancel")),
     "undo": TopCommand("CHANGE", "put back what stood before a change; /log names them", _top_line("undo")),
     "log": TopCommand("", "list the latest changes", _top_line("log")),
@@ -15158,11 +15148,13 @@ TOP_COMMANDS = {
     "quit": TopCommand("", "quit; the daemon goes on", do=lambda terminal, text: terminal.exit()),
 }
 TOP_CSS = """
-#daemon { height: 2; background: $primary-background; }  .offline #daemon { background: $error; }
-#panes { layout: grid; grid-size: 2 2; height: 11; grid-rows: 5 6; }  .offline #panes { text-style: dim; }
-.-tall #panes { height: 22; grid-rows: 1fr; }  .-wide #panes { grid-size: 4 1; grid-rows: 1fr; height: 9; }  .-tiny #panes { display: none; }
-.pane { border-top: solid $primary; text-wrap: nowrap; text-overflow: ellipsis; padding: 0 1; }
-#talk { border-top: solid $primary; }  .entry { height: auto; padding: 0 1; }  #hint { height: 1; color: $text-muted; }
+#daemon { height: 2; background: $primary-background; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }
+.offline #daemon { background: $error; }
+#panes { layout: grid; grid-size: 2 2; height: 12; grid-rows: 5 7; }    .offline #panes { text-style: dim; }
+.-tall #panes { height: 22; grid-rows: 1fr; }   .-tiny #panes { display: none; }
+.-wide #panes { grid-size: 4 1; grid-columns: 3fr 2fr 2fr 2fr; grid-rows: 1fr; height: 9; }   .-wide.-tall #panes { height: 16; }
+.pane { border-top: solid $primary; text-wrap: nowrap; text-overflow: ellipsis; padding: 0 0 0 1; }
+#talk { border-top: solid $primary; }   .entry { height: auto; padding: 0 1; }   #hint { height: 1; color: $text-muted; }
 """
 
 
@@ -15172,9 +15164,9 @@ class Terminal:
     def __init__(self, endpoint, keys):
         super().__init__()
         self.endpoint, self.keys, self.lookout = endpoint, keys, Lookout(endpoint, keys, self.tell)
-        self.drawn, self.off = {}, f"connecting to {endpoint}"       # {pane: its lines}; why no daemon is there, or None
+        self.drawn, self.off = {}, "connecting"          # {pane: its lines}; why no daemon is there, or None
         self.typed, self.at = [""], 0                    # the lines so far and the one that is begun; which is shown
-        self.questions = {}                              # cycle -> (its line, its entry), until its end is told
+        self.entries = {}                                # cycle -> (the line that asked for it, its entry in the talk)
 
     def tell(self, name, *details):
         """Have self.hear_NAME(*details) run in the loop; from any thread."""
@@ -15198,8 +15190,9 @@ class Terminal:
             for signal_ in (signal.SIGINT, signal.SIGTERM):          # the terminal is put right also then
                 asyncio.get_running_loop().add_signal_handler(signal_, self.exit)
         self.query_one("#line").focus()
+        self.query_one("#talk").anchor()
         self.hear_offline(self.off)
-        self.lookout.start()
+        threading.Thread(target=self.lookout.watch, name="lookout", daemon=True).start()
 
     def on_unmount(self):
         self.lookout.closing.set()
@@ -15215,41 +15208,32 @@ class Terminal:
     def hear_offline(self, why):
         self.off = why
         self.screen.add_class("offline")
-        self.query_one("#daemon").update(_shown(f"OFFLINE: {why}") + "\nit is tried again each second; nothing is sent meanwhile")
-
-    def hear_state(self, cycle, state):
-        self._more(cycle, state.lower())
-
-    def hear_stream(self, streams):
-        for cycle, text in streams.items():
-            self._more(cycle, f"(provisional) {' '.join(text.split())}")
-
-    def hear_ended(self, cycle, told):
-        self._more(cycle, told)
-        self.questions.pop(cycle, None)
+        self.query_one("#daemon").update(f"{_shown(f'OFFLINE: {why}')}\n{_shown(self.endpoint)} is tried again; nothing is sent")
 
     def hear_done(self, line, entry, told, cycle):
-        """A line was carried out; where it is a question, what becomes of its cycle follows."""
-        entry.update(_shown_lines(f"> {line}\n{told}"))
+        """A line was carried out; where it is a question, its cycle is followed."""
+        self.entries[cycle] = line, entry
+        self.hear_more(cycle, told)
+        for old in list(self.entries)[:-TOP_ENTRIES]:
+            del self.entries[old]
         if cycle:
-            self.questions[cycle] = line, entry
             self.lookout.asked.add(cycle)
 
-    def _more(self, cycle, told):
-        if cycle in self.questions:
-            line, entry = self.questions[cycle]
+    def hear_more(self, cycle, told):
+        line, entry = self.entries.get(cycle, (None, None))
+        if entry:
             entry.update(_shown_lines(f"> {line}\n{told}"))
-            self.call_after_refresh(self.query_one("#talk").scroll_end, animate=False)
 
     # ---- what the person does
 
     def say(self, text):
         """Add an entry to the talk; returns it."""
-        talk, entry = self.query_one("#talk"), need("textual.widgets", "top").Static(_shown_lines(text), classes="entry", markup=False)
+        talk = self.query_one("#talk")
+        entry = need("textual.widgets", "top").Static(_shown_lines(text), classes="entry", markup=False)
         for old in talk.children[:-TOP_ENTRIES]:
             old.remove()
         talk.mount(entry)
-        self.call_after_refresh(talk.scroll_end, animate=False)
+        talk.scroll_end(animate=False)
         return entry
 
     def show(self, name):
@@ -15278,8 +15262,7 @@ class Terminal:
         cycle = None
         try:
             with Client(self.endpoint, 30.0, self.keys) as client:
-                if not client._ready(int(SPOKEN_S * 1000), zmq.POLLOUT):
-                    raise NoReply(f"not sent: nothing speaks at {self.endpoint}; send it again once the daemon is back")
+                client.call("health", SPOKEN_S)          # what hangs is sent nothing that it would do later
                 told, cycle = command.run(client, text)
         except Exception as error:                       # a boundary: what goes wrong is told in its entry
             told = f"{type(error).__name__}: {error}"
@@ -15307,7 +15290,8 @@ class Terminal:
 
     def action_page(self, step):
         talk = self.query_one("#talk")
-        (talk.scroll_page_down if step > 0 else talk.scroll_page_up)(animate=False)
+        talk.release_anchor()                            # at its end it follows what comes again
+        talk.scroll_relative(y=step * talk.size.height, animate=False)
 
 
 TOP_BINDINGS = {"tab": "complete", "up": "recall(-1)", "down": "recall(1)", "escape": "clear", "pageup": "page(-1)",
