@@ -15212,16 +15212,17 @@ class Terminal:
 
     def hear_done(self, line, entry, told, cycle):
         """A line was carried out; where it is a question, its cycle is followed."""
-        self.entries[cycle] = line, entry
-        self.hear_more(cycle, told)
-        for old in list(self.entries)[:-TOP_ENTRIES]:
-            del self.entries[old]
+        entry.update(_shown_lines(f"> {line}\n{told}"))
         if cycle:
+            self.entries[cycle] = line, entry
             self.lookout.asked.add(cycle)
+        for old in list(self.entries)[:-TOP_ENTRIES]:
+            self.lookout.asked.discard(old)
+            del self.entries[old]
 
     def hear_more(self, cycle, told):
-        line, entry = self.entries.get(cycle, (None, None))
-        if entry:
+        if cycle in self.entries:
+            line, entry = self.entries[cycle]
             entry.update(_shown_lines(f"> {line}\n{told}"))
 
     # ---- what the person does
@@ -15239,6 +15240,12 @@ class Terminal:
     def show(self, name):
         lines = self.drawn.get(name.capitalize())
         self.say("\n".join(lines) if lines is not None else f"no pane is named {name!r}; {mend(name, PANES)}")
+
+    async def on_event(self, event):
+        """What is pasted becomes one line that steers nothing."""
+        if isinstance(event, need("textual.events", "top").Paste):
+            event.text = _shown(" ".join(event.text.split()))
+        await super().on_event(event)
 
     def on_input_submitted(self, event):
         line = event.value.strip()
@@ -15312,6 +15319,7 @@ def _top(args, client):
     """Show the picture in the terminal until a person quits; where there is none, once."""
     terminal = all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)) and os.environ.get("TERM") != "dumb"
     if terminal and not args.json:
+        client.close()                                   # the lookout has its own
         top_app(client.endpoint, client.keys).run()
         return {}, ""
     told = _looked(client)

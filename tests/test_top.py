@@ -267,6 +267,16 @@ def test_a_long_text_is_cut_and_says_so():
     assert shown.endswith("… 1,234 characters more") and len(shown) < batos.TOP_ENTRY_CHARS + 100
 
 
+def test_what_is_pasted_is_one_line_that_steers_nothing():
+    from textual import events
+
+    async def play(person):
+        person.app.post_message(events.Paste("one\x1b[2J\n[red]two\r\n\tthree"))
+        await person.until(lambda: person.line() == "one\ufffd[2J [red]two three")
+        assert "\x1b" not in person.screen()
+    watching(NOBODY, play)
+
+
 @pytest.mark.parametrize("reply", [{"status": "OK", "details": ""}, {"status": "OK", "result": []}, {"status": 7}, {},
                                    {"status": "ERROR", "code": "Forbidden", "details": "no\x1b[2J"}])
 def test_who_does_not_speak_as_a_daemon_is_named(tmp_path, reply):
