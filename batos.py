@@ -15152,7 +15152,7 @@ TOP_CSS = """
 .offline #daemon { background: $error; }
 #panes { layout: grid; grid-size: 2 2; height: 12; grid-rows: 5 7; }    .offline #panes { text-style: dim; }
 .-tall #panes { height: 22; grid-rows: 1fr; }   .-tiny #panes { display: none; }
-.-wide #panes { grid-size: 4 1; grid-columns: 3fr 2fr 2fr 2fr; grid-rows: 1fr; height: 9; }   .-wide.-tall #panes { height: 16; }
+.-wide #panes { grid-size: 4 1; grid-columns: 7fr 6fr 6fr 6fr; grid-rows: 1fr; height: 9; }   .-wide.-tall #panes { height: 16; }
 .pane { border-top: solid $primary; text-wrap: nowrap; text-overflow: ellipsis; padding: 0 0 0 1; }
 #talk { border-top: solid $primary; }   .entry { height: auto; padding: 0 1; }   #hint { height: 1; color: $text-muted; }
 """
