@@ -120,7 +120,7 @@ def test_it_follows_a_resize(served):
 def test_a_question_is_answered_with_citations_and_each_persona_s_part(served):
     async def play(person):
         await person.online()
-        told = await person.asks(QUESTION, "led")
+        told = await person.asks(QUESTION, " led, ")
         assert told.startswith(f"> {QUESTION}\n") and "[1] pump.md:5  Turn the brass valve" in told
         assert "BABS (tech_bat): " in told and "BABS (iceman): " in told and "ROBIN, BRICK, ALFRED: not asked" in told
         cycle = re.search(r"0x\w+", told)[0]
@@ -245,7 +245,7 @@ def test_what_would_steer_the_terminal_is_shown_harmlessly(tmp_path):
             await person.online()
             await person.until(lambda: "[31m[bold red]evil[/]" in person.screen())
             await person.asks("/search brass valve", "[red]x:", "[bold red]evil[/]", "[@click=app.quit]")
-            await person.asks(f"valve {HOSTILE.replace(chr(13), '')}", "led")
+            await person.asks(f"valve {HOSTILE.replace(chr(13), '')}", " led, ")
             await person.asks("/show cycles", "[link=x]")
             shown = (person.screen() + "".join(person.talk())).replace("\n", "")
             assert not re.search(r"[\x00-\x1f\x7f-\x9f\u202e\u200b]", shown)
@@ -309,8 +309,8 @@ def test_the_pieces_of_an_answer_are_told_as_they_come_of_what_was_asked():
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """A picture that gives a silent daemon up after a second."""
-    monkeypatch.setattr(batos, "SPOKEN_S", 1.0)
+    """A picture that gives a silent daemon up sooner."""
+    monkeypatch.setattr(batos, "SPOKEN_S", 3.0)
     monkeypatch.setattr(batos, "LOOK_AGAIN_S", 0.2)
 
 
@@ -369,7 +369,7 @@ def test_a_killed_daemon_comes_back_and_its_accepted_question_is_answered(tmp_pa
         running[0].stop(kill=True)
         await person.until(lambda: "nothing listens there" in person.screen())
         running.append(conftest.DaemonProcess(tmp_path, ("endpoint", endpoint), core=0))
-        await person.until(lambda: "led" in person.talk()[-1])
+        await person.until(lambda: " led, " in person.talk()[-1])
         assert "[1] pump.md:5" in person.talk()[-1]
         await person.asks("/health", f"pid: {running[1].process.pid}")
         with batos.Client(endpoint) as client:           # and its events come again
@@ -408,7 +408,7 @@ def test_an_answer_is_seen_as_the_core_says_it(daemon):
         with batos.Client(endpoint) as client:
             client.call("index_document", doc_id="pump.md", text=MANUAL)
         await person.enters(QUESTION)
-        await person.until(lambda: seen.update(person.talk()) or "led" in person.talk()[-1])
+        await person.until(lambda: seen.update(person.talk()) or " led, " in person.talk()[-1])
         assert len([told for told in seen if "(provisional) " in told]) > 1 and "(provisional)" not in person.talk()[-1]
     watching(endpoint, play)
 
@@ -492,7 +492,7 @@ def test_in_a_terminal_a_question_is_typed_and_answered(served, how):
     try:
         screen.until(lambda: "is serving" in screen.text() and "Ctrl-C quits" in screen.text())
         screen.types(QUESTION + "\r")
-        screen.until(lambda: "[1] pump.md:5" in screen.text() and "led, " in screen.text())
+        screen.until(lambda: "[1] pump.md:5" in screen.text() and " led, " in screen.text())
         fcntl.ioctl(screen.lead, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 170, 0, 0))
         os.killpg(screen.process.pid, signal.SIGWINCH)
         screen.until(lambda: "─" * 165 in screen.text())
