@@ -15928,6 +15928,440 @@ def _stop(args, client):
     return reply, reply["details"]
 
 
+# The terminal's picture
+#
+# `top` shows what the daemon does and takes lines from a person. A Lookout looks and listens on a thread of its own and hands
+# texts to the Terminal; what a person asks for runs on a thread each, with a client that lives no longer: a new connection
+# carries nothing to a daemon that does not speak, so nothing is sent late. textual is imported only to draw.
+
+TOP_TOPICS = [topic for topic in TOPICS if topic != "health"]      # health is asked for with the rest
+LOOK_S, LOOK_LEAST_S = 2.0, 0.1                          # how often it is looked; the least between two looks
+SPOKEN_S, LOOK_AGAIN_S = 5.0, 1.0                        # a daemon silent for so long hangs; how soon it is tried again
+TOP_CYCLES, TOP_EVENTS, TOP_ENTRIES = 20, 50, 200        # cycles and events shown, entries of the talk
+TOP_ENTRY_CHARS = 20_000                                 # shown of one entry
+BAR = 10                                                 # characters of a bar
+JOINERS = "\u200c\u200d"                                 # the format characters that scripts need
+
+
+def _shown(line):
+    """Return a text as a terminal may show it in one line: what would steer it is a replacement character."""
+    if line.isprintable():
+        return line
+    return "".join(char if char.isprintable() or char in JOINERS else " " if char.isspace() else "\ufffd" for char in line)
+
+
+def _shown_lines(text):
+    cut = f"\n… {len(text) - TOP_ENTRY_CHARS:,} characters more" if len(text) > TOP_ENTRY_CHARS else ""
+    return "\n".join(map(_shown, text[:TOP_ENTRY_CHARS].splitlines())) + cut
+
+
+def _bar(part, whole):
+    filled = min(BAR, math.ceil(BAR * part / whole)) if whole else 0
+    return "█" * filled + "░" * (BAR - filled)
+
+
+def _daemon_pane(told):
+    """Two lines: who it is and how it is; what it holds."""
+    health, core, memory = told["health"], told["health"]["core"], told["memory"]
+    model = f" ({core['model']}, {core['tokens']:,} tokens)" if core.get("model") else ""
+    yield f"BAT OS {health['version']} is {health['state']}, up {datetime.timedelta(seconds=int(health['uptime_s']))}; " \
+          f"core {core['state']}{model}"
+    yield f"RAM {health['memory_mb']:,.0f} MB, image {health['image_mb']:,.1f} MB, memory {memory.get('documents', 0):,} " \
+          f"documents in {memory.get('chunks', 0):,} chunks; {health['upkeep']['doing'] or 'no upkeep'}"
+
+
+def _cycles_pane(told):
+    """The counts of missions; a line for each cycle, those at work first: how far it is, its mission."""
+    yield ", ".join(f"{count:,} {name}" for name, count in told["health"]["missions"].items() if count) or "none since the start"
+    states = [name for name in STATES if name not in ENDED]
+    for row in sorted(told["cycles"], key=lambda row: row["state"] in ENDED):
+        steps = states.index(row["state"]) if row["state"] in states else len(states)
+        how = f"{row['seconds']:.1f} s" if row["state"] == "COMPLETE" else row["state"].lower()
+        yield f"{'●' * steps:○<{len(states)}} {row['cycle']} {how}  {one_line(row['mission'], 200)}"
+
+
+def _experts_pane(told):
+    """A bar for each tier, how often experts were found in it; then the experts."""
+    tiers = told["health"]["synapses"]
+    hot, warm, cold = tiers["hot"], tiers["warm"], tiers["cold"]
+    found = " ".join(f"{tiers['found'].get(tier, 0):,} {tier}" for tier in ("hot", "warm", "cold"))
+    yield f"hot  {_bar(len(hot['experts']), hot['slots'])} {len(hot['experts'])} of {hot['slots']} slots"
+    yield f"warm {_bar(warm['mb'], warm['budget_mb'])} {warm['mb']:.1f} of {warm['budget_mb']:,} MB"
+    yield f"cold {_bar(cold['mb'], cold['mb'])} {cold['mb']:.1f} MB"
+    yield f"found {found}, {hot['evictions'] + warm['evictions']:,} evicted"
+    for row in told["experts"]:
+        yield f"{row['tier']:<4} {row['expert']}, used {row['uses']} times{'; ' + row['note'] if row['note'] else ''}"
+
+
+def _lanes_pane(told):
+    """A bar for each lane, a character for each job that waits; its commits, and the slowest but one in a hundred."""
+    health = told["health"]
+    for name, lane in health["lanes"].items():
+        oldest_s, commits = health["oldest_waiting_s"].get(name, 0), f"  {lane['commits']:,} commits"
+        waited = f" for {oldest_s:.0f} s" if oldest_s >= 1 else ""
+        times = f" {health['commit'][name]['p99_ms']:.1f} ms" if name in health["commit"] else ""
+        yield f"{name:<7} {_bar(lane['waiting'], BAR)} {lane['waiting']}{waited}{commits + times if times else ''}"
+
+
+EVENT_TOLD = {                                           # topic -> what the picture says of an event
+    "cycle": lambda event: f"{event['cycle']} is {event['state']}",
+    "error": lambda event: f"{event['command']}: {event['code']}: {event['details']}",
+    "uvm_state_update": lambda event: f"stored; {event['state']['memory']['chunks']:,} chunks",
+    "lagged": lambda event: f"{event['missed']:,} events were missed",
+}
+
+
+def _events_pane(told):
+    for event in reversed(told["events"]):
+        yield f"{event.get('at', {}).get('$time', '')[11:19]} {EVENT_TOLD[event['event']](event)}"
+
+
+PANES = {"Daemon": _daemon_pane, "Cycles": _cycles_pane, "Experts": _experts_pane, "Lanes": _lanes_pane, "Events": _events_pane}
+
+
+def _looked(client, events=()):
+    """Return what a daemon tells of itself now."""
+    state = client.call("get_full_state")["result"]
+    return {"health": state["health"], "memory": state.get("memory", {}), "experts": client.call("list_experts")["results"],
+            "cycles": client.call("list_cycles", 30.0, limit=TOP_CYCLES)["results"], "events": list(events)}
+
+
+def _drawn(told):
+    """Return {pane: its lines}."""
+    return {name: [_shown(line) for line in pane(told)] for name, pane in PANES.items()}
+
+
+def _told_parts(slots):
+    """Yield a line for each facet of a cycle: whose it is, what it said; then who was not asked."""
+    parts = (slots["_tmp_synthesis_data"]["value"] or {}).get("partial_responses") or {}
+    for pillar, part in parts.items():
+        quotes = " ".join(f"“{' '.join(quote['text'].split())}”" for quote in part.get("quotes", ()))
+        yield f"{PERSONA_OF.get(pillar, '?')} ({pillar.removesuffix('_facet_')}): {part.get('frame', '')} {quotes or 'no quote'}"
+    silent = [persona for persona in PILLARS if not any(PERSONA_OF.get(pillar) == persona for pillar in parts)]
+    if silent and parts:
+        yield f"{', '.join(silent)}: not asked"
+
+
+def _told_end(client, cycle):
+    """Return what a cycle came to, or None while it is at work."""
+    slots = client.call("inspect", target=cycle)["result"]["slots"]
+    result = slots.get("result", {}).get("value")
+    if not result:
+        return None
+    if "answer" not in result:
+        return f"FAILED: {result['reason']['details']} ({result['reason']['code']})"
+    lead = f"{result['lead']} led, " if result.get("lead") else ""
+    end = f"({lead}{result['seconds']:.1f} s, {cycle})"
+    return "\n".join([*_told_parts(slots), _told_answer({"cycle": cycle, **result}), end])
+
+
+def _is_listened_to(endpoint):
+    """Tell whether something accepts connections at an endpoint, whether or not it speaks."""
+    kind, _, place = endpoint.partition("://")
+    host, _, port = place.rpartition(":")
+    family = socket.AF_UNIX if kind == "ipc" else socket.AF_INET6 if "[" in host else socket.AF_INET
+    with contextlib.suppress(OSError), socket.socket(family) as probe:
+        probe.settimeout(1)
+        probe.connect(place if kind == "ipc" else (host.strip("[]"), int(port)))
+        return True
+    return False
+
+
+class Lookout:
+    """I watch a daemon from a thread of my own and tell(name, *details): panes, offline, and more of the cycles in `asked`."""
+
+    def __init__(self, endpoint, keys, tell):
+        self.endpoint, self.keys, self.tell = endpoint, keys, tell
+        self.asked = set()                               # cycles of which states, tokens and the end are told
+        self.events, self._streams = collections.deque(maxlen=TOP_EVENTS), {}    # cycle -> what the core said so far
+        self.closing = threading.Event()
+
+    def watch(self):
+        """Look and listen until closed, connecting anew where it fails."""
+        while not self.closing.is_set():
+            try:
+                with Client(self.endpoint, SPOKEN_S, self.keys) as client:
+                    self._listen(client)
+            except Exception as error:                   # a boundary: whatever the daemon said, the picture tells that it failed
+                self._streams.clear()
+                self.tell("offline", self._why(error))
+                self.closing.wait(LOOK_AGAIN_S)
+
+    def _why(self, error):
+        if not isinstance(error, NoReply):
+            return f"what listens there is not understood: {type(error).__name__}: {error}"
+        if _is_listened_to(self.endpoint):
+            return f"the daemon hangs, or does not let {'these' if self.keys else 'a client without'} keys in"
+        return "nothing listens there; start it with `python batos.py`"
+
+    def _listen(self, client):
+        looked_s, stale = -math.inf, False
+        for event in client.events(*TOP_TOPICS):
+            stale = self._heard(event) or stale
+            since_s = time.monotonic() - looked_s
+            if since_s >= LOOK_S or stale and since_s >= LOOK_LEAST_S:
+                self._look(client)
+                looked_s, stale = time.monotonic(), False
+            if self.closing.is_set():
+                return
+
+    def _look(self, client):
+        client.call("subscribe", topics=TOP_TOPICS)      # it may be another daemon by now
+        self.tell("panes", _drawn(_looked(client, self.events)))
+        for cycle in list(self.asked):
+            try:
+                told = _told_end(client, cycle)
+            except NotFound as error:
+                told = str(error)
+            if told:
+                self.asked.discard(cycle)
+                self.tell("more", cycle, told)
+
+    def _heard(self, event):
+        """Note an event. Returns whether the picture is stale by it."""
+        kind, cycle = (event or {}).get("event"), (event or {}).get("cycle")
+        if kind == "tokens" and cycle in self.asked:
+            self._streams[cycle] = self._streams.get(cycle, "") + event["text"]
+            self.tell("more", cycle, f"(provisional) {' '.join(self._streams[cycle].split())}")
+        if kind == "cycle" and cycle in self.asked:
+            self._streams.pop(cycle, None)               # what the core says next begins anew
+            self.tell("more", cycle, event["state"].lower())
+        if kind in EVENT_TOLD:
+            self.events.append(event)
+        return kind in EVENT_TOLD
+
+
+def _top_line(name, argument=str):
+    """Return run(client, text) of a subcommand whose one argument, if any, is argument(text); it names no cycle."""
+    def run(client, text):
+        args = command_line().parse_args([name, *(["--", argument(text)] if text else [])])
+        return SUBCOMMANDS[name][0](args, client)[1], None
+    return run
+
+
+def _top_message(text):
+    target, selector, args = (*text.split(maxsplit=2), "", "[]")[:3]
+    return f'{{"target": {json.dumps(target)}, "selector": {json.dumps(selector)}, "args": {args or "[]"}}}'
+
+
+def _top_ask(client, text):
+    """Have a mission accepted; returns what is told, and its cycle, of which the end is told later."""
+    brief = {"type": "direct_synthesis", "selector": "answer_", "args": [text]}
+    reply = client.call("initiate_cognitive_cycle", mission_brief=brief, idempotency_key=uuid7())
+    return reply["details"], reply["result"]["cycle"]
+
+
+def _top_help():
+    rows = [(f"/{name} {row.arguments}", row.help) for name, row in TOP_COMMANDS.items()]
+    return "\n".join(["a line without / is a question", *(f"{line:<38} {text}" for line, text in rows), TOP_KEYS])
+
+
+class TopCommand(typing.NamedTuple):
+    """What a line that begins with /NAME does: run(client, text) on a thread, or do(terminal, text) here."""
+
+    arguments: str
+    help: str
+    run: typing.Callable = None
+    do: typing.Callable = None
+
+
+TOP_KEYS = "Tab completes, Up/Down recall, PgUp/PgDn scroll, Esc clears, Ctrl-C quits"
+TOP_COMMANDS = {
+    "ask": TopCommand("QUESTION", "let the composite mind answer from its memory", _top_ask),
+    "search": TopCommand("WORDS", "find passages by words and by meaning", _top_line("search")),
+    "send": TopCommand("TARGET SELECTOR [JSON LIST]", "send a message to an object, with arguments",
+                       _top_line("send", _top_message)),
+    "inspect": TopCommand("TARGET", "show an object: a name, a path or 0x…",
+                          _top_line("send", lambda text: json.dumps({"command": "inspect", "target": text}))),
+    "cancel": TopCommand("CYCLE", "cancel a cycle", _top_line("cancel")),
+    "undo": TopCommand("CHANGE", "put back what stood before a change; /log names them", _top_line("undo")),
+    "log": TopCommand("", "list the latest changes", _top_line("log")),
+    "activate": TopCommand("EXPERT", "make an expert hot, and tell how", _top_line("activate")),
+    "health": TopCommand("", "say how the daemon is", _top_line("status")),
+    "show": TopCommand("PANE", f"show all of a pane: {', '.join(PANES)}", do=lambda terminal, text: terminal.show(text)),
+    "help": TopCommand("", "show this", do=lambda terminal, text: terminal.say(_top_help())),
+    "quit": TopCommand("", "quit; the daemon goes on", do=lambda terminal, text: terminal.exit()),
+}
+TOP_CSS = """
+#daemon { height: 2; background: $primary-background; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }
+.offline #daemon { background: $error; }
+#panes { layout: grid; grid-size: 2 2; height: 12; grid-rows: 5 7; }    .offline #panes { text-style: dim; }
+.-tall #panes { height: 22; grid-rows: 1fr; }   .-tiny #panes { display: none; }
+.-wide #panes { grid-size: 4 1; grid-columns: 7fr 6fr 6fr 6fr; grid-rows: 1fr; height: 9; }   .-wide.-tall #panes { height: 16; }
+.pane { border-top: solid $primary; text-wrap: nowrap; text-overflow: ellipsis; padding: 0 0 0 1; }
+#talk { border-top: solid $primary; }   .entry { height: auto; padding: 0 1; }   #hint { height: 1; color: $text-muted; }
+"""
+
+
+class Terminal:
+    """I show what a Lookout tells and take lines from a person. Top is me and textual's App."""
+
+    def __init__(self, endpoint, keys):
+        super().__init__()
+        self.endpoint, self.keys, self.lookout = endpoint, keys, Lookout(endpoint, keys, self.tell)
+        self.drawn, self.off = {}, "connecting"          # {pane: its lines}; why no daemon is there, or None
+        self.typed, self.at = [""], 0                    # the lines so far and the one that is begun; which is shown
+        self.entries = {}                                # cycle -> (the line that asked for it, its entry in the talk)
+
+    def tell(self, name, *details):
+        """Have self.hear_NAME(*details) run in the loop; from any thread."""
+        with contextlib.suppress(RuntimeError):          # the loop has ended
+            self.call_later(getattr(self, f"hear_{name}"), *details)
+
+    def compose(self):
+        widgets, containers = need("textual.widgets", "top"), need("textual.containers", "top")
+        yield widgets.Static(_shown(self.off), id="daemon", markup=False)
+        with containers.Container(id="panes"):
+            for name in [name for name in PANES if name != "Daemon"]:
+                pane = widgets.Static("", id=name.lower(), classes="pane", markup=False)
+                pane.border_title = name
+                yield pane
+        yield containers.VerticalScroll(id="talk", can_focus=False)
+        yield widgets.Input(placeholder="a question, or /help", id="line", compact=True)
+        yield widgets.Static(TOP_KEYS, id="hint", markup=False)
+
+    def on_mount(self):
+        if threading.current_thread() is threading.main_thread():
+            for signal_ in (signal.SIGINT, signal.SIGTERM):          # the terminal is put right also then
+                asyncio.get_running_loop().add_signal_handler(signal_, self.exit)
+        self.query_one("#line").focus()
+        self.query_one("#talk").anchor()
+        self.hear_offline(self.off)
+        threading.Thread(target=self.lookout.watch, name="lookout", daemon=True).start()
+
+    def on_unmount(self):
+        self.lookout.closing.set()
+
+    # ---- what the lookout tells
+
+    def hear_panes(self, drawn):
+        self.drawn, self.off = drawn, None
+        self.screen.remove_class("offline")
+        for name, lines in drawn.items():
+            self.query_one(f"#{name.lower()}").update("\n".join(lines))
+
+    def hear_offline(self, why):
+        self.off = why
+        self.screen.add_class("offline")
+        self.query_one("#daemon").update(f"{_shown(f'OFFLINE: {why}')}\n{_shown(self.endpoint)} is tried again; nothing is sent")
+
+    def hear_done(self, line, entry, told, cycle):
+        """A line was carried out; where it is a question, its cycle is followed."""
+        entry.update(_shown_lines(f"> {line}\n{told}"))
+        if cycle:
+            self.entries[cycle] = line, entry
+            self.lookout.asked.add(cycle)
+        for old in list(self.entries)[:-TOP_ENTRIES]:
+            self.lookout.asked.discard(old)
+            del self.entries[old]
+
+    def hear_more(self, cycle, told):
+        if cycle in self.entries:
+            line, entry = self.entries[cycle]
+            entry.update(_shown_lines(f"> {line}\n{told}"))
+
+    # ---- what the person does
+
+    def say(self, text):
+        """Add an entry to the talk; returns it."""
+        talk = self.query_one("#talk")
+        entry = need("textual.widgets", "top").Static(_shown_lines(text), classes="entry", markup=False)
+        for old in talk.children[:-TOP_ENTRIES]:
+            old.remove()
+        talk.mount(entry)
+        talk.scroll_end(animate=False)
+        return entry
+
+    def show(self, name):
+        lines = self.drawn.get(name.capitalize())
+        self.say("\n".join(lines) if lines is not None else f"no pane is named {name!r}; {mend(name, PANES)}")
+
+    async def on_event(self, event):
+        """What is pasted becomes one line that steers nothing."""
+        if isinstance(event, need("textual.events", "top").Paste):
+            event.text = _shown(" ".join(event.text.split()))
+        await super().on_event(event)
+
+    def on_input_submitted(self, event):
+        line = event.value.strip()
+        name, _, text = line[1:].partition(" ") if line.startswith("/") else ("ask", "", line)
+        command, text = TOP_COMMANDS.get(name), text.strip()
+        if not line:
+            return
+        if command is None:
+            return self.say(f"no command is named /{name}; {mend(name, TOP_COMMANDS)}")
+        if command.arguments and not text:
+            return self.say(f"/{name} takes {command.arguments}: {command.help}")
+        if command.run and self.off:
+            return self.say(f"not sent, and it stays in the line: {self.off}")
+        self.typed[-1:], self.at = [line, ""], len(self.typed)
+        event.input.value = ""
+        if command.do:
+            return command.do(self, text)
+        threading.Thread(target=self._carry_out, args=(command, text, line, self.say(f"> {line}\n…")), daemon=True).start()
+
+    def _carry_out(self, command, text, line, entry):    # on a thread of its own
+        cycle = None
+        try:
+            with Client(self.endpoint, 30.0, self.keys) as client:
+                client.call("health", SPOKEN_S)          # what hangs is sent nothing that it would do later
+                told, cycle = command.run(client, text)
+        except Exception as error:                       # a boundary: what goes wrong is told in its entry
+            told = f"{type(error).__name__}: {error}"
+        self.tell("done", line, entry, told, cycle)
+
+    def action_complete(self):
+        line = self.query_one("#line")
+        found = [f"/{name} " for name in TOP_COMMANDS if line.value and f"/{name}".startswith(line.value)]
+        if found:
+            line.value = os.path.commonprefix(found)
+            line.action_end()
+        self.query_one("#hint").update("  ".join(found) if len(found) > 1 else TOP_KEYS)
+
+    def action_recall(self, step):
+        line = self.query_one("#line")
+        if self.at == len(self.typed) - 1:
+            self.typed[-1] = line.value
+        self.at = max(0, min(len(self.typed) - 1, self.at + step))
+        line.value = self.typed[self.at]
+        line.action_end()
+
+    def action_clear(self):
+        self.query_one("#line").value, self.at = "", len(self.typed) - 1
+        self.query_one("#hint").update(TOP_KEYS)
+
+    def action_page(self, step):
+        talk = self.query_one("#talk")
+        talk.release_anchor()                            # at its end it follows what comes again
+        talk.scroll_relative(y=step * talk.size.height, animate=False)
+
+
+TOP_BINDINGS = {"tab": "complete", "up": "recall(-1)", "down": "recall(1)", "escape": "clear", "pageup": "page(-1)",
+                "pagedown": "page(1)", "ctrl+c": "quit"}
+
+
+def top_app(endpoint, keys=None):
+    """Return the picture as a textual App, to be run. Raises ConfigError where textual is not installed."""
+    App, Binding = need("textual.app", "top").App, need("textual.binding", "top").Binding
+    bindings = [Binding(key, action, show=False, priority=True) for key, action in TOP_BINDINGS.items()]
+    return type("Top", (Terminal, App), {
+        "__module__": __name__, "CSS": TOP_CSS, "BINDINGS": bindings, "ENABLE_COMMAND_PALETTE": False, "TITLE": "BAT OS",
+        "HORIZONTAL_BREAKPOINTS": [(0, "-narrow"), (160, "-wide")],
+        "VERTICAL_BREAKPOINTS": [(0, "-tiny"), (20, "-short"), (40, "-tall")]})(endpoint, keys)
+
+
+def _top(args, client):
+    """Show the picture in the terminal until a person quits; where there is none, once."""
+    terminal = all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)) and os.environ.get("TERM") != "dumb"
+    if terminal and not args.json:
+        client.close()                                   # the lookout has its own
+        top_app(client.endpoint, client.keys).run()
+        return {}, ""
+    told = _looked(client)
+    lines = [line for name, lines in _drawn(told).items() if lines for line in (f"{name}:", *(f"  {line}" for line in lines))]
+    return told, "\n".join(lines)
+
+
 SUBCOMMANDS = {
     "ask": (_ask, "let the composite mind answer a question from its memory"),
     "chat": (_chat, "carry a conversation: each line is a turn, which is remembered; /right and /wrong mark an answer"),
@@ -15946,6 +16380,7 @@ SUBCOMMANDS = {
     "incarnate": (_incarnate_command, "bring new or changed LoRA adapters of the staging folder into the image"),
     "status": (_status, "say how the daemon is"),
     "state": (_state, "show the root objects, counts and settings"),
+    "top": (_top, "show the living daemon in the terminal, with a line for questions and commands; where there is none, once"),
     "watch": (_watch, "print events as they come, one JSON map a line, until Ctrl-C"),
     "log": (_log, "list all changes, the newest first: who, when, why, what"),
     "history": (_history, "list the changes of an object, its slot, or a document"),
