@@ -12016,8 +12016,10 @@ def look_for_method(cycle, recall):
     if lookup(receiver, selector_name(cycle.mission_brief["selector"])).value is not ABSENT:
         answer = {"answer": f"{cycle.mission_brief['selector']} is understood by now", "relevant": True, "evidence": []}
         return Thought("look", lambda _: Step("COMPLETE", [], {"final_response": answer}))
-    request = offered_request(cycle, recall)
-    return looked(cycle, request, known=facet_wanted(cycle) or known_methods(cycle, request))
+    request, facet = offered_request(cycle, recall), facet_wanted(cycle)
+    if facet:
+        return looked(cycle, request, known=[facet], wanted=FACET_TESTS)
+    return looked(cycle, request, known=known_methods(cycle, request))
 
 
 def looked(cycle, request, **data):
@@ -12035,16 +12037,18 @@ def told_examples(cycle):
 
 
 def ask_for_tests(cycle, recall):
-    """DECOMPOSING: how it will be told whether the method works, before there is one.
+    """DECOMPOSING: how it will be told whether the method works, before there is one; the core is asked where that is open.
 
     A small core is often wrong about properties: binding are those only that it proved right about when it was evaluated.
     """
-    request, believed, examples = cycle._tmp_synthesis_data["request"], recall.believed(), told_examples(cycle)
+    data, believed, examples = cycle._tmp_synthesis_data, recall.believed(), told_examples(cycle)
+    if data.get("wanted") is not None:
+        return Thought("tests", lambda _: Step("DELEGATING", data["wanted"], {"tests": data["wanted"]}))
 
     def read(values):
         holds = [row for row in values[0]["holds"] if believed is None or row[0] in believed]
         return Step("DELEGATING", values[0], {"tests": tests_of(examples, values[0] | {"holds": holds})})
-    return Thought("tests", read, (("tests", request),))
+    return Thought("tests", read, (("tests", data["request"]),))
 
 
 def ask_for_method(cycle, recall):
@@ -12191,15 +12195,18 @@ MISSION_KINDS["unhandled_message"] = MissionKind(
 # Facets, which are written from the intent of a pillar
 
 
+FACET_TESTS = {"result": "table", "changes": [], "holds": []}
+
+
 def facet_wanted(cycle):
-    """Return what known_methods returns where a persona was sent the name of one of its pillars."""
+    """Return a row as of known_methods where a persona was sent the name of one of its pillars, else None."""
     receiver, name = resolve(_root_of(cycle), cycle.target_oid), selector_name(cycle.mission_brief["selector"])
     pillars = lookup(receiver, "pillars").value
     pillar = pillars.get(name) if isinstance(pillars, OOBTree) else None
     if not isinstance(pillar, UvmObject):
-        return []
-    return [{"source": facet_source(name, pillar.intent), "idiom": KNOWN, "of": f"the intent of the pillar {name}",
-             "intent": pillar.intent}]
+        return None
+    return {"source": facet_source(name, pillar.intent), "idiom": KNOWN, "of": f"the intent of the pillar {name}",
+            "intent": pillar.intent}
 
 
 def install_facets(root, cycle):
@@ -12241,14 +12248,6 @@ def look_at_worn(cycle, recall):
                   refused=[name for name in [own(worn).get("idiom")] if name in IDIOMS], wanted=own(worn).get("wanted"))
 
 
-def tests_of_worn(cycle, recall):
-    """DECOMPOSING: the tests that it was written for; where there were none, the core is asked."""
-    data = cycle._tmp_synthesis_data
-    if data["wanted"] is None:
-        return ask_for_tests(cycle, recall)
-    return Thought("tests", lambda _: Step("DELEGATING", data["wanted"], {"tests": data["wanted"]}))
-
-
 def weigh_mended(cycle, recall):
     """SYNTHESIZING: what is told of it; then the cycle's effect lets it run."""
     data, worn = cycle._tmp_synthesis_data, worn_method(cycle)
@@ -12279,7 +12278,7 @@ def install_mended(root, cycle):
 
 MEND = "systemic_self_improvement", "mend_method"
 MISSION_KINDS[MEND] = MissionKind(
-    {"IDLE": look_at_worn, "DECOMPOSING": tests_of_worn, "DELEGATING": ask_for_method, "SYNTHESIZING": weigh_mended},
+    {"IDLE": look_at_worn, "DECOMPOSING": ask_for_tests, "DELEGATING": ask_for_method, "SYNTHESIZING": weigh_mended},
     install_mended)
 
 

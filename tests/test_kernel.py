@@ -484,7 +484,8 @@ def test_a_facet_that_is_sent_is_written_from_its_pillars_intent(thinking):
     assert reply["result"]["sub_query"] == "the river" and reply["result"]["persona"] == "ROBIN"
     shown = thinking.call("inspect", target="robin_prototype_obj.sage_facet_")["result"]["slots"]
     assert shown["intent"]["value"] == reply["result"]["prompt"] and reply["result"]["prompt"] in shown["source"]["value"]
-    assert "calm philosopher" in reply["result"]["prompt"]
+    assert "calm philosopher" in reply["result"]["prompt"] and shown["asked"]["value"]["selector"] == "sage_facet_"
+    assert "the result is table" in shown["tests"]["value"]          # whatever a core takes it for
 
 
 def test_words_out_of_order_are_other_words():
