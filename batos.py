@@ -11045,6 +11045,11 @@ def speaking(root, task, fields):
     return f"You speak as {name}. {persona.core_mission} {prompt}".strip(), codex.prompts
 
 
+def without_prompt(fields):
+    """Return a request's fields as tasks have them: its prompt is for `speaking`."""
+    return {name: value for name, value in fields.items() if name != "prompt"}
+
+
 def _sentence_fields(name, evidence):
     return {name: [item["text"] for item in evidence], "shares": [item["share"] for item in evidence]}
 
@@ -11590,7 +11595,7 @@ class MissionLane:
             return []
         self._await_core(mission)
         left_s = min(self.settings.core_deadline_s, mission.deadline_at_s - time.monotonic())
-        rows = [CoreRequest(task, fields, self.core.expert(fields.get(SPEAKER.get(task))), left_s, mission.cancel,
+        rows = [CoreRequest(task, without_prompt(fields), self.core.expert(fields.get(SPEAKER.get(task))), left_s, mission.cancel,
                             on_text=self._listener(mission.oid) if task == "weave" else None,
                             system_prompt=system_prompt, prompts=prompts, refused=tuple(refused))
                 for (task, fields, *refused), (system_prompt, prompts) in zip(requests, spoken, strict=True)]

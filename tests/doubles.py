@@ -97,7 +97,7 @@ class QuickCore:
 
     def __init__(self, delay_s=0.0, **values):
         self.delay_s, self.values, self.batches = delay_s, {**self.values, **values}, []
-        self._closing = threading.Event()
+        self._closing, self.prompted = threading.Event(), []
 
     def start(self):
         return self
@@ -120,6 +120,9 @@ class QuickCore:
         while time.monotonic() < end_s:
             if self._closing.wait(0.01) or any(request.cancel.is_set() for request in requests):
                 raise batos.Cancelled("cancelled")
+        for request in requests:                         # as the real one does
+            assert set(request.fields) == set(batos.CORE_TASKS[request.task].fields), (request.task, sorted(request.fields))
+        self.prompted += [request.system_prompt for request in requests]
         return [batos.CoreAnswer("", self.values[request.task](request.fields), 1, 0.0) for request in requests]
 
     def close(self, timeout_s=10):

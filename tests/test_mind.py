@@ -389,7 +389,9 @@ def with_pillar(fields):
 def facet_asked(machine, source=None):
     """Have a question thought through one pillar whose method is `source`; returns (machine, the facet's fields, report)."""
     asked = []
-    one = machine(doubles.QuickCore(plan=with_pillar, facet=lambda fields: asked.append(fields) or doubles.facet_value(fields)))
+    core = doubles.QuickCore(plan=with_pillar, facet=lambda fields: asked.append(fields) or doubles.facet_value(fields))
+    core.writes = True                                   # as a larger model is: it is told how to speak
+    one = machine(core)
     one.learn()
     if source:
         one.lanes["bulk"].call(batos.Job("give", lambda root: str(batos.bring_in(
@@ -409,7 +411,8 @@ def test_a_pillars_intent_becomes_its_method_the_first_time_it_is_asked_for(mach
     made = facet_method(one)
     assert report["state"] == "COMPLETE" and made["author"] == f"cycle {report['cycle']} (local)" and made["version"] == 1
     intent = one.read(lambda root: root["brick_prototype_obj"].pillars[PILLAR].intent)
-    assert made["intent"] == intent and intent in made["source"] and asked[0]["prompt"] == intent
+    assert made["intent"] == intent and intent in made["source"]
+    assert [prompt.endswith(intent) for prompt in one.core.prompted if prompt] == [True, False]          # the facet, the weave
     again = one.think()
     assert again["state"] == "COMPLETE" and facet_method(one) == made
     assert asked[1]["evidence"] == asked[0]["evidence"]          # by the stored method, in a child, as before
@@ -418,8 +421,9 @@ def test_a_pillars_intent_becomes_its_method_the_first_time_it_is_asked_for(mach
 def test_a_revised_facet_says_what_is_asked(machine):
     source = (f"def {PILLAR}(self, sub_query, evidence=()):\n"
               "    return {'sub_query': 'valve', 'evidence': evidence[-1:], 'prompt': 'Be brief, ' + self.name}\n")
-    _, asked, report = facet_asked(machine, source)
-    assert report["state"] == "COMPLETE" and asked[0]["sub_query"] == "valve" and asked[0]["prompt"] == "Be brief, BRICK"
+    one, asked, report = facet_asked(machine, source)
+    assert report["state"] == "COMPLETE" and asked[0]["sub_query"] == "valve"
+    assert any(prompt.endswith("Be brief, BRICK") for prompt in one.core.prompted if prompt)
     assert len(asked[0]["evidence"]) == 1
     assert len(report["evidence"]) == 1
 
@@ -429,7 +433,7 @@ def test_a_revised_facet_says_what_is_asked(machine):
     ("return {'sub_query': 'a', 'evidence': [{'text': 'The moon is of cheese.'}], 'prompt': 'b'}", "no request")])
 def test_a_facet_that_fails_is_asked_as_its_pillar_says(machine, body, why):
     one, asked, report = facet_asked(machine, f"def {PILLAR}(self, sub_query, evidence=()):\n    {body}\n")
-    assert report["state"] == "COMPLETE" and asked[0]["sub_query"] == "the brass valve" and "prompt" not in asked[0]
+    assert report["state"] == "COMPLETE" and asked[0]["sub_query"] == "the brass valve"
     entry = one.read(lambda root: next(entry for entry in batos.find_cycle(root, report["cycle"]).journal
                                        if entry.name == "recall for facets").answer)
     assert why in entry["asked"][PILLAR]["failed"]
