@@ -103,12 +103,22 @@ SPEC = {
         {"title": "tokens", "path": "core.tokens", "unit": "/s", "rate": True},
     ],
     "tiers": [
-        {"name": "hot", "title": "Hot: slots on the device", "tone": "bad", "used": "experts", "room": "slots", "unit": "slots"},
-        {"name": "warm", "title": "Warm: memory", "tone": "warm", "used": "mb", "room": "budget_mb", "unit": "MB"},
-        {"name": "cold", "title": "Cold: in the image", "tone": "cool", "used": "mb", "room": None, "unit": "MB"},
+        {"name": "hot", "title": "Hot: slots on the device", "tone": "bad", "used": "experts", "room": "slots", "unit": "slots",
+         "empty": "No expert is on the device."},
+        {"name": "warm", "title": "Warm: memory", "tone": "warm", "used": "mb", "room": "budget_mb", "unit": "MB",
+         "empty": "None is here alone: hot ones are held here too."},
+        {"name": "cold", "title": "Cold: in the image", "tone": "cool", "used": "mb", "room": None, "unit": "MB",
+         "empty": "None is here alone: warm and hot ones are stored here too."},
     ],
     "states": {"IDLE": "faint", "DECOMPOSING": "cool", "DELEGATING": "violet", "SYNTHESIZING": "warm", "COMPLETE": "good",
                "FAILED": "bad"},
+    "events": {
+        "health": ["state", "pending", "missions.running", "missions.waiting", "image_mb", "memory_mb"],
+        "uvm_state_update": ["memory.documents", "memory.chunks", "missions.running", "missions.complete", "missions.failed"],
+        "cycle": ["cycle", "state"],
+        "error": ["command", "code", "details"],
+        "lagged": ["missed"],
+    },
     "kinds": [
         {"kind": "method", "class": "Method"},
         {"kind": "cycle", "slots": ["mission_brief", "journal"]},
@@ -467,6 +477,19 @@ def to_json(value, indent=1):
     return json.dumps(_keyed(value), ensure_ascii=False, indent=indent, default=_unfit)
 
 
+def pretty(value, width=88):
+    """Return a value as JSON, what fits into one line in one line."""
+    line = to_json(value, None)
+    if len(line) <= width or not isinstance(value, (dict, list)) or not value:
+        return line
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(str(key), ensure_ascii=False)}: {pretty(item, width - 2)}" for key, item in value.items()]
+    else:
+        parts = [pretty(item, width - 2) for item in value]
+    inner = ",\n".join(parts).replace("\n", "\n  ")
+    return f"{{\n  {inner}\n}}" if isinstance(value, dict) else f"[\n  {inner}\n]"
+
+
 def from_json(text, what="value"):
     """Return what JSON text says. Raises ValueError that says where it is wrong."""
     try:
@@ -480,16 +503,37 @@ def ref_of(value):
     return value["$ref"] if isinstance(value, dict) and len(value) == 1 and isinstance(value.get("$ref"), str) else None
 
 
+def named_refs(value, name="", most=24):
+    """Return {oid: the nearest name on the way to it} of up to `most` objects that a value refers to."""
+    found, todo = {}, [(name, value)]
+    while todo and len(found) < most:
+        near, one = todo.pop(0)
+        if ref_of(one):
+            found.setdefault(ref_of(one), near)
+        elif isinstance(one, dict):
+            todo[:0] = [(near if key.startswith("$") or key == "entries" else key, item) for key, item in _keyed(one).items()]
+        elif isinstance(one, list):
+            keyed = len(one) == 2 and isinstance(one[0], str)              # an entry of a tree
+            todo[:0] = [(one[0] if keyed else near, item) for item in one]
+    return found
+
+
 def refs_in(value, most=24):
     """Return up to `most` oids that a value refers to."""
-    found, todo = [], [value]
-    while todo and len(found) < most:
-        one = todo.pop(0)
-        if ref_of(one):
-            found.append(ref_of(one))
-        elif isinstance(one, (dict, list)):
-            todo[:0] = one.values() if isinstance(one, dict) else one
-    return list(dict.fromkeys(found))
+    return list(named_refs(value, "", most))
+
+
+def value_text(value, names, most=150):
+    """Return a value in one line for people: objects by their names, trees by their size and first entries."""
+    if ref_of(value):
+        return f"{names.get(ref_of(value), '')} {ref_of(value)}".strip()
+    tree = value.get("$tree") if isinstance(value, dict) else None
+    if isinstance(tree, dict):
+        first = ", ".join(f"{key} \u2192 {value_text(item, names, 40)}" for key, item in tree["entries"][:6])
+        return short(f"{tree['size']} entries: {first}", most)
+    if isinstance(value, list) and value and all(ref_of(item) for item in value[:50]):
+        return short(", ".join(value_text(item, names, 60) for item in value[:50]), most)
+    return value["$time"] if isinstance(value, dict) and set(value) == {"$time"} else short(value, most)
 
 
 def kind_of(shown):
@@ -598,6 +642,13 @@ def figure(health, path):
     figures = [figure(one, rest) if rest else one for one in inner]
     figures = [one for one in figures if isinstance(one, (int, float))]
     return sum(figures) if figures else None
+
+
+def found_at(value, path):
+    """Return what stands in maps at a dotted path, or None."""
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 def uuid7():
@@ -952,11 +1003,13 @@ class Store:
 
 os.environ.setdefault("KIVY_NO_ARGS", "1")               # the options are ours
 os.environ.setdefault("KIVY_NO_FILELOG", "1")
+os.environ.setdefault("KIVY_NO_CONSOLELOG", "1")          # it tells of clipboards that it did not find; faults are raised
 
 from kivy import kivy_data_dir
 from kivy.app import App
 from kivy.clock import Clock
 from kivy.config import Config
+from kivy.core.text.markup import MarkupLabel
 from kivy.factory import Factory
 from kivy.graphics import Color, Line, Mesh, Rectangle, RoundedRectangle
 from kivy.lang import Builder
@@ -1059,9 +1112,9 @@ class Fonts:
         at = bisect.bisect_right(ranges, (code, 0x110000)) - 1
         return at >= 0 and ranges[at][0] <= code <= ranges[at][1]
 
-    def input_font(self, text):
-        """Return the font of an input, which can only have one: that of the first character the base font lacks."""
-        return next(filter(None, map(self.font_for, text[:2000])), self.base)
+    def input_font(self, text, usual):
+        """Return the font of an input, which can only have one: that of the first character that the usual font lacks."""
+        return next(filter(None, map(self.font_for, text[:2000])), usual)
 
     def note(self):
         """Return what to say of scripts that are not shown well, or ''."""
@@ -1149,7 +1202,8 @@ SHARED_KV = PREAMBLE + """
     padding: dp(9), dp(8)
     cursor_blink: False
     font_size: '14sp'
-    font_name: app.input_font(self.text)
+    mono: False
+    font_name: app.input_font(self.text, self.mono)
     background_normal: ''
     background_active: ''
     background_disabled_normal: ''
@@ -1171,12 +1225,12 @@ SHARED_KV = PREAMBLE + """
         Line:
             rounded_rectangle: self.x, self.y, self.width, self.height, dp(5)
         Color:
-            rgba: self.foreground_color
+            rgba: self.foreground_color if self.text else self.hint_text_color
 
 <Code@Field>:
     multiline: True
     size_hint_y: 1
-    font_name: MONO
+    mono: True
     font_size: '13.5sp'
 
 <Push>:
@@ -1262,12 +1316,12 @@ SHARED_KV = PREAMBLE + """
         text: root.text
         pos: root.x + dp(10) + root.indent, root.y
         size: max(1, root.width - dp(16) - root.indent - root.side_width), root.height
-        text_size: self.width, self.height - root.pad * 2
+        text_size: self.width, self.height - (root.pad * 2 if root.lines > 1 else 0)
         halign: 'left'
         valign: 'middle' if root.lines == 1 else 'top'
         shorten: False
         max_lines: root.lines
-        line_height: 1.06
+        line_height: 1.06 if root.lines > 1 else 1
     Label:
         markup: True
         text: root.side
@@ -1275,7 +1329,7 @@ SHARED_KV = PREAMBLE + """
         color: SOFT
         pos: root.right - root.side_width - dp(8), root.y
         size: max(1, root.side_width), root.height - (dp(24) if root.bar >= 0 else 0)
-        text_size: self.width, self.height - root.pad * 2
+        text_size: self.width, self.height - (root.pad * 2 if root.lines > 1 else 0)
         halign: 'right'
         valign: 'middle' if root.lines == 1 else 'top'
         max_lines: max(1, root.lines)
@@ -1700,10 +1754,9 @@ class Drawing(Widget):
 
     def say(self, text, x, y, width, tone="ink", size=13, halign="left", lines=1):
         """Draw text, the top of its first line at y; it is cut at a width."""
-        label = Label(text=marked(short(text, max(4, int(width / (sp(size) * 0.5)) * lines)), tone), markup=True,
-                      font_size=sp(size), text_size=(width, sp(size) * 1.4 * lines), halign=halign, valign="top",
-                      max_lines=lines)
-        label.texture_update()
+        label = MarkupLabel(text=marked(short(text, max(4, int(width / (sp(size) * 0.5)) * lines)), tone), font_size=sp(size),
+                            text_size=(width, sp(size) * 1.4 * lines), halign=halign, valign="top", max_lines=lines)
+        label.refresh()
         if label.texture:
             Color(1, 1, 1, 1)
             Rectangle(texture=label.texture, pos=(x, y - label.texture.height), size=label.texture.size)
@@ -1960,17 +2013,17 @@ class SearchPage(Page):
         text = self._around(text, words)
         place = f"{chunk['doc_id']}:{'-'.join(map(str, dict.fromkeys(chunk['lines'])))}"
         head = f"{marked(f'{rank}.', 'faint')}  {marked(short(place, 70), bold=True)}"
-        above = marked(short(" \u203a ".join(chunk["headings"]), 90), "soft")
-        said = f"{head}\n{above}\n{marked(text, '', hits_in(text, words))}\n{marked(self._why(found), 'cool')}"
-        return row(said, marked(f"{found['score']:.2f}"), 112, found, bar=found["score"], lines=5, pad=7)
+        above = marked(short(" \u203a ".join(chunk["headings"]), 60), "soft")
+        said = f"{head}\n{above}\n{marked(self._why(found), 'cool')}\n{marked(text, '', hits_in(text, words))}"
+        return row(said, marked(f"{found['score']:.2f}"), 106, found, bar=found["score"], lines=5, pad=6)
 
     @staticmethod
     def _around(text, words):
         """Return the part of a text around its first hit."""
         text = " ".join(plain(text).split())
         hits = hits_in(text, words)
-        begin = max(0, hits[0][0] - 60) if hits else 0
-        return ("\u2026" if begin else "") + short(text[begin:], 150)
+        begin = text.rfind(" ", 0, max(0, hits[0][0] - 40)) + 1 if hits else 0
+        return ("\u2026" if begin else "") + short(text[begin:], 180)
 
     @staticmethod
     def _why(found):
@@ -1986,7 +2039,7 @@ class SearchPage(Page):
         said += [f"rank {' and '.join(ranks)}"] if ranks else []
         said += [f"also {len(found['also'])} alike"] if found["also"] else []
         said += [f"superseded by {found['superseded_by']}"] if found["superseded_by"] else []
-        return short("; ".join(said), 110)
+        return short("; ".join(said), 76)
 
     @staticmethod
     def _document_row(document):
@@ -2040,7 +2093,7 @@ class CycleDrawing(Drawing):
             self.box(x, top - height, width, height, tone if known else "raised", 0.2 if known else 1,
                      tone if running else None)
             self.box(x, top - height, dp(4), height, tone if known else "edge")
-            self.say(state, x + dp(13), top - dp(6), width - dp(16), "ink" if known else "faint", 13)
+            self.say(state, x + dp(13), top - dp(6), width - dp(16), "ink" if known else "faint", min(13, width / dp(9.6)))
             note = seconds_text(seconds) + (" \u2026" if running else "")
             self.say(note, x + dp(13), top - dp(25), width - dp(16), "soft", 12)
             if n:
@@ -2084,7 +2137,7 @@ class AskPage(Page):
                 on_open: root.choose()
         Split:
             name: 'ask reader'
-            share: 0.66
+            share: 0.62
             Pane:
                 Words:
                     id: question
@@ -2677,8 +2730,7 @@ class ObjectsPage(Page):
         Clock.schedule_once(lambda _: view(), 0)
 
     def _slot_row(self, name, slot):
-        oid, tone = ref_of(slot["value"]), "cool" if refs_in(slot["value"], 1) else ""
-        text = f"{self._names.get(oid, '')} {oid}".strip() if oid else short(slot["value"], 150)
+        tone, text = "cool" if refs_in(slot["value"], 1) else "", value_text(slot["value"], self._names)
         return row(f"{marked(short(name, 40), bold=True)}   {marked(text, tone)}", marked(slot["type"], "faint"), 28, (name, slot),
                    side_width=dp(110))
 
@@ -2692,7 +2744,7 @@ class ObjectsPage(Page):
         """Show the chosen slot's value in full."""
         chosen = self.rows.chosen_row
         if chosen:
-            text = chosen[1]["value"] if isinstance(chosen[1]["value"], str) else to_json(chosen[1]["value"])
+            text = chosen[1]["value"] if isinstance(chosen[1]["value"], str) else pretty(chosen[1]["value"])
             self._fill_lines([(n, line, "", (), None) for n, line in enumerate(text.split("\n"), 1)])
         else:
             self.lines.fill([row(marked("Choose a slot to see its value; Enter dives into what it refers to.", "faint"))])
@@ -2804,7 +2856,7 @@ class ObjectsPage(Page):
         pointers = {name: slot["value"] for name, slot in self._shown["slots"].items() if name.endswith("*")}
         above = [(oid, name) for name, value in pointers.items() for oid in refs_in(value)]
         aside = [(oid, name) for name, slot in self._shown["slots"].items() if name not in pointers
-                 for oid in refs_in(slot["value"], 8)]
+                 for oid, near in named_refs(slot["value"], name, 8).items() if self._names.setdefault(oid, near)]
         chain = [(ref_of(one), "further up") for one in self._shown["delegates_to"]
                  if ref_of(one) not in {oid for oid, _ in above}]
         self.graph.data = {"self": self._node(self.oid, self.kind), "children": [],
@@ -2871,7 +2923,7 @@ class ObjectsPage(Page):
         def send(name, text, then):
             self.store.ask("send_message", then, doing="sending", by_hand=True, target=self.oid, selector="setSlot_value_",
                            args=[name, from_json(text)])
-        Editor(self, "slot", name, to_json(value), lambda name, text: to_json(from_json(text)), send).open()
+        Editor(self, "slot", name, pretty(value), lambda name, text: pretty(from_json(text)), send).open()
 
     def edit_method(self, owner, name, source):
         def send(name, text, then):
@@ -2947,7 +2999,7 @@ def change_lines(change, oid=None):
     lines = []
     for part in change["changes"]:
         if oid in (None, part["oid"]):
-            before, after = ("" if part.get(side) is None and side not in part else to_json(part[side])
+            before, after = ("" if part.get(side) is None and side not in part else pretty(part[side])
                              for side in ("before", "after"))
             lines += [("soft", f"{part['name'] or part['oid']}.{part['slot']}"), *difference(before, after)[2:], ("", "")]
     return lines or [("faint", "it changed no slot")]
@@ -3107,7 +3159,7 @@ class MessagesPage(Page):
             one = Factory.Field(text="" if given is None else given if isinstance(given, str) else to_json(given, None),
                                 hint_text=self._hint(field))
             if field["type"] == "text" and field.get("longest", 0) > 10_000:
-                one.multiline, one.height, one.font_name = True, dp(150), FONTS.mono
+                one.multiline, one.height, one.mono = True, dp(150), True
             one.bind(on_text_validate=lambda _: self.send())
             if name == "target":
                 one.bind(focus=lambda field, focus: None if focus else self._ask_selectors(field.text.strip()))
@@ -3273,7 +3325,7 @@ class ExpertsPage(Page):
         pane.add_widget(Words(text=marked(tier["title"], tier["tone"], bold=True), font_size=sp(15)))
         self.gauges[name] = Gauge(size_hint_y=None, height=dp(28))
         self.facts[name] = Factory.Caption()
-        self.lists[name] = Rows(clicks=2, empty="Nobody is here.")
+        self.lists[name] = Rows(clicks=2, empty=tier["empty"])
         self.lists[name].bind(on_open=lambda rows: self.activate(rows.chosen_row))
         push = Push(text="Activate", width=dp(110))
         push.bind(on_release=lambda _, rows=self.lists[name]: self.activate(rows.chosen_row))
@@ -3486,9 +3538,12 @@ class LifePage(Page):
 
     @staticmethod
     def _event_row(event):
-        rest = {name: value for name, value in event.items() if name not in ("event", "at")}
-        tone = {"error": "bad", "cycle": "violet", "lagged": "warm"}.get(event["event"], "cool")
-        said = f"{rest['cycle']}  {rest['state']}" if event["event"] == "cycle" else short(rest, 150)
+        name = event["event"]
+        tone = {"error": "bad", "cycle": "violet", "lagged": "warm"}.get(name, "cool")
+        inner = event[name] if isinstance(event.get(name), dict) else event.get("state") if isinstance(
+            event.get("state"), dict) else event
+        parts = [(path.rpartition(".")[2].replace("_", " "), found_at(inner, path)) for path in SPEC["events"].get(name, ())]
+        said = "   ".join(f"{word} {number_text(value)}" for word, value in parts if value is not None) or short(inner, 150)
         return row(f"{marked(clock_text(event.get('at')), 'faint')}  {marked(event['event'], tone)}  {marked(said)}", height=26)
 
     def happened(self, event):
@@ -3503,7 +3558,7 @@ class LifePage(Page):
         """Show the chosen row in full."""
         value = self.ids.rows.chosen_row
         if value is not None:
-            lines = [("", line, "", (), None) for line in to_json(value).split("\n")[:2000]]
+            lines = [("", line, "", (), None) for line in pretty(value, 52).split("\n")[:2000]]
             self.ids.lines.fill(line_rows(lines, columns_of(self.ids.lines, 0), False))
 
     def open(self, value):
@@ -3837,9 +3892,9 @@ class MorphicUIApp(App):
         self.bridge = Bridge(endpoint, keys, self.wake)
         self.store = Store(self.bridge)
 
-    def input_font(self, text):
+    def input_font(self, text, mono=False):
         """Return the font for what is typed."""
-        return FONTS.input_font(text)
+        return FONTS.input_font(text, FONTS.mono if mono else FONTS.base)
 
     def build(self):
         from kivy.core.window import Window
