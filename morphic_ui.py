@@ -42,6 +42,7 @@ import struct
 import sys
 import threading
 import time
+import traceback
 import unicodedata
 
 import ormsgpack
@@ -78,8 +79,8 @@ SPEC = {
          "columns": ["slots", "selectors", "graph", "history"],
          "empty": "The image has not been shown yet."},
         {"name": "messages", "title": "Messages", "mark": "\u2192",
-         "help": "Choose a command, fill its fields (lists and maps as JSON) and send it with Ctrl+Enter. Selectors that the target "
-                 "answers are offered. The reply is a tree: Enter opens a branch, or an object. Copy as script gives Python.",
+         "help": "Choose a command, fill its fields (lists and maps as JSON) and send it with Ctrl+Enter. Selectors that the "
+                 "target answers are offered. The reply is a tree: Enter opens a branch, or an object. Copy as script gives Python.",
          "empty": "Nothing was sent yet."},
         {"name": "experts", "title": "Experts", "mark": "\u2261",
          "help": "LoRA experts live in three tiers: cold in the image, warm in memory, hot in slots on the device. Bars show how "
@@ -696,6 +697,7 @@ class Bridge:
         self._ours, self._theirs = socket.socketpair()
         self._waiting, self._number = set(), 0           # numbers of requests without a reply yet; -n are ours
         self._ping, self._ping_s, self._heard_s, self._linked_s = None, 0.0, 0.0, None
+        self._began_s = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="bridge", daemon=True)
         self._thread.start()
 
@@ -841,9 +843,11 @@ class Bridge:
             self._ping = None
 
     def _look_after(self):
-        """Ask a silent daemon how it is; tell one that hangs."""
+        """Ask a silent daemon how it is; tell one that hangs, or that is nowhere."""
         now_s = time.monotonic()
         if self._linked_s is None:
+            if self.line == "connecting" and now_s - self._began_s > HUNG_S:
+                self._tell_line("absent")
             return
         if now_s - max(self._heard_s, self._linked_s) > HUNG_S and self.line != "hung":
             self._tell_line("hung")
@@ -890,7 +894,7 @@ class Sent:
 class Store:
     """I know what the daemon told: the line, its state and health, events, what was asked. Used by one thread.
 
-    Who wants to know more calls `on(topic, function)`; topics are line, state, sent, waiting and those of events.
+    Who wants to know more calls `on(topic, function)`; topics are line, state, sent, waiting, fault and those of events.
     """
 
     def __init__(self, bridge):
@@ -915,7 +919,16 @@ class Store:
 
     def _tell(self, topic, *what):
         for function in list(self._listeners[topic]):
+            self._guarded(function, *what)
+
+    def _guarded(self, function, *what):
+        """Call what takes an answer or event: one that nobody foresaw shall not end the window."""
+        try:
             function(*what)
+        except Exception as error:                       # a boundary: the daemon may be of another version
+            traceback.print_exc()
+            for told_of in self._listeners["fault"]:
+                told_of(error)
 
     # -------- asking
 
@@ -964,10 +977,11 @@ class Store:
         sent.reply, sent.seconds = reply, time.monotonic() - sent.at_s
         if reply.get("change") and not reply.get("repeated") and sent.command != "initiate_cognitive_cycle":
             self.changes.append(reply["change"])
-        if sent.then and (sent.slot is None or self._newest.get(sent.slot) == number):
-            sent.then(reply)
-        if sent.slot and self._newest.get(sent.slot) == number:
+        newest = sent.slot is None or self._newest.get(sent.slot) == number
+        if sent.slot and newest:
             del self._newest[sent.slot]
+        if sent.then and newest:
+            self._guarded(sent.then, reply)
         self._tell("sent", sent)
         self._tell("waiting")
 
@@ -1243,7 +1257,7 @@ SHARED_KV = PREAMBLE + """
     disabled_color: FAINT
     canvas.before:
         Color:
-            rgba: (ACCENT if self.strong else CHOSEN if self.down or self.state == 'down' else RAISED) if not self.disabled else PANEL
+            rgba: PANEL if self.disabled else ACCENT if self.strong else CHOSEN if self.down or self.state == 'down' else RAISED
         RoundedRectangle:
             pos: self.pos
             size: self.size
@@ -1287,7 +1301,7 @@ SHARED_KV = PREAMBLE + """
 <Row>:
     canvas.before:
         Color:
-            rgba: CHOSEN if self.chosen else (1, 1, 1, 0.018 if self.index % 2 else 0)
+            rgba: CHOSEN if self.chosen else (1, 1, 1, 0.018 if self.index % 2 and not self.mono else 0)
         Rectangle:
             pos: self.pos
             size: self.size
@@ -1509,6 +1523,10 @@ class Rows(FocusBehavior, RecycleView):
 
     def on_more(self):
         """The end was scrolled to."""
+
+    def on_empty(self, *_):
+        if self.chosen_row is None:
+            self.fill([])
 
     @property
     def chosen_row(self):
@@ -1830,9 +1848,11 @@ class Page(BoxLayout):
     """A page of the Inspector: made when first shown, told what `wants` names only while it is."""
 
     name, wants, kv = "", {}, ""                         # wants: {topic of the store: name of a method}
+    live = False                                         # it looks anew each time that it is shown
 
     def __init__(self, inspector, **how):
         self.inspector, self.store, self.spec = inspector, inspector.store, PAGES[self.name]
+        self.stale = True                                # what is shown was not asked since the daemon came
         super().__init__(**how)
         self.made()
 
@@ -1843,6 +1863,12 @@ class Page(BoxLayout):
         """Listen, and look anew."""
         for topic, method in self.wants.items():
             self.store.on(topic, getattr(self, method))
+        if self.live or self.stale:
+            self.look_anew()
+
+    def look_anew(self):
+        """Ask for what is shown, where a daemon is there to answer."""
+        self.stale = self.store.line != "online"
         self.refresh()
 
     def hidden(self):
@@ -1868,13 +1894,41 @@ class Page(BoxLayout):
         return False
 
 
+def cycle_row(report):
+    """Return the row of a cycle as list_cycles tells it."""
+    tone = SPEC["states"].get(report["state"], "soft")
+    mark = {"right": "\u2713 ", "wrong": "\u2717 "}.get(report.get("feedback", {}).get("mark"), "")
+    told_of = f"{mark}{report['state'].lower()}  {seconds_text(report.get('seconds'))}"
+    return row(f"{marked(short(report['mission'], 110))}\n{marked(told_of, tone)}  "
+               f"{marked(clock_text(report['accepted_at']), 'faint')}", height=64, value=report, lines=3, pad=6)
+
+
+def change_row(change):
+    """Return the row of a change of the ledger."""
+    slots = ", ".join(f"{part['name'] or part['oid']}.{part['slot']}" for part in change["changes"]) or "no slot"
+    by = ", ".join(filter(None, [change["who"], change["cycle"] and f"cycle {change['cycle']}", change["why"]]))
+    return row(f"{marked(change['command'], 'cool')}  {marked(short(slots, 90))}\n{marked(short(by, 90), 'soft')}  "
+               f"{marked(change['change'], 'faint')}", marked(clock_text(change["at"])), 46, change, lines=2, pad=4)
+
+
+def change_lines(change, oid=None):
+    """Return [(tone, line)] of what a change did to its slots, or to those of one object."""
+    lines = []
+    for part in change["changes"]:
+        if oid in (None, part["oid"]):
+            before, after = ("" if part.get(side) is None and side not in part else pretty(part[side])
+                             for side in ("before", "after"))
+            lines += [("soft", f"{part['name'] or part['oid']}.{part['slot']}"), *difference(before, after)[2:], ("", "")]
+    return lines or [("faint", "it changed no slot")]
+
+
 # ---- page: search
 
 
 class SearchPage(Page):
     """Words in, ranked passages out, each with its reason; the chosen one stands in its document."""
 
-    name, wants = "search", {"line": "came_online"}
+    name = "search"
     PAGE = 50
     kv = """
 <SearchPage>:
@@ -1941,13 +1995,8 @@ class SearchPage(Page):
         self.ids.query.focus = True
         Clock.schedule_once(lambda _: self.ids.query.select_all(), 0)
 
-    def came_online(self):
-        if self.store.line == "online":
-            self.ask()
-
     def refresh(self):
-        if not self.ids.rows.data:
-            self.ask()
+        self.ask()
 
     def _asked(self):
         """Return the fields of the filters as they stand."""
@@ -2015,7 +2064,7 @@ class SearchPage(Page):
         head = f"{marked(f'{rank}.', 'faint')}  {marked(short(place, 70), bold=True)}"
         above = marked(short(" \u203a ".join(chunk["headings"]), 60), "soft")
         said = f"{head}\n{above}\n{marked(self._why(found), 'cool')}\n{marked(text, '', hits_in(text, words))}"
-        return row(said, marked(f"{found['score']:.2f}"), 106, found, bar=found["score"], lines=5, pad=6)
+        return row(said, marked(f"{found['score']:.2f}"), 122, found, bar=found["score"], lines=6, pad=6)
 
     @staticmethod
     def _around(text, words):
@@ -2029,17 +2078,13 @@ class SearchPage(Page):
     def _why(found):
         why, said = found["why"], []
         if why["words"]:
-            said.append("words " + ", ".join(why["words"]))
-        if why.get("missing"):
-            said.append("without " + ", ".join(why["missing"]))
+            said.append(f"words (rank {why['rank_by_words'] or '-'}) {', '.join(why['words'])}")
         if why.get("similarity") is not None:
-            said.append(f"meaning {why['similarity']:.2f}")
-        ranks = [f"{name} {why[key]}" for name, key in (("by words", "rank_by_words"), ("by meaning", "rank_by_meaning"))
-                 if why.get(key)]
-        said += [f"rank {' and '.join(ranks)}"] if ranks else []
-        said += [f"also {len(found['also'])} alike"] if found["also"] else []
+            said.append(f"meaning (rank {why['rank_by_meaning'] or '-'}) {why['similarity']:.2f}")
+        said += [f"without {', '.join(why['missing'])}"] if why.get("missing") else []
+        said += [f"{len(found['also'])} more alike"] if found["also"] else []
         said += [f"superseded by {found['superseded_by']}"] if found["superseded_by"] else []
-        return short("; ".join(said), 76)
+        return short("; ".join(said), 80)
 
     @staticmethod
     def _document_row(document):
@@ -2055,7 +2100,8 @@ class SearchPage(Page):
             return
         if "chunk" in found:
             chunk = found["chunk"]
-            self.ids.reader.open(chunk["doc_id"], chunk["version"], chunk["chunk_index"], chunk["lines"], list(found["why"]["words"]))
+            self.ids.reader.open(chunk["doc_id"], chunk["version"], chunk["chunk_index"], chunk["lines"],
+                                 list(found["why"]["words"]))
         else:
             self.ids.reader.open(found["doc_id"], found["version"])
 
@@ -2121,7 +2167,7 @@ class CycleDrawing(Drawing):
 class AskPage(Page):
     """Questions and answers: the cycle as it runs, the words as they come, citations that open, marks."""
 
-    name, wants = "ask", {"line": "refresh", "cycle": "cycle_moved", "tokens": "token_came"}
+    name, live, wants = "ask", True, {"cycle": "cycle_moved", "tokens": "token_came"}
     PATH = [state for state in SPEC["states"] if state != "FAILED"]
     kv = """
 <AskPage>:
@@ -2245,19 +2291,11 @@ class AskPage(Page):
             self.ids.note.text = marked(reply["details"], "bad")
             return
         reports = reply["results"]
-        self.ids.rows.fill([self._cycle_row(one) for one in reports], keep=True)
+        self.ids.rows.fill([cycle_row(one) for one in reports], keep=True)
         mine = next((n for n, one in enumerate(reports) if one["cycle"] == self.cycle), 0 if self.cycle is None else -1)
         if reports and mine >= 0:
             self.ids.rows.choose(mine)
             self._take(reports[mine])
-
-    @staticmethod
-    def _cycle_row(report):
-        tone = SPEC["states"].get(report["state"], "soft")
-        mark = {"right": "\u2713 ", "wrong": "\u2717 "}.get(report.get("feedback", {}).get("mark"), "")
-        told_of = f"{mark}{report['state'].lower()}  {seconds_text(report.get('seconds'))}"
-        return row(f"{marked(short(report['mission'], 110))}\n{marked(told_of, tone)}  "
-                   f"{marked(clock_text(report['accepted_at']), 'faint')}", height=64, value=report, lines=3, pad=6)
 
     def choose(self):
         report = self.ids.rows.chosen_row
@@ -2370,14 +2408,14 @@ class AskPage(Page):
     @staticmethod
     def _evidence_row(n, quote):
         place = f"{quote['doc_id']}:{'-'.join(map(str, dict.fromkeys(quote['lines'])))}"
-        return row(f"{marked(f'[{n}]', 'accent')}  {marked(short(place, 60), 'cool')}\n{marked(short(quote['text'], 130), 'soft')}",
-                   height=44, value=str(n), lines=2, pad=3)
+        said = f"{marked(f'[{n}]', 'accent')}  {marked(short(place, 60), 'cool')}\n{marked(short(quote['text'], 130), 'soft')}"
+        return row(said, height=44, value=str(n), lines=2, pad=3)
 
     def _show_answer(self):
         report = self._report
         if "answer" in report:
-            said = re.sub(r"&bl;(\d+)&br;", lambda found: f"[ref={found[1]}][color={colour('accent')}][b]{found[0]}[/b][/color][/ref]",
-                          marked(report["answer"]))
+            lit = rf"[ref=\1][color={colour('accent')}][b]\g<0>[/b][/color][/ref]"
+            said = re.sub(r"&bl;(\d+)&br;", lit, marked(report["answer"]))
             marks = report.get("feedback")
             return said + (f"\n\n{marked('marked ' + marks['mark'] + '  ' + marks['note'], 'soft')}" if marks else "")
         if "reason" in report:
@@ -2399,7 +2437,7 @@ class AskPage(Page):
 
     def _show_steps(self):
         lines = [f"{marked(step['state'], SPEC['states'].get(step['state'], 'soft'))}  {marked(step['name'])}  "
-                 f"{marked(seconds_text(step['seconds']), 'soft')}  {marked(short(step['answer'], 300), 'faint')}"
+                 f"{marked(seconds_text(step['seconds']), 'soft')}  {marked(short(step['answer'], 140), 'faint')}"
                  for step in self._steps if step]
         return "\n".join(lines) or marked("Its journal is empty.", "faint")
 
@@ -2703,7 +2741,7 @@ class ObjectsPage(Page):
         if modifiers and (key, modifiers[0]) in moves:
             self.step(moves[key, modifiers[0]])
         elif key == "e" and not modifiers and self.oid:
-            self.edit()
+            Clock.schedule_once(lambda _: self.edit(), 0.05)     # the key itself shall not be typed there
         else:
             return False
         return True
@@ -2731,8 +2769,8 @@ class ObjectsPage(Page):
 
     def _slot_row(self, name, slot):
         tone, text = "cool" if refs_in(slot["value"], 1) else "", value_text(slot["value"], self._names)
-        return row(f"{marked(short(name, 40), bold=True)}   {marked(text, tone)}", marked(slot["type"], "faint"), 28, (name, slot),
-                   side_width=dp(110))
+        said = f"{marked(short(name, 40), bold=True)}   {marked(text, tone)}"
+        return row(said, marked(slot["type"], "faint"), 28, (name, slot)) | {"side_width": dp(110)}
 
     def _moved(self):
         if self.ids.tabs.chosen == "history":
@@ -2780,8 +2818,8 @@ class ObjectsPage(Page):
         self.lines.add(rows)
 
     def _view_cycle(self):
-        self.lines.fill([row(f"{marked('This is a cycle of thought.', 'soft')}  {marked('Enter shows it on the page Ask.', 'cool')}",
-                             value=("cycle", self.oid))])
+        said = f"{marked('This is a cycle of thought.', 'soft')}  {marked('Enter shows it on the page Ask.', 'cool')}"
+        self.lines.fill([row(said, value=("cycle", self.oid))])
         self.lines.unbind(on_open=self._open_line)
         self.lines.bind(on_open=self._open_line)
 
@@ -2822,6 +2860,7 @@ class ObjectsPage(Page):
         """Say who answers each selector: the first in the order of delegation that has the slot, else BAT OS itself."""
         chain = [ref_of(one) for one in self._shown["delegates_to"]]
         self._holders = dict.fromkeys(self._shown["slots"], self.oid)
+        self.rows.size_hint = 1, 1
         self.ids.body.add_widget(self.rows)
         self._fill_selectors()
         for oid in chain:
@@ -2847,8 +2886,8 @@ class ObjectsPage(Page):
         for name in self._shown["selectors"]:
             oid = self._holders.get(name)
             who = "its own" if oid == self.oid else f"{self._names.get(oid, '')} {oid}" if oid else "BAT OS itself"
-            rows.append(row(f"{marked(name, bold=True)}    {marked(who, 'good' if oid == self.oid else 'cool' if oid else 'faint')}",
-                            value=(name, oid if oid != self.oid else None)))
+            tone = "good" if oid == self.oid else "cool" if oid else "faint"
+            rows.append(row(f"{marked(name, bold=True)}    {marked(who, tone)}", value=(name, oid if oid != self.oid else None)))
         self.rows.fill(rows, keep=True)
 
     def _show_graph(self):
@@ -2984,25 +3023,6 @@ class Editor:
             self.page.inspector.say(reply["details"], "good")
         else:
             self.error.text = marked(f"{reply.get('code', '')}: {reply['details']}", "bad")
-
-
-def change_row(change):
-    """Return the row of a change of the ledger."""
-    slots = ", ".join(f"{part['name'] or part['oid']}.{part['slot']}" for part in change["changes"]) or "no slot"
-    by = f"{change['who']}{', cycle ' + change['cycle'] if change['cycle'] else ''}{', ' + change['why'] if change['why'] else ''}"
-    return row(f"{marked(change['command'], 'cool')}  {marked(short(slots, 90))}\n{marked(short(by, 90), 'soft')}  "
-               f"{marked(change['change'], 'faint')}", marked(clock_text(change["at"])), 46, change, lines=2, pad=4)
-
-
-def change_lines(change, oid=None):
-    """Return [(tone, line)] of what a change did to its slots, or to those of one object."""
-    lines = []
-    for part in change["changes"]:
-        if oid in (None, part["oid"]):
-            before, after = ("" if part.get(side) is None and side not in part else pretty(part[side])
-                             for side in ("before", "after"))
-            lines += [("soft", f"{part['name'] or part['oid']}.{part['slot']}"), *difference(before, after)[2:], ("", "")]
-    return lines or [("faint", "it changed no slot")]
 
 
 # ---- page: messages
@@ -3150,7 +3170,8 @@ class MessagesPage(Page):
 
     def _add_field(self, name, field, given):
         needed = "  needed" if field.get("required") else ""
-        hint = f"{field['type']}{', default ' + short(field['default'], 40) if field.get('default') not in (None, '', [], {}) else ''}"
+        default = field.get("default")
+        hint = field["type"] + (f", default {short(default, 40)}" if default not in (None, "", [], {}) else "")
         self.ids.form.add_widget(Factory.Caption(text=f"{marked(name)}  {marked(hint + needed, 'faint')}"))
         if field["type"] in ("choice", "switch"):
             choices = [None, *(field.get("choices") or (False, True))]
@@ -3294,7 +3315,7 @@ class MessagesPage(Page):
 class ExpertsPage(Page):
     """The three tiers of the experts' memory, how full each is, and who is where."""
 
-    name, wants = "experts", {"line": "refresh", "health": "refresh"}
+    name, live, wants = "experts", True, {"health": "refresh"}
     kv = """
 <ExpertsPage>:
     orientation: 'vertical'
@@ -3391,8 +3412,8 @@ class ExpertsPage(Page):
 class LifePage(Page):
     """How the daemon is, over time; what happens, what failed, what changed, and how it is set."""
 
-    name = "life"
-    wants = {"health": "beat", "sent": "beat", "line": "refresh", "state": "state_came",
+    name, live = "life", True
+    wants = {"health": "beat", "state": "state_came",
              **{topic: "happened" for topic in TOPICS if topic not in ("tokens", "health")}, "lagged": "happened"}
     kv = """
 <LifePage>:
@@ -3414,7 +3435,7 @@ class LifePage(Page):
                 id: tabs
                 names: root.spec['columns']
                 chosen: root.spec['columns'][0]
-                on_chosen: root.refresh()
+                on_chosen: root.turn()
             Field:
                 id: filter
                 height: '30dp'
@@ -3455,10 +3476,8 @@ class LifePage(Page):
 
     # -------- figures
 
-    def beat(self, event=None):
-        """Draw the figures of health; replies of other pages that come by do not count."""
-        if not isinstance(event, dict):
-            return
+    def beat(self, *_):
+        """Draw the figures of health."""
         for spark, spec in zip(self.sparks, SPEC["sparks"], strict=True):
             spark.data = {"title": spec["title"], "unit": spec["unit"], "values": self._values(spec)}
         health = self.store.health
@@ -3479,8 +3498,14 @@ class LifePage(Page):
 
     # -------- lists
 
+    def turn(self):
+        """Show another list."""
+        self.ids.lines.fill([])
+        self.ids.rows.fill([])
+        self.refresh()
+
     def refresh(self, *_):
-        self.beat({})
+        self.beat()
         getattr(self, f"_take_{self.ids.tabs.chosen}")()
 
     def _take_events(self):
@@ -3488,7 +3513,7 @@ class LifePage(Page):
             self._show([(self._event_row(event), event) for event in reversed(self.store.events)])
 
     def _take_missions(self):
-        self.store.ask("list_cycles", lambda reply: self._listed(reply, AskPage._cycle_row), slot="life", doing="listing", limit=500)
+        self.store.ask("list_cycles", lambda reply: self._listed(reply, cycle_row), slot="life", doing="listing", limit=500)
 
     def _take_failures(self):
         self.store.ask("list_cycles", lambda reply: self._listed(reply, self._failure_row), slot="life", doing="listing",
@@ -3499,10 +3524,9 @@ class LifePage(Page):
 
     def _take_upkeep(self):
         told_of = self.store.health.get("upkeep", {}).get("last", {})
-        rows = [(row(f"{marked(name, bold=True)}  {marked('went well' if one['ok'] else 'failed', 'good' if one['ok'] else 'bad')}  "
-                     f"{marked(short(one['details'], 120), 'soft')}", marked(seconds_text(one["seconds"])), 30), one)
-                for name, one in told_of.items()]
-        self._show(rows)
+        ended = {True: marked("went well", "good"), False: marked("failed", "bad")}
+        self._show([(row(f"{marked(name, bold=True)}  {ended[one['ok']]}  {marked(short(one['details'], 120), 'soft')}",
+                         marked(seconds_text(one["seconds"])), 30), one) for name, one in told_of.items()])
 
     def _take_settings(self):
         settings = self.store.state.get("settings", {})
@@ -3663,9 +3687,10 @@ class MemoryInspector(BoxLayout):
             self.pushes[page["name"]] = push
             self.ids.navigation.add_widget(push)
         self.ids.navigation.add_widget(Widget())
-        self.ids.navigation.add_widget(Factory.Caption(text=marked("F1  help\nF5  ask anew\nCtrl+K  search\nCtrl+Z  undo", "faint")))
+        keys = "F1  help\nF5  ask anew\nCtrl+K  search\nCtrl+Z  undo"
+        self.ids.navigation.add_widget(Factory.Caption(text=marked(keys, "faint")))
         for topic, function in (("line", self.show_line), ("waiting", self.show_waiting), ("health", self.show_status),
-                                ("state", self.show_status), ("sent", self.show_status)):
+                                ("state", self.show_status), ("sent", self.show_status), ("fault", self.show_fault)):
             store.on(topic, function)
         self.show_line()
 
@@ -3698,12 +3723,22 @@ class MemoryInspector(BoxLayout):
         self.line = self.store.line
         fields = {"endpoint": self.endpoint, "why": self.store.why, "seconds": int(HUNG_S)}
         self.ids.banner.text = "" if self.line == "online" else f"[b]{_drawn(told(self.line, **fields))}[/b]"
+        if self.line == "online":
+            for page in self.pages.values():
+                page.stale = True
+            if self.page:
+                self.page.look_anew()
         self.show_status()
 
     def say(self, words, tone="soft"):
         """Say something in the status line, until the next thing is said."""
         self._said = marked(words, tone)
         self.show_status()
+
+    def show_fault(self, error):
+        """Say that an answer could not be shown."""
+        self.say(f"an answer could not be shown ({type(error).__name__}: {short(str(error), 80)}); is the daemon of another "
+                 "version?", "bad")
 
     def show_status(self, *_):
         memory, health = self.store.state.get("memory", {}), self.store.health
@@ -3739,12 +3774,13 @@ class MemoryInspector(BoxLayout):
         dialogs = [one for one in window.children if isinstance(one, Dialog)]
         if dialogs:
             return self._dialog_key(dialogs[0], name, modifiers)
-        typing = any(getattr(one, "focus", False) and one.__class__.__name__ in ("Field", "Code") for one in _all_below(self.page))
+        typing = any(getattr(one, "focus", False) and type(one).__name__ in ("Field", "Code") for one in _all_below(self.page))
         does = self._meaning(name, modifiers, typing)
         if does:
             does()
             return True
-        return not typing and self.page.key(name, modifiers)
+        pressing = any(isinstance(one, Push) and one.focus for one in _all_below(self))
+        return not typing and not (pressing and name in ("enter", "spacebar")) and self.page.key(name, modifiers)
 
     def _meaning(self, name, modifiers, typing):
         """Return the function that a key stands for everywhere, or None."""
@@ -3757,14 +3793,14 @@ class MemoryInspector(BoxLayout):
         if modifiers:
             return None
         move = {"down": self._into_list} if typing else {"/": self._go_search}
-        return {"f1": self.show_help, "f5": self.page.refresh, "escape": self._back, **move}.get(name)
+        return {"f1": self.show_help, "f5": self.page.look_anew, "escape": self._back, **move}.get(name)
 
     def _typed(self):
         """Whether the field with the cursor has text of its own to undo."""
         return any(getattr(one, "focus", False) and getattr(one, "_undo", None) for one in _all_below(self.page))
 
     def _go_search(self):
-        self.open(next(iter(PAGES)))
+        Clock.schedule_once(lambda _: self.open(next(iter(PAGES))), 0.05)        # the key itself shall not be typed there
 
     def _into_list(self):
         rows = next((one for one in _all_below(self.page) if isinstance(one, Rows) and one.data), None)
@@ -3789,9 +3825,10 @@ class MemoryInspector(BoxLayout):
     # -------- help and undo
 
     def show_help(self):
-        dialog = Dialog(title=marked(self.page.spec["title"], bold=True))
+        dialog = Dialog(title=marked(self.page.spec["title"], bold=True), size_hint=(0.66, None), height=dp(380))
         keys = __doc__.partition("    Ctrl+1")[2].partition("\n\n")[0]
-        for text in (marked(self.page.spec["help"]), "[font=" + FONTS.mono + "]" + marked("    Ctrl+1" + keys, "soft") + "[/font]"):
+        keys = f"[font={FONTS.mono}]{marked('    Ctrl+1' + keys, 'soft')}[/font]"
+        for text in (marked(self.page.spec["help"]), keys):
             dialog.ids.body.add_widget(Words(text=text, line_height=1.2))
         dialog.ids.body.add_widget(Widget())
         dialog.button("Close", dialog.dismiss, strong=True)
@@ -3806,7 +3843,8 @@ class MemoryInspector(BoxLayout):
 
     def undo(self, change, then=None):
         """Show what a change did, and undo it where that is wanted."""
-        self.store.ask("history", lambda reply: self._offer_undo(reply, change, then), slot="undo", doing="looking back", limit=200)
+        self.store.ask("history", lambda reply: self._offer_undo(reply, change, then), slot="undo", doing="looking back",
+                       limit=200)
 
     def _offer_undo(self, reply, change, then):
         found = next((one for one in reply.get("results", ()) if one["change"] == change), None)
@@ -3883,11 +3921,12 @@ class MorphicUIApp(App):
     def __init__(self, endpoint=DEFAULT_ENDPOINT, keys=None, **how):
         super().__init__(**how)
         self.endpoint, self.keys, self.layout, self.title = endpoint, keys, read_layout(), SPEC["title"]
-        for section, name, value in (("kivy", "exit_on_escape", 0), ("graphics", "multisamples", 0), ("kivy", "log_level", "warning"),
-                                     ("input", "mouse", "mouse,disable_multitouch"), ("kivy", "desktop", 1),
-                                     ("graphics", "width", self.layout["width"]), ("graphics", "height", self.layout["height"]),
-                                     ("graphics", "minimum_width", 900), ("graphics", "minimum_height", 560)):
-            Config.set(section, name, value)
+        size = {"width": self.layout["width"], "height": self.layout["height"], "minimum_width": 900, "minimum_height": 560}
+        for section, settings in {"kivy": {"exit_on_escape": 0, "log_level": "warning", "desktop": 1},
+                                  "graphics": {"multisamples": 0, **size},
+                                  "input": {"mouse": "mouse,disable_multitouch"}}.items():
+            for name, value in settings.items():
+                Config.set(section, name, value)
         self.wake = Clock.create_trigger(lambda _: self._drain())
         self.bridge = Bridge(endpoint, keys, self.wake)
         self.store = Store(self.bridge)
