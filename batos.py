@@ -13019,6 +13019,29 @@ class ListDocumentsCommand(Command):
     limit: int = pydantic.Field(100, ge=1, le=1000)
 
 
+class ShowDocumentCommand(Command):
+    """Show chunks of a document, in their order from chunk `first` on; `version` a former one that is still kept."""
+
+    doc_id: str = pydantic.Field(min_length=1, max_length=1000)
+    version: int | None = None
+    first: int = pydantic.Field(0, ge=0)
+    limit: int = pydantic.Field(20, ge=1, le=1000)
+
+
+OBJECT_KINDS = ("UvmObject", "Method")
+
+
+class ListObjectsCommand(Command):
+    """Show objects by oid, those after `after` first: of a class, with words in what they say, a slot, or a parent."""
+
+    words: str = pydantic.Field("", max_length=1000)
+    kind: typing.Literal[OBJECT_KINDS] | None = None
+    slot: str | None = pydantic.Field(None, max_length=200)
+    parent: str | None = pydantic.Field(None, max_length=1000)
+    after: str = pydantic.Field("0x0", pattern=r"^0x[0-9a-fA-F]{1,16}$")
+    limit: int = pydantic.Field(100, ge=1, le=1000)
+
+
 class UnindexDocumentCommand(Command):
     """Take a document out of the memory."""
 
@@ -13145,6 +13168,8 @@ COMMANDS = {
     "incarnate": CommandRow(IncarnateCommand, "bulk", effect=True),
     "list_cycles": CommandRow(ListCyclesCommand, "read", "read"),
     "list_documents": CommandRow(ListDocumentsCommand, "read", "read"),
+    "show_document": CommandRow(ShowDocumentCommand, "read", "read"),
+    "list_objects": CommandRow(ListObjectsCommand, "read", "read"),
     "initiate_cognitive_cycle": CommandRow(InitiateCognitiveCycleCommand, "write", "write", effect=True),
     "inspect": CommandRow(InspectCommand, "read", "read"),
     "search_memory": CommandRow(SearchMemoryCommand, "read", "read"),
@@ -13741,6 +13766,80 @@ def list_documents(command):
     return apply
 
 
+def show_document(command):
+    """Return apply(root) that shows a document's chunks; `after` of the result is the next one's number, or None."""
+    def apply(root):
+        catalog = root["knowledge_catalog_obj"]
+        document = find_document(catalog, command.doc_id, command.version)
+        end = min(document.chunk_count, command.first + command.limit)
+        chunks = [open_chunk(catalog, document.doc_id, document.version, at) for at in range(command.first, end)]
+        rows = [{"chunk_index": at, "text": chunk.text, "lines": [chunk.line_start, chunk.line_end]}
+                for at, chunk in enumerate(chunks, command.first)]
+        told = {"doc_id": document.doc_id, "version": document.version, "title": document.title, "kind": document.kind,
+                "chunks": document.chunk_count, "metadata": to_wire(document.metadata), "scope": document.scope,
+                "added_at": to_wire(document.added_at), "after": end if end < document.chunk_count else None}
+        return {"details": f"{len(rows)} of {document.chunk_count} chunks", "results": rows, "result": told}
+    return apply
+
+
+OBJECTS_LOOKED_AT = 5000                                 # by one list_objects, however few of them it shows
+
+
+def _objects_after(connection, after, kind):
+    """Yield (oid, object) of a snapshot by oid; None for what is of another class, or younger than the snapshot.
+
+    Raises BadRequest where the storage cannot be walked.
+    """
+    storage, following = connection.db().storage, (after + 1).to_bytes(8)
+    wanted = {("batos", name) for name in ([kind] if kind else OBJECT_KINDS)}
+    if not hasattr(storage, "record_iternext"):
+        raise BadRequest(f"the image's storage, a {type(storage).__name__}, does not list its objects; inspect them by name")
+    while following is not None:
+        try:
+            oid, _, data, following = storage.record_iternext(following)
+        except ValueError:                               # nothing comes after
+            return
+        try:
+            yield oid, connection.get(oid) if ZODB.utils.get_pickle_metadata(data) in wanted else None
+        except ZODB.POSException.POSKeyError:
+            yield oid, None
+
+
+def _is_listed(obj, command, words, parent):
+    """Whether an object is what a list_objects asks for."""
+    slots = own(obj)
+    if command.slot is not None and command.slot not in slots:
+        return False
+    if parent is not None and not any(parent in slots[pointer] for pointer in obj._pointers):
+        return False
+    if not words:
+        return True
+    said = " ".join([oid_text(obj._p_oid), *slots, *(value for value in slots.values() if isinstance(value, str))]).casefold()
+    return all(word in said for word in words)
+
+
+def list_objects(command):
+    """Return apply(root) that lists objects; `after` of the result is where the next page goes on, or None."""
+    def apply(root):
+        rows, looked, words = [], 0, command.words.casefold().split()
+        parent = resolve(root, command.parent) if command.parent is not None else None
+        for oid, obj in _objects_after(root._p_jar, int(command.after, 16), command.kind):
+            looked += 1
+            if obj is not None:
+                rows += [_object_row(obj)] if _is_listed(obj, command, words, parent) else []
+                obj._p_deactivate()
+            if len(rows) == command.limit or looked == OBJECTS_LOOKED_AT:
+                return {"details": f"{len(rows)} objects, and more", "results": rows, "result": {"after": oid_text(oid)}}
+        return {"details": f"{len(rows)} objects", "results": rows, "result": {"after": None}}
+    return apply
+
+
+def _object_row(obj):
+    name = own(obj).get("name", own(obj).get("selector"))
+    return {"oid": oid_text(obj._p_oid), "class": type(obj).__name__, "slots": list(obj._slots)[:50],
+            "name": _shortly(name).strip("'") if name is not None else None}
+
+
 def cycle_answer(report):
     """Return the reply's part that tells how a cycle is."""
     reason = f": {report['reason']['details']}" if "reason" in report else ""
@@ -14139,6 +14238,8 @@ JOBS = {
     "initiate_cognitive_cycle": _initiate,
     "list_cycles": _read(list_cycles),
     "list_documents": _read(list_documents),
+    "show_document": _read(show_document),
+    "list_objects": _read(list_objects),
     "inspect": lambda uvm, request: uvm.submit_to("read", request, inspect_object(request.command, uvm.image)),
     "history": _read(show_history),
     "undo": lambda uvm, request: uvm.submit_to("bulk", request, undo(request.command), urgent=True),

@@ -283,3 +283,41 @@ def test_what_is_no_error_of_bat_os_shows_its_kind_alone():
     assert "secret" not in reply["details"] and "KeyError" in reply["details"]
     assert batos.error_reply(7, batos.Busy("later"))["retry"] is True and "retry" not in batos.error_reply(7, Malformed("x"))
     assert batos.error_reply(1, batos.TooLate("ended", result={"state": "COMPLETE"}))["result"] == {"state": "COMPLETE"}
+
+
+# What an inspector looks at
+
+
+def test_a_document_is_shown_from_a_chunk_on(daemon):
+    text = "\n\n".join(f"# Part {n}\n\n" + f"Sentence {n} tells of the valve. " * 12 for n in range(9))
+    with batos.Client(daemon().endpoint) as client:
+        client.call("index_document", doc_id="manual", text=text)
+        client.call("index_document", doc_id="manual", text=text + "\n\nOne more line.")
+        whole = client.call("show_document", doc_id="manual", limit=1000)
+        first = client.call("show_document", doc_id="manual", limit=2)
+        rest = client.call("show_document", doc_id="manual", first=first["result"]["after"], limit=1000)
+        assert first["results"] + rest["results"] == whole["results"] and rest["result"]["after"] is None
+        assert [row["chunk_index"] for row in whole["results"]] == list(range(whole["result"]["chunks"]))
+        lines = text.splitlines()
+        assert all(row["text"].splitlines()[0] == lines[row["lines"][0] - 1] for row in whole["results"])
+        assert client.call("show_document", doc_id="manual", version=1)["result"]["version"] == 1
+        with pytest.raises(batos.NotFound):
+            client.call("show_document", doc_id="manul")
+
+
+def test_objects_are_listed_page_by_page_and_found_by_words_slot_and_parent(daemon):
+    with batos.Client(daemon().endpoint) as client:
+        for n in range(30):
+            clone = client.call("send_message", target="genesis_obj", selector="clone")["result"]["$ref"]
+            client.call("send_message", target=clone, selector="setSlot_value_", args=["name", f"lamp {n}"])
+        child = client.call("send_message", target=clone, selector="setSlot_value_", args=["parent*", [{"$ref": "genesis_obj"}]])
+        assert child["status"] == "OK"
+        found, after = [], "0x0"
+        while after is not None:
+            reply = client.call("list_objects", after=after, limit=7)
+            found, after = found + [row["oid"] for row in reply["results"]], reply["result"]["after"]
+        assert len(found) == len(set(found)) > 60 and found == sorted(found, key=lambda oid: int(oid, 16))
+        assert len(client.call("list_objects", words="LAMP", limit=1000)["results"]) == 30
+        assert [row["oid"] for row in client.call("list_objects", parent="genesis_obj")["results"]] == [clone]
+        assert {row["class"] for row in client.call("list_objects", kind="Method")["results"]} == {"Method"}
+        assert [row["name"] for row in client.call("list_objects", slot="lora_repository")["results"]] == ["pLLM_obj"]
