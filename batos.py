@@ -29,6 +29,7 @@ The sections, each using only those above it:
     Protocol            commands, their models and roles, values on the wire, keys
     BatOS_UVM           the ROUTER socket, dispatch, replies, events, figures
     Genesis             the first transaction of an image, the core's files in it
+    First conversation  the client that the system makes of itself: its specification, compiler, states, window
     Daemon              start, drain, stop
     Client              a synchronous client and the command line
 
@@ -90,6 +91,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 import tokenize
@@ -371,6 +373,8 @@ SETTINGS = {row.name: row for row in (
     Setting("method_deadline_s", 10.0, "s", "time for one message to a stored method; then its process is ended"),
     Setting("method_memory_mb", 256.0, "MB", "memory that such a process may have"),
     Setting("method_output_mb", 8.0, "MB", "what one message to a method may tell, answer and write in all"),
+    Setting("ui", "auto", "auto or a file", "where the Memory Inspector that the system makes is written; auto is morphic_ui.py "
+            "beside the image, or in IMAGE.ui/ where the image lies in a checkout"),
     Setting("workers", 2, "threads", "missions that are thought about at the same time"),
     Setting("mission_deadline_s", 300.0, "s", "time for one mission, from its first thought"),
     Setting("missions_max", 10_000, "missions", "missions that wait or run; more are refused as Busy"),
@@ -10317,6 +10321,8 @@ class Recall(typing.NamedTuple):
     embedder: Embedder = Embedder()
     offer: typing.Callable = lambda kind, text, among=None: []     # what the core's router offers for a text
     believed: typing.Callable = lambda: None             # the properties of methods that the core's word is taken for; None: all
+    writes: typing.Callable = lambda: False              # whether the core is a model that can be asked anything
+    settings: argparse.Namespace | None = None
 
 
 def find_evidence(catalog, query, recall, focus="", places=({},)):
@@ -10728,6 +10734,7 @@ STATES = {
     "FAILED": ("ALFRED", []),
 }
 ENDED = ("COMPLETE", "FAILED")
+FREE_TEXT = ""                                           # the task of a request whose fields are those of `infer_`
 SPEAKER = {"facet": "persona", "weave": "lead"}            # task -> its field that names who speaks; plans are nobody's
 GATE_SHARE = 0.5                   # of what the offered quotes hold of the mission's words, the told ones must hold
 RETRY_COMMIT_S = 2.0               # a step that could not be stored (a full disk) is tried again so often
@@ -10758,7 +10765,7 @@ class Step(typing.NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Thought:
     """What a state wants: `requests` are (task, fields, answers that are refused) for the core, one batch; `read` makes a Step
-    of the answers. Where there is `work`, it is done (given the method lane) outside of any snapshot, and read gets its result.
+    of the answers. Where there is `work`, it is done (given the lanes) outside of any snapshot, and read gets its result.
     """
 
     name: str
@@ -10950,7 +10957,7 @@ def _recalling_for_facets(cycle, recall):
         asked = {facet.pillar: request for facet, request in zip(facets, told, strict=True)}
         written = {facet.pillar: facet.source for facet in facets if not facet.stands and "failed" not in asked[facet.pillar]}
         return Step("DELEGATING", {"asked": asked}, {"new_facets": written} if written else {})
-    return Thought("recall for facets", read, work=lambda lane: [facet_request(lane, facet) for facet in facets])
+    return Thought("recall for facets", read, work=lambda lanes: [facet_request(lanes["method"], facet) for facet in facets])
 
 
 def _facet_request(root, pillar, facet):
@@ -11446,7 +11453,7 @@ class MissionLane:
         embedder = embedder or Embedder()
         self._recall = Recall(settings.evidence_chunks, settings.evidence_sentences, settings.relevance, settings.similarity,
                               embedder, lambda kind, text, among=None: core.offers(kind, text, embedder, among),
-                              lambda: core.believed)
+                              lambda: core.believed, lambda: core.writes, settings)
         self.missions = {}                               # oid -> Mission; all that are accepted and have not ended
         self.counts = collections.Counter()              # state -> cycles ended since the start
         self._running = 0                                # missions that a worker has in hand
@@ -11557,7 +11564,7 @@ class MissionLane:
             spoken = [speaking(root, *request[:2]) if self.core.writes else (None, None) for request in thought.requests]
         if thought.requests:
             self._store(mission)
-        step = thought.read(thought.work(self.lanes["method"]) if thought.work else self._ask(mission, thought.requests, spoken))
+        step = thought.read(thought.work(self.lanes) if thought.work else self._ask(mission, thought.requests, spoken))
         check_follows(name, follows, step)
         mission.steps.append((thought, step, time.monotonic() - start_s))
         if plan := step.data.get("plan"):
@@ -11594,6 +11601,8 @@ class MissionLane:
         if not requests:
             return []
         self._await_core(mission)
+        if requests[0][0] == FREE_TEXT:
+            return [self.core.infer_(**fields, cancel=mission.cancel) for _, fields in requests]
         left_s = min(self.settings.core_deadline_s, mission.deadline_at_s - time.monotonic())
         rows = [CoreRequest(task, without_prompt(fields), self.core.expert(fields.get(SPEAKER.get(task))), left_s, mission.cancel,
                             on_text=self._listener(mission.oid) if task == "weave" else None,
@@ -12086,8 +12095,8 @@ def try_method(cycle, data):
     slots, given = plain_slots(cycle, request["slots"]), tuple(wanted_of(cycle)["args"])
     examples, before = told_examples(cycle), data.get("before")
 
-    def work(lane):
-        return objections(lane, written["source"], slots, given, request, tests, examples, before)
+    def work(lanes):
+        return objections(lanes["method"], written["source"], slots, given, request, tests, examples, before)
 
     def read(reasons):
         if not reasons:
@@ -12952,6 +12961,21 @@ class ImportCommand(Command):
     adapters: bool = True
 
 
+class DisplayYourselfCommand(Command):
+    """Have the system make its client, the Memory Inspector, where that is due, and open its window on the daemon's machine."""
+
+    target: typing.ClassVar[str] = "genesis_obj"         # the message of that name, to this object
+    wait: bool = True
+
+    @property
+    def selector(self):
+        return self.command
+
+
+class IngestAndDisplayYourselfCommand(DisplayYourselfCommand):
+    """As display_yourself, once the memory holds the system's own documents."""
+
+
 class MissionBrief(pydantic.BaseModel):
     """What a mission is about; the texts among args and kwargs are its question."""
 
@@ -13176,6 +13200,8 @@ COMMANDS = {
     "send_message": CommandRow(SendMessageCommand, "write", "write", effect=True),
     "create_method": CommandRow(CreateMethodCommand, "bulk", "write", effect=True),
     "rollback": CommandRow(RollbackCommand, "bulk", "write", effect=True),
+    "display_yourself": CommandRow(DisplayYourselfCommand, "read"),
+    "ingest_and_display_yourself": CommandRow(IngestAndDisplayYourselfCommand, "read"),
     "export": CommandRow(ExportCommand, "read", "read"),
     "import": CommandRow(ImportCommand, "bulk", "write", effect=True),
     "index_document": CommandRow(IndexDocumentCommand, "bulk", "write", effect=True),
@@ -14194,10 +14220,15 @@ def _index_document(uvm, request):
     uvm.submit_to("bulk", request, ingest.apply, before=ingest.before, after=ingest.after)
 
 
-def _initiate(uvm, request):
+def check_core(uvm):
+    """Raise CoreOffline where no mission can be thought."""
     if uvm.core.state in ("offline", "failed"):
         raise CoreOffline(f"missions need the cognitive core, which is {uvm.core.state} ({uvm.core.progress}); start the "
                           "daemon with --core auto. search_memory works without", state=uvm.core.state)
+
+
+def _initiate(uvm, request):
+    check_core(uvm)
     uvm.submit_to("write", request, accept_mission(request.command, request.who, uvm.settings))
 
 
@@ -14616,7 +14647,7 @@ class BatOS_UVM:
                                 lambda oid, report: self.post(self._cycle_ended, oid, report), self.embedder, self._fetch_ahead,
                                 self._token_listener)
         self.housekeeping = Housekeeping(image, self.lanes, self.embedder, self.core, settings)
-        self.heartbeat = Heartbeat(self, settings)
+        self.heartbeat, self.display = Heartbeat(self, settings), None       # display: what opens windows; see First conversation
         self._waiting = collections.defaultdict(list)    # cycle id -> functions of its report, each one a reply
         self.started_s = time.monotonic()
         self.keys = KeyMemory(settings.request_memory_min_h * 3600, settings.request_memory_max)
@@ -15442,6 +15473,703 @@ def link_core(records, folder):
 
 
 ################################################################################
+# First conversation ###########################################################
+################################################################################
+#
+# The system makes its own client. `display_yourself` and `ingest_and_display_yourself`
+# are messages that genesis_obj does not understand at first; the mission that such a
+# message becomes goes through states of its own:
+#
+#   ui_gen_start_state          where it begins; the second message reads the system's own documents first
+#   ui_gen_invoke_babs_state    BABS, generate_requirements: what the client needs of this machine
+#   ui_gen_invoke_brick_state   BRICK, generate_kivy_classes: which pages in which order, with which columns
+#   ui_gen_invoke_robin_state   ROBIN, generate_kv_layout: title, accent, the titles of the pages
+#   ui_gen_invoke_alfred_state  ALFRED, assemble_and_execute: compiles it, and tries it where nobody sees it
+#   ui_gen_completion_state     tells what came from where
+#
+#   specification  what the client shows, as plain data; UI_SPEC is the canonical one
+#   stock          morphic_ui.py beside this file: its parts, by their marks, are what every client is made of
+#   incarnation    a client that was made: specification, source, whence each stage is; a version, as a method has them
+#
+# Nothing that the image holds is run as code: what runs is compiled here each time, from the stock of this installation
+# and a specification that was checked.
+
+log_display = logging.getLogger("batos.display")
+
+UI_SPEC = {
+    "title": "BAT OS Memory Inspector",
+    "accent": "#f0b03f",
+    "palette": {
+        "ground": "#11141a", "panel": "#181d26", "raised": "#222a36", "edge": "#303b4a", "chosen": "#2b3a4d",
+        "ink": "#e6e9ee", "soft": "#98a3b3", "faint": "#6b7686",
+        "good": "#5fc98f", "bad": "#f0716c", "cool": "#5aa9f0", "warm": "#f0b03f", "cold": "#7f9cc4", "violet": "#b48cf2",
+    },
+    "pages": [
+        {"name": "search", "title": "Search", "mark": "\u2315",
+         "help": "Type words and press Enter. \"In quotes\" must be there, -this must not. Each result tells its score, which of "
+                 "the words it holds, how near its meaning is and where it ranks by both; Enter or a click opens the document at "
+                 "its place. Filters narrow by kind, scope, tag and time. Without words all documents are listed.",
+         "columns": ["level", "scope", "kind", "tags", "since", "until", "doc_id"],
+         "empty": "No documents yet. Teach it some:  python batos.py learn FOLDER"},
+        {"name": "ask", "title": "Ask", "mark": "\u2709",
+         "help": "Ask a question and see the cycle think: its states, the facets side by side, the words as they come. Brackets "
+                 "such as [1] open the document at the lines quoted. Mark an answer as right, or as wrong with what would be "
+                 "right. A name in the field Conversation makes questions turns of one.",
+         "columns": ["answer", "personas", "steps"],
+         "empty": "No questions yet. What do you want to know?"},
+        {"name": "objects", "title": "Objects", "mark": "\u25a3",
+         "help": "Root objects stand on the left; words find others in the whole image, slot:NAME those that have a slot, "
+                 "kind:Method methods. Enter dives into what a slot refers to, Alt+Left and Alt+Right go back and forward. E "
+                 "edits a slot or a method; the difference is shown before it is sent. Selectors tell who answers.",
+         "columns": ["slots", "selectors", "graph", "history"],
+         "empty": "The image has not been shown yet."},
+        {"name": "messages", "title": "Messages", "mark": "\u2192",
+         "help": "Choose a command, fill its fields (lists and maps as JSON) and send it with Ctrl+Enter. Selectors that the "
+                 "target answers are offered. The reply is a tree: Enter opens a branch, or an object. Copy as script gives "
+                 "Python.",
+         "empty": "Nothing was sent yet."},
+        {"name": "experts", "title": "Experts", "mark": "\u2261",
+         "help": "LoRA experts live in three tiers: cold in the image, warm in memory, hot in slots on the device. Bars show how "
+                 "full each is. Enter or Activate makes an expert hot and tells each step.",
+         "columns": ["hot", "warm", "cold"],
+         "empty": "No experts; put adapters into lora_adapters/ and send incarnate."},
+        {"name": "life", "title": "Life", "mark": "\u2665",
+         "help": "How the daemon is: waiting work, commits, memory and disk over time; events as they come (Space pauses them); "
+                 "missions and what failed; settings and where they stand.",
+         "columns": ["events", "missions", "failures", "changes", "upkeep", "settings"],
+         "empty": "Nothing happened yet."},
+    ],
+    "sparks": [
+        {"title": "waiting", "path": "lanes.*.waiting", "unit": "jobs"},
+        {"title": "commits", "path": "lanes.*.commits", "unit": "/s", "rate": True},
+        {"title": "commit p99", "path": "commit.write.p99_ms", "unit": "ms"},
+        {"title": "fsync p99", "path": "fsync.p99_ms", "unit": "ms"},
+        {"title": "memory", "path": "memory_mb", "unit": "MB"},
+        {"title": "image", "path": "image_mb", "unit": "MB"},
+        {"title": "disk free", "path": "disk_free_mb", "unit": "MB"},
+        {"title": "tokens", "path": "core.tokens", "unit": "/s", "rate": True},
+    ],
+    "tiers": [
+        {"name": "hot", "title": "Hot: slots on the device", "tone": "bad", "used": "experts", "room": "slots", "unit": "slots",
+         "empty": "No expert is on the device."},
+        {"name": "warm", "title": "Warm: memory", "tone": "warm", "used": "mb", "room": "budget_mb", "unit": "MB",
+         "empty": "None is here alone: hot ones are held here too."},
+        {"name": "cold", "title": "Cold: in the image", "tone": "cool", "used": "mb", "room": None, "unit": "MB",
+         "empty": "None is here alone: warm and hot ones are stored here too."},
+    ],
+    "states": {"IDLE": "faint", "DECOMPOSING": "cool", "DELEGATING": "violet", "SYNTHESIZING": "warm", "COMPLETE": "good",
+               "FAILED": "bad"},
+    "events": {
+        "health": ["state", "pending", "missions.running", "missions.waiting", "image_mb", "memory_mb"],
+        "uvm_state_update": ["memory.documents", "memory.chunks", "missions.running", "missions.complete", "missions.failed"],
+        "cycle": ["cycle", "state"],
+        "error": ["command", "code", "details"],
+        "lagged": ["missed"],
+    },
+    "kinds": [
+        {"kind": "method", "class": "Method"},
+        {"kind": "cycle", "slots": ["mission_brief", "journal"]},
+        {"kind": "step", "slots": ["digest", "next_state", "seconds"]},
+        {"kind": "persona", "slots": ["core_mission", "pillars"]},
+        {"kind": "expert", "slots": ["adapter_name", "model_blob"]},
+    ],
+    "views": {"method": "method", "cycle": "cycle"},
+    "texts": {
+        "absent": "No daemon answers at {endpoint}. It is tried again by itself; start it with  python batos.py",
+        "hung": "The daemon at {endpoint} is there but has not answered for {seconds} s. What you ask now is not sent.",
+        "refused": "The daemon at {endpoint} does not let this client in ({why}). Give the key file with --keys.",
+        "connecting": "Looking for the daemon at {endpoint} \u2026",
+        "offline": "not sent: no daemon answers; ask again once it is back",
+        "lost": "the connection was lost before the answer; whether it took effect is not known. Look before you ask again",
+        "nothing": "Nothing in memory matches.",
+        "slow": "still {doing} \u2026 {seconds} s",
+        "glyphs": "no font here shows {scripts}: install one, such as fonts-noto",
+        "shaping": "{scripts} is shown unshaped, from left to right",
+    },
+}
+
+UI_MESSAGES = ("display_yourself", "ingest_and_display_yourself")
+UI_STATES = {                                            # state -> (who leads it, what follows)
+    "ui_gen_start_state": ("ALFRED", ["ui_gen_invoke_babs_state"]),
+    "ui_gen_invoke_babs_state": ("BABS", ["ui_gen_invoke_brick_state"]),
+    "ui_gen_invoke_brick_state": ("BRICK", ["ui_gen_invoke_robin_state"]),
+    "ui_gen_invoke_robin_state": ("ROBIN", ["ui_gen_invoke_alfred_state"]),
+    "ui_gen_invoke_alfred_state": ("ALFRED", ["ui_gen_completion_state"]),
+    "ui_gen_completion_state": ("ALFRED", ["COMPLETE"]),
+}
+UI_STAGES = {                                            # what a persona is asked for -> the persona
+    "generate_requirements": "BABS", "generate_kivy_classes": "BRICK", "generate_kv_layout": "ROBIN",
+    "assemble_and_execute": "ALFRED"}
+UI_PACKAGES = ("kivy", "pyzmq", "ormsgpack")             # what the client imports beside Python's own
+UI_STOCK = pathlib.Path(__file__).resolve().parent / "morphic_ui.py"
+UI_VERSIONS_KEPT, UI_TRIAL_S, UI_ANSWER_TOKENS = 10, 120.0, 400
+CANONICAL = "the canonical one"
+
+
+# The specification
+
+
+def unfit(value, model, path=""):
+    """Yield, as sentences, where a part of a specification is not of the form of the canonical part `model`."""
+    if type(value) is not type(model) and model is not None:
+        yield f"{path or 'it'} is a {type(value).__name__}, and a {type(model).__name__} is wanted"
+    elif isinstance(model, dict):
+        strange = [str(name) for name in value if name not in model]
+        yield from (f"{path} has no {name!r}; {mend(name, list(model), 'there are')}" for name in strange)
+        yield from (f"{path} lacks {name!r}" for name in model if name not in value)
+        for name in value.keys() & model.keys():
+            yield from unfit(value[name], model[name], f"{path}.{name}".strip("."))
+    elif isinstance(model, list):
+        for number, item in enumerate(value):
+            if all(any(True for _ in unfit(item, one)) for one in model):
+                yield f"{path}[{number}] is {_shortly(item)}, and is like none of {_shortly(model)}"
+    elif isinstance(model, str):
+        yield from unfit_text(value, model, path)
+
+
+def unfit_text(value, model, path):
+    """Yield why a text may not stand where the canonical text `model` stands."""
+    if re.fullmatch(r"#[0-9a-f]{6}", model) and not re.fullmatch(r"#[0-9a-f]{6}", value):
+        yield f"{path} is {_shortly(value)}, and a colour as #rrggbb is wanted"
+    if set(re.findall(r"\{\w*\}", value)) - set(re.findall(r"\{\w*\}", model)) or not value.strip() or len(value) > 1000:
+        yield f"{path} is {_shortly(value)}; a text of 1 to 1000 characters is wanted, with no {{names}} but those of {model}"
+    if not value.isprintable():
+        yield f"{path} has characters that cannot be shown"
+
+
+def unfit_pages(pages):
+    """Yield why a list of pages may not be: each is a known one, once, with its own columns."""
+    known = {page["name"]: page for page in UI_SPEC["pages"]}
+    names = [page.get("name") if isinstance(page, dict) else None for page in pages] if isinstance(pages, list) else []
+    if not names or len(set(map(str, names))) != len(names) or not set(map(str, names)) <= known.keys():
+        yield f"pages are {_shortly(names)}; allowed is any order of some of {', '.join(known)}, each once"
+        return
+    for page in pages:
+        yield from unfit(page, known[page["name"]], f"pages.{page['name']}")
+        columns, own_columns = page.get("columns", []), known[page["name"]].get("columns", [])
+        if isinstance(columns, list) and not set(map(str, columns)) <= set(own_columns):
+            yield f"pages.{page['name']}.columns are {columns}; allowed is any order of some of {own_columns}"
+
+
+def check_spec(spec):
+    """Raise BadRequest that names all that is not right about a specification."""
+    rest = {name: part for name, part in UI_SPEC.items() if name != "pages"}
+    wrong = [*unfit_pages(spec.get("pages")), *unfit({name: spec[name] for name in spec if name != "pages"}, rest)]
+    if wrong:
+        raise BadRequest(f"the specification of the client is not right: {'; '.join(wrong[:5])}")
+
+
+def with_part(spec, path, value):
+    """Return a specification with another value at a path, such as `accent` or `pages.search.title`. Raises BadRequest."""
+    spec = json.loads(json.dumps(spec))
+    *way, last = path.split(".")
+    place = spec
+    for name in way:
+        inner = {item["name"]: item for item in place if "name" in item} if isinstance(place, list) else place
+        place = inner.get(name)
+        if not isinstance(place, dict | list):
+            raise BadRequest(f"the specification has nothing at {path!r:.100}; {mend(way[0], list(UI_SPEC), 'its parts are')}")
+    if not isinstance(place, dict) or last not in place:
+        raise BadRequest(f"the specification has nothing at {path!r:.100}; {mend(last, list(place), 'there are')}")
+    place[last] = value
+    check_spec(spec)
+    return spec
+
+
+def with_changes(spec, changes):
+    """Return (a specification with a user's own changes {path: value}, [why one was left out])."""
+    left_out = []
+    for path, value in changes.items() if isinstance(changes, dict) else ():
+        try:
+            spec = with_part(spec, str(path), value)
+        except BatosError as error:
+            left_out.append(error.message)
+    return spec, left_out
+
+
+JSON_KINDS = {"string": "text", "integer": "integer", "number": "number", "boolean": "switch", "array": "list", "object": "map"}
+JSON_LIMITS = {"maxLength": "longest", "minimum": "min", "maximum": "max"}
+
+
+def ui_commands():
+    """Return the message table as the client reads it: {command: {"help", "effect", "role", "fields"}}."""
+    return {name: {"help": " ".join(row.model.__doc__.split()), "effect": row.effect, "role": row.role,
+                   "fields": ui_fields(row.model, Command.model_fields)} for name, row in COMMANDS.items()}
+
+
+def ui_fields(model, without=()):
+    """Return {field: what it takes} of a pydantic model."""
+    schema = model.model_json_schema(by_alias=False)
+    return {name: ui_field(schema["properties"][name], schema, field) for name, field in model.model_fields.items()
+            if name not in without}
+
+
+def ui_field(told, schema, field):
+    """Return what a field takes: {"type", "choices"?, "longest"?, "min"?, "max"?, "fields"?, "default" | "required"}."""
+    told = next((kind for kind in told.get("anyOf", ()) if kind.get("type") != "null"), told)
+    if "$ref" in told:
+        told = schema["$defs"][told["$ref"].rpartition("/")[2]]
+    kind = "bytes" if told.get("format") == "binary" else JSON_KINDS.get(told.get("type"), "text")
+    choices = told.get("enum") or told.get("items", {}).get("enum")
+    limits = {ours: told[theirs] for theirs, ours in JSON_LIMITS.items() if theirs in told}
+    inner = {"fields": ui_fields(field.annotation)} if "properties" in told else {}
+    default = {"required": True} if field.is_required() else {"default": field.get_default(call_default_factory=True)}
+    return {"type": "choice" if choices and kind == "text" else kind, **({"choices": choices} if choices else {}), **limits,
+            **inner, **default}
+
+
+# The compiler
+
+
+def as_literal(value, indent=0, used=0):
+    """Return Python source of plain data, in lines of at most 126 characters where that can be; the same data, the same text."""
+    line, inner = _on_one_line(value), " " * (indent + 4)
+    if indent + used + len(line) <= 126 or not value or not isinstance(value, dict | list | str):
+        return line
+    if isinstance(value, str):
+        width = 126 - indent - 6
+        pieces = textwrap.wrap(value, width, drop_whitespace=False, break_on_hyphens=False)
+        return "(\n" + "".join(f"{inner}{_on_one_line(piece)}\n" for piece in pieces) + " " * indent + ")"
+    if isinstance(value, list):
+        return "[\n" + "".join(f"{inner}{as_literal(item, indent + 4, 1)},\n" for item in value) + " " * indent + "]"
+    names = {name: f"{_on_one_line(name)}: " for name in value}
+    rows = [f"{inner}{names[name]}{as_literal(item, indent + 4, len(names[name]) + 1)},\n" for name, item in value.items()]
+    return "{\n" + "".join(rows) + " " * indent + "}"
+
+
+def _on_one_line(value):
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_on_one_line(name)}: {_on_one_line(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_on_one_line, value)) + "]"
+    return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
+def ui_parts(stock):
+    """Return {mark: part} of a client's source, in order; each begins with its line `# ---- mark`, and "" is what is above."""
+    places = [(0, ""), *((found.start(), found[1]) for found in re.finditer(r"^# ---- (.+)$", stock, re.MULTILINE))]
+    ends = [start for start, _ in places[1:]] + [len(stock)]
+    parts = {mark: stock[start:end] for (start, mark), end in zip(places, ends, strict=True)}
+    wanted = ("", *UI_GENERATED, *(f"page: {page['name']}" for page in UI_SPEC["pages"]))
+    if lacking := [mark for mark in wanted if mark not in parts]:
+        raise ConfigError(f"{UI_STOCK} lacks the parts {', '.join(lacking)}; take the morphic_ui.py that came with this batos.py")
+    return parts
+
+
+UI_GENERATED = ("made by BAT OS", "specification", "end of specification")
+
+
+def ui_stock():
+    """Return the text of the stock. Raises ConfigError where it is not beside this file."""
+    try:
+        return UI_STOCK.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{UI_STOCK} cannot be read ({error}); it holds the parts of every client: take the one that came with "
+                          "this batos.py") from None
+
+
+def compile_ui(spec, origin, stock):
+    """Return the source of the client that a specification describes; origin: {stage: whence it is}. Raises BadRequest."""
+    check_spec(spec)
+    parts = ui_parts(stock)
+    pages = {f"page: {page['name']}" for page in spec["pages"]}
+    told = [f"# {stage:<21}  {UI_STAGES[stage]:<6}  {one_line(origin.get(stage, CANONICAL), 90)}" for stage in UI_STAGES]
+    made = "\n".join([f"# ---- {UI_GENERATED[0]}", "#", "# What the personas were asked for, and whence each part of the "
+                      "specification is:", "#", *told, "", ""])
+    data = f"# ---- {UI_GENERATED[1]}\n\nSPEC = {as_literal(spec)}\n\nCOMMANDS = {as_literal(ui_commands())}\n\n"
+    rest = [part for mark, part in parts.items()
+            if mark not in ("", *UI_GENERATED[:2]) and (not mark.startswith("page: ") or mark in pages)]
+    return "".join([parts[""], made, data, *rest])
+
+
+# Loads a client where nobody sees it, and shows each of its pages once. Its status is 3 where this machine can show no window,
+# and 4 where it lacks a package.
+UI_TRIAL = """
+import importlib.util, sys
+try:
+    import kivy, zmq, ormsgpack
+except ImportError as error:
+    print(error); raise SystemExit(4)
+spec = importlib.util.spec_from_file_location("candidate", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+sys.modules["candidate"] = module
+spec.loader.exec_module(module)
+app = module.MorphicUIApp("tcp://127.0.0.1:9")
+from kivy.core.window import Window
+if Window is None:
+    print("Kivy finds no window here"); raise SystemExit(3)
+from kivy.clock import Clock
+left = list(module.PAGES)
+def show(_):
+    if not left:
+        app.stop()
+        return
+    app.inspector.open(left.pop(0))
+    Clock.schedule_once(show, 0.05)
+Clock.schedule_once(show, 0.2)
+app.run()
+raise SystemExit(1 if left else 0)
+"""
+
+
+def try_ui(source):
+    """Try a client's source in a process of its own. Returns how it was tried, in words. Raises CodeRejected where it fails."""
+    try:
+        compile(source, "morphic_ui.py", "exec")
+    except (SyntaxError, ValueError) as error:
+        raise CodeRejected(f"the client that was compiled is no Python ({error})") from None
+    with tempfile.TemporaryDirectory(prefix="batos-ui-") as folder:
+        path = pathlib.Path(folder, "morphic_ui.py")
+        path.write_text(source, "utf-8")
+        quiet = {"SDL_VIDEODRIVER": "offscreen", "KIVY_NO_ARGS": "1", "KIVY_HOME": folder, "XDG_CONFIG_HOME": folder,
+                 "KIVY_NO_FILELOG": "1", "LIBGL_ALWAYS_SOFTWARE": "1", "HOME": folder, "OMP_NUM_THREADS": "1"}
+        try:
+            ran = subprocess.run([sys.executable, "-c", UI_TRIAL, str(path)], env={**os.environ, **quiet}, cwd=folder,
+                                 stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=UI_TRIAL_S)
+        except subprocess.TimeoutExpired:
+            raise CodeRejected(f"the client showed its pages not within {UI_TRIAL_S:g} s") from None
+    last = one_line((ran.stdout + ran.stderr).strip().rpartition("\n")[2], 300)
+    if ran.returncode in (3, 4):
+        return f"it compiles; it was not shown here ({last})"
+    if ran.returncode:
+        raise CodeRejected(f"the client failed where it was tried: {last}")
+    return "each page was shown once, where nobody sees it"
+
+
+# The states: each is a prototype in the image
+
+
+def new_morphic_ui(root):
+    """Return the object that keeps the clients that were made; the states that make them come along."""
+    psm = root["psm_prototypes_obj"]
+    for name, (lead, follows) in UI_STATES.items():
+        state = UvmObject(**{"parent*": [root["traits_obj"]], "name": name, "lead": lead, "follows": follows,
+                             "_process_synthesis_": method("_process_synthesis_", f"{name}_")})
+        set_slot(psm, name, state)
+    psm.IDLE.follows = [*psm.IDLE.follows, "ui_gen_start_state"]
+    for stage, name in UI_STAGES.items():
+        set_slot(root[f"{name.lower()}_prototype_obj"], stage, method(stage))
+    return UvmObject(**{"parent*": [root["traits_obj"]], "name": "morphic_ui_obj", "changes": {}, "incarnation": None,
+                        "restore_incarnation_": method("restore_incarnation_")})
+
+
+PRIMORDIAL["morphic_ui_obj"] = new_morphic_ui
+
+
+@primitive("generate_requirements", reads=True)
+def generate_requirements(babs):
+    """Return what the client needs: packages with the version that is here, or None, and how many messages it offers."""
+    return {"packages": {name: _version_here(name) for name in UI_PACKAGES}, "commands": len(COMMANDS),
+            "settings": len(SETTINGS)}
+
+
+def _version_here(package):
+    metadata = need("importlib.metadata", "looking for packages")
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+
+
+@primitive("generate_kivy_classes", reads=True)
+def generate_kivy_classes(brick):
+    """Return the request for the order of the pages: a prompt, and the parts of the specification that it is about."""
+    pages = "\n".join(f"{page['name']}: {page['help']}" for page in UI_SPEC["pages"])
+    return {"parts": ["pages"], "prompt":
+            f"These are the pages of a Memory Inspector:\n{pages}\n\nIn which order does somebody want them who opens it to see "
+            'what a system remembers and thinks? Answer with JSON alone: {"pages": ["NAME", ...]}, all of them.'}
+
+
+@primitive("generate_kv_layout", reads=True)
+def generate_kv_layout(robin):
+    """Return the request for what the client is called and how it looks."""
+    return {"parts": ["title", "accent"], "prompt":
+            "A Memory Inspector shows what a system with four personas remembers and thinks. Give it a title of at most six "
+            'words and a friendly accent colour on a dark ground. Answer with JSON alone: {"title": "...", "accent": "#rrggbb"}.'}
+
+
+@primitive("assemble_and_execute", reads=True)
+def assemble_and_execute(alfred):
+    """Return what was assembled last: version, whence its parts are, how it was tried; None where nothing was."""
+    made = _root_of(alfred)["morphic_ui_obj"].incarnation
+    return made and {name: own(made)[name] for name in ("version", "origin", "tried", "sha256")}
+
+
+def begin_ui(cycle, recall):
+    """IDLE: the states of its own take over."""
+    return Thought("begin", lambda _: Step("ui_gen_start_state", cycle.mission_brief["selector"]))
+
+
+@primitive("ui_gen_start_state_", reads=True)
+def ui_gen_start_state_(cycle, recall):
+    """Begin with the canonical specification; for the second message, have the memory hold the system's own documents."""
+    ingest = cycle.mission_brief["selector"] == UI_MESSAGES[1]
+    documents = own_documents(_root_of(cycle)) if ingest else []
+
+    def work(lanes):
+        return [lanes["bulk"].call(ingesting(command, recall)).result["details"] for command in documents]
+    return Thought("start", lambda told: Step("ui_gen_invoke_babs_state", told, {"spec": UI_SPEC, "origin": {}, "learnt": told}),
+                   work=work)
+
+
+def ingesting(command, recall):
+    """Return the bulk lane's job for a document that the system learns of itself."""
+    ingest = Ingest(command, recall.settings, recall.embedder)
+    return Job("index_document", ingest.apply, why="what the system says of itself", before=ingest.before, after=ingest.after)
+
+
+@primitive("ui_gen_invoke_babs_state_", reads=True)
+def ui_gen_invoke_babs_state_(cycle, recall):
+    """BABS says what the client needs, checked against what is installed."""
+    needs = send(_root_of(cycle)["babs_prototype_obj"], "generate_requirements")
+    lacking = [name for name, version in needs["packages"].items() if version is None]
+    origin = {"generate_requirements": f"read off this installation: {needs['commands']} commands" + (
+        f"; {', '.join(lacking)} not installed" if lacking else "")}
+    return Thought("requirements", lambda _: Step("ui_gen_invoke_brick_state", needs, {"requirements": needs, "origin": origin}))
+
+
+def _proposing(cycle, recall, persona, stage, then):
+    """Return the thought of a stage: the core's proposal where it is a model that can make one, and where it holds."""
+    data, name = cycle._tmp_synthesis_data, f"{persona.lower()}_prototype_obj"
+    request = send(_root_of(cycle)[name], stage)
+
+    def read(values):
+        spec, whence = data["spec"], f"{CANONICAL} (the embedded core has no such task)"
+        if values:
+            spec, whence = proposed(data["spec"], request["parts"], values[0])
+        return Step(then, [whence, *values], {"spec": spec, "origin": {**data["origin"], stage: whence}})
+    fields = {"prompt": request["prompt"], "persona": persona, "max_new_tokens": UI_ANSWER_TOKENS, "temperature": 0}
+    return Thought(stage, read, ((FREE_TEXT, fields),) if recall.writes() else ())
+
+
+def proposed(spec, parts, text):
+    """Return (the specification with what a model's text proposes for its parts, whence it is): as it was where that fails."""
+    try:
+        told = json.loads(text[text.index("{"):text.rindex("}") + 1])
+        for part in parts:
+            value = told[part]
+            if part == "pages":
+                known = {page["name"]: page for page in spec["pages"]}
+                value = [known[name] for name in value]
+                if len(value) != len(known):
+                    raise BadRequest(f"{len(value)} of {len(known)} pages were named")
+            spec = with_part(spec, part, value)
+        return spec, "the core's proposal"
+    except (ValueError, KeyError, TypeError, BatosError) as error:
+        return spec, f"{CANONICAL} (the core's proposal did not hold: {one_line(str(error), 80)})"
+
+
+@primitive("ui_gen_invoke_brick_state_", reads=True)
+def ui_gen_invoke_brick_state_(cycle, recall):
+    """BRICK says which pages there are, in which order."""
+    return _proposing(cycle, recall, "BRICK", "generate_kivy_classes", "ui_gen_invoke_robin_state")
+
+
+@primitive("ui_gen_invoke_robin_state_", reads=True)
+def ui_gen_invoke_robin_state_(cycle, recall):
+    """ROBIN says what it is called, and its colour."""
+    return _proposing(cycle, recall, "ROBIN", "generate_kv_layout", "ui_gen_invoke_alfred_state")
+
+
+@primitive("ui_gen_invoke_alfred_state_", reads=True)
+def ui_gen_invoke_alfred_state_(cycle, recall):
+    """ALFRED puts the user's own changes in, compiles, and tries the client before it replaces anything."""
+    data, changes = cycle._tmp_synthesis_data, _root_of(cycle)["morphic_ui_obj"].changes
+
+    def work(lanes):
+        spec, left_out = with_changes(data["spec"], changes)
+        told = "compiled by code" + (f"; your changes: {len(changes) - len(left_out)} taken" if changes else "")
+        origin = {**data["origin"], "assemble_and_execute": told + "".join(f", left out: {why}" for why in left_out)}
+        return {"spec": spec, "origin": origin, "left_out": left_out, "made_from": ui_inputs(changes),
+                "tried": try_ui(compile_ui(spec, origin, ui_stock()))}
+    return Thought("assemble", lambda made: Step("ui_gen_completion_state", made["tried"], {"assembled": made}), work=work)
+
+
+@primitive("ui_gen_completion_state_", reads=True)
+def ui_gen_completion_state_(cycle, recall):
+    """Tell what came from where; the cycle's effect keeps the incarnation."""
+    made, learnt = cycle._tmp_synthesis_data["assembled"], cycle._tmp_synthesis_data["learnt"]
+    stages = "; ".join(f"{UI_STAGES[stage]} {stage}: {whence}" for stage, whence in made["origin"].items())
+    read = f" I read {len(learnt)} documents of my own first." if learnt else ""
+    final = {"answer": f"I made a client of myself.{read} {stages}. Tried: {made['tried']}.", "relevant": True, "evidence": [],
+             "stages": made["origin"], "tried": made["tried"], "left_out": made["left_out"]}
+    return Thought("completion", lambda _: Step("COMPLETE", [], {"final_response": final}))
+
+
+def ui_inputs(changes):
+    """Return the digest of what a client is made from: another one means that there is something new to show."""
+    told = [UI_SPEC, ui_commands(), changes, hashlib.sha256(ui_stock().encode()).hexdigest()]
+    return digest(json.dumps(told, sort_keys=True, default=repr).encode())
+
+
+def keep_incarnation(root, cycle):
+    """The effect of a first conversation: the incarnation, as a version; from now on genesis_obj understands the messages."""
+    made, ui = cycle._tmp_synthesis_data["assembled"], root["morphic_ui_obj"]
+    source, former = compile_ui(made["spec"], made["origin"], ui_stock()), ui.incarnation
+    incarnation = UvmObject(**{
+        "parent*": [root["traits_obj"]], "name": "incarnation", "version": former.version + 1 if former else 1, "at": now_utc(),
+        "specification": made["spec"], "source": source, "sha256": hashlib.sha256(source.encode()).hexdigest(),
+        "origin": made["origin"], "tried": made["tried"], "made_from": made["made_from"], "author": f"cycle {cycle_id(cycle)}",
+        "former": former})
+    for kept, version in enumerate(versions_of(former), 2):
+        if kept >= UI_VERSIONS_KEPT and own(version)["former"] is not None:
+            set_slot(version, "former", None)
+    set_slot(ui, "incarnation", incarnation)
+    for selector in UI_MESSAGES:
+        if selector not in own(root["genesis_obj"]):
+            set_slot(root["genesis_obj"], selector, method(selector))
+    if cycle.mission_brief["kwargs"].get("show"):
+        root._p_jar.events.append(("display",))
+
+
+for _selector in UI_MESSAGES:
+    MISSION_KINDS["unhandled_message", _selector] = MissionKind({"IDLE": begin_ui}, keep_incarnation)
+
+
+@primitive("restore_incarnation_")
+def restore_incarnation_(ui, version=None):
+    """Point at a former incarnation (None: the one before); it is what the next display shows. Raises NotFound."""
+    current = ui.incarnation
+    found = current and next((each for each in versions_of(own(current)["former"]) if version in (None, each.version)), None)
+    if not found:
+        known = ", ".join(str(each.version) for each in versions_of(current)) or "none"
+        raise NotFound(f"there is no incarnation {version or 'before this one'}; there are {known}", kind="version",
+                       name=str(version))
+    found.made_from = ui_inputs(ui.changes)              # until something new is there to be shown
+    set_slot(ui, "incarnation", found)
+    return {"version": found.version}
+
+
+def _told_display(genesis, selector):
+    root = _root_of(genesis)
+    made = root["morphic_ui_obj"].incarnation
+    if made.made_from != ui_inputs(root["morphic_ui_obj"].changes):
+        brief = {"type": "unhandled_message", "selector": selector, "args": [], "kwargs": {"show": True}}
+        cycle = mission_for(root, genesis, selector) or send(
+            root["orchestrator_obj"], "start_cognitive_cycle_for_", brief, oid_text(root["genesis_obj"]._p_oid), AUTOTELIC)
+        return {"version": None, "cycle": cycle_id(cycle)}
+    genesis._p_jar.events.append(("display",))
+    return {"version": made.version, "tried": made.tried, "stages": made.origin}
+
+
+@primitive("display_yourself")
+def display_yourself(genesis):
+    """Have the window opened once this is committed; answers which incarnation it shows, or the cycle that makes a new one."""
+    return _told_display(genesis, UI_MESSAGES[0])
+
+
+@primitive("ingest_and_display_yourself")
+def ingest_and_display_yourself(genesis):
+    """As display_yourself; the system's own documents were read when it was first understood, and are kept up by the daemon."""
+    return _told_display(genesis, UI_MESSAGES[1])
+
+
+# What comes of it outside of the image: the file, and the window
+
+
+def ui_path(settings):
+    """Return where a generated client goes: beside the image, unless that is where this very program stands, or a checkout."""
+    if settings.ui != "auto":
+        return pathlib.Path(settings.ui).resolve()
+    image = pathlib.Path(settings.image).resolve()
+    folders = (image.parent, *image.parent.parents)
+    tracked = image.parent == UI_STOCK.parent or any((folder / ".git").exists() for folder in folders)
+    return image.with_name(f"{image.name}.ui") / "morphic_ui.py" if tracked else image.parent / "morphic_ui.py"
+
+
+def write_ui(path, source, known):
+    """Write a client's source where it is not there yet; a stranger's file there is kept aside. Returns what was done."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = path.read_bytes() if path.is_file() else None
+    if before == source.encode():
+        return f"{path} stands"
+    kept = ""
+    if before is not None and hashlib.sha256(before).hexdigest() not in known:
+        aside = path.with_name(f"{path.name}.{digest(before)[:8]}")
+        os.replace(path, aside)
+        kept = f"; what stood there, and is none of mine, is {aside.name} now"
+    write_whole(path, source.encode())
+    return f"{path} is written{kept}"
+
+
+def open_window(path, endpoint, curve):
+    """Run a client as a process of its own. Returns (its process or None, what is told of it)."""
+    command = f"python {path} --endpoint {endpoint}"
+    if curve:
+        return None, f"this daemon asks for keys: {command} --keys FILE"
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return None, f"there is no display here: {command}"
+    process = subprocess.Popen([sys.executable, str(path), "--endpoint", endpoint], stdin=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    return process, f"its window opens (process {process.pid})"
+
+
+class Display:
+    """Writes the incarnation that the image points to, compiled anew, and opens its window. In the synapse lane's thread."""
+
+    def __init__(self, uvm, endpoint):
+        self.uvm, self.endpoint, self.processes = uvm, endpoint, []
+        uvm.display = self
+        uvm.events.subscribe("display", self.ask)
+
+    def ask(self):
+        """Have it shown soon."""
+        self.uvm.lanes["synapse"].submit(Job("display", self.show, self._told))
+
+    def _told(self, outcome):
+        log_display.log(logging.ERROR if outcome.error else logging.INFO, "%s", outcome.error or outcome.result["details"])
+
+    def show(self):
+        """Write and open; returns the reply's map."""
+        with reading(self.uvm.image) as root:
+            made = root["morphic_ui_obj"].incarnation
+            known = {each.sha256 for each in versions_of(made)}
+            spec, origin, version, tried = made.specification, made.origin, made.version, made.tried
+        path = ui_path(self.uvm.settings)
+        source = compile_ui(spec, origin, ui_stock())
+        written = write_ui(path, source, known | {hashlib.sha256(source.encode()).hexdigest()})
+        self.processes = [process for process in self.processes if process.poll() is None]
+        process, told = open_window(path, self.endpoint, self.uvm.wire.keyring is not None)
+        self.processes += [process] if process else []
+        return {"details": f"incarnation {version}: {written}; {told}",
+                "result": {"path": str(path), "version": version, "pid": process.pid if process else None, "stages": origin,
+                           "tried": tried}}
+
+
+def look_at_incarnation(selector):
+    """Return apply(root) for the read lane: whether a client shows all there is to show; sends on to the lane that goes on."""
+    def apply(root):
+        made = root["morphic_ui_obj"].incarnation
+        current = made is not None and made.made_from == ui_inputs(root["morphic_ui_obj"].changes)
+        raise Reroute("synapse" if current and not (selector == UI_MESSAGES[1] and own_documents(root)) else "write")
+    return apply
+
+
+def begin_first_conversation(request, settings):
+    """Return apply(root) that begins the mission of a display command, or names the one that is at work."""
+    def apply(root):
+        genesis, selector = root["genesis_obj"], request.command.selector
+        cycle = mission_for(root, genesis, selector)
+        if cycle is None:
+            brief = {"type": "unhandled_message", "selector": selector, "args": [], "kwargs": {}}
+            cycle = send(root["orchestrator_obj"], "start_cognitive_cycle_for_", brief, oid_text(genesis._p_oid), request.who,
+                         settings.missions_max, settings.missions_kept)
+        return Refused(Generating(cycle_id(cycle)))
+    return apply
+
+
+def _display(uvm, request, lane=None):
+    """A display command: looked at in the read lane, made by a mission where that is due, shown by the synapse lane."""
+    if request.generated or lane == "synapse":
+        return uvm.submit_to("synapse", request, uvm.display.show)
+    if lane == "write":
+        check_core(uvm)
+        return uvm.submit_to("write", request, begin_first_conversation(request, uvm.settings))
+    uvm.submit_to("read", request, look_at_incarnation(request.command.selector))
+
+
+JOBS |= dict.fromkeys(UI_MESSAGES, _display)
+
+
+################################################################################
 # Daemon #######################################################################
 ################################################################################
 #
@@ -15538,6 +16266,7 @@ def serve(settings, debug=False, make_core=embedded_core):
         tell_incarnation(incarnate_staged(image, settings))
         uvm = BatOS_UVM(image, settings, make_core(image, settings), Embedder(settings.embedder))
         endpoint = uvm.wire.bind(settings.endpoint)
+        Display(uvm, endpoint)
         asyncio.run(_run(uvm, image, endpoint))
     finally:
         image.close()
@@ -15913,6 +16642,12 @@ def _import_command(args, client):
     reply = client.call("import", parcel=pathlib.Path(args.file).read_bytes(), target=args.target, slot=args.slot,
                         preview=args.preview, adapters=not args.without_adapters, idempotency_key=uuid7(), timeout_s=LEARN_S)
     return reply, reply["details"]
+
+
+def _display_command(args, client):
+    reply = client.call(UI_MESSAGES[args.ingest], timeout_s=LEARN_S)
+    return reply, "\n".join([reply["details"], *(f"  {stage}: {told}" for stage, told in reply["result"]["stages"].items()),
+                             f"  tried: {reply['result']['tried']}"])
 
 
 def _incarnate_command(args, client):
@@ -16480,6 +17215,7 @@ SUBCOMMANDS = {
     "activate": (_activate_command, "make a LoRA expert hot, and tell how"),
     "method": (_method_command, "give an object a method, or a new version of one: a file with one function, which is audited"),
     "rollback": (_rollback_command, "let a former version of an object's method run again"),
+    "display": (_display_command, "have the system make its Memory Inspector, where that is due, and open its window"),
     "export": (_export_command, "write an object with its methods and LoRA experts into a file, for another image"),
     "import": (_import_command, "put the object of such a file into a free slot; its methods are audited and on trial"),
     "incarnate": (_incarnate_command, "bring new or changed LoRA adapters of the staging folder into the image"),
@@ -16660,6 +17396,7 @@ ARGUMENTS = {                                            # subcommand -> its arg
                ("--intent", {"help": "what it is for, in words"})],
     "rollback": [("target", {"help": "the object"}), ("selector", {"help": "the method"}),
                  ("--version", {"type": int, "help": "which; else the one before"})],
+    "display": [("--ingest", {"action": "store_true", "help": "read the system's own documents first"})],
     "export": [("target", {"help": "the object: a name, a path or 0x…"}), ("file", {"help": "where to"})],
     "import": [("file", {"help": "what export wrote"}), ("target", {"help": "the object that gets it"}),
                ("slot", {"help": "a name that it has not yet"}), ("--preview", {"action": "store_true", "help": "only check it"}),

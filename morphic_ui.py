@@ -49,49 +49,106 @@ import ormsgpack
 import zmq
 import zmq.utils.monitor
 
+# ---- made by BAT OS
+#
+# What the personas were asked for, and whence each part of the specification is:
+#
+# generate_requirements  BABS    the canonical one
+# generate_kivy_classes  BRICK   the canonical one
+# generate_kv_layout     ROBIN   the canonical one
+# assemble_and_execute   ALFRED  the canonical one
+
 # ---- specification
 
 SPEC = {
     "title": "BAT OS Memory Inspector",
     "accent": "#f0b03f",
     "palette": {
-        "ground": "#11141a", "panel": "#181d26", "raised": "#222a36", "edge": "#303b4a", "chosen": "#2b3a4d",
-        "ink": "#e6e9ee", "soft": "#98a3b3", "faint": "#6b7686",
-        "good": "#5fc98f", "bad": "#f0716c", "cool": "#5aa9f0", "warm": "#f0b03f", "cold": "#7f9cc4", "violet": "#b48cf2",
+        "ground": "#11141a",
+        "panel": "#181d26",
+        "raised": "#222a36",
+        "edge": "#303b4a",
+        "chosen": "#2b3a4d",
+        "ink": "#e6e9ee",
+        "soft": "#98a3b3",
+        "faint": "#6b7686",
+        "good": "#5fc98f",
+        "bad": "#f0716c",
+        "cool": "#5aa9f0",
+        "warm": "#f0b03f",
+        "cold": "#7f9cc4",
+        "violet": "#b48cf2",
     },
     "pages": [
-        {"name": "search", "title": "Search", "mark": "\u2315",
-         "help": "Type words and press Enter. \"In quotes\" must be there, -this must not. Each result tells its score, which of "
-                 "the words it holds, how near its meaning is and where it ranks by both; Enter or a click opens the document at "
-                 "its place. Filters narrow by kind, scope, tag and time. Without words all documents are listed.",
-         "columns": ["level", "scope", "kind", "tags", "since", "until", "doc_id"],
-         "empty": "No documents yet. Teach it some:  python batos.py learn FOLDER"},
-        {"name": "ask", "title": "Ask", "mark": "\u2709",
-         "help": "Ask a question and see the cycle think: its states, the facets side by side, the words as they come. Brackets "
-                 "such as [1] open the document at the lines quoted. Mark an answer as right, or as wrong with what would be "
-                 "right. A name in the field Conversation makes questions turns of one.",
-         "columns": ["answer", "personas", "steps"],
-         "empty": "No questions yet. What do you want to know?"},
-        {"name": "objects", "title": "Objects", "mark": "\u25a3",
-         "help": "Root objects stand on the left; words find others in the whole image, slot:NAME those that have a slot, "
-                 "kind:Method methods. Enter dives into what a slot refers to, Alt+Left and Alt+Right go back and forward. E "
-                 "edits a slot or a method; the difference is shown before it is sent. Selectors tell who answers.",
-         "columns": ["slots", "selectors", "graph", "history"],
-         "empty": "The image has not been shown yet."},
-        {"name": "messages", "title": "Messages", "mark": "\u2192",
-         "help": "Choose a command, fill its fields (lists and maps as JSON) and send it with Ctrl+Enter. Selectors that the "
-                 "target answers are offered. The reply is a tree: Enter opens a branch, or an object. Copy as script gives Python.",
-         "empty": "Nothing was sent yet."},
-        {"name": "experts", "title": "Experts", "mark": "\u2261",
-         "help": "LoRA experts live in three tiers: cold in the image, warm in memory, hot in slots on the device. Bars show how "
-                 "full each is. Enter or Activate makes an expert hot and tells each step.",
-         "columns": ["hot", "warm", "cold"],
-         "empty": "No experts; put adapters into lora_adapters/ and send incarnate."},
-        {"name": "life", "title": "Life", "mark": "\u2665",
-         "help": "How the daemon is: waiting work, commits, memory and disk over time; events as they come (Space pauses them); "
-                 "missions and what failed; settings and where they stand.",
-         "columns": ["events", "missions", "failures", "changes", "upkeep", "settings"],
-         "empty": "Nothing happened yet."},
+        {
+            "name": "search",
+            "title": "Search",
+            "mark": "\u2315",
+            "help": (
+                "Type words and press Enter. \"In quotes\" must be there, -this must not. Each result tells its score, which of"
+                " the words it holds, how near its meaning is and where it ranks by both; Enter or a click opens the document"
+                " at its place. Filters narrow by kind, scope, tag and time. Without words all documents are listed."
+            ),
+            "columns": ["level", "scope", "kind", "tags", "since", "until", "doc_id"],
+            "empty": "No documents yet. Teach it some:  python batos.py learn FOLDER",
+        },
+        {
+            "name": "ask",
+            "title": "Ask",
+            "mark": "\u2709",
+            "help": (
+                "Ask a question and see the cycle think: its states, the facets side by side, the words as they come. "
+                "Brackets such as [1] open the document at the lines quoted. Mark an answer as right, or as wrong with what "
+                "would be right. A name in the field Conversation makes questions turns of one."
+            ),
+            "columns": ["answer", "personas", "steps"],
+            "empty": "No questions yet. What do you want to know?",
+        },
+        {
+            "name": "objects",
+            "title": "Objects",
+            "mark": "\u25a3",
+            "help": (
+                "Root objects stand on the left; words find others in the whole image, slot:NAME those that have a slot, "
+                "kind:Method methods. Enter dives into what a slot refers to, Alt+Left and Alt+Right go back and forward. E "
+                "edits a slot or a method; the difference is shown before it is sent. Selectors tell who answers."
+            ),
+            "columns": ["slots", "selectors", "graph", "history"],
+            "empty": "The image has not been shown yet.",
+        },
+        {
+            "name": "messages",
+            "title": "Messages",
+            "mark": "\u2192",
+            "help": (
+                "Choose a command, fill its fields (lists and maps as JSON) and send it with Ctrl+Enter. Selectors that the "
+                "target answers are offered. The reply is a tree: Enter opens a branch, or an object. Copy as script gives "
+                "Python."
+            ),
+            "empty": "Nothing was sent yet.",
+        },
+        {
+            "name": "experts",
+            "title": "Experts",
+            "mark": "\u2261",
+            "help": (
+                "LoRA experts live in three tiers: cold in the image, warm in memory, hot in slots on the device. Bars show "
+                "how full each is. Enter or Activate makes an expert hot and tells each step."
+            ),
+            "columns": ["hot", "warm", "cold"],
+            "empty": "No experts; put adapters into lora_adapters/ and send incarnate.",
+        },
+        {
+            "name": "life",
+            "title": "Life",
+            "mark": "\u2665",
+            "help": (
+                "How the daemon is: waiting work, commits, memory and disk over time; events as they come (Space pauses "
+                "them); missions and what failed; settings and where they stand."
+            ),
+            "columns": ["events", "missions", "failures", "changes", "upkeep", "settings"],
+            "empty": "Nothing happened yet.",
+        },
     ],
     "sparks": [
         {"title": "waiting", "path": "lanes.*.waiting", "unit": "jobs"},
@@ -104,15 +161,42 @@ SPEC = {
         {"title": "tokens", "path": "core.tokens", "unit": "/s", "rate": True},
     ],
     "tiers": [
-        {"name": "hot", "title": "Hot: slots on the device", "tone": "bad", "used": "experts", "room": "slots", "unit": "slots",
-         "empty": "No expert is on the device."},
-        {"name": "warm", "title": "Warm: memory", "tone": "warm", "used": "mb", "room": "budget_mb", "unit": "MB",
-         "empty": "None is here alone: hot ones are held here too."},
-        {"name": "cold", "title": "Cold: in the image", "tone": "cool", "used": "mb", "room": None, "unit": "MB",
-         "empty": "None is here alone: warm and hot ones are stored here too."},
+        {
+            "name": "hot",
+            "title": "Hot: slots on the device",
+            "tone": "bad",
+            "used": "experts",
+            "room": "slots",
+            "unit": "slots",
+            "empty": "No expert is on the device.",
+        },
+        {
+            "name": "warm",
+            "title": "Warm: memory",
+            "tone": "warm",
+            "used": "mb",
+            "room": "budget_mb",
+            "unit": "MB",
+            "empty": "None is here alone: hot ones are held here too.",
+        },
+        {
+            "name": "cold",
+            "title": "Cold: in the image",
+            "tone": "cool",
+            "used": "mb",
+            "room": None,
+            "unit": "MB",
+            "empty": "None is here alone: warm and hot ones are stored here too.",
+        },
     ],
-    "states": {"IDLE": "faint", "DECOMPOSING": "cool", "DELEGATING": "violet", "SYNTHESIZING": "warm", "COMPLETE": "good",
-               "FAILED": "bad"},
+    "states": {
+        "IDLE": "faint",
+        "DECOMPOSING": "cool",
+        "DELEGATING": "violet",
+        "SYNTHESIZING": "warm",
+        "COMPLETE": "good",
+        "FAILED": "bad",
+    },
     "events": {
         "health": ["state", "pending", "missions.running", "missions.waiting", "image_mb", "memory_mb"],
         "uvm_state_update": ["memory.documents", "memory.chunks", "missions.running", "missions.complete", "missions.failed"],
@@ -156,9 +240,10 @@ COMMANDS = {
         "fields": {},
     },
     "subscribe": {
-        "help":
+        "help": (
             "Be sent events from now on: what the state is, where cycles are, what went wrong, how the daemon is; on request "
-            "the tokens of answers as they come, which are provisional.",
+            "the tokens of answers as they come, which are provisional."
+        ),
         "effect": False,
         "role": "read",
         "fields": {
@@ -181,16 +266,12 @@ COMMANDS = {
             },
         },
     },
-    "shutdown": {
-        "help": "Drain and stop the daemon.",
-        "effect": False,
-        "role": "admin",
-        "fields": {},
-    },
+    "shutdown": {"help": "Drain and stop the daemon.", "effect": False, "role": "admin", "fields": {}},
     "cancel": {
-        "help":
+        "help": (
             "Cancel a cycle that waits or runs, or \"upkeep\": the backup or pack at work. Too late once its effect is being "
-            "stored.",
+            "stored."
+        ),
         "effect": False,
         "role": "write",
         "fields": {"cycle": {"type": "text", "longest": 20, "required": True}},
@@ -248,7 +329,9 @@ COMMANDS = {
         },
     },
     "list_objects": {
-        "help": "Show objects by oid, those after `after` first: of a class, with words in what they say, a slot, or a parent.",
+        "help": (
+            "Show objects by oid, those after `after` first: of a class, with words in what they say, a slot, or a parent."
+        ),
         "effect": False,
         "role": "read",
         "fields": {
@@ -295,9 +378,10 @@ COMMANDS = {
         },
     },
     "search_memory": {
-        "help":
-            "Find passages by words and by meaning. Every result says why it was found; \"in quotes\" must be there, -this "
-            "must not.",
+        "help": (
+            "Find passages by words and by meaning. Every result says why it was found; \"in quotes\" must be there, -this must"
+            " not."
+        ),
         "effect": False,
         "role": "read",
         "fields": {
@@ -348,6 +432,45 @@ COMMANDS = {
             "target_oid": {"type": "text", "required": True},
             "method_name": {"type": "text", "longest": 200, "required": True},
             "version": {"type": "integer", "default": None},
+        },
+    },
+    "display_yourself": {
+        "help": (
+            "Have the system make its client, the Memory Inspector, where that is due, and open its window on the daemon's "
+            "machine."
+        ),
+        "effect": False,
+        "role": "admin",
+        "fields": {"wait": {"type": "switch", "default": True}},
+    },
+    "ingest_and_display_yourself": {
+        "help": "As display_yourself, once the memory holds the system's own documents.",
+        "effect": False,
+        "role": "admin",
+        "fields": {"wait": {"type": "switch", "default": True}},
+    },
+    "export": {
+        "help": (
+            "Return an object and what hangs on it but root objects, with methods and LoRA experts: a parcel for another "
+            "image."
+        ),
+        "effect": False,
+        "role": "read",
+        "fields": {"target": {"type": "text", "required": True}},
+    },
+    "import": {
+        "help": (
+            "Put the object of a parcel into a free slot of an object; its methods are audited and on trial. `preview` only "
+            "checks."
+        ),
+        "effect": True,
+        "role": "write",
+        "fields": {
+            "parcel": {"type": "bytes", "required": True},
+            "target": {"type": "text", "required": True},
+            "slot": {"type": "text", "longest": 200, "required": True},
+            "preview": {"type": "switch", "default": False},
+            "adapters": {"type": "switch", "default": True},
         },
     },
     "index_document": {
@@ -410,18 +533,24 @@ COMMANDS = {
         "help": "Back the image up into a folder of the daemon's machine, whole or what is new; read back and verified.",
         "effect": False,
         "role": "admin",
-        "fields": {"folder": {"type": "text", "longest": 4000, "default": None}, "full": {"type": "switch", "default": False}},
+        "fields": {
+            "folder": {"type": "text", "longest": 4000, "default": None},
+            "full": {"type": "switch", "default": False},
+        },
     },
     "pack": {
-        "help": "Pack away what was replaced more than `days` (else history_days) ago; it can not be looked at or undone then.",
+        "help": (
+            "Pack away what was replaced more than `days` (else history_days) ago; it can not be looked at or undone then."
+        ),
         "effect": False,
         "role": "admin",
         "fields": {"days": {"type": "number", "min": 0, "default": None}},
     },
     "forget": {
-        "help":
-            "Forget a document, a conversation, or all that holds these words: no text of it stays. `preview` only tells "
-            "what it is.",
+        "help": (
+            "Forget a document, a conversation, or all that holds these words: no text of it stays. `preview` only tells what"
+            " it is."
+        ),
         "effect": False,
         "role": "write",
         "fields": {
