@@ -14930,7 +14930,10 @@ class BatOS_UVM:
 
     def _finish(self, request, repeated, outcome):
         if isinstance(outcome.error, Reroute):
-            return JOBS[request.command.command](self, request, outcome.error.args[0])
+            try:
+                return JOBS[request.command.command](self, request, outcome.error.args[0])
+            except BatosError as error:
+                outcome = outcome._replace(error=error)
         if isinstance(outcome.error, Generating):
             return self._generating(request, outcome.error.args[0])
         twins = self.keys.end(request.key) if request.key else []
@@ -15728,7 +15731,8 @@ def as_literal(value, indent=0, used=0):
         return line
     if isinstance(value, str):
         width = 126 - indent - 6
-        pieces = textwrap.wrap(value, width, drop_whitespace=False, break_on_hyphens=False)
+        pieces = textwrap.wrap(value, width, drop_whitespace=False, break_on_hyphens=False, replace_whitespace=False,
+                               expand_tabs=False)
         return "(\n" + "".join(f"{inner}{_on_one_line(piece)}\n" for piece in pieces) + " " * indent + ")"
     if isinstance(value, list):
         return "[\n" + "".join(f"{inner}{as_literal(item, indent + 4, 1)},\n" for item in value) + " " * indent + "]"
@@ -15742,7 +15746,10 @@ def _on_one_line(value):
         return "{" + ", ".join(f"{_on_one_line(name)}: {_on_one_line(item)}" for name, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(_on_one_line, value)) + "]"
-    return json.dumps(value) if isinstance(value, str) else repr(value)
+    if not isinstance(value, str):
+        return repr(value)
+    return re.sub(r"[^ -~]", lambda found: f"\\U{ord(found[0]):08x}" if ord(found[0]) > 0xFFFF else f"\\u{ord(found[0]):04x}",
+                  json.dumps(value, ensure_ascii=False))
 
 
 def ui_parts(stock):
