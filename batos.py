@@ -11882,13 +11882,18 @@ EXAMPLE_CHARS = 1000                                     # of either side of the
 
 
 class Example(typing.NamedTuple):
-    """What a call shall give: its result, or ABSENT, and slots afterwards."""
+    """What a call shall give: its result, or ABSENT, and slots afterwards. The code's author is not told what is `held` back."""
 
     call: str
     arguments: tuple
     slots: dict
     result: object
     after: dict
+    held: bool = False
+
+    def plain(self):
+        """Return me as plain data; see told_examples."""
+        return {name: value for name, value in self._asdict().items() if value is not ABSENT}
 
 
 def longest(text, read):
@@ -11962,8 +11967,9 @@ def unlike(examples, run, slots):
         result, after = run({**slots, **example.slots}, example.arguments)
         got = {name: after.get(name) for name in example.after}
         if got != example.after or example.result not in (ABSENT, result):
-            told.append(f"{example.call} is wanted, and it gives {one_line(repr(got if example.after else result), 200)}")
-    return told
+            told.append("an example that was held back fails" if example.held else
+                        f"{example.call} is wanted, and it gives {one_line(repr(got if example.after else result), 200)}")
+    return list(dict.fromkeys(told))
 
 
 # Methods that the image has already
@@ -12038,8 +12044,7 @@ def look_for_method(cycle, recall):
 
 def looked(cycle, request, **data):
     """Return the thought of a cycle that has found what it is to write, and `known` methods that may do."""
-    examples = [{name: value for name, value in example._asdict().items() if value is not ABSENT}
-                for example in examples_of(cycle)]
+    examples = [example.plain() for example in examples_of(cycle)]
     data = {"request": request, "examples": examples, "refused": [], "failures": [], **data}
     return Thought("look", lambda _: Step("DECOMPOSING", request, data))
 
@@ -12072,10 +12077,34 @@ def ask_for_method(cycle, recall):
         return try_method(cycle, data)
     if known := data.get("known"):
         return Thought("known", lambda _: Step("DELEGATING", known[0]["of"], {"written": known[0], "known": known[1:]}))
+    if recall.writes() and "exemplified" not in data:
+        return ask_for_examples(data["request"], told_examples(cycle))
+    shown = [example.call for example in told_examples(cycle) if not example.held] if recall.writes() else []
+    request = data["request"] | {"intent": "; ".join((data["request"]["intent"], *shown)).strip("; ")}
 
     def read(values):
         return Step("DELEGATING", values[0], {"written": values[0] | {"source": flagged(values[0]["source"], data["request"])}})
-    return Thought("method", read, (("method", data["request"], tuple(data["refused"])),))
+    return Thought("method", read, (("method", request, tuple(data["refused"])),))
+
+
+EXAMPLES_WRITTEN, EXAMPLES_TOKENS = 6, 400
+
+
+def ask_for_examples(request, given):
+    """DELEGATING, with a larger core: it writes examples before there is code; every second one is held back from the author."""
+    name, slots = selector_name(request["selector"]), ", ".join(f"{name} ({kind})" for name, kind in request["slots"].items())
+    prompt = (f"An object has the slots {slots or 'none'}. It shall understand the message {name} with "
+              f"{len(request['arguments'])} arguments: {request['intent'] or 'its name says what for'}. Write four examples of "
+              f"that, each on a line of its own, as a call with values for the slots beforehand: {name}(ARGUMENT, SLOT=VALUE) -> "
+              "RESULT. Where a slot is changed, write -> SLOT=VALUE. Write nothing else.")
+
+    def read(values):
+        found = [example for *_, example in find_examples(values[0], request["selector"])
+                 if {*example.slots, *example.after} <= request["slots"].keys()][:EXAMPLES_WRITTEN]
+        rows = [example._replace(held=number % 2 == 1).plain() for number, example in enumerate(found)]
+        return Step("DELEGATING", values[0], {"exemplified": len(rows), "examples": [*(each.plain() for each in given), *rows]})
+    fields = {"prompt": prompt, "temperature": 0, "max_new_tokens": EXAMPLES_TOKENS}
+    return Thought("examples", read, ((FREE_TEXT, fields),))
 
 
 def flagged(source, request):

@@ -389,6 +389,25 @@ def test_what_a_larger_model_wrote_is_stored_as_it_is_and_what_failed_is_told_to
     assert len(refused) == 1 and wrong in refused[0] and "shall be number" in refused[0]
 
 
+def test_a_larger_models_examples_come_before_its_code_and_some_are_held_back(kernel):
+    bodies = ("self.prices[0]", "max(self.prices)")
+    asked, sources = [], iter([f"def top(self):\n    a = {body}\n    return a\n" for body in bodies])
+
+    def method(fields):
+        asked.append(fields["intent"])
+        return {"idiom": batos.FREE, "source": next(sources)}
+    one = kernel(tests=lambda fields: LOOSE, method=method)
+    one.uvm.core.writes = True
+    one.uvm.core.infer_ = lambda prompt, **fields: asked.append(prompt) or (
+        "top(prices=[3, 1]) -> 3\ntop(prices=[1, 9, 2]) -> 9\nSurely!\ntop(pears=[1]) -> 1\n")
+    report = one.mission("top", prices=[7, 5])
+    assert report["state"] == "COMPLETE" and "max(" in report["source"] and report["attempts"] == 2
+    assert "top with 0 arguments" in asked[0] and asked[1:] == ["top(prices=[3, 1]) -> 3"] * 2      # the second one is held back
+    with batos.reading(one.image) as root:
+        data = batos.find_cycle(root, report["cycle"])._tmp_synthesis_data
+    assert data["failures"][0]["reasons"] == ["an example that was held back fails"] and data["exemplified"] == 2
+
+
 def test_a_method_goes_where_its_slots_are(kernel):
     one = kernel()
 
@@ -442,7 +461,7 @@ def test_an_example_that_names_no_slot_is_refused(kernel):
     ("f('a)', 1) == {'k': -1.5}", "", ("a)", 1), {}, {"k": -1.5}, {}), ("f(1) → n=[1]", "", (1,), {}, batos.ABSENT, {"n": [1]})])
 def test_how_an_example_is_written(intent, words, arguments, slots, result, after):
     (*_, example), = batos.find_examples(intent, "f")
-    assert example[1:] == (arguments, slots, result, after)
+    assert example[1:5] == (arguments, slots, result, after)
     assert words in batos.without_examples(intent, "f")
 
 
