@@ -12294,29 +12294,25 @@ def look_at_worn(cycle, recall):
 def weigh_mended(cycle, recall):
     """SYNTHESIZING: what is told of it; then the cycle's effect lets it run."""
     data, worn = cycle._tmp_synthesis_data, worn_method(cycle)
+    home = lookup(resolve(_root_of(cycle), cycle.target_oid), worn.selector).holder
     written, selector = data["written"], data["request"]["selector"]
     failed = (own(worn).get("failed") or {}).get("details", "it was asked for")
-    what = f"{written['of']} of it works now, and runs again" if "version" in written else (
+    what = f"{written['of']} of it works now, and is the next one" if "version" in written else (
         f"{written['of']} does the same, and took its place" if written["idiom"] == KNOWN else "I wrote a new version")
-    answer = (f"{selector} of {worn.home!r} had failed ({failed}): {what}. Where the version before did not fail, it does the "
+    answer = (f"{selector} of {home!r} had failed ({failed}): {what}. Where the version before did not fail, it does the "
               "same.")
     final = {"answer": answer, "relevant": True, "evidence": [], "source": written["source"], "tests": told_tests(data["tests"]),
-             "home": oid_text(worn.home._p_oid), "why": failed, "attempts": len(data["failures"]) + 1}
+             "home": oid_text(home._p_oid), "why": failed, "attempts": len(data["failures"]) + 1}
     return Thought("verdict", lambda _: Step("COMPLETE", [], {"final_response": final}))
 
 
 def install_mended(root, cycle):
-    """The effect of a mission that mended a method: a former version on trial again, or a new one; unless somebody was faster."""
+    """The effect of a mission that mended a method: its next version, on trial; unless somebody was faster."""
     final, data = cycle.result, cycle._tmp_synthesis_data
-    home, name, version = resolve(root, final["home"]), selector_name(data["request"]["selector"]), data["written"].get("version")
+    home, name = resolve(root, final["home"]), selector_name(data["request"]["selector"])
     worn = own(home).get(name)
-    if not isinstance(worn, Method) or oid_text(worn._p_oid) != data["worn"]:
-        return
-    if version is None:
+    if isinstance(worn, Method) and oid_text(worn._p_oid) == data["worn"]:
         bring_in(home, name, final["source"], **made_by(cycle))
-        return
-    found = worn if version == worn.version else roll_back(home, name, version)
-    found.status, found.clean_in_a_row, found.failures_in_a_row = "trial", 0, 0
 
 
 MEND = "systemic_self_improvement", "mend_method"

@@ -103,7 +103,7 @@ def test_a_method_that_works_by_now_is_on_trial_again(kept):
     assert "mean of" in audit["answer"] and "quarantine" in audit["answer"] and "I begin" in audit["answer"]
     assert remedy["who"] == "UVM_AUTOTELIC" and remedy["type"] == "systemic_self_improvement"
     assert "version 1 of it works now" in remedy["answer"]
-    assert one.method() == {"status": "trial", "version": 1, "source": MEAN, "failures_in_a_row": 0}
+    assert one.method() == {"status": "trial", "version": 2, "source": MEAN, "failures_in_a_row": 0}
 
 
 def test_a_method_that_fails_still_is_written_anew_and_does_the_rest_as_before(kept):

@@ -240,6 +240,36 @@ def test_an_image_without_properties_gets_them_and_keeps_its_revised_prompts(six
     assert batos.check_image(sixth, deep=True)["faults"] == []
 
 
+@pytest.fixture
+def seventh(tmp_path):
+    """The image of commit 84e77e0: methods that know no home, one of them in quarantine; nothing autotelic, no states of a client."""
+    return unpacked("84e77e0.tgz", tmp_path)
+
+
+def test_an_image_without_a_heartbeat_gets_it_and_its_methods_are_found_when_they_come_anew(seventh, daemon):
+    running = daemon(core=0)
+    with batos.Client(running.endpoint, 120) as client:
+        def send(selector, target="genesis_obj", **fields):
+            return client.call("send_message", target=target, selector=selector, **fields)["result"]
+        assert send("total") == 0
+        with pytest.raises(batos.MethodFailed, match="quarantine"):
+            send("mean")
+        audit = send(batos.AUDIT[1], "autotelic_obj")
+        assert client.call("inspect", target=audit)["result"]["slots"]
+        assert client.call("display_yourself")["result"]["version"] == 1
+        source = "def mean(self):\n    return sum(self.prices) / max(1, len(self.prices))\n"
+        client.call("create_method", target_oid="genesis_obj", method_name="mean", method_code=source)
+        assert send("mean") == 0
+        client.call("rollback", target_oid="genesis_obj", method_name="mean")
+        assert client.call("search_memory", query="mean", scope="self", kind="method")["results"]
+        send("setSlot_value_", args=["prices", [2, 4]])
+        mission = {"type": batos.MEND[0], "selector": batos.MEND[1], "args": ["mean"]}
+        told = client.call("initiate_cognitive_cycle", mission_brief=mission, target_oid="genesis_obj", wait=True)["result"]
+        assert told["state"] == "COMPLETE" and "works now" in told["answer"] and send("mean") == 3, told
+    assert running.stop() == 0
+    assert batos.check_image(seventh, deep=True)["faults"] == []
+
+
 def test_prompts_that_nobody_revised_become_the_new_ones(sixth, tmp_path):
     image = batos.Image.open(sixth)
     with batos.writing(image) as root:                   # as they were before somebody revised one
