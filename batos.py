@@ -14028,6 +14028,7 @@ class BatOS_UVM:
             if self.wire.subscribers and time.monotonic() >= health_at_s:
                 health_at_s = time.monotonic() + HEALTH_S
                 self.wire.publish("health", {"health": self._look_at_health()})
+                self.wire.drain_again_if_readable()      # what sending noticed is told by no edge any more
             await asyncio.sleep(VIEW_S)
 
     def _state(self):
