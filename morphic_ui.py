@@ -80,7 +80,8 @@ SPEC = {
          "empty": "The image has not been shown yet."},
         {"name": "messages", "title": "Messages", "mark": "\u2192",
          "help": "Choose a command, fill its fields (lists and maps as JSON) and send it with Ctrl+Enter. Selectors that the "
-                 "target answers are offered. The reply is a tree: Enter opens a branch, or an object. Copy as script gives Python.",
+                 "target answers are offered. The reply is a tree: Enter opens a branch, or an object. Copy as script gives "
+                 "Python.",
          "empty": "Nothing was sent yet."},
         {"name": "experts", "title": "Experts", "mark": "\u2261",
          "help": "LoRA experts live in three tiers: cold in the image, warm in memory, hot in slots on the device. Bars show how "
@@ -696,8 +697,10 @@ class Bridge:
         self._requests, self._closing = queue.SimpleQueue(), False
         self._ours, self._theirs = socket.socketpair()
         self._waiting, self._number = set(), 0           # numbers of requests without a reply yet; -n are ours
-        self._ping, self._ping_s, self._heard_s, self._linked_s = None, 0.0, 0.0, None
-        self._began_s = time.monotonic()
+        self._pings, self._ping_s, self._heard_s, self._linked_s = set(), 0.0, 0.0, None     # numbers of pings unanswered
+        self._began_s, self._context = time.monotonic(), zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)  # the thread's from its start on
+        self._monitor = self._open()
         self._thread = threading.Thread(target=self._run, name="bridge", daemon=True)
         self._thread.start()
 
@@ -719,9 +722,6 @@ class Bridge:
     # -------- in the thread
 
     def _run(self):
-        context = zmq.Context()
-        self._socket = context.socket(zmq.DEALER)
-        self._monitor = self._open()
         poller = zmq.Poller()
         for one in (self._socket, self._monitor, self._theirs):
             poller.register(one, zmq.POLLIN)
@@ -730,22 +730,31 @@ class Bridge:
                 ready = {one for one, _ in poller.poll(500)}
                 self._turn({one if isinstance(one, int) else id(one) for one in ready})
         finally:
-            self._socket.disable_monitor()
-            self._monitor.close(0)
-            self._socket.close(0)
-            context.term()
+            self._close_sockets()
             self._ours.close()
             self._theirs.close()
 
+    def _close_sockets(self):
+        self._socket.disable_monitor()
+        self._monitor.close(0)
+        self._socket.close(0)
+        self._context.term()
+
     def _open(self):
-        """Set the DEALER up and connect it; returns the socket that tells of the connection."""
+        """Set the DEALER up and connect it; returns the socket that tells of the connection. Raises ValueError."""
         for option, value in ((zmq.LINGER, 0), (zmq.IMMEDIATE, 1), (zmq.RECONNECT_IVL, RETRY_MS),
                               (zmq.RECONNECT_IVL_MAX, RETRY_MAX_MS), (zmq.IPV6, int("[" in self.endpoint))):
             self._socket.setsockopt(option, value)
         if self._keys:
             self._socket.curve_serverkey, self._socket.curve_publickey, self._socket.curve_secretkey = self._keys
         monitor = self._socket.get_monitor_socket()
-        self._socket.connect(self.endpoint)
+        try:
+            self._socket.connect(self.endpoint)
+        except zmq.ZMQError as error:
+            self._monitor = monitor
+            self._close_sockets()
+            raise ValueError(f"{self.endpoint} is no endpoint ({error}); allowed are tcp://ADDRESS:PORT and "
+                             "ipc:///PATH") from None
         return monitor
 
     def _turn(self, ready):
@@ -767,7 +776,7 @@ class Bridge:
 
     def _linked(self, _):
         self._linked_s = time.monotonic()
-        self._ping = None
+        self._pings.clear()
 
     def _greeted(self, _):
         """The daemon's end shook hands: we are online once it has said how it is."""
@@ -775,13 +784,15 @@ class Bridge:
         self._send_ping()
 
     def _unlinked(self, _):
-        self._linked_s = self._ping = None
+        self._linked_s = None
+        self._pings.clear()
         if self.line != "refused":
             self._tell_line("absent")
         self._give_up()
 
     def _denied(self, value):
-        self._linked_s = self._ping = None
+        self._linked_s = None
+        self._pings.clear()
         self._tell_line("refused", "it does not know this key" if self._keys else "it asks for a key")
         self._give_up()
 
@@ -805,8 +816,8 @@ class Bridge:
         number = message.get("id")
         if "event" in message:
             self._arrive("event", message)
-        elif number == self._ping and number is not None:
-            self._ping = None
+        elif number in self._pings:
+            self._pings.clear()
             self._is_online()
             self._arrive("event", {"event": "health", "health": message.get("result") or {}})
         elif number in self._waiting:
@@ -838,9 +849,9 @@ class Bridge:
         return self._number
 
     def _send_ping(self):
-        self._ping, self._ping_s = self._next_own(), time.monotonic()
-        if not self._post({"command": "health", "id": self._ping}):
-            self._ping = None
+        number, self._ping_s = self._next_own(), time.monotonic()
+        if self._post({"command": "health", "id": number}):
+            self._pings.add(number)
 
     def _look_after(self):
         """Ask a silent daemon how it is; tell one that hangs, or that is nowhere."""
@@ -849,9 +860,9 @@ class Bridge:
             if self.line == "connecting" and now_s - self._began_s > HUNG_S:
                 self._tell_line("absent")
             return
-        if now_s - max(self._heard_s, self._linked_s) > HUNG_S and self.line != "hung":
+        if self.line != "hung" and now_s - max(self._heard_s, self._linked_s) > HUNG_S:
             self._tell_line("hung")
-        if self._ping is None and now_s - max(self._ping_s, self._linked_s) > PING_S:
+        if now_s - max(self._ping_s, self._linked_s) > (HUNG_S if self._pings else PING_S):
             self._send_ping()
 
     def _tell_line(self, line, why=""):
@@ -1525,7 +1536,7 @@ class Rows(FocusBehavior, RecycleView):
         """The end was scrolled to."""
 
     def on_empty(self, *_):
-        if self.chosen_row is None:
+        if self.layout_manager and all(one["value"] is None for one in (self.data or ())[:2]):
             self.fill([])
 
     @property
@@ -1882,7 +1893,7 @@ class Page(BoxLayout):
     def go(self, **where):
         """Show what another page refers to."""
 
-    def focus(self):
+    def begin(self):
         """Put the cursor where one would begin."""
 
     def back(self):
@@ -1991,7 +2002,7 @@ class SearchPage(Page):
         self.filters[name] = one
         self.ids.filters.add_widget(one)
 
-    def focus(self):
+    def begin(self):
         self.ids.query.focus = True
         Clock.schedule_once(lambda _: self.ids.query.select_all(), 0)
 
@@ -2265,7 +2276,7 @@ class AskPage(Page):
         self._personas, self._clock = {}, None               # facet -> persona
         self._look_later = Clock.create_trigger(lambda _: self._look(), 0.05)
 
-    def focus(self):
+    def begin(self):
         self.ids.ask.focus = True
 
     def hidden(self):
@@ -2613,7 +2624,7 @@ class ObjectsPage(Page):
         self.undo = Push(text="Undo this change", disabled=True)
         self.undo.bind(on_release=lambda _: self._undo())
 
-    def focus(self):
+    def begin(self):
         self.ids.query.focus = True
 
     def refresh(self):
@@ -2928,7 +2939,6 @@ class ObjectsPage(Page):
             return
         self.rows.empty = "Nothing changed here since the first transaction."
         self.rows.fill([change_row(one) for one in reply["results"]])
-        self.rows.empty = ""
 
     def _show_change(self):
         change = self.rows.chosen_row
@@ -3109,7 +3119,7 @@ class MessagesPage(Page):
         self.choose(self.FIRST)
         self.fill_side()
 
-    def focus(self):
+    def begin(self):
         next(iter(self._fields.values())).focus = True if self._fields else None
 
     def shown(self):
@@ -3354,7 +3364,7 @@ class ExpertsPage(Page):
             pane.add_widget(widget)
         self.ids.tiers.add_widget(pane)
 
-    def focus(self):
+    def begin(self):
         next(iter(self.lists.values())).focus = True
 
     def refresh(self, *_):
@@ -3468,7 +3478,7 @@ class LifePage(Page):
         for spark in self.sparks:
             self.ids.sparks.add_widget(spark)
 
-    def focus(self):
+    def begin(self):
         self.ids.rows.focus = True
 
     def on_paused(self, *_):
@@ -3715,7 +3725,7 @@ class MemoryInspector(BoxLayout):
         if where:
             page.go(**where)
         else:
-            page.focus()
+            page.begin()
 
     # -------- what is told
 
@@ -3780,7 +3790,8 @@ class MemoryInspector(BoxLayout):
             does()
             return True
         pressing = any(isinstance(one, Push) and one.focus for one in _all_below(self))
-        return not typing and not (pressing and name in ("enter", "spacebar")) and self.page.key(name, modifiers)
+        plain = not modifiers and (typing or pressing and name in ("enter", "spacebar"))
+        return not plain and self.page.key(name, modifiers)
 
     def _meaning(self, name, modifiers, typing):
         """Return the function that a key stands for everywhere, or None."""
@@ -3982,7 +3993,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         MorphicUIApp(args.endpoint, args.keys).run()
-    except (ValueError, zmq.ZMQError) as error:
+    except ValueError as error:
         print(f"morphic_ui: {error}", file=sys.stderr)
         return 2
     return 0
