@@ -1222,6 +1222,7 @@ SHARED_KV = PREAMBLE + """
     accept_tab: False
     multiline: False
     write_tab: False
+    text_validate_unfocus: False
     size_hint_y: None
     height: '34dp'
     padding: dp(9), dp(8)
@@ -1983,7 +1984,7 @@ class SearchPage(Page):
 """
 
     def made(self):
-        self._after, self._fields, self.filters = None, {}, {}
+        self._after, self._fields, self._best, self.filters = None, {}, 0, {}
         given = COMMANDS["search_memory"]["fields"]
         for name in self.spec["columns"]:
             self._add_filter(name, given.get(name, {}))
@@ -2045,6 +2046,8 @@ class SearchPage(Page):
             return
         found, searched = reply["results"], bool(self._fields)
         before = len(self.ids.rows.data) if after else 0
+        if searched and found and not after:
+            self._best = max(one["score"] for one in found)
         rows = [self._result_row(before + n, one) for n, one in enumerate(found, 1)] if searched \
             else [self._document_row(one) for one in found]
         if searched:
@@ -2075,7 +2078,7 @@ class SearchPage(Page):
         head = f"{marked(f'{rank}.', 'faint')}  {marked(short(place, 70), bold=True)}"
         above = marked(short(" \u203a ".join(chunk["headings"]), 60), "soft")
         said = f"{head}\n{above}\n{marked(self._why(found), 'cool')}\n{marked(text, '', hits_in(text, words))}"
-        return row(said, marked(f"{found['score']:.2f}"), 122, found, bar=found["score"], lines=6, pad=6)
+        return row(said, marked(f"{found['score']:.2f}"), 122, found, bar=found["score"] / (self._best or 1), lines=6, pad=6)
 
     @staticmethod
     def _around(text, words):
@@ -3803,7 +3806,9 @@ class MemoryInspector(BoxLayout):
                     "z": None if typing and self._typed() else self.undo_last}.get(name)
         if modifiers:
             return None
-        move = {"down": self._into_list} if typing else {"/": self._go_search}
+        focused = any(getattr(one, "focus", False) for one in _all_below(self.page))
+        move = {"down": self._into_list} if typing or not focused else {}
+        move |= {} if typing else {"/": self._go_search}
         return {"f1": self.show_help, "f5": self.page.look_anew, "escape": self._back, **move}.get(name)
 
     def _typed(self):

@@ -33,6 +33,7 @@ class Screen:
         assert display, "Xvfb did not start"
         self.env = {**os.environ, "DISPLAY": f":{display}", "SDL_VIDEODRIVER": "x11", "SDL_VIDEO_X11_WMCLASS": "inspector",
                     "KIVY_HOME": str(folder / "kivy"), "KIVY_CLIPBOARD": "sdl2"}
+        del self.env["KIVY_LOG_MODE"]
         (folder / "kivy").mkdir(exist_ok=True)
         self.window = subprocess.Popen([sys.executable, "morphic_ui.py", "--endpoint", endpoint], cwd=ROOT, env=self.env)
         until(lambda: self.tool("search", "--class", "inspector"), what="a window")
@@ -108,7 +109,10 @@ def test_a_person_at_the_keyboard(screen):
     screen.keys("ctrl+2")                                # ask
     screen.type("How long does the mast run in full darkness?")
     screen.keys("Return")
-    answered = until(lambda: [row for row in client.call("list_cycles")["results"] if row["state"] == "COMPLETE"], what="an answer")
+
+    def complete():
+        return [row for row in client.call("list_cycles")["results"] if row["state"] == "COMPLETE"]
+    answered = until(complete, what="an answer")
     assert "twelve" in answered[0]["answer"]
     screen.shot("answer")
 
