@@ -57,38 +57,38 @@ SPEC = {
     "palette": {
         "ground": "#11141a", "panel": "#181d26", "raised": "#222a36", "edge": "#303b4a", "chosen": "#2b3a4d",
         "ink": "#e6e9ee", "soft": "#98a3b3", "faint": "#6b7686",
-        "good": "#5fc98f", "bad": "#f0716c", "cool": "#5aa9f0", "warm": "#f0b03f", "cold": "#7f9cc4", "violet": "#b48cf2",
+        "good": "#5fc98f", "bad": "#f0716c", "cool": "#5aa9f0", "warm": "#f0b03f", "violet": "#b48cf2",
     },
     "pages": [
-        {"name": "search", "title": "Search", "mark": "\u2315",
+        {"name": "search", "title": "Search",
          "help": "Type words and press Enter. \"In quotes\" must be there, -this must not. Each result tells its score, which of "
                  "the words it holds, how near its meaning is and where it ranks by both; Enter or a click opens the document at "
                  "its place. Filters narrow by kind, scope, tag and time. Without words all documents are listed.",
          "columns": ["level", "scope", "kind", "tags", "since", "until", "doc_id"],
          "empty": "No documents yet. Teach it some:  python batos.py learn FOLDER"},
-        {"name": "ask", "title": "Ask", "mark": "\u2709",
+        {"name": "ask", "title": "Ask",
          "help": "Ask a question and see the cycle think: its states, the facets side by side, the words as they come. Brackets "
                  "such as [1] open the document at the lines quoted. Mark an answer as right, or as wrong with what would be "
                  "right. A name in the field Conversation makes questions turns of one.",
          "columns": ["answer", "personas", "steps"],
          "empty": "No questions yet. What do you want to know?"},
-        {"name": "objects", "title": "Objects", "mark": "\u25a3",
+        {"name": "objects", "title": "Objects",
          "help": "Root objects stand on the left; words find others in the whole image, slot:NAME those that have a slot, "
                  "kind:Method methods. Enter dives into what a slot refers to, Alt+Left and Alt+Right go back and forward. E "
                  "edits a slot or a method; the difference is shown before it is sent. Selectors tell who answers.",
          "columns": ["slots", "selectors", "graph", "history"],
          "empty": "The image has not been shown yet."},
-        {"name": "messages", "title": "Messages", "mark": "\u2192",
+        {"name": "messages", "title": "Messages",
          "help": "Choose a command, fill its fields (lists and maps as JSON) and send it with Ctrl+Enter. Selectors that the "
                  "target answers are offered. The reply is a tree: Enter opens a branch, or an object. Copy as script gives "
                  "Python.",
          "empty": "Nothing was sent yet."},
-        {"name": "experts", "title": "Experts", "mark": "\u2261",
+        {"name": "experts", "title": "Experts",
          "help": "LoRA experts live in three tiers: cold in the image, warm in memory, hot in slots on the device. Bars show how "
                  "full each is. Enter or Activate makes an expert hot and tells each step.",
          "columns": ["hot", "warm", "cold"],
          "empty": "No experts; put adapters into lora_adapters/ and send incarnate."},
-        {"name": "life", "title": "Life", "mark": "\u2665",
+        {"name": "life", "title": "Life",
          "help": "How the daemon is: waiting work, commits, memory and disk over time; events as they come (Space pauses them); "
                  "missions and what failed; settings and where they stand.",
          "columns": ["events", "missions", "failures", "changes", "upkeep", "settings"],
@@ -182,12 +182,7 @@ COMMANDS = {
             },
         },
     },
-    "shutdown": {
-        "help": "Drain and stop the daemon.",
-        "effect": False,
-        "role": "admin",
-        "fields": {},
-    },
+    "shutdown": {"help": "Drain and stop the daemon.", "effect": False, "role": "admin", "fields": {}},
     "cancel": {
         "help":
             "Cancel a cycle that waits or runs, or \"upkeep\": the backup or pack at work. Too late once its effect is being "
@@ -1972,7 +1967,6 @@ class SearchPage(Page):
             padding: dp(4)
             Rows:
                 id: rows
-                empty: root.spec['empty']
                 on_move: root.look()
                 on_open: root.look(True)
                 on_more: root.more()
@@ -2192,7 +2186,6 @@ class AskPage(Page):
             padding: dp(4)
             Rows:
                 id: rows
-                empty: root.spec['empty']
                 on_move: root.choose()
                 on_open: root.choose()
         Split:
@@ -2304,7 +2297,7 @@ class AskPage(Page):
         if reply["status"] != "OK":
             self.ids.note.text = marked(reply["details"], "bad")
             return
-        reports = reply["results"]
+        reports, self.ids.rows.empty = reply["results"], self.spec["empty"]
         self.ids.rows.fill([cycle_row(one) for one in reports], keep=True)
         mine = next((n for n, one in enumerate(reports) if one["cycle"] == self.cycle), 0 if self.cycle is None else -1)
         if reports and mine >= 0:
@@ -2516,8 +2509,10 @@ class GraphDrawing(Drawing):
     def draw(self, data):
         across = max(1, int((self.width * 0.78) / dp(self.NODE + 14)))
         middle = (self.x + self.width * 0.4, self.center_y)
-        self._rank(data["parents"][:across], self.top - dp(self.HIGH + 26), middle, "delegates to", "cool")
-        self._rank(data["children"][:across], self.y + dp(26), middle, "delegate to it", "good")
+        for rank, y, word, tone in (("parents", self.top - dp(self.HIGH + 26), "delegates to", "cool"),
+                                    ("children", self.y + dp(26), "delegate to it", "good")):
+            hidden = len(data[rank]) - across
+            self._rank(data[rank][:across], y, middle, f"{word}, with {hidden} more" if hidden > 0 else word, tone)
         self._aside(data["refs"], middle)
         self._node(data["self"], middle[0] - dp(self.NODE) / 2, middle[1] - dp(self.HIGH) / 2, "accent")
 
@@ -2916,7 +2911,7 @@ class ObjectsPage(Page):
                            **{rank: [self._node(*one) for one in nodes]
                               for rank, nodes in (("parents", above + chain), ("refs", aside))}}
         if self._shown["delegates_to"] or self._shown["selectors"]:
-            self.store.ask("list_objects", lambda reply, of=self.oid: self._children_came(reply, of), parent=self.oid, limit=12)
+            self.store.ask("list_objects", lambda reply, of=self.oid: self._children_came(reply, of), parent=self.oid, limit=100)
 
     def _node(self, oid, note):
         return {"oid": oid, "name": self._names.get(oid, oid), "note": f"{note}  {oid}"}
