@@ -12811,7 +12811,7 @@ def show_document(command):
     return apply
 
 
-OBJECTS_LOOKED_AT = 5000                                 # by one list_objects, however few of them it shows
+OBJECTS_LOOKED_AT = 2000                                 # by one list_objects, however few of them it shows
 
 
 def _objects_after(connection, after, kind):

@@ -2548,6 +2548,7 @@ class ObjectsPage(Page):
     """The image as objects: a list to choose from, and the chosen one's slots, selectors, delegation and history."""
 
     name, wants = "objects", {"state": "fill_list"}
+    CHILDREN = 100                                       # at most, in the graph
     kv = """
 <ObjectsPage>:
     Split:
@@ -2911,17 +2912,24 @@ class ObjectsPage(Page):
                            **{rank: [self._node(*one) for one in nodes]
                               for rank, nodes in (("parents", above + chain), ("refs", aside))}}
         if self._shown["delegates_to"] or self._shown["selectors"]:
-            self.store.ask("list_objects", lambda reply, of=self.oid: self._children_came(reply, of), parent=self.oid, limit=100)
+            self._ask_children(self.oid, "0x0")
 
     def _node(self, oid, note):
         return {"oid": oid, "name": self._names.get(oid, oid), "note": f"{note}  {oid}"}
 
+    def _ask_children(self, of, after):
+        self.store.ask("list_objects", lambda reply: self._children_came(reply, of), slot="children",
+                       doing="looking who delegates here", parent=of, after=after, limit=self.CHILDREN)
+
     def _children_came(self, reply, of):
-        if reply["status"] == "OK" and of == self.oid and self.graph.data:
-            self._names |= {one["oid"]: one["name"] for one in reply["results"] if one["name"]}
-            more = "+" if reply["result"]["after"] else ""
-            nodes = [self._node(one["oid"], f"{len(one['slots'])} slots{more}") for one in reply["results"]]
-            self.graph.data = {**self.graph.data, "children": nodes}
+        """Show what delegates to the object, and look on where the image goes on."""
+        if reply["status"] != "OK" or of != self.oid or self.ids.tabs.chosen != "graph":
+            return
+        self._names |= {one["oid"]: one["name"] for one in reply["results"] if one["name"]}
+        nodes = [self._node(one["oid"], f"{len(one['slots'])} slots") for one in reply["results"]]
+        self.graph.data = {**self.graph.data, "children": [*self.graph.data["children"], *nodes]}
+        if reply["result"]["after"] and len(self.graph.data["children"]) < self.CHILDREN:
+            self._ask_children(of, reply["result"]["after"])
 
     def _show_history(self):
         self.rows.fill([])
@@ -3606,7 +3614,7 @@ class LifePage(Page):
 
 # ---- inspector
 
-PAGE_CLASSES = {kind.name: kind for kind in Page.__subclasses__()}
+PAGE_CLASSES = {kind.name: kind for kind in Page.__subclasses__() if kind.name in PAGES}
 INSPECTOR_KV = """
 <MemoryInspector>:
     orientation: 'vertical'
@@ -3706,6 +3714,8 @@ class MemoryInspector(BoxLayout):
 
     def open(self, name, **where):
         """Show a page, made when first asked for, and what `where` names on it."""
+        if name not in PAGE_CLASSES:
+            return self.say(f"this Inspector was made without the page {name}", "bad")
         page = self.pages.get(name)
         if page is None:
             Builder.load_string(PAGE_CLASSES[name].kv)

@@ -95,6 +95,22 @@ def test_its_specification_is_plain_data_of_what_is_there():
     assert marks == sorted(marks) and begin < end < marks[0]
 
 
+@pytest.mark.parametrize("name", ui.PAGES)
+def test_a_page_can_be_left_out(name, tmp_path):
+    text = pathlib.Path(ui.__file__).read_text("utf-8")
+    before, _, rest = text.partition(f"# ---- page: {name}\n")
+    after = rest[min(rest.index(mark) for mark in ("# ---- page: ", "# ---- inspector") if mark in rest):]
+    spec = {**ui.SPEC, "pages": [page for page in ui.SPEC["pages"] if page["name"] != name]}
+    head, _, tail = (before + after).partition("SPEC = {")
+    (tmp_path / "fewer.py").write_text(f"{head}SPEC = {spec!r}\n\nCOMMANDS = {tail.partition('COMMANDS = ')[2]}", "utf-8")
+    told = subprocess.run([sys.executable, "-c", "import fewer; print(*fewer.PAGE_CLASSES)"], cwd=tmp_path, capture_output=True,
+                          text=True, timeout=60, check=True)
+    assert told.stdout.split() == [page["name"] for page in spec["pages"]]
+    check = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "fewer.py"]
+    undefined = subprocess.run(check, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert undefined.returncode == 0, undefined.stdout
+
+
 # The line
 
 
