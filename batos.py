@@ -13833,7 +13833,7 @@ def show_document(command):
     return apply
 
 
-OBJECTS_LOOKED_AT = 5000                                 # by one list_objects, however few of them it shows
+OBJECTS_LOOKED_AT = 2000                                 # by one list_objects, however few of them it shows
 
 
 def _objects_after(connection, after, kind):
@@ -15112,6 +15112,7 @@ class BatOS_UVM:
             if self.wire.subscribers and time.monotonic() >= health_at_s:
                 health_at_s = time.monotonic() + HEALTH_S
                 self.wire.publish("health", {"health": self._look_at_health()})
+                self.wire.drain_again_if_readable()      # what sending noticed is told by no edge any more
             await asyncio.sleep(VIEW_S)
 
     def _state(self):
@@ -15530,38 +15531,38 @@ UI_SPEC = {
     "palette": {
         "ground": "#11141a", "panel": "#181d26", "raised": "#222a36", "edge": "#303b4a", "chosen": "#2b3a4d",
         "ink": "#e6e9ee", "soft": "#98a3b3", "faint": "#6b7686",
-        "good": "#5fc98f", "bad": "#f0716c", "cool": "#5aa9f0", "warm": "#f0b03f", "cold": "#7f9cc4", "violet": "#b48cf2",
+        "good": "#5fc98f", "bad": "#f0716c", "cool": "#5aa9f0", "warm": "#f0b03f", "violet": "#b48cf2",
     },
     "pages": [
-        {"name": "search", "title": "Search", "mark": "\u2315",
+        {"name": "search", "title": "Search",
          "help": "Type words and press Enter. \"In quotes\" must be there, -this must not. Each result tells its score, which of "
                  "the words it holds, how near its meaning is and where it ranks by both; Enter or a click opens the document at "
                  "its place. Filters narrow by kind, scope, tag and time. Without words all documents are listed.",
          "columns": ["level", "scope", "kind", "tags", "since", "until", "doc_id"],
          "empty": "No documents yet. Teach it some:  python batos.py learn FOLDER"},
-        {"name": "ask", "title": "Ask", "mark": "\u2709",
+        {"name": "ask", "title": "Ask",
          "help": "Ask a question and see the cycle think: its states, the facets side by side, the words as they come. Brackets "
                  "such as [1] open the document at the lines quoted. Mark an answer as right, or as wrong with what would be "
                  "right. A name in the field Conversation makes questions turns of one.",
          "columns": ["answer", "personas", "steps"],
          "empty": "No questions yet. What do you want to know?"},
-        {"name": "objects", "title": "Objects", "mark": "\u25a3",
+        {"name": "objects", "title": "Objects",
          "help": "Root objects stand on the left; words find others in the whole image, slot:NAME those that have a slot, "
                  "kind:Method methods. Enter dives into what a slot refers to, Alt+Left and Alt+Right go back and forward. E "
                  "edits a slot or a method; the difference is shown before it is sent. Selectors tell who answers.",
          "columns": ["slots", "selectors", "graph", "history"],
          "empty": "The image has not been shown yet."},
-        {"name": "messages", "title": "Messages", "mark": "\u2192",
+        {"name": "messages", "title": "Messages",
          "help": "Choose a command, fill its fields (lists and maps as JSON) and send it with Ctrl+Enter. Selectors that the "
                  "target answers are offered. The reply is a tree: Enter opens a branch, or an object. Copy as script gives "
                  "Python.",
          "empty": "Nothing was sent yet."},
-        {"name": "experts", "title": "Experts", "mark": "\u2261",
+        {"name": "experts", "title": "Experts",
          "help": "LoRA experts live in three tiers: cold in the image, warm in memory, hot in slots on the device. Bars show how "
                  "full each is. Enter or Activate makes an expert hot and tells each step.",
          "columns": ["hot", "warm", "cold"],
          "empty": "No experts; put adapters into lora_adapters/ and send incarnate."},
-        {"name": "life", "title": "Life", "mark": "\u2665",
+        {"name": "life", "title": "Life",
          "help": "How the daemon is: waiting work, commits, memory and disk over time; events as they come (Space pauses them); "
                  "missions and what failed; settings and where they stand.",
          "columns": ["events", "missions", "failures", "changes", "upkeep", "settings"],

@@ -76,14 +76,12 @@ SPEC = {
         "bad": "#f0716c",
         "cool": "#5aa9f0",
         "warm": "#f0b03f",
-        "cold": "#7f9cc4",
         "violet": "#b48cf2",
     },
     "pages": [
         {
             "name": "search",
             "title": "Search",
-            "mark": "\u2315",
             "help": (
                 "Type words and press Enter. \"In quotes\" must be there, -this must not. Each result tells its score, which of"
                 " the words it holds, how near its meaning is and where it ranks by both; Enter or a click opens the document"
@@ -95,7 +93,6 @@ SPEC = {
         {
             "name": "ask",
             "title": "Ask",
-            "mark": "\u2709",
             "help": (
                 "Ask a question and see the cycle think: its states, the facets side by side, the words as they come. "
                 "Brackets such as [1] open the document at the lines quoted. Mark an answer as right, or as wrong with what "
@@ -107,7 +104,6 @@ SPEC = {
         {
             "name": "objects",
             "title": "Objects",
-            "mark": "\u25a3",
             "help": (
                 "Root objects stand on the left; words find others in the whole image, slot:NAME those that have a slot, "
                 "kind:Method methods. Enter dives into what a slot refers to, Alt+Left and Alt+Right go back and forward. E "
@@ -119,7 +115,6 @@ SPEC = {
         {
             "name": "messages",
             "title": "Messages",
-            "mark": "\u2192",
             "help": (
                 "Choose a command, fill its fields (lists and maps as JSON) and send it with Ctrl+Enter. Selectors that the "
                 "target answers are offered. The reply is a tree: Enter opens a branch, or an object. Copy as script gives "
@@ -130,7 +125,6 @@ SPEC = {
         {
             "name": "experts",
             "title": "Experts",
-            "mark": "\u2261",
             "help": (
                 "LoRA experts live in three tiers: cold in the image, warm in memory, hot in slots on the device. Bars show "
                 "how full each is. Enter or Activate makes an expert hot and tells each step."
@@ -141,7 +135,6 @@ SPEC = {
         {
             "name": "life",
             "title": "Life",
-            "mark": "\u2665",
             "help": (
                 "How the daemon is: waiting work, commits, memory and disk over time; events as they come (Space pauses "
                 "them); missions and what failed; settings and where they stand."
@@ -628,6 +621,14 @@ def from_json(text, what="value"):
         raise ValueError(f"{what} is not JSON: {error}. Text stands in double quotes, such as \"valve\"") from None
 
 
+def read_file(name, path):
+    """Return the bytes of a file of this machine. Raises ValueError that names the field."""
+    try:
+        return pathlib.Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise ValueError(f"{name} takes the path of a file here: {error}") from None
+
+
 def ref_of(value):
     """Return the oid that a value of the wire refers to, or None."""
     return value["$ref"] if isinstance(value, dict) and len(value) == 1 and isinstance(value.get("$ref"), str) else None
@@ -825,8 +826,10 @@ class Bridge:
         self._requests, self._closing = queue.SimpleQueue(), False
         self._ours, self._theirs = socket.socketpair()
         self._waiting, self._number = set(), 0           # numbers of requests without a reply yet; -n are ours
-        self._ping, self._ping_s, self._heard_s, self._linked_s = None, 0.0, 0.0, None
-        self._began_s = time.monotonic()
+        self._pings, self._ping_s, self._heard_s, self._linked_s = set(), 0.0, 0.0, None     # numbers of pings unanswered
+        self._began_s, self._context = time.monotonic(), zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)  # the thread's from its start on
+        self._monitor = self._open()
         self._thread = threading.Thread(target=self._run, name="bridge", daemon=True)
         self._thread.start()
 
@@ -848,9 +851,6 @@ class Bridge:
     # -------- in the thread
 
     def _run(self):
-        context = zmq.Context()
-        self._socket = context.socket(zmq.DEALER)
-        self._monitor = self._open()
         poller = zmq.Poller()
         for one in (self._socket, self._monitor, self._theirs):
             poller.register(one, zmq.POLLIN)
@@ -859,22 +859,31 @@ class Bridge:
                 ready = {one for one, _ in poller.poll(500)}
                 self._turn({one if isinstance(one, int) else id(one) for one in ready})
         finally:
-            self._socket.disable_monitor()
-            self._monitor.close(0)
-            self._socket.close(0)
-            context.term()
+            self._close_sockets()
             self._ours.close()
             self._theirs.close()
 
+    def _close_sockets(self):
+        self._socket.disable_monitor()
+        self._monitor.close(0)
+        self._socket.close(0)
+        self._context.term()
+
     def _open(self):
-        """Set the DEALER up and connect it; returns the socket that tells of the connection."""
+        """Set the DEALER up and connect it; returns the socket that tells of the connection. Raises ValueError."""
         for option, value in ((zmq.LINGER, 0), (zmq.IMMEDIATE, 1), (zmq.RECONNECT_IVL, RETRY_MS),
                               (zmq.RECONNECT_IVL_MAX, RETRY_MAX_MS), (zmq.IPV6, int("[" in self.endpoint))):
             self._socket.setsockopt(option, value)
         if self._keys:
             self._socket.curve_serverkey, self._socket.curve_publickey, self._socket.curve_secretkey = self._keys
         monitor = self._socket.get_monitor_socket()
-        self._socket.connect(self.endpoint)
+        try:
+            self._socket.connect(self.endpoint)
+        except zmq.ZMQError as error:
+            self._monitor = monitor
+            self._close_sockets()
+            raise ValueError(f"{self.endpoint} is no endpoint ({error}); allowed are tcp://ADDRESS:PORT and "
+                             "ipc:///PATH") from None
         return monitor
 
     def _turn(self, ready):
@@ -896,7 +905,7 @@ class Bridge:
 
     def _linked(self, _):
         self._linked_s = time.monotonic()
-        self._ping = None
+        self._pings.clear()
 
     def _greeted(self, _):
         """The daemon's end shook hands: we are online once it has said how it is."""
@@ -904,13 +913,15 @@ class Bridge:
         self._send_ping()
 
     def _unlinked(self, _):
-        self._linked_s = self._ping = None
+        self._linked_s = None
+        self._pings.clear()
         if self.line != "refused":
             self._tell_line("absent")
         self._give_up()
 
     def _denied(self, value):
-        self._linked_s = self._ping = None
+        self._linked_s = None
+        self._pings.clear()
         self._tell_line("refused", "it does not know this key" if self._keys else "it asks for a key")
         self._give_up()
 
@@ -934,8 +945,8 @@ class Bridge:
         number = message.get("id")
         if "event" in message:
             self._arrive("event", message)
-        elif number == self._ping and number is not None:
-            self._ping = None
+        elif number in self._pings:
+            self._pings.clear()
             self._is_online()
             self._arrive("event", {"event": "health", "health": message.get("result") or {}})
         elif number in self._waiting:
@@ -967,9 +978,9 @@ class Bridge:
         return self._number
 
     def _send_ping(self):
-        self._ping, self._ping_s = self._next_own(), time.monotonic()
-        if not self._post({"command": "health", "id": self._ping}):
-            self._ping = None
+        number, self._ping_s = self._next_own(), time.monotonic()
+        if self._post({"command": "health", "id": number}):
+            self._pings.add(number)
 
     def _look_after(self):
         """Ask a silent daemon how it is; tell one that hangs, or that is nowhere."""
@@ -978,9 +989,9 @@ class Bridge:
             if self.line == "connecting" and now_s - self._began_s > HUNG_S:
                 self._tell_line("absent")
             return
-        if now_s - max(self._heard_s, self._linked_s) > HUNG_S and self.line != "hung":
+        if self.line != "hung" and now_s - max(self._heard_s, self._linked_s) > HUNG_S:
             self._tell_line("hung")
-        if self._ping is None and now_s - max(self._ping_s, self._linked_s) > PING_S:
+        if now_s - max(self._ping_s, self._linked_s) > (HUNG_S if self._pings else PING_S):
             self._send_ping()
 
     def _tell_line(self, line, why=""):
@@ -1340,6 +1351,7 @@ SHARED_KV = PREAMBLE + """
     accept_tab: False
     multiline: False
     write_tab: False
+    text_validate_unfocus: False
     size_hint_y: None
     height: '34dp'
     padding: dp(9), dp(8)
@@ -1654,7 +1666,7 @@ class Rows(FocusBehavior, RecycleView):
         """The end was scrolled to."""
 
     def on_empty(self, *_):
-        if self.chosen_row is None:
+        if self.layout_manager and all(one["value"] is None for one in (self.data or ())[:2]):
             self.fill([])
 
     @property
@@ -2011,7 +2023,7 @@ class Page(BoxLayout):
     def go(self, **where):
         """Show what another page refers to."""
 
-    def focus(self):
+    def begin(self):
         """Put the cursor where one would begin."""
 
     def back(self):
@@ -2089,7 +2101,6 @@ class SearchPage(Page):
             padding: dp(4)
             Rows:
                 id: rows
-                empty: root.spec['empty']
                 on_move: root.look()
                 on_open: root.look(True)
                 on_more: root.more()
@@ -2101,7 +2112,7 @@ class SearchPage(Page):
 """
 
     def made(self):
-        self._after, self._fields, self.filters = None, {}, {}
+        self._after, self._fields, self._best, self.filters = None, {}, 0, {}
         given = COMMANDS["search_memory"]["fields"]
         for name in self.spec["columns"]:
             self._add_filter(name, given.get(name, {}))
@@ -2120,7 +2131,7 @@ class SearchPage(Page):
         self.filters[name] = one
         self.ids.filters.add_widget(one)
 
-    def focus(self):
+    def begin(self):
         self.ids.query.focus = True
         Clock.schedule_once(lambda _: self.ids.query.select_all(), 0)
 
@@ -2163,6 +2174,8 @@ class SearchPage(Page):
             return
         found, searched = reply["results"], bool(self._fields)
         before = len(self.ids.rows.data) if after else 0
+        if searched and found and not after:
+            self._best = max(one["score"] for one in found)
         rows = [self._result_row(before + n, one) for n, one in enumerate(found, 1)] if searched \
             else [self._document_row(one) for one in found]
         if searched:
@@ -2193,7 +2206,7 @@ class SearchPage(Page):
         head = f"{marked(f'{rank}.', 'faint')}  {marked(short(place, 70), bold=True)}"
         above = marked(short(" \u203a ".join(chunk["headings"]), 60), "soft")
         said = f"{head}\n{above}\n{marked(self._why(found), 'cool')}\n{marked(text, '', hits_in(text, words))}"
-        return row(said, marked(f"{found['score']:.2f}"), 122, found, bar=found["score"], lines=6, pad=6)
+        return row(said, marked(f"{found['score']:.2f}"), 122, found, bar=found["score"] / (self._best or 1), lines=6, pad=6)
 
     @staticmethod
     def _around(text, words):
@@ -2307,7 +2320,6 @@ class AskPage(Page):
             padding: dp(4)
             Rows:
                 id: rows
-                empty: root.spec['empty']
                 on_move: root.choose()
                 on_open: root.choose()
         Split:
@@ -2394,7 +2406,7 @@ class AskPage(Page):
         self._personas, self._clock = {}, None               # facet -> persona
         self._look_later = Clock.create_trigger(lambda _: self._look(), 0.05)
 
-    def focus(self):
+    def begin(self):
         self.ids.ask.focus = True
 
     def hidden(self):
@@ -2419,7 +2431,7 @@ class AskPage(Page):
         if reply["status"] != "OK":
             self.ids.note.text = marked(reply["details"], "bad")
             return
-        reports = reply["results"]
+        reports, self.ids.rows.empty = reply["results"], self.spec["empty"]
         self.ids.rows.fill([cycle_row(one) for one in reports], keep=True)
         mine = next((n for n, one in enumerate(reports) if one["cycle"] == self.cycle), 0 if self.cycle is None else -1)
         if reports and mine >= 0:
@@ -2631,8 +2643,10 @@ class GraphDrawing(Drawing):
     def draw(self, data):
         across = max(1, int((self.width * 0.78) / dp(self.NODE + 14)))
         middle = (self.x + self.width * 0.4, self.center_y)
-        self._rank(data["parents"][:across], self.top - dp(self.HIGH + 26), middle, "delegates to", "cool")
-        self._rank(data["children"][:across], self.y + dp(26), middle, "delegate to it", "good")
+        for rank, y, word, tone in (("parents", self.top - dp(self.HIGH + 26), "delegates to", "cool"),
+                                    ("children", self.y + dp(26), "delegate to it", "good")):
+            hidden = len(data[rank]) - across
+            self._rank(data[rank][:across], y, middle, f"{word}, with {hidden} more" if hidden > 0 else word, tone)
         self._aside(data["refs"], middle)
         self._node(data["self"], middle[0] - dp(self.NODE) / 2, middle[1] - dp(self.HIGH) / 2, "accent")
 
@@ -2668,6 +2682,7 @@ class ObjectsPage(Page):
     """The image as objects: a list to choose from, and the chosen one's slots, selectors, delegation and history."""
 
     name, wants = "objects", {"state": "fill_list"}
+    CHILDREN = 100                                       # at most, in the graph
     kv = """
 <ObjectsPage>:
     Split:
@@ -2742,7 +2757,7 @@ class ObjectsPage(Page):
         self.undo = Push(text="Undo this change", disabled=True)
         self.undo.bind(on_release=lambda _: self._undo())
 
-    def focus(self):
+    def begin(self):
         self.ids.query.focus = True
 
     def refresh(self):
@@ -3031,17 +3046,24 @@ class ObjectsPage(Page):
                            **{rank: [self._node(*one) for one in nodes]
                               for rank, nodes in (("parents", above + chain), ("refs", aside))}}
         if self._shown["delegates_to"] or self._shown["selectors"]:
-            self.store.ask("list_objects", lambda reply, of=self.oid: self._children_came(reply, of), parent=self.oid, limit=12)
+            self._ask_children(self.oid, "0x0")
 
     def _node(self, oid, note):
         return {"oid": oid, "name": self._names.get(oid, oid), "note": f"{note}  {oid}"}
 
+    def _ask_children(self, of, after):
+        self.store.ask("list_objects", lambda reply: self._children_came(reply, of), slot="children",
+                       doing="looking who delegates here", parent=of, after=after, limit=self.CHILDREN)
+
     def _children_came(self, reply, of):
-        if reply["status"] == "OK" and of == self.oid and self.graph.data:
-            self._names |= {one["oid"]: one["name"] for one in reply["results"] if one["name"]}
-            more = "+" if reply["result"]["after"] else ""
-            nodes = [self._node(one["oid"], f"{len(one['slots'])} slots{more}") for one in reply["results"]]
-            self.graph.data = {**self.graph.data, "children": nodes}
+        """Show what delegates to the object, and look on where the image goes on."""
+        if reply["status"] != "OK" or of != self.oid or self.ids.tabs.chosen != "graph":
+            return
+        self._names |= {one["oid"]: one["name"] for one in reply["results"] if one["name"]}
+        nodes = [self._node(one["oid"], f"{len(one['slots'])} slots") for one in reply["results"]]
+        self.graph.data = {**self.graph.data, "children": [*self.graph.data["children"], *nodes]}
+        if reply["result"]["after"] and len(self.graph.data["children"]) < self.CHILDREN:
+            self._ask_children(of, reply["result"]["after"])
 
     def _show_history(self):
         self.rows.fill([])
@@ -3057,7 +3079,6 @@ class ObjectsPage(Page):
             return
         self.rows.empty = "Nothing changed here since the first transaction."
         self.rows.fill([change_row(one) for one in reply["results"]])
-        self.rows.empty = ""
 
     def _show_change(self):
         change = self.rows.chosen_row
@@ -3238,7 +3259,7 @@ class MessagesPage(Page):
         self.choose(self.FIRST)
         self.fill_side()
 
-    def focus(self):
+    def begin(self):
         next(iter(self._fields.values())).focus = True if self._fields else None
 
     def shown(self):
@@ -3318,7 +3339,8 @@ class MessagesPage(Page):
 
     @staticmethod
     def _hint(field):
-        return {"list": "[\"text\", 1, {\"$ref\": \"genesis_obj\"}]", "map": "{\"name\": 1}"}.get(field["type"], "")
+        return {"list": "[\"text\", 1, {\"$ref\": \"genesis_obj\"}]", "map": "{\"name\": 1}",
+                "bytes": "the path of a file here"}.get(field["type"], "")
 
     def _ask_selectors(self, target):
         """Offer the selectors that the target answers."""
@@ -3358,6 +3380,8 @@ class MessagesPage(Page):
         text = widget.text if field["type"] == "text" else widget.text.strip()
         if not text:
             return None
+        if field["type"] == "bytes":
+            return read_file(name, text)
         value = text if field["type"] == "text" else from_json(text, name)
         wanted = {"integer": int, "number": (int, float), "list": list, "map": dict}.get(field["type"], object)
         if not isinstance(value, wanted) or isinstance(value, bool) and wanted is not object:
@@ -3483,7 +3507,7 @@ class ExpertsPage(Page):
             pane.add_widget(widget)
         self.ids.tiers.add_widget(pane)
 
-    def focus(self):
+    def begin(self):
         next(iter(self.lists.values())).focus = True
 
     def refresh(self, *_):
@@ -3597,7 +3621,7 @@ class LifePage(Page):
         for spark in self.sparks:
             self.ids.sparks.add_widget(spark)
 
-    def focus(self):
+    def begin(self):
         self.ids.rows.focus = True
 
     def on_paused(self, *_):
@@ -3727,7 +3751,7 @@ class LifePage(Page):
 
 # ---- inspector
 
-PAGE_CLASSES = {kind.name: kind for kind in Page.__subclasses__()}
+PAGE_CLASSES = {kind.name: kind for kind in Page.__subclasses__() if kind.name in PAGES}
 INSPECTOR_KV = """
 <MemoryInspector>:
     orientation: 'vertical'
@@ -3827,6 +3851,8 @@ class MemoryInspector(BoxLayout):
 
     def open(self, name, **where):
         """Show a page, made when first asked for, and what `where` names on it."""
+        if name not in PAGE_CLASSES:
+            return self.say(f"this Inspector was made without the page {name}", "bad")
         page = self.pages.get(name)
         if page is None:
             Builder.load_string(PAGE_CLASSES[name].kv)
@@ -3844,7 +3870,7 @@ class MemoryInspector(BoxLayout):
         if where:
             page.go(**where)
         else:
-            page.focus()
+            page.begin()
 
     # -------- what is told
 
@@ -3909,7 +3935,8 @@ class MemoryInspector(BoxLayout):
             does()
             return True
         pressing = any(isinstance(one, Push) and one.focus for one in _all_below(self))
-        return not typing and not (pressing and name in ("enter", "spacebar")) and self.page.key(name, modifiers)
+        plain = not modifiers and (typing or pressing and name in ("enter", "spacebar"))
+        return not plain and self.page.key(name, modifiers)
 
     def _meaning(self, name, modifiers, typing):
         """Return the function that a key stands for everywhere, or None."""
@@ -3921,7 +3948,9 @@ class MemoryInspector(BoxLayout):
                     "z": None if typing and self._typed() else self.undo_last}.get(name)
         if modifiers:
             return None
-        move = {"down": self._into_list} if typing else {"/": self._go_search}
+        focused = any(getattr(one, "focus", False) for one in _all_below(self.page))
+        move = {"down": self._into_list} if typing or not focused else {}
+        move |= {} if typing else {"/": self._go_search}
         return {"f1": self.show_help, "f5": self.page.look_anew, "escape": self._back, **move}.get(name)
 
     def _typed(self):
@@ -4111,7 +4140,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         MorphicUIApp(args.endpoint, args.keys).run()
-    except (ValueError, zmq.ZMQError) as error:
+    except ValueError as error:
         print(f"morphic_ui: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,8 +1,10 @@
 """Events: told after the commit they tell of, to who subscribed, and the slow are told what they missed."""
 
+import asyncio
 import collections
 import threading
 import time
+import types
 
 import ormsgpack
 import pytest
@@ -151,3 +153,18 @@ def test_the_slow_are_told_once_how_many_they_missed():
     wire.publish("error", {"n": 21})
     wire._flush()
     assert wire.subscribers == {} and wire.peers == {}
+
+
+def test_messages_that_came_while_health_was_told_are_looked_for(monkeypatch):
+    """Sending takes the edge by which the descriptor tells of what came; a message lay unread until the next one. It needed a
+    subscriber that asks while health is told, seen as a daemon that hung after a pause."""
+    class Recorder(types.SimpleNamespace):
+        def __getattr__(self, name):
+            return lambda *_: told.append(name)
+    told, lane = [], types.SimpleNamespace(commits=0)
+    wire = Recorder(subscribers={b"one": None})
+    uvm = types.SimpleNamespace(_look_at_place=dict, _look_at_vitals=dict, _look_at_health=dict, _view_commits=0, wire=wire,
+                                lanes={"write": lane, "bulk": lane})
+    with pytest.raises(TimeoutError):
+        asyncio.run(asyncio.wait_for(batos.BatOS_UVM._refresh_view(uvm), 0.1))
+    assert told[told.index("publish") + 1] == "drain_again_if_readable"

@@ -242,7 +242,7 @@ def test_an_image_without_properties_gets_them_and_keeps_its_revised_prompts(six
 
 @pytest.fixture
 def seventh(tmp_path):
-    """The image of commit 84e77e0: methods that know no home, one of them in quarantine; nothing autotelic, no states of a client."""
+    """The image of commit 84e77e0: methods that know no home, one in quarantine; nothing autotelic, no states of a client."""
     return unpacked("84e77e0.tgz", tmp_path)
 
 

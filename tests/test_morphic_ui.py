@@ -1,0 +1,572 @@
+"""The Inspector in an offscreen window, in this process, against a real daemon: what is typed and clicked, then seen."""
+
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import conftest
+import pytest
+import windowed
+from windowed import DOWN, END, ENTER, ESCAPE, F1, F5, Hand, until
+
+import batos
+
+ui = windowed.ui
+ROOT = pathlib.Path(ui.__file__).parent
+MANUAL = (ROOT / "tests" / "data" / "vesper.md").read_text("utf-8")
+HOSTILE = "[color=ff0000]red[/color] [ref=x]click[/ref] & \x1b[31m \u202e back \u4e2d\u6587 \U00012000 valve [b]bold"
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+class World:
+    """A daemon with documents and objects, and one Inspector on it for all tests; Kivy has one window in a process."""
+
+    def __init__(self, folder):
+        self.folder, self.endpoint = folder, f"tcp://127.0.0.1:{free_port()}"
+        self.start()
+        self.client = batos.Client(self.endpoint)
+        for number in range(300):
+            self.client.call("index_document", doc_id=f"note {number}", text=f"Lamp {number} hangs in hall {number % 7}.")
+        self.client.call("index_document", doc_id="vesper.md", text=MANUAL)
+        self.client.call("index_document", doc_id="hostile", text=HOSTILE)
+        self.hand = Hand(self.endpoint)
+        self.hand.online()
+
+    def start(self):
+        options = {"endpoint": self.endpoint, "generate": False}
+        self.daemon = conftest.DaemonProcess(self.folder, *options.items(), core=0.3)
+
+    def close(self):
+        self.hand.close()
+        self.client.close()
+        self.daemon.stop(kill=True)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    windowed.need_gl()
+    world = World(tmp_path_factory.mktemp("inspector"))
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def hand(world):
+    for one in [one for one in world.hand.window.children if isinstance(one, ui.Dialog)]:
+        one.dismiss(animation=False)
+    world.hand.online()
+    return world.hand
+
+
+@pytest.fixture
+def clone(world):
+    """A new object with a slot."""
+    oid = world.client.call("send_message", target="genesis_obj", selector="clone")["result"]["$ref"]
+    world.client.call("send_message", target=oid, selector="setSlot_value_", args=["price", 4])
+    return oid
+
+
+def slot(world, oid, name):
+    return world.client.call("inspect", target=oid)["result"]["slots"].get(name, {}).get("value")
+
+
+# Everywhere
+
+
+def test_every_page_opens_by_its_key_and_shows_something(hand):
+    for number, name in enumerate(ui.PAGES, 1):
+        hand.key(ord(str(number)), "ctrl")
+        hand.settle()
+        assert hand.root.page.name == name and len(hand.shown(hand.root.page)) > 100
+
+
+def test_f1_tells_what_the_page_does_and_escape_closes_that_but_never_the_window(hand):
+    hand.page("search")
+    hand.key(F1)
+    assert ui.PAGES["search"]["help"][:40] in hand.shown(hand.dialog())
+    for _ in range(5):
+        hand.key(ESCAPE)
+        hand.settle()
+    hand.until(lambda: not [one for one in hand.window.children if isinstance(one, ui.Dialog)])
+    assert hand.loop.status == "started" and hand.root.page.name == "search"
+
+
+def test_hidden_pages_are_told_nothing(hand):
+    pages = [hand.page(name) for name in ui.PAGES]
+    heard = {getattr(function, "__self__", None) for functions in hand.store._listeners.values() for function in functions}
+    assert [page.name for page in pages if page in heard] == [hand.root.page.name]
+    assert sum(page.parent is not None for page in pages) == 1
+
+
+def test_a_splitter_that_is_dragged_stays_so_at_the_next_launch(hand):
+    from kivy.tests.common import UnitTestTouch
+    page = hand.page("search")
+    split = next(one for one in ui._all_below(page) if isinstance(one, ui.Split))
+    touch = UnitTestTouch(*split.to_window(split._edge() + 2, split.center_y))
+    touch.touch_down()
+    touch.touch_move(split.x + split.width * 0.6, split.center_y)
+    touch.touch_up()
+    ui.write_layout(hand.app.layout)
+    assert ui.read_layout()["splits"]["search"] == pytest.approx(0.6, abs=0.02)
+    split.share = 0.46
+
+
+# Search
+
+
+def test_words_are_searched_by_keys_alone_and_a_result_opens_at_its_place(hand):
+    page = hand.page("search")
+    page.ids.query.text = ""
+    hand.key(ord("k"), "ctrl")
+    hand.until(lambda: page.ids.query.focus, "the cursor")
+    hand.type('darkness "twelve"')
+    page.ids.query.dispatch("on_text_validate")
+    hand.settle()
+    row = page.ids.rows.data[0]
+    assert "vesper.md:20" in row["text"] and "darkness" in row["text"] and row["bar"] > 0 and "words (rank 1)" in row["text"]
+    hand.key(DOWN)
+    assert page.ids.rows.focus
+    hand.key(ENTER)
+    hand.settle()
+    assert "vesper.md" in page.ids.reader.title
+    lit = [line["text"] for line in page.ids.reader.ids.rows.data if isinstance(line["value"], int) and 20 <= line["value"] <= 24]
+    assert lit and all(ui.colour("accent") in line for line in lit if len(line) > 60)
+    assert hand.shown(page.ids.reader.ids.rows).count("\n") > 5        # what is lit is in sight
+    hand.key(ESCAPE)
+    assert not page.ids.reader.title
+
+
+def test_filters_narrow_and_nothing_found_is_said(hand):
+    page = hand.page("search")
+    page.ids.query.text = "lamp"
+    page.filters["doc_id"].text = "note 12"
+    page.ask()
+    hand.settle()
+    assert [one["value"]["chunk"]["doc_id"] for one in page.ids.rows.data] == ["note 12"]
+    page.filters["doc_id"].text, page.ids.query.text = "", "zzqqxx"
+    page.ask()
+    hand.settle()
+    assert ui.TEXTS["nothing"] in hand.shown(page)
+    page.ids.query.text = "lamp"
+    page.filters["since"].text = "never"
+    page.ask()
+    hand.settle()
+    assert "ISO 8601" in page.ids.note.text
+    page.filters["since"].text = ""
+    page.filters["level"].dispatch("on_release")
+    hand.settle()
+    assert page._fields["level"] != ui.COMMANDS["search_memory"]["fields"]["level"]["default"]
+    page.filters["level"].value = ui.COMMANDS["search_memory"]["fields"]["level"]["default"]
+
+
+def test_the_list_of_results_goes_on_where_it_ends(hand):
+    page = hand.page("search")
+    page.ids.query.text = "lamp hangs hall"
+    page.ask()
+    hand.settle()
+    assert len(page.ids.rows.data) == page.PAGE
+    page.ids.rows.focus = True
+    for _ in range(3):
+        hand.key(END)
+        page.ids.rows.keyboard_on_key_down(None, (END, "end"), "", [])
+        hand.settle()
+    found = [one["value"]["chunk"]["doc_id"] for one in page.ids.rows.data]
+    assert len(found) > page.PAGE and len(set(found)) == len(found)
+
+
+def test_ten_thousand_rows_are_a_few_widgets(hand):
+    rows = hand.page("life").ids.lines
+    rows.fill([ui.row(f"row {number}", height=30 + number % 3, value=number) for number in range(10_000)])
+    for _ in range(5):
+        hand.loop.idle()
+    assert len(rows.children[0].children) < 100
+    rows.keyboard_on_key_down(None, (END, "end"), "", [])
+    hand.until(lambda: any(one.index == 9999 and one.chosen for one in rows.children[0].children), "the last row")
+    assert rows.chosen_row == 9999
+
+
+def test_text_that_would_be_markup_is_shown_as_text(hand):
+    page = hand.page("search")
+    page.ids.query.text = "valve bold"
+    page.ask()
+    hand.settle()
+    row = page.ids.rows.data[0]
+    assert row["value"]["chunk"]["doc_id"] == "hostile" and "[color=ff0000]" not in row["text"] and "[ref=" not in row["text"]
+    page.ids.rows.choose(0)
+    page.look()
+    hand.settle()
+    assert "&bl;ref=x&br;" in hand.shown(page.ids.reader) and "\x1b" not in hand.shown(page)
+    assert ("cuneiform" in hand.root.ids.status.text) == ("CUNEIFORM" in ui.FONTS.missing)
+
+
+# Ask
+
+
+def asked(hand, question):
+    page = hand.page("ask")
+    page.ids.ask.focus = True
+    hand.type(question)
+    page.ids.ask.dispatch("on_text_validate")
+    hand.until(lambda: page._report.get("mission") == question, "the cycle")
+    return page
+
+
+def test_a_question_is_thought_about_and_its_citations_open(world, hand):
+    page, seen = asked(hand, "How long does the mast run in full darkness?"), []
+
+    def look():
+        seen.append([state for state, seconds, running in page.ids.drawing.data["states"] if running])
+        return page.finished
+    hand.until(look, "the answer")
+    hand.settle()
+    assert {"DECOMPOSING", "DELEGATING", "SYNTHESIZING"} & {state for states in seen for state in states}
+    facets = page.ids.drawing.data["facets"]
+    assert [facet["persona"] for facet in facets] == ["BABS", "BABS"] and all(facet["said"] for facet in facets)
+    assert all(seconds is not None for _, seconds, _ in page.ids.drawing.data["states"])
+    assert "twelve" in page.ids.answer.text and "[ref=1]" in page.ids.answer.text
+    page.ids.answer.dispatch("on_ref_press", "1")
+    hand.settle()
+    assert "vesper.md" in page.ids.reader.title and "darkness" in hand.shown(page.ids.reader)
+    page.ids.tabs.chosen = "personas"
+    assert "tech_bat_facet_" in page.ids.answer.text
+    page.ids.tabs.chosen = "steps"
+    assert "weave" in page.ids.answer.text
+    page.ids.tabs.chosen = "answer"
+
+
+def test_an_answer_is_marked_with_what_would_be_right(world, hand):
+    page = asked(hand, "Where must the wind vane point?")
+    hand.until(lambda: page.finished, "the answer")
+    page.ids.remark.text = "to [b]true[/b] north"
+    hand.press("Wrong", page)
+    hand.settle()
+    report = next(one for one in world.client.call("list_cycles")["results"] if one["cycle"] == page.cycle)
+    assert (report["feedback"]["mark"], report["feedback"]["note"]) == ("wrong", "to [b]true[/b] north")
+    assert "marked wrong" in page.ids.answer.text and "\u2717" in page.ids.rows.data[0]["text"]
+
+
+def test_what_memory_does_not_know_is_said_and_a_cycle_can_be_cancelled(world, hand):
+    page = asked(hand, "What do giraffes eat?")
+    hand.until(lambda: page.finished, "the answer")
+    assert "nothing in memory" in page.ids.answer.text
+    page = asked(hand, "How is the mast paired with a base station?")
+    hand.press("Cancel", page)
+    hand.until(lambda: not page.running, "its end")
+    hand.settle()
+    assert page._report["state"] in ui.ENDED and page.ids.note.text
+
+
+def test_the_words_of_an_answer_are_shown_as_they_come(hand):
+    page = hand.page("ask")
+    page.cycle, page._report, page.finished = "0xffff", {"state": "SYNTHESIZING", "mission": "x"}, False
+    for piece in ("1\n", "Scan ", "[b]locked"):
+        hand.store._on_event({"event": "tokens", "cycle": "0xffff", "text": piece})
+    assert "Scan &bl;b&br;locked" in page.ids.answer.text and "provisional" in page.ids.answer.text
+    page.cycle = None
+
+
+# Objects
+
+
+def test_objects_are_dived_into_and_back(hand):
+    page = hand.page("objects")
+    page.open("genesis_obj")
+    hand.settle()
+    page.open("robin_prototype_obj")
+    hand.settle()
+    names = [one["value"][0] for one in page.rows.data]
+    page.rows.choose(names.index("synthesize_response_for_"))
+    page.dive(page.rows.chosen_row)
+    hand.settle()
+    assert page.kind == "method" and "primitive" in hand.shown(page.lines)
+    hand.key(276, "alt")
+    hand.settle()
+    assert page.value("name") == "ROBIN"
+    hand.key(275, "alt")
+    hand.settle()
+    assert page.kind == "method"
+
+
+def test_who_answers_a_selector_and_who_delegates_is_shown(world, hand, clone):
+    world.client.call("send_message", target=clone, selector="setSlot_value_", args=["parent*", [{"$ref": "genesis_obj"}]])
+    page = hand.page("objects")
+    page.open("genesis_obj")
+    page.ids.tabs.chosen = "selectors"
+    hand.settle()
+    said = {one["value"][0]: one["text"] for one in page.rows.data}
+    assert "its own" in said["description"] and "pLLM_obj" in said["lora_repository"] and "BAT OS itself" in said["clone"]
+    page.ids.tabs.chosen = "graph"
+    hand.settle()
+    assert clone in [node["oid"] for node in page.graph.data["children"]]
+    assert {node["name"] for node in page.graph.data["parents"]} == {"pLLM_obj", "traits_obj"}
+    x, y, right, top, _ = next(spot for spot in page.graph.spots if spot[4] == clone)
+    hand.click(None, *page.graph.to_window((x + right) / 2, (y + top) / 2))
+    hand.settle()
+    assert page.oid == clone
+    page.ids.tabs.chosen = "slots"
+
+
+def test_objects_are_found_by_words_and_slots(world, hand, clone):
+    page = hand.page("objects")
+    page.ids.query.text = "slot:price"
+    page.find()
+    hand.settle()
+    assert clone in [one["value"] for one in page.ids.list.data]
+    page.ids.query.text = "kind:Method synthesize"
+    page.find()
+    hand.settle()
+    assert len(page.ids.list.data) >= 4 and all("Method" in one["text"] for one in page.ids.list.data)
+    page.ids.query.text = ""
+    page.find()
+    assert "traits_obj" in page.ids.list.data[0]["text"]
+
+
+def edited(hand, name=None, text=None):
+    """Type into the editor and accept it twice: the difference, then the sending. Returns the difference as shown."""
+    dialog = hand.dialog()
+    field, code = (next(one for one in ui._all_below(dialog) if type(one).__name__ == kind) for kind in ("Field", "Code"))
+    field.text, code.text = name or field.text, text
+    hand.key(ENTER, "ctrl")
+    hand.loop.idle()
+    shown = hand.shown(dialog)
+    hand.key(ENTER, "ctrl")
+    hand.settle()
+    return shown
+
+
+def test_a_slot_is_edited_after_its_difference_was_seen_and_undone_by_keys(world, hand, clone):
+    page = hand.page("objects")
+    page.ids.tabs.chosen = "slots"
+    page.open(clone)
+    hand.settle()
+    page.rows.choose([one["value"][0] for one in page.rows.data].index("price"))
+    page.edit()
+    shown = edited(hand, text="12.5")
+    assert "-4" in shown and "+12.5" in shown and slot(world, clone, "price") == 12.5
+    page.ids.tabs.chosen = "history"
+    hand.settle()
+    page.rows.choose(0)
+    hand.settle()
+    assert "+12.5" in hand.shown(page.lines)
+    page.ids.query.focus = False
+    page.rows.focus = True
+    hand.key(ord("z"), "ctrl")
+    hand.settle()
+    assert "+4" in hand.shown(hand.dialog())
+    hand.press("Undo", hand.dialog())
+    hand.settle()
+    assert slot(world, clone, "price") == 4
+    page.ids.tabs.chosen = "slots"
+
+
+def test_what_is_no_json_is_not_sent(world, hand, clone):
+    page = hand.page("objects")
+    page.open(clone)
+    hand.settle()
+    page.edit_slot("price", 4)
+    edited(hand, text="four")
+    assert "is not JSON" in hand.shown(hand.dialog()) and slot(world, clone, "price") == 4
+    hand.key(ESCAPE)
+
+
+def test_a_method_passes_the_same_gate(world, hand, clone):
+    page = hand.page("objects")
+    page.open(clone)
+    hand.settle()
+    hand.press("Add method", page)
+    edited(hand, "twice_", "def twice_(self, n):\n    return __import__('os').getpid()\n")
+    assert "__import__" in hand.shown(hand.dialog()) and slot(world, clone, "twice_") is None
+    code = next(one for one in ui._all_below(hand.dialog()) if type(one).__name__ == "Code")
+    edited(hand, "twice_", code.text.replace("__import__('os').getpid()", "2 * n"))
+    assert world.client.call("send_message", target=clone, selector="twice_", args=[21])["result"] == 42
+    page.open(clone)
+    hand.settle()
+    page.rows.choose([one["value"][0] for one in page.rows.data].index("twice_"))
+    page.dive(page.rows.chosen_row)
+    hand.settle()
+    assert "status trial" in hand.shown(page.lines) and "return 2 * n" in hand.shown(page.lines)
+    hand.press("Edit", page)
+    shown = edited(hand, text="def twice_(self, n):\n    return n + n\n")
+    assert "-    return 2 * n" in shown
+    assert world.client.call("send_message", target=clone, selector="twice_", args=[4])["result"] == 8
+
+
+# Messages
+
+
+def test_every_command_has_a_form_that_reads_what_is_typed(hand):
+    page = hand.page("messages")
+    for command in ui.COMMANDS:
+        page.choose(command)
+        assert set(page._fields) == {name for name, _ in page._flat(ui.COMMANDS[command]["fields"])}
+    mission = {"mission_brief": {"type": "direct_synthesis", "selector": "answer_", "args": ["x?"]}}
+    page.choose("initiate_cognitive_cycle", mission)
+    assert page.fields() == mission
+    page.choose("search_memory", {"query": "x", "max_results": 3})
+    page._fields["max_results"].text = "many"
+    page.send()
+    assert "max_results" in page.ids.note.text
+    page.choose("cancel")
+    page.send()
+    assert "cycle is needed" in page.ids.note.text
+
+
+def test_a_message_is_sent_its_reply_is_a_tree_and_its_script_does_the_same(world, hand):
+    from kivy.core.clipboard import Clipboard
+    page = hand.page("messages")
+    page.go(target="genesis_obj")
+    hand.settle()
+    hand.press("clone", page)
+    page.send()
+    hand.settle()
+    reply = page._reply.reply
+    assert reply["status"] == "OK" and page.change == reply["change"]
+    rows = page.ids.reply.data
+    at = next(n for n, one in enumerate(rows) if ui.ref_of(one["value"]["value"]))
+    page.ids.reply.choose(at)
+    page._fields["selector"].text = "slotNames"
+    hand.press("Copy as script", page)
+    told = subprocess.run([sys.executable, "-c", Clipboard.paste()], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "description" in told.stdout, told.stderr
+    page.ids.side.chosen = "history"
+    assert "clone" in page.ids.list.data[0]["text"]
+    page.chose(page.ids.list.data[0]["value"])
+    assert page._fields["selector"].text == "clone"
+    page.ids.side.chosen = "commands"
+    page.open_branch(rows[at]["value"])
+    hand.settle()
+    assert hand.root.page.name == "objects" and hand.root.page.oid == reply["result"]["$ref"]
+
+
+def test_a_new_command_and_a_new_setting_show_by_data_alone(hand, monkeypatch):
+    monkeypatch.setitem(ui.COMMANDS, "dream", {"help": "Dream.", "effect": False, "role": "read", "fields": {
+        "hours": {"type": "integer", "required": True}}})
+    page = hand.page("messages")
+    page.fill_side()
+    assert any("dream" in one["text"] for one in page.ids.list.data)
+    page.choose("dream")
+    page._fields["hours"].text = "8"
+    assert page.fields() == {"hours": 8}
+    hand.store.state["settings"] = {**hand.store.state["settings"], "dreams_max": 3}
+    life = hand.page("life")
+    life.ids.tabs.chosen = "settings"
+    assert any("dreams_max" in one["text"] for one in life.ids.rows.data)
+    life.ids.tabs.chosen = "events"
+
+
+# Experts and life
+
+
+def test_experts_are_shown_by_tier(world, hand):
+    page = hand.page("experts")
+    told = world.client.call("list_experts")
+    listed = {one["value"] for rows in page.lists.values() for one in rows.data if one["value"]}
+    assert listed == {row["expert"] for row in told["results"]}
+    assert all(gauge.data["words"] for gauge in page.gauges.values())
+
+
+def test_life_shows_figures_events_and_settings(world, hand):
+    page = hand.page("life")
+    world.client.call("index_document", doc_id="one more", text="The heater pad is part VM-18.")
+    hand.until(lambda: any("uvm_state_update" in one["text"] for one in page.ids.rows.data), "an event")
+    assert all(spark.data["values"] for spark, spec in zip(page.sparks, ui.SPEC["sparks"], strict=True) if not spec.get("rate"))
+    page.ids.filter.text = "uvm_state"
+    assert page.ids.rows.data and all("uvm_state_update" in one["text"] for one in page.ids.rows.data)
+    page.ids.filter.text = ""
+    page.ids.rows.focus = True
+    hand.key(32)
+    assert page.paused
+    count = len(page._rows)
+    hand.store._on_event({"event": "error", "at": {"$time": "2026-01-01T00:00:00Z"}, "code": "X", "details": "y"})
+    assert len(page._rows) == count
+    hand.key(32)
+    assert not page.paused and "error" in page.ids.rows.data[0]["text"]
+    page.ids.tabs.chosen = "settings"
+    assert [one["value"] for one in page.ids.rows.data] and set(batos.SETTINGS) <= {
+        name for one in page.ids.rows.data for name in one["value"]}
+    for name in ("missions", "failures", "changes", "upkeep", "events"):
+        page.ids.tabs.chosen = name
+        hand.settle()
+
+
+# The daemon goes and comes
+
+
+def test_a_daemon_that_goes_is_told_in_a_banner_and_nothing_is_sent_later(world, hand):
+    page = hand.page("search")
+    world.daemon.stop(kill=True)
+    hand.until(lambda: hand.root.line == "absent", "absent")
+    assert "No daemon answers" in hand.root.ids.banner.text and hand.root.ids.banner.height > 20
+    messages = hand.page("messages")
+    messages.choose("index_document", {"doc_id": "stale", "text": "This must not be sent."})
+    messages.send()
+    hand.settle()
+    assert "not sent" in messages.ids.told.text
+    hand.page("search")
+    page.ids.query.text = ""
+    world.start()
+    hand.online()
+    hand.settle()
+    assert hand.root.ids.banner.text == "" and any("hostile" in row["text"] for row in page.ids.rows.data)
+    with batos.Client(world.endpoint) as client, pytest.raises(batos.NotFound):
+        client.call("show_document", doc_id="stale")
+
+
+def test_a_daemon_that_hangs_is_said_to_hang_and_waiting_is_said(world, hand, monkeypatch):
+    monkeypatch.setattr(ui, "HUNG_S", 2.0)
+    monkeypatch.setattr(ui, "PING_S", 0.5)
+    page = hand.page("search")
+    os.kill(world.daemon.process.pid, signal.SIGSTOP)
+    try:
+        page.ids.query.text = "lamp"
+        page.ask()
+        hand.until(lambda: "still searching" in hand.root.ids.waiting.text, "slow")
+        hand.until(lambda: hand.root.line == "hung", "hung")
+        assert "has not answered" in hand.root.ids.banner.text
+    finally:
+        os.kill(world.daemon.process.pid, signal.SIGCONT)
+    hand.online()
+    hand.settle()
+    assert page.ids.rows.data and hand.root.ids.waiting.text == ""
+
+
+def test_f5_asks_anew(world, hand):
+    page = hand.page("search")
+    page.ids.query.text = ""
+    world_client = batos.Client(world.endpoint)
+    world_client.call("index_document", doc_id="aaa first", text="Something new.")
+    world_client.close()
+    hand.key(F5)
+    hand.settle()
+    assert re.search("aaa first", page.ids.rows.data[0]["text"])
+
+
+# The process
+
+
+def test_the_process_ends_with_its_window_and_tells_what_is_wrong_with_its_options(world, tmp_path):
+    script = ("import sys; sys.path.insert(0, 'tests'); import windowed; from kivy.clock import Clock; "
+              "app = windowed.ui.MorphicUIApp(sys.argv[1]); "
+              "app.bind(on_start=lambda _: Clock.schedule_once(lambda _: app.root_window.dispatch('on_request_close') or "
+              "app.root_window.close(), 1)); app.run()")
+    env = {**os.environ, "KIVY_HOME": str(tmp_path)}
+    assert subprocess.run([sys.executable, "-c", script, world.endpoint], cwd=ROOT, env=env, timeout=60).returncode == 0
+    told = subprocess.run([sys.executable, "morphic_ui.py", "--keys", str(tmp_path / "none.json")], cwd=ROOT, env=env,
+                          capture_output=True, text=True, timeout=60)
+    assert told.returncode == 2 and "keys add NAME" in told.stderr and "Traceback" not in told.stderr
+    told = subprocess.run([sys.executable, "morphic_ui.py", "--endpoint", "nonsense"], cwd=ROOT, env=env,
+                          capture_output=True, text=True, timeout=60)
+    assert told.returncode == 2 and "nonsense" in told.stderr and "Traceback" not in told.stderr
+
+
+def test_until_is_a_guard():
+    assert until(lambda: True)

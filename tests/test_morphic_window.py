@@ -1,0 +1,164 @@
+"""The Inspector from outside: a real window under Xvfb, typed at by xdotool, looked at by screenshots, judged by the daemon."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import conftest
+import pytest
+import windowed
+from windowed import until
+
+import batos
+
+ROOT = pathlib.Path(windowed.ui.__file__).parent
+WIDTH, HEIGHT = 1366, 820
+
+
+class Screen:
+    """A display of its own with one Inspector on it."""
+
+    def __init__(self, folder, endpoint):
+        windowed.need_gl()
+        windowed.need_programs("Xvfb", "xdotool", "import", "convert")
+        self.folder = folder
+        reading, writing = os.pipe()
+        self.server = subprocess.Popen(["Xvfb", "-displayfd", str(writing), "-screen", "0", f"{WIDTH}x{HEIGHT}x24"],
+                                       pass_fds=[writing], stderr=subprocess.DEVNULL)
+        os.close(writing)
+        with os.fdopen(reading) as told:
+            display = told.readline().strip()
+        assert display, "Xvfb did not start"
+        self.env = {**os.environ, "DISPLAY": f":{display}", "SDL_VIDEODRIVER": "x11", "SDL_VIDEO_X11_WMCLASS": "inspector",
+                    "KIVY_HOME": str(folder / "kivy"), "KIVY_CLIPBOARD": "sdl2"}
+        del self.env["KIVY_LOG_MODE"]
+        (folder / "kivy").mkdir(exist_ok=True)
+        self.window = subprocess.Popen([sys.executable, "morphic_ui.py", "--endpoint", endpoint], cwd=ROOT, env=self.env)
+        until(lambda: self.tool("search", "--class", "inspector"), what="a window")
+
+    def tool(self, *words):
+        return subprocess.run(["xdotool", *words], env=self.env, capture_output=True, text=True, timeout=60).stdout.strip()
+
+    def keys(self, *names):
+        self.tool("key", "--delay", "40", *names)
+
+    def type(self, text):
+        self.tool("type", "--delay", "25", text)
+
+    def shot(self, name):
+        """Take a screenshot; returns its path."""
+        path = self.folder / f"{name}.png"
+        subprocess.run(["import", "-window", "root", str(path)], env=self.env, check=True, timeout=60)
+        return path
+
+    def colours(self, name="look"):
+        """Return how many colours the screen shows; an empty one shows few."""
+        told = subprocess.run(["convert", str(self.shot(name)), "-format", "%k", "info:"], capture_output=True, text=True,
+                              timeout=60, check=True)
+        return int(told.stdout)
+
+    def changed(self, before, what):
+        """Wait until the screen is not what it was before."""
+        def differs():
+            told = subprocess.run(["compare", "-metric", "AE", str(before), str(self.shot("now")), "null:"], text=True,
+                                  capture_output=True, timeout=60)
+            return float(told.stderr.split()[0]) > 500
+        until(differs, what=what)
+
+    def close(self):
+        for one in (self.window, self.server):
+            if one.poll() is None:
+                one.kill()
+            one.wait(60)
+
+
+@pytest.fixture
+def screen(tmp_path, daemon):
+    running = daemon(core=0.2)
+    with batos.Client(running.endpoint) as client:
+        for name in ("vesper.md", "marrow.md"):
+            client.call("index_document", doc_id=name, text=(ROOT / "tests" / "data" / name).read_text("utf-8"))
+        made = Screen(tmp_path, running.endpoint)
+        made.client = client
+        yield made
+        made.close()
+
+
+def subscribed(client):
+    return client.call("health")["result"]["subscribers"]
+
+
+@pytest.mark.slow
+def test_a_person_at_the_keyboard(screen):
+    client = screen.client
+    until(lambda: subscribed(client), what="the Inspector is online")
+    until(lambda: screen.colours() > 100, what="a page")
+
+    before = screen.shot("documents")                    # search, and open a result
+    screen.keys("ctrl+k")
+    screen.type("full darkness")
+    screen.keys("Return")
+    screen.changed(before, "results")
+    before = screen.shot("results")
+    screen.keys("Down", "Return")
+    screen.changed(before, "the document")
+    screen.shot("document")
+
+    screen.keys("ctrl+2")                                # ask
+    screen.type("How long does the mast run in full darkness?")
+    screen.keys("Return")
+
+    def complete():
+        return [row for row in client.call("list_cycles")["results"] if row["state"] == "COMPLETE"]
+    answered = until(complete, what="an answer")
+    assert "twelve" in answered[0]["answer"]
+    screen.shot("answer")
+
+    screen.keys("ctrl+4")                                # send a message, and undo what it changed
+    screen.type("genesis_obj")
+    screen.keys("Tab")
+    screen.type("setSlot_value_")
+    screen.keys("Tab")
+    screen.type('["lamps", 7]')
+    screen.keys("ctrl+Return")
+    until(lambda: "lamps" in client.call("inspect", target="genesis_obj")["result"]["slots"], what="the slot")
+    screen.shot("message")
+    before = screen.shot("sent")
+    screen.keys("Escape", "Escape", "ctrl+z")
+    screen.changed(before, "the question whether to undo")
+    screen.shot("undo")
+    screen.keys("ctrl+Return")
+    until(lambda: "lamps" not in client.call("inspect", target="genesis_obj")["result"]["slots"], what="the slot is gone")
+
+    for number, name in enumerate(windowed.ui.PAGES, 1):
+        screen.keys(f"ctrl+{number}")
+        until(lambda name=name: screen.colours(name) > 100, what=name)
+
+    screen.keys("ctrl+q")
+    assert screen.window.wait(60) == 0
+    until(lambda: not subscribed(client) or client.call("health")["result"]["subscribers"] <= 1, what="it is gone")
+
+
+@pytest.mark.slow
+def test_closing_the_window_ends_the_process_also_without_a_daemon(screen, daemon):
+    until(lambda: screen.colours() > 100, what="a page")
+    threads = len(os.listdir(f"/proc/{screen.window.pid}/task"))
+    assert threads > 1
+    until(lambda: subscribed(screen.client), what="the Inspector is online")
+    before = screen.shot("online")
+    os.kill(screen.client.call("health")["result"]["pid"], signal.SIGKILL)
+    screen.changed(before, "the banner")
+    screen.keys("Escape")
+    assert screen.window.poll() is None
+    identity = screen.tool("search", "--class", "inspector").split()[0]
+    screen.tool("windowclose", identity)
+    screen.window.wait(60)
+
+
+def test_what_is_missing_is_told_in_one_line(monkeypatch):
+    monkeypatch.setattr(windowed.shutil, "which", lambda name: None)
+    with pytest.raises(AssertionError, match="apt-get install") as told:
+        windowed.need_programs("Xvfb")
+    assert "\n" not in str(told.value).split("\nassert")[0] and conftest.ROOT == ROOT
