@@ -47,7 +47,7 @@ def test_the_campaigns_are_told_as_they_were_reported():
 def test_ci_runs_the_commands_of_the_readme():
     script = (ROOT / ".ci" / "run").read_text()
     setting_up, testing = shell_blocks()[0].strip(), shell_blocks()[-1].strip()
-    assert setting_up.split(" && ")[:2] == testing.split(" && ")[:2]
+    assert testing.split(" && ")[:3] == ["tests/packages", *setting_up.split(" && ")[:2]]
     assert 'readme_command "Set up and pass the tests"' in script
 
 
@@ -115,3 +115,19 @@ def test_the_commands_of_keys_run(daemon, tmp_path, monkeypatch, capsys):
     there = {"tcp://192.0.2.1:5555": running.endpoint.replace("0.0.0.0", "127.0.0.1"), "ann.json": "live_image.fs.keys/ann.json"}
     assert batos.main([there.get(word, word) for word in status]) == 0
     assert "serving" in capsys.readouterr().out
+
+
+def test_the_change_of_the_inspector_runs(daemon, monkeypatch, capsys):
+    running = daemon(core=0)
+    monkeypatch.setenv("BATOS_ENDPOINT", running.endpoint)
+    (arguments,) = sh_lines("morphic_ui_obj")
+    assert batos.main(arguments) == 0
+    back, = re.findall(r"`send '(\{\"target\": \"morphic_ui_obj\".*?\})'`", README)
+    assert batos.main(["display"]) == 0 and "your changes: 1 taken" in capsys.readouterr().out
+    assert batos.main(["send", back]) == 1 and "before this one" in capsys.readouterr().err      # there is one alone
+
+
+def test_the_audit_on_request_runs(daemon, monkeypatch, capsys):
+    monkeypatch.setenv("BATOS_ENDPOINT", daemon(core=0).endpoint)
+    message, = re.findall(r"`send '(\{\"target\": \"autotelic_obj\".*?\})'`", README, re.DOTALL)
+    assert batos.main(["send", message]) == 0 and "0x" in capsys.readouterr().out
