@@ -918,8 +918,12 @@ RESERVED = frozenset(dir(UvmObject)) | {"_pointers"}
 image_class(UvmObject)
 
 
+class Version(UvmObject):
+    """I am one of a chain by `former`, and no message changes me: what I am was checked before I came."""
+
+
 @image_class
-class Method(UvmObject):
+class Method(Version):
     """I am behaviour as data: `selector`, and the name of the `primitive` that does it, with who made me."""
 
 
@@ -1159,21 +1163,22 @@ def method(selector, primitive_name=None):
     return Method(selector=selector, primitive=primitive_name or selector, author="genesis", status="trusted", version=1)
 
 
-def _check_no_method(receiver):
-    """Raise BadRequest for a Method: what it is was audited, and changes by a new version alone."""
-    if isinstance(receiver, Method):
-        raise BadRequest(f"{receiver!r} is a method, and those are not changed; send a new version with create_method")
+def _check_no_version(receiver):
+    """Raise BadRequest for a Version: it was audited, and changes by a new one alone."""
+    if isinstance(receiver, Version):
+        raise BadRequest(f"{receiver!r} is a {type(receiver).__name__}, and those are not changed; have a new version made "
+                         "(create_method, display_yourself)")
 
 
 @primitive("setSlot_value_", universal=True)
 def _set_slot_value(receiver, name, value):
-    _check_no_method(receiver)
+    _check_no_version(receiver)
     return receiver.setSlot_value_(name, value)
 
 
 @primitive("removeSlot_", universal=True)
 def _remove_slot(receiver, name):
-    _check_no_method(receiver)
+    _check_no_version(receiver)
     remove_slot(receiver, name)
     return receiver
 
@@ -4538,11 +4543,11 @@ class Bridge:
     def apply(self, writes, gone):
         """Write into the snapshot what the message has written. Raises BadSlot, ReservedName."""
         for number, slots in writes.items():
-            _check_no_method(self.objects[number])
+            _check_no_version(self.objects[number])
             for name, value in slots.items():
                 set_slot(self.see(self.objects[number]), name, value)
         for number, name in gone:
-            _check_no_method(self.objects[number])
+            _check_no_version(self.objects[number])
             remove_slot(self.see(self.objects[number]), name)
 
 
@@ -11407,7 +11412,8 @@ def fail_cycle(oid, error, settings, steps=()):
         cycle = find_cycle(root, oid)
         if state_of(cycle) in ENDED:
             return cycle_report(cycle)
-        enter_all(cycle, steps)
+        with contextlib.suppress(BatosError):            # it may have failed of what they hold
+            enter_all(cycle, steps)
         entry = {"at": now_utc(), "cycle": oid, "state": state_of(cycle), **reason,
                  "mission": one_line(mission_text(cycle.mission_brief), 200), "type": cycle.mission_brief["type"],
                  "who": cycle.who}
@@ -11524,7 +11530,10 @@ class MissionLane:
         try:
             while (mission := self._queue.get()) is not None:
                 if self._begin(mission):
-                    self._run(unit, mission)
+                    try:
+                        self._run(unit, mission)
+                    except Exception:                    # a boundary: the thread is for the next mission
+                        log_mind.critical("cycle %s can neither go on nor fail", mission.oid, exc_info=True)
                     with self._guard:
                         self._running -= 1
         finally:
@@ -11757,6 +11766,7 @@ def install_method(obj, name, source, **told):
         raise BadRequest(f"{name} of {obj!r} is a slot with data ({type(before).__name__}); remove it first, or take another "
                          "name")
     former = before if isinstance(before, Method) else None
+    _leave_quarantine(former)
     made = Method(selector=name, source=source, status="trial", version=(former.version if former else 0) + 1, former=former,
                   home=obj, at=now_utc(), uses=0, failures=0, failures_in_a_row=0, clean_in_a_row=0, **told)
     for kept, version in enumerate(versions_of(former), 2):
@@ -11765,6 +11775,12 @@ def install_method(obj, name, source, **told):
     set_slot(obj, name, made)
     obj._p_jar.add(made)
     return made
+
+
+def _leave_quarantine(method):
+    """A version that runs no more needs no remedy."""
+    if method is not None and method._p_jar is not None:
+        _root_of(method).get("quarantined_methods", {}).pop(oid_text(method._p_oid), None)
 
 
 def bring_in(obj, name, source, **told):
@@ -11792,6 +11808,7 @@ def roll_back(obj, name, version=None):
         known = ", ".join(str(each.version) for each in versions_of(method))
         raise NotFound(f"{name} of {obj!r} has no version {version or 'before this one'}; there are {known}", kind="version",
                        name=str(version))
+    _leave_quarantine(method)
     set_slot(obj, name, found)
     tell_of_method(obj, name, found)
     return found
@@ -11878,7 +11895,7 @@ def plain_slots(cycle, names):
 # Examples in an intent: what a call gives, written as Python: `add_name_("Eve", names=["Ann"]) -> names=["Ann", "Eve"]`.
 # Positional are the arguments, named are slots beforehand; behind the arrow is the result, or a slot afterwards.
 
-EXAMPLE_CHARS = 1000                                     # of either side of the arrow
+EXAMPLE_CHARS, EXAMPLES_READ = 300, 10                   # of either side of the arrow; of one intent
 
 
 class Example(typing.NamedTuple):
@@ -11898,10 +11915,10 @@ class Example(typing.NamedTuple):
 
 def longest(text, read):
     """Return (what `read` makes of the longest beginning of a text that it takes, its length), or (None, 0)."""
-    for end in range(min(len(text), EXAMPLE_CHARS), 0, -1):
+    text = text[:EXAMPLE_CHARS].partition("\n")[0]
+    for end in reversed([found.end() for found in re.finditer(r"[])}\"']|\w(?!\w)", text)]):       # where a value can end
         with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            if text[end - 1] not in "., \n":
-                return read(text[:end]), end
+            return read(text[:end]), end
     return None, 0
 
 
@@ -11910,8 +11927,8 @@ def _read_named(text):
     call = ast.parse(f"f({text})", mode="eval").body
     if not isinstance(call, ast.Call) or not (call.args or call.keywords):
         raise ValueError("this is no call")
-    return ([ast.literal_eval(value) for value in call.args],
-            {each.arg: ast.literal_eval(each.value) for each in call.keywords if each.arg})
+    return ([checked(ast.literal_eval(value)) for value in call.args],
+            {each.arg: checked(ast.literal_eval(each.value)) for each in call.keywords if each.arg})
 
 
 def _read_call(text):
@@ -11923,10 +11940,11 @@ def _read_call(text):
 def find_examples(intent, selector):
     """Yield (start, end, Example) of the examples in an intent."""
     name = re.escape(selector_name(selector))
-    for found in re.finditer(rf"\b{name}\(([^\n]*?\))\s*(?:->|=>|==|→)\s*", intent):
+    calls = re.finditer(rf"\b{name}\(([^\n]{{0,{EXAMPLE_CHARS}}}?\)) {{0,9}}(?:->|=>|==|→) {{0,9}}", intent)
+    for found in itertools.islice(calls, EXAMPLES_READ):
         given, taken = longest(found[1], _read_call)
-        told, length = longest(intent[found.end():], _read_named)
-        if given and told and taken == len(found[1]) and len(told[0]) + bool(told[1]) == 1:
+        told, length = longest(intent[found.end():], _read_named) if given and taken == len(found[1]) else (None, 0)
+        if told and len(told[0]) + bool(told[1]) == 1:
             end = found.end() + length
             yield found.start(), end, Example(intent[found.start():end], tuple(given[0]), given[1],
                                               told[0][0] if told[0] else ABSENT, told[1])
@@ -11943,11 +11961,16 @@ def examples_of(cycle):
     return examples
 
 
+EXAMPLE_WORDS = (" e.g", " such as", " for example", " for instance", " so that")      # what leads to an example
+
+
 def without_examples(intent, selector):
     """Return an intent's words: the examples are for the tests."""
     for start, end, _ in reversed(list(find_examples(intent, selector))):
         intent = intent[:start] + intent[end:]
-    return re.sub(r"[\s,;:]*(?:e\.g\.|such as|for example|for instance|so that)?[\s,;:]*[.!]?\s*$", "", intent)
+    intent = intent.rstrip(" \n\t,;:.!")
+    said = next((words for words in EXAMPLE_WORDS if intent.endswith(words)), "")
+    return intent.removesuffix(said).rstrip(" \n\t,;:.!")
 
 
 def tests_of(examples, tests):
@@ -12391,16 +12414,18 @@ class GenerationBudget:
 # Whatever comes in is untrusted: its methods pass the audit and begin on trial, and nothing that is there is replaced.
 
 PARCEL_VERSION = 1
-PARCEL_OBJECTS, PARCEL_METHODS, PARCEL_DEPTH = 10_000, 1000, 40
+PARCEL_OBJECTS, PARCEL_METHODS, PARCEL_ENTRIES, PARCEL_DEPTH = 10_000, 1000, 100_000, 40
 IN_PARCEL, ROOT_OBJECT, EXPERT, TREE_COPY, WHEN = range(20, 25)     # msgpack extensions in a parcel's rows
-METHOD_TOLD = ("source", "intent", "asked", "idiom", "wanted", "tests", "why", "author")
+METHOD_TOLD = ("source", "intent", "why", "author")      # the tests are its own image's
+METHOD_TEXT = 2000                                       # characters of each of them but the source
 TREE_KINDS = {kind.__name__: kind for kind in (OOBTree, LOBTree, OLBTree, LLBTree, LLTreeSet)}
 
 
 class Packer:
     """Packs an object with all it holds that is no root object: plain values, objects, methods, trees, LoRA experts."""
 
-    def __init__(self, root, obj):
+    def __init__(self, root, obj, most_bytes):
+        self.left_bytes, self.most_bytes = most_bytes, most_bytes
         self.roots = {value: name for name, value in root.items()
                       if isinstance(value, persistent.Persistent) and value is not obj}
         self.repository, self.objects, self.numbers = root["pLLM_obj"].lora_repository, [], {}
@@ -12415,16 +12440,25 @@ class Packer:
         for obj in self.objects:                         # it grows while it is gone through
             rows.append(self.pack(self.row(obj)))
             if isinstance(own(obj).get("name"), str) and own(obj)["name"] in self.repository:
-                self.wanted.add(own(obj)["name"])        # a persona's own
+                self.want(own(obj)["name"])              # a persona's own
         return rows
 
     def pack(self, value):
         faults, special = noting(self.special)
         try:
-            return ormsgpack.packb(value, default=special, option=PACKING)
+            packed = ormsgpack.packb(value, default=special, option=PACKING)
+            self.count(len(packed))
+            return packed
         except TypeError as error:
             unfit = BadRequest(f"{self.where} cannot be packed ({error}); a backup takes everything")
             raise faults[0] if faults else unfit from None
+
+    def count(self, size):
+        """Take bytes off what a parcel may have. Raises BadRequest."""
+        self.left_bytes -= size
+        if self.left_bytes < 0:
+            raise BadRequest(f"the parcel would have more than {self.most_bytes / 1e6:.1f} MB, which is what a message has "
+                             "(message_max_mb); export a part of it, or take a backup")
 
     def row(self, obj):
         slots, methods = [], {}
@@ -12438,6 +12472,11 @@ class Packer:
                 slots.append([name, value])
         return {"slots": slots, "methods": methods}
 
+    def want(self, expert):
+        if expert not in self.wanted:
+            self.count(self.repository[expert].model_blob.size)
+            self.wanted.add(expert)
+
     def number(self, obj):
         if obj not in self.numbers:
             if len(self.objects) >= PARCEL_OBJECTS:
@@ -12449,20 +12488,21 @@ class Packer:
     def special(self, value):
         """Return what stands in a row for what is no plain value."""
         if isinstance(value, UvmObject) and value in self.experts:
-            self.wanted.add(self.experts[value])
+            self.want(self.experts[value])
             return ormsgpack.Ext(EXPERT, self.experts[value].encode())
         if isinstance(value, persistent.Persistent) and value in self.roots:
             return ormsgpack.Ext(ROOT_OBJECT, self.roots[value].encode())
         if type(value) is UvmObject and not is_blob_record(value):
             return ormsgpack.Ext(IN_PARCEL, self.number(value).to_bytes(4, "little"))
-        if type(value).__name__ in TREE_KINDS:
+        if type(value).__name__ in TREE_KINDS and len(value) <= PARCEL_ENTRIES:
             rows = [list(pair) for pair in value.items()] if hasattr(value, "items") else [[key, True] for key in value]
             return ormsgpack.Ext(TREE_COPY, self.pack([type(value).__name__, rows]))
         if isinstance(value, datetime.datetime):
             return ormsgpack.Ext(WHEN, value.isoformat().encode())
         if type(value) is tuple:
             return pack_plain(value)
-        raise BadRequest(f"{self.where} holds a {type(value).__name__}, which no parcel takes; a backup takes everything")
+        raise BadRequest(f"{self.where} holds a {type(value).__name__}, which no parcel takes (of trees those with up to "
+                         f"{PARCEL_ENTRIES:,} entries); a backup takes everything")
 
 
 def noting(function):
@@ -12480,16 +12520,12 @@ def noting(function):
 
 def pack_parcel(root, obj, most_bytes):
     """Return (the bytes of an object's parcel, names of objects and experts in it). Raises BadRequest."""
-    packer = Packer(root, obj)
+    packer = Packer(root, obj, most_bytes)
     parts = {"objects": ormsgpack.packb(packer.rows())}
     proxies = {name: packer.repository[name] for name in sorted(packer.wanted)}
     parts["adapters"] = ormsgpack.packb({name: {"r": proxy.rank, "lora_alpha": proxy.alpha, "use_rslora": proxy.by_root,
                                                 "revision": proxy.base} for name, proxy in proxies.items()})
     parts |= {f"adapter {name}": pathlib.Path(blob_path(proxy.model_blob)).read_bytes() for name, proxy in proxies.items()}
-    size = sum(map(len, parts.values()))
-    if size > most_bytes:
-        raise BadRequest(f"the parcel would have {size / 1e6:.1f} MB, and a message has {most_bytes / 1e6:.1f} "
-                         "(message_max_mb); export a part of it, or take a backup")
     return ormsgpack.packb({"batos_parcel": PARCEL_VERSION, "from": root["image_id"], "manifest": manifest_of(parts),
                             "parts": parts}), len(packer.objects), sorted(proxies)
 
@@ -12641,6 +12677,8 @@ def check_parcel_method(name, told):
         primitive_named(told["primitive"] if isinstance(told["primitive"], str) else "")
     elif not isinstance(told.get("source"), str):
         raise BadRequest(f"the method {name!r:.80} of the parcel has no source; export it anew")
+    elif any(not isinstance(told.get(field, ""), str) or len(told.get(field, "")) > METHOD_TEXT for field in METHOD_TOLD[1:]):
+        raise BadRequest(f"the method {name!r:.80} of the parcel tells what is no text of up to {METHOD_TEXT} characters")
     else:
         PersistenceGuardian().audit_code(told["source"], name)
 
@@ -12654,18 +12692,24 @@ def unpack_row(row, root, objects):
             made.add(key) if isinstance(made, LLTreeSet) else made.__setitem__(key, checked(value))
         return made
 
+    def known(holder, name):
+        if name not in holder:
+            raise NotFound(f"the parcel points to {name!r:.80}, which this image has not; {mend(name, holder)}", kind="object",
+                           name=name)
+        return holder[name]
+    reads = {IN_PARCEL: lambda data, depth: objects[int.from_bytes(data, "little")],
+             WHEN: lambda data, depth: datetime.datetime.fromisoformat(data.decode()), TREE_COPY: tree,
+             ROOT_OBJECT: lambda data, depth: known(root, data.decode()),
+             EXPERT: lambda data, depth: known(root["pLLM_obj"].lora_repository, data.decode())}
+
     def special(tag, data, depth=0):
-        if tag == IN_PARCEL:
-            return objects[int.from_bytes(data, "little")]
-        if tag == WHEN:
-            return datetime.datetime.fromisoformat(data.decode())
-        if tag == TREE_COPY and depth < PARCEL_DEPTH:
-            return tree(data, depth)
-        holder = {ROOT_OBJECT: root, EXPERT: root["pLLM_obj"].lora_repository}[tag]
-        if data.decode() not in holder:
-            raise NotFound(f"the parcel points to {data.decode()!r:.80}, which this image has not; "
-                           f"{mend(data.decode(), holder)}", kind="object", name=data.decode())
-        return holder[data.decode()]
+        if tag not in reads or depth > PARCEL_DEPTH:
+            raise BadRequest(f"an object of the parcel holds the extension {tag} at depth {depth}, which is none; export it anew")
+        try:
+            return reads[tag](data, depth)
+        except (ValueError, TypeError, LookupError) as error:
+            raise error if isinstance(error, BatosError) else BadRequest(
+                f"an object of the parcel holds an extension {tag} that does not read ({error!r:.200}); export it anew") from None
     faults, noted = noting(special)
     try:
         return checked_row(unpack_plain(row, noted))
@@ -12684,7 +12728,7 @@ def fill_object(root, obj, row, origin):
         if "primitive" in told:
             set_slot(obj, name, method(name, told["primitive"]))
             continue
-        author = f"{told.get('author') or 'unknown'} of {origin}"[:300]
+        author = f"import from {origin} (of {told.get('author') or 'unknown'})"[:300]
         more = {field: told[field] for field in METHOD_TOLD[1:-1] if field in told}
         bring_in(obj, name, told["source"], author=author, **more)
     return [name for name, told in row["methods"].items() if "primitive" not in told]
@@ -12718,10 +12762,9 @@ def new_autotelic(root):
 
 @primitive(AUDIT[1])
 def analyze_and_resolve_cycle_failures(autotelic):
-    """Begin an audit, unless one is at work. Returns its cycle's id."""
+    """Begin an audit. Returns its cycle's id, or that of the audit or remedy that is at work."""
     root = _root_of(autotelic)
-    at_work = [cycle for cycle in root["active_cycles"].values() if cycle.who == AUDITOR]
-    return cycle_id(at_work[0] if at_work else begin_audit(root))
+    return cycle_id(improving(root) or begin_audit(root))
 
 
 def begin_audit(root):
@@ -12741,21 +12784,30 @@ def new_failures(root):
 def methods_in_quarantine(root):
     """Yield (oid, Method) of those that still stand where they failed, and were not seen to yet."""
     seen = set(root["autotelic_obj"].seen)
-    for oid, method in itertools.islice(root["quarantined_methods"].items(), AUDITED_MOST):
-        standing = own(method.home).get(method.selector) is method
-        if standing and method.status == "quarantined" and oid not in seen:
-            yield oid, method
+    standing = ((oid, method) for oid, method in root["quarantined_methods"].items()
+                if oid not in seen and method.status == "quarantined" and own(method.home).get(method.selector) is method)
+    yield from itertools.islice(standing, AUDITED_MOST)
 
 
 def improving(root):
-    """Return whether a self-improvement is at work."""
-    return any(cycle.who in (AUDITOR, AUTOTELIC) for cycle in root["active_cycles"].values())
+    """Return the audit or remedy that is at work, or None."""
+    return next((cycle for cycle in root["active_cycles"].values() if cycle.who in (AUDITOR, AUTOTELIC)
+                 or (cycle.mission_brief["type"], cycle.mission_brief["selector"]) in (AUDIT, MEND)), None)
+
+
+def is_finding(row):
+    """Whether a row is a finding with a remedy, as end_audit leaves them: slots can be set by anybody."""
+    if not isinstance(row, dict) or row.keys() != {"what", "times", "remedy", "of", "why"}:
+        return False
+    brief, target = row["remedy"] if isinstance(row["remedy"], list) and len(row["remedy"]) == 2 else (None, None)
+    return isinstance(target, str) and isinstance(row["what"], str) and (
+        brief == "again" or isinstance(brief, dict) and (brief.get("type"), brief.get("selector")) == MEND)
 
 
 def something_wrong(root):
     """Return what an audit would find, in words, or None: nothing new, or one is at work."""
     failures, methods = sum(1 for _ in new_failures(root)), sum(1 for _ in methods_in_quarantine(root))
-    waiting = len(root["autotelic_obj"].pending)
+    waiting = sum(map(is_finding, root["autotelic_obj"].pending))
     return None if improving(root) or not failures + methods + waiting else (
         f"{failures} missions failed, {methods} methods are in quarantine, {waiting} findings wait")
 
@@ -12771,7 +12823,7 @@ def gather(cycle, recall):
     methods = [{"oid": oid, "selector": method.selector, "home": repr(method.home), "author": own(method).get("author") or "",
                 "failed": own(method).get("failed") or {}, "target": oid_text(method.home._p_oid)}
                for oid, method in methods_in_quarantine(root)]
-    pending = root["autotelic_obj"].pending
+    pending = [row for row in root["autotelic_obj"].pending if is_finding(row)]
     data = {"failures": failures, "quarantined": methods, "pending": pending,
             "through": failures[-1]["number"] if failures else root["autotelic_obj"].audited_through}
     if failures or methods or pending:
@@ -12838,7 +12890,7 @@ def end_audit(root, cycle):
     standing = {oid for oid, _ in methods_in_quarantine(root)}
     for oid in [oid for oid in root["quarantined_methods"] if oid not in standing]:
         del root["quarantined_methods"][oid]
-    findings, chosen = data.get("findings", ()), data.get("chosen")
+    findings, chosen = data.get("findings", ()), None if improving(root) else data.get("chosen")
     later = [finding for finding in findings if finding["remedy"] and finding != chosen]
     autotelic.pending = later[:PENDING_MOST]
     autotelic.seen = [*autotelic.seen, *(finding["of"] for finding in findings if finding not in later)][-SEEN_MOST:]
@@ -14317,9 +14369,15 @@ JOBS = {
 }
 
 
+ADMIN_SELECTORS = set()                                  # messages that act outside of the image; a later section adds its own
+
+
 def check_role(request, needed):
-    """Raise Forbidden unless a request's role may what `needed` may; a file's path in a request is for admins."""
-    needed = "admin" if getattr(request.command, "path", None) is not None else needed
+    """Raise Forbidden unless a request's role may what `needed` may; files and windows of this machine are for admins."""
+    command = request.command
+    selector = getattr(getattr(command, "mission_brief", command), "selector", None)
+    if getattr(command, "path", None) is not None or selector in ADMIN_SELECTORS:
+        needed = "admin"
     if ROLES.index(request.role) < ROLES.index(needed):
         raise Forbidden(f"{request.command.command} needs the role {needed}, and the key of {request.who} has {request.role}; "
                         "ask whoever keeps the daemon for another key", role=request.role, needed=needed)
@@ -15618,6 +15676,7 @@ UI_SPEC = {
 }
 
 UI_MESSAGES = ("display_yourself", "ingest_and_display_yourself")
+ADMIN_SELECTORS.update(UI_MESSAGES)
 UI_STATES = {                                            # state -> (who leads it, what follows)
     "ui_gen_start_state": ("ALFRED", ["ui_gen_invoke_babs_state"]),
     "ui_gen_invoke_babs_state": ("BABS", ["ui_gen_invoke_brick_state"]),
@@ -15640,7 +15699,9 @@ CANONICAL = "the canonical one"
 
 def unfit(value, model, path=""):
     """Yield, as sentences, where a part of a specification is not of the form of the canonical part `model`."""
-    if type(value) is not type(model) and model is not None:
+    if model is None and type(value) in (str, type(None)):
+        return
+    if type(value) is not type(model):
         yield f"{path or 'it'} is a {type(value).__name__}, and a {type(model).__name__} is wanted"
     elif isinstance(model, dict):
         strange = [str(name) for name in value if name not in model]
@@ -15690,7 +15751,7 @@ def check_spec(spec):
 
 def with_part(spec, path, value):
     """Return a specification with another value at a path, such as `accent` or `pages.search.title`. Raises BadRequest."""
-    spec = json.loads(json.dumps(spec))
+    spec = json.loads(json.dumps(spec, allow_nan=False, default=_no_plain_data))
     *way, last = path.split(".")
     place = spec
     for name in way:
@@ -15703,6 +15764,10 @@ def with_part(spec, path, value):
     place[last] = value
     check_spec(spec)
     return spec
+
+
+def _no_plain_data(value):
+    raise BadRequest(f"a specification holds plain data, and not {_shortly(value)}")
 
 
 def with_changes(spec, changes):
@@ -15773,9 +15838,16 @@ def _on_one_line(value):
     if isinstance(value, list):
         return "[" + ", ".join(map(_on_one_line, value)) + "]"
     if not isinstance(value, str):
-        return repr(value)
+        return repr(checked_plain(value))
     return re.sub(r"[^ -~]", lambda found: f"\\U{ord(found[0]):08x}" if ord(found[0]) > 0xFFFF else f"\\u{ord(found[0]):04x}",
                   json.dumps(value, ensure_ascii=False))
+
+
+def checked_plain(value):
+    """Return a value whose repr is its literal. Raises BadRequest."""
+    if type(value) in (int, bool, type(None)) or type(value) is float and math.isfinite(value):
+        return value
+    raise BadRequest(f"a specification holds plain data, and not {_shortly(value)}")
 
 
 def ui_parts(stock):
@@ -15922,12 +15994,15 @@ def generate_kv_layout(robin):
 @primitive("assemble_and_execute", reads=True)
 def assemble_and_execute(alfred):
     """Return what was assembled last: version, whence its parts are, how it was tried; None where nothing was."""
-    made = _root_of(alfred)["morphic_ui_obj"].incarnation
+    made = current_incarnation(_root_of(alfred))
     return made and {name: own(made)[name] for name in ("version", "origin", "tried", "sha256")}
 
 
 def begin_ui(cycle, recall):
-    """IDLE: the states of its own take over."""
+    """IDLE: the states of its own take over. Raises BadRequest for a target that has not to show itself."""
+    root = _root_of(cycle)
+    if resolve(root, cycle.target_oid) is not root["genesis_obj"]:
+        raise BadRequest(f"{cycle.mission_brief['selector']} is a message to genesis_obj; send it there")
     return Thought("begin", lambda _: Step("ui_gen_start_state", cycle.mission_brief["selector"]))
 
 
@@ -16036,8 +16111,8 @@ def ui_inputs(changes):
 def keep_incarnation(root, cycle):
     """The effect of a first conversation: the incarnation, as a version; from now on genesis_obj understands the messages."""
     made, ui = cycle._tmp_synthesis_data["assembled"], root["morphic_ui_obj"]
-    source, former = compile_ui(made["spec"], made["origin"], ui_stock()), ui.incarnation
-    incarnation = UvmObject(**{
+    source, former = compile_ui(made["spec"], made["origin"], ui_stock()), current_incarnation(root)
+    incarnation = ClientIncarnation(**{
         "parent*": [root["traits_obj"]], "name": "incarnation", "version": former.version + 1 if former else 1, "at": now_utc(),
         "specification": made["spec"], "source": source, "sha256": hashlib.sha256(source.encode()).hexdigest(),
         "origin": made["origin"], "tried": made["tried"], "made_from": made["made_from"], "author": f"cycle {cycle_id(cycle)}",
@@ -16057,10 +16132,21 @@ for _selector in UI_MESSAGES:
     MISSION_KINDS["unhandled_message", _selector] = MissionKind({"IDLE": begin_ui}, keep_incarnation)
 
 
+@image_class
+class ClientIncarnation(Version):
+    """I am a client that was made: `specification`, `source`, `origin`, how it was `tried`, what it was `made_from`."""
+
+
+def current_incarnation(root):
+    """Return the ClientIncarnation that is shown, or None."""
+    made = own(root["morphic_ui_obj"]).get("incarnation")
+    return made if isinstance(made, ClientIncarnation) else None
+
+
 @primitive("restore_incarnation_")
 def restore_incarnation_(ui, version=None):
     """Point at a former incarnation (None: the one before); it is what the next display shows. Raises NotFound."""
-    current = ui.incarnation
+    current = current_incarnation(_root_of(ui))
     found = current and next((each for each in versions_of(own(current)["former"]) if version in (None, each.version)), None)
     if not found:
         known = ", ".join(str(each.version) for each in versions_of(current)) or "none"
@@ -16073,8 +16159,8 @@ def restore_incarnation_(ui, version=None):
 
 def _told_display(genesis, selector):
     root = _root_of(genesis)
-    made = root["morphic_ui_obj"].incarnation
-    if made.made_from != ui_inputs(root["morphic_ui_obj"].changes):
+    made = current_incarnation(root)
+    if made is None or made.made_from != ui_inputs(root["morphic_ui_obj"].changes):
         brief = {"type": "unhandled_message", "selector": selector, "args": [], "kwargs": {"show": True}}
         cycle = mission_for(root, genesis, selector) or send(
             root["orchestrator_obj"], "start_cognitive_cycle_for_", brief, oid_text(root["genesis_obj"]._p_oid), AUTOTELIC)
@@ -16139,7 +16225,7 @@ class Display:
     """Writes the incarnation that the image points to, compiled anew, and opens its window. In the synapse lane's thread."""
 
     def __init__(self, uvm, endpoint):
-        self.uvm, self.endpoint, self.processes = uvm, endpoint, []
+        self.uvm, self.endpoint, self.process = uvm, endpoint, None
         uvm.display = self
         uvm.events.subscribe("display", self.ask)
 
@@ -16153,24 +16239,31 @@ class Display:
     def show(self):
         """Write and open; returns the reply's map."""
         with reading(self.uvm.image) as root:
-            made = root["morphic_ui_obj"].incarnation
+            made = current_incarnation(root)
+            if made is None:
+                raise NotFound("no client was made yet; send display_yourself to genesis_obj", kind="client", name="client")
             known = {each.sha256 for each in versions_of(made)}
             spec, origin, version, tried = made.specification, made.origin, made.version, made.tried
         path = ui_path(self.uvm.settings)
         source = compile_ui(spec, origin, ui_stock())
         written = write_ui(path, source, known | {hashlib.sha256(source.encode()).hexdigest()})
-        self.processes = [process for process in self.processes if process.poll() is None]
-        process, told = open_window(path, self.endpoint, self.uvm.wire.keyring is not None)
-        self.processes += [process] if process else []
+        told = self._opened(path)
         return {"details": f"incarnation {version}: {written}; {told}",
-                "result": {"path": str(path), "version": version, "pid": process.pid if process else None, "stages": origin,
+                "result": {"path": str(path), "version": version, "pid": self.process and self.process.pid, "stages": origin,
                            "tried": tried}}
+
+    def _opened(self, path):
+        """Open the window, unless one is open; returns what is told of it."""
+        if self.process and self.process.poll() is None:
+            return f"its window is open (process {self.process.pid}); close it to see this one"
+        self.process, told = open_window(path, self.endpoint, self.uvm.wire.keyring is not None)
+        return told
 
 
 def look_at_incarnation(selector):
     """Return apply(root) for the read lane: whether a client shows all there is to show; sends on to the lane that goes on."""
     def apply(root):
-        made = root["morphic_ui_obj"].incarnation
+        made = current_incarnation(root)
         current = made is not None and made.made_from == ui_inputs(root["morphic_ui_obj"].changes)
         raise Reroute("synapse" if current and not (selector == UI_MESSAGES[1] and own_documents(root)) else "write")
     return apply

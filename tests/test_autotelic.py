@@ -221,6 +221,34 @@ def test_a_mission_may_mend_a_method_on_request_and_names_what_there_is(kept):
     assert wrong["reason"]["code"] == "NotFound" and "add_" in wrong["reason"]["details"] and odd["state"] == "FAILED"
 
 
+def test_what_somebody_put_among_the_findings_is_left_out(kept):
+    one = kept()
+    forged = {"what": "x", "times": 1, "of": "y", "why": "z"}
+    rows = ["x", 7, {"what": "x"}, {**forged, "remedy": None}, {**forged, "remedy": [{"type": "direct_synthesis"}, "0x1"]},
+            {**forged, "remedy": ["again", 7]}]
+    one.write(lambda root: str(root["autotelic_obj"].setSlot_value_("pending", rows)))
+    with batos.reading(one.image) as root:
+        assert batos.something_wrong(root) is None
+    one.audit()
+    assert "Nothing has failed" in one.reports(1)[0]["answer"]
+
+
+def test_an_audit_begins_no_second_one(kept):
+    held = threading.Event()
+
+    def tests(fields):
+        held.wait(WAIT_S)
+        return ANY
+    one = kept(tests=tests, method=bodies("return 0 if not self.prices else sum(self.prices) / len(self.prices)"))
+    one.shelf(MEAN, prices=[])
+    first = one.audit()
+    one.reports(1)                                       # its remedy is at work now
+    remedy = one.audit()
+    assert remedy != first and one.audit() == remedy
+    held.set()
+    assert [report["cycle"] for report in one.reports(2)] == [first, remedy]
+
+
 def test_the_day_has_a_budget(kept):
     one = kept()
     one.shelf(MEAN, author="ann", prices=[])

@@ -233,15 +233,61 @@ def test_changes_are_objects_versions_follow_and_one_goes_back(client):
 
 def test_what_stands_in_the_image_is_never_run(client, tmp_path):
     reply = client.call("display_yourself")["result"]
-    client.call("send_message", target="morphic_ui_obj.incarnation", selector="setSlot_value_",
-                args=["source", "raise SystemExit"])
-    client.call("display_yourself")
+    for slot, value in (("source", "raise SystemExit"), ("former", {"$ref": "morphic_ui_obj.incarnation"}),
+                        ("specification", {})):
+        with pytest.raises(batos.BadRequest, match="ClientIncarnation, and those are not changed"):
+            client.call("send_message", target="morphic_ui_obj.incarnation", selector="setSlot_value_", args=[slot, value])
+    forged = client.call("send_message", target="morphic_ui_obj.incarnation", selector="clone")["result"]
+    client.call("send_message", target=forged["$ref"], selector="setSlot_value_", args=["specification", {"title": "x"}])
+    client.call("send_message", target="morphic_ui_obj", selector="setSlot_value_", args=["incarnation", forged])
+    again = client.call("display_yourself")["result"]    # it is none of mine, so one is made
+    assert again["version"] == 1
     assert literals(pathlib.Path(reply["path"]).read_text("utf-8")) == literals(STOCK)
-    hostile = {**batos.UI_SPEC, "title": "x\"\"\"\nimport os\n"}
-    client.call("send_message", target="morphic_ui_obj.incarnation", selector="setSlot_value_",
-                args=["specification", hostile])
-    with pytest.raises(batos.BadRequest, match="cannot be shown"):
-        client.call("display_yourself")
+    client.call("send_message", target="morphic_ui_obj", selector="setSlot_value_", args=["incarnation", None])
+    told = client.call("send_message", target="genesis_obj", selector="display_yourself")["result"]
+    assert told["version"] is None and told["cycle"].startswith("0x")
+
+
+def test_only_genesis_shows_itself(client):
+    with pytest.raises(batos.MethodUnwritten, match="send it there"):
+        client.call("send_message", target="traits_obj", selector="display_yourself", wait=True)
+
+
+@pytest.mark.parametrize("command", [
+    {"command": "send_message", "target": "genesis_obj", "selector": "display_yourself"},
+    {"command": "initiate_cognitive_cycle", "mission_brief": {"type": "unhandled_message", "selector": "display_yourself"}},
+    {"command": "display_yourself"}])
+def test_windows_are_for_admins(command):
+    request = batos.Request(None, [], command=batos.parse_command(command), role="write")
+    with pytest.raises(batos.Forbidden):
+        batos.check_role(request, batos.COMMANDS[command["command"]].role)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), b"x", batos.now_utc(), batos.UvmObject()])
+def test_a_specification_is_plain_data(value):
+    with pytest.raises(batos.BadRequest):
+        batos.as_literal({"a": [value]})
+    spec, left_out = batos.with_changes(batos.UI_SPEC, {"tiers": [{**batos.UI_SPEC["tiers"][2], "room": value}]})
+    assert spec == batos.UI_SPEC and len(left_out) == 1
+
+
+def test_one_window_is_open_at_a_time(monkeypatch, tmp_path):
+    client = tmp_path / "client.py"
+    client.write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.setenv("DISPLAY", ":99")
+    uvm = batos.BatOS_UVM.__new__(batos.BatOS_UVM)
+    uvm.events, uvm.wire = batos.Events(), batos.Wire(None)
+    display = batos.Display(uvm, "tcp://127.0.0.1:7")
+    assert "its window opens" in display._opened(client)
+    first = display.process
+    try:
+        assert f"is open (process {first.pid})" in display._opened(client) and display.process is first
+    finally:
+        first.kill()
+    first.wait(WAIT_S)
+    assert "its window opens" in display._opened(client) and display.process is not first
+    display.process.kill()
+    display.process.wait(WAIT_S)
 
 
 def test_without_a_core_it_says_so(daemon):

@@ -451,6 +451,42 @@ def test_an_example_settles_what_changes(kernel):
     assert any("names alone" in told for told in report["tests"])
 
 
+@pytest.mark.parametrize("intent", ["factorial_(25) -> 15511210043330985984000000", "factorial_([1]) -> {1}",
+                                    "factorial_(1) -> " + "[" * 40 + "]" * 40, "factorial_(1) -> {1.5: 2}"])
+def test_an_example_that_no_slot_can_hold_is_words_and_ends_no_worker(kernel, intent):
+    one = kernel(tests=lambda fields: LOOSE)
+    report = one.mission("factorial_", 3, count=1, intent=intent)
+    assert report["state"] in ("COMPLETE", "FAILED") and "BadSlot" not in str(report.get("reason"))
+    assert one.mission("sum_up", prices=[1, 2])["state"] == "COMPLETE"
+
+
+def test_a_mission_whose_steps_cannot_be_kept_fails_and_its_worker_goes_on(kernel):
+    one = kernel(tests=lambda fields: {"result": "any", "changes": [], "holds": [], "more": 1 << 70})
+    report = one.mission("total", prices=[1])
+    assert report["state"] == "FAILED" and report["reason"]["code"] == "BadSlot"
+    one.uvm.core.values["tests"] = lambda fields: LOOSE
+    assert one.mission("total", prices=[1])["state"] == "COMPLETE"
+
+
+def test_a_version_that_is_replaced_leaves_quarantine(kernel):
+    one = kernel()
+
+    def apply(root):
+        obj = root["it"] = batos.UvmObject(**{"parent*": [root["traits_obj"]], "prices": []})
+        root._p_jar.add(obj)
+        failure = {"details": "x", "receiver": obj._p_oid, "args": []}
+        seen = []
+        for name in ("one", "two"):
+            batos.bring_in(obj, name, f"def {name}(self):\n    return 1\n", author="ann")
+            batos.bring_in(obj, name, f"def {name}(self):\n    return 2\n", author="ann")
+            batos.count_method(batos.own(obj)[name], [failure] * 3)
+            seen.append(len(root["quarantined_methods"]))
+        batos.bring_in(obj, "one", "def one(self):\n    return 3\n", author="ann")
+        batos.roll_back(obj, "two")
+        return [*seen, len(root["quarantined_methods"])]
+    assert one.uvm.lanes["bulk"].call(batos.Job("test", apply, token=True), WAIT_S).result == [1, 2, 0]
+
+
 def test_an_example_that_names_no_slot_is_refused(kernel):
     report = kernel().mission("dearest", prices=[3], intent="dearest(price=[3, 5]) -> 5")
     assert report["state"] == "FAILED" and "did you mean prices" in report["reason"]["details"]
@@ -467,7 +503,9 @@ def test_how_an_example_is_written(intent, words, arguments, slots, result, afte
 
 @pytest.mark.parametrize("intent", ["", "f(x) -> 3", "f(1) -> ", "g(1) -> 2", "f(1 -> 2", "f(__import__('os')) -> 1",
                                     "f(1) -> a + b", "f(" * 3000 + ")" * 3000 + " -> 1",
-                                    "f(1) -> " + "[" * 900, "f() -> 9" + "9" * 9000])
+                                    "f(1) -> " + "[" * 900, "f() -> 9" + "9" * 9000, "f()->[" * 5000,
+                                    "f(" + "1," * 9000 + ") -> 1", "x" + " " * 200_000 + "x", "f(1) -> {1}", "f(" * 90_000,
+                                    "f(25) -> 15511210043330985984000000", "f(1) -> {1.5: 2}"])
 def test_what_is_no_example_is_words(intent):
     assert [example for *_, example in batos.find_examples(intent, "f")][1:] == []
     assert isinstance(batos.without_examples(intent, "f"), str)

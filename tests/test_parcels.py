@@ -58,7 +58,7 @@ def test_an_object_goes_from_one_image_into_another_and_back_out(two):
     kind = theirs["parent*"][0]["$ref"]
     made = slots(other, f"{kind}.total")
     assert made["status"] == "trial" and made["version"] == 1 and made["intent"] == "what it costs"
-    assert made["author"].startswith("local of ")
+    assert made["author"].startswith("import from ") and made["author"].endswith("(of local)")
     other.call("undo", change=reply["change"])
     assert "stand" not in slots(other, "genesis_obj")
 
@@ -164,6 +164,8 @@ def test_what_no_parcel_takes_is_named(image):
             chain = batos.UvmObject(next=chain)
         with pytest.raises(batos.BadRequest, match="more than 10000"):
             batos.pack_parcel(root, chain, 1 << 30)
+        with pytest.raises(batos.BadRequest, match="entries"):
+            batos.pack_parcel(root, batos.UvmObject(tree=batos.LLTreeSet(range(batos.PARCEL_ENTRIES + 1))), 1 << 30)
         with pytest.raises(batos.BadRequest, match="message_max_mb"):
             batos.pack_parcel(root, batos.UvmObject(text="x" * 5000), 4000)
 
@@ -181,6 +183,27 @@ def test_methods_of_a_parcel_pass_the_audit(image, source, error):
         bring(image, parcel)
     with batos.reading(image) as root:
         assert "new" not in batos.own(root["genesis_obj"])
+
+
+@pytest.mark.parametrize("field, value", [("intent", 7), ("intent", {}), ("intent", "x" * 2001), ("why", []), ("author", 3)])
+def test_what_a_method_of_a_parcel_tells_of_itself_is_checked(image, field, value):
+    def change(rows):
+        row = ormsgpack.unpackb(rows[0], ext_hook=ormsgpack.Ext)
+        row["methods"]["total"] = {"source": TOTAL, field: value}
+        return [ormsgpack.packb(row), *rows[1:]]
+    with pytest.raises(batos.BadRequest, match="no text of up to"):
+        bring(image, repacked(packed(image), change))
+
+
+def test_no_parcel_makes_a_method_ours(image):
+    def change(rows):
+        row = ormsgpack.unpackb(rows[0], ext_hook=ormsgpack.Ext)
+        row["methods"]["total"] = {"source": TOTAL, "author": "cycle 0x1 (local)", "asked": "x", "wanted": 3}
+        return [ormsgpack.packb(row), *rows[1:]]
+    bring(image, repacked(packed(image), change))
+    with batos.reading(image) as root:
+        made = batos.own_method(root["genesis_obj"].new, "total")
+        assert made.author.startswith("import from ") and not {"asked", "wanted"} & batos.own(made).keys()
 
 
 def with_slot(name, value):
