@@ -1328,6 +1328,16 @@ def marked(text, tone="", hits=(), bold=False):
 
 PREAMBLE = "".join(f"#:set {name.upper()} {get_color_from_hex(value)}\n"
                    for name, value in {**SPEC["palette"], "accent": SPEC["accent"]}.items())
+class Unchorded:
+    """What is mixed into a field: X11 tells Ctrl+1 as a key and as the text "1"; a chord is no text, but with AltGr it may be."""
+
+    def keyboard_on_textinput(self, keyboard, text):
+        modifiers = App.get_running_app().root_window.modifiers
+        if "ctrl" not in modifiers or "alt" in modifiers:
+            super().keyboard_on_textinput(keyboard, text)
+
+
+Factory.register("Unchorded", cls=Unchorded)
 SHARED_KV = PREAMBLE + """
 #:set MONO {mono!r}
 
@@ -1347,7 +1357,7 @@ SHARED_KV = PREAMBLE + """
     font_size: '12.5sp'
     color: SOFT
 
-<Field@TextInput>:
+<Field@Unchorded+TextInput>:
     accept_tab: False
     multiline: False
     write_tab: False

@@ -570,3 +570,13 @@ def test_the_process_ends_with_its_window_and_tells_what_is_wrong_with_its_optio
 
 def test_until_is_a_guard():
     assert until(lambda: True)
+
+
+def test_a_chord_is_no_text(hand):
+    query = hand.page("search").ids.query
+    query.text, query.focus = "", True
+    for modifiers, char, told in ((["ctrl"], "1", ""), (["ctrl", "alt"], "@", "@"), ([], "a", "@a")):
+        hand.window._modifiers = modifiers
+        hand.type(char)
+        assert query.text == told
+    query.text = ""
