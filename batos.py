@@ -14755,6 +14755,8 @@ class BatOS_UVM:
         self.vitals = self._look_at_vitals()
         if self.settings.metrics_port:
             self._metrics = serve_metrics(self.settings.metrics_port, self._look_at_health)
+        self.view = self.lanes["read"].call(Job("view", state_view)).result       # who asks first is told, too
+        self.view.pop("merge_due")
         self.synapses.refresh()
         self.core.synapses, self.synapses.want = self.synapses, self._want_expert
         self.events.subscribe("experts", self._look_at_experts)

@@ -1,11 +1,13 @@
 """The bridge at work, from outside: one reply for each request, limits, keys, slow readers, signals."""
 
+import asyncio
 import signal
 import subprocess
 import sys
 import time
 
 import conftest
+import doubles
 import ormsgpack
 import pytest
 import zmq
@@ -312,3 +314,17 @@ def test_a_search_takes_phrases_pages_neighbours_and_folds_what_is_the_same(daem
         assert client.call("search_memory", query="silver", kind="code")["results"] == []
         with pytest.raises(batos.BadRequest, match="needs words"):
             client.call("search_memory", query="-silver")
+
+
+def test_the_state_is_known_before_anybody_asks(tmp_path):
+    image = batos.Image.open(str(tmp_path / "image.fs"))
+    batos.genesis(image)
+    uvm = batos.BatOS_UVM(image, batos.load_settings({"embedder": "none"}, {}), doubles.QuickCore())
+    uvm.loop = asyncio.new_event_loop()
+    try:
+        uvm.start()
+        assert "genesis_obj" in uvm.view["objects"] and "merge_due" not in uvm.view
+    finally:
+        uvm.close_lanes()
+        uvm.loop.close()
+        image.close()
