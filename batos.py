@@ -16761,8 +16761,10 @@ def _rollback_command(args, client):
 
 
 def _export_command(args, client):
+    if os.path.exists(args.file):
+        raise ConfigError(f"{args.file} is there already, and nothing is replaced; name another file")
     reply = client.call("export", target=args.target, timeout_s=LEARN_S)
-    pathlib.Path(args.file).write_bytes(reply["result"].pop("parcel"))
+    write_whole(os.path.abspath(args.file), reply["result"].pop("parcel"))
     return reply, f"{reply['details']}, in {args.file}"
 
 

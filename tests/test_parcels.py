@@ -258,6 +258,8 @@ def test_the_command_line_exports_and_imports(two, tmp_path, capsys):
     shelf(one)
     file = str(tmp_path / "shelf.parcel")
     assert batos.main(["export", "genesis_obj.shelf", file, "--endpoint", one.endpoint]) == 0
+    assert batos.main(["export", "genesis_obj.shelf", file, "--endpoint", one.endpoint]) != 0
+    assert "is there already" in capsys.readouterr().err
     assert batos.main(["import", file, "genesis_obj", "stand", "--endpoint", other.endpoint]) == 0
     assert "came into stand" in capsys.readouterr().out
     assert send(other, "genesis_obj.stand", "total") == 3.5
