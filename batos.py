@@ -4299,13 +4299,15 @@ class Stale(Exception):
 
 
 class Message(typing.NamedTuple):
-    """A message to a stored method; `reply` makes the answer of its result."""
+    """A message to a stored method; `reply` makes the answer of its result. What it says is not `noted` where it fails if that
+    is the memory's, which may have to be forgotten."""
 
     receiver: UvmObject
     selector: str
     args: list
     kwargs: dict
     reply: typing.Callable
+    noted: bool = True
 
 
 METHOD_HERE = Method(selector="universal")               # what the child is told of a universal primitive
@@ -4380,6 +4382,8 @@ class Bridge:
     def failure(self, error):
         """Return what is noted of a message that failed: its error, its receiver's oid, its arguments where they are small."""
         receiver, args = self.message.receiver, self.message.args
+        if not self.message.noted:
+            return {"details": error.fields.get("raised", type(error).__name__), "receiver": receiver._p_oid, "args": None}
         try:
             small = len(ormsgpack.packb(args, default=pack_plain, option=PACKING)) <= FAILED_ARGS_BYTES
         except TypeError:                                # an object among them
@@ -11023,7 +11027,7 @@ def facet_request(lane, facet):
 def _run_facet(lane, facet):
     if facet.stands:
         args = [facet.sub_query, facet.evidence]
-        return lane.call(Job("facet", lambda root: Message(root[facet.persona], facet.pillar, args, {}, _as_it_is))).result
+        return lane.call(Job("facet", lambda root: Message(root[facet.persona], facet.pillar, args, {}, _as_it_is, False))).result
     PersistenceGuardian().audit_code(facet.source, facet.pillar)
     with lane.trying(facet.pillar, facet.source) as run:
         return run({"name": facet.name}, (facet.sub_query, facet.evidence))[0]
