@@ -10981,6 +10981,7 @@ def _persona_of(root, pillar):
 # Facets: a pillar's intent becomes its method the first time that it is asked for. The method is asked nothing but to make a
 # request of what was found: so all facets of a state still run as one batch, and how a persona asks can be read and revised.
 
+FACET_PROMPT = 2000                                      # bytes of an intent that is a prompt
 FACET_SOURCE = """def {pillar}(self, sub_query, evidence=()):
     {intent!r}
     return {{"persona": self.name, "pillar": {pillar!r}, "prompt": {intent!r},
@@ -10996,27 +10997,32 @@ class Facet(typing.NamedTuple):
     pillar: str
     source: str
     stands: bool
+    prompt: str | None                                   # where the method is the intent's own: what it says, so it need not run
     sub_query: str
     evidence: list
 
 
 def facet_source(pillar, intent):
     """Return the method that a pillar's intent becomes."""
-    return FACET_SOURCE.format(pillar=pillar, intent=one_line(intent, 2000), most=EVIDENCE_MOST)
+    return FACET_SOURCE.format(pillar=pillar, intent=one_line(intent, FACET_PROMPT), most=EVIDENCE_MOST)
 
 
 def facet_of(root, pillar, sub_query, evidence):
     """Return the Facet of a pillar, as its persona has it now."""
     persona = _persona_of(root, pillar)
     method = own(persona).get(pillar)
-    stands = isinstance(method, Method) and "source" in own(method)
-    source = method.source if stands else facet_source(pillar, persona.pillars[pillar].intent)
-    return Facet(f"{PERSONA_OF[pillar].lower()}_prototype_obj", persona.name, pillar, source, stands, sub_query, evidence)
+    stands, intent = isinstance(method, Method) and "source" in own(method), persona.pillars[pillar].intent
+    first = facet_source(pillar, intent)
+    source = method.source if stands else first
+    prompt = one_line(intent, FACET_PROMPT) if stands and source == first and method.status != "quarantined" else None
+    return Facet(f"{PERSONA_OF[pillar].lower()}_prototype_obj", persona.name, pillar, source, stands, prompt, sub_query, evidence)
 
 
 def facet_request(lane, facet):
     """Return {"sub_query", "evidence", "prompt"} as a pillar's method wants it; where it fails, what was found, and `failed`."""
     plain = {"sub_query": facet.sub_query, "evidence": facet.evidence}
+    if facet.prompt is not None:
+        return {**plain, "evidence": facet.evidence[:EVIDENCE_MOST], "prompt": facet.prompt}
     try:
         return checked_facet(facet, _run_facet(lane, facet))
     except (*METHOD_FAULTS, CodeRejected) as error:

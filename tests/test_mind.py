@@ -418,6 +418,16 @@ def test_a_pillars_intent_becomes_its_method_the_first_time_it_is_asked_for(mach
     assert asked[1]["evidence"] == asked[0]["evidence"]          # by the stored method, in a child, as before
 
 
+def test_what_the_intents_own_method_says_is_taken_for_said(machine):
+    """It is known, so no child is asked; a child that is says the same."""
+    one, asked, _ = facet_asked(machine)
+    evidence = asked[0]["evidence"]
+    facet = one.read(lambda root: batos.facet_of(root, PILLAR, "the brass valve", [{"text": f"{evidence[0]} {n}"} for n in range(99)]))
+    taken = batos.facet_request(None, facet)
+    assert taken == batos.facet_request(one.lanes["method"], facet._replace(prompt=None))
+    assert len(taken["evidence"]) <= batos.EVIDENCE_MOST and "failed" not in taken
+
+
 def test_a_revised_facet_says_what_is_asked(machine):
     source = (f"def {PILLAR}(self, sub_query, evidence=()):\n"
               "    return {'sub_query': 'valve', 'evidence': evidence[-1:], 'prompt': 'Be brief, ' + self.name}\n")
