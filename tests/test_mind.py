@@ -421,8 +421,8 @@ def test_a_pillars_intent_becomes_its_method_the_first_time_it_is_asked_for(mach
 def test_what_the_intents_own_method_says_is_taken_for_said(machine):
     """It is known, so no child is asked; a child that is says the same."""
     one, asked, _ = facet_asked(machine)
-    evidence = asked[0]["evidence"]
-    facet = one.read(lambda root: batos.facet_of(root, PILLAR, "the brass valve", [{"text": f"{evidence[0]} {n}"} for n in range(99)]))
+    evidence = [{"text": f"{asked[0]['evidence'][0]} {number}"} for number in range(99)]
+    facet = one.read(lambda root: batos.facet_of(root, PILLAR, "the brass valve", evidence))
     taken = batos.facet_request(None, facet)
     assert taken == batos.facet_request(one.lanes["method"], facet._replace(prompt=None))
     assert len(taken["evidence"]) <= batos.EVIDENCE_MOST and "failed" not in taken
