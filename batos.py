@@ -13139,7 +13139,7 @@ class ShowDocumentCommand(Command):
     limit: int = pydantic.Field(20, ge=1, le=1000)
 
 
-OBJECT_KINDS = ("UvmObject", "Method")
+OBJECT_KINDS = ("UvmObject", "Method", "ClientIncarnation")
 
 
 class ListObjectsCommand(Command):
@@ -13898,12 +13898,15 @@ def show_document(command):
 OBJECTS_LOOKED_AT = 2000                                 # by one list_objects, however few of them it shows
 
 
+MOST_OID = (1 << 64) - 1
+
+
 def _objects_after(connection, after, kind):
     """Yield (oid, object) of a snapshot by oid; None for what is of another class, or younger than the snapshot.
 
     Raises BadRequest where the storage cannot be walked.
     """
-    storage, following = connection.db().storage, (after + 1).to_bytes(8)
+    storage, following = connection.db().storage, (after + 1).to_bytes(8) if after < MOST_OID else None
     wanted = {("batos", name) for name in ([kind] if kind else OBJECT_KINDS)}
     if not hasattr(storage, "record_iternext"):
         raise BadRequest(f"the image's storage, a {type(storage).__name__}, does not list its objects; inspect them by name")

@@ -30,6 +30,7 @@ import contextlib
 import dataclasses
 import datetime
 import difflib
+import functools
 import json
 import os
 import pathlib
@@ -329,7 +330,7 @@ COMMANDS = {
         "role": "read",
         "fields": {
             "words": {"type": "text", "longest": 1000, "default": ""},
-            "kind": {"type": "choice", "choices": ["UvmObject", "Method"], "default": None},
+            "kind": {"type": "choice", "choices": ["UvmObject", "Method", "ClientIncarnation"], "default": None},
             "slot": {"type": "text", "longest": 200, "default": None},
             "parent": {"type": "text", "longest": 1000, "default": None},
             "after": {"type": "text", "default": "0x0"},
@@ -613,11 +614,27 @@ def pretty(value, width=88):
     return f"{{\n  {inner}\n}}" if isinstance(value, dict) else f"[\n  {inner}\n]"
 
 
+DEPTH_MOST = 40                                          # of a value that is sent; the daemon takes 32
+
+
+def depth_of(value):
+    """Return how deep a value is nested; no more than is too deep is looked at."""
+    depth, level = 0, [value]
+    while level and depth <= DEPTH_MOST:
+        level = [inner for one in level if isinstance(one, dict | list)
+                 for inner in (one.values() if isinstance(one, dict) else one)]
+        depth += bool(level)
+    return depth
+
+
 def from_json(text, what="value"):
     """Return what JSON text says. Raises ValueError that says where it is wrong."""
     try:
-        return json.loads(text)
-    except ValueError as error:
+        value = json.loads(text)
+        if depth_of(value) > DEPTH_MOST:
+            raise ValueError(f"it is nested deeper than {DEPTH_MOST}")
+        return value
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{what} is not JSON: {error}. Text stands in double quotes, such as \"valve\"") from None
 
 
@@ -961,16 +978,20 @@ class Bridge:
     def _send_requests(self):
         while not self._requests.empty():
             number, request = self._requests.get()
-            if self.line == "online" and self._post({**request, "id": number}):
-                self._waiting.add(number)
-            else:
-                self._arrive("reply", number, {"status": "ERROR", "code": "Offline", "details": told("offline")})
+            refusal = {"status": "ERROR", "code": "Offline", "details": told("offline")}
+            try:
+                if self.line == "online" and self._post({**request, "id": number}):
+                    self._waiting.add(number)
+                    continue
+            except (TypeError, ValueError) as error:     # a number of more than 64 bits, half of a surrogate pair
+                refusal = {"status": "ERROR", "code": "BadRequest", "details": f"this cannot be sent: {error}"}
+            self._arrive("reply", number, refusal)
 
     def _post(self, message):
         try:
             self._socket.send(ormsgpack.packb(message, option=ormsgpack.OPT_NON_STR_KEYS), zmq.NOBLOCK)
             return True
-        except (zmq.Again, TypeError, ValueError):
+        except zmq.Again:
             return False
 
     def _next_own(self):
@@ -1066,7 +1087,7 @@ class Store:
         try:
             function(*what)
         except Exception as error:                       # a boundary: the daemon may be of another version
-            traceback.print_exc()
+            traceback.print_exc(file=sys.__stderr__)     # Kivy makes a log of sys.stderr
             for told_of in self._listeners["fault"]:
                 told_of(error)
 
@@ -1146,7 +1167,7 @@ class Store:
             while len(self.cycles) > SENT_KEPT:
                 self.cycles.pop(next(iter(self.cycles)))
         elif topic == "uvm_state_update":
-            self.state = {**self.state, **event["state"]}
+            self.state = {**self.state, **event["state"]} if self.state else {}       # the whole of it is asked for already
             self._tell("state")
         if topic != "tokens" and "at" in event:          # what answers our own pings has no time
             self.events.append(event)
@@ -1772,11 +1793,12 @@ class Reader(BoxLayout):
     def __init__(self, **how):
         super().__init__(**how)
         self._clear()
+        self._seen = None                                # the value of the row that was first, where more is asked for above
         self.bind(width=lambda *_: self._again())
         self._again = Clock.create_trigger(lambda _: self._show() if self._chunks else None, 0.1)
 
     def _clear(self):
-        self._doc, self._chunks, self._lines, self._words, self._facts = None, {}, None, (), {}
+        self._doc, self._chunks, self._lines, self._words, self._facts, self._goal = None, {}, None, (), {}, 0
 
     def clear(self):
         """Close what is open."""
@@ -1787,7 +1809,7 @@ class Reader(BoxLayout):
     def open(self, doc_id, version=None, chunk=0, lines=None, words=()):
         """Show a document at a chunk; `lines` (first, last) and what begins as `words` are lit up."""
         self._clear()
-        self._doc, self._lines, self._words = (doc_id, version), lines, words
+        self._doc, self._lines, self._words, self._goal = (doc_id, version), lines, words, chunk
         self.title = marked(doc_id, bold=True)
         self._ask(max(0, chunk - self.PAGE // 3), goal=True)
 
@@ -1802,22 +1824,30 @@ class Reader(BoxLayout):
             return
         self._facts = reply["result"]
         self._chunks |= {one["chunk_index"]: one for one in reply["results"]}
+        if not self._chunks:
+            what = "the document has no such place any more" if self._facts["chunks"] else "the document is empty"
+            self.ids.rows.fill([row(marked(what, "soft"))])
+            return
         self.title = f"{marked(self._facts['doc_id'], bold=True)}  " + marked(
             f"{self._facts['title'] or ''}  version {self._facts['version']}, {self._facts['kind']}", "soft")
         self._show()
         if goal:
             Clock.schedule_once(lambda _: self._go_to_lines(), 0)
+        elif self._seen:                                 # what stood at the top stays in sight
+            at = next((n for n, one in enumerate(self.ids.rows.data) if one["value"] == self._seen), 0)
+            Clock.schedule_once(lambda _, at=at: self.ids.rows.show(at, 0), 0)
 
     def _show(self):
         """Show what is held of the document, with rows that go on above and below."""
         first, last = min(self._chunks), max(self._chunks)
         lines, at = [], None
+        one_line = self._lines and self._lines[0] == self._lines[1]          # of which several chunks may be parts
         for index in range(first, last + 1):
             chunk = self._chunks.get(index)
             for number, text in enumerate(chunk["text"].split("\n"), chunk["lines"][0]) if chunk else ():
                 lines += [("", "", "", (), None)] if at is not None and number > at + 1 and not self._is_code() else []
-                lit = self._lines and self._lines[0] <= number <= self._lines[1]
-                lines.append((number, text, "accent" if lit else "", self._words, number))
+                lit = self._lines and self._lines[0] <= number <= self._lines[1] and not (one_line and index != self._goal)
+                lines.append((number, text, "accent" if lit else "", self._words, (number, index)))
                 at = number
         rows = line_rows(lines, columns_of(self.ids.rows))
         above = [row(marked(f"\u2191 {first} chunks above", "cool"), value=("above", first))] if first else []
@@ -1829,15 +1859,17 @@ class Reader(BoxLayout):
         return self._facts.get("kind") == "code"
 
     def _go_to_lines(self):
-        wanted = self._lines[0] if self._lines else None
-        at = next((n for n, one in enumerate(self.ids.rows.data) if wanted is not None and one["value"] == wanted), 0)
-        self.ids.rows.show(at, 0.3)
+        line = self._lines[0] if self._lines else None
+        places = {one["value"]: n for n, one in reversed(list(enumerate(self.ids.rows.data)))}      # (line, chunk) -> row
+        first = next((n for value, n in reversed(places.items()) if value and value[0] == line), 0)
+        self.ids.rows.show(places.get((line, self._goal), first), 0.3)
 
     def go_on(self, value):
         """Open the row that goes on above or below."""
-        if isinstance(value, tuple):
-            where, chunk = value
+        where, chunk = value or ("", 0)
+        if where in ("above", "below"):
             first = max(0, chunk - self.PAGE) if where == "above" else chunk + 1
+            self._seen = self.ids.rows.data[1]["value"] if where == "above" else None
             self._ask(first, limit=min(self.PAGE, chunk) if where == "above" else self.PAGE)
 
 
@@ -1888,6 +1920,15 @@ class Split(BoxLayout):
         return super().on_touch_up(touch)
 
 
+@functools.lru_cache(maxsize=512)
+def texture_of(said, size, width, halign, lines):
+    """Return the texture of a text with markup; figures that stand still are not drawn each time."""
+    label = MarkupLabel(text=said, font_size=sp(size), text_size=(width, sp(size) * 1.4 * lines), halign=halign, valign="top",
+                        max_lines=lines)
+    label.refresh()
+    return label.texture
+
+
 class Drawing(Widget):
     """A widget that draws itself anew, once a frame, when its data or size changed."""
 
@@ -1923,12 +1964,11 @@ class Drawing(Widget):
 
     def say(self, text, x, y, width, tone="ink", size=13, halign="left", lines=1):
         """Draw text, the top of its first line at y; it is cut at a width."""
-        label = MarkupLabel(text=marked(short(text, max(4, int(width / (sp(size) * 0.5)) * lines)), tone), font_size=sp(size),
-                            text_size=(width, sp(size) * 1.4 * lines), halign=halign, valign="top", max_lines=lines)
-        label.refresh()
-        if label.texture:
+        said = marked(short(text, max(4, int(width / (sp(size) * 0.5)) * lines)), tone)
+        texture = texture_of(said, size, width, halign, lines)
+        if texture:
             Color(1, 1, 1, 1)
-            Rectangle(texture=label.texture, pos=(x, y - label.texture.height), size=label.texture.size)
+            Rectangle(texture=texture, pos=(x, y - texture.height), size=texture.size)
 
     def line(self, points, tone, width=1.2):
         Color(*get_color_from_hex(colour(tone)))
@@ -1993,6 +2033,12 @@ class Dialog(ModalView):
         push.bind(on_release=lambda _: then())
         self.ids.buttons.add_widget(push)
         return push
+
+    def on_pre_open(self):
+        """Take the keyboard from what is behind."""
+        for one in _all_below(App.get_running_app().root):
+            if getattr(one, "focus", False):
+                one.focus = False
 
 
 class Page(BoxLayout):
@@ -2181,6 +2227,11 @@ class SearchPage(Page):
     def came(self, reply, after):
         if reply["status"] != "OK":
             self.ids.note.text = marked(reply["details"], "bad")
+            if after:
+                self._after = after                      # scrolling tries it again
+            else:
+                self.ids.rows.empty = ""
+                self.ids.rows.fill([])
             return
         found, searched = reply["results"], bool(self._fields)
         before = len(self.ids.rows.data) if after else 0
@@ -2447,6 +2498,8 @@ class AskPage(Page):
         if reports and mine >= 0:
             self.ids.rows.choose(mine)
             self._take(reports[mine])
+        elif mine < 0:
+            self.ids.note.text = marked(f"{self.cycle} is none of the last {len(reports)} missions; see it under Objects", "soft")
 
     def choose(self):
         report = self.ids.rows.chosen_row
@@ -2491,19 +2544,29 @@ class AskPage(Page):
         question = self.ids.ask.text.strip()
         if not question:
             return
+        if any(sent.command == "initiate_cognitive_cycle" for sent in self.store.waiting()):
+            return                                       # it is handed in at this moment
         conversation = self.ids.conversation.text.strip()
         brief = {"type": "direct_synthesis", "selector": "answer_", "args": [question],
                  **({"conversation": conversation} if conversation else {})}
         self.ids.note.text = ""
-        self.store.ask("initiate_cognitive_cycle", self._accepted, slot="mission", doing="handing the question in",
-                       mission_brief=brief)
+        self.store.ask("initiate_cognitive_cycle", lambda reply: self._accepted(reply, question), slot="mission",
+                       doing="handing the question in", mission_brief=brief)
 
-    def _accepted(self, reply):
+    def _accepted(self, reply, question):
         if reply["status"] != "OK":
             self.ids.note.text = marked(reply["details"], "bad")
             return
-        self.ids.ask.text, self.cycle = "", reply["result"]["cycle"]
-        self._data, self._steps = {}, []
+        if self.ids.ask.text.strip() == question:
+            self.ids.ask.text = ""
+        self._turn_to(reply["result"]["cycle"])
+
+    def _turn_to(self, cycle):
+        """Show another cycle, of which nothing is known yet."""
+        self.cycle, self._report, self._data, self._steps = cycle, {}, {}, []
+        self.finished = self.running = False
+        self.ids.question.text = self.ids.answer.text = self.ids.note.text = ""
+        self.ids.evidence.fill([])
         self.refresh()
 
     def cycle_moved(self, event):
@@ -2632,8 +2695,7 @@ class AskPage(Page):
 
     def go(self, cycle=None):
         if cycle:
-            self.cycle, self._data, self._steps = cycle, {}, []
-            self.refresh()
+            self._turn_to(cycle)
 
     def back(self):
         if self.ids.reader.title:
@@ -2686,6 +2748,9 @@ class GraphDrawing(Drawing):
         self.say(node["name"], x + dp(9), y + dp(self.HIGH - 4), dp(self.NODE - 14), "ink", 13)
         self.say(node["note"], x + dp(9), y + dp(self.HIGH - 23), dp(self.NODE - 14), "faint", 12)
         self.spots.append((x, y, x + dp(self.NODE), y + dp(self.HIGH), node["oid"]))
+
+
+FOUND_BY = tuple(name for name in COMMANDS["list_objects"]["fields"] if name not in ("words", "after", "limit"))
 
 
 class ObjectsPage(Page):
@@ -2796,10 +2861,11 @@ class ObjectsPage(Page):
 
     def find(self):
         """Ask for objects with words, a slot, or of a class; without words for the roots."""
+        self.store.forget("objects")
         words, self._fields = [], {}
         for word in self.ids.query.text.split():
             name, colon, value = word.partition(":")
-            if colon and value and name in COMMANDS["list_objects"]["fields"]:
+            if colon and value and name in FOUND_BY:
                 self._fields[name] = value
             else:
                 words.append(word)
@@ -3119,10 +3185,15 @@ class ObjectsPage(Page):
             self.ids.note.text = marked("Bytes are not edited here; send setSlot_value_ from a script.", "bad")
             return
 
+        shown, oid = pretty(value), self.oid             # another object may be shown by the time that it is sent
+        if len(shown) > EDITED_CHARS:
+            self.ids.note.text = marked("It is too large to be edited here; send setSlot_value_ from a script.", "bad")
+            return
+
         def send(name, text, then):
-            self.store.ask("send_message", then, doing="sending", by_hand=True, target=self.oid, selector="setSlot_value_",
+            self.store.ask("send_message", then, doing="sending", by_hand=True, target=oid, selector="setSlot_value_",
                            args=[name, from_json(text)])
-        Editor(self, "slot", name, pretty(value), lambda name, text: pretty(from_json(text)), send).open()
+        Editor(self, "slot", name, shown, lambda name, text: pretty(from_json(text)), send).open()
 
     def edit_method(self, owner, name, source):
         def send(name, text, then):
@@ -3134,11 +3205,16 @@ class ObjectsPage(Page):
                is_new=not source).open()
 
 
+EDITED_CHARS = 100_000                                   # of a slot that is edited here
+LOOKED_AT_S = 0.8                                        # a difference stands at least so long before it is sent
+
+
 class Editor:
     """A dialog that edits a text, shows the difference, and only then has it sent."""
 
     def __init__(self, page, what, name, text, check, send, is_new=False):
         self.page, self.before, self.check, self.send = page, "" if is_new or not name else text, check, send
+        self.oid, self.seen_s = page.oid, 0.0
         self.dialog = Dialog(title=marked(f"Edit {what} {name}" if name else f"Add a {what}", bold=True),
                              note=marked("Ctrl+Enter shows the difference; what is then sent passes the same gate as any "
                                          "client's message."))
@@ -3164,22 +3240,27 @@ class Editor:
                 raise ValueError("give it a name")
             checked = self.check(*typed)
             if self.seen == typed:
+                if time.monotonic() - self.seen_s < LOOKED_AT_S or self.go_on.disabled:
+                    return None                          # a key that is held
+                if checked == self.before:
+                    raise ValueError("nothing would change")
                 self.go_on.disabled = True
                 return self.send(*typed, self._answered)
         except ValueError as error:
             self.error.text = marked(str(error), "bad")
-            return
-        self.seen, self.error.text, self.go_on.text = typed, "", "Send"
+            return None
+        self.seen, self.seen_s, self.error.text, self.go_on.text = typed, time.monotonic(), "", "Send"
         if not self.lines.parent:
             self.dialog.ids.body.add_widget(self.lines)
         lines = difference(self.before, checked) or [("soft", "nothing would change")]
         self.lines.fill(line_rows([("", line, tone, (), None) for tone, line in lines], 110, False))
+        return None
 
     def _answered(self, reply):
         self.go_on.disabled, self.seen = False, None
         if reply["status"] == "OK":
             self.dialog.dismiss()
-            self.page.open(self.page.oid, keep=True)
+            self.page.open(self.oid, keep=True)
             self.page.inspector.say(reply["details"], "good")
         else:
             self.error.text = marked(f"{reply.get('code', '')}: {reply['details']}", "bad")
@@ -3304,6 +3385,7 @@ class MessagesPage(Page):
 
     def choose(self, command, fields=None):
         """Make the form of a command, filled with fields."""
+        self.store.forget("selectors")
         self.command, self._fields, told_of = command, {}, COMMANDS[command]
         self.ids.title.text, self.ids.help.text = marked(command, bold=True), marked(told_of["help"])
         self.ids.form.clear_widgets()
@@ -3359,13 +3441,16 @@ class MessagesPage(Page):
 
     def _selectors_came(self, reply):
         self.offered.clear_widgets()
+        selector = self._fields.get("selector")
+        if selector is None:
+            return
         if reply["status"] != "OK":
             self.ids.note.text = marked(reply["details"], "bad")
             return
         self.ids.note.text = ""
         for name in reply["result"].get("selectors", ())[:40]:
             push = Factory.Bare(text=marked(short(name, 40)))
-            push.bind(on_release=lambda _, name=name: setattr(self._fields["selector"], "text", name))
+            push.bind(on_release=lambda _, name=name: setattr(selector, "text", name))
             self.offered.add_widget(push)
 
     def fields(self):
@@ -3635,7 +3720,8 @@ class LifePage(Page):
         self.ids.rows.focus = True
 
     def on_paused(self, *_):
-        self._take_events()
+        if self.ids.tabs.chosen == "events":
+            self._take_events()
 
     # -------- figures
 
@@ -3663,6 +3749,8 @@ class LifePage(Page):
 
     def turn(self):
         """Show another list."""
+        self.store.forget("life")
+        self._rows = []
         self.ids.lines.fill([])
         self.ids.rows.fill([])
         self.refresh()
@@ -3672,7 +3760,7 @@ class LifePage(Page):
         getattr(self, f"_take_{self.ids.tabs.chosen}")()
 
     def _take_events(self):
-        if not self.paused:
+        if not self.paused or not self._rows:
             self._show([(self._event_row(event), event) for event in reversed(self.store.events)])
 
     def _take_missions(self):
@@ -3984,6 +4072,8 @@ class MemoryInspector(BoxLayout):
     def _dialog_key(self, dialog, name, modifiers):
         if name == "escape":
             dialog.dismiss()
+        elif name == "q" and modifiers == ["ctrl"]:
+            App.get_running_app().stop()
         elif name == "enter" and modifiers == ["ctrl"] and hasattr(dialog, "accept"):
             dialog.accept()
         else:
@@ -3999,8 +4089,9 @@ class MemoryInspector(BoxLayout):
         for text in (marked(self.page.spec["help"]), keys):
             dialog.ids.body.add_widget(Words(text=text, line_height=1.2))
         dialog.ids.body.add_widget(Widget())
-        dialog.button("Close", dialog.dismiss, strong=True)
+        close = dialog.button("Close", dialog.dismiss, strong=True)
         dialog.open()
+        close.focus = True
 
     def undo_last(self):
         """Offer to undo the last change that was made from here."""
@@ -4015,7 +4106,9 @@ class MemoryInspector(BoxLayout):
                        limit=200)
 
     def _offer_undo(self, reply, change, then):
-        found = next((one for one in reply.get("results", ()) if one["change"] == change), None)
+        if reply["status"] != "OK":
+            return self.say(reply["details"], "bad")
+        found = next((one for one in reply["results"] if one["change"] == change), None)
         lines = change_lines(found) if found else [("faint", f"{change} is older than the last 200 changes")]
         turned = {"good": "bad", "bad": "good"}
         dialog, rows = Dialog(title=marked("Undo this change?", bold=True)), Rows(clicks=2)
@@ -4028,8 +4121,9 @@ class MemoryInspector(BoxLayout):
             self.store.ask("undo", lambda reply: self._undone(reply, change, then), doing="undoing", by_hand=True, change=change)
         dialog.accept = accept
         dialog.button("Close", dialog.dismiss)
-        dialog.button("Undo", accept, strong=True).focus = True
+        go_on = dialog.button("Undo", accept, strong=True)
         dialog.open()
+        go_on.focus = True
 
     @staticmethod
     def _turned(line):

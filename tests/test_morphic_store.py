@@ -248,14 +248,14 @@ def test_effects_have_keys_and_their_changes_can_be_undone():
     assert store.changes == ["00.0"]
 
 
-def test_an_answer_that_nobody_foresaw_is_told_and_ends_nothing(capsys):
+def test_an_answer_that_nobody_foresaw_is_told_and_ends_nothing(capfd):
     bridge, faults = Deaf(), []
     store = ui.Store(bridge)
     store.on("fault", faults.append)
     store.ask("inspect", lambda reply: reply["result"]["slots"], target="x")
     bridge.arrived += [("reply", 1, {"status": "OK"}), ("event", {"event": "cycle", "cycle": "0x1", "state": "IDLE"})]
     store.drain()
-    assert isinstance(faults[0], KeyError) and "0x1" in store.cycles and "KeyError" in capsys.readouterr().err
+    assert isinstance(faults[0], KeyError) and "0x1" in store.cycles and "KeyError" in capfd.readouterr().err
 
 
 def test_many_threads_may_ask(daemon, line):
@@ -349,3 +349,17 @@ def test_a_file_is_read_for_a_field_of_bytes(tmp_path):
     assert ui.read_file("parcel", str(tmp_path / "shelf.parcel")) == b"\x81\xa1"
     with pytest.raises(ValueError, match="parcel takes the path of a file here"):
         ui.read_file("parcel", str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("text", ["[" * 1100, "[" * 100_000, "[" * 60 + "]" * 60, "{", "nan x"])
+def test_what_cannot_be_sent_as_json_is_said(text):
+    with pytest.raises(ValueError, match="args is not JSON"):
+        ui.from_json(text, "args")
+
+
+@pytest.mark.parametrize("value", [1 << 70, "\ud800"])
+def test_what_cannot_be_packed_is_not_said_to_be_offline(daemon, line, value):
+    one = line(daemon().endpoint).online()
+    reply = one.reply("send_message", target="genesis_obj", selector="slotNames", args=[value])
+    assert reply["code"] == "BadRequest" and "cannot be sent" in reply["details"]
+    assert one.reply("health")["status"] == "OK"

@@ -16,6 +16,7 @@ from windowed import DOWN, END, ENTER, ESCAPE, F1, F5, Hand, until
 import batos
 
 ui = windowed.ui
+ui.LOOKED_AT_S = 0.0                                     # these hands are quick
 ROOT = pathlib.Path(ui.__file__).parent
 MANUAL = (ROOT / "tests" / "data" / "vesper.md").read_text("utf-8")
 HOSTILE = "[color=ff0000]red[/color] [ref=x]click[/ref] & \x1b[31m \u202e back \u4e2d\u6587 \U00012000 valve [b]bold"
@@ -138,7 +139,7 @@ def test_words_are_searched_by_keys_alone_and_a_result_opens_at_its_place(hand):
     hand.key(ENTER)
     hand.settle()
     assert "vesper.md" in page.ids.reader.title
-    lit = [line["text"] for line in page.ids.reader.ids.rows.data if isinstance(line["value"], int) and 20 <= line["value"] <= 24]
+    lit = [line["text"] for line in page.ids.reader.ids.rows.data if line["value"] and line["value"][0] in range(20, 25)]
     assert lit and all(ui.colour("accent") in line for line in lit if len(line) > 60)
     assert hand.shown(page.ids.reader.ids.rows).count("\n") > 5        # what is lit is in sight
     hand.key(ESCAPE)
@@ -580,3 +581,95 @@ def test_a_chord_is_no_text(hand):
         hand.type(char)
         assert query.text == told
     query.text = ""
+
+
+def test_a_difference_stands_a_while_before_it_is_sent_and_nothing_is_not_sent(world, hand, monkeypatch):
+    monkeypatch.setattr(ui, "LOOKED_AT_S", 1000.0)
+    page = hand.page("objects")
+    clone = world.client.call("send_message", target="genesis_obj", selector="clone")["result"]["$ref"]
+    page.open(clone)
+    hand.settle()
+    sent = []
+    monkeypatch.setattr(page.store, "ask", lambda command, *_, **fields: sent.append((command, fields)))
+    page.edit_slot("description", "a text")
+    editor = next(one for one in hand.window.children if isinstance(one, ui.Dialog)).accept.__self__
+    editor.text.text = '"another"'
+    editor.accept()
+    editor.accept()
+    assert sent == [] and editor.go_on.text == "Send"    # a key that is held sends nothing
+    monkeypatch.setattr(ui, "LOOKED_AT_S", 0.0)
+    page.oid = "0x1"                                     # another object is shown meanwhile
+    editor.accept()
+    assert sent[0][1]["target"] == clone
+    editor.go_on.disabled, editor.text.text = False, '"a text"'
+    editor.accept()
+    editor.accept()
+    assert len(sent) == 1 and "nothing would change" in editor.error.text
+    editor.dialog.dismiss()
+    page.oid = clone
+
+
+def test_what_stands_in_front_has_the_keyboard(hand):
+    page = hand.page("messages")
+    page.choose("send_message", {"target": "genesis_obj", "selector": "slotNames"})
+    page._fields["args"].focus = True
+    hand.root.show_help()
+    hand.settle()
+    assert not page._fields["args"].focus
+    dialog = next(one for one in hand.window.children if isinstance(one, ui.Dialog))
+    assert any(getattr(one, "focus", False) for one in dialog.walk())
+    dialog.dismiss()
+
+
+def test_selectors_that_come_late_go_to_no_other_form(hand):
+    page = hand.page("messages")
+    page.choose("send_message", {"target": "genesis_obj"})
+    page._ask_selectors("genesis_obj")
+    page.choose("cancel")
+    hand.settle()
+    page._selectors_came({"status": "OK", "result": {"selectors": ["clone"]}})
+    assert not page.offered.children
+
+
+def test_another_cycle_shows_nothing_of_the_one_before(hand):
+    page = hand.page("ask")
+    page.finished, page.ids.answer.text = True, "an answer"
+    page.go(cycle="0x1")
+    assert not page.finished and page.ids.answer.text == ""
+    hand.settle()
+    assert "none of the last" in page.ids.note.text
+    page.cycle = None
+
+
+def test_an_error_leaves_no_results_of_the_query_before(hand):
+    page = hand.page("search")
+    page.ids.query.text = "lamp"
+    page.ask()
+    hand.settle()
+    assert page.ids.rows.data
+    page.came({"status": "ERROR", "details": "no"}, None)
+    assert not [row for row in page.ids.rows.data if row["value"]] and "no" in page.ids.note.text
+    page.ids.query.text = ""
+
+
+def test_lists_of_life_do_not_mix(hand):
+    page = hand.page("life")
+    hand.settle()
+    page.ids.tabs.chosen = "missions"
+    page.ids.tabs.chosen = "upkeep"
+    hand.settle()
+    assert not any(isinstance(one["value"], dict) and "mission" in one["value"] for one in page.ids.rows.data)
+    page.paused = True
+    page.paused = False
+    assert not any(isinstance(one["value"], dict) and "event" in one["value"] for one in page.ids.rows.data)
+    page.ids.tabs.chosen = "events"
+
+
+def test_a_place_that_has_gone_is_said(hand):
+    page = hand.page("search")
+    page.ids.reader.open("tests/data/vesper.md", chunk=0)
+    hand.settle()
+    page.ids.reader._chunks = {}
+    page.ids.reader._came({"status": "OK", "results": [], "result": {"chunks": 3}}, False)
+    assert "no such place" in page.ids.reader.ids.rows.data[0]["text"]
+    page.ids.reader.clear()

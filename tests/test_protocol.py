@@ -321,3 +321,8 @@ def test_objects_are_listed_page_by_page_and_found_by_words_slot_and_parent(daem
         assert [row["oid"] for row in client.call("list_objects", parent="genesis_obj")["results"]] == [clone]
         assert {row["class"] for row in client.call("list_objects", kind="Method")["results"]} == {"Method"}
         assert [row["name"] for row in client.call("list_objects", slot="lora_repository")["results"]] == ["pLLM_obj"]
+
+
+def test_objects_after_the_last_number_are_none(daemon):
+    with batos.Client(daemon().endpoint) as client:
+        assert client.call("list_objects", after="0xffffffffffffffff")["results"] == []
