@@ -1182,6 +1182,7 @@ os.environ.setdefault("KIVY_NO_CONSOLELOG", "1")          # it tells of clipboar
 
 from kivy import kivy_data_dir
 from kivy.app import App
+from kivy.base import ExceptionHandler, ExceptionManager
 from kivy.clock import Clock
 from kivy.config import Config
 from kivy.core.text.markup import MarkupLabel
@@ -4234,6 +4235,17 @@ class MorphicUIApp(App):
         self.bridge.close()
 
 
+class Unforeseen(ExceptionHandler):
+    """What nobody foresaw is told, and ends no window."""
+
+    def handle_exception(self, inst):
+        if not isinstance(inst, Exception):
+            return ExceptionManager.RAISE
+        traceback.print_exception(inst, file=sys.__stderr__)
+        App.get_running_app().inspector.show_fault(inst)
+        return ExceptionManager.PASS
+
+
 def main(argv=None):
     """Run the Inspector until its window is closed; returns the exit status."""
     parser = argparse.ArgumentParser(description="The Memory Inspector of BAT OS.")
@@ -4242,6 +4254,7 @@ def main(argv=None):
     parser.add_argument("--keys", default=os.environ.get("BATOS_KEYS"), metavar="FILE",
                         help="the key file that `batos.py keys add NAME` made")
     args = parser.parse_args(argv)
+    ExceptionManager.add_handler(Unforeseen())
     try:
         MorphicUIApp(args.endpoint, args.keys).run()
     except ValueError as error:

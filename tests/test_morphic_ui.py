@@ -673,3 +673,13 @@ def test_a_place_that_has_gone_is_said(hand):
     page.ids.reader._came({"status": "OK", "results": [], "result": {"chunks": 3}}, False)
     assert "no such place" in page.ids.reader.ids.rows.data[0]["text"]
     page.ids.reader.clear()
+
+
+def test_what_nobody_foresaw_ends_no_window(hand, capfd):
+    handler, manager = ui.Unforeseen(), ui.ExceptionManager
+    try:
+        raise ZeroDivisionError("of a page")
+    except ZeroDivisionError as error:
+        assert handler.handle_exception(error) == manager.PASS
+    assert "ZeroDivisionError: of a page" in capfd.readouterr().err
+    assert handler.handle_exception(SystemExit()) == manager.RAISE
