@@ -24,8 +24,8 @@ class Screen:
         windowed.need_gl()
         windowed.need_programs("Xvfb", "xdotool", "import", "convert")
         self.folder = folder
-        reading, writing = os.pipe()
-        self.server = subprocess.Popen(["Xvfb", "-displayfd", str(writing), "-screen", "0", f"{WIDTH}x{HEIGHT}x24"],
+        reading, writing = os.pipe()                     # without -noreset it begins anew each time that xdotool leaves it
+        self.server = subprocess.Popen(["Xvfb", "-noreset", "-displayfd", str(writing), "-screen", "0", f"{WIDTH}x{HEIGHT}x24"],
                                        pass_fds=[writing], stderr=subprocess.DEVNULL)
         os.close(writing)
         with os.fdopen(reading) as told:
