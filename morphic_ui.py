@@ -3658,6 +3658,9 @@ class ExpertsPage(Page):
 # ---- page: life
 
 
+FIGURES_S = 4.5                                          # a drawing costs some 50 ms where there is no graphics card
+
+
 class LifePage(Page):
     """How the daemon is, over time; what happens, what failed, what changed, and how it is set."""
 
@@ -3713,7 +3716,7 @@ class LifePage(Page):
     paused = BooleanProperty(False)
 
     def made(self):
-        self.sparks, self._rows = [Spark() for _ in SPEC["sparks"]], []
+        self.sparks, self._rows, self._drawn_s = [Spark() for _ in SPEC["sparks"]], [], 0.0
         for spark in self.sparks:
             self.ids.sparks.add_widget(spark)
 
@@ -3727,7 +3730,13 @@ class LifePage(Page):
     # -------- figures
 
     def beat(self, *_):
+        """Health was told; figures that nobody touches are drawn now and then."""
+        if time.monotonic() - self._drawn_s > FIGURES_S:
+            self.draw_figures()
+
+    def draw_figures(self):
         """Draw the figures of health."""
+        self._drawn_s = time.monotonic()
         for spark, spec in zip(self.sparks, SPEC["sparks"], strict=True):
             spark.data = {"title": spec["title"], "unit": spec["unit"], "values": self._values(spec)}
         health = self.store.health
@@ -3757,7 +3766,7 @@ class LifePage(Page):
         self.refresh()
 
     def refresh(self, *_):
-        self.beat()
+        self.draw_figures()
         getattr(self, f"_take_{self.ids.tabs.chosen}")()
 
     def _take_events(self):
