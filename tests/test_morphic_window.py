@@ -36,7 +36,11 @@ class Screen:
         del self.env["KIVY_LOG_MODE"]
         (folder / "kivy").mkdir(exist_ok=True)
         self.window = subprocess.Popen([sys.executable, "morphic_ui.py", "--endpoint", endpoint], cwd=ROOT, env=self.env)
-        until(lambda: self.tool("search", "--class", "inspector"), what="a window")
+        try:
+            until(lambda: self.tool("search", "--class", "inspector"), what="a window")
+        except AssertionError:
+            self.close()                                 # nothing is left behind
+            raise
 
     def tool(self, *words):
         return subprocess.run(["xdotool", *words], env=self.env, capture_output=True, text=True, timeout=60).stdout.strip()
