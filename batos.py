@@ -12431,6 +12431,24 @@ METHOD_TEXT = 2000                                       # characters of each of
 TREE_KINDS = {kind.__name__: kind for kind in (OOBTree, LOBTree, OLBTree, LLBTree, LLTreeSet)}
 
 
+def noting(function):
+    """Return (a list, a function that does the same and puts what it raises there): msgpack tells only that it raised."""
+    faults = []
+
+    def noted(*args):
+        try:
+            return function(*args)
+        except BatosError as error:
+            faults.append(error)
+            raise
+    return faults, noted
+
+
+def manifest_of(parts):
+    """Return {part: [size, BLAKE2b]}."""
+    return {name: [len(part), digest(part)] for name, part in parts.items()}
+
+
 class Packer:
     """Packs an object with all it holds that is no root object: plain values, objects, methods, trees, LoRA experts."""
 
@@ -12460,8 +12478,8 @@ class Packer:
             self.count(len(packed))
             return packed
         except TypeError as error:
-            unfit = BadRequest(f"{self.where} cannot be packed ({error}); a backup takes everything")
-            raise faults[0] if faults else unfit from None
+            fault = BadRequest(f"{self.where} cannot be packed ({error}); a backup takes everything")
+            raise faults[0] if faults else fault from None
 
     def count(self, size):
         """Take bytes off what a parcel may have. Raises BadRequest."""
@@ -12515,19 +12533,6 @@ class Packer:
                          f"{PARCEL_ENTRIES:,} entries); a backup takes everything")
 
 
-def noting(function):
-    """Return (a list, a function that does the same and puts what it raises there): msgpack tells only that it raised."""
-    faults = []
-
-    def noted(*args):
-        try:
-            return function(*args)
-        except BatosError as error:
-            faults.append(error)
-            raise
-    return faults, noted
-
-
 def pack_parcel(root, obj, most_bytes):
     """Return (the bytes of an object's parcel, names of objects and experts in it). Raises BadRequest."""
     packer = Packer(root, obj, most_bytes)
@@ -12538,97 +12543,6 @@ def pack_parcel(root, obj, most_bytes):
     parts |= {f"adapter {name}": pathlib.Path(blob_path(proxy.model_blob)).read_bytes() for name, proxy in proxies.items()}
     return ormsgpack.packb({"batos_parcel": PARCEL_VERSION, "from": root["image_id"], "manifest": manifest_of(parts),
                             "parts": parts}), len(packer.objects), sorted(proxies)
-
-
-def manifest_of(parts):
-    """Return {part: [size, BLAKE2b]}."""
-    return {name: [len(part), digest(part)] for name, part in parts.items()}
-
-
-class Parcel:
-    """A parcel that came in: `before` opens and checks it outside of any transaction, `apply` puts its object into a slot."""
-
-    def __init__(self, data, target, slot, rank_most, adapters=True):
-        self.data, self.target, self.slot, self.rank_most, self.with_adapters = data, target, slot, rank_most, adapters
-        self.rows, self.staged, self._folder = [], [], None
-
-    def before(self, run=None):
-        """Check hashes, audit the methods, lay adapters out as files. Raises BadRequest, CodeRejected, AdapterMismatch."""
-        parts, self.origin = opened_parcel(self.data)
-        self.rows = unpacked_list(parts["objects"], "objects")
-        if not 1 <= len(self.rows) <= PARCEL_OBJECTS or not all(isinstance(row, bytes) for row in self.rows):
-            raise BadRequest(f"a parcel has 1 to {PARCEL_OBJECTS} objects; got {len(self.rows)}")
-        methods = [method for row in self.rows for method in checked_row(plain_row(row))["methods"].items()]
-        if len(methods) > PARCEL_METHODS:
-            raise BadRequest(f"the parcel has {len(methods)} methods, and {PARCEL_METHODS} may come at a time; export a part")
-        for name, told in methods:
-            check_parcel_method(name, told)
-        if self.with_adapters:
-            self._lay_out(parts)
-
-    def _lay_out(self, parts):
-        self._folder = tempfile.TemporaryDirectory(prefix="batos-parcel-")
-        for number, (name, told) in enumerate(unpacked_map(parts["adapters"], "adapters").items()):
-            folder = pathlib.Path(self._folder.name, str(number))
-            folder.mkdir()
-            weights, config = folder / ADAPTER_WEIGHTS, folder / ADAPTER_CONFIG
-            if not isinstance(name, str) or not ADAPTER_NAME.fullmatch(name) or f"adapter {name}" not in parts:
-                raise BadRequest(f"the parcel tells of an adapter {name!r:.80} and does not hold it; export it anew")
-            weights.write_bytes(parts[f"adapter {name}"])
-            config.write_text(json.dumps(told, default=repr))
-            self.staged.append(read_staged(name, weights, config, self.rank_most))
-
-    def after(self):
-        """Remove what was laid out."""
-        if self._folder:
-            self._folder.cleanup()
-
-    def check(self, root):
-        """Do all but bring it in; returns the reply's map."""
-        try:
-            self.before()
-            self.fitting(root)
-        finally:
-            self.after()
-        return {"details": f"{self._what()} would come into {self.slot} of {self.target}", "result": self._told()}
-
-    def fitting(self, root):
-        """Return the object that gets it. Raises BadRequest, NotFound where it has no room for it."""
-        target = resolve(root, self.target)
-        if not isinstance(target, UvmObject) or isinstance(target, Method):
-            raise BadRequest(f"{self.target} is a {type(target).__name__}; an object comes into a slot of an object")
-        check_slot_name(self.slot)
-        if self.slot in own(target):
-            raise BadRequest(f"{self.target} has a slot {self.slot!r}, and nothing is replaced; name another slot, or remove "
-                             "that one")
-        repository = root["pLLM_obj"].lora_repository
-        for staged in self.staged:
-            known = repository.get(staged.name)
-            if known is not None and known.sha256 != staged.sha256:
-                raise BadRequest(f"another expert {staged.name} is here (version {known.version}), and nothing is replaced; "
-                                 "import without adapters, or bring it in with `incarnate` under another name")
-        return target
-
-    def _told(self):
-        return {"objects": len(self.rows), "from": self.origin, "adapters": [staged.name for staged in self.staged]}
-
-    def _what(self):
-        return f"an object of {self.origin} with {len(self.rows) - 1} others and {len(self.staged)} adapters"
-
-    def apply(self, root):
-        """Put the object into the slot, its experts into the repository; returns the reply's map. Raises BadRequest, NotFound."""
-        target = self.fitting(root)
-        experts = [done for staged in self.staged if (done := incarnate(root, staged))]
-        if experts and root._p_jar.events is not None:
-            root._p_jar.events.append(("experts",))
-        objects = [UvmObject() for _ in self.rows]
-        for obj in objects:
-            root._p_jar.add(obj)
-        methods = [method for obj, row in zip(objects, self.rows, strict=True)
-                   for method in fill_object(root, obj, unpack_row(row, root, objects), self.origin)]
-        set_slot(target, self.slot, objects[0])
-        return {"details": f"{self._what()} came into {self.slot} of {self.target}; {len(methods)} methods are on trial",
-                "result": self._told() | {"object": to_oid(objects[0]), "methods": methods, "incarnated": experts}}
 
 
 def to_oid(obj):
@@ -12726,8 +12640,8 @@ def unpack_row(row, root, objects):
     except (ValueError, TypeError, RecursionError) as error:
         if isinstance(error, BatosError):
             raise
-        unfit = BadRequest(f"an object of the parcel does not read ({error}); export it anew")
-        raise faults[0] if faults else unfit from None
+        fault = BadRequest(f"an object of the parcel does not read ({error}); export it anew")
+        raise faults[0] if faults else fault from None
 
 
 def fill_object(root, obj, row, origin):
@@ -12742,6 +12656,92 @@ def fill_object(root, obj, row, origin):
         more = {field: told[field] for field in METHOD_TOLD[1:-1] if field in told}
         bring_in(obj, name, told["source"], author=author, **more)
     return [name for name, told in row["methods"].items() if "primitive" not in told]
+
+
+class Parcel:
+    """A parcel that came in: `before` opens and checks it outside of any transaction, `apply` puts its object into a slot."""
+
+    def __init__(self, data, target, slot, rank_most, adapters=True):
+        self.data, self.target, self.slot, self.rank_most, self.with_adapters = data, target, slot, rank_most, adapters
+        self.rows, self.staged, self._folder = [], [], None
+
+    def before(self, run=None):
+        """Check hashes, audit the methods, lay adapters out as files. Raises BadRequest, CodeRejected, AdapterMismatch."""
+        parts, self.origin = opened_parcel(self.data)
+        self.rows = unpacked_list(parts["objects"], "objects")
+        if not 1 <= len(self.rows) <= PARCEL_OBJECTS or not all(isinstance(row, bytes) for row in self.rows):
+            raise BadRequest(f"a parcel has 1 to {PARCEL_OBJECTS} objects; got {len(self.rows)}")
+        methods = [method for row in self.rows for method in checked_row(plain_row(row))["methods"].items()]
+        if len(methods) > PARCEL_METHODS:
+            raise BadRequest(f"the parcel has {len(methods)} methods, and {PARCEL_METHODS} may come at a time; export a part")
+        for name, told in methods:
+            check_parcel_method(name, told)
+        if self.with_adapters:
+            self._lay_out(parts)
+
+    def _lay_out(self, parts):
+        self._folder = tempfile.TemporaryDirectory(prefix="batos-parcel-")
+        for number, (name, told) in enumerate(unpacked_map(parts["adapters"], "adapters").items()):
+            folder = pathlib.Path(self._folder.name, str(number))
+            folder.mkdir()
+            weights, config = folder / ADAPTER_WEIGHTS, folder / ADAPTER_CONFIG
+            if not isinstance(name, str) or not ADAPTER_NAME.fullmatch(name) or f"adapter {name}" not in parts:
+                raise BadRequest(f"the parcel tells of an adapter {name!r:.80} and does not hold it; export it anew")
+            weights.write_bytes(parts[f"adapter {name}"])
+            config.write_text(json.dumps(told, default=repr))
+            self.staged.append(read_staged(name, weights, config, self.rank_most))
+
+    def after(self):
+        """Remove what was laid out."""
+        if self._folder:
+            self._folder.cleanup()
+
+    def check(self, root):
+        """Do all but bring it in; returns the reply's map."""
+        try:
+            self.before()
+            self.fitting(root)
+        finally:
+            self.after()
+        return {"details": f"{self._what()} would come into {self.slot} of {self.target}", "result": self._told()}
+
+    def fitting(self, root):
+        """Return the object that gets it. Raises BadRequest, NotFound where it has no room for it."""
+        target = resolve(root, self.target)
+        if not isinstance(target, UvmObject) or isinstance(target, Method):
+            raise BadRequest(f"{self.target} is a {type(target).__name__}; an object comes into a slot of an object")
+        check_slot_name(self.slot)
+        if self.slot in own(target):
+            raise BadRequest(f"{self.target} has a slot {self.slot!r}, and nothing is replaced; name another slot, or remove "
+                             "that one")
+        repository = root["pLLM_obj"].lora_repository
+        for staged in self.staged:
+            known = repository.get(staged.name)
+            if known is not None and known.sha256 != staged.sha256:
+                raise BadRequest(f"another expert {staged.name} is here (version {known.version}), and nothing is replaced; "
+                                 "import without adapters, or bring it in with `incarnate` under another name")
+        return target
+
+    def _told(self):
+        return {"objects": len(self.rows), "from": self.origin, "adapters": [staged.name for staged in self.staged]}
+
+    def _what(self):
+        return f"an object of {self.origin} with {len(self.rows) - 1} others and {len(self.staged)} adapters"
+
+    def apply(self, root):
+        """Put the object into the slot, its experts into the repository; returns the reply's map. Raises BadRequest, NotFound."""
+        target = self.fitting(root)
+        experts = [done for staged in self.staged if (done := incarnate(root, staged))]
+        if experts and root._p_jar.events is not None:
+            root._p_jar.events.append(("experts",))
+        objects = [UvmObject() for _ in self.rows]
+        for obj in objects:
+            root._p_jar.add(obj)
+        methods = [method for obj, row in zip(objects, self.rows, strict=True)
+                   for method in fill_object(root, obj, unpack_row(row, root, objects), self.origin)]
+        set_slot(target, self.slot, objects[0])
+        return {"details": f"{self._what()} came into {self.slot} of {self.target}; {len(methods)} methods are on trial",
+                "result": self._told() | {"object": to_oid(objects[0]), "methods": methods, "incarnated": experts}}
 
 
 ################################################################################
@@ -12825,7 +12825,7 @@ def something_wrong(root):
 # The states of an audit
 
 
-def gather(cycle, recall):
+def gather_findings(cycle, recall):
     """IDLE: read what failed, and what is in quarantine."""
     root = _root_of(cycle)
     failures = [{"number": number, **{name: entry.get(name) for name in ("cycle", "code", "details", "mission", "type")}}
@@ -12842,7 +12842,7 @@ def gather(cycle, recall):
     return Thought("gather", lambda _: Step("COMPLETE", [], {"final_response": final, **data}))
 
 
-def group(cycle, recall):
+def group_findings(cycle, recall):
     """DECOMPOSING: what hangs together is one finding; methods come first, then what happened most often."""
     data = cycle._tmp_synthesis_data
     waiting = {finding["of"] for finding in data["pending"]}
@@ -12878,7 +12878,7 @@ def finding_of_failures(kind, code, entries):
             "who asked was told; asking again is theirs"}
 
 
-def choose(cycle, recall):
+def choose_finding(cycle, recall):
     """DELEGATING: one thing at a time, the first that can be seen to."""
     chosen = next((finding for finding in cycle._tmp_synthesis_data["findings"] if finding["remedy"]), None)
     return Thought("choose", lambda _: Step("SYNTHESIZING", chosen and chosen["of"], {"chosen": chosen}))
@@ -12921,8 +12921,8 @@ def begin_remedy(root, remedy):
         send(root["orchestrator_obj"], "start_cognitive_cycle_for_", brief, target, AUTOTELIC)
 
 
-MISSION_KINDS[AUDIT] = MissionKind({"IDLE": gather, "DECOMPOSING": group, "DELEGATING": choose, "SYNTHESIZING": tell_audit},
-                                   end_audit)
+MISSION_KINDS[AUDIT] = MissionKind({"IDLE": gather_findings, "DECOMPOSING": group_findings, "DELEGATING": choose_finding,
+                                    "SYNTHESIZING": tell_audit}, end_audit)
 
 
 def begin_due_audit(per_day):

@@ -2023,6 +2023,13 @@ class Gauge(Drawing):
         self.say(data["words"], self.x + dp(8), self.center_y + sp(9), self.width - dp(16), "ink", 13)
 
 
+def _all_below(widget):
+    """Yield a widget and all below it, in reading order."""
+    yield widget
+    for child in reversed(widget.children):
+        yield from _all_below(child)
+
+
 class Dialog(ModalView):
     """Asks something in front of everything; Escape closes it."""
 
@@ -2751,6 +2758,67 @@ class GraphDrawing(Drawing):
         self.spots.append((x, y, x + dp(self.NODE), y + dp(self.HIGH), node["oid"]))
 
 
+EDITED_CHARS = 100_000                                   # of a slot that is edited here
+LOOKED_AT_S = 0.8                                        # a difference stands at least so long before it is sent
+
+
+class Editor:
+    """A dialog that edits a text, shows the difference, and only then has it sent."""
+
+    def __init__(self, page, what, name, text, check, send, is_new=False):
+        self.page, self.before, self.check, self.send = page, "" if is_new or not name else text, check, send
+        self.oid, self.seen_s = page.oid, 0.0
+        self.dialog = Dialog(title=marked(f"Edit {what} {name}" if name else f"Add a {what}", bold=True),
+                             note=marked("Ctrl+Enter shows the difference; what is then sent passes the same gate as any "
+                                         "client's message."))
+        self.name = Factory.Field(text=name, hint_text=f"name of the {what}", readonly=bool(name))
+        self.text = Factory.Code(text=text)
+        self.lines, self.error = Rows(clicks=2), Words()
+        for widget in (self.name, self.text, self.error):
+            self.dialog.ids.body.add_widget(widget)
+        self.dialog.button("Close", self.dialog.dismiss)
+        self.go_on = self.dialog.button("Show the difference", self.accept, strong=True)
+        self.dialog.accept = self.accept
+        self.seen = None                                 # (name, text) whose difference is shown
+
+    def open(self):
+        self.dialog.open()
+        (self.text if self.name.text else self.name).focus = True
+
+    def accept(self):
+        """Show the difference of what is typed; send it where that was shown already."""
+        typed = self.name.text.strip(), self.text.text
+        try:
+            if not typed[0]:
+                raise ValueError("give it a name")
+            checked = self.check(*typed)
+            if self.seen == typed:
+                if time.monotonic() - self.seen_s < LOOKED_AT_S or self.go_on.disabled:
+                    return None                          # a key that is held
+                if checked == self.before:
+                    raise ValueError("nothing would change")
+                self.go_on.disabled = True
+                return self.send(*typed, self._answered)
+        except ValueError as error:
+            self.error.text = marked(str(error), "bad")
+            return None
+        self.seen, self.seen_s, self.error.text, self.go_on.text = typed, time.monotonic(), "", "Send"
+        if not self.lines.parent:
+            self.dialog.ids.body.add_widget(self.lines)
+        lines = difference(self.before, checked) or [("soft", "nothing would change")]
+        self.lines.fill(line_rows([("", line, tone, (), None) for tone, line in lines], 110, False))
+        return None
+
+    def _answered(self, reply):
+        self.go_on.disabled, self.seen = False, None
+        if reply["status"] == "OK":
+            self.dialog.dismiss()
+            self.page.open(self.oid, keep=True)
+            self.page.inspector.say(reply["details"], "good")
+        else:
+            self.error.text = marked(f"{reply.get('code', '')}: {reply['details']}", "bad")
+
+
 FOUND_BY = tuple(name for name in COMMANDS["list_objects"]["fields"] if name not in ("words", "after", "limit"))
 
 
@@ -3206,67 +3274,6 @@ class ObjectsPage(Page):
                is_new=not source).open()
 
 
-EDITED_CHARS = 100_000                                   # of a slot that is edited here
-LOOKED_AT_S = 0.8                                        # a difference stands at least so long before it is sent
-
-
-class Editor:
-    """A dialog that edits a text, shows the difference, and only then has it sent."""
-
-    def __init__(self, page, what, name, text, check, send, is_new=False):
-        self.page, self.before, self.check, self.send = page, "" if is_new or not name else text, check, send
-        self.oid, self.seen_s = page.oid, 0.0
-        self.dialog = Dialog(title=marked(f"Edit {what} {name}" if name else f"Add a {what}", bold=True),
-                             note=marked("Ctrl+Enter shows the difference; what is then sent passes the same gate as any "
-                                         "client's message."))
-        self.name = Factory.Field(text=name, hint_text=f"name of the {what}", readonly=bool(name))
-        self.text = Factory.Code(text=text)
-        self.lines, self.error = Rows(clicks=2), Words()
-        for widget in (self.name, self.text, self.error):
-            self.dialog.ids.body.add_widget(widget)
-        self.dialog.button("Close", self.dialog.dismiss)
-        self.go_on = self.dialog.button("Show the difference", self.accept, strong=True)
-        self.dialog.accept = self.accept
-        self.seen = None                                 # (name, text) whose difference is shown
-
-    def open(self):
-        self.dialog.open()
-        (self.text if self.name.text else self.name).focus = True
-
-    def accept(self):
-        """Show the difference of what is typed; send it where that was shown already."""
-        typed = self.name.text.strip(), self.text.text
-        try:
-            if not typed[0]:
-                raise ValueError("give it a name")
-            checked = self.check(*typed)
-            if self.seen == typed:
-                if time.monotonic() - self.seen_s < LOOKED_AT_S or self.go_on.disabled:
-                    return None                          # a key that is held
-                if checked == self.before:
-                    raise ValueError("nothing would change")
-                self.go_on.disabled = True
-                return self.send(*typed, self._answered)
-        except ValueError as error:
-            self.error.text = marked(str(error), "bad")
-            return None
-        self.seen, self.seen_s, self.error.text, self.go_on.text = typed, time.monotonic(), "", "Send"
-        if not self.lines.parent:
-            self.dialog.ids.body.add_widget(self.lines)
-        lines = difference(self.before, checked) or [("soft", "nothing would change")]
-        self.lines.fill(line_rows([("", line, tone, (), None) for tone, line in lines], 110, False))
-        return None
-
-    def _answered(self, reply):
-        self.go_on.disabled, self.seen = False, None
-        if reply["status"] == "OK":
-            self.dialog.dismiss()
-            self.page.open(self.oid, keep=True)
-            self.page.inspector.say(reply["details"], "good")
-        else:
-            self.error.text = marked(f"{reply.get('code', '')}: {reply['details']}", "bad")
-
-
 # ---- page: messages
 
 
@@ -3661,6 +3668,11 @@ class ExpertsPage(Page):
 FIGURES_S = 4.5                                          # a drawing costs some 50 ms where there is no graphics card
 
 
+def heartbeat_text(beat):
+    """Return when the heartbeat comes, as health tells it."""
+    return f"heartbeat in {seconds_text(beat.get('next_s'))}" if beat.get("on") else "heartbeat off"
+
+
 class LifePage(Page):
     """How the daemon is, over time; what happens, what failed, what changed, and how it is set."""
 
@@ -3744,7 +3756,7 @@ class LifePage(Page):
         said = [f"version {health.get('version')}", f"pid {health.get('pid')}",
                 f"up {seconds_text(health.get('uptime_s'))}", f"core {core.get('state')}: {core.get('progress')}",
                 "missions " + ", ".join(f"{count} {name}" for name, count in missions.items() if isinstance(count, int)),
-                f"upkeep {upkeep.get('doing') or 'rests'}"]
+                f"upkeep {upkeep.get('doing') or 'rests'}", heartbeat_text(health.get("heartbeat") or {})]
         self.ids.vitals.text = marked("   ".join(said), "soft")
 
     def _values(self, spec):
@@ -3784,10 +3796,13 @@ class LifePage(Page):
         self.store.ask("history", lambda reply: self._listed(reply, change_row), slot="life", doing="looking back", limit=200)
 
     def _take_upkeep(self):
-        told_of = self.store.health.get("upkeep", {}).get("last", {})
+        health = self.store.health
+        told_of, beat = health.get("upkeep", {}).get("last", {}), (health.get("heartbeat") or {}).get("last")
         ended = {True: marked("went well", "good"), False: marked("failed", "bad")}
         self._show([(row(f"{marked(name, bold=True)}  {ended[one['ok']]}  {marked(short(one['details'], 120), 'soft')}",
-                         marked(seconds_text(one["seconds"])), 30), one) for name, one in told_of.items()])
+                         marked(seconds_text(one["seconds"])), 30), one) for name, one in told_of.items()]
+                   + ([(row(f"{marked('heartbeat', bold=True)}  {marked(beat['told'], 'soft')}",
+                            marked(clock_text(beat["at"])), 30), beat)] if beat else []))
 
     def _take_settings(self):
         settings = self.store.state.get("settings", {})
@@ -3931,6 +3946,10 @@ LAYOUT = {"width": 1366, "height": 820, "page": next(iter(PAGES)), "splits": {}}
 
 class NavigationPush(Push):
     """The button of a page."""
+
+
+KEY_NAMES = {27: "escape", 13: "enter", 271: "enter", 32: "spacebar", 273: "up", 274: "down", 276: "left", 275: "right",
+             282: "f1", 286: "f5"}
 
 
 class MemoryInspector(BoxLayout):
@@ -4146,17 +4165,6 @@ class MemoryInspector(BoxLayout):
             gone = {change, reply.get("change")}
             self.store.changes = [one for one in self.store.changes if one not in gone]
             then() if then else self.page.refresh()
-
-
-def _all_below(widget):
-    """Yield a widget and all below it, in reading order."""
-    yield widget
-    for child in reversed(widget.children):
-        yield from _all_below(child)
-
-
-KEY_NAMES = {27: "escape", 13: "enter", 271: "enter", 32: "spacebar", 273: "up", 274: "down", 276: "left", 275: "right",
-             282: "f1", 286: "f5"}
 
 
 def layout_path():

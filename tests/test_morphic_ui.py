@@ -683,3 +683,18 @@ def test_what_nobody_foresaw_ends_no_window(hand, capfd):
         assert handler.handle_exception(error) == manager.PASS
     assert "ZeroDivisionError: of a page" in capfd.readouterr().err
     assert handler.handle_exception(SystemExit()) == manager.RAISE
+
+
+def test_life_tells_the_heartbeat(hand):
+    page = hand.page("life")
+    hand.settle()
+    page.store.health = {**page.store.health, "heartbeat": {"on": True, "next_s": 60.0, "last": {
+        "at": {"$time": "2026-01-01T00:00:00Z"}, "told": "1 methods are in quarantine; ALFRED looks at it", "cycle": "0x1"}}}
+    page.ids.tabs.chosen = "upkeep"
+    page.refresh()
+    assert "heartbeat in" in page.ids.vitals.text
+    assert any("ALFRED looks at it" in row["text"] for row in page.ids.rows.data)
+    page.store.health["heartbeat"] = {"on": False, "next_s": None, "last": None}
+    page.refresh()
+    assert "heartbeat off" in page.ids.vitals.text
+    page.ids.tabs.chosen = "events"
