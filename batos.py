@@ -395,6 +395,7 @@ SETTINGS = {row.name: row for row in (
     Setting("client_subscribers_max", 16, "connections", "the same for one key"),
     Setting("client_stall_s", 30.0, "s", "a client that reads nothing for so long is dropped"),
     Setting("message_max_mb", 32.0, "MB", "largest message taken from the wire"),
+    Setting("message_values_max", 100_000, "values", "values in one message: numbers, texts, lists, maps and names together"),
     Setting("document_max_mb", 8.0, "MB", "largest document"),
     Setting("group_max", 64, "commands", "short commands in one commit"),
     Setting("request_memory_min_h", 24.0, "h", "idempotency keys are remembered at least so long"),
@@ -631,6 +632,118 @@ def resident_mb():
         return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
     except OSError:
         return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1)
+
+
+# What msgpack holds, before it is built: an empty map is one byte there and 64 in memory
+
+PLAIN, TEXT, LIST, MAP, EXTENSION, UNUSED = range(6)     # kinds of values: numbers and their like, texts and bytes, …
+
+
+def _msgpack_heads():
+    """Yield for each first byte of a value, in order: (kind, bytes that tell its size, its size where there are none)."""
+    yield from ((PLAIN, 0, 0) for _ in range(0x80))
+    yield from ((MAP, 0, size) for size in range(16))
+    yield from ((LIST, 0, size) for size in range(16))
+    yield from ((TEXT, 0, size) for size in range(32))
+    yield from ((PLAIN, 0, 0), (UNUSED, 0, 0), (PLAIN, 0, 0), (PLAIN, 0, 0))     # nil, none, false, true
+    yield from ((TEXT, width, 0) for width in (1, 2, 4))                         # bytes
+    yield from ((EXTENSION, width, 0) for width in (1, 2, 4))
+    yield from ((PLAIN, 0, size) for size in (4, 8))                             # floats
+    yield from ((PLAIN, 0, size) for size in (1, 2, 4, 8, 1, 2, 4, 8))           # integers
+    yield from ((EXTENSION, 0, size) for size in (1, 2, 4, 8, 16))
+    yield from ((TEXT, width, 0) for width in (1, 2, 4))
+    yield from ((LIST, width, 0) for width in (2, 4))
+    yield from ((MAP, width, 0) for width in (2, 4))
+    yield from ((PLAIN, 0, 0) for _ in range(0x20))
+
+
+MSGPACK_HEADS = tuple(_msgpack_heads())
+EXTENSION_NAMES = {0xff: "a timestamp"}                  # the only one that msgpack itself knows
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """What msgpack may hold at most; a name is a key of a map."""
+
+    values: int                                          # in all; lists, maps and names count too
+    depth: int                                           # lists and maps in one another
+    name_bytes: int
+    extensions: frozenset = frozenset()                  # the numbers of those that are known, 0 to 127
+
+
+def _too_much(what, got, bound, bounds):
+    allowed = getattr(bounds, bound)
+    return Malformed(f"{what} holds {got}; allowed are {allowed:,}. Send it in parts", bound=bound, allowed=allowed)
+
+
+def _check_extension(number, bounds, what):
+    if number not in bounds.extensions:
+        name = EXTENSION_NAMES.get(number, f"the extension {number}")
+        raise Malformed(f"{what} holds {name} of msgpack, which is not taken; a time goes as {{'$time': '2026-01-31T12:00:00Z'}}",
+                        bound="extensions", allowed=sorted(bounds.extensions))
+
+
+def _check_end(at, data, what):
+    if at > len(data):
+        raise Malformed(f"{what} is not whole: its msgpack ends in the midst of a value")
+    if at < len(data):
+        raise Malformed(f"{what} holds more than one value: {len(data) - at:,} bytes follow the first; send each by itself")
+
+
+def count_packed(data, bounds, what="the message"):
+    """Return how many values msgpack bytes hold, having built none: one pass over the heads of the values.
+
+    Raises Malformed, which begins with `what`, where they are no one whole value or pass a bound. It ends at the first
+    head that does, so a list that says that it has a million items costs no more than one that has ten.
+    """
+    at, values, left, in_map = 0, 1, 1, False            # `left`: values that this list or map has still to come
+    outer = []                                           # (left, in_map) of those around it
+    try:
+        while left or outer:
+            if not left:
+                left, in_map = outer.pop()
+                continue
+            kind, width, size = MSGPACK_HEADS[data[at]]
+            at += 1
+            if width:
+                size = int.from_bytes(data[at:at + width])
+                at += width
+            left -= 1                                    # in a map it is odd behind a name
+            if kind == PLAIN:
+                at += size
+            elif kind == TEXT:
+                at += size
+                if size > bounds.name_bytes and in_map and left & 1:
+                    raise _too_much(what, f"a name of {size:,} bytes", "name_bytes", bounds)
+            elif kind == EXTENSION:
+                _check_extension(data[at], bounds, what)
+                at += 1 + size
+            elif kind == UNUSED:
+                raise Malformed(f"{what} is not msgpack: it holds the byte c1, which begins no value")
+            else:
+                outer.append((left, in_map))
+                in_map = kind == MAP
+                left = 2 * size if in_map else size
+                values += left
+                if values > bounds.values:
+                    raise _too_much(what, f"{values:,} values or more", "values", bounds)
+                if len(outer) > bounds.depth:
+                    raise _too_much(what, f"lists and maps nested {len(outer)} deep", "depth", bounds)
+    except IndexError:
+        at = len(data) + 1
+    _check_end(at, data, what)
+    return values
+
+
+def unpack_bounded(data, bounds, what="the message", special=None):
+    """Return the value that msgpack bytes hold, `special` (tag, bytes) being what extensions are. Raises Malformed."""
+    count_packed(data, bounds, what)
+    try:
+        return ormsgpack.unpackb(data, ext_hook=special, option=ormsgpack.OPT_NON_STR_KEYS)
+    except (ValueError, TypeError, RecursionError) as error:
+        if isinstance(error, BatosError):
+            raise
+        raise Malformed(f"{what} is not msgpack ({error})") from None
 
 
 @contextlib.contextmanager
@@ -12955,6 +13068,7 @@ def begin_due_audit(per_day):
 #   values   {"$ref": "0x…"} an object, {"$time": "…Z"} a time, {"$blob": {…}} a blob, {"$tree": {…}} a BTree;
 #            a user's dict with a key that begins with $ has it doubled: {"$$ref": …}
 
+WIRE_DEPTH, WIRE_NAME_BYTES = MAX_DEPTH + 32, 4096       # a value may stand within a few maps of its command's
 MAX_TEXT = 200                                           # characters of `client` and `why`
 MAX_KEY = 64                                             # characters of an idempotency key
 Scalar = str | int | float | bool | bytes | None
@@ -13306,12 +13420,14 @@ BODY_LESS = frozenset({"id", "v", "idempotency_key", "wait", "why"})       # not
 LATER_FIELDS = {"generate": None, "rechunk": False, "conversation": None}
 
 
-def unpack_request(payload):
-    """Return a request's map. Raises Malformed."""
-    try:
-        request = ormsgpack.unpackb(payload, option=ormsgpack.OPT_NON_STR_KEYS)
-    except ValueError as error:
-        raise Malformed(f"the message is not msgpack ({error}); send one map, such as {{'command': 'health'}}") from None
+def wire_bounds(values):
+    """Return the bounds of one message that holds so many values at most."""
+    return Bounds(values, WIRE_DEPTH, WIRE_NAME_BYTES)
+
+
+def unpack_request(payload, bounds=wire_bounds(SETTINGS["message_values_max"].default)):
+    """Return a request's map, of which nothing was built before it was known to be within bounds. Raises Malformed."""
+    request = unpack_bounded(payload, bounds)
     if not isinstance(request, dict):
         raise Malformed(f"the message is a {type(request).__name__}; a map with a 'command' is wanted")
     return request
@@ -14748,6 +14864,7 @@ class BatOS_UVM:
         self.started_s = time.monotonic()
         self.keys = KeyMemory(settings.request_memory_min_h * 3600, settings.request_memory_max)
         self.wire, self.pending, self.view = Wire(settings), 0, {}
+        self._bounds = wire_bounds(settings.message_values_max)
         self._outcomes, self._awake = collections.deque(), False
         self._held = None                                # keyed requests, until the memory of keys is read
         self.stored_selectors = {}                       # those that reached a stored method lately; a guess where to look first
@@ -14880,7 +14997,7 @@ class BatOS_UVM:
                 request.envelope = frames[:1]
                 raise Malformed(f"a message of {len(frames)} frames came; send one frame (DEALER), or an empty one "
                                 "and one (REQ)")
-            fields = unpack_request(frames[-1])
+            fields = unpack_request(frames[-1], self._bounds)
             request.id = fields.get("id") if type(fields.get("id")) in SCALARS else None
             request.command = parse_command(fields)
             self._dispatch(request)

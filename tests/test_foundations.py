@@ -1,0 +1,141 @@
+"""Foundations: what msgpack holds is counted before it is built."""
+
+import datetime
+
+import ormsgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batos import Bounds, Malformed, count_packed, unpack_bounded
+
+BOUNDS = Bounds(values=1000, depth=8, name_bytes=100)
+WIDE = Bounds(values=10 ** 9, depth=10 ** 6, name_bytes=10 ** 9)
+PLAIN = st.none() | st.booleans() | st.integers(-2 ** 63, 2 ** 64 - 1) | st.floats(allow_nan=False) | st.text() | st.binary()
+VALUES = st.recursive(PLAIN, lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(-9, 9), inner))
+
+
+def counted(value):
+    """Return how many values a value is, by walking what is built."""
+    if isinstance(value, list):
+        return 1 + sum(counted(item) for item in value)
+    if isinstance(value, dict):
+        return 1 + sum(1 + counted(item) for item in value.values())
+    return 1
+
+
+def packed(value):
+    return ormsgpack.packb(value, option=ormsgpack.OPT_NON_STR_KEYS)
+
+
+def many(head, count, item):
+    """Return a list or map (its first byte) that says that it has `count` items, and as many bytes of `item`."""
+    return head + count.to_bytes(4) + item * count
+
+
+# Counting
+
+
+@given(VALUES)
+def test_as_many_values_are_counted_as_are_built(value):
+    assert count_packed(packed(value), WIDE) == counted(value)
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 31, 32, 255, 256, 65_535, 65_536, 70_000])
+def test_every_form_of_a_size_is_read(size):
+    for value in ("a" * size, b"a" * size, [0] * size, dict.fromkeys(range(size))):
+        data = packed(value)
+        assert count_packed(data, WIDE) == counted(value) and unpack_bounded(data, WIDE) == value
+
+
+@given(VALUES, st.data())
+def test_what_is_cut_short_is_not_whole_and_what_follows_is_a_second_value(value, data):
+    whole = packed(value)
+    cut = data.draw(st.integers(0, len(whole) - 1))
+    with pytest.raises(Malformed, match="not whole"):
+        count_packed(whole[:cut], WIDE)
+    with pytest.raises(Malformed, match="more than one value"):
+        count_packed(whole + packed({"command": "health"}), WIDE)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_built_or_refused_by_name(data):
+    try:
+        assert counted(unpack_bounded(data, WIDE)) <= count_packed(data, WIDE)       # a name given twice is built once
+    except Malformed as error:
+        assert error.message.startswith("the message ")
+
+
+# Bounds
+
+
+@pytest.mark.parametrize("data", [
+    many(b"\xdd", 32 << 20, b"\x80"), b"\x81\xa4args" + many(b"\xdd", 1 << 20, b"\x80"), many(b"\xdf", 1 << 20, b"\x01\x80"),
+    b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", packed([[[0] * 300] * 2] * 2)])
+def test_too_many_values_are_refused_at_the_head_that_tells_of_them(data):
+    with pytest.raises(Malformed, match="values or more; allowed are 1,000") as caught:
+        count_packed(data, BOUNDS)
+    assert caught.value.fields == {"bound": "values", "allowed": 1000}
+
+
+def test_as_many_as_are_allowed_are_taken():
+    assert count_packed(packed([0] * 999), BOUNDS) == 1000
+    with pytest.raises(Malformed, match="1,001 values"):
+        count_packed(packed([0] * 1000), BOUNDS)
+
+
+@pytest.mark.parametrize("one", [b"\x91", b"\x81\xa1a"])
+def test_what_is_nested_deeper_than_allowed_is_refused(one):
+    assert count_packed(one * 8 + b"\x01", BOUNDS)
+    with pytest.raises(Malformed, match="nested 9 deep; allowed are 8"):
+        count_packed(one * 100_000 + b"\x01", BOUNDS)
+
+
+@pytest.mark.parametrize("name", ["a" * 101, b"a" * 101])
+def test_only_names_are_bounded_in_length(name):
+    assert count_packed(packed({"a": name, "b": [name, name]}), BOUNDS) == 7
+    for value in ({name: 1}, [{"a": {"b": 1, name: 2}}]):
+        with pytest.raises(Malformed, match="a name of 101 bytes; allowed are 100"):
+            count_packed(packed(value), BOUNDS)
+
+
+@pytest.mark.parametrize(("data", "named"), [
+    (ormsgpack.packb(datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC), option=ormsgpack.OPT_DATETIME_AS_TIMESTAMP_EXT),
+     "a timestamp of msgpack"),
+    (packed([ormsgpack.Ext(5, b"x")]), "the extension 5 of msgpack"),
+    (packed([ormsgpack.Ext(6, b"x" * 500)]), "the extension 6 of msgpack")])
+def test_extensions_are_named(data, named):
+    with pytest.raises(Malformed, match=named):
+        count_packed(data, BOUNDS)
+
+
+def test_an_extension_that_is_known_is_read():
+    bounds = Bounds(values=10, depth=2, name_bytes=10, extensions=frozenset({5}))
+    for size in (0, 1, 2, 3, 4, 8, 16, 17, 300, 70_000):
+        data = packed(["a", ormsgpack.Ext(5, b"x" * size), 7])
+        assert unpack_bounded(data, bounds, special=lambda tag, told: (tag, len(told))) == ["a", (5, size), 7]
+
+
+def test_bytes_that_no_value_begins_with_are_named():
+    with pytest.raises(Malformed, match="c1"):
+        count_packed(b"\x91\xc1", BOUNDS)
+    with pytest.raises(Malformed, match="the parcel is not msgpack"):
+        unpack_bounded(b"\xa1\xff", BOUNDS, "the parcel")
+    with pytest.raises(Malformed, match="is not msgpack"):
+        unpack_bounded(b"\x81\x81\x01\x01\x01", BOUNDS)              # a map as a name
+
+
+def test_text_is_stepped_over_however_long_it_is():
+    """Counted in reads of the bytes, not in time: as many for 10 MB as for 10."""
+    class Counting(bytes):
+        reads = 0
+
+        def __getitem__(self, at):
+            Counting.reads += 1
+            return super().__getitem__(at)
+
+    def reads_of(value):
+        Counting.reads = 0
+        count_packed(Counting(packed(value)), BOUNDS)
+        return Counting.reads
+    assert reads_of({"text": "a" * 10_000_000}) <= reads_of({"text": "a" * 10}) + 1
