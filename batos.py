@@ -61,6 +61,7 @@ import dataclasses
 import datetime
 import decimal
 import difflib
+import fcntl
 import fnmatch
 import functools
 import gc
@@ -1839,10 +1840,23 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
     pack_step = staticmethod(lambda line: None)          # told how far a pack is; what it raises ends the pack
 
     _opened = None                                       # the stat of the file, whatever its name stands for later
+    _hold = None                                         # the FileHold of the data file, where this is an open image's
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._opened = os.fstat(self._file.fileno())
+
+    def keep(self, hold):
+        """Have a FileHold for as long as I am open; a new file is held from now on. Raises ImageLocked."""
+        if not hold.holds():
+            hold.take(self._file_name)
+        self._hold = hold
+
+    def close(self):
+        """Close the file, then let go of it."""
+        super().close()
+        if self._hold:
+            self._hold.close()
 
     def _begin(self, tid, user, description, extension):
         """Leave room in the header for the digest."""
@@ -1881,6 +1895,8 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
         if self._pack_is_in_progress:                    # the packed file has just got its name, and no commit is in it yet
             fsync_path(os.path.dirname(self._file_name))
             self._opened = os.fstat(self._file.fileno())
+            if self._hold:
+                self._hold.take(self._file_name)
 
     def in_place(self):
         """Whether the data file is still the one that was opened: nobody removed, moved or replaced it."""
@@ -2043,6 +2059,79 @@ def _lock_file(path):
         lock.close()
 
 
+BESIDE = (".blob", ".seals", ".keys")                    # what belongs to a data file, and is found by its name
+
+
+def image_path(where):
+    """Return the absolute path of a data file with all links followed: one file has one name. Raises ConfigError."""
+    given, path = os.path.abspath(where), os.path.realpath(where)
+    for end in BESIDE if os.path.islink(given) else ():
+        if os.path.exists(f"{given}{end}") and not os.path.exists(f"{path}{end}"):
+            raise ConfigError(f"{given} is a link to {path}, but {given}{end} stands beside the link; what belongs to an image "
+                              f"stands beside its file: mv {given}{end} {path}{end}")
+    return path
+
+
+def _check_one_name(path):
+    """Raise ImageError where a data file has another name: who opens that would write among what is written here."""
+    names = os.stat(path).st_nlink if os.path.exists(path) else 1
+    if names > 1:
+        raise ImageError(f"the data file {path} has {names} names (hard links), and what is written by one would destroy what is "
+                         f"written by the other. `find / -xdev -samefile {path}` lists them: remove all but one, or make a copy "
+                         "with cp", names=names)
+
+
+class FileHold:
+    """A lock on a data file itself, by whatever name it was reached; nobody else has it until `close`."""
+
+    def __init__(self, path):
+        self._descriptor = None
+        if os.path.exists(path):
+            self.take(path)
+
+    def take(self, path):
+        """Hold the file that has the name now, and let go of the one before. Raises ImageLocked."""
+        descriptor = os.open(path, os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = _lock_owner(descriptor)
+            os.close(descriptor)
+            raise ImageLocked(f"the data file {path} is in use by another process (pid {owner}), under another name perhaps; "
+                              "stop that one first, or serve another image with --image", pid=owner) from None
+        self.close()
+        self._descriptor = descriptor
+
+    def holds(self):
+        """Whether there was a file to hold."""
+        return self._descriptor is not None
+
+    def close(self):
+        """Let go."""
+        if self.holds():
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _lock_owner(descriptor):
+    """Return the pid of the process that holds a file's lock, as text; "unknown" where the system does not tell."""
+    found = os.fstat(descriptor)
+    name = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/locks").read_text("ascii").splitlines():
+            fields = line.split()                        # 1: FLOCK ADVISORY WRITE 4711 08:01:123456 0 EOF
+            if name in fields and fields[1] == "FLOCK":
+                return fields[4]
+    return "unknown"
+
+
+@contextlib.contextmanager
+def _lock_image(path):
+    """Keep everybody from an image that is not open, by its name and by its file."""
+    with _lock_file(path), contextlib.closing(FileHold(path)):
+        yield
+
+
 class Image:
     """An open image: storage, database, seals. Made by `Image.open`; close it once every Unit is closed."""
 
@@ -2059,17 +2148,22 @@ class Image:
         """
         if re.match(r"[a-z]+://", where):
             return cls._checked_version(cls(_storage_by_uri(where), None, None, []))
-        path = os.path.abspath(where)
+        path = image_path(where)
         if not os.path.isdir(os.path.dirname(path)):
             raise ConfigError(f"there is no folder {os.path.dirname(path)} for the image; make it, or name another")
-        with private_files():
+        with private_files(), contextlib.ExitStack() as if_it_fails:
             with _lock_file(path):
                 end_interrupted_pack(path)
+                hold = if_it_fails.enter_context(contextlib.closing(FileHold(path)))
+                _check_one_name(path)
                 _, seals, unchecked = examine(path, open_check_bytes)
                 settle_layout(f"{path}.blob")
             storage = _locked(path, lambda: ImageStorage(path, blob_dir=f"{path}.blob", pack_keep_old=False))
+            if_it_fails.callback(storage.close)
+            storage.keep(hold)
             fsync_path(os.path.dirname(path))            # the names of a new file and its blobs, before anything depends on them
-            return cls._checked_version(cls(storage, path, seals, unchecked))
+            if_it_fails.pop_all()
+        return cls._checked_version(cls(storage, path, seals, unchecked))
 
     @classmethod
     def _checked_version(cls, image):
@@ -2560,7 +2654,7 @@ def mend_image(where):
 
     Only what a check finds wrong is touched. Raises what Image.open raises, ConfigError where an upgrade comes first.
     """
-    image = Image.open(os.path.abspath(where))
+    image = Image.open(image_path(where))
     try:
         with writing(image) as root:
             if root["image_version"] != IMAGE_VERSION:
@@ -2574,7 +2668,7 @@ def mend_image(where):
 @contextlib.contextmanager
 def unopened(path):
     """Hold the lock of an image that nobody else has open, and yield it as a database that cannot be written."""
-    with _lock_file(path):
+    with _lock_image(path):
         if os.path.exists(f"{path}.blob") and not layout_is_told(f"{path}.blob"):
             raise DamagedImage(f"{path}.blob does not tell its layout; the next start of the daemon puts that right", path=path)
         storage = ImageStorage(path, blob_dir=f"{path}.blob", read_only=True)
@@ -2660,7 +2754,7 @@ def check_image(where, deep=False, tell=lambda line: None):
     Quick: every transaction header, every seal, the version, a file for every blob. Deep: also that every record loads
     and every reference resolves, the SHA-256 of what blobs hold, and CHECKS. Raises ConfigError, ImageLocked.
     """
-    path, started_s = os.path.abspath(where), time.monotonic()
+    path, started_s = image_path(where), time.monotonic()
     if not os.path.exists(path):
         raise ConfigError(f"there is no image {path}; name one with --image")
     report = {"image": path, "deep": deep, "bytes": os.path.getsize(path), "transactions": 0, "tail": 0, "objects": 0,
@@ -2771,11 +2865,11 @@ def recover_image(where, new, tell=lambda line: None):
     Returns {"image", "new", "transactions", "records": both copied, "lost": sentences, "faults": of the new image,
     "seconds"}. The original is never changed. Raises ConfigError, ImageLocked.
     """
-    path, target, started_s = os.path.abspath(where), os.path.abspath(new), time.monotonic()
+    path, target, started_s = image_path(where), image_path(new), time.monotonic()
     if not os.path.exists(path) or os.path.getsize(path) < len(MAGIC):
         raise ConfigError(f"there is no image {path}; name the damaged one with --image")
     report = {"image": path, "new": target, "transactions": 0, "records": 0, "lost": []}
-    with private_files(), putting_together(target) as part, _lock_file(path), open(path, "rb") as file, \
+    with private_files(), putting_together(target) as part, _lock_image(path), open(path, "rb") as file, \
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, \
             contextlib.closing(ImageStorage(part, blob_dir=f"{target}.blob")) as storage:
         blobs = ZODB.blob.FilesystemHelper(f"{path}.blob")
@@ -3076,7 +3170,7 @@ def restore_image(folder, where, as_of=None, step=lambda line: None):
     Every byte is checked against its manifest before the image gets its name. Returns {"image", "backup", "made_at",
     "change", "bytes", "blobs", "faults", "seconds"}. Raises ConfigError, NotFound, DamagedImage, ImageError, ImageLocked.
     """
-    path, folder, started_s = os.path.abspath(where), pathlib.Path(folder), time.monotonic()
+    path, folder, started_s = image_path(where), pathlib.Path(folder), time.monotonic()
     backups, _ = read_backups(folder)
     chosen = choose_backup(backups, as_of)
     chain = chain_to(backups, chosen)
@@ -13589,7 +13683,7 @@ class KeyRing:
     """The folder of keys beside an image: the daemon's own pair, and who may come. Read again when it was changed."""
 
     def __init__(self, image):
-        self.folder = pathlib.Path("batos.keys" if "://" in image else f"{os.path.abspath(image)}.keys")
+        self.folder = pathlib.Path("batos.keys" if "://" in image else f"{image_path(image)}.keys")
         self._path, self._stamp, self._rows = self.folder / "clients.json", None, {}
 
     def server(self, make=False):
@@ -16444,7 +16538,7 @@ def set_up_log(settings, debug=False):
     to_terminal.setLevel(logging.DEBUG if debug else logging.WARNING)
     handlers = [to_terminal]
     if "://" not in settings.image:
-        path = f"{os.path.abspath(settings.image)}.log"
+        path = f"{image_path(settings.image)}.log"
         handlers.append(logging.handlers.RotatingFileHandler(path, maxBytes=int(settings.log_file_mb * 1e6),
                                                              backupCount=3, delay=True))
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=handlers,

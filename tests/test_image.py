@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import subprocess
+import sys
+import time
 
 import persistent
 import pytest
@@ -89,6 +92,111 @@ def test_two_owners_are_refused(image_path):
     with pytest.raises(batos.ImageLocked, match=str(os.getpid())):
         batos.Image.open(image_path)
     image.close()
+
+
+# One file is one image, whatever it is called
+
+
+def linked(image_path, how):
+    """Return another name of the data file."""
+    name = f"{os.path.dirname(image_path)}/other.fs"
+    if how == "folder":
+        os.symlink(os.path.dirname(image_path), f"{os.path.dirname(image_path)}/there")
+        return f"{os.path.dirname(image_path)}/there/live.fs"
+    {"symbolic": os.symlink, "hard": os.link}[how](image_path, name)
+    return name
+
+
+@pytest.mark.parametrize("how", ["symbolic", "hard", "folder"])
+def test_an_open_image_is_refused_under_any_other_name(image_path, how):
+    image = batos.Image.open(image_path)
+    other = linked(image_path, how)
+    before = open(image_path, "rb").read()
+    for opening in (batos.Image.open, batos.check_image, lambda path: batos.recover_image(path, f"{path}.new")):
+        with pytest.raises(batos.ImageLocked, match="in use by another process"):
+            opening(other)
+    assert open(image_path, "rb").read() == before
+    with batos.writing(image) as root:
+        root["genesis_obj"].n = 7
+    image.close()
+    if how == "hard":
+        os.unlink(other)
+    assert value_of(image_path) == 7
+
+
+@pytest.mark.parametrize("how", ["symbolic", "folder"])
+def test_an_image_by_a_link_is_the_image_itself(image_path, how):
+    other = linked(image_path, how)
+    image = batos.Image.open(other)
+    assert image.path == image_path
+    with batos.writing(image) as root:
+        root["genesis_obj"].n = 7
+    image.close()
+    assert value_of(image_path) == value_of(other) == 7
+    assert not [name for name in os.listdir(os.path.dirname(image_path)) if name.startswith("other.fs.")]
+
+
+def test_a_data_file_with_a_second_name_is_refused_by_name_and_opens_once_that_is_gone(image_path):
+    other = linked(image_path, "hard")
+    for path in (image_path, other):
+        with pytest.raises(batos.ImageError, match=f"{path} has 2 names"):
+            batos.Image.open(path)
+    os.unlink(other)
+    assert value_of(image_path) == 2
+
+
+def test_a_link_with_an_image_s_files_beside_it_says_where_they_belong(image_path, tmp_path):
+    (tmp_path / "far").mkdir()
+    os.rename(image_path, tmp_path / "far/live.fs")
+    os.symlink(tmp_path / "far/live.fs", image_path)
+    with pytest.raises(batos.ConfigError, match=f"mv {image_path}.blob {tmp_path}/far/live.fs.blob"):
+        batos.Image.open(image_path)
+
+
+def test_a_moved_data_file_stays_held_by_who_opened_it(image_path):
+    image = batos.Image.open(image_path)
+    os.rename(image_path, f"{image_path}.moved")
+    with pytest.raises(batos.ImageLocked):
+        batos.Image.open(f"{image_path}.moved")
+    os.rename(f"{image_path}.moved", image_path)
+    image.close()
+
+
+def test_what_a_pack_puts_in_the_place_of_the_file_is_held_too(image_path, tmp_path):
+    image = batos.Image.open(image_path)
+    image.pack(time.time() + 1)
+    os.link(image_path, tmp_path / "other.fs")
+    with pytest.raises(batos.ImageLocked):
+        batos.Image.open(str(tmp_path / "other.fs"))
+    os.unlink(tmp_path / "other.fs")
+    image.close()
+    assert value_of(image_path) == 2
+
+
+def test_an_image_that_could_not_be_opened_is_held_by_nobody(image_path):
+    image = batos.Image.open(image_path)
+    with batos.writing(image) as root:
+        root["image_version"] = batos.IMAGE_VERSION + 1
+    image.close()
+    for _ in range(2):
+        with pytest.raises(batos.ImageTooNew):
+            batos.Image.open(image_path)
+
+
+@pytest.mark.slow
+def test_a_second_daemon_does_not_serve_the_file_of_a_first(daemon, tmp_path):
+    first = daemon()
+    os.link(tmp_path / "live_image.fs", tmp_path / "hard.fs")
+    os.symlink(tmp_path / "live_image.fs", tmp_path / "symbolic.fs")
+    for name in ("hard.fs", "symbolic.fs"):
+        command = [sys.executable, batos.__file__, "--core", "none", "--image", str(tmp_path / name), "--endpoint",
+                   "tcp://127.0.0.1:0"]
+        second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert second.returncode == 1 and f"in use by another process (pid {first.process.pid})" in second.stderr
+    with batos.Client(first.endpoint) as client:
+        client.call("send_message", target="genesis_obj", selector="setSlot_value_", args=["n", 7])
+    assert first.stop() == 0
+    assert batos.check_image(str(tmp_path / "live_image.fs"), deep=True)["faults"] == []
 
 
 class Stranger(persistent.Persistent):
