@@ -144,7 +144,7 @@ class BatosError(Exception):
 
     retry = False
 
-    def __init__(self, message, **fields):
+    def __init__(self, message, /, **fields):
         super().__init__(message)
         self.message, self.fields = message, fields
 
@@ -3283,8 +3283,8 @@ log_lanes = logging.getLogger("batos.lanes")
 class Job:
     """Work for a lane: `apply(root)` inside a transaction, then `done(outcome)` in the lane's thread.
 
-    apply returns the result (plain data, fit for the wire), or Refused to answer an error yet keep what
-    it logged. who, why, cycle, key and digest go to the ledger.
+    apply returns the result (plain data, fit for the wire), or one of UNANSWERED. who, why, cycle, key and digest
+    go to the ledger.
     """
 
     name: str
@@ -3308,6 +3308,21 @@ class Refused(typing.NamedTuple):
     """A job's result that is an error, where what the job wrote (a log entry) stays."""
 
     error: Exception
+
+
+class Deferred(typing.NamedTuple):
+    """A job's result that is no answer yet: a mission was begun, or found, and what the job wrote stays."""
+
+    cycle: str                                           # the mission's id
+
+
+class MoveTo(typing.NamedTuple):
+    """A job's result where nothing was written: what was asked for belongs to another lane."""
+
+    lane: str
+
+
+UNANSWERED = (Refused, Deferred, MoveTo)                 # a key is not remembered for them
 
 
 class PageEntry(typing.NamedTuple):
@@ -3430,15 +3445,25 @@ def _without_key(job):
     return dataclasses.replace(job, key=None, digest=None)
 
 
+def _unanswered(job, result, connection):
+    """Return what _run_job returns for one of UNANSWERED."""
+    events = tuple(connection.events)
+    if isinstance(result, MoveTo):
+        return Outcome(job, result), None
+    entry = page_entry(_without_key(job), None, connection.changes, unix_us())
+    if isinstance(result, Refused):
+        return Outcome(job, error=result.error, events=events), entry
+    return Outcome(job, result, events=events), entry
+
+
 def _run_job(unit, job):
     """Apply one job inside the open transaction. Returns (Outcome, page entry or None)."""
     connection, changes = unit.connection, {}
     connection.changes, connection.events = changes, []
     try:
         result = job.apply(unit.root)
-        if isinstance(result, Refused):
-            return (Outcome(job, error=result.error, events=tuple(connection.events)),
-                    page_entry(_without_key(job), None, changes, unix_us()))
+        if isinstance(result, UNANSWERED):
+            return _unanswered(job, result, connection)
         entry = page_entry(job, result, {} if job.journal else changes, unix_us())
         return Outcome(job, result, events=tuple(connection.events)), entry
     except transaction.interfaces.TransientError:
@@ -4944,6 +4969,9 @@ class MethodLane(Lane):
         try:
             with unit.snapshot() as root:
                 message = job.apply(root)
+                if isinstance(message, MoveTo):
+                    self._end(job, Outcome(job, message))
+                    return child
                 if not self._take(message.receiver._p_oid, job):
                     return child
                 child = child or self.zygote.child()
@@ -11603,20 +11631,18 @@ def _remember_cycle(root, cycle):
                      who=cycle.who, cycle=cycle_id(cycle), answered=cycle.result["answer"], cited=cited)
 
 
-def mark_answer(oid, mark, note):
-    """Return apply(root) that keeps what a person thinks of an answer with it and with its episode."""
-    def apply(root):
-        cycle, catalog = find_cycle(root, oid), root["knowledge_catalog_obj"]
-        if not cycle.result or "answer" not in cycle.result:
-            raise BadRequest(f"cycle {oid} has no answer ({state_of(cycle)}); only an answer can be marked")
-        feedback = {"mark": mark, "note": note, "at": now_utc()}
-        set_slot(cycle, "result", {**cycle.result, "feedback": feedback})
-        brief = cycle.mission_brief
-        episode = catalog.documents.get(episode_id(mission_text(brief), brief.get("conversation")))
-        if episode is not None and episode.metadata.get("cycle") == oid:
-            episode.metadata = {**episode.metadata, "feedback": feedback}
-        return {"details": f"the answer of {oid} is marked {mark}", "result": {"cycle": oid, "mark": mark}}
-    return apply
+def mark_answer(root, oid, mark, note):
+    """Keep what a person thinks of an answer with it and with its episode; returns the reply's map."""
+    cycle, catalog = find_cycle(root, oid), root["knowledge_catalog_obj"]
+    if not cycle.result or "answer" not in cycle.result:
+        raise BadRequest(f"cycle {oid} has no answer ({state_of(cycle)}); only an answer can be marked")
+    feedback = {"mark": mark, "note": note, "at": now_utc()}
+    set_slot(cycle, "result", {**cycle.result, "feedback": feedback})
+    brief = cycle.mission_brief
+    episode = catalog.documents.get(episode_id(mission_text(brief), brief.get("conversation")))
+    if episode is not None and episode.metadata.get("cycle") == oid:
+        episode.metadata = {**episode.metadata, "feedback": feedback}
+    return {"details": f"the answer of {oid} is marked {mark}", "result": {"cycle": oid, "mark": mark}}
 
 
 def fail_cycle(oid, error, settings, steps=()):
@@ -13158,7 +13184,7 @@ def begin_due_audit(per_day):
 # take, how values stand on the wire. Nothing here does input or output.
 #
 #   request  {"command", "id"?, "v"?, "idempotency_key"?, "client"?, "why"?, …}
-#   reply    {"id", "status": "OK" | "ERROR", "details", "result"?, "results"?, "code"?, "change"?, "repeated"?}
+#   reply    {"id", "status": "OK" | "ERROR", "details", "result"?, "results"?, "code"?, "fields"?, "change"?, "repeated"?}
 #   values   {"$ref": "0x…"} an object, {"$time": "…Z"} a time, {"$blob": {…}} a blob, {"$tree": {…}} a BTree;
 #            a user's dict with a key that begins with $ has it doubled: {"$$ref": …}
 
@@ -13466,49 +13492,52 @@ class ShutdownCommand(Command):
 ROLES = ("read", "write", "admin")                       # each may what those before it may
 
 
+class Phases(typing.NamedTuple):
+    """How a job for a command goes: Job's apply, before and after; `lane` where it is another than the command's."""
+
+    apply: typing.Callable
+    before: typing.Callable | None = None
+    after: typing.Callable = lambda: None
+    lane: str | None = None
+
+
 class CommandRow(typing.NamedTuple):
-    """A row of the command table: the model, where it is answered, who may, whether it has an effect to remember."""
+    """What is known of a command; its name stands in COMMANDS. See `command`."""
 
     model: type
-    lane: str                                            # "loop" answers from memory
-    role: str = "admin"                                  # one of ROLES
-    effect: bool = False
+    lane: str
+    role: str
+    effect: bool
+    phased: bool
+    function: typing.Callable
+    job: dict                                            # further fields of its Job
 
 
-COMMANDS = {
-    "health": CommandRow(HealthCommand, "loop", "read"),
-    "get_full_state": CommandRow(GetFullStateCommand, "loop", "read"),
-    "subscribe": CommandRow(SubscribeCommand, "loop", "read"),
-    "unsubscribe": CommandRow(UnsubscribeCommand, "loop", "read"),
-    "shutdown": CommandRow(ShutdownCommand, "loop"),
-    "cancel": CommandRow(CancelCommand, "loop", "write"),
-    "list_experts": CommandRow(ListExpertsCommand, "loop", "read"),
-    "activate_expert": CommandRow(ActivateExpertCommand, "synapse", "write"),
-    "incarnate": CommandRow(IncarnateCommand, "bulk", effect=True),
-    "list_cycles": CommandRow(ListCyclesCommand, "read", "read"),
-    "list_documents": CommandRow(ListDocumentsCommand, "read", "read"),
-    "show_document": CommandRow(ShowDocumentCommand, "read", "read"),
-    "list_objects": CommandRow(ListObjectsCommand, "read", "read"),
-    "initiate_cognitive_cycle": CommandRow(InitiateCognitiveCycleCommand, "write", "write", effect=True),
-    "inspect": CommandRow(InspectCommand, "read", "read"),
-    "search_memory": CommandRow(SearchMemoryCommand, "read", "read"),
-    "send_message": CommandRow(SendMessageCommand, "write", "write", effect=True),
-    "create_method": CommandRow(CreateMethodCommand, "bulk", "write", effect=True),
-    "rollback": CommandRow(RollbackCommand, "bulk", "write", effect=True),
-    "display_yourself": CommandRow(DisplayYourselfCommand, "read"),
-    "ingest_and_display_yourself": CommandRow(IngestAndDisplayYourselfCommand, "read"),
-    "export": CommandRow(ExportCommand, "read", "read"),
-    "import": CommandRow(ImportCommand, "bulk", "write", effect=True),
-    "index_document": CommandRow(IndexDocumentCommand, "bulk", "write", effect=True),
-    "unindex_document": CommandRow(UnindexDocumentCommand, "bulk", "write", effect=True),
-    "supersede": CommandRow(SupersedeCommand, "bulk", "write", effect=True),
-    "feedback": CommandRow(FeedbackCommand, "bulk", "write", effect=True),
-    "history": CommandRow(HistoryCommand, "read", "read"),
-    "undo": CommandRow(UndoCommand, "bulk", "write", effect=True),
-    "backup": CommandRow(BackupCommand, "upkeep"),
-    "pack": CommandRow(PackCommand, "upkeep"),
-    "forget": CommandRow(ForgetCommand, "upkeep", "write"),
-}
+COMMANDS = {}                                            # name -> CommandRow, in the order of their functions
+
+
+def command_name(model: type) -> str:
+    """Return the wire's name of a command's model: get_full_state of GetFullStateCommand."""
+    words = re.findall("[A-Z][a-z]+", model.__name__.removesuffix("Command"))
+    return "_".join(words).lower()
+
+
+def command(model: type, lane: str, role: str = "admin", effect: bool = False, phased: bool = False, **job):
+    """Register the function below as what a command does. It takes the Request, and returns the reply's map.
+
+    lane    "loop": it is run in the loop at once, from memory, and may return None where it replies itself later.
+            Any other: it is run there, and is given too what that lane gives its jobs (the root, or the step function).
+    role    who may send it, one of ROLES
+    effect  an idempotency key is remembered for it
+    phased  the function is run in the loop, checks, and returns Phases for the lane
+    job     further fields of its Job, such as token and urgent
+    """
+    def register(function):
+        COMMANDS[command_name(model)] = CommandRow(model, lane, role, effect, phased, function, job)
+        return function
+    return register
+
+
 BODY_LESS = frozenset({"id", "v", "idempotency_key", "wait", "why"})       # not part of what a key stands for
 # name -> default, which is not part of the body: older images had none
 LATER_FIELDS = {"generate": None, "rechunk": False, "conversation": None}
@@ -13593,9 +13622,21 @@ def error_reply(request_id, error):
              "details": details}
     if getattr(error, "retry", False):
         reply["retry"] = True
-    if isinstance(error, TooLate):
-        reply["result"] = error.fields["result"]
+    if known and error.fields:
+        reply["fields"] = told_fields(error.fields)
     return reply
+
+
+FIELDS_BYTES = 64 << 10                                  # of an error, on the wire
+
+
+def told_fields(fields):
+    """Return an error's fields as they stand on the wire; what does not fit there is told by its kind."""
+    told = {}
+    for name, value in fields.items():
+        fits = _weight(value, FIELDS_BYTES) <= FIELDS_BYTES
+        told[name] = to_wire(value) if fits else {"$large": type(value).__name__}
+    return told
 
 
 def _escaped(key):
@@ -13803,8 +13844,9 @@ class Peer:
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Request:
-    """One message at work. `reply` is called once."""
+    """One message at work: whose, its validated command, and what the function that does it is given of the daemon."""
 
+    uvm: typing.Any                                      # the BatOS_UVM; of its parts, a lane's thread may use what is shared
     peer: Peer
     envelope: list
     id: typing.Any = None
@@ -13814,11 +13856,12 @@ class Request:
     key: tuple | None = None                             # (who, idempotency key)
     digest: str | None = None
     accepted: bool = False
+    lane: str | None = None                              # where it is run, where a MoveTo said so
     generated: bool = False                              # a mission for it has ended: it is sent for the last time
 
-
-class Reroute(Exception):
-    """Raised by a job that finds it must run in another lane: `args[0]` names it. Nothing was written."""
+    @property
+    def settings(self):
+        return self.uvm.settings
 
 
 class Remembered(typing.NamedTuple):
@@ -13899,7 +13942,65 @@ def recent_keys(ledger, since_us):
     return sorted(found, key=lambda row: row[1].page_us)
 
 
-# What commands do: each function returns apply(root) for a Job; its result is {"details", "result" | "results"}
+# What commands do. Each function is given the Request, and returns the reply's {"details", "result" | "results"}
+
+
+@command(HealthCommand, lane="loop", role="read")
+def health(request):
+    return {"details": "the daemon is serving", "result": request.uvm.health()}
+
+
+@command(GetFullStateCommand, lane="loop", role="read")
+def get_full_state(request):
+    uvm, shown = request.uvm, {}
+    for name, value in vars(uvm.settings).items():
+        if name in SETTINGS:
+            shown[name] = shown_setting(name, value)
+    state = {**uvm.view, "health": uvm.health(), "settings": shown}
+    return {"details": "the state, as of a moment ago", "result": state}
+
+
+@command(SubscribeCommand, lane="loop", role="read")
+def subscribe(request):
+    topics = request.uvm.wire.subscribe(request.peer, request.envelope, request.command.topics)
+    return {"details": f"subscribed to {', '.join(topics)}", "result": {"topics": topics}}
+
+
+@command(UnsubscribeCommand, lane="loop", role="read")
+def unsubscribe(request):
+    topics = request.uvm.wire.unsubscribe(request.peer, request.command.topics)
+    return {"details": f"subscribed to {', '.join(topics) or 'nothing'}", "result": {"topics": topics}}
+
+
+@command(ShutdownCommand, lane="loop")
+def shutdown(request):
+    request.uvm.stop.set()
+    return {"details": "the daemon drains and stops"}
+
+
+@command(CancelCommand, lane="loop", role="write")
+def cancel(request):
+    return request.uvm.cancel(request)
+
+
+@command(ListExpertsCommand, lane="loop", role="read")
+def list_experts(request):
+    synapses = request.uvm.synapses
+    rows = synapses.listed()
+    return {"details": f"{len(rows)} experts", "results": rows, "result": synapses.health()}
+
+
+@command(ActivateExpertCommand, lane="synapse", role="write")
+def activate_expert(request):
+    uvm = request.uvm
+    told = activate(uvm.synapses, uvm.core, request.command.expert)
+    return {"details": f"{told['expert']} is hot; it was {told['from']}", "result": told}
+
+
+@command(IncarnateCommand, lane="bulk", effect=True, phased=True)
+def incarnate_adapters(request):
+    incarnation = Incarnation(adapters_folder(request.settings), int(request.settings.adapter_rank))
+    return Phases(incarnation.apply, incarnation.before)
 
 
 def _inspection(obj, limit):
@@ -13911,27 +14012,30 @@ def _inspection(obj, limit):
             "selectors": sorted(selectors(obj)), "serial": obj._p_serial.hex()}
 
 
-def inspect_object(command, image):
-    def apply(root):
-        if command.as_of is None:
-            return inspected(root)
-        with reading_as_of(image, command.as_of) as former:
-            return inspected(former)
-
-    def inspected(root):
-        value = resolve(root, command.target)
-        if isinstance(value, UvmObject):
-            return {"details": repr(value), "result": _inspection(value, command.limit)}
-        return {"details": command.target, "result": {"type": type(value).__name__, "value": to_wire(value, command.limit)}}
-    return apply
+@command(InspectCommand, lane="read", role="read")
+def inspect_object(request, root):
+    as_of = request.command.as_of
+    if as_of is None:
+        return _inspected(request.command, root)
+    with reading_as_of(request.uvm.image, as_of) as former:
+        return _inspected(request.command, former)
 
 
-def _check_lane(receiver, selector, lane):
+def _inspected(command, root):
+    value = resolve(root, command.target)
+    if isinstance(value, UvmObject):
+        return {"details": repr(value), "result": _inspection(value, command.limit)}
+    shown = {"type": type(value).__name__, "value": to_wire(value, command.limit)}
+    return {"details": command.target, "result": shown}
+
+
+def lane_of_message(receiver: UvmObject, selector: str) -> str:
+    """Return the lane where a message to an object runs."""
     row = primitive_for(receiver, selector)
+    if row:
+        return row.lane
     absent = lookup(receiver, selector.replace(":", "_")).value is ABSENT
-    wanted = row.lane if row else "write" if absent else "read"          # a miss is logged, and that is a write
-    if wanted != lane and (wanted != "read" or lane == "method"):        # writing lanes can read too
-        raise Reroute(wanted)
+    return "write" if absent else "read"                 # a miss is logged, and that is a write
 
 
 def _send_checked(receiver, selector, args, kwargs):
@@ -13949,57 +14053,98 @@ def _send_checked(receiver, selector, args, kwargs):
         raise
 
 
-class Generating(Exception):
-    """Raised in place of an answer: a mission (`args[0]`, its id) writes the method that a message wants."""
-
-
-def begin_writing(root, receiver, command, who, settings, budget):
-    """Return what the sender of a message that nobody understands is told: the Generating of the mission that writes the method,
-    or the error that says why none is begun."""
-    selector = command.selector
+def begin_writing(root, receiver, request):
+    """Answer a message that nobody understands: Deferred to the mission that writes the method, or Refused with why none does."""
+    command, selector, budget = request.command, request.command.selector, request.uvm.budget
     miss = message_not_understood(receiver, selector)
     near = None if command.generate else slip_of(receiver, selector_name(selector))
     if near:
-        return MessageNotUnderstood(f"{receiver!r} does not understand {selector!r}; did you mean {near!r}? To have a method of "
-                                    "that name written, send it again with generate: true", **miss.fields)
+        return Refused(MessageNotUnderstood(
+            f"{receiver!r} does not understand {selector!r}; did you mean {near!r}? To have a method of that name written, "
+            "send it again with generate: true", **miss.fields))
     cycle = mission_for(root, receiver, selector)
     refusal = None if cycle else budget.refusal(selector)
     if refusal:
-        return MessageNotUnderstood(f"{miss.message} ({refusal})", **miss.fields)
+        return Refused(MessageNotUnderstood(f"{miss.message} ({refusal})", **miss.fields))
     if cycle is None:
-        brief = {"type": "unhandled_message", "selector": selector, "args": from_wire(command.args, root),
-                 "kwargs": from_wire(command.kwargs, root), **({"intent": command.intent} if command.intent else {})}
-        cycle = send(root["orchestrator_obj"], "start_cognitive_cycle_for_", brief, oid_text(receiver._p_oid), who,
-                     settings.missions_max, settings.missions_kept)
+        cycle = _mission_to_write(root, receiver, request)
         budget.start()
-    return Generating(cycle_id(cycle))
+    return Deferred(cycle_id(cycle))
 
 
-def send_to_object(command, lane, settings, begin=None):
-    """Send a message in `lane`; raises Reroute where the message belongs to another one.
+def _mission_to_write(root, receiver, request):
+    command = request.command
+    brief = {"type": "unhandled_message", "selector": command.selector, "args": from_wire(command.args, root),
+             "kwargs": from_wire(command.kwargs, root)}
+    if command.intent:
+        brief["intent"] = command.intent
+    return begin_mission(root, brief, oid_text(receiver._p_oid), request)
 
-    `begin` (root, receiver) returns the Generating of a mission for what nobody understands; None: none is begun.
-    """
-    def apply(root):
-        receiver = resolve(root, command.target)
-        if not isinstance(receiver, UvmObject):
-            raise BadRequest(f"{command.target} is a {type(receiver).__name__}; messages go to objects")
-        _check_lane(receiver, command.selector, lane)
-        args, kwargs = from_wire(command.args, root), from_wire(command.kwargs, root)
-        if lane == "method":
-            return Message(receiver, command.selector.replace(":", "_"), args, kwargs, reply)
-        try:
-            answer = _send_checked(receiver, command.selector, args, kwargs)
-        except MessageNotUnderstood as error:
-            entry = {"at": now_utc(), "receiver": error.fields["receiver"], "selector": error.fields["selector"],
-                     "intent": command.intent}
-            append_log(root["message_log"], entry, settings.log_entries_max)
-            return Refused(begin(root, receiver) if begin and error.fields["receiver"] == oid_text(receiver._p_oid) else error)
-        return reply(answer)
 
-    def reply(answer):
-        return {"details": f"{command.selector} was sent to {command.target}", "result": to_wire(answer)}
-    return apply
+def begin_mission(root, brief, target_oid, request):
+    """Have the orchestrator accept a mission for whom a request is from; returns its cycle."""
+    settings = request.settings
+    return send(root["orchestrator_obj"], "start_cognitive_cycle_for_", brief, target_oid, request.who,
+                settings.missions_max, settings.missions_kept)
+
+
+REPLY_BYTES = 64 << 10                                   # what a message has beside the parcel in it
+STORED_SELECTORS = 10_000                                # remembered as those of stored methods
+
+
+@command(SendMessageCommand, lane="read", role="write", effect=True, phased=True)
+def send_message(request):
+    """A message known to write goes straight to the write lane, one that was a stored method's last time to the method
+    lane; any other first to the read lane, which looks. Each of them moves what is not its own."""
+    selector, stored = request.command.selector.replace(":", "_"), request.uvm.stored_selectors
+    if request.lane == "method":
+        stored[selector] = True
+        while len(stored) > STORED_SELECTORS:
+            stored.pop(next(iter(stored)))
+    if request.lane is None:
+        request.lane = _likely_lane(selector, stored)
+    return Phases(functools.partial(send_to_object, request))
+
+
+def _likely_lane(selector, stored):
+    row = PRIMITIVES.get(selector)
+    if row and row.universal and not row.reads:
+        return "write"
+    return "method" if selector in stored else "read"
+
+
+def send_to_object(request, root):
+    """Send a message in the lane that the request is in: its answer, a Message for the method lane, or one of UNANSWERED."""
+    command = request.command
+    receiver = resolve(root, command.target)
+    if not isinstance(receiver, UvmObject):
+        raise BadRequest(f"{command.target} is a {type(receiver).__name__}; messages go to objects")
+    wanted = lane_of_message(receiver, command.selector)
+    can_read = wanted == "read" and request.lane != "method"     # writing lanes can read too
+    if wanted != request.lane and not can_read:
+        return MoveTo(wanted)
+    args, kwargs = from_wire(command.args, root), from_wire(command.kwargs, root)
+    reply = functools.partial(_message_reply, command)
+    if request.lane == "method":
+        return Message(receiver, command.selector.replace(":", "_"), args, kwargs, reply)
+    try:
+        return reply(_send_checked(receiver, command.selector, args, kwargs))
+    except MessageNotUnderstood as error:
+        return _missed(request, root, receiver, error)
+
+
+def _message_reply(command, answer):
+    return {"details": f"{command.selector} was sent to {command.target}", "result": to_wire(answer)}
+
+
+def _missed(request, root, receiver, error):
+    """Log a message that nobody understands, and have its method written where that is wanted."""
+    entry = {"at": now_utc(), "receiver": error.fields["receiver"], "selector": error.fields["selector"],
+             "intent": request.command.intent}
+    append_log(root["message_log"], entry, request.settings.log_entries_max)
+    if error.fields["receiver"] == oid_text(receiver._p_oid) and request.uvm.may_write_for(request):
+        return begin_writing(root, receiver, request)
+    return Refused(error)
 
 
 def _target_of(command, root):
@@ -14012,97 +14157,130 @@ def _target_of(command, root):
     return obj, name
 
 
-def create_method(command, who, lane):
-    """Audit in the read lane; install in the bulk lane, which has the catalog."""
-    def apply(root):
-        obj, name = _target_of(command, root)
-        if lane == "read":
-            PersistenceGuardian().audit_code(command.method_code, name)
-            raise Reroute("bulk")
-        alike = alike_methods(obj, name, command.method_code)
-        made = bring_in(obj, name, command.method_code, author=who, intent=command.intent or "")
-        return {"details": f"{name} of {command.target_oid} is version {made.version}, on trial"
-                           + (f"; {', '.join(alike)} is nearly the same" if alike else ""),
-                "result": {"method": to_wire(made), "selector": name, "version": made.version, "status": made.status,
-                           "alike": alike}}
-    return apply
+@command(CreateMethodCommand, lane="read", role="write", effect=True, urgent=True)
+def create_method(request, root):
+    """The audit may take a while: it is made in the read lane, then the bulk lane, which has the catalog, installs."""
+    code = request.command.method_code
+    obj, name = _target_of(request.command, root)
+    if request.lane is None:
+        PersistenceGuardian().audit_code(code, name)
+        return MoveTo("bulk")
+    alike = alike_methods(obj, name, code)
+    made = bring_in(obj, name, code, author=request.who, intent=request.command.intent or "")
+    details = f"{name} of {request.command.target_oid} is version {made.version}, on trial"
+    if alike:
+        details += f"; {', '.join(alike)} is nearly the same"
+    return {"details": details, "result": _told_method(made, name) | {"alike": alike}}
 
 
-def rollback(command):
-    def apply(root):
-        obj, name = _target_of(command, root)
-        found = roll_back(obj, name, command.version)
-        return {"details": f"{name} of {command.target_oid} is version {found.version} again",
-                "result": {"method": to_wire(found), "selector": name, "version": found.version, "status": found.status}}
-    return apply
+def _told_method(made, name):
+    return {"method": to_wire(made), "selector": name, "version": made.version, "status": made.status}
 
 
-def export(command, most_bytes):
-    def apply(root):
-        obj = resolve(root, command.target)
-        if type(obj) is not UvmObject:
-            raise BadRequest(f"{command.target} is a {type(obj).__name__}; objects are exported")
-        parcel, objects, experts = pack_parcel(root, obj, most_bytes)
-        what = f"{command.target} with {objects - 1} other objects and {len(experts)} adapters"
-        return {"details": f"{what}, {len(parcel):,} bytes",
-                "result": {"parcel": parcel, "objects": objects, "adapters": experts}}
-    return apply
+@command(RollbackCommand, lane="bulk", role="write", effect=True, urgent=True)
+def rollback(request, root):
+    obj, name = _target_of(request.command, root)
+    found = roll_back(obj, name, request.command.version)
+    details = f"{name} of {request.command.target_oid} is version {found.version} again"
+    return {"details": details, "result": _told_method(found, name)}
 
 
-def accept_mission(command, who, settings):
-    def apply(root):
-        brief = command.mission_brief
-        target = resolve(root, command.target_oid) if command.target_oid is not None else None
-        if target is not None and not isinstance(target, UvmObject):
-            raise BadRequest(f"target_oid names a {type(target).__name__}; missions are about objects")
-        plain = {"type": brief.type, "selector": brief.selector, "args": from_wire(brief.args, root),
-                 "kwargs": from_wire(brief.kwargs, root),
-                 **({"conversation": brief.conversation} if brief.conversation else {})}
-        cycle = send(root["orchestrator_obj"], "start_cognitive_cycle_for_", plain,
-                     target and oid_text(target._p_oid), who, settings.missions_max, settings.missions_kept)
-        return {"details": f"the mission is accepted as cycle {cycle_id(cycle)}",
-                "result": {"cycle": cycle_id(cycle), "state": state_of(cycle)}}
-    return apply
+@command(ExportCommand, lane="read", role="read")
+def export(request, root):
+    target, most_bytes = request.command.target, int(request.settings.message_max_mb * (1 << 20)) - REPLY_BYTES
+    obj = resolve(root, target)
+    if type(obj) is not UvmObject:
+        raise BadRequest(f"{target} is a {type(obj).__name__}; objects are exported")
+    parcel, objects, experts = pack_parcel(root, obj, most_bytes)
+    details = f"{target} with {objects - 1} other objects and {len(experts)} adapters, {len(parcel):,} bytes"
+    return {"details": details, "result": {"parcel": parcel, "objects": objects, "adapters": experts}}
 
 
-def list_cycles(command):
-    def apply(root):
-        missions = (root["missions"][number] for number in reversed(root["missions"].keys()))
-        wanted = (cycle for cycle in missions if command.state in (None, state_of(cycle)))
-        reports = [to_wire(cycle_report(cycle)) for cycle in itertools.islice(wanted, command.limit)]
-        return {"details": f"{len(reports)} cycles", "results": reports}
-    return apply
+@command(ImportCommand, lane="bulk", role="write", effect=True, phased=True, token=True)
+def import_parcel(request):
+    command = request.command
+    parcel = Parcel(command.parcel, command.target, command.slot, int(request.settings.adapter_rank), command.adapters)
+    if command.preview:
+        return Phases(parcel.check, lane="read")
+    return Phases(parcel.apply, parcel.before, parcel.after)
 
 
-def list_documents(command):
-    """Return apply(root) that lists documents; `after` of the result is where the next page goes on, or None."""
-    def apply(root):
-        rows, first = [], max(command.prefix, command.after)
-        found = root["knowledge_catalog_obj"].documents.items(first, excludemin=first == command.after != "")
-        for doc_id, document in itertools.takewhile(lambda row: row[0].startswith(command.prefix), found):
-            if len(rows) == command.limit:
-                return {"details": f"{len(rows)} documents, and more", "results": rows, "result": {"after": rows[-1]["doc_id"]}}
-            rows.append({"doc_id": doc_id, "version": document.version, "chunks": document.chunk_count, "kind": document.kind,
-                         "title": document.title, "scope": document.scope, "added_at": to_wire(document.added_at),
-                         "metadata": to_wire(document.metadata)})
-        return {"details": f"{len(rows)} documents", "results": rows, "result": {"after": None}}
-    return apply
+def check_core(uvm):
+    """Raise CoreOffline where no mission can be thought."""
+    if uvm.core.state in ("offline", "failed"):
+        raise CoreOffline(f"missions need the cognitive core, which is {uvm.core.state} ({uvm.core.progress}); start the "
+                          "daemon with --core auto. search_memory works without", state=uvm.core.state)
 
 
-def show_document(command):
-    """Return apply(root) that shows a document's chunks; `after` of the result is the next one's number, or None."""
-    def apply(root):
-        catalog = root["knowledge_catalog_obj"]
-        document = find_document(catalog, command.doc_id, command.version)
-        end = min(document.chunk_count, command.first + command.limit)
-        chunks = [open_chunk(catalog, document.doc_id, document.version, at) for at in range(command.first, end)]
-        rows = [{"chunk_index": at, "text": chunk.text, "lines": [chunk.line_start, chunk.line_end]}
-                for at, chunk in enumerate(chunks, command.first)]
-        told = {"doc_id": document.doc_id, "version": document.version, "title": document.title, "kind": document.kind,
-                "chunks": document.chunk_count, "metadata": to_wire(document.metadata), "scope": document.scope,
-                "added_at": to_wire(document.added_at), "after": end if end < document.chunk_count else None}
-        return {"details": f"{len(rows)} of {document.chunk_count} chunks", "results": rows, "result": told}
-    return apply
+@command(InitiateCognitiveCycleCommand, lane="write", role="write", effect=True, phased=True)
+def initiate_cognitive_cycle(request):
+    check_core(request.uvm)
+    return Phases(functools.partial(accept_mission, request))
+
+
+def accept_mission(request, root):
+    """Accept the mission of a request; returns the reply's map."""
+    brief, target = request.command.mission_brief, request.command.target_oid
+    target_oid = None
+    if target is not None:
+        obj = resolve(root, target)
+        if not isinstance(obj, UvmObject):
+            raise BadRequest(f"target_oid names a {type(obj).__name__}; missions are about objects")
+        target_oid = oid_text(obj._p_oid)
+    plain = {"type": brief.type, "selector": brief.selector, "args": from_wire(brief.args, root),
+             "kwargs": from_wire(brief.kwargs, root)}
+    if brief.conversation:
+        plain["conversation"] = brief.conversation
+    cycle = begin_mission(root, plain, target_oid, request)
+    return {"details": f"the mission is accepted as cycle {cycle_id(cycle)}",
+            "result": {"cycle": cycle_id(cycle), "state": state_of(cycle)}}
+
+
+@command(ListCyclesCommand, lane="read", role="read")
+def list_cycles(request, root):
+    missions, reports = root["missions"], []
+    for number in reversed(missions.keys()):
+        if request.command.state in (None, state_of(missions[number])):
+            reports.append(to_wire(cycle_report(missions[number])))
+        if len(reports) == request.command.limit:
+            break
+    return {"details": f"{len(reports)} cycles", "results": reports}
+
+
+@command(ListDocumentsCommand, lane="read", role="read")
+def list_documents(request, root):
+    """`after` of the result is where the next page goes on, or None."""
+    command, rows = request.command, []
+    first = max(command.prefix, command.after)
+    follows = first == command.after != ""
+    for doc_id, document in root["knowledge_catalog_obj"].documents.items(first, excludemin=follows):
+        if not doc_id.startswith(command.prefix):
+            break
+        if len(rows) == command.limit:
+            after = rows[-1]["doc_id"]
+            return {"details": f"{len(rows)} documents, and more", "results": rows, "result": {"after": after}}
+        rows.append(_document_row(doc_id, document))
+    return {"details": f"{len(rows)} documents", "results": rows, "result": {"after": None}}
+
+
+def _document_row(doc_id, document):
+    return {"doc_id": doc_id, "version": document.version, "chunks": document.chunk_count, "kind": document.kind,
+            "title": document.title, "scope": document.scope, "added_at": to_wire(document.added_at),
+            "metadata": to_wire(document.metadata)}
+
+
+@command(ShowDocumentCommand, lane="read", role="read")
+def show_document(request, root):
+    """`after` of the result is the next chunk's number, or None."""
+    command, catalog, rows = request.command, root["knowledge_catalog_obj"], []
+    document = find_document(catalog, command.doc_id, command.version)
+    end = min(document.chunk_count, command.first + command.limit)
+    for at in range(command.first, end):
+        chunk = open_chunk(catalog, document.doc_id, document.version, at)
+        rows.append({"chunk_index": at, "text": chunk.text, "lines": [chunk.line_start, chunk.line_end]})
+    after = end if end < document.chunk_count else None
+    told = _document_row(document.doc_id, document) | {"after": after}
+    return {"details": f"{len(rows)} of {document.chunk_count} chunks", "results": rows, "result": told}
 
 
 OBJECTS_LOOKED_AT = 2000                                 # by one list_objects, however few of them it shows
@@ -14144,20 +14322,21 @@ def _is_listed(obj, command, words, parent):
     return all(word in said for word in words)
 
 
-def list_objects(command):
-    """Return apply(root) that lists objects; `after` of the result is where the next page goes on, or None."""
-    def apply(root):
-        rows, looked, words = [], 0, command.words.casefold().split()
-        parent = resolve(root, command.parent) if command.parent is not None else None
-        for oid, obj in _objects_after(root._p_jar, int(command.after, 16), command.kind):
-            looked += 1
-            if obj is not None:
-                rows += [_object_row(obj)] if _is_listed(obj, command, words, parent) else []
-                obj._p_deactivate()
-            if len(rows) == command.limit or looked == OBJECTS_LOOKED_AT:
-                return {"details": f"{len(rows)} objects, and more", "results": rows, "result": {"after": oid_text(oid)}}
-        return {"details": f"{len(rows)} objects", "results": rows, "result": {"after": None}}
-    return apply
+@command(ListObjectsCommand, lane="read", role="read")
+def list_objects(request, root):
+    """`after` of the result is where the next page goes on, or None."""
+    command, rows = request.command, []
+    words, parent = command.words.casefold().split(), None
+    if command.parent is not None:
+        parent = resolve(root, command.parent)
+    for looked, (oid, obj) in enumerate(_objects_after(root._p_jar, int(command.after, 16), command.kind), 1):
+        if obj is not None:
+            if _is_listed(obj, command, words, parent):
+                rows.append(_object_row(obj))
+            obj._p_deactivate()
+        if len(rows) == command.limit or looked == OBJECTS_LOOKED_AT:
+            return {"details": f"{len(rows)} objects, and more", "results": rows, "result": {"after": oid_text(oid)}}
+    return {"details": f"{len(rows)} objects", "results": rows, "result": {"after": None}}
 
 
 def _object_row(obj):
@@ -14172,35 +14351,34 @@ def cycle_answer(report):
     return {"details": f"cycle {report['cycle']} is {report['state']}{reason}", "result": to_wire(report)}
 
 
-def cancel_late(oid):
-    """Return apply(root) that refuses to cancel a cycle that is not at work. Raises TooLate, NotFound."""
-    def apply(root):
-        raise too_late(cycle_report(find_cycle(root, oid)))
-    return apply
+def cancel_late(oid, root):
+    """Refuse to cancel a cycle that is not at work. Raises TooLate, NotFound."""
+    raise too_late(cycle_report(find_cycle(root, oid)))
 
 
 def too_late(report):
     return TooLate(f"cycle {report['cycle']} is {report['state']} already; cancelling it changed nothing",
-                   result=to_wire(report))
+                   result=report)
 
 
-def search_memory(command, embedder, shown=lambda rows: None):
-    """Return apply(root) that searches; `shown` is told the results."""
-    def apply(root):
-        terms = parse_query(command.query)
-        where = {name: value for name, value in command.model_dump().items() if name in Where._fields and value}
-        found = send(root["knowledge_catalog_obj"], "search_", terms.text, max_results=command.max_results, terms=terms,
-                     vector=embedder.query(terms.text) if terms.text.strip() else None, offset=command.offset, **where)
-        found["results"] = LEVELS[command.level](root["knowledge_catalog_obj"], fold(found["results"]), terms.text)
-        shown(found["results"])
-        for row in found["results"] if command.neighbours else ():
-            row["chunk"] |= chunks_around(root["knowledge_catalog_obj"], row["chunk"], command.neighbours)
-        count = len(found["results"])
-        details = f"{count} of the passages that match" if count else "nothing in memory matches"
-        details = "; ".join((details, *terms.notes))
-        return {"details": details, "results": to_wire(found["results"]),
-                "result": {key: value for key, value in found.items() if key != "results"}}
-    return apply
+@command(SearchMemoryCommand, lane="read", role="read")
+def search_memory(request, root):
+    command, catalog, where, vector = request.command, root["knowledge_catalog_obj"], {}, None
+    for name, value in command.model_dump().items():
+        if name in Where._fields and value:
+            where[name] = value
+    terms = parse_query(command.query)
+    if terms.text.strip():
+        vector = request.uvm.embedder.query(terms.text)
+    found = send(catalog, "search_", terms.text, max_results=command.max_results, terms=terms, vector=vector,
+                 offset=command.offset, **where)
+    rows = LEVELS[command.level](catalog, fold(found.pop("results")), terms.text)
+    request.uvm.housekeeping.summaries.want(rows)
+    if command.neighbours:
+        for row in rows:
+            row["chunk"] |= chunks_around(catalog, row["chunk"], command.neighbours)
+    details = f"{len(rows)} of the passages that match" if rows else "nothing in memory matches"
+    return {"details": "; ".join((details, *terms.notes)), "results": to_wire(rows), "result": found}
 
 
 def read_document(command, settings):
@@ -14264,6 +14442,12 @@ class Ingest:
         return {"details": f"{command.doc_id} {what}", "result": to_wire(stored)}
 
 
+@command(IndexDocumentCommand, lane="bulk", role="write", effect=True, phased=True)
+def index_document(request):
+    ingest = Ingest(request.command, request.settings, request.uvm.embedder)
+    return Phases(ingest.apply, ingest.before, ingest.after)
+
+
 # What the system says of itself
 
 OWN_FILES = {"README.md": str, "batos.py": lambda text: docstrings_of(text)}         # name -> what of its text is learnt
@@ -14294,14 +14478,15 @@ def own_documents(root):
     return commands
 
 
-def show_history(command):
-    def apply(root):
-        obj, slot = _history_of_what(command, root)
-        rows, more = history_of(root, command.limit, obj, slot, command.before)
-        shown = [row | {"at": to_wire(row["at"]), "changes": [_shown_change(*change) for change in row["changes"]]}
-                 for row in rows]
-        return {"details": f"{len(rows)} changes, the newest first", "results": shown, "result": {"before": more}}
-    return apply
+@command(HistoryCommand, lane="read", role="read")
+def show_history(request, root):
+    command, shown = request.command, []
+    obj, slot = _history_of_what(command, root)
+    rows, more = history_of(root, command.limit, obj, slot, command.before)
+    for row in rows:
+        changes = [_shown_change(*change) for change in row["changes"]]
+        shown.append(row | {"at": to_wire(row["at"]), "changes": changes})
+    return {"details": f"{len(rows)} changes, the newest first", "results": shown, "result": {"before": more}}
 
 
 def _history_of_what(command, root):
@@ -14326,26 +14511,51 @@ def _shown_value(value):
     return to_wire(value) if weight <= SHOWN_BYTES else {"$large": type(value).__name__}
 
 
-def undo(command):
-    def apply(root):
-        undone = [{"oid": oid_text(obj._p_oid), "slot": slot} for obj, slot in undo_change(root, command.change)]
-        return {"details": f"{command.change} is undone: {', '.join(row['slot'] for row in undone)}",
-                "result": {"undone": command.change, "changes": undone}}
-    return apply
+@command(UndoCommand, lane="bulk", role="write", effect=True, urgent=True)
+def undo(request, root):
+    change = request.command.change
+    undone = [{"oid": oid_text(obj._p_oid), "slot": slot} for obj, slot in undo_change(root, change)]
+    slots = ", ".join(row["slot"] for row in undone)
+    return {"details": f"{change} is undone: {slots}", "result": {"undone": change, "changes": undone}}
 
 
-def unindex_document(command):
-    def apply(root):
-        gone = send(root["knowledge_catalog_obj"], "unindex_document_", command.doc_id)
-        return {"details": f"{command.doc_id} is no longer found", "result": to_wire(gone)}
-    return apply
+@command(UnindexDocumentCommand, lane="bulk", role="write", effect=True)
+def unindex_document(request, root):
+    gone = send(root["knowledge_catalog_obj"], "unindex_document_", request.command.doc_id)
+    return {"details": f"{request.command.doc_id} is no longer found", "result": to_wire(gone)}
 
 
-def supersede(command):
-    def apply(root):
-        told = send(root["knowledge_catalog_obj"], "supersede_", command.older, command.newer)
-        return {"details": f"{command.newer} stands for {command.older}", "result": told}
-    return apply
+@command(SupersedeCommand, lane="bulk", role="write", effect=True)
+def supersede(request, root):
+    older, newer = request.command.older, request.command.newer
+    told = send(root["knowledge_catalog_obj"], "supersede_", older, newer)
+    return {"details": f"{newer} stands for {older}", "result": told}
+
+
+@command(FeedbackCommand, lane="bulk", role="write", effect=True)
+def feedback(request, root):
+    command = request.command
+    return mark_answer(root, command.cycle, command.mark, command.note)
+
+
+@command(BackupCommand, lane="upkeep", phased=True)
+def backup(request):
+    folder = request.command.folder
+    if folder is not None and not os.path.isabs(folder):
+        raise BadRequest(f"folder is a path from the root of the daemon's machine, not {folder!r}")
+    return Phases(backup_job(request.uvm.image, request.settings, folder, request.command.full))
+
+
+@command(PackCommand, lane="upkeep", phased=True)
+def pack(request):
+    return Phases(pack_job(request.uvm.image, request.settings, request.command.days))
+
+
+@command(ForgetCommand, lane="upkeep", role="write", phased=True)
+def forget(request):
+    uvm, named = request.uvm, request.command.model_dump(include=set(FORGET_BY), exclude_none=True)
+    [(by, value)] = named.items()
+    return Phases(forget_job(uvm.image, uvm.lanes["bulk"], uvm.settings, by, value, request.command.preview))
 
 
 def state_view(root):
@@ -14438,158 +14648,7 @@ def serve_metrics(port, health):
         raise ConfigError(f"setting metrics_port: cannot listen on 127.0.0.1:{port} ({error}); choose another") from error
 
 
-# Which handler answers a command: from memory in the loop, or by a job for a lane
-
-
-def _health(uvm, request):
-    uvm.reply_ok(request, {"details": "the daemon is serving", "result": uvm.health()})
-
-
-def _full_state(uvm, request):
-    shown = {name: shown_setting(name, value) for name, value in vars(uvm.settings).items() if name in SETTINGS}
-    uvm.reply_ok(request, {"details": "the state, as of a moment ago",
-                           "result": {**uvm.view, "health": uvm.health(), "settings": shown}})
-
-
-def _list_experts(uvm, request):
-    rows = uvm.synapses.listed()
-    uvm.reply_ok(request, {"details": f"{len(rows)} experts", "results": rows, "result": uvm.synapses.health()})
-
-
-def _activate(uvm, request):
-    def apply():
-        told = activate(uvm.synapses, uvm.core, request.command.expert)
-        return {"details": f"{told['expert']} is hot; it was {told['from']}", "result": told}
-    uvm.submit_to("synapse", request, apply)
-
-
-def _incarnate(uvm, request):
-    incarnation = Incarnation(adapters_folder(uvm.settings), int(uvm.settings.adapter_rank))
-    uvm.submit_to("bulk", request, incarnation.apply, before=incarnation.before)
-
-
-def _shutdown(uvm, request):
-    uvm.stop.set()
-    uvm.reply_ok(request, {"details": "the daemon drains and stops"})
-
-
-def _read(make):
-    """Return a JOBS function that runs make(command) in the read lane."""
-    return lambda uvm, request: uvm.submit_to("read", request, make(request.command))
-
-
-REPLY_BYTES = 64 << 10                                   # what a message has beside the parcel in it
-STORED_SELECTORS = 10_000                                # remembered as those of stored methods
-
-
-def _send_message(uvm, request, lane=None):
-    """A message known to write goes straight to the write lane, one that was a stored method's last time to the method lane;
-    any other first to the read lane, which looks. Each of them sends on what is not its own."""
-    selector = request.command.selector.replace(":", "_")
-    row = PRIMITIVES.get(selector)
-    if lane == "method":
-        uvm.stored_selectors[selector] = True
-        while len(uvm.stored_selectors) > STORED_SELECTORS:
-            uvm.stored_selectors.pop(next(iter(uvm.stored_selectors)))
-    known = "write" if row and row.universal and not row.reads else "method" if selector in uvm.stored_selectors else "read"
-    lane = lane or known
-    uvm.submit_to(lane, request, send_to_object(request.command, lane, uvm.settings, uvm.beginning(request)))
-
-
-def _create_method(uvm, request, lane="read"):
-    """The audit may take a while: it is made in the read lane, then the bulk lane installs."""
-    uvm.submit_to(lane, request, create_method(request.command, request.who, lane), urgent=lane == "bulk")
-
-
-def _export(uvm, request):
-    most = int(uvm.settings.message_max_mb * (1 << 20)) - REPLY_BYTES
-    uvm.submit_to("read", request, export(request.command, most))
-
-
-def _import(uvm, request):
-    command = request.command
-    parcel = Parcel(command.parcel, command.target, command.slot, int(uvm.settings.adapter_rank), command.adapters)
-    if command.preview:
-        uvm.submit_to("read", request, parcel.check)
-    else:
-        uvm.submit_to("bulk", request, parcel.apply, before=parcel.before, after=parcel.after, token=True)
-
-
-def _index_document(uvm, request):
-    ingest = Ingest(request.command, uvm.settings, uvm.embedder)
-    uvm.submit_to("bulk", request, ingest.apply, before=ingest.before, after=ingest.after)
-
-
-def check_core(uvm):
-    """Raise CoreOffline where no mission can be thought."""
-    if uvm.core.state in ("offline", "failed"):
-        raise CoreOffline(f"missions need the cognitive core, which is {uvm.core.state} ({uvm.core.progress}); start the "
-                          "daemon with --core auto. search_memory works without", state=uvm.core.state)
-
-
-def _initiate(uvm, request):
-    check_core(uvm)
-    uvm.submit_to("write", request, accept_mission(request.command, request.who, uvm.settings))
-
-
-def _backup(uvm, request):
-    folder = request.command.folder
-    if folder is not None and not os.path.isabs(folder):
-        raise BadRequest(f"folder is a path from the root of the daemon's machine, not {folder!r}")
-    uvm.submit_to("upkeep", request, backup_job(uvm.image, uvm.settings, folder, request.command.full))
-
-
-def _forget(uvm, request):
-    [(by, value)] = request.command.model_dump(include=set(FORGET_BY), exclude_none=True).items()
-    uvm.submit_to("upkeep", request, forget_job(uvm.image, uvm.lanes["bulk"], uvm.settings, by, value, request.command.preview))
-
-
-def _subscribe(uvm, request):
-    topics = uvm.wire.subscribe(request.peer, request.envelope, request.command.topics)
-    uvm.reply_ok(request, {"details": f"subscribed to {', '.join(topics)}", "result": {"topics": topics}})
-
-
-def _unsubscribe(uvm, request):
-    topics = uvm.wire.unsubscribe(request.peer, request.command.topics)
-    uvm.reply_ok(request, {"details": f"subscribed to {', '.join(topics) or 'nothing'}", "result": {"topics": topics}})
-
-
-LOOP_COMMANDS = {
-    "subscribe": _subscribe,
-    "unsubscribe": _unsubscribe,
-    "health": _health,
-    "get_full_state": _full_state,
-    "list_experts": _list_experts,
-    "shutdown": _shutdown,
-    "cancel": lambda uvm, request: uvm.cancel(request),
-}
-JOBS = {
-    "activate_expert": _activate,
-    "incarnate": _incarnate,
-    "initiate_cognitive_cycle": _initiate,
-    "list_cycles": _read(list_cycles),
-    "list_documents": _read(list_documents),
-    "show_document": _read(show_document),
-    "list_objects": _read(list_objects),
-    "inspect": lambda uvm, request: uvm.submit_to("read", request, inspect_object(request.command, uvm.image)),
-    "history": _read(show_history),
-    "undo": lambda uvm, request: uvm.submit_to("bulk", request, undo(request.command), urgent=True),
-    "search_memory": lambda uvm, request: uvm.submit_to("read", request, search_memory(
-        request.command, uvm.embedder, uvm.housekeeping.summaries.want)),
-    "send_message": _send_message,
-    "create_method": _create_method,
-    "export": _export,
-    "import": _import,
-    "rollback": lambda uvm, request: uvm.submit_to("bulk", request, rollback(request.command), urgent=True),
-    "index_document": _index_document,
-    "unindex_document": lambda uvm, request: uvm.submit_to("bulk", request, unindex_document(request.command)),
-    "supersede": lambda uvm, request: uvm.submit_to("bulk", request, supersede(request.command)),
-    "feedback": lambda uvm, request: uvm.submit_to(
-        "bulk", request, mark_answer(request.command.cycle, request.command.mark, request.command.note)),
-    "backup": _backup,
-    "pack": lambda uvm, request: uvm.submit_to("upkeep", request, pack_job(uvm.image, uvm.settings, request.command.days)),
-    "forget": _forget,
-}
+# Who may what
 
 
 ADMIN_SELECTORS = set()                                  # messages that act outside of the image; a later section adds its own
@@ -15081,7 +15140,7 @@ class BatOS_UVM:
     def _receive(self, frames, user):
         identity = frames[0]
         peer = self.wire.peers.get(identity) or self.wire.new_peer(identity, user)
-        request = Request(peer, frames[:-1])
+        request = Request(self, peer, frames[:-1])
         if self.wire.keyring and not self._recognise(request, user):
             return
         try:
@@ -15111,11 +15170,17 @@ class BatOS_UVM:
         if request.role != "admin":
             check_role(request, row.role)
         if row.lane == "loop":
-            return LOOP_COMMANDS[command.command](self, request)
+            return self._answer_now(request, row)
         self._check_room(request)
         if row.effect and command.idempotency_key:
             return self._dispatch_keyed(request)
         self._submit(request)
+
+    def _answer_now(self, request, row):
+        """Answer from memory, unless the function replies itself later."""
+        result = row.function(request)
+        if result is not None:
+            self.reply_ok(request, result)
 
     def _check_room(self, request):
         peer, most, mine = request.peer, self.settings, request.peer.account.pending
@@ -15166,8 +15231,14 @@ class BatOS_UVM:
         self.submit_to("read", request, apply, repeated=known.change)
 
     def _submit(self, request):
-        """Give a request to the lane of its command, as the job that JOBS makes of it."""
-        JOBS[request.command.command](self, request)
+        """Give a request to the lane of its command, or to the one that it was moved to."""
+        row = COMMANDS[request.command.command]
+        if row.phased:
+            apply, before, after, lane = row.function(request)
+        else:
+            apply, before, after, lane = Phases(functools.partial(row.function, request))
+        lane = request.lane or lane or row.lane
+        self.submit_to(lane, request, apply, before=before, after=after, **row.job)
 
     def submit_to(self, lane, request, apply, repeated=None, **how):
         """Queue a job for a request; its outcome is the reply."""
@@ -15238,19 +15309,13 @@ class BatOS_UVM:
         self.wire.drain_again_if_readable()
 
     def _finish(self, request, repeated, outcome):
-        if isinstance(outcome.error, Reroute):
-            try:
-                return JOBS[request.command.command](self, request, outcome.error.args[0])
-            except BatosError as error:
-                outcome = outcome._replace(error=error)
-        if isinstance(outcome.error, Generating):
-            return self._generating(request, outcome.error.args[0])
-        twins = self.keys.end(request.key) if request.key else []
+        if isinstance(outcome.result, MoveTo):
+            return self._run_again(request, outcome.result.lane)
+        if isinstance(outcome.result, Deferred):
+            return self._generating(request, outcome.result.cycle)
         if outcome.error is not None:
-            self._log_unexpected(request, outcome.error)
-            for one in (request, *twins):
-                self.reply_error(one, outcome.error)
-            return
+            return self._refuse(request, outcome.error)
+        twins = self._twins(request)
         if request.key and outcome.page:
             self.keys.add(request.key, Remembered(request.digest, outcome.page.lane, outcome.change,
                                                   outcome.page.at_us, outcome.page.number))
@@ -15258,6 +15323,24 @@ class BatOS_UVM:
         self.answer(request, outcome.result, change, bool(repeated))
         for twin in twins:
             self.answer(twin, outcome.result, change, True)
+
+    def _run_again(self, request, lane):
+        """Run a request in another lane than the one that had it."""
+        request.lane = lane
+        try:
+            self._submit(request)
+        except BatosError as error:
+            self._refuse(request, error)
+
+    def _twins(self, request):
+        """Return the requests that wait for the reply of one whose key is at work no more."""
+        return self.keys.end(request.key) if request.key else []
+
+    def _refuse(self, request, error):
+        """Answer a request, and those that wait for its reply, with an error."""
+        self._log_unexpected(request, error)
+        for one in (request, *self._twins(request)):
+            self.reply_error(one, error)
 
     def answer(self, request, result, change, repeated=False):
         """Reply OK with a stored result; where `wait` is asked for, once the cycle that it names has ended."""
@@ -15287,12 +15370,12 @@ class BatOS_UVM:
 
     # ---- missing methods
 
-    def beginning(self, request):
-        """Return what begins a mission for a message that nobody understands, or None where none shall."""
-        wanted = request.command.generate if request.command.generate is not None else self.settings.generate
-        if not wanted or request.generated or self.core.state in ("offline", "failed"):
-            return None
-        return lambda root, receiver: begin_writing(root, receiver, request.command, request.who, self.settings, self.budget)
+    def may_write_for(self, request):
+        """Return whether a mission may write the method for a message that nobody understands."""
+        wanted = request.command.generate
+        if wanted is None:
+            wanted = self.settings.generate
+        return wanted and not request.generated and self.core.state not in ("offline", "failed")
 
     def _generating(self, request, oid):
         """A mission writes what a message wants: say so, or have the message sent again when it has ended."""
@@ -15302,10 +15385,9 @@ class BatOS_UVM:
             self._waiting[oid].insert(0, self._written)
         if command.wait:
             return self._when_ended(request, oid, lambda report: self._send_again(request, report))
-        twins = self.keys.end(request.key) if request.key else []
         told = (f"{command.target} does not understand {command.selector} yet; the mission {oid} writes it: send it again later, "
                 "or with wait")
-        for one in (request, *twins):
+        for one in (request, *self._twins(request)):
             self.reply_ok(one, {"details": told, "result": {"cycle": oid}})
 
     def _written(self, report):
@@ -15316,39 +15398,37 @@ class BatOS_UVM:
     def _send_again(self, request, report):
         request.generated = True
         if report["state"] == "COMPLETE" and not self._refused:
-            return JOBS[request.command.command](self, request)
+            return self._run_again(request, None)
         reason = report.get("reason", {}).get("details", "it goes on when the daemon is back")
         error = MethodUnwritten(f"{request.command.target} does not understand {request.command.selector}, and the mission "
                                 f"{report['cycle']} is {report['state']}: {reason}")
-        twins = self.keys.end(request.key) if request.key else []
-        for one in (request, *twins):
-            self.reply_error(one, error)
+        self._refuse(request, error)
 
     def _cycle_ended(self, oid, report):
         for function in self._waiting.pop(oid, ()):
             function(report)
 
     def cancel(self, request):
-        """Answer a `cancel`: at once where the cycle can be cancelled, else TooLate with its result."""
+        """Return the answer of a `cancel`, or None where it waits: for the cycle's end, or for where it ended."""
         oid = request.command.cycle
         if oid == "upkeep":
-            return self._cancel_upkeep(request)
+            return self._cancel_upkeep()
         mission = self.mind.missions.get(oid)
         if mission and mission.who != request.who and request.role != "admin":
             raise Forbidden(f"cycle {oid} is of {mission.who}; only {mission.who} or an admin may cancel it",
                             role=request.role, needed="admin")
         asked = self.mind.cancel(oid)
         if asked == "cancelling":
-            return self.reply_ok(request, {"details": f"cycle {oid} is being cancelled", "result": {"cycle": oid}})
+            return {"details": f"cycle {oid} is being cancelled", "result": {"cycle": oid}}
         if asked == "ending":
             self._accept(request)
             return self._waiting[oid].append(lambda report: self.reply_error(request, too_late(report)))
-        self.submit_to("read", request, cancel_late(oid))
+        self.submit_to("read", request, functools.partial(cancel_late, oid))
 
-    def _cancel_upkeep(self, request):
+    def _cancel_upkeep(self):
         if not self.lanes["upkeep"].cancel():
             raise NotFound("neither a backup nor a pack is at work", kind="upkeep", name="upkeep")
-        self.reply_ok(request, {"details": "what is at work is being cancelled"})
+        return {"details": "what is at work is being cancelled"}
 
     def reply_ok(self, request, result, **extra):
         self._reply(request, {"id": request.id, "status": "OK", **result, **extra})
@@ -16014,7 +16094,7 @@ JSON_LIMITS = {"maxLength": "longest", "minimum": "min", "maximum": "max"}
 def ui_commands():
     """Return the message table as the client reads it: {command: {"help", "effect", "role", "fields"}}."""
     return {name: {"help": " ".join(row.model.__doc__.split()), "effect": row.effect, "role": row.role,
-                   "fields": ui_fields(row.model, Command.model_fields)} for name, row in COMMANDS.items()}
+                   "fields": ui_fields(row.model, Command.model_fields)} for name, row in sorted(COMMANDS.items())}
 
 
 def ui_fields(model, without=()):
@@ -16486,39 +16566,37 @@ class Display:
         return told
 
 
-def look_at_incarnation(selector):
-    """Return apply(root) for the read lane: whether a client shows all there is to show; sends on to the lane that goes on."""
-    def apply(root):
-        made = current_incarnation(root)
-        current = made is not None and made.made_from == ui_inputs(root["morphic_ui_obj"].changes)
-        raise Reroute("synapse" if current and not (selector == UI_MESSAGES[1] and own_documents(root)) else "write")
-    return apply
+def look_at_incarnation(request, root):
+    """Say which lane goes on: the one that shows, or, where there is more to show than the client does, the one that begins
+    a mission."""
+    selector, made = request.command.selector, current_incarnation(root)
+    if made is None or made.made_from != ui_inputs(root["morphic_ui_obj"].changes):
+        return MoveTo("write")
+    has_to_read = selector == UI_MESSAGES[1] and own_documents(root)
+    return MoveTo("write" if has_to_read else "synapse")
 
 
-def begin_first_conversation(request, settings):
-    """Return apply(root) that begins the mission of a display command, or names the one that is at work."""
-    def apply(root):
-        genesis, selector = root["genesis_obj"], request.command.selector
-        cycle = mission_for(root, genesis, selector)
-        if cycle is None:
-            brief = {"type": "unhandled_message", "selector": selector, "args": [], "kwargs": {}}
-            cycle = send(root["orchestrator_obj"], "start_cognitive_cycle_for_", brief, oid_text(genesis._p_oid), request.who,
-                         settings.missions_max, settings.missions_kept)
-        return Refused(Generating(cycle_id(cycle)))
-    return apply
+def begin_first_conversation(request, root):
+    """Begin the mission of a display command, or name the one that is at work."""
+    genesis, selector = root["genesis_obj"], request.command.selector
+    cycle = mission_for(root, genesis, selector)
+    if cycle is None:
+        brief = {"type": "unhandled_message", "selector": selector, "args": [], "kwargs": {}}
+        cycle = begin_mission(root, brief, oid_text(genesis._p_oid), request)
+    return Deferred(cycle_id(cycle))
 
 
-def _display(uvm, request, lane=None):
-    """A display command: looked at in the read lane, made by a mission where that is due, shown by the synapse lane."""
-    if request.generated or lane == "synapse":
-        return uvm.submit_to("synapse", request, uvm.display.show)
-    if lane == "write":
-        check_core(uvm)
-        return uvm.submit_to("write", request, begin_first_conversation(request, uvm.settings))
-    uvm.submit_to("read", request, look_at_incarnation(request.command.selector))
-
-
-JOBS |= dict.fromkeys(UI_MESSAGES, _display)
+@command(DisplayYourselfCommand, lane="read", phased=True)
+@command(IngestAndDisplayYourselfCommand, lane="read", phased=True)
+def display(request):
+    """Looked at in the read lane, made by a mission where that is due, shown by the synapse lane."""
+    if request.generated or request.lane == "synapse":
+        request.lane = "synapse"
+        return Phases(request.uvm.display.show)
+    if request.lane == "write":
+        check_core(request.uvm)
+        return Phases(functools.partial(begin_first_conversation, request))
+    return Phases(functools.partial(look_at_incarnation, request))
 
 
 ################################################################################
@@ -16670,12 +16748,23 @@ async def _run(uvm, image, endpoint):
 EVENTS_HELD = 1000                                       # that come amid calls; the oldest go
 
 
+def _error_kinds(kind=BatosError):
+    """Return {wire code: class} of an error and all that are derived from it."""
+    kinds = {kind.__name__: kind}
+    for derived in kind.__subclasses__():
+        kinds |= _error_kinds(derived)
+    return kinds
+
+
+ERROR_KINDS = _error_kinds()
+
+
 def _checked_reply(reply):
+    """Return an OK reply. Raises the error of any other, with its fields."""
     if reply["status"] == "OK":
         return reply
-    kind = globals().get(reply["code"])
-    known = isinstance(kind, type) and issubclass(kind, BatosError)
-    raise (kind if known else BatosError)(reply["details"])
+    kind = ERROR_KINDS.get(reply["code"], BatosError)
+    raise kind(reply["details"], **reply.get("fields", {}))
 
 
 CLIENT_TURN_S = 0.5                                      # a Ctrl-C just before a poll is seen only once that ends

@@ -221,46 +221,21 @@ SPEC = {
 }
 
 COMMANDS = {
-    "health": {
-        "help": "Say how the daemon is: lanes, queues, core, image. Answered from memory.",
+    "activate_expert": {
+        "help": "Make a LoRA expert hot, by the memory manager's protocol; says step by step what was asked and answered.",
         "effect": False,
-        "role": "read",
-        "fields": {},
+        "role": "write",
+        "fields": {"expert": {"type": "text", "longest": 64, "required": True}},
     },
-    "get_full_state": {
-        "help": "Show the root objects, counts, missions and settings. Answered from memory.",
+    "backup": {
+        "help": "Back the image up into a folder of the daemon's machine, whole or what is new; read back and verified.",
         "effect": False,
-        "role": "read",
-        "fields": {},
-    },
-    "subscribe": {
-        "help": (
-            "Be sent events from now on: what the state is, where cycles are, what went wrong, how the daemon is; on request "
-            "the tokens of answers as they come, which are provisional."
-        ),
-        "effect": False,
-        "role": "read",
+        "role": "admin",
         "fields": {
-            "topics": {
-                "type": "list",
-                "choices": ["uvm_state_update", "cycle", "error", "health", "tokens"],
-                "default": ["uvm_state_update", "cycle", "error", "health"],
-            },
+            "folder": {"type": "text", "longest": 4000, "default": None},
+            "full": {"type": "switch", "default": False},
         },
     },
-    "unsubscribe": {
-        "help": "Be sent no more events, of these topics or of all.",
-        "effect": False,
-        "role": "read",
-        "fields": {
-            "topics": {
-                "type": "list",
-                "choices": ["uvm_state_update", "cycle", "error", "health", "tokens"],
-                "default": ["uvm_state_update", "cycle", "error", "health", "tokens"],
-            },
-        },
-    },
-    "shutdown": {"help": "Drain and stop the daemon.", "effect": False, "role": "admin", "fields": {}},
     "cancel": {
         "help": (
             "Cancel a cycle that waits or runs, or \"upkeep\": the backup or pack at work. Too late once its effect is being "
@@ -270,17 +245,97 @@ COMMANDS = {
         "role": "write",
         "fields": {"cycle": {"type": "text", "longest": 20, "required": True}},
     },
-    "list_experts": {
-        "help": "Show the LoRA experts and in which tier each is. Answered from memory.",
+    "create_method": {
+        "help": "Give an object a method: Python source of one function, which is audited and compiled first.",
+        "effect": True,
+        "role": "write",
+        "fields": {
+            "target_oid": {"type": "text", "required": True},
+            "method_name": {"type": "text", "longest": 200, "required": True},
+            "method_code": {"type": "text", "longest": 1000000, "required": True},
+            "intent": {"type": "text", "longest": 2000, "default": None},
+        },
+    },
+    "display_yourself": {
+        "help": (
+            "Have the system make its client, the Memory Inspector, where that is due, and open its window on the daemon's "
+            "machine."
+        ),
+        "effect": False,
+        "role": "admin",
+        "fields": {"wait": {"type": "switch", "default": True}},
+    },
+    "export": {
+        "help": (
+            "Return an object and what hangs on it but root objects, with methods and LoRA experts: a parcel for another "
+            "image."
+        ),
+        "effect": False,
+        "role": "read",
+        "fields": {"target": {"type": "text", "required": True}},
+    },
+    "feedback": {
+        "help": "Mark the answer of a cycle as right or wrong.",
+        "effect": True,
+        "role": "write",
+        "fields": {
+            "cycle": {"type": "text", "longest": 40, "required": True},
+            "mark": {"type": "choice", "choices": ["right", "wrong"], "required": True},
+            "note": {"type": "text", "longest": 4000, "default": ""},
+        },
+    },
+    "forget": {
+        "help": (
+            "Forget a document, a conversation, or all that holds these words: no text of it stays. `preview` only tells what"
+            " it is."
+        ),
+        "effect": False,
+        "role": "write",
+        "fields": {
+            "doc_id": {"type": "text", "longest": 1000, "default": None},
+            "conversation": {"type": "text", "longest": 200, "default": None},
+            "matching": {"type": "text", "longest": 4000, "default": None},
+            "preview": {"type": "switch", "default": False},
+        },
+    },
+    "get_full_state": {
+        "help": "Show the root objects, counts, missions and settings. Answered from memory.",
         "effect": False,
         "role": "read",
         "fields": {},
     },
-    "activate_expert": {
-        "help": "Make a LoRA expert hot, by the memory manager's protocol; says step by step what was asked and answered.",
+    "health": {
+        "help": "Say how the daemon is: lanes, queues, core, image. Answered from memory.",
         "effect": False,
+        "role": "read",
+        "fields": {},
+    },
+    "history": {
+        "help": "Show what changed, the newest first: everywhere, of an object or its slot, or of a document.",
+        "effect": False,
+        "role": "read",
+        "fields": {
+            "target": {"type": "text", "longest": 1000, "default": None},
+            "slot": {"type": "text", "longest": 200, "default": None},
+            "doc_id": {"type": "text", "longest": 1000, "default": None},
+            "before": {"type": "text", "longest": 60, "default": None},
+            "limit": {"type": "integer", "min": 1, "max": 1000, "default": 20},
+        },
+    },
+    "import": {
+        "help": (
+            "Put the object of a parcel into a free slot of an object; its methods are audited and on trial. `preview` only "
+            "checks."
+        ),
+        "effect": True,
         "role": "write",
-        "fields": {"expert": {"type": "text", "longest": 64, "required": True}},
+        "fields": {
+            "parcel": {"type": "bytes", "required": True},
+            "target": {"type": "text", "required": True},
+            "slot": {"type": "text", "longest": 200, "required": True},
+            "preview": {"type": "switch", "default": False},
+            "adapters": {"type": "switch", "default": True},
+        },
     },
     "incarnate": {
         "help": "Bring new or changed LoRA adapters of the staging folder (setting adapters) into the image.",
@@ -288,54 +343,24 @@ COMMANDS = {
         "role": "admin",
         "fields": {},
     },
-    "list_cycles": {
-        "help": "Show cycles, the newest first.",
-        "effect": False,
-        "role": "read",
-        "fields": {
-            "state": {
-                "type": "choice",
-                "choices": ["IDLE", "DECOMPOSING", "DELEGATING", "SYNTHESIZING", "COMPLETE", "FAILED"],
-                "default": None,
-            },
-            "limit": {"type": "integer", "min": 1, "max": 1000, "default": 20},
-        },
-    },
-    "list_documents": {
-        "help": "Show the documents in the memory by their doc_id, those after `after` first.",
-        "effect": False,
-        "role": "read",
-        "fields": {
-            "prefix": {"type": "text", "longest": 1000, "default": ""},
-            "after": {"type": "text", "longest": 1000, "default": ""},
-            "limit": {"type": "integer", "min": 1, "max": 1000, "default": 100},
-        },
-    },
-    "show_document": {
-        "help": "Show chunks of a document, in their order from chunk `first` on; `version` a former one that is still kept.",
-        "effect": False,
-        "role": "read",
+    "index_document": {
+        "help": "Put a document into the memory, or a new version of it.",
+        "effect": True,
+        "role": "write",
         "fields": {
             "doc_id": {"type": "text", "longest": 1000, "required": True},
-            "version": {"type": "integer", "default": None},
-            "first": {"type": "integer", "min": 0, "default": 0},
-            "limit": {"type": "integer", "min": 1, "max": 1000, "default": 20},
+            "text": {"type": "text", "default": None},
+            "path": {"type": "text", "default": None},
+            "metadata": {"type": "map", "default": {}},
+            "scope": {"type": "choice", "choices": ["world", "self"], "default": "world"},
+            "rechunk": {"type": "switch", "default": False},
         },
     },
-    "list_objects": {
-        "help": (
-            "Show objects by oid, those after `after` first: of a class, with words in what they say, a slot, or a parent."
-        ),
+    "ingest_and_display_yourself": {
+        "help": "As display_yourself, once the memory holds the system's own documents.",
         "effect": False,
-        "role": "read",
-        "fields": {
-            "words": {"type": "text", "longest": 1000, "default": ""},
-            "kind": {"type": "choice", "choices": ["UvmObject", "Method", "ClientIncarnation"], "default": None},
-            "slot": {"type": "text", "longest": 200, "default": None},
-            "parent": {"type": "text", "longest": 1000, "default": None},
-            "after": {"type": "text", "default": "0x0"},
-            "limit": {"type": "integer", "min": 1, "max": 1000, "default": 100},
-        },
+        "role": "admin",
+        "fields": {"wait": {"type": "switch", "default": True}},
     },
     "initiate_cognitive_cycle": {
         "help": "Let the composite mind think. Replies at once with the cycle's id, or with `wait` when it has ended.",
@@ -369,6 +394,68 @@ COMMANDS = {
             "target": {"type": "text", "required": True},
             "limit": {"type": "integer", "min": 1, "max": 1000, "default": 50},
             "as_of": {"type": "text", "longest": 60, "default": None},
+        },
+    },
+    "list_cycles": {
+        "help": "Show cycles, the newest first.",
+        "effect": False,
+        "role": "read",
+        "fields": {
+            "state": {
+                "type": "choice",
+                "choices": ["IDLE", "DECOMPOSING", "DELEGATING", "SYNTHESIZING", "COMPLETE", "FAILED"],
+                "default": None,
+            },
+            "limit": {"type": "integer", "min": 1, "max": 1000, "default": 20},
+        },
+    },
+    "list_documents": {
+        "help": "Show the documents in the memory by their doc_id, those after `after` first.",
+        "effect": False,
+        "role": "read",
+        "fields": {
+            "prefix": {"type": "text", "longest": 1000, "default": ""},
+            "after": {"type": "text", "longest": 1000, "default": ""},
+            "limit": {"type": "integer", "min": 1, "max": 1000, "default": 100},
+        },
+    },
+    "list_experts": {
+        "help": "Show the LoRA experts and in which tier each is. Answered from memory.",
+        "effect": False,
+        "role": "read",
+        "fields": {},
+    },
+    "list_objects": {
+        "help": (
+            "Show objects by oid, those after `after` first: of a class, with words in what they say, a slot, or a parent."
+        ),
+        "effect": False,
+        "role": "read",
+        "fields": {
+            "words": {"type": "text", "longest": 1000, "default": ""},
+            "kind": {"type": "choice", "choices": ["UvmObject", "Method", "ClientIncarnation"], "default": None},
+            "slot": {"type": "text", "longest": 200, "default": None},
+            "parent": {"type": "text", "longest": 1000, "default": None},
+            "after": {"type": "text", "default": "0x0"},
+            "limit": {"type": "integer", "min": 1, "max": 1000, "default": 100},
+        },
+    },
+    "pack": {
+        "help": (
+            "Pack away what was replaced more than `days` (else history_days) ago; it can not be looked at or undone then."
+        ),
+        "effect": False,
+        "role": "admin",
+        "fields": {"days": {"type": "number", "min": 0, "default": None}},
+    },
+    "rollback": {
+        "help": "Let a former version of an object's method be the one that runs.",
+        "effect": True,
+        "role": "write",
+        "fields": {
+            "target_oid": {"type": "text", "required": True},
+            "method_name": {"type": "text", "longest": 200, "required": True},
+            "version": {"type": "integer", "default": None},
         },
     },
     "search_memory": {
@@ -407,84 +494,32 @@ COMMANDS = {
             "wait": {"type": "switch", "default": False},
         },
     },
-    "create_method": {
-        "help": "Give an object a method: Python source of one function, which is audited and compiled first.",
-        "effect": True,
-        "role": "write",
+    "show_document": {
+        "help": "Show chunks of a document, in their order from chunk `first` on; `version` a former one that is still kept.",
+        "effect": False,
+        "role": "read",
         "fields": {
-            "target_oid": {"type": "text", "required": True},
-            "method_name": {"type": "text", "longest": 200, "required": True},
-            "method_code": {"type": "text", "longest": 1000000, "required": True},
-            "intent": {"type": "text", "longest": 2000, "default": None},
-        },
-    },
-    "rollback": {
-        "help": "Let a former version of an object's method be the one that runs.",
-        "effect": True,
-        "role": "write",
-        "fields": {
-            "target_oid": {"type": "text", "required": True},
-            "method_name": {"type": "text", "longest": 200, "required": True},
+            "doc_id": {"type": "text", "longest": 1000, "required": True},
             "version": {"type": "integer", "default": None},
+            "first": {"type": "integer", "min": 0, "default": 0},
+            "limit": {"type": "integer", "min": 1, "max": 1000, "default": 20},
         },
     },
-    "display_yourself": {
+    "shutdown": {"help": "Drain and stop the daemon.", "effect": False, "role": "admin", "fields": {}},
+    "subscribe": {
         "help": (
-            "Have the system make its client, the Memory Inspector, where that is due, and open its window on the daemon's "
-            "machine."
-        ),
-        "effect": False,
-        "role": "admin",
-        "fields": {"wait": {"type": "switch", "default": True}},
-    },
-    "ingest_and_display_yourself": {
-        "help": "As display_yourself, once the memory holds the system's own documents.",
-        "effect": False,
-        "role": "admin",
-        "fields": {"wait": {"type": "switch", "default": True}},
-    },
-    "export": {
-        "help": (
-            "Return an object and what hangs on it but root objects, with methods and LoRA experts: a parcel for another "
-            "image."
+            "Be sent events from now on: what the state is, where cycles are, what went wrong, how the daemon is; on request "
+            "the tokens of answers as they come, which are provisional."
         ),
         "effect": False,
         "role": "read",
-        "fields": {"target": {"type": "text", "required": True}},
-    },
-    "import": {
-        "help": (
-            "Put the object of a parcel into a free slot of an object; its methods are audited and on trial. `preview` only "
-            "checks."
-        ),
-        "effect": True,
-        "role": "write",
         "fields": {
-            "parcel": {"type": "bytes", "required": True},
-            "target": {"type": "text", "required": True},
-            "slot": {"type": "text", "longest": 200, "required": True},
-            "preview": {"type": "switch", "default": False},
-            "adapters": {"type": "switch", "default": True},
+            "topics": {
+                "type": "list",
+                "choices": ["uvm_state_update", "cycle", "error", "health", "tokens"],
+                "default": ["uvm_state_update", "cycle", "error", "health"],
+            },
         },
-    },
-    "index_document": {
-        "help": "Put a document into the memory, or a new version of it.",
-        "effect": True,
-        "role": "write",
-        "fields": {
-            "doc_id": {"type": "text", "longest": 1000, "required": True},
-            "text": {"type": "text", "default": None},
-            "path": {"type": "text", "default": None},
-            "metadata": {"type": "map", "default": {}},
-            "scope": {"type": "choice", "choices": ["world", "self"], "default": "world"},
-            "rechunk": {"type": "switch", "default": False},
-        },
-    },
-    "unindex_document": {
-        "help": "Take a document out of the memory.",
-        "effect": True,
-        "role": "write",
-        "fields": {"doc_id": {"type": "text", "longest": 1000, "required": True}},
     },
     "supersede": {
         "help": "Have the document `newer` stand for `older`, which stays, says so, and ranks below.",
@@ -495,63 +530,28 @@ COMMANDS = {
             "newer": {"type": "text", "longest": 1000, "required": True},
         },
     },
-    "feedback": {
-        "help": "Mark the answer of a cycle as right or wrong.",
-        "effect": True,
-        "role": "write",
-        "fields": {
-            "cycle": {"type": "text", "longest": 40, "required": True},
-            "mark": {"type": "choice", "choices": ["right", "wrong"], "required": True},
-            "note": {"type": "text", "longest": 4000, "default": ""},
-        },
-    },
-    "history": {
-        "help": "Show what changed, the newest first: everywhere, of an object or its slot, or of a document.",
-        "effect": False,
-        "role": "read",
-        "fields": {
-            "target": {"type": "text", "longest": 1000, "default": None},
-            "slot": {"type": "text", "longest": 200, "default": None},
-            "doc_id": {"type": "text", "longest": 1000, "default": None},
-            "before": {"type": "text", "longest": 60, "default": None},
-            "limit": {"type": "integer", "min": 1, "max": 1000, "default": 20},
-        },
-    },
     "undo": {
         "help": "Put back what stood before a change. Refused where any of it was changed again.",
         "effect": True,
         "role": "write",
         "fields": {"change": {"type": "text", "longest": 60, "required": True}},
     },
-    "backup": {
-        "help": "Back the image up into a folder of the daemon's machine, whole or what is new; read back and verified.",
-        "effect": False,
-        "role": "admin",
-        "fields": {
-            "folder": {"type": "text", "longest": 4000, "default": None},
-            "full": {"type": "switch", "default": False},
-        },
-    },
-    "pack": {
-        "help": (
-            "Pack away what was replaced more than `days` (else history_days) ago; it can not be looked at or undone then."
-        ),
-        "effect": False,
-        "role": "admin",
-        "fields": {"days": {"type": "number", "min": 0, "default": None}},
-    },
-    "forget": {
-        "help": (
-            "Forget a document, a conversation, or all that holds these words: no text of it stays. `preview` only tells what"
-            " it is."
-        ),
-        "effect": False,
+    "unindex_document": {
+        "help": "Take a document out of the memory.",
+        "effect": True,
         "role": "write",
+        "fields": {"doc_id": {"type": "text", "longest": 1000, "required": True}},
+    },
+    "unsubscribe": {
+        "help": "Be sent no more events, of these topics or of all.",
+        "effect": False,
+        "role": "read",
         "fields": {
-            "doc_id": {"type": "text", "longest": 1000, "default": None},
-            "conversation": {"type": "text", "longest": 200, "default": None},
-            "matching": {"type": "text", "longest": 4000, "default": None},
-            "preview": {"type": "switch", "default": False},
+            "topics": {
+                "type": "list",
+                "choices": ["uvm_state_update", "cycle", "error", "health", "tokens"],
+                "default": ["uvm_state_update", "cycle", "error", "health", "tokens"],
+            },
         },
     },
 }

@@ -37,7 +37,8 @@ def test_a_new_message_is_in_the_next_incarnation(monkeypatch):
 
         title: str
         loudness: int = 3
-    monkeypatch.setitem(batos.COMMANDS, "sing", batos.CommandRow(SingCommand, "read", "write", effect=True))
+    monkeypatch.setattr(batos, "COMMANDS", dict(batos.COMMANDS))
+    batos.command(SingCommand, "read", "write", effect=True)(lambda request, root: {"details": "la"})
     told = literals(batos.compile_ui(batos.UI_SPEC, {}, STOCK))["COMMANDS"]["sing"]
     assert told == {"help": "Sing a song.", "effect": True, "role": "write",
                     "fields": {"title": {"type": "text", "required": True}, "loudness": {"type": "integer", "default": 3}}}
@@ -258,7 +259,7 @@ def test_only_genesis_shows_itself(client):
     {"command": "initiate_cognitive_cycle", "mission_brief": {"type": "unhandled_message", "selector": "display_yourself"}},
     {"command": "display_yourself"}])
 def test_windows_are_for_admins(command):
-    request = batos.Request(None, [], command=batos.parse_command(command), role="write")
+    request = batos.Request(None, None, [], command=batos.parse_command(command), role="write")
     with pytest.raises(batos.Forbidden):
         batos.check_role(request, batos.COMMANDS[command["command"]].role)
 

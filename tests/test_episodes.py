@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import functools
 import io
 import pathlib
 import re
@@ -114,7 +115,8 @@ def test_a_mark_is_kept_with_the_answer_and_its_episode(one):
     oid = one.think(CHAT)["cycle"]
 
     def mark(oid):
-        return one.lanes["bulk"].call(batos.Job("feedback", batos.mark_answer(oid, "wrong", "it is turned left"))).result
+        marked = functools.partial(batos.mark_answer, oid=oid, mark="wrong", note="it is turned left")
+        return one.lanes["bulk"].call(batos.Job("feedback", marked)).result
     assert mark(oid)["result"] == {"cycle": oid, "mark": "wrong"}
     report = one.read(lambda root: batos.cycle_report(batos.find_cycle(root, oid)))
     assert report["feedback"]["note"] == "it is turned left" and report["answer"]

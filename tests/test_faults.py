@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import os
 import pathlib
 import resource
@@ -331,7 +332,8 @@ def test_keys_are_remembered_through_a_jump(daemon, tmp_path):
         patch.setattr(batos, "unix_us", lambda: time.time_ns() // 1000 + 400 * 86400 * 10 ** 6)
         command = batos.parse_command({"command": "send_message", "target": "genesis_obj", "selector": "setSlot:value:",
                                        "args": ["s", 1], "idempotency_key": "from the future"})
-        lane.call(batos.Job("send_message", batos.send_to_object(command, "write", batos.load_settings({}, {})), who="local",
+        request = batos.Request(None, None, [], command=command, lane="write")
+        lane.call(batos.Job("send_message", functools.partial(batos.send_to_object, request), who="local",
                             key="from the future", digest=batos.body_digest(command)))
     lane.close()
     image.close()

@@ -267,9 +267,8 @@ def test_top_k_is_another_name_for_max_results():
 def test_every_command_is_told_and_answered_in_one_place():
     for name, row in batos.COMMANDS.items():
         assert row.model.__doc__ and issubclass(row.model, batos.Command) and row.model.__doc__ != batos.Command.__doc__
-        assert (name in batos.LOOP_COMMANDS) == (row.lane == "loop") != (name in batos.JOBS), name
-        assert not (row.effect and row.lane in ("loop", "read")), name
-    assert set(batos.JOBS) | set(batos.LOOP_COMMANDS) == set(batos.COMMANDS)
+        assert name == batos.command_name(row.model) and row.role in batos.ROLES, name
+        assert not (row.effect and row.lane == "loop"), name
 
 
 def test_every_model_is_strict_and_takes_no_unknown_field():
@@ -282,7 +281,17 @@ def test_what_is_no_error_of_bat_os_shows_its_kind_alone():
     assert (reply["id"], reply["status"], reply["code"]) == (7, "ERROR", "InternalError")
     assert "secret" not in reply["details"] and "KeyError" in reply["details"]
     assert batos.error_reply(7, batos.Busy("later"))["retry"] is True and "retry" not in batos.error_reply(7, Malformed("x"))
-    assert batos.error_reply(1, batos.TooLate("ended", result={"state": "COMPLETE"}))["result"] == {"state": "COMPLETE"}
+
+
+def test_an_error_reaches_the_client_with_its_fields():
+    reply = batos.error_reply(1, batos.TooLate("ended", result={"state": "COMPLETE", "at": batos.now_utc()}, text="x" * 100_000))
+    assert reply["fields"]["result"]["state"] == "COMPLETE" and "$time" in reply["fields"]["result"]["at"]
+    assert reply["fields"]["text"] == {"$large": "str"} and "fields" not in batos.error_reply(1, batos.Busy("later"))
+    with pytest.raises(batos.TooLate, match="ended") as caught:
+        batos._checked_reply(batos.ormsgpack.unpackb(batos.pack_reply(reply)))
+    assert caught.value.fields["result"]["state"] == "COMPLETE"
+    with pytest.raises(batos.BatosError, match="odd"):
+        batos._checked_reply({"status": "ERROR", "code": "Unheard", "details": "odd", "fields": {"message": 1}})
 
 
 # What an inspector looks at
