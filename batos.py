@@ -3299,6 +3299,7 @@ class Job:
     urgent: bool = False                                 # bulk: short, before ingest, with the token; it has no before, no after
     before: typing.Callable | None = None                # bulk: before(run) is run ahead of the transaction; see BulkLane
     after: typing.Callable = lambda: None                # bulk: run once it is over, however it ended
+    shared: bool = False                                 # bulk: small; it may share its transaction with others that wait
     tries: int = 0                                       # method: how often it was run
     turn: bytes | None = None                            # method: the oid of the receiver that it waits for, or has
     journal: bool = False                                # the mission's journal tells what changed; the page does not
@@ -3618,10 +3619,14 @@ class WriteLane(WritingLane):
 
 
 _URGENT = object()
+SHARED_MOST = 32                                         # small jobs in one transaction of the bulk lane
 
 
 class BulkLane(WritingLane):
-    """One job, one commit; urgent ones first, in groups.
+    """One job, one commit, but for small ones that wait together; urgent ones first, in groups.
+
+    A small document alone rewrites a leaf of each of the catalog's trees, which is many times its own size; with others
+    it shares them.
 
     What a job does ahead of its transaction is given `run`: run(function) has function(root) committed as a part of the
     job, in a transaction of its own, and returns its result. Urgent jobs come between parts.
@@ -3645,8 +3650,35 @@ class BulkLane(WritingLane):
 
     def _work(self, unit, job):
         self._do_urgent(unit)
-        if job is not _URGENT:
-            self._one(unit, job)
+        small, other = self._company(job)
+        if small:
+            self._some(unit, small)
+        if other is not None:
+            self._do_urgent(unit)
+            self._some(unit, [other])
+
+    def _company(self, job):
+        """Return (small jobs that wait from `job` on, what follows them and is not small, or None)."""
+        small = []
+        while job is _URGENT or (job is not None and job.shared):
+            if job is not _URGENT:
+                small.append(job)
+            if len(small) == SHARED_MOST:
+                return small, None
+            job = self._next_at_once()
+        return small, job
+
+    def _next_at_once(self):
+        """Return the next job if one waits, else None."""
+        try:
+            job = self._jobs.get_nowait()
+        except queue.Empty:
+            return None
+        if job is None:                                  # the end was asked for: see it again after this transaction
+            self._jobs.put(None)
+        else:
+            self._submitted_s.popleft()
+        return job
 
     def _do_urgent(self, unit):
         """Do what is urgent, as many jobs at a time as came meanwhile."""
@@ -3659,14 +3691,27 @@ class BulkLane(WritingLane):
     def _next_urgent(self):
         return self._urgent.popleft() if self._urgent else None
 
-    def _one(self, unit, job):
-        outcome = self._prepared(unit, job)
-        if outcome is None:
-            with self.token if job.token else contextlib.nullcontext():
-                outcome, = self._attempt(unit, [job])
-        job.after()
-        self._tell([outcome])
+    def _some(self, unit, jobs):
+        """Do jobs in one transaction, each prepared ahead of it; where it fails, one by one."""
+        outcomes, ready = [], []
+        for job in jobs:
+            failure = self._prepared(unit, job)
+            if failure is None:
+                ready.append(job)
+            else:
+                outcomes.append(failure)
+        with self.token if jobs[0].token else contextlib.nullcontext():
+            outcomes += self._in_one(unit, ready)
+        for job in jobs:
+            job.after()
+        self._tell(outcomes)
         self.image.seal(int(self.settings.seal_mb * 1e6))
+
+    def _in_one(self, unit, jobs):
+        outcomes = self._attempt(unit, jobs) if jobs else []
+        if outcomes is not None:
+            return outcomes
+        return [outcome for job in jobs for outcome in self._attempt(unit, [job])]
 
     def _prepared(self, unit, job):
         """Do what a job wants done ahead of its transaction: None, or the Outcome of its failure."""
@@ -8482,6 +8527,7 @@ WINDOW_PIECES = 3                  # paragraphs (or sentences) on each side of a
 CHUNK_CEILING_CHARS = 2000         # the ceiling where blanks are rare: code, tables, scripts without blanks
 CARRY_WORDS = 20                   # a section shorter than this is carried into the next
 PART_CHUNKS = 200                  # of a document that are stored, or swept, in one transaction
+SHARED_CHARS = 8_000               # a text up to that may share a transaction with others
 PART_LEAST_CHARS = 20_000          # a shorter text has not more chunks than that
 TITLE_MAX_CHARS = 200
 SENTENCE_WINDOW_CHARS = 20_000     # Punkt sees no more at once: its time stays linear
@@ -8495,6 +8541,7 @@ SMALL_CHUNKS = 8                   # segments of fewer become one in the transac
 RECORD_BYTES = 16_384              # arrays of no more stand in a record, others are a blob
 ROWS_KEPT = 4096                   # words of a segment whose place is remembered
 EMBEDDED_A_PART = 256              # chunks whose vectors are stored in one transaction
+EMBED_LINGER_S = 0.25                                    # each part is a commit that rewrites a leaf of three trees
 DEAD_SHARE = 0.3                   # a segment that is dead to more than this is merged by itself
 FILTERS = ("scope", "kind", "conversation", "tag")       # the fields of `metadata_index`
 SCOPES = ("world", "self", "said", "asked")              # of the world, of this system, and by people in conversations
@@ -10787,6 +10834,7 @@ class EmbeddingLane:
         checked = False
         while not self._closing.is_set():
             self._awake.wait()
+            self._closing.wait(EMBED_LINGER_S)           # notes that come one by one are embedded together
             self._awake.clear()
             if self.embedder.state != "ready" or self._closing.is_set():
                 continue
@@ -13493,11 +13541,12 @@ ROLES = ("read", "write", "admin")                       # each may what those b
 
 
 class Phases(typing.NamedTuple):
-    """How a job for a command goes: Job's apply, before and after; `lane` where it is another than the command's."""
+    """How a job for a command goes: Job's apply, before, after and shared; `lane` where it is another than the command's."""
 
     apply: typing.Callable
     before: typing.Callable | None = None
     after: typing.Callable = lambda: None
+    shared: bool = False
     lane: str | None = None
 
 
@@ -14403,6 +14452,11 @@ class Ingest:
         self.text = self.metadata = self.drafts = self.staged = None         # staged: what publish_staged wants
         self._files = contextlib.ExitStack()
 
+    @property
+    def is_small(self):
+        """Whether it may share a transaction: so small that many of them hold nobody up."""
+        return self.command.text is not None and len(self.command.text) <= SHARED_CHARS
+
     def before(self, run):
         """Read the text; cut what takes long to cut, and store in parts what has more than PART_CHUNKS chunks.
 
@@ -14445,7 +14499,7 @@ class Ingest:
 @command(IndexDocumentCommand, lane="bulk", role="write", effect=True, phased=True)
 def index_document(request):
     ingest = Ingest(request.command, request.settings, request.uvm.embedder)
-    return Phases(ingest.apply, ingest.before, ingest.after)
+    return Phases(ingest.apply, ingest.before, ingest.after, ingest.is_small)
 
 
 # What the system says of itself
@@ -15234,11 +15288,11 @@ class BatOS_UVM:
         """Give a request to the lane of its command, or to the one that it was moved to."""
         row = COMMANDS[request.command.command]
         if row.phased:
-            apply, before, after, lane = row.function(request)
+            phases = row.function(request)
         else:
-            apply, before, after, lane = Phases(functools.partial(row.function, request))
-        lane = request.lane or lane or row.lane
-        self.submit_to(lane, request, apply, before=before, after=after, **row.job)
+            phases = Phases(functools.partial(row.function, request))
+        lane = request.lane or phases.lane or row.lane
+        self.submit_to(lane, request, phases.apply, before=phases.before, after=phases.after, shared=phases.shared, **row.job)
 
     def submit_to(self, lane, request, apply, repeated=None, **how):
         """Queue a job for a request; its outcome is the reply."""
@@ -16767,6 +16821,7 @@ def _checked_reply(reply):
     raise kind(reply["details"], **reply.get("fields", {}))
 
 
+REQUESTS_AT_ONCE = 16                                    # that Client.replies has under way
 CLIENT_TURN_S = 0.5                                      # a Ctrl-C just before a poll is seen only once that ends
 
 
@@ -16784,6 +16839,7 @@ class Client:
             self._show_keys(self.keys)
         self._socket.connect(self.endpoint)
         self._number, self._events = 0, collections.deque(maxlen=EVENTS_HELD)
+        self._early = {}                                 # number -> reply, or None until it comes, of what was posted
 
     def _show_keys(self, path):
         try:
@@ -16801,22 +16857,60 @@ class Client:
 
     def request(self, request, timeout_s=None):
         """Send a request as a map and return its reply. Raises the error of the reply, or NoReply."""
-        self._number += 1
-        wait_ms = int((timeout_s or self.timeout_s) * 1000)
+        return self._reply_to(self._post(request, timeout_s), request, timeout_s)
+
+    def replies(self, requests, timeout_s=None, at_once=REQUESTS_AT_ONCE):
+        """Send requests, some of them under way at a time; yield for each in its order (request, its reply, or its error)."""
+        under_way = collections.deque()
+        for request in requests:
+            under_way.append((self._post(request, timeout_s), request))
+            if len(under_way) >= at_once:
+                yield self._settled(*under_way.popleft(), timeout_s)
+        while under_way:
+            yield self._settled(*under_way.popleft(), timeout_s)
+
+    def _settled(self, number, request, timeout_s):
         try:
-            self._ready(wait_ms, zmq.POLLOUT)
+            return request, self._reply_to(number, request, timeout_s)
+        except BatosError as error:
+            return request, error
+
+    def _post(self, request, timeout_s):
+        """Send a request; returns its number. Raises NoReply where nobody takes it."""
+        self._number += 1
+        try:
+            self._ready(self._wait_ms(timeout_s), zmq.POLLOUT)
             self._socket.send(pack_reply({**request, "id": self._number}), NOBLOCK)      # who listened may be gone again
         except zmq.Again:
             keys = "these keys let in" if self.keys else "without keys"
             raise NoReply(f"nothing answers at {self.endpoint} {keys}; start it with `python batos.py`") from None
-        while self._ready(wait_ms):
-            reply = self._received()
-            if "event" in reply:
-                self._events.append(reply)
-            elif reply["id"] in (self._number, None):      # older ones are late replies to calls given up
-                return _checked_reply(reply)
-        raise NoReply(f"no reply to {request.get('command')} within {wait_ms / 1000:g} s: whether it took effect is unknown; "
-                      "ask again with the same idempotency_key")
+        self._early[self._number] = None
+        return self._number
+
+    def _wait_ms(self, timeout_s):
+        return int((timeout_s or self.timeout_s) * 1000)
+
+    def _reply_to(self, number, request, timeout_s):
+        """Wait for the reply to what was posted under a number. Raises the error of the reply, or NoReply."""
+        wait_ms = self._wait_ms(timeout_s)
+        try:
+            while self._early[number] is None:
+                if not self._ready(wait_ms):
+                    raise NoReply(f"no reply to {request.get('command')} within {wait_ms / 1000:g} s: whether it took effect is "
+                                  "unknown; ask again with the same idempotency_key")
+                self._sort(self._received(), number)
+            return _checked_reply(self._early[number])
+        finally:
+            del self._early[number]
+
+    def _sort(self, message, number):
+        """Put a message where it belongs; one without an id answers what is waited for, late ones to calls given up go."""
+        if "event" in message:
+            self._events.append(message)
+            return
+        answered = number if message["id"] is None else message["id"]
+        if answered in self._early:
+            self._early[answered] = message
 
     def _ready(self, wait_ms, events=zmq.POLLIN):
         """Wait in short turns until a message is there, or can be sent; returns whether it is."""

@@ -89,6 +89,34 @@ def test_as_a_program_it_tells_errors_and_no_traceback():
     assert done.stderr == "batos: unknown setting BATOS_ENDPONT; did you mean endpoint?\n"
 
 
+def test_replies_come_in_the_order_of_requests_each_with_its_own_error(served):
+    names = ["genesis_obj", "nobody_obj", "traits_obj", "pLLM_obj", "nothing_obj"] * 9
+    requests = [{"command": "inspect", "target": name} for name in names]
+    with batos.Client(served, 20) as client:
+        told = list(client.replies(iter(requests), at_once=7))
+        assert [request for request, _ in told] == requests
+        assert [isinstance(reply, batos.NotFound) for _, reply in told] == [name.startswith("no") for name in names]
+        assert told[2][1]["details"].endswith(client.call("inspect", target="traits_obj")["details"][-30:])
+        assert client._early == {}
+
+
+def test_what_cannot_be_sent_any_more_is_an_error_of_its_request():
+    with batos.Client(NOBODY, 0.2) as client, pytest.raises(batos.NoReply):
+        list(client.replies([{"command": "health"}]))
+
+
+def test_small_documents_that_are_learnt_together_write_few_times_their_size(daemon, tmp_path):
+    texts = [f"Note {n}: the {n * 7919 % 1000}th heron stands at weir {n % 37}. " * 8 for n in range(256)]
+    running = daemon()
+    with batos.Client(running.endpoint, 60) as client:
+        before_mb = client.call("health")["result"]["image_mb"]
+        requests = ({"command": "index_document", "doc_id": f"notes/{n}", "text": text, "idempotency_key": batos.uuid7()}
+                    for n, text in enumerate(texts))
+        assert {reply["status"] for _, reply in client.replies(requests)} == {"OK"}
+        grown_mb = client.call("health")["result"]["image_mb"] - before_mb
+    assert grown_mb * 1e6 < 6 * sum(map(len, texts))     # one by one it is over 15 times
+
+
 # Subcommands
 
 

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import os
 import threading
 
@@ -363,6 +364,42 @@ def test_urgent_jobs_share_a_commit_and_one_that_fails_takes_none_along(one):
     with batos.reading(one.image) as root:
         assert [n for n in range(8) if f"urgent{n}" in batos.own(root["genesis_obj"])] == [0, 1, 2, 4, 5, 6, 7]
         assert "spoilt" not in batos.own(root["genesis_obj"])
+
+
+def test_small_jobs_that_wait_together_share_a_commit_and_keep_their_order(one):
+    order = []
+
+    def note(n):
+        return lambda root: (order.append(n), batos.set_slot(root["genesis_obj"], f"note{n}", n))[0]
+    sharing = {0: True, 1: True, 2: False, 3: True, 4: True}
+    answers = [one.submit(one.bulk, note(n), shared=shared) for n, shared in sharing.items()]
+    one.start()
+    outcomes = [answer.result(WAIT_S) for answer in answers]
+    assert order == [0, 1, 2, 3, 4] and [outcome.error for outcome in outcomes] == [None] * 5
+    commits = [outcome.change.partition(".")[0] for outcome in outcomes]
+    assert commits[0] == commits[1] and commits[3] == commits[4] and len(set(commits)) == one.bulk.commits == 3
+
+
+def test_small_jobs_are_prepared_ended_and_told_each_for_itself(one):
+    def fail(*_):
+        raise batos.BadRequest("no")
+    ended = []
+    jobs = [{"before": fail}, {}, {}, {}]
+    works = [put("a", 1), put("b", 2), fail, put("c", 3)]
+    answers = [one.submit(one.bulk, work, shared=True, after=functools.partial(ended.append, n), **more)
+               for n, (work, more) in enumerate(zip(works, jobs, strict=True))]
+    one.start()
+    outcomes = [answer.result(WAIT_S) for answer in answers]
+    assert [outcome.error is None for outcome in outcomes] == [False, True, False, True]
+    assert sorted(ended) == [0, 1, 2, 3] and one.bulk.commits == 1
+    with batos.reading(one.image) as root:
+        assert {"b", "c"} <= set(batos.own(root["genesis_obj"])) and "a" not in batos.own(root["genesis_obj"])
+
+
+def test_no_more_small_jobs_share_a_commit_than_may(one):
+    answers = [one.submit(one.bulk, put(f"n{n}", n), shared=True) for n in range(2 * batos.SHARED_MOST + 1)]
+    one.start()
+    assert all(answer.result(WAIT_S).error is None for answer in answers) and one.bulk.commits == 3
 
 
 def test_a_bulk_job_is_prepared_outside_of_its_transaction(one):
