@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 
+import forks
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -17,22 +18,35 @@ os.environ.setdefault("BATOS_SELF_KNOWLEDGE", "false")   # what each daemon woul
 os.environ.setdefault("BATOS_EMBEDDER", "none")          # it takes seconds to load; the tests that are of it ask for it
 
 
+def start_anew(words, cwd, stdout, stderr):
+    """Start a program as a user does (`python batos.py …`), where that itself is looked at; arguments as for forks.start."""
+    program, *rest = words
+    return subprocess.Popen([sys.executable, str(forks.PROGRAMS[program]), *rest], cwd=cwd, stdout=stdout, stderr=stderr)
+
+
+def daemon_words(options, core):
+    """Return the words that start a daemon on a port that the system chooses; `core` as DaemonProcess takes it."""
+    anywhere = "tcp://127.0.0.1:0"
+    if isinstance(core, str):
+        return ["batos", "--endpoint", anywhere, "--core", core, *options]
+    return ["doubles", json.dumps({"endpoint": anywhere, **dict(options)}), str(core)]
+
+
 class DaemonProcess:
     """A running daemon; `endpoint` is where it listens. `core` is "none", a core for --core, or seconds of a double."""
 
-    def __init__(self, folder, *options, core="none"):
+    def __init__(self, folder, *options, core="none", start=forks.start):
         self.folder = folder
-        listening = ["--endpoint", "tcp://127.0.0.1:0"]
-        command = [sys.executable, str(ROOT / "batos.py"), *listening, "--core", core, *options] if isinstance(core, str) \
-            else [sys.executable, str(ROOT / "tests" / "doubles.py"), json.dumps({"endpoint": listening[1], **dict(options)}),
-                  str(core)]
-        self.process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        reading, writing = os.pipe()
+        self.process = start(daemon_words(options, core), folder, writing, writing)
+        os.close(writing)
+        self._told = os.fdopen(reading, encoding="utf-8")
         self.lines = []
-        for line in self.process.stdout:
+        for line in self._told:
             self.lines.append(line)
             if "listens on" in line:
                 self.endpoint = line.split()[4]
-                self._reader = threading.Thread(target=self.lines.extend, args=(self.process.stdout,))
+                self._reader = threading.Thread(target=self.lines.extend, args=(self._told,))
                 self._reader.start()                     # what nobody reads would fill the pipe and stop the daemon
                 return
         raise AssertionError("the daemon did not start: " + "".join(self.lines))
@@ -42,7 +56,7 @@ class DaemonProcess:
             self.process.kill() if kill else self.process.terminate()
         self.process.wait(timeout=60)
         self._reader.join(60)
-        self.process.stdout.close()
+        self._told.close()
         return self.process.returncode
 
 

@@ -129,7 +129,12 @@ class QuickCore:
         self._closing.set()
 
 
+def main(words):
+    """Serve with a core that answers at once; words: settings as JSON, and seconds that it takes. Returns the exit status."""
+    delay_s = float(words[1]) if len(words) > 1 else 0.0
+    settings = batos.load_settings({"core": "none", **json.loads(words[0])})
+    return batos.serve(settings, make_core=lambda image, settings: QuickCore(delay_s))
+
+
 if __name__ == "__main__":
-    delay_s = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
-    settings = batos.load_settings({"core": "none", **json.loads(sys.argv[1])})
-    batos.leave(batos.serve(settings, make_core=lambda image, settings: QuickCore(delay_s)))
+    batos.leave(main(sys.argv[1:]))

@@ -49,7 +49,7 @@ def daemon(*options, core="none", folder=None):
     """A daemon process in a folder that is removed."""
     with contextlib.ExitStack() as stack:
         folder = folder or stack.enter_context(tempfile.TemporaryDirectory())
-        process = conftest.DaemonProcess(folder, *options, core=core)
+        process = conftest.DaemonProcess(folder, *options, core=core, start=conftest.start_anew)
         try:
             yield process
         finally:

@@ -61,7 +61,7 @@ def main():
     args = parser.parse_args()
     questions = json.loads((HERE / "questions.json").read_text())["questions"]
     with tempfile.TemporaryDirectory() as place:
-        daemon = conftest.DaemonProcess(place, "--embedder", "auto", core="auto")
+        daemon = conftest.DaemonProcess(place, "--embedder", "auto", core="auto", start=conftest.start_anew)
         try:
             report(daemon.endpoint, args.folder.resolve(), questions, args.answers)
         finally:

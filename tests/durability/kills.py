@@ -20,6 +20,7 @@ import time
 
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1])]
 import conftest
+import forks
 from durability import load as loads
 
 import batos
@@ -52,7 +53,7 @@ def under_load(folder, kills, seed, tell=lambda line: None):
     while done < kills:
         one_kill(folder, load, rng)
         if rng.random() < 0.3:
-            kill_amid_start(folder, rng.uniform(0.0, 0.6))
+            kill_amid_start(folder, rng.uniform(0.0, 0.4))
         done += 1
         if done % CHECK_EVERY == 0 or done == kills:
             check(folder, image, load)
@@ -115,8 +116,7 @@ def check(folder, image, load):
 
 
 def command_line(folder, *words):
-    return subprocess.Popen([sys.executable, str(conftest.ROOT / "batos.py"), *words], cwd=folder, stdout=subprocess.DEVNULL,
-                            stderr=subprocess.DEVNULL)
+    return forks.start(["batos", *words], folder, subprocess.DEVNULL, subprocess.DEVNULL)
 
 
 def killed_after(process, seconds):
@@ -140,7 +140,7 @@ def genesis(folder, kills, seed):
     for number in range(kills):
         one = pathlib.Path(folder, f"genesis{number}")
         one.mkdir()
-        killed_after(command_line(one, "--core", "auto", "--endpoint", "tcp://127.0.0.1:0"), rng.uniform(0.2, 1.2))
+        killed_after(command_line(one, "--core", "auto", "--endpoint", "tcp://127.0.0.1:0"), rng.uniform(0.0, 0.8))
         daemon = conftest.DaemonProcess(one)
         with batos.Client(daemon.endpoint) as client:
             client.call("send_message", target="genesis_obj", selector="setSlot:value:", args=["n", number])
@@ -158,7 +158,7 @@ def upgrade(folder, kills, seed):
         one.mkdir()
         for end in ("", ".seals"):
             shutil.copy(IMAGES / f"2d58de3{end}", one / f"live_image.fs{end}")
-        kill_amid_start(one, rng.uniform(0.2, 0.7))
+        kill_amid_start(one, rng.uniform(0.0, 0.5))
         daemon = conftest.DaemonProcess(one)
         with batos.Client(daemon.endpoint) as client:
             mood = client.call("inspect", target="genesis_obj.mood")["result"]["value"]
@@ -198,7 +198,7 @@ def recover(folder, kills, seed):
     rng, where = random.Random(seed), _image_with_backup(folder)
     before, problems = pathlib.Path(where).read_bytes(), []
     for _ in range(kills):
-        killed_after(command_line(folder, "recover", "new.fs", "--image", where), rng.uniform(0.2, 0.6))
+        killed_after(command_line(folder, "recover", "new.fs", "--image", where), rng.uniform(0.0, 0.5))
         problems += ["the original was changed"] if pathlib.Path(where).read_bytes() != before else []
         problems += whole_or_none(pathlib.Path(folder, "new.fs"))
     report = batos.recover_image(where, pathlib.Path(folder, "new.fs"))
@@ -209,7 +209,7 @@ def restore(folder, kills, seed):
     """Kill `restore`: what has the image's name is whole, and the next restore there has everything."""
     rng, where, problems = random.Random(seed), _image_with_backup(folder), []
     for _ in range(kills):
-        killed_after(command_line(folder, "restore", "b", "--image", "new.fs"), rng.uniform(0.2, 0.5))
+        killed_after(command_line(folder, "restore", "b", "--image", "new.fs"), rng.uniform(0.0, 0.4))
         problems += whole_or_none(pathlib.Path(folder, "new.fs"))
     problems += batos.restore_image(pathlib.Path(folder, "b"), pathlib.Path(folder, "new.fs"))["faults"]
     same = pathlib.Path(folder, "new.fs").read_bytes() == pathlib.Path(where).read_bytes()

@@ -1,0 +1,148 @@
+"""A process that has imported batos already, and forks a daemon or a command line whenever one is wanted.
+
+    process = forks.start(["batos", "--core", "none"], cwd=folder, stdout=writing, stderr=writing)
+
+To import batos takes a second, of which a start of the daemon itself is a fifth, and the tests start hundreds. What is of the
+real start (`python batos.py`) starts it so. A program is a module and its words; its `main(words)` gives the exit status.
+"""
+
+import contextlib
+import functools
+import gc
+import json
+import os
+import pathlib
+import select
+import signal
+import socket
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PROGRAMS = {"batos": ROOT / "batos.py", "doubles": ROOT / "tests" / "doubles.py"}
+NEEDED = ("numpy", "Stemmer", "nltk.tokenize.punkt", "safetensors.numpy")     # what a daemon imports at its first document
+REQUEST_BYTES = 200_000
+
+
+class Forked:
+    """A process forked for somebody, as subprocess.Popen shows one: args, pid, returncode, poll, wait, send_signal."""
+
+    def __init__(self, words, told):
+        self.args, self.returncode = words, None
+        self._told = told                                # a pipe: the pid, and at the end the exit status
+        self.pid = int(told.readline())
+        self._handle = os.pidfd_open(self.pid)           # means this process, whoever gets its number later
+
+    def poll(self):
+        return self._ended(0)
+
+    def wait(self, timeout=None):
+        if self._ended(timeout) is None:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.returncode
+
+    def _ended(self, timeout_s):
+        if self.returncode is None and select.select([self._told], [], [], timeout_s)[0]:
+            self.returncode = int(self._told.readline())
+            self._told.close()
+            os.close(self._handle)
+        return self.returncode
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            signal.pidfd_send_signal(self._handle, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self):
+        self.send_signal(signal.SIGTERM)
+
+
+@functools.cache
+def channel():
+    """Return the socket to the process that forks, which ends with this one."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        subprocess.Popen([sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()])
+    return ours
+
+
+def start(words, cwd, stdout, stderr):
+    """Fork a process that runs a program in a folder, with this process's environment. Returns a Forked.
+
+    stdout and stderr are descriptors, or subprocess.DEVNULL.
+    """
+    request = {"words": words, "cwd": str(cwd), "env": dict(os.environ)}
+    reading, writing = os.pipe()
+    with open(os.devnull, "wb") as nothing:
+        files = [nothing.fileno() if file == subprocess.DEVNULL else file for file in (stdout, stderr)]
+        socket.send_fds(channel(), [json.dumps(request).encode()], [*files, writing])
+    os.close(writing)
+    return Forked(words, os.fdopen(reading))
+
+
+def become(request, stdout, stderr):
+    """Be the program that is wanted, in a process just forked, and end with its status."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+    os.closerange(3, stderr + 100)                       # the descriptors of this process's elders
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    program, *words = request["words"]
+    sys.argv = [str(PROGRAMS[program]), *words]
+    batos.leave(sys.modules[program].main(words))
+
+
+def serve(listening):
+    """Fork for each request until the other end is closed; tell each one's pid and its exit status to who wanted it.
+
+    listening: the descriptor of a socket.
+    """
+    running = {}                                         # {pidfd: (pid, the pipe to who wanted it)}
+    while True:
+        for ready in select.select([listening, *running], [], [])[0]:
+            if ready != listening:
+                tell_end(ready, *running.pop(ready))
+                continue
+            request, files = receive(listening)
+            if not request:
+                return
+            stdout, stderr, told = files
+            pid = os.fork()
+            if not pid:
+                return become(json.loads(request), stdout, stderr)
+            os.close(stdout)
+            os.close(stderr)
+            os.write(told, b"%d\n" % pid)
+            running[os.pidfd_open(pid)] = pid, told
+
+
+def receive(listening):
+    """Return (request, its descriptors); an empty request once the other end is closed."""
+    with socket.socket(fileno=os.dup(listening)) as channel:
+        request, files, _, _ = socket.recv_fds(channel, REQUEST_BYTES, 3)
+    return request, files
+
+
+def tell_end(handle, pid, told):
+    """Reap a process that has ended, and tell how."""
+    _, status = os.waitpid(pid, 0)
+    with contextlib.suppress(BrokenPipeError):           # nobody wants to know
+        os.write(told, b"%d\n" % os.waitstatus_to_exitcode(status))
+    os.close(told)
+    os.close(handle)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)         # Ctrl-C at the terminal is for who started me
+    sys.path.insert(0, str(ROOT))
+    import doubles  # noqa: F401
+
+    import batos
+    for module in NEEDED:
+        batos.need(module, "the tests")
+    gc.freeze()                                          # collections in the forks touch, and so copy, none of it
+    serve(int(sys.argv[1]))
