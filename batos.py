@@ -19,7 +19,8 @@ The sections, each using only those above it:
     Objects             UvmObject: slots, delegation, methods, send
     Image               the ZODB file: safe opening, seals, blobs, ledger, history, check, recovery, backup, upgrades
     Lanes               who may write when: write, bulk and read lane; upkeep
-    Guardian            stored methods: the audit, the covenant, the child that runs them, the method lane
+    Child               the program of the processes that run stored methods
+    Guardian            stored methods: the processes that run them, the method lane, the audit, the covenant
     Cognitive core      the language model, its tasks and grammars, adapter slots, on its own thread; the embedder
     Memory manager      LoRA experts in three tiers: blobs, RAM, adapter slots; their incarnation
     Knowledge catalog   formats, chunks, words, segments, vectors, merges, documents, search, evidence, levels, episodes
@@ -3301,6 +3302,7 @@ class Job:
     after: typing.Callable = lambda: None                # bulk: run once it is over, however it ended
     shared: bool = False                                 # bulk: small; it may share its transaction with others that wait
     tries: int = 0                                       # method: how often it was run
+    domain: tuple | None = None                          # method: (user, connection), see trust_domain; None: a fresh child
     turn: bytes | None = None                            # method: the oid of the receiver that it waits for, or has
     journal: bool = False                                # the mission's journal tells what changed; the page does not
 
@@ -3861,11 +3863,11 @@ class Upkeep(Lane):
 
 
 ################################################################################
-# Guardian #####################################################################
+# Child ########################################################################
 ################################################################################
 #
-# Code that the image holds never runs in the daemon. It is audited when it comes, and
-# runs in a child:
+# The text of this section, behind CHILD_IMPORTS, is the whole program of the zygote and
+# its children; of the daemon it has nothing else. What stands here can be read alone.
 #
 #   zygote   a bare interpreter, started first, that forks a child whenever one is wanted
 #   child    a process without files, network and processes of its own, of bounded memory:
@@ -3875,15 +3877,15 @@ class Upkeep(Lane):
 #   facade   a harmless module, without its internals
 #   seal     what mutable values of slots looked like when `_p_changed` was set last
 #
-# On the bridge go msgpack maps, each behind its length; what comes back is never
-# unpickled, and names objects only by the numbers under which they were handed out.
+# On the bridge go msgpack maps, each behind its length and the number of its message.
 
-# In the child
-#
-# From here to "In the daemon" the text of this file is also the program of the zygote, after CHILD_IMPORTS.
+CHILD_IMPORTS = """import __future__, ast, builtins, ctypes, datetime, decimal, gc, importlib, os, random, resource, signal
+import socket, string, struct, sys, time, types
+import ormsgpack
+"""
 
-REF, TIME, TREE, METHOD, OPAQUE = range(1, 6)            # msgpack extensions on the bridge
-TUPLE = "\0tuple"                                        # a tuple is a map of this key and a list: one frame is unpacked at once
+REF, TIME, TREE, METHOD, OPAQUE, TUPLE = range(1, 7)     # msgpack extensions on the bridge
+NUMBER_BYTES = 8                                         # of a message's number, which nobody can guess
 PACKING = ormsgpack.OPT_PASSTHROUGH_TUPLE | ormsgpack.OPT_PASSTHROUGH_DATETIME | ormsgpack.OPT_NON_STR_KEYS
 FACADES = {
     "math": None, "itertools": None, "statistics": None, "fractions": ("Fraction",), "json": ("loads", "dumps"),
@@ -3931,41 +3933,34 @@ def receive_exactly(end, size):
 
 
 def receive_frame(end, most):
-    """Return the next message's bytes. Raises EOFError, OverflowError where it has more than `most`."""
-    size = int.from_bytes(receive_exactly(end, 4), "little")
+    """Return the next frame: (number of its message, bytes). Raises EOFError, OverflowError where it has more than `most`."""
+    head = receive_exactly(end, 4 + NUMBER_BYTES)
+    size = int.from_bytes(head[:4], "little")
     if size > most:
         raise OverflowError(f"a message of {size} bytes came; allowed are {most}")
-    return receive_exactly(end, size)
+    return head[4:], receive_exactly(end, size)
 
 
-def send_frame(end, data):
-    end.sendall(len(data).to_bytes(4, "little") + data)
+def send_frame(end, number, data):
+    end.sendall(len(data).to_bytes(4, "little") + number + data)
 
 
-def pack_plain(value):
-    """Return what stands on the bridge for a tuple or a time, or raise TypeError."""
+def pack_special(value, pack):
+    """Return what stands on the bridge for a tuple, whose items `pack` packs, or a time. Raises TypeError."""
     if type(value) is tuple:
-        return {TUPLE: list(value)}
+        return ormsgpack.Ext(TUPLE, pack(list(value)))
     if isinstance(value, datetime.datetime):
         return ormsgpack.Ext(TIME, value.isoformat().encode())
     raise TypeError(f"a slot or result cannot be a {type(value).__name__}")
 
 
-def unpack_plain(data, special):
-    """Return the value of a frame, `special` (tag, bytes) being what extensions are."""
-    value = ormsgpack.unpackb(data, ext_hook=special, option=ormsgpack.OPT_NON_STR_KEYS)
-    return with_tuples(value) if TUPLE.encode() in data else value
-
-
-def with_tuples(value):
-    """Return a value with the tuples that it tells of."""
-    if isinstance(value, list):
-        return [with_tuples(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if value.keys() == {TUPLE}:
-        return tuple(with_tuples(value[TUPLE]))
-    return {key: with_tuples(item) for key, item in value.items()}
+def unpack_special(tag, data, unpack):
+    """Return the tuple, whose items `unpack` unpacks, or the time that an extension is. Raises ValueError."""
+    if tag == TUPLE:
+        return tuple(unpack(data))
+    if tag == TIME:
+        return datetime.datetime.fromisoformat(data.decode())
+    raise ValueError(f"the extension {tag} is none")
 
 
 class Remote:
@@ -4043,6 +4038,7 @@ class Covenant(Exception):
 class Work:
     """One message at work: the objects that it has met, what it has written, and the covenant of each method.
 
+    number   of the message, which its frames bear
     own      number -> {slot: value} of the object's own slots, or None until asked for
     far      (number, name) -> what the object answers through its delegation
     touched  (number, name) -> the mutable value that a method was given
@@ -4051,8 +4047,9 @@ class Work:
     open     for each method at work: the slot that it wrote last and has not flagged, or None
     """
 
-    def __init__(self, end):
-        self.end, self.objects, self.own, self.far = end, {}, {}, {}
+    def __init__(self, end, number):
+        self.end, self.number = end, number
+        self.objects, self.own, self.far = {}, {}, {}
         self.touched, self.known, self.seals, self.written, self.open = {}, {}, {}, {}, []
 
     # ---- the bridge
@@ -4066,25 +4063,28 @@ class Work:
         def special(value):
             if type(value) is Remote:
                 return ormsgpack.Ext(REF, number_of(value).to_bytes(4, "little"))
-            return pack_plain(value)
+            return pack_special(value, self.pack)
         return ormsgpack.packb(value, default=special, option=PACKING)
 
     def unpack(self, data):
         def special(tag, data):
             if tag == REF:
                 return self.object(int.from_bytes(data, "little"))
-            if tag == TIME:
-                return datetime.datetime.fromisoformat(data.decode())
             if tag == TREE:
                 number = int.from_bytes(data, "little")
                 return Tree(lambda do, *args: self.ask(op="tree", of=number, do=do, args=list(args)))
-            return METHOD_MARK if tag == METHOD else None
-        return unpack_plain(data, special)
+            if tag in MARKS:
+                return MARKS[tag]
+            return unpack_special(tag, data, self.unpack)
+        return ormsgpack.unpackb(data, ext_hook=special, option=ormsgpack.OPT_NON_STR_KEYS)
 
     def ask(self, **message):
         """Ask the method lane, and return its answer. Raises what it raises."""
-        send_frame(self.end, self.pack(message))
-        reply = self.unpack(receive_frame(self.end, FRAME_MOST))
+        send_frame(self.end, self.number, self.pack(message))
+        number, data = receive_frame(self.end, FRAME_MOST)
+        if number != self.number:
+            raise EOFError("the method lane is at another message")
+        reply = self.unpack(data)
         if "error" in reply:
             kind, text = reply["error"]
             raise REMOTE_ERRORS.get(kind, RuntimeError)(text)
@@ -4323,7 +4323,7 @@ def told_error(error):
     lines, step = [], error.__traceback__
     while step is not None:
         code = step.tb_frame.f_code
-        if code.co_filename.startswith("<") and code.co_filename != "<string>":
+        if code.co_filename.startswith("<") and code.co_filename != PROGRAM:
             lines.append([code.co_filename[1:-1], step.tb_lineno])
         step = step.tb_next
     try:
@@ -4333,32 +4333,63 @@ def told_error(error):
     return {"raised": type(error).__name__, "text": text, "lines": lines[-20:]}
 
 
-def answer_of(work, message):
-    """Run one message {method, to, slots, args, kwargs} and return the bytes of its end."""
+def answer_of(work, data):
+    """Run one message, packed {method, to, slots, args, kwargs}, and return the bytes of its end."""
     try:
+        message = work.unpack(data)
         work.own[message["to"]] = message["slots"]
         result = work.run(message["method"], work.object(message["to"]), message["args"], message["kwargs"])
         writes, gone = work.changes()
-        return work.pack({"done": result, "writes": writes, "gone": gone, "cpu_s": time.process_time()})
+        return work.pack({"done": result, "writes": writes, "gone": gone})
     except EOFError:
         raise
     except BaseException as error:
         return ormsgpack.packb(told_error(error))
 
 
+def forget_message(work):
+    """End what a message left behind: it reaches no object any more. Returns whether nothing of it wants to run still."""
+    global WORK
+    WORK = work.end = None
+    decimal.setcontext(decimal.Context())
+    random.seed(os.urandom(16))
+    return any(not collect() for _ in range(COLLECTIONS_MOST))
+
+
+def collect():
+    """Collect garbage. Returns whether that made code run, such as a generator's `finally`, which may leave garbage again."""
+    seen = []
+    sys.setprofile(lambda frame, event, arg: seen.append(event))
+    gc.collect()
+    sys.setprofile(None)
+    return "call" in seen
+
+
 def child_main(end, memory_bytes):
-    """Be a child: confine myself, then run the messages that come, until the other end is closed."""
+    """Be a child: confine myself, then run the messages that come, until the other end is closed.
+
+    What a message leaves behind is collected before its answer is told, so in its own time.
+    """
     global WORK
     confine(end.fileno(), memory_bytes)
-    send_frame(end, b"%d ready" % os.getpid())
-    while True:
-        data = receive_frame(end, FRAME_MOST)
-        WORK = Work(end)
-        send_frame(end, answer_of(WORK, WORK.unpack(data)))
-        WORK = None                                      # what a message left behind ends now, and reaches no object any more
-        gc.collect()
-        decimal.setcontext(decimal.Context())
-        random.seed()
+    send_frame(end, bytes(NUMBER_BYTES), b"%d ready" % os.getpid())
+    clean = True
+    while clean:
+        number, data = receive_frame(end, FRAME_MOST)
+        WORK = work = Work(end, number)
+        answer = answer_of(work, data)
+        clean = forget_message(work)
+        send_frame(end, number, answer)
+
+
+def be_child(end, memory_bytes):
+    """Be a child, and end with it: nothing that it does or raises leads back into the zygote's program."""
+    try:
+        child_main(end, memory_bytes)
+    except BaseException as error:
+        send_frame(end, bytes(NUMBER_BYTES), b"%d " % os.getpid() + repr(error).encode())
+    finally:
+        os._exit(0)
 
 
 def confine(descriptor, memory_bytes):
@@ -4382,18 +4413,30 @@ def confine(descriptor, memory_bytes):
 
 
 def forbid_system_calls():
-    """Install the seccomp filter: what is not in SYSTEM_CALLS answers EPERM."""
+    """Install the seccomp filter: what is not in SYSTEM_CALLS answers EPERM, another machine's calls end the process."""
+    libc = ctypes.CDLL(None, use_errno=True)
     machine, allowed = SYSTEM_CALLS[os.uname().machine]
-    rows = [(0x20, 0, 0, 4), (0x15, 1, 0, machine), (0x06, 0, 0, 0x80000000), (0x20, 0, 0, 0)]
-    for number in allowed:
-        rows += [(0x15, 0, 1, number), (0x06, 0, 0, 0x7FFF0000)]
-    rows.append((0x06, 0, 0, 0x00050001))
+    rows = filter_rows(machine, allowed.values())
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *row) for row in rows))
     program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(rows), ctypes.addressof(code)))
-    libc = ctypes.CDLL(None, use_errno=True)
-    for call in ((1, 9, 0, 0, 0), (38, 1, 0, 0, 0), (22, 2, ctypes.addressof(program), 0, 0)):   # die with the zygote, no new
-        if libc.prctl(*map(ctypes.c_ulong, call)):                                               # privileges, the filter
-            raise OSError(ctypes.get_errno(), f"prctl {call[0]} is refused; this system cannot hold a child")
+    steps = ((PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0),              # a child dies with its zygote
+             (PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),                        # a filter may be installed by whoever gains none
+             (PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(program), 0, 0))
+    for step in steps:
+        if libc.prctl(*map(ctypes.c_ulong, step)):
+            raise OSError(ctypes.get_errno(), f"prctl {step[0]} is refused; this system cannot hold a child")
+
+
+def filter_rows(machine, allowed):
+    """Return a BPF program over a seccomp_data as rows (opcode, jump if true, jump if false, constant)."""
+    rows = [(BPF_LOAD_WORD, 0, 0, SECCOMP_DATA_ARCH),
+            (BPF_JUMP_IF_EQUAL, 1, 0, machine),                        # then over the next row
+            (BPF_RETURN, 0, 0, SECCOMP_KILL_PROCESS),
+            (BPF_LOAD_WORD, 0, 0, SECCOMP_DATA_NUMBER)]
+    for number in allowed:
+        rows += [(BPF_JUMP_IF_EQUAL, 0, 1, number),                    # else over the next row
+                 (BPF_RETURN, 0, 0, SECCOMP_ALLOW)]
+    return [*rows, (BPF_RETURN, 0, 0, SECCOMP_ERRNO | EPERM)]
 
 
 def zygote_main(control):
@@ -4419,60 +4462,154 @@ def zygote_main(control):
             forked = None
         if forked == 0:
             control.close()
-            end = socket.socket(fileno=descriptors[0])
-            try:
-                child_main(end, int.from_bytes(data, "little"))
-            except BaseException as error:
-                try:
-                    send_frame(end, b"%d " % os.getpid() + repr(error).encode())
-                finally:
-                    os._exit(1)
+            be_child(socket.socket(fileno=descriptors[0]), int.from_bytes(data, "little"))
         os.close(descriptors[0])
 
 
-SYSTEM_CALLS = {                                         # read, write, memory, signals, clock, end; nothing that opens or starts
-    "x86_64": (0xC000003E, (0, 1, 3, 9, 10, 11, 12, 13, 14, 15, 24, 25, 28, 39, 44, 45, 60, 131, 186, 202, 219, 228, 231, 318)),
-    "aarch64": (0xC00000B7, (63, 64, 57, 222, 226, 215, 214, 134, 135, 139, 124, 216, 233, 172, 206, 207, 93, 132, 178, 98, 128,
-                             113, 94, 278)),
-}
+# Of linux/prctl.h, linux/seccomp.h, linux/bpf_common.h, linux/audit.h and asm/unistd.h
+PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP = 1, 38, 22
+SECCOMP_MODE_FILTER = 2
+SECCOMP_DATA_NUMBER, SECCOMP_DATA_ARCH = 0, 4            # where in a seccomp_data the call and the machine stand
+SECCOMP_KILL_PROCESS, SECCOMP_ALLOW, SECCOMP_ERRNO, EPERM = 0x80000000, 0x7FFF0000, 0x00050000, 1
+BPF_LOAD_WORD = 0x20                                     # BPF_LD | BPF_W | BPF_ABS
+BPF_JUMP_IF_EQUAL = 0x15                                 # BPF_JMP | BPF_JEQ | BPF_K
+BPF_RETURN = 0x06                                        # BPF_RET | BPF_K
+AUDIT_ARCH_X86_64, AUDIT_ARCH_AARCH64 = 0xC000003E, 0xC00000B7
+# Nothing here opens, makes or starts anything, or reaches another process.
+SYSTEM_CALLS = {"x86_64": (AUDIT_ARCH_X86_64, {
+    "read": 0, "write": 1, "close": 3, "recvfrom": 45, "sendto": 44,   # of the bridge, and of what is open already
+    "mmap": 9, "mprotect": 10, "munmap": 11, "mremap": 25, "brk": 12, "madvise": 28,
+    "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15, "sigaltstack": 131, "restart_syscall": 219,
+    "sched_yield": 24, "futex": 202, "getpid": 39, "gettid": 186,
+    "clock_gettime": 228, "getrandom": 318, "exit": 60, "exit_group": 231,
+}), "aarch64": (AUDIT_ARCH_AARCH64, {
+    "read": 63, "write": 64, "close": 57, "recvfrom": 207, "sendto": 206,
+    "mmap": 222, "mprotect": 226, "munmap": 215, "mremap": 216, "brk": 214, "madvise": 233,
+    "rt_sigaction": 134, "rt_sigprocmask": 135, "rt_sigreturn": 139, "sigaltstack": 132, "restart_syscall": 128,
+    "sched_yield": 124, "futex": 98, "getpid": 172, "gettid": 178,
+    "clock_gettime": 113, "getrandom": 278, "exit": 93, "exit_group": 94,
+})}
 NEEDED_BY_C = ("_strptime", "time")                      # what datetime imports in a method's name when it reads texts
 IMPORTED_LATE = ("_strptime", "heapq", "copy", "warnings")   # what facades import when they need it: there are no files then
+PROGRAM = "<stdin>"                                      # what this text is to the zygote
 FRAME_MOST = 64 << 20                                    # bytes of a message to the child
-CHILD_CPU_S = 3600                                       # of a child in its life; it is replaced at half of it
+CHILD_CPU_S = 3600                                       # of a child in its life, which is shorter: see CHILD_LIFE_S
+COLLECTIONS_MOST = 5                                     # of what a message left behind, until nothing more comes to light
 REMOTE_ERRORS = {"NotFound": KeyError, "BadRequest": TypeError, "BadSlot": TypeError, "ReservedName": AttributeError,
                  "MessageNotUnderstood": AttributeError}
 NUMBER_SLOT = Remote._Remote__number
 number_of = NUMBER_SLOT.__get__
 METHOD_MARK, GONE = object(), object()
+MARKS = {METHOD: METHOD_MARK, OPAQUE: None}              # what the child is told of a method, and of what is not for methods
 MODULES, BUILTINS, COMPILED, WORK = {}, {}, {}, None
 
-# In the daemon
 
-CHILD_IMPORTS = """import __future__, ast, builtins, ctypes, datetime, decimal, gc, importlib, os, random, resource, signal
-import socket, string, struct, sys, time, types
-import ormsgpack
-"""
-
+################################################################################
+# Guardian #####################################################################
+################################################################################
+#
+# Code that the image holds never runs in the daemon. It is audited when it comes, and
+# runs in a child, of which nothing is believed:
+#
+#   domain    whom a child serves: (user, connection, author of the source that it was told). What a method
+#             leaves in its process can reach messages of that domain only; all others have other processes
+#   at rest   a child between two messages: stopped by the system, and ended soon
+#   number    of a message, drawn for it: a frame with another one answers nothing
+#
+# What comes back is never unpickled, is counted before it is built, and names objects
+# only by the numbers under which they were handed out.
 
 def zygote_source():
     """Return the program of the zygote, as text."""
     text = inspect.getsource(sys.modules[__name__])
-    start, end = (text.index(f"\n# In the {name}\n") for name in ("child", "daemon"))
-    return f"{CHILD_IMPORTS}{text[start:end]}\nzygote_main(socket.socket(fileno=int(sys.argv[1])))\n"
+    start, end = (text.index(f"\n# {name} #") for name in ("Child", "Guardian"))
+    return f"{CHILD_IMPORTS}{text[start:end]}\nzygote_main(socket.socket(fileno=int(sys.argv[2])))\n"
+
+
+CHILD_START_S = 20.0                                     # a guard: it takes milliseconds
+CHILD_MESSAGES, CHILD_LIFE_S = 200, 600.0                # then a child is ended
+CHILD_KEEPS_MB = 16.0                                    # by which a child may have grown since its fork to get another message
+RESTING_MOST, REST_MOST_S = 16, 30.0                     # children at rest, and for how long
+
+
+class Process:
+    """A child's process. Its number may be another's once it has ended; what I hold open is its own."""
+
+    def __init__(self, pid):
+        self._pid, self._handle, self._memory = pid, None, None
+        if hasattr(os, "pidfd_open"):
+            self._handle = os.pidfd_open(pid)
+        if sys.platform == "linux":
+            self._memory = open(f"/proc/{pid}/statm", "rb", buffering=0)
+
+    def signal(self, number):
+        """Send a signal; nothing where the process has ended."""
+        with contextlib.suppress(OSError):
+            if self._handle is None:
+                os.kill(self._pid, number)
+            else:
+                signal.pidfd_send_signal(self._handle, number)
+
+    def own_mb(self):
+        """Return how much memory the process has that is no file's; 0 where the system does not tell."""
+        if self._memory is None:
+            return 0.0
+        try:
+            pages = os.pread(self._memory.fileno(), 200, 0).split()
+        except OSError:                                  # it has ended
+            pages = ()
+        return (int(pages[1]) - int(pages[2])) * resource.getpagesize() / 1e6 if pages else 0.0
+
+    def close(self):
+        """Let go of the process."""
+        if self._handle is not None:
+            os.close(self._handle)
+        if self._memory is not None:
+            self._memory.close()
 
 
 class Child:
-    """A child as the daemon sees it. `known` are the keys of the methods that it has compiled."""
+    """A child as the daemon sees it.
 
-    def __init__(self, end, kill):
-        self.end, self._kill, self.known, self.cpu_s = end, kill, set(), 0.0
+    domain    whom it serves: (user, connection, author), or None: one message alone
+    authors   of all the source that it was told; `known`: the keys of the methods that it has compiled
+    messages  how many it was given; `rested_s`: since when it has none
+    """
+
+    def __init__(self, end, process):
+        self.end, self._process = end, process
+        self._born_s, self._born_mb = time.monotonic(), process.own_mb()
+        self.domain, self.authors, self.known, self.messages, self.rested_s = None, set(), set(), 0, 0.0
 
     def kill(self):
         """End the child, whatever it does."""
-        kill, self._kill = self._kill, lambda: None
-        with contextlib.suppress(OSError):
-            kill()
+        process, self._process = self._process, None
+        if process is not None:
+            process.signal(signal.SIGKILL)
+            process.close()
         self.end.close()
+
+    def rest(self):
+        """Stop the child: it does nothing until its next message. Returns False where it shall have none."""
+        spent = self.messages >= CHILD_MESSAGES or time.monotonic() - self._born_s > CHILD_LIFE_S
+        grown = self._process.own_mb() - self._born_mb > CHILD_KEEPS_MB
+        if spent or grown or self.domain is None or len(self.authors) > 1:
+            return False
+        self._process.signal(signal.SIGSTOP)
+        self.rested_s = time.monotonic()
+        return True
+
+    def wake(self):
+        """Have the child go on. Returns False where it has ended, or said what nobody asked."""
+        self.end.settimeout(0)
+        try:
+            self.end.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            self._process.signal(signal.SIGCONT)
+            return True
+        except OSError:
+            pass
+        return False
 
 
 def unconfined():
@@ -4483,20 +4620,6 @@ def unconfined():
     if os.uname().machine not in SYSTEM_CALLS:
         return f"stored methods do not run: the numbers of system calls are not known for {os.uname().machine}"
     return None
-
-
-def killer(pid):
-    """Return a function that kills a process, and no other that gets its number later, where the system can tell them apart."""
-    if not hasattr(os, "pidfd_open"):
-        return lambda: os.kill(pid, signal.SIGKILL)
-    process = os.pidfd_open(pid)
-
-    def kill():
-        try:
-            signal.pidfd_send_signal(process, signal.SIGKILL)
-        finally:
-            os.close(process)
-    return kill
 
 
 class Zygote:
@@ -4510,11 +4633,13 @@ class Zygote:
     def start(self):
         """Start the process; it has no files of the daemon's, and none of its environment."""
         mine, other = socket.socketpair()
-        self._process = subprocess.Popen([sys.executable, "-I", "-c", self._source, str(other.fileno())], env={},
-                                         pass_fds=[other.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                         stderr=subprocess.DEVNULL, cwd="/")
+        command = [sys.executable, "-I", "-", "batos-methods", str(other.fileno())]    # what `ps` shows
+        self._process = subprocess.Popen(command, env={}, pass_fds=[other.fileno()], stdin=subprocess.PIPE,
+                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/")
         other.close()
         self._control = mine
+        with contextlib.suppress(OSError), self._process.stdin as program:             # it may have ended already
+            program.write(self._source.encode())
         return self
 
     def child(self):
@@ -4536,11 +4661,11 @@ class Zygote:
         with other:
             socket.send_fds(self._control, [self.memory_bytes.to_bytes(8, "little")], [other.fileno()])
         mine.settimeout(CHILD_START_S)
-        told = receive_frame(mine, 1 << 16)
+        _, told = receive_frame(mine, 1 << 16)
         pid, _, said = told.partition(b" ")
         if said != b"ready":
             raise MethodFailed(f"a process for methods cannot be confined: {said.decode(errors='replace')}")
-        return Child(mine, killer(int(pid)))
+        return Child(mine, Process(int(pid)))
 
     def end(self):
         """End the zygote and all children, for good."""
@@ -4558,8 +4683,59 @@ class Zygote:
         self._process = self._control = None
 
 
-CHILD_START_S = 20.0                                     # a guard: it takes milliseconds
-NO_MESSAGE = "the method's process told something that is no message; nothing was changed"
+class Children:
+    """The children at rest. Each serves one trust domain; whoever has none there gets a fresh one."""
+
+    def __init__(self, zygote):
+        self._zygote, self._guard = zygote, threading.Lock()
+        self._resting = []                               # the one that rests longest first
+
+    def take(self, domain):
+        """Return a Child for a message of a domain; with None one that is nobody else's. Raises as Zygote.child does."""
+        while (child := self._found(domain)) is not None:
+            if child.wake():
+                return child
+            child.kill()
+        child = self._zygote.child()
+        child.domain = domain
+        return child
+
+    def _found(self, domain):
+        """Take out and return a child that serves a domain, or None."""
+        with self._guard:
+            found = [child for child in self._resting if child.domain == domain]
+            if domain is None or not found:
+                return None
+            self._resting.remove(found[-1])
+            return found[-1]
+
+    def give_back(self, child):
+        """Let a child rest whose message is over, or end it."""
+        if not child.rest():
+            return child.kill()
+        with self._guard:
+            self._resting.append(child)
+        self.end_resting(time.monotonic() - REST_MOST_S)
+
+    def end_resting(self, before_s=math.inf):
+        """End the children that rest since before a monotonic time, and the oldest of those that are too many."""
+        with self._guard:
+            most = len(self._resting) - RESTING_MOST
+            ended = [child for n, child in enumerate(self._resting) if n < most or child.rested_s < before_s]
+            self._resting = [child for child in self._resting if child not in ended]
+        for child in ended:
+            child.kill()
+
+
+VALUES_A_MB = 50_000                                     # of method_output_mb: what a method tells is counted by values too
+FRAME_VALUES = 20                                        # of a frame itself
+TOLD_DEPTH, TOLD_NAME_BYTES = MAX_DEPTH + 8, 4096        # a value stands within a few maps of its frame's
+TOLD_EXTENSIONS = frozenset((REF, TIME, TUPLE))
+TOLD_TOO_MUCH = {                                        # bound -> (the error, what it says)
+    "values": (OutOfMemory, f"too many values (method_output_mb; {VALUES_A_MB:,} for each MB)"),
+    "depth": (MethodFailed, f"a value that is nested deeper than {MAX_DEPTH} levels"),
+    "name_bytes": (MethodFailed, f"a name of more than {TOLD_NAME_BYTES:,} bytes"),
+}
 METHOD_FAULTS = (MethodFailed, CovenantViolationError, OutOfMemory, DeadlineExceeded)
 FAILED_ARGS_BYTES = 2000                                 # of a failed message's arguments that are noted
 USES_TOLD_S = 5.0                                        # the counts of methods are stored so often
@@ -4569,6 +4745,16 @@ TREE_MOST = 10_000                                       # entries of a tree tha
 TREE_READS = {"len": len, "has": lambda tree, key: key in tree, "get": lambda tree, key: tree.get(key),
               "keys": lambda tree: list(itertools.islice(tree.keys(), TREE_MOST)),
               "items": lambda tree: [list(pair) for pair in itertools.islice(tree.items(), TREE_MOST)]}
+
+
+def broken(what):
+    """Return the error for what a method's process does, whatever the method that it was to run."""
+    return MethodFailed(f"the method's process told something that is no message ({what}); nothing was changed", process="broken")
+
+
+def packed_plain(value):
+    """Return the msgpack of a value without objects. Raises TypeError."""
+    return ormsgpack.packb(value, default=lambda value: pack_special(value, packed_plain), option=PACKING)
 
 
 class Stale(Exception):
@@ -4604,6 +4790,16 @@ def raised_error(said):
     return MethodFailed(f"{kind}: {text}{where}; nothing was changed", raised=kind, lines=told)
 
 
+WRITTEN_FOR = re.compile(r"cycle \S+ \((.*)\)", re.DOTALL)
+
+
+def author_of(method):
+    """Return who answers for a method's source: for what the kernel wrote, the one for whom it did."""
+    author = own(method).get("author") or ""
+    written = WRITTEN_FOR.fullmatch(author)
+    return written[1] if written else author
+
+
 BRIDGE_OPERATIONS = ("slots", "look", "tree", "send")     # what a child may ask for: the op_ methods
 
 
@@ -4618,9 +4814,16 @@ class Bridge:
     message = None
 
     def __init__(self, root, child, until_s, settings):
-        self.root, self.jar, self.child, self.until_s, self.settings = root, root._p_jar, child, until_s, settings
-        self.objects, self.numbers, self.reads, self.used, self.calls, self.heard_bytes = [], {}, {}, [], 0, 0
+        self._begin(child, until_s, settings)
+        self.root, self.jar = root, root._p_jar
+        self.objects, self.numbers, self.reads, self.used = [], {}, {}, []
         self.jar.changes = {}
+
+    def _begin(self, child, until_s, settings):
+        self.child, self.until_s, self.settings = child, until_s, settings
+        self.message_number = os.urandom(NUMBER_BYTES)
+        self.calls, self.heard_bytes, self.heard_values, self.refusal = 0, 0, 0, None
+        child.messages += 1
 
     # ---- values
 
@@ -4638,21 +4841,41 @@ class Bridge:
                 return ormsgpack.Ext(REF, self.number(value).to_bytes(4, "little"))
             if isinstance(value, BTREES):
                 return ormsgpack.Ext(TREE, self.number(value).to_bytes(4, "little"))
-            return ormsgpack.Ext(OPAQUE, b"") if isinstance(value, persistent.Persistent) else pack_plain(value)
+            if isinstance(value, persistent.Persistent):
+                return ormsgpack.Ext(OPAQUE, b"")
+            return pack_special(value, self.pack)
         return ormsgpack.packb(value, default=special, option=PACKING)
 
-    def unpack(self, data):
-        """Return what a child tells. Whatever it tells: Raises MethodFailed where it is no message."""
+    def unpack(self, data, depth=0):
+        """Return what a child tells, `depth` tuples deep. Raises MethodFailed where it is no message, or holds too much."""
+        def items(data):
+            value = self.unpack(data, depth + 1)
+            if type(value) is not list:
+                raise ValueError("a tuple of no items")
+            return value
+
         def special(tag, data):
             if tag == REF:
                 return self.objects[int.from_bytes(data, "little")]
-            if tag == TIME:
-                return datetime.datetime.fromisoformat(data.decode())
-            raise ValueError(f"the extension {tag} is none")
+            return unpack_special(tag, data, items)
         try:
-            return unpack_plain(data, special)
+            self.count_values(data, depth)
+            return ormsgpack.unpackb(data, ext_hook=special, option=ormsgpack.OPT_NON_STR_KEYS)
         except (ValueError, IndexError, TypeError, RecursionError) as error:
-            raise MethodFailed(f"{NO_MESSAGE} ({error})") from None
+            raise self.refusal or broken(error) from None
+
+    def count_values(self, data, depth):
+        """Count what a frame holds, before it is built. Raises Malformed; then `refusal` is what to say, if it is too much."""
+        free = 0 if depth else FRAME_VALUES
+        left = int(self.settings.method_output_mb * VALUES_A_MB) - self.heard_values
+        bounds = Bounds(left + free, TOLD_DEPTH - depth, TOLD_NAME_BYTES, TOLD_EXTENSIONS)
+        try:
+            self.heard_values += max(0, count_packed(data, bounds) - free)
+        except Malformed as error:
+            if error.fields.get("bound") in TOLD_TOO_MUCH:
+                kind, what = TOLD_TOO_MUCH[error.fields["bound"]]
+                self.refusal = kind(f"the method tells {what}; nothing was changed")
+            raise
 
     # ---- the conversation
 
@@ -4662,7 +4885,7 @@ class Bridge:
         if not self.message.noted:
             return {"details": error.fields.get("raised", type(error).__name__), "receiver": receiver._p_oid, "args": None}
         try:
-            small = len(ormsgpack.packb(args, default=pack_plain, option=PACKING)) <= FAILED_ARGS_BYTES
+            small = len(packed_plain(args)) <= FAILED_ARGS_BYTES
         except TypeError:                                # an object among them
             small = False
         return {"details": error.message[:1000], "receiver": receiver._p_oid, "args": args if small else None}
@@ -4685,7 +4908,7 @@ class Bridge:
         while True:
             said = self.unpack(self.hear())
             if not isinstance(said, dict) or not said.keys() & {"op", "done", "raised"}:
-                raise MethodFailed(NO_MESSAGE)
+                raise broken(type(said).__name__)
             if "op" not in said:
                 return self.ended(said)
             self.tell(self.answered(said))
@@ -4695,10 +4918,13 @@ class Bridge:
             data = self.pack(value)
         except TypeError as error:                       # half of a surrogate pair, say
             raise BadRequest(f"a value cannot go to a method ({error})") from None
-        self.named(lambda: send_frame(self, data))
+        self.named(lambda: send_frame(self, self.message_number, data))
 
     def hear(self):
-        data = self.named(lambda: receive_frame(self, int(self.settings.method_output_mb * 1e6) - self.heard_bytes))
+        left = int(self.settings.method_output_mb * 1e6) - self.heard_bytes
+        number, data = self.named(lambda: receive_frame(self, left))
+        if number != self.message_number:
+            raise broken("it is for another message")
         self.heard_bytes += len(data)
         return data
 
@@ -4717,6 +4943,10 @@ class Bridge:
             raise TimeoutError
         return left_s
 
+    def check_time(self):
+        """Raise DeadlineExceeded where the message's time is over: what is checked and written after its answer counts too."""
+        self.named(self.left_s)
+
     def named(self, function):
         """Run what talks to the child; how that fails is told by name."""
         try:
@@ -4727,7 +4957,7 @@ class Bridge:
         except OverflowError as error:
             raise OutOfMemory(f"the method tells too much ({error}; method_output_mb); nothing was changed") from None
         except (EOFError, OSError) as error:
-            raise MethodFailed(f"the method's process ended ({error}); nothing was changed") from None
+            raise MethodFailed(f"the method's process ended ({error}); nothing was changed", process="ended") from None
 
     def answered(self, said):
         """Return {value} or {error} for what a child asks."""
@@ -4747,12 +4977,13 @@ class Bridge:
             if "raised" in said:
                 raise raised_error(said)
             self.apply(said["writes"], said["gone"])
-            self.child.cpu_s = float(said["cpu_s"])
-            return checked(said["done"])
+            result = checked(said["done"])
+            self.check_time()
+            return result
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, BatosError):
                 raise
-            raise MethodFailed(f"{NO_MESSAGE} ({error!r})") from None
+            raise broken(repr(error)[:200]) from None
 
     # ---- what a child asks for
 
@@ -4785,6 +5016,7 @@ class Bridge:
             raise MethodFailed(f"{selector} of {obj!r} is in quarantine after {value.failures_in_a_row} failures one after the "
                                "other; look at it with inspect, then send a new version, or rollback")
         self.used.append(value._p_oid)
+        self.child.authors.add(author_of(value))
         key = value._p_oid                               # a version's source never changes
         told = {"key": key, "name": value.selector.replace(":", "_")}
         if key not in self.child.known:
@@ -4800,7 +5032,10 @@ class Bridge:
         return value if value is not ABSENT else METHOD_HERE
 
     def op_tree(self, said):
-        return TREE_READS[said["do"]](self.objects[said["of"]], *said["args"])
+        tree = self.objects[said["of"]]
+        if not isinstance(tree, BTREES):
+            raise TypeError(f"a {type(tree).__name__} is no tree")
+        return TREE_READS[said["do"]](tree, *said["args"])
 
     def op_send(self, said):
         self.apply(said["writes"], said["gone"])
@@ -4862,6 +5097,11 @@ class Effect:
         if _weight([self.new, [value for *_, value in self.writes if value is not ABSENT]], most) > most:
             raise OutOfMemory(f"the method wants more than {most / 1e6:g} MB written (method_output_mb); nothing was changed")
 
+    @property
+    def changes(self):
+        """Whether anything is to be written."""
+        return bool(self.writes or self.new)
+
     def _is_new(self, obj):
         return obj._p_jar is None or obj._p_serial == b"\0" * 8
 
@@ -4916,7 +5156,7 @@ class TrialBridge(Bridge):
     """The daemon's end of a trial: there is no image, and nobody to send to."""
 
     def __init__(self, child, until_s, settings):
-        self.child, self.until_s, self.settings, self.calls, self.heard_bytes = child, until_s, settings, 0, 0
+        self._begin(child, until_s, settings)
         self.objects, self.numbers = [object()], {}
 
     def outcome(self, slots):
@@ -4951,8 +5191,16 @@ class Trial:
         return bridge.outcome(slots)
 
 
+def trust_domain(job, message):
+    """Return (user, connection, author) whose child may run a message, or None: nobody's but its own."""
+    method = lookup(message.receiver, message.selector).value
+    if job.domain is None or not isinstance(method, Method):
+        return None
+    return (*job.domain, author_of(method))
+
+
 class MethodLane(Lane):
-    """Threads that run stored methods, each with a child of its own; one message at a time for each receiver.
+    """Threads that run stored methods, each message in a child of its trust domain; one at a time for each receiver.
 
     A job's apply(root) returns a Message. What it wants written goes to the write lane, which writes all or nothing, if
     nothing of what it read was changed since; else it is run again. `count`({oid: uses}) makes what keeps the counts of
@@ -4963,6 +5211,7 @@ class MethodLane(Lane):
         super().__init__(image, "method", int(settings.method_workers))
         self.settings, self._write, self._count = settings, write, count
         self.zygote = Zygote(settings.method_memory_mb)
+        self.children = Children(self.zygote)
         self._uses, self._counted_s = collections.defaultdict(list), time.monotonic()
         self._guard, self._taken = threading.Lock(), {}  # oid of a receiver -> the job at work, then those that wait
         self.counts = collections.Counter()
@@ -4971,6 +5220,7 @@ class MethodLane(Lane):
         """End what still runs, then the threads; the write lane is closed after me."""
         self.zygote.end()
         super().close()
+        self.children.end_resting()
         if self._uses:
             self.tell_uses()
 
@@ -4998,61 +5248,49 @@ class MethodLane(Lane):
             uses, self._uses, self._counted_s = self._uses, collections.defaultdict(list), time.monotonic()
         self._write.submit(Job("uses", self._count(dict(uses)), done, journal=True))
 
-    def _main(self):
-        unit, child = Unit(self.image.db), None
-        try:
-            while (job := self._next()) is not None:
-                child = self._work(unit, child, job)
-        finally:
-            unit.close()
-            if child:
-                child.kill()
-
-    def _work(self, unit, child, job):
-        """Run a job as far as it goes here; returns the child, or None where it was of no use any more."""
+    def _work(self, unit, job):
+        """Run a job as far as it goes here."""
         until_s, bridge = time.monotonic() + self.settings.method_deadline_s, None
         try:
             with unit.snapshot() as root:
                 message = job.apply(root)
                 if isinstance(message, MoveTo):
-                    self._end(job, Outcome(job, message))
-                    return child
+                    return self._end(job, Outcome(job, message))
                 if not self._take(message.receiver._p_oid, job):
-                    return child
-                child = child or self.zygote.child()
-                bridge = Bridge(root, child, until_s, self.settings)
+                    return
+                bridge = Bridge(root, self.children.take(trust_domain(job, message)), until_s, self.settings)
                 result = bridge.talk(message)
                 effect = Effect(bridge, result)
-                if not effect.writes and not effect.new:
-                    self.note_use(bridge.used)
-                    self._end(job, Outcome(job, message.reply(result)))
+                answer = None if effect.changes else message.reply(result)
+                bridge.check_time()
         except Exception as error:                       # a boundary: every error becomes an outcome
-            return self._failed(job, bridge, child, error)
+            return self._failed(job, bridge, error)
         finally:
             unit.connection.changes = None
-        if effect.writes or effect.new:
-            self._submit_write(job, effect, message.reply, bridge.used)
-        if child.cpu_s > CHILD_CPU_S / 2:
-            child.kill()
-            return None
-        return child
+        self.children.give_back(bridge.child)
+        if effect.changes:
+            return self._submit_write(job, effect, message.reply, bridge.used)
+        self.note_use(bridge.used)
+        self._end(job, Outcome(job, answer))
 
-    def _failed(self, job, bridge, child, error):
-        """Tell how a job failed; returns the child where it is of use still: the method raised, and that was all."""
-        if bridge and not (isinstance(error, MethodFailed | CovenantViolationError) and "lines" in error.fields):
-            child.kill()
-            child = None
+    def _failed(self, job, bridge, error):
+        """Tell how a job failed. Its child is of use still where the method raised, and that was all."""
+        if bridge and isinstance(error, MethodFailed | CovenantViolationError) and "lines" in error.fields:
+            self.children.give_back(bridge.child)
+        elif bridge:
+            bridge.child.kill()
         if self.zygote.ended and isinstance(error, MethodFailed):
             error = ShuttingDown("the daemon is shutting down, and the method was ended; send it again once it is back")
+        elif bridge and bridge.child.messages > 1 and "process" in getattr(error, "fields", ()):
+            job.domain = None                            # what broke it may be of a message before: try again in a fresh one
+            return self.submit(job)                      # it is its turn still
         self.counts[type(error).__name__] += 1
         outcome = Outcome(job, error=error)
         if bridge and bridge.used and isinstance(error, METHOD_FAULTS):
             # The one that was sent answers for those it sends to. A failure is stored before it is told: the third is the last.
             self.note_use(bridge.used[:1], bridge.failure(error))
-            self.tell_uses(lambda _: self._end(job, outcome))
-        else:
-            self._end(job, outcome)
-        return child
+            return self.tell_uses(lambda _: self._end(job, outcome))
+        self._end(job, outcome)
 
     def _submit_write(self, job, effect, reply, used):
         def done(outcome):
@@ -12725,6 +12963,26 @@ def noting(function):
     return faults, noted
 
 
+TUPLE_KEY = "\0tuple"                                    # a tuple is a map of this key and a list
+
+
+def unpack_plain(data, special):
+    """Return the value of a row, `special` (tag, bytes) being what extensions are."""
+    value = ormsgpack.unpackb(data, ext_hook=special, option=ormsgpack.OPT_NON_STR_KEYS)
+    return with_tuples(value) if TUPLE_KEY.encode() in data else value
+
+
+def with_tuples(value):
+    """Return a value with the tuples that it tells of."""
+    if isinstance(value, list):
+        return [with_tuples(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {TUPLE_KEY} and isinstance(value[TUPLE_KEY], list):
+        return tuple(with_tuples(value[TUPLE_KEY]))
+    return {key: with_tuples(item) for key, item in value.items()}
+
+
 def manifest_of(parts):
     """Return {part: [size, BLAKE2b]}."""
     return {name: [len(part), digest(part)] for name, part in parts.items()}
@@ -12809,7 +13067,7 @@ class Packer:
         if isinstance(value, datetime.datetime):
             return ormsgpack.Ext(WHEN, value.isoformat().encode())
         if type(value) is tuple:
-            return pack_plain(value)
+            return {TUPLE_KEY: list(value)}
         raise BadRequest(f"{self.where} holds a {type(value).__name__}, which no parcel takes (of trees those with up to "
                          f"{PARCEL_ENTRIES:,} entries); a backup takes everything")
 
@@ -13911,6 +14169,15 @@ class Request:
     @property
     def settings(self):
         return self.uvm.settings
+
+    @property
+    def domain(self):
+        """Whose processes may run its methods: (user, connection); None where the client chose its routing id.
+
+        A chosen id may be that of a connection that has just gone; those that libzmq gives begin with a zero byte.
+        """
+        given = self.peer.identity[:1] == b"\0"
+        return (self.who, self.peer.identity) if given else None
 
 
 class Remembered(typing.NamedTuple):
@@ -15301,7 +15568,7 @@ class BatOS_UVM:
         key = request.key[1] if request.key else None
         why = command.why if command.client is None else f"{command.client}: {command.why or command.command}"
         job = Job(command.command, apply, functools.partial(self._done, request, repeated), request.who, why, None, key,
-                  request.digest, **how)
+                  request.digest, domain=request.domain, **how)
         if self._taken is None:
             self.lanes[lane].submit(job)
         else:
@@ -15527,6 +15794,7 @@ class BatOS_UVM:
             self.wire.forget_unlimited()
             self.heartbeat.look()
             self.vitals = self._look_at_vitals()
+            self.lanes["method"].children.end_resting(time.monotonic() - REST_MOST_S)
             if self.wire.subscribers and time.monotonic() >= health_at_s:
                 health_at_s = time.monotonic() + HEALTH_S
                 self.wire.publish("health", {"health": self._look_at_health()})

@@ -70,3 +70,16 @@ def daemon(tmp_path):
     yield start
     for one in running:
         one.stop(kill=True)
+
+
+@pytest.fixture
+def machine(tmp_path):
+    import stored  # which imports batos: for the tests that ask for it
+    made = []
+
+    def make(**given):
+        made.append(stored.Machine(tmp_path, **given))
+        return made[-1]
+    yield make
+    for one in made:
+        one.close()

@@ -11,24 +11,9 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stored import CORPUS_SLOTS, WAIT_S, Machine, cases
 
 import batos
-
-DATA = pathlib.Path(__file__).parent / "data" / "methods"
-WAIT_S = 60.0                                            # a hang guard
-CORPUS_SLOTS = {"name": "target", "items": [1, 2, 3], "count": 3, "note": "secret"}
-
-
-def cases(name):
-    """Yield (title, {head: text}, source) of a corpus."""
-    text = (DATA / f"{name}.txt").read_bytes().decode()
-    for part in re.split(r"^=== ", text, flags=re.M)[1:]:
-        title, _, rest = part.partition("\n")
-        head = {}
-        while row := re.match(r"(expect|run|slots|args|result|after): ?(.*)\n", rest):
-            head[row[1]] = row[2]
-            rest = rest[row.end():]
-        yield title.strip(), head, rest
 
 
 def audit(source, name):
@@ -37,66 +22,6 @@ def audit(source, name):
         batos.PersistenceGuardian().audit_code(source, name)
     except batos.CodeRejected as error:
         return error
-
-
-class Machine:
-    """A write lane and a method lane over an image; objects by name, messages by selector."""
-
-    def __init__(self, folder, **given):
-        self.image = batos.Image.open(f"{folder}/image.fs")
-        batos.genesis(self.image)
-        options = batos.load_settings({"method_deadline_s": 20.0, **given}, {})
-        self.write = batos.WriteLane(self.image, batos.WriteToken(), options).start()
-        self.lane = batos.MethodLane(self.image, self.write, options, batos.count_uses).start()
-
-    def make(self, name, slots, **sources):
-        """Put an object into the root, with methods that nobody audited."""
-        def apply(root):
-            made = root[name] = batos.UvmObject(**slots)
-            for selector, source in sources.items():
-                batos.set_slot(made, selector, batos.Method(selector=selector, source=source))
-        self.write.call(batos.Job("make", apply), WAIT_S)
-
-    def job(self, name, selector, *args, done=lambda outcome: None, told=None):
-        def reply(value):
-            if told is not None:
-                told.append(value)
-            return batos.to_wire(value)
-        return batos.Job("send", lambda root: batos.Message(root[name], selector, list(args), {}, reply), done)
-
-    def send(self, name, selector, *args):
-        """Return the outcome of a message, with the result as it was before the wire; raises its error."""
-        told = []
-        outcome = self.lane.call(self.job(name, selector, *args, told=told), WAIT_S)
-        return outcome._replace(result=told[-1])
-
-    def end(self, name, selector, *args):
-        """Return the result of a message, or its error."""
-        try:
-            return self.send(name, selector, *args).result
-        except batos.BatosError as error:
-            return error
-
-    def slots(self, name):
-        with batos.reading(self.image) as root:
-            return {slot: value for slot, value in root[name]._slots.items() if not isinstance(value, batos.Method)}
-
-    def close(self):
-        self.lane.close()
-        self.write.close()
-        self.image.close()
-
-
-@pytest.fixture
-def machine(tmp_path):
-    made = []
-
-    def make(**given):
-        made.append(Machine(tmp_path, **given))
-        return made[-1]
-    yield make
-    for one in made:
-        one.close()
 
 
 # The audit
@@ -489,10 +414,10 @@ def echo(tmp_path_factory):
 class Dripping:
     """A child that tells one byte now and then, for ever."""
 
-    known, cpu_s = set(), 0.0
+    known, messages = set(), 0
 
     def __init__(self):
-        self.end, self.bytes = self, iter(b"\xff\0\0\0" + b"\0" * 255)
+        self.end, self.bytes = self, iter(b"\xff\0\0\0" + b"\0" * 263)
 
     def settimeout(self, seconds):
         """What it tells is always there in time."""
@@ -525,8 +450,10 @@ def test_whatever_a_child_tells_is_a_failure_of_the_method(machine, monkeypatch,
     one.make("it", {"prices": [1]}, total=TOTAL)
     real = batos.receive_frame
     answers = iter([told])
-    monkeypatch.setattr(batos, "receive_frame", lambda end, most: next(answers, b"\xc1") if isinstance(end, batos.Bridge)
-                        else real(end, most))
+
+    def told_by(end, most):
+        return (end.message_number, next(answers, b"\xc1")) if isinstance(end, batos.Bridge) else real(end, most)
+    monkeypatch.setattr(batos, "receive_frame", told_by)
     assert isinstance(one.end("it", "total"), batos.MethodFailed)
     monkeypatch.setattr(batos, "receive_frame", real)
     assert one.slots("it") == {"prices": [1]} and one.send("it", "total").result == 1
