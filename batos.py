@@ -62,6 +62,7 @@ import dataclasses
 import datetime
 import decimal
 import difflib
+import errno
 import fcntl
 import fnmatch
 import functools
@@ -569,6 +570,32 @@ def adds_to(table, key):
     return add
 
 
+ON_PURPOSE = (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError)      # end a thread or a task
+
+
+def caught(error: BaseException) -> BaseException:
+    """Return what a boundary caught, by its name where the system told of a shortage; raise what ends on purpose again.
+
+    A boundary catches BaseException: what libraries written in Rust raise in a panic is no Exception.
+    """
+    if isinstance(error, ON_PURPOSE):
+        raise error
+    return named_shortage(error)
+
+
+def named_shortage(error):
+    """Return Busy for an error that comes of too few file descriptors, whatever it was taken for meanwhile; else itself."""
+    cause = error
+    while cause is not None:
+        if getattr(cause, "errno", None) in (errno.EMFILE, errno.ENFILE):
+            most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            return Busy(f"every file descriptor is taken (the daemon may have {most:,}), and nothing was done. Close "
+                        "connections, or start it with a higher limit (ulimit -n); send it again", resource="descriptors",
+                        limit=most)
+        cause = cause.__cause__ or cause.__context__
+    return error
+
+
 class Timings:
     """The latest 256 durations of something, in seconds."""
 
@@ -602,8 +629,8 @@ class Events:
         for function in self._functions[kind]:
             try:
                 function(*values)
-            except Exception:                            # a boundary: what happened stays so, whoever fails to hear it
-                logging.getLogger("batos.events").exception("a listener of %s failed", kind)
+            except BaseException as error:               # a boundary: what happened stays so, whoever fails to hear it
+                logging.getLogger("batos.events").error("a listener of %s failed", kind, exc_info=caught(error))
 
 
 _IMPORT_LOCK = threading.Lock()
@@ -1601,6 +1628,12 @@ def range_hash(data, start, end):
     return state.hexdigest()
 
 
+def _write_all(file, data):
+    """Write bytes to an unbuffered file, which takes less than all where the disk gets full. Raises OSError."""
+    while data:
+        data = data[file.write(data):]
+
+
 class Seals:
     """The append-only file of seals beside a data file: what was once whole can be shown to be whole still."""
 
@@ -1636,10 +1669,14 @@ class Seals:
         if end <= self.end:
             return
         row = dict(zip(SEAL_KEYS, (self.end, end, tid.hex(), range_hash(data, self.end, end)), strict=True))
-        with private_files(), open(self.path, "ab") as file:
-            file.write(json.dumps(row).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with private_files(), open(self.path, "ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                _write_all(file, json.dumps(row).encode() + b"\n")
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(before)                    # no part of a line may stand before the next one
+                raise
         self.rows.append(row)
 
     def check(self, data, rows):
@@ -1676,6 +1713,15 @@ def end_interrupted_pack(path):
     fsync_path(os.path.dirname(path))
 
 
+def disk_fault(error, path):
+    """Return an error of the disk as an ImageError that names the image (its path, or None) and says what to do."""
+    free = ""
+    if path and getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        free = f"; {shutil.disk_usage(os.path.dirname(path)).free / 1e6:,.1f} MB are free there: make room"
+    return ImageError(f"nothing was stored: the disk of {path or 'the image'} does not take it ({error}){free}. Look at the disk "
+                      "and send it again; what is stored can be read meanwhile", path=path)
+
+
 def check_room(folder, size, what):
     """Raise ImageError unless a folder's disk has room for `size` bytes more."""
     free = shutil.disk_usage(folder).free
@@ -1686,15 +1732,26 @@ def check_room(folder, size, what):
 
 def _cut_tail(path, state):
     aside = f"{path}.tail.{unix_us()}"
-    with private_files(), open(path, "rb") as source, open(aside, "wb") as target:
+    with open(path, "rb") as source:
         source.seek(state.end)
-        shutil.copyfileobj(source, target)
-        target.flush()
-        os.fsync(target.fileno())
-    fsync_path(os.path.dirname(os.path.abspath(path)))
+        tail = source.read()                             # no more than one transaction
+    kept = _write_aside(aside, tail)
     os.truncate(path, state.end)
+    kept = kept or _write_aside(aside, tail)             # on a full disk cutting makes the room that the copy needs
     log_image.warning("an unfinished transaction of %d bytes was cut from %s; it is kept in %s",
-                      state.size - state.end, path, aside)
+                      len(tail), path, aside if kept else "no file, as the disk is full")
+
+
+def _write_aside(aside, tail):
+    """Write the tail that is cut from a data file. Returns whether the disk took it."""
+    try:
+        with private_files():
+            write_whole(os.path.abspath(aside), tail)
+    except OSError as error:
+        log_image.warning("%s is not written (%s)", aside, error)
+        pathlib.Path(f"{aside}.part").unlink(missing_ok=True)
+        return False
+    return True
 
 
 def examine(path, open_check_bytes=1 << 62):
@@ -1853,8 +1910,18 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
             hold.take(self._file_name)
         self._hold = hold
 
+    def _clear_temp(self):
+        """Begin the scratch file anew; where the disk does not take what it held, nobody wants that any more."""
+        try:
+            super()._clear_temp()
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._tfile.close()
+            self._tfile = self._tfmt._file = open(f"{self._file_name}.tmp", "w+b")
+
     def close(self):
         """Close the file, then let go of it."""
+        self._clear_temp()
         super().close()
         if self._hold:
             self._hold.close()
@@ -1872,13 +1939,19 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
 
     def _save_index(self):
         """Write the index, which is believed at the next opening, so that it is there whole or not at all."""
-        if not self._is_read_only and self.in_place():
+        if self._is_read_only or not self.in_place():
+            return
+        part = f"{self._file_name}.index_tmp"
+        try:
             with private_files():
-                self._index.save(self._pos, f"{self._file_name}.index_tmp")
-            fsync_path(f"{self._file_name}.index_tmp")
-            os.rename(f"{self._file_name}.index_tmp", f"{self._file_name}.index")
+                self._index.save(self._pos, part)
+            fsync_path(part)
+            os.rename(part, f"{self._file_name}.index")
             fsync_path(os.path.dirname(self._file_name))
             self._saved += 1
+        except OSError as error:                         # a full disk: it can be made anew from the data file
+            log_image.warning("the index of %s is not written (%s); the next start takes longer", self._file_name, error)
+            pathlib.Path(part).unlink(missing_ok=True)
 
     @staticmethod
     def packer(storage, referencesf, stop, gc):
@@ -2012,12 +2085,23 @@ def _storage_by_uri(uri):
                           "or a scheme that zodburi knows (zeo://, postgres:// with RelStorage, memory://)") from error
 
 
+@contextlib.contextmanager
+def _naming_faults(path):
+    """Have an error of the disk inside told as one of the image: its path, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, BatosError):
+            raise
+        raise ImageError(f"the image {path} cannot be opened ({error}); look at its disk, whether there is room, and at who may "
+                         "write there", path=path) from error
+
+
 def _locked(path, take):
     import zc.lockfile
     try:
-        return take()
-    except OSError as error:
-        raise ImageError(f"the image {path} cannot be opened ({error}); look at its disk and at who may write there") from error
+        with _naming_faults(path):
+            return take()
     except zc.lockfile.LockError:
         owner = pathlib.Path(f"{path}.lock").read_text(errors="replace").strip() or "unknown"
         raise ImageLocked(f"the image {path} is in use by another process (pid {owner}); stop that one first "
@@ -2152,7 +2236,7 @@ class Image:
         path = image_path(where)
         if not os.path.isdir(os.path.dirname(path)):
             raise ConfigError(f"there is no folder {os.path.dirname(path)} for the image; make it, or name another")
-        with private_files(), contextlib.ExitStack() as if_it_fails:
+        with private_files(), _naming_faults(path), contextlib.ExitStack() as if_it_fails:
             with _lock_file(path):
                 end_interrupted_pack(path)
                 hold = if_it_fails.enter_context(contextlib.closing(FileHold(path)))
@@ -2200,6 +2284,8 @@ class Image:
         if self.storage.in_place() and self._sealing.acquire(blocking=False):    # who seals or packs already does it
             try:
                 self._seal_all()
+            except OSError as error:                     # a full disk: what is not sealed now is sealed later
+                log_image.warning("what was added to %s is not sealed (%s)", self.path, error)
             finally:
                 self._sealing.release()
 
@@ -3416,6 +3502,12 @@ class Lane:
     def depth(self):
         return self._jobs.qsize()
 
+    def _told_disk(self, error):
+        """Return an error of the disk as an ImageError that says what to do; any other as it is."""
+        if isinstance(error, (OSError, ZODB.POSException.StorageError)) and not isinstance(error, BatosError):
+            return disk_fault(error, self.image.path)
+        return error
+
     def close(self):
         """Finish what was submitted, then end the threads."""
         for _ in self._threads:
@@ -3439,8 +3531,8 @@ class ReadLane(Lane):
         try:
             with unit.snapshot() as root:
                 outcome = Outcome(job, job.apply(root))
-        except Exception as error:                       # a boundary: every error becomes an outcome
-            outcome = Outcome(job, error=error)
+        except BaseException as error:                   # a boundary: every error becomes an outcome
+            outcome = Outcome(job, error=caught(error))
         job.done(outcome)
 
 
@@ -3471,8 +3563,8 @@ def _run_job(unit, job):
         return Outcome(job, result, events=tuple(connection.events)), entry
     except transaction.interfaces.TransientError:
         raise                                            # the transaction is run again
-    except Exception as error:                           # a boundary: every error becomes an outcome
-        return Outcome(job, error=error), None
+    except BaseException as error:                       # a boundary: every error becomes an outcome
+        return Outcome(job, error=caught(error)), None
     finally:
         connection.changes = None
 
@@ -3485,13 +3577,6 @@ def committed_tid(connection, page):
     if page._p_changed is not None:
         return page._p_serial
     return getattr(connection._storage, "_ltid", None) or connection._storage.lastTransaction()
-
-
-def _told_disk(error):
-    """Return an error of the disk as an ImageError that says what to do; any other as it is."""
-    if isinstance(error, (OSError, ZODB.POSException.StorageError)) and not isinstance(error, BatosError):
-        return ImageError(f"nothing was stored: the disk does not take it ({error}); look at the disk and send it again")
-    return error
 
 
 class WritingLane(Lane):
@@ -3590,7 +3675,7 @@ class WritingLane(Lane):
             return None
         elif not isinstance(error, (BatosError, transaction.interfaces.TransientError)):
             log_lanes.error("a commit failed", exc_info=error)
-        error = _told_disk(error)
+        error = self._told_disk(named_shortage(error))
         if isinstance(error, transaction.interfaces.TransientError):
             error = Busy(f"others changed the same objects {CONFLICT_TRIES} times meanwhile; send it again")
         return [Outcome(job, error=error) for job in jobs]
@@ -3721,8 +3806,8 @@ class BulkLane(WritingLane):
         try:
             if job.before:
                 job.before(functools.partial(self._part, unit, job))
-        except Exception as error:                       # a boundary: every error becomes an outcome
-            return Outcome(job, error=error)
+        except BaseException as error:                   # a boundary: every error becomes an outcome
+            return Outcome(job, error=caught(error))
 
     def _part(self, unit, job, function):
         if self._ending:
@@ -3847,9 +3932,10 @@ class Upkeep(Lane):
             log_lanes.critical("%s", error)
             self._fatal(error)
             outcome = Outcome(job, error=error)
-        except Exception as error:                       # a boundary: every error becomes an outcome
+        except BaseException as error:                   # a boundary: every error becomes an outcome
+            error = self._told_disk(caught(error))
             log_lanes.error("%s failed: %s", job.name, error, exc_info=not isinstance(error, BatosError))
-            outcome = Outcome(job, error=_told_disk(error))
+            outcome = Outcome(job, error=error)
             self.events.publish("error", job.name, outcome.error)
         self.doing = None
         self._note(job.name, outcome, time.monotonic() - started_s)
@@ -7341,8 +7427,8 @@ def batch_hook(core, rows, width, closing):
                 try:
                     if not (advance_row(core, row, last[i] if last else None, closing) and fill(row, i)):
                         bits[i] = only_end
-                except Exception as error:               # see the docstring: nothing may pass
-                    row.ended, row.error = "failed", error
+                except BaseException as error:           # see the docstring: nothing may pass
+                    row.ended, row.error = "failed", caught(error)
                     bits[i] = only_end
             allowed = numpy.unpackbits(bits.view(numpy.uint8), axis=1, bitorder="little")[:, :scores.shape[1]]
             return scores.masked_fill(torch.from_numpy(allowed == 0).to(scores.device), float("-inf"))
@@ -7643,8 +7729,8 @@ class CognitiveCore:
         """The model thread: load, then answer tickets until closed."""
         try:
             self._load()
-        except Exception as error:                       # the boundary of the thread: told by state and error
-            log_core.exception("the cognitive core did not load")
+        except BaseException as error:                   # the boundary of the thread: told by state and error
+            log_core.error("the cognitive core did not load", exc_info=caught(error))
             self.state, self.error, self.progress = "failed", error, "the core did not load"
             self._settled.set()
             self.tell(f"{self.progress}: {error}")
@@ -7722,8 +7808,8 @@ class CognitiveCore:
     def _call(self, ticket):
         try:
             ticket.finish(ticket.function(self._loaded))
-        except Exception as error:                       # belongs to the caller, who waits for it
-            ticket.finish(error=error)
+        except BaseException as error:                   # belongs to the caller, who waits for it
+            ticket.finish(error=caught(error))
 
     def _prepared(self, ticket):
         """Return the ticket's rows, ready to run; [] where one is bad or over already, then the ticket is finished."""
@@ -7743,8 +7829,8 @@ class CognitiveCore:
         """Run rows; return None, or the error that all of their callers get."""
         try:
             run_batch(self._loaded, rows, sampling, self._closing)
-        except Exception as error:                       # the boundary of the model: the thread lives on
-            log_core.exception("a batch of %d rows failed", len(rows))
+        except BaseException as error:                   # the boundary of the model: the thread lives on
+            log_core.error("a batch of %d rows failed", len(rows), exc_info=caught(error))
             return CoreFailed(f"the core failed: {error!r}")
         return None
 
@@ -8137,7 +8223,8 @@ class Embedder:
             self._take_faster_type()
             self.state, self.progress = "ready", f"the embedder {self.name} is ready"
             ready()
-        except Exception as error:                       # a boundary: words alone serve on
+        except BaseException as error:                   # a boundary: words alone serve on
+            error = caught(error)
             self.state, self.progress = "failed", f"searches go by words alone: {first_line(error)}"
             log_core.error("%s", self.progress, exc_info=not isinstance(error, BatosError))
 
@@ -8600,7 +8687,8 @@ class SynapseLane(Lane):
         while (job := self._next()) is not None:
             try:
                 outcome = Outcome(job, job.apply())
-            except Exception as error:                   # a boundary: every error becomes an outcome
+            except BaseException as error:               # a boundary: every error becomes an outcome
+                error = caught(error)
                 log_memory.log(logging.INFO if isinstance(error, BatosError) else logging.ERROR, "%s: %s", job.name, error)
                 outcome = Outcome(job, error=error)
             job.done(outcome)
@@ -9656,7 +9744,9 @@ class Mapped(persistent.Persistent):
             with contextlib.closing(self.blob.open("r")) as file:            # it may be of this transaction
                 return map_arrays(file.name, self.sha256)
         except (ZODB.POSException.POSKeyError, OSError) as error:
-            raise DamagedImage(f"a blob of the memory is missing ({error})") from error
+            missing = DamagedImage(f"a blob of the memory is missing ({error})")
+            named = named_shortage(error)
+            raise (missing if named is error else named) from error
 
     def readable(self):
         """Whether my arrays are there and as they were written; else they are made anew from the chunks."""
@@ -11080,7 +11170,8 @@ class EmbeddingLane:
                 checked = checked or self._publish(lambda catalog: forget_vectors_of_others(catalog, self.embedder.name)) >= 0
                 while self._one_part() and not self._closing.is_set():
                     continue
-            except Exception as error:                   # a boundary: the chunks wait on, until the next commit
+            except BaseException as error:               # a boundary: the chunks wait on, until the next commit
+                error = caught(error)
                 log_lanes.error("chunks are not embedded: %s", error, exc_info=not isinstance(error, BatosError))
 
     def _publish(self, function):
@@ -11138,7 +11229,8 @@ class SummaryLane:
         while (wanted := self._wanted.get()) is not None and not self._closing.is_set():
             try:
                 self._sum_up(*wanted)
-            except Exception as error:                   # a boundary: the sentences that were chosen do as well
+            except BaseException as error:               # a boundary: the sentences that were chosen do as well
+                error = caught(error)
                 log_lanes.error("%s is not summed up: %s", wanted[0], error, exc_info=not isinstance(error, BatosError))
 
     def _sum_up(self, doc_id, version):
@@ -12061,8 +12153,8 @@ class MissionLane:
                 if self._begin(mission):
                     try:
                         self._run(unit, mission)
-                    except Exception:                    # a boundary: the thread is for the next mission
-                        log_mind.critical("cycle %s can neither go on nor fail", mission.oid, exc_info=True)
+                    except BaseException as error:       # a boundary: the thread is for the next mission
+                        log_mind.critical("cycle %s can neither go on nor fail", mission.oid, exc_info=caught(error))
                     with self._guard:
                         self._running -= 1
         finally:
@@ -12083,7 +12175,8 @@ class MissionLane:
                 self._await_core(mission)                # the next thought is made of what its router offers
         except Abandoned:
             log_mind.info("cycle %s goes on at the next start", mission.oid)
-        except Exception as error:                       # the boundary: any exception is FAILED
+        except BaseException as error:                   # the boundary: any exception is FAILED
+            error = caught(error)
             if not self._closing.is_set():
                 self._fail(mission, error)
 
@@ -13497,6 +13590,8 @@ def begin_due_audit(per_day):
 WIRE_DEPTH, WIRE_NAME_BYTES = MAX_DEPTH + 32, 4096       # a value may stand within a few maps of its command's
 MAX_TEXT = 200                                           # characters of `client` and `why`
 MAX_KEY = 64                                             # characters of an idempotency key
+MAX_ID = 256                                             # characters or bytes of an id
+MAX_DETAILS = 4000                                       # characters of an error's sentence
 Scalar = str | int | float | bool | bytes | None
 SCALARS = frozenset(typing.get_args(Scalar))
 
@@ -13863,6 +13958,15 @@ def unpack_request(payload, bounds=wire_bounds(SETTINGS["message_values_max"].de
     return request
 
 
+def request_id(request):
+    """Return the id of a request's map, None where it is none that a reply carries. Raises BadRequest."""
+    found = request.get("id")
+    if isinstance(found, (str, bytes)) and len(found) > MAX_ID:
+        raise BadRequest(f"the id has {len(found):,} characters or bytes; it comes back in the reply, and allowed are {MAX_ID}",
+                         field="id")
+    return found if type(found) in SCALARS else None
+
+
 def _fields_at(model, path):
     for part in path:
         annotation = model.model_fields[part].annotation
@@ -13919,12 +14023,19 @@ def pack_reply(reply):
     return ormsgpack.packb(reply, option=ormsgpack.OPT_NON_STR_KEYS)
 
 
+def shortened(text):
+    """Return the sentence of an error without its middle where it is longer than MAX_DETAILS: it may repeat what was sent."""
+    if len(text) <= MAX_DETAILS:
+        return text
+    return f"{text[:MAX_DETAILS // 2]} ... {text[-MAX_DETAILS // 4:]}"
+
+
 def error_reply(request_id, error):
     """Return the reply for an error. What is no BatosError shows its kind only; the log has the rest."""
     known = isinstance(error, BatosError)
     if isinstance(error, RecursionError):
         error, known = BadRequest("the message recursed too deeply; look for objects that send to one another"), True
-    details = error.message if known else f"an unexpected {type(error).__name__}; the daemon's log has the traceback"
+    details = shortened(error.message) if known else f"an unexpected {type(error).__name__}; the daemon's log has the traceback"
     reply = {"id": request_id, "status": "ERROR", "code": type(error).__name__ if known else "InternalError",
              "details": details}
     if getattr(error, "retry", False):
@@ -15322,10 +15433,10 @@ class BatOS_UVM:
         self.core, self.embedder = core or CognitiveCore(), embedder or Embedder()
         self.events = Events()
         token = WriteToken()
-        self.lanes = {"write": WriteLane(image, token, settings, self._fatal, self.events),
-                      "bulk": BulkLane(image, token, settings, self._fatal, self.events),
+        self.lanes = {"write": WriteLane(image, token, settings, self.fatal, self.events),
+                      "bulk": BulkLane(image, token, settings, self.fatal, self.events),
                       "read": ReadLane(image, "read", settings.read_threads),
-                      "upkeep": Upkeep(image, settings, self._fatal, self.events),
+                      "upkeep": Upkeep(image, settings, self.fatal, self.events),
                       "synapse": SynapseLane(image, "synapse")}
         self.lanes["method"] = MethodLane(image, self.lanes["write"], settings, count_uses)
         self.synapses = SynapticMemory(image, settings)
@@ -15344,6 +15455,7 @@ class BatOS_UVM:
         self.stored_selectors = {}                       # those that reached a stored method lately; a guess where to look first
         self.budget, self._writing = GenerationBudget(settings.methods_per_hour), {}   # cycle id -> the selector that it writes
         self._refused = None                             # why no work is accepted any more, or None
+        self.unasked = None                              # the error that ends the daemon, or None
         self._view_commits = -1
         self.vitals = {}                                 # what health tells of disk, memory and commits, looked at each second
         self._metrics = None                             # the server of figures
@@ -15379,6 +15491,7 @@ class BatOS_UVM:
         self.loop, self.stop = asyncio.get_running_loop(), stop
         self.wire.listen(self.loop, self._drain)
         view = self.loop.create_task(self._refresh_view(), name="view")
+        view.add_done_callback(self._view_ended)
         try:
             await stop.wait()
             await self._drain_out()
@@ -15430,8 +15543,16 @@ class BatOS_UVM:
             self._metrics.shutdown()
             self._metrics.server_close()
 
-    def _fatal(self, error):
+    def fatal(self, error):
+        """End the daemon because of an error, by an exit status of its own. From any thread."""
+        self.unasked = self.unasked or error
         self.loop.call_soon_threadsafe(self.stop.set)
+
+    def _view_ended(self, view):
+        """End the daemon where what looks after it has ended by an error: nobody would notice else."""
+        if not view.cancelled() and (error := view.exception()):
+            log_bridge.critical("what looks after the daemon ended by an error", exc_info=error)
+            self.fatal(error)
 
     # ---- intake
 
@@ -15472,11 +15593,11 @@ class BatOS_UVM:
                 raise Malformed(f"a message of {len(frames)} frames came; send one frame (DEALER), or an empty one "
                                 "and one (REQ)")
             fields = unpack_request(frames[-1], self._bounds)
-            request.id = fields.get("id") if type(fields.get("id")) in SCALARS else None
+            request.id = request_id(fields)
             request.command = parse_command(fields)
             self._dispatch(request)
-        except Exception as error:                       # a boundary: every request gets a reply
-            self.reply_error(request, error)
+        except BaseException as error:                   # a boundary: every request gets a reply
+            self.reply_error(request, caught(error))
 
     def _recognise(self, request, user):
         """Note who sent a request. Returns whether it is to be answered."""
@@ -15532,7 +15653,7 @@ class BatOS_UVM:
     def _keys_read(self, outcome):
         if outcome.error is not None:
             log_bridge.critical("the memory of keys cannot be read: %s", outcome.error)
-            return self.stop.set()
+            return self.fatal(outcome.error)
         for key, remembered in outcome.result:
             self.keys.add(key, remembered)
         held, self._held = self._held, None
@@ -15659,6 +15780,7 @@ class BatOS_UVM:
 
     def _refuse(self, request, error):
         """Answer a request, and those that wait for its reply, with an error."""
+        error = named_shortage(error)
         self._log_unexpected(request, error)
         for one in (request, *self._twins(request)):
             self.reply_error(one, error)
@@ -15812,7 +15934,7 @@ class BatOS_UVM:
                 self.image.storage.check_place()
         except ImageBroken as error:
             log_bridge.critical("%s", error)
-            self._fatal(error)
+            self.fatal(error)
 
     def _set_view(self, outcome):
         if outcome.error is None:
@@ -16927,9 +17049,25 @@ def display(request):
 #
 # Start in order: settings, image, genesis, lanes, socket. Stop in the reverse order.
 
+EXIT_UNASKED = 70                  # the exit status where nobody asked for the end (EX_SOFTWARE of sysexits.h)
 GC_THRESHOLD = 20_000              # new objects that the collector lets come together; commands leave few cycles
 
 log_daemon = logging.getLogger("batos.daemon")
+
+
+class LogFile(logging.handlers.RotatingFileHandler):
+    """The log beside the image. That the disk takes no line is told once, instead of a traceback for each."""
+
+    told = False
+
+    def handleError(self, record):
+        """Tell of an error of the disk on stderr; of any other as logging does."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            return super().handleError(record)
+        if not self.told:
+            self.told = True
+            print(f"batos: the log {self.baseFilename} takes no line ({error}); make room on its disk", file=sys.stderr)
 
 
 def set_up_log(settings, debug=False):
@@ -16939,8 +17077,7 @@ def set_up_log(settings, debug=False):
     handlers = [to_terminal]
     if "://" not in settings.image:
         path = f"{image_path(settings.image)}.log"
-        handlers.append(logging.handlers.RotatingFileHandler(path, maxBytes=int(settings.log_file_mb * 1e6),
-                                                             backupCount=3, delay=True))
+        handlers.append(LogFile(path, maxBytes=int(settings.log_file_mb * 1e6), backupCount=3, delay=True))
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=handlers,
                         format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
@@ -16966,8 +17103,19 @@ def awaken(image, setting):
         started_s = time.monotonic()
         what = "the first objects" if first else "the objects that it lacked"
         say(f"Prototypal Awakening: {what}{' and the core' if folder else ''}", end=" ")
-        genesis(image, folder, setting if folder and is_hub_id(setting) else None)
+        try:
+            genesis(image, folder, setting if folder and is_hub_id(setting) else None)
+        except OSError as error:
+            return _asleep(image, disk_fault(error, image.path))
         say(f"are in the image ({time.monotonic() - started_s:.1f} s)")
+
+
+def _asleep(image, error):
+    """Go on without what the disk does not take, where it is only the core; raise the error where objects are lacking."""
+    if lacks(image):
+        raise error
+    say(f"are not in the image: {error}. It is served without that; start again once there is room")
+    log_daemon.error("the image is served as it is: %s", error)
 
 
 def chosen_core(setting, image):
@@ -16983,6 +17131,14 @@ def chosen_core(setting, image):
     offer = next(offer for offer in OFFERS if offer.name == HUB_CORE)
     say(f"it is {offer.download_gb} GB to download, licence {offer.licence}; take it now? [y/N]", end=" ")
     return HUB_CORE if sys.stdin.readline().strip().lower() in ("y", "yes") else setting
+
+
+def incarnated(image, settings):
+    """Bring staged adapters into the image; a disk that does not take them stops nothing. Returns the reply's map."""
+    try:
+        return incarnate_staged(image, settings)
+    except OSError as error:
+        return {"result": {"refused": [f"all of them: {disk_fault(error, image.path)}"], "incarnated": []}}
 
 
 def tell_incarnation(told):
@@ -17005,9 +17161,17 @@ def embedded_core(image, settings):
     return CognitiveCore(lambda: core_directory(image), threads=int(settings.core_threads), tell=say)
 
 
+def take_descriptors():
+    """Let this process have as many file descriptors as it may; many systems begin with 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):       # macOS says that there is no limit, and takes none
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def serve(settings, debug=False, make_core=embedded_core):
     """Run the daemon until SIGINT, SIGTERM or `shutdown`. Returns the exit status."""
     os.umask(0o077)
+    take_descriptors()
     if not is_local(settings.endpoint) or settings.curve:
         KeyRing(settings.image).server()                 # before anything is opened: it cannot be served without
     set_up_log(settings, debug)
@@ -17015,7 +17179,7 @@ def serve(settings, debug=False, make_core=embedded_core):
     try:
         upgrade(image, settings)
         awaken(image, chosen_core(settings.core, image))
-        tell_incarnation(incarnate_staged(image, settings))
+        tell_incarnation(incarnated(image, settings))
         uvm = BatOS_UVM(image, settings, make_core(image, settings), Embedder(settings.embedder))
         endpoint = uvm.wire.bind(settings.endpoint)
         Display(uvm, endpoint)
@@ -17024,14 +17188,17 @@ def serve(settings, debug=False, make_core=embedded_core):
         image.close()
         if image.path:
             shutil.rmtree(f"{image.path}.core", ignore_errors=True)
+    if uvm.unasked:
+        say(f"ended by an error: {uvm.unasked!s:.500}; the log has the rest. Everything acknowledged is in the image")
+        return EXIT_UNASKED
     say("stopped; everything acknowledged is in the image")
-    return int(getattr(image.storage, "broken", None) is not None)
+    return 0
 
 
-def _checked_rest(stop, done):
+def _checked_rest(uvm, done):
     if done.exception() is not None:
         log_daemon.critical("%s", done.exception())
-        stop.set()
+        uvm.fatal(done.exception())
 
 
 async def _run(uvm, image, endpoint):
@@ -17048,7 +17215,7 @@ async def _run(uvm, image, endpoint):
     gc.freeze()                                          # what stands now stays; collections need not look at it
     gc.set_threshold(GC_THRESHOLD)
     checking = loop.run_in_executor(None, image.check_rest)
-    checking.add_done_callback(functools.partial(_checked_rest, stop))
+    checking.add_done_callback(functools.partial(_checked_rest, uvm))
     if lack := unconfined():
         say(lack)
     say(f"BAT OS listens on {endpoint} (Ctrl-C stops it)")

@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import functools
+import io
+import logging
 import os
 import pathlib
 import resource
@@ -51,6 +53,38 @@ def test_a_full_disk(daemon, tmp_path):
         assert found["before"]["value"] == 1 and found["after"]["value"] == 2 and "during" not in found
     assert running.stop() == 0
     assert batos.check_image(str(tmp_path / "live_image.fs"), deep=True)["faults"] == []
+
+
+@pytest.mark.slow
+def test_with_every_descriptor_taken_what_needs_one_is_busy_and_the_rest_is_served(daemon, tmp_path):
+    running = daemon("--embedder", "none")
+    with batos.Client(running.endpoint, timeout_s=60) as client:
+        client.call("create_method", target_oid="genesis_obj", method_name="twice_",
+                    method_code="def twice_(self, n): return 2 * n")
+        large = "\n\n".join(f"Valve {n} is made of brass number {n * 7} and opens at {n} bar." for n in range(3000))
+        client.call("index_document", doc_id="large", text=large)
+        used = len(os.listdir(f"/proc/{running.process.pid}/fd"))
+        before = limited(running.process, resource.RLIMIT_NOFILE, used)
+        wants = [("search_memory", {"query": "valve 2999"}), ("backup", {"folder": str(tmp_path / "b")}), ("pack", {}),
+                 ("send_message", {"target": "genesis_obj", "selector": "twice_", "args": [4]}), ("incarnate", {}),
+                 ("index_document", {"doc_id": "other", "text": large.replace("brass", "steel")})]
+        for name, fields in wants:
+            with pytest.raises(batos.Busy, match="every file descriptor is taken") as caught:
+                client.call(name, **fields)
+            assert caught.value.fields["resource"] == "descriptors"
+        set_slot(client, "n", 2)
+        assert client.call("inspect", target="genesis_obj.n")["result"]["value"] == 2
+        resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, before)
+        assert client.call("search_memory", query="valve 2999")["results"]
+        for name, fields in wants:
+            assert client.call(name, **fields)["status"] == "OK"
+    assert running.stop() == 0
+    assert "Traceback" not in (tmp_path / "live_image.fs.log").read_text()
+
+
+def test_the_daemon_takes_as_many_descriptors_as_it_may(daemon):
+    soft, hard = resource.prlimit(daemon().process.pid, resource.RLIMIT_NOFILE)
+    assert soft == hard
 
 
 def test_no_descriptors_left(daemon):
@@ -189,15 +223,93 @@ def test_a_full_file_system(daemon, small_disk):
     assert {"before", "after"} <= set(slots(small_disk / "image.fs"))
 
 
-def test_a_start_on_a_full_file_system(daemon, small_disk):
-    running = daemon("--image", str(small_disk / "image.fs"))
+@pytest.mark.slow
+@pytest.mark.parametrize("left", ["killed", "stopped", "no index", "torn"])
+def test_a_start_on_a_full_file_system_serves_what_can_be_read(daemon, small_disk, left):
+    image = small_disk / "image.fs"
+    options = ("--image", str(image), "--embedder", "none")
+    running = daemon(*options)
+    with batos.Client(running.endpoint) as client:
+        set_slot(client, "before", "x" * 9000)
+        client.call("index_document", doc_id="a", text="The brass valve.")
+        set_slot(client, "last", "y" * 20_000)           # by the write lane, which nobody shares here
+    running.stop(kill=left != "stopped")
+    if left == "no index":
+        (small_disk / "image.fs.index").unlink()
+        (small_disk / "image.fs.tmp").unlink()           # whose room an index would have
+    if left == "torn":
+        os.truncate(image, image.stat().st_size - 50)
+    with full(small_disk):
+        running = daemon(*options)
+        with batos.Client(running.endpoint, timeout_s=60) as client:
+            assert client.call("inspect", target="genesis_obj.before")["result"]["value"] == "x" * 9000
+            assert len(client.call("search_memory", query="valve")["results"]) == 1
+            for _ in range(2):
+                with pytest.raises(batos.ImageError, match=f"the disk of {image} .*No space.*make room") as caught:
+                    set_slot(client, "during", "x" * 500_000)
+                assert caught.value.fields["path"] == str(image)
+            (small_disk / "ballast").unlink()
+            set_slot(client, "after", 2)
+            client.call("index_document", doc_id="b", text="Another valve.")
+        assert running.stop() == 0
+        (small_disk / "ballast").touch()
+    assert "Logging error" not in "".join(running.lines)
+    assert batos.check_image(str(image), deep=True)["faults"] == []
+    assert {"before", "after"} <= set(slots(image)) and "during" not in slots(image)
+
+
+@pytest.mark.slow
+def test_a_stop_on_a_full_file_system_loses_nothing(daemon, small_disk):
+    image = small_disk / "image.fs"
+    running = daemon("--image", str(image))
     with batos.Client(running.endpoint) as client:
         set_slot(client, "before", 1)
-    running.stop(kill=True)
+        with full(small_disk):
+            assert running.stop() == 0
+    assert batos.check_image(str(image), deep=True)["faults"] == [] and slots(image)["before"] == 1
+
+
+@pytest.mark.slow
+def test_what_a_full_disk_does_not_take_of_a_core_is_told_and_the_rest_is_served(daemon, small_disk):
+    image = small_disk / "image.fs"
+    running = daemon("--image", str(image), "--adapters", "none")
+    running.stop()
     with full(small_disk):
-        told = start_refused(small_disk)
-        assert told is None or "No space" in told or "room" in told, told
-    assert slots(small_disk / "image.fs")["before"] == 1
+        running = daemon("--image", str(image), core="auto")
+        with batos.Client(running.endpoint, timeout_s=60) as client:
+            assert client.call("inspect", target="genesis_obj")["status"] == "OK"
+        assert running.stop() == 0
+    told = "".join(running.lines)
+    assert f"not in the image: nothing was stored: the disk of {image}" in told
+    assert "an adapter stays outside: all of them" in told
+
+
+@pytest.mark.parametrize("taken", [0, 1, 40])
+def test_a_seal_that_the_disk_takes_in_part_leaves_no_part_of_a_line(closed, monkeypatch, taken):
+    class FullDisk(io.FileIO):
+        def write(self, data):
+            if super().write(data[:taken]) < len(data):
+                raise OSError(errno.ENOSPC, "No space left on device")
+    image, before = batos.Image.open(str(closed)), pathlib.Path(f"{closed}.seals").read_bytes()
+    put(image, "n", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(batos, "open", lambda path, mode, **_: FullDisk(path, mode) if mode == "ab" else open(path, mode),
+                      raising=False)
+        image.seal()
+    assert pathlib.Path(f"{closed}.seals").read_bytes() == before
+    put(image, "n", 2)
+    image.close()
+    assert pathlib.Path(f"{closed}.seals").read_bytes() > before and slots(closed)["n"] == 2
+
+
+def test_a_log_that_the_disk_does_not_take_is_told_once(capsys):
+    log = batos.LogFile("/dev/full", delay=True)
+    for line in ("one", "two"):
+        log.handle(logging.LogRecord("batos", logging.INFO, "", 0, line, (), None))
+    told = capsys.readouterr().err
+    assert told.count("the log /dev/full takes no line") == 1 and "Traceback" not in told
+    with contextlib.suppress(OSError):
+        log.close()
 
 
 def test_a_start_on_a_read_only_file_system(daemon, small_disk):
@@ -365,7 +477,7 @@ def test_a_data_file_that_goes_away_stops_the_daemon_and_what_stands_there_is_no
         with pytest.raises((batos.ImageBroken, batos.NoReply, batos.ShuttingDown)):
             for n in range(100):
                 set_slot(client, "n", n)
-        assert running.process.wait(60) == 1
+        assert running.process.wait(60) == batos.EXIT_UNASKED
     for one, content in stands.items():
         assert one.read_bytes() == content, one
     if how == "replaced":
@@ -375,6 +487,6 @@ def test_a_data_file_that_goes_away_stops_the_daemon_and_what_stands_there_is_no
 def test_an_idle_daemon_whose_data_file_goes_away_stops_too(daemon, tmp_path):
     running = daemon()
     (tmp_path / "live_image.fs").unlink()
-    assert running.process.wait(60) == 1
+    assert running.process.wait(60) == batos.EXIT_UNASKED
     running.stop()
     assert any("removed" in line for line in running.lines)
