@@ -1920,8 +1920,9 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
             self._tfile = self._tfmt._file = open(f"{self._file_name}.tmp", "w+b")
 
     def close(self):
-        """Close the file, then let go of it."""
-        self._clear_temp()
+        """Close the file, then let go of it; once more does no harm."""
+        if self._tfile and not self._tfile.closed:
+            self._clear_temp()
         super().close()
         if self._hold:
             self._hold.close()

@@ -1,5 +1,6 @@
 """The daemon, from outside: commands, keys, garbage, kill -9."""
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -301,3 +302,67 @@ def test_an_image_of_an_earlier_version_gets_what_it_lacks(daemon, tmp_path):
     image.close()
     with batos.Client(daemon(core=0).endpoint) as client:
         assert client.call("initiate_cognitive_cycle", mission_brief=QUESTION, wait=True)["result"]["state"] == "COMPLETE"
+
+
+# What nobody foresaw
+
+PATCHED = """
+import sys
+sys.path.insert(0, {root!r})
+import batos
+
+class Panic(BaseException):
+    pass
+
+{patch}
+batos.leave(batos.main(["--core", "none", "--endpoint", "tcp://127.0.0.1:0"]))
+"""
+PANICS = """
+parse = batos.parse_command
+
+def panicking(request):
+    if request.get("client") == "panic":
+        raise Panic("index out of bounds")
+    return parse(request)
+
+def panics(request, root):
+    raise Panic("in a lane")
+
+batos.parse_command = panicking
+batos.COMMANDS["list_cycles"] = batos.COMMANDS["list_cycles"]._replace(function=panics)
+"""
+BREAKS = """
+def breaks(uvm):
+    raise RuntimeError("nobody foresaw this")
+
+batos.BatOS_UVM._look_at_place = breaks
+"""
+
+
+@contextlib.contextmanager
+def patched(folder, patch):
+    """A daemon with some of its functions replaced; yields its process and endpoint."""
+    program = PATCHED.format(root=str(conftest.ROOT), patch=patch)
+    with subprocess.Popen([sys.executable, "-c", program], cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        endpoint = next(line.split()[4] for line in process.stdout if "listens on" in line)
+        try:
+            yield process, endpoint
+        finally:
+            process.kill()
+
+
+def test_what_a_library_raises_in_a_panic_is_an_error_of_that_request_alone(tmp_path):
+    with patched(tmp_path, PANICS) as (process, endpoint), batos.Client(endpoint, timeout_s=30) as client:
+        for name, fields in (("health", {"client": "panic"}), ("list_cycles", {}), ("list_cycles", {})):
+            with pytest.raises(batos.BatosError, match="unexpected Panic"):
+                client.call(name, **fields)
+        assert client.call("inspect", target="genesis_obj")["status"] == "OK"
+        process.terminate()
+        assert process.wait(60) == 0
+
+
+def test_an_end_that_nobody_asked_for_has_a_status_of_its_own(tmp_path):
+    with patched(tmp_path, BREAKS) as (process, _):
+        assert process.wait(60) == batos.EXIT_UNASKED == 70
+        assert "nobody foresaw this" in process.stdout.read()
+    assert batos.check_image(str(tmp_path / "live_image.fs"), deep=True)["faults"] == []

@@ -1,13 +1,16 @@
-"""Foundations: what msgpack holds is counted before it is built."""
+"""Foundations: what msgpack holds is counted before it is built; what a boundary catches."""
 
+import asyncio
 import datetime
+import errno
 
 import ormsgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batos import Bounds, Malformed, count_packed, unpack_bounded
+import batos
+from batos import Bounds, Busy, Malformed, caught, count_packed, unpack_bounded
 
 BOUNDS = Bounds(values=1000, depth=8, name_bytes=100)
 WIDE = Bounds(values=10 ** 9, depth=10 ** 6, name_bytes=10 ** 9)
@@ -139,3 +142,37 @@ def test_text_is_stepped_over_however_long_it_is():
         count_packed(Counting(packed(value)), BOUNDS)
         return Counting.reads
     assert reads_of({"text": "a" * 10_000_000}) <= reads_of({"text": "a" * 10}) + 1
+
+
+# Boundaries
+
+
+class Panic(BaseException):
+    """As libraries written in Rust raise it."""
+
+
+def test_a_boundary_takes_every_error_and_holds_up_nothing_that_ends_on_purpose():
+    for error in (Panic("x"), ValueError("x"), MemoryError(), RecursionError()):
+        assert caught(error) is error
+    for kind in (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError):
+        with pytest.raises(kind):
+            caught(kind())
+
+
+def failed_for(number):
+    """Return an error of the system as it comes out of what took it for something else."""
+    try:
+        try:
+            raise OSError(number, "as the system says")
+        except OSError as error:
+            raise batos.DamagedImage("the blob is missing") from error
+    except batos.DamagedImage as error:
+        return error
+
+
+def test_a_shortage_of_descriptors_is_busy_whatever_it_was_taken_for():
+    for error in (OSError(errno.EMFILE, "x"), OSError(errno.ENFILE, "x"), failed_for(errno.EMFILE)):
+        told = caught(error)
+        assert isinstance(told, Busy) and told.fields["resource"] == "descriptors" and told.retry
+    for error in (OSError(errno.ENOENT, "x"), failed_for(errno.ENOENT)):
+        assert caught(error) is error

@@ -335,3 +335,23 @@ def test_objects_are_listed_page_by_page_and_found_by_words_slot_and_parent(daem
 def test_objects_after_the_last_number_are_none(daemon):
     with batos.Client(daemon().endpoint) as client:
         assert client.call("list_objects", after="0xffffffffffffffff")["results"] == []
+
+
+# What comes back of what was sent
+
+
+@pytest.mark.parametrize("request_id", [0, "a" * batos.MAX_ID, b"a" * batos.MAX_ID, 1.5, True, None])
+def test_an_id_of_ordinary_size_comes_back(request_id):
+    assert batos.request_id({"id": request_id}) == request_id
+
+
+@pytest.mark.parametrize("request_id", ["a" * 20_000_000, b"a" * (batos.MAX_ID + 1)])
+def test_a_long_id_is_refused(request_id):
+    with pytest.raises(BadRequest, match=f"the id has {len(request_id):,} .* allowed are 256"):
+        batos.request_id({"id": request_id})
+
+
+def test_an_error_s_sentence_is_shortened_in_its_middle():
+    told = batos.error_reply(1, BadRequest(f"the name {'x' * 8_000_000} is none; send another"))["details"]
+    assert len(told) < batos.MAX_DETAILS and told.startswith("the name xxx") and told.endswith("is none; send another")
+    assert batos.error_reply(1, BadRequest("short"))["details"] == "short"
