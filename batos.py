@@ -188,6 +188,8 @@ class ForeignClass(ImageError):
 class MessageNotUnderstood(BatosError, AttributeError):
     """No object along the delegation answers the selector. Fields: receiver, selector."""
 
+    miss = None                                          # the Miss, where it may become a mission
+
 
 class CodeRejected(BatosError, ValueError):
     """The audit does not take a method's source. Fields: rule, line, column, mend."""
@@ -203,6 +205,10 @@ class MethodFailed(BatosError):
 
 class MethodUnwritten(BatosError):
     """The kernel wrote no method that passed its tests. Fields: failures."""
+
+
+class NotYetBuilt(BatosError, NotImplementedError):
+    """A message of the system's own whose work this version has no part for yet."""
 
 
 class OutOfMemory(BatosError, MemoryError):
@@ -1178,13 +1184,23 @@ def _call_for(name, value):
     return behaviour_of(value).function
 
 
+MISS_SELECTORS = ("_doesNotUnderstand_", "doesNotUnderstand_")       # one message by two names; the nearest slot answers
+
+
+def miss_handler(receiver):
+    """Return the selector by which a receiver hears of messages that nobody understands, or None where it has none."""
+    for holder in ancestry(receiver):
+        for selector in MISS_SELECTORS:
+            if selector in own(holder):
+                return selector
+    return None
+
+
 def _not_understood(selector, receiver, *args, **kwargs):
-    handler = lookup(receiver, "_doesNotUnderstand_")
-    if handler.value is ABSENT:
-        handler = lookup(receiver, "doesNotUnderstand_")
-    if handler.value is ABSENT:
+    handler = miss_handler(receiver)
+    if handler is None:
         raise message_not_understood(receiver, selector)
-    return handler.call(receiver, selector, args, kwargs)
+    return lookup(receiver, handler).call(receiver, selector, args, kwargs)
 
 
 def _look_up(obj, name):
@@ -1220,6 +1236,12 @@ def message_not_understood(receiver, selector):
     """Return the error for a message that nothing answers, naming the nearest selectors."""
     return MessageNotUnderstood(f"{receiver!r} does not understand {selector!r}; {mend(selector, selectors(receiver))}",
                                 receiver=oid_text(receiver._p_oid or b""), selector=selector)
+
+
+def is_understood(receiver, selector):
+    """Whether a slot, or a universal primitive, answers to a selector."""
+    row = PRIMITIVES.get(selector)
+    return lookup(receiver, selector).value is not ABSENT or bool(row and row.universal)
 
 
 def selectors(obj):
@@ -1292,8 +1314,27 @@ def primitive_for(receiver, selector):
     found = lookup(receiver, selector.replace(":", "_"))
     if isinstance(found.value, Method):
         return behaviour_of(found.value)
+    if found.value is not ABSENT:
+        return None
     row = PRIMITIVES.get(selector.replace(":", "_"))
-    return row if found.value is ABSENT and row and row.universal else None
+    if row and row.universal:
+        return row
+    return STORED_METHOD if answers_misses(receiver) else None
+
+
+def answers_misses(receiver):
+    """Whether a stored method of a receiver answers the messages that it does not understand."""
+    handler = miss_handler(receiver)
+    value = lookup(receiver, handler).value if handler else None
+    return isinstance(value, Method) and behaviour_of(value) is STORED_METHOD
+
+
+def heard(receiver, selector, args, kwargs):
+    """Return (selector, args, kwargs) of the message that a receiver hears: one that nobody understands reaches its own
+    `_doesNotUnderstand_`, where that is a stored method, with selector, args and kwargs as arguments."""
+    if is_understood(receiver, selector) or not answers_misses(receiver):
+        return selector, args, kwargs
+    return miss_handler(receiver), [selector, list(args), dict(kwargs)], {}
 
 
 def _root_of(obj):
@@ -1360,9 +1401,26 @@ def _selectors(receiver):
     return sorted(selectors(receiver))
 
 
+class Miss(typing.NamedTuple):
+    """A message that nobody understands: `intent` is what it shall do, where somebody said so."""
+
+    receiver: UvmObject
+    selector: str
+    args: list
+    kwargs: dict
+    intent: str | None = None
+
+
 @primitive("_doesNotUnderstand_")
 def _does_not_understand(receiver, selector, args=(), kwargs=None):
-    raise message_not_understood(receiver, selector)
+    """Raise MessageNotUnderstood, whose `miss` is the message. Sent by a client, it says so of a message that is understood."""
+    if not isinstance(selector, str) or not isinstance(args, list | tuple) or not isinstance(kwargs, dict | None):
+        raise BadRequest(f"a selector is wanted, then a list and a map of its arguments, got {selector!r:.100}")
+    if is_understood(receiver, selector.replace(":", "_")):
+        return {"selector": selector, "understood": True}
+    error = message_not_understood(receiver, selector)
+    error.miss = Miss(receiver, selector, list(args), dict(kwargs or {}))
+    raise error
 
 
 # Paths
@@ -1379,14 +1437,17 @@ def _resolve_oid(jar, number):
 
 
 def _few_keys(tree):
-    return list(tree.keys()) if len(tree) <= 1000 else ()
+    return [str(key) for key in tree.keys()] if len(tree) <= 1000 else ()
 
 
 def _tree_get(tree, name):
-    try:
-        return tree.get(name, ABSENT)
-    except TypeError:                                    # a tree with integer keys
-        return tree.get(int(name), ABSENT) if name.lstrip("-").isdigit() else ABSENT
+    """Return what a tree holds for a key's name, or ABSENT; a tree of numbers finds nothing for a text."""
+    keys = [name, int(name)] if re.fullmatch(r"-?[0-9]{1,19}", name) else [name]
+    for key in keys:
+        with contextlib.suppress(TypeError, OverflowError):           # the tree's keys are of another kind
+            if key in tree:
+                return tree[key]
+    return ABSENT
 
 
 def _step(value, name, what):
@@ -3404,6 +3465,7 @@ class Deferred(typing.NamedTuple):
     """A job's result that is no answer yet: a mission was begun, or found, and what the job wrote stays."""
 
     cycle: str                                           # the mission's id
+    selector: str                                        # of the method that it writes
 
 
 class MoveTo(typing.NamedTuple):
@@ -8534,6 +8596,11 @@ class RamCache:
                 self._held[name] = version, packed
                 self.bytes += size
 
+    def drop(self, name):
+        """Hold an expert no longer."""
+        with self._guard:
+            self._drop(name)
+
     def _drop(self, name):
         held = self._held.pop(name, None)
         self.bytes -= held[1].nbytes if held else 0
@@ -8571,7 +8638,8 @@ class SynapticMemory:
         self.cache = RamCache(int(budget))
         self.experts, self.unfit = {}, {}                # name -> Expert; (name, version) -> why it cannot be served
         self.slots, self.account = None, {}
-        self.want = lambda name: None                    # have the synapse lane make an expert hot; set by whoever has it
+        # What has the synapse lane move an expert: make it hot, make it warm, leave it in its blob; set by whoever has it.
+        self.want = self.warm = self.unload = lambda name: None
         self.uses, self.counts = collections.Counter(), collections.Counter()    # by expert; by tier where it was found
         self.times = {tier: Timings() for tier in ("hot", "warm", "cold")}
         image.db.synapses = self                         # where the objects of the image find me
@@ -8657,6 +8725,11 @@ class SynapticMemory:
         for name in names:
             with contextlib.suppress(AdapterMismatch, DamagedImage):           # who uses it is told
                 self.packed(self.known(name))
+
+    def let_go(self, slots, name):
+        """Leave an expert in its blob alone: out of its slot and of RAM. In the model thread, between batches."""
+        slots.drop(name)
+        self.cache.drop(name)
 
     def tier(self, name):
         """Return "hot", "warm" or "cold"."""
@@ -8767,6 +8840,96 @@ def activate_expert_(manager, expert):
     if tier != "hot":
         synapses.want(name)
     return {"expert": name, "tier": tier, "activating": tier != "hot"}
+
+
+# What the seeds send to the model itself: PEFT's verbs, by name. Weights move after the message, in the synapse lane.
+
+
+def _hot_expert(synapses, name):
+    """Return the name of an expert as it is known, and its tier. Raises NotFound, AdapterMismatch, CoreOffline."""
+    name = str(name).upper()
+    synapses.known(name)
+    if synapses.slots is None:
+        raise CoreOffline("there are no adapter slots, as no core is loaded; start the daemon with --core auto")
+    return name, synapses.tier(name)
+
+
+@primitive("set_adapter_", reads=True)
+def set_adapter_(pllm, adapter_name):
+    """Have an expert made hot, if it is not; return where it is now. Rows name their expert, so nothing is switched.
+
+    Raises NotFound, AdapterMismatch where it has to stay cold, CoreOffline.
+    """
+    synapses = _synapses(pllm)
+    name, tier = _hot_expert(synapses, adapter_name)
+    if tier != "hot":
+        synapses.want(name)
+    return {"expert": name, "tier": tier, "activating": tier != "hot"}
+
+
+@primitive("load_adapter_", reads=True)
+def load_adapter_(pllm, adapter_name, weights=None):
+    """As set_adapter_; `weights`, where they are given, must be the expert's own, as of cacheExpert_withWeights_."""
+    if weights is not None:
+        check_weights(pllm, str(adapter_name).upper(), weights)
+    return set_adapter_(pllm, adapter_name)
+
+
+@primitive("delete_adapter_", reads=True)
+def delete_adapter_(pllm, adapter_name):
+    """Have an expert leave its slot and RAM; its blob stays. Returns where it is now. Raises BadRequest for a persona's."""
+    synapses = _synapses(pllm)
+    name, tier = _hot_expert(synapses, adapter_name)
+    if name in PILLARS:
+        raise BadRequest(f"{name} is one of the four personas, which are always hot; others can leave their slot")
+    if tier != "cold":
+        synapses.unload(name)
+    return {"expert": name, "tier": tier, "unloading": tier != "cold"}
+
+
+@primitive("cacheExpert_withWeights_", reads=True)
+def cacheExpert_withWeights_(cache, expert, weights):
+    """Have an expert made warm; return where it is now. `weights` are its proxy, its blob's record or its safetensors' bytes.
+
+    Raises NotFound, AdapterMismatch where the weights are not the expert's own, BadRequest, CoreOffline.
+    """
+    synapses = _synapses(cache)
+    name, tier = _hot_expert(synapses, expert)
+    check_weights(cache, name, weights)
+    if tier == "cold":
+        synapses.warm(name)
+    return {"expert": name, "tier": tier, "caching": tier == "cold"}
+
+
+def check_weights(obj, name, weights):
+    """Raise AdapterMismatch unless weights are those of the expert of that name as the image has it; see _sha256_of."""
+    proxy = _root_of(obj)["pLLM_obj"].lora_repository.get(name)
+    if proxy is None:
+        raise NotFound(f"no expert is named {name!r}; put {name}.safetensors into lora_adapters/ and send incarnate",
+                       kind="expert", name=name)
+    if _sha256_of(name, weights) != proxy.sha256:
+        raise AdapterMismatch(f"these are other weights than those of {name} version {proxy.version}, and only what the image "
+                              f"holds is served; put {name}.safetensors into lora_adapters/ and send incarnate")
+
+
+def _sha256_of(name, weights):
+    """Return the SHA-256 of an adapter's weights, given as a proxy, a blob's record or bytes. Raises BadRequest, AdapterMismatch."""
+    if isinstance(weights, UvmObject):
+        record = own(weights).get("model_blob", weights)
+        if is_blob_record(record):
+            return record.sha256
+    if not isinstance(weights, bytes):
+        raise BadRequest("weights are an expert's proxy, its blob's record or the bytes of a safetensors file, not "
+                         f"{weights!r:.100}")
+    with tempfile.TemporaryDirectory(prefix="batos-weights-") as folder:
+        path = pathlib.Path(folder, f"{name}.safetensors")
+        path.write_bytes(weights)
+        return read_staged(name, path, None, MAX_INT).sha256
+
+
+def unload(synapses, core, name):
+    """Have an expert leave its slot and RAM. In the synapse lane. Raises CoreOffline."""
+    core.on_model_thread(lambda loaded: synapses.let_go(loaded.slots, name))
 
 
 def look_at_experts(synapses, core):
@@ -11362,6 +11525,7 @@ SPEAKER = {"facet": "persona", "weave": "lead"}            # task -> its field t
 GATE_SHARE = 0.5                   # of what the offered quotes hold of the mission's words, the told ones must hold
 RETRY_COMMIT_S = 2.0               # a step that could not be stored (a full disk) is tried again so often
 CONTINUED = 4                      # cycles looked at for pruning at each acceptance and each end
+WAIT_TURN_S = 0.05                 # who waits for a cycle or the core looks so often whether the daemon stops
 
 
 class MissionKind(typing.NamedTuple):
@@ -11432,6 +11596,8 @@ def start_cognitive_cycle_for_(orchestrator, mission_brief, target_oid=None, who
                          f"got {mission_brief!r:.200}")
     if not mission_text(mission_brief):
         raise BadRequest("the mission has no words; put the question into `args`, as text")
+    if mission_brief.get("lead") not in (None, *PILLARS):
+        raise BadRequest(f"a mission is led by one of {', '.join(PILLARS)}, not by {mission_brief['lead']!r:.100}")
     if len(root["active_cycles"]) >= active_max:
         raise Busy(f"{active_max} missions wait or run, which is the limit (missions_max); send it again later")
     cycle = UvmObject(**{
@@ -11560,7 +11726,7 @@ def psm_delegating_(cycle, recall):
     recalled = _journalled(cycle, "recall for facets")
     if recalled is None:
         return _recalling_for_facets(cycle, recall)
-    root, queries = _root_of(cycle), cycle._tmp_synthesis_data["plan"]["sub_queries"]
+    queries = cycle._tmp_synthesis_data["plan"]["sub_queries"]
     asked = recalled.get("asked") or {pillar: {"sub_query": queries[pillar], "evidence": found}      # as older journals have it
                                       for pillar, found in recalled.items()}
 
@@ -11568,7 +11734,7 @@ def psm_delegating_(cycle, recall):
         partial = {pillar: {"frame": value["frame"], "quotes": [facet["evidence"][n - 1] for n in value["quotes"]]}
                    for (pillar, facet), value in zip(asked.items(), values, strict=True)}
         return Step("SYNTHESIZING", values, {"partial_responses": partial})
-    return Thought("facets", read, tuple(_facet_request(root, pillar, facet) for pillar, facet in asked.items()))
+    return Thought("facets", read, tuple(_facet_request(pillar, facet) for pillar, facet in asked.items()))
 
 
 def _recalling_for_facets(cycle, recall):
@@ -11583,9 +11749,10 @@ def _recalling_for_facets(cycle, recall):
     return Thought("recall for facets", read, work=lambda lanes: [facet_request(lanes["method"], facet) for facet in facets])
 
 
-def _facet_request(root, pillar, facet):
-    task, fields = send(_persona_of(root, pillar), "synthesize_response_for_", pillar, facet["sub_query"], facet["evidence"])
-    return task, fields | ({"prompt": facet["prompt"]} if "prompt" in facet else {})
+def _facet_request(pillar, facet):
+    fields = {"persona": PERSONA_OF[pillar], "pillar": pillar, "sub_query": facet["sub_query"],
+              **_sentence_fields("evidence", facet["evidence"])}
+    return "facet", fields | ({"prompt": facet["prompt"]} if "prompt" in facet else {})
 
 
 def _persona_of(root, pillar):
@@ -11624,12 +11791,33 @@ def facet_source(pillar, intent):
 def facet_of(root, pillar, sub_query, evidence):
     """Return the Facet of a pillar, as its persona has it now."""
     persona = _persona_of(root, pillar)
-    method = own(persona).get(pillar)
-    stands, intent = isinstance(method, Method) and "source" in own(method), persona.pillars[pillar].intent
-    first = facet_source(pillar, intent)
+    intent, stands = persona.pillars[pillar].intent, facet_stands(persona, pillar)
+    method, first = own(persona).get(pillar), facet_source(pillar, intent)
     source = method.source if stands else first
     prompt = one_line(intent, FACET_PROMPT) if stands and source == first and method.status != "quarantined" else None
     return Facet(f"{PERSONA_OF[pillar].lower()}_prototype_obj", persona.name, pillar, source, stands, prompt, sub_query, evidence)
+
+
+def facet_stands(persona, pillar):
+    """Whether a persona has a pillar's method, and that is not what an intent became which was revised since."""
+    method = own(persona).get(pillar)
+    if not isinstance(method, Method) or "source" not in own(method):
+        return False
+    return facet_intent(method, pillar) in (None, intent_digest(persona.pillars[pillar].intent))
+
+
+def facet_intent(method, pillar):
+    """Return the digest of the intent that a facet's method came from, or None where somebody wrote it otherwise."""
+    slots = own(method)
+    if "intent_digest" in slots:
+        return slots["intent_digest"]
+    intent = slots.get("intent") or ""                   # of older images
+    return intent_digest(intent) if slots["source"] == facet_source(pillar, intent) else None
+
+
+def intent_digest(intent):
+    """Return the BLAKE2b digest of what an intent says to its facet's method."""
+    return digest(one_line(intent, FACET_PROMPT).encode())
 
 
 def facet_request(lane, facet):
@@ -11690,19 +11878,6 @@ def _sentence_fields(name, evidence):
     return {name: [item["text"] for item in evidence], "shares": [item["share"] for item in evidence]}
 
 
-@primitive("synthesize_response_for_", reads=True)
-def synthesize_response_for_(persona, pillar, sub_query, evidence):
-    """Return the request by which a persona is asked through one of its pillars: (task, fields) for the core.
-
-    Nobody is asked here: so all the facets of a state run as one batch. Raises NotFound for a foreign pillar.
-    """
-    if pillar not in persona.pillars:
-        raise NotFound(f"{persona.name} has no pillar {pillar!r}; {mend(pillar, list(persona.pillars), 'its pillars')}",
-                       kind="pillar", name=pillar)
-    return "facet", {"persona": persona.name, "pillar": pillar, "sub_query": sub_query,
-                     **_sentence_fields("evidence", evidence)}
-
-
 def _offered_quotes(cycle):
     """Return the evidence that the facets quoted, each once, the greatest share first.
 
@@ -11718,7 +11893,8 @@ def _offered_quotes(cycle):
 
 def _weaving(cycle):
     data, mission = cycle._tmp_synthesis_data, mission_text(cycle.mission_brief)
-    lead = _root_of(cycle)["codex_obj"].archetypes[data["plan"]["strategy"]]["lead"]
+    archetype = _root_of(cycle)["codex_obj"].archetypes[data["plan"]["strategy"]]
+    lead = cycle.mission_brief.get("lead") or archetype["lead"]
     offered = _offered_quotes(cycle)
 
     def read(values):
@@ -12065,6 +12241,7 @@ class Mission:
     cancel: threading.Event = dataclasses.field(default_factory=threading.Event)
     deadline_at_s: float = math.inf                      # monotonic
     steps: list = dataclasses.field(default_factory=list)
+    over: threading.Event = dataclasses.field(default_factory=threading.Event)     # set once it has ended
 
 
 class MissionLane:
@@ -12144,6 +12321,17 @@ class MissionLane:
                 self.lanes["bulk"].submit(self._failing(mission, Cancelled("the mission was cancelled before it began"),
                                                         functools.partial(self._ended, mission)))
         return "cancelling"
+
+    def report_of(self, oid, until_s):
+        """Wait until a cycle has ended, and return its report. Not in my own threads. Raises DeadlineExceeded, ShuttingDown."""
+        mission = self.missions.get(oid)
+        while mission is not None and not mission.over.wait(WAIT_TURN_S):
+            if self._closing.is_set():
+                raise ShuttingDown(f"the daemon is shutting down; cycle {oid} goes on when it is back: send it again then")
+            if time.monotonic() > until_s:
+                raise DeadlineExceeded(f"cycle {oid} has no answer yet; it goes on, and `list_cycles` tells how it ends")
+        with reading(self.image) as root:
+            return cycle_report(find_cycle(root, oid))
 
     # ---- in the workers' threads
 
@@ -12279,8 +12467,195 @@ class MissionLane:
             return
         with self._guard:
             self.missions.pop(mission.oid, None)
+        mission.over.set()
         self.counts[outcome.result["state"]] += 1
         self._ended_hook(mission.oid, outcome.result)
+
+
+# Answers by message: what `infer_` asks, and the lane that has it answered. A core that writes is asked freely; with one that
+# does not, a cycle of thought answers out of memory.
+
+PROMPT_CHARS = 20_000
+INFERENCES_WAITING = 256                                 # questions in the core lane's queue; more are Busy
+ANSWER_BOUNDS = {"temperature": (0, 2), "top_p": (0, 1), "max_new_tokens": (1, 512)}      # of infer_: least, most
+
+
+class Inference(typing.NamedTuple):
+    """A question by message, for the core lane. `speaker` names a persona or an expert, None nobody; `reply` makes the answer
+    of {"answer", "grounded", …}."""
+
+    prompt: str
+    speaker: str | None
+    system_prompt: str | None
+    how: dict                                            # temperature, top_p, max_new_tokens
+    reply: typing.Callable = lambda told: told
+
+    def digest(self):
+        """Return the BLAKE2b digest of what is asked."""
+        return digest(ormsgpack.packb([self.prompt, self.speaker, self.system_prompt, self.how]))
+
+
+def checked_question(prompt):
+    """Return a prompt. Raises BadRequest where it is none."""
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise BadRequest(f"a prompt is a text that is not blank, got {prompt!r:.100}")
+    if len(prompt) > PROMPT_CHARS:
+        raise BadRequest(f"a prompt has {PROMPT_CHARS:,} characters at most, this one {len(prompt):,}; have `learn` read long "
+                         "texts, and ask about them")
+    return prompt
+
+
+def checked_bounds(**how):
+    """Return how a core is to answer. Raises BadRequest where a number is out of ANSWER_BOUNDS."""
+    for name, value in how.items():
+        least, most = ANSWER_BOUNDS[name]
+        kinds = (int,) if name == "max_new_tokens" else (int, float)
+        if type(value) not in kinds or not least <= value <= most:
+            raise BadRequest(f"{name} is a number from {least} to {most}, got {value!r:.100}")
+    return how
+
+
+def persona_of(obj):
+    """Return the persona that an object is or delegates to, by its name, or None."""
+    for holder in ancestry(obj):
+        slots = own(holder)
+        if slots.get("name") in PILLARS and isinstance(slots.get("pillars"), OOBTree):
+            return slots["name"]
+    return None
+
+
+def voice_of(root, speaker):
+    """Return what a core that writes is told of the persona that speaks, or None."""
+    if speaker not in PILLARS:
+        return None
+    return f"You speak as {speaker}. {root[f'{speaker.lower()}_prototype_obj'].core_mission}"
+
+
+@primitive("infer_", lane="core")
+def infer_(receiver, prompt, persona=None, system_prompt=None, temperature=0.6, top_p=0.9, max_new_tokens=512,
+           adapter_name=None):
+    """Return the Inference of a prompt; `persona` (or `adapter_name`) says who speaks: None the receiver where it is a persona's,
+    "base" nobody. Raises BadRequest."""
+    how = checked_bounds(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
+    named = persona if persona is not None else adapter_name
+    for name, value in (("persona", named), ("system_prompt", system_prompt)):
+        if not isinstance(value, str | None):
+            raise BadRequest(f"{name} is a text or nothing, got {value!r:.100}")
+    speaker = persona_of(receiver) if named is None else known_speaker(named)
+    system_prompt = system_prompt or voice_of(_root_of(receiver), speaker)
+    return Inference(checked_question(prompt), speaker, system_prompt, how)
+
+
+def known_speaker(name):
+    """Return a persona's name as it is spelt, None for "base"; any other name is an expert's."""
+    if name.lower() == "base":
+        return None
+    return name.upper() if name.upper() in PILLARS else name
+
+
+@primitive("synthesize_response_for_", lane="core")
+def synthesize_response_for_(persona, query):
+    """Return the Inference of a query to a persona, which speaks. Raises BadRequest."""
+    return infer_(persona, query)
+
+
+def cited_text(report):
+    """Return the answer of a cycle as text, with a line for each passage that it cites."""
+    cited = [f"[{n}] {item['doc_id']}:{'-'.join(map(str, dict.fromkeys(item['lines'])))}"
+             for n, item in enumerate(report["evidence"], 1)]
+    return "\n".join([report["answer"], *cited])
+
+
+class CoreLane(Lane):
+    """Threads that have questions answered which came by message; nothing waits for them but who asked.
+
+    A job's apply(root) returns an Inference. What comes of it is {"answer": text, "grounded", "persona"}, with the
+    "evidence" and the "cycle" where memory answered; the write lane stores the reply under the message's key.
+    """
+
+    def __init__(self, image, lanes, core, mind, settings):
+        super().__init__(image, "core", int(settings.workers))
+        self.lanes, self.core, self.mind, self.settings = lanes, core, mind, settings
+        self._closing = threading.Event()
+
+    def submit(self, job):
+        if self.depth < INFERENCES_WAITING:
+            return super().submit(job)
+        job.done(Outcome(job, error=Busy(f"{INFERENCES_WAITING} questions wait for the core; ask again later")))
+
+    def stop(self):
+        """Let who waits be told that the daemon stops."""
+        self._closing.set()
+
+    def _work(self, unit, job):
+        try:
+            with unit.snapshot() as root:
+                asked = job.apply(root)
+            if not isinstance(asked, Inference):         # the slot has changed since it was looked at
+                return job.done(Outcome(job, asked))
+            told = self.answer(asked, job)
+            if job.key is None:
+                return job.done(Outcome(job, asked.reply(told)))
+        except Exception as error:                       # a boundary: every error becomes an outcome
+            return job.done(Outcome(job, error=error))
+        kept = dataclasses.replace(job, apply=lambda root: asked.reply(told), cycle=told.get("cycle"))
+        self.lanes["write"].submit(kept)
+
+    def answer(self, asked, job):
+        """Return what answers an Inference, by the deadline of one answer (core_deadline_s).
+
+        Raises CoreOffline, CoreFailed, DeadlineExceeded, ShuttingDown, NotFound for an unknown speaker.
+        """
+        until_s = time.monotonic() + self.settings.core_deadline_s
+        self._await_core(until_s)
+        return self._written(asked, until_s) if self.core.writes else self._grounded(asked, job, until_s)
+
+    def _await_core(self, until_s):
+        while self.core.state == "loading" and not self.core.settled(WAIT_TURN_S):
+            if self._closing.is_set():
+                raise ShuttingDown("the daemon is shutting down; send it again once it is back")
+            if time.monotonic() > until_s:
+                raise DeadlineExceeded(f"the core is not ready yet: {self.core.progress}; ask again later")
+        if self.core.state != "ready":
+            raise CoreOffline(f"the cognitive core is {self.core.state} ({self.core.progress}); start the daemon with --core "
+                              "auto. search_memory works without", state=self.core.state)
+
+    def _written(self, asked, until_s):
+        text = self.core.infer_(asked.prompt, self._expert(asked.speaker), asked.system_prompt, **asked.how,
+                                cancel=self._closing, deadline_s=until_s - time.monotonic())
+        return {"answer": text, "grounded": False, "persona": asked.speaker}
+
+    def _expert(self, speaker):
+        """Return the name of the expert that speaks, as the core knows it. Raises NotFound for one that is no persona's."""
+        for name in (speaker, speaker.upper()) if speaker else ():
+            if self.core.expert(name) != BASE:
+                return name
+        if speaker in (None, *PILLARS):                  # a persona without an expert has its voice from the prompt alone
+            return BASE
+        raise NotFound(f"no expert {speaker} is served by this core; `list_experts` tells of those that are", kind="expert",
+                       name=speaker)
+
+    def _grounded(self, asked, job, until_s):
+        if asked.speaker not in (None, *PILLARS):
+            raise BadRequest(f"the embedded core answers out of memory, led by one of {', '.join(PILLARS)}; {asked.speaker} has "
+                             "no voice of its own")
+        accepted = self.lanes["write"].call(Job("infer_", self._accepting(asked, job.who), who=job.who))
+        report = self.mind.report_of(accepted.result, until_s)
+        if "answer" not in report:
+            reason = report["reason"]
+            raise CoreFailed(f"cycle {report['cycle']} is {report['state']}: {reason['details']} ({reason['code']})",
+                             cycle=report["cycle"])
+        return {"answer": cited_text(report), "grounded": True, "persona": report.get("lead"), "evidence": report["evidence"],
+                "cycle": report["cycle"]}
+
+    def _accepting(self, asked, who):
+        brief = {"type": "direct_synthesis", "selector": "infer_", "args": [asked.prompt], "kwargs": {}, "lead": asked.speaker}
+
+        def apply(root):
+            cycle = send(root["orchestrator_obj"], "start_cognitive_cycle_for_", brief, None, who, self.settings.missions_max,
+                         self.settings.missions_kept)
+            return cycle_id(cycle)
+        return apply
 
 
 # What genesis puts into the image
@@ -12670,6 +13045,18 @@ KNOWN = "known"                                          # stands for the idiom 
 KNOWN_LOOKED_AT, KNOWN_TRIED = 20, 3
 
 
+def check_not_own(root, receiver, selector):
+    """Raise MessageNotUnderstood for a selector of BAT OS itself, for which no method is ever made up."""
+    name = selector_name(selector)
+    if name not in PRIMITIVES or ("unhandled_message", name) in MISSION_KINDS:
+        return
+    error = message_not_understood(receiver, selector)
+    known = [root_name for root_name, obj in root.items() if isinstance(obj, UvmObject) and is_understood(obj, name)]
+    told = f"it is one of BAT OS itself, understood by {', '.join(known[:5])} and what delegates to them" if known else \
+        "it is one of BAT OS itself"
+    raise MessageNotUnderstood(f"{receiver!r} does not understand {selector!r}; {told}", **error.fields)
+
+
 def offered_request(cycle, recall):
     fields = missing_request(cycle)
     fits = method_choices(method_lines(fields | {"offered": []}))
@@ -12682,6 +13069,7 @@ def look_for_method(cycle, recall):
     if lookup(receiver, selector_name(cycle.mission_brief["selector"])).value is not ABSENT:
         answer = {"answer": f"{cycle.mission_brief['selector']} is understood by now", "relevant": True, "evidence": []}
         return Thought("look", lambda _: Step("COMPLETE", [], {"final_response": answer}))
+    check_not_own(_root_of(cycle), receiver, cycle.mission_brief["selector"])
     request, facet = offered_request(cycle, recall), facet_wanted(cycle)
     if facet:
         return looked(cycle, request, known=[facet], wanted=FACET_TESTS)
@@ -12870,7 +13258,8 @@ def made_by(cycle):
     data, final = cycle._tmp_synthesis_data, cycle.result
     asked = {field: value for field, value in data["request"].items() if field != "offered"}
     intent = wanted_of(cycle)["intent"] or data["written"].get("intent", "")
-    return {"author": f"{WRITTEN_BY} {cycle_id(cycle)} ({cycle.who})", "intent": intent, "asked": asked,
+    of_facet = {name: value for name, value in data["written"].items() if name == "intent_digest"}
+    return {"author": f"{WRITTEN_BY} {cycle_id(cycle)} ({cycle.who})", "intent": intent, "asked": asked, **of_facet,
             "idiom": data["written"]["idiom"], "wanted": data["tests"], "tests": final["tests"], "why": final["why"]}
 
 
@@ -12895,16 +13284,18 @@ def facet_wanted(cycle):
     if not isinstance(pillar, UvmObject):
         return None
     return {"source": facet_source(name, pillar.intent), "idiom": KNOWN, "of": f"the intent of the pillar {name}",
-            "intent": pillar.intent}
+            "intent": pillar.intent, "intent_digest": intent_digest(pillar.intent)}
 
 
 def install_facets(root, cycle):
     """Bring in the facets' methods that a cycle was the first to ask for."""
     for pillar, source in cycle._tmp_synthesis_data.get("new_facets", {}).items():
         persona = _persona_of(root, pillar)
-        if pillar not in own(persona):
-            bring_in(persona, pillar, source, author=f"{WRITTEN_BY} {cycle_id(cycle)} ({cycle.who})",
-                     intent=persona.pillars[pillar].intent, why="it was the first to ask for this pillar")
+        intent = persona.pillars[pillar].intent
+        if not facet_stands(persona, pillar) and source == facet_source(pillar, intent):     # else it was revised meanwhile
+            why = "its intent was revised" if pillar in own(persona) else "it was the first to ask for this pillar"
+            bring_in(persona, pillar, source, author=f"{WRITTEN_BY} {cycle_id(cycle)} ({cycle.who})", intent=intent,
+                     intent_digest=intent_digest(intent), why=why)
 
 
 CYCLE_EFFECTS.append(install_facets)
@@ -12978,10 +13369,30 @@ def slip_of(receiver, selector):
         apart = [pair for pair in zip(mine, theirs, strict=False) if pair[0] != pair[1]]
         vocabulary = {word for name in known for word in re.findall(r"[a-z]+", name.lower())}
         if len(mine) == len(theirs) and apart and all(
-                word not in vocabulary and stem_of(word) != stem_of(meant)
-                and difflib.SequenceMatcher(None, word, meant).ratio() > 0.72 for word, meant in apart):
+                word not in vocabulary and is_mistyped(word, meant) for word, meant in apart):
             return near
     return None
+
+
+def is_mistyped(word, meant):
+    """Whether a word looks like another that was mistyped: by one letter, or by a few where it is no other form of it."""
+    short, long = sorted((word, meant), key=len)
+    if long == f"{short}s" and short[-1] != "s":         # a plural, which somebody may mean
+        return False
+    if one_letter_apart(word, meant):
+        return True
+    alike = difflib.SequenceMatcher(None, word, meant).ratio() > 0.72
+    return alike and stem_of(word) != stem_of(meant)
+
+
+def one_letter_apart(word, other):
+    """Whether one letter more, fewer or another makes one of two words of four letters or more the other."""
+    short, long = sorted((word, other), key=len)
+    same = len(os.path.commonprefix((short, long)))
+    if len(short) < 4 or len(long) - len(short) > 1:
+        return False
+    more = len(long) > len(short)
+    return short[same:] == long[same + 1:] if more else short[same + 1:] == long[same + 1:]
 
 
 def stem_of(word):
@@ -13455,6 +13866,29 @@ def something_wrong(root):
         f"{failures} missions failed, {methods} methods are in quarantine, {waiting} findings wait")
 
 
+# What the seeds send to the mind that it may improve itself, and that waits for parts which this version has not. It is never
+# written by a model.
+
+NOT_YET = {                                              # selector -> what is missing, and what can be done instead
+    "improveCognition": "nothing here trains a successor of the mind, so it cannot improve itself by a message. `feedback` marks "
+                        "answers as right or wrong, the heartbeat sees to what fails, and --core chooses a larger core",
+    "fineTuneWith_": "nothing here trains a model. Train an adapter elsewhere, put NAME.safetensors into lora_adapters/ and send "
+                     "incarnate",
+}
+
+
+def not_yet(selector):
+    """Return the primitive of a message that answers what is missing for it."""
+    def answer(receiver, *args, **kwargs):
+        raise NotYetBuilt(f"{selector} is understood, but BAT OS {__version__} cannot do it yet: {NOT_YET[selector]}",
+                          selector=selector)
+    return answer
+
+
+for _selector in NOT_YET:
+    primitive(_selector, reads=True)(not_yet(_selector))
+
+
 # The states of an audit
 
 
@@ -13708,6 +14142,7 @@ class MissionBrief(pydantic.BaseModel):
     selector: str = pydantic.Field(min_length=1, max_length=200)
     args: list = pydantic.Field(default_factory=list)    # a plain default is deep-copied each time
     kwargs: dict[str, typing.Any] = pydantic.Field(default_factory=dict)
+    intent: str | None = pydantic.Field(None, max_length=2000)     # what an unhandled message shall do
     conversation: str | None = pydantic.Field(None, pattern=r"^[^\W/][\w .:@+-]{0,99}$")
 
 
@@ -13944,6 +14379,7 @@ def command(model: type, lane: str, role: str = "admin", effect: bool = False, p
 BODY_LESS = frozenset({"id", "v", "idempotency_key", "wait", "why"})       # not part of what a key stands for
 # name -> default, which is not part of the body: older images had none
 LATER_FIELDS = {"generate": None, "rechunk": False, "conversation": None}
+LATER_BRIEF_FIELDS = LATER_FIELDS | {"intent": None}     # the same of a mission's brief
 
 
 def wire_bounds(values):
@@ -14010,9 +14446,10 @@ def _sorted(value):
 def body_digest(command):
     """Return the BLAKE2b of what a key stands for: the validated request as sorted msgpack."""
     body = command.model_dump(exclude=BODY_LESS)
-    for fields, (name, default) in itertools.product((body, body.get("mission_brief", {})), LATER_FIELDS.items()):
-        if name in fields and fields[name] == default:
-            del fields[name]
+    for fields, later in ((body, LATER_FIELDS), (body.get("mission_brief", {}), LATER_BRIEF_FIELDS)):
+        for name, default in later.items():
+            if name in fields and fields[name] == default:
+                del fields[name]
     try:
         return digest(ormsgpack.packb(_sorted(body), option=ormsgpack.OPT_NON_STR_KEYS))
     except (TypeError, RecursionError):
@@ -14481,32 +14918,34 @@ def _send_checked(receiver, selector, args, kwargs):
         raise
 
 
-def begin_writing(root, receiver, request):
-    """Answer a message that nobody understands: Deferred to the mission that writes the method, or Refused with why none does."""
-    command, selector, budget = request.command, request.command.selector, request.uvm.budget
-    miss = message_not_understood(receiver, selector)
-    near = None if command.generate else slip_of(receiver, selector_name(selector))
+def begin_writing(root, miss, request):
+    """Answer a Miss: Deferred to the mission that writes the method, or Refused with why none does."""
+    receiver, selector, budget = miss.receiver, miss.selector, request.uvm.budget
+    error = message_not_understood(receiver, selector)
+    try:
+        check_not_own(root, receiver, selector)
+    except MessageNotUnderstood as own_name:
+        return Refused(own_name)
+    near = None if request.command.generate else slip_of(receiver, selector_name(selector))
     if near:
         return Refused(MessageNotUnderstood(
             f"{receiver!r} does not understand {selector!r}; did you mean {near!r}? To have a method of that name written, "
-            "send it again with generate: true", **miss.fields))
+            "send it again with generate: true", **error.fields))
     cycle = mission_for(root, receiver, selector)
     refusal = None if cycle else budget.refusal(selector)
     if refusal:
-        return Refused(MessageNotUnderstood(f"{miss.message} ({refusal})", **miss.fields))
+        return Refused(MessageNotUnderstood(f"{error.message} ({refusal})", **error.fields))
     if cycle is None:
-        cycle = _mission_to_write(root, receiver, request)
+        cycle = _mission_to_write(root, miss, request)
         budget.start()
-    return Deferred(cycle_id(cycle))
+    return Deferred(cycle_id(cycle), selector)
 
 
-def _mission_to_write(root, receiver, request):
-    command = request.command
-    brief = {"type": "unhandled_message", "selector": command.selector, "args": from_wire(command.args, root),
-             "kwargs": from_wire(command.kwargs, root)}
-    if command.intent:
-        brief["intent"] = command.intent
-    return begin_mission(root, brief, oid_text(receiver._p_oid), request)
+def _mission_to_write(root, miss, request):
+    brief = {"type": "unhandled_message", "selector": miss.selector, "args": miss.args, "kwargs": miss.kwargs}
+    if miss.intent:
+        brief["intent"] = miss.intent
+    return begin_mission(root, brief, oid_text(miss.receiver._p_oid), request)
 
 
 def begin_mission(root, brief, target_oid, request):
@@ -14554,11 +14993,14 @@ def send_to_object(request, root):
     args, kwargs = from_wire(command.args, root), from_wire(command.kwargs, root)
     reply = functools.partial(_message_reply, command)
     if request.lane == "method":
-        return Message(receiver, command.selector.replace(":", "_"), args, kwargs, reply)
+        return Message(receiver, *heard(receiver, selector_name(command.selector), args, kwargs), reply)
     try:
-        return reply(_send_checked(receiver, command.selector, args, kwargs))
+        answer = _send_checked(receiver, command.selector, args, kwargs)
     except MessageNotUnderstood as error:
         return _missed(request, root, receiver, error)
+    if isinstance(answer, Miss):
+        return _written_for(request, root, answer, message_not_understood(answer.receiver, answer.selector))
+    return answer._replace(reply=reply) if isinstance(answer, Inference) else reply(answer)
 
 
 def _message_reply(command, answer):
@@ -14567,12 +15009,52 @@ def _message_reply(command, answer):
 
 def _missed(request, root, receiver, error):
     """Log a message that nobody understands, and have its method written where that is wanted."""
-    entry = {"at": now_utc(), "receiver": error.fields["receiver"], "selector": error.fields["selector"],
-             "intent": request.command.intent}
-    append_log(root["message_log"], entry, request.settings.log_entries_max)
-    if error.fields["receiver"] == oid_text(receiver._p_oid) and request.uvm.may_write_for(request):
-        return begin_writing(root, receiver, request)
+    miss = error.miss
+    if miss is not None and miss.receiver is receiver:   # else a primitive sent it
+        return _written_for(request, root, miss, error)
+    _log_miss(request, root, error, miss)
     return Refused(error)
+
+
+def _written_for(request, root, miss, error):
+    """Log a Miss, and have its method written where that is wanted."""
+    miss = miss._replace(intent=miss.intent or request.command.intent)
+    _log_miss(request, root, error, miss)
+    return begin_writing(root, miss, request) if request.uvm.may_write_for(request) else Refused(error)
+
+
+LOGGED_BYTES = 2000                                      # of a message's arguments in its entry of message_log
+
+
+def _log_miss(request, root, error, miss):
+    """Append a message to message_log; arguments that are too large, or not known, are None."""
+    entry = {"at": now_utc(), "receiver": error.fields["receiver"], "selector": error.fields["selector"],
+             "intent": request.command.intent, "args": None, "kwargs": None}
+    if miss is not None:
+        entry["intent"] = miss.intent
+        if _weight([miss.args, miss.kwargs], LOGGED_BYTES) <= LOGGED_BYTES:
+            entry |= {"args": miss.args, "kwargs": miss.kwargs}
+    append_log(root["message_log"], entry, request.settings.log_entries_max)
+
+
+@primitive("reflectOn_")
+def reflectOn_(receiver, message):
+    """Return the Miss of a reified message, of which the method is to be written: an entry of message_log, or a map of selector,
+    args, kwargs and intent to the receiver itself. Where it is understood by now, say so. Raises BadRequest, NotFound."""
+    told = message if isinstance(message, dict) else {}
+    selector, intent = told.get("selector"), told.get("intent")
+    args, kwargs = told.get("args", []), told.get("kwargs", {})
+    if not isinstance(selector, str) or not isinstance(intent, str | None):
+        raise BadRequest("a message is reflected on as {selector, args, kwargs, intent} or as an entry of message_log "
+                         f'({{"$ref": "message_log.NUMBER"}}), not as {message!r:.100}')
+    if not isinstance(args, list) or not isinstance(kwargs, dict):
+        raise BadRequest(f"the arguments of {selector} were not kept, as they are larger than {LOGGED_BYTES} bytes; give "
+                         "selector, args and kwargs")
+    if "receiver" in told:
+        receiver = resolve(_root_of(receiver), str(told["receiver"]))
+    if is_understood(receiver, selector_name(selector)):
+        return {"selector": selector, "understood": True}
+    return Miss(receiver, selector, args, kwargs, intent)
 
 
 def _target_of(command, root):
@@ -14657,8 +15139,7 @@ def accept_mission(request, root):
         target_oid = oid_text(obj._p_oid)
     plain = {"type": brief.type, "selector": brief.selector, "args": from_wire(brief.args, root),
              "kwargs": from_wire(brief.kwargs, root)}
-    if brief.conversation:
-        plain["conversation"] = brief.conversation
+    plain |= {name: getattr(brief, name) for name in ("intent", "conversation") if getattr(brief, name)}
     cycle = begin_mission(root, plain, target_oid, request)
     return {"details": f"the mission is accepted as cycle {cycle_id(cycle)}",
             "result": {"cycle": cycle_id(cycle), "state": state_of(cycle)}}
@@ -15444,6 +15925,7 @@ class BatOS_UVM:
         self.mind = MissionLane(image, self.lanes, self.core, settings,
                                 lambda oid, report: self.post(self._cycle_ended, oid, report), self.embedder, self._fetch_ahead,
                                 self._token_listener)
+        self.lanes["core"] = CoreLane(image, self.lanes, self.core, self.mind, settings)
         self.housekeeping = Housekeeping(image, self.lanes, self.embedder, self.core, settings)
         self.heartbeat, self.display = Heartbeat(self, settings), None       # display: what opens windows; see First conversation
         self._waiting = collections.defaultdict(list)    # cycle id -> functions of its report, each one a reply
@@ -15476,6 +15958,7 @@ class BatOS_UVM:
         self.view.pop("merge_due")
         self.synapses.refresh()
         self.core.synapses, self.synapses.want = self.synapses, self._want_expert
+        self.synapses.warm, self.synapses.unload = lambda name: self._fetch_ahead([name]), self._unload_expert
         self.events.subscribe("experts", self._look_at_experts)
         self.core.start()
         self.mind.start(self.events)
@@ -15507,6 +15990,7 @@ class BatOS_UVM:
                                      "send it again once the daemon is back")
         log_bridge.info("draining: %d requests at work", self.pending)
         self.mind.stop_taking()
+        self.lanes["core"].stop()
         for name in ("bulk", "upkeep"):
             self.lanes[name].end()
         for oid in list(self._waiting):                  # their missions go on at the next start
@@ -15531,10 +16015,11 @@ class BatOS_UVM:
     def close_lanes(self):
         """Leave missions where they are, finish what the lanes hold, end their threads. Not in the loop's thread."""
         self.mind.stop_taking()
+        self.lanes["core"].stop()
         self.core.close()
         self.mind.close()
         self.housekeeping.close()
-        for name in ("upkeep", "method", "write", "bulk", "read"):     # upkeep hands work to bulk, methods to write
+        for name in ("upkeep", "core", "method", "write", "bulk", "read"):     # upkeep hands work to bulk, these to write
             self.lanes[name].close()
 
     def close_socket(self):
@@ -15723,6 +16208,9 @@ class BatOS_UVM:
     def _want_expert(self, name):
         self.lanes["synapse"].submit(Job(f"activate {name}", lambda: activate(self.synapses, self.core, name)))
 
+    def _unload_expert(self, name):
+        self.lanes["synapse"].submit(Job(f"unload {name}", lambda: unload(self.synapses, self.core, name)))
+
     def _fetch_ahead(self, names):
         cold = [name for name in names if self.synapses.tier(name) == "cold" and self.synapses.serves(name)]
         if cold:
@@ -15755,7 +16243,7 @@ class BatOS_UVM:
         if isinstance(outcome.result, MoveTo):
             return self._run_again(request, outcome.result.lane)
         if isinstance(outcome.result, Deferred):
-            return self._generating(request, outcome.result.cycle)
+            return self._generating(request, *outcome.result)
         if outcome.error is not None:
             return self._refuse(request, outcome.error)
         twins = self._twins(request)
@@ -15821,16 +16309,15 @@ class BatOS_UVM:
             wanted = self.settings.generate
         return wanted and not request.generated and self.core.state not in ("offline", "failed")
 
-    def _generating(self, request, oid):
+    def _generating(self, request, oid, selector):
         """A mission writes what a message wants: say so, or have the message sent again when it has ended."""
         command = request.command
         if oid in self.mind.missions and oid not in self._writing:
-            self._writing[oid] = command.selector
+            self._writing[oid] = selector
             self._waiting[oid].insert(0, self._written)
         if command.wait:
-            return self._when_ended(request, oid, lambda report: self._send_again(request, report))
-        told = (f"{command.target} does not understand {command.selector} yet; the mission {oid} writes it: send it again later, "
-                "or with wait")
+            return self._when_ended(request, oid, lambda report: self._send_again(request, selector, report))
+        told = f"{selector} is not understood yet; the mission {oid} writes it: send it again later, or with wait"
         for one in (request, *self._twins(request)):
             self.reply_ok(one, {"details": told, "result": {"cycle": oid}})
 
@@ -15839,13 +16326,12 @@ class BatOS_UVM:
         if selector is not None and report["state"] in ENDED:
             self.budget.note(selector, report["state"] == "COMPLETE")
 
-    def _send_again(self, request, report):
+    def _send_again(self, request, selector, report):
         request.generated = True
         if report["state"] == "COMPLETE" and not self._refused:
             return self._run_again(request, None)
         reason = report.get("reason", {}).get("details", "it goes on when the daemon is back")
-        error = MethodUnwritten(f"{request.command.target} does not understand {request.command.selector}, and the mission "
-                                f"{report['cycle']} is {report['state']}: {reason}")
+        error = MethodUnwritten(f"{selector} is not understood, and the mission {report['cycle']} is {report['state']}: {reason}")
         self._refuse(request, error)
 
     def _cycle_ended(self, oid, report):
@@ -15981,6 +16467,38 @@ def new_traits(root):
     return UvmObject(name="traits_obj", _doesNotUnderstand_=method("_doesNotUnderstand_"))
 
 
+# root name -> {selector: its primitive, where that has another name}: what is understood there from genesis on. An image that
+# lacks one, or where a cycle made one up, gets it at the start.
+OWN_SELECTORS = {
+    "traits_obj": {"doesNotUnderstand_": "_doesNotUnderstand_", "display_ui": None},
+    "pLLM_obj": {"infer_": None, "reflectOn_": None, "load_adapter_": None, "load_adapter": "load_adapter_", "set_adapter_": None,
+                 "set_adapter": "set_adapter_", "delete_adapter_": None, "delete_adapter": "delete_adapter_",
+                 "improveCognition": None, "fineTuneWith_": None},
+    "ram_cache_obj": {"cacheExpert_withWeights_": None},
+}
+
+
+def missing_selectors(root):
+    """Yield (object, selector, its primitive) of OWN_SELECTORS that a root object which is there does not have."""
+    for name, selectors_here in OWN_SELECTORS.items():
+        slots = own(root[name]) if name in root else {}
+        for selector, primitive_name in selectors_here.items():
+            if slots and selector not in slots:
+                yield root[name], selector, primitive_name
+
+
+def made_up_selectors(root):
+    """Yield (object, selector) of root objects where a method that a cycle wrote hides one of OWN_SELECTORS."""
+    known = {selector for selectors_here in OWN_SELECTORS.values() for selector in selectors_here}
+    for obj in root.values():
+        slots = own(obj) if isinstance(obj, UvmObject) else {}
+        yield from ((obj, selector) for selector in known & slots.keys() if _made_up(slots[selector]))
+
+
+def _made_up(value):
+    return isinstance(value, Method) and own(value).get("author", "").startswith(f"{WRITTEN_BY} ")
+
+
 def new_pllm(root):
     return UvmObject(**{"parent*": [root["traits_obj"]], "name": "pLLM_obj", "lora_repository": OOBTree(),
                         "model_id": None, "model_blob": []})
@@ -16087,14 +16605,25 @@ def genesis(image, core=None, core_name=None):
         for name, make in PRIMORDIAL.items():
             if name not in root:
                 root[name] = make(root)
+        complete_selectors(root)
         if core is not None:
             store_core(root, core, core_name)
 
 
+def complete_selectors(root):
+    """Have the root objects understand OWN_SELECTORS."""
+    for obj, selector in list(made_up_selectors(root)):
+        remove_slot(obj, selector)
+    for obj, selector, primitive_name in list(missing_selectors(root)):
+        set_slot(obj, selector, method(selector, primitive_name))
+
+
 def lacks(image):
-    """Return the names of the primordial objects that an image does not have."""
+    """Return the names of the primordial objects that an image does not have, and of selectors that the others have not."""
     with reading(image) as root:
-        return [name for name in PRIMORDIAL if name not in root]
+        objects = [name for name in PRIMORDIAL if name not in root]
+        return objects + [f"{obj.name}.{selector}" for obj, selector, _ in missing_selectors(root)] + [
+            f"{oid_text(obj._p_oid)}.{selector}" for obj, selector in made_up_selectors(root)]
 
 
 # Models of the hub
@@ -16932,6 +17461,13 @@ def ingest_and_display_yourself(genesis):
     return _told_display(genesis, UI_MESSAGES[1])
 
 
+@primitive("display_ui", reads=True)
+def display_ui(obj):
+    """Tell how the user interfaces are opened: one in a terminal, by whoever sits there, and the window."""
+    return {"terminal": "python batos.py top", "window": "python batos.py display",
+            "told": "a terminal's picture opens where somebody sits, so a message cannot open it; display_yourself opens the window"}
+
+
 # What comes of it outside of the image: the file, and the window
 
 
@@ -17028,7 +17564,7 @@ def begin_first_conversation(request, root):
     if cycle is None:
         brief = {"type": "unhandled_message", "selector": selector, "args": [], "kwargs": {}}
         cycle = begin_mission(root, brief, oid_text(genesis._p_oid), request)
-    return Deferred(cycle_id(cycle))
+    return Deferred(cycle_id(cycle), selector)
 
 
 @command(DisplayYourselfCommand, lane="read", phased=True)
@@ -17511,6 +18047,9 @@ def _told_answer(report):
     return "\n".join([*lines, *([""] if lines else []), report["answer"]])
 
 
+LOADING_LOOK_S = 0.2                                     # how often it is looked how far the core is
+
+
 def _think(client, question, **brief):
     """Have a mission accepted, wait for its end; an interrupt cancels it. Returns the reply."""
     settings = load_settings()
@@ -17520,10 +18059,23 @@ def _think(client, question, **brief):
         cycle = client.call("initiate_cognitive_cycle", **fields)["result"]["cycle"]
         if sys.stderr.isatty():
             print(f"cycle {cycle} thinks; Ctrl-C cancels it", file=sys.stderr)
+        _tell_loading(client, cycle)
         return client.call("initiate_cognitive_cycle", settings.mission_deadline_s + 60, wait=True, **fields)
     except KeyboardInterrupt:                            # the same key names the same cycle, whether it was known yet or not
         cycle = client.call("initiate_cognitive_cycle", **fields)["result"]["cycle"]
         raise Cancelled(client.call("cancel", cycle=cycle)["details"]) from None
+
+
+def _tell_loading(client, cycle):
+    """While the core loads, which an answer waits for, say on stderr how far it is; until a cycle has ended without it."""
+    said = None
+    while (core := client.call("health")["result"]["core"])["state"] == "loading":
+        if core["progress"] != said:
+            said = core["progress"]
+            print(f"{said}; the answer follows once it is ready", file=sys.stderr, flush=True)
+        if client.call("inspect", target=cycle)["result"]["slots"]["result"]["value"] is not None:
+            return
+        time.sleep(LOADING_LOOK_S)
 
 
 def _ask(args, client):

@@ -29,11 +29,13 @@ def daemon_words(options, core):
     anywhere = "tcp://127.0.0.1:0"
     if isinstance(core, str):
         return ["batos", "--endpoint", anywhere, "--core", core, *options]
-    return ["doubles", json.dumps({"endpoint": anywhere, **dict(options)}), str(core)]
+    double = core if isinstance(core, tuple) else (core,)
+    return ["doubles", json.dumps({"endpoint": anywhere, **dict(options)}), *map(str, double)]
 
 
 class DaemonProcess:
-    """A running daemon; `endpoint` is where it listens. `core` is "none", a core for --core, or seconds of a double."""
+    """A running daemon; `endpoint` is where it listens. `core` is "none", a core for --core, or seconds of a double; with a
+    file behind them, of one that writes freely."""
 
     def __init__(self, folder, *options, core="none", start=forks.start):
         self.folder = folder

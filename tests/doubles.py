@@ -1,6 +1,8 @@
 """A core that answers at once, for tests and benches of everything but the model; and a daemon that has it.
 
-    python tests/doubles.py '{"image": "x.fs", "endpoint": "tcp://127.0.0.1:0"}' [DELAY_S]
+    python tests/doubles.py '{"image": "x.fs", "endpoint": "tcp://127.0.0.1:0"}' [DELAY_S [FILE]]
+
+With a FILE it is one that writes freely, and appends there what it is asked, a line a prompt.
 """
 
 import json
@@ -129,11 +131,33 @@ class QuickCore:
         self._closing.set()
 
 
+class WritingCore(QuickCore):
+    """Stands for a core that writes freely: it answers a prompt after `delay_s` with how often it was asked, and notes it."""
+
+    writes = True
+
+    def __init__(self, asked, delay_s=0.0, **values):
+        super().__init__(delay_s, **values)
+        self.asked = pathlib.Path(asked)
+
+    def infer_(self, prompt, persona=None, system_prompt=None, temperature=0.6, top_p=0.9, max_new_tokens=512, deadline_s=None,
+               cancel=None, on_text=None):
+        with self.asked.open("a") as file:
+            file.write(f"{prompt}\n")
+        end_s = time.monotonic() + self.delay_s
+        while time.monotonic() < end_s:
+            if self._closing.wait(0.01) or cancel and cancel.is_set():
+                raise batos.Cancelled("cancelled")
+        return f"answer {len(self.asked.read_text().splitlines())} to {prompt} by {persona}, told {system_prompt}"
+
+
 def main(words):
-    """Serve with a core that answers at once; words: settings as JSON, and seconds that it takes. Returns the exit status."""
+    """Serve with a core that answers at once; words: settings as JSON, and seconds that it takes; then the file of one that
+    writes freely. Returns the exit status."""
     delay_s = float(words[1]) if len(words) > 1 else 0.0
+    core = WritingCore(words[2], delay_s) if len(words) > 2 else QuickCore(delay_s)
     settings = batos.load_settings({"core": "none", **json.loads(words[0])})
-    return batos.serve(settings, make_core=lambda image, settings: QuickCore(delay_s))
+    return batos.serve(settings, make_core=lambda image, settings: core)
 
 
 if __name__ == "__main__":

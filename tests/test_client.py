@@ -429,7 +429,37 @@ def test_a_code_that_names_no_error_is_the_root_of_all(answered, code):
     assert type(caught.value) is batos.BatosError
 
 
-@pytest.mark.parametrize("before", [0, 1])
+class Loading:
+    """Stands for a client of a daemon whose core loads for some looks; the cycle ends at the look `ended`, or later."""
+
+    def __init__(self, *progress, ended=None):
+        self.progress, self.looks, self.ended = list(progress), 0, ended
+
+    def call(self, command, **fields):
+        if command == "inspect":
+            assert fields == {"target": "0x99"}
+            return {"result": {"slots": {"result": {"value": {"answer": "so"} if self.looks == self.ended else None}}}}
+        self.looks += 1
+        state = "loading" if self.progress else "ready"
+        return {"result": {"core": {"state": state, "progress": self.progress.pop(0) if self.progress else "ready"}}}
+
+
+def test_who_asks_while_the_core_loads_is_told_how_far_it_is(monkeypatch, capsys):
+    monkeypatch.setattr(batos, "LOADING_LOOK_S", 0)
+    batos._tell_loading(Loading("loading: import torch", "loading: import torch", "loading: weights"), "0x99")
+    out, told = capsys.readouterr()
+    assert out == "" and told.splitlines() == ["loading: import torch; the answer follows once it is ready",
+                                               "loading: weights; the answer follows once it is ready"]
+
+
+def test_what_needs_no_core_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(batos, "LOADING_LOOK_S", 0)
+    client = Loading(*["loading"] * 100, ended=2)
+    batos._tell_loading(client, "0x99")
+    assert client.looks == 2
+
+
+@pytest.mark.parametrize("before", [0, 1, 2])
 def test_a_question_that_is_interrupted_at_any_call_cancels_its_cycle(monkeypatch, before):
     class Interrupted:
         """Stands for a client that is interrupted in its n-th call."""
@@ -442,9 +472,9 @@ def test_a_question_that_is_interrupted_at_any_call_cancels_its_cycle(monkeypatc
             self.left -= 1
             if self.left == -1:
                 raise KeyboardInterrupt
-            return {"result": {"cycle": "0x99"}, "details": "cycle 0x99 is being cancelled"}
+            return {"result": {"cycle": "0x99", "core": {"state": "ready"}}, "details": "cycle 0x99 is being cancelled"}
     client = Interrupted()
     with pytest.raises(batos.Cancelled, match="0x99"):
         batos._ask(batos.types.SimpleNamespace(question="why", json=False, conversation=None), client)
-    keys = {key for command, key, _ in client.told if command != "cancel"}
+    keys = {key for command, key, _ in client.told if command == "initiate_cognitive_cycle"}
     assert len(keys) == 1 and client.told[-1] == ("cancel", None, "0x99")

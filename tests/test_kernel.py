@@ -218,9 +218,17 @@ def test_a_slip_costs_no_cycle(thinking):
 @pytest.mark.parametrize("known, selector, slip", [
     ("total_prices", "totl_prices", True), ("total_prices", "total_pricse", True), ("add_price_", "ad_price_", True),
     ("total_prices", "median_prices", False), ("total_prices", "total_price", False), ("add_", "sub_", False),
-    ("first_name", "last_name", False), ("largest", "smallest", False), ("is_open", "is_empty", False)])
+    ("first_name", "last_name", False), ("largest", "smallest", False), ("is_open", "is_empty", False),
+    ("prices", "pricess", True), ("price", "prices", False), ("price", "pricee", True), ("infer_", "infr_", True),
+    ("top", "tap", False), ("sort_names", "sorted_by_names", False)])
 def test_what_is_a_slip(known, selector, slip):
     assert (batos.slip_of(batos.UvmObject(**{known: 1}), selector) == known) == slip
+
+
+@pytest.mark.parametrize("selector, meant", [("clonee", "clone"), ("clonne", "clone"), ("getSlott_", "getSlot_"),
+                                             ("slotNamess", "slotNames"), ("removSlot_", "removeSlot_")])
+def test_one_letter_off_what_every_object_understands_is_a_slip(selector, meant):
+    assert batos.slip_of(batos.UvmObject(), selector) == meant
 
 
 def test_the_same_miss_of_several_is_one_mission(daemon):

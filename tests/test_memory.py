@@ -530,6 +530,62 @@ def test_the_objects_answer_for_the_tiers(memory):
             batos.send(repository, "fetchBlobFor_", "nobody")
 
 
+def test_the_models_verbs_are_messages(memory):
+    core, synapses = memory
+    batos.activate(synapses, core, "E5")
+    wanted, dropped = [], []
+    synapses.want, synapses.unload = wanted.append, dropped.append
+    with batos.reading(synapses.image) as root:
+        pllm = root["pLLM_obj"]
+        cold = next(name for name in NAMES if synapses.tier(name) != "hot")
+        assert batos.send(pllm, "set_adapter:", cold.lower())["activating"]
+        assert batos.send(root["genesis_obj"], "load_adapter", adapter_name=cold)["activating"]
+        assert batos.send(pllm, "set_adapter_", "ROBIN") == {"expert": "ROBIN", "tier": "hot", "activating": False}
+        assert batos.send(pllm, "delete_adapter:", "E5") == {"expert": "E5", "tier": "hot", "unloading": True}
+        with pytest.raises(batos.BadRequest, match="always hot"):
+            batos.send(pllm, "delete_adapter_", "ROBIN")
+        for selector in ("set_adapter_", "load_adapter_", "delete_adapter_"):
+            with pytest.raises(batos.NotFound):
+                batos.send(pllm, selector, "nobody")
+    assert wanted == [cold, cold] and dropped == ["E5"]
+    batos.unload(synapses, core, "E5")
+    assert synapses.tier("E5") == "cold" and told(core, "E5") and synapses.tier("E5") == "hot"
+
+
+def test_an_expert_is_cached_with_its_own_weights_alone(memory, tmp_path):
+    core, synapses = memory
+    batos.unload(synapses, core, "E6")
+    asked = []
+    synapses.warm = asked.append
+    stage(tmp_path, "E6", seed=99, rank=4)
+    with batos.reading(synapses.image) as root:
+        cache, proxy = root["ram_cache_obj"], root["pLLM_obj"].lora_repository["E6"]
+        mine = pathlib.Path(batos.blob_path(proxy.model_blob)).read_bytes()
+        for weights in (proxy, proxy.model_blob, mine):
+            assert batos.send(cache, "cacheExpert:withWeights:", "E6", weights)["caching"]
+        others = next(tmp_path.rglob("*.safetensors")).read_bytes()
+        for weights, words in ((others, "other weights"), (mine[:-1], "cut"), (b"PK\x03\x04", "pickle")):
+            with pytest.raises(batos.AdapterMismatch, match=words):
+                batos.send(cache, "cacheExpert_withWeights_", "E6", weights)
+        with pytest.raises(batos.BadRequest, match="weights are"):
+            batos.send(cache, "cacheExpert_withWeights_", "E6", [1, 2])
+        with pytest.raises(batos.AdapterMismatch, match="other weights"):
+            batos.send(root["pLLM_obj"], "load_adapter_", "E6", weights=others)
+    assert asked == ["E6"] * 3
+    synapses.fetch_ahead(["E6"])
+    assert synapses.tier("E6") == "warm"
+
+
+def test_without_a_core_the_models_verbs_say_so(image):
+    synapses = batos.SynapticMemory(image, batos.load_settings({}, {}))
+    with batos.writing(image) as root:
+        root["pLLM_obj"].lora_repository["E0"] = batos.UvmObject(
+            version=1, rank=4, alpha=8.0, by_root=False, targets=[], base=None, model_blob=batos.UvmObject(size=1))
+    synapses.refresh()
+    with batos.reading(image) as root, pytest.raises(batos.CoreOffline, match="no core is loaded"):
+        batos.send(root["pLLM_obj"], "set_adapter_", "E0")
+
+
 def test_without_a_daemon_the_tiers_say_so(image):
     with batos.reading(image) as root, pytest.raises(batos.CoreOffline, match="no daemon"):
         batos.send(root["vram_manifest_obj"], "isLoaded_", "ROBIN")

@@ -428,6 +428,32 @@ def test_what_the_intents_own_method_says_is_taken_for_said(machine):
     assert len(taken["evidence"]) <= batos.EVIDENCE_MOST and "failed" not in taken
 
 
+def revise(one, intent):
+    one.lanes["write"].call(batos.Job("revise", lambda root: batos.set_slot(
+        root["brick_prototype_obj"].pillars[PILLAR], "intent", intent)))
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_revised_intent_renews_the_method_that_it_became(machine, older):
+    one, _, _ = facet_asked(machine)
+    if older:                                            # images of before have no digest of the intent
+        one.lanes["write"].call(batos.Job("age", lambda root: batos.remove_slot(
+            root["brick_prototype_obj"].tamland_facet_, "intent_digest")))
+    revise(one, "Say it in one word.")
+    report, made = one.think(), facet_method(one)
+    assert report["state"] == "COMPLETE" and made["version"] == 2 and made["intent"] == "Say it in one word."
+    assert made["source"] == batos.facet_source(PILLAR, "Say it in one word.")
+    assert [prompt for prompt in one.core.prompted if prompt][-2].endswith("Say it in one word.")
+    assert one.think()["state"] == "COMPLETE" and facet_method(one) == made
+
+
+def test_a_facet_that_a_person_wrote_stays_when_its_intent_is_revised(machine):
+    source = batos.facet_source(PILLAR, "Say what it is.").replace("list(evidence)", "list(evidence)[::-1]")
+    one, _, _ = facet_asked(machine, source)
+    revise(one, "Say it in one word.")
+    assert one.think()["state"] == "COMPLETE" and facet_method(one)["source"] == source
+
+
 def test_a_revised_facet_says_what_is_asked(machine):
     source = (f"def {PILLAR}(self, sub_query, evidence=()):\n"
               "    return {'sub_query': 'valve', 'evidence': evidence[-1:], 'prompt': 'Be brief, ' + self.name}\n")
