@@ -1508,7 +1508,7 @@ def append_log(tree, entry, most):
 # it is damage. A flipped byte is found in a sealed range by its seal, in any header by
 # the walk, in the last transaction by its digest; elsewhere by `check --deep`.
 
-IMAGE_VERSION = 6
+IMAGE_VERSION = 7
 MAGIC = b"FS30"
 TXN_HEADER = struct.Struct(">8sQcHHH")                    # tid, length less 8, status, three lengths
 RECORD_HEADER = struct.Struct(">8s8sQQHQ")                # oid, tid, two positions, 0, length of the data (0: a position follows)
@@ -1948,10 +1948,39 @@ class _SyncedPacker(ZODB.FileStorage.fspack.FileStoragePacker):
         return super().copyOne(ipos)
 
 
+DEFLATED = b".z"                                         # as zc.zlibstorage marks them; no pickle begins with a dot
+DEFLATE_LEAST_BYTES = 400                                # of a record; smaller ones are written often and gain little
+DEFLATE_GAIN = 0.9
+
+
+def deflated(data: bytes) -> bytes:
+    """Return a record as it stands on the disk. A leaf of a tree, rewritten with each change, says the same again and again."""
+    if len(data) < DEFLATE_LEAST_BYTES:
+        return data
+    small = DEFLATED + zlib.compress(data, 1)
+    return small if len(small) < DEFLATE_GAIN * len(data) else data
+
+
+def inflated(data: bytes) -> bytes:
+    """Return a record's pickle. Raises DamagedImage."""
+    if not data.startswith(DEFLATED):
+        return data
+    try:
+        return zlib.decompress(data[len(DEFLATED):])
+    except zlib.error as error:
+        raise DamagedImage(f"a record does not inflate ({error}); {_RECOVER}") from None
+
+
+def references_in(data: bytes) -> list:
+    """Return the oids that a record refers to, as ZODB.serialize.referencesf. Raises DamagedImage."""
+    return ZODB.serialize.referencesf(inflated(data))
+
+
 class ImageStorage(ZODB.FileStorage.FileStorage):
     """A FileStorage that has a transaction's blobs, and a packed file, on disk before anything depends on them.
 
     ZODB forces only the data file to the disk, never blob files, packed files, nor the folders they are renamed into.
+    Large records are deflated on the disk; what is read in the file itself (walks, iterators, restore) is as it stands there.
     """
 
     finishes = None                                      # Timings of tpc_finish, nearly all of it the fsync
@@ -1964,6 +1993,29 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._opened = os.fstat(self._file.fileno())
+
+    def registerDB(self, wrapper):
+        """Resolve conflicts on pickles, though records are deflated."""
+        super().registerDB(wrapper)
+        self._crs_untransform_record_data, self._crs_transform_record_data = inflated, deflated
+
+    def store(self, oid, oldserial, data, version, transaction):
+        return super().store(oid, oldserial, deflated(data), version, transaction)
+
+    def load(self, oid, version=""):
+        data, tid = super().load(oid, version)
+        return inflated(data), tid
+
+    def loadBefore(self, oid, tid):
+        found = super().loadBefore(oid, tid)
+        return found and (inflated(found[0]), *found[1:])
+
+    def loadSerial(self, oid, serial):
+        return inflated(super().loadSerial(oid, serial))
+
+    def record_iternext(self, next=None):
+        oid, tid, data, following = super().record_iternext(next)
+        return oid, tid, inflated(data), following
 
     def keep(self, hold):
         """Have a FileHold for as long as I am open; a new file is held from now on. Raises ImageLocked."""
@@ -2419,7 +2471,7 @@ class Image:
         self.seals = Seals(self.path)
         self.storage.pack_step = step
         try:
-            self.storage.pack(before_s, ZODB.serialize.referencesf)
+            self.storage.pack(before_s, references_in)
         except BaseException as error:
             if self.storage._file.closed:
                 self.storage.broken = error
@@ -2820,7 +2872,10 @@ def unopened(path):
     with _lock_image(path):
         if os.path.exists(f"{path}.blob") and not layout_is_told(f"{path}.blob"):
             raise DamagedImage(f"{path}.blob does not tell its layout; the next start of the daemon puts that right", path=path)
-        storage = ImageStorage(path, blob_dir=f"{path}.blob", read_only=True)
+        try:
+            storage = ImageStorage(path, blob_dir=f"{path}.blob", read_only=True)
+        except ZODB.POSException.StorageSystemError as error:
+            raise DamagedImage(f"{path} cannot be opened ({error}); {_RECOVER}", path=path) from None
         try:
             db = ImageDB(storage, cache_size=20_000)
         except BaseException:
@@ -2836,7 +2891,7 @@ def _faults_of(connection, oid, report, deep):
     storage, name = connection.db().storage, oid_text(oid)
     try:
         data, tid = storage.load(oid)
-    except (ZODB.POSException.POSError, OSError, ValueError, struct.error) as error:
+    except (ZODB.POSException.POSError, OSError, ValueError, struct.error, DamagedImage) as error:
         return [f"the record of {name} cannot be read ({error!r})"]
     faults = []
     if ZODB.blob.is_blob_record(data):
@@ -2847,7 +2902,7 @@ def _faults_of(connection, oid, report, deep):
         return faults
     try:
         faults += [f"{name} refers to {oid_text(other)}, which does not exist"
-                   for other in ZODB.serialize.referencesf(data) if other not in storage._index]
+                   for other in references_in(data) if other not in storage._index]
         value = connection.get(oid)
         value._p_activate()
         if is_blob_record(value) and not faults:
@@ -2940,7 +2995,7 @@ def pieces(data):
 def _copy_record(record, storage, blobs, owner):
     """Copy one record, with its blob's file. Returns why that could not be, or None; what it was before then stands."""
     try:
-        ZODB.serialize.referencesf(record.data or b"N.")
+        references_in(record.data or b"N.")
     except Exception as error:                           # a boundary: whatever the bytes of a record hold
         return f"the record does not read ({error!r}); its state before it stands"
     if not (record.data and ZODB.blob.is_blob_record(record.data)):
@@ -16594,6 +16649,11 @@ def add_tests(root):
         codex.properties = told_properties()
         if digest(json.dumps(codex.prompts, sort_keys=True).encode()) == PROMPTS_OF_VERSION_5:
             codex.prompts = TASK_PROMPTS
+
+
+@adds_to(UPGRADES, 7)
+def allow_deflated(root):
+    """Records may be deflated from now on, which no program of before can read; those that are there stay as they are."""
 
 
 def genesis(image, core=None, core_name=None):

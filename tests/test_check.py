@@ -124,7 +124,7 @@ class Stranger(persistent.Persistent):
 
 
 def test_a_class_of_something_else_is_a_fault(path):
-    db = ZODB.DB(ZODB.FileStorage.FileStorage(path, blob_dir=f"{path}.blob"))
+    db = ZODB.DB(batos.ImageStorage(path, blob_dir=f"{path}.blob"))
     connection = db.open()
     connection.root()["stranger"] = Stranger()
     connection.transaction_manager.commit()

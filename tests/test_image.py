@@ -1,6 +1,7 @@
 """Image: what opens, what is cut, what is refused."""
 
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -228,7 +229,7 @@ def unsealed(tmp_path):
     ends = [image.committed()[0]]
     for n in range(2):
         with batos.writing(image) as root:
-            root["genesis_obj"].n = [n, bytes(range(1, 256)) * 40]
+            root["genesis_obj"].n = [n, random.Random(n).randbytes(10_000).replace(b"\0", b"\1")]      # nothing deflates it
         ends.append(image.committed()[0])
     image.db.close()                                     # as a kill would leave it: without a seal
     return path, ends
@@ -284,6 +285,84 @@ def test_a_hole_before_the_last_transaction_is_damage(unsealed):
     with_bytes(path, start, bytes(512))
     with pytest.raises(batos.DamagedImage, match="damaged header"):
         batos.Image.open(str(path))
+
+
+def test_a_hole_from_one_small_transaction_into_the_next_is_told_by_a_check_and_not_by_a_traceback(tmp_path):
+    path = tmp_path / "live.fs"
+    image = batos.Image.open(str(path))
+    batos.genesis(image)
+    image.seal()
+    for n in range(2):
+        with batos.writing(image) as root:
+            root["genesis_obj"].n = [n, random.Random(n).randbytes(300)]
+        end = image.committed()[0]
+    image.db.close()
+    with_bytes(path, end - 800, bytes(512))
+    assert any("cannot be opened" in fault or "damaged" in fault for fault in batos.check_image(str(path), deep=True)["faults"])
+
+
+# Records on the disk
+
+
+def test_large_records_are_deflated_and_read_the_same_everywhere(image_path, tmp_path):
+    rows = [{"name": f"row {n}", "amount": n} for n in range(2000)]
+    image = batos.Image.open(str(image_path))
+    before = image.size()
+    with batos.writing(image) as root:
+        root["genesis_obj"].rows = rows
+        oid = root["genesis_obj"]._p_oid
+    assert image.size() - before < 30_000                # its pickle has some 60 kB
+    first = image.committed()[1]
+    data, tid = image.storage.load(oid)
+    assert data == image.storage.loadSerial(oid, tid) == image.storage.loadBefore(oid, first[:-1] + b"\xff")[0]
+    assert data == image.storage.record_iternext(oid)[2] and b"row 1999" in data
+    with batos.writing(image) as root:
+        root["genesis_obj"].rows = []
+    image.pack(time.time() + 1)
+    with batos.writing(image) as root:
+        root["genesis_obj"].rows = rows
+    image.close()
+    assert batos.check_image(str(image_path), deep=True)["faults"] == []
+    report = batos.recover_image(str(image_path), tmp_path / "new.fs")
+    assert (report["lost"], report["faults"]) == ([], [])
+    copy = batos.Image.open(str(tmp_path / "new.fs"))
+    with batos.reading(copy) as root:
+        assert root["genesis_obj"].rows == rows
+    copy.close()
+
+
+def test_what_refers_to_others_from_a_deflated_record_keeps_them_through_a_pack(image_path):
+    image = batos.Image.open(str(image_path))
+    with batos.writing(image) as root:
+        root["genesis_obj"].many = [batos.UvmObject(name=f"child {n}") for n in range(100)]
+    image.pack(time.time() + 1)
+    with batos.reading(image) as root:
+        assert [child.name for child in root["genesis_obj"].many] == [f"child {n}" for n in range(100)]
+    image.close()
+
+
+def test_conflicts_are_resolved_in_deflated_records(image_path):
+    image = batos.Image.open(str(image_path))
+    with batos.writing(image) as root:
+        root["genesis_obj"].tree = batos.OOBTree({f"key {n:03}" * 5: n for n in range(0, 20)})
+    units = [batos.Unit(image.db), batos.Unit(image.db)]
+    for n, unit in enumerate(units):
+        unit.manager.begin()
+        unit.root["genesis_obj"].tree[f"other key {n}"] = n
+    for unit in units:
+        unit.manager.commit()
+        unit.close()
+    with batos.reading(image) as root:
+        assert {"other key 0", "other key 1"} <= set(root["genesis_obj"].tree)
+    image.close()
+
+
+def test_a_record_that_does_not_inflate_is_damage():
+    whole = batos.deflated(b"the same again " * 100)
+    assert whole.startswith(batos.DEFLATED) and batos.inflated(whole) == b"the same again " * 100
+    assert batos.deflated(b"x" * 399) == b"x" * 399 and batos.deflated(random.Random(1).randbytes(999))[:2] != batos.DEFLATED
+    with pytest.raises(batos.DamagedImage, match="does not inflate"):
+        batos.inflated(whole[:40] + b"!" + whole[41:-4] + b"????")
 
 
 def test_a_layout_that_never_reached_the_disk_is_written_again(unsealed):
