@@ -15,6 +15,7 @@ import batos
 
 ROOT = pathlib.Path(windowed.ui.__file__).parent
 WIDTH, HEIGHT = 1366, 820
+CARET_PIXELS = 500                                       # a caret that blinks differs by less, a page by more
 
 
 class Screen:
@@ -47,9 +48,15 @@ class Screen:
 
     def keys(self, *names):
         self.tool("key", "--delay", "40", *names)
+        self.steady()
 
     def type(self, text):
         self.tool("type", "--delay", "25", text)
+        self.steady()
+
+    def steady(self):
+        """Wait until what came of the last keys is shown, as a person does: one look is as the next."""
+        until(lambda: self.difference(self.shot("look"), self.shot("next look")) <= CARET_PIXELS, what="a steady screen")
 
     def shot(self, name):
         """Take a screenshot; returns its path."""
@@ -65,11 +72,14 @@ class Screen:
 
     def changed(self, before, what):
         """Wait until the screen is not what it was before."""
-        def differs():
-            told = subprocess.run(["compare", "-metric", "AE", str(before), str(self.shot("now")), "null:"], text=True,
-                                  capture_output=True, timeout=60)
-            return float(told.stderr.split()[0]) > 500
-        until(differs, what=what)
+        until(lambda: self.difference(before, self.shot("now")) > CARET_PIXELS, what=what)
+
+    @staticmethod
+    def difference(one, other):
+        """Return how many pixels differ."""
+        told = subprocess.run(["compare", "-metric", "AE", str(one), str(other), "null:"], text=True, capture_output=True,
+                              timeout=60)
+        return float(told.stderr.split()[0])
 
     def close(self):
         for one in (self.window, self.server):
