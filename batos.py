@@ -173,6 +173,10 @@ class ImageTooNew(ImageError):
     """The image was written by a newer BAT OS, or is no image of BAT OS."""
 
 
+class ImageTooOld(ImageError):
+    """The image was written by a BAT OS of before the first release."""
+
+
 class ImageBroken(ImageError):
     """The last step of a commit failed: what is on disk is unknown until the image is opened again."""
 
@@ -1509,6 +1513,7 @@ def append_log(tree, entry, most):
 # the walk, in the last transaction by its digest; elsewhere by `check --deep`.
 
 IMAGE_VERSION = 7
+OLDEST_VERSION = 6                 # of the first release; what came before it is not read
 MAGIC = b"FS30"
 TXN_HEADER = struct.Struct(">8sQcHHH")                    # tid, length less 8, status, three lengths
 RECORD_HEADER = struct.Struct(">8s8sQQHQ")                # oid, tid, two positions, 0, length of the data (0: a position follows)
@@ -2232,6 +2237,9 @@ def _check_version(root):
     if version > IMAGE_VERSION:
         raise ImageTooNew(f"the image has version {version}; this BAT OS reads up to {IMAGE_VERSION}. Start the newer "
                           "batos.py that wrote it", version=version)
+    if version < OLDEST_VERSION:
+        raise ImageTooOld(f"the image has version {version}, of before the first release; this BAT OS reads from "
+                          f"{OLDEST_VERSION} on. Learn its documents into a new image", version=version)
 
 
 def layout_is_told(folder):
@@ -2609,13 +2617,6 @@ class LedgerPage(persistent.Persistent):
         self.told = ormsgpack.packb(rows)
         self.changes = tuple(tuple(change for change in changes if change[0]._p_oid not in oids) for changes in self.changes)
 
-    def __setstate__(self, state):
-        if "entries" in state:                           # dicts of ENTRY_FIELDS and "changes", as the first images have
-            packed = [Entry((*(row[name] for name in ENTRY_FIELDS[:-1]), pack_result(kept_result(row))), row["changes"])
-                      for row in state["entries"]]
-            state = vars(LedgerPage(packed))
-        super().__setstate__(state)
-
     @property
     def entries(self):
         """My entries as dicts of ENTRY_FIELDS and "changes"; a large result is a LedgerValue."""
@@ -2970,7 +2971,7 @@ def check_image(where, deep=False, tell=lambda line: None):
         report |= {"transactions": state.transactions, "tail": state.size - state.end}
         with unopened(path) as db:
             report["faults"] += _record_faults(db, report, deep, tell)
-    except (DamagedImage, ImageTooNew, ForeignClass) as error:
+    except (DamagedImage, ImageTooNew, ImageTooOld, ForeignClass) as error:
         report["faults"].append(error.message)
     return report | {"seconds": round(time.monotonic() - started_s, 2)}
 
@@ -10757,9 +10758,8 @@ def catalog_faults(root):
     if catalog is None:
         return
     yield from _faults_of_documents(catalog)
-    if root.get("image_version", 0) >= 4:                # before, an upgrade makes them anew
-        yield from _faults_of_words(catalog)
-        yield from _faults_of_vectors(catalog)
+    yield from _faults_of_words(catalog)
+    yield from _faults_of_vectors(catalog)
     ordered = set(catalog.retired_order.values())
     if ordered != set(catalog.retired.keys()):
         yield f"{len(ordered ^ set(catalog.retired.keys()))} retired documents are not in the order of their retirement"
@@ -10769,8 +10769,6 @@ def catalog_faults(root):
 def memory_health(root):
     """Return how the memory is: its sizes by kind, and the names of documents that are to be looked at (the first 100)."""
     catalog = root["knowledge_catalog_obj"]
-    if root.get("image_version", 0) < 4:                 # an upgrade comes first
-        return {}
     kinds, digests = collections.defaultdict(collections.Counter), collections.defaultdict(list)
     cited = {item["doc_id"] for document in catalog.documents.values() for item in document.metadata.get("cited", ())}
     for document in catalog.documents.values():
@@ -16596,59 +16594,6 @@ PRIMORDIAL = {
     "autotelic_obj": new_autotelic,
     "journals": lambda root: LOBTree(),
 }
-
-
-@adds_to(UPGRADES, 2)
-def add_parts_and_core(root):
-    """Documents in parts; the first images had no core either."""
-    wanted = [("knowledge_catalog_obj", "staged", LOBTree()), ("pLLM_obj", "model_id", None), ("pLLM_obj", "model_blob", [])]
-    for name, slot, value in wanted:
-        if slot not in own(root[name]):
-            set_slot(root[name], slot, value)
-
-
-@adds_to(UPGRADES, 3)
-def add_segments(root):
-    """Words in segments, and vectors; what was dead in the tail is left out by the next merge."""
-    catalog = root["knowledge_catalog_obj"]
-    catalog.segments, catalog.vectors = LOBTree(), LOBTree()
-    catalog.unembedded = LLBTree({document.first_chunk: document.chunk_count for document in catalog.documents.values()})
-    if "unswept" in own(catalog):
-        del catalog.unswept
-
-
-@adds_to(UPGRADES, 4)
-def join_words(root):
-    """All words in segments: those that stood in zope.index's trees become one, made from the chunks. More filters."""
-    catalog = root["knowledge_catalog_obj"]
-    catalog.superseded, catalog.supersede_, catalog.forgetting = OOBTree(), method("supersede_"), False
-    for field in FILTERS:
-        catalog.metadata_index[field] = OOBTree()
-    for document in catalog.documents.values():
-        _filter_in(catalog, document)
-    catalog.text_index = catalog.segments
-    del catalog.segments
-    _add_from_chunks(catalog, blob_folder(root))
-
-
-@adds_to(UPGRADES, 5)
-def add_prompts(root):
-    """Prompts for models that were not trained for the tasks; an image from before the mind gets a codex that has them."""
-    if "codex_obj" in root:
-        root["codex_obj"].prompts = TASK_PROMPTS
-
-
-PROMPTS_OF_VERSION_5 = "469be1de42ab0fcb582a5fa4d1409155"
-
-
-@adds_to(UPGRADES, 6)
-def add_tests(root):
-    """What methods may be tested for, and how a model is asked for it; prompts that somebody revised stay as they are."""
-    if "codex_obj" in root:
-        codex = root["codex_obj"]
-        codex.properties = told_properties()
-        if digest(json.dumps(codex.prompts, sort_keys=True).encode()) == PROMPTS_OF_VERSION_5:
-            codex.prompts = TASK_PROMPTS
 
 
 @adds_to(UPGRADES, 7)

@@ -24,11 +24,11 @@ def start_anew(words, cwd, stdout, stderr):
     return subprocess.Popen([sys.executable, str(forks.PROGRAMS[program]), *rest], cwd=cwd, stdout=stdout, stderr=stderr)
 
 
-def daemon_words(options, core):
-    """Return the words that start a daemon on a port that the system chooses; `core` as DaemonProcess takes it."""
+def daemon_words(options, core, program):
+    """Return the words that start a daemon on a port that the system chooses; arguments as DaemonProcess takes them."""
     anywhere = "tcp://127.0.0.1:0"
     if isinstance(core, str):
-        return ["batos", "--endpoint", anywhere, "--core", core, *options]
+        return [program, "--endpoint", anywhere, "--core", core, *options]
     double = core if isinstance(core, tuple) else (core,)
     return ["doubles", json.dumps({"endpoint": anywhere, **dict(options)}), *map(str, double)]
 
@@ -37,10 +37,10 @@ class DaemonProcess:
     """A running daemon; `endpoint` is where it listens. `core` is "none", a core for --core, or seconds of a double; with a
     file behind them, of one that writes freely."""
 
-    def __init__(self, folder, *options, core="none", start=forks.start):
+    def __init__(self, folder, *options, core="none", start=forks.start, program="batos"):
         self.folder = folder
         reading, writing = os.pipe()
-        self.process = start(daemon_words(options, core), folder, writing, writing)
+        self.process = start(daemon_words(options, core, program), folder, writing, writing)
         os.close(writing)
         self._told = os.fdopen(reading, encoding="utf-8")
         self.lines = []
@@ -66,8 +66,8 @@ class DaemonProcess:
 def daemon(tmp_path):
     running = []
 
-    def start(*options, core="none"):
-        running.append(DaemonProcess(tmp_path, *options, core=core))
+    def start(*options, **chosen):
+        running.append(DaemonProcess(tmp_path, *options, **chosen))
         return running[-1]
     yield start
     for one in running:

@@ -21,11 +21,11 @@ import time
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1])]
 import conftest
 import forks
+import newer
 from durability import load as loads
 
 import batos
 
-IMAGES = pathlib.Path(__file__).resolve().parents[1] / "data" / "images"
 CHECK_EVERY = 25
 LARGE = "\n".join(f"# Chapter {n}\n\n" + f"The brass valve of chapter {n} is turned until the needle stands. " * 12
                   for n in range(250))
@@ -115,8 +115,8 @@ def check(folder, image, load):
     packed.close()
 
 
-def command_line(folder, *words):
-    return forks.start(["batos", *words], folder, subprocess.DEVNULL, subprocess.DEVNULL)
+def command_line(folder, *words, program="batos"):
+    return forks.start([program, *words], folder, subprocess.DEVNULL, subprocess.DEVNULL)
 
 
 def killed_after(process, seconds):
@@ -130,8 +130,9 @@ def killed_after(process, seconds):
     return False
 
 
-def kill_amid_start(folder, seconds):
-    return killed_after(command_line(folder, "--core", "none", "--endpoint", "tcp://127.0.0.1:0"), seconds)
+def kill_amid_start(folder, seconds, program="batos"):
+    words = "--core", "none", "--endpoint", "tcp://127.0.0.1:0"
+    return killed_after(command_line(folder, *words, program=program), seconds)
 
 
 def genesis(folder, kills, seed):
@@ -156,16 +157,16 @@ def upgrade(folder, kills, seed):
     for number in range(kills):
         one = pathlib.Path(folder, f"upgrade{number}")
         one.mkdir()
-        for end in ("", ".seals"):
-            shutil.copy(IMAGES / f"2d58de3{end}", one / f"live_image.fs{end}")
-        kill_amid_start(one, rng.uniform(0.0, 0.5))
-        daemon = conftest.DaemonProcess(one)
+        newer.unpacked("856fea4", one)
+        kill_amid_start(one, rng.uniform(0.0, 0.5), "newer")
+        daemon = conftest.DaemonProcess(one, program="newer")
         with batos.Client(daemon.endpoint) as client:
             mood = client.call("inspect", target="genesis_obj.mood")["result"]["value"]
-            version = client.call("inspect", target="image_version")["result"]["value"]
+            done = client.call("inspect", target="genesis_obj.upgrades")["result"]["value"]
         daemon.stop()
-        problems += [f"{mood} {version}"] if (mood, version) != ("curious", batos.IMAGE_VERSION) else []
-        problems += batos.check_image(str(one / "live_image.fs"), deep=True)["faults"]
+        problems += [f"{mood} {done}"] if (mood, done) != ("curious", newer.ADDED) else []
+        with newer.later():
+            problems += batos.check_image(str(one / "live_image.fs"), deep=True)["faults"]
         shutil.rmtree(one)
     return {"kills": kills, "problems": problems}
 

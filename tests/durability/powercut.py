@@ -24,6 +24,7 @@ import threading
 import time
 
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1])]
+import newer
 from durability import load as loads
 
 import batos
@@ -275,6 +276,10 @@ class StockStorage(batos.ZODB.FileStorage.FileStorage):
     def check_place(self):
         """Look at nothing."""
 
+    def keep(self, hold):
+        """Let others have the data file."""
+        hold.close()
+
 
 def serving(folder, recorder, rng):
     """Slots, blobs, documents, seals, packs, closing and opening again; what is acknowledged is told to the recorder."""
@@ -300,16 +305,16 @@ def serving(folder, recorder, rng):
             image.close()
 
 
-OLD = pathlib.Path(__file__).resolve().parents[1] / "data"
-
-
 def copies(folder, recorder, rng):
-    """An image of the first version upgraded with its backup, backed up amid commands, restored, recovered."""
+    """An image of an earlier version upgraded with its backup, backed up amid commands, restored, recovered."""
     settings = batos.load_settings({"seal_mb": 0.002}, {"BATOS_SETTINGS": "/dev/null"})
     where, backups = os.path.join(folder, "image.fs"), os.path.join(folder, "backups")
+    with tempfile.TemporaryDirectory(prefix="powercut-") as packed:
+        newer.unpacked("856fea4", packed)
+        old = {path.name: path.read_bytes() for path in pathlib.Path(packed).iterdir() if path.is_file()}
     with recorder.recording():
         for end in ("", ".seals"):
-            batos.write_whole(pathlib.Path(f"{where}{end}"), next(OLD.rglob(f"2d58de3{end}")).read_bytes())
+            batos.write_whole(pathlib.Path(f"{where}{end}"), old[f"live_image.fs{end}"])
         recorder.ack(("mood", "mood", "curious"))
         image = batos.Image.open(where)
         batos.upgrade_image(image, backups)
@@ -431,6 +436,7 @@ HOLDS = {                                                # kind -> whether what 
 }
 
 
+@newer.later()
 def campaign(seed, cuts, work="serving", tell=lambda line: None):
     """Return {"seed", "operations", "cuts", "problems": [(cut, operation, sentences)]}."""
     problems, batos_storage = [], batos.ImageStorage
