@@ -112,6 +112,7 @@ import persistent.mapping
 import pydantic
 import transaction
 import zmq
+import zmq.utils.monitor
 import ZODB
 import ZODB.blob
 import ZODB.Connection
@@ -407,7 +408,7 @@ SETTINGS = {row.name: row for row in (
     Setting("subscribers_max", 64, "connections", "connections that may be subscribed to events; more are refused as Busy"),
     Setting("client_subscribers_max", 16, "connections", "the same for one key"),
     Setting("client_stall_s", 30.0, "s", "a client that reads nothing for so long is dropped"),
-    Setting("message_max_mb", 32.0, "MB", "largest message taken from the wire"),
+    Setting("message_max_mb", 32.0, "MB", "largest message taken from the wire; one of twice as much ends its connection"),
     Setting("message_values_max", 100_000, "values", "values in one message: numbers, texts, lists, maps and names together"),
     Setting("document_max_mb", 8.0, "MB", "largest document"),
     Setting("group_max", 64, "commands", "short commands in one commit"),
@@ -13502,7 +13503,9 @@ class GenerationBudget:
 
 PARCEL_VERSION = 1
 PARCEL_OBJECTS, PARCEL_METHODS, PARCEL_ENTRIES, PARCEL_DEPTH = 10_000, 1000, 100_000, 40
-IN_PARCEL, ROOT_OBJECT, EXPERT, TREE_COPY, WHEN = range(20, 25)     # msgpack extensions in a parcel's rows
+PARCEL_VALUES, PARCEL_NAME_BYTES = 500_000, 1 << 16      # of all objects together; of a key of a map
+PARCEL_LEVELS = 2 * MAX_DEPTH + 8                        # a tuple is two of them; the others are a row's own
+IN_PARCEL, ROOT_OBJECT, EXPERT, TREE_COPY, WHEN = IN_ROWS = range(20, 25)     # msgpack extensions in a parcel's rows
 METHOD_TOLD = ("source", "intent", "why", "author")      # the tests are its own image's
 METHOD_TEXT = 2000                                       # characters of each of them but the source
 TREE_KINDS = {kind.__name__: kind for kind in (OOBTree, LOBTree, OLBTree, LLBTree, LLTreeSet)}
@@ -13546,11 +13549,20 @@ def manifest_of(parts):
     return {name: [len(part), digest(part)] for name, part in parts.items()}
 
 
+def count_parcel(data, left):
+    """Return how many values a part of a parcel holds; of what an extension holds none. Raises BadRequest beyond `left`."""
+    try:
+        return count_packed(data, Bounds(left, PARCEL_LEVELS, PARCEL_NAME_BYTES, frozenset(IN_ROWS)), "a part of the parcel")
+    except Malformed as error:
+        raise BadRequest(f"{error.message}; a parcel has {PARCEL_VALUES:,} values at most. Export it anew, or less of it",
+                         **error.fields) from None
+
+
 class Packer:
     """Packs an object with all it holds that is no root object: plain values, objects, methods, trees, LoRA experts."""
 
     def __init__(self, root, obj, most_bytes):
-        self.left_bytes, self.most_bytes = most_bytes, most_bytes
+        self.left_bytes, self.most_bytes, self.left_values = most_bytes, most_bytes, PARCEL_VALUES
         self.roots = {value: name for name, value in root.items()
                       if isinstance(value, persistent.Persistent) and value is not obj}
         self.repository, self.objects, self.numbers = root["pLLM_obj"].lora_repository, [], {}
@@ -13573,6 +13585,7 @@ class Packer:
         try:
             packed = ormsgpack.packb(value, default=special, option=PACKING)
             self.count(len(packed))
+            self.left_values -= count_parcel(packed, self.left_values)
             return packed
         except TypeError as error:
             fault = BadRequest(f"{self.where} cannot be packed ({error}); a backup takes everything")
@@ -13648,6 +13661,7 @@ def to_oid(obj):
 
 
 def _unpacked(data, what, kind):
+    count_parcel(data, PARCEL_VALUES)
     try:
         value = ormsgpack.unpackb(data)
     except (ValueError, TypeError) as error:
@@ -13684,12 +13698,19 @@ def checked_row(row):
     return row
 
 
-def plain_row(row):
-    """Return a row with nothing for what is no plain value."""
+def plain_row(row, left, depth=0):
+    """Return (a row with nothing for what is no plain value, how many values it holds, those of its trees included).
+
+    Raises BadRequest where there are more than `left`: before any of those is built.
+    """
+    values, trees = count_parcel(row, left), []
     try:
-        return unpack_plain(row, lambda tag, data: None)
+        plain = unpack_plain(row, lambda tag, data: trees.append(data) if tag == TREE_COPY else None)
     except (ValueError, TypeError, RecursionError) as error:
         raise BadRequest(f"an object of the parcel does not read ({error}); export it anew") from None
+    for tree in trees if depth < PARCEL_DEPTH else ():   # deeper ones are refused when they are read
+        values += plain_row(tree, left - values, depth + 1)[1]
+    return plain, values
 
 
 def check_parcel_method(name, told):
@@ -13768,7 +13789,11 @@ class Parcel:
         self.rows = unpacked_list(parts["objects"], "objects")
         if not 1 <= len(self.rows) <= PARCEL_OBJECTS or not all(isinstance(row, bytes) for row in self.rows):
             raise BadRequest(f"a parcel has 1 to {PARCEL_OBJECTS} objects; got {len(self.rows)}")
-        methods = [method for row in self.rows for method in checked_row(plain_row(row))["methods"].items()]
+        methods, left = [], PARCEL_VALUES
+        for row in self.rows:
+            plain, values = plain_row(row, left)
+            methods += checked_row(plain)["methods"].items()
+            left -= values
         if len(methods) > PARCEL_METHODS:
             raise BadRequest(f"the parcel has {len(methods)} methods, and {PARCEL_METHODS} may come at a time; export a part")
         for name, told in methods:
@@ -14079,6 +14104,7 @@ WIRE_DEPTH, WIRE_NAME_BYTES = MAX_DEPTH + 32, 4096       # a value may stand wit
 MAX_TEXT = 200                                           # characters of `client` and `why`
 MAX_KEY = 64                                             # characters of an idempotency key
 MAX_ID = 256                                             # characters or bytes of an id
+LIMITS = ("message_max_mb", "message_values_max", "document_max_mb")     # settings that health tells to clients
 MAX_DETAILS = 4000                                       # characters of an error's sentence
 Scalar = str | int | float | bool | bytes | None
 SCALARS = frozenset(typing.get_args(Scalar))
@@ -14446,6 +14472,17 @@ def unpack_request(payload, bounds=wire_bounds(SETTINGS["message_values_max"].de
     if not isinstance(request, dict):
         raise Malformed(f"the message is a {type(request).__name__}; a map with a 'command' is wanted")
     return request
+
+
+ENDED_AT = 2                                             # a message so many times as large as allowed ends its connection
+
+
+def check_size(size, most):
+    """Raise BadRequest where a message has more than `most` bytes."""
+    if size > most:
+        raise BadRequest(f"the message has {size / (1 << 20):,.1f} MB, and the daemon takes {most / (1 << 20):g} MB "
+                         "(message_max_mb); send it in parts, or start the daemon with more", setting="message_max_mb", size=size,
+                         allowed=most)
 
 
 def request_id(request):
@@ -15632,6 +15669,68 @@ def check_role(request, needed):
                         "ask whoever keeps the daemon for another key", role=request.role, needed=needed)
 
 
+class Connections:
+    """The connections of a socket, as libzmq tells of them; the log says which of them the daemon itself has ended.
+
+    libzmq ends a connection whose message is too large, and tells nobody why. A copy of its descriptor shows who ended it: where
+    the other end did, nothing is left to be read. Example: Connections(socket, 64 << 20), and `look()` whenever it tells.
+    """
+
+    def __init__(self, router, most_bytes):
+        self.monitor = router.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        self._router, self._most_bytes = router, most_bytes
+        self._copies = {}                                # libzmq's descriptor -> a socket, its copy
+
+    def look(self):
+        """Take in all that libzmq has told since."""
+        kinds = {zmq.EVENT_ACCEPTED: self._accepted, zmq.EVENT_DISCONNECTED: self._ended}
+        with contextlib.suppress(zmq.Again):
+            while True:
+                told = zmq.utils.monitor.recv_monitor_message(self.monitor, NOBLOCK)
+                if told["event"] in kinds:               # it ends by an event of its own
+                    kinds[told["event"]](told["value"])
+
+    def _accepted(self, descriptor):
+        with contextlib.suppress(OSError):               # it has ended already, or no descriptor is left
+            self._copies[descriptor] = socket.socket(fileno=os.dup(descriptor))
+
+    def _ended(self, descriptor):
+        copy = self._copies.pop(descriptor, None)
+        if copy is None:
+            return
+        with copy:
+            peer, by_peer = peer_name(copy), ended_by_peer(copy)
+        if not by_peer:
+            log_bridge.warning("the connection of %s was ended by the daemon: it sent a message of more than %.0f MB "
+                               "(message_max_mb), or what is not ZeroMQ", peer, self._most_bytes / (1 << 20))
+
+    def close(self):
+        """Listen no more."""
+        self._router.disable_monitor()
+        self.monitor.close()
+        for copy in self._copies.values():
+            copy.close()
+
+
+def peer_name(connection):
+    """Return who is at the other end of a socket, as text."""
+    try:
+        name = connection.getpeername()
+    except OSError:
+        return "a client that has gone"
+    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "a local client"
+
+
+def ended_by_peer(connection):
+    """Whether the other end has closed a socket, and all that it sent was read."""
+    try:
+        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
 class Wire:
     """The ROUTER: who may come in, how much, what is unsent to whom, and who is sent events. Knows no commands."""
 
@@ -15643,6 +15742,7 @@ class Wire:
         self._accounts = {}                              # public key -> Account
         self._socket_lock = None                         # of an ipc:// endpoint
         self._retrying = False                           # whether _flush is to come
+        self.message_most = int(settings.message_max_mb * (1 << 20))     # bytes
 
     # ---- the socket
 
@@ -15656,7 +15756,8 @@ class Wire:
         if curve:
             self._ask_for_keys()
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        socket.setsockopt(zmq.MAXMSGSIZE, int(self.settings.message_max_mb * (1 << 20)))
+        socket.setsockopt(zmq.MAXMSGSIZE, ENDED_AT * self.message_most)
+        self.connections = Connections(socket, ENDED_AT * self.message_most)
         socket.setsockopt(zmq.LINGER, 2000)
         socket.setsockopt(zmq.IPV6, int("[" in endpoint))
         try:
@@ -15684,9 +15785,17 @@ class Wire:
         self._loop, self._drain = loop, drain
         loop.add_reader(self.socket.FD, drain)
         loop.call_soon(drain)
+        loop.add_reader(self.connections.monitor.FD, self.connections.look)
+        loop.call_soon(self.connections.look)
+
+    def listen_no_more(self):
+        """Have nothing called by the loop any more."""
+        self._loop.remove_reader(self.socket.FD)
+        self._loop.remove_reader(self.connections.monitor.FD)
 
     def close(self):
         """Close the socket, in the loop's thread."""
+        self.connections.close()
         self.socket.close()
         if self._socket_lock:
             self._socket_lock.close()
@@ -16034,7 +16143,7 @@ class BatOS_UVM:
             await self._drain_out()
         finally:
             view.cancel()
-            self.loop.remove_reader(self.wire.socket.FD)
+            self.wire.listen_no_more()
 
     async def _drain_out(self):
         """Accept nothing more, wait for what was accepted, send what is unsent; all within drain_s."""
@@ -16131,6 +16240,7 @@ class BatOS_UVM:
                 request.envelope = frames[:1]
                 raise Malformed(f"a message of {len(frames)} frames came; send one frame (DEALER), or an empty one "
                                 "and one (REQ)")
+            check_size(len(frames[-1]), self.wire.message_most)
             fields = unpack_request(frames[-1], self._bounds)
             request.id = request_id(fields)
             request.command = parse_command(fields)
@@ -16493,6 +16603,7 @@ class BatOS_UVM:
         lanes = {name: {"waiting": lane.depth, "commits": getattr(lane, "commits", 0)} for name, lane in self.lanes.items()}
         upkeep = self.lanes["upkeep"]
         return {"version": __version__, "pid": os.getpid(), "uptime_s": round(time.monotonic() - self.started_s, 1),
+                "limits": {name: getattr(self.settings, name) for name in LIMITS},
                 "state": "draining" if self._refused else "serving", "pending": self.pending, "clients": len(self.wire.peers),
                 "subscribers": len(self.wire.subscribers), "keys": len(self.keys), "lanes": lanes, "core": self.core.health(),
                 "embedder": self.embedder.health() | {"waiting": self.view.get("memory", {}).get("unembedded")},
@@ -17802,6 +17913,9 @@ REQUESTS_AT_ONCE = 16                                    # that Client.replies h
 CLIENT_TURN_S = 0.5                                      # a Ctrl-C just before a poll is seen only once that ends
 
 
+LARGE_BYTES = 1 << 20                                    # a larger message is sent once the daemon has told what it takes
+
+
 class Client:
     """I talk to a daemon from one thread: `Client().call("health")`. Errors come back as BatosError."""
 
@@ -17816,6 +17930,7 @@ class Client:
             self._show_keys(self.keys)
         self._socket.connect(self.endpoint)
         self._number, self._events = 0, collections.deque(maxlen=EVENTS_HELD)
+        self._limits = None                              # what the daemon takes, once it was asked
         self._early = {}                                 # number -> reply, or None until it comes, of what was posted
 
     def _show_keys(self, path):
@@ -17853,16 +17968,26 @@ class Client:
             return request, error
 
     def _post(self, request, timeout_s):
-        """Send a request; returns its number. Raises NoReply where nobody takes it."""
+        """Send a request; returns its number. Raises NoReply where nobody takes it, BadRequest where it is too large."""
         self._number += 1
+        number = self._number                            # asking for the limits takes one of its own
+        data = pack_reply({**request, "id": number})
+        if len(data) > LARGE_BYTES:
+            check_size(len(data), int(self.limits()["message_max_mb"] * (1 << 20)))
         try:
             self._ready(self._wait_ms(timeout_s), zmq.POLLOUT)
-            self._socket.send(pack_reply({**request, "id": self._number}), NOBLOCK)      # who listened may be gone again
+            self._socket.send(data, NOBLOCK)             # who listened may be gone again
         except zmq.Again:
             keys = "these keys let in" if self.keys else "without keys"
             raise NoReply(f"nothing answers at {self.endpoint} {keys}; start it with `python batos.py`") from None
-        self._early[self._number] = None
-        return self._number
+        self._early[number] = None
+        return number
+
+    def limits(self):
+        """Return {setting: what the daemon takes at most} of LIMITS; it is asked once. Raises NoReply."""
+        if self._limits is None:
+            self._limits = self.call("health")["result"]["limits"]
+        return self._limits
 
     def _wait_ms(self, timeout_s):
         return int((timeout_s or self.timeout_s) * 1000)

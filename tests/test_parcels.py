@@ -3,6 +3,7 @@
 import os
 import pathlib
 import random
+import tracemalloc
 
 import ormsgpack
 import pytest
@@ -231,6 +232,44 @@ def test_a_hostile_parcel_is_refused_by_name(image, name, value):
         bring(image, parcel)
     with batos.reading(image) as root:
         assert "new" not in batos.own(root["genesis_obj"])
+
+
+MAPS = batos.PARCEL_VALUES + 1                           # of one byte each, and 64 in memory
+
+
+@pytest.mark.parametrize("value", [
+    [{}] * MAPS, ormsgpack.Ext(batos.TREE_COPY, ormsgpack.packb(["OOBTree", [["a", [{}] * MAPS]]])),
+    ormsgpack.Ext(batos.TREE_COPY, b"\x92\xa7OOBTree\xdd\xff\xff\xff\xff"), [[0]] * (MAPS // 2)])
+def test_a_parcel_of_too_many_values_is_refused_before_they_are_built(image, value):
+    parcel = repacked(packed(image), with_slot("many", value))
+    tracemalloc.start()
+    try:
+        with pytest.raises(batos.BadRequest, match="values or more.*500,000 values at most"):
+            bring(image, parcel)
+        assert tracemalloc.get_traced_memory()[1] < 8 * len(parcel) + 2_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_values_of_all_objects_are_counted_together(image):
+    row = ormsgpack.packb({"slots": [["many", [{}] * 60_000]], "methods": {}})
+    parcel = repacked(packed(image), lambda rows: [*rows, *[row] * 10])
+    with pytest.raises(batos.BadRequest, match="values at most"):
+        bring(image, parcel)
+
+
+def test_what_would_be_refused_is_not_exported(image):
+    with batos.reading(image) as root, pytest.raises(batos.BadRequest, match="values at most"):
+        batos.pack_parcel(root, batos.UvmObject(many=[0] * batos.PARCEL_VALUES), 1 << 30)
+
+
+def test_a_parcel_holds_what_slots_hold_at_their_deepest(image):
+    deep = ()
+    for _ in range(batos.MAX_DEPTH - 1):
+        deep = (deep,)
+    bring(image, packed(image, deep=deep))
+    with batos.reading(image) as root:
+        assert root["genesis_obj"].new.deep == deep
 
 
 def test_whatever_is_altered_is_refused(image):

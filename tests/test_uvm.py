@@ -1,6 +1,8 @@
 """The bridge at work, from outside: one reply for each request, limits, keys, slow readers, signals."""
 
 import asyncio
+import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -328,3 +330,69 @@ def test_the_state_is_known_before_anybody_asks(tmp_path):
         uvm.close_lanes()
         uvm.loop.close()
         image.close()
+
+
+# Messages beyond what the daemon takes
+
+
+def test_a_message_that_is_too_large_is_refused_by_name_with_what_is_allowed(daemon):
+    with Raw(daemon("--message-max-mb", "1").endpoint) as raw:
+        reply = raw.ask(command="health", id=1, why="x" * (1 << 20))
+        assert reply["code"] == "BadRequest"
+        assert reply["fields"]["setting"] == "message_max_mb" and reply["fields"]["allowed"] == 1 << 20
+        assert raw.ask(command="health", id=2)["status"] == "OK"
+
+
+def test_the_client_asks_what_the_daemon_takes_before_it_sends_much(daemon):
+    with batos.Client(daemon("--message-max-mb", "3").endpoint) as client:
+        assert client.call("index_document", doc_id="a", text="valve " * 300_000)["status"] == "OK"
+        with pytest.raises(batos.BadRequest, match=r"the message has 5.7 MB, and the daemon takes 3 MB \(message_max_mb\)"):
+            client.call("index_document", doc_id="b", text="valve " * 1_000_000)
+        assert client.limits()["message_max_mb"] == 3.0 and client.call("health")["status"] == "OK"
+
+
+def log_lines(folder, words, seconds=20):
+    """Wait for lines of the daemon's log that hold some words; returns them."""
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        found = [line for line in (folder / "live_image.fs.log").read_text().splitlines() if words in line]
+        if found:
+            return found
+        time.sleep(0.05)
+    return []
+
+
+@pytest.mark.parametrize("where", ["tcp", "ipc"])
+def test_a_connection_that_is_ended_for_its_size_is_logged_and_others_are_not(daemon, tmp_path, where):
+    options = ["--endpoint", f"ipc://{tmp_path}/run/bat"] if where == "ipc" else []
+    endpoint = daemon("--message-max-mb", "1", *options).endpoint
+    for _ in range(5):
+        with Raw(endpoint) as raw:
+            assert raw.ask(command="health", id=1)["status"] == "OK"
+    with Raw(endpoint, reconnect_ivl=-1) as raw:
+        assert raw.ask(command="health", id=1)["status"] == "OK"
+        raw.send(command="health", why="x" * (5 << 20))
+        told = log_lines(tmp_path, "was ended by the daemon")
+    assert len(told) == 1 and "a message of more than 2 MB (message_max_mb)" in told[0]
+    with Raw(endpoint) as raw:
+        assert raw.ask(command="health", id=1)["status"] == "OK"
+    assert len(log_lines(tmp_path, "was ended by the daemon")) == 1
+
+
+def test_32_mb_of_empty_maps_are_refused_and_little_is_remembered_of_them(daemon):
+    running, maps = daemon(), b"\xdd" + (31 << 20).to_bytes(4) + b"\x80" * (31 << 20)
+    with Raw(running.endpoint) as raw:
+        before_mb = raw.ask(command="health", id=1)["result"]["memory_mb"]
+        for payload in (maps, b"\x82\xa7command\xacsend_message\xa4args" + maps):
+            raw.socket.send(payload)
+            assert raw.reply()["code"] == "Malformed"
+        raw.socket.send(ormsgpack.packb({"command": "health", "id": 1}) * 2)
+        assert "more than one value" in raw.reply()["details"]
+        peak = re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path(f"/proc/{running.process.pid}/status").read_text())
+    assert int(peak[1]) / 1e3 < before_mb + 150, (peak[1], before_mb)
+
+
+def test_an_id_of_20_mb_does_not_come_back(daemon):
+    with Raw(daemon().endpoint) as raw:
+        reply = raw.ask(command="health", id="x" * 20_000_000)
+        assert (reply["id"], reply["code"]) == (None, "BadRequest") and len(ormsgpack.packb(reply)) < 1000
