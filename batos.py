@@ -212,6 +212,10 @@ class MethodUnwritten(BatosError):
     """The kernel wrote no method that passed its tests. Fields: failures."""
 
 
+class PromptChanged(BatosError):
+    """A method that is run anew asks the core something else than it did before. Fields: call."""
+
+
 class NotYetBuilt(BatosError, NotImplementedError):
     """A message of the system's own whose work this version has no part for yet."""
 
@@ -3508,8 +3512,18 @@ class Job:
     shared: bool = False                                 # bulk: small; it may share its transaction with others that wait
     tries: int = 0                                       # method: how often it was run
     domain: tuple | None = None                          # method: (user, connection), see trust_domain; None: a fresh child
+    number: str | None = None                            # of a message, see message_number
+    call: int = 0                                        # core: which call of the core that a message makes
+    answers: tuple = ()                                  # method: (digest of the prompt, answer) of its calls of the core so far
     turn: bytes | None = None                            # method: the oid of the receiver that it waits for, or has
     journal: bool = False                                # the mission's journal tells what changed; the page does not
+
+    def message_number(self):
+        """Return the number that a message has inside: always the same for one key and body, a new one without a key."""
+        if self.number is None:
+            body = ormsgpack.packb([self.who, self.key, self.digest])
+            self.number = digest(body) if self.key else uuid7()
+        return self.number
 
 
 class Refused(typing.NamedTuple):
@@ -4383,7 +4397,7 @@ class Work:
                 self.forget(number, name)
             return answer["value"]
         self.own.setdefault(number_of(remote), answer["slots"])
-        return self.run(answer["method"], remote, args, kwargs or {})
+        return self.run(answer["method"], remote, answer["args"], answer["kwargs"])
 
     def forget(self, number, name):
         """A primitive changed a slot: read it anew."""
@@ -4969,7 +4983,7 @@ class Stale(Exception):
 
 class Message(typing.NamedTuple):
     """A message to a stored method; `reply` makes the answer of its result. What it says is not `noted` where it fails if that
-    is the memory's, which may have to be forgotten."""
+    is the memory's, which may have to be forgotten. `may_ask` says whether it may ask the core."""
 
     receiver: UvmObject
     selector: str
@@ -4977,6 +4991,26 @@ class Message(typing.NamedTuple):
     kwargs: dict
     reply: typing.Callable
     noted: bool = True
+    may_ask: bool = True
+
+
+INFERENCES_EACH = 4                                      # calls of the core that one message may make
+
+
+class Inferring(Exception):
+    """A message waits for the core: `asked` is what its call number `call` asks."""
+
+    def __init__(self, asked, call):
+        super().__init__(call)
+        self.asked, self.call = asked, call
+
+
+def check_prompt(kept, asked, call):
+    """Raise PromptChanged unless `kept`, the digest of what a call asked before, is that of what it asks now."""
+    if kept != asked.digest():
+        raise PromptChanged(f"call {call + 1} of infer_ asks something else than it did when the message was run before, and what "
+                            "was answered then does not fit; a prompt must not hold what differs from run to run (a time, a "
+                            "random number, what others change). Send the message again with a new key", call=call)
 
 
 METHOD_HERE = Method(selector="universal")               # what the child is told of a universal primitive
@@ -5019,9 +5053,10 @@ class Bridge:
 
     message = None
 
-    def __init__(self, root, child, until_s, settings):
+    def __init__(self, root, child, until_s, settings, answers=()):
         self._begin(child, until_s, settings)
         self.root, self.jar = root, root._p_jar
+        self.answers, self.inferences = answers, 0       # as of Job; calls of the core so far
         self.objects, self.numbers, self.reads, self.used = [], {}, {}, []
         self.jar.changes = {}
 
@@ -5170,6 +5205,8 @@ class Bridge:
         self.count_call()
         try:
             return {"value": getattr(self, f"op_{said['op']}")(said) if said["op"] in BRIDGE_OPERATIONS else None}
+        except PromptChanged:                            # the message ends with it, whatever the method would make of it
+            raise
         except (BatosError, TypeError, LookupError, AttributeError, ValueError) as error:
             return {"error": [type(error).__name__, str(error)[:2000]]}
 
@@ -5245,22 +5282,39 @@ class Bridge:
 
     def op_send(self, said):
         self.apply(said["writes"], said["gone"])
-        receiver, selector = self.objects[said["to"]], said["selector"]
+        receiver = self.objects[said["to"]]
+        selector, args, kwargs = heard(receiver, said["selector"], said["args"], said["kwargs"])
         self.look(receiver, selector)
         if said["depth"] >= MESSAGE_DEPTH:
             raise BadRequest(f"methods sent one another more than {MESSAGE_DEPTH} deep")
         told = self.method(receiver, selector)
         if told:
-            return {"method": told, "slots": self.slots(receiver)}
+            return {"method": told, "slots": self.slots(receiver), "args": args, "kwargs": kwargs}
         row = primitive_for(receiver, selector)
+        if row and row.lane == "core":
+            return {"value": self.inferred(send(receiver, selector, *args, **kwargs)), "changed": []}
         if row and not row.reads and not row.universal:
             raise BadRequest(f"{selector} changes more than slots; send it by a message of its own, not from inside a method")
         before, self.jar.changes = self.jar.changes, {}
         try:
-            value = send(receiver, selector, *said["args"], **said["kwargs"])
+            value = send(receiver, selector, *args, **kwargs)
             return {"value": value, "changed": [[self.number(obj), name] for obj, name in self.jar.changes]}
         finally:
             self.jar.changes |= before                   # the oldest of what stood before is what an undo puts back
+
+    def inferred(self, asked):
+        """Return what the core answered to a call of this message. Raises Inferring where it was not asked yet, PromptChanged."""
+        call = self.inferences
+        if not self.message.may_ask:
+            raise BadRequest("a facet makes a request of what was found; who asks it asks the core")
+        if call == INFERENCES_EACH:
+            raise MethodFailed(f"a message asks the core {INFERENCES_EACH} times at most; nothing was changed")
+        if call == len(self.answers):
+            raise Inferring(asked, call)
+        self.inferences += 1
+        kept, answer = self.answers[call]
+        check_prompt(kept, asked, call)
+        return answer
 
     def apply(self, writes, gone):
         """Write into the snapshot what the message has written. Raises BadSlot, ReservedName."""
@@ -5421,6 +5475,7 @@ class MethodLane(Lane):
         self._uses, self._counted_s = collections.defaultdict(list), time.monotonic()
         self._guard, self._taken = threading.Lock(), {}  # oid of a receiver -> the job at work, then those that wait
         self.counts = collections.Counter()
+        self.infer = self._without_core                  # has the core asked for a job and its Inferring; set by whoever has it
 
     def close(self):
         """End what still runs, then the threads; the write lane is closed after me."""
@@ -5464,11 +5519,14 @@ class MethodLane(Lane):
                     return self._end(job, Outcome(job, message))
                 if not self._take(message.receiver._p_oid, job):
                     return
-                bridge = Bridge(root, self.children.take(trust_domain(job, message)), until_s, self.settings)
+                child = self.children.take(trust_domain(job, message))
+                bridge = Bridge(root, child, until_s, self.settings, job.answers)
                 result = bridge.talk(message)
                 effect = Effect(bridge, result)
                 answer = None if effect.changes else message.reply(result)
                 bridge.check_time()
+        except Inferring as waiting:
+            return self._wait_for_core(job, bridge, waiting)
         except Exception as error:                       # a boundary: every error becomes an outcome
             return self._failed(job, bridge, error)
         finally:
@@ -5478,6 +5536,17 @@ class MethodLane(Lane):
             return self._submit_write(job, effect, message.reply, bridge.used)
         self.note_use(bridge.used)
         self._end(job, Outcome(job, answer))
+
+    def _wait_for_core(self, job, bridge, waiting):
+        """End a message's run, so that its receiver and this thread are free; with the answer it is run again from its start."""
+        bridge.child.kill()
+        self._leave(job)
+        job.turn = None
+        self.infer(job, waiting)
+
+    @staticmethod
+    def _without_core(job, waiting):
+        job.done(Outcome(job, error=CoreOffline("no core can be asked here, so the method was not run; nothing was changed")))
 
     def _failed(self, job, bridge, error):
         """Tell how a job failed. Its child is of use still where the method raised, and that was all."""
@@ -11889,7 +11958,8 @@ def facet_request(lane, facet):
 def _run_facet(lane, facet):
     if facet.stands:
         args = [facet.sub_query, facet.evidence]
-        return lane.call(Job("facet", lambda root: Message(root[facet.persona], facet.pillar, args, {}, _as_it_is, False))).result
+        return lane.call(Job("facet", lambda root: Message(
+            root[facet.persona], facet.pillar, args, {}, _as_it_is, noted=False, may_ask=False))).result
     PersistenceGuardian().audit_code(facet.source, facet.pillar)
     with lane.trying(facet.pillar, facet.source) as run:
         return run({"name": facet.name}, (facet.sub_query, facet.evidence))[0]
@@ -12627,47 +12697,84 @@ class CoreLane(Lane):
     "evidence" and the "cycle" where memory answered; the write lane stores the reply under the message's key.
     """
 
-    def __init__(self, image, lanes, core, mind, settings):
+    def __init__(self, image, lanes, core, mind, settings, kept=None):
         super().__init__(image, "core", int(settings.workers))
         self.lanes, self.core, self.mind, self.settings = lanes, core, mind, settings
+        self.kept = kept                                 # what was answered to calls; see KeptAnswers
         self._closing = threading.Event()
 
     def submit(self, job):
+        if self._closing.is_set():
+            return job.done(Outcome(job, error=self._stopping()))
         if self.depth < INFERENCES_WAITING:
             return super().submit(job)
         job.done(Outcome(job, error=Busy(f"{INFERENCES_WAITING} questions wait for the core; ask again later")))
+
+    @staticmethod
+    def _stopping():
+        return ShuttingDown("the daemon is shutting down; send it again, with the same key, once it is back")
 
     def stop(self):
         """Let who waits be told that the daemon stops."""
         self._closing.set()
 
+    def infer(self, job, waiting):
+        """Have a call of a stored method answered, then have the method lane run it again."""
+        def done(outcome):
+            if outcome.error is not None:
+                return job.done(Outcome(job, error=outcome.error))
+            job.answers = (*job.answers, (waiting.asked.digest(), outcome.result["answer"]))
+            self.lanes["method"].submit(job)
+        self.submit(Job("infer_", lambda root: waiting.asked, done, job.who, job.why, number=job.message_number(),
+                        call=waiting.call))
+
     def _work(self, unit, job):
         try:
             with unit.snapshot() as root:
                 asked = job.apply(root)
-            if not isinstance(asked, Inference):         # the slot has changed since it was looked at
-                return job.done(Outcome(job, asked))
-            told = self.answer(asked, job)
+                if not isinstance(asked, Inference):     # the slot has changed since it was looked at
+                    return job.done(Outcome(job, asked))
+                kept = self.kept.find(root, job.who, call_key(job))
+            told = self.answer(asked, job, kept)
             if job.key is None:
                 return job.done(Outcome(job, asked.reply(told)))
         except Exception as error:                       # a boundary: every error becomes an outcome
-            return job.done(Outcome(job, error=error))
-        kept = dataclasses.replace(job, apply=lambda root: asked.reply(told), cycle=told.get("cycle"))
-        self.lanes["write"].submit(kept)
+            return job.done(Outcome(job, error=self._stopping() if self._closing.is_set() else error))
+        self.lanes["write"].submit(dataclasses.replace(job, apply=lambda root: asked.reply(told), cycle=told.get("cycle")))
 
-    def answer(self, asked, job):
-        """Return what answers an Inference, by the deadline of one answer (core_deadline_s).
+    def answer(self, asked, job, kept=None):
+        """Return what answers an Inference, by the deadline of one answer (core_deadline_s). `kept` is (digest, what is kept of
+        it) where it was asked before: then nothing is asked again.
 
-        Raises CoreOffline, CoreFailed, DeadlineExceeded, ShuttingDown, NotFound for an unknown speaker.
+        Raises CoreOffline, CoreFailed, DeadlineExceeded, ShuttingDown, PromptChanged, NotFound for an unknown speaker.
         """
         until_s = time.monotonic() + self.settings.core_deadline_s
+        if kept is not None:
+            check_prompt(kept[0], asked, job.call)
+        known = kept[1] if kept is not None else self._ask(asked, job, until_s)
+        if "cycle" in known:
+            return self._told(self.mind.report_of(known["cycle"], until_s))
+        return {"answer": known["answer"], "grounded": False, "persona": asked.speaker}
+
+    def _ask(self, asked, job, until_s):
+        """Have a question answered by the core, or a mission begun for it; what is known then is kept. Returns that."""
         self._await_core(until_s)
-        return self._written(asked, until_s) if self.core.writes else self._grounded(asked, job, until_s)
+        if self.core.writes:
+            text = self._written(asked, until_s)
+            return self._keep(asked, job, lambda root: {"answer": text})
+        return self._keep(asked, job, self._accepting(asked, job.who))
+
+    def _keep(self, asked, job, apply):
+        """Store what apply(root) returns as what is known of a call."""
+        kept = Job("infer_", apply, who=job.who, why=job.why, key=call_key(job), digest=asked.digest())
+        outcome = self.lanes["write"].call(kept)
+        self.kept.note(outcome)
+        return outcome.result
 
     def _await_core(self, until_s):
         while self.core.state == "loading" and not self.core.settled(WAIT_TURN_S):
             if self._closing.is_set():
-                raise ShuttingDown("the daemon is shutting down; send it again once it is back")
+                raise self._stopping()
             if time.monotonic() > until_s:
                 raise DeadlineExceeded(f"the core is not ready yet: {self.core.progress}; ask again later")
         if self.core.state != "ready":
@@ -12675,9 +12782,8 @@ class CoreLane(Lane):
                               "auto. search_memory works without", state=self.core.state)
 
     def _written(self, asked, until_s):
-        text = self.core.infer_(asked.prompt, self._expert(asked.speaker), asked.system_prompt, **asked.how,
+        return self.core.infer_(asked.prompt, self._expert(asked.speaker), asked.system_prompt, **asked.how,
                                 cancel=self._closing, deadline_s=until_s - time.monotonic())
-        return {"answer": text, "grounded": False, "persona": asked.speaker}
 
     def _expert(self, speaker):
         """Return the name of the expert that speaks, as the core knows it. Raises NotFound for one that is no persona's."""
@@ -12689,12 +12795,21 @@ class CoreLane(Lane):
         raise NotFound(f"no expert {speaker} is served by this core; `list_experts` tells of those that are", kind="expert",
                        name=speaker)
 
-    def _grounded(self, asked, job, until_s):
+    def _accepting(self, asked, who):
+        """Return apply(root) that begins the cycle which answers out of memory. Raises BadRequest for who cannot lead it."""
         if asked.speaker not in (None, *PILLARS):
             raise BadRequest(f"the embedded core answers out of memory, led by one of {', '.join(PILLARS)}; {asked.speaker} has "
                              "no voice of its own")
-        accepted = self.lanes["write"].call(Job("infer_", self._accepting(asked, job.who), who=job.who))
-        report = self.mind.report_of(accepted.result, until_s)
+        brief = {"type": "direct_synthesis", "selector": "infer_", "args": [asked.prompt], "kwargs": {}, "lead": asked.speaker}
+
+        def apply(root):
+            cycle = send(root["orchestrator_obj"], "start_cognitive_cycle_for_", brief, None, who, self.settings.missions_max,
+                         self.settings.missions_kept)
+            return {"cycle": cycle_id(cycle)}
+        return apply
+
+    @staticmethod
+    def _told(report):
         if "answer" not in report:
             reason = report["reason"]
             raise CoreFailed(f"cycle {report['cycle']} is {report['state']}: {reason['details']} ({reason['code']})",
@@ -12702,14 +12817,10 @@ class CoreLane(Lane):
         return {"answer": cited_text(report), "grounded": True, "persona": report.get("lead"), "evidence": report["evidence"],
                 "cycle": report["cycle"]}
 
-    def _accepting(self, asked, who):
-        brief = {"type": "direct_synthesis", "selector": "infer_", "args": [asked.prompt], "kwargs": {}, "lead": asked.speaker}
 
-        def apply(root):
-            cycle = send(root["orchestrator_obj"], "start_cognitive_cycle_for_", brief, None, who, self.settings.missions_max,
-                         self.settings.missions_kept)
-            return cycle_id(cycle)
-        return apply
+def call_key(job):
+    """Return the key under which a call's answer is kept: longer than any that a client can choose."""
+    return f"what was answered to call {job.call} of the core by the message {job.message_number()}"
 
 
 # What genesis puts into the image
@@ -14102,7 +14213,7 @@ def begin_due_audit(per_day):
 
 WIRE_DEPTH, WIRE_NAME_BYTES = MAX_DEPTH + 32, 4096       # a value may stand within a few maps of its command's
 MAX_TEXT = 200                                           # characters of `client` and `why`
-MAX_KEY = 64                                             # characters of an idempotency key
+MAX_KEY = 64                                             # characters of an idempotency key; see call_key
 MAX_ID = 256                                             # characters or bytes of an id
 LIMITS = ("message_max_mb", "message_values_max", "document_max_mb")     # settings that health tells to clients
 MAX_DETAILS = 4000                                       # characters of an error's sentence
@@ -14878,9 +14989,35 @@ class KeyMemory:
     def add(self, key, remembered):
         self._kept[key] = remembered
 
+    def known(self, key):
+        """Return the Remembered of a key, or None; from any thread."""
+        return self._kept.get(key)
+
     def end(self, key):
         """Forget that a key is at work; returns the requests that waited for it."""
         return self._running.pop(key, (None, []))[1]
+
+
+def remembered_result(root, known):
+    """Return the result that a Remembered names."""
+    page = getattr(root["ledger_obj"], known.lane).get(known.page_us)
+    return kept_result(page.entries[known.number])
+
+
+class KeptAnswers:
+    """What is known of calls of the core: entries of the ledger, found by keys as long as other keys are."""
+
+    def __init__(self, uvm):
+        self.uvm = uvm
+
+    def find(self, root, who, key):
+        """Return (digest of what was asked, what is known) of a call, or None."""
+        known = self.uvm.keys.known((who, key))
+        return known and (known.digest, remembered_result(root, known))
+
+    def note(self, outcome):
+        """Remember what was just stored."""
+        self.uvm.post(self.uvm.remember, outcome)
 
 
 def recent_keys(ledger, since_us):
@@ -16087,7 +16224,8 @@ class BatOS_UVM:
         self.mind = MissionLane(image, self.lanes, self.core, settings,
                                 lambda oid, report: self.post(self._cycle_ended, oid, report), self.embedder, self._fetch_ahead,
                                 self._token_listener)
-        self.lanes["core"] = CoreLane(image, self.lanes, self.core, self.mind, settings)
+        self.lanes["core"] = CoreLane(image, self.lanes, self.core, self.mind, settings, KeptAnswers(self))
+        self.lanes["method"].infer = self.lanes["core"].infer
         self.housekeeping = Housekeeping(image, self.lanes, self.embedder, self.core, settings)
         self.heartbeat, self.display = Heartbeat(self, settings), None       # display: what opens windows; see First conversation
         self._waiting = collections.defaultdict(list)    # cycle id -> functions of its report, each one a reply
@@ -16315,11 +16453,8 @@ class BatOS_UVM:
 
     def _repeat(self, request, known):
         """Answer from the ledger what was answered before."""
-        def apply(root):
-            page = getattr(root["ledger_obj"], known.lane).get(known.page_us)
-            return kept_result(page.entries[known.number])
         request.key = None
-        self.submit_to("read", request, apply, repeated=known.change)
+        self.submit_to("read", request, functools.partial(remembered_result, known=known), repeated=known.change)
 
     def _submit(self, request):
         """Give a request to the lane of its command, or to the one that it was moved to."""
@@ -16411,12 +16546,16 @@ class BatOS_UVM:
             return self._refuse(request, outcome.error)
         twins = self._twins(request)
         if request.key and outcome.page:
-            self.keys.add(request.key, Remembered(request.digest, outcome.page.lane, outcome.change,
-                                                  outcome.page.at_us, outcome.page.number))
+            self.remember(outcome)
         change = repeated or outcome.change
         self.answer(request, outcome.result, change, bool(repeated))
         for twin in twins:
             self.answer(twin, outcome.result, change, True)
+
+    def remember(self, outcome):
+        """Remember the key of a job that was stored."""
+        job, page = outcome.job, outcome.page
+        self.keys.add((job.who, job.key), Remembered(job.digest, page.lane, outcome.change, page.at_us, page.number))
 
     def _run_again(self, request, lane):
         """Run a request in another lane than the one that had it."""

@@ -172,6 +172,170 @@ def test_more_questions_than_the_queue_holds_are_busy(tmp_path):
     image.close()
 
 
+# infer_ from inside a stored method
+
+THINK = """def think_(self, question):
+    told = self.infer_(question)
+    self.told = f"{self.number}: {told}"
+    self._p_changed = True
+    return self.told
+"""
+TWICE = """def twice_(self, question):
+    try:
+        first = self.infer_(question)
+        second = self.infer_(f"again {self.number}")
+    except Exception as error:
+        return str(error)
+    return [first, second]
+"""
+
+
+def thinker(client, name, code, **slots):
+    """Return the oid of a new object with a method."""
+    oid = send(client, "genesis_obj", "clone")["result"]["$ref"]
+    for slot, value in {"number": 0, **slots}.items():
+        send(client, oid, "setSlot_value_", slot, value)
+    create(client, oid, name, code)
+    return oid
+
+
+def post(client, **fields):
+    """Send a message without waiting for its reply."""
+    client._socket.send(batos.pack_reply({"command": "send_message", **fields}))
+
+
+def replies(client, count):
+    """Return {id: reply} of posted messages."""
+    found = {}
+    while len(found) < count:
+        assert client._ready(WAIT_S * 1000), found
+        reply = client._received()
+        found[reply["id"]] = reply
+    return found
+
+
+def until_asked(file, count):
+    while not file.exists() or len(file.read_text().splitlines()) < count:
+        time.sleep(0.01)
+
+
+def test_methods_that_wait_for_the_core_hold_neither_thread_nor_receiver(daemon, tmp_path):
+    """Two methods wait in infer_, a hundred others are served, the receivers are changed meanwhile; the core is asked once each.
+
+    There is one thread for methods, so that a waiting one would keep all others out.
+    """
+    asked = tmp_path / "asked"
+    with batos.Client(daemon(("method_workers", 1), core=(3, asked)).endpoint, WAIT_S) as client, \
+            batos.Client(client.endpoint, WAIT_S) as other:
+        one, two = (thinker(client, "think_", THINK) for _ in range(2))
+        count = thinker(client, "up", "def up(self):\n    self.number += 1\n    self._p_changed = True\n    return self.number\n")
+        for oid in (one, two):
+            post(client, target=oid, selector="think_", args=[f"question of {oid}"], id=oid)
+        until_asked(asked, 2)
+        assert [send(other, count, "up")["result"] for _ in range(100)] == list(range(1, 101))
+        for number in range(1, 51):                      # the receivers too take other messages
+            send(other, one, "setSlot_value_", "number", number)
+        assert other.call("health")["result"]["pending"] == 2
+        told = replies(client, 2)
+        assert told[one]["result"].startswith("50: answer ") and told[two]["result"].startswith("0: answer ")
+        assert send(client, one, "told")["result"] == told[one]["result"]
+    assert sorted(asked.read_text().splitlines()) == sorted(f"question of {oid}" for oid in (one, two))
+
+
+def test_what_was_answered_is_not_asked_again_after_a_kill(daemon, tmp_path):
+    """Killed while its second question is asked, the message sent again has the first answer still, and the same words ever after."""
+    asked, running = tmp_path / "asked", daemon(core=(1, tmp_path / "asked"))
+    with batos.Client(running.endpoint, WAIT_S) as client:
+        oid = thinker(client, "twice_", TWICE)
+        post(client, target=oid, selector="twice_", args=["first"], idempotency_key="once", id=1)
+        until_asked(asked, 2)
+    running.stop(kill=True)
+    with batos.Client(daemon(core=(0, asked)).endpoint, WAIT_S) as client:
+        told = send(client, oid, "twice_", "first", idempotency_key="once")["result"]
+        assert told[0].startswith("answer 1 to first by") and told[1].startswith("answer 3 to again 0 by")
+        assert send(client, oid, "twice_", "first", idempotency_key="once")["result"] == told
+    assert asked.read_text().splitlines() == ["first", "again 0", "again 0"]
+
+
+def test_a_grounded_answer_survives_a_kill_as_the_cycle_that_it_is(daemon):
+    running = daemon(core=0.5)
+    with batos.Client(running.endpoint, WAIT_S) as client:
+        client.call("index_document", doc_id="pump.md", text=MANUAL)
+        oid = thinker(client, "think_", THINK)
+        post(client, target=oid, selector="think_", args=[QUESTION], idempotency_key="once", id=1)
+        while not (before := cycles(client)):
+            time.sleep(0.01)
+    running.stop(kill=True)
+    with batos.Client(daemon(core=0).endpoint, WAIT_S) as client:
+        told = send(client, oid, "think_", QUESTION, idempotency_key="once")["result"]
+        assert "“Turn the brass valve until the needle stands at zero.” [1]" in told and told.endswith("[1] pump.md:3")
+        assert cycles(client) == before and send(client, oid, "told")["result"] == told
+
+
+def test_a_run_that_asks_something_else_ends_by_name(daemon, tmp_path):
+    """What others change meanwhile stands in the second prompt; the method cannot hold the error."""
+    asked = tmp_path / "asked"
+    with batos.Client(daemon(core=(1, asked)).endpoint, WAIT_S) as client, batos.Client(client.endpoint, WAIT_S) as other:
+        oid = thinker(client, "twice_", TWICE)
+        post(client, target=oid, selector="twice_", args=["first"], id=1)
+        until_asked(asked, 2)
+        send(other, oid, "setSlot_value_", "number", 7)
+        [reply] = replies(client, 1).values()
+        assert reply["code"] == "PromptChanged" and "call 2 of infer_" in reply["details"] and reply["fields"] == {"call": 1}
+    assert asked.read_text().splitlines() == ["first", "again 0"]
+
+
+def test_a_method_whose_effect_comes_too_late_is_run_anew_without_asking_anew(daemon, tmp_path):
+    slow = THINK.replace("    told =", "    seen = self.number\n    told =").replace(
+        "    self.told =", "    for _ in range(2_000_000):\n        seen += 0\n    self.told =")
+    with batos.Client(daemon(core=(0, tmp_path / "asked")).endpoint, WAIT_S) as client, \
+            batos.Client(client.endpoint, WAIT_S) as other:
+        oid = thinker(client, "think_", slow)
+        post(client, target=oid, selector="think_", args=["question"], id=1)
+        until_asked(tmp_path / "asked", 1)
+        for number in range(1, 4):
+            time.sleep(0.05)
+            send(other, oid, "setSlot_value_", "number", number)
+        [reply] = replies(client, 1).values()
+        assert reply["result"].startswith("3: answer 1 to question")
+    assert (tmp_path / "asked").read_text() == "question\n"
+
+
+@pytest.mark.parametrize("code, error, words", [
+    ("return [self.infer_(str(n)) for n in range(9)]", batos.MethodFailed, "asks the core 4 times at most"),
+    ("return self.infer_(5)", batos.MethodFailed, "a prompt is a text"),
+    ("return self.infer_('a', temperature=9)", batos.MethodFailed, "temperature is a number")])
+def test_what_a_method_may_not_ask_is_named(writing, code, error, words):
+    oid = thinker(writing, "many", f"def many(self):\n    {code}\n")
+    with pytest.raises(error, match=words):
+        send(writing, oid, "many")
+
+
+def test_a_method_gets_the_answer_as_text_and_may_name_who_speaks(writing):
+    oid = thinker(writing, "ask_", "def ask_(self, q):\n    return self.infer_(q, persona='ROBIN', max_new_tokens=20)\n")
+    assert "to hum by __base__, told You speak as ROBIN." in send(writing, oid, "ask_", "hum")["result"]
+    assert send(writing, oid, "ask_", "hum", idempotency_key="hum")["result"] == send(
+        writing, oid, "ask_", "hum", idempotency_key="hum")["result"]
+
+
+def test_a_method_that_thinks_without_a_core_says_so_and_its_key_is_free(daemon, tmp_path):
+    running = daemon()
+    with batos.Client(running.endpoint, WAIT_S) as client:
+        oid = thinker(client, "think_", THINK)
+        with pytest.raises(batos.CoreOffline):
+            send(client, oid, "think_", "why", idempotency_key="once")
+    running.stop()
+    with batos.Client(daemon(core=(0, tmp_path / "asked")).endpoint, WAIT_S) as client:
+        assert send(client, oid, "think_", "why", idempotency_key="once")["result"].startswith("0: answer 1 to why")
+
+
+def test_a_message_inside_a_method_reaches_what_answers_for_misses(grounded):
+    oid = thinker(grounded, "_doesNotUnderstand_", "def _doesNotUnderstand_(self, selector, args, kwargs):\n"
+                                                   "    return [selector, args, kwargs]\n")
+    create(grounded, oid, "pass_on", "def pass_on(self):\n    return send(self, 'hum:', 1, loud=True)\n")
+    assert send(grounded, oid, "pass_on")["result"] == ["hum_", [1], {"loud": True}]
+
+
 # What has no part in this version yet, and what is never made up
 
 
