@@ -51,18 +51,24 @@ SEEN = [6, 3, [1, 2, 3], 2, "[1, 2, 3]", ["a\nb"], 1]
 
 
 def children():
-    """Return {pid: state} of the processes that have our zygotes as parent."""
-    found, zygotes = {}, set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    """Return {pid: state} of the processes that have zygotes as parent: this process's own, others' tests have theirs."""
+    parents, states, zygotes = {}, {}, set()
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         try:
             command = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
             status = pathlib.Path(f"/proc/{pid}/status").read_text()
         except OSError:
             continue
+        parents[pid], states[pid] = int(re.search(r"PPid:\s+(\d+)", status)[1]), re.search(r"State:\s+(\w)", status)[1]
         if b"batos-methods" in command:
-            found[int(pid)] = (int(re.search(r"PPid:\s+(\d+)", status)[1]), re.search(r"State:\s+(\w)", status)[1])
-    zygotes = {pid for pid, (parent, _) in found.items() if parent not in found}
-    return {pid: state for pid, (parent, state) in found.items() if parent in zygotes}
+            zygotes.add(pid)
+    return {pid: states[pid] for pid in zygotes if parents[pid] in zygotes and os.getpid() in ancestors(pid, parents)}
+
+
+def ancestors(pid, parents):
+    """Yield the processes above one, as {pid: its parent} tells them."""
+    while pid := parents.get(pid):
+        yield pid
 
 
 # One child serves one trust domain

@@ -1,43 +1,86 @@
 """What is acknowledged stays, and takes effect once: samples of the campaigns in tests/durability/."""
 
+import ast
+
 import pytest
-from durability import fuzz, kills, lossy, powercut, soak
+from durability import fuzz, kills, lossy, mutants, powercut, soak
 
 
-@pytest.mark.parametrize("count", [8, pytest.param(20, marks=pytest.mark.slow)])
-def test_kill_minus_9_under_mixed_load(tmp_path, count):
-    assert kills.under_load(tmp_path, count, count)["problems"] == []
+@pytest.mark.slow
+def test_kill_minus_9_under_mixed_load(tmp_path):
+    assert kills.under_load(tmp_path, 20, 20)["problems"] == []
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(15, marks=pytest.mark.slow)])
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["genesis", "upgrade", "recover", "restore"])
-def test_kill_minus_9_in_each_phase(tmp_path, phase, count):
-    assert kills.PHASES[phase](tmp_path, count, count)["problems"] == []
+def test_kill_minus_9_in_each_phase(tmp_path, phase):
+    assert kills.PHASES[phase](tmp_path, 15, 15)["problems"] == []
 
 
-@pytest.mark.parametrize("cuts", [60, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.slow
 @pytest.mark.parametrize("work", ["serving", "copies"])
-def test_power_cuts(work, cuts):
-    assert powercut.campaign(cuts, cuts, work)["problems"] == []
+def test_power_cuts(work):
+    assert powercut.campaign(300, 300, work)["problems"] == []
 
 
+@pytest.mark.slow
 def test_zodb_as_it_comes_does_not_stand_power_cuts():
     assert len(powercut.campaign(2, 60, "stock")["problems"]) > 10
 
 
-@pytest.mark.parametrize("commands", [1500, pytest.param(15_000, marks=pytest.mark.slow)])
-def test_exactly_once_over_a_lossy_path(tmp_path, commands):
-    report = lossy.campaign(tmp_path, commands, commands)
+@pytest.mark.slow
+def test_exactly_once_over_a_lossy_path(tmp_path):
+    report = lossy.campaign(tmp_path, 15_000, 15_000)
     assert report["problems"] == [] and report["lost"] > 50 and report["repeated"] > 50
 
 
-@pytest.mark.parametrize("inputs", [2000, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_fuzzing_of_the_wire(tmp_path, inputs):
-    report = fuzz.campaign(tmp_path, inputs, inputs)
-    assert report["problems"] == [] and report["replies"] == inputs
+@pytest.mark.slow
+def test_fuzzing_of_the_wire(tmp_path):
+    report = fuzz.campaign(tmp_path, 10_000, 10_000)
+    assert report["problems"] == [] and report["replies"] == 10_000
 
 
 @pytest.mark.slow
 def test_a_soak(tmp_path):
     report = soak.campaign(tmp_path, 20_000, 100, 1)
     assert [problem for problem in report["problems"] if "grew" not in problem] == [] and report["cycles"] >= 100
+
+
+# Mutants
+
+SOURCE = """
+# One ########################################################################
+
+
+def first(a, b):
+    \"\"\"Tell which.\"\"\"
+    if a < b and b is not None:
+        a = a + b
+        log_one.info("seen")
+    return f"{a}", 3
+
+
+# Two ########################################################################
+
+
+def second(ä):
+    raise ValueError("ä" + ä)
+"""
+
+
+def test_each_mutant_is_one_fault_in_a_text_that_parses():
+    rows = mutants.all_mutants(SOURCE)
+    assert {name: sorted(mutant.kind for mutant in found) for name, found in rows.items()} == {
+        "One": ["and or", "comparison", "comparison", "condition", "nothing returned", "off by one", "plus minus",
+                "statement dropped"],
+        "Two": ["plus minus", "statement dropped"]}
+    whole = ast.dump(ast.parse(SOURCE))
+    for mutant in (mutant for found in rows.values() for mutant in found):
+        text = mutants.mutated(SOURCE, mutant)
+        assert ast.dump(ast.parse(text)) != whole and text.count("\n") == SOURCE.count("\n")
+
+
+def test_mutants_are_drawn_by_the_seed():
+    one = mutants.drawn(SOURCE, 4, 7, [])
+    assert one == mutants.drawn(SOURCE, 4, 7, []) and len(set(one)) == 4
+    assert {mutant.section for mutant in mutants.drawn(SOURCE, 99, 7, ["Two"])} == {"Two"}
