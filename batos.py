@@ -89,6 +89,7 @@ import resource
 import shutil
 import signal
 import socket
+import stat
 import string
 import struct
 import subprocess
@@ -414,7 +415,8 @@ SETTINGS = {row.name: row for row in (
     Setting("client_stall_s", 30.0, "s", "a client that reads nothing for so long is dropped"),
     Setting("message_max_mb", 32.0, "MB", "largest message taken from the wire; one of twice as much ends its connection"),
     Setting("message_values_max", 100_000, "values", "values in one message: numbers, texts, lists, maps and names together"),
-    Setting("document_max_mb", 8.0, "MB", "largest document"),
+    Setting("document_max_mb", 8.0, "MB", "largest text of a document"),
+    Setting("source_max_mb", 200.0, "MB", "largest file that a document is read from"),
     Setting("group_max", 64, "commands", "short commands in one commit"),
     Setting("request_memory_min_h", 24.0, "h", "idempotency keys are remembered at least so long"),
     Setting("request_memory_max", 200_000, "keys", "keys remembered at most; beyond it keyed requests are Busy"),
@@ -1517,7 +1519,7 @@ def append_log(tree, entry, most):
 # it is damage. A flipped byte is found in a sealed range by its seal, in any header by
 # the walk, in the last transaction by its digest; elsewhere by `check --deep`.
 
-IMAGE_VERSION = 7
+IMAGE_VERSION = 8
 OLDEST_VERSION = 6                 # of the first release; what came before it is not read
 MAGIC = b"FS30"
 TXN_HEADER = struct.Struct(">8sQcHHH")                    # tid, length less 8, status, three lengths
@@ -3460,6 +3462,71 @@ def ledger_faults(root):
             yield f"{slot} of {oid_text(oid)} is not what the change {change} made of it"
 
 
+# Parts
+
+PARTS_KEPT_S = 86_400.0            # a text whose last part has not come by then is removed
+PARTS_DOCUMENTS = 4                # so many of the largest documents may wait for their last part at once
+
+
+class Parts:
+    """I keep texts that are larger than a message, part by part, in files beside the image: on the disk, and out of sight.
+
+    What is never asked for is removed after PARTS_KEPT_S.
+    """
+
+    def __init__(self, image_path, max_bytes):
+        if image_path is None:
+            raise BadRequest("parts are kept beside an image that is a file, and this one is not; raise message_max_mb")
+        self.folder, self.max_bytes = pathlib.Path(f"{image_path}.parts"), max_bytes
+
+    def _of(self, who, upload):
+        return self.folder / digest(f"{who}\0{upload}".encode())
+
+    def put(self, who, upload, number, text):
+        """Keep a part; returns the numbers of those that are kept of that text. Raises BadRequest, Busy."""
+        data, mine = text.encode("utf-8", "surrogatepass"), self._of(who, upload)
+        kept = [path for path in self.folder.glob("*/[0-9]*") if path != mine / f"{number:05}"]
+        if len(data) + _bytes_of(path for path in kept if path.parent == mine) > self.max_bytes:
+            raise BadRequest(f"the document has more than {self.max_bytes:,} bytes; split it into several documents, or raise the "
+                             "setting document_max_mb", field="text", limit=self.max_bytes)
+        if len(data) + _bytes_of(kept) > PARTS_DOCUMENTS * self.max_bytes:
+            raise Busy("the parts of other documents take all the room that there is for parts; send it again later")
+        try:
+            mine.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_whole(str(mine / f"{number:05}"), data)
+            return sorted(int(path.name) for path in mine.glob("[0-9]*[0-9]"))
+        except OSError as error:
+            raise Busy(f"the part cannot be kept ({error.strerror}); make room, and send it again") from error
+
+    def joined(self, who, upload, count):
+        """Return a text of which all parts are there. Raises NotFound."""
+        paths = [self._of(who, upload) / f"{number:05}" for number in range(count)]
+        missing = [number for number, path in enumerate(paths) if not path.exists()]
+        if missing:
+            raise NotFound(f"of {count} parts these are not here, or no longer: {', '.join(map(str, missing[:20]))}; send them",
+                           kind="part", name=upload, missing=missing[:1000])
+        return b"".join(path.read_bytes() for path in paths).decode("utf-8", "surrogatepass")
+
+    def drop(self, who, upload):
+        shutil.rmtree(self._of(who, upload), ignore_errors=True)
+
+
+def _bytes_of(paths):
+    total = 0
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):     # it was asked for just now
+            total += path.stat().st_size
+    return total
+
+
+def sweep_parts(image_path, kept_s=PARTS_KEPT_S):
+    """Remove the texts beside an image that have had no further part for so long."""
+    for folder in pathlib.Path(f"{image_path}.parts").glob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - folder.stat().st_mtime >= kept_s:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 ################################################################################
 # Lanes ########################################################################
 ################################################################################
@@ -4022,6 +4089,8 @@ class Upkeep(Lane):
                 if job is not None:
                     self._submitted_s.popleft()
                 return job
+            if self.image.path:
+                sweep_parts(self.image.path)
             for name, (hours, apply) in self._due_work().items():
                 if self._is_due(name, hours):
                     return Job(name, apply)
@@ -9148,7 +9217,7 @@ PART_LEAST_CHARS = 20_000          # a shorter text has not more chunks than tha
 TITLE_MAX_CHARS = 200
 SENTENCE_WINDOW_CHARS = 20_000     # Punkt sees no more at once: its time stays linear
 WORD_MAX_CHARS = 64                # a longer word (base64, a hash) is known by its beginning
-DOC_ID_MAX_CHARS = 200
+DOC_ID_MAX_CHARS = 1000
 QUERY_WORDS_MAX = 64               # later words of a query are not looked up
 RESULTS_MAX = 100
 RANKED = 50                        # the chunks among which the greatest mass is sought
@@ -9161,6 +9230,7 @@ EMBED_LINGER_S = 0.25                                    # each part is a commit
 DEAD_SHARE = 0.3                   # a segment that is dead to more than this is merged by itself
 FILTERS = ("scope", "kind", "conversation", "tag")       # the fields of `metadata_index`
 SCOPES = ("world", "self", "said", "asked")              # of the world, of this system, and by people in conversations
+OWN_NAMES = ("batos/", "said/")    # how the names begin of what the system, and nobody else, remembers of itself and of talks
 SUPERSEDED_SHARE = 0.5             # of its score, what a superseded document has left
 
 
@@ -9671,7 +9741,8 @@ def _decoded(data, name):
             return data.decode(encoding, "replace").removeprefix("\ufeff")
     controls = sum(data[:10_000].count(byte) for byte in (*range(9), *range(14, 27), *range(28, 32)))
     if controls > len(data[:10_000]) / 100:
-        raise BadRequest(f"{name} is not text (control bytes in it); allowed are texts, and {', '.join(sorted(FORMATS))}")
+        raise BadRequest(f"{name} is not text (control bytes in it); allowed are texts, and {', '.join(sorted(FORMATS))}",
+                         no_document=True)
     try:
         return data.decode()
     except UnicodeDecodeError:
@@ -9731,18 +9802,31 @@ def _read_html(data, name):
     return Extract("\n".join(line.strip() if line.strip() else "" for line in page.lines), {"title": title} if title else {})
 
 
+def _whole_characters(text):
+    """Return a text with its surrogates joined; half of one, which no encoding takes, becomes a replacement character."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _quiet(library):
+    """Keep a library's own messages, for which nobody asked, off the screen."""
+    log = logging.getLogger(library)
+    log.propagate = False
+    log.addHandler(logging.NullHandler())
+
+
 def _read_pdf(data, name):
     pypdf = need("pypdf", "reading PDF")
+    _quiet("pypdf")
     try:
         reader = pypdf.PdfReader(io.BytesIO(data))
-        pages = [page.extract_text() for page in reader.pages]
-        title = (reader.metadata or {}).get("/Title")
+        pages = [_whole_characters(page.extract_text()) for page in reader.pages]
+        title = _whole_characters(str((reader.metadata or {}).get("/Title") or ""))
     except Exception as error:                           # a boundary: whatever a hostile file makes of the library
         raise BadRequest(f"{name} does not read as PDF ({first_line(error)}); convert it, or leave it out") from error
     if not any(page.strip() for page in pages):
         raise BadRequest(f"{name} holds no text, perhaps pictures of pages; have it recognised first")
     starts = [1, *(1 + n for n in itertools.accumulate(page.count("\n") + 2 for page in pages[:-1]))]
-    titled = {"title": one_line(str(title), TITLE_MAX_CHARS)} if title and str(title).strip() else {}
+    titled = {"title": one_line(title, TITLE_MAX_CHARS)} if title.strip() else {}
     return Extract("\n\n".join(pages), {"pages": starts, **titled})
 
 
@@ -9765,19 +9849,77 @@ FORMATS = {
 }
 
 
-def read_file(path, max_bytes):
-    """Return a file's Extract. Raises BadRequest that says why it is none: too large, binary, damaged, or not to be read."""
-    path = pathlib.Path(path)
+SOURCE_MAX_BYTES = int(SETTINGS["source_max_mb"].default * 1e6)
+MOST_BYTES_A_CHARACTER = 4                               # in the encodings that a text may have, for one that takes one in UTF-8
+NO_FILES = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+            stat.S_IFBLK: "a device"}
+
+
+def _opened(name, flags, **where):
+    """Open for reading what is no terminal, without waiting for who would write into a FIFO."""
+    return os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, **where)
+
+
+def _unreadable(path, error):
+    told = "it is a socket" if error.errno == errno.ENXIO else error.strerror
+    return BadRequest(f"{path} cannot be read ({told}); a document is read from a regular file")
+
+
+def open_regular(path, opener=_opened):
+    """Open a regular file, once, to be read; what is looked at is what was opened. Raises BadRequest that says what it is."""
     try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise BadRequest(f"{path} has {size:,} bytes and may have {max_bytes:,}; split it, or raise document_max_mb")
-        data = path.read_bytes()
+        file = open(path, "rb", opener=opener)
     except OSError as error:
-        raise BadRequest(f"{path} cannot be read ({error.strerror})") from error
-    extract = FORMATS.get(path.suffix.lower(), Format("text")).read(data, path.name)
+        raise _unreadable(path, error) from error
+    kind = stat.S_IFMT(os.fstat(file.fileno()).st_mode)
+    if kind == stat.S_IFREG:
+        return file
+    file.close()
+    raise BadRequest(f"{path} is {NO_FILES.get(kind, 'no file')}; a document is read from a regular file")
+
+
+def opener_below(root):
+    """Return an opener of paths below a folder, given from the root, that follows no link on the way, however fast it is put there."""
+    def opener(path, flags):
+        *folders, name = pathlib.Path(path).relative_to(root).parts
+        at = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for folder in folders:
+                inner = _opened(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
+                os.close(at)
+                at = inner
+            return _opened(name, flags | os.O_NOFOLLOW, dir_fd=at)
+        finally:
+            os.close(at)
+    return opener
+
+
+def _check_size(path, what, size, limit, setting):
+    if size > limit:
+        raise BadRequest(f"{path} has {size:,} bytes{what} and may have {limit:,}; split it, or raise the setting {setting}",
+                         size=size, limit=limit, setting=setting)
+
+
+def read_file(path, max_bytes, source_max_bytes=SOURCE_MAX_BYTES, opener=_opened):
+    """Return a file's Extract, its text of up to `max_bytes` in UTF-8 from a file of up to `source_max_bytes`.
+
+    Raises BadRequest that says why it is none: too large, binary, damaged, no regular file, or not to be read.
+    """
+    path = pathlib.Path(path)
+    form = FORMATS.get(path.suffix.lower(), Format("text"))
+    with open_regular(path, opener) as file:
+        size = os.fstat(file.fileno()).st_size
+        _check_size(path, "", size, source_max_bytes, "source_max_mb")
+        if form.read is _read_text and size > MOST_BYTES_A_CHARACTER * max_bytes:
+            _check_size(path, " of text", size, max_bytes, "document_max_mb")
+        try:
+            data = file.read(source_max_bytes + 1)       # no more, also where it grows meanwhile
+        except OSError as error:
+            raise _unreadable(path, error) from error
+    extract = form.read(data, path.name)
     if not extract.text.strip():
-        raise BadRequest(f"{path.name} is empty")
+        raise BadRequest(f"{path.name} is empty", no_document=True)
+    _check_size(path, " of text", len(extract.text.encode("utf-8", "surrogatepass")), max_bytes, "document_max_mb")
     return extract
 
 
@@ -10373,13 +10515,14 @@ def new_catalog(**slots):
     retired: (doc_id, version) -> Document; retired_order: microseconds -> (doc_id, version);
     staged: first chunk number -> (doc_id, version, chunks stored) of a document that is stored in parts, out of sight;
     vectors: number -> VectorPack; unembedded: first chunk number -> how many chunks from it on have no vector yet;
-    superseded: doc_id -> doc_id of what stands for it now; forgetting: whether bytes of what was forgotten may be left.
+    superseded: doc_id -> doc_id of what stands for it now; forgetting: whether bytes of what was forgotten may be left;
+    moved: former doc_id -> (doc_id, {former version: version}) of a document that stands under another name now.
     """
     return UvmObject(
         text_index=LOBTree(), chunk_storage=LOBTree(), chunk_numbers=ChunkNumbers(),
         metadata_index=OOBTree({field: OOBTree() for field in FILTERS}), documents=OOBTree(),
         retired=OOBTree(), retired_order=LOBTree(), staged=LOBTree(), vectors=LOBTree(),
-        unembedded=LLBTree(), superseded=OOBTree(), forgetting=False, **slots)
+        unembedded=LLBTree(), superseded=OOBTree(), moved=OOBTree(), forgetting=False, **slots)
 
 
 def _stored(document, unchanged=False):
@@ -10401,8 +10544,16 @@ def _checked_text(text, max_bytes):
     return data
 
 
+JOINERS = "\u200c\u200d"                                 # the format characters that scripts, and some pictures, need
+
+
+def _can_be_shown(text):
+    """Tell whether a text is characters and blanks: nothing that steers a terminal, ends a line, or is no Unicode."""
+    return text.isprintable() or all(char.isprintable() or char in JOINERS or unicodedata.category(char) == "Zs" for char in text)
+
+
 def _checked_name(field, value, most):
-    if not isinstance(value, str) or not value.strip() or len(value) > most or not value.isprintable():
+    if not isinstance(value, str) or not value.strip() or len(value) > most or not _can_be_shown(value):
         raise BadRequest(f"{field} is 1 to {most} printable characters, not {str(value)[:60]!r}", field=field)
     return value
 
@@ -10429,7 +10580,7 @@ def _title(fields, drafts):
 def _next_version(catalog, doc_id, current):
     if current is not None:
         return current.version + 1
-    former = list(catalog.retired.keys((doc_id, 0), (doc_id, sys.maxsize)))
+    former = _retired_of(catalog, doc_id)
     return 1 + (former[-1][1] if former else catalog.chunk_numbers.version_floor)
 
 
@@ -10467,13 +10618,18 @@ def _retire(catalog, document):
 
     Its words and vectors are dead until the next merge: what no filter names is not found.
     """
-    note_change(catalog, f"documents[{document.doc_id}]")
     kept = [catalog.chunk_storage.pop(number) for number in document.numbers]
     for first in list(catalog.unembedded.keys(document.first_chunk, document.first_chunk + document.chunk_count - 1)):
         del catalog.unembedded[first]
     for tree in (catalog.text_index, catalog.vectors):
         bury(tree, document.numbers)
     _filter_out(catalog, document)
+    _lay_aside(catalog, document, kept)
+
+
+def _lay_aside(catalog, document, kept):
+    """Put a version of a document, with its chunks, under `retired`."""
+    note_change(catalog, f"documents[{document.doc_id}]")
     document.kept, document.retired_at = tuple(kept), now_utc()
     del catalog.documents[document.doc_id]
     catalog.retired[document.doc_id, document.version] = document
@@ -10519,6 +10675,7 @@ def _publish(catalog, version, first, count, fields):
     document = Document(version=version, added_at=now_utc(), first_chunk=first, chunk_count=count, **fields)
     _filter_in(catalog, document)
     catalog.documents[document.doc_id] = document
+    _name_again(catalog, document.doc_id)
     catalog.unembedded[first] = count
     return document
 
@@ -10532,6 +10689,20 @@ def index_document_(catalog, doc_id, text, metadata=None, scope="world", source=
     what is stored already, nothing is written unless `rechunk`. kind None guesses. drafts: what cut_text made of
     the text, where it was cut already. Raises BadRequest before any write.
     """
+    check_taught_name(doc_id)
+    return store_document(catalog, doc_id, text, metadata, scope, source, kind, max_bytes, drafts, rechunk)
+
+
+def check_taught_name(doc_id):
+    """Raise BadRequest for a name that only the system itself gives."""
+    if isinstance(doc_id, str) and doc_id.startswith(OWN_NAMES):
+        raise BadRequest(f"{doc_id!r:.80} is a name of the system's own: what begins with {' or '.join(OWN_NAMES)} it remembers of "
+                         f"itself and of what people said; choose another name, such as {'my-' + doc_id!r:.80}", field="doc_id")
+
+
+def store_document(catalog, doc_id, text, metadata=None, scope="world", source=None, kind=None,
+                   max_bytes=None, drafts=None, rechunk=False):
+    """Do what index_document_ does, also under a name of OWN_NAMES."""
     fields = document_fields(doc_id, text, metadata, scope, source, kind, max_bytes)
     same = None if rechunk else unchanged_document(catalog, fields)
     if same:
@@ -10626,9 +10797,128 @@ def unindex_document_(catalog, doc_id):
     """
     document = find_document(catalog, doc_id)
     _retire(catalog, document)
-    for older in [older for older, newer in catalog.superseded.items() if doc_id in (older, newer)]:
+    for older in [older for older, newer in catalog.superseded.items() if document.doc_id in (older, newer)]:
         del catalog.superseded[older]
-    return {"doc_id": doc_id, "version": document.version, "chunks": document.chunk_count}
+    return {"doc_id": document.doc_id, "version": document.version, "chunks": document.chunk_count}
+
+
+def _moved_names(catalog):
+    return own(catalog).get("moved", {})                 # an image of before has none
+
+
+@primitive("move_document_", lane="bulk")
+def move_document_(catalog, doc_id, to):
+    """Have a document stand under another name from now on, as its file does; the former name leads to it, citations open.
+
+    Returns {"doc_id", "version", "chunks"}. Raises NotFound, and BadRequest where something stands under that name.
+    """
+    for name in (doc_id, to):
+        check_taught_name(name)
+    former = find_document(catalog, doc_id)
+    if _checked_name("to", to, DOC_ID_MAX_CHARS) in catalog.documents:
+        raise BadRequest(f"there is a document {to!r} already; take that one out first, or supersede one by the other", field="to")
+    version = max(_next_version(catalog, to, None), former.version + 1)
+    chunks = [catalog.chunk_storage[number] for number in former.numbers]
+    document = _under(former, to, version)
+    for number, chunk in zip(former.numbers, chunks, strict=True):
+        catalog.chunk_storage[number] = _under(chunk, to, version)
+    _lay_aside(catalog, former, chunks)
+    note_change(catalog, f"documents[{to}]")
+    catalog.documents[to] = document
+    _lead(catalog, former.doc_id, to)
+    return _stored(document)
+
+
+def _under(record, doc_id, version):
+    """Return a copy of a Document or Chunk under another name; a path in the metadata is the name's."""
+    record._p_activate()                                 # a ghost has no fields yet
+    fields = {**vars(record), "doc_id": doc_id, "version": version}
+    if "path" in fields.get("metadata", ()):
+        fields["metadata"] = {**fields["metadata"], "path": doc_id}
+    return type(record)(**fields)
+
+
+def _lead(catalog, former, to, versions=()):
+    """Have a former name, and all that was said of it, lead to a document. versions: {former version: version}."""
+    if "moved" not in own(catalog):
+        catalog.moved = OOBTree()
+    if _moved_names(catalog).get(to, (to,))[0] != to:
+        del catalog.moved[to]
+    catalog.moved[former] = to, dict(versions)
+    for older, newer in list(catalog.superseded.items()):
+        if former in (older, newer):
+            del catalog.superseded[older]
+            catalog.superseded[to if older == former else older] = to if newer == former else newer
+
+
+def _name_again(catalog, doc_id):
+    """Have a name that led elsewhere stand for itself; where nothing stands under that other name, it leads back here."""
+    moved = _moved_names(catalog)
+    to = moved.get(doc_id, (doc_id,))[0]
+    if to != doc_id:
+        del moved[doc_id]
+        if to not in catalog.documents and to not in moved:
+            moved[to] = doc_id, {}
+
+
+def _name_now(catalog, doc_id, version=None):
+    """Return (name, version) of what was known by a name and a version, however often it was moved since."""
+    moved, seen = _moved_names(catalog), set()
+    while doc_id in moved and doc_id not in seen and (version is None or (doc_id, version) not in catalog.retired):
+        seen.add(doc_id)
+        doc_id, versions = moved[doc_id]
+        version = versions.get(version, version)
+    return doc_id, version
+
+
+def _retired_of(catalog, doc_id):
+    """Return the keys of the retired versions of a document."""
+    return list(catalog.retired.keys((doc_id, 0), (doc_id, sys.maxsize)))
+
+
+def join_spellings(catalog, to, names):
+    """Make documents that are of one file one, under the name `to`: the newest on top, all others its versions, by their age.
+
+    What is `to`'s own and retired keeps its numbers; the other versions get numbers above those.
+    """
+    newest = max((catalog.documents[name] for name in names), key=lambda document: document.added_at)
+    for name in names:
+        if catalog.documents[name] is not newest:
+            _retire(catalog, catalog.documents[name])
+    places = {key: at_us for at_us, key in catalog.retired_order.items() if key[0] in names and key[0] != to}
+    former = sorted((catalog.retired[key] for key in places), key=lambda document: document.added_at)
+    number = max(_next_version(catalog, to, None), newest.version + 1)
+    versions = collections.defaultdict(dict)             # {name: {former version: version}}
+    for number, document in enumerate([*former, newest], number):
+        versions[document.doc_id][document.version] = number
+    for document in former:
+        _rename_retired(catalog, document, to, versions, places)
+    _rename_newest(catalog, newest, to, versions)
+    for name, numbers in versions.items():
+        _lead(catalog, name, to, numbers)
+
+
+def _rename_retired(catalog, document, to, versions, places):
+    """Put a retired version under another name and number, in its place by time."""
+    former = document.doc_id, document.version
+    version = versions[former[0]][former[1]]
+    del catalog.retired[former]
+    document.kept = tuple(_under(chunk, to, version) for chunk in document.kept)
+    document.doc_id, document.version = to, version
+    catalog.retired[to, version] = document
+    catalog.retired_order[places[former]] = to, version
+
+
+def _rename_newest(catalog, document, to, versions):
+    """Put a current version under another name and number; its words and vectors go by the numbers of its chunks, which stay."""
+    former, version = document.doc_id, versions[document.doc_id][document.version]
+    for name in (former, to):
+        note_change(catalog, f"documents[{name}]")
+    for number in document.numbers:
+        catalog.chunk_storage[number] = _under(catalog.chunk_storage[number], to, version)
+    del catalog.documents[former]
+    document.doc_id, document.version = to, version
+    catalog.documents[to] = document
 
 
 @primitive("supersede_", lane="bulk")
@@ -10637,6 +10927,8 @@ def supersede_(catalog, older, newer):
 
     Where one of the two is taken out, this ends. Returns {"older", "newer"}.
     """
+    if older.startswith(OWN_NAMES):
+        raise BadRequest(f"{older!r:.80} is the system's own, and nothing stands for it", field="older")
     for doc_id in (older, newer):
         find_document(catalog, doc_id)
     after = newer
@@ -10670,11 +10962,22 @@ def forget_documents(catalog, doc_ids):
     gone = [(at_us, key) for at_us, key in catalog.retired_order.items() if key[0] in doc_ids]
     for at_us, key in gone:
         _drop_retired(catalog, at_us, key)
+    moved = _moved_names(catalog)
+    for former in [former for former, (to, _) in moved.items() if former in doc_ids or to in doc_ids]:
+        del moved[former]
     return len(gone)
 
 
+def _is_manual(document):
+    """Tell whether a document is the system's own, the same for everybody, and not of what somebody taught, said or wrote."""
+    return document.scope == "self" and document.kind != "method" and document.doc_id.startswith(OWN_NAMES)
+
+
 def documents_matching(catalog, query):
-    """Return the doc_ids of the documents, former versions too, that have a chunk with all words of a query, near each other."""
+    """Return the doc_ids of the documents, former versions too, that have a chunk with all words of a query, near each other.
+
+    The system's own manuals are none of them: they hold nothing of anybody's, and would come again.
+    """
     terms = set(stems(query))
     if not terms:
         raise BadRequest("what is to be forgotten must be named by more than stop words", field="matching")
@@ -10683,13 +10986,17 @@ def documents_matching(catalog, query):
         return any(terms <= set(stems(_searchable(title, chunk))) for chunk in chunks)
     numbers = functools.reduce(need("numpy", "searching").intersect1d, (_numbers_with(catalog, word) for word in terms))
     alive = (catalog.chunk_storage.get(number) for number in numbers.tolist())
-    return {chunk.doc_id for chunk in alive if chunk} | {doc_id for (doc_id, _), document in catalog.retired.items()
-                                                        if holds(document.title, document.kept)}
+    found = {chunk.doc_id for chunk in alive if chunk}
+    found |= {doc_id for (doc_id, _), document in catalog.retired.items() if holds(document.title, document.kept)}
+    return {doc_id for doc_id in found if doc_id not in catalog.documents or not _is_manual(catalog.documents[doc_id])}
 
 
 def documents_named(catalog, doc_id):
-    """Return {doc_id} of a document of which any version is held. Raises NotFound."""
-    return {key[0] for key in catalog.retired.keys((doc_id, 0), (doc_id, sys.maxsize))} or {find_document(catalog, doc_id).doc_id}
+    """Return the doc_ids of a document of which any version is held: its name, and those it had before. Raises NotFound."""
+    now = doc_id if doc_id in catalog.documents else _name_now(catalog, doc_id)[0]
+    former = {name for name in _moved_names(catalog) if _name_now(catalog, name)[0] == now}
+    held = {name for name in {doc_id, now} | former if name in catalog.documents or _retired_of(catalog, name)}
+    return held or {find_document(catalog, doc_id).doc_id}
 
 
 def documents_of(catalog, conversation):
@@ -10708,7 +11015,9 @@ def put_document_back(catalog, doc_id, version):
 
 
 def find_document(catalog, doc_id, version=None):
-    """Return a Document: the current one, or any version that is still kept. Raises NotFound."""
+    """Return a Document: the current one, or any version that is still kept, also by a former name. Raises NotFound."""
+    if doc_id not in catalog.documents or version is not None:
+        doc_id, version = _name_now(catalog, doc_id, version)
     current = catalog.documents.get(doc_id)
     if current is not None and version in (None, current.version):
         return current
@@ -10749,6 +11058,8 @@ def prune_retired(catalog, before, limit=1000):
 def _drop_retired(catalog, at_us, key):
     del catalog.retired_order[at_us]
     document, numbers = catalog.retired.pop(key, None), catalog.chunk_numbers
+    if not _retired_of(catalog, key[0]):
+        _moved_names(catalog).pop(key[0], None)          # no citation is left that a former name could lead on
     if document is not None and document.doc_id not in catalog.documents:
         numbers.version_floor = max(numbers.version_floor, document.version)
 
@@ -11413,7 +11724,7 @@ def remember_episode(catalog, text, conversation=None, **more):
     """Store what a person said as an episode; `more` (who, cycle, answered, cited …) is its metadata. Returns its doc_id."""
     metadata = {**({"conversation": conversation} if conversation else {}), **more}
     doc_id, states = episode_id(text, conversation), any(is_statement(told["text"]) for told in sentences(text))
-    index_document_(catalog, doc_id, text, metadata, "said" if states else "asked", kind="episode")
+    store_document(catalog, doc_id, text, metadata, "said" if states else "asked", kind="episode")
     return doc_id
 
 
@@ -12221,6 +12532,8 @@ def leave_no_byte(image, bulk, step):
         _rid_of_dead(image, bulk, kind, step)
     image.pack(steady_us() / 1e6, step)
     image.clear_scratch()
+    if image.path:
+        sweep_parts(image.path, kept_s=0)
     bulk.call(Job("forget", lambda root: setattr(root["knowledge_catalog_obj"], "forgetting", False)))
     return {"details": "what was forgotten has left no byte", "result": None}
 
@@ -12959,8 +13272,8 @@ def tell_of_method(obj, name, method):
     said = ast.get_docstring(ast.parse(method.source).body[0]) or ""
     text = "\n\n".join(dict.fromkeys(part for part in (routed_request(name, ""), own(method).get("intent"), said, method.source)
                                      if part))
-    index_document_(_root_of(obj)["knowledge_catalog_obj"], f"batos/methods/{oid}.{name}", text, {"oid": oid, "selector": name},
-                    "self", kind="method")
+    store_document(_root_of(obj)["knowledge_catalog_obj"], f"batos/methods/{oid}.{name}", text, {"oid": oid, "selector": name},
+                   "self", kind="method")
 
 
 def roll_back(obj, name, version=None):
@@ -14215,7 +14528,7 @@ WIRE_DEPTH, WIRE_NAME_BYTES = MAX_DEPTH + 32, 4096       # a value may stand wit
 MAX_TEXT = 200                                           # characters of `client` and `why`
 MAX_KEY = 64                                             # characters of an idempotency key; see call_key
 MAX_ID = 256                                             # characters or bytes of an id
-LIMITS = ("message_max_mb", "message_values_max", "document_max_mb")     # settings that health tells to clients
+LIMITS = ("message_max_mb", "message_values_max", "document_max_mb", "source_max_mb")       # settings that health tells to clients
 MAX_DETAILS = 4000                                       # characters of an error's sentence
 Scalar = str | int | float | bool | bytes | None
 SCALARS = frozenset(typing.get_args(Scalar))
@@ -14357,15 +14670,28 @@ class CancelCommand(Command):
     cycle: str = pydantic.Field(max_length=20)
 
 
+UPLOAD, PARTS_MAX = r"^[A-Za-z0-9_-]{8,64}$", 1000        # how parts that belong together are named, and how many there may be
+
+
 class IndexDocumentCommand(Command):
     """Put a document into the memory, or a new version of it."""
 
     doc_id: str = pydantic.Field(min_length=1, max_length=1000)
     text: str | None = None
     path: str | None = None
+    upload: str | None = pydantic.Field(None, pattern=UPLOAD)        # of whose `parts` the text is joined; see index_part
+    parts: int = pydantic.Field(0, ge=0, le=PARTS_MAX)
     metadata: dict[str, typing.Any] = {}
     scope: typing.Literal["world", "self"] = "world"
     rechunk: bool = False         # a new version also where nothing changed
+
+
+class IndexPartCommand(Command):
+    """Keep a part of a text that is larger than a message, for a day: index_document with the same `upload` makes it a document."""
+
+    upload: str = pydantic.Field(pattern=UPLOAD)
+    number: int = pydantic.Field(ge=0, lt=PARTS_MAX)
+    text: str = pydantic.Field(min_length=1)
 
 
 class SupersedeCommand(Command):
@@ -14389,6 +14715,7 @@ class ListDocumentsCommand(Command):
     prefix: str = pydantic.Field("", max_length=1000)
     after: str = pydantic.Field("", max_length=1000)
     limit: int = pydantic.Field(100, ge=1, le=1000)
+    taught: bool = False          # only what people taught: none of the system's own, nothing that was said
 
 
 class ShowDocumentCommand(Command):
@@ -14412,6 +14739,13 @@ class ListObjectsCommand(Command):
     parent: str | None = pydantic.Field(None, max_length=1000)
     after: str = pydantic.Field("0x0", pattern=r"^0x[0-9a-fA-F]{1,16}$")
     limit: int = pydantic.Field(100, ge=1, le=1000)
+
+
+class MoveDocumentCommand(Command):
+    """Have a document stand under another name from now on, as when its file was renamed; the former name leads to it."""
+
+    doc_id: str = pydantic.Field(min_length=1, max_length=1000)
+    to: str = pydantic.Field(min_length=1, max_length=1000)
 
 
 class UnindexDocumentCommand(Command):
@@ -14568,7 +14902,7 @@ def command(model: type, lane: str, role: str = "admin", effect: bool = False, p
 
 BODY_LESS = frozenset({"id", "v", "idempotency_key", "wait", "why"})       # not part of what a key stands for
 # name -> default, which is not part of the body: older images had none
-LATER_FIELDS = {"generate": None, "rechunk": False, "conversation": None}
+LATER_FIELDS = {"generate": None, "rechunk": False, "conversation": None, "upload": None, "parts": 0}
 LATER_BRIEF_FIELDS = LATER_FIELDS | {"intent": None}     # the same of a mission's brief
 
 
@@ -15392,6 +15726,8 @@ def list_documents(request, root):
     for doc_id, document in root["knowledge_catalog_obj"].documents.items(first, excludemin=follows):
         if not doc_id.startswith(command.prefix):
             break
+        if command.taught and document.scope != "world":
+            continue
         if len(rows) == command.limit:
             after = rows[-1]["doc_id"]
             return {"details": f"{len(rows)} documents, and more", "results": rows, "result": {"after": after}}
@@ -15402,7 +15738,7 @@ def list_documents(request, root):
 def _document_row(doc_id, document):
     return {"doc_id": doc_id, "version": document.version, "chunks": document.chunk_count, "kind": document.kind,
             "title": document.title, "scope": document.scope, "added_at": to_wire(document.added_at),
-            "metadata": to_wire(document.metadata)}
+            "digest": document.digest, "metadata": to_wire(document.metadata)}
 
 
 @command(ShowDocumentCommand, lane="read", role="read")
@@ -15517,25 +15853,29 @@ def search_memory(request, root):
     return {"details": "; ".join((details, *terms.notes)), "results": to_wire(rows), "result": found}
 
 
-def read_document(command, settings):
-    """Return the Extract of an index_document command: its `text`, or that of a file under learn_roots."""
-    if (command.text is None) == (command.path is None):
-        raise BadRequest("index_document takes either `text` or `path`")
+def read_document(command, settings, parts=None, who="local"):
+    """Return the Extract of an index_document command: its `text`, that of its `upload`, or of a file under learn_roots."""
+    if sum(value is not None for value in (command.text, command.path, command.upload)) != 1:
+        raise BadRequest("index_document takes either `text`, or `path`, or `upload`")
     if command.text is not None:
         return Extract(command.text, {})
-    path = pathlib.Path(command.path).resolve()
+    if command.upload is not None:
+        return Extract(parts.joined(who, command.upload, command.parts), {})
+    path = pathlib.Path(command.path.replace("\0", "\ufffd")).resolve()
     roots = [pathlib.Path(root).resolve() for root in settings.learn_roots.split(":") if root]
-    if not path.is_file() or not any(path.is_relative_to(root) for root in roots):
+    root = next((root for root in roots if path.is_relative_to(root)), None)
+    if root is None or not path.is_file():
         raise BadRequest(f"{command.path} is no regular file under the folders of the setting learn_roots "
                          f"({settings.learn_roots or 'none'}); use `batos.py learn`, which sends the text itself")
-    return read_file(path, int(settings.document_max_mb * 1e6))
+    return read_file(path, int(settings.document_max_mb * 1e6), int(settings.source_max_mb * 1e6), opener_below(root))
 
 
 class Ingest:
     """An index_document command at work: `before` reads and cuts, and stores a large document in parts."""
 
-    def __init__(self, command, settings, embedder=None):
+    def __init__(self, command, settings, embedder=None, parts=None, who="local"):
         self.command, self.settings, self.embedder = command, settings, embedder or Embedder()
+        self.parts, self.who, self.is_applied = parts, who, False
         self.text = self.metadata = self.drafts = self.staged = None         # staged: what publish_staged wants
         self._files = contextlib.ExitStack()
 
@@ -15550,7 +15890,7 @@ class Ingest:
         Raises BadRequest.
         """
         command = self.command
-        self.text, metadata = read_document(command, self.settings)
+        self.text, metadata = read_document(command, self.settings, self.parts, self.who)
         self.metadata = {**metadata, **command.metadata}
         by_meaning = self.embedder.state == "ready" and len(self.text) < self.settings.semantic_chunk_kb * 1000
         if len(self.text) < PART_LEAST_CHARS and not by_meaning:
@@ -15566,27 +15906,43 @@ class Ingest:
             self.staged = first, fields, self._files.enter_context(built_file(postings, folder))
 
     def after(self):
-        """Remove what was made for the transaction."""
+        """Remove what was made for the transaction, and the parts of a text that is a document now."""
         self._files.close()
+        if self.is_applied and self.command.upload:
+            self.parts.drop(self.who, self.command.upload)
 
     def _max_bytes(self):
         return int(self.settings.document_max_mb * 1e6)
 
     def apply(self, root):
         command, catalog = self.command, root["knowledge_catalog_obj"]
-        stored = publish_staged(catalog, *self.staged) if self.staged else send(
-            catalog, "index_document_", command.doc_id, self.text, metadata=self.metadata, scope=command.scope,
+        stored = publish_staged(catalog, *self.staged) if self.staged else store_document(
+            catalog, command.doc_id, self.text, metadata=self.metadata, scope=command.scope,
             source=command.path, max_bytes=self._max_bytes(), drafts=self.drafts, rechunk=command.rechunk)
         before_s = steady_us() / 1e6 - self.settings.history_days * 86400
         prune_retired(catalog, datetime.datetime.fromtimestamp(max(before_s, 0), datetime.UTC), limit=PRUNED)
+        self.is_applied = True
         what = "was already known" if stored["unchanged"] else f"is remembered in {stored['chunks']} chunks"
         return {"details": f"{command.doc_id} {what}", "result": to_wire(stored)}
 
 
 @command(IndexDocumentCommand, lane="bulk", role="write", effect=True, phased=True)
 def index_document(request):
-    ingest = Ingest(request.command, request.settings, request.uvm.embedder)
+    check_taught_name(request.command.doc_id)
+    parts = kept_parts(request) if request.command.upload else None
+    ingest = Ingest(request.command, request.settings, request.uvm.embedder, parts, request.who)
     return Phases(ingest.apply, ingest.before, ingest.after, ingest.is_small)
+
+
+@command(IndexPartCommand, lane="read", role="write")
+def index_part(request, root):
+    command = request.command
+    held = kept_parts(request).put(request.who, command.upload, command.number, command.text)
+    return {"details": f"part {command.number} is kept; index_document makes a document of all", "result": {"held": held}}
+
+
+def kept_parts(request):
+    return Parts(request.uvm.image.path, int(request.settings.document_max_mb * 1e6))
 
 
 # What the system says of itself
@@ -15612,7 +15968,7 @@ def own_documents(root):
             continue
         data = path.read_bytes()
         known = documents.get(f"batos/{name}")
-        if known is None or known.metadata.get("sha256") != hashlib.sha256(data).hexdigest():
+        if known is None or known.scope != "self" or known.metadata.get("sha256") != hashlib.sha256(data).hexdigest():
             commands.append(IndexDocumentCommand(
                 command="index_document", doc_id=f"batos/{name}", text=learnt(data.decode()), scope="self",
                 metadata={"path": str(path), "sha256": hashlib.sha256(data).hexdigest()}))
@@ -15664,6 +16020,13 @@ def undo(request, root):
 def unindex_document(request, root):
     gone = send(root["knowledge_catalog_obj"], "unindex_document_", request.command.doc_id)
     return {"details": f"{request.command.doc_id} is no longer found", "result": to_wire(gone)}
+
+
+@command(MoveDocumentCommand, lane="bulk", role="write", effect=True)
+def move_document(request, root):
+    former, name = request.command.doc_id, request.command.to
+    moved = send(root["knowledge_catalog_obj"], "move_document_", former, name)
+    return {"details": f"{former} is {name} now", "result": to_wire(moved)}
 
 
 @command(SupersedeCommand, lane="bulk", role="write", effect=True)
@@ -15731,6 +16094,31 @@ def private_socket(endpoint):
         return zc.lockfile.LockFile(f"{path}.lock")
     except zc.lockfile.LockError:
         raise ConfigError(f"another daemon listens on {endpoint}; stop that one, or choose another --endpoint") from None
+
+
+def check_free(endpoint):
+    """Raise ConfigError where something listens at an endpoint, before anything is made for a daemon that could not serve."""
+    if endpoint.startswith("ipc://"):
+        private_socket(endpoint).close()
+        return
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    if port in ("0", "*"):
+        return
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+    except (OSError, OverflowError):
+        return                                           # the name of an interface, or none: who binds will tell
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise cannot_listen(endpoint, error.strerror) from error
+
+
+def cannot_listen(endpoint, why):
+    return ConfigError(f"cannot listen on {endpoint}: {why}. Stop what listens there, or choose another --endpoint (port 0 lets "
+                       "the system choose)")
 
 
 # Figures
@@ -15900,8 +16288,7 @@ class Wire:
         try:
             socket.bind(re.sub(r":0$", ":*", endpoint))
         except zmq.ZMQError as error:
-            raise ConfigError(f"cannot listen on {endpoint}: {error}. Stop what listens there, or choose another "
-                              "--endpoint (port 0 lets the system choose)") from error
+            raise cannot_listen(endpoint, error) from error
         return socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def _ask_for_keys(self):
@@ -16813,7 +17200,7 @@ def new_genesis_obj(root):
 
 
 def new_knowledge_catalog(root):
-    names = ("index_document_", "unindex_document_", "restore_document_", "supersede_", "search_")
+    names = ("index_document_", "move_document_", "unindex_document_", "restore_document_", "supersede_", "search_")
     methods = {name: method(name) for name in names}
     return new_catalog(**{"parent*": [root["traits_obj"]], "name": "knowledge_catalog_obj"}, **methods)
 
@@ -16849,6 +17236,40 @@ PRIMORDIAL = {
 @adds_to(UPGRADES, 7)
 def allow_deflated(root):
     """Records may be deflated from now on, which no program of before can read; those that are there stay as they are."""
+
+
+@adds_to(UPGRADES, 8)
+def join_documents(root):
+    """One file is one document, under its real path; a page tells of it, so that the ledger agrees with what stands."""
+    catalog = root["knowledge_catalog_obj"]
+    catalog.moved, catalog.move_document_ = OOBTree(), method("move_document_")
+    jar, job = root._p_jar, Job("upgrade", None, why="one file is one document")
+    jar.changes = {}
+    for to, names in spellings(catalog).items():
+        join_spellings(catalog, to, names)
+    if jar.changes:
+        append_page(root["ledger_obj"].bulk, [page_entry(job, None, jar.changes, unix_us())], 0)
+    jar.changes = None
+
+
+def spellings(catalog):
+    """Return {real path: [doc_id]} of the documents that `learn` named as their files' paths were spelt, but for those named right.
+
+    What somebody named otherwise, giving a path beside, keeps its name; unless it is one of OWN_NAMES.
+    """
+    found = collections.defaultdict(list)
+    for doc_id, document in catalog.documents.items():
+        path = document.metadata.get("path")
+        if document.scope == "world" and isinstance(path, str) and _spells(doc_id, path):
+            found[path].append(doc_id)
+        elif document.scope == "world" and doc_id.startswith(OWN_NAMES):
+            found[f"my-{doc_id}"].append(doc_id)
+    return {path: names for path, names in found.items() if names != [path]}
+
+
+def _spells(doc_id, path):
+    same_name = os.path.basename(doc_id) == os.path.basename(path)
+    return os.path.isabs(path) and len(path) <= DOC_ID_MAX_CHARS and (same_name or os.path.realpath(doc_id) == path)
 
 
 def genesis(image, core=None, core_name=None):
@@ -17966,6 +18387,7 @@ def serve(settings, debug=False, make_core=embedded_core):
     take_descriptors()
     if not is_local(settings.endpoint) or settings.curve:
         KeyRing(settings.image).server()                 # before anything is opened: it cannot be served without
+    check_free(settings.endpoint)
     set_up_log(settings, debug)
     image = Image.open(settings.image, int(settings.open_check_mb * 1e6))
     try:
@@ -18050,6 +18472,19 @@ def _checked_reply(reply):
 
 REQUESTS_AT_ONCE = 16                                    # that Client.replies has under way
 CLIENT_TURN_S = 0.5                                      # a Ctrl-C just before a poll is seen only once that ends
+REACH_S, PROBE_S = 0.5, 1.0                              # a connection is waited for so long; then it is tried whether anything listens
+
+
+def _is_listened_to(endpoint):
+    """Tell whether something accepts connections at an endpoint, whether or not it speaks."""
+    kind, _, place = endpoint.partition("://")
+    host, _, port = place.rpartition(":")
+    family = socket.AF_UNIX if kind == "ipc" else socket.AF_INET6 if "[" in host else socket.AF_INET
+    with contextlib.suppress(OSError), socket.socket(family) as probe:
+        probe.settimeout(PROBE_S)
+        probe.connect(place if kind == "ipc" else (host.strip("[]"), int(port)))
+        return True
+    return False
 
 
 LARGE_BYTES = 1 << 20                                    # a larger message is sent once the daemon has told what it takes
@@ -18060,6 +18495,7 @@ class Client:
 
     def __init__(self, endpoint=None, timeout_s=60.0, keys=None):
         self.endpoint, self.timeout_s = endpoint or load_settings().endpoint, timeout_s
+        is_local(self.endpoint)                          # refuses what is no endpoint
         self.keys = keys or (load_settings().keys if endpoint is None else None)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -18113,12 +18549,11 @@ class Client:
         data = pack_reply({**request, "id": number})
         if len(data) > LARGE_BYTES:
             check_size(len(data), int(self.limits()["message_max_mb"] * (1 << 20)))
+        self._reach(self._wait_ms(timeout_s))
         try:
-            self._ready(self._wait_ms(timeout_s), zmq.POLLOUT)
-            self._socket.send(data, NOBLOCK)             # who listened may be gone again
-        except zmq.Again:
-            keys = "these keys let in" if self.keys else "without keys"
-            raise NoReply(f"nothing answers at {self.endpoint} {keys}; start it with `python batos.py`") from None
+            self._socket.send(data, NOBLOCK)
+        except zmq.Again:                                # who listened is gone again
+            raise self._nobody() from None
         self._early[number] = None
         return number
 
@@ -18136,7 +18571,7 @@ class Client:
         wait_ms = self._wait_ms(timeout_s)
         try:
             while self._early[number] is None:
-                if not self._ready(wait_ms):
+                if not self._is_answered(wait_ms):
                     raise NoReply(f"no reply to {request.get('command')} within {wait_ms / 1000:g} s: whether it took effect is "
                                   "unknown; ask again with the same idempotency_key")
                 self._sort(self._received(), number)
@@ -18153,6 +18588,16 @@ class Client:
         if answered in self._early:
             self._early[answered] = message
 
+    def _reach(self, wait_ms):
+        """Wait until something is connected that lets me in. Raises NoReply, at once where nothing listens."""
+        if not self._ready(min(wait_ms, REACH_S * 1000), zmq.POLLOUT):
+            if not _is_listened_to(self.endpoint) or not self._ready(wait_ms, zmq.POLLOUT):
+                raise self._nobody()
+
+    def _nobody(self):
+        keys = "these keys let in" if self.keys else "without keys"
+        return NoReply(f"nothing answers at {self.endpoint} {keys}; start it with `python batos.py`", gone=True)
+
     def _ready(self, wait_ms, events=zmq.POLLIN):
         """Wait in short turns until a message is there, or can be sent; returns whether it is."""
         end_s = time.monotonic() + wait_ms / 1000
@@ -18160,6 +18605,17 @@ class Client:
             if self._socket.poll(int(CLIENT_TURN_S * 1000), events):
                 return True
         return bool(self._socket.poll(max(0, int(left_s * 1000)), events))
+
+    def _is_answered(self, wait_ms):
+        """Wait until a message is there; returns whether it is. Raises NoReply where the connection is lost meanwhile."""
+        end_s = time.monotonic() + wait_ms / 1000
+        while (left_s := end_s - time.monotonic()) > 0:
+            if self._ready(min(left_s, CLIENT_TURN_S) * 1000):
+                return True
+            if not self._socket.poll(0, zmq.POLLOUT):
+                raise NoReply(f"the connection to {self.endpoint} was lost before the reply: whether it took effect is unknown; "
+                              "ask again with the same idempotency_key", gone=True)
+        return False
 
     def _received(self):
         return ormsgpack.unpackb(self._socket.recv(), option=ormsgpack.OPT_NON_STR_KEYS)
@@ -18188,77 +18644,333 @@ class Client:
 
 LEARN_S = 600.0                                          # how long one document may take
 WATCHED_S = 86400.0                                      # how long a backup or a pack may take
-LEARN_HIDDEN = (".git", ".hg", ".svn", "__pycache__", "node_modules", ".venv", ".tox")
 
 
-def _files(paths, only=(), without=()):
-    """Yield the files of paths: those named, and of folders those whose ending FORMATS knows, or that `only` names."""
-    for path in map(pathlib.Path, paths):
-        if not path.exists():
-            raise ConfigError(f"there is no {path}; name files or folders to learn")
-        if not path.is_dir():
-            yield path
-            continue
-        for folder, folders, names in os.walk(path):
-            folders[:] = sorted(name for name in folders if name not in LEARN_HIDDEN)
-            found = (pathlib.Path(folder, name) for name in sorted(names))
-            yield from (file for file in found if _is_wanted(file, path, only, without))
+# Learning
+#
+# `learn` finds files and has what they say remembered, each under its real path, however it was spelt or linked to. What it
+# leaves out it counts, by why. A file's error is that file's alone: it is told, the next one goes on, and the status is 1.
+
+NEVER_LEARNT = (".git", ".hg", ".svn", "__pycache__", "node_modules", ".venv", ".tox")       # folders, but where they are named
+GIT_S = 60.0                                             # how long git may take to say what it ignores
+# It is asked alone: no program that a foreign folder's settings name is run, and folders of other owners are asked about too.
+GIT = ("git", "-c", "core.fsmonitor=false", "-c", "safe.directory=*")
+AGAIN_S, AGAIN_PAUSE_S = 60.0, 0.5                       # how long a daemon that is gone or busy is asked again, and how often
 
 
-def _is_wanted(file, below, only, without):
-    """Tell whether a file of a folder is learnt: patterns are of a name, of a folder's on the way, or of the whole way."""
-    way = file.relative_to(below)
+@functools.lru_cache(1000)
+def _repository(folder):
+    """Return the nearest folder, at or above one, that is a repository of git, or None."""
+    for above in (folder, *folder.parents):
+        if (above / ".git" / "HEAD").exists() or (above / ".git").is_file():
+            return above
+    return None
 
-    def named(patterns):
-        return any(fnmatch.fnmatch(name, pattern) for name in (*way.parts, str(way)) for pattern in patterns)
-    return (named(only) if only else file.suffix.lower() in FORMATS) and not named(without) and file.is_file()
+
+def _ask_git(repository, paths):
+    """Return those of the paths that git ignores there. Raises OSError."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = [*GIT, "-C", str(repository), "check-ignore", "-z", "--stdin"]
+    told = b"".join(os.fsencode(path) + b"\0" for path in paths)
+    try:
+        done = subprocess.run(command, input=told, capture_output=True, env=environment, timeout=GIT_S)
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"git took longer than {GIT_S:g} s") from error
+    if done.returncode > 1:                              # 1: it ignores none of them
+        raise OSError(one_line(done.stderr.decode("utf-8", "replace"), 200))
+    return {pathlib.Path(os.fsdecode(path)) for path in done.stdout.split(b"\0") if path}
+
+
+def git_ignored(top, files):
+    """Return (those of the files below a folder that git ignores, notes on what could not be found out).
+
+    A folder that git ignores itself was named all the same: then what its repository ignores is not left out.
+    """
+    asked, notes, ignored = collections.defaultdict(set), [], set()
+    homes = {path: _repository(path.parent) for path in files}
+    inner = {home for home in homes.values() if home and home != top and home.is_relative_to(top)}
+    asked[_repository(top)].add(top)
+    for path, home in [*homes.items(), *((home, _repository(home.parent)) for home in inner)]:
+        asked[home].add(path)
+    for home, paths in asked.items():
+        try:
+            ignored |= _ask_git(home, paths - {home}) if home else set()
+        except OSError as error:
+            notes.append(f"what git ignores in {home} is not left out: {error}")
+    named = _repository(top) if top in ignored else None
+    away = {home for home in inner if home in ignored}
+    return {path for path, home in homes.items() if path in ignored and home != named or away.intersection(path.parents)}, notes
+
+
+class Harvest:
+    """I am what `learn` finds below the paths that it is given: files by their real paths, and what is left out.
+
+    files: {real path: the other names that lead to it}; named: the real paths that were given themselves; kinds: {ending: files
+    that are of no kind that is learnt}; left_out: {why: how many}; failed: [(path, why)].
+    """
+
+    def __init__(self, paths, only=(), without=(), hidden=False):
+        self.only, self.without, self.hidden = only, without, hidden
+        self.files, self.named, self.tops = {}, set(), []
+        self.kinds, self.left_out, self.failed, self.notes = collections.Counter(), collections.Counter(), [], []
+        self._inodes = {}                                # (device, inode) -> real path
+        for path in map(pathlib.Path, paths):
+            if not path.exists():
+                raise ConfigError(f"there is no {path}; name files or folders to learn")
+        for path in map(pathlib.Path, paths):
+            self._take(path)
+
+    def _take(self, path):
+        real = path.resolve()
+        self.tops.append(real)
+        if path.is_dir():
+            self._look_through(real)
+        else:
+            self.named.add(self._add(real))
+
+    def _add(self, path):
+        """Note a file by its real path, or one that is known already by a further name; returns the real path."""
+        real = path.resolve()
+        try:
+            same = os.stat(real)
+            real = self._inodes.setdefault((same.st_dev, same.st_ino), real)
+        except OSError:
+            pass                                         # reading it will say what is wrong
+        names = self.files.setdefault(real, [])
+        if path != real and path not in names:
+            names.append(path)
+        return real
+
+    def _look_through(self, top):
+        """Take what is wanted of a folder."""
+        files = []
+        for folder, folders, names in os.walk(top, onerror=self._unreadable):
+            folders[:] = self._shown(folders)
+            linked = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+            self.left_out["folders by link"] += len(linked)
+            files += [pathlib.Path(folder, name) for name in self._shown(names)]
+        ignored, notes = (set(), []) if self.hidden else git_ignored(top, files)
+        self.left_out["ignored by git"] += len(ignored)
+        self.notes += notes
+        for path in files:
+            if path not in ignored and self._is_wanted(path, top):
+                self._add(path)
+
+    def _unreadable(self, error):
+        self.failed.append((error.filename, f"cannot be read ({error.strerror})"))
+
+    def _shown(self, names):
+        """Return those of a folder's names that are not hidden, in their order; count the others."""
+        shown = [name for name in sorted(names) if self.hidden or not name.startswith(".")]
+        kept = [name for name in shown if name not in NEVER_LEARNT]
+        self.left_out["hidden"] += len(names) - len(kept)
+        return kept
+
+    def _is_wanted(self, path, top):
+        """Tell whether a file is learnt: patterns are of a name, of a folder's on the way, or of the whole way."""
+        way = path.relative_to(top)
+        names = (*way.parts, str(way))
+
+        def named(patterns):
+            return any(fnmatch.fnmatch(name, pattern) for name in names for pattern in patterns)
+        if named(self.without) or self.only and not named(self.only):
+            return False
+        known = bool(self.only) or path.suffix.lower() in FORMATS
+        if not known:
+            self.kinds[path.suffix.lower() or "without an ending"] += 1
+        return known
+
+    def told(self):
+        """Yield sentences on what was left out, and why."""
+        yield from self.notes
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.kinds.most_common())
+        if kinds:
+            yield f"of no kind that is learnt: {kinds}"
+        left_out = ", ".join(f"{count:,} {why}" for why, count in self.left_out.items() if count)
+        if left_out:
+            yield f"left out: {left_out} (what is named itself is learnt, and with --hidden what is hidden or ignored)"
+
+
+class Learning:
+    """I have what was found learnt, file after file, and keep what came of it."""
+
+    def __init__(self, found, client, tags=(), rechunk=False):
+        self.found, self.client, self.tags, self.rechunk = found, client, tags, rechunk
+        self.learnt, self.failed, self.counts = [], list(found.failed), collections.Counter()
+        self._limits = client.limits()
+        self._known = {}                                 # doc_id -> its row, of the documents at and below what is learnt
+        for top in found.tops:
+            rows = listed_documents(client, _name_of(top))
+            self._known |= {row["doc_id"]: row for row in rows if pathlib.Path(row["doc_id"]).is_relative_to(top)}
+        self.files = [self._as_known(path, names) for path, names in found.files.items()]
+
+    def _as_known(self, path, names):
+        """Return a file's path and its other names; of hard links the one that is remembered already is the path."""
+        paths = [path, *names]
+        known = next((one for one in paths if _name_of(one) in self._known), path)
+        return known, [one for one in paths if one != known]
+
+    def read(self, path):
+        """Return a file's Extract. Raises BadRequest."""
+        if not _can_be_shown(str(path)):
+            raise BadRequest("its name is not UTF-8, or has control characters; rename it")
+        if len(str(path)) > DOC_ID_MAX_CHARS:
+            raise BadRequest(f"its path has {len(str(path)):,} characters and may have {DOC_ID_MAX_CHARS:,}; move it")
+        return read_file(path, self._bytes("document_max_mb"), self._bytes("source_max_mb"))
+
+    def _bytes(self, name):
+        return int(self._limits[name] * 1e6)
+
+    def learn(self, path, names):
+        """Have one file learnt; returns what to say of it, and where. What is wrong with it stops nothing else."""
+        try:
+            reply = self._remember(path, names, self.read(path))
+        except (NoReply, Forbidden):                     # not this file's fault
+            raise
+        except Exception as error:                       # a boundary: whatever a file, or what it says, makes of a library
+            return self._not_learnt(path, error), sys.stderr
+        self.learnt.append(reply)
+        self.counts["known already" if reply["result"]["unchanged"] else "learnt"] += 1
+        return reply["details"], sys.stdout
+
+    def _not_learnt(self, path, error):
+        told = error.message if isinstance(error, BatosError) else f"{type(error).__name__}: {error}"
+        if getattr(error, "fields", {}).get("no_document") and path not in self.found.named:
+            self.counts["left out"] += 1
+            return f"{path}: left out: {told}"
+        self.failed.append((path, told))
+        return f"{path}: {told}"
+
+    def _remember(self, path, names, extract):
+        metadata = {**extract.metadata, "path": str(path)}
+        if others := self._other_names(path, names):
+            metadata["names"] = others
+        if self.tags:
+            metadata["tags"] = self.tags
+        fields = {"doc_id": str(path), "metadata": metadata, "rechunk": self.rechunk, "idempotency_key": uuid7()}
+        return self.call("index_document", **self._text_or_parts(path, extract.text), **fields)
+
+    def _text_or_parts(self, path, text):
+        """Return the fields that tell a document's text; of one larger than a message the parts are sent that are not there yet."""
+        data, most = text.encode("utf-8", "surrogatepass"), int(self._limits["message_max_mb"] * (1 << 20)) // 2
+        if len(data) <= most:
+            return {"text": text}
+        size = most // MOST_BYTES_A_CHARACTER
+        parts = [text[at:at + size] for at in range(0, len(text), size)]
+        upload = digest(str(path).encode() + b"\0" + data)
+        held = self.call("index_part", upload=upload, number=0, text=parts[0])["result"]["held"]
+        for number, part in enumerate(parts):
+            if number not in held:
+                self.call("index_part", upload=upload, number=number, text=part)
+        return {"upload": upload, "parts": len(parts)}
+
+    def _other_names(self, path, names):
+        """Return the other names of a file: those that were found, and those that are known and lead to it still."""
+        known = self._known.get(str(path), {"metadata": {}})["metadata"].get("names", ())
+        still = [name for name in known if os.path.exists(name) and os.path.samefile(name, path)]
+        return sorted({*still, *(str(name) for name in names if _can_be_shown(str(name)))})
+
+    def call(self, command, **fields):
+        """Call a command that may be sent twice; while the daemon is gone or busy, send it again. Raises its error, NoReply."""
+        until_s = None
+        while True:
+            try:
+                return self.client.call(command, LEARN_S, **fields)
+            except BatosError as error:
+                now_s = time.monotonic()
+                until_s = until_s or now_s + AGAIN_S
+                if now_s > until_s or not (error.retry or error.fields.get("gone")):
+                    raise
+            time.sleep(AGAIN_PAUSE_S)
+
+    def rename(self):
+        """Have documents move along with their files: where a path is gone and just one new file says the same. Yields what moved."""
+        gone = self._by_digest((name, row["digest"]) for name, row in self._known.items() if not os.path.lexists(name)
+                               and row["metadata"].get("path") == name)
+        new = self._by_digest(self._new_digests()) if gone else {}
+        for found in gone.keys() & new.keys():
+            if len(gone[found]) == len(new[found]) == 1:
+                [former], [name] = gone[found], new[found]
+                yield self.call("move_document", doc_id=former, to=name, idempotency_key=uuid7())["details"]
+                self._known[name] = {**self._known.pop(former), "doc_id": name}
+                self.counts["renamed"] += 1
+
+    def _new_digests(self):
+        for path, _ in self.files:
+            if _name_of(path) not in self._known:
+                with contextlib.suppress(Exception):     # a boundary, as in `learn`, which will tell it
+                    yield str(path), digest(self.read(path).text.encode("utf-8", "surrogatepass"))
+
+    @staticmethod
+    def _by_digest(pairs):
+        """Return {digest: [name]}."""
+        found = collections.defaultdict(list)
+        for name, what in pairs:
+            found[what].append(name)
+        return found
+
+    def forget_vanished(self):
+        """Take out documents whose files, at or below what is learnt, are gone. Yields what is said of each."""
+        for name, row in self._known.items():
+            if row["metadata"].get("path") == name and not os.path.exists(name):
+                self.counts["gone"] += 1
+                yield f"{self.call('unindex_document', doc_id=name, idempotency_key=uuid7())['details']}: its file is gone"
+
+    def told(self, seconds):
+        """Return what came of it."""
+        counted = ", ".join(f"{count:,} {what}" for what, count in self.counts.items() if count)
+        failed = f", {len(self.failed):,} failed" if self.failed else ""
+        return f"{counted or 'no file'}{failed} in {seconds:.1f} s"
+
+
+def _name_of(path):
+    """Return the document's name of a path; of one that is not UTF-8 what is like it."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def listed_documents(client, prefix="", **fields):
+    """Yield the rows of all documents whose names begin so."""
+    after = ""
+    while after is not None:
+        reply = client.call("list_documents", prefix=prefix, after=after, limit=1000, **fields)
+        after = reply["result"]["after"]
+        yield from reply["results"]
 
 
 def _learn(args, client):
-    files, learnt, started_s, last = list(_files(args.paths, args.only, args.without)), [], time.monotonic(), ""
-    counts = collections.Counter()
+    found = Harvest(args.paths, args.only, args.without, args.hidden)
+    learning, started_s, status = Learning(found, client, args.tags, args.rechunk), time.monotonic(), 0
+
+    def tell(line, stream=sys.stdout):
+        if not args.json:
+            print(_shown(line), file=stream, flush=True)
     try:
-        for number, file in enumerate(files, 1):
-            what, stream = _learn_file(file, client, learnt, counts, args)
-            seconds = time.monotonic() - started_s
-            left = f", {seconds / number * (len(files) - number):,.0f} s left" if number < len(files) else ""
-            if not args.json:
-                print(f"[{number}/{len(files)}] {what}{left if seconds > 5 else ''}", file=stream, flush=True)
+        _learn_all(learning, args.vanished, tell)
     except KeyboardInterrupt:
-        last = "stopped; what was learnt stays, and learning the same again goes on from here. "
-    counts["gone"] = sum(_forget_vanished(args.paths, client, args.json)) if args.vanished and not last else 0
-    told = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
-    return learnt, f"{last}{told or 'no file'} in {time.monotonic() - started_s:.1f} s" if len(files) != 1 or last else ""
+        tell("stopped; what was learnt stays, and learning the same again goes on from here", sys.stderr)
+        status = 130
+    except (NoReply, Forbidden) as error:
+        learning.failed.append(("the rest", error.message))
+    for line in found.told():
+        tell(line, sys.stderr)
+    for path, why in learning.failed:
+        print(_shown(f"batos: {path}: {why}"), file=sys.stderr, flush=True)
+    is_told = len(learning.files) == 1 and not (status or learning.failed)
+    return learning.learnt, "" if is_told else learning.told(time.monotonic() - started_s), status or int(bool(learning.failed))
 
 
-def _learn_file(file, client, learnt, counts, args):
-    """Have one file learnt; returns what to say of it, and where. What is no document stops nothing else."""
-    try:
-        text, metadata = read_file(file, 1 << 30)
-        reply = client.call("index_document", doc_id=str(file), text=text, idempotency_key=uuid7(), timeout_s=LEARN_S,
-                            rechunk=args.rechunk,
-                            metadata={**metadata, "path": str(file.resolve()), **({"tags": args.tags} if args.tags else {})})
-    except (BadRequest, Malformed) as error:
-        counts["left out"] += 1
-        return f"{file}: left out: {error.message}", sys.stderr
-    learnt.append(reply)
-    counts["known already" if reply["result"]["unchanged"] else "learnt"] += 1
-    return reply["details"], sys.stdout
-
-
-def _forget_vanished(paths, client, quiet):
-    """Take out documents that were learnt from below these paths and whose files are gone; yields 1 for each."""
-    tops, after = [pathlib.Path(path).resolve() for path in paths], ""
-    while after is not None:
-        reply = client.call("list_documents", after=after, limit=1000)
-        after = reply["result"]["after"]
-        for row in reply["results"]:
-            path = pathlib.Path(str(row["metadata"].get("path", "")))
-            if path.is_absolute() and not path.exists() and any(path.is_relative_to(top) for top in tops):
-                told = client.call("unindex_document", doc_id=row["doc_id"], idempotency_key=uuid7())
-                if not quiet:
-                    print(f"{told['details']}: its file is gone", flush=True)
-                yield 1
+def _learn_all(learning, vanished, tell):
+    """Have all files learnt, and tell of each how it went, and how long the others may take."""
+    for line in learning.rename():
+        tell(line)
+    started_s, count = time.monotonic(), len(learning.files)
+    for number, (path, names) in enumerate(learning.files, 1):
+        line, stream = learning.learn(path, names)
+        left_s = (time.monotonic() - started_s) / number * (count - number)
+        left = f", {left_s:,.0f} s left" if left_s > 5 else ""
+        tell(f"[{number}/{count}] {line}{left}", stream)
+    for line in learning.forget_vanished() if vanished else ():
+        tell(line)
 
 
 def _search(args, client):
@@ -18288,11 +19000,11 @@ def _level_texts(row):
 
 
 def _documents(args, client):
-    reply = client.call("list_documents", limit=args.limit, after=args.after)
+    reply = client.call("list_documents", limit=args.limit, after=args.after, taught=not args.all)
     lines = [f"{row['doc_id']}  {row['kind']}, version {row['version']}, {row['chunks']} chunks, {row['added_at']['$time'][:19]}"
              for row in reply["results"]]
     after = reply["result"]["after"]
-    return reply, "\n".join(lines + [f"more: --after {after}"] * bool(after)) or "no documents yet"
+    return reply, "\n".join(lines + [f"more: --after {after}"] * bool(after)) or "nothing was learnt yet; see `learn`, and --all"
 
 
 def _send(args, client):
@@ -18574,7 +19286,6 @@ SPOKEN_S, LOOK_AGAIN_S = 5.0, 1.0                        # a daemon silent for s
 TOP_CYCLES, TOP_EVENTS, TOP_ENTRIES = 20, 50, 200        # cycles and events shown, entries of the talk
 TOP_ENTRY_CHARS = 20_000                                 # shown of one entry
 BAR = 10                                                 # characters of a bar
-JOINERS = "\u200c\u200d"                                 # the format characters that scripts need
 
 
 def _shown(line):
@@ -18687,18 +19398,6 @@ def _told_end(client, cycle):
     lead = f"{result['lead']} led, " if result.get("lead") else ""
     end = f"({lead}{result['seconds']:.1f} s, {cycle})"
     return "\n".join([*_told_parts(slots), _told_answer({"cycle": cycle, **result}), end])
-
-
-def _is_listened_to(endpoint):
-    """Tell whether something accepts connections at an endpoint, whether or not it speaks."""
-    kind, _, place = endpoint.partition("://")
-    host, _, port = place.rpartition(":")
-    family = socket.AF_UNIX if kind == "ipc" else socket.AF_INET6 if "[" in host else socket.AF_INET
-    with contextlib.suppress(OSError), socket.socket(family) as probe:
-        probe.settimeout(1)
-        probe.connect(place if kind == "ipc" else (host.strip("[]"), int(port)))
-        return True
-    return False
 
 
 class Lookout:
@@ -19173,6 +19872,7 @@ ARGUMENTS = {                                            # subcommand -> its arg
               ("--without", {"action": "append", "default": [], "metavar": "GLOB",
                              "help": "of folders none such as 'test_*' or 'drafts'"}),
               ("--tag", {"action": "append", "dest": "tags", "help": "by which a search finds only these"}),
+              ("--hidden", {"action": "store_true", "help": "of folders also what is hidden or git ignores"}),
               ("--rechunk", {"action": "store_true", "help": "cut anew also what has not changed, as a new version"}),
               ("--vanished", {"action": "store_true", "help": "also take out what was learnt from files that are gone"})],
     "search": [("query", {}), ("--max-results", {"type": int, "default": 5}),
@@ -19181,7 +19881,8 @@ ARGUMENTS = {                                            # subcommand -> its arg
                ("--conversation", {"help": "only what was said in it"}),
                ("--tag", {"action": "append", "dest": "tags", "help": "only documents with this tag"}),
                ("--since", {"help": "only what was learnt from this time on"}), ("--until", {"help": "or before it"})],
-    "documents": [("--after", {"default": "", "help": "go on after this one"}), ("--limit", {"type": int, "default": 100})],
+    "documents": [("--after", {"default": "", "help": "go on after this one"}), ("--limit", {"type": int, "default": 100}),
+                  ("--all", {"action": "store_true", "help": "also the system's own, and what was said and asked"})],
     "send": [("message", {"help": '{"target": …, "selector": …, "args": […]}'})],
     "cycles": [("--state", {"help": "only those in this state"}), ("--limit", {"type": int, "default": 20})],
     "cancel": [("cycle", {"help": "its id, 0x…"})],
@@ -19247,7 +19948,7 @@ def command_line():
 
 
 def _run_command(args, settings):
-    """Return (reply, text for people) of a subcommand."""
+    """Return (reply, text for people) of a subcommand, and its status where it says so."""
     if args.subcommand in LOCAL_COMMANDS:
         return LOCAL_COMMANDS[args.subcommand][0](args, settings)
     with Client(settings.endpoint, 30.0, settings.keys) as client:
@@ -19261,10 +19962,10 @@ def main(argv=None):
         settings = load_settings({name: value for name, value in vars(args).items() if name in SETTINGS})
         if args.subcommand in (None, "serve"):
             return serve(settings, args.debug)
-        reply, text = _run_command(args, settings)
+        reply, text, *ended = _run_command(args, settings)
         if args.json or text:
             print(json.dumps(reply, default=repr) if args.json else text, flush=True)
-        return int(isinstance(reply, dict) and bool(reply.get("faults") or reply.get("lost")))
+        return ended[0] if ended else int(isinstance(reply, dict) and bool(reply.get("faults") or reply.get("lost")))
     except KeyboardInterrupt:
         print("batos: interrupted", file=sys.stderr)
         return 130

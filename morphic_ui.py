@@ -351,9 +351,24 @@ COMMANDS = {
             "doc_id": {"type": "text", "longest": 1000, "required": True},
             "text": {"type": "text", "default": None},
             "path": {"type": "text", "default": None},
+            "upload": {"type": "text", "default": None},
+            "parts": {"type": "integer", "min": 0, "max": 1000, "default": 0},
             "metadata": {"type": "map", "default": {}},
             "scope": {"type": "choice", "choices": ["world", "self"], "default": "world"},
             "rechunk": {"type": "switch", "default": False},
+        },
+    },
+    "index_part": {
+        "help": (
+            "Keep a part of a text that is larger than a message, for a day: index_document with the same `upload` makes it a"
+            " document."
+        ),
+        "effect": False,
+        "role": "write",
+        "fields": {
+            "upload": {"type": "text", "required": True},
+            "number": {"type": "integer", "min": 0, "required": True},
+            "text": {"type": "text", "required": True},
         },
     },
     "ingest_and_display_yourself": {
@@ -378,6 +393,7 @@ COMMANDS = {
                     "selector": {"type": "text", "longest": 200, "required": True},
                     "args": {"type": "list", "default": []},
                     "kwargs": {"type": "map", "default": {}},
+                    "intent": {"type": "text", "longest": 2000, "default": None},
                     "conversation": {"type": "text", "default": None},
                 },
                 "required": True,
@@ -417,6 +433,7 @@ COMMANDS = {
             "prefix": {"type": "text", "longest": 1000, "default": ""},
             "after": {"type": "text", "longest": 1000, "default": ""},
             "limit": {"type": "integer", "min": 1, "max": 1000, "default": 100},
+            "taught": {"type": "switch", "default": False},
         },
     },
     "list_experts": {
@@ -438,6 +455,17 @@ COMMANDS = {
             "parent": {"type": "text", "longest": 1000, "default": None},
             "after": {"type": "text", "default": "0x0"},
             "limit": {"type": "integer", "min": 1, "max": 1000, "default": 100},
+        },
+    },
+    "move_document": {
+        "help": (
+            "Have a document stand under another name from now on, as when its file was renamed; the former name leads to it."
+        ),
+        "effect": True,
+        "role": "write",
+        "fields": {
+            "doc_id": {"type": "text", "longest": 1000, "required": True},
+            "to": {"type": "text", "longest": 1000, "required": True},
         },
     },
     "pack": {

@@ -570,7 +570,7 @@ def test_any_change_makes_a_new_version(catalog, change):
         ({"text": " \n"}, "not blank"),
         ({"text": b"x"}, "bytes"),
         ({"doc_id": ""}, "doc_id"),
-        ({"doc_id": "x" * 201}, "200"),
+        ({"doc_id": "x" * 1001}, "1000"),
         ({"doc_id": "a\nb"}, "printable"),
         ({"metadata": [1]}, "metadata"),
         ({"metadata": {1: 2}}, "str keys"),

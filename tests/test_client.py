@@ -219,9 +219,10 @@ def test_a_client_waits_in_short_turns(monkeypatch):
     with batos.Client("tcp://127.0.0.1:1", timeout_s=1.2) as client:
         client._socket.close()
         client._socket = Deaf()
+        monkeypatch.setattr(batos, "_is_listened_to", lambda endpoint: True)
         with pytest.raises(batos.NoReply):
             client.call("health")
-    assert max(turns) <= 500 and 1100 <= sum(turns) <= 1300
+    assert max(turns) <= 500 and 1100 <= sum(turns) <= 1800
 
 
 def test_ask_says_that_nothing_is_in_memory(line):

@@ -1,6 +1,7 @@
 """The layout of the code: sections in order, nothing used before its section, nothing heavy imported, short functions."""
 
 import ast
+import collections
 import itertools
 import json
 import pathlib
@@ -75,6 +76,11 @@ def functions():
 def test_the_sections_are_those_that_the_docstring_lists_in_its_order():
     listed = re.findall(r"^    ([A-Z]\w*(?: \w+)?) {2,}\S", batos.__doc__.split("The sections", 1)[1], re.MULTILINE)
     assert listed == [name for _, name in BANNERS] and len(listed) == 20
+
+
+def test_no_function_or_class_takes_the_name_of_another():
+    names = [node.name for node in TREE.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))]
+    assert [name for name, count in collections.Counter(names).items() if count > 1] == []
 
 
 def test_a_section_uses_only_those_above_it():

@@ -166,3 +166,33 @@ def test_an_image_without_a_heartbeat_gets_it_and_its_methods_are_found_when_the
         assert told["state"] == "COMPLETE" and "works now" in told["answer"] and send("mean") == 3, told
     assert running.stop() == 0
     assert batos.check_image(without_heartbeat, deep=True)["faults"] == []
+
+
+@pytest.fixture
+def spelt(tmp_path):
+    """An image of commit 856fea4: a file learnt by five spellings, names that are the system's own, one file given by hand."""
+    return newer.unpacked("856fea4-spelt", tmp_path)
+
+
+def test_the_spellings_of_a_file_become_one_document_with_all_texts_as_its_versions(spelt, daemon):
+    running, pump, lamp = daemon(), "/tmp/spelt/sub/pump.md", "/tmp/spelt/lamp.md"
+    with batos.Client(running.endpoint) as client:
+        rows = {row["doc_id"]: row["version"] for row in client.call("list_documents")["results"]}
+        assert rows.keys() == {pump, lamp, "by hand", "my-said/-/forged", "/tmp/spelt/batos/README.md"}
+        versions = [client.call("show_document", doc_id=pump, version=version) for version in range(1, rows[pump] + 1)
+                    if version != 1]
+        assert [word for told in versions for word in METALS if word in told["results"][0]["text"]] == METALS[:2] + METALS[3:]
+        assert "silver" in client.call("show_document", doc_id=pump, version=1)["results"][0]["text"]    # it had this name
+        for spelling, version, word in (("sub/pump.md", 1, "bronze"), ("pump.md", 1, "golden"), ("link/pump.md", 1, "leaden")):
+            assert word in client.call("show_document", doc_id=spelling, version=version)["results"][0]["text"]
+        assert client.call("show_document", doc_id="sub/pump.md")["result"]["doc_id"] == pump
+        found = client.call("search_memory", query="which needle")["results"]
+        assert [row["chunk"]["doc_id"] for row in found] == [pump] and "leaden" in found[0]["chunk"]["text"]
+        assert client.call("search_memory", query="lamp stands")["results"][0]["superseded_by"] == pump
+        preview = client.call("forget", doc_id="sub/pump.md", preview=True)["result"]
+        assert preview["documents"] == [pump]
+    assert running.stop() == 0
+    assert batos.check_image(spelt, deep=True)["faults"] == []
+
+
+METALS = ["bronze", "brass", "silver", "copper", "golden", "leaden"]
