@@ -391,7 +391,7 @@ SETTINGS = {row.name: row for row in (
     Setting("method_workers", 4, "threads", "stored methods that run at the same time, each in a process of its own"),
     Setting("method_deadline_s", 10.0, "s", "time for one message to a stored method; then its process is ended"),
     Setting("method_memory_mb", 256.0, "MB", "memory that such a process may have"),
-    Setting("method_output_mb", 8.0, "MB", "what one message to a method may tell, answer and write in all"),
+    Setting("method_output_mb", 8.0, "MB", "what one message to a method may tell and write; 50,000 values for each MB"),
     Setting("ui", "auto", "auto or a file", "where the Memory Inspector that the system makes is written; auto is morphic_ui.py "
             "beside the image, or in IMAGE.ui/ where the image lies in a checkout"),
     Setting("workers", 2, "threads", "missions that are thought about at the same time"),
@@ -850,6 +850,7 @@ def write_whole(path, data):
 # marked would survive an abort in the connection's cache.
 
 SLOT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?\Z")
+SLOT_NAME_CHARS = 200
 MAX_DEPTH = 32
 MAX_INT = 2 ** 64
 _SCALARS = frozenset({type(None), bool, float, str, bytes, datetime.datetime})
@@ -941,6 +942,8 @@ def checked(value, depth=0):
 
 def check_slot_name(name):
     """Raise ReservedName unless `name` may name a slot."""
+    if isinstance(name, str) and len(name) > SLOT_NAME_CHARS:
+        raise ReservedName(f"a slot's name has {SLOT_NAME_CHARS} characters at most; {name[:40]!r}… has {len(name):,}")
     if not isinstance(name, str) or not SLOT_NAME.match(name):
         raise ReservedName(f"{name!r} is no slot name: letters, digits and _ are allowed, not a digit first, "
                            "and one * at the end of a pointer's name", name=str(name))
@@ -4175,6 +4178,8 @@ import ormsgpack
 
 REF, TIME, TREE, METHOD, OPAQUE, TUPLE = range(1, 7)     # msgpack extensions on the bridge
 NUMBER_BYTES = 8                                         # of a message's number, which nobody can guess
+HEAD_BYTES = 4 + NUMBER_BYTES                            # of a frame: its size, and the number of its message
+FIRST_BYTES, PIECE_BYTES = 4096, 1 << 20                 # that are read at once: most frames are smaller than the first
 PACKING = ormsgpack.OPT_PASSTHROUGH_TUPLE | ormsgpack.OPT_PASSTHROUGH_DATETIME | ormsgpack.OPT_NON_STR_KEYS
 FACADES = {
     "math": None, "itertools": None, "statistics": None, "fractions": ("Fraction",), "json": ("loads", "dumps"),
@@ -4209,25 +4214,31 @@ def is_inner(name):
     return name.startswith(("__", "_p_", "_v_")) or name in INNER
 
 
-def receive_exactly(end, size):
-    """Return so many bytes of a socket. Raises EOFError."""
-    pieces = []
-    while size:
-        piece = end.recv(min(size, 1 << 20))
-        if not piece:
-            raise EOFError("the other end is closed")
-        pieces.append(piece)
-        size -= len(piece)
-    return b"".join(pieces)
-
-
 def receive_frame(end, most):
-    """Return the next frame: (number of its message, bytes). Raises EOFError, OverflowError where it has more than `most`."""
-    head = receive_exactly(end, 4 + NUMBER_BYTES)
+    """Return the next frame: (number of its message, bytes). There is only one at a time: each end waits for the other.
+
+    Raises EOFError, OverflowError where it has more than `most` bytes, ValueError where more follows.
+    """
+    head = received(end, b"", HEAD_BYTES)
     size = int.from_bytes(head[:4], "little")
     if size > most:
         raise OverflowError(f"a message of {size} bytes came; allowed are {most}")
-    return head[4:], receive_exactly(end, size)
+    frame = received(end, head, HEAD_BYTES + size)
+    if len(frame) > HEAD_BYTES + size:
+        raise ValueError("two messages came at once")
+    return frame[4:HEAD_BYTES], frame[HEAD_BYTES:]
+
+
+def received(end, data, size):
+    """Return `data` with what comes after it, so many bytes at least. Raises EOFError."""
+    pieces, missing = [data], size - len(data)
+    while missing > 0:
+        piece = end.recv(max(min(missing, PIECE_BYTES), FIRST_BYTES))
+        if not piece:
+            raise EOFError("the other end is closed")
+        pieces.append(piece)
+        missing -= len(piece)
+    return b"".join(pieces)
 
 
 def send_frame(end, number, data):
@@ -4833,11 +4844,13 @@ class Process:
 
     def signal(self, number):
         """Send a signal; nothing where the process has ended."""
-        with contextlib.suppress(OSError):
+        try:
             if self._handle is None:
                 os.kill(self._pid, number)
             else:
                 signal.pidfd_send_signal(self._handle, number)
+        except OSError:
+            pass
 
     def own_mb(self):
         """Return how much memory the process has that is no file's; 0 where the system does not tell."""
@@ -5004,20 +5017,23 @@ class Children:
             return child.kill()
         with self._guard:
             self._resting.append(child)
-        self.end_resting(time.monotonic() - REST_MOST_S)
+            oldest = self._resting.pop(0) if len(self._resting) > RESTING_MOST else None
+        if oldest:
+            oldest.kill()
 
     def end_resting(self, before_s=math.inf):
-        """End the children that rest since before a monotonic time, and the oldest of those that are too many."""
+        """End the children that rest since before a monotonic time."""
         with self._guard:
-            most = len(self._resting) - RESTING_MOST
-            ended = [child for n, child in enumerate(self._resting) if n < most or child.rested_s < before_s]
-            self._resting = [child for child in self._resting if child not in ended]
+            ended = [child for child in self._resting if child.rested_s < before_s]
+            self._resting = [child for child in self._resting if child.rested_s >= before_s]
         for child in ended:
             child.kill()
 
 
 VALUES_A_MB = 50_000                                     # of method_output_mb: what a method tells is counted by values too
 FRAME_VALUES = 20                                        # of a frame itself
+OBJECT_BYTES = 1000                                      # of an object that a method makes, beside what its slots hold
+SMALL_FRAME = 200                                        # bytes that are not worth the counting: see MESSAGE_CALLS
 TOLD_DEPTH, TOLD_NAME_BYTES = MAX_DEPTH + 8, 4096        # a value stands within a few maps of its frame's
 TOLD_EXTENSIONS = frozenset((REF, TIME, TUPLE))
 TOLD_TOO_MUCH = {                                        # bound -> (the error, what it says)
@@ -5039,6 +5055,11 @@ TREE_READS = {"len": len, "has": lambda tree, key: key in tree, "get": lambda tr
 def broken(what):
     """Return the error for what a method's process does, whatever the method that it was to run."""
     return MethodFailed(f"the method's process told something that is no message ({what}); nothing was changed", process="broken")
+
+
+def written_too_much(most):
+    """Return the error for a message that wants more than `most` bytes written."""
+    return OutOfMemory(f"the method wants more than {most / 1e6:g} MB written (method_output_mb); nothing was changed")
 
 
 def packed_plain(value):
@@ -5132,7 +5153,7 @@ class Bridge:
     def _begin(self, child, until_s, settings):
         self.child, self.until_s, self.settings = child, until_s, settings
         self.message_number = os.urandom(NUMBER_BYTES)
-        self.calls, self.heard_bytes, self.heard_values, self.refusal = 0, 0, 0, None
+        self.calls, self.heard_bytes, self.heard_values, self.made_bytes, self.refusal = 0, 0, 0, 0, None
         child.messages += 1
 
     # ---- values
@@ -5176,6 +5197,8 @@ class Bridge:
 
     def count_values(self, data, depth):
         """Count what a frame holds, before it is built. Raises Malformed; then `refusal` is what to say, if it is too much."""
+        if len(data) <= SMALL_FRAME and depth == 0:
+            return
         free = 0 if depth else FRAME_VALUES
         left = int(self.settings.method_output_mb * VALUES_A_MB) - self.heard_values
         bounds = Bounds(left + free, TOLD_DEPTH - depth, TOLD_NAME_BYTES, TOLD_EXTENSIONS)
@@ -5266,6 +5289,8 @@ class Bridge:
                                    "(method_deadline_s), and was ended; nothing was changed") from None
         except OverflowError as error:
             raise OutOfMemory(f"the method tells too much ({error}; method_output_mb); nothing was changed") from None
+        except ValueError as error:
+            raise broken(error) from None
         except (EOFError, OSError) as error:
             raise MethodFailed(f"the method's process ended ({error}); nothing was changed", process="ended") from None
 
@@ -5274,7 +5299,7 @@ class Bridge:
         self.count_call()
         try:
             return {"value": getattr(self, f"op_{said['op']}")(said) if said["op"] in BRIDGE_OPERATIONS else None}
-        except PromptChanged:                            # the message ends with it, whatever the method would make of it
+        except (PromptChanged, OutOfMemory):             # the message ends with it, whatever the method would make of it
             raise
         except (BatosError, TypeError, LookupError, AttributeError, ValueError) as error:
             return {"error": [type(error).__name__, str(error)[:2000]]}
@@ -5364,9 +5389,14 @@ class Bridge:
             return {"value": self.inferred(send(receiver, selector, *args, **kwargs)), "changed": []}
         if row and not row.reads and not row.universal:
             raise BadRequest(f"{selector} changes more than slots; send it by a message of its own, not from inside a method")
+        if row and row.name == "_clone_persistent_" and any(isinstance(value, BTREES) for value in own(receiver).values()):
+            raise BadRequest(f"{receiver!r} has trees, and a method cannot make trees; send {selector} by a message of its own")
         before, self.jar.changes = self.jar.changes, {}
+        known = len(self.jar._added)
         try:
             value = send(receiver, selector, *args, **kwargs)
+            if len(self.jar._added) > known:
+                self.count_made(value)
             return {"value": value, "changed": [[self.number(obj), name] for obj, name in self.jar.changes]}
         finally:
             self.jar.changes |= before                   # the oldest of what stood before is what an undo puts back
@@ -5384,6 +5414,13 @@ class Bridge:
         kept, answer = self.answers[call]
         check_prompt(kept, asked, call)
         return answer
+
+    def count_made(self, obj):
+        """Count an object that the message made. Raises OutOfMemory."""
+        most = int(self.settings.method_output_mb * 1e6)
+        self.made_bytes += OBJECT_BYTES + _weight(dict(obj._slots), most)
+        if self.made_bytes > most:
+            raise written_too_much(most)
 
     def apply(self, writes, gone):
         """Write into the snapshot what the message has written. Raises BadSlot, ReservedName."""
@@ -5424,7 +5461,7 @@ class Effect:
                        if not self._is_new(obj)]
         most = int(bridge.settings.method_output_mb * 1e6)
         if _weight([self.new, [value for *_, value in self.writes if value is not ABSENT]], most) > most:
-            raise OutOfMemory(f"the method wants more than {most / 1e6:g} MB written (method_output_mb); nothing was changed")
+            raise written_too_much(most)
 
     @property
     def changes(self):
@@ -5491,8 +5528,14 @@ class TrialBridge(Bridge):
     def outcome(self, slots):
         """Hear the child to its end; returns (result, slots afterwards)."""
         said = self.heard()
-        written = said["writes"].get(0, {})
-        return said["done"], {name: value for name, value in {**slots, **written}.items() if [0, name] not in said["gone"]}
+        try:
+            after = {**slots, **said["writes"].get(0, {})}
+            gone = {name for _, name in said["gone"]}
+            told = said["done"], {name: value for name, value in after.items() if name not in gone}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise broken(repr(error)[:200]) from None
+        self.check_time()
+        return told
 
     def ended(self, said):
         if "raised" in said:
@@ -5580,7 +5623,7 @@ class MethodLane(Lane):
 
     def _work(self, unit, job):
         """Run a job as far as it goes here."""
-        until_s, bridge = time.monotonic() + self.settings.method_deadline_s, None
+        bridge = None
         try:
             with unit.snapshot() as root:
                 message = job.apply(root)
@@ -5589,7 +5632,7 @@ class MethodLane(Lane):
                 if not self._take(message.receiver._p_oid, job):
                     return
                 child = self.children.take(trust_domain(job, message))
-                bridge = Bridge(root, child, until_s, self.settings, job.answers)
+                bridge = Bridge(root, child, time.monotonic() + self.settings.method_deadline_s, self.settings, job.answers)
                 result = bridge.talk(message)
                 effect = Effect(bridge, result)
                 answer = None if effect.changes else message.reply(result)

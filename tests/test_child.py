@@ -3,9 +3,10 @@
 import os
 import pathlib
 import re
+import time
 
 import pytest
-from stored import DOMAIN, WAIT_S
+from stored import CORPUS_SLOTS, DOMAIN, WAIT_S, cases
 
 import batos
 
@@ -57,7 +58,7 @@ def children():
         try:
             command = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
             status = pathlib.Path(f"/proc/{pid}/status").read_text()
-        except OSError:
+        except OSError:                                  # it has ended meanwhile
             continue
         parents[pid], states[pid] = int(re.search(r"PPid:\s+(\d+)", status)[1]), re.search(r"State:\s+(\w)", status)[1]
         if b"batos-methods" in command:
@@ -142,7 +143,7 @@ def test_a_chosen_routing_id_shares_no_process(daemon):
     dealer.send(batos.ormsgpack.packb({"command": "send_message", "target": "genesis_obj", "selector": "total"}))
     assert batos.ormsgpack.unpackb(dealer.recv())["result"] == 3
     dealer.close()
-    assert set(children()) - before == set()
+    assert set(children()) == before
 
 
 def test_children_at_rest_are_stopped_and_few(machine):
@@ -212,7 +213,8 @@ def test_a_second_answer_does_not_answer_the_next_message(machine, when):
     return 1
 """
     one.make("it", {"prices": [1, 2]}, forge=forge, total=TOTAL)
-    assert one.end("it", "forge", when) in (1, 666) and one.end("it", "total") == 3
+    one.end("it", "forge", when)                         # it may lie about itself
+    assert one.end("it", "total") == 3
     with batos.reading(one.image) as root:
         assert batos.own(root["it"].total).get("failures", 0) == 0           # it is not to blame
 
@@ -255,7 +257,7 @@ def test_what_never_ceases_to_leave_something_is_ended(machine):
 
 
 @pytest.mark.parametrize("source, kind", [
-    ("[{}] * 7_900_000", batos.OutOfMemory), ("[None] * 7_900_000", batos.OutOfMemory), ("[()] * 250_000", batos.OutOfMemory),
+    ("[{}] * 7_900_000", batos.OutOfMemory), ("[None] * 7_900_000", batos.OutOfMemory), ("[()] * 210_000", batos.OutOfMemory),
     ("[[[] for _ in range(1000)] for _ in range(1000)]", batos.OutOfMemory),
     ("{str(n): n for n in range(500_000)}", batos.OutOfMemory), ("{'k' * 1_000_000: 1}", batos.MethodFailed),
     ("'x' * 8_100_000", batos.OutOfMemory), ("(tuple(range(500_000)),)", batos.OutOfMemory)])
@@ -284,6 +286,34 @@ def test_a_dict_comes_back_as_it_was_whatever_it_looks_like(machine, value):
     assert one.end("it", "keep") is None and one.slots("it")["got"] == [value]
 
 
+def test_clones_are_counted_as_they_are_made(machine):
+    one = machine()
+    one.make("it", {"text": "x" * 10_000}, f="def f(self):\n    for n in range(5000):\n        self.clone()\n    return n\n",
+             g="def g(self):\n    for n in range(5000):\n        try:\n            self.clone()\n        except Exception:\n"
+               "            pass\n    return n\n", h="def h(self):\n    return len([self.clone() for n in range(500)])\n")
+    assert type(one.end("it", "f")) is type(one.end("it", "g")) is batos.OutOfMemory and one.end("it", "h") == 500
+
+
+def test_a_slots_name_is_short(machine):
+    one = machine()
+    source = "def f(self, name):\n    setattr(self, name, 1)\n    self._p_changed = True\n"
+    one.make("it", {}, f=source, g="def g(self, name):\n    self.setSlot_value_(name, 1)\n")
+    for size in (batos.SLOT_NAME_CHARS + 1, 4000, 3_000_000):
+        for selector in ("f", "g"):
+            assert isinstance(one.end("it", selector, "a" * size), batos.MethodFailed | batos.ReservedName)
+    assert one.end("it", "f", "a" * batos.SLOT_NAME_CHARS) is None and list(one.slots("it")) == ["a" * batos.SLOT_NAME_CHARS]
+
+
+@pytest.mark.parametrize("told", [{}, {"done": 1}, {"done": 1, "writes": 7, "gone": []},
+                                  {"done": 1, "writes": {0: 7}, "gone": []}, {"done": 1, "writes": {}, "gone": [1]},
+                                  {"done": 1, "writes": {}, "gone": 3}])
+def test_whatever_is_told_of_a_trial_is_a_failure_of_the_method(machine, told):
+    send = f"inside['send_frame'](inside['WORK'].end, inside['WORK'].number, inside['ormsgpack'].packb({told}))"
+    source = f"def f(self):\n{INSIDE}    {send}\n"
+    with machine().lane.trying("f", source) as run, pytest.raises(batos.MethodFailed):
+        run({}, ())
+
+
 # In a list of processes
 
 
@@ -294,3 +324,81 @@ def test_the_command_line_of_a_child_is_short(machine):
     assert one.end("it", "total") == 1
     (pid,) = set(children()) - before
     assert len(pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()) < 200
+
+
+# Attacks on the wall, each by itself and behind the audit
+
+# What `inside()` stands for in the corpus: a way into the program's own module, as one that the audit overlooked.
+WAY_IN = """    kinds = ().__class__.__base__.__subclasses__()
+    work = [kind for kind in kinds if kind.__name__ == 'Work' and kind.__module__ == '__main__'][0]
+    globals_of_child = work.__init__.__globals__
+    getattr_of_child, setattr_of_child = globals_of_child['builtins'].getattr, globals_of_child['builtins'].setattr
+    names = ('WORK', 'send_frame', 'receive_frame', 'ormsgpack', 'sys', 'ctypes', 'gc', 'signal', 'resource')
+    WORK, send_frame, receive_frame, ormsgpack, sys, ctypes, gc, signal, resource = [globals_of_child[name] for name in names]
+"""
+ENEMY = ("enemy", b"\0enemy")
+
+
+def wall():
+    """Yield (title, source) of the corpus of attacks on the wall."""
+    for title, _, source in cases("wall"):
+        yield title, source.replace("    inside()\n", WAY_IN)
+
+
+def is_audited(source):
+    try:
+        batos.PersistenceGuardian().audit_code(source, "attack")
+        return True
+    except batos.CodeRejected:
+        return False
+
+
+def attack_all(one, folder, attacks):
+    """Run attacks; after each, whatever others ask is answered as if there had been none."""
+    one.make("bystander", CORPUS_SLOTS)
+    one.make("it", {"prices": [1, 2, 3]}, look=LOOK)
+    one.make("its", {"prices": [1, 2, 3]}, author="another", look=LOOK)
+    files, wrong = set(os.listdir(folder)), []
+    for n, (title, source) in enumerate(attacks):
+        one.make(f"case{n}", CORPUS_SLOTS, author="enemy", attack=source)
+        ended = one.end(f"case{n}", "attack", domain=ENEMY)
+        seen = [one.end("it", "look", domain=OTHER), one.end("its", "look", domain=ENEMY)]
+        if seen != [SEEN, SEEN]:
+            wrong.append((title, ended, seen))
+    assert wrong == [] and one.slots("bystander") == CORPUS_SLOTS and one.slots("it") == {"prices": [1, 2, 3]}
+    assert set(os.listdir(folder)) - files <= {"image.fs.seals"}
+    with batos.reading(one.image) as root:
+        assert batos.own(root["it"].look).get("failures", 0) == batos.own(root["its"].look).get("failures", 0) == 0
+
+
+def test_the_corpus_of_attacks_on_the_wall_is_large_enough():
+    assert len(list(wall())) >= 40
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_sample_of_attacks_reaches_nobody(machine, tmp_path, first):
+    attack_all(machine(method_deadline_s=1.0), tmp_path, list(wall())[first::12])
+
+
+@pytest.mark.slow
+def test_attacks_reach_nobody_without_the_audit(machine, tmp_path):
+    before = set(children())
+    one = machine(method_deadline_s=1.0)
+    attack_all(one, tmp_path, wall())
+    one.lane.children.end_resting()
+    assert gone(set(children()) - before)
+
+
+@pytest.mark.slow
+def test_attacks_reach_nobody_behind_the_audit(machine, tmp_path):
+    accepted = [(title, source) for title, source in wall() if is_audited(source)]
+    assert len(accepted) >= 5                            # those that ask for too much, and show nothing
+    attack_all(machine(method_deadline_s=1.0), tmp_path, accepted)
+
+
+def gone(pids):
+    """Return whether processes end soon."""
+    end_s = time.monotonic() + WAIT_S
+    while pids & set(children()) and time.monotonic() < end_s:
+        time.sleep(0.01)
+    return not pids & set(children())

@@ -559,7 +559,7 @@ def test_a_method_that_is_met_first_too_deep_is_met_again(machine):
 def test_busy_asking_does_not_outlive_the_deadline(machine):
     one = machine(method_deadline_s=1.0)
     one.make("it", {"tree": batos.OOBTree({str(n): n for n in range(9000)})},
-             f="def f(self):\n    for _ in range(9000):\n        self._clone_persistent_()\n")
+             f="def f(self):\n    for _ in range(9000):\n        self.tree.items()\n")
     started_s = time.monotonic()
     assert isinstance(one.end("it", "f"), batos.DeadlineExceeded) and time.monotonic() - started_s < WAIT_S / 3
 
@@ -595,7 +595,7 @@ def test_a_new_object_that_is_only_answered_is_stored(machine):
     with batos.reading(one.image) as root:
         assert outcome.change and batos.resolve(root, outcome.result["$ref"]).name == "me"
     one.write.call(batos.Job("tree", lambda root: batos.set_slot(root["it"], "index", batos.OOBTree())), WAIT_S)
-    assert isinstance(one.end("it", "tree"), batos.BadRequest)
+    assert "by a message of its own" in str(one.end("it", "tree"))
 
 
 def test_a_pattern_does_not_take_format():
