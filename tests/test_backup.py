@@ -260,6 +260,7 @@ def test_no_room_is_told_before_anything_is_written(tmp_path, image, monkeypatch
     assert not list((tmp_path / "b").glob("*.data"))
 
 
+@pytest.mark.slow
 def test_the_daemon_backs_up_by_command_and_by_setting(daemon, tmp_path, monkeypatch):
     one = daemon("--backup-dir", str(tmp_path / "set"))
     with batos.Client(one.endpoint) as client:
@@ -291,6 +292,7 @@ def test_the_command_line_backs_up_lists_and_restores(daemon, tmp_path, capsys):
     assert "in use" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_drill(daemon, tmp_path):
     """Back up under load, lose the machine's disk, restore, go on: all that was acknowledged before the backup is there."""
     running, stop, told = daemon(), threading.Event(), {}

@@ -50,12 +50,14 @@ def test_the_measures_of_quality():
     assert quality.measures(["x"], {"a": 1}) == (0.0, 0.0, 0.0) and quality.measures(["b", "a"], {"a": 1, "b": 2})[0] == 1.0
 
 
+@pytest.mark.slow
 def test_the_collections_of_our_own_making():
     for documents, queries, judged in (quality.talk(), quality.talk(same_words=True), quality.python_library(300)):
         assert len(documents) >= 300 and len(queries) >= 100 and set(queries) <= set(judged)
         assert all(set(wanted) <= set(documents) for wanted in judged.values())
 
 
+@pytest.mark.slow
 def test_cuts_by_words_are_better_than_by_chance():
     even = quality.boundary_measures(lambda pairs: [0.5] * len(pairs))
     words = quality.boundary_measures(batos.lexical_likeness)

@@ -104,7 +104,7 @@ class BridgeMachine(RuleBasedStateMachine):
         self.folder.cleanup()
 
 
-TestBridge = BridgeMachine.TestCase
+TestBridge = pytest.mark.slow(BridgeMachine.TestCase)
 TestBridge.settings = hypothesis_settings(max_examples=6, stateful_step_count=20, deadline=None,
                                           suppress_health_check=list(HealthCheck))
 
@@ -127,6 +127,7 @@ def flood(endpoint, stop, counts):
     context.term()
 
 
+@pytest.mark.slow
 def test_a_flood_of_writes_starves_no_cycle_and_cycles_no_write(daemon):
     running, stop, counts = daemon(core=0.01), threading.Event(), []
     with batos.Client(running.endpoint, timeout_s=60) as client:

@@ -262,6 +262,7 @@ def test_recover_keeps_off_what_exists_and_what_is_in_use(path, tmp_path):
     assert not (tmp_path / "new.fs").exists()
 
 
+@pytest.mark.slow
 def test_a_recovered_image_serves(path, tmp_path, daemon, capsys):
     new = str(tmp_path / "new.fs")
     assert batos.main(["recover", new, "--image", path]) == 0
@@ -271,6 +272,7 @@ def test_a_recovered_image_serves(path, tmp_path, daemon, capsys):
         assert client.call("send_message", target="genesis_obj", selector="s2")["result"][0] == 17
 
 
+@pytest.mark.slow
 def test_a_flip_anywhere_in_the_header_of_a_record_is_found_and_told_by_recover(path, tmp_path):
     data = pathlib.Path(path).read_bytes()
     starts = [start for start, _, _ in batos.pieces(data)]
@@ -307,6 +309,7 @@ def test_what_is_derived_and_does_not_agree_is_mended(path, harm, done):
     assert batos.mend_image(path) == []
 
 
+@pytest.mark.slow
 def test_a_deep_check_tells_how_the_memory_is(path, tmp_path, capsys):
     file = tmp_path / "learnt.txt"
     file.write_text("A lamp.")

@@ -256,6 +256,7 @@ def test_what_never_ceases_to_leave_something_is_ended(machine):
     assert one.lane.counts == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source, kind", [
     ("[{}] * 7_900_000", batos.OutOfMemory), ("[None] * 7_900_000", batos.OutOfMemory), ("[()] * 210_000", batos.OutOfMemory),
     ("[[[] for _ in range(1000)] for _ in range(1000)]", batos.OutOfMemory),

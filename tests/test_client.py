@@ -181,6 +181,7 @@ def test_ask_shows_the_evidence_then_the_answer(line):
     assert "" in rest and "“Turn the brass valve until the needle stands at zero.” [1]" in "\n".join(rest[rest.index(""):])
 
 
+@pytest.mark.slow
 def test_an_interrupted_question_is_cancelled(tmp_path):
     running = conftest.DaemonProcess(tmp_path, core=60)
     try:

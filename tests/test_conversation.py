@@ -103,6 +103,7 @@ def test_a_proposal_that_does_not_hold_leaves_the_canonical_one(text, whence):
                                                         [page["name"] for page in batos.UI_SPEC["pages"]])
 
 
+@pytest.mark.slow
 def test_a_client_that_fails_replaces_nothing():
     with pytest.raises(batos.CodeRejected, match="no Python"):
         batos.try_ui("def (")
@@ -184,6 +185,7 @@ def slots(client, target):
     return {name: slot["value"] for name, slot in client.call("inspect", target=target)["result"]["slots"].items()}
 
 
+@pytest.mark.slow
 def test_the_first_conversation(client, tmp_path):
     assert "display_yourself" not in slots(client, "genesis_obj")
     reply = client.call("ingest_and_display_yourself")["result"]
@@ -217,6 +219,7 @@ def test_it_is_a_message_that_nobody_understands_at_first(client):
     assert entries["size"] == 1 and entries["entries"][0][1]["selector"] == "display_yourself"
 
 
+@pytest.mark.slow
 def test_changes_are_objects_versions_follow_and_one_goes_back(client):
     first = client.call("display_yourself")["result"]
     client.call("send_message", target="morphic_ui_obj", selector="setSlot_value_",
@@ -232,6 +235,7 @@ def test_changes_are_objects_versions_follow_and_one_goes_back(client):
         client.call("send_message", target="morphic_ui_obj", selector="restore_incarnation_", args=[7])
 
 
+@pytest.mark.slow
 def test_what_stands_in_the_image_is_never_run(client, tmp_path):
     reply = client.call("display_yourself")["result"]
     for slot, value in (("source", "raise SystemExit"), ("former", {"$ref": "morphic_ui_obj.incarnation"}),
@@ -343,6 +347,7 @@ def test_a_larger_model_proposes_and_is_checked(tmp_path, answers, whence):
         image.close()
 
 
+@pytest.mark.slow
 def test_the_command_line_displays(client, capsys):
     assert batos.main(["display", "--endpoint", client.endpoint]) == 0
     assert "incarnation 1" in capsys.readouterr().out

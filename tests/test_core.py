@@ -76,12 +76,14 @@ def valid_frame(frame, persona, topic_of):
 # Tasks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mission", NASTY, ids=range(len(NASTY)))
 def test_any_mission_gets_a_valid_plan(core, mission):
     [answer] = core.infer(rows(plan(mission)))
     valid_plan(answer.value, mission)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.text(min_size=1).filter(lambda text: batos.one_line(text, 600)))
 def test_any_text_gets_a_valid_plan(core, mission):
@@ -89,6 +91,7 @@ def test_any_text_gets_a_valid_plan(core, mission):
     valid_plan(answer.value, mission)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", NASTY, ids=range(len(NASTY)))
 def test_any_evidence_gets_a_valid_choice(core, text):
     line = batos.one_line(text, batos.MISSION_BYTES)
@@ -111,6 +114,7 @@ def test_the_text_of_special_tokens_is_only_text(core):
     assert not set(ids[1:]) & {loaded.pad_id, *loaded.eos_ids} and loaded.decode(ids) == SPECIAL
 
 
+@pytest.mark.slow
 def test_the_sentence_that_holds_the_words_is_chosen(core):
     """A floor far below what the card claims, well above chance (a quarter)."""
     right = 0
@@ -247,6 +251,7 @@ def test_the_router_offers_what_fits(core):
 # Batches and limits
 
 
+@pytest.mark.slow
 def test_a_batch_answers_as_its_rows_alone(core):
     asked = [PLAN, FACET, WEAVE, plan("Why?"), plan("I miss my old friend so much.")]
     together = [answer.text for answer in core.infer(rows(*asked))]

@@ -47,6 +47,7 @@ def ask(one):
         return client.call("initiate_cognitive_cycle", mission_brief=brief, wait=True, timeout_s=WAIT_S)["result"]
 
 
+@pytest.mark.slow
 def test_a_model_of_the_hub_comes_into_the_image_and_stays(daemon, hub, tmp_path):
     one = daemon(core="org/tiny")
     told = "".join(one.lines)
@@ -71,6 +72,7 @@ def refused(tmp_path, name):
     return done.stderr
 
 
+@pytest.mark.slow
 def test_trouble_with_the_hub_is_one_sentence(hub, tmp_path):
     assert "accept its licence at https://huggingface.co/org/gated, then give a token" in refused(tmp_path, "org/gated")
     assert "there is no such model" in refused(tmp_path, "org/nothing")

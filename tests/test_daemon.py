@@ -80,6 +80,7 @@ def test_garbage_is_answered_and_the_next_client_is_served(daemon):
     context.term()
 
 
+@pytest.mark.slow
 def test_kill_minus_9_under_load_loses_nothing_acknowledged(daemon):
     last = {}
     for _ in range(3):
@@ -110,6 +111,7 @@ def test_kill_minus_9_under_load_loses_nothing_acknowledged(daemon):
             assert slots[f"slot{n}"]["value"] in (value, value + 1)
 
 
+@pytest.mark.slow
 def test_the_first_start_tells_its_phases_and_a_restart_keeps_the_index(daemon, tmp_path):
     first = daemon(core="auto")
     told = "".join(first.lines)
@@ -133,6 +135,7 @@ def test_the_first_start_tells_its_phases_and_a_restart_keeps_the_index(daemon, 
     assert "Awakening" not in "".join(again.lines) and "Ignoring index" not in "".join(again.lines)
 
 
+@pytest.mark.slow
 def test_a_daemon_whose_output_nobody_reads_any_more_goes_on(tmp_path):
     """As `python batos.py | head -1` leaves it, when the core has yet to load."""
     command = [sys.executable, str(conftest.ROOT / "batos.py"), "--endpoint", "tcp://127.0.0.1:0"]

@@ -83,6 +83,7 @@ def test_the_scripts_run(daemon, tmp_path, monkeypatch):
     assert outputs[2].strip() in batos.TOPICS
 
 
+@pytest.mark.slow
 def test_the_send_example_runs(daemon, monkeypatch, capsys):
     monkeypatch.setenv("BATOS_ENDPOINT", daemon().endpoint)
     message = re.search(r"batos\.py send '(.*?)'`", README)[1]
@@ -117,6 +118,7 @@ def test_the_commands_of_keys_run(daemon, tmp_path, monkeypatch, capsys):
     assert "serving" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_change_of_the_inspector_runs(daemon, monkeypatch, capsys):
     running = daemon(core=0)
     monkeypatch.setenv("BATOS_ENDPOINT", running.endpoint)

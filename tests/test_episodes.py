@@ -48,6 +48,7 @@ def test_a_statement_is_no_question_request_or_greeting(text, states):
     assert batos.is_statement(text) is states
 
 
+@pytest.mark.slow
 def test_what_was_said_is_remembered_in_its_conversation(one):
     report = say(one, "The printer stands in room 12.")
     assert report["state"] == "COMPLETE" and "I will remember" in report["answer"] and "room 12" in report["answer"]
@@ -194,6 +195,7 @@ def test_docstrings_keep_their_lines():
     assert any(line.startswith("class Segment") for line in told) and "import zmq" not in told
 
 
+@pytest.mark.slow
 def test_the_system_is_asked_about_itself(daemon, tmp_path):
     def ask(client, question):
         return client.call("initiate_cognitive_cycle", wait=True, mission_brief={**BRIEF, "args": [question]})["result"]

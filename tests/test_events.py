@@ -25,6 +25,7 @@ def events_until(client, topics, done, most_s=60):
             return found
 
 
+@pytest.mark.slow
 def test_a_cycle_is_followed_and_each_state_is_in_the_image_when_it_is_told(daemon):
     running, told, seen = daemon(core=0.2), [], []
     ready = threading.Event()

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import pathlib
+import random
 import resource
 import shutil
 import socket
@@ -33,6 +34,7 @@ def limited(process, which, limit):
 
 # Files that cannot grow: a full disk, as far as the daemon can tell
 
+@pytest.mark.slow
 def test_a_full_disk(daemon, tmp_path):
     running = daemon()
     with batos.Client(running.endpoint) as client:
@@ -203,15 +205,16 @@ def read_only(disk):
 
 
 def test_a_full_file_system(daemon, small_disk):
+    words = " ".join(random.Random(1).randbytes(4).hex() for _ in range(9000))       # what is deflated stays large
     running = daemon("--image", str(small_disk / "image.fs"))
     with batos.Client(running.endpoint, timeout_s=60) as client:
         set_slot(client, "before", 1)
         with full(small_disk):
             for _ in range(3):
                 with pytest.raises(batos.ImageError, match="nothing was stored"):
-                    set_slot(client, "during", "x" * 9000)
+                    set_slot(client, "during", random.Random(1).randbytes(9000))
             with pytest.raises(batos.ImageError):
-                client.call("index_document", doc_id="b", text="Another valve. " * 5000)
+                client.call("index_document", doc_id="b", text=words)
             with pytest.raises(batos.ImageError, match="No space|room"):
                 client.call("backup", folder=str(small_disk / "b"))
             assert client.call("health")["status"] == "OK"
@@ -312,6 +315,7 @@ def test_a_log_that_the_disk_does_not_take_is_told_once(capsys):
         log.close()
 
 
+@pytest.mark.slow
 def test_a_start_on_a_read_only_file_system(daemon, small_disk):
     running = daemon("--image", str(small_disk / "image.fs"))
     with batos.Client(running.endpoint) as client:

@@ -145,6 +145,7 @@ def hold(machine, tmp_path, attacks):
     assert threading.active_count() == threads and set(os.listdir(tmp_path)) - set(files) <= {"image.fs.seals"}
 
 
+@pytest.mark.slow
 def test_a_sample_of_attacks_is_held(machine, tmp_path):
     hold(machine, tmp_path, [case for case in cases("attacks") if audit(case[2], "attack") is None][::23])
 
@@ -196,6 +197,7 @@ TOTAL = "def total(self):\n    return sum(self.prices)\n"
 ADD = "def add_(self, price):\n    self.prices.append(price)\n    self._p_changed = True\n    return len(self.prices)\n"
 
 
+@pytest.mark.slow
 def test_a_loop_without_end_costs_others_one_child_only(machine):
     one = machine(method_deadline_s=3.0, method_workers=2)
     one.make("it", {"prices": [1, 2]}, loop=LOOP)
@@ -636,6 +638,7 @@ def test_no_process_is_left_behind(tmp_path):
     assert gone(before)
 
 
+@pytest.mark.slow
 def test_a_daemon_does_not_wait_for_a_method_without_end(daemon):
     running = daemon("--method-deadline-s", "1000", "--drain-s", "0.2")
     with batos.Client(running.endpoint, WAIT_S) as client:

@@ -22,6 +22,7 @@ def read(port, method="GET", path="/metrics"):
         return answer.read().decode()
 
 
+@pytest.mark.slow
 def test_health_tells_lanes_commits_disk_memory_and_upkeep(daemon, tmp_path):
     running = daemon()
     with batos.Client(running.endpoint) as client:
@@ -31,7 +32,7 @@ def test_health_tells_lanes_commits_disk_memory_and_upkeep(daemon, tmp_path):
         time.sleep(2.2)
         told = client.call("health")["result"]
     assert set(told["oldest_waiting_s"]) == set(told["lanes"]) == {
-        "write", "bulk", "read", "upkeep", "synapse", "method"}
+        "write", "bulk", "read", "upkeep", "synapse", "core", "method"}
     assert told["commit"]["write"]["count"] == told["lanes"]["write"]["commits"] >= 5
     assert 0 < told["fsync"]["p50_ms"] <= told["fsync"]["p99_ms"] <= told["fsync"]["max_ms"]
     assert 20 < told["memory_mb"] < 2000 and told["disk_free_mb"] > 0 and told["upkeep"]["last"]["backup"]["ok"]

@@ -265,6 +265,7 @@ TestUndoMachine = UndoMachine.TestCase
 TestUndoMachine.settings = hypothesis_settings(max_examples=15, stateful_step_count=25, deadline=None)
 
 
+@pytest.mark.slow
 def test_by_the_wire_and_the_command_line(daemon, capsys):
     running = daemon()
     with batos.Client(running.endpoint) as client:

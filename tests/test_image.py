@@ -47,6 +47,7 @@ def header_positions(data):
     return found
 
 
+@pytest.mark.slow
 def test_cut_at_every_byte_of_the_last_transaction_gives_before_or_after(image_path, tmp_path):
     data = open(image_path, "rb").read()
     last = header_positions(data)[-1]

@@ -63,6 +63,7 @@ def test_each_role_may_what_it_may_and_the_default_is_admin(ring, locked):
     assert locked.process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_strangers_get_nothing(ring, locked, tmp_path):
     stranger = batos.KeyRing(str(tmp_path / "other.fs")).add("eve", "admin")
     keys = json.loads(stranger.read_text()) | {"server": ring.server()[0].decode()}
@@ -140,6 +141,7 @@ def test_revoking_ends_the_session(ring, locked):
         ring.revoke("nobody")
 
 
+@pytest.mark.slow
 def test_a_reply_that_is_ready_after_its_key_was_revoked_is_not_sent(ring, daemon):
     running = daemon(("curve", True), core=3.0)
     with batos.Client(running.endpoint, 20, ring.files["write"]) as client:

@@ -98,6 +98,7 @@ def test_each_top_level_name_is_defined_once():
     assert sorted(names) == sorted(set(names))
 
 
+@pytest.mark.slow
 def test_importing_loads_nothing_heavy():
     code = f"import json, sys, batos; print(json.dumps(sorted(set({HEAVY!r}) & set(sys.modules))))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)

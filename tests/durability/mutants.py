@@ -2,9 +2,10 @@
 
     python tests/durability/mutants.py [--mutants 300] [--seed 1] [--sections Image,Lanes] [--folder FOLDER] [--fast]
 
-A section whose tests fail without a mutant is left out. A mutant is killed if a test fails, does not end in time, or batos.py cannot be imported. They are drawn by the seed from all
-places that the sections have, each section by its size. The run is made in a copy of the last commit, in FOLDER; what stands
-there already is gone on with. Killed and survived go into mutants.json beside this file, with the survivors themselves.
+A mutant is killed if a test fails, does not end in time, or batos.py cannot be imported; a section whose tests fail without
+a mutant is left out. They are drawn by the seed from all places that the sections have, each section by its size. The run is
+made in a copy of the last commit, in FOLDER; what stands there already is gone on with. Killed and survived go into
+mutants.json beside this file, with the survivors themselves.
 """
 
 import argparse
