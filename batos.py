@@ -4811,13 +4811,15 @@ MODULES, BUILTINS, COMPILED, WORK = {}, {}, {}, None
 # Code that the image holds never runs in the daemon. It is audited when it comes, and
 # runs in a child, of which nothing is believed:
 #
-#   domain    whom a child serves: (user, connection, author of the source that it was told). What a method
-#             leaves in its process can reach messages of that domain only; all others have other processes
+#   domain    whom a child serves: (user, connection, author of the source that it was
+#             told). What a method leaves in its process can reach messages of that domain
+#             only; all others have other processes
 #   at rest   a child between two messages: stopped by the system, and ended soon
 #   number    of a message, drawn for it: a frame with another one answers nothing
 #
 # What comes back is never unpickled, is counted before it is built, and names objects
 # only by the numbers under which they were handed out.
+
 
 def zygote_source():
     """Return the program of the zygote, as text."""
@@ -4827,6 +4829,7 @@ def zygote_source():
 
 
 CHILD_START_S = 20.0                                     # a guard: it takes milliseconds
+ENDING_S = 0.5                                           # between the end of the zygote's socket and its own
 CHILD_MESSAGES, CHILD_LIFE_S = 200, 600.0                # then a child is ended
 CHILD_KEEPS_MB = 16.0                                    # by which a child may have grown since its fork to get another message
 RESTING_MOST, REST_MOST_S = 16, 30.0                     # children at rest, and for how long
@@ -4953,15 +4956,32 @@ class Zygote:
                 if self._process is None or self._process.poll() is not None:
                     self.close()
                     self.start()
-                with contextlib.suppress(OSError, EOFError):
-                    return self._fork()
-                self.close()
+                child = self._forked()
+                if child is not None:
+                    return child
         raise MethodFailed("no process for methods can be started; look at the limits of processes and memory of this user")
 
-    def _fork(self):
+    def _forked(self):
+        """Return a new Child, or None where the zygote has ended or has no room for one more."""
         mine, other = socket.socketpair()
         with other:
-            socket.send_fds(self._control, [self.memory_bytes.to_bytes(8, "little")], [other.fileno()])
+            try:
+                return self._fork(mine, other)
+            except TimeoutError:
+                self.close()                             # it hangs; what runs now ends with it
+            except (OSError, EOFError):
+                self._see_its_end()
+        mine.close()
+        return None
+
+    def _see_its_end(self):
+        """Wait a moment for the end of a process that may be ending; one that lives stays, for others' children hang on it."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(ENDING_S)
+
+    def _fork(self, mine, other):
+        socket.send_fds(self._control, [self.memory_bytes.to_bytes(8, "little")], [other.fileno()])
+        other.close()
         mine.settimeout(CHILD_START_S)
         _, told = receive_frame(mine, 1 << 16)
         pid, _, said = told.partition(b" ")
@@ -5334,7 +5354,9 @@ class Bridge:
         return {name: value for name, value in self.see(obj)._slots.items() if not name.endswith("*")}
 
     def look(self, obj, name):
-        """Return what an object answers to a name. Raises MessageNotUnderstood."""
+        """Return what an object answers to a name. Raises MessageNotUnderstood, BadRequest where it can be no name."""
+        if len(name) > SLOT_NAME_CHARS:
+            raise BadRequest(f"a selector has {SLOT_NAME_CHARS} characters at most; {name[:40]!r}… has {len(name):,}")
         for holder in ancestry(obj):
             self.see(holder)
             if name in own(holder):

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import threading
 import time
 
 import pytest
@@ -156,6 +157,27 @@ def test_children_at_rest_are_stopped_and_few(machine):
     assert len(one.lane.children._resting) == len(resting) == batos.RESTING_MOST and set(resting.values()) == {"T"}
     one.lane.children.end_resting()
     assert one.lane.children._resting == [] and one.end("it", "total") == 3
+
+
+def no_room(*args):
+    raise OSError("there is no room for one more")
+
+
+def test_where_no_child_can_be_had_those_at_work_go_on(machine, monkeypatch):
+    one = machine(method_workers=2)
+    one.make("slow", {}, slow="def slow(self):\n    for _ in range(20_000_000):\n        pass\n    return 1\n")
+    one.make("it", {"prices": [1, 2]}, total=TOTAL)
+    ended, answers = threading.Event(), []
+    one.lane.submit(one.job("slow", "slow", done=lambda outcome: (answers.append(outcome), ended.set())))
+    while not one.lane._taken or not children():         # it is at work
+        time.sleep(0.001)
+    process = one.lane.zygote._process
+    with monkeypatch.context() as patched:
+        patched.setattr(batos, "ENDING_S", 0.01)
+        patched.setattr(batos.socket, "send_fds", no_room)
+        assert "no process for methods can be started" in str(one.end("it", "total", domain=OTHER))
+    assert ended.wait(WAIT_S) and answers[0].error is None
+    assert one.lane.zygote._process is process and one.end("it", "total", domain=OTHER) == 3
 
 
 def test_a_child_serves_so_many_messages(machine, monkeypatch):
