@@ -71,6 +71,7 @@ import hashlib
 import heapq
 import html.parser
 import importlib
+import importlib.util
 import inspect
 import io
 import itertools
@@ -654,21 +655,42 @@ _IMPORT_LOCK = threading.Lock()
 _NEEDED = {}                                             # name -> module, once it is whole
 
 
-def need(module, feature):
+def need(module, feature, alone=False):
     """Import a heavy or optional module where it is used; `feature` says who wants it.
 
+    alone: without what its packages would import beside it, which of nltk is 77 MB and two seconds.
     Raises ConfigError that says what to install. One import at a time: torch and transformers
     do not like to be imported from two threads at once. What was imported before waits for nobody.
     """
     if module in _NEEDED:
         return _NEEDED[module]
-    with _IMPORT_LOCK:
+    packages = _empty_packages(module) if alone else contextlib.nullcontext()
+    with _IMPORT_LOCK, packages:
         try:
             _NEEDED[module] = importlib.import_module(module)
             return _NEEDED[module]
         except ImportError as error:
             raise ConfigError(f"{feature} needs the Python package {module!r}, which does not import ({error}); "
                               "install it with: pip install -r requirements.txt", module=module) from error
+
+
+@contextlib.contextmanager
+def _empty_packages(module):
+    """Have the packages above a module be empty while inside, unless they are there; later they can be imported as they are."""
+    top, *within = module.split(".")[:-1]
+    names = list(itertools.accumulate(within, "{}.{}".format, initial=top))
+    before = set(sys.modules)
+    for name in names:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and name not in sys.modules:
+            sys.modules[name] = types.ModuleType(name)
+            sys.modules[name].__path__ = spec.submodule_search_locations
+    try:
+        yield
+    finally:
+        for name in set(sys.modules) - before:
+            if name == top or name.startswith(f"{top}."):
+                del sys.modules[name]
 
 
 def resident_mb():
@@ -9526,7 +9548,7 @@ def _blocks(lines, kind):
 @functools.cache
 def _punkt():
     """Return NLTK's Punkt with our abbreviations: untrained it splits badly, trained it wants a download."""
-    punkt = need("nltk.tokenize.punkt", "cutting text into sentences")
+    punkt = need("nltk.tokenize.punkt", "cutting text into sentences", alone=True)
     parameters = punkt.PunktParameters()
     parameters.abbrev_types = set(_ABBREVIATIONS)
     return punkt.PunktSentenceTokenizer(parameters)
@@ -10038,12 +10060,6 @@ class EnglishStemmer:
 
 
 PIPELINE = (WordSplitter(), CaseFolder(), StopWordRemover(), EnglishStemmer())
-
-
-# Classes of images before version 4, whose words stood in zope.index's trees: their records can be read, nothing else.
-for _name, _base in (("TailIndex", persistent.Persistent), ("WordLexicon", persistent.Persistent), ("WordNumbers", OLBTree),
-                     ("WordTree", LOBTree), ("PostingTree", LLBTree)):
-    globals()[_name] = image_class(type(_name, (_base,), {"__module__": __name__}))
 
 
 def stems(text):
@@ -18446,8 +18462,22 @@ def take_descriptors():
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+ALLOCATOR_ARENAS = 2               # glibc's own bound is eight a core, of 64 MB each, and what one frees no other takes
+M_ARENA_MAX = -8                   # of malloc.h
+PREPARED_OPERATIONS = "8"          # of oneDNN, which keeps 1,024, one for each length of text that the embedder has read
+
+
+def bound_memory():
+    """Have the C library and oneDNN keep little that nobody uses, unless the environment says how much."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", PREPARED_OPERATIONS)
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        with contextlib.suppress(AttributeError):        # another C library
+            ctypes.CDLL(None).mallopt(M_ARENA_MAX, ALLOCATOR_ARENAS)
+
+
 def serve(settings, debug=False, make_core=embedded_core):
     """Run the daemon until SIGINT, SIGTERM or `shutdown`. Returns the exit status."""
+    bound_memory()
     os.umask(0o077)
     take_descriptors()
     if not is_local(settings.endpoint) or settings.curve:

@@ -20,7 +20,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PROGRAMS = {"batos": ROOT / "batos.py", "doubles": ROOT / "tests" / "doubles.py", "newer": ROOT / "tests" / "newer.py"}
-NEEDED = ("numpy", "Stemmer", "nltk.tokenize.punkt", "safetensors.numpy")     # what a daemon imports at its first document
+NEEDED = ("numpy", "Stemmer", "safetensors.numpy")       # what a daemon imports at its first document
 REQUEST_BYTES = 200_000
 
 
@@ -145,5 +145,6 @@ if __name__ == "__main__":
     import batos
     for module in NEEDED:
         batos.need(module, "the tests")
+    batos.need("nltk.tokenize.punkt", "the tests", alone=True)
     gc.freeze()                                          # collections in the forks touch, and so copy, none of it
     serve(int(sys.argv[1]))

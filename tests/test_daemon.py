@@ -1,6 +1,7 @@
 """The daemon, from outside: commands, keys, garbage, kill -9."""
 
 import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -369,3 +370,37 @@ def test_an_end_that_nobody_asked_for_has_a_status_of_its_own(tmp_path):
         assert process.wait(60) == batos.EXIT_UNASKED == 70
         assert "nobody foresaw this" in process.stdout.read()
     assert batos.check_image(str(tmp_path / "live_image.fs"), deep=True)["faults"] == []
+
+
+MANY_THREADS = """
+import ctypes, os, re, tempfile, threading
+import batos
+batos.bound_memory()
+assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == batos.PREPARED_OPERATIONS
+library = ctypes.CDLL(None)
+library.malloc.restype = library.fopen.restype = ctypes.c_void_p
+meet = threading.Barrier(12)
+def allocate():
+    meet.wait()
+    library.malloc(1000)
+threads = [threading.Thread(target=allocate) for _ in range(12)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+with tempfile.NamedTemporaryFile() as told:
+    stream = ctypes.c_void_p(library.fopen(told.name.encode(), b"w"))
+    library.malloc_info(0, stream)
+    library.fclose(stream)
+    print(len(re.findall("<heap nr", open(told.name).read())))
+"""
+
+
+@pytest.mark.slow
+def test_the_allocator_keeps_few_arenas_unless_the_environment_says_how_many():
+    def heaps(**more):
+        done = subprocess.run([sys.executable, "-c", MANY_THREADS], cwd=conftest.ROOT, env={**os.environ, **more},
+                              capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout)
+    assert heaps() <= batos.ALLOCATOR_ARENAS < heaps(MALLOC_ARENA_MAX="6") <= 6

@@ -3,6 +3,9 @@
 import asyncio
 import datetime
 import errno
+import pathlib
+import subprocess
+import sys
 
 import ormsgpack
 import pytest
@@ -176,3 +179,30 @@ def test_a_shortage_of_descriptors_is_busy_whatever_it_was_taken_for():
         assert isinstance(told, Busy) and told.fields["resource"] == "descriptors" and told.retry
     for error in (OSError(errno.ENOENT, "x"), failed_for(errno.ENOENT)):
         assert caught(error) is error
+
+
+# Imports
+
+
+ALONE = """
+import sys
+import batos
+assert [row["text"] for row in batos.sentences("Turn it. Done!")] == ["Turn it.", "Done!"]
+assert not any(name.split(".")[0] == "nltk" for name in sys.modules), "nltk is there"
+import nltk
+assert nltk.word_tokenize and nltk.tokenize.punkt.PunktSentenceTokenizer
+"""
+
+
+@pytest.mark.slow
+def test_sentences_are_cut_without_the_rest_of_nltk_and_it_can_be_imported_later():
+    done = subprocess.run([sys.executable, "-c", ALONE], cwd=pathlib.Path(batos.__file__).parent, capture_output=True,
+                          text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_package_that_is_missing_is_told_also_where_it_is_wanted_alone():
+    with pytest.raises(batos.ConfigError, match="needs the Python package 'nltk.nothing'"):
+        batos.need("nltk.nothing", "a test", alone=True)
+    with pytest.raises(batos.ConfigError, match="needs the Python package 'nowhere.nothing'"):
+        batos.need("nowhere.nothing", "a test", alone=True)
