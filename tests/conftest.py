@@ -9,6 +9,7 @@ import sys
 import threading
 
 import forks
+import hypothesis
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -16,6 +17,10 @@ sys.path.insert(0, str(ROOT))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests in the background ignores it for all
 os.environ.setdefault("BATOS_SELF_KNOWLEDGE", "false")   # what each daemon would index at its first start
 os.environ.setdefault("BATOS_EMBEDDER", "none")          # it takes seconds to load; the tests that are of it ask for it
+
+
+hypothesis.settings.register_profile("batos", deadline=None)          # how long a thing takes is no test's matter
+hypothesis.settings.load_profile("batos")
 
 
 def start_anew(words, cwd, stdout, stderr):
@@ -65,6 +70,8 @@ class DaemonProcess:
 @pytest.fixture
 def daemon(tmp_path):
     running = []
+
+    forks.channel()                                      # so that no test takes it for what it has started
 
     def start(*options, **chosen):
         running.append(DaemonProcess(tmp_path, *options, **chosen))
