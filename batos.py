@@ -8660,7 +8660,10 @@ log_memory = logging.getLogger("batos.memory")
 ADAPTER_ALPHA = 32.0                                     # of a flat file that tells none
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 ADAPTER_NAME = re.compile(r"[A-Z][A-Z0-9_.-]{0,63}")
-HEADER_BYTES_MOST = 1 << 24
+ADAPTER_TENSOR = re.compile(r"(?P<layer>[\w.]*\w)\.lora_(?P<side>[AB])\.weight")
+ADAPTER_TYPES = ("F16", "BF16", "F32", "F64")
+PICKLE_STARTS = (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")
+HEADER_BYTES_MOST, CONFIG_BYTES_MOST = 1 << 24, 1 << 20
 RAM_CACHE_GB, RAM_CACHE_SHARE = 20.0, 0.5                # of the seeds; of what is free
 
 
@@ -8684,26 +8687,70 @@ def core_base(files):
     return digest(json.dumps(telling).encode())[:32] if telling else None
 
 
-def safetensors_shapes(path):
-    """Return ({tensor: shape}, metadata) of a safetensors file from its header. Raises AdapterMismatch where it is not whole."""
-    size = os.path.getsize(path)
+class AdapterConfig(pydantic.BaseModel):
+    """What a configuration of PEFT, or the metadata of a flat file, tells of an adapter; the rest of it is not looked at."""
+
+    r: int | None = pydantic.Field(None, ge=1)
+    lora_alpha: float | None = pydantic.Field(None, gt=0, allow_inf_nan=False)
+    use_rslora: bool | None = None
+    use_dora: bool | None = None
+    bias: str | None = None
+    revision: str | None = pydantic.Field(None, max_length=200)
+
+
+def read_bounded(path, most_bytes):
+    """Return the bytes of a small file. Raises AdapterMismatch where it is no regular file (a FIFO would wait), or larger."""
+    check_regular(path)
+    size = path.stat().st_size
+    if size > most_bytes:
+        raise AdapterMismatch(f"{path.name} has {size:,} bytes, and up to {most_bytes:,} are read; copy it anew")
+    return path.read_bytes()
+
+
+def check_regular(path):
+    """Raise AdapterMismatch where no regular file has that name."""
+    if not path.is_file():
+        what = "is no regular file" if path.exists() else "is missing"
+        raise AdapterMismatch(f"{path.parent.name}/{path.name} {what}; copy it anew")
+
+
+def adapter_tensors(path):
+    """Return ({tensor: (shape, type)}, metadata) of a safetensors file that safetensors itself has found whole.
+
+    Raises AdapterMismatch. Of the file no more than its header is read.
+    """
+    check_regular(path)
     with open(path, "rb") as file:
         start = file.read(8)
-        if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
-            raise AdapterMismatch(f"{path.name} is a pickle, which can run code; give safetensors")
-        length = int.from_bytes(start, "little")
-        header = file.read(length) if len(start) == 8 and length <= min(HEADER_BYTES_MOST, size - 8) else b""
-    try:
-        told = json.loads(header)
-        metadata = told.pop("__metadata__", {})
-        ends = max(row["data_offsets"][1] for row in told.values())
-        shapes = {name: tuple(row["shape"]) for name, row in told.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise AdapterMismatch(f"{path.name} is no whole safetensors file ({first_line(error)}); copy it anew") from error
-    if size != 8 + length + ends:
-        raise AdapterMismatch(f"{path.name} has {size:,} bytes and its header tells of {8 + length + ends:,}: it was cut; "
+    if start[:2] in PICKLE_STARTS:
+        raise AdapterMismatch(f"{path.name} is a pickle, which can run code; give safetensors")
+    if int.from_bytes(start, "little") > HEADER_BYTES_MOST:
+        raise AdapterMismatch(f"{path.name} is no whole safetensors file (a header of more than {HEADER_BYTES_MOST:,} bytes); "
                               "copy it anew")
-    return shapes, metadata
+    library = need("safetensors", "LoRA adapters")
+    try:
+        with library.safe_open(path, "np") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            return {name: (tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}, file.metadata() or {}
+    except library.SafetensorError as error:
+        raise AdapterMismatch(f"{path.name} is no whole safetensors file ({first_line(error)}); copy it anew") from error
+
+
+def adapter_config(name, metadata, config):
+    """Return the AdapterConfig of an adapter: of its file, or of its weights' metadata. Raises AdapterMismatch."""
+    try:
+        if config is None:
+            return AdapterConfig.model_validate(metadata)
+        return AdapterConfig.model_validate_json(read_bounded(config, CONFIG_BYTES_MOST))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = f"{first['loc'][0]} " if first["loc"] else ""
+        got = _cut_repr(first["input"])
+        raise AdapterMismatch(f"what is told of {name} does not read: {where}{first['msg']}, got {got}; copy it anew") from None
+
+
+def _cut_repr(value):
+    return f"{value!r:.80}" if isinstance(value, (str, int, float, bytes)) else f"a {type(value).__name__}"
 
 
 def adapters_folder(settings):
@@ -8733,38 +8780,34 @@ def read_staged(name, weights, config, rank_most):
     """Return the Staged adapter of a name. Raises AdapterMismatch that names what is wrong and what is allowed."""
     if not ADAPTER_NAME.fullmatch(name):
         raise AdapterMismatch(f"{name!r} is no name of an adapter; letters, digits, _ . and - are allowed, 64 at most")
-    if not weights.is_file():
-        raise AdapterMismatch(f"{weights.parent.name} lacks {weights.name}; copy it anew")
-    shapes, told = safetensors_shapes(weights)
-    if config is not None:
-        try:
-            told = told | json.loads(config.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise AdapterMismatch(f"{config.name} of {name} does not read ({first_line(error)}); copy it anew") from error
-    rank, targets = _rank_and_targets(name, shapes, rank_most)
-    if told.get("use_dora") or told.get("bias", "none") != "none" or int(told.get("r") or rank) != rank:
-        raise AdapterMismatch(f"{name} is told to be of rank {told.get('r')}, bias {told.get('bias')!r}, DoRA "
-                              f"{bool(told.get('use_dora'))}; its weights are of rank {rank}, and plain LoRA is served")
-    try:
-        alpha = float(told.get("lora_alpha") or ADAPTER_ALPHA)
-    except (TypeError, ValueError):
-        raise AdapterMismatch(f"{name} has lora_alpha {told.get('lora_alpha')!r}; a number is wanted") from None
-    return Staged(name, weights, rank, alpha, bool(told.get("use_rslora")), targets, told.get("revision"),
+    tensors, metadata = adapter_tensors(weights)
+    told = adapter_config(name, metadata, config)
+    rank, targets = _rank_and_targets(name, tensors, rank_most)
+    if told.use_dora or told.bias not in (None, "none") or told.r not in (None, rank):
+        raise AdapterMismatch(f"{name} is told to be of rank {told.r}, bias {told.bias!r:.80}, DoRA {bool(told.use_dora)}; its "
+                              f"weights are of rank {rank}, and plain LoRA is served")
+    return Staged(name, weights, rank, told.lora_alpha or ADAPTER_ALPHA, bool(told.use_rslora), targets, told.revision,
                   _file_hash(weights, "sha256"))
 
 
-def _rank_and_targets(name, shapes, rank_most):
+def _rank_and_targets(name, tensors, rank_most):
     """Return (greatest rank, names of layers) of an adapter's matrices. Raises AdapterMismatch."""
-    ranks, targets = set(), set()
-    for key, shape in shapes.items():
-        part = re.fullmatch(r".*?([^.]+)\.lora_([AB])\.weight", key)
-        if not part or len(shape) != 2:
-            raise AdapterMismatch(f"{name} holds {key} of shape {shape}; only lora_A and lora_B matrices are served")
-        targets.add(part[1])
-        ranks.add(shape[0] if part[2] == "A" else shape[1])
-    if not ranks or max(ranks) > rank_most:
-        raise AdapterMismatch(f"{name} is of rank {max(ranks, default=0)}, and the slots take up to {rank_most} (adapter_rank)")
-    return max(ranks), tuple(sorted(targets))
+    ranks = {}                                           # (layer with its way, "A" or "B") -> rank
+    for key, (shape, kind) in tensors.items():
+        part = ADAPTER_TENSOR.fullmatch(key)
+        if not part or len(shape) != 2 or not all(shape) or kind not in ADAPTER_TYPES:
+            raise AdapterMismatch(f"{name} holds {key[:200]} of shape {shape} and type {kind}; only lora_A and lora_B matrices "
+                                  f"of {', '.join(ADAPTER_TYPES)} are served")
+        ranks[part["layer"], part["side"]] = shape[0 if part["side"] == "A" else 1]
+    for (layer, side), rank in ranks.items():
+        other = ranks.get((layer, "B" if side == "A" else "A"))
+        if other != rank:
+            raise AdapterMismatch(f"{name} has lora_{side} of rank {rank} at {layer[:200]}, and the other side is of rank "
+                                  f"{other}; copy it anew")
+    most = max(ranks.values(), default=0)
+    if not 1 <= most <= rank_most:
+        raise AdapterMismatch(f"{name} is of rank {most}, and the slots take up to {rank_most} (adapter_rank)")
+    return most, tuple(sorted({layer.rpartition(".")[2] for layer, _ in ranks}))
 
 
 def incarnate(root, staged):
@@ -8782,7 +8825,10 @@ def incarnate(root, staged):
         return None
     version = 1 if proxy is None else proxy.version + 1
     lineage = [] if proxy is None else [*proxy.lineage, {"version": proxy.version, "sha256": proxy.sha256}]
-    slots = {"model_blob": blob_record(staged.path, staged.name), "rank": staged.rank, "alpha": staged.alpha,
+    record = blob_record(staged.path, staged.name)
+    if record.sha256 != staged.sha256:
+        raise AdapterMismatch(f"{staged.path.name} was changed while it was read; send incarnate once it is copied")
+    slots = {"model_blob": record, "rank": staged.rank, "alpha": staged.alpha,
              "by_root": staged.by_root, "targets": list(staged.targets), "base": staged.base, "sha256": staged.sha256,
              "version": version, "lineage": lineage}
     if proxy is None:
@@ -8791,6 +8837,11 @@ def incarnate(root, staged):
         for slot, value in slots.items():                # each one a change in the ledger, so that it can be undone
             set_slot(proxy, slot, value)
     return f"{staged.name} version {version}"
+
+
+def refusal_of(name, error):
+    """Return why a staged adapter is refused, as a sentence."""
+    return str(error) if isinstance(error, BatosError) else f"{name[:64]!r} does not read ({error!r:.200}); copy it anew"
 
 
 class Incarnation:
@@ -8804,8 +8855,8 @@ class Incarnation:
         for name, (weights, config) in staged_files(self.folder).items():
             try:
                 self.staged.append(read_staged(name, weights, config, self.rank_most))
-            except (AdapterMismatch, OSError) as error:
-                self.refused.append(str(error))
+            except BaseException as error:               # a boundary: whatever a hostile file makes of a library
+                self.refused.append(refusal_of(name, caught(error)))
 
     def apply(self, root):
         """Store what is new; returns the reply's map."""
@@ -8814,7 +8865,7 @@ class Incarnation:
             try:
                 done += filter(None, [incarnate(root, staged)])
             except AdapterMismatch as error:
-                refused.append(str(error))
+                refused.append(error.message)
         if done and root._p_jar.events is not None:
             root._p_jar.events.append(("experts",))
         told = ", ".join(done) or "nothing new"

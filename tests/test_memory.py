@@ -123,13 +123,13 @@ def damaged(folder, how):
 
 
 @pytest.mark.parametrize("how, words", [
-    ({"cut": -100}, "it was cut"), ({"cut": 4}, "no whole safetensors"), ({"cut": 0}, "no whole safetensors"),
+    ({"cut": -100}, "no whole safetensors"), ({"cut": 4}, "no whole safetensors"), ({"cut": 0}, "no whole safetensors"),
     ({"bytes": pickle.dumps({"a": 1})}, "pickle"), ({"bytes": b"PK\x03\x04rest"}, "pickle"),
     ({"bytes": b"\xff" * 4000}, "no whole safetensors"), ({"bytes": b"\x02" + bytes(7) + b"[]"}, "no whole safetensors"),
     ({"rename": "adapter_model.bin", "bytes": pickle.dumps([1])}, "pickle"),
     ({"config": {"rank": 32}}, r"rank 32.*up to 16"), ({"config": {"r": 8}}, "rank 8.*rank 4"),
     ({"config": {"use_dora": True}}, "DoRA True"), ({"config": {"bias": "all"}}, "'all'"),
-    ({"config": {"lora_alpha": "much"}}, "much"),
+    ({"config": {"lora_alpha": "much"}}, "lora_alpha .*much"),
 ])
 def test_what_is_not_right_is_refused_and_the_others_come(tmp_path, image, how, words):
     damaged(tmp_path / "staged", how)
@@ -138,6 +138,141 @@ def test_what_is_not_right_is_refused_and_the_others_come(tmp_path, image, how, 
     assert told["incarnated"] == ["GOOD version 1"] and len(told["refused"]) == 1
     with pytest.raises(AssertionError, match=words):
         raise AssertionError(told["refused"][0])
+
+
+# Files that somebody made to be refused: each its own way of being wrong
+
+SIDE_A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+SIDE_B = SIDE_A.replace("_A", "_B")
+RIGHT = {"r": 2, "lora_alpha": 32}
+
+
+def told_tensor(shape, start, end, kind="F32"):
+    return {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+
+
+def sides(a=None, b=None, **more):
+    """Return the header of an adapter of rank 2, with one of its sides as it is given."""
+    return {SIDE_A: a or told_tensor([2, 4], 0, 32), SIDE_B: b or told_tensor([4, 2], 32, 64), **more}
+
+
+def file_of(header, size=64):
+    """Return the bytes of a safetensors file with that header, as text or as what becomes JSON, and so many bytes of data."""
+    head = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(head).to_bytes(8, "little") + head + bytes(size)
+
+
+DEEP = b"[" * 100_000
+HOSTILE_WEIGHTS = {
+    "a header nested without end": file_of(b'{"a":' + DEEP + b"]" * 100_000 + b"}"),
+    "a header that never closes": file_of(b'{"a":' + DEEP), "a header that is a list": file_of([]),
+    "a header larger than the file": (1 << 20).to_bytes(8, "little") + b"{}",
+    "a header of 2**63 bytes": (1 << 63).to_bytes(8, "little") + b"{}",
+    "a shape that is text": file_of(sides(a=told_tensor("ab", 0, 32))),
+    "a shape of fractions": file_of(sides(a=told_tensor([2.5, 4], 0, 32))),
+    "a negative shape": file_of(sides(a=told_tensor([-2, -4], 0, 32))),
+    "a shape of 2**62": file_of(sides(a=told_tensor([2 ** 62, 4], 0, 32))),
+    "no rows at all": file_of(sides(told_tensor([0, 4], 0, 0), told_tensor([4, 0], 0, 0)), 0),
+    "a type that is none": file_of(sides(a=told_tensor([2, 4], 0, 32, "F99"))),
+    "a type that is not served": file_of(sides(told_tensor([2, 4], 0, 8, "I8"), told_tensor([4, 2], 8, 16, "I8")), 16),
+    "sizes that do not match": file_of(sides(a=told_tensor([2, 5], 0, 32))),
+    "offsets that overlap": file_of(sides(b=told_tensor([4, 2], 16, 48)), 48),
+    "offsets with a gap": file_of(sides(b=told_tensor([4, 2], 40, 72)), 72),
+    "bytes behind the end": file_of(sides(), 70), "metadata that is a list": file_of({"__metadata__": [1], **sides()}),
+    "metadata of a list": file_of({"__metadata__": {"r": [1]}, **sides()}),
+    "NaN for alpha in its metadata": file_of({"__metadata__": {"lora_alpha": "NaN"}, **sides()}),
+    "sides of two ranks": file_of(sides(b=told_tensor([2, 4], 32, 64))),
+    "one side alone": file_of({SIDE_A: told_tensor([2, 4], 0, 32)}, 32),
+}
+HOSTILE_CONFIGS = {
+    "a list": b"[]", "nested without end": DEEP, "a list for r": json.dumps({**RIGHT, "r": [2]}).encode(),
+    "r that is no integer": b'{"r": "1e9"}', "r of NaN": b'{"r": NaN}', "alpha of NaN": b'{"r": 2, "lora_alpha": NaN}',
+    "alpha without end": b'{"r": 2, "lora_alpha": 1e999}', "no text": b"\xff\xfe\x00",
+    "a revision that is a map": json.dumps({**RIGHT, "revision": {}}).encode(), "of 2 MB": b" " * (2 << 20) + b"{}",
+}
+
+
+def stage_hostile(folder, weights, config):
+    (folder / "BAD").mkdir(parents=True)
+    (folder / "BAD/adapter_model.safetensors").write_bytes(weights)
+    if config is not None:
+        (folder / "BAD/adapter_config.json").write_bytes(config)
+
+
+@pytest.mark.parametrize("weights, config", [
+    *[pytest.param(weights, json.dumps(RIGHT).encode(), id=f"weights: {name}") for name, weights in HOSTILE_WEIGHTS.items()
+      if "metadata" not in name],
+    *[pytest.param(file_of(sides()), config, id=f"configuration: {name}") for name, config in HOSTILE_CONFIGS.items()]])
+def test_a_hostile_adapter_is_refused_by_name_and_the_others_come(tmp_path, image, weights, config):
+    stage_hostile(tmp_path / "staged", weights, config)
+    stage(tmp_path / "staged", "GOOD")
+    told = bring_in(image, tmp_path / "staged")
+    assert told["incarnated"] == ["GOOD version 1"] and len(told["refused"]) == 1
+    assert "BAD" in told["refused"][0] or "adapter_" in told["refused"][0]
+    assert len(told["refused"][0]) < 700
+
+
+@pytest.mark.parametrize("name", [name for name in HOSTILE_WEIGHTS if "metadata" in name])
+def test_metadata_of_a_flat_file_is_read_as_a_configuration_is(tmp_path, name):
+    (tmp_path / "BAD.safetensors").write_bytes(HOSTILE_WEIGHTS[name])
+    one = incarnation(tmp_path)
+    assert not one.staged and len(one.refused) == 1
+
+
+def test_the_hostile_ones_are_wrong_in_what_they_say_alone(tmp_path):
+    stage_hostile(tmp_path, file_of(sides()), json.dumps(RIGHT).encode())
+    assert [one.rank for one in incarnation(tmp_path).staged] == [2]
+
+
+@pytest.mark.parametrize("name", ["BAD.safetensors", "BAD/adapter_model.safetensors", "BAD/adapter_config.json"])
+@pytest.mark.parametrize("make", [
+    os.mkfifo, os.mkdir, lambda path: os.symlink(path, path), lambda path: os.symlink("/dev/zero", path)],
+    ids=["pipe", "folder", "loop", "device"])
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path, name, make):
+    stage(tmp_path, "GOOD")
+    path = tmp_path / name
+    if path.parent != tmp_path:
+        stage_hostile(tmp_path, file_of(sides()), json.dumps(RIGHT).encode())
+        path.unlink()
+    make(path)
+    one = incarnation(tmp_path)
+    assert [staged.name for staged in one.staged] == ["GOOD"]
+    assert name.startswith("BAD.") and make is os.mkdir or len(one.refused) == 1
+
+
+def test_flags_of_metadata_are_read_as_what_they_say(tmp_path):
+    for name, told in (("YES", "True"), ("NO", "False")):
+        metadata = {"r": "2", "lora_alpha": "16", "use_rslora": told}
+        (tmp_path / f"{name}.safetensors").write_bytes(file_of({"__metadata__": metadata, **sides()}))
+    found = {one.name: (one.by_root, one.alpha) for one in incarnation(tmp_path).staged}
+    assert found == {"YES": (True, 16.0), "NO": (False, 16.0)}
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, image):
+    path, one = stage(tmp_path, "ROBIN", seed=1), None
+    one = incarnation(tmp_path)
+    stage(tmp_path, "ROBIN", seed=2)
+    with batos.writing(image) as root:
+        told = one.apply(root)["result"]
+    assert told["incarnated"] == [] and "was changed while it was read" in told["refused"][0] and path.exists()
+
+
+@pytest.mark.slow
+def test_a_daemon_starts_whatever_lies_among_its_adapters(daemon, tmp_path):
+    folder = tmp_path / "staged"
+    for number, weights in enumerate(HOSTILE_WEIGHTS.values()):
+        stage_hostile(folder / "made", weights, None)
+        (folder / "made/BAD").rename(folder / f"W{number}")
+    for number, config in enumerate(HOSTILE_CONFIGS.values()):
+        stage_hostile(folder / "made", file_of(sides()), config)
+        (folder / "made/BAD").rename(folder / f"C{number}")
+    os.mkfifo(folder / "PIPE.safetensors")
+    (folder / os.fsdecode(b"N\xff.safetensors")).write_bytes(b"x")
+    stage(folder, "GOOD")
+    running = daemon("--adapters", str(folder))
+    with batos.Client(running.endpoint) as client:
+        assert [row["expert"] for row in client.call("list_experts")["results"]] == ["GOOD"]
+        assert len(client.call("incarnate")["result"]["refused"]) == len(HOSTILE_WEIGHTS) + len(HOSTILE_CONFIGS) + 2
 
 
 @settings(max_examples=60, deadline=None)
@@ -564,7 +699,7 @@ def test_an_expert_is_cached_with_its_own_weights_alone(memory, tmp_path):
         for weights in (proxy, proxy.model_blob, mine):
             assert batos.send(cache, "cacheExpert:withWeights:", "E6", weights)["caching"]
         others = next(tmp_path.rglob("*.safetensors")).read_bytes()
-        for weights, words in ((others, "other weights"), (mine[:-1], "cut"), (b"PK\x03\x04", "pickle")):
+        for weights, words in ((others, "other weights"), (mine[:-1], "no whole safetensors"), (b"PK\x03\x04", "pickle")):
             with pytest.raises(batos.AdapterMismatch, match=words):
                 batos.send(cache, "cacheExpert_withWeights_", "E6", weights)
         with pytest.raises(batos.BadRequest, match="weights are"):
