@@ -1220,11 +1220,13 @@ def _call_for(name, value):
     return behaviour_of(value).function
 
 
-MISS_SELECTORS = ("_doesNotUnderstand_", "doesNotUnderstand_")       # one message by two names; the nearest slot answers
+# One message by two names; the nearest slot answers.
+MISS_SELECTORS = ("_doesNotUnderstand_", "doesNotUnderstand_")
 
 
 def miss_handler(receiver):
-    """Return the selector by which a receiver hears of messages that nobody understands, or None where it has none."""
+    """Return the selector by which a receiver hears of messages that nobody understands, or
+    None where it has none."""
     for holder in ancestry(receiver):
         for selector in MISS_SELECTORS:
             if selector in own(holder):
@@ -1276,8 +1278,10 @@ def message_not_understood(receiver, selector):
 
 def is_understood(receiver, selector):
     """Whether a slot, or a universal primitive, answers to a selector."""
+    if lookup(receiver, selector).value is not ABSENT:
+        return True
     row = PRIMITIVES.get(selector)
-    return lookup(receiver, selector).value is not ABSENT or bool(row and row.universal)
+    return row is not None and row.universal
 
 
 def selectors(obj):
@@ -1361,16 +1365,22 @@ def primitive_for(receiver, selector):
 def answers_misses(receiver):
     """Whether a stored method of a receiver answers the messages that it does not understand."""
     handler = miss_handler(receiver)
-    value = lookup(receiver, handler).value if handler else None
+    if handler is None:
+        return False
+    value = lookup(receiver, handler).value
     return isinstance(value, Method) and behaviour_of(value) is STORED_METHOD
 
 
 def heard(receiver, selector, args, kwargs):
-    """Return (selector, args, kwargs) of the message that a receiver hears: one that nobody understands reaches its own
-    `_doesNotUnderstand_`, where that is a stored method, with selector, args and kwargs as arguments."""
+    """Return (selector, args, kwargs) of the message that a receiver hears.
+
+    One that it does not understand reaches its own `_doesNotUnderstand_`, where that is a stored method, with selector,
+    args and kwargs as arguments.
+    """
     if is_understood(receiver, selector) or not answers_misses(receiver):
         return selector, args, kwargs
-    return miss_handler(receiver), [selector, list(args), dict(kwargs)], {}
+    message = [selector, list(args), dict(kwargs)]
+    return miss_handler(receiver), message, {}
 
 
 def _root_of(obj):
@@ -1449,14 +1459,25 @@ class Miss(typing.NamedTuple):
 
 @primitive("_doesNotUnderstand_")
 def _does_not_understand(receiver, selector, args=(), kwargs=None):
-    """Raise MessageNotUnderstood, whose `miss` is the message. Sent by a client, it says so of a message that is understood."""
-    if not isinstance(selector, str) or not isinstance(args, list | tuple) or not isinstance(kwargs, dict | None):
-        raise BadRequest(f"a selector is wanted, then a list and a map of its arguments, got {selector!r:.100}")
+    """Raise MessageNotUnderstood, whose `miss` is the message. Where somebody sends this of a message that is understood
+    by now, say so."""
+    miss = checked_miss(receiver, selector, args, {} if kwargs is None else kwargs)
     if is_understood(receiver, selector.replace(":", "_")):
         return {"selector": selector, "understood": True}
     error = message_not_understood(receiver, selector)
-    error.miss = Miss(receiver, selector, list(args), dict(kwargs or {}))
+    error.miss = miss
     raise error
+
+
+def checked_miss(receiver, selector, args, kwargs, intent=None):
+    """Return a Miss. Raises BadRequest where its parts are none of a message."""
+    parts = {"selector": (selector, str), "args": (args, list | tuple), "kwargs": (kwargs, dict),
+             "intent": (intent, str | None)}
+    for name, (value, kind) in parts.items():
+        if not isinstance(value, kind):
+            raise BadRequest("a message is a selector with args (a list), kwargs (a map) and maybe an intent (a text); "
+                             f"its {name} is {value!r:.100}")
+    return Miss(receiver, selector, list(args), dict(kwargs), intent)
 
 
 # Paths
@@ -1473,14 +1494,16 @@ def _resolve_oid(jar, number):
 
 
 def _few_keys(tree):
-    return [str(key) for key in tree.keys()] if len(tree) <= 1000 else ()
+    return list(map(str, tree.keys())) if len(tree) <= 1000 else ()
 
 
 def _tree_get(tree, name):
-    """Return what a tree holds for a key's name, or ABSENT; a tree of numbers finds nothing for a text."""
+    """Return what a tree holds for a key's name, or ABSENT; a tree of numbers finds nothing for
+    a text."""
     keys = [name, int(name)] if re.fullmatch(r"-?[0-9]{1,19}", name) else [name]
     for key in keys:
-        with contextlib.suppress(TypeError, OverflowError):           # the tree's keys are of another kind
+        # The tree's keys may be of another kind.
+        with contextlib.suppress(TypeError, OverflowError):
             if key in tree:
                 return tree[key]
     return ABSENT
@@ -3605,16 +3628,19 @@ class Job:
     tries: int = 0                                       # method: how often it was run
     domain: tuple | None = None                          # method: (user, connection), see trust_domain; None: a fresh child
     number: str | None = None                            # of a message, see message_number
-    call: int = 0                                        # core: which call of the core that a message makes
-    answers: tuple = ()                                  # method: (digest of the prompt, answer) of its calls of the core so far
+    call: int = 0                                        # core: which call of a message it is
+    answers: tuple = ()                                  # method: (digest, answer) of its calls so far
     turn: bytes | None = None                            # method: the oid of the receiver that it waits for, or has
     journal: bool = False                                # the mission's journal tells what changed; the page does not
 
     def message_number(self):
-        """Return the number that a message has inside: always the same for one key and body, a new one without a key."""
+        """Return the number that a message has inside: always the same for one key and body, a
+        new one without a key."""
+        if self.number is None and self.key is None:
+            self.number = uuid7()
         if self.number is None:
-            body = ormsgpack.packb([self.who, self.key, self.digest])
-            self.number = digest(body) if self.key else uuid7()
+            asked = [self.who, self.key, self.digest]
+            self.number = digest(ormsgpack.packb(asked))
         return self.number
 
 
@@ -5138,11 +5164,13 @@ class Inferring(Exception):
 
 
 def check_prompt(kept, asked, call):
-    """Raise PromptChanged unless `kept`, the digest of what a call asked before, is that of what it asks now."""
+    """Raise PromptChanged unless `kept`, the digest of what a call asked before, is that of
+    what it asks now."""
     if kept != asked.digest():
-        raise PromptChanged(f"call {call + 1} of infer_ asks something else than it did when the message was run before, and what "
-                            "was answered then does not fit; a prompt must not hold what differs from run to run (a time, a "
-                            "random number, what others change). Send the message again with a new key", call=call)
+        raise PromptChanged(f"call {call + 1} of infer_ asks something else than it did when the message was run "
+                            "before, and what was answered then does not fit; a prompt must not hold what differs from "
+                            "run to run (a time, a random number, what others change). Send the message again with a "
+                            "new key", call=call)
 
 
 METHOD_HERE = Method(selector="universal")               # what the child is told of a universal primitive
@@ -5446,7 +5474,8 @@ class Bridge:
             self.jar.changes |= before                   # the oldest of what stood before is what an undo puts back
 
     def inferred(self, asked):
-        """Return what the core answered to a call of this message. Raises Inferring where it was not asked yet, PromptChanged."""
+        """Return what the core answered to a call of this message. Raises Inferring where it was not asked yet,
+        PromptChanged."""
         call = self.inferences
         if not self.message.may_ask:
             raise BadRequest("a facet makes a request of what was found; who asks it asks the core")
@@ -5631,7 +5660,8 @@ class MethodLane(Lane):
         self._uses, self._counted_s = collections.defaultdict(list), time.monotonic()
         self._guard, self._taken = threading.Lock(), {}  # oid of a receiver -> the job at work, then those that wait
         self.counts = collections.Counter()
-        self.infer = self._without_core                  # has the core asked for a job and its Inferring; set by whoever has it
+        # Has the core asked for a job and its Inferring; set by whoever has it.
+        self.infer = self._without_core
 
     def close(self):
         """End what still runs, then the threads; the write lane is closed after me."""
@@ -5694,7 +5724,8 @@ class MethodLane(Lane):
         self._end(job, Outcome(job, answer))
 
     def _wait_for_core(self, job, bridge, waiting):
-        """End a message's run, so that its receiver and this thread are free; with the answer it is run again from its start."""
+        """End a message's run, so that its receiver and this thread are free; with the answer
+        it is run again from its start."""
         bridge.child.kill()
         self._leave(job)
         job.turn = None
@@ -5702,7 +5733,8 @@ class MethodLane(Lane):
 
     @staticmethod
     def _without_core(job, waiting):
-        job.done(Outcome(job, error=CoreOffline("no core can be asked here, so the method was not run; nothing was changed")))
+        error = CoreOffline("no core can be asked here, so the method was not run; nothing was changed")
+        job.done(Outcome(job, error=error))
 
     def _failed(self, job, bridge, error):
         """Tell how a job failed. Its child is of use still where the method raised, and that was all."""
@@ -9060,7 +9092,8 @@ class SynapticMemory:
                 self.packed(self.known(name))
 
     def let_go(self, slots, name):
-        """Leave an expert in its blob alone: out of its slot and of RAM. In the model thread, between batches."""
+        """Leave an expert in its blob alone: out of its slot and of RAM. In the model thread,
+        between batches."""
         slots.drop(name)
         self.cache.drop(name)
 
@@ -9179,7 +9212,8 @@ def activate_expert_(manager, expert):
 
 
 def _hot_expert(synapses, name):
-    """Return the name of an expert as it is known, and its tier. Raises NotFound, AdapterMismatch, CoreOffline."""
+    """Return the name of an expert as it is known, and its tier. Raises NotFound,
+    AdapterMismatch, CoreOffline."""
     name = str(name).upper()
     synapses.known(name)
     if synapses.slots is None:
@@ -9202,7 +9236,8 @@ def set_adapter_(pllm, adapter_name):
 
 @primitive("load_adapter_", reads=True)
 def load_adapter_(pllm, adapter_name, weights=None):
-    """As set_adapter_; `weights`, where they are given, must be the expert's own, as of cacheExpert_withWeights_."""
+    """As set_adapter_; `weights`, where they are given, must be the expert's own, as of
+    cacheExpert_withWeights_."""
     if weights is not None:
         check_weights(pllm, str(adapter_name).upper(), weights)
     return set_adapter_(pllm, adapter_name)
@@ -9210,7 +9245,8 @@ def load_adapter_(pllm, adapter_name, weights=None):
 
 @primitive("delete_adapter_", reads=True)
 def delete_adapter_(pllm, adapter_name):
-    """Have an expert leave its slot and RAM; its blob stays. Returns where it is now. Raises BadRequest for a persona's."""
+    """Have an expert leave its slot and RAM; its blob stays. Returns where it is now. Raises
+    BadRequest for a persona's."""
     synapses = _synapses(pllm)
     name, tier = _hot_expert(synapses, adapter_name)
     if name in PILLARS:
@@ -9235,18 +9271,22 @@ def cacheExpert_withWeights_(cache, expert, weights):
 
 
 def check_weights(obj, name, weights):
-    """Raise AdapterMismatch unless weights are those of the expert of that name as the image has it; see _sha256_of."""
+    """Raise AdapterMismatch unless weights are those of the expert of that name as the image
+    has it; see _sha256_of."""
     proxy = _root_of(obj)["pLLM_obj"].lora_repository.get(name)
     if proxy is None:
         raise NotFound(f"no expert is named {name!r}; put {name}.safetensors into lora_adapters/ and send incarnate",
                        kind="expert", name=name)
     if _sha256_of(name, weights) != proxy.sha256:
-        raise AdapterMismatch(f"these are other weights than those of {name} version {proxy.version}, and only what the image "
-                              f"holds is served; put {name}.safetensors into lora_adapters/ and send incarnate")
+        raise AdapterMismatch(f"these are other weights than those of {name} version {proxy.version}, and only what the "
+                              f"image holds is served; put {name}.safetensors into lora_adapters/ and send incarnate")
 
 
 def _sha256_of(name, weights):
-    """Return the SHA-256 of an adapter's weights, given as a proxy, a blob's record or bytes. Raises BadRequest, AdapterMismatch."""
+    """Return the SHA-256 of an adapter's weights, given as a proxy, a blob's record or bytes.
+
+    Raises BadRequest, AdapterMismatch.
+    """
     if isinstance(weights, UvmObject):
         record = own(weights).get("model_blob", weights)
         if is_blob_record(record):
@@ -12091,7 +12131,7 @@ SPEAKER = {"facet": "persona", "weave": "lead"}            # task -> its field t
 GATE_SHARE = 0.5                   # of what the offered quotes hold of the mission's words, the told ones must hold
 RETRY_COMMIT_S = 2.0               # a step that could not be stored (a full disk) is tried again so often
 CONTINUED = 4                      # cycles looked at for pruning at each acceptance and each end
-WAIT_TURN_S = 0.05                 # who waits for a cycle or the core looks so often whether the daemon stops
+WAIT_TURN_S = 0.05                 # who waits for a cycle looks so often whether the daemon stops
 
 
 class MissionKind(typing.NamedTuple):
@@ -12316,9 +12356,11 @@ def _recalling_for_facets(cycle, recall):
 
 
 def _facet_request(pillar, facet):
-    fields = {"persona": PERSONA_OF[pillar], "pillar": pillar, "sub_query": facet["sub_query"],
-              **_sentence_fields("evidence", facet["evidence"])}
-    return "facet", fields | ({"prompt": facet["prompt"]} if "prompt" in facet else {})
+    fields = {"persona": PERSONA_OF[pillar], "pillar": pillar, "sub_query": facet["sub_query"]}
+    fields |= _sentence_fields("evidence", facet["evidence"])
+    if "prompt" in facet:
+        fields["prompt"] = facet["prompt"]
+    return "facet", fields
 
 
 def _persona_of(root, pillar):
@@ -12360,25 +12402,33 @@ def facet_of(root, pillar, sub_query, evidence):
     intent, stands = persona.pillars[pillar].intent, facet_stands(persona, pillar)
     method, first = own(persona).get(pillar), facet_source(pillar, intent)
     source = method.source if stands else first
-    prompt = one_line(intent, FACET_PROMPT) if stands and source == first and method.status != "quarantined" else None
-    return Facet(f"{PERSONA_OF[pillar].lower()}_prototype_obj", persona.name, pillar, source, stands, prompt, sub_query, evidence)
+    prompt = None
+    if stands and source == first and method.status != "quarantined":
+        prompt = one_line(intent, FACET_PROMPT)
+    root_name = f"{PERSONA_OF[pillar].lower()}_prototype_obj"
+    return Facet(root_name, persona.name, pillar, source, stands, prompt, sub_query, evidence)
 
 
 def facet_stands(persona, pillar):
-    """Whether a persona has a pillar's method, and that is not what an intent became which was revised since."""
+    """Whether a persona has a pillar's method, and that is not what an intent became which was
+    revised since."""
     method = own(persona).get(pillar)
     if not isinstance(method, Method) or "source" not in own(method):
         return False
-    return facet_intent(method, pillar) in (None, intent_digest(persona.pillars[pillar].intent))
+    intent = persona.pillars[pillar].intent
+    return facet_intent(method, pillar) in (None, intent_digest(intent))
 
 
 def facet_intent(method, pillar):
-    """Return the digest of the intent that a facet's method came from, or None where somebody wrote it otherwise."""
+    """Return the digest of the intent that a facet's method came from, or None where somebody
+    wrote it otherwise."""
     slots = own(method)
     if "intent_digest" in slots:
         return slots["intent_digest"]
     intent = slots.get("intent") or ""                   # of older images
-    return intent_digest(intent) if slots["source"] == facet_source(pillar, intent) else None
+    if slots["source"] != facet_source(pillar, intent):
+        return None
+    return intent_digest(intent)
 
 
 def intent_digest(intent):
@@ -12586,9 +12636,28 @@ def what_to_forget(root, by, value):
     return doc_ids, found
 
 
+def logged_about(root, by, value):
+    """Return the numbers of the entries of message_log whose arguments or intent are to be
+    forgotten."""
+    _, asks_for = FORGET_BY[by]
+    found = []
+    for number, entry in root["message_log"].items():
+        said = [repr(entry.get(part)) for part in LOGGED_WORDS]
+        if asks_for({"type": "direct_synthesis", "args": said}, value):
+            found.append(number)
+    return found
+
+
+# What somebody wrote, of an entry of message_log.
+LOGGED_WORDS = ("args", "kwargs", "intent")
+
+
 def _erase_unless_changed(root, by, value, doc_ids, cycles, pages):
     if what_to_forget(root, by, value) != (doc_ids, cycles):
         raise Busy("a mission came to an end with what is to be forgotten, or it was learnt anew, just now; send it again")
+    log = root["message_log"]
+    for number in logged_about(root, by, value):
+        log[number] = log[number] | dict.fromkeys(LOGGED_WORDS)
     return {"versions": _erase(root, doc_ids, cycles, pages)}
 
 
@@ -12645,9 +12714,13 @@ def forget_job(image, bulk, settings, by, value, preview):
         step("forget, what it is")
         with reading(image) as root:
             doc_ids, cycles = what_to_forget(root, by, value)
-        result = {"documents": sorted(doc_ids)[:1000], "count": len(doc_ids), "cycles": len(cycles)}
+            logged = logged_about(root, by, value)
+        result = {"documents": sorted(doc_ids)[:1000], "count": len(doc_ids), "cycles": len(cycles),
+                  "logged": len(logged)}
         told = f"{len(doc_ids)} documents and what {len(cycles)} cycles were told of them"
-        if preview or not (doc_ids or cycles):
+        if logged:
+            told += f", and the arguments of {len(logged)} messages,"
+        if preview or not (doc_ids or cycles or logged):
             return {"details": f"{told} would be forgotten", "result": result}
         pages = _pages_about(image, cycles, step)
         bulk.call(Job("forget", lambda root: _erase_unless_changed(root, by, value, doc_ids, cycles, pages)))
@@ -12810,7 +12883,14 @@ class Mission:
     cancel: threading.Event = dataclasses.field(default_factory=threading.Event)
     deadline_at_s: float = math.inf                      # monotonic
     steps: list = dataclasses.field(default_factory=list)
-    over: threading.Event = dataclasses.field(default_factory=threading.Event)     # set once it has ended
+    # `over` is set once it has ended.
+    over: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+
+def core_offline(core):
+    """Return the error for what a core cannot be asked."""
+    return CoreOffline(f"missions need the cognitive core, which is {core.state} ({core.progress}); start the daemon with "
+                       "--core auto. search_memory works without", state=core.state)
 
 
 class MissionLane:
@@ -12891,16 +12971,24 @@ class MissionLane:
                                                         functools.partial(self._ended, mission)))
         return "cancelling"
 
-    def report_of(self, oid, until_s):
-        """Wait until a cycle has ended, and return its report. Not in my own threads. Raises DeadlineExceeded, ShuttingDown."""
+    def report_of(self, oid: str, until_s: float) -> dict:
+        """Wait until a cycle has ended, and return its report. Not in my own threads.
+
+        until_s: monotonic. Raises DeadlineExceeded, ShuttingDown, CoreOffline where nobody takes it up.
+        """
         mission = self.missions.get(oid)
         while mission is not None and not mission.over.wait(WAIT_TURN_S):
-            if self._closing.is_set():
-                raise ShuttingDown(f"the daemon is shutting down; cycle {oid} goes on when it is back: send it again then")
-            if time.monotonic() > until_s:
-                raise DeadlineExceeded(f"cycle {oid} has no answer yet; it goes on, and `list_cycles` tells how it ends")
+            self._check_waiting(oid, until_s)
         with reading(self.image) as root:
             return cycle_report(find_cycle(root, oid))
+
+    def _check_waiting(self, oid, until_s):
+        if self._closing.is_set():
+            raise ShuttingDown(f"the daemon is shutting down; cycle {oid} goes on when it is back: send it again then")
+        if self.core.state in ("offline", "failed"):
+            raise core_offline(self.core)
+        if time.monotonic() > until_s:
+            raise DeadlineExceeded(f"cycle {oid} has no answer yet; it goes on, and `list_cycles` tells how it ends")
 
     # ---- in the workers' threads
 
@@ -13041,27 +13129,34 @@ class MissionLane:
         self._ended_hook(mission.oid, outcome.result)
 
 
-# Answers by message: what `infer_` asks, and the lane that has it answered. A core that writes is asked freely; with one that
-# does not, a cycle of thought answers out of memory.
+# Answers by message: what `infer_` asks, and the lane that has it answered. A core that writes is asked freely; with one
+# that does not, a cycle of thought answers out of memory.
 
 PROMPT_CHARS = 20_000
-INFERENCES_WAITING = 256                                 # questions in the core lane's queue; more are Busy
-ANSWER_BOUNDS = {"temperature": (0, 2), "top_p": (0, 1), "max_new_tokens": (1, 512)}      # of infer_: least, most
+# Questions in the core lane's queue; more are Busy.
+INFERENCES_WAITING = 256
+# Argument of infer_ -> its types, the least and the most.
+ANSWER_BOUNDS = {
+    "temperature": ((int, float), 0, 2),
+    "top_p": ((int, float), 0, 1),
+    "max_new_tokens": ((int,), 1, 512),
+}
 
 
 class Inference(typing.NamedTuple):
-    """A question by message, for the core lane. `speaker` names a persona or an expert, None nobody; `reply` makes the answer
-    of {"answer", "grounded", …}."""
+    """A question by message, for the core lane. `reply` makes the message's answer of
+    {"answer", "grounded", …}."""
 
     prompt: str
-    speaker: str | None
+    speaker: str | None                                  # a persona or an expert
     system_prompt: str | None
-    how: dict                                            # temperature, top_p, max_new_tokens
+    how: dict                                            # the arguments of ANSWER_BOUNDS
     reply: typing.Callable = lambda told: told
 
-    def digest(self):
+    def digest(self) -> str:
         """Return the BLAKE2b digest of what is asked."""
-        return digest(ormsgpack.packb([self.prompt, self.speaker, self.system_prompt, self.how]))
+        asked = [self.prompt, self.speaker, self.system_prompt, self.how]
+        return digest(ormsgpack.packb(asked))
 
 
 def checked_question(prompt):
@@ -13069,57 +13164,64 @@ def checked_question(prompt):
     if not isinstance(prompt, str) or not prompt.strip():
         raise BadRequest(f"a prompt is a text that is not blank, got {prompt!r:.100}")
     if len(prompt) > PROMPT_CHARS:
-        raise BadRequest(f"a prompt has {PROMPT_CHARS:,} characters at most, this one {len(prompt):,}; have `learn` read long "
-                         "texts, and ask about them")
+        raise BadRequest(f"a prompt has {PROMPT_CHARS:,} characters at most, this one {len(prompt):,}; "
+                         "have `learn` read long texts, and ask about them")
     return prompt
 
 
 def checked_bounds(**how):
     """Return how a core is to answer. Raises BadRequest where a number is out of ANSWER_BOUNDS."""
     for name, value in how.items():
-        least, most = ANSWER_BOUNDS[name]
-        kinds = (int,) if name == "max_new_tokens" else (int, float)
+        kinds, least, most = ANSWER_BOUNDS[name]
         if type(value) not in kinds or not least <= value <= most:
             raise BadRequest(f"{name} is a number from {least} to {most}, got {value!r:.100}")
     return how
 
 
-def persona_of(obj):
+def check_text_or_none(name, value):
+    """Raise BadRequest unless an argument is a text or None."""
+    if not isinstance(value, str | None):
+        raise BadRequest(f"{name} is a text or nothing, got {value!r:.100}")
+
+
+def persona_of(obj: UvmObject) -> str | None:
     """Return the persona that an object is or delegates to, by its name, or None."""
     for holder in ancestry(obj):
         slots = own(holder)
-        if slots.get("name") in PILLARS and isinstance(slots.get("pillars"), OOBTree):
+        is_persona = isinstance(slots.get("pillars"), OOBTree)
+        if is_persona and slots.get("name") in PILLARS:
             return slots["name"]
     return None
-
-
-def voice_of(root, speaker):
-    """Return what a core that writes is told of the persona that speaks, or None."""
-    if speaker not in PILLARS:
-        return None
-    return f"You speak as {speaker}. {root[f'{speaker.lower()}_prototype_obj'].core_mission}"
-
-
-@primitive("infer_", lane="core")
-def infer_(receiver, prompt, persona=None, system_prompt=None, temperature=0.6, top_p=0.9, max_new_tokens=512,
-           adapter_name=None):
-    """Return the Inference of a prompt; `persona` (or `adapter_name`) says who speaks: None the receiver where it is a persona's,
-    "base" nobody. Raises BadRequest."""
-    how = checked_bounds(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
-    named = persona if persona is not None else adapter_name
-    for name, value in (("persona", named), ("system_prompt", system_prompt)):
-        if not isinstance(value, str | None):
-            raise BadRequest(f"{name} is a text or nothing, got {value!r:.100}")
-    speaker = persona_of(receiver) if named is None else known_speaker(named)
-    system_prompt = system_prompt or voice_of(_root_of(receiver), speaker)
-    return Inference(checked_question(prompt), speaker, system_prompt, how)
 
 
 def known_speaker(name):
     """Return a persona's name as it is spelt, None for "base"; any other name is an expert's."""
     if name.lower() == "base":
         return None
-    return name.upper() if name.upper() in PILLARS else name
+    persona = name.upper()
+    return persona if persona in PILLARS else name
+
+
+def voice_of(root, speaker):
+    """Return what a core that writes is told of the persona that speaks, or None."""
+    if speaker not in PILLARS:
+        return None
+    persona = root[f"{speaker.lower()}_prototype_obj"]
+    return f"You speak as {speaker}. {persona.core_mission}"
+
+
+@primitive("infer_", lane="core")
+def infer_(receiver, prompt, persona=None, system_prompt=None, temperature=0.6, top_p=0.9, max_new_tokens=512,
+           adapter_name=None):
+    """Return the Inference of a prompt. `persona`, or `adapter_name`, says who speaks: None is the receiver where that is
+    a persona's, "base" is nobody. Raises BadRequest."""
+    how = checked_bounds(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
+    named = persona if persona is not None else adapter_name
+    check_text_or_none("persona", named)
+    check_text_or_none("system_prompt", system_prompt)
+    speaker = persona_of(receiver) if named is None else known_speaker(named)
+    told = system_prompt or voice_of(_root_of(receiver), speaker)
+    return Inference(checked_question(prompt), speaker, told, how)
 
 
 @primitive("synthesize_response_for_", lane="core")
@@ -13130,48 +13232,66 @@ def synthesize_response_for_(persona, query):
 
 def cited_text(report):
     """Return the answer of a cycle as text, with a line for each passage that it cites."""
-    cited = [f"[{n}] {item['doc_id']}:{'-'.join(map(str, dict.fromkeys(item['lines'])))}"
-             for n, item in enumerate(report["evidence"], 1)]
-    return "\n".join([report["answer"], *cited])
+    lines = [report["answer"]]
+    for number, item in enumerate(report["evidence"], 1):
+        first, last = item["lines"]
+        place = f"{first}" if first == last else f"{first}-{last}"
+        lines.append(f"[{number}] {item['doc_id']}:{place}")
+    return "\n".join(lines)
+
+
+def call_key(job):
+    """Return the key under which a call's answer is kept: longer than any that a client can choose."""
+    return f"what was answered to call {job.call} of the core by the message {job.message_number()}"
 
 
 class CoreLane(Lane):
     """Threads that have questions answered which came by message; nothing waits for them but who asked.
 
     A job's apply(root) returns an Inference. What comes of it is {"answer": text, "grounded", "persona"}, with the
-    "evidence" and the "cycle" where memory answered; the write lane stores the reply under the message's key.
+    "evidence" and the "cycle" where memory answered. What was answered is kept, see KeptAnswers: no call is asked twice.
     """
 
     def __init__(self, image, lanes, core, mind, settings, kept=None):
         super().__init__(image, "core", int(settings.workers))
-        self.lanes, self.core, self.mind, self.settings = lanes, core, mind, settings
-        self.kept = kept                                 # what was answered to calls; see KeptAnswers
+        self.lanes, self.core, self.mind = lanes, core, mind
+        self.settings, self.kept = settings, kept
         self._closing = threading.Event()
 
     def submit(self, job):
         if self._closing.is_set():
-            return job.done(Outcome(job, error=self._stopping()))
-        if self.depth < INFERENCES_WAITING:
-            return super().submit(job)
-        job.done(Outcome(job, error=Busy(f"{INFERENCES_WAITING} questions wait for the core; ask again later")))
-
-    @staticmethod
-    def _stopping():
-        return ShuttingDown("the daemon is shutting down; send it again, with the same key, once it is back")
+            return self._refuse(job, self._stopping())
+        if self.depth >= INFERENCES_WAITING:
+            return self._refuse(job, Busy(f"{INFERENCES_WAITING} questions wait for the core; ask again later"))
+        super().submit(job)
 
     def stop(self):
         """Let who waits be told that the daemon stops."""
         self._closing.set()
 
     def infer(self, job, waiting):
-        """Have a call of a stored method answered, then have the method lane run it again."""
+        """Have a call of a stored method answered, then have the method lane run it again.
+        waiting: its Inferring."""
+        asked = waiting.asked
+
         def done(outcome):
             if outcome.error is not None:
-                return job.done(Outcome(job, error=outcome.error))
-            job.answers = (*job.answers, (waiting.asked.digest(), outcome.result["answer"]))
+                return self._refuse(job, outcome.error)
+            answer = outcome.result["answer"]
+            job.answers = (*job.answers, (asked.digest(), answer))
+            # So that what is forgotten of it is in the reply too.
+            job.cycle = outcome.result.get("cycle")
             self.lanes["method"].submit(job)
-        self.submit(Job("infer_", lambda root: waiting.asked, done, job.who, job.why, number=job.message_number(),
-                        call=waiting.call))
+        number = job.message_number()
+        self.submit(Job("infer_", lambda root: asked, done, job.who, job.why, number=number, call=waiting.call))
+
+    @staticmethod
+    def _refuse(job, error):
+        job.done(Outcome(job, error=error))
+
+    @staticmethod
+    def _stopping():
+        return ShuttingDown("the daemon is shutting down; send it again, with the same key, once it is back")
 
     def _work(self, unit, job):
         try:
@@ -13181,91 +13301,101 @@ class CoreLane(Lane):
                     return job.done(Outcome(job, asked))
                 kept = self.kept.find(root, job.who, call_key(job))
             told = self.answer(asked, job, kept)
-            if job.key is None:
-                return job.done(Outcome(job, asked.reply(told)))
         except Exception as error:                       # a boundary: every error becomes an outcome
-            return job.done(Outcome(job, error=self._stopping() if self._closing.is_set() else error))
-        self.lanes["write"].submit(dataclasses.replace(job, apply=lambda root: asked.reply(told), cycle=told.get("cycle")))
+            told = self._stopping() if self._closing.is_set() else error
+            return self._refuse(job, told)
+        self._finish(job, asked.reply(told), told.get("cycle"))
 
-    def answer(self, asked, job, kept=None):
-        """Return what answers an Inference, by the deadline of one answer (core_deadline_s). `kept` is (digest, what is kept of
-        it) where it was asked before: then nothing is asked again.
+    def _finish(self, job, reply, cycle):
+        """Tell an answer; that of a message with a key is stored first."""
+        if job.key is None:
+            return job.done(Outcome(job, reply))
+        self.lanes["write"].submit(dataclasses.replace(job, apply=lambda root: reply, cycle=cycle))
 
+    def answer(self, asked: Inference, job: Job, kept: tuple | None = None) -> dict:
+        """Return what answers an Inference, by the deadline of one answer (core_deadline_s).
+
+        kept: (digest, what is known) of a call that was made before: then nothing is asked again.
         Raises CoreOffline, CoreFailed, DeadlineExceeded, ShuttingDown, PromptChanged, NotFound for an unknown speaker.
         """
         until_s = time.monotonic() + self.settings.core_deadline_s
-        if kept is not None:
-            check_prompt(kept[0], asked, job.call)
-        known = kept[1] if kept is not None else self._ask(asked, job, until_s)
+        if kept is None:
+            known = self._ask(asked, job, until_s)
+        else:
+            before, known = kept
+            check_prompt(before, asked, job.call)
         if "cycle" in known:
             return self._told(self.mind.report_of(known["cycle"], until_s))
         return {"answer": known["answer"], "grounded": False, "persona": asked.speaker}
 
     def _ask(self, asked, job, until_s):
-        """Have a question answered by the core, or a mission begun for it; what is known then is kept. Returns that."""
+        """Have a question answered by the core, or a mission begun for it. Returns what is
+        known then, which is kept."""
         self._await_core(until_s)
-        if self.core.writes:
-            text = self._written(asked, until_s)
-            return self._keep(asked, job, lambda root: {"answer": text})
-        return self._keep(asked, job, self._accepting(asked, job.who))
+        if not self.core.writes:
+            return self._keep(asked, job, self._beginning(asked, job.who))
+        text = self._written(asked, until_s)
+        return self._keep(asked, job, lambda root: {"answer": text})
 
     def _keep(self, asked, job, apply):
-        """Store what apply(root) returns as what is known of a call."""
+        """Store what apply(root) returns as what is known of a call. Returns it."""
         kept = Job("infer_", apply, who=job.who, why=job.why, key=call_key(job), digest=asked.digest())
         outcome = self.lanes["write"].call(kept)
         self.kept.note(outcome)
         return outcome.result
 
     def _await_core(self, until_s):
-        while self.core.state == "loading" and not self.core.settled(WAIT_TURN_S):
+        core = self.core
+        while core.state == "loading" and not core.settled(WAIT_TURN_S):
             if self._closing.is_set():
                 raise self._stopping()
             if time.monotonic() > until_s:
-                raise DeadlineExceeded(f"the core is not ready yet: {self.core.progress}; ask again later")
-        if self.core.state != "ready":
-            raise CoreOffline(f"the cognitive core is {self.core.state} ({self.core.progress}); start the daemon with --core "
-                              "auto. search_memory works without", state=self.core.state)
+                raise DeadlineExceeded(f"the core is not ready yet: {core.progress}; ask again later")
+        if core.state != "ready":
+            raise core_offline(core)
 
     def _written(self, asked, until_s):
-        return self.core.infer_(asked.prompt, self._expert(asked.speaker), asked.system_prompt, **asked.how,
-                                cancel=self._closing, deadline_s=until_s - time.monotonic())
+        expert, left_s = self._expert(asked.speaker), until_s - time.monotonic()
+        return self.core.infer_(asked.prompt, expert, asked.system_prompt, **asked.how, deadline_s=left_s,
+                                cancel=self._closing)
 
     def _expert(self, speaker):
-        """Return the name of the expert that speaks, as the core knows it. Raises NotFound for one that is no persona's."""
+        """Return the name of the expert that speaks, as the core knows it. Raises NotFound for
+        one that is no persona's."""
         for name in (speaker, speaker.upper()) if speaker else ():
             if self.core.expert(name) != BASE:
                 return name
-        if speaker in (None, *PILLARS):                  # a persona without an expert has its voice from the prompt alone
+        # A persona without an expert has its voice from the prompt alone.
+        if speaker in (None, *PILLARS):
             return BASE
-        raise NotFound(f"no expert {speaker} is served by this core; `list_experts` tells of those that are", kind="expert",
-                       name=speaker)
+        raise NotFound(f"no expert {speaker} is served by this core; `list_experts` tells of those that are",
+                       kind="expert", name=speaker)
 
-    def _accepting(self, asked, who):
-        """Return apply(root) that begins the cycle which answers out of memory. Raises BadRequest for who cannot lead it."""
+    def _beginning(self, asked, who):
+        """Return apply(root) that begins the cycle which answers out of memory. Raises
+        BadRequest for who cannot lead it."""
         if asked.speaker not in (None, *PILLARS):
-            raise BadRequest(f"the embedded core answers out of memory, led by one of {', '.join(PILLARS)}; {asked.speaker} has "
-                             "no voice of its own")
-        brief = {"type": "direct_synthesis", "selector": "infer_", "args": [asked.prompt], "kwargs": {}, "lead": asked.speaker}
+            raise BadRequest(f"the embedded core answers out of memory, led by one of {', '.join(PILLARS)}; "
+                             f"{asked.speaker} has no voice of its own")
+        most = self.settings.missions_max, self.settings.missions_kept
+        brief = {"type": "direct_synthesis", "selector": "infer_", "args": [asked.prompt], "kwargs": {},
+                 "lead": asked.speaker}
 
         def apply(root):
-            cycle = send(root["orchestrator_obj"], "start_cognitive_cycle_for_", brief, None, who, self.settings.missions_max,
-                         self.settings.missions_kept)
+            orchestrator = root["orchestrator_obj"]
+            cycle = send(orchestrator, "start_cognitive_cycle_for_", brief, None, who, *most)
             return {"cycle": cycle_id(cycle)}
         return apply
 
     @staticmethod
     def _told(report):
+        cycle = report["cycle"]
         if "answer" not in report:
             reason = report["reason"]
-            raise CoreFailed(f"cycle {report['cycle']} is {report['state']}: {reason['details']} ({reason['code']})",
-                             cycle=report["cycle"])
-        return {"answer": cited_text(report), "grounded": True, "persona": report.get("lead"), "evidence": report["evidence"],
-                "cycle": report["cycle"]}
-
-
-def call_key(job):
-    """Return the key under which a call's answer is kept: longer than any that a client can choose."""
-    return f"what was answered to call {job.call} of the core by the message {job.message_number()}"
+            told = f"{reason['details']} ({reason['code']})"
+            raise CoreFailed(f"cycle {cycle} is {report['state']}: {told}", cycle=cycle)
+        return {"answer": cited_text(report), "grounded": True, "persona": report.get("lead"),
+                "evidence": report["evidence"], "cycle": cycle}
 
 
 # What genesis puts into the image
@@ -13656,15 +13786,19 @@ KNOWN_LOOKED_AT, KNOWN_TRIED = 20, 3
 
 
 def check_not_own(root, receiver, selector):
-    """Raise MessageNotUnderstood for a selector of BAT OS itself, for which no method is ever made up."""
+    """Raise MessageNotUnderstood for a selector of BAT OS itself, for which no method is ever
+    made up."""
     name = selector_name(selector)
     if name not in PRIMITIVES or ("unhandled_message", name) in MISSION_KINDS:
         return
-    error = message_not_understood(receiver, selector)
-    known = [root_name for root_name, obj in root.items() if isinstance(obj, UvmObject) and is_understood(obj, name)]
-    told = f"it is one of BAT OS itself, understood by {', '.join(known[:5])} and what delegates to them" if known else \
-        "it is one of BAT OS itself"
-    raise MessageNotUnderstood(f"{receiver!r} does not understand {selector!r}; {told}", **error.fields)
+    known = []
+    for root_name, obj in root.items():
+        if isinstance(obj, UvmObject) and is_understood(obj, name):
+            known.append(root_name)
+    told = f", understood by {', '.join(known[:5])} and what delegates to them" if known else ""
+    fields = message_not_understood(receiver, selector).fields
+    raise MessageNotUnderstood(f"{receiver!r} does not understand {selector!r}; it is one of BAT OS itself{told}",
+                               **fields)
 
 
 def offered_request(cycle, recall):
@@ -13899,13 +14033,15 @@ def facet_wanted(cycle):
 
 def install_facets(root, cycle):
     """Bring in the facets' methods that a cycle was the first to ask for."""
+    author = f"{WRITTEN_BY} {cycle_id(cycle)} ({cycle.who})"
     for pillar, source in cycle._tmp_synthesis_data.get("new_facets", {}).items():
         persona = _persona_of(root, pillar)
         intent = persona.pillars[pillar].intent
-        if not facet_stands(persona, pillar) and source == facet_source(pillar, intent):     # else it was revised meanwhile
-            why = "its intent was revised" if pillar in own(persona) else "it was the first to ask for this pillar"
-            bring_in(persona, pillar, source, author=f"{WRITTEN_BY} {cycle_id(cycle)} ({cycle.who})", intent=intent,
-                     intent_digest=intent_digest(intent), why=why)
+        was_revised = source != facet_source(pillar, intent)         # meanwhile
+        if was_revised or facet_stands(persona, pillar):
+            continue
+        why = "its intent was revised" if pillar in own(persona) else "it was the first to ask for this pillar"
+        bring_in(persona, pillar, source, author=author, intent=intent, intent_digest=intent_digest(intent), why=why)
 
 
 CYCLE_EFFECTS.append(install_facets)
@@ -13985,7 +14121,8 @@ def slip_of(receiver, selector):
 
 
 def is_mistyped(word, meant):
-    """Whether a word looks like another that was mistyped: by one letter, or by a few where it is no other form of it."""
+    """Whether a word looks like another that was mistyped: by one letter, or by more where it
+    is no form of it."""
     short, long = sorted((word, meant), key=len)
     if long == f"{short}s" and short[-1] != "s":         # a plural, which somebody may mean
         return False
@@ -13996,13 +14133,15 @@ def is_mistyped(word, meant):
 
 
 def one_letter_apart(word, other):
-    """Whether one letter more, fewer or another makes one of two words of four letters or more the other."""
+    """Whether one letter more, fewer or another makes one of two words of four letters or more
+    the other."""
     short, long = sorted((word, other), key=len)
-    same = len(os.path.commonprefix((short, long)))
-    if len(short) < 4 or len(long) - len(short) > 1:
+    more = len(long) - len(short)
+    if len(short) < 4 or more > 1:
         return False
-    more = len(long) > len(short)
-    return short[same:] == long[same + 1:] if more else short[same + 1:] == long[same + 1:]
+    same = len(os.path.commonprefix((short, long)))
+    rest = short[same:] if more else short[same + 1:]
+    return rest == long[same + 1:]
 
 
 def stem_of(word):
@@ -14500,22 +14639,24 @@ def something_wrong(root):
         f"{failures} missions failed, {methods} methods are in quarantine, {waiting} findings wait")
 
 
-# What the seeds send to the mind that it may improve itself, and that waits for parts which this version has not. It is never
-# written by a model.
+# What the seeds send to the mind that it may improve itself, and that waits for parts which this version has not. It is
+# never written by a model.
 
-NOT_YET = {                                              # selector -> what is missing, and what can be done instead
-    "improveCognition": "nothing here trains a successor of the mind, so it cannot improve itself by a message. `feedback` marks "
-                        "answers as right or wrong, the heartbeat sees to what fails, and --core chooses a larger core",
-    "fineTuneWith_": "nothing here trains a model. Train an adapter elsewhere, put NAME.safetensors into lora_adapters/ and send "
-                     "incarnate",
+# Selector -> what is missing, and what can be done instead.
+NOT_YET = {
+    "improveCognition": "nothing here trains a successor of the mind, so it cannot improve itself by a message. `feedback` "
+                        "marks answers as right or wrong, the heartbeat sees to what fails, --core chooses a larger core",
+    "fineTuneWith_": "nothing here trains a model. Train an adapter elsewhere, put NAME.safetensors into lora_adapters/ and "
+                     "send incarnate",
 }
 
 
 def not_yet(selector):
     """Return the primitive of a message that answers what is missing for it."""
+    told = f"{selector} is understood, but BAT OS {__version__} cannot do it yet: {NOT_YET[selector]}"
+
     def answer(receiver, *args, **kwargs):
-        raise NotYetBuilt(f"{selector} is understood, but BAT OS {__version__} cannot do it yet: {NOT_YET[selector]}",
-                          selector=selector)
+        raise NotYetBuilt(told, selector=selector)
     return answer
 
 
@@ -14658,7 +14799,7 @@ def begin_due_audit(per_day):
 
 WIRE_DEPTH, WIRE_NAME_BYTES = MAX_DEPTH + 32, 4096       # a value may stand within a few maps of its command's
 MAX_TEXT = 200                                           # characters of `client` and `why`
-MAX_KEY = 64                                             # characters of an idempotency key; see call_key
+MAX_KEY = 64                                             # characters of an idempotency key
 MAX_ID = 256                                             # characters or bytes of an id
 LIMITS = ("message_max_mb", "message_values_max", "document_max_mb", "source_max_mb")       # settings that health tells to clients
 MAX_DETAILS = 4000                                       # characters of an error's sentence
@@ -15412,6 +15553,8 @@ class KeyMemory:
     def __init__(self, window_s, most):
         self.window_s, self.most = window_s, most
         self._kept = collections.OrderedDict()           # (who, key) -> Remembered, oldest first
+        # The same of calls of the core, by keys that no client can choose.
+        self._calls = collections.OrderedDict()
         self._running = {}                               # (who, key) -> (digest, [requests that wait for it])
 
     def __len__(self):
@@ -15449,15 +15592,24 @@ class KeyMemory:
 
     def _forget_old(self):
         limit_us = steady_us() - self.window_s * 1e6
-        while self._kept and next(iter(self._kept.values())).page_us < limit_us:
-            self._kept.popitem(last=False)
+        for rows in (self._kept, self._calls):
+            while rows and next(iter(rows.values())).page_us < limit_us:
+                rows.popitem(last=False)
 
     def add(self, key, remembered):
-        self._kept[key] = remembered
+        """Remember a key. Those of calls (see call_key) are remembered apart, and the oldest of
+        too many are forgotten."""
+        if len(key[1]) <= MAX_KEY:
+            self._kept[key] = remembered
+            return
+        self._forget_old()
+        self._calls[key] = remembered
+        while len(self._calls) > self.most:
+            self._calls.popitem(last=False)
 
-    def known(self, key):
-        """Return the Remembered of a key, or None; from any thread."""
-        return self._kept.get(key)
+    def known_call(self, key):
+        """Return the Remembered of a call's key, or None; from any thread."""
+        return self._calls.get(key)
 
     def end(self, key):
         """Forget that a key is at work; returns the requests that waited for it."""
@@ -15471,15 +15623,18 @@ def remembered_result(root, known):
 
 
 class KeptAnswers:
-    """What is known of calls of the core: entries of the ledger, found by keys as long as other keys are."""
+    """What is known of calls of the core: entries of the ledger, found by keys as long as other
+    keys are."""
 
     def __init__(self, uvm):
         self.uvm = uvm
 
     def find(self, root, who, key):
         """Return (digest of what was asked, what is known) of a call, or None."""
-        known = self.uvm.keys.known((who, key))
-        return known and (known.digest, remembered_result(root, known))
+        known = self.uvm.keys.known_call((who, key))
+        if known is None:
+            return None
+        return known.digest, remembered_result(root, known)
 
     def note(self, outcome):
         """Remember what was just stored."""
@@ -15713,41 +15868,46 @@ def _written_for(request, root, miss, error):
     """Log a Miss, and have its method written where that is wanted."""
     miss = miss._replace(intent=miss.intent or request.command.intent)
     _log_miss(request, root, error, miss)
-    return begin_writing(root, miss, request) if request.uvm.may_write_for(request) else Refused(error)
+    if not request.uvm.may_write_for(request):
+        return Refused(error)
+    return begin_writing(root, miss, request)
 
 
-LOGGED_BYTES = 2000                                      # of a message's arguments in its entry of message_log
+# Of a message's arguments in its entry of message_log.
+LOGGED_BYTES = 2000
 
 
 def _log_miss(request, root, error, miss):
     """Append a message to message_log; arguments that are too large, or not known, are None."""
-    entry = {"at": now_utc(), "receiver": error.fields["receiver"], "selector": error.fields["selector"],
-             "intent": request.command.intent, "args": None, "kwargs": None}
+    entry = {"at": now_utc(), "intent": request.command.intent, "args": None, "kwargs": None}
+    for name in ("receiver", "selector"):
+        entry[name] = error.fields[name]
     if miss is not None:
         entry["intent"] = miss.intent
-        if _weight([miss.args, miss.kwargs], LOGGED_BYTES) <= LOGGED_BYTES:
-            entry |= {"args": miss.args, "kwargs": miss.kwargs}
+    if miss is not None and _weight([miss.args, miss.kwargs], LOGGED_BYTES) <= LOGGED_BYTES:
+        entry |= {"args": miss.args, "kwargs": miss.kwargs}
     append_log(root["message_log"], entry, request.settings.log_entries_max)
 
 
 @primitive("reflectOn_")
 def reflectOn_(receiver, message):
-    """Return the Miss of a reified message, of which the method is to be written: an entry of message_log, or a map of selector,
-    args, kwargs and intent to the receiver itself. Where it is understood by now, say so. Raises BadRequest, NotFound."""
-    told = message if isinstance(message, dict) else {}
-    selector, intent = told.get("selector"), told.get("intent")
-    args, kwargs = told.get("args", []), told.get("kwargs", {})
-    if not isinstance(selector, str) or not isinstance(intent, str | None):
+    """Return the Miss of a reified message, of which the method is to be written. Where it is understood by now, say so.
+
+    message: an entry of message_log, or {selector, args?, kwargs?, intent?} to the receiver itself. Raises BadRequest.
+    """
+    if not isinstance(message, dict) or "selector" not in message:
         raise BadRequest("a message is reflected on as {selector, args, kwargs, intent} or as an entry of message_log "
                          f'({{"$ref": "message_log.NUMBER"}}), not as {message!r:.100}')
-    if not isinstance(args, list) or not isinstance(kwargs, dict):
-        raise BadRequest(f"the arguments of {selector} were not kept, as they are larger than {LOGGED_BYTES} bytes; give "
-                         "selector, args and kwargs")
-    if "receiver" in told:
-        receiver = resolve(_root_of(receiver), str(told["receiver"]))
-    if is_understood(receiver, selector_name(selector)):
-        return {"selector": selector, "understood": True}
-    return Miss(receiver, selector, args, kwargs, intent)
+    if message.get("args", ()) is None:
+        raise BadRequest(f"the arguments of {message['selector']} were not kept: they are larger than {LOGGED_BYTES} bytes, "
+                         "or forgotten; give selector, args and kwargs")
+    if "receiver" in message:
+        receiver = resolve(_root_of(receiver), str(message["receiver"]))
+    args, kwargs = message.get("args", []), message.get("kwargs", {})
+    miss = checked_miss(receiver, message["selector"], args, kwargs, message.get("intent"))
+    if is_understood(receiver, selector_name(miss.selector)):
+        return {"selector": miss.selector, "understood": True}
+    return miss
 
 
 def _target_of(command, root):
@@ -15811,8 +15971,7 @@ def import_parcel(request):
 def check_core(uvm):
     """Raise CoreOffline where no mission can be thought."""
     if uvm.core.state in ("offline", "failed"):
-        raise CoreOffline(f"missions need the cognitive core, which is {uvm.core.state} ({uvm.core.progress}); start the "
-                          "daemon with --core auto. search_memory works without", state=uvm.core.state)
+        raise core_offline(uvm.core)
 
 
 @command(InitiateCognitiveCycleCommand, lane="write", role="write", effect=True, phased=True)
@@ -16838,7 +16997,8 @@ class BatOS_UVM:
         self.core.close()
         self.mind.close()
         self.housekeeping.close()
-        for name in ("upkeep", "core", "method", "write", "bulk", "read"):     # upkeep hands work to bulk, these to write
+        # Upkeep hands work to bulk, these to write.
+        for name in ("upkeep", "core", "method", "write", "bulk", "read"):
             self.lanes[name].close()
 
     def close_socket(self):
@@ -17026,7 +17186,8 @@ class BatOS_UVM:
         self.lanes["synapse"].submit(Job(f"activate {name}", lambda: activate(self.synapses, self.core, name)))
 
     def _unload_expert(self, name):
-        self.lanes["synapse"].submit(Job(f"unload {name}", lambda: unload(self.synapses, self.core, name)))
+        work = functools.partial(unload, self.synapses, self.core, name)
+        self.lanes["synapse"].submit(Job(f"unload {name}", work))
 
     def _fetch_ahead(self, names):
         cold = [name for name in names if self.synapses.tier(name) == "cold" and self.synapses.serves(name)]
@@ -17074,7 +17235,8 @@ class BatOS_UVM:
     def remember(self, outcome):
         """Remember the key of a job that was stored."""
         job, page = outcome.job, outcome.page
-        self.keys.add((job.who, job.key), Remembered(job.digest, page.lane, outcome.change, page.at_us, page.number))
+        remembered = Remembered(job.digest, page.lane, outcome.change, page.at_us, page.number)
+        self.keys.add((job.who, job.key), remembered)
 
     def _run_again(self, request, lane):
         """Run a request in another lane than the one that had it."""
@@ -17152,7 +17314,8 @@ class BatOS_UVM:
         if report["state"] == "COMPLETE" and not self._refused:
             return self._run_again(request, None)
         reason = report.get("reason", {}).get("details", "it goes on when the daemon is back")
-        error = MethodUnwritten(f"{selector} is not understood, and the mission {report['cycle']} is {report['state']}: {reason}")
+        error = MethodUnwritten(f"{selector} is not understood, and the mission {report['cycle']} is {report['state']}: "
+                                f"{reason}")
         self._refuse(request, error)
 
     def _cycle_ended(self, oid, report):
@@ -17289,36 +17452,46 @@ def new_traits(root):
     return UvmObject(name="traits_obj", _doesNotUnderstand_=method("_doesNotUnderstand_"))
 
 
-# root name -> {selector: its primitive, where that has another name}: what is understood there from genesis on. An image that
-# lacks one, or where a cycle made one up, gets it at the start.
+# root name -> {selector: its primitive, where that has another name}: what is understood there from genesis on. An image
+# that lacks one, or where a cycle made one up, gets it at the start.
 OWN_SELECTORS = {
     "traits_obj": {"doesNotUnderstand_": "_doesNotUnderstand_", "display_ui": None},
-    "pLLM_obj": {"infer_": None, "reflectOn_": None, "load_adapter_": None, "load_adapter": "load_adapter_", "set_adapter_": None,
-                 "set_adapter": "set_adapter_", "delete_adapter_": None, "delete_adapter": "delete_adapter_",
-                 "improveCognition": None, "fineTuneWith_": None},
+    "pLLM_obj": {"infer_": None, "reflectOn_": None, "improveCognition": None, "fineTuneWith_": None,
+                 "load_adapter_": None, "load_adapter": "load_adapter_",
+                 "set_adapter_": None, "set_adapter": "set_adapter_",
+                 "delete_adapter_": None, "delete_adapter": "delete_adapter_"},
     "ram_cache_obj": {"cacheExpert_withWeights_": None},
 }
 
 
 def missing_selectors(root):
-    """Yield (object, selector, its primitive) of OWN_SELECTORS that a root object which is there does not have."""
-    for name, selectors_here in OWN_SELECTORS.items():
-        slots = own(root[name]) if name in root else {}
-        for selector, primitive_name in selectors_here.items():
-            if slots and selector not in slots:
+    """Yield (object, selector, its primitive) of OWN_SELECTORS that a root object which is
+    there does not have."""
+    for name, wanted in OWN_SELECTORS.items():
+        if name not in root:
+            continue
+        for selector, primitive_name in wanted.items():
+            if selector not in own(root[name]):
                 yield root[name], selector, primitive_name
 
 
 def made_up_selectors(root):
-    """Yield (object, selector) of root objects where a method that a cycle wrote hides one of OWN_SELECTORS."""
-    known = {selector for selectors_here in OWN_SELECTORS.values() for selector in selectors_here}
+    """Yield (object, selector) of root objects where a method that a cycle wrote hides one of
+    OWN_SELECTORS."""
+    known = set().union(*OWN_SELECTORS.values())
     for obj in root.values():
-        slots = own(obj) if isinstance(obj, UvmObject) else {}
-        yield from ((obj, selector) for selector in known & slots.keys() if _made_up(slots[selector]))
+        if not isinstance(obj, UvmObject):
+            continue
+        for selector in sorted(known & own(obj).keys()):
+            if _is_made_up(own(obj)[selector]):
+                yield obj, selector
 
 
-def _made_up(value):
-    return isinstance(value, Method) and own(value).get("author", "").startswith(f"{WRITTEN_BY} ")
+def _is_made_up(value):
+    if not isinstance(value, Method):
+        return False
+    author = own(value).get("author", "")
+    return author.startswith(f"{WRITTEN_BY} ")
 
 
 def new_pllm(root):
@@ -17427,11 +17600,13 @@ def complete_selectors(root):
 
 
 def lacks(image):
-    """Return the names of the primordial objects that an image does not have, and of selectors that the others have not."""
+    """Return the names of the primordial objects that an image does not have, and of selectors
+    that the others have not."""
     with reading(image) as root:
-        objects = [name for name in PRIMORDIAL if name not in root]
-        return objects + [f"{obj.name}.{selector}" for obj, selector, _ in missing_selectors(root)] + [
-            f"{oid_text(obj._p_oid)}.{selector}" for obj, selector in made_up_selectors(root)]
+        lacking = [name for name in PRIMORDIAL if name not in root]
+        for obj, selector, *_ in (*missing_selectors(root), *made_up_selectors(root)):
+            lacking.append(f"{obj.name}.{selector}")
+    return lacking
 
 
 # Models of the hub
@@ -18271,9 +18446,11 @@ def ingest_and_display_yourself(genesis):
 
 @primitive("display_ui", reads=True)
 def display_ui(obj):
-    """Tell how the user interfaces are opened: one in a terminal, by whoever sits there, and the window."""
+    """Tell how the user interfaces are opened: one in a terminal, by whoever sits there, and
+    the window."""
     return {"terminal": "python batos.py top", "window": "python batos.py display",
-            "told": "a terminal's picture opens where somebody sits, so a message cannot open it; display_yourself opens the window"}
+            "told": "a terminal's picture opens where somebody sits, so a message cannot open it; display_yourself opens "
+                    "the window"}
 
 
 # What comes of it outside of the image: the file, and the window
@@ -19194,15 +19371,26 @@ def _think(client, question, **brief):
 
 
 def _tell_loading(client, cycle):
-    """While the core loads, which an answer waits for, say on stderr how far it is; until a cycle has ended without it."""
-    said = None
-    while (core := client.call("health")["result"]["core"])["state"] == "loading":
-        if core["progress"] != said:
-            said = core["progress"]
-            print(f"{said}; the answer follows once it is ready", file=sys.stderr, flush=True)
-        if client.call("inspect", target=cycle)["result"]["slots"]["result"]["value"] is not None:
-            return
+    """While the core loads, which an answer waits for, say on stderr how far it is; until a
+    cycle has ended without it."""
+    said, progress = None, _loading(client)
+    while progress is not None and not _has_ended(client, cycle):
+        if progress != said:
+            print(f"{progress}; the answer follows once it is ready", file=sys.stderr, flush=True)
+        said = progress
         time.sleep(LOADING_LOOK_S)
+        progress = _loading(client)
+
+
+def _loading(client):
+    """Return how far the core is that loads, or None where it does not."""
+    core = client.call("health")["result"]["core"]
+    return core["progress"] if core["state"] == "loading" else None
+
+
+def _has_ended(client, cycle):
+    slots = client.call("inspect", target=cycle)["result"]["slots"]
+    return slots["result"]["value"] is not None
 
 
 def _ask(args, client):

@@ -1,11 +1,12 @@
 """The seeds' own messages: what is understood from genesis on, the mind that is asked by message, what is never made up."""
 
+import random
 import time
 
+import conftest
 import pytest
 
 import batos
-import conftest
 
 WAIT_S = 60.0
 MANUAL = """# Pump
@@ -144,8 +145,9 @@ def test_a_core_that_writes_knows_its_experts(writing):
 
 
 def test_without_a_core_it_says_so(daemon):
-    with batos.Client(daemon().endpoint, WAIT_S) as client, pytest.raises(batos.CoreOffline, match="start the daemon with --core"):
-        send(client, "pLLM_obj", "infer_", "Say hello")
+    with batos.Client(daemon().endpoint, WAIT_S) as client:
+        with pytest.raises(batos.CoreOffline, match="start the daemon with --core"):
+            send(client, "pLLM_obj", "infer_", "Say hello")
 
 
 def test_neither_lane_nor_snapshot_waits_for_the_core(daemon, tmp_path):
@@ -243,7 +245,7 @@ def test_methods_that_wait_for_the_core_hold_neither_thread_nor_receiver(daemon,
 
 
 def test_what_was_answered_is_not_asked_again_after_a_kill(daemon, tmp_path):
-    """Killed while its second question is asked, the message sent again has the first answer still, and the same words ever after."""
+    """Killed while its second question is asked; sent again, the message has the first answer still."""
     asked, running = tmp_path / "asked", daemon(core=(1, tmp_path / "asked"))
     with batos.Client(running.endpoint, WAIT_S) as client:
         oid = thinker(client, "twice_", TWICE)
@@ -270,6 +272,27 @@ def test_a_grounded_answer_survives_a_kill_as_the_cycle_that_it_is(daemon):
         told = send(client, oid, "think_", QUESTION, idempotency_key="once")["result"]
         assert "“Turn the brass valve until the needle stands at zero.” [1]" in told and told.endswith("[1] pump.md:3")
         assert cycles(client) == before and send(client, oid, "told")["result"] == told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_any_moment_one_message_is_one_cycle(daemon, seed):
+    """The same keyed message is sent to one daemon after the other, each killed a moment later; the last one answers."""
+    rng, told = random.Random(seed), []
+    for end in range(8):
+        running = daemon(core=0.1)
+        with batos.Client(running.endpoint, WAIT_S) as client:
+            if not told:
+                client.call("index_document", doc_id="pump.md", text=MANUAL)
+                told.append(thinker(client, "think_", THINK))
+            if end < 7:
+                post(client, target=told[0], selector="think_", args=[QUESTION], idempotency_key="once", id=1)
+                time.sleep(rng.random() * 0.5)
+                running.stop(kill=True)
+                continue
+            answer = send(client, told[0], "think_", QUESTION, idempotency_key="once")["result"]
+            assert answer.endswith("[1] pump.md:3") and len(cycles(client)) == 1
+            assert send(client, told[0], "told")["result"] == answer
 
 
 def test_a_run_that_asks_something_else_ends_by_name(daemon, tmp_path):
@@ -433,6 +456,28 @@ def test_the_log_keeps_arguments_within_bounds(grounded):
     assert (large["args"], large["kwargs"], large["selector"]) == (None, None, "hum_")
     with pytest.raises(batos.BadRequest, match="were not kept"):
         send(grounded, "pLLM_obj", "reflectOn_", {"$ref": f"message_log.{len(logged(grounded)) - 1}"})
+
+
+def test_what_the_log_keeps_of_a_message_is_forgotten(grounded):
+    for args in (["the crimson zebra of Ada"], [["a crimson zebra"]], ["a zebra"]):
+        with pytest.raises(batos.MessageNotUnderstood):
+            send(grounded, "genesis_obj", "hum_", *args, generate=False)
+    told = grounded.call("forget", matching="crimson zebra", preview=True)
+    assert told["result"]["logged"] == 2 and "the arguments of 2 messages" in told["details"]
+    grounded.call("forget", matching="crimson zebra")
+    assert [entry["args"] for entry in logged(grounded)[-3:]] == [None, None, ["a zebra"]]
+
+
+def test_what_a_method_was_told_of_a_document_is_forgotten_with_it(daemon):
+    """In the reply that its key remembers; what the method put into a slot is the object's."""
+    with batos.Client(daemon(core=0).endpoint, WAIT_S) as client:
+        client.call("index_document", doc_id="pump.md", text=MANUAL)
+        oid = thinker(client, "say_", "def say_(self, q):\n    told = self.infer_(q)\n    self.number += 1\n"
+                                      "    self._p_changed = True\n    return told\n")
+        assert "brass valve" in send(client, oid, "say_", QUESTION, idempotency_key="once")["result"]
+        client.call("forget", doc_id="pump.md")
+        again = send(client, oid, "say_", QUESTION, idempotency_key="once")
+        assert again["repeated"] and "brass valve" not in repr(again)
 
 
 # A mission's brief, and adapters
