@@ -91,6 +91,7 @@ import shutil
 import signal
 import socket
 import stat
+import statistics
 import string
 import struct
 import subprocess
@@ -9396,8 +9397,8 @@ TITLE_MAX_CHARS = 200
 SENTENCE_WINDOW_CHARS = 20_000     # Punkt sees no more at once: its time stays linear
 WORD_MAX_CHARS = 64                # a longer word (base64, a hash) is known by its beginning
 DOC_ID_MAX_CHARS = 1000
-QUERY_WORDS_MAX = 64               # later words of a query are not looked up
-RESULTS_MAX = 100
+QUERY_WORDS_MAX = 256              # later words of a query are not looked up; a pasted paragraph has fewer
+RESULTS_MAX = 3000
 RANKED = 50                        # the chunks among which the greatest mass is sought
 MERGED_AT_ONCE = 8                 # so many segments of one size become one
 SMALL_CHUNKS = 8                   # segments of fewer become one in the transaction that makes them too many, others later
@@ -9409,7 +9410,6 @@ DEAD_SHARE = 0.3                   # a segment that is dead to more than this is
 FILTERS = ("scope", "kind", "conversation", "tag")       # the fields of `metadata_index`
 SCOPES = ("world", "self", "said", "asked")              # of the world, of this system, and by people in conversations
 OWN_NAMES = ("batos/", "said/")    # how the names begin of what the system, and nobody else, remembers of itself and of talks
-SUPERSEDED_SHARE = 0.5             # of its score, what a superseded document has left
 
 
 # Sentences and chunks
@@ -11384,12 +11384,25 @@ def _add_from_chunks(catalog, folder):
 
 # Search
 
+class Ranking(typing.NamedTuple):
+    """The weights by which a search orders what it found. All stand here; tests/bench/quality.py judges them."""
+
+    words: float = 0.5            # of the standardised score by words in a score; meaning has the rest
+    candidates: int = 200         # the best of each list that are looked at together
+    quoted: float = 1.0           # standard deviations that a chunk gains by holding what a query quotes
+    superseded: float = 0.5       # what is left of the score of a superseded document
+
+
+RANKING = Ranking()
+
+
 class _Query(typing.NamedTuple):
-    """A query made ready: how each word is spelt, in how many chunks it is, and what it weighs."""
+    """A query made ready: how each word is spelt, in how many chunks it is, what it weighs, and how often it was said."""
 
     spelt: dict                   # {word: spelling in the query}
     frequencies: dict             # {word: chunks that hold it}; 0 for a word that is nowhere
     weights: dict                 # {word: idf}
+    said: dict                    # {word: how often the query says it}
     mean_words: float
     chunks: int
 
@@ -11410,7 +11423,7 @@ def _prepared(catalog, query):
     frequencies = {word: sum(segment.document_frequency(word) for segment in segments) for word in spelt}
     weights = {word: math.log(1 + chunks / max(count, 1)) for word, count in frequencies.items()}
     mean_words = sum(segment.words for segment in segments) / max(chunks, 1)
-    return _Query(spelt, frequencies, weights, max(mean_words, 1.0), chunks)
+    return _Query(spelt, frequencies, weights, collections.Counter(stems(query)), max(mean_words, 1.0), chunks)
 
 
 class Where(typing.NamedTuple):
@@ -11465,23 +11478,37 @@ def _best(numbers, scores, test, most):
 
 
 class Terms(typing.NamedTuple):
-    """A query taken apart: its words, the phrases that a result must hold and the words that it must not, as stems."""
+    """A query taken apart; phrases are tuples of stems."""
 
     text: str                     # without what must not be there
-    phrases: tuple                # of tuples
-    excluded: tuple
-    notes: tuple                  # what of its syntax was searched as words
+    phrases: tuple = ()           # that a result must hold
+    excluded: tuple = ()          # stems that it must not hold
+    quoted: tuple = ()            # phrases that it had better hold
+    notes: tuple = ()             # what of its syntax was taken how
 
 
-def parse_query(query):
-    """Return the Terms of a query with "phrases" and -words."""
-    text, excluded = _EXCLUDED.sub(" ", query), [word for found in _EXCLUDED.findall(query) for word in stems(found)]
-    phrases = tuple(filter(None, (tuple(stems(found)) for found in _QUOTED.findall(text))))
-    notes = ('a quotation mark without its other one was taken as a blank',) if text.count('"') % 2 else ()
-    return Terms(text.replace('"', " "), phrases, tuple(excluded), notes)
+def parse_query(query: str) -> Terms:
+    """Return the Terms of a query with "phrases", +"phrases" that must be there, and -words."""
+    excluded = []
+    for found in _EXCLUDED.findall(query):
+        excluded += stems(found)
+    text = _EXCLUDED.sub(" ", query)
+    needed = _phrases(_DEMANDED.findall(text))
+    quoted = _phrases(_QUOTED.findall(_DEMANDED.sub(" ", text)))
+    notes = []
+    if text.count('"') % 2:
+        notes.append("a quotation mark without its other one was taken as a blank")
+    if quoted:
+        notes.append('what is in quotes counts more where it stands so; +"…" asks for nothing else')
+    return Terms(text.replace('+"', " ").replace('"', " "), needed, tuple(excluded), quoted, tuple(notes))
+
+
+def _phrases(texts):
+    return tuple(filter(None, [tuple(stems(text)) for text in texts]))
 
 
 _QUOTED = re.compile(r'"([^"]*)"')
+_DEMANDED = re.compile(r'(?:(?<=\s)|^)\+"([^"]*)"')
 _EXCLUDED = re.compile(r"(?:(?<=\s)|^)-(\w[\w'’]*)")
 
 
@@ -11515,7 +11542,7 @@ def _holds_phrases(catalog, phrases, number):
 
 def _found_by_words(catalog, asked):
     """Return [(numbers, scores)] of the chunks that hold any of the words, one pair for each segment."""
-    known = {word: weight for word, weight in asked.weights.items() if asked.frequencies[word]}
+    known = {word: weight * asked.said[word] for word, weight in asked.weights.items() if asked.frequencies[word]}
     return [segment.scores(known, asked.mean_words) for segment in _segments(catalog)]
 
 
@@ -11579,24 +11606,53 @@ def _result(catalog, number, score, why):
 
 
 SAME_SHARE = 0.9                   # of the words of two results together that both hold, from which on they say the same
-FUSED = 100                        # the best of each list that are looked at together
+
+
+def _standardised(scores: dict) -> dict:
+    """Return scores as standard deviations from their mean; all 0 where they are the same."""
+    mean = statistics.fmean(scores.values())
+    spread = statistics.pstdev(scores.values(), mean)
+    return {number: (score - mean) / spread if spread else 0.0 for number, score in scores.items()}
 
 
 def _fused(catalog, asked, words, meaning, chosen, most):
-    """Return ({number: score from 0 to 1}, best first, the list by words, the list by meaning).
+    """Return ({number: score in standard deviations}, the list by words, the list by meaning).
 
-    A score is half BM25 as a share of the greatest that any text could have for the query, half the cosine. So words count
-    for much only where they say much: of a question all in other words, a name that many chunks hold moves little. A chunk
-    that waits for its vector is taken to be as near, beside the nearest, as its words are good beside the best.
+    The best of both lists are looked at together. Each list's scores are standardised over them, so that neither drowns the
+    other by its scale. A chunk that waits for its vector is taken to be as near as its words are good.
     """
-    by_words, by_meaning = (_ranked(found, chosen, max(FUSED, most)) for found in (words, meaning))
+    most = max(RANKING.candidates, most)
+    by_words, by_meaning = _ranked(words, chosen, most), _ranked(meaning, chosen, most)
     wanted = by_words.keys() | by_meaning.keys()
-    greatest = sum(asked.weights.values()) * (OkapiIndex.K1 + 1) or 1.0
-    bm25, cosines = _scores_of(words, wanted), _scores_of(meaning, wanted)
-    guess = max(by_meaning.values(), default=0.0) / max(by_words.values(), default=1.0)
-    scores = {number: (bm25.get(number, 0.0) / greatest + max(0.0, cosines.get(number, guess * bm25.get(number, 0.0)))) / 2
-              for number in wanted}
-    return _ordered(catalog, scores, most), by_words, by_meaning
+    if not wanted:
+        return {}, by_words, by_meaning
+    bm25 = _standardised(dict.fromkeys(wanted, 0.0) | _scores_of(words, wanted))
+    cosines = _scores_of(meaning, wanted)
+    near = bm25 | _standardised(cosines) if cosines else bm25
+    scores = {number: RANKING.words * bm25[number] + (1 - RANKING.words) * near[number] for number in wanted}
+    return scores, by_words, by_meaning
+
+
+def _preferring(catalog, scores, quoted):
+    """Return scores with a gain for the chunks that hold what a query quotes."""
+    if not quoted or not scores:
+        return scores
+    gain = RANKING.quoted * (statistics.pstdev(scores.values()) or 1.0)
+    told = dict(scores)
+    for number in _holding(catalog, quoted) & scores.keys():
+        if _holds_phrases(catalog, quoted, number):
+            told[number] += gain
+    return told
+
+
+def _holding(catalog, phrases):
+    """Return the numbers of the chunks that hold each word of the phrases."""
+    words = set(itertools.chain.from_iterable(phrases))
+    return set.intersection(*[set(_numbers_with(catalog, word).tolist()) for word in words])
+
+
+def _from_0_to_1(deviations):
+    return 1 / (1 + math.exp(-deviations))
 
 
 def _ordered(catalog, scores, most):
@@ -11606,7 +11662,7 @@ def _ordered(catalog, scores, most):
         best = collections.defaultdict(float)
         for number, score in scores.items():
             best[names[number]] = max(best[names[number]], score)
-        scores = {number: min(score, best.get(catalog.superseded.get(names[number]), score)) * SUPERSEDED_SHARE
+        scores = {number: min(score, best.get(catalog.superseded.get(names[number]), score)) * RANKING.superseded
                   if names[number] in catalog.superseded else score for number, score in scores.items()}
     return dict(sorted(scores.items(), key=lambda row: (-row[1], row[0]))[:most])
 
@@ -11639,11 +11695,14 @@ def search_(catalog, query, max_results=5, vector=None, terms=None, offset=0, **
     if terms and (terms.phrases or terms.excluded):
         words, meaning = (_permitted(catalog, found, terms) for found in (words, meaning))
         chosen = only, lambda number: test(number) and _holds_phrases(catalog, terms.phrases, number)
+    quoted = terms.quoted if terms else ()
     if meaning:
-        best, by_words, by_meaning = _fused(catalog, asked, words, meaning, chosen, most)
+        scores, by_words, by_meaning = _fused(catalog, asked, words, meaning, chosen, most)
+        scores = {number: _from_0_to_1(score) for number, score in _preferring(catalog, scores, quoted).items()}
     else:
-        by_words, by_meaning = _ranked(words, chosen, max(RANKED, most)), {}
-        best = _ordered(catalog, by_words, most)
+        by_words, by_meaning = _ranked(words, chosen, max(RANKING.candidates, most)), {}
+        scores = _preferring(catalog, by_words, quoted)
+    best = _ordered(catalog, scores, most)
     whys = {number: _why(catalog, asked, number) for number in {**dict.fromkeys(itertools.islice(by_words, RANKED)), **best}}
     results = [_result(catalog, number, score, whys[number] | _ranks(number, by_words, by_meaning))
                for number, score in itertools.islice(best.items(), offset, most)]
@@ -11752,7 +11811,7 @@ def _shares(asked, focused, vector, told, embedder):
     cosines = [max(0.0, float(vector @ vectors[one.text])) for one, _ in told if vectors]
     if cosines:
         shares = [(share + cosine) / 2 for share, cosine in zip(shares, cosines, strict=True)]
-    left = [SUPERSEDED_SHARE if row["superseded_by"] else 1.0 for _, row in told]
+    left = [RANKING.superseded if row["superseded_by"] else 1.0 for _, row in told]
     return [share * part for share, part in zip(shares, left, strict=True)], max(cosines, default=0.0)
 
 
@@ -11798,6 +11857,18 @@ SECTION_CHUNKS = 20                # of a section that are shown
 SUMMARY_CHUNKS, SUMMARY_SENTENCES = 50, 3                # a document is summed up by so many sentences of so many chunks
 
 
+def _chunk_key(chunk):
+    return chunk["chunk_id"]
+
+
+def _section_key(chunk):
+    return chunk["doc_id"], tuple(chunk["headings"])
+
+
+def _document_key(chunk):
+    return chunk["doc_id"]
+
+
 def _one_each(rows, key):
     """Return the best row of each group of rows; the chunks of the others are in its `also`."""
     best = {}
@@ -11836,7 +11907,7 @@ def _section_around(catalog, chunk):
 
 def _by_section(catalog, rows, query):
     """Have one row stand for each section, with its text: the chunks around that stand under the same headings."""
-    rows = _one_each(rows, lambda chunk: (chunk["doc_id"], tuple(chunk["headings"])))
+    rows = _one_each(rows, _section_key)
     for row in rows:
         part = _section_around(catalog, row["chunk"])
         row["section"] = {"text": "\n\n".join(chunk.text for chunk in part), "lines": [part[0].line_start, part[-1].line_end]}
@@ -11855,14 +11926,41 @@ def summary_of(catalog, document, most=SUMMARY_SENTENCES):
 
 def _by_document(catalog, rows, query):
     """Have one row stand for each document, with the sentences that sum it up."""
-    rows = _one_each(rows, lambda chunk: chunk["doc_id"])
+    rows = _one_each(rows, _document_key)
     for row in rows:
         document = catalog.documents[row["chunk"]["doc_id"]]
         row["document"] = {"chunks": document.chunk_count, "summary": summary_of(catalog, document), "written": document.summary}
     return rows
 
 
-LEVELS = {"document": _by_document, "section": _by_section, "chunk": lambda catalog, rows, query: rows, "sentence": _by_sentence}
+class Level(typing.NamedTuple):
+    """How what is found is shown: `key`(chunk) tells which results are shown as one, `rows`(catalog, rows, query) shows them."""
+
+    key: typing.Callable
+    rows: typing.Callable
+
+
+LEVELS = {"document": Level(_document_key, _by_document), "section": Level(_section_key, _by_section),
+          "chunk": Level(_chunk_key, lambda catalog, rows, query: rows), "sentence": Level(_chunk_key, _by_sentence)}
+
+
+def search_until(look, key, offset: int, most: int) -> dict:
+    """Return what look(max_results=…) finds, of so many chunks that `offset` + `most` results are told apart by `key`.
+
+    The results are folded; those of the first `offset` keys, and of what comes after the wanted ones, are left out.
+    """
+    wanted = asked = offset + most
+    while True:
+        found = look(max_results=min(asked, RESULTS_MAX))
+        rows = fold(found["results"])
+        keys = list(dict.fromkeys(key(row["chunk"]) for row in rows))
+        if len(keys) >= wanted or len(found["results"]) < asked or asked >= RESULTS_MAX:
+            break
+        asked *= 3
+    shown = set(keys[offset:wanted])
+    found["results"] = [row for row in rows if key(row["chunk"]) in shown]
+    return found
+
 
 
 # Episodes: what was asked and told, as documents
@@ -15028,7 +15126,8 @@ class UnindexDocumentCommand(Command):
 
 
 class SearchMemoryCommand(Command):
-    """Find passages by words and by meaning. Every result says why it was found; "in quotes" must be there, -this must not."""
+    """Find passages by words and by meaning. Every result says why it was found; "in quotes" counts more where it
+    stands so, +"in quotes" must be there, -this must not."""
 
     query: str = pydantic.Field(max_length=4000)
     max_results: int = pydantic.Field(5, ge=1, le=100, validation_alias=pydantic.AliasChoices("max_results", "top_k"))
@@ -16133,9 +16232,9 @@ def search_memory(request, root):
     terms = parse_query(command.query)
     if terms.text.strip():
         vector = request.uvm.embedder.query(terms.text)
-    found = send(catalog, "search_", terms.text, max_results=command.max_results, terms=terms, vector=vector,
-                 offset=command.offset, **where)
-    rows = LEVELS[command.level](catalog, fold(found.pop("results")), terms.text)
+    look = functools.partial(send, catalog, "search_", terms.text, terms=terms, vector=vector, **where)
+    found = search_until(look, LEVELS[command.level].key, command.offset, command.max_results)
+    rows = LEVELS[command.level].rows(catalog, found.pop("results"), terms.text)
     request.uvm.housekeeping.summaries.want(rows)
     if command.neighbours:
         for row in rows:
@@ -19296,10 +19395,17 @@ def _learn_all(learning, vanished, tell):
         tell(line)
 
 
+_BARE_QUOTE = re.compile(r'(?<!\+)("[^"]*")')
+
+
 def _search(args, client):
+    query = _BARE_QUOTE.sub(r"+\1", args.query) if args.exact else args.query
     where = {name: getattr(args, name) for name in ("scope", "conversation", "tags", "since", "until") if getattr(args, name)}
-    reply = client.call("search_memory", query=args.query, max_results=args.max_results, level=args.level, **where)
+    reply = client.call("search_memory", query=query, max_results=args.max_results, level=args.level, **where)
     lines = [line for rank, row in enumerate(reply["results"], 1) for line in _told_result(rank, row)]
+    notes = reply["details"].partition("; ")[2]
+    if lines and notes:
+        lines.append(f"({notes})")
     return reply, "\n".join(lines) or "nothing in memory matches"
 
 
@@ -20210,6 +20316,7 @@ ARGUMENTS = {                                            # subcommand -> its arg
               ("--rechunk", {"action": "store_true", "help": "cut anew also what has not changed, as a new version"}),
               ("--vanished", {"action": "store_true", "help": "also take out what was learnt from files that are gone"})],
     "search": [("query", {}), ("--max-results", {"type": int, "default": 5}),
+               ("--exact", {"action": "store_true", "help": "what is \"in quotes\" must be there, word for word"}),
                ("--level", {"choices": list(LEVELS), "default": "chunk", "help": "what is shown of what is found"}),
                ("--scope", {"choices": SCOPES, "help": "what the world says (else), this system, or people in conversations"}),
                ("--conversation", {"help": "only what was said in it"}),

@@ -488,8 +488,8 @@ COMMANDS = {
     },
     "search_memory": {
         "help": (
-            "Find passages by words and by meaning. Every result says why it was found; \"in quotes\" must be there, -this must"
-            " not."
+            "Find passages by words and by meaning. Every result says why it was found; \"in quotes\" counts more where it "
+            "stands so, +\"in quotes\" must be there, -this must not."
         ),
         "effect": False,
         "role": "read",
@@ -2173,7 +2173,7 @@ class SearchPage(Page):
             id: query
             height: '38dp'
             font_size: '16sp'
-            hint_text: 'Search the memory    "in quotes" must be there, -this must not'
+            hint_text: 'Search the memory    +"in quotes" must be there, -this must not'
             on_text_validate: root.ask()
         Push:
             text: 'Search'

@@ -14,6 +14,7 @@ import re
 import string
 import time
 
+import numpy
 import pytest
 import transaction
 import ZODB
@@ -431,9 +432,9 @@ def test_a_blank_query_is_refused_with_its_mend(catalog, query):
         batos.search_(catalog, query)
 
 
-@pytest.mark.parametrize("most", [0, -1, 101, True, "5"])
+@pytest.mark.parametrize("most", [0, -1, batos.RESULTS_MAX + 1, True, "5"])
 def test_max_results_is_checked(catalog, most):
-    with pytest.raises(batos.BadRequest, match="1 to 100"):
+    with pytest.raises(batos.BadRequest, match="1 to 3000"):
         batos.search_(catalog, "pump", most)
 
 
@@ -468,12 +469,18 @@ def test_equal_scores_stand_in_the_order_of_their_numbers(catalog):
     assert found_ids == list("zyxw")
 
 
+def test_what_a_query_says_twice_counts_twice(catalog):
+    for name, text in {"pump": "pump handle", "lamp": "lamp handle"}.items():
+        batos.index_document_(catalog, name, text)
+    assert asked(catalog, "lamp pump pump")[0] == "pump" and asked(catalog, "pump lamp lamp")[0] == "lamp"
+
+
 def test_a_long_query_is_cut_to_its_first_words(catalog):
-    batos.index_document_(catalog, "a", "w0 w63 w64")
+    batos.index_document_(catalog, "a", "w0 w255 w256")
     outcome = batos.search_(catalog, " ".join(f"w{n}" for n in range(5000)))
     assert outcome["query_words"] == batos.QUERY_WORDS_MAX and set(outcome["results"][0]["why"]["words"]) == {
         "w0",
-        "w63",
+        "w255",
     }
 
 
@@ -497,23 +504,71 @@ def test_scores_are_okapi_bm25(catalog):
     assert [row["score"] for row in told] == pytest.approx([score(texts[n]) for n in ranked], abs=1e-5)
 
 
+def judged(catalog, weights, monkeypatch):
+    """Return for each of JUDGED whether its document is found first under some weights of Ranking."""
+    monkeypatch.setattr(batos, "RANKING", batos.Ranking(**weights))
+    first = []
+    for query, vector, wanted in JUDGED:
+        terms = batos.parse_query(query)
+        found = batos.search_(catalog, terms.text, 10, numpy.array(vector, numpy.float32), terms)["results"]
+        first.append(found[0]["chunk"]["doc_id"] == wanted)
+    return first
+
+
+# What texts mean is told here by two numbers, as an embedder would by more.
+MEANT = {"valve": ("The brass valve of the boiler house.", (1.0, 0.0)), "tap": ("A tap lets water in.", (0.98, 0.2)),
+         "lamp": ("The brass lamp of the tower.", (0.0, 1.0)), "stairs": ("Stairs lead up the tower.", (0.3, 0.95)),
+         "door": ("The door of the boiler house.", (0.6, 0.8)), "code": ("Part 4711 is out of stock.", (0.5, 0.87)),
+         "say": ("Never rusts old brass, they say.", (0.7, 0.71)), "old": ("Brass is old in the boiler house.", (0.75, 0.66))}
+JUDGED = (("whence liquid flows", (0.95, 0.31), "tap"), ("4711", (1.0, 0.0), "code"), ("brass valve", (0.97, 0.24), "valve"),
+          ("something to see by at night on the tower", (0.1, 0.99), "lamp"), ('Is "old brass" in the boiler house?', (0.74, 0.67), "say"))
+
+
+def test_every_weight_of_the_ranking_is_right_and_another_is_worse(catalog, monkeypatch):
+    for name, (text, vector) in MEANT.items():
+        batos.index_document_(catalog, name, text)
+        number = catalog.documents[name].first_chunk
+        row = numpy.array([vector], numpy.float32)
+        made = batos.Vectors(numpy.array([number], numpy.int64), row / numpy.linalg.norm(row))
+        batos.publish_vectors(catalog, batos.in_record(made), "double")
+    assert all(judged(catalog, {}, monkeypatch))
+    for worse in ({"words": 0.0}, {"words": 1.0}, {"quoted": 0.0}):
+        assert not all(judged(catalog, worse, monkeypatch)), worse
+
+
 def asked(catalog, query, **more):
     terms = batos.parse_query(query)
     return [row["chunk"]["doc_id"] for row in batos.search_(catalog, terms.text, 100, terms=terms, **more)["results"]]
 
 
-def test_phrases_must_be_there_and_excluded_words_must_not(catalog):
+def learn_valves(catalog):
     for name, text in {"a": "Open the brass valve slowly.", "b": "The valve of brass is old.", "c": "A brass lamp.",
                        "d": "Brass-valve repairs, cheap."}.items():
         batos.index_document_(catalog, name, text)
+
+
+def test_needed_phrases_must_be_there_and_excluded_words_must_not(catalog):
+    learn_valves(catalog)
     assert set(asked(catalog, "brass valve")) == {"a", "b", "c", "d"}
-    assert set(asked(catalog, '"brass valves"')) == {"a", "d"}       # as stems
-    assert asked(catalog, '"brass valve" -repair') == ["a"] and asked(catalog, 'brass -valve') == ["c"]
-    assert asked(catalog, '"brass valve" "valve slowly"') == ["a"] and asked(catalog, '"valve brass lamp"') == []
+    assert set(asked(catalog, '+"brass valves"')) == {"a", "d"}      # as stems
+    assert asked(catalog, '+"brass valve" -repair') == ["a"] and asked(catalog, 'brass -valve') == ["c"]
+    assert asked(catalog, '+"brass valve" +"valve slowly"') == ["a"] and asked(catalog, '+"valve brass lamp"') == []
     assert set(asked(catalog, "well-known brass")) == {"a", "b", "c", "d"}, "a hyphen inside a word excludes nothing"
+    assert asked(catalog, '+"the of"') == [] and batos.parse_query('+"the of" x').phrases == ()
+
+
+def test_what_is_in_quotes_is_preferred_and_filters_nothing(catalog):
+    learn_valves(catalog)
+    assert asked(catalog, "Is there a brass valve?")[0] == "b" and asked(catalog, 'the "valve of brass"')[0] == "b"
+    assert set(asked(catalog, 'Is there a "brass valve"?')[:2]) == {"a", "d"}
+    assert set(asked(catalog, 'the "valve brass lamp"')) == {"a", "b", "c", "d"}
+    terms = batos.parse_query('a "brass valve" +"old lamp"')
+    assert terms.quoted == (("brass", "valv"),) and terms.phrases == (("old", "lamp"),) and "counts more" in terms.notes[0]
     terms = batos.parse_query('the "brass valve')
-    assert terms.phrases == () and terms.notes and set(asked(catalog, 'the "brass valve')) == {"a", "b", "c", "d"}
-    assert asked(catalog, '"the of"') == [] and batos.parse_query('"the of" x').phrases == ()
+    assert (terms.phrases, terms.quoted) == ((), ()) and "without its other" in terms.notes[0]
+
+
+def test_excluding_all_there_is_needs_words(catalog):
     with pytest.raises(batos.BadRequest, match="needs words"):
         asked(catalog, "-valve")
 
@@ -732,7 +787,7 @@ def test_figures(catalog):
 
 def at_level(catalog, level, query):
     rows = batos.fold(batos.search_(catalog, query, 20)["results"])
-    return batos.LEVELS[level](catalog, rows, query)
+    return batos.LEVELS[level].rows(catalog, rows, query)
 
 
 def test_sections_are_told_whole_and_once(catalog):

@@ -261,7 +261,7 @@ def test_a_core_that_writes_sums_up_what_was_shown_once(tmp_path):
     machine.ingest("d", "The brass valve is turned until the needle stands at zero.")
 
     def shown():
-        rows = machine.look(lambda catalog: batos.LEVELS["document"](
+        rows = machine.look(lambda catalog: batos.LEVELS["document"].rows(
             catalog, batos.fold(batos.search_(catalog, "valve poison", 9)["results"]), "valve poison"))
         lane.want(rows)
         return {row["chunk"]["doc_id"]: row["document"]["written"] for row in rows}
