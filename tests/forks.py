@@ -19,7 +19,8 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PROGRAMS = {"batos": ROOT / "batos.py", "doubles": ROOT / "tests" / "doubles.py", "newer": ROOT / "tests" / "newer.py"}
+PROGRAMS = {"batos": ROOT / "batos.py", "doubles": ROOT / "tests" / "doubles.py", "newer": ROOT / "tests" / "newer.py",
+            "ageing": ROOT / "tests" / "ageing.py"}
 NEEDED = ("numpy", "Stemmer", "safetensors.numpy")       # what a daemon imports at its first document
 REQUEST_BYTES = 200_000
 
@@ -139,6 +140,7 @@ def tell_end(handle, pid, told):
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)         # Ctrl-C at the terminal is for who started me
     sys.path.insert(0, str(ROOT))
+    import ageing  # noqa: F401
     import doubles  # noqa: F401
     import newer  # noqa: F401
 

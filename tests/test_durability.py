@@ -3,7 +3,7 @@
 import ast
 
 import pytest
-from durability import fuzz, kills, lossy, mutants, powercut, soak
+from durability import fuzz, kills, lossy, months, mutants, powercut, soak
 
 
 @pytest.mark.slow
@@ -44,6 +44,30 @@ def test_fuzzing_of_the_wire(tmp_path):
 def test_a_soak(tmp_path):
     report = soak.campaign(tmp_path, 20_000, 100, 1)
     assert [problem for problem in report["problems"] if "grew" not in problem] == [] and report["cycles"] >= 100
+
+
+@pytest.mark.slow
+def test_three_months_in_three_minutes(tmp_path):
+    report = months.campaign(tmp_path, 90, 3.0, 3)
+    assert report["problems"] == [] and len(report["samples"]) == 45
+
+
+@pytest.mark.slow
+def test_a_run_of_months_is_gone_on_with_where_it_was_left(tmp_path):
+    first = months.campaign(tmp_path, 2, 0.001, 5)
+    assert [row["day"] for row in first["samples"]] == [0, 1] and first["problems"] == []
+    again = months.campaign(tmp_path, 3, 0.001, 5)
+    assert [row["day"] for row in again["samples"]] == [0, 1, 2] and again["problems"] == []
+    assert "| 2 |" in months.table(again, "a commit")
+
+
+def test_growth_is_of_the_last_half_and_noise_is_none():
+    rows = [dict.fromkeys(months.FIGURES, 100.0) for _ in range(8)]
+    for n, row in enumerate(rows[4:]):
+        row["memory_mb"] += 10 * n
+        row["disk_mb"] += 0.1 * n
+    assert months.growths(rows) == {**dict.fromkeys(months.FIGURES, 0.0), "memory_mb": 0.3}
+    assert months.growths(rows[:4]) == dict.fromkeys(months.FIGURES, 0.0)
 
 
 # Mutants
