@@ -2812,7 +2812,7 @@ def history_of(root, limit, obj=None, slot=None, before=None):
     """Return ([row], the change to go on before, or None): what changed, the newest first.
 
     A row is {"change", "at", "who", "why", "cycle", "command", "changes": [(object, slot, before, after)]}; with `obj`
-    (and `slot`) only changes of it. Raises NotFound for an unknown `before`.
+    (and `slot`, one or a set) only changes of it. Raises NotFound for an unknown `before`.
     """
     until_us = find_change(root, before)[1] if before else (1 << 62)
     pages = heapq.merge(*(_pages_back(getattr(root["ledger_obj"], lane), until_us) for lane in ("write", "bulk")),
@@ -2831,7 +2831,11 @@ def history_of(root, limit, obj=None, slot=None, before=None):
 
 def _rows_of(page, at_us, obj, slot):
     """Yield the rows of a page's entries, the last first."""
-    wanted = [[row for row in rows if obj is None or row[0] is obj and slot in (None, row[1])] for rows in page.changes]
+    slots = {slot} if isinstance(slot, str) else slot
+
+    def is_wanted(row):
+        return obj is None or row[0] is obj and (slots is None or row[1] in slots)
+    wanted = [list(filter(is_wanted, rows)) for rows in page.changes]
     if obj is not None and not any(wanted):
         return
     for number, (entry, rows) in reversed(list(enumerate(zip(page.entries, wanted, strict=True)))):
@@ -11165,10 +11169,14 @@ def documents_matching(catalog, query):
 
 def documents_named(catalog, doc_id):
     """Return the doc_ids of a document of which any version is held: its name, and those it had before. Raises NotFound."""
-    now = doc_id if doc_id in catalog.documents else _name_now(catalog, doc_id)[0]
-    former = {name for name in _moved_names(catalog) if _name_now(catalog, name)[0] == now}
-    held = {name for name in {doc_id, now} | former if name in catalog.documents or _retired_of(catalog, name)}
+    held = {name for name in names_of(catalog, doc_id) if name in catalog.documents or _retired_of(catalog, name)}
     return held or {find_document(catalog, doc_id).doc_id}
+
+
+def names_of(catalog, doc_id):
+    """Return the name of a document and those that it had before, given any of them."""
+    now = doc_id if doc_id in catalog.documents else _name_now(catalog, doc_id)[0]
+    return {doc_id, now} | {former for former in _moved_names(catalog) if _name_now(catalog, former)[0] == now}
 
 
 def documents_of(catalog, conversation):
@@ -12806,6 +12814,12 @@ def _pages_about(image, oids, step):
     return found
 
 
+def no_such_conversation(catalog, conversation):
+    """Return the NotFound that names the nearest conversations that are remembered."""
+    known = mend(conversation, catalog.metadata_index["conversation"], "remembered")
+    return NotFound(f"there is no such conversation: {conversation!r:.80}; {known}", kind="conversation", name=conversation)
+
+
 def forget_job(image, bulk, settings, by, value, preview):
     """Return apply(step) that forgets what a value names `by` one of FORGET_BY, or only tells what that is."""
     def apply(step):
@@ -12813,6 +12827,8 @@ def forget_job(image, bulk, settings, by, value, preview):
         with reading(image) as root:
             doc_ids, cycles = what_to_forget(root, by, value)
             logged = logged_about(root, by, value)
+            if by == "conversation" and not (doc_ids or cycles or logged):
+                raise no_such_conversation(root["knowledge_catalog_obj"], value)
         result = {"documents": sorted(doc_ids)[:1000], "count": len(doc_ids), "cycles": len(cycles),
                   "logged": len(logged)}
         told = f"{len(doc_ids)} documents and what {len(cycles)} cycles were told of them"
@@ -15007,6 +15023,9 @@ class IngestAndDisplayYourselfCommand(DisplayYourselfCommand):
     """As display_yourself, once the memory holds the system's own documents."""
 
 
+CONVERSATION_NAME = "a conversation's name is a letter, a figure or _, then up to 99 of these, blanks and . : @ + -"
+
+
 class MissionBrief(pydantic.BaseModel):
     """What a mission is about; the texts among args and kwargs are its question."""
 
@@ -15017,7 +15036,7 @@ class MissionBrief(pydantic.BaseModel):
     args: list = pydantic.Field(default_factory=list)    # a plain default is deep-copied each time
     kwargs: dict[str, typing.Any] = pydantic.Field(default_factory=dict)
     intent: str | None = pydantic.Field(None, max_length=2000)     # what an unhandled message shall do
-    conversation: str | None = pydantic.Field(None, pattern=r"^[^\W/][\w .:@+-]{0,99}$")
+    conversation: str | None = pydantic.Field(None, pattern=r"^[^\W/][\w .:@+-]{0,99}$", description=CONVERSATION_NAME)
 
 
 class InitiateCognitiveCycleCommand(Command):
@@ -15041,7 +15060,9 @@ class CancelCommand(Command):
     cycle: str = pydantic.Field(max_length=20)
 
 
-UPLOAD, PARTS_MAX = r"^[A-Za-z0-9_-]{8,64}$", 1000        # how parts that belong together are named, and how many there may be
+PARTS_MAX = 1000                                         # of one text
+# How parts that belong together are named.
+UPLOAD = {"pattern": r"^[A-Za-z0-9_-]{8,64}$", "description": "8 to 64 of the letters A to Z, figures, - and _"}
 
 
 class IndexDocumentCommand(Command):
@@ -15050,7 +15071,7 @@ class IndexDocumentCommand(Command):
     doc_id: str = pydantic.Field(min_length=1, max_length=1000)
     text: str | None = None
     path: str | None = None
-    upload: str | None = pydantic.Field(None, pattern=UPLOAD)        # of whose `parts` the text is joined; see index_part
+    upload: str | None = pydantic.Field(None, **UPLOAD)  # of whose `parts` the text is joined; see index_part
     parts: int = pydantic.Field(0, ge=0, le=PARTS_MAX)
     metadata: dict[str, typing.Any] = {}
     scope: typing.Literal["world", "self"] = "world"
@@ -15060,7 +15081,7 @@ class IndexDocumentCommand(Command):
 class IndexPartCommand(Command):
     """Keep a part of a text that is larger than a message, for a day: index_document with the same `upload` makes it a document."""
 
-    upload: str = pydantic.Field(pattern=UPLOAD)
+    upload: str = pydantic.Field(**UPLOAD)
     number: int = pydantic.Field(ge=0, lt=PARTS_MAX)
     text: str = pydantic.Field(min_length=1)
 
@@ -15108,7 +15129,7 @@ class ListObjectsCommand(Command):
     kind: typing.Literal[OBJECT_KINDS] | None = None
     slot: str | None = pydantic.Field(None, max_length=200)
     parent: str | None = pydantic.Field(None, max_length=1000)
-    after: str = pydantic.Field("0x0", pattern=r"^0x[0-9a-fA-F]{1,16}$")
+    after: str = pydantic.Field("0x0", pattern=r"^0x[0-9a-fA-F]{1,16}$", description="an oid such as 0x2a")
     limit: int = pydantic.Field(100, ge=1, le=1000)
 
 
@@ -15315,7 +15336,7 @@ def _fields_at(model, path):
     for part in path:
         annotation = model.model_fields[part].annotation
         model = annotation if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel) else model
-    return list(model.model_fields)
+    return model.model_fields
 
 
 def _shortly(value):
@@ -15328,8 +15349,17 @@ def _bad_request(name, model, first):
     if first["type"] == "extra_forbidden":
         fields = _fields_at(model, first["loc"][:-1])
         return BadRequest(f"{name} takes no field {_shortly(where)}; {mend(first['loc'][-1], fields, 'its fields')}", field=where)
-    return BadRequest(f"{name}: field {where!r} {'is missing' if first['type'] == 'missing' else 'is not right'}: "
-                      f"{first['msg']}, got {_shortly(first.get('input'))}", field=where)
+    what = "is missing" if first["type"] == "missing" else "is not right"
+    problem, got = _problem(model, first), _shortly(first.get("input"))
+    return BadRequest(f"{name}: field {where!r} {what}: {problem}, got {got}", field=where, problem=problem, got=got)
+
+
+def _problem(model, first):
+    """Return in words what is wrong with a field; of one that fits no pattern what its description allows."""
+    if first["type"] == "string_pattern_mismatch":
+        *inside, name = first["loc"]
+        return _fields_at(model, inside)[name].description
+    return first["msg"].removeprefix("Value error, ")
 
 
 def parse_command(request):
@@ -16229,6 +16259,8 @@ def search_memory(request, root):
     for name, value in command.model_dump().items():
         if name in Where._fields and value:
             where[name] = value
+    if command.conversation and command.conversation not in catalog.metadata_index["conversation"]:
+        raise no_such_conversation(catalog, command.conversation)
     terms = parse_query(command.query)
     if terms.text.strip():
         vector = request.uvm.embedder.query(terms.text)
@@ -16378,7 +16410,8 @@ def show_history(request, root):
 
 def _history_of_what(command, root):
     if command.doc_id is not None:
-        return root["knowledge_catalog_obj"], f"documents[{command.doc_id}]"
+        catalog = root["knowledge_catalog_obj"]
+        return catalog, {f"documents[{name}]" for name in names_of(catalog, command.doc_id)}
     obj = resolve(root, command.target) if command.target is not None else None
     if command.slot is not None and obj is None:
         raise BadRequest("a history of a slot needs the object that has it: give `target` too")
@@ -18870,6 +18903,13 @@ async def _run(uvm, image, endpoint):
 # A synchronous client, and the command line made of it.
 
 
+def _near(doc_id):
+    """Return a document's name as who stands in the current folder says it: a path below that from there on."""
+    with contextlib.suppress(OSError):                   # a current folder that is gone
+        return doc_id.removeprefix(os.path.join(os.getcwd(), ""))
+    return doc_id
+
+
 EVENTS_HELD = 1000                                       # that come amid calls; the oldest go
 
 
@@ -19243,34 +19283,71 @@ class Learning:
     def _bytes(self, name):
         return int(self._limits[name] * 1e6)
 
-    def learn(self, path, names):
-        """Have one file learnt; returns what to say of it, and where. What is wrong with it stops nothing else."""
+    def outcomes(self):
+        """Have all files learnt, small ones together; yields of each what to say of it, and where.
+
+        What is wrong with a file stops nothing else. Raises NoReply, Forbidden.
+        """
+        batch = []
+        for path, names in self.files:
+            try:
+                batch.append(self._request(path, names, self.read(path)))
+            except (NoReply, Forbidden):                 # not this file's fault
+                raise
+            except Exception as error:                   # a boundary: whatever a file, or what it says, makes of a library
+                yield self._not_learnt(path, error), sys.stderr
+                continue
+            if len(batch) == REQUESTS_AT_ONCE or len(batch[-1].get("text", "")) > SHARED_CHARS:
+                yield from self._sent(batch)
+                batch = []
+        yield from self._sent(batch)
+
+    def _sent(self, batch):
+        """Send requests at once; those that a lost connection left open, or that may be sent again, again one by one."""
+        replies = {}
+        with contextlib.suppress(NoReply):
+            for request, reply in self.client.replies(batch, LEARN_S):
+                replies[request["idempotency_key"]] = reply
+        for request in batch:
+            reply = replies.get(request["idempotency_key"])
+            if reply is None or _is_passing(reply):
+                reply = self._again(request)
+            yield self._learnt(request["doc_id"], reply)
+
+    def _again(self, request):
         try:
-            reply = self._remember(path, names, self.read(path))
-        except (NoReply, Forbidden):                     # not this file's fault
+            return self.call(**request)
+        except (NoReply, Forbidden):
             raise
-        except Exception as error:                       # a boundary: whatever a file, or what it says, makes of a library
-            return self._not_learnt(path, error), sys.stderr
+        except BatosError as error:
+            return error
+
+    def _learnt(self, path, reply):
+        """Note a reply, or an error; returns what to say of it, and where."""
+        if isinstance(reply, Forbidden):
+            raise reply
+        if isinstance(reply, BatosError):
+            return self._not_learnt(pathlib.Path(path), reply), sys.stderr
         self.learnt.append(reply)
         self.counts["known already" if reply["result"]["unchanged"] else "learnt"] += 1
-        return reply["details"], sys.stdout
+        return reply["details"].replace(path, _near(path), 1), sys.stdout
 
     def _not_learnt(self, path, error):
         told = error.message if isinstance(error, BatosError) else f"{type(error).__name__}: {error}"
         if getattr(error, "fields", {}).get("no_document") and path not in self.found.named:
             self.counts["left out"] += 1
-            return f"{path}: left out: {told}"
-        self.failed.append((path, told))
-        return f"{path}: {told}"
+            return f"{_near(str(path))}: left out: {told}"
+        self.failed.append((str(path), told))
+        return f"{_near(str(path))}: {told}"
 
-    def _remember(self, path, names, extract):
+    def _request(self, path, names, extract):
         metadata = {**extract.metadata, "path": str(path)}
         if others := self._other_names(path, names):
             metadata["names"] = others
         if self.tags:
             metadata["tags"] = self.tags
-        fields = {"doc_id": str(path), "metadata": metadata, "rechunk": self.rechunk, "idempotency_key": uuid7()}
-        return self.call("index_document", **self._text_or_parts(path, extract.text), **fields)
+        return {"command": "index_document", "doc_id": str(path), **self._text_or_parts(path, extract.text),
+                "metadata": metadata, "rechunk": self.rechunk, "idempotency_key": uuid7()}
 
     def _text_or_parts(self, path, text):
         """Return the fields that tell a document's text; of one larger than a message the parts are sent that are not there yet."""
@@ -19293,7 +19370,7 @@ class Learning:
         return sorted({*still, *(str(name) for name in names if _can_be_shown(str(name)))})
 
     def call(self, command, **fields):
-        """Call a command that may be sent twice; while the daemon is gone or busy, send it again. Raises its error, NoReply."""
+        """Send a command that may be sent twice; while the daemon is gone or busy, send it again. Raises its error, NoReply."""
         until_s = None
         while True:
             try:
@@ -19301,7 +19378,7 @@ class Learning:
             except BatosError as error:
                 now_s = time.monotonic()
                 until_s = until_s or now_s + AGAIN_S
-                if now_s > until_s or not (error.retry or error.fields.get("gone")):
+                if now_s > until_s or not _is_passing(error):
                     raise
             time.sleep(AGAIN_PAUSE_S)
 
@@ -19345,6 +19422,11 @@ class Learning:
         return f"{counted or 'no file'}{failed} in {seconds:.1f} s"
 
 
+def _is_passing(reply):
+    """Tell whether a reply is an error that may be over soon: the daemon is gone, drains or is busy."""
+    return isinstance(reply, BatosError) and bool(reply.retry or reply.fields.get("gone"))
+
+
 def _name_of(path):
     """Return the document's name of a path; of one that is not UTF-8 what is like it."""
     return os.fsencode(path).decode("utf-8", "replace")
@@ -19376,7 +19458,7 @@ def _learn(args, client):
     for line in found.told():
         tell(line, sys.stderr)
     for path, why in learning.failed:
-        print(_shown(f"batos: {path}: {why}"), file=sys.stderr, flush=True)
+        print(_shown(f"batos: {_near(path)}: {why}"), file=sys.stderr, flush=True)
     is_told = len(learning.files) == 1 and not (status or learning.failed)
     return learning.learnt, "" if is_told else learning.told(time.monotonic() - started_s), status or int(bool(learning.failed))
 
@@ -19386,8 +19468,7 @@ def _learn_all(learning, vanished, tell):
     for line in learning.rename():
         tell(line)
     started_s, count = time.monotonic(), len(learning.files)
-    for number, (path, names) in enumerate(learning.files, 1):
-        line, stream = learning.learn(path, names)
+    for number, (line, stream) in enumerate(learning.outcomes(), 1):
         left_s = (time.monotonic() - started_s) / number * (count - number)
         left = f", {left_s:,.0f} s left" if left_s > 5 else ""
         tell(f"[{number}/{count}] {line}{left}", stream)
@@ -19413,10 +19494,10 @@ def _told_result(rank, row):
     """Return the lines that show a result: where it is and why, what it says, a blank."""
     chunk, why = row["chunk"], [f"words: {', '.join(row['why']['words']) or 'none'}"]
     why += [f"similarity {row['why']['similarity']:.2f}"] if row["why"]["similarity"] is not None else []
-    why += [f"also: {', '.join(row['also'])}"] if row["also"] else []
-    why += [f"superseded by {row['superseded_by']}"] if row["superseded_by"] else []
+    why += [f"also: {', '.join(map(_near, row['also']))}"] if row["also"] else []
+    why += [f"superseded by {_near(row['superseded_by'])}"] if row["superseded_by"] else []
     texts = ("   " + line for text in _level_texts(row) for line in text.strip().splitlines())
-    place = f"{chunk['doc_id']}:{chunk['lines'][0]}-{chunk['lines'][1]}"
+    place = f"{_near(chunk['doc_id'])}:{chunk['lines'][0]}-{chunk['lines'][1]}"
     return ["  ".join([f"{rank}. {place}", f"score {row['score']:.2f}", *why]), *texts, ""]
 
 
@@ -19430,8 +19511,10 @@ def _level_texts(row):
 
 def _documents(args, client):
     reply = client.call("list_documents", limit=args.limit, after=args.after, taught=not args.all)
-    lines = [f"{row['doc_id']}  {row['kind']}, version {row['version']}, {row['chunks']} chunks, {row['added_at']['$time'][:19]}"
-             for row in reply["results"]]
+    lines = []
+    for row in reply["results"]:
+        told = f"{row['kind']}, version {row['version']}, {row['chunks']} chunks, {row['added_at']['$time'][:19]}"
+        lines.append(f"{_near(row['doc_id'])}  {told}")
     after = reply["result"]["after"]
     return reply, "\n".join(lines + [f"more: --after {after}"] * bool(after)) or "nothing was learnt yet; see `learn`, and --all"
 
@@ -19452,8 +19535,10 @@ def _told_answer(report):
     """Return the evidence with file and lines, then the answer; for a cycle that has not ended, its state."""
     if "answer" not in report:
         return f"cycle {report['cycle']}: {report['state']}"
-    lines = [f"[{n}] {item['doc_id']}:{'-'.join(map(str, dict.fromkeys(item['lines'])))}  {' '.join(item['text'].split())}"
-             for n, item in enumerate(report["evidence"], 1)]
+    lines = []
+    for n, item in enumerate(report["evidence"], 1):
+        place = f"{_near(item['doc_id'])}:{'-'.join(map(str, dict.fromkeys(item['lines'])))}"
+        lines.append(f"[{n}] {place}  {' '.join(item['text'].split())}")
     return "\n".join([*lines, *([""] if lines else []), report["answer"]])
 
 
@@ -19657,13 +19742,26 @@ def _pack_command(args, client):
     return reply, reply["details"]
 
 
+def _known_name(client, name):
+    """Return the name of a document that is named as it is, or by its file's path however that is spelt."""
+    path = os.path.realpath(name)
+    for one in (name, path):
+        with contextlib.suppress(NotFound, BadRequest):
+            return client.call("show_document", doc_id=one, limit=1)["result"]["doc_id"]
+    return name                                          # former versions may be held still
+
+
 def _forget_command(args, client):
     what = {by: getattr(args, by) for by in FORGET_BY if getattr(args, by) is not None}
+    if len(what) != 1:
+        raise ConfigError("say what to forget: either a document's name, or --conversation NAME, or --matching WORDS")
+    if args.doc_id is not None:
+        what = {"doc_id": _known_name(client, args.doc_id)}
     if args.yes:
         reply = _watched(client, "forget", **what)
         return reply, reply["details"]
     reply = client.call("forget", preview=True, **what)
-    return reply, "\n".join([*reply["result"]["documents"], f"{reply['details']}; to do it, add --yes (it can not be undone)"])
+    return reply, "\n".join([*map(_near, reply["result"]["documents"]), f"{reply['details']}; to do it, add --yes (it can not be undone)"])
 
 
 def _told_value(change, side):
@@ -19685,7 +19783,7 @@ def _history(args, client):
     fields = {name: value for name, value in vars(args).items()
               if name in ("target", "slot", "before", "limit") and value is not None}
     if "target" in fields and args.document:
-        fields["doc_id"] = fields.pop("target")
+        fields["doc_id"] = _known_name(client, fields.pop("target"))
     reply = client.call("history", **fields)
     return reply, _told_changes(reply)
 
@@ -20416,8 +20514,18 @@ def main(argv=None):
     except (BatosError, OSError, ZODB.POSException.StorageError) as error:
         if args.debug:
             raise
-        print(f"batos: {error}", file=sys.stderr)
+        print(f"batos: {_told_error(error, args)}", file=sys.stderr)
         return 1
+
+
+def _told_error(error, args):
+    """Return an error's sentence; of a field that came from the command line, by its option there."""
+    fields = error.fields if isinstance(error, BadRequest) else {}
+    name = str(fields.get("field", "")).rpartition(".")[2]
+    for option, how in ARGUMENTS.get(args.subcommand, ()):
+        if "problem" in fields and name == how.get("dest", option.lstrip("-").replace("-", "_")):
+            return f"{option} {fields['got']} is not right: {fields['problem']}"
+    return str(error)
 
 
 def leave(status):

@@ -96,7 +96,7 @@ def test_a_large_file_of_little_text_is_learnt(learn, tmp_path):
 
 
 def test_an_interrupt_is_told_as_a_status(learn, tmp_path, monkeypatch):
-    (tmp_path / "a.md").write_text("One.")
+    (tmp_path / "a.md").write_text(SENTENCE.format("one") * 300)           # small ones would wait for company
     (tmp_path / "b.md").write_text("Two.")
     read = batos.read_file
 
@@ -258,8 +258,8 @@ def test_a_renamed_file_keeps_its_document_and_that_can_be_undone(learn, tmp_pat
         assert client.call("show_document", doc_id=old)["result"]["doc_id"] == new
         assert client.call("show_document", doc_id=old, version=1)["results"][0]["text"].startswith("The brass")
         assert client.call("forget", doc_id=new, preview=True)["result"]["documents"] == [new, old]
-        [change] = client.call("history", doc_id=new)["results"]
-        assert change["command"] == "move_document"
+        change, learnt = client.call("history", doc_id=new)["results"]
+        assert change["command"] == "move_document" and learnt["command"] == "index_document"
         client.call("undo", change=change["change"])
         assert documents(learn.endpoint).keys() == {old, str(folder / "stays.md")}
         assert client.call("show_document", doc_id=new)["result"]["doc_id"] == old
@@ -335,7 +335,7 @@ def test_a_text_larger_than_a_message_is_learnt_in_parts(daemon, tmp_path, capsy
     (tmp_path / "large.txt").write_text(LARGE)
     endpoint = daemon(*BOUNDS).endpoint
     assert batos.main(["learn", str(tmp_path / "large.txt"), "--endpoint", endpoint]) == 0, capsys.readouterr()
-    assert len(LARGE) > 1 << 20 and hits(endpoint, '"line 59999"')[0]["chunk"]["text"].endswith("valve 59999.\n")
+    assert len(LARGE) > 1 << 20 and hits(endpoint, '"line 59999"')[0]["chunk"]["lines"][1] == 60_000
     assert "already known" in (batos.main(["learn", str(tmp_path / "large.txt"), "--endpoint", endpoint]), capsys.readouterr().out)[1]
     assert list((tmp_path / "live_image.fs.parts").glob("*")) == []
 
@@ -442,3 +442,33 @@ def test_a_start_on_a_port_that_is_taken_leaves_no_image_behind(tmp_path, monkey
         taken.listen()
         assert batos.main(["--endpoint", f"tcp://127.0.0.1:{taken.getsockname()[1]}"]) == 1
     assert "cannot listen on" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+# What the command line says
+
+
+@pytest.mark.parametrize("words, told", [
+    (["ask", "Who?", "--conversation", "a/b"], "--conversation 'a/b' is not right: a conversation's name is a letter, "),
+    (["search", "pump", "--max-results", "1000"], "--max-results 1000 is not right: Input should be less than or equal to 100"),
+    (["search", "pump", "--since", "soon"], "--since 'soon' is not right: a time is ISO 8601"),
+    (["search", "pump", "--conversation", "nobody"], "there is no such conversation: 'nobody'; "),
+    (["forget", "--conversation", "nobody"], "there is no such conversation: 'nobody'; "),
+    (["forget"], "say what to forget: either a document's name, or --conversation NAME, or --matching WORDS"),
+    (["documents", "--limit", "0"], "--limit 0 is not right: Input should be greater than or equal to 1"),
+])
+def test_an_error_speaks_of_the_command_line(daemon, words, told, capsys):
+    assert batos.main([*words, "--endpoint", daemon(core=0).endpoint]) == 1
+    assert f"batos: {told}" in capsys.readouterr().err
+
+
+def test_a_document_is_forgotten_by_any_spelling_of_its_path(learn, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pump.md").write_text(SENTENCE.format("brass"))
+    learn("pump.md")
+    for command, told in ((["documents"], "pump.md  markdown"), (["search", "brass"], "1. pump.md:1-1"),
+                          (["forget", "pump.md"], "pump.md\n"), (["history", "pump.md", "--document"], "documents[")):
+        capsys.readouterr()                              # what is below the current folder is told from there on
+        assert batos.main([*command, "--endpoint", learn.endpoint]) == 0
+        assert told in capsys.readouterr().out
+    assert batos.main(["forget", "./pump.md", "--yes", "--endpoint", learn.endpoint]) == 0
+    assert not documents(learn.endpoint) and not hits(learn.endpoint, "brass")
