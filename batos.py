@@ -4224,8 +4224,8 @@ class Upkeep(Lane):
 #
 # On the bridge go msgpack maps, each behind its length and the number of its message.
 
-CHILD_IMPORTS = """import __future__, ast, builtins, ctypes, datetime, decimal, gc, importlib, os, random, resource, signal
-import socket, string, struct, sys, time, types
+CHILD_IMPORTS = """import __future__, ast, builtins, ctypes, dataclasses, datetime, decimal, functools, gc, importlib, os, random
+import resource, signal, socket, string, struct, sys, time, types
 import ormsgpack
 """
 
@@ -4233,7 +4233,8 @@ REF, TIME, TREE, METHOD, OPAQUE, TUPLE = range(1, 7)     # msgpack extensions on
 NUMBER_BYTES = 8                                         # of a message's number, which nobody can guess
 HEAD_BYTES = 4 + NUMBER_BYTES                            # of a frame: its size, and the number of its message
 FIRST_BYTES, PIECE_BYTES = 4096, 1 << 20                 # that are read at once: most frames are smaller than the first
-PACKING = ormsgpack.OPT_PASSTHROUGH_TUPLE | ormsgpack.OPT_PASSTHROUGH_DATETIME | ormsgpack.OPT_NON_STR_KEYS
+PACKING = (ormsgpack.OPT_PASSTHROUGH_TUPLE | ormsgpack.OPT_PASSTHROUGH_DATETIME | ormsgpack.OPT_PASSTHROUGH_DATACLASS
+           | ormsgpack.OPT_NON_STR_KEYS)
 FACADES = {
     "math": None, "itertools": None, "statistics": None, "fractions": ("Fraction",), "json": ("loads", "dumps"),
     "re": ("compile", "escape", "findall", "finditer", "fullmatch", "match", "search", "split", "sub", "subn", "error",
@@ -4247,14 +4248,19 @@ FACADES = {
     "string": ("ascii_letters", "ascii_lowercase", "ascii_uppercase", "digits", "hexdigits", "octdigits", "punctuation",
                "printable", "whitespace", "capwords", "Template"),
     "textwrap": ("wrap", "fill", "shorten", "dedent", "indent"),
-    "functools": ("reduce", "partial", "cmp_to_key", "lru_cache", "cache"),
-    "operator": None,
+    "functools": ("reduce", "partial", "cmp_to_key", "lru_cache", "cache", "total_ordering"),
+    "operator": None, "bisect": ("bisect", "bisect_left", "bisect_right", "insort", "insort_left", "insort_right"),
+    "heapq": ("heapify", "heappop", "heappush", "heappushpop", "heapreplace", "merge", "nlargest", "nsmallest"),
+    "copy": ("copy", "deepcopy"), "dataclasses": ("dataclass", "field", "asdict", "astuple", "replace"),
+    "typing": ("NamedTuple", "Any", "Callable", "Dict", "Iterable", "Iterator", "List", "Literal", "Mapping", "Optional", "Sequence",
+               "Set", "Tuple", "Union"),
 }
 SAFE_BUILTINS = """abs all any ascii bin bool bytearray bytes callable chr complex dict divmod enumerate filter float format
 frozenset hash hex int isinstance issubclass iter len list map max min next oct ord pow range repr reversed round set slice
 sorted str sum tuple zip True False None Exception ValueError TypeError KeyError IndexError AttributeError ZeroDivisionError
 ArithmeticError LookupError RuntimeError StopIteration OverflowError NotImplementedError NotImplemented AssertionError
 RecursionError UnicodeError Ellipsis""".split()
+CLASS_BUILTINS = ("property", "staticmethod", "classmethod", "super")    # for the small classes beside a method
 # Attributes that lead from a value to the interpreter's inside; so do all that begin with two underscores.
 INNER = frozenset(["_slots", "mro", "with_traceback", "func_globals", "func_code"]) | frozenset(
     name for kind in (types.CodeType, types.FrameType, types.TracebackType, types.GeneratorType, types.CoroutineType,
@@ -4397,13 +4403,14 @@ class Work:
     touched  (number, name) -> the mutable value that a method was given
     known    (number, name) -> its msgpack, as the method lane knows it; `seals`: as it was at the last flag
     written  number -> {slot: value, or GONE}; not told to the method lane yet
+    of_trees  [mutable value that was read from a tree, its msgpack]: these are not written
     open     for each method at work: the slot that it wrote last and has not flagged, or None
     """
 
     def __init__(self, end, number):
         self.end, self.number = end, number
         self.objects, self.own, self.far = {}, {}, {}
-        self.touched, self.known, self.seals, self.written, self.open = {}, {}, {}, {}, []
+        self.touched, self.known, self.seals, self.written, self.of_trees, self.open = {}, {}, {}, {}, [], []
 
     # ---- the bridge
 
@@ -4417,7 +4424,10 @@ class Work:
             if type(value) is Remote:
                 return ormsgpack.Ext(REF, number_of(value).to_bytes(4, "little"))
             return pack_special(value, self.pack)
-        return ormsgpack.packb(value, default=special, option=PACKING)
+        try:
+            return ormsgpack.packb(value, default=special, option=PACKING)
+        except TypeError as error:
+            raise TypeError(f"{error}; slots, results and arguments are plain: {PLAIN_TOLD}") from None
 
     def unpack(self, data):
         def special(tag, data):
@@ -4425,7 +4435,7 @@ class Work:
                 return self.object(int.from_bytes(data, "little"))
             if tag == TREE:
                 number = int.from_bytes(data, "little")
-                return Tree(lambda do, *args: self.ask(op="tree", of=number, do=do, args=list(args)))
+                return Tree(lambda do, *args: self.ask_tree(number, do, args))
             if tag in MARKS:
                 return MARKS[tag]
             return unpack_special(tag, data, self.unpack)
@@ -4443,6 +4453,12 @@ class Work:
             raise REMOTE_ERRORS.get(kind, RuntimeError)(text)
         return reply["value"]
 
+    def ask_tree(self, number, do, args):
+        value = self.ask(op="tree", of=number, do=do, args=list(args))
+        pairs = {"get": [[None, value]], "items": value}.get(do, ())
+        self.of_trees += [(part, self.pack(part)) for _, part in pairs if type(part) not in UNWATCHED]
+        return value
+
     # ---- slots
 
     def slots(self, number):
@@ -4458,7 +4474,7 @@ class Work:
         value = own[name] if name in own else self.look(number, name)
         if value is METHOD_MARK:
             return Bound(lambda *args, **kwargs: self.send(remote, name, args, kwargs))
-        if type(value) in (list, dict) and (number, name) not in self.touched:
+        if type(value) not in UNWATCHED and (number, name) not in self.touched:
             self.touched[number, name] = value
             self.known[number, name] = self.seals[number, name] = self.pack(value)
         return value
@@ -4476,24 +4492,23 @@ class Work:
         if is_inner(name):
             raise AttributeError(f"{name} is not for methods")
         number = number_of(remote)
+        self.note_open(name)
         self.slots(number)[name] = value
         self.written.setdefault(number, {})[name] = value
         self.touched.pop((number, name), None)
-        if type(value) in (list, dict):
+        if type(value) not in UNWATCHED:
             self.touched[number, name] = value
             self.known[number, name] = self.seals[number, name] = b""
-        if self.open:
-            self.open[-1] = name
 
     def remove(self, remote, name):
         number = number_of(remote)
         own = self.slots(number)
         if name not in own:
             raise AttributeError(f"there is no slot {name!r} to remove")
+        self.note_open(name)
         del own[name]
         self.touched.pop((number, name), None)
         self.written.setdefault(number, {})[name] = GONE
-        self.open[-1] = name
 
     def seal(self):
         """The flag: what was changed until now is declared."""
@@ -4507,9 +4522,15 @@ class Work:
         return self.open[-1] or next(changed, None)
 
     def changes(self):
-        """Return {number: {slot: value}} and [[number, slot], ...] of what is gone: all that the method lane does not know."""
+        """Return {number: {slot: value}} and [[number, slot], ...] of what is gone: all that the method lane does not know.
+
+        What a method has not flagged by then it has to flag yet, whatever the one that it sends to flags.
+        """
         for key, value in self.touched.items():
             packed = self.pack(value)
+            if packed != self.seals[key]:
+                self.seals[key] = packed
+                self.note_open(key[1])
             if packed != self.known[key]:
                 self.known[key] = packed
                 self.written.setdefault(key[0], {})[key[1]] = value
@@ -4517,6 +4538,16 @@ class Work:
         gone = [[number, name] for number, slots in written.items() for name, value in slots.items() if value is GONE]
         return {number: {name: value for name, value in slots.items() if value is not GONE}
                 for number, slots in written.items()}, gone
+
+    def note_open(self, name):
+        """A slot was changed, and is to be flagged by the method at work. Raises Covenant where none is at work any more."""
+        if not self.open:
+            raise Covenant(f"{name} was changed after the method had ended")
+        self.open[-1] = name
+
+    def check_trees(self):
+        if any(self.pack(value) != packed for value, packed in self.of_trees):
+            raise TypeError("a value that was read from a tree was changed, and is not written so; change a copy, and set a slot")
 
     # ---- messages
 
@@ -4576,8 +4607,8 @@ def safe_setattr(value, name, new):
 
 
 def writable(value):
-    """Return `value` where its attributes may be written: an object of the image."""
-    if type(value) is not Remote:
+    """Return `value` where its attributes may be written: an object of the image, or one of a class beside the method."""
+    if type(value) is not Remote and not is_own_class(type(value)):
         raise TypeError(f"only slots of objects can be written, not attributes of a {type(value).__name__}")
     return value
 
@@ -4622,10 +4653,49 @@ def facade(name, public):
     names = public or [each for each in dir(module) if not each.startswith("_") and not isinstance(
         getattr(module, each), type(module))]
     values = {each: getattr(module, each) for each in names if hasattr(module, each)}
-    if name == "operator":
-        values |= {"attrgetter": safe_attrgetter, "methodcaller": safe_methodcaller}
+    values |= FACADES_OWN.get(name, {})
     return type(f"module {name}", (), {"__slots__": (), **{each: staticmethod(value) if callable(value) and not isinstance(
         value, type) else value for each, value in values.items()}})()
+
+
+class Hint:
+    """What stands for a name of typing: annotations are never evaluated here."""
+
+    __slots__ = ()
+
+    def __getitem__(self, of):
+        return self
+
+    def __or__(self, other):
+        return self
+
+    __ror__ = __or__
+
+
+def for_own_classes(decorate):
+    """Return a decorator of classes that takes those of the method only: others' are shared by all that runs here."""
+    def decorated(kind=None, **options):
+        if kind is None:
+            return lambda kind: decorated(kind, **options)
+        if not is_own_class(kind):
+            raise TypeError("this decorates classes that stand beside the method")
+        return decorate(kind, **options)
+    return decorated
+
+
+def is_own_class(kind):
+    """Return whether something is a class that stands beside a method."""
+    return isinstance(kind, type) and kind.__module__ == OWN_MODULE
+
+
+def safe_type(value):
+    """Return the type of a value, or what stands for it: of a type it would lead inside, and so it would of functions."""
+    kind = type(value)
+    if issubclass(kind, type):
+        raise TypeError("the type of a type is not for methods")
+    if kind in PLAIN_TYPES or issubclass(kind, Exception) or is_own_class(kind):
+        return kind
+    return STAND_INS.setdefault(kind, type("object" if kind is Remote else kind.__name__, (), {"__slots__": ()}))
 
 
 def safe_import(name, space=None, local=None, names=(), level=0):
@@ -4636,31 +4706,39 @@ def safe_import(name, space=None, local=None, names=(), level=0):
     return MODULES[name]
 
 
-class Guarded(ast.NodeTransformer):
-    """Rewrites what only shows when it runs: attributes that are written, and `format` of texts."""
-
-    def visit_Attribute(self, node):
-        self.generic_visit(node)
-        if isinstance(node.ctx, (ast.Store, ast.Del)):
-            node.value = self.call("_writable_", node.value)
-        elif node.attr in ("format", "format_map"):
-            return ast.copy_location(self.call("_format_", node.value, ast.Constant(node.attr)), node)
+def guarded(node):
+    """Return what stands for a node where it is checked as it runs: attributes that are written, and `format` of texts."""
+    if not isinstance(node, ast.Attribute):
         return node
+    if not isinstance(node.ctx, ast.Load):
+        node.value = ast.Call(ast.Name("_writable_", ast.Load()), [node.value], [])
+    elif node.attr in ("format", "format_map"):
+        return ast.Call(ast.Name("_format_", ast.Load()), [node.value, ast.Constant(node.attr)], [])
+    return node
 
-    def call(self, name, *args):
-        made = ast.Call(ast.Name(name, ast.Load()), list(args), [])
-        return ast.fix_missing_locations(ast.copy_location(made, args[0]))
+
+def guarded_module(source):
+    """Return the syntax tree of a method's source, with all that is in it guarded."""
+    tree = ast.parse(source)
+    tree.body = [node for node in tree.body if getattr(node, "module", None) != "__future__"]
+    for node in reversed(list(ast.walk(tree))):          # so what is inside comes first
+        for field, value in ast.iter_fields(node):
+            if isinstance(value, list):
+                value[:] = map(guarded, value)
+            elif isinstance(value, ast.AST):
+                setattr(node, field, guarded(value))
+    return ast.fix_missing_locations(tree)
 
 
 def compiled_method(name, source):
     """Return the code of a method's source."""
-    tree = ast.fix_missing_locations(Guarded().visit(ast.parse(source)))
-    return compile(tree, f"<{name}>", "exec", flags=__future__.annotations.compiler_flag, dont_inherit=True)
+    flags = __future__.annotations.compiler_flag         # annotations stay texts
+    return compile(guarded_module(source), f"<{name}>", "exec", flags=flags, dont_inherit=True)
 
 
 def function_of(name, code):
     """Return the function that a method's code makes: a new one for each message, so that none keeps anything for the next."""
-    space = {"__builtins__": BUILTINS, "__name__": "method", **MODULES, "send": send_from_method,
+    space = {"__builtins__": BUILTINS, "__name__": OWN_MODULE, **MODULES, "send": send_from_method,
              "_writable_": writable, "_format_": safe_format}
     exec(code, space)
     return space[name]
@@ -4692,12 +4770,16 @@ def answer_of(work, data):
         message = work.unpack(data)
         work.own[message["to"]] = message["slots"]
         result = work.run(message["method"], work.object(message["to"]), message["args"], message["kwargs"])
+        gc.disable()                                     # nothing that it left runs between what is checked and what is told
         writes, gone = work.changes()
+        work.check_trees()
         return work.pack({"done": result, "writes": writes, "gone": gone})
     except EOFError:
         raise
     except BaseException as error:
         return ormsgpack.packb(told_error(error))
+    finally:
+        gc.enable()
 
 
 def forget_message(work):
@@ -4795,9 +4877,12 @@ def filter_rows(machine, allowed):
 def zygote_main(control):
     """Be the zygote: fork a child for each socket that comes, until the other end is closed."""
     MODULES.update({name: facade(name, public) for name, public in FACADES.items()})
-    BUILTINS.update({name: getattr(builtins, name) for name in SAFE_BUILTINS}, getattr=safe_getattr, hasattr=safe_hasattr,
-                    setattr=safe_setattr, type=lambda value: type(value), print=lambda *args, **kwargs: None,
-                    __import__=safe_import)
+    BUILTINS.update({name: getattr(builtins, name) for name in (*SAFE_BUILTINS, *CLASS_BUILTINS, "__build_class__")},
+                    getattr=safe_getattr, hasattr=safe_hasattr, setattr=safe_setattr, type=safe_type,
+                    print=lambda *args, **kwargs: None, __import__=safe_import)
+    sys.modules[OWN_MODULE] = types.ModuleType(OWN_MODULE)             # dataclass looks there for what annotations name
+    copy = importlib.import_module("copy")
+    copy._copy_dispatch[Remote] = copy._deepcopy_dispatch[Remote] = lambda remote, memo=None: remote
     for name in IMPORTED_LATE:
         importlib.import_module(name)
     time.strptime("1", "%d")                             # reads the time zone's file while it can
@@ -4855,6 +4940,19 @@ number_of = NUMBER_SLOT.__get__
 METHOD_MARK, GONE = object(), object()
 MARKS = {METHOD: METHOD_MARK, OPAQUE: None}              # what the child is told of a method, and of what is not for methods
 MODULES, BUILTINS, COMPILED, WORK = {}, {}, {}, None
+PLAIN_TOLD = "numbers of 64 bits, texts, lists, dicts, objects; asdict(x) makes a dict of a dataclass, tuple(x) of a NamedTuple"
+OWN_MODULE = "method"                                    # the __module__ of classes beside a method
+PLAIN_TYPES = frozenset([bool, bytearray, bytes, complex, dict, float, frozenset, int, list, range, set, slice, str, tuple,
+                         type(None), datetime.date, datetime.datetime, datetime.time, datetime.timedelta, decimal.Decimal])
+STAND_INS = {}                                           # for the types of other values, by type
+FACADES_OWN = {                                          # what a facade has in its own way
+    "operator": {"attrgetter": safe_attrgetter, "methodcaller": safe_methodcaller},
+    "dataclasses": {"dataclass": for_own_classes(dataclasses.dataclass)},
+    "functools": {"total_ordering": for_own_classes(functools.total_ordering)},
+    "typing": {name: Hint() for name in FACADES["typing"] if name != "NamedTuple"},
+}
+# In values of these nothing changes.
+UNWATCHED = frozenset([type(None), bool, int, float, str, bytes, datetime.datetime, Remote, Tree, Bound])
 
 
 ################################################################################
@@ -5800,27 +5898,83 @@ class MethodLane(Lane):
 
 
 # The audit
+#
+# A source is a module: imports, constants, helper functions and small classes beside the
+# one method. What shows in the text is refused here, early and with a mend; what does
+# not show (a name made at run time, an alias of an alias) the child refuses or undoes.
 
 SOURCE_CHARS, BRACKETS_MOST, INDENTS_MOST, CHAIN_MOST = 20_000, 40, 20, 320
-VISITS_MOST = 20_000                                     # statements that the covenant's audit follows, some of them often
+DEPTH_MOST = 200                                         # of the syntax tree; each elif is one deeper than the test before it
+AUDIT_STEPS = 250_000                                    # that an audit may take in all, some 2 µs each
 CHAINING = ("-", "+", "~", ":", "**", ".")
+SPLIT = "split it into several methods"
 MUTATORS = frozenset("""append extend insert remove pop clear sort reverse update setdefault popitem add discard appendleft
 extendleft popleft rotate difference_update intersection_update symmetric_difference_update subtract move_to_end""".split())
+# Functions that change what they are given.
+IN_PLACE = frozenset("""shuffle heappush heappop heapify heapreplace heappushpop insort insort_left insort_right setitem delitem
+iadd iand iconcat ifloordiv ilshift imatmul imod imul ior ipow irshift isub itruediv ixor""".split())
+CONTAINERS = frozenset("list dict set bytearray deque Counter OrderedDict defaultdict".split())
 INSIDE_CALLS = ("get", "setdefault", "values", "items")  # of a slot's value: what they answer is a part of it
-GUARDED_NAMES = ("getattr", "hasattr", "setattr", "type", "print", "send")
-FORBIDDEN_NAMES = frozenset(dir(builtins)) - frozenset(SAFE_BUILTINS) - frozenset(GUARDED_NAMES)
+ITEMS_OF_FIRST = ("reversed", "sorted", "list", "tuple", "iter")    # whose items are those of their first argument
+READERS = {"getattr": slice(1, 2), "hasattr": slice(1, 2), "setattr": slice(1, 2), "attrgetter": slice(None),
+           "methodcaller": slice(1)}                     # which of their arguments become attributes' names
+UNNAMED = ("type", "getattr", "hasattr", "setattr")      # they are called or given to a call, and get no other name
+FORBIDDEN_NAMES = frozenset(dir(builtins)) - frozenset(SAFE_BUILTINS) - frozenset(UNNAMED) - {"print"}
+TYPE_NAMES = frozenset("type bool bytearray bytes complex dict float frozenset int list set slice str tuple".split())
+# Patterns of these take what they match; those of other classes would read what their __match_args__ name.
+WHOLE_PATTERNS = frozenset("bool bytearray bytes dict float frozenset int list set str tuple".split())
+ERRORS = frozenset(name for name in SAFE_BUILTINS if name.endswith(("Error", "Exception")))
+# What a class may say of itself: Python calls these of its instances alone, with plain values, and believes no answer of theirs.
+# None of them is asked what something is, which attributes it has, or how it is copied, formatted, indexed by or ended.
+CLASS_METHODS = frozenset("""__init__ __post_init__ __repr__ __str__ __bool__ __len__ __iter__ __next__ __contains__ __getitem__
+__eq__ __ne__ __lt__ __le__ __gt__ __ge__ __hash__ __neg__ __abs__ __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__
+__floordiv__ __mod__""".split())
+ASYNC_MEND = "write it without: a message is answered at once, as self.friend.total()"
 REFUSED_NODES = {
-    ast.ClassDef: ("class", "keep data in slots, and behaviour in methods"),
-    ast.AsyncFunctionDef: ("async", "write an ordinary function"), ast.AsyncFor: ("async", "write an ordinary for"),
-    ast.AsyncWith: ("async", "write an ordinary with"), ast.Await: ("async", "send messages instead"),
-    ast.Global: ("global", "keep what stays in slots"), ast.TryStar: ("except*", "write an ordinary except"),
+    ast.ClassDef: ("class", "write the class at the top of the source, beside the method"),
+    ast.AsyncFunctionDef: ("async", f"write def; {ASYNC_MEND}"), ast.AsyncFor: ("async", f"write for; {ASYNC_MEND}"),
+    ast.AsyncWith: ("async", f"write with; {ASYNC_MEND}"), ast.Await: ("async", ASYNC_MEND),
+    ast.Global: ("global", "keep what stays in slots, and give a helper what it needs as arguments"),
+    ast.TryStar: ("except*", "write an ordinary except"),
 }
+LATER_NODES = ("TypeAlias", "TypeVar", "ParamSpec", "TypeVarTuple", "TemplateStr")    # of Pythons after 3.11
+REFUSED_NODES |= {getattr(ast, name): (name, "write it as in Python 3.11") for name in LATER_NODES if hasattr(ast, name)}
+NAME_MENDS = {
+    "open": "methods have no files; keep what is needed in slots", "input": "take it as an argument",
+    "eval": "json.loads reads data from a text", "exec": "write the code itself", "compile": "write the code itself",
+    "object": "leave it out: every class is one", "delattr": "write del self.slot", "dir": "self.slotNames() has the slots",
+    "vars": "self.slotNames() has the slots", "globals": "name what is needed", "locals": "name what is needed",
+    "id": "compare with is", "super": "it is for classes beside the method", "BaseException": "write Exception",
+    "memoryview": "slice the bytes", "aiter": ASYNC_MEND, "anext": ASYNC_MEND,
+}
+MODULE_MENDS = {
+    "os": "methods have no files and no processes", "sys": "methods have no files and no processes",
+    "pathlib": "methods have no files", "io": "methods have no files", "csv": "str.split, or have the document learnt",
+    "time": "datetime.datetime.now() has the clock", "enum": "write constants at the top", "abc": "raise NotImplementedError",
+    "asyncio": ASYNC_MEND, "threading": ASYNC_MEND, "requests": "methods have no network", "urllib": "methods have no network",
+    "numpy": "math and statistics have the like", "pandas": "statistics and collections have the like",
+    "pickle": "json has dumps and loads", "logging": "return what is to be told", "uuid": "random.getrandbits makes numbers",
+}
+TOP_NODES = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)    # the last is refused as such
 
 
 def rejected(rule, node, what, how):
     """Return the error of an audit: what stands where, and how to mend it."""
     line, column = getattr(node, "lineno", 1), getattr(node, "col_offset", 0) + 1
     return CodeRejected(f"line {line}, column {column}: {what}; {how}", rule=rule, line=line, column=column, mend=how)
+
+
+class Budget:
+    """What one audit may cost: all its parts spend from it, a step for each syntax node that is looked at."""
+
+    def __init__(self, steps=AUDIT_STEPS):
+        self.left = steps
+
+    def spend(self, node, steps=1):
+        """Raises CodeRejected once too much was spent."""
+        self.left -= steps
+        if self.left < 0:
+            raise rejected("size", node, "this is too much to check: there are too many ways through it", SPLIT)
 
 
 def names_in(node):
@@ -5831,11 +5985,48 @@ def names_in(node):
     return [name for name in found if isinstance(name, str)]
 
 
+def names_bound(node):
+    """Return the names that a node gives a value."""
+    if isinstance(node, ast.Name):
+        return () if isinstance(node.ctx, ast.Load) else (node.id,)
+    if isinstance(node, ast.alias):
+        return (node.asname or node.name.split(".")[0],)
+    if isinstance(node, ast.arg):
+        return (node.arg,)
+    if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.ExceptHandler | ast.MatchAs | ast.MatchStar):
+        return (node.name,) if node.name else ()
+    return (node.rest,) if isinstance(node, ast.MatchMapping) and node.rest else ()
+
+
+def names_at_top(node):
+    """Return the names that a statement of a module gives a value."""
+    parts = [node] if isinstance(node, ast.FunctionDef | ast.ClassDef) else ast.walk(node)
+    return {name for part in parts for name in names_bound(part)}
+
+
+def name_of(node):
+    """Return the last name of `name` or `module.name`, or None."""
+    if isinstance(node, ast.Name):
+        return node.id
+    return node.attr if isinstance(node, ast.Attribute) else None
+
+
+def text_of(node):
+    """Return the text that a node writes out, or None."""
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+
+
 def is_flag(node):
     """Return whether a statement is exactly `self._p_changed = True`."""
     return (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Attribute)
             and node.targets[0].attr == "_p_changed" and isinstance(node.targets[0].value, ast.Name)
             and node.targets[0].value.id == "self" and isinstance(node.value, ast.Constant) and node.value.value is True)
+
+
+def first_parameter(function):
+    """Return the name of a function's first parameter, or None."""
+    named = [*function.args.posonlyargs, *function.args.args]
+    return named[0].arg if named else None
 
 
 def statements_of(function):
@@ -5848,12 +6039,85 @@ def statements_of(function):
             todo.extend(ast.iter_child_nodes(node))
 
 
-class Path(typing.NamedTuple):
-    """What is known where paths through a method meet: the last change that no flag followed, or None; aliases of slots."""
+def functions_of(tree):
+    """Return the functions at the top of a source."""
+    return [node for node in tree.body if isinstance(node, ast.FunctionDef)]
 
-    change: ast.AST | None = None
-    aliases: frozenset = frozenset()
-    changers: frozenset = frozenset()                    # nested functions that leave a change without a flag
+
+def is_method(function):
+    """Return whether a function is a method, and no helper: it is public, and takes self."""
+    return first_parameter(function) == "self" and not function.name.startswith("_")
+
+
+def method_in(tree, name=None):
+    """Return the ast.FunctionDef of the method in a source, by its name or by its look; None where there is none."""
+    functions = functions_of(tree)
+    named = [function for function in functions if function.name == name]
+    return next(iter(named or filter(is_method, functions)), None)
+
+
+def inner_mend(node, name):
+    """Return what to write instead of a name that leads inside."""
+    if isinstance(node, ast.FunctionDef):
+        return f"a class beside the method may define {', '.join(sorted(CLASS_METHODS))}"
+    if name == "__class__":
+        return "write type(x), and type(x).__name__ for its name"
+    if name.startswith("__") and not name.endswith("__"):
+        return "begin it with one underscore"
+    return "use slots and messages; the flag is self._p_changed = True, alone on its line"
+
+
+def field_names(text, levels=2):
+    """Return the attributes that a format text would read; none of a text that is no format. A field fills in the format of
+    another, and that is all: so it has two levels."""
+    found = []
+    try:
+        for _, field, spec, _ in string.Formatter().parse(text):
+            _, rest = string._string.formatter_field_name_split(field or "")
+            found += [name for is_attribute, name in rest if is_attribute]
+            found += field_names(spec, levels - 1) if spec and levels else []
+    except ValueError:
+        pass
+    return found
+
+
+def compile_steps(node):
+    """Return (steps, ways out) of compiling a node: a `finally` is compiled anew for each way out of what it guards."""
+    steps, exits = 1, int(isinstance(node, ast.Return | ast.Break | ast.Continue))
+    for name, value in ast.iter_fields(node):
+        inner_steps, inner_exits = compile_steps_of(value)
+        copies = exits + 2 if name == "finalbody" else 1             # the last field, so all ways out are known
+        steps, exits = steps + copies * inner_steps, exits + copies * inner_exits
+    return steps, 0 if isinstance(node, ast.FunctionDef | ast.Lambda) else exits
+
+
+def compile_steps_of(value):
+    """Return what compile_steps returns, of a field of a node."""
+    if isinstance(value, ast.AST):
+        return compile_steps(value)
+    counts = [compile_steps(part) for part in value if isinstance(part, ast.AST)] if isinstance(value, list) else []
+    return sum(steps for steps, _ in counts), sum(exits for _, exits in counts)
+
+
+def items_in(node):
+    """Return an expression that stands for what a loop over `node` gets: of sorted, zip … what those are given."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or not node.args:
+        return node
+    if node.func.id == "enumerate":
+        return ast.Tuple([ast.Constant(0), node.args[0]], ast.Load())
+    if node.func.id == "zip":
+        return ast.Tuple(node.args, ast.Load())
+    if node.func.id == "filter":
+        return node.args[-1]
+    return node.args[0] if node.func.id in ITEMS_OF_FIRST else node
+
+
+class Path(typing.NamedTuple):
+    """What is known where paths through a method meet."""
+
+    change: ast.AST | None = None                        # the last change that no flag followed
+    aliases: frozenset = frozenset()                     # names of slots' values, and of parts of them
+    changers: frozenset = frozenset()                    # functions inside and bound methods that leave a change without a flag
 
 
 def joined_paths(*paths):
@@ -5870,13 +6134,17 @@ class CovenantAudit:
     follows the last change before the method is left.
 
     I walk the statements with a Path. What I cannot know (two aliases, a helper's parameter) is accepted; the child sees it.
+
+    in_place  names of functions that change what they are given, aliases of the source's imports among them
+    classes   whether the source has classes: then a name may be an instance of them, whose attributes are no slots
     """
 
-    def __init__(self, function, visits=None):
-        self.function, self.visits = function, visits or itertools.count()
+    def __init__(self, function, budget, in_place=IN_PLACE, classes=False):
+        self.function, self.budget, self.in_place, self.classes = function, budget, in_place, classes
+        self.parameters = {arg.arg for arg in ast.walk(function.args) if isinstance(arg, ast.arg)}
         self.exits, self.loops, self.tries = [], [], []  # (node, path) of returns; of loops [breaks, continues]; of tries [paths]
 
-    def check(self, start=Path()):
+    def check(self, start):
         """Raise CovenantViolationError where a path leaves a change without the flag."""
         change = self.left(start)
         if change is not None:
@@ -5890,20 +6158,41 @@ class CovenantAudit:
         end = self.block(self.function.body, start)
         return next((path.change for path in (end, *self.exits) if path is not None and path.change), None)
 
+    def inner(self, function, path):
+        """Return whether a function beside or inside this one leaves a change without the flag."""
+        audit = CovenantAudit(function, self.budget, self.in_place, self.classes)
+        return audit.left(Path(None, path.aliases - audit.parameters, path.changers - audit.parameters)) is not None
+
+    def helpers(self, functions):
+        """Return the Path with which the method starts: which functions beside it leave a change without the flag."""
+        path, before = Path(), None
+        while path != before:
+            before = path
+            for function in functions:
+                if self.inner(function, path):
+                    path = path._replace(changers=path.changers | {function.name})
+        return path
+
     def block(self, statements, path):
         for node in statements:
             if path is None:
                 return None
-            for paths in self.tries:
-                paths.append(path)
+            self.note(node, path)
             path = self.statement(node, path)
-        for paths in self.tries:
-            paths.append(path)
+        self.note(self.function, path)
         return path
 
+    def note(self, node, path):
+        """Remember that a `try` around may be left here."""
+        self.budget.spend(node, 1 + len(self.tries))
+        for paths in self.tries:
+            paths.append(path)
+
+    def joined(self, node, *paths):
+        self.budget.spend(node, sum(1 + len(path.aliases) // 8 for path in paths if path is not None))
+        return joined_paths(*paths)
+
     def statement(self, node, path):
-        if next(self.visits) > VISITS_MOST:
-            raise rejected("size", node, "the ways through this are too many to follow", "split it into several methods")
         if is_flag(node):
             return path._replace(change=None)
         handler = getattr(self, f"on_{type(node).__name__}", None)
@@ -5912,7 +6201,7 @@ class CovenantAudit:
     # ---- statements
 
     def on_Assign(self, node, path):
-        path = self.expressions(node.value, path)
+        path = self.assigned(node.value, path)
         for target in node.targets:
             path = self.bound(target, node.value, path)
         return path
@@ -5920,18 +6209,17 @@ class CovenantAudit:
     def on_AnnAssign(self, node, path):
         if node.value is None:
             return path
-        return self.bound(node.target, node.value, self.expressions(node.value, path))
+        return self.bound(node.target, node.value, self.assigned(node.value, path))
 
     def on_AugAssign(self, node, path):
         path = self.expressions(node.value, path)
         if isinstance(node.target, ast.Name):            # of an alias it changes what both name, if that is a list
             grown = isinstance(node.value, ast.List | ast.ListComp | ast.Dict | ast.DictComp | ast.Set)
             return path._replace(change=node) if grown and node.target.id in path.aliases else path
-        return path._replace(change=node)
+        return path._replace(change=node) if self.is_slot(node.target, path) else path
 
     def on_Delete(self, node, path):
-        changed = any(isinstance(target, ast.Attribute) or (isinstance(target, ast.Subscript) and self.inside(target.value, path))
-                      for target in node.targets)
+        changed = any(not isinstance(target, ast.Name) and self.is_slot(target, path) for target in node.targets)
         return path._replace(change=node) if changed else path
 
     def on_Return(self, node, path):
@@ -5947,8 +6235,14 @@ class CovenantAudit:
         self.loops[-1][1].append(path)
 
     def on_If(self, node, path):
-        path = self.expressions(node.test, path)
-        return joined_paths(self.block(node.body, path), self.block(node.orelse, path))
+        ends = []
+        while True:
+            path = self.expressions(node.test, path)
+            ends.append(self.block(node.body, path))
+            if len(node.orelse) != 1 or not isinstance(node.orelse[0], ast.If):
+                break
+            node, = node.orelse                          # an elif
+        return self.joined(node, *ends, self.block(node.orelse, path))
 
     def loop(self, node, path, begin):
         """Follow a loop until nothing new comes; `begin` (path) is what each round does first."""
@@ -5957,7 +6251,7 @@ class CovenantAudit:
             start = begin(path)
             end = self.block(node.body, start)
             breaks, continues = self.loops.pop()
-            again = joined_paths(path, end, *continues)
+            again = self.joined(node, path, end, *continues)
             if again == path or (bool(again.change) == bool(path.change) and again[1:] == path[1:]):
                 return start, breaks
             path = again
@@ -5965,12 +6259,12 @@ class CovenantAudit:
     def on_While(self, node, path):
         start, breaks = self.loop(node, path, lambda path: self.expressions(node.test, path))
         endless = isinstance(node.test, ast.Constant) and node.test.value
-        return joined_paths(None if endless else self.block(node.orelse, start), *breaks)
+        return self.joined(node, None if endless else self.block(node.orelse, start), *breaks)
 
     def on_For(self, node, path):
-        path = self.expressions(node.iter, path)
-        start, breaks = self.loop(node, path, lambda path: self.bound(node.target, node.iter, path))
-        return joined_paths(self.block(node.orelse, joined_paths(path, start)), *breaks)
+        path, items = self.expressions(node.iter, path), items_in(node.iter)
+        start, breaks = self.loop(node, path, lambda path: self.bound(node.target, items, path))
+        return self.joined(node, self.block(node.orelse, self.joined(node, path, start)), *breaks)
 
     def on_With(self, node, path):
         for item in node.items:
@@ -5982,13 +6276,13 @@ class CovenantAudit:
         outer_exits, self.exits = self.exits, []
         self.tries.append([path])
         body = self.block(node.body, path)
-        raised = joined_paths(*self.tries.pop())
+        raised = self.joined(node, *self.tries.pop())
         ends = [self.block(node.orelse, body) if body is not None else None]
         ends += [self.block(handler.body, raised) for handler in node.handlers]
         inner_exits, self.exits = self.exits, outer_exits
-        end = joined_paths(*ends)
+        end = self.joined(node, *ends)
         if node.finalbody:
-            left = joined_paths(*inner_exits)
+            left = self.joined(node, *inner_exits)
             inner_exits = [] if left is None else [self.block(node.finalbody, left)]
             end = self.block(node.finalbody, end) if end is not None else None
         self.exits += inner_exits
@@ -5999,58 +6293,79 @@ class CovenantAudit:
         part = self.inside(node.subject, path)
         ends, sure = [], False
         for case in node.cases:
-            names = {name for each in ast.walk(case.pattern) for name in names_in(each)
-                     if isinstance(each, ast.MatchAs | ast.MatchStar | ast.MatchMapping)}
+            names = {name for each in ast.walk(case.pattern) for name in names_bound(each)}
+            self.budget.spend(case.pattern, 1 + len(names) + len(path.aliases) // 8)
             start = path._replace(aliases=path.aliases | names if part else path.aliases - names)
             start = self.expressions(case.guard, start)
             path = path._replace(change=path.change or start.change)         # a guard is evaluated, then the next case
             sure = sure or (case.guard is None and isinstance(case.pattern, ast.MatchAs) and case.pattern.pattern is None)
             ends.append(self.block(case.body, start))
-        return joined_paths(*ends, None if sure else path)
+        return self.joined(node, *ends, None if sure else path)
 
     def on_FunctionDef(self, node, path):
         path = self.expressions(ast.Tuple([*node.args.defaults, *filter(None, node.args.kw_defaults)], ast.Load()), path)
-        names = frozenset(arg.arg for arg in ast.walk(node.args) if isinstance(arg, ast.arg))
-        changes = "self" not in names and CovenantAudit(node, self.visits).left(Path(None, path.aliases - names, path.changers))
+        changes = self.inner(node, path)
         changers = path.changers | {node.name} if changes else path.changers - {node.name}
         return path._replace(changers=changers, aliases=path.aliases - {node.name})
 
     # ---- expressions
 
+    def assigned(self, value, path):
+        """Return the path after a value was evaluated that gets names: a bound method that gets one changes nothing yet."""
+        if isinstance(value, ast.Attribute) and value.attr in MUTATORS:
+            return self.expressions(value.value, path)
+        return path if self.bound_mutator(value, path) else self.expressions(value, path)
+
     def expressions(self, node, path):
         """Return the path after what stands in a node was evaluated."""
         if node is None or isinstance(node, ast.FunctionDef):
             return path
+        self.budget.spend(node)
         if isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
-            inner = path
-            for part in node.generators:
-                inner = self.bound(part.target, part.iter, self.expressions(part.iter, inner))
-            for part in ast.iter_child_nodes(node):
-                inner = self.expressions(part, inner) if not isinstance(part, ast.comprehension) else inner
-            for part in node.generators:
-                for test in part.ifs:
-                    inner = self.expressions(test, inner)
-            return path._replace(change=inner.change)
+            return self.comprehension(node, path)
+        if isinstance(node, ast.NamedExpr):
+            return self.bound(node.target, node.value, self.assigned(node.value, path))
         for part in ast.iter_child_nodes(node):
             path = self.expressions(part, path)
-        if isinstance(node, ast.NamedExpr):
-            return self.bound(node.target, node.value, path)
-        return path._replace(change=node) if isinstance(node, ast.Call) and self.changes(node, path) else path
+        changed = self.bound_mutator(node, path) or (isinstance(node, ast.Call) and self.changes(node, path))
+        return path._replace(change=node) if changed else path
+
+    def comprehension(self, node, path):
+        inner = path
+        for part in node.generators:
+            inner = self.bound(part.target, items_in(part.iter), self.expressions(part.iter, inner))
+        for part in ast.iter_child_nodes(node):
+            inner = self.expressions(part, inner) if not isinstance(part, ast.comprehension) else inner
+        for part in node.generators:
+            for test in part.ifs:
+                inner = self.expressions(test, inner)
+        return path._replace(change=inner.change)
 
     def changes(self, call, path):
         """Return whether a call changes what self reaches."""
-        function = call.func
-        if isinstance(function, ast.Attribute):
-            if function.attr == "shuffle":
-                return any(self.inside(arg, path) for arg in call.args)
-            return function.attr in MUTATORS and self.inside(function.value, path)
-        if isinstance(function, ast.Name):
-            return function.id in path.changers or (function.id == "setattr" and bool(call.args)) or (
-                function.id == "shuffle" and any(self.inside(arg, path) for arg in call.args))
+        function = call.func.target if isinstance(call.func, ast.NamedExpr) else call.func
+        name = name_of(function)
+        if isinstance(function, ast.Name) and (name in path.changers or (name == "setattr" and call.args)):
+            return True
+        given = any(self.inside(arg, path) for arg in call.args)
+        if not given or name in self.in_place:
+            return given
+        if isinstance(call.func, ast.Call):              # methodcaller("append", 1)(self.items)
+            return name_of(call.func.func) == "methodcaller" and any(text_of(arg) in MUTATORS for arg in call.func.args[:1])
+        unbound = isinstance(call.func, ast.Attribute) and name_of(call.func.value) in CONTAINERS     # list.append(self.items, 1)
+        return unbound and name in MUTATORS and self.inside(call.args[0], path)
+
+    def bound_mutator(self, node, path):
+        """Return whether an expression is a method of a slot's value, or of a part of one, that changes it."""
+        if isinstance(node, ast.Attribute):
+            return node.attr in MUTATORS and self.inside(node.value, path)
+        if isinstance(node, ast.Call) and name_of(node.func) == "getattr" and len(node.args) > 1:
+            return text_of(node.args[1]) in MUTATORS and self.inside(node.args[0], path)
         return False
 
     def inside(self, node, path):
         """Return whether an expression may be a slot's value, or a part of one."""
+        self.budget.spend(node)
         if isinstance(node, ast.Name):
             return node.id in path.aliases
         if isinstance(node, ast.Attribute):
@@ -6063,15 +6378,32 @@ class CovenantAudit:
             return any(self.inside(value, path) for value in node.values)
         if isinstance(node, ast.NamedExpr | ast.Starred):
             return self.inside(node.value, path)
-        return (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in INSIDE_CALLS
-                and self.inside(node.func.value, path))
+        return isinstance(node, ast.Call) and self.answers_inside(node, path)
+
+    def answers_inside(self, call, path):
+        """Return whether what a call answers may be a slot's value, or a part of one."""
+        if name_of(call.func) == "getattr" and call.args:
+            return getattr(call.args[0], "id", None) == "self" or self.inside(call.args[0], path)
+        return isinstance(call.func, ast.Attribute) and call.func.attr in INSIDE_CALLS and self.inside(call.func.value, path)
+
+    def is_slot(self, target, path):
+        """Return whether an attribute or subscript that is written or deleted is a slot, or a part of one."""
+        if isinstance(target, ast.Subscript):
+            return self.inside(target.value, path)
+        root = target.value
+        while isinstance(root, ast.Attribute | ast.Subscript):
+            root = root.value
+        unsure = self.classes and isinstance(root, ast.Name) and root.id not in self.parameters
+        return not unsure or self.inside(target, path)
 
     def bound(self, target, value, path):
         """Return the path after a target got a value: names become aliases or lose what they were; all else is a change."""
+        self.budget.spend(target, 1 + len(path.aliases) // 8)
         if isinstance(target, ast.Name):
             part = value is not None and self.inside(value, path)
+            changes = value is not None and (self.bound_mutator(value, path) or getattr(value, "id", None) in path.changers)
             return path._replace(aliases=path.aliases | {target.id} if part else path.aliases - {target.id},
-                                 changers=path.changers - {target.id})
+                                 changers=path.changers | {target.id} if changes else path.changers - {target.id})
         if isinstance(target, ast.Tuple | ast.List):
             values = value.elts if isinstance(value, ast.Tuple | ast.List) and len(value.elts) == len(target.elts) else None
             for n, each in enumerate(target.elts):
@@ -6079,9 +6411,7 @@ class CovenantAudit:
             return path
         if isinstance(target, ast.Starred):
             return self.bound(target.value, None, path)
-        if isinstance(target, ast.Attribute) or self.inside(target.value, path):
-            return path._replace(change=target)
-        return path
+        return path._replace(change=target) if self.is_slot(target, path) else path
 
 
 def too_deep(source):
@@ -6097,29 +6427,111 @@ def too_deep(source):
     return None
 
 
+def nested_too_deep(tree):
+    """Return the first statement or expression that stands too deep in a syntax tree, or None."""
+    level = [tree]
+    for _ in range(DEPTH_MOST):
+        level = [part for node in level for part in ast.iter_child_nodes(node)]
+    return next((node for node in level if hasattr(node, "lineno")), None)
+
+
+class Names:
+    """What a source says of its names, wherever they stand.
+
+    bound     how often each name gets a value
+    imported  {name here: what it is called where it comes from}
+    called    ids of the nodes that are called
+    given     ids of the nodes that are given to calls
+    classes   ids of the classes at the top; `in_classes`: of the nodes in them
+    allowed   ids of the nodes that may tell a name that leads inside otherwise
+    """
+
+    def __init__(self, tree, nodes):
+        self.bound = collections.Counter(name for node in nodes for name in names_bound(node))
+        imports = [alias for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names]
+        self.imported = {alias.asname or alias.name: alias.name for alias in imports}
+        calls = [node for node in nodes if isinstance(node, ast.Call)]
+        self.called = {id(node.func) for node in calls}
+        self.given = {id(arg) for node in calls for arg in node.args}
+        self.given |= {id(word.value) for node in calls for word in node.keywords}
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+        self.classes = {id(node) for node in classes}
+        self.in_classes = {id(part) for node in classes for part in ast.walk(node)}
+        self.allowed = {id(node.targets[0]) for node in nodes if is_flag(node)}
+        self.allowed |= {id(part) for node in classes for part in node.body if self.is_class_method(part)}
+        self.allowed |= {id(node) for node in nodes if self.is_harmless(node)}
+
+    def is_class_method(self, node):
+        return isinstance(node, ast.FunctionDef) and node.name in CLASS_METHODS
+
+    def is_harmless(self, node):
+        """Return whether a node reads a name, calls super().__init__, or wants annotations as they are here anyway."""
+        if isinstance(node, ast.ImportFrom):
+            return node.module == "__future__" and [alias.name for alias in node.names] == ["annotations"]
+        if not isinstance(node, ast.Attribute):
+            return False
+        if node.attr == "__name__":
+            return isinstance(node.ctx, ast.Load)
+        base = node.value.func if isinstance(node.value, ast.Call) else None
+        return node.attr == "__init__" and id(node) in self.called and getattr(base, "id", None) == "super"
+
+    def is_in_call(self, node):
+        return id(node) in self.called or id(node) in self.given
+
+    def original(self, node):
+        """Return what `name` or `module.name` is called where it comes from."""
+        name = name_of(node)
+        return self.imported.get(name, name)
+
+    def in_place(self):
+        """Return the names here of functions that change what they are given."""
+        return IN_PLACE | {here for here, name in self.imported.items() if name in IN_PLACE}
+
+
 class PersistenceGuardian:
     """I accept source for a method, or say by which rule, where and why not, and how to mend it."""
 
-    def audit_code(self, source, name=None):
-        """Return the method's ast.FunctionDef. Raises CodeRejected, CovenantViolationError."""
+    def audit_code(self, source, name=None, budget=None):
+        """Return the method's ast.FunctionDef; `name`: the method's, where it is known. Raises CodeRejected,
+        CovenantViolationError."""
+        budget = budget or Budget()
         self.check_size(source)
-        try:
-            tree = ast.parse(source)
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            where = argparse.Namespace(lineno=getattr(error, "lineno", 1) or 1, col_offset=(getattr(error, "offset", 1) or 1) - 1)
-            raise rejected("syntax", where, f"this is no Python ({error})", "send one whole function") from None
+        tree = self.parsed(source)
         function = self.the_function(tree, name)
-        flags = {id(node.targets[0]) for node in ast.walk(function) if is_flag(node)}
-        given = {each for node in ast.walk(function) for each in self.bound_names(node)}
-        for node in ast.walk(function):
-            if id(node) not in flags:
-                self.check_node(node, given)
-        self.check_compiles(tree)
-        CovenantAudit(function).check()
+        nodes = list(ast.walk(tree))
+        budget.spend(function, len(nodes))
+        names = Names(tree, nodes)
+        self.check_module(tree, function, names)
+        for node in nodes:
+            self.check_node(node, names)
+        self.check_compiles(tree, budget)
+        self.check_covenant(tree, function, names, budget)
         return function
 
-    def check_compiles(self, tree):
+    def parsed(self, source):
+        """Return the syntax tree of a source, which is not nested too deep to be worked on."""
+        try:
+            tree = ast.parse(source)
+        except (RecursionError, MemoryError):
+            raise rejected("size", None, "this is nested too deep to be read", SPLIT) from None
+        except (SyntaxError, ValueError) as error:
+            where = argparse.Namespace(lineno=getattr(error, "lineno", 1) or 1, col_offset=(getattr(error, "offset", 1) or 1) - 1)
+            raise rejected("syntax", where, f"this is no Python ({error})", "send one whole method") from None
+        deep = nested_too_deep(tree)
+        if deep is not None:
+            raise rejected("size", deep, f"this is nested more than {DEPTH_MOST} deep, as each elif and each sign of a long sum is",
+                           "look it up in a dict, loop over a list, or split it into several methods")
+        return tree
+
+    def check_covenant(self, tree, function, names, budget):
+        beside = [node for node in functions_of(tree) if node is not function]
+        classes = any(isinstance(node, ast.ClassDef) for node in tree.body)
+        audit = CovenantAudit(function, budget, names.in_place(), classes)
+        audit.check(audit.helpers(beside))
+
+    def check_compiles(self, tree, budget):
         """Raise CodeRejected for what only the compiler refuses (nonlocal without a name outside, break without a loop, ...)."""
+        budget.spend(tree.body[-1], compile_steps(tree)[0])
         try:
             compile(tree, "<method>", "exec", dont_inherit=True)
         except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
@@ -6133,19 +6545,22 @@ class PersistenceGuardian:
         try:
             place = too_deep(source)
         except (tokenize.TokenError, SyntaxError, ValueError) as error:
-            raise rejected("syntax", None, f"this is no Python ({error})", "send one whole function") from None
+            raise rejected("syntax", None, f"this is no Python ({error})", "send one whole method") from None
         if place is not None:
-            raise rejected("size", place, "this is nested too deep", "split it into several methods")
+            raise rejected("size", place, "this is nested too deep", SPLIT)
+
+    # ---- the module
 
     def the_function(self, tree, name):
-        if len(tree.body) != 1 or not isinstance(tree.body[0], ast.FunctionDef):
-            raise rejected("one function", (tree.body or [None])[-1], "a method's source is exactly one function",
-                           "put helpers inside it")
-        function, = tree.body
-        if name is not None and function.name != name:
-            raise rejected("name", function, f"the function is named {function.name}", f"name it {name}")
-        first = [*function.args.posonlyargs, *function.args.args][:1]
-        if not first or first[0].arg != "self":
+        """Return the method's function: the one of its name, or else the one whose first parameter is self."""
+        function = method_in(tree, name)
+        if function is None or name not in (None, function.name):
+            raise self.no_method(tree, name)
+        more = next((node for node in functions_of(tree) if is_method(node) and node is not function), None)
+        if more is not None:
+            raise rejected("one function", more, f"{more.name} is a second method", "send each method by itself; a helper beside "
+                           f"it is named _{more.name}, or takes what it needs instead of self")
+        if first_parameter(function) != "self":
             raise rejected("self", function, "the first parameter is not self", "write self first")
         if function.decorator_list:
             raise rejected("decorator", function, "a method has no decorators", "leave them out")
@@ -6154,38 +6569,150 @@ class PersistenceGuardian:
                 raise rejected("yield", node, "a method does not yield", "return a list")
         return function
 
-    def bound_names(self, node):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            return (node.id,)
-        return (node.arg,) if isinstance(node, ast.arg) else (node.name,) if isinstance(node, ast.FunctionDef) else ()
+    def no_method(self, tree, name):
+        """Return the error of a source in which the method is not found."""
+        wanted = f"def {name or 'NAME'}(self, …):"
+        for node in tree.body:
+            if isinstance(node, ast.AsyncFunctionDef):
+                return rejected("async", node, f"{node.name} is async", f"write {wanted} {ASYNC_MEND}")
+            if isinstance(node, ast.ClassDef) and any(getattr(part, "name", None) == name for part in node.body):
+                return rejected("class", node, f"{name} stands in the class {node.name}", f"write {wanted} outside of it")
+        functions = functions_of(tree)
+        if len(functions) == 1 and name is not None:
+            return rejected("name", functions[0], f"the function is named {functions[0].name}", f"name it {name}")
+        if len(functions) == 1:
+            return rejected("self", functions[0], "the first parameter is not self", "write self first")
+        return rejected("one function", (tree.body or [None])[-1], "a method's source has one function of the method's name",
+                        f"write {wanted} at the top, and beside it no more than imports, constants, helpers and classes")
 
-    def check_node(self, node, given):
-        """Raise CodeRejected where a node is not for methods; `given` are names of the method's own."""
-        for kind, (rule, how) in REFUSED_NODES.items():
-            if isinstance(node, kind):
-                raise rejected(rule, node, f"{rule} is not for methods", how)
-        for name in names_in(node):
+    def check_module(self, tree, function, names):
+        """Raise CodeRejected for what is not to stand beside a method."""
+        others = [node for node in tree.body if node is not function]
+        second = next((node for node in others if function.name in names_at_top(node)), None)
+        if second is not None:
+            raise rejected("name", second, f"{function.name} is given a second value", "give this a name of its own")
+        own = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+        for node in others:
+            if isinstance(node, ast.ClassDef):
+                self.check_class(node, own, names)
+            elif not isinstance(node, TOP_NODES) and not self.is_constant(node):
+                raise rejected("module", node, "only imports, constants, helper functions and classes stand beside a method",
+                               "write NAME = value, or put it into the method")
+
+    def is_constant(self, node):
+        """Return whether a statement is `NAME = value`, or a text or nothing at all."""
+        if isinstance(node, ast.Expr):
+            return isinstance(node.value, ast.Constant)
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        names = [part for target in targets for part in getattr(target, "elts", [target])]
+        given = isinstance(node, ast.Assign | ast.AnnAssign) and all(isinstance(name, ast.Name) for name in names)
+        return given or isinstance(node, ast.Pass)
+
+    def check_class(self, node, own, names):
+        """Raise CodeRejected for a class that is more than data and functions over them."""
+        if node.keywords:
+            raise rejected("class", node, "a class takes no keywords, so no metaclass", "write class NAME: alone")
+        for base in node.bases:
+            if not self.is_base(base, own, names):
+                raise rejected("class", base, "a class is made of nothing, of classes beside it, of NamedTuple, or of errors",
+                               "name one of these; keep lists and dicts in attributes")
+        for part in node.body:
+            if isinstance(part, ast.FunctionDef):
+                continue
+            if not self.is_constant(part):
+                raise rejected("class", part, "a class holds functions and NAME = value", "put the rest into a function")
+
+    def is_base(self, node, own, names):
+        """Return whether a class may be made of what a node names, which is surely that."""
+        if not isinstance(node, ast.Name):
+            return False
+        given = 1 if node.id in own or names.imported.get(node.id) == "NamedTuple" else 0
+        return names.bound[node.id] == given and (given == 1 or node.id in ERRORS)
+
+    # ---- each node
+
+    def check_node(self, node, names):
+        """Raise CodeRejected where a node is not for methods."""
+        rule, how = REFUSED_NODES.get(type(node), (None, None))
+        if rule and id(node) not in names.classes:
+            raise rejected(rule, node, f"{rule} is not for methods here", how)
+        inner = next(filter(is_inner, names_in(node)), None)
+        if inner and id(node) not in names.allowed:
+            raise rejected("inner name", node, f"{inner} leads inside", inner_mend(node, inner))
+        check = getattr(self, f"check_{type(node).__name__}", None)
+        if check:
+            check(node, names)
+
+    def check_Name(self, node, names):
+        if names.bound[node.id]:                         # a name of the method's own
+            return
+        in_class = node.id in CLASS_BUILTINS and id(node) in names.in_classes
+        if node.id in FORBIDDEN_NAMES and not in_class:
+            mend = NAME_MENDS.get(node.id, f"there are {', '.join(SAFE_BUILTINS[:24])} …")
+            raise rejected("builtin", node, f"{node.id} is not for methods", mend)
+        if node.id in UNNAMED and not names.is_in_call(node):
+            raise rejected("builtin", node, f"{node.id} gets another name", f"call it where it is needed, as {node.id}(…)")
+
+    def check_Call(self, node, names):
+        called = names.original(node.func)
+        if called == "type" and isinstance(node.func, ast.Name):
+            self.check_type(node)
+        if called == "super" and (node.args or node.keywords):
+            raise rejected("builtin", node, "super is called with nothing", "write super()")
+        if called in READERS:
+            paths = [text_of(arg) or "" for arg in node.args[READERS[called]]]
+            self.check_read(node, ".".join(paths).split("."))
+        if called in ("format", "format_map") and isinstance(node.func, ast.Attribute):
+            for text in (node.func.value, *node.args[:1]):
+                self.check_read(node, field_names(text_of(text) or ""))
+
+    def check_type(self, node):
+        if len(node.args) != 1 or node.keywords or isinstance(node.args[0], ast.Starred):
+            raise rejected("type", node, "type takes one value, and makes no class", "write class NAME: at the top of the source")
+        of = node.args[0]
+        kind = name_of(of.func) == "type" if isinstance(of, ast.Call) else getattr(of, "id", None) in TYPE_NAMES
+        if kind:
+            raise rejected("type", node, "the type of a type is not for methods", "compare types: type(x) is int")
+
+    def check_read(self, node, names):
+        """Raise CodeRejected where a text that becomes an attribute's name leads inside."""
+        for name in names:
             if is_inner(name):
-                raise rejected("inner name", node, f"{name} leads inside", "use slots and messages; the flag is "
-                               "self._p_changed = True, alone on its line")
-        if isinstance(node, ast.Name) and node.id in FORBIDDEN_NAMES and node.id not in given:
-            raise rejected("builtin", node, f"{node.id} is not for methods", f"there are {', '.join(SAFE_BUILTINS[:24])} …")
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "type" and len(node.args) > 1:
-            raise rejected("type", node, "type with three arguments makes a class", "keep data in slots")
-        if isinstance(node, ast.MatchClass) and {"format", "format_map"} & set(node.kwd_attrs):
-            raise rejected("inner name", node, "a pattern does not take a text's format", "call it")
-        if isinstance(node, ast.ExceptHandler) and node.type is None:
-            raise rejected("bare except", node, "a bare except would also catch the limits", "write except Exception:")
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            self.check_import(node)
+                raise rejected("inner name", node, f"{name} leads inside", inner_mend(node, name))
 
-    def check_import(self, node):
-        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or "."]
-        for name in modules:
-            if name not in FACADES or getattr(node, "level", 0):
-                raise rejected("import", node, f"methods have no module {name}", f"there are {', '.join(FACADES)}")
-        if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names):
-            raise rejected("import", node, "a star imports nobody knows what", "name what is needed")
+    def check_MatchClass(self, node, names):
+        if {"format", "format_map"} & set(node.kwd_attrs):
+            raise rejected("inner name", node, "a pattern does not take a text's format", "call it")
+        whole = name_of(node.cls) in WHOLE_PATTERNS and not names.bound[name_of(node.cls)]
+        if node.patterns and not (whole and len(node.patterns) == 1):
+            raise rejected("pattern", node, "a pattern of a class tells no attributes by position",
+                           f"name them: case {name_of(node.cls)}(NAME=…)")
+
+    def check_ExceptHandler(self, node, names):
+        if node.type is None:
+            raise rejected("bare except", node, "a bare except would also catch the limits", "write except Exception:")
+
+    def check_Import(self, node, names):
+        for alias in node.names:
+            self.check_module_name(node, alias.name)
+
+    def check_ImportFrom(self, node, names):
+        if id(node) in names.allowed:
+            return
+        self.check_module_name(node, "." if node.level else node.module)
+        for alias in node.names:
+            if alias.name == "*":
+                raise rejected("import", node, "a star imports nobody knows what", "name what is needed")
+            there = FACADES[node.module]
+            if alias.name.startswith("_") or (there and alias.name not in there):
+                raise rejected("import", node, f"methods have no {node.module}.{alias.name}",
+                               f"there are {', '.join(there or ('its public names',))}")
+
+    def check_module_name(self, node, name):
+        if name not in FACADES:
+            mend = MODULE_MENDS.get(name.split(".")[0])
+            there = f"there are {', '.join(FACADES)}"
+            raise rejected("import", node, f"methods have no module {name}", f"{mend}; {there}" if mend else there)
 
 
 ################################################################################
@@ -6932,8 +7459,8 @@ def free_method_grammar(fields):
 def free_method_value(answer, fields):
     """Return {idiom: "free", source} of a method that a larger model wrote. Raises ValueError where it has another head."""
     code = answer.strip().removeprefix("```python").strip("`").strip()
-    if not code.startswith(method_head(fields)) or "\n" not in code:
-        raise ValueError(f"the code does not begin with {method_head(fields)}")
+    if method_head(fields) not in code.split("\n")[:-1]:             # imports and helpers may stand beside it
+        raise ValueError(f"the code does not begin with {method_head(fields)}, nor has it as a line with a body below")
     return {"idiom": FREE, "source": code + "\n"}
 
 
@@ -13579,9 +14106,10 @@ def versions_of(method):
         method = own(method).get("former")
 
 
-def shape_of(source):
-    """Return a method's body as text without names of its own: two methods that do the same alike have the same."""
-    function = ast.parse(source).body[0]
+def shape_of(source, name):
+    """Return a method's source as text without names of its own: two methods that do the same alike have the same."""
+    tree = ast.parse(source)
+    function = method_in(tree, name)
     function.name = "method"
     names = {}
     for node in ast.walk(function):
@@ -13592,16 +14120,16 @@ def shape_of(source):
             node.id = names[node.id]
     if ast.get_docstring(function) is not None and len(function.body) > 1:
         function.body = function.body[1:]
-    return ast.unparse(function)
+    return ast.unparse(tree)
 
 
 def alike_methods(obj, name, source):
     """Return the selectors of stored methods that an object understands already and that are nearly the same."""
-    shape, found = shape_of(source), []
+    shape, found = shape_of(source, name), []
     for holder in ancestry(obj):
         for slot, value in own(holder).items():
             if isinstance(value, Method) and slot != name and "source" in own(value):
-                share = difflib.SequenceMatcher(None, shape, shape_of(value.source), autojunk=False).ratio()
+                share = difflib.SequenceMatcher(None, shape, shape_of(value.source, slot), autojunk=False).ratio()
                 if share >= ALIKE_SHARE:
                     found.append(slot)
     return found
@@ -13645,7 +14173,7 @@ def bring_in(obj, name, source, **told):
 def tell_of_method(obj, name, method):
     """Put what a method is for into the catalog, where a later request for the same finds it."""
     oid = oid_text(obj._p_oid)
-    said = ast.get_docstring(ast.parse(method.source).body[0]) or ""
+    said = ast.get_docstring(method_in(ast.parse(method.source), name)) or ""
     text = "\n\n".join(dict.fromkeys(part for part in (routed_request(name, ""), own(method).get("intent"), said, method.source)
                                      if part))
     store_document(_root_of(obj)["knowledge_catalog_obj"], f"batos/methods/{oid}.{name}", text, {"oid": oid, "selector": name},
@@ -13726,7 +14254,8 @@ def wanted_of(cycle):
     if brief["type"] == "unhandled_message":
         return {"selector": brief["selector"], "intent": brief.get("intent") or "", "args": brief.get("args", ())}
     method = own(worn_method(cycle))
-    kinds, count = (method.get("asked") or {}).get("arguments"), len(ast.parse(method["source"]).body[0].args.args) - 1
+    function = method_in(ast.parse(method["source"]), selector_name(method["selector"]))
+    kinds, count = (method.get("asked") or {}).get("arguments"), len(function.args.args) - 1
     failed = (method.get("failed") or {}).get("args")
     args = failed if failed is not None and len(failed) == count else [
         sampled_value(kind, random.Random(method["source"])) for kind in kinds or ["number"] * count]
@@ -13858,7 +14387,8 @@ def same_words(text, other):
 
 def slots_used(source):
     """Return the names that a method's source takes from self."""
-    return {node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)
+    nodes = [node for function in functions_of(ast.parse(source)) for node in ast.walk(function)]
+    return {node.attr for node in nodes if isinstance(node, ast.Attribute)
             and isinstance(node.value, ast.Name) and node.value.id == "self"} - {"_p_changed"}
 
 
@@ -13876,23 +14406,23 @@ def known_methods(cycle, request):
         source = own(method).get("source")
         fits = source and method.status != "quarantined" and _does_as(method, request)
         if fits and slots_used(source) <= request["slots"].keys():
-            found.append({"source": renamed(source, name), "idiom": KNOWN, "of": f"{where['selector']} of {where['oid']}",
-                          "intent": own(method).get("intent") or ""})
+            found.append({"source": renamed(source, selector_name(method.selector), name), "idiom": KNOWN,
+                          "of": f"{where['selector']} of {where['oid']}", "intent": own(method).get("intent") or ""})
     return list({each["source"]: each for each in found}.values())[:KNOWN_TRIED]
 
 
 def _does_as(method, request):
     """Whether a method is called as a request is, and says the same of itself."""
-    function = ast.parse(method.source).body[0]
+    function = method_in(ast.parse(method.source), selector_name(method.selector))
     told = (own(method).get("intent") or "", ast.get_docstring(function) or "")
     alike = same_words(routed_request(method.selector, ""), routed_request(request["selector"], "")) or any(
         same_words(request["intent"], text) for text in told)
     return alike and len(function.args.args) - 1 == len(request["arguments"])
 
 
-def renamed(source, name):
-    """Return a method's source under another name."""
-    return re.sub(r"^def \w+", f"def {name}", source, count=1, flags=re.MULTILINE)
+def renamed(source, before, name):
+    """Return a method's source under another name than the one before."""
+    return re.sub(rf"^def {before}\b", f"def {name}", source, count=1, flags=re.MULTILINE)
 
 
 KNOWN = "known"                                          # stands for the idiom of a method that the image has
@@ -14976,7 +15506,7 @@ class SendMessageCommand(Command):
 
 
 class CreateMethodCommand(Command):
-    """Give an object a method: Python source of one function, which is audited and compiled first."""
+    """Give an object a method: Python source of one function and of what stands beside it, which is audited first."""
 
     target_oid: str
     method_name: str = pydantic.Field(min_length=1, max_length=200)
@@ -19647,10 +20177,17 @@ def _activate_command(args, client):
     return reply, "\n".join([f"{reply['details']} ({reply['result']['ms']:.1f} ms)", *steps])
 
 
+def method_name(code):
+    """Return the name of the method in a file, as far as it can be told: the audit says what is wrong with it."""
+    with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+        function = method_in(ast.parse(code))
+        return function.name if function else "method"
+    return "method"
+
+
 def _method_command(args, client):
     code = pathlib.Path(args.file).read_text("utf-8")
-    found = re.search(r"^def\s+(\w+)", code, re.MULTILINE)
-    reply = client.call("create_method", target_oid=args.target, method_name=found[1] if found else "method", method_code=code,
+    reply = client.call("create_method", target_oid=args.target, method_name=method_name(code), method_code=code,
                         intent=args.intent, idempotency_key=uuid7())
     return reply, reply["details"]
 
@@ -20244,7 +20781,7 @@ SUBCOMMANDS = {
     "cancel": (_cancel, "cancel a cycle"),
     "experts": (_experts, "list the LoRA experts, and in which tier of memory each is"),
     "activate": (_activate_command, "make a LoRA expert hot, and tell how"),
-    "method": (_method_command, "give an object a method, or a new version of one: a file with one function, which is audited"),
+    "method": (_method_command, "give an object a method, or a new version of one: a file with its function and what that needs"),
     "rollback": (_rollback_command, "let a former version of an object's method run again"),
     "display": (_display_command, "have the system make its Memory Inspector, where that is due, and open its window"),
     "export": (_export_command, "write an object with its methods and LoRA experts into a file, for another image"),
@@ -20426,7 +20963,7 @@ ARGUMENTS = {                                            # subcommand -> its arg
     "cycles": [("--state", {"help": "only those in this state"}), ("--limit", {"type": int, "default": 20})],
     "cancel": [("cycle", {"help": "its id, 0x…"})],
     "activate": [("expert", {"help": "its name"})],
-    "method": [("target", {"help": "the object: a name, a path or 0x…"}), ("file", {"help": "its source, one function"}),
+    "method": [("target", {"help": "the object: a name, a path or 0x…"}), ("file", {"help": "its source: one function of self, and what it needs beside it"}),
                ("--intent", {"help": "what it is for, in words"})],
     "rollback": [("target", {"help": "the object"}), ("selector", {"help": "the method"}),
                  ("--version", {"type": int, "help": "which; else the one before"})],

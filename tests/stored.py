@@ -23,6 +23,14 @@ def cases(name):
         yield title.strip(), head, rest
 
 
+def audit(source, name):
+    """Return the error of the audit, or None."""
+    try:
+        batos.PersistenceGuardian().audit_code(source, name)
+    except batos.CodeRejected as error:
+        return error
+
+
 class Machine:
     """A write lane and a method lane over an image; objects by name, messages by selector."""
 
