@@ -3631,6 +3631,7 @@ class Job:
     after: typing.Callable = lambda: None                # bulk: run once it is over, however it ended
     shared: bool = False                                 # bulk: small; it may share its transaction with others that wait
     tries: int = 0                                       # method: how often it was run
+    account: typing.Any = None                           # whose turn it uses: a client's Account; None is the system's own
     domain: tuple | None = None                          # method: (user, connection), see trust_domain; None: a fresh child
     number: str | None = None                            # of a message, see message_number
     call: int = 0                                        # core: which call of a message it is
@@ -3714,12 +3715,95 @@ class WriteToken:
                 self._held = False
 
 
+class Turns:
+    """A queue in which all who have jobs take turns; the jobs of one go in the order in which they came.
+
+    Of several threads that take jobs one is kept for others: no account has all of them at work. The system's own jobs, of the
+    account None, are one more that takes turns, and may have all. Any thread. Example: three jobs of A, then one of B, go A B A A.
+    """
+
+    def __init__(self, threads=1):
+        self._most = threads - 1 if threads > 1 else math.inf        # jobs of one account at work
+        self._at_work = collections.Counter()            # account -> its jobs that were taken and are not done
+        self._waiting = collections.OrderedDict()        # account -> (job, monotonic time) of each; whose turn is next first
+        self._size, self._ended = 0, False
+        self._changed = threading.Condition(threading.Lock())
+
+    def put(self, job):
+        """Have a job wait for the turn of its account."""
+        with self._changed:
+            self._waiting.setdefault(job.account, collections.deque()).append((job, time.monotonic()))
+            self._size += 1
+            self._changed.notify()
+
+    def get(self, timeout_s=None):
+        """Wait for the next job; None where the end was asked for and none is left. Raises queue.Empty after `timeout_s`."""
+        with self._changed:
+            while (job := self._taken()) is None:
+                if self._ended and not self._size:
+                    return None
+                if not self._changed.wait(timeout_s):
+                    raise queue.Empty
+            return job
+
+    def get_nowait(self):
+        """Return the next job. Raises queue.Empty where none may be taken."""
+        with self._changed:
+            job = self._taken()
+        if job is None:
+            raise queue.Empty
+        return job
+
+    def _taken(self):
+        for account, jobs in self._waiting.items():
+            if account is None or self._at_work[account] < self._most:
+                return self._take(account, jobs)
+        return None
+
+    def _take(self, account, jobs):
+        job, _ = jobs.popleft()
+        self._size -= 1
+        if jobs:
+            self._waiting.move_to_end(account)
+        else:
+            del self._waiting[account]
+        if self._most < math.inf:
+            self._at_work[account] += 1
+        return job
+
+    def done(self, job):
+        """Note that a job that was taken is at work no more."""
+        if self._most == math.inf:
+            return
+        with self._changed:
+            self._at_work[job.account] -= 1
+            if not self._at_work[job.account]:
+                del self._at_work[job.account]
+            self._changed.notify_all()
+
+    def end(self):
+        """Have who waits for a job told None once none is left."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def qsize(self):
+        """Return how many jobs wait."""
+        return self._size
+
+    def oldest_s(self):
+        """Return for how many seconds the job that came first has waited; 0.0 where none does."""
+        with self._changed:
+            since_s = min((jobs[0][1] for jobs in self._waiting.values()), default=None)
+        return 0.0 if since_s is None else time.monotonic() - since_s
+
+
 class Lane:
     """A thread that takes jobs from a queue. Its connection is opened, used and closed there."""
 
     def __init__(self, image, name, threads=1):
         self.image, self.name = image, name
-        self._jobs, self._submitted_s = queue.SimpleQueue(), collections.deque()     # as many times as jobs in the queue
+        self._jobs = Turns(threads)
         self._threads = [threading.Thread(target=self._main, name=f"{name}-{n}", daemon=True) for n in range(threads)]
 
     def start(self):
@@ -3728,22 +3812,16 @@ class Lane:
         return self
 
     def submit(self, job):
-        self._submitted_s.append(time.monotonic())
         self._jobs.put(job)
 
     def _next(self):
         """Wait for the next job; None is the end."""
-        job = self._jobs.get()
-        if job is not None:
-            self._submitted_s.popleft()
-        return job
+        return self._jobs.get()
 
     @property
     def oldest_s(self):
         """For how many seconds the first job in the queue has waited."""
-        with contextlib.suppress(IndexError):            # it was just taken
-            return time.monotonic() - self._submitted_s[0]
-        return 0.0
+        return self._jobs.oldest_s()
 
     def call(self, job, timeout_s=None):
         """Run a job from another thread and wait: returns its Outcome, or raises its error."""
@@ -3767,8 +3845,7 @@ class Lane:
 
     def close(self):
         """Finish what was submitted, then end the threads."""
-        for _ in self._threads:
-            self._jobs.put(None)
+        self._jobs.end()
         for thread in self._threads:
             thread.join()
 
@@ -3776,7 +3853,10 @@ class Lane:
         unit = Unit(self.image.db)
         try:
             while (job := self._next()) is not None:
-                self._work(unit, job)
+                try:
+                    self._work(unit, job)
+                finally:
+                    self._jobs.done(job)
         finally:
             unit.close()
 
@@ -3948,12 +4028,8 @@ class WriteLane(WritingLane):
         if SIBLINGS <= self._jobs.qsize() < self.settings.group_max - 1:
             time.sleep(LINGER_S)
         with contextlib.suppress(queue.Empty):
-            while len(group) < self.settings.group_max and group[-1] is not None:
+            while len(group) < self.settings.group_max:
                 group.append(self._jobs.get_nowait())
-                if group[-1] is not None:
-                    self._submitted_s.popleft()
-        if group[-1] is None:                            # the end was asked for: see it again after this group
-            self._jobs.put(group.pop())
         with self.token:
             outcomes = self._attempt(unit, group)
         if outcomes is None:
@@ -3962,7 +4038,7 @@ class WriteLane(WritingLane):
         self.image.seal(int(self.settings.seal_mb * 1e6))
 
 
-_URGENT = object()
+_URGENT = Job("urgent", None)                            # stands in the queue for one that waits beside it
 SHARED_MOST = 32                                         # small jobs in one transaction of the bulk lane
 
 
@@ -4014,15 +4090,9 @@ class BulkLane(WritingLane):
 
     def _next_at_once(self):
         """Return the next job if one waits, else None."""
-        try:
-            job = self._jobs.get_nowait()
-        except queue.Empty:
-            return None
-        if job is None:                                  # the end was asked for: see it again after this transaction
-            self._jobs.put(None)
-        else:
-            self._submitted_s.popleft()
-        return job
+        with contextlib.suppress(queue.Empty):
+            return self._jobs.get_nowait()
+        return None
 
     def _do_urgent(self, unit):
         """Do what is urgent, as many jobs at a time as came meanwhile."""
@@ -4141,10 +4211,7 @@ class Upkeep(Lane):
         """Wait for the next job; meanwhile look now and then what is due."""
         while True:
             with contextlib.suppress(queue.Empty):
-                job = self._jobs.get(timeout=UPKEEP_LOOK_S)
-                if job is not None:
-                    self._submitted_s.popleft()
-                return job
+                return self._jobs.get(UPKEEP_LOOK_S)
             if self.image.path:
                 sweep_parts(self.image.path)
             for name, (hours, apply) in self._due_work().items():
@@ -5761,7 +5828,7 @@ class MethodLane(Lane):
         self.zygote = Zygote(settings.method_memory_mb)
         self.children = Children(self.zygote)
         self._uses, self._counted_s = collections.defaultdict(list), time.monotonic()
-        self._guard, self._taken = threading.Lock(), {}  # oid of a receiver -> the job at work, then those that wait
+        self._guard, self._taken = threading.Lock(), {}  # oid of a receiver -> (the job at work, the Turns of those that wait)
         self.counts = collections.Counter()
         # Has the core asked for a job and its Inferring; set by whoever has it.
         self.infer = self._without_core
@@ -5875,21 +5942,21 @@ class MethodLane(Lane):
         if job.turn not in (None, oid):                  # its path leads elsewhere by now
             self._leave(job)
         with self._guard:
-            job.turn, queued = oid, self._taken.setdefault(oid, collections.deque((job,)))
-            if queued[0] is not job:
-                queued.append(job)
-            return queued[0] is job
+            job.turn = oid
+            at_work, waiting = self._taken.setdefault(oid, (job, Turns()))
+            if at_work is not job:
+                waiting.put(job)
+            return at_work is job
 
     def _leave(self, job):
-        """Let the next message of a job's receiver come."""
+        """Let the next message of a job's receiver come; who waits for it takes turns."""
         with self._guard:
-            queued = self._taken.get(job.turn, ())
-            if queued:
-                queued.popleft()
-            if not queued:
-                self._taken.pop(job.turn, None)
-        if queued:
-            self.submit(queued[0])
+            _, waiting = self._taken.pop(job.turn, (None, None))
+            following = waiting.get_nowait() if waiting and waiting.qsize() else None
+            if following:
+                self._taken[job.turn] = following, waiting
+        if following:
+            self.submit(following)
 
     def _end(self, job, outcome):
         """Tell how a job ended, once the next of its receiver may come."""
@@ -13527,6 +13594,11 @@ class Mission:
     # `over` is set once it has ended.
     over: threading.Event = dataclasses.field(default_factory=threading.Event)
 
+    @property
+    def account(self):
+        """Whose turn it uses: of missions that wait, each user's go in turns."""
+        return self.who
+
 
 def core_offline(core):
     """Return the error for what a core cannot be asked."""
@@ -13552,7 +13624,7 @@ class MissionLane:
         self.missions = {}                               # oid -> Mission; all that are accepted and have not ended
         self.counts = collections.Counter()              # state -> cycles ended since the start
         self._running = 0                                # missions that a worker has in hand
-        self._queue, self._guard, self._closing = queue.SimpleQueue(), threading.Lock(), threading.Event()
+        self._queue, self._guard, self._closing = Turns(), threading.Lock(), threading.Event()
         self._threads = [threading.Thread(target=self._main, name=f"mission-{n}", daemon=True)
                          for n in range(int(settings.workers))]
 
@@ -13587,8 +13659,7 @@ class MissionLane:
     def close(self):
         """End the threads. The core must be closed before, so that none waits for it."""
         self._closing.set()
-        for _ in self._threads:
-            self._queue.put(None)
+        self._queue.end()
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
@@ -13924,7 +13995,8 @@ class CoreLane(Lane):
             job.cycle = outcome.result.get("cycle")
             self.lanes["method"].submit(job)
         number = job.message_number()
-        self.submit(Job("infer_", lambda root: asked, done, job.who, job.why, number=number, call=waiting.call))
+        self.submit(Job("infer_", lambda root: asked, done, job.who, job.why, number=number, call=waiting.call,
+                        account=job.account))
 
     @staticmethod
     def _refuse(job, error):
@@ -17814,7 +17886,7 @@ class BatOS_UVM:
         key = request.key[1] if request.key else None
         why = command.why if command.client is None else f"{command.client}: {command.why or command.command}"
         job = Job(command.command, apply, functools.partial(self._done, request, repeated), request.who, why, None, key,
-                  request.digest, domain=request.domain, **how)
+                  request.digest, account=request.peer.account, domain=request.domain, **how)
         if self._taken is None:
             self.lanes[lane].submit(job)
         else:

@@ -48,7 +48,7 @@ def test_the_first_in_a_queue_ages(tmp_path):
     assert 0.05 <= lane.oldest_s < 60
     lane.start()
     lane.close()
-    assert lane.oldest_s == 0.0 and not lane._submitted_s
+    assert lane.oldest_s == 0.0 and lane.depth == 0
     image.close()
 
 

@@ -3,13 +3,17 @@
 import concurrent.futures
 import contextlib
 import functools
+import itertools
 import os
+import queue
 import threading
 
 import pytest
 import transaction
 import ZODB.FileStorage
 import ZODB.POSException
+from hypothesis import given
+from hypothesis import strategies as st
 
 import batos
 from batos import Job, Refused
@@ -688,3 +692,93 @@ def test_a_ghost_shows_its_slots(two_units):
     assert genesis._p_changed is None and "name" in batos.own(genesis)
     genesis._p_deactivate()
     assert "name" in genesis._slots
+
+
+# Turns
+
+
+def jobs_of(turns):
+    """Return the names of the jobs that may be taken, in the order in which they come."""
+    taken = []
+    with contextlib.suppress(queue.Empty):
+        while True:
+            taken.append(turns.get_nowait())
+    return [job.name for job in taken]
+
+
+def waiting(names, threads=1):
+    """Return Turns in which jobs wait, each of the account that is its name's first letter; `_` is the system's own."""
+    turns = batos.Turns(threads)
+    for name in names.split():
+        turns.put(batos.Job(name, None, account=None if name[0] == "_" else name[0]))
+    return turns
+
+
+def test_those_who_have_jobs_take_turns_and_each_s_go_in_order():
+    assert jobs_of(waiting("a1 a2 a3 a4 b1 c1 b2")) == "a1 b1 c1 a2 b2 a3 a4".split()
+    assert jobs_of(waiting("_1 a1 _2 a2 _3")) == "_1 a1 _2 a2 _3".split()
+
+
+@given(st.lists(st.sampled_from("abc_"), max_size=60))
+def test_no_job_is_lost_and_nobody_waits_for_more_than_a_turn_of_each(accounts):
+    names = [f"{account}{number}" for number, account in enumerate(accounts)]
+    taken = jobs_of(waiting(" ".join(names)))
+    assert sorted(taken) == sorted(names)
+    for account in set(accounts):
+        mine = [place for place, name in enumerate(taken) if name[0] == account]
+        assert [taken[place] for place in mine] == [name for name in names if name[0] == account]
+        assert all(later - before <= len(set(accounts)) for before, later in itertools.pairwise(mine))
+
+
+def test_one_of_several_threads_is_kept_for_others():
+    turns = waiting("a1 a2 a3 a4", threads=3)
+    first, second = turns.get_nowait(), turns.get_nowait()
+    assert [first.name, second.name] == ["a1", "a2"] and jobs_of(turns) == [] and turns.qsize() == 2
+    turns.put(batos.Job("b1", None, account="b"))
+    assert jobs_of(turns) == ["b1"]
+    turns.done(first)
+    assert jobs_of(turns) == ["a3"]
+    assert jobs_of(waiting("_1 _2 _3", threads=3)) == ["_1", "_2", "_3"]         # the system's own may have all
+
+
+def test_who_waits_for_a_job_is_woken_by_one_that_comes_by_one_that_is_done_and_by_the_end():
+    turns, told = batos.Turns(2), queue.Queue()
+
+    def take():
+        while (job := turns.get()) is not None:
+            told.put(job.name)
+        told.put(None)
+    threads = [threading.Thread(target=take, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    one = batos.Job("a1", None, account="a")
+    turns.put(one)
+    assert told.get(timeout=30) == "a1"
+    turns.put(batos.Job("a2", None, account="a"))
+    turns.put(batos.Job("b1", None, account="b"))
+    assert told.get(timeout=30) == "b1" and told.empty()
+    turns.done(one)
+    assert told.get(timeout=30) == "a2"
+    turns.end()
+    assert [told.get(timeout=30) for _ in threads] == [None, None]
+
+
+def test_slow_reads_of_one_client_do_not_hold_up_another(one):
+    lane, held = batos.ReadLane(one.image, "read", 2).start(), threading.Event()
+    for _ in range(5):
+        lane.submit(batos.Job("slow", lambda root: held.wait(60), account="a"))
+    assert lane.call(batos.Job("quick", lambda root: 7, account="b"), 30).result == 7
+    assert lane.depth == 4 and not held.is_set()
+    held.set()
+    lane.close()
+    assert lane.depth == 0
+
+
+def test_a_group_of_the_write_lane_holds_jobs_of_all(one, monkeypatch):
+    groups, lane = [], batos.WriteLane(one.image, batos.WriteToken(), batos.load_settings({"group_max": 4}, {}))
+    attempt = lane._attempt
+    monkeypatch.setattr(lane, "_attempt", lambda unit, jobs: groups.append([job.name for job in jobs]) or attempt(unit, jobs))
+    for name in [f"a{n}" for n in range(6)] + ["b0", "c0"]:
+        lane.submit(batos.Job(name, lambda root: 1, account=name[0]))
+    lane.start().close()
+    assert groups == [["a0", "b0", "c0", "a1"], ["a2", "a3", "a4", "a5"]]

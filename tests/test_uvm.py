@@ -396,3 +396,42 @@ def test_an_id_of_20_mb_does_not_come_back(daemon):
     with Raw(daemon().endpoint) as raw:
         reply = raw.ask(command="health", id="x" * 20_000_000)
         assert (reply["id"], reply["code"]) == (None, "BadRequest") and len(ormsgpack.packb(reply)) < 1000
+
+
+# Turns
+
+ENDLESS = "def spin(self):\n    while True:\n        pass\n"
+
+
+@pytest.mark.slow
+def test_endless_methods_of_one_client_leave_another_s_its_turn(daemon):
+    """12 methods without end, four seconds each on four threads, took all threads for twelve seconds."""
+    endpoint = daemon("--method-deadline-s", "4").endpoint
+    with batos.Client(endpoint) as client, Raw(endpoint) as greedy, Raw(endpoint) as other:
+        client.call("create_method", target_oid="genesis_obj", method_name="spin", method_code=ENDLESS)
+        client.call("create_method", target_oid="genesis_obj", method_name="one", method_code="def one(self):\n    return 1\n")
+        receivers = [client.call("send_message", target="genesis_obj", selector="clone")["result"]["$ref"] for _ in range(13)]
+        for number, receiver in enumerate(receivers[:12]):
+            greedy.send(command="send_message", target=receiver, selector="spin", id=number)
+        while client.call("health")["result"]["lanes"]["method"]["waiting"] < 9:
+            time.sleep(0.01)
+        assert other.ask(command="send_message", target=receivers[12], selector="one")["result"] == 1
+        assert not greedy.socket.poll(0)                 # none of them has ended yet
+        assert [greedy.reply()["status"] for _ in range(12)] == ["ERROR"] * 12
+
+
+@pytest.mark.slow
+def test_messages_to_one_receiver_take_turns_too(daemon):
+    endpoint = daemon("--method-deadline-s", "1").endpoint
+    with batos.Client(endpoint) as client, Raw(endpoint) as greedy, Raw(endpoint) as other:
+        client.call("create_method", target_oid="genesis_obj", method_name="spin", method_code=ENDLESS)
+        client.call("create_method", target_oid="genesis_obj", method_name="one", method_code="def one(self):\n    return 1\n")
+        for number in range(6):
+            greedy.send(command="send_message", target="genesis_obj", selector="spin", id=number)
+        while client.call("health")["result"]["pending"] < 6:
+            time.sleep(0.01)
+        assert other.ask(command="send_message", target="genesis_obj", selector="one")["result"] == 1
+        done = 0
+        while greedy.socket.poll(0):
+            done += greedy.reply()["code"] == "DeadlineExceeded"
+        assert done <= 2                                 # the one at work, and one whose turn came before
