@@ -3716,55 +3716,73 @@ class WriteToken:
 
 
 class Turns:
-    """A queue in which all who have jobs take turns; the jobs of one go in the order in which they came.
+    """A queue in which all who have jobs take turns; the jobs of one go in the order in which they came. Any thread.
 
-    Of several threads that take jobs one is kept for others: no account has all of them at work. The system's own jobs, of the
-    account None, are one more that takes turns, and may have all. Any thread. Example: three jobs of A, then one of B, go A B A A.
+    most: so many jobs of one account may be at work at a time; the system's own, of the account None, are not counted, and are one
+    more that takes turns. Example: three jobs of A, then one of B, go A B A A.
     """
 
-    def __init__(self, threads=1):
-        self._most = threads - 1 if threads > 1 else math.inf        # jobs of one account at work
+    def __init__(self, most=math.inf):
+        self._most = most
         self._at_work = collections.Counter()            # account -> its jobs that were taken and are not done
-        self._waiting = collections.OrderedDict()        # account -> (job, monotonic time) of each; whose turn is next first
-        self._size, self._ended = 0, False
-        self._changed = threading.Condition(threading.Lock())
+        self._waiting = {}                               # account -> (job, monotonic time) of each
+        self._order = collections.deque()                # the accounts of `_waiting`, whose turn is next first
+        self._size, self._idle, self._ended = 0, 0, False
+        self._guard = threading.Lock()
+        self._changed = threading.Condition(self._guard)
 
     def put(self, job):
         """Have a job wait for the turn of its account."""
-        with self._changed:
-            self._waiting.setdefault(job.account, collections.deque()).append((job, time.monotonic()))
+        row = job, time.monotonic()
+        with self._guard:
+            if job.account in self._waiting:
+                self._waiting[job.account].append(row)
+            else:
+                self._waiting[job.account] = collections.deque((row,))
+                self._order.append(job.account)
             self._size += 1
-            self._changed.notify()
+            if self._idle:
+                self._changed.notify()
 
     def get(self, timeout_s=None):
         """Wait for the next job; None where the end was asked for and none is left. Raises queue.Empty after `timeout_s`."""
-        with self._changed:
+        with self._guard:
             while (job := self._taken()) is None:
                 if self._ended and not self._size:
                     return None
-                if not self._changed.wait(timeout_s):
-                    raise queue.Empty
+                self._wait(timeout_s)
             return job
+
+    def _wait(self, timeout_s):
+        self._idle += 1
+        try:
+            if not self._changed.wait(timeout_s):
+                raise queue.Empty
+        finally:
+            self._idle -= 1
 
     def get_nowait(self):
         """Return the next job. Raises queue.Empty where none may be taken."""
-        with self._changed:
+        with self._guard:
             job = self._taken()
         if job is None:
             raise queue.Empty
         return job
 
     def _taken(self):
-        for account, jobs in self._waiting.items():
+        """Take the next job out; None where no account may have one more at work. Who may not keeps its place."""
+        for place, account in enumerate(self._order):
             if account is None or self._at_work[account] < self._most:
-                return self._take(account, jobs)
+                del self._order[place]
+                return self._take(account)
         return None
 
-    def _take(self, account, jobs):
+    def _take(self, account):
+        jobs = self._waiting[account]
         job, _ = jobs.popleft()
         self._size -= 1
         if jobs:
-            self._waiting.move_to_end(account)
+            self._order.append(account)
         else:
             del self._waiting[account]
         if self._most < math.inf:
@@ -3775,7 +3793,7 @@ class Turns:
         """Note that a job that was taken is at work no more."""
         if self._most == math.inf:
             return
-        with self._changed:
+        with self._guard:
             self._at_work[job.account] -= 1
             if not self._at_work[job.account]:
                 del self._at_work[job.account]
@@ -3783,7 +3801,7 @@ class Turns:
 
     def end(self):
         """Have who waits for a job told None once none is left."""
-        with self._changed:
+        with self._guard:
             self._ended = True
             self._changed.notify_all()
 
@@ -3793,17 +3811,22 @@ class Turns:
 
     def oldest_s(self):
         """Return for how many seconds the job that came first has waited; 0.0 where none does."""
-        with self._changed:
+        with self._guard:
             since_s = min((jobs[0][1] for jobs in self._waiting.values()), default=None)
         return 0.0 if since_s is None else time.monotonic() - since_s
+
+
+def all_but_one(threads):
+    """Return how many threads of a lane one account may have: one of several is kept for others."""
+    return threads - 1 or math.inf
 
 
 class Lane:
     """A thread that takes jobs from a queue. Its connection is opened, used and closed there."""
 
-    def __init__(self, image, name, threads=1):
+    def __init__(self, image, name, threads=1, most=math.inf):
         self.image, self.name = image, name
-        self._jobs = Turns(threads)
+        self._jobs = Turns(most)
         self._threads = [threading.Thread(target=self._main, name=f"{name}-{n}", daemon=True) for n in range(threads)]
 
     def start(self):
@@ -3863,6 +3886,9 @@ class Lane:
 
 class ReadLane(Lane):
     """Reads on snapshots, each as new as the last commit."""
+
+    def __init__(self, image, name, threads=1):
+        super().__init__(image, name, threads, all_but_one(threads))
 
     def _work(self, unit, job):
         try:
@@ -5823,7 +5849,7 @@ class MethodLane(Lane):
     """
 
     def __init__(self, image, write, settings, count=lambda uses: lambda root: None):
-        super().__init__(image, "method", int(settings.method_workers))
+        super().__init__(image, "method", int(settings.method_workers), all_but_one(int(settings.method_workers)))
         self.settings, self._write, self._count = settings, write, count
         self.zygote = Zygote(settings.method_memory_mb)
         self.children = Children(self.zygote)
