@@ -5074,7 +5074,7 @@ def zygote_source():
 
 CHILD_START_S = 20.0                                     # a guard: it takes milliseconds
 ENDING_S = 0.5                                           # between the end of the zygote's socket and its own
-CHILD_MESSAGES, CHILD_LIFE_S = 200, 600.0                # then a child is ended
+CHILD_MESSAGES, CHILD_LIFE_S = 1000, 600.0               # then a child is ended
 CHILD_KEEPS_MB = 16.0                                    # by which a child may have grown since its fork to get another message
 RESTING_MOST, REST_MOST_S = 16, 30.0                     # children at rest, and for how long
 
