@@ -274,6 +274,18 @@ def test_a_grounded_answer_survives_a_kill_as_the_cycle_that_it_is(daemon):
         assert cycles(client) == before and send(client, oid, "told")["result"] == told
 
 
+def test_who_waits_for_the_core_is_told_that_the_daemon_stops(daemon, tmp_path):
+    asked, running = tmp_path / "asked", daemon(core=(60, tmp_path / "asked"))
+    with batos.Client(running.endpoint, WAIT_S) as client:
+        oid = thinker(client, "think_", THINK)
+        post(client, target="pLLM_obj", selector="infer_", args=["one"], id="message")
+        post(client, target=oid, selector="think_", args=["two"], id="method")
+        until_asked(asked, 2)
+        running.process.terminate()
+        told = replies(client, 2)
+    assert {reply["code"] for reply in told.values()} == {"ShuttingDown"} and running.stop() == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_at_any_moment_one_message_is_one_cycle(daemon, seed):
