@@ -10702,27 +10702,140 @@ def _check_size(path, what, size, limit, setting):
                          size=size, limit=limit, setting=setting)
 
 
-def read_file(path, max_bytes, source_max_bytes=SOURCE_MAX_BYTES, opener=_opened):
+def is_plain(ending):
+    """Tell whether a file of an ending is a text as it is, or has to be parsed."""
+    return FORMATS.get(ending, Format("text")).read is _read_text
+
+
+def parse_here(ending, data, name):
+    """Return the Extract of a file's bytes. Raises BadRequest."""
+    return FORMATS.get(ending, Format("text")).read(data, name)
+
+
+def read_file(path, max_bytes, source_max_bytes=SOURCE_MAX_BYTES, opener=_opened, parse=parse_here):
     """Return a file's Extract, its text of up to `max_bytes` in UTF-8 from a file of up to `source_max_bytes`.
 
     Raises BadRequest that says why it is none: too large, binary, damaged, no regular file, or not to be read.
     """
     path = pathlib.Path(path)
-    form = FORMATS.get(path.suffix.lower(), Format("text"))
+    ending = path.suffix.lower()
     with open_regular(path, opener) as file:
         size = os.fstat(file.fileno()).st_size
         _check_size(path, "", size, source_max_bytes, "source_max_mb")
-        if form.read is _read_text and size > MOST_BYTES_A_CHARACTER * max_bytes:
+        if is_plain(ending) and size > MOST_BYTES_A_CHARACTER * max_bytes:
             _check_size(path, " of text", size, max_bytes, "document_max_mb")
         try:
             data = file.read(source_max_bytes + 1)       # no more, also where it grows meanwhile
         except OSError as error:
             raise _unreadable(path, error) from error
-    extract = form.read(data, path.name)
+    extract = parse(ending, data, path.name)
     if not extract.text.strip():
         raise BadRequest(f"{path.name} is empty", no_document=True)
     _check_size(path, " of text", len(extract.text.encode("utf-8", "surrogatepass")), max_bytes, "document_max_mb")
     return extract
+
+
+PARSE_S, PARSE_BYTES = 180, 4 << 30                      # what one file may take of time, and its process of memory
+PARSER = "import sys; sys.path.insert(0, sys.argv[1]); import batos; batos.parse_for_another()"
+BLOCK = struct.Struct(">Q")                              # the length of what follows
+
+
+def _read_block(file):
+    """Return the next block of a pipe as bytes. Raises EOFError."""
+    head = file.read(BLOCK.size)
+    data = file.read(BLOCK.unpack(head)[0]) if len(head) == BLOCK.size else b""
+    if not data:
+        raise EOFError
+    return data
+
+
+def _write_block(file, value):
+    data = ormsgpack.packb(value)
+    file.write(BLOCK.pack(len(data)))
+    file.write(data)
+    file.flush()
+
+
+class Parser:
+    """I parse files in a process of my own, so that what a hostile file makes of a parser costs that file alone.
+
+    The process begins with the first file that is no plain text, and ends with me, or with a file that takes too much.
+    """
+
+    def __init__(self):
+        self._process = None
+
+    def parse(self, ending, data, name):
+        """Do what parse_here does."""
+        if is_plain(ending):
+            return parse_here(ending, data, name)
+        try:
+            self._start()
+            _write_block(self._process.stdin, [ending, data, name])
+            told = ormsgpack.unpackb(_read_block(self._process.stdout))
+        except (OSError, EOFError):
+            raise BadRequest(f"{name} cannot be parsed: it {self._end()}; convert it, or leave it out") from None
+        except BaseException:                            # half of a reply may be in the pipe
+            self.close()
+            raise
+        if "error" in told:
+            raise BadRequest(told["error"], **told["fields"])
+        return Extract(told["text"], told["metadata"])
+
+    def _start(self):
+        if self._process is None:
+            folder = os.path.dirname(os.path.abspath(__file__))
+            self._process = subprocess.Popen([sys.executable, "-c", PARSER, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                             stderr=subprocess.DEVNULL, start_new_session=True)
+
+    def _end(self):
+        """Return what the process ended of."""
+        process = self._process
+        self.close()
+        took_long = process is not None and process.returncode == -signal.SIGALRM
+        return f"takes longer than {PARSE_S} s" if took_long else f"takes more than {PARSE_BYTES >> 30} GB of memory, or ends the parser"
+
+    def close(self):
+        """End the process."""
+        process, self._process = self._process, None
+        if process is not None:
+            if process.poll() is None and not self._has_ended(process):
+                process.kill()
+            process.wait()
+            with contextlib.suppress(BrokenPipeError):   # what it did not read
+                process.stdin.close()
+            process.stdout.close()
+
+    @staticmethod
+    def _has_ended(process):
+        """Tell whether a process whose pipe is at its end ends by itself."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(0.2) is not None
+        return False
+
+
+def parse_for_another():
+    """Parse files for a Parser, until it has no more: the main function of its process."""
+    resource.setrlimit(resource.RLIMIT_AS, (PARSE_BYTES, PARSE_BYTES))
+    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as replies:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())              # what a library prints is no reply
+        with contextlib.suppress(EOFError):
+            while True:
+                request = ormsgpack.unpackb(_read_block(sys.stdin.buffer))
+                signal.alarm(PARSE_S)                    # it ends the process, whatever a library is at
+                _write_block(replies, _parsed(*request))
+                signal.alarm(0)
+
+
+def _parsed(ending, data, name):
+    """Return the map that tells an Extract, or why there is none."""
+    try:
+        text, metadata = parse_here(ending, data, name)
+    except BadRequest as error:
+        return {"error": error.message, "fields": error.fields}
+    except Exception as error:                           # a boundary: whatever a hostile file makes of a library
+        return {"error": f"{name} cannot be parsed ({type(error).__name__}: {first_line(error)})", "fields": {}}
+    return {"text": _whole_characters(text), "metadata": metadata}
 
 
 # Words
@@ -16917,7 +17030,9 @@ def read_document(command, settings, parts=None, who="local"):
     if root is None or not path.is_file():
         raise BadRequest(f"{command.path} is no regular file under the folders of the setting learn_roots "
                          f"({settings.learn_roots or 'none'}); use `batos.py learn`, which sends the text itself")
-    return read_file(path, int(settings.document_max_mb * 1e6), int(settings.source_max_mb * 1e6), opener_below(root))
+    bounds = int(settings.document_max_mb * 1e6), int(settings.source_max_mb * 1e6)
+    with contextlib.closing(Parser()) as parser:
+        return read_file(path, *bounds, opener_below(root), parser.parse)
 
 
 class Ingest:
@@ -19887,7 +20002,7 @@ class Learning:
     def __init__(self, found, client, tags=(), rechunk=False):
         self.found, self.client, self.tags, self.rechunk = found, client, tags, rechunk
         self.learnt, self.failed, self.counts = [], list(found.failed), collections.Counter()
-        self._limits = client.limits()
+        self._limits, self.parser = client.limits(), Parser()
         self._known = {}                                 # doc_id -> its row, of the documents at and below what is learnt
         for top in found.tops:
             rows = listed_documents(client, _name_of(top))
@@ -19906,7 +20021,7 @@ class Learning:
             raise BadRequest("its name is not UTF-8, or has control characters; rename it")
         if len(str(path)) > DOC_ID_MAX_CHARS:
             raise BadRequest(f"its path has {len(str(path)):,} characters and may have {DOC_ID_MAX_CHARS:,}; move it")
-        return read_file(path, self._bytes("document_max_mb"), self._bytes("source_max_mb"))
+        return read_file(path, self._bytes("document_max_mb"), self._bytes("source_max_mb"), parse=self.parser.parse)
 
     def _bytes(self, name):
         return int(self._limits[name] * 1e6)
@@ -20077,7 +20192,8 @@ def _learn(args, client):
         if not args.json:
             print(_shown(line), file=stream, flush=True)
     try:
-        _learn_all(learning, args.vanished, tell)
+        with contextlib.closing(learning.parser):
+            _learn_all(learning, args.vanished, tell)
     except KeyboardInterrupt:
         tell("stopped; what was learnt stays, and learning the same again goes on from here", sys.stderr)
         status = 130

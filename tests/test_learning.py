@@ -100,10 +100,10 @@ def test_an_interrupt_is_told_as_a_status(learn, tmp_path, monkeypatch):
     (tmp_path / "b.md").write_text("Two.")
     read = batos.read_file
 
-    def interrupted(path, *bounds):
+    def interrupted(path, *bounds, **more):
         if path.name == "b.md":
             raise KeyboardInterrupt
-        return read(path, *bounds)
+        return read(path, *bounds, **more)
     monkeypatch.setattr(batos, "read_file", interrupted)
     status, told = learn(tmp_path)
     assert status == 130 and "1 learnt" in told and "stopped; what was learnt stays" in told
@@ -123,6 +123,42 @@ def test_a_path_is_opened_once_and_no_link_is_followed_on_the_way(tmp_path):
     (root / "b.txt").symlink_to(outside / "a.txt")
     with pytest.raises(batos.BadRequest, match="cannot be read"):
         batos.read_file(root / "b.txt", 100, opener=opener)
+
+
+# What parses files
+
+
+@pytest.fixture
+def parser():
+    one = batos.Parser()
+    yield one
+    one.close()
+
+
+def test_what_parses_is_a_process_that_serves_many_files_and_ends_with_its_parser(parser):
+    told = [parser.parse(".pdf", pdf_of(f"Page {number}."), "a.pdf").text for number in range(3)]
+    assert told == ["Page 0.", "Page 1.", "Page 2."]
+    process = parser._process
+    with pytest.raises(batos.BadRequest, match="does not read as PDF"):
+        parser.parse(".pdf", b"%PDF-1.4 nothing", "a.pdf")
+    with pytest.raises(batos.BadRequest, match="not text") as refused:
+        parser.parse(".html", bytes(range(32)) * 99, "a.html")
+    assert refused.value.fields["no_document"] and parser._process is process
+    parser.close()
+    assert process.returncode is not None
+    assert parser.parse(".txt", b"plain", "a.txt").text == "plain" and parser._process is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bound, value, told", [("PARSE_S", "1", "takes longer than"), ("PARSE_BYTES", "1 << 29", "memory|MemoryError")])
+def test_a_file_that_takes_too_much_costs_itself_alone(parser, monkeypatch, bound, value, told):
+    hostile = f"import batos; batos.{bound} = {value}; read = batos._read_html\ndef taking(data, name):\n" \
+              "    if name == 'hostile.html':\n        held = [bytes(1 << 20)]\n        while True: held += held * (batos.PARSE_S > 1)\n" \
+              "    return read(data, name)\nbatos.FORMATS['.html'] = batos.Format('html', taking)"
+    monkeypatch.setattr(batos, "PARSER", batos.PARSER.replace("import batos;", f"exec({hostile!r});"))
+    with pytest.raises(batos.BadRequest, match=told):
+        parser.parse(".html", b"<p>x</p>", "hostile.html")
+    assert parser.parse(".html", b"<p>fine</p>", "a.html").text.strip() == "fine"
 
 
 # What is left out
@@ -424,12 +460,12 @@ def test_learn_goes_on_when_the_daemon_comes_back(daemon, tmp_path, monkeypatch,
         (tmp_path / "notes" / name).write_text(SENTENCE.format(name))
     running, read = daemon("--endpoint", endpoint), batos.read_file
 
-    def killing(path, *bounds):
+    def killing(path, *bounds, **more):
         if path.name == "b.md":
             running.process.send_signal(signal.SIGKILL)
             running.process.wait()
             threading.Thread(target=daemon, args=("--endpoint", endpoint)).start()
-        return read(path, *bounds)
+        return read(path, *bounds, **more)
     monkeypatch.setattr(batos, "read_file", killing)
     assert batos.main(["learn", str(tmp_path / "notes"), "--endpoint", endpoint]) == 0, capsys.readouterr()
     assert len(documents(endpoint)) == 2
