@@ -7161,13 +7161,18 @@ def chunked(line):
     return [piece[at:at + CHUNK_CHARS] for piece in pieces for at in range(0, len(piece), CHUNK_CHARS)]
 
 
+def lark_literal(text):
+    """Return a text as it stands in a regular expression of Lark, between / and /; what is no word is told by its number."""
+    return re.sub(r"\W", lambda found: f"\\x{{{ord(found[0]):x}}}", text)
+
+
 def run_of(chunks):
     """Return the Lark regex of any run of `chunks` up to SPAN_CHARS long that is blank at neither end.
 
     Where one of them is a word that carries meaning, the run holds one such.
     """
     words = dict.fromkeys(chunk for chunk in chunks if carries_meaning(chunk))
-    telling = f" & /(.* )?({'|'.join(map(re.escape, words))})( .*)?/" if words else ""
+    telling = f" & /(.* )?({'|'.join(map(lark_literal, words))})( .*)?/" if words else ""
     return (f'%regex {json.dumps({"substring_chunks": chunks}, ensure_ascii=False)} '
             f"& /[^ ](.{{0,{SPAN_CHARS - 2}}}[^ ])?/{telling}")
 
@@ -8193,7 +8198,8 @@ class LoadedCore:
         """Return token ids of a free prompt: by the tokenizer's chat template, or as plain text where it has none."""
         if not self.tokenizer.chat_template:
             return self.encode(f"{system_prompt}\n\n{prompt}\n" if system_prompt else prompt)
-        turns = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        turns = [{"role": "system", "content": self.unspelled(system_prompt)}] if system_prompt else []
+        prompt = self.unspelled(prompt)
         backend = self.tokenizer.backend_tokenizer
         backend.encode_special_tokens = False            # the template's own marks are special tokens
         try:
@@ -8201,6 +8207,17 @@ class LoadedCore:
                                                       add_generation_prompt=True, tokenize=True, return_dict=False)
         finally:
             backend.encode_special_tokens = True
+
+    def unspelled(self, text):
+        """Return a text in which no special token is spelled: with a blank behind its first letter it is only letters.
+
+        With a chat template what spells one is taken for one, and a document could end a turn or begin the system's.
+        """
+        special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        while found := [token for token in special if token in text]:
+            for token in found:
+                text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
 
     def make_slots(self, count, rank, targets):
         """Make `count` adapter slots of a rank for the layers named in `targets`. Raises AdapterMismatch."""
