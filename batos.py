@@ -1400,10 +1400,17 @@ def _check_no_version(receiver):
                          "(create_method, display_yourself)")
 
 
+# slot -> the event that is published once a message has set it, for sections further down
+SLOT_EVENTS = {}
+
+
 @primitive("setSlot_value_", universal=True)
 def _set_slot_value(receiver, name, value):
     _check_no_version(receiver)
-    return receiver.setSlot_value_(name, value)
+    receiver.setSlot_value_(name, value)
+    if name in SLOT_EVENTS and isinstance(receiver._p_jar, ImageConnection):
+        receiver._p_jar.events.append((SLOT_EVENTS[name],))
+    return receiver
 
 
 @primitive("removeSlot_", universal=True)
@@ -13266,13 +13273,19 @@ def facet_of(root, pillar, sub_query, evidence):
 
 
 def facet_stands(persona, pillar):
-    """Whether a persona has a pillar's method, and that is not what an intent became which was
-    revised since."""
-    method = own(persona).get(pillar)
-    if not isinstance(method, Method) or "source" not in own(method):
-        return False
-    intent = persona.pillars[pillar].intent
-    return facet_intent(method, pillar) in (None, intent_digest(intent))
+    """Whether a persona has a pillar's method, and that is not outdated."""
+    return is_facet(own(persona).get(pillar)) and not is_outdated(persona, pillar)
+
+
+def is_facet(value):
+    """Whether what stands in a pillar's slot is its method."""
+    return isinstance(value, Method) and "source" in own(value)
+
+
+def is_outdated(persona, pillar):
+    """Whether a pillar's method is what an intent became which was revised since."""
+    became = facet_intent(own(persona)[pillar], pillar)
+    return became not in (None, intent_digest(persona.pillars[pillar].intent))
 
 
 def facet_intent(method, pillar):
@@ -14917,6 +14930,24 @@ def install_facets(root, cycle):
 
 
 CYCLE_EFFECTS.append(install_facets)
+SLOT_EVENTS["intent"] = "intent_revised"
+
+
+def renew_facets(root):
+    """Bring in anew the methods of pillars whose intent was revised since they became methods. Returns the pillars."""
+    renewed = []
+    for pillar in PERSONA_OF:
+        persona = _persona_of(root, pillar)
+        method = own(persona).get(pillar)
+        if not is_facet(method) or not is_outdated(persona, pillar):
+            continue
+        intent = persona.pillars[pillar].intent
+        source = facet_source(pillar, intent)
+        PersistenceGuardian().audit_code(source, pillar)
+        bring_in(persona, pillar, source, author=method.author, intent=intent, intent_digest=intent_digest(intent),
+                 why="its intent was revised")
+        renewed.append(pillar)
+    return {"details": f"renewed: {', '.join(renewed) or 'nothing'}", "result": renewed}
 
 
 # Mending a method that fails: what it did well it must do still
@@ -17830,6 +17861,7 @@ class BatOS_UVM:
         self.core.synapses, self.synapses.want = self.synapses, self._want_expert
         self.synapses.warm, self.synapses.unload = lambda name: self._fetch_ahead([name]), self._unload_expert
         self.events.subscribe("experts", self._look_at_experts)
+        self.events.subscribe("intent_revised", self._renew_facets)
         self.core.start()
         self.mind.start(self.events)
         self.housekeeping.start()
@@ -18076,6 +18108,9 @@ class BatOS_UVM:
 
     def _want_expert(self, name):
         self.lanes["synapse"].submit(Job(f"activate {name}", lambda: activate(self.synapses, self.core, name)))
+
+    def _renew_facets(self):
+        self.lanes["bulk"].submit(Job("renew facets", renew_facets, why="an intent was revised", token=True))
 
     def _unload_expert(self, name):
         work = functools.partial(unload, self.synapses, self.core, name)

@@ -492,6 +492,26 @@ def test_what_a_method_was_told_of_a_document_is_forgotten_with_it(daemon):
         assert again["repeated"] and "brass valve" not in repr(again)
 
 
+# Facets
+
+
+def test_a_pillar_whose_intent_is_revised_by_message_says_so_when_it_is_sent_next(grounded):
+    def facet():
+        return send(grounded, "alfred_prototype_obj", "butler_facet_", "the river", wait=True)["result"]["prompt"]
+
+    def method():
+        return grounded.call("inspect", target="alfred_prototype_obj.butler_facet_")["result"]["slots"]
+    before = facet()
+    send(grounded, "alfred_prototype_obj.pillars.butler_facet_", "setSlot_value_", "intent", "Say only what is missing.")
+    while method()["version"]["value"] == 1:
+        time.sleep(0.01)
+    assert facet() == "Say only what is missing." != before and method()["author"]["value"].startswith("cycle ")
+    create(grounded, "alfred_prototype_obj", "butler_facet_",
+           "def butler_facet_(self, sub_query, evidence=()):\n    return {'prompt': 'mine'}\n")
+    send(grounded, "alfred_prototype_obj.pillars.butler_facet_", "setSlot_value_", "intent", before)
+    assert facet() == "mine"
+
+
 # A mission's brief, and adapters
 
 
