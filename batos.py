@@ -393,7 +393,7 @@ SETTINGS = {row.name: row for row in (
     Setting("method_workers", 4, "threads", "stored methods that run at the same time, each in a process of its own"),
     Setting("method_deadline_s", 10.0, "s", "time for one message to a stored method; then its process is ended"),
     Setting("method_memory_mb", 256.0, "MB", "memory that such a process may have"),
-    Setting("method_output_mb", 8.0, "MB", "what one message to a method may tell and write; 50,000 values for each MB"),
+    Setting("method_output_mb", 8.0, "MB", "what one message to a method may tell and write; 25,000 values for each MB"),
     Setting("ui", "auto", "auto or a file", "where the Memory Inspector that the system makes is written; auto is morphic_ui.py "
             "beside the image, or in IMAGE.ui/ where the image lies in a checkout"),
     Setting("workers", 2, "threads", "missions that are thought about at the same time"),
@@ -5301,7 +5301,7 @@ class Children:
             child.kill()
 
 
-VALUES_A_MB = 50_000                                     # of method_output_mb: what a method tells is counted by values too
+VALUES_A_MB = 25_000                                     # of method_output_mb: what a method tells is counted by values too
 FRAME_VALUES = 20                                        # of a frame itself
 OBJECT_BYTES = 1000                                      # of an object that a method makes, beside what its slots hold
 SMALL_FRAME = 200                                        # bytes that are not worth the counting: see MESSAGE_CALLS
