@@ -4750,12 +4750,18 @@ def safe_methodcaller(name, *args, **kwargs):
 def facade(name, public):
     """Return a module's public names as an object that cannot be changed."""
     module = importlib.import_module(name)
-    names = public or [each for each in dir(module) if not each.startswith("_") and not isinstance(
-        getattr(module, each), type(module))]
+    names = public or [each for each in dir(module) if not each.startswith("_")]
     values = {each: getattr(module, each) for each in names if hasattr(module, each)}
     values |= FACADES_OWN.get(name, {})
-    return type(f"module {name}", (), {"__slots__": (), **{each: staticmethod(value) if callable(value) and not isinstance(
-        value, type) else value for each, value in values.items()}})()
+    shown = {each: shown_in_facade(value) for each, value in values.items() if not isinstance(value, type(module))}
+    return type(f"module {name}", (), {"__slots__": (), **shown})()
+
+
+def shown_in_facade(value):
+    """Return what stands in a facade for a value: flags are plain numbers, as their classes would keep what is put into them."""
+    if isinstance(value, int):
+        return int(value)
+    return staticmethod(value) if callable(value) and not isinstance(value, type) else value
 
 
 class Hint:
@@ -6540,6 +6546,7 @@ class Names:
 
     bound     how often each name gets a value
     imported  {name here: what it is called where it comes from}
+    foreign   names of modules, and of what comes from them
     called    ids of the nodes that are called
     given     ids of the nodes that are given to calls
     classes   ids of the classes at the top; `in_classes`: of the nodes in them
@@ -6550,6 +6557,8 @@ class Names:
         self.bound = collections.Counter(name for node in nodes for name in names_bound(node))
         imports = [alias for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names]
         self.imported = {alias.asname or alias.name: alias.name for alias in imports}
+        modules = [name for node in nodes if isinstance(node, ast.Import) for alias in node.names for name in names_bound(alias)]
+        self.foreign = {*self.imported, *modules, *(name for name in FACADES if not self.bound[name])}
         calls = [node for node in nodes if isinstance(node, ast.Call)]
         self.called = {id(node.func) for node in calls}
         self.given = {id(arg) for node in calls for arg in node.args}
@@ -6752,6 +6761,14 @@ class PersistenceGuardian:
             raise rejected("builtin", node, f"{node.id} is not for methods", mend)
         if node.id in UNNAMED and not names.is_in_call(node):
             raise rejected("builtin", node, f"{node.id} gets another name", f"call it where it is needed, as {node.id}(…)")
+
+    def check_Attribute(self, node, names):
+        root = node.value
+        while isinstance(root, ast.Attribute):
+            root = root.value
+        foreign = isinstance(root, ast.Name) and root.id in names.foreign
+        if foreign and node.attr.startswith("_") and id(node) not in names.allowed:
+            raise rejected("inner name", node, f"{node.attr} of {root.id} is private", "use what is public")
 
     def check_Call(self, node, names):
         called = names.original(node.func)
