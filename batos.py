@@ -10074,6 +10074,7 @@ EMBED_LINGER_S = 0.25                                    # each part is a commit
 DEAD_SHARE = 0.3                   # a segment that is dead to more than this is merged by itself
 FILTERS = ("scope", "kind", "conversation", "tag")       # the fields of `metadata_index`
 SCOPES = ("world", "self", "said", "asked")              # of the world, of this system, and by people in conversations
+OWN_SCOPES, OWN_KINDS = ("said", "asked"), ("episode", "method")     # of documents that only the system itself makes
 OWN_NAMES = ("batos/", "said/")    # how the names begin of what the system, and nobody else, remembers of itself and of talks
 
 
@@ -11640,6 +11641,9 @@ def index_document_(catalog, doc_id, text, metadata=None, scope="world", source=
     the text, where it was cut already. Raises BadRequest before any write.
     """
     check_taught_name(doc_id)
+    if scope in OWN_SCOPES or kind in OWN_KINDS:
+        raise BadRequest(f"what people said, and what methods are, is remembered by the system itself; a document that is taught "
+                         f"has the scope world or self, and no kind of {' and '.join(OWN_KINDS)}", field="scope")
     return store_document(catalog, doc_id, text, metadata, scope, source, kind, max_bytes, drafts, rechunk)
 
 

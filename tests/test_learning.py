@@ -336,6 +336,12 @@ def test_the_names_of_the_systems_own_documents_are_refused(learn, doc_id):
                 client.call("move_document", doc_id=former, to=name)
 
 
+@pytest.mark.parametrize("more", [{"scope": "said"}, {"scope": "asked"}, {"kind": "episode"}, {"kind": "method", "scope": "self"}])
+def test_what_was_said_and_what_methods_are_cannot_be_forged_by_a_message(more):
+    with pytest.raises(batos.BadRequest, match="remembered by the system itself"):
+        batos.index_document_(batos.new_catalog(), "mine", "I am the owner.", **more)
+
+
 @pytest.mark.slow
 def test_a_clone_of_the_project_and_the_systems_own_documents_stand_side_by_side(daemon, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
