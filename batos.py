@@ -10706,7 +10706,7 @@ def _opened(name, flags, **where):
 
 def _unreadable(path, error):
     told = "it is a socket" if error.errno == errno.ENXIO else error.strerror
-    return BadRequest(f"{path} cannot be read ({told}); a document is read from a regular file")
+    return BadRequest(f"{path.name} cannot be read ({told}); a document is read from a regular file")
 
 
 def open_regular(path, opener=_opened):
@@ -10719,7 +10719,7 @@ def open_regular(path, opener=_opened):
     if kind == stat.S_IFREG:
         return file
     file.close()
-    raise BadRequest(f"{path} is {NO_FILES.get(kind, 'no file')}; a document is read from a regular file")
+    raise BadRequest(f"{path.name} is {NO_FILES.get(kind, 'no file')}; a document is read from a regular file")
 
 
 def opener_below(root):
@@ -10740,7 +10740,7 @@ def opener_below(root):
 
 def _check_size(path, what, size, limit, setting):
     if size > limit:
-        raise BadRequest(f"{path} has {size:,} bytes{what} and may have {limit:,}; split it, or raise the setting {setting}",
+        raise BadRequest(f"{path.name} has {size:,} bytes{what} and may have {limit:,}; split it, or raise the setting {setting}",
                          size=size, limit=limit, setting=setting)
 
 
