@@ -10065,9 +10065,10 @@ DOC_ID_MAX_CHARS = 1000
 QUERY_WORDS_MAX = 256              # later words of a query are not looked up; a pasted paragraph has fewer
 RESULTS_MAX = 3000
 RANKED = 50                        # the chunks among which the greatest mass is sought
-MERGED_AT_ONCE = 8                 # so many segments of one size become one
-SMALL_CHUNKS = 8                   # segments of fewer become one in the transaction that makes them too many, others later
-RECORD_BYTES = 16_384              # arrays of no more stand in a record, others are a blob
+MERGED_AT_ONCE = 16                # so many segments of one size become one: each chunk is written anew at each size
+PACKS_MERGED_AT_ONCE = 32          # the same of packs of vectors, which are large and quickly searched
+SMALL_CHUNKS = 16                  # segments of fewer become one in the transaction that makes them too many, others later
+RECORD_BYTES = 65_536              # arrays of no more stand in a record, deflated; others are a blob, which is not
 ROWS_KEPT = 4096                   # words of a segment whose place is remembered
 EMBEDDED_A_PART = 256              # chunks whose vectors are stored in one transaction
 EMBED_LINGER_S = 0.25                                    # each part is a commit that rewrites a leaf of three trees
@@ -10968,7 +10969,7 @@ class Postings(typing.NamedTuple):
     letters: typing.Any           # uint8: the words as UTF-8, ascending, one after the other
     ends: typing.Any              # int32: where in `letters` each word ends
     starts: typing.Any            # int32: where each word's postings begin, and where the last one's end
-    places: typing.Any            # int32: which of `numbers`
+    places: typing.Any            # uint16, or int32 where there are more chunks than that: which of `numbers`
     frequencies: typing.Any       # uint8: how often the word is there; 255 is that or more
 
     def vocabulary(self):
@@ -11008,12 +11009,13 @@ def _sorted_postings(vocabulary, which, places, frequencies, numbers, lengths):
     """Return Postings of arrays that tell the word (its rank), place and frequency of each posting, in any order."""
     import numpy
     order, words = numpy.lexsort((places, which)), [word.encode() for word in vocabulary]
+    narrow = numpy.uint16 if len(numbers) <= 1 << 16 else numpy.int32
     return Postings(
         numbers=numpy.asarray(numbers, numpy.int64), lengths=numpy.asarray(lengths, numpy.int32),
         letters=numpy.frombuffer(b"".join(words), numpy.uint8),
         ends=numpy.cumsum([len(word) for word in words], dtype=numpy.int32),
         starts=numpy.searchsorted(which[order], numpy.arange(len(words) + 1)).astype(numpy.int32),
-        places=places[order].astype(numpy.int32), frequencies=frequencies[order].astype(numpy.uint8))
+        places=places[order].astype(narrow), frequencies=frequencies[order].astype(numpy.uint8))
 
 
 def merge_postings(parts):
@@ -11050,7 +11052,10 @@ class Built(typing.NamedTuple):
 
 
 def _data_of(arrays):
-    return need("safetensors.numpy", "the memory's arrays").save(arrays._asdict())
+    """Return arrays as a file of safetensors; floats in half of their bytes, which moves a cosine by less than 0.001."""
+    import numpy
+    half = {name: array.astype(numpy.float16) for name, array in arrays._asdict().items() if array.dtype == numpy.float32}
+    return need("safetensors.numpy", "the memory's arrays").save(arrays._asdict() | half)
 
 
 def in_record(arrays):
@@ -11076,16 +11081,19 @@ def built_file(arrays, folder):
         os.unlink(path)
 
 
-SAFETENSORS_TYPES = {"I64": "int64", "I32": "int32", "U8": "uint8", "F32": "float32"}
+SAFETENSORS_TYPES = {"I64": "int64", "I32": "int32", "U16": "uint16", "U8": "uint8", "F32": "float32", "F16": "float16"}
 
 
 def arrays_in(data):
-    """Return {name: array} of the bytes of a file of safetensors; the arrays are views of them."""
+    """Return {name: array} of the bytes of a file of safetensors: views of them, but for floats of half size, which are widened."""
     import numpy
-    begin = 8 + int.from_bytes(data[:8], "little")
-    rows = {name: row for name, row in json.loads(data[8:begin]).items() if name != "__metadata__"}
-    return {name: numpy.ndarray(row["shape"], SAFETENSORS_TYPES[row["dtype"]], data, begin + row["data_offsets"][0])
-            for name, row in rows.items()}
+    begin, arrays = 8 + int.from_bytes(data[:8], "little"), {}
+    for name, row in json.loads(data[8:begin]).items():
+        if name != "__metadata__":
+            kind = SAFETENSORS_TYPES[row["dtype"]]
+            held = numpy.ndarray(row["shape"], kind, data, begin + row["data_offsets"][0])
+            arrays[name] = held.astype(numpy.float32) if kind == "float16" else held
+    return arrays
 
 
 @functools.lru_cache(maxsize=128)
@@ -11299,15 +11307,18 @@ def wait_for_vectors(catalog):
 # Merging
 
 
-def _due_among(tree, unit):
-    """Return the keys of a tree of Mapped that should become one next, or None. Those of less than `unit` chunks are left."""
+def _due_among(tree, unit, at_once):
+    """Return the keys of a tree of Mapped that should become one next, `at_once` or more of one size, or None.
+
+    Those of less than `unit` chunks are left.
+    """
     tiers = collections.defaultdict(list)
     for key, mapped in tree.items():
         if not mapped.readable() or mapped.dead > DEAD_SHARE * mapped.count >= DEAD_SHARE * unit:
             return (key,)
         if mapped.count >= unit:
-            tiers[int(math.log(mapped.count / unit, MERGED_AT_ONCE))].append(key)
-    return next((tuple(keys) for _, keys in sorted(tiers.items()) if len(keys) >= MERGED_AT_ONCE), None)
+            tiers[int(math.log(mapped.count / unit, at_once))].append(key)
+    return next((tuple(keys) for _, keys in sorted(tiers.items()) if len(keys) >= at_once), None)
 
 
 def _alive(catalog, mapped):
@@ -11318,7 +11329,7 @@ def _alive(catalog, mapped):
 
 def due_words(catalog):
     """Return the keys of the segments that should become one next, or None."""
-    return _due_among(catalog.text_index, SMALL_CHUNKS)
+    return _due_among(catalog.text_index, SMALL_CHUNKS, MERGED_AT_ONCE)
 
 
 def merged_postings(catalog, keys):
@@ -11360,7 +11371,7 @@ def publish_words(catalog, keys, built):
 
 def due_vectors(catalog):
     """Return the keys of the packs of vectors that should become one next, or None."""
-    return _due_among(catalog.vectors, 1)
+    return _due_among(catalog.vectors, 1, PACKS_MERGED_AT_ONCE)
 
 
 def merged_vectors(catalog, keys):
@@ -11458,6 +11469,37 @@ class Chunk(persistent.Persistent):
         self.__dict__.update(fields)
 
 
+# Trees of which each new document writes a leaf: a leaf is written whole, so these have small ones.
+
+
+@image_class
+class ChunkTree(LOBTree):
+    """I am chunks by their number."""
+
+    max_leaf_size, max_internal_size = 16, 64
+
+
+@image_class
+class NameTree(OOBTree):
+    """I am documents by their name."""
+
+    max_leaf_size, max_internal_size = 12, 64
+
+
+@image_class
+class NumberSet(LLTreeSet):
+    """I am the numbers of chunks that have one thing in common."""
+
+    max_leaf_size, max_internal_size = 32, 128
+
+
+@image_class
+class RunTree(LLBTree):
+    """I am how many chunks follow one another, by the number of the first."""
+
+    max_leaf_size, max_internal_size = 32, 128
+
+
 def new_catalog(**slots):
     """Return an empty `knowledge_catalog_obj`; `slots` are added to its own (`parent*`, methods …).
 
@@ -11470,10 +11512,10 @@ def new_catalog(**slots):
     moved: former doc_id -> (doc_id, {former version: version}) of a document that stands under another name now.
     """
     return UvmObject(
-        text_index=LOBTree(), chunk_storage=LOBTree(), chunk_numbers=ChunkNumbers(),
-        metadata_index=OOBTree({field: OOBTree() for field in FILTERS}), documents=OOBTree(),
+        text_index=LOBTree(), chunk_storage=ChunkTree(), chunk_numbers=ChunkNumbers(),
+        metadata_index=OOBTree({field: OOBTree() for field in FILTERS}), documents=NameTree(),
         retired=OOBTree(), retired_order=LOBTree(), staged=LOBTree(), vectors=LOBTree(),
-        unembedded=LLBTree(), superseded=OOBTree(), moved=OOBTree(), forgetting=False, **slots)
+        unembedded=RunTree(), superseded=OOBTree(), moved=OOBTree(), forgetting=False, **slots)
 
 
 def _stored(document, unchanged=False):
@@ -11547,7 +11589,7 @@ def _filter_in(catalog, document):
     for field, value in filters_of(document):
         values = catalog.metadata_index[field]
         if value not in values:
-            values[value] = LLTreeSet()
+            values[value] = NumberSet()
         values[value].update(document.numbers)
 
 

@@ -151,7 +151,8 @@ def test_what_is_merged_is_found_as_before_and_with_what_comes_later(memory, mon
     for n in range(40, 60):
         memory.add(f"d{n}", text_of(chance))
     mixed = memory.found()
-    assert len(memory.keys()) == 1 + 20 // 8 + 20 % 8       # what is small becomes one as soon as it is 8
+    most = batos.MERGED_AT_ONCE                          # what is small becomes one as soon as it is so many
+    assert len(memory.keys()) == 1 + 20 // most + 20 % most
     monkeypatch.setattr(batos, "RECORD_BYTES", 0)
     memory.merge()
     assert memory.found() == mixed and len(memory.keys()) == 1 and memory.faults() == []
@@ -166,25 +167,25 @@ def test_small_segments_are_few_however_much_comes_and_goes(memory):
     counts = memory.look(lambda catalog: [segment.count for segment in catalog.text_index.values()])
     assert sum(count < batos.SMALL_CHUNKS for count in counts) < batos.MERGED_AT_ONCE and memory.faults() == []
     kind, keys = memory.look(batos.due_merge)
-    assert kind == "words" and all(memory.look(lambda catalog: [catalog.text_index[key].count >= 8 for key in keys]))
+    assert kind == "words" and all(memory.look(lambda catalog: [catalog.text_index[key].count >= batos.SMALL_CHUNKS for key in keys]))
     assert {row[0] for row in memory.found("brass")} == {f"d{n}" for n in range(90)}
 
 
 def test_what_came_or_went_during_a_merge_is_seen_to(memory):
-    for n in range(10):
+    for n in range(20):
         memory.add(f"d{n}", "brass valve")
 
     def meanwhile():
         memory.add("later", "brass pump")
-        for n in range(3):
+        for n in range(7):
             memory.change(lambda catalog, n=n: batos.unindex_document_(catalog, f"d{n}"))
-        memory.add("d3", "another brass lamp")
+        memory.add("d9", "another brass lamp")
     memory.merge(None, meanwhile)
-    assert {row[0] for row in memory.found("brass")} == {"later", *(f"d{n}" for n in range(3, 10))}
-    assert memory.faults() == [] and memory.look(lambda catalog: [row.dead for row in catalog.text_index.values()][-1]) == 4
+    assert {row[0] for row in memory.found("brass")} == {"later", *(f"d{n}" for n in range(7, 20))}
+    assert memory.faults() == [] and memory.look(lambda catalog: [row.dead for row in catalog.text_index.values()][-1]) == 8
     assert memory.look(batos.due_merge) == ("words", memory.keys()[-1:])        # more than DEAD_SHARE of it
     memory.merge(memory.keys())
-    assert memory.look(lambda catalog: [(row.count, row.dead) for row in catalog.text_index.values()]) == [(8, 0)]
+    assert memory.look(lambda catalog: [(row.count, row.dead) for row in catalog.text_index.values()]) == [(14, 0)]
     assert memory.faults() == []
 
 
@@ -273,15 +274,15 @@ def test_whatever_is_merged_when_all_and_only_what_is_alive_is_found(tmp_path_fa
 
 
 def test_a_daemon_merges_by_itself(daemon, tmp_path):
-    running = daemon()
+    running, most = daemon(), batos.MERGED_AT_ONCE + 4
     with batos.Client(running.endpoint, timeout_s=60) as client:
-        for n in range(12):
-            text = "\n".join(f"# Part {part}\n\n" + f"The brass valve {n} of part {part} is turned. " * 10 for part in range(190))
+        for n in range(most):
+            text = "\n".join(f"# Part {part}\n\n" + f"The brass valve {n} of part {part} is turned. " * 10 for part in range(90))
             client.call("index_document", doc_id=f"d{n}", text=text)
         end_s = batos.time.monotonic() + 120
-        while (memory := client.call("get_full_state")["result"]["memory"])["chunks"] < 12 * 190 or memory["segments"] > 5:
+        while (memory := client.call("get_full_state")["result"]["memory"])["chunks"] < most * 90 or memory["segments"] > 5:
             assert batos.time.monotonic() < end_s
             batos.time.sleep(0.05)
-        assert memory["chunks"] == 12 * 190 and client.call("search_memory", query="brass valve 7")["results"]
+        assert memory["chunks"] == most * 90 and client.call("search_memory", query="brass valve 7")["results"]
     assert running.stop() == 0
     assert batos.check_image(str(tmp_path / "live_image.fs"), deep=True)["faults"] == []
