@@ -1654,6 +1654,31 @@ def records_of(data, at, end):
         raise ValueError("a record does not end where its transaction ends")
 
 
+def tid_at(unix_s):
+    """Return the tid of a Unix time."""
+    at = time.gmtime(unix_s)
+    return persistent.TimeStamp.TimeStamp(*at[:5], at.tm_sec + unix_s % 1).raw()
+
+
+def replaced_bytes(data, end, index, until):
+    """Return {tid: how many bytes a pack up to it frees at most}: of the records until then that others have replaced.
+
+    data: the file; index: {oid: position of its newest record}, as a FileStorage has it; until: tids.
+    """
+    freed, at = dict.fromkeys(until, 0), len(MAGIC)
+    while at < end:
+        tid, length, _, *told = TXN_HEADER.unpack_from(data, at)
+        position, replaced = at + TXN_HEADER.size + sum(told), 0
+        for oid, *_, pickled in records_of(data, position, at + length):
+            size = RECORD_HEADER.size + (len(pickled) or 8)
+            replaced += size if index.get(oid) != position else 0
+            position += size
+        at += length + 8
+        for one in until:
+            freed[one] += replaced if tid <= one else 0
+    return freed
+
+
 def records_digest(records):
     """Return the digest of records, as descriptions hold it: of their oids and data, whatever their places."""
     state = hashlib.blake2b(digest_size=16)
@@ -1846,7 +1871,7 @@ def disk_fault(error, path):
     """Return an error of the disk as an ImageError that names the image (its path, or None) and says what to do."""
     free = ""
     if path and getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        free = f"; {shutil.disk_usage(os.path.dirname(path)).free / 1e6:,.1f} MB are free there: make room"
+        free = f"; {shutil.disk_usage(os.path.dirname(path)).free / 1e6:,.1f} MB are free there: make room, or let go of history (`health` tells what a `pack --days` would free)"
     return ImageError(f"nothing was stored: the disk of {path or 'the image'} does not take it ({error}){free}. Look at the disk "
                       "and send it again; what is stored can be read meanwhile", path=path)
 
@@ -2527,6 +2552,16 @@ class Image:
         with open(self.path, "rb") as file:
             file.seek(len(MAGIC))
             return persistent.TimeStamp.TimeStamp(file.read(8)).timeTime()
+
+    def history_mb(self, days):
+        """Return {days: MB that a pack to so many days of history would free at most}; {} where the image is no file."""
+        if self.path is None:
+            return {}
+        until = {one: tid_at(steady_us() / 1e6 - one * 86400) for one in days}
+        end, _ = self.committed()
+        with open(self.path, "rb") as file, mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ) as data:
+            freed = replaced_bytes(data, end, self.storage._index, until.values())
+        return {one: round(freed[tid] / 1e6, 3) for one, tid in until.items()}
 
     def _oldest_snapshot_s(self):
         found = [time.time() + 1]
@@ -4195,13 +4230,23 @@ def backup_job(image, settings, where=None, full=False):
     return apply
 
 
+SHORTER_DAYS = 7, 1, 0             # of history, of which it is said after a pack what they would free
+
+
+def history_told(image, days):
+    """Return a sentence on what less history than so many days would free; empty where that is nothing to speak of."""
+    freed = image.history_mb([one for one in SHORTER_DAYS if one < days])
+    told = [f"{mb:,.1f} MB with --days {one}" for one, mb in freed.items() if mb >= 0.1]
+    return f"; a pack would free up to {', '.join(told)}" if told else ""
+
+
 def pack_job(image, settings, days=None):
     """Return apply(step) that packs away what is older than `days`, or than the setting history_days."""
     def apply(step):
-        before_s = steady_us() / 1e6 - (settings.history_days if days is None else days) * 86400
-        result = image.pack(before_s, step)
-        return {"details": f"the image has {result['after_mb']:,.1f} MB now, {result['before_mb']:,.1f} MB before",
-                "result": result}
+        kept_days = settings.history_days if days is None else days
+        result = image.pack(steady_us() / 1e6 - kept_days * 86400, step)
+        sizes = f"the image has {result['after_mb']:,.1f} MB now, {result['before_mb']:,.1f} MB before"
+        return {"details": sizes + history_told(image, kept_days), "result": result}
     return apply
 
 

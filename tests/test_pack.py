@@ -44,6 +44,30 @@ def test_old_states_and_dropped_blobs_go(tmp_path, image):
     assert report["faults"] == [] and slots(tmp_path / "image.fs")["s2"] == [59, filler(59)]
 
 
+def test_what_less_history_would_free_is_told(tmp_path, image, monkeypatch):
+    told = image.history_mb([7, 0])
+    assert told[7] == 0 and told[0] > 57 * 0.003         # of 60 states of three slots
+    monkeypatch.setattr(batos, "steady_us", lambda: batos.unix_us() + 20 * 86_400_000_000)
+    assert image.history_mb([30, 7, 0]) == {30: 0, 7: told[0], 0: told[0]}
+    settings = batos.load_settings({}, {"BATOS_SETTINGS": "/dev/null"})
+    details = batos.pack_job(image, settings)(lambda line: None)["details"]
+    assert details.endswith(f"a pack would free up to {told[0]:.1f} MB with --days 7, {told[0]:.1f} MB with --days 1, "
+                            f"{told[0]:.1f} MB with --days 0")
+    freed = batos.pack_job(image, settings, 0)(lambda line: None)
+    assert freed["result"]["before_mb"] - freed["result"]["after_mb"] >= told[0] and "would free" not in freed["details"]
+
+
+def test_an_automatic_pack_keeps_history_days_whatever_it_would_free(tmp_path, image, monkeypatch):
+    settings = batos.load_settings({"history_days": 30.0}, {"BATOS_SETTINGS": "/dev/null"})
+    before = pathlib.Path(image.path).read_bytes()
+    monkeypatch.setattr(batos, "steady_us", lambda: batos.unix_us() + 29 * 86_400_000_000)
+    batos.pack_job(image, settings)(lambda line: None)
+    assert pathlib.Path(image.path).read_bytes() == before
+    monkeypatch.setattr(batos, "steady_us", lambda: batos.unix_us() + 31 * 86_400_000_000)
+    batos.pack_job(image, settings)(lambda line: None)
+    assert image.size() < len(before) / 5
+
+
 def test_files_of_blobs_that_were_never_committed_go(tmp_path, image):
     kept = max(pathlib.Path(f"{image.path}.blob").glob("0x*/**/*.blob"))
     tid = int(kept.stem, 16)
