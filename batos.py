@@ -11917,17 +11917,33 @@ def _retired_of(catalog, doc_id):
     return list(catalog.retired.keys((doc_id, 0), (doc_id, sys.maxsize)))
 
 
-def join_spellings(catalog, to, names):
-    """Make documents that are of one file one, under the name `to`: the newest on top, all others its versions, by their age.
+JOINED_AT_ONCE = 500               # documents whose records are put aside, amid the transaction, together
 
-    What is `to`'s own and retired keeps its numbers; the other versions get numbers above those.
+
+def join_spellings(catalog, groups):
+    """Make documents that are of one file one: the newest on top, all others its versions, by their age.
+
+    groups: {name that the document gets: [name of a document]}. What is retired under that name keeps its numbers; the other
+    versions get numbers above those.
     """
-    newest = max((catalog.documents[name] for name in names), key=lambda document: document.added_at)
-    for name in names:
-        if catalog.documents[name] is not newest:
-            _retire(catalog, catalog.documents[name])
-    places = {key: at_us for at_us, key in catalog.retired_order.items() if key[0] in names and key[0] != to}
-    former = sorted((catalog.retired[key] for key in places), key=lambda document: document.added_at)
+    newest = {to: max((catalog.documents[name] for name in names), key=lambda document: document.added_at)
+              for to, names in groups.items()}
+    for to, names in groups.items():
+        for name in names:
+            if catalog.documents[name] is not newest[to]:
+                _retire(catalog, catalog.documents[name])
+    places = {key: at_us for at_us, key in catalog.retired_order.items()}
+    for count, (to, names) in enumerate(groups.items(), 1):
+        _join(catalog, to, names, newest[to], places)
+        if count % JOINED_AT_ONCE == 0:
+            catalog._p_jar.transaction_manager.savepoint(optimistic=True)
+            catalog._p_jar.cacheMinimize()
+
+
+def _join(catalog, to, names, newest, places):
+    """Make one document of several, of which all but the newest are retired. places: {(doc_id, version): microseconds}."""
+    keys = [key for name in names if name != to for key in _retired_of(catalog, name)]
+    former = sorted((catalog.retired[key] for key in keys), key=lambda document: document.added_at)
     number = max(_next_version(catalog, to, None), newest.version + 1)
     versions = collections.defaultdict(dict)             # {name: {former version: version}}
     for number, document in enumerate([*former, newest], number):
@@ -18585,8 +18601,7 @@ def join_documents(root):
     catalog.moved, catalog.move_document_ = OOBTree(), method("move_document_")
     jar, job = root._p_jar, Job("upgrade", None, why="one file is one document")
     jar.changes = {}
-    for to, names in spellings(catalog).items():
-        join_spellings(catalog, to, names)
+    join_spellings(catalog, spellings(catalog))
     if jar.changes:
         append_page(root["ledger_obj"].bulk, [page_entry(job, None, jar.changes, unix_us())], 0)
     jar.changes = None
@@ -19808,9 +19823,12 @@ async def _run(uvm, image, endpoint):
 
 def _near(doc_id):
     """Return a document's name as who stands in the current folder says it: a path below that from there on."""
-    with contextlib.suppress(OSError):                   # a current folder that is gone
-        return doc_id.removeprefix(os.path.join(os.getcwd(), ""))
-    return doc_id
+    try:
+        near = doc_id.removeprefix(os.path.join(os.getcwd(), ""))
+    except OSError:                                      # the current folder is gone
+        return doc_id
+    is_mistaken = near != doc_id and near.startswith(OWN_NAMES)
+    return os.path.join(".", near) if is_mistaken else near
 
 
 EVENTS_HELD = 1000                                       # that come amid calls; the oldest go
@@ -20268,7 +20286,7 @@ class Learning:
 
     def _other_names(self, path, names):
         """Return the other names of a file: those that were found, and those that are known and lead to it still."""
-        known = self._known.get(str(path), {"metadata": {}})["metadata"].get("names", ())
+        known = _names_told(self._known.get(str(path), {"metadata": {}})["metadata"])
         still = [name for name in known if os.path.exists(name) and os.path.samefile(name, path)]
         return sorted({*still, *(str(name) for name in names if _can_be_shown(str(name)))})
 
@@ -20333,6 +20351,12 @@ def _is_passing(reply):
 def _name_of(path):
     """Return the document's name of a path; of one that is not UTF-8 what is like it."""
     return os.fsencode(path).decode("utf-8", "replace")
+
+
+def _names_told(metadata):
+    """Return the other names that a document's metadata tell; whoever indexed it may mean something else by that."""
+    names = metadata.get("names")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def listed_documents(client, prefix="", **fields):
@@ -20418,7 +20442,9 @@ def _documents(args, client):
     lines = []
     for row in reply["results"]:
         told = f"{row['kind']}, version {row['version']}, {row['chunks']} chunks, {row['added_at']['$time'][:19]}"
-        lines.append(f"{_near(row['doc_id'])}  {told}")
+        names = _names_told(row["metadata"])
+        also = f", also named {', '.join(map(_near, names))}" if names else ""
+        lines.append(f"{_near(row['doc_id'])}  {told}{also}")
     after = reply["result"]["after"]
     return reply, "\n".join(lines + [f"more: --after {after}"] * bool(after)) or "nothing was learnt yet; see `learn`, and --all"
 

@@ -247,7 +247,7 @@ def test_five_spellings_of_a_path_are_one_document(learn, tmp_path, monkeypatch)
     assert not documents(learn.endpoint) and not hits(learn.endpoint, "valve cellar")
 
 
-def test_links_are_one_document_with_two_names(learn, tmp_path):
+def test_links_are_one_document_with_two_names(learn, tmp_path, capsys):
     folder = tmp_path / "notes"
     folder.mkdir()
     (folder / "b.md").write_text(SENTENCE.format("brass"))
@@ -258,6 +258,9 @@ def test_links_are_one_document_with_two_names(learn, tmp_path):
     rows = documents(learn.endpoint)
     assert {name: row["metadata"]["names"] for name, row in rows.items()} == {
         str(folder / "c.md"): [str(folder / "b.md"), str(folder / "d.md")]}
+    capsys.readouterr()
+    assert batos.main(["documents", "--endpoint", learn.endpoint]) == 0
+    assert f", also named {folder / 'b.md'}, {folder / 'd.md'}\n" in capsys.readouterr().out
     assert "already known" in learn(folder)[1] and "already known" in learn(folder / "c.md")[1]
 
 
@@ -360,7 +363,8 @@ def test_a_clone_of_the_project_and_the_systems_own_documents_stand_side_by_side
         assert "batos/README.md" not in documents(running.endpoint)
         capsys.readouterr()
         assert batos.main(["documents", "--endpoint", running.endpoint]) == 0
-        assert "\nbatos/README.md" not in "\n" + capsys.readouterr().out
+        told = "\n" + capsys.readouterr().out
+        assert "\nbatos/README.md" not in told and "\n./batos/README.md" in told
         assert batos.main(["documents", "--all", "--endpoint", running.endpoint]) == 0
         assert "\nbatos/README.md" in "\n" + capsys.readouterr().out
         assert running.stop() == 0

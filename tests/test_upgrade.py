@@ -174,7 +174,9 @@ def spelt(tmp_path):
     return newer.unpacked("856fea4-spelt", tmp_path)
 
 
-def test_the_spellings_of_a_file_become_one_document_with_all_texts_as_its_versions(spelt, daemon):
+def test_the_spellings_of_a_file_become_one_document_with_all_texts_as_its_versions(spelt, daemon, monkeypatch):
+    monkeypatch.setattr(batos, "JOINED_AT_ONCE", 1)      # as where there are many
+    upgrade(spelt)
     running, pump, lamp = daemon(), "/tmp/spelt/sub/pump.md", "/tmp/spelt/lamp.md"
     with batos.Client(running.endpoint) as client:
         rows = {row["doc_id"]: row["version"] for row in client.call("list_documents")["results"]}
