@@ -16573,7 +16573,8 @@ class Request:
     def domain(self):
         """Whose processes may run its methods: (user, connection); None where the client chose its routing id.
 
-        A chosen id may be that of a connection that has just gone; those that libzmq gives begin with a zero byte.
+        A chosen id may be that of a connection that has just gone; those that libzmq gives begin with a zero byte and
+        are counted from a random one of 32 bits, which nobody is told.
         """
         given = self.peer.identity[:1] == b"\0"
         return (self.who, self.peer.identity) if given else None
@@ -17692,7 +17693,7 @@ class Wire:
         """Return the row of a message's key in the ring, or None: it is revoked, or the client chose its routing id.
 
         Such an id could be another's that has just gone, whose replies it would get; those that libzmq gives begin with a
-        zero byte, which none can choose.
+        zero byte and are counted from a random one of 32 bits, which nobody is told.
         """
         row = self.keyring.clients.get(user) if user == peer.user else None
         why = "its key is not (any more) let in" if row is None else "it chose its routing id"
