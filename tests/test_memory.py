@@ -336,6 +336,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_leaves_all_or_none(tmp_path):
     staged, path, rng = tmp_path / "staged", str(tmp_path / "image.fs"), random.Random(5)
     names = [f"E{n}" for n in range(12)]
@@ -454,6 +455,7 @@ def alone(memory):
     return {name: told(core, name)[0] for name in NAMES}
 
 
+@pytest.mark.slow
 def test_the_slots_are_views_of_one_buffer(memory):
     core, synapses = memory
 
@@ -467,6 +469,7 @@ def test_the_slots_are_views_of_one_buffer(memory):
     assert set(batos.PILLARS) <= set(synapses.slots.used)                     # hot from the start
 
 
+@pytest.mark.slow
 def test_an_expert_in_a_slot_changes_the_model_as_by_peft_itself(memory):
     """The logits move by the same; what is left is rounding, as the four-bit kernel computes in bfloat16."""
     core, synapses = memory
@@ -509,6 +512,7 @@ def test_a_mixed_batch_answers_as_its_rows_alone(memory, alone):
     assert told(core, *experts) == [alone.get(name, base) for name in experts]
 
 
+@pytest.mark.slow
 def test_switching_at_random_stays_right_and_within_the_budgets(memory, alone):
     core, synapses = memory
     rng, before = random.Random(3), synapses.slots.evictions
@@ -522,6 +526,7 @@ def test_switching_at_random_stays_right_and_within_the_budgets(memory, alone):
     assert {row["expert"] for row in synapses.listed()} == set(NAMES)
 
 
+@pytest.mark.slow
 def test_promotions_meanwhile_change_no_answer_in_flight(memory, alone):
     core, _ = memory
     wrong, stop = [], threading.Event()
@@ -781,6 +786,7 @@ def wait_for_core(client):
     while client.call("health")["result"]["core"]["state"] == "loading" and time.monotonic() < deadline_s:
         time.sleep(0.2)
 
+@pytest.mark.slow
 def test_a_daemon_has_its_experts(daemon, tmp_path):
     staged = tmp_path / "staged"
     for n, name in enumerate((*batos.PILLARS, "EXTRA")):
@@ -807,6 +813,7 @@ def test_a_daemon_has_its_experts(daemon, tmp_path):
     assert one.stop() == 0
 
 
+@pytest.mark.slow
 def test_tokens_of_the_synthesis_are_told_on_request_as_provisional(daemon):
     one = daemon(core=str(SEED))
     with batos.Client(one.endpoint) as client, batos.Client(one.endpoint) as listener:
@@ -832,6 +839,7 @@ def test_tokens_of_the_synthesis_are_told_on_request_as_provisional(daemon):
     assert one.stop() == 0
 
 
+@pytest.mark.slow
 def test_killed_amid_switching_it_has_all_its_experts_again(daemon, tmp_path):
     staged = tmp_path / "staged"
     names = [f"E{n}" for n in range(12)]

@@ -91,6 +91,7 @@ class Machine:
             self.image.close()
 
 
+@pytest.mark.slow
 def test_the_next_states_experts_are_fetched_ahead_and_named_in_the_batch(machine):
     """As soon as the plan stands: who leads and who speaks; facets and the weave are asked of their personas, plans of nobody."""
     core, ahead, asked = doubles.QuickCore(), [], []

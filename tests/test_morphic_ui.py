@@ -344,6 +344,7 @@ def edited(hand, name=None, text=None):
     return shown
 
 
+@pytest.mark.slow
 def test_a_slot_is_edited_after_its_difference_was_seen_and_undone_by_keys(world, hand, clone):
     page = hand.page("objects")
     page.ids.tabs.chosen = "slots"
@@ -379,6 +380,7 @@ def test_what_is_no_json_is_not_sent(world, hand, clone):
     hand.key(ESCAPE)
 
 
+@pytest.mark.slow
 def test_a_method_passes_the_same_gate(world, hand, clone):
     page = hand.page("objects")
     page.open(clone)
@@ -404,6 +406,7 @@ def test_a_method_passes_the_same_gate(world, hand, clone):
 # Messages
 
 
+@pytest.mark.slow
 def test_every_command_has_a_form_that_reads_what_is_typed(hand):
     page = hand.page("messages")
     for command in ui.COMMANDS:
@@ -421,6 +424,7 @@ def test_every_command_has_a_form_that_reads_what_is_typed(hand):
     assert "cycle is needed" in page.ids.note.text
 
 
+@pytest.mark.slow
 def test_a_message_is_sent_its_reply_is_a_tree_and_its_script_does_the_same(world, hand):
     from kivy.core.clipboard import Clipboard
     page = hand.page("messages")
@@ -554,6 +558,7 @@ def test_f5_asks_anew(world, hand):
 # The process
 
 
+@pytest.mark.slow
 def test_the_process_ends_with_its_window_and_tells_what_is_wrong_with_its_options(world, tmp_path):
     script = ("import sys; sys.path.insert(0, 'tests'); import windowed; from kivy.clock import Clock; "
               "app = windowed.ui.MorphicUIApp(sys.argv[1]); "

@@ -292,6 +292,7 @@ def test_work_that_fails_is_told_and_the_lane_goes_on(image):
     lane.close()
 
 
+@pytest.mark.slow
 def test_packing_by_command_and_cancelling(daemon, tmp_path):
     one = daemon()
     with batos.Client(one.endpoint) as client:

@@ -143,6 +143,7 @@ def test_urgent_jobs_come_between_parts_and_a_drain_ends_it(one):
     assert ran[:3] == [0, 0, 200]
 
 
+@pytest.mark.slow
 def test_a_daemon_that_was_killed_amid_a_large_document_sweeps_it(daemon, tmp_path):
     running = daemon()
     text = text_of(4000)

@@ -191,6 +191,7 @@ FIELD_NAMES = st.sampled_from(sorted({field for row in batos.COMMANDS.values() f
 MAPS = st.dictionaries(FIELD_NAMES, PLAIN, max_size=6)
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(st.tuples(COMMAND_NAMES, MAPS, st.booleans()))
 def test_any_map_is_a_command_unknown_or_a_bad_request(given_map):

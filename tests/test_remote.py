@@ -183,6 +183,7 @@ def test_whatever_a_model_says_becomes_a_sound_answer_or_an_error_that_is_caught
         value(batos.JSON_FORMS[task][1](told, lines), CORE_SAMPLES[task])
 
 
+@pytest.mark.slow
 def test_a_daemon_answers_by_a_server(daemon, served):
     one = daemon(core=served.url)
     with batos.Client(one.endpoint) as client:

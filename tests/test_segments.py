@@ -161,6 +161,7 @@ def test_what_is_merged_is_found_as_before_and_with_what_comes_later(memory, mon
     assert memory.found() == mixed
 
 
+@pytest.mark.slow
 def test_small_segments_are_few_however_much_comes_and_goes(memory):
     for n in range(200):
         memory.add(f"d{n % 90}", f"brass valve {n}")
@@ -247,6 +248,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(["add", "add", "add", "remove", "few"
                            st.integers(0, 99)), max_size=25)
 
 
+@pytest.mark.slow
 @given(STEPS)
 @settings(max_examples=40, deadline=None)
 def test_whatever_is_merged_when_all_and_only_what_is_alive_is_found(tmp_path_factory, steps):
@@ -273,6 +275,7 @@ def test_whatever_is_merged_when_all_and_only_what_is_alive_is_found(tmp_path_fa
     memory.close()
 
 
+@pytest.mark.slow
 def test_a_daemon_merges_by_itself(daemon, tmp_path):
     running, most = daemon(), batos.MERGED_AT_ONCE + 4
     with batos.Client(running.endpoint, timeout_s=60) as client:

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 import batos
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -29,6 +31,7 @@ def test_the_unit_starts_what_is_there_and_restarts_only_after_a_failure():
     assert float(service["TimeoutStopSec"]) > batos.SETTINGS["drain_s"].default + 10
 
 
+@pytest.mark.slow
 def test_run_as_a_service_manager_would_it_stops_cleanly_and_exits_by_a_failure_otherwise(tmp_path):
     def start():
         process = subprocess.Popen([sys.executable, str(ROOT / "batos.py"), "--core", "none", "--endpoint", "tcp://127.0.0.1:0"],

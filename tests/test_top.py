@@ -338,6 +338,7 @@ def test_an_absent_daemon_is_sent_nothing_now_or_later(tmp_path, impatient):
             one.stop(kill=True)
 
 
+@pytest.mark.slow
 def test_a_daemon_that_hangs_is_told_from_one_that_is_absent(tmp_path, impatient):
     running = conftest.DaemonProcess(tmp_path, core=0)
 
@@ -357,6 +358,7 @@ def test_a_daemon_that_hangs_is_told_from_one_that_is_absent(tmp_path, impatient
         running.stop(kill=True)
 
 
+@pytest.mark.slow
 def test_a_killed_daemon_comes_back_and_its_accepted_question_is_answered(tmp_path, impatient):
     running = [conftest.DaemonProcess(tmp_path, core=5)]
     endpoint = running[0].endpoint

@@ -28,6 +28,7 @@ def test_an_old_image_is_recovered_without_a_loss(old, tmp_path):
     assert (report["lost"], report["faults"]) == ([], [])
 
 
+@pytest.mark.slow
 def test_an_old_image_keeps_its_promises(old, daemon):
     running = daemon(ALWAYS, core=0)
     with batos.Client(running.endpoint) as client:
@@ -144,6 +145,7 @@ def without_heartbeat(tmp_path):
     return newer.unpacked("84e77e0", tmp_path)
 
 
+@pytest.mark.slow
 def test_an_image_without_a_heartbeat_gets_it_and_its_methods_are_found_when_they_come_anew(without_heartbeat, daemon):
     running = daemon(core=0)
     with batos.Client(running.endpoint, 120) as client:

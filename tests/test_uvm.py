@@ -59,6 +59,7 @@ def put(number, **fields):
 # One reply for each
 
 
+@pytest.mark.slow
 def test_many_requests_in_flight_get_one_reply_each(daemon):
     wrong = [{"command": "helth"}, {"command": "inspect", "target": "nobody"}, {"command": "health", "surplus": 1},
              put(0, args=7), {"command": "send_message", "target": "genesis_obj", "selector": "nothing"},
@@ -248,6 +249,7 @@ def test_what_was_accepted_before_sigterm_is_done_and_answered(daemon):
             assert raw.ask(command="search_memory", query=f"word{number}")["results"]
 
 
+@pytest.mark.slow
 def test_a_second_signal_hurries(daemon):
     running = daemon(("drain_s", "600"), core=0)
     with Raw(running.endpoint, rcvhwm=1, rcvbuf=4096) as deaf:

@@ -151,6 +151,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(["add", "add", "remove", "embed", "me
                            st.integers(0, 4)), max_size=20)
 
 
+@pytest.mark.slow
 @given(STEPS)
 @settings(max_examples=40, deadline=None)
 def test_whatever_comes_each_chunk_has_one_vector_or_waits(tmp_path_factory, steps):
