@@ -246,7 +246,9 @@ COMMANDS = {
         "fields": {"cycle": {"type": "text", "longest": 20, "required": True}},
     },
     "create_method": {
-        "help": "Give an object a method: Python source of one function, which is audited and compiled first.",
+        "help": (
+            "Give an object a method: Python source of one function and of what stands beside it, which is audited first."
+        ),
         "effect": True,
         "role": "write",
         "fields": {
