@@ -6056,7 +6056,7 @@ class MethodLane(Lane):
 
 SOURCE_CHARS, BRACKETS_MOST, INDENTS_MOST, CHAIN_MOST = 20_000, 40, 20, 320
 DEPTH_MOST = 200                                         # of the syntax tree; each elif is one deeper than the test before it
-AUDIT_STEPS = 250_000                                    # that an audit may take in all, some 2 µs each
+AUDIT_STEPS = 150_000                                    # that an audit may take in all, some 2 µs each
 CHAINING = ("-", "+", "~", ":", "**", ".")
 SPLIT = "split it into several methods"
 MUTATORS = frozenset("""append extend insert remove pop clear sort reverse update setdefault popitem add discard appendleft
@@ -6064,6 +6064,7 @@ extendleft popleft rotate difference_update intersection_update symmetric_differ
 # Functions that change what they are given.
 IN_PLACE = frozenset("""shuffle heappush heappop heapify heapreplace heappushpop insort insort_left insort_right setitem delitem
 iadd iand iconcat ifloordiv ilshift imatmul imod imul ior ipow irshift isub itruediv ixor""".split())
+DISPLAYS = (ast.List, ast.ListComp, ast.Dict, ast.DictComp, ast.Set)
 CONTAINERS = frozenset("list dict set bytearray deque Counter OrderedDict defaultdict".split())
 INSIDE_CALLS = ("get", "setdefault", "values", "items")  # of a slot's value: what they answer is a part of it
 ITEMS_OF_FIRST = ("reversed", "sorted", "list", "tuple", "iter")    # whose items are those of their first argument
@@ -6111,8 +6112,17 @@ TOP_NODES = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Asyn
 
 def rejected(rule, node, what, how):
     """Return the error of an audit: what stands where, and how to mend it."""
-    line, column = getattr(node, "lineno", 1), getattr(node, "col_offset", 0) + 1
-    return CodeRejected(f"line {line}, column {column}: {what}; {how}", rule=rule, line=line, column=column, mend=how)
+    place = source_place(node)
+    told = f"line {place['line']}, column {place['column']}: {what}; {how}"
+    return CodeRejected(told, rule=rule, mend=how, **place)
+
+
+def source_place(node):
+    """Return {line, column} of a syntax node or a SyntaxError, counted from 1."""
+    line = getattr(node, "lineno", None) or 1
+    if isinstance(node, SyntaxError):
+        return {"line": line, "column": node.offset or 1}
+    return {"line": line, "column": getattr(node, "col_offset", 0) + 1}
 
 
 class Budget:
@@ -6128,12 +6138,19 @@ class Budget:
             raise rejected("size", node, "this is too much to check: there are too many ways through it", SPLIT)
 
 
+NAME_FIELDS = ("id", "attr", "arg", "name", "rest", "asname", "module")      # of syntax nodes; those with several names:
+NAMES_FIELDS = ("names", "kwd_attrs")
+
+
 def names_in(node):
     """Return the names that a node of the syntax tree tells."""
-    found = [getattr(node, field, None) for field in ("id", "attr", "arg", "name", "rest", "asname", "module")]
-    for field in ("names", "kwd_attrs"):
-        found += [name for name in getattr(node, field, ()) if isinstance(name, str)]
+    found = [getattr(node, field, None) for field in NAME_FIELDS]
+    for field in NAMES_FIELDS:
+        found += getattr(node, field, ())
     return [name for name in found if isinstance(name, str)]
+
+
+NAMED = (ast.FunctionDef, ast.ClassDef, ast.ExceptHandler, ast.MatchAs, ast.MatchStar)
 
 
 def names_bound(node):
@@ -6144,15 +6161,19 @@ def names_bound(node):
         return (node.asname or node.name.split(".")[0],)
     if isinstance(node, ast.arg):
         return (node.arg,)
-    if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.ExceptHandler | ast.MatchAs | ast.MatchStar):
-        return (node.name,) if node.name else ()
-    return (node.rest,) if isinstance(node, ast.MatchMapping) and node.rest else ()
+    name = None
+    if isinstance(node, ast.MatchMapping):
+        name = node.rest
+    elif isinstance(node, NAMED):
+        name = node.name
+    return (name,) if name else ()
 
 
 def names_at_top(node):
     """Return the names that a statement of a module gives a value."""
-    parts = [node] if isinstance(node, ast.FunctionDef | ast.ClassDef) else ast.walk(node)
-    return {name for part in parts for name in names_bound(part)}
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return {node.name}
+    return set(itertools.chain.from_iterable(map(names_bound, ast.walk(node))))
 
 
 def name_of(node):
@@ -6164,14 +6185,26 @@ def name_of(node):
 
 def text_of(node):
     """Return the text that a node writes out, or None."""
-    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+    value = getattr(node, "value", None)
+    return value if isinstance(node, ast.Constant) and isinstance(value, str) else None
 
 
 def is_flag(node):
     """Return whether a statement is exactly `self._p_changed = True`."""
-    return (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Attribute)
-            and node.targets[0].attr == "_p_changed" and isinstance(node.targets[0].value, ast.Name)
-            and node.targets[0].value.id == "self" and isinstance(node.value, ast.Constant) and node.value.value is True)
+    if not isinstance(node, ast.Assign) or len(node.targets) != 1:
+        return False
+    target, value = node.targets[0], node.value
+    if not isinstance(target, ast.Attribute) or target.attr != "_p_changed":
+        return False
+    return is_self(target.value) and isinstance(value, ast.Constant) and value.value is True
+
+
+def is_self(node):
+    return isinstance(node, ast.Name) and node.id == "self"
+
+
+def is_getattr(node):
+    return isinstance(node, ast.Call) and name_of(node.func) == "getattr" and bool(node.args)
 
 
 def first_parameter(function):
@@ -6234,20 +6267,21 @@ def field_names(text, levels=2):
 
 def compile_steps(node):
     """Return (steps, ways out) of compiling a node: a `finally` is compiled anew for each way out of what it guards."""
-    steps, exits = 1, int(isinstance(node, ast.Return | ast.Break | ast.Continue))
-    for name, value in ast.iter_fields(node):
-        inner_steps, inner_exits = compile_steps_of(value)
-        copies = exits + 2 if name == "finalbody" else 1             # the last field, so all ways out are known
-        steps, exits = steps + copies * inner_steps, exits + copies * inner_exits
+    guarded = getattr(node, "finalbody", ())
+    last = {id(part) for part in guarded}
+    steps = 1
+    exits = int(isinstance(node, ast.Return | ast.Break | ast.Continue))
+    for part in ast.iter_child_nodes(node):
+        if id(part) not in last:
+            inner = compile_steps(part)
+            steps += inner[0]
+            exits += inner[1]
+    copies = exits + 2
+    for part in guarded:
+        inner = compile_steps(part)
+        steps += copies * inner[0]
+        exits += copies * inner[1]
     return steps, 0 if isinstance(node, ast.FunctionDef | ast.Lambda) else exits
-
-
-def compile_steps_of(value):
-    """Return what compile_steps returns, of a field of a node."""
-    if isinstance(value, ast.AST):
-        return compile_steps(value)
-    counts = [compile_steps(part) for part in value if isinstance(part, ast.AST)] if isinstance(value, list) else []
-    return sum(steps for steps, _ in counts), sum(exits for _, exits in counts)
 
 
 def items_in(node):
@@ -6276,8 +6310,24 @@ def joined_paths(*paths):
     taken = [path for path in paths if path is not None]
     if not taken:
         return None
-    return Path(next((path.change for path in taken if path.change), None), frozenset().union(*(p.aliases for p in taken)),
-                frozenset().union(*(p.changers for p in taken)))
+    changes = [path.change for path in taken if path.change]
+    aliases = frozenset().union(*(path.aliases for path in taken))
+    changers = frozenset().union(*(path.changers for path in taken))
+    return Path(changes[0] if changes else None, aliases, changers)
+
+
+def is_mutator_of_type(node):
+    """Return whether an expression is such as `list.append`, which changes its first argument."""
+    if not isinstance(node, ast.Attribute):
+        return False
+    return node.attr in MUTATORS and name_of(node.value) in CONTAINERS
+
+
+def is_methodcaller(node):
+    """Return whether an expression is such as `methodcaller("append", 1)`, which changes its first argument."""
+    if not isinstance(node, ast.Call) or name_of(node.func) != "methodcaller" or not node.args:
+        return False
+    return text_of(node.args[0]) in MUTATORS
 
 
 class CovenantAudit:
@@ -6291,28 +6341,34 @@ class CovenantAudit:
     """
 
     def __init__(self, function, budget, in_place=IN_PLACE, classes=False):
-        self.function, self.budget, self.in_place, self.classes = function, budget, in_place, classes
+        self.function, self.budget = function, budget
+        self.in_place, self.classes = in_place, classes
         self.parameters = {arg.arg for arg in ast.walk(function.args) if isinstance(arg, ast.arg)}
-        self.exits, self.loops, self.tries = [], [], []  # (node, path) of returns; of loops [breaks, continues]; of tries [paths]
+        self.exits = []                                  # paths of returns
+        self.loops = []                                  # of loops [breaks, continues]
+        self.tries = []                                  # of tries [paths]
 
     def check(self, start):
         """Raise CovenantViolationError where a path leaves a change without the flag."""
         change = self.left(start)
         if change is not None:
-            raise CovenantViolationError(
-                f"line {change.lineno}, column {change.col_offset + 1}: this changes the object, and self._p_changed = True does "
-                "not follow on every path; write it after the last change, before the method is left", rule="covenant",
-                line=change.lineno, column=change.col_offset + 1, mend="self._p_changed = True")
+            place = source_place(change)
+            told = (f"line {place['line']}, column {place['column']}: this changes the object, and self._p_changed = True does "
+                    "not follow on every path; write it after the last change, before the method is left")
+            raise CovenantViolationError(told, rule="covenant", mend="self._p_changed = True", **place)
 
     def left(self, start):
         """Return a change that some way out of the function leaves without the flag, or None."""
         end = self.block(self.function.body, start)
-        return next((path.change for path in (end, *self.exits) if path is not None and path.change), None)
+        left = joined_paths(end, *self.exits)
+        return left and left.change
 
     def inner(self, function, path):
         """Return whether a function beside or inside this one leaves a change without the flag."""
         audit = CovenantAudit(function, self.budget, self.in_place, self.classes)
-        return audit.left(Path(None, path.aliases - audit.parameters, path.changers - audit.parameters)) is not None
+        hidden = audit.parameters
+        start = Path(aliases=path.aliases - hidden, changers=path.changers - hidden)
+        return audit.left(start) is not None
 
     def helpers(self, functions):
         """Return the Path with which the method starts: which functions beside it leave a change without the flag."""
@@ -6340,7 +6396,8 @@ class CovenantAudit:
             paths.append(path)
 
     def joined(self, node, *paths):
-        self.budget.spend(node, sum(1 + len(path.aliases) // 8 for path in paths if path is not None))
+        for path in filter(None, paths):
+            self.budget.spend(node, 1 + len(path.aliases) // 8)
         return joined_paths(*paths)
 
     def statement(self, node, path):
@@ -6365,12 +6422,14 @@ class CovenantAudit:
     def on_AugAssign(self, node, path):
         path = self.expressions(node.value, path)
         if isinstance(node.target, ast.Name):            # of an alias it changes what both name, if that is a list
-            grown = isinstance(node.value, ast.List | ast.ListComp | ast.Dict | ast.DictComp | ast.Set)
-            return path._replace(change=node) if grown and node.target.id in path.aliases else path
-        return path._replace(change=node) if self.is_slot(node.target, path) else path
+            changed = isinstance(node.value, DISPLAYS) and node.target.id in path.aliases
+        else:
+            changed = self.is_slot(node.target, path)
+        return path._replace(change=node) if changed else path
 
     def on_Delete(self, node, path):
-        changed = any(not isinstance(target, ast.Name) and self.is_slot(target, path) for target in node.targets)
+        parts = [target for target in node.targets if not isinstance(target, ast.Name)]
+        changed = any(self.is_slot(target, path) for target in parts)
         return path._replace(change=node) if changed else path
 
     def on_Return(self, node, path):
@@ -6403,19 +6462,22 @@ class CovenantAudit:
             end = self.block(node.body, start)
             breaks, continues = self.loops.pop()
             again = self.joined(node, path, end, *continues)
-            if again == path or (bool(again.change) == bool(path.change) and again[1:] == path[1:]):
+            if bool(again.change) == bool(path.change) and again[1:] == path[1:]:
                 return start, breaks
             path = again
 
     def on_While(self, node, path):
         start, breaks = self.loop(node, path, lambda path: self.expressions(node.test, path))
         endless = isinstance(node.test, ast.Constant) and node.test.value
-        return self.joined(node, None if endless else self.block(node.orelse, start), *breaks)
+        over = None if endless else self.block(node.orelse, start)
+        return self.joined(node, over, *breaks)
 
     def on_For(self, node, path):
-        path, items = self.expressions(node.iter, path), items_in(node.iter)
+        path = self.expressions(node.iter, path)
+        items = items_in(node.iter)
         start, breaks = self.loop(node, path, lambda path: self.bound(node.target, items, path))
-        return self.joined(node, self.block(node.orelse, self.joined(node, path, start)), *breaks)
+        over = self.block(node.orelse, self.joined(node, path, start))
+        return self.joined(node, over, *breaks)
 
     def on_With(self, node, path):
         for item in node.items:
@@ -6444,19 +6506,22 @@ class CovenantAudit:
         part = self.inside(node.subject, path)
         ends, sure = [], False
         for case in node.cases:
-            names = {name for each in ast.walk(case.pattern) for name in names_bound(each)}
+            names = names_at_top(case.pattern)
             self.budget.spend(case.pattern, 1 + len(names) + len(path.aliases) // 8)
-            start = path._replace(aliases=path.aliases | names if part else path.aliases - names)
-            start = self.expressions(case.guard, start)
+            aliases = path.aliases | names if part else path.aliases - names
+            start = self.expressions(case.guard, path._replace(aliases=aliases))
             path = path._replace(change=path.change or start.change)         # a guard is evaluated, then the next case
-            sure = sure or (case.guard is None and isinstance(case.pattern, ast.MatchAs) and case.pattern.pattern is None)
+            whole = isinstance(case.pattern, ast.MatchAs) and case.pattern.pattern is None
+            sure = sure or (whole and case.guard is None)
             ends.append(self.block(case.body, start))
         return self.joined(node, *ends, None if sure else path)
 
     def on_FunctionDef(self, node, path):
-        path = self.expressions(ast.Tuple([*node.args.defaults, *filter(None, node.args.kw_defaults)], ast.Load()), path)
-        changes = self.inner(node, path)
-        changers = path.changers | {node.name} if changes else path.changers - {node.name}
+        for default in (*node.args.defaults, *node.args.kw_defaults):
+            path = self.expressions(default, path)
+        changers = path.changers - {node.name}
+        if self.inner(node, path):
+            changers |= {node.name}
         return path._replace(changers=changers, aliases=path.aliases - {node.name})
 
     # ---- expressions
@@ -6478,7 +6543,7 @@ class CovenantAudit:
             return self.bound(node.target, node.value, self.assigned(node.value, path))
         for part in ast.iter_child_nodes(node):
             path = self.expressions(part, path)
-        changed = self.bound_mutator(node, path) or (isinstance(node, ast.Call) and self.changes(node, path))
+        changed = self.bound_mutator(node, path) or self.changes(node, path)
         return path._replace(change=node) if changed else path
 
     def comprehension(self, node, path):
@@ -6493,26 +6558,26 @@ class CovenantAudit:
         return path._replace(change=inner.change)
 
     def changes(self, call, path):
-        """Return whether a call changes what self reaches."""
-        function = call.func.target if isinstance(call.func, ast.NamedExpr) else call.func
+        """Return whether an expression is a call that changes what self reaches."""
+        if not isinstance(call, ast.Call):
+            return False
+        function = getattr(call.func, "target", call.func)               # of (name := function)(…)
         name = name_of(function)
-        if isinstance(function, ast.Name) and (name in path.changers or (name == "setattr" and call.args)):
-            return True
-        given = any(self.inside(arg, path) for arg in call.args)
-        if not given or name in self.in_place:
-            return given
-        if isinstance(call.func, ast.Call):              # methodcaller("append", 1)(self.items)
-            return name_of(call.func.func) == "methodcaller" and any(text_of(arg) in MUTATORS for arg in call.func.args[:1])
-        unbound = isinstance(call.func, ast.Attribute) and name_of(call.func.value) in CONTAINERS     # list.append(self.items, 1)
-        return unbound and name in MUTATORS and self.inside(call.args[0], path)
+        if isinstance(function, ast.Name) and (name in path.changers or name == "setattr"):
+            return bool(name in path.changers or call.args)
+        given = [self.inside(arg, path) for arg in call.args]
+        if not any(given) or name in self.in_place:
+            return any(given)
+        return given[0] and (is_mutator_of_type(function) or is_methodcaller(function))
 
     def bound_mutator(self, node, path):
         """Return whether an expression is a method of a slot's value, or of a part of one, that changes it."""
         if isinstance(node, ast.Attribute):
             return node.attr in MUTATORS and self.inside(node.value, path)
-        if isinstance(node, ast.Call) and name_of(node.func) == "getattr" and len(node.args) > 1:
-            return text_of(node.args[1]) in MUTATORS and self.inside(node.args[0], path)
-        return False
+        if not is_getattr(node) or len(node.args) < 2:
+            return False
+        of, name = node.args[:2]
+        return text_of(name) in MUTATORS and self.inside(of, path)
 
     def inside(self, node, path):
         """Return whether an expression may be a slot's value, or a part of one."""
@@ -6520,7 +6585,7 @@ class CovenantAudit:
         if isinstance(node, ast.Name):
             return node.id in path.aliases
         if isinstance(node, ast.Attribute):
-            return (isinstance(node.value, ast.Name) and node.value.id == "self") or self.inside(node.value, path)
+            return is_self(node.value) or self.inside(node.value, path)
         if isinstance(node, ast.Subscript):
             return not isinstance(node.slice, ast.Slice) and self.inside(node.value, path)
         if isinstance(node, ast.IfExp):
@@ -6533,9 +6598,12 @@ class CovenantAudit:
 
     def answers_inside(self, call, path):
         """Return whether what a call answers may be a slot's value, or a part of one."""
-        if name_of(call.func) == "getattr" and call.args:
-            return getattr(call.args[0], "id", None) == "self" or self.inside(call.args[0], path)
-        return isinstance(call.func, ast.Attribute) and call.func.attr in INSIDE_CALLS and self.inside(call.func.value, path)
+        if is_getattr(call):
+            return is_self(call.args[0]) or self.inside(call.args[0], path)
+        function = call.func
+        if not isinstance(function, ast.Attribute) or function.attr not in INSIDE_CALLS:
+            return False
+        return self.inside(function.value, path)
 
     def is_slot(self, target, path):
         """Return whether an attribute or subscript that is written or deleted is a slot, or a part of one."""
@@ -6551,18 +6619,35 @@ class CovenantAudit:
         """Return the path after a target got a value: names become aliases or lose what they were; all else is a change."""
         self.budget.spend(target, 1 + len(path.aliases) // 8)
         if isinstance(target, ast.Name):
-            part = value is not None and self.inside(value, path)
-            changes = value is not None and (self.bound_mutator(value, path) or getattr(value, "id", None) in path.changers)
-            return path._replace(aliases=path.aliases | {target.id} if part else path.aliases - {target.id},
-                                 changers=path.changers | {target.id} if changes else path.changers - {target.id})
+            return self.named(target.id, value, path)
         if isinstance(target, ast.Tuple | ast.List):
-            values = value.elts if isinstance(value, ast.Tuple | ast.List) and len(value.elts) == len(target.elts) else None
-            for n, each in enumerate(target.elts):
-                path = self.bound(each, values[n] if values else value, path)
-            return path
+            return self.unpacked(target.elts, value, path)
         if isinstance(target, ast.Starred):
             return self.bound(target.value, None, path)
         return path._replace(change=target) if self.is_slot(target, path) else path
+
+    def named(self, name, value, path):
+        """Return the path after a name got a value; None is a value of which nothing is known."""
+        aliases = path.aliases - {name}
+        changers = path.changers - {name}
+        if value is not None and self.inside(value, path):
+            aliases |= {name}
+        if self.bound_mutator(value, path) or getattr(value, "id", None) in path.changers:
+            changers |= {name}
+        return path._replace(aliases=aliases, changers=changers)
+
+    def unpacked(self, targets, value, path):
+        """Return the path after targets got the parts of a value, each its own where the value shows them."""
+        values = getattr(value, "elts", ())
+        if len(values) != len(targets):
+            values = [value] * len(targets)
+        for target, part in zip(targets, values, strict=True):
+            path = self.bound(target, part, path)
+        return path
+
+
+BRACKETS = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
+INDENTS = {tokenize.INDENT: 1, tokenize.DEDENT: -1}
 
 
 def too_deep(source):
@@ -6570,9 +6655,10 @@ def too_deep(source):
     depth = indent = chain = 0
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.OP:
-            depth += (token.string in ("(", "[", "{")) - (token.string in (")", "]", "}"))
-        indent += (token.type == tokenize.INDENT) - (token.type == tokenize.DEDENT)
-        chain = chain + 1 if token.type == tokenize.NAME or token.string in CHAINING else 0
+            depth += BRACKETS.get(token.string, 0)
+        indent += INDENTS.get(token.type, 0)
+        chained = token.type == tokenize.NAME or token.string in CHAINING
+        chain = chain + 1 if chained else 0
         if depth > BRACKETS_MOST or indent > INDENTS_MOST or chain > CHAIN_MOST:
             return argparse.Namespace(lineno=token.start[0], col_offset=token.start[1])
     return None
@@ -6599,24 +6685,35 @@ class Names:
     """
 
     def __init__(self, tree, nodes):
-        self.bound = collections.Counter(name for node in nodes for name in names_bound(node))
-        imports = [alias for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names]
-        self.imported = {alias.asname or alias.name: alias.name for alias in imports}
-        modules = [name for node in nodes if isinstance(node, ast.Import) for alias in node.names for name in names_bound(alias)]
-        self.foreign = {*self.imported, *modules, *(name for name in FACADES if not self.bound[name])}
-        calls = [node for node in nodes if isinstance(node, ast.Call)]
-        self.called = {id(node.func) for node in calls}
-        self.given = {id(arg) for node in calls for arg in node.args}
-        self.given |= {id(word.value) for node in calls for word in node.keywords}
-        classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-        self.classes = {id(node) for node in classes}
-        self.in_classes = {id(part) for node in classes for part in ast.walk(node)}
-        self.allowed = {id(node.targets[0]) for node in nodes if is_flag(node)}
-        self.allowed |= {id(part) for node in classes for part in node.body if self.is_class_method(part)}
+        self.bound, self.imported, self.foreign = collections.Counter(), {}, set()
+        self.called, self.given, self.allowed = set(), set(), set()
+        self.classes, self.in_classes = set(), set()
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                self.see_class(node)
+        for node in nodes:
+            self.see(node)
         self.allowed |= {id(node) for node in nodes if self.is_harmless(node)}
+        self.foreign |= {name for name in FACADES if not self.bound[name]}
 
-    def is_class_method(self, node):
-        return isinstance(node, ast.FunctionDef) and node.name in CLASS_METHODS
+    def see_class(self, node):
+        self.classes.add(id(node))
+        self.in_classes |= {id(part) for part in ast.walk(node)}
+        functions = [part for part in node.body if isinstance(part, ast.FunctionDef)]
+        self.allowed |= {id(function) for function in functions if function.name in CLASS_METHODS}
+
+    def see(self, node):
+        self.bound.update(names_bound(node))
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            self.foreign.update(*map(names_bound, node.names))
+        if isinstance(node, ast.ImportFrom):
+            self.imported |= {alias.asname or alias.name: alias.name for alias in node.names}
+        elif isinstance(node, ast.Call):
+            self.called.add(id(node.func))
+            self.given |= {id(arg) for arg in node.args}
+            self.given |= {id(word.value) for word in node.keywords}
+        elif is_flag(node):
+            self.allowed.add(id(node.targets[0]))
 
     def is_harmless(self, node):
         """Return whether a node reads a name, calls super().__init__, or wants annotations as they are here anyway."""
@@ -6669,8 +6766,7 @@ class PersistenceGuardian:
         except (RecursionError, MemoryError):
             raise rejected("size", None, "this is nested too deep to be read", SPLIT) from None
         except (SyntaxError, ValueError) as error:
-            where = argparse.Namespace(lineno=getattr(error, "lineno", 1) or 1, col_offset=(getattr(error, "offset", 1) or 1) - 1)
-            raise rejected("syntax", where, f"this is no Python ({error})", "send one whole method") from None
+            raise rejected("syntax", error, f"this is no Python ({error})", "send one whole method") from None
         deep = nested_too_deep(tree)
         if deep is not None:
             raise rejected("size", deep, f"this is nested more than {DEPTH_MOST} deep, as each elif and each sign of a long sum is",
@@ -6689,8 +6785,7 @@ class PersistenceGuardian:
         try:
             compile(tree, "<method>", "exec", dont_inherit=True)
         except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
-            where = argparse.Namespace(lineno=getattr(error, "lineno", 1) or 1, col_offset=0)
-            raise rejected("syntax", where, f"this does not compile ({error})", "mend it, and send it again") from None
+            raise rejected("syntax", error, f"this does not compile ({error})", "mend it, and send it again") from None
 
     def check_size(self, source):
         """Bound a text before it is parsed: its length, its brackets, its indents, its chains of names and signs."""
@@ -6729,15 +6824,18 @@ class PersistenceGuardian:
         for node in tree.body:
             if isinstance(node, ast.AsyncFunctionDef):
                 return rejected("async", node, f"{node.name} is async", f"write {wanted} {ASYNC_MEND}")
-            if isinstance(node, ast.ClassDef) and any(getattr(part, "name", None) == name for part in node.body):
+            inside = [getattr(part, "name", None) for part in getattr(node, "body", ())]
+            if isinstance(node, ast.ClassDef) and name in inside:
                 return rejected("class", node, f"{name} stands in the class {node.name}", f"write {wanted} outside of it")
         functions = functions_of(tree)
-        if len(functions) == 1 and name is not None:
-            return rejected("name", functions[0], f"the function is named {functions[0].name}", f"name it {name}")
-        if len(functions) == 1:
-            return rejected("self", functions[0], "the first parameter is not self", "write self first")
-        return rejected("one function", (tree.body or [None])[-1], "a method's source has one function of the method's name",
-                        f"write {wanted} at the top, and beside it no more than imports, constants, helpers and classes")
+        if len(functions) != 1:
+            last = tree.body[-1] if tree.body else None
+            return rejected("one function", last, "a method's source has one function of the method's name",
+                            f"write {wanted} at the top, and beside it no more than imports, constants, helpers and classes")
+        function, = functions
+        if name is not None:
+            return rejected("name", function, f"the function is named {function.name}", f"name it {name}")
+        return rejected("self", function, "the first parameter is not self", "write self first")
 
     def check_module(self, tree, function, names):
         """Raise CodeRejected for what is not to stand beside a method."""
@@ -6757,10 +6855,13 @@ class PersistenceGuardian:
         """Return whether a statement is `NAME = value`, or a text or nothing at all."""
         if isinstance(node, ast.Expr):
             return isinstance(node.value, ast.Constant)
-        targets = getattr(node, "targets", [getattr(node, "target", None)])
-        names = [part for target in targets for part in getattr(target, "elts", [target])]
-        given = isinstance(node, ast.Assign | ast.AnnAssign) and all(isinstance(name, ast.Name) for name in names)
-        return given or isinstance(node, ast.Pass)
+        if isinstance(node, ast.Assign):
+            parts = [part for target in node.targets for part in getattr(target, "elts", [target])]
+        elif isinstance(node, ast.AnnAssign):
+            parts = [node.target]
+        else:
+            return isinstance(node, ast.Pass)
+        return all(isinstance(part, ast.Name) for part in parts)
 
     def check_class(self, node, own, names):
         """Raise CodeRejected for a class that is more than data and functions over them."""
@@ -6780,8 +6881,10 @@ class PersistenceGuardian:
         """Return whether a class may be made of what a node names, which is surely that."""
         if not isinstance(node, ast.Name):
             return False
-        given = 1 if node.id in own or names.imported.get(node.id) == "NamedTuple" else 0
-        return names.bound[node.id] == given and (given == 1 or node.id in ERRORS)
+        times = names.bound[node.id]
+        if node.id in own or names.imported.get(node.id) == "NamedTuple":
+            return times == 1
+        return times == 0 and node.id in ERRORS
 
     # ---- each node
 
@@ -6802,8 +6905,8 @@ class PersistenceGuardian:
             return
         in_class = node.id in CLASS_BUILTINS and id(node) in names.in_classes
         if node.id in FORBIDDEN_NAMES and not in_class:
-            mend = NAME_MENDS.get(node.id, f"there are {', '.join(SAFE_BUILTINS[:24])} …")
-            raise rejected("builtin", node, f"{node.id} is not for methods", mend)
+            some = ", ".join(SAFE_BUILTINS[:24])
+            raise rejected("builtin", node, f"{node.id} is not for methods", NAME_MENDS.get(node.id, f"there are {some} …"))
         if node.id in UNNAMED and not names.is_in_call(node):
             raise rejected("builtin", node, f"{node.id} gets another name", f"call it where it is needed, as {node.id}(…)")
 
@@ -6832,8 +6935,8 @@ class PersistenceGuardian:
         if len(node.args) != 1 or node.keywords or isinstance(node.args[0], ast.Starred):
             raise rejected("type", node, "type takes one value, and makes no class", "write class NAME: at the top of the source")
         of = node.args[0]
-        kind = name_of(of.func) == "type" if isinstance(of, ast.Call) else getattr(of, "id", None) in TYPE_NAMES
-        if kind:
+        named = isinstance(of, ast.Name) and of.id in TYPE_NAMES
+        if named or (isinstance(of, ast.Call) and name_of(of.func) == "type"):
             raise rejected("type", node, "the type of a type is not for methods", "compare types: type(x) is int")
 
     def check_read(self, node, names):
@@ -6845,8 +6948,8 @@ class PersistenceGuardian:
     def check_MatchClass(self, node, names):
         if {"format", "format_map"} & set(node.kwd_attrs):
             raise rejected("inner name", node, "a pattern does not take a text's format", "call it")
-        whole = name_of(node.cls) in WHOLE_PATTERNS and not names.bound[name_of(node.cls)]
-        if node.patterns and not (whole and len(node.patterns) == 1):
+        whole = isinstance(node.cls, ast.Name) and node.cls.id in WHOLE_PATTERNS and not names.bound[node.cls.id]
+        if len(node.patterns) > int(whole):
             raise rejected("pattern", node, "a pattern of a class tells no attributes by position",
                            f"name them: case {name_of(node.cls)}(NAME=…)")
 
@@ -6865,16 +6968,17 @@ class PersistenceGuardian:
         for alias in node.names:
             if alias.name == "*":
                 raise rejected("import", node, "a star imports nobody knows what", "name what is needed")
-            there = FACADES[node.module]
-            if alias.name.startswith("_") or (there and alias.name not in there):
-                raise rejected("import", node, f"methods have no {node.module}.{alias.name}",
-                               f"there are {', '.join(there or ('its public names',))}")
+            there = FACADES[node.module] or ("what is public",)
+            known = alias.name in there or FACADES[node.module] is None
+            if not known or alias.name.startswith("_"):
+                raise rejected("import", node, f"methods have no {node.module}.{alias.name}", f"there are {', '.join(there)}")
 
     def check_module_name(self, node, name):
         if name not in FACADES:
-            mend = MODULE_MENDS.get(name.split(".")[0])
-            there = f"there are {', '.join(FACADES)}"
-            raise rejected("import", node, f"methods have no module {name}", f"{mend}; {there}" if mend else there)
+            mends = [f"there are {', '.join(FACADES)}"]
+            if mend := MODULE_MENDS.get(name.split(".")[0]):
+                mends.insert(0, mend)
+            raise rejected("import", node, f"methods have no module {name}", "; ".join(mends))
 
 
 ################################################################################
