@@ -1871,7 +1871,8 @@ def disk_fault(error, path):
     """Return an error of the disk as an ImageError that names the image (its path, or None) and says what to do."""
     free = ""
     if path and getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        free = f"; {shutil.disk_usage(os.path.dirname(path)).free / 1e6:,.1f} MB are free there: make room, or let go of history (`health` tells what a `pack --days` would free)"
+        free_mb = shutil.disk_usage(os.path.dirname(path)).free / 1e6
+        free = f"; {free_mb:,.1f} MB are free there: make room, or let go of history (`health` tells what a `pack --days` frees)"
     return ImageError(f"nothing was stored: the disk of {path or 'the image'} does not take it ({error}){free}. Look at the disk "
                       "and send it again; what is stored can be read meanwhile", path=path)
 
@@ -3582,8 +3583,8 @@ class Parts:
         data, mine = text.encode("utf-8", "surrogatepass"), self._of(who, upload)
         kept = [path for path in self.folder.glob("*/[0-9]*") if path != mine / f"{number:05}"]
         if len(data) + _bytes_of(path for path in kept if path.parent == mine) > self.max_bytes:
-            raise BadRequest(f"the document has more than {self.max_bytes:,} bytes; split it into several documents, or raise the "
-                             "setting document_max_mb", field="text", limit=self.max_bytes)
+            raise BadRequest(f"the document has more than {self.max_bytes:,} bytes; split it into several documents, or raise "
+                             "the setting document_max_mb", field="text", limit=self.max_bytes)
         if len(data) + _bytes_of(kept) > PARTS_DOCUMENTS * self.max_bytes:
             raise Busy("the parts of other documents take all the room that there is for parts; send it again later")
         try:
@@ -3760,8 +3761,8 @@ class WriteToken:
 class Turns:
     """A queue in which all who have jobs take turns; the jobs of one go in the order in which they came. Any thread.
 
-    most: so many jobs of one account may be at work at a time; the system's own, of the account None, are not counted, and are one
-    more that takes turns. Example: three jobs of A, then one of B, go A B A A.
+    most: so many jobs of one account may be at work at a time; the system's own, of the account None, are not counted, and
+    are one more that takes turns. Example: three jobs of A, then one of B, go A B A A.
     """
 
     def __init__(self, most=math.inf):
@@ -4397,7 +4398,8 @@ FACADES = {
     "operator": None, "bisect": ("bisect", "bisect_left", "bisect_right", "insort", "insort_left", "insort_right"),
     "heapq": ("heapify", "heappop", "heappush", "heappushpop", "heapreplace", "merge", "nlargest", "nsmallest"),
     "copy": ("copy", "deepcopy"), "dataclasses": ("dataclass", "field", "asdict", "astuple", "replace"),
-    "typing": ("NamedTuple", "Any", "Callable", "Dict", "Iterable", "Iterator", "List", "Literal", "Mapping", "Optional", "Sequence",
+    "typing": ("NamedTuple", "Any", "Callable", "Dict", "Iterable", "Iterator", "List", "Literal", "Mapping", "Optional",
+               "Sequence",
                "Set", "Tuple", "Union"),
 }
 SAFE_BUILTINS = """abs all any ascii bin bool bytearray bytes callable chr complex dict divmod enumerate filter float format
@@ -6769,7 +6771,7 @@ class PersistenceGuardian:
             raise rejected("syntax", error, f"this is no Python ({error})", "send one whole method") from None
         deep = nested_too_deep(tree)
         if deep is not None:
-            raise rejected("size", deep, f"this is nested more than {DEPTH_MOST} deep, as each elif and each sign of a long sum is",
+            raise rejected("size", deep, f"this is nested more than {DEPTH_MOST} deep, as each elif and sign of a long sum is",
                            "look it up in a dict, loop over a list, or split it into several methods")
         return tree
 
@@ -10873,7 +10875,7 @@ def open_regular(path, opener=_opened):
 
 
 def opener_below(root):
-    """Return an opener of paths below a folder, given from the root, that follows no link on the way, however fast it is put there."""
+    """Return an opener of paths below a folder, given from the root, that follows no link on the way, however fast it comes."""
     def opener(path, flags):
         *folders, name = pathlib.Path(path).relative_to(root).parts
         at = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -10977,7 +10979,8 @@ class Parser:
     def _start(self):
         if self._process is None:
             folder = os.path.dirname(os.path.abspath(__file__))
-            self._process = subprocess.Popen([sys.executable, "-c", PARSER, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            command = [sys.executable, "-c", PARSER, folder]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                              stderr=subprocess.DEVNULL, start_new_session=True)
 
     def _end(self):
@@ -10985,7 +10988,9 @@ class Parser:
         process = self._process
         self.close()
         took_long = process is not None and process.returncode == -signal.SIGALRM
-        return f"takes longer than {PARSE_S} s" if took_long else f"takes more than {PARSE_BYTES >> 30} GB of memory, or ends the parser"
+        if took_long:
+            return f"takes longer than {PARSE_S} s"
+        return f"takes more than {PARSE_BYTES >> 30} GB of memory, or ends the parser"
 
     def close(self):
         """End the process."""
@@ -11234,7 +11239,7 @@ SAFETENSORS_TYPES = {"I64": "int64", "I32": "int32", "U16": "uint16", "U8": "uin
 
 
 def arrays_in(data):
-    """Return {name: array} of the bytes of a file of safetensors: views of them, but for floats of half size, which are widened."""
+    """Return {name: array} of the bytes of a file of safetensors: views, but for floats of half size, which are widened."""
     import numpy
     begin, arrays = 8 + int.from_bytes(data[:8], "little"), {}
     for name, row in json.loads(data[8:begin]).items():
@@ -11841,8 +11846,9 @@ def index_document_(catalog, doc_id, text, metadata=None, scope="world", source=
 def check_taught_name(doc_id):
     """Raise BadRequest for a name that only the system itself gives."""
     if isinstance(doc_id, str) and doc_id.startswith(OWN_NAMES):
-        raise BadRequest(f"{doc_id!r:.80} is a name of the system's own: what begins with {' or '.join(OWN_NAMES)} it remembers of "
-                         f"itself and of what people said; choose another name, such as {'my-' + doc_id!r:.80}", field="doc_id")
+        raise BadRequest(f"{doc_id!r:.80} is a name of the system's own: what begins with {' or '.join(OWN_NAMES)} it remembers "
+                         f"of itself and of what people said; choose another name, such as {'my-' + doc_id!r:.80}",
+                         field="doc_id")
 
 
 def store_document(catalog, doc_id, text, metadata=None, scope="world", source=None, kind=None,
@@ -11961,7 +11967,8 @@ def move_document_(catalog, doc_id, to):
         check_taught_name(name)
     former = find_document(catalog, doc_id)
     if _checked_name("to", to, DOC_ID_MAX_CHARS) in catalog.documents:
-        raise BadRequest(f"there is a document {to!r} already; take that one out first, or supersede one by the other", field="to")
+        raise BadRequest(f"there is a document {to!r} already; take that one out first, or supersede one by the other",
+                         field="to")
     version = max(_next_version(catalog, to, None), former.version + 1)
     chunks = [catalog.chunk_storage[number] for number in former.numbers]
     document = _under(former, to, version)
@@ -12050,8 +12057,8 @@ def _join(catalog, to, names, newest, places):
     former = sorted((catalog.retired[key] for key in keys), key=lambda document: document.added_at)
     number = max(_next_version(catalog, to, None), newest.version + 1)
     versions = collections.defaultdict(dict)             # {name: {former version: version}}
-    for number, document in enumerate([*former, newest], number):
-        versions[document.doc_id][document.version] = number
+    for place, document in enumerate([*former, newest]):
+        versions[document.doc_id][document.version] = number + place
     for document in former:
         _rename_retired(catalog, document, to, versions, places)
     _rename_newest(catalog, newest, to, versions)
@@ -15932,7 +15939,7 @@ WIRE_DEPTH, WIRE_NAME_BYTES = MAX_DEPTH + 32, 4096       # a value may stand wit
 MAX_TEXT = 200                                           # characters of `client` and `why`
 MAX_KEY = 64                                             # characters of an idempotency key
 MAX_ID = 256                                             # characters or bytes of an id
-LIMITS = ("message_max_mb", "message_values_max", "document_max_mb", "source_max_mb")       # settings that health tells to clients
+LIMITS = ("message_max_mb", "message_values_max", "document_max_mb", "source_max_mb")    # settings that health tells to clients
 MAX_DETAILS = 4000                                       # characters of an error's sentence
 Scalar = str | int | float | bool | bytes | None
 SCALARS = frozenset(typing.get_args(Scalar))
@@ -16096,7 +16103,7 @@ class IndexDocumentCommand(Command):
 
 
 class IndexPartCommand(Command):
-    """Keep a part of a text that is larger than a message, for a day: index_document with the same `upload` makes it a document."""
+    """Keep a part of a text that is larger than a message, for a day: index_document of that `upload` makes it a document."""
 
     upload: str = pydantic.Field(**UPLOAD)
     number: int = pydantic.Field(ge=0, lt=PARTS_MAX)
@@ -18713,7 +18720,7 @@ def join_documents(root):
 
 
 def spellings(catalog):
-    """Return {real path: [doc_id]} of the documents that `learn` named as their files' paths were spelt, but for those named right.
+    """Return {real path: [doc_id]} of the documents that `learn` named as their files' paths were spelt, not those named right.
 
     What somebody named otherwise, giving a path beside, keeps its name; unless it is one of OWN_NAMES.
     """
@@ -19960,7 +19967,7 @@ def _checked_reply(reply):
 
 REQUESTS_AT_ONCE = 16                                    # that Client.replies has under way
 CLIENT_TURN_S = 0.5                                      # a Ctrl-C just before a poll is seen only once that ends
-REACH_S, PROBE_S = 0.5, 1.0                              # a connection is waited for so long; then it is tried whether anything listens
+REACH_S, PROBE_S = 0.5, 1.0        # a connection is waited for so long; then it is tried whether anything listens
 
 
 def _is_listened_to(endpoint):
@@ -20376,7 +20383,7 @@ class Learning:
                 "metadata": metadata, "rechunk": self.rechunk, "idempotency_key": uuid7()}
 
     def _text_or_parts(self, path, text):
-        """Return the fields that tell a document's text; of one larger than a message the parts are sent that are not there yet."""
+        """Return the fields that tell a document's text; of one larger than a message parts are sent that are not there yet."""
         data, most = text.encode("utf-8", "surrogatepass"), int(self._limits["message_max_mb"] * (1 << 20)) // 2
         if len(data) <= most:
             return {"text": text}
@@ -20409,7 +20416,7 @@ class Learning:
             time.sleep(AGAIN_PAUSE_S)
 
     def rename(self):
-        """Have documents move along with their files: where a path is gone and just one new file says the same. Yields what moved."""
+        """Have documents move along with their files: where a path is gone and one new file says the same. Yields what moved."""
         gone = self._by_digest((name, row["digest"]) for name, row in self._known.items() if not os.path.lexists(name)
                                and row["metadata"].get("path") == name)
         new = self._by_digest(self._new_digests()) if gone else {}
@@ -20803,7 +20810,8 @@ def _forget_command(args, client):
         reply = _watched(client, "forget", **what)
         return reply, reply["details"]
     reply = client.call("forget", preview=True, **what)
-    return reply, "\n".join([*map(_near, reply["result"]["documents"]), f"{reply['details']}; to do it, add --yes (it can not be undone)"])
+    told = f"{reply['details']}; to do it, add --yes (it can not be undone)"
+    return reply, "\n".join([*map(_near, reply["result"]["documents"]), told])
 
 
 def _told_value(change, side):
@@ -21468,7 +21476,8 @@ ARGUMENTS = {                                            # subcommand -> its arg
     "cycles": [("--state", {"help": "only those in this state"}), ("--limit", {"type": int, "default": 20})],
     "cancel": [("cycle", {"help": "its id, 0x…"})],
     "activate": [("expert", {"help": "its name"})],
-    "method": [("target", {"help": "the object: a name, a path or 0x…"}), ("file", {"help": "its source: one function of self, and what it needs beside it"}),
+    "method": [("target", {"help": "the object: a name, a path or 0x…"}),
+               ("file", {"help": "its source: one function of self, and what it needs beside it"}),
                ("--intent", {"help": "what it is for, in words"})],
     "rollback": [("target", {"help": "the object"}), ("selector", {"help": "the method"}),
                  ("--version", {"type": int, "help": "which; else the one before"})],

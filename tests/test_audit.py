@@ -233,7 +233,8 @@ def test_a_change_inside_a_tuple_is_kept_with_the_flag(machine):
     assert one.send("it", "f").change and one.slots("it") == {"pair": ([1, 5], 2)}
 
 
-@pytest.mark.parametrize("read", ["self.tree['a']", "self.tree.get('a')", "self.tree.values()[0]", "dict(self.tree.items())['a']"])
+@pytest.mark.parametrize("read", ["self.tree['a']", "self.tree.get('a')", "self.tree.values()[0]",
+                                  "dict(self.tree.items())['a']"])
 def test_a_change_of_what_a_tree_holds_is_not_lost_in_silence(machine, read):
     one = machine()
     one.make("it", {"tree": batos.OOBTree({"a": [1]})}, f=f"def f(self):\n    {read}.append(2)\n    self._p_changed = True\n",

@@ -521,7 +521,8 @@ MEANT = {"valve": ("The brass valve of the boiler house.", (1.0, 0.0)), "tap": (
          "door": ("The door of the boiler house.", (0.6, 0.8)), "code": ("Part 4711 is out of stock.", (0.5, 0.87)),
          "say": ("Never rusts old brass, they say.", (0.7, 0.71)), "old": ("Brass is old in the boiler house.", (0.75, 0.66))}
 JUDGED = (("whence liquid flows", (0.95, 0.31), "tap"), ("4711", (1.0, 0.0), "code"), ("brass valve", (0.97, 0.24), "valve"),
-          ("something to see by at night on the tower", (0.1, 0.99), "lamp"), ('Is "old brass" in the boiler house?', (0.74, 0.67), "say"))
+          ("something to see by at night on the tower", (0.1, 0.99), "lamp"),
+           ('Is "old brass" in the boiler house?', (0.74, 0.67), "say"))
 
 
 def test_every_weight_of_the_ranking_is_right_and_another_is_worse(catalog, monkeypatch):

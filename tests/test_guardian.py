@@ -15,7 +15,6 @@ from stored import CORPUS_SLOTS, WAIT_S, Machine, audit, cases
 
 import batos
 
-
 # The audit
 
 
