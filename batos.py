@@ -10206,6 +10206,7 @@ CHUNK_CEILING_WORDS = 200          # longer ones blur the ranking
 WINDOW_PIECES = 3                  # paragraphs (or sentences) on each side of a cut that are compared
 CHUNK_CEILING_CHARS = 2000         # the ceiling where blanks are rare: code, tables, scripts without blanks
 CARRY_WORDS = 20                   # a section shorter than this is carried into the next
+PIECES_MOST = 10_000               # paragraphs of one section; where there are more, short neighbours are one
 PART_CHUNKS = 200                  # of a document that are stored, or swept, in one transaction
 SHARED_CHARS = 8_000               # a text up to that may share a transaction with others
 PART_LEAST_CHARS = 20_000          # a shorter text has not more chunks than that
@@ -10247,7 +10248,9 @@ _PROSE_DIRECTIVES = ("note|warning|tip|seealso|versionadded|versionchanged|depre
 _DIRECTIVE = re.compile(rf"\s*\.\. (?!(?:{_PROSE_DIRECTIVES})\b)")
 _MODIFIERS = "export|public|private|protected|static|abstract|async|pub|default"
 _DEFINED = "class|def|function|func|fn|interface|struct|enum|trait|impl|module|namespace"
-_DEFINITION = re.compile(rf"((?:@\w.*)?)[ \t]*((?:(?:{_MODIFIERS})[ \t]+)*(?:{_DEFINED})[ \t]+[\w$.<>]+(?:::\w+)*)")
+_DEFINITION = re.compile(rf"[ \t]*((?:(?:{_MODIFIERS})[ \t]+)*(?:{_DEFINED})[ \t]+[\w$.<>]+(?:::\w+)*)")
+# Behind a decorator on its line. Repeats are bounded, so that the search takes no longer than its text is long.
+_DECORATED = re.compile(rf"[ \t]((?:(?:{_MODIFIERS})[ \t]{{1,9}}){{0,4}}(?:{_DEFINED})[ \t]{{1,9}}[\w$.<>]{{1,200}}(?:::\w+)*)")
 _ITEM = re.compile(r"[ \t]*(?:[-*+•]|\d{1,9}[.)])[ \t]+\S")
 
 
@@ -10419,16 +10422,24 @@ def _take_literal(lines, n):
 
 def _take_definition(lines, n):
     """Take the line that begins a function, class or the like in source code; the deeper, the lower its level."""
-    found = _DEFINITION.match(lines[n])
+    found = _definition_in(lines[n])
     if not found:
         return None
-    depth = len(lines[n][:found.start(2)].expandtabs(4)) - len(lines[n][:found.start(2)].expandtabs(4).lstrip())
-    return lines.block("heading", n, n + 1, level=min(6, 1 + depth // 4), title=found.group(2).strip())
+    before = lines[n][:found.start(1)].expandtabs(4)
+    depth = len(before) - len(before.lstrip())
+    return lines.block("heading", n, n + 1, level=min(6, 1 + depth // 4), title=found.group(1).strip())
+
+
+def _definition_in(line):
+    """Return the match of what a line of source code defines, or None; group 1 is its title."""
+    if line.startswith("@"):
+        return _DECORATED.search(line)
+    return _DEFINITION.match(line)
 
 
 def _take_code(lines, n):
     after = n + 1
-    while after < len(lines) and not lines.blank(after) and not _DEFINITION.match(lines[after]):
+    while after < len(lines) and not lines.blank(after) and not _definition_in(lines[after]):
         after += 1
     return lines.block("code", n, after)
 
@@ -10561,6 +10572,24 @@ class Piece(typing.NamedTuple):
     leads: bool
 
 
+def _joined(pieces):
+    """Return the pieces of a run, neighbours as one where there are more than PIECES_MOST: each is weighed against many."""
+    at_once = -(-len(pieces) // PIECES_MOST)
+    if at_once == 1:
+        return pieces
+    joined, count = pieces[:1], 1
+    for piece in pieces[1:]:
+        last = joined[-1]
+        size = last.size + piece.size
+        if count < at_once and size <= CHUNK_FLOOR_WORDS:
+            joined[-1] = Piece(last.start, piece.end, size, piece.leads)
+            count += 1
+        else:
+            joined.append(piece)
+            count = 1
+    return joined
+
+
 class _Packer:
     """I gather spans into runs: (pieces, headings), each a section, or short ones that are carried into the next."""
 
@@ -10588,7 +10617,7 @@ class _Packer:
     def close(self):
         """End the open run."""
         if self.pieces:
-            self.runs.append((self.pieces, self.headings))
+            self.runs.append((_joined(self.pieces), self.headings))
         self.pieces, self.bare = [], True
         self.headings = tuple(title for _, title in self.path)
 
@@ -10705,7 +10734,7 @@ def sentences(text, first_line=1):
 
 
 _UNDERLINED = re.compile(r"^\S.*\n([=*~^\"#+-])\1{2,}[ \t]*$", re.MULTILINE)
-_RST_MARK = re.compile(r"^\.\. (?:[\w-]+::|_[^\n]+:[ \t]*$)|:[a-z:]+:`[^`\n]+`", re.MULTILINE)
+_RST_MARK = re.compile(r"^\.\. (?:[\w-]+::|_[^\n]+:[ \t]*$)|:[a-z:]{1,60}:`[^`\n]+`", re.MULTILINE)
 _MARKDOWN_MARK = re.compile(r"^(#{1,6} \S.*(\r\n?|\n)\s*$|```)", re.MULTILINE)
 
 
@@ -13379,7 +13408,7 @@ def _places(cycle, mission, root):
     conversation = None if only_states(mission) else cycle.mission_brief.get("conversation")
     plan = cycle._tmp_synthesis_data.get("plan") or {}
     about_self = plan.get("strategy") == "Systemic Self-Improvement" or SELF_NAMES.search(mission) or any(
-        name in root for name in re.findall(r"\w+_obj\b|\w+_log\b", mission))
+        name in root for name in re.findall(r"\w+", mission) if name.endswith(("_obj", "_log")))
     return [{}, *([{"conversation": conversation, "scope": "said"}] if conversation else []),
             *([{"scope": "self"}] if about_self else [])]
 

@@ -1043,3 +1043,67 @@ def test_primitives_are_registered():
         for name in ("search_", "index_document_", "unindex_document_", "restore_document_")
     }
     assert rows["search_"].reads and not any(rows[name].reads for name in rows if name != "search_")
+
+
+# Work that grows no faster than its text
+
+HOSTILE_TEXTS = {                                        # (kind, what is repeated, what stands before it)
+    "a decorator and blanks": ("code", " ", "@a"), "a decorator and modifiers": ("code", "export ", "@a "),
+    "modifiers": ("code", "export ", ""), "decorators": ("code", "@a class ", ""), "definitions": ("code", "def a():\n", ""),
+    "names in names": ("code", "::a", "class a"), "literal blocks": ("rst", "a::\n\n", ""),
+    "directives": ("rst", ".. x::\n\n", ""),
+    "titles": ("rst", "====\na\n", ""), "a line of marks": ("rst", "!", ""), "roles": ("rst", ":a", ""),
+    "a paragraph that announces": ("rst", "a\n", "b::\n"), "fences": ("markdown", "```\nx\n```\n", ""),
+    "fences of two kinds": ("markdown", "```a\n~~~\n", ""), "a fence that stays open": ("markdown", "x\n", "```\n"),
+    "blanks": ("markdown", " ", "a\n="), "blank lines": ("markdown", "\n", "- a\n"), "items": ("markdown", "- a\n\n", ""),
+    "rows": ("markdown", "|a|b|\n", ""), "angle brackets": ("html", "<", ""), "paragraphs": ("text", "word word\n\n", ""),
+    "one word": ("text", "a", ""), "marks": ("text", "!?", ""),
+}
+JUDGED_FROM_S = 0.2                                      # what takes less says nothing about how it grows
+GROWTH_MOST = 9                                          # for four times the text; the square would be 16
+
+
+def seconds_of(function, *args):
+    """Return the least processor time of two runs."""
+    times = []
+    for _ in range(2):
+        started_s = time.process_time()
+        function(*args)
+        times.append(time.process_time() - started_s)
+    return min(times)
+
+
+@pytest.mark.parametrize("name", HOSTILE_TEXTS)
+def test_cutting_a_text_of_four_times_the_size_takes_four_times_as_long(name):
+    kind, repeated, first = HOSTILE_TEXTS[name]
+    text, larger = (first + repeated * (size // len(repeated)) for size in (8_000, 32_000))
+    seconds = seconds_of(batos.cut_text, larger, kind)
+    assert seconds < JUDGED_FROM_S or seconds < GROWTH_MOST * seconds_of(batos.cut_text, text, kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HOSTILE_TEXTS)
+def test_a_megabyte_of_it_is_cut_whole(name):
+    kind, repeated, first = HOSTILE_TEXTS[name]
+    text = first + repeated * (1_000_000 // len(repeated))
+    drafts = batos.cut_text(text, kind)
+    assert "".join("".join(draft.text.split()) for draft in drafts) == "".join(text.split())
+
+
+def test_short_neighbours_are_one_where_a_section_has_very_many():
+    pieces = [batos.Piece(3 * n, 3 * n + 2, 1, n % 7 == 0) for n in range(3 * batos.PIECES_MOST)]
+    joined = batos._joined(pieces)
+    assert len(joined) == batos.PIECES_MOST and (joined[0].start, joined[-1].end) == (0, pieces[-1].end)
+    assert sum(piece.size for piece in joined) == len(pieces) and joined[0].leads == pieces[2].leads
+    assert batos._joined(pieces[:batos.PIECES_MOST]) == pieces[:batos.PIECES_MOST]
+    long = [piece._replace(size=50) for piece in pieces]
+    assert batos._joined(long) == long                   # long ones are weighed against few
+
+
+@pytest.mark.parametrize("line, title", [
+    ("@dataclass class Pump:", "class Pump"), ("@a(1) export async function open_valve(x)", "export async function open_valve"),
+    ("    async def open(self):", "async def open"), ("export default class A::B", "export default class A::B"),
+    ("@Override", None), ("@author Mara, of a subclass of pumps", None), ("defined below", None)])
+def test_what_a_line_of_code_defines(line, title):
+    found = batos._definition_in(line)
+    assert (found and found.group(1)) == title

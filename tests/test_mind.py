@@ -3,6 +3,7 @@
 import itertools
 import threading
 import time
+import types
 
 import doubles
 import pytest
@@ -503,3 +504,12 @@ def test_a_cycle_of_the_version_before_goes_on_from_its_journal(machine):
     first.lanes["write"].call(batos.Job("as it was", as_it_was))
     first.close()
     assert machine(doubles.QuickCore(plan=with_pillar)).ended(oid)["state"] == "COMPLETE"
+
+
+@pytest.mark.parametrize("mission, about_self", [
+    ("What is genesis_obj made of?", True), ("what does failed_cycle_log hold", True), ("Is genesis_object here?", False),
+    ("x" * 400_000, False), ("x_" * 200_000, False), ("genesis_obj" * 40_000, False)])
+def test_a_mission_that_names_a_root_object_looks_into_what_the_system_says_of_itself(mission, about_self):
+    cycle = types.SimpleNamespace(mission_brief={}, _tmp_synthesis_data={})
+    places = batos._places(cycle, mission, {"genesis_obj": 1, "failed_cycle_log": 2})
+    assert ({"scope": "self"} in places) == about_self
