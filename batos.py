@@ -10572,7 +10572,7 @@ class Piece(typing.NamedTuple):
     leads: bool
 
 
-def _joined(pieces):
+def _joined_pieces(pieces):
     """Return the pieces of a run, neighbours as one where there are more than PIECES_MOST: each is weighed against many."""
     at_once = -(-len(pieces) // PIECES_MOST)
     if at_once == 1:
@@ -10617,7 +10617,7 @@ class _Packer:
     def close(self):
         """End the open run."""
         if self.pieces:
-            self.runs.append((_joined(self.pieces), self.headings))
+            self.runs.append((_joined_pieces(self.pieces), self.headings))
         self.pieces, self.bare = [], True
         self.headings = tuple(title for _, title in self.path)
 

@@ -1092,12 +1092,12 @@ def test_a_megabyte_of_it_is_cut_whole(name):
 
 def test_short_neighbours_are_one_where_a_section_has_very_many():
     pieces = [batos.Piece(3 * n, 3 * n + 2, 1, n % 7 == 0) for n in range(3 * batos.PIECES_MOST)]
-    joined = batos._joined(pieces)
+    joined = batos._joined_pieces(pieces)
     assert len(joined) == batos.PIECES_MOST and (joined[0].start, joined[-1].end) == (0, pieces[-1].end)
     assert sum(piece.size for piece in joined) == len(pieces) and joined[0].leads == pieces[2].leads
-    assert batos._joined(pieces[:batos.PIECES_MOST]) == pieces[:batos.PIECES_MOST]
+    assert batos._joined_pieces(pieces[:batos.PIECES_MOST]) == pieces[:batos.PIECES_MOST]
     long = [piece._replace(size=50) for piece in pieces]
-    assert batos._joined(long) == long                   # long ones are weighed against few
+    assert batos._joined_pieces(long) == long                   # long ones are weighed against few
 
 
 @pytest.mark.parametrize("line, title", [
