@@ -19886,12 +19886,28 @@ M_ARENA_MAX = -8                   # of malloc.h
 PREPARED_OPERATIONS = "8"          # of oneDNN, which keeps 1,024, one for each length of text that the embedder has read
 
 
+GIVE_BACK_S = 60.0                 # from one time that freed memory is given back to the next
+
+
 def bound_memory():
     """Have the C library and oneDNN keep little that nobody uses, unless the environment says how much."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", PREPARED_OPERATIONS)
     if "MALLOC_ARENA_MAX" not in os.environ:
         with contextlib.suppress(AttributeError):        # another C library
             ctypes.CDLL(None).mallopt(M_ARENA_MAX, ALLOCATOR_ARENAS)
+    give_back_memory()                                   # what it took to compile this file
+
+
+def give_back_memory():
+    """Give memory that was freed back to the system; the C library keeps it, else, wherever something lies above it."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+async def _give_back_now_and_then():
+    while True:
+        await asyncio.sleep(GIVE_BACK_S)
+        await asyncio.get_running_loop().run_in_executor(None, give_back_memory)
 
 
 def serve(settings, debug=False, make_core=embedded_core):
@@ -19944,6 +19960,7 @@ async def _run(uvm, image, endpoint):
     gc.set_threshold(GC_THRESHOLD)
     checking = loop.run_in_executor(None, image.check_rest)
     checking.add_done_callback(functools.partial(_checked_rest, uvm))
+    giving_back = asyncio.create_task(_give_back_now_and_then())
     if lack := unconfined():
         say(lack)
     say(f"BAT OS listens on {endpoint} (Ctrl-C stops it)")
@@ -19951,6 +19968,7 @@ async def _run(uvm, image, endpoint):
     try:
         await uvm.serve(stop)
     finally:
+        giving_back.cancel()
         await loop.run_in_executor(None, uvm.close_lanes)
         uvm.close_socket()
 

@@ -404,3 +404,21 @@ def test_the_allocator_keeps_few_arenas_unless_the_environment_says_how_many():
         assert done.returncode == 0, done.stderr
         return int(done.stdout)
     assert heaps() <= batos.ALLOCATOR_ARENAS < heaps(MALLOC_ARENA_MAX="6") <= 6
+
+
+COMPILED = """
+import pathlib
+import batos
+source = pathlib.Path(batos.__file__).read_text()
+code = compile(source, "batos.py", "exec")
+del source, code
+before = batos.resident_mb()
+batos.give_back_memory()
+print(before - batos.resident_mb())
+"""
+
+
+@pytest.mark.slow
+def test_memory_that_was_freed_is_given_back():
+    done = subprocess.run([sys.executable, "-c", COMPILED], cwd=conftest.ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and float(done.stdout) > 10, done
