@@ -362,8 +362,8 @@ COMMANDS = {
     },
     "index_part": {
         "help": (
-            "Keep a part of a text that is larger than a message, for a day: index_document with the same `upload` makes it a"
-            " document."
+            "Keep a part of a text that is larger than a message, for a day: index_document of that `upload` makes it a "
+            "document."
         ),
         "effect": False,
         "role": "write",
