@@ -281,7 +281,7 @@ def test_one_window_is_open_at_a_time(monkeypatch, tmp_path):
     client.write_text("import time\ntime.sleep(600)\n")
     monkeypatch.setenv("DISPLAY", ":99")
     uvm = batos.BatOS_UVM.__new__(batos.BatOS_UVM)
-    uvm.events, uvm.wire = batos.Events(), batos.Wire(None)
+    uvm.events, uvm.wire = batos.Events(), batos.Wire(batos.load_settings({}, {"BATOS_SETTINGS": "/dev/null"}))
     display = batos.Display(uvm, "tcp://127.0.0.1:7")
     assert "its window opens" in display._opened(client)
     first = display.process
