@@ -235,6 +235,10 @@ class ReservedName(BatosError, ValueError):
     """A slot name that is malformed, or that the machinery uses."""
 
 
+class Protected(BatosError):
+    """A message, a method or generated code would change what the system stands on. Fields: kind, slot, by."""
+
+
 class NotFound(BatosError, KeyError):
     """Nothing has that name. Fields: kind, name."""
 
@@ -871,6 +875,10 @@ def write_whole(path, data):
 # Values in slots are plain data or persistent objects. Plain containers are copied
 # when set and never changed in place: a list changed without its record being
 # marked would survive an abort in the connection's cache.
+#
+# What the system itself stands on is kept from messages, methods and generated code:
+# KINDS tells which objects those are, `check_change` stands before every change of a
+# slot, and the code of this file passes it by `system_writes`.
 
 SLOT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?\Z")
 SLOT_NAME_CHARS = 200
@@ -942,6 +950,12 @@ def _nearest_form(value):
     return "a UvmObject with its parts as slots"
 
 
+def shown_short(value, most=100):
+    """Return a value as an error shows it: its beginning, and how much more there is."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]} … ({len(text):,} characters)"
+
+
 def checked(value, depth=0):
     """Return `value` as a slot may hold it: plain containers copied, pointers to objects kept.
 
@@ -978,6 +992,22 @@ def check_slot_name(name):
                            name=name)
 
 
+ROLES = ("read", "write", "admin")                       # each may what those before it may
+
+
+class Activation(typing.NamedTuple):
+    """For whom a connection is at work: a lane sets it for the time of a job, and no argument changes it."""
+
+    who: str = "UVM_INTERNAL"                            # as the ledger tells it
+    role: str = "admin"                                  # one of ROLES: what the key of who asks allows
+    settings: typing.Any = None                          # the lane's, for limits; None: their defaults
+    system: bool = False                                 # whether code of this file writes; see check_change
+
+
+OUTSIDE = Activation()                                   # of a connection that nobody has taken
+SYSTEM = Activation(system=True)                         # of one that code of this file alone has
+
+
 class ImageConnection(ZODB.Connection.Connection):
     """A connection that keeps lookups while its snapshot stands still, and notes what is changed through it.
 
@@ -987,11 +1017,22 @@ class ImageConnection(ZODB.Connection.Connection):
     changes  {(object, slot) -> value before}, or None while nobody collects them
     events   [(kind, *values)] that a lane publishes once what is written now is committed
     since_s  Unix time at which its snapshot was taken, or None between transactions
+    activation  for whom it is at work
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.lookups, self.writes, self.changes, self.events, self.since_s = {}, 0, None, [], None
+        self.activation = OUTSIDE
+        self._named = None, {}                           # the root's serial, and {oid: root name} as of that
+
+    def root_name(self, obj):
+        """Return the name by which the root holds an object, or None."""
+        root = self.root()
+        if self._named[0] != root._p_serial:
+            names = {value._p_oid: name for name, value in root.items() if isinstance(value, UvmObject)}
+            self._named = root._p_serial, names
+        return self._named[1].get(obj._p_oid)
 
     def newTransaction(self, *args, **kwargs):
         self.lookups.clear()
@@ -1160,10 +1201,105 @@ def note_change(obj, name):
         jar.changes[obj, name] = standing(obj, name)
 
 
+# What the system stands on
+
+
+class Kind(typing.NamedTuple):
+    """A kind of objects that the system stands on, known by what they are in the image, however they are reached.
+
+    None of their slots is changed without `system_writes`, but for those that `texts`, `grows` and `selectors` leave open.
+    """
+
+    by: str                                              # what does change them, for the error
+    roots: tuple = ()                                    # root names of its objects
+    tells: str | None = None                             # the slot that tells the others: a quick look before holds()
+    holds: typing.Callable = lambda obj: True            # whether an object with that slot is one
+    slots: tuple = ()                                    # that its objects have, or would be taken for theirs
+    texts: dict = {}                                     # slot -> check(value), which raises BadSlot: anybody revises it
+    grows: bool = False                                  # whether it may be given data slots of other names
+    selectors: bool = True                               # whether it may be given stored methods of new selectors
+
+
+FIRST_POINTERS = ("parent*", "synthesis_state*")         # others are asked after them, so they shadow nothing
+KINDS = {}                                               # name -> Kind; sections add the kinds that they make
+
+
+def kind_name(obj):
+    """Return the name of the kind of an object that the system stands on, or None for any other."""
+    named, slots = obj._p_jar.root_name(obj), own(obj)
+    for name, kind in KINDS.items():
+        if named in kind.roots or kind.tells in slots and kind.holds(obj):
+            return name
+    return None
+
+
+@contextlib.contextmanager
+def system_writes(obj, passes=True):
+    """Let code of this file change protected slots through an object's connection; `passes` False keeps it from that."""
+    jar = obj._p_jar
+    if not isinstance(jar, ImageConnection):
+        yield
+        return
+    before = jar.activation
+    jar.activation = before._replace(system=passes)
+    try:
+        yield
+    finally:
+        jar.activation = before
+
+
+def is_stored(value):
+    """Whether a slot's value is a method with source of its own."""
+    return isinstance(value, Method) and "source" in own(value)
+
+
+def _is_system_selector(obj, name):
+    value = lookup(obj, name).value
+    universal = name in PRIMITIVES and PRIMITIVES[name].universal
+    return universal or isinstance(value, Method) and not is_stored(value)
+
+
+def _is_open(kind, obj, name, value):
+    """Whether a message may set a slot of an object of a kind; raises BadSlot for a text of another shape than it must have."""
+    if name in kind.texts:
+        kind.texts[name](value)
+        return True
+    if name in kind.slots or name in FIRST_POINTERS or _is_system_selector(obj, name):
+        return False
+    before = own(obj).get(name, ABSENT)
+    if all(one is ABSENT or is_stored(one) for one in (before, value)):
+        told = kind.grows or all(name not in other.slots for other in KINDS.values())
+        return kind.selectors and told                   # what the others delegate to is not given a slot of theirs
+    return kind.grows
+
+
+def is_protected(obj, name):
+    """Whether a slot that stands is one that no message changes, whatever the value."""
+    kind = kind_name(obj) if isinstance(obj._p_jar, ImageConnection) else None
+    if kind is None or name in KINDS[kind].texts:
+        return False
+    return not _is_open(KINDS[kind], obj, name, own(obj).get(name, ABSENT))
+
+
+def check_change(obj, name, value=ABSENT):
+    """Raise Protected where no message, method or generated code may set a slot to a value, or remove it (ABSENT).
+
+    Raises BadSlot where the slot is open to them and the value is not of its shape.
+    """
+    jar = obj._p_jar
+    if not isinstance(jar, ImageConnection) or jar.activation.system:
+        return
+    kind = kind_name(obj)
+    if kind is not None and not _is_open(KINDS[kind], obj, name, value):
+        raise Protected(f"{name} of {obj!r} is a part of what BAT OS stands on ({kind}); no message, method or generated code "
+                        f"changes it. What changes it: {KINDS[kind].by}", kind=kind, slot=name, by=KINDS[kind].by)
+
+
 def set_slot(obj, name, value):
-    """Set one slot. A pointer takes an object or a list and holds a tuple. Raises ReservedName, BadSlot."""
+    """Set one slot. A pointer takes an object or a list and holds a tuple. Raises ReservedName, BadSlot, Protected."""
     check_slot_name(name)
     value = _checked_pointer(name, value) if name.endswith("*") else checked(value)
+    check_change(obj, name, value)
     note_change(obj, name)
     if name.endswith("*") and name not in own(obj).get("_pointers", ()):
         _store(obj, "_pointers", _pointer_order((*own(obj).get("_pointers", ()), name)))
@@ -1171,11 +1307,12 @@ def set_slot(obj, name, value):
 
 
 def remove_slot(obj, name):
-    """Remove an own slot. Raises NotFound if there is none."""
+    """Remove an own slot. Raises NotFound if there is none, Protected."""
     check_slot_name(name)
     if name not in own(obj):
         raise NotFound(f"{obj!r} has no slot {name!r} of its own; {mend(name, obj._slots, 'its slots')}",
                        kind="slot", name=name)
+    check_change(obj, name)
     note_change(obj, name)
     if name.endswith("*"):
         _store(obj, "_pointers", tuple(other for other in obj._pointers if other != name))
@@ -1183,6 +1320,11 @@ def remove_slot(obj, name):
 
 
 # Lookup and send
+
+
+def selector_name(selector: str) -> str:
+    """Return the one form of a selector, which is the name of its slot and function: `add_to_` of `add:to:`."""
+    return selector.replace(":", "_")
 
 
 class Found(typing.NamedTuple):
@@ -1300,7 +1442,7 @@ def send(receiver, selector, *args, **kwargs):
     try:
         call = receiver._p_jar.lookups[selector][receiver].call
     except (AttributeError, KeyError):                   # a new object, or the first time in this snapshot
-        call = lookup(receiver, selector.replace(":", "_")).call
+        call = lookup(receiver, selector_name(selector)).call
     return call(receiver, *args, **kwargs)
 
 
@@ -1315,20 +1457,52 @@ class Primitive(typing.NamedTuple):
     reads: bool
     universal: bool
     lane: str
+    role: str = "read"                                   # who may have it run, one of ROLES, however it is reached
 
 
 PRIMITIVES = {}
 
 
-def primitive(name, reads=False, universal=False, lane="write"):
+def primitive(name, reads=False, universal=False, lane="write", role=None):
     """Register a primitive. A universal one is understood by every object, without a slot.
 
-    `lane` is where a message that reaches it runs: "write" (short changes) or "bulk" (large ones).
+    `lane` is where a message that reaches it runs: "write" (short changes) or "bulk" (large ones). `role` is who may have it
+    run (None: who may read, or write). It passes check_change where it is sent to objects of its own, so not a universal one.
     """
+    needed = role or ("read" if reads else "write")
+
     def register(function):
-        PRIMITIVES[name] = Primitive(name, function, reads, universal, "read" if reads else lane)
+        passes = not reads and not universal
+        PRIMITIVES[name] = Primitive(name, _guarded(name, function, needed, passes), reads, universal,
+                                     "read" if reads else lane, needed)
         return function
     return register
+
+
+def check_admitted(activation, needed, what):
+    """Raise Forbidden unless whom a job is for may what `needed` may."""
+    if ROLES.index(activation.role) < ROLES.index(needed):
+        raise Forbidden(f"{what} needs the role {needed}, and the key of {activation.who} has {activation.role}; ask whoever "
+                        "keeps the daemon for another key", role=activation.role, needed=needed)
+
+
+def activation_of(obj):
+    """Return for whom an object's connection is at work."""
+    return getattr(obj._p_jar, "activation", OUTSIDE)
+
+
+def _guarded(name, function, needed, passes):
+    """Return a primitive's function as `send` calls it: for whom may, and with the pass where it writes what is its own."""
+    @functools.wraps(function)
+    def admitted(receiver, *args, **kwargs):
+        check_admitted(activation_of(receiver), needed, name)
+        return function(receiver, *args, **kwargs)
+
+    @functools.wraps(function)
+    def passing(receiver, *args, **kwargs):
+        with system_writes(receiver):
+            return admitted(receiver, *args, **kwargs)
+    return passing if passes else admitted
 
 
 def primitive_named(name):
@@ -1352,12 +1526,12 @@ def behaviour_of(method):
 
 def primitive_for(receiver, selector):
     """Return the Primitive that a message would reach, or None where it reaches a value or nothing."""
-    found = lookup(receiver, selector.replace(":", "_"))
+    found = lookup(receiver, selector_name(selector))
     if isinstance(found.value, Method):
         return behaviour_of(found.value)
     if found.value is not ABSENT:
         return None
-    row = PRIMITIVES.get(selector.replace(":", "_"))
+    row = PRIMITIVES.get(selector_name(selector))
     if row and row.universal:
         return row
     return STORED_METHOD if answers_misses(receiver) else None
@@ -2260,6 +2434,7 @@ class Unit:
     def close(self):
         self.manager.begin()
         self.manager.abort()
+        self.connection.activation = OUTSIDE             # it goes back to the pool
         self.connection.close()
 
 
@@ -2275,6 +2450,7 @@ def writing(image):
     """Change an image once, in one transaction of a connection of its own; an error drops all of it."""
     with contextlib.closing(Unit(image.db)) as unit:
         unit.manager.begin()
+        unit.connection.activation = SYSTEM
         try:
             yield unit.root
             unit.manager.commit()
@@ -2624,6 +2800,10 @@ def is_blob_record(value):
     return isinstance(value, UvmObject) and "sha256" in own(value) and isinstance(own(value).get("blob"), ZODB.blob.Blob)
 
 
+KINDS["stored file"] = Kind("nothing: a file stays as it was stored, and another one is a record of its own",
+                            tells="sha256", holds=is_blob_record, slots=("name", "size", "sha256", "blob"))
+
+
 def blob_path(record):
     """Return the path of a committed blob's file, its SHA-256 checked. Raises DamagedImage."""
     try:
@@ -2779,6 +2959,9 @@ def append_page(tree, entries, keep_from_us, most=4):
 def new_ledger():
     """Return the ledger: a tree of pages for each lane that writes, so that lanes never conflict."""
     return UvmObject(name="ledger", write=PageTree(), bulk=PageTree())
+
+
+KINDS["ledger"] = Kind("each change tells itself there; `undo` makes another one", roots=("ledger_obj",))
 
 
 # History
@@ -3681,6 +3864,8 @@ class Job:
     answers: tuple = ()                                  # method: (digest, answer) of its calls so far
     turn: bytes | None = None                            # method: the oid of the receiver that it waits for, or has
     journal: bool = False                                # the mission's journal tells what changed; the page does not
+    role: str = "admin"                                  # what the key of `who` allows
+    system: bool = True                                  # code of this file writes, and no message; see check_change
 
     def message_number(self):
         """Return the number that a message has inside: always the same for one key and body, a
@@ -3864,6 +4049,11 @@ def all_but_one(threads):
     return threads - 1 or math.inf
 
 
+def activation_for(job, settings):
+    """Return for whom a connection is at work while it does a job."""
+    return Activation(job.who, job.role, settings, job.system)
+
+
 class Lane:
     """A thread that takes jobs from a queue. Its connection is opened, used and closed there."""
 
@@ -3919,6 +4109,7 @@ class Lane:
         unit = Unit(self.image.db)
         try:
             while (job := self._next()) is not None:
+                unit.connection.activation = activation_for(job, getattr(self, "settings", None))
                 try:
                     self._work(unit, job)
                 finally:
@@ -3957,10 +4148,11 @@ def _unanswered(job, result, connection):
     return Outcome(job, result, events=events), entry
 
 
-def _run_job(unit, job):
+def _run_job(unit, job, settings):
     """Apply one job inside the open transaction. Returns (Outcome, page entry or None)."""
     connection, changes = unit.connection, {}
     connection.changes, connection.events = changes, []
+    connection.activation = activation_for(job, settings)
     try:
         result = job.apply(unit.root)
         if isinstance(result, UNANSWERED):
@@ -3972,7 +4164,7 @@ def _run_job(unit, job):
     except BaseException as error:                       # a boundary: every error becomes an outcome
         return Outcome(job, error=caught(error)), None
     finally:
-        connection.changes = None
+        connection.changes, connection.activation = None, OUTSIDE
 
 
 def committed_tid(connection, page):
@@ -4042,7 +4234,7 @@ class WritingLane(Lane):
         """
         clean, outcomes, entries = unit.connection.extent(), [], []
         for job in jobs:
-            outcome, entry = _run_job(unit, job)
+            outcome, entry = _run_job(unit, job, self.settings)
             if outcome.error is not None and entry is None and unit.connection.extent() != clean:
                 return None, outcome
             outcomes.append((outcome, len(entries) if entry else None))
@@ -5683,7 +5875,7 @@ class Bridge:
         self.used.append(value._p_oid)
         self.child.authors.add(author_of(value))
         key = value._p_oid                               # a version's source never changes
-        told = {"key": key, "name": value.selector.replace(":", "_")}
+        told = {"key": key, "name": selector_name(value.selector)}
         if key not in self.child.known:
             self.child.known.add(key)
             told["source"] = value.source
@@ -5839,9 +6031,10 @@ class Effect:
             if type(value) in (list, tuple):
                 return type(value)([found(item) for item in value])
             return {key: found(item) for key, item in value.items()} if type(value) is dict else value
-        for obj, slots in zip(made, self.new, strict=True):
-            for name, value in slots.items():
-                set_slot(obj, name, found(value))
+        with system_writes(root):                        # they are nobody's yet, whatever they are a copy of
+            for obj, slots in zip(made, self.new, strict=True):
+                for name, value in slots.items():
+                    set_slot(obj, name, found(value))
         for target, slot, value in self.writes:
             remove_slot(found(target), slot) if value is ABSENT else set_slot(found(target), slot, found(value))
         return found(self.result)
@@ -5954,6 +6147,7 @@ class MethodLane(Lane):
     def _work(self, unit, job):
         """Run a job as far as it goes here."""
         bridge = None
+        unit.connection.activation = activation_for(job, self.settings)._replace(system=False)
         try:
             with unit.snapshot() as root:
                 message = job.apply(root)
@@ -6021,7 +6215,7 @@ class MethodLane(Lane):
             if error is None:
                 self.note_use(used)
             self._end(job, outcome._replace(error=error))
-        self._write.submit(dataclasses.replace(job, apply=lambda root: reply(effect.write(root)), done=done))
+        self._write.submit(dataclasses.replace(job, apply=lambda root: reply(effect.write(root)), done=done, system=False))
 
     def _take(self, oid, job):
         """Return whether it is a job's turn with its receiver; else it waits for it."""
@@ -10141,6 +10335,17 @@ def new_memory_manager(root):
                         "activate_expert_": method("activate_expert_"), "activateExpert_": method("activate_expert_")})
 
 
+def is_expert(obj):
+    """Whether an object is the proxy of an adapter in the repository; any object may have a slot adapter_name."""
+    return _root_of(obj)["pLLM_obj"].lora_repository.get(own(obj)["adapter_name"]) is obj
+
+
+EXPERT_SLOTS = ("adapter_name", "model_blob", "rank", "alpha", "by_root", "targets", "base", "sha256", "version", "lineage")
+KINDS["expert"] = Kind("`incarnate` brings its next version", tells="adapter_name", holds=is_expert, slots=EXPERT_SLOTS)
+KINDS["memory of experts"] = Kind("the weights themselves, as `incarnate` and `activate_expert` move them", roots=(
+    "nvme_repository_obj", "ram_cache_obj", "vram_manifest_obj", "memory_manager_obj"))
+
+
 def activate(synapses, core, name):
     """Make an expert hot by the seeds' protocol; returns {"expert", "from", "steps": [what was asked, what was answered], "ms"}.
 
@@ -11699,6 +11904,9 @@ def new_catalog(**slots):
         metadata_index=OOBTree({field: OOBTree() for field in FILTERS}), documents=NameTree(),
         retired=OOBTree(), retired_order=LOBTree(), staged=LOBTree(), vectors=LOBTree(),
         unembedded=RunTree(), superseded=OOBTree(), moved=OOBTree(), forgetting=False, **slots)
+
+
+KINDS["catalog"] = Kind("index_document, unindex_document, supersede, forget", roots=("knowledge_catalog_obj",))
 
 
 def _stored(document, unchanged=False):
@@ -13266,6 +13474,7 @@ class MissionKind(typing.NamedTuple):
 
     states: dict
     effect: typing.Callable
+    role: str = "write"                                  # who may have it begun, one of ROLES
 
 
 MISSION_KINDS = {}                                       # type, or (type, selector) -> MissionKind; later sections add theirs
@@ -13300,6 +13509,7 @@ class Thought:
 
 # Missions
 
+MISSIONS_MOST = 10_000                                   # at work, and kept, where no settings tell
 MISSION_TYPES = ("direct_synthesis", "unhandled_message", "self_audit", "systemic_self_improvement")
 
 
@@ -13317,32 +13527,53 @@ def _prune_missions(missions, before):
 
 
 @primitive("start_cognitive_cycle_for_")
-def start_cognitive_cycle_for_(orchestrator, mission_brief, target_oid=None, who="local", active_max=10_000,
-                               kept_max=10_000):
-    """Accept a mission: return its cycle, which is in the image from this transaction on.
+def start_cognitive_cycle_for_(orchestrator, mission_brief, target_oid=None):
+    """Accept a mission for whom the message is from: return its cycle, which is in the image from this transaction on.
 
-    Raises BadRequest for a brief without words, Busy where `active_max` cycles are at work.
+    Raises BadRequest for a brief that is none, Busy where as many cycles as missions_max are at work.
     """
-    root = orchestrator._p_jar.root()
-    if mission_brief.get("type") not in MISSION_TYPES or not isinstance(mission_brief.get("selector"), str):
-        raise BadRequest(f"a mission brief has a `selector` and a `type` of {', '.join(MISSION_TYPES)}; "
-                         f"got {mission_brief!r:.200}")
-    if not mission_text(mission_brief):
+    root = _root_of(orchestrator)
+    brief = checked_brief(mission_brief)
+    if target_oid is not None:
+        target = resolve(root, target_oid) if isinstance(target_oid, str) else target_oid
+        if not isinstance(target, UvmObject):
+            raise BadRequest(f"target_oid names a {type(target).__name__}; missions are about objects")
+        target_oid = oid_text(target._p_oid)
+    kind = kind_of_mission(brief)
+    if kind is not None:
+        check_admitted(activation_of(orchestrator), kind.role, brief["selector"])
+    return accept_cycle(root, brief, target_oid, activation_of(orchestrator).who)
+
+
+def checked_brief(brief):
+    """Return a mission's brief with its selector in the one form. Raises BadRequest where it is none, or has no words."""
+    if not isinstance(brief, dict) or brief.get("type") not in MISSION_TYPES or not isinstance(brief.get("selector"), str):
+        raise BadRequest(f"a mission brief has a `selector` and a `type` of {', '.join(MISSION_TYPES)}; got {shown_short(brief)}")
+    if not isinstance(brief.get("args", []), list | tuple) or not isinstance(brief.get("kwargs", {}), dict):
+        raise BadRequest(f"`args` of a mission brief is a list and `kwargs` a dict; got {shown_short(brief)}")
+    if not mission_text(brief):
         raise BadRequest("the mission has no words; put the question into `args`, as text")
-    if mission_brief.get("lead") not in (None, *PILLARS):
-        raise BadRequest(f"a mission is led by one of {', '.join(PILLARS)}, not by {mission_brief['lead']!r:.100}")
+    if brief.get("lead") not in (None, *PILLARS):
+        raise BadRequest(f"a mission is led by one of {', '.join(PILLARS)}, not by {brief['lead']!r:.100}")
+    return {**brief, "selector": selector_name(brief["selector"])}
+
+
+def accept_cycle(root, brief, target_oid, who):
+    """Put a mission into the image; returns its cycle. Raises Busy at the limits of the settings."""
+    limits = activation_of(root["orchestrator_obj"]).settings
+    active_max = getattr(limits, "missions_max", MISSIONS_MOST)
     if len(root["active_cycles"]) >= active_max:
         raise Busy(f"{active_max} missions wait or run, which is the limit (missions_max); send it again later")
     cycle = UvmObject(**{
         "parent*": [root["traits_obj"]], "synthesis_state*": root["psm_prototypes_obj"].IDLE,
-        "mission_brief": mission_brief, "target_oid": target_oid, "who": who, "accepted_at": now_utc(),
+        "mission_brief": brief, "target_oid": target_oid, "who": who, "accepted_at": now_utc(),
         "_tmp_synthesis_data": {}, "journal": (), "result": None})
-    orchestrator._p_jar.add(cycle)
+    root._p_jar.add(cycle)
     missions = root["missions"]
     number = missions.maxKey() + 1 if len(missions) else 0
     missions[number] = root["active_cycles"][cycle_id(cycle)] = cycle
-    _prune_missions(missions, number - kept_max)
-    orchestrator._p_jar.events.append(("mission_accepted", cycle_id(cycle), who))
+    _prune_missions(missions, number - getattr(limits, "missions_kept", MISSIONS_MOST))
+    root._p_jar.events.append(("mission_accepted", cycle_id(cycle), who))
     return cycle
 
 
@@ -13382,8 +13613,13 @@ def _journalled(cycle, name):
 
 def kind_of(cycle):
     """Return the MissionKind of a cycle, or None: it is thought as a question."""
-    kind, selector = cycle.mission_brief["type"], cycle.mission_brief["selector"]
-    return (MISSION_KINDS.get((kind, selector)) or MISSION_KINDS.get(kind)) if cycle.target_oid else None
+    return kind_of_mission(cycle.mission_brief) if cycle.target_oid else None
+
+
+def kind_of_mission(brief):
+    """Return the MissionKind that a brief asks for, or None."""
+    kind, selector = brief["type"], selector_name(brief["selector"])
+    return MISSION_KINDS.get((kind, selector)) or MISSION_KINDS.get(kind)
 
 
 def next_thought(cycle, recall):
@@ -14139,6 +14375,7 @@ class MissionLane:
 
     def _main(self):
         unit = Unit(self.image.db)
+        unit.connection.activation = SYSTEM              # it thinks ahead in its snapshot
         try:
             while (mission := self._queue.get()) is not None:
                 if self._begin(mission):
@@ -14479,13 +14716,13 @@ class CoreLane(Lane):
         known then, which is kept."""
         self._await_core(until_s)
         if not self.core.writes:
-            return self._keep(asked, job, self._beginning(asked, job.who))
+            return self._keep(asked, job, self._beginning(asked))
         text = self._written(asked, until_s)
         return self._keep(asked, job, lambda root: {"answer": text})
 
     def _keep(self, asked, job, apply):
         """Store what apply(root) returns as what is known of a call. Returns it."""
-        kept = Job("infer_", apply, who=job.who, why=job.why, key=call_key(job), digest=asked.digest())
+        kept = Job("infer_", apply, who=job.who, why=job.why, key=call_key(job), digest=asked.digest(), role=job.role)
         outcome = self.lanes["write"].call(kept)
         self.kept.note(outcome)
         return outcome.result
@@ -14517,19 +14754,17 @@ class CoreLane(Lane):
         raise NotFound(f"no expert {speaker} is served by this core; `list_experts` tells of those that are",
                        kind="expert", name=speaker)
 
-    def _beginning(self, asked, who):
+    def _beginning(self, asked):
         """Return apply(root) that begins the cycle which answers out of memory. Raises
         BadRequest for who cannot lead it."""
         if asked.speaker not in (None, *PILLARS):
             raise BadRequest(f"the embedded core answers out of memory, led by one of {', '.join(PILLARS)}; "
                              f"{asked.speaker} has no voice of its own")
-        most = self.settings.missions_max, self.settings.missions_kept
         brief = {"type": "direct_synthesis", "selector": "infer_", "args": [asked.prompt], "kwargs": {},
                  "lead": asked.speaker}
 
         def apply(root):
-            orchestrator = root["orchestrator_obj"]
-            cycle = send(orchestrator, "start_cognitive_cycle_for_", brief, None, who, *most)
+            cycle = send(root["orchestrator_obj"], "start_cognitive_cycle_for_", brief)
             return {"cycle": cycle_id(cycle)}
         return apply
 
@@ -14575,6 +14810,85 @@ def new_orchestrator(root):
     """Return the object that starts cycles."""
     return UvmObject(**{"parent*": [root["traits_obj"]], "name": "orchestrator_obj",
                         "start_cognitive_cycle_for_": method("start_cognitive_cycle_for_")})
+
+
+# What of it anybody may revise by a message, in the shape that the states read; the rest is changed by what makes it
+
+CODEX_TEXT, CODEX_ROWS = 8000, 100                       # characters of one text; rows of one table
+
+
+def check_text(value):
+    """Raise BadSlot unless a value is a text of the codex."""
+    if not isinstance(value, str) or not value.strip() or len(value) > CODEX_TEXT:
+        raise BadSlot(f"this is a text of 1 to {CODEX_TEXT} characters that is not blank; got {shown_short(value)}")
+
+
+def check_texts(value):
+    """Raise BadSlot unless a value is {name: text}."""
+    if not isinstance(value, dict) or not 1 <= len(value) <= CODEX_ROWS or not all(isinstance(key, str) for key in value):
+        raise BadSlot(f"this is a dict of 1 to {CODEX_ROWS} names, each with a text; got {shown_short(value)}")
+    for text in value.values():
+        check_text(text)
+
+
+def check_prompts(value):
+    """Raise BadSlot unless a value is {task: prompt}, with what is told for all."""
+    check_texts(value)
+    unknown = sorted(value.keys() - TASK_PROMPTS.keys())
+    if unknown or "all" not in value:
+        raise BadSlot(f"prompts are of the tasks {', '.join(TASK_PROMPTS)}, of which `all` is needed; got "
+                      f"{shown_short(unknown or list(value))}")
+
+
+def check_archetypes(value):
+    """Raise BadSlot unless a value has for each archetype who leads, who supports, and what BABS and ALFRED do."""
+    if not isinstance(value, dict) or set(value) != set(ARCHETYPES):
+        raise BadSlot(f"the rows are {', '.join(ARCHETYPES)}, each of them; got {shown_short(value)}")
+    for name, row in value.items():
+        if not isinstance(row, dict) or row.keys() != {"lead", "support", "BABS", "ALFRED"}:
+            raise BadSlot(f"the row {name} has lead, support, BABS and ALFRED; got {shown_short(row)}")
+        if row["lead"] not in CODEX or not isinstance(row["support"], dict) or not row["support"].keys() <= CODEX.keys():
+            raise BadSlot(f"lead and support of {name} are of {', '.join(CODEX)}; got {shown_short(row)}")
+        check_texts({"BABS": row["BABS"], "ALFRED": row["ALFRED"], **row["support"]})
+
+
+def check_facet(value):
+    """Raise BadSlot unless a value is a stored method, or none."""
+    if value is not ABSENT and not is_stored(value):
+        raise BadSlot(f"a facet is a method; create_method brings one in. Got {shown_short(value)}")
+
+
+def is_pillar(obj):
+    """Whether an object is a persona's pillar; any object may have a slot intent."""
+    root, name = _root_of(obj), own(obj).get("name")
+    return name in PERSONA_OF and _persona_of(root, name).pillars.get(name) is obj
+
+
+def is_state(obj):
+    """Whether an object is one of the states that cycles are in; a clone of one is not."""
+    return any(value is obj for value in own(_root_of(obj)["psm_prototypes_obj"]).values())
+
+
+CYCLE_SLOTS = ("parent*", "synthesis_state*", "mission_brief", "target_oid", "who", "accepted_at", "_tmp_synthesis_data",
+               "journal", "result")
+STEP_SLOTS = ("name", "state", "digest", "answer", "next_state", "at", "seconds")
+STATE_SLOTS = ("name", "lead", "follows", "_process_synthesis_")
+OWN_STATES = "nothing: clone the object, and give the clone its own"
+KINDS["states"] = Kind(OWN_STATES, roots=("psm_prototypes_obj",), tells="follows", holds=is_state, slots=STATE_SLOTS,
+                       selectors=False)
+KINDS["cycle"] = Kind("its own thoughts; cancel, feedback and forget", tells="mission_brief",
+                      holds=lambda obj: "synthesis_state*" in own(obj), slots=CYCLE_SLOTS, selectors=False)
+KINDS["step of a cycle"] = Kind("nothing: it was thought so", tells="next_state", slots=STEP_SLOTS, selectors=False)
+KINDS["orchestrator"] = Kind("nothing; initiate_cognitive_cycle has it begin a mission", roots=("orchestrator_obj",))
+KINDS["persona"] = Kind(
+    "create_method for facets; setSlot_value_ for core_mission, and for the intent of a pillar", grows=True,
+    roots=tuple(f"{name.lower()}_prototype_obj" for name in CODEX), slots=("name", "pillars"),
+    texts={"core_mission": check_text, **dict.fromkeys(PERSONA_OF, check_facet)})
+KINDS["pillar"] = Kind("setSlot_value_ for its intent", tells="intent", holds=is_pillar, slots=("name",), selectors=False,
+                       texts={"intent": check_text})
+KINDS["codex"] = Kind(
+    "setSlot_value_ for archetypes, prompts and properties", roots=("codex_obj",), slots=("name", "personas"), grows=True,
+    texts={"archetypes": check_archetypes, "prompts": check_prompts, "properties": check_texts})
 
 
 ################################################################################
@@ -14657,7 +14971,8 @@ def install_method(obj, name, source, **told):
     for kept, version in enumerate(versions_of(former), 2):
         if kept >= VERSIONS_KEPT and own(version).get("former") is not None:
             set_slot(version, "former", None)
-    set_slot(obj, name, made)
+    with system_writes(obj, passes=False):               # whoever wrote it, it is no part of BAT OS
+        set_slot(obj, name, made)
     obj._p_jar.add(made)
     return made
 
@@ -14694,7 +15009,8 @@ def roll_back(obj, name, version=None):
         raise NotFound(f"{name} of {obj!r} has no version {version or 'before this one'}; there are {known}", kind="version",
                        name=str(version))
     _leave_quarantine(method)
-    set_slot(obj, name, found)
+    with system_writes(obj, passes=False):
+        set_slot(obj, name, found)
     tell_of_method(obj, name, found)
     return found
 
@@ -14731,6 +15047,17 @@ ATTEMPTS_MOST, TRIES = 3, 12
 FAILED_MOST, FAILED_FOR_S = 2, 3600.0                    # a selector whose mission failed so often is not tried again so soon
 
 
+ROOT_MISS = ("It is a part of BAT OS, and gets no method that nobody asked for: send it to a clone, or again with "
+             "generate: true")
+
+
+def may_grow(receiver, selector):
+    """Whether a miss may begin a mission unasked: of no part of BAT OS, but for a persona's facets and missions of their own."""
+    kind, name = kind_name(receiver), selector_name(selector)
+    of_its_own = ("unhandled_message", name) in MISSION_KINDS
+    return kind is None or of_its_own or name in KINDS[kind].texts
+
+
 def missing_request(cycle):
     """Return the fields of the tasks `tests` and `method` for the message that a cycle is about, without offers.
 
@@ -14740,10 +15067,14 @@ def missing_request(cycle):
     wanted, root = wanted_of(cycle), _root_of(cycle)
     roots = {obj for obj in root.values() if isinstance(obj, UvmObject)}
     receiver, slots = resolve(root, cycle.target_oid), {}
+    brief = cycle.mission_brief
+    if brief["type"] == "unhandled_message" and not may_grow(receiver, wanted["selector"]) and not brief.get("generate"):
+        raise MessageNotUnderstood(f"{receiver!r} does not understand {wanted['selector']!r}. {ROOT_MISS}",
+                                   receiver=cycle.target_oid, selector=wanted["selector"])
     cloned = {(name, value) for obj in roots - {receiver} for name, value in own(obj).items() if isinstance(value, str)}
     for holder in ancestry(receiver):
         if holder is receiver or holder not in roots:
-            mine = {name: value for name, value in own(holder).items() if is_data_slot(name, value)}
+            mine = {name: value for name, value in own(holder).items() if is_data_slot(holder, name, value)}
             slots = {name: value for name, value in mine.items() if type(value) is not str or (name, value) not in cloned} | slots
     intent = without_examples(wanted["intent"], wanted["selector"])
     told = words_of(f"{wanted['selector']} {intent}".replace("_", " "))
@@ -14767,9 +15098,20 @@ def wanted_of(cycle):
     return {"selector": method["selector"], "intent": method.get("intent") or "", "args": args}
 
 
-def is_data_slot(name, value):
-    """Return whether a slot is one that a written method may use: plain data with a name of its own."""
-    return re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) is not None and not isinstance(value, persistent.Persistent)
+def is_data_slot(obj, name, value):
+    """Return whether a slot is one that a written method may use: plain data with a name of its own, and not the system's."""
+    named = re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) is not None
+    readable = name == "name" or not is_protected(obj, name)        # what it is called may be told
+    return named and readable and not holds_objects(value)
+
+
+def holds_objects(value):
+    """Whether a value is an object, or a container with objects in it."""
+    if isinstance(value, dict):
+        return any(map(holds_objects, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(holds_objects, value))
+    return isinstance(value, persistent.Persistent)
 
 
 def plain_slots(cycle, names):
@@ -15102,11 +15444,6 @@ def unlike_before(lane, name, before, tries):
                     return [f"given {given} the version before answered {one_line(repr(result), 100)}, and this one answers "
                             f"{one_line(repr(tried.result), 100)}"]
     return [] if compared else ["the version before failed of all that was tried, so there is nothing to hold this one to"]
-
-
-def selector_name(selector):
-    """Return a selector as the name of its function and slot."""
-    return selector.replace(":", "_")
 
 
 def home_of(receiver, source):
@@ -15723,7 +16060,8 @@ class Parcel:
             root._p_jar.add(obj)
         methods = [method for obj, row in zip(objects, self.rows, strict=True)
                    for method in fill_object(root, obj, unpack_row(row, root, objects), self.origin)]
-        set_slot(target, self.slot, objects[0])
+        with system_writes(target, passes=False):
+            set_slot(target, self.slot, objects[0])
         return {"details": f"{self._what()} came into {self.slot} of {self.target}; {len(methods)} methods are on trial",
                 "result": self._told() | {"object": to_oid(objects[0]), "methods": methods, "incarnated": experts}}
 
@@ -15754,6 +16092,9 @@ def new_autotelic(root):
                         "seen": [], "pending": [], AUDIT[1]: method(AUDIT[1])})
 
 
+KINDS["autotelic"] = Kind("the heartbeat and its audits", roots=("autotelic_obj",))
+
+
 @primitive(AUDIT[1])
 def analyze_and_resolve_cycle_failures(autotelic):
     """Begin an audit. Returns its cycle's id, or that of the audit or remedy that is at work."""
@@ -15764,7 +16105,7 @@ def analyze_and_resolve_cycle_failures(autotelic):
 def begin_audit(root):
     """Accept the mission of an audit. Returns its cycle."""
     brief = {"type": AUDIT[0], "selector": AUDIT[1], "args": [], "kwargs": {}}
-    return send(root["orchestrator_obj"], "start_cognitive_cycle_for_", brief, oid_text(root["autotelic_obj"]._p_oid), AUDITOR)
+    return accept_cycle(root, brief, oid_text(root["autotelic_obj"]._p_oid), AUDITOR)
 
 
 def new_failures(root):
@@ -15927,7 +16268,7 @@ def begin_remedy(root, remedy):
             if lookup(resolve(root, target), selector_name(brief["selector"])).value is not ABSENT:
                 return
         resolve(root, target)
-        send(root["orchestrator_obj"], "start_cognitive_cycle_for_", brief, target, AUTOTELIC)
+        accept_cycle(root, brief, target, AUTOTELIC)
 
 
 MISSION_KINDS[AUDIT] = MissionKind({"IDLE": gather_findings, "DECOMPOSING": group_findings, "DELEGATING": choose_finding,
@@ -16090,6 +16431,7 @@ class MissionBrief(pydantic.BaseModel):
     kwargs: dict[str, typing.Any] = pydantic.Field(default_factory=dict)
     intent: str | None = pydantic.Field(None, max_length=2000)     # what an unhandled message shall do
     conversation: str | None = pydantic.Field(None, pattern=r"^[^\W/][\w .:@+-]{0,99}$", description=CONVERSATION_NAME)
+    generate: bool | None = None     # True: write the method though the target is a root object
 
 
 class InitiateCognitiveCycleCommand(Command):
@@ -16296,9 +16638,6 @@ class ShutdownCommand(Command):
     """Drain and stop the daemon."""
 
 
-ROLES = ("read", "write", "admin")                       # each may what those before it may
-
-
 class Phases(typing.NamedTuple):
     """How a job for a command goes: Job's apply, before, after and shared; `lane` where it is another than the command's."""
 
@@ -16338,7 +16677,7 @@ def command(model: type, lane: str, role: str = "admin", effect: bool = False, p
     role    who may send it, one of ROLES
     effect  an idempotency key is remembered for it
     phased  the function is run in the loop, checks, and returns Phases for the lane
-    job     further fields of its Job, such as token and urgent
+    job     further fields of its Job, such as token and urgent; `system` where it writes what BAT OS itself stands on
     """
     def register(function):
         COMMANDS[command_name(model)] = CommandRow(model, lane, role, effect, phased, function, job)
@@ -16893,7 +17232,7 @@ def activate_expert(request):
     return {"details": f"{told['expert']} is hot; it was {told['from']}", "result": told}
 
 
-@command(IncarnateCommand, lane="bulk", effect=True, phased=True)
+@command(IncarnateCommand, lane="bulk", effect=True, phased=True, system=True)
 def incarnate_adapters(request):
     incarnation = Incarnation(adapters_folder(request.settings), int(request.settings.adapter_rank))
     return Phases(incarnation.apply, incarnation.before)
@@ -16930,7 +17269,7 @@ def lane_of_message(receiver: UvmObject, selector: str) -> str:
     row = primitive_for(receiver, selector)
     if row:
         return row.lane
-    absent = lookup(receiver, selector.replace(":", "_")).value is ABSENT
+    absent = lookup(receiver, selector_name(selector)).value is ABSENT
     return "write" if absent else "read"                 # a miss is logged, and that is a write
 
 
@@ -16962,6 +17301,8 @@ def begin_writing(root, miss, request):
         return Refused(MessageNotUnderstood(
             f"{receiver!r} does not understand {selector!r}; did you mean {near!r}? To have a method of that name written, "
             "send it again with generate: true", **error.fields))
+    if not request.command.generate and not may_grow(receiver, selector):
+        return Refused(MessageNotUnderstood(f"{error.message}. {ROOT_MISS}", **error.fields))
     cycle = mission_for(root, receiver, selector)
     refusal = None if cycle else budget.refusal(selector)
     if refusal:
@@ -16976,14 +17317,9 @@ def _mission_to_write(root, miss, request):
     brief = {"type": "unhandled_message", "selector": miss.selector, "args": miss.args, "kwargs": miss.kwargs}
     if miss.intent:
         brief["intent"] = miss.intent
-    return begin_mission(root, brief, oid_text(miss.receiver._p_oid), request)
-
-
-def begin_mission(root, brief, target_oid, request):
-    """Have the orchestrator accept a mission for whom a request is from; returns its cycle."""
-    settings = request.settings
-    return send(root["orchestrator_obj"], "start_cognitive_cycle_for_", brief, target_oid, request.who,
-                settings.missions_max, settings.missions_kept)
+    if request.command.generate:
+        brief["generate"] = True
+    return send(root["orchestrator_obj"], "start_cognitive_cycle_for_", brief, miss.receiver)
 
 
 REPLY_BYTES = 64 << 10                                   # what a message has beside the parcel in it
@@ -16994,7 +17330,7 @@ STORED_SELECTORS = 10_000                                # remembered as those o
 def send_message(request):
     """A message known to write goes straight to the write lane, one that was a stored method's last time to the method
     lane; any other first to the read lane, which looks. Each of them moves what is not its own."""
-    selector, stored = request.command.selector.replace(":", "_"), request.uvm.stored_selectors
+    selector, stored = request.command.selector, request.uvm.stored_selectors
     if request.lane == "method":
         stored[selector] = True
         while len(stored) > STORED_SELECTORS:
@@ -17024,7 +17360,7 @@ def send_to_object(request, root):
     args, kwargs = from_wire(command.args, root), from_wire(command.kwargs, root)
     reply = functools.partial(_message_reply, command)
     if request.lane == "method":
-        return Message(receiver, *heard(receiver, selector_name(command.selector), args, kwargs), reply)
+        return Message(receiver, *heard(receiver, command.selector, args, kwargs), reply)
     try:
         answer = _send_checked(receiver, command.selector, args, kwargs)
     except MessageNotUnderstood as error:
@@ -17098,12 +17434,12 @@ def _target_of(command, root):
     obj = resolve(root, command.target_oid)
     if not isinstance(obj, UvmObject):
         raise BadRequest(f"{command.target_oid} is a {type(obj).__name__}; methods belong to objects")
-    name = command.method_name.replace(":", "_")
+    name = selector_name(command.method_name)
     check_slot_name(name)
     return obj, name
 
 
-@command(CreateMethodCommand, lane="read", role="write", effect=True, urgent=True)
+@command(CreateMethodCommand, lane="read", role="write", effect=True, urgent=True, system=True)
 def create_method(request, root):
     """The audit may take a while: it is made in the read lane, then the bulk lane, which has the catalog, installs."""
     code = request.command.method_code
@@ -17123,7 +17459,7 @@ def _told_method(made, name):
     return {"method": to_wire(made), "selector": name, "version": made.version, "status": made.status}
 
 
-@command(RollbackCommand, lane="bulk", role="write", effect=True, urgent=True)
+@command(RollbackCommand, lane="bulk", role="write", effect=True, urgent=True, system=True)
 def rollback(request, root):
     obj, name = _target_of(request.command, root)
     found = roll_back(obj, name, request.command.version)
@@ -17142,7 +17478,7 @@ def export(request, root):
     return {"details": details, "result": {"parcel": parcel, "objects": objects, "adapters": experts}}
 
 
-@command(ImportCommand, lane="bulk", role="write", effect=True, phased=True, token=True)
+@command(ImportCommand, lane="bulk", role="write", effect=True, phased=True, token=True, system=True)
 def import_parcel(request):
     command = request.command
     parcel = Parcel(command.parcel, command.target, command.slot, int(request.settings.adapter_rank), command.adapters)
@@ -17166,16 +17502,10 @@ def initiate_cognitive_cycle(request):
 def accept_mission(request, root):
     """Accept the mission of a request; returns the reply's map."""
     brief, target = request.command.mission_brief, request.command.target_oid
-    target_oid = None
-    if target is not None:
-        obj = resolve(root, target)
-        if not isinstance(obj, UvmObject):
-            raise BadRequest(f"target_oid names a {type(obj).__name__}; missions are about objects")
-        target_oid = oid_text(obj._p_oid)
     plain = {"type": brief.type, "selector": brief.selector, "args": from_wire(brief.args, root),
              "kwargs": from_wire(brief.kwargs, root)}
-    plain |= {name: getattr(brief, name) for name in ("intent", "conversation") if getattr(brief, name)}
-    cycle = begin_mission(root, plain, target_oid, request)
+    plain |= {name: getattr(brief, name) for name in ("intent", "conversation", "generate") if getattr(brief, name)}
+    cycle = send(root["orchestrator_obj"], "start_cognitive_cycle_for_", plain, target)
     return {"details": f"the mission is accepted as cycle {cycle_id(cycle)}",
             "result": {"cycle": cycle_id(cycle), "state": state_of(cycle)}}
 
@@ -17404,7 +17734,7 @@ class Ingest:
         return {"details": f"{command.doc_id} {what}", "result": to_wire(stored)}
 
 
-@command(IndexDocumentCommand, lane="bulk", role="write", effect=True, phased=True)
+@command(IndexDocumentCommand, lane="bulk", role="write", effect=True, phased=True, system=True)
 def index_document(request):
     check_taught_name(request.command.doc_id)
     parts = kept_parts(request) if request.command.upload else None
@@ -17487,7 +17817,7 @@ def _shown_value(value):
     return to_wire(value) if weight <= SHOWN_BYTES else {"$large": type(value).__name__}
 
 
-@command(UndoCommand, lane="bulk", role="write", effect=True, urgent=True)
+@command(UndoCommand, lane="bulk", role="write", effect=True, urgent=True, system=True)
 def undo(request, root):
     change = request.command.change
     undone = [{"oid": oid_text(obj._p_oid), "slot": slot} for obj, slot in undo_change(root, change)]
@@ -17495,27 +17825,27 @@ def undo(request, root):
     return {"details": f"{change} is undone: {slots}", "result": {"undone": change, "changes": undone}}
 
 
-@command(UnindexDocumentCommand, lane="bulk", role="write", effect=True)
+@command(UnindexDocumentCommand, lane="bulk", role="write", effect=True, system=True)
 def unindex_document(request, root):
     gone = send(root["knowledge_catalog_obj"], "unindex_document_", request.command.doc_id)
     return {"details": f"{request.command.doc_id} is no longer found", "result": to_wire(gone)}
 
 
-@command(MoveDocumentCommand, lane="bulk", role="write", effect=True)
+@command(MoveDocumentCommand, lane="bulk", role="write", effect=True, system=True)
 def move_document(request, root):
     former, name = request.command.doc_id, request.command.to
     moved = send(root["knowledge_catalog_obj"], "move_document_", former, name)
     return {"details": f"{former} is {name} now", "result": to_wire(moved)}
 
 
-@command(SupersedeCommand, lane="bulk", role="write", effect=True)
+@command(SupersedeCommand, lane="bulk", role="write", effect=True, system=True)
 def supersede(request, root):
     older, newer = request.command.older, request.command.newer
     told = send(root["knowledge_catalog_obj"], "supersede_", older, newer)
     return {"details": f"{newer} stands for {older}", "result": told}
 
 
-@command(FeedbackCommand, lane="bulk", role="write", effect=True)
+@command(FeedbackCommand, lane="bulk", role="write", effect=True, system=True)
 def feedback(request, root):
     command = request.command
     return mark_answer(root, command.cycle, command.mark, command.note)
@@ -17659,18 +17989,11 @@ def serve_metrics(port, health):
 # Who may what
 
 
-ADMIN_SELECTORS = set()                                  # messages that act outside of the image; a later section adds its own
-
-
 def check_role(request, needed):
-    """Raise Forbidden unless a request's role may what `needed` may; files and windows of this machine are for admins."""
-    command = request.command
-    selector = getattr(getattr(command, "mission_brief", command), "selector", None)
-    if getattr(command, "path", None) is not None or selector in ADMIN_SELECTORS:
+    """Raise Forbidden unless a request's role may what `needed` may; files of this machine are for admins."""
+    if getattr(request.command, "path", None) is not None:
         needed = "admin"
-    if ROLES.index(request.role) < ROLES.index(needed):
-        raise Forbidden(f"{request.command.command} needs the role {needed}, and the key of {request.who} has {request.role}; "
-                        "ask whoever keeps the daemon for another key", role=request.role, needed=needed)
+    check_admitted(Activation(request.who, request.role), needed, request.command.command)
 
 
 class Connections:
@@ -18327,6 +18650,8 @@ class BatOS_UVM:
     def _submit(self, request):
         """Give a request to the lane of its command, or to the one that it was moved to."""
         row = COMMANDS[request.command.command]
+        if isinstance(request.command, SendMessageCommand):      # its key stands for the words as they came
+            request.command.selector = selector_name(request.command.selector)
         if row.phased:
             phases = row.function(request)
         else:
@@ -18341,7 +18666,8 @@ class BatOS_UVM:
         key = request.key[1] if request.key else None
         why = command.why if command.client is None else f"{command.client}: {command.why or command.command}"
         job = Job(command.command, apply, functools.partial(self._done, request, repeated), request.who, why, None, key,
-                  request.digest, account=request.peer.account, domain=request.domain, **how)
+                  request.digest, account=request.peer.account,
+                  **{"domain": request.domain, "role": request.role, "system": False, **how})
         if self._taken is None:
             self.lanes[lane].submit(job)
         else:
@@ -18701,6 +19027,13 @@ def new_knowledge_catalog(root):
     methods = {name: method(name) for name in names}
     return new_catalog(**{"parent*": [root["traits_obj"]], "name": "knowledge_catalog_obj"}, **methods)
 
+
+KINDS["traits"] = Kind("create_method, for new selectors", roots=("traits_obj",), slots=("name", "_doesNotUnderstand_",
+                                                                                         "doesNotUnderstand_"))
+KINDS["mind"] = Kind("--core, which chooses the model, and `incarnate`, which brings adapters", roots=("pLLM_obj",),
+                     slots=("name", "model_id", "model_blob", "lora_repository"))
+KINDS["genesis"] = Kind("create_method, for new selectors; setSlot_value_ for data of its own", roots=("genesis_obj",),
+                        grows=True)
 
 # root name -> what makes its object, in the order of their making; each may use those above it.
 # An image of an earlier BAT OS gets what it lacks.
@@ -19130,7 +19463,6 @@ UI_SPEC = {
 }
 
 UI_MESSAGES = ("display_yourself", "ingest_and_display_yourself")
-ADMIN_SELECTORS.update(UI_MESSAGES)
 UI_STATES = {                                            # state -> (who leads it, what follows)
     "ui_gen_start_state": ("ALFRED", ["ui_gen_invoke_babs_state"]),
     "ui_gen_invoke_babs_state": ("BABS", ["ui_gen_invoke_brick_state"]),
@@ -19412,7 +19744,15 @@ def new_morphic_ui(root):
                         "restore_incarnation_": method("restore_incarnation_")})
 
 
+def check_ui_changes(value):
+    """Raise BadSlot unless a value may be what a user wants changed of the client; what does not hold is left out later."""
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise BadSlot(f"changes of the client are a dict with names of its parts; got {shown_short(value)}")
+
+
 PRIMORDIAL["morphic_ui_obj"] = new_morphic_ui
+KINDS["client"] = Kind("display_yourself, restore_incarnation_; setSlot_value_ for changes", roots=("morphic_ui_obj",),
+                       slots=("name", "incarnation"), texts={"changes": check_ui_changes})
 
 
 @primitive("generate_requirements", reads=True)
@@ -19583,7 +19923,7 @@ def keep_incarnation(root, cycle):
 
 
 for _selector in UI_MESSAGES:
-    MISSION_KINDS["unhandled_message", _selector] = MissionKind({"IDLE": begin_ui}, keep_incarnation)
+    MISSION_KINDS["unhandled_message", _selector] = MissionKind({"IDLE": begin_ui}, keep_incarnation, role="admin")
 
 
 @image_class
@@ -19617,19 +19957,19 @@ def _told_display(genesis, selector):
     if made is None or made.made_from != ui_inputs(root["morphic_ui_obj"].changes):
         brief = {"type": "unhandled_message", "selector": selector, "args": [], "kwargs": {"show": True}}
         cycle = mission_for(root, genesis, selector) or send(
-            root["orchestrator_obj"], "start_cognitive_cycle_for_", brief, oid_text(root["genesis_obj"]._p_oid), AUTOTELIC)
+            root["orchestrator_obj"], "start_cognitive_cycle_for_", brief, root["genesis_obj"])
         return {"version": None, "cycle": cycle_id(cycle)}
     genesis._p_jar.events.append(("display",))
     return {"version": made.version, "tried": made.tried, "stages": made.origin}
 
 
-@primitive("display_yourself")
+@primitive("display_yourself", role="admin")
 def display_yourself(genesis):
     """Have the window opened once this is committed; answers which incarnation it shows, or the cycle that makes a new one."""
     return _told_display(genesis, UI_MESSAGES[0])
 
 
-@primitive("ingest_and_display_yourself")
+@primitive("ingest_and_display_yourself", role="admin")
 def ingest_and_display_yourself(genesis):
     """As display_yourself; the system's own documents were read when it was first understood, and are kept up by the daemon."""
     return _told_display(genesis, UI_MESSAGES[1])
@@ -19739,7 +20079,7 @@ def begin_first_conversation(request, root):
     cycle = mission_for(root, genesis, selector)
     if cycle is None:
         brief = {"type": "unhandled_message", "selector": selector, "args": [], "kwargs": {}}
-        cycle = begin_mission(root, brief, oid_text(genesis._p_oid), request)
+        cycle = send(root["orchestrator_obj"], "start_cognitive_cycle_for_", brief, genesis)
     return Deferred(cycle_id(cycle), selector)
 
 

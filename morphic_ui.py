@@ -397,6 +397,7 @@ COMMANDS = {
                     "kwargs": {"type": "map", "default": {}},
                     "intent": {"type": "text", "longest": 2000, "default": None},
                     "conversation": {"type": "text", "default": None},
+                    "generate": {"type": "switch", "default": None},
                 },
                 "required": True,
             },

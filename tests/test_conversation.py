@@ -258,14 +258,12 @@ def test_only_genesis_shows_itself(client):
         client.call("send_message", target="traits_obj", selector="display_yourself", wait=True)
 
 
-@pytest.mark.parametrize("command", [
-    {"command": "send_message", "target": "genesis_obj", "selector": "display_yourself"},
-    {"command": "initiate_cognitive_cycle", "mission_brief": {"type": "unhandled_message", "selector": "display_yourself"}},
-    {"command": "display_yourself"}])
-def test_windows_are_for_admins(command):
-    request = batos.Request(None, None, [], command=batos.parse_command(command), role="write")
+@pytest.mark.parametrize("name", batos.UI_MESSAGES)
+def test_windows_are_for_admins(name):
+    """The commands; their messages and missions are in test_protection.py."""
+    request = batos.Request(None, None, [], command=batos.parse_command({"command": name}), role="write")
     with pytest.raises(batos.Forbidden):
-        batos.check_role(request, batos.COMMANDS[command["command"]].role)
+        batos.check_role(request, batos.COMMANDS[name].role)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), b"x", batos.now_utc(), batos.UvmObject()])

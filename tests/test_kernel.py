@@ -181,7 +181,7 @@ def ask(client, selector, *args, wait=True, **fields):
 
 
 def test_an_unknown_message_is_written_and_answered(thinking):
-    reply = ask(thinking, "sum_prices", intent="what all of it costs")
+    reply = ask(thinking, "sum_prices", intent="what all of it costs", generate=True)
     assert reply["result"] == 19.5 and "change" not in reply
     shown = thinking.call("inspect", target="genesis_obj.sum_prices")["result"]["slots"]
     assert "return sum(self.prices)" in shown["source"]["value"] and '"""what all of it costs"""' in shown["source"]["value"]
@@ -192,7 +192,7 @@ def test_an_unknown_message_is_written_and_answered(thinking):
 
 
 def test_one_can_come_back_for_the_answer(thinking):
-    cycle = ask(thinking, "sum_prices", wait=False)["result"]["cycle"]
+    cycle = ask(thinking, "sum_prices", wait=False, generate=True)["result"]["cycle"]
     while thinking.call("list_cycles")["results"][0]["state"] not in batos.ENDED:
         pass
     assert thinking.call("list_cycles")["results"][0]["cycle"] == cycle
@@ -200,7 +200,7 @@ def test_one_can_come_back_for_the_answer(thinking):
 
 
 def test_a_written_method_is_undone_with_its_cycle(thinking):
-    ask(thinking, "sum_prices")
+    ask(thinking, "sum_prices", generate=True)
     change = thinking.call("history", target="genesis_obj", slot="sum_prices")["results"][0]["change"]
     thinking.call("undo", change=change)
     with pytest.raises(batos.MessageNotUnderstood):
@@ -234,12 +234,13 @@ def test_one_letter_off_what_every_object_understands_is_a_slip(selector, meant)
 def test_the_same_miss_of_several_is_one_mission(daemon):
     with batos.Client(daemon(core=0.3).endpoint, WAIT_S) as client:
         send(client, "setSlot_value_", "prices", [4, 12.5, 3])
-        cycles = {ask(client, "sum_prices", wait=False)["result"]["cycle"] for _ in range(5)}
-        assert len(cycles) == 1 and ask(client, "sum_prices")["result"] == 19.5
+        cycles = {ask(client, "sum_prices", wait=False, generate=True)["result"]["cycle"] for _ in range(5)}
+        assert len(cycles) == 1 and ask(client, "sum_prices", generate=True)["result"] == 19.5
 
 
 def test_a_keyed_message_that_is_written_first_has_one_effect(thinking):
-    fields = {"target": "genesis_obj", "selector": "up_count", "wait": True, "idempotency_key": "once"}
+    fields = {"target": "genesis_obj", "selector": "up_count", "wait": True, "idempotency_key": "once",
+              "generate": True}
     thinking.call("send_message", **fields, intent="one more")
     again = thinking.call("send_message", **fields, intent="one more")
     assert again["repeated"] and thinking.call("inspect", target="genesis_obj")["result"]["slots"]["count"]["value"] == 4

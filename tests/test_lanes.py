@@ -630,7 +630,8 @@ def test_nothing_is_changed_in_a_transaction_that_nobody_began(two_units):
 
 
 def set_method(unit, selector, primitive):
-    unit.root["traits_obj"].setSlot_value_(selector, batos.method(selector, primitive))
+    with batos.system_writes(unit.root):
+        unit.root["traits_obj"].setSlot_value_(selector, batos.method(selector, primitive))
 
 
 def test_a_kept_lookup_sees_the_new_method_of_another_connection(two_units):

@@ -68,7 +68,7 @@ class Machine:
 
     def accept(self, brief=BRIEF):
         return self.lanes["write"].call(batos.Job("accept", lambda root: batos.cycle_id(batos.send(
-            root["orchestrator_obj"], "start_cognitive_cycle_for_", brief)))).result
+            root["orchestrator_obj"], "start_cognitive_cycle_for_", brief)), who="local")).result
 
     def ended(self, oid):
         with self._ended:
@@ -339,7 +339,7 @@ def test_old_missions_and_journals_are_dropped(machine):
     one.learn()
     for _ in range(12):
         one.lanes["write"].call(batos.Job("accept", lambda root: batos.cycle_id(batos.send(
-            root["orchestrator_obj"], "start_cognitive_cycle_for_", BRIEF, kept_max=5))))
+            root["orchestrator_obj"], "start_cognitive_cycle_for_", BRIEF))))
         while one.mind.health()["waiting"] or one.mind.health()["running"]:
             time.sleep(0.005)
     missions, journals = one.read(lambda root: (len(root["missions"]), [len(c.journal) for c in root["missions"].values()]))
@@ -351,9 +351,9 @@ def test_a_brief_without_words_or_type_is_refused(machine):
     for brief in ({"type": "direct_synthesis", "selector": "", "args": [" "]}, {"type": "poem", "selector": "x"}, {}):
         with pytest.raises(batos.BadRequest):
             one.accept(brief)
+    one.settings.missions_max = 0
     with pytest.raises(batos.Busy):
-        one.lanes["write"].call(batos.Job("accept", lambda root: batos.send(
-            root["orchestrator_obj"], "start_cognitive_cycle_for_", BRIEF, active_max=0)))
+        one.accept()
 
 
 def test_codex_and_states_are_objects_of_the_image(machine):
