@@ -25,6 +25,7 @@ The sections, each using only those above it:
     Memory manager      LoRA experts in three tiers: blobs, RAM, adapter slots; their incarnation
     Knowledge catalog   formats, chunks, words, segments, vectors, merges, documents, search, evidence, levels, episodes
     Composite mind      codex, personas, states, journal, the mission lane
+    Synthesis           which methods a message can mean: steps, words, examples, and what decides between them
     Generative kernel   methods: written, tried, versions and trust, rolling back, mending; parcels for other images
     Autotelic           the heartbeat: audits of what failed, and what is done about it
     Protocol            commands, their models and roles, values on the wire, keys
@@ -221,6 +222,10 @@ class PromptChanged(BatosError):
 
 class NotYetBuilt(BatosError, NotImplementedError):
     """A message of the system's own whose work this version has no part for yet."""
+
+
+class Unconfirmed(BatosError):
+    """A guessed method would change slots. Fields: would_return, would_change, source, why, confirm, unread."""
 
 
 class OutOfMemory(BatosError, MemoryError):
@@ -5589,7 +5594,8 @@ class Stale(Exception):
 
 class Message(typing.NamedTuple):
     """A message to a stored method; `reply` makes the answer of its result. What it says is not `noted` where it fails if that
-    is the memory's, which may have to be forgotten. `may_ask` says whether it may ask the core."""
+    is the memory's, which may have to be forgotten. `may_ask` says whether it may ask the core. A `guess` is the Method that
+    answers where no slot holds one."""
 
     receiver: UvmObject
     selector: str
@@ -5598,6 +5604,17 @@ class Message(typing.NamedTuple):
     reply: typing.Callable
     noted: bool = True
     may_ask: bool = True
+    guess: Method | None = None
+
+    @property
+    def kinds(self):
+        """The kinds of the arguments, as one text."""
+        return " ".join(argument_kind(value) for value in (*self.args, *self.kwargs.values()))
+
+
+def argument_kind(value):
+    """Return the name of a value's kind: a whole number is a number as any other."""
+    return "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
 
 
 INFERENCES_EACH = 4                                      # calls of the core that one message may make
@@ -5748,8 +5765,13 @@ class Bridge:
         unless the method itself raised.
         """
         self.message = message
-        self.look(message.receiver, message.selector)
-        told = {"method": self.method(message.receiver, message.selector), "to": self.number(message.receiver),
+        if message.guess is None:
+            self.look(message.receiver, message.selector)
+            method = self.method(message.receiver, message.selector)
+        else:
+            method = self.told_method(message.guess)
+        self.sent = dict(own(message.guess or lookup(message.receiver, message.selector).value))
+        told = {"method": method, "to": self.number(message.receiver),
                 "slots": self.slots(message.receiver), "args": message.args, "kwargs": message.kwargs}
         self.tell(told)
         return self.heard()
@@ -5873,6 +5895,10 @@ class Bridge:
             raise MethodFailed(f"{selector} of {obj!r} is in quarantine after {value.failures_in_a_row} failures one after the "
                                "other; look at it with inspect, then send a new version, or rollback")
         self.used.append(value._p_oid)
+        return self.told_method(value)
+
+    def told_method(self, value):
+        """Return {key, name, source} of a Method; source only where it is new to the child."""
         self.child.authors.add(author_of(value))
         key = value._p_oid                               # a version's source never changes
         told = {"key": key, "name": selector_name(value.selector)}
@@ -6074,15 +6100,71 @@ class Trial:
 
     def __init__(self, child, name, source, settings):
         self.child, self.settings = child, settings
-        self.method = {"key": b"trial", "name": name, "source": source}
+        self.method = {"key": digest(source.encode()).encode(), "name": name, "source": source}
 
     def run(self, slots, arguments):
         """Return (result, slots afterwards). Raises what Bridge.talk raises."""
         until_s = time.monotonic() + self.settings.method_deadline_s
         bridge = TrialBridge(self.child, until_s, self.settings)
         bridge.tell({"method": self.method, "to": 0, "slots": slots, "args": list(arguments), "kwargs": {}})
-        self.method = {"key": b"trial", "name": self.method["name"]}          # the child knows the source by now
+        self.method.pop("source", None)                  # the child knows it by now
         return bridge.outcome(slots)
+
+
+def unconfirmed(bridge, result):
+    """Return the error for a guess that would change something."""
+    message, guess = bridge.message, bridge.message.guess
+    changes = {slot if obj is message.receiver else f"{oid_text(obj._p_oid)}.{slot}": standing(obj, slot)
+               for obj, slot in bridge.jar.changes if obj._p_oid}
+    changes = {name: None if value is ABSENT else value for name, value in changes.items()}
+    oid = oid_text(guess._p_oid)
+    told = {"would_return": result, "would_change": changes, "source": guess.source, "why": own(guess).get("why"), "confirm": oid}
+    what = ", ".join(changes) or "something"
+    return Unconfirmed(f"{message.selector} is a guess that would change {what}, so nothing was done; "
+                       f"if its source is right, confirm {oid}, else send an example or another intent along", **told)
+
+
+# A failure counts against a method where the arguments cannot be the cause: always where there are none, and for these kinds
+# of exception; for those in NOT_BY_KIND where arguments of the same kinds did well before.
+OF_THE_CODE = frozenset(("NameError", "UnboundLocalError"))
+NOT_BY_KIND = frozenset(("TypeError", "AttributeError"))
+
+
+def is_to_blame(bridge, error):
+    """Return whether a failure counts against the method that was sent: not what the child or the caller caused."""
+    if isinstance(error, CovenantViolationError):
+        return True
+    if not isinstance(error, METHOD_FAULTS) or "process" in error.fields:
+        return False
+    kind, kinds = error.fields.get("raised"), bridge.message.kinds
+    if kind is None and not isinstance(error, OutOfMemory | DeadlineExceeded):
+        return False
+    return not kinds or kind in OF_THE_CODE or (kind in NOT_BY_KIND and kinds in bridge.sent.get("did_well", ()))
+
+
+def wrong_call(bridge, error):
+    """Return the error for a message with arguments that its method does not take, or None."""
+    if bridge.message is None or error.__class__ is not MethodFailed or error.fields.get("raised") != "TypeError":
+        return None
+    message, name = bridge.message, bridge.message.selector
+    function = method_in(ast.parse(bridge.sent.get("source", "")), name)
+    if function is None or takes(function.args, len(message.args), message.kwargs.keys()):
+        return None
+    return BadRequest(f"{name} of {message.receiver!r} takes ({ast.unparse(function.args)}), and was given {len(message.args)} "
+                      f"arguments{' and ' if message.kwargs else ''}{', '.join(message.kwargs)}; nothing was changed")
+
+
+def takes(arguments, count, names):
+    """Return whether a function's ast.arguments, of which the first is self, take `count` values and those names."""
+    known = [each.arg for each in (*arguments.posonlyargs, *arguments.args)][1:]
+    alone = [each.arg for each in arguments.kwonlyargs]
+    optional = {*known[len(known) - len(arguments.defaults):]} if arguments.defaults else set()
+    optional |= {name for name, default in zip(alone, arguments.kw_defaults, strict=True) if default is not None}
+    given = {*known[:count], *names}
+    fits = count <= len(known) or arguments.vararg is not None
+    once = not names & set(known[:count])
+    named = names <= {*known, *alone} or arguments.kwarg is not None
+    return bool(fits and once and named and {*known, *alone} - optional <= given)
 
 
 def trust_domain(job, message):
@@ -6129,11 +6211,22 @@ class MethodLane(Lane):
         finally:
             child.kill()
 
-    def note_use(self, oids, failure=None):
-        """Note that methods did well, or how one failed (see Bridge.failure); it is stored now and then."""
+    @contextlib.contextmanager
+    def probing(self):
+        """Give run(source, slots, arguments), the result of a method named `probe`, in a child of its own. Raises as `trying`."""
+        child = self.zygote.child()
+        try:
+            yield lambda source, slots, arguments: Trial(child, "probe", source, self.settings).run(slots, arguments)[0]
+        finally:
+            child.kill()
+
+    def note_use(self, oids, noted=""):
+        """Note that methods did well, the first with arguments of the kinds `noted`, or how one failed (a Bridge.failure); it
+        is stored now and then."""
         with self._guard:
             for oid in oids:
-                self._uses[oid].append(failure)
+                self._uses[oid].append(noted)
+                noted = noted if isinstance(noted, dict) else ""
             due = time.monotonic() - self._counted_s > USES_TOLD_S
         if due:
             self.tell_uses()
@@ -6159,7 +6252,11 @@ class MethodLane(Lane):
                 bridge = Bridge(root, child, time.monotonic() + self.settings.method_deadline_s, self.settings, job.answers)
                 result = bridge.talk(message)
                 effect = Effect(bridge, result)
-                answer = None if effect.changes else message.reply(result)
+                if message.guess and effect.changes:
+                    raise unconfirmed(bridge, result)
+                remembered = message.guess and job.key   # what a key is told of a guess stays so, whatever becomes of it
+                written = effect.changes or remembered
+                answer = None if written else message.reply(result)
                 bridge.check_time()
         except Inferring as waiting:
             return self._wait_for_core(job, bridge, waiting)
@@ -6168,9 +6265,9 @@ class MethodLane(Lane):
         finally:
             unit.connection.changes = None
         self.children.give_back(bridge.child)
-        if effect.changes:
-            return self._submit_write(job, effect, message.reply, bridge.used)
-        self.note_use(bridge.used)
+        if written:
+            return self._submit_write(job, effect, message, bridge.used)
+        self.note_use(bridge.used, message.kinds)
         self._end(job, Outcome(job, answer))
 
     def _wait_for_core(self, job, bridge, waiting):
@@ -6198,14 +6295,15 @@ class MethodLane(Lane):
             job.domain = None                            # what broke it may be of a message before: try again in a fresh one
             return self.submit(job)                      # it is its turn still
         self.counts[type(error).__name__] += 1
+        error = (bridge and wrong_call(bridge, error)) or error
         outcome = Outcome(job, error=error)
-        if bridge and bridge.used and isinstance(error, METHOD_FAULTS):
+        if bridge and bridge.used and is_to_blame(bridge, error):
             # The one that was sent answers for those it sends to. A failure is stored before it is told: the third is the last.
             self.note_use(bridge.used[:1], bridge.failure(error))
             return self.tell_uses(lambda _: self._end(job, outcome))
         self._end(job, outcome)
 
-    def _submit_write(self, job, effect, reply, used):
+    def _submit_write(self, job, effect, message, used):
         def done(outcome):
             stale = isinstance(outcome.error, Stale)
             if stale and job.tries < CHANGED_TRIES:
@@ -6213,9 +6311,10 @@ class MethodLane(Lane):
                 return self.submit(job)                  # it is its turn still
             error = Busy("others changed what the method read, again and again; send it again") if stale else outcome.error
             if error is None:
-                self.note_use(used)
+                self.note_use(used, message.kinds)
             self._end(job, outcome._replace(error=error))
-        self._write.submit(dataclasses.replace(job, apply=lambda root: reply(effect.write(root)), done=done, system=False))
+        apply = lambda root: message.reply(effect.write(root))
+        self._write.submit(dataclasses.replace(job, apply=apply, done=done, system=False))
 
     def _take(self, oid, job):
         """Return whether it is a job's turn with its receiver; else it waits for it."""
@@ -9019,12 +9118,6 @@ class CognitiveCore:
         """Return the name of an expert that rows may use now, or BASE where there is none of that name."""
         return name if name is not None and self.synapses is not None and self.synapses.serves(name) else BASE
 
-    @property
-    def believed(self):
-        """The properties of methods that the core proved right about, as its card says; None: it has no card."""
-        card = self._loaded.card if self._loaded else None
-        return card.get("believed") if card else None
-
     def offers(self, kind, text, embedder, among=None):
         """Return what the router offers for a text: pairs (name, share), the best first; [] without router or embedder."""
         router = self._loaded.router if self._loaded else None
@@ -9339,7 +9432,7 @@ class RemoteCore:
     request's deadline. A persona whose name is a model of the server (a LoRA module of vLLM) is asked by that name.
     """
 
-    writes, synapses, believed = True, None, None
+    writes, synapses = True, None
 
     def __init__(self, url, model="", key="", rows_most=16, tell=lambda progress: None):
         self.url, self.model, self.rows_most, self.tell = url.rstrip("/"), model, rows_most, tell
@@ -13005,7 +13098,6 @@ class Recall(typing.NamedTuple):
     similarity: float = 0.62      # of the best sentence
     embedder: Embedder = Embedder()
     offer: typing.Callable = lambda kind, text, among=None: []     # what the core's router offers for a text
-    believed: typing.Callable = lambda: None             # the properties of methods that the core's word is taken for; None: all
     writes: typing.Callable = lambda: False              # whether the core is a model that can be asked anything
     settings: argparse.Namespace | None = None
 
@@ -14021,12 +14113,23 @@ def logged_about(root, by, value):
 LOGGED_WORDS = ("args", "kwargs", "intent")
 
 
+GUESS_LOGGED = frozenset(("guess", "source"))            # what a guess adds to it
+
+
+def _forget_guess(root, guess):
+    """Let go of a guess, which keeps a message's arguments and intent."""
+    guesses = root["guesses"]
+    for key in [key for key, one in guesses.items() if one is guess]:
+        del guesses[key]
+
+
 def _erase_unless_changed(root, by, value, doc_ids, cycles, pages):
     if what_to_forget(root, by, value) != (doc_ids, cycles):
         raise Busy("a mission came to an end with what is to be forgotten, or it was learnt anew, just now; send it again")
     log = root["message_log"]
     for number in logged_about(root, by, value):
-        log[number] = log[number] | dict.fromkeys(LOGGED_WORDS)
+        _forget_guess(root, log[number].get("guess"))
+        log[number] = log[number] | dict.fromkeys(LOGGED_WORDS) | dict.fromkeys(GUESS_LOGGED & log[number].keys())
     return {"versions": _erase(root, doc_ids, cycles, pages)}
 
 
@@ -14289,7 +14392,7 @@ class MissionLane:
         embedder = embedder or Embedder()
         self._recall = Recall(settings.evidence_chunks, settings.evidence_sentences, settings.relevance, settings.similarity,
                               embedder, lambda kind, text, among=None: core.offers(kind, text, embedder, among),
-                              lambda: core.believed, lambda: core.writes, settings)
+                              lambda: core.writes, settings)
         self.missions = {}                               # oid -> Mission; all that are accepted and have not ended
         self.counts = collections.Counter()              # state -> cycles ended since the start
         self._running = 0                                # missions that a worker has in hand
@@ -14892,18 +14995,1496 @@ KINDS["codex"] = Kind(
 
 
 ################################################################################
+# Synthesis ####################################################################
+################################################################################
+#
+# Which methods a message can mean, and which of them it does mean. The embedded core writes one- and two-step methods:
+# all of them are enumerated over the slots and arguments there are. Words and the router rank them; examples decide,
+# where a client gave any, in a child; words that have an opposite are held against what a method does.
+#
+#   step       an expression with holes for slots and arguments: an idiom of the core, or one of MORE_STEPS
+#   cue        words of a request that say what a step does
+#   candidate  a method of one or two steps, whose holes are filled
+#   example    what a call gives, in the forms that people write
+
+# cue: words that say it, as a regular expression over words in lower case; a cue may have several lines
+CUE_ROWS = r"""
+    abs: absolute|abs|without its sign|magnitude|distance|how far apart
+    above: above|greater than|more than|over|exceeding|exceeds?|higher than|bigger than|larger than
+    above: passed|beyond|longer than|older than
+    add_text: append|add|at the end|suffix
+    all: all|every|each
+    any: any|some|at least one
+    append: append\w*|add|put|push|insert|note|register|record|enqueue|store|another|at the end|new
+    append: track
+    at: at position|at the|nth|at index|at|third
+    backwards: backwards|reversed|reverse|palindrome|turned round
+    below: below|less than|under|smaller than|fewer than|cheaper than|lower than|shorter than
+    below: younger than
+    both: both|two
+    capital: capitalized?|capitalised?|capital letter
+    change_key: count|amount of|by key
+    clear: clear|empty|reset|forget|remove all|delete all|wipe|blank
+    contains: contains?|contain|holds?|includes?|is in|has|have|member|whether .* in|there is
+    contains: present|known
+    copy: copy|same as|duplicate|backup
+    count: how many|number of|count of|num|count|size|length|letters|how long|quantity of
+    count: characters
+    counts: frequenc\w*|histogram|tally|how often each|count of each|occurrences of each
+    counts: how many of each
+    default: default|otherwise|or else|fallback
+    desc: descending|largest first|highest first|high to low|biggest first|z to a|reverse order
+    desc: descendingly|best first|most .* first
+    divide: divide\w*|split|halve
+    double: double|twice|doubled
+    down: decrement|one fewer|one less|down|countdown|decrease|by one|minus one|count down
+    dropped: drop|pop|remove\w*|served|dequeue|take off|skip|delete\w*|discard
+    empty: empty|no more|nothing|without any|has no|are no|there are no|is no
+    ends: ends?|suffix|ending|extension
+    equal: equal|equals|same|is the given|matches|match|identical
+    even: even
+    extend: extend|merge|all of|take .* in|join in|members of another|another list
+    field: of all|of every|of each|each|every|all
+    few: few|top|n|first \d+|last \d+|three|two|five
+    filled: any|has|not empty|at least one|are there|non-empty|nonempty
+    first: first|front|oldest|head|initial|earliest|beginning|start
+    floor: at least|minimum|no less|not below|floor|never below|not negative
+    grow: increase\w*|deposit|add|raise|grow|credit|more|put|gain|earn|top up|increment\w*|receive
+    grow: restock
+    half: half|halved
+    hello: hello|greet\w*|greeting|says? hello
+    initial: initial|first letter|first character|initials|first letters
+    join: join\w*|in one text|in one line|commas?|comma.separated|concatenat\w*|together|combined?
+    keys: keys|key|key names|which|names? of the
+    label: line|label\w*|described?|description|short line|colon|summary
+    last: last|latest|newest|most recent|tail|final|end|top of the stack
+    limit: limit|at most|cap|clamp|no more than|not above|up to
+    lines: lines
+    long: longest
+    lookup: look up|look|lookup|find|get|number of|of a|value for|value of|entry|under
+    lookup: for the given|for a
+    lower: lower|lowercase|lowercased|small letters|lower case
+    max: largest|highest|max|maximum|biggest|greatest|dearest|most expensive|best|peak|higher
+    max: larger|better|record|tallest|heaviest|hottest|most|oldest|top
+    mean: mean|average|avg
+    median: median|middle
+    min: smallest|lowest|min|minimum|cheapest|least|youngest|lower of|smaller|worst|lightest
+    min: coldest|fewest|less expensive
+    minus: minus|less|left|remaining|remains|difference|subtract\w*|without|still|due|owed|owing
+    minus: profit|space|net|how much more|missing|to go|until|after paying|after deducting
+    minus: reduced by|take away|since|change in|gap
+    negate: negated?|negation|minus sign|inverted sign
+    negative: negative|below zero|overdrawn|in debt|less than (?:0|zero)
+    nonzero: non-zero|nonzero|not zero
+    not: not|opposite|negation|inverse|closed|off|isn't|aren't|never|no
+    odd: odd
+    off: off|false|deactivate\w*|disable\w*|close\w*|shut|stop|no more|turn off|unlock
+    on: on|true|activate\w*|enable\w*|open|start|begin|turn on|mark|lock
+    occurs: how often|how many times|occurrences|times .* occurs|how many .* (?:equal|has|have|are)
+    or: either|or
+    pairs: each .* its|each .* with its|pair\w*|pairwise|element.?wise|respective\w*|corresponding
+    pairs: per item|by its|times (?:its|their|the)|multiplied by|weighted
+    percent: percent\w*|progress
+    plus: plus|together|add|added|combined|both|increased by|adding
+    position: position of|index of|where|which place|position|index
+    positive: positive|above zero|greater than (?:0|zero)|over zero|more than (?:0|zero)
+    power: power|to the|exponent|raised
+    prepend: prepend\w*|at the front|front|at the beginning|in front|at the start|first
+    put: put|store|set|keep|under a key|add|register|onto|save|record
+    rate: rate|tax|percentage|interest|vat|discount|percent|markup
+    ratio: ratio|speed|pace|density|velocity|per|divided|speed|rate of|divide|over|fraction|share
+    reach: at least|or more|or older|reaches|reached|from .* on|minimum of|not less|enough|full
+    reach: no less|or above|sufficient
+    remainder: remainder|mod\w*|rest|left over
+    remove: remove\w*|delete\w*|discard|forget|drop|take out|without|erase|unregister
+    repeat: repeat\w*|times
+    repeats: duplicates?|repeated|repeats|twice|not unique
+    replace: replac\w*|substitut\w*|swap .* for|instead|slug
+    reverse: reverse|reversed|backwards|turned round|turn the order|around|back to front
+    reverse: most recent first|newest first
+    round: round|rounded|decimals?|cents
+    running: running|cumulative|accumulated|so far
+    scale: scale|multipl\w*|times|as big|factor|in place
+    second: second
+    set: set|change|rename|new|give it|another|update|assign|replace|becomes|make it
+    short: shortest
+    shrink: decrease\w*|withdraw\w*|reduce\w*|lower|take|subtract|debit|spend|pay|off|deduct\w*
+    shrink: less|shrink|lose|use|sell
+    sort: sort|sorted|sorts|alphabetical|alphabetically|ascending|in order|order of|a to z|ranked
+    sort: low to high|ordered
+    spread: range|spread|how far|difference between the (?:largest|highest|biggest|max\w*)|gap|span
+    square: square|squared|squares
+    starts: starts?|begins?|prefix|starting|beginning
+    strip: strip\w*|trim\w*|blanks? at|whitespace|without spaces|cut off|spaces at
+    sum: sum|total|totals|altogether|combined|add up|adds up|summed|in all|overall|sums
+    swap: swap|exchange
+    third: third
+    times: times|multipl\w*|product|area|total price|total cost|factor|worth
+    title: title case|title|each word capital\w*|every word
+    toggle: toggle|flip|switch|other state|invert
+    unique: unique|distinct|once|different|duplicates|without repeats|deduplicate\w*
+    unit: minutes?|hours?|seconds?|days?|weeks?|grams?|cents|kilo\w+|meters?|metres?|dozen
+    up: increment|one more|up|increase|visit|add one|plus one|next|by one|count up|bump
+    upper: upper|uppercase|uppercased|capital letters|capitals|shout|all caps|caps
+    values: values?
+    where: where|that are|which are|with|only|who|whose|filter
+    whole: whole|integer|nearest whole|round to (?:the )?nearest|full
+    words: words?|split
+    zero: zero|reset|nothing|nil"""
+
+
+def read_cues(rows):
+    """Return {cue: pattern} of the lines of CUE_ROWS."""
+    words = collections.defaultdict(list)
+    for row in rows.strip().split("\n"):
+        name, _, said = row.strip().partition(": ")
+        words[name].append(said)
+    return {name: re.compile(rf"\b(?:{'|'.join(said)})\b") for name, said in words.items()}
+
+
+CUES = read_cues(CUE_ROWS)
+
+# step | the kind of its result, "=" as its first hole, "-" what one of that holds, "!" it changes that slot | its cues,
+# of which "flag" is what no word says and one of a/b is enough | for what is no idiom of the core: its code
+STEP_ROWS = """
+    get | = |
+    size | number | count
+    empty | flag | empty flag
+    filled | flag | filled flag
+    sum | number | sum
+    mean | number | mean
+    largest | number | max
+    smallest | number | min
+    spread | number | spread
+    longest | text | long
+    shortest | text | short
+    first | - | first
+    second | - | second
+    last | - | last
+    top | = | few first
+    sorted | = | sort
+    descending | = | sort desc
+    reversed | = | reverse
+    unique | = | unique
+    contains | flag | contains flag
+    count_of | number | occurs count
+    position_of | number | position
+    nth | - | at
+    positives | numbers | positive
+    above_arg | numbers | above
+    below_arg | numbers | below
+    join | text | join
+    keys | texts | keys
+    values | values | values
+    lookup | any | lookup
+    lookup_or | any | lookup default
+    total_of_values | number | sum values
+    times | number | times
+    plus | number | plus/sum
+    minus | number | minus
+    ratio | number | ratio
+    percent | number | percent
+    mean_of_two | number | mean both
+    larger_of_two | number | max both
+    smaller_of_two | number | min both
+    exceeds | flag | above flag
+    reaches | flag | reach flag
+    below | flag | below flag
+    equal | flag | equal flag
+    half | number | half
+    double | number | double
+    squared | number | square
+    absolute | number | abs
+    negated | number | negate
+    rounded | number | round
+    whole | number | whole
+    is_negative | flag | negative flag
+    is_positive | flag | positive flag
+    is_zero | flag | zero flag
+    more_than_number | flag | above flag
+    at_least_number | flag | reach flag
+    less_than_number | flag | below flag
+    times_number | number | times
+    by_number | number | ratio
+    plus_arg | number | plus
+    minus_arg | number | minus
+    arg_minus | number | minus
+    times_arg | number | times
+    by_arg | number | ratio
+    with_rate | number | rate plus
+    less_rate | number | rate shrink
+    above_given | flag | above flag
+    below_given | flag | below flag
+    is_given | flag | equal flag
+    not_given | flag | not equal flag
+    upper | text | upper
+    lower | text | lower
+    capital | text | capital
+    title | text | title
+    stripped | text | strip
+    words_of | texts | words
+    word_count | number | count words
+    backwards | text | backwards
+    initial | text | initial
+    starts | flag | starts flag
+    ends | flag | ends flag
+    both_texts | text | join both
+    both_initials | text | initial both
+    hello | text | hello
+    hello_arg | text | hello
+    labelled | text | label
+    replaced | text | replace
+    is_not | flag | not flag
+    set | ! | set
+    toggle | ! | toggle
+    on | ! | on
+    off | ! | off
+    up | ! | up
+    down | ! | down
+    grow | ! | grow
+    shrink | ! | shrink
+    scale | ! | scale
+    divide | ! | divide
+    zero | ! | zero
+    clear_list | ! | clear
+    clear_table | ! | clear
+    clear_text | ! | clear
+    append | ! | append
+    append_two | ! | append both
+    prepend | ! | prepend append
+    extend | ! | extend
+    remove | ! | remove
+    drop_first | ! | first dropped
+    drop_last | ! | last dropped
+    sort_in_place | ! | sort
+    reverse_in_place | ! | reverse
+    put | ! | put
+    put_value_first | ! | put
+    remove_key | ! | remove
+    add_text | ! | add_text
+    copy_to | ! | copy
+    swap | ! | swap
+    limit | ! | limit
+    at_least | ! | floor
+    median | number | median
+    count_above | number | count above
+    count_below | number | count below
+    all_above | flag | all above flag
+    any_above | flag | any above flag
+    above_mean | numbers | above mean
+    scaled_all | numbers | times all
+    shifted_all | numbers | plus all
+    scale_all | ! | times all
+    raise_all | ! | plus all
+    keep_above | ! | reach
+    largest_few | numbers | max few
+    smallest_few | numbers | min few
+    first_few | = | first few
+    last_few | = | last few
+    total_times | number | sum times
+    lengths_of | numbers | count all
+    upper_all | texts | upper
+    starting_with | texts | starts
+    containing | texts | contains
+    longer_than | texts | above
+    joined_with | text | join
+    holds_text | flag | contains flag
+    split_by | texts | words
+    repeated | text | repeat
+    power | number | power
+    remainder | number | remainder
+    key_of_largest | text | max keys
+    key_of_smallest | text | min keys
+    sorted_keys | texts | sort keys
+    count_key | ! | up
+    merge | ! | extend
+    paired | table | pairs
+    text_of_largest | text | max keys
+    text_of_smallest | text | min keys
+    append_new | ! | append unique
+    remove_at | ! | remove at
+    unique_in_place | ! | unique
+    products | numbers | pairs times | return [one * other for one, other in zip(self.numbers, self.numbers2)]
+    sums | numbers | pairs plus | return [one + other for one, other in zip(self.numbers, self.numbers2)]
+    differences | numbers | pairs minus | return [one - other for one, other in zip(self.numbers, self.numbers2)]
+    product | number | times all | return math.prod(self.numbers)
+    running | numbers | running sum | return list(itertools.accumulate(self.numbers))
+    squares | numbers | square | return [each ** 2 for each in self.numbers]
+    absolutes | numbers | abs | return [abs(each) for each in self.numbers]
+    doubles | numbers | double | return [each * 2 for each in self.numbers]
+    at_least_arg | numbers | reach | return [each for each in self.numbers if each >= value]
+    at_most_arg | numbers | limit | return [each for each in self.numbers if each <= value]
+    above_number | numbers | above | return [each for each in self.numbers if each > NUMBER]
+    below_number | numbers | below | return [each for each in self.numbers if each < NUMBER]
+    reaching_number | numbers | reach | return [each for each in self.numbers if each >= NUMBER]
+    evens | numbers | even | return [each for each in self.numbers if each % 2 == 0]
+    odds | numbers | odd | return [each for each in self.numbers if each % 2 == 1]
+    negatives | numbers | negative | return [each for each in self.numbers if each < 0]
+    nonzero | numbers | nonzero | return [each for each in self.numbers if each != 0]
+    without | = | remove | return [each for each in self.list if each != value]
+    but_first | = | dropped first | return self.list[1:]
+    but_last | = | dropped last | return self.list[:-1]
+    first_number | = | first few | return self.list[:NUMBER]
+    last_number | = | last few | return self.list[-NUMBER:]
+    third | - | third | return self.list[2]
+    second_largest | number | second max | return sorted(self.numbers)[-2]
+    second_smallest | number | second min | return sorted(self.numbers)[1]
+    counted | table | counts | return dict(collections.Counter(self.list))
+    commonest | - | max occurs | return max(self.list, key=self.list.count)
+    has_repeats | flag | repeats flag | return len(set(self.list)) < len(self.list)
+    is_sorted | flag | sort flag | return self.list == sorted(self.list)
+    count_true | number | count on | return sum(bool(each) for each in self.list)
+    even | flag | even flag | return self.number % 2 == 0
+    odd | flag | odd flag | return self.number % 2 == 1
+    plus_number | number | plus | return self.number + NUMBER
+    minus_number | number | minus | return self.number - NUMBER
+    floor_number | number | ratio whole | return self.number // NUMBER
+    floor_arg | number | ratio whole | return self.number // value
+    floor_two | number | ratio whole | return self.number // self.number2
+    remainder_two | number | remainder | return self.number % self.number2
+    not_negative | number | floor | return max(self.number, 0)
+    capped_arg | number | limit | return min(self.number, value)
+    above_two_rate | number | rate plus | return self.number * (1 + self.number2)
+    below_two_rate | number | rate shrink | return self.number * (1 - self.number2)
+    percent_arg | number | percent rate | return self.number * value / 100
+    less_percent | number | percent rate shrink | return self.number * (1 - value / 100)
+    more_percent | number | percent rate plus | return self.number * (1 + value / 100)
+    percent_two | number | percent rate | return self.number * self.number2 / 100
+    less_percent_two | number | percent rate shrink | return self.number * (1 - self.number2 / 100)
+    more_percent_two | number | percent rate plus | return self.number * (1 + self.number2 / 100)
+    up_number | ! | grow | self.number = self.number + NUMBER
+    down_number | ! | shrink | self.number = self.number - NUMBER
+    lower_all | texts | lower | return [each.lower() for each in self.texts]
+    title_all | texts | title | return [each.title() for each in self.texts]
+    capital_all | texts | capital | return [each.capitalize() for each in self.texts]
+    stripped_all | texts | strip | return [each.strip() for each in self.texts]
+    initials_all | texts | initial | return [each[0] for each in self.texts]
+    by_length | texts | sort count | return sorted(self.texts, key=len)
+    ending_with | texts | ends | return [each for each in self.texts if each.endswith(value)]
+    shorter_than | texts | below | return [each for each in self.texts if len(each) < value]
+    longer_than_number | texts | above | return [each for each in self.texts if len(each) > NUMBER]
+    filled_texts | texts | filled | return [each for each in self.texts if each]
+    joined_by | text | join | return TEXT.join(self.texts)
+    joined_words | text | join words | return ' '.join(self.texts)
+    between | text | join both | return self.text + TEXT + self.text2
+    text_after | text | add_text | return self.text + value
+    text_before | text | prepend | return value + self.text
+    ended_by | text | add_text | return self.text + TEXT
+    begun_by | text | prepend | return TEXT + self.text
+    swapped | text | replace | return self.text.replace(TEXT, TEXT2)
+    without_text | text | remove | return self.text.replace(TEXT, '')
+    replaced_by | text | replace | return self.text.replace(TEXT, value)
+    cut_at | texts | words | return self.text.split(TEXT)
+    lines_of | texts | lines | return self.text.splitlines()
+    count_text | number | occurs count | return self.text.count(value)
+    last_letter | text | last initial | return self.text[-1]
+    letters_arg | text | few first | return self.text[:value]
+    letters | text | few first | return self.text[:NUMBER]
+    palindrome | flag | backwards flag | return self.text == self.text[::-1]
+    initials_of | text | initial words | return ''.join(each[0] for each in self.text.split())
+    largest_value | number | max values | return max(self.table.values())
+    smallest_value | number | min values | return min(self.table.values())
+    keys_above | texts | keys above | return [key for key, each in self.table.items() if each > value]
+    keys_below | texts | keys below | return [key for key, each in self.table.items() if each < value]
+    keys_below_number | texts | keys below | return [key for key, each in self.table.items() if each < NUMBER]
+    keys_above_number | texts | keys above | return [key for key, each in self.table.items() if each > NUMBER]
+    keys_by_value | texts | sort desc keys | return sorted(self.table, key=self.table.get, reverse=True)
+    lookup_or_zero | number | lookup default | return self.table.get(value, 0)
+    inverted | table | toggle | return {each: key for key, each in self.table.items()}
+    grow_key | ! | grow change_key | self.table = {**self.table, first: self.table.get(first, 0) + second}
+    shrink_key | ! | shrink change_key | self.table = {**self.table, first: self.table.get(first, 0) - second}
+    insert_at | ! | append at | self.list = [*self.list[:first], second, *self.list[first:]]
+    descend_in_place | ! | sort desc | self.list = sorted(self.list, reverse=True)
+    rotate | ! | last first | self.list = [*self.list[1:], self.list[0]]
+    both_flags | flag | both flag | return self.flag and self.flag2
+    either_flag | flag | or flag | return self.flag or self.flag2
+    field | fields | field | return [each[KEY] for each in self.rows]
+    field_products | numbers | pairs times | return [each[KEY] * each[KEY2] for each in self.rows]
+    rows_with | rows | where | return [each for each in self.rows if each[KEY]]
+    rows_without | rows | where not | return [each for each in self.rows if not each[KEY]]
+    rows_equal | rows | where equal | return [each for each in self.rows if each[KEY] == value]
+    rows_above | rows | above | return [each for each in self.rows if each[KEY] > value]
+    rows_below | rows | below | return [each for each in self.rows if each[KEY] < value]
+    rows_by | rows | sort | return sorted(self.rows, key=lambda each: each[KEY])
+    row_largest | table | max | return max(self.rows, key=lambda each: each[KEY])
+    row_smallest | table | min | return min(self.rows, key=lambda each: each[KEY])
+    row_found | table | lookup equal | return next(each for each in self.rows if each[KEY] == value)
+    drop_rows | ! | remove | self.rows = [each for each in self.rows if each[KEY] != value]
+    item | any | get | return self.table[KEY]"""
+
+
+# hole -> the kinds that fit it: those of the core's idioms, and lists of tables, which are rows
+FITTING = {name: (*kinds, "rows") if "list" in kinds else kinds for name, kinds in HOLES.items()} | {"rows": ("rows",)}
+ITEM_KINDS = {"numbers": "number", "texts": "text", "rows": "table"}         # of a list -> of one that it holds
+
+
+class StepCode(typing.NamedTuple):
+    """A step: `code` is the expression that it returns, or puts into the holes that it changes."""
+
+    name: str
+    code: str
+    changes: tuple                                       # holes that it changes
+    result: str
+    cues: frozenset
+    holes: tuple                                         # of slots, in the order of the code
+    given: tuple                                         # names of arguments
+    marks: tuple                                         # of NUMBER, TEXT, TEXT2, KEY, KEY2
+
+
+def read_step(line):
+    """Return the StepCode of a line of STEP_ROWS."""
+    name, result, cues, *more = (part.strip() for part in line.split("|"))
+    body = more[0] if more else IDIOMS[name]
+    target, _, code = body.partition(" = ") if result == "!" else ("", "", body.removeprefix("return "))
+    holes = tuple(dict.fromkeys(re.findall(r"self\.(\w+)", body)))
+    given = tuple(dict.fromkeys(re.findall(r"\b(?:value|first|second)\b", code)))
+    marks = tuple(dict.fromkeys(re.findall(r"\b(?:NUMBER|TEXT2?|KEY2?)\b", code)))
+    changed = tuple(re.findall(r"self\.(\w+)", target))
+    return StepCode(name, code, changed, result, frozenset(re.findall(r"\w+", cues)), holes, given, marks)
+
+
+STEPS = {step.name: step for step in map(read_step, STEP_ROWS.strip().split("\n"))}
+STEP_WANTS = {name: [cue for cue in step.cues if cue in CUES and cue not in ("all",)] for name, step in STEPS.items()}
+UNITS = {"minutes": "60", "hours": "60", "seconds": "60", "hour": "60", "days": "24", "weeks": "7", "week": "7", "dozen": "12",
+         "grams": "1000", "kilograms": "1000", "cents": "100", "percent": "100", "percentage": "100", "meters": "1000"}
+TEXT_WORDS = {"comma": ", ", "commas": ", ", "space": " ", "spaces": " ", "blank": " ", "dash": "-", "dashes": "-",
+              "hyphen": "-", "hyphens": "-", "underscore": "_", "underscores": "_", "colon": ": ", "slash": "/", "dot": ".",
+              "dots": ".", "newline": "\n", "newlines": "\n", "semicolon": "; ", "pipe": "|"}
+
+
+class World(typing.NamedTuple):
+    """What a method can be made of: kinds of slots and arguments, and what the request tells."""
+
+    slots: dict                                          # slot -> kind
+    given: dict                                          # name of an argument -> kind
+    numbers: tuple                                       # told, as Python writes them
+    usual: tuple                                         # not told
+    texts: tuple                                         # told, as Python writes them
+    keys: dict                                           # slot -> {key: kind} of tables and rows
+    values: dict                                         # slot -> kind of what a table holds
+
+
+def value_kind(value):
+    """Return the kind of a value: one of SLOT_TYPES, or "rows" for a list of tables."""
+    rows = isinstance(value, list | tuple) and value and all(isinstance(each, dict) for each in value)
+    return "rows" if rows else slot_type(value)
+
+
+def keys_of(value):
+    """Return {key: kind} of a table, or of all tables of a list; a key is a text."""
+    tables = value if value_kind(value) == "rows" else [value]
+    first = tables[0] if isinstance(tables[0], dict) else {}
+    shared = [key for key in first if isinstance(key, str) and all(key in table for table in tables)]
+    return {key: value_kind(first[key]) for key in shared[:KEYS_MOST]}
+
+
+KEYS_MOST, TEXTS_MOST = 12, 4
+
+
+def texts_told(text):
+    """Return the texts that a request quotes or names by a word, as Python writes them."""
+    quoted = [found[1] for found in re.finditer(r"(?<!\w)[\"'“‘`]([^\"'“”‘’`\n]{1,20})[\"'”’`](?!\w)", text)]
+    named = [TEXT_WORDS[word] for word in re.findall(r"[a-z]+", text.lower()) if word in TEXT_WORDS]
+    return tuple(dict.fromkeys(repr(each) for each in (*quoted, *named)))[:TEXTS_MOST]
+
+
+def world_of(text, slots, arguments, kinds=None):
+    """Return the World of a request's text, for slots {name: value} and the arguments of a message.
+
+    `kinds` {slot: kind} are what an empty list is, where that is known from elsewhere.
+    """
+    names = ((), ("value",), ("first", "second"))[len(arguments)]
+    words = re.findall(r"\d+(?:\.\d+)?|[a-z]+", text.lower())
+    said = [word if word[0].isdigit() else str(NUMBER_WORDS.get(word, UNITS.get(word, ""))) for word in words]
+    told = tuple(dict.fromkeys(number.lstrip("0") or "0" for number in said if number))
+    empty = {name: kind for name, kind in (kinds or {}).items() if slots.get(name) == []}
+    kinds = {name: value_kind(value) for name, value in slots.items()} | empty
+    tables = {name: value for name, value in slots.items() if kinds[name] in ("table", "rows") and value}
+    held = {name: value_kind(list(value.values())) for name, value in tables.items() if kinds[name] == "table"}
+    return World(kinds, {name: value_kind(value) for name, value in zip(names, arguments, strict=True)}, told,
+                 tuple(number for number in map(str, USUAL_NUMBERS) if number not in told), texts_told(text),
+                 {name: keys_of(value) for name, value in tables.items()}, held)
+
+
+class Candidate(typing.NamedTuple):
+    """A method that may be meant. `result` is the kind of what it answers; `target` the slots that it changes, or None."""
+
+    steps: tuple
+    target: str | None
+    code: str
+    result: str
+    slots: tuple                                         # used, in the order of the code
+    given: frozenset                                     # arguments used
+    marks: tuple                                         # numbers, texts, keys that it took
+
+    @property
+    def body(self):
+        """The one line of the method."""
+        if self.target is None:
+            return f"return {self.code}"
+        targets = ", ".join(f"self.{name}" for name in self.target.split())
+        return f"{targets} = {self.code}"
+
+    @property
+    def cues(self):
+        """What its steps do."""
+        return frozenset().union(*(STEPS[name].cues for name in self.steps))
+
+
+FIRST_STEP = "\0inner"                                       # stands for the first step, where a slot or an argument may stand
+
+
+def choices_of(step, world):
+    """Return {hole or argument of a step: slots or arguments of the message that fit}."""
+    slots = {hole: [name for name, kind in world.slots.items() if kind in FITTING[hole.rstrip("2")]] for hole in step.holes}
+    return slots | {name: list(world.given) for name in step.given}
+
+
+def choices_around(step, one, choices):
+    """Yield `choices` with the Candidate `one` in each place of a step where it fits."""
+    for place in choices:
+        wanted = FITTING.get(place.rstrip("2"), ("number", "text", "any"))
+        if place not in step.changes and (one.result in wanted or one.result == "any"):
+            yield {**choices, place: [FIRST_STEP]}
+
+
+def fillings(step, choices, kinds):
+    """Yield {hole or argument: what stands there}: nothing twice, and the second of two of the kind of the first."""
+    for picked in itertools.product(*choices.values()):
+        filled = dict(zip(choices, picked, strict=True))
+        twins = [place for place in step.holes if place.endswith("2")]
+        if len(set(picked)) == len(picked) and all(kinds[filled[place]] == kinds[filled[place[:-1]]] for place in twins):
+            yield filled
+
+
+def marks_of(step, slots, world, numbers):
+    """Yield {mark: text} for the numbers, texts and keys of a step over given slots."""
+    keys = [repr(key) for slot in slots for key in world.keys.get(slot, ())]
+    choices = {"NUMBER": numbers, "TEXT": world.texts, "TEXT2": (*world.texts, "''"), "KEY": keys, "KEY2": keys}
+    for picked in itertools.product(*(choices[mark] for mark in step.marks)):
+        if len(set(picked)) == len(picked):
+            yield dict(zip(step.marks, picked, strict=True))
+
+
+def written(code, texts, marks):
+    """Return a step's code with its holes, arguments and marks filled."""
+    def filled(found):
+        return texts.get(found[1] or found[0]) or marks[found[0]]
+    return re.sub(r"\bself\.(\w+)|\b(?:value|first|second|NUMBER|TEXT2?|KEY2?)\b", filled, code)
+
+
+def result_of(step, kind, slot, world, marks):
+    """Return the kind that a step answers, `kind` being that of its first hole, in which `slot` stands."""
+    if step.result in RESULTS_AS:
+        return RESULTS_AS[step.result](kind)
+    if step.result == "values":
+        return world.values.get(slot, "list")
+    key = world.keys.get(slot, {}).get(ast.literal_eval(marks["KEY"])) if "KEY" in marks else None
+    if step.result == "fields":
+        return {"number": "numbers", "text": "texts"}.get(key, "list")
+    return key or "any" if step.result == "any" else step.result
+
+
+RESULTS_AS = {"=": lambda kind: kind, "-": lambda kind: ITEM_KINDS.get(kind, "any")}
+
+
+def candidates_of(step, world, numbers, choices, one=None):
+    """Yield the Candidates of a step over what `choices` allow; `one` is what stands for FIRST_STEP."""
+    kinds = world.slots | world.given | ({FIRST_STEP: one.result} if one else {})
+    for filled in fillings(step, choices, kinds):
+        slots = [filled[hole] for hole in step.holes if filled[hole] != FIRST_STEP]
+        for marks in marks_of(step, slots, world, numbers):
+            yield candidate(step, world, filled, marks, kinds, one)
+
+
+def candidate(step, world, filled, marks, kinds, one):
+    """Return the Candidate of a step whose places are filled."""
+    texts = {place: placed(name, world, one) for place, name in filled.items()}
+    first = filled[step.holes[0]] if step.holes else None
+    target = " ".join(filled[hole] for hole in step.changes) or None
+    slots = [filled[hole] for hole in step.holes if filled[hole] != FIRST_STEP]
+    given = {name for name in filled.values() if name in world.given}
+    inner = one or NOTHING
+    return Candidate((step.name, *inner.steps), target, written(step.code, texts, marks),
+                     result_of(step, kinds.get(first), first, world, marks), (*slots, *inner.slots), inner.given | given,
+                     (*marks.values(), *inner.marks))
+
+
+NOTHING = Candidate((), None, "", "", (), frozenset(), ())
+
+
+def placed(name, world, one):
+    """Return the code of what stands in a place."""
+    if name != FIRST_STEP:
+        return name if name in world.given else f"self.{name}"
+    return one.code if is_closed(one.code) else f"({one.code})"
+
+
+CLOSED = ast.Call | ast.Attribute | ast.Subscript | ast.ListComp | ast.List | ast.Dict
+
+
+@functools.lru_cache(maxsize=4096)
+def is_closed(code):
+    """Return whether code can stand anywhere without brackets around it."""
+    return isinstance(ast.parse(code, mode="eval").body, CLOSED)
+
+
+# Steps that say nothing around another one.
+ALONE = frozenset("get hello hello_arg labelled swap copy_to toggle on off up down zero clear_list clear_table clear_text equal "
+                  "both_initials item".split())
+
+
+def one_steps(world):
+    """Yield the Candidates of one step, whatever arguments they use."""
+    for step in STEPS.values():
+        if len(step.given) <= len(world.given):
+            numbers = (*world.numbers, *world.usual) if step.name in IDIOMS else world.numbers
+            yield from candidates_of(step, world, numbers, choices_of(step, world))
+
+
+def two_steps(world, inner):
+    """Yield the Candidates of two steps, the first of them one of `inner`."""
+    for step in STEPS.values():
+        if step.name not in ALONE:
+            choices = choices_of(step, world)
+            for one in inner:
+                for around in choices_around(step, one, choices):
+                    yield from candidates_of(step, world, world.numbers, around, one)
+
+
+# Ranking: what words and the router say
+
+# What each feature of a candidate is worth. The weights were set on requests that are committed (seed_core/methods.txt,
+# tests/data/unheard.txt) and on others by hand, none of those by which the rate of right ones is judged.
+WEIGHTS = {
+    "share": 0.9,                                        # the logarithm of the router's share
+    "cue": 2.2, "weak cue": 0.7, "unsaid": -2.1,         # what its steps do is said, said by a word that is said often, not said
+    "unexplained": -0.45,                                 # a cue of the request that none of its steps has
+    "change": 1.15, "quiet change": -1.1,                 # it changes something where that is wanted; where nothing is said of it
+    "flag": 2.0, "no flag": -1.05,                        # it answers yes or no where that is asked, and where not
+    "named": 1.05, "unnamed": -0.75, "missed": -1.1,       # slots and keys that the request names, or not; named ones left out
+    "order": 0.7, "said order": 1.9,                     # two slots in the order of the text, as words between them want it
+    "number": 0.7, "untold number": -1.7,
+    "second step": -4.0, "twice": -2.2,                  # a slot used twice
+}
+SHARE_LEAST = 1e-4                                       # a smaller share is as good as none
+SHARE_OF_MORE = 0.02                                     # of a step that the router does not know
+WEAK_CUES = frozenset("all any at both few field keys lookup values where not on or unit second".split())
+CHANGING = frozenset("""add append put push insert remove delete drop pop clear reset empty set rename change update increment
+increase decrement decrease reduce raise lower toggle flip switch deposit withdraw debit credit store save register mark close
+open turn forget deactivate activate merge extend grow shrink scale swap copy visit enqueue dequeue charge discard start stop
+lock unlock enable disable move fill restock sell buy spend record note assign bump apply replace""".split())
+READING = re.compile(r"(?:return|compute|calculate|get|give|tell|check|find|list|what|how|the|number|whether|true|is|are|has|"
+                     r"only|each|every|all|does|do|which)s?\b")
+ASKING = re.compile(r"(?:is|has|have|are|can|should|was|does|do|contains|starts|ends|exceeds|matches|any|all)\b")
+ASKS = re.compile(r"\b(?:whether|(?:true|yes) (?:if|when|iff)|tells? if|checks? (?:if|that)|is it|is there|are there|does|"
+                  r"has the|is the|or older|or more)\b")
+
+
+# Words between two slots that say which of them comes first: "~1 minus ~2"; behind the others it is the second.
+BETWEEN = ("minus|less|divided by|over|per|exceeds|reaches|[-/+*]|plus|times|and|by|to the power of|modulo|with|"
+           "is (?:above|over|greater than|more than|below|under|less than)")
+TAKING = "subtract|subtracts|subtracting|deduct|deducting|take|taking"
+IN_ORDER = re.compile(rf"~(\d+) (?:{BETWEEN}) (?:the |its |their |sum of |total of )*~(\d+)")
+OUT_OF_ORDER = re.compile(rf"(?:{TAKING}) (?:the )?~(\d+) (?:away )?from (?:the )?~(\d+)")
+
+
+class Said(typing.NamedTuple):
+    """What a request says: cues, how much it wants a change (-2 to 2), whether it asks yes or no, and where it names slots."""
+
+    cues: frozenset
+    change: int
+    asks: bool
+    named: dict                                          # slot -> (place in the text, 1.0 with all its words, else 0.5)
+    order: tuple                                         # pairs of slots, the first before the second
+    words: frozenset                                     # all of the request's
+    numbers: tuple
+    shares: dict                                         # idiom -> the router's share
+
+
+def plain_words(name):
+    """Return a name as words in lower case: itemCount and item_count are item count."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|[_:]+", " ", name).strip().lower()
+
+
+def what_is_said(selector, intent, world, shares):
+    """Return the Said of a request."""
+    name, told = plain_words(selector), intent.lower().strip()
+    text, slots = marked(f"{name} ; {told}", list(world.slots))
+    cues = frozenset(cue for cue, words in CUES.items() if words.search(text))
+    first = [each.partition(" ")[0] for each in (name, told)]
+    change = sum(word in CHANGING for word in first) - sum(bool(READING.match(each)) for each in (name, told))
+    order = [(slots[found[1]], slots[found[2]]) for found in IN_ORDER.finditer(text)]
+    order += [(slots[found[2]], slots[found[1]]) for found in OUT_OF_ORDER.finditer(text)]
+    return Said(cues, change, bool(ASKING.match(name) or ASKS.search(told)), places_named(f"{told} ; {name}", world.slots),
+                tuple(order), frozenset(re.findall(r"[a-z]+", f"{name} {told}")), world.numbers, dict(shares))
+
+
+def marked(text, slots):
+    """Return (a text with ~NUMBER for the names of slots, which say nothing of what is done with them; {NUMBER: slot})."""
+    for number, slot in sorted(enumerate(slots), key=lambda pair: -len(pair[1])):
+        text = re.sub(rf"\b{re.escape(plain_words(slot))}\b", f"~{number}", text)
+    return text, {str(number): slot for number, slot in enumerate(slots)}
+
+
+def places_named(text, slots):
+    """Return {slot: (place, 1.0 or 0.5)} of the slots that a text names, by all words of the name or by some."""
+    said = [(found.start(), found[0]) for found in re.finditer(r"[a-z]+", text)]
+    named = {}
+    for slot in slots:
+        words = re.findall(r"[a-z]+", plain_words(slot))
+        places = [next((place for place, word in said if same_word(each, word)), None) for each in words]
+        known = [place for place in places if place is not None]
+        if known:
+            named[slot] = min(known), 1.0 if len(known) == len(words) else 0.5
+    return named
+
+
+def worth(candidate, said):
+    """Return how well words and router speak for a Candidate: a sum of logarithms, so to say."""
+    return sum(WEIGHTS[name] * value for name, value in features(candidate, said).items())
+
+
+def features(candidate, said):
+    """Return {name in WEIGHTS: how much of it a Candidate has}."""
+    found = {"share": router_share(candidate, said), "second step": len(candidate.steps) - 1}
+    return found | cue_features(candidate, said) | name_features(candidate, said) | number_features(candidate, said)
+
+
+def router_share(candidate, said):
+    shares = [said.shares.get(name, SHARE_LEAST) if name in IDIOMS else SHARE_OF_MORE for name in candidate.steps]
+    return math.log(max(*shares, SHARE_LEAST)) if said.shares else 0.0
+
+
+def unsaid_share(wanted, cues):
+    """Return how much of what a step does is not said: 1 where nothing of it is."""
+    missing = sum(cue not in cues for cue in wanted)
+    return min(1, missing) if missing == len(wanted) else PARTLY_SAID * missing
+
+
+PARTLY_SAID = 0.35
+
+
+def cue_features(candidate, said):
+    """Return the features of what its steps do, and what the request says."""
+    told = candidate.cues & said.cues
+    weak = len(told & WEAK_CUES)
+    unsaid = sum(unsaid_share(STEP_WANTS[name], said.cues) for name in candidate.steps)
+    is_flag = candidate.result == "flag" and not candidate.target
+    return {"cue": len(told) - weak, "weak cue": weak, "unsaid": unsaid, "unexplained": len(said.cues - told - WEAK_CUES),
+            "change": said.change * (1 if candidate.target else -1), "quiet change": bool(candidate.target) and said.change <= 0,
+            "flag": said.asks * (1 if is_flag else -1), "no flag": is_flag and not said.asks}
+
+
+def name_features(candidate, said):
+    """Return the features of the slots and keys that it uses."""
+    code = candidate.body
+    used = list(dict.fromkeys(re.findall(r"self\.(\w+)", code.partition(" = ")[2] if candidate.target else code)))
+    keys = [ast.literal_eval(mark) for mark in candidate.marks if mark[0] in "\"'"]
+    known = [said.named[slot] for slot in candidate.slots if slot in said.named]
+    keyed = sum(bool(said_word(key, said)) for key in keys)
+    pairs = list(itertools.combinations(used, 2))
+    in_order = sum((one in said.named and other in said.named) * (1 if said.named[one] < said.named[other] else -1)
+                   for one, other in pairs if one in said.named and other in said.named)
+    return {"named": sum(share for _, share in known) + keyed, "unnamed": len(candidate.slots) - len(known) + len(keys) - keyed,
+            "missed": sum(share == 1.0 and slot not in candidate.slots for slot, (_, share) in said.named.items()),
+            "twice": len(candidate.slots) - len(set(candidate.slots)), "order": in_order,
+            "said order": sum((pair in said.order) - (pair[::-1] in said.order) for pair in pairs)}
+
+
+def said_word(key, said):
+    """Return whether a request says a word of a key."""
+    return any(same_word(word, other) for word in re.findall(r"[a-z]+", plain_words(key)) for other in said.words)
+
+
+def number_features(candidate, said):
+    numbers = [mark for mark in candidate.marks if mark[0].isdigit()]
+    told = sum(number in said.numbers for number in numbers)
+    return {"number": told, "untold number": len(numbers) - told}
+
+
+ONE_STEPS_MOST, TWO_STEPS_MOST, INNER_MOST = 4000, 8000, 150                 # candidates that are looked at
+
+
+def ranked(candidates, said, most):
+    """Return [(worth, Candidate)], the best first, none that is written as another one is."""
+    unlike = {}
+    for candidate in candidates:
+        unlike.setdefault((candidate.target, candidate.code), candidate)
+    rows = ((worth(candidate, said), candidate) for candidate in unlike.values())
+    return heapq.nlargest(most, rows, key=lambda row: row[0])
+
+
+def enumerated(world, said):
+    """Return ([(worth, Candidate)] of one step, of two), the best first, each with all the arguments used."""
+    ones = list(itertools.islice(one_steps(world), ONE_STEPS_MOST))
+    inner = [one for _, one in ranked((one for one in ones if not one.target and one.steps != ("get",)), said, INNER_MOST)]
+    twos = itertools.islice(two_steps(world, inner), 20 * TWO_STEPS_MOST)
+    whole = world.given.keys()
+    return (ranked((one for one in ones if one.given == whole), said, ONE_STEPS_MOST),
+            ranked((two for two in twos if two.given == whole), said, TWO_STEPS_MOST))
+
+
+# Trying many at once, in a child: a method that is made for it tries one candidate after the other
+
+PROBE = "probe"
+PROBED_AT_ONCE = 2000                                    # candidates in one source
+PROBE_HEAD = """def probe({names}):
+    def same(one, other):
+        if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+            return len(one) == len(other) and all(same(*pair) for pair in zip(one, other))
+        if isinstance(one, dict) and isinstance(other, dict):
+            return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+        if isinstance(one, bool) or isinstance(other, bool):
+            return one is other
+        if isinstance(one, (int, float)) and isinstance(other, (int, float)):
+            return one == other or math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
+        return one == other
+    found = []
+    for number, make in enumerate(({makers})):
+        try:
+            made = make()
+            {note}
+        except Exception:
+            pass
+    return found
+"""
+NOTE_SAME = "if same(made, wanted_):\n                found.append(number)"
+NOTE_VALUE = "found.append([number, hash(repr(made))])"
+
+
+def probing(lane_run, codes, names, note, slots, arguments):
+    """Yield what a probe notes of each piece of `codes`: `lane_run` (source, slots, arguments) runs a method named probe."""
+    for start in range(0, len(codes), PROBED_AT_ONCE):
+        makers = "".join(f"lambda: {code}, " for code in codes[start:start + PROBED_AT_ONCE])
+        source = PROBE_HEAD.format(names=", ".join(("self", *names)), makers=makers, note=note)
+        for row in lane_run(source, slots, arguments):
+            yield (row + start) if isinstance(row, int) else [row[0] + start, row[1]]
+
+
+def doing(run, candidates, names, slots, arguments, wanted):
+    """Return those of the Candidates that make `wanted` of slots and arguments."""
+    codes = [candidate.code for candidate in candidates]
+    return [candidates[number] for number in probing(run, codes, (*names, "wanted_"), NOTE_SAME, slots, (*arguments, wanted))]
+
+
+def behaviours(run, candidates, names, inputs):
+    """Return {Candidate: what it makes of each of the inputs (slots, arguments), as digests}."""
+    made = {candidate: [] for candidate in candidates}
+    codes = [candidate.code for candidate in candidates]
+    for slots, arguments in inputs:
+        told = dict(probing(run, codes, names, NOTE_VALUE, slots, arguments))
+        for number, candidate in enumerate(candidates):
+            made[candidate].append(told.get(number))
+    return made
+
+
+# What examples decide
+
+SAMPLES = 8                                              # objects on which candidates that do the examples are compared
+COMPARED_MOST = 400                                      # of those
+
+
+def varied(value, rng):
+    """Return another value of the same kind as a slot's or an argument's."""
+    if isinstance(value, dict):
+        return {key: varied(each, rng) for key, each in value.items()}
+    if value_kind(value) == "rows":
+        rows = [varied(rng.choice(value), rng) for _ in range(rng.randint(2, 5))]
+        return rows
+    kind = slot_type(value)
+    if kind == "list" and value:
+        return [varied(rng.choice(value), rng) for _ in range(rng.randint(2, 5))]
+    if kind == "number" and isinstance(value, int):
+        return rng.randint(0, 60)
+    return value if kind == "other" else sampled_value(kind, rng)
+
+
+def varied_inputs(slots, arguments, rng, count):
+    """Return [(slots, arguments)] like those given; arguments are taken out of what slots hold at times."""
+    made = []
+    for _ in range(count):
+        others = {name: varied(value, rng) for name, value in slots.items()}
+        held = [item for value in others.values() for item in items_of(value)]
+        made.append((others, tuple(alike_argument(value, held, rng) for value in arguments)))
+    return made
+
+
+def alike_argument(value, held, rng):
+    """Return another argument of the kind of `value`, at times one of what is held."""
+    alike = [item for item in held if value_kind(item) == value_kind(value)]
+    return rng.choice(alike) if alike and rng.random() < 0.6 else varied(value, rng)
+
+
+def wanted_of_example(example, candidate):
+    """Return what a Candidate shall make by an example, or ABSENT where it can be none of it."""
+    if candidate.target is None:
+        return ABSENT if example.after else example.result
+    names = candidate.target.split()
+    if set(names) != set(example.after) or example.result is not ABSENT:
+        return ABSENT
+    return example.after[names[0]] if len(names) == 1 else tuple(example.after[name] for name in names)
+
+
+def doing_all(run, rows, names, slots, examples):
+    """Return those of the rows (worth, Candidate) that do all of the examples."""
+    for example in examples:
+        wanted = {}
+        for row in rows:
+            value = wanted_of_example(example, row[1])
+            if value is not ABSENT:
+                wanted.setdefault(row[1].target, (value, []))[1].append(row)
+        kept = []
+        for value, some in wanted.values():
+            does = set(doing(run, [one for _, one in some], names, {**slots, **example.slots}, example.arguments, value))
+            kept += [row for row in some if row[1] in does]
+        rows = sorted(kept, key=lambda row: -row[0])
+    return rows
+
+
+# Examples in an intent, in the forms that people write. Positional are the arguments, named are slots beforehand; behind the
+# sign or word stands the result, slots afterwards, or both:
+#
+#   add_name_("Eve", names=["Ann"]) -> names=["Ann", "Eve"]         total(prices=[3, 1]) returns 4
+#   e.g. [3, 1] -> 4        {total: 120, paid: 45} gives 75         total=120, paid=45 -> 75
+#   >>> shop.total()        and on the next line 4
+
+EXAMPLE_CHARS, EXAMPLES_READ, ITEMS_READ = 300, 10, 12   # of either side; of one intent; values of either side
+EXAMPLE_TOKEN = re.compile(r"""
+    (?P<prompt>>>>) | (?P<arrow>->|=>|==|→) | (?P<line>\n) | (?P<mark>[][{}(),:;=])
+    | (?P<text>(?<!\w)(?:"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')) | (?P<number>-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)
+    | (?P<name>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)""", re.VERBOSE)
+EXAMPLE_VERBS = frozenset("returns return gives give yields yield answers answer produces produce makes results".split())
+EXAMPLE_BEINGS = frozenset("is are be equals equal becomes become leaves".split())      # behind a call or named values alone
+EXAMPLE_FILLERS = frozenset("it this that the result should must shall would will then call in to".split())
+EXAMPLE_JOINTS = frozenset("and with then , ;".split())
+EXAMPLE_CONSTANTS = {"True": True, "False": False, "None": None, "true": True, "false": False, "null": None}
+
+
+class Example(typing.NamedTuple):
+    """What a call shall give: its result, or ABSENT, and slots afterwards. The code's author is not told what is `held` back."""
+
+    call: str
+    arguments: tuple
+    slots: dict
+    result: object
+    after: dict
+    held: bool = False
+
+    def plain(self):
+        """Return me as plain data; see told_examples."""
+        return {name: value for name, value in self._asdict().items() if value is not ABSENT}
+
+
+class Token(typing.NamedTuple):
+    """A piece of an intent: its kind, text and place; `closing` is the number of the token that closes its bracket, or None."""
+
+    kind: str
+    text: str
+    start: int
+    end: int
+    closing: int | None = None
+
+
+def tokens_of(text):
+    """Return the Tokens of a text, up to a "" that ends them; other signs and words in between are left out."""
+    tokens = [Token(found.lastgroup, found[0], *found.span()) for found in EXAMPLE_TOKEN.finditer(text)]
+    opened = []
+    for number, token in enumerate(tokens):
+        if token.text in ("[", "{", "("):
+            opened.append(number)
+        elif token.text in ("]", "}", ")") and opened:
+            first = opened.pop()
+            tokens[first] = tokens[first]._replace(closing=number)
+    return [*tokens, Token("end", "", len(text), len(text))]
+
+
+def read_literal(text):
+    """Return the value of a piece of Python, or of a table whose keys are bare names. Raises ValueError, SyntaxError."""
+    if len(text) > EXAMPLE_CHARS:
+        raise ValueError("this is too long for an example")
+    node = constant_of(ast.parse(text.strip(), mode="eval").body)
+    for each in ast.walk(node):
+        if isinstance(each, ast.Dict):
+            each.keys = [ast.Constant(key.id) if isinstance(key, ast.Name) else key for key in each.keys]
+        if isinstance(each, ast.List | ast.Tuple | ast.Dict):
+            plain_constants(each)
+    return checked(ast.literal_eval(node))
+
+
+def plain_constants(node):
+    """Let true, false and null in a list or table be what they are in Python."""
+    for field in ("elts", "values"):
+        items = getattr(node, field, None)
+        if items:
+            setattr(node, field, [constant_of(item) for item in items])
+
+
+def constant_of(node):
+    known = isinstance(node, ast.Name) and node.id in EXAMPLE_CONSTANTS
+    return ast.Constant(EXAMPLE_CONSTANTS[node.id]) if known else node
+
+
+NO_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
+
+
+def read_call(text):
+    """Return (positional, named) values of the inside of a call. Raises what NO_LITERAL names."""
+    if len(text) > EXAMPLE_CHARS:
+        raise ValueError("this is too long for an example")
+    call = ast.parse(f"f({text})", mode="eval").body
+    if not isinstance(call, ast.Call) or ast.unparse(call.func) != "f":
+        raise ValueError("this is no call")
+    positional = [read_literal(ast.unparse(value)) for value in call.args]
+    return positional, {each.arg: read_literal(ast.unparse(each.value)) for each in call.keywords if each.arg}
+
+
+class ExampleReader:
+    """I read the examples of an intent for a message: `slots` {name: kind} of its receiver, kinds of its `arguments`.
+
+    `examples`: (start, end, Example) in their order; `unread`: what looks like one and could not be read, as texts.
+    """
+
+    def __init__(self, intent, selector, slots, arguments):
+        self.text, self.name, self.slots, self.kinds = intent, selector_name(selector), slots, list(arguments)
+        self.tokens, self.examples, self.before, self._values, self._read = tokens_of(intent), [], {}, {}, []
+        number = 0
+        while number < len(self.tokens) and len(self.examples) < EXAMPLES_READ:
+            number = self.read(number) or number + 1
+        self.examples = [row for row in self.examples if row[2].after or row[2].result is not ABSENT]
+        self.unread = self.left()
+
+    def read(self, number):
+        """Read an example, or what a prompt sets beforehand, from a token on; returns the token behind it, or None."""
+        start = self.tokens[number].start
+        prompt = self.tokens[number].kind == "prompt"
+        if prompt and (end := self.prompted(number + 1)):
+            return end
+        left = self.call(number + prompt) or self.given(number)
+        if left is None:
+            return None
+        positional, named, behind, sure = left
+        behind = self.verb(behind, sure, prompt)
+        right = behind and self.outcome(behind)
+        if prompt and behind and not right and self.tokens[behind].kind == "prompt":
+            right = ABSENT, {}, behind                   # it answers nothing; what it changes may be shown next
+        placed = right and self.placed(positional, named)
+        if not placed:
+            return None
+        result, after, end = right
+        stop = self.tokens[end - 1].end
+        slots = {**self.before, **placed[1]}
+        self.examples.append((start, stop, Example(self.text[start:stop], placed[0], slots, result, after)))
+        return end
+
+    def prompted(self, number):
+        """Read `>>> shop.prices = [1]` (what is so beforehand), or `>>> shop.prices` and its value (so it is afterwards)."""
+        slot = self.tokens[number].text.rpartition(".")[2]
+        if slot not in self.slots:
+            return None
+        sign = self.tokens[number + 1]
+        found = self.value(number + 2) if sign.text == "=" or sign.kind == "line" else None
+        if found is None:
+            return None
+        value, end = found
+        self._read.append((self.tokens[number - 1].start, self.tokens[end - 1].end))
+        if sign.text == "=":
+            self.before = {**self.before, slot: value}
+        elif self.examples:
+            start, _, example = self.examples[-1]
+            stop = self.tokens[end - 1].end
+            self.examples[-1] = start, stop, example._replace(after={**example.after, slot: value}, call=self.text[start:stop])
+        return end
+
+    def value(self, number):
+        """Return (value, the token behind it), or None."""
+        if number not in self._values:
+            self._values[number] = self._read_value(number)
+        return self._values[number]
+
+    def _read_value(self, number):
+        token = self.tokens[min(number, len(self.tokens) - 1)]
+        if token.kind == "name":
+            return (EXAMPLE_CONSTANTS[token.text], number + 1) if token.text in EXAMPLE_CONSTANTS else None
+        end = number if token.kind in ("text", "number") else token.closing
+        if end is None:
+            return None
+        with contextlib.suppress(*NO_LITERAL):
+            return read_literal(self.text[token.start:self.tokens[end].end]), end + 1
+        return None
+
+    def call(self, number):
+        """Return (positional, named, the token behind, True) of a call of the selector, or None."""
+        token, bracket = self.tokens[number], self.tokens[min(number + 1, len(self.tokens) - 1)]
+        if token.text.rpartition(".")[2] != self.name or bracket.text != "(" or bracket.closing is None:
+            return None
+        with contextlib.suppress(*NO_LITERAL):
+            positional, named = read_call(self.text[bracket.end:self.tokens[bracket.closing].start])
+            return positional, named, bracket.closing + 1, True
+        return None
+
+    def given(self, number):
+        """Return (values, named, the token behind, whether all are named) of values that stand alone, or None."""
+        values, named = [], {}
+        for _ in range(ITEMS_READ):
+            found = self.item(number)
+            if found is None:
+                break
+            name, value, number = found
+            if name is None:
+                values.append(value)
+            else:
+                named[name] = value
+            more = self.tokens[number].text in EXAMPLE_JOINTS and self.item(number + 1) is not None
+            if not more:
+                break
+            number += 1
+        if len(values) == 1 and isinstance(values[0], dict) and values[0] and values[0].keys() <= self.slots.keys():
+            values, named = [], {**named, **values[0]}       # {total: 120, paid: 45}
+        return (values, named, number, not values) if values or named else None
+
+    def item(self, number):
+        """Return (slot or None, value, the token behind) of `3`, `prices=[3]`, `prices: [3]`, `prices [3]`, `prices is [3]`."""
+        token = self.tokens[min(number, len(self.tokens) - 1)]
+        plain = self.value(number)
+        if plain or token.kind != "name":
+            return plain and (None, *plain)
+        sign = self.tokens[number + 1]
+        signed = sign.text in ("=", ":", "==") or sign.text in EXAMPLE_BEINGS or sign.text in ("of", "stays")
+        found = self.value(number + 1 + signed)
+        slot = token.text.rpartition(".")[2]
+        known = slot in self.slots or (sign.text == "=" and "." not in token.text)
+        return (slot, *found) if found and known else None
+
+    def verb(self, number, sure, prompt):
+        """Return the token behind the sign or word that leads to an outcome, or None."""
+        if prompt and self.tokens[number].kind == "line":
+            return number + 1
+        while self.tokens[number].text.lower() in EXAMPLE_FILLERS and self.tokens[number + 1].text not in ("(", ""):
+            number += 1
+        token = self.tokens[number]
+        leads = token.kind == "arrow" or token.text in EXAMPLE_VERBS or (
+            sure and (token.text in EXAMPLE_BEINGS or token.text in ("=", ":")))
+        if not leads:
+            return None
+        number += 1
+        return number + (self.tokens[number].text in ("in", "back", "the"))
+
+    def outcome(self, number):
+        """Return (result or ABSENT, slots afterwards, the token behind) of what stands behind the verb, or None."""
+        result, after = ABSENT, {}
+        for _ in range(ITEMS_READ):
+            found = self.item(number)
+            if found is None:
+                break
+            name, value, number = found
+            if name is not None:
+                after[name] = value
+            elif result is ABSENT:
+                result = value
+            if self.tokens[number].text not in EXAMPLE_JOINTS or not self.goes_on(number + 1):
+                break
+            number += 1
+        return (result, after, number) if after or result is not ABSENT else None
+
+    def goes_on(self, number):
+        """Return whether a slot with its value stands here that belongs to an outcome still, and not to the next example."""
+        found = self.item(number)
+        if found is None or found[0] is None:
+            return False
+        return self.verb(found[2], True, False) is None
+
+    def placed(self, positional, named):
+        """Return (arguments, slots) of what an example gives: values without a name are arguments, and slots where only one
+        can be meant; None where that cannot be told."""
+        count = len(self.kinds)
+        if len(positional) < count:
+            return None
+        rest = positional[:len(positional) - count]
+        slots = dict(named)
+        for value in rest:
+            fitting = [slot for slot, kind in self.slots.items() if slot not in slots and same_kind(kind, value_kind(value))]
+            said = [slot for slot in fitting if re.search(rf"\b{re.escape(plain_words(slot))}\b", plain_words(self.text))]
+            meant = fitting if len(fitting) == 1 else said if len(said) == 1 else fitting if len(rest) == len(fitting) else []
+            if not meant:
+                return None
+            slots[meant[0]] = value
+        return tuple(positional[len(rest):]), slots
+
+    def left(self):
+        """Return what looks like an example and was not read, as texts: the first few."""
+        found = {}
+        spans = [*self._read, *((start, end) for start, end, _ in self.examples)]
+        for mark in EXAMPLE_MARKS.finditer(self.text):
+            reach = mark.end() + (LEADING_CHARS if mark["lead"] else 0)          # "e.g." stands before its example
+            covered = any(start <= reach and mark.start() < end for start, end in spans)
+            if mark["word"] in (None, self.name) and not covered:
+                found[self.line_around(mark.start())] = True
+            if len(found) == UNREAD_TOLD:
+                break
+        return list(found)
+
+    def line_around(self, place):
+        """Return the line of a place, no more than TOLD_AROUND characters before it and behind it."""
+        before = self.text[max(0, place - TOLD_AROUND):place].rpartition("\n")[2]
+        return one_line(before + self.text[place:place + TOLD_AROUND].partition("\n")[0], 2 * TOLD_AROUND)
+
+
+UNREAD_TOLD, TOLD_AROUND = 5, 80
+LEADING_CHARS = 60
+EXAMPLE_MARKS = re.compile(r"->|=>|→|>>>|(?P<lead>\b(?:e\.g\.|for example|for instance)(?=[^\n]{0,60}[\d\"'\[{]))|"
+                           r"(?P<word>\b\w+(?=\())")
+
+
+def same_kind(one, other):
+    """Return whether two kinds may be of one slot: an empty list is of any kind of list."""
+    return one == other or {one, other} <= {"list", "numbers", "texts", "rows"}
+
+
+EXAMPLE_WORDS = (" e.g", " such as", " for example", " for instance", " so that", " like", " example", " examples")
+
+
+def without_examples(reader):
+    """Return an intent's words: the examples are for the tests."""
+    intent = reader.text
+    for start, end, _ in reversed(reader.examples):
+        intent = intent[:start] + intent[end:]
+    intent = intent.rstrip(" \n\t,;:.!(")
+    said = next((words for words in EXAMPLE_WORDS if intent.endswith(words)), "")
+    return intent.removesuffix(said).rstrip(" \n\t,;:.!(")
+
+
+# What is found: methods that a message may mean, the best first
+
+SURE_MARGIN, SURE_WORTH = 1.2, -4.0                      # by so much the best leads those that do the examples otherwise
+CHOICES_MOST, LOOKED_AT = 5, 60                          # methods that are found; candidates that are compared for them
+TIE = 0.3                                                # methods that are worth so much the same are for the core to choose from
+
+
+def method_bodies(candidate, returned=None, before=False):
+    """Return the lines of a method: a Candidate, and what it `returned` of the slots afterwards, or as they were `before`."""
+    if candidate.target is None:
+        return [candidate.body]
+    flag = "self._p_changed = True"
+    if returned is None:
+        return [candidate.body, flag]
+    if before:
+        return [f"result = {returned.code}", candidate.body, flag, "return result"]
+    return [candidate.body, flag, f"return {returned.code}"]
+
+
+def method_source(lines, request):
+    """Return a method's source as it is stored: its head, what it is for, its lines."""
+    intent = one_line(request["intent"], INTENT_BYTES)
+    told = [f'    """{intent}"""'] if re.fullmatch(r"[^\"\\]+", intent) else []
+    return "\n".join([method_head(request), *told, *(f"    {line}" for line in lines)]) + "\n"
+
+
+def found_row(candidate, worth, **told):
+    """Return what is told of a method that was found, as plain data."""
+    return {"steps": list(candidate.steps), "lines": method_bodies(candidate), "worth": round(worth, 2), "sure": False, **told}
+
+
+def find_methods(run, world, said, slots, arguments, examples):
+    """Return rows as of found_row for a message, the best first: of methods that do all examples, or that words speak for.
+
+    run (source, slots, arguments) runs a method named probe. Where there are examples the first row may be `sure`: no
+    other method that does them is worth nearly as much and does otherwise on objects like the receiver. Else `instead`
+    is the code of one, and `apart` a call that would tell them apart.
+    """
+    rows = sorted(itertools.chain(*enumerated(world, said)), key=lambda row: -row[0])
+    names = tuple(world.given)
+    if any(example.after and example.result is not ABSENT for example in examples):
+        return find_both(run, rows, world, said, slots, arguments, examples)
+    if examples:
+        rows = doing_all(run, rows, names, slots, examples)
+    return compared(run, rows, names, slots, arguments, bool(examples))
+
+
+def compared(run, rows, names, slots, arguments, exemplified):
+    """Return rows as of found_row of what behaves unlike, the best first; see find_methods."""
+    rows = rows[:COMPARED_MOST if exemplified else LOOKED_AT]
+    inputs = [(slots, arguments), *varied_inputs(slots, arguments, random.Random(len(rows)), SAMPLES)]
+    made = behaviours(run, [candidate for _, candidate in rows], names, inputs)
+    unlike = {}
+    for worth_of, candidate in rows:
+        if exemplified or made[candidate][0] is not None:
+            unlike.setdefault((candidate.target, *made[candidate]), (worth_of, candidate))
+    found = [found_row(candidate, worth_of) for worth_of, candidate in itertools.islice(unlike.values(), CHOICES_MOST)]
+    if exemplified and found:
+        found[0] |= judged(list(unlike.items()), inputs)
+    return found
+
+
+def judged(unlike, inputs):
+    """Return {"sure"}, or {"instead", "apart"}, for the first of [((target, *what it makes of inputs), (worth, Candidate))]."""
+    (made, (worth_of, _)), *others = unlike
+    lead = worth_of - others[0][1][0] if others else math.inf
+    if lead >= SURE_MARGIN and worth_of >= SURE_WORTH:
+        return {"sure": True}
+    if not others:
+        return {"sure": False}
+    other_made, (_, other) = others[0]
+    place = next((n for n, pair in enumerate(zip(made[1:], other_made[1:], strict=True)) if pair[0] != pair[1]), None)
+    slots, arguments = inputs[place] if place is not None else ({}, ())
+    apart = {"slots": {name: slots[name] for name in other.slots if name in slots}, "arguments": list(arguments)}
+    return {"sure": False, "instead": other.body, "apart": apart if place is not None else None}
+
+
+def answering(example, before):
+    """Return an Example of the answer alone, by what the slots held `before`, or by what they hold afterwards."""
+    return example._replace(slots=example.slots if before else {**example.slots, **example.after}, after={})
+
+
+def find_both(run, rows, world, said, slots, arguments, examples):
+    """Return rows as of found_row of methods that change slots and answer something, as all examples want both."""
+    names, answering_rows = tuple(world.given), ranked(one_steps(world), said, ONE_STEPS_MOST)
+    changes = doing_all(run, rows, names, slots, [example._replace(result=ABSENT) for example in examples])
+    found = compared(run, changes, names, slots, arguments, True)
+    for before in (False, True):
+        wanted = [answering(example, before) for example in examples]
+        answers = doing_all(run, answering_rows, names, slots, wanted)
+        if answers and changes:
+            lines = method_bodies(changes[0][1], answers[0][1], before)
+            return [found[0] | {"lines": lines, "sure": found[0]["sure"] and answers[0][0] >= SURE_WORTH}]
+    return []
+
+
+# Words that have an opposite are held against what a method does on sampled objects
+
+
+def _numbers_in(tried, used):
+    return [item for slot in used for item in items_of(tried.slots.get(slot)) if slot_type(item) == "number"]
+
+
+def _extreme(compare):
+    def check(tried, used):
+        numbers = _numbers_in(tried, used)
+        if slot_type(tried.result) != "number" or not numbers:
+            return None
+        return all(compare(tried.result, number) for number in numbers)
+    return check
+
+
+def _end_of_list(place):
+    def check(tried, used):
+        lists = [tried.slots[slot] for slot in used if slot_type(tried.slots.get(slot)) in ("list", "numbers", "texts")]
+        if len(lists) != 1 or not lists[0] or tried.changes or tried.result not in lists[0]:
+            return None
+        return tried.result == lists[0][place]
+    return check
+
+
+def _changed_by(compare, size):
+    def check(tried, used):
+        pairs = [(size(tried.after[slot]), size(tried.slots[slot])) for slot in tried.changes if slot in tried.slots]
+        return all(compare(now, old) for now, old in pairs) if pairs and None not in itertools.chain(*pairs) else None
+    return check
+
+
+def _length(value):
+    return len(value) if isinstance(value, list | tuple | dict) else None
+
+
+def _number(value):
+    return value if slot_type(value) == "number" else None
+
+
+def _movements(tried, used):
+    """Return by how much a number that is answered moves where each number that it is made of rises."""
+    slots = [slot for slot in used if slot_type(tried.slots.get(slot)) == "number"]
+    moves = [tried.result_where(slot, lambda number: number + 25) - tried.result for slot in slots]
+    if tried.arguments and slot_type(tried.arguments[0]) == "number":
+        moves.append(tried.result_given(25) - tried.result)
+    return moves
+
+
+def _moves_all(wanted):
+    def check(tried, used):
+        if slot_type(tried.result) != "number" or tried.changes:
+            return None
+        moves = _movements(tried, used)
+        return wanted(moves) if len(moves) > 1 else None
+    return check
+
+
+def _in_order(compare):
+    def check(tried, used):
+        held = tried.result if isinstance(tried.result, list) else next((tried.after[slot] for slot in tried.changes), None)
+        if not isinstance(held, list) or slot_type(held) not in ("numbers", "texts"):
+            return None
+        return all(compare(*pair) for pair in itertools.pairwise(held))
+    return check
+
+
+def _beyond(compare):
+    def check(tried, used):
+        given = next((each for each in tried.arguments if slot_type(each) == "number"), None)
+        if given is None or slot_type(tried.result) != "numbers":
+            return None
+        return all(compare(number, given) for number in tried.result)
+    return check
+
+
+def _letters(change):
+    return lambda tried, used: tried.result == change(tried.result) if isinstance(tried.result, str) else None
+
+
+# (cue, its opposites, what it wants, check of a Tried and the slots used: None where it says nothing about it)
+OPPOSITES = (
+    ("max", ("min",), "nothing it looked at is greater", _extreme(operator.ge)),
+    ("min", ("max",), "nothing it looked at is smaller", _extreme(operator.le)),
+    ("first", ("last", "reverse", "max", "min"), "it answers the first", _end_of_list(0)),
+    ("last", ("first", "reverse", "max", "min"), "it answers the last", _end_of_list(-1)),
+    ("grow", ("shrink", "minus", "down"), "what it changes becomes more", _changed_by(operator.ge, _number)),
+    ("up", ("shrink", "minus", "down"), "what it changes becomes more", _changed_by(operator.ge, _number)),
+    ("shrink", ("grow", "plus", "up", "append"), "what it changes becomes less", _changed_by(operator.le, _number)),
+    ("down", ("grow", "plus", "up", "append"), "what it changes becomes less", _changed_by(operator.le, _number)),
+    ("append", ("remove", "dropped", "clear", "set"), "what it changes becomes longer", _changed_by(operator.ge, _length)),
+    ("remove", ("append", "put", "extend"), "what it changes becomes shorter", _changed_by(operator.le, _length)),
+    ("dropped", ("append", "put", "extend"), "what it changes becomes shorter", _changed_by(operator.le, _length)),
+    ("minus", ("plus", "grow", "sum"), "it falls where one of its numbers rises", _moves_all(lambda moves: min(moves) < 0)),
+    ("plus", ("minus", "shrink", "ratio"), "it rises with each of its numbers", _moves_all(lambda moves: min(moves) > 0)),
+    ("desc", (), "it goes down from item to item", _in_order(operator.ge)),
+    ("sort", ("desc", "reverse", "max"), "it goes up from item to item", _in_order(operator.le)),
+    ("above", ("below", "limit"), "all that it answers is above what is given", _beyond(operator.ge)),
+    ("below", ("above", "reach"), "all that it answers is below what is given", _beyond(operator.le)),
+    ("upper", ("lower",), "it is in capitals", _letters(str.upper)),
+    ("lower", ("upper", "capital"), "it is in small letters", _letters(str.lower)),
+)
+
+
+def against_words(cues, tries, used):
+    """Return, as sentences, which of the words that have an opposite a method does not do, by the Tried and slots `used`."""
+    told = []
+    for cue, opposites, wants, check in OPPOSITES:
+        if cue in cues and not cues & set(opposites) and any(checked_try(check, tried, used) is False for tried in tries):
+            told.append(f"its words say {cue!r}, so {wants}: it does not")
+    return told
+
+
+def checked_try(check, tried, used):
+    """Return what a check of OPPOSITES says of a try, None where it cannot be made."""
+    with contextlib.suppress(TypeError, ValueError, KeyError, IndexError, ArithmeticError, AttributeError, MethodFailed):
+        return check(tried, used)
+    return None
+
+
+################################################################################
 # Generative kernel ############################################################
 ################################################################################
 #
 # How a method comes into the image, whoever wrote it, and what becomes of it:
 #
+#   guess        made up from the words of a message; it stands in no slot, and is told as such
 #   trial        new; each use is counted
-#   trusted      TRUSTED_USES clean uses since it came, or since it failed last
+#   trusted      confirmed, by a person or a client's example, and TRUSTED_USES clean uses since it came, or failed last
 #   quarantined  FAILURES_MOST failures one after the other: it runs no more, until a new version comes, or a former one is back
 #
 # A version is a Method object of its own, that is never changed but for its counts; `former` is the version before.
 
 TRUSTED_USES, FAILURES_MOST = 20, 3
+KNOWN = "known"                                          # stands for the idiom of a method that the image has
 VERSIONS_KEPT = 50                                       # of one method; older ones are let go
 ALIKE_SHARE = 0.95                                       # from here on another method is said to be nearly the same
 
@@ -15015,8 +16596,15 @@ def roll_back(obj, name, version=None):
     return found
 
 
+def is_guess(method):
+    """Return whether a method was made up, and neither an example nor a person confirmed it."""
+    told = own(method)
+    return told.get("idiom") not in (None, KNOWN) and not told.get("confirmed")
+
+
 def count_uses(uses):
-    """Return apply(root) that adds {oid: [None for each clean use, a Bridge.failure else]} to methods, and judges them."""
+    """Return apply(root) that adds uses to methods, and judges them: {oid: [for each use a Bridge.failure, or the kinds of
+    arguments with which it did well]}."""
     def apply(root):
         for oid, ended in uses.items():
             with contextlib.suppress(ZODB.POSException.POSKeyError):          # undone meanwhile, and packed
@@ -15024,23 +16612,35 @@ def count_uses(uses):
     return apply
 
 
+DID_WELL_MOST = 8                                        # kinds of arguments that are kept of one method
+
+
 def count_method(method, ended):
     """Add uses to a method, and judge it."""
-    clean, failed = own(method).get("clean_in_a_row", 0), own(method).get("failures_in_a_row", 0)
-    for failure in ended:
-        clean, failed = (0, failed + 1) if failure else (clean + 1, 0)
-    failures = [failure for failure in ended if failure]
-    method.uses, method.failures = own(method).get("uses", 0) + len(ended), own(method).get("failures", 0) + len(failures)
+    told = own(method)
+    clean, failed = told.get("clean_in_a_row", 0), told.get("failures_in_a_row", 0)
+    failures = [use for use in ended if isinstance(use, dict)]
+    for use in ended:
+        clean, failed = (0, failed + 1) if isinstance(use, dict) else (clean + 1, 0)
+    method.uses, method.failures = told.get("uses", 0) + len(ended), told.get("failures", 0) + len(failures)
     method.clean_in_a_row, method.failures_in_a_row = clean, failed
+    well = list(dict.fromkeys([*told.get("did_well", ()), *(use for use in ended if use and isinstance(use, str))]))
+    if well != list(told.get("did_well", ())):
+        method.did_well = well[:DID_WELL_MOST]
     if failures:
         method.failed = {**failures[-1], "receiver": oid_text(failures[-1]["receiver"]), "at": now_utc()}
-    if failed >= FAILURES_MOST or clean >= TRUSTED_USES:
-        method.status = "quarantined" if failed else "trusted"
-    if failed >= FAILURES_MOST and "home" in own(method):        # methods of older images have none
-        _root_of(method)["quarantined_methods"][oid_text(method._p_oid)] = method
+    if failed >= FAILURES_MOST:
+        method.status = "quarantined"
+        if "home" in told:                               # methods of older images have none
+            _root_of(method)["quarantined_methods"][oid_text(method._p_oid)] = method
+    elif clean >= TRUSTED_USES and not is_guess(method):
+        method.status = "trusted"
 
 
 # Writing a method that is missing: the mission that a message becomes which nobody understands
+#
+# What it finds is confirmed where examples of a client decide for it, or where the image has it already; all else is a
+# guess: a Method that stands in no slot, but in message_log and in the image's `guesses`, until a person confirms it.
 
 
 ATTEMPTS_MOST, TRIES = 3, 12
@@ -15065,6 +16665,7 @@ def missing_request(cycle):
     has from it (its name); those that the request names come first where there are too many.
     """
     wanted, root = wanted_of(cycle), _root_of(cycle)
+    reader = reader_of(cycle)
     roots = {obj for obj in root.values() if isinstance(obj, UvmObject)}
     receiver, slots = resolve(root, cycle.target_oid), {}
     brief = cycle.mission_brief
@@ -15076,7 +16677,7 @@ def missing_request(cycle):
         if holder is receiver or holder not in roots:
             mine = {name: value for name, value in own(holder).items() if is_data_slot(holder, name, value)}
             slots = {name: value for name, value in mine.items() if type(value) is not str or (name, value) not in cloned} | slots
-    intent = without_examples(wanted["intent"], wanted["selector"])
+    intent = without_examples(reader)
     told = words_of(f"{wanted['selector']} {intent}".replace("_", " "))
     named = sorted(slots, key=lambda name: not words_of(name.replace("_", " ")).keys() & told.keys())[:SLOTS_MOST]
     return {"selector": wanted["selector"], "intent": intent,
@@ -15120,95 +16721,25 @@ def plain_slots(cycle, names):
     return {name: lookup(receiver, name).value for name in names}
 
 
-# Examples in an intent: what a call gives, written as Python: `add_name_("Eve", names=["Ann"]) -> names=["Ann", "Eve"]`.
-# Positional are the arguments, named are slots beforehand; behind the arrow is the result, or a slot afterwards.
-
-EXAMPLE_CHARS, EXAMPLES_READ = 300, 10                   # of either side of the arrow; of one intent
-
-
-class Example(typing.NamedTuple):
-    """What a call shall give: its result, or ABSENT, and slots afterwards. The code's author is not told what is `held` back."""
-
-    call: str
-    arguments: tuple
-    slots: dict
-    result: object
-    after: dict
-    held: bool = False
-
-    def plain(self):
-        """Return me as plain data; see told_examples."""
-        return {name: value for name, value in self._asdict().items() if value is not ABSENT}
-
-
-def longest(text, read):
-    """Return (what `read` makes of the longest beginning of a text that it takes, its length), or (None, 0)."""
-    text = text[:EXAMPLE_CHARS].partition("\n")[0]
-    for end in reversed([found.end() for found in re.finditer(r"[])}\"']|\w(?!\w)", text)]):       # where a value can end
-        with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            return read(text[:end]), end
-    return None, 0
-
-
-def _read_named(text):
-    """Return (positional, named) values of the inside of a call. Raises ValueError, SyntaxError."""
-    call = ast.parse(f"f({text})", mode="eval").body
-    if not isinstance(call, ast.Call) or not (call.args or call.keywords):
-        raise ValueError("this is no call")
-    return ([checked(ast.literal_eval(value)) for value in call.args],
-            {each.arg: checked(ast.literal_eval(each.value)) for each in call.keywords if each.arg})
-
-
-def _read_call(text):
-    if not text.endswith(")"):
-        raise ValueError("a call ends with its bracket")
-    return _read_named(text[:-1]) if text[:-1].strip() else ([], {})
-
-
-def find_examples(intent, selector):
-    """Yield (start, end, Example) of the examples in an intent."""
-    name = re.escape(selector_name(selector))
-    calls = re.finditer(rf"\b{name}\(([^\n]{{0,{EXAMPLE_CHARS}}}?\)) {{0,9}}(?:->|=>|==|→) {{0,9}}", intent)
-    for found in itertools.islice(calls, EXAMPLES_READ):
-        given, taken = longest(found[1], _read_call)
-        told, length = longest(intent[found.end():], _read_named) if given and taken == len(found[1]) else (None, 0)
-        if told and len(told[0]) + bool(told[1]) == 1:
-            end = found.end() + length
-            yield found.start(), end, Example(intent[found.start():end], tuple(given[0]), given[1],
-                                              told[0][0] if told[0] else ABSENT, told[1])
+def reader_of(cycle):
+    """Return the ExampleReader of a mission's intent."""
+    wanted, receiver = wanted_of(cycle), resolve(_root_of(cycle), cycle.target_oid)
+    slots = {}
+    for holder in reversed(list(ancestry(receiver))):
+        slots |= {name: value_kind(value) for name, value in own(holder).items() if is_data_slot(holder, name, value)}
+    return ExampleReader(wanted["intent"], wanted["selector"], slots, [value_kind(value) for value in wanted["args"]])
 
 
 def examples_of(cycle):
-    """Return the examples in a mission's intent. Raises BadRequest for a slot that the receiver has not."""
-    wanted, receiver = wanted_of(cycle), resolve(_root_of(cycle), cycle.target_oid)
-    examples = [example for *_, example in find_examples(wanted["intent"], wanted["selector"])]
+    """Return (the Examples in a mission's intent, what could not be read as one). Raises BadRequest for a slot that the
+    receiver has not."""
+    reader, receiver = reader_of(cycle), resolve(_root_of(cycle), cycle.target_oid)
+    examples = [example for *_, example in reader.examples]
     for name in dict.fromkeys(name for example in examples for name in (*example.slots, *example.after)):
         if lookup(receiver, name).value is ABSENT:
             raise BadRequest(f"an example in the intent names the slot {name!r}, which {receiver!r} has not; "
                              f"{mend(name, list(own(receiver)), 'its slots')}")
-    return examples
-
-
-EXAMPLE_WORDS = (" e.g", " such as", " for example", " for instance", " so that")      # what leads to an example
-
-
-def without_examples(intent, selector):
-    """Return an intent's words: the examples are for the tests."""
-    for start, end, _ in reversed(list(find_examples(intent, selector))):
-        intent = intent[:start] + intent[end:]
-    intent = intent.rstrip(" \n\t,;:.!")
-    said = next((words for words in EXAMPLE_WORDS if intent.endswith(words)), "")
-    return intent.removesuffix(said).rstrip(" \n\t,;:.!")
-
-
-def tests_of(examples, tests):
-    """Return tests with what the examples settle: the kind of the result, and which slots change."""
-    if not examples:
-        return tests
-    kinds = {result_kind(example.result) for example in examples if example.result is not ABSENT}
-    changes = sorted({name for example in examples for name in example.after})
-    return {"result": kinds.pop() if len(kinds) == 1 else "any", "changes": changes,
-            "holds": [row for row in tests["holds"] if not changes]}
+    return examples, reader.unread
 
 
 def unlike(examples, run, slots):
@@ -15251,19 +16782,21 @@ def known_methods(cycle, request):
         except BatosError:                               # it has gone meanwhile
             continue
         source = own(method).get("source")
-        fits = source and method.status != "quarantined" and _does_as(method, request)
+        fits = source and method.status != "quarantined" and not is_guess(method) and _does_as(method, request)
         if fits and slots_used(source) <= request["slots"].keys():
             found.append({"source": renamed(source, selector_name(method.selector), name), "idiom": KNOWN,
-                          "of": f"{where['selector']} of {where['oid']}", "intent": own(method).get("intent") or ""})
+                          "of": f"{where['selector']} of {where['oid']}", "intent": own(method).get("intent") or "",
+                          "confirmed": own(method).get("confirmed") or method.author})
     return list({each["source"]: each for each in found}.values())[:KNOWN_TRIED]
 
 
 def _does_as(method, request):
-    """Whether a method is called as a request is, and says the same of itself."""
+    """Whether a method is called as a request is, and says the same of itself: another intent is another method."""
     function = method_in(ast.parse(method.source), selector_name(method.selector))
-    told = (own(method).get("intent") or "", ast.get_docstring(function) or "")
-    alike = same_words(routed_request(method.selector, ""), routed_request(request["selector"], "")) or any(
-        same_words(request["intent"], text) for text in told)
+    told = [text for text in (own(method).get("intent"), ast.get_docstring(function)) if text]
+    same_intent = any(same_words(request["intent"], text) for text in told)
+    same_selector = same_words(routed_request(method.selector, ""), routed_request(request["selector"], ""))
+    alike = same_intent or (same_selector and not (told and request["intent"]))
     return alike and len(function.args.args) - 1 == len(request["arguments"])
 
 
@@ -15272,7 +16805,6 @@ def renamed(source, before, name):
     return re.sub(rf"^def {before}\b", f"def {name}", source, count=1, flags=re.MULTILINE)
 
 
-KNOWN = "known"                                          # stands for the idiom of a method that the image has
 KNOWN_LOOKED_AT, KNOWN_TRIED = 20, 3
 
 
@@ -15293,9 +16825,26 @@ def check_not_own(root, receiver, selector):
 
 
 def offered_request(cycle, recall):
+    """Return missing_request with what the router offers among the idioms that fit."""
     fields = missing_request(cycle)
-    fits = method_choices(method_lines(fields | {"offered": []}))
+    world = world_of("", small_slots(cycle, fields), wanted_of(cycle)["args"], fields["slots"])
+    fits = {one.steps[0] for one in one_steps(world) if one.given == world.given.keys()}
     return fields | {"offered": recall.offer("idiom", routed_request(fields["selector"], fields["intent"]), fits)}
+
+
+SMALL_ITEMS = 200                                        # of a list, text or table in a slot, while methods are looked for
+
+
+def small_slots(cycle, request):
+    """Return {slot: value} of a request's slots; of large values the beginning."""
+    return {name: small_value(value) for name, value in plain_slots(cycle, request["slots"]).items()}
+
+
+def small_value(value):
+    """Return a value, of a large one the beginning."""
+    if isinstance(value, dict):
+        return dict(itertools.islice(value.items(), SMALL_ITEMS))
+    return value[:SMALL_ITEMS] if isinstance(value, list | tuple | str) else value
 
 
 def look_for_method(cycle, recall):
@@ -15307,48 +16856,98 @@ def look_for_method(cycle, recall):
     check_not_own(_root_of(cycle), receiver, cycle.mission_brief["selector"])
     request, facet = offered_request(cycle, recall), facet_wanted(cycle)
     if facet:
-        return looked(cycle, request, known=[facet], wanted=FACET_TESTS)
+        return looked(cycle, request, known=[facet], found=[])
     return looked(cycle, request, known=known_methods(cycle, request))
 
 
 def looked(cycle, request, **data):
     """Return the thought of a cycle that has found what it is to write, and `known` methods that may do."""
-    examples = [example.plain() for example in examples_of(cycle)]
-    data = {"request": request, "examples": examples, "refused": [], "failures": [], **data}
+    examples, unread = examples_of(cycle)
+    data = {"request": request, "examples": [example.plain() for example in examples], "unread": unread, "refused": [],
+            "failures": [], **data}
     return Thought("look", lambda _: Step("DECOMPOSING", request, data))
 
 
-def told_examples(cycle):
-    """Return the Examples that a cycle has noted."""
+def told_examples(cycle, whose="examples"):
+    """Return the Examples that a cycle has noted: a client's, or those that a larger core has "made_up"."""
     return [Example(**{"result": ABSENT, **each, "arguments": tuple(each["arguments"])})
-            for each in cycle._tmp_synthesis_data.get("examples", ())]
+            for each in cycle._tmp_synthesis_data.get(whose, ())]
 
 
-def ask_for_tests(cycle, recall):
-    """DECOMPOSING: how it will be told whether the method works, before there is one; the core is asked where that is open.
+def search_methods(cycle, recall):
+    """DECOMPOSING: what it may be, the likeliest first; nothing is looked for where the image may have it already."""
+    data = cycle._tmp_synthesis_data
+    if data.get("known"):
+        return Thought("known", lambda _: Step("DELEGATING", len(data["known"])))
+    return searching(cycle)
 
-    A small core is often wrong about properties: binding are those only that it proved right about when it was evaluated.
-    """
-    data, believed, examples = cycle._tmp_synthesis_data, recall.believed(), told_examples(cycle)
-    if data.get("wanted") is not None:
-        return Thought("tests", lambda _: Step("DELEGATING", data["wanted"], {"tests": data["wanted"]}))
 
-    def read(values):
-        holds = [row for row in values[0]["holds"] if believed is None or row[0] in believed]
-        return Step("DELEGATING", values[0], {"tests": tests_of(examples, values[0] | {"holds": holds})})
-    return Thought("tests", read, (("tests", data["request"]),))
+def searching(cycle):
+    """Return the thought that looks for methods in a child, by examples, words and the router's shares."""
+    data, args = cycle._tmp_synthesis_data, tuple(wanted_of(cycle)["args"])
+    request, slots, examples = data["request"], small_slots(cycle, data["request"]), told_examples(cycle)
+    world, said = world_and_said(cycle, request)
+
+    def work(lanes):
+        with lanes["method"].probing() as run:
+            return find_methods(run, world, said, slots, args, examples)
+
+    def read(rows):
+        rows = [row for row in rows if " of ".join(row["steps"]) not in data["refused"]]
+        return Step("DELEGATING", [row["lines"][0] for row in rows], {"found": rows})
+    return Thought("search", read, work=work)
+
+
+def world_and_said(cycle, request):
+    """Return (World, Said) of a request; examples tell no numbers."""
+    text = routed_request(request["selector"], request["intent"])
+    world = world_of(text, small_slots(cycle, request), wanted_of(cycle)["args"], request["slots"])
+    return world, what_is_said(request["selector"], request["intent"], world, dict(request["offered"]))
 
 
 def ask_for_method(cycle, recall):
-    """DELEGATING: the code, one that was not refused yet, and what the image has first; then its trial."""
+    """DELEGATING: what the image has; else what was found, if examples decide for it; else a larger core writes it, or the
+    likeliest is taken: the embedded core chooses where two are alike. Then its trial. Raises MethodUnwritten."""
     data = cycle._tmp_synthesis_data
     if data.get("written"):
         return try_method(cycle, data)
     if known := data.get("known"):
         return Thought("known", lambda _: Step("DELEGATING", known[0]["of"], {"written": known[0], "known": known[1:]}))
-    if recall.writes() and "exemplified" not in data:
-        return ask_for_examples(data["request"], told_examples(cycle))
-    shown = [example.call for example in told_examples(cycle) if not example.held] if recall.writes() else []
+    found = data.get("found")
+    if found is None:
+        return searching(cycle)
+    if recall.writes() and not (found and found[0]["sure"]):
+        return ask_a_larger_core(cycle, data)
+    if not found:
+        raise unwritten(cycle, data)
+    if "chosen" not in data and len(found) > 1 and not data["examples"] and found[0]["worth"] - found[1]["worth"] < TIE:
+        return let_the_core_choose(data)
+    row, rest = found[0], found[1:]
+    written = {"idiom": " of ".join(row["steps"]), "source": method_source(row["lines"], data["request"]), "sure": row["sure"],
+               "instead": row.get("instead"), "apart": row.get("apart")}
+    return Thought("take", lambda _: Step("DELEGATING", row["lines"][0], {"written": written, "found": rest}))
+
+
+def let_the_core_choose(data):
+    """Return the thought in which the core chooses between the first two that were found; if it takes neither, the first."""
+    two, request = data["found"][:2], data["request"]
+    idioms = {row["steps"][0] for row in two if len(row["steps"]) == 1}
+    if not idioms <= IDIOMS.keys() or len(idioms) < 2:
+        return Thought("chosen", lambda _: Step("DELEGATING", "the first", {"chosen": 0}))
+
+    def read(values):
+        chosen = next((n for n, row in enumerate(two) if row["steps"] == [values[0]["idiom"]]), 0)
+        found = [two[chosen], *(row for row in data["found"] if row is not two[chosen])]
+        return Step("DELEGATING", values[0], {"chosen": chosen, "found": found})
+    others = tuple(name for name in IDIOMS if name not in idioms)
+    return Thought("choose", read, (("method", request, others),))
+
+
+def ask_a_larger_core(cycle, data):
+    """Return the thought in which a core that writes is asked for examples first, then for code."""
+    if "exemplified" not in data:
+        return ask_for_examples(data["request"], reader_of(cycle))
+    shown = [example.call for example in (*told_examples(cycle), *told_examples(cycle, "made_up")) if not example.held]
     request = data["request"] | {"intent": "; ".join((data["request"]["intent"], *shown)).strip("; ")}
 
     def read(values):
@@ -15356,11 +16955,28 @@ def ask_for_method(cycle, recall):
     return Thought("method", read, (("method", request, tuple(data["refused"])),))
 
 
+BEYOND = "the embedded core writes one- and two-step methods; give an example, or the code with `method`, or a larger core"
+
+
+def unwritten(cycle, data):
+    """Return the error of a mission that found no method."""
+    examples = [example.call for example in told_examples(cycle)]
+    wanted = f"does what its examples want ({'; '.join(examples[:3])})" if examples else "its words speak for"
+    failed = "".join(f"; {failure['source'].strip()!r} failed: {'; '.join(failure['reasons'][:3])}"
+                     for failure in data["failures"][-1:])
+    unread = f"; these examples could not be read: {'; '.join(data['unread'][:3])}" if data["unread"] else ""
+    return MethodUnwritten(f"no method for {data['request']['selector']} was found that {wanted}{failed}{unread}; {BEYOND}",
+                           failures=data["failures"])
+
+
 EXAMPLES_WRITTEN, EXAMPLES_TOKENS = 6, 400
 
 
-def ask_for_examples(request, given):
-    """DELEGATING, with a larger core: it writes examples before there is code; every second one is held back from the author."""
+def ask_for_examples(request, reader):
+    """DELEGATING, with a larger core: it writes examples before there is code; every second one is held back from the author.
+
+    They guide it, and do not bind: see try_method.
+    """
     name, slots = selector_name(request["selector"]), ", ".join(f"{name} ({kind})" for name, kind in request["slots"].items())
     prompt = (f"An object has the slots {slots or 'none'}. It shall understand the message {name} with "
               f"{len(request['arguments'])} arguments: {request['intent'] or 'its name says what for'}. Write four examples of "
@@ -15368,10 +16984,10 @@ def ask_for_examples(request, given):
               "RESULT. Where a slot is changed, write -> SLOT=VALUE. Write nothing else.")
 
     def read(values):
-        found = [example for *_, example in find_examples(values[0], request["selector"])
-                 if {*example.slots, *example.after} <= request["slots"].keys()][:EXAMPLES_WRITTEN]
-        rows = [example._replace(held=number % 2 == 1).plain() for number, example in enumerate(found)]
-        return Step("DELEGATING", values[0], {"exemplified": len(rows), "examples": [*(each.plain() for each in given), *rows]})
+        read = ExampleReader(values[0], request["selector"], reader.slots, reader.kinds).examples
+        found = [example for *_, example in read if {*example.slots, *example.after} <= request["slots"].keys()]
+        rows = [example._replace(held=number % 2 == 1).plain() for number, example in enumerate(found[:EXAMPLES_WRITTEN])]
+        return Step("DELEGATING", values[0], {"exemplified": len(rows), "made_up": rows})
     fields = {"prompt": prompt, "temperature": 0, "max_new_tokens": EXAMPLES_TOKENS}
     return Thought("examples", read, ((FREE_TEXT, fields),))
 
@@ -15388,13 +17004,20 @@ def flagged(source, request):
 
 
 def try_method(cycle, data):
-    """Audit the code, and try it in a child: on the receiver as it is, and on others that are made up."""
-    written, request, tests = data["written"], data["request"], data["tests"]
+    """Audit the code, and try it in a child: on the receiver as it is, and on others that are made up. Raises MethodUnwritten.
+
+    Examples of a client bind it; those that a larger core made up guide its attempts but for the last one.
+    """
+    written, request, free = data["written"], data["request"], data["written"]["idiom"] == FREE
     slots, given = plain_slots(cycle, request["slots"]), tuple(wanted_of(cycle)["args"])
-    examples, before = told_examples(cycle), data.get("before")
+    examples, before, wanted = told_examples(cycle), data.get("before"), data.get("wanted")
+    guided = free and len(data["failures"]) < ATTEMPTS_MOST - 1
+    bound = [*examples, *told_examples(cycle, "made_up")] if guided else examples
+    by_words = written["idiom"] not in (FREE, KNOWN) and not examples and not before
+    cues = world_and_said(cycle, request)[1].cues if by_words else frozenset()
 
     def work(lanes):
-        return objections(lanes["method"], written["source"], slots, given, request, tests, examples, before)
+        return objections(lanes["method"], written["source"], slots, given, request, wanted, bound, before, cues)
 
     def read(reasons):
         if not reasons:
@@ -15402,26 +17025,27 @@ def try_method(cycle, data):
         if written["idiom"] == KNOWN:                     # that is no attempt
             return Step("DELEGATING", reasons, {"written": None})
         failures = [*data["failures"], {"source": written["source"], "reasons": reasons[:5]}]
-        if len(failures) >= ATTEMPTS_MOST:
-            raise MethodUnwritten(f"no method for {request['selector']} passed its tests in {len(failures)} attempts; the last "
-                                  f"one, {written['source'].strip()!r}, failed: {'; '.join(reasons[:3])}", failures=failures)
-        free = written["idiom"] == FREE                   # then the model is told what it wrote, and why not
-        refused = [*data["refused"], f"{written['source']}{'; '.join(reasons[:5])}" if free else written["idiom"]]
+        over = len(failures) >= ATTEMPTS_MOST if free else not data["found"] or (bool(examples) and not before)
+        if over:
+            raise unwritten(cycle, {**data, "failures": failures})
+        refused = [*data["refused"], f"{written['source']}{'; '.join(reasons[:5])}"] if free else data["refused"]
         return Step("DELEGATING", reasons, {"written": None, "failures": failures, "refused": refused})
     return Thought("trial", read, work=work)
 
 
-def objections(lane, source, slots, arguments, request, tests, examples=(), before=None):
-    """Return, as sentences, what speaks against a method: nothing where the audit takes it and it does what its tests want, on
-    `slots` with `arguments` and on receivers made up after `request`, does its examples, and does what the source `before` did
-    where that did not fail. Raises MethodFailed where it cannot be tried."""
+def objections(lane, source, slots, arguments, request, wanted=None, examples=(), before=None, cues=frozenset()):
+    """Return, as sentences, what speaks against a method: nothing where the audit takes it, it runs on `slots` with
+    `arguments`, does its examples and what the cues want that have an opposite, is as `wanted` ({result, changes, holds}, of
+    a method that it mends), and does what the source `before` did where that did not fail. Raises MethodFailed where it
+    cannot be tried."""
     name = selector_name(request["selector"])
     try:
         PersistenceGuardian().audit_code(source, name)
         with lane.trying(name, source) as run:
             tries = [Tried(run, slots, arguments, *run(slots, arguments))]
             tries += tries_of(run, request["slots"], request["arguments"], random.Random(source), TRIES)
-            found = [*unlike(examples, run, slots), *unmet(tests, tries)]
+            found = [*unlike(examples, run, slots), *(unmet(wanted, tries) if wanted else ())]
+            found += against_words(cues, tries, slots_used(source))
         return found or (unlike_before(lane, name, before, tries) if before else [])
     except (CodeRejected, OutOfMemory, DeadlineExceeded) as error:
         return [error.message]
@@ -15457,30 +17081,69 @@ def home_of(receiver, source):
 
 
 def weigh_method(cycle, recall):
-    """SYNTHESIZING: ALFRED says where it belongs, and why; then the cycle's effect installs it."""
+    """SYNTHESIZING: ALFRED says where it belongs, why, and what confirms it; then the cycle's effect installs it, or keeps it
+    as a guess."""
     data, receiver = cycle._tmp_synthesis_data, resolve(_root_of(cycle), cycle.target_oid)
     written, selector = data["written"], data["request"]["selector"]
-    home, why = home_of(receiver, written["source"])
-    told = told_tests(data["tests"]) + [example.call for example in told_examples(cycle)]
-    made = f"took {written['of']} as {selector}" if written["idiom"] == KNOWN else f"wrote {selector}"
-    answer = f"I {made} for {home!r}: {why}. It passed what was to hold before it was written: {'; '.join(told)}."
-    final = {"answer": answer, "relevant": True, "evidence": [], "source": written["source"], "tests": told,
-             "home": oid_text(home._p_oid), "why": why, "attempts": len(data["failures"]) + 1}
+    home, where = home_of(receiver, written["source"])
+    confirmed = confirmation(cycle, written)
+    why = f"{why_this_one(written, data)}; it belongs to {oid_text(home._p_oid)}: {where}"
+    made = "took" if written["idiom"] == KNOWN else "wrote" if confirmed else "guessed"
+    proof = f"It is confirmed by {confirmed}." if confirmed else f"{GUESS_SAYS}."
+    final = {"answer": f"I {made} {selector}: {why}. {proof}", "relevant": True, "evidence": [], "source": written["source"],
+             "tests": [example.call for example in told_examples(cycle)], "home": oid_text(home._p_oid), "why": why,
+             "attempts": len(data["failures"]) + 1, "guess": not confirmed, "confirmed": confirmed, "unread": data["unread"]}
     return Thought("verdict", lambda _: Step("COMPLETE", [], {"final_response": final}))
 
 
-def told_tests(tests):
-    """Return tests as sentences."""
-    changes = f"it changes {' and '.join(tests['changes'])} alone" if tests["changes"] else "it changes nothing"
-    result = [] if tests["result"] == "any" else [f"the result is {tests['result']}"]
-    return [*result, changes, *(PROPERTIES[name][1].replace("{slot}", slot or "") for name, slot in tests["holds"])]
+GUESS_SAYS = "It is a guess: nothing but the words of the message speaks for it"
+
+
+def confirmation(cycle, written):
+    """Return what confirms a method, as words, or None where it is a guess: tests that the core made up confirm nothing."""
+    if written["idiom"] == KNOWN:
+        return written["confirmed"]
+    calls = [example.call for example in told_examples(cycle)]
+    enough = written.get("sure") or (written["idiom"] == FREE and len(calls) > 1)
+    return f"the example{'s' * (len(calls) > 1)} {'; '.join(calls)}"[:METHOD_TEXT] if calls and enough else None
+
+
+def why_this_one(written, data):
+    """Return why a method was taken and no other, as words."""
+    if written["idiom"] == KNOWN:
+        return f"it is {written['of']}, which says of itself the same"
+    if written["idiom"] == FREE:
+        return "the core wrote it"
+    if not data["examples"]:
+        return f"its words are likeliest to mean {written['idiom']}"
+    if written["sure"]:
+        return f"it does the examples, its words mean {written['idiom']}, and what else does them is unlikely"
+    return f"it does the examples{told_apart(written)}"
+
+
+def told_apart(written):
+    """Return what else would do the examples of a method, and which example would tell, as words."""
+    if not written.get("instead"):
+        return ", though its words speak for something else"
+    apart, asks = written.get("apart"), ""
+    if apart:
+        named = [f"{name}={value!r}" for name, value in apart["slots"].items()]
+        asks = f"; what shall ({one_line(', '.join([*map(repr, apart['arguments']), *named]), 200)}) give?"
+    return f", and so does `{written['instead']}`{asks}"
 
 
 def install_written(root, cycle):
-    """The effect of a mission that wrote a method: the method in its slot, unless somebody was faster."""
+    """The effect of a mission that wrote a method: it stands in its slot, unless somebody was faster; a guess in none."""
     final, name = cycle.result, selector_name(cycle.mission_brief["selector"])
-    if "source" in final and lookup(resolve(root, cycle.target_oid), name).value is ABSENT:
-        bring_in(resolve(root, final["home"]), name, final["source"], **made_by(cycle))
+    receiver = resolve(root, cycle.target_oid)
+    if "source" not in final or lookup(receiver, name).value is not ABSENT:
+        return
+    home = resolve(root, final["home"])
+    if final["guess"]:
+        keep_guess(root, cycle, receiver, Method(selector=name, source=final["source"], home=home, status="guess", version=0,
+                                                 at=now_utc(), message=kept_message(cycle), **made_by(cycle)))
+    else:
+        bring_in(home, name, final["source"], confirmed=final["confirmed"], **made_by(cycle))
 
 
 def made_by(cycle):
@@ -15490,20 +17153,96 @@ def made_by(cycle):
     intent = wanted_of(cycle)["intent"] or data["written"].get("intent", "")
     of_facet = {name: value for name, value in data["written"].items() if name == "intent_digest"}
     return {"author": f"{WRITTEN_BY} {cycle_id(cycle)} ({cycle.who})", "intent": intent, "asked": asked, **of_facet,
-            "idiom": data["written"]["idiom"], "wanted": data["tests"], "tests": final["tests"], "why": final["why"]}
+            "idiom": data["written"]["idiom"], "tests": final["tests"], "why": final["why"]}
+
+
+# Guesses
+
+GUESSES_MOST = 1000
+GUESS_SOURCE, GUESS_ARGS = 2000, 2000                    # characters of a source in message_log; bytes of arguments that are kept
+LOG_LOOKED_AT = 100                                      # entries of message_log, the newest first
+
+
+def guess_key(receiver, selector):
+    """Return under what the guess for a message stands."""
+    return f"{oid_text(receiver._p_oid)} {selector_name(selector)}"
+
+
+def keep_guess(root, cycle, receiver, guess):
+    """Keep a guess for the same message to the same object: in `guesses`, and in the message's entry of message_log."""
+    root._p_jar.add(guess)
+    guesses, key = root["guesses"], guess_key(receiver, guess.selector)
+    guesses[key] = guess
+    while len(guesses) > GUESSES_MOST:
+        oldest = min(guesses.items(), key=lambda pair: pair[1]._p_oid)
+        del guesses[oldest[0]]
+    log, oid = root["message_log"], oid_text(receiver._p_oid)
+    numbers = itertools.islice(reversed(log.keys()), LOG_LOOKED_AT)
+    number = next((n for n in numbers if (log[n]["receiver"], selector_name(log[n]["selector"])) == (oid, guess.selector)), None)
+    told = {"guess": guess, "source": guess.source[:GUESS_SOURCE]}
+    if number is not None:
+        log[number] = {**log[number], **told}
+
+
+def kept_message(cycle):
+    """Return {target, selector, args, kwargs, intent} of a cycle's message, to be sent again; args None where they are large."""
+    brief = cycle.mission_brief
+    args, kwargs = list(brief.get("args", ())), dict(brief.get("kwargs", {}))
+    try:
+        small = len(packed_plain([args, kwargs])) <= GUESS_ARGS
+    except TypeError:                                    # an object among them
+        small = False
+    sent = {"args": args, "kwargs": kwargs} if small else {"args": None, "kwargs": None}
+    return {"target": cycle.target_oid, "selector": brief["selector"], "intent": brief.get("intent") or "", **sent}
+
+
+def guess_for(root, receiver, selector, intent, count):
+    """Return the guess for a message with `count` arguments, or None; another intent is another message."""
+    guess = root["guesses"].get(guess_key(receiver, selector))
+    if guess is None or guess.status != "guess" or len(guess.asked["arguments"]) != count:
+        return None
+    same = not (intent or "").strip() or " ".join(intent.split()) == " ".join(guess.message["intent"].split())
+    return guess if same else None
+
+
+def guess_of_cycle(root, oid):
+    """Return the guess that a cycle made, as long as it is one, or None."""
+    cycle = find_cycle(root, oid)
+    brief = cycle.mission_brief
+    if not (cycle.result or {}).get("guess") or not cycle.target_oid:
+        return None
+    guess = root["guesses"].get(guess_key(resolve(root, cycle.target_oid), brief["selector"]))
+    made_here = guess is not None and guess.author.startswith(f"{WRITTEN_BY} {cycle_id(cycle)} ")
+    return guess if made_here and guess.status == "guess" else None
+
+
+def confirm_method(method, who):
+    """Take a person's word for a guess: it is installed, on trial. Returns (its home, the Method there). Raises BadRequest."""
+    said = f"{who}, {now_utc():%Y-%m-%d %H:%M}"
+    if own(method).get("status") != "guess":
+        if not is_guess(method):
+            raise BadRequest(f"{method!r} needs no confirmation; `inspect` shows who wrote it, and by what it is confirmed")
+        method.confirmed = said
+        return method.home, method
+    if lookup(method.home, method.selector).value is not ABSENT:
+        raise BadRequest(f"{method.home!r} understands {method.selector} by now; remove or replace that one first")
+    told = {name: own(method)[name] for name in GUESS_TOLD if name in own(method)}
+    made = bring_in(method.home, method.selector, method.source, confirmed=said, **told)
+    method.status = "confirmed"
+    return method.home, made
+
+
+GUESS_TOLD = ("author", "intent", "asked", "idiom", "tests", "why")
 
 
 WRITTEN_BY = "cycle"                                     # with its id: the author of what no person wrote
 
 MISSION_KINDS["unhandled_message"] = MissionKind(
-    {"IDLE": look_for_method, "DECOMPOSING": ask_for_tests, "DELEGATING": ask_for_method, "SYNTHESIZING": weigh_method},
+    {"IDLE": look_for_method, "DECOMPOSING": search_methods, "DELEGATING": ask_for_method, "SYNTHESIZING": weigh_method},
     install_written)
 
 
 # Facets, which are written from the intent of a pillar
-
-
-FACET_TESTS = {"result": "table", "changes": [], "holds": []}
 
 
 def facet_wanted(cycle):
@@ -15514,7 +17253,7 @@ def facet_wanted(cycle):
     if not isinstance(pillar, UvmObject):
         return None
     return {"source": facet_source(name, pillar.intent), "idiom": KNOWN, "of": f"the intent of the pillar {name}",
-            "intent": pillar.intent, "intent_digest": intent_digest(pillar.intent)}
+            "intent": pillar.intent, "intent_digest": intent_digest(pillar.intent), "confirmed": "the intent of its pillar"}
 
 
 def install_facets(root, cycle):
@@ -15575,7 +17314,7 @@ def look_at_worn(cycle, recall):
     versions = [{"source": version.source, "idiom": KNOWN, "of": f"version {version.version}", "version": version.version}
                 for version in itertools.islice(versions_of(worn), KNOWN_TRIED)]
     return looked(cycle, request, known=versions + known_methods(cycle, request), before=worn.source, worn=oid_text(worn._p_oid),
-                  refused=[name for name in [own(worn).get("idiom")] if name in IDIOMS], wanted=own(worn).get("wanted"))
+                  refused=[own(worn).get("idiom")], wanted=own(worn).get("wanted"))
 
 
 def weigh_mended(cycle, recall):
@@ -15588,9 +17327,15 @@ def weigh_mended(cycle, recall):
         f"{written['of']} does the same, and took its place" if written["idiom"] == KNOWN else "I wrote a new version")
     answer = (f"{selector} of {home!r} had failed ({failed}): {what}. Where the version before did not fail, it does the "
               "same.")
-    final = {"answer": answer, "relevant": True, "evidence": [], "source": written["source"], "tests": told_tests(data["tests"]),
-             "home": oid_text(home._p_oid), "why": failed, "attempts": len(data["failures"]) + 1}
+    final = {"answer": answer, "relevant": True, "evidence": [], "source": written["source"],
+             "tests": [example.call for example in told_examples(cycle)], "home": oid_text(home._p_oid), "why": failed,
+             "attempts": len(data["failures"]) + 1, "confirmed": own(worn).get("confirmed")}
     return Thought("verdict", lambda _: Step("COMPLETE", [], {"final_response": final}))
+
+
+def told_if(**told):
+    """Return what is told, without what is None."""
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def install_mended(root, cycle):
@@ -15599,12 +17344,12 @@ def install_mended(root, cycle):
     home, name = resolve(root, final["home"]), selector_name(data["request"]["selector"])
     worn = own(home).get(name)
     if isinstance(worn, Method) and oid_text(worn._p_oid) == data["worn"]:
-        bring_in(home, name, final["source"], **made_by(cycle))
+        bring_in(home, name, final["source"], **told_if(confirmed=final["confirmed"]), **made_by(cycle))
 
 
 MEND = "systemic_self_improvement", "mend_method"
 MISSION_KINDS[MEND] = MissionKind(
-    {"IDLE": look_at_worn, "DECOMPOSING": ask_for_tests, "DELEGATING": ask_for_method, "SYNTHESIZING": weigh_mended},
+    {"IDLE": look_at_worn, "DECOMPOSING": search_methods, "DELEGATING": ask_for_method, "SYNTHESIZING": weigh_mended},
     install_mended)
 
 
@@ -15652,28 +17397,34 @@ def stem_of(word):
     return next(iter(words_of(word)), word)
 
 
-def mission_for(root, receiver, selector):
-    """Return the cycle at work on the same missing method, or None."""
-    oid = oid_text(receiver._p_oid)
-    return next((cycle for cycle in root["active_cycles"].values() if cycle.mission_brief["type"] == "unhandled_message"
-                 and cycle.mission_brief["selector"] == selector and cycle.target_oid == oid), None)
+def mission_for(root, receiver, selector, intent=None, count=0):
+    """Return the cycle at work on the same missing method, with the same intent and as many arguments, or None."""
+    oid, wanted = oid_text(receiver._p_oid), ("unhandled_message", selector, intent or "", count)
+    for cycle in root["active_cycles"].values():
+        brief = cycle.mission_brief
+        written = brief["type"], brief["selector"], brief.get("intent") or "", len(brief.get("args", ()))
+        if written == wanted and cycle.target_oid == oid:
+            return cycle
+    return None
 
 
 class GenerationBudget:
-    """How many missions for missing methods may start: so many in an hour, and none for a selector that failed just now."""
+    """How many missions for missing methods may start: so many in an hour, and none for a message (selector, intent) that
+    failed just now."""
 
     def __init__(self, per_hour):
         self.per_hour, self._started_s, self._failed, self._guard = per_hour, collections.deque(), {}, threading.Lock()
 
-    def refusal(self, selector):
-        """Return why no mission may start for a selector, or None."""
+    def refusal(self, message):
+        """Return why no mission may start for a message, or None."""
         now_s = time.monotonic()
         with self._guard:
             while self._started_s and now_s - self._started_s[0] > 3600:
                 self._started_s.popleft()
-            count, at_s = self._failed.get(selector, (0, 0.0))
+            count, at_s = self._failed.get(message, (0, 0.0))
             if count >= FAILED_MOST and now_s - at_s < FAILED_FOR_S:
-                return f"no method for it could be written {count} times in the last hour; write it yourself with create_method"
+                return (f"no method for it could be written {count} times in the last hour; send another intent or an example "
+                        "along, or write it yourself with create_method")
             if len(self._started_s) >= self.per_hour:
                 return f"{self.per_hour:g} methods were begun in the last hour, which is the limit (methods_per_hour)"
             return None
@@ -15682,13 +17433,13 @@ class GenerationBudget:
         with self._guard:
             self._started_s.append(time.monotonic())
 
-    def note(self, selector, well):
+    def note(self, message, well):
         """Note how a mission ended."""
         with self._guard:
             if well:
-                self._failed.pop(selector, None)
+                self._failed.pop(message, None)
             else:
-                self._failed[selector] = self._failed.get(selector, (0, 0.0))[0] + 1, time.monotonic()
+                self._failed[message] = self._failed.get(message, (0, 0.0))[0] + 1, time.monotonic()
                 while len(self._failed) > 1000:
                     self._failed.pop(next(iter(self._failed)))
 
@@ -16378,6 +18129,12 @@ class CreateMethodCommand(Command):
     intent: str | None = pydantic.Field(None, max_length=2000)
 
 
+class ConfirmCommand(Command):
+    """Take a person's word for a method that was guessed: it is installed, on trial. The reply's message sends it again."""
+
+    method: str = pydantic.Field(min_length=1, max_length=1000)
+
+
 class RollbackCommand(Command):
     """Let a former version of an object's method be the one that runs."""
 
@@ -17043,6 +18800,7 @@ class Request:
     accepted: bool = False
     lane: str | None = None                              # where it is run, where a MoveTo said so
     generated: bool = False                              # a mission for it has ended: it is sent for the last time
+    written: dict | None = None                          # the report of that mission
 
     @property
     def settings(self):
@@ -17303,8 +19061,8 @@ def begin_writing(root, miss, request):
             "send it again with generate: true", **error.fields))
     if not request.command.generate and not may_grow(receiver, selector):
         return Refused(MessageNotUnderstood(f"{error.message}. {ROOT_MISS}", **error.fields))
-    cycle = mission_for(root, receiver, selector)
-    refusal = None if cycle else budget.refusal(selector)
+    cycle = mission_for(root, receiver, selector, miss.intent, len(miss.args))
+    refusal = None if cycle else budget.refusal((selector, request.command.intent))
     if refusal:
         return Refused(MessageNotUnderstood(f"{error.message} ({refusal})", **error.fields))
     if cycle is None:
@@ -17353,14 +19111,18 @@ def send_to_object(request, root):
     receiver = resolve(root, command.target)
     if not isinstance(receiver, UvmObject):
         raise BadRequest(f"{command.target} is a {type(receiver).__name__}; messages go to objects")
-    wanted = lane_of_message(receiver, command.selector)
+    guess = standing_guess(request, root, receiver)
+    wanted = "method" if guess else lane_of_message(receiver, command.selector)
     can_read = wanted == "read" and request.lane != "method"     # writing lanes can read too
     if wanted != request.lane and not can_read:
         return MoveTo(wanted)
     args, kwargs = from_wire(command.args, root), from_wire(command.kwargs, root)
-    reply = functools.partial(_message_reply, command)
     if request.lane == "method":
-        return Message(receiver, *heard(receiver, command.selector, args, kwargs), reply)
+        name = selector_name(command.selector)
+        sent = (name, args, kwargs) if guess else heard(receiver, name, args, kwargs)
+        reply = functools.partial(_message_reply, request, told_of_writing(request, guess or lookup(receiver, sent[0]).value))
+        return Message(receiver, *sent, reply, guess=guess)
+    reply = functools.partial(_message_reply, request, {})
     try:
         answer = _send_checked(receiver, command.selector, args, kwargs)
     except MessageNotUnderstood as error:
@@ -17370,8 +19132,45 @@ def send_to_object(request, root):
     return answer._replace(reply=reply) if isinstance(answer, Inference) else reply(answer)
 
 
-def _message_reply(command, answer):
-    return {"details": f"{command.selector} was sent to {command.target}", "result": to_wire(answer)}
+def takes_guesses(request):
+    """Return whether a guess may answer a message: not where none is wanted, or a new one."""
+    generate = request.command.generate
+    return generate is None or (generate and request.generated)
+
+
+def standing_guess(request, root, receiver):
+    """Return the guess that answers a message which nobody understands, or None: where there is none, or a new one is wanted."""
+    command = request.command
+    if not takes_guesses(request) or lookup(receiver, selector_name(command.selector)).value is not ABSENT:
+        return None
+    if primitive_for(receiver, command.selector) or command.kwargs:
+        return None
+    return guess_for(root, receiver, command.selector, command.intent, len(command.args))
+
+
+def told_of_writing(request, method):
+    """Return what a reply says of the method that answered, where it was just written, or is a guess."""
+    if not isinstance(method, Method) or not (request.written or is_guess(method)):
+        return {}
+    slots, told = own(method), {"written": True} if request.written else {}
+    told |= {"method": to_wire(method), "source": slots.get("source"), "why": slots.get("why")}
+    unread = (request.written or {}).get("unread")
+    if unread:
+        told["unread"] = unread
+    if not is_guess(method):
+        return told | {"confirmed": slots.get("confirmed")}
+    how = f"confirm {oid_text(method._p_oid)}, if it is right; else send it again with an example, or another intent"
+    return told | {"guess": True, "confirm": how}
+
+
+def _message_reply(request, told, answer):
+    command = request.command
+    details = f"{command.selector} was sent to {command.target}"
+    if told.get("guess"):
+        details += "; its method is a guess, made up from the words of the message"
+    if "unread" in told:
+        details += f"; not read as an example: {'; '.join(told['unread'])}"
+    return {"details": details, "result": to_wire(answer), **told}
 
 
 def _missed(request, root, receiver, error):
@@ -17386,6 +19185,11 @@ def _missed(request, root, receiver, error):
 def _written_for(request, root, miss, error):
     """Log a Miss, and have its method written where that is wanted."""
     miss = miss._replace(intent=miss.intent or request.command.intent)
+    guess = guess_for(root, miss.receiver, miss.selector, miss.intent, len(miss.args))
+    if guess and takes_guesses(request):
+        told = {"selector": miss.selector, "understood": False, "guess": to_wire(guess), "source": guess.source}
+        return {"details": f"{miss.selector} is answered by a guess; confirm {told['guess']['$ref']}, if it is right",
+                "result": told}
     _log_miss(request, root, error, miss)
     if not request.uvm.may_write_for(request):
         return Refused(error)
@@ -17457,6 +19261,25 @@ def create_method(request, root):
 
 def _told_method(made, name):
     return {"method": to_wire(made), "selector": name, "version": made.version, "status": made.status}
+
+
+@command(ConfirmCommand, lane="bulk", role="write", effect=True, urgent=True, system=True)
+def confirm(request, root):
+    method = resolve(root, request.command.method)
+    if not isinstance(method, Method):
+        raise BadRequest(f"{request.command.method} is a {type(method).__name__}; the reply of a message that was guessed names "
+                         "its method")
+    return confirmed_reply(method, request.who)
+
+
+def confirmed_reply(method, who):
+    """Confirm a method; returns what is told of it."""
+    home, made = confirm_method(method, who)
+    told = _told_method(made, made.selector) | {"home": to_wire(home)}
+    message = own(method).get("message")
+    if message and message["args"] is not None:
+        told["message"] = to_wire({**message, "args": list(message["args"])})
+    return {"details": f"{made.selector} of {oid_text(home._p_oid)} is confirmed, and on trial", "result": told}
 
 
 @command(RollbackCommand, lane="bulk", role="write", effect=True, urgent=True, system=True)
@@ -17848,7 +19671,12 @@ def supersede(request, root):
 @command(FeedbackCommand, lane="bulk", role="write", effect=True, system=True)
 def feedback(request, root):
     command = request.command
-    return mark_answer(root, command.cycle, command.mark, command.note)
+    told = mark_answer(root, command.cycle, command.mark, command.note)
+    guess = guess_of_cycle(root, command.cycle) if command.mark == "right" else None
+    if guess is None:
+        return told
+    confirmed = confirmed_reply(guess, request.who)
+    return told | {"details": f"{told['details']}; {confirmed['details']}"}
 
 
 @command(BackupCommand, lane="upkeep", phased=True)
@@ -18425,7 +20253,7 @@ class BatOS_UVM:
         self._outcomes, self._awake = collections.deque(), False
         self._held = None                                # keyed requests, until the memory of keys is read
         self.stored_selectors = {}                       # those that reached a stored method lately; a guess where to look first
-        self.budget, self._writing = GenerationBudget(settings.methods_per_hour), {}   # cycle id -> the selector that it writes
+        self.budget, self._writing = GenerationBudget(settings.methods_per_hour), {}   # cycle id -> what it writes for
         self._refused = None                             # why no work is accepted any more, or None
         self.unasked = None                              # the error that ends the daemon, or None
         self._view_commits = -1
@@ -18814,7 +20642,7 @@ class BatOS_UVM:
         """A mission writes what a message wants: say so, or have the message sent again when it has ended."""
         command = request.command
         if oid in self.mind.missions and oid not in self._writing:
-            self._writing[oid] = selector
+            self._writing[oid] = selector, command.intent
             self._waiting[oid].insert(0, self._written)
         if command.wait:
             return self._when_ended(request, oid, lambda report: self._send_again(request, selector, report))
@@ -18823,12 +20651,12 @@ class BatOS_UVM:
             self.reply_ok(one, {"details": told, "result": {"cycle": oid}})
 
     def _written(self, report):
-        selector = self._writing.pop(report["cycle"], None)
-        if selector is not None and report["state"] in ENDED:
-            self.budget.note(selector, report["state"] == "COMPLETE")
+        message = self._writing.pop(report["cycle"], None)
+        if message is not None and report["state"] in ENDED:
+            self.budget.note(message, report["state"] == "COMPLETE")
 
     def _send_again(self, request, selector, report):
-        request.generated = True
+        request.generated, request.written = True, report
         if report["state"] == "COMPLETE" and not self._refused:
             return self._run_again(request, None)
         reason = report.get("reason", {}).get("details", "it goes on when the daemon is back")
@@ -19058,6 +20886,7 @@ PRIMORDIAL = {
     "active_cycles": lambda root: OOBTree(),
     "failed_cycle_log": lambda root: LOBTree(),
     "quarantined_methods": lambda root: OOBTree(),
+    "guesses": lambda root: OOBTree(),
     "autotelic_obj": new_autotelic,
     "journals": lambda root: LOBTree(),
 }
@@ -21091,6 +22920,18 @@ def _method_command(args, client):
     return reply, reply["details"]
 
 
+def _confirm_command(args, client):
+    reply = client.call("confirm", method=args.method.removeprefix("confirm "), idempotency_key=uuid7())
+    if not args.send:
+        return reply, reply["details"]
+    message = reply["result"].get("message")
+    if message is None:
+        raise BadRequest("it is confirmed; its message was too large to be kept, so send it again yourself")
+    fields = {name: message[name] for name in ("target", "selector", "args", "kwargs")}
+    sent = client.call("send_message", **fields, idempotency_key=uuid7())
+    return sent, f"{reply['details']}; {sent['details']}: {sent['result']!r}"
+
+
 def _rollback_command(args, client):
     reply = client.call("rollback", target_oid=args.target, method_name=args.selector, version=args.version,
                         idempotency_key=uuid7())
@@ -21682,6 +23523,7 @@ SUBCOMMANDS = {
     "experts": (_experts, "list the LoRA experts, and in which tier of memory each is"),
     "activate": (_activate_command, "make a LoRA expert hot, and tell how"),
     "method": (_method_command, "give an object a method, or a new version of one: a file with its function and what that needs"),
+    "confirm": (_confirm_command, "take a person's word for a method that was guessed: it is installed, on trial"),
     "rollback": (_rollback_command, "let a former version of an object's method run again"),
     "display": (_display_command, "have the system make its Memory Inspector, where that is due, and open its window"),
     "export": (_export_command, "write an object with its methods and LoRA experts into a file, for another image"),
@@ -21866,6 +23708,8 @@ ARGUMENTS = {                                            # subcommand -> its arg
     "method": [("target", {"help": "the object: a name, a path or 0x…"}),
                ("file", {"help": "its source: one function of self, and what it needs beside it"}),
                ("--intent", {"help": "what it is for, in words"})],
+    "confirm": [("method", {"help": "the guess, 0x…, as the reply of its message names it"}),
+                ("--send", {"action": "store_true", "help": "send the message again, under a new key"})],
     "rollback": [("target", {"help": "the object"}), ("selector", {"help": "the method"}),
                  ("--version", {"type": int, "help": "which; else the one before"})],
     "display": [("--ingest", {"action": "store_true", "help": "read the system's own documents first"})],

@@ -245,6 +245,15 @@ COMMANDS = {
         "role": "write",
         "fields": {"cycle": {"type": "text", "longest": 20, "required": True}},
     },
+    "confirm": {
+        "help": (
+            "Take a person's word for a method that was guessed: it is installed, on trial. The reply's message sends it "
+            "again."
+        ),
+        "effect": True,
+        "role": "write",
+        "fields": {"method": {"type": "text", "longest": 1000, "required": True}},
+    },
     "create_method": {
         "help": (
             "Give an object a method: Python source of one function and of what stands beside it, which is audited first."

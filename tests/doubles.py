@@ -92,7 +92,7 @@ class QuickEmbedder:
 class QuickCore:
     """Stands for CognitiveCore: the first choice of everything, after `delay_s`."""
 
-    writes, synapses, believed = False, None, None
+    writes, synapses = False, None
     state, progress = "ready", "a double"
     values = {"plan": plan_value, "facet": facet_value, "weave": weave_value, "method": method_value, "tests": tests_value,
               "summary": summary_value}

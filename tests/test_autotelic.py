@@ -8,7 +8,6 @@ import pytest
 import batos
 
 WAIT_S = 60.0
-ANY = {"result": "any", "changes": [], "holds": []}
 MEAN = "def mean(self):\n    return sum(self.prices) / len(self.prices)\n"
 OURS = "cycle 0x1 (local)"
 
@@ -75,7 +74,9 @@ def kept(tmp_path):
     made = []
 
     def make(settings=None, **values):
-        made.append(Kept(tmp_path, doubles.QuickCore(**values), **(settings or {})))
+        core = doubles.QuickCore(**values)
+        writing(core)
+        made.append(Kept(tmp_path, core, **(settings or {})))
         return made[-1]
     yield make
     for one in made:
@@ -83,8 +84,14 @@ def kept(tmp_path):
 
 
 def bodies(*lines):
+    """Return what a core that writes answers: one body after the other."""
     left = list(lines)
-    return lambda fields: batos.method_value(f"n\n{left.pop(0)}", fields)
+    return lambda fields: batos.method_value(f"n\n{left.pop(0)}", fields) | {"idiom": batos.FREE}
+
+
+def writing(core):
+    """Let a core be one that writes, and makes up no examples."""
+    core.writes, core.infer_ = True, lambda prompt, **fields: ""
 
 
 def test_an_audit_of_a_sound_image_says_so(kept):
@@ -108,7 +115,7 @@ def test_a_method_that_works_by_now_is_on_trial_again(kept):
 
 def test_a_method_that_fails_still_is_written_anew_and_does_the_rest_as_before(kept):
     guarded = "return sum(self.prices) / len(self.prices) if self.prices else 0"
-    one = kept(tests=lambda fields: ANY, method=bodies("return len(self.prices)", guarded))
+    one = kept(method=bodies("return len(self.prices)", guarded))
     one.shelf(MEAN, prices=[])
     one.audit()
     _, remedy = one.reports(2)
@@ -133,7 +140,7 @@ def test_a_method_that_a_person_wrote_is_left_to_the_person_and_told_once(kept):
 
 def test_one_thing_at_a_time_and_the_rest_waits(kept):
     guarded = "return 0 if not self.prices else sum(self.prices) / len(self.prices)"
-    one = kept(tests=lambda fields: ANY, method=bodies(guarded, guarded))
+    one = kept(method=bodies(guarded, guarded))
 
     def second(root):
         made = batos.install_method(root["it"], "other", MEAN.replace("mean", "other"), author=OURS, intent="",
@@ -152,14 +159,14 @@ def test_one_thing_at_a_time_and_the_rest_waits(kept):
 
 
 def test_what_failed_of_the_moment_is_begun_again_once(kept):
-    calls = []
+    calls, write = [], bodies("return sum(self.prices)")
 
-    def tests(fields):
+    def method(fields):
         calls.append(fields["selector"])
         if len(calls) == 1:
             raise batos.DeadlineExceeded("the core had no answer")
-        return ANY
-    one = kept(tests=tests, method=bodies("return sum(self.prices)"))
+        return write(fields)
+    one = kept(method=method)
 
     def miss(root):
         obj = root["it"] = batos.UvmObject(**{"parent*": [root["traits_obj"]], "prices": [1, 2]})
@@ -171,7 +178,7 @@ def test_what_failed_of_the_moment_is_begun_again_once(kept):
     one.audit()
     failed, audit, again = one.reports(3)
     assert failed["state"] == "FAILED" and "by DeadlineExceeded" in audit["answer"] and "begun again" in audit["answer"]
-    assert again["state"] == "COMPLETE" and one.method("sum_up")["source"]
+    assert again["state"] == "COMPLETE" and "sum(self.prices)" in again["source"] and again["guess"]
 
 
 def test_failures_of_questions_are_told_and_not_repeated(kept):
@@ -194,7 +201,7 @@ def test_failures_of_questions_are_told_and_not_repeated(kept):
 
 
 def test_failures_of_its_own_are_no_reason_for_another_audit(kept):
-    one = kept(tests=lambda fields: ANY, method=bodies("return 1", "return 2", "return 3"))
+    one = kept(method=bodies("return 1", "return 2", "return 3"))
     one.shelf(MEAN, prices=[])
     one.audit()
     audit, remedy = one.reports(2)
@@ -234,12 +241,12 @@ def test_what_somebody_put_among_the_findings_is_left_out(kept):
 
 
 def test_an_audit_begins_no_second_one(kept):
-    held = threading.Event()
+    held, write = threading.Event(), bodies("return 0 if not self.prices else sum(self.prices) / len(self.prices)")
 
-    def tests(fields):
+    def method(fields):
         held.wait(WAIT_S)
-        return ANY
-    one = kept(tests=tests, method=bodies("return 0 if not self.prices else sum(self.prices) / len(self.prices)"))
+        return write(fields)
+    one = kept(method=method)
     one.shelf(MEAN, prices=[])
     first = one.audit()
     one.reports(1)                                       # its remedy is at work now

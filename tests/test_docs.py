@@ -1,5 +1,6 @@
 """The README is true: its commands run, its table is the code's, what it prints is what is printed."""
 
+import doctest
 import pathlib
 import re
 import shlex
@@ -84,6 +85,19 @@ def test_the_scripts_run(daemon, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_the_exchange_about_a_guess_is_what_is_printed(daemon):
+    exchange, = [text for kind, text in BLOCKS if kind == "pycon"]
+    with batos.Client(daemon(core=0).endpoint) as client:
+        shop = client.call("send_message", target="traits_obj", selector="clone")["result"]["$ref"]
+        for slot, value in (("total", 120.0), ("paid", 45.0)):
+            client.call("send_message", target=shop, selector="setSlot_value_", args=[slot, value])
+        test = doctest.DocTestParser().get_doctest(exchange, {"client": client, "shop": shop}, "README", "README.md", 0)
+        told = []
+        runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL)
+        runner.run(test, out=told.append)
+    assert runner.summarize(verbose=False).attempted == 7 and not told, "".join(told)
+
+
 def test_the_send_example_runs(daemon, monkeypatch, capsys):
     monkeypatch.setenv("BATOS_ENDPOINT", daemon().endpoint)
     message = re.search(r"batos\.py send '(.*?)'`", README)[1]

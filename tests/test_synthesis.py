@@ -1,0 +1,133 @@
+"""Which methods a message can mean: examples as people write them, words, steps, and what decides between them."""
+
+import random
+import re
+import time
+
+import pytest
+
+import batos
+
+
+def read(intent, selector="f", arguments=(), **slots):
+    """Return the ExampleReader of an intent."""
+    kinds = {name: batos.value_kind(value) for name, value in slots.items()}
+    return batos.ExampleReader(intent, selector, kinds, [batos.value_kind(value) for value in arguments])
+
+
+@pytest.mark.parametrize("intent, words, given, slots, result, after", [
+    ("sum it: f() -> 3", "sum it", (), {}, 3, {}),
+    ("f(2, n=[(2)]) => [3]. Then more", "Then more", (2,), {"n": [2]}, [3], {}),
+    ("f('a)', 1) == {'k': -1.5}", "", ("a)", 1), {}, {"k": -1.5}, {}),
+    ("f(1) \u2192 n=[1]", "", (1,), {}, batos.ABSENT, {"n": [1]}),
+    ("f(xs=[3, 1]) returns 1", "", (), {"xs": [3, 1]}, 1, {}),
+    ("f(xs=[3, 1]) = 1", "", (), {"xs": [3, 1]}, 1, {}),
+    ("f(xs=[3, 1]) gives 1", "", (), {"xs": [3, 1]}, 1, {}),
+    ("the least: f(xs=[3, 1]) should be 1", "the least", (), {"xs": [3, 1]}, 1, {}),
+    ("the least, e.g. [3, 1] -> 1", "the least", (), {"xs": [3, 1]}, 1, {}),
+    ("the least, for example xs=[3, 1] gives 1", "the least", (), {"xs": [3, 1]}, 1, {}),
+    ("what is left: {total: 120, paid: 45} -> 75", "what is left", (), {"total": 120, "paid": 45}, 75, {}),
+    ("what is left. total=120, paid=45 returns 75", "what is left", (), {"total": 120, "paid": 45}, 75, {}),
+    ("what is left; with total 120 and paid 45 it gives 75", "what is left; with", (), {"total": 120, "paid": 45}, 75, {}),
+    ("the least\n>>> shop.xs = [3, 1]\n>>> shop.f()\n1", "the least", (), {"xs": [3, 1]}, 1, {}),
+    (">>> shop.f(4)\n>>> shop.xs\n[3, 4]", "", (4,), {}, batos.ABSENT, {"xs": [3, 4]}),
+    ("add: f(5, xs=[1]) -> 2, xs=[1, 5]", "add", (5,), {"xs": [1]}, 2, {"xs": [1, 5]}),
+    ("add: f(5, xs=[1]) returns 2 and xs becomes [1, 5]", "add", (5,), {"xs": [1]}, 2, {"xs": [1, 5]}),
+    ("f(flag=true) -> false", "", (), {"flag": True}, False, {}),
+    ("self.f('x') -> None", "", ("x",), {}, None, {})])
+def test_how_an_example_is_written(intent, words, given, slots, result, after):
+    of = {"n": [1], "xs": [1], "total": 1, "paid": 2, "flag": True}
+    of = {name: value for name, value in of.items() if name in {*slots, *after}} or {"xs": [1]}
+    reader = read(intent, arguments=given, **of)
+    (_, _, example), = reader.examples
+    assert example[1:5] == (given, slots, result, after) and reader.unread == []
+    assert words in batos.without_examples(reader)
+
+
+def test_several_examples_are_read_in_their_order():
+    reader = read("the sum, e.g. f(xs=[1, 2]) -> 3, f(xs=[]) = 0 and [4, 5] gives 9", xs=[1])
+    assert [example.result for *_, example in reader.examples] == [3, 0, 9]
+
+
+@pytest.mark.parametrize("intent", ["", "f(x) -> 3", "f(1) -> ", "g(1) -> 2", "f(1 -> 2", "f(__import__('os')) -> 1",
+                                    "f(1) -> a + b", "f(" * 3000 + ")" * 3000 + " -> 1",
+                                    "f(1) -> " + "[" * 900, "f() -> 9" + "9" * 9000, "f()->[" * 5000,
+                                    "f(" + "1," * 9000 + ") -> 1", "x" + " " * 200_000 + "x", "f(1) -> {1}", "f(" * 90_000,
+                                    "f(25) -> 15511210043330985984000000", "f(1) -> {1.5: 2}"])
+def test_what_is_no_example_is_words(intent):
+    reader = read(intent)
+    assert reader.examples == [] and isinstance(batos.without_examples(reader), str)
+
+
+@pytest.mark.parametrize("intent, told", [
+    ("sum it: f(xs=XS) -> Y", "f(xs=XS) -> Y"), ("e.g. [1, 2] -> something", "e.g. [1, 2]"), (">>> shop.f(", ">>> shop.f("),
+    ("it => 7", "it => 7"), ("f([1, 2], 3) -> 4", "f([1, 2], 3)")])
+def test_what_looks_like_an_example_and_is_none_is_told(intent, told):
+    reader = read(intent, total=1, count=2)
+    assert told in reader.unread[0] and reader.examples == []
+
+
+def test_prose_is_no_example():
+    reader = read("the price of what is above 10, as a number: 3 decimals is fine", price=1, count=2)
+    assert reader.examples == [] and reader.unread == []
+
+
+@pytest.mark.parametrize("piece", ["f(", "[", "{", "'", '"', "a=", "-> ", "f() -> ", ">>> x.f()\n", "1 and ", "xs 1, ",
+                                   "(1, ", "\\"])
+def test_examples_are_read_in_time_that_grows_with_their_text_alone(piece):
+    def spent(count):
+        start_s = time.process_time()
+        read(piece * count, xs=[1])
+        return time.process_time() - start_s
+    spent(100)                                           # what is cached is there
+    assert spent(4000) < 20 * max(spent(500), 0.01)      # 8 times the text
+
+
+def of_request(selector, intent, arguments=(), shares=None, **slots):
+    """Return the rows of a request, the best first."""
+    world = batos.world_of(batos.routed_request(selector, intent), slots, arguments)
+    said = batos.what_is_said(selector, intent, world, shares or {})
+    return sorted((row for rows in batos.enumerated(world, said) for row in rows), key=lambda row: -row[0])
+
+
+@pytest.mark.parametrize("selector, intent, arguments, slots, body", [
+    ("balance_due", "what is still to be paid: total minus paid", (), {"total": 1, "paid": 2}, "return self.total - self.paid"),
+    ("f", "subtract paid from total", (), {"paid": 1, "total": 2}, "return self.total - self.paid"),
+    ("is_open", "", (), {"open": True}, "return self.open"),
+    ("last_three", "the last three of log", (), {"log": ["a"]}, "return self.log[-3:]"),
+    ("pop_front", "remove the first of queue", (), {"queue": [1]}, "self.queue = self.queue[1:]"),
+    ("add_", "append to tags", ("x",), {"tags": ["y"]}, "self.tags = [*self.tags, value]"),
+    ("names_of_all", "the name of every item", (), {"items": [{"name": "a", "size": 1}]},
+     "return [each['name'] for each in self.items]")])
+def test_words_say_which_method_is_meant(selector, intent, arguments, slots, body):
+    assert of_request(selector, intent, arguments, **slots)[0][1].body == body
+
+
+def test_the_router_is_heard():
+    words = {"price": 2, "quantity": 3}
+    plain = of_request("f", "the price and the quantity", **words)[0][1].steps
+    routed = of_request("f", "the price and the quantity", shares={"minus": 0.99, "times": 0.01}, **words)[0][1].steps
+    assert routed == ("minus",) != plain
+
+
+def test_each_step_has_a_row_and_cues_that_are_known():
+    assert set(batos.IDIOMS) <= set(batos.STEPS)
+    assert {cue for step in batos.STEPS.values() for cue in step.cues} <= {*batos.CUES, "flag", "get"}
+    said = {cue for step in batos.STEPS.values() for cue in step.cues}
+    assert set(batos.CUES) - said <= {"unit"}
+
+
+def test_every_candidate_is_code_that_the_audit_takes():
+    slots = {"prices": [1, 2], "names": ["a"], "count": 3, "label": "x", "open": True, "table": {"a": 1},
+             "rows": [{"name": "a", "size": 1, "done": True}]}
+    rows = of_request("f_", "the first 3 with ', '", ("x",), **slots)
+    for _, candidate in random.Random(3).sample(rows, 300):
+        request = {"selector": "f_", "intent": "it is", "arguments": ["text"]}
+        source = batos.method_source(batos.method_bodies(candidate), request)
+        batos.PersistenceGuardian().audit_code(source, "f_")
+
+
+def test_a_source_tells_its_intent_where_that_is_plain():
+    plain, quoted = ({"selector": "f", "intent": intent, "arguments": []} for intent in ("what it costs", 'a " in it'))
+    assert batos.method_source(["return 1"], plain) == 'def f(self):\n    """what it costs"""\n    return 1\n'
+    assert re.fullmatch(r"def f\(self\):\n    return 1\n", batos.method_source(["return 1"], quoted))
