@@ -87,6 +87,7 @@ import pathlib
 import queue
 import random
 import re
+import reprlib
 import resource
 import shutil
 import signal
@@ -573,20 +574,24 @@ def digest(data):
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
+COMPARED_CHARS = 200               # of a name that nobody knows
+ECHOED_CHARS = 100                 # of a name or a value of somebody else's that an error tells
+
+
 def nearest(name, known, most=3):
     """Return up to `most` names of `known` that look like `name`, best first."""
     known = [word for word in known if isinstance(word, str)]
     by_fold = {word.lower(): word for word in known}
-    return [by_fold[word] for word in difflib.get_close_matches(str(name).lower(), by_fold, most, 0.6)]
+    return [by_fold[word] for word in difflib.get_close_matches(str(name)[:COMPARED_CHARS].lower(), by_fold, most, 0.6)]
 
 
 def mend(name, known, what="known"):
     """Return the end of an error sentence: the nearest names, or the first known ones."""
     near = nearest(name, known)
     if near:
-        return f"did you mean {' or '.join(near)}?"
+        return f"did you mean {' or '.join(name[:ECHOED_CHARS] for name in near)}?"
     names = sorted(word for word in known if isinstance(word, str))
-    shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+    shown = ", ".join(name[:ECHOED_CHARS] for name in names[:12]) + (", …" if len(names) > 12 else "")
     return f"{what} are {shown}" if names else f"none are {what}"
 
 
@@ -888,6 +893,7 @@ def write_whole(path, data):
 SLOT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?\Z")
 SLOT_NAME_CHARS = 200
 MAX_DEPTH = 32
+MOST_POINTERS = 10_000             # objects that one pointer names: each lookup may ask them all
 MAX_INT = 2 ** 64
 _SCALARS = frozenset({type(None), bool, float, str, bytes, datetime.datetime})
 _NEAREST_FORM = {
@@ -987,13 +993,13 @@ def check_slot_name(name):
     if isinstance(name, str) and len(name) > SLOT_NAME_CHARS:
         raise ReservedName(f"a slot's name has {SLOT_NAME_CHARS} characters at most; {name[:40]!r}… has {len(name):,}")
     if not isinstance(name, str) or not SLOT_NAME.match(name):
-        raise ReservedName(f"{name!r} is no slot name: letters, digits and _ are allowed, not a digit first, "
-                           "and one * at the end of a pointer's name", name=str(name))
+        raise ReservedName(f"{name!r:.100} is no slot name: letters, digits and _ are allowed, not a digit first, "
+                           "and one * at the end of a pointer's name", name=f"{name!s:.100}")
     if name.startswith(("_p_", "_v_", "__")):
-        raise ReservedName(f"slot names do not begin with _p_, _v_ or two underscores (got {name!r}); "
-                           f"use {name.strip('_') or 'another name'!r}", name=name)
+        raise ReservedName(f"slot names do not begin with _p_, _v_ or two underscores (got {name!r:.100}); "
+                           f"use {name.strip('_') or 'another name'!r:.100}", name=name)
     if name in RESERVED:
-        raise ReservedName(f"every object already answers {name!r} itself; use {name.strip('_')}_slot or alike",
+        raise ReservedName(f"every object already answers {name!r:.100} itself; use {name.strip('_'):.100}_slot or alike",
                            name=name)
 
 
@@ -1113,7 +1119,7 @@ class UvmObject(persistent.Persistent):
             raise AttributeError(name)
         found = lookup(self, name)
         if found.value is ABSENT:
-            raise AttributeError(f"{self!r} has no slot {name!r}, nor has anything it delegates to")
+            raise AttributeError(f"{self!r} has no slot {name!r:.100}, nor has anything it delegates to")
         return found.value
 
     @property
@@ -1139,7 +1145,7 @@ class UvmObject(persistent.Persistent):
         if self._p_changed is None:
             return f"<UvmObject {where} (not loaded)>"
         slots = own(self)
-        name = f" {slots['name']!r}" if isinstance(slots.get("name"), str) else ""
+        name = f" {slots['name'][:ECHOED_CHARS]!r}" if isinstance(slots.get("name"), str) else ""
         shown = [slot for slot in slots if slot != "_pointers"]
         more = f", … {len(shown) - 8} more" if len(shown) > 8 else ""
         return f"<UvmObject {where}{name} slots: {', '.join(shown[:8])}{more}>"
@@ -1179,6 +1185,9 @@ def _checked_pointer(name, value):
     targets = (value,) if isinstance(value, UvmObject) else value
     if not isinstance(targets, (list, tuple)) or not all(isinstance(target, UvmObject) for target in targets):
         raise BadSlot(f"the pointer {name} takes a UvmObject or a list of them, not {type(value).__name__}")
+    if len(targets) > MOST_POINTERS:
+        raise BadSlot(f"the pointer {name} takes {MOST_POINTERS:,} objects at most, not {len(targets):,}; keep them in a slot "
+                      "without a *, as a list or a tree", limit=MOST_POINTERS)
     return tuple(targets)
 
 
@@ -1315,7 +1324,7 @@ def remove_slot(obj, name):
     """Remove an own slot. Raises NotFound if there is none, Protected."""
     check_slot_name(name)
     if name not in own(obj):
-        raise NotFound(f"{obj!r} has no slot {name!r} of its own; {mend(name, obj._slots, 'its slots')}",
+        raise NotFound(f"{obj!r} has no slot {name!r:.100} of its own; {mend(name, obj._slots, 'its slots')}",
                        kind="slot", name=name)
     check_change(obj, name)
     note_change(obj, name)
@@ -1357,7 +1366,7 @@ def ancestry(obj):
 def _answer_value(name, value, receiver, *args, **kwargs):
     if args or kwargs:
         raise BadRequest(f"{name} of {receiver!r} is a value, not a method, and takes no arguments; "
-                         f"to change it send setSlot_value_ with {name!r} and the new value")
+                         f"to change it send setSlot_value_ with {name!r:.100} and the new value")
     return value
 
 
@@ -1420,7 +1429,7 @@ def lookup(obj, name):
 
 def message_not_understood(receiver, selector):
     """Return the error for a message that nothing answers, naming the nearest selectors."""
-    return MessageNotUnderstood(f"{receiver!r} does not understand {selector!r}; {mend(selector, selectors(receiver))}",
+    return MessageNotUnderstood(f"{receiver!r} does not understand {selector!r:.100}; {mend(selector, selectors(receiver))}",
                                 receiver=oid_text(receiver._p_oid or b""), selector=selector)
 
 
@@ -1513,7 +1522,7 @@ def _guarded(name, function, needed, passes):
 def primitive_named(name):
     """Return a primitive. Raises NotFound: an image may name one that this version does not have."""
     if name not in PRIMITIVES:
-        raise NotFound(f"no primitive is named {name!r}; {mend(name, PRIMITIVES)}", kind="primitive", name=name)
+        raise NotFound(f"no primitive is named {name!r:.100}; {mend(name, PRIMITIVES)}", kind="primitive", name=name)
     return PRIMITIVES[name]
 
 
@@ -1620,7 +1629,7 @@ def _clone_persistent(receiver):
 def _get_slot(receiver, name):
     found = lookup(receiver, str(name))
     if found.value is ABSENT:
-        raise NotFound(f"{receiver!r} has no slot {name!r}; {mend(name, selectors(receiver))}", kind="slot", name=name)
+        raise NotFound(f"{receiver!r} has no slot {name!r:.100}; {mend(name, selectors(receiver))}", kind="slot", name=name)
     return found.value
 
 
@@ -1704,7 +1713,7 @@ def _step(value, name, what):
     else:
         found, names = ABSENT, lambda value: ()
     if found is ABSENT:
-        raise NotFound(f"no {what} is named {name!r}; {mend(name, names(value))}", kind="object", name=name)
+        raise NotFound(f"no {what} is named {name!r:.100}; {mend(name, names(value))}", kind="object", name=name)
     return found
 
 
@@ -1719,7 +1728,7 @@ def resolve(root, target):
     else:
         value = _step(root, first, "root object")
     for name in rest:
-        value = _step(value, name, f"part of {target!r}")
+        value = _step(value, name, f"part of {target!r:.100}")
     return value
 
 
@@ -2401,6 +2410,15 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
             fsync_path(folder)
 
 
+def _tells_more(record):
+    """Whether a line of the library's log tells more than the ForeignClass that is raised and told by its name."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(getattr(error, "__cause__", None), ForeignClass)
+
+
+logging.getLogger("ZODB.Connection").addFilter(_tells_more)
+
+
 class ImageDB(ZODB.DB):
     """A DB whose connections keep lookups, and which refuses any class that is not in IMAGE_CLASSES."""
 
@@ -2823,6 +2841,45 @@ def blob_path(record):
     return path
 
 
+# Shapes: what BAT OS reads without looking
+
+
+class Shape(typing.NamedTuple):
+    """What stands in a slot, so that BAT OS can start from the image and work."""
+
+    told: str                                            # for people
+    fits: typing.Callable                                # whether a value is of it
+    anew: bool = False                                   # whether genesis's own value does as well: nothing is kept there
+
+
+SHAPES = {}                                              # root name -> {slot -> Shape}; `slot.slot` is one of an object in it
+
+
+def is_object(value):
+    """Whether a value is an object with slots."""
+    return isinstance(value, UvmObject)
+
+
+def instance_shape(kinds, told, anew=False):
+    """Return the Shape of whatever is an instance of a class, or of one of several."""
+    return Shape(told, lambda value: isinstance(value, kinds), anew)
+
+
+def list_shape(holds, told, anew=False):
+    """Return the Shape of a list of values of which holds(value) is true."""
+    return Shape(told, lambda value: isinstance(value, (list, tuple)) and all(map(holds, value)), anew)
+
+
+A_METHOD = Shape("a method", lambda value: isinstance(value, Method), anew=True)
+AN_OBJECT = Shape("an object", is_object, anew=True)
+A_LIST = instance_shape((list, tuple), "a list")
+A_MAP = instance_shape(dict, "a map")
+A_NAME_TREE = instance_shape(OOBTree, "a tree by name")
+A_NUMBER_TREE = instance_shape(LOBTree, "a tree by number")
+POINTERS = Shape("a pointer to objects", lambda value: isinstance(value, tuple) and value and all(map(is_object, value)),
+                 anew=True)
+
+
 # Ledger
 
 
@@ -2967,6 +3024,9 @@ def new_ledger():
 
 
 KINDS["ledger"] = Kind("each change tells itself there; `undo` makes another one", roots=("ledger_obj",))
+LEDGER_LANES = ("write", "bulk")
+A_PAGE_TREE = instance_shape(LOBTree, "a tree of pages", anew=True)
+SHAPES["ledger_obj"] = dict.fromkeys(LEDGER_LANES, A_PAGE_TREE)
 
 
 # History
@@ -3139,23 +3199,103 @@ def reading_as_of(image, moment):
 UPGRADES = {}                                            # makes an image of that version of one of the version before
 CHECKS = {}                                              # yields the faults that a deep check finds, each a sentence
 TOLD = {}                                                # returns a map that stands in a deep check's report
-MENDS = {}                                               # makes derived data anew; yields what it did
+SLOT_MENDS = {}                                          # puts back what all else stands on; yields what it did
+MENDS = {}                                               # makes derived data anew, in a sound image; yields what it did
+
+
+class SlotFault(typing.NamedTuple):
+    """A slot of SHAPES that holds something else."""
+
+    root_name: str
+    path: str                                            # the slot, or `slot.slot`
+    obj: UvmObject
+    slot: str                                            # of that object
+    value: typing.Any                                    # what stands there, or ABSENT
+    shape: Shape
+
+
+def follow_path(obj, path):
+    """Return (object, slot) that `slot.slot` leads to from an object; None where what is on the way is no object."""
+    *way, slot = path.split(".")
+    for step in way:
+        obj = own(obj).get(step)
+        if not is_object(obj):
+            return None
+    return obj, slot
+
+
+def unsound_slots(root):
+    """Yield a SlotFault for each slot that is not as SHAPES has it. What an upgrade or genesis adds may be lacking."""
+    is_current = root.get("image_version") == IMAGE_VERSION
+    for name in filter(root.__contains__, SHAPES):
+        for path, shape in SHAPES[name].items():
+            found = follow_path(root[name], path)
+            value = ABSENT if found is None else own(found[0]).get(found[1], ABSENT)
+            is_lacking = value is ABSENT and (found is None or not is_current)
+            if not is_lacking and not shape.fits(value):
+                yield SlotFault(name, path, *found, value, shape)
+
+
+def changes_of_slot(root, obj, slot):
+    """Yield (change, its row of history, value before it) of a slot, the newest first, from what reads of the ledger."""
+    lanes = [own(root["ledger_obj"]).get(lane) for lane in LEDGER_LANES]
+    trees = [_pages_back(tree, 1 << 62) for tree in lanes if A_PAGE_TREE.fits(tree)]
+    for at_us, page in heapq.merge(*trees, key=lambda row: -row[0]):
+        for row in _rows_of(page, at_us, obj, slot):
+            [(_, _, before, _)] = row["changes"]
+            yield row["change"], row, page_value(before)
+        page._p_deactivate()
+
+
+def _shown_fault(value):
+    return "nothing" if value is ABSENT else f"{reprlib.repr(value):.{ECHOED_CHARS}}"
+
+
+def told_fault(root, fault):
+    """Return the sentence of a SlotFault: what stands there, what must, and the change that set it."""
+    change, row, _ = next(changes_of_slot(root, fault.obj, fault.slot), (None, None, None))
+    by = f"the change {change} ({row['command']} by {row['who']:.{ECHOED_CHARS}}) set it" if change else \
+        "no change in the kept history tells what set it"
+    return f"{fault.root_name}.{fault.path} holds {_shown_fault(fault.value)}, where {fault.shape.told} must stand; {by}"
+
+
+def slot_faults(root):
+    """Return the sentences of all slots that are not as SHAPES has them."""
+    return [told_fault(root, fault) for fault in unsound_slots(root)]
+
+
+def check_slots(image):
+    """Raise DamagedImage where an image could not be served, or not all of it, because of what a slot holds."""
+    with reading(image) as root:
+        faults = slot_faults(root)
+    if faults:
+        raise DamagedImage(f"{'; '.join(faults)}. Nothing was started or changed. `python batos.py check --mend` puts back what "
+                           "stood there before; or restore a backup", faults=faults)
 
 
 def mend_image(where):
-    """Make what is derived, and does not agree, anew, in an image that nobody has open. Returns sentences of what was done.
+    """Put back what BAT OS stands on, then make anew what is derived and does not agree, in an image that nobody has open.
 
-    Only what a check finds wrong is touched. Raises what Image.open raises, ConfigError where an upgrade comes first.
+    Returns sentences of what was done, or could not be. Only what a check finds wrong is touched. Raises what Image.open
+    raises, ConfigError where an upgrade comes first.
     """
     image = Image.open(image_path(where))
     try:
         with writing(image) as root:
+            told = _each_done(SLOT_MENDS, root)
+        with writing(image) as root:
+            if told and (root["image_version"] != IMAGE_VERSION or any(unsound_slots(root))):
+                return told
             if root["image_version"] != IMAGE_VERSION:
                 raise ConfigError(f"the image has version {root['image_version']}, and {IMAGE_VERSION} is mended; start the "
                                   "daemon once, which upgrades it")
-            return [f"{name}: {done}" for name, function in MENDS.items() for done in function(root)]
+            return told + _each_done(MENDS, root)
     finally:
         image.close()
+
+
+def _each_done(table, root):
+    return [f"{name}: {done}" for name, function in table.items() for done in function(root)]
 
 
 @contextlib.contextmanager
@@ -3218,6 +3358,7 @@ def _record_faults(db, report, deep, tell):
             if report["objects"] % 10_000 == 0:
                 unit.connection.cacheMinimize()
                 tell(f"records and blobs: {report['objects']:,} of {len(db.storage._index):,}")
+        faults += _faults_by("slots", slot_faults, root)
         for name, function in CHECKS.items() if deep and not faults else ():
             tell(name)
             faults += _faults_by(name, function, root)
@@ -3228,6 +3369,8 @@ def _record_faults(db, report, deep, tell):
 def _faults_by(name, function, root):
     try:
         return [f"{name}: {fault}" for fault in function(root)]
+    except ForeignClass as error:
+        return [f"{name}: {error.message}"]
     except Exception as error:                           # a boundary: whatever a flipped bit made of a record that loads
         return [f"{name}: the check broke off ({error!r})"]
 
@@ -3247,7 +3390,7 @@ def check_image(where, deep=False, tell=lambda line: None):
     """Check an image that nobody has open. Returns {"image", "deep", "bytes", "transactions", "tail", "objects", "blobs",
     "faults": sentences, "seconds"}; `tell` is given a line for each step. Nothing is changed.
 
-    Quick: every transaction header, every seal, the version, a file for every blob. Deep: also that every record loads
+    Quick: every transaction header, every seal, the version, SHAPES, a file for every blob. Deep: also that every record loads
     and every reference resolves, the SHA-256 of what blobs hold, and CHECKS. Raises ConfigError, ImageLocked.
     """
     path, started_s = image_path(where), time.monotonic()
@@ -9915,7 +10058,7 @@ def staged_files(folder):
 def read_staged(name, weights, config, rank_most):
     """Return the Staged adapter of a name. Raises AdapterMismatch that names what is wrong and what is allowed."""
     if not ADAPTER_NAME.fullmatch(name):
-        raise AdapterMismatch(f"{name!r} is no name of an adapter; letters, digits, _ . and - are allowed, 64 at most")
+        raise AdapterMismatch(f"{name!r:.100} is no name of an adapter; letters, digits, _ . and - are allowed, 64 at most")
     tensors, metadata = adapter_tensors(weights)
     told = adapter_config(name, metadata, config)
     rank, targets = _rank_and_targets(name, tensors, rank_most)
@@ -10155,7 +10298,8 @@ class SynapticMemory:
         """Return the Expert of a name. Raises NotFound, AdapterMismatch where it has to stay cold."""
         expert = self.experts.get(name)
         if expert is None:
-            raise NotFound(f"no expert is named {name!r}; {mend(name, self.experts, 'the experts')}", kind="expert", name=name)
+            raise NotFound(f"no expert is named {name!r:.100}; {mend(name, self.experts, 'the experts')}", kind="expert",
+                           name=name)
         if (why := self._why_cold(expert)) is not None:
             raise AdapterMismatch(f"{name} stays cold: {why}")
         return expert
@@ -10266,7 +10410,7 @@ def fetchBlobFor_(repository, expert):
     name = expert.adapter_name if isinstance(expert, UvmObject) else expert
     proxies = _root_of(repository)["pLLM_obj"].lora_repository
     if name not in proxies:
-        raise NotFound(f"no expert is named {name!r}; {mend(name, proxies, 'the experts')}", kind="expert", name=name)
+        raise NotFound(f"no expert is named {name!r:.100}; {mend(name, proxies, 'the experts')}", kind="expert", name=name)
     return proxies[name].model_blob
 
 
@@ -10379,7 +10523,7 @@ def check_weights(obj, name, weights):
     has it; see _sha256_of."""
     proxy = _root_of(obj)["pLLM_obj"].lora_repository.get(name)
     if proxy is None:
-        raise NotFound(f"no expert is named {name!r}; put {name}.safetensors into lora_adapters/ and send incarnate",
+        raise NotFound(f"no expert is named {name!r:.100}; put {name:.100}.safetensors into lora_adapters/ and send incarnate",
                        kind="expert", name=name)
     if _sha256_of(name, weights) != proxy.sha256:
         raise AdapterMismatch(f"these are other weights than those of {name} version {proxy.version}, and only what the "
@@ -10437,6 +10581,13 @@ EXPERT_SLOTS = ("adapter_name", "model_blob", "rank", "alpha", "by_root", "targe
 KINDS["expert"] = Kind("`incarnate` brings its next version", tells="adapter_name", holds=is_expert, slots=EXPERT_SLOTS)
 KINDS["memory of experts"] = Kind("the weights themselves, as `incarnate` and `activate_expert` move them", roots=(
     "nvme_repository_obj", "ram_cache_obj", "vram_manifest_obj", "memory_manager_obj"))
+SHAPES |= {
+    "nvme_repository_obj": {"parent*": POINTERS, "fetchBlobFor_": A_METHOD},
+    "ram_cache_obj": {"parent*": POINTERS, "isCached_": A_METHOD, "fetchFromCache_": A_METHOD},
+    "vram_manifest_obj": {"parent*": POINTERS, "isLoaded_": A_METHOD, "requestSpaceFor_": A_METHOD, "updateManifest_": A_METHOD},
+    "memory_manager_obj": {"parent*": POINTERS, "vram_manifest*": POINTERS, "ram_cache*": POINTERS,
+                           "nvme_repository*": POINTERS, "activate_expert_": A_METHOD, "activateExpert_": A_METHOD},
+}
 
 
 def activate(synapses, core, name):
@@ -12000,6 +12151,13 @@ def new_catalog(**slots):
 
 
 KINDS["catalog"] = Kind("index_document, unindex_document, supersede, forget", roots=("knowledge_catalog_obj",))
+SHAPES["knowledge_catalog_obj"] = {
+    **dict.fromkeys(("text_index", "retired_order", "staged", "vectors", "chunk_storage"), A_NUMBER_TREE),
+    **dict.fromkeys(("documents", "retired", "superseded", "moved"), A_NAME_TREE),
+    "chunk_numbers": instance_shape(ChunkNumbers, "the counter of chunks"),
+    "metadata_index": instance_shape(OOBTree, "the tree of filters"),
+    "unembedded": instance_shape(LLBTree, "a tree of numbers"),
+}
 
 
 def _stored(document, unchanged=False):
@@ -12528,7 +12686,7 @@ def find_document(catalog, doc_id, version=None):
         near = list(itertools.islice(catalog.documents.keys(str(doc_id)[:1]), 1000))
         which = "" if version is None else f" in version {version}"
         now = mend(doc_id, near, "documents") if current is None else f"it is in version {current.version}"
-        raise NotFound(f"no document {doc_id!r} is held{which}; {now}", kind="document", name=str(doc_id))
+        raise NotFound(f"no document {doc_id!r:.100} is held{which}; {now}", kind="document", name=str(doc_id))
     return former
 
 
@@ -12536,7 +12694,7 @@ def open_chunk(catalog, doc_id, version, index):
     """Return the Chunk that a citation names, from a current or a retired version. Raises NotFound."""
     document = find_document(catalog, doc_id, version)
     if not 0 <= index < document.chunk_count:
-        raise NotFound(f"document {doc_id!r} has the chunks 0 to {document.chunk_count - 1} in version "
+        raise NotFound(f"document {doc_id!r:.100} has the chunks 0 to {document.chunk_count - 1} in version "
                        f"{document.version}, not {index}", kind="chunk", name=chunk_id(doc_id, index))
     if document.retired_at:
         return document.kept[index]
@@ -14902,6 +15060,24 @@ def new_states(root):
     return UvmObject(**{"parent*": [root["traits_obj"]], "name": "psm_prototypes_obj"}, **made)
 
 
+def state_shapes(names):
+    """Return {slot -> Shape} of states in their prototype, and of what each of them holds."""
+    shapes = {}
+    for name in names:
+        shapes |= {name: AN_OBJECT, f"{name}.parent*": POINTERS, f"{name}.follows": A_LIST}
+        if name not in ENDED:
+            shapes[f"{name}._process_synthesis_"] = A_METHOD
+    return shapes
+
+
+SHAPES["psm_prototypes_obj"] = {"parent*": POINTERS, **state_shapes(STATES)}
+SHAPES["codex_obj"] = {"parent*": POINTERS, "personas": list_shape(is_object, "a list of personas", anew=True),
+                       "archetypes": A_MAP._replace(anew=True), "prompts": A_MAP._replace(anew=True)}
+SHAPES["orchestrator_obj"] = {"parent*": POINTERS, "start_cognitive_cycle_for_": A_METHOD}
+SHAPES |= {f"{name.lower()}_prototype_obj": {"parent*": POINTERS, "pillars": A_NAME_TREE, "synthesize_response_for_": A_METHOD}
+           for name in CODEX}
+
+
 def new_codex(root):
     """Return the book of who the personas are and who speaks when; what it says is what happens."""
     personas = [root[f"{name.lower()}_prototype_obj"] for name in CODEX]
@@ -16494,7 +16670,7 @@ def own_method(obj, name):
     value = own(obj).get(name, ABSENT)
     if not isinstance(value, Method):
         methods = [slot for slot, value in own(obj).items() if isinstance(value, Method)]
-        raise NotFound(f"{obj!r} has no method {name!r} of its own; {mend(name, methods, 'its methods')}", kind="method",
+        raise NotFound(f"{obj!r} has no method {name!r:.100} of its own; {mend(name, methods, 'its methods')}", kind="method",
                        name=name)
     return value
 
@@ -16820,7 +16996,7 @@ def check_not_own(root, receiver, selector):
             known.append(root_name)
     told = f", understood by {', '.join(known[:5])} and what delegates to them" if known else ""
     fields = message_not_understood(receiver, selector).fields
-    raise MessageNotUnderstood(f"{receiver!r} does not understand {selector!r}; it is one of BAT OS itself{told}",
+    raise MessageNotUnderstood(f"{receiver!r} does not understand {selector!r:.100}; it is one of BAT OS itself{told}",
                                **fields)
 
 
@@ -17301,8 +17477,8 @@ def worn_method(cycle):
     if not isinstance(value, Method) or "source" not in own(value):
         methods = [slot for holder in ancestry(target) for slot, value in own(holder).items()
                    if isinstance(value, Method) and "source" in own(value)]
-        raise NotFound(f"{target!r} has no stored method {name!r} to mend; {mend(name, methods, 'its methods')}", kind="method",
-                       name=name)
+        raise NotFound(f"{target!r} has no stored method {name!r:.100} to mend; {mend(name, methods, 'its methods')}",
+                       kind="method", name=name)
     return value
 
 
@@ -17844,6 +18020,9 @@ def new_autotelic(root):
 
 
 KINDS["autotelic"] = Kind("the heartbeat and its audits", roots=("autotelic_obj",))
+SHAPES["autotelic_obj"] = {"parent*": POINTERS, AUDIT[1]: A_METHOD,
+                           "audited_through": instance_shape(int, "a number", anew=True),
+                           **dict.fromkeys(("begun", "seen", "pending"), A_LIST._replace(anew=True))}
 
 
 @primitive(AUDIT[1])
@@ -18570,12 +18749,15 @@ def error_reply(request_id, error):
 
 
 FIELDS_BYTES = 64 << 10                                  # of an error, on the wire
+ECHOED_FIELDS = ("name", "selector", "slot")             # that hold what somebody sent
 
 
 def told_fields(fields):
-    """Return an error's fields as they stand on the wire; what does not fit there is told by its kind."""
+    """Return an error's fields as they stand on the wire: names cut, and what does not fit there told by its kind."""
     told = {}
     for name, value in fields.items():
+        if name in ECHOED_FIELDS and isinstance(value, str):
+            value = value[:ECHOED_CHARS]
         fits = _weight(value, FIELDS_BYTES) <= FIELDS_BYTES
         told[name] = to_wire(value) if fits else {"$large": type(value).__name__}
     return told
@@ -18731,7 +18913,7 @@ class KeyRing:
         """Let a client in no more; what it sends from now on is not answered. Raises NotFound."""
         names = [row["name"] for row in self.clients.values()]
         if name not in names:
-            raise NotFound(f"no client is named {name!r}; {mend(name, names, 'clients')}", kind="client", name=name)
+            raise NotFound(f"no client is named {name!r:.100}; {mend(name, names, 'clients')}", kind="client", name=name)
         self._write({public: row for public, row in self.clients.items() if row["name"] != name})
         (self.folder / f"{name}.json").unlink(missing_ok=True)
 
@@ -19057,7 +19239,7 @@ def begin_writing(root, miss, request):
     near = None if request.command.generate else slip_of(receiver, selector_name(selector))
     if near:
         return Refused(MessageNotUnderstood(
-            f"{receiver!r} does not understand {selector!r}; did you mean {near!r}? To have a method of that name written, "
+            f"{receiver!r} does not understand {selector!r:.100}; did you mean {near!r}? To have a method of that name written, "
             "send it again with generate: true", **error.fields))
     if not request.command.generate and not may_grow(receiver, selector):
         return Refused(MessageNotUnderstood(f"{error.message}. {ROOT_MISS}", **error.fields))
@@ -20850,9 +21032,11 @@ def new_genesis_obj(root):
                         "description": "The primordial object from which all others are cloned."})
 
 
+CATALOG_METHODS = ("index_document_", "move_document_", "unindex_document_", "restore_document_", "supersede_", "search_")
+
+
 def new_knowledge_catalog(root):
-    names = ("index_document_", "move_document_", "unindex_document_", "restore_document_", "supersede_", "search_")
-    methods = {name: method(name) for name in names}
+    methods = {name: method(name) for name in CATALOG_METHODS}
     return new_catalog(**{"parent*": [root["traits_obj"]], "name": "knowledge_catalog_obj"}, **methods)
 
 
@@ -20862,6 +21046,15 @@ KINDS["mind"] = Kind("--core, which chooses the model, and `incarnate`, which br
                      slots=("name", "model_id", "model_blob", "lora_repository"))
 KINDS["genesis"] = Kind("create_method, for new selectors; setSlot_value_ for data of its own", roots=("genesis_obj",),
                         grows=True)
+SHAPES["traits_obj"] = {"_doesNotUnderstand_": A_METHOD}
+SHAPES["genesis_obj"] = {"parent*": POINTERS}
+SHAPES["knowledge_catalog_obj"] |= {"parent*": POINTERS, **dict.fromkeys(CATALOG_METHODS, A_METHOD)}
+SHAPES["pLLM_obj"] = {
+    "parent*": POINTERS,
+    "lora_repository": A_NAME_TREE,
+    "model_id": instance_shape((str, type(None)), "a name or None", anew=True),
+    "model_blob": list_shape(is_blob_record, "a list of stored files", anew=True),
+}
 
 # root name -> what makes its object, in the order of their making; each may use those above it.
 # An image of an earlier BAT OS gets what it lacks.
@@ -20950,6 +21143,39 @@ def complete_selectors(root):
         remove_slot(obj, selector)
     for obj, selector, primitive_name in list(missing_selectors(root)):
         set_slot(obj, selector, method(selector, primitive_name))
+
+
+@adds_to(SLOT_MENDS, "slots")
+def mend_slots(root):
+    """Put the last sound value of each slot back that is not as SHAPES has it, by a change that tells why."""
+    for fault in unsound_slots(root):
+        told = told_fault(root, fault)
+        value, done = last_sound(root, fault)
+        if value is not ABSENT:
+            _set_mended(root, fault, value, f"check --mend: {told}")
+        yield f"{told}; {done}"
+
+
+def last_sound(root, fault):
+    """Return (value to put back, what it is): as the ledger has it, else genesis's own, else ABSENT and what to do."""
+    for change, _, before in changes_of_slot(root, fault.obj, fault.slot):
+        if before is not ABSENT and fault.shape.fits(before):
+            return before, f"what stood before the change {change} was put back"
+    if not fault.shape.anew:
+        return ABSENT, "no sound value of it is in the kept history, so it stands as it is: restore a backup"
+    made, slot = follow_path(PRIMORDIAL[fault.root_name](root), fault.path)
+    return own(made)[slot], "no sound value of it is in the kept history, so genesis's own was put there"
+
+
+def _set_mended(root, fault, value, why):
+    """Set a slot by a change of its own in the ledger."""
+    jar = root._p_jar
+    jar.changes = {}
+    set_slot(fault.obj, fault.slot, value)
+    changes, jar.changes = jar.changes, None
+    lanes = [own(root["ledger_obj"])[lane] for lane in LEDGER_LANES]
+    tree = next(filter(A_PAGE_TREE.fits, lanes))
+    append_page(tree, [page_entry(Job("check --mend", None, why=why), None, changes, unix_us())], 0)
 
 
 def lacks(image):
@@ -21582,6 +21808,8 @@ def check_ui_changes(value):
 PRIMORDIAL["morphic_ui_obj"] = new_morphic_ui
 KINDS["client"] = Kind("display_yourself, restore_incarnation_; setSlot_value_ for changes", roots=("morphic_ui_obj",),
                        slots=("name", "incarnation"), texts={"changes": check_ui_changes})
+SHAPES["morphic_ui_obj"] = {"parent*": POINTERS, "changes": A_MAP}
+SHAPES["psm_prototypes_obj"] |= {slot: shape._replace(anew=False) for slot, shape in state_shapes(UI_STATES).items()}
 
 
 @primitive("generate_requirements", reads=True)
@@ -22090,6 +22318,7 @@ def serve(settings, debug=False, make_core=embedded_core):
     set_up_log(settings, debug)
     image = Image.open(settings.image, int(settings.open_check_mb * 1e6))
     try:
+        check_slots(image)
         upgrade(image, settings)
         awaken(image, chosen_core(settings.core, image))
         tell_incarnation(incarnated(image, settings))
@@ -23742,7 +23971,7 @@ ARGUMENTS = {                                            # subcommand -> its arg
              ("--image", {"default": argparse.SUPPRESS, "help": "the data file, whose keys they are"})],
     "settings": [("changes", {"nargs": "*", "metavar": "NAME=VALUE", "help": "NAME= makes it the default again"})],
     "check": [("--deep", {"action": "store_true", "help": "every record, reference, page, posting, hash; how the memory is"}),
-              ("--mend", {"action": "store_true", "help": "first make anew what is derived and does not agree"}),
+              ("--mend", {"action": "store_true", "help": "first put damaged slots back, and make anew what is derived"}),
               ("--image", {"default": argparse.SUPPRESS, "help": "the data file"})],
 }
 
