@@ -42,6 +42,7 @@ def changed(path, function):
     image = batos.Image.open(path)
     unit = batos.Unit(image.db)
     unit.manager.begin()
+    unit.connection.activation = batos.SYSTEM
     function(unit.root)
     unit.manager.commit()
     unit.close()
