@@ -19199,7 +19199,8 @@ def inspect_object(request, root):
 def _inspected(command, root):
     value = resolve(root, command.target)
     if isinstance(value, UvmObject):
-        return {"details": repr(value), "result": _inspection(value, command.limit)}
+        told = _inspection(value, command.limit)
+        return {"details": repr(value), "result": told}          # looked at, it is loaded
     shown = {"type": type(value).__name__, "value": to_wire(value, command.limit)}
     return {"details": command.target, "result": shown}
 
@@ -22925,13 +22926,26 @@ def listed_documents(client, prefix="", **fields):
         yield from reply["results"]
 
 
+def _shown(line):
+    """Return a text as a terminal may show it in one line: what would steer it is a replacement character."""
+    if line.isprintable():
+        return line
+    return "".join(char if char.isprintable() or char in JOINERS else " " if char.isspace() else "\ufffd" for char in line)
+
+
+def show(text, stream=None, end="\n"):
+    """Print what came from elsewhere: its lines as a terminal may show them, on stdout or another stream."""
+    lines = [_shown(line) for line in text.split("\n")]
+    print("\n".join(lines), end=end, file=stream or sys.stdout, flush=True)
+
+
 def _learn(args, client):
     found = Harvest(args.paths, args.only, args.without, args.hidden)
     learning, started_s, status = Learning(found, client, args.tags, args.rechunk), time.monotonic(), 0
 
     def tell(line, stream=sys.stdout):
         if not args.json:
-            print(_shown(line), file=stream, flush=True)
+            show(line, stream)
     try:
         with contextlib.closing(learning.parser):
             _learn_all(learning, args.vanished, tell)
@@ -22943,7 +22957,7 @@ def _learn(args, client):
     for line in found.told():
         tell(line, sys.stderr)
     for path, why in learning.failed:
-        print(_shown(f"batos: {_near(path)}: {why}"), file=sys.stderr, flush=True)
+        show(_shown(f"batos: {_near(path)}: {why}"), sys.stderr)
     is_told = len(learning.files) == 1 and not (status or learning.failed)
     return learning.learnt, "" if is_told else learning.told(time.monotonic() - started_s), status or int(bool(learning.failed))
 
@@ -23040,7 +23054,7 @@ def _think(client, question, **brief):
     try:
         cycle = client.call("initiate_cognitive_cycle", **fields)["result"]["cycle"]
         if sys.stderr.isatty():
-            print(f"cycle {cycle} thinks; Ctrl-C cancels it", file=sys.stderr)
+            show(f"cycle {cycle} thinks; Ctrl-C cancels it", sys.stderr)
         _tell_loading(client, cycle)
         return client.call("initiate_cognitive_cycle", settings.mission_deadline_s + 60, wait=True, **fields)
     except KeyboardInterrupt:                            # the same key names the same cycle, whether it was known yet or not
@@ -23054,7 +23068,7 @@ def _tell_loading(client, cycle):
     said, progress = None, _loading(client)
     while progress is not None and not _has_ended(client, cycle):
         if progress != said:
-            print(f"{progress}; the answer follows once it is ready", file=sys.stderr, flush=True)
+            show(f"{progress}; the answer follows once it is ready", sys.stderr)
         said = progress
         time.sleep(LOADING_LOOK_S)
         progress = _loading(client)
@@ -23084,9 +23098,9 @@ def _take_turn(client, line, conversation):
     try:
         report = _think(client, line, conversation=conversation)["result"]
     except BatosError as error:
-        print(f"batos: {error}", file=sys.stderr)
+        show(f"batos: {error}", sys.stderr)
         return None
-    print(_told_answer(report) if "answer" in report else report["reason"]["details"], flush=True)
+    show(_told_answer(report) if "answer" in report else report["reason"]["details"])
     return report["cycle"] if "answer" in report else None
 
 
@@ -23104,7 +23118,7 @@ def _chat(args, client):
     while (line := _next_line()) is not None:
         mark, _, note = line.partition(" ")
         if mark in ("/right", "/wrong") and last:
-            print(client.call("feedback", cycle=last, mark=mark[1:], note=note.strip(), idempotency_key=uuid7())["details"])
+            show(client.call("feedback", cycle=last, mark=mark[1:], note=note.strip(), idempotency_key=uuid7())["details"])
         elif line:
             turns += 1
             last = _take_turn(client, line, args.conversation)
@@ -23113,8 +23127,8 @@ def _chat(args, client):
 
 def _cycles(args, client):
     reply = client.call("list_cycles", limit=args.limit, **({"state": args.state} if args.state else {}))
-    lines = [f"{row['cycle']}  {row['state']:<12} {row['accepted_at']['$time'][:19]}  {row.get('seconds', 0):7.2f} s  "
-             f"{row['mission'][:80]}" for row in reply["results"]]
+    lines = [_shown(f"{row['cycle']}  {row['state']:<12} {row['accepted_at']['$time'][:19]}  "
+                    f"{row.get('seconds', 0):7.2f} s  {row['mission'][:80]}") for row in reply["results"]]
     return reply, "\n".join(lines) or "no cycles yet"
 
 
@@ -23230,7 +23244,7 @@ def _watched(client, command, **fields):
             while not concurrent.futures.wait([work], timeout=1.0).done:
                 doing = watching.call("health")["result"]["upkeep"]["doing"]
                 if doing != told and sys.stderr.isatty():
-                    print(doing, file=sys.stderr, flush=True)
+                    show(doing, sys.stderr)
                 told = doing
         except KeyboardInterrupt:
             watching.call("cancel", cycle="upkeep")
@@ -23279,9 +23293,10 @@ def _told_changes(reply):
     lines = []
     for row in reply["results"]:
         why = f"  ({row['why']})" if row["why"] else ""
-        lines.append(f"{row['change']}  {row['at']['$time'][:19]}  {row['who']}  {row['command']}{why}")
-        lines += [f"    {change['slot']} of {change['name'] or change['oid']}: {_told_value(change, 'before')} -> "
-                  f"{_told_value(change, 'after')}" for change in row["changes"]]
+        lines.append(_shown(f"{row['change']}  {row['at']['$time'][:19]}  {row['who']}  {row['command']}{why}"))
+        for change in row["changes"]:
+            sides = f"{_told_value(change, 'before')} -> {_told_value(change, 'after')}"
+            lines.append(_shown(f"    {change['slot']} of {change['name'] or change['oid']}: {sides}"))
     more = reply["result"]["before"]
     return "\n".join(lines + [f"more: --before {more}"] * bool(more)) or "no changes yet"
 
@@ -23331,13 +23346,6 @@ SPOKEN_S, LOOK_AGAIN_S = 5.0, 1.0                        # a daemon silent for s
 TOP_CYCLES, TOP_EVENTS, TOP_ENTRIES = 20, 50, 200        # cycles and events shown, entries of the talk
 TOP_ENTRY_CHARS = 20_000                                 # shown of one entry
 BAR = 10                                                 # characters of a bar
-
-
-def _shown(line):
-    """Return a text as a terminal may show it in one line: what would steer it is a replacement character."""
-    if line.isprintable():
-        return line
-    return "".join(char if char.isprintable() or char in JOINERS else " " if char.isspace() else "\ufffd" for char in line)
 
 
 def _shown_lines(text):
@@ -23786,7 +23794,7 @@ def _told_memory(memory):
 
 def _check(args, settings):
     def tell(line):
-        print(f"checking {line}", file=sys.stderr, flush=True)
+        show(f"checking {line}", sys.stderr)
     mended = mend_image(settings.image) if args.mend else []
     report = check_image(settings.image, args.deep, tell)
     note_upkeep(report["image"], "deep check" if args.deep else "check", report["seconds"], not report["faults"],
@@ -23803,7 +23811,7 @@ def _check(args, settings):
 
 def _recover(args, settings):
     def tell(line):
-        print(f"recovering {line}", file=sys.stderr, flush=True)
+        show(f"recovering {line}", sys.stderr)
     report = recover_image(settings.image, args.new, tell if sys.stderr.isatty() else lambda line: None)
     lines = [f"{report['transactions']:,} transactions with {report['records']:,} records are in {report['new']} "
              f"({report['seconds']} s); {report['image']} was not changed"]
@@ -23815,7 +23823,7 @@ def _step_shower():
     """Return a step function that shows progress where there is a terminal."""
     def show(line):
         if sys.stderr.isatty():
-            print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
+            print(f"\r{_shown(line)}\x1b[K", end="", file=sys.stderr, flush=True)
     return show
 
 
@@ -24014,7 +24022,7 @@ def main(argv=None):
             return serve(settings, args.debug)
         reply, text, *ended = _run_command(args, settings)
         if args.json or text:
-            print(json.dumps(reply, default=repr) if args.json else text, flush=True)
+            show(json.dumps(reply, default=repr) if args.json else text)
         return ended[0] if ended else int(isinstance(reply, dict) and bool(reply.get("faults") or reply.get("lost")))
     except KeyboardInterrupt:
         print("batos: interrupted", file=sys.stderr)
@@ -24025,7 +24033,7 @@ def main(argv=None):
     except (BatosError, OSError, ZODB.POSException.StorageError) as error:
         if args.debug:
             raise
-        print(f"batos: {_told_error(error, args)}", file=sys.stderr)
+        show(f"batos: {_told_error(error, args)}", sys.stderr)
         return 1
 
 

@@ -117,7 +117,8 @@ def test_a_blob_that_was_altered_is_a_fault_to_a_deep_check(path):
 def dangling(root):
     lost = batos.UvmObject(name="never stored")
     lost._p_oid, lost._p_jar = b"\0\0\0\0\0\x0f\xff\xff", root._p_jar
-    root["traits_obj"].lost = lost
+    with batos.system_writes(root["traits_obj"]):
+        root["traits_obj"].lost = lost
 
 
 class Stranger(persistent.Persistent):

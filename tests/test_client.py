@@ -480,3 +480,24 @@ def test_a_question_that_is_interrupted_at_any_call_cancels_its_cycle(monkeypatc
         batos._ask(batos.types.SimpleNamespace(question="why", json=False, conversation=None), client)
     keys = {key for command, key, _ in client.told if command == "initiate_cognitive_cycle"}
     assert len(keys) == 1 and client.told[-1] == ("cancel", None, "0x99")
+
+
+HOSTILE = "kiln\x1b]0;owned\x07\x1b[2J\x9b31m\r\n03f0 forged line\u2028and more\u202e"
+
+
+def test_what_is_foreign_steers_no_terminal_and_forges_no_line(line, served):
+    """Text of documents, `why`, who says that it is a client, a slot's name and value, a mission, an error."""
+    with batos.Client(served, 60.0) as client:
+        client.call("index_document", doc_id="kiln.txt", text=f"The {HOSTILE} burns hot.\n")
+        it = client.call("send_message", target="genesis_obj", selector="clone")["result"]["$ref"]
+        for slot in ("name", "note"):
+            client.call("send_message", target=it, selector="setSlot_value_", args=[slot, HOSTILE], client=HOSTILE, why=HOSTILE)
+        client.call("initiate_cognitive_cycle", wait=True, mission_brief={
+            "type": "direct_synthesis", "selector": "answer_", "args": [f"Does the {HOSTILE} burn?"]})
+    for arguments in (["search", "kiln"], ["log"], ["history", it], ["cycles"], ["ask", f"How hot does the {HOSTILE} burn?"],
+                      ["send", json.dumps({"target": "genesis_obj", "selector": HOSTILE[:100], "generate": False})],
+                      ["activate", HOSTILE]):
+        _, out, err = line(*arguments)
+        told = out + err
+        assert told and all(char.isprintable() or char == "\n" or char in batos.JOINERS for char in told), arguments
+        assert not any(row.startswith("03f0 forged") for row in told.splitlines()), arguments
