@@ -1477,17 +1477,18 @@ class Primitive(typing.NamedTuple):
 PRIMITIVES = {}
 
 
-def primitive(name, reads=False, universal=False, lane="write", role=None):
+def primitive(name, reads=False, universal=False, lane="write", role=None, of=None):
     """Register a primitive. A universal one is understood by every object, without a slot.
 
     `lane` is where a message that reaches it runs: "write" (short changes) or "bulk" (large ones). `role` is who may have it
     run (None: who may read, or write). It passes check_change where it is sent to objects of its own, so not a universal one.
+    `of` names the one of KINDS that its receivers are; a clone of such an object shares its trees, and is none.
     """
     needed = role or ("read" if reads else "write")
 
     def register(function):
         passes = not reads and not universal
-        PRIMITIVES[name] = Primitive(name, _guarded(name, function, needed, passes), reads, universal,
+        PRIMITIVES[name] = Primitive(name, _guarded(name, function, needed, passes, of), reads, universal,
                                      "read" if reads else lane, needed)
         return function
     return register
@@ -1505,7 +1506,16 @@ def activation_of(obj):
     return getattr(obj._p_jar, "activation", OUTSIDE)
 
 
-def _guarded(name, function, needed, passes):
+def _check_kind(receiver, name, of):
+    """Raise BadRequest unless the receiver of a primitive is of the kind that it is for."""
+    stored = isinstance(receiver._p_jar, ImageConnection)
+    if of is not None and stored and kind_name(receiver) != of:
+        roots = ", ".join(KINDS[of].roots)
+        raise BadRequest(f"{name} is a message to {roots}; {receiver!r} only delegates to it, or is a clone that shares "
+                         "its parts")
+
+
+def _guarded(name, function, needed, passes, of):
     """Return a primitive's function as `send` calls it: for whom may, and with the pass where it writes what is its own."""
     @functools.wraps(function)
     def admitted(receiver, *args, **kwargs):
@@ -1514,6 +1524,7 @@ def _guarded(name, function, needed, passes):
 
     @functools.wraps(function)
     def passing(receiver, *args, **kwargs):
+        _check_kind(receiver, name, of)
         with system_writes(receiver):
             return admitted(receiver, *args, **kwargs)
     return passing if passes else admitted
@@ -12315,7 +12326,7 @@ def _publish(catalog, version, first, count, fields):
     return document
 
 
-@primitive("index_document_", lane="bulk")
+@primitive("index_document_", lane="bulk", of="catalog")
 def index_document_(catalog, doc_id, text, metadata=None, scope="world", source=None, kind=None,
                     max_bytes=None, drafts=None, rechunk=False):
     """Store a text under a doc_id and make it searchable; an earlier version of it is retired.
@@ -12428,7 +12439,7 @@ def leftovers(catalog):
     return len(catalog.staged)
 
 
-@primitive("unindex_document_", lane="bulk")
+@primitive("unindex_document_", lane="bulk", of="catalog")
 def unindex_document_(catalog, doc_id):
     """Take a document out: nothing finds it any more; its last version stays retired for old citations.
 
@@ -12445,7 +12456,7 @@ def _moved_names(catalog):
     return own(catalog).get("moved", {})                 # an image of before has none
 
 
-@primitive("move_document_", lane="bulk")
+@primitive("move_document_", lane="bulk", of="catalog")
 def move_document_(catalog, doc_id, to):
     """Have a document stand under another name from now on, as its file does; the former name leads to it, citations open.
 
@@ -12577,16 +12588,16 @@ def _rename_newest(catalog, document, to, versions):
     catalog.documents[to] = document
 
 
-@primitive("supersede_", lane="bulk")
+@primitive("supersede_", lane="bulk", of="catalog")
 def supersede_(catalog, older, newer):
     """Have a document stand for another one, which stays, says so, and ranks below. Raises NotFound, BadRequest.
 
     Where one of the two is taken out, this ends. Returns {"older", "newer"}.
     """
+    for field, doc_id in (("older", older), ("newer", newer)):
+        find_document(catalog, _checked_name(field, doc_id, DOC_ID_MAX_CHARS))
     if older.startswith(OWN_NAMES):
         raise BadRequest(f"{older!r:.80} is the system's own, and nothing stands for it", field="older")
-    for doc_id in (older, newer):
-        find_document(catalog, doc_id)
     after = newer
     while after is not None and after != older:
         after = catalog.superseded.get(after)
@@ -12597,7 +12608,7 @@ def supersede_(catalog, older, newer):
     return {"older": older, "newer": newer}
 
 
-@primitive("restore_document_", lane="bulk")
+@primitive("restore_document_", lane="bulk", of="catalog")
 def restore_document_(catalog, doc_id, version):
     """Make a retired version's text current again, as a new version (the way that undo takes).
 
