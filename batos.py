@@ -18353,6 +18353,7 @@ class DisplayYourselfCommand(Command):
     """Have the system make its client, the Memory Inspector, where that is due, and open its window on the daemon's machine."""
 
     target: typing.ClassVar[str] = "genesis_obj"         # the message of that name, to this object
+    intent: typing.ClassVar[str | None] = None
     wait: bool = True
 
     @property
@@ -20758,6 +20759,13 @@ class BatOS_UVM:
         self.wire.drain_again_if_readable()
 
     def _finish(self, request, repeated, outcome):
+        try:
+            self._go_on(request, repeated, outcome)
+        except Exception as error:                       # a boundary: every request gets a reply
+            self._refuse(request, error)
+
+    def _go_on(self, request, repeated, outcome):
+        """Answer a request with its job's outcome, or do what comes next for it."""
         if isinstance(outcome.result, MoveTo):
             return self._run_again(request, outcome.result.lane)
         if isinstance(outcome.result, Deferred):

@@ -95,7 +95,7 @@ def test_the_exchange_about_a_guess_is_what_is_printed(daemon):
         told = []
         runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL)
         runner.run(test, out=told.append)
-    assert runner.summarize(verbose=False).attempted == 7 and not told, "".join(told)
+    assert runner.summarize(verbose=False).attempted == 6 and not told, "".join(told)
 
 
 def test_the_send_example_runs(daemon, monkeypatch, capsys):
