@@ -478,13 +478,13 @@ def test_a_facet_that_fails_is_asked_as_its_pillar_says(machine, body, why):
 
 
 def test_what_memory_holds_is_not_noted_with_a_facet_that_fails(machine):
-    one, _, report = facet_asked(machine, f"def {PILLAR}(self, sub_query, evidence=()):\n    raise ValueError(evidence)\n")
+    one, _, report = facet_asked(machine, f"def {PILLAR}(self, sub_query, evidence=()):\n    raise NameError(evidence)\n")
     assert report["state"] == "COMPLETE"
 
     def failed(root):
         return batos.own(root["brick_prototype_obj"])[PILLAR].failed
     noted = one.read(failed)
-    assert noted["details"] == "ValueError" and noted["args"] is None
+    assert noted["details"] == "NameError" and noted["args"] is None
 
 
 def test_a_cycle_of_the_version_before_goes_on_from_its_journal(machine):
