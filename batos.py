@@ -221,7 +221,7 @@ class PromptChanged(BatosError):
     """A method that is run anew asks the core something else than it did before. Fields: call."""
 
 
-class NotYetBuilt(BatosError, NotImplementedError):
+class NotYetBuilt(BatosError):
     """A message of the system's own whose work this version has no part for yet."""
 
 
