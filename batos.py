@@ -1520,11 +1520,11 @@ def _guarded(name, function, needed, passes, of):
     @functools.wraps(function)
     def admitted(receiver, *args, **kwargs):
         check_admitted(activation_of(receiver), needed, name)
+        _check_kind(receiver, name, of)
         return function(receiver, *args, **kwargs)
 
     @functools.wraps(function)
     def passing(receiver, *args, **kwargs):
-        _check_kind(receiver, name, of)
         with system_writes(receiver):
             return admitted(receiver, *args, **kwargs)
     return passing if passes else admitted
