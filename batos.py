@@ -15220,6 +15220,7 @@ CUE_ROWS = r"""
     counts: frequenc\w*|histogram|tally|how often each|count of each|occurrences of each
     counts: how many of each
     default: default|otherwise|or else|fallback
+    desc: down to the|downwards|decreasing|from the (?:oldest|largest|highest|biggest) .* to
     desc: descending|largest first|highest first|high to low|biggest first|z to a|reverse order
     desc: descendingly|best first|most .* first
     divide: divide\w*|split|halve
@@ -15230,6 +15231,7 @@ CUE_ROWS = r"""
     ends: ends?|suffix|ending|extension
     equal: equal|equals|same|is the given|matches|match|identical
     even: even
+    extend: several|many at once
     extend: extend|merge|all of|take .* in|join in|members of another|another list
     field: of all|of every|of each|each|every|all
     few: few|top|n|first \d+|last \d+|three|two|five
@@ -15251,10 +15253,12 @@ CUE_ROWS = r"""
     lookup: look up|look|lookup|find|get|number of|of a|value for|value of|entry|under
     lookup: for the given|for a
     lower: lower|lowercase|lowercased|small letters|lower case
+    max: warmest|fastest|strongest|deepest|richest|brightest|furthest|farthest|longest-serving|winner|winning
     max: largest|highest|max|maximum|biggest|greatest|dearest|most expensive|best|peak|higher
     max: larger|better|record|tallest|heaviest|hottest|most|oldest|top
     mean: mean|average|avg
     median: median|middle
+    min: slowest|weakest|shallowest|poorest|closest|nearest|earliest time|lightest
     min: smallest|lowest|min|minimum|cheapest|least|youngest|lower of|smaller|worst|lightest
     min: coldest|fewest|less expensive
     minus: minus|less|left|remaining|remains|difference|subtract\w*|without|still|due|owed|owing
@@ -15272,6 +15276,7 @@ CUE_ROWS = r"""
     pairs: each .* its|each .* with its|pair\w*|pairwise|element.?wise|respective\w*|corresponding
     pairs: per item|by its|times (?:its|their|the)|multiplied by|weighted
     percent: percent\w*|progress
+    plus: on top|adding|including
     plus: plus|together|add|added|combined|both|increased by|adding
     position: position of|index of|where|which place|position|index
     positive: positive|above zero|greater than (?:0|zero)|over zero|more than (?:0|zero)
@@ -15575,6 +15580,10 @@ STEP_ROWS = """
     keys_below | texts | keys below | return [key for key, each in self.table.items() if each < value]
     keys_below_number | texts | keys below | return [key for key, each in self.table.items() if each < NUMBER]
     keys_above_number | texts | keys above | return [key for key, each in self.table.items() if each > NUMBER]
+    keys_above_slot | texts | keys above | return [key for key, each in self.table.items() if each > self.number]
+    keys_below_slot | texts | keys below | return [key for key, each in self.table.items() if each < self.number]
+    keys_reaching_slot | texts | keys reach | return [key for key, each in self.table.items() if each >= self.number]
+    keys_reaching | texts | keys reach | return [key for key, each in self.table.items() if each >= value]
     keys_by_value | texts | sort desc keys | return sorted(self.table, key=self.table.get, reverse=True)
     lookup_or_zero | number | lookup default | return self.table.get(value, 0)
     inverted | table | toggle | return {each: key for key, each in self.table.items()}
@@ -15597,6 +15606,26 @@ STEP_ROWS = """
     row_smallest | table | min | return min(self.rows, key=lambda each: each[KEY])
     row_found | table | lookup equal | return next(each for each in self.rows if each[KEY] == value)
     drop_rows | ! | remove | self.rows = [each for each in self.rows if each[KEY] != value]
+    field_with | fields | field where | return [each[KEY] for each in self.rows if each[KEY2]]
+    field_without | fields | field where not | return [each[KEY] for each in self.rows if not each[KEY2]]
+    field_equal | fields | field where equal | return [each[KEY] for each in self.rows if each[KEY2] == value]
+    field_above | fields | field above | return [each[KEY] for each in self.rows if each[KEY2] > value]
+    field_below | fields | field below | return [each[KEY] for each in self.rows if each[KEY2] < value]
+    field_of_largest | any | max field | return max(self.rows, key=lambda each: each[KEY2])[KEY]
+    field_of_smallest | any | min field | return min(self.rows, key=lambda each: each[KEY2])[KEY]
+    field_found | any | lookup field | return next(each[KEY] for each in self.rows if each[KEY2] == value)
+    all_rows | flag | all flag | return all(each[KEY] for each in self.rows)
+    any_row | flag | any flag | return any(each[KEY] for each in self.rows)
+    rows_above_slot | rows | above | return [each for each in self.rows if each[KEY] > self.number]
+    rows_below_slot | rows | below | return [each for each in self.rows if each[KEY] < self.number]
+    rows_above_number | rows | above | return [each for each in self.rows if each[KEY] > NUMBER]
+    rows_below_number | rows | below | return [each for each in self.rows if each[KEY] < NUMBER]
+    add_row | ! | append | self.rows = [*self.rows, {KEY: first, KEY2: second}]
+    above_slot | numbers | above | return [each for each in self.numbers if each > self.number]
+    below_slot | numbers | below | return [each for each in self.numbers if each < self.number]
+    reaching_slot | numbers | reach | return [each for each in self.numbers if each >= self.number]
+    all_flags | flag | all flag | return all(self.list)
+    any_flag | flag | any flag | return any(self.list)
     item | any | get | return self.table[KEY]"""
 
 
@@ -15634,6 +15663,7 @@ STEPS = {step.name: step for step in map(read_step, STEP_ROWS.strip().split("\n"
 STEP_WANTS = {name: [cue for cue in step.cues if cue in CUES and cue not in ("all",)] for name, step in STEPS.items()}
 UNITS = {"minutes": "60", "hours": "60", "seconds": "60", "hour": "60", "days": "24", "weeks": "7", "week": "7", "dozen": "12",
          "grams": "1000", "kilograms": "1000", "cents": "100", "percent": "100", "percentage": "100", "meters": "1000"}
+BARE_TEXTS = {", ": ",", ": ": ":", "; ": ";"}           # what a word names with a blank behind it may have none
 TEXT_WORDS = {"comma": ", ", "commas": ", ", "space": " ", "spaces": " ", "blank": " ", "dash": "-", "dashes": "-",
               "hyphen": "-", "hyphens": "-", "underscore": "_", "underscores": "_", "colon": ": ", "slash": "/", "dot": ".",
               "dots": ".", "newline": "\n", "newlines": "\n", "semicolon": "; ", "pipe": "|"}
@@ -15672,7 +15702,8 @@ def texts_told(text):
     """Return the texts that a request quotes or names by a word, as Python writes them."""
     quoted = [found[1] for found in re.finditer(r"(?<!\w)[\"'“‘`]([^\"'“”‘’`\n]{1,20})[\"'”’`](?!\w)", text)]
     named = [TEXT_WORDS[word] for word in re.findall(r"[a-z]+", text.lower()) if word in TEXT_WORDS]
-    return tuple(dict.fromkeys(repr(each) for each in (*quoted, *named)))[:TEXTS_MOST]
+    bare = [BARE_TEXTS[each] for each in named if each in BARE_TEXTS]
+    return tuple(dict.fromkeys(repr(each) for each in (*quoted, *named, *bare)))[:TEXTS_MOST]
 
 
 def world_of(text, slots, arguments, kinds=None):
@@ -15779,21 +15810,27 @@ def candidates_of(step, world, numbers, choices, one=None):
     """Yield the Candidates of a step over what `choices` allow; `one` is what stands for FIRST_STEP."""
     kinds = world.slots | world.given | ({FIRST_STEP: one.result} if one else {})
     for filled in fillings(step, choices, kinds):
-        slots = [filled[hole] for hole in step.holes if filled[hole] != FIRST_STEP]
+        slots = [slot for hole in step.holes for slot in ([filled[hole]] if filled[hole] != FIRST_STEP else rows_of_first(one))]
         for marks in marks_of(step, slots, world, numbers):
             yield candidate(step, world, filled, marks, kinds, one)
+
+
+def rows_of_first(one):
+    """Return the slots whose keys the tables that a first step answers have."""
+    return one.slots[:1] if one.result in ("rows", "table") else ()
 
 
 def candidate(step, world, filled, marks, kinds, one):
     """Return the Candidate of a step whose places are filled."""
     texts = {place: placed(name, world, one) for place, name in filled.items()}
     first = filled[step.holes[0]] if step.holes else None
+    holder = next(iter(rows_of_first(one)), None) if first == FIRST_STEP else first
     target = " ".join(filled[hole] for hole in step.changes) or None
     slots = [filled[hole] for hole in step.holes if filled[hole] != FIRST_STEP]
     given = {name for name in filled.values() if name in world.given}
     inner = one or NOTHING
     return Candidate((step.name, *inner.steps), target, written(step.code, texts, marks),
-                     result_of(step, kinds.get(first), first, world, marks), (*slots, *inner.slots), inner.given | given,
+                     result_of(step, kinds.get(first), holder, world, marks), (*slots, *inner.slots), inner.given | given,
                      (*marks.values(), *inner.marks))
 
 
@@ -15848,6 +15885,7 @@ WEIGHTS = {
     "cue": 2.2, "weak cue": 0.7, "unsaid": -2.1,         # what its steps do is said, said by a word that is said often, not said
     "unexplained": -0.45,                                 # a cue of the request that none of its steps has
     "change": 1.15, "quiet change": -1.1,                 # it changes something where that is wanted; where nothing is said of it
+    "no number": -2.5,                                   # it answers no number where one is asked for
     "flag": 2.0, "no flag": -1.05,                        # it answers yes or no where that is asked, and where not
     "named": 1.05, "unnamed": -0.75, "missed": -1.1,       # slots and keys that the request names, or not; named ones left out
     "order": 0.7, "said order": 1.9,                     # two slots in the order of the text, as words between them want it
@@ -15856,6 +15894,7 @@ WEIGHTS = {
 }
 SHARE_LEAST = 1e-4                                       # a smaller share is as good as none
 SHARE_OF_MORE = 0.02                                     # of a step that the router does not know
+NUMBER_CUES = frozenset(("count", "sum", "mean", "spread", "median"))
 WEAK_CUES = frozenset("all any at both few field keys lookup values where not on or unit second".split())
 CHANGING = frozenset("""add append put push insert remove delete drop pop clear reset empty set rename change update increment
 increase decrement decrease reduce raise lower toggle flip switch deposit withdraw debit credit store save register mark close
@@ -15863,6 +15902,7 @@ open turn forget deactivate activate merge extend grow shrink scale swap copy vi
 lock unlock enable disable move fill restock sell buy spend record note assign bump apply replace""".split())
 READING = re.compile(r"(?:return|compute|calculate|get|give|tell|check|find|list|what|how|the|number|whether|true|is|are|has|"
                      r"only|each|every|all|does|do|which)s?\b")
+SUMMING = re.compile(r"add(?:ed|ing)? (?:up|together|all)\b")
 ASKING = re.compile(r"(?:is|has|have|are|can|should|was|does|do|contains|starts|ends|exceeds|matches|any|all)\b")
 ASKS = re.compile(r"\b(?:whether|(?:true|yes) (?:if|when|iff)|tells? if|checks? (?:if|that)|is it|is there|are there|does|"
                   r"has the|is the|or older|or more)\b")
@@ -15883,6 +15923,7 @@ class Said(typing.NamedTuple):
     change: int
     asks: bool
     named: dict                                          # slot -> (place in the text, 1.0 with all its words, else 0.5)
+    named_whole: frozenset                               # the slots all of whose words are named
     order: tuple                                         # pairs of slots, the first before the second
     words: frozenset                                     # all of the request's
     numbers: tuple
@@ -15901,10 +15942,14 @@ def what_is_said(selector, intent, world, shares):
     cues = frozenset(cue for cue, words in CUES.items() if words.search(text))
     first = [each.partition(" ")[0] for each in (name, told)]
     change = sum(word in CHANGING for word in first) - sum(bool(READING.match(each)) for each in (name, told))
+    change -= sum(bool(SUMMING.match(each)) for each in (name, told))
     order = [(slots[found[1]], slots[found[2]]) for found in IN_ORDER.finditer(text)]
     order += [(slots[found[2]], slots[found[1]]) for found in OUT_OF_ORDER.finditer(text)]
-    return Said(cues, change, bool(ASKING.match(name) or ASKS.search(told)), places_named(f"{told} ; {name}", world.slots),
-                tuple(order), frozenset(re.findall(r"[a-z]+", f"{name} {told}")), world.numbers, dict(shares))
+    named = places_named(f"{told} ; {name}", world.slots)
+    whole = frozenset(slot for slot, (_, share) in named.items() if share == 1.0)
+    words = frozenset(re.findall(r"[a-z]+", f"{name} {told}"))
+    asks = bool(ASKING.match(name) or ASKS.search(told))
+    return Said(cues, change, asks, named, whole, tuple(order), words, world.numbers, dict(shares))
 
 
 def marked(text, slots):
@@ -15952,6 +15997,11 @@ def unsaid_share(wanted, cues):
 PARTLY_SAID = 0.35
 
 
+def wants_number(said):
+    """Return whether a request asks for a number."""
+    return bool(said.cues & NUMBER_CUES) and not said.asks
+
+
 def cue_features(candidate, said):
     """Return the features of what its steps do, and what the request says."""
     told = candidate.cues & said.cues
@@ -15960,6 +16010,7 @@ def cue_features(candidate, said):
     is_flag = candidate.result == "flag" and not candidate.target
     return {"cue": len(told) - weak, "weak cue": weak, "unsaid": unsaid, "unexplained": len(said.cues - told - WEAK_CUES),
             "change": said.change * (1 if candidate.target else -1), "quiet change": bool(candidate.target) and said.change <= 0,
+            "no number": wants_number(said) and candidate.result != "number" and not candidate.target,
             "flag": said.asks * (1 if is_flag else -1), "no flag": is_flag and not said.asks}
 
 
@@ -16144,6 +16195,7 @@ EXAMPLE_TOKEN = re.compile(r"""
 EXAMPLE_VERBS = frozenset("returns return gives give yields yield answers answer produces produce makes results".split())
 EXAMPLE_BEINGS = frozenset("is are be equals equal becomes become leaves".split())      # behind a call or named values alone
 EXAMPLE_FILLERS = frozenset("it this that the result should must shall would will then call in to".split())
+CALL_JOINTS = frozenset((";", ",", ":", "\n", "then", "and"))
 EXAMPLE_JOINTS = frozenset("and with then , ;".split())
 EXAMPLE_CONSTANTS = {"True": True, "False": False, "None": None, "true": True, "false": False, "null": None}
 
@@ -16247,7 +16299,7 @@ class ExampleReader:
         prompt = self.tokens[number].kind == "prompt"
         if prompt and (end := self.prompted(number + 1)):
             return end
-        left = self.call(number + prompt) or self.given(number)
+        left = self.call(number + prompt) or self.given_call(number) or self.given(number)
         if left is None:
             return None
         positional, named, behind, sure = left
@@ -16303,12 +16355,25 @@ class ExampleReader:
     def call(self, number):
         """Return (positional, named, the token behind, True) of a call of the selector, or None."""
         token, bracket = self.tokens[number], self.tokens[min(number + 1, len(self.tokens) - 1)]
-        if token.text.rpartition(".")[2] != self.name or bracket.text != "(" or bracket.closing is None:
+        if token.text.rpartition(".")[2] not in (self.name, "f") or bracket.text != "(" or bracket.closing is None:
             return None
         with contextlib.suppress(*NO_LITERAL):
             positional, named = read_call(self.text[bracket.end:self.tokens[bracket.closing].start])
             return positional, named, bracket.closing + 1, True
         return None
+
+    def given_call(self, number):
+        """Return (positional, named, the token behind, True) of slots that stand before a call: `prices=[3]; total()`."""
+        found = self.given(number)
+        if found is None or not found[3]:
+            return None
+        _, before, behind, _ = found
+        skip = self.tokens[behind].text in CALL_JOINTS
+        call = self.call(behind + skip)
+        if call is None:
+            return None
+        positional, named, behind, sure = call
+        return positional, {**before, **named}, behind, sure
 
     def given(self, number):
         """Return (values, named, the token behind, whether all are named) of values that stand alone, or None."""
@@ -16405,7 +16470,7 @@ class ExampleReader:
         for mark in EXAMPLE_MARKS.finditer(self.text):
             reach = mark.end() + (LEADING_CHARS if mark["lead"] else 0)          # "e.g." stands before its example
             covered = any(start <= reach and mark.start() < end for start, end in spans)
-            if mark["word"] in (None, self.name) and not covered:
+            if mark["word"] in (None, self.name, "f") and not covered:
                 found[self.line_around(mark.start())] = True
             if len(found) == UNREAD_TOLD:
                 break
@@ -16443,7 +16508,11 @@ def without_examples(reader):
 
 # What is found: methods that a message may mean, the best first
 
-SURE_MARGIN, SURE_WORTH = 1.2, -4.0                      # by so much the best leads those that do the examples otherwise
+SURE_MARGIN, SURE_WORTH = 1.2, -1.5                      # by so much the best leads those that do the examples otherwise
+WORTH_LEAST, DOING_WORTH_LEAST = -0.5, -4.0              # less is not guessed: of words alone, of what does the examples
+# A cue of these that the request has and a method has not leaves it a guess: it may be just what the example does not show.
+DECIDING = frozenset("above below reach limit positive negative nonzero even odd unique not desc round median running".split())
+LEFT_OUT = 3.0                                           # what it costs to leave out a slot that an example names
 CHOICES_MOST, LOOKED_AT = 5, 60                          # methods that are found; candidates that are compared for them
 TIE = 0.3                                                # methods that are worth so much the same are for the core to choose from
 
@@ -16480,34 +16549,45 @@ def find_methods(run, world, said, slots, arguments, examples):
     is the code of one, and `apart` a call that would tell them apart.
     """
     rows = sorted(itertools.chain(*enumerated(world, said)), key=lambda row: -row[0])
+    if not examples:
+        rows = [row for row in rows if row[0] >= WORTH_LEAST]
     names = tuple(world.given)
     if any(example.after and example.result is not ABSENT for example in examples):
         return find_both(run, rows, world, said, slots, arguments, examples)
     if examples:
-        rows = doing_all(run, rows, names, slots, examples)
-    return compared(run, rows, names, slots, arguments, bool(examples))
+        meant = {slot for example in examples for slot in example.slots}
+        rows = [(worth_of - LEFT_OUT * len(meant - set(candidate.slots)), candidate)
+                for worth_of, candidate in doing_all(run, rows, names, slots, examples)]
+        rows = sorted((row for row in rows if row[0] >= DOING_WORTH_LEAST), key=lambda row: -row[0])
+    return compared(run, rows, said, slots, arguments, names, examples)
 
 
-def compared(run, rows, names, slots, arguments, exemplified):
+def compared(run, rows, said, slots, arguments, names, examples):
     """Return rows as of found_row of what behaves unlike, the best first; see find_methods."""
-    rows = rows[:COMPARED_MOST if exemplified else LOOKED_AT]
+    rows = rows[:COMPARED_MOST if examples else LOOKED_AT]
     inputs = [(slots, arguments), *varied_inputs(slots, arguments, random.Random(len(rows)), SAMPLES)]
     made = behaviours(run, [candidate for _, candidate in rows], names, inputs)
     unlike = {}
     for worth_of, candidate in rows:
-        if exemplified or made[candidate][0] is not None:
+        if examples or made[candidate][0] is not None:
             unlike.setdefault((candidate.target, *made[candidate]), (worth_of, candidate))
     found = [found_row(candidate, worth_of) for worth_of, candidate in itertools.islice(unlike.values(), CHOICES_MOST)]
-    if exemplified and found:
-        found[0] |= judged(list(unlike.items()), inputs)
+    if examples and found:
+        named = said.named_whole.union(*(example.slots for example in examples))
+        found[0] |= judged(list(unlike.items()), inputs, named, said.cues & DECIDING)
     return found
 
 
-def judged(unlike, inputs):
-    """Return {"sure"}, or {"instead", "apart"}, for the first of [((target, *what it makes of inputs), (worth, Candidate))]."""
-    (made, (worth_of, _)), *others = unlike
+def judged(unlike, inputs, named, deciding):
+    """Return {"sure"}, or {"instead", "apart"}, for the first of [((target, *what it makes of inputs), (worth, Candidate))].
+
+    None is sure that leaves out a slot that the request or an example has `named`, or a cue that is `deciding`: who says one
+    means it.
+    """
+    (made, (worth_of, first)), *others = unlike
+    whole = named <= set(first.slots) and deciding <= first.cues
     lead = worth_of - others[0][1][0] if others else math.inf
-    if lead >= SURE_MARGIN and worth_of >= SURE_WORTH:
+    if lead >= SURE_MARGIN and worth_of >= SURE_WORTH and whole:
         return {"sure": True}
     if not others:
         return {"sure": False}
@@ -16527,7 +16607,7 @@ def find_both(run, rows, world, said, slots, arguments, examples):
     """Return rows as of found_row of methods that change slots and answer something, as all examples want both."""
     names, answering_rows = tuple(world.given), ranked(one_steps(world), said, ONE_STEPS_MOST)
     changes = doing_all(run, rows, names, slots, [example._replace(result=ABSENT) for example in examples])
-    found = compared(run, changes, names, slots, arguments, True)
+    found = compared(run, changes, said, slots, arguments, names, examples)
     for before in (False, True):
         wanted = [answering(example, before) for example in examples]
         answers = doing_all(run, answering_rows, names, slots, wanted)
