@@ -717,6 +717,35 @@ def resident_mb():
         return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1)
 
 
+# What a terminal is shown
+#
+# Texts, names, reasons and errors come from others. An escape in them would act, a line break would make a line that looks like
+# one of BAT OS, an override would turn what stands behind it.
+
+JOINERS = "\u200c\u200d"                                 # the format characters that scripts, and some pictures, need
+_JOINED = rf"[^\x00-\x7f\s{JOINERS}]"                   # what a joiner joins; beside anything else it only hides
+_HIDING = re.compile(rf"(?<!{_JOINED})[{JOINERS}]|[{JOINERS}](?!{_JOINED})")
+
+
+def shown_line(text: str) -> str:
+    """Return a text as a terminal may show it in one line: white space is blanks, and what would steer the
+    terminal, turn or hide text, or is no Unicode, is a replacement character."""
+    if text.isprintable():
+        return text
+    return "".join(map(_shown_character, _HIDING.sub("\ufffd", text)))
+
+
+def _shown_character(character):
+    if character.isprintable() or character in JOINERS:
+        return character
+    return " " if character.isspace() else "\ufffd"
+
+
+def shown_block(text: str, indent: str = "") -> list[str]:
+    """Return the lines of a text as a terminal may show them, tabs as blanks, each behind an indent."""
+    return [indent + shown_line(line.expandtabs(4)) for line in text.splitlines()]
+
+
 # What msgpack holds, before it is built: an empty map is one byte there and 64 in memory
 
 PLAIN, TEXT, LIST, MAP, EXTENSION, UNUSED = range(6)     # kinds of values: numbers and their like, texts and bytes, …
@@ -12190,9 +12219,6 @@ def _checked_text(text, max_bytes):
     return data
 
 
-JOINERS = "\u200c\u200d"                                 # the format characters that scripts, and some pictures, need
-
-
 def _can_be_shown(text):
     """Tell whether a text is characters and blanks: nothing that steers a terminal, ends a line, or is no Unicode."""
     return text.isprintable() or all(char.isprintable() or char in JOINERS or unicodedata.category(char) == "Zs" for char in text)
@@ -22277,7 +22303,8 @@ class LogFile(logging.handlers.RotatingFileHandler):
             return super().handleError(record)
         if not self.told:
             self.told = True
-            print(f"batos: the log {self.baseFilename} takes no line ({error}); make room on its disk", file=sys.stderr)
+            told = f"batos: the log {self.baseFilename} takes no line ({error}); make room on its disk"
+            print(shown_line(told), file=sys.stderr)
 
 
 def set_up_log(settings, debug=False):
@@ -22295,7 +22322,7 @@ def set_up_log(settings, debug=False):
 def say(line, end="\n"):
     """Tell whoever started the daemon. Nobody may be reading any more (`python batos.py | head`); that stops nothing."""
     with contextlib.suppress(OSError):
-        print(line, end=end, flush=True)
+        print(shown_line(line), end=end, flush=True)
 
 
 def upgrade(image, settings):
@@ -22475,7 +22502,25 @@ async def _run(uvm, image, endpoint):
 # Client #######################################################################
 ################################################################################
 #
-# A synchronous client, and the command line made of it.
+# A synchronous client, and the command line made of it. What a subcommand tells is a str, which
+# is one line, or a list of lines; all of it is printed by `_print`.
+
+
+def _text(told):
+    """Return a line, or lines, as text: nothing in them steers a terminal or makes a line of its own."""
+    lines = [told] if isinstance(told, str) else told
+    return "\n".join(map(shown_line, lines))
+
+
+def _print(told, stream=None, begin="", end="\n"):
+    """Print a line, or lines; `begin` and `end` may steer the terminal."""
+    print(begin + _text(told), end=end, file=stream, flush=True)
+
+
+def _json_lines(value, indent=None):
+    """Return the lines of a value as JSON of ASCII, its control characters escaped."""
+    text = json.dumps(value, indent=indent, default=repr)
+    return text.replace("\x7f", "\\u007f").splitlines()   # of all control characters json leaves this one
 
 
 def _near(doc_id):
@@ -23025,26 +23070,13 @@ def listed_documents(client, prefix="", **fields):
         yield from reply["results"]
 
 
-def _shown(line):
-    """Return a text as a terminal may show it in one line: what would steer it is a replacement character."""
-    if line.isprintable():
-        return line
-    return "".join(char if char.isprintable() or char in JOINERS else " " if char.isspace() else "\ufffd" for char in line)
-
-
-def show(text, stream=None, end="\n"):
-    """Print what came from elsewhere: its lines as a terminal may show them, on stdout or another stream."""
-    lines = [_shown(line) for line in text.split("\n")]
-    print("\n".join(lines), end=end, file=stream or sys.stdout, flush=True)
-
-
 def _learn(args, client):
     found = Harvest(args.paths, args.only, args.without, args.hidden)
     learning, started_s, status = Learning(found, client, args.tags, args.rechunk), time.monotonic(), 0
 
     def tell(line, stream=sys.stdout):
         if not args.json:
-            show(line, stream)
+            _print(line, stream)
     try:
         with contextlib.closing(learning.parser):
             _learn_all(learning, args.vanished, tell)
@@ -23056,7 +23088,7 @@ def _learn(args, client):
     for line in found.told():
         tell(line, sys.stderr)
     for path, why in learning.failed:
-        show(_shown(f"batos: {_near(path)}: {why}"), sys.stderr)
+        _print(f"batos: {_near(path)}: {why}", sys.stderr)
     is_told = len(learning.files) == 1 and not (status or learning.failed)
     return learning.learnt, "" if is_told else learning.told(time.monotonic() - started_s), status or int(bool(learning.failed))
 
@@ -23085,7 +23117,7 @@ def _search(args, client):
     notes = reply["details"].partition("; ")[2]
     if lines and notes:
         lines.append(f"({notes})")
-    return reply, "\n".join(lines) or "nothing in memory matches"
+    return reply, lines or "nothing in memory matches"
 
 
 def _told_result(rank, row):
@@ -23094,7 +23126,7 @@ def _told_result(rank, row):
     why += [f"similarity {row['why']['similarity']:.2f}"] if row["why"]["similarity"] is not None else []
     why += [f"also: {', '.join(map(_near, row['also']))}"] if row["also"] else []
     why += [f"superseded by {_near(row['superseded_by'])}"] if row["superseded_by"] else []
-    texts = ("   " + line for text in _level_texts(row) for line in text.strip().splitlines())
+    texts = [line for text in _level_texts(row) for line in shown_block(text.strip(), "   ")]
     place = f"{_near(chunk['doc_id'])}:{chunk['lines'][0]}-{chunk['lines'][1]}"
     return ["  ".join([f"{rank}. {place}", f"score {row['score']:.2f}", *why]), *texts, ""]
 
@@ -23116,7 +23148,7 @@ def _documents(args, client):
         also = f", also named {', '.join(map(_near, names))}" if names else ""
         lines.append(f"{_near(row['doc_id'])}  {told}{also}")
     after = reply["result"]["after"]
-    return reply, "\n".join(lines + [f"more: --after {after}"] * bool(after)) or "nothing was learnt yet; see `learn`, and --all"
+    return reply, lines + [f"more: --after {after}"] * bool(after) or "nothing was learnt yet; see `learn`, and --all"
 
 
 def _send(args, client):
@@ -23128,18 +23160,25 @@ def _send(args, client):
     if not isinstance(fields, dict):
         raise ConfigError("the message is a JSON map such as {\"target\": \"genesis_obj\", \"selector\": \"slotNames\"}")
     reply = client.request({"command": "send_message", **fields})
-    return reply, json.dumps(reply, indent=2, default=repr)
+    return reply, _json_lines(reply, 2)
 
 
 def _told_answer(report):
-    """Return the evidence with file and lines, then the answer; for a cycle that has not ended, its state."""
+    """Return the lines of the evidence, with file and lines, then of the answer; of a cycle at work, its state."""
     if "answer" not in report:
-        return f"cycle {report['cycle']}: {report['state']}"
+        return [f"cycle {report['cycle']}: {report['state']}"]
     lines = []
     for n, item in enumerate(report["evidence"], 1):
         place = f"{_near(item['doc_id'])}:{'-'.join(map(str, dict.fromkeys(item['lines'])))}"
         lines.append(f"[{n}] {place}  {' '.join(item['text'].split())}")
-    return "\n".join([*lines, *([""] if lines else []), report["answer"]])
+    gap = [""] if lines else []
+    return lines + gap + _answer_lines(report["answer"])
+
+
+def _answer_lines(answer):
+    """Return the lines of an answer: those behind the first, which come from what it quotes, are indented."""
+    lines = shown_block(answer)
+    return lines[:1] + [f"   {line}" for line in lines[1:]]
 
 
 LOADING_LOOK_S = 0.2                                     # how often it is looked how far the core is
@@ -23153,7 +23192,7 @@ def _think(client, question, **brief):
     try:
         cycle = client.call("initiate_cognitive_cycle", **fields)["result"]["cycle"]
         if sys.stderr.isatty():
-            show(f"cycle {cycle} thinks; Ctrl-C cancels it", sys.stderr)
+            _print(f"cycle {cycle} thinks; Ctrl-C cancels it", sys.stderr)
         _tell_loading(client, cycle)
         return client.call("initiate_cognitive_cycle", settings.mission_deadline_s + 60, wait=True, **fields)
     except KeyboardInterrupt:                            # the same key names the same cycle, whether it was known yet or not
@@ -23167,7 +23206,7 @@ def _tell_loading(client, cycle):
     said, progress = None, _loading(client)
     while progress is not None and not _has_ended(client, cycle):
         if progress != said:
-            show(f"{progress}; the answer follows once it is ready", sys.stderr)
+            _print(f"{progress}; the answer follows once it is ready", sys.stderr)
         said = progress
         time.sleep(LOADING_LOOK_S)
         progress = _loading(client)
@@ -23197,9 +23236,10 @@ def _take_turn(client, line, conversation):
     try:
         report = _think(client, line, conversation=conversation)["result"]
     except BatosError as error:
-        show(f"batos: {error}", sys.stderr)
+        _print(f"batos: {error}", sys.stderr)
         return None
-    show(_told_answer(report) if "answer" in report else report["reason"]["details"])
+    told = _told_answer(report) if "answer" in report else report["reason"]["details"]
+    _print(told)
     return report["cycle"] if "answer" in report else None
 
 
@@ -23217,7 +23257,8 @@ def _chat(args, client):
     while (line := _next_line()) is not None:
         mark, _, note = line.partition(" ")
         if mark in ("/right", "/wrong") and last:
-            show(client.call("feedback", cycle=last, mark=mark[1:], note=note.strip(), idempotency_key=uuid7())["details"])
+            reply = client.call("feedback", cycle=last, mark=mark[1:], note=note.strip(), idempotency_key=uuid7())
+            _print(reply["details"])
         elif line:
             turns += 1
             last = _take_turn(client, line, args.conversation)
@@ -23226,9 +23267,9 @@ def _chat(args, client):
 
 def _cycles(args, client):
     reply = client.call("list_cycles", limit=args.limit, **({"state": args.state} if args.state else {}))
-    lines = [_shown(f"{row['cycle']}  {row['state']:<12} {row['accepted_at']['$time'][:19]}  "
-                    f"{row.get('seconds', 0):7.2f} s  {row['mission'][:80]}") for row in reply["results"]]
-    return reply, "\n".join(lines) or "no cycles yet"
+    lines = [f"{row['cycle']}  {row['state']:<12} {row['accepted_at']['$time'][:19]}  {row.get('seconds', 0):7.2f} s  "
+             f"{row['mission'][:80]}" for row in reply["results"]]
+    return reply, lines or "no cycles yet"
 
 
 def _experts(args, client):
@@ -23238,13 +23279,13 @@ def _experts(args, client):
              f"{'; ' + row['note'] if row['note'] else ''}" for row in reply["results"]]
     told = (f"{len(tiers['hot']['experts'])} of {tiers['hot']['slots']} slots hot, {tiers['warm']['mb']:.1f} of "
             f"{tiers['warm']['budget_mb']:,} MB warm, {tiers['cold']['mb']:.1f} MB cold")
-    return reply, "\n".join([*lines, told]) if lines else "no experts; put them into lora_adapters/ and start anew"
+    return reply, [*lines, told] if lines else "no experts; put them into lora_adapters/ and start anew"
 
 
 def _activate_command(args, client):
     reply = client.call("activate_expert", expert=args.expert)
     steps = [f"  {step}: {answer}" for step, answer in reply["result"]["steps"]]
-    return reply, "\n".join([f"{reply['details']} ({reply['result']['ms']:.1f} ms)", *steps])
+    return reply, [f"{reply['details']} ({reply['result']['ms']:.1f} ms)", *steps]
 
 
 def method_name(code):
@@ -23296,8 +23337,8 @@ def _import_command(args, client):
 
 def _display_command(args, client):
     reply = client.call(UI_MESSAGES[args.ingest], timeout_s=LEARN_S)
-    return reply, "\n".join([reply["details"], *(f"  {stage}: {told}" for stage, told in reply["result"]["stages"].items()),
-                             f"  tried: {reply['result']['tried']}"])
+    stages = [f"  {stage}: {told}" for stage, told in reply["result"]["stages"].items()]
+    return reply, [reply["details"], *stages, f"  tried: {reply['result']['tried']}"]
 
 
 def _incarnate_command(args, client):
@@ -23324,12 +23365,12 @@ def _told(fields, indent=""):
 
 def _status(args, client):
     reply = client.call("health")
-    return reply, "\n".join(_told(reply["result"]))
+    return reply, list(_told(reply["result"]))
 
 
 def _state(args, client):
     reply = client.call("get_full_state")
-    return reply, json.dumps(reply["result"], indent=2, default=repr)
+    return reply, _json_lines(reply["result"], 2)
 
 
 def _watched(client, command, **fields):
@@ -23342,8 +23383,8 @@ def _watched(client, command, **fields):
         try:
             while not concurrent.futures.wait([work], timeout=1.0).done:
                 doing = watching.call("health")["result"]["upkeep"]["doing"]
-                if doing != told and sys.stderr.isatty():
-                    show(doing, sys.stderr)
+                if doing and doing != told and sys.stderr.isatty():
+                    _print(doing, sys.stderr)
                 told = doing
         except KeyboardInterrupt:
             watching.call("cancel", cycle="upkeep")
@@ -23381,7 +23422,7 @@ def _forget_command(args, client):
         return reply, reply["details"]
     reply = client.call("forget", preview=True, **what)
     told = f"{reply['details']}; to do it, add --yes (it can not be undone)"
-    return reply, "\n".join([*map(_near, reply["result"]["documents"]), told])
+    return reply, [*map(_near, reply["result"]["documents"]), told]
 
 
 def _told_value(change, side):
@@ -23392,12 +23433,12 @@ def _told_changes(reply):
     lines = []
     for row in reply["results"]:
         why = f"  ({row['why']})" if row["why"] else ""
-        lines.append(_shown(f"{row['change']}  {row['at']['$time'][:19]}  {row['who']}  {row['command']}{why}"))
+        lines.append(f"{row['change']}  {row['at']['$time'][:19]}  {row['who']}  {row['command']}{why}")
         for change in row["changes"]:
             sides = f"{_told_value(change, 'before')} -> {_told_value(change, 'after')}"
-            lines.append(_shown(f"    {change['slot']} of {change['name'] or change['oid']}: {sides}"))
+            lines.append(f"    {change['slot']} of {change['name'] or change['oid']}: {sides}")
     more = reply["result"]["before"]
-    return "\n".join(lines + [f"more: --before {more}"] * bool(more)) or "no changes yet"
+    return lines + [f"more: --before {more}"] * bool(more) or "no changes yet"
 
 
 def _history(args, client):
@@ -23424,7 +23465,7 @@ def _watch(args, client):
     with contextlib.suppress(KeyboardInterrupt):
         for event in client.events(*args.topics):
             if event:
-                print(json.dumps(event, default=repr), flush=True)
+                _print(_json_lines(event))
     return {}, ""
 
 
@@ -23449,7 +23490,7 @@ BAR = 10                                                 # characters of a bar
 
 def _shown_lines(text):
     cut = f"\n… {len(text) - TOP_ENTRY_CHARS:,} characters more" if len(text) > TOP_ENTRY_CHARS else ""
-    return "\n".join(map(_shown, text[:TOP_ENTRY_CHARS].splitlines())) + cut
+    return "\n".join(map(shown_line, text[:TOP_ENTRY_CHARS].splitlines())) + cut
 
 
 def _bar(part, whole):
@@ -23525,7 +23566,7 @@ def _looked(client, events=()):
 
 def _drawn(told):
     """Return {pane: its lines}."""
-    return {name: [_shown(line) for line in pane(told)] for name, pane in PANES.items()}
+    return {name: [shown_line(line) for line in pane(told)] for name, pane in PANES.items()}
 
 
 def _told_parts(slots):
@@ -23546,10 +23587,10 @@ def _told_end(client, cycle):
     if not result:
         return None
     if "answer" not in result:
-        return f"FAILED: {result['reason']['details']} ({result['reason']['code']})"
+        return _text(f"FAILED: {result['reason']['details']} ({result['reason']['code']})")
     lead = f"{result['lead']} led, " if result.get("lead") else ""
     end = f"({lead}{result['seconds']:.1f} s, {cycle})"
-    return "\n".join([*_told_parts(slots), _told_answer({"cycle": cycle, **result}), end])
+    return _text([*_told_parts(slots), *_told_answer({"cycle": cycle, **result}), end])
 
 
 class Lookout:
@@ -23597,7 +23638,7 @@ class Lookout:
             try:
                 told = _told_end(client, cycle)
             except NotFound as error:
-                told = str(error)
+                told = _text(str(error))
             if told:
                 self.asked.discard(cycle)
                 self.tell("more", cycle, told)
@@ -23620,7 +23661,7 @@ def _top_line(name, argument=str):
     """Return run(client, text) of a subcommand whose one argument, if any, is argument(text); it names no cycle."""
     def run(client, text):
         args = command_line().parse_args([name, *(["--", argument(text)] if text else [])])
-        return SUBCOMMANDS[name][0](args, client)[1], None
+        return _text(SUBCOMMANDS[name][0](args, client)[1]), None
     return run
 
 
@@ -23633,7 +23674,7 @@ def _top_ask(client, text):
     """Have a mission accepted; returns what is told, and its cycle, of which the end is told later."""
     brief = {"type": "direct_synthesis", "selector": "answer_", "args": [text]}
     reply = client.call("initiate_cognitive_cycle", mission_brief=brief, idempotency_key=uuid7())
-    return reply["details"], reply["result"]["cycle"]
+    return _text(reply["details"]), reply["result"]["cycle"]
 
 
 def _top_help():
@@ -23695,7 +23736,7 @@ class Terminal:
 
     def compose(self):
         widgets, containers = need("textual.widgets", "top"), need("textual.containers", "top")
-        yield widgets.Static(_shown(self.off), id="daemon", markup=False)
+        yield widgets.Static(shown_line(self.off), id="daemon", markup=False)
         with containers.Container(id="panes"):
             for name in [name for name in PANES if name != "Daemon"]:
                 pane = widgets.Static("", id=name.lower(), classes="pane", markup=False)
@@ -23728,7 +23769,8 @@ class Terminal:
     def hear_offline(self, why):
         self.off = why
         self.screen.add_class("offline")
-        self.query_one("#daemon").update(f"{_shown(f'OFFLINE: {why}')}\n{_shown(self.endpoint)} is tried again; nothing is sent")
+        told = [f"OFFLINE: {why}", f"{self.endpoint} is tried again; nothing is sent"]
+        self.query_one("#daemon").update(_text(told))
 
     def hear_done(self, line, entry, told, cycle):
         """A line was carried out; where it is a question, its cycle is followed."""
@@ -23764,7 +23806,7 @@ class Terminal:
     async def on_event(self, event):
         """What is pasted becomes one line that steers nothing."""
         if isinstance(event, need("textual.events", "top").Paste):
-            event.text = _shown(" ".join(event.text.split()))
+            event.text = shown_line(" ".join(event.text.split()))
         await super().on_event(event)
 
     def on_input_submitted(self, event):
@@ -23792,7 +23834,7 @@ class Terminal:
                 client.call("health", SPOKEN_S)          # what hangs is sent nothing that it would do later
                 told, cycle = command.run(client, text)
         except Exception as error:                       # a boundary: what goes wrong is told in its entry
-            told = f"{type(error).__name__}: {error}"
+            told = _text(f"{type(error).__name__}: {error}")
         self.tell("done", line, entry, told, cycle)
 
     def action_complete(self):
@@ -23844,7 +23886,7 @@ def _top(args, client):
         return {}, ""
     told = _looked(client)
     lines = [line for name, lines in _drawn(told).items() if lines for line in (f"{name}:", *(f"  {line}" for line in lines))]
-    return told, "\n".join(lines)
+    return told, lines
 
 
 SUBCOMMANDS = {
@@ -23893,7 +23935,7 @@ def _told_memory(memory):
 
 def _check(args, settings):
     def tell(line):
-        show(f"checking {line}", sys.stderr)
+        _print(f"checking {line}", sys.stderr)
     mended = mend_image(settings.image) if args.mend else []
     report = check_image(settings.image, args.deep, tell)
     note_upkeep(report["image"], "deep check" if args.deep else "check", report["seconds"], not report["faults"],
@@ -23905,24 +23947,26 @@ def _check(args, settings):
                      "start cuts it and keeps it aside")
     lines += [f"mended: {done}" for done in mended] + list(_told_memory(report.get("memory", {})))
     faults = [f"FAULT: {fault}" for fault in report["faults"]]
-    return report, "\n".join([*lines, *faults, f"{len(faults)} faults" if faults else "no fault was found"])
+    end = f"{len(faults)} faults" if faults else "no fault was found"
+    return report, [*lines, *faults, end]
 
 
 def _recover(args, settings):
     def tell(line):
-        show(f"recovering {line}", sys.stderr)
+        _print(f"recovering {line}", sys.stderr)
     report = recover_image(settings.image, args.new, tell if sys.stderr.isatty() else lambda line: None)
     lines = [f"{report['transactions']:,} transactions with {report['records']:,} records are in {report['new']} "
              f"({report['seconds']} s); {report['image']} was not changed"]
     lines += [f"LOST: {lost}" for lost in report["lost"]] + [f"FAULT in the new image: {fault}" for fault in report["faults"]]
-    return report, "\n".join([*lines, *([] if report["lost"] else ["nothing was lost"])])
+    end = [] if report["lost"] else ["nothing was lost"]
+    return report, lines + end
 
 
 def _step_shower():
     """Return a step function that shows progress where there is a terminal."""
     def show(line):
         if sys.stderr.isatty():
-            print(f"\r{_shown(line)}\x1b[K", end="", file=sys.stderr, flush=True)
+            _print(line, sys.stderr, begin="\r", end="\x1b[K")
     return show
 
 
@@ -23930,7 +23974,7 @@ def _restore(args, settings):
     report = restore_image(args.folder, settings.image, args.as_of, _step_shower())
     lines = [f"{report['image']} is the image as of {report['made_at'][:19]}Z (backup {report['backup']}): "
              f"{report['bytes'] / 1e6:,.1f} MB and {report['blobs']} blobs, checked deep, in {report['seconds']} s"]
-    return report, "\n".join(lines + [f"FAULT: {fault}" for fault in report["faults"]])
+    return report, lines + [f"FAULT: {fault}" for fault in report["faults"]]
 
 
 def _backups(args, settings):
@@ -23943,7 +23987,8 @@ def _backups(args, settings):
         verified = "  every byte as written" if args.verify and not bad else ""
         lines.append(f"{backup.name}  {'adds ' if backup.after else 'whole'}  {backup.size / 1e6:12,.2f} MB  "
                      f"to change {backup.tid}{verified}")
-    return {"backups": rows, "faults": faults}, "\n".join(lines + [f"FAULT: {fault}" for fault in faults]) or "no backups yet"
+    lines += [f"FAULT: {fault}" for fault in faults]
+    return {"backups": rows, "faults": faults}, lines or "no backups yet"
 
 
 def _keys(args, settings):
@@ -23956,7 +24001,7 @@ def _keys(args, settings):
         ring.revoke(args.name or "")
         text = f"{args.name} is not answered any more"
     else:
-        text = "\n".join(f"{row['name']:<20} {row['role']:<6} {public}" for public, row in ring.clients.items()) or \
+        text = [f"{row['name']:<20} {row['role']:<6} {public}" for public, row in ring.clients.items()] or \
             "no client has a key yet; add one with `python batos.py keys add NAME --role write`"
     return {"clients": list(ring.clients.values())}, text
 
@@ -23968,10 +24013,12 @@ def _cores(args, settings):
             for offer in OFFERS]
     lines = [f"here: {f'a GPU of {device_gb:.0f} GB' if device_gb else 'no NVIDIA GPU'}, {ram_gb:.0f} GB of RAM free", "",
              "seed-core (embedded): 0.005 billion weights, nothing to download; chooses, quotes and frames; --core auto"]
-    lines += [f"{row['name']}: {row['billions']:g} billion weights, {row['download_gb']} GB to download, licence {row['licence']}"
-              f"{' (to be accepted at the hub)' if row['gated'] else ''}; {row['told']}\n"
-              f"    {row['here']}; {row['command']}" for row in rows]
-    return rows, "\n".join(lines)
+    for row in rows:
+        gate = " (to be accepted at the hub)" if row["gated"] else ""
+        lines.append(f"{row['name']}: {row['billions']:g} billion weights, {row['download_gb']} GB to download, "
+                     f"licence {row['licence']}{gate}; {row['told']}")
+        lines.append(f"    {row['here']}; {row['command']}")
+    return rows, lines
 
 
 def _settings(args, settings):
@@ -23983,7 +24030,7 @@ def _settings(args, settings):
     rows = {name: {"value": shown_setting(name, value), "from": where, "unit": SETTINGS[name].unit, "help": SETTINGS[name].help}
             for name, (value, where) in found.items()}
     lines = [f"{name:<22} {row['value']!s:<24} {row['from']:<12} {row['help']} ({row['unit']})" for name, row in rows.items()]
-    return rows, "\n".join(lines)
+    return rows, lines
 
 
 def _setting_change(change):
@@ -24105,7 +24152,7 @@ def command_line():
 
 
 def _run_command(args, settings):
-    """Return (reply, text for people) of a subcommand, and its status where it says so."""
+    """Return (reply, the line or lines for people) of a subcommand, and its status where it says so."""
     if args.subcommand in LOCAL_COMMANDS:
         return LOCAL_COMMANDS[args.subcommand][0](args, settings)
     with Client(settings.endpoint, 30.0, settings.keys) as client:
@@ -24119,12 +24166,14 @@ def main(argv=None):
         settings = load_settings({name: value for name, value in vars(args).items() if name in SETTINGS})
         if args.subcommand in (None, "serve"):
             return serve(settings, args.debug)
-        reply, text, *ended = _run_command(args, settings)
-        if args.json or text:
-            show(json.dumps(reply, default=repr) if args.json else text)
+        reply, told, *ended = _run_command(args, settings)
+        if args.json:
+            told = _json_lines(reply)
+        if told:
+            _print(told)
         return ended[0] if ended else int(isinstance(reply, dict) and bool(reply.get("faults") or reply.get("lost")))
     except KeyboardInterrupt:
-        print("batos: interrupted", file=sys.stderr)
+        _print("batos: interrupted", sys.stderr)
         return 130
     except BrokenPipeError:                              # who reads has seen enough; the interpreter flushes once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -24132,7 +24181,7 @@ def main(argv=None):
     except (BatosError, OSError, ZODB.POSException.StorageError) as error:
         if args.debug:
             raise
-        show(f"batos: {_told_error(error, args)}", sys.stderr)
+        _print(f"batos: {_told_error(error, args)}", sys.stderr)
         return 1
 
 

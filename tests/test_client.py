@@ -1,5 +1,6 @@
 """The client and the command line, against a daemon and against a double of one."""
 
+import ast
 import json
 import os
 import re
@@ -309,6 +310,114 @@ def test_the_endpoint_comes_from_the_environment(served, monkeypatch, capsys):
 def test_debug_shows_the_traceback(served):
     with pytest.raises(batos.NotFound):
         batos.main(["--debug", "cancel", "--endpoint", served, "0xfffffe"])
+
+
+# What comes from others
+
+
+FOREIGN = "brass\x1b]0;x\x07\x1b[2J\r\n[1] forged\u202e\x7f\x9b"
+STEERING = re.compile("[\\x00-\\x09\\x0b-\\x1f\\x7f-\\x9f\\u200b\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+
+
+def prints():
+    """Return {the function: the lines} that print, or take a stream to write to, in the section Client."""
+    source = open(batos.__file__, encoding="utf-8").read()
+    start, found = source[:source.index("# Client ####")].count("\n"), {}
+    for top in ast.parse(source).body:
+        for node in ast.walk(top):
+            is_print = isinstance(node, ast.Name) and node.id == "print"
+            is_write = isinstance(node, ast.Attribute) and node.attr in ("write", "writelines") and "std" in ast.unparse(node)
+            if top.lineno > start and (is_print or is_write):
+                found.setdefault(getattr(top, "name", ""), []).append(node.lineno)
+    return found
+
+
+def test_all_that_the_command_line_prints_goes_through_one_function():
+    assert list(prints()) == ["_print"] and len(prints()["_print"]) == 1
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """The endpoint of a daemon whose documents, reasons, clients, objects and missions have texts that would steer a terminal."""
+    folder = tmp_path_factory.mktemp("foreign")
+    running = conftest.DaemonProcess(folder, core=0)
+    try:
+        with batos.Client(running.endpoint, 30) as client:
+            text = f"The valve is made of {FOREIGN} and it holds.\n[1] forged.md:1  The valve\n\tis closed.\n"
+            client.call("index_document", doc_id="valve.md", text=text, metadata={"names": [FOREIGN]}, why=FOREIGN)
+            fields = {"target": "genesis_obj", "why": FOREIGN, "client": FOREIGN}
+            client.call("send_message", selector="setSlot:value:", args=["told", FOREIGN], **fields)
+            client.call("send_message", selector="setSlot:value:", args=["name", FOREIGN], **fields)
+        yield running.endpoint
+    finally:
+        assert running.stop() == 0
+
+
+@pytest.fixture
+def told(foreign, capsys):
+    """A function that runs a command line; it answers all that was printed, in which nothing steers."""
+    def run(name, *arguments, status=0):
+        capsys.readouterr()
+        assert batos.main([name, "--endpoint", foreign, *map(str, arguments)]) == status
+        out, err = capsys.readouterr()
+        assert not STEERING.search(out + err)
+        assert not re.search(r"^ ?\[1\] forged", out + err, re.MULTILINE)
+        return out + err
+    return run
+
+
+@pytest.mark.parametrize("words, holds", [
+    (["search", "valve brass holds"], "   [1] forged.md:1"), (["search", "valve", "--level", "section"], "    is closed."),
+    (["documents", "--all"], "also named brass\ufffd]0;x\ufffd\ufffd[2J  [1] forged"),
+    (["ask", "What is the valve made of?"], "[2J [1] forged"), (["ask", FOREIGN], "forged"), (["cycles"], ""),
+    (["log"], "brass\ufffd]0;x"), (["history", "genesis_obj"], "brass\ufffd]0;x"),
+    (["history", "valve.md", "--document"], "valve.md"),
+    (["send", '{"command": "inspect", "target": "genesis_obj"}'], "brass\\u001b]0;x\\u0007"),
+    (["send", '{"target": "genesis_obj", "selector": "told"}'], "\\u007f\\u009b"),
+    (["state"], "genesis_obj"), (["status"], "serving"), (["experts"], ""), (["top"], "Cycles:"),
+    (["documents", "--json"], "\\u202e"),
+    (["log", "--json"], "\\u007f\\u009b"),
+])
+def test_what_comes_from_others_is_printed_so_that_it_steers_nothing(told, words, holds):
+    assert holds in told(*words)
+
+
+@pytest.mark.parametrize("words", [["cancel", FOREIGN], ["history", FOREIGN], ["undo", FOREIGN], ["activate", FOREIGN],
+                                   ["send", FOREIGN], ["learn", f"/nowhere/{FOREIGN}"], ["method", FOREIGN, "/nowhere/\x1b[2J"]])
+def test_an_error_is_one_line_whatever_it_names(told, words):
+    assert told(*words, status=1).count("\n") == 1
+
+
+def test_a_file_is_learnt_and_told_in_one_line_whatever_its_name_and_text(told, tmp_path):
+    name = FOREIGN.replace("/", "")
+    (tmp_path / f"{name}.md").write_text("A gasket.\n")
+    (tmp_path / "sound.md").write_text("A flange of \u202etin.\n[1] forged.md:1  A flange\n")
+    for path in sorted(tmp_path.iterdir()):
+        lines = told("learn", path, status=int(path.name != "sound.md")).splitlines()
+        assert all(re.match(r"\[1/1\] /|batos: /|no file, 1 failed", line) for line in lines)
+    told("learn", tmp_path, status=1)
+    assert "   A flange of \ufffdtin.\n   [1] forged.md:1" in told("search", "flange tin")
+
+
+def test_what_an_answer_quotes_makes_no_line_of_evidence():
+    evidence = [{"doc_id": "a.md\n[2] b.md", "lines": [1, 1], "text": "One\n[2] two."}]
+    lines = batos._text(batos._told_answer({"answer": "So: “One\n[2] two.” [1]", "evidence": evidence})).splitlines()
+    assert lines == ["[1] a.md [2] b.md:1  One [2] two.", "", "So: “One", "   [2] two.” [1]"]
+
+
+def test_events_are_printed_as_json_that_steers_nothing(monkeypatch, capsys):
+    class Heard:
+        def events(self, *topics):
+            yield {"event": "error", "details": FOREIGN}
+    batos._watch(batos.types.SimpleNamespace(topics=[]), Heard())
+    out = capsys.readouterr().out
+    assert not STEERING.search(out) and out.count("\n") == 1 and json.loads(out)["details"] == FOREIGN
+
+
+def test_a_chat_prints_what_a_turn_came_to_and_nothing_steers(told, monkeypatch):
+    lines = iter(["What is the valve made of?", f"/wrong {FOREIGN}", FOREIGN])
+    monkeypatch.setattr(batos, "_next_line", lambda: next(lines, None))
+    assert "turns of chat" in told("chat")
 
 
 # The client

@@ -6,6 +6,7 @@ import errno
 import pathlib
 import subprocess
 import sys
+import unicodedata
 
 import ormsgpack
 import pytest
@@ -206,3 +207,47 @@ def test_a_package_that_is_missing_is_told_also_where_it_is_wanted_alone():
         batos.need("nltk.nothing", "a test", alone=True)
     with pytest.raises(batos.ConfigError, match="needs the Python package 'nowhere.nothing'"):
         batos.need("nowhere.nothing", "a test", alone=True)
+
+
+# What a terminal is shown
+
+
+FOREIGN = "\x00\x07\x08\t\n\x0b\r\x1b\x7f\x85\x9b\xad\u200b\u200c\u200d\u2028\u2029\u202a\u202e\u2066\u2069\ufeff\ud800\udfff"
+ANY_TEXT = st.text(st.characters(exclude_categories=()) | st.sampled_from(FOREIGN))
+
+
+def steering(text):
+    """Return the characters that a terminal would act on, turn or hide by, but for joiners."""
+    return {char for char in text if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")} - set(batos.JOINERS)
+
+
+@given(ANY_TEXT)
+def test_of_any_text_nothing_steers_the_terminal(text):
+    shown = batos.shown_line(text)
+    assert not steering(shown) and len(shown) == len(text) and batos.shown_line(shown) == shown
+    shown.encode()
+
+
+@given(st.text(st.characters(exclude_categories=("C", "Z")) | st.just(" ")))
+def test_a_text_that_steers_nothing_is_shown_as_it_is(text):
+    assert batos.shown_line(text) == text and batos.shown_block(text, "> ") == [f"> {text}"] * bool(text)
+
+
+@given(ANY_TEXT)
+def test_each_line_of_a_block_stands_behind_the_indent(text):
+    lines = batos.shown_block(text, "   ")
+    assert len(lines) == len(text.splitlines()) and not steering("".join(lines))
+    assert all(line.startswith("   ") for line in lines)
+
+
+@pytest.mark.parametrize("text, shown", [
+    ("\U0001f469\u200d\U0001f680", "\U0001f469\u200d\U0001f680"), ("\u0645\u06cc\u200c\u062e", "\u0645\u06cc\u200c\u062e"),
+    ("pay\u200dpal", "pay\ufffdpal"), ("\u200cx", "\ufffdx"), ("\u0645\u200c\u200d\u062e", "\u0645\ufffd\ufffd\u062e"),
+    ("\u0645\u200d \u062e", "\u0645\ufffd \u062e"),
+])
+def test_a_joiner_stands_only_where_it_joins(text, shown):
+    assert batos.shown_line(text) == shown
+
+
+def test_tabs_of_a_block_are_blanks():
+    assert batos.shown_block("a\n\tb\r\n\x1b[2J") == ["a", "    b", "\ufffd[2J"]

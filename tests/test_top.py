@@ -259,7 +259,7 @@ def test_what_would_steer_the_terminal_is_shown_harmlessly(tmp_path):
     ("می\u200cخواهم", "می\u200cخواهم"), ("\u202e\u2066x", "\ufffd\ufffdx"), ("日本 é 🦇", "日本 é 🦇"),
 ])
 def test_a_line_is_shown_without_what_steers(line, shown):
-    assert batos._shown(line) == shown
+    assert batos.shown_line(line) == shown
 
 
 def test_a_long_text_is_cut_and_says_so():
