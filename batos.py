@@ -89,6 +89,7 @@ import random
 import re
 import reprlib
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -23483,6 +23484,7 @@ def _stop(args, client):
 TOP_TOPICS = [topic for topic in TOPICS if topic != "health"]      # health is asked for with the rest
 LOOK_S, LOOK_LEAST_S = 2.0, 0.1                          # how often it is looked; the least between two looks
 SPOKEN_S, LOOK_AGAIN_S = 5.0, 1.0                        # a daemon silent for so long hangs; how soon it is tried again
+TERMINAL_LOOK_S = 1.0                                    # how often it is looked whether the terminal is still there
 TOP_CYCLES, TOP_EVENTS, TOP_ENTRIES = 20, 50, 200        # cycles and events shown, entries of the talk
 TOP_ENTRY_CHARS = 20_000                                 # shown of one entry
 BAR = 10                                                 # characters of a bar
@@ -23750,6 +23752,8 @@ class Terminal:
         if threading.current_thread() is threading.main_thread():
             for signal_ in (signal.SIGINT, signal.SIGTERM):          # the terminal is put right also then
                 asyncio.get_running_loop().add_signal_handler(signal_, self.exit)
+        if sys.__stdin__.isatty():
+            self.set_interval(TERMINAL_LOOK_S, self._leave_a_closed_terminal)
         self.query_one("#line").focus()
         self.query_one("#talk").anchor()
         self.hear_offline(self.off)
@@ -23757,6 +23761,13 @@ class Terminal:
 
     def on_unmount(self):
         self.lookout.closing.set()
+
+    def _leave_a_closed_terminal(self):
+        """Exit where nobody is left: a process of its own session (`setsid`, `nohup`) gets no SIGHUP, and textual reads on."""
+        poll = select.poll()
+        poll.register(sys.__stdin__.fileno(), 0)         # a hang-up is told unasked
+        if poll.poll(0):
+            self.exit()
 
     # ---- what the lookout tells
 

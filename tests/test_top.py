@@ -508,3 +508,16 @@ def test_in_a_terminal_a_question_is_typed_and_answered(served, how):
         assert termios.tcgetattr(screen.follow)[3] == screen.usual[3]
     finally:
         screen.close()
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_gone_ends_the_picture(served):
+    screen = Screen(sys.executable, batos.__file__, "top", "--endpoint", served)
+    try:
+        screen.until(lambda: "is serving" in screen.text())
+        os.close(screen.lead)                            # which sends no hang-up: it is not the terminal that controls the session
+        assert screen.process.wait(GUARD_S) == 0
+    finally:
+        screen.process.kill()
+        screen.process.wait()
+        os.close(screen.follow)
