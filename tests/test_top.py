@@ -515,7 +515,7 @@ def test_a_terminal_that_is_gone_ends_the_picture(served):
     screen = Screen(sys.executable, batos.__file__, "top", "--endpoint", served)
     try:
         screen.until(lambda: "is serving" in screen.text())
-        os.close(screen.lead)                            # which sends no hang-up: it is not the terminal that controls the session
+        os.close(screen.lead)                            # no hang-up is sent: it does not control the session
         assert screen.process.wait(GUARD_S) == 0
     finally:
         screen.process.kill()
