@@ -946,7 +946,7 @@ def rate_at(share):
 
 
 def train(model, maker, tokenizer, options, state):
-    """Train until `options.minutes` are used up, over all runs that resumed one another. Return the state."""
+    """Train until `options.minutes` or `options.steps` are used up, over all runs that resumed one another. Return the state."""
     import torch
 
     optimizers = optimizers_of(model)
@@ -960,7 +960,7 @@ def train(model, maker, tokenizer, options, state):
     for rows in batches(maker, tokenizer, options.batch_tokens):
         state["seconds"] = before_s + time.monotonic() - start
         share = state["seconds"] / limit_s
-        if share >= 1:
+        if share >= 1 or state["steps"] >= options.steps:
             break
         loss = loss_of(model, rows)
         loss.backward()
@@ -1237,8 +1237,9 @@ def trials(options, sources, embedder, router):
         fill_pools(maker, embedder, {"plan": 2 * options.trials, "method": 2 * options.trials}, router)
         found[side] = {task: [getattr(maker, task)() for _ in range(options.trials)] for task in batos.CORE_TASKS}
         found[side]["tests"] = [("tests", *maker.tried()[:2]) for _ in range(options.trials)]
-    methods = hand_methods(embedder, router)
-    found["by hand"] = {"plan": hand_plans(embedder, router), "facet": hand_facets(embedder, random.Random(options.seed)),
+    methods = hand_methods(embedder, router)[:options.by_hand]
+    found["by hand"] = {"plan": hand_plans(embedder, router)[:options.by_hand],
+                        "facet": hand_facets(embedder, random.Random(options.seed))[:options.by_hand],
                         "method": methods, "tests": hand_tests(methods)}
     return found
 
@@ -1429,6 +1430,7 @@ def arguments():
     """Return the command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=90, help="length of the training, over all resumed runs")
+    parser.add_argument("--steps", type=int, default=sys.maxsize, help="of all resumed runs, if sooner")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
     parser.add_argument("--evaluate", action="store_true", help="train nothing: evaluate the core in --out, write its card anew")
     parser.add_argument("--seed", type=int, default=7)
@@ -1437,6 +1439,7 @@ def arguments():
                         help="folder for checkpoints")
     parser.add_argument("--threads", type=int, default=2, help="processor cores to use")
     parser.add_argument("--trials", type=int, default=300, help="examples of each task and column in the evaluation")
+    parser.add_argument("--by-hand", type=int, help="of what was written by hand, the examples of each task in the evaluation")
     parser.add_argument("--pool", type=int, default=24000, help="missions, and method requests, that the router offers for")
     parser.add_argument("--batch-tokens", type=int, default=4096, help="padded tokens in one step")
     return parser.parse_args()

@@ -696,15 +696,16 @@ def test_sides_share_no_word_and_no_phrasing(train):
 
 @pytest.mark.slow
 def test_the_trainer_goes_on_from_its_checkpoint_and_what_it_writes_is_a_core(tmp_path):
-    def trained(minutes, *options):
-        command = [sys.executable, str(SEED / "train.py"), "--minutes", str(minutes), "--trials", "2", "--batch-tokens", "1024",
-                   "--pool", "300"]
+    def trained(steps, *options):
+        command = [sys.executable, str(SEED / "train.py"), "--steps", str(steps), "--batch-tokens", "512", "--pool", "300"]
+        evaluation = ["--trials", "1", "--by-hand", "3"]
         places = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "core")]
-        subprocess.run([*command, *places, *options], check=True, timeout=600, capture_output=True)
+        subprocess.run([*command, *evaluation, *places, *options], check=True, timeout=600, capture_output=True)
         return batos.core_card(tmp_path / "core")
-    first = trained(0.03)
-    again = trained(0.08, "--resume")
-    assert 0 < first["steps"] < again["steps"] and first["tokens"] < again["tokens"] and again["minutes"] >= first["minutes"]
+    first = trained(1)
+    again = trained(3, "--resume")
+    assert first["steps"] == 1 and again["steps"] == 3
+    assert 0 < first["tokens"] < again["tokens"] and again["minutes"] >= first["minutes"]
     assert batos.check_core_files(tmp_path / "core")
     one = batos.CognitiveCore(lambda: tmp_path / "core", threads=1).start()
     one.wait_ready(WAIT_S)
