@@ -23492,7 +23492,7 @@ BAR = 10                                                 # characters of a bar
 
 def _shown_lines(text):
     cut = f"\n… {len(text) - TOP_ENTRY_CHARS:,} characters more" if len(text) > TOP_ENTRY_CHARS else ""
-    return "\n".join(map(shown_line, text[:TOP_ENTRY_CHARS].splitlines())) + cut
+    return "\n".join(shown_block(text[:TOP_ENTRY_CHARS])) + cut
 
 
 def _bar(part, whole):

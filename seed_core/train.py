@@ -945,6 +945,11 @@ def rate_at(share):
     return min(1.0, share / 0.01 + 0.02, 0.03 + 0.97 * (1 - share) / 0.5)
 
 
+def has_ended(state, options):
+    """Tell whether the minutes or the steps are used up."""
+    return state["seconds"] >= options.minutes * 60 or state["steps"] >= options.steps
+
+
 def train(model, maker, tokenizer, options, state):
     """Train until `options.minutes` or `options.steps` are used up, over all runs that resumed one another. Return the state."""
     import torch
@@ -960,7 +965,7 @@ def train(model, maker, tokenizer, options, state):
     for rows in batches(maker, tokenizer, options.batch_tokens):
         state["seconds"] = before_s + time.monotonic() - start
         share = state["seconds"] / limit_s
-        if share >= 1 or state["steps"] >= options.steps:
+        if has_ended(state, options):
             break
         loss = loss_of(model, rows)
         loss.backward()

@@ -1,5 +1,6 @@
 """The cognitive core: the embedded model itself, its grammars, batches, limits, adapters, and weights that are wrong."""
 
+import argparse
 import ast
 import contextlib
 import json
@@ -692,6 +693,12 @@ def test_sides_share_no_word_and_no_phrasing(train):
         assert not set(getattr(mine, name)) & set(getattr(held, name))
     for archetype in batos.ARCHETYPES:
         assert not set(mine.missions[archetype]) & set(held.missions[archetype])
+
+
+@pytest.mark.parametrize("seconds, steps, ended", [(0.0, 0, False), (119.9, 6, False), (120.0, 1, True), (1.0, 7, True)])
+def test_a_training_ends_by_its_minutes_or_its_steps(train, seconds, steps, ended):
+    options = argparse.Namespace(minutes=2.0, steps=7)
+    assert train.has_ended({"seconds": seconds, "steps": steps}, options) is ended
 
 
 @pytest.mark.slow
