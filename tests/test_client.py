@@ -388,7 +388,8 @@ def test_an_error_is_one_line_whatever_it_names(told, words):
     assert told(*words, status=1).count("\n") == 1
 
 
-def test_a_file_is_learnt_and_told_in_one_line_whatever_its_name_and_text(told, tmp_path):
+def test_a_file_is_learnt_and_told_in_one_line_whatever_its_name_and_text(told, tmp_path, tmp_path_factory, monkeypatch):
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))          # so that names are told whole
     name = FOREIGN.replace("/", "")
     (tmp_path / f"{name}.md").write_text("A gasket.\n")
     (tmp_path / "sound.md").write_text("A flange of \u202etin.\n[1] forged.md:1  A flange\n")
