@@ -344,7 +344,9 @@ def test_a_message_whose_receiver_has_gone_meanwhile_holds_up_no_other(machine):
     one.lane.submit(one.job("it", "add_", 2, done=told))
     for _ in range(3):
         assert done.acquire(timeout=WAIT_S)
-    assert [type(error).__name__ for error in answers] == ["NoneType", "NotFound", "NoneType"] and one.lane._taken == {}
+    first, *others = [type(error).__name__ for error in answers]
+    assert first == "NoneType" and sorted(others) == ["NoneType", "NotFound"]      # of the others each may end first
+    assert one.lane._taken == {}
 
 
 def fickle(one, name):
