@@ -10,6 +10,7 @@ from doubles import QuickEmbedder
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "bench"))
 import bench
+import foreign
 import quality
 
 import batos
@@ -34,15 +35,56 @@ def test_a_bench_yields_its_rows(name):
 
 def test_quality_is_measured_on_any_collection(tmp_path):
     rows = {"docs.jsonl": [{"id": 1, "title": "Valves", "text": "The brass valve."}, {"id": "2", "text": "A lantern."},
-                           {"id": "3", "text": "Nothing else."}],
+                           {"id": "3", "text": "Nothing else."}, {"id": "4", "title": " ", "text": ""}],
             "queries.jsonl": [{"id": "a", "text": "brass valve"}, {"id": "b", "text": "lamp"}, {"id": "c", "text": "not judged"}]}
     for name, lines in rows.items():
         (tmp_path / name).write_text("\n".join(map(json.dumps, lines)))
     (tmp_path / "qrels.tsv").write_text("query\tdocument\tgrade\na\t1\t2\nb\t2\t1\nb\t3\t0\n")
     collection = quality.read_collection(tmp_path)
-    assert collection[1] == {"a": "brass valve", "b": "lamp"} and collection[2] == {"a": {"1": 2}, "b": {"2": 1}}
-    told = {ranking: values for _, ranking, *values in quality.report({"small": collection}, QuickEmbedder(), 10)}
+    assert collection.queries == {"a": "brass valve", "b": "lamp"} and set(collection.documents) == {"1", "2", "3"}
+    assert collection.judged == {"a": {"1": 2}, "b": {"2": 1}}
+    rows = list(quality.report({"small": collection}, QuickEmbedder(), 10))
+    told = {ranking: values for _, ranking, *values, _ in rows}
     assert told["words"] == [0.5, 0.5, 0.5] and told["FTS5"] == [0.5, 0.5, 0.5] and told["vectors"] == told["both"] == [1, 1, 1]
+
+
+def test_turns_are_sought_in_their_own_conversation_and_runs_are_logged(tmp_path, monkeypatch):
+    collection = quality.Collection(
+        {"1": "The brass valve.", "2": "The brass valve is shut."}, {"a": "brass valve"}, {"a": {"2": 1}},
+        conversations={"1": "ana", "2": "bo", ("a", "asked"): "bo"})
+    rows = list(quality.report({"talk": collection}, QuickEmbedder(), 10, peers=False))
+    assert [row[:4] for row in rows] == [("talk", which, 1.0, 1.0) for which in ("words", "vectors", "both")]
+    monkeypatch.setattr(quality, "LOG", tmp_path / "log.md")
+    quality.log(rows, "nothing yet")
+    assert "| nothing yet | talk | 1.000 / 1.000 | 1.000 / 1.000 | 1.000 / 1.000 | " in (tmp_path / "log.md").read_text()
+
+
+def test_vectors_are_kept_from_run_to_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(quality, "ready_embedder", QuickEmbedder)
+    first = quality.KeptVectors(tmp_path)
+    made = first.query("brass valve")
+    first.save()
+    monkeypatch.setattr(quality, "ready_embedder", None)         # it is not needed again
+    assert (quality.KeptVectors(tmp_path).query("brass valve") == made).all()
+
+
+def test_collections_of_others_are_read(tmp_path):
+    (tmp_path / "cran.all").write_text(".I 1\n.T\nvalves\n.W\nthe brass\nvalve\n.I 2\n.T\n\n.W\n\n")
+    (tmp_path / "cran.qry").write_text(".I 004\n.W\nbrass valve ?\n")
+    (tmp_path / "cranqrel").write_text("1 1 2\n1 2 5\n\n")
+    docs, asked, judged = foreign.smart(tmp_path / "cran.all", tmp_path / "cran.qry", tmp_path / "cranqrel")
+    assert docs[0] == {"id": "1", "title": "valves", "text": "the brass valve"} and len(docs) == 2
+    assert asked == [{"id": "1", "text": "brass valve ?"}] and judged == [("1", "1")]
+    talk = [{"sample_id": "t", "conversation": {"session_1": [{"speaker": "Ana", "dia_id": "D1:1", "text": "Hello."}]},
+             "qa": [{"question": "Who greets?", "evidence": ["D1:1; D9:9"]}, {"question": "Why?", "evidence": []}]}]
+    (tmp_path / "talk.json").write_text(json.dumps(talk))
+    docs, asked, judged = foreign.locomo(tmp_path / "talk.json")
+    assert docs == [{"id": "t/D1:1", "conversation": "t", "text": "Ana: Hello."}] and judged == [("t/q0", "t/D1:1")]
+    row = {"title": "Oil", "paragraph": 3, "context": "Oil rose. Cars queued.",
+           "questions": [{"question": "What queued?", "answers": ["Cars"]}]}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row))
+    assert foreign.turns(tmp_path / "x.jsonl")[2] == [("Oil_3_q0", "Oil_3_s1")]
+    assert foreign.xquad(tmp_path / "x.jsonl")[2] == [("Oil_3_q0", "Oil_3")]
 
 
 def test_the_measures_of_quality():
@@ -52,7 +94,7 @@ def test_the_measures_of_quality():
 
 @pytest.mark.slow
 def test_the_collections_of_our_own_making():
-    for documents, queries, judged in (quality.talk(), quality.talk(same_words=True), quality.python_library(300)):
+    for documents, queries, judged, *_ in (quality.talk(), quality.talk(same_words=True), quality.python_library(300)):
         assert len(documents) >= 300 and len(queries) >= 100 and set(queries) <= set(judged)
         assert all(set(wanted) <= set(documents) for wanted in judged.values())
 

@@ -1,15 +1,20 @@
 """Quality of search: words, vectors and both, beside bm25s and SQLite's FTS5, on collections with judgements.
 
-    python tests/bench/quality.py [FOLDER …] [--queries N]
+    python tests/bench/quality.py [FOLDER …] [--queries N] [--keep FOLDER] [--ours] [--log "WHAT CHANGED"]
 
-A FOLDER holds docs.jsonl ({"id", "text", "title"?}), queries.jsonl ({"id", "text"}) and qrels.tsv (query, document, grade).
-Without one, collections of our own making: the docstrings of Python's library, each to be found by its summary, which is
-taken out of it; and short turns of talk, each to be found by a question in other words, or in the same. bm25s is left out
-where it is not installed.
+A FOLDER holds docs.jsonl ({"id", "text", "title"?, "conversation"?}), queries.jsonl ({"id", "text", "conversation"?}) and
+qrels.tsv (query, document, grade); foreign.py makes such folders of others' collections. What names a conversation is indexed as
+said there, and is sought in it. Without a folder, collections of our own making: the docstrings of Python's library, each to be
+found by its summary, which is taken out of it; and short turns of talk, each to be found by a question in other words, or in
+the same. bm25s is left out where it is not installed.
+
+The product's own code ranks, in this process and without a daemon. --keep names a folder in which vectors are kept for the next
+run; --ours leaves the peers and the boundaries out; --log adds a row for each collection to quality.md, with what had changed.
 """
 
 import argparse
 import ast
+import datetime
 import importlib.util
 import itertools
 import json
@@ -18,32 +23,53 @@ import pathlib
 import random
 import re
 import sqlite3
+import statistics
 import sys
 import sysconfig
 import tempfile
+import time
+import typing
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
 import batos
 
-MOST = 100
+MOST = 100                         # documents of a ranking that are judged
+PASSAGES = 200                     # that are asked for, since several may be of one document
 
 
-# Collections: (documents {id: text}, queries {id: text}, judgements {query: {document: grade}})
+class Collection(typing.NamedTuple):
+    """Documents and queries with their texts, and for each query {document: grade}."""
+
+    documents: dict
+    queries: dict
+    judged: dict
+    titles: dict = {}
+    conversations: dict = {}      # of documents and of queries, whose names differ
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+
 
 def read_collection(folder):
-    """Return the collection in a folder."""
-    folder = pathlib.Path(folder)
-
-    def rows(name):
-        return [json.loads(line) for line in (folder / name).read_text().splitlines() if line.strip()]
-    documents = {str(row["id"]): "\n".join(filter(None, (row.get("title"), row["text"]))) for row in rows("docs.jsonl")}
-    queries, judged = {str(row["id"]): row["text"] for row in rows("queries.jsonl")}, {}
+    """Return the Collection in a folder. Documents without a letter are left out, and queries that nothing is judged for."""
+    folder, documents, titles, conversations, queries, judged = pathlib.Path(folder), {}, {}, {}, {}, {}
+    for row in read_lines(folder / "docs.jsonl"):
+        name, title = str(row["id"]), row.get("title") or ""
+        text = row["text"] if row["text"].strip() else title
+        if text.strip():
+            documents[name], titles[name] = text, title
+            conversations[name] = row.get("conversation")
     for line in (folder / "qrels.tsv").read_text().splitlines():
         query, document, grade = line.split("\t")[:3]
         if grade.lstrip("-").isdigit() and int(grade) > 0:
             judged.setdefault(query, {})[document] = int(grade)
-    return documents, {query: text for query, text in queries.items() if query in judged}, judged
+    for row in read_lines(folder / "queries.jsonl"):
+        if str(row["id"]) in judged:
+            queries[str(row["id"])] = row["text"]
+            conversations[str(row["id"]), "asked"] = row.get("conversation")
+    return Collection(documents, queries, judged, titles, conversations)
 
 
 def docstrings(path):
@@ -68,8 +94,8 @@ def python_library(most=2500):
             if 4 <= len(summary.split()) <= 25 and 12 <= len(rest.split()) <= 300 and name not in documents:
                 documents[name], queries[name] = rest, " ".join(summary.split())
     kept = sorted(documents, key=lambda name: batos.digest(name.encode()))[:most]
-    return ({name: documents[name] for name in kept}, {name: queries[name] for name in kept[:400]},
-            {name: {name: 1} for name in kept[:400]})
+    return Collection({name: documents[name] for name in kept}, {name: queries[name] for name in kept[:400]},
+                      {name: {name: 1} for name in kept[:400]})
 
 
 PEOPLE = ("Ana", "Bogdan", "Chidi", "Dilek", "Emeka", "Freya", "Goran", "Hana", "Imre", "Jonas", "Kavya", "Luisa")
@@ -123,7 +149,40 @@ def talk(same_words=False):
         queries[name], judged[name] = (near if same_words else asked).format(who), {name: 1}
     for n in range(600):
         documents[f"c{n}"] = f"{chance.choice(PEOPLE)}: {chance.choice(CHATTER)}, {chance.choice(CHATTER)}"
-    return documents, queries, judged
+    return Collection(documents, queries, judged)
+
+
+class KeptVectors:
+    """An embedder that keeps what it has made in a file, and loads its model only for what is new."""
+
+    name = batos.EMBEDDER
+
+    def __init__(self, folder):
+        self.path, self.vectors, self._model, self._new = pathlib.Path(folder, "vectors.npz"), {}, None, False
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.is_file():
+            held = batos.need("numpy", "vectors").load(self.path)
+            self.vectors = dict(zip(held["names"].tolist(), held["vectors"], strict=True))
+
+    def embed(self, texts):
+        """Return the vectors of texts, a row each."""
+        numpy, names = batos.need("numpy", "vectors"), [batos.digest(text.encode()) for text in texts]
+        new = {name: text for name, text in zip(names, texts, strict=True) if name not in self.vectors}
+        if new:
+            self._model, self._new = self._model or ready_embedder(), True
+            self.vectors |= zip(new, self._model.embed(list(new.values())), strict=True)
+        return numpy.array([self.vectors[name] for name in names], numpy.float32)
+
+    def query(self, text):
+        """Return the vector of a query."""
+        return self.embed([text])[0]
+
+    def save(self):
+        """Keep what is new."""
+        if self._new:
+            numpy = batos.need("numpy", "vectors")
+            numpy.savez(self.path, names=numpy.array(list(self.vectors)), vectors=numpy.array(list(self.vectors.values())))
+            self._new = False
 
 
 # Rankings: query -> [document, best first]
@@ -133,20 +192,34 @@ def first_of_each(names):
 
 
 class OurCatalog:
-    """Documents in a catalog of an image, with their vectors."""
+    """A Collection in a catalog of an image, with the vectors of its documents."""
 
-    def __init__(self, folder, documents, embedder):
+    def __init__(self, folder, collection, embedder):
         self.image, self.embedder = batos.Image.open(str(pathlib.Path(folder, "image.fs"))), embedder
+        self.collection, self.asked_in = collection, {}
+        for name, text in collection.queries.items():
+            conversation = collection.conversations.get((name, "asked"))
+            self.asked_in.setdefault(text, {"conversation": conversation} if conversation else {})
         batos.genesis(self.image)
-        rows = list(documents.items())
-        for start in range(0, len(rows), 500):
-            self._change(lambda catalog, start=start: [batos.index_document_(catalog, name, text) for name, text in
-                                                       rows[start:start + 500]])
+        names = list(collection.documents)
+        for start in range(0, len(names), 500):
+            self._change(lambda catalog, start=start: [self._index(catalog, name) for name in names[start:start + 500]])
         while waiting := self.look(lambda catalog: batos.waiting_chunks(catalog, 1024)):
             numbers, texts = zip(*waiting, strict=True)
             vectors = batos.Vectors(batos.need("numpy", "vectors").array(numbers), embedder.embed(texts))
             with batos.built_file(vectors, self.image.storage.temporaryDirectory()) as built:
                 self._change(lambda catalog, built=built: batos.publish_vectors(catalog, built, embedder.name))
+        if isinstance(embedder, KeptVectors):
+            embedder.save()
+
+    def _index(self, catalog, name):
+        text, title = self.collection.documents[name], self.collection.titles.get(name)
+        conversation = self.collection.conversations.get(name)
+        metadata = {"title": title} if title else {}
+        if conversation:
+            batos.store_document(catalog, name, text, metadata | {"conversation": conversation}, "said", kind="episode")
+        else:
+            batos.index_document_(catalog, name, text, metadata, kind="text")
 
     def _change(self, function):
         with batos.writing(self.image) as root:
@@ -156,21 +229,27 @@ class OurCatalog:
         with batos.reading(self.image) as root:
             return function(root["knowledge_catalog_obj"])
 
-    def _names(self, outcome):
-        return first_of_each(row["chunk"]["doc_id"] for row in outcome["results"])
+    def _found(self, query, vector=None):
+        terms, where = batos.parse_query(query), self.asked_in.get(query, {})
+
+        def look(catalog):
+            outcome = batos.search_(catalog, terms.text, PASSAGES, vector, terms, **where)
+            return first_of_each(row["chunk"]["doc_id"] for row in outcome["results"])
+        return self.look(look)
 
     def words(self, query):
-        return self.look(lambda catalog: self._names(batos.search_(catalog, query, MOST)))
+        return self._found(query)
 
     def vectors(self, query):
         def look(catalog):
             found = batos._found_by_meaning(catalog, self.embedder.query(query))
-            best = batos._ranked(found, batos._chosen(catalog, batos.Where()), MOST)
+            chosen = batos._chosen(catalog, batos.Where(**self.asked_in.get(query, {})))
+            best = batos._ranked(found, chosen, PASSAGES)
             return first_of_each(catalog.chunk_storage[number].doc_id for number in best)
         return self.look(look)
 
     def both(self, query):
-        return self.look(lambda catalog: self._names(batos.search_(catalog, query, MOST, vector=self.embedder.query(query))))
+        return self._found(query, self.embedder.query(query))
 
 
 def by_fts5(documents):
@@ -215,16 +294,23 @@ def measures(ranked, wanted):
 
 
 def judged(ranking, queries, judgements):
-    """Return the means of measures over all queries."""
-    found = [measures(ranking(text), judgements[query]) for query, text in queries.items()]
-    return [sum(column) / len(found) for column in zip(*found, strict=True)]
+    """Return the means of measures over all queries, and the median of the milliseconds that one took."""
+    found, took_ms = [], []
+    for name, text in queries.items():
+        began = time.perf_counter()
+        ranked = ranking(text)
+        took_ms.append(1000 * (time.perf_counter() - began))
+        found.append(measures(ranked, judgements[name]))
+    return *(sum(column) / len(found) for column in zip(*found, strict=True)), statistics.median(took_ms)
 
 
-def rankings(folder, documents, embedder):
+def rankings(folder, collection, embedder, peers=True):
     """Return {name: ranking} of all that are compared."""
-    ours = OurCatalog(folder, documents, embedder)
-    every = {"words": ours.words, "vectors": ours.vectors, "both": ours.both,
-             "bm25s": by_bm25s(documents), "FTS5": by_fts5(documents)}
+    ours = OurCatalog(folder, collection, embedder)
+    every = {"words": ours.words, "vectors": ours.vectors, "both": ours.both}
+    if peers:
+        texts = {name: f"{collection.titles.get(name, '')}\n{text}" for name, text in collection.documents.items()}
+        every |= {"bm25s": by_bm25s(texts), "FTS5": by_fts5(texts)}
     return {name: ranking for name, ranking in every.items() if ranking}
 
 
@@ -238,13 +324,27 @@ def ready_embedder():
     return embedder
 
 
-def report(collections, embedder, most):
-    """Yield (collection, ranking, nDCG@10, Recall@100, MRR)."""
-    for name, (documents, queries, judgements) in collections.items():
-        queries = dict(itertools.islice(queries.items(), most))
+def report(collections, embedder, most, peers=True):
+    """Yield (collection, ranking, nDCG@10, Recall@100, MRR, ms a query, the query's vector not counted)."""
+    for name, collection in collections.items():
+        queries = dict(itertools.islice(collection.queries.items(), most))
+        embedder.embed(list(queries.values()))
         with tempfile.TemporaryDirectory(prefix="quality-") as folder:
-            for ranking, function in rankings(folder, documents, embedder).items():
-                yield name, ranking, *judged(function, queries, judgements)
+            for ranking, function in rankings(folder, collection, embedder, peers).items():
+                yield name, ranking, *judged(function, queries, collection.judged)
+
+
+LOG = HERE / "quality.md"
+
+
+def log(rows, change):
+    """Add what was measured to the log: a row for each collection, nDCG@10 / Recall@100 of each of our rankings."""
+    today = datetime.date.today().isoformat()
+    with LOG.open("a") as file:
+        for name, group in itertools.groupby(rows, lambda row: row[0]):
+            told = {ranking: (f"{ndcg:.3f} / {recall:.3f}", ms) for _, ranking, ndcg, recall, _, ms in group}
+            figures = " | ".join(told[ranking][0] for ranking in ("words", "vectors", "both"))
+            file.write(f"| {today} | {change} | {name} | {figures} | {told['both'][1]:.1f} |\n")
 
 
 # Boundaries: texts put together of parts about different things; is a text cut where they meet?
@@ -296,15 +396,24 @@ def report_boundaries(embedder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="*")
-    parser.add_argument("--queries", type=int, default=400)
+    parser.add_argument("--queries", type=int, default=10_000)
+    parser.add_argument("--keep", help="a folder for vectors")
+    parser.add_argument("--ours", action="store_true", help="neither peers nor boundaries")
+    parser.add_argument("--log", metavar="WHAT CHANGED", help="add rows to quality.md")
     args = parser.parse_args()
     collections = {pathlib.Path(folder).name: read_collection(folder) for folder in args.folders} or {
         "Python's library": python_library(), "talk, in other words": talk(), "talk, in its words": talk(same_words=True)}
-    embedder = ready_embedder()
-    print("| collection | ranking | nDCG@10 | Recall@100 | MRR |\n|---|---|---|---|---|")
-    for name, ranking, *values in report(collections, embedder, args.queries):
-        print(f"| {name} | {ranking} | " + " | ".join(f"{value:.3f}" for value in values) + " |", flush=True)
-    report_boundaries(embedder)
+    embedder, rows = KeptVectors(args.keep) if args.keep else ready_embedder(), []
+    print("| collection | ranking | nDCG@10 | Recall@100 | MRR | ms |\n|---|---|---|---|---|---|")
+    for name, ranking, *values, ms in report(collections, embedder, args.queries, peers=not args.ours):
+        print(f"| {name} | {ranking} | " + " | ".join(f"{value:.3f}" for value in values) + f" | {ms:.1f} |", flush=True)
+        rows.append((name, ranking, *values, ms))
+    if args.keep:
+        embedder.save()
+    if args.log:
+        log(rows, args.log)
+    if not args.ours:
+        report_boundaries(embedder if not args.keep else ready_embedder())
 
 
 if __name__ == "__main__":
