@@ -1804,7 +1804,7 @@ def append_log(tree, entry, most):
 # it is damage. A flipped byte is found in a sealed range by its seal, in any header by
 # the walk, in the last transaction by its digest; elsewhere by `check --deep`.
 
-IMAGE_VERSION = 8
+IMAGE_VERSION = 9
 OLDEST_VERSION = 6                 # of the first release; what came before it is not read
 MAGIC = b"FS30"
 TXN_HEADER = struct.Struct(">8sQcHHH")                    # tid, length less 8, status, three lengths
@@ -2272,24 +2272,105 @@ class _SyncedPacker(ZODB.FileStorage.fspack.FileStoragePacker):
 
 
 DEFLATED = b".z"                                         # as zc.zlibstorage marks them; no pickle begins with a dot
-DEFLATE_LEAST_BYTES = 400                                # of a record; smaller ones are written often and gain little
+PRIMED = b".p"                                           # raw deflate that goes on from PRIMER
+DEFLATE_LEAST_BYTES = 40                                 # of a record
 DEFLATE_GAIN = 0.9
+PRIMED_MOST_BYTES = 4096                                 # of a record that the primer's window is wide enough for
+UNPRIMED = b"\x80\x03cbatos\nUvmObject\n"                # how a record begins that each message may write: its time counts
+UNPRIMED_LEAST_BYTES = 400                               # of such a record that is deflated
+
+# What the records of a memory have in common, so that none needs to say it again: a note of 500 bytes is 12 records.
+PRIMER = b"".join((                # nothing in it may ever change: what is stored needs it to be read
+    # the commonest words
+    b" the of and to in is that for it with as was on are be this by from at have not which or an you he she they w",
+    b"e has but all their been were can will one when more there if out about so up who what into than its time onl",
+    b"y some could other them then new any should where after also most our first do no may must between both such ",
+    b"these those each before because during",
+    # leaves and nodes of the catalog's and the ledger's trees
+    b"\x80\x03cbatos\nPageTree\nq\x00.\x80\x03(tq\x01\x85q\x02.\x80\x03cbatos\nChunkTree\nq\x00.\x80\x03cbatos\nNam",
+    b"eTree\nq\x00.\x80\x03((cBTrees.LOBTree\nLOBTree\nq\x00.\x80\x03((cBTrees.OOBTree\nOOBTree\n\x80\x03cbatos\nNu",
+    b"mberSet\nq\x00.\x80\x03((\x80\x03cBTrees.OOBTree\nOOBucket\nq\x00.\x80\x03(X\x14\x00\x00\x00/home/notes/2026.",
+    b"mdq\x01C\x08\x00\x00\x00\x00\x00\x00\x08\x10q\x02cbatos\nDocument\nq\x03\x86q\x04QX\x14\x00\x00\x00/home/note",
+    b"s/2026.mdq\x05C\x08\x00\x00\x00\x00\x00\x00\x08\x14q\x06h\x03\x86q\x07QX\x14\x00\x00\x00/home/notes/2026.mdq",
+    b"\x08C\x08\x00\x00\x00\x00\x00\x00\x08\x18q\th\x03\x86q\nQX\x14\x00\x00\x00/home/notes/2026.mdq\x0bC\x08\x00",
+    b"\x00\x00\x00\x00\x00\x08\x1cq\x0ch\x03\x86q\rQX\x14\x00\x00\x00/home/notes/2026.mdq\x0eC\x08\x00\x00\x00\x00",
+    b"\x00\x00\x08 q\x0fh\x03\x86q\x10QX\x14\x00\x00\x00/home/notes/2026.mdq\x11C\x08\x00\x00\x00\x00\x00\x00\x08$q",
+    b"\x12h\x03\x86q\x13Qtq\x14\x85q\x15.\x80\x03cBTrees.LOBTree\nLOBucket\nq\x00.\x80\x03(M\xc0\x01C\x08\x00\x00",
+    b"\x00\x00\x00\x00\x08\x12q\x01cbatos\nChunk\nq\x02\x86q\x03QM\xc1\x01C\x08\x00\x00\x00\x00\x00\x00\x08\x16q",
+    b"\x04h\x02\x86q\x05QM\xc2\x01C\x08\x00\x00\x00\x00\x00\x00\x08\x1aq\x06h\x02\x86q\x07QM\xc3\x01C\x08\x00\x00",
+    b'\x00\x00\x00\x00\x08\x1eq\x08h\x02\x86q\tQM\xc4\x01C\x08\x00\x00\x00\x00\x00\x00\x08"q\nh\x02\x86q\x0bQM\xc5',
+    b"\x01C\x08\x00\x00\x00\x00\x00\x00\x08&q\x0ch\x02\x86q\rQtq\x0e\x85q\x0f.\x80\x03cBTrees.LOBTree\nLOBucket\nq",
+    b"\x00.\x80\x03(\x8a\x07\x00\x8a|\x0f^a\x06C\x08\x00\x00\x00\x00\x00\x00\x0c`q\x01cbatos\nLedgerPage\nq\x02\x86",
+    b"q\x03Q\x8a\x07\x10\x93}\x0f^a\x06C\x08\x00\x00\x00\x00\x00\x00\x0cdq\x04h\x02\x86q\x05Q\x8a\x07 \x9c~\x0f^a",
+    b"\x06C\x08\x00\x00\x00\x00\x00\x00\x0chq\x06h\x02\x86q\x07Q\x8a\x070\xa5\x7f\x0f^a\x06C\x08\x00\x00\x00\x00",
+    b"\x00\x00\x0clq\x08h\x02\x86q\tQ\x8a\x07@\xae\x80\x0f^a\x06C\x08\x00\x00\x00\x00\x00\x00\x0cpq\nh\x02\x86q\x0b",
+    b"Q\x8a\x07P\xb7\x81\x0f^a\x06C\x08\x00\x00\x00\x00\x00\x00\x0ctq\x0ch\x02\x86q\rQtq\x0e\x85q\x0f.\x80\x03cBTre",
+    b"es.LLBTree\nLLSet\nq\x00.\x80\x03(M\x01\x02M\x02\x02M\x03\x02M\x04\x02M\x05\x02M\x06\x02tq\x01\x85q\x02.\x80",
+    b"\x03cbatos\nRunTree\nq\x00.\x80\x03(M\x01\x02K\x01tq\x01\x85q\x02\x85q\x03\x85q\x04.",
+    # the counter of chunks, a pack of vectors, a segment
+    b"\x80\x03cbatos\nChunkNumbers\nq\x00.\x80\x03}q\x01(X\x04\x00\x00\x00lastq\x02M\x01\x02X\r\x00\x00\x00version_",
+    b"floorq\x03K\x00u.\x80\x03cbatos\nSegment\nq\x00.\x80\x03}q\x01(X\x04\x00\x00\x00dataq\x02BX\x05\x00\x00\x00wo",
+    b"rdsq\x07\x80\x03cbatos\nVectorPack\nq\x00.\x80\x03}q\x01(X\x04\x00\x00\x00dataq\x02C\xffq\x03X\x04\x00\x00",
+    b"\x00blobq\x04NX\x06\x00\x00\x00sha256q\x05NX\x05\x00\x00\x00countq\x06K\x01X\x04\x00\x00\x00deadq\x07K\x00X",
+    b"\x08\x00\x00\x00embedderq\x08X\x06\x00\x00\x00u.",
+    # a page of the ledger
+    b"\x91\x98\xacsend_message\xcf\x00\x06a^\xa5local\xc0\xc0\xc4\t\x81\xa6result\xc0told\x91\x98\xa5embed\xcf\x00",
+    b"\x06a^\xacUVM_INTERNAL\xc0\xc0\xc0\xc0\xc4\x01\xc0q\x05X\x07\x00\x00\x00changesq\x06)\x85q\x07u.\x80\x03cbato",
+    b"s\nLedgerPage\nq\x00.\x80\x03}q\x01(X\x05\x00\x00\x00largeq\x02}q\x03X\x04\x00\x00\x00toldq\x04C\xfc\x91\x98",
+    b"\xaeindex_document\xcf\x00\x06a^d'\x03&\xa5local\xa5learn\xc0\xd9$01a2-7b56-\xd9 \xc4\x8b\x82\xa7details\xd9 ",
+    b"is remembered in 1 chunks\xa6result\x84\xa6doc_id\xbd\xa7version\x01\xa6chunks\x01\xa9unchanged\xc2q\x05X\x07",
+    b"\x00\x00\x00changesq\x06(C\x08\x00\x00\x00\x00\x00\x00\x00\x08q\x07cbatos\nUvmObject\nq\x08\x86q\tQX\x1f\x00",
+    b"\x00\x00documents[]q\n)K\x01\x85q\x0btq\x0c\x85q\r\x85q\x0eu.",
+    # a chunk
+    b"\x80\x03cbatos\nChunk\nq\x00.\x80\x03}q\x01(X\x06\x00\x00\x00doc_idq\x02X\x14\x00\x00\x00/home/notes/2026.mdq",
+    b"\x03X\x07\x00\x00\x00versionq\x04K\x01X\x05\x00\x00\x00indexq\x05K\x00X\x04\x00\x00\x00textq\x06X\xc8\x01\x00",
+    b"\x00q\x07X\x08\x00\x00\x00headingsq\x08)X\n\x00\x00\x00line_startq\tK\x01X\x08\x00\x00\x00line_endq\nK\x01u.",
+    # a document, named by hand and learnt from a file
+    b"X\x06\x00\x00\x00sourceq\x16NX\x04\x00\x00\x00kindq\x17X\x08\x00\x00\x00markdownq\x18X\x06\x00\x00\x00digestq",
+    b"\x19X \x00\x00\x000123456789abcdefq\x1aX\x05\x00\x00\x00titleq\x1bX\x00\x00\x00\x00q\x1cu.\x80\x03cbatos\nDoc",
+    b"ument\nq\x00.\x80\x03}q\x01(X\x07\x00\x00\x00versionq\x02K\x01X\x08\x00\x00\x00added_atq\x03cdatetime\ndateti",
+    b"me\nq\x04C\n\x07\xea\x0b\x1c\x17\x12\x0f\x05\x87\x19q\x05cdatetime\ntimezone\nq\x06cdatetime\ntimedelta\nq",
+    b"\x07K\x00K\x00K\x00\x87q\x08Rq\t\x85q\nRq\x0b\x86q\x0cRq\rX\x0b\x00\x00\x00first_chunkq\x0eM\x01\x02X\x0b\x00",
+    b"\x00\x00chunk_countq\x0fK\x01X\x06\x00\x00\x00doc_idq\x10X\x14\x00\x00\x00/home/notes/2026.mdq\x11X\x05\x00",
+    b"\x00\x00scopeq\x12X\x05\x00\x00\x00worldq\x13X\x08\x00\x00\x00metadataq\x14}q\x15(X\x04\x00\x00\x00pathq\x16h",
+    b"\x11X\x06\x00\x00\x00sha256q\x17X@\x00\x00\x00q\x18X\x05\x00\x00\x00mtimeq\x19GA\xd9uX\x06\x00\x00\x00sourceq",
+    b"\x1aNX\x04\x00\x00\x00kindq\x1bX\x04\x00\x00\x00textq\x1cX\x06\x00\x00\x00digestq\x1dX \x00\x00\x00q\x1eX\x05",
+    b"\x00\x00\x00titleq\x1fX\x00\x00\x00\x00q u.",
+))
 
 
 def deflated(data: bytes) -> bytes:
     """Return a record as it stands on the disk. A leaf of a tree, rewritten with each change, says the same again and again."""
-    if len(data) < DEFLATE_LEAST_BYTES:
+    least = UNPRIMED_LEAST_BYTES if data.startswith(UNPRIMED) else DEFLATE_LEAST_BYTES
+    if len(data) < least:
         return data
-    small = DEFLATED + zlib.compress(data, 1)
+    small = _primed(data) if len(data) <= PRIMED_MOST_BYTES else DEFLATED + zlib.compress(data, 1)
     return small if len(small) < DEFLATE_GAIN * len(data) else data
+
+
+def _primed(data):
+    deflater = zlib.compressobj(3, zlib.DEFLATED, -12, 5, zlib.Z_DEFAULT_STRATEGY, PRIMER)
+    return PRIMED + deflater.compress(data) + deflater.flush()
+
+
+def _unprimed(data):
+    inflater = zlib.decompressobj(-12, PRIMER)
+    whole = inflater.decompress(data)
+    if not inflater.eof or inflater.unused_data:
+        raise zlib.error("its end is not where it should be")
+    return whole
+
+
+INFLATE = {DEFLATED: zlib.decompress, PRIMED: _unprimed}
 
 
 def inflated(data: bytes) -> bytes:
     """Return a record's pickle. Raises DamagedImage."""
-    if not data.startswith(DEFLATED):
+    inflate = INFLATE.get(data[:2])
+    if inflate is None:
         return data
     try:
-        return zlib.decompress(data[len(DEFLATED):])
+        return inflate(data[2:])
     except zlib.error as error:
         raise DamagedImage(f"a record does not inflate ({error}); {_RECOVER}") from None
 
@@ -2303,7 +2384,7 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
     """A FileStorage that has a transaction's blobs, and a packed file, on disk before anything depends on them.
 
     ZODB forces only the data file to the disk, never blob files, packed files, nor the folders they are renamed into.
-    Large records are deflated on the disk; what is read in the file itself (walks, iterators, restore) is as it stands there.
+    Records are deflated on the disk; what is read in the file itself (walks, iterators, restore) is as it stands there.
     """
 
     finishes = None                                      # Timings of tpc_finish, nearly all of it the fsync
@@ -2936,7 +3017,7 @@ class LedgerValue(persistent.Persistent):
 class PageTree(LOBTree):
     """I am a lane's pages by their time; of my leaves each commit rewrites one."""
 
-    max_leaf_size = 16
+    max_leaf_size, max_internal_size = 8, 16
 
 
 ENTRY_FIELDS = ("command", "at_us", "who", "why", "cycle", "key", "digest", "result")
@@ -10676,8 +10757,9 @@ def activate(synapses, core, name):
 #   word      what the pipeline makes of text: split, folded, no stop words, stemmed
 #   posting   that a word stands `f` times in chunk `number`
 #   segment   the postings of some chunks; it never changes. A chunk is in one of them, and
-#             chunks of all are ranked together, with one idf over all. What is new is a
-#             small segment, in a record; the small become larger ones, which are blobs
+#             chunks of all are ranked together, with one idf over all. Of what is new only
+#             the numbers are stored, in the one FreshWords, and its postings made of the
+#             chunks when it is read; what fills it becomes a segment, and those larger ones
 #   vector    what a chunk means, by the embedder; in packs, kept as segments are. A chunk
 #             that is new waits for its vector, and is found by words meanwhile
 #   dead      chunks in a segment or pack whose document is retired; nothing finds them,
@@ -10707,9 +10789,10 @@ DOC_ID_MAX_CHARS = 1000
 QUERY_WORDS_MAX = 256              # later words of a query are not looked up; a pasted paragraph has fewer
 RESULTS_MAX = 3000
 RANKED = 50                        # the chunks among which the greatest mass is sought
+FRESH_CHUNKS = 64                  # whose words are stored nowhere yet: each reader makes them of the chunks, once a change
 MERGED_AT_ONCE = 16                # so many segments of one size become one: each chunk is written anew at each size
 PACKS_MERGED_AT_ONCE = 32          # the same of packs of vectors, which are large and quickly searched
-SMALL_CHUNKS = 16                  # segments of fewer become one in the transaction that makes them too many, others later
+SMALL_CHUNKS = 16                  # segments of fewer become one with what was fresh, others later
 RECORD_BYTES = 65_536              # arrays of no more stand in a record, deflated; others are a blob, which is not
 ROWS_KEPT = 4096                   # words of a segment whose place is remembered
 EMBEDDED_A_PART = 256              # chunks whose vectors are stored in one transaction
@@ -11788,6 +11871,7 @@ class Mapped(persistent.Persistent):
     """I am arrays about chunks, derived from their texts. Only `dead` is ever written, the chunks not to be found."""
 
     kind = None                                          # of my arrays: Postings or Vectors
+    settled = True                                       # whether my arrays stay as they are, so that I may be merged
     data = blob = None                                   # one of the two holds them
 
     def __init__(self, built, blob=None):
@@ -11878,6 +11962,59 @@ class Segment(Mapped):
         return postings.numbers[found], total[found]
 
 
+@image_class
+class FreshWords(Segment):
+    """I am the segment of the chunks that are newest. I hold their numbers only, as a commit of one note writes me whole.
+
+    runs: ((first, count), …) of chunk numbers, ascending; words: how many they have
+    """
+
+    settled = False
+
+    def __init__(self, catalog):
+        self.catalog, self.runs, self.count, self.words, self.dead = catalog, (), 0, 0, 0
+
+    @property
+    def arrays(self):
+        """The Postings of my chunks, made anew once a change."""
+        made = getattr(self, "_v_arrays", None)
+        if made is None:
+            made = self._v_arrays = _postings_of(self.catalog, self.numbers())
+        return made
+
+    def readable(self):
+        """Always: I am made of the chunks."""
+        return True
+
+    def numbers(self):
+        """Return the numbers of my chunks, ascending."""
+        return [number for first, count in self.runs for number in range(first, first + count)]
+
+    def add(self, postings):
+        """Take in chunks that are stored in this transaction."""
+        self._hold([*self.numbers(), *postings.numbers.tolist()])
+        self.words += int(postings.lengths.sum())
+
+    def drop(self, numbers):
+        """Leave out chunks, where they are mine."""
+        mine = self.numbers()
+        left = [number for number in mine if number not in numbers]
+        if len(left) < len(mine):
+            self._hold(left)
+            self.words = int(self.arrays.lengths.sum())
+
+    def _hold(self, numbers):
+        self.runs, self.count = tuple(runs_of(sorted(numbers))), len(numbers)
+        self._v_arrays = self._v_rows = None
+
+
+def runs_of(numbers):
+    """Yield the (first, count) of the runs in ascending numbers."""
+    for _, run in itertools.groupby(enumerate(numbers), lambda row: row[1] - row[0]):
+        numbers = [number for _, number in run]
+        yield numbers[0], len(numbers)
+
+
 def add_mapped(catalog, tree, make, built):
     """Put a Built into one of the catalog's trees, as make(Built, blob). Its file stays, as this may be run again."""
     mapped = make(built, built.path and _blob_of(catalog, built))
@@ -11896,8 +12033,10 @@ def _blob_of(catalog, built):
 def bury(tree, numbers):
     """Count chunks as dead in what holds them; what holds no other goes at once."""
     for key, mapped in list(tree.items()):
-        dead = sum(number in mapped for number in numbers) if mapped.readable() else 0
-        if dead and mapped.dead + dead == mapped.count:
+        if not mapped.settled:
+            mapped.drop(numbers)
+        dead = sum(number in mapped for number in numbers) if mapped.settled and mapped.readable() else 0
+        if not mapped.count or (dead and mapped.dead + dead == mapped.count):
             del tree[key]
         elif dead:
             mapped.dead += dead
@@ -11972,9 +12111,7 @@ def wait_for_vectors(catalog):
     catalog.unembedded.clear()
     for document in catalog.documents.values():
         missing = [number for number in document.numbers if number not in held]
-        for _, run in itertools.groupby(enumerate(missing), lambda row: row[1] - row[0]):
-            numbers = [number for _, number in run]
-            catalog.unembedded[numbers[0]] = len(numbers)
+        catalog.unembedded.update(dict(runs_of(missing)))
 
 
 # Merging
@@ -11987,6 +12124,8 @@ def _due_among(tree, unit, at_once):
     """
     tiers = collections.defaultdict(list)
     for key, mapped in tree.items():
+        if not mapped.settled:
+            continue
         if not mapped.readable() or mapped.dead > DEAD_SHARE * mapped.count >= DEAD_SHARE * unit:
             return (key,)
         if mapped.count >= unit:
@@ -11996,8 +12135,8 @@ def _due_among(tree, unit, at_once):
 
 def _alive(catalog, mapped):
     import numpy
-    alive = (number in catalog.chunk_storage for number in mapped.numbers())
-    return numpy.fromiter(alive, bool, mapped.count)
+    numbers = mapped.arrays.numbers.tolist()
+    return numpy.fromiter((number in catalog.chunk_storage for number in numbers), bool, len(numbers))
 
 
 def due_words(catalog):
@@ -12019,7 +12158,12 @@ def merged_postings(catalog, keys):
 def _postings_of(catalog, numbers):
     chunks = ((number, catalog.chunk_storage[number]) for number in numbers if number in catalog.chunk_storage)
     rows = [(number, chunk, document) for number, chunk in chunks if (document := catalog.documents.get(chunk.doc_id))]
-    return collect_postings((number, stems(_searchable(document.title, chunk))) for number, chunk, document in rows)
+    return collect_postings((number, _kept_stems(_searchable(document.title, chunk))) for number, chunk, document in rows)
+
+
+@functools.lru_cache(maxsize=4 * FRESH_CHUNKS)
+def _kept_stems(text):
+    return tuple(stems(text))
 
 
 def _nowhere(catalog):
@@ -12149,14 +12293,14 @@ class Chunk(persistent.Persistent):
 class ChunkTree(LOBTree):
     """I am chunks by their number."""
 
-    max_leaf_size, max_internal_size = 16, 64
+    max_leaf_size, max_internal_size = 8, 16
 
 
 @image_class
 class NameTree(OOBTree):
     """I am documents by their name."""
 
-    max_leaf_size, max_internal_size = 12, 64
+    max_leaf_size, max_internal_size = 8, 16
 
 
 @image_class
@@ -12335,11 +12479,27 @@ def _postings_of_drafts(title, drafts, first):
 
 
 def _add_words(catalog, postings):
-    """Put in a segment of few chunks; when there are MERGED_AT_ONCE such, they become one, so that none meets many."""
-    add_mapped(catalog, catalog.text_index, Segment, in_record(postings))
-    small = tuple(key for key, segment in catalog.text_index.items() if segment.count < SMALL_CHUNKS and segment.readable())
-    if len(small) >= MERGED_AT_ONCE:
-        publish_words(catalog, small, in_record(merged_postings(catalog, small)))
+    """Have the words of a document's chunks found. Many are a segment; few are among what is fresh, which settles when full."""
+    if len(postings.numbers) >= SMALL_CHUNKS:
+        add_mapped(catalog, catalog.text_index, Segment, in_record(postings))
+        return
+    index = catalog.text_index
+    fresh = next((key for key, segment in index.items() if not segment.settled), None)
+    if fresh is not None and index[fresh].count + len(postings.numbers) > FRESH_CHUNKS:
+        _settle(catalog, fresh)
+        fresh = None
+    if fresh is None:
+        fresh = index.maxKey() + 1 if index else 1
+        index[fresh] = FreshWords(catalog)
+    index[fresh].add(postings)
+
+
+def _settle(catalog, fresh):
+    """Make a segment of what is fresh, and of the small ones."""
+    small = [key for key, segment in catalog.text_index.items()
+             if segment.settled and segment.count < SMALL_CHUNKS and segment.readable()]
+    keys = (*small, fresh)
+    publish_words(catalog, keys, in_record(merged_postings(catalog, keys)))
 
 
 def _publish(catalog, version, first, count, fields):
@@ -12801,7 +12961,7 @@ def _faults_of_words(catalog):
         yield f"the segments {unreadable} cannot be read; the next start makes them anew from the chunks"
         return
     for key, segment in segments.items():
-        if segment.blob is None and not _says_its_chunks(catalog, segment):
+        if segment.settled and segment.blob is None and not _says_its_chunks(catalog, segment):
             yield f"the words of the segment {key} are not those of its chunks"
     held = _counted(segments.values())
     for what, test in (("no segment", lambda count: count == 0), ("several segments", lambda count: count > 1)):
@@ -21228,6 +21388,11 @@ def join_documents(root):
     if jar.changes:
         append_page(root["ledger_obj"].bulk, [page_entry(job, None, jar.changes, unix_us())], 0)
     jar.changes = None
+
+
+@adds_to(UPGRADES, 9)
+def allow_primed(root):
+    """Records may be deflated from PRIMER on from now on, which no program of before can read; those there are stay."""
 
 
 def spellings(catalog):

@@ -137,7 +137,9 @@ def test_a_class_of_something_else_is_a_fault(path):
 
 
 def other_words(root):
-    segment = root["knowledge_catalog_obj"].text_index[root["knowledge_catalog_obj"].text_index.maxKey()]
+    catalog = root["knowledge_catalog_obj"]
+    batos._settle(catalog, catalog.text_index.maxKey())
+    segment = catalog.text_index[catalog.text_index.maxKey()]
     segment.data = batos.zlib.compress(batos.zlib.decompress(segment.data).replace(b"valv", b"velv"))
 
 

@@ -358,12 +358,23 @@ def test_conflicts_are_resolved_in_deflated_records(image_path):
     image.close()
 
 
-def test_a_record_that_does_not_inflate_is_damage():
-    whole = batos.deflated(b"the same again " * 100)
-    assert whole.startswith(batos.DEFLATED) and batos.inflated(whole) == b"the same again " * 100
-    assert batos.deflated(b"x" * 399) == b"x" * 399 and batos.deflated(random.Random(1).randbytes(999))[:2] != batos.DEFLATED
-    with pytest.raises(batos.DamagedImage, match="does not inflate"):
-        batos.inflated(whole[:40] + b"!" + whole[41:-4] + b"????")
+@pytest.mark.parametrize(("times", "mark"), [(4, batos.PRIMED), (100, batos.PRIMED), (300, batos.DEFLATED)])
+def test_a_record_that_does_not_inflate_is_damage(times, mark):
+    whole = batos.deflated(b"the same again! " * times)
+    assert whole.startswith(mark) and batos.inflated(whole) == b"the same again! " * times
+    for torn in (whole[:-1], whole[:9], whole[:2] + b"?" * 40):
+        with pytest.raises(batos.DamagedImage, match="does not inflate"):
+            batos.inflated(torn)
+
+
+def test_what_gains_nothing_or_is_written_by_each_message_is_not_deflated():
+    noise, small = random.Random(1).randbytes(999), batos.UNPRIMED + b"x" * 300
+    assert batos.deflated(noise) == noise and batos.deflated(small) == small and batos.deflated(b"x" * 39) == b"x" * 39
+    assert len(batos.deflated(small + b"x" * 200)) < 60
+
+
+def test_the_primer_is_that_of_all_images():
+    assert batos.digest(batos.PRIMER) == "15cd025cf57a8536193073fa116f763f"
 
 
 def test_a_layout_that_never_reached_the_disk_is_written_again(unsealed):

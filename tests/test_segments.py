@@ -106,8 +106,17 @@ class Memory:
     def add(self, doc_id, text):
         return self.change(lambda catalog: batos.index_document_(catalog, doc_id, text))
 
+    def settle(self):
+        """Have what is fresh become a segment, as when it is full."""
+        def settle(catalog):
+            for key in [key for key, segment in catalog.text_index.items() if not segment.settled]:
+                batos._settle(catalog, key)
+        self.change(settle)
+
     def merge(self, keys=None, meanwhile=lambda: None):
-        keys = self.keys() if keys is None else keys
+        self.settle()
+        held = self.keys()
+        keys = held if keys is None else tuple(key for key in keys if key in held)
         if not keys:
             return
         postings = self.look(lambda catalog: batos.merged_postings(catalog, keys))
@@ -151,8 +160,7 @@ def test_what_is_merged_is_found_as_before_and_with_what_comes_later(memory, mon
     for n in range(40, 60):
         memory.add(f"d{n}", text_of(chance))
     mixed = memory.found()
-    most = batos.MERGED_AT_ONCE                          # what is small becomes one as soon as it is so many
-    assert len(memory.keys()) == 1 + 20 // most + 20 % most
+    assert len(memory.keys()) == 2                       # the words of what is new are stored nowhere yet
     monkeypatch.setattr(batos, "RECORD_BYTES", 0)
     memory.merge()
     assert memory.found() == mixed and len(memory.keys()) == 1 and memory.faults() == []
@@ -184,9 +192,10 @@ def test_what_came_or_went_during_a_merge_is_seen_to(memory):
         memory.add("d9", "another brass lamp")
     memory.merge(None, meanwhile)
     assert {row[0] for row in memory.found("brass")} == {"later", *(f"d{n}" for n in range(7, 20))}
-    assert memory.faults() == [] and memory.look(lambda catalog: [row.dead for row in catalog.text_index.values()][-1]) == 8
+    rows = memory.look(lambda catalog: [(row.settled, row.count, row.dead) for row in catalog.text_index.values()])
+    assert memory.faults() == [] and sorted(rows) == [(False, 2, 0), (True, 20, 8)]
     assert memory.look(batos.due_merge) == ("words", memory.keys()[-1:])        # more than DEAD_SHARE of it
-    memory.merge(memory.keys())
+    memory.merge()
     assert memory.look(lambda catalog: [(row.count, row.dead) for row in catalog.text_index.values()]) == [(14, 0)]
     assert memory.faults() == []
 
@@ -274,6 +283,33 @@ def test_whatever_is_merged_when_all_and_only_what_is_alive_is_found(tmp_path_fa
         batos.index_document_(fresh, name, model[name])
     assert memory.found() == rows_of(batos.search_(fresh, "brass pump", 100))
     memory.close()
+
+
+def learn_one_by_one(image, texts):
+    """Have texts learnt as a daemon does it, each in a transaction of its own; returns the bytes that were written."""
+    settings, before = batos.load_settings({}, {}), image.size()
+    bulk = batos.BulkLane(image, batos.WriteToken(), settings).start()
+    for n, text in enumerate(texts):
+        command = batos.IndexDocumentCommand(command="index_document", doc_id=f"/home/notes/{n}", text=text)
+        ingest = batos.Ingest(command, settings)
+        job = batos.Job("index_document", ingest.apply, before=ingest.before, after=ingest.after, who="local", key=batos.uuid7(),
+                        digest=batos.digest(text.encode()))
+        assert bulk.call(job, 60).error is None
+    bulk.close()
+    return image.size() - before
+
+
+def test_notes_that_come_one_by_one_write_few_bytes(tmp_path):
+    whole = pathlib.Path(batos.__file__).with_name("README.md").read_text()
+    texts = [whole[start:start + 480] for start in range(0, 48_000, 480)]
+    image = new_image(tmp_path)
+    assert learn_one_by_one(image, texts) < 6 * 48_000       # with all that the history keeps; settled words are among it
+    with batos.reading(image) as root:
+        catalog = root["knowledge_catalog_obj"]
+        assert list(batos.catalog_faults(root)) == [] and [row.settled for row in catalog.text_index.values()] == [True, False]
+        fresh = catalog.text_index[catalog.text_index.maxKey()]
+        assert 0 < fresh.count <= batos.FRESH_CHUNKS and batos.search_(catalog, texts[-1][:99])["results"][0]["chunk"]["doc_id"]
+    image.close()
 
 
 @pytest.mark.slow

@@ -28,6 +28,23 @@ def test_an_old_image_is_recovered_without_a_loss(old, tmp_path):
     assert (report["lost"], report["faults"]) == ([], [])
 
 
+def test_an_image_of_the_version_before_is_read_and_what_is_written_from_now_on_takes_less(tmp_path):
+    where = newer.unpacked("0d3322b", tmp_path)          # version 8: a slot set thrice, two documents, one of them twice
+    assert version_of(where) == 8 and upgrade(where) == [] and version_of(where) == batos.IMAGE_VERSION
+    image = batos.Image.open(where)
+    before = image.size()
+    with batos.writing(image) as root:
+        batos.index_document_(root["knowledge_catalog_obj"], "pump 2", "The brass pump is oiled.")
+    assert image.size() - before < 2500
+    with batos.reading(image) as root:
+        catalog = root["knowledge_catalog_obj"]
+        assert root["genesis_obj"].mood == "mood 2" and [document.version for document in catalog.documents.values()] == [2, 1, 1]
+        found = batos.search_(catalog, "sings")["results"]
+        assert {row["chunk"]["text"] for row in found} == {f"The brass pump {n} is turned slowly until it sings." for n in (1, 2)}
+    image.close()
+    assert batos.check_image(where, deep=True)["faults"] == []
+
+
 @pytest.mark.slow
 def test_an_old_image_keeps_its_promises(old, daemon):
     running = daemon(ALWAYS, core=0)
