@@ -10804,6 +10804,25 @@ OWN_SCOPES, OWN_KINDS = ("said", "asked"), ("episode", "method")     # of docume
 OWN_NAMES = ("batos/", "said/")    # how the names begin of what the system, and nobody else, remembers of itself and of talks
 
 
+class Ranking(typing.NamedTuple):
+    """The weights by which a search orders what it found. All stand here; tests/bench/quality.py judges them."""
+
+    words: float = 0.5            # of the standardised score by words in a score; meaning has the rest
+    candidates: int = 200         # the best of each list that are looked at together
+    floor_words: int = 40         # a shorter chunk is taken to be as long: else a heading alone is best for its words
+    title: int = 3                # how often a chunk's words count that its document's title says; in what is indexed
+    feedback: float = 0.35        # of the weight of words that the best chunks say, beside the query's own (RM3)
+    feedback_chunks: int = 10     # so many are the best
+    feedback_words: int = 40      # so many words of theirs are added
+    neighbours: float = 0.3       # of the mean score of the turns before and after, in a conversation
+    quoted: float = 1.0           # standard deviations that a chunk gains by holding what a query quotes
+    coded: float = 2.0            # the same of a number or code that one chunk alone holds; less where many do
+    superseded: float = 0.5       # what is left of the score of a superseded document
+
+
+RANKING = Ranking()
+
+
 # Sentences and chunks
 
 _ABBREVIATIONS = frozenset(
@@ -11643,17 +11662,35 @@ _MARKS = dict.fromkeys(range(0x300, 0x370))               # combining accents: "
 _LOCAL = threading.local()                                # a stemmer each thread: PyStemmer's are not shared
 
 
+# Scripts that put no blanks between words, or (Korean) hang what means little on them: Thai, Lao, Burmese, Khmer, kana, Han, Hangul
+_UNSPACED = ("\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff"
+             "\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff")
+_PICTURES = "\u2600-\u27bf\U0001f300-\U0001faff"          # emoji: each is a word
+_ASCII_WORD = re.compile(r"\w+(?:'\w+)*")
+_ANY_WORD = re.compile(rf"[{_UNSPACED}]+|[{_PICTURES}]|[^\W{_UNSPACED}]+(?:['’][^\W{_UNSPACED}]+)*")
+_UNSPACED_RUN = re.compile(f"[{_UNSPACED}]{{3,}}")
+
+
 @image_class
 class WordSplitter:
-    """I am the first of the pipeline: text to words; `parent_slot` gives itself, `parent` and `slot`."""
+    """I am the first of the pipeline: text to words; `parent_slot` gives itself, `parent` and `slot`.
+
+    Of a script without blanks I give each two neighbouring characters: so a part of a sentence finds it.
+    """
 
     def process(self, texts):
         words = []
         for text in texts:
-            for word in re.findall(r"\w+(?:['’]\w+)*", text):
-                parts = [part for part in word.split("_") if part] if "_" in word else ()
-                words += [word, *parts] if len(parts) > 1 else parts or [word]
+            pattern = _ASCII_WORD if text.isascii() else _ANY_WORD
+            for word in pattern.findall(text):
+                words += self._parts(word)
         return [word[:WORD_MAX_CHARS] for word in words if word.strip("_")]
+
+    def _parts(self, word):
+        if _UNSPACED_RUN.match(word):
+            return [word[at:at + 2] for at in range(len(word) - 1)]
+        parts = [part for part in word.split("_") if part] if "_" in word else []
+        return [word, *parts] if len(parts) > 1 else parts or [word]
 
 
 @image_class
@@ -11687,6 +11724,7 @@ class EnglishStemmer:
 
 
 PIPELINE = (WordSplitter(), CaseFolder(), StopWordRemover(), EnglishStemmer())
+PIPELINE_NUMBER = 2                # of what makes words of a text; those of an older one are looked up anew by a merge
 
 
 def stems(text):
@@ -11710,6 +11748,11 @@ def words_of(text):
 def _searchable(title, draft):
     """Return what of a chunk is looked up: its text, under its title and headings."""
     return " › ".join(dict.fromkeys((title, *draft.headings))) + "\n" + draft.text
+
+
+def _indexed_words(title, draft):
+    """Return the words by which a chunk is found: those of the title as often as RANKING says."""
+    return stems(title) * (RANKING.title - 1) + stems(_searchable(title, draft))
 
 
 # Segments
@@ -11740,6 +11783,44 @@ class Postings(typing.NamedTuple):
         if at == len(ends) or letters[ends[at - 1] if at else 0:ends[at]].tobytes() != wanted:
             return slice(0, 0)
         return slice(int(self.starts[at]), int(self.starts[at + 1]))
+
+
+    def near(self, word, most):
+        """Return {word: edits} of the words that begin as one does and are up to `most` edits away from it."""
+        import numpy
+        letters, ends = self.letters, self.ends.astype(numpy.int64)
+        starts = numpy.concatenate([[0], ends[:-1]])
+        wanted = numpy.frombuffer(word.encode(), numpy.uint8)
+        lengths = ends - starts
+        alike = (abs(lengths - len(wanted)) <= most) & (letters[starts] == wanted[0])
+        starts, lengths = starts[alike], lengths[alike]
+        columns = numpy.arange(len(wanted) + most)
+        inside = columns < lengths[:, None]
+        table = numpy.where(inside, letters[numpy.minimum(starts[:, None] + columns, len(letters) - 1)], 0)
+        edits = edit_distances(wanted, table, lengths)
+        kept = (edits <= most).nonzero()[0].tolist()
+        return {table[n, :lengths[n]].astype(numpy.uint8).tobytes().decode(): int(edits[n]) for n in kept}
+
+
+def edit_distances(word, table, lengths):
+    """Return how many letters must be put in, left out, changed or swapped to make a word of each row, as an array.
+
+    word: its bytes as numbers; table: a row of bytes for each other word, `lengths` of them its own.
+    """
+    import numpy
+    rows = numpy.arange(len(table))
+    before, last = None, numpy.tile(numpy.arange(table.shape[1] + 1), (len(table), 1))
+    for n, letter in enumerate(word, 1):
+        now = numpy.full_like(last, n)
+        for m in range(1, now.shape[1]):
+            same = table[:, m - 1] == letter
+            change = last[:, m - 1] + ~same
+            now[:, m] = numpy.minimum(numpy.minimum(last[:, m], now[:, m - 1]) + 1, change)
+            if n > 1 and m > 1:
+                swapped = (table[:, m - 2] == letter) & (table[:, m - 1] == word[n - 2])
+                now[:, m] = numpy.where(swapped, numpy.minimum(now[:, m], before[:, m - 2] + 1), now[:, m])
+        before, last = last, now
+    return last[rows, lengths]
 
 
 def collect_postings(rows):
@@ -11917,10 +11998,16 @@ class Segment(Mapped):
     """I hold the words of some chunks. No chunk is in two of us."""
 
     kind = Postings
+    pipeline = 1                                         # by which my words were made: 1 where I do not say it
 
     def __init__(self, built, blob=None):
         super().__init__(built, blob)
-        self.words = int(built.arrays.lengths.sum())
+        self.words, self.pipeline = int(built.arrays.lengths.sum()), PIPELINE_NUMBER
+
+    @property
+    def is_outdated(self):
+        """Whether my words were made of my chunks in another way than those of a query are."""
+        return self.pipeline != PIPELINE_NUMBER
 
     def _rows(self, word):
         """Return the slice of a word's postings; those of the latest words are kept."""
@@ -11953,11 +12040,12 @@ class Segment(Mapped):
         """
         import numpy
         postings, total = self.arrays, numpy.zeros(self.count, numpy.float64)
-        k1, floor, slope = OkapiIndex.K1, OkapiIndex.K1 * (1 - OkapiIndex.B), OkapiIndex.K1 * OkapiIndex.B / mean_words
+        k1, base, slope = OkapiIndex.K1, OkapiIndex.K1 * (1 - OkapiIndex.B), OkapiIndex.K1 * OkapiIndex.B / mean_words
+        lengths = numpy.maximum(postings.lengths, RANKING.floor_words)
         for word, idf in weights.items():
             rows = self._rows(word)
             places, f = postings.places[rows], postings.frequencies[rows].astype(numpy.float64)
-            total[places] += idf * (k1 + 1) * f / (f + floor + slope * postings.lengths[places])
+            total[places] += idf * (k1 + 1) * f / (f + base + slope * lengths[places])
         found = total.nonzero()[0]
         return postings.numbers[found], total[found]
 
@@ -12141,24 +12229,35 @@ def _alive(catalog, mapped):
 
 def due_words(catalog):
     """Return the keys of the segments that should become one next, or None."""
+    outdated = [key for key, segment in catalog.text_index.items() if segment.is_outdated]
+    if outdated:
+        return tuple(outdated[:MERGED_AT_ONCE])
     return _due_among(catalog.text_index, SMALL_CHUNKS, MERGED_AT_ONCE)
 
 
 def merged_postings(catalog, keys):
-    """Return the Postings of segments without what is dead; of what cannot be read, from the chunks."""
-    import numpy
+    """Return the Postings of segments without what is dead; of what cannot be read or is outdated, from the chunks."""
     segments = [catalog.text_index[key] for key in keys]
-    parts = [(segment.arrays, _alive(catalog, segment)) for segment in segments if segment.readable()]
-    if len(parts) < len(segments):
-        lost = _postings_of(catalog, _nowhere(catalog))
-        parts.append((lost, numpy.ones(len(lost.numbers), bool)))
+    readable = [segment for segment in segments if segment.readable()]
+    parts = [(segment.arrays, _alive(catalog, segment)) for segment in readable if not segment.is_outdated]
+    anew = [number for segment in readable if segment.is_outdated for number in segment.numbers()]
+    if len(readable) < len(segments):
+        anew += _nowhere(catalog)
+    if anew:
+        made = _postings_of(catalog, sorted(anew))
+        parts.append((made, need("numpy", "searching").ones(len(made.numbers), bool)))
     return merge_postings(parts)
 
 
 def _postings_of(catalog, numbers):
     chunks = ((number, catalog.chunk_storage[number]) for number in numbers if number in catalog.chunk_storage)
     rows = [(number, chunk, document) for number, chunk in chunks if (document := catalog.documents.get(chunk.doc_id))]
-    return collect_postings((number, _kept_stems(_searchable(document.title, chunk))) for number, chunk, document in rows)
+    return collect_postings((number, _kept_words(document.title, chunk)) for number, chunk, document in rows)
+
+
+def _kept_words(title, chunk):
+    """Return what _indexed_words does, of chunks that are looked up again and again."""
+    return _kept_stems(title) * (RANKING.title - 1) + _kept_stems(_searchable(title, chunk))
 
 
 @functools.lru_cache(maxsize=4 * FRESH_CHUNKS)
@@ -12475,7 +12574,7 @@ def _store_chunks(catalog, doc_id, version, first, start, drafts):
 
 
 def _postings_of_drafts(title, drafts, first):
-    return collect_postings((number, stems(_searchable(title, draft))) for number, draft in enumerate(drafts, first))
+    return collect_postings((number, _indexed_words(title, draft)) for number, draft in enumerate(drafts, first))
 
 
 def _add_words(catalog, postings):
@@ -12972,6 +13071,8 @@ def _faults_of_words(catalog):
 
 def _says_its_chunks(catalog, segment):
     """Tell whether a segment holds just the words of those of its chunks that are there; blobs have their own digest."""
+    if segment.is_outdated:
+        return True                                      # the next merge makes it anew
     held = merge_postings([(segment.arrays, _alive(catalog, segment))])
     wanted = _postings_of(catalog, segment.numbers())
     return all(bytes(one) == bytes(other) for one, other in zip(held, wanted, strict=True))
@@ -13070,18 +13171,6 @@ def _add_from_chunks(catalog, folder):
 
 # Search
 
-class Ranking(typing.NamedTuple):
-    """The weights by which a search orders what it found. All stand here; tests/bench/quality.py judges them."""
-
-    words: float = 0.5            # of the standardised score by words in a score; meaning has the rest
-    candidates: int = 200         # the best of each list that are looked at together
-    quoted: float = 1.0           # standard deviations that a chunk gains by holding what a query quotes
-    superseded: float = 0.5       # what is left of the score of a superseded document
-
-
-RANKING = Ranking()
-
-
 class _Query(typing.NamedTuple):
     """A query made ready: how each word is spelt, in how many chunks it is, what it weighs, and how often it was said."""
 
@@ -13089,6 +13178,7 @@ class _Query(typing.NamedTuple):
     frequencies: dict             # {word: chunks that hold it}; 0 for a word that is nowhere
     weights: dict                 # {word: idf}
     said: dict                    # {word: how often the query says it}
+    taken: dict                   # {spelling in the query: the word of memory that it is taken for}
     mean_words: float
     chunks: int
 
@@ -13101,15 +13191,50 @@ def _check_search(query, max_results):
                          field="max_results")
 
 
-def _prepared(catalog, query):
+def _prepared(catalog, query, mend_typos=False):
     """Look up a query's words over all segments: one idf for all, whichever segment holds a chunk."""
     segments = _segments(catalog)
     chunks = sum(segment.count for segment in segments)
     spelt = dict(itertools.islice(words_of(query).items(), QUERY_WORDS_MAX))
-    frequencies = {word: sum(segment.document_frequency(word) for segment in segments) for word in spelt}
+    frequencies, said = _frequencies(segments, spelt), collections.Counter(stems(query))
+    taken = _mistyped(segments, spelt, frequencies) if mend_typos else {}
+    for word, nearest in taken.items():
+        spelt[nearest], said[nearest] = spelt.pop(word), said.pop(word) + said[nearest]
+    frequencies = _frequencies(segments, spelt)
     weights = {word: math.log(1 + chunks / max(count, 1)) for word, count in frequencies.items()}
-    mean_words = sum(segment.words for segment in segments) / max(chunks, 1)
-    return _Query(spelt, frequencies, weights, collections.Counter(stems(query)), max(mean_words, 1.0), chunks)
+    mean_words = max(sum(segment.words for segment in segments) / max(chunks, 1), RANKING.floor_words)
+    told = {spelt[nearest]: _spelling_of(catalog, nearest) for nearest in taken.values()}
+    return _Query(spelt, frequencies, weights, said, told, mean_words, chunks)
+
+
+def _frequencies(segments, words):
+    return {word: sum(segment.document_frequency(word) for segment in segments) for word in words}
+
+
+def _mistyped(segments, words, frequencies):
+    """Return {word that memory does not hold: the nearest that it does}; numbers and short words are what they are.
+
+    Of those equally near the most frequent is taken.
+    """
+    found = {}
+    for word in words:
+        if frequencies[word] or len(word) < TYPO_LEAST_CHARS or not word.isascii() or not word.isalpha():
+            continue
+        near = {}
+        for segment in segments:
+            near |= segment.arrays.near(word, 1 + (len(word) >= TYPO_LONG_CHARS))
+        near = {other: edits for other, edits in near.items() if other.isalpha()}
+        if near:
+            counts = _frequencies(segments, near)
+            found[word] = min(near, key=lambda other: (near[other], -counts[other], other))
+    return found
+
+
+def _spelling_of(catalog, word):
+    """Return how a chunk that holds a word spells it; the word itself where none is found."""
+    alive = (catalog.chunk_storage.get(number) for number in _numbers_with(catalog, word)[:RANKED].tolist())
+    texts = (words_of(chunk.text) for chunk in alive if chunk is not None)
+    return next((spelt[word] for spelt in texts if word in spelt), word)
 
 
 class Where(typing.NamedTuple):
@@ -13170,6 +13295,7 @@ class Terms(typing.NamedTuple):
     phrases: tuple = ()           # that a result must hold
     excluded: tuple = ()          # stems that it must not hold
     quoted: tuple = ()            # phrases that it had better hold
+    codes: tuple = ()             # its words with figures in them, each as a phrase
     notes: tuple = ()             # what of its syntax was taken how
 
 
@@ -13186,7 +13312,13 @@ def parse_query(query: str) -> Terms:
         notes.append("a quotation mark without its other one was taken as a blank")
     if quoted:
         notes.append('what is in quotes counts more where it stands so; +"…" asks for nothing else')
-    return Terms(text.replace('+"', " ").replace('"', " "), needed, tuple(excluded), quoted, tuple(notes))
+    plain = text.replace('+"', " ").replace('"', " ")
+    return Terms(plain, needed, tuple(excluded), quoted, _phrases(_CODES.findall(plain)), tuple(notes))
+
+
+def _is_plain(terms):
+    """Tell whether a query says in words alone what it is about: then other words of the same matter may help."""
+    return terms is None or not (terms.phrases or terms.quoted or terms.codes)
 
 
 def _phrases(texts):
@@ -13196,6 +13328,10 @@ def _phrases(texts):
 _QUOTED = re.compile(r'"([^"]*)"')
 _DEMANDED = re.compile(r'(?:(?<=\s)|^)\+"([^"]*)"')
 _EXCLUDED = re.compile(r"(?:(?<=\s)|^)-(\w[\w'’]*)")
+_CODES = re.compile(r"[^\s\d]*\d\S*")
+TYPO_LEAST_CHARS, TYPO_LONG_CHARS = 4, 8                  # one letter may be wrong from the one on, two from the other
+FEEDBACK_LOOKED_UP = 120           # words of the best chunks of which it is counted how many chunks have them
+TURNS_WEIGHED = 2000               # of a conversation, whose neighbours count too
 
 
 def _numbers_with(catalog, word):
@@ -13206,6 +13342,8 @@ def _numbers_with(catalog, word):
 def _permitted(catalog, found, terms):
     """Return what was found, [(numbers, scores)], without the chunks that lack a phrase's word or hold an excluded one."""
     import numpy
+    if terms is None or not (terms.phrases or terms.excluded):
+        return found
     needed = [_numbers_with(catalog, word) for word in {word for phrase in terms.phrases for word in phrase}]
     banned = [_numbers_with(catalog, word) for word in terms.excluded]
     kept = []
@@ -13226,10 +13364,50 @@ def _holds_phrases(catalog, phrases, number):
     return all(any(tuple(words[at:at + len(phrase)]) == phrase for at in range(len(words))) for phrase in phrases)
 
 
-def _found_by_words(catalog, asked):
+def _own_weights(catalog, asked, only):
+    """Return {word: how often the query says it, times its idf}, of the words that memory holds.
+
+    only: the chunks of a conversation, which has an idf of its own: what all of it speaks of tells no turn apart.
+    """
+    if only is None:
+        weights = asked.weights
+    else:
+        isin = need("numpy", "searching").isin
+        counts = {word: int(isin(_numbers_with(catalog, word), only).sum()) for word in asked.spelt}
+        weights = {word: math.log(1 + len(only) / max(count, 1)) for word, count in counts.items()}
+    return {word: weight * asked.said[word] for word, weight in weights.items() if asked.frequencies[word]}
+
+
+def _found_by_words(catalog, weights, mean_words):
     """Return [(numbers, scores)] of the chunks that hold any of the words, one pair for each segment."""
-    known = {word: weight * asked.said[word] for word, weight in asked.weights.items() if asked.frequencies[word]}
-    return [segment.scores(known, asked.mean_words) for segment in _segments(catalog)]
+    return [segment.scores(weights, mean_words) for segment in _segments(catalog)]
+
+
+def _fed_back(catalog, asked, own, scores):
+    """Return weights of words: `own`, and beside them those that the best chunks say (relevance model 3, Lavrenko and Croft).
+
+    None of these is the query's: they order what is found, and count neither as found nor as missing.
+    """
+    most = min(RANKING.feedback_chunks, len(scores) // 10)           # of a few chunks the best tell nothing
+    said, best = collections.Counter(), heapq.nlargest(most, scores.items(), key=lambda row: row[1])
+    for number, score in best:
+        chunk = catalog.chunk_storage[number]
+        words = _indexed_words(catalog.documents[chunk.doc_id].title, chunk)
+        for word, count in collections.Counter(words).items():
+            said[word] += math.exp(score - best[0][1]) * count / len(words)
+    segments, weights = _segments(catalog), {}
+    for word, share in said.most_common(FEEDBACK_LOOKED_UP):
+        count = sum(segment.document_frequency(word) for segment in segments)
+        weights[word] = share * math.log(1 + asked.chunks / max(count, 1))
+    kept = heapq.nlargest(RANKING.feedback_words, weights, key=weights.get)
+    idf = {word: weights[word] / said[word] for word in kept}
+    if not kept:
+        return own
+    total, whole = sum(weights[word] for word in kept), sum(asked.said.values()) or 1
+    mixed = collections.Counter({word: (1 - RANKING.feedback) * weight / whole for word, weight in own.items()})
+    for word in kept:
+        mixed[word] += RANKING.feedback * weights[word] / total * idf[word]
+    return mixed
 
 
 def _found_by_meaning(catalog, vector):
@@ -13301,34 +13479,49 @@ def _standardised(scores: dict) -> dict:
     return {number: (score - mean) / spread if spread else 0.0 for number, score in scores.items()}
 
 
-def _fused(catalog, asked, words, meaning, chosen, most):
-    """Return ({number: score in standard deviations}, the list by words, the list by meaning).
+def _fused(words, meaning, by_words, by_meaning):
+    """Return {number: score in standard deviations} of the best of two lists.
 
-    The best of both lists are looked at together. Each list's scores are standardised over them, so that neither drowns the
-    other by its scale. A chunk that waits for its vector is taken to be as near as its words are good.
+    Each list's scores are standardised over all of these, so that neither drowns the other by its scale. A chunk that waits
+    for its vector is taken to be as near as its words are good.
     """
-    most = max(RANKING.candidates, most)
-    by_words, by_meaning = _ranked(words, chosen, most), _ranked(meaning, chosen, most)
     wanted = by_words.keys() | by_meaning.keys()
     if not wanted:
-        return {}, by_words, by_meaning
+        return {}
     bm25 = _standardised(dict.fromkeys(wanted, 0.0) | _scores_of(words, wanted))
     cosines = _scores_of(meaning, wanted)
     near = bm25 | _standardised(cosines) if cosines else bm25
-    scores = {number: RANKING.words * bm25[number] + (1 - RANKING.words) * near[number] for number in wanted}
-    return scores, by_words, by_meaning
+    return {number: RANKING.words * bm25[number] + (1 - RANKING.words) * near[number] for number in wanted}
 
 
-def _preferring(catalog, scores, quoted):
-    """Return scores with a gain for the chunks that hold what a query quotes."""
-    if not quoted or not scores:
-        return scores
-    gain = RANKING.quoted * (statistics.pstdev(scores.values()) or 1.0)
+def _with_neighbours(scores, only):
+    """Return scores with a part of those of the turns before and after: what answers a question often stands beside it."""
+    turns = only.tolist()
     told = dict(scores)
-    for number in _holding(catalog, quoted) & scores.keys():
-        if _holds_phrases(catalog, quoted, number):
-            told[number] += gain
+    for before, number, after in zip([None, *turns[:-1]], turns, [*turns[1:], None], strict=True):
+        if number in told:
+            told[number] += RANKING.neighbours * (scores.get(before, 0.0) + scores.get(after, 0.0)) / 2
     return told
+
+
+def _preferring(catalog, asked, scores, terms):
+    """Return scores with a gain for the chunks that hold what a query quotes, and its numbers and codes."""
+    if terms is None or not scores:
+        return scores
+    deviation = statistics.pstdev(scores.values()) or 1.0
+    told = dict(scores)
+    for phrases in filter(None, [terms.quoted, *((code,) for code in terms.codes)]):
+        near = _holding(catalog, phrases) & scores.keys()
+        holders = [number for number in near if _holds_phrases(catalog, phrases, number)]
+        gain = RANKING.quoted if phrases is terms.quoted else RANKING.coded * _rarity(len(holders), asked.chunks)
+        for number in holders:
+            told[number] += gain * deviation
+    return told
+
+
+def _rarity(count, chunks):
+    """Return how rare is what `count` of all chunks hold: 1 where it is one, 0 where all do."""
+    return 1 - math.log(max(count, 1)) / math.log(max(chunks, 2))
 
 
 def _holding(catalog, phrases):
@@ -13362,12 +13555,13 @@ def _ranks(number, by_words, by_meaning):
 
 
 @primitive("search_", reads=True)
-def search_(catalog, query, max_results=5, vector=None, terms=None, offset=0, **where):
+def search_(catalog, query, max_results=5, vector=None, terms=None, offset=0, mend_typos=False, **where):
     """Return the chunks that answer a query best: by words, and by meaning where the query's vector is given.
 
     {"results": [{"chunk": {…}, "score", "why": {"words": {word: share of the query's idf}, "missing": [words that this
     chunk lacks], "mass", "rank_by_words", "rank_by_meaning", "similarity"}}], "mass": the greatest among the best chunks,
-    "query_words", "unknown": [words that nothing that is looked at holds]}. The score is BM25, or from 0 to 1 with a vector.
+    "query_words", "unknown": [words that nothing that is looked at holds], "taken": {word that memory does not hold: the
+    nearest that it does, which was sought in its place, where typos are mended}}. The score is BM25, or from 0 to 1 with a vector.
 
     where: fields of Where. terms: what parse_query made of the query. offset: how many of the best are left out. A query of
     stop words alone finds nothing (they are not indexed) and is no error: its `query_words` is 0. Equal
@@ -13375,25 +13569,31 @@ def search_(catalog, query, max_results=5, vector=None, terms=None, offset=0, **
     unknown doc_id.
     """
     _check_search(query, max_results)
-    asked, (only, test) = _prepared(catalog, query), _chosen(catalog, Where(**where))
-    words, meaning = _found_by_words(catalog, asked), [] if vector is None else _found_by_meaning(catalog, vector)
-    chosen, most = (only, test), offset + max_results
+    asked, (only, test) = _prepared(catalog, query, mend_typos), _chosen(catalog, Where(**where))
+    talk = only if where.get("conversation") else None
+    own, most = _own_weights(catalog, asked, talk), offset + max_results
+    chosen, looked_at = (only, test), max(RANKING.candidates, most, TURNS_WEIGHED if talk is not None else 0)
+    permit = functools.partial(_permitted, catalog, terms=terms)
     if terms and (terms.phrases or terms.excluded):
-        words, meaning = (_permitted(catalog, found, terms) for found in (words, meaning))
         chosen = only, lambda number: test(number) and _holds_phrases(catalog, terms.phrases, number)
-    quoted = terms.quoted if terms else ()
+    words = permit(_found_by_words(catalog, own, asked.mean_words))
+    meaning = permit([] if vector is None else _found_by_meaning(catalog, vector))
+    by_words, by_meaning = _ranked(words, chosen, looked_at), _ranked(meaning, chosen, looked_at)
+    scores = _fused(words, meaning, by_words, by_meaning) if meaning else by_words
+    if meaning and scores and talk is not None:
+        scores = _with_neighbours(scores, talk)
+    elif meaning and scores and _is_plain(terms):
+        words = permit(_found_by_words(catalog, _fed_back(catalog, asked, own, scores), asked.mean_words))
+        scores = _fused(words, meaning, _ranked(words, chosen, looked_at), by_meaning)
+    scores = _preferring(catalog, asked, scores, terms)
     if meaning:
-        scores, by_words, by_meaning = _fused(catalog, asked, words, meaning, chosen, most)
-        scores = {number: _from_0_to_1(score) for number, score in _preferring(catalog, scores, quoted).items()}
-    else:
-        by_words, by_meaning = _ranked(words, chosen, max(RANKING.candidates, most)), {}
-        scores = _preferring(catalog, by_words, quoted)
+        scores = {number: _from_0_to_1(score) for number, score in scores.items()}
     best = _ordered(catalog, scores, most)
     whys = {number: _why(catalog, asked, number) for number in {**dict.fromkeys(itertools.islice(by_words, RANKED)), **best}}
     results = [_result(catalog, number, score, whys[number] | _ranks(number, by_words, by_meaning))
                for number, score in itertools.islice(best.items(), offset, most)]
     return {"results": results, "mass": max((why["mass"] for why in whys.values()), default=0.0),
-            "query_words": len(asked.spelt),
+            "query_words": len(asked.spelt), "taken": asked.taken,
             "unknown": [asked.spelt[word] for word in asked.spelt if not _is_known(catalog, asked, word, test)]}
 
 
@@ -19933,7 +20133,7 @@ def search_memory(request, root):
     terms = parse_query(command.query)
     if terms.text.strip():
         vector = request.uvm.embedder.query(terms.text)
-    look = functools.partial(send, catalog, "search_", terms.text, terms=terms, vector=vector, **where)
+    look = functools.partial(send, catalog, "search_", terms.text, terms=terms, vector=vector, mend_typos=True, **where)
     found = search_until(look, LEVELS[command.level].key, command.offset, command.max_results)
     rows = LEVELS[command.level].rows(catalog, found.pop("results"), terms.text)
     request.uvm.housekeeping.summaries.want(rows)
@@ -19941,7 +20141,8 @@ def search_memory(request, root):
         for row in rows:
             row["chunk"] |= chunks_around(catalog, row["chunk"], command.neighbours)
     details = f"{len(rows)} of the passages that match" if rows else "nothing in memory matches"
-    return {"details": "; ".join((details, *terms.notes)), "results": to_wire(rows), "result": found}
+    taken = [f"memory does not hold {word}, {nearest} was sought" for word, nearest in found["taken"].items()]
+    return {"details": "; ".join((details, *taken, *terms.notes)), "results": to_wire(rows), "result": found}
 
 
 def read_document(command, settings, parts=None, who="local"):

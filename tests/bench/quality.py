@@ -211,6 +211,14 @@ class OurCatalog:
                 self._change(lambda catalog, built=built: batos.publish_vectors(catalog, built, embedder.name))
         if isinstance(embedder, KeptVectors):
             embedder.save()
+        while due := self.look(batos.due_merge):
+            self._merge(*due)
+
+    def _merge(self, kind, keys):
+        merged = batos.MERGED[kind]
+        arrays = self.look(lambda catalog: merged.arrays(catalog, keys))
+        with batos.built_file(arrays, self.image.storage.temporaryDirectory()) as built:
+            self._change(lambda catalog: merged.publish(catalog, keys, built))
 
     def _index(self, catalog, name):
         text, title = self.collection.documents[name], self.collection.titles.get(name)
