@@ -12007,7 +12007,7 @@ class Segment(Mapped):
     @property
     def is_outdated(self):
         """Whether my words were made of my chunks in another way than those of a query are."""
-        return self.pipeline != PIPELINE_NUMBER
+        return self.settled and self.pipeline != PIPELINE_NUMBER
 
     def _rows(self, word):
         """Return the slice of a word's postings; those of the latest words are kept."""
