@@ -9993,20 +9993,27 @@ class Embedder:
         rows = self._model.encode(texts, batch_size=EMBEDDED_AT_ONCE, show_progress_bar=False).astype(numpy.float32)
         return rows / numpy.maximum(numpy.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
-    def embed(self, texts, patient=False):
+    def embed(self, texts, patient=False, stopped=lambda: False):
         """Return the vectors of texts, float32, a row each. Raises CoreOffline unless ready.
 
-        Who is `patient` lets others go first after each EMBEDDED_AT_ONCE.
+        Texts of one length are read together, as each is padded to the longest of its EMBEDDED_AT_ONCE. Who is `patient` lets
+        others go first after each of these, and ends with CoreOffline where `stopped()` says so.
         """
         if self.state != "ready":
             raise CoreOffline(f"the embedder is {self.state}: {self.progress}", state=self.state)
-        parts = []
+        numpy, rows = need("numpy", "vectors"), [None] * len(texts)
+        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
         for start in range(0, len(texts), EMBEDDED_AT_ONCE):
             while patient and self._asking:              # a lock alone would come back to who just let it go
                 time.sleep(0.002)
+            if stopped():
+                raise CoreOffline("the embedder was stopped amid its work", state=self.state)
+            places = order[start:start + EMBEDDED_AT_ONCE]
             with self._using:
-                parts.append(self._encoded(texts[start:start + EMBEDDED_AT_ONCE]))
-        return need("numpy", "vectors").concatenate(parts)
+                made = self._encoded([texts[place] for place in places])
+            for place, row in zip(places, made, strict=True):
+                rows[place] = row
+        return numpy.array(rows)
 
     def queries(self, texts):
         """Return {text: vector} of queries or sentences; {} unless ready. The latest are kept."""
@@ -12160,8 +12167,11 @@ class VectorPack(Mapped):
 
 
 def waiting_chunks(catalog, most):
-    """Return up to `most` (number, text) of chunks that have no vector yet, the oldest first."""
-    numbers = itertools.chain.from_iterable(range(first, first + count) for first, count in catalog.unembedded.items())
+    """Return up to `most` (number, text) of chunks that have no vector yet: the oldest first, what the system says of itself last."""
+    own = catalog.metadata_index["scope"].get("self", ())
+    runs = itertools.chain((run for run in catalog.unembedded.items() if run[0] not in own),
+                           (run for run in catalog.unembedded.items() if run[0] in own))
+    numbers = itertools.chain.from_iterable(range(first, first + count) for first, count in runs)
     chunks = [(number, catalog.chunk_storage[number]) for number in itertools.islice(numbers, most)]
     return [(number, _searchable(catalog.documents[chunk.doc_id].title, chunk)) for number, chunk in chunks]
 
@@ -13936,13 +13946,16 @@ class EmbeddingLane:
             rows, folder = waiting_chunks(root["knowledge_catalog_obj"], EMBEDDED_A_PART), blob_folder(root)
         if not rows:
             return False
-        numpy, parts = need("numpy", "vectors"), []
         numbers, texts = zip(*rows, strict=True)
-        for start in range(0, len(texts), EMBEDDED_AT_ONCE):
+        numbers = need("numpy", "vectors").array(numbers)
+        try:
+            vectors = self.embedder.embed(texts, patient=True, stopped=self._closing.is_set)
+        except CoreOffline:
             if self._closing.is_set():
                 return False
-            parts.append(self.embedder.embed(texts[start:start + EMBEDDED_AT_ONCE], patient=True))
-        with built_file(Vectors(numpy.array(numbers, numpy.int64), numpy.concatenate(parts)), folder) as built:
+            raise
+        order = numbers.argsort()
+        with built_file(Vectors(numbers[order], vectors[order]), folder) as built:
             self._publish(lambda catalog: publish_vectors(catalog, built, self.embedder.name))
         return True
 

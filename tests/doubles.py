@@ -71,7 +71,7 @@ class QuickEmbedder:
     def close(self):
         """Nothing is open."""
 
-    def embed(self, texts, patient=False):
+    def embed(self, texts, patient=False, stopped=lambda: False):
         rows = numpy.array([[0.1 + len(words & set(text.lower().replace(".", "").split())) for words in self.MEANINGS]
                             for text in texts], numpy.float32)
         return rows / numpy.linalg.norm(rows, axis=1, keepdims=True)

@@ -6,6 +6,7 @@ import threading
 import time
 
 import doubles
+import numpy
 import pytest
 from doubles import QuickEmbedder
 from hypothesis import given, settings
@@ -180,10 +181,13 @@ class SlowEmbedder(QuickEmbedder):
 
     lane, given = None, 0
 
-    def embed(self, texts, patient=False):
-        self.given += len(texts)
-        if self.lane and self.given >= 2 * batos.EMBEDDED_AT_ONCE:
-            self.lane._closing.set()
+    def embed(self, texts, patient=False, stopped=lambda: False):
+        for start in range(0, len(texts), batos.EMBEDDED_AT_ONCE):
+            if stopped():
+                raise batos.CoreOffline("stopped")
+            self.given += len(texts[start:start + batos.EMBEDDED_AT_ONCE])
+            if self.lane and self.given >= 2 * batos.EMBEDDED_AT_ONCE:
+                self.lane._closing.set()
         return super().embed(texts)
 
 
@@ -386,3 +390,27 @@ def test_a_daemon_finds_by_meaning(daemon, tmp_path):
         assert rows[0]["chunk"]["doc_id"] == "d2" and rows[0]["why"]["rank_by_meaning"] == 1
     assert running.stop() == 0
     assert batos.check_image(str(tmp_path / "live_image.fs"), deep=True)["faults"] == []
+
+
+def test_what_the_user_taught_is_embedded_before_what_the_system_says_of_itself(memory):
+    memory.change(lambda catalog: batos.store_document(catalog, "batos/README.md", "A pump.", scope="self"))
+    fill(memory)
+    order = memory.look(lambda catalog: [number for number, _ in batos.waiting_chunks(catalog, 100)])
+    assert order == [2, 3, 4, 5, 6, 1]
+    assert embed(memory, 3) == 3 and waiting(memory) == 3 and memory.faults() == []
+    assert embed(memory, 2) == 2 and embed(memory) == 1 and waiting(memory) == 0 and memory.faults() == []
+
+
+def test_texts_of_one_length_are_embedded_together_and_come_back_in_their_order():
+    embedder, batches = batos.Embedder(), []
+
+    def encoded(texts):
+        batches.append([len(text) for text in texts])
+        return numpy.array([[len(text), 1.0] for text in texts], numpy.float32)
+    embedder.state, embedder._encoded = "ready", encoded
+    lengths = [(7 * n) % 50 + 1 for n in range(40)]
+    rows = embedder.embed(["x" * length for length in lengths])
+    assert rows[:, 0].tolist() == lengths and list(map(len, batches)) == [16, 16, 8]
+    assert [length for batch in batches for length in batch] == sorted(lengths)
+    with pytest.raises(batos.CoreOffline, match="stopped"):
+        embedder.embed(["x"], stopped=lambda: True)
