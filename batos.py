@@ -110,6 +110,7 @@ import typing
 import unicodedata
 import uuid
 import warnings
+import weakref
 import zlib
 
 import ormsgpack
@@ -1056,6 +1057,7 @@ class ImageConnection(ZODB.Connection.Connection):
              when a pointer is, and whenever the snapshot may move
     writes   counts slot writes, so that a lane can tell whether a failed command wrote
     changes  {(object, slot) -> value before}, or None while nobody collects them
+    big      {object -> {slot -> (BigValue, its value)}} of the objects that it holds, as they are stored
     events   [(kind, *values)] that a lane publishes once what is written now is committed
     since_s  Unix time at which its snapshot was taken, or None between transactions
     activation  for whom it is at work
@@ -1064,7 +1066,7 @@ class ImageConnection(ZODB.Connection.Connection):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.lookups, self.writes, self.changes, self.events, self.since_s = {}, 0, None, [], None
-        self.activation = OUTSIDE
+        self.activation, self.big = OUTSIDE, weakref.WeakKeyDictionary()
         self._named = None, {}                           # the root's serial, and {oid: root name} as of that
 
     def root_name(self, obj):
@@ -1080,6 +1082,12 @@ class ImageConnection(ZODB.Connection.Connection):
         self.events = []
         self.since_s = time.time()
         super().newTransaction(*args, **kwargs)
+
+    def cacheGC(self):
+        """Let go of what was long not used, big values too."""
+        super().cacheGC()
+        for obj in [obj for obj in self.big if obj._p_changed is None]:
+            del self.big[obj]
 
     def afterCompletion(self, *args):
         self.lookups.clear()
@@ -1114,6 +1122,53 @@ def _copied(value):
     return value
 
 
+def _entries(value):
+    """Yield one for each entry of a tree, and of the trees in it; nothing for what is no tree."""
+    if isinstance(value, BTREES):
+        for item in (value.values() if hasattr(value, "values") else value.keys()):
+            yield 1
+            yield from _entries(item)
+
+
+def _check_copied(obj):
+    """Raise BadRequest where an object's trees are so large that a copy of them would hold up all who write."""
+    entries = itertools.chain.from_iterable(_entries(value) for value in obj._slots.values())
+    if sum(itertools.islice(entries, COPIED_ENTRIES_MOST + 1)) > COPIED_ENTRIES_MOST:
+        raise BadRequest(f"{obj!r} holds trees of more than {COPIED_ENTRIES_MOST:,} entries, and _clone_persistent_ would copy "
+                         "them all; send clone, which shares them, or use backup for a copy of the image, export for methods")
+
+
+COPIED_ENTRIES_MOST = 10_000                              # of an object's trees, in the write lane: a tenth of a second
+BIG_VALUE_BYTES = 4096                                    # a larger value of a slot, or in a page, is a record of its own
+
+
+def _weight(value, enough):
+    """Return about how many bytes a plain value takes, counting no further than `enough`."""
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    if not isinstance(value, (list, tuple, dict)):
+        return 8
+    total = 8
+    for item in (value.items() if isinstance(value, dict) else value):
+        total += _weight(item, enough - total)
+        if total > enough:
+            break
+    return total
+
+
+def is_big(value):
+    """Whether a plain value has a record of its own."""
+    return isinstance(value, (str, bytes, list, tuple, dict)) and _weight(value, BIG_VALUE_BYTES) > BIG_VALUE_BYTES
+
+
+@image_class
+class BigValue(persistent.Persistent):
+    """I am one big value of a slot, in a record of my own: what is set beside it does not write it again."""
+
+    def __init__(self, value):
+        self.value = value
+
+
 class UvmObject(persistent.Persistent):
     """I am a prototype: slots of my own, and pointers (`parent*` …) to the objects I delegate to.
 
@@ -1137,6 +1192,25 @@ class UvmObject(persistent.Persistent):
             super().__setattr__(name, value)
         else:
             set_slot(self, name, value)
+
+    def __getstate__(self):
+        """Return my state as it is stored. A big value keeps its record while it stands: none is ever changed in place."""
+        state = super().__getstate__()
+        if not isinstance(self._p_jar, ImageConnection):
+            return state
+        big = {name: self._record_of(name, value) for name, value in state.items() if is_big(value)}
+        self._p_jar.big[self] = {name: (record, state[name]) for name, record in big.items()}
+        return {**state, **big}
+
+    def _record_of(self, name, value):
+        record, stored = self._p_jar.big.get(self, {}).get(name, (None, ABSENT))
+        return record if stored is value else BigValue(value)
+
+    def __setstate__(self, state):
+        big = {name: (record, record.value) for name, record in state.items() if isinstance(record, BigValue)}
+        super().__setstate__({**state, **{name: value for name, (_, value) in big.items()}})
+        if big:
+            self._p_jar.big[self] = big
 
     def __delattr__(self, name):
         if name.startswith("_p_"):                        # an abort takes a new object's `_p_jar` away
@@ -1162,7 +1236,8 @@ class UvmObject(persistent.Persistent):
         return UvmObject(**self._slots)
 
     def _clone_persistent_(self):
-        """Return a new object that owns all I hold by value, trees too; objects and blobs stay shared."""
+        """Return a new object that owns all I hold by value, trees too; objects and blobs stay shared. Raises BadRequest."""
+        _check_copied(self)
         return UvmObject(**{name: _copied(value) for name, value in self._slots.items()})
 
     def setSlot_value_(self, name, value):
@@ -1819,7 +1894,6 @@ PACK_SYNC_BYTES = 8 << 20                                 # of a packed copy tha
 PACE_WORK_S, PACE_REST_S = 0.002, 0.0002
 PACK_REST_BYTES = 256 << 10                               # that a pack copies at its end, while commits are held
 SPARE_DISK_BYTES = 64 << 20                               # left free by a pack or a backup
-BIG_VALUE_BYTES = 4096                                    # a larger value in a page is a record of its own
 
 log_image = logging.getLogger("batos.image")
 
@@ -3096,24 +3170,8 @@ def change_name(tid, number):
     return f"{tid.hex()}.{number}"
 
 
-def _weight(value, enough):
-    """Return about how many bytes a plain value takes, counting no further than `enough`."""
-    if isinstance(value, (str, bytes)):
-        return len(value)
-    if not isinstance(value, (list, tuple, dict)):
-        return 8
-    total = 8
-    for item in (value.items() if isinstance(value, dict) else value):
-        total += _weight(item, enough - total)
-        if total > enough:
-            break
-    return total
-
-
 def _kept(value):
-    if isinstance(value, (str, bytes, list, tuple, dict)) and _weight(value, BIG_VALUE_BYTES) > BIG_VALUE_BYTES:
-        return LedgerValue(value)
-    return value
+    return LedgerValue(value) if is_big(value) else value
 
 
 def _kept_slot(value):
@@ -3445,7 +3503,8 @@ def _faults_of(connection, oid, report, deep):
     storage, name = connection.db().storage, oid_text(oid)
     try:
         data, tid = storage.load(oid)
-    except (ZODB.POSException.POSError, OSError, ValueError, struct.error, DamagedImage) as error:
+    except (ZODB.POSException.POSError, ZODB.FileStorage.format.CorruptedError, OSError, ValueError, struct.error,
+            DamagedImage) as error:
         return [f"the record of {name} cannot be read ({error!r})"]
     faults = []
     if ZODB.blob.is_blob_record(data):

@@ -56,6 +56,40 @@ def one(tmp_path):
     machine.close()
 
 
+def test_what_is_set_beside_a_big_value_does_not_write_it_again(one):
+    rows = [{"name": f"row {n}", "amount": n} for n in range(2000)]
+    big = one.put("s1", rows)
+    before = one.image.size()
+    for n in range(10):
+        one.put("s2", n)
+    assert one.image.size() - before < 20_000            # 22,000 for each where it stands in the object's own record
+    moment = one.put("s3", "then")
+    one.put("s1", rows[:1000])
+    with batos.reading_as_of(one.image, moment) as root:
+        assert root["genesis_obj"].s1 == rows and root["genesis_obj"].s3 == "then"
+    one.do(one.write, lambda root: root.update(copy_obj=root["genesis_obj"].clone()))
+    one.undo(one.rows("s1")[0][0])
+    assert one.slots() == {"s1": rows, "s2": 9, "s3": "then"} and one.rows("s1")[0][-1] == big
+    one.image.db.cacheMinimize()
+    one.image.pack(time.time() + 1)
+    with batos.reading(one.image) as root:
+        assert root["copy_obj"].s1 == rows[:1000] and root["genesis_obj"].s1 == rows
+    assert one.faults() == []
+
+
+def test_a_big_value_of_a_change_that_failed_is_not_taken_for_stored(one):
+    def failing(root):
+        root["genesis_obj"].s1 = "x" * 9000
+        root._p_jar.transaction_manager.savepoint()
+        raise batos.BadRequest("amid it")
+    with pytest.raises(batos.BadRequest, match="amid it"):
+        one.write.call(batos.Job("test", failing), 60)
+    one.put("s1", "x" * 9000)
+    one.put("s2", 1)
+    one.image.db.cacheMinimize()
+    assert one.slots() == {"s1": "x" * 9000, "s2": 1} and one.faults() == []
+
+
 def test_a_slot_is_put_back_and_the_undo_undone(one):
     one.put("s", 1)
     change = one.put("s", [2, {"deep": "x" * 9000}])

@@ -53,3 +53,15 @@ def test_persistent_clone_owns_its_trees_and_keeps_references():
     two = one._clone_persistent_()
     two.tree["b"] = 2
     assert "b" not in one.tree and two.friend is friend and one.clone().tree is one.tree
+
+
+def test_trees_of_many_entries_are_not_copied_in_the_write_lane(monkeypatch):
+    monkeypatch.setattr(batos, "COPIED_ENTRIES_MOST", 9)
+    inner = batos.OOBTree({n: n for n in range(5)})
+    holder = batos.UvmObject(outer=batos.OOBTree({"a": inner, "b": 1}), more=batos.LLTreeSet([1, 2]))
+    copy = holder._clone_persistent_()                   # nine entries: two, five in the inner one, two
+    assert copy.outer["a"] is not inner and list(copy.outer["a"]) == list(range(5))
+    inner[5] = 5
+    with pytest.raises(batos.BadRequest, match="more than 9 entries.*send clone, which shares them"):
+        holder._clone_persistent_()
+    assert holder.clone().outer is holder.outer
