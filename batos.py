@@ -132,6 +132,8 @@ from BTrees.LOBTree import LOBTree
 from BTrees.OLBTree import OLBTree
 from BTrees.OOBTree import OOBTree
 from zope.index.text.okapiindex import OkapiIndex
+from zope.index.text.parsetree import ParseError
+from zope.index.text.queryparser import QueryParser
 
 __version__ = "0.1.0"
 
@@ -11851,6 +11853,18 @@ class Postings(typing.NamedTuple):
         return slice(int(self.starts[at]), int(self.starts[at + 1]))
 
 
+    def words_from(self, prefix):
+        """Yield the words that begin with a prefix, ascending."""
+        wanted, ends, letters = prefix.encode(), self.ends, self.letters
+
+        def word(n):
+            return letters[ends[n - 1] if n else 0:ends[n]].tobytes()
+        for n in range(bisect.bisect_left(range(len(ends)), wanted, key=word), len(ends)):
+            found = word(n)
+            if not found.startswith(wanted):
+                return
+            yield found.decode()
+
     def near(self, word, most):
         """Return {word: edits} of the words that begin as one does and are up to `most` edits away from it."""
         import numpy
@@ -13316,6 +13330,7 @@ class Where(typing.NamedTuple):
     tags: tuple = ()              # a chunk's document has them all
     since: datetime.datetime | None = None
     until: datetime.datetime | None = None
+    among: typing.Any = None      # the numbers of the only chunks that may be found, or None for any
 
 
 def _in_time(catalog, where, number):
@@ -13338,7 +13353,105 @@ def _chosen(catalog, where):
 
     def test(number):
         return all(any(number in one for one in either) for either in sets) and _in_time(catalog, where, number)
+    narrow += [] if where.among is None else [where.among]
     return functools.reduce(numpy.intersect1d, narrow) if narrow else None, test
+
+
+# Expressions: AND, OR, NOT, phrases and globs, as zope.index parses them. A plain question never comes here.
+
+EXPRESSION_EXAMPLE = 'valve AND (brass OR "old copper") NOT lamp*'
+EXPRESSION_DEPTH = 30              # parentheses in one another; the parser calls itself for each
+GLOB_WORDS = 64                    # the most frequent ones that a glob stands for
+_OPERATORS = re.compile(r'\b(?:AND|OR|NOT)\b|[()"]', re.IGNORECASE)
+
+
+class ExpressionLexicon:
+    """What the parser asks about words: what it knows them as, and whether one is a glob."""
+
+    def parseTerms(self, text):
+        """Return the words of an atom; a glob is one word, folded but not stemmed."""
+        word = text.lstrip("-")
+        if self.isGlob(word) and not word.startswith('"'):
+            return [word.lower()]
+        return stems(text)
+
+    def isGlob(self, word):
+        """Tell whether a word stands for others."""
+        return "*" in word or "?" in word
+
+
+class Matching(typing.NamedTuple):
+    """What an expression matches: chunk numbers, the words to rank them by, and what of it was taken how."""
+
+    among: typing.Any             # int64, ascending
+    text: str
+    notes: tuple
+
+
+def match_expression(catalog, expression: str) -> Matching:
+    """Return the Matching of an expression such as EXPRESSION_EXAMPLE. Raises BadRequest where it is none."""
+    import numpy
+    tree = _parsed_expression(expression)
+    words = {glob: _words_like(catalog, glob) for glob in _globs_in(tree)}
+    numbers = sorted(_numbers_matching(catalog, tree, words))
+    notes = [f"{glob} stands for the {GLOB_WORDS} most frequent words of {len(found)}" for glob, found in words.items()
+             if len(found) > GLOB_WORDS]
+    plain = _OPERATORS.sub(" ", expression).split()
+    told = [word for word in plain if word.lower() not in words]
+    told += itertools.chain.from_iterable(found[:GLOB_WORDS] for found in words.values())
+    return Matching(numpy.array(numbers, numpy.int64), " ".join(told), tuple(notes))
+
+
+def _parsed_expression(expression):
+    if expression.count("(") > EXPRESSION_DEPTH:
+        raise BadRequest(f"an expression has up to {EXPRESSION_DEPTH} parentheses, not {expression.count('(')}; "
+                         f"write it in parts, such as {EXPRESSION_EXAMPLE}", field="query")
+    try:
+        return QueryParser(ExpressionLexicon()).parseQuery(expression)
+    except ParseError as error:
+        raise BadRequest(f"{expression!r:.100} is no expression ({error}); one is words with AND, OR, NOT, \"phrases\" and "
+                         f"globs, such as {EXPRESSION_EXAMPLE}", field="query") from error
+
+
+def _globs_in(node):
+    if node.nodeType() == "GLOB":
+        return [node.getValue()]
+    if node.nodeType() == "NOT":
+        return _globs_in(node.getValue())
+    if node.nodeType() in ("AND", "OR"):
+        return list(itertools.chain.from_iterable(map(_globs_in, node.getValue())))
+    return []
+
+
+def _words_like(catalog, glob):
+    """Return the words of memory, as the lexicon has them, that a glob stands for, the most frequent first."""
+    prefix = re.match(r"[^*?]*", glob).group()
+    if not prefix:
+        raise BadRequest(f"a glob begins with a letter, not {glob!r:.60}; such as {EXPRESSION_EXAMPLE}", field="query")
+    counts = collections.Counter()
+    for segment in _segments(catalog):
+        for word in segment.arrays.words_from(prefix):
+            if fnmatch.fnmatchcase(word, glob.replace("[", "[[]")):
+                counts[word] += segment.document_frequency(word)
+    return sorted(counts, key=lambda word: (-counts[word], word))
+
+
+def _numbers_matching(catalog, node, words):
+    """Return the set of the numbers of the chunks that a node of an expression matches; words: {glob: what it stands for}."""
+    kind, value = node.nodeType(), node.getValue()
+    if kind == "ATOM":
+        return set(_numbers_with(catalog, value).tolist())
+    if kind == "PHRASE":
+        phrases = (tuple(value),)
+        near = (number for number in _holding(catalog, phrases) if number in catalog.chunk_storage)
+        return {number for number in near if _holds_phrases(catalog, phrases, number)}
+    if kind == "GLOB":
+        return set().union(*(_numbers_with(catalog, word).tolist() for word in words[value][:GLOB_WORDS]))
+    if kind == "OR":
+        return set().union(*(_numbers_matching(catalog, one, words) for one in value))
+    wanted = [_numbers_matching(catalog, one, words) for one in value if one.nodeType() != "NOT"]
+    banned = [_numbers_matching(catalog, one.getValue(), words) for one in value if one.nodeType() == "NOT"]
+    return set.intersection(*wanted).difference(*banned)
 
 
 def _best(numbers, scores, test, most):
@@ -19030,9 +19143,11 @@ class UnindexDocumentCommand(Command):
 
 class SearchMemoryCommand(Command):
     """Find passages by words and by meaning. Every result says why it was found; "in quotes" counts more where it
-    stands so, +"in quotes" must be there, -this must not."""
+    stands so, +"in quotes" must be there, -this must not. With `expression` the query is words with AND, OR, NOT, "phrases" and
+    globs* and only what it matches is found."""
 
     query: str = pydantic.Field(max_length=4000)
+    expression: bool = False
     max_results: int = pydantic.Field(5, ge=1, le=100, validation_alias=pydantic.AliasChoices("max_results", "top_k"))
     offset: int = pydantic.Field(0, ge=0, le=1000)
     neighbours: int = pydantic.Field(0, ge=0, le=5)
@@ -20203,9 +20318,14 @@ def search_memory(request, root):
     if command.conversation and command.conversation not in catalog.metadata_index["conversation"]:
         raise no_such_conversation(catalog, command.conversation)
     terms = parse_query(command.query)
+    if command.expression:
+        matching = match_expression(catalog, command.query)
+        where["among"] = matching.among
+        terms = Terms(matching.text, notes=matching.notes)
     if terms.text.strip():
         vector = request.uvm.embedder.query(terms.text)
-    look = functools.partial(send, catalog, "search_", terms.text, terms=terms, vector=vector, mend_typos=True, **where)
+    look = functools.partial(send, catalog, "search_", terms.text, terms=terms, vector=vector, mend_typos=not command.expression,
+                             **where)
     found = search_until(look, LEVELS[command.level].key, command.offset, command.max_results)
     rows = LEVELS[command.level].rows(catalog, found.pop("results"), terms.text)
     request.uvm.housekeeping.summaries.want(rows)
@@ -23549,9 +23669,14 @@ _BARE_QUOTE = re.compile(r'(?<!\+)("[^"]*")')
 
 
 def _search(args, client):
-    query = _BARE_QUOTE.sub(r"+\1", args.query) if args.exact else args.query
+    if (args.query is None) == (args.expression is None):
+        raise BadRequest(f"search takes either words or --query EXPRESSION, such as --query '{EXPRESSION_EXAMPLE}'")
+    query = args.query if args.expression is None else args.expression
+    if args.exact:
+        query = _BARE_QUOTE.sub(r"+\1", query)
     where = {name: getattr(args, name) for name in ("scope", "conversation", "tags", "since", "until") if getattr(args, name)}
-    reply = client.call("search_memory", query=query, max_results=args.max_results, level=args.level, **where)
+    reply = client.call("search_memory", query=query, max_results=args.max_results, level=args.level,
+                        expression=args.expression is not None, **where)
     lines = [line for rank, row in enumerate(reply["results"], 1) for line in _told_result(rank, row)]
     notes = reply["details"].partition("; ")[2]
     if lines and notes:
@@ -24524,7 +24649,10 @@ ARGUMENTS = {                                            # subcommand -> its arg
               ("--hidden", {"action": "store_true", "help": "of folders also what is hidden or git ignores"}),
               ("--rechunk", {"action": "store_true", "help": "cut anew also what has not changed, as a new version"}),
               ("--vanished", {"action": "store_true", "help": "also take out what was learnt from files that are gone"})],
-    "search": [("query", {}), ("--max-results", {"type": int, "default": 5}),
+    "search": [("query", {"nargs": "?"}),
+               ("--query", {"dest": "expression", "metavar": "EXPRESSION",
+                            "help": f"only what matches words with AND, OR, NOT, such as {EXPRESSION_EXAMPLE}"}),
+               ("--max-results", {"type": int, "default": 5}),
                ("--exact", {"action": "store_true", "help": "what is \"in quotes\" must be there, word for word"}),
                ("--level", {"choices": list(LEVELS), "default": "chunk", "help": "what is shown of what is found"}),
                ("--scope", {"choices": SCOPES, "help": "what the world says (else), this system, or people in conversations"}),

@@ -148,6 +148,16 @@ def test_search_shows_where_and_why(line):
     assert status == 0 and re.fullmatch(r"1\. .*pump\.md:1-5  score \d+\.\d\d  words: .*valve.*", first)
     assert any(text.startswith("   Turn the brass valve") for text in rest)
     assert line("search", "zyzzyva")[1] == "nothing in memory matches\n"
+    told = line("search", "brass valfe")[1]
+    assert "pump.md:1-5" in told and told.endswith("(memory does not hold valfe, valve was sought)\n")
+
+
+def test_search_takes_an_expression(line):
+    assert "pump.md:1-5" in line("search", "--query", "valve AND (brass OR zyzzyva) NOT lamp")[1]
+    assert line("search", "--query", "valve NOT brass*")[1] == "nothing in memory matches\n"
+    for wrong in (("--query", "valve AND"), (), ("valve", "--query", "valve")):
+        status, _, err = line("search", *wrong)
+        assert status == 1 and "such as" in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize("level", batos.LEVELS)

@@ -229,3 +229,26 @@ def test_segments_of_an_older_way_of_cutting_words_are_made_anew_by_a_merge():
     assert keys == (1,)
     batos.publish_words(catalog, keys, batos.in_record(batos.merged_postings(catalog, keys)))
     assert found(catalog, "护照") == ["a"] and batos.due_words(catalog) is None and not list(batos._faults_of_words(catalog))
+
+
+EXPRESSIONS = (("valve AND brass", {"a", "b"}), ("valve OR lamp", {"a", "b", "c"}), ("valve NOT old", {"a"}),
+               ('"old valve"', {"b"}), ("valve AND (open OR lamp)", {"a"}), ("bra* NOT lamp", {"a", "b"}), ("brass -open", {"b", "c"}),
+               ("valve lamp", set()), ("Valves", {"a", "b"}), ("l?mp", {"c"}))
+
+
+def test_an_expression_finds_what_it_matches_and_nothing_else():
+    catalog = catalog_of({"a": "Open the brass valve.", "b": "An old valve of brass.", "c": "A brass lamp.", "d": "Bread."})
+    for expression, wanted in EXPRESSIONS:
+        matching = batos.match_expression(catalog, expression)
+        rows = batos.search_(catalog, matching.text, among=matching.among)["results"]
+        assert {row["chunk"]["doc_id"] for row in rows} == wanted, expression
+    for wrong in ("valve AND", "(valve", "valve)", "the", "NOT valve", "*x", "(" * 40 + "a", ""):
+        with pytest.raises(batos.BadRequest, match="such as valve AND"):
+            batos.match_expression(catalog, wrong)
+
+
+def test_a_glob_stands_for_so_many_words_and_says_so():
+    catalog = catalog_of({f"d{n}": f"z{chr(97 + n % 26)}{chr(97 + n // 26)}x" for n in range(70)} | {"common": "zaax"})
+    matching = batos.match_expression(catalog, "z*")
+    assert matching.notes == ("z* stands for the 64 most frequent words of 70",) and len(matching.among) == 65
+    assert batos.match_expression(catalog, "za*").notes == ()
