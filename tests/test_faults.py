@@ -34,6 +34,21 @@ def limited(process, which, limit):
 
 # Files that cannot grow: a full disk, as far as the daemon can tell
 
+
+@pytest.mark.slow
+def test_a_first_start_on_a_full_disk_is_refused_by_name_and_the_next_one_goes_on(tmp_path):
+    path = tmp_path / "live.fs"
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    words = [sys.executable, batos.__file__, "--image", path, "--core", "none", "--endpoint", "tcp://127.0.0.1:0"]
+    done = subprocess.run(words, preexec_fn=limit, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and f"batos: nothing was stored: the disk of {path} does not take it" in done.stderr
+    assert "Traceback" not in done.stderr
+    image = batos.Image.open(str(path))
+    batos.genesis(image)
+    image.close()
+    assert batos.check_image(str(path), deep=True)["faults"] == []
+
+
 @pytest.mark.slow
 def test_a_full_disk(daemon, tmp_path):
     running = daemon()

@@ -1,11 +1,12 @@
 """Would the tests notice? Small faults are put into batos.py, one at a time, and the tests of its section are run.
 
-    python tests/durability/mutants.py [--mutants 300] [--seed 1] [--sections Image,Lanes] [--folder FOLDER] [--fast]
+    python tests/durability/mutants.py [--mutants 300] [--seed 1] [--sections Image,Lanes] [--folder FOLDER] [--fast] [--quick]
 
 A mutant is killed if a test fails, does not end in time, or batos.py cannot be imported; a section whose tests fail without
-a mutant is left out. They are drawn by the seed from all places that the sections have, each section by its size. The run is
-made in a copy of the last commit, in FOLDER; what stands there already is gone on with. Killed and survived go into
-mutants.json beside this file, with the survivors themselves.
+a mutant is left out. They are drawn by the seed from all places that the sections have, each section by its size. With
+--quick the few fast files of QUICK stand for a section's tests, so that a mutant takes seconds: what survives those may be
+killed by the others. The run is made in a copy of the last commit, in FOLDER; what stands there already is gone on with.
+Killed and survived go into mutants.json beside this file, with the survivors themselves.
 """
 
 import argparse
@@ -49,6 +50,12 @@ TESTS = {
     "First conversation": ["conversation"],
     "Daemon": ["daemon", "faults"],
     "Client": ["client", "top"],
+}
+QUICK = {                                                # section -> the files that notice most of it in seconds
+    "Errors": ["protocol"], "Settings": ["settings"], "Foundations": ["foundations", "objects"],
+    "Objects": ["objects", "shapes", "objects_model", "protection"], "Image": ["history", "image", "upgrade"],
+    "Lanes": ["lanes", "history"], "Knowledge catalog": ["segments", "vectors"], "Protocol": ["protocol"],
+    "Guardian": ["audit", "guardian"], "Child": ["child"],
 }
 OPPOSITE = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -152,16 +159,18 @@ def text_of(source, mutant):
     return b"".join([*lines[:-1], lines[-1][:mutant.end[1]]])[mutant.start[1]:].decode()
 
 
-def tests_of(section, tree):
-    """Return the test files of a section that there are."""
+def tests_of(section, tree, quick=False):
+    """Return the test files of a section that there are; with `quick` the fast ones alone."""
     names = TESTS.get(section, [section.lower().replace(" ", "_")])
+    names = QUICK.get(section, names) if quick else names
     return [f"tests/test_{name}.py" for name in names if (tree / "tests" / f"test_{name}.py").exists()]
 
 
-def outcome(tree, section, fast):
+def outcome(tree, section, fast, quick=False):
     """Run the tests of a section in a tree; returns how they ended: "killed by …" or "survived"."""
-    chosen = "not campaign and not slow" if fast else "not campaign"
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", chosen, *tests_of(section, tree)]
+    chosen = "not campaign and not slow" if fast or quick else "not campaign"
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", chosen,
+               *tests_of(section, tree, quick)]
     env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     with tempfile.TemporaryDirectory(prefix="mutant-") as scratch:
         process = subprocess.Popen([*command, f"--basetemp={scratch}/tests"], cwd=tree, env=env, text=True,
@@ -190,7 +199,7 @@ def copied(folder):
     return tree, told.read_text()
 
 
-def campaign(folder, count, seed, sections, fast, tell):
+def campaign(folder, count, seed, sections, fast, tell, quick=False):
     """Try mutants; what was found stands in FOLDER/found.json after each. Returns {"commit", "found": {name: row}}."""
     tree, commit = copied(folder)
     kept, target = pathlib.Path(folder, "found.json"), tree / "batos.py"
@@ -205,13 +214,13 @@ def campaign(folder, count, seed, sections, fast, tell):
             continue
         if mutant.section not in sound:
             target.write_text(source, "utf-8")
-            sound[mutant.section] = outcome(tree, mutant.section, fast)
+            sound[mutant.section] = outcome(tree, mutant.section, fast, quick)
             tell(f"{mutant.section}: without a mutant the tests are {sound[mutant.section]}")
         if sound[mutant.section] != "survived":
             continue
         target.write_text(mutated(source, mutant), "utf-8")
         began_s = time.monotonic()
-        ended = outcome(tree, mutant.section, fast)
+        ended = outcome(tree, mutant.section, fast, quick)
         found[mutant.name] = {"was": text_of(source, mutant), "is": mutant.instead, "ended": ended}
         kept.write_text(json.dumps(found, indent=1))
         tell(f"{len(found)} of {count}: {mutant.name}: {ended} ({time.monotonic() - began_s:.0f} s)")
@@ -238,9 +247,10 @@ if __name__ == "__main__":
     parser.add_argument("--sections", default="", help="names, parted by commas; all without it")
     parser.add_argument("--folder", default=os.path.join(tempfile.gettempdir(), "batos-mutants"))
     parser.add_argument("--fast", action="store_true", help="only the tests that are not slow")
+    parser.add_argument("--quick", action="store_true", help="only a few fast files a section")
     args = parser.parse_args()
     wanted = [name for name in args.sections.split(",") if name]
-    made = campaign(args.folder, args.mutants, args.seed, wanted, args.fast, lambda line: print(line, flush=True))
+    made = campaign(args.folder, args.mutants, args.seed, wanted, args.fast, lambda line: print(line, flush=True), args.quick)
     told = report(made, args.mutants, args.seed)
     HERE.joinpath("mutants.json").write_text(json.dumps(told, indent=1) + "\n")
     print({name: told[name] for name in ("tried", "killed", "survived")})
