@@ -1,6 +1,7 @@
 """The protocol as data: values on the wire, bodies of keys, what is malformed and what is refused."""
 
 import datetime
+import pickle
 
 import ormsgpack
 import pydantic
@@ -356,3 +357,8 @@ def test_an_error_s_sentence_is_shortened_in_its_middle():
     told = batos.error_reply(1, BadRequest(f"the name {'x' * 8_000_000} is none; send another"))["details"]
     assert len(told) < batos.MAX_DETAILS and told.startswith("the name xxx") and told.endswith("is none; send another")
     assert batos.error_reply(1, BadRequest("short"))["details"] == "short"
+
+
+def test_an_error_that_crosses_a_pipe_keeps_its_kind_its_words_and_its_fields():
+    error = pickle.loads(pickle.dumps(batos.NotFound("no such thing", kind="thing", name="x")))
+    assert type(error) is batos.NotFound and error.message == "no such thing" and error.fields == {"kind": "thing", "name": "x"}
