@@ -58,6 +58,7 @@ import builtins
 import collections
 import concurrent.futures
 import contextlib
+import csv
 import ctypes
 import dataclasses
 import datetime
@@ -84,6 +85,7 @@ import mmap
 import operator
 import os
 import pathlib
+import posixpath
 import queue
 import random
 import re
@@ -108,9 +110,11 @@ import tomllib
 import types
 import typing
 import unicodedata
+import urllib.parse
 import uuid
 import warnings
 import weakref
+import zipfile
 import zlib
 
 import ormsgpack
@@ -10901,7 +10905,6 @@ _ABBREVIATIONS = frozenset(
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _ATX = re.compile(r" {0,3}(#{1,6})(?=[ \t]|$)")
-_SETEXT = re.compile(r" {0,3}(=+|-{2,})[ \t]*$")
 _MARKED = re.compile(r"([!-/:-@[-`{-~])\1{2,}[ \t]*$")
 _PROSE_DIRECTIVES = ("note|warning|tip|seealso|versionadded|versionchanged|deprecated|function|class|method|data|attribute|"
                      "exception|module|program|option|cmdoption|envvar|describe|term|glossary")
@@ -10915,12 +10918,16 @@ _ITEM = re.compile(r"[ \t]*(?:[-*+•]|\d{1,9}[.)])[ \t]+\S")
 
 
 class Draft(typing.NamedTuple):
-    """A chunk before it is stored: text verbatim, the headings over it, first and last line (from 1)."""
+    """A chunk before it is stored: text verbatim, the headings over it, first and last line (from 1).
+
+    header: of the table that it goes on with, the row that names the columns.
+    """
 
     text: str
     headings: tuple
     line_start: int
     line_end: int
+    header: str = ""
 
 
 class Block(typing.NamedTuple):
@@ -10972,39 +10979,12 @@ def _take_front_matter(lines, n):
     return close and lines.block("code", 0, close + 1)
 
 
-def _take_fence(lines, n):
-    opened = _FENCE.match(lines[n])
-    if not opened:
-        return None
-    fence = opened.group(1)
-    for m in range(n + 1, len(lines)):
-        closed = _FENCE.match(lines[m])
-        if closed and closed.group(1).startswith(fence) and not lines[m].strip().strip(fence[0]):
-            return lines.block("code", n, m + 1)
-    return lines.block("code", n, len(lines))
-
-
 def _take_atx(lines, n):
     mark = _ATX.match(lines[n])
     if not mark:
         return None
     title = lines[n][mark.end():].strip().rstrip("#").strip()
     return lines.block("heading", n, n + 1, level=len(mark.group(1)), title=title)
-
-
-def _take_setext(lines, n):
-    under = n + 1 < len(lines) and _SETEXT.match(lines[n + 1])
-    if not under or lines.blank(n) or _SETEXT.match(lines[n]) or _ITEM.match(lines[n]):
-        return None
-    level = 1 if under.group(1)[0] == "=" else 2
-    return lines.block("heading", n, n + 2, level=level, title=lines[n].strip())
-
-
-def _take_table(lines, n):
-    after = n
-    while after < len(lines) and lines[after].lstrip().startswith("|"):
-        after += 1
-    return lines.block("table", n, after) if after > n else None
 
 
 def _list_goes_on(lines, n, after):
@@ -11028,15 +11008,15 @@ def _take_list(lines, n):
     return lines.block("list", n, after)
 
 
-def _take_prose(lines, n, interrupt=None):
+def _take_prose(lines, n):
     after = n + 1
-    while after < len(lines) and not lines.blank(after) and not (interrupt and interrupt(lines, after)):
+    while after < len(lines) and not lines.blank(after):
         after += 1
     return lines.block("prose", n, after)
 
 
-def _starts_other(lines, n):
-    return _FENCE.match(lines[n]) or _ATX.match(lines[n]) or _ITEM.match(lines[n]) or lines[n].startswith("|")
+def _take_whole_table(lines, n):
+    return lines.block("table", n, len(lines))
 
 
 def _take_overlined(lines, n):
@@ -11104,18 +11084,86 @@ def _take_code(lines, n):
     return lines.block("code", n, after)
 
 
-_MARKDOWN = (_take_front_matter, _take_fence, _take_atx, _take_setext, _take_table, _take_list,
-             functools.partial(_take_prose, interrupt=_starts_other))
+MARKDOWN_KINDS = {"heading_open": "heading", "fence": "code", "code_block": "code", "table_open": "table",
+                  "bullet_list_open": "list", "ordered_list_open": "list"}            # markdown-it's token -> kind of Block
+
+
+@functools.cache
+def _markdown():
+    """Return a parser of Markdown's blocks (CommonMark and tables), which leaves what stands in a line as it is."""
+    parser = need("markdown_it", "cutting Markdown").MarkdownIt("commonmark").enable("table")
+    parser.core.ruler.enableOnly(["normalize", "block"])
+    return parser
+
+
+def _markdown_blocks(lines):
+    """Yield the Blocks of Markdown; what is in none of its tokens, such as the targets of links, is prose."""
+    front = _take_front_matter(lines, 0)
+    after = front[1] if front else 0
+    if front:
+        yield front[0]
+    for first, end, block in _markdown_tokens(lines, after):
+        yield from _prose_between(lines, after, first)
+        yield block
+        after = end
+    yield from _prose_between(lines, after, len(lines))
+
+
+def _markdown_tokens(lines, base):
+    """Yield (first line, line after it, Block) of each outermost token of the text from line `base` on."""
+    if base == len(lines):
+        return
+    tokens = _markdown().parse(lines.text[lines.starts[base]:])
+    for number, token in enumerate(tokens):
+        if token.level or not token.map or token.nesting < 0:
+            continue
+        first, end = base + token.map[0], min(base + token.map[1], len(lines))
+        kind, more = MARKDOWN_KINDS.get(token.type, "prose"), {}
+        if kind == "heading":
+            more = {"level": int(token.tag[1]), "title": " ".join(tokens[number + 1].content.split())}
+        elif kind == "prose" and _is_table(lines, first, end):
+            kind = "table"
+        yield first, end, lines.block(kind, first, end, **more)[0]
+
+
+def _is_table(lines, first, end):
+    """Tell whether all lines are rows: those of a page of HTML, and pieces of a table, have no line of marks below a header."""
+    return all(lines[n].lstrip().startswith("|") or lines.blank(n) for n in range(first, end))
+
+
+def _prose_between(lines, first, end):
+    """Yield a Block of prose for each run of lines that are not blank."""
+    filled = [n for n in range(first, end) if not lines.blank(n)]
+    for begin, after in _runs(filled):
+        yield lines.block("prose", begin, after)[0]
+
+
+def _runs(numbers):
+    """Return [(first, after)] of the runs among ascending numbers."""
+    runs = []
+    for number in numbers:
+        if runs and runs[-1][1] == number:
+            runs[-1] = runs[-1][0], number + 1
+        else:
+            runs.append((number, number + 1))
+    return runs
+
+
 _RULES = {                         # kind of text -> what takes its lines, in this order
     "text": (_take_list, _take_prose), "pdf": (_take_list, _take_prose), "episode": (_take_list, _take_prose),
-    "method": (_take_prose,), "markdown": _MARKDOWN, "html": _MARKDOWN,
+    "method": (_take_prose,), "mail": (_take_atx, _take_list, _take_prose), "table": (_take_whole_table,),
     "rst": (_take_overlined, _take_directive, _take_literal, _take_list, _take_prose),
     "code": (_take_definition, _take_code),
 }
+_MARKDOWNS = ("markdown", "html")
+TEXT_KINDS = (*_RULES, *_MARKDOWNS)
 
 
 def _blocks(lines, kind):
     """Yield the Blocks of a text in order; only blank lines lie between them."""
+    if kind in _MARKDOWNS:
+        yield from _markdown_blocks(lines)
+        return
     n = 0
     while n < len(lines):
         if lines.blank(n):
@@ -11230,6 +11278,7 @@ class Piece(typing.NamedTuple):
     end: int
     size: int                     # in words
     leads: bool
+    header: str = ""              # of the table of which it holds later rows
 
 
 def _joined_pieces(pieces):
@@ -11242,12 +11291,17 @@ def _joined_pieces(pieces):
         last = joined[-1]
         size = last.size + piece.size
         if count < at_once and size <= CHUNK_FLOOR_WORDS:
-            joined[-1] = Piece(last.start, piece.end, size, piece.leads)
+            joined[-1] = last._replace(end=piece.end, size=size, leads=piece.leads)
             count += 1
         else:
             joined.append(piece)
             count = 1
     return joined
+
+
+def _header_of(text, block):
+    """Return the row that names the columns of a table; "" of any other block."""
+    return text[block.start:block.end].splitlines()[0][:TITLE_MAX_CHARS] if block.kind == "table" else ""
 
 
 class _Packer:
@@ -11262,8 +11316,10 @@ class _Packer:
         text, heading = self.lines.text, block.kind == "heading"
         if heading:
             self._enter(block)
-        self.pieces += [Piece(start, end, _size(text[start:end]), heading or text[end - 1] == ":")
-                       for start, end in _fitting(text, (block.start, block.end), _FINER[block.kind])]
+        header = _header_of(text, block)
+        for start, end in _fitting(text, (block.start, block.end), _FINER[block.kind]):
+            leads = heading or text[end - 1] == ":"
+            self.pieces.append(Piece(start, end, _size(text[start:end]), leads, header if start > block.start else ""))
         self.bare = self.bare and heading
 
     def _enter(self, block):
@@ -11344,8 +11400,8 @@ def cut_text(text, kind="text", likeness=lexical_likeness):
     `likeness([(texts before, texts after)])` tells. Lines end by LF, CR LF or CR. Time is linear. Raises BadRequest for another
     kind.
     """
-    if kind not in _RULES:
-        raise BadRequest(f"no text of kind {kind!r} can be cut; {mend(kind, _RULES)}", kind=kind)
+    if kind not in TEXT_KINDS:
+        raise BadRequest(f"no text of kind {kind!r} can be cut; {mend(kind, TEXT_KINDS)}", kind=kind)
     lines = _Lines(text)
     packer = _Packer(lines)
     for block in _blocks(lines, kind):
@@ -11354,8 +11410,9 @@ def cut_text(text, kind="text", likeness=lexical_likeness):
     drafts, ranked = [], iter(_ranks_of_cuts(text, packer.runs, likeness))
     for pieces, headings in packer.runs:
         ranks = list(itertools.islice(ranked, len(pieces) - 1)) if _is_long(pieces) else [1.0] * (len(pieces) - 1)
-        drafts += [Draft(text[pieces[first].start:pieces[after - 1].end], headings, lines.number(pieces[first].start),
-                         lines.number(pieces[after - 1].end - 1)) for first, after in _parts(pieces, _costs(pieces, ranks))]
+        for first, after in _parts(pieces, _costs(pieces, ranks)):
+            start, end = pieces[first].start, pieces[after - 1].end
+            drafts.append(Draft(text[start:end], headings, lines.number(start), lines.number(end - 1), pieces[first].header))
     return drafts
 
 
@@ -11379,17 +11436,21 @@ def _quotable(text, block):
     return coarse.get(block.kind, _line_spans)(text, block.start, block.end)
 
 
-def sentences(text, first_line=1):
-    """Return a chunk's sentences verbatim as [{"text", "line"}]; `line` is where one begins.
+def sentences(text, first_line=1, header=""):
+    """Return a chunk's sentences verbatim as [{"text", "line", "header"?}]; `line` is where one begins.
 
     Headings, list items, table rows and lines of code stand alone, so a quote never mixes them with prose.
-    A sentence that is wrapped in the source keeps its line ends.
+    A sentence that is wrapped in the source keeps its line ends. header: of a row of a table, the row that names its columns;
+    of that row itself it is the same text. The argument is that of the table with whose rows the chunk begins.
     """
     lines, found = _Lines(text), []
     for block in _blocks(lines, "markdown"):
+        named = header if header and block.start == 0 else _header_of(text, block)
+        headed = {"header": named} if block.kind == "table" else {}
         for start, end in _quotable(text, block):
             start += len(text[start:end]) - len(text[start:end].lstrip())
-            found.append({"text": text[start:end], "line": first_line + lines.number(start) - 1})
+            line = first_line + lines.number(start) - 1
+            found.append({"text": text[start:end], "line": line, **headed})
     return found
 
 
@@ -11418,37 +11479,80 @@ class Extract(typing.NamedTuple):
     metadata: dict
 
 
-def _decoded(data, name):
-    """Return the text of bytes: by a mark at their beginning, as UTF-8, else as Windows-1252. Raises BadRequest for no text."""
-    for mark, encoding in ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"),
-                           (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
+MARKS_OF_UNICODE = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"),
+                    (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+# What a text that is not Unicode may be in. Where the first fits as well as the best of the others, it is the first.
+LEGACY_ENCODINGS = ("cp1252", "cp1250", "cp1251", "koi8_r", "cp866", "cp1253", "cp1254", "cp1255", "cp1256", "cp932", "euc_jp",
+                    "gb18030", "big5", "cp949", "mac_roman", "cp850")
+GUESSED_FROM_BYTES = 200_000                             # of a text, from its first byte that is not ASCII on
+
+
+def _unicode_of(data):
+    """Return the text of bytes in Unicode, by a mark at their beginning or as UTF-8; None where they are not."""
+    for mark, encoding in MARKS_OF_UNICODE:
         if data.startswith(mark):
             return data.decode(encoding, "replace").removeprefix("\ufeff")
+    with contextlib.suppress(UnicodeDecodeError):
+        return data.decode()
+    return None
+
+
+def _guessed_encoding(data):
+    """Return (the likeliest of LEGACY_ENCODINGS, those that fit as well, and read otherwise)."""
+    charset_normalizer = need("charset_normalizer", "reading texts that are not UTF-8")
+    _quiet("charset_normalizer")
+    first = next(at for at, byte in enumerate(data) if byte > 127)
+    sample = data[max(0, first - 1000):first + GUESSED_FROM_BYTES]
+    matches = list(charset_normalizer.from_bytes(sample, cp_isolation=list(LEGACY_ENCODINGS)))
+    if not matches:
+        return LEGACY_ENCODINGS[0], []
+    best = matches[0]
+    fitting = [one for one in matches if one.chaos <= best.chaos and one.coherence >= best.coherence]
+    encodings = [name for one in fitting for name in one.could_be_from_charset]
+    chosen = LEGACY_ENCODINGS[0] if LEGACY_ENCODINGS[0] in encodings else best.encoding
+    others = [one.encoding for one in fitting if chosen not in one.could_be_from_charset]
+    return chosen, others
+
+
+def _decoded(data, name):
+    """Return the Extract of a text's bytes, whose notes tell what is in doubt. Raises BadRequest for no text."""
+    text = _unicode_of(data)
+    marked = data.startswith(tuple(mark for mark, _ in MARKS_OF_UNICODE))
     controls = sum(data[:10_000].count(byte) for byte in (*range(9), *range(14, 27), *range(28, 32)))
-    if controls > len(data[:10_000]) / 100:
+    if not marked and controls > len(data[:10_000]) / 100:
         raise BadRequest(f"{name} is not text (control bytes in it); allowed are texts, and {', '.join(sorted(FORMATS))}",
                          no_document=True)
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return data.decode("cp1252", "replace")
+    if text is not None:
+        return Extract(text, {})
+    encoding, others = _guessed_encoding(data)
+    text = data.decode(encoding, "replace")
+    doubt = f", which may be {' or '.join(others[:3])} as well" if others else ""
+    notes = [f"not UTF-8, read as {encoding}{doubt}"]
+    if lost := text.count("\ufffd"):
+        notes.append(f"{lost:,} characters could not be read")
+    return Extract(text, {"encoding": encoding, "notes": notes})
 
 
 def _read_text(data, name):
-    return Extract(_decoded(data, name), {})
+    return _decoded(data, name)
 
 
 HTML_HIDDEN = ("script", "style", "template", "noscript", "svg")
-HTML_BREAKS = ("p", "br", "div", "td", "th", "dt", "dd", "section", "article")
+HTML_BREAKS = ("p", "br", "div", "dt", "dd", "section", "article")
+HTML_CELLS = ("td", "th")
 HTML_PREFIXES = {**{f"h{level}": "#" * level + " " for level in range(1, 7)}, "li": "- "}
 
 
 class _HtmlLines(html.parser.HTMLParser):
-    """I collect a page's text by the lines it stands in, so that line numbers stay the file's own; headings as Markdown."""
+    """I collect a page's text by the lines it stands in, so that line numbers stay the file's own; headings as Markdown.
+
+    A row of a table stands, cell by cell, in the line in which it begins.
+    """
 
     def __init__(self, count):
         super().__init__()
         self.lines, self.title, self._hidden, self._in_title, self._prefix = [""] * count, "", 0, False, ""
+        self._row = None                                 # the number of the line in which the open row began
 
     def handle_starttag(self, tag, attributes):
         """Note what the text that follows stands in."""
@@ -11456,11 +11560,19 @@ class _HtmlLines(html.parser.HTMLParser):
         self._in_title = tag == "title"
         if tag in HTML_PREFIXES:
             self._prefix = HTML_PREFIXES[tag]
-        elif tag in HTML_BREAKS:
+        elif tag == "tr":
+            self._row = self.getpos()[0] - 1
+        elif tag in HTML_CELLS and self._row is not None:
+            self._add(self._row, " | " if self.lines[self._row].strip() else "| ")
+        elif tag in HTML_BREAKS + HTML_CELLS:
             self._add(self.getpos()[0] - 1, " ")
 
     def handle_endtag(self, tag):
         """Note that what the text stood in has ended."""
+        if tag in ("tr", "table") and self._row is not None:
+            if self.lines[self._row].strip():
+                self._add(self._row, " |")
+            self._row = None
         self._hidden -= tag in HTML_HIDDEN and self._hidden > 0
         self._in_title = self._in_title and tag != "title"
 
@@ -11468,6 +11580,8 @@ class _HtmlLines(html.parser.HTMLParser):
         """Put text into its lines."""
         if self._in_title:
             self.title += data
+        elif self._row is not None and not self._hidden:
+            self._add(self._row, " ".join(data.split()) if data.strip() else "")
         elif not self._hidden:
             for number, part in enumerate(data.split("\n"), self.getpos()[0] - 1):
                 if part.strip():
@@ -11479,12 +11593,19 @@ class _HtmlLines(html.parser.HTMLParser):
 
 
 def _read_html(data, name):
-    text = _decoded(data, name).replace("\r\n", "\n").replace("\r", "\n")
+    text, metadata = _decoded(data, name)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     page = _HtmlLines(text.count("\n") + 1)
     page.feed(text)
     page.close()
     title = one_line(page.title, TITLE_MAX_CHARS)
-    return Extract("\n".join(line.strip() if line.strip() else "" for line in page.lines), {"title": title} if title else {})
+    return Extract("\n".join(line.strip() for line in page.lines), metadata | _titled(title))
+
+
+def _titled(title):
+    """Return the metadata that tell a title, where there is one."""
+    title = one_line(str(title or ""), TITLE_MAX_CHARS)
+    return {"title": title} if title else {}
 
 
 def _whole_characters(text):
@@ -11508,11 +11629,355 @@ def _read_pdf(data, name):
         title = _whole_characters(str((reader.metadata or {}).get("/Title") or ""))
     except Exception as error:                           # a boundary: whatever a hostile file makes of the library
         raise BadRequest(f"{name} does not read as PDF ({first_line(error)}); convert it, or leave it out") from error
-    if not any(page.strip() for page in pages):
+    empty = [number for number, page in enumerate(pages, 1) if not page.strip()]
+    if len(empty) == len(pages):
         raise BadRequest(f"{name} holds no text, perhaps pictures of pages; have it recognised first")
+    pages = [_HYPHENATED.sub(r"\1\2\n", page) for page in pages]
     starts = [1, *(1 + n for n in itertools.accumulate(page.count("\n") + 2 for page in pages[:-1]))]
-    titled = {"title": one_line(title, TITLE_MAX_CHARS)} if title.strip() else {}
-    return Extract("\n\n".join(pages), {"pages": starts, **titled})
+    notes = [f"{len(empty)} of {len(pages)} pages are images, not learnt: {_ranges_told(empty)}"] if empty else []
+    return Extract("\n\n".join(pages), {"pages": starts, **_titled(title), **_noted(notes)})
+
+
+# A word that is parted at the end of a line: its rest moves up, so that lines and pages keep their numbers.
+_HYPHENATED = re.compile(r"([^\W\d_])[-\u00ad\u2010]\n([^\W\d_A-Z]\S{0,60})[ ]?")
+
+
+def _noted(notes):
+    """Return the metadata that tell what a reader has to know of how a file was read."""
+    return {"notes": notes} if notes else {}
+
+
+def _ranges_told(numbers):
+    """Return ascending numbers as people write them: 1, 3-5."""
+    told = ["-".join(map(str, dict.fromkeys((first, after - 1)))) for first, after in _runs(numbers)]
+    return ", ".join(told[:20]) + (" …" if len(told) > 20 else "")
+
+
+# Documents of offices, books, notebooks, mail, tables: most become Markdown, whose lines are then the lines that are cited.
+
+ARCHIVE_MAX_BYTES = 300_000_000                          # what a zipped document may unpack to
+OUTPUT_MAX_CHARS = 2000                                  # of what one cell of a notebook printed
+NAMED_MOST = 50                                          # attachments that the metadata name
+MAIL_HEADERS = ("From", "To", "Cc", "Date", "Subject")
+
+
+def _archive(data, name):
+    """Return a zipped document; no entry of it unpacks to more than it says. Raises BadRequest."""
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(data))
+    except zipfile.BadZipFile as error:
+        raise BadRequest(f"{name} is damaged, or of another format ({error}); save it anew, or leave it out") from error
+    size = sum(entry.file_size for entry in archive.infolist())
+    if size > ARCHIVE_MAX_BYTES:
+        raise BadRequest(f"{name} unpacks to {size:,} bytes and may to {ARCHIVE_MAX_BYTES:,}; split it, or leave it out",
+                         size=size, limit=ARCHIVE_MAX_BYTES)
+    return archive
+
+
+def _xml(archive, entry):
+    """Return the root element of an entry of an archive; XML that defines entities is refused by defusedxml."""
+    return need("defusedxml.ElementTree", "reading documents").fromstring(archive.read(entry))
+
+
+def _xml_title(archive, entry):
+    """Return the metadata that tell the title in an entry with Dublin Core, where both are there."""
+    if entry not in archive.namelist():
+        return {}
+    return _titled(_xml(archive, entry).findtext(".//{http://purl.org/dc/elements/1.1/}title"))
+
+
+def _table_lines(rows):
+    """Return rows of cells as the lines of a Markdown table, its header first, and a blank line; nothing for no rows."""
+    lines = [_row_line(row) for row in rows]
+    rule = ["|" + "---|" * len(rows[0])] if rows else []
+    return [*lines[:1], *rule, *lines[1:], ""]
+
+
+def _row_line(cells):
+    told = [" ".join(str(cell).split()).replace("|", "\\|") for cell in cells]
+    return f"| {' | '.join(told)} |"
+
+
+_WORD = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+WORD_BLANKS = {f"{_WORD}tab": "\t", f"{_WORD}br": "\n", f"{_WORD}cr": "\n"}
+WORD_WRAPPERS = (f"{_WORD}sdt", f"{_WORD}sdtContent", f"{_WORD}customXml")
+
+
+def _word_text(element):
+    parts = [one.text or "" if one.tag == f"{_WORD}t" else WORD_BLANKS.get(one.tag, "") for one in element.iter()]
+    return "".join(parts).strip()
+
+
+def _word_levels(archive):
+    """Return {id of a style: level} of the styles of headings, whatever language their ids are in."""
+    levels = {}
+    if "word/styles.xml" not in archive.namelist():
+        return levels
+    for style in _xml(archive, "word/styles.xml").iter(f"{_WORD}style"):
+        name = style.find(f"{_WORD}name")
+        named = re.fullmatch(r"heading ([1-6])|(title)", "" if name is None else name.get(f"{_WORD}val", "").lower())
+        if named:
+            levels[style.get(f"{_WORD}styleId")] = int(named.group(1) or 1)
+    return levels
+
+
+def _word_paragraph(paragraph, levels):
+    """Return a paragraph's lines: a heading, an item of a list, or prose; and a blank one."""
+    text = _word_text(paragraph)
+    style = paragraph.find(f"{_WORD}pPr/{_WORD}pStyle")
+    level = 0 if style is None else levels.get(style.get(f"{_WORD}val"), 0)
+    if not text:
+        return []
+    if level:
+        return [f"{'#' * level} {' '.join(text.split())}", ""]
+    if paragraph.find(f"{_WORD}pPr/{_WORD}numPr") is not None:
+        return [f"- {' '.join(text.split())}", ""]
+    return [*text.split("\n"), ""]
+
+
+def _word_lines(parent, levels):
+    lines = []
+    for element in parent:
+        if element.tag == f"{_WORD}p":
+            lines += _word_paragraph(element, levels)
+        elif element.tag == f"{_WORD}tbl":
+            rows = element.iter(f"{_WORD}tr")
+            lines += _table_lines([list(map(_word_text, row.findall(f"{_WORD}tc"))) for row in rows])
+        elif element.tag in WORD_WRAPPERS:
+            lines += _word_lines(element, levels)
+    return lines
+
+
+def _read_docx(data, name):
+    archive = _archive(data, name)
+    body = _xml(archive, "word/document.xml").find(f"{_WORD}body")
+    return Extract("\n".join(_word_lines(body, _word_levels(archive))), _xml_title(archive, "docProps/core.xml"))
+
+
+_OD_TEXT = "{urn:oasis:names:tc:opendocument:xmlns:text:1.0}"
+_OD_TABLE = "{urn:oasis:names:tc:opendocument:xmlns:table:1.0}"
+OD_BLANKS = {f"{_OD_TEXT}s": " ", f"{_OD_TEXT}tab": "\t", f"{_OD_TEXT}line-break": "\n"}
+
+
+def _od_text(element):
+    parts = [element.text or ""]
+    for inner in element:
+        parts += [OD_BLANKS.get(inner.tag) or _od_text(inner), inner.tail or ""]
+    return "".join(parts)
+
+
+def _od_lines(parent):
+    lines = []
+    for element in parent:
+        if element.tag == f"{_OD_TEXT}h":
+            level = min(6, int(element.get(f"{_OD_TEXT}outline-level", 1)))
+            lines += [f"{'#' * level} {' '.join(_od_text(element).split())}", ""]
+        elif element.tag == f"{_OD_TEXT}p":
+            lines += [*_od_text(element).strip().split("\n"), ""]
+        elif element.tag == f"{_OD_TEXT}list":
+            items = [" ".join(_od_text(item).split()) for item in element.iter(f"{_OD_TEXT}p")]
+            lines += [*(f"- {item}" for item in items), ""]
+        elif element.tag == f"{_OD_TABLE}table":
+            rows = element.iter(f"{_OD_TABLE}table-row")
+            lines += _table_lines([list(map(_od_text, row.findall(f"{_OD_TABLE}table-cell"))) for row in rows])
+        else:
+            lines += _od_lines(element)
+    return lines
+
+
+def _read_odt(data, name):
+    archive = _archive(data, name)
+    body = _xml(archive, "content.xml").find("{urn:oasis:names:tc:opendocument:xmlns:office:1.0}body")
+    return Extract("\n".join(_od_lines(body)), _xml_title(archive, "meta.xml"))
+
+
+# A book's chapters have no lines that a reader knows, so each of these begins one.
+_BOOK_LINES = re.compile(rb"<(?=(?:h[1-6]|p|li|tr|dt|dd|div|br|table|blockquote)\b)", re.IGNORECASE)
+
+
+def _read_epub(data, name):
+    """Read a book's chapters in the order of its spine."""
+    archive, opf = _archive(data, name), "{http://www.idpf.org/2007/opf}"
+    container = _xml(archive, "META-INF/container.xml")
+    package_path = container.find(".//{urn:oasis:names:tc:opendocument:xmlns:container}rootfile").get("full-path")
+    package = _xml(archive, package_path)
+    places = {item.get("id"): item.get("href") for item in package.iter(f"{opf}item")}
+    chapters = []
+    for item in package.iter(f"{opf}itemref"):
+        place = urllib.parse.unquote(places[item.get("idref")])
+        entry = posixpath.normpath(posixpath.join(posixpath.dirname(package_path), place))
+        chapters.append(_read_html(_BOOK_LINES.sub(b"\n<", archive.read(entry)), name).text.strip("\n"))
+    return Extract("\n\n".join(chapters), _xml_title(archive, package_path))
+
+
+def _notebook_text(text):
+    """Return what a notebook has as a text or as a list of its lines."""
+    return "".join(text) if isinstance(text, list) else str(text or "")
+
+
+def _fenced(text, language=""):
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def _printed(output):
+    """Return what an output of a notebook's cell says in words; pictures and the like say nothing."""
+    text = output.get("text") or output.get("data", {}).get("text/plain") or output.get("evalue")
+    return _notebook_text(text)[:OUTPUT_MAX_CHARS]
+
+
+def _read_notebook(data, name):
+    notebook = json.loads(data)
+    sheets = notebook.get("worksheets", [notebook])      # the older format has the cells in sheets
+    parts = []
+    for cell in itertools.chain.from_iterable(sheet["cells"] for sheet in sheets):
+        source = _notebook_text(cell.get("source", cell.get("input")))
+        is_code = cell["cell_type"] == "code"
+        parts.append(_fenced(source, "python") if is_code and source else source)
+        parts += [_fenced(told) for told in map(_printed, cell.get("outputs", ())) if told.strip()]
+    return Extract("\n\n".join(part for part in parts if part), {})
+
+
+def _mail_body(message):
+    """Return (the text that a mail says, its Extract's metadata); of a mail in HTML alone, what that says."""
+    body = message.get_body(("plain", "html"))
+    if body is None:
+        return Extract("", {})
+    data = body.get_payload(decode=True) or b""
+    try:
+        text = data.decode(body.get_content_charset("utf-8"))
+        metadata = {}
+    except (LookupError, UnicodeDecodeError):
+        text, metadata = _decoded(data, "the mail")
+    if body.get_content_subtype() == "html":
+        text = _read_html(text.encode("utf-8", "replace"), "the mail").text
+    return Extract(text.strip(), metadata)
+
+
+def _mail(data):
+    """Return the Extract of one mail: its headers, decoded, what it says, and its attachments' names."""
+    policy = need("email.policy", "reading mail").default
+    message = need("email", "reading mail").message_from_bytes(data, policy=policy)
+    headers = [f"{header}: {' '.join(str(message[header]).split())}" for header in MAIL_HEADERS if message[header]]
+    text, metadata = _mail_body(message)
+    text = text.replace("\r\n", "\n")
+    names = [part.get_filename() or part.get_content_type() for part in message.iter_attachments()]
+    attached = [f"Attached: {name}" for name in names[:NAMED_MOST]]
+    told = "\n".join([*headers, "", text, "", *attached]).rstrip()
+    notes = metadata.get("notes", []) + ([f"attachments not learnt: {', '.join(names[:NAMED_MOST])}"] if names else [])
+    return Extract(told, {**_titled(message["Subject"]), **_noted(notes)})
+
+
+def _read_mail(data, name):
+    return _mail(data)
+
+
+def _read_mbox(data, name):
+    """Read the mails of a box, each under its subject as a heading."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        box = need("mailbox", "reading mail").mbox(file.name, create=False)
+        mails = [_mail(box.get_bytes(key)) for key in box.iterkeys()]
+    parts = [f"# {mail.metadata.get('title', 'no subject')}\n\n{mail.text}" for mail in mails]
+    notes = dict.fromkeys(note for mail in mails for note in mail.metadata.get("notes", ()))
+    return Extract("\n\n".join(parts), _noted(list(notes)[:NAMED_MOST]))
+
+
+def _read_csv(data, name):
+    """Read rows; each stands in the line in which it begins, so that line numbers stay the file's own."""
+    text, metadata = _decoded(data, name)
+    dialect = _dialect_of(text, name)
+    lines = [""] * (text.count("\n") + text.count("\r") + 2)
+    csv.field_size_limit(len(text) + 1)
+    rows, begins = csv.reader(io.StringIO(text, newline=""), delimiter=dialect), 0
+    for cells in rows:
+        if any(cell.strip() for cell in cells):
+            lines[begins] = _row_line(cells)
+        begins = rows.line_num
+    return Extract("\n".join(lines).rstrip("\n"), metadata)
+
+
+def _dialect_of(text, name):
+    """Return what parts the cells: a tab in .tsv, else what is most often in the first line."""
+    if name.lower().endswith(".tsv"):
+        return "\t"
+    first = text.partition("\n")[0]
+    return max(",;\t|", key=first.count)
+
+
+def _read_sheets(data, name):
+    """Read the sheets of a workbook, each a table under its name; of a formula the value that was saved."""
+    _archive(data, name)
+    openpyxl = need("openpyxl", "reading sheets")
+    book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
+    lines = []
+    for sheet in book.worksheets:
+        rows = [_cells_told(row) for row in sheet.iter_rows(values_only=True)]
+        lines += [f"# {sheet.title}", "", *_table_lines([row for row in rows if any(row)])]
+    return Extract("\n".join(lines), _titled(book.properties.title))
+
+
+def _cells_told(row):
+    """Return a row's values as people read them, without the empty ones at its end."""
+    cells = ["" if value is None else str(value).removesuffix(" 00:00:00") for value in row]
+    while cells and not cells[-1]:
+        cells.pop()
+    return cells
+
+
+def _leaves(value, path=""):
+    """Yield (path, value) of what JSON holds, in its order."""
+    inner = {dict: lambda: value.items(), list: lambda: enumerate(value)}.get(type(value))
+    if inner is None:
+        yield path, value
+        return
+    for key, one in inner():
+        yield from _leaves(one, f"{path}.{key}" if path else str(key))
+
+
+def _record_lines(value):
+    return [f"{path}: {' '.join(str(leaf).split())}" if path else str(leaf) for path, leaf in _leaves(value)]
+
+
+def _read_json(data, name):
+    """Read what stands at each path, a line each; the items of a list, or of a map, are parted by blank lines."""
+    text, metadata = _decoded(data, name)
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        return Extract(text, metadata | _noted([*metadata.get("notes", ()), f"no JSON ({error}), learnt as the text that it is"]))
+    records = value if isinstance(value, list) else [value]
+    return Extract("\n\n".join("\n".join(_record_lines(record)) for record in records), metadata)
+
+
+def _read_json_lines(data, name):
+    """Read a record from each line; what is no JSON stays as it is."""
+    text, metadata = _decoded(data, name)
+    return Extract("\n".join(map(_json_line_told, text.splitlines())), metadata)
+
+
+def _json_line_told(line):
+    try:
+        return "; ".join(_record_lines(json.loads(line)))
+    except ValueError:
+        return line
+
+
+_SUBTITLE_TIME = re.compile(r"(\d\d:\d\d:\d\d)[,.]\d+ --> ")
+
+
+def _read_subtitles(data, name):
+    """Read subtitles, each under the time at which it is shown; numbers go, lines stay the file's own."""
+    text, metadata = _decoded(data, name)
+    lines = text.splitlines()
+    for at, line in enumerate(lines):
+        time_shown = _SUBTITLE_TIME.match(line)
+        if time_shown:
+            lines[at] = f"[{time_shown.group(1)}]"
+            if at and lines[at - 1].strip().isdigit():
+                lines[at - 1] = ""
+    return Extract("\n".join(lines), metadata)
 
 
 class Format(typing.NamedTuple):
@@ -11528,6 +11993,17 @@ FORMATS = {
     ".rst": Format("rst"),
     **dict.fromkeys((".html", ".htm", ".xhtml"), Format("html", _read_html)),
     ".pdf": Format("pdf", _read_pdf),
+    ".docx": Format("markdown", _read_docx),
+    ".odt": Format("markdown", _read_odt),
+    ".epub": Format("html", _read_epub),
+    ".ipynb": Format("markdown", _read_notebook),
+    ".eml": Format("mail", _read_mail),
+    ".mbox": Format("mail", _read_mbox),
+    **dict.fromkeys((".csv", ".tsv"), Format("table", _read_csv)),
+    ".xlsx": Format("markdown", _read_sheets),
+    ".json": Format("code", _read_json),
+    ".jsonl": Format("code", _read_json_lines),
+    ".srt": Format("text", _read_subtitles),
     **dict.fromkeys((".py", ".pyi", ".js", ".mjs", ".ts", ".tsx", ".jsx", ".java", ".kt", ".c", ".h", ".cc", ".cpp", ".hpp",
                      ".cs", ".go", ".rs", ".rb", ".php", ".swift", ".scala", ".lua", ".sh", ".sql", ".r", ".jl", ".kv"),
                     Format("code")),
@@ -11650,7 +12126,7 @@ class Parser:
 
     def parse(self, ending, data, name):
         """Do what parse_here does."""
-        if is_plain(ending):
+        if is_plain(ending) and _unicode_of(data) is not None:
             return parse_here(ending, data, name)
         try:
             self._start()
@@ -11815,7 +12291,7 @@ def words_of(text):
 
 def _searchable(title, draft):
     """Return what of a chunk is looked up: its text, under its title and headings."""
-    return " › ".join(dict.fromkeys((title, *draft.headings))) + "\n" + draft.text
+    return " › ".join(filter(None, dict.fromkeys((title, *draft.headings, draft.header)))) + "\n" + draft.text
 
 
 def _indexed_words(title, draft):
@@ -12461,8 +12937,10 @@ class Chunk(persistent.Persistent):
     """I am one chunk: final once stored.
 
     doc_id, version, index (from 0), text (verbatim), headings (a tuple, outermost first), line_start and
-    line_end (from 1, both included).
+    line_end (from 1, both included), header (of the table with whose rows it begins, or "").
     """
+
+    header = ""                                          # of chunks that were stored before there were any
 
     def __init__(self, **fields):
         self.__dict__.update(fields)
@@ -13632,10 +14110,17 @@ def _why(catalog, asked, number):
 
 def _pages(document, chunk):
     """Return the first and last page of a chunk, where its document tells on which line each page begins."""
-    starts = document.metadata.get("pages")
-    if document.kind != "pdf" or type(starts) is not list:
+    if document.kind != "pdf":
         return {}
-    return {"pages": [bisect.bisect_right(starts, line) for line in (chunk.line_start, chunk.line_end)]}
+    return _pages_of(document.metadata, chunk.line_start, chunk.line_end)
+
+
+def _pages_of(metadata, *lines):
+    """Return the pages on which lines stand, where the metadata of a document say on which line each page begins."""
+    starts = metadata.get("pages")
+    if type(starts) is not list or not all(type(start) is int for start in starts):
+        return {}
+    return {"pages": [bisect.bisect_right(starts, line) for line in lines]}
 
 
 def _result(catalog, number, score, why):
@@ -13646,7 +14131,7 @@ def _result(catalog, number, score, why):
         "chunk_id": chunk_id(chunk.doc_id, chunk.index), "text": chunk.text, "headings": list(chunk.headings),
         "lines": [chunk.line_start, chunk.line_end], "metadata": document.metadata, "scope": document.scope,
         "added_at": document.added_at, "title": document.title or chunk.doc_id, "source": document.source,
-        **_pages(document, chunk),
+        **_pages(document, chunk), **({"header": chunk.header} if chunk.header else {}),
     }, "score": round(score, 6), "superseded_by": catalog.superseded.get(chunk.doc_id),
         "why": why | {"age_days": round((now_utc() - document.added_at).total_seconds() / 86400, 3)}}
 
@@ -13821,10 +14306,9 @@ def _weight_of(weights, words):
 
 
 def _evidence(told, chunk):
-    last = told.line + len(_LINE_END.findall(told.text))
     return {"text": told.text, "doc_id": chunk["doc_id"], "version": chunk["version"],
-            "chunk_id": chunk["chunk_id"], "chunk_index": chunk["chunk_index"], "lines": [told.line, last],
-            "headings": chunk["headings"]}
+            "chunk_id": chunk["chunk_id"], "chunk_index": chunk["chunk_index"], "lines": [told.line, told.last],
+            "headings": chunk["headings"], **_pages_of(chunk["metadata"], told.line, told.last)}
 
 
 class Recall(typing.NamedTuple):
@@ -13865,7 +14349,7 @@ def find_evidence(catalog, query, recall, focus="", places=({},)):
 
 def _tellings(chunk):
     """Return the Tellings of a chunk; of what people said no question or request, which answers nothing."""
-    told = telling(chunk["text"], chunk["lines"][0], tuple(chunk["headings"]))
+    told = telling(chunk["text"], chunk["lines"][0], tuple(chunk["headings"]), chunk.get("header", ""))
     return [one for one in told if chunk["scope"] != "said" or is_statement(one.text)]
 
 
@@ -13888,20 +14372,29 @@ def _tells(text, headings):
 
 
 class Telling(typing.NamedTuple):
-    """A sentence that says something of its own, with its first line and its words."""
+    """A sentence that says something of its own, with its first and last line and its words; a row under its table's header."""
 
     text: str
     line: int
+    last: int
     words: frozenset
     words_with_headings: frozenset
 
 
 @functools.lru_cache(maxsize=1024)
-def telling(text, line, headings):
+def telling(text, line, headings, header=""):
     """Return a Telling for each sentence of a chunk. A chunk never changes, so they are kept for the latest 1,024."""
-    return tuple(Telling(told["text"], told["line"], frozenset(words_of(told["text"])),
-                         frozenset(words_of(" ".join((*headings, told["text"])))))
-                 for told in sentences(text, line) if _tells(told["text"], headings))
+    found = []
+    for told in sentences(text, line, header):
+        said, named = told["text"], told.get("header", "")
+        last = told["line"] + len(_LINE_END.findall(said))
+        if not _tells(said, headings) or named and said.startswith(named):
+            continue
+        if named:
+            said = f"{named}\n{said}"
+        words = frozenset(words_of(said))
+        found.append(Telling(said, told["line"], last, words, words.union(words_of(" ".join(headings)))))
+    return tuple(found)
 
 
 def word_share(catalog, query, texts):
@@ -23494,7 +23987,7 @@ class Learning:
             reply = replies.get(request["idempotency_key"])
             if reply is None or _is_passing(reply):
                 reply = self._again(request)
-            yield self._learnt(request["doc_id"], reply)
+            yield self._learnt(request, reply)
 
     def _again(self, request):
         try:
@@ -23504,15 +23997,18 @@ class Learning:
         except BatosError as error:
             return error
 
-    def _learnt(self, path, reply):
+    def _learnt(self, request, reply):
         """Note a reply, or an error; returns what to say of it, and where."""
+        path = request["doc_id"]
         if isinstance(reply, Forbidden):
             raise reply
         if isinstance(reply, BatosError):
             return self._not_learnt(pathlib.Path(path), reply), sys.stderr
         self.learnt.append(reply)
         self.counts["known already" if reply["result"]["unchanged"] else "learnt"] += 1
-        return reply["details"].replace(path, _near(path), 1), sys.stdout
+        notes = request["metadata"].get("notes")
+        noted = f" ({'; '.join(notes)})" if notes else ""
+        return reply["details"].replace(path, _near(path), 1) + noted, sys.stdout
 
     def _not_learnt(self, path, error):
         told = error.message if isinstance(error, BatosError) else f"{type(error).__name__}: {error}"

@@ -822,7 +822,7 @@ def test_documents_are_told_once_with_what_sums_them_up(catalog):
     for row in rows:
         source = (DATA / row["chunk"]["doc_id"]).read_text()
         summary = row["document"]["summary"]
-        assert 1 <= len(summary) <= 3 and all(told["text"] in source for told in summary)
+        assert 1 <= len(summary) <= 3 and all(row in source for told in summary for row in told["text"].splitlines())
         assert [told["lines"] for told in summary] == sorted(told["lines"] for told in summary)
 
 

@@ -1,8 +1,12 @@
 """Formats: what files become texts, with their titles, headings and lines; and `learn` over folders of them."""
 
+import datetime
 import io
+import json
 import pathlib
+import zipfile
 
+import openpyxl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -125,13 +129,13 @@ def test_source_code_is_cut_at_its_definitions(monkeypatch):
 TEXTS = st.text(st.sampled_from("a= -~*.:#\n\t`>_é<&|\r"), max_size=300)
 
 
-@given(TEXTS, st.sampled_from(sorted(batos._RULES)))
+@given(TEXTS, st.sampled_from(sorted(batos.TEXT_KINDS)))
 @settings(max_examples=300)
 def test_no_kind_of_text_loses_anything(text, kind):
     assert_cut_well(text, kind)
 
 
-@pytest.mark.parametrize("kind", sorted(batos._RULES))
+@pytest.mark.parametrize("kind", sorted(batos.TEXT_KINDS))
 @pytest.mark.parametrize("unit", ["a::\n", "==\na\n==\n", "def f\n", ".. a::\n  b\n\n", " " * 50 + "a::\n\n", "<p>", "-\n"])
 def test_no_kind_takes_more_than_a_moment(kind, unit):
     batos.cut_text(unit * 4000, kind)
@@ -241,3 +245,168 @@ def test_a_file_by_its_path_is_read_as_its_kind(daemon, folder):
     ("", "# one\n\ntwo\n", "markdown"), ("a.py", "x = 1\n=====\n.. note::\n", "code")])
 def test_the_kind_of_a_text_is_guessed(name, text, kind):
     assert batos.guess_kind(text, name) == kind
+
+
+def zipped(**entries):
+    """Return a zipped document; __ stands for / and _dot_ for . in the names of its entries."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, text in entries.items():
+            archive.writestr(name.replace("__", "/").replace("_dot_", "."), text)
+    return out.getvalue()
+
+
+WORD = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+DOCX = zipped(
+    word__styles_dot_xml=f'<w:styles xmlns:w="{WORD}"><w:style w:styleId="berschrift2"><w:name w:val="heading 2"/>'
+                         "</w:style></w:styles>",
+    word__document_dot_xml=f"""<w:document xmlns:w="{WORD}"><w:body>
+<w:p><w:pPr><w:pStyle w:val="berschrift2"/></w:pPr><w:r><w:t>Opening</w:t></w:r></w:p>
+<w:p><w:r><w:t>Turn the </w:t></w:r><w:r><w:delText>old </w:delText><w:t>brass valve.</w:t></w:r></w:p>
+<w:tbl><w:tr><w:tc><w:p><w:r><w:t>Valve</w:t></w:r></w:p></w:tc><w:tc><w:p><w:r><w:t>Pressure</w:t></w:r></w:p></w:tc></w:tr>
+<w:tr><w:tc><w:p><w:r><w:t>087</w:t></w:r></w:p></w:tc><w:tc><w:p><w:r><w:t>4 bar</w:t></w:r></w:p></w:tc></w:tr></w:tbl>
+</w:body></w:document>""")
+ODT = zipped(content_dot_xml="""<o:document xmlns:o="urn:oasis:names:tc:opendocument:xmlns:office:1.0"
+ xmlns:t="urn:oasis:names:tc:opendocument:xmlns:text:1.0" xmlns:b="urn:oasis:names:tc:opendocument:xmlns:table:1.0">
+<o:body><o:text><t:h t:outline-level="2">Opening</t:h><t:p>Turn the <t:span>brass</t:span><t:s/>valve.</t:p>
+<b:table><b:table-row><b:table-cell><t:p>Valve</t:p></b:table-cell><b:table-cell><t:p>Pressure</t:p></b:table-cell></b:table-row>
+<b:table-row><b:table-cell><t:p>087</t:p></b:table-cell><b:table-cell><t:p>4 bar</t:p></b:table-cell></b:table-row></b:table>
+</o:text></o:body></o:document>""")
+EPUB = zipped(
+    **{"META-INF__container_dot_xml": '<container xmlns="urn:oasis:names:tc:opendocument:xmlns:container">'
+       '<rootfiles><rootfile full-path="in/book.opf"/></rootfiles></container>'},
+    in__book_dot_opf='<package xmlns="http://www.idpf.org/2007/opf" xmlns:dc="http://purl.org/dc/elements/1.1/">'
+    '<metadata><dc:title>A manual</dc:title></metadata><manifest><item id="b" href="two.xhtml"/>'
+    '<item id="a" href="o%20ne.xhtml"/></manifest><spine><itemref idref="a"/><itemref idref="b"/></spine></package>',
+    **{"in__o ne_dot_xhtml": "<h2>Opening</h2><p>Turn the brass valve.</p>"},
+    in__two_dot_xhtml="<p>The end.</p>")
+NOTEBOOK = json.dumps({"cells": [
+    {"cell_type": "markdown", "source": ["## Opening\n", "\n", "Turn the brass valve."]},
+    {"cell_type": "code", "source": "open()", "outputs": [
+        {"data": {"image/png": "iVBORw0KGgo" * 99}}, {"data": {"image/png": "iVBO", "text/plain": ["4 bar"]}}]}]}).encode()
+MAIL = b"""From: =?utf-8?q?J=C3=B6rg?= <j@example.org>
+Subject: =?utf-8?b?VmVudGlsZSDDtmZmbmVu?=
+MIME-Version: 1.0
+Content-Type: multipart/mixed; boundary=x
+
+--x
+Content-Type: text/plain; charset=iso-8859-1
+Content-Transfer-Encoding: quoted-printable
+
+Drehen Sie gr=F6=DFere Ventile.
+--x
+Content-Type: application/pdf
+Content-Disposition: attachment; filename="plan.pdf"
+
+JVBERi0=
+--x--
+"""
+MAILBOX = b"From a Sat Jan 3 01:05:34 1996\n" + MAIL + b"\nFrom b Sat Jan 3 01:05:34 1996\nSubject: Second\n\nThe end.\n"
+SUBTITLES = b"1\n00:01:02,500 --> 00:01:04,000\nTurn the brass valve.\n\n2\n00:02:00,000 --> 00:02:01,000\nThe end.\n"
+
+
+def workbook():
+    """Return a workbook as openpyxl writes it."""
+    book = openpyxl.Workbook()
+    book.active.title = "Valves"
+    for row in (["Valve", "Tested", "bar"], ["087", datetime.datetime(2026, 3, 1), 4.5]):
+        book.active.append(row)
+    out = io.BytesIO()
+    book.save(out)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(("name", "data", "says", "not_there"), [
+    ("a.docx", DOCX, ["## Opening", "Turn the brass valve.", "| Valve | Pressure |", "| 087 | 4 bar |"], "old"),
+    ("a.odt", ODT, ["## Opening", "Turn the brass valve.", "| Valve | Pressure |", "| 087 | 4 bar |"], "xml"),
+    ("a.epub", EPUB, ["## Opening", "Turn the brass valve.", "The end."], "<p>"),
+    ("a.ipynb", NOTEBOOK, ["## Opening", "Turn the brass valve.", "```python", "open()", "4 bar"], "iVBO"),
+    ("a.eml", MAIL, ["From: Jörg <j@example.org>", "Subject: Ventile öffnen", "Drehen Sie größere Ventile.",
+                     "Attached: plan.pdf"], "JVBER"),
+    ("a.mbox", MAILBOX, ["# Ventile öffnen", "Drehen Sie größere Ventile.", "# Second", "The end."], "JVBER"),
+    ("a.csv", b'Valve;Note\r\n087;"two\nlines"\r\n', ["| Valve | Note |", "| 087 | two lines |"], '"'),
+    ("a.tsv", b"Valve\tbar\n087\t4, or 5\n", ["| Valve | bar |", "| 087 | 4, or 5 |"], "\t"),
+    ("a.xlsx", workbook(), ["# Valves", "| Valve | Tested | bar |", "| 087 | 2026-03-01 | 4.5 |"], "00:00"),
+    ("a.json", b'[{"valve": {"name": "087"}}, {"valve": {"name": "088"}}]', ["valve.name: 087", "valve.name: 088"], "{"),
+    ("a.jsonl", b'{"valve": "087", "bar": [4, 5]}\n{"valve": "088"}\n', ["valve: 087; bar.0: 4; bar.1: 5", "valve: 088"], "{"),
+    ("a.srt", SUBTITLES, ["[00:01:02]", "Turn the brass valve.", "[00:02:00]", "The end."], "-->"),
+])
+def test_documents_become_texts(tmp_path, name, data, says, not_there):
+    (tmp_path / name).write_bytes(data)
+    text = batos.read_file(tmp_path / name, 1 << 20).text
+    found = [line for line in text.splitlines() if line in says]
+    assert found == says and not_there not in text
+
+
+def test_a_row_stands_where_its_file_has_it():
+    lines = batos._read_csv(b'Valve,Note\n087,"two\nlines"\n088,x\n', "a.csv").text.split("\n")
+    assert lines == ["| Valve | Note |", "| 087 | two lines |", "", "| 088 | x |"]
+    assert batos._read_mail(MAIL, "a.eml").metadata == {"title": "Ventile öffnen", "notes": ["attachments not learnt: plan.pdf"]}
+    assert batos._read_epub(EPUB, "a.epub").metadata == {"title": "A manual"}
+
+
+BILLION = """<!DOCTYPE a [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]><w:document><w:p>&b;</w:p></w:document>"""
+
+
+@pytest.mark.parametrize(("ending", "data", "says"), [
+    (".docx", zipped(word__document_dot_xml=BILLION), "EntitiesForbidden"), (".docx", DOCX[:-30], "damaged"),
+    (".epub", zipped(a="b"), "container.xml"), (".json", b"[" * 100_000, "RecursionError"), (".ipynb", b"{}", "cells"),
+    (".xlsx", b"PK", "damaged"), (".mbox", b"", ""),
+])
+def test_a_hostile_document_costs_itself_alone(ending, data, says):
+    told = batos._parsed(ending, data, "a" + ending)
+    assert says in told["error"] if says else not told["text"].strip()
+
+
+def test_what_unpacks_to_too_much_is_not_unpacked(monkeypatch):
+    monkeypatch.setattr(batos, "ARCHIVE_MAX_BYTES", 100)
+    assert "unpacks to" in batos._parsed(".odt", ODT, "a.odt")["error"]
+
+
+LEGACY = [
+    ("cp932", "圧力計の針がゼロを指すまで、真鍮のバルブを三回まわしてください。"),
+    ("gb18030", "请将黄铜阀门旋转三次,直到压力表的指针归零。"),
+    ("koi8_r", "Поверните латунный клапан три раза."), ("cp1251", "Поверните латунный клапан три раза."),
+    ("cp1250", "Příliš žluťoučký kůň úpěl ďábelské ódy; otočte ventilem."),
+    ("cp1252", "Drehen Sie größere Ventile – bis zur Öffnung."), ("cp1252", "Größe"),
+]
+
+
+@pytest.mark.parametrize(("encoding", "said"), LEGACY)
+def test_an_encoding_that_is_guessed_is_told(encoding, said):
+    text, metadata = batos._read_text(said.encode(encoding), "a.txt")
+    assert text == said and metadata["encoding"] == encoding and encoding in metadata["notes"][0]
+    assert batos._read_text(said.encode(), "a.txt").metadata == {}
+
+
+def test_pages_of_a_pdf_that_hold_no_text_are_named(tmp_path):
+    data = pdf_of("The brass valve is hyphen-) ' (ated well.", "", "", "The pump.", "")
+    text, metadata = batos._read_pdf(data, "a.pdf")
+    assert metadata["notes"] == ["3 of 5 pages are images, not learnt: 2-3, 5"]
+    joined = batos._HYPHENATED.sub(r"\1\2\n", "a hyphen-\nated word, Jean-\nPaul, 3-\n4")
+    assert joined == "a hyphenated\nword, Jean-\nPaul, 3-\n4"
+
+
+NAMES, HEADER = ("Name", "Opening pressure"), "| Name | Opening pressure |"
+VALVES = [(f"Valve {n:03}", f"{n * 3 % 17} bar") for n in range(1, 121)]
+MARKDOWN_TABLE = "\n".join(["# Plant", "", "All valves:", "", HEADER, "|---|---|", *map(batos._row_line, VALVES), "", "The end."])
+CSV_TABLE = "\n".join(map(",".join, [NAMES, *VALVES]))
+HTML_TABLE = "\n".join(["<table>", *("<tr><td>" + "<td>".join(row) + "</tr>" for row in [NAMES, *VALVES]), "</table>"])
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("a.md", MARKDOWN_TABLE), ("a.csv", batos._read_csv(CSV_TABLE.encode(), "a.csv").text),
+    ("a.html", batos._read_html(HTML_TABLE.encode(), "a.html").text),
+])
+def test_a_row_of_a_long_table_is_found_and_quoted_with_its_header(name, text):
+    catalog = batos.new_catalog()
+    batos.index_document_(catalog, name, text)
+    drafts = batos.cut_text(text, batos.guess_kind(text, name))
+    rows = [draft for draft in drafts if "| Valve 0" in draft.text and HEADER not in draft.text]
+    assert len(rows) > 1 and {draft.header for draft in rows} == {HEADER}
+    assert all(draft.text.startswith("|") and draft.text.rstrip().endswith("|") for draft in rows)
+    chunk = batos.search_(catalog, "opening pressure of Valve 087")["results"][0]["chunk"]
+    assert "| Valve 087 | 6 bar |" in chunk["text"] and chunk["header"] == HEADER
+    best = batos.find_evidence(catalog, "What is the opening pressure of Valve 087?", batos.Recall())["evidence"][0]
+    assert best["text"] == f"{HEADER}\n| Valve 087 | 6 bar |"
+    assert text.splitlines()[best["lines"][0] - 1] == "| Valve 087 | 6 bar |" and best["lines"][0] == best["lines"][1]

@@ -177,7 +177,7 @@ def checkout(tmp_path):
     top = tmp_path / "checkout"
     files = {"a.md": "kept", "secret.md": "ignored", "[x]* :(top).md": "kept", "tracked.log": "tracked though ignored",
              "build/b.md": "ignored",
-             ".ssh/notes.txt": "hidden", ".env.txt": "hidden", "data.json": "{}", "more.json": "{}", "x.EPUB": "x",
+             ".ssh/notes.txt": "hidden", ".env.txt": "hidden", "data.bin": "{}", "more.bin": "{}", "x.ODS": "x",
              "LICENSE": "free",
              "inner/c.md": "kept", "inner/d.md": "ignored there"}
     for name, text in files.items():
@@ -199,14 +199,14 @@ def test_what_is_hidden_or_ignored_by_git_is_left_out_and_counted(checkout):
     found = batos.Harvest([str(checkout)])
     assert names(found, checkout) == ["[x]* :(top).md", "a.md", "inner/c.md", "tracked.log"]
     told = "\n".join(found.told())
-    assert "of no kind that is learnt: 2 .json, 1 without an ending, 1 .epub" in told
+    assert "of no kind that is learnt: 2 .bin, 1 without an ending, 1 .ods" in told
     assert re.search(r"left out: 6 hidden, 3 ignored by git \(.*--hidden", told)     # .git, .gitignore twice, .ssh, .env.txt
 
 
 def test_what_is_named_itself_is_learnt(checkout):
     assert names(batos.Harvest([checkout / ".ssh"]), checkout) == [".ssh/notes.txt"]
     assert names(batos.Harvest([checkout / "build"]), checkout) == ["build/b.md"]
-    assert names(batos.Harvest([checkout / "secret.md", checkout / "data.json"]), checkout) == ["data.json", "secret.md"]
+    assert names(batos.Harvest([checkout / "secret.md", checkout / "data.bin"]), checkout) == ["data.bin", "secret.md"]
     every = names(batos.Harvest([checkout], hidden=True), checkout)
     assert {".ssh/notes.txt", ".env.txt", "secret.md", "build/b.md", "inner/d.md"} <= set(every)
 
@@ -227,7 +227,7 @@ def test_without_git_it_is_told_what_could_not_be_found_out(checkout, monkeypatc
 
 def test_learn_tells_what_was_left_out(learn, checkout):
     status, told = learn(checkout)
-    assert status == 0 and "4 learnt" in told and "2 .json" in told and "3 ignored by git" in told
+    assert status == 0 and "4 learnt" in told and "2 .bin" in told and "3 ignored by git" in told
 
 
 # One file, one document
