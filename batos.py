@@ -452,6 +452,7 @@ SETTINGS = {row.name: row for row in (
     Setting("drain_s", 10.0, "s", "time given to accepted work at shutdown"),
     Setting("metrics_port", 0, "TCP port", "figures in the text form that Prometheus reads, at 127.0.0.1; 0 tells none"),
     Setting("log_file_mb", 8.0, "MB", "size at which the log file is rotated"),
+    Setting("watch_folders", "", "paths", "folders that `learn --watch` goes by where none is named, parted by ':'"),
     Setting("learn_roots", "", "paths", "folders whose files index_document may read by path, parted by ':'"),
 )}
 
@@ -13564,6 +13565,17 @@ def chunk_id(doc_id, index):
     return f"{doc_id}_chunk_{index}"
 
 
+_CHUNK_ID = re.compile(r"(.+)_chunk_(\d{1,9})", re.DOTALL)
+
+
+def named_chunk(catalog, name):
+    """Return (doc_id, number of a chunk) of what names a document, or a chunk as it is cited; a document's is 0."""
+    cited = _CHUNK_ID.fullmatch(name)
+    if cited is None or name in catalog.documents:
+        return name, 0
+    return cited.group(1), int(cited.group(2))
+
+
 def prune_retired(catalog, before, limit=1000):
     """Drop up to `limit` retired versions that were retired before a time; returns how many went."""
     until_us = _microseconds(before)
@@ -19599,7 +19611,8 @@ class ListDocumentsCommand(Command):
 
 
 class ShowDocumentCommand(Command):
-    """Show chunks of a document, in their order from chunk `first` on; `version` a former one that is still kept."""
+    """Show chunks of a document, in their order from chunk `first` on; `version` a former one that is still kept. A chunk may be
+    named as it is cited: `DOC_chunk_N`."""
 
     doc_id: str = pydantic.Field(min_length=1, max_length=1000)
     version: int | None = None
@@ -20714,9 +20727,10 @@ def _document_row(doc_id, document):
 def show_document(request, root):
     """`after` of the result is the next chunk's number, or None."""
     command, catalog, rows = request.command, root["knowledge_catalog_obj"], []
-    document = find_document(catalog, command.doc_id, command.version)
-    end = min(document.chunk_count, command.first + command.limit)
-    for at in range(command.first, end):
+    doc_id, cited = named_chunk(catalog, command.doc_id)
+    document, first = find_document(catalog, doc_id, command.version), max(command.first, cited)
+    end = min(document.chunk_count, first + command.limit)
+    for at in range(first, end):
         chunk = open_chunk(catalog, document.doc_id, document.version, at)
         rows.append({"chunk_index": at, "text": chunk.text, "lines": [chunk.line_start, chunk.line_end]})
     after = end if end < document.chunk_count else None
@@ -20802,6 +20816,14 @@ def too_late(report):
                    result=report)
 
 
+OWN_TOLD = 5                                             # passages of the system's own that are looked for where nothing else is
+
+
+def _counted_own(count):
+    more = " or more" if count == OWN_TOLD else ""
+    return f"{count}{more} passage{'s' * (count > 1)}"
+
+
 @command(SearchMemoryCommand, lane="read", role="read")
 def search_memory(request, root):
     command, catalog, where, vector = request.command, root["knowledge_catalog_obj"], {}, None
@@ -20826,6 +20848,9 @@ def search_memory(request, root):
         for row in rows:
             row["chunk"] |= chunks_around(catalog, row["chunk"], command.neighbours)
     details = f"{len(rows)} of the passages that match" if rows else "nothing in memory matches"
+    own = [] if rows or "scope" in where else look(scope="self", max_results=OWN_TOLD)["results"]
+    if own:
+        details += f"; {_counted_own(len(own))} in scope self, of what the system says of itself"
     taken = [f"memory does not hold {word}, {nearest} was sought" for word, nearest in found["taken"].items()]
     return {"details": "; ".join((details, *taken, *terms.notes)), "results": to_wire(rows), "result": found}
 
@@ -23931,8 +23956,8 @@ class Harvest:
 class Learning:
     """I have what was found learnt, file after file, and keep what came of it."""
 
-    def __init__(self, found, client, tags=(), rechunk=False):
-        self.found, self.client, self.tags, self.rechunk = found, client, tags, rechunk
+    def __init__(self, found, client, tags=(), rechunk=False, scope="world"):
+        self.found, self.client, self.tags, self.rechunk, self.scope = found, client, tags, rechunk, scope
         self.learnt, self.failed, self.counts = [], list(found.failed), collections.Counter()
         self._limits, self.parser = client.limits(), Parser()
         self._known = {}                                 # doc_id -> its row, of the documents at and below what is learnt
@@ -24025,7 +24050,7 @@ class Learning:
         if self.tags:
             metadata["tags"] = self.tags
         return {"command": "index_document", "doc_id": str(path), **self._text_or_parts(path, extract.text),
-                "metadata": metadata, "rechunk": self.rechunk, "idempotency_key": uuid7()}
+                "metadata": metadata, "rechunk": self.rechunk, "scope": self.scope, "idempotency_key": uuid7()}
 
     def _text_or_parts(self, path, text):
         """Return the fields that tell a document's text; of one larger than a message parts are sent that are not there yet."""
@@ -24125,9 +24150,98 @@ def listed_documents(client, prefix="", **fields):
         yield from reply["results"]
 
 
+WATCH_S = 2.0                                            # how often watched folders are looked at
+
+
+class Watch:
+    """I tell which files have changed since they were learnt, as soon as they are still: two looks in a row found them the same.
+
+    seen: {path: state} of the last look; learnt: {path: (state, digest of its bytes)}; a state is (time of change, size).
+    """
+
+    def __init__(self):
+        self.seen, self.learnt = {}, {}
+
+    def note(self, paths):
+        """Take files, as they are now, as learnt."""
+        for path in paths:
+            self._is_new(path, _state_of(path))
+
+    def due(self, paths):
+        """Return those of the files that are to be learnt."""
+        states = {path: _state_of(path) for path in paths}
+        still = [path for path, state in states.items() if state is not None and state == self.seen.get(path)]
+        self.seen = states
+        return [path for path in still if self._is_new(path, states[path])]
+
+    def _is_new(self, path, state):
+        """Note a file; returns whether its bytes are others. They are read only where its state is another."""
+        known_state, known = self.learnt.get(path, (None, None))
+        if state is None or state == known_state:
+            return False
+        try:
+            with open_regular(path) as file:
+                found = hashlib.file_digest(file, "blake2b").digest()
+        except (BatosError, OSError):                    # it will be told when it is learnt
+            found = None
+        self.learnt[path] = state, found
+        return found != known
+
+
+def _state_of(path):
+    """Return (time of change in ns, size) of a file, or None where it is gone."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
 def _learn(args, client):
-    found = Harvest(args.paths, args.only, args.without, args.hidden)
-    learning, started_s, status = Learning(found, client, args.tags, args.rechunk), time.monotonic(), 0
+    paths = args.paths or [folder for folder in load_settings().watch_folders.split(":") if folder and args.watch]
+    if not paths:
+        raise ConfigError("name files or folders to learn, or have --watch go by the setting watch_folders")
+    found, watch = _harvested(args, paths), Watch()
+    watch.note(found.files if args.watch else ())
+    outcome = _learn_found(args, client, found)
+    if args.watch and outcome[2] != 130:
+        _print(f"watching {', '.join(map(str, paths))}; Ctrl-C ends it", sys.stderr)
+        with contextlib.suppress(KeyboardInterrupt):
+            _keep_watching(args, client, paths, watch)
+    return outcome
+
+
+def _harvested(args, paths):
+    return Harvest(paths, args.only, args.without, args.hidden)
+
+
+def _keep_watching(args, client, paths, watch):
+    """Learn what changes at or below paths, until interrupted. A daemon that is gone is asked again at the next change."""
+    while True:
+        time.sleep(WATCH_S)
+        with contextlib.suppress(ConfigError):           # all of a path is gone, perhaps for a moment
+            found = _harvested(args, paths)
+            due = watch.due(found.files)
+            if due:
+                found.files = {path: found.files[path] for path in due}
+                _learn_changed(args, client, found, watch)
+
+
+def _learn_changed(args, client, found, watch):
+    """Have changed files learnt; what an unreachable daemon did not take is due again."""
+    failed = True
+    try:
+        failed = _learn_found(args, client, found)[2]
+    except NoReply as error:
+        _print(f"batos: {error.message}", sys.stderr)
+    if failed:
+        for path in found.files:
+            watch.learnt.pop(path, None)
+
+
+def _learn_found(args, client, found):
+    scope = "self" if args.own else "world"
+    learning, started_s, status = Learning(found, client, args.tags, args.rechunk, scope), time.monotonic(), 0
 
     def tell(line, stream=sys.stdout):
         if not args.json:
@@ -24177,7 +24291,7 @@ def _search(args, client):
     notes = reply["details"].partition("; ")[2]
     if lines and notes:
         lines.append(f"({notes})")
-    return reply, lines or "nothing in memory matches"
+    return reply, lines or reply["details"]
 
 
 def _told_result(rank, row):
@@ -24187,7 +24301,7 @@ def _told_result(rank, row):
     why += [f"also: {', '.join(map(_near, row['also']))}"] if row["also"] else []
     why += [f"superseded by {_near(row['superseded_by'])}"] if row["superseded_by"] else []
     texts = [line for text in _level_texts(row) for line in shown_block(text.strip(), "   ")]
-    place = f"{_near(chunk['doc_id'])}:{chunk['lines'][0]}-{chunk['lines'][1]}"
+    place = f"{_near(chunk['doc_id'])}:{chunk['lines'][0]}-{chunk['lines'][1]}{_page_told(chunk)}"
     return ["  ".join([f"{rank}. {place}", f"score {row['score']:.2f}", *why]), *texts, ""]
 
 
@@ -24223,14 +24337,52 @@ def _send(args, client):
     return reply, _json_lines(reply, 2)
 
 
-def _told_answer(report):
-    """Return the lines of the evidence, with file and lines, then of the answer; of a cycle at work, its state."""
+def _change_since_learnt(client, doc_id):
+    """Return "changed since learnt on DATE" where a document's file says something else now; else "".
+
+    A file that is not younger than its document is not read.
+    """
+    rows = client.call("list_documents", prefix=doc_id, limit=1)["results"]
+    if not rows or rows[0]["doc_id"] != doc_id or rows[0]["metadata"].get("path") != doc_id:
+        return ""
+    learnt_at = datetime.datetime.fromisoformat(rows[0]["added_at"]["$time"])
+    told = f"changed since learnt on {learnt_at:%Y-%m-%d}"
+    try:
+        if os.stat(doc_id).st_mtime <= learnt_at.timestamp():
+            return ""
+        with contextlib.closing(Parser()) as parser:
+            text = read_file(doc_id, SOURCE_MAX_BYTES, parse=parser.parse).text
+    except OSError:                                      # it is gone, or on another machine
+        return ""
+    except BadRequest:
+        return told
+    return told if digest(text.encode("utf-8", "surrogatepass")) != rows[0]["digest"] else ""
+
+
+def _changes_since_learnt(client, items):
+    """Return {doc_id: what is told of the change} of the documents of evidence whose files changed."""
+    changes = {doc_id: _change_since_learnt(client, doc_id) for doc_id in {item["doc_id"] for item in items}}
+    return {doc_id: told for doc_id, told in changes.items() if told}
+
+
+def _page_told(item):
+    """Return ", page 3" of what stands on pages."""
+    pages = "-".join(map(str, dict.fromkeys(item.get("pages", ()))))
+    return f", page {pages}" if pages else ""
+
+
+def _told_answer(report, changes=None):
+    """Return the lines of the evidence, with file and lines, then of the answer; of a cycle at work, its state.
+
+    changes: {doc_id: what is told of a file that changed}.
+    """
     if "answer" not in report:
         return [f"cycle {report['cycle']}: {report['state']}"]
-    lines = []
+    lines, changes = [], changes or {}
     for n, item in enumerate(report["evidence"], 1):
-        place = f"{_near(item['doc_id'])}:{'-'.join(map(str, dict.fromkeys(item['lines'])))}"
-        lines.append(f"[{n}] {place}  {' '.join(item['text'].split())}")
+        place = f"{_near(item['doc_id'])}:{'-'.join(map(str, dict.fromkeys(item['lines'])))}{_page_told(item)}"
+        changed = f" ({changes[item['doc_id']]})" if item["doc_id"] in changes else ""
+        lines.append(f"[{n}] {place}{changed}  {' '.join(item['text'].split())}")
     gap = [""] if lines else []
     return lines + gap + _answer_lines(report["answer"])
 
@@ -24288,7 +24440,7 @@ def _ask(args, client):
     report = reply["result"]
     if "reason" in report and not args.json:
         raise BatosError(f"{reply['details']} ({report['reason']['code']})")
-    return reply, _told_answer(report)
+    return reply, _told_answer(report, _changes_since_learnt(client, report.get("evidence", ())))
 
 
 def _take_turn(client, line, conversation):
@@ -24298,7 +24450,8 @@ def _take_turn(client, line, conversation):
     except BatosError as error:
         _print(f"batos: {error}", sys.stderr)
         return None
-    told = _told_answer(report) if "answer" in report else report["reason"]["details"]
+    changes = _changes_since_learnt(client, report.get("evidence", ()))
+    told = _told_answer(report, changes) if "answer" in report else report["reason"]["details"]
     _print(told)
     return report["cycle"] if "answer" in report else None
 
@@ -24962,7 +25115,7 @@ def _top(args, client):
 SUBCOMMANDS = {
     "ask": (_ask, "let the composite mind answer a question from its memory"),
     "chat": (_chat, "carry a conversation: each line is a turn, which is remembered; /right and /wrong mark an answer"),
-    "learn": (_learn, "put files or folders into the memory: text, Markdown, reStructuredText, HTML, source code, PDF"),
+    "learn": (_learn, "put files or folders into the memory: text, Markdown, HTML, source code, PDF, office, mail, tables …"),
     "search": (_search, "find passages by words"),
     "documents": (_documents, "list what was learnt, by name"),
     "send": (_send, "send a message to an object, as JSON"),
@@ -25137,7 +25290,9 @@ LOCAL_COMMANDS = {                                       # what works on an imag
 ARGUMENTS = {                                            # subcommand -> its arguments beside --endpoint and --json
     "ask": [("question", {}), ("--conversation", {"help": "of which this is a turn"})],
     "chat": [("--conversation", {"default": "chat", "help": "its name; one of that name goes on"})],
-    "learn": [("paths", {"nargs": "+", "help": "files, or folders whose files of known kinds are learnt"}),
+    "learn": [("paths", {"nargs": "*", "help": "files, or folders whose files of known kinds are learnt"}),
+              ("--watch", {"action": "store_true", "help": "go on, and learn what changes; without paths in watch_folders"}),
+              ("--self", {"action": "store_true", "dest": "own", "help": "add it to what the system knows of itself"}),
               ("--only", {"action": "append", "default": [], "metavar": "GLOB", "help": "of folders only such as '*.rst'"}),
               ("--without", {"action": "append", "default": [], "metavar": "GLOB",
                              "help": "of folders none such as 'test_*' or 'drafts'"}),

@@ -526,3 +526,67 @@ def test_a_document_is_forgotten_by_any_spelling_of_its_path(learn, tmp_path, mo
         assert told in capsys.readouterr().out
     assert batos.main(["forget", "./pump.md", "--yes", "--endpoint", learn.endpoint]) == 0
     assert not documents(learn.endpoint) and not hits(learn.endpoint, "brass")
+
+
+# Files that change
+
+
+def test_a_file_that_changed_is_learnt_once_it_is_still(tmp_path):
+    path, watch = tmp_path / "a.md", batos.Watch()
+    path.write_text("one")
+    watch.note([path])
+    assert watch.due([path]) == watch.due([path]) == []
+    path.write_text("two, longer")
+    assert watch.due([path]) == [] and watch.due([path]) == [path] and watch.due([path]) == []
+    os.utime(path, ns=(1, 1))                            # touched, not changed
+    assert watch.due([path]) == watch.due([path]) == []
+    assert watch.due([path, tmp_path / "gone.md"]) == []
+
+
+def test_watching_learns_what_changes_until_it_is_interrupted(learn, tmp_path, monkeypatch):
+    path, looks = tmp_path / "pump.md", []
+    path.write_text(SENTENCE.format("brass"))
+    monkeypatch.setenv("BATOS_WATCH_FOLDERS", str(tmp_path))
+
+    def look_again(seconds):
+        looks.append(seconds)
+        if len(looks) == 2:
+            path.write_text(SENTENCE.format("copper, which is longer"))
+        if len(looks) == 6:
+            raise KeyboardInterrupt
+    monkeypatch.setattr(batos.time, "sleep", look_again)
+    status, told = learn("--watch")
+    monkeypatch.undo()
+    assert status == 0 and "Ctrl-C ends it" in told and documents(learn.endpoint)[str(path)]["version"] == 2
+    with batos.Client(learn.endpoint) as client:
+        assert batos._changes_since_learnt(client, [{"doc_id": str(path)}, {"doc_id": "batos/README.md"}]) == {}
+        path.write_text("Something else.")
+        future_s = time.time() + 100
+        os.utime(path, (future_s, future_s))
+        told = batos._changes_since_learnt(client, [{"doc_id": str(path)}])[str(path)]
+        assert re.fullmatch(r"changed since learnt on \d{4}-\d\d-\d\d", told)
+        item = {"doc_id": str(path), "lines": [1, 1], "text": "The pump.", "pages": [3, 3]}
+        [line, *_] = batos._told_answer({"answer": "a", "evidence": [item]}, {str(path): told})
+        assert line.startswith(f"[1] {path}:1, page 3 ({told})  The pump.")
+
+
+def test_what_is_learnt_of_the_system_itself_is_in_scope_self(learn, tmp_path, capsys):
+    path = tmp_path / "self.md"
+    path.write_text("The zebrafinch module keeps the account of adapters.")
+    assert learn("--self", path)[0] == 0
+    with batos.Client(learn.endpoint) as client:
+        reply = client.call("search_memory", query="zebrafinch module")
+        assert reply["results"] == [] and "in scope self" in reply["details"]
+        assert client.call("search_memory", query="zebrafinch module", scope="self")["results"][0]["chunk"]["doc_id"] == str(path)
+        shown = client.call("show_document", doc_id=f"{path}_chunk_0")
+        assert shown["results"][0]["text"].startswith("The zebrafinch") and shown["result"]["doc_id"] == str(path)
+        with pytest.raises(batos.NotFound):
+            client.call("show_document", doc_id=f"{path}_none_chunk_0")
+    capsys.readouterr()
+    assert batos.main(["search", "zebrafinch module", "--endpoint", learn.endpoint]) == 0
+    assert "in scope self" in capsys.readouterr().out
+
+
+def test_learning_nothing_is_refused(learn):
+    status, told = learn()
+    assert status and "name files or folders to learn" in told
