@@ -501,12 +501,14 @@ COMMANDS = {
     "search_memory": {
         "help": (
             "Find passages by words and by meaning. Every result says why it was found; \"in quotes\" counts more where it "
-            "stands so, +\"in quotes\" must be there, -this must not."
+            "stands so, +\"in quotes\" must be there, -this must not. With `expression` the query is words with AND, OR, NOT, "
+            "\"phrases\" and globs* and only what it matches is found."
         ),
         "effect": False,
         "role": "read",
         "fields": {
             "query": {"type": "text", "longest": 4000, "required": True},
+            "expression": {"type": "switch", "default": False},
             "max_results": {"type": "integer", "min": 1, "max": 100, "default": 5},
             "offset": {"type": "integer", "min": 0, "max": 1000, "default": 0},
             "neighbours": {"type": "integer", "min": 0, "max": 5, "default": 0},
@@ -535,7 +537,10 @@ COMMANDS = {
         },
     },
     "show_document": {
-        "help": "Show chunks of a document, in their order from chunk `first` on; `version` a former one that is still kept.",
+        "help": (
+            "Show chunks of a document, in their order from chunk `first` on; `version` a former one that is still kept. A "
+            "chunk may be named as it is cited: `DOC_chunk_N`."
+        ),
         "effect": False,
         "role": "read",
         "fields": {
