@@ -12207,7 +12207,8 @@ _MARKS = dict.fromkeys(range(0x300, 0x370))               # combining accents: "
 _LOCAL = threading.local()                                # a stemmer each thread: PyStemmer's are not shared
 
 
-# Scripts that put no blanks between words, or (Korean) hang what means little on them: Thai, Lao, Burmese, Khmer, kana, Han, Hangul
+# Scripts that put no blanks between words, or (Korean) hang what means little on them:
+# Thai, Lao, Burmese, Khmer, kana, Han, Hangul
 _UNSPACED = ("\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff"
              "\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff")
 _PICTURES = "\u2600-\u27bf\U0001f300-\U0001faff"          # emoji: each is a word
@@ -12717,7 +12718,7 @@ class VectorPack(Mapped):
 
 
 def waiting_chunks(catalog, most):
-    """Return up to `most` (number, text) of chunks that have no vector yet: the oldest first, what the system says of itself last."""
+    """Return up to `most` (number, text) of chunks that have no vector yet: the oldest first, the system's own last."""
     own = catalog.metadata_index["scope"].get("self", ())
     runs = itertools.chain((run for run in catalog.unembedded.items() if run[0] not in own),
                            (run for run in catalog.unembedded.items() if run[0] in own))
@@ -14240,7 +14241,8 @@ def search_(catalog, query, max_results=5, vector=None, terms=None, offset=0, me
     {"results": [{"chunk": {…}, "score", "why": {"words": {word: share of the query's idf}, "missing": [words that this
     chunk lacks], "mass", "rank_by_words", "rank_by_meaning", "similarity"}}], "mass": the greatest among the best chunks,
     "query_words", "unknown": [words that nothing that is looked at holds], "taken": {word that memory does not hold: the
-    nearest that it does, which was sought in its place, where typos are mended}}. The score is BM25, or from 0 to 1 with a vector.
+    nearest that it does, which was sought in its place, where typos are mended}}. The score is BM25, or from 0 to 1 with
+    a vector.
 
     where: fields of Where. terms: what parse_query made of the query. offset: how many of the best are left out. A query of
     stop words alone finds nothing (they are not indexed) and is no error: its `query_words` is 0. Equal

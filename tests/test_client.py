@@ -68,7 +68,10 @@ def test_every_argument_belongs_to_a_subcommand():
     assert set(batos.ARGUMENTS) <= set(batos.SUBCOMMANDS | batos.LOCAL_COMMANDS)
 
 
-@pytest.mark.parametrize("arguments", [["sing"], ["ask"], ["learn", "--tag"], ["cancel"], ["--nothing", "1"], ["cycles", "--limit", "x"]])
+NO_COMMANDS = [["sing"], ["ask"], ["learn", "--tag"], ["cancel"], ["--nothing", "1"], ["cycles", "--limit", "x"]]
+
+
+@pytest.mark.parametrize("arguments", NO_COMMANDS)
 def test_a_command_line_that_is_none_is_refused(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         batos.main(arguments)

@@ -82,7 +82,8 @@ def test_what_a_title_says_weighs_more(weighing):
 
 def fed():
     """Three documents say what the query says and `regulator`; one says only that; one of another matter is as near."""
-    told = {f"seed{n}": f"The governor of engine {word} is a regulator with two balls." for n, word in enumerate(("one", "two", "three"))}
+    words = enumerate(("one", "two", "three"))
+    told = {f"seed{n}": f"The governor of engine {word} is a regulator with two balls." for n, word in words}
     documents = filling() | told | {"other": "Two balls make a regulator.", "foreign": "Bread is baked in the oven."}
     vectors = {name: [1.0, 0.2, 0.0] for name in told} | {"other": [0.5, 0.5, 0.5], "foreign": [0.5, 0.5, 0.5]}
     return catalog_of(documents, vectors)
@@ -114,8 +115,8 @@ def test_no_words_are_added_to_codes_and_quotes():
 
 
 def test_a_turn_is_lifted_by_those_beside_it_and_a_conversation_has_its_own_idf(weighing):
-    turns = {"t0": "Shall we eat?", "t1": "Where did you put the keys?", "t2": "On the shelf.", "t3": "Good.", "t4": "On the shelf?",
-             "t5": "It rains again.", "t6": "Fine."}
+    turns = {"t0": "Shall we eat?", "t1": "Where did you put the keys?", "t2": "On the shelf.", "t3": "Good.",
+             "t4": "On the shelf?", "t5": "It rains again.", "t6": "Fine."}
     vectors = {name: [0.3, 0.3, 0.3] for name in turns} | {"t1": [1.0, 0.0, 0.0], "t2": [0.6, 0.1, 0.3], "t4": [0.6, 0.1, 0.3]}
     catalog = catalog_of(turns, vectors, "said", "home")
     ranked = found(catalog, "where are the keys", [1.0, 0.0, 0.0], conversation="home")
@@ -232,8 +233,8 @@ def test_segments_of_an_older_way_of_cutting_words_are_made_anew_by_a_merge():
 
 
 EXPRESSIONS = (("valve AND brass", {"a", "b"}), ("valve OR lamp", {"a", "b", "c"}), ("valve NOT old", {"a"}),
-               ('"old valve"', {"b"}), ("valve AND (open OR lamp)", {"a"}), ("bra* NOT lamp", {"a", "b"}), ("brass -open", {"b", "c"}),
-               ("valve lamp", set()), ("Valves", {"a", "b"}), ("l?mp", {"c"}))
+               ('"old valve"', {"b"}), ("valve AND (open OR lamp)", {"a"}), ("bra* NOT lamp", {"a", "b"}),
+               ("brass -open", {"b", "c"}), ("valve lamp", set()), ("Valves", {"a", "b"}), ("l?mp", {"c"}))
 
 
 def test_an_expression_finds_what_it_matches_and_nothing_else():
