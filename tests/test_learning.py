@@ -567,7 +567,7 @@ def test_watching_learns_what_changes_until_it_is_interrupted(learn, tmp_path, m
         assert re.fullmatch(r"changed since learnt on \d{4}-\d\d-\d\d", told)
         item = {"doc_id": str(path), "lines": [1, 1], "text": "The pump.", "pages": [3, 3]}
         [line, *_] = batos._told_answer({"answer": "a", "evidence": [item]}, {str(path): told})
-        assert line.startswith(f"[1] {path}:1, page 3 ({told})  The pump.")
+        assert line.startswith(f"[1] {batos._near(str(path))}:1, page 3 ({told})  The pump.")
 
 
 def test_what_is_learnt_of_the_system_itself_is_in_scope_self(learn, tmp_path, capsys):
