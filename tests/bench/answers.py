@@ -1,0 +1,150 @@
+"""Ask questions over manuals as people ask them, and count: right, partly, beside the point, refused, nearest.
+
+    python tests/bench/answers.py FOLDER [--only KIND] [--show]
+
+FOLDER holds what answers.txt names: the files of two packages of Debian, which apt-get download and dpkg -x give. A daemon
+with the embedded core and the embedder learns it and is asked each question. An answer is *right* where the sentence that it
+tells holds what is expected, *partly* where only its passages do, *beside* the point otherwise; a refusal is right where
+nothing answers. `nearest` are the replies that say that nothing says it outright; they are counted beside, by what they hold.
+"""
+
+import argparse
+import collections
+import contextlib
+import os
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import typing
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+import batos
+
+WAIT_S = 120.0
+UNANSWERABLE = ("near", "far")
+VERDICTS = ("right", "partly", "beside", "refused wrongly", "refused rightly", "failed")
+
+
+class Question(typing.NamedTuple):
+    """A question with what its answer must hold: one of `expected`, or nothing is to be answered."""
+
+    kind: str
+    text: str
+    expected: tuple
+    follows: bool
+
+
+def questions():
+    """Return the Questions of answers.txt."""
+    told = []
+    for line in (HERE / "answers.txt").read_text("utf-8").splitlines():
+        if line and not line.startswith("#"):
+            kind, text, expected, *_ = line.split(" | ")
+            wanted = () if expected == "-" else tuple(expected.split(" / "))
+            told.append(Question(kind, text.lstrip("+"), wanted, text.startswith("+")))
+    return told
+
+
+@contextlib.contextmanager
+def served():
+    """Give a Client of a daemon with core and embedder, both loaded."""
+    with tempfile.TemporaryDirectory() as folder:
+        endpoint = f"ipc://{folder}/bat"
+        env = {**os.environ, "BATOS_EMBEDDER": "auto", "BATOS_HEARTBEAT": "false"}
+        command = [sys.executable, str(HERE.parents[1] / "batos.py"), "--image", f"{folder}/image.fs", "--endpoint", endpoint]
+        daemon = subprocess.Popen(command, env=env, cwd=folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        try:
+            with batos.Client(endpoint, WAIT_S) as client:
+                while not loaded(client):
+                    time.sleep(0.5)
+                yield client
+        finally:
+            daemon.terminate()
+            daemon.wait()
+
+
+def loaded(client):
+    """Return whether core and embedder are ready; a daemon that does not listen yet is not."""
+    try:
+        health = client.call("health", timeout_s=5)["result"]
+    except batos.BatosError:
+        return False
+    return health["core"]["state"] == "ready" and health["embedder"]["state"] == "ready"
+
+
+def learn(client, folder):
+    """Have the files of a folder learnt, and wait for their vectors."""
+    command = [sys.executable, str(HERE.parents[1] / "batos.py"), "learn", str(folder), "--endpoint", client.endpoint]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    while client.call("health")["result"]["embedder"]["waiting"] != 0:
+        time.sleep(1)
+
+
+def ask(client, question, conversation):
+    """Return (the report of a question's cycle, seconds)."""
+    brief = {"type": "direct_synthesis", "selector": "answer_", "args": [question.text], "conversation": conversation}
+    started_s = time.perf_counter()
+    reply = client.call("initiate_cognitive_cycle", mission_brief=brief, wait=True, timeout_s=WAIT_S)
+    return reply["result"], time.perf_counter() - started_s
+
+
+def holds(text, wanted):
+    """Whether a text holds one of what is wanted, word by word."""
+    plain = " ".join(re.findall(r"[\w/.-]+", text.casefold()))
+    return any(" ".join(re.findall(r"[\w/.-]+", one.casefold())) in plain for one in wanted)
+
+
+def verdict(question, report):
+    """Return which of VERDICTS an answer is."""
+    if "answer" not in report:
+        return "failed"
+    passages = [item["text"] for item in report["evidence"]]
+    if not question.expected:
+        sure = passages and report.get("certainty", "sure") == "sure"
+        return "beside" if sure else "refused rightly"
+    if not passages and not holds(report["answer"], question.expected):
+        return "refused wrongly"
+    if holds(report["answer"], question.expected):
+        return "right"
+    return "partly" if holds(" ".join(passages), question.expected) else "beside"
+
+
+def words(report):
+    return sum(len(item["text"].split()) for item in report.get("evidence", ()))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--only")
+    parser.add_argument("--show", action="store_true")
+    how = parser.parse_args()
+    counts, kinds, times, lengths, talk, nearest = collections.Counter(), collections.defaultdict(collections.Counter), [], [], 0, 0
+    with served() as client:
+        learn(client, how.folder)
+        for question in questions():
+            if how.only and question.kind != how.only:
+                continue
+            talk += not question.follows
+            report, seconds = ask(client, question, f"bench-{talk}")
+            told = verdict(question, report)
+            counts[told] += 1
+            kinds[question.kind][told] += 1
+            nearest += report.get("certainty") == "nearest"
+            times.append(seconds)
+            lengths += [words(report)] if report.get("evidence") else []
+            if how.show:
+                print(f"{told:16} {question.kind:8} {question.text}\n    {report.get('answer', report.get('reason'))}", flush=True)
+    for kind, told in kinds.items():
+        print(f"{kind:10}", ", ".join(f"{name} {count}" for name, count in told.items()))
+    print("all       ", ", ".join(f"{name} {counts[name]}" for name in VERDICTS), f"of {sum(counts.values())};", f"nearest {nearest}")
+    print(f"words of all passages, median: {statistics.median(lengths):.0f}; seconds, median: {statistics.median(times):.1f}")
+
+
+if __name__ == "__main__":
+    main()
