@@ -419,12 +419,12 @@ SETTINGS = {row.name: row for row in (
     Setting("missions_max", 10_000, "missions", "missions that wait or run; more are refused as Busy"),
     Setting("missions_kept", 10_000, "missions", "ended missions that list_cycles remembers"),
     Setting("journal_days", 7.0, "days", "journals of ended missions are kept so long"),
-    Setting("evidence_chunks", 4, "chunks", "passages that one recall looks into"),
-    Setting("evidence_sentences", 4, "sentences", "sentences that one recall offers, 1 to 8"),
+    Setting("evidence_chunks", 8, "chunks", "passages that one recall looks into"),
+    Setting("evidence_sentences", 3, "passages", "passages that an answer tells, each round the sentence that answers, 1 to 8"),
     Setting("semantic_chunk_kb", 4.0, "kB", "smaller documents are cut where their meaning changes, others by words"),
     Setting("self_knowledge", True, "true or false", "index the README and the docstrings of batos.py, with scope self"),
     Setting("relevance", 0.55, "share", "share of a question's idf mass that the best chunk must hold"),
-    Setting("similarity", 0.62, "cosine", "or how near the best sentence must be to the question"),
+    Setting("similarity", 0.62, "cosine", "or how near the best passage must be to the question"),
     Setting("pending_max", 1024, "requests", "accepted requests at work; more are refused as Busy"),
     Setting("client_pending_max", 256, "requests", "the same for one client: a key, or a connection without one"),
     Setting("client_rate", 0.0, "requests/s",
@@ -9998,6 +9998,197 @@ def embedder_fingerprint(folder):
     return EMBEDDER if found == EMBEDDER_FILES else digest(json.dumps(found, sort_keys=True).encode())
 
 
+# The reader: which of some passages answers a question, and which span does
+
+READER_FILE, READER_CARD = "reader.safetensors", "reader.json"
+READER_TOKENS = 160                # of a question with a passage; the rest of the passage is not read
+READER_SPAN_TOKENS = 40            # a longer answer is not pointed to
+
+
+def reader_text(heading: str, text: str) -> str:
+    """Return a passage as the reader is given it: under the names of what it stands in."""
+    return f"{heading}: {text}" if heading else text
+
+
+def best_span(starts, ends, offsets, ahead):
+    """Return (first, last) characters of a passage that likeliest answer: a start and an end not far behind it.
+
+    starts, ends: the scores of each token. offsets: its characters in `reader_text`, of which `ahead` are the heading.
+    """
+    inside = [at for at, (left, right) in enumerate(offsets) if starts[at] > -1e3 and left >= ahead and right > left]
+    best, found = -math.inf, (0, 0)
+    for place, first in enumerate(inside):
+        within = inside[place:place + READER_SPAN_TOKENS]
+        last = max(within, key=ends.__getitem__)
+        if starts[first] + ends[last] > best:
+            best, found = starts[first] + ends[last], (first, last)
+    return max(0, offsets[found[0]][0] - ahead), max(0, offsets[found[1]][1] - ahead)
+
+
+READER_BORROWS = re.compile(r"\.embeddings\.|\.layer\.[0-2]\.")         # weights that are the embedder's own
+READER_LOWER = 3                   # layers
+
+
+class ReaderModel:
+    """MiniLM over a question and a passage, with two heads: does it answer, and where does the answer begin and end.
+
+    Its embeddings and its lower layers are the catalog's embedder's; the upper ones and the heads were trained anew
+    (`seed_core/train_reader.py`).
+    """
+
+    def __init__(self, encoder, parts):
+        self.encoder, self.parts = encoder, parts        # parts: a ModuleDict of the encoder and both heads
+        for name, weights in parts.named_parameters():
+            weights.requires_grad = not READER_BORROWS.search(name)
+
+    def __call__(self, tokens):
+        """Return (a score each passage, start scores, end scores), of what a tokenizer made of pairs. Scores are logits."""
+        return self.upper(self.lower(tokens), tokens)
+
+    def lower(self, tokens):
+        """Return what the embedder's own layers make of tokens: a vector each."""
+        import torch
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            hidden = self.encoder.embeddings(input_ids=tokens["input_ids"], token_type_ids=tokens["token_type_ids"])
+            return self._through(hidden, tokens, slice(READER_LOWER))
+
+    def _through(self, hidden, tokens, layers):
+        mask = tokens["attention_mask"][:, None, None, :].bool()
+        for layer in self.encoder.encoder.layer[layers]:
+            hidden = layer(hidden, mask)
+        return hidden
+
+    def upper(self, hidden, tokens):
+        """Return what a call does, of what the lower layers made."""
+        import torch
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            hidden = self._through(hidden, tokens, slice(READER_LOWER, None))
+        hidden, mask = hidden.float(), tokens["attention_mask"][..., None].float()
+        mean = (hidden * mask).sum(1) / mask.sum(1)
+        answers = self.parts["answers"](torch.cat([hidden[:, 0], mean], 1))[:, 0]
+        of_passage = tokens["token_type_ids"].bool() & tokens["attention_mask"].bool()
+        spans = self.parts["spans"](hidden).masked_fill(~of_passage[..., None], -1e4)
+        return answers, spans[..., 0], spans[..., 1]
+
+    def trained(self):
+        """Return the weights that are mine, not the embedder's."""
+        return [weights for weights in self.parts.parameters() if weights.requires_grad]
+
+    def train(self):
+        """Learn from now on, with dropout."""
+        self.parts.train()
+
+    def eval(self):
+        """Judge from now on."""
+        self.parts.eval()
+
+    def state_dict(self):
+        """Return {name: weights}, the embedder's too."""
+        return self.parts.state_dict()
+
+    def load_state_dict(self, state, strict=True):
+        """Take weights by name."""
+        self.parts.load_state_dict(state, strict)
+
+
+def new_reader_model(folder):
+    """Return (a ReaderModel whose heads know nothing yet, its tokenizer), from the embedder's folder."""
+    import torch
+    models = need("transformers", "reading")
+    with LOADING:
+        encoder = models.AutoModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True,
+                                                   add_pooling_layer=False)
+    tokenizer = models.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    width = encoder.config.hidden_size
+    heads = {"encoder": encoder, "answers": torch.nn.Linear(2 * width, 1), "spans": torch.nn.Linear(width, 2)}
+    return ReaderModel(encoder, torch.nn.ModuleDict(heads)), tokenizer
+
+
+def write_reader(model, folder, card):
+    """Write a reader's weights, eight bits each with a scale a row, and its card with their SHA-256."""
+    import torch
+    safe = need("safetensors.torch", "writing the reader")
+    tensors = {}
+    for name, weights in model.state_dict().items():
+        if READER_BORROWS.search(name) or not weights.is_floating_point():
+            continue
+        if weights.ndim < 2:
+            tensors[name] = weights.half().contiguous()
+            continue
+        scale = weights.abs().amax(1, keepdim=True).clamp(min=1e-8) / 127
+        tensors[name] = (weights / scale).round().to(torch.int8).contiguous()
+        tensors[f"{name}:scale"] = scale.float().contiguous()
+    path = pathlib.Path(folder) / READER_FILE
+    safe.save_file(tensors, path)
+    told = card | {"embedder": EMBEDDER, "sha256": _file_hash(path, "sha256"), "bytes": path.stat().st_size}
+    path.with_name(READER_CARD).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+def read_reader_weights(model, path):
+    """Give a ReaderModel the weights that `write_reader` wrote."""
+    safe = need("safetensors.torch", "reading the reader's weights")
+    tensors = safe.load_file(path)
+    state = {}
+    for name, weights in tensors.items():
+        if name.endswith(":scale"):
+            continue
+        scale = tensors.get(f"{name}:scale")
+        state[name] = weights.float() if scale is None else weights.float() * scale
+    model.load_state_dict(state, strict=False)
+
+
+def installed_reader():
+    """Return the folder with the reader's weights, or None where there are none."""
+    folder = pathlib.Path(__file__).resolve().parent / "seed_core"
+    return folder if (folder / READER_FILE).is_file() else None
+
+
+class Reader:
+    """What judges passages. It loads behind the embedder, on its thread, and judges where it is asked.
+
+    `state` is "off", "ready" or "failed"; `threshold` is the worth from which on a passage is taken to answer.
+    """
+
+    def __init__(self):
+        self.state, self.threshold = "off", 0.5
+        self._model, self._tokenizer, self._using = None, None, threading.Lock()
+
+    def load(self, embedder_folder, folder):
+        """Read my weights and my card from a folder; what they lack is the embedder's. A fault of theirs only leaves me out."""
+        try:
+            card = json.loads((folder / READER_CARD).read_text(encoding="utf-8"))
+            if card["sha256"] != _file_hash(folder / READER_FILE, "sha256"):
+                raise ConfigError(f"{folder / READER_FILE} is not what {READER_CARD} tells of; take both from one version")
+            model, tokenizer = new_reader_model(embedder_folder)
+            read_reader_weights(model, folder / READER_FILE)
+            model.eval()
+            self._model, self._tokenizer, self.threshold = model, tokenizer, card["threshold"]
+            self.state = "ready"
+        except Exception as error:                       # a boundary: words and meaning serve on
+            self.state = "failed"
+            log_core.error("passages are chosen without the reader: %s", first_line(error))
+
+    def judge(self, question, passages):
+        """Return [(worth 0 to 1, (first, last) characters that answer)], one for each (heading, text); [] unless ready."""
+        if self.state != "ready" or not passages:
+            return []
+        import torch
+        texts = [reader_text(*passage) for passage in passages]
+        with self._using, torch.no_grad():
+            tokens = self._tokenizer([question] * len(texts), texts, truncation="only_second", max_length=READER_TOKENS,
+                                     padding=True, return_offsets_mapping=True, return_tensors="pt")
+            answers, starts, ends = self._model(tokens)
+        worths = torch.sigmoid(answers).tolist()
+        spans = []
+        for row, (text, passage) in enumerate(zip(texts, passages, strict=True)):
+            offsets, ahead = tokens["offset_mapping"][row].tolist(), len(text) - len(passage[1])
+            spans.append(best_span(starts[row].tolist(), ends[row].tolist(), offsets, ahead))
+        return list(zip(worths, spans, strict=True))
+
+
+# The embedder
+
+
 class Embedder:
     """The model that turns texts into vectors of length 1. It loads on a thread of its own; texts are embedded where asked.
 
@@ -10009,6 +10200,7 @@ class Embedder:
         self.progress = "searches go by words alone: --embedder none"
         self._model, self._thread, self._using, self._kept = None, None, threading.Lock(), {}
         self._asking = set()                             # threads that want vectors at once
+        self.reader = Reader()
 
     def start(self, ready=lambda: None):
         """Begin to load in the background; `ready()` is called in that thread."""
@@ -10035,10 +10227,17 @@ class Embedder:
             self._take_faster_type()
             self.state, self.progress = "ready", f"the embedder {self.name} is ready"
             ready()
+            self._load_reader(folder)
         except BaseException as error:                   # a boundary: words alone serve on
             error = caught(error)
             self.state, self.progress = "failed", f"searches go by words alone: {first_line(error)}"
             log_core.error("%s", self.progress, exc_info=not isinstance(error, BatosError))
+
+    def _load_reader(self, folder):
+        """Load the reader, which was trained on EMBEDDER and reads with no other."""
+        found = installed_reader()
+        if found is not None and self.name == EMBEDDER:
+            self.reader.load(folder, found)
 
     def _take_faster_type(self):
         """Compute in bfloat16 where this processor is faster with it; vectors of both are the same to four digits."""
@@ -11429,11 +11628,42 @@ def _ranks_of_cuts(text, runs, likeness):
     return [bisect.bisect_left(order, one) / len(order) for one in alike]
 
 
+# What Punkt takes for a sentence though it only numbers the next one.
+_LABEL = re.compile(r"\W{0,3}(?:(?:(?:chapter|section|appendix|part|figure|table|step)\s+)?\d{1,3}(?:\.\d{1,3}){0,5}[.)]|"
+                    r"(?:yes|no)[.!])", re.IGNORECASE)
+_PLAIN_WORD = re.compile(r"[(\"'\u201c]?[A-Za-z'\u2019-]+[.,;:!?)\"'\u201d]*")
+
+
+def _whole_sentences(text, start, end):
+    """Return the spans of sentences: a number stands with what it numbers, the end of a bracket with its beginning."""
+    spans = []
+    for first, last in _sentence_spans(text, start, end):
+        goes_on = text[first] in "),;:" or spans and _LABEL.fullmatch(text, *spans[-1])
+        if spans and goes_on:
+            spans[-1] = spans[-1][0], last
+        else:
+            spans.append((first, last))
+    return spans
+
+
+def _reads_as_prose(text):
+    """Whether lines that are indented are those of a text, not of a program."""
+    words = text.split()
+    plain = [word for word in words if _PLAIN_WORD.fullmatch(word)]
+    return len(words) >= 8 and len(plain) >= 0.8 * len(words)
+
+
+def _heading_spans(text, start, end):
+    return _spans(text, (start, end))
+
+
 def _quotable(text, block):
     if block.kind == "list":
         items = _item_spans(text, block.start, block.end)
-        return [span for item in items for span in _sentence_spans(text, *item)]
-    coarse = {"prose": _sentence_spans, "heading": lambda text, start, end: _spans(text, (start, end))}
+        return [span for item in items for span in _whole_sentences(text, *item)]
+    if block.kind == "code" and _reads_as_prose(text[block.start:block.end]):
+        return _whole_sentences(text, block.start, block.end)
+    coarse = {"prose": _whole_sentences, "heading": _heading_spans}
     return coarse.get(block.kind, _line_spans)(text, block.start, block.end)
 
 
@@ -11444,7 +11674,7 @@ def sentences(text, first_line=1, header=""):
     A sentence that is wrapped in the source keeps its line ends. header: of a row of a table, the row that names its columns;
     of that row itself it is the same text. The argument is that of the table with whose rows the chunk begins.
     """
-    lines, found = _Lines(text), []
+    lines, found = _Lines(text.replace("\xa0", " ")), []
     for block in _blocks(lines, "markdown"):
         named = header if header and block.start == 0 else _header_of(text, block)
         headed = {"header": named} if block.kind == "table" else {}
@@ -14309,56 +14539,110 @@ def fold(results):
     return [row for _, row in kept]
 
 
-# Evidence: the sentences that an answer may quote
+# Evidence: the passages that an answer tells
+#
+# A passage is some sentences of a chunk that stand together: neighbours, items of a list, rows of a table, lines of code. What
+# announces something ("There are two ways:") is told with what it announces. In each passage the sentence that answers is
+# marked, and its span where the reader pointed to one.
 
-EVIDENCE_FLOOR = 0.6               # what holds less of the query's weight than this share of the best is not offered
+PASSAGES_MOST = 3                  # that an answer tells, from different places
+PASSAGE_WORDS = 60                 # of a passage that is told
+QUOTE_WORDS = 40                   # of the sentence that is told; the passage beside it has all of it
+DENSE_WORDS = 12                   # of a longer sentence, those that hold most of the question stand in its quote
+READ_WORDS = 70                    # of a passage that is judged; they overlap by half
+WEIGHED_MOST = 20                  # passages whose meaning is looked at
+JUDGED_MOST = 10                   # of these, that are read
+MARKED_MOST = 6                    # and whose sentences are compared
+KEPT_SHARE = 0.6                   # what is judged worth less than this share of the best is not told
+NEARLY_SAME_SHARE = 0.7                  # of the words of two passages that both hold, from which on one of them is told
+KNOWN_NOWHERE = 0.35               # what a word that nothing holds weighs beside others, where it is asked what comes near
+NEAR_MASS, NEAR_SIMILARITY = 0.5, 0.4                    # from when on what was found is told as the nearest
+
+# Words by which people say how they are, or when: what is told to them is not found by these.
+FEELINGS = frozenset(
+    "feel feels feeling felt sad sadness happy unhappy glad angry anger afraid scared fear lonely alone love loved hate miss "
+    "missed missing cry cried crying died dead death lost lose hurt hurts pain grief worry worried anxious nervous stressed "
+    "tired exhausted upset frustrated frustration hopeless desperate ashamed guilty sorry proud excited joy wonderful "
+    "terrible awful horrible broken heart heartbroken depressed overwhelmed jealous bored confused grateful thankful hope wish "
+    "today yesterday tomorrow tonight monday tuesday wednesday thursday friday saturday sunday week day days night morning "
+    "really just still always never again please help okay ok hi hello thanks thank much lot bit thing things".split())
+_FIRST_PERSON = re.compile(r"\b(i|i'm|im|i've|me|my|we|our)\b", re.IGNORECASE)
+_MOODS = re.compile(
+    r"\b(feel|feeling|felt|sad|happy|unhappy|angry|afraid|scared|lonely|love|hate|miss|cry|crying|cried|died|hurts?|grief|"
+    r"worried|anxious|nervous|stressed|exhausted|upset|frustrated|hopeless|desperate|ashamed|guilty|proud|excited|"
+    r"heartbroken|depressed|overwhelmed|jealous|grateful)\b", re.IGNORECASE)
 
 
-def _weight_of(weights, words):
-    """Return the summed weight of the words that are among `words`."""
-    return sum([weight for word, weight in weights.items() if word in words])
+def is_feeling(text):
+    """Whether somebody says how she feels: of herself, with a word of feeling."""
+    told = text.replace("’", "'")
+    return bool(_FIRST_PERSON.search(told) and _MOODS.search(told)) and not told.rstrip().endswith("?")
 
 
-def _evidence(told, chunk):
-    return {"text": told.text, "doc_id": chunk["doc_id"], "version": chunk["version"],
-            "chunk_id": chunk["chunk_id"], "chunk_index": chunk["chunk_index"], "lines": [told.line, told.last],
-            "headings": chunk["headings"], **_pages_of(chunk["metadata"], told.line, told.last)}
+class Telling(typing.NamedTuple):
+    """A sentence that says something of its own: where it stands in its chunk, and its words."""
+
+    text: str
+    line: int
+    start: int
+    run: int                      # which sentences of a chunk have no heading between them
+    header: str                   # of a row of a table: the row that names its columns, else ""
+    words: frozenset
+    words_with_headings: frozenset
+
+    @property
+    def size(self):
+        """How many words I have."""
+        return len(self.text.split())
+
+    @property
+    def announces(self):
+        """Whether what I say goes on in what follows."""
+        return not self.header and goes_on(self.text)
+
+    @property
+    def asks(self):
+        """Whether I am a question, or refer to one."""
+        return self.text.rstrip(")\"'\u201d. ").endswith("?")
 
 
-class Recall(typing.NamedTuple):
-    """How evidence is sought: in how many chunks, how many sentences, and from when on memory holds an answer."""
-
-    chunks: int = 4
-    sentences: int = 4
-    mass: float = 0.55            # of the best chunk
-    similarity: float = 0.62      # of the best sentence
-    embedder: Embedder = Embedder()
-    offer: typing.Callable = lambda kind, text, among=None: []     # what the core's router offers for a text
-    writes: typing.Callable = lambda: False              # whether the core is a model that can be asked anything
-    settings: argparse.Namespace | None = None
+def goes_on(text):
+    """Whether a sentence goes on in what follows it: a colon says so, or no end at all, as before a command."""
+    text = text.rstrip()
+    return text.endswith(":") or not _ENDED.search(text) and _reads_as_prose(text)
 
 
-def find_evidence(catalog, query, recall, focus="", places=({},)):
-    """Return what memory holds for a query: {"relevant", "mass", "unknown", "evidence": up to `recall.sentences` sentences}.
+_ENDED = re.compile(r"[.!?\u2026][)\"'\u201d\u2019]*$")
+# A title with its number, as tables of contents have them; and cells without text, as bars of navigation have them.
+_TITLE = re.compile(r"\W{0,3}(?:chapter\s\w{1,4}\.\s|\d{1,3}(?:\.\d{1,3}){1,5}\.\s|table of contents\b)|"
+                    r".*\s\d{1,3}(?:\.\d{1,3}){1,5}\.$", re.IGNORECASE | re.DOTALL)
+_BAR = re.compile(r"\|\s*(?:\||$)")
 
-    Each sentence is {"text" (verbatim), "doc_id", "version", "chunk_id", "chunk_index", "lines": [first, last],
-    "headings", "share" (0 to 1, of the query's idf mass; with an embedder the mean of that and its similarity)}, taken from
-    the best chunks for the query and for `focus`, which are some of its words and count half as much again, in each of the
-    places (fields of Where). The greatest share comes first; words in the headings above count half.
-    """
-    vector, asked = recall.embedder.query(query), _prepared(catalog, query)
-    outcomes = [search_(catalog, query, recall.chunks, vector, **where) for where in places]
-    near = [search_(catalog, focus, recall.chunks, recall.embedder.query(focus), **where) for where in places if focus.strip()]
-    rows = {row["chunk"]["chunk_id"]: row for outcome in (*outcomes, *near) for row in outcome["results"]}
-    mass = max(outcome["mass"] for outcome in outcomes)
-    unknown = [word for word in outcomes[0]["unknown"] if all(word in outcome["unknown"] for outcome in outcomes)]
-    told = list({one.text: (one, row) for row in rows.values() for one in _tellings(row["chunk"])}.values())
-    shares, nearest = _shares(asked, words_of(focus), vector, told, recall.embedder)
-    best = heapq.nlargest(recall.sentences, zip(shares, told, strict=True), key=lambda pair: pair[0])    # equal ones in order
-    evidence = [_evidence(one, row["chunk"]) | {"share": round(share, 2)} for share, (one, row) in best
-                if share >= EVIDENCE_FLOOR * best[0][0]]
-    relevant = mass >= recall.mass or nearest >= recall.similarity
-    return {"relevant": relevant and bool(evidence), "mass": mass, "unknown": unknown, "evidence": evidence}
+
+def _tells(text, headings, header):
+    """Whether a sentence says something of its own: a heading, a line of marks or a bar of navigation does not."""
+    if not re.search(r"\w", text) or _ATX.match(text) or text.strip() in headings:
+        return False
+    return bool(header) or not (_TITLE.match(text) or _BAR.search(text))
+
+
+@functools.lru_cache(maxsize=1024)
+def telling(text, line, headings, header=""):
+    """Return a Telling for each sentence of a chunk. A chunk never changes, so they are kept for the latest 1,024."""
+    told, at, run = [], 0, 0
+    for one in sentences(text, line, header):
+        said, named = one["text"], one.get("header", "")
+        start = text.index(said, at)
+        at = start + len(said)
+        if named and said.startswith(named):             # it names the columns of what follows
+            continue
+        if not _tells(said, headings, named):
+            run += 1
+            continue
+        words = frozenset(words_of(f"{named} {said}"))
+        with_headings = words.union(words_of(" ".join(headings)))
+        told.append(Telling(said, one["line"], start, run, named, words, with_headings))
+    return tuple(told)
 
 
 def _tellings(chunk):
@@ -14367,54 +14651,435 @@ def _tellings(chunk):
     return [one for one in told if chunk["scope"] != "said" or is_statement(one.text)]
 
 
-def _shares(asked, focused, vector, told, embedder):
-    """Return (the share of each Telling, the greatest similarity among them)."""
-    weights = {word: weight * (1.5 if word in focused else 1) for word, weight in asked.weights.items()}
-    total = sum(weights.values()) or 1.0
-    shares = [(_weight_of(weights, one.words) + _weight_of(weights, one.words_with_headings)) / 2 / total for one, _ in told]
-    vectors = {} if vector is None else embedder.queries([one.text for one, _ in told])
-    cosines = [max(0.0, float(vector @ vectors[one.text])) for one, _ in told if vectors]
-    if cosines:
-        shares = [(share + cosine) / 2 for share, cosine in zip(shares, cosines, strict=True)]
-    left = [RANKING.superseded if row["superseded_by"] else 1.0 for _, row in told]
-    return [share * part for share, part in zip(shares, left, strict=True)], max(cosines, default=0.0)
+class Window(typing.NamedTuple):
+    """Sentences first to last - 1 of a search's result, which stand together."""
+
+    row: dict
+    tellings: tuple               # of the whole chunk
+    first: int
+    last: int
+
+    @property
+    def told(self):
+        """My Tellings."""
+        return self.tellings[self.first:self.last]
+
+    @property
+    def start(self):
+        """Where I begin in the chunk's text."""
+        return self.tellings[self.first].start
+
+    @property
+    def text(self):
+        """What I say, verbatim."""
+        last = self.tellings[self.last - 1]
+        return self.row["chunk"]["text"][self.start:last.start + len(last.text)]
+
+    @property
+    def heading(self):
+        """The names of what I stand in."""
+        return " > ".join(self.row["chunk"]["headings"])
+
+    @property
+    def reading(self):
+        """What I say, under the names of what I stand in."""
+        return reader_text(self.heading, self.text)
+
+    def words(self):
+        """Return my words, with those of the headings."""
+        return frozenset().union(*[one.words_with_headings for one in self.told])
 
 
-def _tells(text, headings):
-    """Whether a sentence says something of its own: a heading or a line of marks does not."""
-    return bool(re.search(r"\w", text)) and not _ATX.match(text) and text.strip() not in headings
+def _windows_of(row):
+    """Return the Windows of a result: up to READ_WORDS, each beginning amid the one before; none across a heading."""
+    tellings, found, first = tuple(_tellings(row["chunk"])), [], 0
+    while first < len(tellings):
+        last = _reach(tellings, first)
+        found.append(Window(row, tellings, first, last))
+        at_end = last == len(tellings) or tellings[last].run != tellings[first].run
+        first = last if at_end else max(first + 1, (first + last + 1) // 2)
+    return found
 
 
-class Telling(typing.NamedTuple):
-    """A sentence that says something of its own, with its first and last line and its words; a row under its table's header."""
+def _reach(tellings, first):
+    """Return up to where the sentences from `first` on make one Window."""
+    last, left = first + 1, READ_WORDS - tellings[first].size
+    while last < len(tellings) and tellings[last].run == tellings[first].run and tellings[last].size <= left:
+        left -= tellings[last].size
+        last += 1
+    return last
+
+
+def _grown(window, marked):
+    """Return the Window around a sentence that is told: its neighbours after and before in turn, up to PASSAGE_WORDS.
+
+    What announces is followed by what it announces, and an item is told with what announces its list. A row of a table is
+    told alone, under the table's header.
+    """
+    tellings, one = window.tellings, window.tellings[marked]
+    if one.header:
+        return Window(window.row, tellings, marked, marked + 1)
+    first, last, left = _announcing(tellings, marked), marked + 1, PASSAGE_WORDS - one.size
+    left -= sum([before.size for before in tellings[first:marked]])
+    grows, backwards = True, False
+    while grows:
+        grows = False
+        for backwards in (False, True):
+            at = first - 1 if backwards else last
+            if backwards and one.announces or not _joins(tellings, at, one, left):
+                continue
+            left -= tellings[at].size
+            first, last, grows = (at, last, True) if backwards else (first, at + 1, True)
+    return Window(window.row, tellings, first, last)
+
+
+def _joins(tellings, at, one, left):
+    """Whether the sentence `at` is told beside another: of the same run, and there is room."""
+    return 0 <= at < len(tellings) and tellings[at].run == one.run and tellings[at].size <= left
+
+
+def _announcing(tellings, marked):
+    """Return which sentence announces the list that the marked one stands in; itself where it stands in none."""
+    one, room = tellings[marked], PASSAGE_WORDS - tellings[marked].size
+    if not _ITEM.match(one.text):
+        return marked
+    for at in range(marked - 1, -1, -1):
+        room -= tellings[at].size
+        if tellings[at].run != one.run or room < 0:
+            return marked
+        if tellings[at].announces:
+            return at
+    return marked
+
+
+# What kind of answer a question wants
+#
+# A question that begins so is answered by a sentence that holds such a thing, beyond what the question itself names. Where a
+# question is of none of these kinds nothing is expected.
+
+_NUMBER_TOLD = re.compile(
+    r"\d|\b(?:no|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w{3,5}teen|twenty|thirty|forty|fifty|sixty|"
+    r"seventy|eighty|ninety|dozen|hundred|thousand|million|once|twice|half|none)\b", re.IGNORECASE)
+_TIME_TOLD = re.compile(
+    r"\b(?:\d{1,2}[:.]\d\d|\d+(?:st|nd|rd|th)|jan(?:uary)?|feb(?:ruary)?|march|april|may|june?|july?|aug(?:ust)?|sept(?:ember)?|"
+    r"oct(?:ober)?|nov(?:ember)?|dec(?:ember)?|(?:mon|tues|wednes|thurs|fri|satur|sun)day|spring|summer|autumn|winter|noon|midnight|"
+    r"morning|evening|night|century|today|yesterday|tomorrow|ago|until|before|after|once|since|every|daily|weekly|monthly|yearly|"
+    r"always|never)\b|\d", re.IGNORECASE)
+_NAME_TOLD = re.compile(r"(?<=[\w,;:(\"\u201c] )[A-Z][\w'-]+|\b[A-Z][\w'-]+(?= [A-Z(])")
+_REASON_TOLD = re.compile(
+    r"\b(?:because|since|due to|so that|in order to|reasons?|therefore|thus|cause[sd]?|as|owing|otherwise|avoid|to \w+|"
+    r"for \w+ing|which means|result)\b", re.IGNORECASE)
+
+
+class Expected(typing.NamedTuple):
+    """What a question of a kind is answered by. Where it is `needed`, what holds none of it is no answer."""
+
+    asks: re.Pattern
+    holds: re.Pattern
+    needed: bool
+
+
+EXPECTED = (
+    Expected(re.compile(r"\bhow (?:many|much|long|old|far|often|big|large|tall|high|deep|heavy|fast|wide)\b|"
+                        r"\bwhat (?:number|percentage|amount|age)\b", re.IGNORECASE), _NUMBER_TOLD, True),
+    Expected(re.compile(r"\bwhen\b|\b(?:what|which) (?:year|date|day|month|century|time)\b", re.IGNORECASE), _TIME_TOLD, True),
+    Expected(re.compile(r"^\W*(?:and |so )?who(?:m|se)?\b|\bwhich (?:company|person|people|author|country|city)\b",
+                        re.IGNORECASE), _NAME_TOLD, True),
+    Expected(re.compile(r"^\W*(?:and |so )?why\b", re.IGNORECASE), _REASON_TOLD, False),
+)
+_DEFINED_BY = r"{}(?:\W+\w+){{0,4}}?\W+(?:is|are|was|were|means?|refers?|stands?|denotes?|consists?)\b"
+_DEFINES = re.compile(r"^\W*(?:what|who) (?:is|are|was|were|does|do) (?:(?:the|a|an|word|term) ){0,3}(.{2,60}?)"
+                      r"(?: mean| stand for)?\W*$", re.IGNORECASE)
+
+
+def expected_in(question):
+    """Return the Expected of a question, or None where its kind is not known."""
+    kind = next((kind for kind in EXPECTED if kind.asks.search(question)), None)
+    defines = _DEFINES.match(question)
+    if kind is None and defines:
+        holds = re.compile(_DEFINED_BY.format(re.escape(defines[1])), re.IGNORECASE)
+        return Expected(_DEFINES, holds, False)
+    return kind
+
+
+class Asked(typing.NamedTuple):
+    """A question, as passages are judged by it."""
 
     text: str
-    line: int
-    last: int
-    words: frozenset
-    words_with_headings: frozenset
+    weights: dict                 # {word: idf}; those of the focus half as much again
+    spelt: dict                   # {word: spelling in the question}
+    expected: Expected | None
+
+    def share(self, words):
+        """Return what share of my words' weight is among words, 0 to 1."""
+        return _weight_of(self.weights, words) / (sum(self.weights.values()) or 1.0)
+
+    def is_answered_by(self, text):
+        """Whether a text holds what is expected, other than what I name myself."""
+        own = self.text.casefold()
+        found = [match[0].casefold() for match in self.expected.holds.finditer(text)]
+        return any(self.expected.asks is _DEFINES or held not in own for held in found)
+
+    def needs_more_than(self, texts):
+        """Whether I ask for a number, a time or a name that none of the texts holds."""
+        needed = self.expected is not None and self.expected.needed
+        return needed and not any(map(self.is_answered_by, texts))
 
 
-@functools.lru_cache(maxsize=1024)
-def telling(text, line, headings, header=""):
-    """Return a Telling for each sentence of a chunk. A chunk never changes, so they are kept for the latest 1,024."""
+def _asked(catalog, query, focus):
+    """Return a query as Asked."""
+    found, focused = _prepared(catalog, query), words_of(focus)
+    weights = {word: weight * (1.5 if word in focused else 1) for word, weight in found.weights.items()}
+    return Asked(query, weights, found.spelt, expected_in(query))
+
+
+class Judged(typing.NamedTuple):
+    """A Window with what it is worth as an answer, 0 to 1; which of its chunk's sentences answers, and by which characters."""
+
+    window: Window
+    worth: float
+    marked: int
+    span: tuple | None = None     # of the chunk's text
+    near: float = 0.0             # the cosine between it and the question
+    sure: bool | None = None      # whether the reader says that it answers; None where none was asked
+
+
+class Recall(typing.NamedTuple):
+    """How evidence is sought: in how many chunks, how many passages, and from when on memory holds an answer."""
+
+    chunks: int = 8
+    passages: int = PASSAGES_MOST
+    mass: float = 0.55            # of the best chunk
+    similarity: float = 0.62      # of the best passage
+    embedder: Embedder = Embedder()
+    offer: typing.Callable = lambda kind, text, among=None: []     # what the core's router offers for a text
+    writes: typing.Callable = lambda: False              # whether the core is a model that can be asked anything
+    settings: argparse.Namespace | None = None
+
+
+def find_evidence(catalog, query, recall, focus="", places=({},)):
+    """Return what memory holds for a query: {"relevant", "certainty", "mass", "unknown", "evidence": the passages, best first}.
+
+    Each passage is {"text" (verbatim), "doc_id", "version", "chunk_id", "chunk_index", "lines": [first, last], "headings",
+    "mark": [first, last] characters of the text that answer it, "span": likewise of the answer itself or None, "share": what it
+    is worth, 0 to 1}. They are sought by the query, by `focus`, some of its words, which count half as much again, and by each
+    of two things that it compares, in each of the places (fields of Where). The reader chooses among the best where it is
+    ready; else words and meaning do.
+
+    certainty: "sure" (then it is `relevant`), "nearest" where nothing says it outright, "none".
+    """
+    vector, asked = recall.embedder.query(query), _asked(catalog, query, focus)
+    things = things_compared(query)
+    outcomes = [search_(catalog, query, recall.chunks, vector, **where) for where in places]
+    more = [text for text in (focus, *things) if text.strip()]
+    beside = [search_(catalog, text, recall.chunks, recall.embedder.query(text), **where) for text in more for where in places]
+    rows = {row["chunk"]["chunk_id"]: row for outcome in (*outcomes, *beside) for row in outcome["results"]}
+    unknown = [word for word in outcomes[0]["unknown"] if all(word in outcome["unknown"] for outcome in outcomes)]
+    windows = _each_once([window for row in rows.values() for window in _windows_of(row)])
+    judged = _judged(asked, vector, windows, recall)
+    evidence = [_evidence(one) for one in _different(judged, things, recall)]
+    mass = max([outcome["mass"] for outcome in outcomes])
+    certainty = _certainty(asked, unknown, mass, judged, evidence, recall) if evidence else "none"
+    return {"relevant": certainty == "sure", "certainty": certainty, "mass": mass, "unknown": unknown,
+            "evidence": evidence if certainty != "none" else []}
+
+
+_COMPARES = re.compile(
+    r"\b(?:compare|differen(?:ce|t)s?(?: between| of)?|versus|vs\.?|better|rather|prefer|both)\b", re.IGNORECASE)
+_TWO = re.compile(r"(?:between|compare|is|are|run|use|take|of)?\s*([\w/.-]+(?: [\w/.-]+)?) "
+                  r"(?:and|or|versus|vs\.?|from|than|with) ([\w/.-]+(?: [\w/.-]+)?)", re.IGNORECASE)
+
+
+def things_compared(query):
+    """Return the two things that a query compares, as it names them, or ()."""
+    found = _TWO.search(query) if _COMPARES.search(query) or " or " in query else None
+    return tuple([thing.rstrip(".") for thing in found.groups()]) if found else ()
+
+
+def _each_once(windows):
+    """Return Windows without those that say just what another says."""
+    return list({window.text: window for window in reversed(windows)}.values())[::-1]
+
+
+def _judged(asked, vector, windows, recall):
+    """Return the Windows Judged, the best first: by words and meaning, then the best of them by the reader."""
+    judged = [Judged(window, _worth_by_words(asked, window, place), window.first) for window, place in _with_places(windows)]
+    judged = heapq.nlargest(WEIGHED_MOST, judged, key=_worth)
+    texts = [one.window.reading for one in judged]
+    vectors = {} if vector is None else recall.embedder.queries(texts)
+    if vectors:
+        near = [max(0.0, float(vector @ vectors[text])) for text in texts]
+        judged = [one._replace(near=n, worth=0.55 * one.worth + 0.45 * n) for one, n in zip(judged, near, strict=True)]
+        judged.sort(key=_worth, reverse=True)
+    read = _read(asked.text, judged, recall)
+    return read or _marked(asked, vector, judged[:MARKED_MOST], recall)
+
+
+def _worth(judged):
+    return judged.worth
+
+
+def _with_places(windows):
+    """Yield each Window with the place (from 0) of its chunk in what search found."""
+    chunks = dict.fromkeys([window.row["chunk"]["chunk_id"] for window in windows])
+    places = {chunk_id: place for place, chunk_id in enumerate(chunks)}
+    for window in windows:
+        yield window, places[window.row["chunk"]["chunk_id"]]
+
+
+def _worth_by_words(asked, window, place):
+    """Return what a Window is worth, 0 to 1, by the words that it holds and by where search has its chunk."""
+    worth = 0.65 * asked.share(window.words()) + 0.35 / (1 + 0.2 * place)
+    return worth * _superseded(window)
+
+
+def _densest(asked, window, marked):
+    """Return the characters of a chunk where a long sentence holds most of a question's words; None of a short one."""
+    told = window.tellings[marked]
+    places = list(re.finditer(r"\S+", told.text))
+    if len(places) <= QUOTE_WORDS:
+        return None
+    weights = [_weight_of(asked.weights, words_of(place[0])) for place in places]
+    sums = [sum(weights[at:at + DENSE_WORDS]) for at in range(len(places))]
+    best = max(range(len(sums)), key=sums.__getitem__)
+    last = places[min(best + DENSE_WORDS, len(places)) - 1]
+    return told.start + places[best].start(), told.start + last.end()
+
+
+def _superseded(window):
+    return RANKING.superseded if window.row["superseded_by"] else 1.0
+
+
+def _marked(asked, vector, judged, recall):
+    """Return Judged with the sentence of each that answers best, which counts for what it is worth; the best first."""
+    each = list(dict.fromkeys([one.text for window, *_ in judged for one in window.told]))
+    vectors = {} if vector is None else recall.embedder.queries(each)
+    near = {text: max(0.0, float(vector @ row)) for text, row in vectors.items()}
     found = []
-    for told in sentences(text, line, header):
-        said, named = told["text"], told.get("header", "")
-        last = told["line"] + len(_LINE_END.findall(said))
-        if not _tells(said, headings) or named and said.startswith(named):
+    for one in judged:
+        worths = [_sentence_worth(asked, told, near.get(told.text)) for told in one.window.told]
+        best = max(range(len(worths)), key=worths.__getitem__)
+        worth = 0.7 * one.worth + 0.3 * max(0.0, worths[best]) * _superseded(one.window)
+        marked = one.window.first + best
+        found.append(one._replace(marked=marked, worth=worth, span=_densest(asked, one.window, marked)))
+    return sorted(found, key=_worth, reverse=True)
+
+
+def _sentence_worth(asked, told, near):
+    """Return what a sentence is worth as an answer: by its words, how near it is, and whether it is of the expected kind.
+
+    A question answers nothing, and what is said in two words little.
+    """
+    share = (asked.share(told.words) + asked.share(told.words_with_headings)) / 2
+    worth = share if near is None else (share + near) / 2
+    if asked.expected:
+        worth += 0.15 if asked.is_answered_by(told.text) else -0.1
+    return worth - 0.5 * told.asks - 0.2 * (told.size < 3)
+
+
+def _read(query, judged, recall):
+    """Return the best Judged anew, as the reader judges them, or [] where it is not ready."""
+    best = judged[:JUDGED_MOST]
+    told = recall.embedder.reader.judge(query, [(one.window.heading, one.window.text) for one in best])
+    found = []
+    for one, (worth, (first, last)) in zip(best, told, strict=bool(told)):
+        start = one.window.start
+        span = (start + first, start + last)
+        marked = max([n for n in range(one.window.first, one.window.last) if one.window.tellings[n].start <= span[0]],
+                     default=one.window.first)
+        sure = worth >= recall.embedder.reader.threshold
+        worth *= _superseded(one.window)
+        found.append(one._replace(worth=worth, marked=marked, span=span, sure=sure))
+    return sorted(found, key=lambda one: -one.worth)
+
+
+def _different(judged, things, recall):
+    """Return up to `recall.passages` Judged that are told: each from another place, none nearly the same as a better one.
+
+    Of two things that are compared, the best for each stands before the others.
+    """
+    first = [_best_about(judged, thing) for thing in things]
+    kept, words = [], []
+    for one in (*[one for one in first if one], *judged):
+        if len(kept) == recall.passages or one.worth < KEPT_SHARE * judged[0].worth and one not in first:
             continue
-        if named:
-            said = f"{named}\n{said}"
-        words = frozenset(words_of(said))
-        found.append(Telling(said, told["line"], last, words, words.union(words_of(" ".join(headings)))))
-    return tuple(found)
+        told = _grown(one.window, one.marked)
+        held = told.words()
+        if any(_overlap(told, other.window) or len(held & seen) >= NEARLY_SAME_SHARE * len(held | seen)
+               for other, seen in zip(kept, words, strict=True)):
+            continue
+        kept.append(one._replace(window=told))
+        words.append(held)
+    return kept
 
 
-def word_share(catalog, query, texts):
-    """Return what share of a query's idf mass the words of all the texts hold together, 0 to 1."""
-    weights = _prepared(catalog, query).weights
-    return _weight_of(weights, words_of(" ".join(texts))) / (sum(weights.values()) or 1.0)
+def _best_about(judged, thing):
+    """Return the best Judged that holds all words of a thing, or None."""
+    wanted = frozenset(words_of(thing))
+    return next((one for one in judged if wanted and wanted <= one.window.words()), None)
+
+
+def _overlap(one, other):
+    """Whether two Windows are of one chunk and share a sentence."""
+    same = one.row["chunk"]["chunk_id"] == other.row["chunk"]["chunk_id"]
+    return same and one.first < other.last and other.first < one.last
+
+
+def _certainty(asked, unknown, mass, judged, evidence, recall):
+    """Return "sure", "nearest" or "none": whether memory answers what was asked.
+
+    Words of feeling weigh nothing; one that nothing holds makes what was found less sure, and alone refuses nothing. What holds
+    no number where one was asked for (no time, no name) comes near at best.
+    """
+    near = max([one.near for one in judged])
+    telling_words = [word for word in asked.weights if asked.spelt[word].lower() not in FEELINGS]
+    known = {word: asked.weights[word] for word in telling_words if asked.spelt[word] not in unknown}
+    nowhere = sum([asked.weights[word] for word in telling_words if word not in known])
+    held = max([_weight_of(known, one.window.words()) for one in judged])
+    part = held / (sum(known.values()) + KNOWN_NOWHERE * nowhere) if known else 0.0
+    by_words = mass >= recall.mass or bool(known) and not nowhere and part >= recall.mass
+    if judged[0].sure is None:
+        told = [item["text"] for item in evidence]
+        sure = (by_words or near >= recall.similarity) and not asked.needs_more_than(told)
+    else:
+        sure = judged[0].sure and (part > 0 or near >= NEAR_SIMILARITY)
+    if sure:
+        return "sure" if telling_words or near >= recall.similarity else "nearest"
+    return "nearest" if part >= NEAR_MASS or near >= NEAR_SIMILARITY else "none"
+
+
+def _evidence(judged):
+    """Return a Judged as evidence: plain data. The first row of a table is told under the table's header."""
+    window, marked = judged.window, judged.window.tellings[judged.marked]
+    header = window.told[0].header
+    ahead = len(header) + 1 if header else 0
+    begins = ahead - window.start
+    told = _placed(window, window.row["chunk"])
+    told |= {"text": f"{header}\n{window.text}", "header": header} if header else {}
+    span = judged.span and [judged.span[0] + begins, min(judged.span[1] + begins, len(told["text"]))]
+    return told | {"mark": [marked.start + begins, marked.start + begins + len(marked.text)],
+                   "span": span if span and ahead <= span[0] < span[1] else None,
+                   "share": round(min(1.0, max(0.0, judged.worth)), 2)}
+
+
+def _placed(told, chunk):
+    """Return the text of a Telling or Window of a chunk, and where it stands."""
+    first = chunk["lines"][0] + len(_LINE_END.findall(chunk["text"][:told.start]))
+    last = first + len(_LINE_END.findall(told.text))
+    return {"text": told.text, "doc_id": chunk["doc_id"], "version": chunk["version"],
+            "chunk_id": chunk["chunk_id"], "chunk_index": chunk["chunk_index"], "lines": [first, last],
+            "headings": chunk["headings"], **_pages_of(chunk["metadata"], first, last)}
+
+
+def marked_text(item):
+    """Return the sentence of a passage that answers; all of it in older images."""
+    first, last = item.get("mark") or (0, len(item["text"]))
+    return item["text"][first:last]
+
+
+def _weight_of(weights, words):
+    """Return the summed weight of the words that are among `words`."""
+    return sum([weight for word, weight in weights.items() if word in words])
 
 
 def telling_shares(texts):
@@ -14453,9 +15118,10 @@ def _one_each(rows, key):
     return list(best.values())
 
 
-def _placed(told, chunk):
-    """Return the text and the lines of a Telling of a chunk."""
-    return {name: value for name, value in _evidence(told, chunk).items() if name in ("text", "lines")}
+def _place_of(told, chunk):
+    """Return the text and the lines of a Telling of a chunk; a row of a table under its header."""
+    text = f"{told.header}\n{told.text}" if told.header else told.text
+    return {"text": text, "lines": _placed(told, chunk)["lines"]}
 
 
 def _by_sentence(catalog, rows, query):
@@ -14463,7 +15129,7 @@ def _by_sentence(catalog, rows, query):
     weights = _prepared(catalog, query).weights
     for row in rows:
         told = max(_tellings(row["chunk"]), key=lambda one: _weight_of(weights, one.words), default=None)
-        row["sentence"] = told and _placed(told, row["chunk"])
+        row["sentence"] = told and _place_of(told, row["chunk"])
     return rows
 
 
@@ -14495,7 +15161,7 @@ def summary_of(catalog, document, most=SUMMARY_SENTENCES):
     counts = collections.Counter(word for one, _ in told for word in one.words)
     weights = {word: math.log(count) for word, count in counts.items()}
     best = sorted(range(len(told)), key=lambda n: -_weight_of(weights, told[n][0].words) / math.sqrt(len(told[n][0].words)))
-    return [_placed(*told[n]) for n in sorted(best[:most])]
+    return [_place_of(*told[n]) for n in sorted(best[:most])]
 
 
 def _by_document(catalog, rows, query):
@@ -14803,7 +15469,6 @@ STATES = {
 ENDED = ("COMPLETE", "FAILED")
 FREE_TEXT = ""                                           # the task of a request whose fields are those of `infer_`
 SPEAKER = {"facet": "persona", "weave": "lead"}            # task -> its field that names who speaks; plans are nobody's
-GATE_SHARE = 0.5                   # of what the offered quotes hold of the mission's words, the told ones must hold
 RETRY_COMMIT_S = 2.0               # a step that could not be stored (a full disk) is tried again so often
 CONTINUED = 4                      # cycles looked at for pruning at each acceptance and each end
 WAIT_TURN_S = 0.05                 # who waits for a cycle looks so often whether the daemon stops
@@ -14998,9 +15663,10 @@ def psm_idle_(cycle, recall):
     mission, start = mission_text(cycle.mission_brief), {"start_time": now_utc()}
     found = _recalled(cycle, recall)
     if found["relevant"]:
-        return Thought("recall", lambda _: Step("DECOMPOSING", found, start))
+        told = found | {"told": plain_answer(mission, found["evidence"])}
+        return Thought("recall", lambda _: Step("DECOMPOSING", told, start))
     stated = cycle.mission_brief.get("conversation") and only_states(mission)
-    answer = noted(mission) if stated else nothing_in_memory(found)
+    answer = noted(mission) if stated else unsure_answer(mission, found)
     return Thought("recall", lambda _: Step("COMPLETE", found, start | {"final_response": answer}))
 
 
@@ -15009,10 +15675,20 @@ def noted(mission):
     return {"answer": f"I will remember: \u201c{one_line(mission, 4000)}\u201d", "relevant": False, "evidence": []}
 
 
-def nothing_in_memory(found):
-    """Return the answer to a mission that memory holds nothing about."""
+NEAREST = "Nothing here says it outright; nearest:"
+
+
+def unsure_answer(mission, found):
+    """Return the answer to what memory does not answer: the nearest passages, or that there is nothing."""
+    numbers = " ".join(f"[{n}]" for n, _ in enumerate(found["evidence"], 1))
+    told = {"relevant": False, "certainty": found["certainty"], "evidence": found["evidence"]}
+    if is_feeling(mission):
+        beside = f"this is kept near it: {numbers}" if numbers else "memory holds nothing about it."
+        return told | {"answer": f"I hear you; {beside}", "lead": "ROBIN"}
+    if numbers:
+        return told | {"answer": f"{NEAREST} {numbers}"}
     unknown = f" It holds none of these words: {', '.join(found['unknown'])}." if found["unknown"] else ""
-    return {"answer": f"There is nothing in memory about this.{unknown}", "relevant": False, "evidence": []}
+    return told | {"answer": f"There is nothing in memory about this.{unknown}"}
 
 
 @primitive("psm_decomposing_", reads=True)
@@ -15201,63 +15877,69 @@ def without_prompt(fields):
 
 
 def _sentence_fields(name, evidence):
-    return {name: [item["text"] for item in evidence], "shares": [item["share"] for item in evidence]}
+    return {name: [marked_text(item) for item in evidence], "shares": [item["share"] for item in evidence]}
 
 
-def _offered_quotes(cycle):
-    """Return the evidence that the facets quoted, each once, the greatest share first.
+_ASKS_WHETHER = re.compile(r"(?:is|are|was|were|am|do|does|did|can|could|may|must|shall|should|will|would|has|have|had)\b",
+                           re.IGNORECASE)
+_SAYS_YES_OR_NO = re.compile(r"(yes|no)\b", re.IGNORECASE)
 
-    Where the answer was sent back, it is what was recalled for the mission.
+
+def plain_answer(mission, evidence):
+    """Return what an answer says in one sentence: the one that answers, quoted, cut around its span where it is long.
+
+    Where it is asked whether, and the text itself says yes or no there, that stands before it.
     """
-    data = cycle._tmp_synthesis_data
-    if data.get("sent_back"):
-        return _journalled(cycle, "recall")["evidence"]
-    quotes = [item for partial in data["partial_responses"].values() for item in partial["quotes"]]
-    each = {item["text"]: item for item in quotes}.values()
-    return sorted(each, key=lambda item: -item["share"])[:EVIDENCE_MOST]
+    best = evidence[0]
+    quote = f"\u201c{quoted_sentence(best)}\u201d [1]"
+    said = _SAYS_YES_OR_NO.match(marked_text(best).lstrip("-*> "))
+    whether = said and _ASKS_WHETHER.match(mission.strip())
+    return f"{said[1].capitalize()}: {quote}" if whether else quote
 
 
-def _weaving(cycle):
-    data, mission = cycle._tmp_synthesis_data, mission_text(cycle.mission_brief)
-    archetype = _root_of(cycle)["codex_obj"].archetypes[data["plan"]["strategy"]]
-    lead = cycle.mission_brief.get("lead") or archetype["lead"]
-    offered = _offered_quotes(cycle)
+def quoted_sentence(item):
+    """Return the answering sentence of a passage as one line; of a long one the QUOTE_WORDS around its span.
 
-    def read(values):
-        told = [offered[n - 1] for n in values[0]["order"]]
-        opening, close = fitted_frame(lead, values[0]["open"], values[0]["close"], len(told))
-        return Step("SYNTHESIZING", values[0], {"draft": {"lead": lead, "open": opening, "close": close, "told": told,
-                                                          "offered": offered}})
-    fields = {"lead": lead, "mission": mission, **_sentence_fields("quotes", offered)}
-    return Thought("weave", read, (("weave", fields),))
-
-
-def _final_response(cycle, draft):
-    """Return the answer as it is told: frame, numbered quotes, closing; and the evidence that the numbers name."""
-    plan = cycle._tmp_synthesis_data["plan"]
-    quotes = [f"\u201c{one_line(item['text'], 4000)}\u201d [{n}]" for n, item in enumerate(draft["told"], 1)]
-    return {"answer": " ".join((draft["open"], *quotes, draft["close"])), "relevant": True, "evidence": draft["told"],
-            "archetype": plan["strategy"], "lead": draft["lead"], "pillars": list(plan["relevant_pillars"])}
+    One that announces something goes on with what it announces.
+    """
+    first, last = item.get("mark") or (0, len(item["text"]))
+    text = item["text"]
+    if goes_on(text[first:last]):
+        last = len(text)
+    words = list(re.finditer(r"\S+", text[first:last]))
+    if len(words) <= QUOTE_WORDS:
+        return " ".join(text[first:last].split())
+    at = (item.get("span") or (first, 0))[0] - first
+    before = sum([word.end() <= at for word in words])
+    start = min(max(0, before - QUOTE_WORDS // 3), len(words) - QUOTE_WORDS)
+    told = " ".join([word[0] for word in words[start:start + QUOTE_WORDS]])
+    cut = ("\u2026 " * (start > 0), " \u2026" * (start + QUOTE_WORDS < len(words)))
+    return f"{cut[0]}{told}{cut[1]}"
 
 
-def _judging(cycle, draft):
-    reasons = gate_reasons(_root_of(cycle)["knowledge_catalog_obj"], mission_text(cycle.mission_brief), draft)
-    if not reasons:
-        return Thought("gate", lambda _: Step("COMPLETE", [], {"draft": None, "final_response": _final_response(cycle, draft)}))
-    if cycle._tmp_synthesis_data.get("sent_back"):
-        raise GateRefused(f"the answer was refused twice: {'; '.join(reasons)}", reasons=reasons)
-    return Thought("gate", lambda _: Step("SYNTHESIZING", reasons, {"draft": None, "sent_back": reasons}))
+def _final_response(cycle, evidence):
+    """Return the answer as it is told: one plain sentence, and the passages that its numbers name."""
+    plan, mission = cycle._tmp_synthesis_data["plan"], mission_text(cycle.mission_brief)
+    lead = cycle.mission_brief.get("lead") or _root_of(cycle)["codex_obj"].archetypes[plan["strategy"]]["lead"]
+    return {"answer": plain_answer(mission, evidence), "relevant": True, "certainty": "sure", "evidence": evidence,
+            "archetype": plan["strategy"], "lead": lead, "pillars": list(plan["relevant_pillars"])}
 
 
 @primitive("psm_synthesizing_", reads=True)
 def psm_synthesizing_(cycle, recall):
-    """Weave the quotes, then let the gate judge; it sends an answer back once."""
-    draft = cycle._tmp_synthesis_data.get("draft")
-    return _weaving(cycle) if draft is None else _judging(cycle, draft)
+    """Let the gate judge the passages that were recalled; what it refuses is recalled anew, once.
 
-
-def _texts(evidence):
-    return [" ".join((*item["headings"], item["text"])) for item in evidence]
+    Raises GateRefused where that does not stand either.
+    """
+    sent_back = cycle._tmp_synthesis_data.get("sent_back")
+    found = _recalled(cycle, recall) if sent_back else _journalled(cycle, "recall")
+    reasons = gate_reasons(_root_of(cycle)["knowledge_catalog_obj"], found["evidence"])
+    if not reasons:
+        answer = _final_response(cycle, found["evidence"])
+        return Thought("gate", lambda _: Step("COMPLETE", [], {"final_response": answer}))
+    if sent_back:
+        raise GateRefused(f"the answer was refused twice: {'; '.join(reasons)}", reasons=reasons)
+    return Thought("gate", lambda _: Step("SYNTHESIZING", reasons, {"sent_back": reasons}))
 
 
 def _stands(catalog, item):
@@ -15265,47 +15947,18 @@ def _stands(catalog, item):
         chunk = open_chunk(catalog, item["doc_id"], item["version"], item["chunk_index"])
     except NotFound:
         return False
-    return item["text"] in chunk.text and chunk.line_start <= item["lines"][0] <= item["lines"][1] <= chunk.line_end
+    header = item.get("header", "")
+    said = item["text"].removeprefix(f"{header}\n") if header else item["text"]
+    known = header == chunk.header or header in chunk.text
+    return known and said in chunk.text and chunk.line_start <= item["lines"][0] <= item["lines"][1] <= chunk.line_end
 
 
-def gate_reasons(catalog, mission, draft):
-    """Return why an answer may not pass, as sentences; [] lets it pass.
-
-    Every sentence is a quote or part of a known frame, every quote stands where its citation says, the topic is
-    the mission's own words, and what is told holds enough of the mission's words.
-    """
-    voice, reasons = VOICES[draft["lead"]], []
-    if not draft["told"]:
-        reasons.append("nothing is quoted")
-    topic = frame_topic(draft["open"], voice)
-    if draft["close"] not in voice["closings"] or topic is None or topic not in one_line(mission, MISSION_BYTES):
-        reasons.append("the frame is none of the lead's, or its topic is not in the mission")
-    reasons += [f"{item['chunk_id']} does not say {one_line(item['text'], 60)!r}"
-                for item in draft["told"] if not _stands(catalog, item)]
-    told, offered = (word_share(catalog, mission, _texts(draft[part])) for part in ("told", "offered"))
-    if told < GATE_SHARE * offered:
-        reasons.append(f"what is told holds {told:.2f} of the mission's words, what was offered {offered:.2f}")
-    return reasons
-
-
-def frame_topic(frame, voice):
-    """Return the words of the mission between a frame's opening and its link, or None where it has not both."""
-    opening = next((text for text in voice["openings"] if frame.startswith(text)), None)
-    link = next((text for text in voice["links"] if frame.endswith(text)), None)
-    return None if opening is None or link is None else frame[len(opening):-len(link)]
-
-
-def fitted_frame(lead, opening, close, count):
-    """Return opening and closing with the link and the closing that suit `count` quotes.
-
-    The core chose among links and closings before it was known how many quotes it would tell; the kind that it chose stays.
-    """
-    voice = VOICES[lead]
-    link = next(text for text in voice["links"] if opening.endswith(text))
-    half = len(voice["links"]) // 2                      # for one quote; behind it, for several
-    fitting = voice["links"][voice["links"].index(link) % half + (half if count > 1 else 0)]
-    variant = voice["closings"].index(close) % CLOSINGS_EACH
-    return opening[:-len(link)] + fitting, voice["closings"][CLOSINGS_EACH * (min(count, 3) - 1) + variant]
+def gate_reasons(catalog, evidence):
+    """Return why passages may not be told, as sentences; [] lets them pass: each stands where its citation says."""
+    if not evidence:
+        return ["nothing is quoted"]
+    return [f"{item['chunk_id']} does not say {one_line(item['text'], 60)!r}"
+            for item in evidence if not _stands(catalog, item)]
 
 
 # Forgetting
@@ -15787,7 +16440,15 @@ class MissionLane:
             why = ", ".join(thought.name for thought, *_ in mission.steps)
             self._commit("write", Job("journal", lambda root: enter_all(find_cycle(root, mission.oid), mission.steps),
                                       cycle=mission.oid, why=why, journal=True))
+            self._tell_ahead(mission)
             mission.steps = []
+
+    def _tell_ahead(self, mission):
+        """Tell who listens the sentence that answers, now that the journal holds it; the gate has yet to let it pass."""
+        listener = self._listener(mission.oid)
+        recalled = [step.answer for thought, step, _ in mission.steps if thought.name == "recall"]
+        if listener is not None and recalled and "told" in recalled[0]:
+            listener(recalled[0]["told"])
 
     def _check(self, mission):
         if self._closing.is_set():
@@ -15815,7 +16476,6 @@ class MissionLane:
             return [self.core.infer_(**fields, cancel=mission.cancel) for _, fields in requests]
         left_s = min(self.settings.core_deadline_s, mission.deadline_at_s - time.monotonic())
         rows = [CoreRequest(task, without_prompt(fields), self.core.expert(fields.get(SPEAKER.get(task))), left_s, mission.cancel,
-                            on_text=self._listener(mission.oid) if task == "weave" else None,
                             system_prompt=system_prompt, prompts=prompts, refused=tuple(refused))
                 for (task, fields, *refused), (system_prompt, prompts) in zip(requests, spoken, strict=True)]
         return [answer.value for answer in self.core.infer(rows)]
@@ -19684,12 +20344,12 @@ class IncarnateCommand(Command):
 
 
 TOPICS = ("uvm_state_update", "cycle", "error", "health", "tokens")
-USUAL_TOPICS = TOPICS[:-1]                               # tokens come by the hundred, and only on request
+USUAL_TOPICS = TOPICS[:-1]                               # tokens come only on request
 
 
 class SubscribeCommand(Command):
-    """Be sent events from now on: what the state is, where cycles are, what went wrong, how the daemon is; on request the
-    tokens of answers as they come, which are provisional."""
+    """Be sent events from now on: what the state is, where cycles are, what went wrong, how the daemon is; on request, as
+    `tokens`, the sentence that answers before its cycle has ended, which is provisional."""
 
     topics: list[typing.Literal[TOPICS]] = pydantic.Field(list(USUAL_TOPICS), min_length=1)
 
@@ -24384,9 +25044,18 @@ def _told_answer(report, changes=None):
     for n, item in enumerate(report["evidence"], 1):
         place = f"{_near(item['doc_id'])}:{'-'.join(map(str, dict.fromkeys(item['lines'])))}{_page_told(item)}"
         changed = f" ({changes[item['doc_id']]})" if item["doc_id"] in changes else ""
-        lines.append(f"[{n}] {place}{changed}  {' '.join(item['text'].split())}")
+        lines += _passage_lines(f"[{n}] {place}{changed}", item["text"])
     gap = [""] if lines else []
     return lines + gap + _answer_lines(report["answer"])
+
+
+def _passage_lines(place, text):
+    """Return the lines of a passage behind its place; items, rows and code keep theirs, below it."""
+    lines = text.splitlines()
+    laid_out = [line for line in lines if _ITEM.match(line) or line.startswith(("|", "    ", "\t"))]
+    if laid_out and len(lines) > 1:
+        return [place, *shown_block(text, "    ")]
+    return [f"{place}  {' '.join(text.split())}"]
 
 
 def _answer_lines(answer):
@@ -24442,7 +25111,10 @@ def _ask(args, client):
     report = reply["result"]
     if "reason" in report and not args.json:
         raise BatosError(f"{reply['details']} ({report['reason']['code']})")
-    return reply, _told_answer(report, _changes_since_learnt(client, report.get("evidence", ())))
+    voices = []
+    if args.voices and "cycle" in report:
+        voices = [*_told_parts(client.call("inspect", target=report["cycle"])["result"]["slots"]), ""]
+    return reply, [*voices, *_told_answer(report, _changes_since_learnt(client, report.get("evidence", ())))]
 
 
 def _take_turn(client, line, conversation):
@@ -24789,7 +25461,7 @@ def _told_parts(slots):
     """Yield a line for each facet of a cycle: whose it is, what it said; then who was not asked."""
     parts = (slots["_tmp_synthesis_data"]["value"] or {}).get("partial_responses") or {}
     for pillar, part in parts.items():
-        quotes = " ".join(f"“{' '.join(quote['text'].split())}”" for quote in part.get("quotes", ()))
+        quotes = " ".join([f"“{' '.join(marked_text(quote).split())}”" for quote in part.get("quotes", ())])
         yield f"{PERSONA_OF.get(pillar, '?')} ({pillar.removesuffix('_facet_')}): {part.get('frame', '')} {quotes or 'no quote'}"
     silent = [persona for persona in PILLARS if not any(PERSONA_OF.get(pillar) == persona for pillar in parts)]
     if silent and parts:
@@ -25290,7 +25962,8 @@ LOCAL_COMMANDS = {                                       # what works on an imag
 
 
 ARGUMENTS = {                                            # subcommand -> its arguments beside --endpoint and --json
-    "ask": [("question", {}), ("--conversation", {"help": "of which this is a turn"})],
+    "ask": [("question", {}), ("--conversation", {"help": "of which this is a turn"}),
+            ("--voices", {"action": "store_true", "help": "tell before it what each persona said"})],
     "chat": [("--conversation", {"default": "chat", "help": "its name; one of that name goes on"})],
     "learn": [("paths", {"nargs": "*", "help": "files, or folders whose files of known kinds are learnt"}),
               ("--watch", {"action": "store_true", "help": "go on, and learn what changes; without paths in watch_folders"}),

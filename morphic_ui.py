@@ -553,8 +553,8 @@ COMMANDS = {
     "shutdown": {"help": "Drain and stop the daemon.", "effect": False, "role": "admin", "fields": {}},
     "subscribe": {
         "help": (
-            "Be sent events from now on: what the state is, where cycles are, what went wrong, how the daemon is; on request "
-            "the tokens of answers as they come, which are provisional."
+            "Be sent events from now on: what the state is, where cycles are, what went wrong, how the daemon is; on request,"
+            " as `tokens`, the sentence that answers before its cycle has ended, which is provisional."
         ),
         "effect": False,
         "role": "read",

@@ -61,6 +61,7 @@ class QuickEmbedder:
 
     MEANINGS = ({"valve", "tap", "cock"}, {"brass", "copper", "alloy"}, {"pump", "bellows"}, {"lamp", "lantern"})
     state, progress = "ready", "a double"
+    reader = batos.Reader()
 
     def __init__(self, name="double"):
         self.name = name

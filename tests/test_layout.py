@@ -50,6 +50,20 @@ def definitions():
     return found
 
 
+def defined_by(node):
+    """Return the names that a statement at the top defines."""
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def test_no_name_is_defined_twice():
+    """What a section defines anew would change what an earlier one means by it."""
+    counts = collections.Counter(name for node in TREE.body for name in defined_by(node))
+    assert [name for name, count in counts.items() if count > 1] == []
+
+
 def own_names(function):
     """Return what a function binds itself: arguments, and what it assigns."""
     arguments = function.args

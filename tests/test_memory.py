@@ -814,7 +814,7 @@ def test_a_daemon_has_its_experts(daemon, tmp_path):
 
 
 @pytest.mark.slow
-def test_tokens_of_the_synthesis_are_told_on_request_as_provisional(daemon):
+def test_the_sentence_that_answers_is_told_ahead_on_request_as_provisional(daemon):
     one = daemon(core=str(SEED))
     with batos.Client(one.endpoint) as client, batos.Client(one.endpoint) as listener:
         wait_for_core(client)
@@ -833,9 +833,7 @@ def test_tokens_of_the_synthesis_are_told_on_request_as_provisional(daemon):
             elif heard:
                 break
         report = next(row for row in client.call("list_cycles")["results"] if row["cycle"] == cycle)
-        order, frame, close = "".join(heard).split("\n")
-        assert order[0].isdigit() and close in report["answer"] or report["state"] != "COMPLETE"
-        assert batos.frame_topic(frame, batos.VOICES[report["lead"]])
+        assert "twelve days" in heard[0] and (report["state"] != "COMPLETE" or heard == [report["answer"]])
     assert one.stop() == 0
 
 

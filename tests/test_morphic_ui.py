@@ -240,7 +240,7 @@ def test_a_question_is_thought_about_and_its_citations_open(world, hand):
     page.ids.tabs.chosen = "personas"
     assert "tech_bat_facet_" in page.ids.answer.text
     page.ids.tabs.chosen = "steps"
-    assert "weave" in page.ids.answer.text
+    assert "gate" in page.ids.answer.text
     page.ids.tabs.chosen = "answer"
 
 

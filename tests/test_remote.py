@@ -74,7 +74,10 @@ def assert_sound(answers):
     assert plan["strategy"] in dict(CORE_SAMPLES["plan"]["offered"]) and 2 <= len(plan["relevant_pillars"]) <= 4
     assert set(plan["relevant_pillars"]) <= set(batos.archetype_pillars(plan["strategy"]))
     assert all(span in CORE_SAMPLES["plan"]["mission"] for span in plan["sub_queries"].values())
-    assert batos.frame_topic(facet["frame"], batos.VOICES["BRICK"]) in CORE_SAMPLES["facet"]["sub_query"]
+    voice, frame = batos.VOICES["BRICK"], facet["frame"]
+    opening = next(text for text in voice["openings"] if frame.startswith(text))
+    link = next(text for text in voice["links"] if frame.endswith(text))
+    assert frame[len(opening):-len(link)] in CORE_SAMPLES["facet"]["sub_query"]
     assert facet["quotes"] == [1] and weave["order"] == [1] and weave["close"] in batos.VOICES["BRICK"]["closings"]
     assert method["idiom"] == batos.FREE and "self.price" in method["source"] and summary == {"sentence": 1}
     assert tests["result"] in batos.RESULT_KINDS and isinstance(tests["holds"], list)

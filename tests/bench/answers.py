@@ -115,35 +115,61 @@ def verdict(question, report):
 
 
 def words(report):
+    """Return how many words the passages of an answer have."""
     return sum(len(item["text"].split()) for item in report.get("evidence", ()))
+
+
+class Table:
+    """What was counted: verdicts by kind of question, replies that told the nearest, seconds, words."""
+
+    def __init__(self):
+        self.kinds = collections.defaultdict(collections.Counter)
+        self.nearest, self.seconds, self.words = 0, [], []
+
+    def add(self, question, report, seconds):
+        """Count an answer. Returns its verdict."""
+        told = verdict(question, report)
+        self.kinds[question.kind][told] += 1
+        self.nearest += report.get("certainty") == "nearest"
+        self.seconds.append(seconds)
+        if report.get("evidence"):
+            self.words.append(words(report))
+        return told
+
+    def lines(self):
+        """Yield the lines that tell it."""
+        for kind, told in self.kinds.items():
+            yield f"{kind:10} " + ", ".join(f"{name} {count}" for name, count in told.items())
+        total = sum(self.kinds.values(), collections.Counter())
+        counts = ", ".join(f"{name} {total[name]}" for name in VERDICTS)
+        yield f"all        {counts} of {total.total()}; nearest {self.nearest}"
+        yield f"medians    {statistics.median(self.words):.0f} words in all passages, {statistics.median(self.seconds):.1f} s"
+
+
+def asked(client, only):
+    """Yield (question, report, seconds) of each question of a kind, or of all."""
+    talk = 0
+    for question in questions():
+        if only in (None, question.kind):
+            talk += not question.follows
+            yield question, *ask(client, question, f"bench-{talk}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--only")
-    parser.add_argument("--show", action="store_true")
+    parser.add_argument("--only", help="a kind of question")
+    parser.add_argument("--show", action="store_true", help="each answer too")
     how = parser.parse_args()
-    counts, kinds, times, lengths, talk, nearest = collections.Counter(), collections.defaultdict(collections.Counter), [], [], 0, 0
+    table = Table()
     with served() as client:
         learn(client, how.folder)
-        for question in questions():
-            if how.only and question.kind != how.only:
-                continue
-            talk += not question.follows
-            report, seconds = ask(client, question, f"bench-{talk}")
-            told = verdict(question, report)
-            counts[told] += 1
-            kinds[question.kind][told] += 1
-            nearest += report.get("certainty") == "nearest"
-            times.append(seconds)
-            lengths += [words(report)] if report.get("evidence") else []
+        for question, report, seconds in asked(client, how.only):
+            told = table.add(question, report, seconds)
             if how.show:
-                print(f"{told:16} {question.kind:8} {question.text}\n    {report.get('answer', report.get('reason'))}", flush=True)
-    for kind, told in kinds.items():
-        print(f"{kind:10}", ", ".join(f"{name} {count}" for name, count in told.items()))
-    print("all       ", ", ".join(f"{name} {counts[name]}" for name in VERDICTS), f"of {sum(counts.values())};", f"nearest {nearest}")
-    print(f"words of all passages, median: {statistics.median(lengths):.0f}; seconds, median: {statistics.median(times):.1f}")
+                answer = report.get("answer", report.get("reason"))
+                print(f"{told:16} {question.kind:8} {question.text}\n    {answer}", flush=True)
+    print(*table.lines(), sep="\n")
 
 
 if __name__ == "__main__":
