@@ -16935,27 +16935,31 @@ KINDS["codex"] = Kind(
 
 # cue: words that say it, as a regular expression over words in lower case; a cue may have several lines
 CUE_ROWS = r"""
+    abs: how far away|away from
     abs: absolute|abs|without its sign|magnitude|distance|how far apart
     above: above|greater than|more than|over|exceeding|exceeds?|higher than|bigger than|larger than
+    above: more .* than
     above: passed|beyond|longer than|older than
     add_text: append|add|at the end|suffix
+    after: after|behind|follows?|following
     all: all|every|each
     any: any|some|at least one
     append: append\w*|add|put|push|insert|note|register|record|enqueue|store|another|at the end|new
     append: track
     at: at position|at the|nth|at index|at|third
     backwards: backwards|reversed|reverse|palindrome|turned round
+    before: before|in front of|up to the|precedes
     below: below|less than|under|smaller than|fewer than|cheaper than|lower than|shorter than
-    below: younger than
+    below: younger than|fewer .* than|less .* than
     both: both|two
+    by: by|per|for each|for every|in each|in every|of each
     capital: capitalized?|capitalised?|capital letter
     change_key: count|amount of|by key
     clear: clear|empty|reset|forget|remove all|delete all|wipe|blank
     contains: contains?|contain|holds?|includes?|is in|has|have|member|whether .* in|there is
     contains: present|known
     copy: copy|same as|duplicate|backup
-    count: how many|number of|count of|num|count|size|length|letters|how long|quantity of
-    count: characters
+    count: how many|number of|count of|num|count|size|length|how long|quantity of
     counts: frequenc\w*|histogram|tally|how often each|count of each|occurrences of each
     counts: how many of each
     default: default|otherwise|or else|fallback
@@ -16975,14 +16979,16 @@ CUE_ROWS = r"""
     field: of all|of every|of each|each|every|all
     few: few|top|n|first \d+|last \d+|three|two|five
     filled: any|has|not empty|at least one|are there|non-empty|nonempty
-    first: first|front|oldest|head|initial|earliest|beginning|start
+    first: first|front|begins? with|oldest|head|initial|earliest|beginning|start
     floor: at least|minimum|no less|not below|floor|never below|not negative
     grow: increase\w*|deposit|add|raise|grow|credit|more|put|gain|earn|top up|increment\w*|receive
-    grow: restock
+    grow: restock|come in|came in|comes in|arrives?|arrived
     half: half|halved
     hello: hello|greet\w*|greeting|says? hello
     initial: initial|first letter|first character|initials|first letters
+    join: between|separated by
     join: join\w*|in one text|in one line|commas?|comma.separated|concatenat\w*|together|combined?
+    keys: who|whose name|the name
     keys: keys|key|key names|which|names? of the
     label: line|label\w*|described?|description|short line|colon|summary
     last: last|latest|newest|most recent|tail|final|end|top of the stack
@@ -16997,6 +17003,7 @@ CUE_ROWS = r"""
     max: larger|better|record|tallest|heaviest|hottest|most|oldest|top
     mean: mean|average|avg
     median: median|middle
+    month: months?
     min: slowest|weakest|shallowest|poorest|closest|nearest|earliest time|lightest
     min: smallest|lowest|min|minimum|cheapest|least|youngest|lower of|smaller|worst|lightest
     min: coldest|fewest|less expensive
@@ -17008,11 +17015,13 @@ CUE_ROWS = r"""
     nonzero: non-zero|nonzero|not zero
     not: not|opposite|negation|inverse|closed|off|isn't|aren't|never|no
     odd: odd
+    off: no longer
     off: off|false|deactivate\w*|disable\w*|close\w*|shut|stop|no more|turn off|unlock
     on: on|true|activate\w*|enable\w*|open|start|begin|turn on|mark|lock
     occurs: how often|how many times|occurrences|times .* occurs|how many .* (?:equal|has|have|are)
     or: either|or
     pairs: each .* its|each .* with its|pair\w*|pairwise|element.?wise|respective\w*|corresponding
+    pairs: (?:every|each|per) (?:line|row|position|product|item)|for every|for each
     pairs: per item|by its|times (?:its|their|the)|multiplied by|weighted
     percent: percent\w*|progress
     plus: on top|adding|including
@@ -17025,8 +17034,9 @@ CUE_ROWS = r"""
     rate: rate|tax|percentage|interest|vat|discount|percent|markup
     ratio: ratio|speed|pace|density|velocity|per|divided|speed|rate of|divide|over|fraction|share
     reach: at least|or more|or older|reaches|reached|from .* on|minimum of|not less|enough|full
-    reach: no less|or above|sufficient
+    reach: at or above|or higher|or better|no less|or above|sufficient|room for|reaching
     remainder: remainder|mod\w*|rest|left over
+    remove: no longer|discontinue\w*|dismiss\w*|take .* out|cancel\w*|take off|leaves
     remove: remove\w*|delete\w*|discard|forget|drop|take out|without|erase|unregister
     repeat: repeat\w*|times
     repeats: duplicates?|repeated|repeats|twice|not unique
@@ -17050,17 +17060,20 @@ CUE_ROWS = r"""
     sum: sum|total|totals|altogether|combined|add up|adds up|summed|in all|overall|sums
     swap: swap|exchange
     third: third
+    times: volume
     times: times|multipl\w*|product|area|total price|total cost|factor|worth
     title: title case|title|each word capital\w*|every word
     toggle: toggle|flip|switch|other state|invert
     unique: unique|distinct|once|different|duplicates|without repeats|deduplicate\w*
     unit: minutes?|hours?|seconds?|days?|weeks?|grams?|cents|kilo\w+|meters?|metres?|dozen
+    up: once more|one older|\w+ older|one higher
     up: increment|one more|up|increase|visit|add one|plus one|next|by one|count up|bump
     upper: upper|uppercase|uppercased|capital letters|capitals|shout|all caps|caps
     values: values?
     where: where|that are|which are|with|only|who|whose|filter
     whole: whole|integer|nearest whole|round to (?:the )?nearest|full
     words: words?|split
+    year: years?
     zero: zero|reset|nothing|nil"""
 
 
@@ -17074,6 +17087,44 @@ def read_cues(rows):
 
 
 CUES = read_cues(CUE_ROWS)
+
+# Phrases whose words mean together what they do not mean apart: what is written -> the words that are read instead
+PHRASE_ROWS = r"""
+    (?:fewest|least) (?:letters|characters) -> shortest
+    most (?:letters|characters) -> longest
+    (?:short(?:est)?|small(?:est)?) ones? first|by length -> sorted by length
+    (?:newest|latest|most recent) first|turned round -> reversed
+    (?:best|highest|largest|biggest|greatest|dearest|most \w+) first -> descending
+    from (?:the )?(?:highest|largest|biggest|greatest|best) to (?:the )?(?:lowest|smallest|least|worst) -> descending
+    from (?:the )?(?:lowest|smallest|least) to (?:the )?(?:highest|largest|biggest|greatest) -> sorted
+    (?:all |every \w+ |everything )?(?:except|but|without) (?:for )?(?:the )?(first|last)(?: one)? -> all without dropped \1
+    (?:right )?behind the (?:winning|best|highest|largest|first)(?: one)? -> second highest
+    (?:sums?|totals?) so far|running total|after each \w+ -> running
+    capital letters -> uppercase
+    as many .* as .*(?:allowed|may|can|possible)|as many as -> reaches
+    fallen under|falls under|gone below -> below
+    not (\w+) any ?more -> off \1
+    (?:given|occurs|seen|is there) most often|most (?:common|frequent|often) -> highest occurrences
+    reads the same backwards -> palindrome
+    (?:a |any )?negative (?:\w+) -> any negative
+    hide it when shown|when hidden -> toggle"""
+
+
+def read_phrase(line):
+    """Return (pattern, what is read instead) of a line of PHRASE_ROWS."""
+    said, means = line.strip().split(" -> ")
+    return re.compile(rf"\b(?:{said})\b"), means
+
+
+PHRASES = list(map(read_phrase, PHRASE_ROWS.strip().split("\n")))
+
+
+def plainly(text):
+    """Return a text in lower case with the words that PHRASES read for what is written."""
+    for said, means in PHRASES:
+        text = said.sub(means, text)
+    return text
+
 
 # step | the kind of its result, "=" as its first hole, "-" what one of that holds, "!" it changes that slot | its cues,
 # of which "flag" is what no word says and one of a/b is enough | for what is no idiom of the core: its code
@@ -17197,7 +17248,7 @@ STEP_ROWS = """
     swap | ! | swap
     limit | ! | limit
     at_least | ! | floor
-    median | number | median
+    median | number | median | return statistics.median(self.numbers)
     count_above | number | count above
     count_below | number | count below
     all_above | flag | all above flag
@@ -17239,7 +17290,7 @@ STEP_ROWS = """
     sums | numbers | pairs plus | return [one + other for one, other in zip(self.numbers, self.numbers2)]
     differences | numbers | pairs minus | return [one - other for one, other in zip(self.numbers, self.numbers2)]
     product | number | times all | return math.prod(self.numbers)
-    running | numbers | running sum | return list(itertools.accumulate(self.numbers))
+    running | numbers | running | return list(itertools.accumulate(self.numbers))
     squares | numbers | square | return [each ** 2 for each in self.numbers]
     absolutes | numbers | abs | return [abs(each) for each in self.numbers]
     doubles | numbers | double | return [each * 2 for each in self.numbers]
@@ -17313,8 +17364,8 @@ STEP_ROWS = """
     letters | text | few first | return self.text[:NUMBER]
     palindrome | flag | backwards flag | return self.text == self.text[::-1]
     initials_of | text | initial words | return ''.join(each[0] for each in self.text.split())
-    largest_value | number | max values | return max(self.table.values())
-    smallest_value | number | min values | return min(self.table.values())
+    largest_value | number | max | return max(self.table.values())
+    smallest_value | number | min | return min(self.table.values())
     keys_above | texts | keys above | return [key for key, each in self.table.items() if each > value]
     keys_below | texts | keys below | return [key for key, each in self.table.items() if each < value]
     keys_below_number | texts | keys below | return [key for key, each in self.table.items() if each < NUMBER]
@@ -17343,7 +17394,7 @@ STEP_ROWS = """
     rows_by | rows | sort | return sorted(self.rows, key=lambda each: each[KEY])
     row_largest | table | max | return max(self.rows, key=lambda each: each[KEY])
     row_smallest | table | min | return min(self.rows, key=lambda each: each[KEY])
-    row_found | table | lookup equal | return next(each for each in self.rows if each[KEY] == value)
+    row_found | table | lookup | return next(each for each in self.rows if each[KEY] == value)
     drop_rows | ! | remove | self.rows = [each for each in self.rows if each[KEY] != value]
     field_with | fields | field where | return [each[KEY] for each in self.rows if each[KEY2]]
     field_without | fields | field where not | return [each[KEY] for each in self.rows if not each[KEY2]]
@@ -17365,7 +17416,60 @@ STEP_ROWS = """
     reaching_slot | numbers | reach | return [each for each in self.numbers if each >= self.number]
     all_flags | flag | all flag | return all(self.list)
     any_flag | flag | any flag | return any(self.list)
-    item | any | get | return self.table[KEY]"""
+    item | any | get | return self.table[KEY]
+    field_sum | number | sum | return sum(each[KEY] for each in self.rows)
+    field_mean | number | mean | return sum(each[KEY] for each in self.rows) / len(self.rows)
+    field_max | any | max | return max(each[KEY] for each in self.rows)
+    field_min | any | min | return min(each[KEY] for each in self.rows)
+    count_with | number | count where | return sum(bool(each[KEY]) for each in self.rows)
+    count_without | number | count where not | return sum(not each[KEY] for each in self.rows)
+    count_equal | number | count where | return sum(each[KEY] == value for each in self.rows)
+    count_rows_above | number | count above | return sum(each[KEY] > value for each in self.rows)
+    count_rows_below | number | count below | return sum(each[KEY] < value for each in self.rows)
+    sum_with | number | sum where | return sum(each[KEY] for each in self.rows if each[KEY2])
+    sum_without | number | sum where not | return sum(each[KEY] for each in self.rows if not each[KEY2])
+    sum_equal | number | sum where | return sum(each[KEY] for each in self.rows if each[KEY2] == value)
+    counted_by | table | count by | return dict(collections.Counter(each[KEY] for each in self.rows))
+    sum_by | table | sum by | return {it[KEY2]: sum(one[KEY] for one in self.rows if one[KEY2] == it[KEY2]) for it in self.rows}
+    sum_of_products | number | sum times | return sum(each[KEY] * each[KEY2] for each in self.rows)
+    rows_descending | rows | sort desc | return sorted(self.rows, key=lambda each: each[KEY], reverse=True)
+    keys_of_zero | texts | keys zero | return [key for key, each in self.table.items() if each == 0]
+    mean_value | number | mean | return sum(self.table.values()) / len(self.table)
+    in_both | = | both | return [each for each in self.list if each in self.list2]
+    not_in_other | = | minus/not | return [each for each in self.list if each not in self.list2]
+    part_before | text | before | return self.text.split(TEXT)[0]
+    part_after | text | after | return self.text.split(TEXT)[-1]
+    first_word | text | first words | return self.text.split()[0]
+    last_word | text | last words | return self.text.split()[-1]
+    year_of | text | year | return self.text[:4]
+    month_of | text | month | return self.text[5:7]
+    starts_text | flag | starts flag | return self.text.startswith(TEXT)
+    ends_text | flag | ends flag | return self.text.endswith(TEXT)
+    contains_text | flag | contains flag | return TEXT in self.text
+    slug_of | text | lower replace | return self.text.lower().replace(TEXT, TEXT2)
+    distance_arg | number | abs | return abs(self.number - value)
+    distance_two | number | abs | return abs(self.number - self.number2)
+    sum_of_squares | number | sum square | return sum(each ** 2 for each in self.numbers)
+    rounded_mean | number | round mean | return round(sum(self.numbers) / len(self.numbers), 2)
+    rounded_sum | number | round sum | return round(sum(self.numbers), 2)
+    rounded_ratio | number | round ratio | return round(self.number / self.number2, 2)
+    count_longer | number | count above | return sum(len(each) > NUMBER for each in self.texts)
+    count_above_number | number | count above | return sum(each > NUMBER for each in self.numbers)
+    count_below_number | number | count below | return sum(each < NUMBER for each in self.numbers)
+    below_mean | numbers | below mean | return [each for each in self.numbers if each < sum(self.numbers) / len(self.numbers)]
+    any_negative | flag | any negative flag | return any(each < 0 for each in self.numbers)
+    all_positive | flag | all positive flag | return all(each > 0 for each in self.numbers)
+    growth | number | minus last first | return self.numbers[-1] - self.numbers[0]
+    changes | numbers | minus by | return [after - before for before, after in itertools.pairwise(self.numbers)]
+    part_of_whole | number | minus ratio | return (self.number - self.number2) / self.number
+    percent_less | number | percent minus | return 100 * (self.number - self.number2) / self.number
+    room_left | number | minus | return self.number - len(self.list)
+    is_full | flag | reach flag | return len(self.list) >= self.number
+    has_room | flag | reach flag | return len(self.list) < self.number
+    mean_reaches | flag | mean reach flag | return sum(self.numbers) / len(self.numbers) >= self.number
+    product_of_three | number | times | return self.number * self.number2 * self.number3
+    sum_of_three | number | plus/sum | return self.number + self.number2 + self.number3
+    is_in | flag | or flag | return self.text in (TEXT, TEXT2)"""
 
 
 # hole -> the kinds that fit it: those of the core's idioms, and lists of tables, which are rows
@@ -17440,9 +17544,10 @@ KEYS_MOST, TEXTS_MOST = 12, 4
 def texts_told(text):
     """Return the texts that a request quotes or names by a word, as Python writes them."""
     quoted = [found[1] for found in re.finditer(r"(?<!\w)[\"'“‘`]([^\"'“”‘’`\n]{1,20})[\"'”’`](?!\w)", text)]
+    signs = re.findall(r"(?<=\s)(?:[@#/:;|.&+]|\.\w{2,4})(?=\s|$)", text)
     named = [TEXT_WORDS[word] for word in re.findall(r"[a-z]+", text.lower()) if word in TEXT_WORDS]
     bare = [BARE_TEXTS[each] for each in named if each in BARE_TEXTS]
-    return tuple(dict.fromkeys(repr(each) for each in (*quoted, *named, *bare)))[:TEXTS_MOST]
+    return tuple(dict.fromkeys(repr(each) for each in (*quoted, *signs, *named, *bare)))[:TEXTS_MOST]
 
 
 def world_of(text, slots, arguments, kinds=None):
@@ -17493,24 +17598,38 @@ FIRST_STEP = "\0inner"                                       # stands for the fi
 
 def choices_of(step, world):
     """Return {hole or argument of a step: slots or arguments of the message that fit}."""
-    slots = {hole: [name for name, kind in world.slots.items() if kind in FITTING[hole.rstrip("2")]] for hole in step.holes}
-    return slots | {name: list(world.given) for name in step.given}
+    choices = {}
+    for hole in step.holes:
+        kinds = fitting(hole)
+        choices[hole] = [name for name, kind in world.slots.items() if kind in kinds]
+    return choices | {name: list(world.given) for name in step.given}
+
+
+def fitting(place):
+    """Return the kinds that fit a hole or an argument of a step."""
+    return FITTING.get(place.rstrip("23"), ("number", "text", "any"))
 
 
 def choices_around(step, one, choices):
     """Yield `choices` with the Candidate `one` in each place of a step where it fits."""
     for place in choices:
-        wanted = FITTING.get(place.rstrip("2"), ("number", "text", "any"))
+        wanted = fitting(place)
         if place not in step.changes and (one.result in wanted or one.result == "any"):
             yield {**choices, place: [FIRST_STEP]}
 
 
+SAME_KINDS = ("is_given", "not_given")                   # steps that compare what may be the same
+
+
 def fillings(step, choices, kinds):
     """Yield {hole or argument: what stands there}: nothing twice, and the second of two of the kind of the first."""
+    twins = [place for place in step.holes if place.endswith("2")]
     for picked in itertools.product(*choices.values()):
         filled = dict(zip(choices, picked, strict=True))
-        twins = [place for place in step.holes if place.endswith("2")]
-        if len(set(picked)) == len(picked) and all(kinds[filled[place]] == kinds[filled[place[:-1]]] for place in twins):
+        unlike = [place for place in twins if kinds[filled[place]] != kinds[filled[place[:-1]]]]
+        if step.name in SAME_KINDS and len({kinds[name] for name in picked}) > 1:
+            continue
+        if len(set(picked)) == len(picked) and not unlike:
             yield filled
 
 
@@ -17620,25 +17739,29 @@ def two_steps(world, inner):
 # What each feature of a candidate is worth. The weights were set on requests that are committed (seed_core/methods.txt,
 # tests/data/unheard.txt) and on others by hand, none of those by which the rate of right ones is judged.
 WEIGHTS = {
-    "share": 0.9,                                        # the logarithm of the router's share
+    "share": 0.75,                                       # the logarithm of the router's share
     "cue": 2.2, "weak cue": 0.7, "unsaid": -2.1,         # what its steps do is said, said by a word that is said often, not said
-    "unexplained": -0.45,                                 # a cue of the request that none of its steps has
+    "unexplained": -0.45,                                # a cue of the request that none of its steps has
     "change": 1.15, "quiet change": -1.1,                 # it changes something where that is wanted; where nothing is said of it
     "no number": -2.5,                                   # it answers no number where one is asked for
     "flag": 2.0, "no flag": -1.05,                        # it answers yes or no where that is asked, and where not
-    "named": 1.05, "unnamed": -0.75, "missed": -1.1,       # slots and keys that the request names, or not; named ones left out
+    "named": 1.05, "unnamed": -0.75,                     # slots and keys that it uses and the request names, or not
+    "missed": -1.1, "missed key": -0.9,                  # named ones that it leaves out
     "order": 0.7, "said order": 1.9,                     # two slots in the order of the text, as words between them want it
-    "number": 0.7, "untold number": -1.7,
+    "number": 0.7, "untold number": -1.7,                # its numbers are told, or not
+    "left number": -0.6,                                 # a number that is told is left out
+    "text": 1.0, "left text": -1.5,                      # a text that the request tells is used, or none is
     "second step": -4.0, "twice": -2.2,                  # a slot used twice
 }
-SHARE_LEAST = 1e-4                                       # a smaller share is as good as none
-SHARE_OF_MORE = 0.02                                     # of a step that the router does not know
+SHARE_LEAST = 3e-3                                       # a smaller share is as good as none
+SHARE_OF_MORE = 0.04                                     # of a step that the router does not know
 NUMBER_CUES = frozenset(("count", "sum", "mean", "spread", "median"))
 WEAK_CUES = frozenset("all any at both few field keys lookup values where not on or unit second".split())
 CHANGING = frozenset("""add append put push insert remove delete drop pop clear reset empty set rename change update increment
 increase decrement decrease reduce raise lower toggle flip switch deposit withdraw debit credit store save register mark close
 open turn forget deactivate activate merge extend grow shrink scale swap copy visit enqueue dequeue charge discard start stop
-lock unlock enable disable move fill restock sell buy spend record note assign bump apply replace""".split())
+lock unlock enable disable reopen archive cancel serve use throw exchange multiply undo rotate receive move fill restock sell
+buy spend record note assign bump apply replace""".split())
 READING = re.compile(r"(?:return|compute|calculate|get|give|tell|check|find|list|what|how|the|number|whether|true|is|are|has|"
                      r"only|each|every|all|does|do|which)s?\b")
 SUMMING = re.compile(r"add(?:ed|ing)? (?:up|together|all)\b")
@@ -17653,6 +17776,9 @@ BETWEEN = ("minus|less|divided by|over|per|exceeds|reaches|[-/+*]|plus|times|and
 TAKING = "subtract|subtracts|subtracting|deduct|deducting|take|taking"
 IN_ORDER = re.compile(rf"~(\d+) (?:{BETWEEN}) (?:the |its |their |sum of |total of )*~(\d+)")
 OUT_OF_ORDER = re.compile(rf"(?:{TAKING}) (?:the )?~(\d+) (?:away )?from (?:the )?~(\d+)")
+# A slot that others are divided by: "the share of ~1"
+DENOMINATOR = re.compile(r"(?:share|fraction|percent\w*|proportion|part|percentage|out|per|how many percent) "
+                         r"(?:of )?(?:the |all )*~(\d+)\b(?! than)")
 
 
 class Said(typing.NamedTuple):
@@ -17666,6 +17792,8 @@ class Said(typing.NamedTuple):
     order: tuple                                         # pairs of slots, the first before the second
     words: frozenset                                     # all of the request's
     numbers: tuple
+    texts: tuple
+    keys: frozenset                                      # of tables and rows, that the request names
     shares: dict                                         # idiom -> the router's share
 
 
@@ -17674,9 +17802,21 @@ def plain_words(name):
     return re.sub(r"(?<=[a-z])(?=[A-Z])|[_:]+", " ", name).strip().lower()
 
 
+def is_said(key, words):
+    """Return whether a word of a key is among `words`."""
+    return any(same_word(part, word) for part in re.findall(r"[a-z]+", plain_words(key)) for word in words)
+
+
+# word -> what a slot or key of which it is said is called
+SAID_OF = {"oldest": "age", "youngest": "age", "older": "age", "younger": "age", "cheapest": "price", "dearest": "price",
+           "expensive": "price", "costs": "price", "cost": "price", "earn": "salary", "earns": "salary", "tallest": "height",
+           "heaviest": "weight", "lightest": "weight", "fastest": "speed", "longest": "length", "biggest": "size",
+           "largest": "size", "earliest": "date", "latest": "date", "who": "name"}
+
+
 def what_is_said(selector, intent, world, shares):
     """Return the Said of a request."""
-    name, told = plain_words(selector), intent.lower().strip()
+    name, told = plainly(plain_words(selector)), plainly(intent.lower().strip())
     text, slots = marked(f"{name} ; {told}", list(world.slots))
     cues = frozenset(cue for cue, words in CUES.items() if words.search(text))
     first = [each.partition(" ")[0] for each in (name, told)]
@@ -17684,17 +17824,21 @@ def what_is_said(selector, intent, world, shares):
     change -= sum(bool(SUMMING.match(each)) for each in (name, told))
     order = [(slots[found[1]], slots[found[2]]) for found in IN_ORDER.finditer(text)]
     order += [(slots[found[2]], slots[found[1]]) for found in OUT_OF_ORDER.finditer(text)]
+    order += [(other, slots[found[1]]) for found in DENOMINATOR.finditer(text) for other in world.slots]
+    meant = [SAID_OF[word] for word in re.findall(r"[a-z]+", f"{told} {name}") if word in SAID_OF]
     named = places_named(f"{told} ; {name}", world.slots)
     whole = frozenset(slot for slot, (_, share) in named.items() if share == 1.0)
-    words = frozenset(re.findall(r"[a-z]+", f"{name} {told}"))
+    words = frozenset((*re.findall(r"[a-z]+", f"{name} {told}"), *meant))
+    keys = {key for slot, held in world.keys.items() if world.slots[slot] == "rows" for key in held}
+    keys = frozenset(key for key in keys if len(key) > 1 and is_said(key, words))
     asks = bool(ASKING.match(name) or ASKS.search(told))
-    return Said(cues, change, asks, named, whole, tuple(order), words, world.numbers, dict(shares))
+    return Said(cues, change, asks, named, whole, tuple(order), words, world.numbers, world.texts, keys, dict(shares))
 
 
 def marked(text, slots):
     """Return (a text with ~NUMBER for the names of slots, which say nothing of what is done with them; {NUMBER: slot})."""
     for number, slot in sorted(enumerate(slots), key=lambda pair: -len(pair[1])):
-        text = re.sub(rf"\b{re.escape(plain_words(slot))}\b", f"~{number}", text)
+        text = re.sub(rf"\b{re.escape(plain_words(slot).rstrip('s'))}s?\b", f"~{number}", text)
     return text, {str(number): slot for number, slot in enumerate(slots)}
 
 
@@ -17722,8 +17866,32 @@ def features(candidate, said):
     return found | cue_features(candidate, said) | name_features(candidate, said) | number_features(candidate, said)
 
 
+def kin_of(step):
+    """Return the idioms that do what a step does, as its cues say: the router, which knows no others, speaks of it by them."""
+    plain = step.cues - WEAK_CUES
+    return [name for name in IDIOMS if plain and STEPS[name].cues - WEAK_CUES == plain]
+
+
+KIN = {name: kin_of(step) for name, step in STEPS.items() if name not in IDIOMS}
+SHARE_OF_KIN = 0.5
+
+
+def with_kin(names):
+    """Return the idioms that the router is asked about for steps: these, and those that do what other steps do."""
+    known = {name for name in names if name in IDIOMS}
+    return known.union(*(KIN[name] for name in names if name in KIN))
+
+
+def share_of(name, shares):
+    """Return the router's share of a step."""
+    if name in IDIOMS:
+        return shares.get(name, SHARE_LEAST)
+    of_kin = [SHARE_OF_KIN * shares.get(kin, 0) for kin in KIN[name]]
+    return max([SHARE_OF_MORE, *of_kin])
+
+
 def router_share(candidate, said):
-    shares = [said.shares.get(name, SHARE_LEAST) if name in IDIOMS else SHARE_OF_MORE for name in candidate.steps]
+    shares = [share_of(name, said.shares) for name in candidate.steps]
     return math.log(max(*shares, SHARE_LEAST)) if said.shares else 0.0
 
 
@@ -17749,7 +17917,7 @@ def cue_features(candidate, said):
     is_flag = candidate.result == "flag" and not candidate.target
     return {"cue": len(told) - weak, "weak cue": weak, "unsaid": unsaid, "unexplained": len(said.cues - told - WEAK_CUES),
             "change": said.change * (1 if candidate.target else -1), "quiet change": bool(candidate.target) and said.change <= 0,
-            "no number": wants_number(said) and candidate.result != "number" and not candidate.target,
+            "no number": wants_number(said) and candidate.result != "number" and not (candidate.target or told & NUMBER_CUES),
             "flag": said.asks * (1 if is_flag else -1), "no flag": is_flag and not said.asks}
 
 
@@ -17759,25 +17927,24 @@ def name_features(candidate, said):
     used = list(dict.fromkeys(re.findall(r"self\.(\w+)", code.partition(" = ")[2] if candidate.target else code)))
     keys = [ast.literal_eval(mark) for mark in candidate.marks if mark[0] in "\"'"]
     known = [said.named[slot] for slot in candidate.slots if slot in said.named]
-    keyed = sum(bool(said_word(key, said)) for key in keys)
+    keyed = sum(is_said(key, said.words) for key in keys)
     pairs = list(itertools.combinations(used, 2))
     in_order = sum((one in said.named and other in said.named) * (1 if said.named[one] < said.named[other] else -1)
                    for one, other in pairs if one in said.named and other in said.named)
     return {"named": sum(share for _, share in known) + keyed, "unnamed": len(candidate.slots) - len(known) + len(keys) - keyed,
+            "missed key": sum(key not in keys for key in said.keys),
             "missed": sum(share == 1.0 and slot not in candidate.slots for slot, (_, share) in said.named.items()),
             "twice": len(candidate.slots) - len(set(candidate.slots)), "order": in_order,
             "said order": sum((pair in said.order) - (pair[::-1] in said.order) for pair in pairs)}
 
 
-def said_word(key, said):
-    """Return whether a request says a word of a key."""
-    return any(same_word(word, other) for word in re.findall(r"[a-z]+", plain_words(key)) for other in said.words)
-
-
 def number_features(candidate, said):
     numbers = [mark for mark in candidate.marks if mark[0].isdigit()]
     told = sum(number in said.numbers for number in numbers)
-    return {"number": told, "untold number": len(numbers) - told}
+    left = [number for number in said.numbers if number not in numbers and number not in ("0", "1")]
+    texts = sum(text in candidate.code for text in said.texts)
+    return {"number": told, "untold number": len(numbers) - told, "left number": len(left),
+            "text": min(texts, 1), "left text": bool(said.texts) and not texts}
 
 
 ONE_STEPS_MOST, TWO_STEPS_MOST, INNER_MOST = 4000, 8000, 150                 # candidates that are looked at
@@ -17817,6 +17984,10 @@ PROBE_HEAD = """def probe({names}):
         if isinstance(one, (int, float)) and isinstance(other, (int, float)):
             return one == other or math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
         return one == other
+    def power(base, exponent):
+        if abs(exponent) > 1000:
+            raise OverflowError
+        return base ** exponent
     found = []
     for number, make in enumerate(({makers})):
         try:
@@ -17830,10 +18001,28 @@ NOTE_SAME = "if same(made, wanted_):\n                found.append(number)"
 NOTE_VALUE = "found.append([number, hash(repr(made))])"
 
 
+class BoundedPowers(ast.NodeTransformer):
+    """I let a probe call its `power` for `**`: where numbers are large, a power of them may have no end."""
+
+    def visit_BinOp(self, node):
+        self.generic_visit(node)
+        if not isinstance(node.op, ast.Pow):
+            return node
+        return ast.Call(ast.Name("power"), [node.left, node.right], [])
+
+
+def with_bounded_powers(code):
+    """Return the code of a candidate as a probe tries it."""
+    if " ** " not in code:
+        return code
+    return ast.unparse(BoundedPowers().visit(ast.parse(code, mode="eval")))
+
+
 def probing(lane_run, codes, names, note, slots, arguments):
     """Yield what a probe notes of each piece of `codes`: `lane_run` (source, slots, arguments) runs a method named probe."""
     for start in range(0, len(codes), PROBED_AT_ONCE):
-        makers = "".join(f"lambda: {code}, " for code in codes[start:start + PROBED_AT_ONCE])
+        tried = map(with_bounded_powers, codes[start:start + PROBED_AT_ONCE])
+        makers = "".join(f"lambda: {code}, " for code in tried)
         source = PROBE_HEAD.format(names=", ".join(("self", *names)), makers=makers, note=note)
         for row in lane_run(source, slots, arguments):
             yield (row + start) if isinstance(row, int) else [row[0] + start, row[1]]
@@ -17874,7 +18063,20 @@ def varied(value, rng):
         return [varied(rng.choice(value), rng) for _ in range(rng.randint(2, 5))]
     if kind == "number" and isinstance(value, int):
         return rng.randint(0, 60)
+    if kind == "text" and rng.random() < OF_ITS_SHAPE:
+        return re.sub(r"[A-Za-z]+|[0-9]", lambda found: varied_piece(found[0], rng), value)
     return value if kind == "other" else sampled_value(kind, rng)
+
+
+OF_ITS_SHAPE = 0.6                                       # share of texts that keep the signs between their words
+
+
+def varied_piece(piece, rng):
+    """Return another word or figure for one of a text: what is cut at a sign of it is seen where the sign stays."""
+    if piece.isdigit():
+        return rng.choice("0123456789")
+    word = rng.choice(SAMPLE_WORDS)
+    return word.capitalize() if piece[0].isupper() else word
 
 
 def varied_inputs(slots, arguments, rng, count):
@@ -18241,8 +18443,8 @@ def without_examples(reader):
     for start, end, _ in reversed(reader.examples):
         intent = intent[:start] + intent[end:]
     intent = intent.rstrip(" \n\t,;:.!(")
-    said = next((words for words in EXAMPLE_WORDS if intent.endswith(words)), "")
-    return intent.removesuffix(said).rstrip(" \n\t,;:.!(")
+    said = next((words for words in EXAMPLE_WORDS if intent.lower().endswith(words)), "")
+    return intent[:len(intent) - len(said)].rstrip(" \n\t,;:.!(")
 
 
 # What is found: methods that a message may mean, the best first
@@ -18290,7 +18492,7 @@ def find_methods(run, world, said, slots, arguments, examples):
     rows = sorted(itertools.chain(*enumerated(world, said)), key=lambda row: -row[0])
     if not examples:
         rows = [row for row in rows if row[0] >= WORTH_LEAST]
-    names = tuple(world.given)
+    names, likeliest = tuple(world.given), rows[0][1] if rows else NOTHING
     if any(example.after and example.result is not ABSENT for example in examples):
         return find_both(run, rows, world, said, slots, arguments, examples)
     if examples:
@@ -18298,7 +18500,25 @@ def find_methods(run, world, said, slots, arguments, examples):
         rows = [(worth_of - LEFT_OUT * len(meant - set(candidate.slots)), candidate)
                 for worth_of, candidate in doing_all(run, rows, names, slots, examples)]
         rows = sorted((row for row in rows if row[0] >= DOING_WORTH_LEAST), key=lambda row: -row[0])
-    return compared(run, rows, said, slots, arguments, names, examples)
+    return doubted(compared(run, rows, said, slots, arguments, names, examples), likeliest, examples)
+
+
+def doubted(found, likeliest, examples):
+    """Return what was found, the first of it not `sure` where words alone mean another one, the `likeliest`, and the examples
+    tell too little against them: one that says yes is done by half of all methods that answer yes or no."""
+    if not found or not examples or found[0]["lines"] == method_bodies(likeliest):
+        return found
+    outcomes = [repr((example.result, example.after)) for example in examples]
+    if len(set(outcomes)) > 1 or any(map(tells_much, examples)):
+        return found
+    return [found[0] | {"sure": False}, *found[1:]]
+
+
+def tells_much(example):
+    """Return whether few methods do an example: it gives neither yes, no or nothing, nor just what was there before."""
+    shown = [*example.after.values(), *([] if example.result is ABSENT else [example.result])]
+    before = [*example.slots.values(), *example.arguments]
+    return any(bool(value) and value is not True and value not in before for value in shown)
 
 
 def compared(run, rows, said, slots, arguments, names, examples):
@@ -18345,14 +18565,16 @@ def answering(example, before):
 def find_both(run, rows, world, said, slots, arguments, examples):
     """Return rows as of found_row of methods that change slots and answer something, as all examples want both."""
     names, answering_rows = tuple(world.given), ranked(one_steps(world), said, ONE_STEPS_MOST)
-    changes = doing_all(run, rows, names, slots, [example._replace(result=ABSENT) for example in examples])
-    found = compared(run, changes, said, slots, arguments, names, examples)
+    changing = [example._replace(result=ABSENT) for example in examples]
+    changes = doing_all(run, rows, names, slots, changing)
+    found = compared(run, changes, said, slots, arguments, names, changing)
     for before in (False, True):
         wanted = [answering(example, before) for example in examples]
         answers = doing_all(run, answering_rows, names, slots, wanted)
         if answers and changes:
             lines = method_bodies(changes[0][1], answers[0][1], before)
-            return [found[0] | {"lines": lines, "sure": found[0]["sure"] and answers[0][0] >= SURE_WORTH}]
+            answered = compared(run, answers, said, slots, arguments, names, wanted)
+            return [found[0] | {"lines": lines, "sure": found[0]["sure"] and answered[0]["sure"]}]
     return []
 
 
@@ -18835,7 +19057,7 @@ def offered_request(cycle, recall):
     fields = missing_request(cycle)
     world = world_of("", small_slots(cycle, fields), wanted_of(cycle)["args"], fields["slots"])
     fits = {one.steps[0] for one in one_steps(world) if one.given == world.given.keys()}
-    return fields | {"offered": recall.offer("idiom", routed_request(fields["selector"], fields["intent"]), fits)}
+    return fields | {"offered": recall.offer("idiom", routed_request(fields["selector"], fields["intent"]), with_kin(fits))}
 
 
 SMALL_ITEMS = 200                                        # of a list, text or table in a slot, while methods are looked for
@@ -18946,6 +19168,7 @@ def let_the_core_choose(data):
         found = [two[chosen], *(row for row in data["found"] if row is not two[chosen])]
         return Step("DELEGATING", values[0], {"chosen": chosen, "found": found})
     others = tuple(name for name in IDIOMS if name not in idioms)
+    request = request | {"offered": [offer for offer in request["offered"] if offer[0] in idioms]}
     return Thought("choose", read, (("method", request, others),))
 
 

@@ -634,7 +634,7 @@ def test_an_example_tells_result_and_new_state(kernel):
      "sorted([each.lower() for each in self.names])"),
     ("cost", (), {"items": [{"name": "pen", "price": 2.0}]},
      "e.g. [{'name': 'x', 'price': 1}, {'name': 'y', 'price': 2}] -> 3, the sum of all prices",
-     "sum([each['price'] for each in self.items])")])
+     "sum(each['price'] for each in self.items)")])
 def test_two_steps_are_composed(kernel, selector, args, slots, intent, code):
     report = kernel().mission(selector, *args, intent=intent, **slots)
     assert report["state"] == "COMPLETE" and f"return {code}\n" in report["source"], report

@@ -10,6 +10,7 @@ import pytest
 import batos
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "bench"))
+import asked
 import unseen
 
 
@@ -105,6 +106,15 @@ def of_request(selector, intent, arguments=(), shares=None, **slots):
     ("last_three", "the last three of log", (), {"log": ["a"]}, "return self.log[-3:]"),
     ("pop_front", "remove the first of queue", (), {"queue": [1]}, "self.queue = self.queue[1:]"),
     ("add_", "append to tags", ("x",), {"tags": ["y"]}, "self.tags = [*self.tags, value]"),
+    ("newest_first", "the log turned round", (), {"log": ["a", "b"]}, "return self.log[::-1]"),
+    ("shortest_name", "the name with the fewest characters", (), {"names": ["a", "bc"], "size": 3},
+     "return min(self.names, key=len)"),
+    ("win_share", "wins as a share of games", (), {"games": 3, "wins": 1}, "return self.wins / self.games"),
+    ("email_domain", "what stands behind the @", (), {"email": "a@b.c"}, "return self.email.split('@')[-1]"),
+    ("total_salary", "what all of the staff earn together", (), {"staff": [{"name": "a", "salary": 1}]},
+     "return sum(each['salary'] for each in self.staff)"),
+    ("done_count", "number of tasks already done", (), {"tasks": [{"title": "a", "done": True}]},
+     "return sum(bool(each['done']) for each in self.tasks)"),
     ("names_of_all", "the name of every item", (), {"items": [{"name": "a", "size": 1}]},
      "return [each['name'] for each in self.items]")])
 def test_words_say_which_method_is_meant(selector, intent, arguments, slots, body):
@@ -139,6 +149,38 @@ def test_a_source_tells_its_intent_where_that_is_plain():
     plain, quoted = ({"selector": "f", "intent": intent, "arguments": []} for intent in ("what it costs", 'a " in it'))
     assert batos.method_source(["return 1"], plain) == 'def f(self):\n    """what it costs"""\n    return 1\n'
     assert re.fullmatch(r"def f\(self\):\n    return 1\n", batos.method_source(["return 1"], quoted))
+
+
+def found(selector, intent, arguments=(), **slots):
+    """Return the rows of find_methods for a message whose intent may hold examples."""
+    reader = read(intent, selector, arguments, **slots)
+    world = batos.world_of(batos.routed_request(selector, batos.without_examples(reader)), slots, arguments)
+    said = batos.what_is_said(selector, batos.without_examples(reader), world, {})
+    return batos.find_methods(asked.run, world, said, slots, arguments, [example for *_, example in reader.examples])
+
+
+# What an example says yes to, half of all methods do that say yes or no: it decides only where words mean the same.
+@pytest.mark.parametrize("selector, intent, arguments, slots, is_sure", [
+    ("holds_", "does label hold the word, no matter how it is spelt? label='Tea', holds_('TEA') -> True", ("x",),
+     {"label": "Tin"}, False),
+    ("is_it", "whether open is not so. open=True, is_it() -> True", (), {"open": True, "label": "x"}, False),
+    ("is_open", "whether it is open: open=True, is_open() -> True", (), {"open": True, "label": "x"}, True),
+    ("year", "the year of date: date='March', year() -> 'March'", (), {"date": "2024-02-03"}, False),
+    ("due", "total minus paid: total=9, paid=2 returns 7", (), {"total": 3, "paid": 1}, True)])
+def test_an_example_that_tells_little_confirms_nothing_against_the_words(selector, intent, arguments, slots, is_sure):
+    first = found(selector, intent, arguments, **slots)[0]
+    assert first["sure"] is is_sure, first
+
+
+def test_what_is_tried_takes_no_power_without_end():
+    assert batos.with_bounded_powers("self.a ** (self.b ** value)") == "power(self.a, power(self.b, value))"
+    row = found("f_", "people to the power of it: people=2, f_(3) -> 8", (83_000_000,), people=357_000)[0]
+    assert row["lines"] == ["return self.people ** value"]
+
+
+def test_texts_are_varied_in_their_shape():
+    made = {batos.varied("ann@Bo.x7", random.Random(seed)) for seed in range(40)}
+    assert any(re.fullmatch(r"[a-z]+@[A-Z][a-z]+\.[a-z]+[0-9]", text) for text in made) and len(made) > 20
 
 
 # With the embedded core
