@@ -67,11 +67,16 @@ def valid_plan(value, mission):
         assert span.strip() and (span in mission or span in mission.encode("utf-8", "replace").decode("utf-8"))
 
 
-def valid_frame(frame, persona, topic_of):
+def topic_in(frame, persona):
     voice = batos.VOICES[persona]
     opening = max((text for text in voice["openings"] if frame.startswith(text)), key=len)
     link = next(text for text in voice["links"] if frame.endswith(text))
-    assert frame[len(opening):-len(link)].strip() and frame[len(opening):-len(link)] in topic_of
+    return frame[len(opening):-len(link)]
+
+
+def valid_frame(frame, persona, topic_of):
+    topic = topic_in(frame, persona)
+    assert topic.strip() and topic in topic_of
 
 
 # Tasks
@@ -166,9 +171,7 @@ def test_a_topic_holds_a_word_that_carries_meaning(core):
     for text in ("What do I do with it, when the pump fails?", "Is it so that they do not do what we want of the pump?"):
         facet = {**FACET[1], "sub_query": text}
         frame = core.infer(rows(("facet", facet)))[0].value["frame"]
-        voice = batos.VOICES[facet["persona"]]
-        topic = batos.frame_topic(frame, voice)
-        assert any(map(batos.carries_meaning, topic.split()))
+        assert any(map(batos.carries_meaning, topic_in(frame, facet["persona"]).split()))
 
 
 WORDS = st.lists(st.sampled_from("the of is how do pump lake wind-up turbine's a valve, and; stone? we".split()),
