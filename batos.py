@@ -14555,6 +14555,7 @@ JUDGED_MOST = 10                   # of these, that are read
 MARKED_MOST = 6                    # and whose sentences are compared
 KEPT_SHARE = 0.6                   # what is judged worth less than this share of the best is not told
 NEARLY_SAME_SHARE = 0.7                  # of the words of two passages that both hold, from which on one of them is told
+CONTRADICTION_WORDS = 25           # longer statements are not compared with others
 KNOWN_NOWHERE = 0.35               # what a word that nothing holds weighs beside others, where it is asked what comes near
 NEAR_MASS, NEAR_SIMILARITY = 0.5, 0.4                    # from when on what was found is told as the nearest
 
@@ -14566,6 +14567,7 @@ FEELINGS = frozenset(
     "terrible awful horrible broken heart heartbroken depressed overwhelmed jealous bored confused grateful thankful hope wish "
     "today yesterday tomorrow tonight monday tuesday wednesday thursday friday saturday sunday week day days night morning "
     "really just still always never again please help okay ok hi hello thanks thank much lot bit thing things".split())
+MEASURES = frozenset("long many much old far often big large tall high deep heavy fast wide".split())        # behind "how"
 _FIRST_PERSON = re.compile(r"\b(i|i'm|im|i've|me|my|we|our)\b", re.IGNORECASE)
 _MOODS = re.compile(
     r"\b(feel|feeling|felt|sad|happy|unhappy|angry|afraid|scared|lonely|love|hate|miss|cry|crying|cried|died|hurts?|grief|"
@@ -14576,7 +14578,7 @@ _MOODS = re.compile(
 def is_feeling(text):
     """Whether somebody says how she feels: of herself, with a word of feeling."""
     told = text.replace("’", "'")
-    return bool(_FIRST_PERSON.search(told) and _MOODS.search(told)) and not told.rstrip().endswith("?")
+    return bool(_FIRST_PERSON.search(told) and _MOODS.search(told)) and not is_asked(told)
 
 
 class Telling(typing.NamedTuple):
@@ -14603,7 +14605,12 @@ class Telling(typing.NamedTuple):
     @property
     def asks(self):
         """Whether I am a question, or refer to one."""
-        return self.text.rstrip(")\"'\u201d. ").endswith("?")
+        return is_asked(self.text.rstrip(")\"'\u201d. "))
+
+
+def is_asked(sentence):
+    """Whether a sentence ends as a question does, in any script."""
+    return sentence.rstrip().endswith(("?", "\uff1f", "\u061f"))
 
 
 def goes_on(text):
@@ -14826,11 +14833,13 @@ class Asked(typing.NamedTuple):
         return needed and not any(map(self.is_answered_by, texts))
 
 
-def _asked(catalog, query, focus):
-    """Return a query as Asked."""
+def _asked(catalog, query, focus, before):
+    """Return a query as Asked. What stands in `before` alone, the subject of another turn, counts half."""
     found, focused = _prepared(catalog, query), words_of(focus)
+    carried = words_of(before).keys() - words_of(query.removeprefix(before)).keys()
     weights = {word: weight * (1.5 if word in focused else 1) for word, weight in found.weights.items()}
-    return Asked(query, weights, found.spelt, expected_in(query))
+    weights |= {word: weights[word] / 2 * bool(found.frequencies[word]) for word in carried if word in weights}
+    return Asked(query, weights, found.spelt, expected_in(query.removeprefix(before).lstrip(": ")))
 
 
 class Judged(typing.NamedTuple):
@@ -14857,18 +14866,18 @@ class Recall(typing.NamedTuple):
     settings: argparse.Namespace | None = None
 
 
-def find_evidence(catalog, query, recall, focus="", places=({},)):
+def find_evidence(catalog, query, recall, focus="", places=({},), before=""):
     """Return what memory holds for a query: {"relevant", "certainty", "mass", "unknown", "evidence": the passages, best first}.
 
     Each passage is {"text" (verbatim), "doc_id", "version", "chunk_id", "chunk_index", "lines": [first, last], "headings",
     "mark": [first, last] characters of the text that answer it, "span": likewise of the answer itself or None, "share": what it
-    is worth, 0 to 1}. They are sought by the query, by `focus`, some of its words, which count half as much again, and by each
-    of two things that it compares, in each of the places (fields of Where). The reader chooses among the best where it is
-    ready; else words and meaning do.
+    is worth, 0 to 1}. They are sought by the query (which may begin with `before`, what the conversation is about), by `focus`,
+    some of its words, which count half as much again, and by each of two things that it compares, in each of the places
+    (fields of Where). The reader chooses among the best where it is ready; else words and meaning do.
 
     certainty: "sure" (then it is `relevant`), "nearest" where nothing says it outright, "none".
     """
-    vector, asked = recall.embedder.query(query), _asked(catalog, query, focus)
+    vector, asked = _vector_of(query, before, recall.embedder), _asked(catalog, query, focus, before)
     things = things_compared(query)
     outcomes = [search_(catalog, query, recall.chunks, vector, **where) for where in places]
     more = [text for text in (focus, *things) if text.strip()]
@@ -14877,7 +14886,7 @@ def find_evidence(catalog, query, recall, focus="", places=({},)):
     unknown = [word for word in outcomes[0]["unknown"] if all(word in outcome["unknown"] for outcome in outcomes)]
     windows = _each_once([window for row in rows.values() for window in _windows_of(row)])
     judged = _judged(asked, vector, windows, recall)
-    evidence = [_evidence(one) for one in _different(judged, things, recall)]
+    evidence = [_evidence(one) for one in _newer_first(_different(judged, things, recall))]
     mass = max([outcome["mass"] for outcome in outcomes])
     certainty = _certainty(asked, unknown, mass, judged, evidence, recall) if evidence else "none"
     return {"relevant": certainty == "sure", "certainty": certainty, "mass": mass, "unknown": unknown,
@@ -14894,6 +14903,15 @@ def things_compared(query):
     """Return the two things that a query compares, as it names them, or ()."""
     found = _TWO.search(query) if _COMPARES.search(query) or " or " in query else None
     return tuple([thing.rstrip(".") for thing in found.groups()]) if found else ()
+
+
+def _vector_of(query, before, embedder):
+    """Return the vector of a query, or None; what stands in `before` weighs half of it."""
+    vector = embedder.query(query)
+    if vector is None or not before:
+        return vector
+    both = vector + embedder.query(query.removeprefix(before).lstrip(": "))
+    return both / need("numpy", "vectors").linalg.norm(both)
 
 
 def _each_once(windows):
@@ -14968,13 +14986,14 @@ def _marked(asked, vector, judged, recall):
 def _sentence_worth(asked, told, near):
     """Return what a sentence is worth as an answer: by its words, how near it is, and whether it is of the expected kind.
 
-    A question answers nothing, and what is said in two words little.
+    A question answers nothing, what only repeats the question hardly anything, and what is said in two words little.
     """
     share = (asked.share(told.words) + asked.share(told.words_with_headings)) / 2
     worth = share if near is None else (share + near) / 2
     if asked.expected:
         worth += 0.15 if asked.is_answered_by(told.text) else -0.1
-    return worth - 0.5 * told.asks - 0.2 * (told.size < 3)
+    repeats = told.words <= asked.weights.keys()
+    return worth - 0.5 * told.asks - 0.2 * (told.size < 3) - 0.2 * repeats
 
 
 def _read(query, judged, recall):
@@ -15013,6 +15032,37 @@ def _different(judged, things, recall):
     return kept
 
 
+def _newer_first(kept):
+    """Return Judged so that of two which contradict each other the one that was learnt later stands before the other."""
+    if len(kept) < 2 or kept[0].window.row["chunk"]["added_at"] >= kept[1].window.row["chunk"]["added_at"]:
+        return kept
+    sides = [one.window.tellings[one.marked].text for one in kept[:2]]
+    return [kept[1], kept[0], *kept[2:]] if contradict(*sides) else kept
+
+
+_NO = re.compile(r"\b(?:not?|never|none|nobody|nothing|neither|nor|cannot|without|any ?more|no longer|\w+n['’]t)\b",
+                 re.IGNORECASE)
+
+
+def contradict(one, other):
+    """Whether two short statements say different things of the same: other numbers or times, or one of them says no."""
+    if max(len(one.split()), len(other.split())) > CONTRADICTION_WORDS:
+        return False
+    told = [_what_is_told(text) for text in (one, other)]
+    cores = [core for core, _, _ in told]
+    alike = len(cores[0] & cores[1]) >= 0.5 * max(1, min(map(len, cores)))
+    figures = [figures for _, figures, _ in told]
+    return alike and (told[0][2] != told[1][2] or all(figures) and figures[0] != figures[1])
+
+
+def _what_is_told(text):
+    """Return (the words of a statement but its figures, its figures and times, whether it says no)."""
+    figures = {match[0].casefold() for pattern in (_NUMBER_TOLD, _TIME_TOLD) for match in pattern.finditer(text)}
+    figures |= set(re.findall(r"\w*\d\w*", text))
+    core = set(stems(text)) - set(stems(" ".join(figures)))
+    return core, figures, bool(_NO.search(text))
+
+
 def _best_about(judged, thing):
     """Return the best Judged that holds all words of a thing, or None."""
     wanted = frozenset(words_of(thing))
@@ -15032,7 +15082,7 @@ def _certainty(asked, unknown, mass, judged, evidence, recall):
     no number where one was asked for (no time, no name) comes near at best.
     """
     near = max([one.near for one in judged])
-    telling_words = [word for word in asked.weights if asked.spelt[word].lower() not in FEELINGS]
+    telling_words = [word for word in asked.weights if asked.spelt[word].lower() not in (FEELINGS | MEASURES)]
     known = {word: asked.weights[word] for word in telling_words if asked.spelt[word] not in unknown}
     nowhere = sum([asked.weights[word] for word in telling_words if word not in known])
     held = max([_weight_of(known, one.window.words()) for one in judged])
@@ -15093,6 +15143,8 @@ def telling_shares(texts):
 # Levels: what stands above a chunk and below it
 
 SECTION_CHUNKS = 20                # of a section that are shown
+OVERVIEW_TITLES = 8                # of its sections that are told
+OVERVIEW_PASSAGES = 3              # that tell what a document is about
 SUMMARY_CHUNKS, SUMMARY_SENTENCES = 50, 3                # a document is summed up by so many sentences of so many chunks
 
 
@@ -15164,6 +15216,23 @@ def summary_of(catalog, document, most=SUMMARY_SENTENCES):
     return [_place_of(*told[n]) for n in sorted(best[:most])]
 
 
+def overview_of(catalog, document, most=OVERVIEW_PASSAGES):
+    """Return (the titles of a document's sections, evidence: the sentences that say most of the first, one a section)."""
+    chunks = [_result(catalog, number, 0.0, {})["chunk"] for number in document.numbers[:SUMMARY_CHUNKS]]
+    told = [(one, chunk) for chunk in chunks for one in _tellings(chunk) if 3 <= len(one.words) <= 40 and not one.asks]
+    counts = collections.Counter(word for one, _ in told for word in one.words)
+    best = {}                                            # title of a section -> (worth, Telling, chunk)
+    for one, chunk in told:
+        worth = sum([math.log(counts[word]) for word in one.words]) / math.sqrt(len(one.words))
+        title = chunk["headings"][-1] if chunk["headings"] else ""
+        if title not in best or worth > best[title][0]:
+            best[title] = worth, one, chunk
+    titles = [title for title in best if title]
+    chosen = sorted(best.values(), key=lambda row: -row[0])[:most]
+    evidence = [_placed(one, chunk) | {"mark": [0, len(one.text)], "span": None, "share": 1.0} for _, one, chunk in chosen]
+    return titles, sorted(evidence, key=lambda item: item["chunk_index"])
+
+
 def _by_document(catalog, rows, query):
     """Have one row stand for each document, with the sentences that sum it up."""
     rows = _one_each(rows, _document_key)
@@ -15217,7 +15286,7 @@ _REQUESTS = frozenset(
 def is_statement(sentence):
     """Tell whether a sentence states something: it is no question, request or greeting."""
     first = re.match(r"\W*([\w'’]+)", sentence)
-    return bool(first) and not sentence.rstrip().endswith("?") and first.group(1).lower().replace("’", "'") not in _REQUESTS
+    return bool(first) and not is_asked(sentence) and first.group(1).lower().replace("’", "'") not in _REQUESTS
 
 
 def only_states(text):
@@ -15636,9 +15705,17 @@ def next_thought(cycle, recall):
 
 def _recalled(cycle, recall, focus=""):
     mission, root = mission_text(cycle.mission_brief), _root_of(cycle)
-    query = SELF_NAMES.sub(" ", mission)                 # the system's name says where to look, not for what
+    catalog, conversation = root["knowledge_catalog_obj"], cycle.mission_brief.get("conversation")
+    query = SELF_NAMES.sub(" ", subject_asked(mission) or mission)       # its name says where to look, not for what
     query = query if words_of(query) else mission
-    return find_evidence(root["knowledge_catalog_obj"], query, recall, focus, _places(cycle, mission, root))
+    places = _places(cycle, mission, root)
+    before = turns_before(catalog, conversation) if conversation else []
+    subject = ""
+    if before and follows_on(mission):
+        subject = subject_of(before)
+        places += [{"doc_id": name} for name in before[0].cited if name in catalog.documents]
+    asked = f"{subject}: {query}" if subject else query
+    return find_evidence(catalog, asked, recall, focus, places, subject)
 
 
 SELF_NAMES = re.compile(r"\bBAT ?OS\b|\bbatos\b", re.IGNORECASE)
@@ -15648,6 +15725,8 @@ def _places(cycle, mission, root):
     """Return where a mission looks: in the world; if it asks, in its conversation; if about the system, in what that says."""
     conversation = None if only_states(mission) else cycle.mission_brief.get("conversation")
     plan = cycle._tmp_synthesis_data.get("plan") or {}
+    if SAID_TO_YOU.search(mission):
+        return [{"scope": "said"}]
     about_self = plan.get("strategy") == "Systemic Self-Improvement" or SELF_NAMES.search(mission) or any(
         name in root for name in re.findall(r"\w+", mission) if name.endswith(("_obj", "_log")))
     return [{}, *([{"conversation": conversation, "scope": "said"}] if conversation else []),
@@ -15661,11 +15740,14 @@ def psm_idle_(cycle, recall):
     What only states something, in a conversation, is noted.
     """
     mission, start = mission_text(cycle.mission_brief), {"start_time": now_utc()}
+    aside = answer_aside(_root_of(cycle)["knowledge_catalog_obj"], mission)
+    if aside is not None:
+        return Thought("aside", lambda _: Step("COMPLETE", aside, start | {"final_response": aside}))
     found = _recalled(cycle, recall)
-    if found["relevant"]:
+    if found["relevant"] and not is_feeling(mission):
         told = found | {"told": plain_answer(mission, found["evidence"])}
         return Thought("recall", lambda _: Step("DECOMPOSING", told, start))
-    stated = cycle.mission_brief.get("conversation") and only_states(mission)
+    stated = cycle.mission_brief.get("conversation") and only_states(mission) and not is_feeling(mission)
     answer = noted(mission) if stated else unsure_answer(mission, found)
     return Thought("recall", lambda _: Step("COMPLETE", found, start | {"final_response": answer}))
 
@@ -15679,16 +15761,150 @@ NEAREST = "Nothing here says it outright; nearest:"
 
 
 def unsure_answer(mission, found):
-    """Return the answer to what memory does not answer: the nearest passages, or that there is nothing."""
-    numbers = " ".join(f"[{n}]" for n, _ in enumerate(found["evidence"], 1))
+    """Return the answer to what memory does not answer: the nearest passages, or that there is nothing.
+
+    Who says how she feels is offered the one passage that is nearest, and never told which words are unknown.
+    """
     told = {"relevant": False, "certainty": found["certainty"], "evidence": found["evidence"]}
     if is_feeling(mission):
-        beside = f"this is kept near it: {numbers}" if numbers else "memory holds nothing about it."
-        return told | {"answer": f"I hear you; {beside}", "lead": "ROBIN"}
-    if numbers:
+        return told | gentle_answer(found["evidence"][:1])
+    if found["evidence"]:
+        numbers = " ".join([f"[{n}]" for n in range(1, len(found["evidence"]) + 1)])
         return told | {"answer": f"{NEAREST} {numbers}"}
     unknown = f" It holds none of these words: {', '.join(found['unknown'])}." if found["unknown"] else ""
     return told | {"answer": f"There is nothing in memory about this.{unknown}"}
+
+
+def gentle_answer(evidence):
+    """Return what ROBIN answers to who says how she feels, with a passage that is near it, or none."""
+    near = f" This is kept near it: \u201c{quoted_sentence(evidence[0])}\u201d [1]" if evidence else " I am listening."
+    return {"answer": f"Thank you for telling me.{near}", "lead": "ROBIN", "evidence": evidence}
+
+
+# Talk: what is answered without a search, and what a question means in its conversation.
+
+DOCUMENTS_TOLD = 20                # names of documents in an answer
+TURNS_BEFORE = 6                   # that are looked at for what a question goes on about
+_GREETING = re.compile(r"\W*(?:hello|hi|hey|greetings|good (?:morning|evening|afternoon|day))(?: (?:there|again|you))?\W*",
+                       re.IGNORECASE)
+_THANKS = re.compile(r"\W*(?:(?:ok|okay|great)\W+)?(?:thanks?|thank you|thx|cheers|bye|goodbye|good night|see you)"
+                     r"(?: (?:you|so|very|much|a|lot|again|then|later))*\W*", re.IGNORECASE)
+_WHICH_DOCUMENTS = re.compile(
+    r"\W*(?:(?:what|which) (?:documents|files|books|texts|sources) (?:do you (?:have|know|hold)|are (?:there|in memory)|"
+    r"have you (?:learnt|learned|read))|what have you (?:learnt|learned|read)|"
+    r"(?:list|show)(?: me)?(?: all)?(?: the| your)? (?:documents|files|sources))\W*", re.IGNORECASE)
+SAID_TO_YOU = re.compile(r"\bwhat (?:did|have|do) i (?:ever )?(?:told|tell|said|say|mentioned?)\b", re.IGNORECASE)
+_SUBJECTS = tuple([re.compile(rf"\W*(?:please |can you |could you )?{form}\W*", re.IGNORECASE) for form in (
+    r"(?:summari[sz]e|sum up|outline) (.{2,200}?)",
+    r"(?:give (?:me )?)?(?:an? )?(?:overview|summary) of (.{2,200}?)",
+    r"what(?: is|'s|’s) (.{2,200}?) about",
+    r"what do you know (?:about|of) (.{2,200}?)",
+    r"(?:please )?tell me (?:more |all |everything |something )?about (.{2,200}?)",
+    r"what (?:did|have|do) i (?:ever )?(?:told|tell|said|say|mentioned?)(?: to)?(?: you)? (?:about|of) (.{2,200}?)",
+)])
+_FOLLOWS = re.compile(r"^\W*(?:and|but|so|then|also|what about|how about)\b|"
+                      r"\b(?:it|its|they|them|theirs?|he|him|his|she|hers?)\b|"
+                      r"\b(?:about|of|for|with|is|does|was|did) (?:that|this)\b", re.IGNORECASE)
+_PART = re.compile(r"\W*(?:at|in|on|by|with|for|from|since|until|to|of) (?:what|which|how|when|whom)\b", re.IGNORECASE)
+FOLLOWING_WORDS = 4                # that mean something: a longer question stands for itself
+
+
+def subject_asked(mission):
+    """Return what "summarise X", "what is X about" or "what did I tell you about X" name, or None."""
+    found = [form.fullmatch(mission.strip()) for form in _SUBJECTS]
+    return next((match[1] for match in found if match), None)
+
+
+def answer_aside(catalog, mission):
+    """Return the answer to what needs no search: a greeting, which documents there are, what one of them is about; or None."""
+    if _GREETING.fullmatch(mission):
+        return _aside("Hello. Ask me about what I have learnt, or: \u201cWhat documents do you have?\u201d")
+    if _THANKS.fullmatch(mission):
+        return _aside("You are welcome.")
+    if _WHICH_DOCUMENTS.fullmatch(mission):
+        return _aside(documents_told(catalog))
+    subject = subject_asked(mission)
+    document = subject and document_meant(catalog, subject)
+    return overview_told(catalog, document) if document else None
+
+
+def _aside(answer, evidence=()):
+    return {"answer": answer, "relevant": bool(evidence), "certainty": "sure", "evidence": list(evidence)}
+
+
+def documents_told(catalog):
+    """Return which documents are held of what the world says, as a sentence."""
+    names = list(itertools.islice(_taught(catalog), DOCUMENTS_TOLD + 1))
+    if not names:
+        return "I have learnt no document yet; `learn FILE` teaches me one."
+    more = " and others; `documents` lists them all" if len(names) > DOCUMENTS_TOLD else ""
+    told = [pathlib.PurePath(name).name for name in names[:DOCUMENTS_TOLD]]
+    return f"I have learnt {', '.join(told)}{more}."
+
+
+def _taught(catalog):
+    """Yield the doc_ids of what somebody taught."""
+    return (doc_id for doc_id, document in catalog.documents.items() if document.scope == "world")
+
+
+def document_meant(catalog, subject):
+    """Return the Document that somebody names by its id, the name of its file or that without its ending; or None."""
+    wanted = re.sub(r"^(?:the )?(?:document|file|book|manual|text)? ?", "", subject.strip("\"'\u201c\u201d ").casefold())
+
+    def names(doc_id):
+        path = pathlib.PurePath(doc_id.casefold())
+        return doc_id.casefold(), path.name, path.stem, path.name.partition(".")[0]
+    found = next((doc_id for doc_id in catalog.documents if wanted in names(doc_id)), None)
+    return None if found is None else catalog.documents[found]
+
+
+def overview_told(catalog, document):
+    """Return the answer to what a document is about: the titles of its sections, and sentences that say much of it."""
+    titles, evidence = overview_of(catalog, document)
+    name = pathlib.PurePath(document.doc_id).name
+    if not titles:
+        quoted = f": \u201c{quoted_sentence(evidence[0])}\u201d [1]" if evidence else " holds no sentence that tells."
+        return _aside(f"{name}{quoted}", evidence)
+    more = " and more" if len(titles) > OVERVIEW_TITLES else ""
+    return _aside(f"{name} is about: {'; '.join(titles[:OVERVIEW_TITLES])}{more}", evidence)
+
+
+class Turn(typing.NamedTuple):
+    """What somebody said before in a conversation, and the documents that its answer cited."""
+
+    text: str
+    cited: tuple
+
+
+def turns_before(catalog, conversation):
+    """Return the latest Turns of a conversation, the last one first."""
+    numbers = heapq.nlargest(TURNS_BEFORE, catalog.metadata_index["conversation"].get(conversation, ()))
+    turns = []
+    for number in numbers:
+        chunk = catalog.chunk_storage[number]
+        cited = catalog.documents[chunk.doc_id].metadata.get("cited", ())
+        turns.append(Turn(chunk.text, tuple(dict.fromkeys([item["doc_id"] for item in cited]))))
+    return turns
+
+
+def follows_on(mission):
+    """Whether a question takes its subject from the turn before: it begins so, says "it", or has no subject of its own."""
+    own = len(_words_of_its_own(mission))
+    if own <= 1 and _PART.match(mission):
+        return True
+    return own == 0 or own <= FOLLOWING_WORDS and bool(_FOLLOWS.search(mission))
+
+
+def _words_of_its_own(text):
+    """Return the words of a text that name something: no stop words, and none of those by which questions begin."""
+    words = re.findall(r"\w[\w./'’-]*\w|\w", text)
+    return [word for word in words if word.lower().replace("’", "'") not in (STOP_WORDS | _REQUESTS | MEASURES)]
+
+
+def subject_of(turns):
+    """Return what the turns before a question are about: the words of the latest that stands for itself."""
+    named = next((turn for turn in turns if not follows_on(turn.text)), turns[-1])
+    return " ".join(_words_of_its_own(named.text)) or named.text
 
 
 @primitive("psm_decomposing_", reads=True)
@@ -15882,19 +16098,30 @@ def _sentence_fields(name, evidence):
 
 _ASKS_WHETHER = re.compile(r"(?:is|are|was|were|am|do|does|did|can|could|may|must|shall|should|will|would|has|have|had)\b",
                            re.IGNORECASE)
-_SAYS_YES_OR_NO = re.compile(r"(yes|no)\b", re.IGNORECASE)
+_SAYS_YES_OR_NO = re.compile(r"(yes|no)[,.;:!]", re.IGNORECASE)
 
 
 def plain_answer(mission, evidence):
     """Return what an answer says in one sentence: the one that answers, quoted, cut around its span where it is long.
 
-    Where it is asked whether, and the text itself says yes or no there, that stands before it.
+    Where it is asked whether, and the text itself says yes or no to that, it stands before it; of two passages that contradict
+    each other both are told.
     """
     best = evidence[0]
     quote = f"\u201c{quoted_sentence(best)}\u201d [1]"
+    if len(evidence) > 1 and contradict(marked_text(best), marked_text(evidence[1])):
+        return f"{quote}; before that: \u201c{quoted_sentence(evidence[1])}\u201d [2]"
     said = _SAYS_YES_OR_NO.match(marked_text(best).lstrip("-*> "))
-    whether = said and _ASKS_WHETHER.match(mission.strip())
-    return f"{said[1].capitalize()}: {quote}" if whether else quote
+    if said and _ASKS_WHETHER.match(mission.strip()) and _settles(best, mission):
+        return f"{said[1].capitalize()}: {quote}"
+    return quote
+
+
+def _settles(item, mission):
+    """Whether a yes or no is said to what was asked: under a title that is a question, to that question alone."""
+    titles = [title for title in item.get("headings", ()) if is_asked(title)]
+    wanted = set(stems(mission))
+    return not titles or 2 * len(wanted & set(stems(titles[-1]))) >= len(wanted)
 
 
 def quoted_sentence(item):
@@ -16223,8 +16450,25 @@ def mark_answer(root, oid, mark, note):
     return {"details": f"the answer of {oid} is marked {mark}", "result": {"cycle": oid, "mark": mark}}
 
 
+NO_ANSWER = (Cancelled, GateRefused)                     # ends of a cycle after which its passages are not told either
+
+
+def answer_without_words(cycle, error, reason):
+    """Return the answer of a question whose core failed: what was recalled, which needs no core; None where that is nothing."""
+    found = _journalled(cycle, "recall")
+    if kind_of(cycle) or isinstance(error, NO_ANSWER) or not found or not found["relevant"]:
+        return None
+    if gate_reasons(_root_of(cycle)["knowledge_catalog_obj"], found["evidence"]):
+        return None
+    told = {"answer": plain_answer(mission_text(cycle.mission_brief), found["evidence"]), "evidence": found["evidence"]}
+    return told | {"relevant": True, "certainty": "sure", "words": False, "why_no_words": reason}
+
+
 def fail_cycle(oid, error, settings, steps=()):
-    """Return apply(root) of the effect of a cycle that failed after some steps: its state, the entry in failed_cycle_log."""
+    """Return apply(root) of the effect of a cycle that failed after some steps: the entry in failed_cycle_log, and its state.
+
+    A question of which passages were recalled is COMPLETE with them all the same.
+    """
     known = isinstance(error, BatosError)
     reason = {"code": type(error).__name__ if known else "InternalError",
               "details": error.message if known else f"an unexpected {type(error).__name__}; the daemon's log has the traceback"}
@@ -16239,8 +16483,12 @@ def fail_cycle(oid, error, settings, steps=()):
                  "mission": one_line(mission_text(cycle.mission_brief), 200), "type": cycle.mission_brief["type"],
                  "who": cycle.who}
         append_log(root["failed_cycle_log"], entry, settings.log_entries_max)
-        point_at(cycle, "FAILED")
-        return end_cycle(cycle, {"reason": reason}, settings.journal_days)
+        answer = answer_without_words(cycle, error, reason)
+        point_at(cycle, "FAILED" if answer is None else "COMPLETE")
+        report = end_cycle(cycle, answer or {"reason": reason}, settings.journal_days)
+        if answer is not None:
+            _remember_cycle(root, cycle)
+        return report
     return apply
 
 
@@ -25269,7 +25517,9 @@ def _told_answer(report, changes=None):
         changed = f" ({changes[item['doc_id']]})" if item["doc_id"] in changes else ""
         lines += _passage_lines(f"[{n}] {place}{changed}", item["text"])
     gap = [""] if lines else []
-    return lines + gap + _answer_lines(report["answer"])
+    failed = report.get("why_no_words")
+    note = [f"(told without the core, which failed: {failed['details']})"] if failed else []
+    return lines + gap + _answer_lines(report["answer"]) + note
 
 
 def _passage_lines(place, text):

@@ -79,6 +79,32 @@ def test_a_question_is_never_the_answer_to_itself(one):
     assert not again["relevant"] and "none of these words: explain, purple, gasket" in again["answer"]
 
 
+def test_a_question_takes_its_subject_from_the_turn_before(one):
+    one.learn("# Bread\n\nThe loaf rises for two hours. It is baked for forty minutes at 230 degrees.\n\n"
+              "# Soup\n\nThe soup is cooked for twenty minutes. It serves four.\n", "kitchen.md")
+    assert "rises for two hours" in say(one, "How is the loaf made to rise?")["answer"]
+    assert "forty minutes" in say(one, "And how long is it baked?")["answer"]
+    assert "230" in say(one, "At how many degrees?")["answer"]
+    assert say(one, "And how long is it?", "other")["answer"] != say(one, "And how long is it?")["answer"]
+
+
+def test_of_two_statements_the_newer_is_told_first(one):
+    say(one, "I like coffee in the morning.")
+    say(one, "I do not like coffee any more, I drink tea now.")
+    told = say(one, "Do I like coffee?")
+    assert told["answer"] == ("“I do not like coffee any more, I drink tea now.” [1]; before that: "
+                              "“I like coffee in the morning.” [2]")
+    assert "drink tea" in say(one, "What did I tell you about coffee?", None)["answer"]
+
+
+def test_who_says_how_she_feels_is_answered_gently(one):
+    one.learn("Max the dog came to us in spring. He loved the lake and every stick in it.\n", "max.md")
+    told = say(one, "my dog died on tuesday and I miss him", None)
+    assert told["lead"] == "ROBIN" and "none of these words" not in told["answer"] and "Max the dog" in told["answer"]
+    alone = say(one, "I am so sad about my parrot today")
+    assert alone["lead"] == "ROBIN" and alone["answer"] == "Thank you for telling me. I am listening." and not alone["evidence"]
+
+
 def test_what_was_answered_is_kept_and_not_found_as_knowledge(one):
     one.learn()
     report = say(one, "How is the brass valve turned?")

@@ -147,3 +147,57 @@ def test_a_long_sentence_is_quoted_around_its_span():
 ])
 def test_yes_and_no_are_told_where_the_text_says_so(mission, text, told):
     assert batos.plain_answer(mission, [{"text": text}]) == told
+
+
+@pytest.mark.parametrize("mission, headings, told", [
+    ("Can I row back?", ["Can I row back at night?"], "Yes: “Yes, but slowly.” [1]"),
+    ("Can I sail back?", ["May a guest cook on board?"], "“Yes, but slowly.” [1]"),      # that was said to another question
+])
+def test_yes_is_told_only_to_what_was_asked(mission, headings, told):
+    assert batos.plain_answer(mission, [{"text": "Yes, but slowly.", "headings": headings}]) == told
+
+
+@pytest.mark.parametrize("one, other, against", [
+    ("I like coffee in the morning.", "I do not like coffee any more, I drink tea now.", True),
+    ("The meeting is on Monday at ten.", "Correction: the meeting is on Thursday at four.", True),
+    ("The gate code is 1234.", "Since May the gate code is 9876.", True),
+    ("The meeting is on Monday at ten.", "The meeting on Monday at ten is in the blue room.", False),
+    ("Tea is brewed for three minutes.", "The valve turns.", False),
+])
+def test_statements_that_contradict_each_other(one, other, against):
+    assert batos.contradict(one, other) == against == batos.contradict(other, one)
+
+
+@pytest.mark.parametrize("mission, subject", [
+    ("Summarise boat.md", "boat.md"), ("What is boat.md about?", "boat.md"), ("Give me an overview of the crew.", "the crew"),
+    ("what do you know about tea?", "tea"), ("What did I tell you about my dog?", "my dog"), ("How is tea brewed?", None),
+])
+def test_what_is_to_be_told_about(mission, subject):
+    assert batos.subject_asked(mission) == subject
+
+
+@pytest.mark.parametrize("mission", ["What is boat.md about?", "summarise the document boat", "overview of BOAT.md"])
+def test_a_document_is_told_by_its_sections(catalog, mission):
+    told = batos.answer_aside(catalog, mission)
+    assert told["answer"] == "boat.md is about: Moving; Crew" and len(told["evidence"]) == 2
+    assert batos.gate_reasons(catalog, told["evidence"]) == []
+
+
+@pytest.mark.parametrize("mission, answer", [
+    ("hello", "Hello."), ("Good morning!", "Hello."), ("thanks a lot", "You are welcome."),
+    ("What documents do you have?", "I have learnt boat-copy.md, boat.md, coal.md, mast.md, tea.md."),
+    ("hello world in C", None), ("Thank the captain how?", None), ("What documents are needed for the harbour?", None),
+])
+def test_what_needs_no_search(catalog, mission, answer):
+    told = batos.answer_aside(catalog, mission)
+    assert told["answer"].startswith(answer) if answer else told is None
+
+
+@pytest.mark.parametrize("mission, follows", [
+    ("and how long does it take?", True), ("Why?", True), ("Where does she live?", True), ("What about the sail?", True),
+    ("At how many degrees?", True), ("What is Linux?", False), ("In what year was she born?", True), ("Do I like coffee?", False),
+    ("Which package converts between package formats?", False),
+    ("How do I install a package and remove it with one command?", False),
+])
+def test_a_question_that_goes_on(mission, follows):
+    assert batos.follows_on(mission) == follows

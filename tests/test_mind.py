@@ -196,16 +196,31 @@ def test_a_mission_goes_on_from_its_journal_after_a_restart(machine):
     assert second.core.batches == [["facet", "facet"]]    # the plan was answered before
 
 
-def test_any_exception_is_failed_with_one_log_entry(machine):
+@pytest.mark.parametrize("task, state", [("plan", "DECOMPOSING"), ("facet", "DELEGATING")])
+def test_a_core_that_fails_never_costs_the_answer(machine, task, state):
+    """Any exception of it: the passages are told, with one entry of the log."""
     def broken(fields):
         raise ZeroDivisionError
-    one = machine(doubles.QuickCore(facet=broken))
+    one = machine(doubles.QuickCore(**{task: broken}))
     one.learn()
+    oid = one.accept()
+    report = one.ended(oid)
+    assert report["state"] == "COMPLETE" and report["words"] is False and report["why_no_words"]["code"] == "InternalError"
+    assert "Turn the brass valve" in report["answer"] and report["evidence"] and "reason" not in report
+    log, active = one.read(lambda root: (list(root["failed_cycle_log"].values()), list(root["active_cycles"])))
+    assert [entry["cycle"] for entry in log] == [oid] and log[0]["state"] == state and active == []
+
+
+def test_any_exception_is_failed_with_one_log_entry(machine, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError
+    monkeypatch.setattr(batos, "find_evidence", broken)
+    one = machine()
     oid = one.accept()
     report = one.ended(oid)
     assert report["state"] == "FAILED" and report["reason"]["code"] == "InternalError"
     log, active = one.read(lambda root: (list(root["failed_cycle_log"].values()), list(root["active_cycles"])))
-    assert [entry["cycle"] for entry in log] == [oid] and log[0]["state"] == "DELEGATING" and active == []
+    assert [entry["cycle"] for entry in log] == [oid] and log[0]["state"] == "IDLE" and active == []
 
 
 @pytest.mark.parametrize("refusals, steps, state", [(1, ["gate", "gate"], "COMPLETE"), (2, ["facets", "gate"], "FAILED")])
@@ -284,7 +299,8 @@ def test_a_mission_has_a_deadline(machine):
         return doubles.plan_value(fields)
     one = machine(doubles.QuickCore(plan=slow), mission_deadline_s=0.1)
     one.learn()
-    assert one.think()["reason"]["code"] == "DeadlineExceeded"
+    report = one.think()
+    assert report["why_no_words"]["code"] == "DeadlineExceeded" and "Turn the brass valve" in report["answer"]
 
 
 def test_a_full_disk_delays_a_mission_and_loses_nothing(machine, monkeypatch):
