@@ -421,7 +421,7 @@ SETTINGS = {row.name: row for row in (
     Setting("journal_days", 7.0, "days", "journals of ended missions are kept so long"),
     Setting("evidence_chunks", 8, "chunks", "passages that one recall looks into"),
     Setting("evidence_sentences", 3, "passages", "passages that an answer tells, each round the sentence that answers, 1 to 8"),
-    Setting("semantic_chunk_kb", 4.0, "kB", "smaller documents are cut where their meaning changes, others by words"),
+    Setting("semantic_chunk_kb", 8.0, "kB", "smaller documents are cut where their meaning changes, others by words"),
     Setting("self_knowledge", True, "true or false", "index the README and the docstrings of batos.py, with scope self"),
     Setting("relevance", 0.55, "share", "share of a question's idf mass that the best chunk must hold"),
     Setting("similarity", 0.62, "cosine", "or how near the best passage must be to the question"),
@@ -10189,6 +10189,12 @@ class Reader:
 # The embedder
 
 
+def unit_rows(rows):
+    """Return rows of length 1; those of 0 stay so."""
+    numpy = need("numpy", "vectors")
+    return rows / numpy.maximum(numpy.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
 class Embedder:
     """The model that turns texts into vectors of length 1. It loads on a thread of its own; texts are embedded where asked.
 
@@ -10254,9 +10260,8 @@ class Embedder:
             self._model.float()
 
     def _encoded(self, texts):
-        import numpy
-        rows = self._model.encode(texts, batch_size=EMBEDDED_AT_ONCE, show_progress_bar=False).astype(numpy.float32)
-        return rows / numpy.maximum(numpy.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        rows = self._model.encode(texts, batch_size=EMBEDDED_AT_ONCE, show_progress_bar=False)
+        return unit_rows(rows.astype("float32"))
 
     def embed(self, texts, patient=False, stopped=lambda: False):
         """Return the vectors of texts, float32, a row each. Raises CoreOffline unless ready.
@@ -10299,14 +10304,13 @@ class Embedder:
         """Return the vector of a query, or None unless ready."""
         return self.queries([text]).get(text)
 
-    def likeness(self, pairs):
-        """Return how alike the two sides of each pair are, each some texts: the cosines of their vectors.
+    def about(self, texts):
+        """Return what tells sentences of one document apart: their vectors less what all have in common.
 
         Raises CoreOffline unless ready.
         """
-        sides = list(dict.fromkeys(side for pair in pairs for side in pair))
-        vectors = dict(zip(sides, self.embed(["\n".join(side) for side in sides]), strict=True)) if sides else {}
-        return [float(vectors[one] @ vectors[other]) for one, other in pairs]
+        rows = self.embed(texts)
+        return unit_rows(rows - rows.mean(0))
 
     def health(self):
         """Return how I am, from memory."""
@@ -11047,10 +11051,12 @@ def activate(synapses, core, name):
 CHUNK_FLOOR_WORDS = 60             # shorter ones lose the words that a question is matched by
 CHUNK_READ_WORDS = 120             # a MiniLM reads 256 tokens, which is so many words where they are technical
 CHUNK_CEILING_WORDS = 200          # longer ones blur the ranking
-WINDOW_PIECES = 3                  # paragraphs (or sentences) on each side of a cut that are compared
+SMALL_COSTS = 2.0                  # what one without words would cost more, in scatter; up to the floor the share of that
+CUT_BEHIND_LEAD = 4.0              # what it costs to part what announces something from that
+TOPIC_PIECES = 200                 # a topic of more pieces is cut, so that time is linear
 CHUNK_CEILING_CHARS = 2000         # the ceiling where blanks are rare: code, tables, scripts without blanks
 CARRY_WORDS = 20                   # a section shorter than this is carried into the next
-PIECES_MOST = 10_000               # paragraphs of one section; where there are more, short neighbours are one
+PIECES_MOST = 4000                 # paragraphs of one section; where there are more, short neighbours are one
 PART_CHUNKS = 200                  # of a document that are stored, or swept, in one transaction
 SHARED_CHARS = 8_000               # a text up to that may share a transaction with others
 PART_LEAST_CHARS = 20_000          # a shorter text has not more chunks than that
@@ -11060,6 +11066,9 @@ WORD_MAX_CHARS = 64                # a longer word (base64, a hash) is known by 
 DOC_ID_MAX_CHARS = 1000
 QUERY_WORDS_MAX = 256              # later words of a query are not looked up; a pasted paragraph has fewer
 RESULTS_MAX = 3000
+PIECES_AT_ONCE = 256               # whose sentences' vectors are held
+WORD_DIMENSIONS = 2048             # of a sentence's words
+STEM_CHARS = 6                     # of a word, where sentences are compared
 RANKED = 50                        # the chunks among which the greatest mass is sought
 FRESH_CHUNKS = 64                  # whose words are stored nowhere yet: each reader makes them of the chunks, once a change
 MERGED_AT_ONCE = 16                # so many segments of one size become one: each chunk is written anew at each size
@@ -11115,6 +11124,8 @@ _DEFINITION = re.compile(rf"[ \t]*((?:(?:{_MODIFIERS})[ \t]+)*(?:{_DEFINED})[ \t
 # Behind a decorator on its line. Repeats are bounded, so that the search takes no longer than its text is long.
 _DECORATED = re.compile(rf"[ \t]((?:(?:{_MODIFIERS})[ \t]{{1,9}}){{0,4}}(?:{_DEFINED})[ \t]{{1,9}}[\w$.<>]{{1,200}}(?:::\w+)*)")
 _ITEM = re.compile(r"[ \t]*(?:[-*+•]|\d{1,9}[.)])[ \t]+\S")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\W_]?[^\Wa-z])")         # near enough where sentences are only compared
+_LONG_WORD = re.compile(r"\w{4,}")
 
 
 class Draft(typing.NamedTuple):
@@ -11318,6 +11329,8 @@ def _markdown_tokens(lines, base):
         if token.level or not token.map or token.nesting < 0:
             continue
         first, end = base + token.map[0], min(base + token.map[1], len(lines))
+        if all(lines.blank(n) for n in range(first, end)):          # of form feeds alone, which Markdown takes for words
+            continue
         kind, more = MARKDOWN_KINDS.get(token.type, "prose"), {}
         if kind == "heading":
             more = {"level": int(token.tag[1]), "title": " ".join(tokens[number + 1].content.split())}
@@ -11538,67 +11551,131 @@ class _Packer:
         self.headings = tuple(title for _, title in self.path)
 
 
-def _windows(text, pieces):
-    """Return (the texts before, the texts after) each boundary between pieces: up to WINDOW_PIECES of them."""
-    texts = [text[piece.start:piece.end] for piece in pieces]
-    return [(tuple(texts[max(0, n - WINDOW_PIECES):n]), tuple(texts[n:n + WINDOW_PIECES])) for n in range(1, len(texts))]
+# Topics: where a text turns to something else
+#
+# Each sentence is a vector; a topic is a run of pieces whose sentences scatter little about their mean. Of all ways to part
+# a section into topics that is taken whose scatter, with a fixed cost for each topic, is least (as in least-squares
+# segmentation, by dynamic programming). Then each topic is parted into chunks in the same way, by its size as well.
 
 
-def lexical_likeness(pairs):
-    """Return how alike the two sides of each pair are, 0 to 1: the cosine of their words' counts."""
-    @functools.cache
-    def words(text):
-        return [word[:6] for word in re.findall(r"\w{4,}", text.lower())]
+class Sense(typing.NamedTuple):
+    """What tells what sentences are about."""
 
-    @functools.cache
-    def counted(side):
-        counts = collections.Counter(itertools.chain.from_iterable(map(words, side)))
-        return counts, math.sqrt(sum(count * count for count in counts.values())) or 1.0
-
-    def cosine(one, other):
-        (one, length), (other, other_length) = counted(one), counted(other)
-        return sum(one[word] * other[word] for word in one.keys() & other.keys()) / (length * other_length)
-    return [cosine(*pair) for pair in pairs]
+    vectors: typing.Callable      # [sentence] -> a row each, of length 1, or 0 where nothing is told
+    topic_costs: float            # the scatter that must be saved by a topic of its own
 
 
-def _parts(pieces, costs):
-    """Return [(first, after)] of the chunks of a run: of all that fit, those of least cost; costs[n] is of a cut after n."""
-    best = [(0.0, 0)]                                    # of the pieces so far: cost, and where the last chunk begins
-    for after in range(1, len(pieces) + 1):
-        size, found = 0, (math.inf, after - 1)
-        for first in range(after - 1, -1, -1):
-            size, chars = size + pieces[first].size, pieces[after - 1].end - pieces[first].start
-            if first < after - 1 and (size > CHUNK_CEILING_WORDS or chars > CHUNK_CEILING_CHARS):
-                break
-            found = min(found, (best[first][0] + _cost_of_size(size), first))
-        best.append((found[0] + (costs[after - 1] if after < len(pieces) else 0.0), found[1]))
-    parts, after = [], len(pieces)
+def word_vectors(texts):
+    """Return a vector for each of some texts: of its longer words, hashed; what few of the texts hold weighs more."""
+    numpy = need("numpy", "cutting texts")
+    counts = [collections.Counter(word[:STEM_CHARS] for word in _LONG_WORD.findall(text.lower())) for text in texts]
+    held = collections.Counter(itertools.chain.from_iterable(counts))
+    rows = numpy.zeros((len(texts), WORD_DIMENSIONS), numpy.float32)
+    for row, words in zip(rows, counts, strict=True):
+        for word, count in words.items():
+            rarity = math.log1p(len(texts) / held[word]) if held[word] > 1 else 0.0
+            row[zlib.crc32(word.encode()) % WORD_DIMENSIONS] += math.sqrt(count) * rarity
+    return unit_rows(rows)
+
+
+BY_WORDS = Sense(word_vectors, 1.1)
+MEANING_TOPIC_COSTS = 1.4
+
+
+def _up_to(column):
+    """Return the sums of all rows before each, and of all."""
+    numpy = need("numpy", "cutting texts")
+    return numpy.concatenate([numpy.zeros_like(column[:1]), column.cumsum(0)])
+
+
+class _Spread:
+    """The pieces of a section as figures: what any neighbours of them cost as one topic, or as one chunk."""
+
+    def __init__(self, text, pieces, sense):
+        numpy = need("numpy", "cutting texts")
+        self.pieces, self.topic_costs = pieces, sense.topic_costs
+        self.sizes = numpy.array([0, *itertools.accumulate(piece.size for piece in pieces)])
+        self.starts = [piece.start for piece in pieces]
+        self.parted = numpy.array([0.0, *(CUT_BEHIND_LEAD * piece.leads for piece in pieces)])
+        rows = [self._of_pieces(text, pieces[start:start + PIECES_AT_ONCE], sense.vectors)
+                for start in range(0, len(pieces), PIECES_AT_ONCE)]
+        counts, squares, sums = (numpy.concatenate(column) for column in zip(*rows, strict=True))
+        self.counts, self.squares, self.sums = (_up_to(column) for column in (counts, squares, sums))
+        self.lengths = (self.sums ** 2).sum(1)           # of the sums, squared
+
+    def _of_pieces(self, text, pieces, vectors):
+        """Return of each piece how many sentences it has, the sum of their lengths' squares, and of their vectors."""
+        numpy = need("numpy", "cutting texts")
+        sentences = [_SENTENCE_END.split(text[piece.start:piece.end]) for piece in pieces]
+        counts = numpy.array([len(one) for one in sentences])
+        rows = numpy.asarray(vectors(list(itertools.chain.from_iterable(sentences))), float)
+        begins = counts.cumsum() - counts
+        return counts, numpy.add.reduceat((rows ** 2).sum(1), begins), numpy.add.reduceat(rows, begins)
+
+    def topic(self, first, after):
+        """Return what the pieces before `after` cost as one topic, for each piece from `first` on with which it may begin."""
+        numpy, firsts = need("numpy", "cutting texts"), slice(first, after)
+        lengths = self.lengths[after] + self.lengths[firsts] - 2 * (self.sums[firsts] @ self.sums[after])
+        scatter = self.squares[after] - self.squares[firsts] - lengths / (self.counts[after] - self.counts[firsts])
+        missing = numpy.maximum(0.0, 1 - self._sizes(firsts, after) / CHUNK_FLOOR_WORDS)
+        return scatter + self.topic_costs + SMALL_COSTS * missing + self.parted[firsts]
+
+    def chunk(self, first, after):
+        """Return what they cost as one chunk: what is above what a MiniLM reads costs too."""
+        numpy = need("numpy", "cutting texts")
+        unread = numpy.maximum(0.0, self._sizes(slice(first, after), after) / CHUNK_READ_WORDS - 1)
+        return self.topic(first, after) + unread
+
+    def _sizes(self, firsts, after):
+        return self.sizes[after] - self.sizes[firsts]
+
+    def first_that_fits(self, after):
+        """Return the first piece with which a chunk that ends before `after` may begin."""
+        by_words = bisect.bisect_left(self.sizes, self.sizes[after] - CHUNK_CEILING_WORDS)
+        by_chars = bisect.bisect_left(self.starts, self.pieces[after - 1].end - CHUNK_CEILING_CHARS)
+        return min(max(by_words, by_chars), after - 1)
+
+
+def _parted(count, first_of, cost):
+    """Return [(first, after)] of the parts of `count` pieces in order: of all ways to part them, the cheapest.
+
+    first_of: after -> the first piece with which a part that ends there may begin. cost: (first, after) -> what the parts
+    from each piece in between cost.
+    """
+    numpy = need("numpy", "cutting texts")
+    best, begins = numpy.zeros(count + 1), [0] * (count + 1)
+    for after in range(1, count + 1):
+        first = first_of(after)
+        costs = best[first:after] + cost(first, after)
+        cheapest = int(costs.argmin())
+        best[after] = costs[cheapest]
+        begins[after] = first + cheapest
+    parts, after = [], count
     while after:
-        parts.append((best[after][1], after))
-        after = best[after][1]
+        parts.append((begins[after], after))
+        after = begins[after]
     return parts[::-1]
 
 
-def _cost_of_size(size):
-    """Return what a chunk of a size costs: little from the floor to what a MiniLM reads, more above, much below."""
-    if size < CHUNK_FLOOR_WORDS:
-        return 1.3 + 2 * (1 - size / CHUNK_FLOOR_WORDS)
-    return 0.3 + max(0, size - CHUNK_READ_WORDS) / CHUNK_READ_WORDS
+def _levels(text, pieces, sense):
+    """Return {"topics", "chunks"} of a section, each [(first, after)] of pieces. No chunk is in two topics."""
+    if sum(piece.size for piece in pieces) < 2 * CHUNK_FLOOR_WORDS:
+        return dict.fromkeys(("topics", "chunks"), [(0, len(pieces))])
+    spread = _Spread(text, pieces, sense)
+    topics = _parted(len(pieces), lambda after: max(0, after - TOPIC_PIECES), spread.topic)
+    begins = [first for first, after in topics for _ in range(first, after)]
+    chunks = _parted(len(pieces), lambda after: max(begins[after - 1], spread.first_that_fits(after)), spread.chunk)
+    return {"topics": topics, "chunks": chunks}
 
 
-def _costs(pieces, ranks):
-    """Return the cost of a cut after each piece but the last: from 0 where what follows is of something else, to 1."""
-    return [rank + 4 * piece.leads for rank, piece in zip(ranks, pieces, strict=False)]
-
-
-def cut_text(text, kind="text", likeness=lexical_likeness):
+def cut_text(text, kind="text", sense=BY_WORDS, level="chunks"):
     """Cut a text into Drafts: each verbatim, in order, no overlap, nothing left out but blanks between them.
 
     kind: of _RULES, such as "text" (paragraphs and lists) or "markdown" (headings, fences and tables too). Headings begin a
-    chunk, code and lists stay whole where they fit, paragraphs are cut only when over the ceiling, at sentences. Where a
-    section is too long for one chunk it is cut where what stands before and after is least alike, which
-    `likeness([(texts before, texts after)])` tells. Lines end by LF, CR LF or CR. Time is linear. Raises BadRequest for another
-    kind.
+    chunk, code and lists stay whole where they fit, paragraphs are cut only when over the ceiling, at sentences. A section
+    that is too long for one chunk is cut where it turns to something else, by what `sense` tells of its sentences. level:
+    "topics" gives what is about one thing, however long, in place of chunks. Lines end by LF, CR LF or CR. Time is linear.
+    Raises BadRequest for another kind.
     """
     if kind not in TEXT_KINDS:
         raise BadRequest(f"no text of kind {kind!r} can be cut; {mend(kind, TEXT_KINDS)}", kind=kind)
@@ -11607,25 +11684,12 @@ def cut_text(text, kind="text", likeness=lexical_likeness):
     for block in _blocks(lines, kind):
         packer.add(block)
     packer.close()
-    drafts, ranked = [], iter(_ranks_of_cuts(text, packer.runs, likeness))
+    drafts = []
     for pieces, headings in packer.runs:
-        ranks = list(itertools.islice(ranked, len(pieces) - 1)) if _is_long(pieces) else [1.0] * (len(pieces) - 1)
-        for first, after in _parts(pieces, _costs(pieces, ranks)):
+        for first, after in _levels(text, pieces, sense)[level]:
             start, end = pieces[first].start, pieces[after - 1].end
             drafts.append(Draft(text[start:end], headings, lines.number(start), lines.number(end - 1), pieces[first].header))
     return drafts
-
-
-def _is_long(pieces):
-    """Tell whether a run may be more than one chunk."""
-    return sum(piece.size for piece in pieces) >= 2 * CHUNK_FLOOR_WORDS
-
-
-def _ranks_of_cuts(text, runs, likeness):
-    """Return for each boundary in the long runs the share of all these boundaries whose sides are less alike."""
-    alike = likeness([pair for pieces, _ in runs if _is_long(pieces) for pair in _windows(text, pieces)])
-    order = sorted(alike)
-    return [bisect.bisect_left(order, one) / len(order) for one in alike]
 
 
 # What Punkt takes for a sentence though it only numbers the next one.
@@ -22036,7 +22100,8 @@ class Ingest:
                                  max_bytes=self._max_bytes())
         if not command.rechunk and run(lambda root: unchanged_document(root["knowledge_catalog_obj"], fields)):
             return
-        self.drafts = cut_text(self.text, fields["kind"], self.embedder.likeness if by_meaning else lexical_likeness)
+        sense = Sense(self.embedder.about, MEANING_TOPIC_COSTS) if by_meaning else BY_WORDS
+        self.drafts = cut_text(self.text, fields["kind"], sense)
         folder = run(blob_folder) if len(self.drafts) > PART_CHUNKS else None
         if folder:
             first, fields, postings = stage_in_parts(self.drafts, fields, run)

@@ -83,8 +83,8 @@ class QuickEmbedder:
     def queries(self, texts):
         return {text: self.query(text) for text in texts}
 
-    def likeness(self, pairs):
-        return [float(self.query(" ".join(one)) @ self.query(" ".join(other))) for one, other in pairs]
+    def about(self, texts):
+        return self.embed(texts)
 
     def health(self):
         return {"state": self.state, "progress": self.progress, "name": self.name}

@@ -101,6 +101,6 @@ def test_the_collections_of_our_own_making():
 
 @pytest.mark.slow
 def test_cuts_by_words_are_better_than_by_chance():
-    even = quality.boundary_measures(lambda pairs: [0.5] * len(pairs))
-    words = quality.boundary_measures(batos.lexical_likeness)
-    assert all(0 < value < 1 for value in (*even, *words)) and words[0] > 2 * even[0]
+    even = quality.boundary_measures(quality.BY_SIZE)
+    words, topics = (quality.boundary_measures(batos.BY_WORDS, level=level) for level in ("chunks", "topics"))
+    assert all(0 < value < 1 for value in (*even, *words)) and topics[0] > words[0] > 3 * even[0]

@@ -19,7 +19,7 @@ import pytest
 import transaction
 import ZODB
 import ZODB.FileStorage
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import batos
@@ -182,6 +182,8 @@ def assert_cut_well(text, kind):
 
 @pytest.mark.slow
 @given(TEXTS, st.sampled_from(["text", "markdown"]))
+@example("# Head\n\x0c\n\x0c\n", "markdown")
+@example("\x0c\n\x0c\n", "markdown")
 @settings(max_examples=150, deadline=None)
 def test_cut_text_loses_nothing_and_claims_true_lines(text, kind):
     assert_cut_well(text, kind)
@@ -217,7 +219,7 @@ def test_a_small_section_is_carried_into_the_next():
 
 
 def test_a_paragraph_that_announces_a_list_stays_with_it():
-    text = "word " * 70 + "follow:\n\n- one\n- two\n\n" + "tail " * 120
+    text = "word " * 70 + "follow:\n\n- one\n- two\n\n" + "tail " * 150
     assert [draft.text[-5:] for draft in batos.cut_text(text)] == ["- two", "tail "]
 
 
@@ -243,23 +245,53 @@ def test_a_text_is_cut_where_it_turns_to_something_else():
     assert [draft.line_start for draft in drafts] == [lines[0], lines[3], lines[7]]
 
 
-def test_the_likeness_of_meanings_places_the_cuts():
-    text, lines = about(["valve"] * 9)
-
-    def likeness(pairs):
-        asked.extend(pairs)
-        return [0.1 if n in (1, 4) else 0.9 for n in range(len(pairs))]
+def by_place(begins):
+    """Return a Sense by which something else begins at some of the paragraphs, and the list of what it was asked."""
     asked = []
-    drafts = batos.cut_text(text, "text", likeness)
-    assert [draft.line_start for draft in drafts] == [lines[0], lines[2], lines[5]]
-    assert len(asked) == 8 and all(one in text for pair in asked for side in pair for one in side)
+
+    def vectors(sentences):
+        asked.extend(sentences)
+        paragraph = numpy.arange(len(sentences)) // 2
+        return numpy.eye(len(begins))[numpy.searchsorted(begins, paragraph, "right") - 1]
+    return batos.Sense(vectors, 1.0), asked
 
 
-def test_a_short_section_asks_for_no_likeness():
-    def likeness(pairs):
-        assert pairs == []
-        return []
-    assert len(batos.cut_text(about(["valve", "birds"])[0], "text", likeness)) == 1
+def test_the_meanings_of_sentences_place_the_cuts():
+    text, lines = about(["valve"] * 9)
+    sense, asked = by_place([0, 2, 5])
+    drafts = batos.cut_text(text, "text", sense)
+    assert [draft.line_start for draft in drafts if draft.line_start in (lines[2], lines[5])] == [lines[2], lines[5]]
+    assert len(asked) == 18 and all(sentence in text for sentence in asked)
+    topics = batos.cut_text(text, "text", sense, "topics")
+    assert [draft.line_start for draft in topics] == [lines[0], lines[2], lines[5]]
+
+
+def test_a_topic_has_no_ceiling_and_its_chunks_have_one():
+    text, lines = about(["valve"] * 40 + ["bread"] * 3)
+    topics, chunks = (batos.cut_text(text, "text", level=level) for level in ("topics", "chunks"))
+    assert [draft.line_start for draft in topics] == [lines[0], lines[40]]
+    assert len(chunks) > 5 and max(len(draft.text.split()) for draft in chunks) <= batos.CHUNK_CEILING_WORDS
+    assert lines[40] in [draft.line_start for draft in chunks]
+
+
+def test_what_announces_is_not_parted_from_what_it_announces():
+    text, lines = about(["valve"] * 3 + ["birds"] * 3)
+    announced = text.replace(ABOUT["birds"] * 2, "This is what to know of birds:\n\n" + ABOUT["birds"] * 2, 1)
+    drafts = batos.cut_text(announced)
+    assert [draft.line_start for draft in drafts] == [lines[0], lines[3]]
+    assert drafts[1].text.startswith("This is what")
+
+
+def test_a_short_section_asks_for_no_vectors():
+    sense, asked = by_place([0])
+    assert len(batos.cut_text(about(["valve", "birds"])[0], "text", sense)) == 1 and asked == []
+
+
+def test_words_that_few_sentences_hold_tell_more():
+    sentences = ["The brass valve turns slowly.", "A brass valve slowly opens.", "Bread slowly rises.", "Dough slowly rises."]
+    valve, other, bread, _ = batos.word_vectors(sentences)
+    assert valve @ other > 0.9 and 0 < valve @ bread < 0.4      # what all hold tells little
+    assert not batos.word_vectors(["", "of it"]).any()
 
 
 def test_code_stays_whole_where_it_fits_and_is_split_at_lines_where_not():
@@ -809,7 +841,7 @@ def test_sections_are_told_whole_and_once(catalog):
 
 
 def test_a_section_that_is_long_is_told_from_the_passage_on(catalog):
-    batos.index_document_(catalog, "a.txt", "\n\n".join(f"Number {n} is told. " * 20 for n in range(100)))
+    batos.index_document_(catalog, "a.txt", "\n\n".join(f"Number {n} is told. " * 30 for n in range(100)))
     row = at_level(catalog, "section", "Number 57")[0]
     assert row["section"]["text"].startswith("Number 57") and row["section"]["lines"][1] - row["section"]["lines"][0] == 38
 

@@ -226,14 +226,14 @@ def test_small_documents_are_cut_by_meaning_and_again_on_request(tmp_path):
     asked = []
 
     class Watched(QuickEmbedder):
-        def likeness(self, pairs):
-            asked.append(len(pairs))
-            return super().likeness(pairs)
-    assert learn(Watched())["version"] == 1 and asked == [5]
-    assert learn(Watched())["unchanged"] and asked == [5]
+        def about(self, texts):
+            asked.append(len(texts))
+            return super().about(texts)
+    assert learn(Watched())["version"] == 1 and asked == [12]    # sentences
+    assert learn(Watched())["unchanged"] and asked == [12]
     again = learn(Watched(), rechunk=True)
-    assert again["version"] == 2 and not again["unchanged"] and asked == [5, 5]
-    assert learn(rechunk=True)["version"] == 3 and asked == [5, 5]
+    assert again["version"] == 2 and not again["unchanged"] and asked == [12, 12]
+    assert learn(rechunk=True)["version"] == 3 and asked == [12, 12]
     starts = machine.look(lambda catalog: [chunk.line_start for chunk in catalog.chunk_storage.values()])
     assert starts == [1, 7] and machine.faults() == []
     assert machine.look(lambda catalog: batos.open_chunk(catalog, "d", 1, 0).text.startswith("The tap"))

@@ -40,7 +40,11 @@ def fields_of(path):
 
 
 def smart(documents, queries, judgements):
-    """Return the rows of a collection in SMART's format. Cranfield's queries are judged by their place, not their number."""
+    """Return the rows of a collection in SMART's format.
+
+    Cranfield's queries are judged by their place, not their number; each has one judgement of grade -1, the paper that it was
+    asked of, which counts as the others do.
+    """
     docs = [{"id": number, "title": " ".join(row["T"].split()), "text": " ".join(row["W"].split())}
             for number, row in fields_of(documents)]
     by_place = "cran" in pathlib.Path(documents).name
@@ -49,7 +53,7 @@ def smart(documents, queries, judgements):
     judged = []
     for line in pathlib.Path(judgements).read_text().splitlines():
         query, document, *grade = line.split() or ("", "")
-        if query and (not by_place or 0 < int(grade[0]) < 5):
+        if query and (not by_place or int(grade[0]) < 5):
             judged.append((str(int(query)), str(int(document))))
     return docs, asked, judged
 

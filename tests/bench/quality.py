@@ -382,23 +382,33 @@ def headed_texts():
         yield "\n".join(kept), [line for line in dict.fromkeys(begins) if line > 3]
 
 
-def boundary_measures(likeness, texts=mixed_texts):
+def boundary_measures(sense, texts=mixed_texts, level="chunks"):
     """Return (F1, precision, recall) of the cuts."""
     right = made = wanted = 0
     for text, begins in texts():
-        cuts = {draft.line_start for draft in batos.cut_text(text, "text", likeness)[1:]}
+        cuts = {draft.line_start for draft in batos.cut_text(text, "text", sense, level)[1:]}
         right, made, wanted = right + len(cuts & set(begins)), made + len(cuts), wanted + len(begins)
     return 2 * right / (made + wanted), right / made, right / wanted
 
 
+def nothing(texts):
+    """Return vectors of texts that tell none from another."""
+    return batos.need("numpy", "the bench").zeros((len(texts), 1))
+
+
+BY_SIZE = batos.Sense(nothing, batos.BY_WORDS.topic_costs)
+
+
 def report_boundaries(embedder):
-    print("\n| texts | cuts by | boundary F1 | precision | recall |\n|---|---|---|---|---|")
-    for (what, texts), (name, likeness) in itertools.product(
-            (("put together", mixed_texts), ("manuals without their headings", headed_texts)),
-            (("size alone", lambda pairs: [0.5] * len(pairs)), ("words", batos.lexical_likeness),
-             ("meaning", embedder.likeness))):
-        values = boundary_measures(likeness, texts)
-        print(f"| {what} | {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |", flush=True)
+    by_meaning = batos.Sense(embedder.about, batos.MEANING_TOPIC_COSTS)
+    senses = {"size alone": BY_SIZE, "words": batos.BY_WORDS, "meaning": by_meaning}
+    kinds = {"put together": mixed_texts, "manuals without their headings": headed_texts}
+    print("\n| texts | cut into | by | boundary F1 | precision | recall |\n|---|---|---|---|---|---|")
+    for (what, texts), level, (name, sense) in itertools.product(kinds.items(), ("chunks", "topics"), senses.items()):
+        if level == "topics" and sense is BY_SIZE:
+            continue
+        values = boundary_measures(sense, texts, level)
+        print(f"| {what} | {level} | {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |", flush=True)
 
 
 def main():
