@@ -14619,8 +14619,11 @@ JUDGED_MOST = 10                   # of these, that are read
 MARKED_MOST = 6                    # and whose sentences are compared
 KEPT_SHARE = 0.6                   # what is judged worth less than this share of the best is not told
 NEARLY_SAME_SHARE = 0.7                  # of the words of two passages that both hold, from which on one of them is told
-CONTRADICTION_WORDS = 25           # longer statements are not compared with others
+CONTRADICTION_WORDS = 14           # longer statements are not compared with others
 KNOWN_NOWHERE = 0.35               # what a word that nothing holds weighs beside others, where it is asked what comes near
+# By words and meaning together. Of 41 questions over articles 95 % stood above it, and of the same questions without the
+# paragraph that answers 17 %.
+SURE_WORTH = 0.57
 NEAR_MASS, NEAR_SIMILARITY = 0.5, 0.4                    # from when on what was found is told as the nearest
 
 # Words by which people say how they are, or when: what is told to them is not found by these.
@@ -15154,7 +15157,9 @@ def _certainty(asked, unknown, mass, judged, evidence, recall):
     by_words = mass >= recall.mass or bool(known) and not nowhere and part >= recall.mass
     if judged[0].sure is None:
         told = [item["text"] for item in evidence]
-        sure = (by_words or near >= recall.similarity) and not asked.needs_more_than(told)
+        worth = max([one.worth / _superseded(one.window) for one in judged[:PASSAGES_MOST]])
+        weak = near and worth < SURE_WORTH
+        sure = (by_words or near >= recall.similarity) and not weak and not asked.needs_more_than(told)
     else:
         sure = judged[0].sure and (part > 0 or near >= NEAR_SIMILARITY)
     if sure:
@@ -16173,7 +16178,8 @@ def plain_answer(mission, evidence):
     """
     best = evidence[0]
     quote = f"\u201c{quoted_sentence(best)}\u201d [1]"
-    if len(evidence) > 1 and contradict(marked_text(best), marked_text(evidence[1])):
+    others = [item for item in evidence[1:2] if item["doc_id"] != best["doc_id"]]
+    if others and contradict(marked_text(best), marked_text(others[0])):
         return f"{quote}; before that: \u201c{quoted_sentence(evidence[1])}\u201d [2]"
     said = _SAYS_YES_OR_NO.match(marked_text(best).lstrip("-*> "))
     if said and _ASKS_WHETHER.match(mission.strip()) and _settles(best, mission):
