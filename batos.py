@@ -8341,9 +8341,16 @@ def each_number(value, change):
     return [change(each) for each in value] if isinstance(value, list | tuple) else change(value)
 
 
+def argument_names(count, named=()):
+    """Return what the arguments of a method are called: `value`, or `first` and `second`; the last as they are `named`."""
+    plain = ((), ("value",), ("first", "second"))[count]
+    others = [name for name in plain if name not in named]
+    return (*others[:count - len(named)], *named)
+
+
 def method_head(fields):
-    """Return the first line of a method for a request: the selector with "_" for ":", `value` or `first` and `second`."""
-    names = ((), ("value",), ("first", "second"))[len(fields["arguments"])]
+    """Return the first line of a method for a request: the selector with "_" for ":", and argument_names."""
+    names = argument_names(len(fields["arguments"]), fields.get("named", ()))
     return f"def {fields['selector'].replace(':', '_')}({', '.join(('self', *names))}):"
 
 
@@ -17270,6 +17277,7 @@ CUE_ROWS = r"""
     below: below|less than|under|smaller than|fewer than|cheaper than|lower than|shorter than
     below: younger than|fewer .* than|less .* than
     both: both|two
+    shared: in both|in common|common|shared|intersection
     by: by|per|for each|for every|in each|in every|of each
     capital: capitalized?|capitalised?|capital letter
     change_key: count|amount of|by key
@@ -17306,7 +17314,7 @@ CUE_ROWS = r"""
     initial: initial|first letter|first character|initials|first letters
     join: between|separated by
     join: join\w*|in one text|in one line|commas?|comma.separated|concatenat\w*|together|combined?
-    keys: who|whose name|the name
+    keys: who|whose name|the name|the \w+ (?:that|who)
     keys: keys|key|key names|which|names? of the
     label: line|label\w*|described?|description|short line|colon|summary
     last: last|latest|newest|most recent|tail|final|end|top of the stack
@@ -17314,7 +17322,8 @@ CUE_ROWS = r"""
     lines: lines
     long: longest
     lookup: look up|look|lookup|find|get|number of|of a|value for|value of|entry|under
-    lookup: for the given|for a
+    lookup: for the given|for a|with the|with this
+    lacking: missing|lacking|not there|not in the other|absent|without a
     lower: lower|lowercase|lowercased|small letters|lower case
     max: warmest|fastest|strongest|deepest|richest|brightest|furthest|farthest|longest-serving|winner|winning
     max: largest|highest|max|maximum|biggest|greatest|dearest|most expensive|best|peak|higher
@@ -17327,10 +17336,11 @@ CUE_ROWS = r"""
     min: coldest|fewest|less expensive
     minus: minus|less|left|remaining|remains|difference|subtract\w*|without|still|due|owed|owing
     minus: profit|space|net|how much more|missing|to go|until|after paying|after deducting
-    minus: reduced by|take away|since|change in|gap
+    minus: reduced by|take away|since|change in|gap|by how much|how much (?:higher|longer|older|bigger|larger)
     negate: negated?|negation|minus sign|inverted sign
     negative: negative|below zero|overdrawn|in debt|less than (?:0|zero)
     nonzero: non-zero|nonzero|not zero
+    next: to the next|one to the next|consecutive|successive|neighbou?r\w*
     not: not|opposite|negation|inverse|closed|off|isn't|aren't|never|no
     odd: odd
     off: no longer
@@ -17352,7 +17362,7 @@ CUE_ROWS = r"""
     rate: rate|tax|percentage|interest|vat|discount|percent|markup
     ratio: ratio|speed|pace|density|velocity|per|divided|speed|rate of|divide|over|fraction|share
     reach: at least|or more|or older|reaches|reached|from .* on|minimum of|not less|enough|full
-    reach: at or above|or higher|or better|no less|or above|sufficient|room for|reaching
+    reach: at or above|or higher|or better|no less|or above|sufficient|reaching
     remainder: remainder|mod\w*|rest|left over
     remove: no longer|discontinue\w*|dismiss\w*|take .* out|cancel\w*|take off|leaves
     remove: remove\w*|delete\w*|discard|forget|drop|take out|without|erase|unregister
@@ -17361,6 +17371,7 @@ CUE_ROWS = r"""
     replace: replac\w*|substitut\w*|swap .* for|instead|slug
     reverse: reverse|reversed|backwards|turned round|turn the order|around|back to front
     reverse: most recent first|newest first
+    room: room for|room left|space for|space left|still fits?
     round: round|rounded|decimals?|cents
     running: running|cumulative|accumulated|so far
     scale: scale|multipl\w*|times|as big|factor|in place
@@ -17382,7 +17393,7 @@ CUE_ROWS = r"""
     times: times|multipl\w*|product|area|total price|total cost|factor|worth
     title: title case|title|each word capital\w*|every word
     toggle: toggle|flip|switch|other state|invert
-    unique: unique|distinct|once|different|duplicates|without repeats|deduplicate\w*
+    unique: unique|distinct|once|different|(?:without|remove|no|drop) duplicates|without repeats|deduplicate\w*
     unit: minutes?|hours?|seconds?|days?|weeks?|grams?|cents|kilo\w+|meters?|metres?|dozen
     up: once more|one older|\w+ older|one higher
     up: increment|one more|up|increase|visit|add one|plus one|next|by one|count up|bump
@@ -17392,7 +17403,7 @@ CUE_ROWS = r"""
     whole: whole|integer|nearest whole|round to (?:the )?nearest|full
     words: words?|split
     year: years?
-    zero: zero|reset|nothing|nil"""
+    zero: zero|reset|nothing|nil|none left|sold out"""
 
 
 def read_cues(rows):
@@ -17425,7 +17436,8 @@ PHRASE_ROWS = r"""
     (?:given|occurs|seen|is there) most often|most (?:common|frequent|often) -> highest occurrences
     reads the same backwards -> palindrome
     (?:a |any )?negative (?:\w+) -> any negative
-    hide it when shown|when hidden -> toggle"""
+    hide it when shown|when hidden -> toggle
+    used up|uses up -> one less"""
 
 
 def read_phrase(line):
@@ -17753,8 +17765,8 @@ STEP_ROWS = """
     rows_descending | rows | sort desc | return sorted(self.rows, key=lambda each: each[KEY], reverse=True)
     keys_of_zero | texts | keys zero | return [key for key, each in self.table.items() if each == 0]
     mean_value | number | mean | return sum(self.table.values()) / len(self.table)
-    in_both | = | both | return [each for each in self.list if each in self.list2]
-    not_in_other | = | minus/not | return [each for each in self.list if each not in self.list2]
+    in_both | = | shared | return [each for each in self.list if each in self.list2]
+    not_in_other | = | not/lacking | return [each for each in self.list if each not in self.list2]
     part_before | text | before | return self.text.split(TEXT)[0]
     part_after | text | after | return self.text.split(TEXT)[-1]
     first_word | text | first words | return self.text.split()[0]
@@ -17778,15 +17790,18 @@ STEP_ROWS = """
     any_negative | flag | any negative flag | return any(each < 0 for each in self.numbers)
     all_positive | flag | all positive flag | return all(each > 0 for each in self.numbers)
     growth | number | minus last first | return self.numbers[-1] - self.numbers[0]
-    changes | numbers | minus by | return [after - before for before, after in itertools.pairwise(self.numbers)]
+    changes | numbers | next | return [after - before for before, after in itertools.pairwise(self.numbers)]
     part_of_whole | number | minus ratio | return (self.number - self.number2) / self.number
     percent_less | number | percent minus | return 100 * (self.number - self.number2) / self.number
-    room_left | number | minus | return self.number - len(self.list)
+    room_left | number | minus/room | return self.number - len(self.list)
     is_full | flag | reach flag | return len(self.list) >= self.number
-    has_room | flag | reach flag | return len(self.list) < self.number
+    has_room | flag | room flag | return len(self.list) < self.number
     mean_reaches | flag | mean reach flag | return sum(self.numbers) / len(self.numbers) >= self.number
     product_of_three | number | times | return self.number * self.number2 * self.number3
     sum_of_three | number | plus/sum | return self.number + self.number2 + self.number3
+    percents_of | numbers | percent all | return [100 * each / self.number for each in self.numbers]
+    grow_percent | ! | grow rate | self.number = self.number * (1 + value / 100)
+    shrink_percent | ! | shrink rate | self.number = self.number * (1 - value / 100)
     is_in | flag | or flag | return self.text in (TEXT, TEXT2)"""
 
 
@@ -17834,7 +17849,7 @@ class World(typing.NamedTuple):
     """What a method can be made of: kinds of slots and arguments, and what the request tells."""
 
     slots: dict                                          # slot -> kind
-    given: dict                                          # name of an argument -> kind
+    given: dict                                          # an argument's name behind ARGUMENT -> kind
     numbers: tuple                                       # told, as Python writes them
     usual: tuple                                         # not told
     texts: tuple                                         # told, as Python writes them
@@ -17868,13 +17883,17 @@ def texts_told(text):
     return tuple(dict.fromkeys(repr(each) for each in (*quoted, *signs, *named, *bare)))[:TEXTS_MOST]
 
 
-def world_of(text, slots, arguments, kinds=None):
-    """Return the World of a request's text, for slots {name: value} and the arguments of a message.
+PRONOUN_ONE = re.compile(r"(?<!by )(?<!plus )(?<!minus )\bone\b(?! (?:more|less|fewer)\b)")     # which is no number
+ARGUMENT = "\0"                                          # before the name of an argument, where a slot may be called the same
+
+
+def world_of(text, slots, arguments, kinds=None, named=()):
+    """Return the World of a request's text, for slots {name: value} and the arguments of a message, the last `named`.
 
     `kinds` {slot: kind} are what an empty list is, where that is known from elsewhere.
     """
-    names = ((), ("value",), ("first", "second"))[len(arguments)]
-    words = re.findall(r"\d+(?:\.\d+)?|[a-z]+", text.lower())
+    names = [ARGUMENT + name for name in argument_names(len(arguments), named)]
+    words = re.findall(r"\d+(?:\.\d+)?|[a-z]+", PRONOUN_ONE.sub("", text.lower()))
     said = [word if word[0].isdigit() else str(NUMBER_WORDS.get(word, UNITS.get(word, ""))) for word in words]
     told = tuple(dict.fromkeys(number.lstrip("0") or "0" for number in said if number))
     empty = {name: kind for name, kind in (kinds or {}).items() if slots.get(name) == []}
@@ -17884,6 +17903,11 @@ def world_of(text, slots, arguments, kinds=None):
     return World(kinds, {name: value_kind(value) for name, value in zip(names, arguments, strict=True)}, told,
                  tuple(number for number in map(str, USUAL_NUMBERS) if number not in told), texts_told(text),
                  {name: keys_of(value) for name, value in tables.items()}, held)
+
+
+def parameters(world):
+    """Return the names of a method's arguments."""
+    return tuple(name.removeprefix(ARGUMENT) for name in world.given)
 
 
 class Candidate(typing.NamedTuple):
@@ -17936,7 +17960,7 @@ def choices_around(step, one, choices):
             yield {**choices, place: [FIRST_STEP]}
 
 
-SAME_KINDS = ("is_given", "not_given")                   # steps that compare what may be the same
+SAME_KINDS = ("is_given", "not_given", "set")            # steps with two that may be the same
 
 
 def fillings(step, choices, kinds):
@@ -18016,7 +18040,7 @@ NOTHING = Candidate((), None, "", "", (), frozenset(), ())
 def placed(name, world, one):
     """Return the code of what stands in a place."""
     if name != FIRST_STEP:
-        return name if name in world.given else f"self.{name}"
+        return name.removeprefix(ARGUMENT) if name in world.given else f"self.{name}"
     return one.code if is_closed(one.code) else f"({one.code})"
 
 
@@ -18059,18 +18083,25 @@ def two_steps(world, inner):
 WEIGHTS = {
     "share": 0.75,                                       # the logarithm of the router's share
     "cue": 2.2, "weak cue": 0.7, "unsaid": -2.1,         # what its steps do is said, said by a word that is said often, not said
-    "unexplained": -0.45,                                # a cue of the request that none of its steps has
+    "unexplained": -0.45, "undecided": -1.0,             # a cue of the request that none of its steps has, a DECIDING one
     "change": 1.15, "quiet change": -1.1,                 # it changes something where that is wanted; where nothing is said of it
     "no number": -2.5,                                   # it answers no number where one is asked for
     "flag": 2.0, "no flag": -1.05,                        # it answers yes or no where that is asked, and where not
     "named": 1.05, "unnamed": -0.75,                     # slots and keys that it uses and the request names, or not
     "missed": -1.1, "missed key": -0.9,                  # named ones that it leaves out
     "order": 0.7, "said order": 1.9,                     # two slots in the order of the text, as words between them want it
+    "whole": 1.9,                                        # it divides by what a share is said to be of, and not by others
+    "bound": 1.2,                                        # a step is said of a slot, and done with it: "the square of the height"
+    "spelled": 3.0,                                      # it is the formula that the request spells
+    "odd key": -1.5,                                     # a key of rows is of another kind than what is done with it wants
     "number": 0.7, "untold number": -1.7,                # its numbers are told, or not
     "left number": -0.6,                                 # a number that is told is left out
     "text": 1.0, "left text": -1.5,                      # a text that the request tells is used, or none is
     "second step": -4.0, "twice": -2.2,                  # a slot used twice
 }
+# A cue of these that the request has and a method has not leaves it a guess: it may be just what the example does not show.
+DECIDING = frozenset("above below reach limit positive negative nonzero even odd unique not desc round median running "
+                     "dropped".split())
 SHARE_LEAST = 3e-3                                       # a smaller share is as good as none
 SHARE_OF_MORE = 0.04                                     # of a step that the router does not know
 NUMBER_CUES = frozenset(("count", "sum", "mean", "spread", "median"))
@@ -18083,9 +18114,11 @@ buy spend record note assign bump apply replace""".split())
 READING = re.compile(r"(?:return|compute|calculate|get|give|tell|check|find|list|what|how|the|number|whether|true|is|are|has|"
                      r"only|each|every|all|does|do|which)s?\b")
 SUMMING = re.compile(r"add(?:ed|ing)? (?:up|together|all)\b")
-ASKING = re.compile(r"(?:is|has|have|are|can|should|was|does|do|contains|starts|ends|exceeds|matches|any|all)\b")
-ASKS = re.compile(r"\b(?:whether|(?:true|yes) (?:if|when|iff)|tells? if|checks? (?:if|that)|is it|is there|are there|does|"
-                  r"has the|is the|or older|or more)\b")
+ASKING = re.compile(r"(?:is|has|have|are|can|should|was|does|do|contains|starts|ends|exceeds|matches|any|all(?! without))\b")
+ASKS = re.compile(r"\b(?:whether|(?:true|yes) (?:if|when|iff)|tells? if|checks? (?:if|that)|or older|or more)\b|"
+                  r"(?:^|[;:.?] )(?:is|are|has|have|can|may|was|were|does|did|will) (?!all\b)\w")
+# What happens to an object, where a request tells that it does
+HAPPENS = re.compile(r"\b(?:gets?|becomes?|arrives?|comes? in|come in|leaves|once more|no longer|one less|from now on)\b")
 
 
 # Words between two slots that say which of them comes first: "~1 minus ~2"; behind the others it is the second.
@@ -18095,8 +18128,26 @@ TAKING = "subtract|subtracts|subtracting|deduct|deducting|take|taking"
 IN_ORDER = re.compile(rf"~(\d+) (?:{BETWEEN}) (?:the |its |their |sum of |total of )*~(\d+)")
 OUT_OF_ORDER = re.compile(rf"(?:{TAKING}) (?:the )?~(\d+) (?:away )?from (?:the )?~(\d+)")
 # A slot that others are divided by: "the share of ~1"
-DENOMINATOR = re.compile(r"(?:share|fraction|percent\w*|proportion|part|percentage|out|per|how many percent) "
-                         r"(?:of )?(?:the |all )*~(\d+)\b(?! than)")
+WHOLE = re.compile(r"(?:share|fraction|percent\w*|proportion|part|percentage|out|per|how many percent) "
+                   r"(?:of )?(?:the |all )*~(\d+)\b(?! than)")
+DIVISORS = re.compile(r"/ self\.(\w+)")
+# What is done with a slot: "the square of the ~1"
+DONE_WITH = re.compile(r"(\w+) (?:of|by) (?:the |all |its |their |each )*~(\d+)")
+
+# A formula in words: "~0 times ~1 plus ~2"
+OPERATORS = {"times": "*", "multiplied by": "*", "plus": "+", "minus": "-", "less": "-", "divided by": "/", "over": "/",
+             "per": "/", "+": "+", "-": "-", "*": "*", "/": "/"}
+OPERATOR = "|".join(map(re.escape, OPERATORS))
+FORMULA = re.compile(rf"~\d+(?: (?:{OPERATOR}) (?:the |its )?~\d+)+")
+
+# How code uses a key of rows, and the kind that the key has then
+A_KEY = r"each\[('[^']*')\]"
+KEY_USES = (
+    (re.compile(rf"(?:sum|min|max)\({A_KEY} (?:for|\*)"), "number"),
+    (re.compile(rf"\* {A_KEY}"), "number"),
+    (re.compile(rf"(?:min|max)\(.*key=lambda each: {A_KEY}"), "number"),
+    (re.compile(rf"(?:if|not|bool\() ?{A_KEY}(?! [=<>!])"), "flag"))
+COMPARED_KEY = re.compile(rf"{A_KEY} (?:==|!=|[<>]=?) (\w+)")
 
 
 class Said(typing.NamedTuple):
@@ -18108,10 +18159,14 @@ class Said(typing.NamedTuple):
     named: dict                                          # slot -> (place in the text, 1.0 with all its words, else 0.5)
     named_whole: frozenset                               # the slots all of whose words are named
     order: tuple                                         # pairs of slots, the first before the second
+    wholes: frozenset                                    # slots that something is a share of
+    bound: frozenset                                     # pairs (cue, slot of which it is said)
+    formula: str                                         # in words, as Python writes it; blank where none is said
     words: frozenset                                     # all of the request's
     numbers: tuple
     texts: tuple
-    keys: frozenset                                      # of tables and rows, that the request names
+    keys: frozenset                                      # of rows, that the request names
+    kinds: dict                                          # key of rows, as Python writes it, or argument -> its kind
     shares: dict                                         # idiom -> the router's share
 
 
@@ -18129,7 +18184,8 @@ def is_said(key, words):
 SAID_OF = {"oldest": "age", "youngest": "age", "older": "age", "younger": "age", "cheapest": "price", "dearest": "price",
            "expensive": "price", "costs": "price", "cost": "price", "earn": "salary", "earns": "salary", "tallest": "height",
            "heaviest": "weight", "lightest": "weight", "fastest": "speed", "longest": "length", "biggest": "size",
-           "largest": "size", "earliest": "date", "latest": "date", "who": "name"}
+           "largest": "size", "earliest": "date", "latest": "date", "year": "date", "month": "date", "who": "name"}
+SAID_OF_HALF = 0.5                                       # such a word names a slot as some of its words do
 
 
 def what_is_said(selector, intent, world, shares):
@@ -18140,17 +18196,45 @@ def what_is_said(selector, intent, world, shares):
     first = [each.partition(" ")[0] for each in (name, told)]
     change = sum(word in CHANGING for word in first) - sum(bool(READING.match(each)) for each in (name, told))
     change -= sum(bool(SUMMING.match(each)) for each in (name, told))
+    change += bool(HAPPENS.search(told)) and change < 1
     order = [(slots[found[1]], slots[found[2]]) for found in IN_ORDER.finditer(text)]
     order += [(slots[found[2]], slots[found[1]]) for found in OUT_OF_ORDER.finditer(text)]
-    order += [(other, slots[found[1]]) for found in DENOMINATOR.finditer(text) for other in world.slots]
+    wholes = frozenset(slots[found[1]] for found in WHOLE.finditer(text))
+    bound = frozenset((cue, slots[found[2]]) for found in DONE_WITH.finditer(text) for cue in cues_of(found[1]))
     meant = [SAID_OF[word] for word in re.findall(r"[a-z]+", f"{told} {name}") if word in SAID_OF]
-    named = places_named(f"{told} ; {name}", world.slots)
+    told_of = [slot for slot in world.slots if slot in meant and slot != "name"]
+    named = dict.fromkeys(told_of, (len(text), SAID_OF_HALF)) | places_named(f"{told} ; {name}", world.slots)
     whole = frozenset(slot for slot, (_, share) in named.items() if share == 1.0)
     words = frozenset((*re.findall(r"[a-z]+", f"{name} {told}"), *meant))
-    keys = {key for slot, held in world.keys.items() if world.slots[slot] == "rows" for key in held}
-    keys = frozenset(key for key in keys if len(key) > 1 and is_said(key, words))
+    kinds = kinds_in_rows(world)
+    keys = frozenset(key for key in kinds if len(key) > 1 and is_said(key, words))
+    kinds = {repr(key): kind for key, kind in kinds.items()} | dict(zip(parameters(world), world.given.values(), strict=True))
     asks = bool(ASKING.match(name) or ASKS.search(told))
-    return Said(cues, change, asks, named, whole, tuple(order), words, world.numbers, world.texts, keys, dict(shares))
+    formula = formula_said(text, slots, world)
+    return Said(cues, change, asks, named, whole, tuple(order), wholes, bound, formula, words, world.numbers, world.texts, keys,
+                kinds, dict(shares))
+
+
+def formula_said(text, slots, world):
+    """Return the formula over numbers that a marked text spells in words, as Python writes it, or ""."""
+    longest = max((found[0] for found in FORMULA.finditer(text)), key=len, default="")
+    named = [slots[number] for number in re.findall(r"~(\d+)", longest)]
+    if len(named) < 2 or any(world.slots[slot] != "number" for slot in named):
+        return ""
+    signs = re.findall(OPERATOR, longest)
+    rest = [f" {OPERATORS[sign]} self.{slot}" for sign, slot in zip(signs, named[1:], strict=True)]
+    return f"self.{named[0]}{''.join(rest)}"
+
+
+def cues_of(word):
+    """Return the cues that one word says, but for those that are said often."""
+    return [cue for cue, words in CUES.items() if cue not in WEAK_CUES and words.search(word)]
+
+
+def kinds_in_rows(world):
+    """Return {key: kind} of all the rows of a World."""
+    held = [keys for slot, keys in world.keys.items() if world.slots[slot] == "rows"]
+    return dict(itertools.chain.from_iterable(keys.items() for keys in held))
 
 
 def marked(text, slots):
@@ -18222,6 +18306,11 @@ def unsaid_share(wanted, cues):
 PARTLY_SAID = 0.35
 
 
+def counts_each(told, said):
+    """Return whether what a method counts or sums up is wanted for each of several, so that it answers no single number."""
+    return bool(said.cues & {"by", "pairs", "running"} or (told & NUMBER_CUES and said.cues & {"all", "field"}))
+
+
 def wants_number(said):
     """Return whether a request asks for a number."""
     return bool(said.cues & NUMBER_CUES) and not said.asks
@@ -18234,8 +18323,9 @@ def cue_features(candidate, said):
     unsaid = sum(unsaid_share(STEP_WANTS[name], said.cues) for name in candidate.steps)
     is_flag = candidate.result == "flag" and not candidate.target
     return {"cue": len(told) - weak, "weak cue": weak, "unsaid": unsaid, "unexplained": len(said.cues - told - WEAK_CUES),
+            "undecided": len(said.cues & DECIDING - told),
             "change": said.change * (1 if candidate.target else -1), "quiet change": bool(candidate.target) and said.change <= 0,
-            "no number": wants_number(said) and candidate.result != "number" and not (candidate.target or told & NUMBER_CUES),
+            "no number": wants_number(said) and not (candidate.result == "number" or candidate.target or counts_each(told, said)),
             "flag": said.asks * (1 if is_flag else -1), "no flag": is_flag and not said.asks}
 
 
@@ -18247,13 +18337,53 @@ def name_features(candidate, said):
     known = [said.named[slot] for slot in candidate.slots if slot in said.named]
     keyed = sum(is_said(key, said.words) for key in keys)
     pairs = list(itertools.combinations(used, 2))
-    in_order = sum((one in said.named and other in said.named) * (1 if said.named[one] < said.named[other] else -1)
-                   for one, other in pairs if one in said.named and other in said.named)
+    divisors = DIVISORS.findall(code) if said.wholes else []
     return {"named": sum(share for _, share in known) + keyed, "unnamed": len(candidate.slots) - len(known) + len(keys) - keyed,
             "missed key": sum(key not in keys for key in said.keys),
             "missed": sum(share == 1.0 and slot not in candidate.slots for slot, (_, share) in said.named.items()),
-            "twice": len(candidate.slots) - len(set(candidate.slots)), "order": in_order,
+            "twice": len(candidate.slots) - len(set(candidate.slots)),
+            "order": sum(in_order(*pair, said.named) for pair in pairs),
+            "whole": is_share(divisors, said.wholes),
+            "bound": sum(is_done_with(*pair, candidate) for pair in said.bound), "odd key": odd_keys(code, said),
+            "spelled": bool(said.formula) and plain_code(candidate.code) == plain_code(said.formula),
             "said order": sum((pair in said.order) - (pair[::-1] in said.order) for pair in pairs)}
+
+
+@functools.lru_cache(maxsize=4096)
+def plain_code(code):
+    """Return code as Python writes it, without brackets that change nothing."""
+    return ast.unparse(ast.parse(code, mode="eval"))
+
+
+def in_order(one, other, named):
+    """Return 1 where a request names two slots in this order, -1 in the other one, 0 where it names none; half where it names
+    one of them: that is the first."""
+    if one in named and other in named:
+        return 1 if named[one] < named[other] else -1
+    return ((one in named) - (other in named)) * PARTLY_SAID
+
+
+def is_share(divisors, wholes):
+    """Return 1 where a method divides by the slots that a share is said to be of, -1 where it does not, 0 where none is said."""
+    if not wholes:
+        return 0
+    return 1 if divisors and wholes.issuperset(divisors) else -1
+
+
+def is_done_with(cue, slot, candidate):
+    """Return 1 where a step of a method with that cue works on that slot itself, else -1."""
+    *outer, inner = candidate.steps
+    of_inner = candidate.slots[len(candidate.slots) - len(STEPS[inner].holes):]
+    of_outer = candidate.slots[:len(candidate.slots) - len(of_inner)]
+    worked_on = [(inner, of_inner), *((step, of_outer) for step in outer)]
+    return 1 if any(cue in STEPS[step].cues and slot in slots for step, slots in worked_on) else -1
+
+
+def odd_keys(code, said):
+    """Return how many keys of rows a method uses that are of another kind than what it does with them wants."""
+    uses = [(key, kind) for use, kind in KEY_USES for key in use.findall(code)]
+    uses += [(key, said.kinds[name]) for key, name in COMPARED_KEY.findall(code) if name in said.kinds]
+    return sum(said.kinds.get(key, kind) != kind for key, kind in uses)
 
 
 def number_features(candidate, said):
@@ -18538,13 +18668,15 @@ def read_call(text):
 
 
 class ExampleReader:
-    """I read the examples of an intent for a message: `slots` {name: kind} of its receiver, kinds of its `arguments`.
+    """I read the examples of an intent for a message: `slots` {name: kind} of its receiver, kinds of its `arguments`, of which
+    the last may be `named`.
 
     `examples`: (start, end, Example) in their order; `unread`: what looks like one and could not be read, as texts.
     """
 
-    def __init__(self, intent, selector, slots, arguments):
+    def __init__(self, intent, selector, slots, arguments, named=()):
         self.text, self.name, self.slots, self.kinds = intent, selector_name(selector), slots, list(arguments)
+        self.named = named
         self.tokens, self.examples, self.before, self._values, self._read = tokens_of(intent), [], {}, {}, []
         number = 0
         while number < len(self.tokens) and len(self.examples) < EXAMPLES_READ:
@@ -18664,7 +18796,7 @@ class ExampleReader:
         signed = sign.text in ("=", ":", "==") or sign.text in EXAMPLE_BEINGS or sign.text in ("of", "stays")
         found = self.value(number + 1 + signed)
         slot = token.text.rpartition(".")[2]
-        known = slot in self.slots or (sign.text == "=" and "." not in token.text)
+        known = slot in self.slots or slot in self.named or (sign.text == "=" and "." not in token.text)
         return (slot, *found) if found and known else None
 
     def verb(self, number, sure, prompt):
@@ -18708,11 +18840,12 @@ class ExampleReader:
     def placed(self, positional, named):
         """Return (arguments, slots) of what an example gives: values without a name are arguments, and slots where only one
         can be meant; None where that cannot be told."""
-        count = len(self.kinds)
+        by_name = [named[name] for name in self.named if name in named]
+        count = len(self.kinds) - len(by_name)
         if len(positional) < count:
             return None
         rest = positional[:len(positional) - count]
-        slots = dict(named)
+        slots = {name: value for name, value in named.items() if name not in self.named}
         for value in rest:
             fitting = [slot for slot, kind in self.slots.items() if slot not in slots and same_kind(kind, value_kind(value))]
             said = [slot for slot in fitting if re.search(rf"\b{re.escape(plain_words(slot))}\b", plain_words(self.text))]
@@ -18720,7 +18853,7 @@ class ExampleReader:
             if not meant:
                 return None
             slots[meant[0]] = value
-        return tuple(positional[len(rest):]), slots
+        return (*positional[len(rest):], *by_name), slots
 
     def left(self):
         """Return what looks like an example and was not read, as texts: the first few."""
@@ -18769,11 +18902,10 @@ def without_examples(reader):
 
 SURE_MARGIN, SURE_WORTH = 1.2, -1.5                      # by so much the best leads those that do the examples otherwise
 WORTH_LEAST, DOING_WORTH_LEAST = -0.5, -4.0              # less is not guessed: of words alone, of what does the examples
-# A cue of these that the request has and a method has not leaves it a guess: it may be just what the example does not show.
-DECIDING = frozenset("above below reach limit positive negative nonzero even odd unique not desc round median running".split())
 LEFT_OUT = 3.0                                           # what it costs to leave out a slot that an example names
 CHOICES_MOST, LOOKED_AT = 5, 60                          # methods that are found; candidates that are compared for them
 TIE = 0.3                                                # methods that are worth so much the same are for the core to choose from
+LEAD_LEAST = 0.7                                         # by so much the first of words alone leads, or none is guessed
 
 
 def method_bodies(candidate, returned=None, before=False):
@@ -18810,7 +18942,7 @@ def find_methods(run, world, said, slots, arguments, examples):
     rows = sorted(itertools.chain(*enumerated(world, said)), key=lambda row: -row[0])
     if not examples:
         rows = [row for row in rows if row[0] >= WORTH_LEAST]
-    names, likeliest = tuple(world.given), rows[0][1] if rows else NOTHING
+    names, likeliest = parameters(world), rows[0][1] if rows else NOTHING
     if any(example.after and example.result is not ABSENT for example in examples):
         return find_both(run, rows, world, said, slots, arguments, examples)
     if examples:
@@ -18882,7 +19014,7 @@ def answering(example, before):
 
 def find_both(run, rows, world, said, slots, arguments, examples):
     """Return rows as of found_row of methods that change slots and answer something, as all examples want both."""
-    names, answering_rows = tuple(world.given), ranked(one_steps(world), said, ONE_STEPS_MOST)
+    names, answering_rows = parameters(world), ranked(one_steps(world), said, ONE_STEPS_MOST)
     changing = [example._replace(result=ABSENT) for example in examples]
     changes = doing_all(run, rows, names, slots, changing)
     found = compared(run, changes, said, slots, arguments, names, changing)
@@ -18947,7 +19079,7 @@ def _movements(tried, used):
 
 def _moves_all(wanted):
     def check(tried, used):
-        if slot_type(tried.result) != "number" or tried.changes:
+        if slot_type(tried.result) != "number" or tried.changes or min(_numbers_in(tried, used), default=0) < 0:
             return None
         moves = _movements(tried, used)
         return wanted(moves) if len(moves) > 1 else None
@@ -18958,6 +19090,9 @@ def _in_order(compare):
     def check(tried, used):
         held = tried.result if isinstance(tried.result, list) else next((tried.after[slot] for slot in tried.changes), None)
         if not isinstance(held, list) or slot_type(held) not in ("numbers", "texts"):
+            return None
+        lists = [tried.slots[slot] for slot in used if isinstance(tried.slots.get(slot), list)]
+        if not any(all(item in each for item in held) for each in lists):    # the keys of a table by its values, say
             return None
         return all(compare(*pair) for pair in itertools.pairwise(held))
     return check
@@ -18978,8 +19113,8 @@ def _letters(change):
 
 # (cue, its opposites, what it wants, check of a Tried and the slots used: None where it says nothing about it)
 OPPOSITES = (
-    ("max", ("min",), "nothing it looked at is greater", _extreme(operator.ge)),
-    ("min", ("max",), "nothing it looked at is smaller", _extreme(operator.le)),
+    ("max", ("min", "limit", "floor", "second"), "nothing it looked at is greater", _extreme(operator.ge)),
+    ("min", ("max", "limit", "floor", "second"), "nothing it looked at is smaller", _extreme(operator.le)),
     ("first", ("last", "reverse", "max", "min"), "it answers the first", _end_of_list(0)),
     ("last", ("first", "reverse", "max", "min"), "it answers the last", _end_of_list(-1)),
     ("grow", ("shrink", "minus", "down"), "what it changes becomes more", _changed_by(operator.ge, _number)),
@@ -18991,8 +19126,8 @@ OPPOSITES = (
     ("dropped", ("append", "put", "extend"), "what it changes becomes shorter", _changed_by(operator.le, _length)),
     ("minus", ("plus", "grow", "sum"), "it falls where one of its numbers rises", _moves_all(lambda moves: min(moves) < 0)),
     ("plus", ("minus", "shrink", "ratio"), "it rises with each of its numbers", _moves_all(lambda moves: min(moves) > 0)),
-    ("desc", (), "it goes down from item to item", _in_order(operator.ge)),
-    ("sort", ("desc", "reverse", "max"), "it goes up from item to item", _in_order(operator.le)),
+    ("desc", ("long", "short", "by"), "it goes down from item to item", _in_order(operator.ge)),
+    ("sort", ("desc", "reverse", "max", "long", "short", "by"), "it goes up from item to item", _in_order(operator.le)),
     ("above", ("below", "limit"), "all that it answers is above what is given", _beyond(operator.ge)),
     ("below", ("above", "reach"), "all that it answers is below what is given", _beyond(operator.le)),
     ("upper", ("lower",), "it is in capitals", _letters(str.upper)),
@@ -19204,6 +19339,15 @@ def may_grow(receiver, selector):
     return kind is None or of_its_own or name in KINDS[kind].texts
 
 
+def check_arguments(wanted):
+    """Raise BadRequest where no method is written for so many arguments, or for arguments of such names."""
+    unfit = [name for name in wanted["named"] if not name.isidentifier() or name == "self"]
+    told = f", of which are named {shown_short(unfit)}" if unfit else ""
+    if unfit or len(wanted["args"]) > ARGUMENTS_MOST:
+        raise BadRequest(f"{wanted['selector']!r:.100} came with {len(wanted['args'])} arguments{told}: methods are written "
+                         f"for up to {ARGUMENTS_MOST}, with names as Python has them; store another with `method`")
+
+
 def missing_request(cycle):
     """Return the fields of the tasks `tests` and `method` for the message that a cycle is about, without offers.
 
@@ -19211,6 +19355,7 @@ def missing_request(cycle):
     has from it (its name); those that the request names come first where there are too many.
     """
     wanted, root = wanted_of(cycle), _root_of(cycle)
+    check_arguments(wanted)
     reader = reader_of(cycle)
     roots = {obj for obj in root.values() if isinstance(obj, UvmObject)}
     receiver, slots = resolve(root, cycle.target_oid), {}
@@ -19228,21 +19373,25 @@ def missing_request(cycle):
     named = sorted(slots, key=lambda name: not words_of(name.replace("_", " ")).keys() & told.keys())[:SLOTS_MOST]
     return {"selector": wanted["selector"], "intent": intent,
             "slots": {name: slot_type(value) for name, value in slots.items() if name in named},
-            "arguments": [slot_type(value) for value in wanted["args"]]}
+            "arguments": [slot_type(value) for value in wanted["args"]], "named": wanted["named"]}
 
 
 def wanted_of(cycle):
-    """Return {"selector", "intent", "args"} of what a cycle is to write: of its message, or of the method that it mends."""
+    """Return {"selector", "intent", "args", "named"} of what a cycle is to write: of its message, or of the method that it
+    mends. The last of the arguments are those that are named."""
     brief = cycle.mission_brief
     if brief["type"] == "unhandled_message":
-        return {"selector": brief["selector"], "intent": brief.get("intent") or "", "args": brief.get("args", ())}
+        named = brief.get("kwargs", {})
+        return {"selector": brief["selector"], "intent": brief.get("intent") or "",
+                "args": [*brief.get("args", ()), *named.values()], "named": list(named)}
     method = own(worn_method(cycle))
     function = method_in(ast.parse(method["source"]), selector_name(method["selector"]))
     kinds, count = (method.get("asked") or {}).get("arguments"), len(function.args.args) - 1
     failed = (method.get("failed") or {}).get("args")
     args = failed if failed is not None and len(failed) == count else [
         sampled_value(kind, random.Random(method["source"])) for kind in kinds or ["number"] * count]
-    return {"selector": method["selector"], "intent": method.get("intent") or "", "args": args}
+    named = (method.get("asked") or {}).get("named", [])
+    return {"selector": method["selector"], "intent": method.get("intent") or "", "args": args, "named": named}
 
 
 def is_data_slot(obj, name, value):
@@ -19273,7 +19422,8 @@ def reader_of(cycle):
     slots = {}
     for holder in reversed(list(ancestry(receiver))):
         slots |= {name: value_kind(value) for name, value in own(holder).items() if is_data_slot(holder, name, value)}
-    return ExampleReader(wanted["intent"], wanted["selector"], slots, [value_kind(value) for value in wanted["args"]])
+    kinds = [value_kind(value) for value in wanted["args"]]
+    return ExampleReader(wanted["intent"], wanted["selector"], slots, kinds, wanted["named"])
 
 
 def examples_of(cycle):
@@ -19343,7 +19493,8 @@ def _does_as(method, request):
     same_intent = any(same_words(request["intent"], text) for text in told)
     same_selector = same_words(routed_request(method.selector, ""), routed_request(request["selector"], ""))
     alike = same_intent or (same_selector and not (told and request["intent"]))
-    return alike and len(function.args.args) - 1 == len(request["arguments"])
+    names = [argument.arg for argument in function.args.args[1:]]
+    return alike and len(names) == len(request["arguments"]) and {*request.get("named", ())} <= {*names}
 
 
 def renamed(source, before, name):
@@ -19373,7 +19524,7 @@ def check_not_own(root, receiver, selector):
 def offered_request(cycle, recall):
     """Return missing_request with what the router offers among the idioms that fit."""
     fields = missing_request(cycle)
-    world = world_of("", small_slots(cycle, fields), wanted_of(cycle)["args"], fields["slots"])
+    world = world_of("", small_slots(cycle, fields), wanted_of(cycle)["args"], fields["slots"], fields["named"])
     fits = {one.steps[0] for one in one_steps(world) if one.given == world.given.keys()}
     return fields | {"offered": recall.offer("idiom", routed_request(fields["selector"], fields["intent"]), with_kin(fits))}
 
@@ -19447,7 +19598,7 @@ def searching(cycle):
 def world_and_said(cycle, request):
     """Return (World, Said) of a request; examples tell no numbers."""
     text = routed_request(request["selector"], request["intent"])
-    world = world_of(text, small_slots(cycle, request), wanted_of(cycle)["args"], request["slots"])
+    world = world_of(text, small_slots(cycle, request), wanted_of(cycle)["args"], request["slots"], request.get("named", ()))
     return world, what_is_said(request["selector"], request["intent"], world, dict(request["offered"]))
 
 
@@ -19466,20 +19617,33 @@ def ask_for_method(cycle, recall):
         return ask_a_larger_core(cycle, data)
     if not found:
         raise unwritten(cycle, data)
-    if "chosen" not in data and len(found) > 1 and not data["examples"] and found[0]["worth"] - found[1]["worth"] < TIE:
+    by_words = not (data["examples"] or data.get("before") or "chosen" in data)
+    lead = found[0]["worth"] - found[1]["worth"] if len(found) > 1 else math.inf
+    if by_words and lead < TIE and are_idioms(found[:2]):
         return let_the_core_choose(data)
+    if by_words and lead < LEAD_LEAST:
+        raise undecided(data)
     row, rest = found[0], found[1:]
     written = {"idiom": " of ".join(row["steps"]), "source": method_source(row["lines"], data["request"]), "sure": row["sure"],
                "instead": row.get("instead"), "apart": row.get("apart")}
     return Thought("take", lambda _: Step("DELEGATING", row["lines"][0], {"written": written, "found": rest}))
 
 
+def are_idioms(two):
+    """Return whether two methods that were found are unlike idioms of the core, which can choose between them."""
+    idioms = {row["steps"][0] for row in two if len(row["steps"]) == 1}
+    return idioms <= IDIOMS.keys() and len(idioms) == 2
+
+
+def core_fields(request):
+    """Return the fields of the task `method`, which knows no names of arguments."""
+    return {field: request[field] for field in CORE_TASKS["method"].fields}
+
+
 def let_the_core_choose(data):
     """Return the thought in which the core chooses between the first two that were found; if it takes neither, the first."""
     two, request = data["found"][:2], data["request"]
-    idioms = {row["steps"][0] for row in two if len(row["steps"]) == 1}
-    if not idioms <= IDIOMS.keys() or len(idioms) < 2:
-        return Thought("chosen", lambda _: Step("DELEGATING", "the first", {"chosen": 0}))
+    idioms = {row["steps"][0] for row in two}
 
     def read(values):
         chosen = next((n for n, row in enumerate(two) if row["steps"] == [values[0]["idiom"]]), 0)
@@ -19487,7 +19651,7 @@ def let_the_core_choose(data):
         return Step("DELEGATING", values[0], {"chosen": chosen, "found": found})
     others = tuple(name for name in IDIOMS if name not in idioms)
     request = request | {"offered": [offer for offer in request["offered"] if offer[0] in idioms]}
-    return Thought("choose", read, (("method", request, others),))
+    return Thought("choose", read, (("method", core_fields(request), others),))
 
 
 def ask_a_larger_core(cycle, data):
@@ -19498,8 +19662,9 @@ def ask_a_larger_core(cycle, data):
     request = data["request"] | {"intent": "; ".join((data["request"]["intent"], *shown)).strip("; ")}
 
     def read(values):
-        return Step("DELEGATING", values[0], {"written": values[0] | {"source": flagged(values[0]["source"], data["request"])}})
-    return Thought("method", read, (("method", request, tuple(data["refused"])),))
+        source = flagged(values[0]["source"], data["request"])
+        return Step("DELEGATING", values[0], {"written": values[0] | {"source": called_so(source, data["request"])}})
+    return Thought("method", read, (("method", core_fields(request), tuple(data["refused"])),))
 
 
 BEYOND = "the embedded core writes one- and two-step methods; give an example, or the code with `method`, or a larger core"
@@ -19514,6 +19679,26 @@ def unwritten(cycle, data):
     unread = f"; these examples could not be read: {'; '.join(data['unread'][:3])}" if data["unread"] else ""
     return MethodUnwritten(f"no method for {data['request']['selector']} was found that {wanted}{failed}{unread}; {BEYOND}",
                            failures=data["failures"])
+
+
+def undecided(data):
+    """Return the error of a mission whose words may as well mean one method as another."""
+    request, found = data["request"], data["found"]
+    close = [row for row in found if found[0]["worth"] - row["worth"] < LEAD_LEAST]
+    told = " or ".join(f"`{'; '.join(row['lines'])}`" for row in close[:CHOICES_TOLD])
+    return MethodUnwritten(
+        f"the words of {request['selector']} may mean {told}, and nothing tells which; send an example along "
+        f"({method_call(request)} -> RESULT), name slots and arguments, or bring in the code with `method`",
+        candidates=[row["lines"] for row in close], failures=data["failures"])
+
+
+CHOICES_TOLD = 3
+
+
+def method_call(request):
+    """Return how an example of a request begins: its call, with places for arguments."""
+    names = argument_names(len(request["arguments"]), request.get("named", ()))
+    return f"{selector_name(request['selector'])}({', '.join(name.upper() for name in names)})"
 
 
 EXAMPLES_WRITTEN, EXAMPLES_TOKENS = 6, 400
@@ -19537,6 +19722,20 @@ def ask_for_examples(request, reader):
         return Step("DELEGATING", values[0], {"exemplified": len(rows), "made_up": rows})
     fields = {"prompt": prompt, "temperature": 0, "max_new_tokens": EXAMPLES_TOKENS}
     return Thought("examples", read, ((FREE_TEXT, fields),))
+
+
+def called_so(source, request):
+    """Return a method's source with its arguments called as the message names them; see core_fields."""
+    count, named = len(request["arguments"]), request.get("named", ())
+    if not named:
+        return source
+    names, tree = dict(zip(argument_names(count), argument_names(count, named), strict=True)), ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            node.arg = names.get(node.arg, node.arg)
+        if isinstance(node, ast.Name):
+            node.id = names.get(node.id, node.id)
+    return ast.unparse(tree) + "\n"
 
 
 def flagged(source, request):
@@ -19743,10 +19942,12 @@ def kept_message(cycle):
     return {"target": cycle.target_oid, "selector": brief["selector"], "intent": brief.get("intent") or "", **sent}
 
 
-def guess_for(root, receiver, selector, intent, count):
-    """Return the guess for a message with `count` arguments, or None; another intent is another message."""
+def guess_for(root, receiver, selector, intent, args, kwargs):
+    """Return the guess for a message with as many arguments, and the same names, or None; another intent is another message."""
     guess = root["guesses"].get(guess_key(receiver, selector))
-    if guess is None or guess.status != "guess" or len(guess.asked["arguments"]) != count:
+    if guess is None or guess.status != "guess" or len(guess.asked["arguments"]) != len(args) + len(kwargs):
+        return None
+    if {*guess.asked.get("named", ())} != {*kwargs}:
         return None
     same = not (intent or "").strip() or " ".join(intent.split()) == " ".join(guess.message["intent"].split())
     return guess if same else None
@@ -19944,12 +20145,13 @@ def stem_of(word):
     return next(iter(words_of(word)), word)
 
 
-def mission_for(root, receiver, selector, intent=None, count=0):
-    """Return the cycle at work on the same missing method, with the same intent and as many arguments, or None."""
-    oid, wanted = oid_text(receiver._p_oid), ("unhandled_message", selector, intent or "", count)
+def mission_for(root, receiver, selector, intent=None, args=(), kwargs=()):
+    """Return the cycle at work on the same missing method, with the same intent and like arguments, or None."""
+    oid, wanted = oid_text(receiver._p_oid), ("unhandled_message", selector, intent or "", len(args), {*kwargs})
     for cycle in root["active_cycles"].values():
         brief = cycle.mission_brief
-        written = brief["type"], brief["selector"], brief.get("intent") or "", len(brief.get("args", ()))
+        sent = len(brief.get("args", ())), {*brief.get("kwargs", ())}
+        written = brief["type"], brief["selector"], brief.get("intent") or "", *sent
         if written == wanted and cycle.target_oid == oid:
             return cycle
     return None
@@ -21619,7 +21821,7 @@ def begin_writing(root, miss, request):
             "send it again with generate: true", **error.fields))
     if not request.command.generate and not may_grow(receiver, selector):
         return Refused(MessageNotUnderstood(f"{error.message}. {ROOT_MISS}", **error.fields))
-    cycle = mission_for(root, receiver, selector, miss.intent, len(miss.args))
+    cycle = mission_for(root, receiver, selector, miss.intent, miss.args, miss.kwargs)
     refusal = None if cycle else budget.refusal((selector, request.command.intent))
     if refusal:
         return Refused(MessageNotUnderstood(f"{error.message} ({refusal})", **error.fields))
@@ -21701,9 +21903,9 @@ def standing_guess(request, root, receiver):
     command = request.command
     if not takes_guesses(request) or lookup(receiver, selector_name(command.selector)).value is not ABSENT:
         return None
-    if primitive_for(receiver, command.selector) or command.kwargs:
+    if primitive_for(receiver, command.selector):
         return None
-    return guess_for(root, receiver, command.selector, command.intent, len(command.args))
+    return guess_for(root, receiver, command.selector, command.intent, command.args, command.kwargs)
 
 
 def told_of_writing(request, method):
@@ -21743,7 +21945,7 @@ def _missed(request, root, receiver, error):
 def _written_for(request, root, miss, error):
     """Log a Miss, and have its method written where that is wanted."""
     miss = miss._replace(intent=miss.intent or request.command.intent)
-    guess = guess_for(root, miss.receiver, miss.selector, miss.intent, len(miss.args))
+    guess = guess_for(root, miss.receiver, miss.selector, miss.intent, miss.args, miss.kwargs)
     if guess and takes_guesses(request):
         told = {"selector": miss.selector, "understood": False, "guess": to_wire(guess), "source": guess.source}
         return {"details": f"{miss.selector} is answered by a guess; confirm {told['guess']['$ref']}, if it is right",

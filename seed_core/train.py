@@ -1327,9 +1327,11 @@ GUARANTEES = (                     # task, what the grammar guarantees, what ret
     ("weave", "real numbers, none twice, the lead's frame and closing", "the quotes with their shares",
      "which quotes, in what order"),
     ("method", "one idiom as Python over real slots of a fitting type, of those that the request names where it names any, for "
-     "the number of arguments that is given", "the six idioms that the router offers", "which idiom, which slots"),
-    ("tests", "a kind of result, or slots that change, and properties that can be true of them; only those that it proved right "
-     "about bind a method", "the six idioms that the router offers", "which kind, which slots, which properties"),
+     "the number of arguments that is given; BAT OS asks it only which of two idioms is meant that words and router hold for "
+     "equally likely, and lets it write no other", "what the router offers, as a hint: it binds nothing", "which idiom"),
+    ("tests", "a kind of result, or slots that change, and properties that can be true of them; BAT OS does not ask for them: "
+     "what a core makes up neither confirms nor refuses a method", "what the router offers, as a hint: it binds nothing",
+     "which kind, which slots, which properties"),
     ("summary", "the number of one sentence", "what share of the passage each holds", "which sentence"),
 )
 CARD = """# The embedded core
@@ -1348,7 +1350,8 @@ independently, from word lists, composed facts, and sentences of the docstrings 
 ## What chooses, what guarantees
 
 It chooses and frames; it does not know. Beside it stands the router, a linear classifier over the vectors of the catalog's
-embedder; where no embedder is loaded, nothing is offered and the core decides among all.
+embedder; where no embedder is loaded, nothing is offered. Methods are found by code, which ranks all that one or two steps
+make by words and by the router, and holds them against examples; the core is asked where two come out alike.
 
 | task | the grammar guarantees | retrieval gives | the model adds |
 |---|---|---|---|

@@ -306,6 +306,21 @@ def test_another_intent_an_example_and_generate_supersede_a_guess(thinking):
     assert "it_is" in slots_of(thinking)
 
 
+def test_arguments_that_a_message_names_are_those_of_its_method(thinking):
+    reply = ask(thinking, "grown", intent="the count plus the argument", kwargs={"more": 7})
+    assert reply["result"] == 10 and reply["guess"] is True and "def grown(self, more):" in reply["source"]
+    assert ask(thinking, "grown", kwargs={"more": 1}, wait=False)["result"] == 4           # by the guess that stands
+    other = ask(thinking, "grown", intent="the count plus the argument", kwargs={"by": 2})
+    assert other["result"] == 5 and "self.count + by" in other["source"]
+    thinking.call("confirm", method=other["method"]["$ref"])
+    assert ask(thinking, "grown", kwargs={"by": 9})["result"] == 12
+    shown = ask(thinking, "shrunk", intent="count minus it: shrunk(count=2) -> 1", kwargs={"count": 2})
+    assert shown["result"] == 1 and "self.count - count" in shown["source"]
+    for kwargs in ({"a b": 1}, {"a": 1, "b": 2, "c": 3}):
+        with pytest.raises(batos.BatosError, match="methods are written for up to 2"):
+            ask(thinking, "odd", intent="count plus it", kwargs=kwargs)
+
+
 def test_an_example_that_does_not_decide_confirms_nothing(thinking):
     reply = ask(thinking, "pick", intent="one of prices, e.g. pick(prices=[1, 2]) -> 2")
     assert reply["guess"] is True and "and so does" in reply["why"] and "give?" in reply["why"]
@@ -481,6 +496,16 @@ def test_the_core_chooses_only_between_what_is_alike(kernel):
     assert "max(self.prices)" in one.mission("largest_price", prices=[3, 9, -4])["source"] and not asked
     report = one.mission("it", length=4, intent="half or double")
     assert len(asked) == 1 and "self.length * 2" in report["source"] and report["guess"]
+
+
+def test_words_that_may_mean_several_methods_are_refused_with_these(kernel):
+    one = kernel()
+    report = one.mission("word_count", text="it was so", author="B")
+    told = report["reason"]["details"]
+    assert report["state"] == "FAILED" and report["reason"]["code"] == "MethodUnwritten"
+    assert "`return len(self.text.split())` or `return len(self.author.split())`" in told and "word_count() -> RESULT" in told
+    shown = one.mission("word_count", text="it was so", author="B", intent="text='a b c', author='d' -> 3")
+    assert "len(self.text.split())" in shown["source"]
 
 
 @pytest.mark.parametrize("request_text, slots, named", [

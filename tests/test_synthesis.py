@@ -115,10 +115,40 @@ def of_request(selector, intent, arguments=(), shares=None, **slots):
      "return sum(each['salary'] for each in self.staff)"),
     ("done_count", "number of tasks already done", (), {"tasks": [{"title": "a", "done": True}]},
      "return sum(bool(each['done']) for each in self.tasks)"),
+    ("order_total", "price times quantity plus shipping", (), {"price": 3, "quantity": 4, "shipping": 5},
+     "return (self.price * self.quantity) + self.shipping"),
+    ("bmi", "weight divided by the square of the height", (), {"weight": 80, "height": 1.8, "name": "n"},
+     "return self.weight / (self.height ** 2)"),
+    ("profit_margin", "profit as a share of revenue", (), {"costs": 150, "revenue": 200, "name": "p"},
+     "return (self.revenue - self.costs) / self.revenue"),
+    ("pending_amount", "the total of what is not paid", (), {"invoices": [{"paid": True, "amount": 3}]},
+     "return sum(each['amount'] for each in self.invoices if not each['paid'])"),
+    ("best_seller", "the product that sold most", (), {"sales": {"a": 3, "b": 4}, "shop": "s"},
+     "return max(self.sales, key=self.sales.get)"),
+    ("common_items", "what is in both lists", (), {"mine": ["a"], "yours": ["b"]},
+     "return [each for each in self.mine if each in self.yours]"),
+    ("use_one", "one is used up", (), {"remaining": 3, "product": "milk"}, "self.remaining = self.remaining - 1"),
+    ("rename_", "", ("new",), {"size": 4, "name": "old"}, "self.name = value"),
     ("names_of_all", "the name of every item", (), {"items": [{"name": "a", "size": 1}]},
      "return [each['name'] for each in self.items]")])
 def test_words_say_which_method_is_meant(selector, intent, arguments, slots, body):
     assert of_request(selector, intent, arguments, **slots)[0][1].body == body
+
+
+@pytest.mark.parametrize("cue, selector, intent, arguments, slots", [
+    ("sort", "by_length", "words sorted by their length", (), {"words": ["bb", "a"]}),
+    ("max", "second_highest", "the second highest of bids", (), {"bids": [3, 9]}),
+    ("max", "clamp_", "the speed, at most the limit", (5,), {"speed": 9}),
+    ("plus", "with_tax", "price plus tax rate", (), {"price": 9, "tax_rate": 0.2})])
+def test_a_word_with_an_opposite_speaks_against_no_method_that_does_what_is_meant(cue, selector, intent, arguments, slots):
+    row = found(selector, intent, arguments, **slots)[0]
+    kinds = {name: batos.slot_type(value) for name, value in slots.items()}
+    request = {"selector": selector, "intent": "", "arguments": [batos.slot_type(value) for value in arguments]}
+    source = batos.method_source(row["lines"], request).replace(f"def {selector}", "def probe")
+    run = lambda slots, arguments: (asked.run(source, slots, arguments), slots)
+    tries = batos.tries_of(run, kinds, request["arguments"], random.Random(1), 20)
+    said = batos.what_is_said(selector, intent, batos.world_of(intent, slots, arguments), {})
+    assert tries and cue in said.cues and batos.against_words(said.cues, tries, slots) == [], row
 
 
 def test_the_router_is_heard():

@@ -2,8 +2,7 @@
 
     python tests/bench/asked.py [--half look|check] [--examples 0] [--show]
 
-A method is right where it does on sampled objects what is meant. The half "look" is for whoever changes words and weights; of
-the half "check" only the counts are told.
+A method is right where it does on sampled objects what is meant. Of the half "check" only the counts are told.
 """
 
 import argparse
