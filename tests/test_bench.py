@@ -9,6 +9,7 @@ import pytest
 from doubles import QuickEmbedder
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "bench"))
+import answers
 import bench
 import foreign
 import quality
@@ -104,3 +105,24 @@ def test_cuts_by_words_are_better_than_by_chance():
     even = quality.boundary_measures(quality.BY_SIZE)
     words, topics = (quality.boundary_measures(batos.BY_WORDS, level=level) for level in ("chunks", "topics"))
     assert all(0 < value < 1 for value in (*even, *words)) and topics[0] > words[0] > 3 * even[0]
+
+
+ANSWERED = {"answer": "“It is kept for twelve days.” [1]", "evidence": [{"text": "It is kept for twelve days. Then it goes."}]}
+VERDICTS = (
+    (("twelve days",), ANSWERED, "right"), (("then it",), ANSWERED, "partly"), (("a year",), ANSWERED, "beside"),
+    (("twelve",), {"answer": "There is nothing in memory about this.", "evidence": []}, "refused wrongly"),
+    ((), {"answer": "There is nothing in memory about this.", "evidence": []}, "refused rightly"),
+    ((), ANSWERED | {"certainty": "nearest"}, "refused rightly"), ((), ANSWERED | {"certainty": "sure"}, "beside"),
+    (("twelve",), {"reason": {"code": "CoreOffline"}}, "failed"))
+
+
+@pytest.mark.parametrize(("expected", "report", "told"), VERDICTS)
+def test_an_answer_over_manuals_is_judged_by_what_it_must_hold(expected, report, told):
+    assert answers.verdict(answers.Question("how", "How long?", expected, False), report) == told
+
+
+def test_the_questions_over_manuals_say_what_their_answers_must_hold():
+    asked = answers.questions()
+    assert len(asked) >= 60 and all(question.text and "" not in question.expected for question in asked)
+    assert not any(question.expected for question in asked if question.kind in answers.UNANSWERABLE)
+    assert sum(question.follows for question in asked) >= 3

@@ -219,7 +219,7 @@ def test_texts_are_varied_in_their_shape():
 @pytest.mark.slow
 def test_of_unseen_messages_none_is_wrong_without_a_mark():
     sample = {row["id"] for row in unseen.rows_of("example.jsonl")[::3]}
-    with unseen.served() as client:
+    with unseen.served(methods_per_hour=unseen.METHODS_PER_HOUR) as client:
         ended = unseen.run(client, "example.jsonl", True, sample)
     kinds = [(kind, marked) for _, kind, marked, *_ in ended]
     assert ("wrong", False) not in kinds and sum(kind == "right" for kind, _ in kinds) >= len(sample) / 2

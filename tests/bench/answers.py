@@ -10,20 +10,17 @@ nothing answers. `nearest` are the replies that say that nothing says it outrigh
 
 import argparse
 import collections
-import contextlib
-import os
 import pathlib
 import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import typing
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
-import batos
+from ready import served
 
 WAIT_S = 120.0
 UNANSWERABLE = ("near", "far")
@@ -48,33 +45,6 @@ def questions():
             wanted = () if expected == "-" else tuple(expected.split(" / "))
             told.append(Question(kind, text.lstrip("+"), wanted, text.startswith("+")))
     return told
-
-
-@contextlib.contextmanager
-def served():
-    """Give a Client of a daemon with core and embedder, both loaded."""
-    with tempfile.TemporaryDirectory() as folder:
-        endpoint = f"ipc://{folder}/bat"
-        env = {**os.environ, "BATOS_EMBEDDER": "auto", "BATOS_HEARTBEAT": "false"}
-        command = [sys.executable, str(HERE.parents[1] / "batos.py"), "--image", f"{folder}/image.fs", "--endpoint", endpoint]
-        daemon = subprocess.Popen(command, env=env, cwd=folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        try:
-            with batos.Client(endpoint, WAIT_S) as client:
-                while not loaded(client):
-                    time.sleep(0.5)
-                yield client
-        finally:
-            daemon.terminate()
-            daemon.wait()
-
-
-def loaded(client):
-    """Return whether core and embedder are ready; a daemon that does not listen yet is not."""
-    try:
-        health = client.call("health", timeout_s=5)["result"]
-    except batos.BatosError:
-        return False
-    return health["core"]["state"] == "ready" and health["embedder"]["state"] == "ready"
 
 
 def learn(client, folder):

@@ -9,22 +9,19 @@ message and both of its checks want: results, and slots that change, and no othe
 
 import argparse
 import collections
-import contextlib
 import json
 import math
-import os
 import pathlib
-import subprocess
 import sys
-import tempfile
-import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+from ready import ROOT, served
+
 import batos
 
 DATA = ROOT / "tests" / "data" / "unseen"
 WAIT_S = 120.0
+METHODS_PER_HOUR = 1_000_000        # each message wants one
 RUNS = (("intent.jsonl", False), ("example.jsonl", False), ("example.jsonl", True), ("more.jsonl", False), ("more.jsonl", True))
 KINDS = ("right", "wrong", "refused")
 
@@ -32,34 +29,6 @@ KINDS = ("right", "wrong", "refused")
 def rows_of(name):
     """Return the messages of a file."""
     return [json.loads(line) for line in (DATA / name).read_text("utf-8").splitlines()]
-
-
-@contextlib.contextmanager
-def served():
-    """Give a Client of a daemon with the embedded core and the embedder, both loaded."""
-    with tempfile.TemporaryDirectory() as folder:
-        endpoint = f"ipc://{folder}/bat"
-        env = {**os.environ, "BATOS_METHODS_PER_HOUR": "1000000", "BATOS_CORE": "auto", "BATOS_EMBEDDER": "auto",
-               "BATOS_HEARTBEAT": "false"}
-        command = [sys.executable, str(ROOT / "batos.py"), "--image", f"{folder}/image.fs", "--endpoint", endpoint]
-        daemon = subprocess.Popen(command, env=env, cwd=folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        try:
-            with batos.Client(endpoint, WAIT_S) as client:
-                while not loaded(client):
-                    time.sleep(0.5)
-                yield client
-        finally:
-            daemon.terminate()
-            daemon.wait()
-
-
-def loaded(client):
-    """Return whether core and embedder are ready; a daemon that does not listen yet is not."""
-    try:
-        health = client.call("health", timeout_s=5)["result"]
-    except batos.BatosError:
-        return False
-    return health["core"]["state"] == health["embedder"]["state"] == "ready"
 
 
 def same(one, other):
@@ -170,7 +139,7 @@ def main():
     parser.add_argument("--show", action="store_true", help="tell what came of each message (whoever tunes does not look)")
     args = parser.parse_args()
     only, results = set(filter(None, args.only.split(","))), {}
-    with served() as client:
+    with served(methods_per_hour=METHODS_PER_HOUR) as client:
         for name, with_example in RUNS:
             results[name, with_example] = run(client, name, with_example, only)
             print(told(results), flush=True)

@@ -1,0 +1,41 @@
+"""A daemon for benches that ask questions: served() gives a Client of one whose core and embedder are loaded."""
+
+import contextlib
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+import batos
+
+
+@contextlib.contextmanager
+def served(wait_s=120.0, **settings):
+    """Give a Client of a daemon with the embedded core and the embedder, both loaded. settings: of BAT OS, by name."""
+    told = {"core": "auto", "embedder": "auto", "heartbeat": "false", **settings}
+    env = os.environ | {f"BATOS_{name.upper()}": str(value) for name, value in told.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        endpoint = f"ipc://{folder}/bat"
+        command = [sys.executable, str(ROOT / "batos.py"), "--image", f"{folder}/image.fs", "--endpoint", endpoint]
+        daemon = subprocess.Popen(command, env=env, cwd=folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        try:
+            with batos.Client(endpoint, wait_s) as client:
+                while not loaded(client):
+                    time.sleep(0.5)
+                yield client
+        finally:
+            daemon.terminate()
+            daemon.wait()
+
+
+def loaded(client):
+    """Return whether core and embedder are ready; a daemon that does not listen yet is not."""
+    try:
+        health = client.call("health", timeout_s=5)["result"]
+    except batos.BatosError:
+        return False
+    return health["core"]["state"] == health["embedder"]["state"] == "ready"
