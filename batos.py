@@ -10032,15 +10032,13 @@ def best_span(starts, ends, offsets, ahead):
     return max(0, offsets[found[0]][0] - ahead), max(0, offsets[found[1]][1] - ahead)
 
 
-READER_BORROWS = re.compile(r"\.embeddings\.|\.layer\.[0-2]\.")         # weights that are the embedder's own
-READER_LOWER = 3                   # layers
+READER_BORROWS = re.compile(r"\.embeddings\.")         # weights that are the embedder's own
 
 
 class ReaderModel:
     """MiniLM over a question and a passage, with two heads: does it answer, and where does the answer begin and end.
 
-    Its embeddings and its lower layers are the catalog's embedder's; the upper ones and the heads were trained anew
-    (`seed_core/train_reader.py`).
+    Its embeddings are the catalog's embedder's; layers and heads are trained (`seed_core/train_reader.py`).
     """
 
     def __init__(self, encoder, parts):
@@ -10050,26 +10048,12 @@ class ReaderModel:
 
     def __call__(self, tokens):
         """Return (a score each passage, start scores, end scores), of what a tokenizer made of pairs. Scores are logits."""
-        return self.upper(self.lower(tokens), tokens)
-
-    def lower(self, tokens):
-        """Return what the embedder's own layers make of tokens: a vector each."""
         import torch
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-            hidden = self.encoder.embeddings(input_ids=tokens["input_ids"], token_type_ids=tokens["token_type_ids"])
-            return self._through(hidden, tokens, slice(READER_LOWER))
-
-    def _through(self, hidden, tokens, layers):
-        mask = tokens["attention_mask"][:, None, None, :].bool()
-        for layer in self.encoder.encoder.layer[layers]:
-            hidden = layer(hidden, mask)
-        return hidden
-
-    def upper(self, hidden, tokens):
-        """Return what a call does, of what the lower layers made."""
-        import torch
+        seen = tokens["attention_mask"][:, None, None, :].bool()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            hidden = self._through(hidden, tokens, slice(READER_LOWER, None))
+            hidden = self.encoder.embeddings(input_ids=tokens["input_ids"], token_type_ids=tokens["token_type_ids"])
+            for layer in self.encoder.encoder.layer:
+                hidden = layer(hidden, seen)
         hidden, mask = hidden.float(), tokens["attention_mask"][..., None].float()
         mean = (hidden * mask).sum(1) / mask.sum(1)
         answers = self.parts["answers"](torch.cat([hidden[:, 0], mean], 1))[:, 0]
