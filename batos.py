@@ -22587,47 +22587,17 @@ def check_role(request, needed):
     check_admitted(Activation(request.who, request.role), needed, request.command.command)
 
 
-class Connections:
-    """The connections of a socket, as libzmq tells of them; the log says which of them the daemon itself has ended.
-
-    libzmq ends a connection whose message is too large, and tells nobody why. A copy of its descriptor shows who ended it: where
-    the other end did, nothing is left to be read. Example: Connections(socket, 64 << 20), and `look()` whenever it tells.
-    """
-
-    def __init__(self, router, most_bytes):
-        self.monitor = router.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
-        self._router, self._most_bytes = router, most_bytes
-        self._copies = {}                                # libzmq's descriptor -> a socket, its copy
-
-    def look(self):
-        """Take in all that libzmq has told since."""
-        kinds = {zmq.EVENT_ACCEPTED: self._accepted, zmq.EVENT_DISCONNECTED: self._ended}
-        with contextlib.suppress(zmq.Again):
-            while True:
-                told = zmq.utils.monitor.recv_monitor_message(self.monitor, NOBLOCK)
-                if told["event"] in kinds:               # it ends by an event of its own
-                    kinds[told["event"]](told["value"])
-
-    def _accepted(self, descriptor):
-        with contextlib.suppress(OSError):               # it has ended already, or no descriptor is left
-            self._copies[descriptor] = socket.socket(fileno=os.dup(descriptor))
-
-    def _ended(self, descriptor):
-        copy = self._copies.pop(descriptor, None)
-        if copy is None:
-            return
-        with copy:
-            peer, by_peer = peer_name(copy), ended_by_peer(copy)
-        if not by_peer:
-            log_bridge.warning("the connection of %s was ended by the daemon: it sent a message of more than %.0f MB "
-                               "(message_max_mb), or what is not ZeroMQ", peer, self._most_bytes / (1 << 20))
-
-    def close(self):
-        """Listen no more."""
-        self._router.disable_monitor()
-        self.monitor.close()
-        for copy in self._copies.values():
-            copy.close()
+def copied_socket(descriptor):
+    """Return a socket that is a copy of a descriptor, or None: it has ended already, or no descriptor is left."""
+    try:
+        number = os.dup(descriptor)
+    except OSError:
+        return None
+    try:
+        return socket.socket(fileno=number)
+    except OSError:                                      # its number is by now that of a file
+        os.close(number)
+        return None
 
 
 def peer_name(connection):
@@ -22647,6 +22617,74 @@ def ended_by_peer(connection):
         return False
     except OSError:
         return True
+
+
+class Connections:
+    """The connections of a socket, as libzmq tells of them; the log says which of them the daemon itself has ended.
+
+    libzmq ends a connection whose message is too large, and tells nobody why. A copy of its descriptor shows who ended it: where
+    the other end did, nothing is left to be read. Example: Connections(socket, 64 << 20), and `look()` whenever it tells.
+    """
+
+    def __init__(self, router, most_bytes):
+        self.monitor = router.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        self._router, self._most_bytes = router, most_bytes
+        self._copies = {}                                # libzmq's descriptor -> a socket, its copy
+
+    def look(self):
+        """Take in all that libzmq has told since."""
+        told = self._told()
+        while told:
+            begun = self._taken_in(told)
+            copies = {descriptor: copied_socket(descriptor) for descriptor in begun}
+            told = self._told()
+            # An end is told before its number is given to another: no end told since, no other's copy.
+            ended = {descriptor for event, descriptor in told if event == zmq.EVENT_DISCONNECTED}
+            for descriptor, copy in copies.items():
+                self._keep(descriptor, copy, descriptor not in ended)
+
+    def _told(self):
+        """Return what libzmq has told since, in its order: [(event, descriptor)]."""
+        told = []
+        with contextlib.suppress(zmq.Again):
+            while True:
+                message = zmq.utils.monitor.recv_monitor_message(self.monitor, NOBLOCK)
+                told.append((message["event"], message["value"]))
+        return told
+
+    def _taken_in(self, told):
+        """Judge the connections that have ended. Returns the descriptors of those that have begun and go on."""
+        begun = set()
+        for event, descriptor in told:
+            if event == zmq.EVENT_ACCEPTED:
+                begun.add(descriptor)
+            elif event == zmq.EVENT_DISCONNECTED:
+                self._ended(descriptor)
+                begun.discard(descriptor)
+        return begun
+
+    def _keep(self, descriptor, copy, is_sure):
+        if copy is not None and is_sure:
+            self._copies[descriptor] = copy
+        elif copy is not None:
+            copy.close()
+
+    def _ended(self, descriptor):
+        copy = self._copies.pop(descriptor, None)
+        if copy is None:                                 # it came and went unseen: nothing is known of it
+            return
+        with copy:
+            peer, by_peer = peer_name(copy), ended_by_peer(copy)
+        if not by_peer:
+            log_bridge.warning("the connection of %s was ended by the daemon: it sent a message of more than %.0f MB "
+                               "(message_max_mb), or what is not ZeroMQ", peer, self._most_bytes / (1 << 20))
+
+    def close(self):
+        """Listen no more."""
+        self._router.disable_monitor()
+        self.monitor.close()
+        for copy in self._copies.values():
+            copy.close()
 
 
 class Wire:

@@ -4,6 +4,7 @@ import asyncio
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -379,6 +380,25 @@ def test_a_connection_that_is_ended_for_its_size_is_logged_and_others_are_not(da
     with Raw(endpoint) as raw:
         assert raw.ask(command="health", id=1)["status"] == "OK"
     assert len(log_lines(tmp_path, "was ended by the daemon")) == 1
+
+
+def test_connections_that_came_and_went_before_anybody_looked_are_not_judged_by_the_next_ones(caplog):
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        connections = batos.Connections(router, 1 << 20)
+        port = router.bind_to_random_port("tcp://127.0.0.1")
+        for _ in range(5):
+            socket.create_connection(("127.0.0.1", port)).close()
+            time.sleep(0.05)
+        with socket.create_connection(("127.0.0.1", port)) as last:
+            assert last.recv(1) == b"\xff"               # the greeting: it is taken in
+            connections.look()
+            assert not caplog.records
+            last.sendall(bytes(200))                     # a message of no byte at all
+            end_s = time.monotonic() + 20
+            while not caplog.records and time.monotonic() < end_s:
+                connections.look()
+        assert "was ended by the daemon" in caplog.text and len(caplog.records) == 1
+        connections.close()
 
 
 def test_32_mb_of_empty_maps_are_refused_and_little_is_remembered_of_them(daemon):
