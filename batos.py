@@ -18884,7 +18884,7 @@ def without_examples(reader):
 
 # What is found: methods that a message may mean, the best first
 
-SURE_MARGIN, SURE_WORTH = 1.2, -1.5                      # by so much the best leads those that do the examples otherwise
+LEAD_SURE, WORTH_SURE = 1.2, -1.5                        # by so much the best leads those that do the examples otherwise
 WORTH_LEAST, DOING_WORTH_LEAST = -0.5, -4.0              # less is not guessed: of words alone, of what does the examples
 LEFT_OUT = 3.0                                           # what it costs to leave out a slot that an example names
 CHOICES_MOST, LOOKED_AT = 5, 60                          # methods that are found; candidates that are compared for them
@@ -18980,7 +18980,7 @@ def judged(unlike, inputs, named, deciding):
     (made, (worth_of, first)), *others = unlike
     whole = named <= set(first.slots) and deciding <= first.cues
     lead = worth_of - others[0][1][0] if others else math.inf
-    if lead >= SURE_MARGIN and worth_of >= SURE_WORTH and whole:
+    if lead >= LEAD_SURE and worth_of >= WORTH_SURE and whole:
         return {"sure": True}
     if not others:
         return {"sure": False}
