@@ -11234,6 +11234,23 @@ def _take_overlined(lines, n):
     return lines.block("heading", n, at + 2, level=lines.marks.index(mark) + 1, title=lines[at].strip())
 
 
+def _take_underlined(lines, n):
+    """Take a title of plain text: a line of its own above one of marks that is about as long. The marks tell its level."""
+    alone = n == 0 or lines.blank(n - 1)
+    if not alone or n + 1 == len(lines) or not _is_underlined(lines[n], lines[n + 1]):
+        return None
+    mark = lines[n + 1][0]
+    if mark not in lines.marks:
+        lines.marks.append(mark)
+    return lines.block("heading", n, n + 2, level=min(6, lines.marks.index(mark) + 1), title=lines[n].strip())
+
+
+def _is_underlined(title, marks):
+    """Whether a line is a title, by the line of marks below it."""
+    long, most = len(title.strip()), len(marks.rstrip())
+    return bool(_MARKED.match(marks)) and abs(long - most) <= 2 and bool(re.match(r"\w[^|]{1,78}$", title.strip()))
+
+
 def _indented_after(lines, n):
     """Return the line after what is indented deeper than line `n`, blank lines among it included."""
     depth, after = len(lines[n]) - len(lines[n].lstrip()), n + 1
@@ -11354,7 +11371,7 @@ def _runs(numbers):
 
 
 _RULES = {                         # kind of text -> what takes its lines, in this order
-    "text": (_take_list, _take_prose), "pdf": (_take_list, _take_prose), "episode": (_take_list, _take_prose),
+    "text": (_take_underlined, _take_list, _take_prose), "pdf": (_take_list, _take_prose), "episode": (_take_list, _take_prose),
     "method": (_take_prose,), "mail": (_take_atx, _take_list, _take_prose), "table": (_take_whole_table,),
     "rst": (_take_overlined, _take_directive, _take_literal, _take_list, _take_prose),
     "code": (_take_definition, _take_code),
@@ -11722,6 +11739,18 @@ def _quotable(text, block):
     return coarse.get(block.kind, _line_spans)(text, block.start, block.end)
 
 
+_UNDERLINE = re.compile(r"^([^\n]{2,80})\n([~^+*\"#])\2{2,}[ \t]*$", re.MULTILINE)
+
+
+def _without_underlines(text):
+    """Return a text with blanks for the marks below its titles that Markdown takes for something else: `~~~` begins code."""
+    def blanked(found):
+        title, whole = found[1], found[0]
+        is_title = _is_underlined(title, whole[len(title) + 1:])
+        return title + "\n".ljust(len(whole) - len(title)) if is_title else whole
+    return _UNDERLINE.sub(blanked, text)
+
+
 def sentences(text, first_line=1, header=""):
     """Return a chunk's sentences verbatim as [{"text", "line", "header"?}]; `line` is where one begins.
 
@@ -11729,7 +11758,7 @@ def sentences(text, first_line=1, header=""):
     A sentence that is wrapped in the source keeps its line ends. header: of a row of a table, the row that names its columns;
     of that row itself it is the same text. The argument is that of the table with whose rows the chunk begins.
     """
-    lines, found = _Lines(text.replace("\xa0", " ")), []
+    lines, found = _Lines(_without_underlines(text.replace("\xa0", " "))), []
     for block in _blocks(lines, "markdown"):
         named = header if header and block.start == 0 else _header_of(text, block)
         headed = {"header": named} if block.kind == "table" else {}
@@ -14603,6 +14632,7 @@ def fold(results):
 PASSAGES_MOST = 3                  # that an answer tells, from different places
 PASSAGE_WORDS = 60                 # of a passage that is told
 QUOTE_WORDS = 40                   # of the sentence that is told; the passage beside it has all of it
+TERM_WORDS = 12                    # of the term of a definition, with its arguments
 DENSE_WORDS = 12                   # of a longer sentence, those that hold most of the question stand in its quote
 READ_WORDS = 70                    # of a passage that is judged; they overlap by half
 WEIGHED_MOST = 20                  # passages whose meaning is looked at
@@ -14648,7 +14678,8 @@ class Telling(typing.NamedTuple):
     run: int                      # which sentences of a chunk have no heading between them
     header: str                   # of a row of a table: the row that names its columns, else ""
     words: frozenset
-    words_with_headings: frozenset
+    words_with_headings: frozenset   # and with those of what announces it
+    term: str                     # that it defines, with its marks; else ""
 
     @property
     def size(self):
@@ -14661,9 +14692,24 @@ class Telling(typing.NamedTuple):
         return not self.header and goes_on(self.text)
 
     @property
-    def asks(self):
-        """Whether I am a question, or refer to one."""
-        return is_asked(self.text.rstrip(")\"'\u201d. "))
+    def is_term(self):
+        """Whether I am the term of a definition."""
+        return self.text.endswith("::") and self.size <= TERM_WORDS
+
+    @property
+    def whole(self):
+        """What I say, behind the term that I define."""
+        return f"{self.term} {self.text}".lstrip()
+
+    @property
+    def leads_elsewhere(self):
+        """Whether I answer nothing: I am a question, repeat one, say where to look, or am the term of what follows."""
+        plain = " ".join(self.text.split())
+        return self.is_term or is_asked(plain.rstrip(")\"'\u201d. ")) or bool(_ELSEWHERE.search(plain))
+
+
+_ELSEWHERE = re.compile(r"\bwhether or not\b|^\W*(?:see|refer to|for (?:more|further|additional)? ?(?:details|information))\b",
+                        re.IGNORECASE)
 
 
 def is_asked(sentence):
@@ -14694,7 +14740,8 @@ def _tells(text, headings, header):
 @functools.lru_cache(maxsize=1024)
 def telling(text, line, headings, header=""):
     """Return a Telling for each sentence of a chunk. A chunk never changes, so they are kept for the latest 1,024."""
-    told, at, run = [], 0, 0
+    told, at, run, lead = [], 0, 0, None
+    above = frozenset(words_of(" ".join(headings)))
     for one in sentences(text, line, header):
         said, named = one["text"], one.get("header", "")
         start = text.index(said, at)
@@ -14704,10 +14751,23 @@ def telling(text, line, headings, header=""):
         if not _tells(said, headings, named):
             run += 1
             continue
-        words = frozenset(words_of(f"{named} {said}"))
-        with_headings = words.union(words_of(" ".join(headings)))
-        told.append(Telling(said, one["line"], start, run, named, words, with_headings))
+        before = told[-1] if told and told[-1].run == run else None
+        lead = _lead_of(said, lead, before)
+        announced = lead.words if lead else frozenset()
+        term = before.text if before and before.is_term else ""
+        words = frozenset(words_of(f"{named} {term} {said}"))
+        told.append(Telling(said, one["line"], start, run, named, words, words | above | announced, term))
     return tuple(told)
+
+
+def _lead_of(said, lead, before):
+    """Return the Telling that announces a sentence, or None: the one before it, or the `lead` of that one.
+
+    What is announced by a colon are a list's items or one sentence, by the term of a definition all until the next term.
+    """
+    if before is None or before.announces:
+        return before
+    return lead if lead and (lead.is_term or _ITEM.match(said)) else None
 
 
 def _tellings(chunk):
@@ -14804,16 +14864,16 @@ def _joins(tellings, at, one, left):
 
 
 def _announcing(tellings, marked):
-    """Return which sentence announces the list that the marked one stands in; itself where it stands in none."""
+    """Return which sentence announces the marked one, or the list that it stands in; itself where none does."""
     one, room = tellings[marked], PASSAGE_WORDS - tellings[marked].size
-    if not _ITEM.match(one.text):
-        return marked
     for at in range(marked - 1, -1, -1):
         room -= tellings[at].size
         if tellings[at].run != one.run or room < 0:
             return marked
         if tellings[at].announces:
             return at
+        if not _ITEM.match(one.text):
+            return marked
     return marked
 
 
@@ -14847,24 +14907,33 @@ class Expected(typing.NamedTuple):
 EXPECTED = (
     Expected(re.compile(r"\bhow (?:many|much|long|old|far|often|big|large|tall|high|deep|heavy|fast|wide)\b|"
                         r"\bwhat (?:number|percentage|amount|age)\b", re.IGNORECASE), _NUMBER_TOLD, True),
-    Expected(re.compile(r"\bwhen\b|\b(?:what|which) (?:year|date|day|month|century|time)\b", re.IGNORECASE), _TIME_TOLD, True),
+    Expected(re.compile(r"\bwhen\b(?! (?:should|would|can|could|must|may|to|not|is it|do i|do you|do we)\b)|"
+                        r"\b(?:what|which) (?:year|date|day|month|century|time)\b", re.IGNORECASE), _TIME_TOLD, True),
     Expected(re.compile(r"^\W*(?:and |so )?who(?:m|se)?\b|\bwhich (?:company|person|people|author|country|city)\b",
                         re.IGNORECASE), _NAME_TOLD, True),
     Expected(re.compile(r"^\W*(?:and |so )?why\b", re.IGNORECASE), _REASON_TOLD, False),
 )
-_DEFINED_BY = r"{}(?:\W+\w+){{0,4}}?\W+(?:is|are|was|were|means?|refers?|stands?|denotes?|consists?)\b"
+_DEFINED_BY = (r"{0}(?:\W+\w+){{0,4}}?\W+(?:is|are|was|were|means?|refers?|stands?|denotes?|consists?)\b|"
+               r"^\W*{1}\b[^:]{{0,100}}::")                         # or it stands below its term, named by its last word
 _DEFINES = re.compile(r"^\W*(?:what|who) (?:is|are|was|were|does|do) (?:(?:the|a|an|word|term) ){0,3}(.{2,60}?)"
-                      r"(?: mean| stand for)?\W*$", re.IGNORECASE)
+                      r"(?: mean| stand for| do)?\W*$", re.IGNORECASE)
+
+# "Which port …?" is answered by "port = 9418", "port: 9418", "the port is 9418", "on port 9418".
+_SETS = re.compile(r"^\W*(?:on |in |at |and |so )?(?:which|what) (?!(?:is|are|was|were|do|does|did|can)\b)(\w+?)s? ",
+                   re.IGNORECASE)
+_SET_TO = r"\b{0}s?\b(?:\s*[=:]\s*|\s+(?:is|are|was)\s+|\s+)(?=\S*\d)|\b{0}\s*[=:]\s*\S"
 
 
 def expected_in(question):
     """Return the Expected of a question, or None where its kind is not known."""
     kind = next((kind for kind in EXPECTED if kind.asks.search(question)), None)
-    defines = _DEFINES.match(question)
-    if kind is None and defines:
-        holds = re.compile(_DEFINED_BY.format(re.escape(defines[1])), re.IGNORECASE)
-        return Expected(_DEFINES, holds, False)
-    return kind
+    if kind is not None:
+        return kind
+    for asks, holds in ((_DEFINES, _DEFINED_BY), (_SETS, _SET_TO)):
+        if named := asks.match(question):
+            thing, last = re.escape(named[1]), re.escape(named[1].split()[-1])
+            return Expected(asks, re.compile(holds.format(thing, last), re.IGNORECASE), False)
+    return None
 
 
 class Asked(typing.NamedTuple):
@@ -14883,7 +14952,7 @@ class Asked(typing.NamedTuple):
         """Whether a text holds what is expected, other than what I name myself."""
         own = self.text.casefold()
         found = [match[0].casefold() for match in self.expected.holds.finditer(text)]
-        return any(self.expected.asks is _DEFINES or held not in own for held in found)
+        return any(self.expected.asks in (_DEFINES, _SETS) or held not in own for held in found)
 
     def needs_more_than(self, texts):
         """Whether I ask for a number, a time or a name that none of the texts holds."""
@@ -15049,9 +15118,10 @@ def _sentence_worth(asked, told, near):
     share = (asked.share(told.words) + asked.share(told.words_with_headings)) / 2
     worth = share if near is None else (share + near) / 2
     if asked.expected:
-        worth += 0.15 if asked.is_answered_by(told.text) else -0.1
+        fits = asked.is_answered_by(told.whole)
+        worth += 0.15 + 0.2 * bool(told.term) if fits else -0.1
     repeats = told.words <= asked.weights.keys()
-    return worth - 0.5 * told.asks - 0.2 * (told.size < 3) - 0.2 * repeats
+    return worth - 0.5 * told.leads_elsewhere - 0.2 * (told.size < 3) - 0.2 * repeats
 
 
 def _read(query, judged, recall):
@@ -15158,6 +15228,13 @@ def _certainty(asked, unknown, mass, judged, evidence, recall):
     return "nearest" if part >= NEAR_MASS or near >= NEAR_SIMILARITY else "none"
 
 
+def _term_of(window, marked):
+    """Return the Telling with which a marked one is quoted: the term that it defines, which stands before it; or itself."""
+    one, before = window.tellings[marked], window.tellings[max(0, marked - 1)]
+    defined = marked > window.first and before.is_term and before.run == one.run
+    return before if defined else one
+
+
 def _evidence(judged):
     """Return a Judged as evidence: plain data. The first row of a table is told under the table's header."""
     window, marked = judged.window, judged.window.tellings[judged.marked]
@@ -15167,7 +15244,8 @@ def _evidence(judged):
     told = _placed(window, window.row["chunk"])
     told |= {"text": f"{header}\n{window.text}", "header": header} if header else {}
     span = judged.span and [judged.span[0] + begins, min(judged.span[1] + begins, len(told["text"]))]
-    return told | {"mark": [marked.start + begins, marked.start + begins + len(marked.text)],
+    opens = _term_of(window, judged.marked).start
+    return told | {"mark": [opens + begins, marked.start + begins + len(marked.text)],
                    "span": span if span and ahead <= span[0] < span[1] else None,
                    "share": round(min(1.0, max(0.0, judged.worth)), 2)}
 
@@ -15279,7 +15357,7 @@ def summary_of(catalog, document, most=SUMMARY_SENTENCES):
 def overview_of(catalog, document, most=OVERVIEW_PASSAGES):
     """Return (the titles of a document's sections, evidence: the sentences that say most of the first, one a section)."""
     chunks = [_result(catalog, number, 0.0, {})["chunk"] for number in document.numbers[:SUMMARY_CHUNKS]]
-    told = [(one, chunk) for chunk in chunks for one in _tellings(chunk) if 3 <= len(one.words) <= 40 and not one.asks]
+    told = [(one, chunk) for chunk in chunks for one in _tellings(chunk) if 3 <= len(one.words) <= 40 and not one.leads_elsewhere]
     counts = collections.Counter(word for one, _ in told for word in one.words)
     best = {}                                            # title of a section -> (worth, Telling, chunk)
     for one, chunk in told:

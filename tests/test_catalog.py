@@ -436,6 +436,15 @@ def test_spellings_that_are_found(catalog, text, query):
     assert found(catalog, query) == {"one"}
 
 
+def test_underlined_titles_of_plain_text_are_headings_and_listings_are_not():
+    text = ("Guide\n=====\n\nIt begins.\n\nBisecting\n~~~~~~~~~\n\nIt halves.\n\n"
+            "------------\n$ git stash\n------------\n\nIt ends.\n")
+    blocks = batos._blocks(batos._Lines(text), "text")
+    assert [(block.title, block.level) for block in blocks if block.kind == "heading"] == [("Guide", 1), ("Bisecting", 2)]
+    told = batos.sentences("Bisecting\n~~~~~~~~~\n\nIt halves. It ends.")
+    assert [one["text"] for one in told] == ["Bisecting", "It halves.", "It ends."]
+
+
 def test_title_and_headings_are_searched_with_each_chunk(catalog):
     text = (
         "# Zephyr\n\n## Boiling\n\n" + "The water gets hot. " * 40 + "\n\n" + "Steam comes out of it. " * 40

@@ -34,6 +34,31 @@ To see which lamps of the mast burn at night and at noon, look at
 
 | | | Back to the harbour | | Chapter 5. The rigging of masts |
 """
+CRANE = """Basic crane commands: start, stop
+~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
+
+As an example, suppose that the crane lifts a load of the harbour. Whoever steers the crane wears a helmet.
+
+lift [-q|--quiet] [<load>]::
+
+	Take a load from the quay and hold it above the ship.
+
+lower [-q|--quiet] [<load>]::
+
+	Like `lift` of a load, but towards the quay. Unlike `lift`, it asks for no load.
+
+But the crane has disadvantages:
+
+- The motor is loud at night in the whole harbour.
+- It needs much more electricity than any ship.
+
+Careful sailors never ask whether or not the brake is locked by default. (See the sheet on the brake of the crane.)
+The brake is locked by default.
+
+    colour  = green
+    port    = 9418
+    server  = /usr/bin/crane-server
+"""
 TEA = "Tea is brewed for three minutes. Coffee is brewed for five minutes.\n"
 
 
@@ -44,6 +69,7 @@ def catalog():
     batos.index_document_(catalog, "boat-copy.md", BOAT.replace("# Sea", "# Lake"))
     batos.index_document_(catalog, "mast.md", MAST)
     batos.index_document_(catalog, "tea.md", TEA)
+    batos.index_document_(catalog, "crane.txt", CRANE, kind="text")
     batos.index_document_(catalog, "coal.md", "Coal burns slowly in the black stove of the hut.\n")
     return catalog
 
@@ -80,6 +106,26 @@ def test_titles_and_bars_of_navigation_are_not_told_and_indented_prose_is_no_cod
     item = best(catalog, query)
     assert batos.marked_text(item) == marked and held in item["text"]
     assert "Contents" not in item["text"] and "harbour |" not in item["text"] and "rigging" not in item["text"]
+
+
+@pytest.mark.parametrize("query, marked", [
+    ("As an example, what does the crane lift?", "As an example, suppose that the crane lifts a load of the harbour."),
+    ("What does lift do?", "lift [-q|--quiet] [<load>]::\n\n\tTake a load from the quay and hold it above the ship."),
+    ("Which port does the crane server listen on?", "port    = 9418"),
+    ("Is the brake of the crane locked by default?", "The brake is locked by default."),
+])
+def test_what_stands_under_a_title_a_term_or_an_announcement_answers_for_it(catalog, query, marked):
+    assert marked in batos.marked_text(best(catalog, query))
+
+
+def test_a_list_is_quoted_with_what_announces_it(catalog):
+    told = batos.plain_answer("?", [best(catalog, "What are the disadvantages of the crane?")])
+    assert "disadvantages: - The motor is loud at night" in told and "much more electricity" in told
+
+
+def test_when_one_should_is_no_question_for_a_time():
+    assert batos.expected_in("When should I not use it?") is None
+    assert batos.expected_in("When was it built?").needed and batos.expected_in("What is a port?").holds.search("a port is one")
 
 
 def test_what_goes_on_in_a_command_is_quoted_with_it(catalog):
@@ -185,7 +231,7 @@ def test_a_document_is_told_by_its_sections(catalog, mission):
 
 @pytest.mark.parametrize("mission, answer", [
     ("hello", "Hello."), ("Good morning!", "Hello."), ("thanks a lot", "You are welcome."),
-    ("What documents do you have?", "I have learnt boat-copy.md, boat.md, coal.md, mast.md, tea.md."),
+    ("What documents do you have?", "I have learnt boat-copy.md, boat.md, coal.md, crane.txt, mast.md, tea.md."),
     ("hello world in C", None), ("Thank the captain how?", None), ("What documents are needed for the harbour?", None),
 ])
 def test_what_needs_no_search(catalog, mission, answer):
