@@ -354,7 +354,8 @@ class NoReply(BatosError, TimeoutError):
 # value is made from its text by the default's type. A secret never comes from the
 # command line, which others on the machine see, and is never shown.
 
-SETTINGS_FILE = "batos.toml"                             # in the working directory, unless BATOS_SETTINGS names another
+SETTINGS_FILE = "batos.toml"                             # at home, unless BATOS_SETTINGS names another
+PLACES = ("BATOS_HOME", "BATOS_SETTINGS")                # variables that say where to look, and are no settings
 
 
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -384,7 +385,8 @@ class Setting:
 
 
 SETTINGS = {row.name: row for row in (
-    Setting("image", "live_image.fs", "path or URI", "the image: a data file, or a URI that zodburi knows"),
+    Setting("image", "live_image.fs", "path or URI",
+            "the image: a data file, in the folder BATOS_HOME where that is set, or a URI that zodburi knows"),
     Setting("endpoint", "tcp://127.0.0.1:5555", "ZeroMQ endpoint", "where to listen; port 0 lets the system choose"),
     Setting("curve", False, "true or false", "ask for keys on this machine too; other interfaces always do"),
     Setting("keys", "", "file", "the key file of a client, as `keys add` made it"),
@@ -397,7 +399,7 @@ SETTINGS = {row.name: row for row in (
             "the model that finds by meaning: auto is all-MiniLM-L6-v2 as installed, none searches by words alone"),
     Setting("core_threads", 0, "threads", "processor cores for the model; 0 is one for the embedded core, else PyTorch's choice"),
     Setting("adapters", "auto", "auto, none or a folder",
-            "LoRA experts to bring into the image: auto is lora_adapters/ beside batos.py, none looks nowhere"),
+            "LoRA experts to bring into the image: auto is lora_adapters/ beside batos.py and beside the image, none looks nowhere"),
     Setting("adapter_slots", 8, "experts", "adapters that the device holds at a time; the four personas always are among them"),
     Setting("adapter_rank", 16, "rank", "of the adapter slots; experts of a higher rank are refused"),
     Setting("ram_cache_mb", 0.0, "MB", "experts kept in memory; 0 is 20 GB, or half of what is free where that is less"),
@@ -477,9 +479,20 @@ def check_private(path):
         raise ConfigError(f"{path} can be read by others (mode {mode:o}); make it private with: chmod go= {path}")
 
 
+def home_folder(environ=None):
+    """Return the folder of image and settings file, as BATOS_HOME names it; "" is the current one. Raises ConfigError."""
+    environ = os.environ if environ is None else environ
+    path = os.path.expanduser(environ.get("BATOS_HOME", ""))
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise ConfigError(f"BATOS_HOME is {path}, which is no folder; name a folder (it is made where there is none), or unset "
+                          "BATOS_HOME for the current one")
+    return path
+
+
 def settings_file(environ=None):
-    """Return the path of the settings file, whether it is there or not."""
-    return (os.environ if environ is None else environ).get("BATOS_SETTINGS", SETTINGS_FILE)
+    """Return the path of the settings file, whether it is there or not. Raises ConfigError."""
+    environ = os.environ if environ is None else environ
+    return environ.get("BATOS_SETTINGS") or os.path.join(home_folder(environ), SETTINGS_FILE)
 
 
 def read_settings_file(path):
@@ -502,8 +515,9 @@ def settings_from(given=None, environ=None):
     path = settings_file(environ)
     for name, text in read_settings_file(path).items():
         values[name] = SETTINGS[name].parse(text), path
+    values["image"] = _at_home(values["image"], home_folder(environ))
     for variable, text in environ.items():
-        if variable.startswith("BATOS_") and variable != "BATOS_SETTINGS":
+        if variable.startswith("BATOS_") and variable not in PLACES:
             row = _setting(variable[6:].lower(), variable)
             values[row.name] = row.parse(text), variable
     for name, value in (given or {}).items():
@@ -511,6 +525,15 @@ def settings_from(given=None, environ=None):
         if value is not None:
             values[name] = row.parse(value) if isinstance(value, str) else value, "given"
     return values
+
+
+def _at_home(image, home):
+    """Return the image's (value, where it is from), a relative path as one of the home. Who says a path for one call means it
+    from where she is."""
+    value, where = image
+    if "://" in value:
+        return image
+    return os.path.join(home, value), where
 
 
 def load_settings(given=None, environ=None):
@@ -10421,20 +10444,23 @@ def _cut_repr(value):
     return f"{value!r:.80}" if isinstance(value, (str, int, float, bytes)) else f"a {type(value).__name__}"
 
 
-def adapters_folder(settings):
-    """Return the folder of staged adapters, or None. Raises ConfigError where one is set that is none."""
-    if settings.adapters in ("auto", "none"):
-        return pathlib.Path(__file__).resolve().parent / "lora_adapters" if settings.adapters == "auto" else None
+def adapter_folders(settings):
+    """Return the folders of staged adapters; of two adapters of a name that of the last one counts. Raises ConfigError."""
+    if settings.adapters == "none":
+        return []
+    if settings.adapters == "auto":
+        beside = pathlib.Path(__file__).resolve().parent, pathlib.Path(settings.image).resolve().parent
+        return [folder / "lora_adapters" for folder in dict.fromkeys(beside)]
     if not os.path.isdir(settings.adapters):
         raise ConfigError(f"setting adapters: {settings.adapters} is no folder; allowed are auto, none, or a folder that holds "
                           "NAME/ as PEFT writes it, or NAME.safetensors")
-    return pathlib.Path(settings.adapters)
+    return [pathlib.Path(settings.adapters)]
 
 
 def staged_files(folder):
     """Return {NAME: (weights, configuration or None)} of a staging folder: NAME/ as PEFT writes it, or NAME.safetensors."""
     found = {}
-    for path in sorted(pathlib.Path(folder).iterdir()) if folder is not None and os.path.isdir(folder) else ():
+    for path in sorted(pathlib.Path(folder).iterdir()) if os.path.isdir(folder) else ():
         if path.is_dir() and ((path / ADAPTER_CONFIG).is_file() or any(path.glob("adapter_model.*"))):
             weights = next((path / name for name in (ADAPTER_WEIGHTS, "adapter_model.bin", "adapter_model.pt")
                             if (path / name).is_file()), path / ADAPTER_WEIGHTS)
@@ -10513,14 +10539,17 @@ def refusal_of(name, error):
 
 
 class Incarnation:
-    """The staged adapters of a folder on their way into the image: read ahead of the transaction, stored in it."""
+    """The staged adapters of some folders on their way into the image: read ahead of the transaction, stored in it."""
 
-    def __init__(self, folder, rank_most):
-        self.folder, self.rank_most, self.staged, self.refused = folder, rank_most, [], []
+    def __init__(self, folders, rank_most):
+        self.folders, self.rank_most, self.staged, self.refused = folders, rank_most, [], []
 
     def before(self, run=None):
         """Read the files. What is not right is noted in `refused`."""
-        for name, (weights, config) in staged_files(self.folder).items():
+        found = {}
+        for folder in self.folders:
+            found |= staged_files(folder)
+        for name, (weights, config) in found.items():
             try:
                 self.staged.append(read_staged(name, weights, config, self.rank_most))
             except BaseException as error:               # a boundary: whatever a hostile file makes of a library
@@ -21813,7 +21842,7 @@ def activate_expert(request):
 
 @command(IncarnateCommand, lane="bulk", effect=True, phased=True, system=True)
 def incarnate_adapters(request):
-    incarnation = Incarnation(adapters_folder(request.settings), int(request.settings.adapter_rank))
+    incarnation = Incarnation(adapter_folders(request.settings), int(request.settings.adapter_rank))
     return Phases(incarnation.apply, incarnation.before)
 
 
@@ -24025,7 +24054,7 @@ SEED_CORE_NAME = "seed-core"                             # what its card says
 
 def incarnate_staged(image, settings):
     """Bring staged adapters into the image, all in one transaction. Returns the reply's map."""
-    incarnation = Incarnation(adapters_folder(settings), int(settings.adapter_rank))
+    incarnation = Incarnation(adapter_folders(settings), int(settings.adapter_rank))
     incarnation.before()
     with reading(image) as root:
         held = {name: proxy.sha256 for name, proxy in root["pLLM_obj"].lora_repository.items()}
@@ -24908,6 +24937,52 @@ def say(line, end="\n"):
         print(shown_line(line), end=end, flush=True)
 
 
+def make_home():
+    """Make the folder of BATOS_HOME where there is none, its owner's alone. Raises ConfigError where nothing can be written."""
+    home = home_folder()
+    if not home:
+        return
+    try:
+        make_folder(home)
+        tempfile.TemporaryFile(dir=home).close()
+    except OSError as error:
+        raise ConfigError(f"BATOS_HOME is {home}, where nothing can be written ({error.strerror}); name a folder of your own, or "
+                          "unset BATOS_HOME for the current one") from None
+
+
+def endpoint_file(image):
+    """Return the file beside an image in which its daemon says, while it runs, where it listens; None for a URI."""
+    return None if "://" in image else pathlib.Path(f"{image_path(image)}.endpoint")
+
+
+@contextlib.contextmanager
+def telling_endpoint(image, endpoint):
+    """Have clients that look for the daemon of this image find it while inside."""
+    file = endpoint_file(image)
+    if file is None:
+        yield
+        return
+    with contextlib.suppress(OSError):                   # who is told the endpoint finds it all the same
+        write_whole(file, f"{endpoint} {os.getpid()}".encode())
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def told_endpoint(image):
+    """Return where the daemon of an image says that it listens, or None: none runs, or it is somebody else's."""
+    file = endpoint_file(image)
+    if file is None:
+        return None
+    try:
+        endpoint, pid = file.read_text("utf-8").split()
+        os.kill(int(pid), 0)
+    except (OSError, ValueError):                        # what a killed one left, too
+        return None
+    return endpoint
+
+
 def upgrade(image, settings):
     """Bring the image of an earlier BAT OS to this one's version, behind a backup."""
     if not image.empty():
@@ -25035,7 +25110,8 @@ def serve(settings, debug=False, make_core=embedded_core):
         uvm = BatOS_UVM(image, settings, make_core(image, settings), Embedder(settings.embedder))
         endpoint = uvm.wire.bind(settings.endpoint)
         Display(uvm, endpoint)
-        asyncio.run(_run(uvm, image, endpoint))
+        with telling_endpoint(settings.image, endpoint):
+            asyncio.run(_run(uvm, image, endpoint))
     finally:
         image.close()
         if image.path:
@@ -25071,6 +25147,7 @@ async def _run(uvm, image, endpoint):
     giving_back = asyncio.create_task(_give_back_now_and_then())
     if lack := unconfined():
         say(lack)
+    say(f"image: {image.path or hide_password(uvm.settings.image)}")
     say(f"BAT OS listens on {endpoint} (Ctrl-C stops it)")
     log_daemon.info("listening on %s, image %s", endpoint, hide_password(uvm.settings.image))
     try:
@@ -25158,11 +25235,23 @@ def _is_listened_to(endpoint):
 LARGE_BYTES = 1 << 20                                    # a larger message is sent once the daemon has told what it takes
 
 
+def find_endpoint(found):
+    """Return where to look for the daemon: as somebody said, else where that of the image says, else the default.
+
+    `found` is what settings_from returns.
+    """
+    endpoint, where = found["endpoint"]
+    image, _ = found["image"]
+    if where != "default":
+        return endpoint
+    return told_endpoint(image) or endpoint
+
+
 class Client:
     """I talk to a daemon from one thread: `Client().call("health")`. Errors come back as BatosError."""
 
     def __init__(self, endpoint=None, timeout_s=60.0, keys=None):
-        self.endpoint, self.timeout_s = endpoint or load_settings().endpoint, timeout_s
+        self.endpoint, self.timeout_s = endpoint or find_endpoint(settings_from()), timeout_s
         is_local(self.endpoint)                          # refuses what is no endpoint
         self.keys = keys or (load_settings().keys if endpoint is None else None)
         self._context = zmq.Context()
@@ -26807,6 +26896,9 @@ LOCAL_COMMANDS = {                                       # what works on an imag
 }
 
 
+MAKE_HOME = (None, "serve", "settings", "keys", "restore")          # what may be the first to write something at home
+
+
 ARGUMENTS = {                                            # subcommand -> its arguments beside --endpoint and --json
     "ask": [("question", {}), ("--conversation", {"help": "of which this is a turn"}),
             ("--voices", {"action": "store_true", "help": "tell before it what each persona said"})],
@@ -26900,11 +26992,11 @@ def command_line():
     return parser
 
 
-def _run_command(args, settings):
+def _run_command(args, settings, found):
     """Return (reply, the line or lines for people) of a subcommand, and its status where it says so."""
     if args.subcommand in LOCAL_COMMANDS:
         return LOCAL_COMMANDS[args.subcommand][0](args, settings)
-    with Client(settings.endpoint, 30.0, settings.keys) as client:
+    with Client(find_endpoint(found), 30.0, settings.keys) as client:
         return SUBCOMMANDS[args.subcommand][0](args, client)
 
 
@@ -26912,10 +27004,13 @@ def main(argv=None):
     """Run the command line. Returns the exit status."""
     args = command_line().parse_args(argv)
     try:
-        settings = load_settings({name: value for name, value in vars(args).items() if name in SETTINGS})
+        given = {name: value for name, value in vars(args).items() if name in SETTINGS}
+        settings = load_settings(given)
+        if args.subcommand in MAKE_HOME:
+            make_home()
         if args.subcommand in (None, "serve"):
             return serve(settings, args.debug)
-        reply, told, *ended = _run_command(args, settings)
+        reply, told, *ended = _run_command(args, settings, settings_from(given))
         if args.json:
             told = _json_lines(reply)
         if told:

@@ -422,3 +422,23 @@ print(before - batos.resident_mb())
 def test_memory_that_was_freed_is_given_back():
     done = subprocess.run([sys.executable, "-c", COMPILED], cwd=conftest.ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and float(done.stdout) > 10, done
+
+
+def test_a_daemon_is_at_home_and_who_has_the_same_home_finds_it(daemon, tmp_path, monkeypatch, capsys):
+    home = tmp_path / "some" / "home"
+    monkeypatch.setenv("BATOS_HOME", str(home))
+    monkeypatch.delenv("BATOS_ENDPOINT", raising=False)
+    running = daemon()
+    assert f"image: {home}/live_image.fs\n" in running.lines and home.stat().st_mode & 0o777 == 0o700
+    assert batos.main(["status"]) == 0 and running.endpoint == batos.Client().endpoint
+    monkeypatch.delenv("BATOS_HOME")
+    assert batos.Client().endpoint == batos.SETTINGS["endpoint"].default             # another home has another daemon
+    monkeypatch.chdir(home)
+    assert batos.Client().endpoint == running.endpoint
+    left = home / "live_image.fs.endpoint"
+    told = left.read_text()
+    assert running.stop() == 0 and not left.exists()
+    left.write_text(told)                                                            # as one leaves it that was killed
+    assert batos.Client().endpoint == batos.SETTINGS["endpoint"].default
+    assert {path.name.partition(".")[0] for path in home.iterdir()} == {"live_image"}
+    assert not list(tmp_path.glob("*.fs*")) and "serving" in capsys.readouterr().out

@@ -72,7 +72,7 @@ def stage(folder, name, seed=0, rank=4, targets=TARGETS, std=0.1, flat=False, **
 
 
 def incarnation(folder, rank_most=16):
-    one = batos.Incarnation(folder, rank_most)
+    one = batos.Incarnation([folder], rank_most)
     one.before()
     return one
 
@@ -286,7 +286,7 @@ def test_no_bytes_pass_as_an_adapter(tmp_path_factory, data):
 def test_other_tensors_are_refused(tmp_path):
     save_file({"base_model.model.lm_head.weight": numpy.zeros((4, 4), numpy.float32)}, tmp_path / "X.safetensors")
     assert "only lora_A and lora_B" in incarnation(tmp_path).refused[0]
-    assert batos.staged_files(tmp_path / "nowhere") == {} == batos.staged_files(None)
+    assert batos.staged_files(tmp_path / "nowhere") == {}
 
 
 # Incarnation
@@ -326,7 +326,7 @@ import pathlib, sys
 sys.path.insert(0, sys.argv[3])
 import batos
 image = batos.Image.open(sys.argv[1])
-incarnation = batos.Incarnation(sys.argv[2], 16)
+incarnation = batos.Incarnation([sys.argv[2]], 16)
 incarnation.before()
 print("reading", flush=True)
 with batos.writing(image) as root:
@@ -868,3 +868,11 @@ def test_killed_amid_switching_it_has_all_its_experts_again(daemon, tmp_path):
         assert client.call("inspect", target="genesis_obj.n")["result"]["value"] == 7 and acknowledged
         assert client.call("activate_expert", expert="E3")["result"]["from"] == "cold"
     assert again.stop() == 0
+
+
+def test_adapters_are_taken_from_beside_the_program_and_from_beside_the_image(tmp_path):
+    auto = batos.load_settings({"image": str(tmp_path / "mind.fs")}, {})
+    beside = pathlib.Path(batos.__file__).resolve().parent
+    assert batos.adapter_folders(auto) == [beside / "lora_adapters", tmp_path / "lora_adapters"]
+    assert batos.adapter_folders(batos.load_settings({"image": str(beside / "mind.fs")}, {})) == [beside / "lora_adapters"]
+    assert batos.adapter_folders(batos.load_settings({"adapters": "none"}, {})) == []

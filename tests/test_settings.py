@@ -1,6 +1,7 @@
 """Settings and errors: one table, and errors that carry their values."""
 
 import pickle
+import re
 
 import pytest
 
@@ -172,3 +173,24 @@ def test_settings_are_written_and_taken_out(tmp_path, monkeypatch, capsys):
         before = (tmp_path / "batos.toml").read_text()
         assert batos.main(["settings", bad]) == 1
         assert "batos:" in capsys.readouterr().err and (tmp_path / "batos.toml").read_text() == before
+
+
+def test_image_and_settings_file_are_at_home_unless_a_path_is_said_for_one_call(tmp_path, monkeypatch):
+    monkeypatch.delenv("BATOS_SETTINGS", raising=False)
+    assert load().image == "live_image.fs" and batos.settings_file({}) == "batos.toml"
+    home = {"BATOS_HOME": str(tmp_path)}
+    assert load(**home).image == f"{tmp_path}/live_image.fs"
+    (tmp_path / "batos.toml").write_text('image = "mind.fs"\nworkers = 5\n')
+    assert (load(**home).image, load(**home).workers) == (f"{tmp_path}/mind.fs", 5)
+    assert load({"image": "here.fs"}, **home).image == load(BATOS_IMAGE="here.fs", **home).image == "here.fs"
+    (tmp_path / "batos.toml").write_text('image = "memory://"\n')
+    assert load(**home).image == "memory://"
+
+
+def test_a_home_that_is_no_folder_or_takes_no_files_is_refused_by_name(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "file"
+    file.write_text("")
+    for home, told in ((file, "is no folder"), ("/proc/batos", "nothing can be written"), ("/proc", "nothing can be written")):
+        monkeypatch.setenv("BATOS_HOME", str(home))
+        assert batos.main(["keys", "add", "ann"]) == 1
+        assert re.search(rf"^batos: BATOS_HOME is {home}, .*{told}.*; name a folder", capsys.readouterr().err)
