@@ -399,7 +399,7 @@ SETTINGS = {row.name: row for row in (
             "the model that finds by meaning: auto is all-MiniLM-L6-v2 as installed, none searches by words alone"),
     Setting("core_threads", 0, "threads", "processor cores for the model; 0 is one for the embedded core, else PyTorch's choice"),
     Setting("adapters", "auto", "auto, none or a folder",
-            "LoRA experts to bring into the image: auto is lora_adapters/ beside batos.py and beside the image, none looks nowhere"),
+            "LoRA experts to bring into the image: auto is lora_adapters/ beside batos.py and the image, none looks nowhere"),
     Setting("adapter_slots", 8, "experts", "adapters that the device holds at a time; the four personas always are among them"),
     Setting("adapter_rank", 16, "rank", "of the adapter slots; experts of a higher rank are refused"),
     Setting("ram_cache_mb", 0.0, "MB", "experts kept in memory; 0 is 20 GB, or half of what is free where that is less"),
@@ -27050,6 +27050,11 @@ def leave(status):
     raise SystemExit(status)
 
 
-if __name__ == "__main__":
-    from batos import leave, main  # the image records classes as batos.X, never __main__.X
+def run():
+    """Run the command line, and end the process with its status: what an installed `batos` calls."""
     leave(main())
+
+
+if __name__ == "__main__":
+    from batos import run  # the image records classes as batos.X, never __main__.X
+    run()

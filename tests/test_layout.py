@@ -9,6 +9,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -141,3 +142,24 @@ def test_the_top_of_the_repository_holds_what_belongs_there():
                              timeout=60).stdout.split("\0") for options in ([], ["--others", "--exclude-standard"])]
     top = {path.split("/")[0] for path in itertools.chain(*listed) if path}
     assert top <= AT_THE_TOP and {"batos.py", "tests", "README.md", "requirements.txt", "LICENSE"} <= top
+
+
+def packaged():
+    """Return the files that pyproject.toml has installed beside batos.py, as paths in the repository."""
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert sorted(setuptools["packages"]) == sorted(setuptools["package-data"])
+    found = {ROOT / f"{name}.py" for name in setuptools["py-modules"]}
+    for package, patterns in setuptools["package-data"].items():
+        for pattern in patterns:
+            found |= set((ROOT / package).glob(pattern))
+    return found
+
+
+def test_an_installation_has_a_command_and_the_files_that_it_finds_beside_itself():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, name = scripts["batos"].partition(":")
+    assert module == "batos" and callable(getattr(batos, name))
+    beside = {batos.UI_STOCK, *(path for path in batos.SEED_CORE.iterdir() if path.suffix not in ("", ".py", ".pyc"))}
+    for weights, config in batos.staged_files(ROOT / "lora_adapters").values():
+        beside |= {weights, config}
+    assert beside <= packaged()
