@@ -14952,6 +14952,23 @@ _SETS = re.compile(r"^\W*(?:on |in |at |and |so )?(?:which|what) (?!(?:is|are|wa
                    re.IGNORECASE)
 _SET_TO = r"\b{0}s?\b(?:\s*[=:]\s*|\s+(?:is|are|was)\s+|\s+)(?=\S*\d)|\b{0}\s*[=:]\s*\S"
 
+_ASKS_WHETHER = re.compile(r"(?:is|are|was|were|am|do|does|did|can|could|may|must|shall|should|will|would|has|have|had)\b",
+                           re.IGNORECASE)
+# "Is it enabled?" is answered by what says that it is disabled.
+ANTONYMS = ("enabled disabled", "on off", "allowed forbidden", "possible impossible", "required optional", "open closed",
+            "safe unsafe", "supported unsupported", "legal illegal", "allowed prohibited", "included excluded", "free paid",
+             "mandatory optional", "public private", "allowed refused", "alive dead", "permanent temporary", "valid invalid")
+
+
+@functools.cache
+def _opposites():
+    """Return {word: its opposites}, as the lexicon knows them."""
+    found = collections.defaultdict(set)
+    for one, other in [words_of(pair) for pair in ANTONYMS if len(words_of(pair)) == 2]:
+        found[one].add(other)
+        found[other].add(one)
+    return found
+
 
 def expected_in(question):
     """Return the Expected of a question, or None where its kind is not known."""
@@ -14972,9 +14989,12 @@ class Asked(typing.NamedTuple):
     weights: dict                 # {word: idf}; those of the focus half as much again
     spelt: dict                   # {word: spelling in the question}
     expected: Expected | None
+    opposed: dict                 # {word: one of mine that says the opposite}, where I ask whether something is so
 
     def share(self, words):
         """Return what share of my words' weight is among words, 0 to 1."""
+        if self.opposed:
+            words = words.union([mine for word, mine in self.opposed.items() if word in words])
         return _weight_of(self.weights, words) / (sum(self.weights.values()) or 1.0)
 
     def is_answered_by(self, text):
@@ -14995,7 +15015,10 @@ def _asked(catalog, query, focus, before):
     carried = words_of(before).keys() - words_of(query.removeprefix(before)).keys()
     weights = {word: weight * (1.5 if word in focused else 1) for word, weight in found.weights.items()}
     weights |= {word: weights[word] / 2 * bool(found.frequencies[word]) for word in carried if word in weights}
-    return Asked(query, weights, found.spelt, expected_in(query.removeprefix(before).lstrip(": ")))
+    own_words = query.removeprefix(before).lstrip(": ")
+    whether = list(weights) if _ASKS_WHETHER.match(own_words) else []
+    opposed = {opposite: word for word in whether for opposite in _opposites().get(word, ())}
+    return Asked(query, weights, found.spelt, expected_in(own_words), opposed)
 
 
 class Judged(typing.NamedTuple):
@@ -16263,8 +16286,6 @@ def _sentence_fields(name, evidence):
     return {name: [marked_text(item) for item in evidence], "shares": [item["share"] for item in evidence]}
 
 
-_ASKS_WHETHER = re.compile(r"(?:is|are|was|were|am|do|does|did|can|could|may|must|shall|should|will|would|has|have|had)\b",
-                           re.IGNORECASE)
 _SAYS_YES_OR_NO = re.compile(r"(yes|no)[,.;:!]", re.IGNORECASE)
 
 

@@ -324,7 +324,7 @@ def cutting_s(text, kind):
     return min(times)
 
 
-LINEAR = 8.0                                             # four times the text: four times as long; were it quadratic, sixteen
+LINEAR = 10.0                                            # four times the text: four times as long; were it quadratic, sixteen
 
 
 @pytest.mark.slow

@@ -55,6 +55,9 @@ But the crane has disadvantages:
 Careful sailors never ask whether or not the brake is locked by default. (See the sheet on the brake of the crane.)
 The brake is locked by default.
 
+The horn stands beside the wheel. The horn is disabled at first.
+The motor is enabled by a key.
+
     colour  = green
     port    = 9418
     server  = /usr/bin/crane-server
@@ -113,6 +116,7 @@ def test_titles_and_bars_of_navigation_are_not_told_and_indented_prose_is_no_cod
     ("What does lift do?", "lift [-q|--quiet] [<load>]::\n\n\tTake a load from the quay and hold it above the ship."),
     ("Which port does the crane server listen on?", "port    = 9418"),
     ("Is the brake of the crane locked by default?", "The brake is locked by default."),
+    ("Is the horn enabled?", "The horn is disabled at first."),
 ])
 def test_what_stands_under_a_title_a_term_or_an_announcement_answers_for_it(catalog, query, marked):
     assert marked in batos.marked_text(best(catalog, query))
