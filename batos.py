@@ -64,6 +64,7 @@ import dataclasses
 import datetime
 import decimal
 import difflib
+import email.utils
 import errno
 import fcntl
 import fnmatch
@@ -9699,8 +9700,16 @@ def closest(value, known):
 def real_numbers(value, count, most):
     """Return up to `most` of the numbers 1..count in a list, each once; the first where there is none."""
     told = value if isinstance(value, list) else [value]
-    numbers = dict.fromkeys(n for n in told if type(n) is int and 1 <= n <= count)
-    return " ".join(map(str, list(numbers or [1])[:most]))
+    numbers = [whole_number(one) for one in told]
+    real = dict.fromkeys(number for number in numbers if 1 <= number <= count)
+    return " ".join(map(str, list(real or [1])[:most]))
+
+
+def whole_number(value):
+    """Return the number that a model means: 2, 2.0, "2" or "[2]"; 0 where it means none."""
+    text = str(value).strip(" []\"'")
+    number = re.fullmatch(r"(\d{1,6})(?:\.0*)?", text)
+    return int(number[1]) if number else 0
 
 
 def framed_json(told, voice, line):
@@ -9781,62 +9790,589 @@ def json_schema(task, lines, *refused):
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-REMOTE_TRY_S = (0.25, 8.0)                               # between tries of a server: the first, the longest
+# What a server says
+#
+# Servers of OpenAI's protocol have habits. Those that leave an answer are read past: thoughts before it, fences and prose round
+# its JSON, parts for a text, no stream though one was asked for, other line ends. Those that leave none raise ServerFault, which
+# names the habit. Nothing here asks anything.
+
+REPLY_BYTES_MOST = 4 << 20         # of one reply; what is longer is no answer
+REPLY_SHOWN_BYTES = 160            # of what a server said, in an error
+EVENT_LINES_MOST = 64              # of one event
+JSON_TRIES_MOST = 200              # braces of an answer at which its JSON may begin
+_STREAM_FIELDS = ("event", "id", "retry")
+
+
+class ServerFault(Exception):
+    """What a server did in place of answering: `told` goes on after its name.
+
+    passing: it may be over in a moment, so it is tried again. away: it is the server that cannot be asked, not this one thing.
+    after_s: when it says that it may be asked again. status: of HTTP; 0 where the fault is another.
+    """
+
+    def __init__(self, told, passing=False, away=False, after_s=None, status=0):
+        super().__init__(told)
+        self.told, self.passing, self.away = told, passing, away
+        self.after_s, self.status = after_s, status
+
+
+def shown_reply(text):
+    """Return what a server said, short enough for an error; a page of HTML as its words."""
+    words = text.strip()[:20 * REPLY_SHOWN_BYTES]
+    if words.startswith("<"):
+        words = re.sub(r"<[^>]*>", " ", words)
+    return one_line(words, REPLY_SHOWN_BYTES)
+
+
+def decoded_line(line):
+    """Return a line as text: UTF-8, or where it is not that, Latin-1."""
+    try:
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return line.decode("latin-1")
+
+
+def json_or_none(text):
+    """Return what a text says as JSON, or None where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+class ReplyReader:
+    """Takes a reply as it comes, in pieces of any size, and tells its events: dicts, of a stream or of one JSON document.
+
+    `ended`: the server has said [DONE].
+    """
+
+    def __init__(self):
+        self.ended, self._bytes = False, 0
+        self._open = []                                  # pieces of the line that has not ended yet
+        self._data, self._kind = [], ""                  # of the event that has not ended yet: its lines, its name
+        self._other, self._events = [], 0                # lines of no stream; events told so far
+
+    def take(self, piece: bytes) -> list[dict]:
+        """Return the events that end in a piece. Raises ServerFault."""
+        self._bytes += len(piece)
+        if self._bytes > REPLY_BYTES_MOST:
+            raise ServerFault(f"does not stop: its reply has more than {REPLY_BYTES_MOST:,} bytes")
+        self._open.append(piece)
+        if b"\n" not in piece:
+            return []
+        *lines, rest = b"".join(self._open).split(b"\n")
+        self._open = [rest]
+        return self._told(lines)
+
+    def finish(self) -> list[dict]:
+        """Return the events that are left when the reply has ended. Raises ServerFault."""
+        events = self._told([b"".join(self._open), b""])
+        if not self._events:
+            events = self._whole("\n".join(self._other))
+        return events
+
+    def _told(self, lines):
+        events = []
+        for line in lines:
+            for part in line.removesuffix(b"\r").split(b"\r"):
+                events += self._line(decoded_line(part))
+        self._events += len(events)
+        return events
+
+    def _line(self, line):
+        """Return the events, one or none, that end with a line."""
+        field, _, value = line.partition(":")
+        if field == "data" and len(self._data) < EVENT_LINES_MOST:
+            self._data.append(value.removeprefix(" "))
+            return self._event()
+        if self._data and (not line.strip() or field == "data"):
+            raise ServerFault(f"cuts a line of its stream: {shown_reply(self._data[-1])}", passing=True)
+        if field == "event":
+            self._kind = value.strip()
+        elif field and field not in _STREAM_FIELDS:      # a line that begins with a colon is a comment
+            self._other.append(line)
+        return []
+
+    def _event(self):
+        text = "\n".join(self._data)
+        if text.strip() == "[DONE]":
+            self.ended, self._data = True, []
+            return []
+        event = json_or_none(text)
+        if event is None:                                # it goes on in the next line
+            return []
+        kind, self._data, self._kind = self._kind, [], ""
+        return [{"error": event}] if kind == "error" else [event_of(event)]
+
+    @staticmethod
+    def _whole(text):
+        """Return the events of a reply that is no stream: one document, or a line each."""
+        told = json_or_none(text)
+        rows = [told] if told is not None else [json_or_none(line) for line in text.splitlines() if line.strip()]
+        if not rows or None in rows:
+            raise ServerFault(no_json(text), passing=True)
+        return [event_of(row) for row in rows]
+
+
+def event_of(told):
+    """Return an event as a dict. Raises ServerFault for JSON that is none."""
+    if not isinstance(told, dict):
+        raise ServerFault(f"answers with JSON that is no object: {shown_reply(str(told))}")
+    return told
+
+
+def no_json(text):
+    """Return what is told of a reply that is no JSON at all."""
+    if not text.strip():
+        return "answers with nothing"
+    if text.lstrip().startswith("<"):
+        return f"answers with a page of HTML; the address of its protocol ends in /v1 mostly: {shown_reply(text)}"
+    return f"answers with what is no JSON: {shown_reply(text)}"
+
+
+def part_text(content):
+    """Return the text of a message's content: a text, a list of parts, a part; thoughts among them are left out."""
+    if isinstance(content, list):
+        return "".join(map(part_text, content))
+    if isinstance(content, dict):
+        return "" if content.get("type") in ("reasoning", "thinking") else part_text(content.get("text"))
+    return "" if content is None else str(content)
+
+
+_THOUGHT_MARK = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
+
+
+def without_thoughts(text):
+    """Return a text without the <think> blocks of its model: whole ones, one that never ends, one that began in the prompt."""
+    kept, start, inside = [], 0, False
+    for mark in _THOUGHT_MARK.finditer(text):
+        if mark[1] and not inside:
+            kept = []                                    # its beginning stood in the prompt: all before was thought
+        elif not inside:
+            kept.append(text[start:mark.start()])
+        inside, start = not mark[1], mark.end()
+    if not inside:
+        kept.append(text[start:])
+    return "".join(kept).strip()
+
+
+def json_within(text, wanted):
+    """Return the first JSON object in a text that has one of the keys that are wanted, or None."""
+    decoder = json.JSONDecoder(strict=False)             # models leave line ends in their texts
+    for brace in itertools.islice(re.finditer(r"\{", text), JSON_TRIES_MOST):
+        with contextlib.suppress(ValueError, RecursionError):
+            told, _ = decoder.raw_decode(text, brace.start())
+            if not wanted.isdisjoint(told):
+                return told
+    return None
+
+
+def error_words(error):
+    """Return the words of an error as a server tells it: a text, or an object with a message somewhere inside."""
+    if not isinstance(error, dict):
+        return shown_reply(str(error))
+    inner = error.get("error") or error.get("message") or error.get("detail")
+    return error_words(inner) if inner else shown_reply(json.dumps(error))
+
+
+class Heard:
+    """What a server has said so far in one reply.
+
+    text: of the answer. thought: what it told apart from that (`reasoning_content`). called: arguments of tools that it wants.
+    """
+
+    def __init__(self):
+        self.text = self.thought = self.called = ""
+        self.finish, self.whole, self.pieces = "", False, 0
+        self._refusal, self._chosen = "", False
+
+    @property
+    def cut(self):
+        """Whether the limit of tokens has cut it off."""
+        return self.finish in ("length", "max_tokens")
+
+    def hear(self, event: dict) -> str:
+        """Take an event in; return the text that is new by it. Raises ServerFault for an error among the events."""
+        if event.get("error") or event.get("object") == "error":
+            raise ServerFault(f"reports an error: {error_words(event)}", passing=True)
+        choices = event.get("choices")
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+            return ""                                    # what it counted, or a heading
+        choice = choices[0]
+        part = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
+        self._chosen, self.finish = True, str(choice.get("finish_reason") or self.finish)
+        self.whole = bool(self.finish)
+        return self._part(part) if isinstance(part, dict) else ""
+
+    def _part(self, part):
+        piece = part_text(part.get("content"))
+        self.text += piece
+        self.pieces += bool(piece)
+        self.thought += part_text(part.get("reasoning_content") or part.get("reasoning"))
+        self._refusal += part_text(part.get("refusal"))
+        calls = part.get("tool_calls")
+        for call in calls if isinstance(calls, list) else []:
+            function = call.get("function") if isinstance(call, dict) else None
+            self.called += part_text(function.get("arguments")) if isinstance(function, dict) else ""
+        return piece
+
+    def free_text(self) -> str:
+        """Return the answer to a free prompt. Raises ServerFault where there is none."""
+        text = without_thoughts(self.text)
+        if not text or not self.whole:
+            raise ServerFault(self.why_nothing())
+        return text
+
+    def task(self, wanted: set) -> dict:
+        """Return the JSON that answers a task: of the text, else of a tool's arguments or of the thoughts. Raises ServerFault."""
+        for text in (without_thoughts(self.text), self.called, self.thought, self.text):
+            told = json_within(text, wanted)
+            if told is not None:
+                return told
+        raise ServerFault(self.why_nothing())
+
+    def why_nothing(self):
+        """Return why what was said is no answer: the first of the known reasons that holds."""
+        text = without_thoughts(self.text)
+        reasons = (
+            (not self._chosen, "answers without `choices`"),
+            (self.cut, "was cut off by the limit of tokens before it had answered"),
+            (self.finish == "content_filter", "holds its answer back (content_filter)"),
+            (self._refusal, f"refuses to answer: {shown_reply(self._refusal)}"),
+            (not text and self.called, "wants to call tools, of which it was offered none"),
+            (not text and (self.thought or self.text), "only thought, and answered nothing"),
+            (not text, "answers with an empty text"),
+            (not self.whole, f"ends in the middle of its answer: {shown_reply(text[-REPLY_SHOWN_BYTES:])}"),
+        )
+        fallback = f"answers with what is no JSON of the kind that was asked for: {shown_reply(text)}"
+        return next((told for holds, told in reasons if holds), fallback)
+
+
+# status of HTTP, or its hundred -> what it means, and how ServerFault marks it
+STATUS_FAULTS = {
+    300: ("points elsewhere", {"away": True}),
+    400: ("does not take what it is asked", {}),
+    401: ("refuses the key; set BATOS_CORE_KEY to one that it takes", {"away": True}),
+    402: ("wants to be paid first", {"away": True}),
+    403: ("refuses the key; set BATOS_CORE_KEY to one that may ask", {"away": True}),
+    404: ("knows no such model or address", {"away": True}),
+    405: ("speaks another protocol at this address", {"away": True}),
+    408: ("took too long", {"passing": True}),
+    409: ("is busy with something else", {"passing": True}),
+    425: ("is not ready yet", {"passing": True}),
+    429: ("is asked too much", {"passing": True}),
+    500: ("has an error of its own; look at its log", {"passing": True}),
+    503: ("is overloaded, or not ready yet", {"passing": True}),
+}
+
+
+def status_fault(status: int, headers, text: str) -> ServerFault:
+    """Return the fault that a status other than 200 to 299 is, with what the server says of it and where it points."""
+    row = STATUS_FAULTS.get(status) or STATUS_FAULTS.get(status // 100 * 100) or STATUS_FAULTS[500]
+    means, marks = row
+    told = json_or_none(text)
+    says = error_words(told) if isinstance(told, dict) else shown_reply(text)
+    place = headers.get("location")
+    elsewhere = f" to {hide_password(place)}, which is not followed: give that address as --core" if place else ""
+    ending = f": {says}" if says else ""
+    after_s = wait_wanted_s(headers)
+    return ServerFault(f"answers {status}: it {means}{elsewhere}{ending}", after_s=after_s, status=status, **marks)
+
+
+def wait_wanted_s(headers) -> float | None:
+    """Return the seconds that a server wants to be left alone, by Retry-After (seconds or a date); None where it says nothing."""
+    wanted = headers.get("retry-after", "").strip()
+    if re.fullmatch(r"\d{1,9}(\.\d*)?", wanted):
+        return float(wanted)
+    try:
+        until = email.utils.parsedate_to_datetime(wanted)
+    except (ValueError, TypeError):
+        return None
+    if until.tzinfo is None:
+        until = until.replace(tzinfo=datetime.UTC)
+    return max(0.0, until.timestamp() - time.time())
+
+
+def transport_fault(error) -> ServerFault:
+    """Return the fault that an error of HTTP is."""
+    httpx = need("httpx2", "a core by URL")
+    rows = (
+        (httpx.ConnectTimeout, "takes no connection in time"),
+        (httpx.TimeoutException, "does not answer in time"),
+        (httpx.ConnectError, f"cannot be reached: {first_line(error)}"),
+        (httpx.DecodingError, f"sends bytes that are not packed as it says: {first_line(error)}"),
+        (httpx.TransportError, f"breaks off: {first_line(error)}"),
+    )
+    told = next((told for kind, told in rows if isinstance(error, kind)), f"cannot be asked: {first_line(error)}")
+    return ServerFault(told, passing=isinstance(error, httpx.TransportError), away=True)
+
+
+# The breaker
+
+BREAKER_S = (2.0, 60.0)            # for how long a server that failed is left alone: the first time, at most
+LEFT_ALONE_MOST_S = 3600.0         # where it wants to be left alone for longer (Retry-After)
+
+
+class Breaker:
+    """Says whether a server may be asked: it is "closed", and a failure opens it for a while.
+
+    After that it is "half-open": one probe tells whether it closes, or opens for twice as long, up to a bound. Only an answer
+    lets the time begin small again: a server may well answer a probe and hang at a question.
+    """
+
+    def __init__(self, clock=time.monotonic):
+        self.state, self.why, self.opened = "closed", "", 0
+        self._clock, self._guard = clock, threading.Lock()
+        self._pause_s = self._until_s = 0.0
+
+    def open(self, why: str, after_s: float | None = None):
+        """Leave the server alone for a while, or for after_s where it wants so. What is open stays as it is."""
+        first_s, most_s = BREAKER_S
+        with self._guard:
+            if self.state == "open":
+                return
+            self._pause_s = min(2 * self._pause_s or first_s, most_s)
+            left_s = max(self._pause_s, min(after_s or 0.0, LEFT_ALONE_MOST_S))
+            self._until_s = self._clock() + left_s
+            self.state, self.why = "open", why
+            self.opened += 1
+
+    def left_s(self) -> float:
+        """Return the seconds until a probe may be made."""
+        return max(0.0, self._until_s - self._clock())
+
+    def half_open(self) -> bool:
+        """Let one probe through where it is time. Returns whether it is."""
+        with self._guard:
+            due = self.state == "open" and self._clock() >= self._until_s
+            if due:
+                self.state = "half-open"
+        return due
+
+    def close(self, answered=False):
+        """Have the server asked again. answered: it has answered a question, not only a probe."""
+        with self._guard:
+            if answered:
+                self._pause_s = 0.0
+            if not answered or self.state == "closed":   # an answer that was under way when it opened is no probe
+                self.state, self.why = "closed", ""
+
+    def told(self) -> str:
+        """Return why the server is not asked, and when it is tried again."""
+        when = "it is tried again just now" if self.state == "half-open" else f"it is tried again in {self.left_s():.0f} s"
+        return f"{self.why}; {when}"
+
+    def health(self) -> dict:
+        """Return a small dict: how I am, why, and the seconds until the server is tried again."""
+        left_s = round(self.left_s(), 1) if self.state == "open" else 0.0
+        return {"state": self.state, "why": self.why or None, "opened": self.opened, "tried_again_in_s": left_s}
+
+
+# What some servers do not take
+
+
+def _other_limit(body):
+    names = {"max_tokens": "max_completion_tokens"}
+    return {names.get(name, name): value for name, value in body.items()}
+
+
+def _without_sampling(body):
+    return {name: value for name, value in body.items() if name not in ("temperature", "top_p")}
+
+
+def _without_system(body):
+    *system, last = [turn["content"] for turn in body["messages"]]
+    return body | {"messages": [{"role": "user", "content": "\n\n".join([*system, last])}]}
+
+
+def _any_json(body):
+    strict = body.get("response_format", {}).get("type") == "json_schema"
+    return body | {"response_format": {"type": "json_object"}} if strict else body
+
+
+def _any_text(body):
+    return {name: value for name, value in body.items() if name != "response_format"}
+
+
+# What is not taken -> the words by which an error names it (none: where it names nothing else), and what is asked instead.
+CONCESSIONS = {
+    "max_tokens": (("max_completion_tokens",), _other_limit),
+    "temperature": (("temperature", "top_p"), _without_sampling),
+    "system": (("system role", "system message", "role: system", "role 'system'"), _without_system),
+    "json_schema": ((), _any_json),
+    "response_format": ((), _any_text),
+}
+CONCEDED_STATUS = (400, 415, 422, 501)
+
+
+def conceded(body: dict, made: tuple) -> dict:
+    """Return a request as it is after some of CONCESSIONS."""
+    for name in made:
+        body = CONCESSIONS[name][1](body)
+    return body
+
+
+def next_concession(fault: ServerFault, body: dict, made: tuple) -> str | None:
+    """Return which of CONCESSIONS a server that refused `body` shall be made next, or None."""
+    if fault.status not in CONCEDED_STATUS:
+        return None
+    told = fault.told.lower()
+    for name, (words, change) in CONCESSIONS.items():
+        named = not words or any(word in told for word in words)
+        if named and name not in made and change(body) != body:
+            return name
+    return None
+
+
+REMOTE_TRY_S = (0.25, 0.5, 1.0, 2.0)                     # between tries of a server that fails in a way that may pass
 REMOTE_ASK_S = 120.0                                     # where a request has no deadline of its own
-REMOTE_FORMATS = ("json_schema", "json_object", None)    # what is asked of a server, in turn, until it takes one
+REMOTE_CONNECT_S = 10.0
+REMOTE_START_S = 10.0                                    # a server that is not there at the start is waited for so long
+READ_BEHIND_S = 1.0                                      # who waits gives up before the socket does
+MODELS_SHOWN = 12
 
 
 class RemoteCore:
     """A language model behind a server that speaks OpenAI's protocol, such as vLLM. Asked like a CognitiveCore.
 
-    `state` is "loading" until the server tells of its models; one that goes away meanwhile is tried again until the
-    request's deadline. A persona whose name is a model of the server (a LoRA module of vLLM) is asked by that name.
+    `state` is "loading" until the server was found or was waited for long enough, then "ready", or "away" while my breaker
+    is not closed: who asks is told at once why, and my thread tries the server again. A persona whose name is a model of
+    the server (a LoRA module of vLLM) is asked by that name. ask_s: what a request without a deadline may take.
     """
 
     writes, synapses = True, None
 
-    def __init__(self, url, model="", key="", rows_most=16, tell=lambda progress: None):
-        self.url, self.model, self.rows_most, self.tell = url.rstrip("/"), model, rows_most, tell
-        self.state, self.error, self.progress = "offline", None, f"the server {hide_password(self.url)} was not asked yet"
+    def __init__(self, url, model="", key="", rows_most=16, tell=lambda progress: None, ask_s=REMOTE_ASK_S):
+        self.url, self.model, self.rows_most, self.tell, self.ask_s = url.rstrip("/"), model, rows_most, tell, ask_s
+        self.name, self.breaker = f"the server {hide_password(self.url)}", Breaker()
         self.models, self.rows_served, self.tokens_told, self.batch_s = [], 0, 0, 0.0
-        self._key, self._format, self._client = key, 0, None
-        self._settled, self._closing = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._find, name="batos-core", daemon=True)
+        self._life, self._progress = "offline", f"{self.name} was not asked yet"
+        self._key, self._client = key, None
+        self._conceded = ()                              # names of CONCESSIONS that it needs
+        self._settled, self._closing, self._opened = threading.Event(), threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._main, name="batos-core", daemon=True)
+
+    @property
+    def state(self):
+        """How I am, see above; "offline" before the start and after the end."""
+        if self._life != "at work":
+            return self._life
+        return "ready" if self.breaker.state == "closed" else "away"
+
+    @property
+    def progress(self):
+        """A sentence for people on how I am."""
+        return self.breaker.told() if self.state == "away" else self._progress
 
     def start(self):
         """Begin to ask the server what it has; return self."""
-        self.state = "loading"
+        self._life = "loading"
         self._thread.start()
         return self
 
-    def _find(self):
-        """Ask for the models until they are told."""
-        httpx = need("httpx2", "a core by URL")
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        self._client, pause_s = httpx.Client(headers=headers, timeout=REMOTE_ASK_S), REMOTE_TRY_S[0]
-        while not self._closing.is_set():
-            try:
-                reply = self._client.get(f"{self.url}/models", timeout=10.0)
-                reply.raise_for_status()
-                self.models = [row["id"] for row in reply.json()["data"]]
-                self.model = self.model or self.models[0]
-                self.state, self.progress = "ready", f"the core is {self.model} at {hide_password(self.url)}"
-                break
-            except httpx.HTTPStatusError as error:
-                if error.response.status_code in (401, 403):
-                    self.state, self.error = "failed", ConfigError("the server refuses the key; set BATOS_CORE_KEY")
-                    self.progress = f"{hide_password(self.url)} answers {error.response.status_code}"
-                    break
-                self.progress = f"{hide_password(self.url)} answers {error.response.status_code}; it is asked again"
-            except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
-                self.progress = f"{hide_password(self.url)} tells of no models ({first_line(error)}); it is asked again"
-            self._closing.wait(pause_s)
-            pause_s = min(2 * pause_s, REMOTE_TRY_S[1])
+    # ---- in my own thread
+
+    def _main(self):
+        fault = self._found_at_start()
+        if fault is not None:
+            self._leave_alone(fault)
+        if not self._closing.is_set():
+            self._life = "at work"
         self._settled.set()
         self.tell(self.progress)
+        while not self._closing.is_set():
+            self._look_after()
+
+    def _found_at_start(self):
+        """Look for the server until it is found. Returns the fault that it cannot be waited for, or None."""
+        until_s = time.monotonic() + min(REMOTE_START_S, self.ask_s)
+        pauses = itertools.chain(REMOTE_TRY_S, itertools.repeat(REMOTE_TRY_S[-1]))
+        while True:
+            fault = self._fault_of(self._look)
+            if fault is None or not fault.passing or time.monotonic() > until_s:
+                return fault
+            self._progress = f"{self.name} {fault.told}; it is asked again"
+            if self._closing.wait(next(pauses)):
+                return None
+
+    def _look_after(self):
+        """Wait until the breaker is open and it is time, then try the server once."""
+        if self.breaker.state == "closed":
+            self._opened.wait()
+            self._opened.clear()
+        elif not self.breaker.half_open():
+            self._closing.wait(self.breaker.left_s())
+        else:
+            self._probe()
+
+    def _probe(self):
+        fault = self._fault_of(self._look) or self._fault_of(self._ask_little)
+        if self._closing.is_set():
+            return
+        if fault is not None:
+            return self._leave_alone(fault)
+        self.breaker.close()
+        log_core.info("%s answers again", self.name)
+        self.tell(self.progress)
+
+    def _leave_alone(self, fault):
+        """Open the breaker for what the server did."""
+        self.breaker.open(f"{self.name} {fault.told}", fault.after_s)
+        self._opened.set()
+        log_core.warning("the core is away: %s", self.breaker.told())
+
+    @staticmethod
+    def _fault_of(ask):
+        """Ask something; return what was wrong with it, or None."""
+        try:
+            ask()
+        except ServerFault as fault:
+            return fault
+        except Cancelled:                                # I am being closed
+            return None
+        except Exception as error:                       # a boundary: the thread is needed as long as I am
+            log_core.error("a core by URL cannot be asked", exc_info=caught(error))
+            return ServerFault(f"cannot be asked: {first_line(error)}", away=True)
+        return None
+
+    def _look(self):
+        """Have the server tell of its models. One that keeps no list is taken at its word where `core_model` names one."""
+        if self._client is None:
+            httpx = need("httpx2", "a core by URL")
+            headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+            self._client = httpx.Client(headers=headers)
+        try:
+            self.models = self._listed()
+        except ServerFault as fault:
+            if not self.model or fault.status not in (404, 405, 501):
+                raise
+        if not self.model and not self.models:
+            raise ServerFault("tells of no models; start it with one, or name one by core_model", passing=True)
+        self.model = self.model or self.models[0]
+        self._progress = f"the core is {self.model} at {hide_password(self.url)}"
+
+    def _listed(self):
+        """Return the names of the models that the server offers. Raises ServerFault."""
+        told = self._document("/models")
+        rows = told.get("data")
+        names = [row.get("id") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        return [name for name in names if isinstance(name, str)]
+
+    def _document(self, place):
+        with self._replying("GET", place, REMOTE_CONNECT_S) as reply:
+            reader = ReplyReader()
+            events = [event for piece in reply.iter_bytes() for event in reader.take(piece)]
+            return [*events, *reader.finish()][0]
+
+    def _ask_little(self):
+        """Ask for one word: whether the server answers at all."""
+        body = self._body(CoreRequest("", {}), None, "Say yes.", LEAST_ANSWER_TOKENS)
+        self._conceding(body, lambda piece: None, self._closing, time.monotonic() + self.ask_s)
+
+    # ---- asked by others
 
     def wait_ready(self, timeout_s):
-        """Wait until the server has told of its models. Raises CoreOffline, DeadlineExceeded."""
+        """Wait until it is known how the server is. Raises CoreOffline, DeadlineExceeded."""
         if self.state == "loading" and not self._settled.wait(timeout_s):
             raise DeadlineExceeded(f"the core is not there after {timeout_s} s: {self.progress}")
         self._require_ready()
@@ -9847,7 +10383,7 @@ class RemoteCore:
 
     def _require_ready(self):
         if self.state != "ready":
-            raise CoreOffline(f"the cognitive core is {self.state}: {self.error or self.progress}", state=self.state)
+            raise CoreOffline(f"the cognitive core is {self.state}: {self.progress}", state=self.state)
 
     def expert(self, name):
         """Return the name of a persona that the server has a model for, or BASE."""
@@ -9880,7 +10416,11 @@ class RemoteCore:
         self._require_ready()
         request = CoreRequest("", {}, self.expert(persona), deadline_s, cancel, max_new_tokens, on_text)
         body = self._body(request, system_prompt, prompt, max_new_tokens) | {"temperature": temperature, "top_p": top_p}
-        return self._all([lambda stop: self._told(body, request, stop)], [request])[0].text
+
+        def read(said):
+            text = said.free_text()
+            return text, text, said.pieces
+        return self._all([lambda stop: self._answered(body, request, stop, read)], [request])[0].text
 
     def _all(self, asks, requests):
         """Run asks(stop) side by side, each in a thread; the first error is all's. Who waits heeds cancel and deadline."""
@@ -9896,6 +10436,7 @@ class RemoteCore:
         finally:
             stop.set()                                   # those at work end at their next piece of text
             pool.shutdown(wait=False)
+        self.breaker.close(answered=True)
         self.batch_s = time.monotonic() - started_s
         self.rows_served += len(answers)
         return [CoreAnswer(text, value, tokens, self.batch_s) for text, value, tokens in answers]
@@ -9903,9 +10444,15 @@ class RemoteCore:
     def _check(self, requests, started_s):
         if self._closing.is_set() or any(request.cancel is not None and request.cancel.is_set() for request in requests):
             raise Cancelled("the request was cancelled")
-        limit_s = min((request.deadline_s for request in requests if request.deadline_s is not None), default=REMOTE_ASK_S)
+        limit_s = min(self._limit_s(request) for request in requests)
         if time.monotonic() - started_s > limit_s:
-            raise DeadlineExceeded(f"the server {hide_password(self.url)} had no answer within {limit_s:g} s; allow more time")
+            told = f"had no answer within {limit_s:.3g} s"
+            if limit_s > self.ask_s / 2:                 # a caller in more of a hurry says nothing about the server
+                self._leave_alone(ServerFault(told, away=True))
+            raise DeadlineExceeded(f"{self.name} {told}; allow more time (core_deadline_s), or see what holds it up")
+
+    def _limit_s(self, request):
+        return self.ask_s if request.deadline_s is None else request.deadline_s
 
     def _body(self, request, system, prompt, max_new_tokens):
         turns = [{"role": "system", "content": system}] if system else []
@@ -9913,77 +10460,167 @@ class RemoteCore:
                 "max_tokens": max_new_tokens, "messages": [*turns, {"role": "user", "content": prompt}]}
 
     def _task(self, request, prompt, stop):
-        """Answer one task: ask for JSON, make the task's answer of it. A second try is all that nonsense gets."""
+        """Answer one task: ask for JSON, make the task's answer of it."""
         lines, task = prompt.split("\n")[1:-2], CORE_TASKS[request.task]
         schema = json_schema(request.task, lines, *request.refused)
         system, told = told_task(request, prompt)
         told = f"{told}\n\nWhatever form is said above: answer as one JSON object of this schema:\n{json.dumps(schema)}"
         body = self._body(request, system, told, request.max_new_tokens or 2 * task.max_new_tokens)
-        for _ in range(2):
-            text, _, tokens = self._told(body, request, stop, schema)
-            with contextlib.suppress(ValueError, AttributeError, TypeError):
-                answer = JSON_FORMS[request.task][1](
-                    json.loads(text[text.index("{"):text.rindex("}") + 1]), lines, *request.refused)
-                return answer, FREE_VALUES.get(request.task, task.value)(answer, request.fields), tokens
-        raise CoreFailed(f"the server {hide_password(self.url)} answered {request.task} twice with what is no JSON: {text:.120}")
+        body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
 
-    def _told(self, body, request, stop, schema=None):
-        """Return (text, text, pieces) of a streamed answer; tried again while the server is away, until `stop` is set."""
-        httpx, pause_s = need("httpx2", "a core by URL"), REMOTE_TRY_S[0]
-        while True:
+        def read(said):
+            told = said.task(set(schema["required"]))
             try:
-                return self._streamed(body | self._wanted_form(schema), request, stop)
-            except httpx.HTTPStatusError as error:
-                status = error.response.status_code
-                if status == 400 and schema is not None and REMOTE_FORMATS[self._format] is not None:
-                    self._format += 1                    # it does not know this form; another is asked for from now on
-                    continue
-                if status not in (408, 409, 429) and status < 500:
-                    raise CoreFailed(f"the server {hide_password(self.url)} answers {status}; look at its log") from error
-            except httpx.TransportError as error:
-                log_core.warning("the server %s does not answer: %s", hide_password(self.url), first_line(error))
+                answer = JSON_FORMS[request.task][1](told, lines, *request.refused)
+                value = FREE_VALUES.get(request.task, task.value)(answer, request.fields)
+            except (ValueError, AttributeError, TypeError, KeyError) as error:
+                said_so = shown_reply(json.dumps(told))
+                raise ServerFault(f"answers {request.task} with JSON that cannot be used: {said_so}") from error
+            return answer, value, said.pieces
+        return self._answered(body, request, stop, read)
+
+    def _answered(self, body, request, stop, read):
+        """Return read(Heard) of an answer. A second try is all that nonsense gets, with twice the tokens where they were spent.
+
+        Raises CoreFailed.
+        """
+        said = self._said(body, request, stop)
+        with contextlib.suppress(ServerFault):
+            return read(said)
+        if said.cut:
+            body = body | {"max_tokens": 2 * body["max_tokens"]}
+        try:
+            return read(self._said(body, request, stop))
+        except ServerFault as fault:
+            raise self._failed(fault, ", asked twice,") from fault
+
+    def _failed(self, fault, how=""):
+        return CoreFailed(f"{self.name}{how} {fault.told}", status=fault.status)
+
+    def _said(self, body, request, stop):
+        """Return what the server said to a request; what may pass is tried again, until `stop` is set. Raises CoreFailed."""
+        until_s, waited = time.monotonic() + self._limit_s(request), 0
+        hear = request.on_text or (lambda piece: None)
+        for usual_s in (*REMOTE_TRY_S, None):
+            try:
+                return self._conceding(body, hear, stop, until_s)
+            except ServerFault as fault:
+                if stop.is_set():                        # nobody waits any more: it may be my own end that broke it off
+                    raise Cancelled("the request was cancelled") from fault
+                pause_s = self._pause_s(fault, usual_s, until_s, waited)
+                if pause_s is None:
+                    raise self._given_up(fault, body) from fault
+                waited += fault.after_s is not None
+                log_core.warning("%s %s; it is asked again in %.3g s", self.name, fault.told, pause_s)
             if stop.wait(pause_s):
                 raise Cancelled("the request was cancelled")
-            pause_s = min(2 * pause_s, REMOTE_TRY_S[1])
 
-    def _wanted_form(self, schema):
-        kind = REMOTE_FORMATS[self._format] if schema is not None else None
-        schemas = {"json_schema": {"name": "answer", "schema": schema, "strict": True}} if kind == "json_schema" else {}
-        return {"response_format": {"type": kind} | schemas} if kind else {}
+    @staticmethod
+    def _pause_s(fault, usual_s, until_s, waited):
+        """Return how long to wait before a fault's next try, or None where there is none; a wish to be left alone is met once."""
+        if not fault.passing:
+            return None
+        if fault.after_s is None:
+            return usual_s
+        fits = time.monotonic() + fault.after_s < until_s
+        return fault.after_s if fits and not waited else None
 
-    def _streamed(self, body, request, stop):
-        pieces = []
-        with self._client.stream("POST", f"{self.url}/chat/completions", json=body) as reply:
-            reply.raise_for_status()
-            for line in reply.iter_lines():
+    def _given_up(self, fault, body):
+        """Return the CoreFailed of a fault that no further try mends; what ails the server itself opens the breaker."""
+        if fault.status == 404:
+            fault.told += f" (asked for {body['model']}; {self._offered()})"
+        if fault.passing or fault.away:
+            self._leave_alone(fault)
+        if fault.after_s:
+            fault.told += f"; it wants to be left alone for {fault.after_s:.0f} s"
+        return self._failed(fault)
+
+    def _offered(self):
+        """Return what is told of the models that the server offers now."""
+        with contextlib.suppress(ServerFault):
+            self.models = self._listed()
+        shown = ", ".join(self.models[:MODELS_SHOWN])
+        return f"it offers {shown}: name one by core_model" if shown else "it tells of none"
+
+    def _conceding(self, body, hear, stop, until_s):
+        """Return what the server said to a request; what it does not take is left out from then on. Raises ServerFault."""
+        made = self._conceded
+        while True:
+            asked = conceded(body, made)
+            try:
+                said = self._streamed(asked, hear, stop, until_s)
+            except ServerFault as fault:
+                name = next_concession(fault, asked, made)
+                if name is None:
+                    raise
+                made = (*made, name)
+                continue
+            if len(made) > len(self._conceded):          # it has helped
+                self._conceded = made
+            return said
+
+    def _streamed(self, body, hear, stop, until_s):
+        said, reader = Heard(), ReplyReader()
+        with self._replying("POST", "/chat/completions", until_s - time.monotonic(), body) as reply:
+            for piece in reply.iter_bytes():
                 if stop.is_set():
                     raise Cancelled("the request was cancelled")
-                if not line.startswith("data:") or line[5:].strip() == "[DONE]":
-                    continue
-                choices = json.loads(line[5:]).get("choices") or [{}]
-                piece = (choices[0].get("delta") or {}).get("content") or ""
-                if piece:
-                    pieces.append(piece)
-                    self.tokens_told += 1
-                    if request.on_text is not None:
-                        request.on_text(piece)
-        text = "".join(pieces)
-        return text, text, len(pieces)
+                if time.monotonic() > until_s:           # of what keeps itself alive and says nothing
+                    raise ServerFault("does not come to an end in time", away=True)
+                self._hear(reader.take(piece), said, hear)
+                if reader.ended:                         # it may leave the connection open
+                    break
+            if not reader.ended:
+                self._hear(reader.finish(), said, hear)
+        said.whole = said.whole or reader.ended
+        return said
 
-    def close(self, timeout_s=10):
-        """Stop asking; who waits is told Cancelled."""
+    def _hear(self, events, said, hear):
+        for event in events:
+            piece = said.hear(event)
+            if piece:
+                self.tokens_told += 1
+                hear(piece)
+
+    @contextlib.contextmanager
+    def _replying(self, method, place, left_s, body=None):
+        """Have a request's reply while inside. Raises ServerFault for a status that is an error, and for faults on the way."""
+        httpx = need("httpx2", "a core by URL")
+        timeout = httpx.Timeout(max(0.0, left_s) + READ_BEHIND_S, connect=REMOTE_CONNECT_S)
+        try:
+            with self._client.stream(method, f"{self.url}{place}", json=body, timeout=timeout) as reply:
+                if not reply.is_success:
+                    raise status_fault(reply.status_code, reply.headers, self._complaint(reply))
+                yield reply
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise transport_fault(error) from error
+
+    @staticmethod
+    def _complaint(reply):
+        """Return the beginning of what a server says with an error; no piece of it is waited for longer than for an answer."""
+        heard = b""
+        for piece in reply.iter_bytes():
+            heard += piece
+            if len(heard) > REPLY_BYTES_MOST // 64:
+                break
+        return decoded_line(heard)
+
+    def close(self, timeout_s=1):
+        """Stop asking; who waits is told Cancelled. A thread that hangs in a socket is left to end by itself."""
         self._closing.set()
+        self._opened.set()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
         if self._client is not None:
             self._client.close()
-        self.state, self.progress = "offline", "the core is closed"
+        self._life, self._progress = "offline", "the core is closed"
 
     def health(self):
         """Return a small dict from memory: how the core is and what it did."""
-        return {"state": self.state, "progress": self.progress, "error": str(self.error) if self.error else None,
-                "model": self.model or None, "parameters": 0, "rows_served": self.rows_served, "tokens": self.tokens_told,
-                "last_batch_s": round(self.batch_s, 3), "load_s": {}, "queued": 0}
+        return {"state": self.state, "progress": self.progress, "error": self.breaker.why or None,
+                "breaker": self.breaker.health(), "model": self.model or None, "parameters": 0,
+                "rows_served": self.rows_served, "tokens": self.tokens_told, "last_batch_s": round(self.batch_s, 3),
+                "load_s": {}, "queued": 0}
 
 
 # Embedder
@@ -16712,6 +17349,8 @@ class Mission:
 
 def core_offline(core):
     """Return the error for what a core cannot be asked."""
+    if core.state == "away":
+        return CoreOffline(f"the core cannot be asked now: {core.progress}", state=core.state)
     return CoreOffline(f"missions need the cognitive core, which is {core.state} ({core.progress}); start the daemon with "
                        "--core auto. search_memory works without", state=core.state)
 
@@ -16909,9 +17548,9 @@ class MissionLane:
         if not requests:
             return []
         self._await_core(mission)
-        if requests[0][0] == FREE_TEXT:
-            return [self.core.infer_(**fields, cancel=mission.cancel) for _, fields in requests]
         left_s = min(self.settings.core_deadline_s, mission.deadline_at_s - time.monotonic())
+        if requests[0][0] == FREE_TEXT:
+            return [self.core.infer_(**fields, deadline_s=left_s, cancel=mission.cancel) for _, fields in requests]
         rows = [CoreRequest(task, without_prompt(fields), self.core.expert(fields.get(SPEAKER.get(task))), left_s, mission.cancel,
                             system_prompt=system_prompt, prompts=prompts, refused=tuple(refused))
                 for (task, fields, *refused), (system_prompt, prompts) in zip(requests, spoken, strict=True)]
@@ -25069,7 +25708,8 @@ def tell_incarnation(told):
 def embedded_core(image, settings):
     """Return the core of an image, or the one behind a URL; off where the settings say none, or where there is none."""
     if "://" in settings.core:
-        return RemoteCore(settings.core, settings.core_model, settings.core_key, tell=say)
+        ask_s = min(settings.core_deadline_s, settings.mission_deadline_s)
+        return RemoteCore(settings.core, settings.core_model, settings.core_key, tell=say, ask_s=ask_s)
     with reading(image) as root:
         held = bool(root["pLLM_obj"].model_blob)
     if settings.core == "none" or not held:

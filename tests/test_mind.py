@@ -1,12 +1,14 @@
 """The composite mind, with a core that answers at once: states, journal, effect, cancel, restart."""
 
 import itertools
+import re
 import threading
 import time
 import types
 
 import doubles
 import pytest
+from habits import NOBODY, TOLD, Habits
 
 import batos
 
@@ -209,6 +211,27 @@ def test_a_core_that_fails_never_costs_the_answer(machine, task, state):
     assert "Turn the brass valve" in report["answer"] and report["evidence"] and "reason" not in report
     log, active = one.read(lambda root: (list(root["failed_cycle_log"].values()), list(root["active_cycles"])))
     assert [entry["cycle"] for entry in log] == [oid] and log[0]["state"] == state and active == []
+
+
+def test_whatever_a_server_does_the_passages_are_told(machine, monkeypatch):
+    """Every habit of a server that leaves no answer, and no server at all: one image, a core after the other."""
+    monkeypatch.setattr(batos, "REMOTE_TRY_S", (0.0,))
+    monkeypatch.setattr(batos, "REMOTE_START_S", 0.0)
+    server, one = Habits(), machine()
+    one.learn()
+    cases = [(server.url(name), told) for name, (_, told) in TOLD.items()] + list(NOBODY.values())
+    for count, (url, told) in enumerate(cases, 1):
+        deadline_s = 0.3 if "0.3 s" in told else 60.0
+        one.mind.settings = batos.load_settings({"core_deadline_s": deadline_s}, {})
+        one.mind.core = batos.RemoteCore(url, ask_s=deadline_s).start()
+        oid = one.accept()
+        report = one.ended(oid)
+        one.mind.core.close()
+        assert report["state"] == "COMPLETE" and report["words"] is False and "Turn the brass valve" in report["answer"]
+        assert re.search(told, report["why_no_words"]["details"])
+        log = one.read(lambda root: list(root["failed_cycle_log"].values()))
+        assert len(log) == count and log[-1]["cycle"] == oid and log[-1]["details"] == report["why_no_words"]["details"]
+    server.close()
 
 
 def test_any_exception_is_failed_with_one_log_entry(machine, monkeypatch):

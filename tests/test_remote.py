@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ import time
 import urllib.request
 
 import pytest
+from habits import ANSWERED, ANSWERED_TASKS, CHANGING, NOBODY, TOLD, Habits
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -110,7 +112,7 @@ def test_one_wrong_answer_is_asked_again_and_two_are_an_error(core, served):
     served.behave("garbage", 1)
     assert core.infer(every_task()[:1])[0].value["strategy"]
     served.behave("garbage", 2)
-    with pytest.raises(batos.CoreFailed, match="twice with what is no JSON"):
+    with pytest.raises(batos.CoreFailed, match="asked twice, answers with what is no JSON"):
         core.infer(every_task()[:1])
 
 
@@ -162,7 +164,7 @@ def test_a_wrong_key_is_told_and_no_password_is_shown(served):
     one = batos.RemoteCore(served.url, key="wrong").start()
     with pytest.raises(batos.CoreOffline, match="BATOS_CORE_KEY"):
         one.wait_ready(WAIT_S)
-    assert one.state == "failed"
+    assert one.state == "away" and one.health()["breaker"]["state"] == "open"
     one.close()
     one = batos.RemoteCore(served.url.replace("//", "//user:hush@")).start()
     one.wait_ready(WAIT_S)
@@ -197,4 +199,200 @@ def test_a_daemon_answers_by_a_server(daemon, served):
         assert client.call("health")["result"]["core"]["model"] == "big"
         systems = [body["messages"][0]["content"] for body in served.asked()]
         assert any("You speak as" in text for text in systems)
+    assert one.stop() == 0
+
+
+# Bad habits of servers, see tests/habits.py
+
+
+@pytest.fixture(scope="module")
+def one_server():
+    one = Habits()
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def habits(one_server):
+    """The server with all habits, as if it had not been asked yet."""
+    one_server.asked.clear()
+    one_server.change("hang")
+    return one_server
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Tries of a server follow at once."""
+    monkeypatch.setattr(batos, "REMOTE_TRY_S", (0.0, 0.0))
+    monkeypatch.setattr(batos, "REMOTE_START_S", 0.0)
+
+
+@contextlib.contextmanager
+def core_at(url, **options):
+    one = batos.RemoteCore(url, **options).start()
+    try:
+        one.settled(WAIT_S)
+        yield one
+    finally:
+        one.close()
+
+
+PLAN = CoreRequest("plan", CORE_SAMPLES["plan"])
+
+
+def heard_from(core):
+    """Return what the core answers to a task, or the sentence that tells why it does not."""
+    try:
+        return core.infer([PLAN])[0].value
+    except batos.BatosError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("habit", ANSWERED | ANSWERED_TASKS)
+def test_a_habit_that_leaves_an_answer_is_read_past(habits, hasty, habit):
+    with core_at(habits.url(habit)) as core:
+        value = core.infer([PLAN])[0].value
+        assert len(value["relevant_pillars"]) >= 2 and value["strategy"] in dict(CORE_SAMPLES["plan"]["offered"])
+        assert core.breaker.state == "closed"
+        numbers = core.infer([CoreRequest("weave", CORE_SAMPLES["weave"]), CoreRequest("summary", CORE_SAMPLES["summary"])])
+        assert [answer.value.get("order") or answer.value["sentence"] for answer in numbers] == [[1], 1]
+        habits.asked.clear()                             # what goes wrong once does so again
+        if habit in ANSWERED:
+            assert "Three words here." in core.infer_("Say three words.", system_prompt="Be short.")
+
+
+@pytest.mark.parametrize("habit", TOLD)
+def test_a_habit_that_leaves_no_answer_is_told_by_name(habits, hasty, habit):
+    limit_s = 0.3 if "0.3 s" in TOLD[habit][1] else WAIT_S
+    with core_at(habits.url(habit), ask_s=limit_s) as core:
+        assert re.search(TOLD[habit][1], heard_from(core))
+        with pytest.raises(batos.BatosError):
+            core.infer_("Say three words.")
+
+
+@pytest.mark.parametrize("url, told", NOBODY.values(), ids=NOBODY)
+def test_who_is_not_there_is_told_by_name(hasty, url, told):
+    with core_at(url) as core:
+        assert core.state == "away" and re.search(told, heard_from(core)) and "tried again in" in heard_from(core)
+
+
+def test_what_a_server_does_not_take_is_not_asked_for_again(habits, hasty):
+    with core_at(habits.url("400 for any form")) as core:
+        core.infer([PLAN])
+        before = len(habits.bodies("400 for any form"))
+        core.infer([PLAN])
+    later = habits.bodies("400 for any form")[before:]
+    assert len(later) == 1 and "response_format" not in later[0]
+    with core_at(habits.url("400 for max_tokens")) as core:
+        core.infer([PLAN])
+    last = habits.bodies("400 for max_tokens")[-1]
+    assert "max_completion_tokens" in last and last["response_format"]["type"] == "json_schema"
+
+
+def test_a_request_that_is_too_long_for_a_server_costs_no_later_one_its_schema(habits, hasty):
+    with core_at(habits.url("400")) as core:
+        heard_from(core)
+        heard_from(core)
+        assert core.state == "ready"                     # it is this request that it does not take
+    forms = [body.get("response_format", {}).get("type") for body in habits.bodies("400")]
+    assert forms[-3:] == ["json_schema", "json_object", None]
+
+
+def test_a_server_without_a_list_of_models_is_taken_at_its_word(monkeypatch):
+    fault = batos.status_fault(404, {}, "no such page")
+
+    def refuse(core):
+        raise fault
+    monkeypatch.setattr(batos.RemoteCore, "_listed", refuse)
+    with core_at("http://127.0.0.1:1/v1", model="mine") as core:
+        assert core.state == "ready" and core.model == "mine"
+
+
+def test_a_breaker_opens_for_longer_each_time_and_an_answer_forgets_it():
+    now_s = [100.0]
+    breaker = batos.Breaker(lambda: now_s[0])
+    first_s, most_s = batos.BREAKER_S
+    pauses = []
+    for _ in range(8):
+        breaker.open("it hangs")
+        breaker.open("so do others that were under way")
+        pauses.append(breaker.left_s())
+        assert not breaker.half_open() and f"it hangs; it is tried again in {pauses[-1]:.0f} s" == breaker.told()
+        now_s[0] += pauses[-1]
+        assert breaker.half_open() and not breaker.half_open() and breaker.state == "half-open"
+    assert pauses[:3] == [first_s, 2 * first_s, 4 * first_s] and pauses[-1] == most_s
+    breaker.close()
+    assert breaker.state == "closed" and breaker.health()["opened"] == 8
+    breaker.open("again")
+    assert breaker.left_s() == most_s                    # a probe alone is no proof
+    breaker.close(answered=True)
+    assert breaker.state == "open"                       # what was under way before
+    now_s[0] += most_s
+    assert breaker.half_open()
+    breaker.close()
+    breaker.open("once more", after_s=90.0)
+    assert breaker.left_s() == 90.0
+
+
+def questions_of(bodies):
+    """Return those that are no probes."""
+    return [body for body in bodies if body["max_tokens"] > batos.LEAST_ANSWER_TOKENS]
+
+
+def test_a_server_that_hangs_is_waited_for_once_until_a_probe_is_answered(habits, hasty, monkeypatch):
+    monkeypatch.setattr(batos, "BREAKER_S", (0.05, 0.1))
+    with core_at(habits.url(CHANGING), ask_s=0.3) as core:
+        assert "had no answer within 0.3 s" in heard_from(core)
+        assert core.state == "away" and "tried again" in heard_from(core)
+        while core.health()["breaker"]["opened"] < 2:    # the probe hangs too
+            time.sleep(0.02)
+        assert "tried again" in heard_from(core) and len(questions_of(habits.bodies(CHANGING))) == 1
+        habits.change("good")
+        while core.state != "ready":
+            time.sleep(0.02)
+        assert isinstance(heard_from(core), dict)
+        assert core.health()["breaker"]["why"] is None and core.health()["error"] is None
+
+
+@given(st.sampled_from(["comments and CRLF", "split events", "good", "CR"]), st.integers(1, 40))
+def test_a_stream_may_be_cut_into_pieces_anywhere(habit, size):
+    data, body = [], {"messages": [{"content": f"schema:\n{json.dumps({'type': 'integer'})}"}]}
+    ANSWERED[habit](data.append, body, 0)
+    stream = b"".join(data).partition(b"\r\n\r\n")[2]
+    reader, heard = batos.ReplyReader(), batos.Heard()
+    pieces = [stream[at:at + size] for at in range(0, len(stream), size)]
+    events = [event for piece in pieces for event in reader.take(piece)] + reader.finish()
+    for event in events:
+        heard.hear(event)
+    assert heard.text == "1" and reader.ended
+
+
+def test_thoughts_are_left_out_and_nothing_else():
+    for text, left in (("<think>a</think>b", "b"), ("a</think>b", "b"), ("b<think>a", "b"), ("a <b> c", "a <b> c"),
+                       ("<THINK>a<think>b</think>c", "c"), ("b<reasoning>a</reasoning>c", "bc")):
+        assert batos.without_thoughts(text) == left
+
+
+@pytest.mark.slow
+def test_a_daemon_answers_with_passages_while_its_server_hangs(daemon, habits):
+    one = daemon("--core-deadline-s", "1", core=habits.url(CHANGING))
+    with batos.Client(one.endpoint) as client:
+        client.call("index_document", doc_id="vesper.md", text=(ROOT / "tests" / "data" / "vesper.md").read_text())
+
+        def ask(key):
+            brief = {"type": "direct_synthesis", "selector": "answer_", "args": ["How long does the mast run in full darkness?"]}
+            return client.call("initiate_cognitive_cycle", mission_brief=brief, wait=True, timeout_s=WAIT_S,
+                               idempotency_key=key)["result"]
+        hung, again, spared = ask("a" * 8), ask("a" * 8), ask("b" * 8)
+        assert hung == again and hung["why_no_words"]["code"] == "DeadlineExceeded"
+        assert spared["why_no_words"]["code"] == "CoreOffline"
+        for report in (hung, spared):
+            assert report["state"] == "COMPLETE" and report["words"] is False and "twelve days" in report["answer"]
+        assert "tried again in" in spared["why_no_words"]["details"]
+        health = client.call("health")["result"]["core"]
+        assert health["state"] == "away" and health["breaker"]["state"] in ("open", "half-open")
+        habits.change("good")
+        while client.call("health")["result"]["core"]["state"] != "ready":
+            time.sleep(0.1)
+        assert "why_no_words" not in ask("c" * 8)
     assert one.stop() == 0
