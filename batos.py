@@ -15374,7 +15374,8 @@ class Telling(typing.NamedTuple):
         return self.is_term or is_asked(plain.rstrip(")\"'\u201d. ")) or bool(_ELSEWHERE.search(plain))
 
 
-_ELSEWHERE = re.compile(r"\bwhether or not\b|^\W*(?:see|refer to|for (?:more|further|additional)? ?(?:details|information))\b",
+_ELSEWHERE = re.compile(r"\bwhether or not\b|\b(?:determine|check|find out|know|ask|test) (?:if|whether)\b|"
+                        r"^\W*(?:see|refer to|for (?:more|further|additional)? ?(?:details|information))\b",
                         re.IGNORECASE)
 
 
@@ -16950,6 +16951,9 @@ def _settles(item, mission):
     return not titles or 2 * len(wanted & set(stems(titles[-1]))) >= len(wanted)
 
 
+_RULED = re.compile(r"([-=~^+*_#])\1{3,}")               # a line of marks, as stand round listings: no word of a quote
+
+
 def quoted_sentence(item):
     """Return the answering sentence of a passage as one line; of a long one the QUOTE_WORDS around its span.
 
@@ -16959,9 +16963,9 @@ def quoted_sentence(item):
     text = item["text"]
     if goes_on(text[first:last]):
         last = len(text)
-    words = list(re.finditer(r"\S+", text[first:last]))
+    words = [word for word in re.finditer(r"\S+", text[first:last]) if not _RULED.fullmatch(word[0])]
     if len(words) <= QUOTE_WORDS:
-        return " ".join(text[first:last].split())
+        return " ".join([word[0] for word in words])
     at = (item.get("span") or (first, 0))[0] - first
     before = sum([word.end() <= at for word in words])
     start = min(max(0, before - QUOTE_WORDS // 3), len(words) - QUOTE_WORDS)

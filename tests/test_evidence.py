@@ -190,6 +190,11 @@ def test_a_long_sentence_is_quoted_around_its_span():
     assert told.strip("… ") in text
 
 
+def test_the_marks_round_a_listing_are_not_quoted():
+    text = "$ git bisect skip\n------------"
+    assert batos.quoted_sentence({"text": text, "mark": [0, len(text)]}) == "$ git bisect skip"
+
+
 @pytest.mark.parametrize("mission, text, told", [
     ("Can I go back?", "No, it is a one way process.", "No: “No, it is a one way process.” [1]"),
     ("How can I go back?", "No, it is a one way process.", "“No, it is a one way process.” [1]"),
