@@ -27550,7 +27550,255 @@ def write_settings(path, changes):
         write_whole(os.path.abspath(path), ("\n".join(lines) + "\n").encode())
 
 
+# Help. A topic is a function: its docstring is what people read first, what it returns are the lines made from the
+# tables that the program itself goes by.
+
+HELP = {}                                                # topic -> its function
+
+
+@adds_to(HELP, "commands")
+def help_commands():
+    """The commands of the command line; `batos.py help COMMAND` tells the options of one.
+
+    --json prints replies for scripts, --debug shows the log. What is printed of documents, names, reasons and errors
+    steers no terminal: control characters and overrides are shown as a replacement character.
+    """
+    rows = {"serve": "run the daemon (the default)"}
+    rows |= {name: text for name, (_, text) in (SUBCOMMANDS | LOCAL_COMMANDS).items()}
+    return _columns(rows)
+
+
+@adds_to(HELP, "settings")
+def help_settings():
+    """The settings, each with its default and unit.
+
+    One is given by option (--workers 4), by environment (BATOS_WORKERS=4) or in the file batos.toml (workers = 4), the
+    first of these that says so. The file is in the folder BATOS_HOME, else in the current one; BATOS_SETTINGS names
+    another. `batos.py settings` tells which hold and where each is from; `batos.py settings workers=4` writes the file,
+    readable by you alone. A secret is taken from environment and file alone, and is never shown.
+    """
+    return _columns({row.name: f"{row.help} ({row.unit}; {row.default!r})" for row in SETTINGS.values()})
+
+
+@adds_to(HELP, "wire")
+def help_wire():
+    """What a client of one's own sends: one map of msgpack in, one map out, over ZeroMQ (REQ or DEALER to the ROUTER).
+
+    Every message holds its command and may carry: id (comes back with the reply), idempotency_key (the request takes effect
+    once, however often it is sent, also after a restart), why (stands in the history). A reply holds id, status (OK or ERROR),
+    details, and where there is one result, results, change (tid.n, by which it is undone) and repeated; of an error code (its
+    kind), fields, and retry where it is worth sending again. An unknown command, field or target is answered with the nearest
+    known one.
+
+    A text larger than a message goes in parts, index_part {upload, number, text} from number 0 on, each kept for a day;
+    then index_document {doc_id, upload, parts} makes one document of them.
+
+    A DEALER that sends subscribe is sent events after the commit that they tell of; who does not read is told lagged, and
+    how many it missed. With the topic tokens it is sent the sentence that answers before its cycle has ended, marked
+    provisional.
+
+    Below: the commands, the role that may send each, its fields (* must be given), the topics of events, the errors.
+    """
+    lines = []
+    for name, row in COMMANDS.items():
+        lines += ["", f"{name}  ({row.role})  {_told_fields(row.model)}".rstrip(), f"    {_one_line(row.model)}"]
+    lines += ["", f"topics: {', '.join(TOPICS)}", ""]
+    return lines + _columns({kind.__name__: _one_line(kind) for kind in _errors_below(BatosError)})
+
+
+@adds_to(HELP, "formats")
+def help_formats():
+    """The files that `batos.py learn` reads, by the kind of text that comes of them.
+
+    A file of another kind is learnt where it is named itself and is text. Encodings that are not UTF-8 are guessed, and it
+    is told; so are pages of a PDF that hold no text, and attachments of mail. A row of a table is found and quoted with its
+    header. A text may have `document_max_mb`, a file `source_max_mb`. What a folder holds and is not learnt is counted;
+    what is hidden, or what git ignores, is learnt with --hidden or where it is named.
+    """
+    kinds = collections.defaultdict(list)
+    for ending, row in FORMATS.items():
+        kinds[row.kind].append(ending)
+    return _columns({kind: " ".join(endings) for kind, endings in kinds.items()})
+
+
+@adds_to(HELP, "search")
+def help_search():
+    """How passages are found, and when a question is answered.
+
+    `search "WORDS"` ranks by words (Okapi BM25 over stemmed English, stop words left out, any of the words may match;
+    scripts without blanks by each two neighbouring characters) and by meaning (all-MiniLM-L6-v2), and tells why: which
+    words, what share of the question's weight they carry, which rank in each list, how near. What is "in quotes" counts
+    more where it stands so, +"in quotes" (or --exact) must be there, -this must not. A word that memory does not hold is
+    taken for the nearest that it does, and it is said so; questions to the mind do not do that.
+
+    A question is answered if one passage holds at least `relevance` of the question's idf mass, or its meaning is at least
+    as near as `similarity`, and a sentence there is worth it.
+    """
+    return [f"search --query finds only what matches words with AND, OR, NOT, such as {EXPRESSION_EXAMPLE}",
+            f"levels: {', '.join(LEVELS)}", f"scopes: {', '.join(SCOPES)}",
+            *_columns({name: f"{SETTINGS[name].default}" for name in ("relevance", "similarity")})]
+
+
+SERVERS = {                                              # name -> (its own command, the address and model to give)
+    "Ollama": ("ollama pull llama3.1:8b", "http://127.0.0.1:11434/v1 --core-model llama3.1:8b"),
+    "llama.cpp": ("llama-server -m MODEL.gguf --port 8080", "http://127.0.0.1:8080/v1"),
+    "vLLM": ("vllm serve MODEL", "http://127.0.0.1:8000/v1"),
+}
+
+
+@adds_to(HELP, "cores")
+def help_cores():
+    """What can be the language model (the core). `batos.py cores` lists models of the hub, and how well they would run here.
+
+    --core auto         the embedded one, seed_core/ beside batos.py: it chooses and quotes, and writes no sentences
+    --core none         goes without: passages are told as they stand
+    --core FOLDER       a model of the Llama family (config.json and *.safetensors), copied into the image
+    --core OWNER/NAME   one of the hub, downloaded into the image
+    --core URL          a server of OpenAI's protocol; --core-model names the model, BATOS_CORE_KEY holds its key
+
+    A model that is not the embedded one is asked by prompts, which are data in the image (codex_obj.prompts), and is bound by
+    the same grammars; of a server JSON is asked for, and personas by the server's models of their names. An image keeps its
+    core until another is named. Servers, each with its own command and ours:
+    """
+    lines = []
+    for name, (theirs, ours) in SERVERS.items():
+        lines += [name, f"    {theirs}", f"    python batos.py --core {ours}"]
+    return lines
+
+
+@adds_to(HELP, "files")
+def help_files():
+    """What stands beside an image: in the folder BATOS_HOME, else where the daemon was started.
+
+    Links to the image are followed, and all this stands beside the file itself. One file is one image: it is locked by
+    whatever name it is reached, and one with a second name (a hard link, as cp -l makes them) is refused. Where all of it
+    is removed, nothing of BAT OS is left but the program.
+    """
+    return _columns(FILES_BESIDE)
+
+
+FILES_BESIDE = {
+    "live_image.fs": "the image: objects, documents, questions, history",
+    ".fs.blob": "large files in it: the model, experts",
+    ".fs.seals": "checksums of what was written, a seal each `seal_mb`",
+    ".fs.index": "where objects stand in the file, made anew where it is missing",
+    ".fs.keys": "the daemon's key and those of clients, where `keys add` was used",
+    ".fs.log": "the log, rotated",
+    ".fs.ui": "an Inspector that the system made, where the image lies in a checkout; else morphic_ui.py",
+    ".fs.upgrades": "backups of before an upgrade",
+    ".fs.lock": "who has the image open",
+    ".fs.core": "links to the model, while the daemon runs",
+    ".fs.endpoint": "where the daemon listens, while it runs; clients of the same folder look there",
+    "batos.toml": "settings, where some were written",
+    "lora_adapters": "experts to be brought into the image, where you put some there",
+}
+
+
+@adds_to(HELP, "durability")
+def help_durability():
+    """What is acknowledged is on the disk, and how that is done.
+
+    One fsync a commit, on the data file, before the reply; before that the blobs of the transaction and their folders, in
+    the vote. Each transaction carries a digest of its records, so that at the next opening a last transaction that the
+    power cut short is told from a damaged one: the first has a sector that was never written, and is cut and kept aside;
+    the other is refused by name. The packed file, the index, the names of new files and the blobs' layout, which ZODB
+    leaves to the system, are forced to the disk before anything depends on them.
+
+    Before the image is opened every transaction header is walked and every seal checked. A flipped byte in the records
+    written since the last seal (`seal_mb`, or a clean stop) is not noticed at opening. `check --deep` reads everything while
+    the daemon is stopped: each record and reference, each blob's SHA-256, whether the ledger's last word on each slot
+    stands, whether every posting of the catalog is a chunk's; it changes nothing. `recover NEW` copies every transaction and
+    record that can be read into a new image, says what was lost, and checks it.
+
+    Not tried: disks that lie about their caches, file systems other than ext4 and tmpfs, other processors than x86. What was
+    tried, and what held, is in tests/durability/report.md. What holds everywhere:
+    """
+    return __doc__.partition("What holds everywhere:\n\n")[2].rstrip().splitlines()
+
+
+@adds_to(HELP, "service")
+def help_service():
+    """BAT OS as a service of your own, by systemd: the unit for this folder.
+
+    Write it and start it; enable-linger has it run while you are logged out:
+
+    mkdir -p ~/.config/systemd/user && batos.py help service > ~/.config/systemd/user/batos.service
+    systemctl --user enable --now batos
+    loginctl enable-linger
+
+    A stop drains: what was accepted is answered, missions go on at the next start.
+    """
+    home, here = home_folder(), os.getcwd()
+    place = f"WorkingDirectory={_unit_path(here)}"
+    if home:
+        place = f'Environment="BATOS_HOME={_unit_path(os.path.abspath(home))}"'
+    program = os.path.abspath(__file__)
+    drain_s = int(SETTINGS["drain_s"].default)
+    return ["[Unit]", "Description=BAT OS", "", "[Service]", place,
+            f'ExecStart="{_unit_path(sys.executable)}" "{_unit_path(program)}"', "Restart=on-failure",
+            f"TimeoutStopSec={drain_s + STOP_MARGIN_S}", "", "[Install]", "WantedBy=default.target"]
+
+
+STOP_MARGIN_S = 20                                       # for what is under way behind the drain, before it is killed
+
+
+def _unit_path(path):
+    """Return a path as a unit file has it, where % begins a name of systemd's."""
+    return path.replace("%", "%%")
+
+
+def _columns(rows):
+    """Return lines of {name: text}, the texts one below the other."""
+    width = max(map(len, rows))
+    return [f"{name:<{width}}  {text}" for name, text in rows.items()]
+
+
+def _one_line(documented):
+    return " ".join(documented.__doc__.split())
+
+
+def _told_fields(model):
+    """Return what a command takes, as text: its fields, with * those that must be given, and their defaults."""
+    told = []
+    for name, field in ui_fields(model, Command.model_fields).items():
+        end = "*" if field.get("required") else ""
+        if field.get("default") not in (None, [], {}, "", False):
+            end = f"={field['default']!r}"
+        told.append(name + end)
+    return ", ".join(told)
+
+
+def _errors_below(kind):
+    """Yield the kinds of errors below one, each before those below it."""
+    for below in kind.__subclasses__():
+        yield below
+        yield from _errors_below(below)
+
+
+def _help(args, settings):
+    topic = args.topic
+    if topic is None:
+        rows = {name: _first_line(function) for name, function in HELP.items()}
+        return rows, ["topics; `batos.py help TOPIC` tells one, `batos.py help COMMAND` the options of a command:", "",
+                      *_columns(rows)]
+    if topic in SUBCOMMANDS | LOCAL_COMMANDS and topic not in HELP:
+        command_line().parse_args([topic, "--help"])     # prints, and ends
+    if topic not in HELP:
+        raise NotFound(f"there is no help on {topic!r:.60}; {mend(topic, [*HELP, *SUBCOMMANDS, *LOCAL_COMMANDS], 'topics')}",
+                       kind="topic", name=topic)
+    prose = inspect.getdoc(HELP[topic]).splitlines()
+    if topic == "service":
+        prose = [f"# {line}".rstrip() for line in prose]
+    lines = [*prose, "", *HELP[topic]()]
+    return {"topic": topic, "lines": lines}, lines
+
+
+def _first_line(function):
+    return inspect.getdoc(function).splitlines()[0]
+
+
 LOCAL_COMMANDS = {                                       # what works on an image that no daemon has open
+    "help": (_help, "tell about a topic, such as settings or wire, or about a command"),
     "check": (_check, "check an image that no daemon has open: headers, seals, blobs; --deep: everything"),
     "recover": (_recover, "save what can be read of a damaged image into a new one"),
     "restore": (_restore, "put an image together from its backups, in a place where none is"),
@@ -27578,7 +27826,8 @@ ARGUMENTS = {                                            # subcommand -> its arg
               ("--hidden", {"action": "store_true", "help": "of folders also what is hidden or git ignores"}),
               ("--rechunk", {"action": "store_true", "help": "cut anew also what has not changed, as a new version"}),
               ("--vanished", {"action": "store_true", "help": "also take out what was learnt from files that are gone"})],
-    "search": [("query", {"nargs": "?"}),
+    "search": [("query", {"nargs": "?", "help": 'words; what is "in quotes" counts more where it stands so, +"in quotes" must be '
+                                                "there, -this must not"}),
                ("--query", {"dest": "expression", "metavar": "EXPRESSION",
                             "help": f"only what matches words with AND, OR, NOT, such as {EXPRESSION_EXAMPLE}"}),
                ("--max-results", {"type": int, "default": 5}),
@@ -27629,6 +27878,7 @@ ARGUMENTS = {                                            # subcommand -> its arg
              ("--role", {"choices": ROLES, "default": "write", "help": "what it may; each role may what those before it may"}),
              ("--public", {"help": "a public key that the client made itself"}),
              ("--image", {"default": argparse.SUPPRESS, "help": "the data file, whose keys they are"})],
+    "help": [("topic", {"nargs": "?", "help": f"of {', '.join(HELP)}; or a command"})],
     "settings": [("changes", {"nargs": "*", "metavar": "NAME=VALUE", "help": "NAME= makes it the default again"})],
     "check": [("--deep", {"action": "store_true", "help": "every record, reference, page, posting, hash; how the memory is"}),
               ("--mend", {"action": "store_true", "help": "first put damaged slots back, and make anew what is derived"}),

@@ -1,4 +1,4 @@
-"""The README is true: its commands run, its table is the code's, what it prints is what is printed."""
+"""The README is true: its commands run, what it prints is what is printed; help tells what the code's tables hold."""
 
 import doctest
 import pathlib
@@ -11,6 +11,7 @@ import time
 import ormsgpack  # noqa: F401  (the README's script imports it)
 import pytest
 from durability import load
+from test_remote import Served
 
 import batos
 
@@ -24,25 +25,92 @@ def shell_blocks():
     return [text for kind, text in BLOCKS if not kind]
 
 
-def settings_table():
-    """Return the README's table of settings."""
-    rows = [f"| `{row.name}` | {row.default!r} | {row.unit} | {row.help} |" for row in batos.SETTINGS.values()]
-    return "\n".join(["| setting | default | unit | meaning |", "|---|---|---|---|", *rows])
+def helped(capsys, topic):
+    """Return what `help TOPIC` prints."""
+    assert batos.main(["help", topic]) == 0
+    return capsys.readouterr().out
 
 
-def test_the_settings_are_told():
-    assert settings_table() in README
+def test_help_tells_all_that_the_tables_hold(capsys):
+    tables = {"commands": ("serve", *batos.SUBCOMMANDS, *batos.LOCAL_COMMANDS), "settings": batos.SETTINGS,
+              "wire": (*batos.COMMANDS, "NotFound", "ShuttingDown", f"topics: {', '.join(batos.TOPICS)}")}
+    for topic, names in tables.items():
+        told = helped(capsys, topic)
+        assert [name for name in names if not re.search(rf"^{name}\b", told, re.M)] == [], topic
+    row = batos.SETTINGS["workers"]
+    assert re.search(rf"^workers +{row.help} \({row.unit}; 2\)$", helped(capsys, "settings"), re.M)
+    assert "\nsend_message  (write)  target*, selector*, args, kwargs" in helped(capsys, "wire")
+    assert all(ending in helped(capsys, "formats").split() for ending in batos.FORMATS)
+    assert "  8. Corruption is named as such" in helped(capsys, "durability")
 
 
-def test_every_subcommand_and_every_command_of_the_wire_is_told():
-    for name in ("serve", *batos.SUBCOMMANDS, *batos.LOCAL_COMMANDS):
-        assert re.search(rf"^\| `{name}\b", README, re.M), name
-    for name in batos.COMMANDS:
-        assert f"`{name}`" in README, name
+def test_help_lists_its_topics_and_knows_commands_and_slips(capsys):
+    assert batos.main(["help"]) == 0
+    told = capsys.readouterr().out
+    assert all(re.search(rf"^{topic} +\S", told, re.M) for topic in batos.HELP)
+    with pytest.raises(SystemExit) as ended:
+        batos.main(["help", "learn"])
+    assert ended.value.code == 0 and "--vanished" in capsys.readouterr().out
+    assert batos.main(["help", "setings"]) == 1 and "did you mean settings?" in capsys.readouterr().err
+
+
+def command_lines():
+    """Return the arguments of all commands of batos.py that the README has, in blocks and in its text."""
+    blocks = [line for kind, text in BLOCKS if kind in ("", "sh") for line in text.splitlines()]
+    parts = [part for line in blocks for part in re.split(r" && |; | > ", line)]
+    inline = re.findall(r"`(\.venv/bin/python batos\.py[^`]*)`", README)
+    return [shlex.split(line)[2:] for line in (*parts, *inline) if line.startswith(".venv/bin/python batos.py")]
+
+
+def test_every_command_of_the_readme_is_one():
+    lines = command_lines()
+    assert len(lines) > 15
+    for words in lines:
+        batos.command_line().parse_args(words)           # ends the process where one is none
+    topics = re.findall(r"`(?:\.venv/bin/python batos\.py )?help (\w+)`", README)
+    assert len(topics) > 5 and set(topics) <= batos.HELP.keys()
+
+
+def test_the_answer_and_its_limits_come_before_the_contents():
+    first, contents, _ = README.partition("**Contents:**")
+    assert contents and len(first.splitlines()) <= 80
+    anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^## (.*)$", README, re.M)}
+    assert set(re.findall(r"\]\(#([^)]*)\)", README)) <= anchors
+    files = re.findall(r"\]\(((?!#|https?:)[^)]*)\)", README)
+    assert [file for file in files if not (ROOT / file).exists()] == []
+
+
+@pytest.mark.slow
+def test_the_servers_of_the_readme_are_those_of_help_and_answer(daemon, capsys):
+    lines = [words for words in command_lines() if "--core" in words and words[1].startswith("http")]
+    assert [f"    python batos.py {' '.join(words)}" for words in lines] == re.findall(
+        r"^ {4}python batos\.py --core http.*$", helped(capsys, "cores"), re.M)
+    server = Served()
+    try:
+        with batos.Client(daemon(*lines[0][2:], core=server.url).endpoint) as client:
+            while client.call("health")["result"]["core"]["state"] != "ready":
+                time.sleep(0.1)
+            assert client.call("health")["result"]["core"]["model"] == lines[0][-1]
+    finally:
+        server.stop()
+
+
+def test_removing_leaves_nothing(tmp_path):
+    (tmp_path / ".venv").mkdir()
+    for name in ("", *(name.removeprefix(".fs") for name in batos.FILES_BESIDE if name.startswith(".fs"))):
+        (tmp_path / f"live_image.fs{name}").touch()
+    line, = [text for kind, block in BLOCKS if kind == "sh" for text in block.splitlines() if "rm -r" in text]
+    subprocess.run(["bash", "-c", line.partition("; ")[2]], cwd=tmp_path, check=True, timeout=60)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_campaigns_are_told_as_they_were_reported():
-    assert load.report_table() in README
+    assert load.report_table() in (ROOT / "tests" / "durability" / "report.md").read_text("utf-8")
+
+
+def test_upgrading_installs_as_setting_up_does():
+    line, = [text for kind, block in BLOCKS if kind == "sh" for text in block.splitlines() if "git pull" in text]
+    assert line.split(" && ")[1] == shell_blocks()[0].split(" && ")[1]
 
 
 def test_ci_runs_the_commands_of_the_readme():

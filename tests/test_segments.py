@@ -302,7 +302,8 @@ def learn_one_by_one(image, texts):
 
 
 def test_notes_that_come_one_by_one_write_few_bytes(tmp_path):
-    whole = pathlib.Path(batos.__file__).with_name("README.md").read_text()
+    beside = pathlib.Path(batos.__file__)
+    whole = beside.with_name("README.md").read_text() + beside.with_name("CHANGELOG.md").read_text()
     texts = [whole[start:start + 480] for start in range(0, 48_000, 480)]
     image = new_image(tmp_path)
     assert learn_one_by_one(image, texts) < 6 * 48_000       # with all that the history keeps; settled words are among it

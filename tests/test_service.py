@@ -1,8 +1,7 @@
-"""The service file of the README: its command runs, a stop drains within its time, a crash is started again."""
+"""The service file that `help service` prints: its command runs, a stop drains within its time, a crash is started again."""
 
 import configparser
 import pathlib
-import re
 import shlex
 import signal
 import subprocess
@@ -14,20 +13,24 @@ import pytest
 import batos
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-UNIT = re.search(r"^```ini\n(.*?)^```$", (ROOT / "README.md").read_text("utf-8"), re.M | re.S)[1]
 
 
 def unit():
     parser = configparser.ConfigParser(interpolation=None)
     parser.optionxform = str
-    parser.read_string(UNIT)
+    parser.read_string("\n".join(batos.help_service()))
     return parser
 
 
-def test_the_unit_starts_what_is_there_and_restarts_only_after_a_failure():
+def test_the_unit_starts_what_is_there_and_restarts_only_after_a_failure(tmp_path, monkeypatch):
+    home = tmp_path / "50% mine"
+    home.mkdir()
+    monkeypatch.chdir(home)
     service = unit()["Service"]
-    program, script = shlex.split(service["ExecStart"])
-    assert program == "%h/bat-os/.venv/bin/python" and (ROOT / script).is_file() and service["Restart"] == "on-failure"
+    assert shlex.split(service["ExecStart"]) == [sys.executable, str(ROOT / "batos.py")]
+    assert service["WorkingDirectory"] == f"{tmp_path}/50%% mine" and service["Restart"] == "on-failure"
+    monkeypatch.setenv("BATOS_HOME", str(home))
+    assert shlex.split(unit()["Service"]["Environment"]) == [f"BATOS_HOME={tmp_path}/50%% mine"]
     assert float(service["TimeoutStopSec"]) > batos.SETTINGS["drain_s"].default + 10
 
 

@@ -195,7 +195,7 @@ TOLD = {                                                 # campaign -> (what it 
 
 
 def report_table():
-    """Return the README's table of the campaigns, as report.json tells them."""
+    """Return report.md's table of the campaigns, as report.json tells them."""
     told = json.loads(pathlib.Path(__file__).with_name("report.json").read_text())
     rows = ["| campaign | tried | what held | commit, seed |", "|---|---|---|---|"]
     return "\n".join(rows + [f"| {what} | {tried(told[name])} | {held(told[name])} | {told[name]['commit']}, "
