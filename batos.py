@@ -9800,6 +9800,7 @@ REPLY_BYTES_MOST = 4 << 20         # of one reply; what is longer is no answer
 REPLY_SHOWN_BYTES = 160            # of what a server said, in an error
 EVENT_LINES_MOST = 64              # of one event
 JSON_TRIES_MOST = 200              # braces of an answer at which its JSON may begin
+ADDRESS_HINT = "most servers' address ends in /v1"
 _STREAM_FIELDS = ("event", "id", "retry")
 
 
@@ -9926,7 +9927,7 @@ def no_json(text):
     if not text.strip():
         return "answers with nothing"
     if text.lstrip().startswith("<"):
-        return f"answers with a page of HTML; the address of its protocol ends in /v1 mostly: {shown_reply(text)}"
+        return f"answers with a page of HTML, not of its protocol: {shown_reply(text)}"
     return f"answers with what is no JSON: {shown_reply(text)}"
 
 
@@ -9937,6 +9938,11 @@ def part_text(content):
     if isinstance(content, dict):
         return "" if content.get("type") in ("reasoning", "thinking") else part_text(content.get("text"))
     return "" if content is None else str(content)
+
+
+def whole_characters(text):
+    """Return a text in which the halves of a character that came in two pieces are one; a half alone is replaced by a mark."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 _THOUGHT_MARK = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
@@ -9978,13 +9984,18 @@ def error_words(error):
 class Heard:
     """What a server has said so far in one reply.
 
-    text: of the answer. thought: what it told apart from that (`reasoning_content`). called: arguments of tools that it wants.
+    finish: why it ended, by its own word. whole: whether it said that this is all. pieces: of its text.
     """
 
     def __init__(self):
-        self.text = self.thought = self.called = ""
         self.finish, self.whole, self.pieces = "", False, 0
-        self._refusal, self._chosen = "", False
+        self._chosen = False                             # whether there were `choices` at all
+        self._said = collections.defaultdict(list)       # "text", "thought", "called", "refusal" -> pieces of it
+
+    def of(self, kind: str) -> str:
+        """Return what was said of a kind: "text" of the answer, "thought" told apart from it (`reasoning_content`), "called",
+        which are arguments of tools, or "refusal"."""
+        return whole_characters("".join(self._said[kind]))
 
     @property
     def cut(self):
@@ -10006,26 +10017,28 @@ class Heard:
 
     def _part(self, part):
         piece = part_text(part.get("content"))
-        self.text += piece
         self.pieces += bool(piece)
-        self.thought += part_text(part.get("reasoning_content") or part.get("reasoning"))
-        self._refusal += part_text(part.get("refusal"))
+        self._said["text"].append(piece)
+        self._said["thought"].append(part_text(part.get("reasoning_content") or part.get("reasoning")))
+        self._said["refusal"].append(part_text(part.get("refusal")))
         calls = part.get("tool_calls")
         for call in calls if isinstance(calls, list) else []:
             function = call.get("function") if isinstance(call, dict) else None
-            self.called += part_text(function.get("arguments")) if isinstance(function, dict) else ""
+            if isinstance(function, dict):
+                self._said["called"].append(part_text(function.get("arguments")))
         return piece
 
     def free_text(self) -> str:
         """Return the answer to a free prompt. Raises ServerFault where there is none."""
-        text = without_thoughts(self.text)
+        text = without_thoughts(self.of("text"))
         if not text or not self.whole:
             raise ServerFault(self.why_nothing())
         return text
 
     def task(self, wanted: set) -> dict:
         """Return the JSON that answers a task: of the text, else of a tool's arguments or of the thoughts. Raises ServerFault."""
-        for text in (without_thoughts(self.text), self.called, self.thought, self.text):
+        said = self.of("text")
+        for text in (without_thoughts(said), self.of("called"), self.of("thought"), said):
             told = json_within(text, wanted)
             if told is not None:
                 return told
@@ -10033,14 +10046,15 @@ class Heard:
 
     def why_nothing(self):
         """Return why what was said is no answer: the first of the known reasons that holds."""
-        text = without_thoughts(self.text)
+        said, refusal = self.of("text"), self.of("refusal")
+        text, thought = without_thoughts(said), self.of("thought")
         reasons = (
             (not self._chosen, "answers without `choices`"),
             (self.cut, "was cut off by the limit of tokens before it had answered"),
             (self.finish == "content_filter", "holds its answer back (content_filter)"),
-            (self._refusal, f"refuses to answer: {shown_reply(self._refusal)}"),
-            (not text and self.called, "wants to call tools, of which it was offered none"),
-            (not text and (self.thought or self.text), "only thought, and answered nothing"),
+            (refusal, f"refuses to answer: {shown_reply(refusal)}"),
+            (not text and self.of("called"), "wants to call tools, of which it was offered none"),
+            (not text and (thought or said), "only thought, and answered nothing"),
             (not text, "answers with an empty text"),
             (not self.whole, f"ends in the middle of its answer: {shown_reply(text[-REPLY_SHOWN_BYTES:])}"),
         )
@@ -10125,17 +10139,22 @@ class Breaker:
         self._clock, self._guard = clock, threading.Lock()
         self._pause_s = self._until_s = 0.0
 
-    def open(self, why: str, after_s: float | None = None):
-        """Leave the server alone for a while, or for after_s where it wants so. What is open stays as it is."""
+    def open(self, why: str, after_s: float | None = None) -> bool:
+        """Leave the server alone for a while, or for after_s where it wants so. Returns whether that is news.
+
+        What is open stays as it is.
+        """
         first_s, most_s = BREAKER_S
         with self._guard:
             if self.state == "open":
-                return
+                return False
             self._pause_s = min(2 * self._pause_s or first_s, most_s)
             left_s = max(self._pause_s, min(after_s or 0.0, LEFT_ALONE_MOST_S))
             self._until_s = self._clock() + left_s
+            news = self.state == "closed" or why != self.why
             self.state, self.why = "open", why
             self.opened += 1
+        return news
 
     def left_s(self) -> float:
         """Return the seconds until a probe may be made."""
@@ -10291,7 +10310,7 @@ class RemoteCore:
             fault = self._fault_of(self._look)
             if fault is None or not fault.passing or time.monotonic() > until_s:
                 return fault
-            self._progress = f"{self.name} {fault.told}; it is asked again"
+            self._progress = f"{self._told(fault)}; it is asked again"
             if self._closing.wait(next(pauses)):
                 return None
 
@@ -10317,9 +10336,9 @@ class RemoteCore:
 
     def _leave_alone(self, fault):
         """Open the breaker for what the server did."""
-        self.breaker.open(f"{self.name} {fault.told}", fault.after_s)
+        news = self.breaker.open(self._told(fault), fault.after_s)
         self._opened.set()
-        log_core.warning("the core is away: %s", self.breaker.told())
+        log_core.log(logging.WARNING if news else logging.DEBUG, "the core is away: %s", self.breaker.told())
 
     @staticmethod
     def _fault_of(ask):
@@ -10345,6 +10364,8 @@ class RemoteCore:
             self.models = self._listed()
         except ServerFault as fault:
             if not self.model or fault.status not in (404, 405, 501):
+                if not fault.passing and not self.url.endswith("/v1"):
+                    fault.told += f"; {ADDRESS_HINT}"
                 raise
         if not self.model and not self.models:
             raise ServerFault("tells of no models; start it with one, or name one by core_model", passing=True)
@@ -10354,6 +10375,8 @@ class RemoteCore:
     def _listed(self):
         """Return the names of the models that the server offers. Raises ServerFault."""
         told = self._document("/models")
+        if told.get("error"):
+            raise ServerFault(f"reports an error: {error_words(told)}", away=True)
         rows = told.get("data")
         names = [row.get("id") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
         return [name for name in names if isinstance(name, str)]
@@ -10494,8 +10517,13 @@ class RemoteCore:
         except ServerFault as fault:
             raise self._failed(fault, ", asked twice,") from fault
 
+    def _told(self, fault, how=""):
+        """Return what the server did as a sentence; a key that it repeats is in none."""
+        told = fault.told.replace(self._key, "…") if self._key else fault.told
+        return f"{self.name}{how} {told}"
+
     def _failed(self, fault, how=""):
-        return CoreFailed(f"{self.name}{how} {fault.told}", status=fault.status)
+        return CoreFailed(self._told(fault, how), status=fault.status)
 
     def _said(self, body, request, stop):
         """Return what the server said to a request; what may pass is tried again, until `stop` is set. Raises CoreFailed."""
@@ -10509,9 +10537,9 @@ class RemoteCore:
                     raise Cancelled("the request was cancelled") from fault
                 pause_s = self._pause_s(fault, usual_s, until_s, waited)
                 if pause_s is None:
-                    raise self._given_up(fault, body) from fault
+                    raise self._given_up(fault) from fault
                 waited += fault.after_s is not None
-                log_core.warning("%s %s; it is asked again in %.3g s", self.name, fault.told, pause_s)
+                log_core.warning("%s; it is asked again in %.3g s", self._told(fault), pause_s)
             if stop.wait(pause_s):
                 raise Cancelled("the request was cancelled")
 
@@ -10525,14 +10553,12 @@ class RemoteCore:
         fits = time.monotonic() + fault.after_s < until_s
         return fault.after_s if fits and not waited else None
 
-    def _given_up(self, fault, body):
+    def _given_up(self, fault):
         """Return the CoreFailed of a fault that no further try mends; what ails the server itself opens the breaker."""
-        if fault.status == 404:
-            fault.told += f" (asked for {body['model']}; {self._offered()})"
-        if fault.passing or fault.away:
-            self._leave_alone(fault)
         if fault.after_s:
             fault.told += f"; it wants to be left alone for {fault.after_s:.0f} s"
+        if fault.passing or fault.away:
+            self._leave_alone(fault)
         return self._failed(fault)
 
     def _offered(self):
@@ -10552,6 +10578,8 @@ class RemoteCore:
             except ServerFault as fault:
                 name = next_concession(fault, asked, made)
                 if name is None:
+                    if fault.status == 404:
+                        fault.told += f" (asked for {body['model']}; {self._offered()})"
                     raise
                 made = (*made, name)
                 continue
@@ -10565,7 +10593,7 @@ class RemoteCore:
             for piece in reply.iter_bytes():
                 if stop.is_set():
                     raise Cancelled("the request was cancelled")
-                if time.monotonic() > until_s:           # of what keeps itself alive and says nothing
+                if time.monotonic() > until_s + READ_BEHIND_S:       # of what keeps itself alive and says nothing
                     raise ServerFault("does not come to an end in time", away=True)
                 self._hear(reader.take(piece), said, hear)
                 if reader.ended:                         # it may leave the connection open

@@ -186,6 +186,7 @@ ANSWERED = {
     "stream, wrong type": streams(cut_up, kind="application/json"),
     "lines of JSON": lambda out, body, times: out(head() + b"\n".join(
         json.dumps(one).encode() for one in [*cut_up(answer(body)), STOP])),
+    "half characters": streams(lambda text: [*cut_up(text), event(content=" \ud83d"), event(content="\ude00 \ud83d")]),
     "legacy text": streams(lambda text: [{"choices": [{"text": text}]}]),
     "no DONE": streams(cut_up, ending=(STOP,)),
     "nothing but pieces": streams(lambda text: [*cut_up(text), {"choices": []}, {"choices": None, "usage": {}}]),
@@ -246,6 +247,7 @@ TOLD = {
     "not packed": (unpacked, "not packed as it says"),
     "400": (errs(400, {"error": {"message": "maximum context length is 8 tokens"}}), "answers 400.*maximum context length"),
     "401": (errs(401, {"error": "no key"}), "answers 401.*BATOS_CORE_KEY.*no key"),
+    "key repeated": (errs(401, {"error": {"message": "Incorrect API key provided: s3cret"}}), "key provided: …"),
     "403": (errs(403, {"detail": "not yours"}), "answers 403.*BATOS_CORE_KEY.*not yours"),
     "404": (errs(404, {"error": {"message": "The model `big` does not exist"}}),
             "does not exist.*it offers big, ROBIN.*core_model"),
@@ -281,6 +283,8 @@ class _Handler(socketserver.StreamRequestHandler):
         return method, path, json.loads(self.rfile.read(sum(lengths)) or "null")
 
     def _reply(self, method, path, body):
+        if "/v1/" not in path:
+            return errs(404, "404 page not found")(self._out, body, 0)
         if method == "GET":
             models = {"data": [{"id": "big"}, {"id": "ROBIN"}]}
             return self._out(head(kind="application/json") + json.dumps(models).encode())

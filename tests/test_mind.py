@@ -223,7 +223,7 @@ def test_whatever_a_server_does_the_passages_are_told(machine, monkeypatch):
     for count, (url, told) in enumerate(cases, 1):
         deadline_s = 0.3 if "0.3 s" in told else 60.0
         one.mind.settings = batos.load_settings({"core_deadline_s": deadline_s}, {})
-        one.mind.core = batos.RemoteCore(url, ask_s=deadline_s).start()
+        one.mind.core = batos.RemoteCore(url, key="s3cret", ask_s=deadline_s).start()
         oid = one.accept()
         report = one.ended(oid)
         one.mind.core.close()

@@ -258,14 +258,16 @@ def test_a_habit_that_leaves_an_answer_is_read_past(habits, hasty, habit):
         assert [answer.value.get("order") or answer.value["sentence"] for answer in numbers] == [[1], 1]
         habits.asked.clear()                             # what goes wrong once does so again
         if habit in ANSWERED:
-            assert "Three words here." in core.infer_("Say three words.", system_prompt="Be short.")
+            text = core.infer_("Say three words.", system_prompt="Be short.")
+            assert "Three words here." in text and text.encode()
 
 
 @pytest.mark.parametrize("habit", TOLD)
 def test_a_habit_that_leaves_no_answer_is_told_by_name(habits, hasty, habit):
     limit_s = 0.3 if "0.3 s" in TOLD[habit][1] else WAIT_S
-    with core_at(habits.url(habit), ask_s=limit_s) as core:
-        assert re.search(TOLD[habit][1], heard_from(core))
+    with core_at(habits.url(habit), key="s3cret", ask_s=limit_s) as core:
+        told = heard_from(core)
+        assert re.search(TOLD[habit][1], told) and "s3cret" not in told + core.progress
         with pytest.raises(batos.BatosError):
             core.infer_("Say three words.")
 
@@ -308,14 +310,18 @@ def test_a_server_without_a_list_of_models_is_taken_at_its_word(monkeypatch):
         assert core.state == "ready" and core.model == "mine"
 
 
+def test_an_address_that_is_not_whole_is_told(habits, hasty):
+    with core_at(habits.url("good").removesuffix("/v1")) as core:
+        assert core.state == "away" and "answers 404" in core.progress and "ends in /v1" in core.progress
+
+
 def test_a_breaker_opens_for_longer_each_time_and_an_answer_forgets_it():
     now_s = [100.0]
     breaker = batos.Breaker(lambda: now_s[0])
     first_s, most_s = batos.BREAKER_S
     pauses = []
     for _ in range(8):
-        breaker.open("it hangs")
-        breaker.open("so do others that were under way")
+        assert breaker.open("it hangs") == (not pauses) and not breaker.open("so do others that were under way")
         pauses.append(breaker.left_s())
         assert not breaker.half_open() and f"it hangs; it is tried again in {pauses[-1]:.0f} s" == breaker.told()
         now_s[0] += pauses[-1]
@@ -364,7 +370,7 @@ def test_a_stream_may_be_cut_into_pieces_anywhere(habit, size):
     events = [event for piece in pieces for event in reader.take(piece)] + reader.finish()
     for event in events:
         heard.hear(event)
-    assert heard.text == "1" and reader.ended
+    assert heard.of("text") == "1" and reader.ended
 
 
 def test_thoughts_are_left_out_and_nothing_else():
@@ -389,6 +395,8 @@ def test_a_daemon_answers_with_passages_while_its_server_hangs(daemon, habits):
         for report in (hung, spared):
             assert report["state"] == "COMPLETE" and report["words"] is False and "twelve days" in report["answer"]
         assert "tried again in" in spared["why_no_words"]["details"]
+        with pytest.raises(batos.CoreOffline, match="cannot be asked now: .* had no answer within 1 s"):
+            client.call("send_message", target="pLLM_obj", selector="infer_", args=["Who is there?"])
         health = client.call("health")["result"]["core"]
         assert health["state"] == "away" and health["breaker"]["state"] in ("open", "half-open")
         habits.change("good")
