@@ -27685,7 +27685,7 @@ def help_cores():
     --core URL          a server of OpenAI's protocol; --core-model names the model, BATOS_CORE_KEY holds its key
 
     A model that is not the embedded one is asked by prompts, which are data in the image (codex_obj.prompts), and is bound by
-    the same grammars; of a server JSON is asked for, and personas by the server's models of their names. An image keeps its
+    the same grammars (methods it writes as any Python); of a server JSON is asked for, and personas by the server's models of their names. An image keeps its
     core until another is named. Servers, each with its own command and ours:
     """
     lines = []

@@ -80,6 +80,16 @@ def test_the_answer_and_its_limits_come_before_the_contents():
     assert [file for file in files if not (ROOT / file).exists()] == []
 
 
+def test_the_figures_that_come_first_are_those_of_the_last_row_of_answers():
+    answers = README.partition("\n## Answers\n")[2].partition("\n## ")[0]
+    row = [line for line in answers.splitlines() if line.startswith("| now")][-1]
+    right, partly, beside, wrongly, rightly = re.findall(r"\d+", row)[:5]
+    first = " ".join(README.partition("**Contents:**")[0].split())
+    told = re.search(r"held the answer for (\d+), one of the passages for (\d+); (\d+) were answered beside the point, (\w+) "
+                     r"(?:was|were) refused wrongly, and (\d+)", first)
+    assert told.groups() == (right, partly, beside, wrongly if wrongly != "0" else "none", rightly)
+
+
 @pytest.mark.slow
 def test_the_servers_of_the_readme_are_those_of_help_and_answer(daemon, capsys):
     lines = [words for words in command_lines() if "--core" in words and words[1].startswith("http")]
