@@ -27676,7 +27676,7 @@ SERVERS = {                                              # name -> (its own comm
 
 @adds_to(HELP, "cores")
 def help_cores():
-    """What can be the language model (the core). `batos.py cores` lists models of the hub, and how well they would run here.
+    """What can be the language model (the core). `batos.py cores` lists models of the hub.
 
     --core auto         the embedded one, seed_core/ beside batos.py: it chooses and quotes, and writes no sentences
     --core none         goes without: passages are told as they stand
@@ -27684,9 +27684,9 @@ def help_cores():
     --core OWNER/NAME   one of the hub, downloaded into the image
     --core URL          a server of OpenAI's protocol; --core-model names the model, BATOS_CORE_KEY holds its key
 
-    A model that is not the embedded one is asked by prompts, which are data in the image (codex_obj.prompts), and is bound by
-    the same grammars (methods it writes as any Python); of a server JSON is asked for, and personas by the server's models of their names. An image keeps its
-    core until another is named. Servers, each with its own command and ours:
+    A model that is not the embedded one is asked by prompts, which are data in the image (codex_obj.prompts), and is bound
+    by the same grammars (methods it writes as any Python); of a server JSON is asked for, and personas by the server's
+    models of their names. An image keeps its core until another is named. Servers, each with its own command and ours:
     """
     lines = []
     for name, (theirs, ours) in SERVERS.items():
