@@ -9798,7 +9798,9 @@ def json_schema(task, lines, *refused):
 
 REPLY_BYTES_MOST = 4 << 20         # of one reply; what is longer is no answer
 REPLY_SHOWN_BYTES = 160            # of what a server said, in an error
+COMPLAINT_BYTES_MOST = 1 << 16     # read of what a server says with an error
 EVENT_LINES_MOST = 64              # of one event
+NESTING_MOST = 32                  # of JSON
 JSON_TRIES_MOST = 200              # braces of an answer at which its JSON may begin
 ADDRESS_HINT = "most servers' address ends in /v1"
 _STREAM_FIELDS = ("event", "id", "retry")
@@ -9833,12 +9835,24 @@ def decoded_line(line):
         return line.decode("latin-1")
 
 
+def is_deep(value):
+    """Return whether a value of JSON is nested deeper than any answer is; what looks into it calls itself for each level."""
+    level, depth = [value], 0
+    while level and depth < NESTING_MOST:
+        lists = [one for one in level if isinstance(one, list)]
+        lists += [one.values() for one in level if isinstance(one, dict)]
+        level = list(itertools.chain.from_iterable(lists))
+        depth += 1
+    return bool(level)
+
+
 def json_or_none(text):
     """Return what a text says as JSON, or None where it is none."""
     try:
-        return json.loads(text)
+        told = json.loads(text)
     except (ValueError, RecursionError):
         return None
+    return None if is_deep(told) else told
 
 
 class ReplyReader:
@@ -9968,7 +9982,7 @@ def json_within(text, wanted):
     for brace in itertools.islice(re.finditer(r"\{", text), JSON_TRIES_MOST):
         with contextlib.suppress(ValueError, RecursionError):
             told, _ = decoder.raw_decode(text, brace.start())
-            if not wanted.isdisjoint(told):
+            if not wanted.isdisjoint(told) and not is_deep(told):
                 return told
     return None
 
@@ -10382,10 +10396,11 @@ class RemoteCore:
         return [name for name in names if isinstance(name, str)]
 
     def _document(self, place):
-        with self._replying("GET", place, REMOTE_CONNECT_S) as reply:
-            reader = ReplyReader()
-            events = [event for piece in reply.iter_bytes() for event in reader.take(piece)]
-            return [*events, *reader.finish()][0]
+        reader, events = ReplyReader(), []
+        with self._replying("GET", place, self._closing, time.monotonic() + REMOTE_CONNECT_S) as pieces:
+            for piece in pieces:
+                events += reader.take(piece)
+        return [*events, *reader.finish()][0]
 
     def _ask_little(self):
         """Ask for one word: whether the server answers at all."""
@@ -10589,12 +10604,8 @@ class RemoteCore:
 
     def _streamed(self, body, hear, stop, until_s):
         said, reader = Heard(), ReplyReader()
-        with self._replying("POST", "/chat/completions", until_s - time.monotonic(), body) as reply:
-            for piece in reply.iter_bytes():
-                if stop.is_set():
-                    raise Cancelled("the request was cancelled")
-                if time.monotonic() > until_s + READ_BEHIND_S:       # of what keeps itself alive and says nothing
-                    raise ServerFault("does not come to an end in time", away=True)
+        with self._replying("POST", "/chat/completions", stop, until_s, body) as pieces:
+            for piece in pieces:
                 self._hear(reader.take(piece), said, hear)
                 if reader.ended:                         # it may leave the connection open
                     break
@@ -10611,25 +10622,38 @@ class RemoteCore:
                 hear(piece)
 
     @contextlib.contextmanager
-    def _replying(self, method, place, left_s, body=None):
-        """Have a request's reply while inside. Raises ServerFault for a status that is an error, and for faults on the way."""
+    def _replying(self, method, place, stop, until_s, body=None):
+        """Have the pieces of a request's reply while inside. Raises ServerFault for a status that is an error, and for faults
+        on the way; Cancelled once `stop` is set."""
         httpx = need("httpx2", "a core by URL")
-        timeout = httpx.Timeout(max(0.0, left_s) + READ_BEHIND_S, connect=REMOTE_CONNECT_S)
+        left_s = max(0.0, until_s - time.monotonic()) + READ_BEHIND_S
+        timeout = httpx.Timeout(left_s, connect=REMOTE_CONNECT_S)
         try:
             with self._client.stream(method, f"{self.url}{place}", json=body, timeout=timeout) as reply:
+                pieces = self._pieces(reply, stop, until_s)
                 if not reply.is_success:
-                    raise status_fault(reply.status_code, reply.headers, self._complaint(reply))
-                yield reply
+                    raise status_fault(reply.status_code, reply.headers, self._complaint(pieces))
+                yield pieces
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise transport_fault(error) from error
 
     @staticmethod
-    def _complaint(reply):
-        """Return the beginning of what a server says with an error; no piece of it is waited for longer than for an answer."""
-        heard = b""
+    def _pieces(reply, stop, until_s):
+        """Yield the pieces of a reply, for as long as it is waited for: some keep themselves alive and say nothing."""
         for piece in reply.iter_bytes():
+            if stop.is_set():
+                raise Cancelled("the request was cancelled")
+            if time.monotonic() > until_s + READ_BEHIND_S:
+                raise ServerFault("does not come to an end in time", away=True)
+            yield piece
+
+    @staticmethod
+    def _complaint(pieces):
+        """Return the beginning of what a server says with an error."""
+        heard = b""
+        for piece in pieces:
             heard += piece
-            if len(heard) > REPLY_BYTES_MOST // 64:
+            if len(heard) > COMPLAINT_BYTES_MOST:
                 break
         return decoded_line(heard)
 

@@ -6,6 +6,7 @@ what it writes to, the request, and how often this habit was asked before.
 """
 
 import contextlib
+import functools
 import gzip
 import json
 import re
@@ -129,8 +130,8 @@ def hang(out, body, times):
     time.sleep(HANG_S)
 
 
-def drip(out, body, times):
-    out(head())
+def drip(out, body, times, status=200):
+    out(head(status))
     until_s = time.monotonic() + HANG_S
     while time.monotonic() < until_s:
         out(b": keep-alive\n")
@@ -253,6 +254,7 @@ TOLD = {
             "does not exist.*it offers big, ROBIN.*core_model"),
     "405": (errs(405, "<h1>Not allowed</h1>"), "answers 405.*another protocol"),
     "429": (errs(429, FULL), "answers 429.*too many requests"),
+    "429 again": (errs(429, FULL, Retry_After="0"), "answers 429.*too many requests"),
     "429 for an hour": (errs(429, FULL, Retry_After="3600"), "answers 429.*left alone for 3600 s"),
     "503 for years": (errs(503, FULL, Retry_After=LATER), r"answers 503.*left alone for \d{9} s"),
     "500": (errs(500, "<pre>Traceback</pre>"), "answers 500.*look at its log.*Traceback"),
@@ -260,7 +262,21 @@ TOLD = {
     "redirect": (errs(307, "", Location="http://elsewhere/v1"), "points elsewhere to http://elsewhere/v1, which is not followed"),
     "hang": (hang, "had no answer within 0.3 s"),
     "drip": (drip, "had no answer within 0.3 s"),
+    "drip of an error": (functools.partial(drip, status=500), "had no answer within 0.3 s"),
     "drip of bytes": (drip_bytes, "had no answer within 0.3 s"),
+}
+# Of the list of models, which is asked for first.
+UNLISTED = {
+    "models as HTML": (lambda out, body, times: out(head(kind="text/html") + b"<html><b>Welcome</b></html>"), "HTML.*Welcome"),
+    "no models": (lambda out, body, times: out(head(kind="application/json") + b'{"data": []}'), "tells of no models"),
+    "models of another kind": (lambda out, body, times: out(head(kind="application/json") + b'{"data": {"id": 1}}'),
+                               "tells of no models"),
+    "error with 200": (lambda out, body, times: out(head(kind="application/json") + b'{"error": "no endpoint"}'),
+                       "reports an error: no endpoint"),
+    "models behind a key": (errs(401, {"error": "no key"}), "answers 401.*BATOS_CORE_KEY"),
+    "models elsewhere": (errs(302, "", Location="https://me:pw@elsewhere/v1"), "points elsewhere to https://elsewhere/v1"),
+    "models that drip": (drip, "does not come to an end in time"),
+    "models that hang": (hang, "does not answer in time"),
 }
 CHANGING = "changing"              # begins as one that hangs
 # No server at all.
@@ -285,10 +301,10 @@ class _Handler(socketserver.StreamRequestHandler):
     def _reply(self, method, path, body):
         if "/v1/" not in path:
             return errs(404, "404 page not found")(self._out, body, 0)
-        if method == "GET":
+        number = int(path.split("/")[1])
+        if method == "GET" and number not in self.server.unlisted:
             models = {"data": [{"id": "big"}, {"id": "ROBIN"}]}
             return self._out(head(kind="application/json") + json.dumps(models).encode())
-        number = int(path.split("/")[1])
         self.server.asked.append((number, body))
         times = sum(1 for asked, _ in self.server.asked if asked == number) - 1
         return self.server.replies[number](self._out, body, times)
@@ -312,11 +328,12 @@ class Habits:
 
     def __init__(self):
         self._server = _Server(("127.0.0.1", 0), _Handler)
-        told = {name: reply for name, (reply, _) in TOLD.items()}
+        told = {name: reply for name, (reply, _) in (TOLD | UNLISTED).items()}
         every = ANSWERED | ANSWERED_TASKS | told | {CHANGING: hang}
         self._numbers = {name: number for number, name in enumerate(every)}
         self.asked, self.replies = [], list(every.values())
         self._server.asked, self._server.replies = self.asked, self.replies
+        self._server.unlisted = [self._numbers[name] for name in UNLISTED]
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def url(self, name):

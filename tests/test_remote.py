@@ -11,7 +11,7 @@ import time
 import urllib.request
 
 import pytest
-from habits import ANSWERED, ANSWERED_TASKS, CHANGING, NOBODY, TOLD, Habits
+from habits import ANSWERED, ANSWERED_TASKS, CHANGING, NOBODY, TOLD, UNLISTED, Habits
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -272,6 +272,20 @@ def test_a_habit_that_leaves_no_answer_is_told_by_name(habits, hasty, habit):
             core.infer_("Say three words.")
 
 
+@pytest.mark.parametrize("habit", UNLISTED)
+def test_a_server_that_tells_of_no_models_is_told_by_name(habits, hasty, monkeypatch, habit):
+    monkeypatch.setattr(batos, "REMOTE_CONNECT_S", 0.2)
+    monkeypatch.setattr(batos, "READ_BEHIND_S", 0.1)
+    with core_at(habits.url(habit)) as core:
+        assert core.state == "away" and re.search(UNLISTED[habit][1], core.progress) and "tried again in" in heard_from(core)
+
+
+def test_a_wish_to_be_left_alone_is_met_once(habits, hasty):
+    with core_at(habits.url("429 again")) as core:
+        heard_from(core)
+    assert len(questions_of(habits.bodies("429 again"))) == 2
+
+
 @pytest.mark.parametrize("url, told", NOBODY.values(), ids=NOBODY)
 def test_who_is_not_there_is_told_by_name(hasty, url, told):
     with core_at(url) as core:
@@ -371,6 +385,40 @@ def test_a_stream_may_be_cut_into_pieces_anywhere(habit, size):
     for event in events:
         heard.hear(event)
     assert heard.of("text") == "1" and reader.ended
+
+
+KEYS = ["choices", "delta", "message", "content", "error", "object", "text", "type", "tool_calls", "function", "arguments",
+        "reasoning", "refusal", "finish_reason", "strategy"]
+REPLIES = st.recursive(st.none() | st.integers() | st.text(max_size=9), lambda inner: st.lists(inner, max_size=3) |
+                       st.dictionaries(st.sampled_from(KEYS), inner, max_size=4), max_leaves=15)
+REPLY_LINES = st.binary(max_size=20) | REPLIES.map(lambda told: f"data: {json.dumps(told)}\n".encode()) | st.sampled_from(
+    [b"", b"data: [DONE]", b": x", b"event: error", b"<html>", b"data:", b"\r"])
+
+
+def judged(reply):
+    """Return what a reply, in pieces, comes to: the JSON of a task, or the fault that is told of it."""
+    reader, heard = batos.ReplyReader(), batos.Heard()
+    try:
+        events = [event for piece in reply for event in reader.take(piece)] + reader.finish()
+        for event in events:
+            heard.hear(event)
+        return heard.task({"strategy"})
+    except batos.ServerFault as fault:
+        return fault.told
+
+
+@given(st.lists(REPLY_LINES, max_size=6), st.integers(1, 30))
+def test_whatever_bytes_a_server_sends_come_to_an_answer_or_a_fault(lines, size):
+    reply = b"\n".join(lines)
+    assert judged([reply[at:at + size] for at in range(0, len(reply), size)])
+
+
+@pytest.mark.parametrize("reply", [
+    b'{"choices": [{"message": {"content": ' + b"[" * 900 + b"]" * 900 + b"}}]}", b'{"error": ' * 900 + b"1" + b"}" * 900,
+    b"[" * 900 + b"]" * 900, b"data: x\n" * 200_000, b"<" * 2_000_000, b'{"choices": [{"text": "' + b"{" * 900_000 + b'"}]}',
+], ids=["content", "error", "list", "lines", "tags", "braces"])
+def test_a_reply_that_would_cost_much_to_read_is_told_at_once(reply):
+    assert isinstance(judged([reply]), str)
 
 
 def test_thoughts_are_left_out_and_nothing_else():
