@@ -854,6 +854,7 @@ def uuid7():
 # ---- bridge
 
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5555"
+HOME_FILE = "live_image.fs.endpoint"                     # in BATOS_HOME: where a daemon says, while it runs, that it listens
 PING_S = 2.0                                             # a daemon that said nothing for so long is asked how it is
 HUNG_S = 5.0                                             # and hangs where it says nothing for so long
 RETRY_MS, RETRY_MAX_MS = 200, 5000                       # how soon a connection is tried again, doubling
@@ -4308,11 +4309,24 @@ class Unforeseen(ExceptionHandler):
         return ExceptionManager.PASS
 
 
+def usual_endpoint():
+    """Return where to look for a daemon: as the environment says, else as the one of BATOS_HOME (or of this folder) says."""
+    if "BATOS_ENDPOINT" in os.environ:
+        return os.environ["BATOS_ENDPOINT"]
+    file = pathlib.Path(os.environ.get("BATOS_HOME", "")).expanduser() / HOME_FILE
+    try:
+        endpoint, pid = file.read_text("utf-8").split()
+        os.kill(int(pid), 0)
+    except (OSError, ValueError):                        # none runs there, or one was killed
+        return DEFAULT_ENDPOINT
+    return endpoint
+
+
 def main(argv=None):
     """Run the Inspector until its window is closed; returns the exit status."""
     parser = argparse.ArgumentParser(description="The Memory Inspector of BAT OS.")
-    parser.add_argument("--endpoint", default=os.environ.get("BATOS_ENDPOINT", DEFAULT_ENDPOINT),
-                        help=f"where the daemon listens (default {DEFAULT_ENDPOINT})")
+    parser.add_argument("--endpoint", default=usual_endpoint(),
+                        help=f"where the daemon listens (default: as that of BATOS_HOME says, else {DEFAULT_ENDPOINT})")
     parser.add_argument("--keys", default=os.environ.get("BATOS_KEYS"), metavar="FILE",
                         help="the key file that `batos.py keys add NAME` made")
     args = parser.parse_args(argv)

@@ -363,3 +363,13 @@ def test_what_cannot_be_packed_is_not_said_to_be_offline(daemon, line, value):
     reply = one.reply("send_message", target="genesis_obj", selector="slotNames", args=[value])
     assert reply["code"] == "BadRequest" and "cannot be sent" in reply["details"]
     assert one.reply("health")["status"] == "OK"
+
+
+def test_the_window_looks_for_the_daemon_of_the_same_home(tmp_path, monkeypatch):
+    monkeypatch.delenv("BATOS_ENDPOINT", raising=False)
+    monkeypatch.setenv("BATOS_HOME", str(tmp_path))
+    assert ui.usual_endpoint() == ui.DEFAULT_ENDPOINT == batos.SETTINGS["endpoint"].default
+    with batos.telling_endpoint(str(tmp_path / "live_image.fs"), "tcp://127.0.0.1:7"):
+        assert ui.usual_endpoint() == batos.Client().endpoint == "tcp://127.0.0.1:7"
+    monkeypatch.setenv("BATOS_ENDPOINT", "tcp://127.0.0.1:8")
+    assert ui.usual_endpoint() == "tcp://127.0.0.1:8"
