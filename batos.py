@@ -10280,7 +10280,7 @@ class RemoteCore:
         self.name, self.breaker = f"the server {hide_password(self.url)}", Breaker()
         self.models, self.rows_served, self.tokens_told, self.batch_s = [], 0, 0, 0.0
         self._life, self._progress = "offline", f"{self.name} was not asked yet"
-        self._key, self._client = key, None
+        self._wanted, self._key, self._client = model, key, None
         self._conceded = ()                              # names of CONCESSIONS that it needs
         self._settled, self._closing, self._opened = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._main, name="batos-core", daemon=True)
@@ -10321,7 +10321,7 @@ class RemoteCore:
         until_s = time.monotonic() + min(REMOTE_START_S, self.ask_s)
         pauses = itertools.chain(REMOTE_TRY_S, itertools.repeat(REMOTE_TRY_S[-1]))
         while True:
-            fault = self._fault_of(self._look)
+            fault = self._fault_of(self._look, REMOTE_CONNECT_S)
             if fault is None or not fault.passing or time.monotonic() > until_s:
                 return fault
             self._progress = f"{self._told(fault)}; it is asked again"
@@ -10339,7 +10339,7 @@ class RemoteCore:
             self._probe()
 
     def _probe(self):
-        fault = self._fault_of(self._look) or self._fault_of(self._ask_little)
+        fault = self._fault_of(self._look, REMOTE_CONNECT_S) or self._fault_of(self._ask_little, self.ask_s)
         if self._closing.is_set():
             return
         if fault is not None:
@@ -10354,9 +10354,17 @@ class RemoteCore:
         self._opened.set()
         log_core.log(logging.WARNING if news else logging.DEBUG, "the core is away: %s", self.breaker.told())
 
+    def _fault_of(self, ask, limit_s):
+        """Ask something; return what was wrong with it, or None. What is held up by a header that never ends is left behind."""
+        found = queue.SimpleQueue()
+        threading.Thread(target=lambda: found.put(self._tried(ask)), name="batos-probe", daemon=True).start()
+        try:
+            return found.get(timeout=limit_s + 2 * READ_BEHIND_S)
+        except queue.Empty:
+            return ServerFault("does not come to an end in time", away=True)
+
     @staticmethod
-    def _fault_of(ask):
-        """Ask something; return what was wrong with it, or None."""
+    def _tried(ask):
         try:
             ask()
         except ServerFault as fault:
@@ -10377,13 +10385,14 @@ class RemoteCore:
         try:
             self.models = self._listed()
         except ServerFault as fault:
-            if not self.model or fault.status not in (404, 405, 501):
+            if not self._wanted or fault.status not in (404, 405, 501):
                 if not fault.passing and not self.url.endswith("/v1"):
                     fault.told += f"; {ADDRESS_HINT}"
                 raise
-        if not self.model and not self.models:
+        if not self._wanted and not self.models:
             raise ServerFault("tells of no models; start it with one, or name one by core_model", passing=True)
-        self.model = self.model or self.models[0]
+        if not self._wanted and self.model not in self.models:
+            self.model = self.models[0]                  # the first time, or it came back with another
         self._progress = f"the core is {self.model} at {hide_password(self.url)}"
 
     def _listed(self):

@@ -146,6 +146,14 @@ def drip_bytes(out, body, times):
         time.sleep(0.02)
 
 
+def drip_header(out, body, times):
+    out(b"HTTP/1.1 200 -\r\nX-Slow: ")
+    until_s = time.monotonic() + HANG_S
+    while time.monotonic() < until_s:
+        out(b"x")
+        time.sleep(0.02)
+
+
 def cut_line(out, body, times):
     out(head() + lines_of(cut_up(answer(body))[:1]) + b'data: {"choices": [{"delta": {"con\n\ndata: [DONE]\n\n')
 
@@ -264,6 +272,7 @@ TOLD = {
     "drip": (drip, "had no answer within 0.3 s"),
     "drip of an error": (functools.partial(drip, status=500), "had no answer within 0.3 s"),
     "drip of bytes": (drip_bytes, "had no answer within 0.3 s"),
+    "drip of a header": (drip_header, "had no answer within 0.3 s"),
 }
 # Of the list of models, which is asked for first.
 UNLISTED = {
@@ -275,8 +284,9 @@ UNLISTED = {
                        "reports an error: no endpoint"),
     "models behind a key": (errs(401, {"error": "no key"}), "answers 401.*BATOS_CORE_KEY"),
     "models elsewhere": (errs(302, "", Location="https://me:pw@elsewhere/v1"), "points elsewhere to https://elsewhere/v1"),
-    "models that drip": (drip, "does not come to an end in time"),
-    "models that hang": (hang, "does not answer in time"),
+    "models that drip": (drip, "in time"),
+    "models behind a header that drips": (drip_header, "in time"),
+    "models that hang": (hang, "in time"),
 }
 CHANGING = "changing"              # begins as one that hangs
 # No server at all.

@@ -329,6 +329,21 @@ def test_an_address_that_is_not_whole_is_told(habits, hasty):
         assert core.state == "away" and "answers 404" in core.progress and "ends in /v1" in core.progress
 
 
+def test_a_server_that_comes_back_with_another_model_is_asked_for_that(habits, hasty, monkeypatch):
+    monkeypatch.setattr(batos, "BREAKER_S", (0.01, 0.01))
+    offered = [["small"]]
+    monkeypatch.setattr(batos.RemoteCore, "_listed", lambda core: offered[0])
+    with core_at(habits.url(CHANGING), ask_s=0.3) as core:
+        assert core.model == "small" and "had no answer" in heard_from(core)
+        offered[0] = ["large", "ROBIN"]
+        habits.change("good")
+        while core.state != "ready":
+            time.sleep(0.02)
+        assert core.model == "large" and core.expert("ROBIN") == "ROBIN"
+        heard_from(core)
+    assert habits.bodies(CHANGING)[-1]["model"] == "large"
+
+
 def test_a_breaker_opens_for_longer_each_time_and_an_answer_forgets_it():
     now_s = [100.0]
     breaker = batos.Breaker(lambda: now_s[0])
