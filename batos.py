@@ -10729,7 +10729,7 @@ def embedder_fingerprint(folder):
 # The reader: which of some passages answers a question, and which span does
 
 READER_FILE, READER_CARD = "reader.safetensors", "reader.json"
-READER_TOKENS = 160                # of a question with a passage; the rest of the passage is not read
+READER_TOKENS = 160                # of a question with a passage; of the longer of the two the rest is not read
 READER_SPAN_TOKENS = 40            # a longer answer is not pointed to
 
 
@@ -10851,18 +10851,19 @@ def read_reader_weights(model, path):
 
 def installed_reader():
     """Return the folder with the reader's weights, or None where there are none."""
-    folder = pathlib.Path(__file__).resolve().parent / "seed_core"
+    # Apart: whatever weights lie beside a core are taken for the core's.
+    folder = pathlib.Path(__file__).resolve().parent / "seed_core" / "reader"
     return folder if (folder / READER_FILE).is_file() else None
 
 
 class Reader:
     """What judges passages. It loads behind the embedder, on its thread, and judges where it is asked.
 
-    `state` is "off", "ready" or "failed"; `threshold` is the worth from which on a passage is taken to answer.
+    `state` is "off", "ready" or "failed"; `threshold` is the score from which on a passage is taken to answer. Scores are logits.
     """
 
     def __init__(self):
-        self.state, self.threshold = "off", 0.5
+        self.state, self.threshold = "off", 0.0
         self._model, self._tokenizer, self._using = None, None, threading.Lock()
 
     def load(self, embedder_folder, folder):
@@ -10881,21 +10882,20 @@ class Reader:
             log_core.error("passages are chosen without the reader: %s", first_line(error))
 
     def judge(self, question, passages):
-        """Return [(worth 0 to 1, (first, last) characters that answer)], one for each (heading, text); [] unless ready."""
+        """Return [(score, (first, last) characters that answer)], one for each (heading, text); [] unless ready."""
         if self.state != "ready" or not passages:
             return []
         import torch
         texts = [reader_text(*passage) for passage in passages]
         with self._using, torch.no_grad():
-            tokens = self._tokenizer([question] * len(texts), texts, truncation="only_second", max_length=READER_TOKENS,
+            tokens = self._tokenizer([question] * len(texts), texts, truncation="longest_first", max_length=READER_TOKENS,
                                      padding=True, return_offsets_mapping=True, return_tensors="pt")
             answers, starts, ends = self._model(tokens)
-        worths = torch.sigmoid(answers).tolist()
         spans = []
         for row, (text, passage) in enumerate(zip(texts, passages, strict=True)):
             offsets, ahead = tokens["offset_mapping"][row].tolist(), len(text) - len(passage[1])
             spans.append(best_span(starts[row].tolist(), ends[row].tolist(), offsets, ahead))
-        return list(zip(worths, spans, strict=True))
+        return list(zip(answers.tolist(), spans, strict=True))
 
 
 # The embedder
@@ -15363,8 +15363,8 @@ TERM_WORDS = 12                    # of the term of a definition, with its argum
 DENSE_WORDS = 12                   # of a longer sentence, those that hold most of the question stand in its quote
 READ_WORDS = 70                    # of a passage that is judged; they overlap by half
 WEIGHED_MOST = 20                  # passages whose meaning is looked at
-JUDGED_MOST = 10                   # of these, that are read
-MARKED_MOST = 6                    # and whose sentences are compared
+JUDGED_MOST = 10                   # of these, that are read, and whose sentences are compared
+READER_WEIGHT = 0.03               # of the reader's score, beside what words and meaning say; chosen on articles of their own
 KEPT_SHARE = 0.6                   # what is judged worth less than this share of the best is not told
 NEARLY_SAME_SHARE = 0.7                  # of the words of two passages that both hold, from which on one of them is told
 CONTRADICTION_WORDS = 14           # longer statements are not compared with others
@@ -15807,8 +15807,7 @@ def _judged(asked, vector, windows, recall):
         near = [max(0.0, float(vector @ vectors[text])) for text in texts]
         judged = [one._replace(near=n, worth=0.55 * one.worth + 0.45 * n) for one, n in zip(judged, near, strict=True)]
         judged.sort(key=_worth, reverse=True)
-    read = _read(asked.text, judged, recall)
-    return read or _marked(asked, vector, judged[:MARKED_MOST], recall)
+    return _read(asked.text, _marked(asked, vector, judged[:JUDGED_MOST], recall), recall)
 
 
 def _worth(judged):
@@ -15876,19 +15875,28 @@ def _sentence_worth(asked, told, near):
 
 
 def _read(query, judged, recall):
-    """Return the best Judged anew, as the reader judges them, or [] where it is not ready."""
-    best = judged[:JUDGED_MOST]
-    told = recall.embedder.reader.judge(query, [(one.window.heading, one.window.text) for one in best])
+    """Return Judged as the reader finds them beside words and meaning, the best first; as they are where it is not ready."""
+    reader = recall.embedder.reader
+    told = reader.judge(query, [(one.window.heading, one.window.text) for one in judged])
+    if not told:
+        return judged
+    sure = max([score for score, _ in told]) >= reader.threshold
     found = []
-    for one, (worth, (first, last)) in zip(best, told, strict=bool(told)):
-        start = one.window.start
-        span = (start + first, start + last)
-        marked = max([n for n in range(one.window.first, one.window.last) if one.window.tellings[n].start <= span[0]],
-                     default=one.window.first)
-        sure = worth >= recall.embedder.reader.threshold
-        worth *= _superseded(one.window)
-        found.append(one._replace(worth=worth, marked=marked, span=span, sure=sure))
-    return sorted(found, key=lambda one: -one.worth)
+    for one, (score, span) in zip(judged, told, strict=True):
+        worth = one.worth + READER_WEIGHT * score * _superseded(one.window)
+        found.append(_pointed(one, span)._replace(worth=worth, sure=sure))
+    return sorted(found, key=_worth, reverse=True)
+
+
+def _pointed(judged, span):
+    """Return a Judged with the sentence in which a span of its window's text begins, unless that one answers nothing."""
+    window = judged.window
+    first, last = window.start + span[0], window.start + span[1]
+    begun = [n for n in range(window.first, window.last) if window.tellings[n].start <= first]
+    pointed = max(begun, default=window.first)
+    if window.tellings[pointed].leads_elsewhere:
+        return judged
+    return judged._replace(marked=pointed, span=(first, last))
 
 
 def _different(judged, things, recall):
@@ -15973,7 +15981,7 @@ def _certainty(asked, unknown, mass, judged, evidence, recall):
         weak = near and worth < SURE_WORTH
         sure = (by_words or near >= recall.similarity) and not weak and not asked.needs_more_than(told)
     else:
-        sure = judged[0].sure and (part > 0 or near >= NEAR_SIMILARITY)
+        sure = judged[0].sure and (part > 0 or near >= NEAR_SIMILARITY) or by_words and _says_by_its_form(asked, judged[0])
     if sure:
         return "sure" if telling_words or near >= recall.similarity else "nearest"
     return "nearest" if part >= NEAR_MASS or near >= NEAR_SIMILARITY else "none"
@@ -15984,6 +15992,13 @@ def _term_of(window, marked):
     one, before = window.tellings[marked], window.tellings[max(0, marked - 1)]
     defined = marked > window.first and before.is_term and before.run == one.run
     return before if defined else one
+
+
+def _says_by_its_form(asked, judged):
+    """Whether the marked sentence has the form of what was asked for: "X is …" of a definition, "due to …" of a reason."""
+    marked = judged.window.tellings[judged.marked]
+    form = asked.expected is not None and not asked.expected.needed
+    return form and asked.is_answered_by(marked.whole) and not marked.leads_elsewhere
 
 
 def _evidence(judged):
@@ -27692,8 +27707,10 @@ def help_search():
     more where it stands so, +"in quotes" (or --exact) must be there, -this must not. A word that memory does not hold is
     taken for the nearest that it does, and it is said so; questions to the mind do not do that.
 
-    A question is answered if one passage holds at least `relevance` of the question's idf mass, or its meaning is at least
-    as near as `similarity`, and a sentence there is worth it.
+    A question is answered where the reader (seed_core/reader/) finds that one of the ten best passages does. It reads beside the
+    embedder of the catalog alone; without it a question is answered if one passage holds at least `relevance` of the
+    question's idf mass, or its meaning is at least as near as `similarity`, and a sentence there is worth it. What is near
+    and answers nothing is told as the nearest.
     """
     return [f"search --query finds only what matches words with AND, OR, NOT, such as {EXPRESSION_EXAMPLE}",
             f"levels: {', '.join(LEVELS)}", f"scopes: {', '.join(SCOPES)}",

@@ -4,8 +4,8 @@
 
 It begins with the catalog's embedder (all-MiniLM-L6-v2), whose embeddings stay as they are, and writes into --out
 reader.safetensors (eight bits a weight, a scale a row) and its card, reader.json (figures, SHA-256). Checkpoints and the log
-go to --work, from where --resume goes on. One processor core suffices. No weights are kept here: those of half an hour chose
-no better than words and meaning do.
+go to --work, from where --resume goes on; --start takes the weights of another checkpoint. One processor core suffices. What came
+of it, and of which data, stands in README.md beside it.
 
 --data is a folder of articles/, questions.jsonl and xquad_en_first_half.jsonl: questions that people asked of texts. An
 article whose name's SHA-256 modulo 5 is 0 is held out, with all its questions; where it is 1, they are left for choosing
@@ -437,7 +437,7 @@ def encoded(tokenizer, pairs):
     """Return the tokens of (question, passage) pairs, with the characters of the passage that each stands for."""
     questions = [question for question, _ in pairs]
     texts = [batos.reader_text(passage.heading, passage.text) for _, passage in pairs]
-    return tokenizer(questions, texts, truncation="only_second", max_length=TOKENS_MOST, padding=True,
+    return tokenizer(questions, texts, truncation="longest_first", max_length=TOKENS_MOST, padding=True,
                      return_offsets_mapping=True, return_tensors="pt")
 
 
@@ -484,16 +484,25 @@ def loss_of(model, tokenizer, group, picker):
     answers, starts, ends = model(tokens)
     first, losses = 0, []
     for asked, told in zip(group, passages, strict=True):
-        rows = answers[first:first + len(told)]
-        wanted = torch.zeros(len(told))
-        wanted[0] = 1
-        losses.append(torch.nn.functional.binary_cross_entropy_with_logits(rows, wanted))
-        losses.append(0.5 * torch.nn.functional.cross_entropy(rows[None], torch.tensor([0])))
+        losses += chosen(answers[first:first + len(told)])
         masks = span_masks(tokens, first, asked)
         if masks is not None:
             losses += [SPAN_WEIGHT * marginal(scores[first], mask) for scores, mask in zip((starts, ends), masks, strict=True)]
         first += len(told)
     return torch.stack(losses).sum() / len(group)
+
+
+def chosen(scores):
+    """Return the losses over a question's passages, what answers first: it is chosen, and without it none is.
+
+    "None" scores 0 for every question, so that a score is as good as a probability between questions too.
+    """
+    import torch
+    none = torch.zeros(1)
+    losses = [torch.nn.functional.cross_entropy(torch.cat([none, scores])[None], torch.tensor([1]))]
+    if len(scores) > 1:
+        losses.append(torch.nn.functional.cross_entropy(torch.cat([none, scores[1:]])[None], torch.tensor([0])))
+    return losses
 
 
 def marginal(scores, mask):
@@ -595,7 +604,7 @@ def read_arguments():
     parser.add_argument("--more", type=pathlib.Path, help="a folder with files of MORE")
     parser.add_argument("--start", type=pathlib.Path, help="a checkpoint whose weights are the first")
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("reader_work"))
-    parser.add_argument("--out", type=pathlib.Path, default=HERE)
+    parser.add_argument("--out", type=pathlib.Path, default=HERE / "reader")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--resume", action="store_true")
@@ -705,8 +714,8 @@ def main():
     train(how, training, data)
     figures = evaluate(model, tokenizer, from_people(how.data, {HELD}, embedder))
     log(how, json.dumps(figures, indent=1))
-    threshold = 1 / (1 + math.exp(-figures["threshold with 10 % refused"]))
-    card = {"threshold": threshold, "minutes": round(training.used_s / 60, 1), "steps": training.steps, "figures": figures,
+    card = {"threshold": figures["threshold with 10 % refused"], "minutes": round(training.used_s / 60, 1),
+            "steps": training.steps, "figures": figures,
             "threads": how.threads, "seed": how.seed}
     batos.write_reader(model, how.out, card)
 

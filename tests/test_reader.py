@@ -22,8 +22,41 @@ def trainer():
     return module
 
 
-def test_without_weights_nothing_is_judged():
-    assert batos.installed_reader() is None and batos.Reader().judge(QUESTION, PASSAGES) == []
+def test_before_its_weights_are_read_nothing_is_judged():
+    assert batos.Reader().judge(QUESTION, PASSAGES) == []
+
+
+@pytest.fixture(scope="module")
+def reader():
+    reader = batos.Reader()
+    reader.load(batos.installed_embedder(), batos.installed_reader())
+    return reader
+
+
+@pytest.mark.slow
+def test_the_reader_that_is_installed_points_to_what_answers(reader):
+    (score, (first, last)), (other, _) = reader.judge(QUESTION, PASSAGES)
+    assert score > reader.threshold > other
+    assert "twelve days" in PASSAGES[0][1][first:last]
+    assert len(reader.judge("mast " * 400, PASSAGES)) == 2               # the longer of the two is cut off
+
+
+@pytest.mark.slow
+def test_what_the_reader_points_to_is_marked_unless_it_answers_nothing(reader):
+    told = "See the sheet on masts. The mast runs for twelve days. It is grey."
+    catalog, recall = batos.new_catalog(), batos.Recall()
+    recall.embedder.reader = reader
+    batos.index_document_(catalog, "mast.md", told)
+    try:
+        found = batos.find_evidence(catalog, QUESTION, recall)
+        window = batos.Window(None, batos.telling(told, 1, ()), 0, 3)
+        judged = batos.Judged(window, 0.5, 2)
+        assert batos._pointed(judged, (0, 5)).marked == 2                # that one only says where to look
+        assert batos._pointed(judged, (30, 40)).marked == 1
+        assert found["certainty"] == "sure" and batos.marked_text(found["evidence"][0]) == "The mast runs for twelve days."
+        assert batos.find_evidence(catalog, "Who is the captain of the mast?", recall)["certainty"] != "sure"
+    finally:
+        recall.embedder.reader = batos.Reader()
 
 
 def test_a_span_ends_behind_its_beginning_and_lies_in_the_passage():
