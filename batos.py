@@ -26001,10 +26001,13 @@ class Client:
         self._socket.setsockopt(zmq.IMMEDIATE, 1)        # never deliver later what was sent to nobody
         if self.keys:
             self._show_keys(self.keys)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._ended = 0                                  # connections that it has told of
         self._socket.connect(self.endpoint)
         self._number, self._events = 0, collections.deque(maxlen=EVENTS_HELD)
         self._limits = None                              # what the daemon takes, once it was asked
         self._early = {}                                 # number -> reply, or None until it comes, of what was posted
+        self._posted = {}                                # number -> how many of my connections had ended by then
 
     def _show_keys(self, path):
         try:
@@ -26048,11 +26051,13 @@ class Client:
         if len(data) > LARGE_BYTES:
             check_size(len(data), int(self.limits()["message_max_mb"] * (1 << 20)))
         self._reach(self._wait_ms(timeout_s))
+        ended = self._connections_ended()
         try:
             self._socket.send(data, NOBLOCK)
         except zmq.Again:                                # who listened is gone again
             raise self._nobody() from None
         self._early[number] = None
+        self._posted[number] = ended
         return number
 
     def limits(self):
@@ -26069,13 +26074,13 @@ class Client:
         wait_ms = self._wait_ms(timeout_s)
         try:
             while self._early[number] is None:
-                if not self._is_answered(wait_ms):
+                if not self._is_answered(wait_ms, self._posted[number]):
                     raise NoReply(f"no reply to {request.get('command')} within {wait_ms / 1000:g} s: whether it took effect is "
                                   "unknown; ask again with the same idempotency_key")
                 self._sort(self._received(), number)
             return _checked_reply(self._early[number])
         finally:
-            del self._early[number]
+            del self._early[number], self._posted[number]
 
     def _sort(self, message, number):
         """Put a message where it belongs; one without an id answers what is waited for, late ones to calls given up go."""
@@ -26104,16 +26109,27 @@ class Client:
                 return True
         return bool(self._socket.poll(max(0, int(left_s * 1000)), events))
 
-    def _is_answered(self, wait_ms):
-        """Wait until a message is there; returns whether it is. Raises NoReply where the connection is lost meanwhile."""
+    def _is_answered(self, wait_ms, ended):
+        """Wait until a message is there; returns whether it is. Raises NoReply where the connection is lost meanwhile.
+
+        ended: how many had ended before. A daemon that is back at once is connected again before anybody looks.
+        """
         end_s = time.monotonic() + wait_ms / 1000
         while (left_s := end_s - time.monotonic()) > 0:
             if self._ready(min(left_s, CLIENT_TURN_S) * 1000):
                 return True
-            if not self._socket.poll(0, zmq.POLLOUT):
+            if self._connections_ended() > ended or not self._socket.poll(0, zmq.POLLOUT):
                 raise NoReply(f"the connection to {self.endpoint} was lost before the reply: whether it took effect is unknown; "
                               "ask again with the same idempotency_key", gone=True)
         return False
+
+    def _connections_ended(self):
+        """Return how many of my connections have ended so far."""
+        with contextlib.suppress(zmq.Again):
+            while True:
+                told = zmq.utils.monitor.recv_monitor_message(self._monitor, NOBLOCK)
+                self._ended += told["event"] == zmq.EVENT_DISCONNECTED
+        return self._ended
 
     def _received(self):
         return ormsgpack.unpackb(self._socket.recv(), option=ormsgpack.OPT_NON_STR_KEYS)
@@ -26130,6 +26146,7 @@ class Client:
                 yield event
 
     def close(self):
+        self._monitor.close()
         self._socket.close()
         self._context.term()
 

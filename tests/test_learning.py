@@ -1,5 +1,6 @@
 """`learn`: what of folders is learnt, what is left out and told; one file, one document; texts larger than a message."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -469,6 +470,27 @@ def test_a_lost_connection_is_told_long_before_the_patience_ends():
             with pytest.raises(batos.NoReply, match="was lost before the reply"):
                 client.call("health")
         thread.join()
+
+
+def test_a_connection_that_is_lost_and_at_once_made_anew_is_told_too():
+    with zmq.Context() as context:
+        sockets = [context.socket(zmq.ROUTER)]
+        port = sockets[0].bind_to_random_port("tcp://127.0.0.1")
+
+        def come_back():
+            sockets[0].recv_multipart()
+            sockets[0].close(0)
+            sockets.append(context.socket(zmq.ROUTER))
+            while not sockets[1].getsockopt(zmq.LAST_ENDPOINT).strip(b"\0"):
+                with contextlib.suppress(zmq.ZMQError):
+                    sockets[1].bind(f"tcp://127.0.0.1:{port}")
+        thread = threading.Thread(target=come_back)
+        thread.start()
+        with batos.Client(f"tcp://127.0.0.1:{port}", 20) as client:
+            with pytest.raises(batos.NoReply, match="was lost before the reply"):
+                client.call("health")
+        thread.join()
+        sockets[1].close(0)
 
 
 def test_learn_goes_on_when_the_daemon_comes_back(daemon, tmp_path, monkeypatch, capsys):
