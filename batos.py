@@ -10764,6 +10764,7 @@ class ReaderModel:
 
     def __init__(self, encoder, parts):
         self.encoder, self.parts = encoder, parts        # parts: a ModuleDict of the encoder and both heads
+        self.in_bfloat16 = True                          # slow, where a processor does not have it
         for name, weights in parts.named_parameters():
             weights.requires_grad = not READER_BORROWS.search(name)
 
@@ -10771,7 +10772,7 @@ class ReaderModel:
         """Return (a score each passage, start scores, end scores), of what a tokenizer made of pairs. Scores are logits."""
         import torch
         seen = tokens["attention_mask"][:, None, None, :].bool()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.in_bfloat16):
             hidden = self.encoder.embeddings(input_ids=tokens["input_ids"], token_type_ids=tokens["token_type_ids"])
             for layer in self.encoder.encoder.layer:
                 hidden = layer(hidden, seen)
@@ -10866,8 +10867,11 @@ class Reader:
         self.state, self.threshold = "off", 0.0
         self._model, self._tokenizer, self._using = None, None, threading.Lock()
 
-    def load(self, embedder_folder, folder):
-        """Read my weights and my card from a folder; what they lack is the embedder's. A fault of theirs only leaves me out."""
+    def load(self, embedder_folder, folder, in_bfloat16=True):
+        """Read my weights and my card from a folder; what they lack is the embedder's. A fault of theirs only leaves me out.
+
+        in_bfloat16: whether this processor is faster with it.
+        """
         try:
             card = json.loads((folder / READER_CARD).read_text(encoding="utf-8"))
             if card["sha256"] != _file_hash(folder / READER_FILE, "sha256"):
@@ -10875,6 +10879,7 @@ class Reader:
             model, tokenizer = new_reader_model(embedder_folder)
             read_reader_weights(model, folder / READER_FILE)
             model.eval()
+            model.in_bfloat16 = in_bfloat16
             self._model, self._tokenizer, self.threshold = model, tokenizer, card["threshold"]
             self.state = "ready"
         except Exception as error:                       # a boundary: words and meaning serve on
@@ -10955,7 +10960,7 @@ class Embedder:
         """Load the reader, which was trained on EMBEDDER and reads with no other."""
         found = installed_reader()
         if found is not None and self.name == EMBEDDER:
-            self.reader.load(folder, found)
+            self.reader.load(folder, found, self._model.dtype.itemsize == 2)
 
     def _take_faster_type(self):
         """Compute in bfloat16 where this processor is faster with it; vectors of both are the same to four digits."""

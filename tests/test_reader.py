@@ -39,6 +39,10 @@ def test_the_reader_that_is_installed_points_to_what_answers(reader):
     assert score > reader.threshold > other
     assert "twelve days" in PASSAGES[0][1][first:last]
     assert len(reader.judge("mast " * 400, PASSAGES)) == 2               # the longer of the two is cut off
+    plain = batos.Reader()
+    plain.load(batos.installed_embedder(), batos.installed_reader(), in_bfloat16=False)
+    (alike, span), _ = plain.judge(QUESTION, PASSAGES)
+    assert span == (first, last) and abs(alike - score) < 0.3
 
 
 @pytest.mark.slow
