@@ -15369,6 +15369,7 @@ DENSE_WORDS = 12                   # of a longer sentence, those that hold most 
 READ_WORDS = 70                    # of a passage that is judged; they overlap by half
 WEIGHED_MOST = 20                  # passages whose meaning is looked at
 JUDGED_MOST = 10                   # of these, that are read, and whose sentences are compared
+OVERRULED_BY = 0.2                 # a sentence that is worth so much more is told in place of the one that the reader points to
 READER_WEIGHT = 0.03               # of the reader's score, beside what words and meaning say; chosen on articles of their own
 KEPT_SHARE = 0.6                   # what is judged worth less than this share of the best is not told
 NEARLY_SAME_SHARE = 0.7                  # of the words of two passages that both hold, from which on one of them is told
@@ -15734,6 +15735,7 @@ class Judged(typing.NamedTuple):
     span: tuple | None = None     # of the chunk's text
     near: float = 0.0             # the cosine between it and the question
     sure: bool | None = None      # whether the reader says that it answers; None where none was asked
+    worths: tuple = ()            # of each of my sentences as an answer, by words and meaning
 
 
 class Recall(typing.NamedTuple):
@@ -15861,7 +15863,8 @@ def _marked(asked, vector, judged, recall):
         best = max(range(len(worths)), key=worths.__getitem__)
         worth = 0.7 * one.worth + 0.3 * max(0.0, worths[best]) * _superseded(one.window)
         marked = one.window.first + best
-        found.append(one._replace(marked=marked, worth=worth, span=_densest(asked, one.window, marked)))
+        span = _densest(asked, one.window, marked)
+        found.append(one._replace(marked=marked, worth=worth, span=span, worths=tuple(worths)))
     return sorted(found, key=_worth, reverse=True)
 
 
@@ -15894,12 +15897,16 @@ def _read(query, judged, recall):
 
 
 def _pointed(judged, span):
-    """Return a Judged with the sentence in which a span of its window's text begins, unless that one answers nothing."""
+    """Return a Judged with the sentence in which a span of its window's text begins.
+
+    It stays as it is where that one answers nothing, or is worth much less than its own by words and meaning.
+    """
     window = judged.window
     first, last = window.start + span[0], window.start + span[1]
     begun = [n for n in range(window.first, window.last) if window.tellings[n].start <= first]
     pointed = max(begun, default=window.first)
-    if window.tellings[pointed].leads_elsewhere:
+    lead = judged.worths[judged.marked - window.first] - judged.worths[pointed - window.first]
+    if window.tellings[pointed].leads_elsewhere or lead > OVERRULED_BY:
         return judged
     return judged._replace(marked=pointed, span=(first, last))
 
