@@ -2646,10 +2646,26 @@ def _tells_more(record):
 logging.getLogger("ZODB.Connection").addFilter(_tells_more)
 
 
+@contextlib.contextmanager
+def _naming_root():
+    """Have whatever a flipped bit made of an image's root told as damage."""
+    try:
+        yield
+    except (BatosError, OSError):
+        raise
+    except Exception as error:                           # a boundary: a record's bytes may hold anything
+        raise DamagedImage(f"the root of the image does not load ({error!r}); {_RECOVER}") from error
+
+
 class ImageDB(ZODB.DB):
     """A DB whose connections keep lookups, and which refuses any class that is not in IMAGE_CLASSES."""
 
     klass = ImageConnection
+
+    def __init__(self, storage, **options):
+        """Raises DamagedImage where the root does not load."""
+        with _naming_root():
+            super().__init__(storage, **options)
 
     def classFactory(self, connection, module, name):
         try:
@@ -2743,12 +2759,16 @@ def _locked(path, take):
 
 
 def _check_version(root):
-    version = root.get("image_version")
-    if version is None and not len(root):
+    with _naming_root():
+        version = root.get("image_version")
+        is_empty = not len(root)
+    if version is None and is_empty:
         return                                           # before genesis
     if version is None:
         raise ImageTooNew("the file is a ZODB database, but no image of BAT OS (it has no image_version); "
                           "name another path with --image")
+    if type(version) is not int:
+        raise DamagedImage(f"the image's version is {version!r:.40}, which is no number; {_RECOVER}")
     if version > IMAGE_VERSION:
         raise ImageTooNew(f"the image has version {version}; this BAT OS reads up to {IMAGE_VERSION}. Start the newer "
                           "batos.py that wrote it", version=version)
@@ -3408,6 +3428,7 @@ def reading_as_of(image, moment):
 
 # Filled by adds_to: image version or name -> function(root).
 UPGRADES = {}                                            # makes an image of that version of one of the version before
+STANDING = ("ledger_obj", "traits_obj", "genesis_obj", "knowledge_catalog_obj")      # root names of all images, of any version
 CHECKS = {}                                              # yields the faults that a deep check finds, each a sentence
 TOLD = {}                                                # returns a map that stands in a deep check's report
 SLOT_MENDS = {}                                          # puts back what all else stands on; yields what it did
@@ -3471,8 +3492,10 @@ def told_fault(root, fault):
 
 
 def slot_faults(root):
-    """Return the sentences of all slots that are not as SHAPES has them."""
-    return [told_fault(root, fault) for fault in unsound_slots(root)]
+    """Return the sentences of all that a root lacks, and of all slots that are not as SHAPES has them."""
+    awake = any(name.endswith("_obj") for name in root)
+    lacking = [f"the root has no {name}, without which no image is" for name in STANDING if awake and name not in root]
+    return lacking or [told_fault(root, fault) for fault in unsound_slots(root)]
 
 
 def check_slots(image):

@@ -238,6 +238,49 @@ def test_whatever_is_flipped_the_rest_is_saved(path, tmp_path, seed):
         assert report["lost"]
 
 
+def with_root(path, record):
+    """Store a record as that of an image's root, behind the back of all checks."""
+    storage, transaction = ZODB.FileStorage.FileStorage(path), ZODB.Connection.TransactionMetaData()
+    root = bytes(8)
+    storage.tpc_begin(transaction)
+    storage.store(root, storage.load(root)[1], record, "", transaction)
+    storage.tpc_vote(transaction)
+    storage.tpc_finish(transaction)
+    storage.close()
+
+
+ROOT_CLASS = b"\x80\x03cpersistent.mapping\nPersistentMapping\nq\x00."
+
+
+@pytest.mark.parametrize("record", [
+    ROOT_CLASS + b"\x80\x03C\x01xq\x01.",              # its state is bytes
+    ROOT_CLASS + b"\x80\x03}q\x01X\x01\x00\x00\x00dq\x02Ns.",       # a map of something else
+    ROOT_CLASS[:4] + b"\xff" + ROOT_CLASS[4:],          # its class is no text: `recover` leaves that one out
+])
+def test_a_root_that_does_not_load_is_damage_by_name_wherever_it_is_met(path, tmp_path, record):
+    with_root(path, record)
+    assert "does not load" in batos.check_image(path, deep=True)["faults"][-1]
+    report = batos.recover_image(path, str(tmp_path / "new.fs"))
+    assert report["lost"] or "does not load" in report["faults"][-1]
+    with pytest.raises(batos.DamagedImage, match="does not load"):
+        batos.Image.open(path)
+
+
+@pytest.mark.parametrize("change, told", [
+    (lambda root: root.pop("knowledge_catalog_obj"), "the root has no knowledge_catalog_obj"),
+    (lambda root: root.update(image_version="nine"), "the image's version is 'nine'"),
+])
+def test_a_root_that_lacks_what_all_images_have_is_damage_and_never_begun_anew(path, change, told):
+    changed(path, change)
+    assert told in " ".join(batos.check_image(path, deep=True)["faults"])
+    with pytest.raises(batos.DamagedImage, match=told):
+        image = batos.Image.open(path)
+        try:
+            batos.check_slots(image)
+        finally:
+            image.close()
+
+
 def test_a_hole_in_the_middle_and_a_cut_end(path, tmp_path):
     parts = transactions(path)
     data = bytearray(pathlib.Path(path).read_bytes())
