@@ -10832,8 +10832,8 @@ def new_reader_model(folder):
     import torch
     models = need("transformers", "reading")
     with LOADING:
-        encoder = models.AutoModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True,
-                                                   add_pooling_layer=False)
+        encoder = models.AutoModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
+    encoder.pooler = None                                # were it not loaded, transformers would print that it is left over
     tokenizer = models.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     width = encoder.config.hidden_size
     heads = {"encoder": encoder, "answers": torch.nn.Linear(2 * width, 1), "spans": torch.nn.Linear(width, 2)}
@@ -15683,16 +15683,16 @@ _SET_TO = r"\b{0}s?\b(?:\s*[=:]\s*|\s+(?:is|are|was)\s+|\s+)(?=\S*\d)|\b{0}\s*[=
 _ASKS_WHETHER = re.compile(r"(?:is|are|was|were|am|do|does|did|can|could|may|must|shall|should|will|would|has|have|had)\b",
                            re.IGNORECASE)
 # "Is it enabled?" is answered by what says that it is disabled.
-ANTONYMS = ("enabled disabled", "on off", "allowed forbidden", "possible impossible", "required optional", "open closed",
-            "safe unsafe", "supported unsupported", "legal illegal", "allowed prohibited", "included excluded", "free paid",
-             "mandatory optional", "public private", "allowed refused", "alive dead", "permanent temporary", "valid invalid")
+ANTONYMS = ("enabled disabled", "allowed forbidden", "allowed prohibited", "allowed refused", "possible impossible",
+            "required optional", "mandatory optional", "open closed", "safe unsafe", "supported unsupported", "legal illegal",
+            "included excluded", "free paid", "public private", "alive dead", "permanent temporary", "valid invalid")
 
 
 @functools.cache
 def _opposites():
     """Return {word: its opposites}, as the lexicon knows them."""
     found = collections.defaultdict(set)
-    for one, other in [words_of(pair) for pair in ANTONYMS if len(words_of(pair)) == 2]:
+    for one, other in map(words_of, ANTONYMS):
         found[one].add(other)
         found[other].add(one)
     return found

@@ -26,6 +26,14 @@ def test_before_its_weights_are_read_nothing_is_judged():
     assert batos.Reader().judge(QUESTION, PASSAGES) == []
 
 
+@pytest.mark.slow
+def test_loading_says_nothing(capfd):
+    loaded = batos.Reader()
+    loaded.load(batos.installed_embedder(), batos.installed_reader())
+    told = capfd.readouterr()
+    assert loaded.state == "ready" and "REPORT" not in told.out + told.err
+
+
 @pytest.fixture(scope="module")
 def reader():
     reader = batos.Reader()
