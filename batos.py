@@ -11902,7 +11902,7 @@ class _Lines:
 
     def __init__(self, text):
         self.text, self.starts, self.ends = text, [0], []
-        self.marks = []                                  # of reStructuredText's titles, the highest first
+        self.marks = []                                  # of titles, the highest first
         for match in _LINE_END.finditer(text):
             self.ends.append(match.start())
             self.starts.append(match.end())
@@ -11916,6 +11916,12 @@ class _Lines:
 
     def blank(self, n):
         return not self[n].strip()
+
+    def level_of(self, mark):
+        """Return the level of a title by its mark: those that come later stand below."""
+        if mark not in self.marks:
+            self.marks.append(mark)
+        return self.marks.index(mark) + 1
 
     def number(self, offset):
         """Return the line (from 1) in which an offset lies."""
@@ -11983,10 +11989,8 @@ def _take_overlined(lines, n):
     under = at + 1 < len(lines) and _MARKED.match(lines[at + 1])
     if not under or lines.blank(at) or _MARKED.match(lines[at]) or len(lines[at + 1].rstrip()) < len(lines[at].strip()):
         return None
-    mark = lines[at + 1][0], bool(over)
-    if mark not in lines.marks:
-        lines.marks.append(mark)
-    return lines.block("heading", n, at + 2, level=lines.marks.index(mark) + 1, title=lines[at].strip())
+    level = lines.level_of((lines[at + 1][0], bool(over)))
+    return lines.block("heading", n, at + 2, level=level, title=lines[at].strip())
 
 
 def _take_underlined(lines, n):
@@ -11994,10 +11998,7 @@ def _take_underlined(lines, n):
     alone = n == 0 or lines.blank(n - 1)
     if not alone or n + 1 == len(lines) or not _is_underlined(lines[n], lines[n + 1]):
         return None
-    mark = lines[n + 1][0]
-    if mark not in lines.marks:
-        lines.marks.append(mark)
-    return lines.block("heading", n, n + 2, level=min(6, lines.marks.index(mark) + 1), title=lines[n].strip())
+    return lines.block("heading", n, n + 2, level=lines.level_of(lines[n + 1][0]), title=lines[n].strip())
 
 
 def _is_underlined(title, marks):
@@ -15710,6 +15711,11 @@ def expected_in(question):
     return None
 
 
+def _weight_of(weights, words):
+    """Return the summed weight of the words that are among `words`."""
+    return sum([weight for word, weight in weights.items() if word in words])
+
+
 class Asked(typing.NamedTuple):
     """A question, as passages are judged by it."""
 
@@ -16064,11 +16070,6 @@ def marked_text(item):
     """Return the sentence of a passage that answers; all of it in older images."""
     first, last = item.get("mark") or (0, len(item["text"]))
     return item["text"][first:last]
-
-
-def _weight_of(weights, words):
-    """Return the summed weight of the words that are among `words`."""
-    return sum([weight for word, weight in weights.items() if word in words])
 
 
 def telling_shares(texts):
