@@ -12495,15 +12495,14 @@ def _quotable(text, block):
     return coarse.get(block.kind, _line_spans)(text, block.start, block.end)
 
 
-_UNDERLINE = re.compile(r"^([^\n]{2,80})\n([~^+*\"#])\2{2,}[ \t]*$", re.MULTILINE)
+_UNDERLINE = re.compile(r"^(?P<title>[^\r\n]{2,80})(?P<end>\r?\n)(?P<marks>([~^+*\"#])\4{2,}[ \t]*)(?=\r?$)", re.MULTILINE)
 
 
 def _without_underlines(text):
     """Return a text with blanks for the marks below its titles that Markdown takes for something else: `~~~` begins code."""
     def blanked(found):
-        title, whole = found[1], found[0]
-        is_title = _is_underlined(title, whole[len(title) + 1:])
-        return title + "\n".ljust(len(whole) - len(title)) if is_title else whole
+        is_title = _is_underlined(found["title"], found["marks"])
+        return found["title"] + found["end"] + " " * len(found["marks"]) if is_title else found[0]
     return _UNDERLINE.sub(blanked, text)
 
 

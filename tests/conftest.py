@@ -19,7 +19,10 @@ os.environ.setdefault("BATOS_SELF_KNOWLEDGE", "false")   # what each daemon woul
 os.environ.setdefault("BATOS_EMBEDDER", "none")          # it takes seconds to load; the tests that are of it ask for it
 
 
-hypothesis.settings.register_profile("batos", deadline=None)          # how long a thing takes is no test's matter
+# The same tree is judged the same each time; what chance finds is looked for by hand: --hypothesis-profile search.
+# How long a thing takes is no test's matter.
+hypothesis.settings.register_profile("search", deadline=None, print_blob=True)
+hypothesis.settings.register_profile("batos", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("batos")
 
 

@@ -191,16 +191,25 @@ def test_cut_text_loses_nothing_and_claims_true_lines(text, kind):
 
 @pytest.mark.slow
 @given(TEXTS)
+@example("Valves\n~~~~~~\nThey turn.\n")
+@example("Valves\r\n~~~~~~\r\nThey turn.\r\n")
 @settings(max_examples=80, deadline=None)
-def test_sentences_are_verbatim_and_complete(text):
+def test_sentences_are_verbatim_and_complete_but_for_the_marks_below_titles(text):
     rows = batos.sentences(text, 7)
-    assert "".join("".join(row["text"] for row in rows).split()) == "".join(text.split())
+    assert "".join("".join(row["text"] for row in rows).split()) == "".join(batos._without_underlines(text).split())
     lines, at = re.split(r"\r\n|\r|\n", text), 0
     for row in rows:
         at = text.index(row["text"], at)
         assert row["line"] == 7 + len(re.findall(r"\r\n|\r|\n", text[:at]))
         assert re.split(r"\r\n|\r|\n", row["text"])[0] in lines[row["line"] - 7]
         at += len(row["text"])
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_the_marks_below_a_title_begin_no_code(end):
+    text = end.join(["Valves", "~~~~~~", "They turn. They click.", "", "~~~", "a fence of code", "~~~", ""])
+    assert [row["text"] for row in batos.sentences(text)][:3] == ["Valves", "They turn.", "They click."]
+    assert batos._without_underlines(text) == text.replace("~~~~~~", " " * 6)
 
 
 def test_sections_keep_their_headings_and_lines():
