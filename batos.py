@@ -20285,11 +20285,35 @@ def plain_slots(cycle, names):
 def reader_of(cycle):
     """Return the ExampleReader of a mission's intent."""
     wanted, receiver = wanted_of(cycle), resolve(_root_of(cycle), cycle.target_oid)
+    return reader_for(receiver, wanted["selector"], wanted["intent"], wanted["args"], wanted["named"])
+
+
+def reader_for(receiver, selector, intent, args, named):
+    """Return the ExampleReader of the intent of a message, whose last arguments are `named`."""
     slots = {}
     for holder in reversed(list(ancestry(receiver))):
         slots |= {name: value_kind(value) for name, value in own(holder).items() if is_data_slot(holder, name, value)}
-    kinds = [value_kind(value) for value in wanted["args"]]
-    return ExampleReader(wanted["intent"], wanted["selector"], slots, kinds, wanted["named"])
+    return ExampleReader(intent, selector, slots, [value_kind(value) for value in args], named)
+
+
+def examples_of_call(receiver, selector, intent, args, kwargs):
+    """Return those Examples in a message's intent that say what this very call gives: with its arguments, on the slots as they
+    are now."""
+    given = (*args, *kwargs.values())
+    reader = reader_for(receiver, selector, intent, given, list(kwargs))
+    found = [example for *_, example in reader.examples if example.arguments == given and example.result is not ABSENT]
+    return [example for example in found if _stand_as_in(receiver, example.slots)]
+
+
+def _stand_as_in(receiver, slots):
+    return all(lookup(receiver, name).value == value for name, value in slots.items())
+
+
+def gives(example, answer):
+    """Return whether an answer is that of an Example; figures may differ by their rounding."""
+    wanted = example.result
+    figures = all(isinstance(value, (int, float)) for value in (wanted, answer))
+    return wanted == answer or (figures and math.isclose(wanted, answer, rel_tol=1e-9))
 
 
 def examples_of(cycle):
@@ -22746,7 +22770,9 @@ def send_to_object(request, root):
     if request.lane == "method":
         name = selector_name(command.selector)
         sent = (name, args, kwargs) if guess else heard(receiver, name, args, kwargs)
-        reply = functools.partial(_message_reply, request, told_of_writing(request, guess or lookup(receiver, sent[0]).value))
+        told = told_of_writing(request, guess or lookup(receiver, sent[0]).value)
+        expected = examples_of_call(receiver, name, command.intent, args, kwargs) if command.intent else []
+        reply = functools.partial(_message_reply, request, told, expected=expected)
         return Message(receiver, *sent, reply, guess=guess)
     reply = functools.partial(_message_reply, request, {})
     try:
@@ -22789,13 +22815,18 @@ def told_of_writing(request, method):
     return told | {"guess": True, "confirm": how}
 
 
-def _message_reply(request, told, answer):
+def _message_reply(request, told, answer, expected=()):
+    """Return the reply to a message. expected: the Examples of this call in its intent; what contradicts them is told."""
     command = request.command
     details = f"{command.selector} was sent to {command.target}"
     if told.get("guess"):
         details += "; its method is a guess, made up from the words of the message"
     if "unread" in told:
         details += f"; not read as an example: {'; '.join(told['unread'])}"
+    against = [example.call for example in expected if not gives(example, answer)]
+    if against:
+        details += f"; but the message says {'; '.join(against)}: its method stands as it was, `create_method` replaces it"
+        told = {**told, "contradicted": against}
     return {"details": details, "result": to_wire(answer), **told}
 
 

@@ -321,6 +321,15 @@ def test_arguments_that_a_message_names_are_those_of_its_method(thinking):
             ask(thinking, "odd", intent="count plus it", kwargs=kwargs)
 
 
+def test_an_answer_that_contradicts_the_example_in_its_message_says_so(thinking):
+    thinking.call("confirm", method=ask(thinking, "sum_prices")["method"]["$ref"])
+    wrong = ask(thinking, "sum_prices", intent="the mean: sum_prices(prices=[4, 12.5, 3]) -> 6.5")
+    assert wrong["result"] == 19.5 and wrong["contradicted"] == ["sum_prices(prices=[4, 12.5, 3]) -> 6.5"]
+    assert "`create_method` replaces it" in wrong["details"]
+    for intent in ("sum_prices() -> 19.500000000001", "sum_prices(prices=[1]) -> 1", "the sum"):
+        assert "contradicted" not in ask(thinking, "sum_prices", intent=intent)
+
+
 def test_an_example_that_does_not_decide_confirms_nothing(thinking):
     reply = ask(thinking, "pick", intent="one of prices, e.g. pick(prices=[1, 2]) -> 2")
     assert reply["guess"] is True and "and so does" in reply["why"] and "give?" in reply["why"]
