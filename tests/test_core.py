@@ -506,7 +506,12 @@ def test_a_larger_model_writes_any_python_under_the_head_that_is_asked_for(core)
     fields = METHOD[1]
     grammar = batos.free_method_grammar(fields)
     loaded, head = core.on_model_thread(lambda loaded: loaded), batos.method_head(fields)
-    for body, fits in (("\n    return 1", True), ("\n    for each in self.x:\n        if each:\n            return each", True),
+    slot = next(iter(fields["slots"]))
+    for body, fits in (("\n    return 1", True),
+                       (f"\n    for each in self.{slot}:\n        if each:\n            return each", True),
+                       (f"\n    self.{slot} = max(self.{slot}, 2)\n    self._p_changed = True", True),
+                       ("\n    return self.none_such", False), (f"\n    return self.{slot}s", False),
+                       ("\n    return 1" * batos.FREE_LINES, True), ("\n    return 1" * (batos.FREE_LINES + 1), False),
                        (" return 1", False), ("\nreturn 1", False), ("\n    return 1\nimport os", False)):
         matcher = loaded.matcher(grammar)
         ids = loaded.tokenizer.backend_tokenizer.encode(head + body, add_special_tokens=False).ids
