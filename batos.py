@@ -12639,6 +12639,18 @@ def _take_prose(lines, n):
     return lines.block("prose", n, after)
 
 
+# A line of a table that is drawn in characters: of a row, or what parts two of them.
+_DRAWN = re.compile(r"\s*(?:\||[\u2502\u2503\u2551].*[\u2502\u2503\u2551]\s*$|[+\u2500-\u257f][-=+\u2500-\u257f ]{2,}\s*$)")
+
+
+def _take_drawn(lines, n):
+    """Take a table that is drawn in characters."""
+    after = n
+    while after < len(lines) and _DRAWN.match(lines[after]):
+        after += 1
+    return lines.block("table", n, after) if after - n > 1 else None
+
+
 def _take_whole_table(lines, n):
     return lines.block("table", n, len(lines))
 
@@ -12766,7 +12778,7 @@ def _markdown_tokens(lines, base):
 
 def _is_table(lines, first, end):
     """Tell whether all lines are rows: those of a page of HTML, and pieces of a table, have no line of marks below a header."""
-    return all(lines[n].lstrip().startswith("|") or lines.blank(n) for n in range(first, end))
+    return all(_DRAWN.match(lines[n]) or lines.blank(n) for n in range(first, end))
 
 
 def _prose_between(lines, first, end):
@@ -12788,9 +12800,10 @@ def _runs(numbers):
 
 
 _RULES = {                         # kind of text -> what takes its lines, in this order
-    "text": (_take_underlined, _take_list, _take_prose), "pdf": (_take_list, _take_prose), "episode": (_take_list, _take_prose),
-    "method": (_take_prose,), "mail": (_take_atx, _take_list, _take_prose), "table": (_take_whole_table,),
-    "rst": (_take_overlined, _take_directive, _take_literal, _take_list, _take_prose),
+    "text": (_take_underlined, _take_list, _take_drawn, _take_prose), "pdf": (_take_list, _take_prose),
+    "episode": (_take_list, _take_prose), "method": (_take_prose,), "table": (_take_whole_table,),
+    "mail": (_take_atx, _take_list, _take_drawn, _take_prose),
+    "rst": (_take_overlined, _take_directive, _take_literal, _take_list, _take_drawn, _take_prose),
     "code": (_take_definition, _take_code),
 }
 _MARKDOWNS = ("markdown", "html")
@@ -12850,6 +12863,19 @@ def _sentence_spans(text, start, end):
 
 def _line_spans(text, start, end):
     return _spans(text, [start, *(start + match.end() for match in _LINE_END.finditer(text[start:end])), end])
+
+
+_GOES_ON = re.compile(r"[ \t]*[|\u2502\u2503\u2551][ \t]+[|\u2502\u2503\u2551].*\w")          # a row whose first cell is empty
+
+
+def _row_spans(text, start, end):
+    """Cut a table at its rows; a line whose first cell is empty goes on with the row above it."""
+    spans = []
+    for first, last in _line_spans(text, start, end):
+        goes_on = spans and _GOES_ON.match(text, first, last) and re.search(r"\w", text[slice(*spans[-1])])
+        begun = spans.pop()[0] if goes_on else first
+        spans.append((begun, last))
+    return spans
 
 
 def _item_spans(text, start, end):
@@ -12938,8 +12964,10 @@ def _joined_pieces(pieces):
 
 
 def _header_of(text, block):
-    """Return the row that names the columns of a table; "" of any other block."""
-    return text[block.start:block.end].splitlines()[0][:TITLE_MAX_CHARS] if block.kind == "table" else ""
+    """Return the row that names the columns of a table: the first that says anything; "" of any other block."""
+    rows = text[block.start:block.end].splitlines() if block.kind == "table" else [""]
+    said = (row for row in rows if re.search(r"\w", row))
+    return next(said, rows[0])[:TITLE_MAX_CHARS]
 
 
 class _Packer:
@@ -13152,7 +13180,7 @@ def _quotable(text, block):
         return [span for item in items for span in _whole_sentences(text, *item)]
     if block.kind == "code" and _reads_as_prose(text[block.start:block.end]):
         return _whole_sentences(text, block.start, block.end)
-    coarse = {"prose": _whole_sentences, "heading": _heading_spans}
+    coarse = {"prose": _whole_sentences, "heading": _heading_spans, "table": _row_spans}
     return coarse.get(block.kind, _line_spans)(text, block.start, block.end)
 
 
@@ -13269,68 +13297,170 @@ def _read_text(data, name):
 
 
 HTML_HIDDEN = ("script", "style", "template", "noscript", "svg")
-HTML_BREAKS = ("p", "br", "div", "dt", "dd", "section", "article")
+# By how many line ends an element is parted from what stands before and behind it: 2 leave a blank line between.
+HTML_GAPS = {"br": 1, "dd": 1, "dt": 2, "li": 1, "option": 1, "tr": 1, **dict.fromkeys((
+    "address", "article", "aside", "blockquote", "body", "caption", "details", "div", "dl", "fieldset", "figcaption", "figure",
+    "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "main", "nav", "ol", "p", "pre", "section", "summary",
+    "table", "ul"), 2)}
+HTML_ENTRIES = ("dd", "dt", "li")                        # what they hold begins in their own line, be it a paragraph of its own
 HTML_CELLS = ("td", "th")
+HTML_FLAT = ("caption", "dt", "h1", "h2", "h3", "h4", "h5", "h6", "tr")          # each in one line, however the file breaks it
+# Of a table that only puts things in their places on the page; a row of data holds none of these.
+HTML_LAYOUT = ("dl", "h1", "h2", "h3", "h4", "h5", "h6", "ol", "pre", "ul")
 HTML_PREFIXES = {**{f"h{level}": "#" * level + " " for level in range(1, 7)}, "li": "- "}
+LINK_OF_HEADING = "\xb6"                                 # that is shown only where the pointer is
+CODE_INDENT = " " * 4                                    # what Markdown takes for code
 
 
-class _HtmlLines(html.parser.HTMLParser):
-    """I collect a page's text by the lines it stands in, so that line numbers stay the file's own; headings as Markdown.
+class _HtmlText(html.parser.HTMLParser):
+    """I make a text of a page, in whose `lines` each block, item, term and row begins anew, as Markdown has it.
 
-    A row of a table stands, cell by cell, in the line in which it begins.
+    `lines`: [number of the file's line, text], in order. What a paragraph holds is broken as in the file.
     """
 
-    def __init__(self, count):
+    def __init__(self):
         super().__init__()
-        self.lines, self.title, self._hidden, self._in_title, self._prefix = [""] * count, "", 0, False, ""
-        self._row = None                                 # the number of the line in which the open row began
+        self.lines, self.title, self._hidden, self._in_title = [], "", 0, False
+        self._gap, self._prefix = 0, ""                  # what comes before the text that follows
+        self._entered = False                            # an entry began, and nothing of it is written yet
+        self._last = ""                                  # the tag that began or ended last
+        self._flat, self._code = None, False             # in which element of HTML_FLAT, whether in <pre>
 
     def handle_starttag(self, tag, attributes):
         """Note what the text that follows stands in."""
         self._hidden += tag in HTML_HIDDEN
         self._in_title = tag == "title"
-        if tag in HTML_PREFIXES:
-            self._prefix = HTML_PREFIXES[tag]
-        elif tag == "tr":
-            self._row = self.getpos()[0] - 1
-        elif tag in HTML_CELLS and self._row is not None:
-            self._add(self._row, " | " if self.lines[self._row].strip() else "| ")
-        elif tag in HTML_BREAKS + HTML_CELLS:
-            self._add(self.getpos()[0] - 1, " ")
+        if tag in HTML_CELLS and self._flat == "tr":
+            self._cell()
+        elif self._flat == "tr" and tag not in ("tr", *HTML_LAYOUT):
+            self._part_cells(tag)
+        elif tag in HTML_GAPS:
+            self._begin(tag)
+        self._last = tag if tag in HTML_GAPS else self._last
+
+    def _part_cells(self, tag):
+        if tag in HTML_GAPS:
+            self._space()
+
+    def _end_row(self):
+        self._cell()
+        told = self.lines[-1][1].rstrip()
+        self.lines[-1][1] = told if told.strip("| ") else ""
+
+    def _leave_row(self):
+        if self.lines and not self._gap:
+            self.lines[-1][1] = self.lines[-1][1].strip("| ")
+        self._flat = None
+
+    def _begin(self, tag):
+        if self._flat == "tr" and tag in HTML_LAYOUT:
+            self._leave_row()
+        again = tag in (*HTML_ENTRIES, "tr") and self._last == tag
+        if again or tag == "dd":
+            self._gap = 1
+        elif not self._entered:
+            self._gap = max(self._gap, HTML_GAPS[tag])
+        self._entered = self._entered or tag in HTML_ENTRIES
+        self._prefix = HTML_PREFIXES.get(tag, self._prefix)
+        self._flat = tag if tag in HTML_FLAT and self._flat != "tr" else self._flat
+        self._code = self._code or tag == "pre"
+
+    def _cell(self):
+        self._space()
+        self._write("| ", self.getpos()[0])
 
     def handle_endtag(self, tag):
         """Note that what the text stood in has ended."""
-        if tag in ("tr", "table") and self._row is not None:
-            if self.lines[self._row].strip():
-                self._add(self._row, " |")
-            self._row = None
         self._hidden -= tag in HTML_HIDDEN and self._hidden > 0
         self._in_title = self._in_title and tag != "title"
+        if self._flat == "tr" and tag in ("tr", "table") and not self._gap:
+            self._end_row()
+        if self._flat == tag or tag == "table":
+            self._flat = None
+        self._code = self._code and tag != "pre"
+        if self._flat == "tr":
+            self._part_cells(tag)
+        elif tag in HTML_GAPS and not self._entered:
+            self._gap = max(self._gap, HTML_GAPS[tag])
+        if tag in HTML_ENTRIES:
+            self._entered, self._prefix = False, ""
+        self._last = tag if tag in HTML_GAPS else self._last
 
     def handle_data(self, data):
         """Put text into its lines."""
+        first = self.getpos()[0]
         if self._in_title:
             self.title += data
-        elif self._row is not None and not self._hidden:
-            self._add(self._row, " ".join(data.split()) if data.strip() else "")
-        elif not self._hidden:
-            for number, part in enumerate(data.split("\n"), self.getpos()[0] - 1):
-                if part.strip():
-                    self._add(number, self._prefix + part if not self.lines[number].strip() else part)
-                    self._prefix = ""
+        elif self._hidden or data == LINK_OF_HEADING:
+            return
+        elif self._flat:
+            self._flow([" ".join(data.split())], data, first)
+        elif self._code:
+            self._write_code(data.split("\n"), first)
+        else:
+            self._flow(data.split("\n"), data, first)
 
-    def _add(self, number, text):
-        self.lines[number] += text
+    def _flow(self, parts, data, first):
+        """Write the parts of a text, each in a line of its own; blanks at its ends part it from its neighbours."""
+        if data[:1].isspace():
+            self._space()
+        for number, part in enumerate(parts):
+            self._gap = max(self._gap, 1) if number else self._gap
+            if part.strip():
+                self._write(part.strip(), first + number)
+        if parts[-1].strip() and data[-1:].isspace():
+            self._space()
+
+    def _space(self):
+        if self.lines and not self._gap:
+            self.lines[-1][1] = self.lines[-1][1].rstrip() + " "
+
+    def _write_code(self, parts, first):
+        for number, part in enumerate(parts):
+            if number and not self._gap:
+                self.lines.append([first + number, ""])
+            if part.strip():
+                self._write(part.rstrip("\r"), first + number, CODE_INDENT)
+
+    def _write(self, text, number, indent=""):
+        """Add a text to the open line, or begin one, after a blank one where the gap is of two."""
+        if self._gap > 1 and self.lines and self.lines[-1][1]:
+            self.lines.append([number, ""])
+        if self._gap or not self.lines:
+            self.lines.append([number, ""])
+        begins = not self.lines[-1][1]
+        self.lines[-1][1] += (self._prefix + indent if begins else "") + text
+        self._gap, self._entered = 0, False
+        self._prefix = ""
 
 
 def _read_html(data, name):
+    """Read a page of HTML; `file_lines` of its metadata tell where its lines stand in the file: see file_lines."""
     text, metadata = _decoded(data, name)
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    page = _HtmlLines(text.count("\n") + 1)
-    page.feed(text)
+    page = _HtmlText()
+    page.feed(text.replace("\r\n", "\n").replace("\r", "\n"))
     page.close()
     title = one_line(page.title, TITLE_MAX_CHARS)
-    return Extract("\n".join(line.strip() for line in page.lines), metadata | _titled(title))
+    shifts, shift = [], 0
+    for number, (line, _) in enumerate(page.lines, 1):
+        if line - number != shift:
+            shift = line - number
+            shifts.append([number, shift])
+    told = {"file_lines": shifts} if shifts else {}
+    return Extract("\n".join(line.rstrip() for _, line in page.lines), metadata | told | _titled(title))
+
+
+def file_lines(metadata, lines):
+    """Return in which lines of its file some lines of a text stand, [] where the metadata of its document do not tell.
+
+    Its `file_lines` are [[line of the text, what is added from there on to be the file's], …], ascending.
+    """
+    shifts = metadata.get("file_lines")
+    if type(shifts) is not list or not all(type(row) is list and list(map(type, row)) == [int, int] for row in shifts):
+        return []
+    rows = [[0, 0], *shifts]
+    starts = [start for start, _ in rows]
+    return [line + rows[bisect.bisect_right(starts, line) - 1][1] for line in lines]
 
 
 def _titled(title):
@@ -13522,8 +13652,6 @@ def _read_odt(data, name):
     return Extract("\n".join(_od_lines(body)), _xml_title(archive, "meta.xml"))
 
 
-# A book's chapters have no lines that a reader knows, so each of these begins one.
-_BOOK_LINES = re.compile(rb"<(?=(?:h[1-6]|p|li|tr|dt|dd|div|br|table|blockquote)\b)", re.IGNORECASE)
 
 
 def _read_epub(data, name):
@@ -13537,7 +13665,7 @@ def _read_epub(data, name):
     for item in package.iter(f"{opf}itemref"):
         place = urllib.parse.unquote(places[item.get("idref")])
         entry = posixpath.normpath(posixpath.join(posixpath.dirname(package_path), place))
-        chapters.append(_read_html(_BOOK_LINES.sub(b"\n<", archive.read(entry)), name).text.strip("\n"))
+        chapters.append(_read_html(archive.read(entry), name).text.strip("\n"))
     return Extract("\n\n".join(chapters), _xml_title(archive, package_path))
 
 
@@ -15851,19 +15979,18 @@ def _why(catalog, asked, number):
     return {"words": shares, "missing": missing, "mass": round(mass, 4)}
 
 
-def _pages(document, chunk):
-    """Return the first and last page of a chunk, where its document tells on which line each page begins."""
-    if document.kind != "pdf":
-        return {}
-    return _pages_of(document.metadata, chunk.line_start, chunk.line_end)
-
-
-def _pages_of(metadata, *lines):
-    """Return the pages on which lines stand, where the metadata of a document say on which line each page begins."""
+def _stands_in_file(metadata, first, last):
+    """Return on which pages, or in which lines of their file, some lines of a text stand, where the metadata of their document
+    tell."""
     starts = metadata.get("pages")
-    if type(starts) is not list or not all(type(start) is int for start in starts):
-        return {}
-    return {"pages": [bisect.bisect_right(starts, line) for line in lines]}
+    if type(starts) is list and all(type(start) is int for start in starts):
+        return {"pages": [bisect.bisect_right(starts, line) for line in (first, last)]}
+    found = file_lines(metadata, (first, last))
+    return {"file_lines": found} if found else {}
+
+
+def _headed(header):
+    return {"header": header} if header else {}
 
 
 def _result(catalog, number, score, why):
@@ -15874,7 +16001,7 @@ def _result(catalog, number, score, why):
         "chunk_id": chunk_id(chunk.doc_id, chunk.index), "text": chunk.text, "headings": list(chunk.headings),
         "lines": [chunk.line_start, chunk.line_end], "metadata": document.metadata, "scope": document.scope,
         "added_at": document.added_at, "title": document.title or chunk.doc_id, "source": document.source,
-        **_pages(document, chunk), **({"header": chunk.header} if chunk.header else {}),
+        **_stands_in_file(document.metadata, chunk.line_start, chunk.line_end), **_headed(chunk.header),
     }, "score": round(score, 6), "superseded_by": catalog.superseded.get(chunk.doc_id),
         "why": why | {"age_days": round((now_utc() - document.added_at).total_seconds() / 86400, 3)}}
 
@@ -16723,7 +16850,7 @@ def _placed(told, chunk):
     last = first + len(_LINE_END.findall(told.text))
     return {"text": told.text, "doc_id": chunk["doc_id"], "version": chunk["version"],
             "chunk_id": chunk["chunk_id"], "chunk_index": chunk["chunk_index"], "lines": [first, last],
-            "headings": chunk["headings"], **_pages_of(chunk["metadata"], first, last)}
+            "headings": chunk["headings"], **_stands_in_file(chunk["metadata"], first, last)}
 
 
 def marked_text(item):
@@ -18475,13 +18602,16 @@ def synthesize_response_for_(persona, query):
     return infer_(persona, query)
 
 
+def lines_told(item):
+    """Return in which lines a passage stands, as "3" or "3-5": those of its file, where they are others than its text's."""
+    return "-".join(map(str, dict.fromkeys(item.get("file_lines") or item["lines"])))
+
+
 def cited_text(report):
     """Return the answer of a cycle as text, with a line for each passage that it cites."""
     lines = [report["answer"]]
     for number, item in enumerate(report["evidence"], 1):
-        first, last = item["lines"]
-        place = f"{first}" if first == last else f"{first}-{last}"
-        lines.append(f"[{number}] {item['doc_id']}:{place}")
+        lines.append(f"[{number}] {item['doc_id']}:{lines_told(item)}")
     return "\n".join(lines)
 
 
@@ -27486,7 +27616,7 @@ def _told_result(rank, row):
     why += [f"also: {', '.join(map(_near, row['also']))}"] if row["also"] else []
     why += [f"superseded by {_near(row['superseded_by'])}"] if row["superseded_by"] else []
     texts = [line for text in _level_texts(row) for line in shown_block(text.strip(), "   ")]
-    place = f"{_near(chunk['doc_id'])}:{chunk['lines'][0]}-{chunk['lines'][1]}{_page_told(chunk)}"
+    place = f"{_near(chunk['doc_id'])}:{lines_told(chunk)}{_page_told(chunk)}"
     return ["  ".join([f"{rank}. {place}", f"score {row['score']:.2f}", *why]), *texts, ""]
 
 
@@ -27565,7 +27695,7 @@ def _told_answer(report, changes=None):
         return [f"cycle {report['cycle']}: {report['state']}"]
     lines, changes = [], changes or {}
     for n, item in enumerate(report["evidence"], 1):
-        place = f"{_near(item['doc_id'])}:{'-'.join(map(str, dict.fromkeys(item['lines'])))}{_page_told(item)}"
+        place = f"{_near(item['doc_id'])}:{lines_told(item)}{_page_told(item)}"
         changed = f" ({changes[item['doc_id']]})" if item["doc_id"] in changes else ""
         lines += _passage_lines(f"[{n}] {place}{changed}", item["text"])
     gap = [""] if lines else []

@@ -212,6 +212,34 @@ def test_the_marks_below_a_title_begin_no_code(end):
     assert batos._without_underlines(text) == text.replace("~~~~~~", " " * 6)
 
 
+DRAWN = """The keys of the editor:
+
+\u250c\u2500\u2500\u2500\u2500\u2500\u2500\u2500\u252c\u2500\u2500\u2500\u2500\u2500\u2510
+\u2502Name   \u2502Key  \u2502
+\u251c\u2500\u2500\u2500\u2500\u2500\u2500\u2500\u253c\u2500\u2500\u2500\u2500\u2500\u2524
+\u2502<reply>\u2502r, or\u2502
+\u2502       \u2502R    \u2502
+\u251c\u2500\u2500\u2500\u2500\u2500\u2500\u2500\u253c\u2500\u2500\u2500\u2500\u2500\u2524
+\u2502<send> \u2502y    \u2502
+\u2514\u2500\u2500\u2500\u2500\u2500\u2500\u2500\u2534\u2500\u2500\u2500\u2500\u2500\u2518
+"""
+GRID = "+------+---+\n| Name | K |\n+======+===+\n| a    | b |\n|      | c |\n+------+---+"
+
+
+@pytest.mark.parametrize(("text", "header", "row"), [
+    (DRAWN, "\u2502Name   \u2502Key  \u2502", "\u2502<reply>\u2502r, or\u2502\n\u2502       \u2502R    \u2502"),
+    (GRID, "| Name | K |", "| a    | b |\n|      | c |"),
+])
+def test_a_table_that_is_drawn_is_quoted_by_its_rows(text, header, row):
+    rows = [told for told in batos.sentences(text) if told.get("header")]
+    assert {told["header"] for told in rows} == {header} and row in [told["text"] for told in rows]
+    lines = batos._Lines(text)
+    for kind in ("text", "rst", "mail", "markdown"):
+        assert [block.kind for block in batos._blocks(lines, kind)][-1] == "table"
+    tree = batos._Lines("\u251c\u2500\u2500 source\n\u2502   \u2514\u2500\u2500 main\n\u2514\u2500\u2500 tests")
+    assert [block.kind for block in batos._blocks(tree, "text")] == ["prose"]
+
+
 def test_sections_keep_their_headings_and_lines():
     body = "The valve is turned until it clicks. " * 5
     text = f"# Pump\n\n## Calibrating\n\n{body}\n\nCleaning\n--------\n\n{body}\n"

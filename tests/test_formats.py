@@ -1,9 +1,11 @@
 """Formats: what files become texts, with their titles, headings and lines; and `learn` over folders of them."""
 
 import datetime
+import html.parser
 import io
 import json
 import pathlib
+import re
 import zipfile
 
 import openpyxl
@@ -141,20 +143,77 @@ def test_no_kind_takes_more_than_a_moment(kind, unit):
     batos.cut_text(unit * 4000, kind)
 
 
-def test_a_page_of_html_keeps_its_lines_headings_and_title(tmp_path):
+def test_a_page_of_html_has_its_headings_and_title_and_knows_its_files_lines(tmp_path):
     path = tmp_path / "a.HTML"
     path.write_text(HTML)
     text, metadata = batos.read_file(path, 1 << 20)
-    lines = text.split("\n")
-    assert metadata == {"title": "The manual"} and len(lines) == len(HTML.split("\n"))
-    assert lines[3] == "# Opening & closing" and lines[4].split() == ["Turn", "the", "brass"] and lines[5] == "valve."
-    assert lines[7] == "## Steps" and lines[9:11] == ["- one", "- two"] and "no text" not in text and "color" not in text
+    lines, source = text.split("\n"), HTML.split("\n")
+    assert lines == ["# Opening & closing", "", "Turn the brass", "valve.", "", "## Steps", "", "- one", "- two"]
+    assert metadata["title"] == "The manual"
+    told = {line: source[batos.file_lines(metadata, [number])[0] - 1] for number, line in enumerate(lines, 1)}
+    assert told["valve."] == "valve.</p>" and told["- two"] == "<li>two</li>" and "closing</h1>" in told[lines[0]]
 
 
-@given(st.text(st.sampled_from("<>/ahpscrit1\n&;!-\"'= "), max_size=200))
+# As a program writes it that breaks lines within tags, where nobody sees them.
+BROKEN_HTML = """<body><div class="titlepage"><h3
+>Memory</h3></div><dl><dt><span>shared_buffers</span> (<code>integer</code>)</dt><dd><p>
+  How much memory is shared: <b>25</b> <i>percent</i>
+  at most.
+</p><p>Or less.</p></dd><dt>port</dt><dd>5432 is meant.</dd></dl><p>Start it with:</p><pre class="x">
+server <b>-D</b> data
+
+  stop
+</pre><p>Sizes:</p><table><tr><th>Type<th>Bytes</tr><tr><td><p>bigint</p></td><td>8
+bytes</td></tr></table><ol><li><p>First.</p></li><li>Second<br>line.</li></ol><p>It ends.</body>"""
+
+
+def test_what_stands_in_one_line_of_a_file_of_html_begins_anew_as_the_page_shows_it():
+    text, metadata = batos._read_html(BROKEN_HTML.encode(), "a.html")
+    assert text.split("\n") == [
+        "### Memory", "", "shared_buffers (integer)", "How much memory is shared: 25 percent", "at most.", "", "Or less.", "",
+        "port", "5432 is meant.", "", "Start it with:", "", "    server -D data", "", "      stop", "", "Sizes:", "",
+        "| Type | Bytes |", "| bigint | 8 bytes |", "", "- First.", "- Second", "line.", "", "It ends."]
+    assert batos.file_lines(metadata, [1, 4, 5, 9, 14, 16, 20, 27]) == [2, 3, 4, 5, 6, 8, 9, 10]
+    drafts = batos.cut_text(text, "html")
+    assert drafts[0].headings == ("Memory",) and not batos.file_lines({"file_lines": [["x", 1]]}, [1])
+
+
+def test_a_table_that_only_arranges_a_page_makes_no_rows_of_what_it_holds():
+    page = b"<table><tr><td><h1>Pump</h1><p>It turns.</p><pre>a\n  b</pre></td></tr><tr><td>Left</td><td>Right</td></tr></table>"
+    text = batos._read_html(page, "a.html").text
+    assert [line for line in text.split("\n") if line] == ["# Pump", "It turns.", "    a", "      b", "| Left | Right |"]
+
+
+class Said(html.parser.HTMLParser):
+    """What a page says, with no order in it."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.text, self.hidden = "", 0
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.hidden += tag in batos.HTML_HIDDEN
+
+    def handle_endtag(self, tag):
+        self.hidden -= tag in batos.HTML_HIDDEN and self.hidden > 0
+
+    def handle_data(self, data):
+        self.text += "" if self.hidden else data
+
+
+TAGS = st.sampled_from("p /p li /li ul /ul dt /dt dd /dd tr /tr td table /table h2 /h2 pre /pre br b /b script /script".split())
+PIECES = TAGS.map("<{}>".format) | st.text(st.sampled_from("ab1\n <&;"), max_size=6)
+
+
+@given(st.lists(PIECES, max_size=30).map("".join))
 @settings(max_examples=300)
-def test_any_html_is_read_line_by_line(text):
-    assert batos._read_html(text.encode(), "x.html").text.count("\n") == text.count("\n")
+def test_any_html_says_all_that_it_says_once_and_its_lines_are_the_files(text):
+    read, metadata = batos._read_html(text.encode(), "x.html")
+    assert re.findall(r"\w", read) == re.findall(r"\w", Said(text).text)
+    places = [batos.file_lines(metadata, [number]) or [number] for number in range(1, read.count("\n") + 2)]
+    assert places == sorted(places) and 1 <= places[0][0] and places[-1][0] <= text.count("\n") + 1
 
 
 def test_a_pdf_has_pages_and_a_title(tmp_path):
