@@ -16352,8 +16352,13 @@ class Window(typing.NamedTuple):
 
     @property
     def reading(self):
-        """What I say, under the names of what I stand in."""
-        return reader_text(self.heading, self.text)
+        """What I say, under the names of what I stand in; of rows of a table, and of its columns."""
+        columns = f"{self.told[0].header}\n" if self.is_of_table() else ""
+        return reader_text(self.heading, columns + self.text)
+
+    def is_of_table(self):
+        """Whether I am rows of a table whose columns have names."""
+        return bool(self.told[0].header)
 
     def words(self):
         """Return my words, with those of the headings."""
@@ -16459,7 +16464,8 @@ EXPECTED = (
     Expected(re.compile(r"^\W*(?:and |so )?why\b", re.IGNORECASE), _REASON_TOLD, False),
 )
 _DEFINED_BY = (r"{0}(?:\W+\w+){{0,4}}?\W+(?:is|are|was|were|means?|refers?|stands?|denotes?|consists?)\b|"
-               r"^\W*{1}\b[^:]{{0,100}}::")                         # or it stands below its term, named by its last word
+               r"^\W*{1}\b[^:]{{0,100}}::|"                         # or it stands below its term, named by its last word,
+               r"^\W*{0}(?: ?\([^)\n]{{1,40}}\))?(?: *\n| {{2}})\s*\w")   # or behind it: "port (integer)", then what that is
 _DEFINES = re.compile(r"^\W*(?:what|who) (?:is|are|was|were|does|do) (?:(?:the|a|an|word|term) ){0,3}(.{2,60}?)"
                       r"(?: mean| stand for| do)?\W*$", re.IGNORECASE)
 
@@ -16699,7 +16705,10 @@ def _sentence_worth(asked, told, near):
 
 
 def _read(query, judged, recall):
-    """Return Judged as the reader finds them beside words and meaning, the best first; as they are where it is not ready."""
+    """Return Judged as the reader finds them beside words and meaning, the best first; as they are where it is not ready.
+
+    It has learnt to read sentences: its no says nothing against the rows of a table.
+    """
     reader = recall.embedder.reader
     told = reader.judge(query, [(one.window.heading, one.window.text) for one in judged])
     if not told:
@@ -16707,9 +16716,12 @@ def _read(query, judged, recall):
     sure = max([score for score, _ in told]) >= reader.threshold
     found = []
     for one, (score, span) in zip(judged, told, strict=True):
-        worth = one.worth + READER_WEIGHT * score * _superseded(one.window)
+        counted = max(score, reader.threshold) if one.window.is_of_table() else score
+        worth = one.worth + READER_WEIGHT * counted * _superseded(one.window)
         found.append(_pointed(one, span)._replace(worth=worth, sure=sure))
-    return sorted(found, key=_worth, reverse=True)
+    found.sort(key=_worth, reverse=True)
+    unread = found[0].window.is_of_table() and not sure
+    return [one._replace(sure=None) for one in found] if unread else found
 
 
 def _pointed(judged, span):

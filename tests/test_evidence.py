@@ -132,6 +132,34 @@ def test_when_one_should_is_no_question_for_a_time():
     assert batos.expected_in("When was it built?").needed and batos.expected_in("What is a port?").holds.search("a port is one")
 
 
+@pytest.mark.parametrize("text, defines", [
+    ("port (integer)\nThe one it listens on.", True), ("Port  A place for ships.", True), ("port\nA place.", True),
+    ("Ports of the north\nare cold.", False), ("port (integer)\n", False),
+])
+def test_what_stands_behind_its_term_defines_it(text, defines):
+    assert bool(batos.expected_in("What is port?").holds.search(text)) == defines
+
+
+class Refusing:
+    """A reader that says of everything that it answers nothing."""
+
+    threshold = 0.0
+
+    def judge(self, query, passages):
+        """Judge as a Reader does."""
+        return [(-5.0, (0, 1)) for _ in passages]
+
+
+@pytest.mark.parametrize("query, sure", [("What is the duty of Bob?", True), ("What does the captain sail?", False)])
+def test_a_reader_of_sentences_says_nothing_against_a_row(catalog, query, sure):
+    recall = batos.Recall()
+    recall.embedder.reader, before = Refusing(), recall.embedder.reader
+    try:
+        assert batos.find_evidence(catalog, query, recall)["relevant"] == sure
+    finally:
+        recall.embedder.reader = before
+
+
 def test_what_goes_on_in_a_command_is_quoted_with_it(catalog):
     told = batos.plain_answer("lamps?", [best(catalog, "Which lamps of the mast burn at night?")])
     assert told.endswith("at noon, look at lampctl --list” [1]")
