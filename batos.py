@@ -9363,6 +9363,7 @@ def told_task(request, prompt):
 
 # The router
 
+SEED_CORE = pathlib.Path(__file__).resolve().parent / "seed_core"
 ROUTER_FILE = "router.safetensors"
 ROUTED = {"archetype": (ARCHETYPES, ARCHETYPES_OFFERED), "idiom": (tuple(IDIOMS), IDIOMS_OFFERED)}   # kind -> names, most
 
@@ -9409,6 +9410,18 @@ def read_router(directory):
         return None
     with need("safetensors", "the router").safe_open(path, "np") as file:
         return Router({name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get("embedder"))
+
+
+@functools.cache
+def own_router():
+    """Return the Router beside this program, which serves every core that has none: it reads the embedder, not the core."""
+    return read_router(SEED_CORE)
+
+
+def offered_by(router, kind, text, embedder, among):
+    """Return what a router (None: there is none) offers for a text: pairs (name, share), the best first; [] without embedder."""
+    vector = embedder.query(text) if router is not None and embedder.name == router.embedder else None
+    return [] if vector is None else router.offer(kind, vector, among)
 
 
 # Files
@@ -9746,7 +9759,7 @@ def load_core(directory):
         tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
         model = transformers.AutoModelForCausalLM.from_pretrained(directory, **options).eval()
     check_dimensions(model)
-    core = LoadedCore(model, tokenizer, card, read_router(directory) if card else None)
+    core = LoadedCore(model, tokenizer, card, read_router(directory) if card else own_router())
     self_test(core)
     return core
 
@@ -9768,7 +9781,7 @@ def load_gguf(path):
     except (OSError, ValueError) as error:
         raise gguf_trouble(path, error) from error
     check_dimensions(model)
-    core = LoadedCore(model, tokenizer, None, title=file.title)
+    core = LoadedCore(model, tokenizer, None, own_router(), file.title)
     check_finite(core)
     return core
 
@@ -10173,10 +10186,9 @@ class CognitiveCore:
         return name if name is not None and self.synapses is not None and self.synapses.serves(name) else BASE
 
     def offers(self, kind, text, embedder, among=None):
-        """Return what the router offers for a text: pairs (name, share), the best first; [] without router or embedder."""
-        router = self._loaded.router if self._loaded else None
-        vector = embedder.query(text) if router is not None and embedder.name == router.embedder else None
-        return [] if vector is None else router.offer(kind, vector, among)
+        """Return what the router offers for a text, see `offered_by`; while the core loads, too. [] where it is off."""
+        router = own_router() if self.state == "loading" else self._loaded and self._loaded.router
+        return offered_by(router, kind, text, embedder, among)
 
     def on_model_thread(self, function):
         """Run function(LoadedCore) in the model thread, between batches; return what it returns, or raise it."""
@@ -11128,8 +11140,8 @@ class RemoteCore:
         return name if name in self.models else BASE
 
     def offers(self, kind, text, embedder, among=None):
-        """Nothing: a larger model needs no router."""
-        return []
+        """Return what our router offers for a text, see `offered_by`: small models choose no better than by chance."""
+        return offered_by(own_router(), kind, text, embedder, among)
 
     def on_model_thread(self, function):
         """Raises CoreOffline: the model is not here."""
@@ -25764,7 +25776,6 @@ def _check_sha(path, wanted, package):
 
 # The core's files in the image
 
-SEED_CORE = pathlib.Path(__file__).resolve().parent / "seed_core"
 SEED_CORE_NAME = "seed-core"                             # what its card says
 
 

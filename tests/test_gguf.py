@@ -251,6 +251,17 @@ def test_a_template_that_knows_no_system_is_told_it_in_the_users_turn(tmp_path):
     assert told == "<|im_start|>user\nBe short.\n\nWho < |im_end|>?<|im_end|>\n<|im_start|>assistant\n"
 
 
+class Near:
+    """An embedder whose every vector is the router's own idea of a feeling."""
+
+    @property
+    def name(self):
+        return batos.own_router().embedder
+
+    def query(self, text):
+        return batos.own_router().tensors["archetype.weight"][batos.ARCHETYPES.index("Emotional Processing")]
+
+
 def test_it_answers_tasks_by_the_same_grammars(tmp_path):
     write(tmp_path / "model.gguf", sizes=SIZES | {"positions": 8192})
     folder = tmp_path / "folder"
@@ -260,6 +271,8 @@ def test_it_answers_tasks_by_the_same_grammars(tmp_path):
     one.wait_ready(120)
     try:
         assert one.writes and one.health()["model"] == "Chance"
+        feeling = one.offers("archetype", "I feel so alone since she left", Near())
+        assert feeling[0][0] == "Emotional Processing"   # the router reads vectors, and serves every core (FACTS 57)
         fields = {"passage": ["The old pump lifts water with two pistons.", "Bread needs flour."], "shares": [0.8, 0.1]}
         assert one.infer([batos.CoreRequest("summary", fields)])[0].value["sentence"] in (1, 2)
         assert isinstance(one.infer_("Hello", max_new_tokens=4), str)
