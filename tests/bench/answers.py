@@ -1,11 +1,12 @@
 """Ask questions over manuals as people ask them, and count: right, partly, beside the point, refused, nearest.
 
-    python tests/bench/answers.py FOLDER [--only KIND] [--show]
+    python tests/bench/answers.py FOLDER [--language de|fr] [--only KIND] [--show]
 
-FOLDER holds what answers.txt names: the files of two packages of Debian, which apt-get download and dpkg -x give. A daemon
-with the embedded core and the embedder learns it and is asked each question. An answer is *right* where the sentence that it
-tells holds what is expected, *partly* where only its passages do, *beside* the point otherwise; a refusal is right where
-nothing answers. `nearest` are the replies that say that nothing says it outright; they are counted beside, by what they hold.
+FOLDER holds what answers.txt names: the files of two packages of Debian, which apt-get download and dpkg -x give (the German and
+French ones ask of one manual). A daemon with the embedded core and the embedder learns it and is asked each question. An answer
+is *right* where the sentence that it tells holds what is expected, *partly* where only its passages do, *beside* the point
+otherwise; a refusal is right where nothing answers. `nearest` are the replies that say that nothing says it outright; they are
+counted beside, by what they hold; so are the answers whose first passage holds what is expected.
 """
 
 import argparse
@@ -23,6 +24,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 from ready import served
 
 WAIT_S = 120.0
+ASKED_IN = {"en": "answers.txt", "de": "answers.de.txt", "fr": "answers.fr.txt"}
 UNANSWERABLE = ("near", "far")
 VERDICTS = ("right", "partly", "beside", "refused wrongly", "refused rightly", "failed")
 
@@ -36,10 +38,10 @@ class Question(typing.NamedTuple):
     follows: bool
 
 
-def questions():
-    """Return the Questions of answers.txt."""
+def questions(language="en"):
+    """Return the Questions that are asked in a language."""
     told = []
-    for line in (HERE / "answers.txt").read_text("utf-8").splitlines():
+    for line in (HERE / ASKED_IN[language]).read_text("utf-8").splitlines():
         if line and not line.startswith("#"):
             kind, text, expected, *_ = line.split(" | ")
             wanted = () if expected == "-" else tuple(expected.split(" / "))
@@ -90,17 +92,18 @@ def words(report):
 
 
 class Table:
-    """What was counted: verdicts by kind of question, replies that told the nearest, seconds, words."""
+    """What was counted: verdicts by kind of question, first passages, replies that told the nearest, seconds, words."""
 
     def __init__(self):
         self.kinds = collections.defaultdict(collections.Counter)
-        self.nearest, self.seconds, self.words = 0, [], []
+        self.first, self.nearest, self.seconds, self.words = 0, 0, [], []
 
     def add(self, question, report, seconds):
         """Count an answer. Returns its verdict."""
         told = verdict(question, report)
         self.kinds[question.kind][told] += 1
         self.nearest += report.get("certainty") == "nearest"
+        self.first += any(holds(item["text"], question.expected) for item in report.get("evidence", ())[:1])
         self.seconds.append(seconds)
         if report.get("evidence"):
             self.words.append(words(report))
@@ -112,14 +115,15 @@ class Table:
             yield f"{kind:10} " + ", ".join(f"{name} {count}" for name, count in told.items())
         total = sum(self.kinds.values(), collections.Counter())
         counts = ", ".join(f"{name} {total[name]}" for name in VERDICTS)
-        yield f"all        {counts} of {total.total()}; nearest {self.nearest}"
+        yield (f"all        {counts} of {total.total()}; nearest {self.nearest}, "
+               f"first passage right {self.first}")
         yield f"medians    {statistics.median(self.words):.0f} words in all passages, {statistics.median(self.seconds):.1f} s"
 
 
-def asked(client, only):
+def asked(client, only, language):
     """Yield (question, report, seconds) of each question of a kind, or of all."""
     talk = 0
-    for question in questions():
+    for question in questions(language):
         if only in (None, question.kind):
             talk += not question.follows
             yield question, *ask(client, question, f"bench-{talk}")
@@ -128,17 +132,19 @@ def asked(client, only):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--language", choices=ASKED_IN, default="en", help="of the questions")
     parser.add_argument("--only", help="a kind of question")
     parser.add_argument("--show", action="store_true", help="each answer too")
     how = parser.parse_args()
     table = Table()
     with served() as client:
         learn(client, how.folder)
-        for question, report, seconds in asked(client, how.only):
+        for question, report, seconds in asked(client, how.only, how.language):
             told = table.add(question, report, seconds)
             if how.show:
                 answer = report.get("answer", report.get("reason"))
-                print(f"{told:16} {question.kind:8} {question.text}\n    {answer}", flush=True)
+                sureness = report.get("certainty", "")
+                print(f"{told:16} {question.kind:8} {sureness:8} {question.text}\n    {answer}", flush=True)
     print(*table.lines(), sep="\n")
 
 
