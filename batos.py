@@ -12482,6 +12482,8 @@ PART_LEAST_CHARS = 20_000          # a shorter text has not more chunks than tha
 TITLE_MAX_CHARS = 200
 SENTENCE_WINDOW_CHARS = 20_000     # Punkt sees no more at once: its time stays linear
 WORD_MAX_CHARS = 64                # a longer word (base64, a hash) is known by its beginning
+LANGUAGE_CHARS = 200_000           # of a text, by which its language is known
+LANGUAGE_SHARE = 0.05              # of its words that are telling ones of a language, from which on it is that
 DOC_ID_MAX_CHARS = 1000
 QUERY_WORDS_MAX = 256              # later words of a query are not looked up; a pasted paragraph has fewer
 RESULTS_MAX = 3000
@@ -13498,21 +13500,158 @@ def _read_pdf(data, name):
     _quiet("pypdf")
     try:
         reader = pypdf.PdfReader(io.BytesIO(data))
-        pages = [_whole_characters(page.extract_text()) for page in reader.pages]
+        pages = [_whole_characters(_page_text(page)).translate(_LIGATURES) for page in reader.pages]
         title = _whole_characters(str((reader.metadata or {}).get("/Title") or ""))
     except Exception as error:                           # a boundary: whatever a hostile file makes of the library
         raise BadRequest(f"{name} does not read as PDF ({first_line(error)}); convert it, or leave it out") from error
     empty = [number for number, page in enumerate(pages, 1) if not page.strip()]
     if len(empty) == len(pages):
         raise BadRequest(f"{name} holds no text, perhaps pictures of pages; have it recognised first")
-    pages = [_HYPHENATED.sub(r"\1\2\n", page) for page in pages]
-    starts = [1, *(1 + n for n in itertools.accumulate(page.count("\n") + 2 for page in pages[:-1]))]
+    text, starts = _joined_pages(_without_running_heads(pages))
     notes = [f"{len(empty)} of {len(pages)} pages are images, not learnt: {_ranges_told(empty)}"] if empty else []
-    return Extract("\n\n".join(pages), {"pages": starts, **_titled(title), **_noted(notes)})
+    return Extract(_without_hyphens(text), {"pages": starts, **_titled(title), **_noted(notes)})
 
 
+COLUMN_LINES, COLUMN_CHARS = 8, 20                       # that stand in two columns at least; of a line of one, in the middle
+COLUMN_POINTS = 100                                      # between the left edges of two columns, at least
+_SHOWS_TEXT = (b"Tj", b"TJ", b"'", b'"')                 # operators
+
+
+def _page_text(page):
+    """Return the text of a page of PDF in the order in which it is read.
+
+    That is the file's, but where it tells two columns line by line across both: then one after the other.
+    """
+    places = []                                          # (x, y) of each text that is shown
+
+    def note(operator, operands, before, matrix):
+        if operator in _SHOWS_TEXT:
+            x, y = matrix[4:]
+            places.append((x * before[0] + y * before[2] + before[4], x * before[1] + y * before[3] + before[5]))
+    text = page.extract_text(visitor_operand_before=note)
+    if not _goes_across(places):
+        return text
+    lines = page.extract_text(extraction_mode="layout", layout_mode_space_vertically=False).split("\n")
+    return _column_after_column(lines) or text
+
+
+def _goes_across(places):
+    """Whether many texts are shown right after another one far to the left in the same line, and all from one edge on."""
+    pairs = [(x, other) for (x, y), (other, below) in itertools.pairwise(places) if abs(y - below) < 2]
+    edges = collections.Counter(round(other / 3) for x, other in pairs if other - x > COLUMN_POINTS)
+    return max(edges.values(), default=0) >= COLUMN_LINES
+
+
+def _column_after_column(lines):
+    """Return the text of lines that are set as on paper: between full lines the left column before the right one.
+
+    In a table cells are short, lines of a column are filled: where there are no such columns the text is empty.
+    """
+    begins = collections.Counter(found.end() for line in lines for found in re.finditer(r"(?<=\S) {2,}(?=\S)", line))
+    edge, count = max(begins.items(), key=lambda row: row[1], default=(0, 0))
+    parted = [line for line in lines if len(line) > edge and line[:edge].endswith("  ") and line[:edge].strip()]
+    sides = [[line[:edge].strip() for line in parted], [line[edge:].strip() for line in parted]]
+    if count < COLUMN_LINES or any(statistics.median(map(len, side)) < COLUMN_CHARS for side in sides):
+        return ""
+    told, left, right = [], [], []
+    for line in lines:
+        if line[edge - 2:edge].strip():
+            told += [*left, *right, line.strip()]
+            left, right = [], []
+        else:
+            left += filter(None, [line[:edge].strip()])
+            right += filter(None, [line[edge:].strip()])
+    return re.sub(r" {2,}", " ", "\n".join([*told, *left, *right]))
+
+
+RUNNING_LINES, RUNNING_PAGES = 2, 3                      # that may be heads or feet of a page; on how many pages one is to stand
+_LIGATURES = str.maketrans(dict(zip("\ufb00\ufb01\ufb02\ufb03\ufb04\ufb05\ufb06", ("ff", "fi", "fl", "ffi", "ffl", "st", "st"),
+                                    strict=True)))
+_NUMBER_AT_END = re.compile(r"^\d+(?=\W|$)|(?<!\w)\d+$")
+_ROMAN = re.compile(r"[ivxlc]{1,7}", re.IGNORECASE)
 # A word that is parted at the end of a line: its rest moves up, so that lines and pages keep their numbers.
-_HYPHENATED = re.compile(r"([^\W\d_])[-\u00ad\u2010]\n([^\W\d_A-Z]\S{0,60})[ ]?")
+_HYPHENATED = re.compile(r"(?<![^\W_])([^\W\d_]{1,60})([-\u00ad\u2010])\n([^\W\d_A-Z]\w{0,60})(\S{0,60})[ ]?")
+_COMPOUND = re.compile(r"(?<![^\W\d_])[^\W\d_]+-[^\W\d_]+")
+
+
+def _without_running_heads(pages):
+    """Return pages without their numbers, and without the heads and feet that stood on a page before.
+
+    Such a line is among the first or last RUNNING_LINES, and the same on RUNNING_PAGES pages but for the page's number.
+    """
+    pages = [page.strip("\n").split("\n") for page in pages]
+    most = RUNNING_LINES + 1                             # one may be blank
+    edges = [[*page[:most], *page[most:][-most:]] for page in pages]
+    keys = [{key for line in lines for key in _running_keys(line, n)} for n, lines in enumerate(edges)]
+    counts = collections.Counter(itertools.chain.from_iterable(keys))
+    running = {key for key, count in counts.items() if count >= RUNNING_PAGES}
+    seen, told = set(), []
+    for n, lines in enumerate(pages):
+        first = _edge_length(lines, n, running)
+        last = len(lines) - _edge_length(lines[first:][::-1], n, running)
+        once = [line for line in (*lines[:first], *lines[last:]) if _is_new_head(line, n, seen)]
+        told.append("\n".join([*once, *lines[first:last]]))
+    return told
+
+
+def _running_keys(line, n):
+    """Return what is the same of a running line on each page: its text, and that with its number counted from page n."""
+    line = line.strip()
+    counted = _NUMBER_AT_END.sub(lambda found: f"\0{int(found[0][:9]) - n}", line)
+    if _ROMAN.fullmatch(line):
+        return ("\0",)
+    keys = (line,) if len(re.findall(r"[^\W\d_]", line)) > 3 else ()
+    return keys if counted == line else (counted, *keys)
+
+
+def _edge_length(lines, n, running):
+    """Return how many lines, from the first on, are running ones of page n, or blank before one."""
+    last = 0
+    for at, line in enumerate(lines[:RUNNING_LINES + 1], 1):
+        if not running.isdisjoint(_running_keys(line, n)):
+            last = at
+        elif line.strip():
+            break
+    return last
+
+
+def _is_new_head(line, n, seen):
+    """Whether a running line has words that none had before."""
+    words = _NUMBER_AT_END.sub("", line).strip()
+    is_new = bool(re.search(r"[^\W\d_]{2}", words)) and not _ROMAN.fullmatch(words) and words not in seen
+    seen.add(words)
+    return is_new
+
+
+def _joined_pages(pages):
+    """Return (the text of all pages, on which line each begins); a sentence goes on over the end of a page."""
+    text, starts = "", []
+    for n, page in enumerate(pages):
+        if n:
+            begins = page.lstrip()[:1]
+            text += "\n" if begins.islower() and not _ENDED.search(text.rstrip()) else "\n\n"
+        starts.append(text.count("\n") + 1)
+        text += page
+    return text, starts
+
+
+def _without_hyphens(text):
+    """Return a text whose words are not parted at the ends of lines; "well-known" keeps its hyphen where the text has both words.
+
+    In German what goes on with a small letter is one word.
+    """
+    plain = _HYPHENATED.sub(" ", text).casefold()
+    words, compounds = set(re.findall(r"[^\W\d_]+", plain)), set(_COMPOUND.findall(plain))
+    is_german = language_of(text) == "de"
+
+    def joined(found):
+        head, mark, tail, rest = found.groups()
+        halves = head.casefold(), tail.casefold()
+        parted = "-".join(halves) in compounds or min(map(len, halves)) > 2 and words.issuperset(halves)
+        one_word = mark == "\u00ad" or is_german or "".join(halves) in words or not STOP_WORDS.isdisjoint(halves)
+        hyphen = "-" if parted and not one_word or text[found.start() - 1:found.start()] == "-" else ""
+        return f"{head}{hyphen}{tail}{rest}\n"
+    return _HYPHENATED.sub(joined, text)
 
 
 def _noted(notes):
@@ -14134,29 +14273,125 @@ class EnglishStemmer:
     """I reduce words to their stems, by Snowball's English (Porter2)."""
 
     def process(self, words):
-        if not hasattr(_LOCAL, "stemmer"):
-            _LOCAL.stemmer = need("Stemmer", "searching by words").Stemmer("english")
-        return _LOCAL.stemmer.stemWords(words)
+        return _stemmed("english", words)
 
 
-PIPELINE = (WordSplitter(), CaseFolder(), StopWordRemover(), EnglishStemmer())
+def _stemmed(algorithm, words):
+    """Return the stems of words by an algorithm of Snowball."""
+    made = vars(_LOCAL).setdefault("stemmers", {})
+    if algorithm not in made:
+        made[algorithm] = need("Stemmer", "searching by words").Stemmer(algorithm)
+    return made[algorithm].stemWords(words)
+
+
+PIPELINE = (WordSplitter(), CaseFolder(), StopWordRemover(), EnglishStemmer())     # of English
 PIPELINE_NUMBER = 2                # of what makes words of a text; those of an older one are looked up anew by a merge
 
 
-def stems(text):
-    """Return a text's words in order, as the index knows them, without stop words."""
-    words = [text]
-    for step in PIPELINE:
-        words = step.process(words)
-    return words
+class Language(typing.NamedTuple):
+    """How words of another language than English become those of the index."""
+
+    stemmer: str                  # its algorithm of Snowball; it wants the accents
+    stop: frozenset               # words that any text holds, without accents
+
+    def words(self, text):
+        """Return [(word as the index has it, how the text spells it)], in the text's order, without stop words."""
+        split, fold, *_ = PIPELINE
+        spelt = [_ELIDED.sub("", word.lower().replace("’", "'")) for word in split.process([text])]
+        told = [word for word, folded in zip(spelt, fold.process(spelt), strict=True) if folded and folded not in self.stop]
+        return list(zip(fold.process(_stemmed(self.stemmer, told)), told, strict=True))
 
 
-def words_of(text):
-    """Return {word as the lexicon knows it: how the text spells it}, in the text's order, without stop words."""
+_ELIDED = re.compile(r"^(?:[cdjlmnst]|qu|jusqu|lorsqu|puisqu|quoiqu|un|gl|all|d?all|dell|nell|sull|quell|quest)'(?=\w)")
+LANGUAGES = {name: Language(stemmer, frozenset(stop.split())) for name, stemmer, stop in (
+    ("de", "german",
+     "aber alle allem allen aller alles als also am an ander andere anderem anderen anderer anderes auch auf aus bei "
+     "beim bin bis bist da dabei dadurch dafur daher damit danach dann daran darauf daraus darf darin darum das dass "
+     "dazu dein deine dem den denn der deren des dessen die dies diese diesem diesen dieser dieses doch dort du durch "
+     "ein eine einem einen einer eines er es etwa etwas euch euer fur gegen gibt habe haben hat hatte hatten hier hin "
+     "hinter ich ihm ihn ihnen ihr ihre ihrem ihren ihrer im in indem ins ist ja jede jedem jeden jeder jedes jedoch "
+     "kann kein keine keinem keinen keiner konnen konnte konnten lasst macht man mehr mein meine meinem meinen meiner "
+     "mich mir mit muss mussen nach nicht nichts noch nun nur ob oder ohne schon sehr sein seine seinem seinen seiner "
+     "seit sich sie sind so sogar solche soll sollen sollte sollten sondern sowie tun uber um und uns unser unsere "
+     "unter viel viele vielen vom von vor wann war waren warum was weder weil welche welchem welchen welcher welches "
+     "wem wen wenn wer werde werden weshalb wessen wie wieder wieso will wir wird wo woher wohin womit woran wozu "
+     "wurde wurden zu zum zur zwar zwischen"),
+    ("fr", "french",
+     "a ai ainsi alors apres as au aucun aucune aussi autre autres aux avant avec avez avoir avons c ca car ce ceci "
+     "cela celle celles celui ces cet cette ceux chaque chez ci combien comme comment d dans de depuis des doit "
+     "doivent donc donne dont du elle elles en encore entre es est et etaient etait etant ete etes etre eu eux existe "
+     "fait faire faut ici il ils j je jusque l la laquelle le lequel les lesquelles lesquels leur leurs lors lorsque "
+     "lui m ma mais me meme memes mes moi moins mon n ne ni non nos notre nous on ont ou par parce pas peu peut "
+     "peuvent peux plus plusieurs pour pourquoi puis qu quand que quel quelle quelles quels qui quoi s sa sans se sera "
+     "seront ses si sinon soi soit sommes son sont sous suis sur t ta te tel telle telles tels tes toi ton tous tout "
+     "toute toutes tres trouve tu un une vers voici voila vos votre vous y"),
+    ("es", "spanish",
+     "a al algo algunas algunos ante antes aqui asi aun aunque bajo bien cada como con contra cual cuales cuando "
+     "cuanta cuantas cuanto cuantos de del desde donde durante e el ella ellas ellos en entre era eran es esa esas ese "
+     "eso esos esta estaba estan estar estas este esto estos fue fueron ha hacer han hasta hay la las le les lo los "
+     "mas me mi mientras mis mucho muy nada ni no nos o otra otras otro otros para pero poco por porque puede pueden "
+     "pues que quien quienes se segun ser si sido siempre sin sobre son su sus tambien tan tanto te tiene tienen todo "
+     "todos tras tu tus un una unas uno unos usted y ya yo"),
+    ("it", "italian",
+     "a ad ai al alla alle allo anche ancora avere aveva c che chi ci cio come con contro cosa cosi cui d da dagli dai "
+     "dal dalla dalle dei degli del della delle dello di dopo dove e ed era erano essere fa fare fino fra gli ha hanno "
+     "ho i il in io l la le lei li lo loro lui ma me mentre mi mia mio molto nei nel nella nelle nello no noi non "
+     "nostro o ogni per perche piu poi puo possono prima qual quale quali quando quanta quante quanti quanto quella "
+     "quelle quelli quello questa queste questi questo qui quindi se sei senza si sia solo sono sopra sotto su sua sue "
+     "sui sul sulla sulle suo suoi tra tu tutti tutto un una uno va vi voi"),
+    ("pt", "portuguese",
+     "a ao aos apenas as ate com como contra da das de dela dele deles depois do dos e ela elas ele eles em enquanto "
+     "entre era esta estao estas este estes eu foi foram ha isso isto ja la lhe mais mas me mesmo meu minha muito na "
+     "nas nao nem no nos nossa nosso num numa o onde os ou para pela pelas pelo pelos pode podem por porque qual quais "
+     "quando quanto quantos que quem se sem ser seu seus sao so sobre sua suas tambem te tem temos ter teu tinha todo "
+     "todos tu um uma umas uns voce voces"),
+    ("nl", "dutch",
+     "aan achter al alle als altijd andere ben bij daar dan dat de deze die dit doen door dus een eens en er ge geen "
+     "had heb hebben heeft hem het hier hij hoe hoeveel hun iets ik in is ja je kan kunnen maar me meer men met mij "
+     "mijn moet moeten na naar niet niets nog nu of om omdat onder ons ook op over reeds te tegen toch toen tot u uit "
+     "uw van veel voor waar waarom wanneer want waren was wat we welk welke werd wie wij wil worden wordt zal ze zelf "
+     "zich zij zijn zo zonder zou"),
+)}
+# Stop words by which no language is known: English has them too, or they stand in names.
+_TELLS_NOTHING = frozenset(
+    "ad as ai am ben bin car come con da das de del den der des die do donne du e el er es fare fin had hat he her "
+    "him i in ins is it la las le les lo los ma man me men met mi mi most no non nu of on or os over pas per plus "
+    "pour prima se si so solo son su sur ton tot tu un van via want war was we will y".split())
+
+
+def language_of(text):
+    """Return which language a text is in, "en" or a name of LANGUAGES, by its stop words; where they do not tell, English."""
+    split, fold, *_ = PIPELINE
+    words = collections.Counter(fold.process(split.process([text[:LANGUAGE_CHARS]])))
+    telling = {word: count for word, count in words.items() if len(word) > 1 and word not in _TELLS_NOTHING}
+    counts = {"en": _count_in(telling, STOP_WORDS)}
+    counts |= {name: _count_in(telling, language.stop) for name, language in LANGUAGES.items()}
+    best = max(counts, key=counts.get)
+    return best if counts[best] >= LANGUAGE_SHARE * words.total() else "en"
+
+
+def _count_in(counts, words):
+    return sum([count for word, count in counts.items() if word in words])
+
+
+def _words_spelt(text, language):
+    """Return [(word as the index has it, how the text spells it)], in the text's order, without stop words."""
+    if language in LANGUAGES:
+        return LANGUAGES[language].words(text)
     split, fold, stop, stem = PIPELINE
     spelt = stop.process(fold.process(split.process([text])))
+    return list(zip(stem.process(spelt), spelt, strict=True))
+
+
+def stems(text, language="en"):
+    """Return a text's words in order, as the index knows them, without stop words."""
+    return [word for word, _ in _words_spelt(text, language)]
+
+
+def words_of(text, language="en"):
+    """Return {word as the lexicon knows it: how the text spells it}, in the text's order, without stop words."""
     found = {}
-    for word, spelling in zip(stem.process(spelt), spelt, strict=True):
+    for word, spelling in _words_spelt(text, language):
         found.setdefault(word, spelling)
     return found
 
@@ -14166,9 +14401,9 @@ def _searchable(title, draft):
     return " › ".join(filter(None, dict.fromkeys((title, *draft.headings, draft.header)))) + "\n" + draft.text
 
 
-def _indexed_words(title, draft):
+def _indexed_words(title, draft, language):
     """Return the words by which a chunk is found: those of the title as often as RANKING says."""
-    return stems(title) * (RANKING.title - 1) + stems(_searchable(title, draft))
+    return stems(title, language) * (RANKING.title - 1) + stems(_searchable(title, draft), language)
 
 
 # Segments
@@ -14683,17 +14918,18 @@ def merged_postings(catalog, keys):
 def _postings_of(catalog, numbers):
     chunks = ((number, catalog.chunk_storage[number]) for number in numbers if number in catalog.chunk_storage)
     rows = [(number, chunk, document) for number, chunk in chunks if (document := catalog.documents.get(chunk.doc_id))]
-    return collect_postings((number, _kept_words(document.title, chunk)) for number, chunk, document in rows)
+    return collect_postings((number, _kept_words(document, chunk)) for number, chunk, document in rows)
 
 
-def _kept_words(title, chunk):
+def _kept_words(document, chunk):
     """Return what _indexed_words does, of chunks that are looked up again and again."""
-    return _kept_stems(title) * (RANKING.title - 1) + _kept_stems(_searchable(title, chunk))
+    title, language = document.title, document.language
+    return _kept_stems(title, language) * (RANKING.title - 1) + _kept_stems(_searchable(title, chunk), language)
 
 
 @functools.lru_cache(maxsize=4 * FRESH_CHUNKS)
-def _kept_stems(text):
-    return tuple(stems(text))
+def _kept_stems(text, language):
+    return tuple(stems(text, language))
 
 
 def _nowhere(catalog):
@@ -14791,10 +15027,12 @@ class Document(persistent.Persistent):
     doc_id, version (from 1), digest of the text (BLAKE2b, hex), title, kind ("text" or "markdown"), metadata
     (a dict, replaced never changed), scope ("world", or "self" for what the system says of itself), source
     (where it came from, or None), added_at, first_chunk and chunk_count (my chunk numbers are consecutive);
-    kept: my Chunks once I am retired, and retired_at. summary: what a core wrote of me, or "".
+    kept: my Chunks once I am retired, and retired_at. summary: what a core wrote of me, or "". language: "en" or a name of
+    LANGUAGES.
     """
 
     retired_at, kept, summary = None, (), ""
+    language = "en"                                      # also of what was stored before there were others
 
     def __init__(self, **fields):
         self.__dict__.update(fields)
@@ -14996,7 +15234,7 @@ def _replace(catalog, drafts, fields):
         _retire(catalog, current)
     first = catalog.chunk_numbers.take(len(drafts)).start
     _store_chunks(catalog, fields["doc_id"], version, first, 0, drafts)
-    _add_words(catalog, _postings_of_drafts(fields["title"], drafts, first))
+    _add_words(catalog, _postings_of_drafts(fields, drafts, first))
     return _publish(catalog, version, first, len(drafts), fields)
 
 
@@ -15006,8 +15244,9 @@ def _store_chunks(catalog, doc_id, version, first, start, drafts):
         catalog.chunk_storage[first + index] = Chunk(doc_id=doc_id, version=version, index=index, **draft._asdict())
 
 
-def _postings_of_drafts(title, drafts, first):
-    return collect_postings((number, _indexed_words(title, draft)) for number, draft in enumerate(drafts, first))
+def _postings_of_drafts(fields, drafts, first):
+    title, language = fields["title"], fields["language"]
+    return collect_postings((number, _indexed_words(title, draft, language)) for number, draft in enumerate(drafts, first))
 
 
 def _add_words(catalog, postings):
@@ -15087,7 +15326,7 @@ def document_fields(doc_id, text, metadata=None, scope="world", source=None, kin
         "doc_id": _checked_name("doc_id", doc_id, DOC_ID_MAX_CHARS),
         "scope": _checked_name("scope", scope, 64),
         "metadata": _checked_metadata(metadata), "source": source and _checked_name("source", source, 4096),
-        "kind": kind or guess_kind(text, source or doc_id), "digest": digest(data),
+        "kind": kind or guess_kind(text, source or doc_id), "digest": digest(data), "language": language_of(text),
     }
 
 
@@ -15104,11 +15343,11 @@ def stage_in_parts(drafts, fields, run):
 
     `run` has function(root) committed. What is never published is swept.
     """
-    title, first = _title(fields, drafts), None
+    fields, first = {**fields, "title": _title(fields, drafts)}, None
     for start in range(0, len(drafts), PART_CHUNKS):
         first = run(lambda root, start=start, first=first: _stage(
             root["knowledge_catalog_obj"], fields["doc_id"], drafts[start:start + PART_CHUNKS], start, first, len(drafts)))
-    return first, {**fields, "title": title}, _postings_of_drafts(title, drafts, first)
+    return first, fields, _postings_of_drafts(fields, drafts, first)
 
 
 def blob_folder(root):
@@ -15336,8 +15575,8 @@ def restore_document_(catalog, doc_id, version):
     former = find_document(catalog, doc_id, version)
     if former.retired_at is None:
         return _stored(former, unchanged=True)
-    drafts = [Draft(chunk.text, chunk.headings, chunk.line_start, chunk.line_end) for chunk in former.kept]
-    names = ("doc_id", "scope", "metadata", "source", "kind", "digest", "title")
+    drafts = [Draft(chunk.text, chunk.headings, chunk.line_start, chunk.line_end, chunk.header) for chunk in former.kept]
+    names = ("doc_id", "scope", "metadata", "source", "kind", "digest", "title", "language")
     return _stored(_replace(catalog, drafts, {name: getattr(former, name) for name in names}))
 
 
@@ -15364,16 +15603,17 @@ def documents_matching(catalog, query):
 
     The system's own manuals are none of them: they hold nothing of anybody's, and would come again.
     """
-    terms = set(stems(query))
+    terms = _sought(_segments(catalog), query).keys()
     if not terms:
         raise BadRequest("what is to be forgotten must be named by more than stop words", field="matching")
 
-    def holds(title, chunks):
-        return any(terms <= set(stems(_searchable(title, chunk))) for chunk in chunks)
+    def holds(document):
+        texts = [_searchable(document.title, chunk) for chunk in document.kept]
+        return any(terms <= set(stems(text, document.language)) for text in texts)
     numbers = functools.reduce(need("numpy", "searching").intersect1d, (_numbers_with(catalog, word) for word in terms))
     alive = (catalog.chunk_storage.get(number) for number in numbers.tolist())
     found = {chunk.doc_id for chunk in alive if chunk}
-    found |= {doc_id for (doc_id, _), document in catalog.retired.items() if holds(document.title, document.kept)}
+    found |= {doc_id for (doc_id, _), document in catalog.retired.items() if holds(document)}
     return {doc_id for doc_id in found if doc_id not in catalog.documents or not _is_manual(catalog.documents[doc_id])}
 
 
@@ -15639,8 +15879,9 @@ def _prepared(catalog, query, mend_typos=False):
     """Look up a query's words over all segments: one idf for all, whichever segment holds a chunk."""
     segments = _segments(catalog)
     chunks = sum(segment.count for segment in segments)
-    spelt = dict(itertools.islice(words_of(query).items(), QUERY_WORDS_MAX))
-    frequencies, said = _frequencies(segments, spelt), collections.Counter(stems(query))
+    said = _sought(segments, query)
+    spelt = {word: spellings[0] for word, spellings in itertools.islice(said.items(), QUERY_WORDS_MAX)}
+    frequencies, said = _frequencies(segments, spelt), collections.Counter({word: len(each) for word, each in said.items()})
     taken = _mistyped(segments, spelt, frequencies) if mend_typos else {}
     for word, nearest in taken.items():
         spelt[nearest], said[nearest] = spelt.pop(word), said.pop(word) + said[nearest]
@@ -15649,6 +15890,32 @@ def _prepared(catalog, query, mend_typos=False):
     mean_words = max(sum(segment.words for segment in segments) / max(chunks, 1), RANKING.floor_words)
     told = {spelt[nearest]: _spelling_of(catalog, nearest) for nearest in taken.values()}
     return _Query(spelt, frequencies, weights, said, told, mean_words, chunks)
+
+
+def _sought(segments, text):
+    """Return {word as the index has it: [each of its spellings in a text that asks]}, in the text's order.
+
+    Its words are taken as its language has them; one that no chunk holds so, as another language has it that does.
+    """
+    found = collections.defaultdict(list)
+    for word, spelling in _stems_sought(segments, text):
+        found[word].append(spelling)
+    return found
+
+
+def _stems_sought(segments, text, language=None):
+    """Return [(word as the index has it, its spelling)] of a text that asks, in its order. language: None for its own."""
+    words = _words_spelt(text, language or language_of(text))
+    return [(_as_held(segments, word, spelling), spelling) for word, spelling in words]
+
+
+def _as_held(segments, word, spelling):
+    """Return the stem of a spelling that most chunks hold, where none holds `word`; else that one."""
+    if any(segment.document_frequency(word) for segment in segments):
+        return word
+    others = dict.fromkeys(itertools.chain.from_iterable(stems(spelling, name) for name in ("en", *LANGUAGES)))
+    counts = _frequencies(segments, others)
+    return max(counts, key=counts.get) if any(counts.values()) else word
 
 
 def _frequencies(segments, words):
@@ -15677,7 +15944,8 @@ def _mistyped(segments, words, frequencies):
 def _spelling_of(catalog, word):
     """Return how a chunk that holds a word spells it; the word itself where none is found."""
     alive = (catalog.chunk_storage.get(number) for number in _numbers_with(catalog, word)[:RANKED].tolist())
-    texts = (words_of(chunk.text) for chunk in alive if chunk is not None)
+    chunks = (chunk for chunk in alive if chunk is not None)
+    texts = (words_of(chunk.text, catalog.documents[chunk.doc_id].language) for chunk in chunks)
     return next((spelt[word] for spelt in texts if word in spelt), word)
 
 
@@ -15729,12 +15997,15 @@ _OPERATORS = re.compile(r'\b(?:AND|OR|NOT)\b|[()"]', re.IGNORECASE)
 class ExpressionLexicon:
     """What the parser asks about words: what it knows them as, and whether one is a glob."""
 
+    def __init__(self, segments):
+        self.segments = segments
+
     def parseTerms(self, text):
         """Return the words of an atom; a glob is one word, folded but not stemmed."""
         word = text.lstrip("-")
         if self.isGlob(word) and not word.startswith('"'):
             return [word.lower()]
-        return stems(text)
+        return [word for word, _ in _stems_sought(self.segments, text)]
 
     def isGlob(self, word):
         """Tell whether a word stands for others."""
@@ -15752,7 +16023,7 @@ class Matching(typing.NamedTuple):
 def match_expression(catalog, expression: str) -> Matching:
     """Return the Matching of an expression such as EXPRESSION_EXAMPLE. Raises BadRequest where it is none."""
     import numpy
-    tree = _parsed_expression(expression)
+    tree = _parsed_expression(catalog, expression)
     words = {glob: _words_like(catalog, glob) for glob in _globs_in(tree)}
     numbers = sorted(_numbers_matching(catalog, tree, words))
     notes = [f"{glob} stands for the {GLOB_WORDS} most frequent words of {len(found)}" for glob, found in words.items()
@@ -15763,12 +16034,12 @@ def match_expression(catalog, expression: str) -> Matching:
     return Matching(numpy.array(numbers, numpy.int64), " ".join(told), tuple(notes))
 
 
-def _parsed_expression(expression):
+def _parsed_expression(catalog, expression):
     if expression.count("(") > EXPRESSION_DEPTH:
         raise BadRequest(f"an expression has up to {EXPRESSION_DEPTH} parentheses, not {expression.count('(')}; "
                          f"write it in parts, such as {EXPRESSION_EXAMPLE}", field="query")
     try:
-        return QueryParser(ExpressionLexicon()).parseQuery(expression)
+        return QueryParser(ExpressionLexicon(_segments(catalog))).parseQuery(expression)
     except ParseError as error:
         raise BadRequest(f"{expression!r:.100} is no expression ({error}); one is words with AND, OR, NOT, \"phrases\" and "
                          f"globs, such as {EXPRESSION_EXAMPLE}", field="query") from error
@@ -15842,21 +16113,20 @@ class Terms(typing.NamedTuple):
     notes: tuple = ()             # what of its syntax was taken how
 
 
-def parse_query(query: str) -> Terms:
-    """Return the Terms of a query with "phrases", +"phrases" that must be there, and -words."""
-    excluded = []
-    for found in _EXCLUDED.findall(query):
-        excluded += stems(found)
+def parse_query(query: str, catalog=None) -> Terms:
+    """Return the Terms of a query with "phrases", +"phrases" that must be there, and -words, as the catalog holds them."""
+    held = () if catalog is None else _segments(catalog), language_of(query)
+    excluded = itertools.chain.from_iterable(_phrases(_EXCLUDED.findall(query), *held))
     text = _EXCLUDED.sub(" ", query)
-    needed = _phrases(_DEMANDED.findall(text))
-    quoted = _phrases(_QUOTED.findall(_DEMANDED.sub(" ", text)))
+    needed = _phrases(_DEMANDED.findall(text), *held)
+    quoted = _phrases(_QUOTED.findall(_DEMANDED.sub(" ", text)), *held)
     notes = []
     if text.count('"') % 2:
         notes.append("a quotation mark without its other one was taken as a blank")
     if quoted:
         notes.append('what is in quotes counts more where it stands so; +"…" asks for nothing else')
     plain = text.replace('+"', " ").replace('"', " ")
-    return Terms(plain, needed, tuple(excluded), quoted, _phrases(_CODES.findall(plain)), tuple(notes))
+    return Terms(plain, needed, tuple(excluded), quoted, _phrases(_CODES.findall(plain), *held), tuple(notes))
 
 
 def _is_plain(terms):
@@ -15864,8 +16134,9 @@ def _is_plain(terms):
     return terms is None or not (terms.phrases or terms.quoted or terms.codes)
 
 
-def _phrases(texts):
-    return tuple(filter(None, [tuple(stems(text)) for text in texts]))
+def _phrases(texts, segments, language):
+    stemmed = [tuple([word for word, _ in _stems_sought(segments, text, language)]) for text in texts]
+    return tuple(filter(None, stemmed))
 
 
 _QUOTED = re.compile(r'"([^"]*)"')
@@ -15903,7 +16174,8 @@ def _permitted(catalog, found, terms):
 def _holds_phrases(catalog, phrases, number):
     """Tell whether a chunk, or what stands above it, holds each phrase's words one after the other."""
     chunk = catalog.chunk_storage[number]
-    words = stems(_searchable(catalog.documents[chunk.doc_id].title, chunk))
+    document = catalog.documents[chunk.doc_id]
+    words = stems(_searchable(document.title, chunk), document.language)
     return all(any(tuple(words[at:at + len(phrase)]) == phrase for at in range(len(words))) for phrase in phrases)
 
 
@@ -15935,7 +16207,7 @@ def _fed_back(catalog, asked, own, scores):
     said, best = collections.Counter(), heapq.nlargest(most, scores.items(), key=lambda row: row[1])
     for number, score in best:
         chunk = catalog.chunk_storage[number]
-        words = _indexed_words(catalog.documents[chunk.doc_id].title, chunk)
+        words = _kept_words(catalog.documents[chunk.doc_id], chunk)
         for word, count in collections.Counter(words).items():
             said[word] += math.exp(score - best[0][1]) * count / len(words)
     segments, weights = _segments(catalog), {}
@@ -16013,6 +16285,7 @@ def _result(catalog, number, score, why):
         "chunk_id": chunk_id(chunk.doc_id, chunk.index), "text": chunk.text, "headings": list(chunk.headings),
         "lines": [chunk.line_start, chunk.line_end], "metadata": document.metadata, "scope": document.scope,
         "added_at": document.added_at, "title": document.title or chunk.doc_id, "source": document.source,
+        "language": document.language,
         **_stands_in_file(document.metadata, chunk.line_start, chunk.line_end), **_headed(chunk.header),
     }, "score": round(score, 6), "superseded_by": catalog.superseded.get(chunk.doc_id),
         "why": why | {"age_days": round((now_utc() - document.added_at).total_seconds() / 86400, 3)}}
@@ -16194,6 +16467,8 @@ WEIGHED_MOST = 20                  # passages whose meaning is looked at
 JUDGED_MOST = 10                   # of these, that are read, and whose sentences are compared
 OVERRULED_BY = 0.2                 # a sentence that is worth so much more is told in place of the one that the reader points to
 READER_WEIGHT = 0.03               # of the reader's score, beside what words and meaning say; chosen on articles of their own
+MEANING_SHARE = 0.45               # of what a passage is worth before its sentences are looked at; words have the rest
+MEANING_SHARE_ELSEWHERE = 0.45     # the same of other languages, of which the embedder knows less
 KEPT_SHARE = 0.6                   # what is judged worth less than this share of the best is not told
 NEARLY_SAME_SHARE = 0.7                  # of the words of two passages that both hold, from which on one of them is told
 CONTRADICTION_WORDS = 14           # longer statements are not compared with others
@@ -16202,6 +16477,7 @@ KNOWN_NOWHERE = 0.35               # what a word that nothing holds weighs besid
 # paragraph that answers 17 %.
 SURE_WORTH = 0.57
 NEAR_MASS, NEAR_SIMILARITY = 0.5, 0.4                    # from when on what was found is told as the nearest
+NEAR_ELSEWHERE = 0.55              # the same in other languages, whose texts are all somewhat near to one another
 
 # Words by which people say how they are, or when: what is told to them is not found by these.
 FEELINGS = frozenset(
@@ -16261,11 +16537,13 @@ class Telling(typing.NamedTuple):
     def leads_elsewhere(self):
         """Whether I answer nothing: I am a question, repeat one, say where to look, or am the term of what follows."""
         plain = " ".join(self.text.split())
-        return self.is_term or is_asked(plain.rstrip(")\"'\u201d. ")) or bool(_ELSEWHERE.search(plain))
+        return self.is_term or is_asked(plain.rstrip(")\"'\u201c\u201d\u00bb. ")) or bool(_ELSEWHERE.search(plain))
 
 
 _ELSEWHERE = re.compile(r"\bwhether or not\b|\b(?:determine|check|find out|know|ask|test) (?:if|whether)\b|"
-                        r"^\W*(?:see|refer to|for (?:more|further|additional)? ?(?:details|information))\b",
+                        r"^\W*(?:see|refer to|for (?:more|further|additional)? ?(?:details|information)|"
+                        r"siehe|lesen sie|näheres|weitere (?:informationen|einzelheiten)|"
+                        r"voir|consultez|(?:veuillez )?(?:vous )?reporte[rz]-vous|pour plus d['’]informations?)\b",
                         re.IGNORECASE)
 
 
@@ -16282,7 +16560,8 @@ def goes_on(text):
 
 _ENDED = re.compile(r"[.!?\u2026][)\"'\u201d\u2019]*$")
 # A title with its number, as tables of contents have them; and cells without text, as bars of navigation have them.
-_TITLE = re.compile(r"\W{0,3}(?:chapter\s\w{1,4}\.\s|\d{1,3}(?:\.\d{1,3}){1,5}\.\s|table of contents\b)|"
+_TITLE = re.compile(r"\W{0,3}(?:(?:chapter|kapitel|chapitre)\s\w{1,4}\.\s|\d{1,3}(?:\.\d{1,3}){1,5}\.\s|"
+                    r"(?:table of contents|inhaltsverzeichnis|table des matières)\b)|"
                     r".*\s\d{1,3}(?:\.\d{1,3}){1,5}\.$", re.IGNORECASE | re.DOTALL)
 _BAR = re.compile(r"\|\s*(?:\||$)")
 
@@ -16295,10 +16574,10 @@ def _tells(text, headings, header):
 
 
 @functools.lru_cache(maxsize=1024)
-def telling(text, line, headings, header=""):
+def telling(text, line, headings, header="", language="en"):
     """Return a Telling for each sentence of a chunk. A chunk never changes, so they are kept for the latest 1,024."""
     told, at, run, lead = [], 0, 0, None
-    above = frozenset(words_of(" ".join(headings)))
+    above = frozenset(words_of(" ".join(headings), language))
     for one in sentences(text, line, header):
         said, named = one["text"], one.get("header", "")
         start = text.index(said, at)
@@ -16312,7 +16591,7 @@ def telling(text, line, headings, header=""):
         lead = _lead_of(said, lead, before)
         announced = lead.words if lead else frozenset()
         term = before.text if before and before.is_term else ""
-        words = frozenset(words_of(f"{named} {term} {said}"))
+        words = frozenset(words_of(f"{named} {term} {said}", language))
         told.append(Telling(said, one["line"], start, run, named, words, words | above | announced, term))
     return tuple(told)
 
@@ -16329,7 +16608,8 @@ def _lead_of(said, lead, before):
 
 def _tellings(chunk):
     """Return the Tellings of a chunk; of what people said no question or request, which answers nothing."""
-    told = telling(chunk["text"], chunk["lines"][0], tuple(chunk["headings"]), chunk.get("header", ""))
+    above = tuple(chunk["headings"]), chunk.get("header", "")
+    told = telling(chunk["text"], chunk["lines"][0], *above, chunk["language"])
     return [one for one in told if chunk["scope"] != "said" or is_statement(one.text)]
 
 
@@ -16458,6 +16738,34 @@ _REASON_TOLD = re.compile(
     r"for \w+ing|which means|result)\b", re.IGNORECASE)
 
 
+# The same of German and French: (how a question begins, what answers it, whether it is needed). German writes all nouns large.
+_TWO_NAMES = r"\b[A-ZÄÖÜÉ][\w'-]+ [A-ZÄÖÜÉ][\w'-]+"
+_GERMAN_NUMBER = (r"\d|\b(?:kein\w*|zwei|drei|vier|fünf|sechs|sieben|acht|neun|zehn|elf|zwölf|dutzend|hundert|tausend|million)|"
+                  r"\w(?:zig|hundert|mal)\b|\b(?:einmal|täglich|stündlich|wöchentlich|monatlich|jährlich|selten|immer)\b")
+_FRENCH_NUMBER = (r"\d|\b(?:aucune?|une? seule?|deux|trois|quatre|cinq|six|sept|huit|neuf|dix|onze|douze|vingt|trente|"
+                  r"quarante|cinquante|soixante|cents?|mille|millions?|dizaines?|douzaine|fois|quotidien\w*|toujours|jamais)\b")
+EXPECTED_ELSEWHERE = (
+    (r"\bwie ?(?:viele?[nr]?|lange|alt|oft|groß|hoch|weit|tief|schwer|schnell|breit|teuer)\b", _GERMAN_NUMBER, True),
+    (r"^\W*(?:und |ab |bis |seit )?wann\b|\bwelche[mnrs]? (?:jahr|monat|tag|datum|jahrhundert)\b",
+     r"\d|\b(?:januar|februar|märz|april|mai|juni|juli|august|september|oktober|november|dezember|\w+(?:tag|woch)s?|"
+     r"frühling|sommer|herbst|winter|heute|gestern|morgen|bevor|sobald|nachdem|seit|nach|vor|immer|nie)\b", True),
+    (r"^\W*(?:und |von |mit |für )?we[rmn]\b|\bwelche[mnrs]? (?:firma|person|autor|land|stadt)\b", _TWO_NAMES, False),
+    (r"^\W*(?:und )?(?:warum|weshalb|wieso|wozu)\b",
+     r"\b(?:weil|denn|damit|deshalb|daher|deswegen|darum|gründe?n?|zweck|wegen|aufgrund|sodass|so dass|angesichts|da|"
+     r"um .{1,60} zu)\b", False),
+    (r"\bcombien\b|\bquel(?:le)?s? (?:nombre|âge|taille|pourcentage|quantité|durée)\b", _FRENCH_NUMBER, True),
+    (r"^\W*(?:et |depuis |jusqu['’]à )?quand\b|\bquel(?:le)? (?:année|jour|mois|date|siècle)\b",
+     r"\d|\b(?:janvier|février|mars|avril|mai|juin|juillet|août|septembre|octobre|novembre|décembre|lundi|mardi|mercredi|jeudi|"
+     r"vendredi|samedi|dimanche|printemps|été|automne|hiver|aujourd['’]hui|hier|demain|avant|après|depuis|lorsqu\w*|dès|jours?|mois|"
+     r"ans?|semaines?|toujours|jamais)\b", True),
+    (r"^\W*(?:et |par |de |à |pour |avec )?qui\b|\bquel(?:le)? (?:personne|société|entreprise|auteur|pays|ville)\b",
+     _TWO_NAMES, False),
+    (r"^\W*(?:et )?pourquoi\b",
+     r"\b(?:parce qu|puisqu|afin d|afin qu|pour (?:qu|\w+[ei]r\b)|à cause|raisons?|(?:le|son) but|grâce|dues? à|dû|ainsi|car\b)",
+     False),
+)
+
+
 class Expected(typing.NamedTuple):
     """What a question of a kind is answered by. Where it is `needed`, what holds none of it is no answer."""
 
@@ -16474,17 +16782,31 @@ EXPECTED = (
     Expected(re.compile(r"^\W*(?:and |so )?who(?:m|se)?\b|\bwhich (?:company|person|people|author|country|city)\b",
                         re.IGNORECASE), _NAME_TOLD, True),
     Expected(re.compile(r"^\W*(?:and |so )?why\b", re.IGNORECASE), _REASON_TOLD, False),
+    *(Expected(re.compile(asks, re.IGNORECASE), re.compile(holds, 0 if holds == _TWO_NAMES else re.IGNORECASE), needed)
+      for asks, holds, needed in EXPECTED_ELSEWHERE),
 )
-_DEFINED_BY = (r"{0}(?:\W+\w+){{0,4}}?\W+(?:is|are|was|were|means?|refers?|stands?|denotes?|consists?)\b|"
-               r"^\W*{1}\b[^:]{{0,100}}::|"                         # or it stands below its term, named by its last word,
-               r"^\W*{0}(?: ?\([^)\n]{{1,40}}\))?(?: *\n| {{2}})\s*\w")   # or behind it: "port (integer)", then what that is
+# It stands below its term, named by its last word, or behind it: "port (integer)", then what that is.
+_BY_ITS_TERM = r"|^\W*{1}\b[^:]{{0,100}}::|^\W*{0}(?: ?\([^)\n]{{1,40}}\))?(?: *\n| {{2}})\s*\w"
+_DEFINED_BY = r"{0}(?:\W+\w+){{0,4}}?\W+(?:is|are|was|were|means?|refers?|stands?|denotes?|consists?)\b" + _BY_ITS_TERM
 _DEFINES = re.compile(r"^\W*(?:what|who) (?:is|are|was|were|does|do) (?:(?:the|a|an|word|term) ){0,3}(.{2,60}?)"
                       r"(?: mean| stand for| do)?\W*$", re.IGNORECASE)
 
+_DEFINES_IN_GERMAN = re.compile(
+    r"^\W*was (?:ist|sind|war|waren|bedeutet|bedeuten|heißt|bezeichnet|meint) "
+    r"(?:(?:der|die|das|ein|eine|name|wort|begriff|ausdruck) ){0,3}(.{2,60}?)\W*$", re.IGNORECASE)
+_DEFINED_IN_GERMAN = (r"{0}(?:\W+\w+){{0,4}}?\W+(?:ist|sind|war|waren|bedeute[nt]|heißt|bezeichnet|steht|stellt|stellen)\b"
+                      + _BY_ITS_TERM)
+_DEFINES_IN_FRENCH = re.compile(
+    r"^\W*(?:qu['’]est[- ]ce qu(?:e |['’])(?:c['’]est qu(?:e |['’]))?|c['’]est quoi,? |que (?:signifie|veut dire) )"
+    r"(?:(?:le |la |les |une? |l['’]|mot |terme |nom )){0,3}(.{2,60}?)\W*$", re.IGNORECASE)
+_DEFINED_IN_FRENCH = (r"{0}(?:\W+\w+){{0,4}}?\W+(?:est|sont|était|étaient|signifie|désigne|veut dire|représente)\b"
+                      + _BY_ITS_TERM)
+
 # "Which port …?" is answered by "port = 9418", "port: 9418", "the port is 9418", "on port 9418".
-_SETS = re.compile(r"^\W*(?:on |in |at |and |so )?(?:which|what) (?!(?:is|are|was|were|do|does|did|can)\b)(\w+?)s? ",
+_SETS = re.compile(r"^\W*(?:on |in |at |and |so )?(?:which|what|welche[mnrs]?|quel(?:le)?s?) "
+                   r"(?!(?:is|are|was|were|do|does|did|can|est|sont)\b)(\w+?)s? ",
                    re.IGNORECASE)
-_SET_TO = r"\b{0}s?\b(?:\s*[=:]\s*|\s+(?:is|are|was)\s+|\s+)(?=\S*\d)|\b{0}\s*[=:]\s*\S"
+_SET_TO = r"\b{0}s?\b(?:\s*[=:]\s*|\s+(?:is|are|was|ist|sind|lautet|est|sont)\s+|\s+)(?=\S*\d)|\b{0}\s*[=:]\s*\S"
 
 _ASKS_WHETHER = re.compile(r"(?:is|are|was|were|am|do|does|did|can|could|may|must|shall|should|will|would|has|have|had)\b",
                            re.IGNORECASE)
@@ -16504,12 +16826,16 @@ def _opposites():
     return found
 
 
+# How a question names what it asks for, and the form of what answers it: holes are the thing, and its last word.
+FORMS = {_DEFINES: _DEFINED_BY, _DEFINES_IN_GERMAN: _DEFINED_IN_GERMAN, _DEFINES_IN_FRENCH: _DEFINED_IN_FRENCH, _SETS: _SET_TO}
+
+
 def expected_in(question):
     """Return the Expected of a question, or None where its kind is not known."""
     kind = next((kind for kind in EXPECTED if kind.asks.search(question)), None)
     if kind is not None:
         return kind
-    for asks, holds in ((_DEFINES, _DEFINED_BY), (_SETS, _SET_TO)):
+    for asks, holds in FORMS.items():
         if named := asks.match(question):
             thing, last = re.escape(named[1]), re.escape(named[1].split()[-1])
             return Expected(asks, re.compile(holds.format(thing, last), re.IGNORECASE), False)
@@ -16529,6 +16855,7 @@ class Asked(typing.NamedTuple):
     spelt: dict                   # {word: spelling in the question}
     expected: Expected | None
     opposed: dict                 # {word: one of mine that says the opposite}, where I ask whether something is so
+    language: str = "en"
 
     def share(self, words):
         """Return what share of my words' weight is among words, 0 to 1."""
@@ -16540,7 +16867,7 @@ class Asked(typing.NamedTuple):
         """Whether a text holds what is expected, other than what I name myself."""
         own = self.text.casefold()
         found = [match[0].casefold() for match in self.expected.holds.finditer(text)]
-        return any(self.expected.asks in (_DEFINES, _SETS) or held not in own for held in found)
+        return any(self.expected.asks in FORMS or held not in own for held in found)
 
     def needs_more_than(self, texts):
         """Whether I ask for a number, a time or a name that none of the texts holds."""
@@ -16550,14 +16877,15 @@ class Asked(typing.NamedTuple):
 
 def _asked(catalog, query, focus, before):
     """Return a query as Asked. What stands in `before` alone, the subject of another turn, counts half."""
-    found, focused = _prepared(catalog, query), words_of(focus)
-    carried = words_of(before).keys() - words_of(query.removeprefix(before)).keys()
+    found, segments = _prepared(catalog, query), _segments(catalog)
+    focused, own = (_sought(segments, text) for text in (focus, query.removeprefix(before)))
+    carried = _sought(segments, before).keys() - own.keys()
     weights = {word: weight * (1.5 if word in focused else 1) for word, weight in found.weights.items()}
     weights |= {word: weights[word] / 2 * bool(found.frequencies[word]) for word in carried if word in weights}
     own_words = query.removeprefix(before).lstrip(": ")
     whether = list(weights) if _ASKS_WHETHER.match(own_words) else []
     opposed = {opposite: word for word in whether for opposite in _opposites().get(word, ())}
-    return Asked(query, weights, found.spelt, expected_in(own_words), opposed)
+    return Asked(query, weights, found.spelt, expected_in(own_words), opposed, language_of(own_words))
 
 
 class Judged(typing.NamedTuple):
@@ -16646,9 +16974,10 @@ def _judged(asked, vector, windows, recall):
     vectors = {} if vector is None else recall.embedder.queries(texts)
     if vectors:
         near = [max(0.0, float(vector @ vectors[text])) for text in texts]
-        judged = [one._replace(near=n, worth=0.55 * one.worth + 0.45 * n) for one, n in zip(judged, near, strict=True)]
+        share = MEANING_SHARE if asked.language == "en" else MEANING_SHARE_ELSEWHERE
+        judged = [one._replace(near=n, worth=(1 - share) * one.worth + share * n) for one, n in zip(judged, near, strict=True)]
         judged.sort(key=_worth, reverse=True)
-    return _read(asked.text, _marked(asked, vector, judged[:JUDGED_MOST], recall), recall)
+    return _read(asked, _marked(asked, vector, judged[:JUDGED_MOST], recall), recall)
 
 
 def _worth(judged):
@@ -16675,7 +17004,8 @@ def _densest(asked, window, marked):
     places = list(re.finditer(r"\S+", told.text))
     if len(places) <= QUOTE_WORDS:
         return None
-    weights = [_weight_of(asked.weights, words_of(place[0])) for place in places]
+    language = window.row["chunk"]["language"]
+    weights = [_weight_of(asked.weights, words_of(place[0], language)) for place in places]
     sums = [sum(weights[at:at + DENSE_WORDS]) for at in range(len(places))]
     best = max(range(len(sums)), key=sums.__getitem__)
     last = places[min(best + DENSE_WORDS, len(places)) - 1]
@@ -16716,16 +17046,17 @@ def _sentence_worth(asked, told, near):
     return worth - 0.5 * told.leads_elsewhere - 0.2 * (told.size < 3) - 0.2 * repeats
 
 
-def _read(query, judged, recall):
+def _read(asked, judged, recall):
     """Return Judged as the reader finds them beside words and meaning, the best first; as they are where it is not ready.
 
-    It has learnt to read sentences: its no says nothing against the rows of a table.
+    It has learnt to read English sentences: its no says nothing against the rows of a table, and in other languages it helps to
+    choose and to point, and does not say whether one is sure.
     """
     reader = recall.embedder.reader
-    told = reader.judge(query, [(one.window.heading, one.window.text) for one in judged])
+    told = reader.judge(asked.text, [(one.window.heading, one.window.text) for one in judged])
     if not told:
         return judged
-    sure = max([score for score, _ in told]) >= reader.threshold
+    sure = max([score for score, _ in told]) >= reader.threshold if asked.language == "en" else None
     found = []
     for one, (score, span) in zip(judged, told, strict=True):
         counted = max(score, reader.threshold) if one.window.is_of_table() else score
@@ -16779,7 +17110,8 @@ def _newer_first(kept):
     return [kept[1], kept[0], *kept[2:]] if contradict(*sides) else kept
 
 
-_NO = re.compile(r"\b(?:not?|never|none|nobody|nothing|neither|nor|cannot|without|any ?more|no longer|\w+n['’]t)\b",
+_NO = re.compile(r"\b(?:not?|never|none|nobody|nothing|neither|nor|cannot|without|any ?more|no longer|\w+n['’]t|"
+                 r"nicht|kein\w*|nie|niemals|niemand|nichts|ohne|ne|n['’](?=\w)|pas|jamais|sans|aucune?|rien)\b",
                  re.IGNORECASE)
 
 
@@ -16804,8 +17136,13 @@ def _what_is_told(text):
 
 def _best_about(judged, thing):
     """Return the best Judged that holds all words of a thing, or None."""
-    wanted = frozenset(words_of(thing))
-    return next((one for one in judged if wanted and wanted <= one.window.words()), None)
+    return next((one for one in judged if _holds_all(one.window, thing)), None)
+
+
+def _holds_all(window, thing):
+    """Whether a Window holds all words of a thing, which has some."""
+    wanted = words_of(thing, window.row["chunk"]["language"]).keys()
+    return bool(wanted) and wanted <= window.words()
 
 
 def _overlap(one, other):
@@ -16836,7 +17173,8 @@ def _certainty(asked, unknown, mass, judged, evidence, recall):
         sure = judged[0].sure and (part > 0 or near >= NEAR_SIMILARITY) or by_words and _says_by_its_form(asked, judged[0])
     if sure:
         return "sure" if telling_words or near >= recall.similarity else "nearest"
-    return "nearest" if part >= NEAR_MASS or near >= NEAR_SIMILARITY else "none"
+    least = NEAR_SIMILARITY if asked.language == "en" else NEAR_ELSEWHERE
+    return "nearest" if part >= NEAR_MASS or near >= least else "none"
 
 
 def _term_of(window, marked):
@@ -23949,7 +24287,7 @@ def search_memory(request, root):
             where[name] = value
     if command.conversation and command.conversation not in catalog.metadata_index["conversation"]:
         raise no_such_conversation(catalog, command.conversation)
-    terms = parse_query(command.query)
+    terms = parse_query(command.query, catalog)
     if command.expression:
         matching = match_expression(catalog, command.query)
         where["among"] = matching.among
@@ -28721,11 +29059,16 @@ def help_formats():
 def help_search():
     """How passages are found, and when a question is answered.
 
-    `search "WORDS"` ranks by words (Okapi BM25 over stemmed English, stop words left out, any of the words may match;
+    `search "WORDS"` ranks by words (Okapi BM25 over stems, stop words left out, any of the words may match;
     scripts without blanks by each two neighbouring characters) and by meaning (all-MiniLM-L6-v2), and tells why: which
     words, what share of the question's weight they carry, which rank in each list, how near. What is "in quotes" counts
     more where it stands so, +"in quotes" (or --exact) must be there, -this must not. A word that memory does not hold is
     taken for the nearest that it does, and it is said so; questions to the mind do not do that.
+
+    Documents in English, German, French, Spanish, Italian, Portuguese and Dutch are known as such by their common words
+    (`language` of a result), which are left out, and their words are reduced by the stemmer of their language. A question's words
+    are taken as its own language has them, or else as another has them that memory holds. The embedder and the reader speak
+    English: in other languages the reader chooses and points, and words and meaning say whether memory answers.
 
     A question is answered where the reader (seed_core/reader/) finds that one of the ten best passages does. It reads beside the
     embedder of the catalog alone; without it a question is answered if one passage holds at least `relevance` of the

@@ -450,6 +450,7 @@ def test_a_result_says_all_that_a_citation_needs(catalog):
         "scope": "world",
         "title": "Pump",
         "source": "/manuals/pump.md",
+        "language": "en",
     }
 
 

@@ -284,3 +284,37 @@ def test_what_needs_no_search(catalog, mission, answer):
 ])
 def test_a_question_that_goes_on(mission, follows):
     assert batos.follows_on(mission) == follows
+
+
+ANSWERED_ELSEWHERE = (
+    ("Wie oft wird die Pumpe geölt?", "Sie wird zweimal im Jahr geölt.", "Sie wird von Hand geölt."),
+    ("Wann öffnet das Museum?", "Es öffnet im Januar.", "Es öffnet die Türen."),
+    ("Wer baute das Ventil?", "Das Ventil baute Anna Maria Weber.", "Das Ventil ist aus Messing."),
+    ("Warum ist es geschlossen?", "Es ist wegen Frost geschlossen.", "Es ist geschlossen."),
+    ("Was ist ein Ventil?", "Ein Ventil ist ein Teil, das sperrt.", "Das Ventil öffnet sich."),
+    ("Combien de pompes y a-t-il ?", "Il y a trois ou quatre pompes.", "Il y a des pompes."),
+    ("Quand ouvre le musée ?", "Il ouvre en février.", "Il ouvre ses portes."),
+    ("Pourquoi est-il fermé ?", "Il est fermé parce qu'il gèle.", "Il est fermé."),
+    ("Qu'est-ce qu'une vanne ?", "Une vanne est une pièce qui ferme.", "La vanne s'ouvre."),
+    ("C'est quoi, la vanne ?", "La vanne est une pièce.", "Il ouvre la vanne."),
+)
+
+
+@pytest.mark.parametrize(("question", "answer", "other"), ANSWERED_ELSEWHERE)
+def test_what_a_german_or_french_question_wants_is_known(question, answer, other):
+    asked = batos.Asked(question, {}, {}, batos.expected_in(question), {})
+    assert asked.is_answered_by(answer) and not asked.is_answered_by(other)
+
+
+def test_what_leads_elsewhere_in_german_or_french_answers_nothing():
+    catalog = batos.new_catalog()
+    german = ("# Pumpen\n\nSiehe Abschnitt 7, \u201eWie viele Pumpen gibt es?\u201c. In der Anlage gibt es vier Pumpen, die aus "
+              "Messing sind und nicht rosten.")
+    french = ("# Vannes\n\nReportez-vous \u00e0 la section \u00ab Combien de vannes y a-t-il ? \u00bb Il y a quatre vannes dans "
+              "l'usine, qui sont en laiton.")
+    for name, text in (("de.md", german), ("fr.md", french)):
+        batos.index_document_(catalog, name, text)
+    for question, answer in (("Wie viele Pumpen gibt es?", "vier Pumpen"), ("Combien de vannes y a-t-il ?", "quatre vannes")):
+        found = batos.find_evidence(catalog, question, batos.Recall())
+        assert answer in batos.marked_text(found["evidence"][0]) and found["certainty"] == "sure", question
+    assert batos.find_evidence(catalog, "Wie viele Giraffen fressen Heu?", batos.Recall())["certainty"] == "none"

@@ -442,8 +442,42 @@ def test_pages_of_a_pdf_that_hold_no_text_are_named(tmp_path):
     data = pdf_of("The brass valve is hyphen-) ' (ated well.", "", "", "The pump.", "")
     text, metadata = batos._read_pdf(data, "a.pdf")
     assert metadata["notes"] == ["3 of 5 pages are images, not learnt: 2-3, 5"]
-    joined = batos._HYPHENATED.sub(r"\1\2\n", "a hyphen-\nated word, Jean-\nPaul, 3-\n4")
+
+
+def test_words_parted_at_the_end_of_a_line_are_joined_and_compounds_keep_their_hyphen():
+    joined = batos._without_hyphens("a hyphen-\nated word, Jean-\nPaul, 3-\n4")
     assert joined == "a hyphenated\nword, Jean-\nPaul, 3-\n4"
+    text = "A comma and separated cells. A comma-\nseparated list, state-of-the-\nart infor-\nmation."
+    assert batos._without_hyphens(text).split("\n")[1:] == ["list, state-of-the-art", "information.", ""]
+    german = "Das Paket und die Verwaltung sind hier. Die Paket-\nverwaltung ist gut."
+    assert batos._without_hyphens(german).endswith("Die Paketverwaltung\nist gut.")
+
+
+def columns_of(left, right):
+    """Return what `pdf_of` shows as two columns, told line by line across both, below a line that is full."""
+    told = "The valve and the pump of the plant, told in one line above both of the columns"
+    for n, row in enumerate(zip(left, right, strict=True)):
+        told += "".join([f") Tj 1 0 0 1 {x} {680 - 14 * n} Tm ({text}" for x, text in zip((72, 320), row, strict=True)])
+    return told
+
+
+def test_columns_that_a_pdf_tells_line_by_line_are_read_one_after_the_other():
+    left = [f"left line {n} of the brass valve in" for n in range(9)]
+    right = [f"right line {n} of the copper pump in" for n in range(9)]
+    lines = batos._read_pdf(pdf_of(columns_of(left, right)), "a.pdf").text.split("\n")
+    assert lines[1:] == left + right and lines[0].startswith("The valve and the pump")
+    table = batos._read_pdf(pdf_of(columns_of(["cell"] * 9, right)), "a.pdf").text
+    assert table.count("cell") == 9 and "cell" in table.split("\n")[-1]          # rows stay rows
+
+
+def test_heads_and_numbers_of_pages_do_not_stand_in_sentences():
+    told = ["The valve opens and\nturns", "the other way. It is brass.", "It is \ufb01ne", "Then it shuts."]
+    pages = [f"The manual\n{text}\n{n}" for n, text in enumerate(told, 7)]
+    text, starts = batos._joined_pages(batos._without_running_heads(pages))
+    assert text == "The manual\nThe valve opens and\nturns\nthe other way. It is brass.\n\nIt is \ufb01ne\n\nThen it shuts."
+    first = [text.split("\n")[start - 1] for start in starts]
+    assert first == ["The manual", "the other way. It is brass.", "It is \ufb01ne", "Then it shuts."]
+    assert batos._without_running_heads(["12\na", "40\nb", "7\nc"]) == ["12\na", "40\nb", "7\nc"]       # no numbers of pages
 
 
 NAMES, HEADER = ("Name", "Opening pressure"), "| Name | Opening pressure |"

@@ -253,3 +253,50 @@ def test_a_glob_stands_for_so_many_words_and_says_so():
     matching = batos.match_expression(catalog, "z*")
     assert matching.notes == ("z* stands for the 64 most frequent words of 70",) and len(matching.among) == 65
     assert batos.match_expression(catalog, "za*").notes == ()
+
+
+GERMAN = "Die Aktualisierungen stehen auf dem Server bereit. Öffnen Sie die größeren Dateien nicht mit der Hand, wenn es geht."
+FRENCH = "L'installation des paquets est enregistrée dans un fichier, et les systèmes ne sont pas redémarrés pour cela."
+TEXTS = {"de": GERMAN, "fr": FRENCH, "en": "The valve is opened by hand, and all of the doors are shut.",
+         "es": "Los archivos se guardan en el directorio que el usuario ha elegido, pero no siempre.",
+         "it": "I file sono salvati nella cartella che l'utente ha scelto, ma non sempre.",
+         "pt": "Os arquivos são guardados na pasta que o usuário escolheu, mas nem sempre.",
+         "nl": "De bestanden worden in de map bewaard die de gebruiker heeft gekozen, maar niet altijd."}
+
+
+def test_the_language_of_a_text_is_known_by_its_common_words():
+    assert {name: batos.language_of(text) for name, text in TEXTS.items()} == {name: name for name in TEXTS}
+    neither = ("", "brass valve 087", "def f(a): return a", "The Los Angeles hotels", "die casting", "in la la land", "我把护照")
+    assert [text for text in neither if batos.language_of(text) != "en"] == []
+    asked = {"Wer hat Debian gegründet?": "de", "Combien y a-t-il d'architectures ?": "fr", "¿Dónde está el archivo?": "es"}
+    assert {text: batos.language_of(text) for text in asked} == asked
+
+
+@pytest.mark.parametrize("query, first", [
+    ("Wo steht die Aktualisierung?", "de"), ("groesser Datei", "de"), ("oeffnet", "de"), ("Aktualisierung", "de"),
+    ("Comment installer un système ?", "fr"), ("l'installation", "fr"), ("enregistre", "fr"), ("opening the door", "en"),
+    ('"größere Datei"', "de"), ('où sont les +"systèmes"', "fr")])
+def test_words_of_other_languages_are_found_by_their_stems(query, first):
+    catalog = catalog_of(filling() | {name: TEXTS[name] for name in ("de", "fr", "en")})
+    assert {name: catalog.documents[name].language for name in ("de", "fr", "en")} == {"de": "de", "fr": "fr", "en": "en"}
+    terms = batos.parse_query(query, catalog)
+    rows = batos.search_(catalog, terms.text, 5, None, terms)["results"]
+    assert rows and rows[0]["chunk"]["doc_id"] == first and rows[0]["chunk"]["language"] == first
+
+
+def test_stop_words_of_other_languages_find_nothing_and_are_not_unknown():
+    catalog = catalog_of(filling() | {"de": GERMAN})
+    outcome = batos.search_(catalog, "Wie sind die Aktualisierungen?")
+    assert outcome["unknown"] == [] and outcome["query_words"] == 1
+    assert batos.match_expression(catalog, "Aktualisierung AND Server").among.tolist() == list(catalog.documents["de"].numbers)
+    assert batos.documents_matching(catalog, "Aktualisierung größer") == {"de"}
+
+
+def test_a_document_from_before_there_were_languages_is_found_as_it_was():
+    catalog = catalog_of(filling() | {"de": GERMAN})
+    del catalog.documents["de"].__dict__["language"]
+    catalog.text_index.clear()
+    made = batos._postings_of(catalog, [number for document in catalog.documents.values() for number in document.numbers])
+    batos.add_mapped(catalog, catalog.text_index, batos.Segment, batos.in_record(made))
+    assert catalog.documents["de"].language == "en" and found(catalog, "Aktualisierungen stehen") == ["de"]
+    assert batos.index_document_(catalog, "de", GERMAN)["unchanged"] is False and catalog.documents["de"].language == "de"
