@@ -16738,6 +16738,14 @@ _REASON_TOLD = re.compile(
     r"for \w+ing|which means|result)\b", re.IGNORECASE)
 
 
+_STEP_TOLD = re.compile(
+    r"^\W*(?:if you (?:want|wish|need|would like) to|in order to|to)\b|"
+    r"\b(?:you|one) (?:can|could|may|must|should|need to|have to)\b|"
+    r"\bcan be \w+ (?:by|with|using|through)\b|\bby \w+ing\b|\b(?:use|run|using|with) (?:the|[`<$\u201c])|"
+    r"^\W*(?:add|call|choose|click|create|edit|enter|execute|give|install|invoke|issue|open|press|put|run|select|set|specify|start|"
+    r"stop|type|use|write)\b", re.IGNORECASE)
+
+
 # The same of German and French: (how a question begins, what answers it, whether it is needed). German writes all nouns large.
 _TWO_NAMES = r"\b[A-ZÄÖÜÉ][\w'-]+ [A-ZÄÖÜÉ][\w'-]+"
 _GERMAN_NUMBER = (r"\d|\b(?:kein\w*|zwei|drei|vier|fünf|sechs|sieben|acht|neun|zehn|elf|zwölf|dutzend|hundert|tausend|million)|"
@@ -16767,23 +16775,34 @@ EXPECTED_ELSEWHERE = (
 
 
 class Expected(typing.NamedTuple):
-    """What a question of a kind is answered by. Where it is `needed`, what holds none of it is no answer."""
+    """What a question of a kind is answered by.
+
+    Where it is `needed`, what holds none of it is no answer; where it `settles`, a sentence that holds it is one by its form.
+    """
 
     asks: re.Pattern
     holds: re.Pattern
     needed: bool
+    settles: bool
+
+
+def _expected_elsewhere(asks, holds, needed):
+    """Return the Expected of a row of EXPECTED_ELSEWHERE: names are told from other words by their capitals."""
+    flags = re.NOFLAG if holds == _TWO_NAMES else re.IGNORECASE
+    return Expected(re.compile(asks, re.IGNORECASE), re.compile(holds, flags), needed, settles=not needed)
 
 
 EXPECTED = (
     Expected(re.compile(r"\bhow (?:many|much|long|old|far|often|big|large|tall|high|deep|heavy|fast|wide)\b|"
-                        r"\bwhat (?:number|percentage|amount|age)\b", re.IGNORECASE), _NUMBER_TOLD, True),
+                        r"\bwhat (?:number|percentage|amount|age)\b", re.IGNORECASE), _NUMBER_TOLD, True, False),
     Expected(re.compile(r"\bwhen\b(?! (?:should|would|can|could|must|may|to|not|is it|do i|do you|do we)\b)|"
-                        r"\b(?:what|which) (?:year|date|day|month|century|time)\b", re.IGNORECASE), _TIME_TOLD, True),
+                        r"\b(?:what|which) (?:year|date|day|month|century|time)\b", re.IGNORECASE), _TIME_TOLD, True, False),
     Expected(re.compile(r"^\W*(?:and |so )?who(?:m|se)?\b|\bwhich (?:company|person|people|author|country|city)\b",
-                        re.IGNORECASE), _NAME_TOLD, True),
-    Expected(re.compile(r"^\W*(?:and |so )?why\b", re.IGNORECASE), _REASON_TOLD, False),
-    *(Expected(re.compile(asks, re.IGNORECASE), re.compile(holds, 0 if holds == _TWO_NAMES else re.IGNORECASE), needed)
-      for asks, holds, needed in EXPECTED_ELSEWHERE),
+                        re.IGNORECASE), _NAME_TOLD, True, False),
+    Expected(re.compile(r"^\W*(?:and |so )?why\b", re.IGNORECASE), _REASON_TOLD, False, True),
+    Expected(re.compile(r"^\W*(?:and |so )?how (?:to|(?:do|can|could|should|must|may) (?:i|you|we|one))\b", re.IGNORECASE),
+             _STEP_TOLD, False, False),
+    *itertools.starmap(_expected_elsewhere, EXPECTED_ELSEWHERE),
 )
 # It stands below its term, named by its last word, or behind it: "port (integer)", then what that is.
 _BY_ITS_TERM = r"|^\W*{1}\b[^:]{{0,100}}::|^\W*{0}(?: ?\([^)\n]{{1,40}}\))?(?: *\n| {{2}})\s*\w"
@@ -16838,7 +16857,7 @@ def expected_in(question):
     for asks, holds in FORMS.items():
         if named := asks.match(question):
             thing, last = re.escape(named[1]), re.escape(named[1].split()[-1])
-            return Expected(asks, re.compile(holds.format(thing, last), re.IGNORECASE), False)
+            return Expected(asks, re.compile(holds.format(thing, last), re.IGNORECASE), False, True)
     return None
 
 
@@ -16942,7 +16961,7 @@ def find_evidence(catalog, query, recall, focus="", places=({},), before=""):
 
 _COMPARES = re.compile(
     r"\b(?:compare|differen(?:ce|t)s?(?: between| of)?|versus|vs\.?|better|rather|prefer|both)\b", re.IGNORECASE)
-_TWO = re.compile(r"(?:between|compare|is|are|run|use|take|of)?\s*([\w/.-]+(?: [\w/.-]+)?) "
+_TWO = re.compile(r"(?:\b(?:between|compare|is|are|run|use|take|of)\s+)?([\w/.-]+(?: [\w/.-]+)?) "
                   r"(?:and|or|versus|vs\.?|from|than|with) ([\w/.-]+(?: [\w/.-]+)?)", re.IGNORECASE)
 
 
@@ -17135,8 +17154,14 @@ def _what_is_told(text):
 
 
 def _best_about(judged, thing):
-    """Return the best Judged that holds all words of a thing, or None."""
-    return next((one for one in judged if _holds_all(one.window, thing)), None)
+    """Return the best Judged that holds all words of a thing, or None: one that says what it is, where there is one."""
+    holding = [one for one in judged if _holds_all(one.window, thing)]
+    expected = expected_in(f"What is {thing}?")
+    for one in holding if expected else ():
+        defining = [told for told in one.window.told if expected.holds.search(told.whole)]
+        if defining:
+            return one._replace(marked=one.window.tellings.index(defining[0]), span=None)
+    return next(iter(holding), None)
 
 
 def _holds_all(window, thing):
@@ -17187,7 +17212,7 @@ def _term_of(window, marked):
 def _says_by_its_form(asked, judged):
     """Whether the marked sentence has the form of what was asked for: "X is …" of a definition, "due to …" of a reason."""
     marked = judged.window.tellings[judged.marked]
-    form = asked.expected is not None and not asked.expected.needed
+    form = asked.expected is not None and asked.expected.settles
     return form and asked.is_answered_by(marked.whole) and not marked.leads_elsewhere
 
 
@@ -18191,11 +18216,13 @@ _SAYS_YES_OR_NO = re.compile(r"(yes|no)[,.;:!]", re.IGNORECASE)
 def plain_answer(mission, evidence):
     """Return what an answer says in one sentence: the one that answers, quoted, cut around its span where it is long.
 
-    Where it is asked whether, and the text itself says yes or no to that, it stands before it; of two passages that contradict
-    each other both are told.
+    Of two things that are compared it tells both. Where it is asked whether, and the text itself says yes or no to that, it
+    stands before it; of two passages that contradict each other both are told.
     """
     best = evidence[0]
     quote = f"\u201c{quoted_sentence(best)}\u201d [1]"
+    if _tells_one_alone(best, evidence[1:], things_compared(mission)):
+        return f"{quote}; \u201c{quoted_sentence(evidence[1])}\u201d [2]"
     others = [item for item in evidence[1:2] if item["doc_id"] != best["doc_id"]]
     if others and contradict(marked_text(best), marked_text(others[0])):
         return f"{quote}; before that: \u201c{quoted_sentence(evidence[1])}\u201d [2]"
@@ -18203,6 +18230,15 @@ def plain_answer(mission, evidence):
     if said and _ASKS_WHETHER.match(mission.strip()) and _settles(best, mission):
         return f"{said[1].capitalize()}: {quote}"
     return quote
+
+
+def _tells_one_alone(best, others, things):
+    """Whether of two things that are compared the sentence that answers best tells one, and the next one's the other."""
+    if not (things and others):
+        return False
+    one, other = [set(stems(thing)) for thing in things]
+    said, beside = [set(stems(marked_text(item))) for item in (best, others[0])]
+    return one <= said and not other <= said and other <= beside
 
 
 def _settles(item, mission):

@@ -140,6 +140,16 @@ def test_what_stands_behind_its_term_defines_it(text, defines):
     assert bool(batos.expected_in("What is port?").holds.search(text)) == defines
 
 
+@pytest.mark.parametrize("text, tells", [
+    ("To tag all messages, use the <tag-pattern> function.", True), ("You can reload it with pg_restore.", True),
+    ("Press t.", True), ("It is saved by pressing s.", True), ("The file can be read with any editor.", True),
+    ("If there are no tagged messages, it ends.", False), ("Access is necessary when a dump is restored.", False),
+])
+def test_how_to_do_something_is_told_by_a_step(text, tells):
+    expected = batos.expected_in("How do I tag messages?")
+    assert bool(expected.holds.search(text)) == tells and not expected.settles and not expected.needed
+
+
 class Refusing:
     """A reader that says of everything that it answers nothing."""
 
@@ -199,6 +209,18 @@ def test_of_two_things_that_are_compared_both_are_told(catalog):
     told = found(catalog, "What is the difference between the sail and the stove?")
     texts = " ".join(item["text"] for item in told["evidence"])
     assert "sail" in texts and "stove" in texts
+
+
+def test_two_things_that_are_compared_are_each_told_by_what_defines_them():
+    catalog = batos.new_catalog()
+    other = "".join(f"Another matter, number {number}, is told here. " for number in range(14))
+    batos.index_document_(catalog, "needs.md", "The package depends on what it recommends.\n\nDepends\nThis is absolute.\n\n"
+                          f"{other}\n\nRecommends\nThis is strong, but not absolute.\n\nThe depends field is read by the tool.\n")
+    query = "What is the difference between Depends and Recommends?"
+    assert batos.things_compared(query) == ("Depends", "Recommends")
+    told = batos.plain_answer(query, batos.find_evidence(catalog, query, batos.Recall())["evidence"])
+    assert told == "\u201cDepends This is absolute.\u201d [1]; \u201cRecommends This is strong, but not absolute.\u201d [2]"
+    assert batos._best_about([], "C") is None
 
 
 @pytest.mark.parametrize("text, feels", [
