@@ -9418,6 +9418,11 @@ def own_router():
     return read_router(SEED_CORE)
 
 
+def near_best(offers):
+    """Return those offers whose share is at least half of the first's: what a model that was not trained to choose may take."""
+    return [offer for offer in offers if 2 * offer[1] >= offers[0][1]]
+
+
 def offered_by(router, kind, text, embedder, among):
     """Return what a router (None: there is none) offers for a text: pairs (name, share), the best first; [] without embedder."""
     vector = embedder.query(text) if router is not None and embedder.name == router.embedder else None
@@ -10188,7 +10193,8 @@ class CognitiveCore:
     def offers(self, kind, text, embedder, among=None):
         """Return what the router offers for a text, see `offered_by`; while the core loads, too. [] where it is off."""
         router = own_router() if self.state == "loading" else self._loaded and self._loaded.router
-        return offered_by(router, kind, text, embedder, among)
+        offers = offered_by(router, kind, text, embedder, among)
+        return near_best(offers) if self.writes else offers
 
     def on_model_thread(self, function):
         """Run function(LoadedCore) in the model thread, between batches; return what it returns, or raise it."""
@@ -11141,7 +11147,7 @@ class RemoteCore:
 
     def offers(self, kind, text, embedder, among=None):
         """Return what our router offers for a text, see `offered_by`: small models choose no better than by chance."""
-        return offered_by(own_router(), kind, text, embedder, among)
+        return near_best(offered_by(own_router(), kind, text, embedder, among))
 
     def on_model_thread(self, function):
         """Raises CoreOffline: the model is not here."""
@@ -17488,6 +17494,27 @@ class EmbeddingLane:
         return True
 
 
+BORNE_OUT_SHARE = 0.8              # of the words of a sentence that must stand in what it was made of
+_NAME_OR_FIGURE = re.compile(r"(?<=\s)[A-Z]\w+|\w*\d\w*")
+
+
+def borne_out(text: str, source: str) -> str:
+    """Return those sentences of a text that its source bears out: whole, said once, no figure or name that is not there.
+
+    Small models say the same again and again, invent, and end in the middle.
+    """
+    known, kept = set(stems(source)), []
+    there = set(re.findall(r"\w+", source))
+    for telling in sentences(text):
+        said = " ".join(telling["text"].split())
+        words = set(stems(said))
+        told = words and len(words & known) >= BORNE_OUT_SHARE * len(words)
+        real = set(_NAME_OR_FIGURE.findall(said)) <= there
+        if said.endswith((".", "!", "?")) and told and real and said not in kept:
+            kept.append(said)
+    return " ".join(kept)
+
+
 class SummaryLane:
     """A thread in which the core sums documents up, those that a search has shown; one after the other.
 
@@ -17536,7 +17563,7 @@ class SummaryLane:
             chunks = (catalog.chunk_storage[number].text for number in document.numbers[:SUMMARY_CHUNKS])
             asked = self.PROMPT.format(title=document.title or doc_id, text="\n\n".join(chunks)[:self.TEXT_CHARS])
             passage = [told["text"] for told in summary_of(catalog, document, EVIDENCE_MOST)]
-        text = self._written(asked) if self.core.writes else self._chosen(passage)
+        text = self._written(asked, passage) if self.core.writes else self._chosen(passage)
 
         def store(root):
             document = root["knowledge_catalog_obj"].documents.get(doc_id)
@@ -17544,8 +17571,10 @@ class SummaryLane:
                 document.summary = text
         self.bulk.call(Job("summary", store))
 
-    def _written(self, asked):
-        return self.core.infer_(asked, max_new_tokens=160, temperature=0).strip()
+    def _written(self, asked, passage):
+        """Return what the core writes, as far as it was told so; where nothing is left, the sentence that tells most."""
+        text = self.core.infer_(asked, max_new_tokens=160, temperature=0)
+        return borne_out(text, asked) or self._chosen(passage)
 
     def _chosen(self, passage):
         if not passage:
@@ -26201,6 +26230,8 @@ def _chosen_folder(image, setting, held, held_id):
     if not folder.is_dir() and not folder.is_file():
         allowed = "; ".join(f"{name}: {told}" for name, told in CORE_SETTINGS.items())
         raise ConfigError(f"setting core: {folder} is no folder and no file; allowed are {allowed}")
+    if folder.is_file():
+        check_gguf(folder)                               # before anything is begun
     return None if same_core(held, folder) else folder
 
 

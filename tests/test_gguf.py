@@ -272,7 +272,7 @@ def test_it_answers_tasks_by_the_same_grammars(tmp_path):
     try:
         assert one.writes and one.health()["model"] == "Chance"
         feeling = one.offers("archetype", "I feel so alone since she left", Near())
-        assert feeling[0][0] == "Emotional Processing"   # the router reads vectors, and serves every core (FACTS 57)
+        assert [name for name, _ in feeling] == ["Emotional Processing"]       # the router serves every core (FACTS 57)
         fields = {"passage": ["The old pump lifts water with two pistons.", "Bread needs flour."], "shares": [0.8, 0.1]}
         assert one.infer([batos.CoreRequest("summary", fields)])[0].value["sentence"] in (1, 2)
         assert isinstance(one.infer_("Hello", max_new_tokens=4), str)

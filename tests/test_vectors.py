@@ -282,6 +282,15 @@ def test_a_core_that_writes_sums_up_what_was_shown_once(tmp_path):
     machine.close()
 
 
+def test_a_summary_keeps_what_its_source_bears_out():
+    source = "The pump of Mara Quill lifts 40 litres. It was never oiled."
+    cases = {"The pump lifts 40 litres.": True, "The pump lifts 50 litres.": False, "The pump of Bob lifts.": False,
+             "The pump lifts 40": False, "Whales sing in oceans of milk.": False}
+    for told, kept in cases.items():
+        assert batos.borne_out(told, source) == told * kept, told
+    assert batos.borne_out("The pump lifts. The pump lifts. The pump lif", source) == "The pump lifts."
+
+
 def test_the_embedded_core_names_the_sentence_that_tells_most(tmp_path):
     machine, core = Machine(tmp_path), doubles.QuickCore()
     asked, core.values = [], {"summary": lambda fields: (asked.append(fields), {"sentence": 2})[1]}
