@@ -16943,7 +16943,7 @@ def find_evidence(catalog, query, recall, focus="", places=({},), before=""):
 
     Each passage is {"text" (verbatim), "doc_id", "version", "chunk_id", "chunk_index", "lines": [first, last], "headings",
     "mark": [first, last] characters of the text that answer it, "span": likewise of the answer itself or None, "share": what it
-    is worth, 0 to 1}. They are sought by the query (which may begin with `before`, what the conversation is about), by `focus`,
+    is worth, 0 to 1}, and its "pages", or "file_lines" where those of its file are others. They are sought by the query (which may begin with `before`, what the conversation is about), by `focus`,
     some of its words, which count half as much again, and by each of two things that it compares, in each of the places
     (fields of Where). The reader chooses among the best where it is ready; else words and meaning do.
 

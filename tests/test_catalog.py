@@ -1159,8 +1159,11 @@ def seconds_of(function, *args):
 def test_cutting_a_text_of_four_times_the_size_takes_four_times_as_long(name):
     kind, repeated, first = HOSTILE_TEXTS[name]
     text, larger = (first + repeated * (size // len(repeated)) for size in (8_000, 32_000))
-    seconds = seconds_of(batos.cut_text, larger, kind)
-    assert seconds < JUDGED_FROM_S or seconds < GROWTH_MOST * seconds_of(batos.cut_text, text, kind)
+
+    def grows_little():
+        seconds = seconds_of(batos.cut_text, larger, kind)
+        return seconds < JUDGED_FROM_S or seconds < GROWTH_MOST * seconds_of(batos.cut_text, text, kind)
+    assert any(grows_little() for _ in range(3))         # a busy machine may mislead once
 
 
 @pytest.mark.slow
