@@ -13521,6 +13521,7 @@ def _read_pdf(data, name):
 COLUMN_LINES, COLUMN_CHARS = 8, 20                       # that stand in two columns at least; of a line of one, in the middle
 COLUMN_POINTS = 100                                      # between the left edges of two columns, at least
 _SHOWS_TEXT = (b"Tj", b"TJ", b"'", b'"')                 # operators
+WORD_GAP, SURE_GAP = 170, 300                            # thousandths of the size: wider than kerning; a blank in any font
 
 
 def _page_text(page):
@@ -13531,6 +13532,8 @@ def _page_text(page):
     places = []                                          # (x, y) of each text that is shown
 
     def note(operator, operands, before, matrix):
+        if operator == b"TJ" and operands:
+            _widen_gaps(operands[0])
         if operator in _SHOWS_TEXT:
             x, y = matrix[4:]
             places.append((x * before[0] + y * before[2] + before[4], x * before[1] + y * before[3] + before[5]))
@@ -13539,6 +13542,17 @@ def _page_text(page):
         return text
     lines = page.extract_text(extraction_mode="layout", layout_mode_space_vertically=False).split("\n")
     return _column_after_column(lines) or text
+
+
+def _widen_gaps(shown):
+    """Make the gaps between the words of a line that is set tight wide enough to be read as blanks.
+
+    What that adds to the line is taken back behind each gap, so that all that follows stays where it is.
+    """
+    for n in range(len(shown) - 1, -1, -1):
+        gap = shown[n]
+        if isinstance(gap, int | float) and -SURE_GAP < gap <= -WORD_GAP:
+            shown[n:n + 1] = [type(gap)(-SURE_GAP), type(gap)(gap + SURE_GAP)]
 
 
 def _goes_across(places):
@@ -13571,9 +13585,10 @@ def _column_after_column(lines):
 
 
 RUNNING_LINES, RUNNING_PAGES = 2, 3                      # that may be heads or feet of a page; on how many pages one is to stand
+NUMBERS_TRIED = 6                                        # of such a line, each of which may be the page's
 _LIGATURES = str.maketrans(dict(zip("\ufb00\ufb01\ufb02\ufb03\ufb04\ufb05\ufb06", ("ff", "fi", "fl", "ffi", "ffl", "st", "st"),
                                     strict=True)))
-_NUMBER_AT_END = re.compile(r"^\d+(?=\W|$)|(?<!\w)\d+$")
+_NUMBER = re.compile(r"(?<!\w)\d{1,9}(?!\w)")
 _ROMAN = re.compile(r"[ivxlc]{1,7}", re.IGNORECASE)
 # A word that is parted at the end of a line: its rest moves up, so that lines and pages keep their numbers.
 _HYPHENATED = re.compile(r"(?<![^\W_])([^\W\d_]{1,60})([-\u00ad\u2010])\n([^\W\d_A-Z]\w{0,60})(\S{0,60})[ ]?")
@@ -13601,13 +13616,13 @@ def _without_running_heads(pages):
 
 
 def _running_keys(line, n):
-    """Return what is the same of a running line on each page: its text, and that with its number counted from page n."""
+    """Return what may be the same of a running line on each page: its text, and that with a number counted from page n."""
     line = line.strip()
-    counted = _NUMBER_AT_END.sub(lambda found: f"\0{int(found[0][:9]) - n}", line)
     if _ROMAN.fullmatch(line):
-        return ("\0",)
-    keys = (line,) if len(re.findall(r"[^\W\d_]", line)) > 3 else ()
-    return keys if counted == line else (counted, *keys)
+        return ["\0"]
+    counted = [f"{line[:found.start()]}\0{int(found[0]) - n}{line[found.end():]}"
+               for found in itertools.islice(_NUMBER.finditer(line), NUMBERS_TRIED)]
+    return [*counted, line] if len(re.findall(r"[^\W\d_]", line)) > 3 else counted
 
 
 def _edge_length(lines, n, running):
@@ -13623,7 +13638,7 @@ def _edge_length(lines, n, running):
 
 def _is_new_head(line, n, seen):
     """Whether a running line has words that none had before."""
-    words = _NUMBER_AT_END.sub("", line).strip()
+    words = _NUMBER.sub("", line).strip()
     is_new = bool(re.search(r"[^\W\d_]{2}", words)) and not _ROMAN.fullmatch(words) and words not in seen
     seen.add(words)
     return is_new
@@ -14358,6 +14373,8 @@ LANGUAGES = {name: Language(stemmer, frozenset(stop.split())) for name, stemmer,
      "uw van veel voor waar waarom wanneer want waren was wat we welk welke werd wie wij wil worden wordt zal ze zelf "
      "zich zij zijn zo zonder zou"),
 )}
+COMPOUNDING = ("de", "nl")         # languages that join words: "Kernelmodule" is found as "Kernel" and "Module"
+PART_LEAST_LETTERS = 4             # of a part of such a word
 # Stop words by which no language is known: English has them too, or they stand in names.
 _TELLS_NOTHING = frozenset(
     "ad as ai am ben bin car come con da das de del den der des die do donne du e el er es fare fin had hat he her "
@@ -15911,13 +15928,31 @@ def _sought(segments, text):
 
 def _stems_sought(segments, text, language=None):
     """Return [(word as the index has it, its spelling)] of a text that asks, in its order. language: None for its own."""
-    words = _words_spelt(text, language or language_of(text))
-    return [(_as_held(segments, word, spelling), spelling) for word, spelling in words]
+    language, found = language or language_of(text), []
+    for word, spelling in _words_spelt(text, language):
+        held = _as_held(segments, word, spelling)
+        is_compound = language in COMPOUNDING and not _is_held(segments, held)
+        parts = _parts_held(segments, spelling, language) if is_compound else []
+        found += parts or [(held, spelling)]
+    return found
+
+
+def _parts_held(segments, compound, language):
+    """Return [(word as the index has it, its spelling)] of the two parts of a compound that chunks hold, or []."""
+    for cut in range(len(compound) - PART_LEAST_LETTERS, PART_LEAST_LETTERS - 1, -1):
+        parts = _words_spelt(f"{compound[:cut]} {compound[cut:]}", language)
+        if len(parts) == 2 and all(_is_held(segments, word) for word, _ in parts):
+            return parts
+    return []
+
+
+def _is_held(segments, word):
+    return any(segment.document_frequency(word) for segment in segments)
 
 
 def _as_held(segments, word, spelling):
     """Return the stem of a spelling that most chunks hold, where none holds `word`; else that one."""
-    if any(segment.document_frequency(word) for segment in segments):
+    if _is_held(segments, word):
         return word
     others = dict.fromkeys(itertools.chain.from_iterable(stems(spelling, name) for name in ("en", *LANGUAGES)))
     counts = _frequencies(segments, others)

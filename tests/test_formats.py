@@ -453,6 +453,12 @@ def test_words_parted_at_the_end_of_a_line_are_joined_and_compounds_keep_their_h
     assert batos._without_hyphens(german).endswith("Die Paketverwaltung\nist gut.")
 
 
+def test_words_of_a_line_that_is_set_tight_are_read_apart():
+    shown = ["Eine", -220, "Pump", -40, "e", 20, "und", -420, "mehr", -180.5]
+    batos._widen_gaps(shown)
+    assert shown == ["Eine", -300, 80, "Pump", -40, "e", 20, "und", -420, "mehr", -300.0, 119.5]
+
+
 def columns_of(left, right):
     """Return what `pdf_of` shows as two columns, told line by line across both, below a line that is full."""
     told = "The valve and the pump of the plant, told in one line above both of the columns"
@@ -477,6 +483,8 @@ def test_heads_and_numbers_of_pages_do_not_stand_in_sentences():
     assert text == "The manual\nThe valve opens and\nturns\nthe other way. It is brass.\n\nIt is \ufb01ne\n\nThen it shuts."
     first = [text.split("\n")[start - 1] for start in starts]
     assert first == ["The manual", "the other way. It is brass.", "It is \ufb01ne", "Then it shuts."]
+    heads = [f"Die Pumpe {n}/ 248\nAbsatz {n * n}" for n in range(13, 18)]
+    assert batos._without_running_heads(heads)[1:] == [f"Absatz {n * n}" for n in range(14, 18)]
     assert batos._without_running_heads(["12\na", "40\nb", "7\nc"]) == ["12\na", "40\nb", "7\nc"]       # no numbers of pages
 
 

@@ -292,6 +292,16 @@ def test_stop_words_of_other_languages_find_nothing_and_are_not_unknown():
     assert batos.documents_matching(catalog, "Aktualisierung größer") == {"de"}
 
 
+def test_compounds_are_found_by_their_parts():
+    catalog = catalog_of(filling() | {"de": "Die Module des Kernels und die Verwaltung der Sicherheit stehen in der Datei."})
+    asked = {"Wo sind die Kernelmodule?": {"kernel", "module"},
+             "Wo ist die Sicherheitsverwaltung?": {"sicherheits", "verwaltung"}}
+    for query, words in asked.items():
+        outcome = batos.search_(catalog, query)
+        assert outcome["results"][0]["why"]["words"].keys() == words and outcome["unknown"] == []
+    assert batos.search_(catalog, "Wo sind die Kernelfarben?")["unknown"] == ["kernelfarben"]
+
+
 def test_a_document_from_before_there_were_languages_is_found_as_it_was():
     catalog = catalog_of(filling() | {"de": GERMAN})
     del catalog.documents["de"].__dict__["language"]
