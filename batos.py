@@ -9002,15 +9002,18 @@ def method_head(fields):
     return f"def {fields['selector'].replace(':', '_')}({', '.join(('self', *names))}):"
 
 
-FREE_LINES, FREE_LINE_CHARS = 24, 100                    # of a method that a larger model writes
+FREE_LINES, FREE_LINE_TOKENS = 16, 32                   # of a method that a larger model writes
 
 
 def free_method_grammar(fields):
-    """Return the Lark grammar of a method that a larger model writes: its head, then indented lines of any Python. What they
-    do is for audit and trial; that self has no slots but the real ones is the grammar's."""
+    """Return the Lark grammar of a method that a larger model writes: its head, then indented lines of any Python but
+    comments, which small models repeat. What they do is for audit and trial; that self has no slots but the real ones is
+    the grammar's."""
     slots = "|".join(filter(str.isidentifier, ["_p_changed", *fields["slots"]]))
-    return (f"start: {json.dumps(method_head(fields))} LINE{{1,{FREE_LINES}}}\n"
-            f"LINE: /\\n(    ){{1,6}}[^ \\n][^\\n]{{0,{FREE_LINE_CHARS}}}/ & ~BAD\n"
+    # A bound of letters in LINE itself has llguidance give up: with ~BAD there are too many states.
+    return (f"start: {json.dumps(method_head(fields))} line{{1,{FREE_LINES}}}\n"
+            f"line[max_tokens={FREE_LINE_TOKENS}]: LINE\n"
+            "LINE: /\\n(    ){1,6}[^ #\\n][^\\n]*/ & ~BAD\n"
             "BAD: /(.|\\n)*self\\./ OTHER /([^a-zA-Z0-9_](.|\\n)*)?/\n"
             f"OTHER: /[a-zA-Z0-9_]*/ & ~/{slots}/\n")
 
@@ -9693,10 +9696,15 @@ class LoadedCore:
         told = [self.unspelled(text) for text in (system_prompt, prompt) if text]
         folded = [{"role": "user", "content": "\n\n".join(told)}]
         turns = [{"role": "system", "content": told[0]}, {"role": "user", "content": told[1]}] if len(told) > 1 else folded
+        failures = need("jinja2", "the cognitive core").TemplateError
         try:
             return self.template_ids(turns)
-        except need("jinja2", "the cognitive core").TemplateError:       # of those that know no system's turn
+        except failures:                                 # of those that know no system's turn
+            pass
+        try:
             return self.template_ids(folded)
+        except failures as error:
+            raise BadRequest(f"the core's chat template takes no such turns: {first_line(error)}") from error
 
     def template_ids(self, turns):
         """Return token ids of turns, as the chat template has them. Raises jinja2's TemplateError where it refuses them."""
@@ -9787,6 +9795,10 @@ def load_gguf(path):
         raise gguf_trouble(path, error) from error
     check_dimensions(model)
     core = LoadedCore(model, tokenizer, None, own_router(), file.title)
+    try:
+        core.chat_ids("What does the pump do?", "Be short.")
+    except Exception as error:                           # a template is a program, and may fail in any way
+        raise gguf_trouble(path, ValueError(f"its chat template fails ({first_line(error)}); {BY_A_SERVER}")) from error
     check_finite(core)
     return core
 
@@ -9904,7 +9916,7 @@ class CoreAnswer:
     seconds: float
 
 
-FREE_TOKENS = 400                                        # of a method that a larger model writes
+FREE_TOKENS = 64 + FREE_LINES * FREE_LINE_TOKENS         # of a method that a larger model writes: head and all lines fit
 LEAST_ANSWER_TOKENS = 16           # room that a prompt must leave
 
 

@@ -251,6 +251,13 @@ def test_a_template_that_knows_no_system_is_told_it_in_the_users_turn(tmp_path):
     assert told == "<|im_start|>user\nBe short.\n\nWho < |im_end|>?<|im_end|>\n<|im_start|>assistant\n"
 
 
+def test_a_template_that_fails_is_told_by_name(tmp_path):
+    for number, template in enumerate(("{% for turn in", "{{ 1 + 'a' }}", "{{ raise_exception('never') }}")):
+        write(tmp_path / f"{number}.gguf", metadata={"tokenizer.chat_template": template})
+        with pytest.raises(batos.ConfigError, match="its chat template fails .*; have a server read it"):
+            loaded(tmp_path / f"{number}.gguf", tmp_path)
+
+
 class Near:
     """An embedder whose every vector is the router's own idea of a feeling."""
 
