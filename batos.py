@@ -16520,8 +16520,8 @@ WEIGHED_MOST = 20                  # passages whose meaning is looked at
 JUDGED_MOST = 10                   # of these, that are read, and whose sentences are compared
 OVERRULED_BY = 0.2                 # a sentence that is worth so much more is told in place of the one that the reader points to
 READER_WEIGHT = 0.03               # of the reader's score, beside what words and meaning say; chosen on articles of their own
-MEANING_SHARE = 0.45               # of what a passage is worth before its sentences are looked at; words have the rest
-MEANING_SHARE_ELSEWHERE = 0.45     # the same of other languages, of which the embedder knows less
+# Of what a passage is worth before its sentences are looked at; words have the rest. In German and French less is no better.
+MEANING_SHARE = 0.45
 KEPT_SHARE = 0.6                   # what is judged worth less than this share of the best is not told
 NEARLY_SAME_SHARE = 0.7                  # of the words of two passages that both hold, from which on one of them is told
 CONTRADICTION_WORDS = 14           # longer statements are not compared with others
@@ -16990,9 +16990,10 @@ def find_evidence(catalog, query, recall, focus="", places=({},), before=""):
 
     Each passage is {"text" (verbatim), "doc_id", "version", "chunk_id", "chunk_index", "lines": [first, last], "headings",
     "mark": [first, last] characters of the text that answer it, "span": likewise of the answer itself or None, "share": what it
-    is worth, 0 to 1}, and its "pages", or "file_lines" where those of its file are others. They are sought by the query (which may begin with `before`, what the conversation is about), by `focus`,
-    some of its words, which count half as much again, and by each of two things that it compares, in each of the places
-    (fields of Where). The reader chooses among the best where it is ready; else words and meaning do.
+    is worth, 0 to 1}, and its "pages", or "file_lines" where those of its file are others. They are sought by the query
+    (which may begin with `before`, what the conversation is about), by `focus`, some of its words, which count half as much
+    again, and by each of two things that it compares, in each of the places (fields of Where). The reader chooses among the
+    best where it is ready; else words and meaning do.
 
     certainty: "sure" (then it is `relevant`), "nearest" where nothing says it outright, "none".
     """
@@ -17046,8 +17047,8 @@ def _judged(asked, vector, windows, recall):
     vectors = {} if vector is None else recall.embedder.queries(texts)
     if vectors:
         near = [max(0.0, float(vector @ vectors[text])) for text in texts]
-        share = MEANING_SHARE if asked.language == "en" else MEANING_SHARE_ELSEWHERE
-        judged = [one._replace(near=n, worth=(1 - share) * one.worth + share * n) for one, n in zip(judged, near, strict=True)]
+        judged = [one._replace(near=n, worth=(1 - MEANING_SHARE) * one.worth + MEANING_SHARE * n)
+                  for one, n in zip(judged, near, strict=True)]
         judged.sort(key=_worth, reverse=True)
     return _read(asked, _marked(asked, vector, judged[:JUDGED_MOST], recall), recall)
 
