@@ -16888,11 +16888,17 @@ ANTONYMS = ("enabled disabled", "allowed forbidden", "allowed prohibited", "allo
             "included excluded", "free paid", "public private", "alive dead", "permanent temporary", "valid invalid")
 
 
+# What is told of one of these is no answer to a question for the other.
+CONTRARIES = ("advantage disadvantage", "benefit drawback", "strength weakness", "pros cons", "minimum maximum",
+              "largest smallest", "lock unlock", "mount unmount", "install uninstall", "encrypt decrypt", "encode decode", "upload download",
+              "import export", "upgrade downgrade", "increase decrease", "compress decompress", "subscribe unsubscribe")
+
+
 @functools.cache
-def _opposites():
-    """Return {word: its opposites}, as the lexicon knows them."""
+def _opposites(pairs):
+    """Return {word: its opposites} of ANTONYMS or CONTRARIES, as the lexicon knows them."""
     found = collections.defaultdict(set)
-    for one, other in map(words_of, ANTONYMS):
+    for one, other in map(words_of, pairs):
         found[one].add(other)
         found[other].add(one)
     return found
@@ -16928,6 +16934,7 @@ class Asked(typing.NamedTuple):
     expected: Expected | None
     opposed: dict                 # {word: one of mine that says the opposite}, where I ask whether something is so
     language: str = "en"
+    contrary: dict = {}           # {word: one of mine, of whose contrary it tells}
 
     def share(self, words):
         """Return what share of my words' weight is among words, 0 to 1."""
@@ -16940,6 +16947,10 @@ class Asked(typing.NamedTuple):
         own = self.text.casefold()
         found = [match[0].casefold() for match in self.expected.holds.finditer(text)]
         return any(self.expected.asks in FORMS or held not in own for held in found)
+
+    def is_of_contrary(self, words):
+        """Whether words name the contrary of what I ask for, and not that itself."""
+        return any(other in words and mine not in words for other, mine in self.contrary.items())
 
     def needs_more_than(self, texts):
         """Whether I ask for a number, a time or a name that none of the texts holds."""
@@ -16956,8 +16967,9 @@ def _asked(catalog, query, focus, before):
     weights |= {word: weights[word] / 2 * bool(found.frequencies[word]) for word in carried if word in weights}
     own_words = query.removeprefix(before).lstrip(": ")
     whether = list(weights) if _ASKS_WHETHER.match(own_words) else []
-    opposed = {opposite: word for word in whether for opposite in _opposites().get(word, ())}
-    return Asked(query, weights, found.spelt, expected_in(own_words), opposed, language_of(own_words))
+    opposed = {opposite: word for word in whether for opposite in _opposites(ANTONYMS).get(word, ())}
+    contrary = {opposite: word for word in weights for opposite in _opposites(CONTRARIES).get(word, set()) - weights.keys()}
+    return Asked(query, weights, found.spelt, expected_in(own_words), opposed, language_of(own_words), contrary)
 
 
 class Judged(typing.NamedTuple):
@@ -17108,7 +17120,8 @@ def _marked(asked, vector, judged, recall):
 def _sentence_worth(asked, told, near):
     """Return what a sentence is worth as an answer: by its words, how near it is, and whether it is of the expected kind.
 
-    A question answers nothing, what only repeats the question hardly anything, and what is said in two words little.
+    A question answers nothing, what only repeats the question hardly anything, and what is said in two words little, or of the
+    contrary of what is asked for.
     """
     share = (asked.share(told.words) + asked.share(told.words_with_headings)) / 2
     worth = share if near is None else (share + near) / 2
@@ -17116,7 +17129,8 @@ def _sentence_worth(asked, told, near):
         fits = asked.is_answered_by(told.whole)
         worth += 0.15 + 0.2 * bool(told.term) if fits else -0.1
     repeats = told.words <= asked.weights.keys()
-    return worth - 0.5 * told.leads_elsewhere - 0.2 * (told.size < 3) - 0.2 * repeats
+    contrary = asked.is_of_contrary(told.words)
+    return worth - 0.5 * told.leads_elsewhere - 0.2 * (told.size < 3) - 0.2 * repeats - 0.3 * contrary
 
 
 def _read(asked, judged, recall):
@@ -17210,11 +17224,12 @@ def _what_is_told(text):
 def _best_about(judged, thing):
     """Return the best Judged that holds all words of a thing, or None: one that says what it is, where there is one."""
     holding = [one for one in judged if _holds_all(one.window, thing)]
-    expected = expected_in(f"What is {thing}?")
-    for one in holding if expected else ():
-        defining = [told for told in one.window.told if expected.holds.search(told.whole)]
-        if defining:
-            return one._replace(marked=one.window.tellings.index(defining[0]), span=None)
+    for form in (_BY_ITS_TERM.removeprefix("|"), _DEFINED_BY):
+        defines = re.compile(form.format(re.escape(thing), re.escape(thing.split()[-1])), re.IGNORECASE)
+        for one in holding:
+            defining = [told for told in one.window.told if defines.search(told.whole)]
+            if defining:
+                return one._replace(marked=one.window.tellings.index(defining[0]), span=None)
     return next(iter(holding), None)
 
 

@@ -211,6 +211,17 @@ def test_of_two_things_that_are_compared_both_are_told(catalog):
     assert "sail" in texts and "stove" in texts
 
 
+def test_what_tells_of_the_contrary_is_no_answer():
+    catalog = batos.new_catalog()
+    batos.index_document_(catalog, "wal.md", "The second advantage of this mode is speed.\n\nReaders of such files wait for nobody.\n\n"
+                          "It is a disadvantage of the mode that all must be on one machine.\n")
+    told = batos.find_evidence(catalog, "What is the disadvantage of this mode?", batos.Recall())["evidence"][0]
+    assert "one machine" in batos.marked_text(told)
+    asked, both = (batos._asked(catalog, query, "", "") for query in ("its drawbacks", "its benefits and drawbacks"))
+    one, two = (set(batos.words_of(text)) for text in ("a benefit", "a benefit and a drawback"))
+    assert asked.is_of_contrary(one) and not asked.is_of_contrary(two) and not both.is_of_contrary(one)
+
+
 def test_two_things_that_are_compared_are_each_told_by_what_defines_them():
     catalog = batos.new_catalog()
     other = "".join(f"Another matter, number {number}, is told here. " for number in range(14))
