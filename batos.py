@@ -16890,8 +16890,9 @@ ANTONYMS = ("enabled disabled", "allowed forbidden", "allowed prohibited", "allo
 
 # What is told of one of these is no answer to a question for the other.
 CONTRARIES = ("advantage disadvantage", "benefit drawback", "strength weakness", "pros cons", "minimum maximum",
-              "largest smallest", "lock unlock", "mount unmount", "install uninstall", "encrypt decrypt", "encode decode", "upload download",
-              "import export", "upgrade downgrade", "increase decrease", "compress decompress", "subscribe unsubscribe")
+              "largest smallest", "lock unlock", "mount unmount", "install uninstall", "encrypt decrypt", "encode decode",
+              "upload download", "import export", "upgrade downgrade", "increase decrease", "compress decompress",
+              "subscribe unsubscribe")
 
 
 @functools.cache

@@ -213,7 +213,7 @@ def test_of_two_things_that_are_compared_both_are_told(catalog):
 
 def test_what_tells_of_the_contrary_is_no_answer():
     catalog = batos.new_catalog()
-    batos.index_document_(catalog, "wal.md", "The second advantage of this mode is speed.\n\nReaders of such files wait for nobody.\n\n"
+    batos.index_document_(catalog, "wal.md", "The second advantage of this mode is speed.\n\nReaders wait for nobody.\n\n"
                           "It is a disadvantage of the mode that all must be on one machine.\n")
     told = batos.find_evidence(catalog, "What is the disadvantage of this mode?", batos.Recall())["evidence"][0]
     assert "one machine" in batos.marked_text(told)
