@@ -16514,12 +16514,14 @@ PASSAGES_MOST = 3                  # that an answer tells, from different places
 PASSAGE_WORDS = 60                 # of a passage that is told
 QUOTE_WORDS = 40                   # of the sentence that is told; the passage beside it has all of it
 TERM_WORDS = 12                    # of the term of a definition, with its arguments
+SYNOPSIS_SHARE = 0.4               # of a sentence in brackets, beyond which it is the synopsis of a command
 DENSE_WORDS = 12                   # of a longer sentence, those that hold most of the question stand in its quote
 READ_WORDS = 70                    # of a passage that is judged; they overlap by half
 WEIGHED_MOST = 20                  # passages whose meaning is looked at
 JUDGED_MOST = 10                   # of these, that are read, and whose sentences are compared
 OVERRULED_BY = 0.2                 # a sentence that is worth so much more is told in place of the one that the reader points to
 READER_WEIGHT = 0.03               # of the reader's score, beside what words and meaning say; chosen on articles of their own
+CERTAIN_ABOVE = 1.5                # its threshold is so sure of a passage that memory is, though another is told first
 # Of what a passage is worth before its sentences are looked at; words have the rest. In German and French less is no better.
 MEANING_SHARE = 0.45
 KEPT_SHARE = 0.6                   # what is judged worth less than this share of the best is not told
@@ -16587,12 +16589,20 @@ class Telling(typing.NamedTuple):
         return f"{self.term} {self.text}".lstrip()
 
     @property
+    def is_synopsis(self):
+        """Whether I list what a command may be given, mostly in brackets: that says how it is spelt, not what it does."""
+        bracketed = sum([len(match[0]) for match in _BRACKETED.finditer(self.text)])
+        return bracketed > SYNOPSIS_SHARE * len(self.text)
+
+    @property
     def leads_elsewhere(self):
-        """Whether I answer nothing: I am a question, repeat one, say where to look, or am the term of what follows."""
+        """Whether I answer nothing: I am a question, repeat one, say where to look, am a synopsis or the term of what follows."""
         plain = " ".join(self.text.split())
-        return self.is_term or is_asked(plain.rstrip(")\"'\u201c\u201d\u00bb. ")) or bool(_ELSEWHERE.search(plain))
+        asks = is_asked(plain.rstrip(")\"'\u201c\u201d\u00bb. ")) or bool(_ELSEWHERE.search(plain))
+        return self.is_term or asks or self.is_synopsis
 
 
+_BRACKETED = re.compile(r"\[[^\]]*[-<|.][^\]]*\]|<[\w-]+>")     # "[-q | --quiet] [<name>]"
 _ELSEWHERE = re.compile(r"\bwhether or not\b|\b(?:determine|check|find out|know|ask|test) (?:if|whether)\b|"
                         r"^\W*(?:see|refer to|for (?:more|further|additional)? ?(?:details|information)|"
                         r"siehe|lesen sie|näheres|weitere (?:informationen|einzelheiten)|"
@@ -16612,15 +16622,16 @@ def goes_on(text):
 
 
 _ENDED = re.compile(r"[.!?\u2026][)\"'\u201d\u2019]*$")
-# A title with its number, as tables of contents have them; and cells without text, as bars of navigation have them.
+# A title with its number, as tables of contents have them; cells without text, as bars of navigation have them; and questions
+# without a blank between them, as lists of links have them.
 _TITLE = re.compile(r"\W{0,3}(?:(?:chapter|kapitel|chapitre)\s\w{1,4}\.\s|\d{1,3}(?:\.\d{1,3}){1,5}\.\s|"
                     r"(?:table of contents|inhaltsverzeichnis|table des matières)\b)|"
                     r".*\s\d{1,3}(?:\.\d{1,3}){1,5}\.$", re.IGNORECASE | re.DOTALL)
-_BAR = re.compile(r"\|\s*(?:\||$)")
+_BAR = re.compile(r"\|\s*(?:\||$)|\w\?[A-Z][^?]*\?[A-Z]")
 
 
 def _tells(text, headings, header):
-    """Whether a sentence says something of its own: a heading, a line of marks or a bar of navigation does not."""
+    """Whether a sentence says something of its own: a heading, a line of marks, a bar of navigation or list of links does not."""
     if not re.search(r"\w", text) or _ATX.match(text) or text.strip() in headings:
         return False
     return bool(header) or not (_TITLE.match(text) or _BAR.search(text))
@@ -17144,14 +17155,15 @@ def _read(asked, judged, recall):
     told = reader.judge(asked.text, [(one.window.heading, one.window.text) for one in judged])
     if not told:
         return judged
-    sure = max([score for score, _ in told]) >= reader.threshold if asked.language == "en" else None
+    certain = max([score for score, _ in told]) >= reader.threshold + CERTAIN_ABOVE
     found = []
     for one, (score, span) in zip(judged, told, strict=True):
         counted = max(score, reader.threshold) if one.window.is_of_table() else score
         worth = one.worth + READER_WEIGHT * counted * _superseded(one.window)
+        sure = certain or score >= reader.threshold
         found.append(_pointed(one, span)._replace(worth=worth, sure=sure))
     found.sort(key=_worth, reverse=True)
-    unread = found[0].window.is_of_table() and not sure
+    unread = asked.language != "en" or found[0].window.is_of_table() and not found[0].sure
     return [one._replace(sure=None) for one in found] if unread else found
 
 

@@ -62,6 +62,13 @@ The motor is enabled by a key.
     port    = 9418
     server  = /usr/bin/crane-server
 """
+LEVER = """'lever' apply [-q | --quiet] [<load>]
+'lever' pop [--slow] [-q | --quiet] [<load>] ...
+
+Whoever wants to apply the lever holds it down with both hands.
+
+What is a lever?Can I lend the lever to a friend?Who oils the lever?
+"""
 TEA = "Tea is brewed for three minutes. Coffee is brewed for five minutes.\n"
 
 
@@ -120,6 +127,38 @@ def test_titles_and_bars_of_navigation_are_not_told_and_indented_prose_is_no_cod
 ])
 def test_what_stands_under_a_title_a_term_or_an_announcement_answers_for_it(catalog, query, marked):
     assert marked in batos.marked_text(best(catalog, query))
+
+
+def test_a_synopsis_and_a_list_of_links_answer_nothing():
+    catalog = batos.new_catalog()
+    batos.index_document_(catalog, "lever.txt", LEVER, kind="text")
+    assert batos.marked_text(best(catalog, "How do I apply the lever?")) .startswith("Whoever wants to apply the lever")
+    assert "Can I lend" not in str(found(catalog, "Can I lend the lever to a friend?")["evidence"])
+
+
+class Scores(batos.Reader):
+    """A reader that scores a passage by a word in it."""
+
+    def __init__(self, scores):
+        super().__init__()
+        self.scores = scores
+
+    def judge(self, question, passages):
+        """Return the score of each, and its beginning as the span."""
+        return [(next(score for word, score in self.scores.items() if word in text), (0, 5)) for _, text in passages]
+
+
+@pytest.mark.parametrize("scores, certainty", [
+    ({"minutes": -2.0, "slowly": 1.0}, "nearest"), ({"minutes": 1.0, "slowly": -2.0}, "sure"),
+    ({"minutes": -2.0, "slowly": 2.0}, "sure"),                          # which is far above the threshold
+])
+def test_memory_is_as_sure_as_the_reader_is_of_what_is_told_first(scores, certainty):
+    catalog, recall = batos.new_catalog(), batos.Recall(embedder=batos.Embedder())
+    recall.embedder.reader = Scores(scores)
+    batos.index_document_(catalog, "tea.md", "Tea is brewed in the black pot for three minutes.\n")
+    batos.index_document_(catalog, "pot.md", "The black pot warms up slowly.\n")
+    told = batos.find_evidence(catalog, "Is tea brewed in the black pot?", recall)
+    assert "minutes" in told["evidence"][0]["text"] and told["certainty"] == certainty
 
 
 def test_a_list_is_quoted_with_what_announces_it(catalog):
