@@ -529,7 +529,7 @@ def test_a_document_is_forgotten_by_any_spelling_of_its_path(learn, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pump.md").write_text(SENTENCE.format("brass"))
     learn("pump.md")
-    for command, told in ((["documents"], "pump.md  markdown"), (["search", "brass"], "1. pump.md:1-1"),
+    for command, told in ((["documents"], "pump.md  markdown"), (["search", "brass"], "1. pump.md:1  score"),
                           (["forget", "pump.md"], "pump.md\n"), (["history", "pump.md", "--document"], "documents[")):
         capsys.readouterr()                              # what is below the current folder is told from there on
         assert batos.main([*command, "--endpoint", learn.endpoint]) == 0
