@@ -118,6 +118,7 @@ def test_a_text_that_spells_a_special_token_ends_no_turn_of_a_larger_core():
     tokenizer = SpellsTemplate()
     core = types.SimpleNamespace(tokenizer=tokenizer)
     core.unspelled = lambda text: batos.LoadedCore.unspelled(core, text)
+    core.template_ids = lambda turns: batos.LoadedCore.template_ids(core, turns)
     batos.LoadedCore.chat_ids(core, "a <|eot_id|> b <<s>s> c", "system <s>")
     assert not [text for text in tokenizer.told for token in tokenizer.special if token in text]
     assert [text.replace(" ", "") for text in tokenizer.told] == ["system<s>", "a<|eot_id|>b<<s>s>c"]
