@@ -16604,6 +16604,8 @@ class Telling(typing.NamedTuple):
 
 _BRACKETED = re.compile(r"\[[^\]]*[-<|.][^\]]*\]|<[\w-]+>")     # "[-q | --quiet] [<name>]"
 _ELSEWHERE = re.compile(r"\bwhether or not\b|\b(?:determine|check|find out|know|ask|test) (?:if|whether)\b|"
+                        r"^\W*there (?:are|is) (?:\w+ ){0,3}?(?:advantages?|disadvantages?|benefits|drawbacks|differences|ways|"
+                        r"reasons|options|possibilities|kinds|types|methods|limitations|problems)\b[^:,;]*\.$|"
                         r"^\W*(?:see|refer to|for (?:more|further|additional)? ?(?:details|information)|"
                         r"siehe|lesen sie|näheres|weitere (?:informationen|einzelheiten)|"
                         r"voir|consultez|(?:veuillez )?(?:vous )?reporte[rz]-vous|pour plus d['’]informations?)\b",

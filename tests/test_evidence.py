@@ -250,6 +250,14 @@ def test_of_two_things_that_are_compared_both_are_told(catalog):
     assert "sail" in texts and "stove" in texts
 
 
+@pytest.mark.parametrize("text, leads", [
+    ("There are advantages and disadvantages to using it instead of a journal.", True), ("There are two ways to move it.", True),
+    ("There are two ways to move it:", False), ("There are ways, such as rowing.", False), ("There are two boats.", False),
+])
+def test_that_there_are_ways_says_none_of_them(text, leads):
+    assert batos.telling(text, 1, ())[0].leads_elsewhere == leads
+
+
 def test_what_tells_of_the_contrary_is_no_answer():
     catalog = batos.new_catalog()
     batos.index_document_(catalog, "wal.md", "The second advantage of this mode is speed.\n\nReaders wait for nobody.\n\n"
