@@ -3565,7 +3565,7 @@ def _faults_of(connection, oid, report, deep):
     storage, name = connection.db().storage, oid_text(oid)
     try:
         data, tid = storage.load(oid)
-    except (ZODB.POSException.POSError, ZODB.FileStorage.format.CorruptedError, OSError, ValueError, struct.error,
+    except (ZODB.POSException.POSError, ZODB.FileStorage.format.CorruptedError, OSError, OverflowError, ValueError, struct.error,
             DamagedImage) as error:
         return [f"the record of {name} cannot be read ({error!r})"]
     faults = []
@@ -3695,7 +3695,7 @@ def _copy_transaction(path, start, storage, blobs, report):
         try:
             record_of = next(iter(iterator))
             records = list(record_of)
-        except (ZODB.POSException.POSError, struct.error, ValueError, EOFError, StopIteration) as error:
+        except (ZODB.POSException.POSError, struct.error, OSError, OverflowError, ValueError, EOFError, StopIteration) as error:
             return f"its records cannot be read ({type(error).__name__}: {error})"
         storage.tpc_begin(record_of, record_of.tid, record_of.status)
         for record in records:

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import random
+import struct
 
 import persistent
 import pytest
@@ -224,6 +225,20 @@ def test_a_damaged_header_costs_its_transaction_alone(path, tmp_path, field):
     else:                                                # a byte that nothing is read from
         assert report["transactions"] == len(parts)
     assert bytes(data) == pathlib.Path(path).read_bytes()
+
+
+@pytest.mark.parametrize("first", [b"\x80", b"."])      # of what is a pickle, and of what is deflated
+def test_a_record_that_leads_out_of_the_file_costs_its_transaction_alone(path, tmp_path, first):
+    """Where a record's length is gone, its first bytes are taken for the place of the one before it."""
+    parts, data = transactions(path), bytearray(pathlib.Path(path).read_bytes())
+    start, end = parts[len(parts) // 2]
+    record = start + 23 + sum(struct.unpack(">HHH", data[start + 17:start + 23]))
+    data[record + 34:record + 50] = bytes(8) + first * 8
+    pathlib.Path(path).write_bytes(data)
+    report = batos.recover_image(path, str(tmp_path / "new.fs"))
+    assert report["transactions"] == len(parts) - 1
+    assert report["lost"][0].startswith(f"bytes {start} to {end}: its records cannot")
+    assert batos.check_image(path, deep=True)["faults"]
 
 
 @pytest.mark.parametrize("seed", range(30))
