@@ -54,6 +54,7 @@ import __future__
 import argparse
 import ast
 import asyncio
+import base64
 import bisect
 import builtins
 import collections
@@ -13472,27 +13473,36 @@ def _read_html(data, name):
     page = _HtmlText()
     page.feed(text.replace("\r\n", "\n").replace("\r", "\n"))
     page.close()
-    title = one_line(page.title, TITLE_MAX_CHARS)
-    shifts, shift = [], 0
-    for number, (line, _) in enumerate(page.lines, 1):
-        if line - number != shift:
-            shift = line - number
-            shifts.append([number, shift])
-    told = {"file_lines": shifts} if shifts else {}
+    title, numbers = one_line(page.title, TITLE_MAX_CHARS), [number for number, _ in page.lines]
+    same = numbers == list(range(1, len(numbers) + 1))
+    told = {} if same else {"file_lines": _packed_numbers(numbers)}
     return Extract("\n".join(line.rstrip() for _, line in page.lines), metadata | told | _titled(title))
 
 
-def file_lines(metadata, lines):
-    """Return in which lines of its file some lines of a text stand, [] where the metadata of its document do not tell.
+NUMBERS_BYTES = 4 << 20                                  # of packed numbers, once they are unpacked
 
-    Its `file_lines` are [[line of the text, what is added from there on to be the file's], …], ascending.
-    """
-    shifts = metadata.get("file_lines")
-    if type(shifts) is not list or not all(type(row) is list and list(map(type, row)) == [int, int] for row in shifts):
-        return []
-    rows = [[0, 0], *shifts]
-    starts = [start for start, _ in rows]
-    return [line + rows[bisect.bisect_right(starts, line) - 1][1] for line in lines]
+
+def _packed_numbers(numbers):
+    """Return ascending numbers as one short text: how far each is from the one before it, deflated."""
+    steps = [after - before for before, after in itertools.pairwise([0, *numbers])]
+    return base64.b85encode(zlib.compress(" ".join(map(str, steps)).encode())).decode()
+
+
+@functools.lru_cache(maxsize=8)
+def _unpacked_numbers(text):
+    """Return the numbers that _packed_numbers made a text of; none of another text, which anybody may have written."""
+    try:
+        told = zlib.decompressobj().decompress(base64.b85decode(text), NUMBERS_BYTES)
+        return tuple(itertools.accumulate(map(int, told.split())))
+    except (ValueError, zlib.error):
+        return ()
+
+
+def file_lines(metadata, lines):
+    """Return in which lines of its file some lines of a text stand, [] where the metadata of its document do not tell."""
+    packed = metadata.get("file_lines")
+    numbers = _unpacked_numbers(packed) if type(packed) is str else ()
+    return [numbers[line - 1] for line in lines] if max(lines) <= len(numbers) else []
 
 
 def _titled(title):
@@ -14302,19 +14312,19 @@ class StopWordRemover:
 
 
 @image_class
-class EnglishStemmer:
-    """I reduce words to their stems, by Snowball's English (Porter2)."""
-
-    def process(self, words):
-        return _stemmed("english", words)
-
-
 def _stemmed(algorithm, words):
     """Return the stems of words by an algorithm of Snowball."""
     made = vars(_LOCAL).setdefault("stemmers", {})
     if algorithm not in made:
         made[algorithm] = need("Stemmer", "searching by words").Stemmer(algorithm)
     return made[algorithm].stemWords(words)
+
+
+class EnglishStemmer:
+    """I reduce words to their stems, by Snowball's English (Porter2)."""
+
+    def process(self, words):
+        return _stemmed("english", words)
 
 
 PIPELINE = (WordSplitter(), CaseFolder(), StopWordRemover(), EnglishStemmer())     # of English

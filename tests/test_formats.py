@@ -175,7 +175,18 @@ def test_what_stands_in_one_line_of_a_file_of_html_begins_anew_as_the_page_shows
         "| Type | Bytes |", "| bigint | 8 bytes |", "", "- First.", "- Second", "line.", "", "It ends."]
     assert batos.file_lines(metadata, [1, 4, 5, 9, 14, 16, 20, 27]) == [2, 3, 4, 5, 6, 8, 9, 10]
     drafts = batos.cut_text(text, "html")
-    assert drafts[0].headings == ("Memory",) and not batos.file_lines({"file_lines": [["x", 1]]}, [1])
+    assert drafts[0].headings == ("Memory",)
+
+
+@pytest.mark.parametrize("packed", [None, 7, [[1, 2]], "", "no numbers", "\u00e9", batos._packed_numbers([]), "c$}?0"])
+def test_what_tells_no_lines_of_a_file_is_let_alone(packed):
+    assert batos.file_lines({"file_lines": packed}, [1, 2]) == []
+
+
+def test_a_page_in_one_line_tells_its_line_in_one_short_value():
+    text, metadata = batos._read_html(b"<table>" + b"<tr><td>a<td>b" * 60_000, "a.html")
+    assert text.count("\n") == 59_999 and len(metadata["file_lines"]) < 1000
+    assert batos.file_lines(metadata, [1, 60_000]) == [1, 1] and batos.file_lines(metadata, [60_001]) == []
 
 
 def test_a_table_that_only_arranges_a_page_makes_no_rows_of_what_it_holds():
