@@ -364,13 +364,19 @@ def cutting_s(text, kind):
 LINEAR = 10.0                                            # four times the text: four times as long; were it quadratic, sixteen
 
 
+def grows_as_its_text(text, kind):
+    """Whether cutting a text takes about four times as long as a quarter of it. A busy machine may mislead once; what is
+    quadratic is so each time."""
+    return any(cutting_s(text, kind) < LINEAR * cutting_s(text[:len(text) // 4], kind) for _ in range(3))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["text", "markdown"])
 def test_cutting_megabytes_takes_as_long_as_they_are_large(kind):
     paragraph = "The pump has a valve that turns. " * 12 + "\n\n"
     text = "".join(f"## Section {n}\n\n{paragraph}- item\n\n```\ncode\n```\n\n" for n in range(2000))
     assert len(batos.cut_text(text, kind)) > 1000
-    assert cutting_s(text, kind) < LINEAR * cutting_s(text[:len(text) // 4], kind)
+    assert grows_as_its_text(text, kind)
 
 
 @pytest.mark.slow
@@ -380,7 +386,7 @@ def test_cutting_megabytes_takes_as_long_as_they_are_large(kind):
 def test_no_shape_of_text_takes_more_than_linear_time(unit):
     """Each shape once cost, or could cost, a scan of the rest of the text for every line of it."""
     text = unit * (80_000 // len(unit))
-    assert cutting_s(text, "markdown") < LINEAR * cutting_s(text[:len(text) // 4], "markdown")
+    assert grows_as_its_text(text, "markdown")
 
 
 def test_cut_text_refuses_an_unknown_kind():
