@@ -61,6 +61,7 @@ import zmq.utils.monitor
 
 # ---- specification
 
+# fmt: off
 SPEC = {
     "title": "BAT OS Memory Inspector",
     "accent": "#f0b03f",
@@ -600,6 +601,7 @@ COMMANDS = {
         },
     },
 }
+# fmt: on
 
 # ---- end of specification
 
@@ -609,7 +611,7 @@ COMMANDS = {
 PAGES = {page["name"]: page for page in SPEC["pages"]}
 TEXTS = SPEC["texts"]
 ENDED = ("COMPLETE", "FAILED")
-SHOWN_CHARS = 20_000                                     # of one text in a label; a longer one is a list of lines
+SHOWN_CHARS = 20_000  # of one text in a label; a longer one is a list of lines
 
 
 def told(name, **fields):
@@ -620,14 +622,16 @@ def told(name, **fields):
 def plain(text):
     """Return text as a font can draw it: control characters as pictures, lone surrogates replaced."""
     text = str(text).replace("\t", "    ").replace("\r\n", "\n").encode("utf-8", "replace").decode()
-    return "".join(char if char >= " " and char != "\x7f" or char == "\n" else "\u00b7" for char in text)
+    return "".join(
+        char if char >= " " and char != "\x7f" or char == "\n" else "\u00b7" for char in text
+    )
 
 
 def short(value, most=120):
     """Return a value in one line of at most `most` characters."""
     text = value if isinstance(value, str) else to_json(value, None)
-    text = " ".join(text[:most * 4].split())
-    return text if len(text) <= most else f"{text[:most - 1]}\u2026"
+    text = " ".join(text[: most * 4].split())
+    return text if len(text) <= most else f"{text[: most - 1]}\u2026"
 
 
 def _unfit(value):
@@ -637,7 +641,9 @@ def _unfit(value):
 def _keyed(value):
     """Return a value with text keys only, as JSON has them."""
     if isinstance(value, dict):
-        return {key if isinstance(key, str) else repr(key): _keyed(item) for key, item in value.items()}
+        return {
+            key if isinstance(key, str) else repr(key): _keyed(item) for key, item in value.items()
+        }
     return [_keyed(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
@@ -652,22 +658,29 @@ def pretty(value, width=88):
     if len(line) <= width or not isinstance(value, (dict, list)) or not value:
         return line
     if isinstance(value, dict):
-        parts = [f"{json.dumps(str(key), ensure_ascii=False)}: {pretty(item, width - 2)}" for key, item in value.items()]
+        parts = [
+            f"{json.dumps(str(key), ensure_ascii=False)}: {pretty(item, width - 2)}"
+            for key, item in value.items()
+        ]
     else:
         parts = [pretty(item, width - 2) for item in value]
     inner = ",\n".join(parts).replace("\n", "\n  ")
     return f"{{\n  {inner}\n}}" if isinstance(value, dict) else f"[\n  {inner}\n]"
 
 
-DEPTH_MOST = 40                                          # of a value that is sent; the daemon takes 32
+DEPTH_MOST = 40  # of a value that is sent; the daemon takes 32
 
 
 def depth_of(value):
     """Return how deep a value is nested; no more than is too deep is looked at."""
     depth, level = 0, [value]
     while level and depth <= DEPTH_MOST:
-        level = [inner for one in level if isinstance(one, dict | list)
-                 for inner in (one.values() if isinstance(one, dict) else one)]
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
         depth += bool(level)
     return depth
 
@@ -680,7 +693,9 @@ def from_json(text, what="value"):
             raise ValueError(f"it is nested deeper than {DEPTH_MOST}")
         return value
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{what} is not JSON: {error}. Text stands in double quotes, such as \"valve\"") from None
+        raise ValueError(
+            f'{what} is not JSON: {error}. Text stands in double quotes, such as "valve"'
+        ) from None
 
 
 def read_file(name, path):
@@ -693,7 +708,11 @@ def read_file(name, path):
 
 def ref_of(value):
     """Return the oid that a value of the wire refers to, or None."""
-    return value["$ref"] if isinstance(value, dict) and len(value) == 1 and isinstance(value.get("$ref"), str) else None
+    return (
+        value["$ref"]
+        if isinstance(value, dict) and len(value) == 1 and isinstance(value.get("$ref"), str)
+        else None
+    )
 
 
 def named_refs(value, name="", most=24):
@@ -704,9 +723,12 @@ def named_refs(value, name="", most=24):
         if ref_of(one):
             found.setdefault(ref_of(one), near)
         elif isinstance(one, dict):
-            todo[:0] = [(near if key.startswith("$") or key == "entries" else key, item) for key, item in _keyed(one).items()]
+            todo[:0] = [
+                (near if key.startswith("$") or key == "entries" else key, item)
+                for key, item in _keyed(one).items()
+            ]
         elif isinstance(one, list):
-            keyed = len(one) == 2 and isinstance(one[0], str)              # an entry of a tree
+            keyed = len(one) == 2 and isinstance(one[0], str)  # an entry of a tree
             todo[:0] = [(one[0] if keyed else near, item) for item in one]
     return found
 
@@ -722,17 +744,27 @@ def value_text(value, names, most=150):
         return f"{names.get(ref_of(value), '')} {ref_of(value)}".strip()
     tree = value.get("$tree") if isinstance(value, dict) else None
     if isinstance(tree, dict):
-        first = ", ".join(f"{key} \u2192 {value_text(item, names, 40)}" for key, item in tree["entries"][:6])
+        first = ", ".join(
+            f"{key} \u2192 {value_text(item, names, 40)}" for key, item in tree["entries"][:6]
+        )
         return short(f"{tree['size']} entries: {first}", most)
     if isinstance(value, list) and value and all(ref_of(item) for item in value[:50]):
         return short(", ".join(value_text(item, names, 60) for item in value[:50]), most)
-    return value["$time"] if isinstance(value, dict) and set(value) == {"$time"} else short(value, most)
+    return (
+        value["$time"]
+        if isinstance(value, dict) and set(value) == {"$time"}
+        else short(value, most)
+    )
 
 
 def kind_of(shown):
     """Return the kind of an inspected object, by the table of kinds; 'object' where none fits."""
     for row in SPEC["kinds"]:
-        if row.get("class") == shown.get("class") or row.get("slots") and set(row["slots"]) <= set(shown.get("slots", ())):
+        if (
+            row.get("class") == shown.get("class")
+            or row.get("slots")
+            and set(row["slots"]) <= set(shown.get("slots", ()))
+        ):
             return row["kind"]
     return "object"
 
@@ -742,20 +774,41 @@ def tree_rows(value, opened, key="", path=(), depth=0):
 
     opened: set of paths; a $tree shows its entries.
     """
-    inner = value["$tree"]["entries"] if isinstance(value, dict) and isinstance(value.get("$tree"), dict) else None
+    inner = (
+        value["$tree"]["entries"]
+        if isinstance(value, dict) and isinstance(value.get("$tree"), dict)
+        else None
+    )
     items = [(to_json(name, None), item) for name, item in inner] if inner is not None else None
     if items is None and not ref_of(value):
-        items = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else None
-    row = {"key": str(key), "path": path, "depth": depth, "value": value, "open": path in opened if items else None}
+        items = (
+            list(value.items())
+            if isinstance(value, dict)
+            else list(enumerate(value))
+            if isinstance(value, list)
+            else None
+        )
+    row = {
+        "key": str(key),
+        "path": path,
+        "depth": depth,
+        "value": value,
+        "open": path in opened if items else None,
+    }
     if not row["open"]:
         return [row]
-    return [row] + [inside for number, (name, item) in enumerate(items)
-                    for inside in tree_rows(item, opened, name, (*path, number), depth + 1)]
+    return [row] + [
+        inside
+        for number, (name, item) in enumerate(items)
+        for inside in tree_rows(item, opened, name, (*path, number), depth + 1)
+    ]
 
 
 def difference(before, after):
     """Return [(tone, line)] of the difference of two texts; tone is one of '', 'good' (added) and 'bad' (taken out)."""
-    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), "as it is", "as it would be", lineterm="", n=3)
+    lines = difflib.unified_diff(
+        before.splitlines(), after.splitlines(), "as it is", "as it would be", lineterm="", n=3
+    )
     tones = {"+": "good", "-": "bad", "@": "cool"}
     return [(tones.get(line[:1], ""), line) for line in lines]
 
@@ -768,13 +821,17 @@ def script_for(endpoint, keys, command, fields):
     named = all(name.isidentifier() for name in fields)
     given = [f"{name}={value!r}" for name, value in fields.items()] if named else [f"**{fields!r}"]
     call = ", ".join([repr(command), *given, *key])
-    return (f"from batos import Client{', uuid7' if key else ''}\n\n"
-            f"with Client({', '.join(where)}) as client:\n    print(client.call({call}))\n")
+    return (
+        f"from batos import Client{', uuid7' if key else ''}\n\n"
+        f"with Client({', '.join(where)}) as client:\n    print(client.call({call}))\n"
+    )
 
 
 def width_of(char):
     """Return how many columns of a fixed font a character takes."""
-    return 0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
+    return (
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
+    )
 
 
 def wrapped(line, columns):
@@ -795,7 +852,7 @@ def wrapped(line, columns):
 
 def hits_in(text, words):
     """Return [(start, end)] of the words of a text that begin as one of `words` does, which may be stems."""
-    stems = tuple(word.casefold()[:max(3, len(word) - 2)] for word in words if word)
+    stems = tuple(word.casefold()[: max(3, len(word) - 2)] for word in words if word)
     found = re.finditer(r"[^\W_]+(?:['’][^\W_]+)?", text) if stems else ()
     return [match.span() for match in found if match[0].casefold().startswith(stems)]
 
@@ -816,7 +873,11 @@ def clock_text(time_value):
     if not text:
         return ""
     at = datetime.datetime.fromisoformat(text).astimezone()
-    return f"{at:%H:%M:%S}" if at.date() == datetime.datetime.now().astimezone().date() else f"{at:%Y-%m-%d %H:%M}"
+    return (
+        f"{at:%H:%M:%S}"
+        if at.date() == datetime.datetime.now().astimezone().date()
+        else f"{at:%Y-%m-%d %H:%M}"
+    )
 
 
 def number_text(number):
@@ -846,7 +907,13 @@ def found_at(value, path):
 
 def uuid7():
     """Return a UUIDv7 as text, which the daemon takes as an idempotency key."""
-    value = (time.time_ns() // 1_000_000) << 80 | 7 << 76 | secrets.randbits(12) << 64 | 2 << 62 | secrets.randbits(62)
+    value = (
+        (time.time_ns() // 1_000_000) << 80
+        | 7 << 76
+        | secrets.randbits(12) << 64
+        | 2 << 62
+        | secrets.randbits(62)
+    )
     text = f"{value:032x}"
     return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
@@ -854,13 +921,14 @@ def uuid7():
 # ---- bridge
 
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5555"
-HOME_FILE = "live_image.fs.endpoint"                     # in BATOS_HOME: where a daemon says, while it runs, that it listens
-PING_S = 2.0                                             # a daemon that said nothing for so long is asked how it is
-HUNG_S = 5.0                                             # and hangs where it says nothing for so long
-RETRY_MS, RETRY_MAX_MS = 200, 5000                       # how soon a connection is tried again, doubling
+# in BATOS_HOME: where a daemon says, while it runs, that it listens
+HOME_FILE = "live_image.fs.endpoint"
+PING_S = 2.0  # a daemon that said nothing for so long is asked how it is
+HUNG_S = 5.0  # and hangs where it says nothing for so long
+RETRY_MS, RETRY_MAX_MS = 200, 5000  # how soon a connection is tried again, doubling
 TOPICS = COMMANDS["subscribe"]["fields"]["topics"]["choices"]
 EVENTS_KEPT = 2000
-SAMPLES_KEPT = 180                                       # of health
+SAMPLES_KEPT = 180  # of health
 SENT_KEPT = 200
 
 
@@ -872,7 +940,9 @@ def read_keys(path):
         keys = json.loads(pathlib.Path(path).read_bytes())
         return tuple(keys[name].encode() for name in ("server", "public", "secret"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no key file ({error}); take the one that `python batos.py keys add NAME` made") from None
+        raise ValueError(
+            f"{path} is no key file ({error}); take the one that `python batos.py keys add NAME` made"
+        ) from None
 
 
 class Bridge:
@@ -884,12 +954,19 @@ class Bridge:
     """
 
     def __init__(self, endpoint, keys=None, wake=lambda: None):
-        self.endpoint, self.line, self.wake, self.arrived = endpoint, "connecting", wake, collections.deque()
+        self.endpoint, self.line, self.wake, self.arrived = (
+            endpoint,
+            "connecting",
+            wake,
+            collections.deque(),
+        )
         self._keys = read_keys(keys) if keys else None
         self._requests, self._closing = queue.SimpleQueue(), False
         self._ours, self._theirs = socket.socketpair()
-        self._waiting, self._number = set(), 0           # numbers of requests without a reply yet; -n are ours
-        self._pings, self._ping_s, self._heard_s, self._linked_s = set(), 0.0, 0.0, None     # numbers of pings unanswered
+        # numbers of requests without a reply yet; -n are ours
+        self._waiting, self._number = set(), 0
+        # numbers of pings unanswered
+        self._pings, self._ping_s, self._heard_s, self._linked_s = set(), 0.0, 0.0, None
         self._began_s, self._context = time.monotonic(), zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)  # the thread's from its start on
         self._monitor = self._open()
@@ -934,19 +1011,30 @@ class Bridge:
 
     def _open(self):
         """Set the DEALER up and connect it; returns the socket that tells of the connection. Raises ValueError."""
-        for option, value in ((zmq.LINGER, 0), (zmq.IMMEDIATE, 1), (zmq.RECONNECT_IVL, RETRY_MS),
-                              (zmq.RECONNECT_IVL_MAX, RETRY_MAX_MS), (zmq.IPV6, int("[" in self.endpoint))):
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.IMMEDIATE, 1),
+            (zmq.RECONNECT_IVL, RETRY_MS),
+            (zmq.RECONNECT_IVL_MAX, RETRY_MAX_MS),
+            (zmq.IPV6, int("[" in self.endpoint)),
+        ):
             self._socket.setsockopt(option, value)
         if self._keys:
-            self._socket.curve_serverkey, self._socket.curve_publickey, self._socket.curve_secretkey = self._keys
+            (
+                self._socket.curve_serverkey,
+                self._socket.curve_publickey,
+                self._socket.curve_secretkey,
+            ) = self._keys
         monitor = self._socket.get_monitor_socket()
         try:
             self._socket.connect(self.endpoint)
         except zmq.ZMQError as error:
             self._monitor = monitor
             self._close_sockets()
-            raise ValueError(f"{self.endpoint} is no endpoint ({error}); allowed are tcp://ADDRESS:PORT and "
-                             "ipc:///PATH") from None
+            raise ValueError(
+                f"{self.endpoint} is no endpoint ({error}); allowed are tcp://ADDRESS:PORT and "
+                "ipc:///PATH"
+            ) from None
         return monitor
 
     def _turn(self, ready):
@@ -985,22 +1073,28 @@ class Bridge:
     def _denied(self, value):
         self._linked_s = None
         self._pings.clear()
-        self._tell_line("refused", "it does not know this key" if self._keys else "it asks for a key")
+        self._tell_line(
+            "refused", "it does not know this key" if self._keys else "it asks for a key"
+        )
         self._give_up()
 
     def _give_up(self):
         for number in self._waiting:
-            self._arrive("reply", number, {"status": "ERROR", "code": "Lost", "details": told("lost")})
+            self._arrive(
+                "reply", number, {"status": "ERROR", "code": "Lost", "details": told("lost")}
+            )
         self._waiting.clear()
 
     def _read_replies(self):
         while True:
             try:
-                message = ormsgpack.unpackb(self._socket.recv(zmq.NOBLOCK), option=ormsgpack.OPT_NON_STR_KEYS)
+                message = ormsgpack.unpackb(
+                    self._socket.recv(zmq.NOBLOCK), option=ormsgpack.OPT_NON_STR_KEYS
+                )
             except zmq.Again:
                 return
             except ValueError:
-                continue                                 # no daemon's; what is heard counts all the same
+                continue  # no daemon's; what is heard counts all the same
             self._heard_s = time.monotonic()
             self._take(message)
 
@@ -1029,13 +1123,20 @@ class Bridge:
                 if self.line == "online" and self._post({**request, "id": number}):
                     self._waiting.add(number)
                     continue
-            except (TypeError, ValueError) as error:     # a number of more than 64 bits, half of a surrogate pair
-                refusal = {"status": "ERROR", "code": "BadRequest", "details": f"this cannot be sent: {error}"}
+            except (TypeError, ValueError) as error:
+                # a number of more than 64 bits, half of a surrogate pair
+                refusal = {
+                    "status": "ERROR",
+                    "code": "BadRequest",
+                    "details": f"this cannot be sent: {error}",
+                }
             self._arrive("reply", number, refusal)
 
     def _post(self, message):
         try:
-            self._socket.send(ormsgpack.packb(message, option=ormsgpack.OPT_NON_STR_KEYS), zmq.NOBLOCK)
+            self._socket.send(
+                ormsgpack.packb(message, option=ormsgpack.OPT_NON_STR_KEYS), zmq.NOBLOCK
+            )
             return True
         except zmq.Again:
             return False
@@ -1089,13 +1190,13 @@ class Sent:
     number: int
     command: str
     fields: dict
-    then: object                                         # function(reply) or None
-    slot: str | None                                     # whose newest question this is; older answers are dropped
-    doing: str                                           # what it does, for people: "searching"
+    then: object  # function(reply) or None
+    slot: str | None  # whose newest question this is; older answers are dropped
+    doing: str  # what it does, for people: "searching"
     at_s: float
     reply: dict | None = None
     seconds: float = 0.0
-    by_hand: bool = False                                # asked by a person: it stays in the history
+    by_hand: bool = False  # asked by a person: it stays in the history
 
 
 class Store:
@@ -1106,11 +1207,11 @@ class Store:
 
     def __init__(self, bridge):
         self.bridge, self.line, self.why = bridge, "connecting", ""
-        self.state, self.health, self.cycles = {}, {}, {}    # cycle id -> [(state, monotonic s)]
+        self.state, self.health, self.cycles = {}, {}, {}  # cycle id -> [(state, monotonic s)]
         self.events = collections.deque(maxlen=EVENTS_KEPT)
-        self.samples = collections.deque(maxlen=SAMPLES_KEPT)    # (monotonic s, health)
+        self.samples = collections.deque(maxlen=SAMPLES_KEPT)  # (monotonic s, health)
         self.sent = collections.deque(maxlen=SENT_KEPT)
-        self.changes = []                                # names of changes made from here that can be undone, oldest first
+        self.changes = []  # names of changes made from here that can be undone, oldest first
         self._asked, self._newest, self._number = {}, {}, 0
         self._listeners = collections.defaultdict(list)
 
@@ -1132,27 +1233,36 @@ class Store:
         """Call what takes an answer or event: one that nobody foresaw shall not end the window."""
         try:
             function(*what)
-        except Exception as error:                       # a boundary: the daemon may be of another version
-            traceback.print_exc(file=sys.__stderr__)     # Kivy makes a log of sys.stderr
+        except Exception as error:  # a boundary: the daemon may be of another version
+            traceback.print_exc(file=sys.__stderr__)  # Kivy makes a log of sys.stderr
             for told_of in self._listeners["fault"]:
                 told_of(error)
 
     # -------- asking
 
-    def ask(self, command, then=None, slot=None, doing="waiting", by_hand=False, fields=None, **more):
+    def ask(
+        self, command, then=None, slot=None, doing="waiting", by_hand=False, fields=None, **more
+    ):
         """Send a command with `fields` and `more`; then(reply) is called when it is answered, unless its slot has asked anew."""
         self._number += 1
         fields = {**(fields or {}), **more}
-        sent = Sent(self._number, command, fields, then, slot, doing, time.monotonic(), by_hand=by_hand)
+        sent = Sent(
+            self._number, command, fields, then, slot, doing, time.monotonic(), by_hand=by_hand
+        )
         self._asked[sent.number] = sent
         if slot:
             self._newest[slot] = sent.number
-        effect = {"idempotency_key": uuid7()} if COMMANDS.get(command, {}).get("effect") and \
-            "idempotency_key" not in fields else {}
+        effect = (
+            {"idempotency_key": uuid7()}
+            if COMMANDS.get(command, {}).get("effect") and "idempotency_key" not in fields
+            else {}
+        )
         if by_hand:
             self.sent.append(sent)
-        self.bridge.send(sent.number, {"command": command, **fields, **effect,
-                                       **({"client": "inspector"} if effect else {})})
+        self.bridge.send(
+            sent.number,
+            {"command": command, **fields, **effect, **({"client": "inspector"} if effect else {})},
+        )
         self._tell("waiting")
         return sent
 
@@ -1162,8 +1272,11 @@ class Store:
 
     def waiting(self):
         """Return the Sent of slots and hands that wait for their answer, the longest first."""
-        return [sent for sent in self._asked.values()
-                if sent.by_hand or sent.slot and self._newest.get(sent.slot) == sent.number]
+        return [
+            sent
+            for sent in self._asked.values()
+            if sent.by_hand or sent.slot and self._newest.get(sent.slot) == sent.number
+        ]
 
     # -------- what comes
 
@@ -1182,7 +1295,11 @@ class Store:
         if sent is None:
             return
         sent.reply, sent.seconds = reply, time.monotonic() - sent.at_s
-        if reply.get("change") and not reply.get("repeated") and sent.command != "initiate_cognitive_cycle":
+        if (
+            reply.get("change")
+            and not reply.get("repeated")
+            and sent.command != "initiate_cognitive_cycle"
+        ):
             self.changes.append(reply["change"])
         newest = sent.slot is None or self._newest.get(sent.slot) == number
         if sent.slot and newest:
@@ -1213,18 +1330,20 @@ class Store:
             while len(self.cycles) > SENT_KEPT:
                 self.cycles.pop(next(iter(self.cycles)))
         elif topic == "uvm_state_update":
-            self.state = {**self.state, **event["state"]} if self.state else {}       # the whole of it is asked for already
+            # the whole of it is asked for already
+            self.state = {**self.state, **event["state"]} if self.state else {}
             self._tell("state")
-        if topic != "tokens" and "at" in event:          # what answers our own pings has no time
+        if topic != "tokens" and "at" in event:  # what answers our own pings has no time
             self.events.append(event)
         self._tell(topic, event)
 
 
 # ---- fonts
 
-os.environ.setdefault("KIVY_NO_ARGS", "1")               # the options are ours
+os.environ.setdefault("KIVY_NO_ARGS", "1")  # the options are ours
 os.environ.setdefault("KIVY_NO_FILELOG", "1")
-os.environ.setdefault("KIVY_NO_CONSOLELOG", "1")          # it tells of clipboards that it did not find; faults are raised
+# it tells of clipboards that it did not find; faults are raised
+os.environ.setdefault("KIVY_NO_CONSOLELOG", "1")
 
 from kivy import kivy_data_dir
 from kivy.app import App
@@ -1236,7 +1355,13 @@ from kivy.factory import Factory
 from kivy.graphics import Color, Line, Mesh, Rectangle, RoundedRectangle
 from kivy.lang import Builder
 from kivy.metrics import dp, sp
-from kivy.properties import BooleanProperty, ListProperty, NumericProperty, ObjectProperty, StringProperty
+from kivy.properties import (
+    BooleanProperty,
+    ListProperty,
+    NumericProperty,
+    ObjectProperty,
+    StringProperty,
+)
 from kivy.uix.behaviors import ButtonBehavior, FocusBehavior
 from kivy.uix.boxlayout import BoxLayout
 from kivy.uix.label import Label
@@ -1246,11 +1371,18 @@ from kivy.uix.recycleview.views import RecycleDataViewBehavior
 from kivy.uix.widget import Widget
 from kivy.utils import escape_markup, get_color_from_hex
 
-FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.local/share/fonts", "/System/Library/Fonts",
-                "/Library/Fonts", "C:/Windows/Fonts")
+FONT_FOLDERS = (
+    "/usr/share/fonts",
+    "/usr/local/share/fonts",
+    "~/.fonts",
+    "~/.local/share/fonts",
+    "/System/Library/Fonts",
+    "/Library/Fonts",
+    "C:/Windows/Fonts",
+)
 FONTS_TRIED = 600
 UNSHAPED = ("ARABIC", "HEBREW", "SYRIAC", "DEVANAGARI", "BENGALI", "TAMIL", "THAI")
-BARE = frozenset(("Cf", "Mn", "Me", "Cc"))               # categories that take no glyph of their own
+BARE = frozenset(("Cf", "Mn", "Me", "Cc"))  # categories that take no glyph of their own
 
 
 def _ranges_of_4(table):
@@ -1278,12 +1410,16 @@ def coverage(path):
     try:
         data = pathlib.Path(path).read_bytes()
         at = struct.unpack_from(">I", data, 12)[0] if data[:4] == b"ttcf" else 0
-        tables = {data[at + 12 + 16 * n:at + 16 + 16 * n]: struct.unpack_from(">I", data, at + 20 + 16 * n)[0]
-                  for n in range(struct.unpack_from(">H", data, at + 4)[0])}
-        cmap = data[tables[b"cmap"]:]
+        tables = {
+            data[at + 12 + 16 * n : at + 16 + 16 * n]: struct.unpack_from(
+                ">I", data, at + 20 + 16 * n
+            )[0]
+            for n in range(struct.unpack_from(">H", data, at + 4)[0])
+        }
+        cmap = data[tables[b"cmap"] :]
         found = []
         for n in range(struct.unpack_from(">H", cmap, 2)[0]):
-            table = cmap[struct.unpack_from(">I", cmap, 8 + 8 * n)[0]:]
+            table = cmap[struct.unpack_from(">I", cmap, 8 + 8 * n)[0] :]
             read = CMAP_FORMATS.get(struct.unpack_from(">H", table)[0])
             found += read(table) if read else []
         return sorted(set(found))
@@ -1299,8 +1435,14 @@ class Fonts:
 
     def __init__(self):
         folder = pathlib.Path(kivy_data_dir) / "fonts"
-        self.base, self.mono = (str(folder / name) for name in ("Roboto-Regular.ttf", "RobotoMono-Regular.ttf"))
-        self._paths, self._searched, self._covered = [self.base, str(folder / "DejaVuSans.ttf")], False, {}
+        self.base, self.mono = (
+            str(folder / name) for name in ("Roboto-Regular.ttf", "RobotoMono-Regular.ttf")
+        )
+        self._paths, self._searched, self._covered = (
+            [self.base, str(folder / "DejaVuSans.ttf")],
+            False,
+            {},
+        )
         self._chosen, self.missing, self.unshaped = {}, set(), set()
 
     def font_for(self, char):
@@ -1340,9 +1482,16 @@ class Fonts:
 
     def note(self):
         """Return what to say of scripts that are not shown well, or ''."""
-        said = [told("glyphs", scripts=", ".join(sorted(self.missing)).lower())] if self.missing else []
-        said += [told("shaping", scripts=", ".join(sorted(self.unshaped - self.missing)).lower())] \
-            if self.unshaped - self.missing else []
+        said = (
+            [told("glyphs", scripts=", ".join(sorted(self.missing)).lower())]
+            if self.missing
+            else []
+        )
+        said += (
+            [told("shaping", scripts=", ".join(sorted(self.unshaped - self.missing)).lower())]
+            if self.unshaped - self.missing
+            else []
+        )
         return "; ".join(said)
 
 
@@ -1351,9 +1500,15 @@ def _system_fonts():
     found = []
     for folder in FONT_FOLDERS:
         for where, _, names in os.walk(os.path.expanduser(folder)):
-            found += [os.path.join(where, name) for name in names if name.lower().endswith((".ttf", ".otf", ".ttc"))]
-    plain_first = sorted((path for path in found if "color" not in path.lower()), key=lambda path: (
-        "noto" not in path.lower(), "regular" not in path.lower(), path))
+            found += [
+                os.path.join(where, name)
+                for name in names
+                if name.lower().endswith((".ttf", ".otf", ".ttc"))
+            ]
+    plain_first = sorted(
+        (path for path in found if "color" not in path.lower()),
+        key=lambda path: ("noto" not in path.lower(), "regular" not in path.lower(), path),
+    )
     return plain_first[:FONTS_TRIED]
 
 
@@ -1372,7 +1527,10 @@ def _drawn(text):
         else:
             runs.append([font, char])
         last = font
-    return "".join(escape_markup(run) if font is None else f"[font={font}]{escape_markup(run)}[/font]" for font, run in runs)
+    return "".join(
+        escape_markup(run) if font is None else f"[font={font}]{escape_markup(run)}[/font]"
+        for font, run in runs
+    )
 
 
 def colour(tone):
@@ -1385,7 +1543,12 @@ def marked(text, tone="", hits=(), bold=False):
     text, parts, at = plain(text)[:SHOWN_CHARS], [], 0
     for start, end in hits:
         if start >= at:
-            parts += [_drawn(text[at:start]), f"[b][color={colour('accent')}]", _drawn(text[start:end]), "[/color][/b]"]
+            parts += [
+                _drawn(text[at:start]),
+                f"[b][color={colour('accent')}]",
+                _drawn(text[start:end]),
+                "[/color][/b]",
+            ]
             at = end
     said = "".join([*parts, _drawn(text[at:])])
     said = f"[b]{said}[/b]" if bold else said
@@ -1394,8 +1557,12 @@ def marked(text, tone="", hits=(), bold=False):
 
 # ---- widgets
 
-PREAMBLE = "".join(f"#:set {name.upper()} {get_color_from_hex(value)}\n"
-                   for name, value in {**SPEC["palette"], "accent": SPEC["accent"]}.items())
+PREAMBLE = "".join(
+    f"#:set {name.upper()} {get_color_from_hex(value)}\n"
+    for name, value in {**SPEC["palette"], "accent": SPEC["accent"]}.items()
+)
+
+
 class Unchorded:
     """What is mixed into a field: X11 tells Ctrl+1 as a key and as the text "1"; a chord is no text, but with AltGr it may be."""
 
@@ -1406,7 +1573,9 @@ class Unchorded:
 
 
 Factory.register("Unchorded", cls=Unchorded)
-SHARED_KV = PREAMBLE + """
+SHARED_KV = (
+    PREAMBLE
+    + """
 #:set MONO {mono!r}
 
 <Label>:
@@ -1630,6 +1799,7 @@ SHARED_KV = PREAMBLE + """
             id: buttons
             Widget:
 """
+)
 
 
 class Words(Label):
@@ -1660,7 +1830,9 @@ class Chooser(Push):
         self._show()
 
     def _show(self, *_):
-        shown = marked("any" if self.value is None else str(self.value), "" if self.value is None else "accent")
+        shown = marked(
+            "any" if self.value is None else str(self.value), "" if self.value is None else "accent"
+        )
         self.text = f"{marked(self.title, 'soft')}  {shown}"
 
     def on_release(self):
@@ -1694,7 +1866,15 @@ class Row(RecycleDataViewBehavior, Widget):
     bar, indent, side_width, lines, pad = (NumericProperty(value) for value in (-1, 0, 0, 1, 4))
     mono, chosen = BooleanProperty(False), BooleanProperty(False)
     index = NumericProperty(0)
-    PLAIN = {"text": "", "side": "", "bar": -1, "indent": 0, "side_width": 0, "lines": 1, "mono": False}
+    PLAIN = {
+        "text": "",
+        "side": "",
+        "bar": -1,
+        "indent": 0,
+        "side_width": 0,
+        "lines": 1,
+        "mono": False,
+    }
 
     def refresh_view_attrs(self, rows, index, data):
         self.index, self.chosen = index, index == rows.chosen
@@ -1718,14 +1898,21 @@ class Row(RecycleDataViewBehavior, Widget):
 
 def row(text, side="", height=30, value=None, **how):
     """Return a list row's data; text and side are markup, height is in dp, value is what the row stands for."""
-    return {"text": text, "side": side, "height": dp(height), "value": value, "side_width": dp(86) if side else 0, **how}
+    return {
+        "text": text,
+        "side": side,
+        "height": dp(height),
+        "value": value,
+        "side_width": dp(86) if side else 0,
+        **how,
+    }
 
 
 class Rows(FocusBehavior, RecycleView):
     """A list that takes ten thousand rows. Arrows move, Enter (or `clicks` clicks) opens, the end asks for more."""
 
     chosen, clicks, empty = NumericProperty(-1), NumericProperty(1), StringProperty()
-    MOVES = {"up": -1, "down": 1, "pageup": -12, "pagedown": 12, "home": -10 ** 9, "end": 10 ** 9}
+    MOVES = {"up": -1, "down": 1, "pageup": -12, "pagedown": 12, "home": -(10**9), "end": 10**9}
 
     def __init__(self, **how):
         self._tops = [0]
@@ -1754,7 +1941,9 @@ class Rows(FocusBehavior, RecycleView):
 
     def fill(self, rows, keep=False):
         """Show rows, or the empty text; `keep` keeps what is chosen, and the place."""
-        rows = rows or ([row(marked(self.empty, "faint"), height=120, lines=6)] if self.empty else [])
+        rows = rows or (
+            [row(marked(self.empty, "faint"), height=120, lines=6)] if self.empty else []
+        )
         self._tops = [0]
         for one in rows:
             self._tops.append(self._tops[-1] + one["height"])
@@ -1820,7 +2009,11 @@ def line_rows(lines, columns, numbers=True):
     rows = []
     for number, text, tone, hits, value in lines:
         for n, piece in enumerate(wrapped(plain(text), columns)):
-            margin = f"[color={colour('faint')}]{number if n == 0 else '':>5}[/color]  " if numbers else ""
+            margin = (
+                f"[color={colour('faint')}]{number if n == 0 else '':>5}[/color]  "
+                if numbers
+                else ""
+            )
             lit = hits_in(piece, hits) if hits else ()
             rows.append(row(margin + marked(piece, tone, lit), height=20, mono=True, value=value))
     return rows
@@ -1835,17 +2028,24 @@ class Reader(BoxLayout):
     """A pane that shows a document around a place, and goes on in both directions."""
 
     title, hint, store = StringProperty(), StringProperty(), ObjectProperty(None, allownone=True)
-    PAGE = 24                                            # chunks that are asked for at a time
+    PAGE = 24  # chunks that are asked for at a time
 
     def __init__(self, **how):
         super().__init__(**how)
         self._clear()
-        self._seen = None                                # the value of the row that was first, where more is asked for above
+        self._seen = None  # the value of the row that was first, where more is asked for above
         self.bind(width=lambda *_: self._again())
         self._again = Clock.create_trigger(lambda _: self._show() if self._chunks else None, 0.1)
 
     def _clear(self):
-        self._doc, self._chunks, self._lines, self._words, self._facts, self._goal = None, {}, None, (), {}, 0
+        self._doc, self._chunks, self._lines, self._words, self._facts, self._goal = (
+            None,
+            {},
+            None,
+            (),
+            {},
+            0,
+        )
 
     def clear(self):
         """Close what is open."""
@@ -1862,8 +2062,16 @@ class Reader(BoxLayout):
 
     def _ask(self, first, goal=False, limit=PAGE):
         doc_id, version = self._doc
-        self.store.ask("show_document", lambda reply: self._came(reply, goal), slot=f"reader{id(self)}", doing="reading",
-                       doc_id=doc_id, version=version, first=first, limit=limit)
+        self.store.ask(
+            "show_document",
+            lambda reply: self._came(reply, goal),
+            slot=f"reader{id(self)}",
+            doing="reading",
+            doc_id=doc_id,
+            version=version,
+            first=first,
+            limit=limit,
+        )
 
     def _came(self, reply, goal):
         if reply["status"] != "OK":
@@ -1872,34 +2080,65 @@ class Reader(BoxLayout):
         self._facts = reply["result"]
         self._chunks |= {one["chunk_index"]: one for one in reply["results"]}
         if not self._chunks:
-            what = "the document has no such place any more" if self._facts["chunks"] else "the document is empty"
+            what = (
+                "the document has no such place any more"
+                if self._facts["chunks"]
+                else "the document is empty"
+            )
             self.ids.rows.fill([row(marked(what, "soft"))])
             return
         self.title = f"{marked(self._facts['doc_id'], bold=True)}  " + marked(
-            f"{self._facts['title'] or ''}  version {self._facts['version']}, {self._facts['kind']}", "soft")
+            f"{self._facts['title'] or ''}  version {self._facts['version']}, {self._facts['kind']}",
+            "soft",
+        )
         self._show()
         if goal:
             Clock.schedule_once(lambda _: self._go_to_lines(), 0)
-        elif self._seen:                                 # what stood at the top stays in sight
-            at = next((n for n, one in enumerate(self.ids.rows.data) if one["value"] == self._seen), 0)
+        elif self._seen:  # what stood at the top stays in sight
+            at = next(
+                (n for n, one in enumerate(self.ids.rows.data) if one["value"] == self._seen), 0
+            )
             Clock.schedule_once(lambda _, at=at: self.ids.rows.show(at, 0), 0)
 
     def _show(self):
         """Show what is held of the document, with rows that go on above and below."""
         first, last = min(self._chunks), max(self._chunks)
         lines, at = [], None
-        one_line = self._lines and self._lines[0] == self._lines[1]          # of which several chunks may be parts
+        # of which several chunks may be parts
+        one_line = self._lines and self._lines[0] == self._lines[1]
         for index in range(first, last + 1):
             chunk = self._chunks.get(index)
-            for number, text in enumerate(chunk["text"].split("\n"), chunk["lines"][0]) if chunk else ():
-                lines += [("", "", "", (), None)] if at is not None and number > at + 1 and not self._is_code() else []
-                lit = self._lines and self._lines[0] <= number <= self._lines[1] and not (one_line and index != self._goal)
+            for number, text in (
+                enumerate(chunk["text"].split("\n"), chunk["lines"][0]) if chunk else ()
+            ):
+                lines += (
+                    [("", "", "", (), None)]
+                    if at is not None and number > at + 1 and not self._is_code()
+                    else []
+                )
+                lit = (
+                    self._lines
+                    and self._lines[0] <= number <= self._lines[1]
+                    and not (one_line and index != self._goal)
+                )
                 lines.append((number, text, "accent" if lit else "", self._words, (number, index)))
                 at = number
         rows = line_rows(lines, columns_of(self.ids.rows))
-        above = [row(marked(f"\u2191 {first} chunks above", "cool"), value=("above", first))] if first else []
+        above = (
+            [row(marked(f"\u2191 {first} chunks above", "cool"), value=("above", first))]
+            if first
+            else []
+        )
         below = self._facts["chunks"] - 1 - last
-        rows = above + rows + ([row(marked(f"\u2193 {below} chunks below", "cool"), value=("below", last))] if below else [])
+        rows = (
+            above
+            + rows
+            + (
+                [row(marked(f"\u2193 {below} chunks below", "cool"), value=("below", last))]
+                if below
+                else []
+            )
+        )
         self.ids.rows.fill(rows, keep=True)
 
     def _is_code(self):
@@ -1907,7 +2146,8 @@ class Reader(BoxLayout):
 
     def _go_to_lines(self):
         line = self._lines[0] if self._lines else None
-        places = {one["value"]: n for n, one in reversed(list(enumerate(self.ids.rows.data)))}      # (line, chunk) -> row
+        # (line, chunk) -> row
+        places = {one["value"]: n for n, one in reversed(list(enumerate(self.ids.rows.data)))}
         first = next((n for value, n in reversed(places.items()) if value and value[0] == line), 0)
         self.ids.rows.show(places.get((line, self._goal), first), 0.3)
 
@@ -1923,7 +2163,11 @@ class Reader(BoxLayout):
 class Split(BoxLayout):
     """Two parts with a handle between them to drag; where it stands is kept under `name`."""
 
-    share, name, pages = NumericProperty(0.4), StringProperty(), ObjectProperty(None, allownone=True)
+    share, name, pages = (
+        NumericProperty(0.4),
+        StringProperty(),
+        ObjectProperty(None, allownone=True),
+    )
     GRIP = 8
 
     def on_kv_post(self, _):
@@ -1945,7 +2189,11 @@ class Split(BoxLayout):
         return first.right if self.orientation == "horizontal" else first.y - dp(self.GRIP)
 
     def on_touch_down(self, touch):
-        if len(self.children) == 2 and self.collide_point(*touch.pos) and not touch.is_mouse_scrolling:
+        if (
+            len(self.children) == 2
+            and self.collide_point(*touch.pos)
+            and not touch.is_mouse_scrolling
+        ):
             at = touch.x if self.orientation == "horizontal" else touch.y
             if self._edge() - dp(1) <= at <= self._edge() + dp(self.GRIP + 1):
                 touch.grab(self)
@@ -1955,7 +2203,11 @@ class Split(BoxLayout):
     def on_touch_move(self, touch):
         if touch.grab_current is not self:
             return super().on_touch_move(touch)
-        share = (touch.x - self.x) / self.width if self.orientation == "horizontal" else (self.top - touch.y) / self.height
+        share = (
+            (touch.x - self.x) / self.width
+            if self.orientation == "horizontal"
+            else (self.top - touch.y) / self.height
+        )
         self.share = max(0.12, min(0.88, share))
         App.get_running_app().layout["splits"][self.name] = round(self.share, 4)
         return True
@@ -1970,8 +2222,14 @@ class Split(BoxLayout):
 @functools.lru_cache(maxsize=512)
 def texture_of(said, size, width, halign, lines):
     """Return the texture of a text with markup; figures that stand still are not drawn each time."""
-    label = MarkupLabel(text=said, font_size=sp(size), text_size=(width, sp(size) * 1.4 * lines), halign=halign, valign="top",
-                        max_lines=lines)
+    label = MarkupLabel(
+        text=said,
+        font_size=sp(size),
+        text_size=(width, sp(size) * 1.4 * lines),
+        halign=halign,
+        valign="top",
+        max_lines=lines,
+    )
     label.refresh()
     return label.texture
 
@@ -1985,7 +2243,7 @@ class Drawing(Widget):
         super().__init__(**how)
         self.again = Clock.create_trigger(lambda _: self._draw())
         self.bind(pos=self.again, size=self.again, data=self.again)
-        self.spots = []                                  # [(x, y, right, top, value)] that a click opens
+        self.spots = []  # [(x, y, right, top, value)] that a click opens
         self.register_event_type("on_spot")
 
     def on_spot(self, value):
@@ -2037,7 +2295,15 @@ class Spark(Drawing):
         self.box(self.x, self.y, self.width, self.height, "raised")
         self.say(data["title"], self.x + dp(9), self.top - dp(6), self.width / 2, "soft", 12)
         last = f"{number_text(values[-1])} {data['unit']}" if values else "\u2013"
-        self.say(last, self.x + self.width / 2 - dp(9), self.top - dp(6), self.width / 2, "ink", 13, "right")
+        self.say(
+            last,
+            self.x + self.width / 2 - dp(9),
+            self.top - dp(6),
+            self.width / 2,
+            "ink",
+            13,
+            "right",
+        )
         if len(values) < 2:
             return
         low, high = min(values), max(values)
@@ -2045,8 +2311,12 @@ class Spark(Drawing):
         time_s = data["values"][-1][0] - since or 1
         points = []
         for at, value in data["values"]:
-            points += [self.x + dp(9) + (self.width - dp(18)) * (at - since) / time_s,
-                       self.y + dp(9) + (self.height - dp(44)) * ((value - low) / span if high > low else 0.1)]
+            points += [
+                self.x + dp(9) + (self.width - dp(18)) * (at - since) / time_s,
+                self.y
+                + dp(9)
+                + (self.height - dp(44)) * ((value - low) / span if high > low else 0.1),
+            ]
         self._fill(points)
         self.line(points, "accent", 1.3)
 
@@ -2065,8 +2335,12 @@ class Gauge(Drawing):
         self.box(self.x, self.y, self.width, self.height, "raised")
         share = min(1, data["used"] / data["room"]) if data["room"] else 0
         if share:
-            self.box(self.x, self.y, max(dp(6), self.width * share), self.height, data["tone"], 0.75)
-        self.say(data["words"], self.x + dp(8), self.center_y + sp(9), self.width - dp(16), "ink", 13)
+            self.box(
+                self.x, self.y, max(dp(6), self.width * share), self.height, data["tone"], 0.75
+            )
+        self.say(
+            data["words"], self.x + dp(8), self.center_y + sp(9), self.width - dp(16), "ink", 13
+        )
 
 
 def _all_below(widget):
@@ -2098,12 +2372,12 @@ class Dialog(ModalView):
 class Page(BoxLayout):
     """A page of the Inspector: made when first shown, told what `wants` names only while it is."""
 
-    name, wants, kv = "", {}, ""                         # wants: {topic of the store: name of a method}
-    live = False                                         # it looks anew each time that it is shown
+    name, wants, kv = "", {}, ""  # wants: {topic of the store: name of a method}
+    live = False  # it looks anew each time that it is shown
 
     def __init__(self, inspector, **how):
         self.inspector, self.store, self.spec = inspector, inspector.store, PAGES[self.name]
-        self.stale = True                                # what is shown was not asked since the daemon came
+        self.stale = True  # what is shown was not asked since the daemon came
         super().__init__(**how)
         self.made()
 
@@ -2150,16 +2424,34 @@ def cycle_row(report):
     tone = SPEC["states"].get(report["state"], "soft")
     mark = {"right": "\u2713 ", "wrong": "\u2717 "}.get(report.get("feedback", {}).get("mark"), "")
     told_of = f"{mark}{report['state'].lower()}  {seconds_text(report.get('seconds'))}"
-    return row(f"{marked(short(report['mission'], 110))}\n{marked(told_of, tone)}  "
-               f"{marked(clock_text(report['accepted_at']), 'faint')}", height=64, value=report, lines=3, pad=6)
+    return row(
+        f"{marked(short(report['mission'], 110))}\n{marked(told_of, tone)}  "
+        f"{marked(clock_text(report['accepted_at']), 'faint')}",
+        height=64,
+        value=report,
+        lines=3,
+        pad=6,
+    )
 
 
 def change_row(change):
     """Return the row of a change of the ledger."""
-    slots = ", ".join(f"{part['name'] or part['oid']}.{part['slot']}" for part in change["changes"]) or "no slot"
-    by = ", ".join(filter(None, [change["who"], change["cycle"] and f"cycle {change['cycle']}", change["why"]]))
-    return row(f"{marked(change['command'], 'cool')}  {marked(short(slots, 90))}\n{marked(short(by, 90), 'soft')}  "
-               f"{marked(change['change'], 'faint')}", marked(clock_text(change["at"])), 46, change, lines=2, pad=4)
+    slots = (
+        ", ".join(f"{part['name'] or part['oid']}.{part['slot']}" for part in change["changes"])
+        or "no slot"
+    )
+    by = ", ".join(
+        filter(None, [change["who"], change["cycle"] and f"cycle {change['cycle']}", change["why"]])
+    )
+    return row(
+        f"{marked(change['command'], 'cool')}  {marked(short(slots, 90))}\n{marked(short(by, 90), 'soft')}  "
+        f"{marked(change['change'], 'faint')}",
+        marked(clock_text(change["at"])),
+        46,
+        change,
+        lines=2,
+        pad=4,
+    )
 
 
 def change_lines(change, oid=None):
@@ -2167,9 +2459,15 @@ def change_lines(change, oid=None):
     lines = []
     for part in change["changes"]:
         if oid in (None, part["oid"]):
-            before, after = ("" if part.get(side) is None and side not in part else pretty(part[side])
-                             for side in ("before", "after"))
-            lines += [("soft", f"{part['name'] or part['oid']}.{part['slot']}"), *difference(before, after)[2:], ("", "")]
+            before, after = (
+                "" if part.get(side) is None and side not in part else pretty(part[side])
+                for side in ("before", "after")
+            )
+            lines += [
+                ("soft", f"{part['name'] or part['oid']}.{part['slot']}"),
+                *difference(before, after)[2:],
+                ("", ""),
+            ]
     return lines or [("faint", "it changed no slot")]
 
 
@@ -2231,12 +2529,22 @@ class SearchPage(Page):
     def _add_filter(self, name, field):
         if field.get("choices"):
             first = field.get("default")
-            one = Chooser(title=name, choices=[first, *(choice for choice in field["choices"] if choice != first)], value=first,
-                          height=dp(30))
+            one = Chooser(
+                title=name,
+                choices=[first, *(choice for choice in field["choices"] if choice != first)],
+                value=first,
+                height=dp(30),
+            )
             one.bind(value=lambda *_: self.ask())
         else:
-            one = Factory.Field(hint_text=name, size_hint_x=None, width=dp(118), height=dp(30), padding=(dp(8), dp(6)),
-                                font_size=sp(13))
+            one = Factory.Field(
+                hint_text=name,
+                size_hint_x=None,
+                width=dp(118),
+                height=dp(30),
+                padding=(dp(8), dp(6)),
+                font_size=sp(13),
+            )
             one.bind(on_text_validate=lambda _: self.ask())
         self.filters[name] = one
         self.ids.filters.add_widget(one)
@@ -2254,8 +2562,11 @@ class SearchPage(Page):
         for name, one in self.filters.items():
             value = one.value if isinstance(one, Chooser) else one.text.strip() or None
             if value is not None:
-                fields[name] = value.replace(",", " ").split() if COMMANDS["search_memory"]["fields"][name]["type"] == "list" \
+                fields[name] = (
+                    value.replace(",", " ").split()
+                    if COMMANDS["search_memory"]["fields"][name]["type"] == "list"
                     else value
+                )
         return fields
 
     def ask(self):
@@ -2267,11 +2578,24 @@ class SearchPage(Page):
     def _ask(self, after):
         self._after = None
         if self._fields:
-            self.store.ask("search_memory", lambda reply: self.came(reply, after), slot="search", doing="searching",
-                           max_results=self.PAGE, offset=after or 0, **self._fields)
+            self.store.ask(
+                "search_memory",
+                lambda reply: self.came(reply, after),
+                slot="search",
+                doing="searching",
+                max_results=self.PAGE,
+                offset=after or 0,
+                **self._fields,
+            )
         else:
-            self.store.ask("list_documents", lambda reply: self.came(reply, after), slot="search", doing="listing",
-                           after=after or "", limit=200)
+            self.store.ask(
+                "list_documents",
+                lambda reply: self.came(reply, after),
+                slot="search",
+                doing="listing",
+                after=after or "",
+                limit=200,
+            )
 
     def more(self):
         """The end was reached: ask for what follows."""
@@ -2282,7 +2606,7 @@ class SearchPage(Page):
         if reply["status"] != "OK":
             self.ids.note.text = marked(reply["details"], "bad")
             if after:
-                self._after = after                      # scrolling tries it again
+                self._after = after  # scrolling tries it again
             else:
                 self.ids.rows.empty = ""
                 self.ids.rows.fill([])
@@ -2291,10 +2615,16 @@ class SearchPage(Page):
         before = len(self.ids.rows.data) if after else 0
         if searched and found and not after:
             self._best = max(one["score"] for one in found)
-        rows = [self._result_row(before + n, one) for n, one in enumerate(found, 1)] if searched \
+        rows = (
+            [self._result_row(before + n, one) for n, one in enumerate(found, 1)]
+            if searched
             else [self._document_row(one) for one in found]
+        )
         if searched:
-            whole = len(found) == self.PAGE and before + self.PAGE <= COMMANDS["search_memory"]["fields"]["offset"]["max"]
+            whole = (
+                len(found) == self.PAGE
+                and before + self.PAGE <= COMMANDS["search_memory"]["fields"]["offset"]["max"]
+            )
             self._after = before + len(found) if whole else None
         else:
             self._after = reply["result"]["after"]
@@ -2315,13 +2645,25 @@ class SearchPage(Page):
         chunk, why = found["chunk"], found["why"]
         words = list(why["words"])
         inner = found.get("sentence") or found.get("section") or chunk
-        text = found["document"]["written"] if found.get("document", {}).get("written") else inner["text"]
+        text = (
+            found["document"]["written"]
+            if found.get("document", {}).get("written")
+            else inner["text"]
+        )
         text = self._around(text, words)
         place = f"{chunk['doc_id']}:{'-'.join(map(str, dict.fromkeys(chunk['lines'])))}"
         head = f"{marked(f'{rank}.', 'faint')}  {marked(short(place, 70), bold=True)}"
         above = marked(short(" \u203a ".join(chunk["headings"]), 60), "soft")
         said = f"{head}\n{above}\n{marked(self._why(found), 'cool')}\n{marked(text, '', hits_in(text, words))}"
-        return row(said, marked(f"{found['score']:.2f}"), 122, found, bar=found["score"] / (self._best or 1), lines=6, pad=6)
+        return row(
+            said,
+            marked(f"{found['score']:.2f}"),
+            122,
+            found,
+            bar=found["score"] / (self._best or 1),
+            lines=6,
+            pad=6,
+        )
 
     @staticmethod
     def _around(text, words):
@@ -2357,8 +2699,13 @@ class SearchPage(Page):
             return
         if "chunk" in found:
             chunk = found["chunk"]
-            self.ids.reader.open(chunk["doc_id"], chunk["version"], chunk["chunk_index"], chunk["lines"],
-                                 list(found["why"]["words"]))
+            self.ids.reader.open(
+                chunk["doc_id"],
+                chunk["version"],
+                chunk["chunk_index"],
+                chunk["lines"],
+                list(found["why"]["words"]),
+            )
         else:
             self.ids.reader.open(found["doc_id"], found["version"])
 
@@ -2389,14 +2736,32 @@ class CycleDrawing(Drawing):
 
     def draw(self, data):
         states, gap = data["states"], dp(10)
-        width, height, top = (self.width - gap * (len(states) - 1)) / max(1, len(states)), dp(48), self.top
+        width, height, top = (
+            (self.width - gap * (len(states) - 1)) / max(1, len(states)),
+            dp(48),
+            self.top,
+        )
         for n, (state, seconds, running) in enumerate(states):
             x, tone = self.x + n * (width + gap), SPEC["states"].get(state, "soft")
             known = seconds is not None
-            self.box(x, top - height, width, height, tone if known else "raised", 0.2 if known else 1,
-                     tone if running else None)
+            self.box(
+                x,
+                top - height,
+                width,
+                height,
+                tone if known else "raised",
+                0.2 if known else 1,
+                tone if running else None,
+            )
             self.box(x, top - height, dp(4), height, tone if known else "edge")
-            self.say(state, x + dp(13), top - dp(6), width - dp(16), "ink" if known else "faint", min(13, width / dp(9.6)))
+            self.say(
+                state,
+                x + dp(13),
+                top - dp(6),
+                width - dp(16),
+                "ink" if known else "faint",
+                min(13, width / dp(9.6)),
+            )
             note = seconds_text(seconds) + (" \u2026" if running else "")
             self.say(note, x + dp(13), top - dp(25), width - dp(16), "soft", 12)
             if n:
@@ -2410,14 +2775,34 @@ class CycleDrawing(Drawing):
         width = (self.width - gap * (count - 1)) / count
         for n, facet in enumerate(facets):
             x = self.x + n * (width + gap)
-            self.box(x, self.y, width, top - self.y, "raised", 1, "violet" if facet["said"] is None else None)
-            name = f"{facet['persona']}  {facet['pillar'].removesuffix('_facet_').replace('_', ' ')}"
+            self.box(
+                x,
+                self.y,
+                width,
+                top - self.y,
+                "raised",
+                1,
+                "violet" if facet["said"] is None else None,
+            )
+            name = (
+                f"{facet['persona']}  {facet['pillar'].removesuffix('_facet_').replace('_', ' ')}"
+            )
             self.say(name, x + dp(9), top - dp(6), width - dp(16), "violet", 13)
-            self.say(f"\u201c{facet['asks']}\u201d", x + dp(9), top - dp(25), width - dp(16), "soft", 12)
+            self.say(
+                f"\u201c{facet['asks']}\u201d", x + dp(9), top - dp(25), width - dp(16), "soft", 12
+            )
             lines = int((top - self.y - dp(46)) / (sp(12.5) * 1.4))
             if lines > 0:
                 said = "thinks \u2026" if facet["said"] is None else facet["said"]
-                self.say(said, x + dp(9), top - dp(43), width - dp(16), "ink" if facet["said"] else "faint", 12.5, lines=lines)
+                self.say(
+                    said,
+                    x + dp(9),
+                    top - dp(43),
+                    width - dp(16),
+                    "ink" if facet["said"] else "faint",
+                    12.5,
+                    lines=lines,
+                )
             self.spots.append((x, self.y, x + width, top, facet))
 
 
@@ -2517,8 +2902,9 @@ class AskPage(Page):
     finished, running = BooleanProperty(False), BooleanProperty(False)
 
     def made(self):
-        self.cycle, self._report, self._data, self._steps, self._spoken = None, {}, {}, [], {}   # cycle -> text so far
-        self._personas, self._clock = {}, None               # facet -> persona
+        # cycle -> text so far
+        self.cycle, self._report, self._data, self._steps, self._spoken = None, {}, {}, [], {}
+        self._personas, self._clock = {}, None  # facet -> persona
         self._look_later = Clock.create_trigger(lambda _: self._look(), 0.05)
 
     def begin(self):
@@ -2548,12 +2934,18 @@ class AskPage(Page):
             return
         reports, self.ids.rows.empty = reply["results"], self.spec["empty"]
         self.ids.rows.fill([cycle_row(one) for one in reports], keep=True)
-        mine = next((n for n, one in enumerate(reports) if one["cycle"] == self.cycle), 0 if self.cycle is None else -1)
+        mine = next(
+            (n for n, one in enumerate(reports) if one["cycle"] == self.cycle),
+            0 if self.cycle is None else -1,
+        )
         if reports and mine >= 0:
             self.ids.rows.choose(mine)
             self._take(reports[mine])
         elif mine < 0:
-            self.ids.note.text = marked(f"{self.cycle} is none of the last {len(reports)} missions; see it under Objects", "soft")
+            self.ids.note.text = marked(
+                f"{self.cycle} is none of the last {len(reports)} missions; see it under Objects",
+                "soft",
+            )
 
     def choose(self):
         report = self.ids.rows.chosen_row
@@ -2573,7 +2965,9 @@ class AskPage(Page):
     def _look(self):
         """Look at the cycle's own object: its plan, what the facets said, the steps of its journal."""
         if self.cycle:
-            self.store.ask("inspect", self._looked, slot="cycle", doing="looking", target=self.cycle)
+            self.store.ask(
+                "inspect", self._looked, slot="cycle", doing="looking", target=self.cycle
+            )
 
     def _looked(self, reply):
         if reply["status"] != "OK" or reply["result"]["oid"] != self.cycle:
@@ -2581,15 +2975,21 @@ class AskPage(Page):
         slots = reply["result"]["slots"]
         self._data = slots["_tmp_synthesis_data"]["value"] or {}
         steps = refs_in(slots["journal"]["value"], 40)
-        self._steps = self._steps[:len(steps)]
-        for n, oid in enumerate(steps[len(self._steps):], len(self._steps)):
+        self._steps = self._steps[: len(steps)]
+        for n, oid in enumerate(steps[len(self._steps) :], len(self._steps)):
             self._steps.append({})
-            self.store.ask("inspect", lambda reply, n=n, cycle=self.cycle: self._step(reply, n, cycle), target=oid)
+            self.store.ask(
+                "inspect",
+                lambda reply, n=n, cycle=self.cycle: self._step(reply, n, cycle),
+                target=oid,
+            )
         self.show()
 
     def _step(self, reply, n, cycle):
         if reply["status"] == "OK" and cycle == self.cycle and n < len(self._steps):
-            self._steps[n] = {name: slot["value"] for name, slot in reply["result"]["slots"].items()}
+            self._steps[n] = {
+                name: slot["value"] for name, slot in reply["result"]["slots"].items()
+            }
             self.show()
 
     # -------- what happens
@@ -2599,13 +2999,22 @@ class AskPage(Page):
         if not question:
             return
         if any(sent.command == "initiate_cognitive_cycle" for sent in self.store.waiting()):
-            return                                       # it is handed in at this moment
+            return  # it is handed in at this moment
         conversation = self.ids.conversation.text.strip()
-        brief = {"type": "direct_synthesis", "selector": "answer_", "args": [question],
-                 **({"conversation": conversation} if conversation else {})}
+        brief = {
+            "type": "direct_synthesis",
+            "selector": "answer_",
+            "args": [question],
+            **({"conversation": conversation} if conversation else {}),
+        }
         self.ids.note.text = ""
-        self.store.ask("initiate_cognitive_cycle", lambda reply: self._accepted(reply, question), slot="mission",
-                       doing="handing the question in", mission_brief=brief)
+        self.store.ask(
+            "initiate_cognitive_cycle",
+            lambda reply: self._accepted(reply, question),
+            slot="mission",
+            doing="handing the question in",
+            mission_brief=brief,
+        )
 
     def _accepted(self, reply, question):
         if reply["status"] != "OK":
@@ -2652,8 +3061,15 @@ class AskPage(Page):
 
     def mark(self, mark):
         if self.finished:
-            self.store.ask("feedback", self._marked, slot="mark", doing="marking", cycle=self.cycle, mark=mark,
-                           note=self.ids.remark.text.strip())
+            self.store.ask(
+                "feedback",
+                self._marked,
+                slot="mark",
+                doing="marking",
+                cycle=self.cycle,
+                mark=mark,
+                note=self.ids.remark.text.strip(),
+            )
 
     def _say(self, reply):
         self.ids.note.text = marked(reply["details"], "good" if reply["status"] == "OK" else "bad")
@@ -2685,28 +3101,42 @@ class AskPage(Page):
             lit = rf"[ref=\1][color={colour('accent')}][b]\g<0>[/b][/color][/ref]"
             said = re.sub(r"&bl;(\d+)&br;", lit, marked(report["answer"]))
             marks = report.get("feedback")
-            return said + (f"\n\n{marked('marked ' + marks['mark'] + '  ' + marks['note'], 'soft')}" if marks else "")
+            return said + (
+                f"\n\n{marked('marked ' + marks['mark'] + '  ' + marks['note'], 'soft')}"
+                if marks
+                else ""
+            )
         if "reason" in report:
             return marked(f"{report['state']}: {report['reason']['details']}", "bad")
         return self._provisional()
 
     def _provisional(self):
         spoken = self._spoken.get(self.cycle, "").partition("\n")[2]
-        return marked(spoken, "soft") + marked("  \u2026 provisional" if spoken else "It thinks \u2026", "faint")
+        return marked(spoken, "soft") + marked(
+            "  \u2026 provisional" if spoken else "It thinks \u2026", "faint"
+        )
 
     def _show_personas(self):
         parts = []
         for pillar, said in (self._data.get("partial_responses") or {}).items():
-            quotes = "\n".join(f"      {marked(short(quote['text'], 400), 'soft')}\n      "
-                               f"{marked(quote['doc_id'] + ':' + str(quote['lines'][0]), 'cool')}" for quote in said["quotes"])
-            parts.append(f"{marked(self._personas.get(pillar, ''), 'violet', bold=True)}  {marked(pillar, 'faint')}\n"
-                         f"{marked(said['frame'])}\n{quotes}")
+            quotes = "\n".join(
+                f"      {marked(short(quote['text'], 400), 'soft')}\n      "
+                f"{marked(quote['doc_id'] + ':' + str(quote['lines'][0]), 'cool')}"
+                for quote in said["quotes"]
+            )
+            parts.append(
+                f"{marked(self._personas.get(pillar, ''), 'violet', bold=True)}  {marked(pillar, 'faint')}\n"
+                f"{marked(said['frame'])}\n{quotes}"
+            )
         return "\n\n".join(parts) or marked("No persona has said anything yet.", "faint")
 
     def _show_steps(self):
-        lines = [f"{marked(step['state'], SPEC['states'].get(step['state'], 'soft'))}  {marked(step['name'])}  "
-                 f"{marked(seconds_text(step['seconds']), 'soft')}  {marked(short(step['answer'], 140), 'faint')}"
-                 for step in self._steps if step]
+        lines = [
+            f"{marked(step['state'], SPEC['states'].get(step['state'], 'soft'))}  {marked(step['name'])}  "
+            f"{marked(seconds_text(step['seconds']), 'soft')}  {marked(short(step['answer'], 140), 'faint')}"
+            for step in self._steps
+            if step
+        ]
         return "\n".join(lines) or marked("Its journal is empty.", "faint")
 
     def show_facet(self, facet):
@@ -2719,16 +3149,33 @@ class AskPage(Page):
         state = self._report.get("state", "IDLE")
         path = [*self.PATH[:-1], "FAILED"] if state == "FAILED" else self.PATH
         at = path.index(state) if state in path else 0
-        states = [(name, self._seconds_in(name, n == at) if n <= at else None, n == at and state not in ENDED)
-                  for n, name in enumerate(path)]
+        states = [
+            (
+                name,
+                self._seconds_in(name, n == at) if n <= at else None,
+                n == at and state not in ENDED,
+            )
+            for n, name in enumerate(path)
+        ]
         plan, said = self._data.get("plan") or {}, self._data.get("partial_responses") or {}
-        facets = [{"pillar": pillar, "persona": self._personas.get(pillar, ""), "asks": plan["sub_queries"].get(pillar, ""),
-                   "said": self._facet_said(said.get(pillar))} for pillar in plan.get("relevant_pillars", ())]
+        facets = [
+            {
+                "pillar": pillar,
+                "persona": self._personas.get(pillar, ""),
+                "asks": plan["sub_queries"].get(pillar, ""),
+                "said": self._facet_said(said.get(pillar)),
+            }
+            for pillar in plan.get("relevant_pillars", ())
+        ]
         self.ids.drawing.data = {"states": states, "facets": facets}
 
     @staticmethod
     def _facet_said(said):
-        return f"{said['frame']} {' '.join(quote['text'] for quote in said['quotes'])}" if said else None
+        return (
+            f"{said['frame']} {' '.join(quote['text'] for quote in said['quotes'])}"
+            if said
+            else None
+        )
 
     def _seconds_in(self, state, is_last):
         """Return how long a cycle was in a state: as watched, else by the steps of its journal; of the last its whole time."""
@@ -2745,7 +3192,9 @@ class AskPage(Page):
         evidence = self._report.get("evidence", [])
         if isinstance(number, str) and number.isdigit() and 0 < int(number) <= len(evidence):
             quote = evidence[int(number) - 1]
-            self.ids.reader.open(quote["doc_id"], quote["version"], quote["chunk_index"], quote["lines"])
+            self.ids.reader.open(
+                quote["doc_id"], quote["version"], quote["chunk_index"], quote["lines"]
+            )
 
     def go(self, cycle=None):
         if cycle:
@@ -2769,12 +3218,22 @@ class GraphDrawing(Drawing):
     def draw(self, data):
         across = max(1, int((self.width * 0.78) / dp(self.NODE + 14)))
         middle = (self.x + self.width * 0.4, self.center_y)
-        for rank, y, word, tone in (("parents", self.top - dp(self.HIGH + 26), "delegates to", "cool"),
-                                    ("children", self.y + dp(26), "delegate to it", "good")):
+        for rank, y, word, tone in (
+            ("parents", self.top - dp(self.HIGH + 26), "delegates to", "cool"),
+            ("children", self.y + dp(26), "delegate to it", "good"),
+        ):
             hidden = len(data[rank]) - across
-            self._rank(data[rank][:across], y, middle, f"{word}, with {hidden} more" if hidden > 0 else word, tone)
+            self._rank(
+                data[rank][:across],
+                y,
+                middle,
+                f"{word}, with {hidden} more" if hidden > 0 else word,
+                tone,
+            )
         self._aside(data["refs"], middle)
-        self._node(data["self"], middle[0] - dp(self.NODE) / 2, middle[1] - dp(self.HIGH) / 2, "accent")
+        self._node(
+            data["self"], middle[0] - dp(self.NODE) / 2, middle[1] - dp(self.HIGH) / 2, "accent"
+        )
 
     def _rank(self, nodes, y, middle, word, tone):
         step = dp(self.NODE + 14)
@@ -2782,14 +3241,21 @@ class GraphDrawing(Drawing):
         up = y > middle[1]
         for n, node in enumerate(nodes):
             x = start + n * step
-            self.line([middle[0], middle[1] + dp(self.HIGH / 2) * (1 if up else -1), x + dp(self.NODE) / 2,
-                       y if up else y + dp(self.HIGH)], tone)
+            self.line(
+                [
+                    middle[0],
+                    middle[1] + dp(self.HIGH / 2) * (1 if up else -1),
+                    x + dp(self.NODE) / 2,
+                    y if up else y + dp(self.HIGH),
+                ],
+                tone,
+            )
             self._node(node, x, y, tone)
         if nodes:
             self.say(word, start, y + dp(self.HIGH + 20) if up else y - dp(3), dp(200), "soft", 12)
 
     def _aside(self, nodes, middle):
-        shown = nodes[:max(1, int(self.height / dp(self.HIGH + 8)))]
+        shown = nodes[: max(1, int(self.height / dp(self.HIGH + 8)))]
         x, step = self.right - dp(self.NODE + 10), dp(self.HIGH + 8)
         top = self.center_y + step * len(shown) / 2 - dp(self.HIGH)
         for n, node in enumerate(shown):
@@ -2804,19 +3270,28 @@ class GraphDrawing(Drawing):
         self.spots.append((x, y, x + dp(self.NODE), y + dp(self.HIGH), node["oid"]))
 
 
-EDITED_CHARS = 100_000                                   # of a slot that is edited here
-LOOKED_AT_S = 0.8                                        # a difference stands at least so long before it is sent
+EDITED_CHARS = 100_000  # of a slot that is edited here
+LOOKED_AT_S = 0.8  # a difference stands at least so long before it is sent
 
 
 class Editor:
     """A dialog that edits a text, shows the difference, and only then has it sent."""
 
     def __init__(self, page, what, name, text, check, send, is_new=False):
-        self.page, self.before, self.check, self.send = page, "" if is_new or not name else text, check, send
+        self.page, self.before, self.check, self.send = (
+            page,
+            "" if is_new or not name else text,
+            check,
+            send,
+        )
         self.oid, self.seen_s = page.oid, 0.0
-        self.dialog = Dialog(title=marked(f"Edit {what} {name}" if name else f"Add a {what}", bold=True),
-                             note=marked("Ctrl+Enter shows the difference; what is then sent passes the same gate as any "
-                                         "client's message."))
+        self.dialog = Dialog(
+            title=marked(f"Edit {what} {name}" if name else f"Add a {what}", bold=True),
+            note=marked(
+                "Ctrl+Enter shows the difference; what is then sent passes the same gate as any "
+                "client's message."
+            ),
+        )
         self.name = Factory.Field(text=name, hint_text=f"name of the {what}", readonly=bool(name))
         self.text = Factory.Code(text=text)
         self.lines, self.error = Rows(clicks=2), Words()
@@ -2825,7 +3300,7 @@ class Editor:
         self.dialog.button("Close", self.dialog.dismiss)
         self.go_on = self.dialog.button("Show the difference", self.accept, strong=True)
         self.dialog.accept = self.accept
-        self.seen = None                                 # (name, text) whose difference is shown
+        self.seen = None  # (name, text) whose difference is shown
 
     def open(self):
         self.dialog.open()
@@ -2840,7 +3315,7 @@ class Editor:
             checked = self.check(*typed)
             if self.seen == typed:
                 if time.monotonic() - self.seen_s < LOOKED_AT_S or self.go_on.disabled:
-                    return None                          # a key that is held
+                    return None  # a key that is held
                 if checked == self.before:
                     raise ValueError("nothing would change")
                 self.go_on.disabled = True
@@ -2848,7 +3323,12 @@ class Editor:
         except ValueError as error:
             self.error.text = marked(str(error), "bad")
             return None
-        self.seen, self.seen_s, self.error.text, self.go_on.text = typed, time.monotonic(), "", "Send"
+        self.seen, self.seen_s, self.error.text, self.go_on.text = (
+            typed,
+            time.monotonic(),
+            "",
+            "Send",
+        )
         if not self.lines.parent:
             self.dialog.ids.body.add_widget(self.lines)
         lines = difference(self.before, checked) or [("soft", "nothing would change")]
@@ -2865,14 +3345,16 @@ class Editor:
             self.error.text = marked(f"{reply.get('code', '')}: {reply['details']}", "bad")
 
 
-FOUND_BY = tuple(name for name in COMMANDS["list_objects"]["fields"] if name not in ("words", "after", "limit"))
+FOUND_BY = tuple(
+    name for name in COMMANDS["list_objects"]["fields"] if name not in ("words", "after", "limit")
+)
 
 
 class ObjectsPage(Page):
     """The image as objects: a list to choose from, and the chosen one's slots, selectors, delegation and history."""
 
     name, wants = "objects", {"state": "fill_list"}
-    CHILDREN = 100                                       # at most, in the graph
+    CHILDREN = 100  # at most, in the graph
     kv = """
 <ObjectsPage>:
     Split:
@@ -2939,7 +3421,9 @@ class ObjectsPage(Page):
         self._after, self._fields, self._shown, self.kind = None, {}, {}, "object"
         self._names, self._holders, self._children, self._owner = {}, {}, [], None
         self.rows, self.lines = Rows(), Rows(clicks=2)
-        self.rows.bind(on_open=lambda _: self.dive(self.rows.chosen_row), on_move=lambda _: self._moved())
+        self.rows.bind(
+            on_open=lambda _: self.dive(self.rows.chosen_row), on_move=lambda _: self._moved()
+        )
         self.graph = GraphDrawing()
         self.graph.bind(on_spot=lambda _, oid: self.open(oid))
         self.split = Factory.Split(name="object", share=0.55, orientation="vertical")
@@ -2966,13 +3450,24 @@ class ObjectsPage(Page):
         objects = self.store.state.get("objects", {})
         self._names |= {known["oid"]: name for name, known in objects.items()}
         if not self._fields:
-            self.ids.list.fill([self._list_row(known["oid"], name, known["type"], known["slots"] or ())
-                                for name, known in objects.items()], keep=True)
+            self.ids.list.fill(
+                [
+                    self._list_row(known["oid"], name, known["type"], known["slots"] or ())
+                    for name, known in objects.items()
+                ],
+                keep=True,
+            )
 
     @staticmethod
     def _list_row(oid, name, kind, slots):
-        return row(f"{marked(short(name or oid, 40), bold=bool(name))}  {marked(f'{kind} {oid}', 'faint')}\n"
-                   f"{marked(short(', '.join(slots), 64), 'soft')}", height=48, value=oid, lines=2, pad=5)
+        return row(
+            f"{marked(short(name or oid, 40), bold=bool(name))}  {marked(f'{kind} {oid}', 'faint')}\n"
+            f"{marked(short(', '.join(slots), 64), 'soft')}",
+            height=48,
+            value=oid,
+            lines=2,
+            pad=5,
+        )
 
     def find(self):
         """Ask for objects with words, a slot, or of a class; without words for the roots."""
@@ -2992,20 +3487,28 @@ class ObjectsPage(Page):
             self.fill_list()
 
     def _find(self, after):
-        self.store.ask("list_objects", self._found, slot="objects", doing="looking through the image",
-                       fields={"after": after, "limit": 200, **self._fields})
+        self.store.ask(
+            "list_objects",
+            self._found,
+            slot="objects",
+            doing="looking through the image",
+            fields={"after": after, "limit": 200, **self._fields},
+        )
 
     def _found(self, reply):
         if reply["status"] != "OK":
             self.ids.list.fill([row(marked(reply["details"], "bad"), height=100, lines=5)])
             return
         self._names |= {one["oid"]: one["name"] for one in reply["results"] if one["name"]}
-        rows = [self._list_row(one["oid"], one["name"], one["class"], one["slots"]) for one in reply["results"]]
+        rows = [
+            self._list_row(one["oid"], one["name"], one["class"], one["slots"])
+            for one in reply["results"]
+        ]
         known = [one for one in self.ids.list.data if one["value"]]
         self._after = reply["result"]["after"]
         self.ids.list.empty = TEXTS["nothing"]
         self.ids.list.add(rows) if known else self.ids.list.fill(rows)
-        if self._after and len(known) + len(rows) < 20:      # few are what is wanted: look on
+        if self._after and len(known) + len(rows) < 20:  # few are what is wanted: look on
             self._find(self._after)
 
     def more(self):
@@ -3025,17 +3528,28 @@ class ObjectsPage(Page):
     def open(self, oid, keep=False, owner=None):
         """Show an object; it goes into the past, unless `keep`. owner: (oid, slot) of the slot that led here."""
         if oid:
-            self.store.ask("inspect", lambda reply: self._opened(reply, oid, keep, owner), slot="object", doing="looking",
-                           target=oid, limit=200)
+            self.store.ask(
+                "inspect",
+                lambda reply: self._opened(reply, oid, keep, owner),
+                slot="object",
+                doing="looking",
+                target=oid,
+                limit=200,
+            )
 
     def _opened(self, reply, asked, keep, owner):
         if reply["status"] != "OK":
             self.ids.note.text = marked(reply["details"], "bad")
             return
         shown = reply["result"]
-        if "slots" not in shown:                         # a tree of the image's root, which is no object
-            shown = {"oid": asked, "class": shown["type"], "slots": {"": {"type": shown["type"], "value": shown["value"]}},
-                     "delegates_to": [], "selectors": []}
+        if "slots" not in shown:  # a tree of the image's root, which is no object
+            shown = {
+                "oid": asked,
+                "class": shown["type"],
+                "slots": {"": {"type": shown["type"], "value": shown["value"]}},
+                "delegates_to": [],
+                "selectors": [],
+            }
         if not keep and self.oid and shown["oid"] != self.oid:
             self.past, self.future = [*self.past, (self.oid, self._owner)], []
         self._shown, self.oid, self.kind = shown, shown["oid"], kind_of(shown)
@@ -3043,8 +3557,10 @@ class ObjectsPage(Page):
         self._holders, self._children = {}, []
         name = self.value("name") or self._names.get(self.oid) or self.value("selector")
         self._names[self.oid] = str(name or self.oid)
-        self.ids.title.text = f"{marked(short(self._names[self.oid], 60), bold=True)}  {marked(shown['class'], 'cool')}  " \
+        self.ids.title.text = (
+            f"{marked(short(self._names[self.oid], 60), bold=True)}  {marked(shown['class'], 'cool')}  "
             f"{marked(self.oid, 'faint')}  {marked(self.kind, 'violet')}"
+        )
         self.ids.note.text = ""
         self.show()
 
@@ -3076,7 +3592,8 @@ class ObjectsPage(Page):
         if modifiers and (key, modifiers[0]) in moves:
             self.step(moves[key, modifiers[0]])
         elif key == "e" and not modifiers and self.oid:
-            Clock.schedule_once(lambda _: self.edit(), 0.05)     # the key itself shall not be typed there
+            # the key itself shall not be typed there
+            Clock.schedule_once(lambda _: self.edit(), 0.05)
         else:
             return False
         return True
@@ -3097,13 +3614,18 @@ class ObjectsPage(Page):
         self.ids.body.add_widget(self.split)
 
     def _show_slots(self):
-        self.rows.fill([self._slot_row(name, slot) for name, slot in self._shown["slots"].items()], keep=True)
+        self.rows.fill(
+            [self._slot_row(name, slot) for name, slot in self._shown["slots"].items()], keep=True
+        )
         self._halves(self.rows, self.lines)
         view = getattr(self, f"_view_{SPEC['views'].get(self.kind, 'slots')}", self._view_slots)
         Clock.schedule_once(lambda _: view(), 0)
 
     def _slot_row(self, name, slot):
-        tone, text = "cool" if refs_in(slot["value"], 1) else "", value_text(slot["value"], self._names)
+        tone, text = (
+            "cool" if refs_in(slot["value"], 1) else "",
+            value_text(slot["value"], self._names),
+        )
         said = f"{marked(short(name, 40), bold=True)}   {marked(text, tone)}"
         return row(said, marked(slot["type"], "faint"), 28, (name, slot)) | {"side_width": dp(110)}
 
@@ -3117,39 +3639,88 @@ class ObjectsPage(Page):
         """Show the chosen slot's value in full."""
         chosen = self.rows.chosen_row
         if chosen:
-            text = chosen[1]["value"] if isinstance(chosen[1]["value"], str) else pretty(chosen[1]["value"])
-            self._fill_lines([(n, line, "", (), None) for n, line in enumerate(text.split("\n"), 1)])
+            text = (
+                chosen[1]["value"]
+                if isinstance(chosen[1]["value"], str)
+                else pretty(chosen[1]["value"])
+            )
+            self._fill_lines(
+                [(n, line, "", (), None) for n, line in enumerate(text.split("\n"), 1)]
+            )
         else:
-            self.lines.fill([row(marked("Choose a slot to see its value; Enter dives into what it refers to.", "faint"))])
+            self.lines.fill(
+                [
+                    row(
+                        marked(
+                            "Choose a slot to see its value; Enter dives into what it refers to.",
+                            "faint",
+                        )
+                    )
+                ]
+            )
 
     def _fill_lines(self, lines):
         self.lines.fill(line_rows(lines, columns_of(self.lines)))
 
     def _view_method(self):
         """Show a method: source, author, trust and counts; then what the mission that wrote it said, if one did."""
-        facts = ["status", "version", "author", "intent", "uses", "failures", "clean_in_a_row", "primitive"]
-        said = [f"{name} {short(self.value(name), 90)}" for name in facts if self.value(name) not in (None, "")]
+        facts = [
+            "status",
+            "version",
+            "author",
+            "intent",
+            "uses",
+            "failures",
+            "clean_in_a_row",
+            "primitive",
+        ]
+        said = [
+            f"{name} {short(self.value(name), 90)}"
+            for name in facts
+            if self.value(name) not in (None, "")
+        ]
         source = self.value("source") or f"# a part of BAT OS itself: {self.value('primitive')}"
         lines = [("", "   ".join(said), "soft", (), None), ("", "", "", (), None)]
-        self._fill_lines(lines + [(n, line, "", (), None) for n, line in enumerate(source.strip("\n").split("\n"), 1)])
+        self._fill_lines(
+            lines
+            + [(n, line, "", (), None) for n, line in enumerate(source.strip("\n").split("\n"), 1)]
+        )
         if self._owner and self.value("source"):
             self.store.ask("history", self._made_by, target=self._owner[0], limit=100)
 
     def _made_by(self, reply):
         """Find the mission whose change put this method in place."""
         rows = reply["results"] if reply["status"] == "OK" else []
-        cycle = next((one["cycle"] for one in rows if one["cycle"] and any(
-            ref_of(change.get("after")) == self.oid for change in one["changes"])), None)
+        cycle = next(
+            (
+                one["cycle"]
+                for one in rows
+                if one["cycle"]
+                and any(ref_of(change.get("after")) == self.oid for change in one["changes"])
+            ),
+            None,
+        )
         if cycle:
             self.store.ask("inspect", self._told_by, target=cycle)
 
     def _told_by(self, reply):
-        result = reply["result"]["slots"].get("result", {}).get("value") if reply["status"] == "OK" else None
+        result = (
+            reply["result"]["slots"].get("result", {}).get("value")
+            if reply["status"] == "OK"
+            else None
+        )
         if not isinstance(result, dict) or self.kind != "method":
             return
-        said = [("tests", test) for test in result.get("tests", ())] + [("reason", result.get("why", ""))]
-        rows = line_rows([("", "", "", (), None), *(("", f"{name}: {text}", "good", (), None) for name, text in said)],
-                         columns_of(self.lines))
+        said = [("tests", test) for test in result.get("tests", ())] + [
+            ("reason", result.get("why", ""))
+        ]
+        rows = line_rows(
+            [
+                ("", "", "", (), None),
+                *(("", f"{name}: {text}", "good", (), None) for name, text in said),
+            ],
+            columns_of(self.lines),
+        )
         self.lines.add(rows)
 
     def _view_cycle(self):
@@ -3179,11 +3750,17 @@ class ObjectsPage(Page):
 
     def _choose_ref(self, slot, refs):
         dialog, rows = Dialog(title=marked(f"{slot} refers to", bold=True)), Rows()
-        rows.fill([row(f"{marked(self._names.get(oid, ''))} {marked(oid, 'cool')}", value=oid) for oid in refs])
+        rows.fill(
+            [
+                row(f"{marked(self._names.get(oid, ''))} {marked(oid, 'cool')}", value=oid)
+                for oid in refs
+            ]
+        )
 
         def opened(_):
             dialog.dismiss()
             self.open(rows.chosen_row, owner=(self.oid, slot))
+
         rows.bind(on_open=opened)
         dialog.ids.body.add_widget(rows)
         dialog.button("Close", dialog.dismiss)
@@ -3199,8 +3776,12 @@ class ObjectsPage(Page):
         self.ids.body.add_widget(self.rows)
         self._fill_selectors()
         for oid in chain:
-            self.store.ask("inspect", lambda reply, of=self.oid, chain=chain: self._holder_came(reply, of, chain), target=oid,
-                           limit=1)
+            self.store.ask(
+                "inspect",
+                lambda reply, of=self.oid, chain=chain: self._holder_came(reply, of, chain),
+                target=oid,
+                limit=1,
+            )
         self._came = {}
 
     def _holder_came(self, reply, of, chain):
@@ -3220,22 +3801,48 @@ class ObjectsPage(Page):
         rows = []
         for name in self._shown["selectors"]:
             oid = self._holders.get(name)
-            who = "its own" if oid == self.oid else f"{self._names.get(oid, '')} {oid}" if oid else "BAT OS itself"
+            who = (
+                "its own"
+                if oid == self.oid
+                else f"{self._names.get(oid, '')} {oid}"
+                if oid
+                else "BAT OS itself"
+            )
             tone = "good" if oid == self.oid else "cool" if oid else "faint"
-            rows.append(row(f"{marked(name, bold=True)}    {marked(who, tone)}", value=(name, oid if oid != self.oid else None)))
+            rows.append(
+                row(
+                    f"{marked(name, bold=True)}    {marked(who, tone)}",
+                    value=(name, oid if oid != self.oid else None),
+                )
+            )
         self.rows.fill(rows, keep=True)
 
     def _show_graph(self):
         self.ids.body.add_widget(self.graph)
-        pointers = {name: slot["value"] for name, slot in self._shown["slots"].items() if name.endswith("*")}
+        pointers = {
+            name: slot["value"] for name, slot in self._shown["slots"].items() if name.endswith("*")
+        }
         above = [(oid, name) for name, value in pointers.items() for oid in refs_in(value)]
-        aside = [(oid, name) for name, slot in self._shown["slots"].items() if name not in pointers
-                 for oid, near in named_refs(slot["value"], name, 8).items() if self._names.setdefault(oid, near)]
-        chain = [(ref_of(one), "further up") for one in self._shown["delegates_to"]
-                 if ref_of(one) not in {oid for oid, _ in above}]
-        self.graph.data = {"self": self._node(self.oid, self.kind), "children": [],
-                           **{rank: [self._node(*one) for one in nodes]
-                              for rank, nodes in (("parents", above + chain), ("refs", aside))}}
+        aside = [
+            (oid, name)
+            for name, slot in self._shown["slots"].items()
+            if name not in pointers
+            for oid, near in named_refs(slot["value"], name, 8).items()
+            if self._names.setdefault(oid, near)
+        ]
+        chain = [
+            (ref_of(one), "further up")
+            for one in self._shown["delegates_to"]
+            if ref_of(one) not in {oid for oid, _ in above}
+        ]
+        self.graph.data = {
+            "self": self._node(self.oid, self.kind),
+            "children": [],
+            **{
+                rank: [self._node(*one) for one in nodes]
+                for rank, nodes in (("parents", above + chain), ("refs", aside))
+            },
+        }
         if self._shown["delegates_to"] or self._shown["selectors"]:
             self._ask_children(self.oid, "0x0")
 
@@ -3243,8 +3850,15 @@ class ObjectsPage(Page):
         return {"oid": oid, "name": self._names.get(oid, oid), "note": f"{note}  {oid}"}
 
     def _ask_children(self, of, after):
-        self.store.ask("list_objects", lambda reply: self._children_came(reply, of), slot="children",
-                       doing="looking who delegates here", parent=of, after=after, limit=self.CHILDREN)
+        self.store.ask(
+            "list_objects",
+            lambda reply: self._children_came(reply, of),
+            slot="children",
+            doing="looking who delegates here",
+            parent=of,
+            after=after,
+            limit=self.CHILDREN,
+        )
 
     def _children_came(self, reply, of):
         """Show what delegates to the object, and look on where the image goes on."""
@@ -3261,8 +3875,17 @@ class ObjectsPage(Page):
         self.change_box.add_widget(self.undo)
         self.change_box.add_widget(self.lines)
         self._halves(self.rows, self.change_box)
-        self.lines.fill([row(marked("Choose a change to see the difference that it made.", "faint"))])
-        self.store.ask("history", self._history_came, slot="history", doing="looking back", target=self.oid, limit=200)
+        self.lines.fill(
+            [row(marked("Choose a change to see the difference that it made.", "faint"))]
+        )
+        self.store.ask(
+            "history",
+            self._history_came,
+            slot="history",
+            doing="looking back",
+            target=self.oid,
+            limit=200,
+        )
 
     def _history_came(self, reply):
         if reply["status"] != "OK":
@@ -3275,11 +3898,15 @@ class ObjectsPage(Page):
         change = self.rows.chosen_row
         self.undo.disabled = not change
         if change:
-            self._fill_lines([("", line, tone, (), None) for tone, line in change_lines(change, self.oid)])
+            self._fill_lines(
+                [("", line, tone, (), None) for tone, line in change_lines(change, self.oid)]
+            )
 
     def _undo(self):
         if self.rows.chosen_row:
-            self.inspector.undo(self.rows.chosen_row["change"], lambda: self.open(self.oid, keep=True))
+            self.inspector.undo(
+                self.rows.chosen_row["change"], lambda: self.open(self.oid, keep=True)
+            )
 
     # -------- edits, by the same messages as any client's
 
@@ -3297,27 +3924,57 @@ class ObjectsPage(Page):
 
     def edit_slot(self, name, value):
         if "$bytes" in to_json(value, None):
-            self.ids.note.text = marked("Bytes are not edited here; send setSlot_value_ from a script.", "bad")
+            self.ids.note.text = marked(
+                "Bytes are not edited here; send setSlot_value_ from a script.", "bad"
+            )
             return
 
-        shown, oid = pretty(value), self.oid             # another object may be shown by the time that it is sent
+        # another object may be shown by the time that it is sent
+        shown, oid = pretty(value), self.oid
         if len(shown) > EDITED_CHARS:
-            self.ids.note.text = marked("It is too large to be edited here; send setSlot_value_ from a script.", "bad")
+            self.ids.note.text = marked(
+                "It is too large to be edited here; send setSlot_value_ from a script.", "bad"
+            )
             return
 
         def send(name, text, then):
-            self.store.ask("send_message", then, doing="sending", by_hand=True, target=oid, selector="setSlot_value_",
-                           args=[name, from_json(text)])
+            self.store.ask(
+                "send_message",
+                then,
+                doing="sending",
+                by_hand=True,
+                target=oid,
+                selector="setSlot_value_",
+                args=[name, from_json(text)],
+            )
+
         Editor(self, "slot", name, shown, lambda name, text: pretty(from_json(text)), send).open()
 
     def edit_method(self, owner, name, source):
         def send(name, text, then):
             if not owner:
-                raise ValueError("which object has this method is not known: open it from that object's slot")
-            self.store.ask("create_method", then, doing="auditing", by_hand=True, target_oid=owner, method_name=name,
-                           method_code=text)
-        Editor(self, "method", name, source or "def name_(self):\n    return None\n", lambda name, text: text, send,
-               is_new=not source).open()
+                raise ValueError(
+                    "which object has this method is not known: open it from that object's slot"
+                )
+            self.store.ask(
+                "create_method",
+                then,
+                doing="auditing",
+                by_hand=True,
+                target_oid=owner,
+                method_name=name,
+                method_code=text,
+            )
+
+        Editor(
+            self,
+            "method",
+            name,
+            source or "def name_(self):\n    return None\n",
+            lambda name, text: text,
+            send,
+            is_new=not source,
+        ).open()
 
 
 # ---- page: messages
@@ -3414,8 +4071,16 @@ class MessagesPage(Page):
     def fill_side(self):
         if self.ids.side.chosen == "commands":
             first = [self.FIRST, *sorted(set(COMMANDS) - {self.FIRST})]
-            rows = [row(f"{marked(name, bold=True)}\n{marked(short(COMMANDS[name]['help'], 70), 'soft')}", height=46, value=name,
-                        lines=2, pad=4) for name in first]
+            rows = [
+                row(
+                    f"{marked(name, bold=True)}\n{marked(short(COMMANDS[name]['help'], 70), 'soft')}",
+                    height=46,
+                    value=name,
+                    lines=2,
+                    pad=4,
+                )
+                for name in first
+            ]
         else:
             self.ids.list.empty = self.spec["empty"]
             rows = [self._sent_row(one) for one in reversed(self.store.sent)]
@@ -3425,8 +4090,14 @@ class MessagesPage(Page):
     def _sent_row(sent):
         state = "waiting" if sent.reply is None else sent.reply["status"]
         tone = {"OK": "good", "ERROR": "bad"}.get(state, "soft")
-        return row(f"{marked(sent.command, bold=True)}  {marked(f'{state}  {seconds_text(sent.seconds)}', tone)}\n"
-                   f"{marked(short(sent.fields, 70), 'soft')}", height=46, value=sent, lines=2, pad=4)
+        return row(
+            f"{marked(sent.command, bold=True)}  {marked(f'{state}  {seconds_text(sent.seconds)}', tone)}\n"
+            f"{marked(short(sent.fields, 70), 'soft')}",
+            height=46,
+            value=sent,
+            lines=2,
+            pad=4,
+        )
 
     def chose(self, value):
         if isinstance(value, str):
@@ -3441,7 +4112,10 @@ class MessagesPage(Page):
         """Make the form of a command, filled with fields."""
         self.store.forget("selectors")
         self.command, self._fields, told_of = command, {}, COMMANDS[command]
-        self.ids.title.text, self.ids.help.text = marked(command, bold=True), marked(told_of["help"])
+        self.ids.title.text, self.ids.help.text = (
+            marked(command, bold=True),
+            marked(told_of["help"]),
+        )
         self.ids.form.clear_widgets()
         for name, field in self._flat(told_of["fields"]):
             self._add_field(name, field, self._given(fields or {}, name))
@@ -3467,31 +4141,50 @@ class MessagesPage(Page):
     def _add_field(self, name, field, given):
         needed = "  needed" if field.get("required") else ""
         default = field.get("default")
-        hint = field["type"] + (f", default {short(default, 40)}" if default not in (None, "", [], {}) else "")
-        self.ids.form.add_widget(Factory.Caption(text=f"{marked(name)}  {marked(hint + needed, 'faint')}"))
+        hint = field["type"] + (
+            f", default {short(default, 40)}" if default not in (None, "", [], {}) else ""
+        )
+        self.ids.form.add_widget(
+            Factory.Caption(text=f"{marked(name)}  {marked(hint + needed, 'faint')}")
+        )
         if field["type"] in ("choice", "switch"):
             choices = [None, *(field.get("choices") or (False, True))]
             one = Chooser(title=name, choices=choices, value=given if given in choices else None)
         else:
-            one = Factory.Field(text="" if given is None else given if isinstance(given, str) else to_json(given, None),
-                                hint_text=self._hint(field))
+            one = Factory.Field(
+                text=""
+                if given is None
+                else given
+                if isinstance(given, str)
+                else to_json(given, None),
+                hint_text=self._hint(field),
+            )
             if field["type"] == "text" and field.get("longest", 0) > 10_000:
                 one.multiline, one.height, one.mono = True, dp(150), True
             one.bind(on_text_validate=lambda _: self.send())
             if name == "target":
-                one.bind(focus=lambda field, focus: None if focus else self._ask_selectors(field.text.strip()))
+                one.bind(
+                    focus=lambda field, focus: (
+                        None if focus else self._ask_selectors(field.text.strip())
+                    )
+                )
         self._fields[name] = one
         self.ids.form.add_widget(one)
 
     @staticmethod
     def _hint(field):
-        return {"list": "[\"text\", 1, {\"$ref\": \"genesis_obj\"}]", "map": "{\"name\": 1}",
-                "bytes": "the path of a file here"}.get(field["type"], "")
+        return {
+            "list": '["text", 1, {"$ref": "genesis_obj"}]',
+            "map": '{"name": 1}',
+            "bytes": "the path of a file here",
+        }.get(field["type"], "")
 
     def _ask_selectors(self, target):
         """Offer the selectors that the target answers."""
         if target and "selector" in self._fields:
-            self.store.ask("inspect", self._selectors_came, slot="selectors", target=target, limit=1)
+            self.store.ask(
+                "inspect", self._selectors_came, slot="selectors", target=target, limit=1
+            )
 
     def _selectors_came(self, reply):
         self.offered.clear_widgets()
@@ -3532,7 +4225,9 @@ class MessagesPage(Page):
         if field["type"] == "bytes":
             return read_file(name, text)
         value = text if field["type"] == "text" else from_json(text, name)
-        wanted = {"integer": int, "number": (int, float), "list": list, "map": dict}.get(field["type"], object)
+        wanted = {"integer": int, "number": (int, float), "list": list, "map": dict}.get(
+            field["type"], object
+        )
         if not isinstance(value, wanted) or isinstance(value, bool) and wanted is not object:
             raise ValueError(f"{name} takes a {field['type']}, not {short(text, 40)}")
         return value
@@ -3544,13 +4239,22 @@ class MessagesPage(Page):
             self.ids.note.text = marked(str(error), "bad")
             return
         self.ids.note.text = ""
-        self.show_reply(self.store.ask(self.command, None, doing=f"doing {self.command}", by_hand=True, fields=fields))
+        self.show_reply(
+            self.store.ask(
+                self.command, None, doing=f"doing {self.command}", by_hand=True, fields=fields
+            )
+        )
 
     def copy(self):
         """Put a Python script that does the same into the clipboard."""
         from kivy.core.clipboard import Clipboard
+
         try:
-            Clipboard.copy(script_for(self.inspector.endpoint, self.inspector.keys, self.command, self.fields()))
+            Clipboard.copy(
+                script_for(
+                    self.inspector.endpoint, self.inspector.keys, self.command, self.fields()
+                )
+            )
             self.ids.note.text = marked("The script is in the clipboard.", "good")
         except ValueError as error:
             self.ids.note.text = marked(str(error), "bad")
@@ -3571,12 +4275,18 @@ class MessagesPage(Page):
         else:
             ok = sent.reply["status"] == "OK"
             code = f"{sent.reply.get('code', '')}: " if not ok else ""
-            self.ids.told.text = f"{marked(code + sent.reply['details'], 'good' if ok else 'bad')}  " \
+            self.ids.told.text = (
+                f"{marked(code + sent.reply['details'], 'good' if ok else 'bad')}  "
                 f"{marked(seconds_text(sent.seconds), 'faint')}"
+            )
         self._fill_reply()
 
     def _fill_reply(self, keep=False):
-        shown = {name: value for name, value in (self._reply.reply or {}).items() if name not in ("id", "details")}
+        shown = {
+            name: value
+            for name, value in (self._reply.reply or {}).items()
+            if name not in ("id", "details")
+        }
         rows = [self._tree_row(one) for one in tree_rows(shown, self._opened)[1:]]
         self.ids.reply.fill(rows, keep=keep)
 
@@ -3584,9 +4294,17 @@ class MessagesPage(Page):
     def _tree_row(one):
         value, oid = one["value"], ref_of(one["value"])
         sign = "" if one["open"] is None else "\u25be " if one["open"] else "\u25b8 "
-        text = marked(oid, "cool") if oid else marked(short(value, 160), "" if one["open"] is None else "faint")
-        return row(f"{marked(sign, 'soft')}{marked(short(one['key'], 40), 'soft')}   {text}", height=26, value=one,
-                   indent=dp(16) * (one["depth"] - 1))
+        text = (
+            marked(oid, "cool")
+            if oid
+            else marked(short(value, 160), "" if one["open"] is None else "faint")
+        )
+        return row(
+            f"{marked(sign, 'soft')}{marked(short(one['key'], 40), 'soft')}   {text}",
+            height=26,
+            value=one,
+            indent=dp(16) * (one["depth"] - 1),
+        )
 
     def open_branch(self, one):
         if not one:
@@ -3600,7 +4318,13 @@ class MessagesPage(Page):
     def open_object(self):
         """Open the object that the chosen row, or the reply, refers to."""
         one = self.ids.reply.chosen_row
-        refs = refs_in(one["value"] if one else (self._reply.reply or {}).get("result") if self._reply else None)
+        refs = refs_in(
+            one["value"]
+            if one
+            else (self._reply.reply or {}).get("result")
+            if self._reply
+            else None
+        )
         if refs:
             self.inspector.open("objects", oid=refs[0])
 
@@ -3645,7 +4369,9 @@ class ExpertsPage(Page):
 
     def _add_tier(self, tier):
         pane, name = Factory.Pane(), tier["name"]
-        pane.add_widget(Words(text=marked(tier["title"], tier["tone"], bold=True), font_size=sp(15)))
+        pane.add_widget(
+            Words(text=marked(tier["title"], tier["tone"], bold=True), font_size=sp(15))
+        )
         self.gauges[name] = Gauge(size_hint_y=None, height=dp(28))
         self.facts[name] = Factory.Caption()
         self.lists[name] = Rows(clicks=2, empty=tier["empty"])
@@ -3678,40 +4404,69 @@ class ExpertsPage(Page):
         self.lists[name].fill([self._expert_row(one) for one in mine], keep=True)
         used = figures.get(tier["used"], 0)
         used, room = len(used) if isinstance(used, list) else used, figures.get(tier["room"])
-        said = f"{number_text(used)} of {number_text(room)} {tier['unit']}" if room else f"{number_text(used)} {tier['unit']}"
+        said = (
+            f"{number_text(used)} of {number_text(room)} {tier['unit']}"
+            if room
+            else f"{number_text(used)} {tier['unit']}"
+        )
         self.gauges[name].data = {"used": used, "room": room, "tone": tier["tone"], "words": said}
         times = reply["result"].get("times", {}).get(name, {})
-        facts = [f"{reply['result'].get('found', {}).get(name, 0)} hits", f"p50 {number_text(times.get('p50_ms', 0))} ms"]
-        facts += [f"{key.replace('_', ' ')} {number_text(value)}" for key, value in figures.items()
-                  if isinstance(value, (int, float)) and key not in (tier["used"], tier["room"])]
+        facts = [
+            f"{reply['result'].get('found', {}).get(name, 0)} hits",
+            f"p50 {number_text(times.get('p50_ms', 0))} ms",
+        ]
+        facts += [
+            f"{key.replace('_', ' ')} {number_text(value)}"
+            for key, value in figures.items()
+            if isinstance(value, (int, float)) and key not in (tier["used"], tier["room"])
+        ]
         facts += [f"{key} {value}" for key, value in figures.items() if isinstance(value, str)]
         self.facts[name].text = marked("   ".join(facts), "soft")
 
     @staticmethod
     def _expert_row(one):
         always = "  always hot" if one["always_hot"] else ""
-        facts = f"version {one['version']}, rank {one['rank']}, {one['bytes'] / 1e3:,.0f} kB{always}"
+        facts = (
+            f"version {one['version']}, rank {one['rank']}, {one['bytes'] / 1e3:,.0f} kB{always}"
+        )
         note = f"  {marked(one['note'], 'warm')}" if one["note"] else ""
-        return row(f"{marked(one['expert'], bold=True)}{note}\n{marked(facts, 'soft')}", marked(f"{one['uses']} uses"), 48,
-                   one["expert"], lines=2, pad=5)
+        return row(
+            f"{marked(one['expert'], bold=True)}{note}\n{marked(facts, 'soft')}",
+            marked(f"{one['uses']} uses"),
+            48,
+            one["expert"],
+            lines=2,
+            pad=5,
+        )
 
     def activate(self, expert):
         if expert:
             self.ids.note.text = marked(f"activating {expert} \u2026", "soft")
-            self.store.ask("activate_expert", self._activated, slot="activate", doing="activating", expert=expert)
+            self.store.ask(
+                "activate_expert",
+                self._activated,
+                slot="activate",
+                doing="activating",
+                expert=expert,
+            )
 
     def _activated(self, reply):
         ok = reply["status"] == "OK"
         self.ids.note.text = marked(reply["details"], "good" if ok else "bad")
         steps = reply["result"]["steps"] if ok else []
-        self.ids.steps.fill([row(f"{marked(step, 'cool')}    {marked(short(answer, 160))}", height=26) for step, answer in steps])
+        self.ids.steps.fill(
+            [
+                row(f"{marked(step, 'cool')}    {marked(short(answer, 160))}", height=26)
+                for step, answer in steps
+            ]
+        )
         self.refresh()
 
 
 # ---- page: life
 
 
-FIGURES_S = 4.5                                          # a drawing costs some 50 ms where there is no graphics card
+FIGURES_S = 4.5  # a drawing costs some 50 ms where there is no graphics card
 
 
 def heartbeat_text(beat):
@@ -3723,8 +4478,12 @@ class LifePage(Page):
     """How the daemon is, over time; what happens, what failed, what changed, and how it is set."""
 
     name, live = "life", True
-    wants = {"health": "beat", "state": "state_came",
-             **{topic: "happened" for topic in TOPICS if topic not in ("tokens", "health")}, "lagged": "happened"}
+    wants = {
+        "health": "beat",
+        "state": "state_came",
+        **{topic: "happened" for topic in TOPICS if topic not in ("tokens", "health")},
+        "lagged": "happened",
+    }
     kv = """
 <LifePage>:
     orientation: 'vertical'
@@ -3796,13 +4555,29 @@ class LifePage(Page):
         """Draw the figures of health."""
         self._drawn_s = time.monotonic()
         for spark, spec in zip(self.sparks, SPEC["sparks"], strict=True):
-            spark.data = {"title": spec["title"], "unit": spec["unit"], "values": self._values(spec)}
+            spark.data = {
+                "title": spec["title"],
+                "unit": spec["unit"],
+                "values": self._values(spec),
+            }
         health = self.store.health
-        core, missions, upkeep = health.get("core", {}), health.get("missions", {}), health.get("upkeep", {})
-        said = [f"version {health.get('version')}", f"pid {health.get('pid')}",
-                f"up {seconds_text(health.get('uptime_s'))}", f"core {core.get('state')}: {core.get('progress')}",
-                "missions " + ", ".join(f"{count} {name}" for name, count in missions.items() if isinstance(count, int)),
-                f"upkeep {upkeep.get('doing') or 'rests'}", heartbeat_text(health.get("heartbeat") or {})]
+        core, missions, upkeep = (
+            health.get("core", {}),
+            health.get("missions", {}),
+            health.get("upkeep", {}),
+        )
+        said = [
+            f"version {health.get('version')}",
+            f"pid {health.get('pid')}",
+            f"up {seconds_text(health.get('uptime_s'))}",
+            f"core {core.get('state')}: {core.get('progress')}",
+            "missions "
+            + ", ".join(
+                f"{count} {name}" for name, count in missions.items() if isinstance(count, int)
+            ),
+            f"upkeep {upkeep.get('doing') or 'rests'}",
+            heartbeat_text(health.get("heartbeat") or {}),
+        ]
         self.ids.vitals.text = marked("   ".join(said), "soft")
 
     def _values(self, spec):
@@ -3811,7 +4586,11 @@ class LifePage(Page):
         if not spec.get("rate"):
             return values
         pairs = zip(values, values[1:], strict=False)
-        return [(later, max(0, (high - low) / (later - at))) for (at, low), (later, high) in pairs if later - at > 0.5]
+        return [
+            (later, max(0, (high - low) / (later - at)))
+            for (at, low), (later, high) in pairs
+            if later - at > 0.5
+        ]
 
     # -------- lists
 
@@ -3832,28 +4611,82 @@ class LifePage(Page):
             self._show([(self._event_row(event), event) for event in reversed(self.store.events)])
 
     def _take_missions(self):
-        self.store.ask("list_cycles", lambda reply: self._listed(reply, cycle_row), slot="life", doing="listing", limit=500)
+        self.store.ask(
+            "list_cycles",
+            lambda reply: self._listed(reply, cycle_row),
+            slot="life",
+            doing="listing",
+            limit=500,
+        )
 
     def _take_failures(self):
-        self.store.ask("list_cycles", lambda reply: self._listed(reply, self._failure_row), slot="life", doing="listing",
-                       limit=500, state="FAILED")
+        self.store.ask(
+            "list_cycles",
+            lambda reply: self._listed(reply, self._failure_row),
+            slot="life",
+            doing="listing",
+            limit=500,
+            state="FAILED",
+        )
 
     def _take_changes(self):
-        self.store.ask("history", lambda reply: self._listed(reply, change_row), slot="life", doing="looking back", limit=200)
+        self.store.ask(
+            "history",
+            lambda reply: self._listed(reply, change_row),
+            slot="life",
+            doing="looking back",
+            limit=200,
+        )
 
     def _take_upkeep(self):
         health = self.store.health
-        told_of, beat = health.get("upkeep", {}).get("last", {}), (health.get("heartbeat") or {}).get("last")
+        told_of, beat = (
+            health.get("upkeep", {}).get("last", {}),
+            (health.get("heartbeat") or {}).get("last"),
+        )
         ended = {True: marked("went well", "good"), False: marked("failed", "bad")}
-        self._show([(row(f"{marked(name, bold=True)}  {ended[one['ok']]}  {marked(short(one['details'], 120), 'soft')}",
-                         marked(seconds_text(one["seconds"])), 30), one) for name, one in told_of.items()]
-                   + ([(row(f"{marked('heartbeat', bold=True)}  {marked(beat['told'], 'soft')}",
-                            marked(clock_text(beat["at"])), 30), beat)] if beat else []))
+        self._show(
+            [
+                (
+                    row(
+                        f"{marked(name, bold=True)}  {ended[one['ok']]}  {marked(short(one['details'], 120), 'soft')}",
+                        marked(seconds_text(one["seconds"])),
+                        30,
+                    ),
+                    one,
+                )
+                for name, one in told_of.items()
+            ]
+            + (
+                [
+                    (
+                        row(
+                            f"{marked('heartbeat', bold=True)}  {marked(beat['told'], 'soft')}",
+                            marked(clock_text(beat["at"])),
+                            30,
+                        ),
+                        beat,
+                    )
+                ]
+                if beat
+                else []
+            )
+        )
 
     def _take_settings(self):
         settings = self.store.state.get("settings", {})
-        self._show([(row(f"{marked(name, bold=True)}    {marked(short(value, 120), 'cool')}", height=28), {name: value})
-                    for name, value in settings.items()])
+        self._show(
+            [
+                (
+                    row(
+                        f"{marked(name, bold=True)}    {marked(short(value, 120), 'cool')}",
+                        height=28,
+                    ),
+                    {name: value},
+                )
+                for name, value in settings.items()
+            ]
+        )
 
     def state_came(self, *_):
         if self.ids.tabs.chosen == "settings":
@@ -3878,19 +4711,37 @@ class LifePage(Page):
     @staticmethod
     def _failure_row(report):
         reason = report.get("reason", {})
-        return row(f"{marked(short(report['mission'], 110))}\n{marked(reason.get('code', ''), 'bad')}  "
-                   f"{marked(short(reason.get('details', ''), 110), 'soft')}", marked(clock_text(report["accepted_at"])), 48,
-                   lines=2, pad=5)
+        return row(
+            f"{marked(short(report['mission'], 110))}\n{marked(reason.get('code', ''), 'bad')}  "
+            f"{marked(short(reason.get('details', ''), 110), 'soft')}",
+            marked(clock_text(report["accepted_at"])),
+            48,
+            lines=2,
+            pad=5,
+        )
 
     @staticmethod
     def _event_row(event):
         name = event["event"]
         tone = {"error": "bad", "cycle": "violet", "lagged": "warm"}.get(name, "cool")
-        inner = event[name] if isinstance(event.get(name), dict) else event.get("state") if isinstance(
-            event.get("state"), dict) else event
-        parts = [(path.rpartition(".")[2].replace("_", " "), found_at(inner, path)) for path in SPEC["events"].get(name, ())]
-        said = "   ".join(f"{word} {number_text(value)}" for word, value in parts if value is not None) or short(inner, 150)
-        return row(f"{marked(clock_text(event.get('at')), 'faint')}  {marked(event['event'], tone)}  {marked(said)}", height=26)
+        inner = (
+            event[name]
+            if isinstance(event.get(name), dict)
+            else event.get("state")
+            if isinstance(event.get("state"), dict)
+            else event
+        )
+        parts = [
+            (path.rpartition(".")[2].replace("_", " "), found_at(inner, path))
+            for path in SPEC["events"].get(name, ())
+        ]
+        said = "   ".join(
+            f"{word} {number_text(value)}" for word, value in parts if value is not None
+        ) or short(inner, 150)
+        return row(
+            f"{marked(clock_text(event.get('at')), 'faint')}  {marked(event['event'], tone)}  {marked(said)}",
+            height=26,
+        )
 
     def happened(self, event):
         if not isinstance(event, dict):
@@ -3986,7 +4837,8 @@ INSPECTOR_KV = """
     halign: 'left'
     text_size: self.width - dp(20), None
 """
-FRAMES_BUSY, FRAMES_IDLE, BUSY_S = 60, 12, 1.5           # frames a second while something is done, and when it is not
+# frames a second while something is done, and when it is not
+FRAMES_BUSY, FRAMES_IDLE, BUSY_S = 60, 12, 1.5
 LAYOUT = {"width": 1366, "height": 820, "page": next(iter(PAGES)), "splits": {}}
 
 
@@ -3994,8 +4846,18 @@ class NavigationPush(Push):
     """The button of a page."""
 
 
-KEY_NAMES = {27: "escape", 13: "enter", 271: "enter", 32: "spacebar", 273: "up", 274: "down", 276: "left", 275: "right",
-             282: "f1", 286: "f5"}
+KEY_NAMES = {
+    27: "escape",
+    13: "enter",
+    271: "enter",
+    32: "spacebar",
+    273: "up",
+    274: "down",
+    276: "left",
+    275: "right",
+    282: "f1",
+    286: "f5",
+}
 
 
 class MemoryInspector(BoxLayout):
@@ -4005,7 +4867,13 @@ class MemoryInspector(BoxLayout):
 
     def __init__(self, store, endpoint, keys=None, **how):
         super().__init__(**how)
-        self.store, self.endpoint, self.keys, self.pages, self.page = store, endpoint, keys, {}, None
+        self.store, self.endpoint, self.keys, self.pages, self.page = (
+            store,
+            endpoint,
+            keys,
+            {},
+            None,
+        )
         self.pushes, self._said, self._ticking = {}, "", None
         for number, page in enumerate(SPEC["pages"], 1):
             push = NavigationPush(text=f"{marked(str(number), 'faint')}   {marked(page['title'])}")
@@ -4015,8 +4883,14 @@ class MemoryInspector(BoxLayout):
         self.ids.navigation.add_widget(Widget())
         keys = "F1  help\nF5  ask anew\nCtrl+K  search\nCtrl+Z  undo"
         self.ids.navigation.add_widget(Factory.Caption(text=marked(keys, "faint")))
-        for topic, function in (("line", self.show_line), ("waiting", self.show_waiting), ("health", self.show_status),
-                                ("state", self.show_status), ("sent", self.show_status), ("fault", self.show_fault)):
+        for topic, function in (
+            ("line", self.show_line),
+            ("waiting", self.show_waiting),
+            ("health", self.show_status),
+            ("state", self.show_status),
+            ("sent", self.show_status),
+            ("fault", self.show_fault),
+        ):
             store.on(topic, function)
         self.show_line()
 
@@ -4050,7 +4924,9 @@ class MemoryInspector(BoxLayout):
     def show_line(self):
         self.line = self.store.line
         fields = {"endpoint": self.endpoint, "why": self.store.why, "seconds": int(HUNG_S)}
-        self.ids.banner.text = "" if self.line == "online" else f"[b]{_drawn(told(self.line, **fields))}[/b]"
+        self.ids.banner.text = (
+            "" if self.line == "online" else f"[b]{_drawn(told(self.line, **fields))}[/b]"
+        )
         if self.line == "online":
             for page in self.pages.values():
                 page.stale = True
@@ -4065,16 +4941,27 @@ class MemoryInspector(BoxLayout):
 
     def show_fault(self, error):
         """Say that an answer could not be shown."""
-        self.say(f"an answer could not be shown ({type(error).__name__}: {short(str(error), 80)}); is the daemon of another "
-                 "version?", "bad")
+        self.say(
+            f"an answer could not be shown ({type(error).__name__}: {short(str(error), 80)}); is the daemon of another "
+            "version?",
+            "bad",
+        )
 
     def show_status(self, *_):
         memory, health = self.store.state.get("memory", {}), self.store.health
         facts = [self.endpoint, self.line]
         if self.line == "online":
-            facts += [f"{number_text(memory[name])} {name}" for name in ("documents", "chunks") if name in memory]
+            facts += [
+                f"{number_text(memory[name])} {name}"
+                for name in ("documents", "chunks")
+                if name in memory
+            ]
             facts += [f"core {health['core']['state']}"] if "core" in health else []
-        said = "   ".join(filter(None, [marked("   ".join(facts), "soft"), self._said, marked(FONTS.note(), "warm")]))
+        said = "   ".join(
+            filter(
+                None, [marked("   ".join(facts), "soft"), self._said, marked(FONTS.note(), "warm")]
+            )
+        )
         if self.ids.status.text != said:
             self.ids.status.text = said
 
@@ -4091,7 +4978,11 @@ class MemoryInspector(BoxLayout):
             self._ticking.cancel()
             self._ticking = None
         seconds = time.monotonic() - waiting[0].at_s if waiting else 0
-        self.ids.waiting.text = marked(told("slow", doing=waiting[0].doing, seconds=int(seconds)), "warm") if seconds >= 1 else ""
+        self.ids.waiting.text = (
+            marked(told("slow", doing=waiting[0].doing, seconds=int(seconds)), "warm")
+            if seconds >= 1
+            else ""
+        )
 
     # -------- keys
 
@@ -4102,7 +4993,10 @@ class MemoryInspector(BoxLayout):
         dialogs = [one for one in window.children if isinstance(one, Dialog)]
         if dialogs:
             return self._dialog_key(dialogs[0], name, modifiers)
-        typing = any(getattr(one, "focus", False) and type(one).__name__ in ("Field", "Code") for one in _all_below(self.page))
+        typing = any(
+            getattr(one, "focus", False) and type(one).__name__ in ("Field", "Code")
+            for one in _all_below(self.page)
+        )
         does = self._meaning(name, modifiers, typing)
         if does:
             does()
@@ -4117,24 +5011,36 @@ class MemoryInspector(BoxLayout):
             names = list(PAGES)
             if name.isdigit() and 0 < int(name) <= len(names):
                 return lambda: self.open(names[int(name) - 1])
-            return {"k": self._go_search, "q": App.get_running_app().stop, "enter": getattr(self.page, "send", None),
-                    "z": None if typing and self._typed() else self.undo_last}.get(name)
+            return {
+                "k": self._go_search,
+                "q": App.get_running_app().stop,
+                "enter": getattr(self.page, "send", None),
+                "z": None if typing and self._typed() else self.undo_last,
+            }.get(name)
         if modifiers:
             return None
         focused = any(getattr(one, "focus", False) for one in _all_below(self.page))
         move = {"down": self._into_list} if typing or not focused else {}
         move |= {} if typing else {"/": self._go_search}
-        return {"f1": self.show_help, "f5": self.page.look_anew, "escape": self._back, **move}.get(name)
+        return {"f1": self.show_help, "f5": self.page.look_anew, "escape": self._back, **move}.get(
+            name
+        )
 
     def _typed(self):
         """Whether the field with the cursor has text of its own to undo."""
-        return any(getattr(one, "focus", False) and getattr(one, "_undo", None) for one in _all_below(self.page))
+        return any(
+            getattr(one, "focus", False) and getattr(one, "_undo", None)
+            for one in _all_below(self.page)
+        )
 
     def _go_search(self):
-        Clock.schedule_once(lambda _: self.open(next(iter(PAGES))), 0.05)        # the key itself shall not be typed there
+        # the key itself shall not be typed there
+        Clock.schedule_once(lambda _: self.open(next(iter(PAGES))), 0.05)
 
     def _into_list(self):
-        rows = next((one for one in _all_below(self.page) if isinstance(one, Rows) and one.data), None)
+        rows = next(
+            (one for one in _all_below(self.page) if isinstance(one, Rows) and one.data), None
+        )
         if rows:
             rows.focus = True
             rows.choose(max(0, rows.chosen), show=True)
@@ -4158,7 +5064,9 @@ class MemoryInspector(BoxLayout):
     # -------- help and undo
 
     def show_help(self):
-        dialog = Dialog(title=marked(self.page.spec["title"], bold=True), size_hint=(0.66, None), height=dp(380))
+        dialog = Dialog(
+            title=marked(self.page.spec["title"], bold=True), size_hint=(0.66, None), height=dp(380)
+        )
         keys = __doc__.partition("    Ctrl+1")[2].partition("\n\n")[0]
         keys = f"[font={FONTS.mono}]{marked('    Ctrl+1' + keys, 'soft')}[/font]"
         for text in (marked(self.page.spec["help"]), keys):
@@ -4177,23 +5085,50 @@ class MemoryInspector(BoxLayout):
 
     def undo(self, change, then=None):
         """Show what a change did, and undo it where that is wanted."""
-        self.store.ask("history", lambda reply: self._offer_undo(reply, change, then), slot="undo", doing="looking back",
-                       limit=200)
+        self.store.ask(
+            "history",
+            lambda reply: self._offer_undo(reply, change, then),
+            slot="undo",
+            doing="looking back",
+            limit=200,
+        )
 
     def _offer_undo(self, reply, change, then):
         if reply["status"] != "OK":
             return self.say(reply["details"], "bad")
         found = next((one for one in reply["results"] if one["change"] == change), None)
-        lines = change_lines(found) if found else [("faint", f"{change} is older than the last 200 changes")]
+        lines = (
+            change_lines(found)
+            if found
+            else [("faint", f"{change} is older than the last 200 changes")]
+        )
         turned = {"good": "bad", "bad": "good"}
         dialog, rows = Dialog(title=marked("Undo this change?", bold=True)), Rows(clicks=2)
-        dialog.note = marked(f"{change}  {found['command'] if found else ''}: what is green comes back, what is red goes")
-        rows.fill(line_rows([("", self._turned(line), turned.get(tone, tone), (), None) for tone, line in lines], 110, False))
+        dialog.note = marked(
+            f"{change}  {found['command'] if found else ''}: what is green comes back, what is red goes"
+        )
+        rows.fill(
+            line_rows(
+                [
+                    ("", self._turned(line), turned.get(tone, tone), (), None)
+                    for tone, line in lines
+                ],
+                110,
+                False,
+            )
+        )
         dialog.ids.body.add_widget(rows)
 
         def accept():
             dialog.dismiss()
-            self.store.ask("undo", lambda reply: self._undone(reply, change, then), doing="undoing", by_hand=True, change=change)
+            self.store.ask(
+                "undo",
+                lambda reply: self._undone(reply, change, then),
+                doing="undoing",
+                by_hand=True,
+                change=change,
+            )
+
         dialog.accept = accept
         dialog.button("Close", dialog.dismiss)
         go_on = dialog.button("Undo", accept, strong=True)
@@ -4216,7 +5151,11 @@ class MemoryInspector(BoxLayout):
 def layout_path():
     """Return the file that keeps the window's layout."""
     home = os.environ.get("KIVY_HOME")
-    folder = pathlib.Path(home) if home else pathlib.Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "batos"
+    folder = (
+        pathlib.Path(home)
+        if home
+        else pathlib.Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "batos"
+    )
     return folder / "inspector.json"
 
 
@@ -4225,8 +5164,16 @@ def read_layout():
     layout = {**LAYOUT, "splits": {}}
     with contextlib.suppress(OSError, ValueError, AttributeError):
         kept = json.loads(layout_path().read_text("utf-8"))
-        layout |= {name: kept[name] for name, first in layout.items() if type(kept.get(name)) is type(first)}
-    layout["splits"] = {name: share for name, share in layout["splits"].items() if isinstance(share, float) and 0 < share < 1}
+        layout |= {
+            name: kept[name]
+            for name, first in layout.items()
+            if type(kept.get(name)) is type(first)
+        }
+    layout["splits"] = {
+        name: share
+        for name, share in layout["splits"].items()
+        if isinstance(share, float) and 0 < share < 1
+    }
     layout["page"] = layout["page"] if layout["page"] in PAGES else LAYOUT["page"]
     return layout
 
@@ -4246,11 +5193,23 @@ class MorphicUIApp(App):
 
     def __init__(self, endpoint=DEFAULT_ENDPOINT, keys=None, **how):
         super().__init__(**how)
-        self.endpoint, self.keys, self.layout, self.title = endpoint, keys, read_layout(), SPEC["title"]
-        size = {"width": self.layout["width"], "height": self.layout["height"], "minimum_width": 900, "minimum_height": 560}
-        for section, settings in {"kivy": {"exit_on_escape": 0, "log_level": "warning", "desktop": 1},
-                                  "graphics": {"multisamples": 0, **size},
-                                  "input": {"mouse": "mouse,disable_multitouch"}}.items():
+        self.endpoint, self.keys, self.layout, self.title = (
+            endpoint,
+            keys,
+            read_layout(),
+            SPEC["title"],
+        )
+        size = {
+            "width": self.layout["width"],
+            "height": self.layout["height"],
+            "minimum_width": 900,
+            "minimum_height": 560,
+        }
+        for section, settings in {
+            "kivy": {"exit_on_escape": 0, "log_level": "warning", "desktop": 1},
+            "graphics": {"multisamples": 0, **size},
+            "input": {"mouse": "mouse,disable_multitouch"},
+        }.items():
             for name, value in settings.items():
                 Config.set(section, name, value)
         self.wake = Clock.create_trigger(lambda _: self._drain())
@@ -4263,11 +5222,19 @@ class MorphicUIApp(App):
 
     def build(self):
         from kivy.core.window import Window
+
         Builder.load_string(SHARED_KV.replace("{mono!r}", repr(FONTS.mono)) + INSPECTOR_KV)
         Window.clearcolor = get_color_from_hex(colour("ground"))
         self.inspector = MemoryInspector(self.store, self.endpoint, self.keys)
         Window.bind(on_key_down=self._key, on_resize=self._resized)
-        for event in ("on_touch_down", "on_touch_move", "on_touch_up", "on_mouse_move", "on_textinput", "on_resize"):
+        for event in (
+            "on_touch_down",
+            "on_touch_move",
+            "on_touch_up",
+            "on_mouse_move",
+            "on_textinput",
+            "on_resize",
+        ):
             Window.fbind(event, self._busy)
         self._rest = Clock.create_trigger(lambda _: setattr(Clock, "_max_fps", FRAMES_IDLE), BUSY_S)
         return self.inspector
@@ -4317,7 +5284,7 @@ def usual_endpoint():
     try:
         endpoint, pid = file.read_text("utf-8").split()
         os.kill(int(pid), 0)
-    except (OSError, ValueError):                        # none runs there, or one was killed
+    except (OSError, ValueError):  # none runs there, or one was killed
         return DEFAULT_ENDPOINT
     return endpoint
 
@@ -4325,10 +5292,17 @@ def usual_endpoint():
 def main(argv=None):
     """Run the Inspector until its window is closed; returns the exit status."""
     parser = argparse.ArgumentParser(description="The Memory Inspector of BAT OS.")
-    parser.add_argument("--endpoint", default=usual_endpoint(),
-                        help=f"where the daemon listens (default: as that of BATOS_HOME says, else {DEFAULT_ENDPOINT})")
-    parser.add_argument("--keys", default=os.environ.get("BATOS_KEYS"), metavar="FILE",
-                        help="the key file that `batos.py keys add NAME` made")
+    parser.add_argument(
+        "--endpoint",
+        default=usual_endpoint(),
+        help=f"where the daemon listens (default: as that of BATOS_HOME says, else {DEFAULT_ENDPOINT})",
+    )
+    parser.add_argument(
+        "--keys",
+        default=os.environ.get("BATOS_KEYS"),
+        metavar="FILE",
+        help="the key file that `batos.py keys add NAME` made",
+    )
     args = parser.parse_args(argv)
     ExceptionManager.add_handler(Unforeseen())
     try:

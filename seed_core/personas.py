@@ -33,7 +33,9 @@ def thrifty(example):
     value = batos.facet_value(answer, fields)
     numbers, voice = value["quotes"][:1], batos.VOICES[fields["persona"]]
     group = batos.PILLARS[fields["persona"]].index(fields["pillar"])
-    frame = train.framed(fields["persona"], group, train.topic_of(value["frame"], voice), numbers, fields["evidence"])
+    frame = train.framed(
+        fields["persona"], group, train.topic_of(value["frame"], voice), numbers, fields["evidence"]
+    )
     return task, fields, f"{numbers[0]}\n{frame}"
 
 
@@ -51,7 +53,9 @@ def adapted(directory):
     import transformers
 
     model = transformers.LlamaForCausalLM.from_pretrained(directory).dequantize().float()
-    config = peft.LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, lora_dropout=0.05)
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, lora_dropout=0.05
+    )
     return peft.get_peft_model(model, config)
 
 
@@ -61,44 +65,60 @@ def trained(persona, model, tokenizer, maker, options):
 
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    start, limit_s, smooth, steps = time.monotonic(), options.minutes * 60 / len(batos.PILLARS), None, 0
+    start, limit_s, smooth, steps = (
+        time.monotonic(),
+        options.minutes * 60 / len(batos.PILLARS),
+        None,
+        0,
+    )
     model.train()
     while (share := (time.monotonic() - start) / limit_s) < 1:
-        rows = sorted(train.encoded(tokenizer, [example_of(persona, maker) for _ in range(96)]), key=lambda row: len(row[0]))
+        rows = sorted(
+            train.encoded(tokenizer, [example_of(persona, maker) for _ in range(96)]),
+            key=lambda row: len(row[0]),
+        )
         for at in range(0, len(rows), 16):
             for group in optimizer.param_groups:
                 group["lr"] = 1e-3 * min(1.0, steps / 20, 0.05 + 1.5 * (1 - share))
-            loss = train.loss_of(model.base_model.model, rows[at:at + 16])
+            loss = train.loss_of(model.base_model.model, rows[at : at + 16])
             loss.backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
             optimizer.zero_grad()
             steps += 1
             smooth = loss.item() if smooth is None else 0.95 * smooth + 0.05 * loss.item()
-        print(f"{persona} step {steps} {time.monotonic() - start:.0f} s loss {smooth:.3f}", flush=True)
+        print(
+            f"{persona} step {steps} {time.monotonic() - start:.0f} s loss {smooth:.3f}", flush=True
+        )
 
 
 def save(persona, model, out, base):
     """Write an adapter as PEFT does, with the core that it is made for."""
     config = model.peft_config["default"]
     config.base_model_name_or_path, config.revision = batos.SEED_CORE_NAME, base
-    model.save_pretrained(out / persona, save_embedding_layers=False)        # else it asks a hub for the core
+    # else it asks a hub for the core
+    model.save_pretrained(out / persona, save_embedding_layers=False)
     (out / persona / "README.md").unlink(missing_ok=True)
 
 
 def base_of(directory):
     """Return the fingerprint of a core's files."""
-    return batos.core_base([(path.name, batos._file_hash(path, "sha256")) for path in batos.core_files(directory)])
+    return batos.core_base(
+        [(path.name, batos._file_hash(path, "sha256")) for path in batos.core_files(directory)]
+    )
 
 
 # Evaluation ###################################################################
+
 
 def asked(core, fields, expert):
     """Return the facet values of examples, each by an expert or by the base."""
     values = []
     for at in range(0, len(fields), 16):
-        rows = [batos.CoreRequest("facet", one, core.expert(one["persona"]) if expert else batos.BASE)
-                for one in fields[at:at + 16]]
+        rows = [
+            batos.CoreRequest("facet", one, core.expert(one["persona"]) if expert else batos.BASE)
+            for one in fields[at : at + 16]
+        ]
         values += [answer.value for answer in core.infer(rows)]
     return values
 
@@ -116,7 +136,10 @@ def samples(count, seed):
 
 def through_all(fields, rng):
     """Return the fields of one question once for each persona."""
-    return [fields | {"persona": persona, "pillar": rng.choice(pillars)} for persona, pillars in batos.PILLARS.items()]
+    return [
+        fields | {"persona": persona, "pillar": rng.choice(pillars)}
+        for persona, pillars in batos.PILLARS.items()
+    ]
 
 
 def words_in(text):
@@ -130,10 +153,17 @@ def classifier(rows):
         counts[persona].update(words_in(text))
         total[persona] += 1
     words = {word for counter in counts.values() for word in counter}
-    return {persona: {word: math.log((counts[persona][word] + 0.1) / (total[persona] + 0.2))
-                      - math.log((sum(counts[p][word] for p in total if p != persona) + 0.1)
-                                 / (sum(total[p] for p in total if p != persona) + 0.2)) for word in words}
-            for persona in total}
+    return {
+        persona: {
+            word: math.log((counts[persona][word] + 0.1) / (total[persona] + 0.2))
+            - math.log(
+                (sum(counts[p][word] for p in total if p != persona) + 0.1)
+                / (sum(total[p] for p in total if p != persona) + 0.2)
+            )
+            for word in words
+        }
+        for persona in total
+    }
 
 
 def named(model, text, masked=frozenset()):
@@ -144,7 +174,9 @@ def named(model, text, masked=frozenset()):
 
 def most_telling(model, count):
     """Return the words that tell each persona most, together."""
-    return frozenset(word for odds in model.values() for word in sorted(odds, key=odds.get, reverse=True)[:count])
+    return frozenset(
+        word for odds in model.values() for word in sorted(odds, key=odds.get, reverse=True)[:count]
+    )
 
 
 def evaluate(options):
@@ -160,19 +192,30 @@ def evaluate(options):
     practice, scores = samples(150, f"{options.seed} voices"), {}
     for column, expert in enumerate((True, False)):
         values = asked(core, fields, expert)
-        model = classifier([(one["persona"], told(one, value)) for one, value in zip(practice, asked(core, practice, expert),
-                                                                                      strict=True)])
+        model = classifier(
+            [
+                (one["persona"], told(one, value))
+                for one, value in zip(practice, asked(core, practice, expert), strict=True)
+            ]
+        )
         masked = most_telling(model, 20)
         rows = list(zip(fields, values, right, strict=True))
         found = {
-            "persona named": [named(model, told(one, value)) == one["persona"] for one, value, _ in rows],
-            "persona named, its 20 words masked": [named(model, told(one, value), masked) == one["persona"]
-                                                   for one, value, _ in rows],
+            "persona named": [
+                named(model, told(one, value)) == one["persona"] for one, value, _ in rows
+            ],
+            "persona named, its 20 words masked": [
+                named(model, told(one, value), masked) == one["persona"] for one, value, _ in rows
+            ],
             "right evidence first": [value["quotes"][0] in numbers for _, value, numbers in rows],
-            "nothing else cited": [set(value["quotes"]) <= set(numbers) for _, value, numbers in rows],
+            "nothing else cited": [
+                set(value["quotes"]) <= set(numbers) for _, value, numbers in rows
+            ],
         }
         for criterion, each in found.items():
-            scores.setdefault(criterion, [None, None])[column] = round(100 * sum(each) / len(each), 1)
+            scores.setdefault(criterion, [None, None])[column] = round(
+                100 * sum(each) / len(each), 1
+            )
     close()
     for criterion, columns in scores.items():
         print(criterion, columns, flush=True)
@@ -198,6 +241,7 @@ def loaded(options):
         core.close()
         image.close()
         folder.cleanup()
+
     return core, close
 
 
@@ -232,20 +276,36 @@ def main():
         if config.is_file() and json.loads(config.read_text("utf-8")).get("revision") == base:
             continue
         model = adapted(options.core)
-        trained(persona, model, tokenizer, train.Maker(f"{options.seed} {persona}", *sources), options)
+        trained(
+            persona, model, tokenizer, train.Maker(f"{options.seed} {persona}", *sources), options
+        )
         save(persona, model, options.out, base)
     scores = evaluate(options)
-    rows = "\n".join(f"| {name} | {' | '.join(f'{score:.1f}' for score in columns)} |" for name, columns in scores.items())
+    rows = "\n".join(
+        f"| {name} | {' | '.join(f'{score:.1f}' for score in columns)} |"
+        for name, columns in scores.items()
+    )
     count = sum(bool(row[3]) for row in train.by_hand_missions())
-    (options.out / "README.md").write_text(CARD.format(
-        rank=RANK, alpha=ALPHA, targets=", ".join(TARGETS), minutes=options.minutes / len(batos.PILLARS), base=base, rows=rows,
-        count=count), "utf-8")
+    (options.out / "README.md").write_text(
+        CARD.format(
+            rank=RANK,
+            alpha=ALPHA,
+            targets=", ".join(TARGETS),
+            minutes=options.minutes / len(batos.PILLARS),
+            base=base,
+            rows=rows,
+            count=count,
+        ),
+        "utf-8",
+    )
 
 
 def arguments():
     """Return the command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=20, help="length of the training, of all four together")
+    parser.add_argument(
+        "--minutes", type=float, default=20, help="length of the training, of all four together"
+    )
     parser.add_argument("--out", type=pathlib.Path, default=train.HERE.parent / "lora_adapters")
     parser.add_argument("--core", type=pathlib.Path, default=train.HERE)
     parser.add_argument("--seed", type=int, default=7)

@@ -88,43 +88,52 @@ the diagnosis|my team|the people at work|the promise I made""".replace("\n", "|"
 
 SELF_PARTS = """memory|catalog|methods|failed cycles|missions|plans|answers|index|message log|adapters|personas|pillars
 queue|journal|ledger|history|cache|image|search results|quotes|prompts|heartbeat|budget|worker pool|backups
-citations|chunks|summaries|decisions|habits|errors|states|slots|experts|drafts""".replace("\n", "|").split("|")
+citations|chunks|summaries|decisions|habits|errors|states|slots|experts|drafts""".replace(
+    "\n", "|"
+).split("|")
 
 NAMES = """Mira Tolvan|Anders Quill|Teresa Nwosu|Jonas Keller|Amina Farah|Piotr Zelny|Lucia Marchetti|Henrik Dahl
 Sofia Arrow|Kenji Morita|Elena Petrova|Omar Haddad|Greta Lindholm|Paolo Ricci|Maeve Connor|Ivan Drago
 Hana Sato|Felix Braun|Nora Whitlock|Samuel Osei|Clara Vance|Rafael Ortiz|Ingrid Moe|Daniel Frost""".replace(
-    "\n", "|").split("|")
+    "\n", "|"
+).split("|")
 
 PLACES = """Porto|Lisbon|Bergen|Trieste|Valencia|Bristol|Ghent|Riga|Tampere|Krakow|Geneva|Aarhus|Dublin|Turin|Cadiz
 Leiden|Hobart|Kyoto|Nairobi|Quito|Halifax|Malmo|Graz|Utrecht""".replace("\n", "|").split("|")
 
-SYLLABLES = "ba be bo da de do fa fe ga go ka ke ki ko la le li lo ma me mi mo na ne no pa pe po ra re ri ro sa se "\
-            "si so ta te ti to va ve vo za zu bran dor fen gal hul jor kel lum mar nor pel quin ras sol tur vel wex".split()
+SYLLABLES = (
+    "ba be bo da de do fa fe ga go ka ke ki ko la le li lo ma me mi mo na ne no pa pe po ra re ri ro sa se "
+    "si so ta te ti to va ve vo za zu bran dor fen gal hul jor kel lum mar nor pel quin ras sol tur vel wex".split()
+)
 
 # The names of slots, by type; those of lists and tables are plural ###########
 
-SLOT_NAMES = {kind: names.split() for kind, names in {
-    "number": """price weight height width length depth age speed count level score balance amount total cost income capacity
+SLOT_NAMES = {
+    kind: names.split()
+    for kind, names in {
+        "number": """price weight height width length depth age speed count level score balance amount total cost income capacity
 used limit rating temperature pressure distance hours minutes seconds days points visits quantity stock volume area power
 voltage mileage salary rent budget profit loss discount tax_rate offset position size radius angle year month wins losses
 attempts errors retries votes pages words_read calories unit_price max_speed left_margin seats_taken tank_level energy""",
-    "text": """name title label city colour owner author country street address email phone status note message motto nickname
+        "text": """name title label city colour owner author country street address email phone status note message motto nickname
 first_name last_name surname code path language species brand model_name category comment caption headline genre currency
 department host version_name description text line word sentence prefix suffix species_name keeper captain""",
-    "flag": """active open locked visible enabled ready done paid empty_handed lamp_on running paused muted sealed public hidden
-approved broken online charging armed dirty heated occupied verified archived favourite door_open light_on valve_closed""",
-    "numbers": """scores readings prices weights ages samples amounts temperatures heights distances ratings payments grades
+        "flag": """active open locked visible enabled ready done paid empty_handed lamp_on running paused muted sealed public
+hidden approved broken online charging armed dirty heated occupied verified archived favourite door_open light_on valve_closed""",
+        "numbers": """scores readings prices weights ages samples amounts temperatures heights distances ratings payments grades
 marks speeds counts lengths times durations measurements votes salaries deposits bids levels values rolls numbers""",
-    "texts": """names titles words tags colours cities guests lines labels authors notes messages keywords languages streets
+        "texts": """names titles words tags colours cities guests lines labels authors notes messages keywords languages streets
 players members ingredients topics emails fruits tools instruments species brands verses lyrics countries""",
-    "list": """items entries events tasks log queue stack children visitors orders boxes records steps pieces parcels books
+        "list": """items entries events tasks log queue stack children visitors orders boxes records steps pieces parcels books
 tickets seats rooms parts cards jobs keys_given rows history waiting basket shelf crates packets""",
-    "table": """phones settings stock_by_name grades_by_pupil capitals translations owners options prices_by_item registry
+        "table": """phones settings stock_by_name grades_by_pupil capitals translations owners options prices_by_item registry
 inventory addresses ports aliases scores_by_team birthdays weights_by_parcel contacts shelves routes table index ages_by_name""",
-    "other": "parent_thing source target manager helper container",
-}.items()}
+        "other": "parent_thing source target manager helper container",
+    }.items()
+}
 
 # Phrasings ###################################################################
+
 
 def lines_of(name):
     """Return the lines of a text file beside this one, without blank ones and comments."""
@@ -138,21 +147,53 @@ def columns(name):
 
 
 LETTERS = dict(zip("TEFS", batos.ARCHETYPES, strict=True))
-PHRASE_FILES = dict(zip(batos.ARCHETYPES, ("technical", "emotional", "factual", "systemic"), strict=True))
-DEFAULT_PILLARS = {                                      # who joins where the clauses name too few pillars
+PHRASE_FILES = dict(
+    zip(batos.ARCHETYPES, ("technical", "emotional", "factual", "systemic"), strict=True)
+)
+DEFAULT_PILLARS = {  # who joins where the clauses name too few pillars
     "Technical Deconstruction": ("guide_facet_", "sage_facet_"),
     "Emotional Processing": ("simple_heart_facet_", "guide_facet_"),
     "Factual Inquiry": ("tech_bat_facet_", "guide_facet_"),
     "Systemic Self-Improvement": ("pragmatist_facet_", "tech_bat_facet_"),
 }
-BEFORE = ["", "", "", "", "", "please ", "hello, ", "can you tell me: ", "I wonder, ", "quick question: ", "hey, ",
-          "could you help me? ", "for my notes: ", "good morning. ", "dear all, ", "we need to know: "]
-AFTER = ["", "", "", "", "", " please", " today", " in short", " if you can", " thank you", " for a friend",
-         " with sources", " in a few words"]
+BEFORE = [
+    "",
+    "",
+    "",
+    "",
+    "",
+    "please ",
+    "hello, ",
+    "can you tell me: ",
+    "I wonder, ",
+    "quick question: ",
+    "hey, ",
+    "could you help me? ",
+    "for my notes: ",
+    "good morning. ",
+    "dear all, ",
+    "we need to know: ",
+]
+AFTER = [
+    "",
+    "",
+    "",
+    "",
+    "",
+    " please",
+    " today",
+    " in short",
+    " if you can",
+    " thank you",
+    " for a friend",
+    " with sources",
+    " in a few words",
+]
 JOINTS = [", and ", " and ", "; also, ", ". Then: ", "? And ", ". ", "? ", ", but ", " - "]
 
 # Facts: relation -> (words of a query, sentences). {Y} stands for a second thing, numbers and names likewise ###
 
+# fmt: off
 RELATIONS = {
     "built": (["built", "built by whom", "build", "constructed", "who built {X}", "builder of {X}", "when was {X} built"],
               ["{X} was built in {year} by {name}.", "In {year} {name} constructed {X} near {place}.",
@@ -185,6 +226,7 @@ RELATIONS = {
                ["Many people in {place} love {X}.", "{name} said that {X} felt like home.",
                 "For the children of {place}, {X} means summer.", "Nobody who saw {X} forgets it."]),
 }
+# fmt: on
 
 
 def invented(rng):
@@ -202,12 +244,16 @@ class Words:
             return [item for item in items if (_hashed(item) % every == 0) == held] or items
 
         self.rng = rng
-        self.nouns, self.adjectives, self.parts = (side(items, 7, held_words) for items in (NOUNS, ADJECTIVES, PARTS))
+        self.nouns, self.adjectives, self.parts = (
+            side(items, 7, held_words) for items in (NOUNS, ADJECTIVES, PARTS)
+        )
         self.troubles, self.selves = side(TROUBLES, 7, held_words), side(SELF_PARTS, 7, held_words)
         self.names, self.places = side(NAMES, 7, held_words), side(PLACES, 7, held_words)
         self.slot_names = {kind: side(names, 7, held_words) for kind, names in SLOT_NAMES.items()}
-        self.missions = {archetype: side(lines_of(f"phrasings/{name}.txt"), 6, held_phrases)
-                         for archetype, name in PHRASE_FILES.items()}
+        self.missions = {
+            archetype: side(lines_of(f"phrasings/{name}.txt"), 6, held_phrases)
+            for archetype, name in PHRASE_FILES.items()
+        }
         self.requests = {}
         for line in side(lines_of("phrasings/methods.txt"), 6, held_phrases):
             self.requests.setdefault(line.split("|")[0].strip(), []).append(line)
@@ -222,12 +268,22 @@ class Words:
         """Return a noun phrase of one to five words."""
         rng, noun = self.rng, self.noun
         adjective = rng.choice(self.adjectives)
-        return rng.choice((
-            lambda: f"the {noun()}", lambda: f"the {adjective} {noun()}", lambda: f"the {noun()} {rng.choice(self.parts)}",
-            lambda: f"the {rng.choice(self.parts)} of the {noun()}", lambda: f"{adjective} {noun()}s",
-            lambda: f"a {adjective} {noun()}", lambda: f"the {noun()} of {rng.choice(self.places)}",
-            lambda: f"{invented(rng).title()} {noun()}", lambda: noun(), lambda: f"the {noun()} {noun()}",
-            lambda: f"our {noun()} {rng.choice(self.parts)}", lambda: invented(rng).title()))()
+        return rng.choice(
+            (
+                lambda: f"the {noun()}",
+                lambda: f"the {adjective} {noun()}",
+                lambda: f"the {noun()} {rng.choice(self.parts)}",
+                lambda: f"the {rng.choice(self.parts)} of the {noun()}",
+                lambda: f"{adjective} {noun()}s",
+                lambda: f"a {adjective} {noun()}",
+                lambda: f"the {noun()} of {rng.choice(self.places)}",
+                lambda: f"{invented(rng).title()} {noun()}",
+                lambda: noun(),
+                lambda: f"the {noun()} {noun()}",
+                lambda: f"our {noun()} {rng.choice(self.parts)}",
+                lambda: invented(rng).title(),
+            )
+        )()
 
     def trouble(self):
         """Return what a feeling is about: mostly of people's lives, at times any thing."""
@@ -237,11 +293,24 @@ class Words:
         """Return (text, pillars, spans to look up, the line that it was made from)."""
         rng, line = self.rng, self.rng.choice(self.missions[archetype])
         pillars, phrase = (part.strip() for part in line.split("|", 1))
-        values = {"X": self.thing(), "T": self.trouble(), "S": rng.choice(self.selves), "N": self.noun(), "M": self.noun(),
-                  "P": rng.choice(self.names), "L": rng.choice(self.places), "D": str(rng.randint(2, 900))}
+        values = {
+            "X": self.thing(),
+            "T": self.trouble(),
+            "S": rng.choice(self.selves),
+            "N": self.noun(),
+            "M": self.noun(),
+            "P": rng.choice(self.names),
+            "L": rng.choice(self.places),
+            "D": str(rng.randint(2, 900)),
+        }
         marked = re.sub(r"\{(\w)\}", lambda slot: values[slot[1]], phrase)
         spans = re.findall(r"<([^>]+)>", marked) or [re.sub(r"[<>]", "", marked)]
-        return re.sub(r"[<>]", "", marked), [f"{name.strip()}_facet_" for name in pillars.split(",")], spans, line
+        return (
+            re.sub(r"[<>]", "", marked),
+            [f"{name.strip()}_facet_" for name in pillars.split(",")],
+            spans,
+            line,
+        )
 
     def name(self):
         """Return a person's name."""
@@ -251,9 +320,16 @@ class Words:
         """Return a sentence that tells `relation` of `thing`."""
         rng = self.rng
         sentence = rng.choice(RELATIONS[relation][1])
-        values = {"X": thing, "Y": self.noun(), "Z": self.noun(), "adj": rng.choice(self.adjectives),
-                  "n": str(rng.choice((rng.randint(2, 99), rng.randint(100, 9000)))), "year": str(rng.randint(1500, 2040)),
-                  "name": self.name(), "place": rng.choice(self.places)}
+        values = {
+            "X": thing,
+            "Y": self.noun(),
+            "Z": self.noun(),
+            "adj": rng.choice(self.adjectives),
+            "n": str(rng.choice((rng.randint(2, 99), rng.randint(100, 9000)))),
+            "year": str(rng.randint(1500, 2040)),
+            "name": self.name(),
+            "place": rng.choice(self.places),
+        }
         text = re.sub(r"\{(\w+)\}", lambda m: values[m.group(1)], sentence)
         return text[0].upper() + text[1:]
 
@@ -266,7 +342,9 @@ class Words:
             if roll < 0.12:
                 name = f"{rng.choice(self.adjectives)}_{name}"
             elif roll < 0.2:
-                name = invented(rng) + ("s" if kind in ("numbers", "texts", "list", "table") else "")
+                name = invented(rng) + (
+                    "s" if kind in ("numbers", "texts", "list", "table") else ""
+                )
             if name not in taken:
                 return name
 
@@ -276,6 +354,7 @@ def _hashed(text):
 
 
 # Docstrings ###################################################################
+
 
 def docstring_passages():
     """Return (sentences, passages) of the docstrings of the standard library: English sentences of 5 to 36 words, sorted,
@@ -293,7 +372,7 @@ def docstring_passages():
                 told = list(dict.fromkeys(sentences_of(ast.get_docstring(node) or "")))
                 found.update(told)
                 if len(told) >= 3:
-                    passages.add(tuple(told[:batos.EVIDENCE_MOST]))
+                    passages.add(tuple(told[: batos.EVIDENCE_MOST]))
     return sorted(found), sorted(passages)
 
 
@@ -308,10 +387,12 @@ def sentences_of(docstring):
                 yield line
 
 
-STOP = set("""a an and are as at be been but by can do does for from had has have how i if in into is it its me my not
+STOP = set(
+    """a an and are as at be been but by can do does for from had has have how i if in into is it its me my not
 of on or our so than that the their them then there these this those to use used using was we were what when where which
 who why will with you your it's may must should would could any all each also only same such other more most some
-no nor one two new return returns given""".split())
+no nor one two new return returns given""".split()
+)
 
 
 def content_words(sentence):
@@ -329,19 +410,21 @@ def bent(word, rng):
     if roll < 0.85:
         for end in ("ing", "ed", "es", "s", "ly"):
             if low.endswith(end) and len(low) > len(end) + 3:
-                return low[:-len(end)]
+                return low[: -len(end)]
         return low.removesuffix("e") + rng.choice(("ing", "ed"))
     return word
 
 
 # Examples #####################################################################
 
-MIX = {"plan": 25, "facet": 28, "weave": 14, "method": 20, "tests": 8, "summary": 5}       # shares of the tasks
-HINTED = 0.85                      # share of plans and methods that the router offers something for
+# shares of the tasks
+MIX = {"plan": 25, "facet": 28, "weave": 14, "method": 20, "tests": 8, "summary": 5}
+HINTED = 0.85  # share of plans and methods that the router offers something for
 
 
-BELIEVED_SHARE, BELIEVED_LEAST = 0.8, 5                  # of the times that a property was told, at least so often
-COUNTED = ("nth", "first_few", "last_few", "remove_at", "longer_than", "repeated")     # idioms whose argument is a number
+BELIEVED_SHARE, BELIEVED_LEAST = 0.8, 5  # of the times that a property was told, at least so often
+# idioms whose argument is a number
+COUNTED = ("nth", "first_few", "last_few", "remove_at", "longer_than", "repeated")
 
 
 class Maker:
@@ -373,13 +456,25 @@ class Maker:
         clauses = clauses[:1] if sum(len(clause[0]) for clause in clauses) > 250 else clauses
         mission = self.written([clause[0] for clause in clauses])
         queries = self.queries(archetype, clauses, mission)
-        lines = [f"{pillar}: {queries[pillar]}" for pillar in batos.archetype_pillars(archetype) if pillar in queries]
-        return {"mission": mission}, "\n".join([archetype, *lines]), mission, archetype, clauses[0][3]
+        lines = [
+            f"{pillar}: {queries[pillar]}"
+            for pillar in batos.archetype_pillars(archetype)
+            if pillar in queries
+        ]
+        return (
+            {"mission": mission},
+            "\n".join([archetype, *lines]),
+            mission,
+            archetype,
+            clauses[0][3],
+        )
 
     def queries(self, archetype, clauses, mission):
         """Return {pillar: words of the mission}: of each clause all that is marked, then its single spans."""
         allowed = batos.archetype_pillars(archetype)
-        pillars = list(dict.fromkeys(pillar for clause in clauses for pillar in clause[1] if pillar in allowed))[:4]
+        pillars = list(
+            dict.fromkeys(pillar for clause in clauses for pillar in clause[1] if pillar in allowed)
+        )[:4]
         spans = self.spans(clauses, mission)
         defaults = [*DEFAULT_PILLARS[archetype], *allowed]
         while len(pillars) < max(2, min(4, spans[0])):
@@ -391,14 +486,19 @@ class Maker:
         """Return (how many hold all that is marked, the spans as they stand in the mission, those first)."""
         low, wide, single = mission.lower(), [], []
         for clause in clauses:
-            places = [(at, at + len(span)) for span in clause[2] if (at := low.find(span.lower())) >= 0]
+            places = [
+                (at, at + len(span)) for span in clause[2] if (at := low.find(span.lower())) >= 0
+            ]
             if not places:
                 continue
             whole = min(start for start, _ in places), max(end for _, end in places)
             wide += [whole] if whole[1] - whole[0] <= batos.SPAN_CHARS else places
             single += places
         places = list(dict.fromkeys([*wide, *single])) or [(0, len(mission))]
-        return len(wide), [batos.one_line(mission[start:end], batos.SPAN_CHARS).strip(" ?.!\"'") for start, end in places]
+        return len(wide), [
+            batos.one_line(mission[start:end], batos.SPAN_CHARS).strip(" ?.!\"'")
+            for start, end in places
+        ]
 
     def written(self, clauses):
         """Return clauses as one text, as people write: with or without greeting, capital, mark; at times mistyped."""
@@ -408,10 +508,15 @@ class Maker:
             bare = text.rstrip("?.! ")
             joint = rng.choice(JOINTS)
             whole = text[-1] in "?.!" or joint[0] in ".?"
-            text = (f"{text if text[-1] in '?.!' else bare + joint[0]} {clause[0].upper()}{clause[1:]}" if whole
-                    else bare + joint + clause)
+            text = (
+                f"{text if text[-1] in '?.!' else bare + joint[0]} {clause[0].upper()}{clause[1:]}"
+                if whole
+                else bare + joint + clause
+            )
         before = rng.choice(BEFORE)
-        text = before + (text[0].lower() + text[1:] if before.endswith(" ") and rng.random() < 0.6 else text)
+        text = before + (
+            text[0].lower() + text[1:] if before.endswith(" ") and rng.random() < 0.6 else text
+        )
         if text[-1] not in "?.!":
             text += rng.choice(AFTER) + rng.choice(("?", "?", "", ".", "!"))
         roll = rng.random()
@@ -421,10 +526,15 @@ class Maker:
     def mistyped(self, text):
         """Return the text with one letter lost, doubled or swapped with its neighbour."""
         at = self.rng.randrange(1, max(2, len(text) - 2))
-        if not text[at:at + 2].isalpha():
+        if not text[at : at + 2].isalpha():
             return text
-        return self.rng.choice((text[:at] + text[at + 1:], text[:at] + text[at] + text[at:],
-                                text[:at] + text[at + 1] + text[at] + text[at + 2:]))
+        return self.rng.choice(
+            (
+                text[:at] + text[at + 1 :],
+                text[:at] + text[at] + text[at:],
+                text[:at] + text[at + 1] + text[at] + text[at + 2 :],
+            )
+        )
 
     def plan(self):
         """One of the pool's missions with its plan."""
@@ -440,51 +550,116 @@ class Maker:
             made = self.requested(idiom, *[part.strip() for part in line.split("|")][1:3])
             if made:
                 fields, answer = made
-                return fields, answer, batos.routed_request(fields["selector"], fields["intent"]), idiom, line
+                return (
+                    fields,
+                    answer,
+                    batos.routed_request(fields["selector"], fields["intent"]),
+                    idiom,
+                    line,
+                )
 
     def requested(self, idiom, selector, intent):
         """Return (fields, answer) of a phrasing of a request, or None where it does not say which number it means."""
         rng, code, asked = self.rng, batos.IDIOMS[idiom], f"{selector} {intent}"
-        holes = sorted(dict.fromkeys(re.findall(r"self\.(\w+)", code)), key=lambda hole: (hole == "other", hole))
+        holes = sorted(
+            dict.fromkeys(re.findall(r"self\.(\w+)", code)),
+            key=lambda hole: (hole == "other", hole),
+        )
         slots, filled = {}, {}
         for hole in holes:
-            kind = slots[filled[hole[:-1]]] if hole[-1] == "2" else rng.choice(self.kinds_of(hole, idiom))
+            kind = (
+                slots[filled[hole[:-1]]]
+                if hole[-1] == "2"
+                else rng.choice(self.kinds_of(hole, idiom))
+            )
             filled[hole] = self.words.slot(kind, slots)
             slots[filled[hole]] = kind
         told = [mark in asked for mark in ("{a}{A}{1}", "{b}{B}")]
-        told = [any(mark in asked for mark in marks) for marks in (("{a}", "{A}", "{1}"), ("{b}", "{B}"))][:len(holes)]
+        told = [
+            any(mark in asked for mark in marks)
+            for marks in (("{a}", "{A}", "{1}"), ("{b}", "{B}"))
+        ][: len(holes)]
         number = str(rng.choice((rng.randint(2, 20), rng.randint(21, 500), 100, 1000, 60)))
-        literal = next((n for n in re.findall(r"\d+", asked)), None) if "{#}" not in asked else number
+        literal = (
+            next((n for n in re.findall(r"\d+", asked)), None) if "{#}" not in asked else number
+        )
         if "NUMBER" in code and literal is None:
             return None
         names = list(filled.values())
         marks = {"a": names[0], "b": names[-1]} if names else {"a": "", "b": ""}
-        marks |= {"A": marks["a"].replace("_", " "), "B": marks["b"].replace("_", " "), "1": singular(marks["a"]), "#": number}
-        selector, intent = (re.sub(r"\{([aAbB1#])\}", lambda mark: marks[mark[1]], text) for text in (selector, intent))
-        body = re.sub(r"self\.(\w+)", lambda hole: f"self.{filled[hole[1]]}", code).replace("NUMBER", literal or "")
+        marks |= {
+            "A": marks["a"].replace("_", " "),
+            "B": marks["b"].replace("_", " "),
+            "1": singular(marks["a"]),
+            "#": number,
+        }
+        selector, intent = (
+            re.sub(r"\{([aAbB1#])\}", lambda mark: marks[mark[1]], text)
+            for text in (selector, intent)
+        )
+        body = re.sub(r"self\.(\w+)", lambda hole: f"self.{filled[hole[1]]}", code).replace(
+            "NUMBER", literal or ""
+        )
         arguments = self.arguments(idiom, code, slots, names)
-        slots = self.among_others(slots, all(told), {kind for hole in holes for kind in batos.HOLES[hole.rstrip("2")]})
-        fields = {"selector": self.named(selector, len(arguments)), "intent": intent, "slots": slots, "arguments": arguments}
-        return (fields, f"{idiom}\n{body}") if re.fullmatch(r"[A-Za-z_][\w:]*", fields["selector"]) else None
+        slots = self.among_others(
+            slots, all(told), {kind for hole in holes for kind in batos.HOLES[hole.rstrip("2")]}
+        )
+        fields = {
+            "selector": self.named(selector, len(arguments)),
+            "intent": intent,
+            "slots": slots,
+            "arguments": arguments,
+        }
+        return (
+            (fields, f"{idiom}\n{body}")
+            if re.fullmatch(r"[A-Za-z_][\w:]*", fields["selector"])
+            else None
+        )
 
     def kinds_of(self, hole, idiom):
         """Return the types that a hole's slot may be made of."""
         kinds = [kind for kind in batos.HOLES[hole.rstrip("2")] if kind != "other"]
         if idiom in ("labelled", "copy_to", "swap", "equal", "is_given", "not_given"):
             kinds = ["number", "text"]
-        if idiom in ("top", "sorted", "descending", "reversed", "unique", "sort_in_place", "count_of", "first", "last"):
-            kinds = ["numbers", "texts"] if "sort" in idiom or idiom in ("descending", "unique") else kinds
+        if idiom in (
+            "top",
+            "sorted",
+            "descending",
+            "reversed",
+            "unique",
+            "sort_in_place",
+            "count_of",
+            "first",
+            "last",
+        ):
+            kinds = (
+                ["numbers", "texts"]
+                if "sort" in idiom or idiom in ("descending", "unique")
+                else kinds
+            )
         return kinds
 
     def arguments(self, idiom, code, slots, names):
         """Return the types of the arguments that suit the slots."""
         count = 2 if re.search(r"\bfirst\b", code) else int(bool(re.search(r"\bvalue\b", code)))
         kind = slots[names[0]] if names else "text"
-        one = {"numbers": "number", "texts": "text"}.get(kind, kind if kind in ("number", "text", "flag") else
-                                                          self.rng.choice(("text", "number", "text", "other")))
-        one = {"extend": kind if kind != "list" else "texts", "set": kind, "merge": "table"}.get(idiom, one)
-        one = "number" if idiom in COUNTED else "text" if kind == "table" and one != "table" else one
-        return [one] + [self.rng.choice(("number", "text")) if kind == "table" else one] * (count - 1) if count else []
+        one = {"numbers": "number", "texts": "text"}.get(
+            kind,
+            kind
+            if kind in ("number", "text", "flag")
+            else self.rng.choice(("text", "number", "text", "other")),
+        )
+        one = {"extend": kind if kind != "list" else "texts", "set": kind, "merge": "table"}.get(
+            idiom, one
+        )
+        one = (
+            "number" if idiom in COUNTED else "text" if kind == "table" and one != "table" else one
+        )
+        return (
+            [one] + [self.rng.choice(("number", "text")) if kind == "table" else one] * (count - 1)
+            if count
+            else []
+        )
 
     def among_others(self, slots, named, kinds):
         """Return the slots among others: of any type where the request names its own, else of types that do not fit."""
@@ -496,10 +671,10 @@ class Maker:
         rows = list(made.items())
         if named:
             rng.shuffle(rows)
-        else:                                            # what is not named is meant in the order in which it stands
+        else:  # what is not named is meant in the order in which it stands
             own = iter(slots.items())
             places = sorted(rng.sample(range(len(rows)), len(slots)))
-            rest = iter(rows[len(slots):])
+            rest = iter(rows[len(slots) :])
             rows = [next(own) if n in places else next(rest) for n in range(len(rows))]
         return dict(rows)
 
@@ -509,7 +684,7 @@ class Maker:
         if selector.rstrip("_:") and self.rng.random() < 0.06 and "_" in selector.strip("_"):
             first, *rest = selector.rstrip("_:").split("_")
             selector = first + "".join(part.title() for part in rest) + "_" * bool(count)
-        return selector[:batos.SELECTOR_BYTES]
+        return selector[: batos.SELECTOR_BYTES]
 
     def method(self):
         """One of the pool's requests with its method."""
@@ -519,7 +694,14 @@ class Maker:
 
     def asked(self):
         """Return (query, topic, relevant sentences, look-alikes): what is looked up and what speaks of it."""
-        return self.rng.choice((self.asked_of_pairs, self.asked_of_pairs, self.asked_of_facts, self.asked_of_docstrings))()
+        return self.rng.choice(
+            (
+                self.asked_of_pairs,
+                self.asked_of_pairs,
+                self.asked_of_facts,
+                self.asked_of_docstrings,
+            )
+        )()
 
     def asked_of_pairs(self):
         """As `asked`, from questions written with their answer and what is only near; at times about another thing."""
@@ -535,7 +717,10 @@ class Maker:
         if rng.random() < 0.2:
             question = thing
         near += [words.fact(rng.choice(list(RELATIONS)), thing)] * (rng.random() < 0.3)
-        strange = [rng.choice(words.pairs).split("|")[rng.choice((1, 2))].strip() for _ in range(rng.randint(0, 5))]
+        strange = [
+            rng.choice(words.pairs).split("|")[rng.choice((1, 2))].strip()
+            for _ in range(rng.randint(0, 5))
+        ]
         return question, thing, [answer], [*near, *strange]
 
     def asked_of_facts(self):
@@ -543,7 +728,11 @@ class Maker:
         rng, words = self.rng, self.words
         thing, relation = words.thing(), rng.choice(list(RELATIONS))
         cue = rng.choice(RELATIONS[relation][0])
-        query = cue.replace("{X}", thing) if "{X}" in cue else rng.choice((f"{thing} {cue}", f"{thing} {cue}", thing))
+        query = (
+            cue.replace("{X}", thing)
+            if "{X}" in cue
+            else rng.choice((f"{thing} {cue}", f"{thing} {cue}", thing))
+        )
         right = [words.fact(relation, thing)]
         if rng.random() < 0.25:
             right.append(words.fact(relation, thing))
@@ -566,7 +755,7 @@ class Maker:
                 rng.shuffle(picked)
             query += [bent(content[i], rng) for i in picked]
         alike = rng.sample(self.sentences, rng.randint(0, 7))
-        topic = " ".join(query[:rng.randint(1, min(3, len(query)))])
+        topic = " ".join(query[: rng.randint(1, min(3, len(query)))])
         if rng.random() < 0.3:
             query = ["the", *query]
         return " ".join(query), topic, right, alike
@@ -575,10 +764,16 @@ class Maker:
         """Return (sentences, their shares, numbers of the right ones); the greatest share first, as the catalog has it."""
         right = list(dict.fromkeys(right))
         pool = right + [s for s in dict.fromkeys(alike) if s not in right]
-        pool = pool[:max(len(right), self.rng.choice((1, 2, 3, 4, 4, 6, 8)))]
+        pool = pool[: max(len(right), self.rng.choice((1, 2, 3, 4, 4, 6, 8)))]
         self.rng.shuffle(pool)
-        ranked = sorted(zip(self.shares(query, pool, right), pool, strict=True), key=lambda pair: -pair[0])
-        return [s for _, s in ranked], [share for share, _ in ranked], [n for n, (_, s) in enumerate(ranked, 1) if s in right]
+        ranked = sorted(
+            zip(self.shares(query, pool, right), pool, strict=True), key=lambda pair: -pair[0]
+        )
+        return (
+            [s for _, s in ranked],
+            [share for share, _ in ranked],
+            [n for n, (_, s) in enumerate(ranked, 1) if s in right],
+        )
 
     def shares(self, query, sentences, right):
         """Return shares as the catalog has them: of the query's words, and in most cases half of it the likeness in meaning.
@@ -587,12 +782,19 @@ class Maker:
         that both hold, and is higher for what answers.
         """
         rng, held = self.rng, word_shares(query, sentences)
-        if rng.random() < 0.3:                           # no embedder is loaded
+        if rng.random() < 0.3:  # no embedder is loaded
             scale, noise = rng.choice((1.0, 1.0, 0.8, 0.6)), rng.choice((0.0, 0.05, 0.1))
-            return [min(1.0, max(0.0, scale * share + rng.uniform(-noise, noise))) for share in held]
-        likeness = [rng.gauss(0.38 if sentence in right else 0.14, 0.1) + 0.4 * share
-                    for sentence, share in zip(sentences, held, strict=True)]
-        return [min(1.0, max(0.0, (share + like) / 2)) for share, like in zip(held, likeness, strict=True)]
+            return [
+                min(1.0, max(0.0, scale * share + rng.uniform(-noise, noise))) for share in held
+            ]
+        likeness = [
+            rng.gauss(0.38 if sentence in right else 0.14, 0.1) + 0.4 * share
+            for sentence, share in zip(sentences, held, strict=True)
+        ]
+        return [
+            min(1.0, max(0.0, (share + like) / 2))
+            for share, like in zip(held, likeness, strict=True)
+        ]
 
     def facet(self, persona=None):
         """A sub-query over evidence: which sentence answers, and a frame that suits it."""
@@ -602,12 +804,24 @@ class Maker:
         query, topic, right, alike = self.asked()
         query = self.mistyped(query) if rng.random() < 0.04 else query
         sentences, shares, numbers = self.listed(query, right, alike)
-        fields = {"persona": persona, "pillar": pillar, "sub_query": query, "evidence": sentences, "shares": shares}
+        fields = {
+            "persona": persona,
+            "pillar": pillar,
+            "sub_query": query,
+            "evidence": sentences,
+            "shares": shares,
+        }
         near = batos.near_the_best(batos.facet_lines(fields)[2:])
-        numbers = [n for n in numbers if n in near][:batos.QUOTES_MOST]
-        if not numbers:                                  # the grammar would not let it be told
+        numbers = [n for n in numbers if n in near][: batos.QUOTES_MOST]
+        if not numbers:  # the grammar would not let it be told
             return self.facet(persona)
-        frame = framed(persona, batos.PILLARS[persona].index(pillar), self.topic(topic, query), numbers, sentences)
+        frame = framed(
+            persona,
+            batos.PILLARS[persona].index(pillar),
+            self.topic(topic, query),
+            numbers,
+            sentences,
+        )
         return "facet", fields, " ".join(map(str, numbers)) + "\n" + frame
 
     def weave(self, lead=None):
@@ -620,15 +834,19 @@ class Maker:
         alike = [s for part in parts for s in part[3]]
         alike = rng.sample(alike, min(len(alike), rng.randint(0, 4)))
         sentences, shares, numbers = self.listed(mission, right[:8], alike)
-        frame = framed(lead, min(len(parts), 3) - 1, self.topic(parts[0][1], mission), numbers, sentences)
+        frame = framed(
+            lead, min(len(parts), 3) - 1, self.topic(parts[0][1], mission), numbers, sentences
+        )
         fields = {"lead": lead, "mission": mission, "quotes": sentences, "shares": shares}
-        close = batos.VOICES[lead]["closings"][batos.CLOSINGS_EACH * (min(len(numbers), 3) - 1) + suited(sentences, numbers)]
+        close = batos.VOICES[lead]["closings"][
+            batos.CLOSINGS_EACH * (min(len(numbers), 3) - 1) + suited(sentences, numbers)
+        ]
         return "weave", fields, " ".join(map(str, numbers)) + "\n" + frame + "\n" + close
 
     def topic(self, topic, text):
         """Return the topic as it stands in a text (a greeting may have changed a capital), or the text's first words."""
         at = text.lower().find(topic.lower())
-        found = text[at:at + len(topic)] if at >= 0 else text
+        found = text[at : at + len(topic)] if at >= 0 else text
         clause = re.split(r"[.,;:?!]", found.strip(" .,;:?!"))[0].strip()
         return batos.one_line(clause or found, batos.SPAN_CHARS)
 
@@ -637,7 +855,9 @@ class Maker:
         while True:
             fields, answer = self.rng.choice(self.pools["method"])
             source = batos.method_value(answer, fields)["source"]
-            tries = batos.tries_of(runner(source), fields["slots"], fields["arguments"], self.rng, 16)
+            tries = batos.tries_of(
+                runner(source), fields["slots"], fields["arguments"], self.rng, 16
+            )
             if len(tries) >= 4:
                 return fields, source, tries
 
@@ -652,25 +872,45 @@ class Maker:
         first = passage[0]
         if self.rng.random() < 0.7:
             self.rng.shuffle(passage)
-        return "summary", {"passage": passage, "shares": batos.telling_shares(passage)}, str(passage.index(first) + 1)
+        return (
+            "summary",
+            {"passage": passage, "shares": batos.telling_shares(passage)},
+            str(passage.index(first) + 1),
+        )
 
 
 # Properties of slots that change, of methods that change any, and what need not be told beside others.
-CHANGED = ("gets", "loses", "keeps", "blank", "true", "in_order", "longer", "shorter", "greater", "smaller")
+CHANGED = (
+    "gets",
+    "loses",
+    "keeps",
+    "blank",
+    "true",
+    "in_order",
+    "longer",
+    "shorter",
+    "greater",
+    "smaller",
+)
 CHANGING = ("copies", "back", "settles")
-IMPLIED = {"keeps": ("longer", "shorter"), "blank": ("shorter", "in_order", "longer", "smaller"), "same": (
-    "part", "top", "bottom", "tells", "drawn", "rises", "doubles"), "gets": ("in_order",)}
+IMPLIED = {
+    "keeps": ("longer", "shorter"),
+    "blank": ("shorter", "in_order", "longer", "smaller"),
+    "same": ("part", "top", "bottom", "tells", "drawn", "rises", "doubles"),
+    "gets": ("in_order",),
+}
 
 
 def runner(source):
     """Return `run` of a batos.Tried for a method's source, which was made under the grammar."""
     space = {}
     exec(source, {}, space)
-    function, = space.values()
+    (function,) = space.values()
 
     def run(slots, arguments):
         receiver = argparse.Namespace(**copy.deepcopy(slots))
         return function(receiver, *copy.deepcopy(arguments)), vars(receiver)
+
     return run
 
 
@@ -680,15 +920,24 @@ def true_tests(source, slots, tries):
     changed = [name for name in slots if any(name in tried.changes for tried in tries)]
     touched = [name for name in slots if re.search(rf"self\.{name}\b", source)]
     about = {name: changed if name in CHANGED else touched for name in batos.PROPERTIES}
-    rows = [(name, slot) for name, (types, *_) in batos.PROPERTIES.items()
-            for slot in ([s for s in about[name] if slots[s] in types] if types else (None,))]
-    true = [row for row in rows if (changed or row[0] not in CHANGING) and all(batos.holds(*row, tried) for tried in tries)]
+    rows = [
+        (name, slot)
+        for name, (types, *_) in batos.PROPERTIES.items()
+        for slot in ([s for s in about[name] if slots[s] in types] if types else (None,))
+    ]
+    true = [
+        row
+        for row in rows
+        if (changed or row[0] not in CHANGING) and all(batos.holds(*row, tried) for tried in tries)
+    ]
     implied = {(name, slot) for told, slot in true for name in IMPLIED.get(told, ())}
     true = [row for row in true if row not in implied]
     for up, down in (("rises", "falls"), ("rises_given", "falls_given"), ("ascends", "descends")):
-        still = {slot for name, slot in true if name == up} & {slot for name, slot in true if name == down}
+        still = {slot for name, slot in true if name == up} & {
+            slot for name, slot in true if name == down
+        }
         true = [row for row in true if row[0] not in (up, down) or row[1] not in still]
-    told = [f"{name} {slot}" if slot else name for name, slot in true[:batos.PROPERTIES_MOST]]
+    told = [f"{name} {slot}" if slot else name for name, slot in true[: batos.PROPERTIES_MOST]]
     return "\n".join([kinds.pop() if len(kinds) == 1 else "any", " ".join(changed) or "-", *told])
 
 
@@ -696,7 +945,10 @@ def word_shares(query, sentences):
     """Return what share of a query's words, weighed by their length, each sentence holds."""
     asked = {word: len(word) for word in batos.words_of(query)}
     total = sum(asked.values()) or 1
-    return [sum(asked[word] for word in asked.keys() & batos.words_of(sentence).keys()) / total for sentence in sentences]
+    return [
+        sum(asked[word] for word in asked.keys() & batos.words_of(sentence).keys()) / total
+        for sentence in sentences
+    ]
 
 
 def singular(name):
@@ -704,14 +956,16 @@ def singular(name):
     name = name.split("_by_")[0]
     for plural, single in (("ies", "y"), ("shes", "sh"), ("xes", "x"), ("ches", "ch"), ("s", "")):
         if name.endswith(plural) and not name.endswith("ss"):
-            return name[:-len(plural)] + single
+            return name[: -len(plural)] + single
     return name
 
 
 def suited(sentences, numbers):
     """Return which of four variants training teaches, by what is quoted first: so that voices vary with the matter."""
     first = sentences[numbers[0] - 1]
-    return (len(first.split()) > 12) + 2 * (first.count(",") > 0 or first.split()[0].lower() in ("the", "a", "an"))
+    return (len(first.split()) > 12) + 2 * (
+        first.count(",") > 0 or first.split()[0].lower() in ("the", "a", "an")
+    )
 
 
 def framed(persona, group, topic, numbers, sentences):
@@ -725,6 +979,7 @@ def framed(persona, group, topic, numbers, sentences):
 
 # Tokenizer ####################################################################
 
+
 def train_tokenizer(maker, vocabulary):
     """Return a byte-level BPE tokenizer that cuts a word the same way wherever it stands.
 
@@ -735,8 +990,12 @@ def train_tokenizer(maker, vocabulary):
 
     tokenizer = Tokenizer(models.BPE())
     cut = Regex(r"[A-Za-z]+|[0-9]|_|\n| |[^A-Za-z0-9_\n ]+")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(cut, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(cut, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     texts = []
     for _ in range(6000):
@@ -744,9 +1003,15 @@ def train_tokenizer(maker, vocabulary):
         texts.append(batos.CORE_TASKS[task].prompt(fields)[0] + answer)
     voices = [part for voice in batos.VOICES.values() for parts in voice.values() for part in parts]
     texts += voices * 20 + [" ".join(batos.PILLAR_ORDER + batos.ARCHETYPES)] * 200 + maker.sentences
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=["<|pad|>", "<|bos|>", "<|eos|>"], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=["<|pad|>", "<|bos|>", "<|eos|>"],
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     return tokenizer
 
 
@@ -767,9 +1032,13 @@ def fitted(vectors, labels, classes, decay):
 
     def closure():
         optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(vectors @ weight.T + bias, labels) + decay * weight.square().sum()
+        loss = (
+            torch.nn.functional.cross_entropy(vectors @ weight.T + bias, labels)
+            + decay * weight.square().sum()
+        )
         loss.backward()
         return loss
+
     optimizer.step(closure)
     return weight.detach(), bias.detach()
 
@@ -789,8 +1058,10 @@ def cross_fitted(vectors, labels, folds, classes):
             weight, bias = fitted(vectors[folds != fold], labels[folds != fold], classes, decay)
             told[folds == fold] = vectors[folds == fold] @ weight.T + bias
         loss = torch.nn.functional.cross_entropy(told, labels).item()
-        print(f"router of {classes}: decay {decay:g}, loss {loss:.3f}, right {(told.argmax(1) == labels).float().mean():.3f}",
-              flush=True)
+        print(
+            f"router of {classes}: decay {decay:g}, loss {loss:.3f}, right {(told.argmax(1) == labels).float().mean():.3f}",
+            flush=True,
+        )
         if best is None or loss < best[0]:
             best = loss, decay, told
     return *fitted(vectors, labels, classes, best[1]), best[2].softmax(1)
@@ -815,8 +1086,15 @@ def fill_pools(maker, embedder, counts, router=None):
             tensors |= {f"{kind}.weight": weight, f"{kind}.bias": bias}
         else:
             shares = torch.from_numpy(router.shares(kind, vectors.numpy()))
-        maker.pools[task] = [made for row, share in zip(rows, shares.numpy(), strict=True)
-                             if (made := offered(maker, task, row, batos.best_offers(names, share, most, among(task, row))))]
+        maker.pools[task] = [
+            made
+            for row, share in zip(rows, shares.numpy(), strict=True)
+            if (
+                made := offered(
+                    maker, task, row, batos.best_offers(names, share, most, among(task, row))
+                )
+            )
+        ]
     return tensors
 
 
@@ -837,20 +1115,24 @@ def offered(maker, task, row, offers):
 
 # Training #####################################################################
 
+# fmt: off
 SIZES = {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6,
          "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096,
          "tie_word_embeddings": True, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS,
          "rope_theta": 10000.0, "rms_norm_eps": 1e-5}
+# fmt: on
 
 
 def new_model(sizes=SIZES):
     """Return a Llama with random weights."""
     import transformers
 
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, attn_implementation="sdpa"))
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**sizes, attn_implementation="sdpa")
+    )
 
 
-CHOICE_WEIGHT = 5.0                # of the answer's first line: archetype, or numbers; all else follows from it
+CHOICE_WEIGHT = 5.0  # of the answer's first line: archetype, or numbers; all else follows from it
 PROMPT_SHARE, PROMPT_WEIGHT = 0.15, 0.3
 
 
@@ -858,24 +1140,34 @@ def pieces(example):
     """Return [(text, weight of its tokens)] of an example: prompt (0), the answer's first line, the rest."""
     task, fields, answer = example
     choice, _, rest = answer.partition("\n")
-    return [(batos.CORE_TASKS[task].prompt(fields)[0], 0.0), (choice, CHOICE_WEIGHT), ("\n" + rest, 1.0)]
+    return [
+        (batos.CORE_TASKS[task].prompt(fields)[0], 0.0),
+        (choice, CHOICE_WEIGHT),
+        ("\n" + rest, 1.0),
+    ]
 
 
 def encoded(tokenizer, examples):
     """Return [(token ids, weights)] of examples, each from one mark of beginning to one of end."""
     parts = [pieces(example) for example in examples]
-    ids = iter(tokenizer.encode_batch([text for row in parts for text, _ in row], add_special_tokens=False))
+    ids = iter(
+        tokenizer.encode_batch([text for row in parts for text, _ in row], add_special_tokens=False)
+    )
     rows = []
     for row in parts:
         told = [(token, weight) for _, weight in row for token in next(ids).ids]
-        rows.append(([BOS, *(token for token, _ in told), EOS], [0.0, *(weight for _, weight in told), 1.0]))
+        rows.append(
+            ([BOS, *(token for token, _ in told), EOS], [0.0, *(weight for _, weight in told), 1.0])
+        )
     return rows
 
 
 def batches(maker, tokenizer, tokens):
     """Yield lists of encoded examples of like length, at most `tokens` padded tokens each, for ever."""
     while True:
-        rows = sorted(encoded(tokenizer, [maker.example() for _ in range(512)]), key=lambda row: len(row[0]))
+        rows = sorted(
+            encoded(tokenizer, [maker.example() for _ in range(512)]), key=lambda row: len(row[0])
+        )
         rows = [row for row in rows if len(row[0]) <= 900]
         cuts, batch = [], []
         for row in rows:
@@ -897,9 +1189,11 @@ def loss_of(model, rows):
     width = max(len(ids) for ids, _ in rows)
     ids, weight = torch.full((len(rows), width), PAD), torch.zeros(len(rows), width)
     for i, (row, weights) in enumerate(rows):
-        ids[i, :len(row)] = torch.tensor(row)
+        ids[i, : len(row)] = torch.tensor(row)
         told = torch.tensor(weights)
-        weight[i, :len(row)] = torch.where(told > 0, told, (torch.rand(len(row)) < PROMPT_SHARE) * PROMPT_WEIGHT)
+        weight[i, : len(row)] = torch.where(
+            told > 0, told, (torch.rand(len(row)) < PROMPT_SHARE) * PROMPT_WEIGHT
+        )
     weight, wanted = weight[:, 1:], ids[:, 1:]
     counted = weight > 0
     with torch.autocast("cpu", torch.bfloat16):
@@ -917,7 +1211,9 @@ def right_choices(model, rows):
     with torch.no_grad():
         for ids, weights in rows:
             told = model(torch.tensor([ids])).logits[0, :-1].argmax(-1).tolist()
-            choices = [told[i - 1] == ids[i] for i, weight in enumerate(weights) if weight == CHOICE_WEIGHT]
+            choices = [
+                told[i - 1] == ids[i] for i, weight in enumerate(weights) if weight == CHOICE_WEIGHT
+            ]
             right, asked = right + sum(choices), asked + len(choices)
     return right / asked
 
@@ -932,8 +1228,10 @@ def optimizers_of(model):
     named = list(model.named_parameters())
     inner = [p for name, p in named if p.dim() == 2 and "embed" not in name]
     outer = [p for name, p in named if p.dim() != 2 or "embed" in name]
-    both = [torch.optim.Muon(inner, lr=0.02, momentum=0.95, weight_decay=0.01),
-            torch.optim.AdamW(outer, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0, fused=True)]
+    both = [
+        torch.optim.Muon(inner, lr=0.02, momentum=0.95, weight_decay=0.01),
+        torch.optim.AdamW(outer, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
     for optimizer in both:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
@@ -979,9 +1277,14 @@ def train(model, maker, tokenizer, options, state):
         state["tokens"] += sum(len(ids) for ids, *_ in rows)
         smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
         if state["steps"] % 50 == 0:
-            right = ", ".join(f"{task} {right_choices(model, kept):.2f}" for task, kept in watched.items())
-            print(f"step {state['steps']} {state['seconds']:.0f} s {state['tokens']} tokens loss {smooth:.3f} right "
-                  f"choices: {right}", flush=True)
+            right = ", ".join(
+                f"{task} {right_choices(model, kept):.2f}" for task, kept in watched.items()
+            )
+            print(
+                f"step {state['steps']} {state['seconds']:.0f} s {state['tokens']} tokens loss {smooth:.3f} right "
+                f"choices: {right}",
+                flush=True,
+            )
         if time.monotonic() - saved > 120:
             save_checkpoint(options.work, model, optimizers, state)
             saved = time.monotonic()
@@ -994,11 +1297,19 @@ def save_checkpoint(work, model, optimizers, state):
     import torch
 
     fresh = work / "checkpoint.new"
-    torch.save({**state, "model": model.state_dict(), "optimizers": [one.state_dict() for one in optimizers]}, fresh)
+    torch.save(
+        {
+            **state,
+            "model": model.state_dict(),
+            "optimizers": [one.state_dict() for one in optimizers],
+        },
+        fresh,
+    )
     fresh.replace(work / "checkpoint.pt")
 
 
 # Evaluation ###################################################################
+
 
 def by_hand_missions():
     """Return [(mission, archetype, nouns, [sentences that answer], [sentences that are near])] of missions.txt."""
@@ -1006,7 +1317,9 @@ def by_hand_missions():
     for line in lines_of("missions.txt"):
         mark, text = line.split(" ", 1)
         if mark in LETTERS:
-            rows.append((text.replace("*", ""), LETTERS[mark], re.findall(r"\*([^*]+)\*", text), [], []))
+            rows.append(
+                (text.replace("*", ""), LETTERS[mark], re.findall(r"\*([^*]+)\*", text), [], [])
+            )
         else:
             rows[-1][3 if mark == "+" else 4].append(text)
     return rows
@@ -1025,14 +1338,22 @@ def by_hand_methods():
             continue
         call, _, after = line[1:].partition(" ; ")
         arguments, _, wanted = call.partition(" -> ")
-        rows[-1][3].append((eval(arguments), eval(wanted) if wanted.strip() else ..., eval(f"dict({after})")))
+        rows[-1][3].append(
+            (eval(arguments), eval(wanted) if wanted.strip() else ..., eval(f"dict({after})"))
+        )
     return [row for row in rows if row[0] not in known]
 
 
 def hand_plans(embedder, router):
     """Return the examples of the missions written by hand; the answer's place has archetype and nouns."""
-    return [("plan", {"mission": mission, "offered": router.offer("archetype", embedder.query(mission))}, (archetype, nouns))
-            for mission, archetype, nouns, *_ in by_hand_missions()]
+    return [
+        (
+            "plan",
+            {"mission": mission, "offered": router.offer("archetype", embedder.query(mission))},
+            (archetype, nouns),
+        )
+        for mission, archetype, nouns, *_ in by_hand_missions()
+    ]
 
 
 def hand_facets(embedder, rng):
@@ -1042,11 +1363,19 @@ def hand_facets(embedder, rng):
         strange = [rng.choice(rng.choice(rows)[3]) for _ in range(4)]
         pool = list(dict.fromkeys([*right, *near, *strange]))
         asked, held = embedder.query(mission), word_shares(mission, pool)
-        shares = [(share + max(0.0, float(asked @ embedder.query(text)))) / 2 for share, text in zip(held, pool, strict=True)]
+        shares = [
+            (share + max(0.0, float(asked @ embedder.query(text)))) / 2
+            for share, text in zip(held, pool, strict=True)
+        ]
         ranked = sorted(zip(shares, pool, strict=True), key=lambda pair: -pair[0])
         persona = batos.ARCHETYPE_PERSONAS[archetype][0]
-        fields = {"persona": persona, "pillar": rng.choice(batos.PILLARS[persona]), "sub_query": mission,
-                  "evidence": [text for _, text in ranked], "shares": [min(1.0, share) for share, _ in ranked]}
+        fields = {
+            "persona": persona,
+            "pillar": rng.choice(batos.PILLARS[persona]),
+            "sub_query": mission,
+            "evidence": [text for _, text in ranked],
+            "shares": [min(1.0, share) for share, _ in ranked],
+        }
         numbers = [n for n, (_, text) in enumerate(ranked, 1) if text in right]
         examples.append(("facet", fields, numbers))
     return examples
@@ -1056,10 +1385,17 @@ def hand_methods(embedder, router):
     """Return the examples of the requests written by hand; the answer's place has slots and tests."""
     examples = []
     for selector, slots, intent, tests in by_hand_methods():
-        fields = {"selector": selector, "intent": intent, "slots": {name: batos.slot_type(v) for name, v in slots.items()},
-                  "arguments": [batos.slot_type(value) for value in tests[0][0]], "offered": []}
+        fields = {
+            "selector": selector,
+            "intent": intent,
+            "slots": {name: batos.slot_type(v) for name, v in slots.items()},
+            "arguments": [batos.slot_type(value) for value in tests[0][0]],
+            "offered": [],
+        }
         known = batos.method_choices(batos.method_lines(fields))
-        offers = router.offer("idiom", embedder.query(batos.routed_request(selector, intent)), known)
+        offers = router.offer(
+            "idiom", embedder.query(batos.routed_request(selector, intent)), known
+        )
         examples.append(("method", fields | {"offered": offers}, (slots, tests)))
     return examples
 
@@ -1068,10 +1404,24 @@ def hand_tests(methods):
     """Return examples of tests for the requests written by hand: the source is one of the grammar's that passes theirs."""
     examples = []
     for _, fields, (slots, tests) in methods:
-        bodies = [body for bodies in batos.method_choices(batos.method_lines(fields)).values() for body in bodies]
+        bodies = [
+            body
+            for bodies in batos.method_choices(batos.method_lines(fields)).values()
+            for body in bodies
+        ]
         sources = (batos.method_value(f"any\n{body}", fields)["source"] for body in bodies)
-        right = next((source for source in sources if passes(source, fields["selector"], slots, tests)), None)
-        if right and len(batos.tries_of(runner(right), fields["slots"], fields["arguments"], random.Random(1), 12)) >= 4:
+        right = next(
+            (source for source in sources if passes(source, fields["selector"], slots, tests)), None
+        )
+        if (
+            right
+            and len(
+                batos.tries_of(
+                    runner(right), fields["slots"], fields["arguments"], random.Random(1), 12
+                )
+            )
+            >= 4
+        ):
             examples.append(("tests", fields, right))
     return examples
 
@@ -1079,7 +1429,7 @@ def hand_tests(methods):
 def passes(source, selector, slots, tests):
     """Return whether a method does what its tests want, on an object with those slots."""
     space = {}
-    exec(source, {}, space)                              # under the grammar: one line over real slots
+    exec(source, {}, space)  # under the grammar: one line over real slots
     for arguments, wanted, after in tests:
         receiver = argparse.Namespace(**slots)
         try:
@@ -1106,48 +1456,63 @@ def judge_plan(value, wanted, fields):
         wanted = told["strategy"], dict.fromkeys(filter(batos.carries_meaning, spans))
     archetype, nouns = wanted
     useful = set(batos.archetype_pillars(archetype))
-    return {"right archetype": value["strategy"] == archetype,
-            "useful pillars": sum(p in useful for p in value["relevant_pillars"]) / len(value["relevant_pillars"]),
-            "nouns kept": kept(nouns, value["sub_queries"].values())}
+    return {
+        "right archetype": value["strategy"] == archetype,
+        "useful pillars": sum(p in useful for p in value["relevant_pillars"])
+        / len(value["relevant_pillars"]),
+        "nouns kept": kept(nouns, value["sub_queries"].values()),
+    }
 
 
 def topic_of(frame, voice):
     """Return what stands between opening and link of a frame."""
     opening = max((o for o in voice["openings"] if frame.startswith(o)), key=len)
     link = max((k for k in voice["links"] if frame.endswith(k)), key=len)
-    return frame[len(opening):-len(link)]
+    return frame[len(opening) : -len(link)]
 
 
 def judge_facet(value, wanted, fields):
     """Return {criterion: share} for one facet; `wanted` is an answer, or the numbers of what answers."""
     voice = batos.VOICES[fields["persona"]]
     place = batos.PILLARS[fields["persona"]].index(fields["pillar"])
-    group = voice["openings"][batos.OPENINGS_EACH * place:batos.OPENINGS_EACH * (place + 1)]
+    group = voice["openings"][batos.OPENINGS_EACH * place : batos.OPENINGS_EACH * (place + 1)]
     right = wanted if isinstance(wanted, list) else batos.facet_value(wanted, fields)["quotes"]
     topic = topic_of(value["frame"], voice).split()
-    return {"right evidence first": value["quotes"][0] in right, "nothing else cited": set(value["quotes"]) <= set(right),
-            "opening suits the pillar": any(map(value["frame"].startswith, group)),
-            "topic has a telling word": any(map(batos.carries_meaning, topic))}
+    return {
+        "right evidence first": value["quotes"][0] in right,
+        "nothing else cited": set(value["quotes"]) <= set(right),
+        "opening suits the pillar": any(map(value["frame"].startswith, group)),
+        "topic has a telling word": any(map(batos.carries_meaning, topic)),
+    }
 
 
 def judge_weave(value, wanted, fields):
     """Return {criterion: share} for one weave."""
     right = batos.weave_value(wanted, fields)["order"]
-    return {"told first is right": value["order"][0] in right, "all told are right": set(value["order"]) <= set(right),
-            "all right are told": set(value["order"]) >= set(right)}
+    return {
+        "told first is right": value["order"][0] in right,
+        "all told are right": set(value["order"]) <= set(right),
+        "all right are told": set(value["order"]) >= set(right),
+    }
 
 
 def judge_method(value, wanted, fields):
     """Return {criterion: share} for one method; `wanted` is an answer, or (slots, tests)."""
     if isinstance(wanted, str):
-        return {"passes its tests": same_behaviour(value["source"], batos.method_value(wanted, fields)["source"], fields)}
+        return {
+            "passes its tests": same_behaviour(
+                value["source"], batos.method_value(wanted, fields)["source"], fields
+            )
+        }
     return {"passes its tests": passes(value["source"], fields["selector"], *wanted)}
 
 
 def same_behaviour(source, other, fields):
     """Return whether two methods do and answer the same on sampled objects, wherever the second raises nothing."""
     run = runner(source)
-    for tried in batos.tries_of(runner(other), fields["slots"], fields["arguments"], random.Random(source), 20):
+    for tried in batos.tries_of(
+        runner(other), fields["slots"], fields["arguments"], random.Random(source), 20
+    ):
         try:
             if run(tried.slots, tried.arguments) != (tried.result, tried.after):
                 return False
@@ -1164,25 +1529,40 @@ def judge_tests(value, wanted, fields):
     rng = random.Random(wanted)
     tries = batos.tries_of(runner(wanted), fields["slots"], fields["arguments"], rng, 12)
     bodies = batos.method_choices(batos.method_lines(fields))
-    others = [f"{wanted.splitlines()[0]}\n    {body}\n" for name, _ in fields["offered"] for body in bodies.get(name, ())]
-    others = [other for other in rng.sample(others, min(12, len(others))) if not same_behaviour(other, wanted, fields)]
+    others = [
+        f"{wanted.splitlines()[0]}\n    {body}\n"
+        for name, _ in fields["offered"]
+        for body in bodies.get(name, ())
+    ]
+    others = [
+        other
+        for other in rng.sample(others, min(12, len(others)))
+        if not same_behaviour(other, wanted, fields)
+    ]
     refused = []
     for other in others:
         tried = batos.tries_of(runner(other), fields["slots"], fields["arguments"], rng, 12)
         refused.append(not tried or bool(batos.unmet(value, tried)))
-    return {"the right method passes": not batos.unmet(value, tries),
-            "other methods fail": sum(refused) / len(refused) if refused else 1.0}
+    return {
+        "the right method passes": not batos.unmet(value, tries),
+        "other methods fail": sum(refused) / len(refused) if refused else 1.0,
+    }
 
 
 def believed(core, examples):
     """Return the properties that the core was right about wherever it told them, or almost: BELIEVED_SHARE of the times."""
     told = {}
     for (_, fields, source), value in zip(examples, asked_core(core, examples), strict=True):
-        tries = batos.tries_of(runner(source), fields["slots"], fields["arguments"], random.Random(source), 12)
+        tries = batos.tries_of(
+            runner(source), fields["slots"], fields["arguments"], random.Random(source), 12
+        )
         for name, slot in value["holds"]:
             told.setdefault(name, []).append(all(batos.holds(name, slot, tried) for tried in tries))
-    return sorted(name for name, right in told.items()
-                  if len(right) >= BELIEVED_LEAST and sum(right) / len(right) >= BELIEVED_SHARE)
+    return sorted(
+        name
+        for name, right in told.items()
+        if len(right) >= BELIEVED_LEAST and sum(right) / len(right) >= BELIEVED_SHARE
+    )
 
 
 def judge_summary(value, wanted, fields):
@@ -1190,8 +1570,14 @@ def judge_summary(value, wanted, fields):
     return {"the author's own first sentence": value["sentence"] == int(wanted)}
 
 
-JUDGES = {"plan": judge_plan, "facet": judge_facet, "weave": judge_weave, "method": judge_method, "tests": judge_tests,
-          "summary": judge_summary}
+JUDGES = {
+    "plan": judge_plan,
+    "facet": judge_facet,
+    "weave": judge_weave,
+    "method": judge_method,
+    "tests": judge_tests,
+    "summary": judge_summary,
+}
 
 
 def random_answer(matcher, tokenizer, rng):
@@ -1209,7 +1595,7 @@ def asked_core(core, examples):
     """Return the values that a CognitiveCore answers to examples."""
     values = []
     for at in range(0, len(examples), 16):
-        requests = [batos.CoreRequest(task, fields) for task, fields, _ in examples[at:at + 16]]
+        requests = [batos.CoreRequest(task, fields) for task, fields, _ in examples[at : at + 16]]
         values += [answer.value for answer in core.infer(requests)]
     return values
 
@@ -1227,11 +1613,18 @@ def asked_chance(core, tokenizer, examples, rng):
 
 def judged(examples, values):
     """Return {criterion: percent} over examples of one task."""
-    rows = [JUDGES[task](value, wanted, fields) for (task, fields, wanted), value in zip(examples, values, strict=True)]
+    rows = [
+        JUDGES[task](value, wanted, fields)
+        for (task, fields, wanted), value in zip(examples, values, strict=True)
+    ]
     return {name: round(100 * sum(row[name] for row in rows) / len(rows), 1) for name in rows[0]}
 
 
-SIDES = {"fresh": (False, False), "held-out words": (True, False), "held-out phrasings": (True, True)}
+SIDES = {
+    "fresh": (False, False),
+    "held-out words": (True, False),
+    "held-out phrasings": (True, True),
+}
 
 
 def trials(options, sources, embedder, router):
@@ -1239,13 +1632,21 @@ def trials(options, sources, embedder, router):
     found = {}
     for side, held in SIDES.items():
         maker = Maker(f"{options.seed} trial", *sources, *held)
-        fill_pools(maker, embedder, {"plan": 2 * options.trials, "method": 2 * options.trials}, router)
-        found[side] = {task: [getattr(maker, task)() for _ in range(options.trials)] for task in batos.CORE_TASKS}
+        fill_pools(
+            maker, embedder, {"plan": 2 * options.trials, "method": 2 * options.trials}, router
+        )
+        found[side] = {
+            task: [getattr(maker, task)() for _ in range(options.trials)]
+            for task in batos.CORE_TASKS
+        }
         found[side]["tests"] = [("tests", *maker.tried()[:2]) for _ in range(options.trials)]
-    methods = hand_methods(embedder, router)[:options.by_hand]
-    found["by hand"] = {"plan": hand_plans(embedder, router)[:options.by_hand],
-                        "facet": hand_facets(embedder, random.Random(options.seed))[:options.by_hand],
-                        "method": methods, "tests": hand_tests(methods)}
+    methods = hand_methods(embedder, router)[: options.by_hand]
+    found["by hand"] = {
+        "plan": hand_plans(embedder, router)[: options.by_hand],
+        "facet": hand_facets(embedder, random.Random(options.seed))[: options.by_hand],
+        "method": methods,
+        "tests": hand_tests(methods),
+    }
     return found
 
 
@@ -1266,13 +1667,26 @@ def evaluate(core, tokenizer, examples, seed):
 
 # Writing the model ############################################################
 
+
 def finish(model, tokenizer, sources, embedder, options, state):
     """Quantise, write, evaluate and describe the model."""
     quantise(model, tokenizer, options)
-    card = {"name": "seed-core", "format": batos.CORE_FORMAT_VERSION, "fingerprint": batos.core_tasks_fingerprint(),
-            "seed": options.seed, "threads": options.threads, "minutes": round(state["seconds"] / 60, 1), "steps": state["steps"],
-            "tokens": state["tokens"], "parameters": sum(p.numel() for p in model.parameters()), "sizes": SIZES,
-            "trials": options.trials, "sample_losses": {}, "files": {}, "scores": {}}
+    card = {
+        "name": "seed-core",
+        "format": batos.CORE_FORMAT_VERSION,
+        "fingerprint": batos.core_tasks_fingerprint(),
+        "seed": options.seed,
+        "threads": options.threads,
+        "minutes": round(state["seconds"] / 60, 1),
+        "steps": state["steps"],
+        "tokens": state["tokens"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "sizes": SIZES,
+        "trials": options.trials,
+        "sample_losses": {},
+        "files": {},
+        "scores": {},
+    }
     write_card(options.out, card)
     describe(card, tokenizer, sources, embedder, options)
 
@@ -1282,7 +1696,9 @@ def describe(card, tokenizer, sources, embedder, options):
     core = batos.CognitiveCore(lambda: options.out, threads=options.threads).start()
     core.wait_ready(300)
     card["trials"] = options.trials
-    card["sample_losses"] = {tag: round(loss, 4) for tag, loss in core.on_model_thread(batos.sample_losses)[0].items()}
+    card["sample_losses"] = {
+        tag: round(loss, 4) for tag, loss in core.on_model_thread(batos.sample_losses)[0].items()
+    }
     examples = trials(options, sources, embedder, batos.read_router(options.out))
     card["scores"] = evaluate(core, tokenizer, examples, options.seed)
     card["believed"] = believed(core, examples["held-out phrasings"]["tests"])
@@ -1299,24 +1715,36 @@ def quantise(model, tokenizer, options):
     plain = options.work / "plain"
     model.eval().save_pretrained(plain)
     packed = transformers.LlamaForCausalLM.from_pretrained(
-        plain, dtype=torch.float32, quantization_config=batos.quantization(torch.float32))
+        plain, dtype=torch.float32, quantization_config=batos.quantization(torch.float32)
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     packed.save_pretrained(options.out)
     transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<|pad|>", bos_token="<|bos|>", eos_token="<|eos|>",
-        padding_side="left", clean_up_tokenization_spaces=False,
-        model_max_length=SIZES["max_position_embeddings"]).save_pretrained(options.out)
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        bos_token="<|bos|>",
+        eos_token="<|eos|>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=SIZES["max_position_embeddings"],
+    ).save_pretrained(options.out)
     shutil.copy(options.work / batos.ROUTER_FILE, options.out / batos.ROUTER_FILE)
 
 
 def write_card(out, card):
     """Write core.json, with size and SHA-256 of the files beside it."""
     paths = [path for path in batos.core_files(out) if path.name != batos.CORE_CARD]
-    card["files"] = {path.name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-                     for path in paths}
+    card["files"] = {
+        path.name: {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for path in paths
+    }
     (out / batos.CORE_CARD).write_text(json.dumps(card, indent=1) + "\n", "utf-8")
 
 
+# fmt: off
 GUARANTEES = (                     # task, what the grammar guarantees, what retrieval gives, what the model adds
     ("plan", "one of the archetypes offered, two to four pillars of its personas, none twice, for each words of the mission with "
      "a telling one among them; code widens them until, as far as there is room, no telling word is left out",
@@ -1334,6 +1762,7 @@ GUARANTEES = (                     # task, what the grammar guarantees, what ret
      "which kind, which slots, which properties"),
     ("summary", "the number of one sentence", "what share of the passage each holds", "which sentence"),
 )
+# fmt: on
 CARD = """# The embedded core
 
 A model of the Llama architecture with {parameters:,} weights ({layers} layers, width {width}, vocabulary {vocabulary}),
@@ -1387,14 +1816,36 @@ what no idiom says it cannot write.
 
 def model_card(card):
     """Return README.md."""
-    sides = ("fresh", "held-out words", "held-out phrasings", "chance, held-out phrasings", "by hand", "chance, by hand")
-    rows = [f"| {task} | {criterion} | {' | '.join(f'{told[side]:.1f}' if side in told else '–' for side in sides)} |"
-            for task, criteria in card["scores"].items() for criterion, told in criteria.items()]
-    counted = {"missions": sum(len(lines_of(f"phrasings/{name}.txt")) for name in PHRASE_FILES.values()),
-               "requests": len(lines_of("phrasings/methods.txt")), "pairs": len(lines_of("phrasings/answers.txt"))}
-    counted |= {"hand": len(by_hand_methods()), "believed": ", ".join(card["believed"]) or "nothing else"}
-    return CARD.format(**card | counted, rows="\n".join(rows), layers=SIZES["num_hidden_layers"], width=SIZES["hidden_size"],
-                       vocabulary=SIZES["vocab_size"], guarantees="\n".join(f"| {' | '.join(row)} |" for row in GUARANTEES))
+    sides = (
+        "fresh",
+        "held-out words",
+        "held-out phrasings",
+        "chance, held-out phrasings",
+        "by hand",
+        "chance, by hand",
+    )
+    rows = [
+        f"| {task} | {criterion} | {' | '.join(f'{told[side]:.1f}' if side in told else '–' for side in sides)} |"
+        for task, criteria in card["scores"].items()
+        for criterion, told in criteria.items()
+    ]
+    counted = {
+        "missions": sum(len(lines_of(f"phrasings/{name}.txt")) for name in PHRASE_FILES.values()),
+        "requests": len(lines_of("phrasings/methods.txt")),
+        "pairs": len(lines_of("phrasings/answers.txt")),
+    }
+    counted |= {
+        "hand": len(by_hand_methods()),
+        "believed": ", ".join(card["believed"]) or "nothing else",
+    }
+    return CARD.format(
+        **card | counted,
+        rows="\n".join(rows),
+        layers=SIZES["num_hidden_layers"],
+        width=SIZES["hidden_size"],
+        vocabulary=SIZES["vocab_size"],
+        guarantees="\n".join(f"| {' | '.join(row)} |" for row in GUARANTEES),
+    )
 
 
 def main():
@@ -1411,7 +1862,7 @@ def main():
     state = {"seconds": 0.0, "steps": 0, "tokens": 0}
     sources, embedder = docstring_passages(), batos.Embedder("auto")
     embedder.start()
-    embedder.close(600)                                  # waits until it is loaded
+    embedder.close(600)  # waits until it is loaded
     if options.evaluate:
         tokenizer = Tokenizer.from_file(str(options.out / "tokenizer.json"))
         return describe(batos.core_card(options.out), tokenizer, sources, embedder, options)
@@ -1420,7 +1871,9 @@ def main():
     # a resumed run sees new examples, not those of its beginning once more
     maker = Maker(f"{options.seed}/{state['steps']}", *sources)
     router = fill_pools(maker, embedder, {"plan": options.pool, "method": options.pool})
-    safetensors.torch.save_file(router, options.work / batos.ROUTER_FILE, {"embedder": embedder.name})
+    safetensors.torch.save_file(
+        router, options.work / batos.ROUTER_FILE, {"embedder": embedder.name}
+    )
     if options.resume and words.exists():
         tokenizer = Tokenizer.from_file(str(words))
     else:
@@ -1429,7 +1882,10 @@ def main():
     model = new_model()
     if "model" in state:
         model.load_state_dict(state.pop("model"))
-    print(f"{sum(p.numel() for p in model.parameters())} parameters, {len(sources[0])} docstring sentences", flush=True)
+    print(
+        f"{sum(p.numel() for p in model.parameters())} parameters, {len(sources[0])} docstring sentences",
+        flush=True,
+    )
     state = train(model, maker, tokenizer, options, state)
     return finish(model, tokenizer, sources, embedder, options, state)
 
@@ -1437,18 +1893,41 @@ def main():
 def arguments():
     """Return the command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=90, help="length of the training, over all resumed runs")
-    parser.add_argument("--steps", type=int, default=sys.maxsize, help="of all resumed runs, if sooner")
+    parser.add_argument(
+        "--minutes", type=float, default=90, help="length of the training, over all resumed runs"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=sys.maxsize, help="of all resumed runs, if sooner"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
-    parser.add_argument("--evaluate", action="store_true", help="train nothing: evaluate the core in --out, write its card anew")
+    parser.add_argument(
+        "--evaluate",
+        action="store_true",
+        help="train nothing: evaluate the core in --out, write its card anew",
+    )
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--out", type=pathlib.Path, default=HERE)
-    parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path(tempfile.gettempdir()) / "seed_core_work",
-                        help="folder for checkpoints")
+    parser.add_argument(
+        "--work",
+        type=pathlib.Path,
+        default=pathlib.Path(tempfile.gettempdir()) / "seed_core_work",
+        help="folder for checkpoints",
+    )
     parser.add_argument("--threads", type=int, default=2, help="processor cores to use")
-    parser.add_argument("--trials", type=int, default=300, help="examples of each task and column in the evaluation")
-    parser.add_argument("--by-hand", type=int, help="of what was written by hand, the examples of each task in the evaluation")
-    parser.add_argument("--pool", type=int, default=24000, help="missions, and method requests, that the router offers for")
+    parser.add_argument(
+        "--trials", type=int, default=300, help="examples of each task and column in the evaluation"
+    )
+    parser.add_argument(
+        "--by-hand",
+        type=int,
+        help="of what was written by hand, the examples of each task in the evaluation",
+    )
+    parser.add_argument(
+        "--pool",
+        type=int,
+        default=24000,
+        help="missions, and method requests, that the router offers for",
+    )
     parser.add_argument("--batch-tokens", type=int, default=4096, help="padded tokens in one step")
     return parser.parse_args()
 

@@ -36,13 +36,13 @@ import batos
 
 HERE = pathlib.Path(__file__).resolve().parent
 
-WINDOW_WORDS = 70                                        # of a passage, as the reader is given it
+WINDOW_WORDS = 70  # of a passage, as the reader is given it
 TOKENS_MOST = 160
-CANDIDATES = 10                                          # passages that search offers for a question
-GROUP = 4                                                # passages of a question in one step: what answers, and what does not
+CANDIDATES = 10  # passages that search offers for a question
+GROUP = 4  # passages of a question in one step: what answers, and what does not
 GROUPS_A_STEP = 8
 RATE, WARM_STEPS = 1e-4, 40
-MADE_SHARE = 0.45                                        # of the minutes in which made questions are mixed in
+MADE_SHARE = 0.45  # of the minutes in which made questions are mixed in
 SPAN_WEIGHT = 0.5
 
 
@@ -58,7 +58,7 @@ class Passage(typing.NamedTuple):
 
     def without(self, n):
         """Return me without the sentence of that number."""
-        return Passage(self.heading, self.sentences[:n] + self.sentences[n + 1:])
+        return Passage(self.heading, self.sentences[:n] + self.sentences[n + 1 :])
 
 
 class Asked(typing.NamedTuple):
@@ -68,13 +68,14 @@ class Asked(typing.NamedTuple):
     passage: Passage
     n: int
     answer: str | None
-    others: tuple                                        # passages that do not answer it
+    others: tuple  # passages that do not answer it
 
 
 # Texts ########################################################################
 
 
-HELD, CHOOSING = 0, 1              # parts of five: for the evaluation alone; for the choice of weights and thresholds
+# parts of five: for the evaluation alone; for the choice of weights and thresholds
+HELD, CHOOSING = 0, 1
 
 
 def part_of(name):
@@ -127,8 +128,11 @@ class Offers:
 
     def __init__(self, passages, embedder=None):
         import numpy
+
         self.passages, self.embedder, self.numpy = passages, embedder, numpy
-        self.words = [collections.Counter(batos.stems(f"{one.heading} {one.text}")) for one in passages]
+        self.words = [
+            collections.Counter(batos.stems(f"{one.heading} {one.text}")) for one in passages
+        ]
         counts = collections.Counter(word for words in self.words for word in words)
         self.weights = {word: math.log(1 + len(passages) / count) for word, count in counts.items()}
         self.mean = sum(sum(words.values()) for words in self.words) / max(1, len(self.words))
@@ -136,7 +140,9 @@ class Offers:
         for number, words in enumerate(self.words):
             for word in words:
                 self.holders[word].append(number)
-        self.vectors = embedder.embed([one.text for one in passages]) if embedder is not None else None
+        self.vectors = (
+            embedder.embed([one.text for one in passages]) if embedder is not None else None
+        )
 
     def _by_words(self, question):
         scores = self.numpy.zeros(len(self.passages), dtype="float32")
@@ -144,7 +150,9 @@ class Offers:
             for number in self.holders.get(word, ()):
                 words = self.words[number]
                 long = 0.25 + 0.75 * sum(words.values()) / self.mean
-                scores[number] += self.weights[word] * words[word] * 2.2 / (words[word] + 1.2 * long)
+                scores[number] += (
+                    self.weights[word] * words[word] * 2.2 / (words[word] + 1.2 * long)
+                )
         return scores
 
     def best(self, question, most):
@@ -177,7 +185,9 @@ def asked_of_articles(data):
         told = json.loads(line)
         name, title = f"xquad-{told['title']}", told["title"].replace("_", " ")
         texts.setdefault(name, []).extend(passages_of(title, told["context"]))
-        rows += [{"article": name, "paragraph": told["context"], **each} for each in told["questions"]]
+        rows += [
+            {"article": name, "paragraph": told["context"], **each} for each in told["questions"]
+        ]
     return rows, texts
 
 
@@ -193,7 +203,9 @@ def places_of(row, passages):
         if "paragraph" in row and passage.sentences[0] not in clean(row["paragraph"]):
             continue
         for n, sentence in enumerate(passage.sentences):
-            answer = next((one for one in row["answers"] if plain(one) and holds(sentence, one)), None)
+            answer = next(
+                (one for one in row["answers"] if plain(one) and holds(sentence, one)), None
+            )
             if answer is not None:
                 found.append((number, n, answer))
     return found
@@ -202,7 +214,10 @@ def places_of(row, passages):
 def likeliest_place(row, passages, places):
     """Return the place whose sentence shares most words with the question, and the share: nobody says where it was read."""
     asked = set(batos.stems(row["question"]))
-    shares = [len(asked & set(stems_of(passages[number].sentences[n]))) / max(1, len(asked)) for number, n, _ in places]
+    shares = [
+        len(asked & set(stems_of(passages[number].sentences[n]))) / max(1, len(asked))
+        for number, n, _ in places
+    ]
     best = max(range(len(places)), key=shares.__getitem__)
     return places[best], shares[best]
 
@@ -210,7 +225,11 @@ def likeliest_place(row, passages, places):
 def located(row, passages):
     """Return an Asked of a row without others, or None where it is not found who answers it."""
     if is_yes_or_no(row["answers"]):
-        places = [(number, n, None) for number, passage in enumerate(passages) for n in range(len(passage.sentences))]
+        places = [
+            (number, n, None)
+            for number, passage in enumerate(passages)
+            for n in range(len(passage.sentences))
+        ]
         least = 0.7
     else:
         places, least = places_of(row, passages), 0.3
@@ -264,7 +283,13 @@ def of_qed(path):
         answers = row["original_nq_answers"]
         if answers and len(answers[0]) == 1:
             answer = loosened(answers[0][0]["string"])
-            yield row["title_text"], loosened(row["paragraph_text"]), row["question_text"], answer, ()
+            yield (
+                row["title_text"],
+                loosened(row["paragraph_text"]),
+                row["question_text"],
+                answer,
+                (),
+            )
 
 
 def of_squad(path):
@@ -274,13 +299,25 @@ def of_squad(path):
             for asked in paragraph["qas"]:
                 if asked["answers"] and len(asked["answers"][0]["text"].split()) <= 25:
                     heading = article.get("title", "")
-                    yield heading, paragraph["context"], asked["question"], clean(asked["answers"][0]["text"]), ()
+                    yield (
+                        heading,
+                        paragraph["context"],
+                        asked["question"],
+                        clean(asked["answers"][0]["text"]),
+                        (),
+                    )
 
 
-MORE = {"selqa-ass-dev.json": of_selqa, "selqa-ass-test.json": of_selqa, "qed-dev.jsonlines": of_qed,
-        "policyqa-dev.json": of_squad, "policyqa-test.json": of_squad, "covidqa.json": of_squad}
-MORE_OF_EACH = 1700                                      # questions of a file
-PLACES_MOST = 3                                          # what more sentences hold is not answered by one of them
+MORE = {
+    "selqa-ass-dev.json": of_selqa,
+    "selqa-ass-test.json": of_selqa,
+    "qed-dev.jsonlines": of_qed,
+    "policyqa-dev.json": of_squad,
+    "policyqa-test.json": of_squad,
+    "covidqa.json": of_squad,
+}
+MORE_OF_EACH = 1700  # questions of a file
+PLACES_MOST = 3  # what more sentences hold is not answered by one of them
 
 
 def from_more(folder, picker):
@@ -313,7 +350,11 @@ def _asked_in(rows):
 
 def _holding(passage, wanted):
     """Return the numbers of a passage's sentences that hold one of what is wanted."""
-    return [n for n, sentence in enumerate(passage.sentences) if any(holds(sentence, one) for one in wanted)]
+    return [
+        n
+        for n, sentence in enumerate(passage.sentences)
+        if any(holds(sentence, one) for one in wanted)
+    ]
 
 
 def _likeliest_of(question, places):
@@ -324,8 +365,11 @@ def _likeliest_of(question, places):
 
 def from_phrasings(picker):
     """Return the Askeds of phrasings/answers.txt: a question, the sentence that answers it, others about the same."""
-    rows = [line.split(" | ") for line in (HERE / "phrasings" / "answers.txt").read_text(encoding="utf-8").splitlines()
-            if line.count(" | ") >= 2]
+    rows = [
+        line.split(" | ")
+        for line in (HERE / "phrasings" / "answers.txt").read_text(encoding="utf-8").splitlines()
+        if line.count(" | ") >= 2
+    ]
     asked = []
     for question, answer, *beside in rows:
         question = question.replace("<", "").replace(">", "")
@@ -335,11 +379,25 @@ def from_phrasings(picker):
         passage = Passage("", tuple(told))
         n = told.index(answer)
         foreign = Passage("", tuple(picker.choice(picker.choice(rows)[1:]) for _ in range(4)))
-        asked.append(Asked(question, passage, n, None, (passage.without(n), Passage("", tuple(beside)), foreign)))
+        asked.append(
+            Asked(
+                question,
+                passage,
+                n,
+                None,
+                (passage.without(n), Passage("", tuple(beside)), foreign),
+            )
+        )
     return asked
 
 
-DOCSTRING_ASKS = ("what does {0} do", "how do I {1}", "which function is there to {1}?", "what is {0} for?", "{1}")
+DOCSTRING_ASKS = (
+    "what does {0} do",
+    "how do I {1}",
+    "which function is there to {1}?",
+    "what is {0} for?",
+    "{1}",
+)
 
 
 def docstrings():
@@ -347,14 +405,19 @@ def docstrings():
     folder = pathlib.Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(folder.glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8", errors="replace"))):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and (told := ast.get_docstring(node)):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and (
+                told := ast.get_docstring(node)
+            ):
                 yield path.stem, node.name, told
 
 
 def from_docstrings(picker):
     """Return the Askeds of docstrings that have more than one sentence: their first one answers for what they are."""
-    told = [(module, name, passages_of(f"{module} > {name}", text)) for module, name, text in docstrings()
-            if not name.startswith("_") and 15 < len(text.split()) < 300]
+    told = [
+        (module, name, passages_of(f"{module} > {name}", text))
+        for module, name, text in docstrings()
+        if not name.startswith("_") and 15 < len(text.split()) < 300
+    ]
     told = [row for row in told if row[2]]
     asked = []
     for module, name, passages in told:
@@ -373,9 +436,15 @@ def from_docstrings(picker):
 def topics():
     """Return the Passages of the standard library's manual."""
     from pydoc_data import topics as manual
-    return [one for name, text in sorted(manual.topics.items()) for one in passages_of(name.replace("-", " "), text)]
+
+    return [
+        one
+        for name, text in sorted(manual.topics.items())
+        for one in passages_of(name.replace("-", " "), text)
+    ]
 
 
+# fmt: off
 TOLD = (                                                 # what a sentence may tell -> how one asks for it
     (re.compile(r"\b(?:in|on|since|by|until) ((?:[A-Z][a-z]+ )?(?:\d{1,2},? )?[12]\d{3})\b"), ("When", "In what year", "when")),
     (re.compile(r"(?<![\w.])(\d[\d,.]*(?: (?:percent|million|billion|%))?)(?![\w])"), ("How many", "How much", "how many")),
@@ -387,6 +456,7 @@ TOLD = (                                                 # what a sentence may t
     (re.compile(r"[\"`“]([^\"`”]{3,40})[\"`”]"), ("What", "Which", "what")),
     (re.compile(r"\b(?:is|are|was|were) ((?:an?|the) [a-z][^,.;()]{6,50})"), ("What", "What kind of thing", "what is")),
 )
+# fmt: on
 
 
 def thinned(words, picker, share):
@@ -403,7 +473,7 @@ def cloze(sentence, picker):
     match, asks = picker.choice(found)
     start, end = match.span()
     before, after = sentence[:start], sentence[end:]
-    if picker.random() < 0.6:                            # its own clause is enough
+    if picker.random() < 0.6:  # its own clause is enough
         before, after = re.split(r"[,;:(] ", before)[-1], re.split(r"[,;:)]", after)[0]
     rest = [after, before] if picker.random() < 0.5 else [before, after]
     words = " ".join(" ".join(rest).split()).rstrip(".")
@@ -424,7 +494,7 @@ def made(passages, picker, most):
         if told is None:
             continue
         question, answer = told
-        near = passages[max(0, at - 3):at] + passages[at + 1:at + 4]
+        near = passages[max(0, at - 3) : at] + passages[at + 1 : at + 4]
         others = [one for one in near if passage.sentences[n] not in one.sentences]
         asked.append(Asked(question, passage, n, answer, tuple(others)))
     return asked
@@ -437,21 +507,35 @@ def encoded(tokenizer, pairs):
     """Return the tokens of (question, passage) pairs, with the characters of the passage that each stands for."""
     questions = [question for question, _ in pairs]
     texts = [batos.reader_text(passage.heading, passage.text) for _, passage in pairs]
-    return tokenizer(questions, texts, truncation="longest_first", max_length=TOKENS_MOST, padding=True,
-                     return_offsets_mapping=True, return_tensors="pt")
+    return tokenizer(
+        questions,
+        texts,
+        truncation="longest_first",
+        max_length=TOKENS_MOST,
+        padding=True,
+        return_offsets_mapping=True,
+        return_tensors="pt",
+    )
 
 
 def span_masks(tokens, row, asked):
     """Return (start, end) masks over the tokens of a row: where the answer may begin and end. None where it is cut off."""
     import torch
+
     text = batos.reader_text(asked.passage.heading, asked.passage.text)
-    first = len(text) - len(asked.passage.text) + sum(len(one) + 1 for one in asked.passage.sentences[:asked.n])
+    first = (
+        len(text)
+        - len(asked.passage.text)
+        + sum(len(one) + 1 for one in asked.passage.sentences[: asked.n])
+    )
     sentence = asked.passage.sentences[asked.n]
     places = [(first, first + len(sentence))]
     exact = asked.answer is not None
     if exact:
-        places = [(first + found.start(), first + found.end())
-                  for found in re.finditer(re.escape(asked.answer), sentence, re.IGNORECASE)] or places
+        places = [
+            (first + found.start(), first + found.end())
+            for found in re.finditer(re.escape(asked.answer), sentence, re.IGNORECASE)
+        ] or places
         exact = places[0][1] - places[0][0] < len(sentence)
     offsets = tokens["offset_mapping"][row].tolist()
     second = tokens["token_type_ids"][row].tolist()
@@ -472,22 +556,28 @@ def group_of(asked, picker):
     picker.shuffle(others)
     if len(asked.passage.sentences) > 1:
         others.insert(0, asked.passage.without(asked.n))
-    return [asked.passage, *others[:GROUP - 1]]
+    return [asked.passage, *others[: GROUP - 1]]
 
 
 def loss_of(model, tokenizer, group, picker):
     """Return the loss over some Askeds: of what answers, against what does not, and of its span."""
     import torch
+
     passages = [group_of(asked, picker) for asked in group]
-    pairs = [(asked.question, one) for asked, told in zip(group, passages, strict=True) for one in told]
+    pairs = [
+        (asked.question, one) for asked, told in zip(group, passages, strict=True) for one in told
+    ]
     tokens = encoded(tokenizer, pairs)
     answers, starts, ends = model(tokens)
     first, losses = 0, []
     for asked, told in zip(group, passages, strict=True):
-        losses += chosen(answers[first:first + len(told)])
+        losses += chosen(answers[first : first + len(told)])
         masks = span_masks(tokens, first, asked)
         if masks is not None:
-            losses += [SPAN_WEIGHT * marginal(scores[first], mask) for scores, mask in zip((starts, ends), masks, strict=True)]
+            losses += [
+                SPAN_WEIGHT * marginal(scores[first], mask)
+                for scores, mask in zip((starts, ends), masks, strict=True)
+            ]
         first += len(told)
     return torch.stack(losses).sum() / len(group)
 
@@ -498,16 +588,22 @@ def chosen(scores):
     "None" scores 0 for every question, so that a score is as good as a probability between questions too.
     """
     import torch
+
     none = torch.zeros(1)
     losses = [torch.nn.functional.cross_entropy(torch.cat([none, scores])[None], torch.tensor([1]))]
     if len(scores) > 1:
-        losses.append(torch.nn.functional.cross_entropy(torch.cat([none, scores[1:]])[None], torch.tensor([0])))
+        losses.append(
+            torch.nn.functional.cross_entropy(
+                torch.cat([none, scores[1:]])[None], torch.tensor([0])
+            )
+        )
     return losses
 
 
 def marginal(scores, mask):
     """Return the loss of a distribution over tokens: what of it is outside the mask."""
     import torch
+
     return torch.logsumexp(scores, 0) - torch.logsumexp(scores[mask], 0)
 
 
@@ -517,6 +613,7 @@ def marginal(scores, mask):
 def evaluate(model, tokenizer, people, most=250):
     """Return figures over articles that were held out: {"first by search", "first by reader", "echo", …} in percent."""
     import torch
+
     asked, offers, rows = people
     exact = [(one, row) for one, row in zip(asked, rows, strict=True) if one.answer is not None]
     random.Random(5).shuffle(exact)
@@ -529,34 +626,57 @@ def evaluate(model, tokenizer, people, most=250):
             best = max(range(len(found)), key=scores.__getitem__)
             told = [sentence_of(passage, span) for passage, span in zip(found, spans, strict=True)]
             echo = echoed(offers, one.question, found[:4])
-            counts["search: first passage holds it"] += any(holds(found[0].text, each) for each in row["answers"])
-            counts["reader: first passage holds it"] += any(holds(found[best].text, each) for each in row["answers"])
-            counts["any of ten holds it"] += any(holds(p.text, each) for p in found for each in row["answers"])
+            counts["search: first passage holds it"] += any(
+                holds(found[0].text, each) for each in row["answers"]
+            )
+            counts["reader: first passage holds it"] += any(
+                holds(found[best].text, each) for each in row["answers"]
+            )
+            counts["any of ten holds it"] += any(
+                holds(p.text, each) for p in found for each in row["answers"]
+            )
             counts["echo: sentence holds it"] += any(holds(echo, each) for each in row["answers"])
-            counts["reader: sentence holds it"] += any(holds(told[best], each) for each in row["answers"])
+            counts["reader: sentence holds it"] += any(
+                holds(told[best], each) for each in row["answers"]
+            )
             span = reader_span(found[best], spans[best])
-            counts["reader: span and answer share words"] += any(set(plain(each).split()) & set(plain(span).split())
-                                                                 for each in row["answers"])
+            counts["reader: span and answer share words"] += any(
+                set(plain(each).split()) & set(plain(span).split()) for each in row["answers"]
+            )
             answered.append(max(scores))
             gone = [robbed(passage, row["answers"], one) for passage in found]
-            near.append(max(judged(model, tokenizer, one.question, [p for p in gone if p.sentences])[0]))
+            near.append(
+                max(judged(model, tokenizer, one.question, [p for p in gone if p.sentences])[0])
+            )
             stranger = exact[(n + 37) % len(exact)][0]
             others = [p for p in found if p.heading != stranger.passage.heading][:CANDIDATES]
-            far.append(max(judged(model, tokenizer, stranger.question, others)[0]) if others else -9)
+            far.append(
+                max(judged(model, tokenizer, stranger.question, others)[0]) if others else -9
+            )
     model.train()
     figures = {name: round(100 * count / len(answered), 1) for name, count in counts.items()}
     threshold = sorted(answered)[len(answered) // 10]
     figures["threshold with 10 % refused"] = round(threshold, 2)
-    figures["near answered there"] = round(100 * sum(score >= threshold for score in near) / len(near), 1)
-    figures["far answered there"] = round(100 * sum(score >= threshold for score in far) / len(far), 1)
+    figures["near answered there"] = round(
+        100 * sum(score >= threshold for score in near) / len(near), 1
+    )
+    figures["far answered there"] = round(
+        100 * sum(score >= threshold for score in far) / len(far), 1
+    )
     return figures | {"questions": len(answered)}
 
 
 def robbed(passage, answers, asked):
     """Return a passage without the sentences that hold an answer, or are the answering one."""
     gone = asked.passage.sentences[asked.n]
-    return Passage(passage.heading, tuple(one for one in passage.sentences
-                                          if one != gone and not any(holds(one, each) for each in answers)))
+    return Passage(
+        passage.heading,
+        tuple(
+            one
+            for one in passage.sentences
+            if one != gone and not any(holds(one, each) for each in answers)
+        ),
+    )
 
 
 def judged(model, tokenizer, question, passages):
@@ -566,12 +686,19 @@ def judged(model, tokenizer, question, passages):
     spans = []
     for row, passage in enumerate(passages):
         ahead = len(batos.reader_text(passage.heading, passage.text)) - len(passage.text)
-        spans.append(batos.best_span(starts[row].tolist(), ends[row].tolist(), tokens["offset_mapping"][row].tolist(), ahead))
+        spans.append(
+            batos.best_span(
+                starts[row].tolist(),
+                ends[row].tolist(),
+                tokens["offset_mapping"][row].tolist(),
+                ahead,
+            )
+        )
     return answers.tolist(), spans
 
 
 def reader_span(passage, span):
-    return passage.text[span[0]:span[1]]
+    return passage.text[span[0] : span[1]]
 
 
 def sentence_of(passage, span):
@@ -590,7 +717,10 @@ def echoed(offers, question, passages):
     total = sum(offers.weights.get(word, 1) for word in asked) or 1
     told = list(dict.fromkeys(one for passage in passages for one in passage.sentences))
     near = offers.embedder.embed(told) @ vector
-    shares = [sum(offers.weights.get(word, 1) for word in asked if word in batos.words_of(one)) / total for one in told]
+    shares = [
+        sum(offers.weights.get(word, 1) for word in asked if word in batos.words_of(one)) / total
+        for one in told
+    ]
     return max(zip(shares, near, told, strict=True), key=lambda row: row[0] + row[1])[2]
 
 
@@ -602,7 +732,9 @@ def read_arguments():
     parser.add_argument("--minutes", type=float, default=40, help="that steps take in all")
     parser.add_argument("--data", type=pathlib.Path, required=True)
     parser.add_argument("--more", type=pathlib.Path, help="a folder with files of MORE")
-    parser.add_argument("--start", type=pathlib.Path, help="a checkpoint whose weights are the first")
+    parser.add_argument(
+        "--start", type=pathlib.Path, help="a checkpoint whose weights are the first"
+    )
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("reader_work"))
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "reader")
     parser.add_argument("--threads", type=int, default=1)
@@ -616,6 +748,7 @@ class Training:
 
     def __init__(self, how, model, tokenizer):
         import torch
+
         self.how, self.model, self.tokenizer = how, model, tokenizer
         self.used_s, self.steps = 0.0, 0
         self.optimiser = torch.optim.AdamW(model.trained(), lr=RATE, weight_decay=0.01)
@@ -631,8 +764,16 @@ class Training:
     def keep(self):
         """Write a checkpoint."""
         import torch
-        torch.save({"used_s": self.used_s, "steps": self.steps, "model": self.model.state_dict(),
-                    "optimiser": self.optimiser.state_dict()}, self.file.with_suffix(".new"))
+
+        torch.save(
+            {
+                "used_s": self.used_s,
+                "steps": self.steps,
+                "model": self.model.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+            },
+            self.file.with_suffix(".new"),
+        )
         self.file.with_suffix(".new").replace(self.file)
 
     def done_share(self):
@@ -641,6 +782,7 @@ class Training:
     def step(self, group, picker):
         """Learn from some Askeds; returns the loss."""
         import torch
+
         started_s = time.monotonic()
         rate = RATE * max(0.02, 1 - self.done_share()) * min(1, (self.steps + 1) / WARM_STEPS)
         for each in self.optimiser.param_groups:
@@ -670,18 +812,37 @@ def all_data(how, picker):
     phrasings, documented = from_phrasings(picker), from_docstrings(picker)
     invented = made([one for one in offers.passages if len(one.sentences) > 1], picker, 2500)
     invented += made([one for one in topics() if len(one.sentences) > 1], picker, 800)
-    log(how, len(people), "by people,", len(phrasings), "phrasings,", len(documented), "docstrings,", len(invented), "made")
+    log(
+        how,
+        len(people),
+        "by people,",
+        len(phrasings),
+        "phrasings,",
+        len(documented),
+        "docstrings,",
+        len(invented),
+        "made",
+    )
     return people + more, phrasings + documented[:1000], invented
 
 
 def train(how, training, data):
     """Learn until the minutes are over: made questions among the others at first, then people's and phrasings alone."""
     people, written, invented = data
-    picker, losses, told_s, kept_s = random.Random(how.seed + training.steps), [], time.time(), time.time()
+    picker, losses, told_s, kept_s = (
+        random.Random(how.seed + training.steps),
+        [],
+        time.time(),
+        time.time(),
+    )
     pools = {"people": [], "written": [], "made": []}
     sources = {"people": people, "written": written, "made": invented}
     while training.done_share() < 1:
-        shares = {"people": 6, "written": 1, "made": 1} if training.done_share() < MADE_SHARE else {"people": 7, "written": 1}
+        shares = (
+            {"people": 6, "written": 1, "made": 1}
+            if training.done_share() < MADE_SHARE
+            else {"people": 7, "written": 1}
+        )
         group = []
         for name, count in shares.items():
             if len(pools[name]) < count:
@@ -689,7 +850,10 @@ def train(how, training, data):
             group += [pools[name].pop() for _ in range(count)]
         losses.append(training.step(group, picker))
         if time.time() - told_s > 60:
-            log(how, f"{training.used_s / 60:.1f} min, step {training.steps}: loss {sum(losses) / len(losses):.3f}")
+            log(
+                how,
+                f"{training.used_s / 60:.1f} min, step {training.steps}: loss {sum(losses) / len(losses):.3f}",
+            )
             losses, told_s = [], time.time()
         if time.time() - kept_s > 480:
             training.keep()
@@ -699,6 +863,7 @@ def train(how, training, data):
 
 def main():
     import torch
+
     how = read_arguments()
     how.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(how.threads)
@@ -706,7 +871,7 @@ def main():
     embedder = batos.Embedder("auto")
     embedder.start()
     embedder._thread.join()
-    embedder._model.bfloat16()                           # on a busy machine it may not have seen that this is faster
+    embedder._model.bfloat16()  # on a busy machine it may not have seen that this is faster
     picker = random.Random(how.seed)
     model, tokenizer = batos.new_reader_model(batos.installed_embedder())
     data = all_data(how, picker)
@@ -714,9 +879,14 @@ def main():
     train(how, training, data)
     figures = evaluate(model, tokenizer, from_people(how.data, {HELD}, embedder))
     log(how, json.dumps(figures, indent=1))
-    card = {"threshold": figures["threshold with 10 % refused"], "minutes": round(training.used_s / 60, 1),
-            "steps": training.steps, "figures": figures,
-            "threads": how.threads, "seed": how.seed}
+    card = {
+        "threshold": figures["threshold with 10 % refused"],
+        "minutes": round(training.used_s / 60, 1),
+        "steps": training.steps,
+        "figures": figures,
+        "threads": how.threads,
+        "seed": how.seed,
+    }
     batos.write_reader(model, how.out, card)
 
 
