@@ -1,5 +1,8 @@
 """Evidence: which passages are told, what is marked in them, and how sure memory is; by words alone."""
 
+import collections
+import pathlib
+
 import pytest
 
 import batos
@@ -398,3 +401,43 @@ def test_what_leads_elsewhere_in_german_or_french_answers_nothing():
         found = batos.find_evidence(catalog, question, batos.Recall())
         assert answer in batos.marked_text(found["evidence"][0]) and found["certainty"] == "sure", question
     assert batos.find_evidence(catalog, "Wie viele Giraffen fressen Heu?", batos.Recall())["certainty"] == "none"
+
+
+# What is written, checked against what it cites
+
+PLANTED = pathlib.Path(__file__).resolve().parent / "data" / "planted.txt"
+KINDS = ("figure", "name", "negation", "turned")
+
+
+def planted():
+    """Yield (kind, or "true"; sentence; passage; title) of the sentences over real passages."""
+    for block in PLANTED.read_text().split("\n= ")[1:]:
+        named, quoted, *lines = block.strip().splitlines()
+        title, passage = named.partition(": ")[2], quoted.removeprefix("> ")
+        for line in lines:
+            kind, said = ("true", line[2:]) if line.startswith("+ ") else line.split(": ", 1)
+            yield kind, said, passage, title
+
+
+def test_planted_falsehoods_are_not_told_and_paraphrases_are():
+    """Of 300 falsehoods, 75 of each kind: none of the first three, six that are turned round; 94 % of 300 paraphrases."""
+    counts, told = collections.Counter(), collections.Counter()
+    for kind, said, passage, title in planted():
+        counts[kind] += 1
+        told[kind] += not batos.why_not_borne_out(said, passage, title)
+    assert counts == {"true": 300} | dict.fromkeys(KINDS, 75)
+    assert [told[kind] for kind in KINDS[:3]] == [0, 0, 0] and told["turned"] <= 6 and told["true"] >= 283, told
+
+
+@pytest.mark.parametrize("said, why", [
+    ("The lamp of Ann runs for 15 days.", ""), ("The lamp runs for fifteen days.", ""),
+    ("The lamp of Ann runs for 5 days.", "not tell 5"),
+    ("The lamp of Bob runs for 15 days.", "not name bob"), ("It weighs at most 20 kilograms.", "other side"),
+    ("On 4 May 2021 it was built by Ann.", ""), ("It was built on 2021-04-04 by Ann.", "not name 2021"),
+    ("It was built on 5 May 2021.", "not tell 5"),
+    ("It was not built by Ann.", "contrary"), ("Ann was built by the lamp.", "other way round"), ("Ann built it.", ""),
+    ("The lamp is blue.", "not say: blue"), ("Whales sing.", "nothing of it")])
+def test_why_a_sentence_is_not_told(said, why):
+    passage = "The lamp was built by Ann on 4 May 2021. It weighs at least 20 kilograms, and runs for fifteen days."
+    found = batos.why_not_borne_out(said, passage)
+    assert why in found and bool(why) == bool(found)
