@@ -49,6 +49,13 @@ What holds everywhere:
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":  # the image records classes as batos.X: this is that module
+    import sys
+
+    __name__ = "batos"
+    sys.modules[__name__] = sys.modules["__main__"]
+
 import __future__
 
 import argparse
@@ -12056,11 +12063,11 @@ class CognitiveCore:
         # `progress` tells what goes on
         need("transformers", "the cognitive core").utils.logging.disable_progress_bar()
         directory = self._timed("find files", self._directory_of)
-        self._loaded = self._timed("weights and self-test", lambda: load_core(directory))
-        threads = self.threads or (1 if self._loaded.card else 0)
-        if threads:  # a small model gains nothing by a second, and on a busy machine
-            # threads that wait for one another lose much
+        threads = self.threads or (1 if core_card(directory) else 0)
+        if threads:  # before the self-test: a small model gains nothing by a second, and on a busy
+            # machine threads that wait for one another lose much
             need("torch", "the cognitive core").set_num_threads(threads)
+        self._loaded = self._timed("weights and self-test", lambda: load_core(directory))
         self._loaded.count = self._loaded.parameters
         if self.synapses is not None:
             self._timed("experts", lambda: self.synapses.fit(self._loaded))
@@ -36296,7 +36303,5 @@ def run():
     leave(main())
 
 
-if __name__ == "__main__":
-    from batos import run  # the image records classes as batos.X, never __main__.X
-
+if sys.modules["__main__"] is sys.modules[__name__]:
     run()

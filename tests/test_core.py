@@ -594,6 +594,20 @@ def test_a_core_that_loads_says_so_and_one_that_cannot_is_failed(tmp_path):
     assert one.state == "failed"
 
 
+@pytest.mark.slow
+def test_the_embedded_core_is_tried_with_as_many_threads_as_it_has_later(monkeypatch):
+    """With PyTorch's own choice the self-test took twenty times as long on a busy machine."""
+    torch, threads = batos.need("torch", "tests"), []
+    torch.set_num_threads(2)
+    monkeypatch.setattr(batos, "self_test", lambda loaded: threads.append(torch.get_num_threads()))
+    for chosen in (0, 2):
+        one = batos.CognitiveCore(lambda: SEED, threads=chosen).start()
+        one.wait_ready(WAIT_S)
+        one.close()
+    torch.set_num_threads(1)
+    assert threads == [1, 2]
+
+
 def test_closing_cancels_what_is_at_work_and_what_waits():
     one = batos.CognitiveCore(lambda: SEED, threads=1).start()
     one.wait_ready(WAIT_S)
