@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests in the background ignores it for all
 os.environ.setdefault("BATOS_SELF_KNOWLEDGE", "false")   # what each daemon would index at its first start
 os.environ.setdefault("BATOS_EMBEDDER", "none")          # it takes seconds to load; the tests that are of it ask for it
+os.environ.setdefault("OMP_NUM_THREADS", "1")            # on busy cores threads that wait for one another lose much
 
 
 # The same tree is judged the same each time; what chance finds is looked for by hand: --hypothesis-profile search.

@@ -3,7 +3,8 @@
     process = forks.start(["batos", "--core", "none"], cwd=folder, stdout=writing, stderr=writing)
 
 To import batos takes a second, of which a start of the daemon itself is a fifth, and the tests start hundreds. What is of the
-real start (`python batos.py`) starts it so. A program is a module and its words; its `main(words)` gives the exit status.
+real start (`python batos.py`) starts it so. A program is a module and its words; its `main(words)` gives the exit status. What
+loads a core comes from a second process, which has imported more; it starts when the first such is wanted.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PROGRAMS = {"batos": ROOT / "batos.py", "doubles": ROOT / "tests" / "doubles.py", "newer": ROOT / "tests" / "newer.py",
             "ageing": ROOT / "tests" / "ageing.py"}
 NEEDED = ("numpy", "Stemmer", "safetensors.numpy")       # what a daemon imports at its first document
+FOR_MODELS = ("torch", "bitsandbytes", "peft", "transformers.models.llama.modeling_llama")        # and for a core: ten seconds
 REQUEST_BYTES = 200_000
 
 
@@ -61,12 +63,18 @@ class Forked:
 
 
 @functools.cache
-def channel():
-    """Return the socket to the process that forks, which ends with this one."""
+def channel(*more):
+    """Return the socket to the process that forks, with more modules imported, which ends with this one."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        subprocess.Popen([sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()])
+        subprocess.Popen([sys.executable, __file__, str(theirs.fileno()), *more], pass_fds=[theirs.fileno()])
     return ours
+
+
+def loads_a_core(words):
+    """Whether the words start a daemon that loads a core from this disk."""
+    core = words[words.index("--core") + 1] if "--core" in words else "none"
+    return core == "auto" or os.path.isdir(core)
 
 
 def start(words, cwd, stdout, stderr):
@@ -78,7 +86,8 @@ def start(words, cwd, stdout, stderr):
     reading, writing = os.pipe()
     with open(os.devnull, "wb") as nothing:
         files = [nothing.fileno() if file == subprocess.DEVNULL else file for file in (stdout, stderr)]
-        socket.send_fds(channel(), [json.dumps(request).encode()], [*files, writing])
+        wanted = channel(*FOR_MODELS) if loads_a_core(words) else channel()
+        socket.send_fds(wanted, [json.dumps(request).encode()], [*files, writing])
     os.close(writing)
     return Forked(words, os.fdopen(reading))
 
@@ -145,7 +154,7 @@ if __name__ == "__main__":
     import newer  # noqa: F401
 
     import batos
-    for module in NEEDED:
+    for module in (*NEEDED, *sys.argv[2:]):
         batos.need(module, "the tests")
     batos.need("nltk.tokenize.punkt", "the tests", alone=True)
     gc.freeze()                                          # collections in the forks touch, and so copy, none of it

@@ -33,6 +33,7 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE.parent)]
 import conftest
 import doubles
+import forks
 import test_memory
 from test_parts import Machine
 
@@ -45,11 +46,11 @@ BRIEF = {"type": "direct_synthesis", "selector": "answer_", "args": QUESTIONS[:1
 
 
 @contextlib.contextmanager
-def daemon(*options, core="none", folder=None):
-    """A daemon process in a folder that is removed."""
+def daemon(*options, core="none", folder=None, start=forks.start):
+    """A daemon process in a folder that is removed; `start` is conftest.start_anew where its start or memory is measured."""
     with contextlib.ExitStack() as stack:
         folder = folder or stack.enter_context(tempfile.TemporaryDirectory())
-        process = conftest.DaemonProcess(folder, *options, core=core, start=conftest.start_anew)
+        process = conftest.DaemonProcess(folder, *options, core=core, start=start)
         try:
             yield process
         finally:
@@ -94,6 +95,11 @@ def rate(endpoint, message, in_flight, seconds):
     socket.close()
     context.term()
     return result, latencies
+
+
+def sized(seconds, measured, tried):
+    """Return the size of a bench that is measured, or of one that is tried only: that runs for less than a second."""
+    return measured if seconds >= 1 else tried
 
 
 def in_turns(rounds, *functions):
@@ -297,7 +303,7 @@ def bench_cycles(seconds):
 
 def bench_mind(seconds):
     """Whole missions with the embedded core, by how many at a time; its tokens beside plain generate() of the same model."""
-    for at_once in (1, 8, 32):
+    for at_once in sized(seconds, (1, 8, 32), (1, 2, 3)):
         with daemon("--workers", str(at_once), core="auto") as ours, batos.Client(ours.endpoint, 600) as client:
             wait_for_core(client)
             client.call("index_document", doc_id="vesper.md", text=MANUAL)
@@ -305,7 +311,7 @@ def bench_mind(seconds):
             count = max(at_once, round(10 * seconds))
             took_s = timed_s(lambda count=count, ours=ours, at_once=at_once: ask_all(ours.endpoint, count, at_once))
         yield f"missions with the embedded core, {at_once} at a time", f"{60 * count / took_s:.0f}/min", "", None
-    yield from token_rows()
+    yield from token_rows(sized(seconds, 5, 1))
 
 
 def ask_all(endpoint, count, at_once):
@@ -322,7 +328,7 @@ def ask_all(endpoint, count, at_once):
         thread.join()
 
 
-def token_rows():
+def token_rows(rounds):
     """Rows of tokens a second: a facet under its grammar through the model thread, beside generate() alone, as many tokens."""
     core = batos.CognitiveCore(lambda: ROOT / "seed_core", threads=1).start()
     core.wait_ready(300)
@@ -337,7 +343,7 @@ def token_rows():
                                                      pad_token_id=loaded.pad_id, eos_token_id=loaded.eos_ids)
             with torch.inference_mode():
                 loaded.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-        ours, theirs = in_turns(5, lambda count=count: timed_s(lambda: core.infer([asked] * count)),
+        ours, theirs = in_turns(rounds, lambda count=count: timed_s(lambda: core.infer([asked] * count)),
                                 lambda plain=plain: timed_s(lambda: core.on_model_thread(plain)))
         yield (f"tokens of the embedded core, {count} rows under a grammar, against plain generate()",
                f"{count * told / ours:.0f}/s", f"{count * told / theirs:.0f}/s", theirs / ours)
@@ -351,8 +357,8 @@ def bench_graph(seconds):
     """Durable cycles with a core that answers at once, as many workers as missions at a time, beside LangGraph's of the same
     states with its SQLite saver, every step durable."""
     with tempfile.TemporaryDirectory() as environment:
-        subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-        subprocess.run([f"{environment}/bin/pip", "install", "-q", *GRAPH], check=True)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+        subprocess.run([sys.executable, "-m", "pip", "--python", environment, "install", "-q", *GRAPH], check=True)
         for at_once in (1, 8, 32):
             with tempfile.TemporaryDirectory() as folder, counted_fsyncs() as fsyncs:
                 mine, commits = cycles_per_s(folder, at_once, seconds)
@@ -429,7 +435,7 @@ def run_s(*command):
 def started(folder, core):
     """Return seconds from the start of a daemon: until it listens, its first reply, its first thought (with a core)."""
     start_s = time.perf_counter()
-    with daemon(core=core, folder=folder) as process, batos.Client(process.endpoint, 300) as client:
+    with daemon(core=core, folder=folder, start=conftest.start_anew) as process, batos.Client(process.endpoint, 300) as client:
         times = [time.perf_counter() - start_s]
         client.call("health")
         times.append(time.perf_counter() - start_s)
@@ -453,13 +459,19 @@ def add_objects(path, count):
     image.close()
 
 
+COMPILED = "compile(open('batos.py').read(), 'batos.py', 'exec')"
+
+
 def bench_start(seconds):
-    """Imports, help, first start and restart."""
-    bare, packages, own, shown = in_turns(5, lambda: run_s("-c", "pass"), lambda: run_s("-c", "import ZODB, zmq, pydantic"),
-                                         lambda: run_s("-c", "import batos"), lambda: run_s("batos.py", "--help"))
-    own, packages = own - bare, packages - bare
+    """Imports, help, first start and restart. Python compiles a program that it is given as a file anew at each start."""
+    commands = (["-c", "pass"], ["-c", "import ZODB, zmq, pydantic"], ["-c", "import batos"], ["-c", COMPILED],
+                ["-c", "import batos; batos.run()", "--help"], ["batos.py", "--help"])
+    bare, packages, own, compiled, entered, shown = in_turns(
+        sized(seconds, 5, 1), *(lambda command=command: run_s(*command) for command in commands))
+    own, packages, compiled = own - bare, packages - bare, compiled - bare
     yield "import batos", f"{own:.2f} s", f"ZODB, zmq and pydantic alone {packages:.2f} s", own / packages
-    yield "batos.py --help", f"{shown:.2f} s", f"bare Python {bare:.2f} s", shown / bare
+    yield "batos --help, by the entry point", f"{entered:.2f} s", f"bare Python {bare:.2f} s", entered / bare
+    yield f"batos.py --help, of it {compiled:.2f} s to compile", f"{shown:.2f} s", f"bare Python {bare:.2f} s", shown / bare
     core = "auto" if (ROOT / "seed_core" / "model.safetensors").exists() else "none"
     with tempfile.TemporaryDirectory() as folder:
         names = ("listening", "first reply", "first thought")
@@ -471,12 +483,13 @@ def bench_start(seconds):
 
 
 def bench_check(seconds):
-    """`check` of 100,000 objects beside ZODB's own walk over the records of the same file."""
+    """`check` of many objects beside ZODB's own walk over the records of the same file."""
+    count = sized(seconds, 100_000, 5_000)
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/live_image.fs"
         batos.genesis(image := batos.Image.open(path))
         image.close()
-        add_objects(path, 100_000)
+        add_objects(path, count)
 
         def walked_s():
             start_s = time.perf_counter()
@@ -486,7 +499,8 @@ def bench_check(seconds):
             return time.perf_counter() - start_s
         for deep, name in ((False, "quick"), (True, "deep")):
             mine, other = in_turns(3, lambda deep=deep: batos.check_image(path, deep)["seconds"], walked_s)
-            yield f"{name} check of 100,000 objects", f"{mine:.2f} s", f"ZODB's walk over the records {other:.2f} s", mine / other
+            what = f"{name} check of {count:,} objects"
+            yield what, f"{mine:.2f} s", f"ZODB's walk over the records {other:.2f} s", mine / other
 
 
 def longest_wait_ms(endpoint, work):
@@ -506,7 +520,7 @@ def longest_wait_ms(endpoint, work):
 
 def bench_waits(seconds):
     """The longest wait of a small writer while the image is packed, backed up, or takes in a large document; beside idle."""
-    count = 50_000 if seconds >= 1 else 2_000
+    count = sized(seconds, 50_000, 2_000)
     with tempfile.TemporaryDirectory() as folder:
         image = batos.Image.open(path := f"{folder}/live_image.fs")
         batos.genesis(image)
@@ -528,14 +542,15 @@ def bench_waits(seconds):
 
 def bench_sizes(seconds):
     """What many objects cost: a restart, a backup beside a copy, a pack, memory."""
-    for count in (100_000, 1_000_000) if seconds >= 1 else (5_000,):
+    for count in sized(seconds, (100_000, 1_000_000), (5_000,)):
         with tempfile.TemporaryDirectory() as folder:
             image = batos.Image.open(path := f"{folder}/live_image.fs")
             batos.genesis(image)
             image.close()
             add_objects(path, count)
             _, listening_s, first_s = 0, *started(folder, "none")
-            with daemon(folder=pathlib.Path(folder)) as process, batos.Client(process.endpoint, 3000) as client:
+            with daemon(folder=pathlib.Path(folder), start=conftest.start_anew) as process, \
+                    batos.Client(process.endpoint, 3000) as client:
                 memory_mb = client.call("health")["result"]["memory_mb"]
                 backup_s = timed_s(lambda: client.call("backup", folder=f"{folder}/b"))
                 pack_s = timed_s(lambda: client.call("pack", days=0.0))
@@ -608,9 +623,9 @@ def stored_bytes(folder):
 
 def bench_search(seconds):
     """Documents of 1,000 chunks learnt by the bulk lane, then searched, beside SQLite's FTS5 with the same chunks."""
-    for chunks in (1000, 10_000, 100_000) if seconds >= 1 else (300,):
+    for chunks in sized(seconds, (1000, 10_000, 100_000), (300,)):
         with tempfile.TemporaryDirectory() as folder:
-            yield from search_rows(pathlib.Path(folder), chunks, 200 if seconds >= 1 else 5)
+            yield from search_rows(pathlib.Path(folder), chunks, sized(seconds, 200, 5))
 
 
 def search_rows(folder, chunks, count):
@@ -688,7 +703,7 @@ def bench_experts(seconds):
             test_memory.stage(folder / "staged", name, seed=n, rank=8, targets=("q_proj", "v_proj"))
         core, synapses = stack.enter_context(test_memory.memory_of(folder, folder / "staged"))
         yield from core.on_model_thread(lambda loaded: list(switch_rows(loaded, synapses, folder / "staged", names)))
-        yield from batch_rows(core, names)
+        yield from batch_rows(core, *sized(seconds, (3, (FEW, 16)), (1, (2, FEW))))
         tiers, base_mb = synapses.health(), core.on_model_thread(lambda loaded: loaded.model.get_memory_footprint()) / 1e6
         warm, cold = tiers["warm"], tiers["cold"]["mb"]
         yield (f"memory of {len(names)} experts, cold in blobs", f"{cold:.2f} MB", f"the core {base_mb:.1f} MB", cold / base_mb)
@@ -731,16 +746,16 @@ def timed_ms(function, *args):
     return (time.perf_counter() - started_s) * 1e3
 
 
-def batch_rows(core, names):
-    """Rows of facets by different experts in one batch, beside the same one by one."""
+def batch_rows(core, rounds, counts):
+    """Rows of facets by different experts in one batch, beside the same one by one; each of so many."""
     fields = batos.CORE_SAMPLES["facet"]
-    for count in (FEW, 16):
+    for count in counts:
         personas = list(batos.PILLARS)
         asked = [batos.CoreRequest("facet", fields | {"persona": name, "pillar": batos.PILLARS[name][0]}, name)
                  for name in (personas * 4)[:count]]
-        together, alone = in_turns(3, lambda asked=asked: timed_s(lambda: core.infer(asked)),
+        together, alone = in_turns(rounds, lambda asked=asked: timed_s(lambda: core.infer(asked)),
                                    lambda asked=asked: timed_s(lambda: [core.infer([one]) for one in asked]))
-        what = f"{count} facets by {FEW} experts in one batch, against one by one"
+        what = f"{count} facets by {min(count, FEW)} experts in one batch, against one by one"
         yield what, f"{together:.2f} s", f"{alone:.2f} s", alone / together
 
 
