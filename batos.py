@@ -15678,6 +15678,8 @@ HTML_LAYOUT = ("dl", "h1", "h2", "h3", "h4", "h5", "h6", "ol", "pre", "ul")
 HTML_PREFIXES = {**{f"h{level}": "#" * level + " " for level in range(1, 7)}, "li": "- "}
 LINK_OF_HEADING = "\xb6"  # that is shown only where the pointer is
 CODE_INDENT = " " * 4  # what Markdown takes for code
+# A line of a paragraph that begins so would be an item: it goes on in the line before it.
+_LIST_MARK = re.compile(r"\s*(?:[-+*]|\d{1,9}[.)])\s")
 
 
 class _HtmlText(html.parser.HTMLParser):
@@ -15693,12 +15695,17 @@ class _HtmlText(html.parser.HTMLParser):
         self._entered = False  # an entry began, and nothing of it is written yet
         self._last = ""  # the tag that began or ended last
         self._flat, self._code = None, False  # in which element of HTML_FLAT, whether in <pre>
+        self._cells, self._headed = (
+            [],
+            False,
+        )  # tags of the row's cells; whether its table has a header
 
     def handle_starttag(self, tag, attributes):
         """Note what the text that follows stands in."""
         self._hidden += tag in HTML_HIDDEN
         self._in_title = tag == "title"
         if tag in HTML_CELLS and self._flat == "tr":
+            self._cells.append(tag)
             self._cell()
         elif self._flat == "tr" and tag not in ("tr", *HTML_LAYOUT):
             self._part_cells(tag)
@@ -15711,8 +15718,13 @@ class _HtmlText(html.parser.HTMLParser):
             self._space()
 
     def _end_row(self):
+        """End a row; what a row's first cell alone names, in a table without a header, is told behind its name."""
         self._cell()
         told = self.lines[-1][1].rstrip()
+        cells = told.strip("| ").split(" | ")
+        if self._cells == ["th", "td"] and len(cells) == 2 and not self._headed:
+            told = f"- {cells[0].rstrip(': ')}: {cells[1]}"
+        self._headed = self._headed or len(self._cells) > 1 and "td" not in self._cells
         self.lines[-1][1] = told if told.strip("| ") else ""
 
     def _leave_row(self):
@@ -15730,6 +15742,8 @@ class _HtmlText(html.parser.HTMLParser):
             self._gap = max(self._gap, HTML_GAPS[tag])
         self._entered = self._entered or tag in HTML_ENTRIES
         self._prefix = HTML_PREFIXES.get(tag, self._prefix)
+        self._cells = [] if tag == "tr" else self._cells
+        self._headed = self._headed and tag != "table"
         self._flat = tag if tag in HTML_FLAT and self._flat != "tr" else self._flat
         self._code = self._code or tag == "pre"
 
@@ -15773,7 +15787,10 @@ class _HtmlText(html.parser.HTMLParser):
         if data[:1].isspace():
             self._space()
         for number, part in enumerate(parts):
-            self._gap = max(self._gap, 1) if number else self._gap
+            if number and _LIST_MARK.match(part):
+                self._space()
+            elif number:
+                self._gap = max(self._gap, 1)
             if part.strip():
                 self._write(part.strip(), first + number)
         if parts[-1].strip() and data[-1:].isspace():
@@ -15787,7 +15804,7 @@ class _HtmlText(html.parser.HTMLParser):
         for number, part in enumerate(parts):
             if number and not self._gap:
                 self.lines.append([first + number, ""])
-            if part.strip():
+            if part:
                 self._write(part.rstrip("\r"), first + number, CODE_INDENT)
 
     def _write(self, text, number, indent=""):
@@ -19591,6 +19608,22 @@ class Telling(typing.NamedTuple):
         asks = is_asked(plain.rstrip(")\"'\u201c\u201d\u00bb. ")) or bool(_ELSEWHERE.search(plain))
         return self.is_term or asks or self.is_synopsis
 
+    @property
+    def only_says_what_comes(self):
+        """Whether I say what is wanted, or what the text is about, and not how it is."""
+        return bool(_SAYS_WHAT_COMES.match(" ".join(self.text.split())))
+
+    @property
+    def label(self):
+        """What I say a value of, "Default" in "- Default: 5"; else ""."""
+        label = _LABELLED.match(self.text)
+        return label[1] if label else ""
+
+    @property
+    def rests_on_the_one_before(self):
+        """Whether I give a name to what the sentence before me tells: "This is called backscatter."."""
+        return bool(_GIVES_A_NAME.match(self.text))
+
 
 _BRACKETED = re.compile(r"\[[^\]]*[-<|.][^\]]*\]|<[\w-]+>")  # "[-q | --quiet] [<name>]"
 _ELSEWHERE = re.compile(
@@ -19604,6 +19637,21 @@ _ELSEWHERE = re.compile(
 )
 
 
+_SAYS_WHAT_COMES = re.compile(
+    r"\W*(?:description:\s*)?you (?:want|wish|would like|need)\b[^,;]*\.$|"
+    r"\W*here(?:'s|’s| is| are) (?:the|some|a|an|how)\b[^:]*\.$|"
+    r"\W*(?:this|the (?:following|next)|these) (?:\w+ )?"
+    r"(?:sections?|chapters?|pages?|documents?|guides?|articles?|howtos?|tutorials?|recipes?|paragraphs?) "
+    r"(?:will )?(?:describe|explain|discuss|cover|show|list|give|tell|provide|contain|document|outline|illustrate)s?\b",
+    re.IGNORECASE,
+)
+_GIVES_A_NAME = re.compile(
+    r"\W*(?:this|that|these|those|such (?:a )?\w+|dies\w*|ce(?:la|ci)?) (?:(?:is|are|was|were) (?:often |also |usually )?"
+    r"(?:called|known as|named|termed|referred to as)|(?:wird|werden|nennt|heißt)\b|(?:s['’]appelle|est appelée?))",
+    re.IGNORECASE,
+)
+
+
 def is_asked(sentence):
     """Whether a sentence ends as a question does, in any script."""
     return sentence.rstrip().endswith(("?", "\uff1f", "\u061f"))
@@ -19612,10 +19660,12 @@ def is_asked(sentence):
 def goes_on(text):
     """Whether a sentence goes on in what follows it: a colon says so, or no end at all, as before a command."""
     text = text.rstrip()
-    return text.endswith(":") or not _ENDED.search(text) and _reads_as_prose(text)
+    ended = _ENDED.search(text) or _LABELLED.match(text)
+    return text.endswith(":") or not ended and _reads_as_prose(text)
 
 
 _ENDED = re.compile(r"[.!?\u2026][)\"'\u201d\u2019]*$")
+_LABELLED = re.compile(r"[-*] ([\w ]{1,30}): \S")  # "- Default: 5", of a list of such
 # A title with its number, as tables of contents have them; cells without text, as bars of navigation have them; and questions
 # without a blank between them, as lists of links have them.
 _TITLE = re.compile(
@@ -19796,13 +19846,14 @@ _NUMBER_TOLD = re.compile(
     r"seventy|eighty|ninety|dozen|hundred|thousand|million|once|twice|half|none)\b",
     re.IGNORECASE,
 )
-_TIME_TOLD = re.compile(
-    r"\b(?:\d{1,2}[:.]\d\d|\d+(?:st|nd|rd|th)|jan(?:uary)?|feb(?:ruary)?|march|april|may|june?|july?|aug(?:ust)?|sept(?:ember)?|"
-    r"oct(?:ober)?|nov(?:ember)?|dec(?:ember)?|(?:mon|tues|wednes|thurs|fri|satur|sun)day|spring|summer|autumn|winter|noon|midnight|"
-    r"morning|evening|night|century|today|yesterday|tomorrow|ago|until|before|after|once|since|every|daily|weekly|monthly|yearly|"
-    r"always|never)\b|\d",
-    re.IGNORECASE,
+_POINTS = (
+    r"\d{1,2}[:.]\d\d|\d+(?:st|nd|rd|th)|jan(?:uary)?|feb(?:ruary)?|march|april|may|june?|july?|aug(?:ust)?|sept(?:ember)?|"
+    r"oct(?:ober)?|nov(?:ember)?|dec(?:ember)?|(?:mon|tues|wednes|thurs|fri|satur|sun)day|spring|summer|autumn|winter|noon|"
+    r"midnight|morning|evening|night|century|today|yesterday|tomorrow|ago|until|before|after|once|since|always|never"
 )
+_TIME_TOLD = re.compile(rf"\b(?:{_POINTS}|every|daily|weekly|monthly|yearly)\b|\d", re.IGNORECASE)
+# "When was it …?" asks for one time, not for how often
+_POINT_TOLD = re.compile(rf"(?<!every )(?<!each )\b(?:{_POINTS})\b|\d", re.IGNORECASE)
 _NAME_TOLD = re.compile(r"(?<=[\w,;:(\"\u201c] )[A-Z][\w'-]+|\b[A-Z][\w'-]+(?= [A-Z(])")
 _REASON_TOLD = re.compile(
     r"\b(?:because|since|due to|so that|in order to|reasons?|therefore|thus|cause[sd]?|as|owing|otherwise|avoid|to \w+|"
@@ -19879,21 +19930,23 @@ def _expected_elsewhere(asks, holds, needed):
 EXPECTED = (
     Expected(re.compile(r"\bhow (?:many|much|long|old|far|often|big|large|tall|high|deep|heavy|fast|wide)\b|"
                         r"\bwhat (?:number|percentage|amount|age)\b", re.IGNORECASE), _NUMBER_TOLD, True, False),
+    Expected(re.compile(r"^\W*(?:and |so )?when (?:was|were|did|had)\b|\b(?:what|which) (?:year|day|date) (?:was|were|did)\b",
+                        re.IGNORECASE), _POINT_TOLD, True, False),
     Expected(re.compile(r"\bwhen\b(?! (?:should|would|can|could|must|may|to|not|is it|do i|do you|do we)\b)|"
                         r"\b(?:what|which) (?:year|date|day|month|century|time)\b", re.IGNORECASE), _TIME_TOLD, True, False),
     Expected(re.compile(r"^\W*(?:and |so )?who(?:m|se)?\b|\bwhich (?:company|person|people|author|country|city)\b",
                         re.IGNORECASE), _NAME_TOLD, True, False),
     Expected(re.compile(r"^\W*(?:and |so )?why\b", re.IGNORECASE), _REASON_TOLD, False, True),
-    Expected(re.compile(r"^\W*(?:and |so )?how (?:to|(?:do|can|could|should|must|may) (?:i|you|we|one))\b", re.IGNORECASE),
-             _STEP_TOLD, False, False),
     *itertools.starmap(_expected_elsewhere, EXPECTED_ELSEWHERE),
 )
 # fmt: on
 # It stands below its term, named by its last word, or behind it: "port (integer)", then what that is.
 _BY_ITS_TERM = r"|^\W*{1}\b[^:]{{0,100}}::|^\W*{0}(?: ?\([^)\n]{{1,40}}\))?(?: *\n| {{2}})\s*\w"
 _DEFINED_BY = (
-    r"{0}(?:\W+\w+){{0,4}}?\W+(?:is|are|was|were|means?|refers?|stands?|denotes?|consists?)\b"
-    + _BY_ITS_TERM
+    r"{0}(?:\W+\w+){{0,4}}?\W+(?:is|are|was|were|means?|refers?|stands?|denotes?|consists?)\b|"
+    r"{0}(?:\W+\w+){{0,2}}?\W+(?:control|set|specifie|configure|allow|enable|disable|determine|define|cause|make|let|limit|"
+    r"provide|return|create|print|display|show|list|remove|tell|describe|turn)s\b|"
+    r"^\W*(?:description|purpose|summary): " + _BY_ITS_TERM
 )
 _DEFINES = re.compile(
     r"^\W*(?:what|who) (?:is|are|was|were|does|do) (?:(?:the|a|an|word|term) ){0,3}(.{2,60}?)"
@@ -19959,12 +20012,21 @@ def _opposites(pairs):
     return found
 
 
-# How a question names what it asks for, and the form of what answers it: holes are the thing, and its last word.
+# "How do I delete a message?" is answered by "Delete …", be it behind the option that does it, and by other steps.
+_HOW_TO = re.compile(
+    r"^\W*(?:and |so )?how (?:to|(?:do|can|could|should|must|may) (?:i|you|we|one)) (\w+)\b",
+    re.IGNORECASE,
+)
+_STEP_BY_VERB = _STEP_TOLD.pattern + r"|^\W*(?:-\S+(?: \S+)?\s+|.{{0,60}}::\s+)?{0}\b"
+
+# How a question names what it asks for; the form of what answers it, whose holes are the thing and its last word; and whether
+# that is an answer by its form alone.
 FORMS = {
-    _DEFINES: _DEFINED_BY,
-    _DEFINES_IN_GERMAN: _DEFINED_IN_GERMAN,
-    _DEFINES_IN_FRENCH: _DEFINED_IN_FRENCH,
-    _SETS: _SET_TO,
+    _HOW_TO: (_STEP_BY_VERB, False),
+    _DEFINES: (_DEFINED_BY, True),
+    _DEFINES_IN_GERMAN: (_DEFINED_IN_GERMAN, True),
+    _DEFINES_IN_FRENCH: (_DEFINED_IN_FRENCH, True),
+    _SETS: (_SET_TO, True),
 }
 
 
@@ -19973,10 +20035,11 @@ def expected_in(question):
     kind = next((kind for kind in EXPECTED if kind.asks.search(question)), None)
     if kind is not None:
         return kind
-    for asks, holds in FORMS.items():
+    for asks, (holds, settles) in FORMS.items():
         if named := asks.match(question):
             thing, last = re.escape(named[1]), re.escape(named[1].split()[-1])
-            return Expected(asks, re.compile(holds.format(thing, last), re.IGNORECASE), False, True)
+            form = re.compile(holds.format(thing, last), re.IGNORECASE)
+            return Expected(asks, form, needed=False, settles=settles)
     return None
 
 
@@ -19995,6 +20058,7 @@ class Asked(typing.NamedTuple):
     opposed: dict  # {word: one of mine that says the opposite}, where I ask whether something is so
     language: str = "en"
     contrary: dict = {}  # {word: one of mine, of whose contrary it tells}
+    compared: tuple = ()  # the words of each of two things that I compare
 
     def share(self, words):
         """Return what share of my words' weight is among words, 0 to 1."""
@@ -20008,9 +20072,17 @@ class Asked(typing.NamedTuple):
         found = [match[0].casefold() for match in self.expected.holds.finditer(text)]
         return any(self.expected.asks in FORMS or held not in own for held in found)
 
+    def asks_for(self, label):
+        """Whether I ask for what a label names."""
+        return bool(label) and words_of(label).keys() <= self.weights.keys()
+
     def is_of_contrary(self, words):
         """Whether words name the contrary of what I ask for, and not that itself."""
         return any(other in words and mine not in words for other, mine in self.contrary.items())
+
+    def compares_others(self, words):
+        """Whether I compare two things, and words name neither."""
+        return bool(self.compared) and not any(thing <= words for thing in self.compared)
 
     def needs_more_than(self, texts):
         """Whether I ask for a number, a time or a name that none of the texts holds."""
@@ -20049,6 +20121,7 @@ def _asked(catalog, query, focus, before):
         opposed,
         language_of(own_words),
         contrary,
+        tuple([frozenset(words_of(thing)) for thing in things_compared(query)]),
     )
 
 
@@ -20233,7 +20306,7 @@ def _sentence_worth(asked, told, near):
     """Return what a sentence is worth as an answer: by its words, how near it is, and whether it is of the expected kind.
 
     A question answers nothing, what only repeats the question hardly anything, and what is said in two words little, or of the
-    contrary of what is asked for.
+    contrary of what is asked for, or of neither of two things that are compared.
     """
     share = (asked.share(told.words) + asked.share(told.words_with_headings)) / 2
     worth = share if near is None else (share + near) / 2
@@ -20241,9 +20314,12 @@ def _sentence_worth(asked, told, near):
         fits = asked.is_answered_by(told.whole)
         worth += 0.15 + 0.2 * bool(told.term) if fits else -0.1
     repeats = told.words <= asked.weights.keys()
+    worth += 0.3 * asked.asks_for(told.label)
     contrary = asked.is_of_contrary(told.words)
+    empty = told.leads_elsewhere or told.only_says_what_comes
+    beside = asked.compares_others(told.words_with_headings)
     return (
-        worth - 0.5 * told.leads_elsewhere - 0.2 * (told.size < 3) - 0.2 * repeats - 0.3 * contrary
+        worth - 0.5 * empty - 0.2 * (told.size < 3) - 0.2 * repeats - 0.3 * contrary - 0.2 * beside
     )
 
 
@@ -20263,23 +20339,27 @@ def _read(asked, judged, recall):
         counted = max(score, reader.threshold) if one.window.is_of_table() else score
         worth = one.worth + READER_WEIGHT * counted * _superseded(one.window)
         sure = certain or score >= reader.threshold
-        found.append(_pointed(one, span)._replace(worth=worth, sure=sure))
+        found.append(_pointed(asked, one, span)._replace(worth=worth, sure=sure))
     found.sort(key=_worth, reverse=True)
     unread = asked.language != "en" or found[0].window.is_of_table() and not found[0].sure
     return [one._replace(sure=None) for one in found] if unread else found
 
 
-def _pointed(judged, span):
+def _pointed(asked, judged, span):
     """Return a Judged with the sentence in which a span of its window's text begins.
 
-    It stays as it is where that one answers nothing, or is worth much less than its own by words and meaning.
+    It stays as it is where that one answers nothing, is worth much less than its own by words and meaning, or lacks the number,
+    time or name that is asked for, which its own holds.
     """
     window = judged.window
     first, last = window.start + span[0], window.start + span[1]
     begun = [n for n in range(window.first, window.last) if window.tellings[n].start <= first]
     pointed = max(begun, default=window.first)
     lead = judged.worths[judged.marked - window.first] - judged.worths[pointed - window.first]
-    if window.tellings[pointed].leads_elsewhere or lead > OVERRULED_BY:
+    told, own = window.tellings[pointed], window.tellings[judged.marked]
+    empty = told.leads_elsewhere or told.only_says_what_comes
+    lacks = asked.needs_more_than([told.whole]) and not asked.needs_more_than([own.whole])
+    if empty or lacks or lead > OVERRULED_BY:
         return judged
     return judged._replace(marked=pointed, span=(first, last))
 
@@ -20414,11 +20494,11 @@ def _certainty(asked, unknown, mass, judged, evidence, recall):
     return "nearest" if part >= NEAR_MASS or near >= least else "none"
 
 
-def _term_of(window, marked):
-    """Return the Telling with which a marked one is quoted: the term that it defines, which stands before it; or itself."""
+def _quoted_from(window, marked):
+    """Return the Telling from which on a marked one is quoted: the term that it defines, or what it gives a name; or itself."""
     one, before = window.tellings[marked], window.tellings[max(0, marked - 1)]
-    defined = marked > window.first and before.is_term and before.run == one.run
-    return before if defined else one
+    belongs = before.is_term or one.rests_on_the_one_before
+    return before if belongs and marked > window.first and before.run == one.run else one
 
 
 def _says_by_its_form(asked, judged):
@@ -20440,7 +20520,7 @@ def _evidence(judged):
         judged.span[0] + begins,
         min(judged.span[1] + begins, len(told["text"])),
     ]
-    opens = _term_of(window, judged.marked).start
+    opens = _quoted_from(window, judged.marked).start
     return told | {
         "mark": [opens + begins, marked.start + begins + len(marked.text)],
         "span": span if span and ahead <= span[0] < span[1] else None,

@@ -186,6 +186,7 @@ def test_what_stands_behind_its_term_defines_it(text, defines):
     ("To tag all messages, use the <tag-pattern> function.", True), ("You can reload it with pg_restore.", True),
     ("Press t.", True), ("It is saved by pressing s.", True), ("The file can be read with any editor.", True),
     ("If there are no tagged messages, it ends.", False), ("Access is necessary when a dump is restored.", False),
+    ("Tag them all.", True), ("-t pattern  Tag what matches.", True), ("It tags messages, instead of others.", False),
 ])
 def test_how_to_do_something_is_told_by_a_step(text, tells):
     expected = batos.expected_in("How do I tag messages?")
@@ -259,6 +260,51 @@ def test_of_two_things_that_are_compared_both_are_told(catalog):
 ])
 def test_that_there_are_ways_says_none_of_them(text, leads):
     assert batos.telling(text, 1, ())[0].leads_elsewhere == leads
+
+
+@pytest.mark.parametrize("text, empty", [
+    ("Description: You want all requests to go elsewhere.", True), ("You want it quiet, so turn the wheel.", False),
+    ("Here's the basics of oiling a pump.", True), ("Here is how: turn the wheel.", False),
+    ("This section describes the pump.", True), ("The following chapter shows it.", True), ("This pump shows the time.", False),
+])
+def test_what_is_to_come_is_no_answer(text, empty):
+    assert batos.telling(text, 1, ())[0].only_says_what_comes == empty
+
+
+PUMPS = """# Pumps
+
+A valve lets water back into the pipe before the pump stands still. This is called backwash. It is bad.
+
+## Wait switch
+
+- Description: How long the pump waits for water from the pipe
+- Default: 5 s
+- Unit: s
+
+Setting the wait switch of the pump to a high value costs water. The wait switch uses the long notation.
+
+## Care
+
+Oil for a pump: oiled by Ann every October. Last oiled on 14 May 2025.
+
+Here's the basics of cleaning a pump. First, empty the pump.
+
+The default differs from pump to pump. The north pump is of brass. The south pump is of steel.
+"""
+
+
+@pytest.mark.parametrize("query, told", [
+    ("What is backwash?", "A valve lets water back into the pipe before the pump stands still. This is called backwash."),
+    ("What is the default of the wait switch?", "- Default: 5 s"),
+    ("What does the wait switch do?", "- Description: How long the pump waits for water from the pipe"),
+    ("When was the pump last oiled?", "Last oiled on 14 May 2025."),
+    ("How do I empty the pump?", "First, empty the pump."),
+    ("What is the difference between the north pump and the south pump?", "The north pump is of brass."),
+])
+def test_a_manual_answers_by_the_sentence_that_says_it(query, told):
+    catalog = batos.new_catalog()
+    batos.index_document_(catalog, "pumps.md", PUMPS)
+    assert batos.marked_text(best(catalog, query)) == told
 
 
 def test_what_tells_of_the_contrary_is_no_answer():

@@ -195,6 +195,29 @@ def test_a_table_that_only_arranges_a_page_makes_no_rows_of_what_it_holds():
     assert [line for line in text.split("\n") if line] == ["# Pump", "It turns.", "    a", "      b", "| Left | Right |"]
 
 
+NAMED_ROWS = "<tr><th><a>Syntax:</a></th><td><code>Wait <var>s</var></code></td></tr><tr><th>Default:</th><td>Wait 5</td></tr>"
+
+
+@pytest.mark.parametrize("rows, told", [
+    (NAMED_ROWS, ["- Syntax: Wait s", "- Default: Wait 5"]),
+    ("<tr><th>Name<th>Value</tr>" + NAMED_ROWS, ["| Name | Value |", "| Syntax: | Wait s |", "| Default: | Wait 5 |"]),
+    ("<tr><th>a<td>b<td>c</tr>", ["| a | b | c |"]), ("<tr><td>a<td>b</tr>", ["| a | b |"]),
+])
+def test_what_the_rows_of_a_table_without_a_header_name_is_told_behind_its_name(rows, told):
+    page = f"<p>It waits.</p><table>{rows}</table>".encode()
+    assert batos._read_html(page, "a.html").text.split("\n")[2:] == told
+
+
+def test_a_line_of_a_paragraph_that_begins_with_a_mark_is_no_item():
+    text = batos._read_html(b"<p>Options after a\n+ or - are merged\nin turn.<ul><li>one</li></ul>", "a.html").text
+    assert text.split("\n") == ["Options after a + or - are merged", "in turn.", "", "- one"]
+
+
+def test_blanks_between_the_marks_of_a_listing_are_kept():
+    page = b"<pre>\n<b>-d</b> <i>id</i>\n    <b>Delete</b>  <i>it.</i>\n</pre>"
+    assert batos._read_html(page, "a.html").text.rstrip() == "    -d id\n        Delete  it."
+
+
 class Said(html.parser.HTMLParser):
     """What a page says, with no order in it."""
 
