@@ -6,7 +6,7 @@ A FOLDER holds docs.jsonl ({"id", "text", "title"?, "conversation"?}), queries.j
 qrels.tsv (query, document, grade); foreign.py makes such folders of others' collections. What names a conversation is indexed as
 said there, and is sought in it. Without a folder, collections of our own making: the docstrings of Python's library, each to be
 found by its summary, which is taken out of it; and short turns of talk, each to be found by a question in other words, or in
-the same. bm25s is left out where it is not installed.
+the same, and the boundaries of topics and chunks. bm25s is left out where it is not installed.
 
 The product's own code ranks, in this process and without a daemon. --keep names a folder in which vectors are kept for the next
 run; --ours leaves the peers and the boundaries out; --log adds a row for each collection to quality.md, with what had changed.
@@ -14,6 +14,7 @@ run; --ours leaves the peers and the boundaries out; --log adds a row for each c
 
 import argparse
 import ast
+import collections
 import datetime
 import importlib.util
 import itertools
@@ -291,6 +292,16 @@ def by_bm25s(documents):
     return ranking
 
 
+def by_reciprocal_rank(*rankings, k=60):
+    """Return the ranking by the sum of 1 / (k + rank) over others, as fusing is done where nothing else is known."""
+    def ranking(query):
+        sums = collections.Counter()
+        for found in (each(query) for each in rankings):
+            sums.update({name: 1 / (k + place) for place, name in enumerate(found, 1)})
+        return [name for name, _ in sums.most_common(MOST)]
+    return ranking
+
+
 # Measures
 
 def measures(ranked, wanted):
@@ -319,6 +330,8 @@ def rankings(folder, collection, embedder, peers=True):
     if peers:
         texts = {name: f"{collection.titles.get(name, '')}\n{text}" for name, text in collection.documents.items()}
         every |= {"bm25s": by_bm25s(texts), "FTS5": by_fts5(texts)}
+    if every.get("bm25s"):
+        every["bm25s and vectors"] = by_reciprocal_rank(every["bm25s"], ours.vectors)
     return {name: ranking for name, ranking in every.items() if ranking}
 
 
@@ -419,18 +432,18 @@ def main():
     parser.add_argument("--ours", action="store_true", help="neither peers nor boundaries")
     parser.add_argument("--log", metavar="WHAT CHANGED", help="add rows to quality.md")
     args = parser.parse_args()
-    collections = {pathlib.Path(folder).name: read_collection(folder) for folder in args.folders} or {
+    judged_sets = {pathlib.Path(folder).name: read_collection(folder) for folder in args.folders} or {
         "Python's library": python_library(), "talk, in other words": talk(), "talk, in its words": talk(same_words=True)}
     embedder, rows = KeptVectors(args.keep) if args.keep else ready_embedder(), []
     print("| collection | ranking | nDCG@10 | Recall@100 | MRR | ms |\n|---|---|---|---|---|---|")
-    for name, ranking, *values, ms in report(collections, embedder, args.queries, peers=not args.ours):
+    for name, ranking, *values, ms in report(judged_sets, embedder, args.queries, peers=not args.ours):
         print(f"| {name} | {ranking} | " + " | ".join(f"{value:.3f}" for value in values) + f" | {ms:.1f} |", flush=True)
         rows.append((name, ranking, *values, ms))
     if args.keep:
         embedder.save()
     if args.log:
         log(rows, args.log)
-    if not args.ours:
+    if not args.ours and not args.folders:
         report_boundaries(embedder if not args.keep else ready_embedder())
 
 
