@@ -766,7 +766,7 @@ def test_an_expert_is_trained_and_comes_into_an_image(tmp_path, image):
         import personas
     finally:
         sys.path.remove(str(SEED))
-    options = types.SimpleNamespace(minutes=0.4)
+    options = types.SimpleNamespace(minutes=0.1)
     tokenizer = batos.need("transformers", "tests").AutoTokenizer.from_pretrained(SEED).backend_tokenizer
     maker = personas.train.Maker("test", *personas.train.docstring_passages())
     model = personas.adapted(SEED)

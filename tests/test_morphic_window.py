@@ -60,7 +60,7 @@ class Screen:
 
     def shot(self, name):
         """Take a screenshot; returns its path."""
-        path = self.folder / f"{name}.png"
+        path = self.folder / f"{name}.ppm"               # packed it would take several times as long
         subprocess.run(["import", "-window", "root", str(path)], env=self.env, check=True, timeout=60)
         return path
 

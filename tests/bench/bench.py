@@ -358,7 +358,8 @@ def bench_graph(seconds):
     states with its SQLite saver, every step durable."""
     with tempfile.TemporaryDirectory() as environment:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
-        subprocess.run([sys.executable, "-m", "pip", "--python", environment, "install", "-q", *GRAPH], check=True)
+        install = ["pip", "--python", environment, "install", "-q", "--no-compile"]
+        subprocess.run([sys.executable, "-m", *install, *GRAPH], check=True)
         for at_once in (1, 8, 32):
             with tempfile.TemporaryDirectory() as folder, counted_fsyncs() as fsyncs:
                 mine, commits = cycles_per_s(folder, at_once, seconds)

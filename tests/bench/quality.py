@@ -16,6 +16,7 @@ import argparse
 import ast
 import collections
 import datetime
+import functools
 import importlib.util
 import itertools
 import json
@@ -370,13 +371,19 @@ def log(rows, change):
 
 # Boundaries: texts put together of parts about different things; is a text cut where they meet?
 
-def mixed_texts(count=60, parts=8):
-    """Yield (text, the lines on which its parts begin but the first) of docstrings put together."""
+@functools.cache
+def docstring_parts():
+    """Return the docstrings of Python's library that are parts of mixed texts: of some paragraphs, neither short nor long."""
     found = {text: None for path in sorted(pathlib.Path(sysconfig.get_path("stdlib")).glob("*.py"))
              for _, text in docstrings(path) if 60 <= len(text.split()) <= 190 and text.count("\n\n") >= 2}
+    return list(found)
+
+
+def mixed_texts(count=60, parts=8):
+    """Yield (text, the lines on which its parts begin but the first) of docstrings put together."""
     chance = random.Random(5)
     for _ in range(count):
-        chosen, begins, line = chance.sample(list(found), parts), [], 1
+        chosen, begins, line = chance.sample(docstring_parts(), parts), [], 1
         for part in chosen[:-1]:
             line += part.count("\n") + 2
             begins.append(line)
