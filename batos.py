@@ -22412,6 +22412,7 @@ def _settles(item, mission):
     return not titles or 2 * len(wanted & set(stems(titles[-1]))) >= len(wanted)
 
 
+_ITEM_MARK = re.compile(r"(?:\s*(?:[-*+•]|\d{1,3}[.)])\s+(?=\w))?")
 # a line of marks, as stand round listings: no word of a quote
 _RULED = re.compile(r"([-=~^+*_#])\1{3,}")
 
@@ -22419,12 +22420,13 @@ _RULED = re.compile(r"([-=~^+*_#])\1{3,}")
 def quoted_sentence(item):
     """Return the answering sentence of a passage as one line; of a long one the QUOTE_WORDS around its span.
 
-    One that announces something goes on with what it announces.
+    One that announces something goes on with what it announces; an item is told without its mark.
     """
     first, last = item.get("mark") or (0, len(item["text"]))
     text = item["text"]
     if goes_on(text[first:last]):
         last = len(text)
+    first += len(_ITEM_MARK.match(text[first:last])[0])
     words = [
         word for word in re.finditer(r"\S+", text[first:last]) if not _RULED.fullmatch(word[0])
     ]
@@ -33667,10 +33669,15 @@ def incarnated(image, settings):
 
 
 def tell_incarnation(told):
-    """Say which experts were brought into the image, and which were refused and why."""
+    """Say which experts were brought into the image, and which were refused and why: a reason of several is said once."""
+    names = collections.defaultdict(list)  # reason -> the names of those that it keeps outside
     for line in told["result"]["refused"]:
-        say(f"an adapter stays outside: {line}")
+        name, _, reason = line.partition(": ")
+        names[reason].append(name)
         log_daemon.warning("an adapter stays outside: %s", line)
+    for reason, refused in names.items():
+        who = "an adapter stays" if len(refused) == 1 else f"{len(refused)} adapters stay"
+        say(f"{who} outside: {', '.join(refused)}: {reason}")
     if told["result"]["incarnated"]:
         say(f"incarnated: {', '.join(told['result']['incarnated'])}")
 

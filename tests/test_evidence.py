@@ -347,6 +347,14 @@ def test_a_long_sentence_is_quoted_around_its_span():
     assert told.strip("… ") in text
 
 
+@pytest.mark.parametrize("text, quote", [
+    ("- Slugs: traps do not work.", "Slugs: traps do not work."), ("2. Ruth\nresigns.", "Ruth resigns."),
+    ("3.5 bar is too much.", "3.5 bar is too much."), ("-f file", "-f file"), ("- -f file", "- -f file"),
+])
+def test_an_item_is_quoted_without_its_mark(text, quote):
+    assert batos.quoted_sentence({"text": text}) == quote
+
+
 def test_the_marks_round_a_listing_are_not_quoted():
     text = "$ git bisect skip\n------------"
     assert batos.quoted_sentence({"text": text, "mark": [0, len(text)]}) == "$ git bisect skip"

@@ -876,3 +876,10 @@ def test_adapters_are_taken_from_beside_the_program_and_from_beside_the_image(tm
     assert batos.adapter_folders(auto) == [beside / "lora_adapters", tmp_path / "lora_adapters"]
     assert batos.adapter_folders(batos.load_settings({"image": str(beside / "mind.fs")}, {})) == [beside / "lora_adapters"]
     assert batos.adapter_folders(batos.load_settings({"adapters": "none"}, {})) == []
+
+
+def test_a_reason_that_keeps_several_experts_outside_is_said_once(capsys):
+    batos.tell_incarnation({"result": {"refused": ["A: it is for another core", "B: it is for another core", "C: torn"],
+                                       "incarnated": ["D"]}})
+    assert capsys.readouterr().out.splitlines() == [
+        "2 adapters stay outside: A, B: it is for another core", "an adapter stays outside: C: torn", "incarnated: D"]
