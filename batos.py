@@ -10854,6 +10854,12 @@ TASK_PROMPTS = {
     "Then up to three lines, each a property that holds and the slot that it is about, in this order: {properties}.",
     "summary": "Below are the numbered sentences of a passage. Answer with the number of the one that tells most of what the "
     "passage says.",
+    "write": "Answer a question from numbered passages, in one to three short sentences, with the passages' own words, names and "
+    'figures, and nothing else. Put the number of the passage behind each sentence. For example, from "[1] The lamp holds two '
+    'litres of oil. It burns for nine hours." the question "How long does the lamp burn?" is answered: The lamp burns for nine '
+    "hours [1].\n\n{passages}\n\n{question}",
+    "rewrite": "These sentences cannot be told, as no passage bears them out:\n{faults}\nWrite each once more, so that it "
+    "says only what one of the passages says, or leave it out. Answer with the sentences alone.",
 }
 
 
@@ -11851,6 +11857,11 @@ class CognitiveCore:
         """Whether I am ready and a model that writes freely; the embedded core knows its tasks only."""
         return self.state == "ready" and self._loaded.card is None
 
+    @property
+    def context_tokens(self):
+        """How many tokens a prompt and its answer may have together."""
+        return self._loaded.positions
+
     def settled(self, timeout_s):
         """Wait until loading has ended, one way or the other. Returns whether it has."""
         return self.state != "loading" or self._settled.wait(timeout_s)
@@ -12820,6 +12831,7 @@ def next_concession(fault: ServerFault, body: dict, made: tuple) -> str | None:
 REMOTE_TRY_S = (0.25, 0.5, 1.0, 2.0)  # between tries of a server that fails in a way that may pass
 REMOTE_ASK_S = 120.0  # where a request has no deadline of its own
 REMOTE_CONNECT_S = 10.0
+REMOTE_CONTEXT_TOKENS = 4096  # where a server does not tell how many it takes
 REMOTE_START_S = 10.0  # a server that is not there at the start is waited for so long
 READ_BEHIND_S = 1.0  # who waits gives up before the socket does
 MODELS_SHOWN = 12
@@ -12850,6 +12862,7 @@ class RemoteCore:
         self._life, self._progress = "offline", f"{self.name} was not asked yet"
         self._wanted, self._key, self._client = model, key, None
         self._conceded = ()  # names of CONCESSIONS that it needs
+        self._lengths = {}  # model -> how many tokens it takes, where the server tells
         self._settled, self._closing, self._opened = (
             threading.Event(),
             threading.Event(),
@@ -12981,12 +12994,16 @@ class RemoteCore:
         if told.get("error"):
             raise ServerFault(f"reports an error: {error_words(told)}", away=True)
         rows = told.get("data")
-        names = (
-            [row.get("id") for row in rows if isinstance(row, dict)]
-            if isinstance(rows, list)
-            else []
-        )
-        return [name for name in names if isinstance(name, str)]
+        rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        named = [row for row in rows if isinstance(row.get("id"), str)]
+        self._lengths = {row["id"]: row.get("max_model_len") for row in named}
+        return [row["id"] for row in named]
+
+    @property
+    def context_tokens(self):
+        """How many tokens a prompt and its answer may have together, as far as the server tells."""
+        told = self._lengths.get(self.model)
+        return told if isinstance(told, int) else REMOTE_CONTEXT_TOKENS
 
     def _document(self, place):
         reader, events = ReplyReader(), []
@@ -21441,7 +21458,7 @@ def why_not_borne_out(said: str, source: str, title: str = "") -> str:
     return next(filter(None, found), "")
 
 
-def borne_out(text: str, source: str) -> str:
+def borne_out(text: str, source: str, title: str = "") -> str:
     """Return those sentences of a text that its source bears out: whole, and said once.
 
     Small models say the same again and again, invent, and end in the middle.
@@ -21450,7 +21467,7 @@ def borne_out(text: str, source: str) -> str:
     for telling in sentences(text):
         said = " ".join(telling["text"].split())
         is_new = said.endswith((".", "!", "?")) and said not in kept
-        if is_new and not why_not_borne_out(said, source):
+        if is_new and not why_not_borne_out(said, source, title):
             kept.append(said)
     return " ".join(kept)
 
@@ -21508,11 +21525,10 @@ class SummaryLane:
             chunks = (
                 catalog.chunk_storage[number].text for number in document.numbers[:SUMMARY_CHUNKS]
             )
-            asked = self.PROMPT.format(
-                title=document.title or doc_id, text="\n\n".join(chunks)[: self.TEXT_CHARS]
-            )
+            title, read = document.title or doc_id, "\n\n".join(chunks)[: self.TEXT_CHARS]
             passage = [told["text"] for told in summary_of(catalog, document, EVIDENCE_MOST)]
-        text = self._written(asked, passage) if self.core.writes else self._chosen(passage)
+        text = self._written(title, read) if self.core.writes else ""
+        text = text or self._chosen(passage)
 
         def store(root):
             document = root["knowledge_catalog_obj"].documents.get(doc_id)
@@ -21521,10 +21537,10 @@ class SummaryLane:
 
         self.bulk.call(Job("summary", store))
 
-    def _written(self, asked, passage):
-        """Return what the core writes, as far as it was told so; where nothing is left, the sentence that tells most."""
-        text = self.core.infer_(asked, max_new_tokens=160, temperature=0)
-        return borne_out(text, asked) or self._chosen(passage)
+    def _written(self, title, read):
+        """Return what the core writes, as far as it was told so."""
+        asked = self.PROMPT.format(title=title, text=read)
+        return borne_out(self.core.infer_(asked, max_new_tokens=160, temperature=0), read, title)
 
     def _chosen(self, passage):
         if not passage:
@@ -21643,7 +21659,7 @@ STATES = {
 ENDED = ("COMPLETE", "FAILED")
 FREE_TEXT = ""  # the task of a request whose fields are those of `infer_`
 # task -> its field that names who speaks; plans are nobody's
-SPEAKER = {"facet": "persona", "weave": "lead"}
+SPEAKER = {"facet": "persona", "weave": "lead", "write": "lead"}
 RETRY_COMMIT_S = 2.0  # a step that could not be stored (a full disk) is tried again so often
 CONTINUED = 4  # cycles looked at for pruning at each acceptance and each end
 WAIT_TURN_S = 0.05  # who waits for a cycle looks so often whether the daemon stops
@@ -22119,29 +22135,204 @@ def subject_of(turns):
     return " ".join(_words_of_its_own(named.text)) or named.text
 
 
+# Words: what a core that writes says over the passages
+#
+# The lead writes in one call, as it likes. Each sentence is told as soon as a passage bears it out and the journal holds it;
+# code sets its number. What no passage bears out is asked for once more, with what was wrong; then it is dropped, and was
+# never stored.
+
+WRITE = "write"  # the task
+WORDS_TOKENS = 120  # of what is written
+PROMPT_TOKENS = 500  # of what is asked, but for its passages
+TOKEN_CHARS = 3  # of a text, at least
+WORDS_MOST = 4  # sentences
+REWORDED_WITHIN_S = 15.0  # a core that took longer for what it wrote is not asked once more
+SAID_AGAIN = (
+    0.8  # share of the words of a sentence that one before it has, from when on it says nothing new
+)
+_CITATION = re.compile(r"\s*\[(\d{1,3})\]")
+_CITED_BEHIND = re.compile(r"([.!?])((?:\s*\[\d{1,3}\])+)")  # "… tall. [1]"
+# what stands before what is said: a mark of a list, "The answer is:"
+_LEAD_IN = re.compile(
+    r"^(?:[-*\u2022>#]+\s+|\d{1,2}[.)]\s+|(?:the )?answer(?: to [^:]{1,200})?(?: is)?:\s*)+",
+    re.IGNORECASE,
+)
+
+
+def routed_plan(cycle, offered):
+    """Return the plan of a mission for a core that writes: what the router offers first, and the first pillar of who leads."""
+    strategy = offered[0][0] if offered else "Factual Inquiry"
+    pillar = PILLARS[lead_of(cycle, strategy)][0]
+    question = one_line(mission_text(cycle.mission_brief), MISSION_BYTES)
+    return {"strategy": strategy, "relevant_pillars": [pillar], "sub_queries": {pillar: question}}
+
+
+def words_prompt(fields, prompts, context_tokens):
+    """Return what a core is asked: its prompt from the codex, as many passages as its context has room for, the question."""
+    room = max(0, context_tokens - WORDS_TOKENS - PROMPT_TOKENS) * TOKEN_CHARS
+    passages = ""
+    for number, item in fields["passages"]:
+        passage = f"[{number}] {' '.join(item['text'].split())}\n"
+        passages += passage[: max(0, room - len(passages))]
+    told = prompts.get(WRITE) or TASK_PROMPTS[WRITE]
+    return told.replace("{passages}", passages.strip()).replace("{question}", fields["question"])
+
+
+def rewording_prompt(prompt, faults, prompts):
+    """Return what a core is asked for sentences that no passage bears out; faults: {sentence: why}."""
+    told = prompts.get("rewrite") or TASK_PROMPTS["rewrite"]
+    rows = "\n".join([f"- {said} ({why})" for said, why in faults.items()])
+    return f"{prompt}\n\n{told.replace('{faults}', rows)}"
+
+
+def written_sentences(text):
+    """Return the sentences that a core wrote, each as one line without what leads in, its numbers before its full stop."""
+    placed = _CITED_BEHIND.sub(r"\2\1", without_thoughts(text))
+    lines = [" ".join(told["text"].split()) for told in sentences(placed)]
+    return [_LEAD_IN.sub("", line) for line in lines]
+
+
+def borne_out_by(said, passages, given):
+    """Return (the numbers of the passages that bear a sentence out, ""), or ((), why none does).
+
+    passages: {number: evidence}. given: the numbers that it came with; where it quotes another passage, or another one alone
+    bears it out, it gets that one's.
+    """
+    quoted = said.rstrip(".!?").casefold()
+    real = [number for number in dict.fromkeys(given) if number in passages]
+    quoting = [n for n in passages if quoted in " ".join(passages[n]["text"].split()).casefold()]
+    faults = []
+    for number in dict.fromkeys([*quoting, *real, *passages]):
+        faults.append(_fault_of(said, [passages[number]]))
+        if not faults[-1]:
+            return (number,), ""
+    if len(real) > 1 and not _fault_of(said, [passages[number] for number in real]):
+        return tuple(real), ""
+    return (), faults[0]
+
+
+def _fault_of(said, items):
+    """Return why some passages together do not bear a sentence out, or ""."""
+    titles = [
+        " ".join((pathlib.PurePath(item["doc_id"]).stem, *item.get("headings", ())))
+        for item in items
+    ]
+    return why_not_borne_out(said, "\n\n".join([item["text"] for item in items]), " ".join(titles))
+
+
+class Words:
+    """I take what a core writes and give those of its sentences that a passage bears out, each once, with its numbers.
+
+    passages: {number: evidence}. told: what I gave, or was given before. faults: {sentence: why} of those that no passage
+    bears out. What is not of the first passage, which answers best, and has no word of the question, is beside the point.
+    """
+
+    def __init__(self, question, passages, told=()):
+        self.passages, self.told, self.faults = passages, list(told), {}
+        self._asked, self._seen = set(stems(question)), set()
+
+    def take(self, text, is_whole):
+        """Return the sentences that are new in a text; the last one counts only where the text is whole."""
+        found = written_sentences(text)
+        if found and not (is_whole and found[-1].endswith((".", "!", "?"))):
+            found.pop()
+        judged = [self._judged(said) for said in found if said not in self._seen]
+        self._seen.update(found)
+        return [told for told in judged if told]
+
+    def _judged(self, said):
+        numbers = [int(number) for number in _CITATION.findall(said)]
+        plain = _CITATION.sub("", said).strip()
+        if not stems(plain) or self._is_told(plain) or len(self.told) >= WORDS_MOST:
+            return ""
+        cited, why = borne_out_by(plain, self.passages, numbers)
+        if why:
+            self.faults[plain] = why
+        beside_the_point = min(self.passages) not in cited and self._asked.isdisjoint(stems(plain))
+        if why or beside_the_point:
+            return ""
+        body, end = (plain[:-1], plain[-1]) if plain[-1] in ".!?" else (plain, ".")
+        self.told.append(f"{body} {' '.join([f'[{number}]' for number in cited])}{end}")
+        return self.told[-1]
+
+    def _is_told(self, plain):
+        words = set(stems(plain))
+        told = [set(stems(_CITATION.sub("", one))) for one in self.told]
+        return any(len(words & one) >= SAID_AGAIN * len(words) for one in told)
+
+
+def words_told(cycle):
+    """Return the sentences of a core that a cycle's journal holds."""
+    return [entry.answer["told"] for entry in cycle.journal if entry.name == "sentence"]
+
+
+def _writing(cycle, pillar, asked):
+    """Return the thought in which the lead writes, as its pillar's method asks for it: {"sub_query", "evidence", "prompt"?}."""
+    told = _journalled(cycle, "recall")["evidence"]
+    wanted = [item["text"] for item in asked["evidence"]]
+    passages = [[number, item] for number, item in enumerate(told, 1) if item["text"] in wanted]
+    fields = {
+        "lead": PERSONA_OF[pillar],
+        "pillar": pillar,
+        "question": asked["sub_query"],
+        "passages": passages,
+        "told": words_told(cycle),
+    }
+    if "prompt" in asked:
+        fields["prompt"] = asked["prompt"]
+
+    def read(sentences_told):
+        said = {"frame": " ".join(sentences_told), "quotes": [item for _, item in passages]}
+        data = {"partial_responses": {pillar: said}} if sentences_told else {}
+        return Step("SYNTHESIZING", {"sentences": len(sentences_told)}, data)
+
+    return Thought("words", read, ((WRITE, fields),))
+
+
+NOTHING_WRITTEN = {
+    "code": "NotBorneOut",
+    "details": "nothing of what the core wrote is borne out by the passages",
+}
+
+
+def told_in_words(mission, evidence, words):
+    """Return the answer in one sentence that is quoted, and below it what a core wrote."""
+    return "\n".join(filter(None, (plain_answer(mission, evidence), " ".join(words))))
+
+
 @primitive("psm_decomposing_", reads=True)
 def psm_decomposing_(cycle, recall):
-    """Ask for a plan: the archetype, the pillars that it needs, and which words of the mission each looks up."""
+    """Ask for a plan: the archetype, the pillars that it needs, and which words of the mission each looks up.
+
+    For a core that writes it is what the router offers, as one call is what the lead needs.
+    """
 
     def read(values):
         return Step("DELEGATING", values[0], {"plan": values[0]})
 
     mission = mission_text(cycle.mission_brief)
-    return Thought(
-        "plan",
-        read,
-        (("plan", {"mission": mission, "offered": recall.offer("archetype", mission)}),),
-    )
+    offered = recall.offer("archetype", mission)
+    if recall.writes():
+        plan = routed_plan(cycle, offered)
+        return Thought("plan", lambda _: read([plan]))
+    return Thought("plan", read, (("plan", {"mission": mission, "offered": offered}),))
 
 
 def _facet_evidence(cycle, query, recall):
-    """Return what memory has for a sub-query of the mission; where that has gone meanwhile, what was recalled first."""
-    return _recalled(cycle, recall, query)["evidence"] or _journalled(cycle, "recall")["evidence"]
+    """Return what memory has for a sub-query of the mission; where that has gone meanwhile, what was recalled first.
+
+    For a core that writes it is that alone: these passages are told already, by their numbers.
+    """
+    told = _journalled(cycle, "recall")["evidence"]
+    return told if recall.writes() else _recalled(cycle, recall, query)["evidence"] or told
 
 
 @primitive("psm_delegating_", reads=True)
 def psm_delegating_(cycle, recall):
-    """Recall for each sub-query and have the pillars' methods make requests of it, then ask all facets as one batch."""
+    """Recall for each sub-query and have the pillars' methods make requests of it, then ask all facets as one batch.
+
+    A core that writes is asked for words, by the first of them.
+    """
     recalled = _journalled(cycle, "recall for facets")
     if recalled is None:
         return _recalling_for_facets(cycle, recall)
@@ -22151,6 +22342,9 @@ def psm_delegating_(cycle, recall):
         pillar: {"sub_query": queries[pillar], "evidence": found}
         for pillar, found in recalled.items()
     }
+
+    if recall.writes():
+        return _writing(cycle, *next(iter(asked.items())))
 
     def read(values):
         partial = {
@@ -22440,35 +22634,42 @@ def quoted_sentence(item):
     return f"{cut[0]}{told}{cut[1]}"
 
 
-def _final_response(cycle, evidence):
-    """Return the answer as it is told: one plain sentence, and the passages that its numbers name."""
+def lead_of(cycle, strategy):
+    """Return the persona that leads a cycle: the one that its mission names, or its archetype's."""
+    archetype = _root_of(cycle)["codex_obj"].archetypes[strategy]
+    return cycle.mission_brief.get("lead") or archetype["lead"]
+
+
+def _final_response(cycle, evidence, words):
+    """Return the answer as it is told: one plain sentence, what a core wrote, and the passages that their numbers name."""
     plan, mission = cycle._tmp_synthesis_data["plan"], mission_text(cycle.mission_brief)
-    lead = (
-        cycle.mission_brief.get("lead")
-        or _root_of(cycle)["codex_obj"].archetypes[plan["strategy"]]["lead"]
-    )
-    return {
-        "answer": plain_answer(mission, evidence),
+    told = {
+        "answer": told_in_words(mission, evidence, words),
         "relevant": True,
         "certainty": "sure",
         "evidence": evidence,
         "archetype": plan["strategy"],
-        "lead": lead,
+        "lead": lead_of(cycle, plan["strategy"]),
         "pillars": list(plan["relevant_pillars"]),
     }
+    if words:
+        return told | {"words": True}
+    asked = _journalled(cycle, "words") is not None
+    return told | {"words": False, "why_no_words": NOTHING_WRITTEN} if asked else told
 
 
 @primitive("psm_synthesizing_", reads=True)
 def psm_synthesizing_(cycle, recall):
     """Let the gate judge the passages that were recalled; what it refuses is recalled anew, once.
 
-    Raises GateRefused where that does not stand either.
+    What a core wrote over other passages is not told. Raises GateRefused where the new ones do not stand either.
     """
     sent_back = cycle._tmp_synthesis_data.get("sent_back")
     found = _recalled(cycle, recall) if sent_back else _journalled(cycle, "recall")
     reasons = gate_reasons(_root_of(cycle)["knowledge_catalog_obj"], found["evidence"])
     if not reasons:
-        answer = _final_response(cycle, found["evidence"])
+        words = [] if sent_back else words_told(cycle)
+        answer = _final_response(cycle, found["evidence"], words)
         return Thought("gate", lambda _: Step("COMPLETE", [], {"final_response": answer}))
     if sent_back:
         raise GateRefused(f"the answer was refused twice: {'; '.join(reasons)}", reasons=reasons)
@@ -22858,14 +23059,15 @@ NO_ANSWER = (Cancelled, GateRefused)  # ends of a cycle after which its passages
 
 
 def answer_without_words(cycle, error, reason):
-    """Return the answer of a question whose core failed: what was recalled, which needs no core; None where that is nothing."""
+    """Return the answer of a question whose core failed: what was recalled, and the sentences that were told; or None."""
     found = _journalled(cycle, "recall")
     if kind_of(cycle) or isinstance(error, NO_ANSWER) or not found or not found["relevant"]:
         return None
     if gate_reasons(_root_of(cycle)["knowledge_catalog_obj"], found["evidence"]):
         return None
+    mission, words = mission_text(cycle.mission_brief), words_told(cycle)
     told = {
-        "answer": plain_answer(mission_text(cycle.mission_brief), found["evidence"]),
+        "answer": told_in_words(mission, found["evidence"], words),
         "evidence": found["evidence"],
     }
     return told | {"relevant": True, "certainty": "sure", "words": False, "why_no_words": reason}
@@ -23183,11 +23385,12 @@ class MissionLane:
             mission.steps = []
 
     def _tell_ahead(self, mission):
-        """Tell who listens the sentence that answers, now that the journal holds it; the gate has yet to let it pass."""
+        """Tell who listens the sentences that answer, now that the journal holds them; the gate has yet to let them pass."""
         listener = self._listener(mission.oid)
-        recalled = [step.answer for thought, step, _ in mission.steps if thought.name == "recall"]
-        if listener is not None and recalled and "told" in recalled[0]:
-            listener(recalled[0]["told"])
+        for thought, step, _ in mission.steps if listener else ():
+            if thought.name in ("recall", "sentence") and "told" in step.answer:
+                blank = " " * (thought.name == "sentence")  # behind what was told before
+                listener(f"{blank}{step.answer['told']}")
 
     def _check(self, mission):
         if self._closing.is_set():
@@ -23219,6 +23422,8 @@ class MissionLane:
                 self.core.infer_(**fields, deadline_s=left_s, cancel=mission.cancel)
                 for _, fields in requests
             ]
+        if requests[0][0] == WRITE:
+            return self._words(mission, requests[0][1], *spoken[0])
         rows = [
             CoreRequest(
                 task,
@@ -23235,6 +23440,53 @@ class MissionLane:
             )
         ]
         return [answer.value for answer in self.core.infer(rows)]
+
+    def _words(self, mission, fields, system_prompt, prompts):
+        """Have the core write over passages, and once more what none of them bears out, where it is fast.
+
+        Returns the sentences that were told.
+        """
+        words = Words(fields["question"], dict(fields["passages"]), fields["told"])
+        prompt = words_prompt(fields, prompts, self.core.context_tokens)
+        started_s = time.monotonic()
+        self._write(mission, words, fields["lead"], system_prompt, prompt)
+        is_fast = time.monotonic() - started_s < REWORDED_WITHIN_S
+        if words.faults and is_fast:
+            again = rewording_prompt(prompt, words.faults, prompts)
+            self._write(mission, words, fields["lead"], system_prompt, again)
+        return words.told
+
+    def _write(self, mission, words, lead, system_prompt, prompt):
+        """Ask the core in a thread of its own; as it writes, store and tell each sentence that is borne out."""
+        self._check(mission)
+        pieces, text = queue.SimpleQueue(), ""
+        left_s = min(self.settings.core_deadline_s, mission.deadline_at_s - time.monotonic())
+        with concurrent.futures.ThreadPoolExecutor(1, "batos-words") as pool:
+            asked = pool.submit(
+                self.core.infer_,
+                prompt,
+                lead,
+                system_prompt,
+                temperature=0,
+                max_new_tokens=WORDS_TOKENS,
+                deadline_s=left_s,
+                cancel=mission.cancel,
+                on_text=pieces.put,
+            )
+            asked.add_done_callback(lambda _: pieces.put(None))
+            while (piece := pieces.get()) is not None:
+                text += piece
+                if not piece.isalnum():
+                    self._tell_written(mission, words.take(text, is_whole=False))
+            self._tell_written(mission, words.take(asked.result(), is_whole=True))
+
+    def _tell_written(self, mission, told):
+        """Store sentences one by one, each of which is told then."""
+        for sentence in told:
+            thought = Thought("sentence", None)
+            step = Step("DELEGATING", {"told": sentence})
+            mission.steps.append((thought, step, 0.0))
+            self._store(mission)
 
     def _complete(self, mission):
         with self._guard:
@@ -28765,7 +29017,7 @@ USUAL_TOPICS = TOPICS[:-1]  # tokens come only on request
 
 class SubscribeCommand(Command):
     """Be sent events from now on: what the state is, where cycles are, what went wrong, how the daemon is; on request, as
-    `tokens`, the sentence that answers before its cycle has ended, which is provisional."""
+    `tokens`, the sentences that answer before their cycle has ended, which are provisional."""
 
     topics: list[typing.Literal[TOPICS]] = pydantic.Field(list(USUAL_TOPICS), min_length=1)
 
@@ -34762,7 +35014,7 @@ def _told_answer(report, changes=None):
         lines += _passage_lines(f"[{n}] {place}{changed}", item["text"])
     gap = [""] if lines else []
     failed = report.get("why_no_words")
-    note = [f"(told without the core, which failed: {failed['details']})"] if failed else []
+    note = [f"(told without the core's words: {failed['details']})"] if failed else []
     return lines + gap + _answer_lines(report["answer"]) + note
 
 
@@ -36028,9 +36280,10 @@ GGUF_SERVED = {
 def help_cores():
     """What can be the language model (the core), by --core or the setting `core`. `batos.py cores` lists models of the hub.
 
-    A model that is not the embedded one is asked by prompts, which are data in the image (codex_obj.prompts), and is bound
-    by the same grammars (methods it writes as any Python); of a server JSON is asked for, and personas by the server's
-    models of their names. An image keeps its core, as it came, until another is named.
+    A model that is not the embedded one is asked by prompts, which are data in the image (codex_obj.prompts). It writes what
+    it says to a question freely; a sentence is told once a passage bears it out. In other tasks it is bound by the embedded
+    one's grammars (methods it writes as any Python), a server is asked for JSON, and for personas by its models of their
+    names. An image keeps its core, as it came, until another is named.
 
     Of a model file the header tells what memory it takes, bf16 in RAM or nf4 on a card, before it is loaded; what is too
     large, or no plain Llama, a server reads. Ollama's files have no ending (`ollama show --modelfile NAME` tells where).

@@ -555,7 +555,7 @@ COMMANDS = {
     "subscribe": {
         "help": (
             "Be sent events from now on: what the state is, where cycles are, what went wrong, how the daemon is; on request,"
-            " as `tokens`, the sentence that answers before its cycle has ended, which is provisional."
+            " as `tokens`, the sentences that answer before their cycle has ended, which are provisional."
         ),
         "effect": False,
         "role": "read",

@@ -94,7 +94,7 @@ class QuickCore:
     """Stands for CognitiveCore: the first choice of everything, after `delay_s`."""
 
     writes, synapses = False, None
-    state, progress = "ready", "a double"
+    state, progress, context_tokens = "ready", "a double", 4096
     values = {"plan": plan_value, "facet": facet_value, "weave": weave_value, "method": method_value, "tests": tests_value,
               "summary": summary_value}
 

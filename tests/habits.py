@@ -20,11 +20,15 @@ import served
 
 WORDS = "nothing of the sort"
 HANG_S = 20.0
+TURNED = "Turn the brass valve until the needle stands at zero [1]."
+WRITTEN = [TURNED]                 # what a question is answered with
 
 
 def answer(body):
-    """Return the JSON that a request wants, or words where it wants none."""
+    """Return the JSON that a request wants, or what is written to a question, or words."""
     asked = body["messages"][-1]["content"]
+    if "Answer a question from" in asked:
+        return WRITTEN[0]
     if "schema:\n" not in asked:
         return "Three words here."
     return json.dumps(served.filled(json.loads(asked.rsplit("schema:\n", 1)[1]), WORDS))
@@ -337,6 +341,7 @@ class Habits:
     """The server, in a thread. `asked` is [(number of a habit, body)]; `replies` may be changed while it runs."""
 
     def __init__(self):
+        WRITTEN[0] = TURNED
         self._server = _Server(("127.0.0.1", 0), _Handler)
         told = {name: reply for name, (reply, _) in (TOLD | UNLISTED).items()}
         every = ANSWERED | ANSWERED_TASKS | told | {CHANGING: hang}
@@ -353,6 +358,11 @@ class Habits:
     def bodies(self, name):
         """Return what a habit was asked."""
         return [body for number, body in self.asked if number == self._numbers[name]]
+
+    @staticmethod
+    def say(text):
+        """Have questions answered with a text from now on."""
+        WRITTEN[0] = text
 
     def change(self, habit):
         """Have the address of CHANGING behave so from now on."""

@@ -1,6 +1,7 @@
 """A core by URL: tasks as JSON, personas by model name, and a server that is slow, wrong or away. The server is a process."""
 
 import contextlib
+import itertools
 import json
 import pathlib
 import re
@@ -465,5 +466,17 @@ def test_a_daemon_answers_with_passages_while_its_server_hangs(daemon, habits):
         habits.change("good")
         while client.call("health")["result"]["core"]["state"] != "ready":
             time.sleep(0.1)
-        assert "why_no_words" not in ask("c" * 8)
+        falsehoods = ("The mast runs for thirty days in full darkness.", "In full darkness the mast never runs.")
+        habits.say(f"In full darkness the mast runs for 12 days [2]. {falsehoods[0]} {falsehoods[1]} ")
+        with batos.Client(one.endpoint) as other:
+            events = other.events(*batos.TOPICS)
+            next(events)
+            report = ask("c" * 8)
+            heard = list(itertools.takewhile(lambda event: event, events))
+        assert report["words"] is True and report["answer"].endswith("\nIn full darkness the mast runs for 12 days [1].")
+        tokens = [event["text"] for event in heard if event["event"] == "tokens"]
+        assert " ".join(tokens).split() == report["answer"].split() and ask("c" * 8) == report
     assert one.stop() == 0
+    told = json.dumps([heard, report], default=str).encode()
+    stored = b"".join([path.read_bytes() for path in one.folder.rglob("*") if path.is_file()])
+    assert not any(one_false[4:-1].encode() in told + stored for one_false in falsehoods)
