@@ -20887,9 +20887,10 @@ REWORDED = (
     "previous previously prior before earlier", "later subsequent subsequently afterwards", "now current currently today",
     "usual usually typically normal normally", "kind type sort", "part component piece", "put place insert",
     "lack without", "exceed above greater more",
-    "resemble similar", "contain hold include", "several some", "own automatically itself", "damage harm", "reach range",
+    "resemble similar", "contain hold include", "several some multiple", "own automatically itself", "damage harm", "reach range",
     "month monthly", "week weekly", "year yearly annual annually", "day daily", "hour hourly", "connect connection",
-    "first initially originally",
+    "first initially originally", "difficult difficulty", "important importance", "long length", "wide width", "deep depth",
+    "strong strength", "safe safety", "accurate accuracy", "able ability",
 )
 # fmt: on
 # verbs whose stems differ
@@ -21059,9 +21060,9 @@ _NOTHING = Term("", "", "small")
 
 
 def _parts(term, behind):
-    """Whether a clause ends at a term: a break, "and" (but for one between figures), a pronoun that is a subject."""
+    """Whether a clause ends at a term: a break, "and" (but before a figure or name), a pronoun that is a subject."""
     if term.text in ("and", "or"):
-        return behind.kind != "figure"
+        return behind.kind not in ("figure", "name") and behind.text != "or"
     verb = behind.text in _BE | _HAVE | _MODALS | _DOES or behind.kind == "word"
     subject = term.text in _PRONOUNS and verb and not behind.text.endswith("ly")
     return term.kind == "break" or term.text in _BREAKS or subject

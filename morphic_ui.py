@@ -3033,8 +3033,6 @@ class AskPage(Page):
         self.refresh()
 
     def cycle_moved(self, event):
-        if event["state"] == "SYNTHESIZING":
-            self._spoken[event["cycle"]] = ""
         if event["state"] in ENDED:
             self._spoken.pop(event["cycle"], None)
         if event["cycle"] == self.cycle:
@@ -3111,7 +3109,7 @@ class AskPage(Page):
         return self._provisional()
 
     def _provisional(self):
-        spoken = self._spoken.get(self.cycle, "").partition("\n")[2]
+        spoken = self._spoken.get(self.cycle, "")
         return marked(spoken, "soft") + marked(
             "  \u2026 provisional" if spoken else "It thinks \u2026", "faint"
         )

@@ -474,13 +474,16 @@ def planted():
 
 
 def test_planted_falsehoods_are_not_told_and_paraphrases_are():
-    """Of 300 falsehoods, 75 of each kind: none of the first three, six that are turned round; 94 % of 300 paraphrases."""
+    """Of 340 falsehoods, 85 of each kind: none of the first three, eight that are turned round; 94 % of 340 paraphrases.
+
+    Of the last ten passages, as they were first judged: none and two of ten each, 80 % of forty.
+    """
     counts, told = collections.Counter(), collections.Counter()
     for kind, said, passage, title in planted():
         counts[kind] += 1
         told[kind] += not batos.why_not_borne_out(said, passage, title)
-    assert counts == {"true": 300} | dict.fromkeys(KINDS, 75)
-    assert [told[kind] for kind in KINDS[:3]] == [0, 0, 0] and told["turned"] <= 6 and told["true"] >= 283, told
+    assert counts == {"true": 340} | dict.fromkeys(KINDS, 85)
+    assert [told[kind] for kind in KINDS[:3]] == [0, 0, 0] and told["turned"] <= 8 and told["true"] >= 320, told
 
 
 @pytest.mark.parametrize("said, why", [

@@ -269,9 +269,9 @@ def test_what_memory_does_not_know_is_said_and_a_cycle_can_be_cancelled(world, h
 def test_the_words_of_an_answer_are_shown_as_they_come(hand):
     page = hand.page("ask")
     page.cycle, page._report, page.finished = "0xffff", {"state": "SYNTHESIZING", "mission": "x"}, False
-    for piece in ("1\n", "Scan ", "[b]locked"):
+    for piece in ("Scan it. [1]", " Scan [b]locked [1]."):
         hand.store._on_event({"event": "tokens", "cycle": "0xffff", "text": piece})
-    assert "Scan &bl;b&br;locked" in page.ids.answer.text and "provisional" in page.ids.answer.text
+    assert "Scan it. &bl;1&br; Scan &bl;b&br;locked" in page.ids.answer.text and "provisional" in page.ids.answer.text
     page.cycle = None
 
 
