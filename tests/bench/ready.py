@@ -1,7 +1,6 @@
 """A daemon for benches that ask questions: served() gives a Client of one whose core and embedder are loaded."""
 
 import contextlib
-import os
 import pathlib
 import subprocess
 import sys
@@ -9,7 +8,9 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+import forks
+
 import batos
 
 
@@ -17,11 +18,11 @@ import batos
 def served(wait_s=120.0, **settings):
     """Give a Client of a daemon with the embedded core and the embedder, both loaded. settings: of BAT OS, by name."""
     told = {"core": "auto", "embedder": "auto", "heartbeat": "false", **settings}
-    env = os.environ | {f"BATOS_{name.upper()}": str(value) for name, value in told.items()}
+    options = [word for name, value in told.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     with tempfile.TemporaryDirectory() as folder:
         endpoint = f"ipc://{folder}/bat"
-        command = [sys.executable, str(ROOT / "batos.py"), "--image", f"{folder}/image.fs", "--endpoint", endpoint]
-        daemon = subprocess.Popen(command, env=env, cwd=folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        words = ["batos", "--image", f"{folder}/image.fs", "--endpoint", endpoint, *options]
+        daemon = forks.start(words, folder, subprocess.DEVNULL, subprocess.DEVNULL)
         try:
             with batos.Client(endpoint, wait_s) as client:
                 while not loaded(client):
