@@ -20908,7 +20908,7 @@ IRREGULAR = (
 # fmt: on
 # words on which no fact hangs
 SAYS_LITTLE = frozenset(
-    "use used using take takes hold holds lack lacks called named possible able available get set case time order due example "
+    "use used using take takes hold holds lack lacks called named possible able available get set time order due example "
     "stand stands stood consist done made kept given happen become remain remains remained still already just well following "
     "including include various certain go come comes put way find found see long longer far old new lot detail details "
     "information count counts roughly approximately almost nearly beneath underneath need needed needs according passage text "
@@ -21085,6 +21085,7 @@ class Grounds(typing.NamedTuple):
     sentences: list  # of Terms
     known: set  # words of these sentences, and of the title
     every: set  # words of the whole passage
+    title: set  # words of what stands above it
 
     def clauses(self):
         return [clause for terms in self.sentences for clause in _clauses(terms)]
@@ -21105,7 +21106,7 @@ def _grounds(said, source, title, language):
             break
         chosen.append(best)
         left = {key for key in left if not _holds(_keys_of(best), key)}
-    return Grounds(chosen, head.union(*map(_keys_of, chosen)), every)
+    return Grounds(chosen, head.union(*map(_keys_of, chosen)), every, head)
 
 
 def _unknown_figure(said, grounds):
@@ -21428,6 +21429,20 @@ def _turned_round(said, grounds):
     return ""
 
 
+# of the words of a clause that one sentence of the passage has, beside its title
+CLAUSE_SHARE = 0.7
+
+
+def _put_together(said, grounds):
+    """A clause is put together of words of several sentences, none of which says most of it."""
+    for clause in _clauses(said):
+        wanted = _keys_of(clause) - _says_little() - grounds.title
+        most = max([_count_held(_keys_of(terms), wanted) for terms in grounds.sentences])
+        if most < CLAUSE_SHARE * len(wanted):
+            return f"no sentence of the passage says: {' '.join([term.text for term in clause])}"
+    return ""
+
+
 def _not_covered(said, grounds):
     words = [
         term for term in said if term.kind in ("word", "part") and term.key not in _says_little()
@@ -21445,6 +21460,7 @@ SENTENCE_CHECKS = (
     _denied,
     _turned_round,
     _not_covered,
+    _put_together,
 )
 
 
@@ -22147,6 +22163,7 @@ WORDS_TOKENS = 120  # of what is written
 PROMPT_TOKENS = 500  # of what is asked, but for its passages
 TOKEN_CHARS = 3  # of a text, at least
 WORDS_MOST = 4  # sentences
+LOOP = 3  # times that a core says a sentence, from when on it says nothing else
 REWORDED_WITHIN_S = 15.0  # a core that took longer for what it wrote is not asked once more
 SAID_AGAIN = (
     0.8  # share of the words of a sentence that one before it has, from when on it says nothing new
@@ -22230,11 +22247,14 @@ class Words:
 
     def __init__(self, question, passages, told=()):
         self.passages, self.told, self.faults = passages, list(told), {}
+        self.is_enough = False  # whether enough is told, or the core says the same again and again
         self._asked, self._seen = set(stems(question)), set()
 
     def take(self, text, is_whole):
         """Return the sentences that are new in a text; the last one counts only where the text is whole."""
         found = written_sentences(text)
+        counts = collections.Counter(found)
+        self.is_enough = len(self.told) >= WORDS_MOST or max(counts.values(), default=0) >= LOOP
         if found and not (is_whole and found[-1].endswith((".", "!", "?"))):
             found.pop()
         judged = [self._judged(said) for said in found if said not in self._seen]
@@ -22260,6 +22280,16 @@ class Words:
         words = set(stems(plain))
         told = [set(stems(_CITATION.sub("", one))) for one in self.told]
         return any(len(words & one) >= SAID_AGAIN * len(words) for one in told)
+
+
+class Halt:
+    """I say when a core has to stop: where its mission is cancelled, or `enough` is written. Asked like an event."""
+
+    def __init__(self, cancel):
+        self._cancel, self.enough = cancel, False
+
+    def is_set(self):
+        return self.enough or self._cancel.is_set()
 
 
 def words_told(cycle):
@@ -23460,7 +23490,7 @@ class MissionLane:
     def _write(self, mission, words, lead, system_prompt, prompt):
         """Ask the core in a thread of its own; as it writes, store and tell each sentence that is borne out."""
         self._check(mission)
-        pieces, text = queue.SimpleQueue(), ""
+        pieces, text, halt = queue.SimpleQueue(), "", Halt(mission.cancel)
         left_s = min(self.settings.core_deadline_s, mission.deadline_at_s - time.monotonic())
         with concurrent.futures.ThreadPoolExecutor(1, "batos-words") as pool:
             asked = pool.submit(
@@ -23471,15 +23501,17 @@ class MissionLane:
                 temperature=0,
                 max_new_tokens=WORDS_TOKENS,
                 deadline_s=left_s,
-                cancel=mission.cancel,
+                cancel=halt,
                 on_text=pieces.put,
             )
             asked.add_done_callback(lambda _: pieces.put(None))
             while (piece := pieces.get()) is not None:
                 text += piece
-                if not piece.isalnum():
+                if not (piece.isalnum() or halt.enough):
                     self._tell_written(mission, words.take(text, is_whole=False))
-            self._tell_written(mission, words.take(asked.result(), is_whole=True))
+                    halt.enough = words.is_enough
+            if not halt.enough:
+                self._tell_written(mission, words.take(asked.result(), is_whole=True))
 
     def _tell_written(self, mission, told):
         """Store sentences one by one, each of which is told then."""

@@ -488,6 +488,23 @@ def test_what_was_told_before_a_crash_is_told_again_and_once(machine):
     assert second.read(lambda root: batos.words_told(batos.find_cycle(root, oid))) == list(TRUE)
 
 
+@pytest.mark.parametrize("said, told", [("Nobody knows. ", 0), (f"{TRUE[1]} ", 1)])
+def test_a_core_that_says_the_same_again_and_again_is_stopped(machine, said, told):
+    one, written = machine(Speaker(f"{said} x")), []
+
+    def loops(*args, on_text, cancel, **how):
+        while not cancel.is_set():
+            on_text(said)
+            written.append(said)
+            time.sleep(0.005)
+        raise batos.Cancelled("as was wished")
+    one.core.infer_ = loops
+    one.learn()
+    report = one.think()
+    assert report["state"] == "COMPLETE" and len(report["answer"].splitlines()) == 1 + told and len(written) >= batos.LOOP
+    assert report["words"] is bool(told)
+
+
 @pytest.mark.parametrize("said, words, code", [
     ([batos.CoreFailed("worn out")], [], "CoreFailed"), (["Nobody knows."], [], "NotBorneOut"), ([""], [], "NotBorneOut"),
     ([f"{TRUE[1]} {FALSE[0]}", batos.CoreFailed("worn out")], [TRUE[1]], "CoreFailed")])
