@@ -20877,8 +20877,7 @@ class EmbeddingLane:
 # words that say the same, as far as a fact goes
 # fmt: off
 REWORDED = (
-    "begin start commence", "show shown display indicate mean",
-    "complete completely full fully entire entirely whole",
+    "begin start commence", "show shown display indicate mean", "complete completely full fully entire entirely whole",
     "pick choose chose chosen select", "press push hold", "big large", "small little", "stop end cease halt finish",
     "allow permit let enable", "require necessary", "keep kept store stored retain save", "get obtain receive fetch",
     "create produce generate build built make made", "buy bought purchase", "fix repair mend", "remove delete erase take",
@@ -20892,13 +20891,11 @@ REWORDED = (
     "first initially originally", "difficult difficulty", "important importance", "long length", "wide width", "deep depth",
     "strong strength", "safe safety", "accurate accuracy", "able ability",
 )
-# fmt: on
 # verbs whose stems differ
-# fmt: off
 IRREGULAR = (
     "bear bore borne", "bend bent", "bind bound", "break broke broken", "bring brought", "catch caught", "come came",
-    "draw drew drawn",     "drive drove driven", "eat ate eaten", "fall fell fallen", "feed fed", "feel felt",
-    "find found", "fly flew flown",
+    "draw drew drawn", "drive drove driven", "eat ate eaten", "fall fell fallen", "feed fed", "feel felt", "find found",
+    "fly flew flown",
     "freeze froze frozen", "grind ground", "grow grew grown", "hide hid hidden", "hold held", "know knew known", "lead led",
     "leave left", "lie lay lain", "lose lost", "mean meant", "meet met", "pay paid", "rise rose risen", "run ran", "see saw seen",
     "sell sold", "send sent", "shake shook shaken", "shine shone", "sit sat", "speak spoke spoken", "spend spent", "stand stood",
@@ -21207,6 +21204,30 @@ ALIKE_CLAUSES = (
 )
 
 
+def _nearest(mine, clauses):
+    """Return the clauses that hold most of some words, of these the shortest; [] where none holds any."""
+    worths = []
+    for clause in clauses:
+        keys = _keys_of(clause)
+        worths.append(_count_held(keys, mine) - 0.01 * len(keys))
+    most = max(worths)
+    return [clause for clause, worth in zip(clauses, worths, strict=True) if worth == most >= 0.5]
+
+
+def _alike(clause, nearest, theirs, denies):
+    """Return those clauses that say the same as one, but for a denial.
+
+    There are none where the rest of it stands in a clause that agrees with it.
+    """
+    mine = _keys_of(clause)
+    alike = [other for other in nearest if _likeness(_keys_of(other), mine) >= ALIKE_CLAUSES]
+    rest = mine.difference(*map(_keys_of, alike))
+    for other in theirs:
+        if denies(other) == denies(clause) and _count_held(_keys_of(other), rest):
+            return []
+    return alike
+
+
 def _denied(said, grounds):
     """A clause denies what the nearest one of the passage does not, or the reverse.
 
@@ -21217,23 +21238,10 @@ def _denied(said, grounds):
     denies = functools.partial(_denies, lacking=lacking)
     agree = any(map(denies, ours)) == any(map(denies, theirs))
     for clause in ours:
-        mine = _keys_of(clause)
-        worths = [
-            _count_held(_keys_of(other), mine) - 0.01 * len(_keys_of(other)) for other in theirs
-        ]
-        best = [other for other, worth in zip(theirs, worths, strict=True) if worth == max(worths)]
-        if max(worths) < 0.5:
-            continue
+        nearest = _nearest(_keys_of(clause), theirs)
         if agree:
-            best = [other for other in best if _likeness(_keys_of(other), mine) >= ALIKE_CLAUSES]
-            rest = mine.difference(*map(_keys_of, best))
-            said_there = [
-                _count_held(_keys_of(other), rest)
-                for other in theirs
-                if denies(other) == denies(clause)
-            ]
-            best = [] if any(said_there) else best
-        if best and all(denies(other) != denies(clause) for other in best):
+            nearest = _alike(clause, nearest, theirs, denies)
+        if nearest and all(denies(other) != denies(clause) for other in nearest):
             words = " ".join([term.text for term in clause])
             return f"the passage says the contrary of: {words}"
     return ""
@@ -22301,7 +22309,9 @@ def _writing(cycle, pillar, asked):
     """Return the thought in which the lead writes, as its pillar's method asks for it: {"sub_query", "evidence", "prompt"?}."""
     told = _journalled(cycle, "recall")["evidence"]
     wanted = [item["text"] for item in asked["evidence"]]
-    passages = [[number, item] for number, item in enumerate(told, 1) if item["text"] in wanted]
+    numbered = [[number, item] for number, item in enumerate(told, 1)]
+    passages = [[number, item] for number, item in numbered if item["text"] in wanted]
+    passages = passages or numbered  # those that were asked for when another core was to choose
     fields = {
         "lead": PERSONA_OF[pillar],
         "pillar": pillar,

@@ -525,6 +525,14 @@ def test_the_prompt_has_as_many_passages_as_the_core_has_room_for():
     assert all(one.endswith("\n\nWhy?") for one in told)
 
 
+def test_a_cycle_that_recalled_other_passages_for_another_core_is_written_over_those_that_were_told():
+    told = {"text": "The bell is of brass."}
+    journal = [types.SimpleNamespace(name="recall", answer={"evidence": [told]})]
+    asked = {"sub_query": "x", "evidence": [{"text": "Others."}]}
+    thought = batos._writing(types.SimpleNamespace(journal=journal), PILLAR, asked)
+    assert thought.requests[0][1]["passages"] == [[1, told]]
+
+
 @pytest.mark.parametrize("said, given, cited", [
     ("The lamp burns for nine hours.", (), (2,)), ("The lamp burns for nine hours.", (1,), (2,)),
     ("The bell is of brass.", (9,), (1,)), ("The bell is of brass, and the lamp burns for nine hours.", (1, 2), (1, 2)),
