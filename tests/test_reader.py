@@ -63,9 +63,10 @@ def test_what_the_reader_points_to_is_marked_unless_it_answers_nothing(reader):
         found = batos.find_evidence(catalog, QUESTION, recall)
         window = batos.Window(None, batos.telling(told, 1, ()), 0, 3)
         judged = batos.Judged(window, 0.5, 2, worths=(0.5, 0.5, 0.6))
-        assert batos._pointed(judged, (0, 5)).marked == 2                # that one only says where to look
-        assert batos._pointed(judged, (30, 40)).marked == 1
-        assert batos._pointed(judged._replace(worths=(0.5, 0.5, 0.8)), (30, 40)).marked == 2         # worth far more
+        asked = batos.Asked(QUESTION, {}, {}, None, {})
+        assert batos._pointed(asked, judged, (0, 5)).marked == 2                # that one only says where to look
+        assert batos._pointed(asked, judged, (30, 40)).marked == 1
+        assert batos._pointed(asked, judged._replace(worths=(0.5, 0.5, 0.8)), (30, 40)).marked == 2         # worth far more
         assert found["certainty"] == "sure" and batos.marked_text(found["evidence"][0]) == "The mast runs for twelve days."
         assert batos.find_evidence(catalog, "Who is the captain of the mast?", recall)["certainty"] != "sure"
     finally:
