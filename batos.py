@@ -24158,143 +24158,201 @@ CUE_ROWS = r"""
     abs: absolute|abs|without its sign|magnitude|distance|how far apart
     above: above|greater than|more than|over|exceeding|exceeds?|higher than|bigger than|larger than
     above: more .* than
-    above: passed|beyond|longer than|older than
+    above: passed|beyond
+    above: (?!few|less|small|low|cheap|short|young|cold|cool|light|slow|weak|earli|near|poor|thin|narrow)\w+er than
+    above: exceeded|outgrew|outweighs?|surpass\w*|in excess of|upwards of|after
     add_text: append|add|at the end|suffix
     after: after|behind|follows?|following
     all: all|every|each
     any: any|some|at least one
     append: append\w*|add|put|push|insert|note|register|record|enqueue|store|another|at the end|new
-    append: track
+    append: track|log|remember\w*|welcome|jot|write down|include|another one|one more
+    append: joins?|signs? up|enters?|enrol\w*|hire|plant|borrows?|appoint|invite
+    append: enlist|publish|post|line up|queue up
     at: at position|at the|nth|at index|at|third
     backwards: backwards|reversed|reverse|palindrome|turned round
     before: before|in front of|up to the|precedes
     below: below|less than|under|smaller than|fewer than|cheaper than|lower than|shorter than
-    below: younger than|fewer .* than|less .* than
+    below: (?:few|less|small|low|cheap|short|young|cold|cool|light|slow|weak|earli|near|poor|thin|narrow)\w*er than
+    below: fewer .* than|less .* than|beneath|dropped to|sank|underneath|not even
     both: both|two
     shared: in both|in common|common|shared|intersection
     by: by|per|for each|for every|in each|in every|of each
     capital: capitalized?|capitalised?|capital letter
     change_key: count|amount of|by key
-    clear: clear|empty|reset|forget|remove all|delete all|wipe|blank
+    clear: clear|empty|reset|forget|remove all|delete all|wipe|blank|throw .* away
+    clear: get rid of|start over|discard .* all
     contains: contains?|contain|holds?|includes?|is in|has|have|member|whether .* in|there is
-    contains: present|known
+    contains: present|known|among|appears?|belongs?|part of|listed|on the list
+    contains: do (?:i|we) (?:have|need|know)|in there|exists?
     copy: copy|same as|duplicate|backup
     count: how many|number of|count of|num|count|size|length|how long|quantity of
+    count: how large is|headcount|amount of
     counts: frequenc\w*|histogram|tally|how often each|count of each|occurrences of each
     counts: how many of each
     default: default|otherwise|or else|fallback
+    default: if (?:it is |there is )?(?:unknown|missing|absent|none|not)|never heard
     desc: down to the|downwards|decreasing|from the (?:oldest|largest|highest|biggest) .* to
     desc: descending|largest first|highest first|high to low|biggest first|z to a|reverse order
     desc: descendingly|best first|most .* first
+    desc: (?:best|most|highest|largest) (?:at the top|on top)|leading|falling
     divide: divide\w*|split|halve
     double: double|twice|doubled
-    down: decrement|one fewer|one less|down|countdown|decrease|by one|minus one|count down
-    dropped: drop|pop|remove\w*|served|dequeue|take off|skip|delete\w*|discard
-    empty: empty|no more|nothing|without any|has no|are no|there are no|is no
+    down: decrement|one fewer|one less|down|countdown|decrease|by one|minus one
+    down: count down|loses? (?:one|a|an)\b|uses? one|costs? one
+    dropped: drop|pop|remove\w*|served?|dequeue|take off|take .* off|skip|delete\w*
+    dropped: discard|undo|take back|off the|next in line
+    empty: empty|no more|nothing|without any|has no|are no|there are no|is no|nobody
+    empty: no one|none|not a single|still missing
     ends: ends?|suffix|ending|extension
-    equal: equal|equals|same|is the given|matches|match|identical
+    equal: equal|equals|same|is the given|matches|match|identical|of this|of that|of the given|exactly
     even: even
     extend: several|many at once
     extend: extend|merge|all of|take .* in|join in|members of another|another list
-    field: of all|of every|of each|each|every|all
+    field: of all|of every|of each|each|every|all|list of|names|titles|labels
     few: few|top|n|first \d+|last \d+|three|two|five
-    filled: any|has|not empty|at least one|are there|non-empty|nonempty
-    first: first|front|begins? with|oldest|head|initial|earliest|beginning|start
+    filled: any|has|not empty|at least one|are there|non-empty|nonempty|somebody
+    filled: someone|something|is set|is known|is there
+    first: first|front|begins? with|oldest|head|initial|earliest|beginning|start|next|whose turn
     floor: at least|minimum|no less|not below|floor|never below|not negative
     grow: increase\w*|deposit|add|raise|grow|credit|more|put|gain|earn|top up|increment\w*|receive
-    grow: restock|come in|came in|comes in|arrives?|arrived
-    half: half|halved
+    grow: restock|come in|came in|comes in|arrives?|arrived|higher|boost\w*|collect\w*|save\w*|longer|bring in
+    grow: load|board|aboard|prolong\w*|extend|gains?|won|wins?|delivery|bonus|refill
+    grow: charge|produce\w*|brew|bake|farther|further
+    half: half|halved|halves|halve
     hello: hello|greet\w*|greeting|says? hello
     initial: initial|first letter|first character|initials|first letters
     join: between|separated by
-    join: join\w*|in one text|in one line|commas?|comma.separated|concatenat\w*|together|combined?
-    keys: who|whose name|the name|the \w+ (?:that|who)
+    join: join\w*|in one text|in one line|commas?|comma.separated|concatenat\w*
+    join: together|combined?|in between|one per line|as one
+    keys: who|whose name|the name|the \w+ (?:that|who)|names?|which \w+ (?:is|are|has|have|do|does|did)
     keys: keys|key|key names|which|names? of the
     label: line|label\w*|described?|description|short line|colon|summary
-    last: last|latest|newest|most recent|tail|final|end|top of the stack
+    last: last|latest|newest|most recent|tail|final|end|top of the stack|most recently|current|so far the last
     limit: limit|at most|cap|clamp|no more than|not above|up to
     lines: lines
     long: longest
     lookup: look up|look|lookup|find|get|number of|of a|value for|value of|entry|under
     lookup: for the given|for a|with the|with this
-    lacking: missing|lacking|not there|not in the other|absent|without a
+    lacking: missing|lacking|lacks?|not there|not in the other|absent|without a
+    lacking: nobody has|not yet|not among|left out|still need\w*
+    lacking: (?:does|do|did|has|have|is|are|was|were|that|which|who) (?:not|nobody|no one)(?: \w+)?
     lower: lower|lowercase|lowercased|small letters|lower case
     max: warmest|fastest|strongest|deepest|richest|brightest|furthest|farthest|longest-serving|winner|winning
     max: largest|highest|max|maximum|biggest|greatest|dearest|most expensive|best|peak|higher
-    max: larger|better|record|tallest|heaviest|hottest|most|oldest|top
-    mean: mean|average|avg
+    max: larger|better|record|tallest|heaviest|hottest|most|oldest|top|champion
+    max: leader|leading|busiest|loudest|widest|thickest
+    max: (?!near|slow|weak|shallow|poor|clos|light|low|small|cheap|young|cold|few|l|early|b|w|short|t|f|ch|inter|ho|mod)\w{3,}est
+    mean: mean|average|avg|typical\w*|on average|per head on average
     median: median|middle
     month: months?
     min: slowest|weakest|shallowest|poorest|closest|nearest|earliest time|lightest
     min: smallest|lowest|min|minimum|cheapest|least|youngest|lower of|smaller|worst|lightest
-    min: coldest|fewest|less expensive
+    min: coldest|fewest|less expensive|thinnest|narrowest|quietest|nearest
+    min: low point|coolest|runner up from below
     minus: minus|less|left|remaining|remains|difference|subtract\w*|without|still|due|owed|owing
-    minus: profit|space|net|how much more|missing|to go|until|after paying|after deducting
+    minus: profit|space|net|how much more|missing|to go|until|after paying
+    minus: after deducting|unspent|unsold|unused|vacant
+    minus: after all|not (?:taken|used|sold|spent|booked|read|done|paid|occupied)|free
+    minus: available|spare|rest|leftover|over and above|yet to
     minus: reduced by|take away|since|change in|gap|by how much|how much (?:higher|longer|older|bigger|larger)
     negate: negated?|negation|minus sign|inverted sign
-    negative: negative|below zero|overdrawn|in debt|less than (?:0|zero)
+    negative: negative|below zero|overdrawn|in debt|less than (?:0|zero)|below freezing|in the red|loss(?:es)?
     nonzero: non-zero|nonzero|not zero
     next: to the next|one to the next|consecutive|successive|neighbou?r\w*
-    not: not|opposite|negation|inverse|closed|off|isn't|aren't|never|no
+    not: not|opposite|negation|inverse|closed|off|isn't|aren't|never|no|without
+    not: nobody|none|hasn't|haven't|wasn't|weren't|don't
+    not: doesn't|didn't|neither|cannot|can't|still open|nor|except|other than
     odd: odd
     off: no longer
-    off: off|false|deactivate\w*|disable\w*|close\w*|shut|stop|no more|turn off|unlock
-    on: on|true|activate\w*|enable\w*|open|start|begin|turn on|mark|lock
-    occurs: how often|how many times|occurrences|times .* occurs|how many .* (?:equal|has|have|are)
+    off: off|false|deactivate\w*|disable\w*|close\w*|shut|stops?|no more|turn off
+    off: unlock|shut down|pause\w*|ends?|ended|quit|dismiss
+    off: end of|cancel\w*|suspend\w*|hide|release|mute|unmark
+    on: on|true|activate\w*|enable\w*|opens?|starts?|begins?|turn on|mark|lock
+    on: finish\w*|complete|approve|confirm|publish|launch|show
+    occurs: how often|how many times|occurrences|times .* occurs
+    occurs: how many .* (?:equal|has|have|are)|how many of (?:this|that|the given)
     or: either|or
     pairs: each .* its|each .* with its|pair\w*|pairwise|element.?wise|respective\w*|corresponding
     pairs: (?:every|each|per) (?:line|row|position|product|item)|for every|for each
     pairs: per item|by its|times (?:its|their|the)|multiplied by|weighted
-    percent: percent\w*|progress
+    percent: percent\w*|progress|out of (?:a )?hundred|pct
     plus: on top|adding|including
-    plus: plus|together|add|added|combined|both|increased by|adding
+    plus: plus|together|add|added|combined|both|increased by|adding|in total|along with|as well as|and then
     position: position of|index of|where|which place|position|index
     positive: positive|above zero|greater than (?:0|zero)|over zero|more than (?:0|zero)
     power: power|to the|exponent|raised
     prepend: prepend\w*|at the front|front|at the beginning|in front|at the start|first
-    put: put|store|set|keep|under a key|add|register|onto|save|record
+    put: put|store|set|keep|under a key|add|register|onto|save|record|note|enter|assign|map|remember
     rate: rate|tax|percentage|interest|vat|discount|percent|markup
-    ratio: ratio|speed|pace|density|velocity|per|divided|speed|rate of|divide|over|fraction|share
-    reach: at least|or more|or older|reaches|reached|from .* on|minimum of|not less|enough|full
+    ratio: ratio|speed|pace|density|velocity|per|divided|speed|rate of|divide|over
+    ratio: fraction|share|out of|one \w+ (?:gets|costs|weighs)
+    ratio: each (?:one |person |guest |member )?(?:gets|pays|costs|weighs)
+    ratio: split (?:evenly|among|between|by)|proportion|evenly|spread over
+    ratio: how many \w+ (?:fit|are) in|as (?:minutes|hours|days|weeks|years)
+    ratio: in (?:minutes|hours|days|weeks|dozens?|kilo\w+|thousands)
+    reach: at least|or more|or older|reaches|reached|from .* on(?! the)|minimum of
+    reach: not less|enough|full|as soon as|no fewer|suffices?
     reach: at or above|or higher|or better|no less|or above|sufficient|reaching
     remainder: remainder|mod\w*|rest|left over
-    remove: no longer|discontinue\w*|dismiss\w*|take .* out|cancel\w*|take off|leaves
+    remove: no longer|discontinue\w*|dismiss\w*|take .* out|cancel\w*|take off|leaves?
+    remove: left|returned|given back|gives? back|sold
+    remove: not .* any ?(?:more|longer)|fire|scrap|throw out|strike|cross off|quits?
+    remove: dropped out|resigns?|expel|retire|checks? out|kick out
     remove: remove\w*|delete\w*|discard|forget|drop|take out|without|erase|unregister
     repeat: repeat\w*|times
-    repeats: duplicates?|repeated|repeats|twice|not unique
+    repeats: duplicates?|repeated|repeats|twice|not unique|more than once|double entries|clash\w*
     replace: replac\w*|substitut\w*|swap .* for|instead|slug
     reverse: reverse|reversed|backwards|turned round|turn the order|around|back to front
     reverse: most recent first|newest first
     room: room for|room left|space for|space left|still fits?
-    round: round|rounded|decimals?|cents
-    running: running|cumulative|accumulated|so far
+    round: round\w*|decimals?|cents
+    running: running total|running|cumulative|accumulated|so far
     scale: scale|multipl\w*|times|as big|factor|in place
     second: second
-    set: set|change|rename|new|give it|another|update|assign|replace|becomes|make it
+    set: set|change|rename|give it|another|update|assign|replace|becomes|make it
+    set: from now on|use .* as|moves? to|called|switch to
+    set: something else|somebody else|instead|correct|choose|pick|adopt|appoint
+    set: hand over|goes to|is now|now on|reschedule|relocate
     short: shortest
     shrink: decrease\w*|withdraw\w*|reduce\w*|lower|take|subtract|debit|spend|pay|off|deduct\w*
-    shrink: less|shrink|lose|use|sell
+    shrink: less|shrink|lose\w*|use|sell|sold|consume\w*|eat|burn|drain|unload
+    shrink: gets? off|leave|left|take .* out|take .* off|give away
+    shrink: remove|issue|lower|cheaper|discount|refund|drink|fewer|out of|drop|cut
+    shrink: shorten|go ashore|hand out|donate|discard|lend
     sort: sort|sorted|sorts|alphabetical|alphabetically|ascending|in order|order of|a to z|ranked
-    sort: low to high|ordered
-    spread: range|spread|how far|difference between the (?:largest|highest|biggest|max\w*)|gap|span
+    sort: low to high|ordered|alphabetic\w*|by name|in the order|arrange\w*|rank\w*
+    sort: (?:smallest|lowest|cheapest|shortest|youngest) first
+    spread: range|spread|how far
+    spread: difference between the (?:largest|highest|biggest|max\w*)|gap|span|swing|variation
     square: square|squared|squares
     starts: starts?|begins?|prefix|starting|beginning
     strip: strip\w*|trim\w*|blanks? at|whitespace|without spaces|cut off|spaces at
-    sum: sum|total|totals|altogether|combined|add up|adds up|summed|in all|overall|sums
-    swap: swap|exchange
+    sum: sum|total|totals|altogether|combined|adds? up|added up|summed|in all
+    sum: overall|sums|together|all the \w+ in|how much did we
+    sum: grand total|in total|over all|all of (?:it|them)|whole (?:amount|sum|weight|cost|length)|add all
+    swap: swap\w*|exchange\w*|trade|trades|switch (?:sides|places)|the other way (?:a)?round
     third: third
     times: volume
-    times: times|multipl\w*|product|area|total price|total cost|factor|worth
+    times: times|multipl\w*|product|area|total price|total cost|factor|worth|per
+    times: for (?:all|each)|every|needed for|each costs?|apiece
     title: title case|title|each word capital\w*|every word
-    toggle: toggle|flip|switch|other state|invert
-    unique: unique|distinct|once|different|(?:without|remove|no|drop) duplicates|without repeats|deduplicate\w*
+    toggle: toggle|flip|switch|other state|invert|becomes? (?:off|on)|the other way
+    toggle: on or off|the opposite of what it was
+    unique: unique|distinct|once|different|(?:without|remove|no|drop) duplicates
+    unique: without repeats|deduplicate\w*|no \w+ twice|various
+    unique: none twice|different|not twice|each only once|kinds of|which \w+ are there
     unit: minutes?|hours?|seconds?|days?|weeks?|grams?|cents|kilo\w+|meters?|metres?|dozen
     up: once more|one older|\w+ older|one higher
-    up: increment|one more|up|increase|visit|add one|plus one|next|by one|count up|bump
-    upper: upper|uppercase|uppercased|capital letters|capitals|shout|all caps|caps
+    up: increment|one more|up|increase|visit|add one|plus one|next|by one|count up
+    up: bump|another|one (?:point|step|level|day)|once more
+    up: (?:gives|gets|scores|earns|grows|grown|win|wins|adds) (?:it |by )?(?:one|a|an)\b|anniversary|birthday|tick
+    upper: upper|uppercase|uppercased|capital letters|capitals|shout\w*|all caps
+    upper: caps|block letters|block capitals|loud
     values: values?
-    where: where|that are|which are|with|only|who|whose|filter
+    where: where|that are|which are|with|only|who|whose|filter|that|which|those|without|still|in a|in an
     whole: whole|integer|nearest whole|round to (?:the )?nearest|full
+    whole: without (?:cents|decimals|fractions?)|no decimals
     words: words?|split
     year: years?
     zero: zero|reset|nothing|nil|none left|sold out"""
@@ -24331,7 +24389,20 @@ PHRASE_ROWS = r"""
     reads the same backwards -> palindrome
     (?:a |any )?negative (?:\w+) -> any negative
     hide it when shown|when hidden -> toggle
-    used up|uses up -> one less"""
+    used up|uses up -> one less
+    (?:time|times) and time -> times
+    (?:rounded )?to whole \w+|without (?:cents|decimals|the cents) -> whole
+    at least(?= \d) -> reaches
+    (?:not|no) more than(?= \d) -> at most
+    block capitals -> uppercase
+    over (?:all|every|each)(?: of)? -> of all
+    not (?:\w+ )?any longer|not \w+ anymore -> off no longer
+    no matter (?:who|which|what)\b.* -> absolute
+    do not|does not|did not -> not
+    no (\w+) twice -> unique \1
+    (?:lowest|smallest|shortest|cheapest|youngest) first -> sorted
+    or (?:less|lower|fewer|below|under|younger) -> at most
+    what (?:stands|is|comes) -> what"""
 
 
 def read_phrase(line):
@@ -24389,7 +24460,7 @@ STEP_ROWS = """
     plus | number | plus/sum
     minus | number | minus
     ratio | number | ratio
-    percent | number | percent
+    percent | number | percent/ratio
     mean_of_two | number | mean both
     larger_of_two | number | max both
     smaller_of_two | number | min both
@@ -24403,7 +24474,7 @@ STEP_ROWS = """
     absolute | number | abs
     negated | number | negate
     rounded | number | round
-    whole | number | whole
+    whole | number | whole/round
     is_negative | flag | negative flag
     is_positive | flag | positive flag
     is_zero | flag | zero flag
@@ -24612,7 +24683,7 @@ STEP_ROWS = """
     field_products | numbers | pairs times | return [each[KEY] * each[KEY2] for each in self.rows]
     rows_with | rows | where | return [each for each in self.rows if each[KEY]]
     rows_without | rows | where not | return [each for each in self.rows if not each[KEY]]
-    rows_equal | rows | where equal | return [each for each in self.rows if each[KEY] == value]
+    rows_equal | rows | where/equal | return [each for each in self.rows if each[KEY] == value]
     rows_above | rows | above | return [each for each in self.rows if each[KEY] > value]
     rows_below | rows | below | return [each for each in self.rows if each[KEY] < value]
     rows_by | rows | sort | return sorted(self.rows, key=lambda each: each[KEY])
@@ -24696,7 +24767,76 @@ STEP_ROWS = """
     percents_of | numbers | percent all | return [100 * each / self.number for each in self.numbers]
     grow_percent | ! | grow rate | self.number = self.number * (1 + value / 100)
     shrink_percent | ! | shrink rate | self.number = self.number * (1 - value / 100)
-    is_in | flag | or flag | return self.text in (TEXT, TEXT2)"""
+    is_in | flag | or flag | return self.text in (TEXT, TEXT2)
+    filled_text | flag | filled flag | return bool(self.text)
+    empty_text | flag | empty flag | return not self.text
+    holds_told | flag | contains flag | return TEXT in self.list
+    holds_number | flag | contains flag | return NUMBER in self.numbers
+    count_told | number | occurs count | return self.list.count(TEXT)
+    count_number | number | occurs count | return self.numbers.count(NUMBER)
+    count_zero | number | count zero | return self.numbers.count(0)
+    count_negative | number | count negative | return sum(each < 0 for each in self.numbers)
+    count_positive | number | count positive | return sum(each > 0 for each in self.numbers)
+    count_reaching | number | count reach | return sum(each >= value for each in self.numbers)
+    count_above_slot | number | count above | return sum(each > self.number for each in self.numbers)
+    count_below_slot | number | count below | return sum(each < self.number for each in self.numbers)
+    any_above_number | flag | any above flag | return any(each > NUMBER for each in self.numbers)
+    any_below_number | flag | any below flag | return any(each < NUMBER for each in self.numbers)
+    all_above_number | flag | all above flag | return all(each > NUMBER for each in self.numbers)
+    all_below_number | flag | all below flag | return all(each < NUMBER for each in self.numbers)
+    any_below | flag | any below flag | return any(each < value for each in self.numbers)
+    all_below | flag | all below flag | return all(each < value for each in self.numbers)
+    any_above_slot | flag | any above flag | return any(each > self.number for each in self.numbers)
+    all_below_slot | flag | all below flag | return all(each < self.number for each in self.numbers)
+    at_most_two | flag | limit flag | return self.number <= self.number2
+    at_most_number | flag | limit flag | return self.number <= NUMBER
+    at_most_given | flag | limit flag | return self.number <= value
+    reaches_given | flag | reach flag | return self.number >= value
+    is_text | flag | equal flag | return self.text == TEXT
+    is_number | flag | equal flag | return self.number == NUMBER
+    counts_more | flag | above flag count | return len(self.list) > self.number
+    counts_fewer | flag | below flag count | return len(self.list) < NUMBER
+    counts_reach | flag | reach flag count | return len(self.list) >= NUMBER
+    sum_exceeds | flag | sum above flag | return sum(self.numbers) > self.number
+    sum_reaches | flag | sum reach flag | return sum(self.numbers) >= self.number
+    left_of_sum | number | minus sum | return self.number - sum(self.numbers)
+    whole_mean | number | mean whole/round | return round(sum(self.numbers) / len(self.numbers))
+    sum_above | number | sum above | return sum(each for each in self.numbers if each > value)
+    sum_below | number | sum below | return sum(each for each in self.numbers if each < value)
+    sum_above_number | number | sum above | return sum(each for each in self.numbers if each > NUMBER)
+    sum_below_number | number | sum below | return sum(each for each in self.numbers if each < NUMBER)
+    per_item | number | ratio | return self.number / len(self.list)
+    plus_times | number | plus times | return self.number + self.number2 * value
+    fields_unique | fields | unique field | return list(dict.fromkeys(each[KEY] for each in self.rows))
+    field_above_number | fields | field above | return [each[KEY] for each in self.rows if each[KEY2] > NUMBER]
+    field_below_number | fields | field below | return [each[KEY] for each in self.rows if each[KEY2] < NUMBER]
+    field_above_slot | fields | field above | return [each[KEY] for each in self.rows if each[KEY2] > self.number]
+    field_below_slot | fields | field below | return [each[KEY] for each in self.rows if each[KEY2] < self.number]
+    field_of_zero | fields | field zero | return [each[KEY] for each in self.rows if each[KEY2] == 0]
+    field_of_text | fields | field equal | return [each[KEY] for each in self.rows if each[KEY2] == TEXT]
+    rows_of_text | rows | where equal | return [each for each in self.rows if each[KEY] == TEXT]
+    rows_reaching | rows | where reach | return [each for each in self.rows if each[KEY] >= value]
+    count_above_told | number | count above | return sum(each[KEY] > NUMBER for each in self.rows)
+    count_below_told | number | count below | return sum(each[KEY] < NUMBER for each in self.rows)
+    count_of_text | number | count where | return sum(each[KEY] == TEXT for each in self.rows)
+    any_without | flag | any not flag | return any(not each[KEY] for each in self.rows)
+    any_equal | flag | contains flag | return any(each[KEY] == value for each in self.rows)
+    mean_where | number | mean where | return statistics.mean(each[KEY] for each in self.rows if each[KEY2])
+    fields_sorted | fields | sort field | return sorted(each[KEY] for each in self.rows)
+    field_by | fields | sort field | return [each[KEY] for each in sorted(self.rows, key=lambda each: each[KEY2])]
+    drop_with | ! | remove where | self.rows = [each for each in self.rows if not each[KEY]]
+    mark_row | ! | on | self.rows = [{**each, KEY: True} if each[KEY2] == value else each for each in self.rows]
+    unmark_row | ! | off | self.rows = [{**each, KEY: False} if each[KEY2] == value else each for each in self.rows]
+    double_up | ! | double | self.number = self.number * 2
+    halve_down | ! | half | self.number = self.number / 2
+    grow_limited | ! | grow limit | self.number = min(self.number + value, self.number2)
+    shrink_floored | ! | shrink floor | self.number = max(self.number - value, 0)
+    put_at | ! | set at | self.list = [*self.list[:first], second, *self.list[first + 1:]]
+    rename_item | ! | replace | self.list = [second if each == first else each for each in self.list]
+    title_in_place | ! | title set | self.text = self.text.title()
+    set_told | ! | set | self.text = TEXT
+    set_number | ! | set | self.number = NUMBER
+    table_value | any | lookup default | return self.table.get(value)"""
 
 
 # hole -> the kinds that fit it: those of the core's idioms, and lists of tables, which are rows
@@ -24729,7 +24869,7 @@ def read_step(line):
     )
     holes = tuple(dict.fromkeys(re.findall(r"self\.(\w+)", body)))
     given = tuple(dict.fromkeys(re.findall(r"\b(?:value|first|second)\b", code)))
-    marks = tuple(dict.fromkeys(re.findall(r"\b(?:NUMBER|TEXT2?|KEY2?)\b", code)))
+    marks = tuple(sorted(set(re.findall(r"\b(?:NUMBER|TEXT2?|KEY2?)\b", code))))
     changed = tuple(re.findall(r"self\.(\w+)", target))
     return StepCode(
         name, code, changed, result, frozenset(re.findall(r"\w+", cues)), holes, given, marks
@@ -24757,6 +24897,17 @@ UNITS = {
     "percentage": "100",
     "meters": "1000",
 }
+# what something is told in: "the minutes as hours"
+SAID_IN = re.compile(r"\b(?:in|into|to|as) (?:\w+ )?(" + "|".join(UNITS) + r")\b")
+
+
+def number_told(word, units):
+    """Return the number that a word tells, as Python writes it, or "": a unit tells one where something is said in it."""
+    if word[0].isdigit():
+        return word
+    return str(NUMBER_WORDS.get(word, UNITS[word] if word in units else ""))
+
+
 # what a word names with a blank behind it may have none
 BARE_TEXTS = {", ": ",", ": ": ":", "; ": ";"}
 # fmt: off
@@ -24825,10 +24976,8 @@ def world_of(text, slots, arguments, kinds=None, named=()):
     """
     names = [ARGUMENT + name for name in argument_names(len(arguments), named)]
     words = re.findall(r"\d+(?:\.\d+)?|[a-z]+", PRONOUN_ONE.sub("", text.lower()))
-    said = [
-        word if word[0].isdigit() else str(NUMBER_WORDS.get(word, UNITS.get(word, "")))
-        for word in words
-    ]
+    units = set(SAID_IN.findall(text.lower()))
+    said = [number_told(word, units) for word in words]
     told = tuple(dict.fromkeys(number.lstrip("0") or "0" for number in said if number))
     empty = {name: kind for name, kind in (kinds or {}).items() if slots.get(name) == []}
     kinds = {name: value_kind(value) for name, value in slots.items()} | empty
@@ -25047,45 +25196,50 @@ def two_steps(world, inner):
 # What each feature of a candidate is worth. The weights were set on requests that are committed (seed_core/methods.txt,
 # tests/data/unheard.txt) and on others by hand, none of those by which the rate of right ones is judged.
 WEIGHTS = {
-    "share": 0.75,  # the logarithm of the router's share
+    "share": 0.55,  # the logarithm of the router's share
     # what its steps do is said, said by a word that is said often, not said
-    "cue": 2.2,
-    "weak cue": 0.7,
-    "unsaid": -2.1,
-    # a cue of the request that none of its steps has, a DECIDING one
-    "unexplained": -0.45,
-    "undecided": -1.0,
+    "cue": 1.6,
+    "weak cue": 1.4,
+    "unsaid": -2.85,
+    "said once": -1.5,  # one piece of the request stands for two things that its steps do
+    # a piece of the request that none of its steps has, a DECIDING cue
+    "unexplained": -1.5,
+    "undecided": -1.2,
     # it changes something where that is wanted; where nothing is said of it
-    "change": 1.15,
-    "quiet change": -1.1,
-    "no number": -2.5,  # it answers no number where one is asked for
-    "flag": 2.0,
-    "no flag": -1.05,  # it answers yes or no where that is asked, and where not
-    "named": 1.05,
-    "unnamed": -0.75,  # slots and keys that it uses and the request names, or not
-    "missed": -1.1,
-    "missed key": -0.9,  # named ones that it leaves out
+    "change": 1.0,
+    "quiet change": -0.2,
+    "no number": -2.65,  # it answers no number where one is asked for
+    "flag": 2.35,
+    "no flag": -2.75,  # it answers yes or no where that is asked, and where not
+    "named": 1.2,
+    "unnamed": -1.15,  # slots and keys that it uses and the request names, or not
+    "only one": -0.3,  # slots that are not named, and the only ones of their kind
+    "unasked": -2.0,  # it only answers a slot, and nothing names it
+    "head": 1.35,  # of rows it answers what is asked for: some of them, or a key
+    "odd argument": -2.6,  # an argument is of another kind than what it is put among
+    "missed": -1.45,
+    "missed key": -1.7,  # named ones that it leaves out
     # two slots in the order of the text, as words between them want it
-    "order": 0.7,
-    "said order": 1.9,
-    "whole": 1.9,  # it divides by what a share is said to be of, and not by others
-    "bound": 1.2,  # a step is said of a slot, and done with it: "the square of the height"
+    "order": 1.3,
+    "said order": 2.0,
+    "whole": 2.45,  # it divides by what a share is said to be of, and not by others
+    "bound": 1.4,  # a step is said of a slot, and done with it: "the square of the height"
     "spelled": 3.0,  # it is the formula that the request spells
-    "odd key": -1.5,  # a key of rows is of another kind than what is done with it wants
-    "number": 0.7,
-    "untold number": -1.7,  # its numbers are told, or not
-    "left number": -0.6,  # a number that is told is left out
-    "text": 1.0,
-    "left text": -1.5,  # a text that the request tells is used, or none is
-    "second step": -4.0,
-    "twice": -2.2,  # a slot used twice
+    "odd key": -2.1,  # a key of rows is of another kind than what is done with it wants
+    "number": 1.1,
+    "untold number": -2.95,  # its numbers are told, or not
+    "left number": -0.55,  # a number that is told is left out
+    "text": 1.15,
+    "left text": -1.65,  # a text that the request tells is used, or none is
+    "second step": -5.6,
+    "twice": -3.45,  # a slot used twice
 }
 # A cue of these that the request has and a method has not leaves it a guess: it may be just what the example does not show.
 DECIDING = frozenset(
     "above below reach limit positive negative nonzero even odd unique not desc round median running "
     "dropped".split()
 )
-SHARE_LEAST = 3e-3  # a smaller share is as good as none
+SHARE_LEAST = 1e-2  # a smaller share is as good as none
 SHARE_OF_MORE = 0.04  # of a step that the router does not know
 NUMBER_CUES = frozenset(("count", "sum", "mean", "spread", "median"))
 WEAK_CUES = frozenset(
@@ -25159,6 +25313,9 @@ KEY_USES = (
     (re.compile(rf"(?:min|max)\(.*key=lambda each: {A_KEY}"), "number"),
     (re.compile(rf"(?:if|not|bool\() ?{A_KEY}(?! [=<>!])"), "flag"),
 )
+ORDERED_BY = re.compile(
+    rf"{A_KEY.replace('(', '(?:')} [<>]=? (\w+)"
+)  # no text is more than another
 COMPARED_KEY = re.compile(rf"{A_KEY} (?:==|!=|[<>]=?) (\w+)")
 
 
@@ -25180,6 +25337,9 @@ class Said(typing.NamedTuple):
     keys: frozenset  # of rows, that the request names
     kinds: dict  # key of rows, as Python writes it, or argument -> its kind
     shares: dict  # idiom -> the router's share
+    readings: tuple  # of each piece of the request that says something: what it may say, as cues
+    head: str | None  # what is asked for of rows: their slot, a key as Python writes it, or None
+    world: World
 
 
 def plain_words(name):
@@ -25206,7 +25366,9 @@ SAID_OF_HALF = 0.5  # such a word names a slot as some of its words do
 
 def what_is_said(selector, intent, world, shares):
     """Return the Said of a request."""
-    name, told = plainly(plain_words(selector)), plainly(intent.lower().strip())
+    names = [*world.slots, *kinds_in_rows(world)]
+    name = plainly(with_denials(plain_words(selector), names))
+    told = plainly(with_denials(intent.lower().strip(), names))
     text, slots = marked(f"{name} ; {told}", list(world.slots))
     cues = frozenset(cue for cue, words in CUES.items() if words.search(text))
     first = [each.partition(" ")[0] for each in (name, told)]
@@ -25251,7 +25413,68 @@ def what_is_said(selector, intent, world, shares):
         keys,
         kinds,
         dict(shares),
+        readings_of(text),
+        head_of(f"{told} {name}", world),
+        world,
     )
+
+
+DENIED = re.compile(r"\b(?:un|non-?|dis)(\w{3,})\b")
+
+
+def with_denials(text, names):
+    """Return a text with "not paid" for "unpaid", where `names` know what is paid."""
+    known = set(re.findall(r"[a-z]+", " ".join(map(plain_words, names))))
+
+    def read(found):
+        return f"not {found[1]}" if is_said(found[1], known) else found[0]
+
+    return DENIED.sub(read, text)
+
+
+READING_WORDS = 4  # a cue whose words stand farther apart is said by its first word
+
+
+def readings_of(text):
+    """Return what each piece of a text may say, as sets of cues: words that overlap say one thing, whichever of them it is."""
+    spans = [
+        (*found_span(found), cue) for cue, said in CUES.items() for found in said.finditer(text)
+    ]
+    pieces, end = [], 0
+    for start, stop, cue in sorted(spans):
+        if start >= end:
+            pieces.append(set())
+        pieces[-1].add(cue)
+        end = max(end, stop)
+    return tuple(dict.fromkeys(map(frozenset, pieces)))
+
+
+def found_span(found):
+    """Return (start, end) of the words that say a cue."""
+    words = found[0].split()
+    wide = len(words) > READING_WORDS
+    return found.start(), found.start() + len(words[0]) if wide else found.end()
+
+
+LABEL_ASKED = re.compile(r"\b(?:who|whom|called|which one)\b")
+
+
+def head_of(text, world):
+    """Return what a text asks for of rows: what of their slot and keys it names first; None where that is not told."""
+    slots = [slot for slot, kind in world.slots.items() if kind == "rows"]
+    if len(slots) != 1 or slots[0] not in world.keys:
+        return None
+    keys = world.keys[slots[0]]
+    labels = [key for key, kind in keys.items() if kind == "text"]
+    if labels and LABEL_ASKED.search(text):
+        return repr(labels[0])
+    for word in re.findall(r"[a-z]+", text):
+        named = [repr(key) for key in keys if same_word(word, plain_words(key))]
+        if same_word(word, plain_words(slots[0]).split()[-1]):
+            return slots[0]
+        if named:
+            return named[0]
+    return None
 
 
 def formula_said(text, slots, world):
@@ -25289,29 +25512,64 @@ def places_named(text, slots):
     named = {}
     for slot in slots:
         words = re.findall(r"[a-z]+", plain_words(slot))
-        places = [
-            next((place for place, word in said if same_word(each, word)), None) for each in words
-        ]
-        known = [place for place in places if place is not None]
+        known = [places for each in words if (places := places_of(each, said))]
         if known:
-            named[slot] = min(known), 1.0 if len(known) == len(words) else 0.5
+            whole = len(known) == len(words) and not any(akin for _, akin in known)
+            named[slot] = min(place for place, _ in known), 1.0 if whole else 0.5
     return named
 
 
-def worth(candidate, said):
-    """Return how well words and router speak for a Candidate: a sum of logarithms, so to say."""
-    return sum(WEIGHTS[name] * value for name, value in features(candidate, said).items())
+def places_of(word, said):
+    """Return (where a word of a name is said first, whether only one that is akin to it), or None."""
+    for akin, alike in ((False, same_word), (True, is_akin)):
+        place = next((place for place, other in said if alike(word, other)), None)
+        if place is not None:
+            return place, akin
+    return None
+
+
+STEM_LEAST, ENDING_MOST = (
+    4,
+    3,
+)  # letters that two words share, if they are akin: borrower and borrowed
+
+
+def is_akin(one, other):
+    """Return whether two words differ in their endings alone."""
+    shared = len(os.path.commonprefix((one, other)))
+    return shared >= STEM_LEAST and max(len(one), len(other)) - shared <= ENDING_MOST
+
+
+def worth(candidate, said, known=None):
+    """Return how well words and router speak for a Candidate: a sum of logarithms, so to say.
+
+    `known` keeps what is the same of all Candidates of the same steps, of one request.
+    """
+    known = {} if known is None else known
+    alike = candidate.steps, bool(candidate.target), candidate.result
+    if alike not in known:
+        known[alike] = weighed(step_features(candidate, said))
+    return known[alike] + weighed(hole_features(candidate, said))
+
+
+def weighed(features):
+    return sum(WEIGHTS[name] * value for name, value in features.items() if value)
 
 
 def features(candidate, said):
     """Return {name in WEIGHTS: how much of it a Candidate has}."""
-    found = {"share": router_share(candidate, said), "second step": len(candidate.steps) - 1}
-    return (
-        found
-        | cue_features(candidate, said)
-        | name_features(candidate, said)
-        | number_features(candidate, said)
-    )
+    return step_features(candidate, said) | hole_features(candidate, said)
+
+
+def step_features(candidate, said):
+    """Return the features that its steps have, whatever stands in their holes."""
+    share, second = router_share(candidate, said), len(candidate.steps) - 1
+    return {"share": share, "second step": second, **cue_features(candidate, said)}
+
+
+def hole_features(candidate, said):
+    """Return the features of what stands in the holes of its steps."""
+    return name_features(candidate, said) | number_features(candidate, said)
 
 
 def kin_of(step):
@@ -25368,14 +25626,19 @@ def wants_number(said):
 def cue_features(candidate, said):
     """Return the features of what its steps do, and what the request says."""
     told = candidate.cues & said.cues
-    weak = len(told & WEAK_CUES)
+    explained = [piece & told for piece in said.readings]
+    strong = sum(bool(cues - WEAK_CUES) for cues in explained)
+    strong_told = len(told - WEAK_CUES)
+    weak = sum(bool(cues) and cues <= WEAK_CUES for cues in explained)
+    left = [piece - WEAK_CUES for piece in said.readings if not piece & told]
     unsaid = sum(unsaid_share(STEP_WANTS[name], said.cues) for name in candidate.steps)
     is_flag = candidate.result == "flag" and not candidate.target
     return {
-        "cue": len(told) - weak,
-        "weak cue": weak,
+        "cue": min(strong, strong_told),
+        "said once": max(0, strong_told - strong),
+        "weak cue": min(weak, len(told & WEAK_CUES)),
         "unsaid": unsaid,
-        "unexplained": len(said.cues - told - WEAK_CUES),
+        "unexplained": sum(map(bool, left)),
         "undecided": len(said.cues & DECIDING - told),
         "change": said.change * (1 if candidate.target else -1),
         "quiet change": bool(candidate.target) and said.change <= 0,
@@ -25396,17 +25659,23 @@ def name_features(candidate, said):
     )
     keys = [ast.literal_eval(mark) for mark in candidate.marks if mark[0] in "\"'"]
     known = [said.named[slot] for slot in candidate.slots if slot in said.named]
-    keyed = sum(is_said(key, said.words) for key in keys)
+    unnamed = [slot for slot in candidate.slots if slot not in said.named]
+    only = sum(is_only(slot, candidate.slots, said.world.slots) for slot in unnamed)
+    keyed = sum(repr(key) == said.head or is_said(key, said.words) for key in keys)
     pairs = list(itertools.combinations(used, 2))
     divisors = DIVISORS.findall(code) if said.wholes else []
     return {
         "named": sum(share for _, share in known) + keyed,
-        "unnamed": len(candidate.slots) - len(known) + len(keys) - keyed,
+        "unnamed": len(unnamed) - only + len(keys) - keyed,
+        "only one": only,
+        "unasked": candidate.steps == ("get",) and not known,
+        "head": answers_head(candidate, keys, said),
+        "odd argument": odd_arguments(code, said),
         "missed key": sum(key not in keys for key in said.keys),
         "missed": sum(
             share == 1.0 and slot not in candidate.slots for slot, (_, share) in said.named.items()
         ),
-        "twice": len(candidate.slots) - len(set(candidate.slots)),
+        "twice": len(candidate.slots) - len(set(candidate.slots)) + given_twice(candidate),
         "order": sum(in_order(*pair, said.named) for pair in pairs),
         "whole": is_share(divisors, said.wholes),
         "bound": sum(is_done_with(*pair, candidate) for pair in said.bound),
@@ -25414,6 +25683,66 @@ def name_features(candidate, said):
         "spelled": bool(said.formula) and plain_code(candidate.code) == plain_code(said.formula),
         "said order": sum((pair in said.order) - (pair[::-1] in said.order) for pair in pairs),
     }
+
+
+def given_twice(candidate):
+    """Return how many steps of a method take an argument that another one has taken."""
+    taken = [name for step in candidate.steps for name in STEPS[step].given]
+    return max(0, len(taken) - len(candidate.given))
+
+
+def is_only(slot, used, kinds):
+    """Return whether a slot is the only one of its kind but for those that are used beside it."""
+    others = [other for other, kind in kinds.items() if kind == kinds[slot] and other not in used]
+    return not others and len(used) < 3
+
+
+def answers_head(candidate, keys, said):
+    """Return 1 where a method answers of rows what is asked for, -1 where it answers another thing of them, else 0."""
+    if said.head is None or candidate.target or candidate.result == "flag":
+        return 0
+    of_rows = candidate.result in ("rows", "table")
+    if said.head in said.world.slots:
+        return 0 if candidate.result == "number" else 1 if of_rows else -1
+    if not keys or "count" in candidate.cues or "by" in candidate.cues:
+        return 0
+    return 1 if repr(keys[0]) == said.head and not of_rows else -1
+
+
+# How code puts an argument among what a slot holds
+ITEM_USES = tuple(
+    map(
+        re.compile,
+        (
+            r"\[\*self\.(?P<slot>\w+), (?P<item>\w+)\]",
+            r"\[(?P<item>\w+), \*self\.(?P<slot>\w+)\]",
+            r"\b(?P<item>\w+) in self\.(?P<slot>\w+)\b",
+            r"for each in self\.(?P<slot>\w+) if each [=!]= (?P<item>\w+)\b",
+            r"self\.(?P<slot>\w+)\.(?:count|index)\((?P<item>\w+)\)",
+        ),
+    )
+)
+KEY_PUT = re.compile(
+    r"\{\*\*self\.(?P<slot>\w+), (?P<key>\w+): (?:self\.\w+\.get\(\w+, 0\) [-+] )?(?P<item>\w+)\}"
+)
+
+
+def odd_arguments(code, said):
+    """Return how many arguments a method puts among what is of another kind, or under a key that is none."""
+    kinds, slots = said.kinds, said.world.slots
+    if not said.world.given:
+        return 0
+    odd = 0
+    for found in itertools.chain.from_iterable(use.finditer(code) for use in ITEM_USES):
+        slot, item = found.groupdict().get("slot"), found["item"]
+        wanted = ITEM_KINDS.get(slots.get(slot))
+        odd += item in kinds and wanted is not None and kinds[item] != wanted
+    for found in KEY_PUT.finditer(code):
+        values = said.world.values.get(found["slot"])
+        keyed = bool(said.world.keys.get(found["slot"]))
+        odd += keyed and kinds.get(found["key"], "text") != "text"
+        odd += values is not None and kinds.get(found["item"], values) != values
+    return odd
 
 
 @functools.lru_cache(maxsize=4096)
@@ -25452,7 +25781,8 @@ def odd_keys(code, said):
     uses += [
         (key, said.kinds[name]) for key, name in COMPARED_KEY.findall(code) if name in said.kinds
     ]
-    return sum(said.kinds.get(key, kind) != kind for key, kind in uses)
+    ordered = sum(said.kinds.get(name) == "text" for name in ORDERED_BY.findall(code))
+    return ordered + sum(said.kinds.get(key, kind) != kind for key, kind in uses)
 
 
 def number_features(candidate, said):
@@ -25477,7 +25807,8 @@ def ranked(candidates, said, most):
     unlike = {}
     for candidate in candidates:
         unlike.setdefault((candidate.target, candidate.code), candidate)
-    rows = ((worth(candidate, said), candidate) for candidate in unlike.values())
+    known = {}
+    rows = ((worth(candidate, said, known), candidate) for candidate in unlike.values())
     return heapq.nlargest(most, rows, key=lambda row: row[0])
 
 
@@ -26094,13 +26425,13 @@ def without_examples(reader):
 
 # What is found: methods that a message may mean, the best first
 
-LEAD_SURE, WORTH_SURE = 1.2, -1.5  # by so much the best leads those that do the examples otherwise
+LEAD_SURE, WORTH_SURE = 1.8, -2.5  # by so much the best leads those that do the examples otherwise
 # less is not guessed: of words alone, of what does the examples
-WORTH_LEAST, DOING_WORTH_LEAST = -0.5, -4.0
+WORTH_LEAST, DOING_WORTH_LEAST = -2.0, -6.0
 LEFT_OUT = 3.0  # what it costs to leave out a slot that an example names
 CHOICES_MOST, LOOKED_AT = 5, 60  # methods that are found; candidates that are compared for them
 TIE = 0.3  # methods that are worth so much the same are for the core to choose from
-LEAD_LEAST = 0.7  # by so much the first of words alone leads, or none is guessed
+LEAD_LEAST = 0.5  # by so much the first of words alone leads, or none is guessed
 
 
 def method_bodies(candidate, returned=None, before=False):
@@ -27189,8 +27520,8 @@ def undecided(data):
     close = [row for row in found if found[0]["worth"] - row["worth"] < LEAD_LEAST]
     told = " or ".join(f"`{'; '.join(row['lines'])}`" for row in close[:CHOICES_TOLD])
     return MethodUnwritten(
-        f"the words of {request['selector']} may mean {told}, and nothing tells which; send an example along "
-        f"({method_call(request)} -> RESULT), name slots and arguments, or bring in the code with `method`",
+        f"the words of {request['selector']} may mean {told}, and nothing tells which: an example does "
+        f"({method_call(request)} -> RESULT), or words that name slots and arguments; {BEYOND}",
         candidates=[row["lines"] for row in close],
         failures=data["failures"],
     )

@@ -1,6 +1,6 @@
 """Judge which method the section Synthesis takes for requests by hand (tests/data/asked.txt), without a daemon and a core.
 
-    python tests/bench/asked.py [--half look|check] [--examples 0] [--show]
+    python tests/bench/asked.py [--set asked|phrased] [--half look|check] [--examples 0] [--show]
 
 A method is right where it does on sampled objects what is meant. Of the half "check" only the counts are told.
 """
@@ -22,8 +22,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import batos
 
-DATA = ROOT / "tests" / "data" / "asked.txt"
+DATA = ROOT / "tests" / "data"
 MODULES = {"math": math, "collections": collections, "itertools": itertools, "statistics": statistics}
+SEEDS = {"asked": None, "phrased": 417}                  # by which the lines of a set are drawn for its halves
 TRIED = 12                                               # objects on which a method is held against what is meant
 
 
@@ -149,33 +150,42 @@ def found_for(request, shares, count=0):
     return batos.find_methods(run, world, said, request.slots, request.arguments, request.examples(count))
 
 
-def judged(request, rows):
+def is_undecided(rows, with_examples):
+    """Return whether nothing is guessed, as words alone may as well mean the second of the rows."""
+    return not with_examples and len(rows) > 1 and rows[0]["worth"] - rows[1]["worth"] < batos.LEAD_LEAST
+
+
+def judged(request, rows, with_examples=False):
     """Return (kind, whether marked)."""
-    if not rows:
+    if not rows or is_undecided(rows, with_examples):
         return "refused", False
     right = request.is_right(split_code(rows[0]["lines"][0]))
     return ("right" if right else "wrong"), not rows[0]["sure"]
 
 
-def requests(half):
-    """Return the Requests of a half: "look", "check", or of both."""
-    lines = [line for line in DATA.read_text("utf-8").splitlines() if line and line[0] != "#"]
+def requests(half, name="asked"):
+    """Return the Requests of a half of a set: "look", "check", or of both."""
+    lines = [line for line in (DATA / f"{name}.txt").read_text("utf-8").splitlines() if line and line[0] != "#"]
+    seed = SEEDS[name]
+    if seed is not None:
+        random.Random(seed).shuffle(lines)
     start, step = {"look": (0, 2), "check": (1, 2)}.get(half, (0, 1))
     return [Request(line) for line in itertools.islice(lines, start, None, step)]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", choices=SEEDS, default="asked")
     parser.add_argument("--half", choices=("look", "check"), default="look")
     parser.add_argument("--examples", type=int, default=0)
     parser.add_argument("--show", action="store_true", help="tell what came of each request of the half \"look\"")
     args = parser.parse_args()
     known, counts, leads = Shares(), collections.Counter(), []
-    for request in requests(args.half):
+    for request in requests(args.half, args.set):
         text = batos.routed_request(request.selector, request.intent)
         world = batos.world_of(text, request.slots, request.arguments)
         rows = found_for(request, known.of(request, world), args.examples)
-        kind, marked = judged(request, rows)
+        kind, marked = judged(request, rows, bool(args.examples))
         counts[kind, marked] += 1
         if rows:
             lead = rows[0]["worth"] - rows[1]["worth"] if len(rows) > 1 else math.inf
@@ -183,7 +193,7 @@ def main():
         if args.show and args.half == "look" and kind != "right":
             told = [(row["worth"], row["lines"][0]) for row in rows[:2]]
             print(kind, "marked" if marked else "unmarked", request.selector, request.intent, request.meant, *told, sep=" | ")
-    print(args.half, args.examples, dict(counts))
+    print(args.set, args.half, args.examples, dict(counts))
     for kind, worth, lead in sorted(leads, key=lambda row: row[1]) if args.show else ():
         print(kind, worth, round(lead, 2))
 
