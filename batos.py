@@ -5611,7 +5611,8 @@ class Upkeep(Lane):
 #
 # On the bridge go msgpack maps, each behind its length and the number of its message.
 
-CHILD_IMPORTS = """import __future__, ast, builtins, ctypes, dataclasses, datetime, decimal, functools, gc, importlib, os, random
+CHILD_IMPORTS = """from __future__ import annotations
+import __future__, ast, builtins, ctypes, dataclasses, datetime, decimal, functools, gc, importlib, os, random
 import resource, signal, socket, string, struct, sys, time, types
 import ormsgpack
 """
