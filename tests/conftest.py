@@ -27,6 +27,15 @@ hypothesis.settings.register_profile("batos", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("batos")
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave campaigns out, which run by hand: where a mark expression names them."""
+    if "campaign" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("campaign")]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
+
+
 def start_anew(words, cwd, stdout, stderr):
     """Start a program as a user does (`python batos.py …`), where that itself is looked at; arguments as for forks.start."""
     program, *rest = words
