@@ -91,7 +91,7 @@ def bodies(*lines):
 
 def writing(core):
     """Let a core be one that writes, and makes up no examples."""
-    core.writes, core.infer_ = True, lambda prompt, **fields: ""
+    core.writes, core.infer_ = True, lambda *asked, **fields: ""
 
 
 def test_an_audit_of_a_sound_image_says_so(kept):
@@ -182,9 +182,10 @@ def test_what_failed_of_the_moment_is_begun_again_once(kept):
 
 
 def test_failures_of_questions_are_told_and_not_repeated(kept):
-    def plan(fields):
+    def breaks(*asked, **fields):
         raise batos.CoreFailed("the core broke")
-    one = kept(plan=plan)
+    one = kept()
+    one.uvm.core.infer_ = breaks
 
     def ask(root):
         batos.index_document_(root["knowledge_catalog_obj"], "a", "A canal lock has two gates.")
