@@ -15804,8 +15804,6 @@ HTML_LAYOUT = ("dl", "h1", "h2", "h3", "h4", "h5", "h6", "ol", "pre", "ul")
 HTML_PREFIXES = {**{f"h{level}": "#" * level + " " for level in range(1, 7)}, "li": "- "}
 LINK_OF_HEADING = "\xb6"  # that is shown only where the pointer is
 CODE_INDENT = " " * 4  # what Markdown takes for code
-# A line of a paragraph that begins so would be an item: it goes on in the line before it.
-_LIST_MARK = re.compile(r"\s*(?:[-+*]|\d{1,9}[.)])\s")
 
 
 class _HtmlText(html.parser.HTMLParser):
@@ -15913,7 +15911,7 @@ class _HtmlText(html.parser.HTMLParser):
         if data[:1].isspace():
             self._space()
         for number, part in enumerate(parts):
-            if number and _LIST_MARK.match(part):
+            if number and _ITEM.match(part):  # it would be an item in a line of its own
                 self._space()
             elif number:
                 self._gap = max(self._gap, 1)
@@ -19752,6 +19750,11 @@ class Telling(typing.NamedTuple):
         return bool(_SAYS_WHAT_COMES.match(" ".join(self.text.split())))
 
     @property
+    def answers_nothing(self):
+        """Whether I lead elsewhere, or only say what comes."""
+        return self.leads_elsewhere or self.only_says_what_comes
+
+    @property
     def label(self):
         """What I say a value of, "Default" in "- Default: 5"; else ""."""
         label = _LABELLED.match(self.text)
@@ -20461,10 +20464,14 @@ def _sentence_worth(asked, told, near):
     repeats = told.words <= asked.weights.keys()
     worth += 0.3 * asked.asks_for(told.label)
     contrary = asked.is_of_contrary(told.words)
-    empty = told.leads_elsewhere or told.only_says_what_comes
     beside = asked.compares_others(told.words_with_headings)
     return (
-        worth - 0.5 * empty - 0.2 * (told.size < 3) - 0.2 * repeats - 0.3 * contrary - 0.2 * beside
+        worth
+        - 0.5 * told.answers_nothing
+        - 0.2 * (told.size < 3)
+        - 0.2 * repeats
+        - 0.3 * contrary
+        - 0.2 * beside
     )
 
 
@@ -20502,9 +20509,8 @@ def _pointed(asked, judged, span):
     pointed = max(begun, default=window.first)
     lead = judged.worths[judged.marked - window.first] - judged.worths[pointed - window.first]
     told, own = window.tellings[pointed], window.tellings[judged.marked]
-    empty = told.leads_elsewhere or told.only_says_what_comes
     lacks = asked.needs_more_than([told.whole]) and not asked.needs_more_than([own.whole])
-    if empty or lacks or lead > OVERRULED_BY:
+    if told.answers_nothing or lacks or lead > OVERRULED_BY:
         return judged
     return judged._replace(marked=pointed, span=(first, last))
 
@@ -22776,7 +22782,6 @@ def _settles(item, mission):
     return not titles or 2 * len(wanted & set(stems(titles[-1]))) >= len(wanted)
 
 
-_ITEM_MARK = re.compile(r"(?:\s*(?:[-*+•]|\d{1,3}[.)])\s+(?=\w))?")
 # a line of marks, as stand round listings: no word of a quote
 _RULED = re.compile(r"([-=~^+*_#])\1{3,}")
 
@@ -22790,7 +22795,8 @@ def quoted_sentence(item):
     text = item["text"]
     if goes_on(text[first:last]):
         last = len(text)
-    first += len(_ITEM_MARK.match(text[first:last])[0])
+    if mark := _ITEM.match(text[first:last]):
+        first += mark.end() - 1
     words = [
         word for word in re.finditer(r"\S+", text[first:last]) if not _RULED.fullmatch(word[0])
     ]

@@ -349,7 +349,7 @@ def test_a_long_sentence_is_quoted_around_its_span():
 
 @pytest.mark.parametrize("text, quote", [
     ("- Slugs: traps do not work.", "Slugs: traps do not work."), ("2. Ruth\nresigns.", "Ruth resigns."),
-    ("3.5 bar is too much.", "3.5 bar is too much."), ("-f file", "-f file"), ("- -f file", "- -f file"),
+    ("3.5 bar is too much.", "3.5 bar is too much."), ("-f file", "-f file"), ("- -f file", "-f file"),
 ])
 def test_an_item_is_quoted_without_its_mark(text, quote):
     assert batos.quoted_sentence({"text": text}) == quote
