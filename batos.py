@@ -22497,10 +22497,13 @@ def psm_decomposing_(cycle, recall):
 def _facet_evidence(cycle, query, recall):
     """Return what memory has for a sub-query of the mission; where that has gone meanwhile, what was recalled first.
 
-    For a core that writes it is that alone: these passages are told already, by their numbers.
+    For a core that writes it is that alone: these passages are told already, by their numbers. So it is where the sub-query is
+    the whole mission, which was sought already.
     """
     told = _journalled(cycle, "recall")["evidence"]
-    return told if recall.writes() else _recalled(cycle, recall, query)["evidence"] or told
+    if recall.writes() or query == mission_text(cycle.mission_brief):
+        return told
+    return _recalled(cycle, recall, query)["evidence"] or told
 
 
 @primitive("psm_delegating_", reads=True)
