@@ -90,6 +90,7 @@ import itertools
 import json
 import logging
 import logging.handlers
+import marshal
 import math
 import mmap
 import operator
@@ -1299,7 +1300,7 @@ BIG_VALUE_BYTES = 4096  # a larger value of a slot, or in a page, is a record of
 
 
 def _weight(value: typing.Any, enough: int) -> int:
-    """Return about how many bytes a plain value takes, counting no further than `enough`."""
+    """Return about how many bytes a value with objects in it takes, counting no further than `enough`."""
     if isinstance(value, (str, bytes)):
         return len(value)
     if not isinstance(value, (list, tuple, dict)):
@@ -1314,10 +1315,15 @@ def _weight(value: typing.Any, enough: int) -> int:
 
 def is_big(value: typing.Any) -> bool:
     """Whether a plain value has a record of its own."""
-    return (
-        isinstance(value, (str, bytes, list, tuple, dict))
-        and _weight(value, BIG_VALUE_BYTES) > BIG_VALUE_BYTES
-    )
+    if isinstance(value, (str, bytes)):
+        return len(value) > BIG_VALUE_BYTES
+    if not value or not isinstance(value, (list, tuple, dict)):
+        return False
+    try:
+        size = len(marshal.dumps(value))  # a tenth of the time of a walk
+    except ValueError:  # it holds objects or times
+        size = _weight(value, BIG_VALUE_BYTES)
+    return size > BIG_VALUE_BYTES
 
 
 @image_class
@@ -1605,6 +1611,30 @@ def set_slot(obj: UvmObject, name: str, value: typing.Any) -> None:
     if name.endswith("*") and name not in own(obj).get("_pointers", ()):
         _store(obj, "_pointers", _pointer_order((*own(obj).get("_pointers", ()), name)))
     _store(obj, name, value)
+
+
+def put_slot(obj: UvmObject, name: str, value: typing.Any) -> None:
+    """Set a slot of an object of the system's own to a value that checked() returned before."""
+    note_change(obj, name)
+    _store(obj, name, value)
+
+
+def of_checked(slots: dict) -> UvmObject:
+    """Return a new object with slots that checked() returned before; none is a pointer."""
+    obj = UvmObject()
+    obj.__dict__.update(slots)
+    return obj
+
+
+@contextlib.contextmanager
+def off_the_page(obj: UvmObject) -> typing.Iterator:
+    """Keep what changes meanwhile off the ledger's page: it is told elsewhere, as a cycle's own slots are by its journal."""
+    jar = obj._p_jar
+    told, jar.changes = jar.changes, None
+    try:
+        yield
+    finally:
+        jar.changes = told
 
 
 def remove_slot(obj: UvmObject, name: str) -> None:
@@ -14822,6 +14852,7 @@ TITLE_MAX_CHARS = 200
 SENTENCE_WINDOW_CHARS = 20_000  # Punkt sees no more at once: its time stays linear
 WORD_MAX_CHARS = 64  # a longer word (base64, a hash) is known by its beginning
 LANGUAGE_CHARS = 200_000  # of a text, by which its language is known
+QUESTION_CHARS = 1000  # of a text whose language is kept in memory
 LANGUAGE_SHARE = 0.05  # of its words that are telling ones of a language, from which on it is that
 DOC_ID_MAX_CHARS = 1000
 QUERY_WORDS_MAX = 256  # later words of a query are not looked up; a pasted paragraph has fewer
@@ -17044,8 +17075,14 @@ _TELLS_NOTHING = frozenset(
 
 def language_of(text):
     """Return which language a text is in, "en" or a name of LANGUAGES, by its stop words; where they do not tell, English."""
+    known = _language_told if len(text) <= QUESTION_CHARS else _language_told.__wrapped__
+    return known(text[:LANGUAGE_CHARS])
+
+
+@functools.lru_cache(256)  # a question is asked for its language again and again
+def _language_told(text):
     split, fold, *_ = PIPELINE
-    words = collections.Counter(fold.process(split.process([text[:LANGUAGE_CHARS]])))
+    words = collections.Counter(fold.process(split.process([text])))
     telling = {
         word: count for word, count in words.items() if len(word) > 1 and word not in _TELLS_NOTHING
     }
@@ -17453,6 +17490,10 @@ class Segment(Mapped):
         return postings.numbers[found], total[found]
 
 
+FRESH_STATES_KEPT = 4  # of FreshWords, as connections whose snapshots differ read them
+FRESH_POSTINGS = weakref.WeakKeyDictionary()  # database -> {(oid, serial): Postings}
+
+
 @image_class
 class FreshWords(Segment):
     """I am the segment of the chunks that are newest. I hold their numbers only, as a commit of one note writes me whole.
@@ -17470,7 +17511,7 @@ class FreshWords(Segment):
         """The Postings of my chunks, made anew once a change."""
         made = getattr(self, "_v_arrays", None)
         if made is None:
-            made = self._v_arrays = _postings_of(self.catalog, self.numbers())
+            made = self._v_arrays = self._made()
         return made
 
     def readable(self):
@@ -17492,11 +17533,25 @@ class FreshWords(Segment):
         left = [number for number in mine if number not in numbers]
         if len(left) < len(mine):
             self._hold(left)
-            self.words = int(self.arrays.lengths.sum())
+            self.words = sum(len(words) for _, words in _words_in(self.catalog, left))
 
     def _hold(self, numbers):
         self.runs, self.count = tuple(runs_of(sorted(numbers))), len(numbers)
         self._v_arrays = self._v_rows = None
+
+    def _made(self):
+        """Return the Postings of my chunks as they are committed; all connections share those of my latest states."""
+        jar = self._p_jar
+        # behind a savepoint what is changed does not say so
+        if jar is None or self._p_changed or jar._savepoint_storage is not None:
+            return _postings_of(self.catalog, self.numbers())
+        kept = FRESH_POSTINGS.setdefault(jar.db(), {})
+        state = self._p_oid, self._p_serial
+        if state not in kept:
+            kept[state] = _postings_of(self.catalog, self.numbers())
+            for old in list(kept)[:-FRESH_STATES_KEPT]:
+                kept.pop(old, None)
+        return kept[state]
 
 
 def runs_of(numbers):
@@ -17679,6 +17734,11 @@ def merged_postings(catalog, keys):
 
 
 def _postings_of(catalog, numbers):
+    return collect_postings(_words_in(catalog, numbers))
+
+
+def _words_in(catalog, numbers):
+    """Return [(number, its words)] of those of the chunks that are stored."""
     chunks = (
         (number, catalog.chunk_storage[number])
         for number in numbers
@@ -17689,9 +17749,7 @@ def _postings_of(catalog, numbers):
         for number, chunk in chunks
         if (document := catalog.documents.get(chunk.doc_id))
     ]
-    return collect_postings(
-        (number, _kept_words(document, chunk)) for number, chunk, document in rows
-    )
+    return [(number, _kept_words(document, chunk)) for number, chunk, document in rows]
 
 
 def _kept_words(document, chunk):
@@ -23126,36 +23184,59 @@ def _backups_of(image, settings):
 # Journal and effect: what the write lane and the bulk lane are given to do
 
 
-def check_follows(name, follows, step):
-    """Raise TransitionError unless a step leads from the state `name` to FAILED or to one of those that may follow it."""
-    if step.next_state not in ("FAILED", *follows):
+def check_follows(name, follows, next_state):
+    """Raise TransitionError unless `next_state` is FAILED or one of those that may follow the state `name`."""
+    if next_state not in ("FAILED", *follows):
         raise TransitionError(
-            f"{step.next_state} may not follow {name}; {', '.join(follows) or 'nothing'} may"
+            f"{next_state} may not follow {name}; {', '.join(follows) or 'nothing'} may"
         )
 
 
-def enter(cycle, thought, step, seconds):
-    """Write a thought's entry into the journal and make the transition. Raises TransitionError."""
+class StepTaken(typing.NamedTuple):
+    """A step as the journal tells it: `slots` of its entry but for the state, and what `_tmp_synthesis_data` gains; both checked.
+
+    It is made once, and entered in each snapshot in which its mission thinks on, and in the lane that stores it.
+    """
+
+    slots: dict
+    data: dict
+
+    @property
+    def name(self) -> str:
+        return self.slots["name"]
+
+    @property
+    def next_state(self) -> str:
+        return self.slots["next_state"]
+
+
+def step_taken(thought: Thought, step: Step, seconds: float) -> StepTaken:
+    """Return a thought's step as the journal tells it. Raises BadSlot."""
+    slots = {
+        "name": thought.name,
+        "digest": thought.digest(),
+        "answer": step.answer,
+        "next_state": step.next_state,
+        "at": now_utc(),
+        "seconds": round(seconds, 3),
+    }
+    return StepTaken(checked(slots), checked(step.data))
+
+
+def enter(cycle, taken):
+    """Write a step's entry into the journal and make the transition. Raises TransitionError."""
     state = own(cycle)["synthesis_state*"][0]
-    check_follows(state.name, state.follows, step)
-    entry = UvmObject(
-        name=thought.name,
-        state=state.name,
-        digest=thought.digest(),
-        answer=step.answer,
-        next_state=step.next_state,
-        at=now_utc(),
-        seconds=round(seconds, 3),
-    )
-    cycle.journal = (*cycle.journal, entry)
-    cycle._tmp_synthesis_data = {**cycle._tmp_synthesis_data, **step.data}
-    point_at(cycle, step.next_state)
+    check_follows(state.name, state.follows, taken.next_state)
+    entry = of_checked({**taken.slots, "state": state.name})
+    put_slot(cycle, "journal", (*cycle.journal, entry))
+    put_slot(cycle, "_tmp_synthesis_data", {**cycle._tmp_synthesis_data, **taken.data})
+    point_at(cycle, taken.next_state)
 
 
 def enter_all(cycle, steps):
-    """Enter the steps (thought, step, seconds) of a cycle in their order."""
-    for thought, step, seconds in steps:
-        enter(cycle, thought, step, seconds)
+    """Enter the steps taken of a cycle in their order."""
+    for taken in steps:
+        enter(cycle, taken)
 
 
 def point_at(cycle, state):
@@ -23168,6 +23249,9 @@ def point_at(cycle, state):
 def end_cycle(cycle, result, journal_days):
     """Store how a cycle ended and take it off the active ones. Returns its report."""
     root, ended_at = _root_of(cycle), now_utc()
+    # it stands in the result from now on
+    data = {name: value for name, value in cycle._tmp_synthesis_data.items() if value is not result}
+    put_slot(cycle, "_tmp_synthesis_data", data)
     cycle.result = {
         **result,
         "ended_at": ended_at,
@@ -23190,10 +23274,10 @@ def complete_cycle(oid, steps, settings):
         cycle = find_cycle(root, oid)
         if state_of(cycle) in ENDED:
             return cycle_report(cycle)
-        enter_all(cycle, steps)
-        report = end_cycle(
-            cycle, cycle._tmp_synthesis_data["final_response"], settings.journal_days
-        )
+        with off_the_page(cycle):
+            enter_all(cycle, steps)
+            answer = cycle._tmp_synthesis_data["final_response"]
+            report = end_cycle(cycle, answer, settings.journal_days)
         if kind_of(cycle):
             kind_of(cycle).effect(root, cycle)
         elif cycle.mission_brief["type"] == "direct_synthesis":
@@ -23309,7 +23393,7 @@ class Abandoned(Exception):
 class Mission:
     """A mission at work. `phase` is "waiting", "running" or "ending"; what ends cannot be cancelled.
 
-    steps: (thought, step, seconds) that the image does not hold yet.
+    steps: those taken that the image does not hold yet.
     """
 
     oid: str
@@ -23540,8 +23624,8 @@ class MissionLane:
             if thought.work
             else self._ask(mission, thought.requests, spoken)
         )
-        check_follows(name, follows, step)
-        mission.steps.append((thought, step, time.monotonic() - start_s))
+        check_follows(name, follows, step.next_state)
+        mission.steps.append(step_taken(thought, step, time.monotonic() - start_s))
         if plan := step.data.get("plan"):
             self._ahead(
                 dict.fromkeys(
@@ -23556,7 +23640,7 @@ class MissionLane:
     def _store(self, mission):
         """Write the steps that the image does not hold yet."""
         if mission.steps:
-            why = ", ".join(thought.name for thought, *_ in mission.steps)
+            why = ", ".join(taken.name for taken in mission.steps)
             self._commit(
                 "write",
                 Job(
@@ -23573,10 +23657,11 @@ class MissionLane:
     def _tell_ahead(self, mission):
         """Tell who listens the sentences that answer, now that the journal holds them; the gate has yet to let them pass."""
         listener = self._listener(mission.oid)
-        for thought, step, _ in mission.steps if listener else ():
-            if thought.name in ("recall", "sentence") and "told" in step.answer:
-                blank = " " * (thought.name == "sentence")  # behind what was told before
-                listener(f"{blank}{step.answer['told']}")
+        for taken in mission.steps if listener else ():
+            answer = taken.slots["answer"]
+            if taken.name in ("recall", "sentence") and "told" in answer:
+                blank = " " * (taken.name == "sentence")  # behind what was told before
+                listener(f"{blank}{answer['told']}")
 
     def _check(self, mission):
         if self._closing.is_set():
@@ -23673,7 +23758,7 @@ class MissionLane:
         for sentence in told:
             thought = Thought("sentence", None)
             step = Step("DELEGATING", {"told": sentence})
-            mission.steps.append((thought, step, 0.0))
+            mission.steps.append(step_taken(thought, step, 0.0))
             self._store(mission)
 
     def _complete(self, mission):

@@ -381,7 +381,8 @@ def test_only_what_a_state_names_may_follow_it(machine):
     oid = one.accept()
 
     def leap(root):
-        batos.enter(batos.find_cycle(root, oid), batos.Thought("x", None), batos.Step("COMPLETE", []), 0.0)
+        taken = batos.step_taken(batos.Thought("x", None), batos.Step("COMPLETE", []), 0.0)
+        batos.enter(batos.find_cycle(root, oid), taken)
     while one.read(lambda root: batos.state_of(batos.find_cycle(root, oid))) != "DECOMPOSING":
         time.sleep(0.01)
     with pytest.raises(batos.TransitionError, match="DELEGATING may"):
