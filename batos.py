@@ -619,6 +619,23 @@ def steady_us() -> int:
     )
 
 
+class Pattern:
+    """I am a regular expression that is compiled when it is first used: most processes use few of the hundreds here."""
+
+    OFFERED = ("match", "fullmatch", "search", "findall", "finditer", "sub", "split", "pattern")
+
+    def __init__(self, *source) -> None:
+        self._source = source
+
+    def __getattr__(self, name: str) -> typing.Any:
+        """Compile me, and take on what the compiled one has: I am asked this once."""
+        if name not in self.OFFERED:
+            raise AttributeError(name)
+        compiled = re.compile(*self._source)
+        self.__dict__.update({offered: getattr(compiled, offered) for offered in self.OFFERED})
+        return self.__dict__[name]
+
+
 def uuid7(at_ms: int | None = None) -> str:
     """Return a UUIDv7 as text (RFC 9562, 5.7): 48 bits of Unix milliseconds, then random bits."""
     at_ms = time.time_ns() // 1_000_000 if at_ms is None else at_ms
@@ -815,7 +832,7 @@ def resident_mb() -> float:
 
 JOINERS = "\u200c\u200d"  # the format characters that scripts, and some pictures, need
 _JOINED = rf"[^\x00-\x7f\s{JOINERS}]"  # what a joiner joins; beside anything else it only hides
-_HIDING = re.compile(rf"(?<!{_JOINED})[{JOINERS}]|[{JOINERS}](?!{_JOINED})")
+_HIDING = Pattern(rf"(?<!{_JOINED})[{JOINERS}]|[{JOINERS}](?!{_JOINED})")
 
 
 def shown_line(text: str) -> str:
@@ -1040,7 +1057,7 @@ def write_whole(path: typing.Any, data: bytes) -> None:
 # KINDS tells which objects those are, `check_change` stands before every change of a
 # slot, and the code of this file passes it by `system_writes`.
 
-SLOT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?\Z")
+SLOT_NAME = Pattern(r"[A-Za-z_][A-Za-z0-9_]*\*?\Z")
 SLOT_NAME_CHARS = 200
 MAX_DEPTH = 32
 MOST_POINTERS = 10_000  # objects that one pointer names: each lookup may ask them all
@@ -2346,7 +2363,7 @@ def check_tail(data, state):
 
 
 # What the header of a transaction looks like from its length on: below 4 GB, finished, short user and description.
-_HEADER_LIKE = re.compile(rb"(?=\0\0\0\0.{4}[ p]\0.\0.\0.)", re.DOTALL)
+_HEADER_LIKE = Pattern(rb"(?=\0\0\0\0.{4}[ p]\0.\0.\0.)", re.DOTALL)
 
 
 def later_transaction(data, start, tid):
@@ -4289,7 +4306,7 @@ BACKUP_FORMAT = 1
 class Backup(pydantic.BaseModel):
     """The manifest of one backup. `after` is the backup that mine adds to, None where I begin a chain named `chain`."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, defer_build=True)
 
     format: typing.Literal[1]
     name: str = pydantic.Field(pattern=r"^[0-9TZ.]+$")
@@ -6910,7 +6927,7 @@ def raised_error(said):
     return MethodFailed(f"{kind}: {text}{where}; nothing was changed", raised=kind, lines=told)
 
 
-WRITTEN_FOR = re.compile(r"cycle \S+ \((.*)\)", re.DOTALL)
+WRITTEN_FOR = Pattern(r"cycle \S+ \((.*)\)", re.DOTALL)
 
 
 def author_of(method):
@@ -12632,7 +12649,7 @@ def whole_characters(text):
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-_THOUGHT_MARK = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
+_THOUGHT_MARK = Pattern(r"<(/?)(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 
 
 def without_thoughts(text: str) -> str:
@@ -13562,7 +13579,7 @@ def best_span(starts, ends, offsets, ahead):
     return max(0, offsets[found[0]][0] - ahead), max(0, offsets[found[1]][1] - ahead)
 
 
-READER_BORROWS = re.compile(r"\.embeddings\.")  # weights that are the embedder's own
+READER_BORROWS = Pattern(r"\.embeddings\.")  # weights that are the embedder's own
 
 
 class ReaderModel:
@@ -13900,8 +13917,8 @@ log_memory = logging.getLogger("batos.memory")
 
 ADAPTER_ALPHA = 32.0  # of a flat file that tells none
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-ADAPTER_NAME = re.compile(r"[A-Z][A-Z0-9_.-]{0,63}")
-ADAPTER_TENSOR = re.compile(r"(?P<layer>[\w.]*\w)\.lora_(?P<side>[AB])\.weight")
+ADAPTER_NAME = Pattern(r"[A-Z][A-Z0-9_.-]{0,63}")
+ADAPTER_TENSOR = Pattern(r"(?P<layer>[\w.]*\w)\.lora_(?P<side>[AB])\.weight")
 ADAPTER_TYPES = ("F16", "BF16", "F32", "F64")
 PICKLE_STARTS = (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")
 HEADER_BYTES_MOST, CONFIG_BYTES_MOST = 1 << 24, 1 << 20
@@ -14913,28 +14930,28 @@ _ABBREVIATIONS = frozenset(
     "mrs ms mt n.b no nos nov oct op p par para pp prof pt ref refs resp rev sec sect sen sep sept sgt sr "
     "st tab tel vol vols vs viz a.m p.m u.s u.k".split()
 )
-_LINE_END = re.compile(r"\r\n|\r|\n")
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
-_ATX = re.compile(r" {0,3}(#{1,6})(?=[ \t]|$)")
-_MARKED = re.compile(r"([!-/:-@[-`{-~])\1{2,}[ \t]*$")
+_LINE_END = Pattern(r"\r\n|\r|\n")
+_FENCE = Pattern(r" {0,3}(`{3,}|~{3,})")
+_ATX = Pattern(r" {0,3}(#{1,6})(?=[ \t]|$)")
+_MARKED = Pattern(r"([!-/:-@[-`{-~])\1{2,}[ \t]*$")
 _PROSE_DIRECTIVES = (
     "note|warning|tip|seealso|versionadded|versionchanged|deprecated|function|class|method|data|attribute|"
     "exception|module|program|option|cmdoption|envvar|describe|term|glossary"
 )
-_DIRECTIVE = re.compile(rf"\s*\.\. (?!(?:{_PROSE_DIRECTIVES})\b)")
+_DIRECTIVE = Pattern(rf"\s*\.\. (?!(?:{_PROSE_DIRECTIVES})\b)")
 _MODIFIERS = "export|public|private|protected|static|abstract|async|pub|default"
 _DEFINED = "class|def|function|func|fn|interface|struct|enum|trait|impl|module|namespace"
-_DEFINITION = re.compile(
+_DEFINITION = Pattern(
     rf"[ \t]*((?:(?:{_MODIFIERS})[ \t]+)*(?:{_DEFINED})[ \t]+[\w$.<>]+(?:::\w+)*)"
 )
 # Behind a decorator on its line. Repeats are bounded, so that the search takes no longer than its text is long.
-_DECORATED = re.compile(
+_DECORATED = Pattern(
     rf"[ \t]((?:(?:{_MODIFIERS})[ \t]{{1,9}}){{0,4}}(?:{_DEFINED})[ \t]{{1,9}}[\w$.<>]{{1,200}}(?:::\w+)*)"
 )
-_ITEM = re.compile(r"[ \t]*(?:[-*+•]|\d{1,9}[.)])[ \t]+\S")
+_ITEM = Pattern(r"[ \t]*(?:[-*+•]|\d{1,9}[.)])[ \t]+\S")
 # near enough where sentences are only compared
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\W_]?[^\Wa-z])")
-_LONG_WORD = re.compile(r"\w{4,}")
+_SENTENCE_END = Pattern(r"(?<=[.!?])\s+(?=[\W_]?[^\Wa-z])")
+_LONG_WORD = Pattern(r"\w{4,}")
 
 
 class Draft(typing.NamedTuple):
@@ -15044,7 +15061,7 @@ def _take_prose(lines, n):
 
 
 # A line of a table that is drawn in characters: of a row, or what parts two of them.
-_DRAWN = re.compile(
+_DRAWN = Pattern(
     r"\s*(?:\||[\u2502\u2503\u2551].*[\u2502\u2503\u2551]\s*$|[+\u2500-\u257f][-=+\u2500-\u257f ]{2,}\s*$)"
 )
 
@@ -15305,7 +15322,7 @@ def _line_spans(text, start, end):
 
 
 # a row whose first cell is empty
-_GOES_ON = re.compile(r"[ \t]*[|\u2502\u2503\u2551][ \t]+[|\u2502\u2503\u2551].*\w")
+_GOES_ON = Pattern(r"[ \t]*[|\u2502\u2503\u2551][ \t]+[|\u2502\u2503\u2551].*\w")
 
 
 def _row_spans(text, start, end):
@@ -15632,12 +15649,12 @@ def cut_text(text: str, kind: str = "text", sense: Sense = BY_WORDS, level: str 
 
 
 # What Punkt takes for a sentence though it only numbers the next one.
-_LABEL = re.compile(
+_LABEL = Pattern(
     r"\W{0,3}(?:(?:(?:chapter|section|appendix|part|figure|table|step)\s+)?\d{1,3}(?:\.\d{1,3}){0,5}[.)]|"
     r"(?:yes|no)[.!])",
     re.IGNORECASE,
 )
-_PLAIN_WORD = re.compile(r"[(\"'\u201c]?[A-Za-z'\u2019-]+[.,;:!?)\"'\u201d]*")
+_PLAIN_WORD = Pattern(r"[(\"'\u201c]?[A-Za-z'\u2019-]+[.,;:!?)\"'\u201d]*")
 
 
 def _whole_sentences(text, start, end):
@@ -15673,7 +15690,7 @@ def _quotable(text, block):
     return coarse.get(block.kind, _line_spans)(text, block.start, block.end)
 
 
-_UNDERLINE = re.compile(
+_UNDERLINE = Pattern(
     r"^(?P<title>[^\r\n]{2,80})(?P<end>\r?\n)(?P<marks>([~^+*\"#])\4{2,}[ \t]*)(?=\r?$)",
     re.MULTILINE,
 )
@@ -15707,9 +15724,9 @@ def sentences(text: str, first_line: int = 1, header: str = "") -> list:
     return found
 
 
-_UNDERLINED = re.compile(r"^\S.*\n([=*~^\"#+-])\1{2,}[ \t]*$", re.MULTILINE)
-_RST_MARK = re.compile(r"^\.\. (?:[\w-]+::|_[^\n]+:[ \t]*$)|:[a-z:]{1,60}:`[^`\n]+`", re.MULTILINE)
-_MARKDOWN_MARK = re.compile(r"^(#{1,6} \S.*(\r\n?|\n)\s*$|```)", re.MULTILINE)
+_UNDERLINED = Pattern(r"^\S.*\n([=*~^\"#+-])\1{2,}[ \t]*$", re.MULTILINE)
+_RST_MARK = Pattern(r"^\.\. (?:[\w-]+::|_[^\n]+:[ \t]*$)|:[a-z:]{1,60}:`[^`\n]+`", re.MULTILINE)
+_MARKDOWN_MARK = Pattern(r"^(#{1,6} \S.*(\r\n?|\n)\s*$|```)", re.MULTILINE)
 
 
 def guess_kind(text, name=""):
@@ -16154,13 +16171,13 @@ _LIGATURES = str.maketrans(
         )
     )
 )
-_NUMBER = re.compile(r"(?<!\w)\d{1,9}(?!\w)")
-_ROMAN = re.compile(r"[ivxlc]{1,7}", re.IGNORECASE)
+_NUMBER = Pattern(r"(?<!\w)\d{1,9}(?!\w)")
+_ROMAN = Pattern(r"[ivxlc]{1,7}", re.IGNORECASE)
 # A word that is parted at the end of a line: its rest moves up, so that lines and pages keep their numbers.
-_HYPHENATED = re.compile(
+_HYPHENATED = Pattern(
     r"(?<![^\W_])([^\W\d_]{1,60})([-\u00ad\u2010])\n([^\W\d_A-Z]\w{0,60})(\S{0,60})[ ]?"
 )
-_COMPOUND = re.compile(r"(?<![^\W\d_])[^\W\d_]+-[^\W\d_]+")
+_COMPOUND = Pattern(r"(?<![^\W\d_])[^\W\d_]+-[^\W\d_]+")
 
 
 def _without_running_heads(pages):
@@ -16615,7 +16632,7 @@ def _json_line_told(line):
         return line
 
 
-_SUBTITLE_TIME = re.compile(r"(\d\d:\d\d:\d\d)[,.]\d+ --> ")
+_SUBTITLE_TIME = Pattern(r"(\d\d:\d\d:\d\d)[,.]\d+ --> ")
 
 
 def _read_subtitles(data, name):
@@ -16903,9 +16920,9 @@ _UNSPACED = (
     "\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _PICTURES = "\u2600-\u27bf\U0001f300-\U0001faff"  # emoji: each is a word
-_ASCII_WORD = re.compile(r"\w+(?:'\w+)*")
-_ANY_WORD = re.compile(rf"[{_UNSPACED}]+|[{_PICTURES}]|[^\W{_UNSPACED}]+(?:['’][^\W{_UNSPACED}]+)*")
-_UNSPACED_RUN = re.compile(f"[{_UNSPACED}]{{3,}}")
+_ASCII_WORD = Pattern(r"\w+(?:'\w+)*")
+_ANY_WORD = Pattern(rf"[{_UNSPACED}]+|[{_PICTURES}]|[^\W{_UNSPACED}]+(?:['’][^\W{_UNSPACED}]+)*")
+_UNSPACED_RUN = Pattern(f"[{_UNSPACED}]{{3,}}")
 
 
 @image_class
@@ -16989,7 +17006,7 @@ class Language(typing.NamedTuple):
         return list(zip(fold.process(_stemmed(self.stemmer, told)), told, strict=True))
 
 
-_ELIDED = re.compile(
+_ELIDED = Pattern(
     r"^(?:[cdjlmnst]|qu|jusqu|lorsqu|puisqu|quoiqu|un|gl|all|d?all|dell|nell|sull|quell|quest)'(?=\w)"
 )
 LANGUAGES = {
@@ -18695,7 +18712,7 @@ def chunk_id(doc_id, index):
     return f"{doc_id}_chunk_{index}"
 
 
-_CHUNK_ID = re.compile(r"(.+)_chunk_(\d{1,9})", re.DOTALL)
+_CHUNK_ID = Pattern(r"(.+)_chunk_(\d{1,9})", re.DOTALL)
 
 
 def named_chunk(catalog, name):
@@ -19113,7 +19130,7 @@ def _chosen(catalog, where):
 EXPRESSION_EXAMPLE = 'valve AND (brass OR "old copper") NOT lamp*'
 EXPRESSION_DEPTH = 30  # parentheses in one another; the parser calls itself for each
 GLOB_WORDS = 64  # the most frequent ones that a glob stands for
-_OPERATORS = re.compile(r'\b(?:AND|OR|NOT)\b|[()"]', re.IGNORECASE)
+_OPERATORS = Pattern(r'\b(?:AND|OR|NOT)\b|[()"]', re.IGNORECASE)
 
 
 class ExpressionLexicon:
@@ -19286,10 +19303,10 @@ def _phrases(texts, segments, language):
     return tuple(filter(None, stemmed))
 
 
-_QUOTED = re.compile(r'"([^"]*)"')
-_DEMANDED = re.compile(r'(?:(?<=\s)|^)\+"([^"]*)"')
-_EXCLUDED = re.compile(r"(?:(?<=\s)|^)-(\w[\w'’]*)")
-_CODES = re.compile(r"[^\s\d]*\d\S*")
+_QUOTED = Pattern(r'"([^"]*)"')
+_DEMANDED = Pattern(r'(?:(?<=\s)|^)\+"([^"]*)"')
+_EXCLUDED = Pattern(r"(?:(?<=\s)|^)-(\w[\w'’]*)")
+_CODES = Pattern(r"[^\s\d]*\d\S*")
 # one letter may be wrong from the one on, two from the other
 TYPO_LEAST_CHARS, TYPO_LONG_CHARS = 4, 8
 # words of the best chunks of which it is counted how many chunks have them
@@ -19742,8 +19759,8 @@ FEELINGS = frozenset(
 MEASURES = frozenset(
     "long many much old far often big large tall high deep heavy fast wide".split()
 )
-_FIRST_PERSON = re.compile(r"\b(i|i'm|im|i've|me|my|we|our)\b", re.IGNORECASE)
-_MOODS = re.compile(
+_FIRST_PERSON = Pattern(r"\b(i|i'm|im|i've|me|my|we|our)\b", re.IGNORECASE)
+_MOODS = Pattern(
     r"\b(feel|feeling|felt|sad|happy|unhappy|angry|afraid|scared|lonely|love|hate|miss|cry|crying|cried|died|hurts?|grief|"
     r"worried|anxious|nervous|stressed|exhausted|upset|frustrated|hopeless|desperate|ashamed|guilty|proud|excited|"
     r"heartbroken|depressed|overwhelmed|jealous|grateful)\b",
@@ -19824,8 +19841,8 @@ class Telling(typing.NamedTuple):
         return bool(_GIVES_A_NAME.match(self.text))
 
 
-_BRACKETED = re.compile(r"\[[^\]]*[-<|.][^\]]*\]|<[\w-]+>")  # "[-q | --quiet] [<name>]"
-_ELSEWHERE = re.compile(
+_BRACKETED = Pattern(r"\[[^\]]*[-<|.][^\]]*\]|<[\w-]+>")  # "[-q | --quiet] [<name>]"
+_ELSEWHERE = Pattern(
     r"\bwhether or not\b|\b(?:determine|check|find out|know|ask|test) (?:if|whether)\b|"
     r"^\W*there (?:are|is) (?:\w+ ){0,3}?(?:advantages?|disadvantages?|benefits|drawbacks|differences|ways|"
     r"reasons|options|possibilities|kinds|types|methods|limitations|problems)\b[^:,;]*\.$|"
@@ -19836,7 +19853,7 @@ _ELSEWHERE = re.compile(
 )
 
 
-_SAYS_WHAT_COMES = re.compile(
+_SAYS_WHAT_COMES = Pattern(
     r"\W*(?:description:\s*)?you (?:want|wish|would like|need)\b[^,;]*\.$|"
     r"\W*here(?:'s|’s| is| are) (?:the|some|a|an|how)\b[^:]*\.$|"
     r"\W*(?:this|the (?:following|next)|these) (?:\w+ )?"
@@ -19844,7 +19861,7 @@ _SAYS_WHAT_COMES = re.compile(
     r"(?:will )?(?:describe|explain|discuss|cover|show|list|give|tell|provide|contain|document|outline|illustrate)s?\b",
     re.IGNORECASE,
 )
-_GIVES_A_NAME = re.compile(
+_GIVES_A_NAME = Pattern(
     r"\W*(?:this|that|these|those|such (?:a )?\w+|dies\w*|ce(?:la|ci)?) (?:(?:is|are|was|were) (?:often |also |usually )?"
     r"(?:called|known as|named|termed|referred to as)|(?:wird|werden|nennt|heißt)\b|(?:s['’]appelle|est appelée?))",
     re.IGNORECASE,
@@ -19863,17 +19880,17 @@ def goes_on(text: str) -> bool:
     return text.endswith(":") or not ended and _reads_as_prose(text)
 
 
-_ENDED = re.compile(r"[.!?\u2026][)\"'\u201d\u2019]*$")
-_LABELLED = re.compile(r"[-*] ([\w ]{1,30}): \S")  # "- Default: 5", of a list of such
+_ENDED = Pattern(r"[.!?\u2026][)\"'\u201d\u2019]*$")
+_LABELLED = Pattern(r"[-*] ([\w ]{1,30}): \S")  # "- Default: 5", of a list of such
 # A title with its number, as tables of contents have them; cells without text, as bars of navigation have them; and questions
 # without a blank between them, as lists of links have them.
-_TITLE = re.compile(
+_TITLE = Pattern(
     r"\W{0,3}(?:(?:chapter|kapitel|chapitre)\s\w{1,4}\.\s|\d{1,3}(?:\.\d{1,3}){1,5}\.\s|"
     r"(?:table of contents|inhaltsverzeichnis|table des matières)\b)|"
     r".*\s\d{1,3}(?:\.\d{1,3}){1,5}\.$",
     re.IGNORECASE | re.DOTALL,
 )
-_BAR = re.compile(r"\|\s*(?:\||$)|\w\?[A-Z][^?]*\?[A-Z]")
+_BAR = Pattern(r"\|\s*(?:\||$)|\w\?[A-Z][^?]*\?[A-Z]")
 
 
 def _tells(text, headings, header):
@@ -20040,7 +20057,7 @@ def _announcing(tellings, marked):
 # A question that begins so is answered by a sentence that holds such a thing, beyond what the question itself names. Where a
 # question is of none of these kinds nothing is expected.
 
-_NUMBER_TOLD = re.compile(
+_NUMBER_TOLD = Pattern(
     r"\d|\b(?:no|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w{3,5}teen|twenty|thirty|forty|fifty|sixty|"
     r"seventy|eighty|ninety|dozen|hundred|thousand|million|once|twice|half|none)\b",
     re.IGNORECASE,
@@ -20050,18 +20067,18 @@ _POINTS = (
     r"oct(?:ober)?|nov(?:ember)?|dec(?:ember)?|(?:mon|tues|wednes|thurs|fri|satur|sun)day|spring|summer|autumn|winter|noon|"
     r"midnight|morning|evening|night|century|today|yesterday|tomorrow|ago|until|before|after|once|since|always|never"
 )
-_TIME_TOLD = re.compile(rf"\b(?:{_POINTS}|every|daily|weekly|monthly|yearly)\b|\d", re.IGNORECASE)
+_TIME_TOLD = Pattern(rf"\b(?:{_POINTS}|every|daily|weekly|monthly|yearly)\b|\d", re.IGNORECASE)
 # "When was it …?" asks for one time, not for how often
-_POINT_TOLD = re.compile(rf"(?<!every )(?<!each )\b(?:{_POINTS})\b|\d", re.IGNORECASE)
-_NAME_TOLD = re.compile(r"(?<=[\w,;:(\"\u201c] )[A-Z][\w'-]+|\b[A-Z][\w'-]+(?= [A-Z(])")
-_REASON_TOLD = re.compile(
+_POINT_TOLD = Pattern(rf"(?<!every )(?<!each )\b(?:{_POINTS})\b|\d", re.IGNORECASE)
+_NAME_TOLD = Pattern(r"(?<=[\w,;:(\"\u201c] )[A-Z][\w'-]+|\b[A-Z][\w'-]+(?= [A-Z(])")
+_REASON_TOLD = Pattern(
     r"\b(?:because|since|due to|so that|in order to|reasons?|therefore|thus|cause[sd]?|as|owing|otherwise|avoid|to \w+|"
     r"for \w+ing|which means|result)\b",
     re.IGNORECASE,
 )
 
 
-_STEP_TOLD = re.compile(
+_STEP_TOLD = Pattern(
     r"^\W*(?:if you (?:want|wish|need|would like) to|in order to|to)\b|"
     r"\b(?:you|one) (?:can|could|may|must|should|need to|have to)\b|"
     r"\bcan be \w+ (?:by|with|using|through)\b|\bby \w+ing\b|\b(?:use|run|using|with) (?:the|[`<$\u201c])|"
@@ -20111,8 +20128,8 @@ class Expected(typing.NamedTuple):
     Where it is `needed`, what holds none of it is no answer; where it `settles`, a sentence that holds it is one by its form.
     """
 
-    asks: re.Pattern
-    holds: re.Pattern
+    asks: Pattern
+    holds: Pattern
     needed: bool
     settles: bool
 
@@ -20120,22 +20137,20 @@ class Expected(typing.NamedTuple):
 def _expected_elsewhere(asks, holds, needed):
     """Return the Expected of a row of EXPECTED_ELSEWHERE: names are told from other words by their capitals."""
     flags = re.NOFLAG if holds == _TWO_NAMES else re.IGNORECASE
-    return Expected(
-        re.compile(asks, re.IGNORECASE), re.compile(holds, flags), needed, settles=not needed
-    )
+    return Expected(Pattern(asks, re.IGNORECASE), Pattern(holds, flags), needed, settles=not needed)
 
 
 # fmt: off
 EXPECTED = (
-    Expected(re.compile(r"\bhow (?:many|much|long|old|far|often|big|large|tall|high|deep|heavy|fast|wide)\b|"
+    Expected(Pattern(r"\bhow (?:many|much|long|old|far|often|big|large|tall|high|deep|heavy|fast|wide)\b|"
                         r"\bwhat (?:number|percentage|amount|age)\b", re.IGNORECASE), _NUMBER_TOLD, True, False),
-    Expected(re.compile(r"^\W*(?:and |so )?when (?:was|were|did|had)\b|\b(?:what|which) (?:year|day|date) (?:was|were|did)\b",
+    Expected(Pattern(r"^\W*(?:and |so )?when (?:was|were|did|had)\b|\b(?:what|which) (?:year|day|date) (?:was|were|did)\b",
                         re.IGNORECASE), _POINT_TOLD, True, False),
-    Expected(re.compile(r"\bwhen\b(?! (?:should|would|can|could|must|may|to|not|is it|do i|do you|do we)\b)|"
+    Expected(Pattern(r"\bwhen\b(?! (?:should|would|can|could|must|may|to|not|is it|do i|do you|do we)\b)|"
                         r"\b(?:what|which) (?:year|date|day|month|century|time)\b", re.IGNORECASE), _TIME_TOLD, True, False),
-    Expected(re.compile(r"^\W*(?:and |so )?who(?:m|se)?\b|\bwhich (?:company|person|people|author|country|city)\b",
+    Expected(Pattern(r"^\W*(?:and |so )?who(?:m|se)?\b|\bwhich (?:company|person|people|author|country|city)\b",
                         re.IGNORECASE), _NAME_TOLD, True, False),
-    Expected(re.compile(r"^\W*(?:and |so )?why\b", re.IGNORECASE), _REASON_TOLD, False, True),
+    Expected(Pattern(r"^\W*(?:and |so )?why\b", re.IGNORECASE), _REASON_TOLD, False, True),
     *itertools.starmap(_expected_elsewhere, EXPECTED_ELSEWHERE),
 )
 # fmt: on
@@ -20147,13 +20162,13 @@ _DEFINED_BY = (
     r"provide|return|create|print|display|show|list|remove|tell|describe|turn)s\b|"
     r"^\W*(?:description|purpose|summary): " + _BY_ITS_TERM
 )
-_DEFINES = re.compile(
+_DEFINES = Pattern(
     r"^\W*(?:what|who) (?:is|are|was|were|does|do) (?:(?:the|a|an|word|term) ){0,3}(.{2,60}?)"
     r"(?: mean| stand for| do)?\W*$",
     re.IGNORECASE,
 )
 
-_DEFINES_IN_GERMAN = re.compile(
+_DEFINES_IN_GERMAN = Pattern(
     r"^\W*was (?:ist|sind|war|waren|bedeutet|bedeuten|heißt|bezeichnet|meint) "
     r"(?:(?:der|die|das|ein|eine|name|wort|begriff|ausdruck) ){0,3}(.{2,60}?)\W*$",
     re.IGNORECASE,
@@ -20162,7 +20177,7 @@ _DEFINED_IN_GERMAN = (
     r"{0}(?:\W+\w+){{0,4}}?\W+(?:ist|sind|war|waren|bedeute[nt]|heißt|bezeichnet|steht|stellt|stellen)\b"
     + _BY_ITS_TERM
 )
-_DEFINES_IN_FRENCH = re.compile(
+_DEFINES_IN_FRENCH = Pattern(
     r"^\W*(?:qu['’]est[- ]ce qu(?:e |['’])(?:c['’]est qu(?:e |['’]))?|c['’]est quoi,? |que (?:signifie|veut dire) )"
     r"(?:(?:le |la |les |une? |l['’]|mot |terme |nom )){0,3}(.{2,60}?)\W*$",
     re.IGNORECASE,
@@ -20173,14 +20188,14 @@ _DEFINED_IN_FRENCH = (
 )
 
 # "Which port …?" is answered by "port = 9418", "port: 9418", "the port is 9418", "on port 9418".
-_SETS = re.compile(
+_SETS = Pattern(
     r"^\W*(?:on |in |at |and |so )?(?:which|what|welche[mnrs]?|quel(?:le)?s?) "
     r"(?!(?:is|are|was|were|do|does|did|can|est|sont)\b)(\w+?)s? ",
     re.IGNORECASE,
 )
 _SET_TO = r"\b{0}s?\b(?:\s*[=:]\s*|\s+(?:is|are|was|ist|sind|lautet|est|sont)\s+|\s+)(?=\S*\d)|\b{0}\s*[=:]\s*\S"
 
-_ASKS_WHETHER = re.compile(
+_ASKS_WHETHER = Pattern(
     r"(?:is|are|was|were|am|do|does|did|can|could|may|must|shall|should|will|would|has|have|had)\b",
     re.IGNORECASE,
 )
@@ -20212,7 +20227,7 @@ def _opposites(pairs):
 
 
 # "How do I delete a message?" is answered by "Delete …", be it behind the option that does it, and by other steps.
-_HOW_TO = re.compile(
+_HOW_TO = Pattern(
     r"^\W*(?:and |so )?how (?:to|(?:do|can|could|should|must|may) (?:i|you|we|one)) (\w+)\b",
     re.IGNORECASE,
 )
@@ -20406,11 +20421,11 @@ def find_evidence(
     }
 
 
-_COMPARES = re.compile(
+_COMPARES = Pattern(
     r"\b(?:compare|differen(?:ce|t)s?(?: between| of)?|versus|vs\.?|better|rather|prefer|both)\b",
     re.IGNORECASE,
 )
-_TWO = re.compile(
+_TWO = Pattern(
     r"(?:\b(?:between|compare|is|are|run|use|take|of)\s+)?([\w/.-]+(?: [\w/.-]+)?) "
     r"(?:and|or|versus|vs\.?|from|than|with) ([\w/.-]+(?: [\w/.-]+)?)",
     re.IGNORECASE,
@@ -20610,7 +20625,7 @@ def _newer_first(kept):
     return [kept[1], kept[0], *kept[2:]] if contradict(*sides) else kept
 
 
-_NO = re.compile(
+_NO = Pattern(
     r"\b(?:not?|never|none|nobody|nothing|neither|nor|cannot|without|any ?more|no longer|\w+n['’]t|"
     r"nicht|kein\w*|nie|niemals|niemand|nichts|ohne|ne|n['’](?=\w)|pas|jamais|sans|aucune?|rien)\b",
     re.IGNORECASE,
@@ -21103,15 +21118,13 @@ SAYS_LITTLE = frozenset(
     "information count counts roughly approximately almost nearly beneath underneath need needed needs according passage text "
     "manual document per stay stays give gives one ones serve serves shows less".split()
 )
-_TERM = re.compile(
-    r"[,;:()\u2014\u2013]|[.!?](?=\s)|\w+\(\w{1,3}\)|[$^]?\w+(?:[-./:+@'\u2019]\w+)*%?"
-)
-_POSSESSIVE = re.compile(r"'s$|'$")
-_IN_BRACKETS = re.compile(r"\([^()]*\)")
-_MEASURED = re.compile(r"(\d+(?:[.,]\d+)?)(%|[a-zA-Z]{1,4})")  # "8GB", "5th"
-_FIGURES = re.compile(r"\d+[-/:]\d+")  # "10:30"; a whole date is a name
-_FIGURE = re.compile(r"\d{1,3}(?:,\d{3})+|\d+(?:\.\d+)?")
-_CODE = re.compile(r"[\d_$^@(]|[a-z][A-Z]|[A-Z]{2}")  # what is spelt so is a name
+_TERM = Pattern(r"[,;:()\u2014\u2013]|[.!?](?=\s)|\w+\(\w{1,3}\)|[$^]?\w+(?:[-./:+@'\u2019]\w+)*%?")
+_POSSESSIVE = Pattern(r"'s$|'$")
+_IN_BRACKETS = Pattern(r"\([^()]*\)")
+_MEASURED = Pattern(r"(\d+(?:[.,]\d+)?)(%|[a-zA-Z]{1,4})")  # "8GB", "5th"
+_FIGURES = Pattern(r"\d+[-/:]\d+")  # "10:30"; a whole date is a name
+_FIGURE = Pattern(r"\d{1,3}(?:,\d{3})+|\d+(?:\.\d+)?")
+_CODE = Pattern(r"[\d_$^@(]|[a-z][A-Z]|[A-Z]{2}")  # what is spelt so is a name
 _TENS = {word: number for word, number in NUMBER_WORDS.items() if number < 100}
 _TENS |= {"seventy": 70, "eighty": 80, "ninety": 90, "dozen": 12}
 _SCALES = {"hundred": 100.0, "thousand": 1000.0, "million": 1e6, "billion": 1e9}
@@ -21135,7 +21148,7 @@ _DIRECTIONS = (
     frozenset("least more over above exceed exceeds minimum longer".split()),
     frozenset("most less under below up maximum within fewer shorter".split()),
 )
-_PARTICIPLE = re.compile(r"(?:ed|en|wn|[fnp]t|ld|un|ut|ade|one|ost|und)$")
+_PARTICIPLE = Pattern(r"(?:ed|en|wn|[fnp]t|ld|un|ut|ade|one|ost|und)$")
 _SMALL = STOP_WORDS - {"use", "used", "uses", "using"} | _BREAKS
 _LACKS = frozenset("without lack lacks lacked lacking avoid avoids avoided avoiding".split())
 
@@ -22099,7 +22112,7 @@ def _recalled(cycle, recall, focus=""):
     return find_evidence(catalog, asked, recall, focus, places, subject)
 
 
-SELF_NAMES = re.compile(r"\bBAT ?OS\b|\bbatos\b", re.IGNORECASE)
+SELF_NAMES = Pattern(r"\bBAT ?OS\b|\bbatos\b", re.IGNORECASE)
 
 
 def _places(cycle, mission, root):
@@ -22188,27 +22201,27 @@ def gentle_answer(evidence):
 
 DOCUMENTS_TOLD = 20  # names of documents in an answer
 TURNS_BEFORE = 6  # that are looked at for what a question goes on about
-_GREETING = re.compile(
+_GREETING = Pattern(
     r"\W*(?:hello|hi|hey|greetings|good (?:morning|evening|afternoon|day))(?: (?:there|again|you))?\W*",
     re.IGNORECASE,
 )
-_THANKS = re.compile(
+_THANKS = Pattern(
     r"\W*(?:(?:ok|okay|great)\W+)?(?:thanks?|thank you|thx|cheers|bye|goodbye|good night|see you)"
     r"(?: (?:you|so|very|much|a|lot|again|then|later))*\W*",
     re.IGNORECASE,
 )
-_WHICH_DOCUMENTS = re.compile(
+_WHICH_DOCUMENTS = Pattern(
     r"\W*(?:(?:what|which) (?:documents|files|books|texts|sources) (?:do you (?:have|know|hold)|are (?:there|in memory)|"
     r"have you (?:learnt|learned|read))|what have you (?:learnt|learned|read)|"
     r"(?:list|show)(?: me)?(?: all)?(?: the| your)? (?:documents|files|sources))\W*",
     re.IGNORECASE,
 )
-SAID_TO_YOU = re.compile(
+SAID_TO_YOU = Pattern(
     r"\bwhat (?:did|have|do) i (?:ever )?(?:told|tell|said|say|mentioned?)\b", re.IGNORECASE
 )
 _SUBJECTS = tuple(
     [
-        re.compile(rf"\W*(?:please |can you |could you )?{form}\W*", re.IGNORECASE)
+        Pattern(rf"\W*(?:please |can you |could you )?{form}\W*", re.IGNORECASE)
         for form in (
             r"(?:summari[sz]e|sum up|outline) (.{2,200}?)",
             r"(?:give (?:me )?)?(?:an? )?(?:overview|summary) of (.{2,200}?)",
@@ -22219,13 +22232,13 @@ _SUBJECTS = tuple(
         )
     ]
 )
-_FOLLOWS = re.compile(
+_FOLLOWS = Pattern(
     r"^\W*(?:and|but|so|then|also|what about|how about)\b|"
     r"\b(?:it|its|they|them|theirs?|he|him|his|she|hers?)\b|"
     r"\b(?:about|of|for|with|is|does|was|did) (?:that|this)\b",
     re.IGNORECASE,
 )
-_PART = re.compile(
+_PART = Pattern(
     r"\W*(?:at|in|on|by|with|for|from|since|until|to|of) (?:what|which|how|when|whom)\b",
     re.IGNORECASE,
 )
@@ -22367,10 +22380,10 @@ LOOP = 3  # times that a core says a sentence, from when on it says nothing else
 REWORDED_WITHIN_S = 15.0  # a core that took longer for what it wrote is not asked once more
 # share of the words of a sentence that one before it has, from when on it says nothing new
 SAID_AGAIN = 0.8
-_CITATION = re.compile(r"\s*\[(\d{1,3})\]")
-_CITED_BEHIND = re.compile(r"([.!?])((?:\s*\[\d{1,3}\])+)")  # "… tall. [1]"
+_CITATION = Pattern(r"\s*\[(\d{1,3})\]")
+_CITED_BEHIND = Pattern(r"([.!?])((?:\s*\[\d{1,3}\])+)")  # "… tall. [1]"
 # what stands before what is said: a mark of a list, "The answer is:"
-_LEAD_IN = re.compile(
+_LEAD_IN = Pattern(
     r"^(?:[-*\u2022>#]+\s+|\d{1,2}[.)]\s+|(?:the )?answer(?: to [^:]{1,200})?(?: is)?:\s*)+",
     re.IGNORECASE,
 )
@@ -22805,7 +22818,7 @@ def _sentence_fields(name, evidence):
     }
 
 
-_SAYS_YES_OR_NO = re.compile(r"(yes|no)[,.;:!]", re.IGNORECASE)
+_SAYS_YES_OR_NO = Pattern(r"(yes|no)[,.;:!]", re.IGNORECASE)
 
 
 def plain_answer(mission, evidence):
@@ -22844,7 +22857,7 @@ def _settles(item, mission):
 
 
 # a line of marks, as stand round listings: no word of a quote
-_RULED = re.compile(r"([-=~^+*_#])\1{3,}")
+_RULED = Pattern(r"([-=~^+*_#])\1{3,}")
 
 
 def quoted_sentence(item):
@@ -24602,7 +24615,7 @@ def read_cues(rows):
     for row in rows.strip().split("\n"):
         name, _, said = row.strip().partition(": ")
         words[name].append(said)
-    return {name: re.compile(rf"\b(?:{'|'.join(said)})\b") for name, said in words.items()}
+    return {name: Pattern(rf"\b(?:{'|'.join(said)})\b") for name, said in words.items()}
 
 
 CUES = read_cues(CUE_ROWS)
@@ -24646,7 +24659,7 @@ PHRASE_ROWS = r"""
 def read_phrase(line):
     """Return (pattern, what is read instead) of a line of PHRASE_ROWS."""
     said, means = line.strip().split(" -> ")
-    return re.compile(rf"\b(?:{said})\b"), means
+    return Pattern(rf"\b(?:{said})\b"), means
 
 
 PHRASES = list(map(read_phrase, PHRASE_ROWS.strip().split("\n")))
@@ -25136,7 +25149,7 @@ UNITS = {
     "meters": "1000",
 }
 # what something is told in: "the minutes as hours"
-SAID_IN = re.compile(r"\b(?:in|into|to|as) (?:\w+ )?(" + "|".join(UNITS) + r")\b")
+SAID_IN = Pattern(r"\b(?:in|into|to|as) (?:\w+ )?(" + "|".join(UNITS) + r")\b")
 
 
 def number_told(word, units):
@@ -25203,7 +25216,7 @@ def texts_told(text):
 
 
 # which is no number
-PRONOUN_ONE = re.compile(r"(?<!by )(?<!plus )(?<!minus )\bone\b(?! (?:more|less|fewer)\b)")
+PRONOUN_ONE = Pattern(r"(?<!by )(?<!plus )(?<!minus )\bone\b(?! (?:more|less|fewer)\b)")
 ARGUMENT = "\0"  # before the name of an argument, where a slot may be called the same
 
 
@@ -25496,20 +25509,20 @@ open turn forget deactivate activate merge extend grow shrink scale swap copy vi
 lock unlock enable disable reopen archive cancel serve use throw exchange multiply undo rotate receive move fill restock sell
 buy spend record note assign bump apply replace""".split()
 )
-READING = re.compile(
+READING = Pattern(
     r"(?:return|compute|calculate|get|give|tell|check|find|list|what|how|the|number|whether|true|is|are|has|"
     r"only|each|every|all|does|do|which)s?\b"
 )
-SUMMING = re.compile(r"add(?:ed|ing)? (?:up|together|all)\b")
-ASKING = re.compile(
+SUMMING = Pattern(r"add(?:ed|ing)? (?:up|together|all)\b")
+ASKING = Pattern(
     r"(?:is|has|have|are|can|should|was|does|do|contains|starts|ends|exceeds|matches|any|all(?! without))\b"
 )
-ASKS = re.compile(
+ASKS = Pattern(
     r"\b(?:whether|(?:true|yes) (?:if|when|iff)|tells? if|checks? (?:if|that)|or older|or more)\b|"
     r"(?:^|[;:.?] )(?:is|are|has|have|can|may|was|were|does|did|will) (?!all\b)\w"
 )
 # What happens to an object, where a request tells that it does
-HAPPENS = re.compile(
+HAPPENS = Pattern(
     r"\b(?:gets?|becomes?|arrives?|comes? in|come in|leaves|once more|no longer|one less|from now on)\b"
 )
 
@@ -25520,16 +25533,16 @@ BETWEEN = (
     "is (?:above|over|greater than|more than|below|under|less than)"
 )
 TAKING = "subtract|subtracts|subtracting|deduct|deducting|take|taking"
-IN_ORDER = re.compile(rf"~(\d+) (?:{BETWEEN}) (?:the |its |their |sum of |total of )*~(\d+)")
-OUT_OF_ORDER = re.compile(rf"(?:{TAKING}) (?:the )?~(\d+) (?:away )?from (?:the )?~(\d+)")
+IN_ORDER = Pattern(rf"~(\d+) (?:{BETWEEN}) (?:the |its |their |sum of |total of )*~(\d+)")
+OUT_OF_ORDER = Pattern(rf"(?:{TAKING}) (?:the )?~(\d+) (?:away )?from (?:the )?~(\d+)")
 # A slot that others are divided by: "the share of ~1"
-WHOLE = re.compile(
+WHOLE = Pattern(
     r"(?:share|fraction|percent\w*|proportion|part|percentage|out|per|how many percent) "
     r"(?:of )?(?:the |all )*~(\d+)\b(?! than)"
 )
-DIVISORS = re.compile(r"/ self\.(\w+)")
+DIVISORS = Pattern(r"/ self\.(\w+)")
 # What is done with a slot: "the square of the ~1"
-DONE_WITH = re.compile(r"(\w+) (?:of|by) (?:the |all |its |their |each )*~(\d+)")
+DONE_WITH = Pattern(r"(\w+) (?:of|by) (?:the |all |its |their |each )*~(\d+)")
 
 # A formula in words: "~0 times ~1 plus ~2"
 OPERATORS = {
@@ -25547,20 +25560,18 @@ OPERATORS = {
     "/": "/",
 }
 OPERATOR = "|".join(map(re.escape, OPERATORS))
-FORMULA = re.compile(rf"~\d+(?: (?:{OPERATOR}) (?:the |its )?~\d+)+")
+FORMULA = Pattern(rf"~\d+(?: (?:{OPERATOR}) (?:the |its )?~\d+)+")
 
 # How code uses a key of rows, and the kind that the key has then
 A_KEY = r"each\[('[^']*')\]"
 KEY_USES = (
-    (re.compile(rf"(?:sum|min|max)\({A_KEY} (?:for|\*)"), "number"),
-    (re.compile(rf"\* {A_KEY}"), "number"),
-    (re.compile(rf"(?:min|max)\(.*key=lambda each: {A_KEY}"), "number"),
-    (re.compile(rf"(?:if|not|bool\() ?{A_KEY}(?! [=<>!])"), "flag"),
+    (Pattern(rf"(?:sum|min|max)\({A_KEY} (?:for|\*)"), "number"),
+    (Pattern(rf"\* {A_KEY}"), "number"),
+    (Pattern(rf"(?:min|max)\(.*key=lambda each: {A_KEY}"), "number"),
+    (Pattern(rf"(?:if|not|bool\() ?{A_KEY}(?! [=<>!])"), "flag"),
 )
-ORDERED_BY = re.compile(
-    rf"{A_KEY.replace('(', '(?:')} [<>]=? (\w+)"
-)  # no text is more than another
-COMPARED_KEY = re.compile(rf"{A_KEY} (?:==|!=|[<>]=?) (\w+)")
+ORDERED_BY = Pattern(rf"{A_KEY.replace('(', '(?:')} [<>]=? (\w+)")  # no text is more than another
+COMPARED_KEY = Pattern(rf"{A_KEY} (?:==|!=|[<>]=?) (\w+)")
 
 
 class Said(typing.NamedTuple):
@@ -25663,7 +25674,7 @@ def what_is_said(selector: str, intent: str, world: World, shares: dict) -> Said
     )
 
 
-DENIED = re.compile(r"\b(?:un|non-?|dis)(\w{3,})\b")
+DENIED = Pattern(r"\b(?:un|non-?|dis)(\w{3,})\b")
 
 
 def with_denials(text, names):
@@ -25700,7 +25711,7 @@ def found_span(found):
     return found.start(), found.start() + len(words[0]) if wide else found.end()
 
 
-LABEL_ASKED = re.compile(r"\b(?:who|whom|called|which one)\b")
+LABEL_ASKED = Pattern(r"\b(?:who|whom|called|which one)\b")
 
 
 def head_of(text, world):
@@ -25966,7 +25977,7 @@ ITEM_USES = tuple(
         ),
     )
 )
-KEY_PUT = re.compile(
+KEY_PUT = Pattern(
     r"\{\*\*self\.(?P<slot>\w+), (?P<key>\w+): (?:self\.\w+\.get\(\w+, 0\) [-+] )?(?P<item>\w+)\}"
 )
 
@@ -26257,7 +26268,7 @@ def doing_all(run, rows, names, slots, examples):
 
 # of either side; of one intent; values of either side
 EXAMPLE_CHARS, EXAMPLES_READ, ITEMS_READ = 300, 10, 12
-EXAMPLE_TOKEN = re.compile(
+EXAMPLE_TOKEN = Pattern(
     r"""
     (?P<prompt>>>>) | (?P<arrow>->|=>|==|→) | (?P<line>\n) | (?P<mark>[][{}(),:;=])
     | (?P<text>(?<!\w)(?:"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')) | (?P<number>-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)
@@ -26643,7 +26654,7 @@ class ExampleReader:
 
 UNREAD_TOLD, TOLD_AROUND = 5, 80
 LEADING_CHARS = 60
-EXAMPLE_MARKS = re.compile(
+EXAMPLE_MARKS = Pattern(
     r"->|=>|→|>>>|(?P<lead>\b(?:e\.g\.|for example|for instance)(?=[^\n]{0,60}[\d\"'\[{]))|"
     r"(?P<word>\b\w+(?=\())"
 )
@@ -29388,7 +29399,7 @@ Moment = typing.Annotated[datetime.datetime, pydantic.BeforeValidator(_moment)]
 class Command(pydantic.BaseModel):
     """What every request may carry. Types are strict, unknown fields are refused."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, defer_build=True)
 
     command: str
     id: Scalar = None
@@ -29490,7 +29501,7 @@ CONVERSATION_NAME = (
 class MissionBrief(pydantic.BaseModel):
     """What a mission is about; the texts among args and kwargs are its question."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, defer_build=True)
 
     type: typing.Literal[
         "direct_synthesis", "unhandled_message", "self_audit", "systemic_self_improvement"
@@ -30059,7 +30070,7 @@ log_bridge = logging.getLogger("batos.bridge")
 # With CURVE each client proves that it has a secret key whose public one stands in `IMAGE.keys/clients.json`; libzmq
 # puts the public key into each of its messages (the ZAP User-Id), and from that alone come its name and role.
 
-KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
+KEY_NAME = Pattern(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 
 
 class KeyRing:
@@ -33028,7 +33039,7 @@ OFFERS = (
 )
 # fmt: on
 CPU_BILLIONS = 2.0  # a plain CPU answers with more only slowly
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_ID = Pattern(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model")
 
 
@@ -35564,7 +35575,7 @@ def _learn_all(learning, vanished, tell):
         tell(line)
 
 
-_BARE_QUOTE = re.compile(r'(?<!\+)("[^"]*")')
+_BARE_QUOTE = Pattern(r'(?<!\+)("[^"]*")')
 
 
 def _search(args, client):

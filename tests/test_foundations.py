@@ -251,3 +251,11 @@ def test_a_joiner_stands_only_where_it_joins(text, shown):
 
 def test_tabs_of_a_block_are_blanks():
     assert batos.shown_block("a\n\tb\r\n\x1b[2J") == ["a", "    b", "\ufffd[2J"]
+
+
+def test_a_pattern_is_compiled_when_it_is_used_and_not_before():
+    pattern = batos.Pattern(r"b(\d+)", batos.re.IGNORECASE)
+    assert "search" not in pattern.__dict__ and not batos.Pattern("(").__dict__.keys() & {"search", "match"}
+    assert pattern.search("a B12")[1] == "12" and pattern.sub("c", "b1 b2") == "c c" and pattern.pattern == r"b(\d+)"
+    assert pattern.search == pattern.__dict__["search"]
+    assert not hasattr(pattern, "scanner")
