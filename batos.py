@@ -19827,7 +19827,7 @@ class Telling(typing.NamedTuple):
     @property
     def answers_nothing(self):
         """Whether I lead elsewhere, or only say what comes."""
-        return self.leads_elsewhere or self.only_says_what_comes
+        return _text_answers_nothing(self.text)
 
     @property
     def label(self):
@@ -19839,6 +19839,12 @@ class Telling(typing.NamedTuple):
     def rests_on_the_one_before(self):
         """Whether I give a name to what the sentence before me tells: "This is called backscatter."."""
         return bool(_GIVES_A_NAME.match(self.text))
+
+
+@functools.lru_cache(4096)  # each question that finds a sentence asks it again
+def _text_answers_nothing(text):
+    telling = Telling(text, 0, 0, 0, "", frozenset(), frozenset(), "")
+    return telling.leads_elsewhere or telling.only_says_what_comes
 
 
 _BRACKETED = Pattern(r"\[[^\]]*[-<|.][^\]]*\]|<[\w-]+>")  # "[-q | --quiet] [<name>]"
@@ -23238,18 +23244,38 @@ def step_taken(thought: Thought, step: Step, seconds: float) -> StepTaken:
 
 def enter(cycle, taken):
     """Write a step's entry into the journal and make the transition. Raises TransitionError."""
+    for name, value in _slots_after(cycle, taken).items():
+        put_slot(cycle, name, value)
+    point_at(cycle, taken.next_state)
+
+
+def _slots_after(cycle, taken):
+    """Return what a step makes of a cycle's slots, but for its state. Raises TransitionError."""
     state = own(cycle)["synthesis_state*"][0]
     check_follows(state.name, state.follows, taken.next_state)
     entry = of_checked({**taken.slots, "state": state.name})
-    put_slot(cycle, "journal", (*cycle.journal, entry))
-    put_slot(cycle, "_tmp_synthesis_data", {**cycle._tmp_synthesis_data, **taken.data})
-    point_at(cycle, taken.next_state)
+    data = {**cycle._tmp_synthesis_data, **taken.data}
+    return {"journal": (*cycle.journal, entry), "_tmp_synthesis_data": data}
 
 
 def enter_all(cycle, steps):
     """Enter the steps taken of a cycle in their order."""
     for taken in steps:
         enter(cycle, taken)
+
+
+def at_work(cycle: UvmObject) -> UvmObject:
+    """Return a cycle as a mission thinks with it, in memory alone: no snapshot's end makes it forget, and nothing stores it."""
+    thinking = of_checked(own(cycle))
+    thinking._p_oid, thinking._p_jar = cycle._p_oid, cycle._p_jar
+    return thinking
+
+
+def think_on(cycle: UvmObject, taken: StepTaken) -> None:
+    """Make a step in a cycle that is at_work()."""
+    states = _root_of(cycle)["psm_prototypes_obj"]
+    after = {"synthesis_state*": (getattr(states, taken.next_state),)}
+    own(cycle).update(_slots_after(cycle, taken) | after)
 
 
 def point_at(cycle, state):
@@ -23406,7 +23432,8 @@ class Abandoned(Exception):
 class Mission:
     """A mission at work. `phase` is "waiting", "running" or "ending"; what ends cannot be cancelled.
 
-    steps: those taken that the image does not hold yet.
+    cycle: as it is thought with, in memory; ahead: steps taken that it has not made yet; steps: those that the image does not
+    hold yet.
     """
 
     oid: str
@@ -23414,6 +23441,8 @@ class Mission:
     phase: str = "waiting"
     cancel: threading.Event = dataclasses.field(default_factory=threading.Event)
     deadline_at_s: float = math.inf  # monotonic
+    cycle: UvmObject | None = None
+    ahead: list = dataclasses.field(default_factory=list)
     steps: list = dataclasses.field(default_factory=list)
     # `over` is set once it has ended.
     over: threading.Event = dataclasses.field(default_factory=threading.Event)
@@ -23422,6 +23451,20 @@ class Mission:
     def account(self) -> str:
         """Whose turn it uses: of missions that wait, each user's go in turns."""
         return self.who
+
+    def take(self, step: StepTaken) -> None:
+        """Take a step, which is to be stored and thought on with."""
+        self.steps.append(step)
+        self.ahead.append(step)
+
+    def thinking(self, root: persistent.mapping.PersistentMapping) -> UvmObject:
+        """Return my cycle, at_work(), with all steps made. It belongs to the connection of its first snapshot."""
+        if self.cycle is None:
+            self.cycle = at_work(find_cycle(root, self.oid))
+        for step in self.ahead:
+            think_on(self.cycle, step)
+        self.ahead = []
+        return self.cycle
 
 
 def core_offline(core):
@@ -23598,7 +23641,7 @@ class MissionLane:
         with self._guard:
             if mission.phase != "waiting" or self._closing.is_set():
                 return False
-            mission.phase = "running"
+            mission.phase, mission.cycle = "running", None
             self._running += 1
         mission.deadline_at_s = time.monotonic() + self.settings.mission_deadline_s
         return True
@@ -23622,8 +23665,7 @@ class MissionLane:
         self._check(mission)
         start_s = time.monotonic()
         with unit.snapshot() as root:
-            cycle = find_cycle(root, mission.oid)
-            enter_all(cycle, mission.steps)
+            cycle = mission.thinking(root)
             state = own(cycle)["synthesis_state*"][0]
             name, follows, thought = state.name, state.follows, next_thought(cycle, self._recall)
             spoken = [
@@ -23638,7 +23680,7 @@ class MissionLane:
             else self._ask(mission, thought.requests, spoken)
         )
         check_follows(name, follows, step.next_state)
-        mission.steps.append(step_taken(thought, step, time.monotonic() - start_s))
+        mission.take(step_taken(thought, step, time.monotonic() - start_s))
         if plan := step.data.get("plan"):
             self._ahead(
                 dict.fromkeys(
@@ -23771,7 +23813,7 @@ class MissionLane:
         for sentence in told:
             thought = Thought("sentence", None)
             step = Step("DELEGATING", {"told": sentence})
-            mission.steps.append(step_taken(thought, step, 0.0))
+            mission.take(step_taken(thought, step, 0.0))
             self._store(mission)
 
     def _complete(self, mission):
