@@ -22598,6 +22598,8 @@ def psm_delegating_(cycle, recall):
         pillar: {"sub_query": queries[pillar], "evidence": found}
         for pillar, found in recalled.items()
     }
+    found = _journalled(cycle, "recall")["evidence"]
+    asked = {pillar: with_passages(request, found) for pillar, request in asked.items()}
 
     if recall.writes():
         return _writing(cycle, *next(iter(asked.items())))
@@ -22627,8 +22629,13 @@ def _recalling_for_facets(cycle, recall):
         for pillar, query in queries.items()
     ]
 
+    found = _journalled(cycle, "recall")["evidence"]
+
     def read(told):
-        asked = {facet.pillar: request for facet, request in zip(facets, told, strict=True)}
+        asked = {
+            facet.pillar: with_places(request, found)
+            for facet, request in zip(facets, told, strict=True)
+        }
         written = {
             facet.pillar: facet.source
             for facet in facets
@@ -22641,6 +22648,18 @@ def _recalling_for_facets(cycle, recall):
         read,
         work=lambda lanes: [facet_request(lanes["method"], facet) for facet in facets],
     )
+
+
+def with_places(request: dict, found: list) -> dict:
+    """Return a facet's request as the journal has it: of the passages that were recalled first, which it has, by their place."""
+    placed = [found.index(item) if item in found else item for item in request["evidence"]]
+    return {**request, "evidence": placed}
+
+
+def with_passages(request: dict, found: list) -> dict:
+    """Return a facet's request of the journal with its passages."""
+    evidence = [found[item] if type(item) is int else item for item in request["evidence"]]
+    return {**request, "evidence": evidence}
 
 
 def _facet_request(pillar, facet):
@@ -34482,6 +34501,9 @@ def display(request):
 EXIT_UNASKED = 70  # the exit status where nobody asked for the end (EX_SOFTWARE of sysexits.h)
 # new objects that the collector lets come together; commands leave few cycles
 GC_THRESHOLD = 20_000
+# A thread that computes gives the interpreter to one that waits after so long: a search, or a plan, must not keep the loop from
+# answering what it has in memory.
+TURN_S = 0.001
 
 log_daemon = logging.getLogger("batos.daemon")
 
@@ -34762,6 +34784,7 @@ async def _run(uvm, image, endpoint):
         loop.add_signal_handler(number, interrupted)
     uvm.loop, uvm.stop = loop, stop
     uvm.start()
+    sys.setswitchinterval(TURN_S)
     gc.freeze()  # what stands now stays; collections need not look at it
     gc.set_threshold(GC_THRESHOLD)
     checking = loop.run_in_executor(None, image.check_rest)

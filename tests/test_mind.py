@@ -1,6 +1,7 @@
 """The composite mind, with a core that answers at once: states, journal, effect, cancel, restart."""
 
 import itertools
+import os
 import re
 import threading
 import time
@@ -468,6 +469,82 @@ def test_a_core_that_writes_is_told_sentence_by_sentence_as_far_as_passages_bear
     one.close()
     stored = stored_bytes(tmp_path)
     assert all(true.encode() in stored for true in TRUE) and not any(false.rstrip(".").encode() in stored for false in FALSE)
+
+
+class Noting(doubles.QuickCore):
+    """A core that writes into a file what it is asked, a task a line."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def infer(self, requests):
+        with self.path.open("a") as file:
+            file.write(f"{requests[0].task}\n")
+        return super().infer(requests)
+
+
+def killed_at(folder, number, is_stored):
+    """Think a mission in a process of its own, which ends as by kill -9 at the commit of that number: once it is stored, or before."""
+    process = os.fork()
+    if process:
+        return os.waitpid(process, 0)
+    one, numbers, commit = Machine(folder / "image.fs", Noting(folder / "asked"), {}), itertools.count(), batos.WritingLane._commit
+    one.learn()
+
+    def ending(lane, unit, outcomes, entries):
+        of_mission = outcomes[0][0].job.name in ("accept", "journal", "effect")
+        at = next(numbers) if of_mission else None
+        if at == number and not is_stored:
+            os.kill(os.getpid(), 9)
+        told = commit(lane, unit, outcomes, entries)
+        if at == number:
+            os.kill(os.getpid(), 9)
+        return told
+    batos.WritingLane._commit = ending
+    try:
+        one.think()
+    finally:
+        os._exit(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, is_stored, journal, asked", [
+    (0, True, [], ["plan", "facet"]),
+    (1, False, [], ["plan", "facet"]), (1, True, ["recall"], ["plan", "facet"]),
+    (2, False, ["recall"], ["plan", "plan", "facet"]), (2, True, ["recall", "plan", "recall for facets"], ["plan", "facet"]),
+    (3, False, ["recall", "plan", "recall for facets"], ["plan", "facet", "facet"]),
+    (3, True, ["recall", "plan", "recall for facets", "facets", "gate"], ["plan", "facet"])])
+def test_a_mission_that_is_killed_at_any_commit_goes_on_and_no_stored_answer_is_asked_again(
+        tmp_path, machine, number, is_stored, journal, asked):
+    assert os.WTERMSIG(killed_at(tmp_path, number, is_stored)[1]) == 9
+    with_image = batos.Image.open(str(tmp_path / "image.fs"))
+    with batos.reading(with_image) as root:
+        (cycle,) = root["missions"].values()
+        assert [entry.name for entry in cycle.journal] == journal
+        oid, has_ended = batos.cycle_id(cycle), cycle.result is not None
+    with_image.close()
+    one = machine(Noting(tmp_path / "asked"))
+    if not has_ended:
+        one.ended(oid)
+    report = one.read(lambda root: batos.cycle_report(batos.find_cycle(root, oid)))
+    assert report["state"] == "COMPLETE" and report["evidence"] and has_ended == (journal[-1:] == ["gate"])
+    assert (tmp_path / "asked").read_text().split() == asked
+    assert one.read(lambda root: list(root["active_cycles"])) == []
+
+
+def test_what_the_journal_has_of_evidence_it_has_once(machine):
+    """The passages stand in what was recalled; what facets were asked over names them by their place."""
+    one = machine()
+    one.learn()
+    report = one.think()
+    entries = one.read(lambda root: {e.name: e.answer for e in batos.find_cycle(root, report["cycle"]).journal})
+    assert entries["recall"]["evidence"] == report["evidence"]
+    assert [request["evidence"] for request in entries["recall for facets"]["asked"].values()] == [[0], [0]]
+    other = {"text": "It never was recalled."}
+    request = {"sub_query": "valve", "evidence": [other, report["evidence"][0]]}
+    placed = batos.with_places(request, report["evidence"])
+    assert placed["evidence"] == [other, 0] and batos.with_passages(placed, report["evidence"]) == request
 
 
 def test_what_was_told_before_a_crash_is_told_again_and_once(machine):
