@@ -6559,8 +6559,9 @@ def zygote_source():
 CHILD_START_S = 20.0  # a guard: it takes milliseconds
 ENDING_S = 0.5  # between the end of the zygote's socket and its own
 CHILD_MESSAGES, CHILD_LIFE_S = 1000, 600.0  # then a child is ended
-CHILD_KEEPS_MB = 16.0  # by which a child may have grown since its fork to get another message
-RESTING_MOST, REST_MOST_S = 16, 30.0  # children at rest, and for how long
+CHILD_KEEPS_MB = 8.0  # by which a child may have grown since its fork to get another message
+# children at rest, one for each connection and author whose methods it uses, and for how long
+RESTING_MOST, REST_MOST_S = 48, 30.0
 
 
 class Process:
@@ -34772,6 +34773,13 @@ def _checked_rest(uvm, done):
         uvm.fatal(done.exception())
 
 
+def settle_interpreter() -> None:
+    """Have the interpreter serve: short turns, and collections that do not look at what stands since the start."""
+    sys.setswitchinterval(TURN_S)
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
+
+
 async def _run(uvm, image, endpoint):
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
@@ -34784,9 +34792,7 @@ async def _run(uvm, image, endpoint):
         loop.add_signal_handler(number, interrupted)
     uvm.loop, uvm.stop = loop, stop
     uvm.start()
-    sys.setswitchinterval(TURN_S)
-    gc.freeze()  # what stands now stays; collections need not look at it
-    gc.set_threshold(GC_THRESHOLD)
+    settle_interpreter()
     checking = loop.run_in_executor(None, image.check_rest)
     checking.add_done_callback(functools.partial(_checked_rest, uvm))
     giving_back = asyncio.create_task(_give_back_now_and_then())

@@ -485,11 +485,12 @@ class Noting(doubles.QuickCore):
 
 
 def killed_at(folder, number, is_stored):
-    """Think a mission in a process of its own, which ends as by kill -9 at the commit of that number: once it is stored, or before."""
+    """Think a mission in a process of its own, which is killed at the commit of that number: once it is stored, or before."""
     process = os.fork()
     if process:
         return os.waitpid(process, 0)
-    one, numbers, commit = Machine(folder / "image.fs", Noting(folder / "asked"), {}), itertools.count(), batos.WritingLane._commit
+    one = Machine(folder / "image.fs", Noting(folder / "asked"), {})
+    numbers, commit = itertools.count(), batos.WritingLane._commit
     one.learn()
 
     def ending(lane, unit, outcomes, entries):

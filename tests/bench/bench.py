@@ -6,8 +6,11 @@ Each bench yields rows (what, ours, the other, ratio). Pairs are measured in tur
 """
 
 import argparse
+import collections
 import contextlib
+import gc
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -68,33 +71,47 @@ def peer(*command):
         process.communicate()
 
 
-def rate(endpoint, message, in_flight, seconds):
-    """Return (replies per second, [latency in s]) with so many requests in flight; message(n) makes the n-th."""
-    context = zmq.Context()
-    socket = context.socket(zmq.DEALER)
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.connect(endpoint)
-    sent, latencies, number = [], [], 0
-    for number in range(in_flight):
-        sent.append(time.perf_counter())
-        socket.send(message(number))
-    end_s, start_s, taken = time.perf_counter() + seconds, time.perf_counter(), 0
-    while (now_s := time.perf_counter()) < end_s:
-        if not socket.poll(30_000):
+def rate(endpoint, message, in_flight, seconds, connections=1):
+    """Return (replies per second, [latency in s]) with so many requests in flight; message(n) makes the n-th.
+
+    They go over so many connections in turns; the answer to one has the next one sent there.
+    """
+    context, poller, sent = zmq.Context(), zmq.Poller(), {}
+    for _ in range(connections):
+        socket = context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.connect(endpoint)
+        poller.register(socket, zmq.POLLIN)
+        sent[socket] = collections.deque()
+    numbers, latencies = itertools.count(), []
+    for socket, _ in zip(itertools.cycle(sent), range(in_flight)):
+        sent[socket].append(time.perf_counter())
+        socket.send(message(next(numbers)))
+    start_s, end_s = time.perf_counter(), time.perf_counter() + seconds
+    while time.perf_counter() < end_s:
+        readable = poller.poll(30_000)
+        if not readable:
             raise SystemExit("no reply for 30 s")
-        with contextlib.suppress(zmq.Again):
-            while True:
-                socket.recv(zmq.NOBLOCK)
-                now_s = time.perf_counter()
-                latencies.append(now_s - sent[taken])
-                taken += 1
-                number += 1
-                sent.append(now_s)
-                socket.send(message(number))
-    result = taken / (time.perf_counter() - start_s)
-    socket.close()
+        for socket, _ in readable:
+            latencies += drained_replies(socket, sent[socket], lambda: message(next(numbers)))
+    result = len(latencies) / (time.perf_counter() - start_s)
+    for socket in sent:
+        socket.close()
     context.term()
     return result, latencies
+
+
+def drained_replies(socket, sent, another):
+    """Take the replies that are there, and send another request for each; returns their latencies in s."""
+    latencies = []
+    with contextlib.suppress(zmq.Again):
+        while True:
+            socket.recv(zmq.NOBLOCK)
+            now_s = time.perf_counter()
+            latencies.append(now_s - sent.popleft())
+            sent.append(now_s)
+            socket.send(another())
+    return latencies
 
 
 def sized(seconds, measured, tried):
@@ -240,30 +257,53 @@ METHODS = {"total": "def total(self):\n    return sum(self.prices)\n",
            "loop": "def loop(self):\n    while True:\n        pass\n"}
 
 
+CROWD = 8, 4                       # connections, and authors of the methods
+
+
 def bench_methods(seconds):
-    """Stored methods in their children over the bridge: reading and changing, beside a primitive; with an endless one beside."""
-    with daemon("--method-deadline-s", "1000") as ours, batos.Client(ours.endpoint, 60) as client:
+    """Stored methods in their children over the bridge: reading and changing, beside a primitive; from one connection, and from
+    several to methods of several authors, interleaved; and with an endless one beside."""
+    with tempfile.TemporaryDirectory() as folder:
+        shops = shops_of_authors(folder)
+        with daemon("--method-deadline-s", "1000", folder=folder) as ours, batos.Client(ours.endpoint, 60) as client:
+            yield from method_rows(ours.endpoint, shops, seconds)
+            with contextlib.suppress(batos.NoReply):
+                client.call("send_message", target=shops[0], selector="loop", timeout_s=0.2)
+            mine = rate(ours.endpoint, lambda n: message_to(shops[1 + n % 63], n, "total"), 32, seconds)[0]
+            yield "stored method `total`, 32 in flight, while another loops", f"{mine:,.0f}/s", "", None
+
+
+def shops_of_authors(folder):
+    """Make 64 objects with METHODS in an image in a folder, their authors in turns; returns their ids."""
+    with daemon(folder=folder) as ours, batos.Client(ours.endpoint, 60) as client:
         shops = [client.call("send_message", target="genesis_obj", selector="clone")["result"]["$ref"] for _ in range(64)]
         for shop in shops:
             for slot, value in (("prices", [4, 12.5, 3]), ("count", 0)):
                 client.call("send_message", target=shop, selector="setSlot_value_", args=[slot, value])
             for name, code in METHODS.items():
                 client.call("create_method", target_oid=shop, method_name=name, method_code=code)
+    with contextlib.closing(batos.Image.open(f"{folder}/live_image.fs")) as image, batos.writing(image) as root:
+        for number, shop in enumerate(shops):
+            for name in METHODS:
+                batos.put_slot(batos.own(batos.resolve(root, shop))[name], "author", f"author {number % CROWD[1]}")
+    return shops
 
-        def sending(selector, *args):
-            return lambda n: batos.pack_reply({"command": "send_message", "id": n, "target": shops[n % 64], "selector": selector,
-                                               "args": list(args)})
-        for selector, beside in (("total", ("getSlot_", "prices")), ("bump", ("setSlot_value_", "count", 1))):
-            for in_flight in (1, 32):
-                mine, other = in_turns(3, lambda s=selector, n=in_flight: rate(ours.endpoint, sending(s), n, seconds)[0],
-                                       lambda b=beside, n=in_flight: rate(ours.endpoint, sending(*b), n, seconds)[0])
-                more_us = 1e6 / mine - 1e6 / other
-                what = f"stored method `{selector}`, {in_flight} in flight, 64 receivers ({more_us:+.0f} µs each)"
-                yield what, f"{mine:,.0f}/s", f"primitive {beside[0]} {other:,.0f}/s", mine / other
-        with contextlib.suppress(batos.NoReply):
-            client.call("send_message", target=shops[0], selector="loop", timeout_s=0.2)
-        mine = rate(ours.endpoint, lambda n: sending("total")(n % 63 + 1), 32, seconds)[0]
-        yield "stored method `total`, 32 in flight, while another loops", f"{mine:,.0f}/s", "", None
+
+def message_to(shop, number, selector, *args):
+    return batos.pack_reply({"command": "send_message", "id": number, "target": shop, "selector": selector, "args": list(args)})
+
+
+def method_rows(endpoint, shops, seconds):
+    def rated(connections, in_flight, *words):
+        return rate(endpoint, lambda n: message_to(shops[n % 64], n, *words), in_flight, seconds, connections)[0]
+    for selector, beside in (("total", ("getSlot_", "prices")), ("bump", ("setSlot_value_", "count", 1))):
+        for connections, in_flight in ((1, 1), (1, 32), (CROWD[0], 32)):
+            mine, other = in_turns(3, lambda s=selector, how=(connections, in_flight): rated(*how, s),
+                                   lambda b=beside, how=(connections, in_flight): rated(*how, *b))
+            more_us = 1e6 / mine - 1e6 / other
+            crowd = f" from {connections} connections" if connections > 1 else ""
+            what = f"stored method `{selector}` of {CROWD[1]} authors, {in_flight} in flight{crowd} ({more_us:+.0f} µs each)"
+            yield what, f"{mine:,.0f}/s", f"primitive {beside[0]} {other:,.0f}/s", mine / other
 
 
 def committed_elsewhere(unit, other):
@@ -363,13 +403,25 @@ def bench_graph(seconds):
         for at_once in (1, 8, 32):
             with tempfile.TemporaryDirectory() as folder, counted_fsyncs() as fsyncs:
                 mine, commits = cycles_per_s(folder, at_once, seconds)
-                ours = f"{commits / mine[1]:.1f} commits, {fsyncs[0] / mine[1]:.1f} fsyncs"
+                entries, stored = journal_entries(f"{folder}/image.fs")
+                ours = (f"{commits / mine[1]:.1f} commits, {fsyncs[0] / mine[1]:.1f} fsyncs, {entries:.0f} journal entries, "
+                        f"{stored / 1000:.0f} kB")
             with tempfile.TemporaryDirectory() as folder:
                 command = [f"{environment}/bin/python", str(HERE / "graph.py"), folder, str(at_once), str(seconds)]
                 peer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             theirs = peer["cycles"] / peer["seconds"]
+            each = {name: peer[name] / peer["cycles"] for name in ("commits", "rows", "bytes")}
+            told = (f"{each['commits']:.1f} commits, as many fsyncs, {each['rows']:.0f} rows, {each['bytes'] / 1000:.0f} kB "
+                    "a cycle")
             yield (f"durable cycles, {at_once} at a time ({ours} a cycle)", f"{mine[0]:.0f}/s",
-                   f"LangGraph {theirs:.0f}/s ({peer['commits'] / peer['cycles']:.1f} commits, as many syncs)", mine[0] / theirs)
+                   f"LangGraph {theirs:.0f}/s ({told})", mine[0] / theirs)
+
+
+def journal_entries(path):
+    """Return (entries of the journal, bytes of the data file) a mission of an image."""
+    with contextlib.closing(batos.Image.open(path)) as image, batos.reading(image) as root:
+        lengths = [len(cycle.journal) for cycle in root["missions"].values()]
+    return statistics.mean(lengths), os.path.getsize(path) / len(lengths)
 
 
 def cycles_per_s(folder, at_once, seconds):
@@ -385,6 +437,7 @@ def cycles_per_s(folder, at_once, seconds):
     uvm.mind.start(uvm.events)
     uvm.lanes["bulk"].call(batos.Job("learn", lambda root: batos.index_document_(
         root["knowledge_catalog_obj"], "vesper.md", MANUAL)["chunks"]))
+    batos.settle_interpreter()                           # as the daemon does
 
     def accept():
         slots.acquire()
@@ -401,6 +454,7 @@ def cycles_per_s(folder, at_once, seconds):
     took_s, commits = time.perf_counter() - start_s, commits_of(uvm) - before
     uvm.close_lanes()
     image.close()
+    gc.unfreeze()
     return (ended[0] / took_s, ended[0]), commits
 
 

@@ -1,6 +1,7 @@
 """The peer of durable cycles: the same six states in LangGraph with its SQLite saver. Run in an environment of its own.
 
-    python tests/bench/graph.py FOLDER AT_ONCE SECONDS          prints {"cycles", "seconds", "commits"} as JSON
+    python tests/bench/graph.py FOLDER AT_ONCE SECONDS
+        prints {"cycles", "seconds", "commits", "rows" stored, "bytes" of them} as JSON
 
 IDLE, DECOMPOSING, DELEGATING (four facets side by side), SYNTHESIZING, COMPLETE (FAILED by any error); each node answers at
 once. Every step is durable before the next begins (durability="sync").
@@ -62,6 +63,17 @@ def built(saver):
     return graph.compile(checkpointer=saver)
 
 
+def stored(connection):
+    """Return {"rows", "bytes"} of what the saver stored, but for its first cycle."""
+    rows, size = 0, 0
+    for table, columns in (("checkpoints", ("checkpoint", "metadata")), ("writes", ("value",))):
+        lengths = " + ".join(f"coalesce(length({column}), 0)" for column in columns)
+        query = f"select count(*), coalesce(sum({lengths}), 0) from {table} where thread_id != 'first'"
+        count, total = connection.execute(query).fetchone()
+        rows, size = rows + count, size + total
+    return {"rows": rows, "bytes": size}
+
+
 def main():
     folder, at_once, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
     connection = sqlite3.connect(f"{folder}/graph.sqlite", check_same_thread=False)
@@ -85,7 +97,8 @@ def main():
         thread.start()
     for thread in threads:
         thread.join()
-    print(json.dumps({"cycles": sum(counts), "seconds": time.perf_counter() - start_s, "commits": commits[0]}))
+    told = {"cycles": sum(counts), "seconds": time.perf_counter() - start_s, "commits": commits[0]}
+    print(json.dumps(told | stored(connection)))
 
 
 if __name__ == "__main__":
