@@ -534,6 +534,44 @@ def test_a_mission_that_is_killed_at_any_commit_goes_on_and_no_stored_answer_is_
     assert one.read(lambda root: list(root["active_cycles"])) == []
 
 
+def test_a_mission_thinks_in_memory_and_each_step_is_entered_once(machine, monkeypatch):
+    """The image is asked for its cycle once to begin, and once by each lane that stores."""
+    entered, found, enter, find = [], [], batos.enter, batos.find_cycle
+
+    def noting(cycle, taken):
+        entered.append(taken.name)
+        return enter(cycle, taken)
+
+    def finding(root, oid):
+        found.append(threading.current_thread().name.split("-")[0])
+        return find(root, oid)
+    monkeypatch.setattr(batos, "enter", noting)
+    monkeypatch.setattr(batos, "find_cycle", finding)
+    one = machine()
+    one.learn()
+    one.think()
+    assert entered == ["recall", "plan", "recall for facets", "facets", "gate"]
+    assert found == ["mission", "write", "write", "bulk"]
+
+
+def test_a_ledger_page_does_not_tell_again_what_a_journal_tells(machine):
+    one = machine()
+    one.learn()
+    report = one.think()
+
+    def changed(root):
+        pages = [*root["ledger_obj"].write.values(), *root["ledger_obj"].bulk.values()]
+        entries = [entry for page in pages for entry in page.entries]
+        mine = [entry for entry in entries if entry["cycle"] == report["cycle"]]
+        changes = [slot for entry in mine for _, slot, *_ in entry["changes"]]
+        return [entry["command"] for entry in mine], changes
+    names, changes = one.read(changed)
+    assert names == ["journal", "journal", "effect"]
+    assert changes and not {"journal", "result", "_tmp_synthesis_data", "synthesis_state*"}.intersection(changes)
+    data = one.read(lambda root: batos.find_cycle(root, report["cycle"])._tmp_synthesis_data)
+    assert "final_response" not in data and "partial_responses" in data and report["answer"]
+
+
 def test_what_the_journal_has_of_evidence_it_has_once(machine):
     """The passages stand in what was recalled; what facets were asked over names them by their place."""
     one = machine()

@@ -152,6 +152,37 @@ def text_of(chance):
     return " ".join(chance.choices(["valve", "pump", "lamp", "brass", "wheel"], k=chance.randint(3, 12)))
 
 
+def fresh_of(unit):
+    """Return the Postings of what is newest, as a connection reads them."""
+    (fresh,) = [segment for segment in unit.root["knowledge_catalog_obj"].text_index.values() if not segment.settled]
+    return fresh.arrays
+
+
+def test_connections_share_the_words_of_what_is_newest_and_none_of_what_is_not_committed(memory):
+    memory.add("one", "The brass valve.")
+    other = batos.Unit(memory.image.db)
+    with memory.unit.snapshot(), other.snapshot():
+        assert fresh_of(memory.unit) is fresh_of(other)
+    memory.unit.manager.begin()
+    batos.index_document_(memory.unit.root["knowledge_catalog_obj"], "two", "The pump.")
+    changed = [fresh_of(memory.unit)]
+    memory.unit.manager.savepoint()                      # behind it, what is changed does not say so
+    memory.unit.root["knowledge_catalog_obj"].text_index.values()[0]._v_arrays = None
+    changed.append(fresh_of(memory.unit))
+    with other.snapshot():
+        assert "pump" not in fresh_of(other).vocabulary()
+    assert all("pump" in postings.vocabulary() for postings in changed)
+    memory.unit.manager.commit()
+    with other.snapshot():
+        assert "pump" in fresh_of(other).vocabulary()
+    for n in range(2 * batos.FRESH_STATES_KEPT):
+        memory.add(f"more {n}", "A lamp.")
+        with memory.unit.snapshot():
+            fresh_of(memory.unit)
+    assert len(batos.FRESH_POSTINGS[memory.image.db]) == batos.FRESH_STATES_KEPT
+    other.close()
+
+
 def test_what_is_merged_is_found_as_before_and_with_what_comes_later(memory, monkeypatch):
     chance = random.Random(1)
     for n in range(40):
