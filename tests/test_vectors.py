@@ -39,8 +39,8 @@ def embed(memory, most=100, embedder=DOUBLE, meanwhile=lambda: None):
     return len(rows)
 
 
-def merge_vectors(memory):
-    keys = memory.look(lambda catalog: tuple(catalog.vectors))
+def merge_vectors(memory, keys=None):
+    keys = keys or memory.look(lambda catalog: tuple(catalog.vectors))
     arrays = memory.look(lambda catalog: batos.merged_vectors(catalog, keys))
     with batos.built_file(arrays, memory.image.storage.temporaryDirectory()) as built:
         memory.change(lambda catalog: batos.publish_vector_merge(catalog, keys, built))
@@ -117,19 +117,61 @@ def test_a_large_document_is_embedded_part_by_part(memory):
     assert [embed(memory, 12) for _ in range(4)] == [12, 12, 6, 0] and memory.faults() == [] and waiting(memory) == 0
 
 
-def test_another_embedder_makes_all_vectors_anew(memory):
+OTHER = QuickEmbedder("other")
+
+
+def take(memory, name):
+    memory.unit.connection.activation = batos.SYSTEM     # as a lane's is
+    memory.change(lambda catalog: batos.take_embedder(catalog, name))
+    return memory.look(lambda catalog: (batos.count_waiting(catalog), batos.count_former_vectors(catalog)))
+
+
+def made_by(memory):
+    return sorted(memory.look(lambda catalog: [(pack.embedder, pack.count) for pack in catalog.vectors.values()]))
+
+
+def test_another_embedder_makes_all_vectors_anew_and_what_was_there_is_kept_until_then(memory):
     fill(memory)
+    assert take(memory, "double") == (5, 0)
     embed(memory, 3)
-    assert memory.change(lambda catalog: batos.forget_vectors_of_others(catalog, "double")) == 0 and waiting(memory) == 2
-    assert memory.change(lambda catalog: batos.forget_vectors_of_others(catalog, "other")) == 1
-    assert waiting(memory) == 5 and memory.faults() == []
-    embed(memory, embedder=QuickEmbedder("other"))
-    assert memory.look(lambda catalog: {pack.embedder for pack in catalog.vectors.values()}) == {"other"}
-    assert found(memory, "alloy cock")
+    assert take(memory, "double") == (2, 0)
+    embed(memory)
+    assert take(memory, "other") == (5, 5) and memory.faults() == []
+    embed(memory, 2, OTHER)
+    memory.add("d0", "Another valve of brass.")
+    memory.change(lambda catalog: batos.unindex_document_(catalog, "d4"))
+    assert memory.faults() == [] and made_by(memory) == [("double", 2), ("double", 3), ("other", 2)]
+    assert take(memory, "double") == (1, 2)                                             # d0 is new to both
+    assert take(memory, "other") == (3, 5) and memory.faults() == []
+    assert embed(memory, embedder=OTHER) == 3 and memory.faults() == []
+    assert {name for name, _ in made_by(memory)} == {"other"} and found(memory, "alloy cock", embedder="other")
+    assert take(memory, "double") == (4, 5) and embed(memory) == 4 and {name for name, _ in made_by(memory)} == {"double"}
 
 
-@pytest.mark.parametrize("mend", [lambda memory: memory.change(lambda catalog: batos.forget_vectors_of_others(catalog, "double")),
-                                  merge_vectors])
+def test_no_search_and_no_merge_mixes_the_vectors_of_two_embedders(memory):
+    fill(memory)
+    take(memory, "double")
+    embed(memory)
+    take(memory, "other")
+    assert embed(memory, 2, OTHER) == 2
+    memory.add("lamp", "A lantern.")
+
+    def seen(name):
+        rows = memory.look(lambda catalog: batos.search_(catalog, "brass", 10, vector=DOUBLE.query("brass"), embedder=name))
+        return {row["chunk"]["doc_id"] for row in rows["results"] if row["why"]["rank_by_meaning"]}
+    assert seen("other") == {"d0", "d1"} and seen("double") == {f"d{n}" for n in range(5)} and seen("third") == set()
+    assert found(memory, "lantern", embedder="other")[0] == "lamp"                     # by its words
+    for n in range(batos.PACKS_MERGED_AT_ONCE - 1):
+        memory.add(f"more{n}", "A valve.")
+        embed(memory, 1, OTHER)
+    assert memory.look(batos.due_vectors) is not None
+    while keys := memory.look(batos.due_vectors):
+        assert len({memory.look(lambda catalog, key=key: catalog.vectors[key].embedder) for key in keys}) == 1
+        merge_vectors(memory, keys)
+    assert memory.faults() == [] and ("double", 5) in made_by(memory)
+
+
+@pytest.mark.parametrize("mend", [lambda memory: take(memory, "double"), lambda memory: merge_vectors(memory)])
 def test_vectors_that_cannot_be_read_are_made_anew(memory, mend, monkeypatch):
     monkeypatch.setattr(batos, "RECORD_BYTES", 0)
     fill(memory)
@@ -342,6 +384,102 @@ def test_altered_files_are_not_run_and_words_alone_serve(tmp_path, monkeypatch):
     (folder / "model.safetensors").unlink()
     with pytest.raises(batos.ConfigError, match="model.safetensors"):
         batos.embedder_fingerprint(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """The folder of a real model of sentence-transformers that knows nothing: two layers, 64 numbers, and words said first."""
+    sentence_transformers, transformers = pytest.importorskip("sentence_transformers"), pytest.importorskip("transformers")
+    model, known = tmp_path_factory.mktemp("model") / "tiny-bert", batos.installed_embedder()
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    transformers.BertModel(transformers.BertConfig(vocab_size=30522, **shape)).save_pretrained(model)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        if (known / name).is_file():
+            shutil.copy(known / name, model / name)
+    made = sentence_transformers.SentenceTransformer(str(model), device="cpu")
+    made.prompts = {"query": "asked: ", "document": "told: "}
+    made.save(str(model))
+    return model
+
+
+def loaded(wanted):
+    embedder = batos.Embedder(str(wanted))
+    embedder.start()
+    embedder.close(60)
+    return embedder
+
+
+@pytest.mark.slow
+def test_an_embedder_is_named_by_its_folder_its_package_or_its_name(tiny_model, tmp_path, monkeypatch):
+    embedder = loaded(tiny_model)
+    assert embedder.state == "ready" and embedder.progress == "the embedder tiny-bert is ready"
+    assert embedder.name != batos.EMBEDDER
+    asked, told = embedder.query("a valve"), embedder.embed(["a valve", "asked: a valve"])
+    assert asked.shape == (64,) and abs(asked @ told[0]) < 0.9999
+    embedder.before_text = ""
+    numpy.testing.assert_allclose(embedder.embed(["asked: a valve"])[0], asked, atol=1e-2)
+    shutil.copytree(tiny_model, tmp_path / "gt_tiny_bert" / "model")
+    (tmp_path / "gt_tiny_bert" / "__init__.py").write_text("raise SystemExit('it is not imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("tiny-bert", "gt-tiny-bert", "makers/tiny-bert"):
+        assert batos.embedder_folder(name) == tmp_path / "gt_tiny_bert" / "model"
+    assert batos.embedder_fingerprint(batos.embedder_folder("tiny-bert")) == embedder.name
+    (tmp_path / "gt_tiny_bert" / "model" / "config_sentence_transformers.json").write_text("{}")
+    assert batos.embedder_fingerprint(batos.embedder_folder("tiny-bert")) != embedder.name       # its prompts count
+    assert batos.embedder_folder("all-MiniLM-L6-v2") == batos.embedder_folder("auto") == batos.installed_embedder()
+    missing = loaded("no/such model")
+    assert missing.state == "failed" and "no embedder no/such model" in missing.progress and "hub's cache" in missing.progress
+
+
+def embedded(client, name):
+    """Wait until every chunk has its vector of another embedder than `name`; returns how health told of it meanwhile."""
+    end_s, told = batos.time.monotonic() + 120, []
+    while not told or told[-1]["state"] != "ready" or told[-1]["waiting"] != 0 or told[-1]["name"] == name:
+        told.append(client.call("health")["result"]["embedder"])
+        assert batos.time.monotonic() < end_s and told[-1]["state"] != "failed", told[-1]
+        batos.time.sleep(0.05)
+    return told
+
+
+@pytest.mark.slow
+def test_a_daemon_goes_over_to_another_embedder_through_a_kill_and_back(daemon, tmp_path, tiny_model):
+    """Search answers all the while; the vectors that are there at the end are all of the one embedder."""
+    text = "The brass valve number {} stands beside the lamp of the room where nobody goes at night. " + "It is old. " * 30
+    running = daemon("--embedder", str(tiny_model))
+    with batos.Client(running.endpoint, timeout_s=60) as client:
+        for n in range(batos.EMBEDDED_A_PART + 90):
+            client.call("index_document", doc_id=f"d{n}", text=text.format(n))
+        first = embedded(client, None)[-1]["name"]
+    assert running.stop() == 0 and embedders_in(tmp_path) == {first}
+    running = daemon("--embedder", "auto")
+    with batos.Client(running.endpoint, timeout_s=60) as client:
+        end_s = batos.time.monotonic() + 60
+        while "passages anew" not in client.call("health")["result"]["embedder"]["progress"]:
+            assert client.call("search_memory", query="number 77")["results"][0]["chunk"]["doc_id"] == "d77"
+            assert batos.time.monotonic() < end_s
+    running.process.kill()
+    running.process.wait()
+    running = daemon("--embedder", "all-MiniLM-L6-v2")
+    with batos.Client(running.endpoint, timeout_s=60) as client:
+        assert embedded(client, first)[-1]["name"] == batos.EMBEDDER
+        assert "anew" not in client.call("health")["result"]["embedder"]["progress"]
+        assert client.call("search_memory", query="number 77")["results"][0]["why"]["rank_by_meaning"]
+    assert running.stop() == 0 and embedders_in(tmp_path) == {batos.EMBEDDER}
+    running = daemon("--embedder", str(tiny_model))
+    with batos.Client(running.endpoint, timeout_s=60) as client:
+        embedded(client, batos.EMBEDDER)
+    assert running.stop() == 0 and embedders_in(tmp_path) == {first}
+
+
+def embedders_in(folder):
+    """Return the names of those whose vectors an image holds, which has no fault."""
+    path = str(folder / "live_image.fs")
+    assert batos.check_image(path, deep=True)["faults"] == []
+    image = batos.Image.open(path)
+    with batos.reading(image) as root:
+        names = {pack.embedder for pack in root["knowledge_catalog_obj"].vectors.values()}
+    image.close()
+    return names
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Quality of search: words, vectors and both, beside bm25s and SQLite's FTS5, on collections with judgements.
 
-    python tests/bench/quality.py [FOLDER …] [--queries N] [--keep FOLDER] [--ours] [--log "WHAT CHANGED"]
+    python tests/bench/quality.py [FOLDER …] [--queries N] [--embedder NAME] [--keep FOLDER] [--ours] [--log "WHAT CHANGED"]
 
 A FOLDER holds docs.jsonl ({"id", "text", "title"?, "conversation"?}), queries.jsonl ({"id", "text", "conversation"?}) and
 qrels.tsv (query, document, grade); foreign.py makes such folders of others' collections. What names a conversation is indexed as
@@ -157,10 +157,9 @@ def talk(same_words=False):
 class KeptVectors:
     """An embedder that keeps what it has made in a file, and loads its model only for what is new."""
 
-    name = batos.EMBEDDER
-
-    def __init__(self, folder):
-        self.path, self.vectors, self._model, self._new = pathlib.Path(folder, "vectors.npz"), {}, None, False
+    def __init__(self, folder, wanted="auto"):
+        self.name, self.path = wanted, pathlib.Path(folder, "vectors.npz")
+        self.vectors, self._model, self._new = {}, None, False
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.is_file():
             held = batos.need("numpy", "vectors").load(self.path)
@@ -171,7 +170,7 @@ class KeptVectors:
         numpy, names = batos.need("numpy", "vectors"), [batos.digest(text.encode()) for text in texts]
         new = {name: text for name, text in zip(names, texts, strict=True) if name not in self.vectors}
         if new:
-            self._model, self._new = self._model or ready_embedder(), True
+            self._model, self._new = self._model or ready_embedder(self.name), True
             self.vectors |= zip(new, self._model.embed(list(new.values())), strict=True)
         return numpy.array([self.vectors[name] for name in names], numpy.float32)
 
@@ -336,9 +335,9 @@ def rankings(folder, collection, embedder, peers=True):
     return {name: ranking for name, ranking in every.items() if ranking}
 
 
-def ready_embedder():
-    """Return the real embedder, loaded."""
-    embedder = batos.Embedder("auto")
+def ready_embedder(wanted="auto"):
+    """Return the real embedder of a name or folder, loaded."""
+    embedder = batos.Embedder(wanted)
     embedder.start()
     embedder.close(300)
     if embedder.state != "ready":
@@ -436,12 +435,13 @@ def main():
     parser.add_argument("folders", nargs="*")
     parser.add_argument("--queries", type=int, default=10_000)
     parser.add_argument("--keep", help="a folder for vectors")
+    parser.add_argument("--embedder", default="auto", help="its name or folder; what --keep names is of one embedder")
     parser.add_argument("--ours", action="store_true", help="neither peers nor boundaries")
     parser.add_argument("--log", metavar="WHAT CHANGED", help="add rows to quality.md")
     args = parser.parse_args()
     judged_sets = {pathlib.Path(folder).name: read_collection(folder) for folder in args.folders} or {
         "Python's library": python_library(), "talk, in other words": talk(), "talk, in its words": talk(same_words=True)}
-    embedder, rows = KeptVectors(args.keep) if args.keep else ready_embedder(), []
+    embedder, rows = KeptVectors(args.keep, args.embedder) if args.keep else ready_embedder(args.embedder), []
     print("| collection | ranking | nDCG@10 | Recall@100 | MRR | ms |\n|---|---|---|---|---|---|")
     for name, ranking, *values, ms in report(judged_sets, embedder, args.queries, peers=not args.ours):
         print(f"| {name} | {ranking} | " + " | ".join(f"{value:.3f}" for value in values) + f" | {ms:.1f} |", flush=True)
@@ -451,7 +451,7 @@ def main():
     if args.log:
         log(rows, args.log)
     if not args.ours and not args.folders:
-        report_boundaries(embedder if not args.keep else ready_embedder())
+        report_boundaries(embedder if not args.keep else ready_embedder(args.embedder))
 
 
 if __name__ == "__main__":
