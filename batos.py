@@ -23846,13 +23846,14 @@ class MissionLane:
             mission.steps = []
 
     def _tell_ahead(self, mission):
-        """Tell who listens the sentences that answer, now that the journal holds them; the gate has yet to let them pass."""
+        """Tell who listens the passages and sentences that answer, now that the journal holds them; the gate has yet to let
+        them pass."""
         listener = self._listener(mission.oid)
         for taken in mission.steps if listener else ():
             answer = taken.slots["answer"]
             if taken.name in ("recall", "sentence") and "told" in answer:
                 blank = " " * (taken.name == "sentence")  # behind what was told before
-                listener(f"{blank}{answer['told']}")
+                listener(f"{blank}{answer['told']}", answer.get("evidence", ()))
 
     def _check(self, mission):
         if self._closing.is_set():
@@ -29853,7 +29854,7 @@ USUAL_TOPICS = TOPICS[:-1]  # tokens come only on request
 
 class SubscribeCommand(Command):
     """Be sent events from now on: what the state is, where cycles are, what went wrong, how the daemon is; on request, as
-    `tokens`, the sentences that answer before their cycle has ended, which are provisional."""
+    `tokens`, the sentences that answer before their cycle has ended, the first with its passages; they are provisional."""
 
     topics: list[typing.Literal[TOPICS]] = pydantic.Field(list(USUAL_TOPICS), min_length=1)
 
@@ -32577,9 +32578,13 @@ class BatOS_UVM:
         """Return what sends the pieces of a cycle's answer to who asked for them, or None where nobody did."""
         if not any("tokens" in peer.topics for peer in list(self.wire.subscribers.values())):
             return None
-        return lambda piece: self.post(
-            self.wire.publish, "tokens", {"cycle": oid, "text": piece, "provisional": True}
-        )
+
+        def tell(piece, evidence):
+            found = {"evidence": evidence} if evidence else {}
+            told = {"cycle": oid, "text": piece, "provisional": True, **found}
+            self.post(self.wire.publish, "tokens", told)
+
+        return tell
 
     # ---- experts
 
@@ -35049,6 +35054,8 @@ class Client:
         self._ended = 0  # connections that it has told of
         self._socket.connect(self.endpoint)
         self._number, self._events = 0, collections.deque(maxlen=EVENTS_HELD)
+        # what is given the events that come amid calls, where they are not held
+        self.hear = self._events.append
         self._limits = None  # what the daemon takes, once it was asked
         self._early = {}  # number -> reply, or None until it comes, of what was posted
         self._posted = {}  # number -> how many of my connections had ended by then
@@ -35142,7 +35149,7 @@ class Client:
     def _sort(self, message, number):
         """Put a message where it belongs; one without an id answers what is waited for, late ones to calls given up go."""
         if "event" in message:
-            self._events.append(message)
+            self.hear(message)
             return
         answered = number if message["id"] is None else message["id"]
         if answered in self._early:
@@ -35929,11 +35936,73 @@ def _answer_lines(answer):
     return lines[:1] + [f"   {line}" for line in lines[1:]]
 
 
+class Aloud:
+    """I print an answer as it comes: its passages with the sentence that answers, then each sentence that a core writes.
+
+    What I have printed has no line end yet, so that what is told at last goes on behind it.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client, self._cycle, self._at_work = client, None, False
+        self._heard = collections.deque()  # events that are not looked at yet
+        self._printed, self._told = "", []  # what stands there; the sentences
+        self._evidence, self._changes = (), {}
+
+    def __enter__(self):
+        self._client.hear = self._hear
+        self._client.call("subscribe", topics=["tokens"])
+        return self
+
+    def __exit__(self, error, *_):
+        if error and self._printed:
+            _print("")
+
+    def follow(self, cycle: str) -> None:
+        """Print what is told of this cycle from now on, and what was told already."""
+        self._cycle = cycle
+        self._look()
+
+    def _hear(self, event):
+        self._heard.append(event)
+        if self._cycle and not self._at_work:
+            self._look()
+
+    def _look(self):
+        """Look at what was heard; what comes while I ask for something waits for its turn."""
+        self._at_work = True
+        while self._heard:
+            event = self._heard.popleft()
+            if (event["event"], event.get("cycle")) == ("tokens", self._cycle):
+                self._tell(event)
+        self._at_work = False
+
+    def _tell(self, event):
+        if evidence := event.get("evidence"):
+            self._evidence = evidence
+            self._changes = _changes_since_learnt(self._client, evidence)
+        self._told.append(event["text"].strip())
+        if self._evidence:
+            first, *written = self._told
+            answer = "\n".join(filter(None, (first, " ".join(written))))
+            more = self.rest({"answer": answer, "evidence": self._evidence})
+            _print(more, end="")
+            self._printed += _text(more)
+
+    def rest(self, report: dict) -> list:
+        """Return the lines of an answer without what is printed of it; all where it is another than what was told ahead."""
+        if not self._changes:
+            self._changes = _changes_since_learnt(self._client, report.get("evidence", ()))
+        text = _text(_told_answer(report, self._changes))
+        if not text.startswith(self._printed):
+            return ["", "", *text.split("\n")]
+        return text[len(self._printed) :].split("\n")
+
+
 LOADING_LOOK_S = 0.2  # how often it is looked how far the core is
 
 
-def _think(client, question, **brief):
-    """Have a mission accepted, wait for its end; an interrupt cancels it. Returns the reply."""
+def _think(client, question, follow=lambda cycle: None, **brief):
+    """Have a mission accepted, tell `follow` its cycle, wait for its end; an interrupt cancels it. Returns the reply."""
     settings = load_settings()
     fields = {
         "mission_brief": {
@@ -35948,6 +36017,7 @@ def _think(client, question, **brief):
         cycle = client.call("initiate_cognitive_cycle", **fields)["result"]["cycle"]
         if sys.stderr.isatty():
             _print(f"cycle {cycle} thinks; Ctrl-C cancels it", sys.stderr)
+        follow(cycle)
         _tell_loading(client, cycle)
         return client.call(
             "initiate_cognitive_cycle", settings.mission_deadline_s + 60, wait=True, **fields
@@ -35981,35 +36051,46 @@ def _has_ended(client, cycle):
 
 
 def _ask(args, client):
-    reply = _think(
-        client, args.question, **({"conversation": args.conversation} if args.conversation else {})
-    )
+    brief = {"conversation": args.conversation} if args.conversation else {}
+    if args.json:
+        return _think(client, args.question, **brief), []
+    if args.voices:
+        reply = _think(client, args.question, **brief)
+        return reply, _told_with_voices(client, _answered(reply))
+    with Aloud(client) as aloud:
+        reply = _think(client, args.question, aloud.follow, **brief)
+        return reply, aloud.rest(_answered(reply))
+
+
+def _answered(reply):
+    """Return the report of a reply. Raises BatosError where the cycle failed."""
     report = reply["result"]
-    if "reason" in report and not args.json:
+    if "reason" in report:
         raise BatosError(f"{reply['details']} ({report['reason']['code']})")
+    return report
+
+
+def _told_with_voices(client, report):
+    """Return the lines of an answer, behind what each persona said."""
     voices = []
-    if args.voices and "cycle" in report:
-        voices = [
-            *_told_parts(client.call("inspect", target=report["cycle"])["result"]["slots"]),
-            "",
-        ]
-    return reply, [
-        *voices,
-        *_told_answer(report, _changes_since_learnt(client, report.get("evidence", ()))),
-    ]
+    if "cycle" in report:
+        slots = client.call("inspect", target=report["cycle"])["result"]["slots"]
+        voices = [*_told_parts(slots), ""]
+    changes = _changes_since_learnt(client, report.get("evidence", ()))
+    return voices + _told_answer(report, changes)
 
 
 def _take_turn(client, line, conversation):
     """Print the answer to a turn; returns its cycle, or None where there is no answer."""
     try:
-        report = _think(client, line, conversation=conversation)["result"]
+        with Aloud(client) as aloud:
+            reply = _think(client, line, aloud.follow, conversation=conversation)
+            report = _answered(reply)
+            _print(aloud.rest(report))
     except BatosError as error:
         _print(f"batos: {error}", sys.stderr)
         return None
-    changes = _changes_since_learnt(client, report.get("evidence", ()))
-    told = _told_answer(report, changes) if "answer" in report else report["reason"]["details"]
-    _print(told)
-    return report["cycle"] if "answer" in report else None
+    return report["cycle"]
 
 
 def _next_line():

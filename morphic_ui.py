@@ -555,7 +555,8 @@ COMMANDS = {
     "subscribe": {
         "help": (
             "Be sent events from now on: what the state is, where cycles are, what went wrong, how the daemon is; on request,"
-            " as `tokens`, the sentences that answer before their cycle has ended, which are provisional."
+            " as `tokens`, the sentences that answer before their cycle has ended, the first with its passages; they are "
+            "provisional."
         ),
         "effect": False,
         "role": "read",

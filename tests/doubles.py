@@ -133,7 +133,11 @@ class QuickCore:
 
 
 class WritingCore(QuickCore):
-    """Stands for a core that writes freely: it answers a prompt after `delay_s` with how often it was asked, and notes it."""
+    """Stands for a core that writes freely: it answers a prompt after `delay_s` with how often it was asked, and notes it.
+
+    Where a file FILE.says is beside the one where it notes, it writes that, a sentence a line, and waits behind each until
+    FILE.go holds a line more.
+    """
 
     writes = True
 
@@ -149,7 +153,19 @@ class WritingCore(QuickCore):
         while time.monotonic() < end_s:
             if self._closing.wait(0.01) or cancel and cancel.is_set():
                 raise batos.Cancelled("cancelled")
+        says = self.asked.with_suffix(".says")
+        if says.exists():
+            return self._written(says.read_text(), cancel, on_text)
         return f"answer {len(self.asked.read_text().splitlines())} to {prompt} by {persona}, told {system_prompt}"
+
+    def _written(self, text, cancel, on_text):
+        go = self.asked.with_suffix(".go")
+        for number, line in enumerate(text.splitlines(keepends=True), 1):
+            on_text(line)
+            while not go.exists() or len(go.read_text().splitlines()) < number:
+                if self._closing.wait(0.01) or cancel and cancel.is_set():
+                    raise batos.Cancelled("cancelled")
+        return text
 
 
 def main(words):

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -212,6 +213,35 @@ def test_an_interrupted_question_is_cancelled(tmp_path):
             while (rows := client.call("list_cycles")["results"])[0]["state"] != "FAILED":
                 pass
             assert rows[0]["reason"]["code"] == "Cancelled"
+    finally:
+        running.stop(kill=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_a_core_writes_slowly_is_printed_sentence_by_sentence(tmp_path, terminal):
+    """The core goes on only when the test has read what it knows by then: so nothing can come at the end alone."""
+    core = tmp_path / "core.txt"
+    said = ["Turn the brass valve until the needle stands at zero.", "The needle stands at ninety.", "Then lock the screw."]
+    core.with_suffix(".says").write_text("\n".join([*said, ""]))
+    running = conftest.DaemonProcess(tmp_path, core=(0, core))
+    try:
+        with batos.Client(running.endpoint) as client:
+            client.call("index_document", doc_id="pump.md", text=MANUAL)
+        reading, writing = pty.openpty() if terminal else os.pipe()
+        command = [sys.executable, str(conftest.ROOT / "batos.py"), "ask", "--endpoint", running.endpoint]
+        asking = subprocess.Popen([*command, "How is the brass valve turned?"], stdin=subprocess.DEVNULL, stdout=writing,
+                                  stderr=subprocess.DEVNULL)
+        os.close(writing)
+        told = ""
+        for number, awaited in enumerate(("zero.\u201d [1]", "zero [1]", "screw [1]"), 1):
+            while awaited not in told:
+                piece = os.read(reading, 4096)
+                assert piece, told
+                told += piece.decode()
+            core.with_suffix(".go").write_text("more\n" * (2 * number - 1))
+        assert asking.wait(60) == 0 and "ninety" not in told
+        os.close(reading)
     finally:
         running.stop(kill=True)
 
@@ -584,7 +614,7 @@ def test_what_needs_no_core_is_not_waited_for(monkeypatch):
     assert client.looks == 2
 
 
-@pytest.mark.parametrize("before", [0, 1, 2])
+@pytest.mark.parametrize("before", [1, 2, 3])
 def test_a_question_that_is_interrupted_at_any_call_cancels_its_cycle(monkeypatch, before):
     class Interrupted:
         """Stands for a client that is interrupted in its n-th call."""
@@ -600,9 +630,73 @@ def test_a_question_that_is_interrupted_at_any_call_cancels_its_cycle(monkeypatc
             return {"result": {"cycle": "0x99", "core": {"state": "ready"}}, "details": "cycle 0x99 is being cancelled"}
     client = Interrupted()
     with pytest.raises(batos.Cancelled, match="0x99"):
-        batos._ask(batos.types.SimpleNamespace(question="why", json=False, conversation=None), client)
+        batos._ask(batos.types.SimpleNamespace(question="why", json=False, voices=False, conversation=None), client)
     keys = {key for command, key, _ in client.told if command == "initiate_cognitive_cycle"}
     assert len(keys) == 1 and client.told[-1] == ("cancel", None, "0x99")
+
+
+def told_ahead(text, evidence=(), cycle="0x99"):
+    return {"event": "tokens", "cycle": cycle, "text": text, "provisional": True, **({"evidence": evidence} if evidence else {})}
+
+
+class Ahead:
+    """Stands for a client that hears events amid its calls: what is given for a command's n-th call."""
+
+    def __init__(self, amid):
+        self.amid, self.hear = {command: list(events) for command, events in amid.items()}, None
+
+    def call(self, command, timeout_s=None, **fields):
+        for event in self.amid.get(command, [[]]).pop(0) if self.amid.get(command) else ():
+            self.hear(event)
+        return {"result": {}, "results": []}
+
+
+PASSAGE = {"doc_id": "pump.md", "lines": [5, 6], "text": "Turn the brass valve. It is stiff."}
+
+
+def aloud_after(capsys, amid, report):
+    """Return (what is printed as events come amid some calls, what is printed at last)."""
+    client = Ahead(amid)
+    with batos.Aloud(client) as aloud:
+        aloud.follow("0x99")
+        client.call("health")
+        ahead = capsys.readouterr().out
+        batos._print(aloud.rest(report))
+        return ahead, capsys.readouterr().out
+
+
+def test_an_answer_is_printed_as_it_comes_and_each_part_once(capsys):
+    """Events come before the cycle is known, amid a call, and amid the call that an event leads to; some are of other cycles."""
+    first, *written = (told_ahead("\u201cTurn the brass valve.\u201d [1]", [PASSAGE]), told_ahead(" It is stiff [1]."),
+                       told_ahead(" Two turns do [1]."))
+    amid = {"subscribe": [[told_ahead("other", [PASSAGE], "0x1"), first]], "list_documents": [[written[0]]],
+            "health": [[written[1]]]}
+    report = {"evidence": [PASSAGE], "answer": "\u201cTurn the brass valve.\u201d [1]\nIt is stiff [1]. Two turns do [1]."}
+    ahead, last = aloud_after(capsys, amid, report)
+    assert ahead == ("[1] pump.md:5-6  Turn the brass valve. It is stiff.\n\n\u201cTurn the brass valve.\u201d [1]\n"
+                     "   It is stiff [1]. Two turns do [1].")
+    assert last == "\n"
+
+
+def test_an_answer_that_ends_otherwise_than_it_was_told_ahead_is_told_whole(capsys):
+    amid = {"subscribe": [[told_ahead("It is open.", [PASSAGE])]]}
+    ahead, last = aloud_after(capsys, amid, {"evidence": [PASSAGE], "answer": "It is shut."})
+    assert ahead.endswith("It is open.") and last.startswith("\n\n[1] pump.md") and last.endswith("It is shut.\n")
+
+
+def test_what_is_told_ahead_forges_no_line(capsys):
+    forged = PASSAGE | {"doc_id": "pump.md\n[2] forged.md:1  no"}
+    amid = {"subscribe": [[told_ahead("It is open.", [forged])]]}
+    ahead, last = aloud_after(capsys, amid, {"evidence": [forged], "answer": "It is open."})
+    assert not [line for line in ahead.splitlines() if line.startswith("[2]")] and last == "\n"
+
+
+def test_a_failure_amid_an_answer_ends_its_line(capsys):
+    client = Ahead({"subscribe": [[told_ahead("It is open.", [PASSAGE])]]})
+    with pytest.raises(batos.NoReply), batos.Aloud(client) as aloud:
+        aloud.follow("0x99")
+        raise batos.NoReply("gone")
+    assert capsys.readouterr().out.endswith("It is open.\n")
 
 
 HOSTILE = "kiln\x1b]0;owned\x07\x1b[2J\x9b31m\r\n03f0 forged line\u2028and more\u202e"

@@ -455,7 +455,7 @@ def test_a_core_that_writes_is_told_sentence_by_sentence_as_far_as_passages_bear
     one.learn()
 
     def listener(oid):
-        def hear(text):
+        def hear(text, evidence):
             journal = one.read(lambda root: [entry.answer for entry in batos.find_cycle(root, oid).journal])
             heard.append((text, any(isinstance(answer, dict) and answer.get("told") == text.strip() for answer in journal)))
         return hear
