@@ -151,6 +151,8 @@ from zope.index.text.okapiindex import OkapiIndex
 from zope.index.text.parsetree import ParseError
 from zope.index.text.queryparser import QueryParser
 
+gc.disable()  # until the last lines: what this file makes as it is loaded is no garbage, and much of it
+
 __version__ = "0.1.0"
 
 ################################################################################
@@ -37625,6 +37627,8 @@ def run():
     """Run the command line, and end the process with its status: what an installed `batos` calls."""
     leave(main())
 
+
+gc.enable()
 
 if sys.modules["__main__"] is sys.modules[__name__]:
     run()
