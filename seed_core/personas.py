@@ -104,7 +104,7 @@ def save(persona, model, out, base):
 def base_of(directory):
     """Return the fingerprint of a core's files."""
     return batos.core_base(
-        [(path.name, batos._file_hash(path, "sha256")) for path in batos.core_files(directory)]
+        [(path.name, batos.file_hash(path, "sha256")) for path in batos.core_files(directory)]
     )
 
 

@@ -37,4 +37,4 @@ def main(words):
 
 if __name__ == "__main__":
     sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent)]
-    batos.leave(main(sys.argv[1:]))
+    batos._leave(main(sys.argv[1:]))

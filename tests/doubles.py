@@ -178,4 +178,4 @@ def main(words):
 
 
 if __name__ == "__main__":
-    batos.leave(main(sys.argv[1:]))
+    batos._leave(main(sys.argv[1:]))

@@ -103,7 +103,7 @@ def become(request, stdout, stderr):
     os.environ.update(request["env"])
     program, *words = request["words"]
     sys.argv = [str(PROGRAMS[program]), *words]
-    batos.leave(sys.modules[program].main(words))
+    batos._leave(sys.modules[program].main(words))
 
 
 def serve(listening):

@@ -106,26 +106,26 @@ def total(self, extra=0):
 
 def test_the_parts_of_a_source_are_found_beside_what_stands_with_it():
     tree = ast.parse(MODULE)
-    assert batos.method_in(tree, "total").name == batos.method_in(tree).name == batos.method_name(MODULE) == "total"
-    assert batos.slots_used(MODULE) == {"prices"}
-    renamed = batos.renamed(MODULE, "total", "sum_up")
+    assert batos.method_in(tree, "total").name == batos.method_in(tree).name == batos._method_name(MODULE) == "total"
+    assert batos._slots_used(MODULE) == {"prices"}
+    renamed = batos._renamed(MODULE, "total", "sum_up")
     assert "def sum_up(self, extra=0):" in renamed and "def twice(x):" in renamed and audit(renamed, "sum_up") is None
-    assert batos.shape_of(MODULE, "total") == batos.shape_of(renamed, "sum_up")
-    assert batos.shape_of(MODULE, "total") != batos.shape_of(MODULE.replace("RATE = 2", "RATE = 3"), "total")
-    assert batos.flagged(MODULE, {"intent": "x"}) == MODULE
+    assert batos._shape_of(MODULE, "total") == batos._shape_of(renamed, "sum_up")
+    assert batos._shape_of(MODULE, "total") != batos._shape_of(MODULE.replace("RATE = 2", "RATE = 3"), "total")
+    assert batos._flagged(MODULE, {"intent": "x"}) == MODULE
 
 
 def test_the_method_of_a_file_is_named_whatever_is_wrong_with_it():
-    assert [batos.method_name(text) for text in ("x = 1", "def f(", "def f(x): pass", "a." * 9000)] == ["method"] * 4
+    assert [batos._method_name(text) for text in ("x = 1", "def f(", "def f(x): pass", "a." * 9000)] == ["method"] * 4
 
 
 def test_what_a_larger_core_writes_may_have_imports_and_helpers_beside_it():
     fields = {"selector": "root:", "arguments": ["number"], "slots": {}}
     head = batos.method_head(fields)
     code = f"import math\n\n{head}\n    return math.sqrt(value)\n"
-    assert batos.free_method_value(f"```python\n{code}```", fields) == {"idiom": batos.FREE, "source": code}
+    assert batos._free_method_value(f"```python\n{code}```", fields) == {"idiom": batos.FREE, "source": code}
     with pytest.raises(ValueError, match="begin"):
-        batos.free_method_value(f"import math\n    {head}\n    return 1\n", fields)
+        batos._free_method_value(f"import math\n    {head}\n    return 1\n", fields)
 
 
 def test_a_module_is_stored_shown_found_and_taken_into_another_image(daemon):
@@ -137,7 +137,7 @@ def test_a_module_is_stored_shown_found_and_taken_into_another_image(daemon):
         shown = client.call("inspect", target="genesis_obj.total")["result"]["slots"]
         assert shown["source"]["value"] == MODULE
         again = client.call("create_method", target_oid="genesis_obj", method_name="sum_up",
-                            method_code=batos.renamed(MODULE, "total", "sum_up"))
+                            method_code=batos._renamed(MODULE, "total", "sum_up"))
         assert again["result"]["alike"] == ["total"]
         found = client.call("search_memory", query="What all costs", scope="self")["results"]
         assert any(row["chunk"]["metadata"].get("selector") == "total" for row in found)
@@ -181,7 +181,8 @@ def test_every_name_that_python_may_call_is_refused_in_a_class_but_for_a_few():
              for name in dir(kind) if name.startswith("__")}
     names |= {"__instancecheck__", "__subclasscheck__", "__match_args__", "__set_name__", "__del__", "__get__", "__mro_entries__"}
     taken = {name for name in names if audit(f"class A:\n    def {name}(self):\n        return 1\n" + ANY, "f") is None}
-    assert taken == batos.CLASS_METHODS & names and not taken & {"__getattribute__", "__instancecheck__", "__del__", "__format__"}
+    assert taken == batos._CLASS_METHODS & names
+    assert not taken & {"__getattribute__", "__instancecheck__", "__del__", "__format__"}
 
 
 # The covenant
@@ -260,10 +261,10 @@ def test_what_runs_after_a_method_changes_nothing(machine):
 def filled(make):
     """Return the longest text of make(n) that a source may be."""
     n = 1
-    while len(make(2 * n)) <= batos.SOURCE_CHARS:
+    while len(make(2 * n)) <= batos._SOURCE_CHARS:
         n *= 2
     for step in (n // 2 ** k for k in range(1, n.bit_length())):
-        if len(make(n + step)) <= batos.SOURCE_CHARS:
+        if len(make(n + step)) <= batos._SOURCE_CHARS:
             n += step
     return make(n)
 
@@ -331,11 +332,11 @@ BOMBS = {
 @pytest.mark.filterwarnings("ignore::SyntaxWarning")
 @pytest.mark.parametrize("name", BOMBS)
 def test_any_source_is_accepted_or_refused_by_name_within_the_budget(name):
-    assert len(BOMBS[name]) <= batos.SOURCE_CHARS
+    assert len(BOMBS[name]) <= batos._SOURCE_CHARS
     budget = batos.Budget()
     try:
         batos.PersistenceGuardian().audit_code(BOMBS[name], "f", budget)
-        assert 0 <= budget.left < batos.AUDIT_STEPS
+        assert 0 <= budget.left < batos._AUDIT_STEPS
     except batos.CodeRejected as error:                  # once it is spent, nothing more is looked at
         assert error.fields["rule"] in ("size", "covenant", "syntax") and error.fields["mend"]
 
@@ -352,7 +353,7 @@ def test_all_parts_of_an_audit_spend_from_one_budget():
     source = body(*["while x:", "  a = self.x", "  for b in a: b.append(1)"] * 20, "self._p_changed = True")
     spent = batos.Budget()
     batos.PersistenceGuardian().audit_code(source, "f", spent)
-    used = batos.AUDIT_STEPS - spent.left
+    used = batos._AUDIT_STEPS - spent.left
     for steps in range(1, used, used // 7):
         with pytest.raises(batos.CodeRejected, match="too much to check"):
             batos.PersistenceGuardian().audit_code(source, "f", batos.Budget(steps))

@@ -44,18 +44,18 @@ class Kept:
         return outcome.result
 
     def audit(self):
-        return self.write(lambda root: batos.send(root["autotelic_obj"], batos.AUDIT[1]))
+        return self.write(lambda root: batos.send(root["autotelic_obj"], batos._AUDIT[1]))
 
     def shelf(self, source, author=OURS, name="mean", failing=3, args=(), **slots):
         """Make an object with a method that has failed so often; returns the object's oid."""
         def apply(root):
             obj = root["it"] = batos.UvmObject(**{"parent*": [root["traits_obj"]], **slots})
             root._p_jar.add(obj)
-            made = batos.install_method(obj, name, source, author=author, intent="",
+            made = batos._install_method(obj, name, source, author=author, intent="",
                                         asked={"slots": {"prices": "numbers"}, "arguments": ["number"] * len(args)})
             failure = {"details": "ZeroDivisionError: division by zero", "receiver": obj._p_oid, "args": list(args)}
             if failing:
-                batos.count_method(made, [failure] * failing)
+                batos._count_method(made, [failure] * failing)
             return batos.oid_text(obj._p_oid)
         return self.write(apply)
 
@@ -124,7 +124,7 @@ def test_a_method_that_fails_still_is_written_anew_and_does_the_rest_as_before(k
     assert made["version"] == 2 and made["status"] == "trial" and "if self.prices" in made["source"]
     with batos.reading(one.image) as root:
         assert not root["autotelic_obj"].pending
-        assert not list(batos.methods_in_quarantine(root))
+        assert not list(batos._methods_in_quarantine(root))
 
 
 def test_a_method_that_a_person_wrote_is_left_to_the_person_and_told_once(kept):
@@ -134,7 +134,7 @@ def test_a_method_that_a_person_wrote_is_left_to_the_person_and_told_once(kept):
     report, = one.reports(1)
     assert "ann wrote it" in report["answer"] and "nothing that I may see to" in report["answer"]
     with batos.reading(one.image) as root:
-        assert batos.something_wrong(root) is None
+        assert batos._something_wrong(root) is None
     assert one.method()["status"] == "quarantined"
 
 
@@ -143,15 +143,15 @@ def test_one_thing_at_a_time_and_the_rest_waits(kept):
     one = kept(method=bodies(guarded, guarded))
 
     def second(root):
-        made = batos.install_method(root["it"], "other", MEAN.replace("mean", "other"), author=OURS, intent="",
+        made = batos._install_method(root["it"], "other", MEAN.replace("mean", "other"), author=OURS, intent="",
                                     asked={"slots": {"prices": "numbers"}, "arguments": []})
-        batos.count_method(made, [{"details": "x", "receiver": root["it"]._p_oid, "args": []}] * 3)
+        batos._count_method(made, [{"details": "x", "receiver": root["it"]._p_oid, "args": []}] * 3)
     one.shelf(MEAN, prices=[])
     one.write(second)
     one.audit()
     one.reports(2)
     with batos.reading(one.image) as root:
-        assert len(root["autotelic_obj"].pending) == 1 and "1 findings wait" in batos.something_wrong(root)
+        assert len(root["autotelic_obj"].pending) == 1 and "1 findings wait" in batos._something_wrong(root)
     one.audit()
     reports = one.reports(4)
     assert [report["state"] for report in reports] == ["COMPLETE"] * 4, reports
@@ -209,7 +209,7 @@ def test_failures_of_its_own_are_no_reason_for_another_audit(kept):
     assert remedy["state"] == "FAILED" and remedy["reason"]["code"] == "MethodUnwritten"
     assert "the version before answered" in remedy["reason"]["details"]
     with batos.reading(one.image) as root:
-        assert batos.something_wrong(root) is None
+        assert batos._something_wrong(root) is None
     assert one.method()["status"] == "quarantined"
 
 
@@ -236,7 +236,7 @@ def test_what_somebody_put_among_the_findings_is_left_out(kept):
             {**forged, "remedy": ["again", 7]}]
     one.write(lambda root: str(root["autotelic_obj"].setSlot_value_("pending", rows)))
     with batos.reading(one.image) as root:
-        assert batos.something_wrong(root) is None
+        assert batos._something_wrong(root) is None
     one.audit()
     assert "Nothing has failed" in one.reports(1)[0]["answer"]
 

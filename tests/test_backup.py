@@ -240,7 +240,7 @@ def test_folders_of_another_image_or_daemon(tmp_path, image):
     with pytest.raises(batos.ConfigError, match="another image"):
         batos.make_backup(other, tmp_path / "b")
     other.close()
-    with batos._lock_file(tmp_path / "b" / "backups"), pytest.raises(batos.ImageLocked):
+    with batos.lock_file(tmp_path / "b" / "backups"), pytest.raises(batos.ImageLocked):
         batos.make_backup(image, tmp_path / "b")
 
 

@@ -175,7 +175,7 @@ def assert_cut_well(text, kind):
         assert draft.line_start == before + 1
         assert draft.line_end == before + 1 + len(re.findall(r"\r\n|\r|\n", draft.text))
         at += len(draft.text)
-        assert batos._size(draft.text) <= batos.CHUNK_CEILING_WORDS
+        assert batos._size(draft.text) <= batos._CHUNK_CEILING_WORDS
     covered = {n for draft in drafts for n in range(draft.line_start, draft.line_end + 1)}
     assert {n for n, line in enumerate(lines, 1) if line.strip()} <= covered
 
@@ -307,7 +307,7 @@ def test_a_topic_has_no_ceiling_and_its_chunks_have_one():
     text, lines = about(["valve"] * 40 + ["bread"] * 3)
     topics, chunks = (batos.cut_text(text, "text", level=level) for level in ("topics", "chunks"))
     assert [draft.line_start for draft in topics] == [lines[0], lines[40]]
-    assert len(chunks) > 5 and max(len(draft.text.split()) for draft in chunks) <= batos.CHUNK_CEILING_WORDS
+    assert len(chunks) > 5 and max(len(draft.text.split()) for draft in chunks) <= batos._CHUNK_CEILING_WORDS
     assert lines[40] in [draft.line_start for draft in chunks]
 
 
@@ -326,9 +326,9 @@ def test_a_short_section_asks_for_no_vectors():
 
 def test_words_that_few_sentences_hold_tell_more():
     sentences = ["The brass valve turns slowly.", "A brass valve slowly opens.", "Bread slowly rises.", "Dough slowly rises."]
-    valve, other, bread, _ = batos.word_vectors(sentences)
+    valve, other, bread, _ = batos._word_vectors(sentences)
     assert valve @ other > 0.9 and 0 < valve @ bread < 0.4      # what all hold tells little
-    assert not batos.word_vectors(["", "of it"]).any()
+    assert not batos._word_vectors(["", "of it"]).any()
 
 
 def test_code_stays_whole_where_it_fits_and_is_split_at_lines_where_not():
@@ -348,7 +348,7 @@ def test_a_huge_line_is_split_at_sentences_and_a_huge_word_at_the_ceiling():
 def test_chunks_lie_between_floor_and_ceiling_in_ordinary_text():
     text = "\n\n".join("The valve turns. " * random.Random(n).randint(3, 30) for n in range(60))
     sizes = [batos._size(draft.text) for draft in batos.cut_text(text)]
-    assert min(sizes) >= batos.CHUNK_FLOOR_WORDS and max(sizes) <= batos.CHUNK_CEILING_WORDS
+    assert min(sizes) >= batos._CHUNK_FLOOR_WORDS and max(sizes) <= batos._CHUNK_CEILING_WORDS
 
 
 def cutting_s(text, kind):
@@ -562,7 +562,7 @@ def test_what_a_query_says_twice_counts_twice(catalog):
 def test_a_long_query_is_cut_to_its_first_words(catalog):
     batos.index_document_(catalog, "a", "w0 w255 w256")
     outcome = batos.search_(catalog, " ".join(f"w{n}" for n in range(5000)))
-    assert outcome["query_words"] == batos.QUERY_WORDS_MAX and set(outcome["results"][0]["why"]["words"]) == {
+    assert outcome["query_words"] == batos._QUERY_WORDS_MAX and set(outcome["results"][0]["why"]["words"]) == {
         "w0",
         "w255",
     }
@@ -1171,11 +1171,11 @@ def test_a_megabyte_of_it_is_cut_whole(name):
 
 
 def test_short_neighbours_are_one_where_a_section_has_very_many():
-    pieces = [batos.Piece(3 * n, 3 * n + 2, 1, n % 7 == 0) for n in range(3 * batos.PIECES_MOST)]
+    pieces = [batos.Piece(3 * n, 3 * n + 2, 1, n % 7 == 0) for n in range(3 * batos._PIECES_MOST)]
     joined = batos._joined_pieces(pieces)
-    assert len(joined) == batos.PIECES_MOST and (joined[0].start, joined[-1].end) == (0, pieces[-1].end)
+    assert len(joined) == batos._PIECES_MOST and (joined[0].start, joined[-1].end) == (0, pieces[-1].end)
     assert sum(piece.size for piece in joined) == len(pieces) and joined[0].leads == pieces[2].leads
-    assert batos._joined_pieces(pieces[:batos.PIECES_MOST]) == pieces[:batos.PIECES_MOST]
+    assert batos._joined_pieces(pieces[:batos._PIECES_MOST]) == pieces[:batos._PIECES_MOST]
     long = [piece._replace(size=50) for piece in pieces]
     assert batos._joined_pieces(long) == long                   # long ones are weighed against few
 

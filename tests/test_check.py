@@ -199,7 +199,7 @@ def slots(path):
 
 def transactions(path):
     data = pathlib.Path(path).read_bytes()
-    return [(start, end) for start, end, whole in batos.pieces(data) if whole]
+    return [(start, end) for start, end, whole in batos._pieces(data) if whole]
 
 
 def test_a_whole_image_is_recovered_byte_by_byte(path, tmp_path):
@@ -337,13 +337,13 @@ def test_a_recovered_image_serves(path, tmp_path, daemon, capsys):
 @pytest.mark.slow
 def test_a_flip_anywhere_in_the_header_of_a_record_is_found_and_told_by_recover(path, tmp_path):
     data = pathlib.Path(path).read_bytes()
-    starts = [start for start, _, _ in batos.pieces(data)]
+    starts = [start for start, _, _ in batos._pieces(data)]
     start = starts[len(starts) // 2]
     records = batos.recover_image(path, tmp_path / "whole.fs")["records"]
     _, _, _, user, described, extra = batos.TXN_HEADER.unpack_from(data, start)
     at = start + batos.TXN_HEADER.size + user + described + extra
     pathlib.Path(f"{path}.seals").unlink()
-    for offset in range(batos.RECORD_HEADER.size):
+    for offset in range(batos._RECORD_HEADER.size):
         bad = bytearray(data)
         bad[at + offset] ^= 1
         pathlib.Path(path).write_bytes(bad)

@@ -25,15 +25,15 @@ POISON = f"""def poison(self):
     def lie(*args, **kwargs):
         return 666
     compile = inside['builtins'].compile
-    inside['BUILTINS']['__build_class__'] = inside['builtins'].__build_class__
+    inside['_BUILTINS']['__build_class__'] = inside['builtins'].__build_class__
     class Lie(dict):
         def __contains__(self, key):
             return True
         def __getitem__(self, key):
             return compile('def total(self):\\n    return 666', '<lie>', 'exec')
-    inside['COMPILED'] = Lie()
-    inside['BUILTINS'].update(sum=lie, len=lie, sorted=lie)
-    inside['function_of'] = lambda name, code: lie
+    inside['_COMPILED'] = Lie()
+    inside['_BUILTINS'].update(sum=lie, len=lie, sorted=lie)
+    inside['_function_of'] = lambda name, code: lie
     put, modules = inside['builtins'].setattr, inside['sys'].modules
     for holder, name in ((inside['builtins'], 'sum'), (inside['string'], 'capwords'), (work, 'read'), (work, 'slots'),
                          (modules['statistics'], 'mean'), (modules['json'], 'loads'), (modules['json'], 'dumps'),
@@ -116,7 +116,7 @@ def test_a_child_that_was_told_another_authors_source_is_ended(machine):
 @pytest.mark.parametrize("author, answers", [("ann", "ann"), ("cycle 0x1f (ann)", "ann"), ("cycle 0x1f (x (y))", "x (y)"),
                                              ("import from cycle 0x1f (ann)", "import from cycle 0x1f (ann)"), (None, "")])
 def test_what_the_kernel_wrote_is_his_for_whom_it_did(author, answers):
-    assert batos.author_of(batos.Method(selector="f", author=author)) == answers
+    assert batos._author_of(batos.Method(selector="f", author=author)) == answers
 
 
 def test_two_connections_share_no_process_whatever_they_call_themselves(daemon):
@@ -162,9 +162,9 @@ def test_children_at_rest_are_stopped_and_few(machine):
     one = machine(method_workers=1)
     before = set(children())
     one.make("it", {"prices": [1, 2]}, total=TOTAL)
-    for n in range(batos.RESTING_MOST + 5):
+    for n in range(batos._RESTING_MOST + 5):
         assert one.end("it", "total", domain=("tester", b"\0%d" % n)) == 3
-    assert len(one.lane.children._resting) == len(at_rest(before)) == batos.RESTING_MOST
+    assert len(one.lane.children._resting) == len(at_rest(before)) == batos._RESTING_MOST
     one.lane.children.end_resting()
     assert one.lane.children._resting == [] and one.end("it", "total") == 3
 
@@ -183,7 +183,7 @@ def test_where_no_child_can_be_had_those_at_work_go_on(machine, monkeypatch):
         time.sleep(0.001)
     process = one.lane.zygote._process
     with monkeypatch.context() as patched:
-        patched.setattr(batos, "ENDING_S", 0.01)
+        patched.setattr(batos, "_ENDING_S", 0.01)
         patched.setattr(batos.socket, "send_fds", no_room)
         assert "no process for methods can be started" in str(one.end("it", "total", domain=OTHER))
     assert ended.wait(WAIT_S) and answers[0].error is None
@@ -191,7 +191,7 @@ def test_where_no_child_can_be_had_those_at_work_go_on(machine, monkeypatch):
 
 
 def test_a_child_serves_so_many_messages(machine, monkeypatch):
-    monkeypatch.setattr(batos, "CHILD_MESSAGES", 3)
+    monkeypatch.setattr(batos, "_CHILD_MESSAGES", 3)
     one = machine(method_workers=1)
     one.make("it", {}, keep=f"def keep(self, value):\n{INSIDE}    return inside.setdefault('kept', value)\n")
     assert [one.end("it", "keep", n) for n in range(7)] == [0, 0, 0, 3, 3, 3, 6]
@@ -230,7 +230,7 @@ def test_a_second_answer_does_not_answer_the_next_message(machine, when):
     one = machine(method_workers=1)
     forge = f"""def forge(self, when):
 {INSIDE}
-    work, real, send = inside['WORK'], inside['receive_frame'], inside['send_frame']
+    work, real, send = inside['_WORK'], inside['receive_frame'], inside['send_frame']
     end, number, lie = work.end, work.number, work.pack({{'done': 666, 'writes': {{}}, 'gone': []}})
     def receive_frame(end, most):
         if when == 'behind the answer':
@@ -341,7 +341,7 @@ def test_a_slots_name_is_short(machine):
                                   {"done": 1, "writes": {0: 7}, "gone": []}, {"done": 1, "writes": {}, "gone": [1]},
                                   {"done": 1, "writes": {}, "gone": 3}])
 def test_whatever_is_told_of_a_trial_is_a_failure_of_the_method(machine, told):
-    send = f"inside['send_frame'](inside['WORK'].end, inside['WORK'].number, inside['ormsgpack'].packb({told}))"
+    send = f"inside['send_frame'](inside['_WORK'].end, inside['_WORK'].number, inside['ormsgpack'].packb({told}))"
     source = f"def f(self):\n{INSIDE}    {send}\n"
     with machine().lane.trying("f", source) as run, pytest.raises(batos.MethodFailed):
         run({}, ())
@@ -352,14 +352,14 @@ def test_whatever_is_told_of_a_trial_is_a_failure_of_the_method(machine, told):
 
 def verdict(rows, machine, number):
     """Return what a BPF program says of a system call, as the kernel reads it."""
-    words = {batos.SECCOMP_DATA_NUMBER: number, batos.SECCOMP_DATA_ARCH: machine}
+    words = {batos._SECCOMP_DATA_NUMBER: number, batos._SECCOMP_DATA_ARCH: machine}
     at, loaded = 0, None
     while True:
         opcode, if_true, if_false, constant = rows[at]
-        if opcode == batos.BPF_RETURN:
+        if opcode == batos._BPF_RETURN:
             return constant
-        assert opcode in (batos.BPF_LOAD_WORD, batos.BPF_JUMP_IF_EQUAL)
-        if opcode == batos.BPF_LOAD_WORD:
+        assert opcode in (batos._BPF_LOAD_WORD, batos._BPF_JUMP_IF_EQUAL)
+        if opcode == batos._BPF_LOAD_WORD:
             loaded = words[constant]
         else:
             at += if_true if loaded == constant else if_false
@@ -369,12 +369,12 @@ def verdict(rows, machine, number):
 @pytest.mark.parametrize("name", batos.SYSTEM_CALLS)
 def test_the_filter_lets_through_what_is_named_and_nothing_else(name):
     machine, allowed = batos.SYSTEM_CALLS[name]
-    rows = batos.filter_rows(machine, allowed.values())
-    passed = [number for number in range(1000) if verdict(rows, machine, number) == batos.SECCOMP_ALLOW]
+    rows = batos._filter_rows(machine, allowed.values())
+    passed = [number for number in range(1000) if verdict(rows, machine, number) == batos._SECCOMP_ALLOW]
     assert passed == sorted(allowed.values()) and len(set(allowed.values())) == len(allowed)
     others = {verdict(rows, machine, number) for number in (*range(1000), 0x40000000, 0x40000001, 2 ** 32 - 1)}
-    assert others == {batos.SECCOMP_ALLOW, batos.SECCOMP_ERRNO | batos.EPERM}
-    assert verdict(rows, 0x40000003, min(allowed.values())) == batos.SECCOMP_KILL_PROCESS        # calls of 32 bits
+    assert others == {batos._SECCOMP_ALLOW, batos._SECCOMP_ERRNO | batos._EPERM}
+    assert verdict(rows, 0x40000003, min(allowed.values())) == batos._SECCOMP_KILL_PROCESS        # calls of 32 bits
 
 
 def test_the_machines_have_the_same_calls():
@@ -401,7 +401,7 @@ WAY_IN = """    kinds = ().__class__.__base__.__subclasses__()
     work = [kind for kind in kinds if kind.__name__ == 'Work' and kind.__module__ == '__main__'][0]
     globals_of_child = work.__init__.__globals__
     getattr_of_child, setattr_of_child = globals_of_child['builtins'].getattr, globals_of_child['builtins'].setattr
-    names = ('WORK', 'send_frame', 'receive_frame', 'ormsgpack', 'sys', 'ctypes', 'gc', 'signal', 'resource')
+    names = ('_WORK', 'send_frame', 'receive_frame', 'ormsgpack', 'sys', 'ctypes', 'gc', 'signal', 'resource')
     WORK, send_frame, receive_frame, ormsgpack, sys, ctypes, gc, signal, resource = [globals_of_child[name] for name in names]
 """
 ENEMY = ("enemy", b"\0enemy")

@@ -49,24 +49,24 @@ def line(served, capsys):
 # Help and arguments
 
 
-@pytest.mark.parametrize("name", ["serve", *batos.SUBCOMMANDS])
+@pytest.mark.parametrize("name", ["serve", *batos._SUBCOMMANDS])
 def test_every_subcommand_has_help(name, capsys):
     with pytest.raises(SystemExit) as ended:
         batos.main([name, "--help"])
     shown = capsys.readouterr().out
     assert ended.value.code == 0 and f"batos.py {name}" in shown and "--endpoint" in shown
-    assert name == "serve" or batos.SUBCOMMANDS[name][1] in " ".join(shown.split())
+    assert name == "serve" or batos._SUBCOMMANDS[name][1] in " ".join(shown.split())
 
 
 def test_the_help_lists_all_subcommands(capsys):
     with pytest.raises(SystemExit):
         batos.main(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert all(f" {name} {text}" in shown for name, (_, text) in batos.SUBCOMMANDS.items())
+    assert all(f" {name} {text}" in shown for name, (_, text) in batos._SUBCOMMANDS.items())
 
 
 def test_every_argument_belongs_to_a_subcommand():
-    assert set(batos.ARGUMENTS) <= set(batos.SUBCOMMANDS | batos.LOCAL_COMMANDS)
+    assert set(batos._ARGUMENTS) <= set(batos._SUBCOMMANDS | batos._LOCAL_COMMANDS)
 
 
 NO_COMMANDS = [["sing"], ["ask"], ["learn", "--tag"], ["cancel"], ["--nothing", "1"], ["cycles", "--limit", "x"]]
@@ -264,7 +264,7 @@ def test_a_client_waits_in_short_turns(monkeypatch):
     with batos.Client("tcp://127.0.0.1:1", timeout_s=1.2) as client:
         client._socket.close()
         client._socket = Deaf()
-        monkeypatch.setattr(batos, "_is_listened_to", lambda endpoint: True)
+        monkeypatch.setattr(batos, "is_listened_to", lambda endpoint: True)
         with pytest.raises(batos.NoReply):
             client.call("health")
     assert max(turns) <= 500 and 1100 <= sum(turns) <= 1800
@@ -376,7 +376,7 @@ def prints():
 
 
 def test_all_that_the_command_line_prints_goes_through_one_function():
-    assert list(prints()) == ["_print"] and len(prints()["_print"]) == 1
+    assert list(prints()) == ["print_lines"] and len(prints()["print_lines"]) == 1
 
 
 @pytest.fixture(scope="module")
@@ -445,7 +445,7 @@ def test_a_file_is_learnt_and_told_in_one_line_whatever_its_name_and_text(told, 
 
 def test_what_an_answer_quotes_makes_no_line_of_evidence():
     evidence = [{"doc_id": "a.md\n[2] b.md", "lines": [1, 1], "text": "One\n[2] two."}]
-    lines = batos._text(batos._told_answer({"answer": "So: “One\n[2] two.” [1]", "evidence": evidence})).splitlines()
+    lines = batos.printable(batos.told_answer({"answer": "So: “One\n[2] two.” [1]", "evidence": evidence})).splitlines()
     assert lines == ["[1] a.md [2] b.md:1  One [2] two.", "", "So: “One", "   [2] two.” [1]"]
 
 
@@ -453,7 +453,7 @@ def test_events_are_printed_as_json_that_steers_nothing(monkeypatch, capsys):
     class Heard:
         def events(self, *topics):
             yield {"event": "error", "details": FOREIGN}
-    batos._watch(batos.types.SimpleNamespace(topics=[]), Heard())
+    batos.watch_command(batos.types.SimpleNamespace(topics=[]), Heard())
     out = capsys.readouterr().out
     assert not STEERING.search(out) and out.count("\n") == 1 and json.loads(out)["details"] == FOREIGN
 
@@ -600,7 +600,7 @@ class Loading:
 
 
 def test_who_asks_while_the_core_loads_is_told_how_far_it_is(monkeypatch, capsys):
-    monkeypatch.setattr(batos, "LOADING_LOOK_S", 0)
+    monkeypatch.setattr(batos, "_LOADING_LOOK_S", 0)
     batos._tell_loading(Loading("loading: import torch", "loading: import torch", "loading: weights"), "0x99")
     out, told = capsys.readouterr()
     assert out == "" and told.splitlines() == ["loading: import torch; the answer follows once it is ready",
@@ -608,7 +608,7 @@ def test_who_asks_while_the_core_loads_is_told_how_far_it_is(monkeypatch, capsys
 
 
 def test_what_needs_no_core_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(batos, "LOADING_LOOK_S", 0)
+    monkeypatch.setattr(batos, "_LOADING_LOOK_S", 0)
     client = Loading(*["loading"] * 100, ended=2)
     batos._tell_loading(client, "0x99")
     assert client.looks == 2
@@ -630,7 +630,7 @@ def test_a_question_that_is_interrupted_at_any_call_cancels_its_cycle(monkeypatc
             return {"result": {"cycle": "0x99", "core": {"state": "ready"}}, "details": "cycle 0x99 is being cancelled"}
     client = Interrupted()
     with pytest.raises(batos.Cancelled, match="0x99"):
-        batos._ask(batos.types.SimpleNamespace(question="why", json=False, voices=False, conversation=None), client)
+        batos.ask_command(batos.types.SimpleNamespace(question="why", json=False, voices=False, conversation=None), client)
     keys = {key for command, key, _ in client.told if command == "initiate_cognitive_cycle"}
     assert len(keys) == 1 and client.told[-1] == ("cancel", None, "0x99")
 
@@ -661,7 +661,7 @@ def aloud_after(capsys, amid, report):
         aloud.follow("0x99")
         client.call("health")
         ahead = capsys.readouterr().out
-        batos._print(aloud.rest(report))
+        batos.print_lines(aloud.rest(report))
         return ahead, capsys.readouterr().out
 
 

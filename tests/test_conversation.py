@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import batos
 
 WAIT_S = 120.0
-STOCK = batos.UI_STOCK.read_text("utf-8")
+STOCK = batos._UI_STOCK.read_text("utf-8")
 
 
 def literals(source):
@@ -27,8 +27,8 @@ def literals(source):
 
 
 def test_the_committed_client_is_the_canonical_incarnation_byte_for_byte():
-    assert batos.compile_ui(batos.UI_SPEC, {}, STOCK) == STOCK
-    assert literals(STOCK) == {"SPEC": batos.UI_SPEC, "COMMANDS": batos.ui_commands()}
+    assert batos._compile_ui(batos._UI_SPEC, {}, STOCK) == STOCK
+    assert literals(STOCK) == {"SPEC": batos._UI_SPEC, "COMMANDS": batos._ui_commands()}
 
 
 def test_a_new_message_is_in_the_next_incarnation(monkeypatch):
@@ -39,14 +39,14 @@ def test_a_new_message_is_in_the_next_incarnation(monkeypatch):
         loudness: int = 3
     monkeypatch.setattr(batos, "COMMANDS", dict(batos.COMMANDS))
     batos.command(SingCommand, "read", "write", effect=True)(lambda request, root: {"details": "la"})
-    told = literals(batos.compile_ui(batos.UI_SPEC, {}, STOCK))["COMMANDS"]["sing"]
+    told = literals(batos._compile_ui(batos._UI_SPEC, {}, STOCK))["COMMANDS"]["sing"]
     assert told == {"help": "Sing a song.", "effect": True, "role": "write",
                     "fields": {"title": {"type": "text", "required": True}, "loudness": {"type": "integer", "default": 3}}}
 
 
 def test_pages_may_be_left_out_and_reordered_and_the_header_says_whence():
-    spec = {**batos.UI_SPEC, "pages": [batos.UI_SPEC["pages"][3], batos.UI_SPEC["pages"][0]]}
-    source = batos.compile_ui(spec, {"generate_kv_layout": "the core's proposal"}, STOCK)
+    spec = {**batos._UI_SPEC, "pages": [batos._UI_SPEC["pages"][3], batos._UI_SPEC["pages"][0]]}
+    source = batos._compile_ui(spec, {"generate_kv_layout": "the core's proposal"}, STOCK)
     assert "class SearchPage" in source and "class MessagesPage" in source and "class LifePage" not in source
     assert [page["name"] for page in literals(source)["SPEC"]["pages"]] == ["messages", "search"]
     assert "# generate_kv_layout     ROBIN   the core's proposal\n" in source
@@ -59,34 +59,34 @@ PLAIN = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lamb
 
 @given(PLAIN)
 def test_literals_are_the_data(value):
-    text = batos.as_literal(value)
+    text = batos._as_literal(value)
     assert ast.literal_eval(text) == value
 
 
 def test_literals_fit_the_line():
     value = {"long": "word " * 200, "list": [{"a": "b" * 60, "c": "d" * 60}] * 3, "short": [1, None, True]}
-    assert max(map(len, batos.as_literal(value).splitlines())) <= 130
-    assert ast.literal_eval(batos.as_literal(value)) == value
+    assert max(map(len, batos._as_literal(value).splitlines())) <= 130
+    assert ast.literal_eval(batos._as_literal(value)) == value
 
 
 @pytest.mark.parametrize("path, value, why", [
     ("accent", "red", "colour"), ("accent", 7, "a str is wanted"), ("title", "", "1 to 1000"), ("title", "x" * 1001, "1 to 1000"),
     ("title", "a\nb", "cannot be shown"), ("texts.slow", "still {what}", "{names}"), ("nothing", 1, "has nothing at"),
     ("pages.search.colour", 1, "has nothing at"), ("pages.nowhere.title", "x", "has nothing at"), ("pages", [], "any order"),
-    ("pages", [batos.UI_SPEC["pages"][0]] * 2, "any order"), ("pages", 3, "any order"),
+    ("pages", [batos._UI_SPEC["pages"][0]] * 2, "any order"), ("pages", 3, "any order"),
     ("pages.life.columns", ["x"], "any order"), ("pages.search.name", "life2", "any order"),
     ("sparks", [{"title": "x"}], "is like none"), ("tiers", 1, "a list is wanted"),
     ("texts", {}, "lacks"), ("palette.ground", "#12", "colour"), ("", 1, "has nothing"), ("pages.search", "x", "has nothing")])
 def test_what_is_not_right_about_a_specification_is_named(path, value, why):
     with pytest.raises(batos.BadRequest, match=why):
-        batos.check_spec(batos.with_part(batos.UI_SPEC, path, value))
+        batos._check_spec(batos._with_part(batos._UI_SPEC, path, value))
 
 
 def test_a_users_changes_are_taken_and_those_that_do_not_hold_are_told():
     changes = {"accent": "#88ccff", "pages.search.title": "Find", "pages.x.title": "no", "title": 3}
-    spec, left_out = batos.with_changes(batos.UI_SPEC, changes)
+    spec, left_out = batos._with_changes(batos._UI_SPEC, changes)
     assert spec["accent"] == "#88ccff" and spec["pages"][0]["title"] == "Find" and len(left_out) == 2
-    assert batos.UI_SPEC["accent"] != "#88ccff" and batos.with_changes(batos.UI_SPEC, 7) == (batos.UI_SPEC, [])
+    assert batos._UI_SPEC["accent"] != "#88ccff" and batos._with_changes(batos._UI_SPEC, 7) == (batos._UI_SPEC, [])
 
 
 ORDER = ["ask", "search", "objects", "messages", "experts", "life"]
@@ -97,37 +97,37 @@ ORDER = ["ask", "search", "objects", "messages", "experts", "life"]
     ('{"pages": ["ask"]}', "did not hold: 1 of 6"), ('{"pages": ["ask", "x"]}', "did not hold"), ("no", "did not hold"),
     ('{"pages": 3}', "did not hold"), ('{"title": "x"}', "did not hold"), ("{", "did not hold")])
 def test_a_proposal_that_does_not_hold_leaves_the_canonical_one(text, whence):
-    spec, told = batos.proposed(batos.UI_SPEC, ["pages"], text)
+    spec, told = batos._proposed(batos._UI_SPEC, ["pages"], text)
     assert whence in told
     assert [page["name"] for page in spec["pages"]] == (ORDER if told == "the core's proposal" else
-                                                        [page["name"] for page in batos.UI_SPEC["pages"]])
+                                                        [page["name"] for page in batos._UI_SPEC["pages"]])
 
 
 @pytest.mark.slow
 def test_a_client_that_fails_replaces_nothing():
     with pytest.raises(batos.CodeRejected, match="no Python"):
-        batos.try_ui("def (")
+        batos._try_ui("def (")
     broken = STOCK.replace("class LifePage", "raise SystemError('broken page')\nclass LifePage")
     with pytest.raises(batos.CodeRejected, match="broken page"):
-        batos.try_ui(broken)
+        batos._try_ui(broken)
     fails_when_shown = STOCK.replace("PAGE_CLASSES[name](self)", "PAGE_CLASSES[name](self) if name != 'life' else 1 / 0")
     assert fails_when_shown != STOCK
     with pytest.raises(batos.CodeRejected, match="ZeroDivisionError|division"):
-        batos.try_ui(fails_when_shown)
+        batos._try_ui(fails_when_shown)
 
 
 def test_a_machine_without_kivy_is_told_so(monkeypatch, tmp_path):
     (tmp_path / "kivy.py").write_text("raise ImportError('no kivy here')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert batos.try_ui(STOCK) == "it compiles; it was not shown here (no kivy here)"
+    assert batos._try_ui(STOCK) == "it compiles; it was not shown here (no kivy here)"
 
 
 def test_a_stock_that_is_none_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(batos, "UI_STOCK", tmp_path / "morphic_ui.py")
+    monkeypatch.setattr(batos, "_UI_STOCK", tmp_path / "morphic_ui.py")
     with pytest.raises(batos.ConfigError, match="cannot be read"):
-        batos.ui_stock()
+        batos._ui_stock()
     with pytest.raises(batos.ConfigError, match="lacks the parts made by BAT OS, .*page: search"):
-        batos.compile_ui(batos.UI_SPEC, {}, "print('hello')\n")
+        batos._compile_ui(batos._UI_SPEC, {}, "print('hello')\n")
 
 
 # The file and the window
@@ -135,21 +135,21 @@ def test_a_stock_that_is_none_is_named(monkeypatch, tmp_path):
 
 def test_where_a_client_goes(tmp_path):
     settings = batos.load_settings({"image": str(tmp_path / "image.fs")}, {})
-    assert batos.ui_path(settings) == tmp_path.resolve() / "morphic_ui.py"
+    assert batos._ui_path(settings) == tmp_path.resolve() / "morphic_ui.py"
     (tmp_path / ".git").mkdir()
-    assert batos.ui_path(settings) == tmp_path.resolve() / "image.fs.ui" / "morphic_ui.py"
+    assert batos._ui_path(settings) == tmp_path.resolve() / "image.fs.ui" / "morphic_ui.py"
     settings.ui = str(tmp_path / "other.py")
-    assert batos.ui_path(settings) == tmp_path.resolve() / "other.py"
+    assert batos._ui_path(settings) == tmp_path.resolve() / "other.py"
 
 
 def test_a_strangers_file_is_kept_aside(tmp_path):
     path = tmp_path / "folder" / "morphic_ui.py"
-    assert "is written" in batos.write_ui(path, "one", set())
-    assert batos.write_ui(path, "one", set()) == f"{path} stands"
+    assert "is written" in batos._write_ui(path, "one", set())
+    assert batos._write_ui(path, "one", set()) == f"{path} stands"
     known = {hashlib.sha256(b"one").hexdigest()}
-    assert "none of mine" not in batos.write_ui(path, "two", known) and path.read_text() == "two"
+    assert "none of mine" not in batos._write_ui(path, "two", known) and path.read_text() == "two"
     path.write_text("mine own")
-    assert "none of mine" in batos.write_ui(path, "three", known)
+    assert "none of mine" in batos._write_ui(path, "three", known)
     assert path.read_text() == "three" and [p.read_text() for p in path.parent.glob("morphic_ui.py.*")] == ["mine own"]
 
 
@@ -157,7 +157,7 @@ def test_a_strangers_file_is_kept_aside(tmp_path):
 def test_why_no_window_opens(monkeypatch, curve, display, told):
     monkeypatch.setenv("DISPLAY", display)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    process, text = batos.open_window(pathlib.Path("/nowhere.py"), "tcp://127.0.0.1:1", curve)
+    process, text = batos._open_window(pathlib.Path("/nowhere.py"), "tcp://127.0.0.1:1", curve)
     assert process is None and told in text
 
 
@@ -166,7 +166,7 @@ def test_a_window_is_a_process_of_its_own(monkeypatch, tmp_path):
     client = tmp_path / "client.py"
     client.write_text("import os, pathlib, sys\n"
                       "pathlib.Path(sys.argv[0] + '.told').write_text(f'{os.getsid(0)} {sys.argv[1:]}')\n")
-    process, told = batos.open_window(client, "tcp://127.0.0.1:7", False)
+    process, told = batos._open_window(client, "tcp://127.0.0.1:7", False)
     assert process.wait(WAIT_S) == 0 and f"process {process.pid}" in told
     assert (tmp_path / "client.py.told").read_text() == f"{process.pid} ['--endpoint', 'tcp://127.0.0.1:7']"
 
@@ -192,17 +192,17 @@ def test_the_first_conversation(client, tmp_path):
     path = pathlib.Path(reply["path"])
     assert path == tmp_path.resolve() / "i.fs.ui" / "morphic_ui.py" and reply["version"] == 1
     assert reply["tried"] == "each page was shown once, where nobody sees it"
-    assert set(reply["stages"]) == set(batos.UI_STAGES)
+    assert set(reply["stages"]) == set(batos._UI_STAGES)
     source = path.read_text("utf-8")
     assert literals(source) == literals(STOCK) and "read off this installation" in source
     assert source.split("# ---- specification")[1] == STOCK.split("# ---- specification")[1]
     assert {row["doc_id"] for row in client.call("list_documents")["results"]} >= {"batos/README.md", "batos/batos.py"}
     cycle, = client.call("list_cycles")["results"]
     states = [entry["state"] for entry in journal(client, cycle["cycle"])]
-    assert cycle["state"] == "COMPLETE" and states == ["IDLE", *batos.UI_STATES]
+    assert cycle["state"] == "COMPLETE" and states == ["IDLE", *batos._UI_STATES]
     assert "display_yourself" in slots(client, "genesis_obj")
     kept = slots(client, "morphic_ui_obj.incarnation")
-    assert kept["source"] == source and kept["specification"] == batos.UI_SPEC
+    assert kept["source"] == source and kept["specification"] == batos._UI_SPEC
     again = client.call("display_yourself")["result"]
     assert again["version"] == 1 and len(client.call("list_cycles")["results"]) == 1
 
@@ -230,7 +230,7 @@ def test_changes_are_objects_versions_follow_and_one_goes_back(client):
     assert "1 taken, left out" in second["stages"]["assemble_and_execute"]
     client.call("send_message", target="morphic_ui_obj", selector="restore_incarnation_")
     back = client.call("display_yourself")["result"]
-    assert back["version"] == 1 and literals(pathlib.Path(first["path"]).read_text("utf-8"))["SPEC"] == batos.UI_SPEC
+    assert back["version"] == 1 and literals(pathlib.Path(first["path"]).read_text("utf-8"))["SPEC"] == batos._UI_SPEC
     with pytest.raises(batos.NotFound, match="there are 1"):
         client.call("send_message", target="morphic_ui_obj", selector="restore_incarnation_", args=[7])
 
@@ -267,9 +267,9 @@ def test_windows_are_for_admins(name):
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), b"x", batos.now_utc(), batos.UvmObject()])
 def test_a_specification_is_plain_data(value):
     with pytest.raises(batos.BadRequest):
-        batos.as_literal({"a": [value]})
-    spec, left_out = batos.with_changes(batos.UI_SPEC, {"tiers": [{**batos.UI_SPEC["tiers"][2], "room": value}]})
-    assert spec == batos.UI_SPEC and len(left_out) == 1
+        batos._as_literal({"a": [value]})
+    spec, left_out = batos._with_changes(batos._UI_SPEC, {"tiers": [{**batos._UI_SPEC["tiers"][2], "room": value}]})
+    assert spec == batos._UI_SPEC and len(left_out) == 1
 
 
 def test_one_window_is_open_at_a_time(monkeypatch, tmp_path):
@@ -298,7 +298,7 @@ def test_without_a_core_it_says_so(daemon):
 
 def test_the_personas_tell_their_part(client):
     needs = client.call("send_message", target="babs_prototype_obj", selector="generate_requirements")["result"]
-    assert set(needs["packages"]) == set(batos.UI_PACKAGES) and needs["commands"] == len(batos.COMMANDS)
+    assert set(needs["packages"]) == set(batos._UI_PACKAGES) and needs["commands"] == len(batos.COMMANDS)
     for name, stage in (("brick", "generate_kivy_classes"), ("robin", "generate_kv_layout")):
         request = client.call("send_message", target=f"{name}_prototype_obj", selector=stage)["result"]
         assert "JSON alone" in request["prompt"] and request["parts"]
@@ -336,7 +336,7 @@ def test_a_larger_model_proposes_and_is_checked(tmp_path, answers, whence):
         with batos.reading(image) as root:
             spec = root["morphic_ui_obj"].incarnation.specification
         taken = whence[0] == "the core's proposal"
-        assert spec["title"] == ("Bat mind" if taken else batos.UI_SPEC["title"])
+        assert spec["title"] == ("Bat mind" if taken else batos._UI_SPEC["title"])
         assert spec["pages"][0]["name"] == ("ask" if taken else "search")
     finally:
         uvm.close_lanes()
@@ -351,5 +351,5 @@ def test_the_command_line_displays(client, capsys):
 
 def test_nothing_of_kivy_is_loaded_by_the_daemon():
     ran = subprocess.run([sys.executable, "-c", "import batos, sys; print([name for name in sys.modules if 'kivy' in name])"],
-                         cwd=batos.UI_STOCK.parent, env={**os.environ}, capture_output=True, text=True, timeout=WAIT_S)
+                         cwd=batos._UI_STOCK.parent, env={**os.environ}, capture_output=True, text=True, timeout=WAIT_S)
     assert json.loads(ran.stdout.replace("'", '"')) == []

@@ -186,7 +186,7 @@ def test_no_telling_word_of_a_mission_is_lost_where_there_is_room(words, data):
         start = data.draw(st.integers(0, len(words) - 1))
         run = words[start:start + data.draw(st.integers(1, 4))]
         spans.append(" ".join(run))
-    wider = batos.covering(spans, line)
+    wider = batos._covering(spans, line)
     assert all(span in line and len(span) <= max(batos.SPAN_CHARS, len(old)) for span, old in zip(wider, spans, strict=True))
     assert all(old in span for span, old in zip(wider, spans, strict=True))
     if len(line) <= batos.SPAN_CHARS:
@@ -219,8 +219,8 @@ def test_an_idiom_does_something_for_slots_of_its_types(name):
     slots = {f"{kind}_{n}": kind for kind in batos.SLOT_TYPES for n in "ab"}
     code = batos.IDIOMS[name]
     count = 2 if "first" in code.replace("first:", "first") else int("value" in re.sub(r"values", "", code))
-    bodies = batos.idiom_bodies(code, slots, count, ["4"])
-    assert bodies and not batos.idiom_bodies(code, slots, (count + 1) % 3, ["4"])
+    bodies = batos._idiom_bodies(code, slots, count, ["4"])
+    assert bodies and not batos._idiom_bodies(code, slots, (count + 1) % 3, ["4"])
     done = 0
     for body in bodies:
         receiver, space = types.SimpleNamespace(**{slot: values[kind] for slot, kind in slots.items()}), {}
@@ -237,7 +237,7 @@ def test_slots_have_types():
     told = {7: "number", 2.5: "number", "x": "text", True: "flag", (): "list", (1, 2): "numbers", ("a",): "texts",
             (1, "a"): "list", None: "other", (True,): "list"}
     assert {value: batos.slot_type(value) for value in told} == told and batos.slot_type({"a": 1}) == "table"
-    assert batos.numbers_told("more than a hundred, eighteen or 3.50")[:3] == ["100", "18", "3.50"]
+    assert batos._numbers_told("more than a hundred, eighteen or 3.50")[:3] == ["100", "18", "3.50"]
 
 
 def test_the_router_offers_what_fits(core):
@@ -405,7 +405,7 @@ def test_the_core_is_quantised_as_designed(core):
     config = json.loads((SEED / "config.json").read_text())["quantization_config"]
     assert (config["load_in_4bit"], config["bnb_4bit_quant_type"], config["bnb_4bit_use_double_quant"]) == (True, "nf4", True)
     assert 4e6 < core.health()["parameters"] < 8e6
-    assert core.on_model_thread(lambda loaded: len(batos.linear4bit_layers(loaded.model))) > 0
+    assert core.on_model_thread(lambda loaded: len(batos._linear4bit_layers(loaded.model))) > 0
 
 
 def test_a_core_of_other_tasks_is_refused(copy):
@@ -451,13 +451,13 @@ def test_the_self_test_sees_wrong_weights(core):
         try:
             norm.data.mul_(-1)
             with pytest.raises(batos.DamagedImage, match="sample losses are off"):
-                batos.self_test(loaded)
+                batos._self_test(loaded)
             norm.data.fill_(float("nan"))
             with pytest.raises(batos.DamagedImage, match="not finite"):
-                batos.self_test(loaded)
+                batos._self_test(loaded)
         finally:
             norm.data.copy_(kept)
-        batos.self_test(loaded)
+        batos._self_test(loaded)
     core.on_model_thread(scramble)
 
 
@@ -528,11 +528,11 @@ def test_a_larger_model_writes_any_python_under_the_head_that_is_asked_for(core)
         matcher = loaded.matcher(grammar)
         ids = loaded.tokenizer.backend_tokenizer.encode(head + body, add_special_tokens=False).ids
         assert (masked(matcher, ids) == len(ids)) == fits, body
-    value = batos.free_method_value(f"```python\n{head}\n    return 1\n```", fields)
+    value = batos._free_method_value(f"```python\n{head}\n    return 1\n```", fields)
     assert value == {"idiom": batos.FREE, "source": f"{head}\n    return 1\n"}
     for wrong in ("return 1", "def other(self):\n    return 1", head):
         with pytest.raises(ValueError, match="begin"):
-            batos.free_method_value(wrong, fields)
+            batos._free_method_value(wrong, fields)
 
 
 def test_a_larger_model_is_told_the_head_and_what_failed():
@@ -600,7 +600,7 @@ def test_the_embedded_core_is_tried_with_as_many_threads_as_it_has_later(monkeyp
     """With PyTorch's own choice the self-test took twenty times as long on a busy machine."""
     torch, threads = batos.need("torch", "tests"), []
     torch.set_num_threads(2)
-    monkeypatch.setattr(batos, "self_test", lambda loaded: threads.append(torch.get_num_threads()))
+    monkeypatch.setattr(batos, "_self_test", lambda loaded: threads.append(torch.get_num_threads()))
     for chosen in (0, 2):
         one = batos.CognitiveCore(lambda: SEED, threads=chosen).start()
         one.wait_ready(WAIT_S)
@@ -689,7 +689,7 @@ def test_the_trainers_tests_hold_of_the_method_that_they_are_made_of(train):
     maker, held = maker_of(train), []
     for _ in range(60):
         fields, source, tries = maker.tried()
-        value = batos.tests_value(train.true_tests(source, fields["slots"], tries), fields)
+        value = batos._tests_value(train.true_tests(source, fields["slots"], tries), fields)
         assert value["result"] in batos.RESULT_KINDS and batos.unmet(value, tries) == []
         judged = train.judge_tests(value, source, fields)
         held.append(judged["the right method passes"])

@@ -83,11 +83,11 @@ def test_trouble_with_the_hub_is_one_sentence(hub, tmp_path):
 
 
 def test_a_disk_that_is_too_small_is_told_before_the_download(monkeypatch, tmp_path):
-    monkeypatch.setattr(batos, "hub_size", lambda name: (16 * 10**9, "its own"))
+    monkeypatch.setattr(batos, "_hub_size", lambda name: (16 * 10**9, "its own"))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10**9))
     said = []
     with pytest.raises(batos.ConfigError, match="24.0 GB of disk, and 1.0 GB are free"):
-        batos.hub_folder("org/big", tmp_path, said.append)
+        batos._hub_folder("org/big", tmp_path, said.append)
     assert "16.00 GB are downloaded" in said[0]
 
 
@@ -122,13 +122,13 @@ def test_gpus_are_found_without_torch(monkeypatch, tmp_path):
 
 def test_auto_offers_the_seeds_model_where_a_gpu_takes_it(monkeypatch, tmp_path, capsys):
     image = batos.Image.open(str(tmp_path / "image.fs"))
-    assert batos.chosen_core("auto", image) == "auto" and capsys.readouterr().out == ""
+    assert batos._chosen_core("auto", image) == "auto" and capsys.readouterr().out == ""
     monkeypatch.setattr(batos, "gpu_gb", lambda: 24.0)
-    assert batos.chosen_core("auto", image) == "auto" and batos.HUB_CORE in capsys.readouterr().out     # nobody can be asked
+    assert batos._chosen_core("auto", image) == "auto" and batos.HUB_CORE in capsys.readouterr().out     # nobody can be asked
     for typed, chosen in (("y\n", batos.HUB_CORE), ("\n", "auto"), ("n\n", "auto")):
         terminal = types.SimpleNamespace(isatty=lambda: True, readline=lambda typed=typed: typed)
         monkeypatch.setattr(sys, "stdin", terminal)
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-        assert batos.chosen_core("auto", image) == chosen
-    assert batos.chosen_core("none", image) == "none"
+        assert batos._chosen_core("auto", image) == chosen
+    assert batos._chosen_core("none", image) == "none"
     image.close()

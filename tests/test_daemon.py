@@ -320,7 +320,7 @@ class Panic(BaseException):
     pass
 
 {patch}
-batos.leave(batos.main(["--core", "none", "--endpoint", "tcp://127.0.0.1:0"]))
+batos._leave(batos.main(["--core", "none", "--endpoint", "tcp://127.0.0.1:0"]))
 """
 PANICS = """
 parse = batos.parse_command
@@ -368,7 +368,7 @@ def test_what_a_library_raises_in_a_panic_is_an_error_of_that_request_alone(tmp_
 
 def test_an_end_that_nobody_asked_for_has_a_status_of_its_own(tmp_path):
     with patched(tmp_path, BREAKS) as (process, _):
-        assert process.wait(60) == batos.EXIT_UNASKED == 70
+        assert process.wait(60) == batos._EXIT_UNASKED == 70
         assert "nobody foresaw this" in process.stdout.read()
     assert batos.check_image(str(tmp_path / "live_image.fs"), deep=True)["faults"] == []
 
@@ -376,8 +376,8 @@ def test_an_end_that_nobody_asked_for_has_a_status_of_its_own(tmp_path):
 MANY_THREADS = """
 import ctypes, os, re, tempfile, threading
 import batos
-batos.bound_memory()
-assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == batos.PREPARED_OPERATIONS
+batos._bound_memory()
+assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == batos._PREPARED_OPERATIONS
 library = ctypes.CDLL(None)
 library.malloc.restype = library.fopen.restype = ctypes.c_void_p
 meet = threading.Barrier(12)
@@ -404,7 +404,7 @@ def test_the_allocator_keeps_few_arenas_unless_the_environment_says_how_many():
                               capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         return int(done.stdout)
-    assert heaps() <= batos.ALLOCATOR_ARENAS < heaps(MALLOC_ARENA_MAX="6") <= 6
+    assert heaps() <= batos._ALLOCATOR_ARENAS < heaps(MALLOC_ARENA_MAX="6") <= 6
 
 
 COMPILED = """
@@ -414,7 +414,7 @@ source = pathlib.Path(batos.__file__).read_text()
 code = compile(source, "batos.py", "exec")
 del source, code
 before = batos.resident_mb()
-batos.give_back_memory()
+batos._give_back_memory()
 print(before - batos.resident_mb())
 """
 

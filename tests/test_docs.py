@@ -32,7 +32,7 @@ def helped(capsys, topic):
 
 
 def test_help_tells_all_that_the_tables_hold(capsys):
-    tables = {"commands": ("serve", *batos.SUBCOMMANDS, *batos.LOCAL_COMMANDS), "settings": batos.SETTINGS,
+    tables = {"commands": ("serve", *batos._SUBCOMMANDS, *batos._LOCAL_COMMANDS), "settings": batos.SETTINGS,
               "wire": (*batos.COMMANDS, "NotFound", "ShuttingDown", f"topics: {', '.join(batos.TOPICS)}")}
     for topic, names in tables.items():
         told = helped(capsys, topic)
@@ -66,7 +66,7 @@ def test_every_command_of_the_readme_is_one():
     lines = command_lines()
     assert len(lines) > 15
     for words in lines:
-        batos.command_line().parse_args(words)           # ends the process where one is none
+        batos._command_line().parse_args(words)           # ends the process where one is none
     topics = re.findall(r"`(?:\.venv/bin/python batos\.py )?help (\w+)`", README)
     assert len(topics) > 5 and set(topics) <= batos.HELP.keys()
 
@@ -107,7 +107,7 @@ def test_the_servers_of_the_readme_are_those_of_help_and_answer(daemon, capsys):
 
 def test_removing_leaves_nothing(tmp_path):
     (tmp_path / ".venv").mkdir()
-    for name in ("", *(name.removeprefix(".fs") for name in batos.FILES_BESIDE if name.startswith(".fs"))):
+    for name in ("", *(name.removeprefix(".fs") for name in batos._FILES_BESIDE if name.startswith(".fs"))):
         (tmp_path / f"live_image.fs{name}").touch()
     line, = [text for kind, block in BLOCKS if kind == "sh" for text in block.splitlines() if "rm -r" in text]
     subprocess.run(["bash", "-c", line.partition("; ")[2]], cwd=tmp_path, check=True, timeout=60)

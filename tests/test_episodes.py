@@ -216,7 +216,7 @@ def test_what_is_no_time_is_refused(given):
 
 def test_docstrings_keep_their_lines():
     source = pathlib.Path(batos.__file__).read_text()
-    told, lines = batos.docstrings_of(source).split("\n"), source.splitlines()
+    told, lines = batos._docstrings_of(source).split("\n"), source.splitlines()
     assert len(told) == len(lines) and all(one in ("", line) for one, line in zip(told, lines, strict=True))
     assert any(line.startswith("class Segment") for line in told) and "import zmq" not in told
 
@@ -258,9 +258,9 @@ def inflated(data):
     for match in re.finditer(rb"\x78\x01", data):
         with contextlib.suppress(zlib.error):
             yield zlib.decompressobj().decompress(data[match.start():], 1 << 20)
-    for match in re.finditer(re.escape(batos.PRIMED), data):
+    for match in re.finditer(re.escape(batos._PRIMED), data):
         with contextlib.suppress(zlib.error):
-            yield zlib.decompressobj(-12, batos.PRIMER).decompress(data[match.end():], 1 << 20)
+            yield zlib.decompressobj(-12, batos._PRIMER).decompress(data[match.end():], 1 << 20)
 
 
 def bytes_with(folder, word):
@@ -303,7 +303,7 @@ def test_what_is_forgotten_leaves_no_byte_behind(daemon, tmp_path, capsys):
         assert client.call("search_memory", query="pantry")["results"][0]["chunk"]["doc_id"] == "other"
         again = client.call("index_document", doc_id="house", text=SECRET + " An older word.", idempotency_key="a key")
         assert again["repeated"]
-        assert batos.FORGOTTEN in str(client.call("list_cycles")["results"])
+        assert batos._FORGOTTEN in str(client.call("list_cycles")["results"])
     assert running.stop() == 0
     for word in (b"xylograph", b"quimbi", b"quimby"):
         assert bytes_with(tmp_path, word) == [], word
@@ -339,7 +339,7 @@ def test_a_forgetting_that_was_cut_short_is_ended_by_the_next_start(daemon, tmp_
 def test_what_is_told_of_meanwhile_is_seen(one):
     one.learn()
     job = batos.forget_job(one.image, one.lanes["bulk"], one.settings, "doc_id", "pump.md", False)
-    found_first = batos.what_to_forget
+    found_first = batos._what_to_forget
     calls = []
 
     def slow(*args):
@@ -348,7 +348,7 @@ def test_what_is_told_of_meanwhile_is_seen(one):
             one.think(CHAT)                              # between the look and the erasing
         return calls[-1]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(batos.Busy, match="send it again"):
-        patch.setattr(batos, "what_to_forget", slow)
+        patch.setattr(batos, "_what_to_forget", slow)
         job(lambda line: None)
     assert found(one, "valve") != []
     assert "1 cycles" in job(lambda line: None)["details"] and found(one, "valve") == []
@@ -360,9 +360,9 @@ def test_a_document_is_forgotten_and_what_was_asked_about_it_stays(one):
     job = batos.forget_job(one.image, one.lanes["bulk"], one.settings, "doc_id", "pump.md", False)
     assert "1 documents and what 1 cycles" in job(lambda line: None)["details"]
     report = one.read(lambda root: batos.cycle_report(batos.find_cycle(root, oid)))
-    assert report["answer"] == batos.FORGOTTEN and report["evidence"] == [] and "valve" in report["mission"]
+    assert report["answer"] == batos._FORGOTTEN and report["evidence"] == [] and "valve" in report["mission"]
     episode = one.read(lambda root: root["knowledge_catalog_obj"].documents[episode_of(CHAT)].metadata)
-    assert episode["answered"] == batos.FORGOTTEN and episode["cited"] == []
+    assert episode["answered"] == batos._FORGOTTEN and episode["cited"] == []
     assert found(one, "valve") == [] and found(one, "valve", conversation="home") == [batos.mission_text(CHAT)]
     assert faults(one) == []
     with pytest.raises(batos.NotFound):
@@ -375,7 +375,7 @@ def test_a_conversation_is_forgotten_and_no_other(one):
     batos.forget_job(one.image, one.lanes["bulk"], one.settings, "conversation", "home", False)(lambda line: None)
     assert found(one, "printer", conversation="home") == [] and len(found(one, "printer", conversation="office")) == 1
     missions = one.read(lambda root: [batos.mission_text(cycle.mission_brief) for cycle in root["missions"].values()])
-    assert missions == [batos.FORGOTTEN, "The printer stands in room 12."] and faults(one) == []
+    assert missions == [batos._FORGOTTEN, "The printer stands in room 12."] and faults(one) == []
 
 
 @pytest.mark.parametrize("fields", [{}, {"doc_id": "a", "matching": "b"}, {"matching": ""}])

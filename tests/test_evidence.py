@@ -165,13 +165,13 @@ def test_memory_is_as_sure_as_the_reader_is_of_what_is_told_first(scores, certai
 
 
 def test_a_list_is_quoted_with_what_announces_it(catalog):
-    told = batos.plain_answer("?", [best(catalog, "What are the disadvantages of the crane?")])
+    told = batos._plain_answer("?", [best(catalog, "What are the disadvantages of the crane?")])
     assert "disadvantages: - The motor is loud at night" in told and "much more electricity" in told
 
 
 def test_when_one_should_is_no_question_for_a_time():
-    assert batos.expected_in("When should I not use it?") is None
-    assert batos.expected_in("When was it built?").needed and batos.expected_in("What is a port?").holds.search("a port is one")
+    assert batos._expected_in("When should I not use it?") is None
+    assert batos._expected_in("When was it built?").needed and batos._expected_in("What is a port?").holds.search("a port is one")
 
 
 @pytest.mark.parametrize("text, defines", [
@@ -179,7 +179,7 @@ def test_when_one_should_is_no_question_for_a_time():
     ("Ports of the north\nare cold.", False), ("port (integer)\n", False),
 ])
 def test_what_stands_behind_its_term_defines_it(text, defines):
-    assert bool(batos.expected_in("What is port?").holds.search(text)) == defines
+    assert bool(batos._expected_in("What is port?").holds.search(text)) == defines
 
 
 @pytest.mark.parametrize("text, tells", [
@@ -189,7 +189,7 @@ def test_what_stands_behind_its_term_defines_it(text, defines):
     ("Tag them all.", True), ("-t pattern  Tag what matches.", True), ("It tags messages, instead of others.", False),
 ])
 def test_how_to_do_something_is_told_by_a_step(text, tells):
-    expected = batos.expected_in("How do I tag messages?")
+    expected = batos._expected_in("How do I tag messages?")
     assert bool(expected.holds.search(text)) == tells and not expected.settles and not expected.needed
 
 
@@ -214,7 +214,7 @@ def test_a_reader_of_sentences_says_nothing_against_a_row(catalog, query, sure):
 
 
 def test_what_goes_on_in_a_command_is_quoted_with_it(catalog):
-    told = batos.plain_answer("lamps?", [best(catalog, "Which lamps of the mast burn at night?")])
+    told = batos._plain_answer("lamps?", [best(catalog, "Which lamps of the mast burn at night?")])
     assert told.endswith("at noon, look at lampctl --list” [1]")
 
 
@@ -226,7 +226,7 @@ def test_a_row_is_told_alone_under_its_header(catalog):
 
 def test_what_two_documents_say_alike_is_told_once_and_at_most_three_passages(catalog):
     told = found(catalog, "the captain and the boat")["evidence"]
-    assert len(told) <= batos.PASSAGES_MOST and len({item["text"] for item in told}) == len(told)
+    assert len(told) <= batos._PASSAGES_MOST and len({item["text"] for item in told}) == len(told)
 
 
 @pytest.mark.parametrize("query, certainty", [
@@ -259,7 +259,7 @@ def test_of_two_things_that_are_compared_both_are_told(catalog):
     ("There are two ways to move it:", False), ("There are ways, such as rowing.", False), ("There are two boats.", False),
 ])
 def test_that_there_are_ways_says_none_of_them(text, leads):
-    assert batos.telling(text, 1, ())[0].leads_elsewhere == leads
+    assert batos._telling_of_line(text, 1, ())[0].leads_elsewhere == leads
 
 
 @pytest.mark.parametrize("text, empty", [
@@ -268,7 +268,7 @@ def test_that_there_are_ways_says_none_of_them(text, leads):
     ("This section describes the pump.", True), ("The following chapter shows it.", True), ("This pump shows the time.", False),
 ])
 def test_what_is_to_come_is_no_answer(text, empty):
-    assert batos.telling(text, 1, ())[0].only_says_what_comes == empty
+    assert batos._telling_of_line(text, 1, ())[0].only_says_what_comes == empty
 
 
 PUMPS = """# Pumps
@@ -325,7 +325,7 @@ def test_two_things_that_are_compared_are_each_told_by_what_defines_them():
                           f"{other}\n\nRecommends\nThis is strong, but not absolute.\n\nThe depends field is read by the tool.\n")
     query = "What is the difference between Depends and Recommends?"
     assert batos.things_compared(query) == ("Depends", "Recommends")
-    told = batos.plain_answer(query, batos.find_evidence(catalog, query, batos.Recall())["evidence"])
+    told = batos._plain_answer(query, batos.find_evidence(catalog, query, batos.Recall())["evidence"])
     assert told == "\u201cDepends This is absolute.\u201d [1]; \u201cRecommends This is strong, but not absolute.\u201d [2]"
     assert batos._best_about([], "C") is None
 
@@ -342,7 +342,7 @@ def test_a_long_sentence_is_quoted_around_its_span():
     words = [f"word{n}" for n in range(100)]
     text = " ".join(words)
     at = text.index("word60")
-    told = batos.quoted_sentence({"text": text, "mark": [0, len(text)], "span": [at, at + 6]})
+    told = batos._quoted_sentence({"text": text, "mark": [0, len(text)], "span": [at, at + 6]})
     assert len(told.split()) == batos.QUOTE_WORDS + 2 and "word60" in told and told.startswith("… ") and told.endswith(" …")
     assert told.strip("… ") in text
 
@@ -352,12 +352,12 @@ def test_a_long_sentence_is_quoted_around_its_span():
     ("3.5 bar is too much.", "3.5 bar is too much."), ("-f file", "-f file"), ("- -f file", "-f file"),
 ])
 def test_an_item_is_quoted_without_its_mark(text, quote):
-    assert batos.quoted_sentence({"text": text}) == quote
+    assert batos._quoted_sentence({"text": text}) == quote
 
 
 def test_the_marks_round_a_listing_are_not_quoted():
     text = "$ git bisect skip\n------------"
-    assert batos.quoted_sentence({"text": text, "mark": [0, len(text)]}) == "$ git bisect skip"
+    assert batos._quoted_sentence({"text": text, "mark": [0, len(text)]}) == "$ git bisect skip"
 
 
 @pytest.mark.parametrize("mission, text, told", [
@@ -366,7 +366,7 @@ def test_the_marks_round_a_listing_are_not_quoted():
     ("Is it open?", "It is open on Monday.", "“It is open on Monday.” [1]"),
 ])
 def test_yes_and_no_are_told_where_the_text_says_so(mission, text, told):
-    assert batos.plain_answer(mission, [{"text": text}]) == told
+    assert batos._plain_answer(mission, [{"text": text}]) == told
 
 
 @pytest.mark.parametrize("mission, headings, told", [
@@ -374,7 +374,7 @@ def test_yes_and_no_are_told_where_the_text_says_so(mission, text, told):
     ("Can I sail back?", ["May a guest cook on board?"], "“Yes, but slowly.” [1]"),      # that was said to another question
 ])
 def test_yes_is_told_only_to_what_was_asked(mission, headings, told):
-    assert batos.plain_answer(mission, [{"text": "Yes, but slowly.", "headings": headings}]) == told
+    assert batos._plain_answer(mission, [{"text": "Yes, but slowly.", "headings": headings}]) == told
 
 
 @pytest.mark.parametrize("one, other, against", [
@@ -393,12 +393,12 @@ def test_statements_that_contradict_each_other(one, other, against):
     ("what do you know about tea?", "tea"), ("What did I tell you about my dog?", "my dog"), ("How is tea brewed?", None),
 ])
 def test_what_is_to_be_told_about(mission, subject):
-    assert batos.subject_asked(mission) == subject
+    assert batos._subject_asked(mission) == subject
 
 
 @pytest.mark.parametrize("mission", ["What is boat.md about?", "summarise the document boat", "overview of BOAT.md"])
 def test_a_document_is_told_by_its_sections(catalog, mission):
-    told = batos.answer_aside(catalog, mission)
+    told = batos._answer_aside(catalog, mission)
     assert told["answer"] == "boat.md is about: Moving; Crew" and len(told["evidence"]) == 2
     assert batos.gate_reasons(catalog, told["evidence"]) == []
 
@@ -409,7 +409,7 @@ def test_a_document_is_told_by_its_sections(catalog, mission):
     ("hello world in C", None), ("Thank the captain how?", None), ("What documents are needed for the harbour?", None),
 ])
 def test_what_needs_no_search(catalog, mission, answer):
-    told = batos.answer_aside(catalog, mission)
+    told = batos._answer_aside(catalog, mission)
     assert told["answer"].startswith(answer) if answer else told is None
 
 
@@ -420,7 +420,7 @@ def test_what_needs_no_search(catalog, mission, answer):
     ("How do I install a package and remove it with one command?", False),
 ])
 def test_a_question_that_goes_on(mission, follows):
-    assert batos.follows_on(mission) == follows
+    assert batos._follows_on(mission) == follows
 
 
 ANSWERED_ELSEWHERE = (
@@ -439,7 +439,7 @@ ANSWERED_ELSEWHERE = (
 
 @pytest.mark.parametrize(("question", "answer", "other"), ANSWERED_ELSEWHERE)
 def test_what_a_german_or_french_question_wants_is_known(question, answer, other):
-    asked = batos.Asked(question, {}, {}, batos.expected_in(question), {})
+    asked = batos.Asked(question, {}, {}, batos._expected_in(question), {})
     assert asked.is_answered_by(answer) and not asked.is_answered_by(other)
 
 

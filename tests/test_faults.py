@@ -464,7 +464,7 @@ def test_keys_are_remembered_through_a_jump(daemon, tmp_path):
         command = batos.parse_command({"command": "send_message", "target": "genesis_obj", "selector": "setSlot:value:",
                                        "args": ["s", 1], "idempotency_key": "from the future"})
         request = batos.Request(None, None, [], command=command, lane="write")
-        lane.call(batos.Job("send_message", functools.partial(batos.send_to_object, request), who="local",
+        lane.call(batos.Job("send_message", functools.partial(batos._send_to_object, request), who="local",
                             key="from the future", digest=batos.body_digest(command)))
     lane.close()
     image.close()
@@ -496,7 +496,7 @@ def test_a_data_file_that_goes_away_stops_the_daemon_and_what_stands_there_is_no
         with pytest.raises((batos.ImageBroken, batos.NoReply, batos.ShuttingDown)):
             for n in range(100):
                 set_slot(client, "n", n)
-        assert running.process.wait(60) == batos.EXIT_UNASKED
+        assert running.process.wait(60) == batos._EXIT_UNASKED
     for one, content in stands.items():
         assert one.read_bytes() == content, one
     if how == "replaced":
@@ -506,6 +506,6 @@ def test_a_data_file_that_goes_away_stops_the_daemon_and_what_stands_there_is_no
 def test_an_idle_daemon_whose_data_file_goes_away_stops_too(daemon, tmp_path):
     running = daemon()
     (tmp_path / "live_image.fs").unlink()
-    assert running.process.wait(60) == batos.EXIT_UNASKED
+    assert running.process.wait(60) == batos._EXIT_UNASKED
     running.stop()
     assert any("removed" in line for line in running.lines)

@@ -110,8 +110,8 @@ def headings(text, kind):
 
 
 def test_titles_of_restructuredtext_have_the_levels_of_their_marks(monkeypatch):
-    monkeypatch.setattr(batos, "CARRY_WORDS", 1)
-    monkeypatch.setattr(batos, "CHUNK_FLOOR_WORDS", 1)
+    monkeypatch.setattr(batos, "_CARRY_WORDS", 1)
+    monkeypatch.setattr(batos, "_CHUNK_FLOOR_WORDS", 1)
     found = headings(RST, "rst")
     assert ("The manual", "Opening") in found and ("The manual", "Opening", "Details") in found
     assert found[-1] == ("The manual", "Closing")
@@ -122,8 +122,8 @@ def test_titles_of_restructuredtext_have_the_levels_of_their_marks(monkeypatch):
 
 
 def test_source_code_is_cut_at_its_definitions(monkeypatch):
-    monkeypatch.setattr(batos, "CARRY_WORDS", 1)
-    monkeypatch.setattr(batos, "CHUNK_FLOOR_WORDS", 1)
+    monkeypatch.setattr(batos, "_CARRY_WORDS", 1)
+    monkeypatch.setattr(batos, "_CHUNK_FLOOR_WORDS", 1)
     found = headings(PYTHON, "code")
     assert ("class Valve", "def turn") in found and found[-1] == ("async def close",)
 
@@ -131,13 +131,13 @@ def test_source_code_is_cut_at_its_definitions(monkeypatch):
 TEXTS = st.text(st.sampled_from("a= -~*.:#\n\t`>_é<&|\r"), max_size=300)
 
 
-@given(TEXTS, st.sampled_from(sorted(batos.TEXT_KINDS)))
+@given(TEXTS, st.sampled_from(sorted(batos._TEXT_KINDS)))
 @settings(max_examples=300)
 def test_no_kind_of_text_loses_anything(text, kind):
     assert_cut_well(text, kind)
 
 
-@pytest.mark.parametrize("kind", sorted(batos.TEXT_KINDS))
+@pytest.mark.parametrize("kind", sorted(batos._TEXT_KINDS))
 @pytest.mark.parametrize("unit", ["a::\n", "==\na\n==\n", "def f\n", ".. a::\n  b\n\n", " " * 50 + "a::\n\n", "<p>", "-\n"])
 def test_no_kind_takes_more_than_a_moment(kind, unit):
     batos.cut_text(unit * 4000, kind)
@@ -228,10 +228,10 @@ class Said(html.parser.HTMLParser):
         self.close()
 
     def handle_starttag(self, tag, attributes):
-        self.hidden += tag in batos.HTML_HIDDEN
+        self.hidden += tag in batos._HTML_HIDDEN
 
     def handle_endtag(self, tag):
-        self.hidden -= tag in batos.HTML_HIDDEN and self.hidden > 0
+        self.hidden -= tag in batos._HTML_HIDDEN and self.hidden > 0
 
     def handle_data(self, data):
         self.text += "" if self.hidden else data
@@ -452,7 +452,7 @@ def test_a_hostile_document_costs_itself_alone(ending, data, says):
 
 
 def test_what_unpacks_to_too_much_is_not_unpacked(monkeypatch):
-    monkeypatch.setattr(batos, "ARCHIVE_MAX_BYTES", 100)
+    monkeypatch.setattr(batos, "_ARCHIVE_MAX_BYTES", 100)
     assert "unpacks to" in batos._parsed(".odt", ODT, "a.odt")["error"]
 
 
@@ -479,12 +479,12 @@ def test_pages_of_a_pdf_that_hold_no_text_are_named(tmp_path):
 
 
 def test_words_parted_at_the_end_of_a_line_are_joined_and_compounds_keep_their_hyphen():
-    joined = batos._without_hyphens("a hyphen-\nated word, Jean-\nPaul, 3-\n4")
+    joined = batos.without_hyphens("a hyphen-\nated word, Jean-\nPaul, 3-\n4")
     assert joined == "a hyphenated\nword, Jean-\nPaul, 3-\n4"
     text = "A comma and separated cells. A comma-\nseparated list, state-of-the-\nart infor-\nmation."
-    assert batos._without_hyphens(text).split("\n")[1:] == ["list, state-of-the-art", "information.", ""]
+    assert batos.without_hyphens(text).split("\n")[1:] == ["list, state-of-the-art", "information.", ""]
     german = "Das Paket und die Verwaltung sind hier. Die Paket-\nverwaltung ist gut."
-    assert batos._without_hyphens(german).endswith("Die Paketverwaltung\nist gut.")
+    assert batos.without_hyphens(german).endswith("Die Paketverwaltung\nist gut.")
 
 
 def test_words_of_a_line_that_is_set_tight_are_read_apart():
@@ -513,13 +513,13 @@ def test_columns_that_a_pdf_tells_line_by_line_are_read_one_after_the_other():
 def test_heads_and_numbers_of_pages_do_not_stand_in_sentences():
     told = ["The valve opens and\nturns", "the other way. It is brass.", "It is \ufb01ne", "Then it shuts."]
     pages = [f"The manual\n{text}\n{n}" for n, text in enumerate(told, 7)]
-    text, starts = batos._joined_pages(batos._without_running_heads(pages))
+    text, starts = batos.joined_pages(batos.without_running_heads(pages))
     assert text == "The manual\nThe valve opens and\nturns\nthe other way. It is brass.\n\nIt is \ufb01ne\n\nThen it shuts."
     first = [text.split("\n")[start - 1] for start in starts]
     assert first == ["The manual", "the other way. It is brass.", "It is \ufb01ne", "Then it shuts."]
     heads = [f"Die Pumpe {n}/ 248\nAbsatz {n * n}" for n in range(13, 18)]
-    assert batos._without_running_heads(heads)[1:] == [f"Absatz {n * n}" for n in range(14, 18)]
-    assert batos._without_running_heads(["12\na", "40\nb", "7\nc"]) == ["12\na", "40\nb", "7\nc"]       # no numbers of pages
+    assert batos.without_running_heads(heads)[1:] == [f"Absatz {n * n}" for n in range(14, 18)]
+    assert batos.without_running_heads(["12\na", "40\nb", "7\nc"]) == ["12\na", "40\nb", "7\nc"]       # no numbers of pages
 
 
 NAMES, HEADER = ("Name", "Opening pressure"), "| Name | Opening pressure |"

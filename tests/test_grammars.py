@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import batos
 
 SEED = pathlib.Path(batos.__file__).resolve().parent / "seed_core"
-TOKENS = llguidance.LLTokenizer(batos.unspellable((SEED / "tokenizer.json").read_text()))
+TOKENS = llguidance.LLTokenizer(batos._unspellable((SEED / "tokenizer.json").read_text()))
 HARD = [*"/\\\"'`[](){}|*+?.^$&~#-%<>@!", *"\x00\x01\x1f\x7f\x85\xa0\u2028\u2029\ufeff\ud7ff\ud800\U0010ffff\u0301\u200d",
         "\n", "//", "\\/", '\\"', "/i", "%regex", "%json", "<|eot_id|>", "[1:2]", "\\n", "\\x2f", "(?i)",
         "مرحبا", "我的护照", "नमस्ते", "🦇"]
@@ -73,17 +73,17 @@ def test_every_grammar_compiles_ten_thousand_times(text, others):
 def test_a_word_with_any_mark_in_it_is_embedded_and_taken(mark):
     line = batos.one_line(f"open val{mark}ve now", batos.SUB_QUERY_BYTES)
     check_all(line, [line])
-    assert takes(f"start: SPAN\nSPAN: {batos.run_of(batos.chunked(line))}\n", line)
+    assert takes(f"start: SPAN\nSPAN: {batos._run_of(batos._chunked(line))}\n", line)
 
 
 @settings(max_examples=100, **USUAL)
 @given(TEXTS)
 def test_a_run_takes_each_telling_word_of_its_text_and_nothing_else(text):
     line = batos.one_line(text, batos.SPAN_CHARS // 4)
-    chunks = batos.chunked(line)
+    chunks = batos._chunked(line)
     if not line:
         return
-    grammar = f"start: SPAN\nSPAN: {batos.run_of(chunks)}\n"
+    grammar = f"start: SPAN\nSPAN: {batos._run_of(chunks)}\n"
     for chunk in filter(batos.carries_meaning, chunks):
         assert takes(grammar, chunk)
     assert not takes(grammar, f"{line} otherwise")
@@ -91,7 +91,7 @@ def test_a_run_takes_each_telling_word_of_its_text_and_nothing_else(text):
 
 def test_plain_words_stand_in_a_grammar_as_they_are():
     """So that a core is still of the format that it was trained for."""
-    assert batos.lark_literal("pump_2é我") == "pump_2é我" and batos.lark_literal("and/or") == "and\\x{2f}or"
+    assert batos._lark_literal("pump_2é我") == "pump_2é我" and batos._lark_literal("and/or") == "and\\x{2f}or"
 
 
 # Special tokens

@@ -541,7 +541,7 @@ def test_blame_goes_to_the_method_that_was_sent(machine):
 
 
 def test_a_failure_is_told_whenever_the_counts_were_stored_last(machine, monkeypatch):
-    monkeypatch.setattr(batos, "USES_TOLD_S", 0.0)
+    monkeypatch.setattr(batos, "_USES_TOLD_S", 0.0)
     one = machine()
     one.make("it", {}, f="def f(self):\n    return 1 / 0\n")
     assert isinstance(one.end("it", "f"), batos.MethodFailed)

@@ -76,7 +76,7 @@ def test_figures_are_off_by_default_and_read_by_get_alone(daemon, tmp_path):
         values = dict(line.rsplit(" ", 1) for line in told.splitlines() if not line.startswith("#"))
         assert float(values['batos_commits_total{of="bulk"}']) == 1 and float(values["batos_memory_bytes"]) > 2e7
         assert "secret" not in told and "# HELP batos_fsync_p99_seconds" in told
-        known = {f"batos_{name}{end}" for name in batos.METRICS for end in ("", "_total")}
+        known = {f"batos_{name}{end}" for name in batos._METRICS for end in ("", "_total")}
         assert {line.split("{")[0] for line in values} <= known
         for method in ("POST", "PUT", "DELETE"):
             with pytest.raises(urllib.error.HTTPError, match="405"):

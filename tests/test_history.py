@@ -224,7 +224,7 @@ def test_pages_are_found_among_many_whatever_the_clock_did(one, monkeypatch):
             changes.append(one.put("s", n))
     with batos.reading(one.image) as root:
         for n, change in enumerate(changes):
-            (_, _, _, after), = batos.find_change(root, change)[0]["changes"]
+            (_, _, _, after), = batos._find_change(root, change)[0]["changes"]
             assert batos.page_value(after) == n
     assert one.rows(limit=100)[0] == changes[::-1]
 

@@ -128,7 +128,7 @@ def test_nearly_the_same_is_noticed(client):
 
 def test_clean_uses_make_it_trusted_and_failures_quarantine_it(client):
     create(client, "total", TOTAL)
-    for _ in range(batos.TRUSTED_USES):
+    for _ in range(batos._TRUSTED_USES):
         send(client, "total")
     create(client, "fail", "def fail(self):\n    return 1 / 0\n")      # its failure tells all uses
     for _ in range(batos.FAILURES_MOST):
@@ -137,7 +137,7 @@ def test_clean_uses_make_it_trusted_and_failures_quarantine_it(client):
     with pytest.raises(batos.MethodFailed, match="quarantine"):
         send(client, "fail")
     shown = {name: client.call("inspect", target=f"genesis_obj.{name}")["result"]["slots"] for name in ("total", "fail")}
-    assert shown["total"]["status"]["value"] == "trusted" and shown["total"]["uses"]["value"] == batos.TRUSTED_USES
+    assert shown["total"]["status"]["value"] == "trusted" and shown["total"]["uses"]["value"] == batos._TRUSTED_USES
     assert shown["fail"]["status"]["value"] == "quarantined" and shown["fail"]["failures"]["value"] == batos.FAILURES_MOST
     create(client, "fail", "def fail(self):\n    return 1\n")
     assert send(client, "fail")["result"] == 1
@@ -183,7 +183,7 @@ def test_what_fails_of_arguments_that_did_well_before_counts(client):
     ("self, a", 1, ("z",), False)])
 def test_which_arguments_a_method_takes(arguments, count, names, fits):
     function = ast.parse(f"def f({arguments}): pass").body[0]
-    assert batos.takes(function.args, count, set(names)) is fits
+    assert batos._takes(function.args, count, set(names)) is fits
 
 
 def test_methods_stay_over_a_restart(daemon):
@@ -202,10 +202,10 @@ def test_versions_are_bounded(tmp_path):
     image = batos.Image.open(f"{tmp_path}/image.fs")
     batos.genesis(image)
     with batos.writing(image) as root:
-        for _ in range(batos.VERSIONS_KEPT + 10):
-            batos.install_method(root["genesis_obj"], "total", TOTAL)
+        for _ in range(batos._VERSIONS_KEPT + 10):
+            batos._install_method(root["genesis_obj"], "total", TOTAL)
     with batos.reading(image) as root:
-        assert len(list(batos.versions_of(root["genesis_obj"].total))) == batos.VERSIONS_KEPT
+        assert len(list(batos.versions_of(root["genesis_obj"].total))) == batos._VERSIONS_KEPT
     image.close()
 
 
@@ -250,7 +250,7 @@ def slots_of(client, target=SHOP):
 
 def test_a_guess_answers_again_as_a_guess_and_is_never_trusted(thinking):
     first = ask(thinking, "sum_prices", intent="what all of it costs")
-    for intent in ({"intent": "what all of it costs"}, {}) * batos.TRUSTED_USES:
+    for intent in ({"intent": "what all of it costs"}, {}) * batos._TRUSTED_USES:
         again = ask(thinking, "sum_prices", wait=False, **intent)
         assert again["result"] == 19.5 and again["guess"] is True and again["method"] == first["method"]
         assert "written" not in again
@@ -525,14 +525,14 @@ def test_words_that_may_mean_several_methods_are_refused_with_these(kernel):
     ("shelf total_price", {"unit_price": "number", "quantity": "number"}, ["unit_price"]),
     ("is_open", {"open": "flag"}, ["open"])])
 def test_a_method_is_over_the_slots_that_its_request_names(request_text, slots, named):
-    assert batos.named_slots(request_text, slots) == named
+    assert batos._named_slots(request_text, slots) == named
 
 
 def test_tests_hang_together():
     fields = {"selector": "f", "intent": "", "slots": {"n": "number", "names": "texts"}, "arguments": [], "offered": []}
-    rows = batos.property_rows({"n": "number", "names": "texts"}, False, "number", ())
+    rows = batos._property_rows({"n": "number", "names": "texts"}, False, "number", ())
     assert "top n" in rows and "part names" not in rows and "back" not in rows and "rises_given" not in rows
-    rows = batos.property_rows({"n": "number", "names": "texts"}, True, "nothing", ("names",))
+    rows = batos._property_rows({"n": "number", "names": "texts"}, True, "nothing", ("names",))
     assert "gets names" in rows and "greater n" not in rows and "tells names" not in rows and "settles" in rows
     grammar = batos.CORE_TASKS["tests"].prompt(fields)[1]
     assert '"nothing\\nn"' in grammar and '"nothing\\n-"' not in grammar and '"number\\n-"' in grammar
@@ -556,7 +556,7 @@ def kernel_source(one, source, slots):
     request = {"selector": "f", "intent": "", "slots": {name: batos.slot_type(value) for name, value in slots.items()},
                "arguments": []}
     wanted = {"result": "any", "changes": [], "holds": []}
-    return batos.objections(one.uvm.lanes["method"], source, slots, (), request, wanted)
+    return batos._objections(one.uvm.lanes["method"], source, slots, (), request, wanted)
 
 
 @pytest.mark.parametrize("source, found", [
@@ -587,7 +587,7 @@ def test_what_a_larger_model_makes_up_does_not_bind_it(kernel):
     one = kernel(method=lambda fields: {"idiom": batos.FREE, "source": source})
     one.uvm.core.writes, one.uvm.core.infer_ = True, lambda prompt, **fields: "dearest(prices=[1, 7, 2]) -> 99"
     report = one.mission("dearest", prices=[3, 9, -4])
-    assert report["source"] == source and report["attempts"] == batos.ATTEMPTS_MOST and report["guess"]
+    assert report["source"] == source and report["attempts"] == batos._ATTEMPTS_MOST and report["guess"]
 
 
 def test_a_larger_models_examples_come_before_its_code_and_some_are_held_back(kernel):
@@ -617,7 +617,7 @@ def test_a_method_goes_where_its_slots_are(kernel):
         root["it"] = batos.UvmObject(**{"parent*": [kind], "count": 1})
         for obj in (kind, root["it"]):
             root._p_jar.add(obj)
-        homes = [batos.home_of(root["it"], f"def f(self):\n    return {body}\n") for body in (
+        homes = [batos._home_of(root["it"], f"def f(self):\n    return {body}\n") for body in (
             "sum(self.prices)", "self.count", "self.count * sum(self.prices)", "1")]
         return ["kind" if home is kind else "it" for home, _ in homes]
     assert one.write(apply) == ["kind", "it", "it", "it"]
@@ -687,7 +687,7 @@ def test_words_with_an_opposite_are_held_against_what_a_method_does(kernel):
     def against(cue, source, slots):
         request = {"selector": "f", "intent": "", "slots": {name: batos.slot_type(value) for name, value in slots.items()},
                    "arguments": []}
-        return batos.objections(one.uvm.lanes["method"], source, slots, (), request, cues=frozenset([cue]))
+        return batos._objections(one.uvm.lanes["method"], source, slots, (), request, cues=frozenset([cue]))
     one = kernel()
     plus, largest = "def f(self):\n    return self.a + self.b\n", "def f(self):\n    return max(self.xs)\n"
     assert against("plus", plus, {"a": 1, "b": 2}) == [] and "'minus'" in against("minus", plus, {"a": 1, "b": 2})[0]
@@ -725,7 +725,7 @@ def test_a_version_that_is_replaced_leaves_quarantine(kernel):
         for name in ("one", "two"):
             batos.bring_in(obj, name, f"def {name}(self):\n    return 1\n", author="ann")
             batos.bring_in(obj, name, f"def {name}(self):\n    return 2\n", author="ann")
-            batos.count_method(batos.own(obj)[name], [failure] * 3)
+            batos._count_method(batos.own(obj)[name], [failure] * 3)
             seen.append(len(root["quarantined_methods"]))
         batos.bring_in(obj, "one", "def one(self):\n    return 3\n", author="ann")
         batos.roll_back(obj, "two")
@@ -768,8 +768,8 @@ def test_a_facet_that_is_sent_is_written_from_its_pillars_intent(thinking):
 
 
 def test_words_out_of_order_are_other_words():
-    assert batos.same_words("average prices", "Average price") and not batos.same_words("list to set", "set to list")
-    assert not batos.same_words("", "")
+    assert batos._same_words("average prices", "Average price") and not batos._same_words("list to set", "set to list")
+    assert not batos._same_words("", "")
 
 
 def test_a_created_method_is_found_by_its_words(client):

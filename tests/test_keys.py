@@ -275,10 +275,10 @@ def test_a_socket_file_in_a_private_folder(daemon, tmp_path):
     with batos.Client(running.endpoint) as client:
         assert client.call("health")["result"]["state"] == "serving"
         with pytest.raises(batos.ConfigError, match="another daemon"):
-            batos.private_socket(running.endpoint)
+            batos._private_socket(running.endpoint)
         assert client.call("health")["result"]["state"] == "serving"
     running.stop()
-    batos.private_socket(running.endpoint).close()
+    batos._private_socket(running.endpoint).close()
     (tmp_path / "run").chmod(0o755)
     with pytest.raises(AssertionError, match="chmod"):
         daemon("--endpoint", f"ipc://{tmp_path}/run/bat")

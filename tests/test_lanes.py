@@ -145,7 +145,7 @@ def test_a_job_that_failed_after_it_changed_a_tree_leaves_no_trace(one):
     assert one.read(lambda root: [entry["n"] for entry in root["message_log"].values()]) == [0]
 
 
-@pytest.mark.parametrize("count", [1, batos.SPOILERS_MOST, batos.SPOILERS_MOST + 1, 20])
+@pytest.mark.parametrize("count", [1, batos._SPOILERS_MOST, batos._SPOILERS_MOST + 1, 20])
 def test_any_number_of_jobs_that_spoil_a_group_are_told_each_its_own_error(one, count):
     functions = [function for n in range(count) for function in (put_and_fail(f"bad{n}"), put(f"good{n}", n))]
     outcomes = one.together(*functions)
@@ -213,7 +213,7 @@ def test_a_conflict_that_does_not_end_is_busy_and_nothing_is_stored(one):
         raise ZODB.POSException.ConflictError("again")
     with pytest.raises(batos.Busy, match="send it again"):
         one.do(apply)
-    assert len(tries) == batos.CONFLICT_TRIES and "n" not in one.slots()
+    assert len(tries) == batos._CONFLICT_TRIES and "n" not in one.slots()
 
 
 def test_a_real_conflict_with_another_connection_is_tried_again(one):
@@ -401,7 +401,7 @@ def test_small_jobs_are_prepared_ended_and_told_each_for_itself(one):
 
 
 def test_no_more_small_jobs_share_a_commit_than_may(one):
-    answers = [one.submit(one.bulk, put(f"n{n}", n), shared=True) for n in range(2 * batos.SHARED_MOST + 1)]
+    answers = [one.submit(one.bulk, put(f"n{n}", n), shared=True) for n in range(2 * batos._SHARED_MOST + 1)]
     one.start()
     assert all(answer.result(WAIT_S).error is None for answer in answers) and one.bulk.commits == 3
 
@@ -530,7 +530,7 @@ def test_many_new_objects_are_pickled_before_the_commit_and_all_stored(one):
     """FACTS 38: after a savepoint the storage's own marks of what changed are gone."""
     def many(root):
         batos.set_slot(root["genesis_obj"], "parts*", [batos.UvmObject(n=n) for n in range(2)])
-        root["genesis_obj"].tree = batos.OOBTree({str(n): batos.UvmObject(n=n) for n in range(3 * batos.SAVEPOINT_OBJECTS)})
+        root["genesis_obj"].tree = batos.OOBTree({str(n): batos.UvmObject(n=n) for n in range(3 * batos._SAVEPOINT_OBJECTS)})
         for value in root["genesis_obj"].tree.values():
             root._p_jar.add(value)
     outcome = one.do(many)

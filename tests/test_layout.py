@@ -80,6 +80,8 @@ def used_names(node, hidden=frozenset()):
     """Yield (name, line) of every name that is read, but for those that a function around it binds itself."""
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
         hidden = hidden | own_names(node)
+    if isinstance(node, (ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.DictComp)):
+        hidden = hidden.union(*(bound(each.target) for each in node.generators))
     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id not in hidden:
         yield node.id, node.lineno
     for child in ast.iter_child_nodes(node):
@@ -90,9 +92,65 @@ def functions():
     return [node for node in ast.walk(TREE) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
 
 
-def test_the_sections_are_those_that_the_docstring_lists_in_its_order():
-    listed = re.findall(r"^    ([A-Z]\w*(?: \w+)?) {2,}\S", batos.__doc__.split("The sections", 1)[1], re.MULTILINE)
-    assert listed == [name for _, name in BANNERS] and len(listed) == 22
+def test_the_rooms_are_those_that_the_docstring_lists_in_its_order():
+    told = batos.__doc__.split("The rooms", 1)[1].split("What holds everywhere", 1)[0]
+    rows = re.findall(r"^    [a-z][a-z' ]+? {2,}([A-Z].*)", told, re.MULTILINE)
+    listed = [name for row in rows for name in row.split(" · ")]
+    assert listed == [name for _, name in BANNERS] and len(listed) == 62
+
+
+def test_no_room_is_a_hall():
+    starts = [start for start, _ in BANNERS] + [SOURCE.count("\n")]
+    lengths = {name: after - start for (start, name), after in zip(BANNERS, starts[1:], strict=True)}
+    assert {name: length for name, length in lengths.items() if length > 1150} == {}
+
+
+def offers():
+    """Return {room: the names that it says it offers}."""
+    banner, essay, named = r"^# ([^\n]+?) #+\n#{80}\n", r"(?:#[^\n]*\n)+\n", r'# Offers:\n__all__ \+= """\n(.*?)\n"""'
+    found = re.findall(banner + essay + named, SOURCE, re.MULTILINE | re.DOTALL)
+    return {name: told.split() for name, told in found}
+
+
+def used_by_others():
+    """Return {room: names of it that another room or another file uses}, in the order in which they are defined."""
+    beside = [ROOT / "morphic_ui.py", ROOT / "README.md", ROOT / "pyproject.toml", *ROOT.glob("seed_core/*.py")]
+    outside = {name for path in beside for name in re.findall(r"\bbatos[.:](\w+)", path.read_text("utf-8"))}
+    where, crossing = definitions(), set()
+    for node in TREE.body:
+        crossing |= {name for name, line in used_names(node) if section(line) != where.get(name, section(line))}
+    told = {name: [] for _, name in BANNERS}
+    for name, number in where.items():
+        if number and name != "__all__" and name in crossing | outside:
+            told[section_name(number)].append(name)
+    return {room: names for room, names in told.items() if names}
+
+
+def test_each_room_says_what_it_offers():
+    """The list under a banner is what others use, no more and no less; `__all__` is all of them."""
+    true = used_by_others()
+    wrong = {room: {"says": sorted(set(said) - set(true.get(room, ()))), "lacks": sorted(set(true.get(room, ())) - set(said))}
+             for room, said in offers().items()}
+    assert {room: told for room, told in wrong.items() if told["says"] or told["lacks"]} == {}
+    assert set(true) == set(offers())
+    assert batos.__all__ == [name for said in offers().values() for name in said]
+
+
+REGISTERED = {"primitive", "command", "adds_to", "image_class"}
+
+
+def is_registered(node):
+    """Tell whether a decorator puts a function into a table, by which it is reached."""
+    return bool({ast.unparse(each).split("(")[0] for each in node.decorator_list} & REGISTERED)
+
+
+def test_what_no_other_room_uses_has_an_underscore():
+    plain = {node.name for node in TREE.body if isinstance(node, ast.ClassDef)}
+    plain |= {node.name for node in TREE.body if isinstance(node, ast.FunctionDef) and is_registered(node)}
+    within = "\n".join(node.value for node in ast.walk(TREE) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    plain |= set(batos.__all__) | set(re.findall(r"\bbatos\.(\w+)", within))
+    bare = [name for name, number in definitions().items() if number and not name.startswith("_") and name not in plain]
+    assert bare == [] and [name for name in batos.__all__ if name.startswith("_")] == []
 
 
 def test_a_section_uses_only_those_above_it():
@@ -159,7 +217,7 @@ def test_an_installation_has_a_command_and_the_files_that_it_finds_beside_itself
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     module, _, name = scripts["batos"].partition(":")
     assert module == "batos" and callable(getattr(batos, name))
-    beside = {batos.UI_STOCK, *(path for path in batos.SEED_CORE.iterdir() if path.suffix not in ("", ".py", ".pyc"))}
-    for weights, config in batos.staged_files(ROOT / "lora_adapters").values():
+    beside = {batos._UI_STOCK, *(path for path in batos.SEED_CORE.iterdir() if path.suffix not in ("", ".py", ".pyc"))}
+    for weights, config in batos._staged_files(ROOT / "lora_adapters").values():
         beside |= {weights, config}
     assert beside <= packaged()

@@ -151,14 +151,14 @@ def test_what_parses_is_a_process_that_serves_many_files_and_ends_with_its_parse
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bound, value, told", [("PARSE_S", "1", "takes longer than"),
-                                                ("PARSE_BYTES", "1 << 29", "memory|MemoryError")])
+@pytest.mark.parametrize("bound, value, told", [("_PARSE_S", "1", "takes longer than"),
+                                                ("_PARSE_BYTES", "1 << 29", "memory|MemoryError")])
 def test_a_file_that_takes_too_much_costs_itself_alone(parser, monkeypatch, bound, value, told):
     hostile = f"import batos; batos.{bound} = {value}; read = batos._read_html\ndef taking(data, name):\n" \
               "    if name == 'hostile.html':\n        held = [bytes(1 << 20)]\n" \
-               "        while True: held += held * (batos.PARSE_S > 1)\n" \
+               "        while True: held += held * (batos._PARSE_S > 1)\n" \
               "    return read(data, name)\nbatos.FORMATS['.html'] = batos.Format('html', taking)"
-    monkeypatch.setattr(batos, "PARSER", batos.PARSER.replace("import batos;", f"exec({hostile!r});"))
+    monkeypatch.setattr(batos, "_PARSER", batos._PARSER.replace("import batos;", f"exec({hostile!r});"))
     with pytest.raises(batos.BadRequest, match=told):
         parser.parse(".html", b"<p>x</p>", "hostile.html")
     assert parser.parse(".html", b"<p>fine</p>", "a.html").text.strip() == "fine"
@@ -430,7 +430,7 @@ def test_parts_are_bounded_of_one_owner_and_go_after_a_day(tmp_path):
         parts.put("ann", "upload-5", 0, "x")
     batos.sweep_parts(tmp_path / "i.fs")
     assert parts.joined("ann", "upload-1", 1) == "1234567890"
-    day_ago = os.stat(parts.folder).st_mtime - batos.PARTS_KEPT_S
+    day_ago = os.stat(parts.folder).st_mtime - batos._PARTS_KEPT_S
     for folder in parts.folder.glob("*"):
         os.utime(folder, (day_ago, day_ago))
     batos.sweep_parts(tmp_path / "i.fs")
@@ -576,8 +576,8 @@ def test_watching_learns_what_changes_until_it_is_interrupted(learn, tmp_path, m
         told = batos._changes_since_learnt(client, [{"doc_id": str(path)}])[str(path)]
         assert re.fullmatch(r"changed since learnt on \d{4}-\d\d-\d\d", told)
         item = {"doc_id": str(path), "lines": [1, 1], "text": "The pump.", "pages": [3, 3]}
-        [line, *_] = batos._told_answer({"answer": "a", "evidence": [item]}, {str(path): told})
-        assert line.startswith(f"[1] {batos._near(str(path))}:1, page 3 ({told})  The pump.")
+        [line, *_] = batos.told_answer({"answer": "a", "evidence": [item]}, {str(path): told})
+        assert line.startswith(f"[1] {batos.near_name(str(path))}:1, page 3 ({told})  The pump.")
 
 
 def test_what_is_learnt_of_the_system_itself_is_in_scope_self(learn, tmp_path, capsys):

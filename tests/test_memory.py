@@ -286,7 +286,7 @@ def test_no_bytes_pass_as_an_adapter(tmp_path_factory, data):
 def test_other_tensors_are_refused(tmp_path):
     save_file({"base_model.model.lm_head.weight": numpy.zeros((4, 4), numpy.float32)}, tmp_path / "X.safetensors")
     assert "only lora_A and lora_B" in incarnation(tmp_path).refused[0]
-    assert batos.staged_files(tmp_path / "nowhere") == {}
+    assert batos._staged_files(tmp_path / "nowhere") == {}
 
 
 # Incarnation
@@ -498,7 +498,7 @@ def test_an_expert_in_a_slot_changes_the_model_as_by_peft_itself(memory):
                 ours = loaded.model(input_ids=ids, adapter_names=[loaded.slots.row_name(name)]).logits[0, -1] - base
                 cosine = torch.nn.functional.cosine_similarity(ours, theirs, dim=0)
                 likeness[name] = cosine.item(), (ours.norm() / theirs.norm()).item()
-        batos.drop_adapter_hooks(loaded.model)
+        batos._drop_adapter_hooks(loaded.model)
         return likeness
     for name, (cosine, ratio) in core.on_model_thread(compare).items():
         assert cosine > 0.99 and 0.95 < ratio < 1.05, (name, cosine, ratio)
@@ -570,11 +570,11 @@ def test_hooks_that_peft_leaves_are_removed(memory, alone, monkeypatch):
         patch.setattr(torch, "from_numpy", lambda *args: 1 / 0)
         with pytest.raises(batos.CoreFailed, match="ZeroDivisionError"):
             told(core, "ROBIN")
-        patch.setattr(batos, "drop_adapter_hooks", lambda model: None)
+        patch.setattr(batos, "_drop_adapter_hooks", lambda model: None)
         with pytest.raises(batos.CoreFailed):
             told(core, "ROBIN")
         assert core.on_model_thread(hooks) > before      # the trap is still there
-    core.on_model_thread(lambda loaded: batos.drop_adapter_hooks(loaded.model))
+    core.on_model_thread(lambda loaded: batos._drop_adapter_hooks(loaded.model))
     assert core.on_model_thread(hooks) == before
     assert told(core, "ROBIN", "E0") == [alone["ROBIN"], alone["E0"]]
 
@@ -756,7 +756,7 @@ def test_two_hundred_experts_stay_within_the_budgets(tmp_path):
 def test_the_shipped_experts_fit_the_shipped_core():
     """Their base is the core beside them, and their card says so."""
     one = incarnation(ROOT / "lora_adapters")
-    base = batos.core_base([(path.name, batos._file_hash(path, "sha256")) for path in batos.core_files(SEED)])
+    base = batos.core_base([(path.name, batos.file_hash(path, "sha256")) for path in batos.core_files(SEED)])
     assert [staged.name for staged in one.staged] == sorted(batos.PILLARS) and one.refused == []
     assert {staged.base for staged in one.staged} == {base} and base in (ROOT / "lora_adapters" / "README.md").read_text()
     assert sum(path.stat().st_size for path in (ROOT / "lora_adapters").rglob("*") if path.is_file()) < 8e6
@@ -882,7 +882,7 @@ def test_adapters_are_taken_from_beside_the_program_and_from_beside_the_image(tm
 
 
 def test_a_reason_that_keeps_several_experts_outside_is_said_once(capsys):
-    batos.tell_incarnation({"result": {"refused": ["A: it is for another core", "B: it is for another core", "C: torn"],
+    batos._tell_incarnation({"result": {"refused": ["A: it is for another core", "B: it is for another core", "C: torn"],
                                        "incarnated": ["D"]}})
     assert capsys.readouterr().out.splitlines() == [
         "2 adapters stay outside: A, B: it is for another core", "an adapter stays outside: C: torn", "incarnated: D"]

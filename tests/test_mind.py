@@ -237,8 +237,8 @@ def test_a_core_that_fails_never_costs_the_answer(machine, task, state):
 
 def test_whatever_a_server_does_the_passages_are_told(machine, monkeypatch):
     """Every habit of a server that leaves no answer, and no server at all: one image, a core after the other."""
-    monkeypatch.setattr(batos, "REMOTE_TRY_S", (0.0,))
-    monkeypatch.setattr(batos, "REMOTE_START_S", 0.0)
+    monkeypatch.setattr(batos, "_REMOTE_TRY_S", (0.0,))
+    monkeypatch.setattr(batos, "_REMOTE_START_S", 0.0)
     server, one = Habits(), machine(Speaker())
     one.learn()
     cases = [(server.url(name), told) for name, (_, told) in TOLD.items()] + list(NOBODY.values())
@@ -258,7 +258,7 @@ def test_whatever_a_server_does_the_passages_are_told(machine, monkeypatch):
 
 @pytest.mark.slow
 def test_behind_every_habit_that_leaves_an_answer_the_words_are_told(machine, monkeypatch):
-    monkeypatch.setattr(batos, "REMOTE_TRY_S", (0.0, 0.0))
+    monkeypatch.setattr(batos, "_REMOTE_TRY_S", (0.0, 0.0))
     server, one = Habits(), machine(Speaker())
     one.learn()
     for name in ANSWERED.keys() - {"prose and braces", "in a list", "numbers as texts"}:      # those are of JSON
@@ -362,7 +362,7 @@ def test_a_mission_has_a_deadline(machine):
 
 
 def test_a_full_disk_delays_a_mission_and_loses_nothing(machine, monkeypatch):
-    monkeypatch.setattr(batos, "RETRY_COMMIT_S", 0.01)
+    monkeypatch.setattr(batos, "_RETRY_COMMIT_S", 0.01)
     one = machine()
     one.learn()
     real, number = one.image.storage._sync_blobs, itertools.count()
@@ -382,8 +382,8 @@ def test_only_what_a_state_names_may_follow_it(machine):
     oid = one.accept()
 
     def leap(root):
-        taken = batos.step_taken(batos.Thought("x", None), batos.Step("COMPLETE", []), 0.0)
-        batos.enter(batos.find_cycle(root, oid), taken)
+        taken = batos._step_taken(batos.Thought("x", None), batos.Step("COMPLETE", []), 0.0)
+        batos._enter(batos.find_cycle(root, oid), taken)
     while one.read(lambda root: batos.state_of(batos.find_cycle(root, oid))) != "DECOMPOSING":
         time.sleep(0.01)
     with pytest.raises(batos.TransitionError, match="DELEGATING may"):
@@ -536,7 +536,7 @@ def test_a_mission_that_is_killed_at_any_commit_goes_on_and_no_stored_answer_is_
 
 def test_a_mission_thinks_in_memory_and_each_step_is_entered_once(machine, monkeypatch):
     """The image is asked for its cycle once to begin, and once by each lane that stores."""
-    entered, found, enter, find = [], [], batos.enter, batos.find_cycle
+    entered, found, enter, find = [], [], batos._enter, batos.find_cycle
 
     def noting(cycle, taken):
         entered.append(taken.name)
@@ -545,7 +545,7 @@ def test_a_mission_thinks_in_memory_and_each_step_is_entered_once(machine, monke
     def finding(root, oid):
         found.append(threading.current_thread().name.split("-")[0])
         return find(root, oid)
-    monkeypatch.setattr(batos, "enter", noting)
+    monkeypatch.setattr(batos, "_enter", noting)
     monkeypatch.setattr(batos, "find_cycle", finding)
     one = machine()
     one.learn()
@@ -582,8 +582,8 @@ def test_what_the_journal_has_of_evidence_it_has_once(machine):
     assert [request["evidence"] for request in entries["recall for facets"]["asked"].values()] == [[0], [0]]
     other = {"text": "It never was recalled."}
     request = {"sub_query": "valve", "evidence": [other, report["evidence"][0]]}
-    placed = batos.with_places(request, report["evidence"])
-    assert placed["evidence"] == [other, 0] and batos.with_passages(placed, report["evidence"]) == request
+    placed = batos._with_its_places(request, report["evidence"])
+    assert placed["evidence"] == [other, 0] and batos._with_passages(placed, report["evidence"]) == request
 
 
 def test_what_was_told_before_a_crash_is_told_again_and_once(machine):
@@ -618,7 +618,7 @@ def test_a_core_that_says_the_same_again_and_again_is_stopped(machine, said, tol
     one.core.infer_ = loops
     one.learn()
     report = one.think()
-    assert report["state"] == "COMPLETE" and len(report["answer"].splitlines()) == 1 + told and len(written) >= batos.LOOP
+    assert report["state"] == "COMPLETE" and len(report["answer"].splitlines()) == 1 + told and len(written) >= batos._LOOP
     assert report["words"] is bool(told)
 
 
@@ -657,7 +657,7 @@ def test_a_cycle_that_recalled_other_passages_for_another_core_is_written_over_t
 def test_code_sets_the_number_of_the_passage_that_bears_a_sentence_out(said, given, cited):
     texts = ("The bell is of brass.", "The lamp burns for nine hours.", "Each lamp of tin is heavy. A lamp of tin is heavy.")
     passages = {number: {"text": text, "doc_id": "a.md"} for number, text in enumerate(texts, 1)}
-    assert batos.borne_out_by(said, passages, given)[0] == cited
+    assert batos._borne_out_by(said, passages, given)[0] == cited
 
 
 # Facets as methods
@@ -704,9 +704,9 @@ def test_what_the_intents_own_method_says_is_taken_for_said(machine):
     """It is known, so no child is asked; a child that is says the same."""
     one, asked, _ = facet_asked(machine)
     evidence = [{"text": f"{asked[0]['passages'][0]} {number}"} for number in range(99)]
-    facet = one.read(lambda root: batos.facet_of(root, PILLAR, "the brass valve", evidence))
-    taken = batos.facet_request(None, facet)
-    assert taken == batos.facet_request(one.lanes["method"], facet._replace(prompt=None))
+    facet = one.read(lambda root: batos._facet_of(root, PILLAR, "the brass valve", evidence))
+    taken = batos._facet_asked(None, facet)
+    assert taken == batos._facet_asked(one.lanes["method"], facet._replace(prompt=None))
     assert len(taken["evidence"]) <= batos.EVIDENCE_MOST and "failed" not in taken
 
 

@@ -369,7 +369,7 @@ def test_the_window_looks_for_the_daemon_of_the_same_home(tmp_path, monkeypatch)
     monkeypatch.delenv("BATOS_ENDPOINT", raising=False)
     monkeypatch.setenv("BATOS_HOME", str(tmp_path))
     assert ui.usual_endpoint() == ui.DEFAULT_ENDPOINT == batos.SETTINGS["endpoint"].default
-    with batos.telling_endpoint(str(tmp_path / "live_image.fs"), "tcp://127.0.0.1:7"):
+    with batos._telling_endpoint(str(tmp_path / "live_image.fs"), "tcp://127.0.0.1:7"):
         assert ui.usual_endpoint() == batos.Client().endpoint == "tcp://127.0.0.1:7"
     monkeypatch.setenv("BATOS_ENDPOINT", "tcp://127.0.0.1:8")
     assert ui.usual_endpoint() == "tcp://127.0.0.1:8"

@@ -56,7 +56,7 @@ def test_persistent_clone_owns_its_trees_and_keeps_references():
 
 
 def test_trees_of_many_entries_are_not_copied_in_the_write_lane(monkeypatch):
-    monkeypatch.setattr(batos, "COPIED_ENTRIES_MOST", 9)
+    monkeypatch.setattr(batos, "_COPIED_ENTRIES_MOST", 9)
     inner = batos.OOBTree({n: n for n in range(5)})
     holder = batos.UvmObject(outer=batos.OOBTree({"a": inner, "b": 1}), more=batos.LLTreeSet([1, 2]))
     copy = holder._clone_persistent_()                   # nine entries: two, five in the inner one, two

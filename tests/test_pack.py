@@ -226,7 +226,7 @@ def test_no_room(tmp_path, image, monkeypatch):
 def test_a_disk_that_fails_amid_a_pack_leaves_the_image_in_service(tmp_path, image, monkeypatch):
     def failing(self, ipos):
         raise OSError(28, "No space left on device")
-    monkeypatch.setattr(batos._SyncedPacker, "copyRest", failing)
+    monkeypatch.setattr(batos.SyncedPacker, "copyRest", failing)
     before_s = time.time()
     put(image, "n", 1)
     with pytest.raises(OSError, match="No space"):
@@ -268,7 +268,7 @@ def test_what_is_due(image, row, due):
 
 
 def test_due_work_is_done_and_written_down(tmp_path, image, monkeypatch):
-    monkeypatch.setattr(batos, "UPKEEP_LOOK_S", 0.05)
+    monkeypatch.setattr(batos, "_UPKEEP_LOOK_S", 0.05)
     lane = upkeep(image, backup_dir=str(tmp_path / "b"), history_days=0.0).start()
     end_s = time.monotonic() + 60
     while set(lane.report) != {"backup", "pack"} and time.monotonic() < end_s:

@@ -102,7 +102,7 @@ def test_another_adapter_of_that_name_is_not_replaced(two):
     told = ormsgpack.unpackb(parcel)
     brick = (ADAPTERS / "BRICK" / batos.ADAPTER_WEIGHTS)
     told["parts"]["adapter ROBIN"] = brick.read_bytes()
-    told["manifest"] = batos.manifest_of(told["parts"])
+    told["manifest"] = batos._manifest_of(told["parts"])
     with pytest.raises(batos.BadRequest, match="another expert ROBIN is here"):
         other.call("import", parcel=ormsgpack.packb(told), target="genesis_obj", slot="robin_two")
     reply = other.call("import", parcel=ormsgpack.packb(told), target="genesis_obj", slot="robin_two", adapters=False)
@@ -140,7 +140,7 @@ def repacked(parcel, change):
     told = ormsgpack.unpackb(parcel)
     rows = ormsgpack.unpackb(told["parts"]["objects"])
     told["parts"]["objects"] = ormsgpack.packb(change(rows) or rows)
-    return ormsgpack.packb(told | {"manifest": batos.manifest_of(told["parts"])})
+    return ormsgpack.packb(told | {"manifest": batos._manifest_of(told["parts"])})
 
 
 def test_values_come_back_as_they_were(image):
@@ -161,12 +161,12 @@ def test_what_no_parcel_takes_is_named(image):
         with pytest.raises(batos.BadRequest, match="slot .* holds a .*backup"):
             batos.pack_parcel(root, catalog, 1 << 20)
         chain = batos.UvmObject()
-        for _ in range(batos.PARCEL_OBJECTS):
+        for _ in range(batos._PARCEL_OBJECTS):
             chain = batos.UvmObject(next=chain)
         with pytest.raises(batos.BadRequest, match="more than 10000"):
             batos.pack_parcel(root, chain, 1 << 30)
         with pytest.raises(batos.BadRequest, match="entries"):
-            batos.pack_parcel(root, batos.UvmObject(tree=batos.LLTreeSet(range(batos.PARCEL_ENTRIES + 1))), 1 << 30)
+            batos.pack_parcel(root, batos.UvmObject(tree=batos.LLTreeSet(range(batos._PARCEL_ENTRIES + 1))), 1 << 30)
         with pytest.raises(batos.BadRequest, match="message_max_mb"):
             batos.pack_parcel(root, batos.UvmObject(text="x" * 5000), 4000)
 
@@ -218,14 +218,14 @@ def with_slot(name, value):
 
 DEEP = ormsgpack.packb(["OOBTree", []])
 for _ in range(60):
-    DEEP = ormsgpack.packb(["OOBTree", [["a", ormsgpack.Ext(batos.TREE_COPY, DEEP)]]])
+    DEEP = ormsgpack.packb(["OOBTree", [["a", ormsgpack.Ext(batos._TREE_COPY, DEEP)]]])
 
 
 @pytest.mark.parametrize("name, value", [
-    ("clone", 1), ("_p_jar", 1), ("a b", 1), ("a", ormsgpack.Ext(batos.IN_PARCEL, b"\xff\0\0\0")), ("a", ormsgpack.Ext(99, b"")),
-    ("a", ormsgpack.Ext(batos.ROOT_OBJECT, b"nobody")), ("a", ormsgpack.Ext(batos.WHEN, b"never")),
-    ("a", ormsgpack.Ext(batos.TREE_COPY, b"\xc1")), ("a", ormsgpack.Ext(batos.TREE_COPY, ormsgpack.packb(["dict", []]))),
-    ("a", ormsgpack.Ext(batos.TREE_COPY, DEEP)), ("parent*", 7), ("a", ormsgpack.Ext(batos.EXPERT, b"\xff"))])
+    ("clone", 1), ("_p_jar", 1), ("a b", 1), ("a", ormsgpack.Ext(batos._IN_PARCEL, b"\xff\0\0\0")), ("a", ormsgpack.Ext(99, b"")),
+    ("a", ormsgpack.Ext(batos._ROOT_OBJECT, b"nobody")), ("a", ormsgpack.Ext(batos._WHEN, b"never")),
+    ("a", ormsgpack.Ext(batos._TREE_COPY, b"\xc1")), ("a", ormsgpack.Ext(batos._TREE_COPY, ormsgpack.packb(["dict", []]))),
+    ("a", ormsgpack.Ext(batos._TREE_COPY, DEEP)), ("parent*", 7), ("a", ormsgpack.Ext(batos._EXPERT, b"\xff"))])
 def test_a_hostile_parcel_is_refused_by_name(image, name, value):
     parcel = repacked(packed(image), with_slot(name, value))
     with pytest.raises(batos.BatosError):
@@ -234,12 +234,12 @@ def test_a_hostile_parcel_is_refused_by_name(image, name, value):
         assert "new" not in batos.own(root["genesis_obj"])
 
 
-MAPS = batos.PARCEL_VALUES + 1                           # of one byte each, and 64 in memory
+MAPS = batos._PARCEL_VALUES + 1                           # of one byte each, and 64 in memory
 
 
 @pytest.mark.parametrize("value", [
-    [{}] * MAPS, ormsgpack.Ext(batos.TREE_COPY, ormsgpack.packb(["OOBTree", [["a", [{}] * MAPS]]])),
-    ormsgpack.Ext(batos.TREE_COPY, b"\x92\xa7OOBTree\xdd\xff\xff\xff\xff"), [[0]] * (MAPS // 2)])
+    [{}] * MAPS, ormsgpack.Ext(batos._TREE_COPY, ormsgpack.packb(["OOBTree", [["a", [{}] * MAPS]]])),
+    ormsgpack.Ext(batos._TREE_COPY, b"\x92\xa7OOBTree\xdd\xff\xff\xff\xff"), [[0]] * (MAPS // 2)])
 def test_a_parcel_of_too_many_values_is_refused_before_they_are_built(image, value):
     parcel = repacked(packed(image), with_slot("many", value))
     tracemalloc.start()
@@ -260,7 +260,7 @@ def test_the_values_of_all_objects_are_counted_together(image):
 
 def test_what_would_be_refused_is_not_exported(image):
     with batos.reading(image) as root, pytest.raises(batos.BadRequest, match="values at most"):
-        batos.pack_parcel(root, batos.UvmObject(many=[0] * batos.PARCEL_VALUES), 1 << 30)
+        batos.pack_parcel(root, batos.UvmObject(many=[0] * batos._PARCEL_VALUES), 1 << 30)
 
 
 def test_a_parcel_holds_what_slots_hold_at_their_deepest(image):

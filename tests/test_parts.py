@@ -120,9 +120,9 @@ def test_what_fails_amid_its_parts_is_never_seen_and_swept(one, parts):
     one.ingest("small", "brass")
     with pytest.raises(batos.ImageError):
         one.ingest("large", text_of(500), around)
-    assert one.look(found) == ["small"] and one.faults() == [] and one.look(batos.leftovers) == 1
+    assert one.look(found) == ["small"] and one.faults() == [] and one.look(batos._leftovers) == 1
     one.sweep()
-    assert one.look(batos.leftovers) == 0 and one.faults() == []
+    assert one.look(batos._leftovers) == 0 and one.faults() == []
     assert one.look(batos.catalog_figures)["chunks"] == 1
     assert one.ingest("large", text_of(500))["version"] == 1 and one.faults() == []
 

@@ -148,7 +148,7 @@ def test_no_primitive_runs_for_a_lesser_role(image, name):
     row = batos.PRIMITIVES[name]
     for role in batos.ROLES[:batos.ROLES.index(row.role)]:
         with message(image, role) as root:
-            it = batos.UvmObject(**{"detour": batos.method("detour", name), name if name not in batos.RESERVED else "same":
+            it = batos.UvmObject(**{"detour": batos.method("detour", name), name if name not in batos._RESERVED else "same":
                                     batos.method(name)})
             root._p_jar.add(it)
             for selector in ("detour", name, name.replace("_", ":")):
@@ -168,7 +168,7 @@ def test_identity_and_limits_come_from_no_argument(image):
 def test_data_of_the_system_is_none_for_written_methods(image):
     with batos.reading(image) as root:
         mind, genesis = root["pLLM_obj"], root["genesis_obj"]
-        assert not batos.is_data_slot(mind, "model_blob", mind.model_blob)
-        assert not batos.is_data_slot(root["codex_obj"], "personas", root["codex_obj"].personas)
-        assert batos.is_data_slot(genesis, "description", genesis.description)
-        assert not batos.is_data_slot(genesis, "held", [[genesis]])
+        assert not batos._is_data_slot(mind, "model_blob", mind.model_blob)
+        assert not batos._is_data_slot(root["codex_obj"], "personas", root["codex_obj"].personas)
+        assert batos._is_data_slot(genesis, "description", genesis.description)
+        assert not batos._is_data_slot(genesis, "held", [[genesis]])

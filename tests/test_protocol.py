@@ -269,7 +269,7 @@ def test_top_k_is_another_name_for_max_results():
 def test_every_command_is_told_and_answered_in_one_place():
     for name, row in batos.COMMANDS.items():
         assert row.model.__doc__ and issubclass(row.model, batos.Command) and row.model.__doc__ != batos.Command.__doc__
-        assert name == batos.command_name(row.model) and row.role in batos.ROLES, name
+        assert name == batos._command_name(row.model) and row.role in batos.ROLES, name
         assert not (row.effect and row.lane == "loop"), name
 
 
@@ -342,12 +342,12 @@ def test_objects_after_the_last_number_are_none(daemon):
 # What comes back of what was sent
 
 
-@pytest.mark.parametrize("request_id", [0, "a" * batos.MAX_ID, b"a" * batos.MAX_ID, 1.5, True, None])
+@pytest.mark.parametrize("request_id", [0, "a" * batos._MAX_ID, b"a" * batos._MAX_ID, 1.5, True, None])
 def test_an_id_of_ordinary_size_comes_back(request_id):
     assert batos.request_id({"id": request_id}) == request_id
 
 
-@pytest.mark.parametrize("request_id", ["a" * 20_000_000, b"a" * (batos.MAX_ID + 1)])
+@pytest.mark.parametrize("request_id", ["a" * 20_000_000, b"a" * (batos._MAX_ID + 1)])
 def test_a_long_id_is_refused(request_id):
     with pytest.raises(BadRequest, match=f"the id has {len(request_id):,} .* allowed are 256"):
         batos.request_id({"id": request_id})
@@ -355,7 +355,7 @@ def test_a_long_id_is_refused(request_id):
 
 def test_an_error_s_sentence_is_shortened_in_its_middle():
     told = batos.error_reply(1, BadRequest(f"the name {'x' * 8_000_000} is none; send another"))["details"]
-    assert len(told) < batos.MAX_DETAILS and told.startswith("the name xxx") and told.endswith("is none; send another")
+    assert len(told) < batos._MAX_DETAILS and told.startswith("the name xxx") and told.endswith("is none; send another")
     assert batos.error_reply(1, BadRequest("short"))["details"] == "short"
 
 

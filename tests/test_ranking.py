@@ -125,7 +125,7 @@ def test_a_turn_is_lifted_by_those_beside_it_and_a_conversation_has_its_own_idf(
     assert found(catalog, "where are the keys", [1.0, 0.0, 0.0], conversation="home")[0] != "t1"
     for n in range(60):
         batos.index_document_(catalog, f"w{n}", "The keys of the piano.")
-    asked = batos._prepared(catalog, "keys shelf")
+    asked = batos.prepared(catalog, "keys shelf")
     only = batos._chosen(catalog, batos.Where(conversation="home"))[0]
     weights = batos._own_weights(catalog, asked, only)
     assert weights[batos.stems("keys")[0]] > weights[batos.stems("shelf")[0]]
@@ -190,7 +190,7 @@ def test_a_typo_is_taken_for_the_nearest_word_and_told():
 def test_edits_are_those_of_the_textbook(word, others):
     width = max(map(len, others))
     table = numpy.array([list(other.encode().ljust(width, b"\0")) for other in others])
-    counted = batos.edit_distances(numpy.frombuffer(word.encode(), numpy.uint8), table, numpy.array([len(o) for o in others]))
+    counted = batos._edit_distances(numpy.frombuffer(word.encode(), numpy.uint8), table, numpy.array([len(o) for o in others]))
     assert counted.tolist() == [textbook(word, other) for other in others]
 
 
@@ -226,10 +226,10 @@ def test_segments_of_an_older_way_of_cutting_words_are_made_anew_by_a_merge():
     batos.add_mapped(catalog, catalog.text_index, batos.Segment, older)
     catalog.text_index[1].pipeline = 1
     assert found(catalog, "护照") == [] and not list(batos._faults_of_words(catalog))
-    keys = batos.due_words(catalog)
+    keys = batos._due_words(catalog)
     assert keys == (1,)
     batos.publish_words(catalog, keys, batos.in_record(batos.merged_postings(catalog, keys)))
-    assert found(catalog, "护照") == ["a"] and batos.due_words(catalog) is None and not list(batos._faults_of_words(catalog))
+    assert found(catalog, "护照") == ["a"] and batos._due_words(catalog) is None and not list(batos._faults_of_words(catalog))
 
 
 EXPRESSIONS = (("valve AND brass", {"a", "b"}), ("valve OR lamp", {"a", "b", "c"}), ("valve NOT old", {"a"}),
@@ -306,7 +306,7 @@ def test_a_document_from_before_there_were_languages_is_found_as_it_was():
     catalog = catalog_of(filling() | {"de": GERMAN})
     del catalog.documents["de"].__dict__["language"]
     catalog.text_index.clear()
-    made = batos._postings_of(catalog, [number for document in catalog.documents.values() for number in document.numbers])
+    made = batos.postings_of(catalog, [number for document in catalog.documents.values() for number in document.numbers])
     batos.add_mapped(catalog, catalog.text_index, batos.Segment, batos.in_record(made))
     assert catalog.documents["de"].language == "en" and found(catalog, "Aktualisierungen stehen") == ["de"]
     assert batos.index_document_(catalog, "de", GERMAN)["unchanged"] is False and catalog.documents["de"].language == "de"

@@ -224,8 +224,8 @@ def habits(one_server):
 @pytest.fixture
 def hasty(monkeypatch):
     """Tries of a server follow at once."""
-    monkeypatch.setattr(batos, "REMOTE_TRY_S", (0.0, 0.0))
-    monkeypatch.setattr(batos, "REMOTE_START_S", 0.0)
+    monkeypatch.setattr(batos, "_REMOTE_TRY_S", (0.0, 0.0))
+    monkeypatch.setattr(batos, "_REMOTE_START_S", 0.0)
 
 
 @contextlib.contextmanager
@@ -275,8 +275,8 @@ def test_a_habit_that_leaves_no_answer_is_told_by_name(habits, hasty, habit):
 
 @pytest.mark.parametrize("habit", UNLISTED)
 def test_a_server_that_tells_of_no_models_is_told_by_name(habits, hasty, monkeypatch, habit):
-    monkeypatch.setattr(batos, "REMOTE_CONNECT_S", 0.2)
-    monkeypatch.setattr(batos, "READ_BEHIND_S", 0.1)
+    monkeypatch.setattr(batos, "_REMOTE_CONNECT_S", 0.2)
+    monkeypatch.setattr(batos, "_READ_BEHIND_S", 0.1)
     with core_at(habits.url(habit)) as core:
         assert core.state == "away" and re.search(UNLISTED[habit][1], core.progress) and "tried again in" in heard_from(core)
 
@@ -331,7 +331,7 @@ def test_an_address_that_is_not_whole_is_told(habits, hasty):
 
 
 def test_a_server_that_comes_back_with_another_model_is_asked_for_that(habits, hasty, monkeypatch):
-    monkeypatch.setattr(batos, "BREAKER_S", (0.01, 0.01))
+    monkeypatch.setattr(batos, "_BREAKER_S", (0.01, 0.01))
     offered = [["small"]]
     monkeypatch.setattr(batos.RemoteCore, "_listed", lambda core: offered[0])
     with core_at(habits.url(CHANGING), ask_s=0.3) as core:
@@ -348,7 +348,7 @@ def test_a_server_that_comes_back_with_another_model_is_asked_for_that(habits, h
 def test_a_breaker_opens_for_longer_each_time_and_an_answer_forgets_it():
     now_s = [100.0]
     breaker = batos.Breaker(lambda: now_s[0])
-    first_s, most_s = batos.BREAKER_S
+    first_s, most_s = batos._BREAKER_S
     pauses = []
     for _ in range(8):
         assert breaker.open("it hangs") == (not pauses) and not breaker.open("so do others that were under way")
@@ -376,7 +376,7 @@ def questions_of(bodies):
 
 
 def test_a_server_that_hangs_is_waited_for_once_until_a_probe_is_answered(habits, hasty, monkeypatch):
-    monkeypatch.setattr(batos, "BREAKER_S", (0.05, 0.1))
+    monkeypatch.setattr(batos, "_BREAKER_S", (0.05, 0.1))
     with core_at(habits.url(CHANGING), ask_s=0.3) as core:
         assert "had no answer within 0.3 s" in heard_from(core)
         assert core.state == "away" and "tried again" in heard_from(core)

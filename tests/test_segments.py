@@ -41,9 +41,9 @@ def wanted(rows):
 def test_postings_hold_what_was_collected_also_in_a_file(tmp_path_factory, rows):
     postings = batos.collect_postings(rows)
     assert told(postings) == wanted(rows)
-    assert told(batos.Postings(**batos.arrays_in(batos.zlib.decompress(batos.in_record(postings).data)))) == wanted(rows)
+    assert told(batos.Postings(**batos._arrays_in(batos.zlib.decompress(batos.in_record(postings).data)))) == wanted(rows)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batos, "RECORD_BYTES", 0)
+        patch.setattr(batos, "_RECORD_BYTES", 0)
         with batos.built_file(postings, tmp_path_factory.getbasetemp()) as built:
             assert told(batos.Postings(**batos.map_arrays(built.path, built.sha256))) == wanted(rows)
     assert not pathlib.Path(built.path).exists()
@@ -73,7 +73,7 @@ def test_more_than_255_of_a_word_count_as_255():
 @given(st.lists(st.lists(st.sampled_from(["valve", "brass", "pump", "lamp"]), min_size=1, max_size=9), min_size=2, max_size=9))
 @settings(max_examples=60, deadline=None)
 def test_scores_are_those_of_zope_index(texts):
-    catalog, peer = batos.new_catalog(), OkapiIndex(Lexicon(*batos.PIPELINE))
+    catalog, peer = batos.new_catalog(), OkapiIndex(Lexicon(*batos._PIPELINE))
     for n, words in enumerate(texts, 1):
         batos.index_document_(catalog, f"d{n}", " ".join(words))
         peer.index_doc(n, " ".join(words))
@@ -175,11 +175,11 @@ def test_connections_share_the_words_of_what_is_newest_and_none_of_what_is_not_c
     memory.unit.manager.commit()
     with other.snapshot():
         assert "pump" in fresh_of(other).vocabulary()
-    for n in range(2 * batos.FRESH_STATES_KEPT):
+    for n in range(2 * batos._FRESH_STATES_KEPT):
         memory.add(f"more {n}", "A lamp.")
         with memory.unit.snapshot():
             fresh_of(memory.unit)
-    assert len(batos.FRESH_POSTINGS[memory.image.db]) == batos.FRESH_STATES_KEPT
+    assert len(batos._FRESH_POSTINGS[memory.image.db]) == batos._FRESH_STATES_KEPT
     other.close()
 
 
@@ -194,7 +194,7 @@ def test_what_is_merged_is_found_as_before_and_with_what_comes_later(memory, mon
         memory.add(f"d{n}", text_of(chance))
     mixed = memory.found()
     assert len(memory.keys()) == 2                       # the words of what is new are stored nowhere yet
-    monkeypatch.setattr(batos, "RECORD_BYTES", 0)
+    monkeypatch.setattr(batos, "_RECORD_BYTES", 0)
     memory.merge()
     assert memory.found() == mixed and len(memory.keys()) == 1 and memory.faults() == []
     memory.image.pack(batos.time.time() + 1)
@@ -207,7 +207,7 @@ def test_small_segments_are_few_however_much_comes_and_goes(memory):
     for n in range(200):
         memory.add(f"d{n % 90}", f"brass valve {n}")
     counts = memory.look(lambda catalog: [segment.count for segment in catalog.text_index.values()])
-    assert sum(count < batos.SMALL_CHUNKS for count in counts) < batos.MERGED_AT_ONCE and memory.faults() == []
+    assert sum(count < batos.SMALL_CHUNKS for count in counts) < batos._MERGED_AT_ONCE and memory.faults() == []
     kind, keys = memory.look(batos.due_merge)
     sizes = memory.look(lambda catalog: [catalog.text_index[key].count for key in keys])
     assert kind == "words" and min(sizes) >= batos.SMALL_CHUNKS
@@ -259,7 +259,7 @@ def test_a_merge_that_is_not_committed_changes_nothing(memory):
 
 @pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?")])
 def test_a_segment_that_cannot_be_read_is_made_anew(memory, spoil, monkeypatch):
-    monkeypatch.setattr(batos, "RECORD_BYTES", 0)
+    monkeypatch.setattr(batos, "_RECORD_BYTES", 0)
     memory.add("d", "brass valve")
     memory.merge()
     memory.add("e", "brass pump")
@@ -348,7 +348,7 @@ def test_notes_that_come_one_by_one_write_few_bytes(tmp_path):
 
 @pytest.mark.slow
 def test_a_daemon_merges_by_itself(daemon, tmp_path):
-    running, most = daemon(), batos.MERGED_AT_ONCE + 4
+    running, most = daemon(), batos._MERGED_AT_ONCE + 4
     with batos.Client(running.endpoint, timeout_s=60) as client:
         for n in range(most):
             text = "\n".join(f"# Part {part}\n\n" + f"The brass valve {n} of part {part} is turned. " * 10 for part in range(90))

@@ -82,7 +82,7 @@ def test_other_words_are_no_booleans(text):
 
 
 def test_the_command_line_has_every_setting():
-    parser = batos.command_line()
+    parser = batos._command_line()
     for name, row in ((name, row) for name, row in batos.SETTINGS.items() if not row.secret):
         text = "1" if isinstance(row.default, (int, float)) else "text"
         for line in ([f"--{name.replace('_', '-')}", text], ["serve", f"--{name.replace('_', '-')}", text]):
@@ -157,7 +157,7 @@ def test_a_secret_comes_from_a_private_file_or_the_environment_and_is_never_show
     told = capsys.readouterr().out
     assert "hush" not in told and "(set)" in told
     with pytest.raises(SystemExit):
-        batos.command_line().parse_args(["--token", "hush"])
+        batos._command_line().parse_args(["--token", "hush"])
     assert batos.shown_setting("image", "postgres://me:pass@host/db") == "postgres://host/db"
 
 

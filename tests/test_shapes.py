@@ -199,13 +199,13 @@ def test_errors_tell_little_of_what_is_foreign():
             send()
         assert len(str(told.value)) < 700
     assert len(repr(one)) < 200 and len(batos.mend(long, ["z" * 900])) < 150
-    assert batos.told_fields({"name": long, "selector": long, "kind": "slot"}) == {"name": "x" * 100, "selector": "x" * 100,
-                                                                                    "kind": "slot"}
+    told = batos._told_error_fields({"name": long, "selector": long, "kind": "slot"})
+    assert told == {"name": "x" * 100, "selector": "x" * 100, "kind": "slot"}
 
 
 def test_a_pointer_takes_a_bounded_number_of_objects():
     one = batos.UvmObject()
-    many = [one] * batos.MOST_POINTERS
+    many = [one] * batos._MOST_POINTERS
     assert len(batos.own(batos.UvmObject(**{"parent*": many}))["parent*"]) == 10_000
     with pytest.raises(batos.BadSlot, match="10,000 objects at most, not 10,001"):
         batos.UvmObject(**{"parent*": [*many, one]})

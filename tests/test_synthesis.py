@@ -172,7 +172,7 @@ def test_every_candidate_is_code_that_the_audit_takes():
     rows = of_request("f_", "the first 3 with ', '", ("x",), **slots)
     for _, candidate in random.Random(3).sample(rows, 300):
         request = {"selector": "f_", "intent": "it is", "arguments": ["text"]}
-        source = batos.method_source(batos.method_bodies(candidate), request)
+        source = batos.method_source(batos._method_bodies(candidate), request)
         batos.PersistenceGuardian().audit_code(source, "f_")
 
 
@@ -204,13 +204,13 @@ def test_an_example_that_tells_little_confirms_nothing_against_the_words(selecto
 
 
 def test_what_is_tried_takes_no_power_without_end():
-    assert batos.with_bounded_powers("self.a ** (self.b ** value)") == "power(self.a, power(self.b, value))"
+    assert batos._with_bounded_powers("self.a ** (self.b ** value)") == "power(self.a, power(self.b, value))"
     row = found("f_", "people to the power of it: people=2, f_(3) -> 8", (83_000_000,), people=357_000)[0]
     assert row["lines"] == ["return self.people ** value"]
 
 
 def test_texts_are_varied_in_their_shape():
-    made = {batos.varied("ann@Bo.x7", random.Random(seed)) for seed in range(40)}
+    made = {batos._varied("ann@Bo.x7", random.Random(seed)) for seed in range(40)}
     assert any(re.fullmatch(r"[a-z]+@[A-Z][a-z]+\.[a-z]+[0-9]", text) for text in made) and len(made) > 20
 
 
@@ -233,13 +233,13 @@ def test_a_request_is_read_as_what_is_asked_for_of_which_and_with_what(selector,
 
 
 def test_words_that_overlap_say_one_thing():
-    pieces = batos.readings_of("readings over the limit")
+    pieces = batos._readings_of("readings over the limit")
     assert any({"above", "ratio"} <= piece for piece in pieces)
     said = batos.what_is_said("f", "readings over it", batos.world_of("", {"readings": [1], "n": 2}, ()), {})
     step = batos.STEPS["above_slot"]
     one = batos.Candidate(("above_slot",), None, "1", step.result, ("readings", "n"), frozenset(), ())
     two = one._replace(steps=("above_slot", "ratio"))
-    assert batos.features(one, said)["said once"] == 0 < batos.features(two, said)["said once"]
+    assert batos._features(one, said)["said once"] == 0 < batos._features(two, said)["said once"]
 
 
 # Requests that nobody fitted anything to are drawn by a seed; here without the router, which makes a few more right.

@@ -81,7 +81,7 @@ class Person:
 def watching(endpoint, play, size=(80, 24), keys=None):
     """Run play(person) before a picture of the daemon at an endpoint; returns the App."""
     async def run():
-        app = batos.top_app(endpoint, keys)
+        app = batos._top_app(endpoint, keys)
         async with app.run_test(size=size) as pilot:
             await play(Person(app, pilot))
         return app
@@ -157,7 +157,7 @@ def test_a_command_tells_its_outcome(served, line, words):
 def test_help_tells_all_commands_and_quit_quits(served):
     async def play(person):
         told = await person.asks("/help", "/quit")
-        assert all(f"/{name} {row.arguments}" in told and row.help in told for name, row in batos.TOP_COMMANDS.items())
+        assert all(f"/{name} {row.arguments}" in told and row.help in told for name, row in batos._TOP_COMMANDS.items())
         await person.enters("/quit")
     assert watching(served, play).return_code == 0
 
@@ -263,8 +263,8 @@ def test_a_line_is_shown_without_what_steers(line, shown):
 
 
 def test_a_long_text_is_cut_and_says_so():
-    shown = batos._shown_lines("x" * (batos.TOP_ENTRY_CHARS + 1234))
-    assert shown.endswith("… 1,234 characters more") and len(shown) < batos.TOP_ENTRY_CHARS + 100
+    shown = batos._shown_lines("x" * (batos._TOP_ENTRY_CHARS + 1234))
+    assert shown.endswith("… 1,234 characters more") and len(shown) < batos._TOP_ENTRY_CHARS + 100
 
 
 def test_what_is_pasted_is_one_line_that_steers_nothing():
@@ -310,8 +310,8 @@ def test_the_pieces_of_an_answer_are_told_as_they_come_of_what_was_asked():
 @pytest.fixture
 def impatient(monkeypatch):
     """A picture that gives a silent daemon up sooner."""
-    monkeypatch.setattr(batos, "SPOKEN_S", 3.0)
-    monkeypatch.setattr(batos, "LOOK_AGAIN_S", 0.2)
+    monkeypatch.setattr(batos, "_SPOKEN_S", 3.0)
+    monkeypatch.setattr(batos, "_LOOK_AGAIN_S", 0.2)
 
 
 def test_an_absent_daemon_is_sent_nothing_now_or_later(tmp_path, impatient):

@@ -107,7 +107,7 @@ def test_an_image_of_before_the_first_release_is_refused_and_not_touched(old):
 
 
 def test_each_upgrade_makes_an_image_of_the_version_before_one_of_the_next():
-    assert set(batos.UPGRADES) == set(range(batos.OLDEST_VERSION + 1, batos.IMAGE_VERSION + 1))
+    assert set(batos.UPGRADES) == set(range(batos._OLDEST_VERSION + 1, batos.IMAGE_VERSION + 1))
 
 
 def test_a_backup_comes_before_an_upgrade_and_can_be_restored(old, tmp_path):
@@ -171,7 +171,7 @@ def test_an_image_without_a_heartbeat_gets_it_and_its_methods_are_found_when_the
         assert send("total") == 0
         with pytest.raises(batos.MethodFailed, match="quarantine"):
             send("mean")
-        audit = send(batos.AUDIT[1], "autotelic_obj")
+        audit = send(batos._AUDIT[1], "autotelic_obj")
         assert client.call("inspect", target=audit)["result"]["slots"]
         assert client.call("display_yourself")["result"]["version"] == 1
         source = "def mean(self):\n    return sum(self.prices) / max(1, len(self.prices))\n"
@@ -194,7 +194,7 @@ def spelt(tmp_path):
 
 
 def test_the_spellings_of_a_file_become_one_document_with_all_texts_as_its_versions(spelt, daemon, monkeypatch):
-    monkeypatch.setattr(batos, "JOINED_AT_ONCE", 1)      # as where there are many
+    monkeypatch.setattr(batos, "_JOINED_AT_ONCE", 1)      # as where there are many
     upgrade(spelt)
     running, pump, lamp = daemon(), "/tmp/spelt/sub/pump.md", "/tmp/spelt/lamp.md"
     with batos.Client(running.endpoint) as client:

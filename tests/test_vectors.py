@@ -41,9 +41,9 @@ def embed(memory, most=100, embedder=DOUBLE, meanwhile=lambda: None):
 
 def merge_vectors(memory, keys=None):
     keys = keys or memory.look(lambda catalog: tuple(catalog.vectors))
-    arrays = memory.look(lambda catalog: batos.merged_vectors(catalog, keys))
+    arrays = memory.look(lambda catalog: batos._merged_vectors(catalog, keys))
     with batos.built_file(arrays, memory.image.storage.temporaryDirectory()) as built:
-        memory.change(lambda catalog: batos.publish_vector_merge(catalog, keys, built))
+        memory.change(lambda catalog: batos._publish_vector_merge(catalog, keys, built))
 
 
 def found(memory, query, **more):
@@ -161,11 +161,11 @@ def test_no_search_and_no_merge_mixes_the_vectors_of_two_embedders(memory):
         return {row["chunk"]["doc_id"] for row in rows["results"] if row["why"]["rank_by_meaning"]}
     assert seen("other") == {"d0", "d1"} and seen("double") == {f"d{n}" for n in range(5)} and seen("third") == set()
     assert found(memory, "lantern", embedder="other")[0] == "lamp"                     # by its words
-    for n in range(batos.PACKS_MERGED_AT_ONCE - 1):
+    for n in range(batos._PACKS_MERGED_AT_ONCE - 1):
         memory.add(f"more{n}", "A valve.")
         embed(memory, 1, OTHER)
-    assert memory.look(batos.due_vectors) is not None
-    while keys := memory.look(batos.due_vectors):
+    assert memory.look(batos._due_vectors) is not None
+    while keys := memory.look(batos._due_vectors):
         assert len({memory.look(lambda catalog, key=key: catalog.vectors[key].embedder) for key in keys}) == 1
         merge_vectors(memory, keys)
     assert memory.faults() == [] and ("double", 5) in made_by(memory)
@@ -173,7 +173,7 @@ def test_no_search_and_no_merge_mixes_the_vectors_of_two_embedders(memory):
 
 @pytest.mark.parametrize("mend", [lambda memory: take(memory, "double"), lambda memory: merge_vectors(memory)])
 def test_vectors_that_cannot_be_read_are_made_anew(memory, mend, monkeypatch):
-    monkeypatch.setattr(batos, "RECORD_BYTES", 0)
+    monkeypatch.setattr(batos, "_RECORD_BYTES", 0)
     fill(memory)
     embed(memory, 3)
     embed(memory)
@@ -224,11 +224,11 @@ class SlowEmbedder(QuickEmbedder):
     lane, given = None, 0
 
     def embed(self, texts, patient=False, stopped=lambda: False):
-        for start in range(0, len(texts), batos.EMBEDDED_AT_ONCE):
+        for start in range(0, len(texts), batos._EMBEDDED_AT_ONCE):
             if stopped():
                 raise batos.CoreOffline("stopped")
-            self.given += len(texts[start:start + batos.EMBEDDED_AT_ONCE])
-            if self.lane and self.given >= 2 * batos.EMBEDDED_AT_ONCE:
+            self.given += len(texts[start:start + batos._EMBEDDED_AT_ONCE])
+            if self.lane and self.given >= 2 * batos._EMBEDDED_AT_ONCE:
                 self.lane._closing.set()
         return super().embed(texts)
 
@@ -239,7 +239,7 @@ def test_the_lane_embeds_what_waits_and_stops_soon(tmp_path):
     embedder.lane = lane = batos.EmbeddingLane(machine.image, machine.bulk, embedder)
     lane.start()
     lane._thread.join(60)
-    assert not lane._thread.is_alive() and embedder.given == 2 * batos.EMBEDDED_AT_ONCE
+    assert not lane._thread.is_alive() and embedder.given == 2 * batos._EMBEDDED_AT_ONCE
     assert machine.look(batos.count_waiting) == 150 and machine.faults() == []
     embedder.lane = None
     lane = batos.EmbeddingLane(machine.image, machine.bulk, embedder)
@@ -365,7 +365,7 @@ def test_telling_shares_are_of_the_words_that_sentences_hold_together():
 # The real model
 
 def test_the_installed_embedder_is_the_one_we_know():
-    assert batos.embedder_fingerprint(batos.installed_embedder()) == batos.EMBEDDER
+    assert batos._embedder_fingerprint(batos.installed_embedder()) == batos._EMBEDDER
 
 
 def test_altered_files_are_not_run_and_words_alone_serve(tmp_path, monkeypatch):
@@ -380,10 +380,10 @@ def test_altered_files_are_not_run_and_words_alone_serve(tmp_path, monkeypatch):
     assert embedder.query("valve") is None
     with pytest.raises(batos.CoreOffline, match="failed"):
         embedder.embed(["valve"])
-    assert batos.embedder_fingerprint(folder) not in (None, batos.EMBEDDER)      # by its folder it may be named
+    assert batos._embedder_fingerprint(folder) not in (None, batos._EMBEDDER)      # by its folder it may be named
     (folder / "model.safetensors").unlink()
     with pytest.raises(batos.ConfigError, match="model.safetensors"):
-        batos.embedder_fingerprint(folder)
+        batos._embedder_fingerprint(folder)
 
 
 @pytest.fixture(scope="session")
@@ -413,7 +413,7 @@ def loaded(wanted):
 def test_an_embedder_is_named_by_its_folder_its_package_or_its_name(tiny_model, tmp_path, monkeypatch):
     embedder = loaded(tiny_model)
     assert embedder.state == "ready" and embedder.progress == "the embedder tiny-bert is ready"
-    assert embedder.name != batos.EMBEDDER
+    assert embedder.name != batos._EMBEDDER
     asked, told = embedder.query("a valve"), embedder.embed(["a valve", "asked: a valve"])
     assert asked.shape == (64,) and abs(asked @ told[0]) < 0.9999
     embedder.before_text = ""
@@ -422,11 +422,11 @@ def test_an_embedder_is_named_by_its_folder_its_package_or_its_name(tiny_model, 
     (tmp_path / "gt_tiny_bert" / "__init__.py").write_text("raise SystemExit('it is not imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in ("tiny-bert", "gt-tiny-bert", "makers/tiny-bert"):
-        assert batos.embedder_folder(name) == tmp_path / "gt_tiny_bert" / "model"
-    assert batos.embedder_fingerprint(batos.embedder_folder("tiny-bert")) == embedder.name
+        assert batos._embedder_folder(name) == tmp_path / "gt_tiny_bert" / "model"
+    assert batos._embedder_fingerprint(batos._embedder_folder("tiny-bert")) == embedder.name
     (tmp_path / "gt_tiny_bert" / "model" / "config_sentence_transformers.json").write_text("{}")
-    assert batos.embedder_fingerprint(batos.embedder_folder("tiny-bert")) != embedder.name       # its prompts count
-    assert batos.embedder_folder("all-MiniLM-L6-v2") == batos.embedder_folder("auto") == batos.installed_embedder()
+    assert batos._embedder_fingerprint(batos._embedder_folder("tiny-bert")) != embedder.name       # its prompts count
+    assert batos._embedder_folder("all-MiniLM-L6-v2") == batos._embedder_folder("auto") == batos.installed_embedder()
     missing = loaded("no/such model")
     assert missing.state == "failed" and "no embedder no/such model" in missing.progress and "hub's cache" in missing.progress
 
@@ -447,7 +447,7 @@ def test_a_daemon_goes_over_to_another_embedder_through_a_kill_and_back(daemon, 
     text = "The brass valve number {} stands beside the lamp of the room where nobody goes at night. " + "It is old. " * 30
     running = daemon("--embedder", str(tiny_model))
     with batos.Client(running.endpoint, timeout_s=60) as client:
-        for n in range(batos.EMBEDDED_A_PART + 90):
+        for n in range(batos._EMBEDDED_A_PART + 90):
             client.call("index_document", doc_id=f"d{n}", text=text.format(n))
         first = embedded(client, None)[-1]["name"]
     assert running.stop() == 0 and embedders_in(tmp_path) == {first}
@@ -461,13 +461,13 @@ def test_a_daemon_goes_over_to_another_embedder_through_a_kill_and_back(daemon, 
     running.process.wait()
     running = daemon("--embedder", "all-MiniLM-L6-v2")
     with batos.Client(running.endpoint, timeout_s=60) as client:
-        assert embedded(client, first)[-1]["name"] == batos.EMBEDDER
+        assert embedded(client, first)[-1]["name"] == batos._EMBEDDER
         assert "anew" not in client.call("health")["result"]["embedder"]["progress"]
         assert client.call("search_memory", query="number 77")["results"][0]["why"]["rank_by_meaning"]
-    assert running.stop() == 0 and embedders_in(tmp_path) == {batos.EMBEDDER}
+    assert running.stop() == 0 and embedders_in(tmp_path) == {batos._EMBEDDER}
     running = daemon("--embedder", str(tiny_model))
     with batos.Client(running.endpoint, timeout_s=60) as client:
-        embedded(client, batos.EMBEDDER)
+        embedded(client, batos._EMBEDDER)
     assert running.stop() == 0 and embedders_in(tmp_path) == {first}
 
 

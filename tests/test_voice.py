@@ -169,9 +169,9 @@ def test_more_questions_than_the_queue_holds_are_busy(tmp_path):
     image = batos.Image.open(str(tmp_path / "image.fs"))
     settings, outcomes = batos.load_settings({}, {}), []
     lane = batos.CoreLane(image, {}, batos.CognitiveCore(), None, settings)      # not started: its queue stays full
-    for _ in range(batos.INFERENCES_WAITING + 1):
+    for _ in range(batos._INFERENCES_WAITING + 1):
         lane.submit(batos.Job("infer_", lambda root: None, outcomes.append))
-    assert [type(outcome.error) for outcome in outcomes] == [batos.Busy] and lane.depth == batos.INFERENCES_WAITING
+    assert [type(outcome.error) for outcome in outcomes] == [batos.Busy] and lane.depth == batos._INFERENCES_WAITING
     image.close()
 
 
@@ -558,9 +558,9 @@ def test_an_older_image_gets_what_it_lacks_and_loses_what_was_made_up(tmp_path):
         for selector in ("infer_", "reflectOn_", "improveCognition"):
             del root["pLLM_obj"].__dict__[selector]
             root["pLLM_obj"]._p_changed = True
-        batos.install_method(root["genesis_obj"], "infer_", junk, author="cycle 0x99 (local)")
-        batos.install_method(root["pLLM_obj"], "reflectOn_", junk.replace("infer_", "reflectOn_"), author="cycle 0x99 (local)")
-        batos.install_method(root["robin_prototype_obj"], "infer_", junk, author="local")
+        batos._install_method(root["genesis_obj"], "infer_", junk, author="cycle 0x99 (local)")
+        batos._install_method(root["pLLM_obj"], "reflectOn_", junk.replace("infer_", "reflectOn_"), author="cycle 0x99 (local)")
+        batos._install_method(root["robin_prototype_obj"], "infer_", junk, author="local")
     assert set(batos.lacks(image)) >= {"pLLM_obj.infer_", "pLLM_obj.improveCognition"} and len(batos.lacks(image)) == 4
     batos.genesis(image)
     assert batos.lacks(image) == []
@@ -568,5 +568,5 @@ def test_an_older_image_gets_what_it_lacks_and_loses_what_was_made_up(tmp_path):
         for name in ("genesis_obj", "brick_prototype_obj"):
             assert batos.primitive_for(root[name], "infer_").name == "infer_"
         assert batos.primitive_for(root["pLLM_obj"], "reflectOn_").name == "reflectOn_"
-        assert batos.primitive_for(root["robin_prototype_obj"], "infer_") is batos.STORED_METHOD      # a person wrote that
+        assert batos.primitive_for(root["robin_prototype_obj"], "infer_") is batos._STORED_METHOD      # a person wrote that
     image.close()

@@ -45,7 +45,7 @@ class Request:
         self.names = ((), ("value",), ("first", "second"))[len(self.arguments)]
         self.meant = split_code(meant)
         rng = random.Random(self.selector)
-        likes = batos.varied_inputs(self.slots, self.arguments, rng, 4 * TRIED)
+        likes = batos._varied_inputs(self.slots, self.arguments, rng, 4 * TRIED)
         self.inputs = [(self.slots, self.arguments), *(each for each in likes if self.outcome(self.meant, *each) is not None)]
 
     def outcome(self, method, slots, arguments):
@@ -69,7 +69,7 @@ class Request:
         return rows
 
     def example(self, slots, arguments, result, after):
-        used = {name: value for name, value in slots.items() if name in batos.slots_used(self.source())}
+        used = {name: value for name, value in slots.items() if name in batos._slots_used(self.source())}
         return batos.Example("f()", arguments, used, batos.ABSENT if after else result, after)
 
     def source(self):
@@ -115,7 +115,7 @@ def run(source, slots, arguments):
 
 def taken_same():
     """Return the comparison of values that probes have."""
-    head = batos.PROBE_HEAD.partition("    found = []")[0].format(names="self")
+    head = batos._PROBE_HEAD.partition("    found = []")[0].format(names="self")
     names = dict(MODULES)
     exec(head + "    return same\n", names)
     return names["probe"](None)

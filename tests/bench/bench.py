@@ -443,7 +443,7 @@ def cycles_per_s(folder, at_once, seconds):
     uvm.mind.start(uvm.events)
     uvm.lanes["bulk"].call(batos.Job("learn", lambda root: batos.index_document_(
         root["knowledge_catalog_obj"], "vesper.md", MANUAL)["chunks"]))
-    batos.settle_interpreter()                           # as the daemon does
+    batos._settle_interpreter()                           # as the daemon does
 
     def accept():
         slots.acquire()

@@ -251,7 +251,7 @@ def campaign(folder, days, minutes, seed, tell=lambda line: None):
     problems = [] if status == 0 else ["the daemon did not stop well"]
     problems += batos.check_image(str(folder / "live_image.fs"), deep=True)["faults"]
     growth = growths(told["samples"])
-    if max(row["children"] for row in told["samples"]) > batos.RESTING_MOST + LANE_CHILDREN:
+    if max(row["children"] for row in told["samples"]) > batos._RESTING_MOST + LANE_CHILDREN:
         problems.append("more children of methods rest than may")
     problems += [f"{name} grew by {share:.1%} in the last half" for name, share in growth.items() if share > GROWTH]
     return {"days": days, "minutes": minutes, "seed": seed, "samples": told["samples"], "growth": growth, "problems": problems}
