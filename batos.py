@@ -14470,32 +14470,52 @@ def incarnate(root: persistent.mapping.PersistentMapping, staged: Staged) -> str
     Raises AdapterMismatch where it was made for another core than the image's.
     """
     pllm = root["pLLM_obj"]
+    _check_base(pllm, staged)
+    proxy = pllm.lora_repository.get(staged.name)
+    if proxy is not None and _is_incarnated(proxy, staged):
+        return None
+    slots = _expert_slots(staged, proxy)
+    if proxy is None:
+        name = {"parent*": [root["traits_obj"]], "adapter_name": staged.name}
+        pllm.lora_repository[staged.name] = UvmObject(**name, **slots)
+    else:
+        # each one a change in the ledger, so that it can be undone
+        for slot, value in slots.items():
+            set_slot(proxy, slot, value)
+    return f"{staged.name} version {slots['version']}"
+
+
+def _check_base(pllm, staged):
+    """Raise AdapterMismatch where an adapter says that it is of another core than the image's."""
     base = core_base([(record.name, record.sha256) for record in pllm.model_blob])
     if staged.base and base and staged.base != base:
         raise AdapterMismatch(
             f"{staged.name} was made for the core {staged.base}, and the image's is {base} "
             f"({pllm.model_id}); train it anew, or choose its core with --core"
         )
-    proxy = pllm.lora_repository.get(staged.name)
-    if (
-        proxy is not None
-        and proxy.sha256 == staged.sha256
-        and proxy.base == staged.base
-        and proxy.alpha == staged.alpha
-    ):
-        return None
-    version = 1 if proxy is None else proxy.version + 1
-    lineage = (
-        []
-        if proxy is None
-        else [*proxy.lineage, {"version": proxy.version, "sha256": proxy.sha256}]
-    )
+
+
+def _is_incarnated(proxy, staged):
+    """Tell whether a proxy is of the very adapter that lies ready."""
+    held = proxy.sha256, proxy.base, proxy.alpha
+    return held == (staged.sha256, staged.base, staged.alpha)
+
+
+def _expert_slots(staged, proxy):
+    """Return the slots of an expert of an adapter; the version follows that of `proxy`, or is the first where that is None.
+
+    Raises AdapterMismatch where the file is another than the one that was looked at.
+    """
     record = blob_record(staged.path, staged.name)
     if record.sha256 != staged.sha256:
         raise AdapterMismatch(
             f"{staged.path.name} was changed while it was read; send incarnate once it is copied"
         )
-    slots = {
+    version, lineage = 1, []
+    if proxy is not None:
+        version = proxy.version + 1
+        lineage = [*proxy.lineage, {"version": proxy.version, "sha256": proxy.sha256}]
+    return {
         "model_blob": record,
         "rank": staged.rank,
         "alpha": staged.alpha,
@@ -14506,15 +14526,6 @@ def incarnate(root: persistent.mapping.PersistentMapping, staged: Staged) -> str
         "version": version,
         "lineage": lineage,
     }
-    if proxy is None:
-        pllm.lora_repository[staged.name] = UvmObject(
-            **{"parent*": [root["traits_obj"]], "adapter_name": staged.name}, **slots
-        )
-    else:
-        # each one a change in the ledger, so that it can be undone
-        for slot, value in slots.items():
-            set_slot(proxy, slot, value)
-    return f"{staged.name} version {version}"
 
 
 def _refusal_of(name, error):
@@ -20061,6 +20072,85 @@ def _ranks(number, by_words, by_meaning):
     }
 
 
+class _Seeking:
+    """One search at work: what is sought among which chunks, and what words and meaning found.
+
+    talk: the numbers of the conversation's chunks where one is searched, else None.
+    words, meaning: [(numbers, scores)], a pair for each segment or pack that holds something of it.
+    by_words, by_meaning: {number: score} of the best of each that are chosen, best first.
+    """
+
+    def __init__(self, catalog, asked, where, terms, most):
+        self.catalog, self.asked, self.terms = catalog, asked, terms
+        only, self.test = _chosen(catalog, where)
+        self.chosen = only, self._test_with_phrases()
+        self.talk = only if where.conversation else None
+        self.own = _own_weights(catalog, asked, self.talk)
+        turns = 0 if self.talk is None else _TURNS_WEIGHED
+        self.looked_at = max(RANKING.candidates, most, turns)
+        self.words = self.meaning = ()
+        self.by_words = self.by_meaning = {}
+
+    def _test_with_phrases(self):
+        """Return the test that each chunk must pass, its phrases included."""
+        terms, test = self.terms, self.test
+        if not terms or not (terms.phrases or terms.excluded):
+            return test
+        return lambda number: test(number) and _holds_phrases(self.catalog, terms.phrases, number)
+
+    def find(self, vector, embedder):
+        """Look for the query's words, and for its meaning where its vector is given."""
+        self.words, self.by_words = self._found_by(self.own)
+        if vector is not None:
+            found = _found_by_meaning(self.catalog, vector, embedder)
+            self.meaning = _permitted(self.catalog, found, self.terms)
+            self.by_meaning = _ranked(self.meaning, self.chosen, self.looked_at)
+
+    def _found_by(self, weights):
+        """Return (words, by_words) of words and what each weighs."""
+        found = _found_by_words(self.catalog, weights, self.asked.mean_words)
+        found = _permitted(self.catalog, found, self.terms)
+        return found, _ranked(found, self.chosen, self.looked_at)
+
+    def scores(self):
+        """Return {number: score} of what was found, the score from 0 to 1 where meaning has a part in it."""
+        scores = self._fused() if self.meaning else self.by_words
+        scores = _preferring(self.catalog, self.asked, scores, self.terms)
+        if self.meaning:
+            scores = {number: _from_0_to_1(score) for number, score in scores.items()}
+        return scores
+
+    def _fused(self):
+        """Return {number: score} by both lists; a turn's neighbours speak for it, a document's best words for the rest."""
+        scores = _fused(self.words, self.meaning, self.by_words, self.by_meaning)
+        if scores and self.talk is not None:
+            return _with_neighbours(scores, self.talk)
+        if scores and _is_plain(self.terms):
+            weights = _fed_back(self.catalog, self.asked, self.own, scores)
+            words, by_words = self._found_by(weights)
+            return _fused(words, self.meaning, by_words, self.by_meaning)
+        return scores
+
+    def hits(self, best, offset, most):
+        """Return (hits, the greatest mass among the best by words and those of `best`, {number: score})."""
+        looked_at = {**dict.fromkeys(itertools.islice(self.by_words, _RANKED)), **best}
+        whys = {number: _why(self.catalog, self.asked, number) for number in looked_at}
+        hits = []
+        for number, score in itertools.islice(best.items(), offset, most):
+            why = whys[number] | _ranks(number, self.by_words, self.by_meaning)
+            hits.append(hit_of_chunk(self.catalog, number, score, why))
+        return hits, max((why["mass"] for why in whys.values()), default=0.0)
+
+    def unknown(self):
+        """Return the words of the query that nothing that is looked at holds."""
+        spelt = self.asked.spelt
+        return [
+            spelt[word]
+            for word in spelt
+            if not _is_known(self.catalog, self.asked, word, self.test)
+        ]
+
+
 @primitive("search_", reads=True)
 def search_(
     catalog,
@@ -20088,50 +20178,18 @@ def search_(
     unknown doc_id.
     """
     _check_search(query, max_results)
-    asked, (only, test) = prepared(catalog, query, mend_typos), _chosen(catalog, Where(**where))
-    talk = only if where.get("conversation") else None
-    own, most = _own_weights(catalog, asked, talk), offset + max_results
-    chosen, looked_at = (
-        (only, test),
-        max(RANKING.candidates, most, _TURNS_WEIGHED if talk is not None else 0),
-    )
-    permit = functools.partial(_permitted, catalog, terms=terms)
-    if terms and (terms.phrases or terms.excluded):
-        chosen = (
-            only,
-            lambda number: test(number) and _holds_phrases(catalog, terms.phrases, number),
-        )
-    words = permit(_found_by_words(catalog, own, asked.mean_words))
-    meaning = permit([] if vector is None else _found_by_meaning(catalog, vector, embedder))
-    by_words, by_meaning = _ranked(words, chosen, looked_at), _ranked(meaning, chosen, looked_at)
-    scores = _fused(words, meaning, by_words, by_meaning) if meaning else by_words
-    if meaning and scores and talk is not None:
-        scores = _with_neighbours(scores, talk)
-    elif meaning and scores and _is_plain(terms):
-        words = permit(
-            _found_by_words(catalog, _fed_back(catalog, asked, own, scores), asked.mean_words)
-        )
-        scores = _fused(words, meaning, _ranked(words, chosen, looked_at), by_meaning)
-    scores = _preferring(catalog, asked, scores, terms)
-    if meaning:
-        scores = {number: _from_0_to_1(score) for number, score in scores.items()}
-    best = _ordered(catalog, scores, most)
-    whys = {
-        number: _why(catalog, asked, number)
-        for number in {**dict.fromkeys(itertools.islice(by_words, _RANKED)), **best}
-    }
-    results = [
-        hit_of_chunk(catalog, number, score, whys[number] | _ranks(number, by_words, by_meaning))
-        for number, score in itertools.islice(best.items(), offset, most)
-    ]
+    asked = prepared(catalog, query, mend_typos)
+    most = offset + max_results
+    seeking = _Seeking(catalog, asked, Where(**where), terms, most)
+    seeking.find(vector, embedder)
+    best = _ordered(catalog, seeking.scores(), most)
+    hits, mass = seeking.hits(best, offset, most)
     return {
-        "results": results,
-        "mass": max((why["mass"] for why in whys.values()), default=0.0),
+        "results": hits,
+        "mass": mass,
         "query_words": len(asked.spelt),
         "taken": asked.taken,
-        "unknown": [
-            asked.spelt[word] for word in asked.spelt if not _is_known(catalog, asked, word, test)
-        ],
+        "unknown": seeking.unknown(),
     }
 
 
@@ -26335,57 +26393,69 @@ _SAID_OF_HALF = 0.5  # such a word names a slot as some of its words do
 
 def what_is_said(selector: str, intent: str, world: World, shares: dict) -> Said:
     """Return the Said of a request."""
-    names = [*world.slots, *_kinds_in_rows(world)]
+    kinds = _kinds_in_rows(world)
+    names = [*world.slots, *kinds]
     name = plainly(_with_denials(plain_words(selector), names))
     told = plainly(_with_denials(intent.lower().strip(), names))
     text, slots = _with_slots_marked(f"{name} ; {told}", list(world.slots))
-    cues = frozenset(cue for cue, words in CUES.items() if words.search(text))
-    first = [each.partition(" ")[0] for each in (name, told)]
-    change = sum(word in _CHANGING for word in first) - sum(
-        bool(_READING.match(each)) for each in (name, told)
-    )
-    change -= sum(bool(_SUMMING.match(each)) for each in (name, told))
-    change += bool(_HAPPENS.search(told)) and change < 1
-    order = [(slots[found[1]], slots[found[2]]) for found in _IN_ORDER.finditer(text)]
-    order += [(slots[found[2]], slots[found[1]]) for found in _OUT_OF_ORDER.finditer(text)]
-    wholes = frozenset(slots[found[1]] for found in _WHOLE.finditer(text))
-    bound = frozenset(
-        (cue, slots[found[2]]) for found in _DONE_WITH.finditer(text) for cue in _cues_of(found[1])
-    )
     meant = [_SAID_OF[word] for word in re.findall(r"[a-z]+", f"{told} {name}") if word in _SAID_OF]
-    told_of = [slot for slot in world.slots if slot in meant and slot != "name"]
-    named = dict.fromkeys(told_of, (len(text), _SAID_OF_HALF)) | _places_named(
-        f"{told} ; {name}", world.slots
-    )
-    whole = frozenset(slot for slot, (_, share) in named.items() if share == 1.0)
+    named = _slots_named(f"{told} ; {name}", meant, world.slots, len(text))
     words = frozenset((*re.findall(r"[a-z]+", f"{name} {told}"), *meant))
-    kinds = _kinds_in_rows(world)
-    keys = frozenset(key for key in kinds if len(key) > 1 and _is_said(key, words))
-    kinds = {repr(key): kind for key, kind in kinds.items()} | dict(
-        zip(parameters(world), world.given.values(), strict=True)
-    )
-    asks = bool(_ASKING.match(name) or _ASKS.search(told))
-    formula = _formula_said(text, slots, world)
+    kind_of = {repr(key): kind for key, kind in kinds.items()}
+    kind_of |= zip(parameters(world), world.given.values(), strict=True)
     return Said(
-        cues,
-        change,
-        asks,
-        named,
-        whole,
-        tuple(order),
-        wholes,
-        bound,
-        formula,
-        words,
-        world.numbers,
-        world.texts,
-        keys,
-        kinds,
-        dict(shares),
-        _readings_of(text),
-        _head_of(f"{told} {name}", world),
-        world,
+        cues=frozenset(cue for cue, words in CUES.items() if words.search(text)),
+        change=_change_said(name, told),
+        asks=bool(_ASKING.match(name) or _ASKS.search(told)),
+        named=named,
+        named_whole=frozenset(slot for slot, (_, share) in named.items() if share == 1.0),
+        order=_order_said(text, slots),
+        wholes=frozenset(slots[found[1]] for found in _WHOLE.finditer(text)),
+        bound=_bound_cues(text, slots),
+        formula=_formula_said(text, slots, world),
+        words=words,
+        numbers=world.numbers,
+        texts=world.texts,
+        keys=frozenset(key for key in kinds if len(key) > 1 and _is_said(key, words)),
+        kinds=kind_of,
+        shares=dict(shares),
+        readings=_readings_of(text),
+        head=_head_of(f"{told} {name}", world),
+        world=world,
     )
+
+
+def _change_said(name, told):
+    """Return how much a message's name and its intent want a change: -2 to 2, by the word that each begins with."""
+    change = 0
+    for text in (name, told):
+        change += text.partition(" ")[0] in _CHANGING
+        change -= bool(_READING.match(text))
+        change -= bool(_SUMMING.match(text))
+    if change < 1:
+        change += bool(_HAPPENS.search(told))
+    return change
+
+
+def _order_said(text, slots):
+    """Return the pairs of slots of which a text says that the first goes before the second."""
+    pairs = [(slots[found[1]], slots[found[2]]) for found in _IN_ORDER.finditer(text)]
+    pairs += [(slots[found[2]], slots[found[1]]) for found in _OUT_OF_ORDER.finditer(text)]
+    return tuple(pairs)
+
+
+def _bound_cues(text, slots):
+    """Return the pairs (cue, slot) of what a text says is done with which slot."""
+    bound = set()
+    for found in _DONE_WITH.finditer(text):
+        bound |= {(cue, slots[found[2]]) for cue in _cues_of(found[1])}
+    return frozenset(bound)
+
+
+def _slots_named(text, meant, slots, end):
+    """Return {slot: (place, share)} of the slots that a text names; those that other words mean stand at its end."""
+    told_of = [slot for slot in slots if slot in meant and slot != "name"]
+    return dict.fromkeys(told_of, (end, _SAID_OF_HALF)) | _places_named(text, slots)
 
 
 _DENIED = Pattern(r"\b(?:un|non-?|dis)(\w{3,})\b")
@@ -28222,43 +28292,11 @@ def _missing_request(cycle):
     """
     wanted, root = _wanted_of(cycle), root_of(cycle)
     _check_arguments(wanted)
-    reader = _reader_of(cycle)
-    roots = {obj for obj in root.values() if isinstance(obj, UvmObject)}
-    receiver, slots = resolve(root, cycle.target_oid), {}
-    brief = cycle.mission_brief
-    if (
-        brief["type"] == "unhandled_message"
-        and not may_grow(receiver, wanted["selector"])
-        and not brief.get("generate")
-    ):
-        raise MessageNotUnderstood(
-            f"{receiver!r} does not understand {wanted['selector']!r}. {ROOT_MISS}",
-            receiver=cycle.target_oid,
-            selector=wanted["selector"],
-        )
-    cloned = {
-        (name, value)
-        for obj in roots - {receiver}
-        for name, value in own(obj).items()
-        if isinstance(value, str)
-    }
-    for holder in ancestry(receiver):
-        if holder is receiver or holder not in roots:
-            mine = {
-                name: value
-                for name, value in own(holder).items()
-                if _is_data_slot(holder, name, value)
-            }
-            slots = {
-                name: value
-                for name, value in mine.items()
-                if type(value) is not str or (name, value) not in cloned
-            } | slots
-    intent = without_examples(reader)
-    told = words_of(f"{wanted['selector']} {intent}".replace("_", " "))
-    named = sorted(
-        slots, key=lambda name: not words_of(name.replace("_", " ")).keys() & told.keys()
-    )[:SLOTS_MOST]
+    intent = without_examples(_reader_of(cycle))
+    receiver = resolve(root, cycle.target_oid)
+    _check_may_grow(cycle, receiver, wanted["selector"])
+    slots = _slots_at_hand(root, receiver)
+    named = _most_named(slots, f"{wanted['selector']} {intent}")
     return {
         "selector": wanted["selector"],
         "intent": intent,
@@ -28266,6 +28304,51 @@ def _missing_request(cycle):
         "arguments": [slot_type(value) for value in wanted["args"]],
         "named": wanted["named"],
     }
+
+
+def _check_may_grow(cycle, receiver, selector):
+    """Raise MessageNotUnderstood where a miss of a root is to be written without being asked for."""
+    brief = cycle.mission_brief
+    asked_for = brief["type"] != "unhandled_message" or brief.get("generate")
+    if not asked_for and not may_grow(receiver, selector):
+        raise MessageNotUnderstood(
+            f"{receiver!r} does not understand {selector!r}. {ROOT_MISS}",
+            receiver=cycle.target_oid,
+            selector=selector,
+        )
+
+
+def _slots_at_hand(root, receiver):
+    """Return {name: value} of the data slots that a method of the receiver may use; its own go before its prototypes'."""
+    roots = {obj for obj in root.values() if isinstance(obj, UvmObject)}
+    cloned = set()
+    for obj in roots - {receiver}:
+        cloned |= {(name, value) for name, value in own(obj).items() if isinstance(value, str)}
+    slots = {}
+    for holder in ancestry(receiver):
+        if holder is receiver or holder not in roots:
+            slots = _data_slots(holder, cloned) | slots
+    return slots
+
+
+def _data_slots(holder, cloned):
+    """Return {name: value} of an object's own data slots, but for the texts that are `cloned`."""
+    slots = {}
+    for name, value in own(holder).items():
+        is_cloned = type(value) is str and (name, value) in cloned
+        if not is_cloned and _is_data_slot(holder, name, value):
+            slots[name] = value
+    return slots
+
+
+def _most_named(slots, text):
+    """Return the SLOTS_MOST names of slots that come first: those with a word of a text, then the others."""
+    told = words_of(text.replace("_", " ")).keys()
+
+    def is_unnamed(name):
+        return not words_of(name.replace("_", " ")).keys() & told
+
+    return sorted(slots, key=is_unnamed)[:SLOTS_MOST]
 
 
 def _wanted_of(cycle):
