@@ -1314,7 +1314,11 @@ class Store:
         self.line, self.why = line, why
         self._tell("line")
         if line == "online":
-            self.ask("get_full_state", self._on_state, slot="state", doing="asking for the state")
+            self.look_anew()
+
+    def look_anew(self):
+        """Ask for the whole state; events tell a part of it."""
+        self.ask("get_full_state", self._on_state, slot="state", doing="asking for the state")
 
     def _on_state(self, reply):
         if reply["status"] == "OK":
@@ -1762,7 +1766,7 @@ SHARED_KV = (
     Strip:
         height: '30dp'
         Words:
-            text: root.title
+            text: root.title + root.old
             size_hint_y: 1
             text_size: self.size
             valign: 'middle'
@@ -1909,6 +1913,19 @@ def row(text, side="", height=30, value=None, **how):
     }
 
 
+NAMED_BY = ("chunk_id", "change", "cycle", "oid", "doc_id")
+
+
+def stands_for(value):
+    """Return what a row's value is of, whatever else is told of it by now."""
+    if isinstance(value, tuple):
+        return value[:1]
+    if not isinstance(value, dict):
+        return value
+    told_of = value.get("chunk", value)
+    return next((told_of[name] for name in NAMED_BY if name in told_of), value)
+
+
 class Rows(FocusBehavior, RecycleView):
     """A list that takes ten thousand rows. Arrows move, Enter (or `clicks` clicks) opens, the end asks for more."""
 
@@ -1945,21 +1962,33 @@ class Rows(FocusBehavior, RecycleView):
         rows = rows or (
             [row(marked(self.empty, "faint"), height=120, lines=6)] if self.empty else []
         )
+        above = (1 - self.scroll_y) * self._room() if keep else 0
+        chosen = self._place_in(rows) if keep else -1
         self._tops = [0]
         for one in rows:
             self._tops.append(self._tops[-1] + one["height"])
-        chosen = self.chosen if keep else -1
-        self.data, self.chosen = rows, min(chosen, len(rows) - 1)
-        if not keep:
-            self.scroll_y = 1
+        self.data, self.chosen = rows, chosen
+        self.scroll_y = 1 - min(1, above / max(1, self._room()))
         self._light()
+
+    def _room(self):
+        """Return how much more there is than is seen at a time."""
+        return max(0, self._tops[-1] - self.height)
+
+    def _place_in(self, rows):
+        """Return where what is chosen stands among new rows; where it has gone, the place that it had."""
+        if not 0 <= self.chosen < len(self.data):
+            return -1
+        wanted = stands_for(self.data[self.chosen]["value"])
+        near = min(self.chosen, len(rows) - 1)
+        if rows and stands_for(rows[near]["value"]) == wanted:
+            return near
+        places = (n for n, one in enumerate(rows) if stands_for(one["value"]) == wanted)
+        return near if wanted is None else next(places, near)
 
     def add(self, rows):
         """Add rows at the end; the place stays."""
-        below = self.scroll_y * max(0, self._tops[-1] - self.height)
-        more = sum(one["height"] for one in rows)
         self.fill([*self.data, *rows], keep=True)
-        self.scroll_y = min(1, (below + more) / max(1, self._tops[-1] - self.height))
 
     def choose(self, index, show=False):
         """Choose a row; `show` scrolls to it."""
@@ -2029,6 +2058,7 @@ class Reader(BoxLayout):
     """A pane that shows a document around a place, and goes on in both directions."""
 
     title, hint, store = StringProperty(), StringProperty(), ObjectProperty(None, allownone=True)
+    old = StringProperty()  # why what is shown is not what memory holds by now
     PAGE = 24  # chunks that are asked for at a time
 
     def __init__(self, **how):
@@ -2039,6 +2069,7 @@ class Reader(BoxLayout):
         self._again = Clock.create_trigger(lambda _: self._show() if self._chunks else None, 0.1)
 
     def _clear(self):
+        self.old = ""
         self._doc, self._chunks, self._lines, self._words, self._facts, self._goal = (
             None,
             {},
@@ -2060,6 +2091,28 @@ class Reader(BoxLayout):
         self._doc, self._lines, self._words, self._goal = (doc_id, version), lines, words, chunk
         self.title = marked(doc_id, bold=True)
         self._ask(max(0, chunk - self.PAGE // 3), goal=True)
+
+    def look_whether_old(self):
+        """Say so where memory holds another version by now, or none."""
+        if self._facts:
+            self.store.ask(
+                "show_document",
+                self._say_whether_old,
+                slot=f"whether old{id(self)}",
+                doing="looking",
+                doc_id=self._doc[0],
+                limit=1,
+            )
+
+    def _say_whether_old(self, reply):
+        """Say which version there is by now, where it is not the one that is shown."""
+        version = (reply.get("result") or {}).get("version")
+        if not self._facts or version == self._facts["version"]:
+            self.old = ""
+        elif version is None:
+            self.old = marked(f"   old: {reply['details']}", "warm")
+        else:
+            self.old = marked(f"   old: version {version} is there by now", "warm")
 
     def _ask(self, first, goal=False, limit=PAGE):
         doc_id, version = self._doc
@@ -2378,7 +2431,7 @@ class Page(BoxLayout):
 
     def __init__(self, inspector, **how):
         self.inspector, self.store, self.spec = inspector, inspector.store, PAGES[self.name]
-        self.stale = True  # what is shown was not asked since the daemon came
+        self.stale = True  # what is shown was not asked since the daemon came, or since a change
         super().__init__(**how)
         self.made()
 
@@ -2476,9 +2529,15 @@ def change_lines(change, oid=None):
 
 
 class SearchPage(Page):
-    """Words in, ranked passages out, each with its reason; the chosen one stands in its document."""
+    """Words in, ranked passages out, each with its reason; the chosen one stands in its document.
 
-    name = "search"
+    I follow what memory learns. Where more than the first results are shown I say that they are old: to ask for all of
+    them anew would take the place away.
+    """
+
+    name, wants = "search", {"uvm_state_update": "memory_came"}
+    # figures of the memory: one of them changes when what is found may
+    FIGURES = ("documents", "chunks", "retired")
     PAGE = 50
     kv = """
 <SearchPage>:
@@ -2522,6 +2581,8 @@ class SearchPage(Page):
 
     def made(self):
         self._after, self._fields, self._best, self.filters = None, {}, 0, {}
+        # the figures as last told; whether more than the first results are shown
+        self._figures, self._is_more = self._figures_now(), False
         given = COMMANDS["search_memory"]["fields"]
         for name in self.spec["columns"]:
             self._add_filter(name, given.get(name, {}))
@@ -2555,7 +2616,23 @@ class SearchPage(Page):
         Clock.schedule_once(lambda _: self.ids.query.select_all(), 0)
 
     def refresh(self):
-        self.ask()
+        self.ask(keep=True)
+        self.ids.reader.look_whether_old()
+
+    def memory_came(self, _):
+        """Follow what memory holds by now."""
+        before, self._figures = self._figures, self._figures_now()
+        if before == self._figures:
+            return
+        if self._is_more:
+            self.ids.note.text = marked("old: memory has changed since; F5 asks anew", "warm")
+        else:
+            self._ask(None, keep=True)
+        self.ids.reader.look_whether_old()
+
+    def _figures_now(self):
+        memory = self.store.state.get("memory", {})
+        return [memory.get(name) for name in self.FIGURES]
 
     def _asked(self):
         """Return the fields of the filters as they stand."""
@@ -2570,18 +2647,18 @@ class SearchPage(Page):
                 )
         return fields
 
-    def ask(self):
+    def ask(self, keep=False):
         """Ask for the first results; without words for the documents."""
         query = self.ids.query.text.strip()
         self._fields = {"query": query, **self._asked()} if query else {}
-        self._ask(None)
+        self._ask(None, keep)
 
-    def _ask(self, after):
+    def _ask(self, after, keep=False):
         self._after = None
         if self._fields:
             self.store.ask(
                 "search_memory",
-                lambda reply: self.came(reply, after),
+                lambda reply: self.came(reply, after, keep),
                 slot="search",
                 doing="searching",
                 max_results=self.PAGE,
@@ -2591,7 +2668,7 @@ class SearchPage(Page):
         else:
             self.store.ask(
                 "list_documents",
-                lambda reply: self.came(reply, after),
+                lambda reply: self.came(reply, after, keep),
                 slot="search",
                 doing="listing",
                 after=after or "",
@@ -2603,7 +2680,7 @@ class SearchPage(Page):
         if self._after is not None:
             self._ask(self._after)
 
-    def came(self, reply, after):
+    def came(self, reply, after, keep=False):
         if reply["status"] != "OK":
             self.ids.note.text = marked(reply["details"], "bad")
             if after:
@@ -2629,11 +2706,12 @@ class SearchPage(Page):
             self._after = before + len(found) if whole else None
         else:
             self._after = reply["result"]["after"]
+        self._is_more = bool(after)
         if after:
             self.ids.rows.add(rows)
         else:
             self.ids.rows.empty = TEXTS["nothing"] if searched else self.spec["empty"]
-            self.ids.rows.fill(rows)
+            self.ids.rows.fill(rows, keep)
         self._note(reply, before + len(found))
 
     def _note(self, reply, count):
@@ -3352,8 +3430,9 @@ FOUND_BY = tuple(
 class ObjectsPage(Page):
     """The image as objects: a list to choose from, and the chosen one's slots, selectors, delegation and history."""
 
-    name, wants = "objects", {"state": "fill_list"}
+    name, wants = "objects", {"state": "fill_list", "uvm_state_update": "changed"}
     CHILDREN = 100  # at most, in the graph
+    FEW = 20  # rows of a search from which on no more is looked for until they are wanted
     kv = """
 <ObjectsPage>:
     Split:
@@ -3418,6 +3497,7 @@ class ObjectsPage(Page):
 
     def made(self):
         self._after, self._fields, self._shown, self.kind = None, {}, {}, "object"
+        self._found_rows = []
         self._names, self._holders, self._children, self._owner = {}, {}, [], None
         self.rows, self.lines = Rows(), Rows(clicks=2)
         self.rows.bind(
@@ -3433,12 +3513,17 @@ class ObjectsPage(Page):
     def begin(self):
         self.ids.query.focus = True
 
+    def changed(self, _):
+        """Something was committed."""
+        self.store.look_anew()
+        self.refresh()
+
     def refresh(self):
-        if self._fields:
-            return
         self.fill_list()
+        if self._fields:
+            self._find("0x0", [], max(self.FEW, len(self._found_rows)))
         if self.oid:
-            self.open(self.oid, keep=True)
+            self._open_again()
         elif self._names:
             self.open(next(iter(self.store.state.get("objects", {})), ""))
 
@@ -3480,21 +3565,23 @@ class ObjectsPage(Page):
                 words.append(word)
         if words or self._fields:
             self._fields["words"] = " ".join(words)
+            self._found_rows = []
             self.ids.list.fill([])
-            self._find("0x0")
+            self._find("0x0", [], self.FEW)
         else:
             self.fill_list()
 
-    def _find(self, after):
+    def _find(self, after, before, most):
+        """Ask for what follows the rows `before`, until there are `most`."""
         self.store.ask(
             "list_objects",
-            self._found,
+            lambda reply: self._found(reply, before, most),
             slot="objects",
             doing="looking through the image",
             fields={"after": after, "limit": 200, **self._fields},
         )
 
-    def _found(self, reply):
+    def _found(self, reply, before, most):
         if reply["status"] != "OK":
             self.ids.list.fill([row(marked(reply["details"], "bad"), height=100, lines=5)])
             return
@@ -3503,17 +3590,19 @@ class ObjectsPage(Page):
             self._list_row(one["oid"], one["name"], one["class"], one["slots"])
             for one in reply["results"]
         ]
-        known = [one for one in self.ids.list.data if one["value"]]
-        self._after = reply["result"]["after"]
-        self.ids.list.empty = TEXTS["nothing"]
-        self.ids.list.add(rows) if known else self.ids.list.fill(rows)
-        if self._after and len(known) + len(rows) < 20:  # few are what is wanted: look on
-            self._find(self._after)
+        rows, self._after = [*before, *rows], reply["result"]["after"]
+        looks_on = self._after and len(rows) < most  # few are what is wanted
+        if looks_on:
+            self._find(self._after, rows, most)
+        if not looks_on or len(rows) >= len(self._found_rows):
+            self._found_rows = rows
+            self.ids.list.empty = TEXTS["nothing"]
+            self.ids.list.fill(rows, keep=True)
 
     def more(self):
         if self._fields and self._after:
             after, self._after = self._after, None
-            self._find(after)
+            self._find(after, self._found_rows, len(self._found_rows) + 1)
 
     # -------- one object
 
@@ -3536,9 +3625,23 @@ class ObjectsPage(Page):
                 limit=200,
             )
 
+    def _open_again(self):
+        """Show the object as it is by now, unless another one was opened meanwhile."""
+        self.store.ask(
+            "inspect",
+            lambda reply, of=self.oid: (
+                self._opened(reply, of, True, None) if of == self.oid else None
+            ),
+            slot="object again",
+            doing="looking",
+            target=self.oid,
+            limit=200,
+        )
+
     def _opened(self, reply, asked, keep, owner):
         if reply["status"] != "OK":
-            self.ids.note.text = marked(reply["details"], "bad")
+            is_old = "; what is shown is old" if asked == self.oid else ""
+            self.ids.note.text = marked(reply["details"] + is_old, "bad")
             return
         shown = reply["result"]
         if "slots" not in shown:  # a tree of the image's root, which is no object
@@ -3549,6 +3652,10 @@ class ObjectsPage(Page):
                 "delegates_to": [],
                 "selectors": [],
             }
+        if keep and not owner and shown == self._shown:
+            self.ids.note.text = ""
+            return self._look_around()
+        stays = keep and shown["oid"] == self.oid
         if not keep and self.oid and shown["oid"] != self.oid:
             self.past, self.future = [*self.past, (self.oid, self._owner)], []
         self._shown, self.oid, self.kind = shown, shown["oid"], kind_of(shown)
@@ -3561,7 +3668,17 @@ class ObjectsPage(Page):
             f"{marked(self.oid, 'faint')}  {marked(self.kind, 'violet')}"
         )
         self.ids.note.text = ""
-        self.show()
+        if stays and self.ids.tabs.chosen == "history":
+            self._ask_history()
+        else:
+            self.show()
+
+    def _look_around(self):
+        """Ask anew what may have changed about an object that is as it was."""
+        if self.ids.tabs.chosen == "history":
+            self._ask_history()
+        elif self.ids.tabs.chosen == "graph" and self.graph.data:
+            self._ask_children(self.oid, "0x0", [])
 
     def value(self, slot):
         """Return the value of one of the object's slots, or None."""
@@ -3843,15 +3960,15 @@ class ObjectsPage(Page):
             },
         }
         if self._shown["delegates_to"] or self._shown["selectors"]:
-            self._ask_children(self.oid, "0x0")
+            self._ask_children(self.oid, "0x0", [])
 
     def _node(self, oid, note):
         return {"oid": oid, "name": self._names.get(oid, oid), "note": f"{note}  {oid}"}
 
-    def _ask_children(self, of, after):
+    def _ask_children(self, of, after, before):
         self.store.ask(
             "list_objects",
-            lambda reply: self._children_came(reply, of),
+            lambda reply: self._children_came(reply, of, before),
             slot="children",
             doing="looking who delegates here",
             parent=of,
@@ -3859,15 +3976,18 @@ class ObjectsPage(Page):
             limit=self.CHILDREN,
         )
 
-    def _children_came(self, reply, of):
+    def _children_came(self, reply, of, before):
         """Show what delegates to the object, and look on where the image goes on."""
         if reply["status"] != "OK" or of != self.oid or self.ids.tabs.chosen != "graph":
             return
         self._names |= {one["oid"]: one["name"] for one in reply["results"] if one["name"]}
         nodes = [self._node(one["oid"], f"{len(one['slots'])} slots") for one in reply["results"]]
-        self.graph.data = {**self.graph.data, "children": [*self.graph.data["children"], *nodes]}
-        if reply["result"]["after"] and len(self.graph.data["children"]) < self.CHILDREN:
-            self._ask_children(of, reply["result"]["after"])
+        nodes, after = [*before, *nodes], reply["result"]["after"]
+        looks_on = after and len(nodes) < self.CHILDREN
+        if looks_on:
+            self._ask_children(of, after, nodes)
+        if not looks_on or len(nodes) >= len(self.graph.data["children"]):
+            self.graph.data = {**self.graph.data, "children": nodes}
 
     def _show_history(self):
         self.rows.fill([])
@@ -3877,21 +3997,26 @@ class ObjectsPage(Page):
         self.lines.fill(
             [row(marked("Choose a change to see the difference that it made.", "faint"))]
         )
+        self._ask_history()
+
+    def _ask_history(self):
         self.store.ask(
             "history",
-            self._history_came,
+            lambda reply, of=self.oid: self._history_came(reply, of),
             slot="history",
             doing="looking back",
             target=self.oid,
             limit=200,
         )
 
-    def _history_came(self, reply):
+    def _history_came(self, reply, of):
+        if of != self.oid or self.ids.tabs.chosen != "history":
+            return
         if reply["status"] != "OK":
             self.ids.note.text = marked(reply["details"], "bad")
             return
         self.rows.empty = "Nothing changed here since the first transaction."
-        self.rows.fill([change_row(one) for one in reply["results"]])
+        self.rows.fill([change_row(one) for one in reply["results"]], keep=True)
 
     def _show_change(self):
         change = self.rows.chosen_row
@@ -4874,6 +4999,7 @@ class MemoryInspector(BoxLayout):
             None,
         )
         self.pushes, self._said, self._ticking = {}, "", None
+        store.on("uvm_state_update", lambda _: self.make_stale())
         for number, page in enumerate(SPEC["pages"], 1):
             push = NavigationPush(text=f"{marked(str(number), 'faint')}   {marked(page['title'])}")
             push.bind(on_release=lambda _, name=page["name"]: self.open(name))
@@ -4932,6 +5058,11 @@ class MemoryInspector(BoxLayout):
             if self.page:
                 self.page.look_anew()
         self.show_status()
+
+    def make_stale(self):
+        """Have each page ask anew when it is shown next; one that is shown follows by itself."""
+        for page in self.pages.values():
+            page.stale |= page is not self.page
 
     def say(self, words, tone="soft"):
         """Say something in the status line, until the next thing is said."""

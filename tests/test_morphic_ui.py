@@ -555,6 +555,86 @@ def test_f5_asks_anew(world, hand):
     assert re.search("aaa first", page.ids.rows.data[0]["text"])
 
 
+# What is shown is what is
+
+
+def test_an_object_that_was_searched_for_follows_what_others_change(world, hand, clone):
+    page = hand.page("objects")
+    page.ids.tabs.chosen = "slots"
+    page.ids.query.text = "slot:price"
+    page.find()
+    page.open(clone)
+    hand.settle()
+    found = [one["value"] for one in page.ids.list.data]
+    page.ids.list.choose(found.index(clone))
+    changed = world.client.call("send_message", target=clone, selector="setSlot_value_", args=["price", 777])["change"]
+    other = world.client.call("send_message", target=clone, selector="clone")["result"]["$ref"]
+    world.client.call("send_message", target=other, selector="setSlot_value_", args=["price", 1])
+
+    def follows():
+        prices = [one["text"] for one in page.rows.data if one["value"][0] == "price"]
+        return "777" in prices[0] and other in [one["value"] for one in page.ids.list.data]
+    hand.until(follows, "what others changed")
+    assert page.ids.list.chosen_row == clone
+    world.client.call("undo", change=changed)
+    hand.key(F5)
+    hand.settle()
+    assert page.value("price") == 4
+    page.ids.query.text = ""
+    page.find()
+
+
+def test_an_open_history_follows_an_undo_and_a_page_that_was_hidden_is_asked_anew(world, hand, clone):
+    page = hand.page("objects")
+    page.open(clone)
+    page.ids.tabs.chosen = "history"
+    hand.settle()
+    page.rows.choose(0)
+    before = [one["value"]["change"] for one in page.rows.data]
+    world.client.call("undo", change=before[0])
+    hand.until(lambda: len(page.rows.data) > len(before), "the undo in the history")
+    assert page.rows.chosen_row["change"] == before[0] and page.value("price") is None
+    hand.page("life")
+    world.client.call("send_message", target=clone, selector="setSlot_value_", args=["price", 9])
+    hand.until(lambda: page.stale, "it is told that it is stale")
+    hand.page("objects")
+    hand.until(lambda: page.value("price") == 9, "it was asked anew")
+    page.ids.tabs.chosen = "slots"
+
+
+def test_lists_of_search_follow_what_is_learnt_or_say_that_they_are_old(world, hand):
+    page = hand.page("search")
+    page.ids.query.text = ""
+    page.ask()
+    hand.settle()
+    page.ids.rows.choose([one["value"]["doc_id"] for one in page.ids.rows.data].index("hostile"))
+    page.look()
+    hand.settle()
+    world.client.call("index_document", doc_id="0 quokka", text="Quokkas sleep at noon.")
+    hand.until(lambda: page.ids.rows.data[0]["value"]["doc_id"] == "0 quokka", "what was learnt")
+    assert page.ids.rows.chosen_row["doc_id"] == "hostile" and page.ids.reader.old == ""
+    world.client.call("index_document", doc_id="hostile", text=HOSTILE + " once more")
+    hand.until(lambda: "old: version" in page.ids.reader.old, "it is said to be old")
+    page.ids.query.text = "quokkas"
+    page.ask()
+    hand.settle()
+    world.client.call("unindex_document", doc_id="0 quokka")
+    hand.until(lambda: ui.TEXTS["nothing"] in hand.shown(page), "it is found no more")
+    page.ids.query.text = "lamp hangs hall"
+    page.ask()
+    hand.settle()
+    page.more()
+    hand.settle()
+    count = len(page.ids.rows.data)
+    world.client.call("index_document", doc_id="hostile", text=HOSTILE)
+    hand.until(lambda: "old: " in page.ids.note.text, "they are said to be old")
+    assert len(page.ids.rows.data) == count > page.PAGE
+    hand.key(F5)
+    hand.settle()
+    assert "old: " not in page.ids.note.text
+    page.ids.reader.clear()
+
+
 # The process
 
 
