@@ -32167,17 +32167,33 @@ _OWN_FILES = {"README.md": str, "batos.py": lambda text: _docstrings_of(text)}
 def _docstrings_of(source):
     """Return a Python text with all lines blanked but notes, definitions and their docstrings; so lines stay the file's."""
     lines, kept = source.splitlines(), set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
-            node
-        ):
-            kept.update(
-                [getattr(node, "lineno", 1)],
-                range(node.body[0].lineno, node.body[0].end_lineno + 1),
-            )
+    for first, docstring in _documented(source):
+        kept.update([first], range(docstring.start[0], docstring.end[0] + 1))
     return "\n".join(
         line if n in kept or line.startswith("# ") else "" for n, line in enumerate(lines, 1)
     )
+
+
+_UNWRITTEN = (tokenize.COMMENT, tokenize.NL, tokenize.INDENT, tokenize.DEDENT)
+
+
+def _documented(source):
+    """Yield (the line on which a class, a function or the module begins, the token that is its docstring).
+
+    Token by token: a syntax tree of this file is 70 MB of small objects, and what is freed of them does not all go back.
+    """
+    opened, statement = (
+        1,
+        [],
+    )  # where what may have a docstring now begins, or None; the tokens of a statement
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.NEWLINE:
+            if opened and [one.type for one in statement] == [tokenize.STRING]:
+                yield opened, statement[0]
+            opened = statement[0].start[0] if statement[0].string in ("def", "class") else None
+            statement = []
+        elif token.type not in _UNWRITTEN:
+            statement.append(token)
 
 
 def own_documents(root):
@@ -35648,9 +35664,13 @@ def _take_descriptors():
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-# glibc's own bound is eight a core, of 64 MB each, and what one frees no other takes
-_ALLOCATOR_ARENAS = 2
-_M_ARENA_MAX = -8  # of malloc.h
+# what may be set in the environment -> (its number in malloc.h, what it is here)
+_ALLOCATOR = {
+    # glibc's own bound is eight a core, of 64 MB each, and what one frees no other takes
+    "MALLOC_ARENA_MAX": (-8, 2),
+    # a larger piece goes back as soon as it is freed; glibc would raise this to 32 MB by itself, and keep what models read
+    "MALLOC_MMAP_THRESHOLD_": (-3, 1 << 20),
+}
 # of oneDNN, which keeps 1,024, one for each length of text that the embedder has read
 _PREPARED_OPERATIONS = "8"
 
@@ -35661,9 +35681,10 @@ _GIVE_BACK_S = 60.0  # from one time that freed memory is given back to the next
 def _bound_memory():
     """Have the C library and oneDNN keep little that nobody uses, unless the environment says how much."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _PREPARED_OPERATIONS)
-    if "MALLOC_ARENA_MAX" not in os.environ:
-        with contextlib.suppress(AttributeError):  # another C library
-            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ALLOCATOR_ARENAS)
+    for name, (option, value) in _ALLOCATOR.items():
+        if name not in os.environ:
+            with contextlib.suppress(AttributeError):  # another C library
+                ctypes.CDLL(None).mallopt(option, value)
     _give_back_memory()  # what it took to compile this file
 
 

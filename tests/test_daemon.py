@@ -404,7 +404,35 @@ def test_the_allocator_keeps_few_arenas_unless_the_environment_says_how_many():
                               capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         return int(done.stdout)
-    assert heaps() <= batos._ALLOCATOR_ARENAS < heaps(MALLOC_ARENA_MAX="6") <= 6
+    assert heaps() <= batos._ALLOCATOR["MALLOC_ARENA_MAX"][1] < heaps(MALLOC_ARENA_MAX="6") <= 6
+
+
+MAPPED = """
+import ctypes
+import batos
+batos._bound_memory()
+class Told(ctypes.Structure):
+    _fields_ = [(str(n), ctypes.c_size_t) for n in range(10)]
+library = ctypes.CDLL(None)
+library.mallinfo2.restype, library.malloc.restype, library.free.argtypes = Told, ctypes.c_void_p, [ctypes.c_void_p]
+library.malloc.argtypes = [ctypes.c_size_t]
+for piece in [library.malloc(24 << 20) for _ in range(20)]:
+    library.free(piece)                                  # upon which glibc would keep all that is not larger
+before = getattr(library.mallinfo2(), "3")
+for _ in range(20):                                      # the first may find room where something was freed
+    library.malloc(16 << 20)
+print(getattr(library.mallinfo2(), "3") - before)        # the pieces that go back when they are freed
+"""
+
+
+@pytest.mark.slow
+def test_a_large_piece_goes_back_when_it_is_freed_unless_the_environment_says_otherwise():
+    def mapped(**more):
+        done = subprocess.run([sys.executable, "-c", MAPPED], cwd=conftest.ROOT, env={**os.environ, **more},
+                              capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout)
+    assert mapped() >= 10 and mapped(MALLOC_MMAP_THRESHOLD_="33554432") == 0
 
 
 COMPILED = """

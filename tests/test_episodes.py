@@ -1,8 +1,11 @@
 """Conversations: what was said becomes episodes, is found in its conversation, is marked, superseded; filters."""
 
+import argparse
+import ast
 import contextlib
 import datetime
 import functools
+import inspect
 import io
 import pathlib
 import re
@@ -219,6 +222,42 @@ def test_docstrings_keep_their_lines():
     told, lines = batos._docstrings_of(source).split("\n"), source.splitlines()
     assert len(told) == len(lines) and all(one in ("", line) for one, line in zip(told, lines, strict=True))
     assert any(line.startswith("class Segment") for line in told) and "import zmq" not in told
+
+
+ODD = '''# a note
+"""Of the module,
+on two lines."""
+X = "no docstring"
+@decorated("here")
+class A(
+    B,
+):
+    # a comment
+    """Of A."""
+    "not another"
+
+    def f(self): return 1
+
+    def g(self):
+
+        \'\'\'Of g.\'\'\'
+        def inner():
+            """Of inner."""
+    def h(self):
+        """no """ + "docstring"
+if X:
+    """not one"""
+'''
+
+
+@pytest.mark.parametrize("source", [ODD, inspect.getsource(argparse), "x = 1\n", '"""One."""'])
+def test_docstrings_are_those_that_a_syntax_tree_has(source):
+    wanted, lines = set(), source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            wanted |= {getattr(node, "lineno", 1), *range(node.body[0].lineno, node.body[0].end_lineno + 1)}
+    told = [line if n in wanted or line.startswith("# ") else "" for n, line in enumerate(lines, 1)]
+    assert batos._docstrings_of(source).split("\n") == told
 
 
 @pytest.mark.slow
