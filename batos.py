@@ -22460,7 +22460,7 @@ def merge_one_of(image, bulk, kind, keys):
 __all__ += """
     log_mind CODEX MATRIX STATES ENDED FREE_TEXT SPEAKER CONTINUED WAIT_TURN_S MissionKind
     MISSION_KINDS CYCLE_EFFECTS Step Thought mission_text accept_cycle cycle_id state_of
-    find_cycle cycle_report journalled kind_of next_thought
+    find_cycle cycle_report journalled kind_of next_thought THOUGHTS_KEEP
 """.split()
 
 log_mind = logging.getLogger("batos.mind")
@@ -22529,6 +22529,23 @@ class MissionKind(typing.NamedTuple):
 
 
 MISSION_KINDS: dict = {}  # type, or (type, selector) -> MissionKind; later sections add theirs
+
+
+class AnswerData(typing.TypedDict, total=False):
+    """What a mission that answers keeps from state to state, in its cycle's `_tmp_synthesis_data`."""
+
+    start_time: datetime.datetime  # when it was begun
+    plan: dict  # {"archetype", "sub_queries": {pillar: text}} …, as the router or the core made it
+    new_facets: dict  # {pillar: source} of the facets that its effect installs
+    partial_responses: (
+        dict  # {pillar: {"frame", "quotes"}}: what a persona wrote, over which passages
+    )
+    sent_back: list  # why the gate refused the first passages
+    final_response: dict  # the answer, as a report tells it
+
+
+# the names of all that thoughts keep; each kind of mission adds those of its record
+THOUGHTS_KEEP = {*AnswerData.__annotations__}
 
 
 CYCLE_EFFECTS = []  # effect(root, cycle) of each that came to an answer, of later sections
@@ -23916,7 +23933,12 @@ class StepTaken(typing.NamedTuple):
 
 
 def _step_taken(thought: Thought, step: Step, seconds: float) -> StepTaken:
-    """Return a thought's step as the journal tells it. Raises BadSlot."""
+    """Return a thought's step as the journal tells it. Raises BadSlot, TypeError where it keeps what no record names."""
+    unknown = step.data.keys() - THOUGHTS_KEEP
+    if unknown:
+        raise TypeError(
+            f"{thought.name} keeps {sorted(unknown)}; name them in a record such as AnswerData"
+        )
     slots = {
         "name": thought.name,
         "digest": thought.digest(),
@@ -28630,6 +28652,29 @@ def look_for_method(cycle, recall):
     return looked(cycle, request, known=known_methods(cycle, request))
 
 
+class MethodData(typing.TypedDict, total=False):
+    """What a mission that writes a method keeps from state to state, in its cycle's `_tmp_synthesis_data`."""
+
+    request: dict  # what the message asks for, and the slots and arguments there are
+    examples: list  # of the message, each as plain data
+    exemplified: int  # how many examples a larger core made up
+    made_up: list  # those, as plain data
+    unread: list  # pieces that look like examples, and could not be read
+    known: list  # methods of the image that may do, the likeliest first
+    found: list  # rows of bodies that were enumerated, the likeliest first
+    chosen: int  # which of the first two the core took
+    written: dict | None  # the method that is to be tried: {"source", "idiom", …}
+    refused: list  # what the core is not to write again
+    failures: list  # [{"source", "reasons"}] of what was tried
+    before: str  # of a worn method: its source
+    wanted: typing.Any  # of a worn method: the result that the message wants
+    worn: str  # its oid
+    final_response: dict  # the answer, as a report tells it
+
+
+THOUGHTS_KEEP.update(MethodData.__annotations__)
+
+
 def looked(cycle: UvmObject, request: dict, **data) -> Thought:
     """Return the thought of a cycle that has found what it is to write, and `known` methods that may do."""
     examples, unread = _examples_of(cycle)
@@ -30057,6 +30102,21 @@ for _selector in _NOT_YET:
 
 
 # The states of an audit
+
+
+class AuditData(typing.TypedDict, total=False):
+    """What an audit keeps from state to state, in its cycle's `_tmp_synthesis_data`."""
+
+    failures: list  # entries of failed_cycle_log that no audit has read
+    quarantined: list  # methods: {"oid", "selector", "home", "author", "failed", "target"}
+    pending: list  # findings that earlier audits left
+    through: int  # the last entry of failed_cycle_log that was read
+    findings: list  # [{"what", "times", "remedy", "why"}]
+    chosen: dict | None  # the finding whose remedy is begun
+    final_response: dict  # the answer, as a report tells it
+
+
+THOUGHTS_KEEP.update(AuditData.__annotations__)
 
 
 def _gather_findings(cycle, recall):
@@ -35027,6 +35087,20 @@ def assemble_and_execute(alfred):
     """Return what was assembled last: version, whence its parts are, how it was tried; None where nothing was."""
     made = _current_incarnation(root_of(alfred))
     return made and {name: own(made)[name] for name in ("version", "origin", "tried", "sha256")}
+
+
+class DisplayData(typing.TypedDict, total=False):
+    """What the first conversation keeps from state to state, in its cycle's `_tmp_synthesis_data`."""
+
+    learnt: str | None  # what reading the system's own documents came to
+    requirements: dict  # what the client needs of this machine
+    spec: dict  # the specification, as far as it is
+    origin: dict  # stage -> whence it is
+    assembled: dict  # the client that was compiled and tried
+    final_response: dict  # the answer, as a report tells it
+
+
+THOUGHTS_KEEP.update(DisplayData.__annotations__)
 
 
 def _begin_ui(cycle, recall):

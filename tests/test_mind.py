@@ -376,6 +376,13 @@ def test_a_full_disk_delays_a_mission_and_loses_nothing(machine, monkeypatch):
     assert next(number) > 7
 
 
+def test_what_a_thought_keeps_is_named_by_a_record():
+    assert {"plan", "sent_back", "request", "failures", "findings", "assembled"} <= batos.THOUGHTS_KEEP
+    step = batos.Step("DECOMPOSING", [], {"plan": {}, "plna": {}})
+    with pytest.raises(TypeError, match=r"recall keeps \['plna'\]"):
+        batos._step_taken(batos.Thought("recall", None), step, 0.0)
+
+
 def test_only_what_a_state_names_may_follow_it(machine):
     one = machine(doubles.QuickCore(delay_s=30))
     one.learn()
