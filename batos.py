@@ -15641,6 +15641,7 @@ __all__ += """
     ENDED_SENTENCE PART_CHUNKS SHARED_CHARS TITLE_MAX_CHARS DOC_ID_MAX_CHARS RESULTS_MAX
     FRESH_CHUNKS SMALL_CHUNKS SCOPES OWN_NAMES LINE_END ATX ITEM Draft runs_among Sense BY_WORDS
     MEANING_TOPIC_COSTS cut_text reads_as_prose sentences UNDERLINED RST_MARK MARKDOWN_MARK
+    is_asked FEELINGS MEASURES is_feeling
 """.split()
 
 ENDED_SENTENCE = Pattern(r"[.!?\u2026][)\"'\u201d\u2019]*$")
@@ -16483,6 +16484,39 @@ def sentences(text: str, first_line: int = 1, header: str = "") -> list:
 UNDERLINED = Pattern(r"^\S.*\n([=*~^\"#+-])\1{2,}[ \t]*$", re.MULTILINE)
 RST_MARK = Pattern(r"^\.\. (?:[\w-]+::|_[^\n]+:[ \t]*$)|:[a-z:]{1,60}:`[^`\n]+`", re.MULTILINE)
 MARKDOWN_MARK = Pattern(r"^(#{1,6} \S.*(\r\n?|\n)\s*$|```)", re.MULTILINE)
+
+
+def is_asked(sentence: str) -> bool:
+    """Whether a sentence ends as a question does, in any script."""
+    return sentence.rstrip().endswith(("?", "\uff1f", "\u061f"))
+
+
+# Words by which people say how they are, or when: what is told to them is not found by these.
+FEELINGS = frozenset(
+    "feel feels feeling felt sad sadness happy unhappy glad angry anger afraid scared fear lonely alone love loved hate miss "
+    "missed missing cry cried crying died dead death lost lose hurt hurts pain grief worry worried anxious nervous stressed "
+    "tired exhausted upset frustrated frustration hopeless desperate ashamed guilty sorry proud excited joy wonderful "
+    "terrible awful horrible broken heart heartbroken depressed overwhelmed jealous bored confused grateful thankful hope wish "
+    "today yesterday tomorrow tonight monday tuesday wednesday thursday friday saturday sunday week day days night morning "
+    "really just still always never again please help okay ok hi hello thanks thank much lot bit thing things".split()
+)
+# behind "how"
+MEASURES = frozenset(
+    "long many much old far often big large tall high deep heavy fast wide".split()
+)
+_FIRST_PERSON = Pattern(r"\b(i|i'm|im|i've|me|my|we|our)\b", re.IGNORECASE)
+_MOODS = Pattern(
+    r"\b(feel|feeling|felt|sad|happy|unhappy|angry|afraid|scared|lonely|love|hate|miss|cry|crying|cried|died|hurts?|grief|"
+    r"worried|anxious|nervous|stressed|exhausted|upset|frustrated|hopeless|desperate|ashamed|guilty|proud|excited|"
+    r"heartbroken|depressed|overwhelmed|jealous|grateful)\b",
+    re.IGNORECASE,
+)
+
+
+def is_feeling(text: str) -> bool:
+    """Whether somebody says how she feels: of herself, with a word of feeling."""
+    told = text.replace("’", "'")
+    return bool(_FIRST_PERSON.search(told) and _MOODS.search(told)) and not is_asked(told)
 
 
 ################################################################################
@@ -20276,9 +20310,9 @@ def documents_matching(catalog: UvmObject, query: str) -> set[str]:
 
 # Offers:
 __all__ += """
-    REQUESTS is_statement QUOTE_WORDS MEASURES is_feeling is_asked goes_on tellings_of
+    REQUESTS is_statement QUOTE_WORDS SAYS_YES_OR_NO goes_on tellings_of
     ASKS_WHETHER worth_of_form Recall find_evidence things_compared SAYS_NO contradict
-    with_its_lines marked_text telling_shares
+    with_its_lines
 """.split()
 
 # Episodes: what was asked and told, as documents
@@ -20338,33 +20372,6 @@ _SURE_WORTH = 0.57
 _NEAR_MASS, _NEAR_SIMILARITY = 0.5, 0.4  # from when on what was found is told as the nearest
 # the same in other languages, whose texts are all somewhat near to one another
 _NEAR_ELSEWHERE = 0.55
-
-# Words by which people say how they are, or when: what is told to them is not found by these.
-_FEELINGS = frozenset(
-    "feel feels feeling felt sad sadness happy unhappy glad angry anger afraid scared fear lonely alone love loved hate miss "
-    "missed missing cry cried crying died dead death lost lose hurt hurts pain grief worry worried anxious nervous stressed "
-    "tired exhausted upset frustrated frustration hopeless desperate ashamed guilty sorry proud excited joy wonderful "
-    "terrible awful horrible broken heart heartbroken depressed overwhelmed jealous bored confused grateful thankful hope wish "
-    "today yesterday tomorrow tonight monday tuesday wednesday thursday friday saturday sunday week day days night morning "
-    "really just still always never again please help okay ok hi hello thanks thank much lot bit thing things".split()
-)
-# behind "how"
-MEASURES = frozenset(
-    "long many much old far often big large tall high deep heavy fast wide".split()
-)
-_FIRST_PERSON = Pattern(r"\b(i|i'm|im|i've|me|my|we|our)\b", re.IGNORECASE)
-_MOODS = Pattern(
-    r"\b(feel|feeling|felt|sad|happy|unhappy|angry|afraid|scared|lonely|love|hate|miss|cry|crying|cried|died|hurts?|grief|"
-    r"worried|anxious|nervous|stressed|exhausted|upset|frustrated|hopeless|desperate|ashamed|guilty|proud|excited|"
-    r"heartbroken|depressed|overwhelmed|jealous|grateful)\b",
-    re.IGNORECASE,
-)
-
-
-def is_feeling(text: str) -> bool:
-    """Whether somebody says how she feels: of herself, with a word of feeling."""
-    told = text.replace("’", "'")
-    return bool(_FIRST_PERSON.search(told) and _MOODS.search(told)) and not is_asked(told)
 
 
 class Telling(typing.NamedTuple):
@@ -20429,6 +20436,16 @@ class Telling(typing.NamedTuple):
         return label[1] if label else ""
 
     @property
+    def asks_something(self):
+        """Whether I am a question, or tell of one: what follows me answers it."""
+        return is_asked(self.text) or bool(_TELLS_OF_A_QUESTION.search(self.text))
+
+    @property
+    def only_says_yes_or_no(self):
+        """Whether I am a mere "Yes." or "No.", which says nothing without what follows."""
+        return self.size < 3 and bool(SAYS_YES_OR_NO.match(self.text))
+
+    @property
     def rests_on_the_one_before(self):
         """Whether I give a name to what the sentence before me tells: "This is called backscatter."."""
         return bool(_GIVES_A_NAME.match(self.text))
@@ -20442,7 +20459,8 @@ def _text_answers_nothing(text):
 
 _BRACKETED = Pattern(r"\[[^\]]*[-<|.][^\]]*\]|<[\w-]+>")  # "[-q | --quiet] [<name>]"
 _ELSEWHERE = Pattern(
-    r"\bwhether or not\b|\b(?:determine|check|find out|know|ask|test) (?:if|whether)\b|"
+    r"\bwhether or not\b|\b(?:determined?|check(?:ed)?|find out|found out|know|ask(?:ed)?|test(?:ed)?|discuss(?:ed)?|"
+    r"wonder(?:ed)?) (?:if|whether)\b|"
     r"^\W*there (?:are|is) (?:\w+ ){0,3}?(?:advantages?|disadvantages?|benefits|drawbacks|differences|ways|"
     r"reasons|options|possibilities|kinds|types|methods|limitations|problems)\b[^:,;]*\.$|"
     r"^\W*(?:see|refer to|for (?:more|further|additional)? ?(?:details|information)|"
@@ -20460,16 +20478,13 @@ _SAYS_WHAT_COMES = Pattern(
     r"(?:will )?(?:describe|explain|discuss|cover|show|list|give|tell|provide|contain|document|outline|illustrate)s?\b",
     re.IGNORECASE,
 )
+_TELLS_OF_A_QUESTION = Pattern(r"\b(?:asked|discussed|wondered) (?:if|whether)\b", re.IGNORECASE)
+SAYS_YES_OR_NO = Pattern(r"(yes|no)[,.;:!]", re.IGNORECASE)
 _GIVES_A_NAME = Pattern(
     r"\W*(?:this|that|these|those|such (?:a )?\w+|dies\w*|ce(?:la|ci)?) (?:(?:is|are|was|were) (?:often |also |usually )?"
     r"(?:called|known as|named|termed|referred to as)|(?:wird|werden|nennt|heißt)\b|(?:s['’]appelle|est appelée?))",
     re.IGNORECASE,
 )
-
-
-def is_asked(sentence: str) -> bool:
-    """Whether a sentence ends as a question does, in any script."""
-    return sentence.rstrip().endswith(("?", "\uff1f", "\u061f"))
 
 
 def goes_on(text: str) -> bool:
@@ -20526,11 +20541,13 @@ def _telling_of_line(text, line, headings, header="", language="en"):
 def _lead_of(said, lead, before):
     """Return the Telling that announces a sentence, or None: the one before it, or the `lead` of that one.
 
-    What is announced by a colon are a list's items or one sentence, by the term of a definition all until the next term.
+    What is announced by a colon are a list's items or one sentence, by the term of a definition all until the next term, by a
+    question the sentence behind it; behind a mere "Yes." the next one too.
     """
-    if before is None or before.announces:
+    if before is None or before.announces or before.asks_something:
         return before
-    return lead if lead and (lead.is_term or ITEM.match(said)) else None
+    goes = lead and (lead.is_term or ITEM.match(said) or before.only_says_yes_or_no)
+    return lead if goes else None
 
 
 def tellings_of(chunk):
@@ -20660,6 +20677,14 @@ _NUMBER_TOLD = Pattern(
     r"seventy|eighty|ninety|dozen|hundred|thousand|million|once|twice|half|none)\b",
     re.IGNORECASE,
 )
+# "how many eggs": what holds no egg tells no number of them; a unit is told beside its number, and of something else
+_COUNTED = Pattern(
+    r"\b(?:how many|wie ?viele[nr]?|combien d(?:e |['\u2019]))\s*(?!(?:people|persons|times|personen|leute|personnes|gens|fois|"
+    r"ans|(?:day|week|month|year|hour|minute|second|gram|kilo|kilogram|lit(?:er|re)|met(?:er|re)|mile|degree|euro|dollar|pound|byte|"
+    r"spoon|cup|piece|jour|semaine|mois|ann\u00e9e|heure|gramme|degr\u00e9)s?|(?:mal|tag|woche|monat|jahr|stunde|minute|sekunde)e?n?|"
+    r"gramm|grad)\b)([\w-]{3,})",
+    re.IGNORECASE,
+)
 _POINTS = (
     r"\d{1,2}[:.]\d\d|\d+(?:st|nd|rd|th)|jan(?:uary)?|feb(?:ruary)?|march|april|may|june?|july?|aug(?:ust)?|sept(?:ember)?|"
     r"oct(?:ober)?|nov(?:ember)?|dec(?:ember)?|(?:mon|tues|wednes|thurs|fri|satur|sun)day|spring|summer|autumn|winter|noon|"
@@ -20668,11 +20693,33 @@ _POINTS = (
 _TIME_TOLD = Pattern(rf"\b(?:{_POINTS}|every|daily|weekly|monthly|yearly)\b|\d", re.IGNORECASE)
 # "When was it …?" asks for one time, not for how often
 _POINT_TOLD = Pattern(rf"(?<!every )(?<!each )\b(?:{_POINTS})\b|\d", re.IGNORECASE)
-_NAME_TOLD = Pattern(r"(?<=[\w,;:(\"\u201c] )[A-Z][\w'-]+|\b[A-Z][\w'-]+(?= [A-Z(])")
+# months and days are written large too, and name nobody
+_NOBODY = (
+    r"(?!(?:Jan(?:uary)?|Feb(?:ruary)?|March|April|May|June?|July?|Aug(?:ust)?|Sept(?:ember)?|Oct(?:ober)?|Nov(?:ember)?|"
+    r"Dec(?:ember)?|(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day)\b)"
+)
+_NAME_TOLD = Pattern(
+    rf"(?<=[\w,;:(\"\u201c] ){_NOBODY}[A-Z][\w'-]+|\b{_NOBODY}[A-Z][\w'-]+(?= [A-Z(])"
+)
+# "Who wrote it?" is answered by "Ann wrote …" too, whose name may stand first and alone
+_WHO_DOES = Pattern(
+    r"^\W*(?:and |so )?who (?:has |have |had |also |first )?"
+    r"(?!(?:is|are|was|were|am|do|does|did|can|could|may|must|should|shall|will|would|has|have|had)\b)([a-z]{3,}?)(?:e?[sd])?\b",
+    re.IGNORECASE,
+)
+_DONE_BY = r"|\b[A-Z][\w'-]+ (?:has |have |had |also |first )?{0}"
 _REASON_TOLD = Pattern(
     r"\b(?:because|since|due to|so that|in order to|reasons?|therefore|thus|cause[sd]?|as|owing|otherwise|avoid|to \w+|"
     r"for \w+ing|which means|result)\b",
     re.IGNORECASE,
+)
+
+
+# as they are written in manuals: "mailq(1)", "`mailq`", "-p", "$ mailq", "the mailq command"
+_COMMAND_TOLD = Pattern(
+    r"\w\(\d\w?\)|`[^`\n]+`|(?<![\w-])--?[a-z][\w-]*|^\s*[$#] \S|\b[Tt]he\s+[\w.-]+\s+(?:command|program|tool|utility)\b|"
+    r"\b(?:[Rr]un|[Uu]se|[Tt]ype|[Cc]all|[Ii]nvoke)\s+[a-z][\w-]*\b",
+    re.MULTILINE,
 )
 
 
@@ -20749,13 +20796,16 @@ _EXPECTED = (
     Expected(Pattern(r"^\W*(?:and |so )?who(?:m|se)?\b|\bwhich (?:company|person|people|author|country|city)\b",
                         re.IGNORECASE), _NAME_TOLD, True, False),
     Expected(Pattern(r"^\W*(?:and |so )?why\b", re.IGNORECASE), _REASON_TOLD, False, True),
+    Expected(Pattern(r"^\W*(?:and |so )?(?:which|what) (?:command|program|tool|utility)s?\b", re.IGNORECASE), _COMMAND_TOLD,
+             False, False),
     *itertools.starmap(_expected_elsewhere, _EXPECTED_ELSEWHERE),
 )
 # fmt: on
 # It stands below its term, named by its last word, or behind it: "port (integer)", then what that is.
 _BY_ITS_TERM = r"|^\W*{1}\b[^:]{{0,100}}::|^\W*{0}(?: ?\([^)\n]{{1,40}}\))?(?: *\n| {{2}})\s*\w"
 _DEFINED_BY = (
-    r"{0}(?:\W+\w+){{0,4}}?\W+(?:is|are|was|were|means?|refers?|stands?|denotes?|consists?)\b|"
+    r"\b(?:called|known as|termed|named)\s+(?:(?:an?|the)\s+)?\W?{0}(?!\w)|"
+    r"(?<!\w){0}(?:\W+(?!that\b)\w+){{0,4}}?\W+(?:is|are|was|were|means?|refers?|stands?|denotes?|consists?)\b|"
     r"{0}(?:\W+\w+){{0,2}}?\W+(?:control|set|specifie|configure|allow|enable|disable|determine|define|cause|make|let|limit|"
     r"provide|return|create|print|display|show|list|remove|tell|describe|turn)s\b|"
     r"^\W*(?:description|purpose|summary): " + _BY_ITS_TERM
@@ -20831,6 +20881,9 @@ _HOW_TO = Pattern(
 )
 _STEP_BY_VERB = _STEP_TOLD.pattern + r"|^\W*(?:-\S+(?: \S+)?\s+|.{{0,60}}::\s+)?{0}\b"
 
+# "What is a checkpoint in SQLite?" asks for what a checkpoint is.
+_WHERE_IT_IS_SO = Pattern(r" (?:in|on|under|for|with) (?:the )?[A-Z]\S*$")
+
 # How a question names what it asks for; the form of what answers it, whose holes are the thing and its last word; and whether
 # that is an answer by its form alone.
 _FORMS = {
@@ -20842,17 +20895,30 @@ _FORMS = {
 }
 
 
+def _as_pattern(text):
+    """Return a pattern of a text whose blanks may be line ends."""
+    return r"\s+".join(map(re.escape, text.split()))
+
+
 def _expected_in(question):
     """Return the Expected of a question, or None where its kind is not known."""
     kind = next((kind for kind in _EXPECTED if kind.asks.search(question)), None)
     if kind is not None:
-        return kind
+        return _of_the_verb(kind, question)
     for asks, (holds, settles) in _FORMS.items():
         if named := asks.match(question):
-            thing, last = re.escape(named[1]), re.escape(named[1].split()[-1])
+            thing = _WHERE_IT_IS_SO.sub("", named[1])
+            thing, last = _as_pattern(thing), re.escape(thing.split()[-1])
             form = re.compile(holds.format(thing, last), re.IGNORECASE)
             return Expected(asks, form, needed=False, settles=settles)
     return None
+
+
+def _of_the_verb(kind, question):
+    """Return an Expected; who does something is told by that verb too: "Who wrote it?" by "Ann wrote it"."""
+    named = _WHO_DOES.match(question) if kind.holds is _NAME_TOLD else None
+    done = named and _DONE_BY.format(re.escape(named[1].lower()))
+    return kind._replace(holds=Pattern(_NAME_TOLD.pattern + done)) if done else kind
 
 
 def worth_of_form(weights, words):
@@ -20895,6 +20961,17 @@ class Asked(typing.NamedTuple):
     def compares_others(self, words):
         """Whether I compare two things, and words name neither."""
         return bool(self.compared) and not any(thing <= words for thing in self.compared)
+
+    def counts_others(self, words):
+        """Whether I ask for how many of a thing that is not among words."""
+        counted = _COUNTED.search(self.text) if self.expected and self.expected.needed else None
+        things = words_of(counted[1], self.language).keys() if counted else ()
+        return not words.issuperset(things)
+
+    def is_better_answered_by(self, text, other):
+        """Whether a text holds what cannot be missing, or settles me by its form, and another holds none of it."""
+        tells = self.expected is not None and (self.expected.needed or self.expected.settles)
+        return tells and self.is_answered_by(text) and not self.is_answered_by(other)
 
     def needs_more_than(self, texts):
         """Whether I ask for a number, a time or a name that none of the texts holds."""
@@ -21139,7 +21216,7 @@ def _sentence_worth(asked, told, near):
     beside = asked.compares_others(told.words_with_headings)
     return (
         worth
-        - 0.5 * told.answers_nothing
+        - 0.7 * told.answers_nothing
         - 0.2 * (told.size < 3)
         - 0.2 * repeats
         - 0.3 * contrary
@@ -21172,8 +21249,8 @@ def _read(asked, judged, recall):
 def _pointed(asked, judged, span):
     """Return a Judged with the sentence in which a span of its window's text begins.
 
-    It stays as it is where that one answers nothing, is worth much less than its own by words and meaning, or lacks the number,
-    time or name that is asked for, which its own holds.
+    It stays as it is where that one answers nothing, is worth much less than its own by words and meaning, or lacks what is
+    expected (a number, a time, a name, a reason), which its own holds.
     """
     window = judged.window
     first, last = window.start + span[0], window.start + span[1]
@@ -21181,7 +21258,7 @@ def _pointed(asked, judged, span):
     pointed = max(begun, default=window.first)
     lead = judged.worths[judged.marked - window.first] - judged.worths[pointed - window.first]
     told, own = window.tellings[pointed], window.tellings[judged.marked]
-    lacks = asked.needs_more_than([told.whole]) and not asked.needs_more_than([own.whole])
+    lacks = asked.is_better_answered_by(own.whole, told.whole)
     if told.answers_nothing or lacks or lead > _OVERRULED_BY:
         return judged
     return judged._replace(marked=pointed, span=(first, last))
@@ -21289,7 +21366,7 @@ def _certainty(asked, unknown, mass, judged, evidence, recall):
     """
     near = max([one.near for one in judged])
     telling_words = [
-        word for word in asked.weights if asked.spelt[word].lower() not in (_FEELINGS | MEASURES)
+        word for word in asked.weights if asked.spelt[word].lower() not in (FEELINGS | MEASURES)
     ]
     known = {
         word: asked.weights[word] for word in telling_words if asked.spelt[word] not in unknown
@@ -21312,16 +21389,16 @@ def _certainty(asked, unknown, mass, judged, evidence, recall):
             or by_words
             and _says_by_its_form(asked, judged[0])
         )
-    if sure:
+    if sure and not asked.counts_others(judged[0].window.words()):
         return "sure" if telling_words or near >= recall.similarity else "nearest"
     least = _NEAR_SIMILARITY if asked.language == "en" else _NEAR_ELSEWHERE
     return "nearest" if part >= _NEAR_MASS or near >= least else "none"
 
 
 def _quoted_from(window, marked):
-    """Return the Telling from which on a marked one is quoted: the term that it defines, or what it gives a name; or itself."""
+    """Return the Telling from which on a marked one is quoted: its term, what it gives a name, its mere "Yes."; or itself."""
     one, before = window.tellings[marked], window.tellings[max(0, marked - 1)]
-    belongs = before.is_term or one.rests_on_the_one_before
+    belongs = before.is_term or before.only_says_yes_or_no or one.rests_on_the_one_before
     return before if belongs and marked > window.first and before.run == one.run else one
 
 
@@ -21368,20 +21445,6 @@ def with_its_lines(told, chunk):
     }
 
 
-def marked_text(item: dict) -> str:
-    """Return the sentence of a passage that answers; all of it in older images."""
-    first, last = item.get("mark") or (0, len(item["text"]))
-    return item["text"][first:last]
-
-
-def telling_shares(texts):
-    """Return what share of a passage each of its sentences holds: of all its words, each as often as sentences hold it."""
-    held = [words_of(text).keys() for text in texts]
-    counts = collections.Counter(word for words in held for word in words)
-    total = sum(counts.values()) or 1
-    return [round(sum(counts[word] for word in words) / total, 4) for words in held]
-
-
 ################################################################################
 # Levels #######################################################################
 ################################################################################
@@ -21393,6 +21456,7 @@ def telling_shares(texts):
 __all__ += """
     OVERVIEW_TITLES SUMMARY_CHUNKS summary_of overview_of LEVELS search_until only_states
     episode_id remember_episode EmbeddingLane
+    marked_text telling_shares
 """.split()
 
 _EMBEDDED_A_PART = 256  # chunks whose vectors are stored in one transaction
@@ -21666,6 +21730,20 @@ class EmbeddingLane:
         with built_file(Vectors(numbers[order], vectors[order]), folder) as built:
             self._publish(lambda catalog: publish_vectors(catalog, built, self.embedder.name))
         return True
+
+
+def marked_text(item: dict) -> str:
+    """Return the sentence of a passage that answers; all of it in older images."""
+    first, last = item.get("mark") or (0, len(item["text"]))
+    return item["text"][first:last]
+
+
+def telling_shares(texts):
+    """Return what share of a passage each of its sentences holds: of all its words, each as often as sentences hold it."""
+    held = [words_of(text).keys() for text in texts]
+    counts = collections.Counter(word for words in held for word in words)
+    total = sum(counts.values()) or 1
+    return [round(sum(counts[word] for word in words) / total, 4) for words in held]
 
 
 ################################################################################
@@ -23500,9 +23578,6 @@ def _sentence_fields(name, evidence):
     }
 
 
-_SAYS_YES_OR_NO = Pattern(r"(yes|no)[,.;:!]", re.IGNORECASE)
-
-
 def _plain_answer(mission, evidence):
     """Return what an answer says in one sentence: the one that answers, quoted, cut around its span where it is long.
 
@@ -23516,7 +23591,7 @@ def _plain_answer(mission, evidence):
     others = [item for item in evidence[1:2] if item["doc_id"] != best["doc_id"]]
     if others and contradict(marked_text(best), marked_text(others[0])):
         return f"{quote}; before that: \u201c{_quoted_sentence(evidence[1])}\u201d [2]"
-    said = _SAYS_YES_OR_NO.match(marked_text(best).lstrip("-*> "))
+    said = SAYS_YES_OR_NO.match(marked_text(best).lstrip("-*> "))
     if said and ASKS_WHETHER.match(mission.strip()) and _settles(best, mission):
         return f"{said[1].capitalize()}: {quote}"
     return quote

@@ -307,6 +307,83 @@ def test_a_manual_answers_by_the_sentence_that_says_it(query, told):
     assert batos.marked_text(best(catalog, query)) == told
 
 
+MINUTES = """# Minutes
+
+## Tournament
+
+The tournament will be held on 21 June in the hall. Yusuf organises it. We expect forty players.
+
+It was asked whether to rent a second room. We decided against it because last year it stood empty.
+
+## Questions
+
+(13) May I use the clocks in my shop without paying?
+
+Yes. They are free for all. Bring them back.
+
+(14) How do I wind one?
+
+-w  Wind the clock by its key.
+
+When too much mail is sent back, all boxes are full. This is called backscatter mail.
+There is one kind of backscatter mail that remains, and that is bad.
+
+## Bread
+
+For two loaves take 600 g rye flour and 20 g salt.
+"""
+
+
+@pytest.mark.parametrize("query, told", [
+    ("Who organises the tournament?", "\u201cYusuf organises it.\u201d [1]"),
+    ("Why did we not rent a second room?", "\u201cWe decided against it because last year it stood empty.\u201d [1]"),
+    ("May I use the clocks in a shop without paying?", "Yes: \u201cYes. They are free for all.\u201d [1]"),
+    ("How do I wind the clock?", "\u201c-w Wind the clock by its key.\u201d [1]"),
+    ("What is backscatter mail?",
+     "\u201cWhen too much mail is sent back, all boxes are full. This is called backscatter mail.\u201d [1]"),
+])
+def test_minutes_answer_by_the_sentence_that_says_it(query, told):
+    catalog = batos.new_catalog()
+    batos.index_document_(catalog, "minutes.md", MINUTES)
+    assert batos._plain_answer(query, found(catalog, query)["evidence"]) == told
+
+
+@pytest.mark.parametrize("question, answer, other", [
+    ("Who wrote the pump?", "Ann wrote it.", "It was written on 3 May in March."),
+    ("And who gave it to me?", "Nina gave it to me.", "Snow fell."),
+    ("Who is Ann?", "A friend of Nina.", "It fell on Friday."),
+    ("Which command shows the queue?", "This option implements the mailq command.", "The message enters the queue."),
+    ("What tool empties it?", "Run postsuper to empty it.", "It is emptied each night."),
+    ("What is a checkpoint in SQLite?", "Moving it back is called a\n\u201ccheckpoint\u201d.", "Use of X_CHECKPOINT is rare."),
+    ("What is forged mail?", "Forged mail is mail of others.", "There is forged mail that remains, which is bad."),
+])
+def test_what_a_question_wants_is_known(question, answer, other):
+    asked = batos.Asked(question, {}, {}, batos._expected_in(question), {})
+    assert asked.is_answered_by(answer) and not asked.is_answered_by(other)
+
+
+@pytest.mark.parametrize("query, certainty", [
+    ("How many eggs go into the bread?", "nearest"), ("How many grams of salt go into the bread?", "sure"),
+    ("How many loaves are in the bread?", "sure"),
+])
+def test_how_many_of_what_a_passage_does_not_name_is_not_told_by_it(query, certainty):
+    catalog = batos.new_catalog()
+    batos.index_document_(catalog, "minutes.md", MINUTES)
+    assert batos.find_evidence(catalog, query, batos.Recall(mass=0.1))["certainty"] == certainty
+
+
+@pytest.mark.parametrize("question, words, others", [
+    ("Wie viele Eier braucht der Teig?", "Mehl und Salz", True), ("Wie viele Eier braucht der Teig?", "drei Eier", False),
+    ("Combien d'\u0153ufs faut-il ?", "la farine", True), ("Combien de pompes y a-t-il ?", "trois pompes", False),
+    ("Combien de jours faut-il ?", "la farine", False), ("How many eggs?", "two loaves", True),
+    ("How large is it?", "two", False),
+])
+def test_what_is_counted_is_known_in_three_languages(question, words, others):
+    language = batos.language_of(question)
+    asked = batos.Asked(question, {}, {}, batos._expected_in(question), {}, language)
+    assert asked.counts_others(frozenset(batos.words_of(words, language))) == others
+
+
 def test_what_tells_of_the_contrary_is_no_answer():
     catalog = batos.new_catalog()
     batos.index_document_(catalog, "wal.md", "The second advantage of this mode is speed.\n\nReaders wait for nobody.\n\n"
