@@ -34657,7 +34657,8 @@ _UI_SPEC = {
     ],
     "views": {"method": "method", "cycle": "cycle"},
     "texts": {
-        "absent": "No daemon answers at {endpoint}. It is tried again by itself; start it with  python batos.py",
+        "absent": "No daemon answers at {endpoint}. It is tried again by itself; start it with  "
+                  "python batos.py --endpoint {endpoint}",
         "hung": "The daemon at {endpoint} is there but has not answered for {seconds} s. What you ask now is not sent.",
         "refused": "The daemon at {endpoint} does not let this client in ({why}). Give the key file with --keys.",
         "connecting": "Looking for the daemon at {endpoint} \u2026",

@@ -17,6 +17,7 @@ The order of the file:
     specification   SPEC and COMMANDS: what is shown, as data; all below is made from them
     Words           values, differences and scripts as text
     Bridge          one thread that owns the socket; the Store, which knows what was told
+    Options         where the daemon is
     Fonts           which font shows which script
     Widgets         fields, lists, readers, drawings
     pages           one class and its kv rule each
@@ -208,7 +209,10 @@ SPEC = {
     ],
     "views": {"method": "method", "cycle": "cycle"},
     "texts": {
-        "absent": "No daemon answers at {endpoint}. It is tried again by itself; start it with  python batos.py",
+        "absent": (
+            "No daemon answers at {endpoint}. It is tried again by itself; start it with  python batos.py --endpoint "
+            "{endpoint}"
+        ),
         "hung": "The daemon at {endpoint} is there but has not answered for {seconds} s. What you ask now is not sent.",
         "refused": "The daemon at {endpoint} does not let this client in ({why}). Give the key file with --keys.",
         "connecting": "Looking for the daemon at {endpoint} \u2026",
@@ -1341,6 +1345,74 @@ class Store:
         if topic != "tokens" and "at" in event:  # what answers our own pings has no time
             self.events.append(event)
         self._tell(topic, event)
+
+
+# ---- options: read before Kivy, which takes a second to load and makes a log of stderr
+
+
+def usual_endpoint():
+    """Return where to look for a daemon: as the environment says, else as the one of BATOS_HOME (or of this folder) says."""
+    if "BATOS_ENDPOINT" in os.environ:
+        return os.environ["BATOS_ENDPOINT"]
+    file = pathlib.Path(os.environ.get("BATOS_HOME", "")).expanduser() / HOME_FILE
+    try:
+        endpoint, pid = file.read_text("utf-8").split()
+        os.kill(int(pid), 0)
+    except (OSError, ValueError):  # none runs there, or one was killed
+        return DEFAULT_ENDPOINT
+    return endpoint
+
+
+def check_endpoint(endpoint):
+    """Raise ValueError, which says what to do, where no daemon can listen at an endpoint."""
+    if re.fullmatch("ipc://.+", endpoint):
+        return
+    found = re.fullmatch(r"tcp://(\[[^]]+\]|[^:/]+):([0-9]+)", endpoint)
+    if not found:
+        raise ValueError(
+            f"{endpoint} is no endpoint; allowed are tcp://ADDRESS:PORT and ipc:///PATH"
+        )
+    host, port = found[1].strip("[]"), int(found[2])
+    if not 0 < port < 65536:
+        raise ValueError(
+            f"{endpoint} has no port from 1 to 65535, such as that of {DEFAULT_ENDPOINT}"
+        )
+    try:
+        socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise ValueError(
+            f"{endpoint} names a host that is not found ({error}); mend it, or give its address"
+        ) from None
+
+
+def read_options(argv=None):
+    """Return the options; ends the process with status 2 where one is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="morphic_ui", description="The Memory Inspector of BAT OS."
+    )
+    parser.add_argument(
+        "--endpoint",
+        default=usual_endpoint(),
+        help=f"where the daemon listens (default: as that of BATOS_HOME says, else {DEFAULT_ENDPOINT})",
+    )
+    parser.add_argument(
+        "--keys",
+        default=os.environ.get("BATOS_KEYS"),
+        metavar="FILE",
+        help="the key file that `batos.py keys add NAME` made",
+    )
+    options = parser.parse_args(argv)
+    try:
+        check_endpoint(options.endpoint)
+        if options.keys:
+            read_keys(options.keys)
+    except ValueError as error:
+        print(f"morphic_ui: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    return options
+
+
+OPTIONS = read_options() if __name__ == "__main__" else None
 
 
 # ---- fonts
@@ -5406,42 +5478,16 @@ class Unforeseen(ExceptionHandler):
         return ExceptionManager.PASS
 
 
-def usual_endpoint():
-    """Return where to look for a daemon: as the environment says, else as the one of BATOS_HOME (or of this folder) says."""
-    if "BATOS_ENDPOINT" in os.environ:
-        return os.environ["BATOS_ENDPOINT"]
-    file = pathlib.Path(os.environ.get("BATOS_HOME", "")).expanduser() / HOME_FILE
-    try:
-        endpoint, pid = file.read_text("utf-8").split()
-        os.kill(int(pid), 0)
-    except (OSError, ValueError):  # none runs there, or one was killed
-        return DEFAULT_ENDPOINT
-    return endpoint
-
-
-def main(argv=None):
+def main(options):
     """Run the Inspector until its window is closed; returns the exit status."""
-    parser = argparse.ArgumentParser(description="The Memory Inspector of BAT OS.")
-    parser.add_argument(
-        "--endpoint",
-        default=usual_endpoint(),
-        help=f"where the daemon listens (default: as that of BATOS_HOME says, else {DEFAULT_ENDPOINT})",
-    )
-    parser.add_argument(
-        "--keys",
-        default=os.environ.get("BATOS_KEYS"),
-        metavar="FILE",
-        help="the key file that `batos.py keys add NAME` made",
-    )
-    args = parser.parse_args(argv)
     ExceptionManager.add_handler(Unforeseen())
     try:
-        MorphicUIApp(args.endpoint, args.keys).run()
+        MorphicUIApp(options.endpoint, options.keys).run()
     except ValueError as error:
-        print(f"morphic_ui: {error}", file=sys.stderr)
+        print(f"morphic_ui: {error}", file=sys.__stderr__)
         return 2
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(OPTIONS))
