@@ -32109,6 +32109,16 @@ def _counted_own(count):
     return f"{count}{more} passage{'s' * (count > 1)}"
 
 
+def _tell_spellings(rows: list, taken: dict) -> None:
+    """Have each result's `why` tell how its text spells the words that it was found by: what a client lights up."""
+    for row in rows:
+        why, language = row["why"], row["chunk"]["language"]
+        held = stems(" ".join(taken.get(word, word) for word in why["words"]), language)
+        shown = row["chunk"]["text"] + "\n" + (row.get("section") or row["chunk"])["text"]
+        spelt = {spelling for word, spelling in words_spelt(shown, language) if word in held}
+        why["spelt"] = sorted(spelt)
+
+
 @command(SearchMemoryCommand, lane="read", role="read")
 def search_memory(request, root):
     command, catalog, where, vector = request.command, root["knowledge_catalog_obj"], {}, None
@@ -32138,6 +32148,7 @@ def search_memory(request, root):
     found = search_until(look, LEVELS[command.level].key, command.offset, command.max_results)
     rows = LEVELS[command.level].rows(catalog, found.pop("results"), terms.text)
     request.uvm.housekeeping.summaries.want(rows)
+    _tell_spellings(rows, found["taken"])
     if command.neighbours:
         for row in rows:
             row["chunk"] |= chunks_around(catalog, row["chunk"], command.neighbours)
@@ -34588,9 +34599,10 @@ _UI_SPEC = {
     },
     "pages": [
         {"name": "search", "title": "Search",
-         "help": "Type words and press Enter. \"In quotes\" must be there, -this must not. Each result tells its score, which of "
-                 "the words it holds, how near its meaning is and where it ranks by both; Enter or a click opens the document at "
-                 "its place. Filters narrow by kind, scope, tag and time. Without words all documents are listed.",
+         "help": "Type words and press Enter. \"In quotes\" must be there, -this must not. Each result tells how relevant it "
+                 "is (what share of the words it holds, weighed by how rare they are, or how near its meaning is) and where it "
+                 "ranks by both; Enter or a click opens the document at its place. Filters narrow by kind, scope, tag and time. "
+                 "Without words all documents are listed.",
          "columns": ["level", "scope", "kind", "tags", "since", "until", "doc_id"],
          "empty": "No documents yet. Teach it some:  python batos.py learn FOLDER"},
         {"name": "ask", "title": "Ask",

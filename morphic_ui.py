@@ -86,9 +86,10 @@ SPEC = {
             "name": "search",
             "title": "Search",
             "help": (
-                "Type words and press Enter. \"In quotes\" must be there, -this must not. Each result tells its score, which of"
-                " the words it holds, how near its meaning is and where it ranks by both; Enter or a click opens the document"
-                " at its place. Filters narrow by kind, scope, tag and time. Without words all documents are listed."
+                "Type words and press Enter. \"In quotes\" must be there, -this must not. Each result tells how relevant it is "
+                "(what share of the words it holds, weighed by how rare they are, or how near its meaning is) and where it "
+                "ranks by both; Enter or a click opens the document at its place. Filters narrow by kind, scope, tag and "
+                "time. Without words all documents are listed."
             ),
             "columns": ["level", "scope", "kind", "tags", "since", "until", "doc_id"],
             "empty": "No documents yet. Teach it some:  python batos.py learn FOLDER",
@@ -855,11 +856,38 @@ def wrapped(line, columns):
     return [*pieces, piece]
 
 
+def folded(word):
+    """Return a word as the daemon spells it: without case and accents."""
+    parts = unicodedata.normalize("NFKD", word.replace("\u2019", "'").casefold())
+    return "".join(part for part in parts if not unicodedata.combining(part))
+
+
 def hits_in(text, words):
-    """Return [(start, end)] of the words of a text that begin as one of `words` does, which may be stems."""
-    stems = tuple(word.casefold()[: max(3, len(word) - 2)] for word in words if word)
-    found = re.finditer(r"[^\W_]+(?:['’][^\W_]+)?", text) if stems else ()
-    return [match.span() for match in found if match[0].casefold().startswith(stems)]
+    """Return [(start, end)] of where a text holds `words`, which are spelt as the daemon tells."""
+    wanted = {folded(word) for word in words if word}
+    found = re.finditer(r"\w+(?:['\u2019]\w+)*", text) if wanted else ()
+    spans = [match.span() for match in found if folded(match[0]) in wanted]
+    # of scripts without blanks, and of pictures, a part of what stands together is meant
+    for part in (re.escape(word) for word in words if word[:1] >= "\u0e00"):
+        spans += [match.span() for match in re.finditer(part, text)]
+    return sorted(spans)
+
+
+def name_of(doc_id):
+    """Return the name of the file of a document that is named by its whole path, else its own."""
+    return pathlib.PurePath(doc_id).name if doc_id.startswith(("/", "~/")) else doc_id
+
+
+def folder_of(doc_id):
+    """Return the folder of a document that is named by its whole path, or ''."""
+    return str(pathlib.PurePath(doc_id).parent) if doc_id.startswith(("/", "~/")) else ""
+
+
+def place_of(told):
+    """Return where a passage stands: its document's name, and the lines or pages of the file."""
+    name, pages = name_of(told["doc_id"]), told.get("pages")
+    lines = pages or told.get("file_lines") or told["lines"]
+    return f"{name}:{'page ' if pages else ''}{'-'.join(map(str, dict.fromkeys(lines)))}"
 
 
 def seconds_text(seconds):
@@ -1838,7 +1866,7 @@ SHARED_KV = (
     Strip:
         height: '30dp'
         Words:
-            text: root.title + root.old
+            text: root.old + root.title
             size_hint_y: 1
             text_size: self.size
             valign: 'middle'
@@ -2158,10 +2186,10 @@ class Reader(BoxLayout):
         self.ids.rows.fill([])
 
     def open(self, doc_id, version=None, chunk=0, lines=None, words=()):
-        """Show a document at a chunk; `lines` (first, last) and what begins as `words` are lit up."""
+        """Show a document at a chunk; `lines` (first, last) and what is spelt as `words` are lit up."""
         self._clear()
         self._doc, self._lines, self._words, self._goal = (doc_id, version), lines, words, chunk
-        self.title = marked(doc_id, bold=True)
+        self.title = marked(name_of(doc_id), bold=True)
         self._ask(max(0, chunk - self.PAGE // 3), goal=True)
 
     def look_whether_old(self):
@@ -2182,9 +2210,9 @@ class Reader(BoxLayout):
         if not self._facts or version == self._facts["version"]:
             self.old = ""
         elif version is None:
-            self.old = marked(f"   old: {reply['details']}", "warm")
+            self.old = marked(f"old: {reply['details']}   ", "warm")
         else:
-            self.old = marked(f"   old: version {version} is there by now", "warm")
+            self.old = marked(f"old: version {version} is there by now   ", "warm")
 
     def _ask(self, first, goal=False, limit=PAGE):
         doc_id, version = self._doc
@@ -2213,10 +2241,11 @@ class Reader(BoxLayout):
             )
             self.ids.rows.fill([row(marked(what, "soft"))])
             return
-        self.title = f"{marked(self._facts['doc_id'], bold=True)}  " + marked(
-            f"{self._facts['title'] or ''}  version {self._facts['version']}, {self._facts['kind']}",
-            "soft",
-        )
+        name, title = name_of(self._facts["doc_id"]), self._facts["title"]
+        where = [name, f"version {self._facts['version']}, {self._facts['kind']}"]
+        where += [folder_of(self._facts["doc_id"])]
+        where = where[1:] if title in (None, "", name) else where
+        self.title = f"{marked(title or name, bold=True)}  " + marked("  ".join(where), "soft")
         self._show()
         if goal:
             Clock.schedule_once(lambda _: self._go_to_lines(), 0)
@@ -2600,6 +2629,17 @@ def change_lines(change, oid=None):
 # ---- page: search
 
 
+def relevance(found):
+    """Return, from 0 to 1, how much of the question's weight a result holds, or how near it is by meaning."""
+    why = found["why"]
+    return max(why.get("mass", 0), why.get("similarity") or 0)
+
+
+def spelt_of(found):
+    """Return the words that a result was found by, as its text spells them."""
+    return found["why"].get("spelt", list(found["why"]["words"]))
+
+
 class SearchPage(Page):
     """Words in, ranked passages out, each with its reason; the chosen one stands in its document.
 
@@ -2652,7 +2692,9 @@ class SearchPage(Page):
 """
 
     def made(self):
-        self._after, self._fields, self._best, self.filters = None, {}, 0, {}
+        self._after, self._fields, self.filters = None, {}, {}
+        fit = Clock.create_trigger(lambda _: self._fit(), 0.1)
+        self.ids.rows.bind(width=lambda *_: fit())
         # the figures as last told; whether more than the first results are shown
         self._figures, self._is_more = self._figures_now(), False
         given = COMMANDS["search_memory"]["fields"]
@@ -2763,13 +2805,7 @@ class SearchPage(Page):
             return
         found, searched = reply["results"], bool(self._fields)
         before = len(self.ids.rows.data) if after else 0
-        if searched and found and not after:
-            self._best = max(one["score"] for one in found)
-        rows = (
-            [self._result_row(before + n, one) for n, one in enumerate(found, 1)]
-            if searched
-            else [self._document_row(one) for one in found]
-        )
+        rows = self._rows_of(found, before)
         if searched:
             whole = (
                 len(found) == self.PAGE
@@ -2786,6 +2822,17 @@ class SearchPage(Page):
             self.ids.rows.fill(rows, keep)
         self._note(reply, before + len(found))
 
+    def _rows_of(self, found, before=0):
+        if found and "chunk" in found[0]:
+            return [self._result_row(before + n, one) for n, one in enumerate(found, 1)]
+        return [self._document_row(one) for one in found]
+
+    def _fit(self):
+        """Make the rows anew for another width of the list."""
+        found = [one["value"] for one in self.ids.rows.data if one["value"]]
+        if found:
+            self.ids.rows.fill(self._rows_of(found), keep=True)
+
     def _note(self, reply, count):
         what = "passages" if self._fields else "documents"
         more = ", and more as you scroll" if self._after is not None else ""
@@ -2793,36 +2840,42 @@ class SearchPage(Page):
         self.ids.note.text = marked("; ".join([f"{count} {what}{more}", *notes]), "soft")
 
     def _result_row(self, rank, found):
-        chunk, why = found["chunk"], found["why"]
-        words = list(why["words"])
-        inner = found.get("sentence") or found.get("section") or chunk
-        text = (
-            found["document"]["written"]
-            if found.get("document", {}).get("written")
-            else inner["text"]
-        )
-        text = self._around(text, words)
-        place = f"{chunk['doc_id']}:{'-'.join(map(str, dict.fromkeys(chunk['lines'])))}"
-        head = f"{marked(f'{rank}.', 'faint')}  {marked(short(place, 70), bold=True)}"
-        above = marked(short(" \u203a ".join(chunk["headings"]), 60), "soft")
-        said = f"{head}\n{above}\n{marked(self._why(found), 'cool')}\n{marked(text, '', hits_in(text, words))}"
-        return row(
-            said,
-            marked(f"{found['score']:.2f}"),
-            122,
-            found,
-            bar=found["score"] / (self._best or 1),
-            lines=6,
-            pad=6,
-        )
+        """Return a result's row: what it is, where, three lines of what it says, and why it was found.
+
+        All but the passage is cut to a line, so that the passage is seen however narrow the list is.
+        """
+        columns, chunk, spelt = self._columns(), found["chunk"], spelt_of(found)
+        text = self._around(self._text_of(found), spelt, min(180, 3 * columns - 12))
+        place, title = place_of(chunk), chunk["title"]
+        headings = " \u203a ".join(chunk["headings"])
+        where = [place, headings, folder_of(chunk["doc_id"])]
+        if title in (chunk["doc_id"], name_of(chunk["doc_id"])):  # it has no title
+            title, where = place, where[1:]
+        said = [
+            f"{marked(f'{rank}.', 'faint')}  {marked(short(title, int(columns * 0.9) - 5), bold=True)}",
+            marked(short(" \u00b7 ".join(filter(None, where)), columns), "soft"),
+            marked(text, "", hits_in(text, spelt)),
+            marked(short(self._why(found), columns), "cool"),
+        ]
+        share = relevance(found)
+        return row("\n".join(said), marked(f"{share:.0%}"), 122, found, bar=share, lines=6, pad=6)
+
+    def _columns(self):
+        """Return how many letters fit beside a row's side note."""
+        return max(24, int((self.ids.rows.width - dp(110)) / (sp(14) * 0.53)))
 
     @staticmethod
-    def _around(text, words):
+    def _text_of(found):
+        inner = found.get("sentence") or found.get("section") or found["chunk"]
+        return (found.get("document") or {}).get("written") or inner["text"]
+
+    @staticmethod
+    def _around(text, words, most):
         """Return the part of a text around its first hit."""
         text = " ".join(plain(text).split())
         hits = hits_in(text, words)
         begin = text.rfind(" ", 0, max(0, hits[0][0] - 40)) + 1 if hits else 0
-        return ("\u2026" if begin else "") + short(text[begin:], 180)
+        return ("\u2026" if begin else "") + short(text[begin:], most)
 
     @staticmethod
     def _why(found):
@@ -2836,11 +2889,14 @@ class SearchPage(Page):
         said += [f"superseded by {found['superseded_by']}"] if found["superseded_by"] else []
         return short("; ".join(said), 80)
 
-    @staticmethod
-    def _document_row(document):
-        head = marked(short(document["doc_id"], 80), bold=True)
+    def _document_row(self, document):
+        columns, name = self._columns(), name_of(document["doc_id"])
+        title = document["title"] or name
+        head = marked(short(title, int(columns * 0.9)), bold=True)
         facts = f"{document['kind']}, version {document['version']}, {document['chunks']} chunks, {document['scope']}"
-        said = f"{head}\n{marked(short(document['title'] or '', 60), 'soft')}  {marked(facts, 'faint')}"
+        where = [name] * (name != title) + [facts, folder_of(document["doc_id"])]
+        below = short(" \u00b7 ".join(filter(None, where)), columns)
+        said = f"{head}\n{marked(below, 'soft')}"
         return row(said, marked(clock_text(document["added_at"])), 54, document, lines=2, pad=7)
 
     def look(self, enter=False):
@@ -2855,7 +2911,7 @@ class SearchPage(Page):
                 chunk["version"],
                 chunk["chunk_index"],
                 chunk["lines"],
-                list(found["why"]["words"]),
+                spelt_of(found),
             )
         else:
             self.ids.reader.open(found["doc_id"], found["version"])
@@ -3240,7 +3296,7 @@ class AskPage(Page):
 
     @staticmethod
     def _evidence_row(n, quote):
-        place = f"{quote['doc_id']}:{'-'.join(map(str, dict.fromkeys(quote['lines'])))}"
+        place = place_of(quote)
         said = f"{marked(f'[{n}]', 'accent')}  {marked(short(place, 60), 'cool')}\n{marked(short(quote['text'], 130), 'soft')}"
         return row(said, height=44, value=str(n), lines=2, pad=3)
 
@@ -3270,7 +3326,7 @@ class AskPage(Page):
         for pillar, said in (self._data.get("partial_responses") or {}).items():
             quotes = "\n".join(
                 f"      {marked(short(quote['text'], 400), 'soft')}\n      "
-                f"{marked(quote['doc_id'] + ':' + str(quote['lines'][0]), 'cool')}"
+                f"{marked(place_of(quote), 'cool')}"
                 for quote in said["quotes"]
             )
             parts.append(

@@ -310,10 +310,18 @@ def test_differences_are_told_by_tone():
     assert ui.difference("a", "a") == []
 
 
-@pytest.mark.parametrize("text, words, lit", [("Valves and a valve", ["valve"], ["Valves", "valve"]),
-                                              ("the masts", ["mast"], ["masts"]), ("a.b(c)", ["("], []), ("", ["x"], [])])
-def test_words_are_lit_by_their_stems(text, words, lit):
+@pytest.mark.parametrize("text, words, lit", [("Valves and a valve", ["valve", "valves"], ["Valves", "valve"]),
+                                              ("a filled file", ["file"], ["file"]), ("caf\u00e9", ["cafe"], ["caf\u00e9"]),
+                                              ("\u6771\u4eac\u90fd", ["\u4eac\u90fd"], ["\u4eac\u90fd"]),
+                                              ("a.b(c)", ["("], []), ("", ["x"], [])])
+def test_words_are_lit_as_they_are_spelt(text, words, lit):
     assert [text[start:end] for start, end in ui.hits_in(text, words)] == lit
+
+
+def test_a_document_that_is_named_by_a_path_is_shown_by_its_name():
+    assert (ui.name_of("/a/b/c.md"), ui.folder_of("/a/b/c.md")) == ("c.md", "/a/b") and ui.name_of("b/c.md") == "b/c.md"
+    assert ui.place_of({"doc_id": "/a/c.md", "lines": [3, 3]}) == "c.md:3"
+    assert ui.place_of({"doc_id": "c.pdf", "lines": [3, 4], "pages": [1, 2]}) == "c.pdf:page 1-2"
 
 
 def test_text_from_outside_is_shown_as_it_is():

@@ -28,6 +28,14 @@ def free_port():
         return one.getsockname()[1]
 
 
+def shot(hand, name):
+    """Keep a picture of the window for who wants to look: where INSPECTOR_SHOTS names a folder."""
+    if "INSPECTOR_SHOTS" in os.environ:
+        for _ in range(4):
+            hand.loop.idle()
+        hand.root.export_to_png(str(pathlib.Path(os.environ["INSPECTOR_SHOTS"], f"{name}.png")))
+
+
 class World:
     """A daemon with documents and objects, and one Inspector on it for all tests; Kivy has one window in a process."""
 
@@ -207,6 +215,66 @@ def test_text_that_would_be_markup_is_shown_as_text(hand):
     hand.settle()
     assert "&bl;ref=x&br;" in hand.shown(page.ids.reader) and "\x1b" not in hand.shown(page)
     assert ("cuneiform" in hand.root.ids.status.text) == ("CUNEIFORM" in ui.FONTS.missing)
+
+
+def drawn(rows, index):
+    """Return the text that is drawn of a row, after what does not fit was cut."""
+    view = next(one for one in rows.children[0].children if one.index == index)
+    return " ".join(word.text for line in view.ids.main._label._cached_lines for word in line.words)
+
+
+@pytest.fixture
+def narrow(hand):
+    before = hand.window.size
+    hand.window.size = 1024, 768
+    for _ in range(4):
+        hand.loop.idle()
+    yield hand
+    hand.window.size = before
+    for _ in range(4):
+        hand.loop.idle()
+
+
+def test_a_result_shows_its_passage_in_a_narrow_window_and_a_title_for_a_path(world, narrow):
+    hand, page = narrow, narrow.page("search")
+    path = "/home/somebody/documents/of/the/observatory/at/the/very/end/of/a/long/path/quokkas.md"
+    text = "# Quokkas at noon\n\n## Where they sleep when the sun is high\n\n"
+    text += "The marker5555 stands beside the filled dish of quokkas. " * 9
+    world.client.call("index_document", doc_id=path, text=text)
+    page.ids.query.text = "quokkas marker5555 file beside dish giraffes"
+    page.ask()
+    hand.settle()
+    hand.until(lambda: page.ids.rows.width < 500 and any(one.index == 0 for one in page.ids.rows.children[0].children), "rows")
+    hand.until(lambda: "words (rank" in drawn(page.ids.rows, 0), "the row was made for this width")
+    said = drawn(page.ids.rows, 0)
+    shot(hand, "search at 1024")
+    assert "marker5555  stands beside" in said and "quokkas.md:" in said and path not in said.replace(" ", "")
+    assert said.split()[1:3] == ["Quokkas", "at"]
+    page.ids.rows.choose(0)
+    page.look()
+    hand.settle()
+    assert page.ids.reader.title.startswith("[b]Quokkas at noon[/b]")
+    world.client.call("unindex_document", doc_id=path)
+    page.ids.reader.clear()
+
+
+def test_bars_tell_relevance_and_what_matched_alone_is_lit(world, hand):
+    page = hand.page("search")
+    world.client.call("index_document", doc_id="lights", text="Café marker5555, marker5553, a file, filled Files.")
+    page.ids.query.text = "marker5555 file cafe"
+    page.ask()
+    hand.settle()
+
+    def lit():
+        found = next(one for one in page.ids.rows.data if one["value"]["chunk"]["doc_id"] == "lights")
+        return re.findall(rf"\[b\]\[color={ui.colour('accent')}\](.*?)\[/color\]", found["text"])
+    hand.until(lambda: lit() == ["Café", "marker5555", "file", "Files"], "what matched is lit")
+    assert (page.ids.rows.data[0]["bar"], page.ids.rows.data[0]["side"]) == (1, ui.marked("100%"))
+    page.ids.query.text = "lights of zyzzyva brontosaurus halogen quux"
+    page.ask()
+    hand.settle()
+    assert page.ids.rows.data and max(one["bar"] for one in page.ids.rows.data) < 0.5
+    world.client.call("unindex_document", doc_id="lights")
 
 
 # Ask
