@@ -27657,26 +27657,34 @@ def find_methods(
             (row for row in rows if row[0] >= _DOING_WORTH_LEAST), key=lambda row: -row[0]
         )
     return _doubted(
-        _compared(run, rows, said, slots, arguments, names, examples), likeliest, examples
+        _compared(run, rows, said, slots, arguments, names, examples),
+        likeliest,
+        examples,
+        world.numbers,
     )
 
 
-def _doubted(found, likeliest, examples):
+def _doubted(found, likeliest, examples, numbers):
     """Return what was found, the first of it not `sure` where words alone mean another one, the `likeliest`, and the examples
-    tell too little against them: one that says yes is done by half of all methods that answer yes or no."""
+    tell too little against them: one that says yes is done by half of all methods that answer yes or no, and one that gives
+    a number of the request by all that come to nothing and then add it."""
     if not found or not examples or found[0]["lines"] == _method_bodies(likeliest):
         return found
     outcomes = [repr((example.result, example.after)) for example in examples]
-    if len(set(outcomes)) > 1 or any(map(_tells_much, examples)):
+    if len(set(outcomes)) > 1 or any(_tells_much(example, numbers) for example in examples):
         return found
     return [found[0] | {"sure": False}, *found[1:]]
 
 
-def _tells_much(example):
-    """Return whether few methods do an example: it gives neither yes, no or nothing, nor just what was there before."""
+def _tells_much(example, numbers):
+    """Return whether few methods do an example: it gives neither yes, no or nothing, nor just what was there before.
+
+    numbers: those that the request says, as code.
+    """
     shown = [*example.after.values(), *([] if example.result is ABSENT else [example.result])]
     before = [*example.slots.values(), *example.arguments]
-    return any(bool(value) and value is not True and value not in before for value in shown)
+    plain = [value for value in shown if value and value is not True and value not in before]
+    return any(repr(value) not in numbers for value in plain)
 
 
 def _compared(

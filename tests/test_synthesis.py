@@ -197,6 +197,8 @@ def found(selector, intent, arguments=(), **slots):
     ("is_it", "whether open is not so. open=True, is_it() -> True", (), {"open": True, "label": "x"}, False),
     ("is_open", "whether it is open: open=True, is_open() -> True", (), {"open": True, "label": "x"}, True),
     ("year", "the year of date: date='March', year() -> 'March'", (), {"date": "2024-02-03"}, False),
+    ("pills_in_a_week", "number of pills taken over seven days. e.g. pills=[{'per_day': 1}] gives 7", (),
+     {"pills": [{"per_day": 2}]}, False),                                    # which is also "how many are over 7", plus 7
     ("due", "total minus paid: total=9, paid=2 returns 7", (), {"total": 3, "paid": 1}, True)])
 def test_an_example_that_tells_little_confirms_nothing_against_the_words(selector, intent, arguments, slots, is_sure):
     first = found(selector, intent, arguments, **slots)[0]
