@@ -16888,18 +16888,35 @@ _HTML_FLAT = ("caption", "dt", "h1", "h2", "h3", "h4", "h5", "h6", "tr")
 # Of a table that only puts things in their places on the page; a row of data holds none of these.
 _HTML_LAYOUT = ("dl", "h1", "h2", "h3", "h4", "h5", "h6", "ol", "pre", "ul")
 _HTML_PREFIXES = {**{f"h{level}": "#" * level + " " for level in range(1, 7)}, "li": "- "}
+# What leads to other pages and tells nothing: by its role, or by the class that DocBook gives it.
+_HTML_WAYS = {"role": ("navigation",), "class": ("navheader", "navfooter")}
+# How a table says that it holds no data: by its role, or as DocBook draws a note, with a picture beside it; the word
+# for it stands in the table, or before it in the element that it fills.
+_HTML_NOTES = ("note", "tip", "warning", "caution", "important")
+_HTML_FRAMES = {"role": ("presentation", "none"), "summary": _HTML_NOTES, "class": _HTML_NOTES}
+_HTML_PARTS = ("caption", "tbody", "td", "tfoot", "th", "thead", "tr")  # of a table
 _LINK_OF_HEADING = "\xb6"  # that is shown only where the pointer is
 _CODE_INDENT = " " * 4  # what Markdown takes for code
+
+
+def _says(attributes, words):
+    """Tell whether a tag's attributes hold one of the words that {attribute: words} names."""
+    return any((value or "").lower() in words.get(name, ()) for name, value in attributes)
 
 
 class _HtmlText(html.parser.HTMLParser):
     """I make a text of a page, in whose `lines` each block, item, term and row begins anew, as Markdown has it.
 
     `lines`: [number of the file's line, text], in order. What a paragraph holds is broken as in the file.
+    `way`: the tag of the element that leads to other pages, while I am in it; with `all_of_it` I take in those too.
     """
 
-    def __init__(self):
+    def __init__(self, all_of_it: bool = False) -> None:
         super().__init__()
+        self._all_of_it = all_of_it
+        self.way, self._ways = "", 0  # and how many of that tag are open in it
+        self._frames = []  # of the open tables, whether each holds no data
+        self._framing = False  # whether the tag that began last is the frame of a note
         self.lines, self.title, self._hidden, self._in_title = [], "", 0, False
         self._gap, self._prefix = 0, ""  # what comes before the text that follows
         self._entered = False  # an entry began, and nothing of it is written yet
@@ -16912,6 +16929,12 @@ class _HtmlText(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         """Note what the text that follows stands in."""
+        if self._is_way(tag, attributes):
+            return
+        is_frame = _says(attributes, _HTML_FRAMES)
+        if tag == "table":
+            self._frames.append(is_frame or self._framing)
+        self._framing, tag = is_frame, self._as_block(tag)
         self._hidden += tag in _HTML_HIDDEN
         self._in_title = tag == "title"
         if tag in _HTML_CELLS and self._flat == "tr":
@@ -16922,6 +16945,19 @@ class _HtmlText(html.parser.HTMLParser):
         elif tag in _HTML_GAPS:
             self._begin(tag)
         self._last = tag if tag in _HTML_GAPS else self._last
+
+    def _is_way(self, tag, attributes):
+        """Tell whether a tag stands in what leads to other pages, or begins it."""
+        begins = tag == "nav" or _says(attributes, _HTML_WAYS)
+        if not self.way and begins and not self._all_of_it:
+            self.way = tag
+        self._ways += tag == self.way
+        return bool(self.way)
+
+    def _as_block(self, tag):
+        """Return a tag; of a table that holds no data, and of its parts, that of a block."""
+        is_framed = self._frames and self._frames[-1] and tag in ("table", *_HTML_PARTS)
+        return "div" if is_framed else tag
 
     def _part_cells(self, tag):
         if tag in _HTML_GAPS:
@@ -16963,6 +16999,14 @@ class _HtmlText(html.parser.HTMLParser):
 
     def handle_endtag(self, tag):
         """Note that what the text stood in has ended."""
+        if self.way:
+            self._ways -= tag == self.way
+            self.way = self.way if self._ways else ""
+            return
+        block = self._as_block(tag)
+        if tag == "table" and self._frames:
+            self._frames.pop()
+        tag = block
         self._hidden -= tag in _HTML_HIDDEN and self._hidden > 0
         self._in_title = self._in_title and tag != "title"
         if self._flat == "tr" and tag in ("tr", "table") and not self._gap:
@@ -16983,7 +17027,7 @@ class _HtmlText(html.parser.HTMLParser):
         first = self.getpos()[0]
         if self._in_title:
             self.title += data
-        elif self._hidden or data == _LINK_OF_HEADING:
+        elif self._hidden or self.way or data == _LINK_OF_HEADING:
             return
         elif self._flat:
             self._flow([" ".join(data.split())], data, first)
@@ -17029,12 +17073,21 @@ class _HtmlText(html.parser.HTMLParser):
         self._prefix = ""
 
 
+def _page_read(text, **how):
+    """Return the _HtmlText of a page."""
+    page = _HtmlText(**how)
+    page.feed(text)
+    page.close()
+    return page
+
+
 def _read_html(data, name):
     """Read a page of HTML; `file_lines` of its metadata tell where its lines stand in the file: see file_lines."""
     text, metadata = _decoded(data, name)
-    page = _HtmlText()
-    page.feed(text.replace("\r\n", "\n").replace("\r", "\n"))
-    page.close()
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    page = _page_read(text)
+    if page.way:  # it never ends, so that the rest of the page stands in it
+        page = _page_read(text, all_of_it=True)
     title, numbers = one_line(page.title, TITLE_MAX_CHARS), [number for number, _ in page.lines]
     same = numbers == list(range(1, len(numbers) + 1))
     told = {} if same else {"file_lines": _packed_numbers(numbers)}
@@ -20310,9 +20363,8 @@ def documents_matching(catalog: UvmObject, query: str) -> set[str]:
 
 # Offers:
 __all__ += """
-    REQUESTS is_statement QUOTE_WORDS SAYS_YES_OR_NO goes_on tellings_of
-    ASKS_WHETHER worth_of_form Recall find_evidence things_compared SAYS_NO contradict
-    with_its_lines
+    REQUESTS is_statement QUOTE_WORDS SAYS_YES_OR_NO goes_on tellings_of ASKS_WHETHER
+    worth_of_form Recall find_evidence things_compared SAYS_NO contradict with_its_lines
 """.split()
 
 # Episodes: what was asked and told, as documents
@@ -21455,8 +21507,7 @@ def with_its_lines(told, chunk):
 # Offers:
 __all__ += """
     OVERVIEW_TITLES SUMMARY_CHUNKS summary_of overview_of LEVELS search_until only_states
-    episode_id remember_episode EmbeddingLane
-    marked_text telling_shares
+    episode_id remember_episode EmbeddingLane marked_text telling_shares
 """.split()
 
 _EMBEDDED_A_PART = 256  # chunks whose vectors are stored in one transaction

@@ -218,6 +218,25 @@ def test_blanks_between_the_marks_of_a_listing_are_kept():
     assert batos._read_html(page, "a.html").text.rstrip() == "    -d id\n        Delete  it."
 
 
+NOTE = """<div class="tip"><table border="0"><tr><td rowspan="2"><img src="tip.png"></td><th>Tip</th></tr>
+<tr><td><p>Open the cock slowly.</p></td></tr></table></div><table role="presentation"><tr><td>Left.</td><td>Right.</td></tr>
+</table><table><tr><th>Valve</th><th>Bar</th></tr><tr><td>brass</td><td>4</td></tr></table>"""
+
+
+def test_a_table_that_draws_a_frame_is_no_table():
+    told = batos._read_html(NOTE.encode(), "a.html").text
+    assert told == "Tip\n\nOpen the cock slowly.\n\nLeft.\n\nRight.\n\n| Valve | Bar |\n| brass | 4 |"
+
+
+WAYS = """<div class="navheader"><table><tr><td>Prev</td><td>Next</td></tr></table></div><p>The valve.</p>
+<nav><ul><li>Home<nav>Up</nav></li></ul></nav><div role="navigation"><div>Index</div> of terms</div><p>The lamp.</p>"""
+
+
+def test_what_leads_to_other_pages_is_no_text():
+    assert batos._read_html(WAYS.encode(), "a.html").text == "The valve.\n\nThe lamp."
+    assert batos._read_html(b"<p>One.</p><nav>Two.<p>Three.", "a.html").text == "One.\n\nTwo.\n\nThree."   # it never ends
+
+
 class Said(html.parser.HTMLParser):
     """What a page says, with no order in it."""
 
