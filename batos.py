@@ -34677,9 +34677,9 @@ _UI_SPEC = {
          "columns": ["slots", "selectors", "graph", "history"],
          "empty": "The image has not been shown yet."},
         {"name": "messages", "title": "Messages",
-         "help": "Choose a command, fill its fields (lists and maps as JSON) and send it with Ctrl+Enter. Selectors that the "
-                 "target answers are offered. The reply is a tree: Enter opens a branch, or an object. Copy as script gives "
-                 "Python.",
+         "help": "Choose a command, fill its fields (lists and maps as JSON) and send it with Ctrl+Enter; Enter sends what only "
+                 "reads. What nothing brings back is asked about. Selectors that the target answers are offered. The reply is a "
+                 "tree: Enter opens a branch, or an object. Copy as script gives Python.",
          "empty": "Nothing was sent yet."},
         {"name": "experts", "title": "Experts",
          "help": "LoRA experts live in three tiers: cold in the image, warm in memory, hot in slots on the device. Bars show how "
@@ -34887,9 +34887,16 @@ _JSON_KINDS = {
 _JSON_LIMITS = {"maxLength": "longest", "minimum": "min", "maximum": "max"}
 
 
+_UI_ASKS = {  # what a client asks before it sends a command that nothing brings back
+    "forget": "Forget this? No text of it stays, and no undo brings it back.",
+    "pack": "Pack what was replaced away? It cannot be looked at or undone then.",
+    "shutdown": "Shut the daemon down? It answers nobody until it is started again.",
+}
+
+
 def _ui_commands():
-    """Return the message table as the client reads it: {command: {"help", "effect", "role", "fields"}}."""
-    return {
+    """Return the message table as the client reads it: {command: {"help", "effect", "role", "fields", "asks"?}}."""
+    told: dict[str, dict] = {
         name: {
             "help": " ".join(row.model.__doc__.split()),
             "effect": row.effect,
@@ -34898,6 +34905,9 @@ def _ui_commands():
         }
         for name, row in sorted(COMMANDS.items())
     }
+    for name, asks in _UI_ASKS.items():
+        told[name]["asks"] = asks
+    return told
 
 
 def ui_fields(model: type, without: typing.Collection = ()) -> dict:

@@ -120,9 +120,9 @@ SPEC = {
             "name": "messages",
             "title": "Messages",
             "help": (
-                "Choose a command, fill its fields (lists and maps as JSON) and send it with Ctrl+Enter. Selectors that the "
-                "target answers are offered. The reply is a tree: Enter opens a branch, or an object. Copy as script gives "
-                "Python."
+                "Choose a command, fill its fields (lists and maps as JSON) and send it with Ctrl+Enter; Enter sends what "
+                "only reads. What nothing brings back is asked about. Selectors that the target answers are offered. The "
+                "reply is a tree: Enter opens a branch, or an object. Copy as script gives Python."
             ),
             "empty": "Nothing was sent yet.",
         },
@@ -314,6 +314,7 @@ COMMANDS = {
             "matching": {"type": "text", "longest": 4000, "default": None},
             "preview": {"type": "switch", "default": False},
         },
+        "asks": "Forget this? No text of it stays, and no undo brings it back.",
     },
     "get_full_state": {
         "help": "Show the root objects, counts, missions and settings. Answered from memory.",
@@ -493,6 +494,7 @@ COMMANDS = {
         "effect": False,
         "role": "admin",
         "fields": {"days": {"type": "number", "min": 0, "default": None}},
+        "asks": "Pack what was replaced away? It cannot be looked at or undone then.",
     },
     "rollback": {
         "help": "Let a former version of an object's method be the one that runs.",
@@ -556,7 +558,13 @@ COMMANDS = {
             "limit": {"type": "integer", "min": 1, "max": 1000, "default": 20},
         },
     },
-    "shutdown": {"help": "Drain and stop the daemon.", "effect": False, "role": "admin", "fields": {}},
+    "shutdown": {
+        "help": "Drain and stop the daemon.",
+        "effect": False,
+        "role": "admin",
+        "fields": {},
+        "asks": "Shut the daemon down? It answers nobody until it is started again.",
+    },
     "subscribe": {
         "help": (
             "Be sent events from now on: what the state is, where cycles are, what went wrong, how the daemon is; on request,"
@@ -3627,7 +3635,7 @@ class ObjectsPage(Page):
         self._after, self._fields, self._shown, self.kind = None, {}, {}, "object"
         self._found_rows = []
         self._names, self._holders, self._children, self._owner = {}, {}, [], None
-        self.rows, self.lines = Rows(), Rows(clicks=2)
+        self.rows, self.lines = Rows(clicks=2), Rows(clicks=2)
         self.rows.bind(
             on_open=lambda _: self.dive(self.rows.chosen_row), on_move=lambda _: self._moved()
         )
@@ -3896,7 +3904,7 @@ class ObjectsPage(Page):
                 [
                     row(
                         marked(
-                            "Choose a slot to see its value; Enter dives into what it refers to.",
+                            "Choose a slot to see its value; Enter or a double click opens what it refers to, or edits it.",
                             "faint",
                         )
                     )
@@ -4314,7 +4322,8 @@ class MessagesPage(Page):
         self.fill_side()
 
     def begin(self):
-        next(iter(self._fields.values())).focus = True if self._fields else None
+        for first in list(self._fields.values())[:1]:  # shutdown has none
+            first.focus = True
 
     def shown(self):
         super().shown()
@@ -4413,7 +4422,7 @@ class MessagesPage(Page):
             )
             if field["type"] == "text" and field.get("longest", 0) > 10_000:
                 one.multiline, one.height, one.mono = True, dp(150), True
-            one.bind(on_text_validate=lambda _: self.send())
+            one.bind(on_text_validate=lambda _: self._entered())
             if name == "target":
                 one.bind(
                     focus=lambda field, focus: (
@@ -4484,18 +4493,55 @@ class MessagesPage(Page):
             raise ValueError(f"{name} takes a {field['type']}, not {short(text, 40)}")
         return value
 
+    def _entered(self):
+        """Enter in a field sends what only reads; a key that slipped shall change nothing."""
+        if COMMANDS[self.command]["role"] == "read":
+            self.send()
+        else:
+            self.ids.note.text = marked("Ctrl+Enter sends it", "soft")
+
     def send(self):
+        """Send what is typed; what nothing brings back is asked about before."""
         try:
             fields = self.fields()
         except ValueError as error:
             self.ids.note.text = marked(str(error), "bad")
             return
         self.ids.note.text = ""
+        asks = COMMANDS[self.command].get("asks")
+        if self.command == "undo":
+            self.inspector.undo(fields["change"])
+        elif asks and not fields.get("preview"):
+            self._ask_before(asks, self.command, fields)
+        else:
+            self._send(self.command, fields)
+
+    def _send(self, command, fields):
         self.show_reply(
-            self.store.ask(
-                self.command, None, doing=f"doing {self.command}", by_hand=True, fields=fields
-            )
+            self.store.ask(command, None, doing=f"doing {command}", by_hand=True, fields=fields)
         )
+
+    def _ask_before(self, asks, command, fields):
+        """Ask whether to send it; of what can be looked at before, tell what it would be."""
+        dialog = Dialog(title=marked(asks, bold=True), size_hint=(0.6, 0.4))
+        dialog.note, told_of = marked(short(fields, 400)) if fields else "", Words()
+        dialog.ids.body.add_widget(told_of)
+        dialog.ids.body.add_widget(Widget())
+
+        def accept():
+            dialog.dismiss()
+            self._send(command, fields)
+
+        close = dialog.button("Close", dialog.dismiss)
+        dialog.button(command.capitalize(), accept, strong=True)
+        dialog.open()
+        close.focus = True
+        if "preview" in COMMANDS[command]["fields"]:
+            self.store.ask(
+                command,
+                lambda reply: setattr(told_of, "text", marked(reply["details"], "warm")),
+                fields={**fields, "preview": True},
+            )
 
     def copy(self):
         """Put a Python script that does the same into the clipboard."""
@@ -5361,7 +5407,9 @@ class MemoryInspector(BoxLayout):
             else [("faint", f"{change} is older than the last 200 changes")]
         )
         turned = {"good": "bad", "bad": "good"}
-        dialog, rows = Dialog(title=marked("Undo this change?", bold=True)), Rows(clicks=2)
+        slots = len(found["changes"]) if found else 0
+        asks = f"Undo this change of {slots} slots?" if slots > 1 else "Undo this change?"
+        dialog, rows = Dialog(title=marked(asks, bold=True)), Rows(clicks=2)
         dialog.note = marked(
             f"{change}  {found['command'] if found else ''}: what is green comes back, what is red goes"
         )
@@ -5387,11 +5435,13 @@ class MemoryInspector(BoxLayout):
                 change=change,
             )
 
-        dialog.accept = accept
-        dialog.button("Close", dialog.dismiss)
+        close = dialog.button("Close", dialog.dismiss)
         go_on = dialog.button("Undo", accept, strong=True)
         dialog.open()
-        go_on.focus = True
+        if slots == 1:
+            dialog.accept, go_on.focus = accept, True
+        else:  # a key that is held undoes no more than one
+            close.focus = True
 
     @staticmethod
     def _turned(line):

@@ -536,6 +536,86 @@ def test_a_new_command_and_a_new_setting_show_by_data_alone(hand, monkeypatch):
     life.ids.tabs.chosen = "events"
 
 
+def test_enter_in_a_field_sends_nothing_but_what_reads(world, hand):
+    page = hand.page("messages")
+    before = len(hand.store.sent)
+    page.choose("unindex_document", {"doc_id": "hostile"})
+    page._fields["doc_id"].dispatch("on_text_validate")
+    hand.settle()
+    assert len(hand.store.sent) == before and "Ctrl+Enter" in page.ids.note.text
+    page.choose("show_document", {"doc_id": "hostile"})
+    page._fields["doc_id"].dispatch("on_text_validate")
+    hand.settle()
+    assert len(hand.store.sent) == before + 1 and page._reply.reply["status"] == "OK"
+
+
+def test_what_nothing_brings_back_is_asked_about(world, hand):
+    page = hand.page("messages")
+    world.client.call("index_document", doc_id="secret", text="Quolls dance at night.")
+    page.choose("forget", {"doc_id": "secret"})
+    hand.key(ENTER, "ctrl")
+    hand.settle()
+    dialog = hand.dialog()
+    assert "Forget this?" in hand.shown(dialog) and "secret" in hand.shown(dialog)
+    shot(hand, "forget asks")
+    hand.key(ENTER, "ctrl")                              # a key that is held does not answer it
+    hand.settle()
+    assert world.client.call("show_document", doc_id="secret")["results"]
+    page.send()
+    hand.settle()
+    hand.press("Forget", hand.dialog())
+    hand.settle()
+    assert page._reply.reply["status"] == "OK"
+    with pytest.raises(batos.NotFound):
+        world.client.call("show_document", doc_id="secret")
+    page.choose("shutdown")
+    page.send()
+    hand.settle()
+    assert "Shut the daemon down?" in hand.shown(hand.dialog())
+    hand.press("Close", hand.dialog())
+    hand.settle()
+    assert world.client.call("health")["status"] == "OK"
+
+
+def test_undo_shows_what_it_does_and_of_several_slots_no_held_key_answers(world, hand, clone):
+    page = hand.page("messages")
+    change = world.client.call("send_message", target=clone, selector="setSlot_value_", args=["price", 5])["change"]
+    page.choose("undo", {"change": change})
+    page.send()
+    hand.settle()
+    assert "+4" in hand.shown(hand.dialog()) and slot(world, clone, "price") == 5
+    hand.key(ENTER, "ctrl")
+    hand.settle()
+    assert slot(world, clone, "price") == 4
+    two = world.client.call("index_document", doc_id="two", text="Numbats eat termites.")["change"]
+    rows = world.client.call("history", limit=5)["results"]
+    found = {**next(one for one in rows if one["change"] == change), "change": two}
+    found["changes"] = found["changes"] * 2
+    hand.root._offer_undo({"status": "OK", "results": [found]}, two, None)
+    hand.settle()
+    assert "of 2 slots" in hand.shown(hand.dialog())
+    hand.key(ENTER, "ctrl")
+    hand.settle()
+    assert world.client.call("show_document", doc_id="two")["results"]
+
+
+def test_one_click_looks_and_a_double_click_edits(world, hand, clone):
+    page = hand.page("objects")
+    page.ids.tabs.chosen = "slots"
+    page.open(clone)
+    hand.settle()
+    hand.until(lambda: page.rows.children[0].children, "rows")
+    at = [one["value"][0] for one in page.rows.data].index("price")
+    view = next(one for one in page.rows.children[0].children if one.index == at)
+    hand.click(view)
+    hand.settle()
+    assert page.rows.chosen == at and not [one for one in hand.window.children if isinstance(one, ui.Dialog)]
+    page.rows.focus = True
+    page.rows.keyboard_on_key_down(None, (ENTER, "enter"), "", [])
+    assert "price" in hand.shown(hand.dialog())
+    hand.key(ESCAPE)
+
+
 # Experts and life
 
 
