@@ -33,6 +33,7 @@ import datetime
 import difflib
 import functools
 import json
+import math
 import os
 import pathlib
 import queue
@@ -1834,7 +1835,8 @@ SHARED_KV = (
         text_size: self.width, self.height - (root.pad * 2 if root.lines > 1 else 0)
         halign: 'left'
         valign: 'middle' if root.lines == 1 else 'top'
-        shorten: False
+        shorten: root.lines == 1 and not root.mono
+        shorten_from: 'right'
         max_lines: root.lines
         line_height: 1.06 if root.lines > 1 else 1
     Label:
@@ -1850,6 +1852,7 @@ SHARED_KV = (
         max_lines: max(1, root.lines)
 
 <Rows>:
+    always_overscroll: False
     bar_width: dp(7)
     bar_color: EDGE
     bar_inactive_color: EDGE
@@ -2076,7 +2079,8 @@ class Rows(FocusBehavior, RecycleView):
         for one in rows:
             self._tops.append(self._tops[-1] + one["height"])
         self.data, self.chosen = rows, chosen
-        self.scroll_y = 1 - min(1, above / max(1, self._room()))
+        room = self._room()
+        self.scroll_y = 1 - min(1, above / room) if room else 1
         self._light()
 
     def _room(self):
@@ -2527,9 +2531,20 @@ class Dialog(ModalView):
 
     def on_pre_open(self):
         """Take the keyboard from what is behind."""
+        self._had = None
         for one in _all_below(App.get_running_app().root):
             if getattr(one, "focus", False):
-                one.focus = False
+                self._had, one.focus = one, False
+
+    def on_dismiss(self):
+        """Give the keyboard back, where what had it is still shown and nothing else took it."""
+        behind = _all_below(App.get_running_app().root)
+        if (
+            self._had
+            and self._had.get_root_window()
+            and not any(getattr(one, "focus", False) for one in behind)
+        ):
+            self._had.focus = True
 
 
 class Page(BoxLayout):
@@ -2861,12 +2876,22 @@ class SearchPage(Page):
             title, where = place, where[1:]
         said = [
             f"{marked(f'{rank}.', 'faint')}  {marked(short(title, int(columns * 0.9) - 5), bold=True)}",
-            marked(short(" \u00b7 ".join(filter(None, where)), columns), "soft"),
+            marked(short(" \u00b7 ".join(filter(None, where)), columns), "soft")
+            if any(where)
+            else "",
             marked(text, "", hits_in(text, spelt)),
             marked(short(self._why(found), columns), "cool"),
         ]
         share = relevance(found)
-        return row("\n".join(said), marked(f"{share:.0%}"), 122, found, bar=share, lines=6, pad=6)
+        return row(
+            "\n".join(filter(None, said)),
+            marked(f"{share:.0%}"),
+            122,
+            found,
+            bar=share,
+            lines=6,
+            pad=6,
+        )
 
     def _columns(self):
         """Return how many letters fit beside a row's side note."""
@@ -2883,6 +2908,7 @@ class SearchPage(Page):
         text = " ".join(plain(text).split())
         hits = hits_in(text, words)
         begin = text.rfind(" ", 0, max(0, hits[0][0] - 40)) + 1 if hits else 0
+        begin = max(begin, hits[0][0] - 60) if hits else 0  # a word before it may be long
         return ("\u2026" if begin else "") + short(text[begin:], most)
 
     @staticmethod
@@ -4313,7 +4339,7 @@ class MessagesPage(Page):
                         text_size: self.size
                         valign: 'middle'
 """
-    FIRST = "send_message"
+    FIRST, LEAF_CHARS = "send_message", 2000
     command, change = StringProperty(), StringProperty()
 
     def made(self):
@@ -4588,21 +4614,32 @@ class MessagesPage(Page):
         rows = [self._tree_row(one) for one in tree_rows(shown, self._opened)[1:]]
         self.ids.reply.fill(rows, keep=keep)
 
-    @staticmethod
-    def _tree_row(one):
+    def _tree_row(self, one):
         value, oid = one["value"], ref_of(one["value"])
         sign = "" if one["open"] is None else "\u25be " if one["open"] else "\u25b8 "
         text = (
             marked(oid, "cool")
             if oid
-            else marked(short(value, 160), "" if one["open"] is None else "faint")
+            else marked(short(value, 160), "faint")
+            if one["open"] is not None
+            else marked(short(value, self.LEAF_CHARS))
         )
+        lines = self._lines_of(one)
         return row(
             f"{marked(sign, 'soft')}{marked(short(one['key'], 40), 'soft')}   {text}",
-            height=26,
+            height=26 + 18 * (lines - 1),
             value=one,
+            lines=lines,
             indent=dp(16) * (one["depth"] - 1),
         )
+
+    def _lines_of(self, one):
+        """Return how many lines a row of the tree needs: a leaf is shown in full, a branch in one."""
+        if one["open"] is not None or ref_of(one["value"]):
+            return 1
+        room = self.ids.reply.width - dp(40) - dp(16) * (one["depth"] - 1)
+        letters = len(short(one["key"], 40)) + 4 + len(short(one["value"], self.LEAF_CHARS))
+        return max(1, math.ceil(letters * sp(14) * 0.62 / max(dp(60), room)))
 
     def open_branch(self, one):
         if not one:

@@ -616,6 +616,67 @@ def test_one_click_looks_and_a_double_click_edits(world, hand, clone):
     hand.key(ESCAPE)
 
 
+# Long values, short lists, and the keyboard
+
+HASH = "abcdef0123456789" * 30
+
+
+def test_a_value_without_blanks_is_seen(world, narrow, clone):
+    hand, page = narrow, narrow.page("objects")
+    world.client.call("send_message", target=clone, selector="setSlot_value_", args=["hash", HASH])
+    page.ids.tabs.chosen = "slots"
+    page.open(clone)
+    hand.settle()
+    at = [one["value"][0] for one in page.rows.data].index("hash")
+    page.rows.choose(at)
+    hand.until(lambda: any(one.index == at for one in page.rows.children[0].children), "its row")
+    hand.until(lambda: "abcdef0123456789abcdef" in drawn(page.rows, at), "its beginning")
+    hand.until(lambda: HASH in "".join(re.sub(r"\[.*?\]|\s", "", one["text"]) for one in page.lines.data), "all of it")
+    shot(hand, "a hash in objects")
+    page = hand.page("messages")
+    page.choose("send_message", {"target": clone, "selector": "hash"})
+    page.send()
+    hand.settle()
+    at = next(n for n, one in enumerate(page.ids.reply.data) if one["value"]["key"] == "result")
+    hand.until(lambda: HASH in drawn(page.ids.reply, at).replace(" ", ""), "all of it")
+    shot(hand, "a hash in messages")
+    page = hand.page("search")
+    world.client.call("index_document", doc_id="long", text=f"Hash {HASH} of bandicoots.")
+    page.ids.query.text = "bandicoots"
+    page.ask()
+    hand.settle()
+    hand.until(lambda: "bandicoots" in drawn(page.ids.rows, 0), "what matched")
+    world.client.call("unindex_document", doc_id="long")
+
+
+def test_a_short_list_stands_at_the_top_also_after_a_long_one(hand):
+    rows = hand.page("life").ids.lines
+    rows.fill([ui.row(f"row {number}", value=number) for number in range(300)])
+    hand.loop.idle()
+    rows.choose(299, show=True)
+    for _ in range(3):
+        hand.loop.idle()
+    rows.fill([ui.row("the only one", value=0)], keep=True)
+    hand.until(lambda: len(rows.children[0].children) == 1, "one row")
+    for scroll_y in (rows.scroll_y, 0):                  # as it came to be, and as a wheel would have it
+        rows.scroll_y = scroll_y
+        hand.loop.idle()
+        inner = rows.children[0]
+        assert inner.to_window(0, inner.top)[1] == pytest.approx(rows.to_window(0, rows.top)[1], abs=2)
+
+
+def test_a_dialog_gives_the_keyboard_back(hand):
+    page = hand.page("messages")
+    page.choose("send_message", {"target": "genesis_obj"})
+    page._fields["args"].focus = True
+    hand.key(F1)
+    hand.settle()
+    assert not page._fields["args"].focus
+    hand.key(ESCAPE)
+    hand.until(lambda: page._fields["args"].focus, "the keyboard")
+    page._fields["args"].focus = False
+
+
 # Experts and life
 
 
