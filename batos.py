@@ -25287,6 +25287,7 @@ KINDS["pillar"] = Kind(
 KINDS["codex"] = Kind(
     "setSlot_value_ for archetypes, prompts and properties", roots=("codex_obj",), slots=("name", "personas"), grows=True,
     texts={"archetypes": _check_archetypes, "prompts": _check_prompts, "properties": _check_texts})
+# fmt: on
 
 
 ################################################################################
@@ -26065,6 +26066,7 @@ BARE_TEXTS = {", ": ",", ": ": ":", "; ": ";"}
 TEXT_WORDS = {"comma": ", ", "commas": ", ", "space": " ", "spaces": " ", "blank": " ", "dash": "-", "dashes": "-",
               "hyphen": "-", "hyphens": "-", "underscore": "_", "underscores": "_", "colon": ": ", "slash": "/", "dot": ".",
               "dots": ".", "newline": "\n", "newlines": "\n", "semicolon": "; ", "pipe": "|"}
+# fmt: on
 
 
 ################################################################################
@@ -26084,8 +26086,6 @@ __all__ += """
     World value_kind world_of parameters Candidate NOTHING one_steps DECIDING Said plain_words
     what_is_said with_kin ONE_STEPS_MOST ranked enumerated
 """.split()
-
-# fmt: on
 
 
 class World(typing.NamedTuple):
@@ -28379,9 +28379,6 @@ def stem_of(word):
     return next(iter(words_of(word)), word)
 
 
-# fmt: on
-
-
 # Facets, which are written from the intent of a pillar
 
 
@@ -29310,6 +29307,7 @@ __all__ += """
 MISSION_KINDS["unhandled_message"] = MissionKind(
     {"IDLE": look_for_method, "DECOMPOSING": search_methods, "DELEGATING": ask_for_method, "SYNTHESIZING": weigh_method},
     install_written)
+# fmt: on
 
 
 def _install_facets(root, cycle):
@@ -37513,8 +37511,6 @@ __all__ += """
     settings_command HELP in_columns first_doc_line
 """.split()
 
-# fmt: on
-
 
 def _told_memory(memory):
     """Yield lines about the health of the memory."""
@@ -38563,6 +38559,7 @@ _SUBCOMMANDS = {
     "pack": (pack_command, "pack away history that is older than history_days"),
     "stop": (stop_command, "stop the daemon"),
 }
+# fmt: on
 
 
 # fmt: off
