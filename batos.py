@@ -3326,7 +3326,7 @@ class Image:
 
     def __init__(self, storage, path: str | None, seals: Seals | None, unchecked: list) -> None:
         self.storage, self.path, self.seals, self._unchecked = storage, path, seals, unchecked
-        self.db = ImageDB(storage, pool_size=64, cache_size=20_000, cache_size_bytes=_CACHE_BYTES)
+        self.db = ImageDB(storage, pool_size=128, cache_size=20_000, cache_size_bytes=_CACHE_BYTES)
         self._sealing = threading.Lock()
 
     @classmethod
