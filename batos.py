@@ -1882,7 +1882,7 @@ def primitive(
     """Register a primitive. A universal one is understood by every object, without a slot.
 
     `lane` is where a message that reaches it runs: "write" (short changes) or "bulk" (large ones). `role` is who may have it
-    run (None: who may read, or write). It passes check_change where it is sent to objects of its own, so not a universal one.
+    run (None: who may read, or write). It passes _check_change where it is sent to objects of its own, so not a universal one.
     `of` names the one of KINDS that its receivers are; a clone of such an object shares its trees, and is none.
     """
     needed = role or ("read" if reads else "write")
@@ -1967,7 +1967,7 @@ _STORED_METHOD = Primitive("stored method", _runs_elsewhere, False, False, "meth
 
 
 def _behaviour_of(method):
-    """Return the Primitive that a method names; STORED_METHOD where it has source of its own."""
+    """Return the Primitive that a method names; _STORED_METHOD where it has source of its own."""
     return _STORED_METHOD if "source" in own(method) else primitive_named(method.primitive)
 
 
@@ -2670,7 +2670,7 @@ def folders_up_to(path, top):
 
 
 def _paced(function):
-    """Return a function that rests for PACE_REST_S after each PACE_WORK_S of being called again and again.
+    """Return a function that rests for _PACE_REST_S after each _PACE_WORK_S of being called again and again.
 
     Who reads a file in small pieces lets go of the interpreter at each piece and takes it again before another thread
     is awake; those would wait for as long as it reads.
@@ -4850,7 +4850,7 @@ _PARTS_DOCUMENTS = 4  # so many of the largest documents may wait for their last
 class Parts:
     """I keep texts that are larger than a message, part by part, in files beside the image: on the disk, and out of sight.
 
-    What is never asked for is removed after PARTS_KEPT_S.
+    What is never asked for is removed after _PARTS_KEPT_S.
     """
 
     def __init__(self, image_path: str, max_bytes: int) -> None:
@@ -4959,7 +4959,7 @@ log_lanes = logging.getLogger("batos.lanes")
 class Job:
     """Work for a lane: `apply(root)` inside a transaction, then `done(outcome)` in the lane's thread.
 
-    apply returns the result (plain data, fit for the wire), or one of UNANSWERED. who, why, cycle, key and digest
+    apply returns the result (plain data, fit for the wire), or one of _UNANSWERED. who, why, cycle, key and digest
     go to the ledger.
     """
 
@@ -5267,7 +5267,7 @@ def _without_key(job):
 
 
 def _unanswered(job, result, connection):
-    """Return what _run_job returns for one of UNANSWERED."""
+    """Return what _run_job returns for one of _UNANSWERED."""
     events = tuple(connection.events)
     if isinstance(result, MoveTo):
         return Outcome(job, result), None
@@ -5830,7 +5830,7 @@ _INNER = frozenset(["_slots", "mro", "with_traceback", "func_globals", "func_cod
 
 
 def is_inner(name: str) -> bool:
-    """Return whether an attribute's name leads inside: of two underscores, of the machinery, or in INNER."""
+    """Return whether an attribute's name leads inside: of two underscores, of the machinery, or in _INNER."""
     return name.startswith(("__", "_p_", "_v_")) or name in _INNER
 
 
@@ -5963,7 +5963,7 @@ class Work:
     far      (number, name) -> what the object answers through its delegation
     touched  (number, name) -> the mutable value that a method was given
     known    (number, name) -> its msgpack, as the method lane knows it; `seals`: as it was at the last flag
-    written  number -> {slot: value, or GONE}; not told to the method lane yet
+    written  number -> {slot: value, or _GONE}; not told to the method lane yet
     of_trees  [mutable value that was read from a tree, its msgpack]: these are not written
     open     for each method at work: the slot that it wrote last and has not flagged, or None
     """
@@ -10344,7 +10344,7 @@ def _offered_line(task, value, known, most):
 
 
 def offered_names(line):
-    """Return the names in an `offered_line`."""
+    """Return the names in an `_offered_line`."""
     return [] if line == "-" else [pair.rpartition(" ")[0] for pair in line.split(", ")]
 
 
@@ -11289,7 +11289,7 @@ def _embedder_folder(wanted: str) -> pathlib.Path:
 
 
 def _embedder_fingerprint(folder: pathlib.Path | str) -> str:
-    """Return the name that vectors of a model are kept under: EMBEDDER where its files are those, else a digest of all.
+    """Return the name that vectors of a model are kept under: _EMBEDDER where its files are those, else a digest of all.
 
     Raises ConfigError where the weights are not safetensors.
     """
@@ -11596,7 +11596,7 @@ class Embedder:
         self.before_text = next((said[name] for name in _TEXT_PROMPTS if said.get(name)), "")
 
     def _load_reader(self, folder):
-        """Load the reader, which was trained on EMBEDDER and reads with no other."""
+        """Load the reader, which was trained on _EMBEDDER and reads with no other."""
         found = _installed_reader()
         if found is not None and self.name == _EMBEDDER:
             self.reader.load(folder, found, self._model.dtype.itemsize == 2)
@@ -11625,7 +11625,7 @@ class Embedder:
     ) -> typing.Any:
         """Return the vectors of texts, float32, a row each. Raises CoreOffline unless ready.
 
-        Texts of one length are read together, as each is padded to the longest of its EMBEDDED_AT_ONCE. Who is `patient` lets
+        Texts of one length are read together, as each is padded to the longest of its _EMBEDDED_AT_ONCE. Who is `patient` lets
         others go first after each of these, and ends with CoreOffline where `stopped()` says so.
         """
         return self._embedded([self.before_text + text for text in texts], patient, stopped)
@@ -12167,16 +12167,16 @@ _NOISE = {
 
 
 def quieten():
-    """Drop the lines of NOISE, and a warning of transformers about a name that PEFT still uses."""
+    """Drop the lines of _NOISE, and a warning of transformers about a name that PEFT still uses."""
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     for name, (part, _) in _NOISE.items():
         logging.getLogger(name).addFilter(lambda record, part=part: part not in record.getMessage())
 
 
 def load_core(directory):
-    """Return the LoadedCore of a directory, with nf4 double-quantised weights, tried by `self_test`.
+    """Return the LoadedCore of a directory, with nf4 double-quantised weights, tried by `_self_test`.
 
-    A directory that is not quantised yet is quantised while it loads; a model file in it: see `load_gguf`. Raises
+    A directory that is not quantised yet is quantised while it loads; a model file in it: see `_load_gguf`. Raises
     ConfigError, DamagedImage.
     """
     directory = pathlib.Path(directory)
@@ -12488,7 +12488,7 @@ def _batch_hook(core, rows, width, closing):
     only_end = numpy.packbits(ends, bitorder="little").view(numpy.int32)
 
     class BatchHook(base):
-        """See `batch_hook`."""
+        """See `_batch_hook`."""
 
         def __call__(self, input_ids, scores):
             """Return `scores` (rows, vocabulary) with what each row must not say at minus infinity."""
@@ -13692,14 +13692,14 @@ _CONCEDED_STATUS = (400, 415, 422, 501)
 
 
 def _conceded(body: dict, made: tuple) -> dict:
-    """Return a request as it is after some of CONCESSIONS."""
+    """Return a request as it is after some of _CONCESSIONS."""
     for name in made:
         body = _CONCESSIONS[name][1](body)
     return body
 
 
 def _next_concession(fault: ServerFault, body: dict, made: tuple) -> str | None:
-    """Return which of CONCESSIONS a server that refused `body` shall be made next, or None."""
+    """Return which of _CONCESSIONS a server that refused `body` shall be made next, or None."""
     if fault.status not in _CONCEDED_STATUS:
         return None
     told = fault.told.lower()
@@ -16167,7 +16167,7 @@ class Piece(typing.NamedTuple):
 
 
 def _joined_pieces(pieces):
-    """Return the pieces of a run, neighbours as one where there are more than PIECES_MOST: each is weighed against many."""
+    """Return the pieces of a run, neighbours as one where there are more than _PIECES_MOST: each is weighed against many."""
     at_once = -(-len(pieces) // _PIECES_MOST)
     if at_once == 1:
         return pieces
@@ -16643,7 +16643,7 @@ _COMPOUND = Pattern(r"(?<![^\W\d_])[^\W\d_]+-[^\W\d_]+")
 def without_running_heads(pages):
     """Return pages without their numbers, and without the heads and feet that stood on a page before.
 
-    Such a line is among the first or last RUNNING_LINES, and the same on RUNNING_PAGES pages but for the page's number.
+    Such a line is among the first or last _RUNNING_LINES, and the same on _RUNNING_PAGES pages but for the page's number.
     """
     pages = [page.strip("\n").split("\n") for page in pages]
     most = _RUNNING_LINES + 1  # one may be blank
@@ -16827,7 +16827,7 @@ def _unicode_of(data):
 
 
 def _guessed_encoding(data):
-    """Return (the likeliest of LEGACY_ENCODINGS, those that fit as well, and read otherwise)."""
+    """Return (the likeliest of _LEGACY_ENCODINGS, those that fit as well, and read otherwise)."""
     charset_normalizer = need("charset_normalizer", "reading texts that are not UTF-8")
     _quiet("charset_normalizer")
     first = next(at for at, byte in enumerate(data) if byte > 127)
@@ -17698,7 +17698,7 @@ class Parser:
         self._process = None
 
     def parse(self, ending: str, data: bytes, name: str) -> Extract:
-        """Do what parse_here does."""
+        """Do what _parse_here does."""
         if _is_plain_file(ending) and _unicode_of(data) is not None:
             return _parse_here(ending, data, name)
         try:
@@ -18641,7 +18641,7 @@ def _next_version(catalog, doc_id, current):
 
 
 def _filters_of(document):
-    """Return the (field of FILTERS, value) that a document is found by; conversation and tags are in its metadata."""
+    """Return the (field of _FILTERS, value) that a document is found by; conversation and tags are in its metadata."""
     conversation, tags = document.metadata.get("conversation"), document.metadata.get("tags")
     return [
         ("scope", document.scope),
@@ -20654,7 +20654,7 @@ class Window(typing.NamedTuple):
 
 
 def _windows_of(row):
-    """Return the Windows of a result: up to READ_WORDS, each beginning amid the one before; none across a heading."""
+    """Return the Windows of a result: up to _READ_WORDS, each beginning amid the one before; none across a heading."""
     tellings, found, first = tuple(tellings_of(row["chunk"])), [], 0
     while first < len(tellings):
         last = _reach(tellings, first)
@@ -20678,7 +20678,7 @@ def _reach(tellings, first):
 
 
 def _grown(window, marked):
-    """Return the Window around a sentence that is told: its neighbours after and before in turn, up to PASSAGE_WORDS.
+    """Return the Window around a sentence that is told: its neighbours after and before in turn, up to _PASSAGE_WORDS.
 
     What announces is followed by what it announces, and an item is told with what announces its list. A row of a table is
     told alone, under the table's header.
@@ -20832,7 +20832,7 @@ class Expected(typing.NamedTuple):
 
 
 def _expected_elsewhere(asks, holds, needed):
-    """Return the Expected of a row of EXPECTED_ELSEWHERE: names are told from other words by their capitals."""
+    """Return the Expected of a row of _EXPECTED_ELSEWHERE: names are told from other words by their capitals."""
     flags = re.NOFLAG if holds == _TWO_NAMES else re.IGNORECASE
     return Expected(Pattern(asks, re.IGNORECASE), Pattern(holds, flags), needed, settles=not needed)
 
@@ -20918,7 +20918,7 @@ _CONTRARIES = ("advantage disadvantage", "benefit drawback", "strength weakness"
 
 @functools.cache
 def _opposites(pairs):
-    """Return {word: its opposites} of ANTONYMS or CONTRARIES, as the lexicon knows them."""
+    """Return {word: its opposites} of _ANTONYMS or _CONTRARIES, as the lexicon knows them."""
     found = collections.defaultdict(set)
     for one, other in map(words_of, pairs):
         found[one].add(other)
@@ -21915,7 +21915,7 @@ def _known_by(word, language):
 
 @functools.cache
 def _said_otherwise():
-    """Return {word, as it is known: those of REWORDED and IRREGULAR}."""
+    """Return {word, as it is known: those of _REWORDED and _IRREGULAR}."""
     found = collections.defaultdict(set)
     for group in _REWORDED + _IRREGULAR:
         keys = {_known_by(word, "en") for word in group.split()}
@@ -21993,7 +21993,7 @@ def _keys_of(terms):
 
 
 def _holds(keys, key):
-    """Whether a word is among some, or one of REWORDED that says the same."""
+    """Whether a word is among some, or one of _REWORDED that says the same."""
     return key in keys or not keys.isdisjoint(_said_otherwise().get(key, ()))
 
 
@@ -24762,7 +24762,7 @@ def _checked_question(prompt):
 
 
 def _checked_bounds(**how):
-    """Return how a core is to answer. Raises BadRequest where a number is out of ANSWER_BOUNDS."""
+    """Return how a core is to answer. Raises BadRequest where a number is out of _ANSWER_BOUNDS."""
     for name, value in how.items():
         kinds, least, most = _ANSWER_BOUNDS[name]
         if type(value) not in kinds or not least <= value <= most:
@@ -25296,7 +25296,7 @@ KINDS["codex"] = Kind(
 #
 # What methods are made of, as tables.
 #
-#   step  an expression with holes for slots and arguments: an idiom of the core, or one of MORE_STEPS
+#   step  an expression with holes for slots and arguments: an idiom of the core, or a row of _STEP_ROWS
 #   cue   words of a request that say what a step does
 
 # Offers:
@@ -25511,7 +25511,7 @@ _CUE_ROWS = r"""
 
 
 def _read_cues(rows):
-    """Return {cue: pattern} of the lines of CUE_ROWS."""
+    """Return {cue: pattern} of the lines of _CUE_ROWS."""
     words = collections.defaultdict(list)
     for row in rows.strip().split("\n"):
         name, _, said = row.strip().partition(": ")
@@ -25558,7 +25558,7 @@ _PHRASE_ROWS = r"""
 
 
 def _read_phrase(line):
-    """Return (pattern, what is read instead) of a line of PHRASE_ROWS."""
+    """Return (pattern, what is read instead) of a line of _PHRASE_ROWS."""
     said, means = line.strip().split(" -> ")
     return Pattern(rf"\b(?:{said})\b"), means
 
@@ -25567,7 +25567,7 @@ _PHRASES = list(map(_read_phrase, _PHRASE_ROWS.strip().split("\n")))
 
 
 def plainly(text):
-    """Return a text in lower case with the words that PHRASES read for what is written."""
+    """Return a text in lower case with the words that _PHRASES read for what is written."""
     for said, means in _PHRASES:
         text = said.sub(means, text)
     return text
@@ -26013,7 +26013,7 @@ class StepCode(typing.NamedTuple):
 
 
 def _read_step(line):
-    """Return the StepCode of a line of STEP_ROWS."""
+    """Return the StepCode of a line of _STEP_ROWS."""
     name, result, cues, *more = (part.strip() for part in line.split("|"))
     body = more[0] if more else IDIOMS[name]
     target, _, code = (
@@ -26287,7 +26287,7 @@ _RESULTS_AS = {"=": lambda kind: kind, "-": lambda kind: ITEM_KINDS.get(kind, "a
 
 
 def _candidates_of(step, world, numbers, choices, one=None):
-    """Yield the Candidates of a step over what `choices` allow; `one` is what stands for FIRST_STEP."""
+    """Yield the Candidates of a step over what `choices` allow; `one` is what stands for _FIRST_STEP."""
     kinds = world.slots | world.given | ({_FIRST_STEP: one.result} if one else {})
     for filled in _fillings(step, choices, kinds):
         slots = [
@@ -26746,7 +26746,7 @@ def _weighed(features):
 
 
 def _features(candidate, said):
-    """Return {name in WEIGHTS: how much of it a Candidate has}."""
+    """Return {name in _WEIGHTS: how much of it a Candidate has}."""
     return _step_features(candidate, said) | _hole_features(candidate, said)
 
 
@@ -27319,7 +27319,7 @@ _NO_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
 
 
 def _read_call(text):
-    """Return (positional, named) values of the inside of a call. Raises what NO_LITERAL names."""
+    """Return (positional, named) values of the inside of a call. Raises what _NO_LITERAL names."""
     if len(text) > _EXAMPLE_CHARS:
         raise ValueError("this is too long for an example")
     call = ast.parse(f"f({text})", mode="eval").body
@@ -27597,7 +27597,7 @@ class ExampleReader:
         return list(found)
 
     def line_around(self, place):
-        """Return the line of a place, no more than TOLD_AROUND characters before it and behind it."""
+        """Return the line of a place, no more than _TOLD_AROUND characters before it and behind it."""
         before = self.text[max(0, place - _TOLD_AROUND) : place].rpartition("\n")[2]
         return one_line(
             before + self.text[place : place + _TOLD_AROUND].partition("\n")[0], 2 * _TOLD_AROUND
@@ -27686,7 +27686,7 @@ def _found_row(candidate, worth, **told):
 def find_methods(
     run: typing.Callable, world: World, said: Said, slots: dict, arguments: tuple, examples: list
 ) -> list:
-    """Return rows as of found_row for a message, the best first: of methods that do all examples, or that words speak for.
+    """Return rows as of _found_row for a message, the best first: of methods that do all examples, or that words speak for.
 
     run (source, slots, arguments) runs a method named probe. Where there are examples the first row may be `sure`: no
     other method that does them is worth nearly as much and does otherwise on objects like the receiver. Else `instead`
@@ -27747,7 +27747,7 @@ def _compared(
     names: tuple,
     examples: list,
 ) -> list:
-    """Return rows as of found_row of what behaves unlike, the best first; see find_methods."""
+    """Return rows as of _found_row of what behaves unlike, the best first; see find_methods."""
     rows = rows[: _COMPARED_MOST if examples else _LOOKED_AT]
     inputs = [
         (slots, arguments),
@@ -27808,7 +27808,7 @@ def _answering(example, before):
 
 
 def _find_both(run, rows, world, said, slots, arguments, examples):
-    """Return rows as of found_row of methods that change slots and answer something, as all examples want both."""
+    """Return rows as of _found_row of methods that change slots and answer something, as all examples want both."""
     names, answering_rows = parameters(world), ranked(one_steps(world), said, ONE_STEPS_MOST)
     changing = [example._replace(result=ABSENT) for example in examples]
     changes = _doing_all(run, rows, names, slots, changing)
@@ -27980,7 +27980,7 @@ def against_words(cues: frozenset, tries: list[Tried], used: dict | set) -> list
 
 
 def _checked_try(check, tried, used):
-    """Return what a check of OPPOSITES says of a try, None where it cannot be made."""
+    """Return what a check of _OPPOSITES says of a try, None where it cannot be made."""
     with contextlib.suppress(
         TypeError, ValueError, KeyError, IndexError, ArithmeticError, AttributeError, MethodFailed
     ):
@@ -28736,7 +28736,7 @@ def check_not_own(
 
 
 def offered_request(cycle, recall):
-    """Return missing_request with what the router offers among the idioms that fit."""
+    """Return _missing_request with what the router offers among the idioms that fit."""
     fields = _missing_request(cycle)
     world = world_of(
         "", _small_slots(cycle, fields), _wanted_of(cycle)["args"], fields["slots"], fields["named"]
@@ -29013,7 +29013,7 @@ _EXAMPLES_WRITTEN, _EXAMPLES_TOKENS = 6, 400
 def _ask_for_examples(request, reader):
     """DELEGATING, with a larger core: it writes examples before there is code; every second one is held back from the author.
 
-    They guide it, and do not bind: see try_method.
+    They guide it, and do not bind: see _try_method.
     """
     name, slots = (
         selector_name(request["selector"]),
@@ -29044,7 +29044,7 @@ def _ask_for_examples(request, reader):
 
 
 def _called_so(source, request):
-    """Return a method's source with its arguments called as the message names them; see core_fields."""
+    """Return a method's source with its arguments called as the message names them; see _core_fields."""
     count, named = len(request["arguments"]), request.get("named", ())
     if not named:
         return source
@@ -30170,7 +30170,7 @@ def _improving(root):
 
 
 def _is_finding(row):
-    """Whether a row is a finding with a remedy, as end_audit leaves them: slots can be set by anybody."""
+    """Whether a row is a finding with a remedy, as _end_audit leaves them: slots can be set by anybody."""
     if not isinstance(row, dict) or row.keys() != {"what", "times", "remedy", "of", "why"}:
         return False
     brief, target = (
@@ -31029,7 +31029,7 @@ def pack_reply(reply: typing.Any) -> bytes:
 
 
 def _shortened(text):
-    """Return the sentence of an error without its middle where it is longer than MAX_DETAILS: it may repeat what was sent."""
+    """Return the sentence of an error without its middle where it is longer than _MAX_DETAILS: it may repeat what was sent."""
     if len(text) <= _MAX_DETAILS:
         return text
     return f"{text[: _MAX_DETAILS // 2]} ... {text[-_MAX_DETAILS // 4 :]}"
@@ -31424,7 +31424,7 @@ class KeyMemory:
                 rows.popitem(last=False)
 
     def add(self, key: tuple, remembered: Remembered) -> None:
-        """Remember a key. Those of calls (see call_key) are remembered apart, and the oldest of
+        """Remember a key. Those of calls (see _call_key) are remembered apart, and the oldest of
         too many are forgotten."""
         if len(key[1]) <= MAX_KEY:
             self._kept[key] = remembered
@@ -31690,7 +31690,7 @@ def _likely_lane(selector, stored):
 
 
 def _send_to_object(request, root):
-    """Send a message in the lane that the request is in: its answer, a Message for the method lane, or one of UNANSWERED."""
+    """Send a message in the lane that the request is in: its answer, a Message for the method lane, or one of _UNANSWERED."""
     command = request.command
     receiver = resolve(root, command.target)
     if not isinstance(receiver, UvmObject):
@@ -32400,7 +32400,7 @@ def _documented(source):
 
 
 def own_documents(root):
-    """Return the index_document commands of those of OWN_FILES that are not in the image as they are on the disk."""
+    """Return the index_document commands of those of _OWN_FILES that are not in the image as they are on the disk."""
     documents, commands = root["knowledge_catalog_obj"].documents, []
     for name, learnt in _OWN_FILES.items():
         path = pathlib.Path(__file__).resolve().parent / name
@@ -34372,7 +34372,7 @@ _OWN_SELECTORS = {
 
 
 def _missing_selectors(root):
-    """Yield (object, selector, its primitive) of OWN_SELECTORS that a root object which is
+    """Yield (object, selector, its primitive) of _OWN_SELECTORS that a root object which is
     there does not have."""
     for name, wanted in _OWN_SELECTORS.items():
         if name not in root:
@@ -34384,7 +34384,7 @@ def _missing_selectors(root):
 
 def _made_up_selectors(root):
     """Yield (object, selector) of root objects where a method that a cycle wrote hides one of
-    OWN_SELECTORS."""
+    _OWN_SELECTORS."""
     known = set().union(*_OWN_SELECTORS.values())
     for obj in root.values():
         if not isinstance(obj, UvmObject):
@@ -34519,7 +34519,7 @@ def join_documents(root):
 
 @adds_to(UPGRADES, 9)
 def allow_primed(root):
-    """Records may be deflated from PRIMER on from now on, which no program of before can read; those there are stay."""
+    """Records may be deflated from _PRIMER on from now on, which no program of before can read; those there are stay."""
 
 
 def _spellings(catalog: UvmObject) -> dict:
@@ -34561,7 +34561,7 @@ def genesis(image: Image, core: CognitiveCore | None = None, core_name: str | No
 
 
 def _complete_selectors(root):
-    """Have the root objects understand OWN_SELECTORS."""
+    """Have the root objects understand _OWN_SELECTORS."""
     for obj, selector in list(_made_up_selectors(root)):
         remove_slot(obj, selector)
     for obj, selector, primitive_name in list(_missing_selectors(root)):

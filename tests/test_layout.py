@@ -177,6 +177,20 @@ def test_importing_has_no_effect():
     assert done.stdout == "1 set()\n" and done.stderr == ""
 
 
+VARIABLES = {"BATOS_HOME", "BATOS_SETTINGS", "BATOS_WORKERS"}                  # of the environment
+
+
+def test_what_a_docstring_names_is_there():
+    """A table that was renamed is not called by its old name in words."""
+    names = {node.id for node in ast.walk(TREE) if isinstance(node, ast.Name)}
+    names |= {node.attr for node in ast.walk(TREE) if isinstance(node, ast.Attribute)}
+    words = {}
+    for node in functions() + [node for node in ast.walk(TREE) if isinstance(node, ast.ClassDef)]:
+        for word in re.findall(r"(?<![\w.])_?[A-Z]{3,}(?:_[A-Z]+)+\b", ast.get_docstring(node) or ""):
+            words.setdefault(word, node.name)
+    assert words and {word: where for word, where in words.items() if word not in names | VARIABLES} == {}
+
+
 def test_functions_are_short():
     lengths = {f"{node.name} in line {node.lineno}": node.end_lineno - node.lineno + 1 for node in functions()}
     long = {name: length for name, length in lengths.items() if length > 60}

@@ -227,7 +227,7 @@ def test_what_came_or_went_during_a_merge_is_seen_to(memory):
     assert {row[0] for row in memory.found("brass")} == {"later", *(f"d{n}" for n in range(7, 20))}
     rows = memory.look(lambda catalog: [(row.settled, row.count, row.dead) for row in catalog.text_index.values()])
     assert memory.faults() == [] and sorted(rows) == [(False, 2, 0), (True, 20, 8)]
-    assert memory.look(batos.due_merge) == ("words", memory.keys()[-1:])        # more than DEAD_SHARE of it
+    assert memory.look(batos.due_merge) == ("words", memory.keys()[-1:])        # more than _DEAD_SHARE of it
     memory.merge()
     assert memory.look(lambda catalog: [(row.count, row.dead) for row in catalog.text_index.values()]) == [(14, 0)]
     assert memory.faults() == []
