@@ -31,8 +31,8 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     codex and personas, a thought's way through its states, the journal; messages that ask the core
     new methods     Steps · Intents · Examples · Methods · Guesses · Generative kernel · Mending · Parcels
                     what a message can mean, what decides, how a method is tried, kept, mended and carried elsewhere
-    the drive       Autotelic
-                    the heartbeat: audits of what failed, and what is done about it
+    the drive       Outcomes · Autotelic
+                    how missions ended, as statistics; the heartbeat: audits of that, and what is done about it
     the bridge      Protocol · Requests · Commands · Wire · BatOS_UVM
                     commands, roles and values on the wire; the ROUTER socket, dispatch, replies, events, figures
     the beginning   Offered cores · Genesis · First conversation · Daemon
@@ -2229,7 +2229,7 @@ __all__ += """
     folders_up_to SyncedPacker
 """.split()
 
-IMAGE_VERSION = 9
+IMAGE_VERSION = 10
 MAGIC = b"FS30"
 TXN_HEADER = struct.Struct(">8sQcHHH")  # tid, length less 8, status, three lengths
 # oid, tid, two positions, 0, length of the data (0: a position follows)
@@ -22655,6 +22655,7 @@ class MissionKind(typing.NamedTuple):
     states: dict
     effect: typing.Callable
     role: str = "write"  # who may have it begun, one of ROLES
+    anywhere: bool = False  # whether it may be about nothing, or about any object
 
 
 MISSION_KINDS: dict = {}  # type, or (type, selector) -> MissionKind; later sections add theirs
@@ -22856,7 +22857,8 @@ def journalled(cycle, name):
 
 def kind_of(cycle):
     """Return the MissionKind of a cycle, or None: it is thought as a question."""
-    return _kind_of_mission(cycle.mission_brief) if cycle.target_oid else None
+    kind = _kind_of_mission(cycle.mission_brief)
+    return kind if kind and (cycle.target_oid or kind.anywhere) else None
 
 
 def _kind_of_mission(brief):
@@ -22884,7 +22886,7 @@ def next_thought(cycle, recall):
 __all__ += """
     WRITE WORDS_TOKENS REWORDED_WITHIN_S words_prompt rewording_prompt Words Halt words_told
     told_in_words persona_with facet_source facet_stands is_facet is_outdated intent_digest
-    speaking without_prompt gate_reasons
+    speaking without_prompt gate_reasons words_of_its_own
 """.split()
 
 
@@ -23135,13 +23137,13 @@ def _turns_before(catalog, conversation):
 
 def _follows_on(mission):
     """Whether a question takes its subject from the turn before: it begins so, says "it", or has no subject of its own."""
-    own = len(_words_of_its_own(mission))
+    own = len(words_of_its_own(mission))
     if own <= 1 and _PART.match(mission):
         return True
     return own == 0 or own <= _FOLLOWING_WORDS and bool(_FOLLOWS.search(mission))
 
 
-def _words_of_its_own(text):
+def words_of_its_own(text):
     """Return the words of a text that name something: no stop words, and none of those by which questions begin."""
     words = re.findall(r"\w[\w./'’-]*\w|\w", text)
     return [
@@ -23154,7 +23156,7 @@ def _words_of_its_own(text):
 def _subject_of(turns):
     """Return what the turns before a question are about: the words of the latest that stands for itself."""
     named = next((turn for turn in turns if not _follows_on(turn.text)), turns[-1])
-    return " ".join(_words_of_its_own(named.text)) or named.text
+    return " ".join(words_of_its_own(named.text)) or named.text
 
 
 # Words: what a core that writes says over the passages
@@ -23769,7 +23771,7 @@ def gate_reasons(catalog, evidence):
 
 # Offers:
 __all__ += """
-    FORGET_BY no_such_conversation forget_job leave_no_byte
+    FORGET_BY no_such_conversation forget_job leave_no_byte FORGET_PLACES CYCLES_TELL_OF
 """.split()
 
 # Forgetting
@@ -23802,6 +23804,13 @@ FORGET_BY = {
 }
 
 
+# erase(root, {ids of cycles}): what later sections keep that names a cycle which is erased
+FORGET_PLACES = []
+# (cycle) to the ids of others that it tells of: it is erased with them
+CYCLES_TELL_OF = []
+_TOLD_OF_OTHERS = ("feedback", "findings", "routing")  # of the result of a cycle that is erased
+
+
 def _what_to_forget(root, by, value):
     """Return (doc_ids, {oid: whether it asked for that itself} of the cycles concerned). Raises NotFound, BadRequest."""
     documents, asks_for = FORGET_BY[by]
@@ -23816,7 +23825,18 @@ def _what_to_forget(root, by, value):
             _cited_in([cycle.result, *(entry.answer for entry in cycle.journal)])
         ):
             found[cycle._p_oid] = mine
-    return doc_ids, found
+    return doc_ids, _telling_of(root, {oid_text(oid) for oid in found}) | found
+
+
+def _telling_of(root, named):
+    """Return {oid: False} of the cycles that tell of others that are erased."""
+    cycles = root["missions"].values() if named else ()
+    return {
+        cycle._p_oid: False
+        for cycle in cycles
+        for of_cycle in CYCLES_TELL_OF
+        if not named.isdisjoint(of_cycle(cycle))
+    }
 
 
 def _logged_about(root, by, value):
@@ -23874,6 +23894,8 @@ def _erase(root, doc_ids, cycles, pages):
         (number, entry) for number, entry in log.items() if entry["cycle"] in named
     ]:
         log[number] = {**entry, "mission": _FORGOTTEN, "details": _FORGOTTEN}
+    for erase in FORGET_PLACES:
+        erase(root, named)
     for document in itertools.chain(catalog.documents.values(), catalog.retired.values()):
         if document.kind == "episode" and not doc_ids.isdisjoint(_cited_in(document.metadata)):
             document.metadata = {**document.metadata, "answered": _FORGOTTEN, "cited": []}
@@ -23891,7 +23913,8 @@ def _erase_cycle(cycle, mine):
             f"cycle {cycle_id(cycle)} is at work with what is to be forgotten; send it again when it has ended"
         )
     cycle.journal, cycle._tmp_synthesis_data = (), {}
-    cycle.result = {name: value for name, value in cycle.result.items() if name != "feedback"} | (
+    kept = {name: value for name, value in cycle.result.items() if name not in _TOLD_OF_OTHERS}
+    cycle.result = kept | (
         {"answer": _FORGOTTEN, "evidence": []} if "answer" in cycle.result else {}
     )
     if mine:
@@ -24136,7 +24159,8 @@ def _end_cycle(cycle, result, journal_days):
     for key in list(
         itertools.islice(journals.keys(None, steady_us() - int(journal_days * 86400e6)), CONTINUED)
     ):
-        journals.pop(key).journal = ()
+        old = journals.pop(key)
+        old.journal, old._tmp_synthesis_data = (), {}
     return cycle_report(cycle)
 
 
@@ -30070,36 +30094,372 @@ class Parcel:
 
 
 ################################################################################
+# Outcomes #####################################################################
+################################################################################
+#
+# How missions ended, as statistics: what got slower, what is refused more often than it
+# was, what is asked again and again and never answered. The audits read it.
+#
+#   ended    one mission that came to its end, in a few figures
+#   window   the newest missions beside those before them; a change counts only where
+#            chance hardly makes it
+#   look     a function from what is read to findings; each finding is told once
+
+# Offers:
+__all__ += """
+    outcomes_read new_findings outcome_figures AUDITOR AUTOTELIC OWN_SENDERS CYCLES_TOLD
+""".split()
+
+_WINDOW = 200  # missions that are looked at, and as many before them
+_LATEST = 40  # of an archetype, whose seconds are held against those before
+_SPAN = 1000  # missions that are opened at most, the system's own among them
+_CHANCE_Z = 3.3  # standard deviations: one look in two thousand goes so far by chance
+_SLOWER = 1.5  # times the median before
+_LEAST_POINTS = 0.05  # by which a share must have risen
+_GAP_TIMES, _GAP_SHARE = 3, 0.8  # unanswered missions on a topic; of all that name it
+_TOPICS_MOST, CYCLES_TOLD = 5, 5
+
+
+AUDITOR, AUTOTELIC = (
+    "ALFRED_AUDITOR",
+    "UVM_AUTOTELIC",
+)  # who audits, and who sees to what was found
+OWN_SENDERS = (AUDITOR, AUTOTELIC)
+
+
+class Ended(typing.NamedTuple):
+    """A question that came to its end: what of it statistics need."""
+
+    cycle: str
+    archetype: str | None
+    seconds: float
+    end: str  # "answered", "unanswered", "aside", "refused" or "failed"
+    sent_back: bool
+    wrong: bool  # marked so
+    personas: tuple
+    text: str
+
+
+def _end_of(result):
+    """Return how a mission ended, by its result."""
+    if "reason" in result:
+        return "refused" if result["reason"].get("code") == "GateRefused" else "failed"
+    if result.get("relevant"):
+        return "answered"
+    return "unanswered" if result.get("certainty") in ("none", "nearest") else "aside"
+
+
+def _as_ended(cycle):
+    """Return the Ended of a cycle."""
+    result, data = cycle.result, cycle._tmp_synthesis_data
+    pillars = result.get("pillars", ())
+    personas = dict.fromkeys((result.get("lead"), *map(PERSONA_OF.get, pillars)))
+    personas.pop(None, None)
+    return Ended(
+        cycle_id(cycle),
+        result.get("archetype"),
+        result.get("seconds", 0.0),
+        _end_of(result),
+        bool(data.get("sent_back")),
+        result.get("feedback", {}).get("mark") == "wrong",
+        tuple(personas),
+        mission_text(cycle.mission_brief),
+    )
+
+
+def outcomes_read(root: persistent.mapping.PersistentMapping) -> list:
+    """Return the Ended of the newest questions, the newest first: two windows at most, and none of the system's own."""
+    found, missions = [], root["missions"]
+    for number in itertools.islice(reversed(missions.keys()), _SPAN):
+        cycle = missions[number]
+        is_question = cycle.mission_brief["type"] == "direct_synthesis"
+        if is_question and cycle.result and cycle.who not in OWN_SENDERS:
+            found.append(_as_ended(cycle))
+        if len(found) == 2 * _WINDOW:
+            break
+    return found
+
+
+def _by_archetype(rows):
+    """Return {archetype: its rows}; what has none was not planned."""
+    found = collections.defaultdict(list)
+    for row in rows:
+        found[row.archetype or "none"].append(row)
+    return found
+
+
+def _share(rows, holds):
+    return sum(map(holds, rows)) / max(1, len(rows))
+
+
+def outcome_figures(rows: list) -> dict:
+    """Return {archetype: figures} of the newest window of what outcomes_read() returned."""
+    found = {}
+    for archetype, some in _by_archetype(rows[:_WINDOW]).items():
+        times = sorted([row.seconds for row in some])
+        spoke = collections.Counter([name for row in some for name in row.personas])
+        found[archetype] = {
+            "missions": len(some),
+            "p50_s": round(statistics.median(times), 3),
+            "p95_s": round(times[int(0.95 * (len(times) - 1))], 3),
+            **{name: sum(map(holds, some)) for name, (holds, _) in _SHARES.items()},
+            "personas": dict(spoke),
+        }
+    return found
+
+
+# name of a share -> (whether a row counts, what the Architect is told to do about it)
+# fmt: off
+_SHARES = {
+    "sent back": (lambda row: row.sent_back,
+                  "documents changed while they were asked about, or their passages stand no more: learn them anew"),
+    "refused": (lambda row: row.end == "refused",
+                "what is cited does not stand in memory: `check --deep` tells whether the image is well"),
+    "failed": (lambda row: row.end == "failed", "`cycles --state FAILED` tells of each why"),
+    "unanswered": (lambda row: row.end == "unanswered", "memory lacks what is asked now: learn documents about it"),
+    "marked wrong": (lambda row: row.wrong, "look at what they cite: a newer document may supersede it"),
+}
+# fmt: on
+
+
+def _finding(kind, about, what, why, cycles, times=None):
+    """Return a finding whose remedy is not the system's; told once a window."""
+    return {
+        "kind": kind,
+        "what": what,
+        "times": times or len(cycles),
+        "remedy": None,
+        "of": f"{kind}: {about}",
+        "why": why,
+        "cycles": list(cycles)[:CYCLES_TOLD],
+    }
+
+
+def _rose(later, earlier):
+    """Return how many standard deviations a share rose, of two lists of bools; 0 where they are too few."""
+    if min(len(later), len(earlier)) < _LATEST:
+        return 0.0
+    one, other = [sum(some) / len(some) for some in (later, earlier)]
+    both = (sum(later) + sum(earlier)) / (len(later) + len(earlier))
+    spread = math.sqrt(both * (1 - both) * (1 / len(later) + 1 / len(earlier)))
+    return (one - other) / spread if spread and one - other >= _LEAST_POINTS else 0.0
+
+
+def _look_for_shares(rows, _):
+    """Yield what happens more often in this window than in the one before."""
+    later, earlier = rows[:_WINDOW], rows[_WINDOW:]
+    for name, (holds, advice) in _SHARES.items():
+        cycles = [row.cycle for row in later if holds(row)]
+        if _rose([*map(holds, later)], [*map(holds, earlier)]) < _CHANCE_Z:
+            continue
+        before = f"before {_share(earlier, holds):.0%}"
+        what = f"{len(cycles)} of the last {len(later)} questions were {name} ({before})"
+        yield _finding(name, "questions", what, advice, cycles)
+
+
+def _higher(later, earlier):
+    """Return how many standard deviations the ranks of some figures lie above those of others."""
+    ranked = sorted([(value, True) for value in later] + [(value, False) for value in earlier])
+    ranks = sum([rank for rank, (_, is_later) in enumerate(ranked, 1) if is_later])
+    n, m = len(later), len(earlier)
+    return (ranks - n * (n + m + 1) / 2) / math.sqrt(n * m * (n + m + 1) / 12)
+
+
+def _look_for_slow(rows, _):
+    """Yield the archetypes whose missions take half as long again as before."""
+    for archetype, some in _by_archetype([row for row in rows if row.end == "answered"]).items():
+        later, earlier = some[:_LATEST], some[_LATEST : _LATEST + _WINDOW]
+        if len(earlier) < _LATEST:
+            continue
+        times, before = [[row.seconds for row in part] for part in (later, earlier)]
+        now_s, before_s = statistics.median(times), statistics.median(before)
+        if now_s < _SLOWER * before_s or _higher(times, before) < _CHANCE_Z:
+            continue
+        cycles = [row.cycle for row in sorted(later, key=lambda row: -row.seconds)]
+        what = f"{archetype} takes {now_s:.2f} s at median, before {before_s:.2f} s"
+        why = "`status` tells what waits; less work beside it, or a smaller core, is faster"
+        yield _finding("slow", archetype, what, why, cycles)
+
+
+def _look_for_unused(rows, _):
+    """Yield the personas that nobody heard in a whole window of answered questions, though they spoke before."""
+    answered = [row for row in rows if row.end == "answered"]
+    later, earlier = answered[:_WINDOW], answered[_WINDOW:]
+    spoke, before = [collections.Counter() for _ in (later, earlier)]
+    for counter, some in ((spoke, later), (before, earlier)):
+        counter.update([name for row in some for name in row.personas])
+    for name in PILLARS:
+        expected = before[name] / max(1, len(earlier)) * len(later)
+        if spoke[name] or expected < 10:  # fewer than ten are missed by chance
+            continue
+        what = f"{name} spoke in none of the last {len(later)} answers, before in {before[name]} of {len(earlier)}"
+        why = "a matrix that was changed (`history codex_obj archetypes`), or other questions"
+        yield _finding("unused", name, what, why, [row.cycle for row in later])
+
+
+def _topics_of(text):
+    """Return {stem: word} of what a question is about."""
+    words = [word for word in words_of_its_own(text) if len(word) > 3]
+    return {stems(word)[0]: word for word in words if stems(word)}
+
+
+def _gap(word, rows, catalog):
+    """Return the finding of questions on one topic that memory does not answer."""
+    known = (
+        "no document holds it" if not _memory_holds(catalog, word) else "no document answers them"
+    )
+    what = f"asked {len(rows)} times about {word}, unanswered: {known}"
+    why = f"learn a document about {word}: `learn FILE`"
+    return _finding("gap", stems(word)[0], what, why, [row.cycle for row in rows], len(rows))
+
+
+def _memory_holds(catalog, word):
+    return not search_(catalog, word, 1)["unknown"]
+
+
+def _look_for_gaps(rows, root):
+    """Yield the topics that were asked about three times and more, and hardly ever answered."""
+    named, left = collections.defaultdict(list), []
+    for row in rows[:_WINDOW]:
+        for stem in _topics_of(row.text):
+            named[stem].append(row)
+    left = {row.cycle: row for row in rows[:_WINDOW] if row.end == "unanswered"}
+    for _ in range(_TOPICS_MOST):
+        stem = _widest_gap(named, left)
+        if stem is None:
+            break
+        some = [row for row in named[stem] if row.cycle in left]
+        yield _gap(_topics_of(some[0].text)[stem], some, root["knowledge_catalog_obj"])
+        for row in some:
+            del left[row.cycle]
+
+
+def _widest_gap(named, left):
+    """Return the stem that most unanswered questions name and few that were answered, or None."""
+
+    def unanswered(stem):
+        return [row for row in named[stem] if row.cycle in left]
+
+    gaps = [
+        stem
+        for stem in named
+        if len(unanswered(stem)) >= max(_GAP_TIMES, _GAP_SHARE * len(named[stem]))
+    ]
+    return max(gaps, key=lambda stem: (len(unanswered(stem)), len(stem), stem), default=None)
+
+
+def _look_for_stale_facets(_, root):
+    """Yield the pillars whose method is of an intent that was revised since."""
+    for pillar in PILLAR_ORDER:
+        persona = persona_with(root, pillar)
+        if is_facet(own(persona).get(pillar)) and is_outdated(persona, pillar):
+            what = f"{pillar} of {persona.name} still says what its intent was before"
+            digest_now = intent_digest(persona.pillars[pillar].intent)[:8]
+            why = "it is made anew when it is asked for next"
+            yield _finding("stale facet", f"{pillar} {digest_now}", what, why, [], 1)
+
+
+def _look_for_twins(_, root):
+    """Yield the methods of root objects that do the same under two selectors."""
+    for name, obj in sorted(root.items()):
+        if not isinstance(obj, UvmObject):
+            continue
+        bodies = collections.defaultdict(list)
+        for selector, value in own(obj).items():
+            if is_stored(value) and selector not in PERSONA_OF:
+                bodies[_body_of(own(value)["source"])].append(selector)
+        for selectors in bodies.values():
+            if len(selectors) > 1:
+                both = " and ".join(sorted(selectors))
+                why = "one of them may go: `send` removeSlot_ takes a method away"
+                yield _finding("twins", f"{name} {both}", f"{both} of {name} do the same", why, [])
+
+
+def _body_of(source):
+    """Return what a method's source does, without its name and what it says of itself."""
+    tree = ast.parse(source)
+    for function in functions_of(tree):
+        function.name = "f"
+        if ast.get_docstring(function) is not None:
+            function.body = function.body[1:] or [ast.Pass()]
+    return ast.dump(tree)
+
+
+_LOOKS = (
+    _look_for_gaps,
+    _look_for_shares,
+    _look_for_slow,
+    _look_for_unused,
+    _look_for_stale_facets,
+    _look_for_twins,
+)
+
+
+def _outcome_findings(root: persistent.mapping.PersistentMapping, rows: list) -> list:
+    """Return the findings of all looks at what outcomes_read() returned, told before or not."""
+    return [finding for look in _LOOKS for finding in look(rows, root)]
+
+
+def new_findings(root: persistent.mapping.PersistentMapping, rows: list) -> list:
+    """Return the findings that no audit has told of yet in this window."""
+    through = root["missions"].maxKey() if len(root["missions"]) else 0
+    told = own(root["autotelic_obj"]).get("told", {})
+    return [
+        finding
+        for finding in _outcome_findings(root, rows)
+        if through - told.get(finding["of"], -_SPAN) >= _WINDOW
+    ]
+
+
+################################################################################
 # Autotelic ####################################################################
 ################################################################################
 #
 # What the system does for itself. At a heartbeat, when nobody wants anything of it,
 # ALFRED looks at what went wrong since he looked last, and one thing is seen to.
 #
-#   audit    a cycle that reads failed_cycle_log and the methods in quarantine, groups what it finds, and says what may be done
+#   audit    a cycle that reads failed_cycle_log, the methods in quarantine and how missions ended, groups what it finds,
+#            and says what may be done
 #   finding  {"what", "times", "remedy", "why"}: remedy is the brief and target of a mission, or None and why there is none
+#   report   what the audits found, a line each, the newest last; bounded
 #   remedy   a cycle that the audit's effect begins: at most one is at work, and so many a day
 #
 # Both are cycles like any other: journalled, told by list_cycles, undone by `undo`.
 
 # Offers:
 __all__ += """
-    AUTOTELIC new_autotelic begin_due_audit
+    new_autotelic begin_due_audit count_noticed
 """.split()
 
 _AUDIT = "self_audit", "analyze_and_resolve_cycle_failures"
-_AUDITOR, AUTOTELIC = (
-    "ALFRED_AUDITOR",
-    "UVM_AUTOTELIC",
-)  # who audits, and who sees to what was found
+# as the seeds send them, to any object or none
+_AUDITS = tuple(
+    itertools.product(
+        ("self_audit", "systemic_self_improvement"),
+        (_AUDIT[1], "perform_cognitive_efficiency_audit"),
+    )
+)
 # of the moment: what failed may be begun again
 _PASSING = ("DeadlineExceeded", "CoreOffline", "CoreFailed", "OutOfMemory")
 _AUDITED_MOST, _SEEN_MOST, _PENDING_MOST, _RECURRING = 1000, 1000, 100, 3
+_REPORT_MOST, _TOLD_MOST = (
+    200,
+    500,
+)  # lines of the report; findings of which it is known when they were told
 _DAY_S = 86400.0
 
 
+_AUTOTELIC_SELECTORS = (
+    _AUDIT[1],
+    "perform_cognitive_efficiency_audit",
+    "audit_report_",
+    "outcomes_",
+)
+
+
 def new_autotelic(root):
-    """Return the object that keeps how far it was audited, when audits began, which methods were seen to, and what waits."""
+    """Return the object that keeps how far it was audited, when audits began, which methods were seen to, what waits, and
+    what was found."""
     return UvmObject(
         **{
             "parent*": [root["traits_obj"]],
@@ -30108,7 +30468,9 @@ def new_autotelic(root):
             "begun": [],
             "seen": [],
             "pending": [],
-            _AUDIT[1]: method(_AUDIT[1]),
+            "told": OOBTree(),
+            "report": LOBTree(),
+            **{selector: method(selector) for selector in _AUTOTELIC_SELECTORS},
         }
     )
 
@@ -30116,30 +30478,57 @@ def new_autotelic(root):
 KINDS["autotelic"] = Kind("the heartbeat and its audits", roots=("autotelic_obj",))
 SHAPES["autotelic_obj"] = {
     "parent*": POINTERS,
-    _AUDIT[1]: A_METHOD,
+    **dict.fromkeys(_AUTOTELIC_SELECTORS, A_METHOD),
     "audited_through": instance_shape(int, "a number", anew=True),
     **dict.fromkeys(("begun", "seen", "pending"), A_LIST._replace(anew=True)),
+    "told": A_NAME_TREE._replace(anew=True),
+    "report": instance_shape(LOBTree, "a log", anew=True),
 }
 
 
 @primitive(_AUDIT[1])
-def analyze_and_resolve_cycle_failures(autotelic):
+def analyze_and_resolve_cycle_failures(receiver, failures=()):
+    """Begin an audit, of failures that are given in place of those in the log. Returns its cycle's id, or that of the audit
+    or remedy that is at work."""
+    root = root_of(receiver)
+    return cycle_id(_improving(root) or _begin_audit(root, failures))
+
+
+@primitive("perform_cognitive_efficiency_audit")
+def perform_cognitive_efficiency_audit(receiver):
     """Begin an audit. Returns its cycle's id, or that of the audit or remedy that is at work."""
-    root = root_of(autotelic)
-    return cycle_id(_improving(root) or _begin_audit(root))
+    return analyze_and_resolve_cycle_failures(receiver)
 
 
-def _begin_audit(root):
+@primitive("audit_report_", reads=True)
+def audit_report_(autotelic, limit=20):
+    """Return what the audits found, the newest first: [{"at", "kind", "what", "why", "times", "cycles", "audit"}]."""
+    if type(limit) is not int or limit < 1:
+        raise BadRequest(f"limit is how many lines are told, from 1 on, got {limit!r:.100}")
+    report = root_of(autotelic)["autotelic_obj"].report
+    newest = itertools.islice(reversed(report.keys()), limit)
+    return [dict(report[number]) for number in newest]
+
+
+@primitive("outcomes_", reads=True)
+def outcomes_(autotelic):
+    """Return how the newest missions ended: {archetype: {"missions", "p50_s", "p95_s", "unanswered" …, "personas"}}."""
+    return outcome_figures(outcomes_read(root_of(autotelic)))
+
+
+def _begin_audit(root, failures=()):
     """Accept the mission of an audit. Returns its cycle."""
-    brief = {"type": _AUDIT[0], "selector": _AUDIT[1], "args": [], "kwargs": {}}
-    return accept_cycle(root, brief, oid_text(root["autotelic_obj"]._p_oid), _AUDITOR)
+    told = [*failures] if isinstance(failures, list | tuple) else [failures]
+    selector = _AUDIT[1] if told else "perform_cognitive_efficiency_audit"
+    brief = {"type": _AUDIT[0], "selector": selector, "args": told, "kwargs": {}}
+    return accept_cycle(root, brief, oid_text(root["alfred_prototype_obj"]._p_oid), AUDITOR)
 
 
 def _new_failures(root):
     """Yield (number, entry) of failed_cycle_log since the last audit, but for failures of audits and remedies themselves."""
     since = root["autotelic_obj"].audited_through + 1
     for number, entry in itertools.islice(root["failed_cycle_log"].items(since), _AUDITED_MOST):
-        if entry.get("who") not in (_AUDITOR, AUTOTELIC):
+        if entry.get("who") not in OWN_SENDERS:
             yield number, entry
 
 
@@ -30162,8 +30551,8 @@ def _improving(root):
         (
             cycle
             for cycle in root["active_cycles"].values()
-            if cycle.who in (_AUDITOR, AUTOTELIC)
-            or (cycle.mission_brief["type"], cycle.mission_brief["selector"]) in (_AUDIT, MEND)
+            if cycle.who in OWN_SENDERS
+            or (cycle.mission_brief["type"], cycle.mission_brief["selector"]) in (*_AUDITS, MEND)
         ),
         None,
     )
@@ -30171,7 +30560,7 @@ def _improving(root):
 
 def _is_finding(row):
     """Whether a row is a finding with a remedy, as _end_audit leaves them: slots can be set by anybody."""
-    if not isinstance(row, dict) or row.keys() != {"what", "times", "remedy", "of", "why"}:
+    if not isinstance(row, dict) or not row.keys() >= {"what", "times", "remedy", "of", "why"}:
         return False
     brief, target = (
         row["remedy"]
@@ -30189,8 +30578,11 @@ def _is_finding(row):
     )
 
 
-def _something_wrong(root):
-    """Return what an audit would find, in words, or None: nothing new, or one is at work."""
+def _something_wrong(root, noticed=0):
+    """Return what an audit would find, in words, or None: nothing new, or one is at work.
+
+    noticed: how many new findings there are in how missions ended.
+    """
     failures, methods = (
         sum(1 for _ in _new_failures(root)),
         sum(1 for _ in _methods_in_quarantine(root)),
@@ -30198,9 +30590,10 @@ def _something_wrong(root):
     waiting = sum(map(_is_finding, root["autotelic_obj"].pending))
     return (
         None
-        if _improving(root) or not failures + methods + waiting
+        if _improving(root) or not failures + methods + waiting + noticed
         else (
             f"{failures} missions failed, {methods} methods are in quarantine, {waiting} findings wait"
+            + f", {noticed} things are noticed in how missions end" * bool(noticed)
         )
     )
 
@@ -30242,6 +30635,7 @@ class AuditData(typing.TypedDict, total=False):
     failures: list  # entries of failed_cycle_log that no audit has read
     quarantined: list  # methods: {"oid", "selector", "home", "author", "failed", "target"}
     pending: list  # findings that earlier audits left
+    noticed: list  # findings in how missions ended
     through: int  # the last entry of failed_cycle_log that was read
     findings: list  # [{"what", "times", "remedy", "why"}]
     chosen: dict | None  # the finding whose remedy is begun
@@ -30251,16 +30645,48 @@ class AuditData(typing.TypedDict, total=False):
 THOUGHTS_KEEP.update(AuditData.__annotations__)
 
 
-def _gather_findings(cycle, recall):
-    """IDLE: read what failed, and what is in quarantine."""
-    root = root_of(cycle)
-    failures = [
-        {
-            "number": number,
-            **{name: entry.get(name) for name in ("cycle", "code", "details", "mission", "type")},
-        }
-        for number, entry in _new_failures(root)
+_FAILURE_TOLD = ("cycle", "code", "details", "mission", "type")
+
+
+def _failure_row(number, entry):
+    """Return what an audit reads of an entry of failed_cycle_log."""
+    return {"number": number, **{name: entry.get(name) for name in _FAILURE_TOLD}}
+
+
+def _given_failures(root, args):
+    """Return the failures that a mission names itself: entries like those of the log, or ids of cycles that are in it."""
+    given = []
+    for one in args:
+        given += one if isinstance(one, list) else [one]
+    given = given[:_AUDITED_MOST]
+    named = {one for one in given if isinstance(one, str)}
+    rows = [
+        _failure_row(number, entry)
+        for number, entry in (root["failed_cycle_log"].items() if named else ())
+        if entry["cycle"] in named
     ]
+    told = [one for one in given if isinstance(one, dict)]
+    return rows + [_told_failure(number, one) for number, one in enumerate(told)]
+
+
+def _told_failure(number, one):
+    """Return a failure that a mission tells of, with texts where they are wanted."""
+    row = _failure_row(number, one)
+    texts = {name: one_line(str(row[name] or "unknown"), 200) for name in _FAILURE_TOLD}
+    return {**row, **texts}
+
+
+def _gather_findings(cycle, recall):
+    """IDLE: read what failed, what is in quarantine, and how missions ended."""
+    root = root_of(cycle)
+    audited_through = root["autotelic_obj"].audited_through
+    rows, noticed = outcomes_read(root), []
+    given = _given_failures(root, cycle.mission_brief.get("args", ()))
+    if given:
+        failures = given
+    else:
+        failures = [_failure_row(number, entry) for number, entry in _new_failures(root)]
+        noticed = new_findings(root, rows)
     methods = [
         {
             "oid": oid,
@@ -30277,10 +30703,12 @@ def _gather_findings(cycle, recall):
         "failures": failures,
         "quarantined": methods,
         "pending": pending,
-        "through": failures[-1]["number"] if failures else root["autotelic_obj"].audited_through,
+        "noticed": noticed,
+        "through": failures[-1]["number"] if failures and not given else audited_through,
     }
-    if failures or methods or pending:
-        return Thought("gather", lambda _: Step("DECOMPOSING", [len(failures), len(methods)], data))
+    counts = [len(failures), len(methods), len(noticed)]
+    if failures or methods or pending or noticed:
+        return Thought("gather", lambda _: Step("DECOMPOSING", counts, data))
     final = {
         "answer": "Nothing has failed since the last audit.",
         "relevant": True,
@@ -30304,6 +30732,7 @@ def _group_findings(cycle, recall):
         _finding_of_failures(*kind, entries)
         for kind, entries in sorted(by_code.items(), key=lambda each: -len(each[1]))
     ]
+    found += data.get("noticed", ())  # a journal of the version before has none
     return Thought("group", lambda _: Step("DELEGATING", found, {"findings": found}))
 
 
@@ -30338,6 +30767,7 @@ def _finding_of_failures(kind, code, entries):
     return {
         "what": what,
         "times": len(entries),
+        "cycles": [entry["cycle"] for entry in entries[-CYCLES_TOLD:]],
         "remedy": ["again", entries[-1]["cycle"]] if again else None,
         "of": entries[-1]["cycle"],
         "why": "it failed of the moment, and its method is still missing: it is begun again, once"
@@ -30384,12 +30814,59 @@ def _end_audit(root, cycle):
     findings, chosen = data.get("findings", ()), None if _improving(root) else data.get("chosen")
     later = [finding for finding in findings if finding["remedy"] and finding != chosen]
     autotelic.pending = later[:_PENDING_MOST]
+    _report_findings(root, cycle, findings)
     autotelic.seen = [
         *autotelic.seen,
         *(finding["of"] for finding in findings if finding not in later),
     ][-_SEEN_MOST:]
     if chosen:
         _begin_remedy(root, chosen["remedy"])
+
+
+def _report_findings(root, cycle, findings):
+    """Add what an audit found to the report, and keep when it was told. Neither is on the ledger's pages."""
+    autotelic, missions = root["autotelic_obj"], root["missions"]
+    through = missions.maxKey() if len(missions) else 0
+    for finding in cycle._tmp_synthesis_data.get("noticed", ()):
+        autotelic.told[finding["of"]] = through
+    for of in sorted(autotelic.told, key=autotelic.told.get)[:-_TOLD_MOST]:
+        del autotelic.told[of]
+    for finding in findings:
+        append_log(autotelic.report, _report_line(cycle, finding), _REPORT_MOST)
+
+
+def _report_line(cycle, finding):
+    """Return a finding as the report keeps it."""
+    kind = finding.get("kind") or ("method" if len(finding.get("cycles", ())) == 0 else "failures")
+    return {
+        "at": now_utc(),
+        "kind": kind,
+        "what": one_line(finding["what"], 400),
+        "why": finding["why"],
+        "times": finding["times"],
+        "cycles": list(finding.get("cycles", ())),
+        "of": finding["of"],
+        "audit": cycle_id(cycle),
+    }
+
+
+@FORGET_PLACES.append
+def _erase_report(root, named):
+    """Forget the lines of the report that tell of cycles that are erased, or of audits of them."""
+    report, told = root["autotelic_obj"].report, root["autotelic_obj"].told
+    for number, line in list(report.items()):
+        if not named.isdisjoint((*line["cycles"], line["audit"])):
+            del report[number]
+            told.pop(line["of"], None)
+
+
+@CYCLES_TELL_OF.append
+def _cycles_audited(cycle):
+    """Return the ids of the cycles that an audit read of."""
+    data, result = cycle._tmp_synthesis_data, cycle.result or {}
+    rows = [*data.get("findings", ()), *result.get("findings", ())]
+    named = [oid for row in rows for oid in (*row.get("cycles", ()), row.get("of"))]
+    return {*named, *(row["cycle"] for row in data.get("failures", ()))}
 
 
 def _begin_remedy(root, remedy):
@@ -30405,7 +30882,7 @@ def _begin_remedy(root, remedy):
         accept_cycle(root, brief, target, AUTOTELIC)
 
 
-MISSION_KINDS[_AUDIT] = MissionKind(
+_AUDITING = MissionKind(
     {
         "IDLE": _gather_findings,
         "DECOMPOSING": _group_findings,
@@ -30413,17 +30890,25 @@ MISSION_KINDS[_AUDIT] = MissionKind(
         "SYNTHESIZING": _tell_audit,
     },
     _end_audit,
+    anywhere=True,
 )
+MISSION_KINDS.update(dict.fromkeys(_AUDITS, _AUDITING))
 
 
-def begin_due_audit(per_day: int) -> typing.Callable:
+def count_noticed(root: persistent.mapping.PersistentMapping) -> int:
+    """Return how many findings there are in how missions ended that no audit has told."""
+    return len(new_findings(root, outcomes_read(root)))
+
+
+def begin_due_audit(per_day: int, noticed: int = 0) -> typing.Callable:
     """Return apply(root) that begins an audit where something went wrong and the day's budget is not spent; says what in words.
 
-    Returns {"told", "cycle"}: `cycle` is None where none was begun.
+    noticed: what count_noticed() returned. Returns {"told", "cycle"}: `cycle` is None where none was begun.
     """
 
     def apply(root):
-        wrong, autotelic, now_s = _something_wrong(root), root["autotelic_obj"], unix_us() / 1e6
+        wrong, autotelic = _something_wrong(root, noticed), root["autotelic_obj"]
+        now_s = unix_us() / 1e6
         begun = [at_s for at_s in autotelic.begun if 0 <= now_s - at_s < _DAY_S]
         if wrong is None:
             return {"told": "nothing went wrong since the last audit", "cycle": None}
@@ -33170,16 +33655,21 @@ class Heartbeat:
             and self._idle()
         ):
             self._asking = True
-            begin = begin_due_audit(self.settings.heartbeat_per_day)
-            self.uvm.lanes["write"].submit(
-                Job("heartbeat", begin, self._told, AUTOTELIC, "the heartbeat")
-            )
+            self.uvm.lanes["read"].submit(Job("heartbeat", count_noticed, self._noticed))
 
     def _idle(self):
         at_work = self.uvm.mind.missions or self.uvm.pending or self.uvm.draining
         return not at_work and self.uvm.core.state == "ready"
 
-    def _told(self, outcome):  # in the write lane's thread
+    def _noticed(self, outcome):  # in a read lane's thread
+        if outcome.error is not None:
+            return self._told(outcome)
+        begin = begin_due_audit(self.settings.heartbeat_per_day, outcome.result)
+        self.uvm.lanes["write"].submit(
+            Job("heartbeat", begin, self._told, AUTOTELIC, "the heartbeat")
+        )
+
+    def _told(self, outcome):  # in a lane's thread
         told = outcome.result or {"told": f"it failed: {outcome.error}", "cycle": None}
         self.last, self._asking = {"at": to_wire(now_utc()), **told}, False
         self._due_s = time.monotonic() + self.settings.heartbeat_s
@@ -34367,6 +34857,7 @@ _OWN_SELECTORS = {
                  "set_adapter_": None, "set_adapter": "set_adapter_",
                  "delete_adapter_": None, "delete_adapter": "delete_adapter_"},
     "ram_cache_obj": {"cacheExpert_withWeights_": None},
+    "alfred_prototype_obj": {"perform_cognitive_efficiency_audit": None},
 }
 # fmt: on
 
@@ -34520,6 +35011,20 @@ def join_documents(root):
 @adds_to(UPGRADES, 9)
 def allow_primed(root):
     """Records may be deflated from _PRIMER on from now on, which no program of before can read; those there are stay."""
+
+
+@adds_to(UPGRADES, 10)
+def allow_reports(root):
+    """Audits keep a report, and are understood as the seeds send them."""
+    _add_slots(root, "autotelic_obj")
+
+
+def _add_slots(root, name):
+    """Give a primordial object the slots that one which is made now has, and it lacks."""
+    made = own(PRIMORDIAL[name](root)) if name in root else {}  # else genesis makes it
+    for slot, value in made.items():
+        if slot not in own(root[name]) and not slot.startswith("_"):
+            set_slot(root[name], slot, value)
 
 
 def _spellings(catalog: UvmObject) -> dict:
@@ -36874,7 +37379,7 @@ __all__ += """
     chat_command cycles_command experts_command activate_command method_command confirm_command
     rollback_command export_command import_command display_command incarnate_command
     cancel_command status_command state_command backup_command pack_command forget_command
-    history_command log_command undo_command watch_command stop_command
+    history_command log_command undo_command watch_command stop_command report_command
 """.split()
 
 
@@ -37245,6 +37750,21 @@ def cycles_command(args, client):
         for row in reply["results"]
     ]
     return reply, lines or "no cycles yet"
+
+
+def report_command(args, client):
+    reply = client.call(
+        "send_message", target="autotelic_obj", selector="audit_report_", args=[args.limit]
+    )
+    return reply, [
+        line for row in reply["result"] for line in _told_finding(row)
+    ] or "no audit has found anything yet"
+
+
+def _told_finding(row):
+    """Return the lines of a finding of the report: when and what, what to do, which cycles tell of it."""
+    cycles = f"; see {', '.join(row['cycles'])}" if row["cycles"] else ""
+    return [f"{row['at']['$time'][:19]}  {row['kind']}: {row['what']}", f"    {row['why']}{cycles}"]
 
 
 def experts_command(args, client):
@@ -38287,6 +38807,7 @@ _TOP_COMMANDS = {
     "cancel": TopCommand("CYCLE", "cancel a cycle", _top_line("cancel")),
     "undo": TopCommand("CHANGE", "put back what stood before a change; /log names them", _top_line("undo")),
     "log": TopCommand("", "list the latest changes", _top_line("log")),
+    "report": TopCommand("", "tell what the audits found", _top_line("report")),
     "activate": TopCommand("EXPERT", "make an expert hot, and tell how", _top_line("activate")),
     "health": TopCommand("", "say how the daemon is", _top_line("status")),
     "show": TopCommand("PANE", f"show all of a pane: {', '.join(_PANES)}", do=lambda terminal, text: terminal.show(text)),
@@ -38537,6 +39058,7 @@ _SUBCOMMANDS = {
     "documents": (documents_command, "list what was learnt, by name"),
     "send": (send_command, "send a message to an object, as JSON"),
     "cycles": (cycles_command, "list cycles of thought, the newest first"),
+    "report": (report_command, "tell what the audits found, the newest first, and what to do about it"),
     "cancel": (cancel_command, "cancel a cycle"),
     "experts": (experts_command, "list the LoRA experts, and in which tier of memory each is"),
     "activate": (activate_command, "make a LoRA expert hot, and tell how"),
@@ -38610,6 +39132,7 @@ _ARGUMENTS = {                                            # subcommand -> its ar
     "documents": [("--after", {"default": "", "help": "go on after this one"}), ("--limit", {"type": int, "default": 100}),
                   ("--all", {"action": "store_true", "help": "also the system's own, and what was said and asked"})],
     "send": [("message", {"help": '{"target": …, "selector": …, "args": […]}'})],
+    "report": [("--limit", {"type": int, "default": 20})],
     "cycles": [("--state", {"help": "only those in this state"}), ("--limit", {"type": int, "default": 20})],
     "cancel": [("cycle", {"help": "its id, 0x…"})],
     "activate": [("expert", {"help": "its name"})],
