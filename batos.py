@@ -31,6 +31,8 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     codex and personas, a thought's way through its states, the journal; messages that ask the core
     new methods     Steps · Intents · Examples · Methods · Guesses · Generative kernel · Mending · Parcels
                     what a message can mean, what decides, how a method is tried, kept, mended and carried elsewhere
+    what is learnt  Golden dataset
+                    what people say of answers becomes rows, and rows a dataset
     the drive       Outcomes · Autotelic
                     how missions ended, as statistics; the heartbeat: audits of that, and what is done about it
     the bridge      Protocol · Requests · Commands · Wire · BatOS_UVM
@@ -2229,7 +2231,7 @@ __all__ += """
     folders_up_to SyncedPacker
 """.split()
 
-IMAGE_VERSION = 10
+IMAGE_VERSION = 11
 MAGIC = b"FS30"
 TXN_HEADER = struct.Struct(">8sQcHHH")  # tid, length less 8, status, three lengths
 # oid, tid, two positions, 0, length of the data (0: a position follows)
@@ -23772,6 +23774,7 @@ def gate_reasons(catalog, evidence):
 # Offers:
 __all__ += """
     FORGET_BY no_such_conversation forget_job leave_no_byte FORGET_PLACES CYCLES_TELL_OF
+    ForgetPlace FORGET_STORES
 """.split()
 
 # Forgetting
@@ -23809,6 +23812,26 @@ FORGET_PLACES = []
 # (cycle) to the ids of others that it tells of: it is erased with them
 CYCLES_TELL_OF = []
 _TOLD_OF_OTHERS = ("feedback", "findings", "routing")  # of the result of a cycle that is erased
+
+
+class ForgetPlace(typing.NamedTuple):
+    """Where else stands what may be to be forgotten: find(root, by, value, doc_ids, cycles) to keys; erase(root, keys); and
+    sweep(image), which removes files once that is committed."""
+
+    find: typing.Callable
+    erase: typing.Callable
+    sweep: typing.Callable = lambda image: None
+
+
+FORGET_STORES: dict[str, ForgetPlace] = {}  # by what stands there; later sections add theirs
+
+
+def _found_in_places(root, by, value, doc_ids, cycles):
+    """Return {place: keys} of what is to be forgotten in FORGET_PLACES, without those that hold nothing of it."""
+    found = {
+        name: place.find(root, by, value, doc_ids, cycles) for name, place in FORGET_STORES.items()
+    }
+    return {name: keys for name, keys in found.items() if keys}
 
 
 def _what_to_forget(root, by, value):
@@ -23878,6 +23901,8 @@ def _erase_unless_changed(root, by, value, doc_ids, cycles, pages):
             | dict.fromkeys(_LOGGED_WORDS)
             | dict.fromkeys(_GUESS_LOGGED & log[number].keys())
         )
+    for name, keys in _found_in_places(root, by, value, doc_ids, cycles).items():
+        FORGET_STORES[name].erase(root, keys)
     return {"versions": _erase(root, doc_ids, cycles, pages)}
 
 
@@ -23968,18 +23993,22 @@ def forget_job(
         with reading(image) as root:
             doc_ids, cycles = _what_to_forget(root, by, value)
             logged = _logged_about(root, by, value)
-            if by == "conversation" and not (doc_ids or cycles or logged):
+            placed = _found_in_places(root, by, value, doc_ids, cycles)
+            placed = {name: len(keys) for name, keys in placed.items()}
+            if by == "conversation" and not (doc_ids or cycles or logged or placed):
                 raise no_such_conversation(root["knowledge_catalog_obj"], value)
         result = {
             "documents": sorted(doc_ids)[:1000],
             "count": len(doc_ids),
             "cycles": len(cycles),
             "logged": len(logged),
+            **({"places": placed} if placed else {}),
         }
         told = f"{len(doc_ids)} documents and what {len(cycles)} cycles were told of them"
+        told += "".join([f", {count} {name}" for name, count in placed.items()])
         if logged:
             told += f", and the arguments of {len(logged)} messages,"
-        if preview or not (doc_ids or cycles or logged):
+        if preview or not (doc_ids or cycles or logged or placed):
             return {"details": f"{told} would be forgotten", "result": result}
         pages = _pages_about(image, cycles, step)
         bulk.call(
@@ -24002,6 +24031,8 @@ def leave_no_byte(image: Image, bulk: BulkLane, step: typing.Callable) -> dict:
         _rid_of_dead(image, bulk, kind, step)
     image.pack(steady_us() / 1e6, step)
     image.clear_scratch()
+    for place in FORGET_STORES.values():
+        place.sweep(image)
     if image.path:
         sweep_parts(image.path, kept_s=0)
     bulk.call(
@@ -24203,7 +24234,13 @@ def _remember_cycle(root, cycle):
     )
 
 
-def mark_answer(root: persistent.mapping.PersistentMapping, oid: str, mark: str, note: str) -> dict:
+def mark_answer(
+    root: persistent.mapping.PersistentMapping,
+    oid: str,
+    mark: str,
+    note: str,
+    correction: dict | None = None,
+) -> dict:
     """Keep what a person thinks of an answer with it and with its episode; returns the reply's map."""
     cycle, catalog = find_cycle(root, oid), root["knowledge_catalog_obj"]
     if not cycle.result or "answer" not in cycle.result:
@@ -24211,6 +24248,7 @@ def mark_answer(root: persistent.mapping.PersistentMapping, oid: str, mark: str,
             f"cycle {oid} has no answer ({state_of(cycle)}); only an answer can be marked"
         )
     feedback = {"mark": mark, "note": note, "at": now_utc()}
+    feedback |= {"correction": correction} if correction else {}
     set_slot(cycle, "result", {**cycle.result, "feedback": feedback})
     brief = cycle.mission_brief
     episode = catalog.documents.get(episode_id(mission_text(brief), brief.get("conversation")))
@@ -30094,6 +30132,521 @@ class Parcel:
 
 
 ################################################################################
+# Golden dataset ###############################################################
+################################################################################
+#
+# What people say of answers becomes data, from which the forge makes an expert better. A row is copied when the mark
+# is given, as what the mission was told goes with its journal; a mission of the four curates the rows, and lays the
+# accepted ones into a file.
+#
+#   correction  {"quotes", "not", …}: which of the passages that were told answer, and which do not
+#   row         what was asked, the passages, and which of them are right: {"target", "question", "passages", "quotes", …}
+#   held        whether nothing may be trained on a row: by its document, so that nothing alike stands on both sides
+#   dataset     the accepted rows as two files, one to train on, one to judge by, with their hashes and numbers
+
+# Offers:
+__all__ += """
+    new_golden correction_of keep_row judge_rows listed_rows
+""".split()
+
+_READER = "READER"
+_ROWS_MOST, _DATASETS_MOST = 20_000, 50
+_ROWS_LOOKED_AT = 4_000  # the newest rows that a curation looks at
+_ROW_PASSAGES, _PASSAGE_CHARS = 8, 2_000
+_ROWS_LEAST, _CYCLES_LEAST, _HELD_LEAST = 24, 12, 20
+_DOCUMENT_SHARE = 0.5  # of a dataset, at most, that is of one document
+_HELD_PART = 5  # of so many documents one is held back
+_CURATION = "systemic_self_improvement", "curate_golden_dataset"
+
+_GOLDEN_SELECTORS = ("rows_", "curate_")
+
+
+def new_golden(root):
+    """Return the object that keeps rows and datasets, by their numbers."""
+    return UvmObject(
+        **{"parent*": [root["traits_obj"]], "name": "golden_obj"},
+        rows=LOBTree(),
+        datasets=LOBTree(),
+        **{selector: method(selector) for selector in _GOLDEN_SELECTORS},
+    )
+
+
+def _is_dataset(obj):
+    return root_of(obj)["golden_obj"].datasets.get(own(obj)["dataset_number"]) is obj
+
+
+KINDS["golden dataset"] = Kind(
+    "feedback with a correction, `golden accept`, and curation", roots=("golden_obj",)
+)
+KINDS["dataset"] = Kind(
+    "nothing: another curation makes another",
+    tells="dataset_number",
+    holds=_is_dataset,
+    slots=("dataset_number", "target", "training", "held", "rows", "held_rows", "at", "cycle"),
+    selectors=False,
+)
+SHAPES["golden_obj"] = {
+    "parent*": POINTERS,
+    "rows": A_NUMBER_TREE._replace(anew=True),
+    "datasets": A_NUMBER_TREE._replace(anew=True),
+    **dict.fromkeys(_GOLDEN_SELECTORS, A_METHOD),
+}
+
+
+# Rows
+
+
+_SAYS_RIGHT = Pattern(
+    r"((?:\d+(?:\s*(?:,|and|&)\s*)?)+)\s*(?:is|are|was|were)\s+(?:right|correct)", re.I
+)
+_SAYS_NOT = Pattern(
+    r"((?:\d+(?:\s*(?:,|and|&)\s*)?)+)\s*(?:(?:is|are|was|were)\s+(?:not|wrong)|(?:isn|aren|wasn|weren)['’]t)",
+    re.I,
+)
+
+
+def correction_of(note: str) -> dict | None:
+    """Return the correction that a note says in words, such as "2 is right, 1 is not"; None where it says none."""
+    told = {
+        name: [
+            int(figure)
+            for found in pattern.finditer(note)
+            for figure in re.findall(r"\d+", found[1])
+        ]
+        for name, pattern in (("quotes", _SAYS_RIGHT), ("not", _SAYS_NOT))
+    }
+    return told if any(told.values()) else None
+
+
+def keep_row(
+    cycle: UvmObject, mark: str, correction: dict | None, by: str, is_trusted: bool
+) -> int | None:
+    """Make a row of what a person said of an answer; returns its number, or None: nothing can be learnt from it.
+
+    A mere "right" says that the first passage answers, a mere "wrong" says nothing of the others.
+    """
+    said = correction or ({"quotes": [1], "not": []} if mark == "right" else {})
+    evidence = cycle.result["evidence"]
+    if not (said.get("quotes") or said.get("not")) or not (evidence or correction):
+        return None
+    root = root_of(cycle)
+    passages = [_passage_of(item) for item in evidence[:_ROW_PASSAGES]]
+    labels = {
+        side: _numbers_of_passages(root, passages, said.get(side) or ())
+        for side in ("quotes", "not")
+    }
+    row = {
+        "target": _READER,
+        "task": "read",
+        "question": mission_text(cycle.mission_brief)[:_PASSAGE_CHARS],
+        "passages": passages,
+        **labels,
+        "first": 1 if evidence else None,
+        "cycle": cycle_id(cycle),
+        "by": by,
+        "at": now_utc(),
+        "trusted": is_trusted,
+        "state": "raw",
+        "why": "",
+    }
+    row["held"] = _is_held_back(_source_of(row))
+    rows = root["golden_obj"].rows
+    append_log(rows, row, _ROWS_MOST)
+    return rows.maxKey()
+
+
+def _passage_of(item):
+    """Return of a piece of evidence what a row keeps."""
+    return {
+        "heading": " > ".join(item["headings"])[:_PASSAGE_CHARS],
+        "text": item["text"][:_PASSAGE_CHARS],
+        "share": item["share"],
+        "doc_id": item["doc_id"],
+        "version": item["version"],
+        "lines": list(item["lines"]),
+    }
+
+
+def _numbers_of_passages(root, passages, said):
+    """Return the numbers of passages that a correction names, by number or text; a text of memory becomes a passage.
+
+    What names none stays as it was said: curation refuses it by name.
+    """
+    found = []
+    for one in said[:_ROW_PASSAGES]:
+        if not isinstance(one, str):
+            found.append(one)
+            continue
+        place = next(
+            (n for n, each in enumerate(passages, 1) if _holds_text(each["text"], one)), None
+        )
+        if place is None and (more := _passage_in_memory(root["knowledge_catalog_obj"], one)):
+            passages.append(more)
+            place = len(passages)
+        found.append(one[:200] if place is None else place)
+    return found
+
+
+def _holds_text(text, said):
+    return one_line(said, _PASSAGE_CHARS) in one_line(text, 8 * _PASSAGE_CHARS)
+
+
+def _passage_in_memory(catalog, said):
+    """Return the passage of a text that stands in memory word for word, or None."""
+    for row in search_(catalog, said, 5)["results"]:
+        chunk = row["chunk"]
+        if said.strip() and _holds_text(chunk["text"], said):
+            return _passage_of(chunk | {"text": said.strip(), "share": 0.0})
+    return None
+
+
+def _source_of(row):
+    """Return the document that a row is about: of what answers, else of what does not."""
+    named = [n for n in (*row["quotes"], *row["not"]) if _is_number_in(n, row)]
+    return row["passages"][named[0] - 1]["doc_id"] if named else ""
+
+
+def _is_number_in(number, row):
+    return type(number) is int and 1 <= number <= len(row["passages"])
+
+
+def _is_held_back(doc_id):
+    """Whether what is about a document is held back, for ever."""
+    return int(hashlib.sha256(doc_id.encode()).hexdigest(), 16) % _HELD_PART == 0
+
+
+def _is_correction(row: dict) -> bool:
+    """Whether a row says another passage than the one that was told first, or that none answers."""
+    return row["first"] not in row["quotes"]
+
+
+def judge_rows(
+    root: persistent.mapping.PersistentMapping, numbers: list[int], accepts: bool
+) -> dict:
+    """Trust rows, or refuse them, as somebody who may has looked at them. Returns the reply's map. Raises NotFound."""
+    rows = root["golden_obj"].rows
+    for number in numbers:
+        if number not in rows:
+            raise NotFound(
+                f"there is no row {number}; `golden` lists them", kind="row", name=number
+            )
+    for number in numbers:
+        state = {"state": "raw", "why": ""} if accepts else {"state": "refused", "why": "by hand"}
+        rows[number] = rows[number] | state | {"trusted": accepts}
+    done = "trusted: the next curation takes them" if accepts else "refused"
+    return {"details": f"{len(numbers)} rows are {done}", "result": {"rows": numbers}}
+
+
+@primitive("rows_", reads=True, of="golden dataset")
+def rows_(golden, target=_READER):
+    """Return how many rows of a target there are, by their state."""
+    counts = collections.Counter(
+        [row["state"] for row in golden.rows.values() if row["target"] == target]
+    )
+    return dict(counts)
+
+
+def listed_rows(
+    root: persistent.mapping.PersistentMapping, state: str | None, limit: int
+) -> list[dict]:
+    """Return rows as plain data, the newest first."""
+    golden, found = root["golden_obj"], []
+    for number in reversed(golden.rows.keys()):
+        row = golden.rows[number]
+        if state in (None, row["state"]) and len(found) < limit:
+            found.append({"row": number, **row})
+    return found
+
+
+# Curation: a mission of the four
+
+
+class CurationData(typing.TypedDict, total=False):
+    """What a curation keeps from state to state, in its cycle's `_tmp_synthesis_data`."""
+
+    target: str  # of whose rows
+    gathered: list  # numbers of the rows that are looked at
+    judged: list  # [[number, state, why]]
+    approved: bool  # whether they make a dataset
+    final_response: dict  # the answer, as a report tells it
+
+
+THOUGHTS_KEEP.update(CurationData.__annotations__)
+
+
+@primitive("curate_", of="golden dataset")
+def curate_(golden, target=_READER):
+    """Begin a curation. Returns its cycle's id, or that of the one that is at work."""
+    return _begin_curation(root_of(golden), activation_of(golden).who, target)
+
+
+def _begin_curation(
+    root: persistent.mapping.PersistentMapping, who: str, target: str = _READER
+) -> str:
+    """Begin the mission that curates a target's rows; returns its id, or that of the one at work. Raises BadRequest."""
+    _check_target(target)
+    for cycle in root["active_cycles"].values():
+        if cycle.mission_brief["selector"] == _CURATION[1]:
+            return cycle_id(cycle)
+    brief = {"type": _CURATION[0], "selector": _CURATION[1], "args": [target], "kwargs": {}}
+    return cycle_id(accept_cycle(root, brief, oid_text(root["golden_obj"]._p_oid), who))
+
+
+def _check_target(target):
+    if target != _READER:
+        raise BadRequest(
+            f"{target!r:.100} cannot be forged by this version; {_READER} can, which serves every core"
+        )
+
+
+def _gather_rows(cycle, recall):
+    """IDLE, BABS: the rows that nobody refused by hand, up to so many of the newest."""
+    target = next(iter(cycle.mission_brief.get("args") or ()), _READER)
+    _check_target(target)
+    rows, numbers = root_of(cycle)["golden_obj"].rows, []
+    for number in itertools.islice(reversed(rows.keys()), _ROWS_LOOKED_AT):
+        if rows[number]["target"] == target and rows[number]["why"] != "by hand":
+            numbers.append(number)
+    data = {"target": target, "gathered": numbers[::-1]}
+    return Thought("gather", lambda _: Step("DECOMPOSING", len(numbers), data))
+
+
+def _structure_rows(cycle, recall):
+    """DECOMPOSING, BRICK: what is no row, what says nothing new, and what a later one contradicts."""
+    root = root_of(cycle)
+    rows, judged, standing = root["golden_obj"].rows, {}, {}
+    for number in cycle._tmp_synthesis_data["gathered"]:
+        row = rows.get(number)
+        if row is None:
+            continue
+        state, why = _judged_row(root, number, row)
+        judged[number] = [number, state, why]
+        if state == "accepted":
+            _weigh_against(standing, judged, rows, number)
+    told = list(judged.values())
+    return Thought("structure", lambda _: Step("DELEGATING", len(told), {"judged": told}))
+
+
+def _judged_row(root, number, row):
+    """Return (state, why) of a row by itself."""
+    named = [*row["quotes"], *row["not"]]
+    wrong = next((one for one in named if not _is_number_in(one, row)), None)
+    if _is_taken_back(root, number, row):
+        return "refused", "the mark was taken back, or given anew"
+    if isinstance(wrong, str):
+        return "refused", "a text of it stands in no document, word for word"
+    if wrong is not None:
+        return "refused", f"{wrong} names no passage: {len(row['passages'])} were told"
+    if set(row["quotes"]) & set(row["not"]):
+        return "refused", "it says of a passage that it answers and that it does not"
+    if not row["trusted"]:
+        return "raw", f"{row['by']} did not ask this; `golden accept {number}` trusts it"
+    return "accepted", ""
+
+
+def _is_taken_back(root, number, row):
+    """Whether the cycle's mark is another by now, as `undo` or another mark leaves it. One that is gone says nothing."""
+    try:
+        result = find_cycle(root, row["cycle"]).result or {}
+    except NotFound:
+        return False
+    return result.get("feedback", {}).get("row") != number
+
+
+def _row_key(row):
+    """Return what a row is about, whatever it says of it."""
+    return digest(ormsgpack.packb([row["question"], [one["text"] for one in row["passages"]]]))
+
+
+def _row_says(row):
+    return sorted(row["quotes"]), sorted(row["not"])
+
+
+def _weigh_against(standing, judged, rows, number):
+    """Refuse of two rows about the same the one that says nothing new, or the earlier one where they contradict."""
+    key = _row_key(rows[number])
+    before = standing.setdefault(key, number)
+    if before == number:
+        return
+    if _row_says(rows[before]) == _row_says(rows[number]):
+        judged[number] = [number, "refused", f"row {before} says the same"]
+        return
+    judged[before] = [before, "refused", f"row {number} says otherwise, and is later"]
+    standing[key] = number
+
+
+def _resonate_rows(cycle, recall):
+    """DELEGATING, ROBIN: nothing is learnt of documents that memory has let go."""
+    root = root_of(cycle)
+    rows, catalog = root["golden_obj"].rows, root["knowledge_catalog_obj"]
+    judged = []
+    for number, state, why in cycle._tmp_synthesis_data["judged"]:
+        gone = number in rows and any(
+            one["doc_id"] not in catalog.documents for one in rows[number]["passages"]
+        )
+        if state == "accepted" and gone:
+            state, why = "refused", "a document of it is no longer in memory"
+        judged.append([number, state, why])
+    return Thought("resonate", lambda _: Step("SYNTHESIZING", len(judged), {"judged": judged}))
+
+
+def _approve_rows(cycle, recall):
+    """SYNTHESIZING, ALFRED: whether they are enough, and of enough different things, to learn from and to judge by."""
+    rows, data = root_of(cycle)["golden_obj"].rows, cycle._tmp_synthesis_data
+    accepted = [rows[n] for n, state, _ in data["judged"] if state == "accepted" and n in rows]
+    lacks = _lacking(accepted)
+    counts = collections.Counter([state for _, state, _ in data["judged"]])
+    told = f"{counts['accepted']} rows are accepted, {counts['refused']} refused, {counts['raw']} wait for `golden accept`."
+    then = f"They make no dataset yet: {'; '.join(lacks)}." if lacks else "They make a dataset."
+    final = {"answer": f"{told} {then}", "relevant": True, "evidence": [], "rows": dict(counts)}
+    step = Step("COMPLETE", not lacks, {"approved": not lacks, "final_response": final})
+    return Thought("approve", lambda _: step)
+
+
+def _lacking(accepted):
+    """Return what accepted rows lack to be a dataset, in words."""
+    held = sum([row["held"] for row in accepted])
+    cycles = len({row["cycle"] for row in accepted})
+    sources = collections.Counter([_source_of(row) for row in accepted])
+    most = max(sources.values(), default=0)
+    wanted = (
+        (_ROWS_LEAST, len(accepted), "accepted rows"),
+        (_CYCLES_LEAST, cycles, "cycles"),
+        (_HELD_LEAST, held, "rows that are held back"),
+    )
+    lacks = [f"wants {least} {what}, has {count}" for least, count, what in wanted if count < least]
+    if most > _DOCUMENT_SHARE * max(1, len(accepted)):
+        lacks.append(f"{most} of {len(accepted)} are about one document")
+    return lacks
+
+
+def _end_curation(root, cycle):
+    """The effect of a curation: each row says what became of it; the accepted ones are a dataset, once."""
+    data, rows = cycle._tmp_synthesis_data, root["golden_obj"].rows
+    accepted = []
+    for number, state, why in data["judged"]:
+        if number in rows:
+            rows[number] = rows[number] | {"state": state, "why": why}
+            accepted += [number] * (state == "accepted")
+    if data["approved"]:
+        number = _store_dataset(root, data["target"], accepted, cycle_id(cycle))
+        told = cycle.result["answer"].replace("a dataset", f"dataset {number}")
+        cycle.result = cycle.result | {"answer": told, "dataset": number}
+        root._p_jar.events.append(("dataset", number))
+
+
+MISSION_KINDS[_CURATION] = MissionKind(
+    {
+        "IDLE": _gather_rows,
+        "DECOMPOSING": _structure_rows,
+        "DELEGATING": _resonate_rows,
+        "SYNTHESIZING": _approve_rows,
+    },
+    _end_curation,
+)
+
+
+# Datasets
+
+
+def _store_dataset(root, target, numbers, cycle):
+    """Lay accepted rows into two files of the image; returns the dataset's number, of the one before where it is the same."""
+    golden = root["golden_obj"]
+    parts = {False: [], True: []}
+    for number in numbers:
+        parts[golden.rows[number]["held"]].append(number)
+    files = {held: _rows_file(golden.rows, part, held) for held, part in parts.items()}
+    last = golden.datasets[golden.datasets.maxKey()] if len(golden.datasets) else None
+    hashes = [hashlib.sha256(files[held]).hexdigest() for held in (False, True)]
+    if last is not None and [last.training.sha256, last.held.sha256] == hashes:
+        return last.dataset_number
+    number = golden.datasets.maxKey() + 1 if len(golden.datasets) else 1
+    dataset = UvmObject(
+        dataset_number=number,
+        target=target,
+        training=_blob_of_bytes(files[False], f"{target}-{number}.jsonl"),
+        held=_blob_of_bytes(files[True], f"{target}-{number}-held.jsonl"),
+        rows=parts[False],
+        held_rows=parts[True],
+        at=now_utc(),
+        cycle=cycle,
+    )
+    golden.datasets[number] = dataset
+    for old in list(itertools.islice(golden.datasets.keys(None, number - _DATASETS_MOST), 4)):
+        del golden.datasets[old]
+    return number
+
+
+def _blob_of_bytes(data, name):
+    with tempfile.NamedTemporaryFile(prefix="batos-rows-") as file:
+        file.write(data)
+        file.flush()
+        return blob_record(file.name, name)
+
+
+def _rows_file(rows, numbers, held):
+    """Return rows as lines of JSON, always the same of the same; in what is trained on no passage is of a held document."""
+    return b"".join([_golden_line(number, rows[number], held) for number in numbers])
+
+
+def _golden_line(number, row, held):
+    kept = [
+        n for n, one in enumerate(row["passages"], 1) if held or not _is_held_back(one["doc_id"])
+    ]
+    places = {n: place for place, n in enumerate(kept, 1)}
+    quotes, refused = ([places[n] for n in row[side] if n in places] for side in ("quotes", "not"))
+    told = {
+        "instruction": f"Which of these passages answer: {row['question']}",
+        "response": f"{quotes}, and not {refused}",
+        "task": row["task"],
+        "persona": "BABS",
+        "row": number,
+        "question": row["question"],
+        "passages": [
+            {name: row["passages"][n - 1][name] for name in ("heading", "text", "share")}
+            for n in kept
+        ],
+        "quotes": quotes,
+        "not": refused,
+        "replay": not _is_correction(row),
+    }
+    return json.dumps(told, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+
+# What is forgotten
+
+
+def _rows_to_forget(root, by, value, doc_ids, cycles):
+    """Return the numbers of the rows that hold what is to be forgotten."""
+    named, found = {oid_text(oid) for oid in cycles}, []
+    wanted = set(stems(value)) if by == "matching" else None
+    for number, row in root["golden_obj"].rows.items():
+        said = " ".join([row["question"], *[one["text"] for one in row["passages"]]])
+        if (
+            row["cycle"] in named
+            or not doc_ids.isdisjoint([one["doc_id"] for one in row["passages"]])
+            or wanted is not None
+            and wanted <= set(stems(said))
+        ):
+            found.append(number)
+    return found
+
+
+def _erase_rows(root, numbers):
+    """Take rows out, and the datasets that hold one."""
+    golden, gone = root["golden_obj"], set(numbers)
+    for number in numbers:
+        del golden.rows[number]
+    for number, dataset in list(golden.datasets.items()):
+        if gone & {*dataset.rows, *dataset.held_rows}:
+            del golden.datasets[number]
+            root._p_jar.events.append(("dataset_gone", number))
+
+
+FORGET_STORES["golden rows"] = ForgetPlace(_rows_to_forget, _erase_rows)
+
+
+################################################################################
 # Outcomes #####################################################################
 ################################################################################
 #
@@ -30947,6 +31500,7 @@ __all__ += """
     HistoryCommand UndoCommand BackupCommand PackCommand ForgetCommand ShutdownCommand Phases
     COMMANDS command wire_bounds unpack_request ENDED_AT check_size request_id shortly
     parse_command body_digest pack_reply error_reply to_wire from_wire log_bridge KeyRing
+    ListGoldenCommand JudgeGoldenCommand
 """.split()
 
 # a value may stand within a few maps of its command's
@@ -31157,12 +31711,42 @@ class SupersedeCommand(Command):
     newer: str = pydantic.Field(min_length=1, max_length=1000)
 
 
+class Correction(pydantic.BaseModel):
+    """What is right of an answer: which of its passages answer, and which do not, by number or word for word; in place of a
+    passage a text that stands in a document. `lead`, `pillars`, `method` and `answer` are kept with the mark."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, defer_build=True)
+
+    quotes: list[int | str] = pydantic.Field(default_factory=list, max_length=8)
+    not_: list[int | str] = pydantic.Field(default_factory=list, max_length=8, alias="not")
+    lead: str | None = pydantic.Field(None, max_length=40)
+    pillars: list[str] | None = pydantic.Field(None, max_length=12)
+    method: str | None = pydantic.Field(None, max_length=20_000)
+    answer: str | None = pydantic.Field(None, max_length=4000)
+
+
 class FeedbackCommand(Command):
-    """Mark the answer of a cycle as right or wrong."""
+    """Mark the answer of a cycle as right or wrong. With a `correction`, or a note such as "2 is right, 1 is not", it becomes
+    a row of the golden dataset."""
 
     cycle: str = pydantic.Field(min_length=1, max_length=40)
     mark: typing.Literal["right", "wrong"]
     note: str = pydantic.Field("", max_length=4000)
+    correction: Correction | None = None
+
+
+class ListGoldenCommand(Command):
+    """Show rows of the golden dataset, the newest first, and how many there are in each state."""
+
+    state: typing.Literal["raw", "accepted", "refused"] | None = None
+    limit: int = pydantic.Field(20, ge=1, le=1000)
+
+
+class JudgeGoldenCommand(Command):
+    """Trust rows of the golden dataset that others than who asked have corrected, or refuse them."""
+
+    rows: list[int] = pydantic.Field(min_length=1, max_length=1000)
+    accept: bool
 
 
 class ListDocumentsCommand(Command):
@@ -31376,6 +31960,7 @@ _LATER_FIELDS = {
     "conversation": None,
     "upload": None,
     "parts": 0,
+    "correction": None,
 }
 _LATER_BRIEF_FIELDS = _LATER_FIELDS | {"intent": None}  # the same of a mission's brief
 
@@ -32988,12 +33573,66 @@ def supersede(request, root):
 @command(FeedbackCommand, lane="bulk", role="write", effect=True, system=True)
 def feedback(request, root):
     command = request.command
-    told = mark_answer(root, command.cycle, command.mark, command.note)
+    told = _mark_and_learn(request, root)
     guess = guess_of_cycle(root, command.cycle) if command.mark == "right" else None
     if guess is None:
         return told
     confirmed = _confirmed_reply(guess, request.who)
     return told | {"details": f"{told['details']}; {confirmed['details']}"}
+
+
+def _mark_and_learn(request, root):
+    """Mark an answer; what can be learnt from it becomes a row. Returns the reply's map."""
+    command = request.command
+    correction = command.correction and command.correction.model_dump(
+        by_alias=True, exclude_none=True
+    )
+    correction = correction or correction_of(command.note)
+    told = mark_answer(root, command.cycle, command.mark, command.note, correction)
+    cycle = find_cycle(root, command.cycle)
+    is_trusted = request.role == "admin" or cycle.who == request.who
+    number = keep_row(cycle, command.mark, correction, request.who, is_trusted)
+    if number is None:
+        return told
+    with off_the_page(cycle):
+        feedback = cycle.result["feedback"] | {"row": number}
+        set_slot(cycle, "result", {**cycle.result, "feedback": feedback})
+    row = told["result"] | {"row": number}
+    return {
+        "details": f"{told['details']}; it is row {number} of the golden dataset",
+        "result": row,
+    }
+
+
+@command(ListGoldenCommand, lane="read", role="read")
+def list_golden(request, root):
+    command = request.command
+    rows = listed_rows(root, command.state, command.limit)
+    counts = send(root["golden_obj"], "rows_")
+    told = (
+        ", ".join([f"{count} {state}" for state, count in sorted(counts.items())]) or "no rows yet"
+    )
+    datasets = [_dataset_told(one) for one in root["golden_obj"].datasets.values()]
+    result = {"rows": counts, "datasets": datasets}
+    return {"details": told, "results": [to_wire(row) for row in rows], "result": result}
+
+
+def _dataset_told(dataset):
+    return {
+        "dataset": dataset.dataset_number,
+        "target": dataset.target,
+        "rows": len(dataset.rows),
+        "held": len(dataset.held_rows),
+        "sha256": dataset.training.sha256,
+        "held_sha256": dataset.held.sha256,
+        "at": to_wire(dataset.at),
+        "cycle": dataset.cycle,
+    }
+
+
+@command(JudgeGoldenCommand, lane="bulk", effect=True, system=True)
+def judge_golden(request, root):
+    return judge_rows(root, request.command.rows, request.command.accept)
 
 
 @command(BackupCommand, lane="upkeep", phased=True)
@@ -34987,7 +35626,9 @@ PRIMORDIAL = {
     "guesses": lambda root: OOBTree(),
     "autotelic_obj": new_autotelic,
     "journals": lambda root: LOBTree(),
+    "golden_obj": new_golden,
 }
+_LEARNING = ("golden_obj",)
 
 
 @adds_to(UPGRADES, 7)
@@ -35025,6 +35666,14 @@ def _add_slots(root, name):
     for slot, value in made.items():
         if slot not in own(root[name]) and not slot.startswith("_"):
             set_slot(root[name], slot, value)
+
+
+@adds_to(UPGRADES, 11)
+def learn_from_now_on(root):
+    """Rows of the golden dataset are kept from now on, which a program of before would not forget where it is told to."""
+    for name in _LEARNING:
+        if name not in root:
+            root[name] = PRIMORDIAL[name](root)
 
 
 def _spellings(catalog: UvmObject) -> dict:
@@ -35431,7 +36080,7 @@ def _ui_field(told, schema, field):
     kind = "bytes" if told.get("format") == "binary" else _JSON_KINDS.get(told.get("type"), "text")
     choices = told.get("enum") or told.get("items", {}).get("enum")
     limits = {ours: told[theirs] for theirs, ours in _JSON_LIMITS.items() if theirs in told}
-    inner = {"fields": ui_fields(field.annotation)} if "properties" in told else {}
+    inner = {"fields": ui_fields(_model_in(field.annotation))} if "properties" in told else {}
     default = (
         {"required": True}
         if field.is_required()
@@ -35444,6 +36093,11 @@ def _ui_field(told, schema, field):
         **inner,
         **default,
     }
+
+
+def _model_in(annotation):
+    """Return the model of a field that takes one, or one or None."""
+    return next((one for one in typing.get_args(annotation) if one is not type(None)), annotation)
 
 
 # The compiler
@@ -37380,6 +38034,7 @@ __all__ += """
     rollback_command export_command import_command display_command incarnate_command
     cancel_command status_command state_command backup_command pack_command forget_command
     history_command log_command undo_command watch_command stop_command report_command
+    feedback_command golden_command
 """.split()
 
 
@@ -37738,6 +38393,72 @@ def chat_command(args, client):
         "conversation": args.conversation,
         "turns": turns,
     }, f"{turns} turns of {args.conversation}"
+
+
+def feedback_command(args, client):
+    sides = {"quotes": args.quotes, "not": args.refused}
+    sides = {name: [_number_or_text(one) for one in said] for name, said in sides.items() if said}
+    fields = {"correction": sides} if sides else {}
+    reply = client.call(
+        "feedback",
+        cycle=args.cycle,
+        mark=args.mark,
+        note=args.note or "",
+        idempotency_key=uuid7(),
+        **fields,
+    )
+    return reply, reply["details"]
+
+
+def _number_or_text(said):
+    return int(said) if said.isdecimal() else said
+
+
+def golden_command(args, client):
+    """List rows, trust or refuse some, or have them curated."""
+    if args.action in ("accept", "refuse"):
+        reply = client.call(
+            "judge_golden", rows=args.rows, accept=args.action == "accept", idempotency_key=uuid7()
+        )
+        return reply, reply["details"]
+    if args.action == "curate":
+        return _curated(client)
+    reply = client.call(
+        "list_golden", limit=args.limit, **({"state": args.state} if args.state else {})
+    )
+    lines = [_told_row(row) for row in reply["results"]]
+    for one in reply["result"]["datasets"]:
+        lines.append(
+            f"dataset {one['dataset']}: {one['rows']} rows to train on, {one['held']} held back, {one['sha256'][:12]}"
+        )
+    return reply, [*lines, reply["details"]]
+
+
+def _told_row(row):
+    held = ", held back" if row["held"] else ""
+    why = f" ({row['why']})" if row["why"] else ""
+    told = f"right {row['quotes'] or 'none'}, not {row['not'] or 'none'}"
+    return f"{row['row']:>5}  {row['state']:<8} {told}{held}{why}  {row['question'][:60]}"
+
+
+def _curated(client):
+    """Have the rows curated; wait, and say what came of it."""
+    sent = client.call(
+        "send_message",
+        target="golden_obj",
+        selector="curate_",
+        args=["READER"],
+        idempotency_key=uuid7(),
+    )
+    cycle = sent["result"]
+    while True:
+        found = client.call("list_cycles", limit=1000)["results"]
+        row = next((one for one in found if one["cycle"] == cycle), None)
+        if row is None or row["state"] in ENDED:
+            break
+        time.sleep(0.2)
+    told = row and (row.get("answer") or row.get("reason", {}).get("details"))
+    return sent, told or f"cycle {cycle} has ended"
 
 
 def cycles_command(args, client):
@@ -39051,12 +39772,16 @@ def _top(args, client):
 # fmt: off
 _SUBCOMMANDS = {
     "ask": (ask_command, "let the composite mind answer a question from its memory"),
-    "chat": (chat_command, "carry a conversation: each line is a turn, which is remembered; /right and /wrong mark an answer"),
+    "chat": (chat_command,
+             "carry a conversation: each line is a turn, which is remembered; /right and /wrong mark an answer, as does "
+             "/wrong 2 is right, 1 is not"),
     "learn": (learn_command,
               "put files or folders into the memory: text, Markdown, HTML, source code, PDF, office, mail, tables …"),
     "search": (search_command, "find passages by words"),
     "documents": (documents_command, "list what was learnt, by name"),
     "send": (send_command, "send a message to an object, as JSON"),
+    "feedback": (feedback_command, "mark an answer, and say which of its passages are right; it becomes data to learn from"),
+    "golden": (golden_command, "list the rows of the golden dataset, accept or refuse some, or have them curated"),
     "cycles": (cycles_command, "list cycles of thought, the newest first"),
     "report": (report_command, "tell what the audits found, the newest first, and what to do about it"),
     "cancel": (cancel_command, "cancel a cycle"),
@@ -39133,6 +39858,14 @@ _ARGUMENTS = {                                            # subcommand -> its ar
                   ("--all", {"action": "store_true", "help": "also the system's own, and what was said and asked"})],
     "send": [("message", {"help": '{"target": …, "selector": …, "args": […]}'})],
     "report": [("--limit", {"type": int, "default": 20})],
+    "feedback": [("cycle", {"help": "its id, 0x…"}), ("mark", {"choices": ["right", "wrong"]}),
+                 ("note", {"nargs": "?", "help": 'why; "2 is right, 1 is not" says which passages are'}),
+                 ("--quotes", {"action": "append", "metavar": "PASSAGE", "help": "what answers: a number or a text"}),
+                 ("--not", {"action": "append", "dest": "refused", "metavar": "PASSAGE", "help": "what does not"})],
+    "golden": [("action", {"nargs": "?", "choices": ["list", "accept", "refuse", "curate"], "default": "list"}),
+               ("rows", {"nargs": "*", "type": int, "help": "numbers of rows"}),
+               ("--state", {"choices": ["raw", "accepted", "refused"], "help": "only those in this state"}),
+               ("--limit", {"type": int, "default": 20})],
     "cycles": [("--state", {"help": "only those in this state"}), ("--limit", {"type": int, "default": 20})],
     "cancel": [("cycle", {"help": "its id, 0x…"})],
     "activate": [("expert", {"help": "its name"})],

@@ -293,13 +293,28 @@ COMMANDS = {
         "fields": {"target": {"type": "text", "required": True}},
     },
     "feedback": {
-        "help": "Mark the answer of a cycle as right or wrong.",
+        "help": (
+            "Mark the answer of a cycle as right or wrong. With a `correction`, or a note such as \"2 is right, 1 is not\", it "
+            "becomes a row of the golden dataset."
+        ),
         "effect": True,
         "role": "write",
         "fields": {
             "cycle": {"type": "text", "longest": 40, "required": True},
             "mark": {"type": "choice", "choices": ["right", "wrong"], "required": True},
             "note": {"type": "text", "longest": 4000, "default": ""},
+            "correction": {
+                "type": "map",
+                "fields": {
+                    "quotes": {"type": "list", "default": []},
+                    "not_": {"type": "list", "default": []},
+                    "lead": {"type": "text", "longest": 40, "default": None},
+                    "pillars": {"type": "list", "default": None},
+                    "method": {"type": "text", "longest": 20000, "default": None},
+                    "answer": {"type": "text", "longest": 4000, "default": None},
+                },
+                "default": None,
+            },
         },
     },
     "forget": {
@@ -432,6 +447,12 @@ COMMANDS = {
             "as_of": {"type": "text", "longest": 60, "default": None},
         },
     },
+    "judge_golden": {
+        "help": "Trust rows of the golden dataset that others than who asked have corrected, or refuse them.",
+        "effect": True,
+        "role": "admin",
+        "fields": {"rows": {"type": "list", "required": True}, "accept": {"type": "switch", "required": True}},
+    },
     "list_cycles": {
         "help": "Show cycles, the newest first.",
         "effect": False,
@@ -461,6 +482,15 @@ COMMANDS = {
         "effect": False,
         "role": "read",
         "fields": {},
+    },
+    "list_golden": {
+        "help": "Show rows of the golden dataset, the newest first, and how many there are in each state.",
+        "effect": False,
+        "role": "read",
+        "fields": {
+            "state": {"type": "choice", "choices": ["raw", "accepted", "refused"], "default": None},
+            "limit": {"type": "integer", "min": 1, "max": 1000, "default": 20},
+        },
     },
     "list_objects": {
         "help": (
