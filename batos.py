@@ -35802,11 +35802,16 @@ _log_display = logging.getLogger("batos.display")
 # fmt: off
 _UI_SPEC = {
     "title": "BAT OS Memory Inspector",
-    "accent": "#f0b03f",
+    "accent": "#82aaff",
     "palette": {
-        "ground": "#11141a", "panel": "#181d26", "raised": "#222a36", "edge": "#303b4a", "chosen": "#2b3a4d",
-        "ink": "#e6e9ee", "soft": "#98a3b3", "faint": "#6b7686",
-        "good": "#5fc98f", "bad": "#f0716c", "cool": "#5aa9f0", "warm": "#f0b03f", "violet": "#b48cf2",
+        "ground": "#0e1116", "panel": "#151a21", "raised": "#1e252f", "edge": "#2f3947", "chosen": "#22324d", "mark": "#523f10",
+        "ink": "#e8ebf0", "soft": "#adb7c5", "faint": "#929dad",
+        "good": "#6fd39b", "bad": "#ff8f86", "cool": "#7cc4ff", "warm": "#f2b84b", "violet": "#c3a6ff",
+    },
+    "light": {
+        "ground": "#eef0f4", "panel": "#ffffff", "raised": "#f0f2f6", "edge": "#cfd6e0", "chosen": "#dfe8ff", "mark": "#ffe9a8",
+        "ink": "#1b222d", "soft": "#48525f", "faint": "#586270",
+        "good": "#0b6638", "bad": "#b3261e", "cool": "#0a58a6", "warm": "#7a4d00", "violet": "#6339b5",
     },
     "pages": [
         {"name": "search", "title": "Search",
@@ -35817,10 +35822,11 @@ _UI_SPEC = {
          "columns": ["level", "scope", "kind", "tags", "since", "until", "doc_id"],
          "empty": "No documents yet. Teach it some:  python batos.py learn FOLDER"},
         {"name": "ask", "title": "Ask",
-         "help": "Ask a question and see the cycle think: its states, the facets side by side, the words as they come. Brackets "
-                 "such as [1] open the document at the lines quoted. Mark an answer as right, or as wrong with what would be "
+         "help": "Ask a question; the answer stands over the passages that it is taken from, what answers on a ground. [1] goes "
+                 "to its passage, read opens that in its document. Thought shows each step as long as it took and what each "
+                 "persona said, Steps all that the journal holds. Mark an answer as right, or as wrong with what would be "
                  "right. A name in the field Conversation makes questions turns of one.",
-         "columns": ["answer", "personas", "steps"],
+         "columns": ["answer", "thought", "steps"],
          "empty": "No questions yet. What do you want to know?"},
         {"name": "objects", "title": "Objects",
          "help": "Root objects stand on the left; words find others in the whole image, slot:NAME those that have a slot, "

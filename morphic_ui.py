@@ -7,8 +7,10 @@ experts sit; it changes them by the same messages as any other client. It needs 
 else of the system: a daemon on another machine is shown as well as one on this.
 
     Ctrl+1 … Ctrl+6   the pages            Up, Down, Page, Home, End   move in a list
-    Ctrl+K or /       to the search field  Enter                       open what is selected
-    Ctrl+Z            undo a change        Escape                      back; it never quits
+    Ctrl+K            all that can be done Enter                       open what is selected
+    /                 to the search field  Shift+Up, Down, Ctrl+A      choose several, or all
+    Ctrl+Z            undo a change        Ctrl+C                      copy what is chosen
+    Ctrl+plus, minus  larger, smaller      Escape                      back; it never quits
     F1                help of the page     F5                          ask anew
     Ctrl+Q            quit                 Tab, Shift+Tab              next field, the one before
 
@@ -28,6 +30,7 @@ import argparse
 import bisect
 import collections
 import contextlib
+import ctypes
 import dataclasses
 import datetime
 import difflib
@@ -47,6 +50,7 @@ import threading
 import time
 import traceback
 import unicodedata
+import zlib
 
 import ormsgpack
 import zmq
@@ -66,21 +70,38 @@ import zmq.utils.monitor
 # fmt: off
 SPEC = {
     "title": "BAT OS Memory Inspector",
-    "accent": "#f0b03f",
+    "accent": "#82aaff",
     "palette": {
-        "ground": "#11141a",
-        "panel": "#181d26",
-        "raised": "#222a36",
-        "edge": "#303b4a",
-        "chosen": "#2b3a4d",
-        "ink": "#e6e9ee",
-        "soft": "#98a3b3",
-        "faint": "#6b7686",
-        "good": "#5fc98f",
-        "bad": "#f0716c",
-        "cool": "#5aa9f0",
-        "warm": "#f0b03f",
-        "violet": "#b48cf2",
+        "ground": "#0e1116",
+        "panel": "#151a21",
+        "raised": "#1e252f",
+        "edge": "#2f3947",
+        "chosen": "#22324d",
+        "mark": "#523f10",
+        "ink": "#e8ebf0",
+        "soft": "#adb7c5",
+        "faint": "#929dad",
+        "good": "#6fd39b",
+        "bad": "#ff8f86",
+        "cool": "#7cc4ff",
+        "warm": "#f2b84b",
+        "violet": "#c3a6ff",
+    },
+    "light": {
+        "ground": "#eef0f4",
+        "panel": "#ffffff",
+        "raised": "#f0f2f6",
+        "edge": "#cfd6e0",
+        "chosen": "#dfe8ff",
+        "mark": "#ffe9a8",
+        "ink": "#1b222d",
+        "soft": "#48525f",
+        "faint": "#586270",
+        "good": "#0b6638",
+        "bad": "#b3261e",
+        "cool": "#0a58a6",
+        "warm": "#7a4d00",
+        "violet": "#6339b5",
     },
     "pages": [
         {
@@ -99,11 +120,12 @@ SPEC = {
             "name": "ask",
             "title": "Ask",
             "help": (
-                "Ask a question and see the cycle think: its states, the facets side by side, the words as they come. "
-                "Brackets such as [1] open the document at the lines quoted. Mark an answer as right, or as wrong with what "
-                "would be right. A name in the field Conversation makes questions turns of one."
+                "Ask a question; the answer stands over the passages that it is taken from, what answers on a ground. [1] "
+                "goes to its passage, read opens that in its document. Thought shows each step as long as it took and what "
+                "each persona said, Steps all that the journal holds. Mark an answer as right, or as wrong with what would be"
+                " right. A name in the field Conversation makes questions turns of one."
             ),
-            "columns": ["answer", "personas", "steps"],
+            "columns": ["answer", "thought", "steps"],
             "empty": "No questions yet. What do you want to know?",
         },
         {
@@ -952,6 +974,12 @@ def clock_text(time_value):
     )
 
 
+def at_unix(time_value):
+    """Return {"$time": …} in seconds since 1970, 0 where there is none."""
+    text = time_value.get("$time") if isinstance(time_value, dict) else None
+    return datetime.datetime.fromisoformat(text).timestamp() if text else 0.0
+
+
 def number_text(number):
     """Return a number for people: no more digits than say something."""
     if not isinstance(number, (int, float)):
@@ -1297,6 +1325,11 @@ class Store:
             if function in functions:
                 functions.remove(function)
 
+    def forget_listeners(self):
+        """Tell nobody any more: another window is made."""
+        self._listeners.clear()
+        self._newest.clear()
+
     def _tell(self, topic, *what):
         for function in list(self._listeners[topic]):
             self._guarded(function, *what)
@@ -1496,9 +1529,10 @@ from kivy.clock import Clock
 from kivy.config import Config
 from kivy.core.text.markup import MarkupLabel
 from kivy.factory import Factory
-from kivy.graphics import Color, Line, Mesh, Rectangle, RoundedRectangle
+from kivy.graphics import Color, InstructionGroup, Line, Mesh, Rectangle, RoundedRectangle
 from kivy.lang import Builder
-from kivy.metrics import dp, sp
+from kivy.lang.parser import global_idmap as kv_names
+from kivy.metrics import Metrics, dp, sp
 from kivy.properties import (
     BooleanProperty,
     ListProperty,
@@ -1677,34 +1711,216 @@ def _drawn(text):
     )
 
 
+# ---- look: colours by theme, one scale of type, texts cut and measured
+
+THEMES = ("dark", "light")
+DENSITIES = {"comfortable": 1.0, "compact": 0.8}  # what the room around the texts of a row is times
+ZOOMS = (0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 1.75, 2.0)
+SMALL, BODY, LEAD, TITLE = 12.5, 14, 16, 20  # sp
+READABLE = 4.5  # contrast of text, WCAG 2 level AA
+NOBODY = "Roboto"  # Kivy's own family, with its bold and italic
+LOOK = {"theme": THEMES[0], "density": next(iter(DENSITIES))}
+
+
+@functools.lru_cache(maxsize=2)
+def palette(theme):
+    """Return {tone: colour} of a theme; the accent is moved until it can be read."""
+    tones = {**SPEC["palette"], **(SPEC["light"] if theme == "light" else {})}
+    grounds = [tones[name] for name in ("ground", "panel", "raised", "chosen")]
+    return {**tones, "accent": legible(SPEC["accent"], grounds, tones["ink"])}
+
+
 def colour(tone):
     """Return the hex colour of a tone of the palette."""
-    return SPEC["accent"] if tone == "accent" else SPEC["palette"].get(tone, tone)
+    return palette(LOOK["theme"]).get(tone, tone)
+
+
+def _lightness(hexed):
+    """Return the relative luminance of a colour. Source: WCAG 2."""
+    parts = get_color_from_hex(hexed)[:3]
+    linear = [
+        part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@functools.lru_cache(maxsize=1024)
+def contrast(one, other):
+    """Return how well two colours can be told apart, from 1 to 21. Source: WCAG 2."""
+    low, high = sorted((_lightness(one), _lightness(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def _mixed(one, other, share):
+    """Return a colour that is another by a share."""
+    pairs = zip(get_color_from_hex(one)[:3], get_color_from_hex(other)[:3], strict=True)
+    return "#" + "".join(f"{round(255 * (a + (b - a) * share)):02x}" for a, b in pairs)
+
+
+def legible(tone, grounds, ink):
+    """Return a tone, moved towards the ink as far as it must be so that it can be read on all grounds."""
+    for share in range(0, 11):
+        moved = _mixed(tone, ink, share / 10)
+        if all(contrast(moved, ground) >= READABLE for ground in grounds):
+            return moved
+    return ink
 
 
 def marked(text, tone="", hits=(), bold=False):
-    """Return untrusted text as markup: escaped, drawn in fonts that have it, in a tone, with spans `hits` lit up."""
+    """Return untrusted text as markup: escaped, drawn in fonts that have it, in a tone; spans `hits` stand on a ground."""
     text, parts, at = plain(text)[:SHOWN_CHARS], [], 0
     for start, end in hits:
         if start >= at:
-            parts += [
-                _drawn(text[at:start]),
-                f"[b][color={colour('accent')}]",
-                _drawn(text[start:end]),
-                "[/color][/b]",
-            ]
+            parts += [_drawn(text[at:start]), "[ref=hit]", _drawn(text[start:end]), "[/ref]"]
             at = end
     said = "".join([*parts, _drawn(text[at:])])
     said = f"[b]{said}[/b]" if bold else said
     return f"[color={colour(tone)}]{said}[/color]" if tone else said
 
 
+def unmarked(said):
+    """Return the text that markup shows."""
+    said = re.sub(r"\[/?\w[^\[\]]*\]", "", said)
+    return said.replace("&bl;", "[").replace("&br;", "]").replace("&amp;", "&")
+
+
+@functools.lru_cache(maxsize=20_000)
+def _advance(char, font, size, bold):
+    """Return how wide a character is, in pixels, in the font that has it."""
+    if unicodedata.category(char) in BARE:
+        return 0
+    return MarkupLabel(
+        font_name=FONTS.font_for(char) or font, font_size=size, bold=bold
+    ).get_extents(char)[0]
+
+
+def width_in(text, size=BODY, bold=False, font=NOBODY):
+    """Return how wide a line of text is, in pixels."""
+    pixels = sp(size)
+    return sum(_advance(char, font, pixels, bold) for char in text)
+
+
+def fitting(text, width, size=BODY, bold=False, font=NOBODY):
+    """Return how many of a text's characters fit into a width."""
+    pixels, used = sp(size), 0.0
+    for number, char in enumerate(text):
+        used += _advance(char, font, pixels, bold)
+        if used > width:
+            return number
+    return len(text)
+
+
+def cut(text, width, size=BODY, bold=False):
+    """Return a text in one line that fits, with an ellipsis where it did not."""
+    text = " ".join(plain(text[:2000]).split())
+    fits = fitting(text, width, size, bold)
+    if fits == len(text):
+        return text
+    return (
+        text[: max(1, fitting(text, width - width_in("\u2026", size, bold), size, bold))].rstrip()
+        + "\u2026"
+    )
+
+
+def lines_in(text, width, size=BODY, most=0, bold=False, font=NOBODY):
+    """Return the (start, end) of a text's lines at a width, cut at blanks where there are some; no more than `most`."""
+    spans, start = [], 0
+    while start < len(text) and not (most and len(spans) == most):
+        end = start + max(1, fitting(text[start : start + 400], width, size, bold, font))
+        blank = text.rfind(" ", start, end + 1)
+        if end < len(text) and blank > start:
+            spans.append((start, blank))
+            start = blank + 1
+        else:
+            spans.append((start, end))
+            start = end
+    return spans
+
+
+def in_lines(text, width, size=BODY, most=3):
+    """Return a text as at most so many lines of a width, the last with an ellipsis where it goes on."""
+    text = " ".join(plain(text[: 400 * most]).split())
+    spans = lines_in(text, width, size, most)
+    lines = [text[start:end] for start, end in spans]
+    if spans and spans[-1][1] < len(text):
+        lines[-1] = cut(text[spans[-1][0] :], width, size)
+    return lines
+
+
+def cut_markup(said, width, size=BODY, font=NOBODY):
+    """Return markup of one line that fits, with an ellipsis where it did not."""
+    pixels, room, used, is_bold, opened, at = sp(size), width - sp(size) * 0.8, 0.0, False, [], None
+    for found in re.finditer(r"\[(/?)(\w+)[^\]]*\]|&\w+;|.", said, re.DOTALL):
+        if found[2]:
+            opened = opened[:-1] if found[1] else [*opened, found[2]]
+            is_bold = "b" in opened
+            continue
+        used += _advance(unmarked(found[0]), font, pixels, is_bold)
+        if used <= room:
+            at = found.end(), list(opened)
+        elif used > width:
+            break
+    if used <= width or at is None:
+        return said
+    end, opened = at
+    return said[:end].rstrip() + "\u2026" + "".join(f"[/{name}]" for name in reversed(opened))
+
+
+@functools.lru_cache(maxsize=256)
+def text_of(said, font, size, width, lines, halign="left", line_height=1.0):
+    """Return a label that has drawn markup: its texture, and in refs the boxes of what stands on a ground."""
+    label = MarkupLabel(
+        text=cut_markup(said, width, size, font) if lines == 1 else said,
+        font_name=font,
+        font_size=sp(size),
+        text_size=(width, None),
+        halign=halign,
+        valign="top",
+        max_lines=lines,
+        line_height=line_height,
+        color=get_color_from_hex(colour("ink")),
+    )
+    label.refresh()
+    if label.texture and "[ref=" in said:
+        label.texture.bind()  # it is drawn, and the boxes told, when it is used first
+    return label
+
+
+# strokes in a square of 24: points, or ("o", x, y, radius)
+ICONS = {
+    "search": [("o", 10.5, 13.5, 6.5), (15.2, 8.8, 21, 3)],
+    "ask": [
+        (4, 20, 20, 20, 20, 8, 12, 8, 7, 3.5, 7, 8, 4, 8, 4, 20),
+        (8, 16, 16, 16),
+        (8, 12, 13, 12),
+    ],
+    "objects": [
+        (12, 22, 20, 17.5, 20, 7, 12, 2, 4, 7, 4, 17.5, 12, 22),
+        (4, 17.5, 12, 12.5, 20, 17.5),
+        (12, 12.5, 12, 2),
+    ],
+    "messages": [(3, 19, 21, 19, 21, 5, 3, 5, 3, 19), (3, 18, 12, 11, 21, 18)],
+    "experts": [
+        (12, 21, 21, 16, 12, 11, 3, 16, 12, 21),
+        (3, 11.5, 12, 6.5, 21, 11.5),
+        (3, 7, 12, 2, 21, 7),
+    ],
+    "life": [(2, 12, 7, 12, 10, 20, 14, 4, 17, 12, 22, 12)],
+    "commands": [(5, 19, 12, 12, 5, 5), (13, 5, 20, 5)],
+    "theme": [("o", 12, 12, 5), (12, 20, 12, 22), (12, 2, 12, 4), (2, 12, 4, 12), (20, 12, 22, 12)],
+}
+
+
 # ---- widgets
 
-PREAMBLE = "".join(
-    f"#:set {name.upper()} {get_color_from_hex(value)}\n"
-    for name, value in {**SPEC["palette"], "accent": SPEC["accent"]}.items()
-)
+
+def tell_kv():
+    """Tell the rules of kv the colours and sizes; what is made from now on has them."""
+    tones = {
+        name.upper(): get_color_from_hex(tone) for name, tone in palette(LOOK["theme"]).items()
+    }
+    sizes = {"SMALL": sp(SMALL), "BODY": sp(BODY), "LEAD": sp(LEAD), "TITLE": sp(TITLE)}
+    kv_names.update({**tones, **sizes, "MONO": FONTS.mono, "CLEAR": (0, 0, 0, 0)})
 
 
 class Unchorded:
@@ -1717,14 +1933,10 @@ class Unchorded:
 
 
 Factory.register("Unchorded", cls=Unchorded)
-SHARED_KV = (
-    PREAMBLE
-    + """
-#:set MONO {mono!r}
-
+SHARED_KV = """
 <Label>:
     color: INK
-    font_size: '14sp'
+    font_size: BODY
 
 <Words>:
     markup: True
@@ -1735,7 +1947,7 @@ SHARED_KV = (
     valign: 'top'
 
 <Caption@Words>:
-    font_size: '12.5sp'
+    font_size: SMALL
     color: SOFT
 
 <Field@Unchorded+TextInput>:
@@ -1744,16 +1956,17 @@ SHARED_KV = (
     write_tab: False
     text_validate_unfocus: False
     size_hint_y: None
-    height: '34dp'
-    padding: dp(9), dp(8)
+    height: dp(36)
+    padding: dp(10), dp(9)
     cursor_blink: False
-    font_size: '14sp'
+    cursor_width: dp(2)
+    font_size: BODY
     mono: False
     font_name: app.input_font(self.text, self.mono)
     background_normal: ''
     background_active: ''
     background_disabled_normal: ''
-    background_color: 0, 0, 0, 0
+    background_color: CLEAR
     foreground_color: INK
     disabled_foreground_color: FAINT
     hint_text_color: FAINT
@@ -1765,11 +1978,12 @@ SHARED_KV = (
         RoundedRectangle:
             pos: self.pos
             size: self.size
-            radius: [dp(5)]
+            radius: [dp(7)]
         Color:
             rgba: ACCENT if self.focus else EDGE
         Line:
-            rounded_rectangle: self.x, self.y, self.width, self.height, dp(5)
+            width: 1.4 if self.focus else 1
+            rounded_rectangle: self.x, self.y, self.width, self.height, dp(7)
         Color:
             rgba: self.foreground_color if self.text else self.hint_text_color
 
@@ -1777,35 +1991,53 @@ SHARED_KV = (
     multiline: True
     size_hint_y: 1
     mono: True
-    font_size: '13.5sp'
+    font_size: sp(13.5)
 
 <Push>:
     markup: True
     size_hint: None, None
-    height: '34dp'
-    width: max(self.texture_size[0] + dp(24), dp(36))
-    font_size: '13.5sp'
-    color: (GROUND if self.strong else INK) if not self.disabled else FAINT
+    height: dp(34)
+    width: max(self.texture_size[0] + dp(26), dp(36))
+    font_size: BODY
+    color: FAINT if self.disabled else GROUND if self.strong else INK
     disabled_color: FAINT
     canvas.before:
         Color:
-            rgba: PANEL if self.disabled else ACCENT if self.strong else CHOSEN if self.down or self.state == 'down' else RAISED
+            rgba: self.ground_of(self.strong, self.down, self.state, self.quiet, self.disabled)
         RoundedRectangle:
             pos: self.pos
             size: self.size
-            radius: [dp(5)]
+            radius: [dp(7)]
         Color:
-            rgba: ACCENT if self.focus else EDGE
+            rgba: (INK if self.strong else ACCENT) if self.focus else CLEAR
         Line:
-            width: 1.2 if self.focus else 1
-            rounded_rectangle: self.x, self.y, self.width, self.height, dp(5)
+            width: 1.4
+            rounded_rectangle: self.x + dp(1), self.y + dp(1), self.width - dp(2), self.height - dp(2), dp(6)
 
 <Bare@Push>:
-    height: '30dp'
+    height: dp(30)
+
+<Tab>:
+    height: dp(34)
+    width: self.texture_size[0] + dp(22)
+    quiet: True
+    color: INK if self.down else SOFT
+    canvas.before:
+        Clear:
+        Color:
+            rgba: ACCENT if self.down else CLEAR
+        Rectangle:
+            pos: self.x + dp(11), self.y
+            size: self.width - dp(22), dp(2)
+        Color:
+            rgba: ACCENT if self.focus else CLEAR
+        Line:
+            width: 1.4
+            rounded_rectangle: self.x + dp(1), self.y + dp(3), self.width - dp(2), self.height - dp(4), dp(6)
 
 <Pane@BoxLayout>:
     orientation: 'vertical'
-    padding: dp(10)
+    padding: dp(12)
     spacing: dp(8)
     canvas.before:
         Color:
@@ -1813,77 +2045,31 @@ SHARED_KV = (
         RoundedRectangle:
             pos: self.pos
             size: self.size
-            radius: [dp(6)]
+            radius: [dp(8)]
 
 <Strip@BoxLayout>:
     size_hint_y: None
-    height: '34dp'
-    spacing: dp(6)
+    height: dp(36)
+    spacing: dp(8)
 
 <Flow@StackLayout>:
     size_hint_y: None
     height: self.minimum_height
-    spacing: dp(6)
+    spacing: dp(8)
 
 <Tabs>:
     size_hint_y: None
-    height: '30dp'
-    spacing: dp(4)
-
-<Row>:
+    height: dp(36)
     canvas.before:
         Color:
-            rgba: CHOSEN if self.chosen else (1, 1, 1, 0.018 if self.index % 2 and not self.mono else 0)
+            rgba: EDGE
         Rectangle:
             pos: self.pos
-            size: self.size
-        Color:
-            rgba: ACCENT if self.chosen else (0, 0, 0, 0)
-        Rectangle:
-            pos: self.pos
-            size: dp(3), self.height
-        Color:
-            rgba: EDGE if self.bar >= 0 else (0, 0, 0, 0)
-        RoundedRectangle:
-            pos: self.right - dp(74), self.top - dp(20)
-            size: dp(64), dp(7)
-            radius: [dp(3)]
-        Color:
-            rgba: ACCENT if self.bar >= 0 else (0, 0, 0, 0)
-        RoundedRectangle:
-            pos: self.right - dp(74), self.top - dp(20)
-            size: dp(64) * max(0, min(1, self.bar)), dp(7)
-            radius: [dp(3)]
-    Label:
-        id: main
-        markup: True
-        font_name: MONO if root.mono else 'Roboto'
-        font_size: '13.5sp' if root.mono else '14sp'
-        text: root.text
-        pos: root.x + dp(10) + root.indent, root.y
-        size: max(1, root.width - dp(16) - root.indent - root.side_width), root.height
-        text_size: self.width, self.height - (root.pad * 2 if root.lines > 1 else 0)
-        halign: 'left'
-        valign: 'middle' if root.lines == 1 else 'top'
-        shorten: root.lines == 1 and not root.mono
-        shorten_from: 'right'
-        max_lines: root.lines
-        line_height: 1.06 if root.lines > 1 else 1
-    Label:
-        markup: True
-        text: root.side
-        font_size: '12.5sp'
-        color: SOFT
-        pos: root.right - root.side_width - dp(8), root.y
-        size: max(1, root.side_width), root.height - (dp(24) if root.bar >= 0 else 0)
-        text_size: self.width, self.height - (root.pad * 2 if root.lines > 1 else 0)
-        halign: 'right'
-        valign: 'middle' if root.lines == 1 else 'top'
-        max_lines: max(1, root.lines)
+            size: self.width, dp(1)
 
 <Rows>:
     always_overscroll: False
-    bar_width: dp(7)
+    bar_width: dp(8)
     bar_color: EDGE
     bar_inactive_color: EDGE
     scroll_type: ['bars', 'content']
@@ -1891,9 +2077,10 @@ SHARED_KV = (
     viewclass: 'Row'
     canvas.after:
         Color:
-            rgba: ACCENT[:3] + [0.55] if self.focus else (0, 0, 0, 0)
+            rgba: ACCENT if self.focus else CLEAR
         Line:
-            rounded_rectangle: self.x, self.y, self.width, self.height, dp(4)
+            width: 1.2
+            rounded_rectangle: self.x, self.y, self.width, self.height, dp(6)
     RecycleBoxLayout:
         default_size: None, None
         default_size_hint: 1, None
@@ -1903,9 +2090,10 @@ SHARED_KV = (
 
 <Reader>:
     orientation: 'vertical'
-    spacing: dp(6)
+    spacing: dp(8)
     Strip:
-        height: '30dp'
+        height: dp(34) if root.title else 0
+        opacity: 1 if root.title else 0
         Words:
             text: root.old + root.title
             size_hint_y: 1
@@ -1914,10 +2102,16 @@ SHARED_KV = (
             shorten: False
             max_lines: 1
         Push:
+            text: 'Wide'
+            quiet: True
+            disabled: not root.title or root.wide
+            opacity: 0 if root.wide else 1
+            on_release: root.widen()
+        Push:
             text: 'Close'
-            height: '28dp'
-            opacity: 1 if root.title else 0
-            disabled: not root.title
+            quiet: True
+            disabled: not root.title or root.wide
+            opacity: 0 if root.wide else 1
             on_release: root.clear()
     Rows:
         id: rows
@@ -1929,14 +2123,18 @@ SHARED_KV = (
     size_hint: 0.74, 0.82
     auto_dismiss: False
     background: ''
-    background_color: PANEL
-    overlay_color: 0, 0, 0, 0.6
+    background_color: CLEAR
+    overlay_color: 0, 0, 0, 0.55
     Pane:
+        padding: dp(20)
+        spacing: dp(12)
         Words:
             text: root.title
-            font_size: '17sp'
+            font_size: TITLE
+            height: self.texture_size[1] if self.text else 0
         Caption:
             text: root.note
+            height: self.texture_size[1] if self.text else 0
         BoxLayout:
             id: body
             orientation: 'vertical'
@@ -1945,7 +2143,6 @@ SHARED_KV = (
             id: buttons
             Widget:
 """
-)
 
 
 class Words(Label):
@@ -1955,15 +2152,26 @@ class Words(Label):
 
 
 class Push(FocusBehavior, ButtonBehavior, Label):
-    """A button, also by Enter and Space. `down` shows it as chosen, `strong` as what one most likely wants."""
+    """A button, also by Enter and Space. `down` shows it as chosen, `strong` as what one most likely wants, `quiet` bare."""
 
-    down, strong = BooleanProperty(False), BooleanProperty(False)
+    down, strong, quiet = BooleanProperty(False), BooleanProperty(False), BooleanProperty(False)
+
+    @staticmethod
+    def ground_of(strong, down, state, quiet, disabled):
+        """Return the colour that stands below the words."""
+        shows = {"accent": strong and not disabled, "chosen": down or state == "down", "": quiet}
+        tone = next((tone for tone, is_so in shows.items() if is_so), "raised")
+        return get_color_from_hex(colour(tone)) if tone else (0, 0, 0, 0)
 
     def keyboard_on_key_down(self, window, keycode, text, modifiers):
         if keycode[1] in ("enter", "numpadenter", "spacebar") and not self.disabled:
             self.dispatch("on_release")
             return True
         return super().keyboard_on_key_down(window, keycode, text, modifiers)
+
+
+class Tab(Push):
+    """One name of Tabs."""
 
 
 class Chooser(Push):
@@ -1995,63 +2203,212 @@ class Tabs(BoxLayout):
     def on_names(self, *_):
         self.clear_widgets()
         for name in self.names:
-            push = Push(text=name, height=dp(30), down=name == self.chosen)
+            push = Tab(text=name.capitalize(), down=name == self.chosen)
+            push.name = name
             push.bind(on_release=lambda _, name=name: setattr(self, "chosen", name))
             self.add_widget(push)
         self.add_widget(Widget())
 
     def on_chosen(self, *_):
         for push in self.children:
-            push.down = getattr(push, "text", None) == self.chosen
+            if isinstance(push, Tab):
+                push.down = push.name == self.chosen
+
+
+BAR_WIDE = 56  # dp, of the bar that stands above a side note
 
 
 class Row(RecycleDataViewBehavior, Widget):
-    """A line of a list: text on the left, a side note on the right, perhaps a bar above it."""
+    """A line of a list: text on the left, a side note on the right, perhaps a bar above it.
 
-    text, side, tone = StringProperty(), StringProperty(), StringProperty()
-    bar, indent, side_width, lines, pad = (NumericProperty(value) for value in (-1, 0, 0, 1, 4))
-    mono, chosen = BooleanProperty(False), BooleanProperty(False)
-    index = NumericProperty(0)
-    PLAIN = {
-        "text": "",
-        "side": "",
-        "bar": -1,
-        "indent": 0,
-        "side_width": 0,
-        "lines": 1,
-        "mono": False,
-    }
+    I draw my texts myself, from textures that are kept: a list that is scrolled shows them anew and makes few.
+    """
+
+    chosen, index = BooleanProperty(False), NumericProperty(0)
+
+    def __init__(self, **how):
+        super().__init__(**how)
+        self.given, self.labels, self._places, self.text, self.side = {}, [], [], "", ""
+        with self.canvas:
+            self._tones = {name: Color(0, 0, 0, 0) for name in ("ground",)}
+            self._ground = RoundedRectangle(radius=[dp(5)])
+        self._inner = InstructionGroup()
+        self.canvas.add(self._inner)
+        self._anew = Clock.create_trigger(lambda _: self._draw(), -1)
+        self.bind(pos=self._anew, size=self._anew, chosen=self._light)
 
     def refresh_view_attrs(self, rows, index, data):
-        self.index, self.chosen = index, index == rows.chosen
-        for name, value in self.PLAIN.items():
-            setattr(self, name, data.get(name, value))
+        self.index, self.given = index, data
+        self.chosen = rows.holds(index)
+        self.text, self.side = data["text"], data["side"]
         self.height = data["height"]
+        self._anew()
+
+    def _light(self, *_):
+        self._tones["ground"].rgba = self._tone(
+            "chosen" if self.chosen else self.given.get("ground")
+        )
+
+    @staticmethod
+    def _tone(name, share=1.0):
+        return (*get_color_from_hex(colour(name))[:3], share) if name else (0, 0, 0, 0)
+
+    def _draw(self):
+        """Draw what the row was given, at the place that it has."""
+        given, inner = self.given, self._inner
+        self._light()
+        self._ground.pos, self._ground.size = self.pos, self.size
+        inner.clear()
+        if not given or self.width < 30:
+            return
+        left, pad = self.x + dp(10) + given["indent"], dp(given["pad"])
+        side_width = given["side_width"]
+        width = max(8, int(self.right - dp(12) - left - (side_width + dp(8) if side_width else 0)))
+        self.labels = self._labels(given, width)
+        one = given["lines"] == 1
+        top = self._top_of(self.labels[0], one, pad)
+        self._places = []  # (left, top, label) of each text, for what can be pressed
+        for label in self.labels:
+            self._text(label, left, top)
+            self._places.append((int(left), top, label))
+            top -= label.texture.height if label.texture else 0
+        if given.get("margin"):
+            self._margin(left, *given["margin"])
+        if given["side"]:
+            side = text_of(given["side"], NOBODY, SMALL, int(side_width), 3, "right")
+            below = dp(16) if given["bar"] >= 0 else dp(2)
+            top = self._top_of(side, one and given["bar"] < 0, pad + below)
+            self._text(side, self.right - side_width - dp(10), top)
+        if given["bar"] >= 0:
+            self._bar(given["bar"], pad)
+
+    @staticmethod
+    def _labels(given, width):
+        """Return what is drawn of the text: where it comes in lines, each of them cut to the width."""
+        lines = given["text"].split("\n") if given["each"] else [given["text"]]
+        count = 1 if given["each"] else given["lines"]
+        return [text_of(line, given["font"], given["type"], width, count) for line in lines]
+
+    def _margin(self, left, number, sign, offset):
+        """Draw what stands before a text: its line's number, the sign of an item."""
+        for said, size, x, tone in (
+            (number, 11.5, self.x + self.given.get("aside", 0), "faint"),
+            (sign, BODY, left - dp(26), "soft"),
+        ):
+            if said:
+                label = text_of(
+                    marked(said, tone),
+                    NOBODY,
+                    size,
+                    int(dp(34 if said is number else 22)),
+                    1,
+                    "right",
+                )
+                self._text(label, x, self._top_of(label, True, 0))
+
+    def _top_of(self, label, middle, pad):
+        height = label.texture.height if label.texture else 0
+        return int(self.center_y + height / 2) if middle else int(self.top - pad)
+
+    def _text(self, label, x, top):
+        """Draw a label, and below its texts the grounds that some of it stands on."""
+        texture, inner = label.texture, self._inner
+        if texture is None:
+            return
+        inner.add(Color(*self._tone("mark")))
+        for name, boxes in label.refs.items():
+            for box in boxes if name in ("hit", "span") else ():
+                x0, y0, x1, y1 = box
+                inner.add(Rectangle(pos=(x + x0 - 1, top - y1), size=(x1 - x0 + 2, y1 - y0)))
+        inner.add(Color(1, 1, 1, 1))
+        inner.add(Rectangle(texture=texture, pos=(int(x), top - texture.height), size=texture.size))
+
+    def _bar(self, share, pad):
+        wide, x, y = dp(BAR_WIDE), self.right - dp(BAR_WIDE + 10), self.top - pad - dp(10)
+        for tone, width in (("edge", wide), ("soft", wide * max(0, min(1, share)))):
+            self._inner.add(Color(*self._tone(tone)))
+            self._inner.add(RoundedRectangle(pos=(x, y), size=(width, dp(5)), radius=[dp(2)]))
+
+    def ref_at(self, x, y):
+        """Return what stands at a place of the text, such as the number of a citation, or None."""
+        for left, top, label in self._places:
+            for name, boxes in label.refs.items():
+                for x0, y0, x1, y1 in boxes if name not in ("hit", "span") else ():
+                    if x0 <= x - left <= x1 and y0 <= top - y <= y1:
+                        return name
+        return None
 
     def on_touch_down(self, touch):
         rows = self._rows()
         if not self.collide_point(*touch.pos) or rows is None or touch.is_mouse_scrolling:
             return super().on_touch_down(touch)
         rows.focus = True
-        rows.choose(self.index)
-        if rows.clicks == 1 or touch.is_double_tap:
+        if getattr(touch, "button", "") == "right":
+            rows.menu(self.index, touch)
+            return True
+        modifiers = App.get_running_app().root_window.modifiers if touch.device == "mouse" else ()
+        rows.choose(self.index, extend="shift" in modifiers)
+        ref = self.ref_at(*touch.pos)
+        if ref is not None:
+            rows.dispatch("on_ref", ref)
+        elif rows.clicks == 1 or touch.is_double_tap:
             rows.dispatch("on_open")
         return True
+
+    def on_touch_move(self, touch):
+        """Choose all from where the mouse was pressed to here."""
+        rows = self._rows()
+        if rows is not None and rows.focus and rows.chosen >= 0 and self.collide_point(*touch.pos):
+            if (
+                self.index != rows.chosen
+                and touch.device == "mouse"
+                and not touch.is_mouse_scrolling
+            ):
+                rows.choose(self.index, extend=True)
+        return super().on_touch_move(touch)
 
     def _rows(self):
         return self.parent.recycleview if self.parent else None
 
 
-def row(text, side="", height=30, value=None, **how):
-    """Return a list row's data; text and side are markup, height is in dp, value is what the row stands for."""
+def row(text, side="", height=None, value=None, **how):
+    """Return a list row's data; text and side are markup, value is what the row stands for.
+
+    height is in dp; without one it is as many `lines` as the text has, of its `size`, with the room of `pad` around them.
+    """
+    lines = how.pop("lines", text.count("\n") + 1)
+    size, pad = how.pop("size", BODY), how.pop("pad", 6) * DENSITIES[LOOK["density"]]
+    tall = dp(height) if height else lines * line_high(size) + 2 * dp(pad) + dp(1)
+    plain_of = {
+        "bar": -1,
+        "indent": 0,
+        "font": NOBODY,
+        "each": lines > 1 and in_balance(text),
+        "side_width": dp(76) if side else 0,
+    }
     return {
+        **plain_of,
         "text": text,
         "side": side,
-        "height": dp(height),
+        "height": tall,
         "value": value,
-        "side_width": dp(86) if side else 0,
+        "lines": lines,
+        "type": size,
+        "pad": pad,
         **how,
     }
+
+
+def in_balance(text):
+    """Whether text comes in lines, each of which is markup by itself."""
+    parts = text.split("\n")
+    return len(parts) > 1 and all(part.count("[") == 2 * part.count("[/") for part in parts)
+
+
+@functools.lru_cache(maxsize=64)
+def line_high(size, font=NOBODY):
+    """Return how tall a line of text is, in pixels."""
+    return MarkupLabel(font_name=font, font_size=sp(size)).get_extents("Ay")[1]
 
 
 NAMED_BY = ("chunk_id", "change", "cycle", "oid", "doc_id")
@@ -2068,17 +2425,19 @@ def stands_for(value):
 
 
 class Rows(FocusBehavior, RecycleView):
-    """A list that takes ten thousand rows. Arrows move, Enter (or `clicks` clicks) opens, the end asks for more."""
+    """A list that takes ten thousand rows. Arrows move, Enter (or `clicks` clicks) opens, the end asks for more.
+
+    Shift, or the mouse held down, chooses several; Ctrl+C copies what they say.
+    """
 
     chosen, clicks, empty = NumericProperty(-1), NumericProperty(1), StringProperty()
     MOVES = {"up": -1, "down": 1, "pageup": -12, "pagedown": 12, "home": -(10**9), "end": 10**9}
 
     def __init__(self, **how):
-        self._tops = [0]
+        self._tops, self.anchor = [0], -1
         super().__init__(**how)
-        self.register_event_type("on_open")
-        self.register_event_type("on_move")
-        self.register_event_type("on_more")
+        for event in ("on_open", "on_move", "on_more", "on_ref"):
+            self.register_event_type(event)
 
     def on_open(self):
         """What is chosen shall be opened."""
@@ -2089,6 +2448,9 @@ class Rows(FocusBehavior, RecycleView):
     def on_more(self):
         """The end was scrolled to."""
 
+    def on_ref(self, ref):
+        """A part of a text that stands for something was clicked."""
+
     def on_empty(self, *_):
         if self.layout_manager and all(one["value"] is None for one in (self.data or ())[:2]):
             self.fill([])
@@ -2098,17 +2460,23 @@ class Rows(FocusBehavior, RecycleView):
         """The value of the chosen row, or None."""
         return self.data[self.chosen]["value"] if 0 <= self.chosen < len(self.data) else None
 
+    def holds(self, index):
+        """Whether a row is among what is chosen."""
+        return self.chosen >= 0 and min(self.anchor, self.chosen) <= index <= max(
+            self.anchor, self.chosen
+        )
+
     def fill(self, rows, keep=False):
         """Show rows, or the empty text; `keep` keeps what is chosen, and the place."""
         rows = rows or (
-            [row(marked(self.empty, "faint"), height=120, lines=6)] if self.empty else []
+            [row(marked(self.empty, "faint"), height=140, lines=6, pad=16)] if self.empty else []
         )
         above = (1 - self.scroll_y) * self._room() if keep else 0
         chosen = self._place_in(rows) if keep else -1
         self._tops = [0]
         for one in rows:
             self._tops.append(self._tops[-1] + one["height"])
-        self.data, self.chosen = rows, chosen
+        self.data, self.chosen, self.anchor = rows, chosen, chosen
         room = self._room()
         self.scroll_y = 1 - min(1, above / room) if room else 1
         self._light()
@@ -2132,12 +2500,14 @@ class Rows(FocusBehavior, RecycleView):
         """Add rows at the end; the place stays."""
         self.fill([*self.data, *rows], keep=True)
 
-    def choose(self, index, show=False):
-        """Choose a row; `show` scrolls to it."""
+    def choose(self, index, show=False, extend=False):
+        """Choose a row; `show` scrolls to it, `extend` chooses all from the one that was chosen first."""
         if not self.data:
             return
         moved = index != self.chosen
         self.chosen = max(0, min(len(self.data) - 1, index))
+        if not extend or self.anchor < 0:
+            self.anchor = self.chosen
         if show:
             self.show(self.chosen)
         self._light()
@@ -2146,7 +2516,38 @@ class Rows(FocusBehavior, RecycleView):
 
     def _light(self):
         for view in self.children[0].children if self.children else ():
-            view.chosen = view.index == self.chosen
+            view.chosen = self.holds(view.index)
+
+    def said(self):
+        """Return what the chosen rows say; of none, what all say."""
+        wanted = [one for n, one in enumerate(self.data) if self.chosen < 0 or self.holds(n)]
+        return "\n".join(one.get("copy") or unmarked(one["text"]) for one in wanted)
+
+    def copy(self):
+        """Put what the chosen rows say into the clipboard."""
+        from kivy.core.clipboard import Clipboard
+
+        Clipboard.copy(self.said())
+        count = sum(map(self.holds, range(len(self.data)))) or len(self.data)
+        App.get_running_app().inspector.say(f"copied {count} {'line' if count == 1 else 'lines'}")
+
+    def menu(self, index, touch):
+        """Offer what can be done with the row below the mouse."""
+        if not self.holds(index):
+            self.choose(index)
+        Menu.offer(
+            touch,
+            [
+                ("Open", lambda: self.dispatch("on_open")),
+                ("Copy", self.copy),
+                ("Choose all", self.choose_all),
+            ],
+        )
+
+    def choose_all(self):
+        """Choose all rows."""
+        self.anchor = 0
+        self.choose(len(self.data) - 1, extend=True)
 
     def show(self, index, at=None):
         """Scroll so that a row is seen; `at` is where, from 0 (top) to 1, else only as far as needed."""
@@ -2165,15 +2566,22 @@ class Rows(FocusBehavior, RecycleView):
             self.dispatch("on_more")
 
     def keyboard_on_key_down(self, window, keycode, text, modifiers):
-        if keycode[1] in self.MOVES and not modifiers:
-            self.choose(self.chosen + self.MOVES[keycode[1]], show=True)
+        name, held = keycode[1], [one for one in modifiers if one in ("shift", "ctrl", "alt")]
+        if name in self.MOVES and held in ([], ["shift"]):
+            self.choose(self.chosen + self.MOVES[name], show=True, extend=bool(held))
             if self.chosen == len(self.data) - 1:
                 self.dispatch("on_more")
             return True
-        if keycode[1] in ("enter", "numpadenter") and self.chosen >= 0:
+        if name in ("enter", "numpadenter") and self.chosen >= 0 and not held:
             self.dispatch("on_open")
             return True
+        if held == ["ctrl"] and name in ("c", "a"):
+            self.copy() if name == "c" else self.choose_all()
+            return True
         return super().keyboard_on_key_down(window, keycode, text, modifiers)
+
+
+CODE = 13.5  # sp, of what stands in the fixed font
 
 
 def line_rows(lines, columns, numbers=True):
@@ -2187,39 +2595,342 @@ def line_rows(lines, columns, numbers=True):
                 else ""
             )
             lit = hits_in(piece, hits) if hits else ()
-            rows.append(row(margin + marked(piece, tone, lit), height=20, mono=True, value=value))
+            rows.append(code_row(margin + marked(piece, tone, lit), value, copy=piece))
     return rows
+
+
+def code_row(said, value=None, **how):
+    """Return a row of the fixed font."""
+    return row(said, height=19, font=FONTS.mono, size=CODE, value=value, lines=1, pad=0, **how)
 
 
 def columns_of(rows, margin=9):
     """Return how many columns of the fixed font fit into a list."""
-    return max(20, int((rows.width - dp(24)) / (sp(13.5) * 0.6)) - margin)
+    return max(20, int((rows.width - dp(24)) / (sp(CODE) * 0.6)) - margin)
+
+
+class Menu(ModalView):
+    """Some things that can be done, at the place of the mouse."""
+
+    @classmethod
+    def offer(cls, touch, things):
+        """Show names; that which is pressed is done."""
+        wide, high = dp(170), dp(32) * len(things) + dp(8)
+        window = App.get_running_app().root_window
+        x, y = min(touch.x, window.width - wide), max(0, touch.y - high)
+        menu = cls(
+            size_hint=(None, None), size=(wide, high), overlay_color=(0, 0, 0, 0), background=""
+        )
+        menu.background_color = (0, 0, 0, 0)
+        menu.pos_hint = {"x": x / window.width, "y": y / window.height}
+        pane = Factory.Pane(padding=dp(4), spacing=0)
+        for name, then in things:
+            push = Push(text=name, quiet=True, size_hint_x=1, height=dp(32))
+            push.bind(on_release=lambda _, then=then: (menu.dismiss(animation=False), then()))
+            pane.add_widget(push)
+        menu.add_widget(pane)
+        menu.open(animation=False)
+        return menu
+
+
+# ---- reading: documents as they are meant to be read
+
+COLUMN = 720  # dp, the widest that a text to read is set
+HEADINGS = (21, 18, 16, 15, 15, 15)  # sp, by level
+READ = 15  # sp
+JOINED = 55  # letters of a line from which on the next one goes on with it
+INLINE = re.compile(
+    r"(?P<code>`+)(?P<coded>[^`]+)(?P=code)|(?P<bold>\*\*|__)(?=\S)(?P<bolded>.+?)(?<=\S)(?P=bold)"
+    r"|(?<![\w*])\*(?=[^\s*])(?P<leaned>[^*]+?)(?<=[^\s*])\*(?![\w*])|!?\[(?P<linked>[^\]]+)\]\([^)\s]*\)"
+)
+STYLES = {"coded": "code", "bolded": "bold", "leaned": "lean", "linked": "link"}
+ITEM = re.compile(r"(\s*)(?:[-*+\u2022]|\d{1,3}[.)])\s+")
+HEADING = re.compile(r"(#{1,6})\s+(.*?)\s*#*$")
+RULE = re.compile(r"\s*([-*_=~])(\s*\1){2,}\s*$")
+FENCE = re.compile(r"\s*(```|~~~)\s*(\w*)")
+
+
+@dataclasses.dataclass
+class Block:
+    """What stands together in a document: a heading, a paragraph, an item, a line of code."""
+
+    kind: str  # heading, text, item, quote, code, rule
+    text: str
+    place: tuple  # (line, chunk) where it begins
+    level: int = 0  # of a heading, or how far it is set in
+    language: str = ""
+    ended: int = 0  # letters of its last line
+
+
+def blocks_of(kind, lines, name=""):
+    """Return the Blocks of a document's lines [(number, text, chunk)]; kind as the daemon tells it."""
+    if kind == "code":
+        return [Block("code", text, (number, chunk), 0, name) for number, text, chunk in lines]
+    blocks, fenced = [], None
+    for number, text, chunk in lines:
+        fence = FENCE.match(text) if kind == "markdown" else None
+        if fence:
+            fenced = None if fenced is not None else fence[2]
+        elif (
+            fenced is not None
+            or kind == "markdown"
+            and text.startswith("    ")
+            and not ITEM.match(text)
+        ):
+            blocks.append(Block("code", text, (number, chunk), 1, fenced or ""))
+        else:
+            _add_line(blocks, kind, number, text, chunk)
+    return blocks
+
+
+def _add_line(blocks, kind, number, text, chunk):
+    """Add a line of prose to the Blocks: it goes on with the one before, or begins one."""
+    last, heading, item = blocks[-1] if blocks else None, HEADING.match(text), ITEM.match(text)
+    if not text.strip():
+        blocks.append(Block("space", "", (number, chunk)))
+    elif kind == "markdown" and heading:
+        blocks.append(Block("heading", heading[2], (number, chunk), len(heading[1])))
+    elif RULE.match(text) and "|" not in text:
+        blocks.append(Block("rule", "", (number, chunk)))
+    elif text.lstrip().startswith("|") or re.search(
+        r"\S\s{3,}\S", text
+    ):  # columns keep their places
+        blocks.append(Block("code", text, (number, chunk), 1))
+    elif item:
+        blocks.append(
+            Block(
+                "item",
+                text[item.end() :],
+                (number, chunk),
+                len(item[1]) // 2 + 1,
+                item[0].strip(),
+                len(text),
+            )
+        )
+    elif last and last.kind in ("text", "item", "quote") and _goes_on(last, text, kind):
+        last.text += " " + text.strip().removeprefix(">").strip()
+        last.ended = len(text)
+    elif text.startswith(">"):
+        blocks.append(Block("quote", text.lstrip("> "), (number, chunk), 1))
+    else:
+        blocks.append(Block("text", text.strip(), (number, chunk), ended=len(text)))
+
+
+def _goes_on(last, text, kind):
+    """Whether a line goes on with the Block before it."""
+    if kind == "markdown":
+        return True
+    return (
+        last.ended >= JOINED or text[:1].islower() or last.kind == "item" and text.startswith(" ")
+    )
+
+
+def styled(text):
+    """Return (the text that inline Markdown shows, [style of each character])."""
+    said, styles, at = "", [], 0
+    for found in INLINE.finditer(text):
+        name = next(name for name in STYLES if found[name] is not None)
+        for piece, style in ((text[at : found.start()], ""), (found[name], STYLES[name])):
+            said, styles = said + piece, styles + [style] * len(piece)
+        at = found.end()
+    return said + text[at:], styles + [""] * (len(text) - at)
+
+
+def quoted_in(text, quotes):
+    """Return [(start, end)] of where a text says one of some quotes, whatever stands between the words."""
+    spans = []
+    for quote in quotes:
+        words = re.findall(r"\w+", quote)[:200]
+        found = (
+            re.search(r"\W+".join(map(re.escape, words)) + r"[.!?:;)\"'\u201d]*", text)
+            if words
+            else None
+        )
+        if found and spans and not text[spans[-1][1] : found.start()].strip():
+            spans[-1] = (spans[-1][0], found.end())  # lines of one sentence
+        else:
+            spans += [found.span()] if found else []
+    return sorted(spans)
+
+
+def _wrapped_styled(text, styles, width, size):
+    """Return the (start, end) of the lines of a text whose characters have styles."""
+    fonts = {"code": (FONTS.mono, sp(size) * 0.92, False), "bold": (NOBODY, sp(size), True)}
+    usual, spans, start, used, blank = (NOBODY, sp(size), False), [], 0, 0.0, -1
+    for n, char in enumerate(text):
+        used += _advance(char, *fonts.get(styles[n], usual))
+        if char == " ":
+            blank = n
+        if used > width and n > start:
+            end = blank if blank > start else n
+            spans.append((start, end))
+            start = end + (text[end] == " ")
+            used = sum(_advance(text[k], *fonts.get(styles[k], usual)) for k in range(start, n + 1))
+    return [*spans, (start, len(text))] if start < len(text) or not spans else spans
+
+
+DRESS = {
+    "": ("", ""),
+    "bold": ("[b]", "[/b]"),
+    "lean": ("[i]", "[/i]"),
+    "code": ("[font={mono}][size={small}]", "[/size][/font]"),
+    "link": ("[color={cool}]", "[/color]"),
+}
+
+
+def _dressed(text, styles, lit, size):
+    """Return markup of a line: each run of one style, and of what is lit, in its dress."""
+    runs = []
+    for char, style, is_lit in zip(text, styles, lit, strict=True):
+        if runs and runs[-1][1:] == [style, is_lit]:
+            runs[-1][0] += char
+        else:
+            runs.append([char, style, is_lit])
+    told_of = {"mono": FONTS.mono, "small": int(sp(size) * 0.92), "cool": colour("cool")}
+    said = []
+    for run, style, is_lit in runs:
+        before, after = (part.format(**told_of) for part in DRESS[style])
+        said.append(f"{before}{_drawn(run)}{after}")
+        if is_lit:
+            said[-1] = f"[ref=span]{said[-1]}[/ref]"
+    return "".join(said)
+
+
+def block_rows(block, width, words=(), quotes=(), ground=None, numbers=True):
+    """Return the rows of a Block at a width; what is spelt as `words`, or is one of `quotes`, stands on a ground."""
+    if block.kind in ("space", "rule"):
+        return [row("", height=9, value=block.place, ground=ground, lines=1, pad=0)]
+    if block.kind == "code":
+        return _code_rows(block, width, words, quotes, ground, numbers)
+    size = HEADINGS[block.level - 1] if block.kind == "heading" else READ
+    indent = dp(44) * numbers + dp(18) * (block.level if block.kind in ("item", "quote") else 0)
+    text, styles = styled(plain(block.text))
+    styles = ["bold"] * len(text) if block.kind == "heading" else styles
+    spans = quoted_in(text, quotes) if quotes else hits_in(text, words)
+    lit = [False] * len(text)
+    for start, end in spans:
+        lit[start:end] = [True] * (end - start)
+    rows = []
+    for start, end in _wrapped_styled(text, styles, min(width, dp(COLUMN)) - indent - dp(24), size):
+        said = _dressed(text[start:end], styles[start:end], lit[start:end], size)
+        high = line_high(size) * 1.34 + (dp(8) if block.kind == "heading" and not rows else 0)
+        margin = _margin(block, numbers) if not rows else None
+        one = row(
+            said,
+            value=block.place,
+            size=size,
+            lines=1,
+            pad=0,
+            indent=indent,
+            ground=ground,
+            margin=margin,
+        )
+        rows.append({**one, "height": high, "copy": text[start:end], "lit": any(lit[start:end])})
+    return rows
+
+
+def _margin(block, numbers):
+    """Return what stands before the first line of a Block: its number, or the sign of an item."""
+    sign = (
+        (block.language if block.language[:1].isdigit() else "\u2022")
+        if block.kind == "item"
+        else ""
+    )
+    return (str(block.place[0]) if numbers else "", sign, dp(18) * (block.level - 1))
+
+
+def _code_rows(block, width, words, quotes, ground, numbers):
+    """Return the rows of a line of code, in the fixed font."""
+    indent = dp(44) * numbers + dp(10) * block.level
+    columns, rows = max(20, int((width - indent - dp(24)) / (sp(CODE) * 0.6))), []
+    for piece in wrapped(plain(block.text), columns):
+        spans = quoted_in(piece, quotes) if quotes else hits_in(piece, words)
+        said = marked(piece, "", spans) if spans else coloured(piece, block.language)
+        margin = _margin(block, numbers) if not rows else None
+        how = {
+            "ground": ground or ("raised" if block.level else None),
+            "margin": margin,
+            "lit": bool(spans),
+        }
+        rows.append({**code_row(said, block.place, copy=piece, indent=indent), **how})
+    return rows
+
+
+@functools.lru_cache(maxsize=64)
+def _lexer(name):
+    """Return the lexer of pygments for a language or a file's name, or None."""
+    import pygments.lexers
+    import pygments.util
+
+    with contextlib.suppress(pygments.util.ClassNotFound):
+        if "." in name:
+            return pygments.lexers.get_lexer_for_filename(name)
+        return pygments.lexers.get_lexer_by_name(name)
+    return None
+
+
+CODE_TONES = (  # what pygments calls a piece of code -> tone; the first that fits
+    ("Token.Comment", "faint"),
+    ("Token.Literal.String.Doc", "soft"),
+    ("Token.Literal.String", "good"),
+    ("Token.Literal.Number", "warm"),
+    ("Token.Keyword", "violet"),
+    ("Token.Name.Function", "cool"),
+    ("Token.Name.Class", "cool"),
+    ("Token.Name.Builtin", "cool"),
+    ("Token.Name.Decorator", "warm"),
+    ("Token.Operator.Word", "violet"),
+)
+
+
+@functools.lru_cache(maxsize=4096)
+def _coloured(text, language, theme):
+    lexer = _lexer(language) if language else None
+    if lexer is None:
+        return marked(text)
+    said = []
+    for token, piece in lexer.get_tokens(text):
+        tone = next((tone for name, tone in CODE_TONES if str(token).startswith(name)), "")
+        said.append(marked(piece, tone) if piece.strip() else piece)
+    lead = len(text) - len(text.lstrip(" \n"))  # a lexer may leave out what stands before
+    return " " * lead + "".join(said).strip("\n").lstrip(" ") if text.strip() else text
+
+
+def coloured(text, language):
+    """Return markup of code in the colours of its language, by pygments; a name of a file tells one as well."""
+    return _coloured(text, language, LOOK["theme"])
+
+
+def code_lines(source, language="python"):
+    """Return markup of each line of code; what goes over several lines is told as such."""
+    lexer, lines = _lexer(language), [""]
+    for token, piece in lexer.get_tokens(plain(source)):
+        tone = next((tone for name, tone in CODE_TONES if str(token).startswith(name)), "")
+        first, *rest = piece.split("\n")
+        lines[-1] += marked(first, tone) if first else ""
+        lines += [marked(one, tone) if one else "" for one in rest]
+    return lines[:-1] if lines[-1] == "" else lines
 
 
 class Reader(BoxLayout):
-    """A pane that shows a document around a place, and goes on in both directions."""
+    """A pane that shows a document around a place, as it is meant to be read, and goes on in both directions."""
 
     title, hint, store = StringProperty(), StringProperty(), ObjectProperty(None, allownone=True)
     old = StringProperty()  # why what is shown is not what memory holds by now
+    wide = BooleanProperty(False)
     PAGE = 24  # chunks that are asked for at a time
 
     def __init__(self, **how):
         super().__init__(**how)
         self._clear()
         self._seen = None  # the value of the row that was first, where more is asked for above
-        self.bind(width=lambda *_: self._again())
         self._again = Clock.create_trigger(lambda _: self._show() if self._chunks else None, 0.1)
+        self.bind(width=lambda *_: self._again())
 
     def _clear(self):
         self.old = ""
-        self._doc, self._chunks, self._lines, self._words, self._facts, self._goal = (
-            None,
-            {},
-            None,
-            (),
-            {},
-            0,
-        )
+        self._doc, self._chunks, self._facts = None, {}, {}
+        self._asked = {"chunk": 0, "lines": None, "words": (), "quotes": ()}
 
     def clear(self):
         """Close what is open."""
@@ -2227,12 +2938,23 @@ class Reader(BoxLayout):
         self.title = ""
         self.ids.rows.fill([])
 
-    def open(self, doc_id, version=None, chunk=0, lines=None, words=()):
-        """Show a document at a chunk; `lines` (first, last) and what is spelt as `words` are lit up."""
+    def open(self, doc_id, version=None, chunk=0, lines=None, words=(), quotes=()):
+        """Show a document at a chunk: `lines` (first, last) of it, and what is spelt as `words` or says `quotes` lit up."""
         self._clear()
-        self._doc, self._lines, self._words, self._goal = (doc_id, version), lines, words, chunk
+        self._doc = (doc_id, version)
+        self._asked = {
+            "chunk": chunk,
+            "lines": lines,
+            "words": tuple(words),
+            "quotes": tuple(quotes),
+        }
         self.title = marked(name_of(doc_id), bold=True)
         self._ask(max(0, chunk - self.PAGE // 3), goal=True)
+
+    def widen(self):
+        """Show the same in front of everything, as wide as one reads."""
+        if self._doc:
+            read_wide(self.store, *self._doc, **self._asked)
 
     def look_whether_old(self):
         """Say so where memory holds another version by now, or none."""
@@ -2271,23 +2993,19 @@ class Reader(BoxLayout):
 
     def _came(self, reply, goal):
         if reply["status"] != "OK":
-            self.ids.rows.fill([row(marked(reply["details"], "bad"), height=90, lines=4)])
+            self._tell(reply["details"], "bad")
             return
         self._facts = reply["result"]
         self._chunks |= {one["chunk_index"]: one for one in reply["results"]}
         if not self._chunks:
-            what = (
+            self._tell(
                 "the document has no such place any more"
                 if self._facts["chunks"]
-                else "the document is empty"
+                else "the document is empty",
+                "soft",
             )
-            self.ids.rows.fill([row(marked(what, "soft"))])
             return
-        name, title = name_of(self._facts["doc_id"]), self._facts["title"]
-        where = [name, f"version {self._facts['version']}, {self._facts['kind']}"]
-        where += [folder_of(self._facts["doc_id"])]
-        where = where[1:] if title in (None, "", name) else where
-        self.title = f"{marked(title or name, bold=True)}  " + marked("  ".join(where), "soft")
+        self._show_title()
         self._show()
         if goal:
             Clock.schedule_once(lambda _: self._go_to_lines(), 0)
@@ -2297,56 +3015,71 @@ class Reader(BoxLayout):
             )
             Clock.schedule_once(lambda _, at=at: self.ids.rows.show(at, 0), 0)
 
-    def _show(self):
-        """Show what is held of the document, with rows that go on above and below."""
-        first, last = min(self._chunks), max(self._chunks)
-        lines, at = [], None
-        # of which several chunks may be parts
-        one_line = self._lines and self._lines[0] == self._lines[1]
-        for index in range(first, last + 1):
+    def _tell(self, words, tone):
+        self.ids.rows.fill([row(marked(words, tone), height=140, lines=6, pad=16)])
+
+    def _show_title(self):
+        """Say what the document is called, and what it is."""
+        name, title = name_of(self._facts["doc_id"]), self._facts["title"]
+        where = [name, f"version {self._facts['version']}, {self._facts['kind']}"]
+        where += [folder_of(self._facts["doc_id"])]
+        where = where[1:] if title in (None, "", name) else where
+        self.title = f"{marked(title or name, bold=True)}   " + marked("   ".join(where), "faint")
+
+    def _lines(self):
+        """Return [(number, text, chunk)] of what is held of the document; where it leaves out, a line without text."""
+        lines, at, is_code = [], None, self._facts.get("kind") == "code"
+        for index in range(min(self._chunks), max(self._chunks) + 1):
             chunk = self._chunks.get(index)
             for number, text in (
                 enumerate(chunk["text"].split("\n"), chunk["lines"][0]) if chunk else ()
             ):
-                lines += (
-                    [("", "", "", (), None)]
-                    if at is not None and number > at + 1 and not self._is_code()
-                    else []
-                )
-                lit = (
-                    self._lines
-                    and self._lines[0] <= number <= self._lines[1]
-                    and not (one_line and index != self._goal)
-                )
-                lines.append((number, text, "accent" if lit else "", self._words, (number, index)))
+                if at is not None and number > at + 1 and not is_code:
+                    lines.append((number, "", index))
+                lines.append((number, text, index))
                 at = number
-        rows = line_rows(lines, columns_of(self.ids.rows))
-        above = (
-            [row(marked(f"\u2191 {first} chunks above", "cool"), value=("above", first))]
-            if first
-            else []
-        )
+        return lines
+
+    def _show(self):
+        """Show what is held of the document, with rows that go on above and below."""
+        first, last = min(self._chunks), max(self._chunks)
         below = self._facts["chunks"] - 1 - last
-        rows = (
-            above
-            + rows
-            + (
-                [row(marked(f"\u2193 {below} chunks below", "cool"), value=("below", last))]
-                if below
-                else []
-            )
-        )
+        rows = [self._more("\u2191", first, "above", first)] if first else []
+        for block in blocks_of(self._facts["kind"], self._lines(), name_of(self._facts["doc_id"])):
+            rows += self._rows_of(block)
+        rows += [self._more("\u2193", below, "below", last)] if below else []
         self.ids.rows.fill(rows, keep=True)
 
-    def _is_code(self):
-        return self._facts.get("kind") == "code"
+    @staticmethod
+    def _more(sign, count, where, chunk):
+        return row(
+            marked(f"{sign} {count} more {'part' if count == 1 else 'parts'}", "accent"),
+            value=(where, chunk),
+        )
+
+    def _rows_of(self, block):
+        """Return the rows of a Block, those of the lines that were asked for on a ground."""
+        asked, (number, chunk) = self._asked, block.place
+        first, last = asked["lines"] or (0, -1)
+        # of one long line several chunks may be parts
+        inside = first <= number <= last and (first != last or chunk == asked["chunk"])
+        quotes = asked["quotes"] if chunk == asked["chunk"] else ()
+        words = () if asked["quotes"] else asked["words"]
+        rows = block_rows(block, self.ids.rows.width, words, quotes, "raised" if inside else None)
+        aside = max(0, self.ids.rows.width - dp(COLUMN)) / 2 if self.wide else 0
+        return [{**one, "indent": one["indent"] + aside, "aside": aside} for one in rows]
 
     def _go_to_lines(self):
-        line = self._lines[0] if self._lines else None
-        # (line, chunk) -> row
-        places = {one["value"]: n for n, one in reversed(list(enumerate(self.ids.rows.data)))}
-        first = next((n for value, n in reversed(places.items()) if value and value[0] == line), 0)
-        self.ids.rows.show(places.get((line, self._goal), first), 0.3)
+        """Scroll to what was asked for: what is lit there, else where its lines begin."""
+        first, last = self._asked["lines"] or (0, 0)
+        wanted = [
+            (n, one)
+            for n, one in enumerate(self.ids.rows.data)
+            if isinstance(one["value"][0], int) and first <= one["value"][0] <= last
+        ]
+        mine = [(n, one) for n, one in wanted if one["value"][1] == self._asked["chunk"]] or wanted
+        lit = next((n for n, one in mine if one.get("lit")), mine[0][0] if mine else 0)
+        self.ids.rows.show(lit, 0.3)
 
     def go_on(self, value):
         """Open the row that goes on above or below."""
@@ -2355,6 +3088,18 @@ class Reader(BoxLayout):
             first = max(0, chunk - self.PAGE) if where == "above" else chunk + 1
             self._seen = self.ids.rows.data[1]["value"] if where == "above" else None
             self._ask(first, limit=min(self.PAGE, chunk) if where == "above" else self.PAGE)
+
+
+def read_wide(store, *what, **how):
+    """Show a document in front of everything, as wide as one reads; arguments as for Reader.open."""
+    dialog = Dialog(size_hint=(0.9, 0.96))
+    reader = Reader(store=store, wide=True)
+    dialog.ids.body.add_widget(reader)
+    dialog.button("Close", dialog.dismiss)
+    dialog.open()
+    reader.ids.rows.focus = True
+    reader.open(*what, **how)
+    return dialog
 
 
 class Split(BoxLayout):
@@ -2615,6 +3360,10 @@ class Page(BoxLayout):
     def go(self, **where):
         """Show what another page refers to."""
 
+    def place(self):
+        """Return what `go` is given so that another page of my kind shows what I show."""
+        return {}
+
     def begin(self):
         """Put the cursor where one would begin."""
 
@@ -2627,19 +3376,18 @@ class Page(BoxLayout):
         return False
 
 
-def cycle_row(report):
-    """Return the row of a cycle as list_cycles tells it."""
-    tone = SPEC["states"].get(report["state"], "soft")
+def cycle_row(report, wide=0):
+    """Return the row of a cycle as list_cycles tells it, with why it failed where it did."""
+    tone, room = SPEC["states"].get(report["state"], "soft"), max(dp(140), wide - dp(34))
     mark = {"right": "\u2713 ", "wrong": "\u2717 "}.get(report.get("feedback", {}).get("mark"), "")
     told_of = f"{mark}{report['state'].lower()}  {seconds_text(report.get('seconds'))}"
-    return row(
-        f"{marked(short(report['mission'], 110))}\n{marked(told_of, tone)}  "
-        f"{marked(clock_text(report['accepted_at']), 'faint')}",
-        height=64,
-        value=report,
-        lines=3,
-        pad=6,
-    )
+    said = [marked(line) for line in in_lines(report["mission"], room, most=2)]
+    said.append(f"{marked(told_of, tone)}  {marked(clock_text(report['accepted_at']), 'faint')}")
+    if "reason" in report:
+        said.append(
+            marked(cut(f"{report['reason']['code']}: {report['reason']['details']}", room), "soft")
+        )
+    return row("\n".join(said), value=report, pad=8)
 
 
 def change_row(change):
@@ -2693,6 +3441,13 @@ def spelt_of(found):
     return found["why"].get("spelt", list(found["why"]["words"]))
 
 
+def without_headings(text):
+    """Return a passage without the headings of Markdown that it begins with, where more follows."""
+    lines = text.lstrip("\n").split("\n")
+    first = next((n for n, line in enumerate(lines) if line.strip() and not HEADING.match(line)), 0)
+    return "\n".join(lines[first:])
+
+
 class SearchPage(Page):
     """Words in, ranked passages out, each with its reason; the chosen one stands in its document.
 
@@ -2707,33 +3462,35 @@ class SearchPage(Page):
     kv = """
 <SearchPage>:
     orientation: 'vertical'
-    spacing: dp(8)
+    spacing: dp(10)
     Strip:
-        height: '38dp'
+        height: dp(42)
         Field:
             id: query
-            height: '38dp'
-            font_size: '16sp'
+            height: dp(42)
+            padding: dp(14), dp(11)
+            font_size: LEAD
             hint_text: 'Search the memory    +"in quotes" must be there, -this must not'
             on_text_validate: root.ask()
+            on_text: root.typed()
         Push:
             text: 'Search'
             strong: True
-            height: '38dp'
+            height: dp(42)
             on_release: root.ask()
-    Strip:
+    Flow:
         id: filters
-        height: '30dp'
     Words:
         id: note
-        font_size: '13sp'
+        font_size: SMALL
     Split:
         name: 'search'
         share: 0.46
         Pane:
-            padding: dp(4)
+            padding: dp(6)
             Rows:
                 id: rows
+                clicks: 2
                 on_move: root.look()
                 on_open: root.look(True)
                 on_more: root.more()
@@ -2741,19 +3498,20 @@ class SearchPage(Page):
             Reader:
                 id: reader
                 store: root.store
-                hint: 'Choose a result to see it in its document.'
+                hint: 'Choose a result to read it in its document; Enter opens it wide.'
 """
+    TYPED_S = 0.3  # a pause after which what is typed is searched for
 
     def made(self):
         self._after, self._fields, self.filters = None, {}, {}
         fit = Clock.create_trigger(lambda _: self._fit(), 0.1)
+        self._ask_typed = Clock.create_trigger(lambda _: self.ask(), self.TYPED_S)
         self.ids.rows.bind(width=lambda *_: fit())
         # the figures as last told; whether more than the first results are shown
         self._figures, self._is_more = self._figures_now(), False
         given = COMMANDS["search_memory"]["fields"]
         for name in self.spec["columns"]:
             self._add_filter(name, given.get(name, {}))
-        self.ids.filters.add_widget(Widget())
 
     def _add_filter(self, name, field):
         if field.get("choices"):
@@ -2769,10 +3527,10 @@ class SearchPage(Page):
             one = Factory.Field(
                 hint_text=name,
                 size_hint_x=None,
-                width=dp(118),
+                width=dp(112),
                 height=dp(30),
-                padding=(dp(8), dp(6)),
-                font_size=sp(13),
+                padding=(dp(10), dp(7)),
+                font_size=sp(SMALL),
             )
             one.bind(on_text_validate=lambda _: self.ask())
         self.filters[name] = one
@@ -2814,8 +3572,15 @@ class SearchPage(Page):
                 )
         return fields
 
+    def typed(self):
+        """Search for what is typed, after a pause; what is set by a page is asked for by that."""
+        if self.ids.query.focus:
+            self._ask_typed.cancel()
+            self._ask_typed()
+
     def ask(self, keep=False):
         """Ask for the first results; without words for the documents."""
+        self._ask_typed.cancel()
         query = self.ids.query.text.strip()
         self._fields = {"query": query, **self._asked()} if query else {}
         self._ask(None, keep)
@@ -2890,56 +3655,47 @@ class SearchPage(Page):
         what = "passages" if self._fields else "documents"
         more = ", and more as you scroll" if self._after is not None else ""
         notes = reply["details"].split("; ")[1:]
+        what = what[:-1] if count == 1 else what
         self.ids.note.text = marked("; ".join([f"{count} {what}{more}", *notes]), "soft")
 
     def _result_row(self, rank, found):
-        """Return a result's row: what it is, where, three lines of what it says, and why it was found.
+        """Return a result's row: what it is, three lines of what it says, where that stands, and why it was found.
 
-        All but the passage is cut to a line, so that the passage is seen however narrow the list is.
+        All is cut to the width of the list, so that the passage is seen however narrow that is.
         """
-        columns, chunk, spelt = self._columns(), found["chunk"], spelt_of(found)
-        text = self._around(self._text_of(found), spelt, min(180, 3 * columns - 12))
+        width, chunk, spelt = self._room_for_text(), found["chunk"], spelt_of(found)
         place, title = place_of(chunk), chunk["title"]
-        headings = " \u203a ".join(chunk["headings"])
-        where = [place, headings, folder_of(chunk["doc_id"])]
+        where = [place, " \u203a ".join(chunk["headings"]), folder_of(chunk["doc_id"])]
         if title in (chunk["doc_id"], name_of(chunk["doc_id"])):  # it has no title
             title, where = place, where[1:]
+        lines = in_lines(self._around(self._text_of(found), spelt), width, most=3)
+        below = " \u00b7 ".join(filter(None, where))
         said = [
-            f"{marked(f'{rank}.', 'faint')}  {marked(short(title, int(columns * 0.9) - 5), bold=True)}",
-            marked(short(" \u00b7 ".join(filter(None, where)), columns), "soft")
-            if any(where)
-            else "",
-            marked(text, "", hits_in(text, spelt)),
-            marked(short(self._why(found), columns), "cool"),
+            marked(cut(f"{rank}  {title}", width, bold=True), bold=True),
+            *(marked(line, "", hits_in(line, spelt)) for line in lines),
+            *([marked(cut(below, width), "soft")] if below else []),
+            marked(cut(self._why(found), width), "faint"),
         ]
         share = relevance(found)
-        return row(
-            "\n".join(filter(None, said)),
-            marked(f"{share:.0%}"),
-            122,
-            found,
-            bar=share,
-            lines=6,
-            pad=6,
-        )
+        return row("\n".join(said), marked(f"{share:.0%}", "soft"), value=found, bar=share, pad=9)
 
-    def _columns(self):
-        """Return how many letters fit beside a row's side note."""
-        return max(24, int((self.ids.rows.width - dp(110)) / (sp(14) * 0.53)))
+    def _room_for_text(self):
+        """Return how wide the text beside a row's side note is."""
+        return max(dp(140), self.ids.rows.width - dp(22) - dp(76) - dp(12))
 
     @staticmethod
     def _text_of(found):
         inner = found.get("sentence") or found.get("section") or found["chunk"]
-        return (found.get("document") or {}).get("written") or inner["text"]
+        return (found.get("document") or {}).get("written") or without_headings(inner["text"])
 
     @staticmethod
-    def _around(text, words, most):
-        """Return the part of a text around its first hit."""
+    def _around(text, words):
+        """Return a text from a little before its first hit on."""
         text = " ".join(plain(text).split())
         hits = hits_in(text, words)
         begin = text.rfind(" ", 0, max(0, hits[0][0] - 40)) + 1 if hits else 0
         begin = max(begin, hits[0][0] - 60) if hits else 0  # a word before it may be long
-        return ("\u2026" if begin else "") + short(text[begin:], most)
+        return ("\u2026" if begin else "") + text[begin : begin + 600]
 
     @staticmethod
     def _why(found):
@@ -2951,17 +3707,16 @@ class SearchPage(Page):
         said += [f"without {', '.join(why['missing'])}"] if why.get("missing") else []
         said += [f"{len(found['also'])} more alike"] if found["also"] else []
         said += [f"superseded by {found['superseded_by']}"] if found["superseded_by"] else []
-        return short("; ".join(said), 80)
+        return short("; ".join(said), 200)
 
     def _document_row(self, document):
-        columns, name = self._columns(), name_of(document["doc_id"])
+        width, name = self._room_for_text(), name_of(document["doc_id"])
         title = document["title"] or name
-        head = marked(short(title, int(columns * 0.9)), bold=True)
-        facts = f"{document['kind']}, version {document['version']}, {document['chunks']} chunks, {document['scope']}"
+        facts = f"{document['kind']}, version {document['version']}, {document['chunks']} parts, {document['scope']}"
         where = [name] * (name != title) + [facts, folder_of(document["doc_id"])]
-        below = short(" \u00b7 ".join(filter(None, where)), columns)
-        said = f"{head}\n{marked(below, 'soft')}"
-        return row(said, marked(clock_text(document["added_at"])), 54, document, lines=2, pad=7)
+        below = " \u00b7 ".join(filter(None, where))
+        said = f"{marked(cut(title, width, bold=True), bold=True)}\n{marked(cut(below, width), 'soft')}"
+        return row(said, marked(clock_text(document["added_at"]), "soft"), value=document, pad=8)
 
     def look(self, enter=False):
         """Open the chosen result in the reader; by Enter the cursor goes there too."""
@@ -2979,6 +3734,11 @@ class SearchPage(Page):
             )
         else:
             self.ids.reader.open(found["doc_id"], found["version"])
+        if enter:
+            self.ids.reader.widen()
+
+    def place(self):
+        return {"query": self.ids.query.text}
 
     def go(self, doc_id=None, version=None, chunk=0, lines=None, query=None):
         if query is not None:
@@ -3002,181 +3762,181 @@ class SearchPage(Page):
 # ---- page: ask
 
 
-class CycleDrawing(Drawing):
-    """A cycle of thought: its states in a row with their times, the facets of DELEGATING side by side below."""
+class ThoughtDrawing(Drawing):
+    """A thought as a timeline: below an axis of seconds each step as a bar where it began and as long as it took.
+
+    data: {"steps": [(state, name, begin s, seconds, running)], "seconds": of it all}.
+    """
+
+    LANE, LEFT, RIGHT = 26, 190, 76  # dp
+
+    @staticmethod
+    def high(count):
+        """Return how tall the timeline of so many steps is."""
+        return dp(ThoughtDrawing.LANE * count + 34)
 
     def draw(self, data):
-        states, gap = data["states"], dp(10)
-        width, height, top = (
-            (self.width - gap * (len(states) - 1)) / max(1, len(states)),
-            dp(48),
-            self.top,
-        )
-        for n, (state, seconds, running) in enumerate(states):
-            x, tone = self.x + n * (width + gap), SPEC["states"].get(state, "soft")
-            known = seconds is not None
-            self.box(
-                x,
-                top - height,
-                width,
-                height,
-                tone if known else "raised",
-                0.2 if known else 1,
-                tone if running else None,
-            )
-            self.box(x, top - height, dp(4), height, tone if known else "edge")
-            self.say(
-                state,
-                x + dp(13),
-                top - dp(6),
-                width - dp(16),
-                "ink" if known else "faint",
-                min(13, width / dp(9.6)),
-            )
-            note = seconds_text(seconds) + (" \u2026" if running else "")
-            self.say(note, x + dp(13), top - dp(25), width - dp(16), "soft", 12)
-            if n:
-                self.line([x - gap + dp(2), top - height / 2, x - dp(2), top - height / 2], "faint")
-        self._facets(data["facets"], top - height - dp(10))
+        whole = max(data["seconds"], 1e-3)
+        left, right = self.x + dp(self.LEFT), self.right - dp(self.RIGHT)
+        wide = max(dp(40), right - left)
+        self._axis(whole, left, wide)
+        for number, step in enumerate(data["steps"]):
+            self._step(step, self.top - dp(28 + self.LANE * number), whole, left, wide)
 
-    def _facets(self, facets, top):
-        count, gap = len(facets), dp(8)
-        if not count or top - self.y < dp(30):
-            return
-        width = (self.width - gap * (count - 1)) / count
-        for n, facet in enumerate(facets):
-            x = self.x + n * (width + gap)
-            self.box(
-                x,
-                self.y,
-                width,
-                top - self.y,
-                "raised",
-                1,
-                "violet" if facet["said"] is None else None,
-            )
-            name = (
-                f"{facet['persona']}  {facet['pillar'].removesuffix('_facet_').replace('_', ' ')}"
-            )
-            self.say(name, x + dp(9), top - dp(6), width - dp(16), "violet", 13)
+    def _axis(self, whole, left, wide):
+        for at in ticks(whole, max(2, int(wide / dp(110)))):
+            x = left + wide * at / whole
+            self.line([x, self.y, x, self.top - dp(22)], "edge", 1)
             self.say(
-                f"\u201c{facet['asks']}\u201d", x + dp(9), top - dp(25), width - dp(16), "soft", 12
+                seconds_text(at) if at else "0", x + dp(3), self.top - dp(2), dp(60), "faint", 11.5
             )
-            lines = int((top - self.y - dp(46)) / (sp(12.5) * 1.4))
-            if lines > 0:
-                said = "thinks \u2026" if facet["said"] is None else facet["said"]
-                self.say(
-                    said,
-                    x + dp(9),
-                    top - dp(43),
-                    width - dp(16),
-                    "ink" if facet["said"] else "faint",
-                    12.5,
-                    lines=lines,
-                )
-            self.spots.append((x, self.y, x + width, top, facet))
+
+    def _step(self, step, top, whole, left, wide):
+        state, name, begin_s, seconds, running = step
+        tone = SPEC["states"].get(state, "soft")
+        middle = top - dp(self.LANE) / 2
+        self.say(name, self.x, middle + sp(BODY) * 0.62, dp(96), "ink", 13)
+        self.say(state.lower(), self.x + dp(96), middle + sp(SMALL) * 0.6, dp(90), tone, 11.5)
+        x, long = left + wide * min(1, begin_s / whole), max(dp(3), wide * min(1, seconds / whole))
+        self.box(
+            x,
+            middle - dp(7),
+            min(long, left + wide - x + dp(3)),
+            dp(14),
+            tone,
+            0.55 if running else 0.9,
+        )
+        said = seconds_text(seconds) + (" \u2026" if running else "")
+        self.say(
+            said, left + wide + dp(8), middle + sp(SMALL) * 0.6, dp(self.RIGHT - 8), "soft", 12
+        )
+
+
+def ticks(whole, most):
+    """Return round figures from 0 to `whole`, at most so many."""
+    step = 10.0 ** math.floor(math.log10(max(whole, 1e-6) / most))
+    step = next(
+        (step * factor for factor in (1, 2, 5, 10) if whole / (step * factor) <= most), step * 10
+    )
+    return [number * step for number in range(int(whole / step) + 1)]
+
+
+def waits_for(report, health, others):
+    """Return what a cycle that has not begun, or stands still, waits for; '' where that is not known."""
+    core = health.get("core", {})
+    if core.get("state") == "loading":
+        return f"It waits for the core, which is loading: {core.get('progress', '')}"
+    since = report.get("accepted_at", {}).get("$time", "")
+    before = [
+        one for one in others if one["state"] not in ENDED and one["accepted_at"]["$time"] < since
+    ]
+    if report.get("state") == "IDLE" and before:
+        count = len(before)
+        return f"It waits for its turn: {count} {'mission was' if count == 1 else 'missions were'} accepted before it"
+    if core.get("state") not in (None, "ready"):
+        return f"The core is {core['state']}: {core.get('progress', '')}"
+    return ""
+
+
+def kind_by_name(doc_id):
+    """Return the kind that a passage is read as; of which document it is, is told without its kind."""
+    return "markdown" if doc_id.lower().endswith((".md", ".markdown")) else "text"
+
+
+def sentence_of(quote):
+    """Return the lines of the sentence of a passage that answers; none where the daemon told of none."""
+    start, end = quote.get("mark") or (0, 0)
+    return tuple(filter(str.strip, quote["text"][start:end].split("\n")))
 
 
 class AskPage(Page):
-    """Questions and answers: the cycle as it runs, the words as they come, citations that open, marks."""
+    """Questions and answers: what was asked, the answer over its evidence, and how it was thought."""
 
     name, live, wants = "ask", True, {"cycle": "cycle_moved", "tokens": "token_came"}
-    PATH = [state for state in SPEC["states"] if state != "FAILED"]
     kv = """
 <AskPage>:
     Split:
         name: 'ask'
-        share: 0.25
+        share: 0.27
         Pane:
-            padding: dp(4)
+            padding: dp(6)
             Rows:
                 id: rows
                 on_move: root.choose()
                 on_open: root.choose()
-        Split:
-            name: 'ask reader'
-            share: 0.62
-            Pane:
-                Words:
-                    id: question
-                    font_size: '17sp'
-                CycleDrawing:
-                    id: drawing
-                    size_hint_y: None
-                    height: dp(58) + (dp(112) if self.data and self.data['facets'] else 0)
-                    on_spot: root.show_facet(args[1])
-                Tabs:
-                    id: tabs
-                    names: root.spec['columns']
-                    chosen: root.spec['columns'][0]
-                    on_chosen: root.show()
-                ScrollView:
-                    bar_width: dp(7)
-                    Words:
-                        id: answer
-                        font_size: '15.5sp'
-                        line_height: 1.15
-                        padding: dp(2), dp(6)
-                        on_ref_press: root.open_citation(args[1])
-                Rows:
-                    id: evidence
-                    size_hint_y: None
-                    height: min(dp(150), max(dp(2), len(self.data) * dp(44)))
-                    on_move: root.open_citation(self.chosen_row)
-                    on_open: root.open_citation(self.chosen_row)
-                Strip:
-                    id: marks
-                    Field:
-                        id: remark
-                        hint_text: 'What would be right (a note to the mark)'
-                        on_text_validate: root.mark('wrong')
-                    Push:
-                        text: 'Right'
-                        disabled: not root.finished
-                        on_release: root.mark('right')
-                    Push:
-                        text: 'Wrong'
-                        disabled: not root.finished
-                        on_release: root.mark('wrong')
-                    Push:
-                        text: 'Cancel'
-                        disabled: not root.running
-                        on_release: root.cancel()
-                Words:
-                    id: note
-                    font_size: '13sp'
-                Strip:
-                    height: '38dp'
-                    Field:
-                        id: ask
-                        height: '38dp'
-                        font_size: '16sp'
-                        hint_text: 'Ask a question'
-                        on_text_validate: root.ask()
-                    Field:
-                        id: conversation
-                        height: '38dp'
-                        size_hint_x: None
-                        width: dp(150)
-                        hint_text: 'Conversation'
-                    Push:
-                        text: 'Ask'
-                        strong: True
-                        height: '38dp'
-                        on_release: root.ask()
-            Pane:
-                Reader:
-                    id: reader
-                    store: root.store
-                    hint: 'Click a citation such as [1] to see it in its document.'
+        Pane:
+            padding: dp(18), dp(14)
+            Words:
+                id: question
+                font_size: TITLE
+            Tabs:
+                id: tabs
+                names: root.spec['columns']
+                chosen: root.spec['columns'][0]
+                on_chosen: root.show()
+            ThoughtDrawing:
+                id: drawing
+                size_hint_y: None
+                height: 0
+            Rows:
+                id: said
+                clicks: 2
+                on_ref: root.pressed(args[1])
+            Strip:
+                id: marks
+                Field:
+                    id: remark
+                    hint_text: 'What would be right (a note to the mark)'
+                    on_text_validate: root.mark('wrong')
+                Push:
+                    text: 'Right'
+                    disabled: not root.finished
+                    on_release: root.mark('right')
+                Push:
+                    text: 'Wrong'
+                    disabled: not root.finished
+                    on_release: root.mark('wrong')
+                Push:
+                    text: 'Cancel'
+                    disabled: not root.running
+                    on_release: root.cancel()
+            Words:
+                id: note
+                font_size: SMALL
+            Strip:
+                height: dp(42)
+                Field:
+                    id: ask
+                    height: dp(42)
+                    padding: dp(14), dp(11)
+                    font_size: LEAD
+                    hint_text: 'Ask a question'
+                    on_text_validate: root.ask()
+                Field:
+                    id: conversation
+                    height: dp(42)
+                    padding: dp(10), dp(12)
+                    size_hint_x: 0.28
+                    hint_text: 'Conversation'
+                Push:
+                    text: 'Ask'
+                    strong: True
+                    height: dp(42)
+                    on_release: root.ask()
 """
     finished, running = BooleanProperty(False), BooleanProperty(False)
+    ANSWERED = 18  # sp, of the words of an answer
 
     def made(self):
         # cycle -> text so far
         self.cycle, self._report, self._data, self._steps, self._spoken = None, {}, {}, [], {}
-        self._personas, self._clock = {}, None  # facet -> persona
+        self._personas, self._clock, self._reports = {}, None, []  # facet -> persona
+        self._quoted = {}  # cycle -> the passages that came before its answer
+        self._struck, self._picked = set(), set()  # numbers of passages
         self._look_later = Clock.create_trigger(lambda _: self._look(), 0.05)
+        fit = Clock.create_trigger(lambda _: self._fit(), 0.1)
+        self.ids.said.bind(width=lambda *_: fit())
+        self.ids.rows.bind(width=lambda *_: fit())
 
     def begin(self):
         self.ids.ask.focus = True
@@ -3184,6 +3944,12 @@ class AskPage(Page):
     def hidden(self):
         super().hidden()
         self._tick(False)
+
+    def _fit(self):
+        self.ids.rows.fill(
+            [cycle_row(one, self.ids.rows.width) for one in self._reports], keep=True
+        )
+        self.show()
 
     def refresh(self):
         self.store.ask("list_cycles", self._listed, slot="cycles", doing="listing", limit=100)
@@ -3197,24 +3963,26 @@ class AskPage(Page):
             slots = reply["result"]["slots"]
             entries = slots["pillars"]["value"].get("$tree", {}).get("entries", [])
             self._personas |= {pillar: str(slots["name"]["value"]) for pillar, _ in entries}
-            self.draw()
+            self.show()
 
     def _listed(self, reply):
         if reply["status"] != "OK":
             self.ids.note.text = marked(reply["details"], "bad")
             return
-        reports, self.ids.rows.empty = reply["results"], self.spec["empty"]
-        self.ids.rows.fill([cycle_row(one) for one in reports], keep=True)
+        self._reports, self.ids.rows.empty = reply["results"], self.spec["empty"]
+        self.ids.rows.fill(
+            [cycle_row(one, self.ids.rows.width) for one in self._reports], keep=True
+        )
         mine = next(
-            (n for n, one in enumerate(reports) if one["cycle"] == self.cycle),
+            (n for n, one in enumerate(self._reports) if one["cycle"] == self.cycle),
             0 if self.cycle is None else -1,
         )
-        if reports and mine >= 0:
+        if self._reports and mine >= 0:
             self.ids.rows.choose(mine)
-            self._take(reports[mine])
+            self._take(self._reports[mine])
         elif mine < 0:
             self.ids.note.text = marked(
-                f"{self.cycle} is none of the last {len(reports)} missions; see it under Objects",
+                f"{self.cycle} is none of the last {len(self._reports)} missions; see it under Objects",
                 "soft",
             )
 
@@ -3222,7 +3990,7 @@ class AskPage(Page):
         report = self.ids.rows.chosen_row
         if report and report["cycle"] != self.cycle:
             self.ids.note.text = self.ids.remark.text = ""
-            self._data, self._steps = {}, []
+            self._data, self._steps, self._struck, self._picked = {}, [], set(), set()
             self._take(report)
 
     def _take(self, report):
@@ -3299,13 +4067,15 @@ class AskPage(Page):
         """Show another cycle, of which nothing is known yet."""
         self.cycle, self._report, self._data, self._steps = cycle, {}, {}, []
         self.finished = self.running = False
-        self.ids.question.text = self.ids.answer.text = self.ids.note.text = ""
-        self.ids.evidence.fill([])
+        self._struck, self._picked = set(), set()
+        self.ids.question.text = self.ids.note.text = ""
+        self.ids.said.fill([])
         self.refresh()
 
     def cycle_moved(self, event):
         if event["state"] in ENDED:
             self._spoken.pop(event["cycle"], None)
+            self._quoted.pop(event["cycle"], None)
         if event["cycle"] == self.cycle:
             self._report = {**self._report, "state": event["state"]}
             self._look_later()
@@ -3316,8 +4086,10 @@ class AskPage(Page):
     def token_came(self, event):
         cycle = event["cycle"]
         self._spoken[cycle] = (self._spoken.get(cycle, "") + event["text"])[-SHOWN_CHARS:]
+        if event.get("evidence"):
+            self._quoted[cycle] = event["evidence"]
         if cycle == self.cycle and self.ids.tabs.chosen == "answer":
-            self.ids.answer.text = self._provisional()
+            self.show()
 
     def _tick(self, running):
         """Count seconds while a cycle runs, and only then."""
@@ -3352,128 +4124,206 @@ class AskPage(Page):
     def show(self, *_):
         if self.cycle is None:
             return
-        self.ids.question.text = marked(short(self._report.get("mission", ""), 300), bold=True)
-        self.ids.answer.text = getattr(self, f"_show_{self.ids.tabs.chosen}", self._show_answer)()
-        evidence = self._report.get("evidence", []) if self.ids.tabs.chosen == "answer" else []
-        self.ids.evidence.fill([self._evidence_row(n, one) for n, one in enumerate(evidence, 1)])
+        self.ids.question.text = marked(short(self._report.get("mission", ""), 300))
+        rows = getattr(self, f"_show_{self.ids.tabs.chosen}", self._show_answer)()
+        self.ids.said.fill(rows, keep=True)
         self.draw()
 
+    def _wide(self):
+        return max(dp(160), self.ids.said.width)
+
+    def _prose(self, text, tone="", size=READ, **how):
+        """Return the rows of a text of several lines, no wider than one reads."""
+        width, rows = min(self._wide(), dp(COLUMN)) - dp(30), []
+        for part in plain(text).split("\n"):
+            for start, end in lines_in(part, width, size) or [(0, 0)]:
+                said = self._cited(marked(part[start:end], tone))
+                one = row(said, size=size, lines=1, pad=0, **how)
+                rows.append({**one, "height": line_high(size) * 1.36})
+        return rows
+
     @staticmethod
-    def _evidence_row(n, quote):
-        place = place_of(quote)
-        said = f"{marked(f'[{n}]', 'accent')}  {marked(short(place, 60), 'cool')}\n{marked(short(quote['text'], 130), 'soft')}"
-        return row(said, height=44, value=str(n), lines=2, pad=3)
+    def _cited(said):
+        """Return markup in which [1] can be pressed."""
+        return re.sub(
+            r"&bl;(\d+)&br;", rf"[ref=\1][color={colour('accent')}][b]\g<0>[/b][/color][/ref]", said
+        )
+
+    @staticmethod
+    def _space(high=10):
+        return row("", height=high, lines=1)
 
     def _show_answer(self):
         report = self._report
         if "answer" in report:
-            lit = rf"[ref=\1][color={colour('accent')}][b]\g<0>[/b][/color][/ref]"
-            said = re.sub(r"&bl;(\d+)&br;", lit, marked(report["answer"]))
             marks = report.get("feedback")
-            return said + (
-                f"\n\n{marked('marked ' + marks['mark'] + '  ' + marks['note'], 'soft')}"
-                if marks
-                else ""
-            )
+            rows = [self._space(6), *self._prose(report["answer"], "", self.ANSWERED)]
+            if marks:
+                rows += self._prose(f"marked {marks['mark']}  {marks['note']}", "soft", SMALL)
+            return rows + self._evidence(report.get("evidence", ()))
         if "reason" in report:
-            return marked(f"{report['state']}: {report['reason']['details']}", "bad")
+            return self._failed(report)
         return self._provisional()
+
+    def _evidence(self, quotes):
+        """Return the passages that an answer stands on, each with what answers on a ground."""
+        rows = []
+        for number, quote in enumerate(quotes, 1):
+            rows += [self._space(14), row(self._head_of(number, quote), value=str(number), pad=4)]
+            lines = [
+                (quote["lines"][0] + n, text, 0) for n, text in enumerate(quote["text"].split("\n"))
+            ]
+            tone = None if number in self._struck else "raised"
+            for block in blocks_of(kind_by_name(quote["doc_id"]), lines, name_of(quote["doc_id"])):
+                made = block_rows(block, self._wide(), (), sentence_of(quote), tone)
+                rows += [{**one, "value": str(number)} for one in made]
+        return rows
+
+    def _head_of(self, number, quote):
+        """Return what stands above a passage: where it is, and what can be done with it."""
+        place = short(" \u203a ".join([place_of(quote), *quote.get("headings", ())[-1:]]), 70)
+        parts = [
+            f"[ref={number}][color={colour('accent')}][b]&bl;{number}&br;[/b][/color]  {marked(place, 'soft')}[/ref]"
+        ]
+        parts += [f"[ref=read {number}]{marked('read', 'accent')}[/ref]"]
+        return "    ".join(parts)
+
+    def _failed(self, report):
+        reason = report["reason"]
+        entered = [step["state"] for step in self._steps if step]
+        where = f" in {entered[-1]}" if entered else ""
+        rows = [
+            self._space(6),
+            *self._prose(f"{report['state']}{where}: {reason['code']}", "bad", self.ANSWERED),
+        ]
+        what, *todo = reason["details"].split("; ")
+        rows += self._prose(what)
+        return rows + [one for part in todo for one in self._prose(f"\u2192 {part}", "soft")]
 
     def _provisional(self):
         spoken = self._spoken.get(self.cycle, "")
-        return marked(spoken, "soft") + marked(
-            "  \u2026 provisional" if spoken else "It thinks \u2026", "faint"
-        )
+        if spoken:
+            rows = [
+                *self._prose(spoken, "soft", self.ANSWERED),
+                *self._prose("\u2026 provisional", "faint"),
+            ]
+            return [self._space(6), *rows, *self._evidence(self._quoted.get(self.cycle, ()))]
+        waits = waits_for(self._report, self.store.health, self._reports) if self._report else ""
+        return [self._space(6), *self._prose(waits or "It thinks \u2026", "soft", self.ANSWERED)]
 
-    def _show_personas(self):
-        parts = []
-        for pillar, said in (self._data.get("partial_responses") or {}).items():
-            quotes = "\n".join(
-                f"      {marked(short(quote['text'], 400), 'soft')}\n      "
-                f"{marked(place_of(quote), 'cool')}"
-                for quote in said["quotes"]
-            )
-            parts.append(
-                f"{marked(self._personas.get(pillar, ''), 'violet', bold=True)}  {marked(pillar, 'faint')}\n"
-                f"{marked(said['frame'])}\n{quotes}"
-            )
-        return "\n\n".join(parts) or marked("No persona has said anything yet.", "faint")
+    def _show_thought(self):
+        """Return what each persona was asked and said, below the timeline."""
+        rows, plan = [], self._data.get("plan") or {}
+        said = self._data.get("partial_responses") or {}
+        for pillar in plan.get("relevant_pillars", ()):
+            name = f"{self._personas.get(pillar, '')}  {pillar.removesuffix('_facet_').replace('_', ' ')}"
+            rows += [self._space(12), *self._prose(name, "violet")]
+            rows += self._prose(f"was asked: {plan['sub_queries'].get(pillar, '')}", "soft")
+            rows += self._of_persona(said.get(pillar))
+        return rows or self._prose("No persona has said anything yet.", "faint")
+
+    def _of_persona(self, said):
+        if said is None:
+            return self._prose("thinks \u2026", "faint")
+        rows = self._prose(said["frame"])
+        for quote in said["quotes"]:
+            start, end = quote.get("mark") or (0, 0)
+            shown = quote["text"][start:end] or short(quote["text"], 300)
+            rows += self._prose(f"\u201c{' '.join(shown.split())}\u201d  {place_of(quote)}", "soft")
+        return rows
 
     def _show_steps(self):
-        lines = [
-            f"{marked(step['state'], SPEC['states'].get(step['state'], 'soft'))}  {marked(step['name'])}  "
-            f"{marked(seconds_text(step['seconds']), 'soft')}  {marked(short(step['answer'], 140), 'faint')}"
+        """Return each step of the journal with all that it told."""
+        rows = []
+        for step in filter(None, self._steps):
+            tone = SPEC["states"].get(step["state"], "soft")
+            head = f"{marked(step['name'], bold=True)}  {marked(step['state'].lower(), tone)}"
+            rows.append(row(head, marked(seconds_text(step["seconds"]), "soft"), pad=6))
+            lines = [
+                ("", line, "soft", (), None) for line in pretty(step["answer"], 78).split("\n")[:60]
+            ]
+            rows += line_rows(lines, columns_of(self.ids.said, 4), False)
+        return rows or self._prose("Its journal is empty.", "faint")
+
+    def draw(self, *_):
+        """Draw the timeline where the thought is shown."""
+        shown = self.cycle is not None and self.ids.tabs.chosen == "thought"
+        steps = self.timeline() if self.cycle is not None else []
+        self.ids.drawing.height = ThoughtDrawing.high(len(steps)) if shown else 0
+        whole = max(
+            [self._report.get("seconds") or 0, *(begin + took for _, _, begin, took, _ in steps)],
+            default=0,
+        )
+        self.ids.drawing.data = {"steps": steps, "seconds": whole} if shown else None
+
+    def timeline(self):
+        """Return [(state, name, begin s, seconds, running)]: what the journal has, and where it is at this moment."""
+        accepted = at_unix(self._report.get("accepted_at"))
+        steps = [
+            (
+                step["state"],
+                step["name"],
+                max(0.0, at_unix(step["at"]) - step["seconds"] - accepted),
+                step["seconds"],
+                False,
+            )
             for step in self._steps
             if step
         ]
-        return "\n".join(lines) or marked("Its journal is empty.", "faint")
+        if self.running and accepted:
+            begin = max((begin + took for _, _, begin, took, _ in steps), default=0.0)
+            now = max(begin, time.time() - accepted)
+            steps.append((self._report.get("state", "IDLE"), "at work", begin, now - begin, True))
+        return steps
 
-    def show_facet(self, facet):
-        self.ids.tabs.chosen = "personas"
+    # -------- passages
 
-    def draw(self, *_):
-        """Draw the states with their times, as they were told or as the journal has them, and the facets."""
-        if self.cycle is None:
-            return
-        state = self._report.get("state", "IDLE")
-        path = [*self.PATH[:-1], "FAILED"] if state == "FAILED" else self.PATH
-        at = path.index(state) if state in path else 0
-        states = [
-            (
-                name,
-                self._seconds_in(name, n == at) if n <= at else None,
-                n == at and state not in ENDED,
-            )
-            for n, name in enumerate(path)
-        ]
-        plan, said = self._data.get("plan") or {}, self._data.get("partial_responses") or {}
-        facets = [
-            {
-                "pillar": pillar,
-                "persona": self._personas.get(pillar, ""),
-                "asks": plan["sub_queries"].get(pillar, ""),
-                "said": self._facet_said(said.get(pillar)),
-            }
-            for pillar in plan.get("relevant_pillars", ())
-        ]
-        self.ids.drawing.data = {"states": states, "facets": facets}
+    def pressed(self, ref):
+        """A number was pressed: show its passage; `read N` opens it in its document."""
+        verb, _, number = ref.rpartition(" ")
+        if verb == "read":
+            self.read(number)
+        else:
+            self.open_citation(number)
 
-    @staticmethod
-    def _facet_said(said):
-        return (
-            f"{said['frame']} {' '.join(quote['text'] for quote in said['quotes'])}"
-            if said
-            else None
-        )
-
-    def _seconds_in(self, state, is_last):
-        """Return how long a cycle was in a state: as watched, else by the steps of its journal; of the last its whole time."""
-        if is_last and state in ENDED:
-            return self._report.get("seconds", 0.0)
-        seen = self.store.cycles.get(self.cycle, [])
-        starts = [at for name, at in seen if name == state]
-        if starts:
-            following = [at for _, at in seen if at > starts[-1]]
-            return (following[0] if following else time.monotonic()) - starts[-1]
-        return sum(step["seconds"] for step in self._steps if step and step["state"] == state)
+    def _quote(self, number):
+        evidence = self._report.get("evidence", [])
+        known = isinstance(number, str) and number.isdigit() and 0 < int(number) <= len(evidence)
+        return evidence[int(number) - 1] if known else None
 
     def open_citation(self, number):
-        evidence = self._report.get("evidence", [])
-        if isinstance(number, str) and number.isdigit() and 0 < int(number) <= len(evidence):
-            quote = evidence[int(number) - 1]
-            self.ids.reader.open(
-                quote["doc_id"], quote["version"], quote["chunk_index"], quote["lines"]
+        """Scroll to a passage of the evidence."""
+        if self._quote(number) is None:
+            return
+        self.ids.tabs.chosen = "answer"
+        at = next((n for n, one in enumerate(self.ids.said.data) if one["value"] == number), 0)
+        self.ids.said.choose(at)
+        self.ids.said.show(at, 0.2)
+
+    def read(self, number):
+        """Open a passage in its document, in front of everything."""
+        quote = self._quote(number)
+        if quote:
+            quotes = sentence_of(quote)
+            read_wide(
+                self.store,
+                quote["doc_id"],
+                quote["version"],
+                quote["chunk_index"],
+                quote["lines"],
+                (),
+                quotes,
             )
 
-    def go(self, cycle=None):
+    def place(self):
+        return {"cycle": self.cycle} if self.cycle else {}
+
+    def go(self, cycle=None, question=None):
         if cycle:
             self._turn_to(cycle)
-
-    def back(self):
-        if self.ids.reader.title:
-            self.ids.reader.clear()
-            return True
-        return False
+        if question:
+            self.ids.ask.text = question
+            self.ask()
 
 
 # ---- page: objects
@@ -4693,7 +5543,13 @@ class MessagesPage(Page):
         if refs:
             self.inspector.open("objects", oid=refs[0])
 
-    def go(self, target=None):
+    def place(self):
+        return {"command": self.command}
+
+    def go(self, target=None, command=None):
+        if command:
+            self.choose(command)
+            self.begin()
         if target:
             self.choose(self.FIRST, {"target": target})
             self._ask_selectors(target)
@@ -5161,31 +6017,26 @@ INSPECTOR_KV = """
                 pos: self.pos
                 size: self.size
     BoxLayout:
-        padding: dp(8)
-        spacing: dp(8)
-        Pane:
+        BoxLayout:
             id: navigation
+            orientation: 'vertical'
             size_hint_x: None
-            width: dp(150)
+            width: dp(76)
+            padding: dp(8), dp(10)
             spacing: dp(4)
         BoxLayout:
             id: room
+            padding: 0, dp(10), dp(10), dp(8)
     BoxLayout:
         size_hint_y: None
-        height: '26dp'
-        padding: dp(12), 0
-        canvas.before:
-            Color:
-                rgba: PANEL
-            Rectangle:
-                pos: self.pos
-                size: self.size
+        height: dp(28)
+        padding: dp(14), 0
         Words:
             id: status
             size_hint_y: 1
             text_size: self.size
             valign: 'middle'
-            font_size: '12.5sp'
+            font_size: SMALL
             max_lines: 1
         Words:
             id: waiting
@@ -5193,22 +6044,59 @@ INSPECTOR_KV = """
             text_size: self.size
             valign: 'middle'
             halign: 'right'
-            font_size: '12.5sp'
+            font_size: SMALL
             max_lines: 1
 
 <NavigationPush>:
+    quiet: True
     size_hint_x: 1
-    height: '40dp'
-    halign: 'left'
-    text_size: self.width - dp(20), None
+    height: dp(58)
+    font_size: sp(11.5)
+    color: INK if self.down else SOFT
+    halign: 'center'
+    valign: 'bottom'
+    text_size: self.width, self.height - dp(10)
 """
 # frames a second while something is done, and when it is not
 FRAMES_BUSY, FRAMES_IDLE, BUSY_S = 60, 12, 1.5
-LAYOUT = {"width": 1366, "height": 820, "page": next(iter(PAGES)), "splits": {}}
+LAYOUT = {
+    "width": 1366,
+    "height": 820,
+    "page": next(iter(PAGES)),
+    "splits": {},
+    "theme": THEMES[0],
+    "zoom": 1.0,
+    "density": next(iter(DENSITIES)),
+}
 
 
 class NavigationPush(Push):
-    """The button of a page."""
+    """The button of a page, with its icon."""
+
+    icon = StringProperty()
+
+    def __init__(self, **how):
+        super().__init__(**how)
+        self._drawn = InstructionGroup()
+        self.canvas.after.add(self._drawn)
+        draw = Clock.create_trigger(lambda _: self._draw())
+        self.bind(pos=draw, size=draw, down=draw, icon=draw)
+        draw()
+
+    def _draw(self):
+        """Draw the icon above the name."""
+        wide = dp(22)
+        left, low = self.center_x - wide / 2, self.top - dp(10) - wide
+        self._drawn.clear()
+        self._drawn.add(Color(*get_color_from_hex(colour("accent" if self.down else "soft"))))
+        for stroke in ICONS.get(self.icon, ()):
+            scaled = [one * wide / 24 for one in stroke if one != "o"]
+            if stroke[0] == "o":
+                x, y, radius = scaled
+                self._drawn.add(Line(circle=(left + x, low + y, radius), width=1.25))
+            else:
+                points = [one + (low if n % 2 else left) for n, one in enumerate(scaled)]
+                self._drawn.add(Line(points=points, width=1.25, joint="round", cap="round"))
 
 
 KEY_NAMES = {
@@ -5222,6 +6110,10 @@ KEY_NAMES = {
     275: "right",
     282: "f1",
     286: "f5",
+    45: "-",
+    61: "=",
+    269: "-",
+    270: "+",
 }
 
 
@@ -5229,6 +6121,7 @@ class MemoryInspector(BoxLayout):
     """The window's content: navigation, banner, one page at a time, a line that says how things are."""
 
     line = StringProperty("connecting")
+    ruled = set()  # names of the pages whose rules kv has read
 
     def __init__(self, store, endpoint, keys=None, **how):
         super().__init__(**how)
@@ -5240,15 +6133,15 @@ class MemoryInspector(BoxLayout):
             None,
         )
         self.pushes, self._said, self._ticking = {}, "", None
+        self.places = {}  # name of a page that is not made yet -> where on it one was
         store.on("uvm_state_update", lambda _: self.make_stale())
-        for number, page in enumerate(SPEC["pages"], 1):
-            push = NavigationPush(text=f"{marked(str(number), 'faint')}   {marked(page['title'])}")
-            push.bind(on_release=lambda _, name=page["name"]: self.open(name))
-            self.pushes[page["name"]] = push
-            self.ids.navigation.add_widget(push)
+        for page in SPEC["pages"]:
+            self.pushes[page["name"]] = self._add_push(
+                page["name"], page["title"], self.open, page["name"]
+            )
         self.ids.navigation.add_widget(Widget())
-        keys = "F1  help\nF5  ask anew\nCtrl+K  search\nCtrl+Z  undo"
-        self.ids.navigation.add_widget(Factory.Caption(text=marked(keys, "faint")))
+        self._add_push("theme", "Theme", App.get_running_app().turn_theme)
+        self._add_push("commands", "Ctrl+K", self.show_palette)
         for topic, function in (
             ("line", self.show_line),
             ("waiting", self.show_waiting),
@@ -5260,6 +6153,12 @@ class MemoryInspector(BoxLayout):
             store.on(topic, function)
         self.show_line()
 
+    def _add_push(self, icon, title, then, *what):
+        push = NavigationPush(icon=icon, text=marked(title))
+        push.bind(on_release=lambda _: then(*what))
+        self.ids.navigation.add_widget(push)
+        return push
+
     # -------- pages
 
     def open(self, name, **where):
@@ -5268,8 +6167,11 @@ class MemoryInspector(BoxLayout):
             return self.say(f"this Inspector was made without the page {name}", "bad")
         page = self.pages.get(name)
         if page is None:
-            Builder.load_string(PAGE_CLASSES[name].kv)
+            if name not in self.ruled:
+                Builder.load_string(PAGE_CLASSES[name].kv)
+                self.ruled.add(name)
             page = self.pages[name] = PAGE_CLASSES[name](self)
+            where = where or self.places.pop(name, {})
         if page is not self.page:
             if self.page:
                 self.page.hidden()
@@ -5320,17 +6222,22 @@ class MemoryInspector(BoxLayout):
 
     def show_status(self, *_):
         memory, health = self.store.state.get("memory", {}), self.store.health
-        facts = [self.endpoint, self.line]
+        tone = {"online": "good", "hung": "warm", "connecting": "warm"}.get(self.line, "bad")
+        sign = marked("\u25cf", tone)
+        facts = [f"{self.line} at {self.endpoint}"]
         if self.line == "online":
             facts += [
-                f"{number_text(memory[name])} {name}"
-                for name in ("documents", "chunks")
-                if name in memory
+                f"{number_text(memory[name])} {name}" for name in ("documents",) if name in memory
             ]
             facts += [f"core {health['core']['state']}"] if "core" in health else []
         said = "   ".join(
             filter(
-                None, [marked("   ".join(facts), "soft"), self._said, marked(FONTS.note(), "warm")]
+                None,
+                [
+                    f"{sign}  " + marked("   ".join(facts), "soft"),
+                    self._said,
+                    marked(FONTS.note(), "warm"),
+                ],
             )
         )
         if self.ids.status.text != said:
@@ -5378,13 +6285,20 @@ class MemoryInspector(BoxLayout):
 
     def _meaning(self, name, modifiers, typing):
         """Return the function that a key stands for everywhere, or None."""
+        app = App.get_running_app()
+        if sorted(modifiers) == ["ctrl", "shift"] and name in ("=", "+"):
+            return lambda: app.zoom(1)
         if modifiers == ["ctrl"]:
             names = list(PAGES)
             if name.isdigit() and 0 < int(name) <= len(names):
                 return lambda: self.open(names[int(name) - 1])
             return {
-                "k": self._go_search,
-                "q": App.get_running_app().stop,
+                "k": self.show_palette,
+                "=": lambda: app.zoom(1),
+                "+": lambda: app.zoom(1),
+                "-": lambda: app.zoom(-1),
+                "0": lambda: app.zoom(0),
+                "q": app.stop,
                 "enter": getattr(self.page, "send", None),
                 "z": None if typing and self._typed() else self.undo_last,
             }.get(name)
@@ -5424,6 +6338,8 @@ class MemoryInspector(BoxLayout):
     def _dialog_key(self, dialog, name, modifiers):
         if name == "escape":
             dialog.dismiss()
+        elif hasattr(dialog, "key") and dialog.key(name, modifiers):
+            return True
         elif name == "q" and modifiers == ["ctrl"]:
             App.get_running_app().stop()
         elif name == "enter" and modifiers == ["ctrl"] and hasattr(dialog, "accept"):
@@ -5434,9 +6350,14 @@ class MemoryInspector(BoxLayout):
 
     # -------- help and undo
 
+    def show_palette(self):
+        """Offer all that can be done, by its name."""
+        # the key itself shall not be typed there
+        Clock.schedule_once(lambda _: Palette(self).open(), 0.05)
+
     def show_help(self):
         dialog = Dialog(
-            title=marked(self.page.spec["title"], bold=True), size_hint=(0.66, None), height=dp(380)
+            title=marked(self.page.spec["title"], bold=True), size_hint=(0.66, None), height=dp(440)
         )
         keys = __doc__.partition("    Ctrl+1")[2].partition("\n\n")[0]
         keys = f"[font={FONTS.mono}]{marked('    Ctrl+1' + keys, 'soft')}[/font]"
@@ -5523,6 +6444,120 @@ class MemoryInspector(BoxLayout):
             then() if then else self.page.refresh()
 
 
+class Palette(Dialog):
+    """All that can be done, by its name: what is typed narrows it, Enter does it. What nothing is called is searched for."""
+
+    def __init__(self, inspector, **how):
+        super().__init__(size_hint=(0.56, 0.62), pos_hint={"center_x": 0.5, "top": 0.94}, **how)
+        self.inspector = inspector
+        self.field = Factory.Field(
+            hint_text="What do you want to do, find or ask?", font_size=sp(LEAD), height=dp(42)
+        )
+        self.field.padding = dp(14), dp(11)
+        self.rows = Rows()
+        for widget in (self.field, self.rows):
+            self.ids.body.add_widget(widget)
+        self.field.bind(text=lambda *_: self.narrow(), on_text_validate=lambda _: self.do())
+        self.rows.bind(on_open=lambda _: self.do())
+        self.rows.fbind("width", lambda *_: self.narrow())
+
+    def on_open(self):
+        self.narrow()
+        self.field.focus = True
+
+    def narrow(self):
+        """Show what fits the words that are typed, what begins with them first."""
+        typed = self.field.text.strip()
+        words = typed.casefold().split()
+        fits = [
+            one
+            for one in self._known()
+            if all(word in f"{one[0]} {one[1]}".casefold() for word in words)
+        ]
+        first = [one for one in fits if words and one[0].casefold().startswith(typed.casefold())]
+        rest = [one for one in fits if one not in first]
+        shown = [*first, *self._free(typed), *rest] if typed else rest
+        rows = [
+            row(f"{marked(name)}   {marked(note, 'faint')}", value=(name, then), pad=8)
+            for name, note, then in shown
+        ]
+        self.rows.fill(rows[:60])
+        self.rows.choose(0)
+
+    def _free(self, typed):
+        """Return what can be done with any words."""
+        open_page = self.inspector.open
+        free = [
+            (
+                f"Search for \u201c{typed}\u201d",
+                "in the memory",
+                lambda: open_page("search", query=typed),
+            )
+        ]
+        free += [(f"Ask \u201c{typed}\u201d", "", lambda: open_page("ask", question=typed))]
+        return [
+            one for one, page in zip(free, ("search", "ask"), strict=True) if page in PAGE_CLASSES
+        ]
+
+    def _known(self):
+        """Return [(name, note, function)] of all that has a name."""
+        inspector, app = self.inspector, App.get_running_app()
+        known = [
+            (
+                page["title"],
+                f"page   Ctrl+{number}",
+                functools.partial(inspector.open, page["name"]),
+            )
+            for number, page in enumerate(SPEC["pages"], 1)
+        ]
+        other = next(theme for theme in THEMES if theme != LOOK["theme"])
+        dense = next(density for density in DENSITIES if density != LOOK["density"])
+        known += [
+            (f"{other.capitalize()} theme", "look", app.turn_theme),
+            (f"{dense.capitalize()} rows", "look", lambda: app.choose_look(density=dense)),
+            ("Larger", "look   Ctrl+plus", lambda: app.zoom(1)),
+            ("Smaller", "look   Ctrl+minus", lambda: app.zoom(-1)),
+            ("Usual size", "look   Ctrl+0", lambda: app.zoom(0)),
+            ("Undo", "the last change from here   Ctrl+Z", inspector.undo_last),
+            ("Ask anew", "F5", inspector.page.look_anew),
+            ("Help", "F1", inspector.show_help),
+            ("Quit", "Ctrl+Q", app.stop),
+        ]
+        if "messages" in PAGE_CLASSES:
+            known += [
+                (
+                    name,
+                    f"message   {short(told_of['help'], 60)}",
+                    functools.partial(inspector.open, "messages", command=name),
+                )
+                for name, told_of in COMMANDS.items()
+            ]
+        if "objects" in PAGE_CLASSES:
+            known += [
+                (
+                    name,
+                    f"object   {one['oid']}",
+                    functools.partial(inspector.open, "objects", oid=one["oid"]),
+                )
+                for name, one in self.inspector.store.state.get("objects", {}).items()
+            ]
+        return known
+
+    def key(self, name, modifiers):
+        """Move in the list while the words are typed."""
+        if name in ("up", "down") and not modifiers:
+            self.rows.choose(self.rows.chosen + (1 if name == "down" else -1), show=True)
+            return True
+        return False
+
+    def do(self):
+        """Do what is chosen."""
+        chosen = self.rows.chosen_row
+        self.dismiss(animation=False)
+        if chosen:
+            chosen[1]()
+
+
 def layout_path():
     """Return the file that keeps the window's layout."""
     home = os.environ.get("KIVY_HOME")
@@ -5549,8 +6584,91 @@ def read_layout():
         for name, share in layout["splits"].items()
         if isinstance(share, float) and 0 < share < 1
     }
-    layout["page"] = layout["page"] if layout["page"] in PAGES else LAYOUT["page"]
+    for name, allowed in (
+        ("page", PAGES),
+        ("theme", THEMES),
+        ("zoom", ZOOMS),
+        ("density", DENSITIES),
+    ):
+        layout[name] = layout[name] if layout[name] in allowed else LAYOUT[name]
     return layout
+
+
+def fit_screen(window):
+    """Make a window no larger than the screen, where SDL tells how large that is."""
+    if os.environ.get("SDL_VIDEODRIVER") in ("offscreen", "dummy"):
+        return
+    x, y, width, height = screen_bounds() or (0, 0, 10**6, 10**6)
+    wide, high = window.system_size
+    if wide > width or high > height:
+        window.minimum_width, window.minimum_height = min(900, width), min(560, height)
+        window.size = min(wide, width), min(high, height)
+        window.left, window.top = x, y
+
+
+def screen_bounds():
+    """Return (x, y, width, height) of what the first screen leaves to windows, by the SDL that Kivy has loaded; None without."""
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        maps = pathlib.Path("/proc/self/maps").read_text("utf-8").split("\n")
+        path = next(
+            (line.split(maxsplit=5)[5] for line in maps if re.search(r"/libSDL2-[^/]*$", line)),
+            None,
+        )
+        found = (ctypes.c_int * 4)()
+        if path and ctypes.CDLL(path).SDL_GetDisplayUsableBounds(0, found) == 0:
+            return tuple(found)
+    return None
+
+
+def icon_file():
+    """Return the path of the icon of the application: a bat in the colours of the window, drawn at the first start."""
+    path = layout_path().with_name("inspector.png")
+    with contextlib.suppress(OSError):
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(icon_png(64))
+    return str(path)
+
+
+BAT = (  # half a bat in a square of 64, from the middle of the head along the wing: (x, y) from below
+    (32, 44), (35, 44), (37, 50), (39, 43), (44, 46), (52, 48), (61, 44), (57, 39),
+    (55, 31), (51, 35), (46, 30), (42, 34), (37, 26), (32, 17),
+)  # fmt: skip
+
+
+def icon_png(size):
+    """Return the icon as the bytes of a PNG."""
+    points = [*BAT, *((64 - x, y) for x, y in reversed(BAT))]
+    ground, ink = (_bytes_of(SPEC["palette"]["ground"]), _bytes_of(SPEC["accent"]))
+    lines = []
+    for y in range(size):
+        at = [(x + 0.5) * 64 / size for x in range(size)]
+        lines.append(
+            b"\0"
+            + b"".join(
+                ink if _inside(x, 64 - (y + 0.5) * 64 / size, points) else ground for x in at
+            )
+        )
+    head = struct.pack(">IIBBBBB", size, size, 8, 6, 0, 0, 0)
+    parts = (b"IHDR", head), (b"IDAT", zlib.compress(b"".join(lines))), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(*part) for part in parts)
+
+
+def _png_chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def _bytes_of(tone):
+    return bytes(round(255 * part) for part in get_color_from_hex(tone))
+
+
+def _inside(x, y, points):
+    """Whether a place is inside of a polygon: a line from it to the right crosses its border an odd number of times."""
+    crossed = False
+    for (x0, y0), (x1, y1) in zip(points, [*points[1:], points[0]], strict=True):
+        if (y0 > y) != (y1 > y) and x < x0 + (y - y0) * (x1 - x0) / (y1 - y0):
+            crossed = not crossed
+    return crossed
 
 
 def write_layout(layout):
@@ -5598,8 +6716,11 @@ class MorphicUIApp(App):
     def build(self):
         from kivy.core.window import Window
 
-        Builder.load_string(SHARED_KV.replace("{mono!r}", repr(FONTS.mono)) + INSPECTOR_KV)
-        Window.clearcolor = get_color_from_hex(colour("ground"))
+        self._usual_density = Metrics.density
+        self._dress()
+        Builder.load_string(SHARED_KV + INSPECTOR_KV)
+        Window.set_icon(icon_file())
+        fit_screen(Window)
         self.inspector = MemoryInspector(self.store, self.endpoint, self.keys)
         Window.bind(on_key_down=self._key, on_resize=self._resized)
         for event in (
@@ -5613,6 +6734,48 @@ class MorphicUIApp(App):
             Window.fbind(event, self._busy)
         self._rest = Clock.create_trigger(lambda _: setattr(Clock, "_max_fps", FRAMES_IDLE), BUSY_S)
         return self.inspector
+
+    # -------- how it looks
+
+    def _dress(self):
+        """Have all that is made from now on look as the layout says."""
+        from kivy.core.window import Window
+
+        LOOK.update(theme=self.layout["theme"], density=self.layout["density"])
+        Metrics.density = self._usual_density * self.layout["zoom"]
+        for kept in (text_of, _advance, line_high, texture_of, _coloured):
+            kept.cache_clear()
+        tell_kv()
+        Window.clearcolor = get_color_from_hex(colour("ground"))
+
+    def choose_look(self, **look):
+        """Take another theme, zoom or density, and make the window anew: what was asked and where one was stays."""
+        self.layout.update(look)
+        self._dress()
+        write_layout(self.layout)
+        page, places = (
+            self.inspector.page,
+            {name: one.place() for name, one in self.inspector.pages.items()},
+        )
+        page.hidden()
+        self.store.forget_listeners()
+        self.root_window.remove_widget(self.inspector)
+        self.inspector = self.root = MemoryInspector(self.store, self.endpoint, self.keys)
+        self.root_window.add_widget(self.inspector)
+        self.inspector.places = places
+        self.inspector.open(page.name)
+
+    def turn_theme(self):
+        """Take the next theme."""
+        self.choose_look(theme=THEMES[(THEMES.index(self.layout["theme"]) + 1) % len(THEMES)])
+
+    def zoom(self, way):
+        """Show all larger (1), smaller (-1) or as it was made (0)."""
+        at = ZOOMS.index(self.layout["zoom"]) + way if way else ZOOMS.index(1.0)
+        zoom = ZOOMS[max(0, min(len(ZOOMS) - 1, at))]
+        if zoom != self.layout["zoom"]:
+            self.choose_look(zoom=zoom)
+        self.inspector.say(f"zoom {zoom:.0%}")
 
     def on_start(self):
         self.inspector.open(self.layout["page"])

@@ -381,3 +381,69 @@ def test_the_window_looks_for_the_daemon_of_the_same_home(tmp_path, monkeypatch)
         assert ui.usual_endpoint() == batos.Client().endpoint == "tcp://127.0.0.1:7"
     monkeypatch.setenv("BATOS_ENDPOINT", "tcp://127.0.0.1:8")
     assert ui.usual_endpoint() == "tcp://127.0.0.1:8"
+
+
+READ = """# A *title*
+
+Some words that are long enough that the next line goes on with them
+and end `here`, with **weight**.
+
+- an item that goes
+  on
+- [a link](x) to follow
+
+    indented code
+
+```python
+x = 1
+```
+| a | b |
+"""
+
+
+def test_markdown_is_read_as_it_is_meant():
+    blocks = ui.blocks_of("markdown", [(number, line, 0) for number, line in enumerate(READ.split("\n"), 1)])
+    assert [(one.kind, one.text) for one in blocks if one.kind != "space"] == [
+        ("heading", "A *title*"), ("text", "Some words that are long enough that the next line goes on with them and end `here`, "
+         "with **weight**."), ("item", "an item that goes on"), ("item", "[a link](x) to follow"), ("code", "    indented code"),
+        ("code", "x = 1"), ("code", "| a | b |")]
+    assert ui.styled("a `b c` **d** [e](f) *g* 2*3*4 snake_case") == (
+        "a b c d e g 2*3*4 snake_case", ["", ""] + ["code"] * 3 + ["", "bold", "", "link", "", "lean"] + [""] * 17)
+
+
+def test_a_sentence_is_found_whatever_stands_between_its_words():
+    text = "First. The mast, once **raised**, stands. Last."
+    (start, end), = ui.quoted_in(text, ["The mast, once\nraised, stands."])
+    assert text[start:end] == "The mast, once **raised**, stands."
+    assert ui.quoted_in(text, ["nothing of it", ""]) == []
+
+
+@pytest.mark.parametrize("whole, most", [(1.37, 4), (0.007, 3), (3600, 9), (0, 2)])
+def test_ticks_are_few_and_round(whole, most):
+    told = ui.ticks(whole, most)
+    assert told[0] == 0 and len(told) <= most + 1 and told[-1] <= whole + 1e-9
+
+
+def test_what_a_cycle_waits_for_is_told():
+    mine = {"state": "IDLE", "accepted_at": {"$time": "2026-01-02T00:00:00Z"}}
+    other = {"state": "DELEGATING", "accepted_at": {"$time": "2026-01-01T00:00:00Z"}}
+    assert "1 mission was" in ui.waits_for(mine, {"core": {"state": "ready"}}, [mine, other])
+    assert ui.waits_for(mine, {"core": {"state": "loading", "progress": "weights"}}, []).endswith("loading: weights")
+    assert ui.waits_for({**mine, "state": "DELEGATING"}, {"core": {"state": "ready"}}, [other]) == ""
+
+
+def test_the_icon_is_a_picture():
+    data = ui.icon_png(16)
+    assert data[:8] == b"\x89PNG\r\n\x1a\n" and data[-8:-4] == b"IEND" and len(data) > 100
+
+
+def test_markup_is_taken_off_as_it_was_put_on():
+    for text in ("[b]x[/b] & [ref=1]", "a [1] b", "plain"):
+        assert ui.unmarked(ui.marked(text, "good", [(0, 2)], bold=True)) == text
+
+
+def test_markup_is_cut_where_it_does_not_fit_and_closed():
+    said = f"{ui.marked('a name', 'soft', bold=True)}  {ui.marked('[what] it says & more ' * 9, 'good')}"
+    assert ui.cut_markup(said, 10_000) == said
+    cut = ui.cut_markup(said, 200)
+    assert cut.endswith("\u2026[/color]") and cut.count("[/") * 2 == cut.count("[") and len(ui.unmarked(cut)) < 40

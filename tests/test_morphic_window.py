@@ -21,12 +21,12 @@ CARET_PIXELS = 500                                       # a caret that blinks d
 class Screen:
     """A display of its own with one Inspector on it."""
 
-    def __init__(self, folder, endpoint):
+    def __init__(self, folder, endpoint, width=WIDTH, height=HEIGHT):
         windowed.need_gl()
         windowed.need_programs("Xvfb", "xdotool", "import", "convert")
         self.folder = folder
         reading, writing = os.pipe()                     # without -noreset it begins anew each time that xdotool leaves it
-        self.server = subprocess.Popen(["Xvfb", "-noreset", "-displayfd", str(writing), "-screen", "0", f"{WIDTH}x{HEIGHT}x24"],
+        self.server = subprocess.Popen(["Xvfb", "-noreset", "-displayfd", str(writing), "-screen", "0", f"{width}x{height}x24"],
                                        pass_fds=[writing], stderr=subprocess.DEVNULL)
         os.close(writing)
         with os.fdopen(reading) as told:
@@ -110,7 +110,7 @@ def test_a_person_at_the_keyboard(screen):
     until(lambda: subscribed(client), what="the Inspector is online")
     until(lambda: screen.colours() > 100, what="a page")
 
-    before = screen.shot("documents")                    # search, and open a result
+    before = screen.shot("documents")                    # search by the palette, and open a result
     screen.keys("ctrl+k")
     screen.type("full darkness")
     screen.keys("Return")
@@ -119,6 +119,7 @@ def test_a_person_at_the_keyboard(screen):
     screen.keys("Down", "Return")
     screen.changed(before, "the document")
     screen.shot("document")
+    screen.keys("Escape")
 
     screen.keys("ctrl+2")                                # ask
     screen.type("How long does the mast run in full darkness?")
@@ -169,6 +170,22 @@ def test_closing_the_window_ends_the_process_also_without_a_daemon(screen, daemo
     identity = screen.tool("search", "--class", "inspector").split()[0]
     screen.tool("windowclose", identity)
     screen.window.wait(60)
+
+
+@pytest.mark.slow
+def test_the_first_window_fits_a_small_screen(tmp_path, daemon):
+    running = daemon()
+    screen = Screen(tmp_path, running.endpoint, 1024, 700)
+    try:
+        until(lambda: screen.colours() > 100, what="a page")
+        identity = screen.tool("search", "--class", "inspector").split()[0]
+
+        def geometry():
+            told = screen.tool("getwindowgeometry", "--shell", identity)
+            return {name: int(value) for name, value in (line.split("=") for line in told.split()) if value.isdigit()}
+        until(lambda: geometry()["WIDTH"] <= 1024 and geometry()["HEIGHT"] <= 700, what="it fits")
+    finally:
+        screen.close()
 
 
 def test_what_is_missing_is_told_in_one_line(monkeypatch):

@@ -54,7 +54,12 @@ class Hand:
         self.app = ui.MorphicUIApp(endpoint)
         self.app._run_prepare()
         runTouchApp(embedded=True)
-        self.root, self.store = self.app.inspector, self.app.store
+        self.store = self.app.store
+
+    @property
+    def root(self):
+        """The Inspector, which is made anew for another look."""
+        return self.app.inspector
 
     def close(self):
         self.app.stop()
