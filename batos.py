@@ -17806,6 +17806,7 @@ __all__ += """
     readable_segments Vectors waiting_chunks count_waiting publish_vectors wait_for_vectors
     alive_in merged_postings postings_of kept_words held_nowhere counted_in publish_words MERGED
     due_merge take_embedder embedder_of packs_of count_former_vectors
+    hold_vectors held_vectors vectors_to_store
 """.split()
 
 # so many segments of one size become one: each chunk is written anew at each size
@@ -18136,20 +18137,17 @@ class VectorPack(Mapped):
         super().__init__(built, blob)
         self.embedder = embedder
 
-    def scores(self, vector):
-        """Return (chunk numbers, their cosines to a vector of length 1), as two arrays."""
-        return self.arrays.numbers, self.arrays.vectors @ vector
-
 
 def waiting_chunks(catalog, most):
     """Return up to `most` (number, text) of chunks that have no vector yet: the oldest first, the system's own last."""
-    own = catalog.metadata_index["scope"].get("self", ())
+    own, held = catalog.metadata_index["scope"].get("self", ()), _held_of(catalog).rows
     runs = itertools.chain(
         (run for run in catalog.unembedded.items() if run[0] not in own),
         (run for run in catalog.unembedded.items() if run[0] in own),
     )
     numbers = itertools.chain.from_iterable(range(first, first + count) for first, count in runs)
-    chunks = [(number, catalog.chunk_storage[number]) for number in itertools.islice(numbers, most)]
+    unread = (number for number in numbers if number not in held)
+    chunks = [(number, catalog.chunk_storage[number]) for number in itertools.islice(unread, most)]
     return [
         (number, searchable(catalog.documents[chunk.doc_id].title, chunk))
         for number, chunk in chunks
@@ -18158,7 +18156,72 @@ def waiting_chunks(catalog, most):
 
 def count_waiting(catalog):
     """Return how many chunks have no vector yet."""
-    return sum(catalog.unembedded.values())
+    return sum(catalog.unembedded.values()) - len(_held_numbers(catalog))
+
+
+# A pack of one vector is a commit that writes a leaf of five trees anew, and is written again with each merge. So what is
+# new and embedded is held here until it fills a pack. It counts as waiting in the image: who ends without storing it embeds
+# it again. A number never stands for another text, so a snapshot of any time may be searched with it.
+
+
+class _Held(typing.NamedTuple):
+    """The vectors of chunks that no pack has yet, by their numbers, as an embedder made them."""
+
+    embedder: str | None = None
+    rows: dict = {}
+
+
+_HELD = weakref.WeakKeyDictionary()  # database -> _Held
+_HELD_MOST = 256  # chunks whose vectors are held; so many are embedded again after a crash
+
+
+def _held_of(catalog):
+    """Return the _Held of a catalog's database."""
+    jar = catalog._p_jar
+    return _HELD.get(jar.db(), _Held()) if jar is not None else _Held()
+
+
+def _held_numbers(catalog):
+    """Return the numbers, ascending, of the chunks that a catalog has wait for a vector that is held."""
+    runs, held = catalog.unembedded, _held_of(catalog).rows
+    if not held or not runs:
+        return []
+    low, high = min(held), max(held)
+    start = runs.maxKey(low) if runs.minKey() <= low else low
+    waiting = (range(first, first + count) for first, count in runs.items(start, high))
+    return [number for number in itertools.chain.from_iterable(waiting) if number in held]
+
+
+def hold_vectors(catalog: UvmObject, vectors: Vectors, embedder: str) -> None:
+    """Hold what some chunks of a catalog that was just read mean; what waits there no more is let go of."""
+    import numpy
+
+    before = _held_of(catalog)
+    kept = _held_numbers(catalog) if before.embedder == embedder else ()
+    rows = {number: before.rows[number] for number in kept}
+    halved = vectors.vectors.astype(numpy.float16).astype(numpy.float32)  # as they will be stored
+    rows.update(zip(vectors.numbers.tolist(), halved, strict=True))
+    _HELD[catalog._p_jar.db()] = _Held(embedder, rows)
+
+
+def held_vectors(catalog: UvmObject, embedder: str | None) -> Vectors | None:
+    """Return the Vectors that an embedder (None: any) made of chunks that wait in a catalog, where some are held, else None."""
+    import numpy
+
+    held, numbers = _held_of(catalog), _held_numbers(catalog)
+    if not numbers or embedder not in (None, held.embedder):
+        return None
+    return Vectors(numpy.array(numbers), numpy.array([held.rows[number] for number in numbers]))
+
+
+def vectors_to_store(catalog: UvmObject, embedder: str, every: bool = False) -> Vectors | None:
+    """Return the Vectors that are held, where they fill a pack or end the time of another embedder's, or `every`."""
+    held = held_vectors(catalog, embedder)
+    if held is None:
+        return None
+    is_last = len(held.numbers) == sum(catalog.unembedded.values())
+    ends_former = is_last and count_former_vectors(catalog) > 0
+    return held if every or ends_former or len(held.numbers) >= _HELD_MOST else None
 
 
 def publish_vectors(catalog, built, embedder):
@@ -19964,12 +20027,11 @@ def _fed_back(catalog, asked, own, scores):
 
 
 def _found_by_meaning(catalog, vector, embedder=None):
-    """Return [(numbers, cosines)] of all chunks that have a vector of an embedder, one pair for each pack."""
-    return [
-        pack.scores(vector)
-        for pack in packs_of(catalog, embedder)
-        if pack.readable() and pack.arrays.vectors.shape[1:] == vector.shape
-    ]
+    """Return [(numbers, cosines)] of all chunks that have a vector of an embedder: a pair for each pack, one for those held."""
+    found = [pack.arrays for pack in packs_of(catalog, embedder) if pack.readable()]
+    held = held_vectors(catalog, embedder)
+    found += [held] if held else []
+    return [(numbers, rows @ vector) for numbers, rows in found if rows.shape[1:] == vector.shape]
 
 
 def _ranked(found, chosen, most):
@@ -21512,8 +21574,8 @@ __all__ += """
     episode_id remember_episode EmbeddingLane marked_text telling_shares
 """.split()
 
-_EMBEDDED_A_PART = 256  # chunks whose vectors are stored in one transaction
-_EMBED_LINGER_S = 0.25  # each part is a commit that rewrites a leaf of three trees
+_EMBEDDED_A_PART = 256  # chunks that are read at a time
+_EMBED_LINGER_S = 0.25  # texts that come one by one are read together
 
 
 # Levels: what stands above a chunk and below it
@@ -21715,6 +21777,7 @@ class EmbeddingLane:
     def __init__(self, image: Image, bulk: BulkLane, embedder: Embedder) -> None:
         self.image, self.bulk, self.embedder = image, bulk, embedder
         self._awake, self._closing, self._taken = threading.Event(), threading.Event(), False
+        self.parts = 0  # how many there were: what waits is fewer then, also without a commit
         self._thread = threading.Thread(target=self._main, name="embedding", daemon=True)
 
     def start(self) -> None:
@@ -21727,7 +21790,7 @@ class EmbeddingLane:
         self._awake.set()
 
     def close(self) -> None:
-        """End after the part at work."""
+        """End after the part at work, and store what is held."""
         self._closing.set()
         self._awake.set()
         if self._thread.ident is not None:
@@ -21737,19 +21800,26 @@ class EmbeddingLane:
     def _main(self):
         while not self._closing.is_set():
             self._awake.wait()
-            self._closing.wait(_EMBED_LINGER_S)  # notes that come one by one are embedded together
+            self._closing.wait(_EMBED_LINGER_S)
             self._awake.clear()
-            if self.embedder.state != "ready" or self._closing.is_set():
-                continue
-            try:
-                self._take_embedder()
-                while self._one_part() and not self._closing.is_set():
-                    continue
-            except BaseException as error:  # a boundary: the chunks wait on, until the next commit
-                error = caught(error)
-                log_lanes.error(
-                    "chunks are not embedded: %s", error, exc_info=not isinstance(error, BatosError)
-                )
+            if self.embedder.state == "ready" and not self._closing.is_set():
+                self._guarded(self._read_all)
+        self._guarded(functools.partial(self._store, every=True))
+
+    def _guarded(self, function):
+        """Call a function; the chunks of one that fails wait on, until the next commit."""
+        try:
+            function()
+        except BaseException as error:  # a boundary: every error is told and the thread goes on
+            error = caught(error)
+            log_lanes.error(
+                "chunks are not embedded: %s", error, exc_info=not isinstance(error, BatosError)
+            )
+
+    def _read_all(self):
+        self._take_embedder()
+        while self._one_part() and not self._closing.is_set():
+            continue
 
     def _take_embedder(self):
         """Have what another embedder made be made anew, once in the life of a daemon."""
@@ -21765,10 +21835,7 @@ class EmbeddingLane:
     def _one_part(self):
         """Embed the chunks that have waited longest; returns whether there were any."""
         with reading(self.image) as root:
-            rows, folder = (
-                waiting_chunks(root["knowledge_catalog_obj"], _EMBEDDED_A_PART),
-                blob_folder(root),
-            )
+            rows = waiting_chunks(root["knowledge_catalog_obj"], _EMBEDDED_A_PART)
         if not rows:
             return False
         numbers, texts = zip(*rows, strict=True)
@@ -21780,9 +21847,21 @@ class EmbeddingLane:
                 return False
             raise
         order = numbers.argsort()
-        with built_file(Vectors(numbers[order], vectors[order]), folder) as built:
-            self._publish(lambda catalog: publish_vectors(catalog, built, self.embedder.name))
+        with reading(self.image) as root:
+            made = Vectors(numbers[order], vectors[order])
+            hold_vectors(root["knowledge_catalog_obj"], made, self.embedder.name)
+        self.parts += 1
+        self._store()
         return True
+
+    def _store(self, every=False):
+        """Store what is held in a pack, where it fills one."""
+        with reading(self.image) as root:
+            catalog = root["knowledge_catalog_obj"]
+            held, folder = vectors_to_store(catalog, self.embedder.name, every), blob_folder(root)
+        if held is not None:
+            with built_file(held, folder) as built:
+                self._publish(lambda catalog: publish_vectors(catalog, built, self.embedder.name))
 
 
 def marked_text(item: dict) -> str:
@@ -34959,6 +35038,7 @@ class BatOS_UVM:
         while True:
             self._look_at_place()
             commits = self.lanes["write"].commits + self.lanes["bulk"].commits
+            commits += self.housekeeping.embedding.parts
             if commits != self._view_commits:
                 self._view_commits = commits
                 self.lanes["read"].submit(

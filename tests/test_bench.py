@@ -13,6 +13,7 @@ import answers
 import bench
 import foreign
 import quality
+import weigh
 
 import batos
 
@@ -126,3 +127,11 @@ def test_the_questions_over_manuals_say_what_their_answers_must_hold():
     assert len(asked) >= 60 and all(question.text and "" not in question.expected for question in asked)
     assert not any(question.expected for question in asked if question.kind in answers.UNANSWERABLE)
     assert sum(question.follows for question in asked) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["folder", "alone"])
+def test_what_notes_take_on_the_disk_is_told_by_kind_of_record(way):
+    size, kinds, _ = weigh.measured(weigh.notes(40), way)
+    assert 40 * 300 < size <= 40 * weigh.NOTE_BYTES and {"Chunk", "Document", "headers of records"} <= set(kinds)
+    assert kinds["Document"][0] == 40

@@ -39,6 +39,25 @@ def embed(memory, most=100, embedder=DOUBLE, meanwhile=lambda: None):
     return len(rows)
 
 
+def hold(memory, most=100):
+    """Embed the chunks that wait, and have what they mean held, as EmbeddingLane does; returns how many."""
+    rows = memory.look(lambda catalog: batos.waiting_chunks(catalog, most))
+    if rows:
+        numbers, texts = zip(*rows, strict=True)
+        vectors = batos.Vectors(numpy.array(numbers), DOUBLE.embed(texts))
+        memory.look(lambda catalog: batos.hold_vectors(catalog, vectors, DOUBLE.name))
+    return len(rows)
+
+
+def store(memory, every=True):
+    """Store what is held, as EmbeddingLane does; returns how many."""
+    held = memory.look(lambda catalog: batos.vectors_to_store(catalog, DOUBLE.name, every))
+    if held is not None:
+        with batos.built_file(held, memory.image.storage.temporaryDirectory()) as built:
+            memory.change(lambda catalog: batos.publish_vectors(catalog, built, DOUBLE.name))
+    return len(held.numbers) if held else 0
+
+
 def merge_vectors(memory, keys=None):
     keys = keys or memory.look(lambda catalog: tuple(catalog.vectors))
     arrays = memory.look(lambda catalog: batos._merged_vectors(catalog, keys))
@@ -190,8 +209,72 @@ def test_vectors_that_cannot_be_read_are_made_anew(memory, mend, monkeypatch):
     assert found(memory, "alloy cock") == before and memory.faults() == []
 
 
-STEPS = st.lists(st.tuples(st.sampled_from(["add", "add", "remove", "embed", "merge", "words"]), st.integers(0, 4),
-                           st.integers(0, 4)), max_size=20)
+def test_what_is_held_is_found_and_nothing_of_it_is_written(memory):
+    fill(memory)
+    size = memory.image.size()
+    assert hold(memory) == 5 and waiting(memory) == 0 and memory.look(lambda catalog: len(catalog.vectors)) == 0
+    before = found(memory, "alloy cock")
+    assert memory.image.size() == size and {"d0", "d1"} <= set(before) and hold(memory) == 0
+    assert store(memory, every=False) == 0
+    assert store(memory) == 5 and store(memory) == 0 and memory.look(lambda catalog: len(catalog.vectors)) == 1
+    assert found(memory, "alloy cock") == before and waiting(memory) == 0 and memory.faults() == []
+
+
+def test_what_is_held_of_a_document_that_goes_is_held_no_more(memory):
+    fill(memory)
+    hold(memory)
+    memory.change(lambda catalog: batos.unindex_document_(catalog, "d0"))
+    assert "d0" not in found(memory, "alloy cock") and waiting(memory) == 0
+    memory.add("d5", "A tap.")
+    assert waiting(memory) == 1 and hold(memory) == 1
+    with batos.reading(memory.image) as root:
+        assert len(batos._HELD[root._p_jar.db()].rows) == 5
+    assert store(memory) == 5 and memory.faults() == []
+
+
+def test_as_many_as_fill_a_pack_are_stored(memory, monkeypatch):
+    monkeypatch.setattr(batos, "_HELD_MOST", 5)
+    fill(memory)
+    assert hold(memory, 4) == 4 and store(memory, every=False) == 0
+    assert hold(memory, 4) == 1 and store(memory, every=False) == 5
+
+
+def test_what_is_held_ends_the_time_of_another_embedder(memory):
+    fill(memory)
+    embed(memory, embedder=QuickEmbedder("former"))
+    assert take(memory, DOUBLE.name) == (5, 5)
+    assert hold(memory, 3) == 3 and store(memory, every=False) == 0
+    assert hold(memory, 3) == 2 and store(memory, every=False) == 5 and made_by(memory) == [(DOUBLE.name, 5)]
+
+
+def test_an_older_snapshot_is_searched_with_what_is_held(memory):
+    fill(memory)
+    vector = DOUBLE.query("alloy cock")
+    with batos.reading(memory.image) as root:
+        hold(memory)
+        assert batos.held_vectors(root["knowledge_catalog_obj"], None).numbers.tolist()
+        store(memory)
+        rows = batos.search_(root["knowledge_catalog_obj"], "alloy cock", 10, vector=vector)["results"]
+    assert [row["chunk"]["doc_id"] for row in rows] == found(memory, "alloy cock")
+
+
+def test_a_lane_that_ends_stores_what_it_holds(tmp_path):
+    machine = Machine(tmp_path)
+    machine.ingest("small", "The brass valve is turned.")
+    lane = batos.EmbeddingLane(machine.image, machine.bulk, DOUBLE)
+    lane.start()
+    end_s = time.monotonic() + 60
+    while machine.look(batos.count_waiting):
+        assert time.monotonic() < end_s
+        time.sleep(0.02)
+    assert machine.look(lambda catalog: (len(catalog.vectors), sum(catalog.unembedded.values()))) == (0, 1)
+    lane.close()
+    assert machine.look(lambda catalog: (len(catalog.vectors), sum(catalog.unembedded.values()))) == (1, 0)
+    machine.close()
+
+
+STEPS = st.lists(st.tuples(st.sampled_from(["add", "add", "remove", "embed", "hold", "store", "merge", "words"]),
+                           st.integers(0, 4), st.integers(0, 4)), max_size=20)
 
 
 @pytest.mark.slow
@@ -207,12 +290,16 @@ def test_whatever_comes_each_chunk_has_one_vector_or_waits(tmp_path_factory, ste
             memory.change(lambda catalog, n=n: batos.unindex_document_(catalog, f"d{n}"))
         elif kind == "embed":
             embed(memory, m + 1)
+        elif kind == "hold":
+            hold(memory, m + 1)
+        elif kind == "store":
+            store(memory)
         elif kind == "merge" and memory.look(lambda catalog: len(catalog.vectors)):
             merge_vectors(memory)
         elif kind == "words":
             memory.merge()
         assert memory.faults() == []
-    while embed(memory):
+    while hold(memory):
         assert memory.faults() == []
     assert set(found(memory, "alloy cock")) == set(model)
     memory.close()
