@@ -2231,7 +2231,7 @@ __all__ += """
     folders_up_to SyncedPacker
 """.split()
 
-IMAGE_VERSION = 11
+IMAGE_VERSION = 12
 MAGIC = b"FS30"
 TXN_HEADER = struct.Struct(">8sQcHHH")  # tid, length less 8, status, three lengths
 # oid, tid, two positions, 0, length of the data (0: a position follows)
@@ -17805,8 +17805,8 @@ __all__ += """
     Built in_record built_file map_arrays place_of Segment FreshWords add_mapped bury
     readable_segments Vectors waiting_chunks count_waiting publish_vectors wait_for_vectors
     alive_in merged_postings postings_of kept_words held_nowhere counted_in publish_words MERGED
-    due_merge take_embedder embedder_of packs_of count_former_vectors
-    hold_vectors held_vectors vectors_to_store
+    due_merge take_embedder embedder_of packs_of count_former_vectors hold_vectors held_vectors
+    vectors_to_store runs_of RunTree numbers_in numbers_filed
 """.split()
 
 # so many segments of one size become one: each chunk is written anew at each size
@@ -17827,16 +17827,39 @@ class Built(typing.NamedTuple):
     sha256: str | None = None
 
 
-def _data_of(arrays):
-    """Return arrays as a file of safetensors; floats in half of their bytes, which moves a cosine by less than 0.001."""
+_LARGEST_CODE = 127  # of a number that is stored in a byte: the largest of its row
+_STEPS = (
+    "{}.steps"  # the name of the array that says, for each row of another, what 1 stands for in it
+)
+
+
+def _in_bytes(rows):
+    """Return (codes, steps) of rows of floats, in a byte a number; a cosine moves by less than 0.002.
+
+    What was read is written as it was: a merge changes no vector.
+    """
     import numpy
 
-    half = {
-        name: array.astype(numpy.float16)
-        for name, array in arrays._asdict().items()
-        if array.dtype == numpy.float32
-    }
-    return need("safetensors.numpy", "the memory's arrays").save(arrays._asdict() | half)
+    steps = (numpy.abs(rows).max(axis=1, initial=0) / _LARGEST_CODE).astype(numpy.float16)
+    steps[steps == 0] = 1
+    return numpy.rint(rows / steps.astype(numpy.float32)[:, None]).astype(numpy.int8), steps
+
+
+def _from_bytes(codes, steps):
+    import numpy
+
+    return codes.astype(numpy.float32) * steps[:, None]
+
+
+def _data_of(arrays):
+    """Return arrays as a file of safetensors, rows of floats as _in_bytes has them."""
+    import numpy
+
+    named = arrays._asdict()
+    for name, array in arrays._asdict().items():
+        if array.dtype == numpy.float32:
+            named[name], named[_STEPS.format(name)] = _in_bytes(array)
+    return need("safetensors.numpy", "the memory's arrays").save(named)
 
 
 def in_record(arrays):
@@ -17867,13 +17890,14 @@ _SAFETENSORS_TYPES = {
     "I32": "int32",
     "U16": "uint16",
     "U8": "uint8",
+    "I8": "int8",
     "F32": "float32",
     "F16": "float16",
 }
 
 
 def _arrays_in(data):
-    """Return {name: array} of the bytes of a file of safetensors: views, but for floats of half size, which are widened."""
+    """Return {name: array} of the bytes of a file of safetensors: views, but for floats, which are widened."""
     import numpy
 
     begin, arrays = 8 + int.from_bytes(data[:8], "little"), {}
@@ -17882,6 +17906,8 @@ def _arrays_in(data):
             kind = _SAFETENSORS_TYPES[row["dtype"]]
             held = numpy.ndarray(row["shape"], kind, data, begin + row["data_offsets"][0])
             arrays[name] = held.astype(numpy.float32) if kind == "float16" else held
+    for name in [name for name in arrays if _STEPS.format(name) in arrays]:
+        arrays[name] = _from_bytes(arrays[name], arrays.pop(_STEPS.format(name)))
     return arrays
 
 
@@ -18009,6 +18035,77 @@ class Segment(Mapped):
         return postings.numbers[found], total[found]
 
 
+# Numbers of chunks that have one thing in common
+
+
+@image_class
+class RunTree(LLBTree):
+    """I am numbers of chunks, of which many follow one another: how many, by the first of them. Each number once."""
+
+    max_leaf_size, max_internal_size = 32, 128
+
+    def add(self, first: int, count: int) -> None:
+        """Take in `count` numbers from `first` on, of which I have none."""
+        before = self._before(first)
+        if before is not None and before + self[before] == first:
+            first, count = before, self[before] + count
+        after = self.pop(first + count, 0)
+        self[first] = count + after
+
+    def drop(self, first: int, count: int) -> None:
+        """Leave out `count` numbers from `first` on, those of them that I have."""
+        end = first + count
+        for start, stop in list(self._between(first, end - 1)):
+            del self[start]
+            if start < first:
+                self[start] = first - start
+            if end < stop:
+                self[end] = stop - end
+
+    def holds(self, number: int) -> bool:
+        """Whether a number is one of mine."""
+        first = self._before(number)
+        return first is not None and number < first + self[first]
+
+    def numbers(self, low: int | None = None, high: int | None = None) -> typing.Iterator[int]:
+        """Give my numbers, ascending, of the runs that `low` and `high` are in and those between."""
+        return itertools.chain.from_iterable(
+            range(start, stop) for start, stop in self._between(low, high)
+        )
+
+    def _between(self, low, high):
+        """Give the (start, end) of the runs that have numbers from `low` to `high`; None is no bound."""
+        first = None if low is None else self._before(low)
+        for start, count in self.items(low if first is None else first, high):
+            if low is None or start + count > low:
+                yield start, start + count
+
+    def _before(self, number):
+        """Return the first number of the last run that begins at a number or before it, or None."""
+        try:
+            return self.maxKey(number)
+        except ValueError:  # none begins so low
+            return None
+
+
+def numbers_in(filed):
+    """Return the numbers of a RunTree, or of what there was in its place up to version 11: a tree of runs, or of numbers."""
+    if not isinstance(filed, LLBTree):
+        return filed
+    return itertools.chain.from_iterable(
+        range(first, first + count) for first, count in filed.items()
+    )
+
+
+def numbers_filed(catalog: UvmObject, field: str, value: str) -> typing.Iterable[int]:
+    """Return the numbers, ascending, of the chunks that are found by a field of _FILTERS and its value."""
+    found = catalog.metadata_index[field].get(value)
+    return found.numbers() if found is not None else ()
+
+
+# Segments: what is new
+
+
 _FRESH_STATES_KEPT = 4  # of FreshWords, as connections whose snapshots differ read them
 _FRESH_POSTINGS = weakref.WeakKeyDictionary()  # database -> {(oid, serial): Postings}
 
@@ -18055,7 +18152,7 @@ class FreshWords(Segment):
             self.words = sum(len(words) for _, words in _words_in(self.catalog, left))
 
     def _hold(self, numbers):
-        self.runs, self.count = tuple(_runs_of(sorted(numbers))), len(numbers)
+        self.runs, self.count = tuple(runs_of(sorted(numbers))), len(numbers)
         self._v_arrays = self._v_rows = None
 
     def _made(self):
@@ -18073,7 +18170,7 @@ class FreshWords(Segment):
         return kept[state]
 
 
-def _runs_of(numbers):
+def runs_of(numbers):
     """Yield the (first, count) of the runs in ascending numbers."""
     for _, run in itertools.groupby(enumerate(numbers), lambda row: row[1] - row[0]):
         numbers = [number for _, number in run]
@@ -18140,12 +18237,11 @@ class VectorPack(Mapped):
 
 def waiting_chunks(catalog, most):
     """Return up to `most` (number, text) of chunks that have no vector yet: the oldest first, the system's own last."""
-    own, held = catalog.metadata_index["scope"].get("self", ()), _held_of(catalog).rows
-    runs = itertools.chain(
-        (run for run in catalog.unembedded.items() if run[0] not in own),
-        (run for run in catalog.unembedded.items() if run[0] in own),
+    own, held = set(numbers_filed(catalog, "scope", "self")), _held_of(catalog).rows
+    numbers = itertools.chain(
+        (number for number in catalog.unembedded.numbers() if number not in own),
+        (number for number in catalog.unembedded.numbers() if number in own),
     )
-    numbers = itertools.chain.from_iterable(range(first, first + count) for first, count in runs)
     unread = (number for number in numbers if number not in held)
     chunks = [(number, catalog.chunk_storage[number]) for number in itertools.islice(unread, most)]
     return [
@@ -18186,21 +18282,18 @@ def _held_numbers(catalog):
     runs, held = catalog.unembedded, _held_of(catalog).rows
     if not held or not runs:
         return []
-    low, high = min(held), max(held)
-    start = runs.maxKey(low) if runs.minKey() <= low else low
-    waiting = (range(first, first + count) for first, count in runs.items(start, high))
-    return [number for number in itertools.chain.from_iterable(waiting) if number in held]
+    return [number for number in runs.numbers(min(held), max(held)) if number in held]
 
 
 def hold_vectors(catalog: UvmObject, vectors: Vectors, embedder: str) -> None:
     """Hold what some chunks of a catalog that was just read mean; what waits there no more is let go of."""
-    import numpy
-
     before = _held_of(catalog)
     kept = _held_numbers(catalog) if before.embedder == embedder else ()
     rows = {number: before.rows[number] for number in kept}
-    halved = vectors.vectors.astype(numpy.float16).astype(numpy.float32)  # as they will be stored
-    rows.update(zip(vectors.numbers.tolist(), halved, strict=True))
+    stored = _from_bytes(
+        *_in_bytes(vectors.vectors)
+    )  # as they will be, so that what is found is the same
+    rows.update(zip(vectors.numbers.tolist(), stored, strict=True))
     _HELD[catalog._p_jar.db()] = _Held(embedder, rows)
 
 
@@ -18227,14 +18320,8 @@ def vectors_to_store(catalog: UvmObject, embedder: str, every: bool = False) -> 
 def publish_vectors(catalog, built, embedder):
     """Let the vectors of chunks that waited be found."""
     add_mapped(catalog, catalog.vectors, functools.partial(VectorPack, embedder=embedder), built)
-    done = set(built.arrays.numbers.tolist())
-    for first, count in list(catalog.unembedded.items(max=max(done))):
-        left = [number for number in range(first, first + count) if number not in done]
-        if len(left) < count:
-            del catalog.unembedded[first]
-        if left and len(left) < count:
-            # the first ones are done: they are taken in order
-            catalog.unembedded[left[0]] = len(left)
+    for first, count in runs_of(built.arrays.numbers.tolist()):
+        catalog.unembedded.drop(first, count)
     _drop_former_vectors(catalog)
 
 
@@ -18285,10 +18372,10 @@ def wait_for_vectors(catalog):
     """Have every chunk of a document wait for its vector that has none of the embedder that makes them now."""
     packs = packs_of(catalog, embedder_of(catalog))
     held = {number for pack in packs for number in pack.numbers()}
+    numbers = (number for document in catalog.documents.values() for number in document.numbers)
+    missing = [number for number in numbers if number not in held]
     catalog.unembedded.clear()
-    for document in catalog.documents.values():
-        missing = [number for number in document.numbers if number not in held]
-        catalog.unembedded.update(dict(_runs_of(missing)))
+    catalog.unembedded.update(dict(runs_of(sorted(missing))))
 
 
 # Merging
@@ -18571,14 +18658,7 @@ class NameTree(OOBTree):
 
 @image_class
 class NumberSet(LLTreeSet):
-    """I am the numbers of chunks that have one thing in common."""
-
-    max_leaf_size, max_internal_size = 32, 128
-
-
-@image_class
-class RunTree(LLBTree):
-    """I am how many chunks follow one another, by the number of the first."""
+    """I am the numbers of chunks that have one thing in common, as images had them up to version 11."""
 
     max_leaf_size, max_internal_size = 32, 128
 
@@ -18587,10 +18667,10 @@ def new_catalog(**slots) -> UvmObject:
     """Return an empty `knowledge_catalog_obj`; `slots` are added to its own (`parent*`, methods …).
 
     text_index: number -> Segment; chunk_storage: chunk number -> Chunk;
-    metadata_index: field -> value -> chunk numbers; documents: doc_id -> Document;
+    metadata_index: field -> value -> RunTree; documents: doc_id -> Document;
     retired: (doc_id, version) -> Document; retired_order: microseconds -> (doc_id, version);
     staged: first chunk number -> (doc_id, version, chunks stored) of a document that is stored in parts, out of sight;
-    vectors: number -> VectorPack; unembedded: first chunk number -> how many chunks from it on have no vector yet;
+    vectors: number -> VectorPack; unembedded: RunTree of the chunks that have no vector in any yet;
     superseded: doc_id -> doc_id of what stands for it now; forgetting: whether bytes of what was forgotten may be left;
     moved: former doc_id -> (doc_id, {former version: version}) of a document that stands under another name now.
     """
@@ -18724,15 +18804,14 @@ def _filter_in(catalog, document):
     for field, value in _filters_of(document):
         values = catalog.metadata_index[field]
         if value not in values:
-            values[value] = NumberSet()
-        values[value].update(document.numbers)
+            values[value] = RunTree()
+        values[value].add(document.first_chunk, document.chunk_count)
 
 
 def _filter_out(catalog, document):
     for field, value in _filters_of(document):
         numbers = catalog.metadata_index[field][value]
-        for number in document.numbers:
-            numbers.remove(number)
+        numbers.drop(document.first_chunk, document.chunk_count)
         if not numbers:
             del catalog.metadata_index[field][value]
 
@@ -18749,12 +18828,7 @@ def _retire(catalog, document):
     Its words and vectors are dead until the next merge: what no filter names is not found.
     """
     kept = [catalog.chunk_storage.pop(number) for number in document.numbers]
-    for first in list(
-        catalog.unembedded.keys(
-            document.first_chunk, document.first_chunk + document.chunk_count - 1
-        )
-    ):
-        del catalog.unembedded[first]
+    catalog.unembedded.drop(document.first_chunk, document.chunk_count)
     for tree in (catalog.text_index, catalog.vectors):
         bury(tree, document.numbers)
     _filter_out(catalog, document)
@@ -18837,7 +18911,7 @@ def _publish(catalog, version, first, count, fields):
     _filter_in(catalog, document)
     catalog.documents[document.doc_id] = document
     _name_again(catalog, document.doc_id)
-    catalog.unembedded[first] = count
+    catalog.unembedded.add(first, count)
     return document
 
 
@@ -19250,7 +19324,7 @@ def names_of(catalog: UvmObject, doc_id: str) -> set[str]:
 
 def documents_of(catalog, conversation):
     """Return the doc_ids of the documents of a conversation, former versions too."""
-    alive = catalog.metadata_index["conversation"].get(conversation, ())
+    alive = numbers_filed(catalog, "conversation", conversation)
     return {catalog.chunk_storage[number].doc_id for number in alive} | {
         doc_id
         for (doc_id, _), document in catalog.retired.items()
@@ -19375,7 +19449,8 @@ def _faults_of_documents(catalog):
     if strangers:
         yield f"{len(strangers)} chunks belong to no document, such as {min(strangers)}"
     for field, wanted in filters.items():
-        found = {value: set(held) for value, held in catalog.metadata_index[field].items()}
+        filed = catalog.metadata_index[field]
+        found = {value: set(numbers_in(held)) for value, held in filed.items()}
         if found != wanted:
             yield f"the filter {field} does not name the chunks of the documents"
 
@@ -19420,9 +19495,7 @@ def _faults_of_vectors(catalog):
         yield f"the vectors {unreadable} cannot be read; the next start makes them anew"
         return
     held = counted_in(packs_of(catalog, embedder_of(catalog)))
-    held.update(
-        number for first, count in waiting.items() for number in range(first, first + count)
-    )
+    held.update(numbers_in(waiting))
     wrong = [
         number
         for document in catalog.documents.values()
@@ -19714,8 +19787,7 @@ def _chosen(catalog, where):
         ("tag", tag) for tag in where.tags
     ]
     narrow += [
-        numpy.array(list(catalog.metadata_index[field].get(value, ())), numpy.int64)
-        for field, value in few
+        numpy.array(list(numbers_filed(catalog, field, value)), numpy.int64) for field, value in few
     ]
     scopes = (
         (where.scope,)
@@ -19733,7 +19805,7 @@ def _chosen(catalog, where):
     ]
 
     def test(number):
-        return all(any(number in one for one in either) for either in sets) and _in_time(
+        return all(any(one.holds(number) for one in either) for either in sets) and _in_time(
             catalog, where, number
         )
 
@@ -23205,9 +23277,7 @@ class Turn(typing.NamedTuple):
 
 def _turns_before(catalog, conversation):
     """Return the latest Turns of a conversation, the last one first."""
-    numbers = heapq.nlargest(
-        _TURNS_BEFORE, catalog.metadata_index["conversation"].get(conversation, ())
-    )
+    numbers = heapq.nlargest(_TURNS_BEFORE, numbers_filed(catalog, "conversation", conversation))
     turns = []
     for number in numbers:
         chunk = catalog.chunk_storage[number]
@@ -35721,6 +35791,7 @@ def join_documents(root):
     """One file is one document, under its real path; a page tells of it, so that the ledger agrees with what stands."""
     catalog = root["knowledge_catalog_obj"]
     catalog.moved, catalog.move_document_ = OOBTree(), method("move_document_")
+    file_by_runs(root)  # as documents that are joined are filed now
     jar, job = root._p_jar, Job("upgrade", None, why="one file is one document")
     jar.changes = {}
     join_spellings(catalog, _spellings(catalog))
@@ -35754,6 +35825,20 @@ def learn_from_now_on(root):
     for name in _LEARNING:
         if name not in root:
             root[name] = PRIMORDIAL[name](root)
+
+
+def _as_runs(filed):
+    return RunTree(dict(runs_of(numbers_in(filed))))
+
+
+@adds_to(UPGRADES, 12)
+def file_by_runs(root):
+    """Filters name runs of chunks, not each; of vectors a number may take a byte from now on, those there stay as they are."""
+    catalog = root["knowledge_catalog_obj"]
+    for field, values in list(catalog.metadata_index.items()):
+        runs = {value: _as_runs(filed) for value, filed in values.items()}
+        catalog.metadata_index[field] = OOBTree(runs)
+    catalog.unembedded = _as_runs(catalog.unembedded)
 
 
 def _spellings(catalog: UvmObject) -> dict:

@@ -1044,6 +1044,25 @@ def test_write_volume_stays_small(store):
     assert (store.written() - before) / 20 < 40_000
 
 
+RUNS = st.lists(st.tuples(st.booleans(), st.integers(1, 60), st.integers(1, 12)), max_size=40)
+
+
+@given(RUNS)
+def test_runs_hold_the_numbers_that_were_taken_in_and_not_left_out(steps):
+    runs, model = batos.RunTree(), set()
+    for takes, first, count in steps:
+        numbers = set(range(first, first + count))
+        if takes and not numbers & model:
+            runs.add(first, count)
+            model |= numbers
+        elif not takes:
+            runs.drop(first, count)
+            model -= numbers
+        assert list(runs.numbers()) == sorted(model) and dict(runs.items()) == dict(batos.runs_of(sorted(model)))
+    assert [number for number in range(80) if runs.holds(number)] == sorted(model)
+    assert {number for number in runs.numbers(20, 40) if 20 <= number <= 40} == {number for number in model if 20 <= number <= 40}
+
+
 # Relevance
 
 

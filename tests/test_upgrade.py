@@ -2,6 +2,7 @@
 
 import pathlib
 
+import doubles
 import newer
 import pytest
 
@@ -43,6 +44,23 @@ def test_an_image_of_the_version_before_is_read_and_what_is_written_from_now_on_
         assert {row["chunk"]["text"] for row in found} == {f"The brass pump {n} is turned slowly until it sings." for n in (1, 2)}
     image.close()
     assert batos.check_image(where, deep=True)["faults"] == []
+
+
+def test_what_is_found_in_an_image_that_files_each_number_is_found_when_it_files_runs(tmp_path):
+    where = newer.unpacked("6abc517", tmp_path)          # version 9: pumps with tags, one twice, and a lamp that waits
+    assert version_of(where) == 9 and upgrade(where) == [] and version_of(where) == batos.IMAGE_VERSION
+    assert batos.check_image(where, deep=True)["faults"] == []
+    image = batos.Image.open(where)
+    with batos.reading(image) as root:
+        catalog = root["knowledge_catalog_obj"]
+        filed = lambda field, value: list(batos.numbers_filed(catalog, field, value))
+        assert [filed("tag", tag) for tag in ("pumps", "brass", "none")] == [[2, 3], [3], []]
+        assert filed("scope", "world") == [2, 3, 4]
+        assert batos.count_waiting(catalog) == 1 and list(catalog.unembedded.numbers()) == [4]
+        for tag, names in (("pumps", {"pump 1", "pump 2"}), ("brass", {"pump 1"})):
+            rows = batos.search_(catalog, "sings", tags=[tag], vector=doubles.QuickEmbedder().query("alloy"))["results"]
+            assert {row["chunk"]["doc_id"] for row in rows} == names
+    image.close()
 
 
 @pytest.mark.slow

@@ -209,6 +209,21 @@ def test_vectors_that_cannot_be_read_are_made_anew(memory, mend, monkeypatch):
     assert found(memory, "alloy cock") == before and memory.faults() == []
 
 
+def test_a_vector_takes_a_byte_a_number_and_is_the_same_however_often_it_is_merged(tmp_path):
+    rows = numpy.random.default_rng(1).standard_normal((300, 384)).astype(numpy.float32)
+    rows[7] = 0
+    rows[8:] /= numpy.linalg.norm(rows[8:], axis=1, keepdims=True)
+    numbers, held = numpy.arange(300), rows
+    for _ in range(3):
+        with batos.built_file(batos.Vectors(numbers, held), str(tmp_path)) as built:
+            arrays = batos.map_arrays(built.path, built.sha256)
+            assert pathlib.Path(built.path).stat().st_size < 300 * (384 + 8 + 2) + 1000
+            assert set(arrays) == {"numbers", "vectors"} and arrays["vectors"].dtype == numpy.float32
+            assert held is rows or (arrays["vectors"] == held).all()
+            held = numpy.array(arrays["vectors"])
+    assert not held[7].any() and numpy.abs(held[8:] @ rows[8:].T - rows[8:] @ rows[8:].T).max() < 0.002
+
+
 def test_what_is_held_is_found_and_nothing_of_it_is_written(memory):
     fill(memory)
     size = memory.image.size()
