@@ -17834,7 +17834,7 @@ _STEPS = (
 
 
 def _in_bytes(rows):
-    """Return (codes, steps) of rows of floats, in a byte a number; a cosine moves by less than 0.002.
+    """Return (codes, steps) of rows of floats, in a byte a number; a cosine moves by 0.0003, seldom by 0.002.
 
     What was read is written as it was: a merge changes no vector.
     """
@@ -37065,7 +37065,8 @@ def _set_up_log(settings, debug=False):
 def _say(line, end="\n"):
     """Tell whoever started the daemon. Nobody may be reading any more (`python batos.py | head`); that stops nothing."""
     with contextlib.suppress(OSError):
-        print(shown_line(line), end=end, flush=True)
+        # in one piece: several threads tell things
+        print(shown_line(line) + end, end="", flush=True)
 
 
 def make_home() -> None:
