@@ -36235,11 +36235,15 @@ def _ui_commands():
 
 def ui_fields(model: type, without: typing.Collection = ()) -> dict:
     """Return {field: what it takes} of a pydantic model."""
-    schema = model.model_json_schema(by_alias=False)
-    return {
-        name: _ui_field(schema["properties"][name], schema, field)
+    schema = model.model_json_schema(by_alias=True)
+    on_the_wire = {
+        field.alias or name: field
         for name, field in model.model_fields.items()
         if name not in without
+    }
+    return {
+        name: _ui_field(schema["properties"][name], schema, field)
+        for name, field in on_the_wire.items()
     }
 
 

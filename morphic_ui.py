@@ -329,7 +329,7 @@ COMMANDS = {
                 "type": "map",
                 "fields": {
                     "quotes": {"type": "list", "default": []},
-                    "not_": {"type": "list", "default": []},
+                    "not": {"type": "list", "default": []},
                     "lead": {"type": "text", "longest": 40, "default": None},
                     "pillars": {"type": "list", "default": None},
                     "method": {"type": "text", "longest": 20000, "default": None},
@@ -2274,6 +2274,9 @@ class Row(RecycleDataViewBehavior, Widget):
             top -= label.texture.height if label.texture else 0
         if given.get("margin"):
             self._margin(left, *given["margin"])
+        if given.get("lead"):
+            lead = text_of(given["lead"], NOBODY, BODY, int(given["indent"] - dp(12)), 1)
+            self._text(lead, self.x + dp(10), self._top_of(lead, one, pad))
         if given["side"]:
             side = text_of(given["side"], NOBODY, SMALL, int(side_width), 3, "right")
             below = dp(16) if given["bar"] >= 0 else dp(2)
@@ -2353,6 +2356,8 @@ class Row(RecycleDataViewBehavior, Widget):
             rows.dispatch("on_ref", ref)
         elif rows.clicks == 1 or touch.is_double_tap:
             rows.dispatch("on_open")
+        elif not touch.is_double_tap and "shift" not in modifiers:
+            rows.dispatch("on_look")
         return True
 
     def on_touch_move(self, touch):
@@ -2436,7 +2441,7 @@ class Rows(FocusBehavior, RecycleView):
     def __init__(self, **how):
         self._tops, self.anchor = [0], -1
         super().__init__(**how)
-        for event in ("on_open", "on_move", "on_more", "on_ref"):
+        for event in ("on_open", "on_move", "on_more", "on_ref", "on_look"):
             self.register_event_type(event)
 
     def on_open(self):
@@ -2447,6 +2452,9 @@ class Rows(FocusBehavior, RecycleView):
 
     def on_more(self):
         """The end was scrolled to."""
+
+    def on_look(self):
+        """What is chosen was clicked once, or Space was pressed on it."""
 
     def on_ref(self, ref):
         """A part of a text that stands for something was clicked."""
@@ -2574,6 +2582,9 @@ class Rows(FocusBehavior, RecycleView):
             return True
         if name in ("enter", "numpadenter") and self.chosen >= 0 and not held:
             self.dispatch("on_open")
+            return True
+        if name == "spacebar" and not held and self.chosen >= 0:
+            self.dispatch("on_look")
             return True
         if held == ["ctrl"] and name in ("c", "a"):
             self.copy() if name == "c" else self.choose_all()
@@ -4102,6 +4113,8 @@ class AskPage(Page):
 
     def mark(self, mark):
         if self.finished:
+            judged = {"quotes": sorted(self._picked), "not": sorted(self._struck)}
+            correction = {"correction": judged} if self._picked or self._struck else {}
             self.store.ask(
                 "feedback",
                 self._marked,
@@ -4110,6 +4123,7 @@ class AskPage(Page):
                 cycle=self.cycle,
                 mark=mark,
                 note=self.ids.remark.text.strip(),
+                **correction,
             )
 
     def _say(self, reply):
@@ -4186,7 +4200,28 @@ class AskPage(Page):
             f"[ref={number}][color={colour('accent')}][b]&bl;{number}&br;[/b][/color]  {marked(place, 'soft')}[/ref]"
         ]
         parts += [f"[ref=read {number}]{marked('read', 'accent')}[/ref]"]
+        if self.finished:
+            is_right, is_not = number in self._picked, number in self._struck
+            parts += [
+                f"[ref=right {number}]{marked('✓ this answers', 'good' if is_right else 'accent', bold=is_right)}[/ref]"
+            ]
+            parts += [
+                f"[ref=not {number}]{marked('✗ this does not', 'bad' if is_not else 'accent', bold=is_not)}[/ref]"
+            ]
         return "    ".join(parts)
+
+    def _judge(self, number, mine, other):
+        """Say of a passage that it answers, or that it does not; once more, and nothing is said of it."""
+        other.discard(number)
+        mine ^= {number}
+        self.show()
+        if self._picked or self._struck:
+            said = [f"{n} is right" for n in sorted(self._picked)] + [
+                f"{n} is not" for n in sorted(self._struck)
+            ]
+            self.ids.note.text = marked(f"Right or Wrong sends it: {', '.join(said)}", "soft")
+        else:
+            self.ids.note.text = ""
 
     def _failed(self, report):
         reason = report["reason"]
@@ -4281,7 +4316,11 @@ class AskPage(Page):
     def pressed(self, ref):
         """A number was pressed: show its passage; `read N` opens it in its document."""
         verb, _, number = ref.rpartition(" ")
-        if verb == "read":
+        if verb == "right":
+            self._judge(int(number), self._picked, self._struck)
+        elif verb == "not":
+            self._judge(int(number), self._struck, self._picked)
+        elif verb == "read":
             self.read(number)
         else:
             self.open_citation(number)
@@ -4332,61 +4371,82 @@ class AskPage(Page):
 class GraphDrawing(Drawing):
     """Who delegates to whom: what an object delegates to above it, what delegates to it below, what it refers to aside."""
 
-    NODE, HIGH = 168, 44
+    NODE, HIGH = 168, 46
 
     def draw(self, data):
-        across = max(1, int((self.width * 0.78) / dp(self.NODE + 14)))
-        middle = (self.x + self.width * 0.4, self.center_y)
+        self.node = min(dp(self.NODE), self.width * 0.27)
+        across = max(1, int((self.width * 0.72) / (self.node + dp(14))))
+        middle = (self.x + self.width * 0.36, self.center_y)
         for rank, y, word, tone in (
-            ("parents", self.top - dp(self.HIGH + 26), "delegates to", "cool"),
-            ("children", self.y + dp(26), "delegate to it", "good"),
+            ("parents", self.top - dp(self.HIGH + 24), "delegates to", "cool"),
+            ("children", self.y + dp(24), "delegate to it", "good"),
         ):
-            hidden = len(data[rank]) - across
+            count = len(data[rank])
             self._rank(
-                data[rank][:across],
-                y,
-                middle,
-                f"{word}, with {hidden} more" if hidden > 0 else word,
-                tone,
+                data[rank][:across], y, middle, f"{count} {word}" if count > across else word, tone
             )
         self._aside(data["refs"], middle)
-        self._node(
-            data["self"], middle[0] - dp(self.NODE) / 2, middle[1] - dp(self.HIGH) / 2, "accent"
-        )
+        self._node(data["self"], middle[0] - self.node / 2, middle[1] - dp(self.HIGH) / 2, "accent")
 
     def _rank(self, nodes, y, middle, word, tone):
-        step = dp(self.NODE + 14)
-        start = middle[0] - step * len(nodes) / 2 + dp(7)
+        step = self.node + dp(14)
+        start = max(self.x, middle[0] - step * len(nodes) / 2 + dp(7))
         up = y > middle[1]
         for n, node in enumerate(nodes):
             x = start + n * step
-            self.line(
-                [
-                    middle[0],
-                    middle[1] + dp(self.HIGH / 2) * (1 if up else -1),
-                    x + dp(self.NODE) / 2,
-                    y if up else y + dp(self.HIGH),
-                ],
-                tone,
-            )
+            ends = [x + self.node / 2, y if up else y + dp(self.HIGH)]
+            self.line([middle[0], middle[1] + dp(self.HIGH / 2) * (1 if up else -1), *ends], tone)
             self._node(node, x, y, tone)
         if nodes:
-            self.say(word, start, y + dp(self.HIGH + 20) if up else y - dp(3), dp(200), "soft", 12)
+            self.say(word, start, y + dp(self.HIGH + 20) if up else y - dp(3), dp(240), "soft", 12)
 
     def _aside(self, nodes, middle):
         shown = nodes[: max(1, int(self.height / dp(self.HIGH + 8)))]
-        x, step = self.right - dp(self.NODE + 10), dp(self.HIGH + 8)
+        x, step = self.right - self.node - dp(4), dp(self.HIGH + 8)
         top = self.center_y + step * len(shown) / 2 - dp(self.HIGH)
         for n, node in enumerate(shown):
             y = top - n * step
-            self.line([middle[0] + dp(self.NODE) / 2, middle[1], x, y + dp(self.HIGH) / 2], "edge")
+            self.line([middle[0] + self.node / 2, middle[1], x, y + dp(self.HIGH) / 2], "edge")
             self._node(node, x, y, "violet")
 
     def _node(self, node, x, y, tone):
-        self.box(x, y, dp(self.NODE), dp(self.HIGH), "raised", 1, tone)
-        self.say(node["name"], x + dp(9), y + dp(self.HIGH - 4), dp(self.NODE - 14), "ink", 13)
-        self.say(node["note"], x + dp(9), y + dp(self.HIGH - 23), dp(self.NODE - 14), "faint", 12)
-        self.spots.append((x, y, x + dp(self.NODE), y + dp(self.HIGH), node["oid"]))
+        self.box(x, y, self.node, dp(self.HIGH), "raised", 1, tone)
+        self.say(node["name"], x + dp(9), y + dp(self.HIGH - 4), self.node - dp(14), "ink", 13)
+        self.say(node["note"], x + dp(9), y + dp(self.HIGH - 24), self.node - dp(14), "faint", 12)
+        self.spots.append((x, y, x + self.node, y + dp(self.HIGH), node["oid"]))
+
+
+def is_table(value):
+    """Whether a value is a list of flat maps with the same few keys."""
+    if (
+        not isinstance(value, list)
+        or len(value) < 2
+        or not all(isinstance(one, dict) and one for one in value)
+    ):
+        return False
+    flat = all(not isinstance(item, (dict, list)) for one in value[:200] for item in one.values())
+    named = all(isinstance(name, str) and not name.startswith("$") for name in value[0])
+    return flat and named and len({tuple(one) for one in value[:200]}) == 1 and len(value[0]) <= 8
+
+
+def table_lines(value, columns, most=500):
+    """Return a list of flat maps as lines of a table in a fixed font, its head first."""
+    head = [str(name) for name in value[0]]
+    body = [
+        [short("" if item is None else item, 40) for item in one.values()] for one in value[:most]
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    numbers = [
+        all(isinstance(one[name], (int, float)) for one in value[:most]) for name in value[0]
+    ]
+    lines = []
+    for cells in (head, *body):
+        padded = [
+            cell.rjust(width) if is_number else cell.ljust(width)
+            for cell, width, is_number in zip(cells, widths, numbers, strict=True)
+        ]
+        lines.append("   ".join(padded)[:columns].rstrip())
+    return lines
 
 
 EDITED_CHARS = 100_000  # of a slot that is edited here
@@ -4473,7 +4533,8 @@ class ObjectsPage(Page):
     """The image as objects: a list to choose from, and the chosen one's slots, selectors, delegation and history."""
 
     name, wants = "objects", {"state": "fill_list", "uvm_state_update": "changed"}
-    CHILDREN = 100  # at most, in the graph
+    CHILDREN = 5000  # at most, of those that delegate to an object
+    NAMED = 168  # dp, of the column with the names of slots
     FEW = 20  # rows of a search from which on no more is looked for until they are wanted
     kv = """
 <ObjectsPage>:
@@ -4492,13 +4553,19 @@ class ObjectsPage(Page):
                 on_open: root.open(self.chosen_row)
                 on_more: root.more()
         Pane:
+            padding: dp(18), dp(14)
             Strip:
+                spacing: dp(2)
                 Push:
-                    text: 'Back'
+                    text: '\u2039'
+                    quiet: True
+                    font_size: TITLE
                     disabled: not root.past
                     on_release: root.step(-1)
                 Push:
-                    text: 'Forward'
+                    text: '\u203a'
+                    quiet: True
+                    font_size: TITLE
                     disabled: not root.future
                     on_release: root.step(1)
                 Words:
@@ -4506,18 +4573,23 @@ class ObjectsPage(Page):
                     size_hint_y: 1
                     text_size: self.size
                     valign: 'middle'
-                    font_size: '16sp'
+                    font_size: LEAD
+                    shorten: True
+                    shorten_from: 'right'
                     max_lines: 1
                 Push:
                     text: 'Edit'
+                    quiet: True
                     disabled: not root.oid
                     on_release: root.edit()
                 Push:
                     text: 'Add slot'
+                    quiet: True
                     disabled: not root.oid
                     on_release: root.edit_slot('', None)
                 Push:
                     text: 'Add method'
+                    quiet: True
                     disabled: not root.oid
                     on_release: root.edit_method(root.oid, '', '')
                 Push:
@@ -4528,12 +4600,26 @@ class ObjectsPage(Page):
                 id: tabs
                 names: root.spec['columns']
                 chosen: root.spec['columns'][0]
-                on_chosen: root.show()
+                on_chosen: root.turn()
             Words:
                 id: note
-                font_size: '13sp'
+                font_size: SMALL
+                height: self.texture_size[1] if self.text else 0
             BoxLayout:
                 id: body
+                orientation: 'vertical'
+                spacing: dp(8)
+
+<TimeSlider@Slider>:
+    size_hint_y: None
+    height: dp(32)
+    step: 1
+    padding: dp(14)
+    cursor_size: dp(18), dp(18)
+    value_track: True
+    value_track_color: ACCENT
+    value_track_width: dp(2)
+    background_width: dp(24)
 """
     oid, past, future = StringProperty(), ListProperty(), ListProperty()
 
@@ -4541,16 +4627,28 @@ class ObjectsPage(Page):
         self._after, self._fields, self._shown, self.kind = None, {}, {}, "object"
         self._found_rows = []
         self._names, self._holders, self._children, self._owner = {}, {}, [], None
-        self.rows, self.lines = Rows(clicks=2), Rows(clicks=2)
+        self.rows = Rows(clicks=2)
         self.rows.bind(
-            on_open=lambda _: self.dive(self.rows.chosen_row), on_move=lambda _: self._moved()
+            on_open=lambda _: self.dive(self.rows.chosen_row),
+            on_look=lambda _: self.toggle(),
+            on_ref=lambda _, ref: self.pressed(ref),
         )
-        self.graph = GraphDrawing()
+        self._wider = Clock.create_trigger(lambda _: self.fill_rows(), 0.1)
+        self.rows.bind(width=lambda *_: self._wider())
+        self.ids.list.bind(width=lambda *_: self.fill_list())
+        self.graph = GraphDrawing(size_hint_y=1.3)
         self.graph.bind(on_spot=lambda _, oid: self.open(oid))
-        self.split = Factory.Split(name="object", share=0.55, orientation="vertical")
-        self.change_box = BoxLayout(orientation="vertical", spacing=dp(6))
-        self.undo = Push(text="Undo this change", disabled=True)
-        self.undo.bind(on_release=lambda _: self._undo())
+        self._open, self._changes, self._then = (
+            set(),
+            [],
+            None,
+        )  # what is opened; the history; the object as of then
+        self._versions, self._why = (
+            [],
+            [],
+        )  # of a method: [(version, source, facts)], what its mission said
+        self.slider, self.moment = Factory.TimeSlider(), Factory.Caption()
+        self.slider.bind(value=lambda *_: self._ask_then())
 
     def begin(self):
         self.ids.query.focus = True
@@ -4586,13 +4684,11 @@ class ObjectsPage(Page):
 
     @staticmethod
     def _list_row(oid, name, kind, slots):
+        kind = "" if kind == "UvmObject" else kind
         return row(
-            f"{marked(short(name or oid, 40), bold=bool(name))}  {marked(f'{kind} {oid}', 'faint')}\n"
-            f"{marked(short(', '.join(slots), 64), 'soft')}",
-            height=48,
+            f"{marked(short(name or oid, 60), bold=bool(name))}  {marked(f'{kind} {oid}', 'faint')}\n"
+            f"{marked(short(', '.join(slots) or 'no slots', 120), 'soft')}",
             value=oid,
-            lines=2,
-            pad=5,
         )
 
     def find(self):
@@ -4647,6 +4743,9 @@ class ObjectsPage(Page):
             self._find(after, self._found_rows, len(self._found_rows) + 1)
 
     # -------- one object
+
+    def place(self):
+        return {"oid": self.oid} if self.oid else {}
 
     def go(self, oid=None, selector=None):
         if selector:
@@ -4703,11 +4802,16 @@ class ObjectsPage(Page):
         self._shown, self.oid, self.kind = shown, shown["oid"], kind_of(shown)
         self._owner = owner if owner or not keep else self._owner
         self._holders, self._children = {}, []
+        self._changes, self._then = (self._changes, self._then) if stays else ([], None)
+        self._versions, self._why = (self._versions, self._why) if stays else ([], [])
+        self._open = self._open if stays else set()
+        self.rows.chosen = self.rows.chosen if stays else -1
         name = self.value("name") or self._names.get(self.oid) or self.value("selector")
         self._names[self.oid] = str(name or self.oid)
         self.ids.title.text = (
-            f"{marked(short(self._names[self.oid], 60), bold=True)}  {marked(shown['class'], 'cool')}  "
-            f"{marked(self.oid, 'faint')}  {marked(self.kind, 'violet')}"
+            f"{marked(short(self._names[self.oid], 60), bold=True)}   "
+            f"{marked('' if self.kind == 'method' else shown['class'], 'faint')}  {marked(self.oid, 'faint')}  "
+            f"{marked('' if self.kind == 'object' else self.kind, 'violet')}"
         )
         self.ids.note.text = ""
         if stays and self.ids.tabs.chosen == "history":
@@ -4747,7 +4851,10 @@ class ObjectsPage(Page):
 
     def key(self, key, modifiers):
         moves = {("left", "alt"): -1, ("right", "alt"): 1}
-        if modifiers and (key, modifiers[0]) in moves:
+        if key in ("left", "right") and not modifiers and self.ids.tabs.chosen == "history":
+            slider = self.slider
+            slider.value = max(1, min(slider.max, slider.value + (1 if key == "right" else -1)))
+        elif modifiers and (key, modifiers[0]) in moves:
             self.step(moves[key, modifiers[0]])
         elif key == "e" and not modifiers and self.oid:
             # the key itself shall not be typed there
@@ -4758,93 +4865,244 @@ class ObjectsPage(Page):
 
     # -------- what is seen of it
 
+    def turn(self):
+        """Show another side of it."""
+        self._then = None
+        self.show()
+
     def show(self, *_):
         if not self._shown:
             return
-        for one in (self.ids.body, self.split, self.change_box):
-            one.clear_widgets()
+        self.ids.body.clear_widgets()
         getattr(self, f"_show_{self.ids.tabs.chosen}")()
 
-    def _halves(self, upper, lower):
-        self.split.add_widget(upper)
-        self.split.add_widget(lower)
-        self.split._place()
-        self.ids.body.add_widget(self.split)
+    def fill_rows(self):
+        """Fill the rows anew: what was opened, came, or became wider."""
+        fill = getattr(self, f"_fill_{self.ids.tabs.chosen}", None)
+        if self._shown and fill:
+            fill()
+
+    def toggle(self):
+        """Open what is chosen in place, or close it."""
+        value = self.rows.chosen_row
+        name = (
+            value[0]
+            if isinstance(value, tuple)
+            else value["change"]
+            if isinstance(value, dict)
+            else None
+        )
+        if name is not None and self.ids.tabs.chosen in ("slots", "history"):
+            self._open ^= {name}
+            self.fill_rows()
+
+    def pressed(self, ref):
+        """What stands in a row to be pressed was pressed."""
+        verb, _, what = ref.partition(" ")
+        {
+            "undo": lambda: self.inspector.undo(what, lambda: self.open(self.oid, keep=True)),
+            "run": self.run,
+            "confirm": self.confirm,
+            "otherwise": self.otherwise,
+            "version": lambda: self._roll_back(int(what)),
+            "ask": lambda: self.inspector.open("ask", cycle=self.oid),
+            "object": lambda: self.open(what),
+        }[verb]()
+
+    @staticmethod
+    def _link(ref, words):
+        return f"[ref={ref}]{marked(words, 'accent')}[/ref]"
 
     def _show_slots(self):
-        self.rows.fill(
-            [self._slot_row(name, slot) for name, slot in self._shown["slots"].items()], keep=True
-        )
-        self._halves(self.rows, self.lines)
-        view = getattr(self, f"_view_{SPEC['views'].get(self.kind, 'slots')}", self._view_slots)
-        Clock.schedule_once(lambda _: view(), 0)
+        self.ids.body.add_widget(self.rows)
+        if self.kind == "method" and not self._versions:
+            self._ask_versions()
+        self._fill_slots()
 
-    def _slot_row(self, name, slot):
-        tone, text = (
-            "cool" if refs_in(slot["value"], 1) else "",
-            value_text(slot["value"], self._names),
-        )
-        said = f"{marked(short(name, 40), bold=True)}   {marked(text, tone)}"
-        return row(said, marked(slot["type"], "faint"), 28, (name, slot)) | {"side_width": dp(110)}
-
-    def _moved(self):
-        if self.ids.tabs.chosen == "history":
-            self._show_change()
-        elif self.ids.tabs.chosen == "slots":
-            self._view_slots()
-
-    def _view_slots(self):
-        """Show the chosen slot's value in full."""
-        chosen = self.rows.chosen_row
-        if chosen:
-            text = (
-                chosen[1]["value"]
-                if isinstance(chosen[1]["value"], str)
-                else pretty(chosen[1]["value"])
-            )
-            self._fill_lines(
-                [(n, line, "", (), None) for n, line in enumerate(text.split("\n"), 1)]
-            )
-        else:
-            self.lines.fill(
-                [
-                    row(
-                        marked(
-                            "Choose a slot to see its value; Enter or a double click opens what it refers to, or edits it.",
-                            "faint",
-                        )
-                    )
-                ]
-            )
-
-    def _fill_lines(self, lines):
-        self.lines.fill(line_rows(lines, columns_of(self.lines)))
-
-    def _view_method(self):
-        """Show a method: source, author, trust and counts; then what the mission that wrote it said, if one did."""
-        facts = [
-            "status",
-            "version",
-            "author",
-            "intent",
-            "uses",
-            "failures",
-            "clean_in_a_row",
-            "primitive",
+    def _fill_slots(self):
+        view = getattr(self, f"_{SPEC['views'].get(self.kind, 'object')}_rows", None)
+        first = view() if view else []
+        slots = [
+            one
+            for name, slot in self._shown["slots"].items()
+            for one in self._slot_rows(name, slot)
         ]
+        self.rows.fill([*first, *slots], keep=True)
+
+    def _slot_rows(self, name, slot, tone=""):
+        """Return a slot's row, and below it, where it is opened, its whole value."""
+        value, refs = slot["value"], refs_in(slot["value"], 1)
+        text = value_text(value, self._names, 400)
+        if is_table(value):
+            text = f"{len(value)} rows: {', '.join(map(str, value[0]))}"
+        elif slot["type"] == "Method":
+            text = f"method {ref_of(value) or ''}"
+        head = row(
+            marked(text, "accent" if refs else tone),
+            marked(slot["type"], "faint"),
+            value=(name, slot),
+            lead=marked(name, tone, bold=True),
+            indent=dp(self.NAMED),
+            copy=f"{name}  {text}",
+            lines=1,
+        )
+        return [
+            head | {"side_width": dp(96)},
+            *(self._value_rows(name, slot) if name in self._open else ()),
+        ]
+
+    def _value_rows(self, name, slot):
+        """Return the rows of a slot's whole value: a table, a text as it reads, or JSON in colours."""
+        value, kept = slot["value"], {"value": (name, slot), "ground": "raised"}
+        columns = columns_of(self.rows, 3)
+        if isinstance(value, str):
+            lines = [(n, line, 0) for n, line in enumerate(value.split("\n")[:2000], 1)]
+            made = [
+                one
+                for block in blocks_of("text", lines)
+                for one in block_rows(block, self.rows.width)
+            ]
+            return [{**one, **kept} for one in made]
+        if is_table(value):
+            head, *body = table_lines(value, columns)
+            said = [marked(head, "soft"), *(marked(line) for line in body)]
+            return [code_row(line, **kept) for line in said]
+        lines = [
+            piece
+            for line in pretty(value, columns).split("\n")[:2000]
+            for piece in wrapped(plain(line), columns)
+        ]
+        return [code_row(coloured(line, "json"), copy=line, **kept) for line in lines]
+
+    # -------- a method: what it does, whether it is trusted, what it was before
+
+    FACTS = (
+        "status",
+        "version",
+        "author",
+        "uses",
+        "failures",
+        "clean_in_a_row",
+        "confirmed",
+        "primitive",
+    )
+
+    def _method_rows(self):
+        """Return the rows of a method: facts, what can be done with it, its source in colours, and its versions."""
         said = [
-            f"{name} {short(self.value(name), 90)}"
-            for name in facts
+            f"{name.replace('_', ' ')} {short(self.value(name), 90)}"
+            for name in self.FACTS
             if self.value(name) not in (None, "")
         ]
-        source = self.value("source") or f"# a part of BAT OS itself: {self.value('primitive')}"
-        lines = [("", "   ".join(said), "soft", (), None), ("", "", "", (), None)]
-        self._fill_lines(
-            lines
-            + [(n, line, "", (), None) for n, line in enumerate(source.strip("\n").split("\n"), 1)]
+        rows = [row(marked(self.value("intent"), "ink"), lines=1)] if self.value("intent") else []
+        rows.append(
+            row(marked("   ".join(said), "soft"), value=("facts", {"value": None}), lines=1)
         )
+        rows.append(row("    ".join(self._can_be_done()), lines=1))
+        source = (
+            self.value("source") or f"# a part of BAT OS itself: {self.value('primitive')}"
+        ).strip("\n")
+        rows += self._source_rows(source)
+        rows += [row(marked(f"{name}: {text}", "good"), lines=1) for name, text in self._why]
+        for (version, after, facts), (former, before, _) in zip(
+            self._versions, self._versions[1:], strict=False
+        ):
+            rows.append(
+                row(
+                    f"{marked(f'version {version} in place of {former}', bold=True)}   {marked(facts, 'faint')}"
+                )
+            )
+            rows += [
+                code_row(marked(line, tone), copy=line)
+                for tone, line in difference(before, after)[3:]
+            ]
+        return [*rows, row("", height=10, lines=1)]
+
+    def _can_be_done(self):
+        """Return what can be pressed below a method."""
+        can = [self._link("run", "run with arguments")]
+        if self.value("status") == "guess" or self.value("guess") and not self.value("confirmed"):
+            can += [
+                self._link("confirm", "confirm the guess"),
+                self._link("otherwise", "not right: say it otherwise"),
+            ]
+        can += [
+            self._link(f"version {version}", f"back to version {version}")
+            for version, *_ in self._versions[1:]
+        ]
+        return can
+
+    @staticmethod
+    def _source_rows(source):
+        lines = source.split("\n")
+        rows = []
+        for number, (said, line) in enumerate(zip(code_lines(source), lines, strict=False), 1):
+            margin = (str(number), "", 0)
+            rows.append(code_row(said, copy=line, indent=dp(44), margin=margin, ground="raised"))
+        return rows
+
+    def _ask_versions(self):
+        """Ask for the former versions of the method shown, and for the mission that wrote it."""
+        self._versions = [self._version_of(self._shown["slots"])]
+        self._ask_former(self.value("former"))
         if self._owner and self.value("source"):
             self.store.ask("history", self._made_by, target=self._owner[0], limit=100)
+
+    @staticmethod
+    def _version_of(slots):
+        told_of = {name: slot["value"] for name, slot in slots.items()}
+        facts = f"{told_of.get('author') or ''}  {clock_text(told_of.get('at'))}".strip()
+        return told_of.get("version"), (told_of.get("source") or "").strip("\n"), facts
+
+    def _ask_former(self, former):
+        if ref_of(former) and len(self._versions) < 10:
+            of = self.oid
+            self.store.ask(
+                "inspect", lambda reply: self._former_came(reply, of), target=ref_of(former)
+            )
+
+    def _former_came(self, reply, of):
+        if reply["status"] == "OK" and of == self.oid and self.ids.tabs.chosen == "slots":
+            slots = reply["result"]["slots"]
+            self._versions.append(self._version_of(slots))
+            self._ask_former(slots.get("former", {}).get("value"))
+            self._fill_slots()
+
+    def _home(self):
+        """Return the oid of the object that has the method shown, or ''."""
+        return self._owner[0] if self._owner else ref_of(self.value("home")) or ""
+
+    def run(self):
+        """Open the form that sends this method's message."""
+        self.inspector.open("messages", target=self._home(), selector=self.value("selector"))
+
+    def confirm(self):
+        """Take the user's word for the method that was guessed."""
+        self.store.ask("confirm", self._judged, doing="confirming", by_hand=True, method=self.oid)
+
+    def _judged(self, reply):
+        self.ids.note.text = marked(reply["details"], "good" if reply["status"] == "OK" else "bad")
+        self.open(self.oid, keep=True, owner=self._owner)
+
+    def otherwise(self):
+        """Refuse a guess: its message is said anew, with other words."""
+        self.inspector.open(
+            "messages",
+            target=self._home(),
+            selector=self.value("selector"),
+            intent=self.value("intent") or "",
+        )
+
+    def _roll_back(self, version):
+        self.store.ask(
+            "rollback",
+            self._judged,
+            doing="going back",
+            by_hand=True,
+            target_oid=self._home(),
+            method_name=self.value("selector"),
+            version=version,
+        )
 
     def _made_by(self, reply):
         """Find the mission whose change put this method in place."""
@@ -4869,33 +5127,24 @@ class ObjectsPage(Page):
         )
         if not isinstance(result, dict) or self.kind != "method":
             return
-        said = [("tests", test) for test in result.get("tests", ())] + [
-            ("reason", result.get("why", ""))
+        self._why = [("test", test) for test in result.get("tests", ())] + [
+            ("why it was written", result.get("why", ""))
         ]
-        rows = line_rows(
-            [
-                ("", "", "", (), None),
-                *(("", f"{name}: {text}", "good", (), None) for name, text in said),
-            ],
-            columns_of(self.lines),
-        )
-        self.lines.add(rows)
+        if self.ids.tabs.chosen == "slots":
+            self._fill_slots()
 
-    def _view_cycle(self):
-        said = f"{marked('This is a cycle of thought.', 'soft')}  {marked('Enter shows it on the page Ask.', 'cool')}"
-        self.lines.fill([row(said, value=("cycle", self.oid))])
-        self.lines.unbind(on_open=self._open_line)
-        self.lines.bind(on_open=self._open_line)
-
-    def _open_line(self, lines):
-        if isinstance(lines.chosen_row, tuple):
-            self.inspector.open("ask", cycle=lines.chosen_row[1])
+    def _cycle_rows(self):
+        return [
+            row(
+                f"{marked('This is a cycle of thought.', 'soft')}   {self._link('ask', 'show it under Ask')}"
+            )
+        ]
 
     def dive(self, value):
         """Open what a row refers to."""
         if not value:
             return
-        if self.ids.tabs.chosen == "slots":
+        if self.ids.tabs.chosen == "slots" and isinstance(value, tuple):
             refs = refs_in(value[1]["value"], 200)
             if len(refs) == 1:
                 self.open(refs[0], owner=(self.oid, value[0]))
@@ -4905,6 +5154,8 @@ class ObjectsPage(Page):
                 self.edit()
         elif self.ids.tabs.chosen == "selectors" and value[1]:
             self.open(value[1])
+        elif self.ids.tabs.chosen == "graph":
+            self.open(value)
 
     def _choose_ref(self, slot, refs):
         dialog, rows = Dialog(title=marked(f"{slot} refers to", bold=True)), Rows()
@@ -4930,7 +5181,6 @@ class ObjectsPage(Page):
         """Say who answers each selector: the first in the order of delegation that has the slot, else BAT OS itself."""
         chain = [ref_of(one) for one in self._shown["delegates_to"]]
         self._holders = dict.fromkeys(self._shown["slots"], self.oid)
-        self.rows.size_hint = 1, 1
         self.ids.body.add_widget(self.rows)
         self._fill_selectors()
         for oid in chain:
@@ -4977,6 +5227,7 @@ class ObjectsPage(Page):
 
     def _show_graph(self):
         self.ids.body.add_widget(self.graph)
+        self.ids.body.add_widget(self.rows)
         pointers = {
             name: slot["value"] for name, slot in self._shown["slots"].items() if name.endswith("*")
         }
@@ -5001,8 +5252,36 @@ class ObjectsPage(Page):
                 for rank, nodes in (("parents", above + chain), ("refs", aside))
             },
         }
+        self._fill_graph()
         if self._shown["delegates_to"] or self._shown["selectors"]:
             self._ask_children(self.oid, "0x0", [])
+
+    def _fill_graph(self):
+        """List all that the graph is of: it has room for some alone."""
+        rows, words = (
+            [],
+            {"parents": "delegates to", "refs": "refers to", "children": "delegate to it"},
+        )
+        for rank, word in words.items():
+            nodes = self.graph.data[rank]
+            if nodes:
+                rows.append(
+                    row(
+                        marked(f"{len(nodes)} {word}" if rank == "children" else word, "soft"),
+                        lines=1,
+                    )
+                )
+            rows += [
+                row(
+                    f"{marked(node['name'], bold=True)}   {marked(node['note'], 'faint')}",
+                    value=node["oid"],
+                    lines=1,
+                    pad=3,
+                )
+                for node in nodes
+            ]
+        self.rows.empty = "Nothing delegates to it, and it refers to nothing."
+        self.rows.fill(rows, keep=True)
 
     def _node(self, oid, note):
         return {"oid": oid, "name": self._names.get(oid, oid), "note": f"{note}  {oid}"}
@@ -5015,7 +5294,7 @@ class ObjectsPage(Page):
             doing="looking who delegates here",
             parent=of,
             after=after,
-            limit=self.CHILDREN,
+            limit=500,
         )
 
     def _children_came(self, reply, of, before):
@@ -5030,15 +5309,12 @@ class ObjectsPage(Page):
             self._ask_children(of, after, nodes)
         if not looks_on or len(nodes) >= len(self.graph.data["children"]):
             self.graph.data = {**self.graph.data, "children": nodes}
+            self._fill_graph()
 
     def _show_history(self):
         self.rows.fill([])
-        self.change_box.add_widget(self.undo)
-        self.change_box.add_widget(self.lines)
-        self._halves(self.rows, self.change_box)
-        self.lines.fill(
-            [row(marked("Choose a change to see the difference that it made.", "faint"))]
-        )
+        for one in (self.slider, self.moment, self.rows):
+            self.ids.body.add_widget(one)
         self._ask_history()
 
     def _ask_history(self):
@@ -5057,22 +5333,86 @@ class ObjectsPage(Page):
         if reply["status"] != "OK":
             self.ids.note.text = marked(reply["details"], "bad")
             return
+        self._changes = reply["results"]
         self.rows.empty = "Nothing changed here since the first transaction."
-        self.rows.fill([change_row(one) for one in reply["results"]], keep=True)
+        self._then = None
+        self.slider.max = max(1, len(self._changes))
+        self.slider.value = self.slider.max
+        self._fill_history()
 
-    def _show_change(self):
-        change = self.rows.chosen_row
-        self.undo.disabled = not change
-        if change:
-            self._fill_lines(
-                [("", line, tone, (), None) for tone, line in change_lines(change, self.oid)]
+    def _fill_history(self):
+        """Show what changed; where the slider is moved to the past, the object as it was."""
+        if self._then:
+            return self._fill_then()
+        count = len(self._changes)
+        self.moment.text = marked(
+            f"now; {count} {'change' if count == 1 else 'changes'}, the slider goes back in time",
+            "soft",
+        )
+        rows = []
+        for change in self._changes:
+            rows.append(change_row(change))
+            if change["change"] in self._open:
+                link = self._link(f"undo {change['change']}", "undo this change")
+                rows.append(row(link, value=change, ground="raised"))
+                lines = change_lines(change, self.oid)
+                rows += [
+                    code_row(marked(piece, tone), change, copy=piece, ground="raised")
+                    for tone, line in lines
+                    for piece in wrapped(plain(line), columns_of(self.rows, 3))
+                ]
+        self.rows.fill(rows, keep=True)
+
+    def _past(self):
+        """Return the change after which the slider stands, the newest of those shown; None for now."""
+        at = len(self._changes) - int(self.slider.value)
+        return self._changes[at] if 0 < at < len(self._changes) else None
+
+    def _ask_then(self):
+        """Ask for the object as it was where the slider stands."""
+        change = self._past()
+        if self.ids.tabs.chosen != "history":
+            return
+        if change is None:
+            self._then = None
+            self._fill_history()
+        else:
+            self.store.ask(
+                "inspect",
+                lambda reply, change=change: self._then_came(reply, change),
+                slot="then",
+                doing="looking back",
+                target=self.oid,
+                limit=200,
+                as_of=change["change"],
             )
 
-    def _undo(self):
-        if self.rows.chosen_row:
-            self.inspector.undo(
-                self.rows.chosen_row["change"], lambda: self.open(self.oid, keep=True)
-            )
+    def _then_came(self, reply, change):
+        if reply["status"] != "OK":
+            self.ids.note.text = marked(reply["details"], "bad")
+        elif self._past() is change:
+            self._then = (change, reply["result"]["slots"])
+            self._fill_history()
+
+    def _fill_then(self):
+        """Show the object as it was: what is otherwise by now stands out, and the change that came after can be undone."""
+        change, slots = self._then
+        now = self._shown["slots"]
+        after = self._changes[self._changes.index(change) - 1]
+        link = self._link(f"undo {after['change']}", "undo the change that came after")
+        self.moment.text = marked(
+            f"as it was after {change['command']} at {clock_text(change['at'])}", "warm"
+        )
+        rows = [row(link, lines=1)]
+        for name, slot in slots.items():
+            tone = "" if now.get(name, {}).get("value") == slot["value"] else "warm"
+            rows += self._slot_rows(name, slot, tone)
+        rows += [
+            row(marked(f"{name} was not there", "faint"), lines=1)
+            for name in now
+            if name not in slots
+        ]
+        self.rows.fill(rows, keep=True)
 
     # -------- edits, by the same messages as any client's
 
@@ -5546,14 +5886,15 @@ class MessagesPage(Page):
     def place(self):
         return {"command": self.command}
 
-    def go(self, target=None, command=None):
+    def go(self, target=None, command=None, **given):
         if command:
             self.choose(command)
             self.begin()
         if target:
-            self.choose(self.FIRST, {"target": target})
+            self.choose(self.FIRST, {"target": target, **given})
             self._ask_selectors(target)
-            self._fields["selector"].focus = True
+            first = "intent" if "intent" in given else "args" if "selector" in given else "selector"
+            self._fields[first].focus = True
 
 
 # ---- page: experts

@@ -364,6 +364,11 @@ def test_the_words_of_an_answer_are_shown_as_they_come(hand):
 # Objects
 
 
+def listed(page):
+    """Return the text of all rows of the page Objects."""
+    return "\n".join(ui.unmarked(one["text"]) for one in page.rows.data)
+
+
 def test_objects_are_dived_into_and_back(hand):
     page = hand.page("objects")
     page.open("genesis_obj")
@@ -374,7 +379,7 @@ def test_objects_are_dived_into_and_back(hand):
     page.rows.choose(names.index("synthesize_response_for_"))
     page.dive(page.rows.chosen_row)
     hand.settle()
-    assert page.kind == "method" and "primitive" in hand.shown(page.lines)
+    assert page.kind == "method" and "primitive" in listed(page)
     hand.key(276, "alt")
     hand.settle()
     assert page.value("name") == "ROBIN"
@@ -444,7 +449,8 @@ def test_a_slot_is_edited_after_its_difference_was_seen_and_undone_by_keys(world
     hand.settle()
     page.rows.choose(0)
     hand.settle()
-    assert "+12.5" in hand.shown(page.lines)
+    page.toggle()
+    assert "+12.5" in listed(page) and "undo this change" in listed(page)
     page.ids.query.focus = False
     page.rows.focus = True
     hand.key(ord("z"), "ctrl")
@@ -482,11 +488,27 @@ def test_a_method_passes_the_same_gate(world, hand, clone):
     page.rows.choose([one["value"][0] for one in page.rows.data].index("twice_"))
     page.dive(page.rows.chosen_row)
     hand.settle()
-    assert "status trial" in hand.shown(page.lines) and "return 2 * n" in hand.shown(page.lines)
+    assert "status trial" in listed(page) and "return 2 * n" in listed(page)
     hand.press("Edit", page)
     shown = edited(hand, text="def twice_(self, n):\n    return n + n\n")
     assert "-    return 2 * n" in shown
     assert world.client.call("send_message", target=clone, selector="twice_", args=[4])["result"] == 8
+    page.open(world.client.call("inspect", target=clone)["result"]["slots"]["twice_"]["value"]["$ref"], owner=(clone, "twice_"))
+    hand.until(lambda: "version 2 in place of 1" in listed(page), "its versions")
+    assert "-    return 2 * n" in listed(page) and "+    return n + n" in listed(page)
+    assert any(ui.colour("violet") in one["text"] for one in page.rows.data)             # code has colours
+    page.pressed("version 1")
+    twice = {"target": clone, "selector": "twice_", "args": [[1]]}
+    hand.until(lambda: world.client.call("send_message", **twice)["result"] == [1, 1], "version 1")
+    hand.settle()
+    page.pressed("run")
+    hand.settle()
+    form = hand.root.page
+    assert form.name == "messages" and form._fields["selector"].text == "twice_" and form._fields["target"].text == clone
+    form._fields["args"].text = "[8]"
+    form.send()
+    hand.settle()
+    assert "16" in hand.shown(form.ids.reply)
 
 
 # Messages
@@ -627,7 +649,8 @@ def test_one_click_looks_and_a_double_click_edits(world, hand, clone):
     view = next(one for one in page.rows.children[0].children if one.index == at)
     hand.click(view)
     hand.settle()
-    assert page.rows.chosen == at and not [one for one in hand.window.children if isinstance(one, ui.Dialog)]
+    assert "price" in page._open and page.rows.chosen == at
+    assert not [one for one in hand.window.children if isinstance(one, ui.Dialog)]
     page.rows.focus = True
     page.rows.keyboard_on_key_down(None, (ENTER, "enter"), "", [])
     assert "price" in hand.shown(hand.dialog())
@@ -739,6 +762,79 @@ def test_several_rows_are_chosen_and_copied(hand, monkeypatch):
     assert kept[-1].count("\n") == 8
 
 
+def test_passages_are_marked_as_right_and_not_in_place(world, hand):
+    page = asked(hand, "How is the mast paired with a base station?")
+    hand.until(lambda: page.finished and len(page._report.get("evidence", ())) > 1, "passages")
+    hand.settle()
+    assert "this answers" in said(page)
+    page.pressed("right 2")
+    page.pressed("not 1")
+    page.pressed("not 2")
+    page.pressed("right 2")                              # the last word holds
+    assert page._picked == {2} and page._struck == {1}
+    assert "2 is right, 1 is not" in page.ids.note.text
+    hand.press("Wrong", page)
+    hand.until(lambda: page._report.get("feedback"), "the mark")
+    row = world.client.call("list_golden", limit=1)["results"][0]
+    assert row["question"] == "How is the mast paired with a base station?" and page.cycle in str(row)
+
+
+def test_three_hundred_children_are_counted_and_reached(world, hand, clone):
+    client = world.client
+    for _ in range(300):
+        client.call("send_message", target=client.call("send_message", target="genesis_obj", selector="clone")["result"]["$ref"],
+                    selector="setSlot_value_", args=["parent*", [{"$ref": clone}]])
+    page = hand.page("objects")
+    page.open(clone)
+    hand.settle()
+    page.ids.tabs.chosen = "graph"
+    hand.until(lambda: len(page.graph.data["children"]) == 300, "all of them")
+    hand.settle()
+    assert "300 delegate to it" in listed(page)
+    page.rows.focus = True
+    page.rows.keyboard_on_key_down(None, (END, "end"), "", [])
+    last = page.rows.chosen_row
+    page.rows.keyboard_on_key_down(None, (ENTER, "enter"), "", [])
+    hand.until(lambda: page.oid == last, "the last one")
+    page.ids.tabs.chosen = "slots"
+
+
+def test_the_slider_shows_an_object_as_it_was_and_undoes_from_there(world, hand, clone):
+    for price in (5, 6):
+        world.client.call("send_message", target=clone, selector="setSlot_value_", args=["price", price])
+    page = hand.page("objects")
+    page.open(clone)
+    hand.settle()
+    page.ids.tabs.chosen = "history"
+    hand.settle()
+    count = len(page._changes)
+    assert count == 3 and page.slider.value == page.slider.max == 3
+    page.rows.focus = True
+    hand.key(276)                                        # left
+    hand.until(lambda: page._then, "the past")
+    prices = [one for one in page.rows.data if one["value"] and one["value"][0] == "price"]
+    assert ui.unmarked(prices[0]["text"]) == "5" and ui.colour("warm") in prices[0]["text"]
+    link = next(one["text"] for one in page.rows.data if "undo the change that came after" in one["text"])
+    page.pressed(re.search(r"\[ref=(undo [^\]]+)\]", link)[1])
+    hand.dialog()
+    hand.settle()
+    hand.key(ENTER, "ctrl")
+    hand.until(lambda: slot(world, clone, "price") == 5, "it is undone")
+    page.ids.tabs.chosen = "slots"
+
+
+def test_a_list_of_maps_is_a_table(world, hand, clone):
+    rows = [{"at": f"2026-11-0{n}", "heat": 600 + n, "cone": "04"} for n in range(1, 6)]
+    world.client.call("send_message", target=clone, selector="setSlot_value_", args=["readings", rows])
+    page = hand.page("objects")
+    page.ids.tabs.chosen = "slots"
+    page.open(clone)
+    hand.until(lambda: "5 rows: at, heat, cone" in listed(page), "its head")
+    page.rows.choose([one["value"][0] for one in page.rows.data].index("readings"))
+    page.rows.dispatch("on_look")
+    assert "2026-11-03    603   04" in listed(page)
+
+
 # Long values, short lists, and the keyboard
 
 HASH = "abcdef0123456789" * 30
@@ -754,7 +850,8 @@ def test_a_value_without_blanks_is_seen(world, narrow, clone):
     page.rows.choose(at)
     hand.until(lambda: any(one.index == at for one in page.rows.children[0].children), "its row")
     hand.until(lambda: "abcdef0123456789abcdef" in drawn(page.rows, at), "its beginning")
-    hand.until(lambda: HASH in "".join(re.sub(r"\[.*?\]|\s", "", one["text"]) for one in page.lines.data), "all of it")
+    page.toggle()
+    hand.until(lambda: HASH in listed(page).replace("\n", ""), "all of it")
     shot(hand, "a hash in objects")
     page = hand.page("messages")
     page.choose("send_message", {"target": clone, "selector": "hash"})
@@ -905,7 +1002,7 @@ def test_an_object_that_was_searched_for_follows_what_others_change(world, hand,
     world.client.call("send_message", target=other, selector="setSlot_value_", args=["price", 1])
 
     def follows():
-        prices = [one["text"] for one in page.rows.data if one["value"][0] == "price"]
+        prices = [one["text"] for one in page.rows.data if one["value"] and one["value"][0] == "price"]
         return "777" in prices[0] and other in [one["value"] for one in page.ids.list.data]
     hand.until(follows, "what others changed")
     assert page.ids.list.chosen_row == clone
