@@ -27,8 +27,8 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     files become texts, texts chunks, chunks postings and vectors; and how they are found
     what is told    Evidence · Levels · Grounds · Summaries
                     passages and the sentence that answers; whether a passage bears out what a core wrote
-    the mind        Missions · States · Forgetting · Mission lane · Inference · Prototypes
-                    codex and personas, a thought's way through its states, the journal; messages that ask the core
+    the mind        Missions · Speakers · States · Contrapunto · Forgetting · Mission lane · Inference · Prototypes
+                    codex and personas, who speaks, a thought's way through its states; messages that ask the core
     new methods     Steps · Intents · Examples · Methods · Guesses · Generative kernel · Mending · Parcels
                     what a message can mean, what decides, how a method is tried, kept, mended and carried elsewhere
     what is learnt  Golden dataset
@@ -466,6 +466,7 @@ SETTINGS = {row.name: row for row in (
     Setting("heartbeat_first_s", 60.0, "s", "from the start to the first heartbeat"),
     Setting("heartbeat_s", 3600.0, "s", "from one heartbeat to the next"),
     Setting("heartbeat_per_day", 12, "audits", "that heartbeats may begin within a day; each sees to one thing at most"),
+    Setting("contrapunto", True, "true or false", "let BRICK and ROBIN answer each other where both spoke"),
     Setting("method_workers", 4, "threads", "stored methods that run at the same time, each in a process of its own"),
     Setting("method_deadline_s", 10.0, "s", "time for one message to a stored method; then its process is ended"),
     Setting("method_memory_mb", 256.0, "MB", "memory that such a process may have"),
@@ -2231,7 +2232,7 @@ __all__ += """
     folders_up_to SyncedPacker
 """.split()
 
-IMAGE_VERSION = 12
+IMAGE_VERSION = 13
 MAGIC = b"FS30"
 TXN_HEADER = struct.Struct(">8sQcHHH")  # tid, length less 8, status, three lengths
 # oid, tid, two positions, 0, length of the data (0: a position follows)
@@ -11178,6 +11179,8 @@ TASK_PROMPTS = {
     'figures, and nothing else. Put the number of the passage behind each sentence. For example, from "[1] The lamp holds two '
     'litres of oil. It burns for nine hours." the question "How long does the lamp burn?" is answered: The lamp burns for nine '
     "hours [1].\n\n{passages}\n\n{question}",
+    "comfort": "Somebody says how she feels. Answer her in one to three short, warm sentences. State no fact, name nobody, "
+    "give no figure and no advice that needs knowledge.\n\n{mission}",
     "rewrite": "These sentences cannot be told, as no passage bears them out:\n{faults}\nWrite each once more, so that it "
     "says only what one of the passages says, or leave it out. Answer with the sentences alone.",
 }
@@ -22730,7 +22733,7 @@ def merge_one_of(image, bulk, kind, keys):
 #
 # A mission from its acceptance on, and the records that a thought is made of.
 #
-#   IDLE -> DECOMPOSING -> DELEGATING -> SYNTHESIZING -> COMPLETE, any error -> FAILED
+#   IDLE -> DECOMPOSING -> DELEGATING -> (CONTRAPUNTO ->) SYNTHESIZING -> COMPLETE, any error -> FAILED
 #
 #   mission   what was asked: {"type", "selector", "args"?, "kwargs"?}
 #   cycle     the object that carries a mission through the states; in the image from its acceptance
@@ -22742,7 +22745,7 @@ def merge_one_of(image, bulk, kind, keys):
 __all__ += """
     log_mind CODEX MATRIX STATES ENDED FREE_TEXT SPEAKER CONTINUED WAIT_TURN_S MissionKind
     MISSION_KINDS CYCLE_EFFECTS Step Thought mission_text accept_cycle cycle_id state_of
-    find_cycle cycle_report journalled kind_of next_thought THOUGHTS_KEEP
+    find_cycle cycle_report journalled kind_of next_thought THOUGHTS_KEEP PERSONA_ARCHETYPES
 """.split()
 
 log_mind = logging.getLogger("batos.mind")
@@ -22771,6 +22774,13 @@ CODEX = {
         "butler_facet_": "Put everything in its place, discreetly and without fault, and mention what was missing."}),
 }
 # fmt: on
+# persona -> what it is like, in a line
+PERSONA_ARCHETYPES = {
+    "ROBIN": "the heart: warm, and close to who asks",
+    "BRICK": "the disruptive truth: plain, and in parts",
+    "BABS": "joyful precision: exact, and glad of it",
+    "ALFRED": "guardianship: reliable, and sparing",
+}
 # archetype -> who does what. The lead weaves; support adds its facets; BABS and ALFRED speak where the row says so.
 # fmt: off
 MATRIX = {
@@ -22788,8 +22798,9 @@ MATRIX = {
 # state -> (who leads it: None is the archetype's lead, which states may follow). FAILED may follow any.
 STATES = {
     "IDLE": ("ALFRED", ["DECOMPOSING", "COMPLETE"]),
-    "DECOMPOSING": ("BRICK", ["DELEGATING"]),
-    "DELEGATING": (None, ["DELEGATING", "SYNTHESIZING"]),
+    "DECOMPOSING": ("BRICK", ["DELEGATING", "COMPLETE"]),
+    "DELEGATING": (None, ["DELEGATING", "CONTRAPUNTO", "SYNTHESIZING"]),
+    "CONTRAPUNTO": ("BRICK", ["SYNTHESIZING"]),
     "SYNTHESIZING": (None, ["SYNTHESIZING", "COMPLETE"]),
     "COMPLETE": ("ALFRED", []),
     "FAILED": ("ALFRED", []),
@@ -22818,6 +22829,9 @@ class AnswerData(typing.TypedDict, total=False):
     """What a mission that answers keeps from state to state, in its cycle's `_tmp_synthesis_data`."""
 
     start_time: datetime.datetime  # when it was begun
+    original_query: str  # what was asked
+    routing: dict  # who speaks, and why
+    also: list  # passages that a guest, BABS or contrapunto adds; the best of them is told
     plan: dict  # {"archetype", "sub_queries": {pillar: text}} …, as the router or the core made it
     new_facets: dict  # {pillar: source} of the facets that its effect installs
     partial_responses: (
@@ -23028,6 +23042,165 @@ def next_thought(cycle, recall):
 
 
 ################################################################################
+# Speakers #####################################################################
+################################################################################
+#
+# Who speaks in a mission, by the matrix of the image's codex: who leads, whose pillars are
+# asked, and when BABS and ALFRED come in. What was decided and why is the mission's routing.
+#
+#   row      of the matrix: the lead, the support with what each is for, a cell for BABS and
+#            one for ALFRED
+#   cell     what one of the two does; a text that is not among CELLS is told and does nothing
+#   note     one line beside an answer, never in its text
+
+# Offers:
+__all__ += """
+    row_of lead_of by_matrix personas_of brings_data offers_reading notes_on telling_words
+""".split()
+
+# whose cell -> {its words: what code does by them}
+_CELLS = {
+    "BABS": {
+        "data on demand": "searches once more where too little was found",
+        "gathers data": "searches once more where too little was found",
+        "full retrieval": "searches once more where too little was found",
+        "background scan": "offers what is near, and claims nothing",
+    },
+    "ALFRED": {
+        "validates sources": "says where an answer hangs on one source",
+        "watches for bloat": "says where a mission took long",
+        "watches for distress": "says where somebody seems to be in need",
+        "leads": "leads",
+    },
+}
+_FACETS_MOST = 4  # of a mission
+_OLD_DAYS = 365
+_FOCUS_WORDS = 6
+_QUOTED_ENOUGH, _COVERED_ENOUGH = 2, 0.5  # passages; of the mission's words
+
+
+def row_of(root: persistent.mapping.PersistentMapping, archetype: str) -> dict:
+    """Return the row of an archetype, as the image's matrix has it."""
+    return root["codex_obj"].archetypes.get(archetype) or MATRIX[archetype]
+
+
+def _persona_asked(cycle):
+    """Return the persona that a mission is about, by its name, or None."""
+    if cycle.target_oid is None:
+        return None
+    root = root_of(cycle)
+    for name in PILLARS:
+        if oid_text(root[f"{name.lower()}_prototype_obj"]._p_oid) == cycle.target_oid:
+            return name
+    return None
+
+
+def lead_of(cycle: UvmObject, archetype: str) -> str:
+    """Return who leads a cycle: whom its mission names, the persona that it is about, or its archetype's lead."""
+    named = cycle.mission_brief.get("lead") or _persona_asked(cycle)
+    return named or row_of(root_of(cycle), archetype)["lead"]
+
+
+def personas_of(pillars: typing.Iterable) -> list:
+    """Return the personas of some pillars, each once."""
+    return list(dict.fromkeys(map(PERSONA_OF.get, pillars)))
+
+
+def by_matrix(cycle: UvmObject, plan: dict) -> dict:
+    """Return a plan with the pillars of those whom the image's matrix names, and who leads.
+
+    A core was trained for the matrix of genesis; where the image's names others, they are asked in place of those that it
+    does not name, or besides while there is room.
+    """
+    lead, row = lead_of(cycle, plan["strategy"]), row_of(root_of(cycle), plan["strategy"])
+    usual = ARCHETYPE_PERSONAS[plan["strategy"]]
+    wanted = list(dict.fromkeys((lead, row["lead"], *row["support"])))
+    coming = [PILLARS[name][0] for name in wanted if name not in usual]
+    queries = {}
+    for pillar in plan["relevant_pillars"]:
+        if PERSONA_OF[pillar] not in wanted:
+            pillar = coming.pop(0) if coming else PILLARS[lead][0]
+        queries.setdefault(pillar, plan["sub_queries"].get(pillar) or _mission_line(cycle))
+    for pillar in coming[: _FACETS_MOST - len(queries)]:
+        queries[pillar] = _mission_line(cycle)
+    pillars = sorted(queries, key=PILLAR_ORDER.index)
+    asked = {pillar: queries[pillar] for pillar in pillars}
+    return {**plan, "relevant_pillars": pillars, "sub_queries": asked, "lead": lead}
+
+
+def _mission_line(cycle):
+    return one_line(mission_text(cycle.mission_brief), MISSION_BYTES)
+
+
+def telling_words(texts: typing.Iterable, beside: str) -> str:
+    """Return the words of some texts that tell most of them and are not in another text: the longest, in their order."""
+    known, found = set(stems(beside)), {}
+    for text in texts:
+        for stem, word in words_of(text).items():
+            if stem not in known and not any(map(str.isdigit, word)):
+                found.setdefault(stem, word)
+    longest = sorted(found.values(), key=len, reverse=True)[:_FOCUS_WORDS]
+    return " ".join([word for word in found.values() if word in longest])
+
+
+def _words_left(mission: str, evidence: list) -> str:
+    """Return the words of a mission that no passage holds."""
+    held = {stem for item in evidence for stem in stems(item["text"])}
+    left = [word for stem, word in words_of(mission).items() if stem not in held]
+    return " ".join(left)
+
+
+def brings_data(root, plan: dict, mission: str, evidence: list) -> str:
+    """Return the words that BABS looks for once more, or "": where her cell says so, she does not speak already, and the
+    passages are few or say little of what was asked."""
+    cell = row_of(root, plan["strategy"])["BABS"]
+    if not _CELLS["BABS"].get(cell, "").startswith("searches"):
+        return ""
+    left, words = _words_left(mission, evidence), words_of(mission)
+    covered = 1 - len(left.split()) / max(1, len(words))
+    enough = len(evidence) >= _QUOTED_ENOUGH and covered >= _COVERED_ENOUGH
+    return "" if enough or "BABS" in personas_of(plan["relevant_pillars"]) else left
+
+
+def offers_reading(root: persistent.mapping.PersistentMapping) -> bool:
+    """Whether somebody who says how she feels is offered what is near it."""
+    return row_of(root, "Emotional Processing")["BABS"] == "background scan"
+
+
+def notes_on(root: persistent.mapping.PersistentMapping, archetype: str, evidence: list) -> list:
+    """Return what ALFRED notes beside an answer: sources that something newer stands for, old ones, and a figure that is
+    from one alone."""
+    cell, catalog = row_of(root, archetype)["ALFRED"], root["knowledge_catalog_obj"]
+    notes = [note for n, item in enumerate(evidence, 1) for note in _source_notes(catalog, n, item)]
+    figure = bool(evidence) and re.search(r"\d", _span_of(evidence[0]))
+    sources = {item["doc_id"] for item in evidence if figure and figure[0] in item["text"]}
+    if cell == "validates sources" and figure and len(sources) == 1:
+        notes.append(f"the figure in [1] is from one source, {_short_name(*sources)}")
+    return notes
+
+
+def _span_of(item):
+    """Return what of a passage answers, where the reader points to it."""
+    first, last = item.get("span") or (0, 0)
+    return item["text"][first:last]
+
+
+def _short_name(doc_id):
+    return pathlib.PurePath(doc_id).name
+
+
+def _source_notes(catalog, number, item):
+    """Yield what is to be known of a passage's document."""
+    newer = catalog.superseded.get(item["doc_id"])
+    if newer is not None:
+        yield f"[{number}] is of {_short_name(item['doc_id'])}, for which {_short_name(newer)} stands"
+    document = catalog.documents.get(item["doc_id"])
+    age = now_utc() - document.added_at if document is not None else datetime.timedelta()
+    if age.days > _OLD_DAYS:
+        yield f"[{number}] was learnt on {document.added_at:%Y-%m-%d}, more than a year ago"
+
+
+################################################################################
 # States #######################################################################
 ################################################################################
 #
@@ -23039,11 +23212,11 @@ def next_thought(cycle, recall):
 __all__ += """
     WRITE WORDS_TOKENS REWORDED_WITHIN_S words_prompt rewording_prompt Words Halt words_told
     told_in_words persona_with facet_source facet_stands is_facet is_outdated intent_digest
-    speaking without_prompt gate_reasons words_of_its_own
+    speaking without_prompt gate_reasons words_of_its_own recalled gentle_answer quotes_of
 """.split()
 
 
-def _recalled(cycle, recall, focus=""):
+def recalled(cycle, recall, focus=""):
     mission, root = mission_text(cycle.mission_brief), root_of(cycle)
     catalog, conversation = root["knowledge_catalog_obj"], cycle.mission_brief.get("conversation")
     # its name says where to look, not for what
@@ -23088,19 +23261,24 @@ def psm_idle_(cycle, recall):
 
     What only states something, in a conversation, is noted.
     """
-    mission, start = mission_text(cycle.mission_brief), {"start_time": now_utc()}
+    mission = mission_text(cycle.mission_brief)
+    start = {"start_time": now_utc(), "original_query": mission}
     aside = _answer_aside(root_of(cycle)["knowledge_catalog_obj"], mission)
     if aside is not None:
         return Thought(
             "aside", lambda _: Step("COMPLETE", aside, start | {"final_response": aside})
         )
-    found = _recalled(cycle, recall)
+    found = recalled(cycle, recall)
     if found["relevant"] and not is_feeling(mission):
         told = found | {"told": _plain_answer(mission, found["evidence"])}
         return Thought("recall", lambda _: Step("DECOMPOSING", told, start))
     stated = (
         cycle.mission_brief.get("conversation") and only_states(mission) and not is_feeling(mission)
     )
+    if is_feeling(mission) and not found["evidence"] and recall.writes():
+        return Thought("recall", lambda _: Step("DECOMPOSING", found, start))
+    if is_feeling(mission) and not offers_reading(root_of(cycle)):
+        found["evidence"] = []
     answer = _noted_statement(mission) if stated else _unsure_answer(mission, found)
     return Thought("recall", lambda _: Step("COMPLETE", found, start | {"final_response": answer}))
 
@@ -23124,7 +23302,7 @@ def _unsure_answer(mission, found):
     """
     told = {"relevant": False, "certainty": found["certainty"], "evidence": found["evidence"]}
     if is_feeling(mission):
-        return told | _gentle_answer(found["evidence"][:1])
+        return told | gentle_answer(found["evidence"][:1])
     if found["evidence"]:
         numbers = " ".join([f"[{n}]" for n in range(1, len(found["evidence"]) + 1)])
         return told | {"answer": f"{_NEAREST} {numbers}"}
@@ -23134,14 +23312,52 @@ def _unsure_answer(mission, found):
     return told | {"answer": f"There is nothing in memory about this.{unknown}"}
 
 
-def _gentle_answer(evidence):
+def gentle_answer(evidence):
     """Return what ROBIN answers to who says how she feels, with a passage that is near it, or none."""
     near = (
         f" This is kept near it: \u201c{_quoted_sentence(evidence[0])}\u201d [1]"
         if evidence
         else " I am listening."
     )
-    return {"answer": f"Thank you for telling me.{near}", "lead": "ROBIN", "evidence": evidence}
+    told = {"answer": f"Thank you for telling me.{near}", "lead": "ROBIN", "evidence": evidence}
+    return told | ({} if evidence else {"grounded": False})
+
+
+# Comfort: what ROBIN says, where a core writes, to who says how she feels and memory has nothing near it
+
+_COMFORT_WORDS = 60
+_NAMES_A_THING = Pattern(r"(?<![.!?\u201c\"] )(?<!^)\b(?!I\b)[A-Z]\w+|\d")
+
+
+def _comforting(cycle):
+    """Return the thought in which ROBIN comforts: few words, without any fact; else she says that she listens."""
+    mission, root = mission_text(cycle.mission_brief), root_of(cycle)
+    told = root["codex_obj"].prompts.get("comfort") or TASK_PROMPTS["comfort"]
+    robin = root["robin_prototype_obj"]
+    fields = {
+        "prompt": told.replace("{mission}", mission),
+        "persona": "ROBIN",
+        "system_prompt": f"You speak as ROBIN. {robin.core_mission}",
+        "max_new_tokens": WORDS_TOKENS,
+    }
+
+    def read(said):
+        text = " ".join(without_thoughts(said[0]).split())
+        plain = {"relevant": False, "certainty": "none"} | gentle_answer([])
+        fits = text and not _comfort_fault(text, mission)
+        answer = plain | ({"answer": text, "words": True} if fits else {})
+        return Step("COMPLETE", text if fits else "", {"final_response": answer})
+
+    return Thought("comfort", read, ((FREE_TEXT, fields),))
+
+
+def _comfort_fault(text, mission):
+    """Return why a text is no comfort, or "": it is long, or has a figure or a name that the mission has not."""
+    if len(text.split()) > _COMFORT_WORDS:
+        return "long"
+    known = set(re.findall(r"\w+", mission))
+    foreign = [named[0] for named in _NAMES_A_THING.finditer(text) if named[0] not in known]
+    return f"names {foreign[0]}" if foreign else ""
 
 
 # Talk: what is answered without a search, and what a question means in its conversation.
@@ -23337,7 +23553,7 @@ _LEAD_IN = Pattern(
 def _routed_plan(cycle, offered):
     """Return the plan of a mission for a core that writes: what the router offers first, and the first pillar of who leads."""
     strategy = offered[0][0] if offered else "Factual Inquiry"
-    pillar = PILLARS[_lead_by_strategy(cycle, strategy)][0]
+    pillar = PILLARS[lead_of(cycle, strategy)][0]
     question = one_line(mission_text(cycle.mission_brief), MISSION_BYTES)
     return {"strategy": strategy, "relevant_pillars": [pillar], "sub_queries": {pillar: question}}
 
@@ -23499,11 +23715,15 @@ def psm_decomposing_(cycle, recall):
     For a core that writes it is what the router offers, as one call is what the lead needs.
     """
 
-    def read(values):
-        return Step("DELEGATING", values[0], {"plan": values[0]})
-
     mission = mission_text(cycle.mission_brief)
     offered = recall.offer("archetype", mission)
+    if is_feeling(mission):
+        return _comforting(cycle)
+
+    def read(values):
+        shares = {name: round(share, 4) for name, share in offered}
+        return Step("DELEGATING", values[0], {"plan": values[0], "routing": {"shares": shares}})
+
     if recall.writes():
         plan = _routed_plan(cycle, offered)
         return Thought("plan", lambda _: read([plan]))
@@ -23519,43 +23739,107 @@ def _facet_evidence(cycle, query, recall):
     told = journalled(cycle, "recall")["evidence"]
     if recall.writes() or query == mission_text(cycle.mission_brief):
         return told
-    return _recalled(cycle, recall, query)["evidence"] or told
+    return recalled(cycle, recall, query)["evidence"] or told
 
 
 @primitive("psm_delegating_", reads=True)
 def psm_delegating_(cycle, recall):
-    """Recall for each sub-query and have the pillars' methods make requests of it, then ask all facets as one batch.
+    """See who speaks, recall for each sub-query and have the pillars' methods make requests of it.
 
-    A core that writes is asked for words, by the first of them.
+    A core that writes is asked for words, by the first of them. Else a facet is what the reader chose for its sub-query.
     """
-    recalled = journalled(cycle, "recall for facets")
-    if recalled is None:
+    if journalled(cycle, "who speaks") is None and journalled(cycle, "recall for facets") is None:
+        return _choosing_speakers(cycle)
+    sought = journalled(cycle, "recall for facets")
+    if sought is None:
         return _recalling_for_facets(cycle, recall)
     queries = cycle._tmp_synthesis_data["plan"]["sub_queries"]
     # as older journals have it
-    asked = recalled.get("asked") or {
+    asked = sought.get("asked") or {
         pillar: {"sub_query": queries[pillar], "evidence": found}
-        for pillar, found in recalled.items()
+        for pillar, found in sought.items()
     }
     found = journalled(cycle, "recall")["evidence"]
     asked = {pillar: _with_passages(request, found) for pillar, request in asked.items()}
 
     if recall.writes():
         return _writing(cycle, *next(iter(asked.items())))
+    focus = _data_on_demand(cycle, asked)
+    return _retrieving(cycle, recall, focus) if focus else _facets_told(cycle, asked, recall)
 
-    def read(values):
-        partial = {
-            pillar: {
-                "frame": value["frame"],
-                "quotes": [facet["evidence"][n - 1] for n in value["quotes"]],
-            }
-            for (pillar, facet), value in zip(asked.items(), values, strict=True)
-        }
-        return Step("SYNTHESIZING", values, {"partial_responses": partial})
 
-    return Thought(
-        "facets", read, tuple(_facet_request(pillar, facet) for pillar, facet in asked.items())
-    )
+def _choosing_speakers(cycle):
+    """Return the thought that makes of a plan, by the image's matrix, who is asked."""
+    data = cycle._tmp_synthesis_data
+    plan = by_matrix(cycle, data["plan"])
+    routing = {
+        **data.get("routing", {}),
+        "archetype": plan["strategy"],
+        "lead": plan["lead"],
+        "speak": personas_of(plan["relevant_pillars"]),
+    }
+    kept = {"plan": plan, "routing": routing}
+    return Thought("who speaks", lambda _: Step("DELEGATING", routing, kept))
+
+
+def _data_on_demand(cycle, asked):
+    """Return the words for which BABS searches once more, or "" where she need not, or did."""
+    if journalled(cycle, "retrieval by BABS") is not None:
+        return ""
+    union = {item["text"]: item for one in asked.values() for item in one["evidence"]}
+    mission = mission_text(cycle.mission_brief)
+    plan = cycle._tmp_synthesis_data["plan"]
+    return brings_data(root_of(cycle), plan, mission, list(union.values()))
+
+
+def _retrieving(cycle, recall, focus):
+    """Return the thought in which BABS searches once more for words that no passage holds."""
+    first = {item["chunk_id"] for item in journalled(cycle, "recall")["evidence"]}
+    found = recalled(cycle, recall, focus)["evidence"]
+    new = [{**item, "also": "BABS"} for item in found if item["chunk_id"] not in first]
+    told = {"focus": focus, "added": [item["chunk_id"] for item in new]}
+    also = [*cycle._tmp_synthesis_data.get("also", ()), *new]
+    return Thought("retrieval by BABS", lambda _: Step("DELEGATING", told, {"also": also}))
+
+
+def _facets_told(cycle, asked, recall):
+    """Return the thought of what each facet is: the passages that the reader chose for its sub-query, and their scores."""
+    parts = {
+        pillar: {"frame": "", "focus": one["sub_query"], "quotes": one["evidence"][:QUOTES_MOST]}
+        for pillar, one in asked.items()
+    }
+    told = {
+        pillar: {"focus": part["focus"], "shares": [item["share"] for item in part["quotes"]]}
+        for pillar, part in parts.items()
+    }
+    follows = "CONTRAPUNTO" if _is_contrapunto_due(cycle, parts, recall) else "SYNTHESIZING"
+    return Thought("facets", lambda _: Step(follows, told, {"partial_responses": parts}))
+
+
+_ANSWER_EACH_OTHER = ("Technical Deconstruction", "Emotional Processing")
+
+
+def _is_contrapunto_due(cycle, parts, recall):
+    """Whether BRICK and ROBIN answer each other: both spoke; in archetypes of theirs, at a depth, or in contradiction."""
+    quotes = [_quotes_by(parts, persona) for persona in ("BRICK", "ROBIN")]
+    if not all(quotes) or not (recall.settings is None or recall.settings.contrapunto):
+        return False
+    is_deep = bool(cycle.mission_brief.get("kwargs", {}).get("depth"))
+    if is_deep or cycle._tmp_synthesis_data["plan"]["strategy"] in _ANSWER_EACH_OTHER:
+        return True
+    pairs = itertools.product(*quotes)
+    return any(contradict(marked_text(one), marked_text(other)) for one, other in pairs)
+
+
+def _quotes_by(parts, persona):
+    """Return the passages of a persona's facets, each once."""
+    mine = [part["quotes"] for pillar, part in parts.items() if PERSONA_OF[pillar] == persona]
+    return list({item["text"]: item for quotes in mine for item in quotes}.values())
+
+
+def quotes_of(cycle: UvmObject, persona: str) -> list:
+    """Return the passages of a persona's facets in a cycle, each once."""
+    return _quotes_by(cycle._tmp_synthesis_data["partial_responses"], persona)
 
 
 def _recalling_for_facets(cycle, recall):
@@ -23599,14 +23883,6 @@ def _with_passages(request: dict, found: list) -> dict:
     """Return a facet's request of the journal with its passages."""
     evidence = [found[item] if type(item) is int else item for item in request["evidence"]]
     return {**request, "evidence": evidence}
-
-
-def _facet_request(pillar, facet):
-    fields = {"persona": PERSONA_OF[pillar], "pillar": pillar, "sub_query": facet["sub_query"]}
-    fields |= _sentence_fields("evidence", facet["evidence"])
-    if "prompt" in facet:
-        fields["prompt"] = facet["prompt"]
-    return "facet", fields
 
 
 def persona_with(root: persistent.mapping.PersistentMapping, pillar: str) -> UvmObject:
@@ -23775,13 +24051,6 @@ def without_prompt(fields):
     return {name: value for name, value in fields.items() if name != "prompt"}
 
 
-def _sentence_fields(name, evidence):
-    return {
-        name: [marked_text(item) for item in evidence],
-        "shares": [item["share"] for item in evidence],
-    }
-
-
 def _plain_answer(mission, evidence):
     """Return what an answer says in one sentence: the one that answers, quoted, cut around its span where it is long.
 
@@ -23845,12 +24114,6 @@ def _quoted_sentence(item):
     return f"{cut[0]}{told}{cut[1]}"
 
 
-def _lead_by_strategy(cycle, strategy):
-    """Return the persona that leads a cycle: the one that its mission names, or its archetype's."""
-    archetype = root_of(cycle)["codex_obj"].archetypes[strategy]
-    return cycle.mission_brief.get("lead") or archetype["lead"]
-
-
 def _final_response(cycle, evidence, words):
     """Return the answer as it is told: one plain sentence, what a core wrote, and the passages that their numbers name."""
     plan, mission = cycle._tmp_synthesis_data["plan"], mission_text(cycle.mission_brief)
@@ -23860,13 +24123,59 @@ def _final_response(cycle, evidence, words):
         "certainty": "sure",
         "evidence": evidence,
         "archetype": plan["strategy"],
-        "lead": _lead_by_strategy(cycle, plan["strategy"]),
+        "lead": plan.get("lead") or lead_of(cycle, plan["strategy"]),
         "pillars": list(plan["relevant_pillars"]),
     }
+    told |= _beside_it(cycle, plan, evidence)
     if words:
         return told | {"words": True}
     asked = journalled(cycle, "words") is not None
     return told | {"words": False, "why_no_words": _NOTHING_WRITTEN} if asked else told
+
+
+def _beside_it(cycle, plan, evidence):
+    """Return what is told beside an answer: one passage that somebody added, ALFRED's notes, who spoke and why."""
+    routing = cycle._tmp_synthesis_data.get("routing", {})
+    also = _added_passage(cycle, evidence)
+    notes = notes_on(root_of(cycle), plan["strategy"], evidence)
+    return {
+        "evidence": [*evidence, *also],
+        "experts": personas_of(plan["relevant_pillars"]),
+        "routing": {**routing, **_resonance(cycle, plan, evidence)},
+        **({"notes": notes} if notes else {}),
+    }
+
+
+def _added_passage(cycle, evidence):
+    """Return [the best passage that a guest, BABS or contrapunto added], or []: of a chunk that is not told already."""
+    known = {item["chunk_id"] for item in evidence}
+    catalog = root_of(cycle)["knowledge_catalog_obj"]
+    added = [
+        item
+        for item in cycle._tmp_synthesis_data.get("also", ())
+        if item["chunk_id"] not in known and _stands(catalog, item)
+    ]
+    return [max(added, key=lambda item: item["share"])] if added else []
+
+
+_EMOTIONAL_SECOND = (
+    0.3  # share of the emotional archetype, from which on an answer of another may miss the tone
+)
+
+
+def _resonance(cycle, plan, evidence):
+    """Return {"resonance"} where the matrix has ROBIN check it: whether the answer is of what was asked, and in its tone."""
+    if row_of(root_of(cycle), plan["strategy"])["support"].get("ROBIN") != "resonance check":
+        return {}
+    wanted = set(stems(mission_text(cycle.mission_brief)))
+    best = evidence[0]
+    said = set(stems(" ".join((best["text"], *best.get("headings", ())))))
+    shares = cycle._tmp_synthesis_data.get("routing", {}).get("shares", {})
+    if wanted and wanted.isdisjoint(said):
+        return {"resonance": "ROBIN: the passage has no word of what was asked"}
+    if shares.get("Emotional Processing", 0.0) > _EMOTIONAL_SECOND:
+        return {"resonance": "ROBIN: it may have been asked with feeling"}
+    return {"resonance": "holds"}
 
 
 @primitive("psm_synthesizing_", reads=True)
@@ -23876,7 +24185,7 @@ def psm_synthesizing_(cycle, recall):
     What a core wrote over other passages is not told. Raises GateRefused where the new ones do not stand either.
     """
     sent_back = cycle._tmp_synthesis_data.get("sent_back")
-    found = _recalled(cycle, recall) if sent_back else journalled(cycle, "recall")
+    found = recalled(cycle, recall) if sent_back else journalled(cycle, "recall")
     reasons = gate_reasons(root_of(cycle)["knowledge_catalog_obj"], found["evidence"])
     if not reasons:
         words = [] if sent_back else words_told(cycle)
@@ -23911,6 +24220,45 @@ def gate_reasons(catalog, evidence):
         for item in evidence
         if not _stands(catalog, item)
     ]
+
+
+################################################################################
+# Contrapunto ##################################################################
+################################################################################
+#
+# BRICK and ROBIN answer each other where both spoke: each looks once more, with the words
+# that tell most of what the other chose, and the reader judges. What that adds is told as
+# `also`, behind the passages that stand.
+
+_TURNS = (("BRICK", "ROBIN"), ("ROBIN", "BRICK"))  # who answers whom
+
+
+@primitive("psm_contrapunto_", reads=True)
+def psm_contrapunto_(cycle, recall):
+    """Have BRICK and ROBIN each recall once more with what the other's passages tell; note what it adds and drops."""
+    mission, first = mission_text(cycle.mission_brief), journalled(cycle, "recall")["evidence"]
+    turns, found = {}, {}
+    for persona, other in _TURNS:
+        quotes = [marked_text(item) for item in quotes_of(cycle, other)]
+        focus = telling_words(quotes, mission)
+        if focus and focus not in found:
+            found[focus] = recalled(cycle, recall, focus)["evidence"]
+        turns[persona] = _turn(first, focus, found.get(focus, first))
+    also = [{**item, "also": persona} for persona in turns for item in turns[persona].pop("items")]
+    return Thought("contrapunto", lambda _: Step("SYNTHESIZING", turns, {"also": also}))
+
+
+def _turn(first, focus, evidence):
+    """Return what a persona's second look adds to the passages that were found first, and drops of them."""
+    known = {item["chunk_id"] for item in first}
+    kept = {item["chunk_id"] for item in evidence}
+    new = [item for item in evidence if item["chunk_id"] not in known]
+    return {
+        "focus": focus,
+        "added": [item["chunk_id"] for item in new],
+        "dropped": sorted(known - kept),
+        "items": new,
+    }
 
 
 ################################################################################
@@ -24417,12 +24765,17 @@ _NO_ANSWER = (
 
 def _answer_without_words(cycle, error, reason):
     """Return the answer of a question whose core failed: what was recalled, and the sentences that were told; or None."""
-    found = journalled(cycle, "recall")
-    if kind_of(cycle) or isinstance(error, _NO_ANSWER) or not found or not found["relevant"]:
+    found, mission = journalled(cycle, "recall"), mission_text(cycle.mission_brief)
+    if kind_of(cycle) or isinstance(error, _NO_ANSWER) or not found:
+        return None
+    if is_feeling(mission) and not found["relevant"]:
+        told = {"relevant": False, "certainty": "none", "words": False, "why_no_words": reason}
+        return told | gentle_answer([])
+    if not found["relevant"]:
         return None
     if gate_reasons(root_of(cycle)["knowledge_catalog_obj"], found["evidence"]):
         return None
-    mission, words = mission_text(cycle.mission_brief), words_told(cycle)
+    words = words_told(cycle)
     told = {
         "answer": told_in_words(mission, found["evidence"], words),
         "evidence": found["evidence"],
@@ -24726,15 +25079,9 @@ class MissionLane:
         )
         _check_follows(name, follows, step.next_state)
         mission.take(_step_taken(thought, step, time.monotonic() - start_s))
-        if plan := step.data.get("plan"):
-            self._ahead(
-                dict.fromkeys(
-                    (
-                        ARCHETYPE_PERSONAS[plan["strategy"]][0],
-                        *map(PERSONA_OF.get, plan["relevant_pillars"]),
-                    )
-                )
-            )
+        plan = step.data.get("plan") or {}
+        if "lead" in plan:
+            self._ahead(dict.fromkeys((plan["lead"], *personas_of(plan["relevant_pillars"]))))
         return step.next_state in ENDED and self._complete(mission)
 
     def _store(self, mission):
@@ -25291,6 +25638,7 @@ def new_persona(name, root):
             "parent*": [root["pLLM_obj"], root["traits_obj"]],
             "name": name,
             "core_mission": core_mission,
+            "archetype": PERSONA_ARCHETYPES[name],
             "pillars": pillars,
             "synthesize_response_for_": method("synthesize_response_for_"),
         }
@@ -25352,6 +25700,7 @@ def new_codex(root):
             "archetypes": MATRIX,
             "prompts": TASK_PROMPTS,
             "properties": told_properties(),
+            "setArchetype_to_": method("setArchetype_to_"),
         }
     )
 
@@ -25427,6 +25776,20 @@ def _check_archetypes(value):
         _check_texts({"BABS": row["BABS"], "ALFRED": row["ALFRED"], **row["support"]})
 
 
+@primitive("setArchetype_to_")
+def set_archetype(codex, archetype, row):
+    """Change a row of the matrix: what is not named of it stays. Returns the row. Raises BadSlot for one that is none."""
+    matrix = root_of(codex)["codex_obj"].archetypes
+    if archetype not in matrix or not isinstance(row, dict):
+        raise BadSlot(
+            f"a row of {', '.join(ARCHETYPES)} is a map of lead, support, BABS and ALFRED; got {shown_short([archetype, row])}"
+        )
+    changed = {**matrix, archetype: {**matrix[archetype], **row}}
+    _check_archetypes(changed)
+    set_slot(root_of(codex)["codex_obj"], "archetypes", changed)
+    return changed[archetype]
+
+
 def _check_facet(value):
     """Raise BadSlot unless a value is a stored method, or none."""
     if value is not ABSENT and not is_stored(value):
@@ -25484,7 +25847,11 @@ KINDS["persona"] = Kind(
     grows=True,
     roots=tuple(f"{name.lower()}_prototype_obj" for name in CODEX),
     slots=("name", "pillars"),
-    texts={"core_mission": _check_text, **dict.fromkeys(PERSONA_OF, _check_facet)},
+    texts={
+        "core_mission": _check_text,
+        "archetype": _check_text,
+        **dict.fromkeys(PERSONA_OF, _check_facet),
+    },
 )
 KINDS["pillar"] = Kind(
     "setSlot_value_ for its intent",
@@ -25496,7 +25863,8 @@ KINDS["pillar"] = Kind(
 )
 # fmt: off
 KINDS["codex"] = Kind(
-    "setSlot_value_ for archetypes, prompts and properties", roots=("codex_obj",), slots=("name", "personas"), grows=True,
+    "setArchetype_to_ and setSlot_value_ for archetypes, prompts and properties", roots=("codex_obj",),
+    slots=("name", "personas"), grows=True,
     texts={"archetypes": _check_archetypes, "prompts": _check_prompts, "properties": _check_texts})
 # fmt: on
 
@@ -31811,7 +32179,9 @@ class ListCyclesCommand(Command):
     """Show cycles, the newest first."""
 
     state: (
-        typing.Literal["IDLE", "DECOMPOSING", "DELEGATING", "SYNTHESIZING", "COMPLETE", "FAILED"]
+        typing.Literal[
+            "IDLE", "DECOMPOSING", "DELEGATING", "CONTRAPUNTO", "SYNTHESIZING", "COMPLETE", "FAILED"
+        ]
         | None
     ) = None
     limit: int = pydantic.Field(20, ge=1, le=1000)
@@ -35646,6 +36016,7 @@ _OWN_SELECTORS = {
                  "set_adapter_": None, "set_adapter": "set_adapter_",
                  "delete_adapter_": None, "delete_adapter": "delete_adapter_"},
     "ram_cache_obj": {"cacheExpert_withWeights_": None},
+    "codex_obj": {"setArchetype_to_": None},
     "alfred_prototype_obj": {"perform_cognitive_efficiency_audit": None},
 }
 # fmt: on
@@ -35809,6 +36180,17 @@ def allow_primed(root):
 def allow_reports(root):
     """Audits keep a report, and are understood as the seeds send them."""
     _add_slots(root, "autotelic_obj")
+
+
+@adds_to(UPGRADES, 13)
+def allow_contrapunto(root):
+    """BRICK and ROBIN answer each other in a state of its own; personas say in a line what they are like."""
+    _add_slots(root, "psm_prototypes_obj")
+    for name, (_, follows) in STATES.items():
+        if "psm_prototypes_obj" in root:
+            set_slot(own(root["psm_prototypes_obj"])[name], "follows", follows)
+    for name in CODEX:
+        _add_slots(root, f"{name.lower()}_prototype_obj")
 
 
 def _add_slots(root, name):
@@ -36033,7 +36415,8 @@ _UI_SPEC = {
         {"name": "cold", "title": "Cold: in the image", "tone": "cool", "used": "mb", "room": None, "unit": "MB",
          "empty": "None is here alone: warm and hot ones are stored here too."},
     ],
-    "states": {"IDLE": "faint", "DECOMPOSING": "cool", "DELEGATING": "violet", "SYNTHESIZING": "warm", "COMPLETE": "good",
+    "states": {"IDLE": "faint", "DECOMPOSING": "cool", "DELEGATING": "violet", "CONTRAPUNTO": "violet",
+               "SYNTHESIZING": "warm", "COMPLETE": "good",
                "FAILED": "bad"},
     "events": {
         "health": ["state", "pending", "missions.running", "missions.waiting", "image_mb", "memory_mb"],
@@ -38221,7 +38604,8 @@ def told_slots(slots):
         quotes = " ".join(
             [f"“{' '.join(marked_text(quote).split())}”" for quote in part.get("quotes", ())]
         )
-        yield f"{PERSONA_OF.get(pillar, '?')} ({pillar.removesuffix('_facet_')}): {part.get('frame', '')} {quotes or 'no quote'}"
+        said = " ".join(filter(None, (part.get("frame"), quotes or "no quote")))
+        yield f"{PERSONA_OF.get(pillar, '?')} ({pillar.removesuffix('_facet_')}): {said}"
     silent = [
         persona
         for persona in PILLARS
@@ -38364,11 +38748,13 @@ def told_answer(report, changes=None):
     lines, changes = [], changes or {}
     for n, item in enumerate(report["evidence"], 1):
         place = f"{near_name(item['doc_id'])}:{lines_told(item)}{_page_told(item)}"
+        place += f" (also, by {item['also']})" if item.get("also") else ""
         changed = f" ({changes[item['doc_id']]})" if item["doc_id"] in changes else ""
         lines += _passage_lines(f"[{n}] {place}{changed}", item["text"])
     gap = [""] if lines else []
     failed = report.get("why_no_words")
     note = [f"(told without the core's words: {failed['details']})"] if failed else []
+    note += [f"({told})" for told in report.get("notes", ())]
     return lines + gap + _answer_lines(report["answer"]) + note
 
 

@@ -213,6 +213,7 @@ SPEC = {
         "IDLE": "faint",
         "DECOMPOSING": "cool",
         "DELEGATING": "violet",
+        "CONTRAPUNTO": "violet",
         "SYNTHESIZING": "warm",
         "COMPLETE": "good",
         "FAILED": "bad",
@@ -482,7 +483,7 @@ COMMANDS = {
         "fields": {
             "state": {
                 "type": "choice",
-                "choices": ["IDLE", "DECOMPOSING", "DELEGATING", "SYNTHESIZING", "COMPLETE", "FAILED"],
+                "choices": ["IDLE", "DECOMPOSING", "DELEGATING", "CONTRAPUNTO", "SYNTHESIZING", "COMPLETE", "FAILED"],
                 "default": None,
             },
             "limit": {"type": "integer", "min": 1, "max": 1000, "default": 20},
