@@ -24270,8 +24270,8 @@ def _turn(first, focus, evidence):
 
 # Offers:
 __all__ += """
-    FORGET_BY no_such_conversation forget_job leave_no_byte FORGET_PLACES CYCLES_TELL_OF
-    ForgetPlace FORGET_STORES
+    FORGET_BY no_such_conversation forget_job leave_no_byte CYCLES_TELL_OF ForgetPlace
+    FORGET_STORES
 """.split()
 
 # Forgetting
@@ -24304,8 +24304,6 @@ FORGET_BY = {
 }
 
 
-# erase(root, {ids of cycles}): what later sections keep that names a cycle which is erased
-FORGET_PLACES = []
 # (cycle) to the ids of others that it tells of: it is erased with them
 CYCLES_TELL_OF = []
 _TOLD_OF_OTHERS = ("feedback", "findings", "routing")  # of the result of a cycle that is erased
@@ -24324,7 +24322,7 @@ FORGET_STORES: dict[str, ForgetPlace] = {}  # by what stands there; later sectio
 
 
 def _found_in_places(root, by, value, doc_ids, cycles):
-    """Return {place: keys} of what is to be forgotten in FORGET_PLACES, without those that hold nothing of it."""
+    """Return {place: keys} of what is to be forgotten in FORGET_STORES, without those that hold nothing of it."""
     found = {
         name: place.find(root, by, value, doc_ids, cycles) for name, place in FORGET_STORES.items()
     }
@@ -24416,8 +24414,6 @@ def _erase(root, doc_ids, cycles, pages):
         (number, entry) for number, entry in log.items() if entry["cycle"] in named
     ]:
         log[number] = {**entry, "mission": _FORGOTTEN, "details": _FORGOTTEN}
-    for erase in FORGET_PLACES:
-        erase(root, named)
     for document in itertools.chain(catalog.documents.values(), catalog.retired.values()):
         if document.kind == "episode" and not doc_ids.isdisjoint(_cited_in(document.metadata)):
             document.metadata = {**document.metadata, "answered": _FORGOTTEN, "cited": []}
@@ -31920,14 +31916,20 @@ def _report_line(cycle, finding):
     }
 
 
-@FORGET_PLACES.append
-def _erase_report(root, named):
-    """Forget the lines of the report that tell of cycles that are erased, or of audits of them."""
+def _lines_to_forget(root, by, value, doc_ids, cycles):
+    """Return the numbers of the lines of the report that tell of cycles that are erased, or of audits of them."""
+    named = {oid_text(oid) for oid in cycles}
+    report = root["autotelic_obj"].report
+    return [n for n, line in report.items() if named & {*line["cycles"], line["audit"]}]
+
+
+def _erase_lines(root, numbers):
     report, told = root["autotelic_obj"].report, root["autotelic_obj"].told
-    for number, line in list(report.items()):
-        if not named.isdisjoint((*line["cycles"], line["audit"])):
-            del report[number]
-            told.pop(line["of"], None)
+    for number in numbers:
+        told.pop(report.pop(number)["of"], None)
+
+
+FORGET_STORES["lines of the report"] = ForgetPlace(_lines_to_forget, _erase_lines)
 
 
 @CYCLES_TELL_OF.append
@@ -36182,17 +36184,6 @@ def allow_reports(root):
     _add_slots(root, "autotelic_obj")
 
 
-@adds_to(UPGRADES, 13)
-def allow_contrapunto(root):
-    """BRICK and ROBIN answer each other in a state of its own; personas say in a line what they are like."""
-    _add_slots(root, "psm_prototypes_obj")
-    for name, (_, follows) in STATES.items():
-        if "psm_prototypes_obj" in root:
-            set_slot(own(root["psm_prototypes_obj"])[name], "follows", follows)
-    for name in CODEX:
-        _add_slots(root, f"{name.lower()}_prototype_obj")
-
-
 def _add_slots(root, name):
     """Give a primordial object the slots that one which is made now has, and it lacks."""
     made = own(PRIMORDIAL[name](root)) if name in root else {}  # else genesis makes it
@@ -36221,6 +36212,17 @@ def file_by_runs(root):
         runs = {value: _as_runs(filed) for value, filed in values.items()}
         catalog.metadata_index[field] = OOBTree(runs)
     catalog.unembedded = _as_runs(catalog.unembedded)
+
+
+@adds_to(UPGRADES, 13)
+def allow_contrapunto(root):
+    """BRICK and ROBIN answer each other in a state of its own; personas say in a line what they are like."""
+    _add_slots(root, "psm_prototypes_obj")
+    for name, (_, follows) in STATES.items():
+        if "psm_prototypes_obj" in root:
+            set_slot(own(root["psm_prototypes_obj"])[name], "follows", follows)
+    for name in CODEX:
+        _add_slots(root, f"{name.lower()}_prototype_obj")
 
 
 def _spellings(catalog: UvmObject) -> dict:

@@ -16,12 +16,14 @@ FEELING = {**BRIEF, "args": ["I am so worried about everything."]}
 def planning(strategy, pillars, words=None):
     """Return a core's double that plans so."""
     def plan(fields):
-        return {"strategy": strategy, "relevant_pillars": pillars, "sub_queries": dict.fromkeys(pillars, words or fields["mission"])}
+        queries = dict.fromkeys(pillars, words or fields["mission"])
+        return {"strategy": strategy, "relevant_pillars": pillars, "sub_queries": queries}
     return doubles.QuickCore(plan=plan)
 
 
 def set_row(one, archetype, row):
-    return one.lanes["write"].call(batos.Job("row", lambda root: batos.send(root["codex_obj"], "setArchetype_to_", archetype, row)))
+    return one.lanes["write"].call(batos.Job("row", lambda root: batos.send(
+        root["codex_obj"], "setArchetype_to_", archetype, row)))
 
 
 def journal(one, report):
