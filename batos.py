@@ -3913,12 +3913,17 @@ def rows_of(page, at_us, obj, slot):
             }
 
 
-def undo_change(root: persistent.mapping.PersistentMapping, change: str) -> list[tuple]:
-    """Put back what stood before a change; returns [(object, slot)].
+def undo_change(
+    root: persistent.mapping.PersistentMapping,
+    change: str,
+    check: typing.Callable = lambda command: None,
+) -> list[tuple]:
+    """Put back what stood before a change; returns [(object, slot)]. check(the command that made it) may raise.
 
     Raises NotFound, and CannotUndo where it changed nothing that can be put back, or where something was changed again.
     """
     entry, _ = _find_change(root, change)
+    check(entry["command"])
     if not entry["changes"]:
         raise CannotUndo(
             f"the change {change} ({entry['command']}) set no slot and no document, so there is nothing to put back",
@@ -14939,7 +14944,7 @@ def fetchFromCache_(cache, expert):
     )
 
 
-@primitive("activate_expert_", reads=True)
+@primitive("activate_expert_", reads=True, role="write")
 def activate_expert_(manager, expert):
     """Have an expert made hot, if it is not; return where it is now. The weights move after this message, not in it."""
     synapses = _synapses(manager)
@@ -14966,7 +14971,7 @@ def _hot_expert(synapses, name):
     return name, synapses.tier(name)
 
 
-@primitive("set_adapter_", reads=True)
+@primitive("set_adapter_", reads=True, role="write")
 def set_adapter_(pllm, adapter_name):
     """Have an expert made hot, if it is not; return where it is now. Rows name their expert, so nothing is switched.
 
@@ -14979,7 +14984,7 @@ def set_adapter_(pllm, adapter_name):
     return {"expert": name, "tier": tier, "activating": tier != "hot"}
 
 
-@primitive("load_adapter_", reads=True)
+@primitive("load_adapter_", reads=True, role="write")
 def load_adapter_(pllm, adapter_name, weights=None):
     """As set_adapter_; `weights`, where they are given, must be the expert's own, as of
     cacheExpert_withWeights_."""
@@ -14988,7 +14993,7 @@ def load_adapter_(pllm, adapter_name, weights=None):
     return set_adapter_(pllm, adapter_name)
 
 
-@primitive("delete_adapter_", reads=True)
+@primitive("delete_adapter_", reads=True, role="write")
 def delete_adapter_(pllm, adapter_name):
     """Have an expert leave its slot and RAM; its blob stays. Returns where it is now. Raises
     BadRequest for a persona's."""
@@ -15003,7 +15008,7 @@ def delete_adapter_(pllm, adapter_name):
     return {"expert": name, "tier": tier, "unloading": tier != "cold"}
 
 
-@primitive("cacheExpert_withWeights_", reads=True)
+@primitive("cacheExpert_withWeights_", reads=True, role="write")
 def cacheExpert_withWeights_(cache, expert, weights):
     """Have an expert made warm; return where it is now. `weights` are its proxy, its blob's record or its safetensors' bytes.
 
@@ -30604,7 +30609,9 @@ class Parcel:
         repository = root["pLLM_obj"].lora_repository
         for staged in self.staged:
             known = repository.get(staged.name)
-            if known is not None and known.sha256 != staged.sha256:
+            if known is None:
+                check_admitted(activation_of(root["pLLM_obj"]), "admin", "an import with adapters")
+            elif known.sha256 != staged.sha256:
                 raise BadRequest(
                     f"another expert {staged.name} is here (version {known.version}), and nothing is replaced; "
                     "import without adapters, or bring it in with `incarnate` under another name"
@@ -34058,12 +34065,19 @@ def _shown_value(value):
     return to_wire(value) if weight <= SHOWN_BYTES else {"$large": type(value).__name__}
 
 
+def _check_may_undo(request, command):
+    """Raise Forbidden unless whoever asks may what made a change."""
+    row = COMMANDS.get(command)
+    if row is not None:
+        asked = Activation(request.who, request.role)
+        check_admitted(asked, row.role, f"an undo of {command}")
+
+
 @command(UndoCommand, lane="bulk", role="write", effect=True, urgent=True, system=True)
 def undo(request, root):
     change = request.command.change
-    undone = [
-        {"oid": oid_text(obj._p_oid), "slot": slot} for obj, slot in undo_change(root, change)
-    ]
+    changed = undo_change(root, change, functools.partial(_check_may_undo, request))
+    undone = [{"oid": oid_text(obj._p_oid), "slot": slot} for obj, slot in changed]
     slots = ", ".join(row["slot"] for row in undone)
     return {
         "details": f"{change} is undone: {slots}",
