@@ -40,7 +40,8 @@ LATER = "shutdown", "display_yourself", "ingest_and_display_yourself"        # a
 
 # primitive -> the command that does the same; None: it only tells, as `inspect` does
 STANDS_FOR = {
-    **dict.fromkeys(("setSlot_value_", "removeSlot_", "clone", "_clone_persistent_", "_doesNotUnderstand_"), "send_message"),
+    **dict.fromkeys(("setSlot_value_", "removeSlot_", "clone", "_clone_persistent_", "_doesNotUnderstand_", "setArchetype_to_"),
+                    "send_message"),
     **dict.fromkeys(("getSlot_", "slotNames", "selectors", "isLoaded_", "isCached_", "fetchBlobFor_", "requestSpaceFor_",
                      "updateManifest_", "fetchFromCache_", "audit_report_", "outcomes_", "rows_", "display_ui",
                      "improveCognition", "fineTuneWith_", "search_")),
