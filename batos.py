@@ -35,7 +35,7 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     what people say of answers becomes rows, and rows a dataset
     the drive       Outcomes · Autotelic
                     how missions ended, as statistics; the heartbeat: audits of that, and what is done about it
-    the bridge      Protocol · Requests · Commands · Wire · BatOS_UVM
+    the bridge      Protocol · Requests · Commands · Wire · Measures · BatOS_UVM
                     commands, roles and values on the wire; the ROUTER socket, dispatch, replies, events, figures
     the beginning   Offered cores · Genesis · First conversation · Daemon
                     the first transaction, the client that the system makes of itself; start, drain, stop
@@ -32026,7 +32026,7 @@ __all__ += """
     HistoryCommand UndoCommand BackupCommand PackCommand ForgetCommand ShutdownCommand Phases
     COMMANDS command wire_bounds unpack_request ENDED_AT check_size request_id shortly
     parse_command body_digest pack_reply error_reply to_wire from_wire log_bridge KeyRing
-    ListGoldenCommand JudgeGoldenCommand
+    ListGoldenCommand JudgeGoldenCommand MeasuresCommand
 """.split()
 
 # a value may stand within a few maps of its command's
@@ -32071,6 +32071,12 @@ class Command(pydantic.BaseModel):
 
 class HealthCommand(Command):
     """Say how the daemon is: lanes, queues, core, image. Answered from memory."""
+
+
+class MeasuresCommand(Command):
+    """Show figures of health over time: by the minute for two days, by the hour for ninety."""
+
+    span: typing.Literal["minutes", "hours"] = "minutes"
 
 
 class GetFullStateCommand(Command):
@@ -33100,6 +33106,11 @@ _PART_LEAST_CHARS = 20_000  # a shorter text has not more chunks than that
 @command(HealthCommand, lane="loop", role="read")
 def health(request):
     return {"details": "the daemon is serving", "result": request.uvm.health()}
+
+
+@command(MeasuresCommand, lane="loop", role="read")
+def measures(request):
+    return request.uvm.told_measures(request.command.span)
 
 
 @command(GetFullStateCommand, lane="loop", role="read")
@@ -34853,6 +34864,116 @@ class Heartbeat:
 
 
 ################################################################################
+# Measures #####################################################################
+################################################################################
+#
+# What health tells, kept over time: a row each minute for two days, one each hour for ninety. The rows stand in memory and,
+# some 200 kB, in a file beside the image: what was measured is no part of a mind, and goes into no transaction.
+
+# Offers:
+__all__ += """
+    MEASURED Measures
+""".split()
+
+MEASURED = (  # where in health; `*` sums over all
+    "lanes.*.waiting",
+    "lanes.*.commits",
+    "commit.write.p99_ms",
+    "fsync.p99_ms",
+    "memory_mb",
+    "image_mb",
+    "disk_free_mb",
+    "core.tokens",
+)
+_SPANS = {"minutes": (60, 48 * 60), "hours": (3600, 90 * 24)}  # name -> (seconds a row, rows)
+_MEASURES_MARK = b"BATMEASURES1"
+_MEASURES_ROW = struct.Struct(f"<d{len(MEASURED)}f")
+_SAVED_EVERY = 10  # rows of minutes; so many minutes a kill can lose
+
+_log_measures = logging.getLogger("batos.measures")
+
+
+def _measured(health, path: str) -> float:
+    """Return a figure of a health map by its dotted path; NaN where it is not told."""
+    name, _, rest = path.partition(".")
+    if not isinstance(health, dict):
+        return float(health) if isinstance(health, int | float) else math.nan
+    inner = list(health.values()) if name == "*" else [health.get(name)]
+    told = [one for one in (_measured(one, rest) for one in inner) if not math.isnan(one)]
+    return sum(told) if told else math.nan
+
+
+class Measures:
+    """I keep what health tells over time. `path` is my file, None where there is none to be."""
+
+    def __init__(self, path: str | None):
+        self._path = path
+        self._rows: dict[str, collections.deque] = {
+            name: collections.deque(maxlen=most) for name, (_, most) in _SPANS.items()
+        }
+        self._unsaved = 0
+        if path:
+            self._read()
+
+    def is_due(self, at_unix_s: float) -> bool:
+        """Whether a minute has begun of which there is no row yet."""
+        rows = self._rows["minutes"]
+        return not rows or at_unix_s // 60 != rows[-1][0] // 60
+
+    def note(self, health: dict, at_unix_s: float) -> None:
+        """Keep a row of each span that has begun."""
+        row = (at_unix_s, *(_measured(health, path) for path in MEASURED))
+        for name, (step_s, _) in _SPANS.items():
+            rows = self._rows[name]
+            if not rows or at_unix_s // step_s != rows[-1][0] // step_s:
+                rows.append(row)
+        self._unsaved += 1
+        if self._unsaved >= _SAVED_EVERY:
+            self.save()
+
+    def told(self, span: str) -> list[list]:
+        """Return the rows of a span, the oldest first: seconds since 1970, then a figure each, None where it was not told."""
+        return [
+            [round(row[0]), *(None if math.isnan(one) else round(one, 3) for one in row[1:])]
+            for row in self._rows[span]
+        ]
+
+    def save(self) -> None:
+        """Write my file anew, whole or not at all."""
+        self._unsaved = 0
+        if not self._path:
+            return
+        parts = [_MEASURES_MARK]
+        for rows in self._rows.values():
+            parts.append(struct.pack("<I", len(rows)))
+            parts += [_MEASURES_ROW.pack(*row) for row in rows]
+        fresh = f"{self._path}.new"
+        try:
+            pathlib.Path(fresh).write_bytes(b"".join(parts))
+            os.replace(fresh, self._path)
+        except OSError as error:
+            _log_measures.warning("what was measured is not kept: %s", error)
+
+    def _read(self):
+        """Take what stands in my file; one that is none of mine counts as absent."""
+        try:
+            data = pathlib.Path(self._path).read_bytes()
+        except OSError:
+            return
+        try:
+            if not data.startswith(_MEASURES_MARK):
+                raise ValueError("it begins otherwise")
+            at = len(_MEASURES_MARK)
+            for rows in self._rows.values():
+                (count,) = struct.unpack_from("<I", data, at)
+                end = at + 4 + count * _MEASURES_ROW.size
+                rows.extend(_MEASURES_ROW.iter_unpack(data[at + 4 : end]))
+                at = end
+        except (ValueError, struct.error) as error:
+            _log_measures.warning("%s is not read (%s); it is begun anew", self._path, error)
+
+
+################################################################################
 # BatOS_UVM ####################################################################
 ################################################################################
 #
@@ -34872,6 +34993,7 @@ class BatOS_UVM:
         self.image, self.settings = image, settings
         self.core, self.embedder = core or CognitiveCore(), embedder or Embedder()
         self.events = Events()
+        self.measures = Measures(f"{image.path}.measures" if image.path else None)
         token = WriteToken()
         self.lanes = {
             "write": WriteLane(image, token, settings, self.fatal, self.events),
@@ -35490,6 +35612,12 @@ class BatOS_UVM:
     # ---- what is answered from memory
 
     async def _refresh_view(self):
+        try:
+            await self._keep_view_fresh()
+        finally:
+            self.measures.save()
+
+    async def _keep_view_fresh(self):
         health_at_s = 0.0
         while True:
             self._look_at_place()
@@ -35503,6 +35631,7 @@ class BatOS_UVM:
             self.wire.forget_unlimited()
             self.heartbeat.look()
             self.vitals = self._look_at_vitals()
+            self._measure()
             self.lanes["method"].children.end_resting(time.monotonic() - REST_MOST_S)
             if self.wire.subscribers and time.monotonic() >= health_at_s:
                 health_at_s = time.monotonic() + HEALTH_S
@@ -35510,6 +35639,21 @@ class BatOS_UVM:
                 # what sending noticed is told by no edge any more
                 self.wire.drain_again_if_readable()
             await asyncio.sleep(VIEW_S)
+
+    def _measure(self):
+        """Keep a row of figures, once a minute."""
+        at_unix_s = time.time()
+        if self.measures.is_due(at_unix_s):
+            self.measures.note(self._look_at_health(), at_unix_s)
+
+    def told_measures(self, span):
+        """Return the reply that tells what was measured."""
+        rows = self.measures.told(span)
+        return {
+            "details": f"{len(rows)} rows, by the {span.removesuffix('s')}",
+            "result": {"figures": list(MEASURED), "span": span},
+            "results": rows,
+        }
 
     def _state(self):
         """Return the state as events tell it."""
@@ -39700,6 +39844,7 @@ _FILES_BESIDE = {
     ".fs.lock": "who has the image open",
     ".fs.core": "links to the model, while the daemon runs",
     ".fs.models": "models that `cores get` fetched; the image has its own copy of one that it was started with",
+    ".fs.measures": "figures of health over time; made anew where it is missing",
     ".fs.endpoint": "where the daemon listens, while it runs; clients of the same folder look there",
     "batos.toml": "settings, where some were written",
     "lora_adapters": "experts to be brought into the image, where you put some there",

@@ -530,6 +530,12 @@ COMMANDS = {
             "limit": {"type": "integer", "min": 1, "max": 1000, "default": 100},
         },
     },
+    "measures": {
+        "help": "Show figures of health over time: by the minute for two days, by the hour for ninety.",
+        "effect": False,
+        "role": "read",
+        "fields": {"span": {"type": "choice", "choices": ["minutes", "hours"], "default": "minutes"}},
+    },
     "move_document": {
         "help": (
             "Have a document stand under another name from now on, as when its file was renamed; the former name leads to it."
@@ -3242,41 +3248,82 @@ class Drawing(Widget):
 
 
 class Spark(Drawing):
-    """A figure over time: data is {"title", "unit", "values": [(s, figure)]}."""
+    """A figure over time: data is {"title", "unit", "values": [(s, figure)], "when": function(s) -> words}.
+
+    Its axes tell the least and the most, the first time and the last; below the mouse stands what was measured there.
+    """
+
+    at = NumericProperty(-1)  # where the mouse is, or -1
+
+    def __init__(self, **how):
+        super().__init__(**how)
+        self.bind(at=self.again)
 
     def draw(self, data):
         values = [value for _, value in data["values"]]
-        self.box(self.x, self.y, self.width, self.height, "raised")
-        self.say(data["title"], self.x + dp(9), self.top - dp(6), self.width / 2, "soft", 12)
-        last = f"{number_text(values[-1])} {data['unit']}" if values else "\u2013"
-        self.say(
-            last,
-            self.x + self.width / 2 - dp(9),
-            self.top - dp(6),
-            self.width / 2,
-            "ink",
-            13,
-            "right",
-        )
+        self.box(self.x, self.y, self.width, self.height, "panel")
+        self.say(data["title"], self.x + dp(12), self.top - dp(8), self.width * 0.5, "soft", 12.5)
+        known = self._below_mouse(data) or (data["values"][-1] if values else None)
+        last = f"{number_text(known[1])} {data['unit']}" if known else "\u2013"
+        half = self.width / 2 - dp(12)
+        self.say(last, self.x + self.width / 2, self.top - dp(7), half, "ink", 14, "right")
         if len(values) < 2:
             return
         low, high = min(values), max(values)
-        span, since = (high - low) or 1, data["values"][0][0]
-        time_s = data["values"][-1][0] - since or 1
+        places = self._places(data["values"], low, high)
+        self._fill(places)
+        self.line(places, "accent", 1.3)
+        self._axes(data, low, high, known)
+
+    def _room(self):
+        """Return (left, low, width, height) of what is drawn in."""
+        return self.x + dp(12), self.y + dp(24), self.width - dp(64), self.height - dp(56)
+
+    def _places(self, values, low, high):
+        left, base, wide, tall = self._room()
+        since, span = values[0][0], values[-1][0] - values[0][0] or 1
         points = []
-        for at, value in data["values"]:
-            points += [
-                self.x + dp(9) + (self.width - dp(18)) * (at - since) / time_s,
-                self.y
-                + dp(9)
-                + (self.height - dp(44)) * ((value - low) / span if high > low else 0.1),
-            ]
-        self._fill(points)
-        self.line(points, "accent", 1.3)
+        for at, value in values:
+            share = (value - low) / (high - low) if high > low else 0.5
+            points += [left + wide * (at - since) / span, base + tall * share]
+        return points
+
+    def _axes(self, data, low, high, known):
+        """Write the least and the most at the right, the times below."""
+        left, base, wide, tall = self._room()
+        top = number_text(high)
+        self.say(top, left + wide + dp(4), base + tall + dp(7), dp(46), "faint", 11)
+        if high > low:
+            self.say(number_text(low), left + wide + dp(4), base + dp(7), dp(46), "faint", 11)
+        when = data["when"]
+        first, last = data["values"][0][0], data["values"][-1][0]
+        self.say(when(first), left, base - dp(5), wide / 2, "faint", 11)
+        below = when(known[0]) if self.at >= 0 else when(last)
+        self.say(
+            below,
+            left + wide / 2,
+            base - dp(5),
+            wide / 2,
+            "ink" if self.at >= 0 else "faint",
+            11,
+            "right",
+        )
+        if self.at >= 0:
+            x = left + wide * (known[0] - first) / ((last - first) or 1)
+            self.line([x, base, x, base + tall], "soft", 1)
+
+    def _below_mouse(self, data):
+        """Return the (s, figure) nearest to the mouse, or None."""
+        values = data["values"]
+        if self.at < 0 or len(values) < 2:
+            return None
+        left, _, wide, _ = self._room()
+        wanted = values[0][0] + (values[-1][0] - values[0][0]) * (self.at - left) / max(1, wide)
+        return min(values, key=lambda one: abs(one[0] - wanted))
 
     def _fill(self, points):
-        Color(*get_color_from_hex(colour("accent"))[:3], 0.13)
-        base, corners = self.y + dp(7), []
+        Color(*get_color_from_hex(colour("accent"))[:3], 0.14)
+        base, corners = self._room()[1], []
         for x, y in zip(points[::2], points[1::2], strict=True):
             corners += [x, base, 0, 0, x, y, 0, 0]
         Mesh(vertices=corners, indices=list(range(len(corners) // 4)), mode="triangle_strip")
@@ -3412,13 +3459,10 @@ def change_row(change):
         filter(None, [change["who"], change["cycle"] and f"cycle {change['cycle']}", change["why"]])
     )
     return row(
-        f"{marked(change['command'], 'cool')}  {marked(short(slots, 90))}\n{marked(short(by, 90), 'soft')}  "
+        f"{marked(change['command'], bold=True)}   {marked(short(slots, 120))}\n{marked(short(by, 120), 'soft')}  "
         f"{marked(change['change'], 'faint')}",
-        marked(clock_text(change["at"])),
-        46,
-        change,
-        lines=2,
-        pad=4,
+        marked(clock_text(change["at"]), "soft"),
+        value=change,
     )
 
 
@@ -5540,7 +5584,19 @@ class MessagesPage(Page):
             Pane:
                 Words:
                     id: told
-                    font_size: '13.5sp'
+                Strip:
+                    id: guess
+                    height: dp(36) if root.guess else 0
+                    opacity: 1 if root.guess else 0
+                    Push:
+                        text: 'Confirm the guess'
+                        disabled: not root.guess
+                        on_release: root.confirm()
+                    Push:
+                        text: 'Not right'
+                        quiet: True
+                        disabled: not root.guess
+                        on_release: root.otherwise()
                 Rows:
                     id: reply
                     clicks: 2
@@ -5561,7 +5617,7 @@ class MessagesPage(Page):
                         valign: 'middle'
 """
     FIRST, LEAF_CHARS = "send_message", 2000
-    command, change = StringProperty(), StringProperty()
+    command, change, guess = StringProperty(), StringProperty(), StringProperty()
 
     def made(self):
         self._reply, self._opened, self._known = None, {()}, {}
@@ -5581,11 +5637,8 @@ class MessagesPage(Page):
             first = [self.FIRST, *sorted(set(COMMANDS) - {self.FIRST})]
             rows = [
                 row(
-                    f"{marked(name, bold=True)}\n{marked(short(COMMANDS[name]['help'], 70), 'soft')}",
-                    height=46,
+                    f"{marked(name, bold=True)}\n{marked(short(COMMANDS[name]['help'], 160), 'soft')}",
                     value=name,
-                    lines=2,
-                    pad=4,
                 )
                 for name in first
             ]
@@ -5600,11 +5653,8 @@ class MessagesPage(Page):
         tone = {"OK": "good", "ERROR": "bad"}.get(state, "soft")
         return row(
             f"{marked(sent.command, bold=True)}  {marked(f'{state}  {seconds_text(sent.seconds)}', tone)}\n"
-            f"{marked(short(sent.fields, 70), 'soft')}",
-            height=46,
+            f"{marked(short(sent.fields, 160), 'soft')}",
             value=sent,
-            lines=2,
-            pad=4,
         )
 
     def chose(self, value):
@@ -5647,14 +5697,13 @@ class MessagesPage(Page):
         return fields
 
     def _add_field(self, name, field, given):
-        needed = "  needed" if field.get("required") else ""
+        needed = ", needed" if field.get("required") else ""
         default = field.get("default")
         hint = field["type"] + (
             f", default {short(default, 40)}" if default not in (None, "", [], {}) else ""
         )
-        self.ids.form.add_widget(
-            Factory.Caption(text=f"{marked(name)}  {marked(hint + needed, 'faint')}")
-        )
+        label = f"{marked(name)}   {marked(hint + needed, 'faint')}"
+        self.ids.form.add_widget(Words(text=label, font_size=sp(13), padding=(0, dp(6), 0, 0)))
         if field["type"] in ("choice", "switch"):
             choices = [None, *(field.get("choices") or (False, True))]
             one = Chooser(title=name, choices=choices, value=given if given in choices else None)
@@ -5814,7 +5863,9 @@ class MessagesPage(Page):
 
     def show_reply(self, sent):
         self._reply, self._opened = sent, {(), (0,), (1,)}
-        self.change = (sent.reply or {}).get("change", "")
+        reply = sent.reply or {}
+        self.change = reply.get("change", "")
+        self.guess = ref_of(reply.get("method")) or "" if reply.get("guess") else ""
         if sent.reply is None:
             self.ids.told.text = marked("sent; waiting for the reply \u2026", "soft")
         else:
@@ -5848,7 +5899,7 @@ class MessagesPage(Page):
         lines = self._lines_of(one)
         return row(
             f"{marked(sign, 'soft')}{marked(short(one['key'], 40), 'soft')}   {text}",
-            height=26 + 18 * (lines - 1),
+            height=27 + 18 * (lines - 1),
             value=one,
             lines=lines,
             indent=dp(16) * (one["depth"] - 1),
@@ -5870,6 +5921,31 @@ class MessagesPage(Page):
             self._fill_reply(keep=True)
         elif ref_of(one["value"]):
             self.inspector.open("objects", oid=ref_of(one["value"]))
+
+    def confirm(self):
+        """Take the user's word for the method that was guessed; its message is there to be sent again."""
+        sent = self._reply
+        self.store.ask(
+            "confirm",
+            lambda reply: self._confirmed(reply, sent),
+            doing="confirming",
+            by_hand=True,
+            method=self.guess,
+        )
+
+    def _confirmed(self, reply, sent):
+        ok = reply["status"] == "OK"
+        self.ids.note.text = marked(reply["details"], "good" if ok else "bad")
+        if ok and self._reply is sent:
+            self.guess = ""
+
+    def otherwise(self):
+        """Refuse a guess: the message is said anew, with other words for what it means."""
+        self.guess = ""
+        self._fields["intent"].focus = True
+        self.ids.note.text = marked(
+            "Say in the intent what it means, with an example such as: of [1, 2] it is 3", "soft"
+        )
 
     def open_object(self):
         """Open the object that the chosen row, or the reply, refers to."""
@@ -5908,45 +5984,58 @@ class ExpertsPage(Page):
     kv = """
 <ExpertsPage>:
     orientation: 'vertical'
-    spacing: dp(8)
+    spacing: dp(10)
     BoxLayout:
         id: tiers
-        spacing: dp(8)
-    Pane:
+        spacing: dp(10)
         size_hint_y: None
-        height: '164dp'
-        Words:
-            id: note
-            font_size: '13sp'
-        Rows:
-            id: steps
-            clicks: 2
-            empty: 'Activate an expert to see the protocol of the memory manager, step by step.'
+        height: dp(124)
+    Split:
+        name: 'experts'
+        share: 0.5
+        Pane:
+            padding: dp(6)
+            Rows:
+                id: rows
+                clicks: 2
+                empty: root.spec['empty']
+                on_open: root.activate(self.chosen_row)
+            Strip:
+                Push:
+                    text: 'Activate'
+                    disabled: root.ids.rows.chosen < 0
+                    on_release: root.activate(root.ids.rows.chosen_row)
+                Words:
+                    id: note
+                    size_hint_y: 1
+                    text_size: self.size
+                    valign: 'middle'
+                    font_size: SMALL
+        Pane:
+            padding: dp(6)
+            Rows:
+                id: steps
+                clicks: 2
+                empty: 'Activate an expert to see the protocol of the memory manager, step by step.'
 """
 
     def made(self):
-        self.lists, self.gauges, self.facts = {}, {}, {}
+        self.gauges, self.facts = {}, {}
         for tier in SPEC["tiers"]:
             if tier["name"] in self.spec["columns"]:
                 self._add_tier(tier)
 
     def _add_tier(self, tier):
         pane, name = Factory.Pane(), tier["name"]
-        pane.add_widget(
-            Words(text=marked(tier["title"], tier["tone"], bold=True), font_size=sp(15))
-        )
-        self.gauges[name] = Gauge(size_hint_y=None, height=dp(28))
+        pane.add_widget(Words(text=marked(tier["title"], bold=True)))
+        self.gauges[name] = Gauge(size_hint_y=None, height=dp(26))
         self.facts[name] = Factory.Caption()
-        self.lists[name] = Rows(clicks=2, empty=tier["empty"])
-        self.lists[name].bind(on_open=lambda rows: self.activate(rows.chosen_row))
-        push = Push(text="Activate", width=dp(110))
-        push.bind(on_release=lambda _, rows=self.lists[name]: self.activate(rows.chosen_row))
-        for widget in (self.gauges[name], self.facts[name], self.lists[name], push):
+        for widget in (self.gauges[name], self.facts[name], Widget()):
             pane.add_widget(widget)
         self.ids.tiers.add_widget(pane)
 
     def begin(self):
-        next(iter(self.lists.values())).focus = True
+        self.ids.rows.focus = True
 
     def refresh(self, *_):
         self.store.ask("list_experts", self._came, slot="experts", doing="listing")
@@ -5955,16 +6044,15 @@ class ExpertsPage(Page):
         if reply["status"] != "OK":
             self.ids.note.text = marked(reply["details"], "bad")
             return
-        if not reply["results"]:
-            self.ids.note.text = marked(self.spec["empty"], "soft")
+        self.ids.rows.fill([self._expert_row(one) for one in reply["results"]], keep=True)
         for tier in SPEC["tiers"]:
-            if tier["name"] in self.lists:
+            if tier["name"] in self.gauges:
                 self._show_tier(tier, reply)
+
+    FACTS = ("evictions", "fills", "device", "left_mb")  # of a tier, where it tells them
 
     def _show_tier(self, tier, reply):
         name, figures = tier["name"], reply["result"].get(tier["name"], {})
-        mine = [one for one in reply["results"] if one["tier"] == name]
-        self.lists[name].fill([self._expert_row(one) for one in mine], keep=True)
         used = figures.get(tier["used"], 0)
         used, room = len(used) if isinstance(used, list) else used, figures.get(tier["room"])
         said = (
@@ -5972,34 +6060,33 @@ class ExpertsPage(Page):
             if room
             else f"{number_text(used)} {tier['unit']}"
         )
-        self.gauges[name].data = {"used": used, "room": room, "tone": tier["tone"], "words": said}
+        self.gauges[name].data = {"used": used, "room": room, "tone": "cool", "words": said}
         times = reply["result"].get("times", {}).get(name, {})
         facts = [
             f"{reply['result'].get('found', {}).get(name, 0)} hits",
             f"p50 {number_text(times.get('p50_ms', 0))} ms",
         ]
         facts += [
-            f"{key.replace('_', ' ')} {number_text(value)}"
-            for key, value in figures.items()
-            if isinstance(value, (int, float)) and key not in (tier["used"], tier["room"])
+            f"{key.replace('_', ' ')} {number_text(figures[key])}"
+            for key in self.FACTS
+            if key in figures
         ]
-        facts += [f"{key} {value}" for key, value in figures.items() if isinstance(value, str)]
         self.facts[name].text = marked("   ".join(facts), "soft")
 
     @staticmethod
     def _expert_row(one):
-        always = "  always hot" if one["always_hot"] else ""
+        always = ", always hot" if one["always_hot"] else ""
         facts = (
             f"version {one['version']}, rank {one['rank']}, {one['bytes'] / 1e3:,.0f} kB{always}"
         )
+        tone = next((tier["tone"] for tier in SPEC["tiers"] if tier["name"] == one["tier"]), "soft")
         note = f"  {marked(one['note'], 'warm')}" if one["note"] else ""
+        uses = f"{one['uses']} {'use' if one['uses'] == 1 else 'uses'}"
         return row(
-            f"{marked(one['expert'], bold=True)}{note}\n{marked(facts, 'soft')}",
-            marked(f"{one['uses']} uses"),
-            48,
-            one["expert"],
-            lines=2,
-            pad=5,
+            f"{marked(one['expert'], bold=True)}   {marked(one['tier'], tone)}{note}\n{marked(facts, 'soft')}",
+            marked(uses, "soft"),
+            value=one["expert"],
+            pad=8,
         )
 
     def activate(self, expert):
@@ -6019,7 +6106,7 @@ class ExpertsPage(Page):
         steps = reply["result"]["steps"] if ok else []
         self.ids.steps.fill(
             [
-                row(f"{marked(step, 'cool')}    {marked(short(answer, 160))}", height=26)
+                row(marked(short(answer, 300)), lead=marked(step, "soft"), indent=dp(170), lines=1)
                 for step, answer in steps
             ]
         )
@@ -6030,6 +6117,7 @@ class ExpertsPage(Page):
 
 
 FIGURES_S = 4.5  # a drawing costs some 50 ms where there is no graphics card
+SPANS = {"now": None, "48 hours": "minutes", "90 days": "hours"}  # what the figures are of
 
 
 def heartbeat_text(beat):
@@ -6051,15 +6139,27 @@ class LifePage(Page):
 <LifePage>:
     orientation: 'vertical'
     spacing: dp(8)
+    Strip:
+        Tabs:
+            id: spans
+            names: root.span_names
+            chosen: root.span_names[0]
+            on_chosen: root.turn_span()
+        Words:
+            id: vitals
+            size_hint_x: 1.6
+            text_size: self.size
+            size_hint_y: 1
+            valign: 'middle'
+            halign: 'right'
+            shorten: True
+            shorten_from: 'right'
     GridLayout:
         id: sparks
         cols: 4
         spacing: dp(8)
         size_hint_y: None
-        height: dp(196)
-    Words:
-        id: vitals
-        font_size: '13sp'
+        height: dp(232)
     Pane:
         Strip:
             height: '30dp'
@@ -6086,22 +6186,57 @@ class LifePage(Page):
             Rows:
                 id: rows
                 empty: root.spec['empty']
+                clicks: 2
                 on_move: root.look()
                 on_open: root.open(self.chosen_row)
+                on_ref: root.open(self.chosen_row)
             Rows:
                 id: lines
+                on_ref: root.open(root.ids.rows.chosen_row)
                 clicks: 2
                 empty: 'Choose a row to see it in full.'
 """
-    paused = BooleanProperty(False)
+    paused, span_names = BooleanProperty(False), ListProperty(list(SPANS))
 
     def made(self):
+        self._measured = {}  # span -> (names of the figures, rows)
         self.sparks, self._rows, self._drawn_s = [Spark() for _ in SPEC["sparks"]], [], 0.0
         for spark in self.sparks:
             self.ids.sparks.add_widget(spark)
 
     def begin(self):
         self.ids.rows.focus = True
+
+    def shown(self):
+        super().shown()
+        App.get_running_app().root_window.bind(mouse_pos=self._hover)
+
+    def hidden(self):
+        super().hidden()
+        App.get_running_app().root_window.unbind(mouse_pos=self._hover)
+
+    def _hover(self, _, place):
+        """Have the figure below the mouse tell what was measured there."""
+        for spark in self.sparks:
+            x, y = spark.to_widget(*place)
+            spark.at = x if spark.collide_point(x, y) else -1
+
+    def turn_span(self):
+        """Show the figures of another time."""
+        span = SPANS[self.ids.spans.chosen]
+        if span:
+            self.store.ask(
+                "measures",
+                lambda reply: self._measures_came(reply, span),
+                slot="measures",
+                span=span,
+            )
+        self.draw_figures()
+
+    def _measures_came(self, reply, span):
+        if reply["status"] == "OK":
+            self._measured[span] = reply["result"]["figures"], reply["results"]
+            self.draw_figures()
 
     def on_paused(self, *_):
         if self.ids.tabs.chosen == "events":
@@ -6122,29 +6257,45 @@ class LifePage(Page):
                 "title": spec["title"],
                 "unit": spec["unit"],
                 "values": self._values(spec),
+                "when": self._when,
             }
-        health = self.store.health
-        core, missions, upkeep = (
-            health.get("core", {}),
-            health.get("missions", {}),
-            health.get("upkeep", {}),
-        )
-        said = [
-            f"version {health.get('version')}",
-            f"pid {health.get('pid')}",
-            f"up {seconds_text(health.get('uptime_s'))}",
-            f"core {core.get('state')}: {core.get('progress')}",
-            "missions "
-            + ", ".join(
-                f"{count} {name}" for name, count in missions.items() if isinstance(count, int)
-            ),
-            f"upkeep {upkeep.get('doing') or 'rests'}",
-            heartbeat_text(health.get("heartbeat") or {}),
+        self.ids.vitals.text = marked("   ".join(self._vitals(self.store.health)), "soft")
+
+    @staticmethod
+    def _vitals(health):
+        """Return what else health tells, in words; nothing of what it does not tell."""
+        core, missions = health.get("core", {}), health.get("missions", {})
+        said = [f"up {seconds_text(health['uptime_s'])}"] if "uptime_s" in health else []
+        said += [f"core {core['state']}"] if "state" in core else []
+        said += [
+            f"{missions[name]} {name}" for name in ("running", "waiting") if missions.get(name)
         ]
-        self.ids.vitals.text = marked("   ".join(said), "soft")
+        said += (
+            [f"upkeep: {health['upkeep']['doing']}"]
+            if health.get("upkeep", {}).get("doing")
+            else []
+        )
+        said += [heartbeat_text(health["heartbeat"])] if health.get("heartbeat") else []
+        said += [f"version {health['version']}", f"pid {health['pid']}"] if "pid" in health else []
+        return said
+
+    def _when(self, at_s):
+        """Return when something was measured, for people."""
+        span = SPANS[self.ids.spans.chosen]
+        if span is None:
+            ago = time.monotonic() - at_s
+            return "now" if ago < FIGURES_S else f"{seconds_text(ago)} ago"
+        at = datetime.datetime.fromtimestamp(at_s)
+        return f"{at:%a %H:%M}" if span == "minutes" else f"{at:%d %b %H}h"
 
     def _values(self, spec):
-        values = [(at, figure(health, spec["path"])) for at, health in self.store.samples]
+        span = SPANS[self.ids.spans.chosen]
+        if span is None:
+            values = [(at, figure(health, spec["path"])) for at, health in self.store.samples]
+        else:
+            names, rows = self._measured.get(span, ([], []))
+            column = names.index(spec["path"]) + 1 if spec["path"] in names else 0
+            values = [(one[0], one[column]) for one in rows] if column else []
         values = [(at, value) for at, value in values if value is not None]
         if not spec.get("rate"):
             return values
@@ -6166,17 +6317,34 @@ class LifePage(Page):
         self.refresh()
 
     def refresh(self, *_):
+        if SPANS[self.ids.spans.chosen]:
+            self.turn_span()
         self.draw_figures()
         getattr(self, f"_take_{self.ids.tabs.chosen}")()
 
     def _take_events(self):
         if not self.paused or not self._rows:
-            self._show([(self._event_row(event), event) for event in reversed(self.store.events)])
+            self._show(self._event_rows())
+
+    def _event_rows(self):
+        """Return [(row, event)] of the events, the newest first; those of health that follow one another are one row."""
+        rows, count = [], 0
+        for event in reversed(self.store.events):
+            is_beat = event["event"] == "health"
+            if is_beat and rows and rows[-1][1]["event"] == "health":
+                count += 1
+                newest = rows[-1][1]
+                side = marked(f"{count} times", "faint")
+                rows[-1] = (self._event_row(newest) | {"side": side, "side_width": dp(76)}, newest)
+            else:
+                count = 1
+                rows.append((self._event_row(event), event))
+        return rows
 
     def _take_missions(self):
         self.store.ask(
             "list_cycles",
-            lambda reply: self._listed(reply, cycle_row),
+            lambda reply: self._listed(reply, lambda one: cycle_row(one, self.ids.rows.width)),
             slot="life",
             doing="listing",
             limit=500,
@@ -6242,8 +6410,12 @@ class LifePage(Page):
             [
                 (
                     row(
-                        f"{marked(name, bold=True)}    {marked(short(value, 120), 'cool')}",
-                        height=28,
+                        marked("\u2013" if value is None else short(value, 160)),
+                        lead=marked(name, bold=True),
+                        indent=dp(210),
+                        lines=1,
+                        pad=4,
+                        copy=f"{name}  {short(value, 400)}",
                     ),
                     {name: value},
                 )
@@ -6268,19 +6440,20 @@ class LifePage(Page):
     def fill(self):
         """Show the rows in which the filter's words are."""
         words = self.ids.filter.text.casefold().split()
-        rows = [one for one in self._rows if all(word in one["text"].casefold() for word in words)]
+        rows = [
+            one
+            for one in self._rows
+            if all(word in f"{one.get('lead', '')} {one['text']}".casefold() for word in words)
+        ]
         self.ids.rows.fill(rows, keep=True)
 
     @staticmethod
     def _failure_row(report):
         reason = report.get("reason", {})
         return row(
-            f"{marked(short(report['mission'], 110))}\n{marked(reason.get('code', ''), 'bad')}  "
-            f"{marked(short(reason.get('details', ''), 110), 'soft')}",
-            marked(clock_text(report["accepted_at"])),
-            48,
-            lines=2,
-            pad=5,
+            f"{marked(short(report['mission'], 160))}\n{marked(reason.get('code', ''), 'bad')}  "
+            f"{marked(short(reason.get('details', ''), 200), 'soft')}",
+            marked(clock_text(report["accepted_at"]), "soft"),
         )
 
     @staticmethod
@@ -6303,7 +6476,7 @@ class LifePage(Page):
         ) or short(inner, 150)
         return row(
             f"{marked(clock_text(event.get('at')), 'faint')}  {marked(event['event'], tone)}  {marked(said)}",
-            height=26,
+            lines=1,
         )
 
     def happened(self, event):
@@ -6315,11 +6488,53 @@ class LifePage(Page):
             self.refresh()
 
     def look(self):
-        """Show the chosen row in full."""
+        """Show the chosen row in full: why it failed first, where it did."""
         value = self.ids.rows.chosen_row
-        if value is not None:
-            lines = [("", line, "", (), None) for line in pretty(value, 52).split("\n")[:2000]]
-            self.ids.lines.fill(line_rows(lines, columns_of(self.ids.lines, 0), False))
+        if not isinstance(value, dict):
+            return
+        rows, wide = [], self.ids.lines.width
+        if "reason" in value:
+            reason = value["reason"]
+            rows += [row(marked(reason["code"], "bad", bold=True), lines=1)]
+            rows += [
+                row(marked(line), lines=1, pad=2)
+                for line in in_lines(reason["details"], wide - dp(34), most=12)
+            ]
+        if isinstance(value.get("cycle"), str):
+            rows += [row(f"[ref=cycle]{marked('show it under Ask', 'accent')}[/ref]", lines=1)]
+        for name, inner in value.items():
+            rows += self._fact_rows(name, inner, wide) if name != "reason" else []
+        self.ids.lines.fill(rows)
+
+    @staticmethod
+    def _fact_rows(name, value, wide):
+        """Return the rows of one fact: in one line where it fits, else below its name."""
+        if isinstance(value, dict) and set(value) == {"$time"}:
+            value = clock_text(value)
+        text = (
+            "\u2013" if value is None else value if isinstance(value, str) else to_json(value, None)
+        )
+        lead = marked(name.replace("_", " "), "soft")
+        if len(text) < 44:
+            return [
+                row(
+                    marked(short(text, 60)),
+                    lead=lead,
+                    indent=dp(132),
+                    lines=1,
+                    pad=3,
+                    copy=f"{name}  {text}",
+                )
+            ]
+        columns = max(20, int((wide - dp(24)) / (sp(CODE) * 0.6)) - 2)
+        shown = text if isinstance(value, str) else pretty(value, columns)
+        pieces = [
+            piece for line in shown.split("\n")[:400] for piece in wrapped(plain(line), columns)
+        ]
+        return [
+            row(lead, lines=1, pad=3),
+            *(code_row(marked(piece), copy=piece, ground="raised") for piece in pieces),
+        ]
 
     def open(self, value):
         if isinstance(value, dict) and isinstance(value.get("cycle"), str):

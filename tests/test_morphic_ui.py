@@ -572,7 +572,7 @@ def test_a_new_command_and_a_new_setting_show_by_data_alone(hand, monkeypatch):
     hand.store.state["settings"] = {**hand.store.state["settings"], "dreams_max": 3}
     life = hand.page("life")
     life.ids.tabs.chosen = "settings"
-    assert any("dreams_max" in one["text"] for one in life.ids.rows.data)
+    assert any("dreams_max" in one["lead"] for one in life.ids.rows.data)
     life.ids.tabs.chosen = "events"
 
 
@@ -903,8 +903,8 @@ def test_a_dialog_gives_the_keyboard_back(hand):
 def test_experts_are_shown_by_tier(world, hand):
     page = hand.page("experts")
     told = world.client.call("list_experts")
-    listed = {one["value"] for rows in page.lists.values() for one in rows.data if one["value"]}
-    assert listed == {row["expert"] for row in told["results"]}
+    assert {one["value"] for one in page.ids.rows.data} == {row["expert"] for row in told["results"]}
+    assert all(one["tier"] in row["text"] for one, row in zip(told["results"], page.ids.rows.data, strict=True))
     assert all(gauge.data["words"] for gauge in page.gauges.values())
 
 
@@ -930,6 +930,71 @@ def test_life_shows_figures_events_and_settings(world, hand):
     for name in ("missions", "failures", "changes", "upkeep", "events"):
         page.ids.tabs.chosen = name
         hand.settle()
+
+
+def test_figures_have_axes_tell_what_is_below_the_mouse_and_go_back_in_time(world, hand):
+    page = hand.page("life")
+    hand.until(lambda: len(hand.store.samples) > 2, "some figures")
+    page.draw_figures()
+    spark = page.sparks[4]                               # the memory
+    values = spark.data["values"]
+    _, low, wide, tall = spark._room()
+    page._hover(None, spark.to_window(spark._room()[0], spark.center_y))
+    assert spark.at >= 0 and spark._below_mouse(spark.data) == values[0]
+    page._hover(None, (0, 0))
+    assert spark.at == -1
+    for name in ("48 hours", "90 days", "now"):
+        page.ids.spans.chosen = name
+        hand.settle()
+    assert page._measured["minutes"][0] and [spec["path"] for spec in ui.SPEC["sparks"]] == page._measured["minutes"][0]
+    now = 1_800_000_000
+    page._measured["minutes"] = page._measured["minutes"][0], [[now + 60 * n, *[float(n)] * 8] for n in range(90)]
+    page.store.ask, ask = lambda *_, **__: None, page.store.ask
+    try:
+        page.ids.spans.chosen = "48 hours"
+        assert spark.data["values"] == [(now + 60 * n, float(n)) for n in range(90)] and ":" in spark.data["when"](now)
+        page.ids.spans.chosen = "now"
+    finally:
+        page.store.ask = ask
+
+
+def test_heartbeats_are_folded_and_nothing_says_none(world, hand):
+    page = hand.page("life")
+    page.ids.tabs.chosen = "events"
+    hand.until(lambda: sum(event["event"] == "health" for event in hand.store.events) > 2, "heartbeats")
+    page._take_events()
+    kinds = [one["value"]["event"] for one in page.ids.rows.data]
+    assert not any(one == other == "health" for one, other in zip(kinds, kinds[1:], strict=False))
+    assert any("times" in one["side"] for one in page.ids.rows.data)
+    for name in page.spec["columns"]:
+        page.ids.tabs.chosen = name
+        hand.settle()
+        page.ids.rows.choose(0)
+        assert "None" not in hand.shown(page)
+    page.store.health, health = {}, page.store.health
+    page.draw_figures()
+    assert "None" not in hand.shown(page)
+    page.store.health = health
+    page.ids.tabs.chosen = "events"
+
+
+def test_why_a_mission_failed_stands_where_it_is_shown(world, hand):
+    with pytest.raises(batos.BatosError):
+        world.client.call("send_message", target="genesis_obj", selector="grumble_the_frob", generate=True, wait=True)
+    page = hand.page("life")
+    for name in ("missions", "failures"):
+        page.ids.tabs.chosen = name
+        hand.until(lambda: "grumble" in page.ids.rows.data[0]["text"], "the mission")
+        code = page.ids.rows.data[0]["value"]["reason"]["code"]
+        assert code in page.ids.rows.data[0]["text"]
+        page.ids.rows.choose(0)
+        assert code in page.ids.lines.data[0]["text"]
+    page.ids.rows.dispatch("on_open")
+    hand.until(lambda: code in said(hand.root.page), "the reason under Ask")
+    hand.settle()
+    entered = {step[0] for step in hand.root.page.timeline()}
+    assert "SYNTHESIZING" not in entered                 # what it never came to is not shown
+    hand.page("life").ids.tabs.chosen = "events"
 
 
 # The daemon goes and comes
