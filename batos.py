@@ -16064,6 +16064,10 @@ def _no_prose(window):
     return len(window) > _CHUNK_CEILING_CHARS and sum(map(window.count, ".?!")) * 10 > len(window)
 
 
+# Punkt takes "I." for an initial, and "no." for "number".
+_ENDS_AFTER_ALL = Pattern(r"\b(?:[a-z]+ I|[Nn]o)\.\s+(?=[A-Z])")
+
+
 def _sentence_spans(text, start, end):
     cuts, at = [start], start
     while at < end:
@@ -16073,6 +16077,8 @@ def _sentence_spans(text, start, end):
             if _no_prose(window)
             else [at + begin for begin, _ in _punkt().span_tokenize(window)][1:]
         )
+        begins += [at + found.end() for found in _ENDS_AFTER_ALL.finditer(window)]
+        begins = sorted(set(begins))
         cuts += begins
         last = at + len(window) >= end
         at = end if last else begins[-1] if begins else at + len(window)
@@ -16084,6 +16090,75 @@ def _line_spans(text, start, end):
     return _spans(
         text, [start, *(start + match.end() for match in LINE_END.finditer(text[start:end])), end]
     )
+
+
+# Whoever writes a log begins each line anew, though the one before it had room.
+_ROOM_LEFT = 0.7  # of the longest line's width, beyond which a line may be full
+_NARROW_CHARS = 40  # nobody wraps lines that short
+_FEW_WORDS = 15  # of an address, which is read as one
+_BEGINS_ANEW = Pattern(
+    r"\[?\d{1,4}[-./:]\d{1,2}(?:[-./:]\d{1,4})?\b|[\w-]{1,24}(?: [\w-]{1,24}){0,2} ?[:=]\s"
+)
+
+
+def _is_line_of_its_own(lines, n, width):
+    """Whether the line n of a paragraph goes on nothing: it bears a date or label, or the line before it had room for more."""
+    line, before = lines[n], lines[n - 1]
+    if _BEGINS_ANEW.match(line):
+        return True
+    if line[:1].islower():
+        return False
+    with_next = len(before) + 1 + len(line.split(maxsplit=1)[0])
+    return width < _NARROW_CHARS or with_next <= _ROOM_LEFT * width
+
+
+def _are_lines_of_their_own(lines):
+    """Whether the lines of a paragraph were written one by one, as in a log, rather than wrapped."""
+    first = lines[0]
+    indent = len(first) - len(first.lstrip())
+    begun = [n for n in range(1, len(lines)) if not lines[n][: indent + 1].isspace()]
+    words = sum([len(line.split()) for line in lines])
+    if len(begun) < 2 or words <= _FEW_WORDS:
+        return False
+    width = max(map(len, lines))
+    own = [n for n in begun if _is_line_of_its_own(lines, n, width)]
+    return 2 * len(own) > len(begun)
+
+
+def _lines_apart(text, start, end):
+    """Return the spans of a paragraph's lines where each was written by itself, with what is indented below it; else its own."""
+    spans = _line_spans(text, start, end)
+    lines = [text[first:last] for first, last in spans]
+    if not _are_lines_of_their_own(lines):
+        return [(start, end)]
+    indent = len(lines[0]) - len(lines[0].lstrip())
+    begins = [
+        first
+        for (first, _), line in zip(spans, lines, strict=True)
+        if not line[: indent + 1].isspace()
+    ]
+    return _spans(text, [*begins, end])
+
+
+_HEAD_WORDS = 8  # of a line that stands over its paragraph as a heading does
+
+
+def _head_end(text, start, end):
+    """Return where the line ends that heads a paragraph, a date or a name with room for more behind it; `start` without one."""
+    spans = _line_spans(text, start, end)
+    lines = [text[first:last] for first, last in spans]
+    if len(lines) < 2 or len(lines[0].split()) > _HEAD_WORDS or lines[1][:1].islower():
+        return start
+    if lines[0][-1] in ".!?:;," or _are_lines_of_their_own(lines):
+        return start
+    with_next = len(lines[0]) + 1 + len(lines[1].split(maxsplit=1)[0])
+    return spans[0][1] if with_next <= _ROOM_LEFT * max(map(len, lines)) else start
+
+
+def _paragraph_spans(text, start, end, sentences_of=_sentence_spans):
+    """Return the spans of a paragraph's sentences; none goes beyond a line that was written by itself."""
+    parts = _lines_apart(text, start, end)
+    return [span for part in parts for span in sentences_of(text, *part)]
 
 
 # a row whose first cell is empty
@@ -16133,7 +16208,7 @@ def _window_spans(text, start, end):
 
 _FINER = {  # how a block over the ceiling is cut, coarse to fine
     "heading": (_window_spans,),
-    "prose": (_sentence_spans, _window_spans),
+    "prose": (_paragraph_spans, _window_spans),
     "list": (_item_spans, _sentence_spans, _window_spans),
     "code": (_line_spans, _window_spans),
     "table": (_line_spans, _window_spans),
@@ -16436,6 +16511,10 @@ def _whole_sentences(text, start, end):
     return spans
 
 
+def _prose_spans(text, start, end):
+    return _paragraph_spans(text, start, end, _whole_sentences)
+
+
 def reads_as_prose(text):
     """Whether lines that are indented are those of a text, not of a program."""
     words = text.split()
@@ -16447,14 +16526,24 @@ def _heading_spans(text, start, end):
     return _spans(text, (start, end))
 
 
+def _under_head(text, start, end, cut):
+    """Return [(start, end, whether it heads the others)] of a paragraph or an item: its head, and what `cut` gives of it."""
+    body = _head_end(text, start, end)
+    heads = [(start, body, True)] if body > start else []
+    return heads + [(*span, False) for span in cut(text, body, end)]
+
+
 def _quotable(text, block):
+    """Return [(start, end, whether it heads what follows)] of what can be quoted of a block."""
     if block.kind == "list":
         items = _item_spans(text, block.start, block.end)
-        return [span for item in items for span in _whole_sentences(text, *item)]
-    if block.kind == "code" and reads_as_prose(text[block.start : block.end]):
-        return _whole_sentences(text, block.start, block.end)
-    coarse = {"prose": _whole_sentences, "heading": _heading_spans, "table": _row_spans}
-    return coarse.get(block.kind, _line_spans)(text, block.start, block.end)
+        return [span for item in items for span in _under_head(text, *item, _whole_sentences)]
+    if block.kind == "prose":
+        return _under_head(text, block.start, block.end, _prose_spans)
+    is_text = block.kind == "code" and reads_as_prose(text[block.start : block.end])
+    coarse = {"heading": _heading_spans, "table": _row_spans}
+    cut = _whole_sentences if is_text else coarse.get(block.kind, _line_spans)
+    return [(*span, False) for span in cut(text, block.start, block.end)]
 
 
 _UNDERLINE = Pattern(
@@ -16474,20 +16563,22 @@ def _without_underlines(text):
 
 
 def sentences(text: str, first_line: int = 1, header: str = "") -> list:
-    """Return a chunk's sentences verbatim as [{"text", "line", "header"?}]; `line` is where one begins.
+    """Return a chunk's sentences verbatim as [{"text", "line", "header"?, "heads"?}]; `line` is where one begins.
 
     Headings, list items, table rows and lines of code stand alone, so a quote never mixes them with prose.
     A sentence that is wrapped in the source keeps its line ends. header: of a row of a table, the row that names its columns;
-    of that row itself it is the same text. The argument is that of the table with whose rows the chunk begins.
+    of that row itself it is the same text. The argument is that of the table with whose rows the chunk begins. heads: a line that
+    stands over its paragraph as a heading does.
     """
     lines, found = _Lines(_without_underlines(text.replace("\xa0", " "))), []
     for block in _blocks(lines, "markdown"):
         named = header if header and block.start == 0 else _header_of(text, block)
         headed = {"header": named} if block.kind == "table" else {}
-        for start, end in _quotable(text, block):
+        for start, end, heads in _quotable(text, block):
             start += len(text[start:end]) - len(text[start:end].lstrip())
             line = first_line + lines.number(start) - 1
-            found.append({"text": text[start:end], "line": line, **headed})
+            more = headed | ({"heads": True} if heads else {})
+            found.append({"text": text[start:end], "line": line, **more})
     return found
 
 
@@ -20580,7 +20671,8 @@ class Telling(typing.NamedTuple):
     header: str  # of a row of a table: the row that names its columns, else ""
     words: frozenset
     words_with_headings: frozenset  # and with those of what announces it
-    term: str  # that it defines, with its marks; else ""
+    term: str  # that it defines, with its marks, or the line that heads its paragraph; else ""
+    heads: bool = False  # whether it is the line that heads a paragraph
 
     @property
     def size(self) -> int:
@@ -20590,12 +20682,17 @@ class Telling(typing.NamedTuple):
     @property
     def announces(self):
         """Whether what I say goes on in what follows."""
-        return not self.header and goes_on(self.text)
+        return self.heads or not self.header and goes_on(self.text)
 
     @property
     def is_term(self):
-        """Whether I am the term of a definition."""
-        return self.text.endswith("::") and self.size <= _TERM_WORDS
+        """Whether I am the term of a definition, or the line that heads a paragraph."""
+        return self.heads or self.text.endswith("::") and self.size <= _TERM_WORDS
+
+    @property
+    def defines(self):
+        """Whether I stand behind the term of a definition."""
+        return self.term.endswith("::")
 
     @property
     def whole(self) -> str:
@@ -20623,7 +20720,7 @@ class Telling(typing.NamedTuple):
     @property
     def answers_nothing(self):
         """Whether I lead elsewhere, or only say what comes."""
-        return _text_answers_nothing(self.text)
+        return self.heads or _text_answers_nothing(self.text)
 
     @property
     def label(self):
@@ -20695,11 +20792,31 @@ _LABELLED = Pattern(r"[-*] ([\w ]{1,30}): \S")  # "- Default: 5", of a list of s
 # without a blank between them, as lists of links have them.
 _TITLE = Pattern(
     r"\W{0,3}(?:(?:chapter|kapitel|chapitre)\s\w{1,4}\.\s|\d{1,3}(?:\.\d{1,3}){1,5}\.\s|"
-    r"(?:table of contents|inhaltsverzeichnis|table des matières)\b)|"
-    r".*\s\d{1,3}(?:\.\d{1,3}){1,5}\.$",
-    re.IGNORECASE | re.DOTALL,
+    r"(?:table of contents|inhaltsverzeichnis|table des matières)\b)",
+    re.IGNORECASE,
 )
+# what may be the number of the next title, or of a version that a sentence ends with
+_NUMBER_BEHIND = Pattern(r"\s(\d{1,3}(?:\.\d{1,3}){1,5})\.$")
 _BAR = Pattern(r"\|\s*(?:\||$)|\w\?[A-Z][^?]*\?[A-Z]")
+
+
+def _comes_next(number, other):
+    """Whether a number of a table of contents stands next behind another: 1.3 or 2.1 or 1.2.1 behind 1.2."""
+    steps, before = number.split("."), other.split(".")
+    if len(steps) > len(before):
+        return steps == [*before, "1"]
+    held = len(steps) - 1
+    return steps[:held] == before[:held] and int(steps[held]) == int(before[held]) + 1
+
+
+def _titles_listed(texts):
+    """Return which of a chunk's sentences are titles of a table of contents: the number of the next one ends each."""
+    numbers = [_NUMBER_BEHIND.search(text) for text in texts]
+    listed = set()
+    for at, (one, following) in enumerate(itertools.pairwise(numbers)):
+        if one and following and _comes_next(following[1], one[1]):
+            listed |= {at, at + 1}
+    return listed
 
 
 def _tells(text, headings, header):
@@ -20714,22 +20831,35 @@ def _telling_of_line(text, line, headings, header="", language="en"):
     """Return a Telling for each sentence of a chunk. A chunk never changes, so they are kept for the latest 1,024."""
     told, at, run, lead = [], 0, 0, None
     above = frozenset(words_of(" ".join(headings), language))
-    for one in sentences(text, line, header):
+    found = sentences(text, line, header)
+    listed = _titles_listed([one["text"] for one in found])
+    for number, one in enumerate(found):
         said, named = one["text"], one.get("header", "")
         start = text.index(said, at)
         at = start + len(said)
         if named and said.startswith(named):  # it names the columns of what follows
             continue
-        if not _tells(said, headings, named):
+        if number in listed or not _tells(said, headings, named):
             run += 1
             continue
         before = told[-1] if told and told[-1].run == run else None
-        lead = _lead_of(said, lead, before)
+        parted = before and "\n\n" in text[before.start + len(before.text) : start]
+        lead = _lead_of(said, None if parted and lead and lead.heads else lead, before)
         announced = lead.words if lead else frozenset()
         term = before.text if before and before.is_term else ""
         words = frozenset(words_of(f"{named} {term} {said}", language))
         told.append(
-            Telling(said, one["line"], start, run, named, words, words | above | announced, term)
+            Telling(
+                said,
+                one["line"],
+                start,
+                run,
+                named,
+                words,
+                words | above | announced,
+                term,
+                "heads" in one,
+            )
         )
     return tuple(told)
 
@@ -20837,16 +20967,19 @@ def _grown(window, marked):
         grows = False
         for backwards in (False, True):
             at = first - 1 if backwards else last
-            if backwards and one.announces or not _joins(tellings, at, one, left):
+            if backwards and one.announces or not _joins(tellings, at, one, left, backwards):
                 continue
             left -= tellings[at].size
             first, last, grows = (at, last, True) if backwards else (first, at + 1, True)
     return Window(window.row, tellings, first, last)
 
 
-def _joins(tellings, at, one, left):
-    """Whether the sentence `at` is told beside another: of the same run, and there is room."""
-    return 0 <= at < len(tellings) and tellings[at].run == one.run and tellings[at].size <= left
+def _joins(tellings, at, one, left, backwards):
+    """Whether the sentence `at` is told beside another: of the same run, under the same head, and there is room."""
+    if not 0 <= at < len(tellings) or tellings[at].run != one.run or tellings[at].size > left:
+        return False
+    lower = tellings[at + 1] if backwards else tellings[at]
+    return not lower.heads
 
 
 def _announcing(tellings, marked):
@@ -20967,12 +21100,14 @@ class Expected(typing.NamedTuple):
     """What a question of a kind is answered by.
 
     Where it is `needed`, what holds none of it is no answer; where it `settles`, a sentence that holds it is one by its form.
+    Of two that hold it, one with what `rather` names, the unit that was asked for, is the better.
     """
 
     asks: Pattern
     holds: Pattern
     needed: bool
     settles: bool
+    rather: Pattern | None = None
 
 
 def _expected_elsewhere(asks, holds, needed):
@@ -20997,6 +21132,23 @@ _EXPECTED = (
     *itertools.starmap(_expected_elsewhere, _EXPECTED_ELSEWHERE),
 )
 # fmt: on
+# In what a number is told that answers "how long", "how many kilos" …
+_SPANS_OF_TIME = "second|minute|hour|day|night|week|month|year|decade|century"
+_WEIGHTS = "kg|g|mg|kilo|kilogram|gram|pound|lb|oz|ton"
+_VOLUMES = "l|ml|litre|liter|gallon"
+_LENGTHS = "km|m|cm|mm|ft|kilometre|kilometer|metre|meter|mile|foot|feet|inch|inche"
+_MONEY = "€|euro|eur|dollar|pound|cent"
+_TOLD_IN = (
+    (rf"how (?:many|much) (?:{_WEIGHTS})s?\b|how heavy|\bweigh", _WEIGHTS),
+    (rf"how many (?:{_VOLUMES})s?\b", _VOLUMES),
+    (rf"how (?:many (?:{_LENGTHS})s?\b|far|tall|high|deep|wide)", _LENGTHS),
+    (rf"how many (?:{_MONEY})s?\b|how much .*\b(?:costs?|pay|price|rent|fee)", _MONEY),
+    (rf"how (?:long|many (?:{_SPANS_OF_TIME})s?\b)", _SPANS_OF_TIME),
+)
+_TOLD_IN_UNITS = {
+    Pattern(asks, re.IGNORECASE): Pattern(rf"(?<![^\W\d])(?:{units})s?\b", re.IGNORECASE)
+    for asks, units in _TOLD_IN
+}
 # It stands below its term, named by its last word, or behind it: "port (integer)", then what that is.
 _BY_ITS_TERM = r"|^\W*{1}\b[^:]{{0,100}}::|^\W*{0}(?: ?\([^)\n]{{1,40}}\))?(?: *\n| {{2}})\s*\w"
 _DEFINED_BY = (
@@ -21100,7 +21252,8 @@ def _expected_in(question):
     """Return the Expected of a question, or None where its kind is not known."""
     kind = next((kind for kind in _EXPECTED if kind.asks.search(question)), None)
     if kind is not None:
-        return _of_the_verb(kind, question)
+        units = [told for asked, told in _TOLD_IN_UNITS.items() if asked.search(question)]
+        return _of_the_verb(kind, question)._replace(rather=next(iter(units), None))
     for asks, (holds, settles) in _FORMS.items():
         if named := asks.match(question):
             thing = _WHERE_IT_IS_SO.sub("", named[1])
@@ -21145,6 +21298,10 @@ class Asked(typing.NamedTuple):
         own = self.text.casefold()
         found = [match[0].casefold() for match in self.expected.holds.finditer(text)]
         return any(self.expected.asks in _FORMS or held not in own for held in found)
+
+    def is_told_as_asked(self, text):
+        """Whether a text holds a number in the unit that I ask for."""
+        return bool(self.expected and self.expected.rather and self.expected.rather.search(text))
 
     def asks_for(self, label):
         """Whether I ask for what a label names."""
@@ -21405,7 +21562,8 @@ def _sentence_worth(asked, told, near):
     worth = share if near is None else (share + near) / 2
     if asked.expected:
         fits = asked.is_answered_by(told.whole)
-        worth += 0.15 + 0.2 * bool(told.term) if fits else -0.1
+        worth += 0.15 + 0.2 * told.defines if fits else -0.1
+        worth += 0.15 * asked.is_told_as_asked(told.whole)
     repeats = told.words <= asked.weights.keys()
     worth += 0.3 * asked.asks_for(told.label)
     contrary = asked.is_of_contrary(told.words)
@@ -21494,8 +21652,10 @@ def _newer_first(kept):
         or kept[0].window.row["chunk"]["added_at"] >= kept[1].window.row["chunk"]["added_at"]
     ):
         return kept
-    sides = [one.window.tellings[one.marked].text for one in kept[:2]]
-    return [kept[1], kept[0], *kept[2:]] if contradict(*sides) else kept
+    sides = [one.window.tellings[one.marked] for one in kept[:2]]
+    if any(side.header for side in sides):  # a row of a table says too little to be gainsaid
+        return kept
+    return [kept[1], kept[0], *kept[2:]] if contradict(*[side.text for side in sides]) else kept
 
 
 SAYS_NO = Pattern(
@@ -24066,12 +24226,13 @@ def _plain_answer(mission, evidence):
     quote = f"\u201c{_quoted_sentence(best)}\u201d [1]"
     if _tells_one_alone(best, evidence[1:], things_compared(mission)):
         return f"{quote}; \u201c{_quoted_sentence(evidence[1])}\u201d [2]"
-    others = [item for item in evidence[1:2] if item["doc_id"] != best["doc_id"]]
+    said = [item for item in evidence[:2] if not item.get("header")]  # a row says too little
+    others = [item for item in said[1:] if item["doc_id"] != best["doc_id"]]
     if others and contradict(marked_text(best), marked_text(others[0])):
         return f"{quote}; before that: \u201c{_quoted_sentence(evidence[1])}\u201d [2]"
-    said = SAYS_YES_OR_NO.match(marked_text(best).lstrip("-*> "))
-    if said and ASKS_WHETHER.match(mission.strip()) and _settles(best, mission):
-        return f"{said[1].capitalize()}: {quote}"
+    settled = SAYS_YES_OR_NO.match(marked_text(best).lstrip("-*> "))
+    if settled and ASKS_WHETHER.match(mission.strip()) and _settles(best, mission):
+        return f"{settled[1].capitalize()}: {quote}"
     return quote
 
 

@@ -12,6 +12,7 @@ import pickletools
 import random
 import re
 import string
+import textwrap
 import time
 
 import numpy
@@ -389,6 +390,27 @@ def test_no_shape_of_text_takes_more_than_linear_time(unit):
 def test_cut_text_refuses_an_unknown_kind():
     with pytest.raises(batos.BadRequest, match="markdown"):
         batos.cut_text("x", "markdwon")
+
+
+WORDS = st.lists(st.text("abcdefgh", min_size=1, max_size=12), min_size=20, max_size=200)
+
+
+@given(WORDS, st.integers(60, 100))
+def test_what_was_wrapped_is_no_list_of_lines(words, width):
+    """Whoever wraps a text fills its lines; only the names in it are written large."""
+    lines = textwrap.wrap(" ".join(words).title() + ".", width)
+    assert not batos._are_lines_of_their_own(lines)
+
+
+@pytest.mark.parametrize("text, told", [
+    ("Ann Feld\nLinden Road 3\nCologne", 1),                         # an address
+    ("milk\nten brown eggs\nbread of rye\nrice\nsoap and some sponges for the kitchen\noil", 1),
+    ("Milk for the cat\nTen brown eggs\nBread of rye\nRice for a week\nSoap and sponges\nOil", 6),
+    ("host: one\nport: 9418\nuser: ann\nfolder: /srv/one\nlog: none\nwait: 30 seconds\nmode: quiet\nlevel: 3", 8),
+    ("So did I. We came late. He said no. For it was night. See no. 7 below.", 5),
+])
+def test_which_lines_and_sentences_stand_alone(text, told):
+    assert len(batos.sentences(text)) == told
 
 
 def test_sentences_know_abbreviations_wraps_and_blocks():

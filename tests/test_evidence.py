@@ -73,6 +73,37 @@ Whoever wants to apply the lever holds it down with both hands.
 What is a lever?Can I lend the lever to a friend?Who oils the lever?
 """
 TEA = "Tea is brewed for three minutes. Coffee is brewed for five minutes.\n"
+LEASE = """3. Rent
+The monthly rent of the flat is 940 euros without heating, and is due on the third working day of each month.
+
+4. Deposit
+It is kept in a savings account, together with its interest, and is paid back within six months after the end.
+
+9 March 2025
+The flat was painted by Tom and his two sons, who needed three days for it and left no trace behind them.
+"""
+LOG = """Log of the car (K-TV 408)
+
+2023-05-04  42,310 km  summer tyres on, oil change, 189 euros at Becker
+2024-03-28  55,120 km  summer tyres, brake pads in front new, 312 euros
+2024-11-02  63,450 km  winter tyres, new battery (Varta 60 Ah),
+            and a new bulb for the lamp on the left
+2025-07-15  72,300 km  air conditioning refilled, was losing gas at the seal
+The spare key is with my brother Aron. The radio code is 4471.
+Tyre pressure: 2.2 bar in front.
+"""
+NETWORK = """The printer of the house has the fixed address 192.168.178.40. It needs driver 3.7.5. Before that, driver 3.7.4.
+
+Printing 4.1. Paper 4.2. Ink 4.2.1. Nozzles of the printer 4.3.
+"""
+
+
+@pytest.fixture(scope="module")
+def papers():
+    catalog = batos.new_catalog()
+    for name, text in (("lease.txt", LEASE), ("log.txt", LOG), ("network.txt", NETWORK)):
+        batos.index_document_(catalog, name, text, kind="text")
+    return catalog
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +161,50 @@ def test_titles_and_bars_of_navigation_are_not_told_and_indented_prose_is_no_cod
 ])
 def test_what_stands_under_a_title_a_term_or_an_announcement_answers_for_it(catalog, query, marked):
     assert marked in batos.marked_text(best(catalog, query))
+
+
+@pytest.mark.parametrize("query, marked", [
+    ("When was the battery new?",
+     "2024-11-02  63,450 km  winter tyres, new battery (Varta 60 Ah),\n            and a new bulb for the lamp on the left"),
+    ("Who has the spare key?", "The spare key is with my brother Aron."),
+    ("What is the tyre pressure?", "Tyre pressure: 2.2 bar in front."),
+])
+def test_a_line_that_was_written_by_itself_is_told_by_itself(papers, query, marked):
+    assert batos.marked_text(best(papers, query)) == marked
+
+
+@pytest.mark.parametrize("query, marked", [
+    ("When is the deposit paid back?",
+     "4. Deposit\nIt is kept in a savings account, together with its interest, and is paid back within six months"),
+    ("When was the flat painted?", "9 March 2025\nThe flat was painted by Tom and his two sons, who needed three days"),
+])
+def test_a_line_over_a_paragraph_belongs_to_what_stands_below_it_and_to_nothing_else(papers, query, marked):
+    item = best(papers, query)
+    assert batos.marked_text(item).startswith(marked) and item["text"].startswith(marked)
+    others = [said["text"] for said in batos.sentences(LEASE) if said.get("heads") and said["text"] not in marked]
+    assert len(others) == 2 and not any(head in item["text"] for head in others)
+
+
+def test_a_number_that_ends_a_sentence_makes_no_title_of_it(papers):
+    assert "192.168.178.40" in batos.marked_text(best(papers, "What is the address of the printer?"))
+    assert "driver 3.7.5" in batos.marked_text(best(papers, "Which driver does the printer need?"))
+    assert "Nozzles" not in str(found(papers, "Where are the nozzles of the printer?")["evidence"])
+
+
+def test_a_number_is_sought_in_the_unit_that_was_asked_for():
+    catalog = batos.new_catalog()
+    batos.index_document_(catalog, "peas.md", "| bed | crop | day |\n|---|---|---|\n| 1 | peas | 14 |\n\n"
+                          "Of the peas came 6.4 kg from one bed.\n")
+    assert batos.marked_text(best(catalog, "How many kilos of peas came?")) == "Of the peas came 6.4 kg from one bed."
+
+
+def test_a_row_of_a_table_gainsays_nothing():
+    catalog = batos.new_catalog()
+    batos.index_document_(catalog, "no.md", "We said no to Hamburg.\n")
+    batos.index_document_(catalog, "paid.md", "| what | euros |\n|---|---|\n| ticket Hamburg | 59 |\n")
+    query = "What of Hamburg?"
+    told = batos._plain_answer(query, batos.find_evidence(catalog, query, batos.Recall())["evidence"])
+    assert told.startswith("\u201cWe said no to Hamburg.") and "before that" not in told
 
 
 def test_a_synopsis_and_a_list_of_links_answer_nothing():
