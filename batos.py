@@ -15197,6 +15197,7 @@ def activate(synapses: SynapticMemory, core: CognitiveCore, name: str) -> dict:
 __all__ += """
     RANKING stemmed_by PIPELINE_NUMBER LANGUAGES COMPOUNDING PART_LEAST_LETTERS language_of
     words_spelt stems words_of searchable indexed_words Postings collect_postings merge_postings
+    FORMS_OF_WORDS forms_of_words
 """.split()
 
 _WORD_MAX_CHARS = 64  # a longer word (base64, a hash) is known by its beginning
@@ -15451,6 +15452,32 @@ def words_of(text: str, language: str = "en") -> dict:
     found = {}
     for word, spelling in words_spelt(text, language):
         found.setdefault(word, spelling)
+    return found
+
+
+# fmt: off
+# words whose forms have different stems
+FORMS_OF_WORDS = (
+    "bear bore borne", "bend bent", "bind bound", "break broke broken", "bring brought", "catch caught", "come came",
+    "draw drew drawn", "drive drove driven", "eat ate eaten", "fall fell fallen", "feed fed", "feel felt", "find found",
+    "fly flew flown flight", "die died dead death", "born birth", "freeze froze frozen", "grind ground",
+    "grow grew grown", "hide hid hidden", "hold held", "know knew known", "lead led", "leave left", "lie lay lain",
+    "lose lost loss", "mean meant", "meet met", "pay paid", "rise rose risen", "run ran", "see saw seen",
+    "sell sold sale", "send sent", "shake shook shaken", "shine shone", "sit sat", "speak spoke spoken", "spend spent",
+    "stand stood", "steal stole stolen", "stick stuck", "strike struck", "swim swam swum", "take took taken",
+    "teach taught", "tear tore torn", "think thought", "throw threw thrown", "wear wore worn", "win won", "wind wound",
+    "write wrote written",
+)
+# fmt: on
+
+
+@functools.cache
+def forms_of_words() -> dict:
+    """Return {word as the index has it: the other forms of that word, whose stems differ}, in English."""
+    found = {}
+    for group in FORMS_OF_WORDS:
+        forms = set(words_of(group))
+        found |= {form: forms - {form} for form in forms}
     return found
 
 
@@ -20600,6 +20627,7 @@ def documents_matching(catalog: UvmObject, query: str) -> set[str]:
 __all__ += """
     REQUESTS is_statement QUOTE_WORDS SAYS_YES_OR_NO goes_on tellings_of ASKS_WHETHER
     worth_of_form Recall find_evidence things_compared SAYS_NO contradict with_its_lines
+    _WEIGHTS
 """.split()
 
 # Episodes: what was asked and told, as documents
@@ -20656,6 +20684,9 @@ _KNOWN_NOWHERE = 0.35
 # By words and meaning together. Of 41 questions over articles 95 % stood above it, and of the same questions without the
 # paragraph that answers 17 %.
 _SURE_WORTH = 0.57
+# What is told first holds so much of the question's telling words: of 230 questions that have an answer 87 % then are told for
+# sure (90 % without it), of 300 whose answer was taken out 45 % (67 %).
+_HELD_OF_QUESTION = 0.52
 _NEAR_MASS, _NEAR_SIMILARITY = 0.5, 0.4  # from when on what was found is told as the nearest
 # the same in other languages, whose texts are all somewhat near to one another
 _NEAR_ELSEWHERE = 0.55
@@ -21286,12 +21317,39 @@ class Asked(typing.NamedTuple):
     language: str = "en"
     contrary: dict = {}  # {word: one of mine, of whose contrary it tells}
     compared: tuple = ()  # the words of each of two things that I compare
+    forms: dict = {}  # {word: one of mine, of which it is another form}
 
     def share(self, words):
         """Return what share of my words' weight is among words, 0 to 1."""
-        if self.opposed:
-            words = words.union([mine for word, mine in self.opposed.items() if word in words])
-        return worth_of_form(self.weights, words) / (sum(self.weights.values()) or 1.0)
+        held = worth_of_form(self.weights, self._with_mine(words))
+        return held / (sum(self.weights.values()) or 1.0)
+
+    def _with_mine(self, words):
+        """Return words with those of mine that they stand for: another form of it, or where I ask whether, its opposite."""
+        stood_for = self.opposed | self.forms
+        return words.union([mine for word, mine in stood_for.items() if word in words])
+
+    def telling(self):
+        """Return {word: its weight} of my words but those of feeling, and those that name what kind of answer I want."""
+        kind = (
+            self.expected
+            and self.expected.asks not in _FORMS
+            and self.expected.asks.search(self.text)
+        )
+        asked = words_of(kind[0]).keys() if kind else ()
+        least = FEELINGS | MEASURES
+        return {
+            word: weight
+            for word, weight in self.weights.items()
+            if word not in asked and self.spelt[word].lower() not in least
+        }
+
+    def is_mostly_held(self, words):
+        """Whether the greater part of my telling words is among words."""
+        telling = self.telling()
+        return worth_of_form(telling, self._with_mine(words)) >= _HELD_OF_QUESTION * sum(
+            telling.values()
+        )
 
     def is_answered_by(self, text):
         """Whether a text holds what is expected, other than what I name myself."""
@@ -21364,6 +21422,7 @@ def _asked(catalog, query, focus, before):
         language_of(own_words),
         contrary,
         tuple([frozenset(words_of(thing)) for thing in things_compared(query)]),
+        {form: word for word in weights for form in forms_of_words().get(word, ())},
     )
 
 
@@ -21721,9 +21780,7 @@ def _certainty(asked, unknown, mass, judged, evidence, recall):
     no number where one was asked for (no time, no name) comes near at best.
     """
     near = max([one.near for one in judged])
-    telling_words = [
-        word for word in asked.weights if asked.spelt[word].lower() not in (FEELINGS | MEASURES)
-    ]
+    telling_words = asked.telling()
     known = {
         word: asked.weights[word] for word in telling_words if asked.spelt[word] not in unknown
     }
@@ -21745,7 +21802,8 @@ def _certainty(asked, unknown, mass, judged, evidence, recall):
             or by_words
             and _says_by_its_form(asked, judged[0])
         )
-    if sure and not asked.counts_others(judged[0].window.words()):
+    told_first = judged[0].window.words()
+    if sure and asked.is_mostly_held(told_first) and not asked.counts_others(told_first):
         return "sure" if telling_words or near >= recall.similarity else "nearest"
     least = _NEAR_SIMILARITY if asked.language == "en" else _NEAR_ELSEWHERE
     return "nearest" if part >= _NEAR_MASS or near >= least else "none"
@@ -22163,17 +22221,6 @@ _REWORDED = (
     "first initially originally", "difficult difficulty", "important importance", "long length", "wide width", "deep depth",
     "strong strength", "safe safety", "accurate accuracy", "able ability",
 )
-# verbs whose stems differ
-_IRREGULAR = (
-    "bear bore borne", "bend bent", "bind bound", "break broke broken", "bring brought", "catch caught", "come came",
-    "draw drew drawn", "drive drove driven", "eat ate eaten", "fall fell fallen", "feed fed", "feel felt", "find found",
-    "fly flew flown",
-    "freeze froze frozen", "grind ground", "grow grew grown", "hide hid hidden", "hold held", "know knew known", "lead led",
-    "leave left", "lie lay lain", "lose lost", "mean meant", "meet met", "pay paid", "rise rose risen", "run ran", "see saw seen",
-    "sell sold", "send sent", "shake shook shaken", "shine shone", "sit sat", "speak spoke spoken", "spend spent", "stand stood",
-    "steal stole stolen", "stick stuck", "strike struck", "swim swam swum", "take took taken", "teach taught", "tear tore torn",
-    "think thought", "throw threw thrown", "wear wore worn", "win won", "wind wound", "write wrote written",
-)
 # fmt: on
 # words on which no fact hangs
 _SAYS_LITTLE = frozenset(
@@ -22236,9 +22283,9 @@ def _known_by(word, language):
 
 @functools.cache
 def _said_otherwise():
-    """Return {word, as it is known: those of _REWORDED and _IRREGULAR}."""
+    """Return {word, as it is known: those of _REWORDED and FORMS_OF_WORDS}."""
     found = collections.defaultdict(set)
-    for group in _REWORDED + _IRREGULAR:
+    for group in _REWORDED + FORMS_OF_WORDS:
         keys = {_known_by(word, "en") for word in group.split()}
         for key in keys:
             found[key] |= keys
