@@ -25,7 +25,7 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     LoRA experts in three tiers: blobs, RAM, adapter slots; their incarnation
     what is known   Words · Texts · PDF · Formats · Index · Documents · Search
                     files become texts, texts chunks, chunks postings and vectors; and how they are found
-    what is told    Evidence · Levels · Grounds · Summaries
+    what is told    Asked · Evidence · Levels · Grounds · Summaries
                     passages and the sentence that answers; whether a passage bears out what a core wrote
     the mind        Missions · Speakers · States · Contrapunto · Forgetting · Mission lane · Inference · Prototypes
                     codex and personas, who speaks, a thought's way through its states; messages that ask the core
@@ -20612,6 +20612,459 @@ def documents_matching(catalog: UvmObject, query: str) -> set[str]:
 
 
 ################################################################################
+# Asked ########################################################################
+################################################################################
+#
+# What a question asks for: its words with their weights, the kind of thing that answers it (a number, a time, a name, a
+# reason, a step, what something is), the two things that it compares.
+#
+#   expected  the kind of thing that answers it
+#   telling   words by which what it asks about is known
+
+# Offers:
+__all__ += """
+    ASKS_WHETHER worth_of_form things_compared NUMBER_TOLD TIME_TOLD BY_ITS_TERM DEFINED_BY
+    asked_of
+""".split()
+
+# What is told first holds so much of the question's telling words: of 230 questions that have an answer 88 % then are told for
+# sure (90 % without it), of 300 whose answer was taken out 42 % (67 %).
+_HELD_OF_QUESTION = 0.55
+
+# What kind of answer a question wants
+#
+# A question that begins so is answered by a sentence that holds such a thing, beyond what the question itself names. Where a
+# question is of none of these kinds nothing is expected.
+
+NUMBER_TOLD = Pattern(
+    r"\d|\b(?:no|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w{3,5}teen|twenty|thirty|forty|fifty|sixty|"
+    r"seventy|eighty|ninety|dozen|hundred|thousand|million|once|twice|half|none)\b",
+    re.IGNORECASE,
+)
+_UNIT = (
+    r"(?:(?:day|week|month|year|hour|minute|second|(?:kilo|milli)?gram|kilo|lit(?:er|re)|(?:kilo|centi|milli)?met(?:er|re)|mile|degree|"
+    r"euro|dollar|pound|byte|(?:table|tea)?spoon|cup|piece|jour|semaine|mois|ann\u00e9e|heure|gramme|degr\u00e9)s?|"
+    r"(?:mal|tag|woche|monat|jahr|stunde|minute|sekunde)e?n?|gramm|grad)"
+)
+# "how many eggs": what holds no egg tells no number of them; a unit is told beside its number, of what stands behind it
+_COUNTED = Pattern(
+    r"\b(?:how many|wie ?viele[nr]?|combien d(?:e |['\u2019]))\s*"
+    rf"(?:(?:{_UNIT}) of (?:the |my |our )?|"
+    r"(?!(?:people|persons|times|personen|leute|personnes|gens|fois|ans|"
+    rf"{_UNIT})\b))([\w-]{{3,}})",
+    re.IGNORECASE,
+)
+_UNIT_NAMED = Pattern(rf"\bhow (?:many|much) {_UNIT}\b", re.IGNORECASE)
+_POINTS = (
+    r"\d{1,2}[:.]\d\d|\d+(?:st|nd|rd|th)|jan(?:uary)?|feb(?:ruary)?|march|april|may|june?|july?|aug(?:ust)?|sept(?:ember)?|"
+    r"oct(?:ober)?|nov(?:ember)?|dec(?:ember)?|(?:mon|tues|wednes|thurs|fri|satur|sun)day|spring|summer|autumn|winter|noon|"
+    r"midnight|morning|evening|night|century|today|yesterday|tomorrow|ago|until|before|after|once|since|always|never"
+)
+TIME_TOLD = Pattern(rf"\b(?:{_POINTS}|every|daily|weekly|monthly|yearly)\b|\d", re.IGNORECASE)
+_MOMENT_TOLD = Pattern(
+    rf"\b(?:{_POINTS}|when|if|as soon as|while|during|then|end|beginning|start|first|last|finally|every|minutes?|hours?|"
+    r"days?|weeks?)\b",
+    re.IGNORECASE,
+)
+# "When was it …?" asks for one time, not for how often
+_POINT_TOLD = Pattern(rf"(?<!every )(?<!each )\b(?:{_POINTS})\b|\d", re.IGNORECASE)
+# months and days are written large too, and name nobody
+_NOBODY = (
+    r"(?!(?:Jan(?:uary)?|Feb(?:ruary)?|March|April|May|June?|July?|Aug(?:ust)?|Sept(?:ember)?|Oct(?:ober)?|Nov(?:ember)?|"
+    r"Dec(?:ember)?|(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day)\b)"
+)
+_NAME_TOLD = Pattern(
+    rf"(?<=[\w,;:(\"\u201c] ){_NOBODY}[A-Z][\w'-]+|\b{_NOBODY}[A-Z][\w'-]+(?= [A-Z(])"
+)
+# "Who wrote it?" is answered by "Ann wrote …" too, whose name may stand first and alone
+_WHO_DOES = Pattern(
+    r"^\W*(?:and |so )?who (?:has |have |had |also |first )?"
+    r"(?!(?:is|are|was|were|am|do|does|did|can|could|may|must|should|shall|will|would|has|have|had)\b)([a-z]{3,}?)(?:e?[sd])?\b",
+    re.IGNORECASE,
+)
+_DONE_BY = r"|\b[A-Z][\w'-]+ (?:has |have |had |also |first )?{0}"
+_REASON_TOLD = Pattern(
+    r"\b(?:because|since|due to|so that|in order to|reasons?|therefore|thus|cause[sd]?|as|owing|otherwise|avoid|to \w+|"
+    r"for \w+ing|which means|result)\b",
+    re.IGNORECASE,
+)
+
+
+# as they are written in manuals: "mailq(1)", "`mailq`", "-p", "$ mailq", "the mailq command"
+_COMMAND_TOLD = Pattern(
+    r"\w\(\d\w?\)|`[^`\n]+`|(?<![\w-])--?[a-z][\w-]*|^\s*[$#] \S|\b[Tt]he\s+[\w.-]+\s+(?:command|program|tool|utility)\b|"
+    r"\b(?:[Rr]un|[Uu]se|[Tt]ype|[Cc]all|[Ii]nvoke)\s+[a-z][\w-]*\b",
+    re.MULTILINE,
+)
+
+
+_STEP_TOLD = Pattern(
+    r"^\W*(?:if you (?:want|wish|need|would like) to|in order to|to)\b|"
+    r"\b(?:you|one) (?:can|could|may|must|should|need to|have to)\b|"
+    r"\bcan be \w+ (?:by|with|using|through)\b|\bby \w+ing\b|\b(?:use|run|using|with) (?:the|[`<$\u201c])|"
+    r"^\W*(?:add|call|choose|click|create|edit|enter|execute|give|install|invoke|issue|open|press|put|run|select|set|specify|start|"
+    r"stop|type|use|write)\b",
+    re.IGNORECASE,
+)
+
+
+# The same of German and French: (how a question begins, what answers it, whether it is needed). German writes all nouns large.
+_TWO_NAMES = r"\b[A-ZÄÖÜÉ][\w'-]+ [A-ZÄÖÜÉ][\w'-]+"
+_GERMAN_NUMBER = (
+    r"\d|\b(?:kein\w*|zwei|drei|vier|fünf|sechs|sieben|acht|neun|zehn|elf|zwölf|dutzend|hundert|tausend|million)|"
+    r"\w(?:zig|hundert|mal)\b|\b(?:einmal|täglich|stündlich|wöchentlich|monatlich|jährlich|selten|immer)\b"
+)
+_FRENCH_NUMBER = (
+    r"\d|\b(?:aucune?|une? seule?|deux|trois|quatre|cinq|six|sept|huit|neuf|dix|onze|douze|vingt|trente|"
+    r"quarante|cinquante|soixante|cents?|mille|millions?|dizaines?|douzaine|fois|quotidien\w*|toujours|jamais)\b"
+)
+# fmt: off
+_EXPECTED_ELSEWHERE = (
+    (r"\bwie ?(?:viele?[nr]?|lange|alt|oft|groß|hoch|weit|tief|schwer|schnell|breit|teuer)\b", _GERMAN_NUMBER, True),
+    (r"^\W*(?:und |ab |bis |seit )?wann\b|\bwelche[mnrs]? (?:jahr|monat|tag|datum|jahrhundert)\b",
+     r"\d|\b(?:januar|februar|märz|april|mai|juni|juli|august|september|oktober|november|dezember|\w+(?:tag|woch)s?|"
+     r"frühling|sommer|herbst|winter|heute|gestern|morgen|bevor|sobald|nachdem|seit|nach|vor|immer|nie)\b", True),
+    (r"^\W*(?:und |von |mit |für )?we[rmn]\b|\bwelche[mnrs]? (?:firma|person|autor|land|stadt)\b", _TWO_NAMES, False),
+    (r"^\W*(?:und )?(?:warum|weshalb|wieso|wozu)\b",
+     r"\b(?:weil|denn|damit|deshalb|daher|deswegen|darum|gründe?n?|zweck|wegen|aufgrund|sodass|so dass|angesichts|da|"
+     r"um .{1,60} zu)\b", False),
+    (r"\bcombien\b|\bquel(?:le)?s? (?:nombre|âge|taille|pourcentage|quantité|durée)\b", _FRENCH_NUMBER, True),
+    (r"^\W*(?:et |depuis |jusqu['’]à )?quand\b|\bquel(?:le)? (?:année|jour|mois|date|siècle)\b",
+     r"\d|\b(?:janvier|février|mars|avril|mai|juin|juillet|août|septembre|octobre|novembre|décembre|lundi|mardi|mercredi|jeudi|"
+     r"vendredi|samedi|dimanche|printemps|été|automne|hiver|aujourd['’]hui|hier|demain|avant|après|depuis|lorsqu\w*|dès|jours?|mois|"
+     r"ans?|semaines?|toujours|jamais)\b", True),
+    (r"^\W*(?:et |par |de |à |pour |avec )?qui\b|\bquel(?:le)? (?:personne|société|entreprise|auteur|pays|ville)\b",
+     _TWO_NAMES, False),
+    (r"^\W*(?:et )?pourquoi\b",
+     r"\b(?:parce qu|puisqu|afin d|afin qu|pour (?:qu|\w+[ei]r\b)|à cause|raisons?|(?:le|son) but|grâce|dues? à|dû|ainsi|car\b)",
+     False),
+)
+# fmt: on
+
+
+class Expected(typing.NamedTuple):
+    """What a question of a kind is answered by.
+
+    Where it is `needed`, what holds none of it is no answer; where it `settles`, a sentence that holds it is one by its form.
+    Of two that hold it, one with what `rather` names, the unit that was asked for, is the better.
+    """
+
+    asks: Pattern
+    holds: Pattern
+    needed: bool
+    settles: bool
+    rather: Pattern | None = None
+
+
+def _expected_elsewhere(asks, holds, needed):
+    """Return the Expected of a row of _EXPECTED_ELSEWHERE: names are told from other words by their capitals."""
+    flags = re.NOFLAG if holds == _TWO_NAMES else re.IGNORECASE
+    return Expected(Pattern(asks, re.IGNORECASE), Pattern(holds, flags), needed, settles=not needed)
+
+
+# fmt: off
+_EXPECTED = (
+    Expected(Pattern(r"\bhow (?:many|much|long|old|far|often|big|large|tall|high|deep|heavy|fast|wide)\b|"
+                        r"\bwhat (?:number|percentage|amount|age)\b", re.IGNORECASE), NUMBER_TOLD, True, False),
+    Expected(Pattern(r"^\W*(?:and |so )?when (?:was|were|did|had)\b|\b(?:what|which) (?:year|day|date) (?:was|were|did)\b",
+                        re.IGNORECASE), _POINT_TOLD, True, False),
+    Expected(Pattern(r"\bwhen\b(?! (?:should|would|can|could|must|may|to|not|is it|do i|do you|do we)\b)|"
+                        r"\b(?:what|which) (?:year|date|day|month|century|time)\b", re.IGNORECASE), TIME_TOLD, True, False),
+    Expected(Pattern(r"^\W*(?:and |so )?when (?:should|would|can|could|must|may|to|do) ", re.IGNORECASE), _MOMENT_TOLD, False,
+             False),
+    Expected(Pattern(r"^\W*(?:and |so )?who(?:m|se)?\b|\bwhich (?:company|person|people|author|country|city)\b",
+                        re.IGNORECASE), _NAME_TOLD, True, False),
+    Expected(Pattern(r"^\W*(?:and |so )?why\b", re.IGNORECASE), _REASON_TOLD, False, True),
+    Expected(Pattern(r"^\W*(?:and |so )?(?:which|what) (?:command|program|tool|utility)s?\b", re.IGNORECASE), _COMMAND_TOLD,
+             False, False),
+    *itertools.starmap(_expected_elsewhere, _EXPECTED_ELSEWHERE),
+)
+# fmt: on
+# In what a number is told that answers "how long", "how many kilos" …
+_SPANS_OF_TIME = "second|minute|hour|day|night|week|month|year|decade|century"
+_MASSES = "kg|g|mg|kilo|kilogram|gram|pound|lb|oz|ton"
+_VOLUMES = "l|ml|litre|liter|gallon"
+_LENGTHS = "km|m|cm|mm|ft|kilometre|kilometer|metre|meter|mile|foot|feet|inch|inche"
+_MONEY = "€|euro|eur|dollar|pound|cent"
+_TOLD_IN = (
+    (rf"how (?:many|much) (?:{_MASSES})s?\b|how heavy|\bweigh", _MASSES),
+    (rf"how many (?:{_VOLUMES})s?\b", _VOLUMES),
+    (rf"how (?:many (?:{_LENGTHS})s?\b|far|tall|high|deep|wide)", _LENGTHS),
+    (rf"how many (?:{_MONEY})s?\b|how much .*\b(?:costs?|pay|price|rent|fee)", _MONEY),
+    (rf"how (?:long|many (?:{_SPANS_OF_TIME})s?\b)", _SPANS_OF_TIME),
+)
+_TOLD_IN_UNITS = {
+    Pattern(asks, re.IGNORECASE): Pattern(rf"(?<![^\W\d])(?:{units})s?\b", re.IGNORECASE)
+    for asks, units in _TOLD_IN
+}
+# It stands below its term, named by its last word, or behind it: "port (integer)", then what that is.
+BY_ITS_TERM = r"|^\W*{1}\b[^:]{{0,100}}::|^\W*{0}(?: ?\([^)\n]{{1,40}}\))?(?: *\n| {{2}})\s*\w"
+DEFINED_BY = (
+    r"\b(?:called|known as|termed|named)\s+(?:(?:an?|the)\s+)?\W?{0}(?!\w)|"
+    r"(?<!\w){0}(?:\W+(?!that\b)\w+){{0,4}}?\W+(?:is|are|was|were|means?|refers?|stands?|denotes?|consists?)\b|"
+    r"{0}(?:\W+\w+){{0,2}}?\W+(?:control|set|specifie|configure|allow|enable|disable|determine|define|cause|make|let|limit|"
+    r"provide|return|create|print|display|show|list|remove|tell|describe|turn)s\b|"
+    r"^\W*(?:description|purpose|summary): " + BY_ITS_TERM
+)
+_DEFINES = Pattern(
+    r"^\W*(?:what|who) (?:is|are|was|were|does|do) (?:(?:the|a|an|word|term) ){0,3}(.{2,60}?)"
+    r"(?: mean| stand for| do)?\W*$",
+    re.IGNORECASE,
+)
+
+_DEFINES_IN_GERMAN = Pattern(
+    r"^\W*was (?:ist|sind|war|waren|bedeutet|bedeuten|heißt|bezeichnet|meint) "
+    r"(?:(?:der|die|das|ein|eine|name|wort|begriff|ausdruck) ){0,3}(.{2,60}?)\W*$",
+    re.IGNORECASE,
+)
+_DEFINED_IN_GERMAN = (
+    r"{0}(?:\W+\w+){{0,4}}?\W+(?:ist|sind|war|waren|bedeute[nt]|heißt|bezeichnet|steht|stellt|stellen)\b"
+    + BY_ITS_TERM
+)
+_DEFINES_IN_FRENCH = Pattern(
+    r"^\W*(?:qu['’]est[- ]ce qu(?:e |['’])(?:c['’]est qu(?:e |['’]))?|c['’]est quoi,? |que (?:signifie|veut dire) )"
+    r"(?:(?:le |la |les |une? |l['’]|mot |terme |nom )){0,3}(.{2,60}?)\W*$",
+    re.IGNORECASE,
+)
+_DEFINED_IN_FRENCH = (
+    r"{0}(?:\W+\w+){{0,4}}?\W+(?:est|sont|était|étaient|signifie|désigne|veut dire|représente)\b"
+    + BY_ITS_TERM
+)
+
+# "Which port …?" is answered by "port = 9418", "port: 9418", "the port is 9418", "on port 9418".
+_SETS = Pattern(
+    r"^\W*(?:on |in |at |and |so )?(?:which|what|welche[mnrs]?|quel(?:le)?s?) "
+    r"(?!(?:is|are|was|were|do|does|did|can|est|sont)\b)(\w+?)s? ",
+    re.IGNORECASE,
+)
+_SET_TO = r"\b{0}s?\b(?:\s*[=:]\s*|\s+(?:is|are|was|ist|sind|lautet|est|sont)\s+|\s+)(?=\S*\d)|\b{0}\s*[=:]\s*\S"
+
+ASKS_WHETHER = Pattern(
+    r"(?:is|are|was|were|am|do|does|did|can|could|may|must|shall|should|will|would|has|have|had)\b",
+    re.IGNORECASE,
+)
+# "Is it enabled?" is answered by what says that it is disabled.
+# fmt: off
+_ANTONYMS = ("enabled disabled", "allowed forbidden", "allowed prohibited", "allowed refused", "possible impossible",
+            "required optional", "mandatory optional", "open closed", "safe unsafe", "supported unsupported", "legal illegal",
+            "included excluded", "free paid", "public private", "alive dead", "permanent temporary", "valid invalid")
+# fmt: on
+
+
+# What is told of one of these is no answer to a question for the other.
+# fmt: off
+_CONTRARIES = ("advantage disadvantage", "benefit drawback", "strength weakness", "pros cons", "minimum maximum",
+              "largest smallest", "lock unlock", "mount unmount", "install uninstall", "encrypt decrypt", "encode decode",
+              "upload download", "import export", "upgrade downgrade", "increase decrease", "compress decompress",
+              "subscribe unsubscribe")
+# fmt: on
+
+
+@functools.cache
+def _opposites(pairs):
+    """Return {word: its opposites} of _ANTONYMS or _CONTRARIES, as the lexicon knows them."""
+    found = collections.defaultdict(set)
+    for one, other in map(words_of, pairs):
+        found[one].add(other)
+        found[other].add(one)
+    return found
+
+
+# "How do I delete a message?" is answered by "Delete …", be it behind the option that does it, and by other steps.
+_HOW_TO = Pattern(
+    r"^\W*(?:and |so )?how (?:to|(?:do|can|could|should|must|may) (?:i|you|we|one)) (\w+)\b",
+    re.IGNORECASE,
+)
+_STEP_BY_VERB = _STEP_TOLD.pattern + r"|^\W*(?:-\S+(?: \S+)?\s+|.{{0,60}}::\s+)?{0}\b"
+
+# "What is a checkpoint in SQLite?" asks for what a checkpoint is.
+_WHERE_IT_IS_SO = Pattern(r" (?:in|on|under|for|with) (?:the )?[A-Z]\S*$")
+
+# How a question names what it asks for; the form of what answers it, whose holes are the thing and its last word; and whether
+# that is an answer by its form alone.
+_FORMS = {
+    _HOW_TO: (_STEP_BY_VERB, False),
+    _DEFINES: (DEFINED_BY, True),
+    _DEFINES_IN_GERMAN: (_DEFINED_IN_GERMAN, True),
+    _DEFINES_IN_FRENCH: (_DEFINED_IN_FRENCH, True),
+    _SETS: (_SET_TO, True),
+}
+
+
+def _as_pattern(text):
+    """Return a pattern of a text whose blanks may be line ends."""
+    return r"\s+".join(map(re.escape, text.split()))
+
+
+def _expected_in(question):
+    """Return the Expected of a question, or None where its kind is not known."""
+    kind = next((kind for kind in _EXPECTED if kind.asks.search(question)), None)
+    if kind is not None:
+        units = [told for asked, told in _TOLD_IN_UNITS.items() if asked.search(question)]
+        return _of_the_verb(kind, question)._replace(rather=next(iter(units), None))
+    for asks, (holds, settles) in _FORMS.items():
+        if named := asks.match(question):
+            thing = _WHERE_IT_IS_SO.sub("", named[1])
+            thing, last = _as_pattern(thing), re.escape(thing.split()[-1])
+            form = re.compile(holds.format(thing, last), re.IGNORECASE)
+            return Expected(asks, form, needed=False, settles=settles)
+    return None
+
+
+def _of_the_verb(kind, question):
+    """Return an Expected; who does something is told by that verb too: "Who wrote it?" by "Ann wrote it"."""
+    named = _WHO_DOES.match(question) if kind.holds is _NAME_TOLD else None
+    done = named and _DONE_BY.format(re.escape(named[1].lower()))
+    return kind._replace(holds=Pattern(_NAME_TOLD.pattern + done)) if done else kind
+
+
+_COMPARES = Pattern(
+    r"\b(?:compare|differen(?:ce|t)s?(?: between| of)?|versus|vs\.?|better|rather|prefer|both)\b",
+    re.IGNORECASE,
+)
+_TWO = Pattern(
+    r"(?:\b(?:between|compare|is|are|run|use|take|of)\s+)?([\w/.-]+(?: [\w/.-]+)?) "
+    r"(?:and|or|versus|vs\.?|from|than|with) ([\w/.-]+(?: [\w/.-]+)?)",
+    re.IGNORECASE,
+)
+
+
+def things_compared(query):
+    """Return the two things that a query compares, as it names them, or ()."""
+    found = _TWO.search(query) if _COMPARES.search(query) or " or " in query else None
+    return tuple([thing.rstrip(".") for thing in found.groups()]) if found else ()
+
+
+def worth_of_form(weights: dict, words: typing.Container) -> float:
+    """Return the summed weight of the words that are among `words`."""
+    return sum([weight for word, weight in weights.items() if word in words])
+
+
+class Asked(typing.NamedTuple):
+    """A question, as passages are judged by it."""
+
+    text: str
+    weights: dict  # {word: idf}; those of the focus half as much again
+    spelt: dict  # {word: spelling in the question}
+    expected: Expected | None
+    opposed: dict  # {word: one of mine that says the opposite}, where I ask whether something is so
+    language: str = "en"
+    contrary: dict = {}  # {word: one of mine, of whose contrary it tells}
+    compared: tuple = ()  # the words of each of two things that I compare
+    forms: dict = {}  # {word: one of mine, of which it is another form}
+
+    def share(self, words):
+        """Return what share of my words' weight is among words, 0 to 1."""
+        held = worth_of_form(self.weights, self._with_mine(words))
+        return held / (sum(self.weights.values()) or 1.0)
+
+    def _with_mine(self, words):
+        """Return words with those of mine that they stand for: another form of it, or where I ask whether, its opposite."""
+        stood_for = self.opposed | self.forms
+        return words.union([mine for word, mine in stood_for.items() if word in words])
+
+    def telling(self):
+        """Return {word: its weight} of my words but those of feeling, and those that name what kind of answer I want."""
+        kind = (
+            self.expected
+            and self.expected.asks not in _FORMS
+            and self.expected.asks.search(self.text)
+        )
+        unit = _UNIT_NAMED.search(self.text)
+        asked = words_of(" ".join([found[0] for found in (kind, unit) if found])).keys()
+        least = FEELINGS | MEASURES
+        return {
+            word: weight
+            for word, weight in self.weights.items()
+            if word not in asked and self.spelt[word].lower() not in least
+        }
+
+    def is_mostly_held(self, words):
+        """Whether the greater part of my telling words is among words; where words are put together, that says nothing."""
+        if self.language in COMPOUNDING:
+            return True
+        telling = self.telling()
+        return worth_of_form(telling, self._with_mine(words)) >= _HELD_OF_QUESTION * sum(
+            telling.values()
+        )
+
+    def is_answered_by(self, text):
+        """Whether a text holds what is expected, other than what I name myself."""
+        own = self.text.casefold()
+        found = [match[0].casefold() for match in self.expected.holds.finditer(text)]
+        return any(self.expected.asks in _FORMS or held not in own for held in found)
+
+    def is_told_as_asked(self, text):
+        """Whether a text holds a number in the unit that I ask for."""
+        return bool(self.expected and self.expected.rather and self.expected.rather.search(text))
+
+    def asks_for(self, label):
+        """Whether I ask for what a label names."""
+        return bool(label) and words_of(label).keys() <= self.weights.keys()
+
+    def is_of_contrary(self, words):
+        """Whether words name the contrary of what I ask for, and not that itself."""
+        return any(other in words and mine not in words for other, mine in self.contrary.items())
+
+    def compares_others(self, words):
+        """Whether I compare two things, and words name neither."""
+        return bool(self.compared) and not any(thing <= words for thing in self.compared)
+
+    def counts_others(self, words):
+        """Whether I ask for how many of a thing that is not among words."""
+        counted = _COUNTED.search(self.text) if self.expected and self.expected.needed else None
+        things = words_of(counted[1], self.language).keys() if counted else ()
+        return not words.issuperset(things)
+
+    def is_better_answered_by(self, text, other):
+        """Whether a text holds the kind of thing that I ask for, or settles me by its form, and another holds none of it."""
+        expected = self.expected
+        tells = expected is not None and (expected.settles or expected.asks not in _FORMS)
+        return tells and self.is_answered_by(text) and not self.is_answered_by(other)
+
+    def needs_more_than(self, texts):
+        """Whether I ask for a number, a time or a name that none of the texts holds."""
+        needed = self.expected is not None and self.expected.needed
+        return needed and not any(map(self.is_answered_by, texts))
+
+
+def asked_of(catalog: UvmObject, query: str, focus: str, before: str) -> Asked:
+    """Return a query as Asked. What stands in `before` alone, the subject of another turn, counts half."""
+    found, segments = prepared(catalog, query), readable_segments(catalog)
+    focused, own = (sought(segments, text) for text in (focus, query.removeprefix(before)))
+    carried = sought(segments, before).keys() - own.keys()
+    weights = {
+        word: weight * (1.5 if word in focused else 1) for word, weight in found.weights.items()
+    }
+    weights |= {
+        word: weights[word] / 2 * bool(found.frequencies[word])
+        for word in carried
+        if word in weights
+    }
+    own_words = query.removeprefix(before).lstrip(": ")
+    whether = list(weights) if ASKS_WHETHER.match(own_words) else []
+    opposed = {
+        opposite: word for word in whether for opposite in _opposites(_ANTONYMS).get(word, ())
+    }
+    contrary = {
+        opposite: word
+        for word in weights
+        for opposite in _opposites(_CONTRARIES).get(word, set()) - weights.keys()
+    }
+    return Asked(
+        query,
+        weights,
+        found.spelt,
+        _expected_in(own_words),
+        opposed,
+        language_of(own_words),
+        contrary,
+        tuple([frozenset(words_of(thing)) for thing in things_compared(query)]),
+        {form: word for word in weights for form in forms_of_words().get(word, ())},
+    )
+
+
+################################################################################
 # Evidence #####################################################################
 ################################################################################
 #
@@ -20625,9 +21078,8 @@ def documents_matching(catalog: UvmObject, query: str) -> set[str]:
 
 # Offers:
 __all__ += """
-    REQUESTS is_statement QUOTE_WORDS SAYS_YES_OR_NO goes_on tellings_of ASKS_WHETHER
-    worth_of_form Recall find_evidence things_compared SAYS_NO contradict with_its_lines
-    _WEIGHTS
+    REQUESTS is_statement QUOTE_WORDS SAYS_YES_OR_NO goes_on tellings_of Recall find_evidence
+    SAYS_NO contradict with_its_lines
 """.split()
 
 # Episodes: what was asked and told, as documents
@@ -20684,9 +21136,6 @@ _KNOWN_NOWHERE = 0.35
 # By words and meaning together. Of 41 questions over articles 95 % stood above it, and of the same questions without the
 # paragraph that answers 17 %.
 _SURE_WORTH = 0.57
-# What is told first holds so much of the question's telling words: of 230 questions that have an answer 87 % then are told for
-# sure (90 % without it), of 300 whose answer was taken out 45 % (67 %).
-_HELD_OF_QUESTION = 0.52
 _NEAR_MASS, _NEAR_SIMILARITY = 0.5, 0.4  # from when on what was found is told as the nearest
 # the same in other languages, whose texts are all somewhat near to one another
 _NEAR_ELSEWHERE = 0.55
@@ -21027,405 +21476,6 @@ def _announcing(tellings, marked):
     return marked
 
 
-# What kind of answer a question wants
-#
-# A question that begins so is answered by a sentence that holds such a thing, beyond what the question itself names. Where a
-# question is of none of these kinds nothing is expected.
-
-_NUMBER_TOLD = Pattern(
-    r"\d|\b(?:no|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w{3,5}teen|twenty|thirty|forty|fifty|sixty|"
-    r"seventy|eighty|ninety|dozen|hundred|thousand|million|once|twice|half|none)\b",
-    re.IGNORECASE,
-)
-# "how many eggs": what holds no egg tells no number of them; a unit is told beside its number, and of something else
-_COUNTED = Pattern(
-    r"\b(?:how many|wie ?viele[nr]?|combien d(?:e |['\u2019]))\s*(?!(?:people|persons|times|personen|leute|personnes|gens|fois|"
-    r"ans|(?:day|week|month|year|hour|minute|second|gram|kilo|kilogram|lit(?:er|re)|met(?:er|re)|mile|degree|euro|dollar|pound|byte|"
-    r"spoon|cup|piece|jour|semaine|mois|ann\u00e9e|heure|gramme|degr\u00e9)s?|(?:mal|tag|woche|monat|jahr|stunde|minute|sekunde)e?n?|"
-    r"gramm|grad)\b)([\w-]{3,})",
-    re.IGNORECASE,
-)
-_POINTS = (
-    r"\d{1,2}[:.]\d\d|\d+(?:st|nd|rd|th)|jan(?:uary)?|feb(?:ruary)?|march|april|may|june?|july?|aug(?:ust)?|sept(?:ember)?|"
-    r"oct(?:ober)?|nov(?:ember)?|dec(?:ember)?|(?:mon|tues|wednes|thurs|fri|satur|sun)day|spring|summer|autumn|winter|noon|"
-    r"midnight|morning|evening|night|century|today|yesterday|tomorrow|ago|until|before|after|once|since|always|never"
-)
-_TIME_TOLD = Pattern(rf"\b(?:{_POINTS}|every|daily|weekly|monthly|yearly)\b|\d", re.IGNORECASE)
-# "When was it …?" asks for one time, not for how often
-_POINT_TOLD = Pattern(rf"(?<!every )(?<!each )\b(?:{_POINTS})\b|\d", re.IGNORECASE)
-# months and days are written large too, and name nobody
-_NOBODY = (
-    r"(?!(?:Jan(?:uary)?|Feb(?:ruary)?|March|April|May|June?|July?|Aug(?:ust)?|Sept(?:ember)?|Oct(?:ober)?|Nov(?:ember)?|"
-    r"Dec(?:ember)?|(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day)\b)"
-)
-_NAME_TOLD = Pattern(
-    rf"(?<=[\w,;:(\"\u201c] ){_NOBODY}[A-Z][\w'-]+|\b{_NOBODY}[A-Z][\w'-]+(?= [A-Z(])"
-)
-# "Who wrote it?" is answered by "Ann wrote …" too, whose name may stand first and alone
-_WHO_DOES = Pattern(
-    r"^\W*(?:and |so )?who (?:has |have |had |also |first )?"
-    r"(?!(?:is|are|was|were|am|do|does|did|can|could|may|must|should|shall|will|would|has|have|had)\b)([a-z]{3,}?)(?:e?[sd])?\b",
-    re.IGNORECASE,
-)
-_DONE_BY = r"|\b[A-Z][\w'-]+ (?:has |have |had |also |first )?{0}"
-_REASON_TOLD = Pattern(
-    r"\b(?:because|since|due to|so that|in order to|reasons?|therefore|thus|cause[sd]?|as|owing|otherwise|avoid|to \w+|"
-    r"for \w+ing|which means|result)\b",
-    re.IGNORECASE,
-)
-
-
-# as they are written in manuals: "mailq(1)", "`mailq`", "-p", "$ mailq", "the mailq command"
-_COMMAND_TOLD = Pattern(
-    r"\w\(\d\w?\)|`[^`\n]+`|(?<![\w-])--?[a-z][\w-]*|^\s*[$#] \S|\b[Tt]he\s+[\w.-]+\s+(?:command|program|tool|utility)\b|"
-    r"\b(?:[Rr]un|[Uu]se|[Tt]ype|[Cc]all|[Ii]nvoke)\s+[a-z][\w-]*\b",
-    re.MULTILINE,
-)
-
-
-_STEP_TOLD = Pattern(
-    r"^\W*(?:if you (?:want|wish|need|would like) to|in order to|to)\b|"
-    r"\b(?:you|one) (?:can|could|may|must|should|need to|have to)\b|"
-    r"\bcan be \w+ (?:by|with|using|through)\b|\bby \w+ing\b|\b(?:use|run|using|with) (?:the|[`<$\u201c])|"
-    r"^\W*(?:add|call|choose|click|create|edit|enter|execute|give|install|invoke|issue|open|press|put|run|select|set|specify|start|"
-    r"stop|type|use|write)\b",
-    re.IGNORECASE,
-)
-
-
-# The same of German and French: (how a question begins, what answers it, whether it is needed). German writes all nouns large.
-_TWO_NAMES = r"\b[A-ZÄÖÜÉ][\w'-]+ [A-ZÄÖÜÉ][\w'-]+"
-_GERMAN_NUMBER = (
-    r"\d|\b(?:kein\w*|zwei|drei|vier|fünf|sechs|sieben|acht|neun|zehn|elf|zwölf|dutzend|hundert|tausend|million)|"
-    r"\w(?:zig|hundert|mal)\b|\b(?:einmal|täglich|stündlich|wöchentlich|monatlich|jährlich|selten|immer)\b"
-)
-_FRENCH_NUMBER = (
-    r"\d|\b(?:aucune?|une? seule?|deux|trois|quatre|cinq|six|sept|huit|neuf|dix|onze|douze|vingt|trente|"
-    r"quarante|cinquante|soixante|cents?|mille|millions?|dizaines?|douzaine|fois|quotidien\w*|toujours|jamais)\b"
-)
-# fmt: off
-_EXPECTED_ELSEWHERE = (
-    (r"\bwie ?(?:viele?[nr]?|lange|alt|oft|groß|hoch|weit|tief|schwer|schnell|breit|teuer)\b", _GERMAN_NUMBER, True),
-    (r"^\W*(?:und |ab |bis |seit )?wann\b|\bwelche[mnrs]? (?:jahr|monat|tag|datum|jahrhundert)\b",
-     r"\d|\b(?:januar|februar|märz|april|mai|juni|juli|august|september|oktober|november|dezember|\w+(?:tag|woch)s?|"
-     r"frühling|sommer|herbst|winter|heute|gestern|morgen|bevor|sobald|nachdem|seit|nach|vor|immer|nie)\b", True),
-    (r"^\W*(?:und |von |mit |für )?we[rmn]\b|\bwelche[mnrs]? (?:firma|person|autor|land|stadt)\b", _TWO_NAMES, False),
-    (r"^\W*(?:und )?(?:warum|weshalb|wieso|wozu)\b",
-     r"\b(?:weil|denn|damit|deshalb|daher|deswegen|darum|gründe?n?|zweck|wegen|aufgrund|sodass|so dass|angesichts|da|"
-     r"um .{1,60} zu)\b", False),
-    (r"\bcombien\b|\bquel(?:le)?s? (?:nombre|âge|taille|pourcentage|quantité|durée)\b", _FRENCH_NUMBER, True),
-    (r"^\W*(?:et |depuis |jusqu['’]à )?quand\b|\bquel(?:le)? (?:année|jour|mois|date|siècle)\b",
-     r"\d|\b(?:janvier|février|mars|avril|mai|juin|juillet|août|septembre|octobre|novembre|décembre|lundi|mardi|mercredi|jeudi|"
-     r"vendredi|samedi|dimanche|printemps|été|automne|hiver|aujourd['’]hui|hier|demain|avant|après|depuis|lorsqu\w*|dès|jours?|mois|"
-     r"ans?|semaines?|toujours|jamais)\b", True),
-    (r"^\W*(?:et |par |de |à |pour |avec )?qui\b|\bquel(?:le)? (?:personne|société|entreprise|auteur|pays|ville)\b",
-     _TWO_NAMES, False),
-    (r"^\W*(?:et )?pourquoi\b",
-     r"\b(?:parce qu|puisqu|afin d|afin qu|pour (?:qu|\w+[ei]r\b)|à cause|raisons?|(?:le|son) but|grâce|dues? à|dû|ainsi|car\b)",
-     False),
-)
-# fmt: on
-
-
-class Expected(typing.NamedTuple):
-    """What a question of a kind is answered by.
-
-    Where it is `needed`, what holds none of it is no answer; where it `settles`, a sentence that holds it is one by its form.
-    Of two that hold it, one with what `rather` names, the unit that was asked for, is the better.
-    """
-
-    asks: Pattern
-    holds: Pattern
-    needed: bool
-    settles: bool
-    rather: Pattern | None = None
-
-
-def _expected_elsewhere(asks, holds, needed):
-    """Return the Expected of a row of _EXPECTED_ELSEWHERE: names are told from other words by their capitals."""
-    flags = re.NOFLAG if holds == _TWO_NAMES else re.IGNORECASE
-    return Expected(Pattern(asks, re.IGNORECASE), Pattern(holds, flags), needed, settles=not needed)
-
-
-# fmt: off
-_EXPECTED = (
-    Expected(Pattern(r"\bhow (?:many|much|long|old|far|often|big|large|tall|high|deep|heavy|fast|wide)\b|"
-                        r"\bwhat (?:number|percentage|amount|age)\b", re.IGNORECASE), _NUMBER_TOLD, True, False),
-    Expected(Pattern(r"^\W*(?:and |so )?when (?:was|were|did|had)\b|\b(?:what|which) (?:year|day|date) (?:was|were|did)\b",
-                        re.IGNORECASE), _POINT_TOLD, True, False),
-    Expected(Pattern(r"\bwhen\b(?! (?:should|would|can|could|must|may|to|not|is it|do i|do you|do we)\b)|"
-                        r"\b(?:what|which) (?:year|date|day|month|century|time)\b", re.IGNORECASE), _TIME_TOLD, True, False),
-    Expected(Pattern(r"^\W*(?:and |so )?who(?:m|se)?\b|\bwhich (?:company|person|people|author|country|city)\b",
-                        re.IGNORECASE), _NAME_TOLD, True, False),
-    Expected(Pattern(r"^\W*(?:and |so )?why\b", re.IGNORECASE), _REASON_TOLD, False, True),
-    Expected(Pattern(r"^\W*(?:and |so )?(?:which|what) (?:command|program|tool|utility)s?\b", re.IGNORECASE), _COMMAND_TOLD,
-             False, False),
-    *itertools.starmap(_expected_elsewhere, _EXPECTED_ELSEWHERE),
-)
-# fmt: on
-# In what a number is told that answers "how long", "how many kilos" …
-_SPANS_OF_TIME = "second|minute|hour|day|night|week|month|year|decade|century"
-_WEIGHTS = "kg|g|mg|kilo|kilogram|gram|pound|lb|oz|ton"
-_VOLUMES = "l|ml|litre|liter|gallon"
-_LENGTHS = "km|m|cm|mm|ft|kilometre|kilometer|metre|meter|mile|foot|feet|inch|inche"
-_MONEY = "€|euro|eur|dollar|pound|cent"
-_TOLD_IN = (
-    (rf"how (?:many|much) (?:{_WEIGHTS})s?\b|how heavy|\bweigh", _WEIGHTS),
-    (rf"how many (?:{_VOLUMES})s?\b", _VOLUMES),
-    (rf"how (?:many (?:{_LENGTHS})s?\b|far|tall|high|deep|wide)", _LENGTHS),
-    (rf"how many (?:{_MONEY})s?\b|how much .*\b(?:costs?|pay|price|rent|fee)", _MONEY),
-    (rf"how (?:long|many (?:{_SPANS_OF_TIME})s?\b)", _SPANS_OF_TIME),
-)
-_TOLD_IN_UNITS = {
-    Pattern(asks, re.IGNORECASE): Pattern(rf"(?<![^\W\d])(?:{units})s?\b", re.IGNORECASE)
-    for asks, units in _TOLD_IN
-}
-# It stands below its term, named by its last word, or behind it: "port (integer)", then what that is.
-_BY_ITS_TERM = r"|^\W*{1}\b[^:]{{0,100}}::|^\W*{0}(?: ?\([^)\n]{{1,40}}\))?(?: *\n| {{2}})\s*\w"
-_DEFINED_BY = (
-    r"\b(?:called|known as|termed|named)\s+(?:(?:an?|the)\s+)?\W?{0}(?!\w)|"
-    r"(?<!\w){0}(?:\W+(?!that\b)\w+){{0,4}}?\W+(?:is|are|was|were|means?|refers?|stands?|denotes?|consists?)\b|"
-    r"{0}(?:\W+\w+){{0,2}}?\W+(?:control|set|specifie|configure|allow|enable|disable|determine|define|cause|make|let|limit|"
-    r"provide|return|create|print|display|show|list|remove|tell|describe|turn)s\b|"
-    r"^\W*(?:description|purpose|summary): " + _BY_ITS_TERM
-)
-_DEFINES = Pattern(
-    r"^\W*(?:what|who) (?:is|are|was|were|does|do) (?:(?:the|a|an|word|term) ){0,3}(.{2,60}?)"
-    r"(?: mean| stand for| do)?\W*$",
-    re.IGNORECASE,
-)
-
-_DEFINES_IN_GERMAN = Pattern(
-    r"^\W*was (?:ist|sind|war|waren|bedeutet|bedeuten|heißt|bezeichnet|meint) "
-    r"(?:(?:der|die|das|ein|eine|name|wort|begriff|ausdruck) ){0,3}(.{2,60}?)\W*$",
-    re.IGNORECASE,
-)
-_DEFINED_IN_GERMAN = (
-    r"{0}(?:\W+\w+){{0,4}}?\W+(?:ist|sind|war|waren|bedeute[nt]|heißt|bezeichnet|steht|stellt|stellen)\b"
-    + _BY_ITS_TERM
-)
-_DEFINES_IN_FRENCH = Pattern(
-    r"^\W*(?:qu['’]est[- ]ce qu(?:e |['’])(?:c['’]est qu(?:e |['’]))?|c['’]est quoi,? |que (?:signifie|veut dire) )"
-    r"(?:(?:le |la |les |une? |l['’]|mot |terme |nom )){0,3}(.{2,60}?)\W*$",
-    re.IGNORECASE,
-)
-_DEFINED_IN_FRENCH = (
-    r"{0}(?:\W+\w+){{0,4}}?\W+(?:est|sont|était|étaient|signifie|désigne|veut dire|représente)\b"
-    + _BY_ITS_TERM
-)
-
-# "Which port …?" is answered by "port = 9418", "port: 9418", "the port is 9418", "on port 9418".
-_SETS = Pattern(
-    r"^\W*(?:on |in |at |and |so )?(?:which|what|welche[mnrs]?|quel(?:le)?s?) "
-    r"(?!(?:is|are|was|were|do|does|did|can|est|sont)\b)(\w+?)s? ",
-    re.IGNORECASE,
-)
-_SET_TO = r"\b{0}s?\b(?:\s*[=:]\s*|\s+(?:is|are|was|ist|sind|lautet|est|sont)\s+|\s+)(?=\S*\d)|\b{0}\s*[=:]\s*\S"
-
-ASKS_WHETHER = Pattern(
-    r"(?:is|are|was|were|am|do|does|did|can|could|may|must|shall|should|will|would|has|have|had)\b",
-    re.IGNORECASE,
-)
-# "Is it enabled?" is answered by what says that it is disabled.
-# fmt: off
-_ANTONYMS = ("enabled disabled", "allowed forbidden", "allowed prohibited", "allowed refused", "possible impossible",
-            "required optional", "mandatory optional", "open closed", "safe unsafe", "supported unsupported", "legal illegal",
-            "included excluded", "free paid", "public private", "alive dead", "permanent temporary", "valid invalid")
-# fmt: on
-
-
-# What is told of one of these is no answer to a question for the other.
-# fmt: off
-_CONTRARIES = ("advantage disadvantage", "benefit drawback", "strength weakness", "pros cons", "minimum maximum",
-              "largest smallest", "lock unlock", "mount unmount", "install uninstall", "encrypt decrypt", "encode decode",
-              "upload download", "import export", "upgrade downgrade", "increase decrease", "compress decompress",
-              "subscribe unsubscribe")
-# fmt: on
-
-
-@functools.cache
-def _opposites(pairs):
-    """Return {word: its opposites} of _ANTONYMS or _CONTRARIES, as the lexicon knows them."""
-    found = collections.defaultdict(set)
-    for one, other in map(words_of, pairs):
-        found[one].add(other)
-        found[other].add(one)
-    return found
-
-
-# "How do I delete a message?" is answered by "Delete …", be it behind the option that does it, and by other steps.
-_HOW_TO = Pattern(
-    r"^\W*(?:and |so )?how (?:to|(?:do|can|could|should|must|may) (?:i|you|we|one)) (\w+)\b",
-    re.IGNORECASE,
-)
-_STEP_BY_VERB = _STEP_TOLD.pattern + r"|^\W*(?:-\S+(?: \S+)?\s+|.{{0,60}}::\s+)?{0}\b"
-
-# "What is a checkpoint in SQLite?" asks for what a checkpoint is.
-_WHERE_IT_IS_SO = Pattern(r" (?:in|on|under|for|with) (?:the )?[A-Z]\S*$")
-
-# How a question names what it asks for; the form of what answers it, whose holes are the thing and its last word; and whether
-# that is an answer by its form alone.
-_FORMS = {
-    _HOW_TO: (_STEP_BY_VERB, False),
-    _DEFINES: (_DEFINED_BY, True),
-    _DEFINES_IN_GERMAN: (_DEFINED_IN_GERMAN, True),
-    _DEFINES_IN_FRENCH: (_DEFINED_IN_FRENCH, True),
-    _SETS: (_SET_TO, True),
-}
-
-
-def _as_pattern(text):
-    """Return a pattern of a text whose blanks may be line ends."""
-    return r"\s+".join(map(re.escape, text.split()))
-
-
-def _expected_in(question):
-    """Return the Expected of a question, or None where its kind is not known."""
-    kind = next((kind for kind in _EXPECTED if kind.asks.search(question)), None)
-    if kind is not None:
-        units = [told for asked, told in _TOLD_IN_UNITS.items() if asked.search(question)]
-        return _of_the_verb(kind, question)._replace(rather=next(iter(units), None))
-    for asks, (holds, settles) in _FORMS.items():
-        if named := asks.match(question):
-            thing = _WHERE_IT_IS_SO.sub("", named[1])
-            thing, last = _as_pattern(thing), re.escape(thing.split()[-1])
-            form = re.compile(holds.format(thing, last), re.IGNORECASE)
-            return Expected(asks, form, needed=False, settles=settles)
-    return None
-
-
-def _of_the_verb(kind, question):
-    """Return an Expected; who does something is told by that verb too: "Who wrote it?" by "Ann wrote it"."""
-    named = _WHO_DOES.match(question) if kind.holds is _NAME_TOLD else None
-    done = named and _DONE_BY.format(re.escape(named[1].lower()))
-    return kind._replace(holds=Pattern(_NAME_TOLD.pattern + done)) if done else kind
-
-
-def worth_of_form(weights, words):
-    """Return the summed weight of the words that are among `words`."""
-    return sum([weight for word, weight in weights.items() if word in words])
-
-
-class Asked(typing.NamedTuple):
-    """A question, as passages are judged by it."""
-
-    text: str
-    weights: dict  # {word: idf}; those of the focus half as much again
-    spelt: dict  # {word: spelling in the question}
-    expected: Expected | None
-    opposed: dict  # {word: one of mine that says the opposite}, where I ask whether something is so
-    language: str = "en"
-    contrary: dict = {}  # {word: one of mine, of whose contrary it tells}
-    compared: tuple = ()  # the words of each of two things that I compare
-    forms: dict = {}  # {word: one of mine, of which it is another form}
-
-    def share(self, words):
-        """Return what share of my words' weight is among words, 0 to 1."""
-        held = worth_of_form(self.weights, self._with_mine(words))
-        return held / (sum(self.weights.values()) or 1.0)
-
-    def _with_mine(self, words):
-        """Return words with those of mine that they stand for: another form of it, or where I ask whether, its opposite."""
-        stood_for = self.opposed | self.forms
-        return words.union([mine for word, mine in stood_for.items() if word in words])
-
-    def telling(self):
-        """Return {word: its weight} of my words but those of feeling, and those that name what kind of answer I want."""
-        kind = (
-            self.expected
-            and self.expected.asks not in _FORMS
-            and self.expected.asks.search(self.text)
-        )
-        asked = words_of(kind[0]).keys() if kind else ()
-        least = FEELINGS | MEASURES
-        return {
-            word: weight
-            for word, weight in self.weights.items()
-            if word not in asked and self.spelt[word].lower() not in least
-        }
-
-    def is_mostly_held(self, words):
-        """Whether the greater part of my telling words is among words."""
-        telling = self.telling()
-        return worth_of_form(telling, self._with_mine(words)) >= _HELD_OF_QUESTION * sum(
-            telling.values()
-        )
-
-    def is_answered_by(self, text):
-        """Whether a text holds what is expected, other than what I name myself."""
-        own = self.text.casefold()
-        found = [match[0].casefold() for match in self.expected.holds.finditer(text)]
-        return any(self.expected.asks in _FORMS or held not in own for held in found)
-
-    def is_told_as_asked(self, text):
-        """Whether a text holds a number in the unit that I ask for."""
-        return bool(self.expected and self.expected.rather and self.expected.rather.search(text))
-
-    def asks_for(self, label):
-        """Whether I ask for what a label names."""
-        return bool(label) and words_of(label).keys() <= self.weights.keys()
-
-    def is_of_contrary(self, words):
-        """Whether words name the contrary of what I ask for, and not that itself."""
-        return any(other in words and mine not in words for other, mine in self.contrary.items())
-
-    def compares_others(self, words):
-        """Whether I compare two things, and words name neither."""
-        return bool(self.compared) and not any(thing <= words for thing in self.compared)
-
-    def counts_others(self, words):
-        """Whether I ask for how many of a thing that is not among words."""
-        counted = _COUNTED.search(self.text) if self.expected and self.expected.needed else None
-        things = words_of(counted[1], self.language).keys() if counted else ()
-        return not words.issuperset(things)
-
-    def is_better_answered_by(self, text, other):
-        """Whether a text holds what cannot be missing, or settles me by its form, and another holds none of it."""
-        tells = self.expected is not None and (self.expected.needed or self.expected.settles)
-        return tells and self.is_answered_by(text) and not self.is_answered_by(other)
-
-    def needs_more_than(self, texts):
-        """Whether I ask for a number, a time or a name that none of the texts holds."""
-        needed = self.expected is not None and self.expected.needed
-        return needed and not any(map(self.is_answered_by, texts))
-
-
-def _asked(catalog, query, focus, before):
-    """Return a query as Asked. What stands in `before` alone, the subject of another turn, counts half."""
-    found, segments = prepared(catalog, query), readable_segments(catalog)
-    focused, own = (sought(segments, text) for text in (focus, query.removeprefix(before)))
-    carried = sought(segments, before).keys() - own.keys()
-    weights = {
-        word: weight * (1.5 if word in focused else 1) for word, weight in found.weights.items()
-    }
-    weights |= {
-        word: weights[word] / 2 * bool(found.frequencies[word])
-        for word in carried
-        if word in weights
-    }
-    own_words = query.removeprefix(before).lstrip(": ")
-    whether = list(weights) if ASKS_WHETHER.match(own_words) else []
-    opposed = {
-        opposite: word for word in whether for opposite in _opposites(_ANTONYMS).get(word, ())
-    }
-    contrary = {
-        opposite: word
-        for word in weights
-        for opposite in _opposites(_CONTRARIES).get(word, set()) - weights.keys()
-    }
-    return Asked(
-        query,
-        weights,
-        found.spelt,
-        _expected_in(own_words),
-        opposed,
-        language_of(own_words),
-        contrary,
-        tuple([frozenset(words_of(thing)) for thing in things_compared(query)]),
-        {form: word for word in weights for form in forms_of_words().get(word, ())},
-    )
-
-
 class Judged(typing.NamedTuple):
     """A Window with what it is worth as an answer, 0 to 1; which of its chunk's sentences answers, and by which characters."""
 
@@ -21474,7 +21524,7 @@ def find_evidence(
     """
     vector, asked = (
         _vector_of(query, before, recall.embedder),
-        _asked(catalog, query, focus, before),
+        asked_of(catalog, query, focus, before),
     )
     things = things_compared(query)
     by = {"embedder": recall.embedder.name}
@@ -21507,23 +21557,6 @@ def find_evidence(
         "unknown": unknown,
         "evidence": evidence if certainty != "none" else [],
     }
-
-
-_COMPARES = Pattern(
-    r"\b(?:compare|differen(?:ce|t)s?(?: between| of)?|versus|vs\.?|better|rather|prefer|both)\b",
-    re.IGNORECASE,
-)
-_TWO = Pattern(
-    r"(?:\b(?:between|compare|is|are|run|use|take|of)\s+)?([\w/.-]+(?: [\w/.-]+)?) "
-    r"(?:and|or|versus|vs\.?|from|than|with) ([\w/.-]+(?: [\w/.-]+)?)",
-    re.IGNORECASE,
-)
-
-
-def things_compared(query):
-    """Return the two things that a query compares, as it names them, or ()."""
-    found = _TWO.search(query) if _COMPARES.search(query) or " or " in query else None
-    return tuple([thing.rstrip(".") for thing in found.groups()]) if found else ()
 
 
 def _vector_of(query, before, embedder):
@@ -21626,6 +21659,7 @@ def _sentence_worth(asked, told, near):
     repeats = told.words <= asked.weights.keys()
     worth += 0.3 * asked.asks_for(told.label)
     contrary = asked.is_of_contrary(told.words)
+    other = asked.counts_others(told.words_with_headings)
     beside = asked.compares_others(told.words_with_headings)
     return (
         worth
@@ -21634,6 +21668,7 @@ def _sentence_worth(asked, told, near):
         - 0.2 * repeats
         - 0.3 * contrary
         - 0.2 * beside
+        - 0.2 * other
     )
 
 
@@ -21671,7 +21706,9 @@ def _pointed(asked, judged, span):
     pointed = max(begun, default=window.first)
     lead = judged.worths[judged.marked - window.first] - judged.worths[pointed - window.first]
     told, own = window.tellings[pointed], window.tellings[judged.marked]
-    lacks = asked.is_better_answered_by(own.whole, told.whole)
+    lacks = asked.is_better_answered_by(own.whole, told.whole) or (
+        asked.counts_others(told.words) and not asked.counts_others(own.words)
+    )
     if told.answers_nothing or lacks or lead > _OVERRULED_BY:
         return judged
     return judged._replace(marked=pointed, span=(first, last))
@@ -21739,7 +21776,7 @@ def _what_is_told(text):
     """Return (the words of a statement but its figures, its figures and times, whether it says no)."""
     figures = {
         match[0].casefold()
-        for pattern in (_NUMBER_TOLD, _TIME_TOLD)
+        for pattern in (NUMBER_TOLD, TIME_TOLD)
         for match in pattern.finditer(text)
     }
     figures |= set(re.findall(r"\w*\d\w*", text))
@@ -21750,7 +21787,7 @@ def _what_is_told(text):
 def _best_about(judged, thing):
     """Return the best Judged that holds all words of a thing, or None: one that says what it is, where there is one."""
     holding = [one for one in judged if _holds_all(one.window, thing)]
-    for form in (_BY_ITS_TERM.removeprefix("|"), _DEFINED_BY):
+    for form in (BY_ITS_TERM.removeprefix("|"), DEFINED_BY):
         defines = re.compile(
             form.format(re.escape(thing), re.escape(thing.split()[-1])), re.IGNORECASE
         )

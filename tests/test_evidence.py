@@ -244,8 +244,9 @@ def test_a_list_is_quoted_with_what_announces_it(catalog):
     assert "disadvantages: - The motor is loud at night" in told and "much more electricity" in told
 
 
-def test_when_one_should_is_no_question_for_a_time():
-    assert batos._expected_in("When should I not use it?") is None
+def test_when_one_should_is_no_question_that_a_time_alone_answers():
+    moment = batos._expected_in("When should I not use it?")
+    assert not moment.needed and moment.holds.search("before it is wet") and not moment.holds.search("2 spoons of it")
     assert batos._expected_in("When was it built?").needed and batos._expected_in("What is a port?").holds.search("a port is one")
 
 
@@ -465,7 +466,7 @@ def test_what_tells_of_the_contrary_is_no_answer():
                           "It is a disadvantage of the mode that all must be on one machine.\n")
     told = batos.find_evidence(catalog, "What is the disadvantage of this mode?", batos.Recall())["evidence"][0]
     assert "one machine" in batos.marked_text(told)
-    asked, both = (batos._asked(catalog, query, "", "") for query in ("its drawbacks", "its benefits and drawbacks"))
+    asked, both = (batos.asked_of(catalog, query, "", "") for query in ("its drawbacks", "its benefits and drawbacks"))
     one, two = (set(batos.words_of(text)) for text in ("a benefit", "a benefit and a drawback"))
     assert asked.is_of_contrary(one) and not asked.is_of_contrary(two) and not both.is_of_contrary(one)
 
