@@ -27,8 +27,8 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     files become texts, texts chunks, chunks postings and vectors; and how they are found
     what is told    Asked · Evidence · Levels · Grounds · Summaries
                     passages and the sentence that answers; whether a passage bears out what a core wrote
-    the mind        Missions · Speakers · States · Contrapunto · Forgetting · Mission lane · Inference · Prototypes
-                    codex and personas, who speaks, a thought's way through its states; messages that ask the core
+    the mind        Missions · Ether · Speakers · States · Contrapunto · Forgetting · Mission lane · Inference · Prototypes
+                    codex and personas, traces that draw them, a thought's way through its states; messages that ask the core
     new methods     Steps · Intents · Examples · Methods · Guesses · Generative kernel · Mending · Parcels
                     what a message can mean, what decides, how a method is tried, kept, mended and carried elsewhere
     what is learnt  Golden dataset
@@ -466,6 +466,9 @@ SETTINGS = {row.name: row for row in (
     Setting("heartbeat_first_s", 60.0, "s", "from the start to the first heartbeat"),
     Setting("heartbeat_s", 3600.0, "s", "from one heartbeat to the next"),
     Setting("heartbeat_per_day", 12, "audits", "that heartbeats may begin within a day; each sees to one thing at most"),
+    Setting("gate", True, "true or false", "now and then let in one more who speaks, whom the plan does not name"),
+    Setting("gate_noise", 0.08, "deviation", "of the draws by which that one is let in; 0 lets only traces and the router do it"),
+    Setting("gate_floor", 0.45, "score", "from which on that one is let in"),
     Setting("contrapunto", True, "true or false", "let BRICK and ROBIN answer each other where both spoke"),
     Setting("method_workers", 4, "threads", "stored methods that run at the same time, each in a process of its own"),
     Setting("method_deadline_s", 10.0, "s", "time for one message to a stored method; then its process is ended"),
@@ -2232,7 +2235,7 @@ __all__ += """
     folders_up_to SyncedPacker
 """.split()
 
-IMAGE_VERSION = 13
+IMAGE_VERSION = 14
 MAGIC = b"FS30"
 TXN_HEADER = struct.Struct(">8sQcHHH")  # tid, length less 8, status, three lengths
 # oid, tid, two positions, 0, length of the data (0: a position follows)
@@ -23291,6 +23294,292 @@ def next_thought(cycle, recall):
 
 
 ################################################################################
+# Ether ########################################################################
+################################################################################
+#
+# A short memory of states of mind that all cycles share: what one could not resolve draws
+# whom it concerns into later missions, also where they are about something else.
+#
+#   pheromone  one trace: its kind, how strong it was left, when, by whom, the words that it
+#              is about and what each of them weighs; it halves within half_life_h
+#   bonus      what the traces add to a persona's score in a mission
+#   pace       when a mission ended, how long it took, a sum over its words: of the newest only
+#
+# Cycles leave traces in the transaction that ends them, so thought and trace are one.
+
+# Offers:
+__all__ += """
+    new_ether PHEROMONES is_slow sense_ether traces_of_end traces_of_mark evaporated
+    traces_to_forget erase_traces
+""".split()
+
+# kind -> by whom it is left, whom it draws (none: a deposit names them), and when
+# fmt: off
+PHEROMONES = {
+    "LOGICAL_INCONSISTENCY": {"by": "ALFRED", "attracts": ["BRICK"], "when": "the gate refused, or an answer was marked wrong"},
+    "UNSOURCED_CLAIM": {"by": "ALFRED", "attracts": ["BABS"], "when": "a citation did not stand, and was sought anew"},
+    "KNOWLEDGE_GAP": {"by": "BABS", "attracts": ["BABS", "ALFRED"], "when": "memory holds nothing of what was asked"},
+    "ARCHITECT_DISTRESS": {"by": "ALFRED", "attracts": ["ROBIN"],
+                           "when": "somebody says how she feels, asks the same three times in an hour, or marks two wrong"},
+    "PROTOCOL_BLOAT": {"by": "ALFRED", "attracts": ["ALFRED"], "when": "a mission took longer than 95 of 100, or was sent back"},
+    "STAGNATION": {"by": "ALFRED", "attracts": [], "when": "the same personas and answers come again and again"},
+}
+# fmt: on
+_HALF_LIFE_H = 24.0
+_GONE_BELOW, _PHEROMONES_MOST = 0.05, 1000
+_DEPOSITS_PER_HOUR = 10  # by messages of one client
+_WORDS_MOST_OF_TRACE = 24
+_BONUS_MOST, _BONUS_EACH, _REACH = 0.3, 0.15, 0.3  # what reaches also missions about something else
+_RELATED = 0.5  # overlap from which on a trace is of what is asked
+_EASED, _EASED_ELSEWHERE = 0.5, 0.9  # what is left of a trace that was answered to
+_PACE, _PACES_MOST, _PACES_LEAST = struct.Struct("<dfI"), 100, 20
+_ASKED_AGAIN = 3  # times within an hour
+
+
+def new_ether(root):
+    """Return the object that keeps the traces of what could not be resolved."""
+    return UvmObject(
+        **{
+            "parent*": [root["traits_obj"]],
+            "name": "digital_ether",
+            "pheromones": LOBTree(),
+            "paces": b"",
+            **{selector: method(selector) for selector in _ETHER_SELECTORS},
+        }
+    )
+
+
+_ETHER_SELECTORS = ("deposit_", "sense_", "evaporate_")
+KINDS["ether"] = Kind(
+    "deposit_, and what missions come to", roots=("digital_ether",), slots=("name", "paces")
+)
+KINDS["pheromone"] = Kind(
+    "nothing; it fades", tells="half_life_h", slots=("strength", "words"), selectors=False
+)
+SHAPES["digital_ether"] = {
+    "parent*": POINTERS,
+    **dict.fromkeys(_ETHER_SELECTORS, A_METHOD),
+    "pheromones": instance_shape(LOBTree, "a log", anew=True),
+    "paces": instance_shape(bytes, "bytes", anew=True),
+}
+
+
+def _strength(trace, now_s):
+    """Return how strong a trace is by now."""
+    age_h = max(0.0, now_s - trace["at"].timestamp()) / 3600
+    return trace["strength"] * 0.5 ** (age_h / trace["half_life_h"])
+
+
+def _standing(root, now_s):
+    """Yield (number, slots, strength) of the traces that are not gone."""
+    for number, trace in root["digital_ether"].pheromones.items():
+        strength = _strength(own(trace), now_s)
+        if strength >= _GONE_BELOW:
+            yield number, own(trace), strength
+
+
+def _overlapping(trace, words):
+    """Return the share of a trace's weight that is among some words."""
+    mass = trace["words"]
+    if words.isdisjoint(mass):
+        return 0.0
+    return sum([mass[word] for word in words if word in mass]) / (sum(mass.values()) or 1.0)
+
+
+def sense_ether(root: persistent.mapping.PersistentMapping, text: str, cycle: str = "") -> dict:
+    """Return {"bonus": {persona: what traces add to its score}, "because": [{"number", "kind", "personas", "bonus",
+    "related"}]}; a cycle's own traces do not count."""
+    words, bonus, because = set(stems(text)), collections.Counter(), []
+    for number, trace, strength in _standing(root, unix_us() / 1e6):
+        if trace["cycle"] == cycle and cycle:
+            continue
+        overlap = _overlapping(trace, words)
+        adds = _BONUS_EACH * strength * (_REACH + (1 - _REACH) * overlap)
+        bonus.update(dict.fromkeys(trace["attracts"], adds))
+        because.append(
+            {
+                "number": number,
+                "kind": trace["kind"],
+                "personas": list(trace["attracts"]),
+                "bonus": round(adds, 4),
+                "related": overlap > _RELATED,
+            }
+        )
+    most = {name: round(min(_BONUS_MOST, added), 4) for name, added in bonus.items()}
+    return {"bonus": most, "because": because}
+
+
+def _deposited(root: persistent.mapping.PersistentMapping, kind: str, text: str, **how) -> int:
+    """Leave a trace of a kind about the words of a text; returns its number. how: by, cycle, strength, attracts."""
+    ether, row = root["digital_ether"], root["codex_obj"].pheromones[kind]
+    weights = prepared(root["knowledge_catalog_obj"], text).weights if stems(text) else {}
+    heaviest = heapq.nlargest(_WORDS_MOST_OF_TRACE, weights, key=weights.get)
+    trace = {
+        "kind": kind,
+        "strength": 1.0,
+        "half_life_h": _HALF_LIFE_H,
+        "by": row["by"],
+        "cycle": "",
+        "attracts": row["attracts"],
+        **how,
+        "words": {word: round(weights[word], 3) for word in heaviest},
+        "at": now_utc(),
+    }
+    tree = ether.pheromones
+    number = tree.maxKey() + 1 if len(tree) else 0
+    tree[number] = UvmObject(**trace)
+    while len(tree) > _PHEROMONES_MOST:
+        _drop_weakest(tree)
+    return number
+
+
+def _drop_weakest(tree):
+    now_s = unix_us() / 1e6
+    del tree[min(tree.keys(), key=lambda number: _strength(own(tree[number]), now_s))]
+
+
+def evaporated(root: persistent.mapping.PersistentMapping) -> int:
+    """Take away the traces that are gone; returns how many."""
+    tree, now_s = root["digital_ether"].pheromones, unix_us() / 1e6
+    gone = [n for n, trace in tree.items() if _strength(own(trace), now_s) < _GONE_BELOW]
+    for number in gone:
+        del tree[number]
+    return len(gone)
+
+
+@primitive("deposit_")
+def deposit_(ether, kind, words, strength=1.0):
+    """Leave a trace by a message, for whom it is from. Returns its number. Raises BadRequest, Busy beyond ten in an hour."""
+    root, who = root_of(ether), activation_of(ether).who
+    kinds = root["codex_obj"].pheromones
+    if kind not in kinds:
+        raise BadRequest(f"a pheromone is of the kinds {', '.join(kinds)}; got {kind!r:.100}")
+    if not isinstance(words, str) or not words.strip() or len(words) > 1000:
+        raise BadRequest(f"words are a text of 1 to 1000 characters, got {words!r:.100}")
+    if type(strength) not in (int, float) or not 0 < strength <= 1:
+        raise BadRequest(f"strength is above 0 and at most 1, got {strength!r:.100}")
+    hour_ago = now_utc() - datetime.timedelta(hours=1)
+    newest = itertools.islice(reversed(root["digital_ether"].pheromones.values()), 1000)
+    mine = [1 for trace in newest if trace.by == who and trace.at > hour_ago]
+    if len(mine) >= _DEPOSITS_PER_HOUR:
+        raise Busy(f"{who} left {len(mine)} traces within an hour, which is the limit")
+    return _deposited(root, kind, words, by=who, strength=float(strength))
+
+
+@primitive("sense_", reads=True)
+def sense_(ether, text):
+    """Return {persona: what traces add to its score in a mission of this text, "because": [their numbers]}."""
+    if not isinstance(text, str):
+        raise BadRequest(f"a mission is a text, got {text!r:.100}")
+    sensed = sense_ether(root_of(ether), text)
+    return sensed["bonus"] | {"because": [row["number"] for row in sensed["because"]]}
+
+
+@primitive("evaporate_")
+def evaporate_(ether):
+    """Take away the traces that are gone by now. Returns how many."""
+    return evaporated(root_of(ether))
+
+
+# What the end of a mission leaves
+
+
+def _paces(ether):
+    return [_PACE.unpack_from(ether.paces, at) for at in range(0, len(ether.paces), _PACE.size)]
+
+
+def is_slow(root: persistent.mapping.PersistentMapping, seconds: float) -> bool:
+    """Whether a mission takes longer than 95 of the last 100."""
+    took = sorted([row[1] for row in _paces(root["digital_ether"])])
+    return len(took) >= _PACES_LEAST and seconds > took[int(0.95 * (len(took) - 1))]
+
+
+def _with_pace(root, cycle):
+    """Keep the pace of a cycle that ended. Returns (whether it was slow, how often the same was asked within an hour)."""
+    ether, now_s = root["digital_ether"], unix_us() / 1e6
+    words = zlib.crc32(mission_text(cycle.mission_brief).casefold().encode())
+    before, seconds = _paces(ether), cycle.result["seconds"]
+    slow = is_slow(root, seconds)
+    again = [row for row in before if row[2] == words and 0 <= now_s - row[0] < 3600]
+    rows = [*before, (now_s, seconds, words)][-_PACES_MOST:]
+    with off_the_page(ether):
+        ether.paces = b"".join([_PACE.pack(*row) for row in rows])
+    return slow, len(again) + 1
+
+
+def traces_of_end(
+    root: persistent.mapping.PersistentMapping, cycle: UvmObject, error: BaseException | None = None
+) -> None:
+    """Leave what the end of a question leaves, in the transaction that ends it."""
+    if cycle.mission_brief["type"] != "direct_synthesis":
+        return
+    result, text = cycle.result, mission_text(cycle.mission_brief)
+    slow, times = _with_pace(root, cycle)
+    sent_back = bool(cycle._tmp_synthesis_data.get("sent_back"))
+    unknown = result.get("certainty") == "none" and len(stems(text)) > 1
+    moved = result.get("archetype") == "Emotional Processing" or is_feeling(text)
+    left = {
+        "LOGICAL_INCONSISTENCY": isinstance(error, GateRefused),
+        "UNSOURCED_CLAIM": sent_back and error is None,
+        "KNOWLEDGE_GAP": unknown and not moved and not result.get("relevant"),
+        "ARCHITECT_DISTRESS": moved or times == _ASKED_AGAIN,
+        "PROTOCOL_BLOAT": error is None and (slow or sent_back),
+    }
+    for kind in [kind for kind, is_left in left.items() if is_left]:
+        _deposited(root, kind, text, cycle=cycle_id(cycle))
+
+
+def traces_of_mark(root: persistent.mapping.PersistentMapping, cycle: UvmObject) -> None:
+    """Leave what an answer leaves that is marked wrong; a second one of a conversation tells that somebody is in need."""
+    text, conversation = (
+        mission_text(cycle.mission_brief),
+        cycle.mission_brief.get("conversation"),
+    )
+    _deposited(root, "LOGICAL_INCONSISTENCY", text, cycle=cycle_id(cycle))
+    if conversation and _marked_wrong_in(root["knowledge_catalog_obj"], conversation) == 2:
+        _deposited(root, "ARCHITECT_DISTRESS", text, cycle=cycle_id(cycle))
+
+
+def _marked_wrong_in(catalog, conversation):
+    """Return how many answers of a conversation are marked wrong."""
+    numbers = catalog.metadata_index["conversation"].get(conversation, ())
+    names = {catalog.chunk_storage[number].doc_id for number in numbers}
+    marks = [catalog.documents[name].metadata.get("feedback") or {} for name in names]
+    return sum([mark.get("mark") == "wrong" for mark in marks])
+
+
+def _ease_traces(root: persistent.mapping.PersistentMapping, cycle: UvmObject) -> None:
+    """Ease the traces that drew somebody who spoke in a cycle that came to an answer."""
+    spoke = set(cycle.result.get("experts", ()))
+    tree = root["digital_ether"].pheromones
+    for row in cycle.result.get("routing", {}).get("because", ()):
+        trace = tree.get(row["number"])
+        if trace is not None and not spoke.isdisjoint(row["personas"]):
+            with off_the_page(trace):
+                trace.strength *= _EASED if row["related"] else _EASED_ELSEWHERE
+
+
+CYCLE_EFFECTS += [traces_of_end, _ease_traces]
+
+
+def traces_to_forget(root, by, value, doc_ids, cycles):
+    """Return the numbers of the traces of cycles that are erased, and of words that are to be forgotten."""
+    named = {oid_text(oid) for oid in cycles}
+    wanted = set(stems(value)) if by == "matching" else None
+    traces = root["digital_ether"].pheromones.items()
+    return [
+        number
+        for number, trace in traces
+        if trace.cycle in named or wanted and wanted <= trace.words.keys()
+    ]
+
+
+def erase_traces(root, numbers):
+    for number in numbers:
+        del root["digital_ether"].pheromones[number]
+
+
+################################################################################
 # Speakers #####################################################################
 ################################################################################
 #
@@ -23304,7 +23593,8 @@ def next_thought(cycle, recall):
 
 # Offers:
 __all__ += """
-    row_of lead_of by_matrix personas_of brings_data offers_reading notes_on telling_words
+    row_of lead_of by_matrix gate with_guest personas_of brings_data offers_reading notes_on
+    telling_words GATE_OFF
 """.split()
 
 # whose cell -> {its words: what code does by them}
@@ -23339,7 +23629,7 @@ def _persona_asked(cycle):
         return None
     root = root_of(cycle)
     for name in PILLARS:
-        if oid_text(root[f"{name.lower()}_prototype_obj"]._p_oid) == cycle.target_oid:
+        if oid_text(_persona(root, name)._p_oid) == cycle.target_oid:
             return name
     return None
 
@@ -23447,6 +23737,122 @@ def _source_notes(catalog, number, item):
     age = now_utc() - document.added_at if document is not None else datetime.timedelta()
     if age.days > _OLD_DAYS:
         yield f"[{number}] was learnt on {document.added_at:%Y-%m-%d}, more than a year ago"
+
+
+# The gate: now and then somebody is let in whom neither the matrix nor the plan names
+#
+# A persona without a facet is scored: what its role is worth in each archetype that the router offers, by the share of that;
+# what traces add; and a draw, which the cycle's own name decides, so that a replay draws the same. The one that scores highest
+# is let in from gate_floor on. Who leads is never changed by it.
+
+_LEADS, _CALLED, _UNCALLED = 1.0, 0.3, 0.1
+_SUPPORTS = 0.6  # one that the plan asks; one that it does not ask is worth what a cell is
+
+
+def _role(root, archetype, name, is_asked):
+    """Return what a persona's role is worth in an archetype, as the image's matrix has it."""
+    row = row_of(root, archetype)
+    if name == row["lead"]:
+        return _LEADS
+    if name in row["support"]:
+        return _SUPPORTS if is_asked else _CALLED
+    return _CALLED if row.get(name) in _CELLS.get(name, ()) else _UNCALLED
+
+
+def _draws(cycle, sigma):
+    """Return {persona: its draw}, the same for a cycle each time."""
+    if not sigma:
+        return dict.fromkeys(PILLARS, 0.0)
+    drawing = random.Random(f"{root_of(cycle)['image_id']} {cycle_id(cycle)}")
+    return {name: round(drawing.gauss(0.0, sigma), 4) for name in PILLARS}
+
+
+def _scores(root, plan, shares, bonus, draws):
+    """Return {persona: its score}."""
+    spoken, found = personas_of(plan["relevant_pillars"]), {}
+    for name in PILLARS:
+        roles = [share * _role(root, a, name, name in spoken) for a, share in shares.items()]
+        found[name] = round(sum(roles) + bonus.get(name, 0.0) + draws[name], 4)
+    return found
+
+
+def _shares_of(plan, offered):
+    """Return {archetype: its share} of what the router offered, of one another; all of the plan's where it offered nothing."""
+    total = sum(offered.values())
+    if not total:
+        return {plan["strategy"]: 1.0}
+    return {name: share / total for name, share in offered.items()}
+
+
+# for a recall without settings
+GATE_OFF = types.SimpleNamespace(gate=False, gate_noise=0.0, gate_floor=1.0)
+
+
+def gate(cycle: UvmObject, plan: dict, offered: dict, settings: types.SimpleNamespace) -> dict:
+    """Return who is let in and why: {"scores", "because", "bonus", "drawn", "let_in": persona or None}.
+
+    offered: {archetype: share} by the router. A plan that is full lets nobody in.
+    """
+    root, text = root_of(cycle), mission_text(cycle.mission_brief)
+    sensed = sense_ether(root, text, cycle_id(cycle))
+    draws = _draws(cycle, settings.gate_noise)
+    scores = _scores(root, plan, _shares_of(plan, offered), sensed["bonus"], draws)
+    outside = [name for name in PILLARS if name not in personas_of(plan["relevant_pillars"])]
+    best = max(outside, key=scores.get, default=None)
+    has_room = len(plan["relevant_pillars"]) < _FACETS_MOST
+    is_let_in = settings.gate and has_room and best and scores[best] >= settings.gate_floor
+    return {
+        "scores": scores,
+        "drawn": draws,
+        "floor": settings.gate_floor,
+        **sensed,
+        "let_in": best if is_let_in else None,
+    }
+
+
+def with_guest(cycle: UvmObject, plan: dict, guest: str, embedder: Embedder) -> dict:
+    """Return a plan with a guest's facet: the pillar whose intent is nearest to the mission, the part that tells most of it."""
+    root, mission = root_of(cycle), mission_text(cycle.mission_brief)
+    pillar = _nearest_pillar(root, guest, mission, embedder)
+    pillars = sorted((*plan["relevant_pillars"], pillar), key=PILLAR_ORDER.index)
+    queries = {**plan["sub_queries"], pillar: _heaviest_part(root, mission)}
+    return {
+        **plan,
+        "relevant_pillars": pillars,
+        "sub_queries": {name: queries[name] for name in pillars},
+        "guest": pillar,
+    }
+
+
+def _nearest_pillar(root, persona, mission, embedder):
+    """Return the pillar of a persona whose intent is nearest to a mission: by meaning where it can be told, else by words."""
+    intents = {
+        pillar: _persona(root, persona).pillars[pillar].intent for pillar in PILLARS[persona]
+    }
+    if embedder.state == "ready":
+        vectors, wanted = embedder.embed(list(intents.values())), embedder.query(mission)
+        nearness = dict(zip(intents, vectors @ wanted, strict=True))
+    else:
+        words = set(stems(mission))
+        nearness = {pillar: len(words & set(stems(text))) for pillar, text in intents.items()}
+    return max(PILLARS[persona], key=nearness.get)
+
+
+def _persona(root, name):
+    return root[f"{name.lower()}_prototype_obj"]
+
+
+_PARTS_OF_A_MISSION = Pattern(r"[,;:.?!]\s+|\s+(?:and|or|but)\s+")
+
+
+def _heaviest_part(root, mission):
+    """Return the part of a mission whose words weigh most in memory, as one line."""
+    weights = prepared(root["knowledge_catalog_obj"], mission).weights if stems(mission) else {}
+    parts = [part for part in _PARTS_OF_A_MISSION.split(mission) if stems(part)] or [mission]
+    heaviest = max(
+        parts, key=lambda part: sum([weights.get(stem, 0.0) for stem in set(stems(part))])
+    )
+    return one_line(heaviest.strip(" ?!."), MISSION_BYTES)
 
 
 ################################################################################
@@ -23998,7 +24404,7 @@ def psm_delegating_(cycle, recall):
     A core that writes is asked for words, by the first of them. Else a facet is what the reader chose for its sub-query.
     """
     if journalled(cycle, "who speaks") is None and journalled(cycle, "recall for facets") is None:
-        return _choosing_speakers(cycle)
+        return _choosing_speakers(cycle, recall)
     sought = journalled(cycle, "recall for facets")
     if sought is None:
         return _recalling_for_facets(cycle, recall)
@@ -24012,17 +24418,28 @@ def psm_delegating_(cycle, recall):
     asked = {pillar: _with_passages(request, found) for pillar, request in asked.items()}
 
     if recall.writes():
-        return _writing(cycle, *next(iter(asked.items())))
+        return _writing(cycle, *_facet_of_lead(cycle, asked))
     focus = _data_on_demand(cycle, asked)
     return _retrieving(cycle, recall, focus) if focus else _facets_told(cycle, asked, recall)
 
 
-def _choosing_speakers(cycle):
-    """Return the thought that makes of a plan, by the image's matrix, who is asked."""
+def _facet_of_lead(cycle, asked):
+    """Return (pillar, request) by which a core that writes is asked: the lead's, where it has one."""
+    lead = cycle._tmp_synthesis_data["plan"].get("lead")
+    mine = [pillar for pillar in asked if PERSONA_OF[pillar] == lead]
+    pillar = next(iter(mine or asked))
+    return pillar, asked[pillar]
+
+
+def _choosing_speakers(cycle, recall):
+    """Return the thought that makes of a plan, by the image's matrix and the gate, who is asked."""
     data = cycle._tmp_synthesis_data
-    plan = by_matrix(cycle, data["plan"])
-    routing = {
-        **data.get("routing", {}),
+    plan, routing = by_matrix(cycle, data["plan"]), data.get("routing", {})
+    settings = recall.settings or GATE_OFF
+    routing |= gate(cycle, plan, routing.get("shares", {}), settings)
+    if routing["let_in"]:
+        plan = with_guest(cycle, plan, routing["let_in"], recall.embedder)
+    routing |= {
         "archetype": plan["strategy"],
         "lead": plan["lead"],
         "speak": personas_of(plan["relevant_pillars"]),
@@ -24047,8 +24464,10 @@ def _retrieving(cycle, recall, focus):
     found = recalled(cycle, recall, focus)["evidence"]
     new = [{**item, "also": "BABS"} for item in found if item["chunk_id"] not in first]
     told = {"focus": focus, "added": [item["chunk_id"] for item in new]}
-    also = [*cycle._tmp_synthesis_data.get("also", ()), *new]
-    return Thought("retrieval by BABS", lambda _: Step("DELEGATING", told, {"also": also}))
+    data = cycle._tmp_synthesis_data
+    also = [*data.get("also", ()), *new]
+    kept = {"also": also, "routing": {**data.get("routing", {}), "retrieval": told}}
+    return Thought("retrieval by BABS", lambda _: Step("DELEGATING", told, kept))
 
 
 def _facets_told(cycle, asked, recall):
@@ -24096,12 +24515,11 @@ def _recalling_for_facets(cycle, recall):
     evidence = {
         query: _facet_evidence(cycle, query, recall) for query in dict.fromkeys(queries.values())
     }
+    found, also = journalled(cycle, "recall")["evidence"], _brought_by_guest(cycle, recall)
     facets = [
         _facet_of(root_of(cycle), pillar, query, evidence[query])
         for pillar, query in queries.items()
     ]
-
-    found = journalled(cycle, "recall")["evidence"]
 
     def read(told):
         asked = {
@@ -24113,13 +24531,28 @@ def _recalling_for_facets(cycle, recall):
             for facet in facets
             if not facet.stands and "failed" not in asked[facet.pillar]
         }
-        return Step("DELEGATING", {"asked": asked}, {"new_facets": written} if written else {})
+        kept = {"new_facets": written} if written else {}
+        kept |= {"also": also} if also else {}
+        return Step("DELEGATING", {"asked": asked}, kept)
 
     return Thought(
         "recall for facets",
         read,
         work=lambda lanes: [_facet_asked(lanes["method"], facet) for facet in facets],
     )
+
+
+def _brought_by_guest(cycle, recall):
+    """Return what memory answers to a guest's sub-query beside what was recalled first; it is told as `also`."""
+    plan = cycle._tmp_synthesis_data["plan"]
+    query = plan["sub_queries"].get(plan.get("guest"))
+    if query is None or query == mission_text(cycle.mission_brief):
+        return []
+    found = recalled(cycle, recall, query)
+    known = {item["chunk_id"] for item in journalled(cycle, "recall")["evidence"]}
+    new = [item for item in found["evidence"] if item["chunk_id"] not in known]
+    persona = PERSONA_OF[plan["guest"]]
+    return [{**item, "also": persona} for item in new] if found["relevant"] else []
 
 
 def _with_its_places(request: dict, found: list) -> dict:
@@ -24388,12 +24821,26 @@ def _beside_it(cycle, plan, evidence):
     routing = cycle._tmp_synthesis_data.get("routing", {})
     also = _added_passage(cycle, evidence)
     notes = notes_on(root_of(cycle), plan["strategy"], evidence)
+    notes += _alfred_watches(cycle, plan, routing)
     return {
         "evidence": [*evidence, *also],
         "experts": personas_of(plan["relevant_pillars"]),
         "routing": {**routing, **_resonance(cycle, plan, evidence)},
         **({"notes": notes} if notes else {}),
     }
+
+
+def _alfred_watches(cycle, plan, routing):
+    """Return what ALFRED notes of a mission itself, where the matrix has him watch for it."""
+    data, cell = cycle._tmp_synthesis_data, row_of(root_of(cycle), plan["strategy"])["ALFRED"]
+    kinds = {row["kind"] for row in routing.get("because", ()) if row["related"]}
+    took_s = (now_utc() - data["start_time"]).total_seconds()
+    notes = []
+    if cell == "watches for bloat" and is_slow(root_of(cycle), took_s):
+        notes.append(f"this took {took_s:.1f} s, longer than nineteen of twenty missions")
+    if cell == "watches for distress" and "ARCHITECT_DISTRESS" in kinds:
+        notes.append("this was asked in distress before: be gentle")
+    return notes
 
 
 def _added_passage(cycle, evidence):
@@ -24494,8 +24941,12 @@ def psm_contrapunto_(cycle, recall):
         if focus and focus not in found:
             found[focus] = recalled(cycle, recall, focus)["evidence"]
         turns[persona] = _turn(first, focus, found.get(focus, first))
-    also = [{**item, "also": persona} for persona in turns for item in turns[persona].pop("items")]
-    return Thought("contrapunto", lambda _: Step("SYNTHESIZING", turns, {"also": also}))
+    data = cycle._tmp_synthesis_data
+    also = [*data.get("also", ())]
+    for persona, turn in turns.items():
+        also += [{**item, "also": persona} for item in turn.pop("items")]
+    kept = {"also": also, "routing": {**data.get("routing", {}), "contrapunto": turns}}
+    return Thought("contrapunto", lambda _: Step("SYNTHESIZING", turns, kept))
 
 
 def _turn(first, focus, evidence):
@@ -24556,7 +25007,12 @@ FORGET_BY = {
 
 # (cycle) to the ids of others that it tells of: it is erased with them
 CYCLES_TELL_OF = []
-_TOLD_OF_OTHERS = ("feedback", "findings", "routing")  # of the result of a cycle that is erased
+_TOLD_OF_OTHERS = (
+    "feedback",
+    "findings",
+    "routing",
+    "notes",
+)  # of the result of a cycle that is erased
 
 
 class ForgetPlace(typing.NamedTuple):
@@ -24569,6 +25025,9 @@ class ForgetPlace(typing.NamedTuple):
 
 
 FORGET_STORES: dict[str, ForgetPlace] = {}  # by what stands there; later sections add theirs
+
+
+FORGET_STORES["traces"] = ForgetPlace(traces_to_forget, erase_traces)
 
 
 def _found_in_places(root, by, value, doc_ids, cycles):
@@ -24990,6 +25449,7 @@ def mark_answer(
         raise BadRequest(
             f"cycle {oid} has no answer ({state_of(cycle)}); only an answer can be marked"
         )
+    is_found_wrong = mark == "wrong" != (cycle.result.get("feedback") or {}).get("mark")
     feedback = {"mark": mark, "note": note, "at": now_utc()}
     feedback |= {"correction": correction} if correction else {}
     set_slot(cycle, "result", {**cycle.result, "feedback": feedback})
@@ -24997,6 +25457,8 @@ def mark_answer(
     episode = catalog.documents.get(episode_id(mission_text(brief), brief.get("conversation")))
     if episode is not None and episode.metadata.get("cycle") == oid:
         episode.metadata = {**episode.metadata, "feedback": feedback}
+    if is_found_wrong:
+        traces_of_mark(root, cycle)
     return {
         "details": f"the answer of {oid} is marked {mark}",
         "result": {"cycle": oid, "mark": mark},
@@ -25063,6 +25525,7 @@ def _fail_cycle(oid, error, settings, steps=()):
         report = _end_cycle(cycle, answer or {"reason": reason}, settings.journal_days)
         if answer is not None:
             _remember_cycle(root, cycle)
+        traces_of_end(root, cycle, error)
         return report
 
     return apply
@@ -25922,6 +26385,7 @@ SHAPES["codex_obj"] = {
     "parent*": POINTERS,
     "personas": list_shape(is_object, "a list of personas", anew=True),
     "archetypes": A_MAP._replace(anew=True),
+    "pheromones": A_MAP._replace(anew=True),
     "prompts": A_MAP._replace(anew=True),
 }
 SHAPES["orchestrator_obj"] = {"parent*": POINTERS, "start_cognitive_cycle_for_": A_METHOD}
@@ -25944,6 +26408,7 @@ def new_codex(root):
             "name": "codex_obj",
             "personas": personas,
             "archetypes": MATRIX,
+            "pheromones": PHEROMONES,
             "prompts": TASK_PROMPTS,
             "properties": told_properties(),
             "setArchetype_to_": method("setArchetype_to_"),
@@ -25998,6 +26463,29 @@ def _check_prompts(value):
             f"prompts are of the tasks {', '.join(TASK_PROMPTS)}, of which `all` is needed; got "
             f"{shown_short(unknown or list(value))}"
         )
+
+
+def _check_pheromones(value):
+    """Raise BadSlot unless a value says of each kind by whom it is left, whom it draws, and when."""
+    if not isinstance(value, dict) or value.keys() != PHEROMONES.keys():
+        raise BadSlot(
+            f"the kinds are {', '.join(PHEROMONES)}, each of them; got {shown_short(value)}"
+        )
+    for row in value.values():
+        named = [row["by"], *row["attracts"]] if _is_pheromone_row(row) else [None]
+        if not all(name in CODEX for name in named):
+            raise BadSlot(
+                f"a kind has by, attracts and when, of {', '.join(CODEX)}; got {shown_short(row)}"
+            )
+        _check_text(row["when"])
+
+
+def _is_pheromone_row(row):
+    return (
+        isinstance(row, dict)
+        and row.keys() == {"by", "attracts", "when"}
+        and isinstance(row["attracts"], list)
+    )
 
 
 def _check_archetypes(value):
@@ -26111,7 +26599,8 @@ KINDS["pillar"] = Kind(
 KINDS["codex"] = Kind(
     "setArchetype_to_ and setSlot_value_ for archetypes, prompts and properties", roots=("codex_obj",),
     slots=("name", "personas"), grows=True,
-    texts={"archetypes": _check_archetypes, "prompts": _check_prompts, "properties": _check_texts})
+    texts={"archetypes": _check_archetypes, "pheromones": _check_pheromones, "prompts": _check_prompts,
+           "properties": _check_texts})
 # fmt: on
 
 
@@ -32231,6 +32720,7 @@ def begin_due_audit(per_day: int, noticed: int = 0) -> typing.Callable:
     """
 
     def apply(root):
+        evaporated(root)
         wrong, autotelic = _something_wrong(root, noticed), root["autotelic_obj"]
         now_s = unix_us() / 1e6
         begun = [at_s for at_s in autotelic.begun if 0 <= now_s - at_s < _DAY_S]
@@ -36543,6 +37033,7 @@ PRIMORDIAL = {
     "ledger_obj": lambda root: new_ledger(),
     **{f"{name.lower()}_prototype_obj": functools.partial(new_persona, name) for name in CODEX},
     "codex_obj": new_codex,
+    "digital_ether": new_ether,
     "psm_prototypes_obj": new_states,
     "orchestrator_obj": new_orchestrator,
     "missions": lambda root: LOBTree(),
@@ -36626,6 +37117,12 @@ def allow_contrapunto(root):
             set_slot(own(root["psm_prototypes_obj"])[name], "follows", follows)
     for name in CODEX:
         _add_slots(root, f"{name.lower()}_prototype_obj")
+
+
+@adds_to(UPGRADES, 14)
+def allow_traces(root):
+    """What missions cannot resolve leaves traces; genesis makes the ether that holds them."""
+    _add_slots(root, "codex_obj")
 
 
 def _spellings(catalog: UvmObject) -> dict:
@@ -38998,7 +39495,7 @@ __all__ += """
     rollback_command export_command import_command display_command incarnate_command
     cancel_command status_command state_command backup_command pack_command forget_command
     history_command log_command undo_command watch_command stop_command report_command
-    feedback_command golden_command
+    feedback_command golden_command why_command
 """.split()
 
 
@@ -39438,6 +39935,55 @@ def cycles_command(args, client):
         for row in reply["results"]
     ]
     return reply, lines or "no cycles yet"
+
+
+def why_command(args, client):
+    reply = client.call("inspect", target=args.cycle)
+    slots = reply["result"]["slots"]
+    if "mission_brief" not in slots:
+        raise BadRequest(f"{args.cycle} is no cycle; `cycles` lists them")
+    return reply, list(_told_routing(args.cycle, slots["result"]["value"] or {}))
+
+
+def _told_routing(cycle, result):
+    """Yield in plain words who spoke in a cycle, and why."""
+    routing = result.get("routing") or {}
+    if "lead" not in routing:
+        yield f"{cycle} had no plan, so nobody was chosen; {result.get('lead') or 'nobody'} answered"
+        return
+    offered = ", ".join(f"{name} {share:.2f}" for name, share in routing["shares"].items())
+    yield f"{cycle} is {routing['archetype']} (the router offered: {offered or 'nothing'})"
+    pillars = ", ".join(pillar.removesuffix("_facet_") for pillar in result.get("pillars", ()))
+    yield f"{routing['lead']} led; {', '.join(routing['speak'])} spoke, by {pillars}"
+    yield from _told_gate(routing)
+    yield from _told_turns(routing)
+    if "resonance" in routing:
+        yield f"resonance: {routing['resonance']}"
+    yield from (f"ALFRED notes: {note}" for note in result.get("notes", ()))
+
+
+def _told_gate(routing):
+    """Yield what the gate weighed, and whom it let in."""
+    for name, score in sorted(routing.get("scores", {}).items(), key=lambda row: -row[1]):
+        traces, drawn = routing["bonus"].get(name, 0.0), routing["drawn"].get(name, 0.0)
+        yield f"    {name:<6} {score:6.3f}, of which traces {traces:+.3f}, drawn {drawn:+.3f}"
+    for row in routing.get("because", ()):
+        related = "about this" if row["related"] else "about something else"
+        drawn = ", ".join(row["personas"])
+        yield f"    trace {row['number']} ({row['kind']}, {related}) draws {drawn} by {row['bonus']:.3f}"
+    guest = routing.get("let_in")
+    yield f"let in beside them: {guest or 'nobody'} (the floor is {routing.get('floor', 0):.2f})"
+
+
+def _told_turns(routing):
+    """Yield what BRICK and ROBIN answered each other, and what BABS searched for once more."""
+    if "retrieval" in routing:
+        told = routing["retrieval"]
+        yield f"BABS searched once more for “{told['focus']}”: {', '.join(told['added']) or 'nothing new'}"
+    for name, turn in routing.get("contrapunto", {}).items():
+        added = f"added {', '.join(turn['added'])}" if turn["added"] else "added nothing"
+        dropped = f", would drop {', '.join(turn['dropped'])}" if turn["dropped"] else ""
+        yield f"{name} answered, looking for “{turn['focus']}”: {added}{dropped}"
 
 
 def report_command(args, client):
@@ -40496,6 +41042,7 @@ _TOP_COMMANDS = {
     "cancel": TopCommand("CYCLE", "cancel a cycle", _top_line("cancel")),
     "undo": TopCommand("CHANGE", "put back what stood before a change; /log names them", _top_line("undo")),
     "log": TopCommand("", "list the latest changes", _top_line("log")),
+    "why": TopCommand("CYCLE", "tell who spoke in a cycle, and why", _top_line("why")),
     "report": TopCommand("", "tell what the audits found", _top_line("report")),
     "activate": TopCommand("EXPERT", "make an expert hot, and tell how", _top_line("activate")),
     "health": TopCommand("", "say how the daemon is", _top_line("status")),
@@ -40751,6 +41298,7 @@ _SUBCOMMANDS = {
     "feedback": (feedback_command, "mark an answer, and say which of its passages are right; it becomes data to learn from"),
     "golden": (golden_command, "list the rows of the golden dataset, accept or refuse some, or have them curated"),
     "cycles": (cycles_command, "list cycles of thought, the newest first"),
+    "why": (why_command, "tell who spoke in a cycle, and why: scores, traces, draws, who was let in"),
     "report": (report_command, "tell what the audits found, the newest first, and what to do about it"),
     "cancel": (cancel_command, "cancel a cycle"),
     "experts": (experts_command, "list the LoRA experts, and in which tier of memory each is"),
@@ -40825,6 +41373,7 @@ _ARGUMENTS = {                                            # subcommand -> its ar
     "documents": [("--after", {"default": "", "help": "go on after this one"}), ("--limit", {"type": int, "default": 100}),
                   ("--all", {"action": "store_true", "help": "also the system's own, and what was said and asked"})],
     "send": [("message", {"help": '{"target": …, "selector": …, "args": […]}'})],
+    "why": [("cycle", {"help": "its id, 0x…"})],
     "report": [("--limit", {"type": int, "default": 20})],
     "feedback": [("cycle", {"help": "its id, 0x…"}), ("mark", {"choices": ["right", "wrong"]}),
                  ("note", {"nargs": "?", "help": 'why; "2 is right, 1 is not" says which passages are'}),

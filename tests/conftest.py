@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests in the background ignores it for all
 os.environ.setdefault("BATOS_SELF_KNOWLEDGE", "false")   # what each daemon would index at its first start
 os.environ.setdefault("BATOS_EMBEDDER", "none")          # it takes seconds to load; the tests that are of it ask for it
+os.environ.setdefault("BATOS_GATE", "false")             # draws, which let one in now and then; tests of it say so
 os.environ.setdefault("OMP_NUM_THREADS", "1")            # on busy cores threads that wait for one another lose much
 
 

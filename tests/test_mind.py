@@ -44,7 +44,7 @@ class Machine:
     """Image, lanes and missions without a socket."""
 
     def __init__(self, path, core, settings):
-        self.settings, self.core = batos.load_settings(settings, {}), core
+        self.settings, self.core = batos.load_settings({"gate": False, **settings}, {}), core
         self.image = batos.Image.open(str(path))
         if batos.lacks(self.image):
             batos.genesis(self.image)
