@@ -2232,7 +2232,7 @@ __all__ += """
     IMAGE_VERSION MAGIC TXN_HEADER DIGEST_MARK HASH_STEP log_image walk_transactions records_of
     tid_at replaced_bytes records_digest transaction_fault RECOVER later_transaction whole_end
     range_hash Seals seal_ends end_interrupted_pack disk_fault check_room examine look_over
-    folders_up_to SyncedPacker
+    folders_up_to SyncedPacker AFTER_PACK _READERS_LOOK_S
 """.split()
 
 IMAGE_VERSION = 14
@@ -2247,6 +2247,8 @@ _SEAL_KEYS = ("start", "end", "tid", "blake2b")
 HASH_STEP = 1 << 20
 _PACK_SYNC_BYTES = 8 << 20  # of a packed copy that are forced to the disk at a time
 _PACE_WORK_S, _PACE_REST_S = 0.002, 0.0002
+AFTER_PACK = {}  # is called after a pack: what lets go of files that it removed
+_READERS_LOOK_S = 0.05
 _PACK_REST_BYTES = 256 << 10  # that a pack copies at its end, while commits are held
 _SPARE_DISK_BYTES = 64 << 20  # left free by a pack or a backup
 
@@ -3431,11 +3433,29 @@ class Image:
                 self._pack_unsealed(before_s, step)
         if self.path is not None:
             self._remove_stray_blobs(step)
+        for let_go in AFTER_PACK.values():
+            let_go()
         return {
             "before_mb": round(before / 1e6, 3),
             "after_mb": round(self.size() / 1e6, 3),
             "seconds": round(time.monotonic() - started_s, 2),
         }
+
+    def disk_mb(self) -> float:
+        """Return what data file and blobs take; 0 where the image is no file."""
+        if self.path is None:
+            return 0.0
+        blobs = pathlib.Path(f"{self.path}.blob").rglob("*.blob")
+        return (self.size() + sum(blob.stat().st_size for blob in blobs)) / 1e6
+
+    def wait_for_readers(self, since_s: float, timeout_s: float) -> bool:
+        """Wait until nobody reads what stood before a Unix time; returns whether it came to that."""
+        until_s = time.monotonic() + timeout_s
+        while self._oldest_snapshot_s() < since_s:
+            if time.monotonic() > until_s:
+                return False
+            time.sleep(_READERS_LOOK_S)
+        return True
 
     def clear_scratch(self) -> None:
         """Empty the file that a transaction is gathered in: the last ones stay there until they are written over."""
@@ -17931,9 +17951,9 @@ def _parsed(ending, data, name):
 
 # Offers:
 __all__ += """
-    Built in_record built_file map_arrays place_of Segment FreshWords add_mapped bury
-    readable_segments Vectors waiting_chunks count_waiting publish_vectors wait_for_vectors
-    alive_in merged_postings postings_of kept_words held_nowhere counted_in publish_words MERGED
+    Built in_record built_file place_of Segment FreshWords add_mapped bury readable_segments
+    Vectors waiting_chunks count_waiting publish_vectors wait_for_vectors alive_in
+    merged_postings postings_of kept_words held_nowhere counted_in publish_words MERGED
     due_merge take_embedder embedder_of packs_of count_former_vectors hold_vectors held_vectors
     vectors_to_store runs_of RunTree numbers_in numbers_filed
 """.split()
@@ -18040,8 +18060,27 @@ def _arrays_in(data):
     return arrays
 
 
+class _Mapping:
+    """Arrays of a file at a path, or None once they were let go of. What has no path is of a record."""
+
+    def __init__(self, arrays, path=None):
+        self.arrays, self.path = arrays, path
+
+
+_MAPPINGS = weakref.WeakSet()  # all that have a path, in whatever connection
+
+
+@adds_to(AFTER_PACK, "arrays")
+def let_go_of_removed():
+    """Let go of arrays whose files a pack removed: a file that is mapped keeps its place on the disk, and its bytes."""
+    _map_arrays.cache_clear()
+    for mapping in list(_MAPPINGS):
+        if not os.path.exists(mapping.path):
+            mapping.arrays = None
+
+
 @functools.lru_cache(maxsize=128)
-def map_arrays(path, sha256):
+def _map_arrays(path, sha256):
     """Return {name: array} of a file, mapped; it is checked once. Raises DamagedImage."""
     with open(path, "rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
@@ -18069,18 +18108,23 @@ class Mapped(persistent.Persistent):
     @property
     def arrays(self):
         """My Postings or Vectors. Raises DamagedImage."""
-        mapped = getattr(self, "_v_arrays", None)
-        if mapped is None:
-            arrays = (
-                self._mapped() if self.blob is not None else _arrays_in(zlib.decompress(self.data))
-            )
-            mapped = self._v_arrays = self.kind(**arrays)
-        return mapped
+        mapping = getattr(self, "_v_mapping", None)
+        # it may be let go of by another thread just now
+        arrays = mapping.arrays if mapping else None
+        if arrays is None:
+            mapping = self._v_mapping = self._mapped() if self.blob is not None else self._read()
+            arrays = mapping.arrays
+        return arrays
+
+    def _read(self):
+        return _Mapping(self.kind(**_arrays_in(zlib.decompress(self.data))))
 
     def _mapped(self):
         try:
             with contextlib.closing(self.blob.open("r")) as file:  # it may be of this transaction
-                return map_arrays(file.name, self.sha256)
+                mapping = _Mapping(self.kind(**_map_arrays(file.name, self.sha256)), file.name)
+                _MAPPINGS.add(mapping)
+                return mapping
         except (ZODB.POSException.POSKeyError, OSError) as error:
             missing = DamagedImage(f"a blob of the memory is missing ({error})")
             named = named_shortage(error)
@@ -19554,6 +19598,8 @@ def catalog_figures(catalog: UvmObject) -> dict[str, int]:
         "unembedded": count_waiting(catalog),
         "embedder": embedder_of(catalog),
         "former_vectors": count_former_vectors(catalog),
+        "forgetting": bool(catalog.forgetting),
+        "oldest_retired_us": next(iter(catalog.retired_order.keys()), None),
     }
 
 
@@ -22948,8 +22994,6 @@ def merge_job(image: Image, bulk: BulkLane) -> typing.Callable:
         merged = 0
         while (built := _merge_once(image, bulk, step)) is not None:
             merged += built
-        # a file that is mapped keeps its place on the disk when it is removed
-        map_arrays.cache_clear()
         return {"details": f"{merged} chunks were merged", "result": {"chunks": merged}}
 
     return apply
@@ -24972,7 +25016,7 @@ def _turn(first, focus, evidence):
 # Offers:
 __all__ += """
     FORGET_BY no_such_conversation forget_job leave_no_byte CYCLES_TELL_OF ForgetPlace
-    FORGET_STORES
+    FORGET_AGAIN_S FORGET_STORES
 """.split()
 
 # Forgetting
@@ -24982,6 +25026,8 @@ __all__ += """
 # not touched; those that may hold it are named.
 
 _FORGOTTEN = "(forgotten)"
+_READERS_WAIT_S = 20.0  # for those who read what stood before
+FORGET_AGAIN_S = 600.0  # after which bytes that were left are gone after again
 
 
 def _cited_in(told):
@@ -25219,16 +25265,46 @@ def forget_job(
                 lambda root: _erase_unless_changed(root, by, value, doc_ids, cycles, pages),
             )
         )
-        leave_no_byte(image, bulk, step)
+        disk = _disk_given_back(image, bulk, step)
         backups = _backups_of(image, settings)
         kept = f"; these backups may hold it still: {', '.join(backups)}" if backups else ""
-        return {"details": f"{told} are forgotten{kept}", "result": result | {"backups": backups}}
+        return {
+            "details": f"{told} are forgotten{disk.pop('details')}{kept}",
+            "result": result | {"backups": backups} | disk,
+        }
 
     return apply
 
 
+def _disk_given_back(image, bulk, step):
+    """Leave no byte; returns {"details", "before_mb", "after_mb"}, or with "left" instead why bytes are left for now."""
+    before_mb = image.disk_mb()
+    try:
+        leave_no_byte(image, bulk, step)
+    except (Busy, ImageError) as error:
+        if isinstance(error, ImageBroken):
+            raise
+        again = f"it is tried again in {FORGET_AGAIN_S / 60:.0f} minutes, and at the next start"
+        told = f"; nothing finds them any more, but their bytes are in the image still ({error}); {again}"
+        return {"details": told, "left": str(error)}
+    after_mb = image.disk_mb()
+    told = (
+        f"; the image has {after_mb:,.1f} MB on the disk, {before_mb:,.1f} MB before, and nothing that stood before is "
+        "kept for `as_of`"
+    )
+    return {"details": told, "before_mb": round(before_mb, 3), "after_mb": round(after_mb, 3)}
+
+
 def leave_no_byte(image: Image, bulk: BulkLane, step: typing.Callable) -> dict:
-    """Let nothing of what is erased stay in the image's files; killed amid this, the next start does it."""
+    """Let nothing of what is erased stay in the image's files; killed amid this, the next start does it.
+
+    Raises Busy where somebody goes on reading what stood before, ImageError where the disk has no room for a pack.
+    """
+    step("forget, until nobody reads it")
+    if not image.wait_for_readers(time.time(), _READERS_WAIT_S):
+        raise Busy(
+            f"somebody has read what stood before for more than {_READERS_WAIT_S:.0f} s, and it stays until then"
+        )
     for kind in MERGED:
         _rid_of_dead(image, bulk, kind, step)
     image.pack(steady_us() / 1e6, step)
@@ -34834,7 +34910,12 @@ def undo(request, root):
 @command(UnindexDocumentCommand, lane="bulk", role="write", effect=True, system=True)
 def unindex_document(request, root):
     gone = send(root["knowledge_catalog_obj"], "unindex_document_", request.command.doc_id)
-    return {"details": f"{request.command.doc_id} is no longer found", "result": to_wire(gone)}
+    days = f"{request.settings.history_days:g} days"
+    details = (
+        f"{request.command.doc_id} is no longer found; its text stays for citations and `undo` for {days}, and its place on "
+        f"the disk comes back with the packs of the {days} after. `forget` gives it back at once"
+    )
+    return {"details": details, "result": to_wire(gone)}
 
 
 @command(MoveDocumentCommand, lane="bulk", role="write", effect=True, system=True)
@@ -35476,6 +35557,7 @@ class Housekeeping:
             SummaryLane(image, lanes["bulk"], core),
         )
         self._at_work = set()  # names of our jobs in the lanes; one of each
+        self._forget_at_s = time.monotonic() + FORGET_AGAIN_S
         self._closing = False
 
     def start(self) -> None:
@@ -35499,6 +35581,23 @@ class Housekeeping:
             self._ask("upkeep", "merge", merge_job(self.image, self.lanes["bulk"]))
         if memory["unembedded"]:
             self.embedding.wake()
+        self._look_at_forgotten(memory["forgetting"])
+        self._prune(memory["oldest_retired_us"])
+
+    def _prune(self, oldest_us):
+        """Drop former versions of documents that were kept for long enough."""
+        before_us = steady_us() - int(self.settings.history_days * 86400e6)
+        if oldest_us is not None and oldest_us < before_us:
+            before = datetime.datetime.fromtimestamp(before_us / 1e6, datetime.UTC)
+            prune = lambda root: prune_retired(root["knowledge_catalog_obj"], before)
+            self._ask("bulk", "prune", prune)
+
+    def _look_at_forgotten(self, left):
+        """Have bytes of what was forgotten, where they are left after some time, gone after again."""
+        due_s, now_s = self._forget_at_s, time.monotonic()
+        if not left or now_s >= due_s:
+            self._forget_at_s = now_s + FORGET_AGAIN_S
+            self._go_on_forgetting(left)
 
     def end(self) -> None:
         """Begin nothing any more: the daemon drains."""
@@ -36440,10 +36539,26 @@ class BatOS_UVM:
             "synapses": self.synapses.health(),
             "missions": self.mind.health(),
             "image_mb": round(self.image.size() / 1e6, 3),
+            **self._bytes_left(),
             "upkeep": {"doing": upkeep.doing, "last": upkeep.report},
             "heartbeat": self.heartbeat.health(),
             **self.vitals,
         }
+
+    def _bytes_left(self):
+        """Return what is to be told of bytes on the disk that nothing finds any more; {} where there are none."""
+        memory, told = self.view.get("memory", {}), {}
+        if memory.get("retired"):
+            told["retired"] = (
+                f"{memory['retired']:,} former versions of documents, kept for {self.settings.history_days:g} days each, "
+                "and for as many in what packs leave of the history"
+            )
+        if memory.get("forgetting"):
+            told["forgotten"] = (
+                "bytes of it are in the image still; they go at once where nobody reads it and the disk has room for a "
+                "pack, else it is tried again now and then, and at the next start"
+            )
+        return {"left_on_disk": told} if told else {}
 
     def _embedder_health(self):
         memory, told = self.view.get("memory", {}), self.embedder.health()

@@ -879,7 +879,9 @@ def test_a_retired_version_can_be_restored(catalog):
 def test_figures(catalog):
     batos.index_document_(catalog, "pump", "brass valve")
     batos.index_document_(catalog, "pump", "brass valves")
-    assert batos.catalog_figures(catalog) == {
+    figures = batos.catalog_figures(catalog)
+    assert figures.pop("oldest_retired_us") == catalog.retired_order.minKey()
+    assert figures == {
         "documents": 1,
         "chunks": 1,
         "words": 2,
@@ -889,6 +891,7 @@ def test_figures(catalog):
         "unembedded": 1,
         "embedder": None,
         "former_vectors": 0,
+        "forgetting": False,
     }
 
 

@@ -14,6 +14,7 @@ import zlib
 
 import doubles
 import pytest
+import test_parts
 from test_mind import BRIEF, MANUAL, Machine
 from test_vectors import DOUBLE
 
@@ -373,6 +374,86 @@ def test_a_forgetting_that_was_cut_short_is_ended_by_the_next_start(daemon, tmp_
         assert batos.time.monotonic() < end_s
         batos.time.sleep(0.1)
     assert running.stop() == 0
+
+
+def forget_house(one):
+    return batos.forget_job(one.image, one.lanes["bulk"], one.settings, "doc_id", "house", False)(lambda line: None)
+
+
+@pytest.mark.slow
+def test_who_forgets_is_told_what_the_disk_got_back_and_no_file_that_is_gone_is_held(tmp_path):
+    one = test_parts.Machine(tmp_path)
+    one.ingest("house", test_parts.text_of(1500, "xylograph"))
+    one.ingest("other", "The pantry is blue.")
+    assert one.look(lambda catalog: len(batos.search_(catalog, "xylograph chapter 7", 9)["results"])) == 9
+    blobs = list(pathlib.Path(f"{one.image.path}.blob").rglob("*.blob"))
+    told = batos.forget_job(one.image, one.bulk, one.settings, "doc_id", "house", False)(lambda line: None)
+    result, held = told["result"], pathlib.Path("/proc/self/maps").read_text()
+    assert blobs and not any(blob.exists() for blob in blobs) and not any(str(blob) in held for blob in blobs)
+    assert 0 < result["after_mb"] < result["before_mb"] / 2 and result["after_mb"] == pytest.approx(one.image.disk_mb(), abs=0.05)
+    assert f"{result['after_mb']:,.1f} MB on the disk" in told["details"] and "as_of" in told["details"]
+    assert one.look(lambda catalog: len(batos.search_(catalog, "pantry", 9)["results"])) == 1 and one.faults() == []
+    one.close()
+
+
+def test_what_somebody_reads_still_is_left_for_then_and_told(one, monkeypatch):
+    monkeypatch.setattr(batos, "_READERS_WAIT_S", 0.1)
+    one.learn("The xylograph hangs in the pantry.", "house")
+    with batos.reading(one.image) as root:
+        assert root["knowledge_catalog_obj"].documents["house"]
+        told = forget_house(one)
+    assert "somebody has read" in told["result"]["left"] and "in the image still" in told["details"]
+    left = lambda root: batos.catalog_figures(root["knowledge_catalog_obj"])["forgetting"]
+    assert one.read(left) and found(one, "xylograph") == []
+    batos.leave_no_byte(one.image, one.lanes["bulk"], lambda line: None)
+    assert b"xylograph" not in pathlib.Path(one.image.path).read_bytes()
+    assert not one.read(left)
+
+
+def test_a_disk_without_room_for_a_pack_is_told(one, monkeypatch):
+    def full(*args):
+        raise batos.ImageError("no room")
+    one.learn("The xylograph hangs in the pantry.", "house")
+    monkeypatch.setattr(one.image, "pack", full)
+    told = forget_house(one)
+    assert told["result"]["left"] == "no room" and "tried again in 10 minutes" in told["details"]
+    assert found(one, "xylograph") == []
+
+
+class Keeper(batos.Housekeeping):
+    """Tells what it would have done."""
+
+    def __init__(self, **settings):
+        self.asked, self.settings, self._forget_at_s = [], batos.load_settings(settings, {}), batos.time.monotonic() + 1000
+
+    def _ask(self, lane, name, *rest, **how):
+        self.asked.append((lane, name))
+
+
+def test_the_daemon_goes_after_what_is_left():
+    keeper, day_us = Keeper(history_days=3.0), 86_400_000_000
+    memory = {"leftovers": 0, "unembedded": 0, "forgetting": True, "oldest_retired_us": batos.steady_us() - 2 * day_us}
+    keeper.look(memory, False)
+    assert keeper.asked == []                            # whoever forgets is at it
+    keeper._forget_at_s = batos.time.monotonic()
+    keeper.look(memory, False)
+    keeper.look(memory, False)
+    assert keeper.asked == [("upkeep", "forget")]
+    keeper.look({**memory, "forgetting": False, "oldest_retired_us": batos.steady_us() - 4 * day_us}, False)
+    assert keeper.asked == [("upkeep", "forget"), ("bulk", "prune")]
+
+
+def test_status_tells_what_is_left_on_the_disk(daemon):
+    running = daemon(core=0)
+    with batos.Client(running.endpoint) as client:
+        client.call("index_document", doc_id="house", text="The xylograph hangs in the pantry.")
+        told = client.call("unindex_document", doc_id="house")
+        assert "30 days" in told["details"] and "`forget`" in told["details"]
+        end_s = batos.time.monotonic() + 60
+        while "left_on_disk" not in (health := client.call("health")["result"]):
+            assert batos.time.monotonic() < end_s
+            batos.time.sleep(0.05)
+        assert "1 former versions of documents" in health["left_on_disk"]["retired"] and len(health["left_on_disk"]) == 1
 
 
 def test_what_is_told_of_meanwhile_is_seen(one):

@@ -45,7 +45,7 @@ def test_postings_hold_what_was_collected_also_in_a_file(tmp_path_factory, rows)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batos, "_RECORD_BYTES", 0)
         with batos.built_file(postings, tmp_path_factory.getbasetemp()) as built:
-            assert told(batos.Postings(**batos.map_arrays(built.path, built.sha256))) == wanted(rows)
+            assert told(batos.Postings(**batos._map_arrays(built.path, built.sha256))) == wanted(rows)
     assert not pathlib.Path(built.path).exists()
     for word in ("none", "", "valve", "zz"):
         assert len(range(*postings.rows_of(word).indices(1 << 40))) == len(wanted(rows)[0].get(word, ()))
@@ -267,7 +267,7 @@ def test_a_segment_that_cannot_be_read_is_made_anew(memory, spoil, monkeypatch):
     path = pathlib.Path(memory.look(lambda catalog: catalog.text_index[1].blob.committed()))
     path.chmod(0o600)
     spoil(path)
-    batos.map_arrays.cache_clear()
+    batos._map_arrays.cache_clear()
     memory.unit.connection.cacheMinimize()
     assert [row[0] for row in memory.found("brass")] == ["e"] and "cannot be read" in memory.faults()[0]
     assert memory.look(batos.due_merge) == ("words", (1,))

@@ -200,7 +200,7 @@ def test_vectors_that_cannot_be_read_are_made_anew(memory, mend, monkeypatch):
     path = pathlib.Path(memory.look(lambda catalog: catalog.vectors[1].blob.committed()))
     path.chmod(0o600)
     path.write_bytes(b"nothing")
-    batos.map_arrays.cache_clear()
+    batos._map_arrays.cache_clear()
     memory.unit.connection.cacheMinimize()
     assert found(memory, "brass")[0] == "d0" and "cannot be read" in memory.faults()[0]
     mend(memory)
@@ -216,7 +216,7 @@ def test_a_vector_takes_a_byte_a_number_and_is_the_same_however_often_it_is_merg
     numbers, held = numpy.arange(300), rows
     for _ in range(3):
         with batos.built_file(batos.Vectors(numbers, held), str(tmp_path)) as built:
-            arrays = batos.map_arrays(built.path, built.sha256)
+            arrays = batos._map_arrays(built.path, built.sha256)
             assert pathlib.Path(built.path).stat().st_size < 300 * (384 + 8 + 2) + 1000
             assert set(arrays) == {"numbers", "vectors"} and arrays["vectors"].dtype == numpy.float32
             assert held is rows or (arrays["vectors"] == held).all()
