@@ -104,6 +104,14 @@ def test_each_mutant_is_one_fault_in_a_text_that_parses():
         assert ast.dump(ast.parse(text)) != whole and text.count("\n") == SOURCE.count("\n")
 
 
+def test_each_room_has_tests_that_are_there():
+    root = mutants.ROOT
+    rooms = [name for _, name in mutants.sections_of((root / "batos.py").read_text())]
+    assert set(mutants.TESTS) | set(mutants.QUICK) <= set(rooms)
+    files = {file for room in rooms for quick in (False, True) for file in mutants.tests_of(room, quick)}
+    assert [file for file in files if not (root / file).exists()] == []
+
+
 def test_mutants_are_drawn_by_the_seed():
     one = mutants.drawn(SOURCE, 4, 7, [])
     assert one == mutants.drawn(SOURCE, 4, 7, []) and len(set(one)) == 4
