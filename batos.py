@@ -2232,7 +2232,7 @@ __all__ += """
     IMAGE_VERSION MAGIC TXN_HEADER DIGEST_MARK HASH_STEP log_image walk_transactions records_of
     tid_at replaced_bytes records_digest transaction_fault RECOVER later_transaction whole_end
     range_hash Seals seal_ends end_interrupted_pack disk_fault check_room examine look_over
-    folders_up_to SyncedPacker AFTER_PACK _READERS_LOOK_S
+    folders_up_to SyncedPacker
 """.split()
 
 IMAGE_VERSION = 14
@@ -2247,8 +2247,6 @@ _SEAL_KEYS = ("start", "end", "tid", "blake2b")
 HASH_STEP = 1 << 20
 _PACK_SYNC_BYTES = 8 << 20  # of a packed copy that are forced to the disk at a time
 _PACE_WORK_S, _PACE_REST_S = 0.002, 0.0002
-AFTER_PACK = {}  # is called after a pack: what lets go of files that it removed
-_READERS_LOOK_S = 0.05
 _PACK_REST_BYTES = 256 << 10  # that a pack copies at its end, while commits are held
 _SPARE_DISK_BYTES = 64 << 20  # left free by a pack or a backup
 
@@ -2776,13 +2774,15 @@ __all__ += """
     references_in ImageStorage ImageDB Unit reading writing check_version layout_is_told
     lock_file image_path lock_image Image blob_record is_blob_record blob_path Shape SHAPES
     is_object instance_shape list_shape A_METHOD AN_OBJECT A_LIST A_MAP A_NAME_TREE
-    A_NUMBER_TREE POINTERS LedgerValue PageTree
+    A_NUMBER_TREE POINTERS LedgerValue PageTree AFTER_PACK
 """.split()
 
 _OLDEST_VERSION = 6  # of the first release; what came before it is not read
 _CACHE_BYTES = 32 << 20  # of objects that one connection holds in memory, as they are stored
 
 
+AFTER_PACK = {}  # is called after a pack: what lets go of files that it removed
+_READERS_LOOK_S = 0.05
 _DEFLATED = b".z"  # as zc.zlibstorage marks them; no pickle begins with a dot
 _PRIMED = b".p"  # raw deflate that goes on from _PRIMER
 _DEFLATE_LEAST_BYTES = 40  # of a record

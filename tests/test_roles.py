@@ -31,7 +31,7 @@ FIELDS = {
     "unindex_document": {"doc_id": "b"}, "move_document": {"doc_id": "b", "to": "c"}, "supersede": {"older": "b", "newer": "c"},
     "feedback": {"cycle": "0x99", "mark": "right"}, "list_golden": {}, "judge_golden": {"rows": [99], "accept": True},
     "backup": {"folder": "relative"}, "pack": {}, "forget": {"doc_id": "b"}, "ingest_and_display_yourself": {},
-    "display_yourself": {},
+    "display_yourself": {}, "measures": {},
 }
 ADMINS = {"shutdown", "incarnate", "judge_golden", "backup", "pack", "ingest_and_display_yourself", "display_yourself"}
 # beside the declared role, which fields make more of a command
