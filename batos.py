@@ -13751,6 +13751,10 @@ _REMOTE_START_S = 10.0  # a server that is not there at the start is waited for 
 _READ_BEHIND_S = 1.0  # who waits gives up before the socket does
 _MODELS_SHOWN = 12
 
+# What a server answers that keeps no list of its models. `transformers serve` says 500 where it finds no folder of downloads to
+# list, and answers questions all the same.
+_KEEPS_NO_LIST = (404, 405, 500, 501)
+
 
 class RemoteCore:
     """A language model behind a server that speaks OpenAI's protocol, such as vLLM. Asked like a CognitiveCore.
@@ -13897,7 +13901,7 @@ class RemoteCore:
         try:
             self.models = self._listed()
         except ServerFault as fault:
-            if not self._wanted or fault.status not in (404, 405, 501):
+            if not self._wanted or fault.status not in _KEEPS_NO_LIST:
                 if not fault.passing and not self.url.endswith("/v1"):
                     fault.told += f"; {ADDRESS_HINT}"
                 raise
@@ -21906,7 +21910,8 @@ def _says_by_its_form(asked, judged):
     """Whether the marked sentence has the form of what was asked for: "X is …" of a definition, "due to …" of a reason."""
     marked = judged.window.tellings[judged.marked]
     form = asked.expected is not None and asked.expected.settles
-    return form and asked.is_answered_by(marked.whole) and not marked.leads_elsewhere
+    holds = asked.is_mostly_held(marked.words_with_headings)
+    return form and holds and asked.is_answered_by(marked.whole) and not marked.leads_elsewhere
 
 
 def _evidence(judged):

@@ -315,8 +315,9 @@ def test_a_request_that_is_too_long_for_a_server_costs_no_later_one_its_schema(h
     assert forms[-3:] == ["json_schema", "json_object", None]
 
 
-def test_a_server_without_a_list_of_models_is_taken_at_its_word(monkeypatch):
-    fault = batos.status_fault(404, {}, "no such page")
+@pytest.mark.parametrize("status", [404, 500])           # `transformers serve` says 500 where nothing was ever downloaded
+def test_a_server_without_a_list_of_models_is_taken_at_its_word(monkeypatch, status):
+    fault = batos.status_fault(status, {}, "no such page")
 
     def refuse(core):
         raise fault
