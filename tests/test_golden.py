@@ -233,7 +233,7 @@ def test_forgetting_leaves_no_byte_of_rows_and_datasets(tmp_path):
         assert any(marker in one["text"] for one in cycle["evidence"])
         assert mark(client, cycle["cycle"], note="2 is right, 1 is not")["row"] == 0
         shown = client.call("forget", doc_id="secret.md", preview=True)
-        assert shown["result"]["places"] == {"golden rows": 1}
+        assert shown["result"]["places"]["golden rows"] == 1
         client.call("forget", doc_id="secret.md", timeout_s=WAIT_S)
         assert rows(client) == {}
     running.stop()

@@ -29,7 +29,7 @@ def test_before_its_weights_are_read_nothing_is_judged():
 @pytest.mark.slow
 def test_loading_says_nothing(capfd):
     loaded = batos.Reader()
-    loaded.load(batos.installed_embedder(), batos._installed_reader())
+    loaded.load(batos.installed_embedder(), batos.installed_reader())
     told = capfd.readouterr()
     assert loaded.state == "ready" and "REPORT" not in told.out + told.err
 
@@ -37,7 +37,7 @@ def test_loading_says_nothing(capfd):
 @pytest.fixture(scope="module")
 def reader():
     reader = batos.Reader()
-    reader.load(batos.installed_embedder(), batos._installed_reader())
+    reader.load(batos.installed_embedder(), batos.installed_reader())
     return reader
 
 
@@ -48,7 +48,7 @@ def test_the_reader_that_is_installed_points_to_what_answers(reader):
     assert "twelve days" in PASSAGES[0][1][first:last]
     assert len(reader.judge("mast " * 400, PASSAGES)) == 2               # the longer of the two is cut off
     plain = batos.Reader()
-    plain.load(batos.installed_embedder(), batos._installed_reader(), in_bfloat16=False)
+    plain.load(batos.installed_embedder(), batos.installed_reader(), in_bfloat16=False)
     (alike, span), _ = plain.judge(QUESTION, PASSAGES)
     assert span == (first, last) and abs(alike - score) < 0.3
 
@@ -97,7 +97,7 @@ def test_a_reader_learns_is_written_and_judges_as_before(trainer, tmp_path):
     reader.load(folder, tmp_path)
     (worth, (first, last)), (other, _) = reader.judge(QUESTION, [("Mast", asked.passage.text), PASSAGES[1]])
     assert reader.state == "ready" and worth > 0.5 > other and asked.passage.text[first:last] == ANSWER
-    path = tmp_path / batos._READER_FILE
+    path = tmp_path / batos.READER_FILE
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     damaged = batos.Reader()
     damaged.load(folder, tmp_path)

@@ -30,10 +30,11 @@ FIELDS = {
     "index_part": {"upload": "12345678", "number": 0, "text": "valve"}, "history": {}, "undo": {"change": "0" * 16 + ".0"},
     "unindex_document": {"doc_id": "b"}, "move_document": {"doc_id": "b", "to": "c"}, "supersede": {"older": "b", "newer": "c"},
     "feedback": {"cycle": "0x99", "mark": "right"}, "list_golden": {}, "judge_golden": {"rows": [99], "accept": True},
+    "forge": {}, "list_jobs": {},
     "backup": {"folder": "relative"}, "pack": {}, "forget": {"doc_id": "b"}, "ingest_and_display_yourself": {},
     "display_yourself": {}, "measures": {},
 }
-ADMINS = {"shutdown", "incarnate", "judge_golden", "backup", "pack", "ingest_and_display_yourself", "display_yourself"}
+ADMINS = {"shutdown", "incarnate", "judge_golden", "forge", "backup", "pack", "ingest_and_display_yourself", "display_yourself"}
 # beside the declared role, which fields make more of a command
 MORE = [("index_document", {"doc_id": "a", "path": "/etc/passwd"}, "admin")]
 LATER = "shutdown", "display_yourself", "ingest_and_display_yourself"        # an admin's: the daemon ends, a window opens
@@ -44,6 +45,7 @@ STANDS_FOR = {
                     "activate_expert"),
     "index_document_": "index_document", "unindex_document_": "unindex_document", "move_document_": "move_document",
     "supersede_": "supersede", "search_": "search_memory", "restore_document_": "undo", "restore_incarnation_": "rollback",
+    "forge_": "forge", "cancel_": "forge",
     **dict.fromkeys(("start_cognitive_cycle_for_", "infer_", "synthesize_response_for_", "reflectOn_", "curate_",
                      "analyze_and_resolve_cycle_failures", "perform_cognitive_efficiency_audit"), "initiate_cognitive_cycle"),
     "display_yourself": "display_yourself", "ingest_and_display_yourself": "ingest_and_display_yourself",

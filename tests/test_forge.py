@@ -1,0 +1,381 @@
+"""The forge: a dataset becomes a candidate, a candidate is judged by rule, and whatever is killed, one promotion comes of it."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import test_golden
+
+import batos
+
+WAIT_S = 120.0
+
+
+def filled(where, made, dataset=True):
+    """Put rows, and the dataset of them, into a new image."""
+    image = batos.Image.open(where)
+    batos.genesis(image)
+    with batos.writing(image) as root:
+        root["golden_obj"].rows.update(made)
+        if dataset:
+            batos._store_dataset(root, "READER", sorted(made), "0x1")
+    image.close()
+
+
+def corrected(count=120, seed=5):
+    return {n: test_golden.row(name, n) for n, name in enumerate(test_golden.named(count, random.Random(seed)))}
+
+
+def jobs(client):
+    return client.call("list_jobs", limit=200)["results"]
+
+
+def judged(client, number, wait_s=WAIT_S):
+    """Wait for a job to end; returns it."""
+    end_s = time.monotonic() + wait_s
+    while time.monotonic() < end_s:
+        job = next(row for row in jobs(client) if row["job"] == number)
+        if job["ended_at"]:
+            return job
+        time.sleep(0.1)
+    raise AssertionError(f"job {number} has not ended: {job}")
+
+
+def is_cleared(home, wait_s=20.0):
+    """Whether no work lies there, soon after its last job has ended."""
+    end_s = time.monotonic() + wait_s
+    while list(home.glob("*")) and time.monotonic() < end_s:
+        time.sleep(0.1)
+    return not list(home.glob("*"))
+
+
+def reader(client):
+    return client.call("list_jobs")["result"]["reader"]
+
+
+@pytest.fixture
+def stub(tmp_path, daemon):
+    """A function that starts a daemon with the engine `stub` over an image with a dataset."""
+    filled(str(tmp_path / "live_image.fs"), corrected())
+    return lambda **options: daemon(*{"forge_engine": "stub", **options}.items(), core=0)
+
+
+# The verdict
+
+
+def told(held, **suites):
+    return {"held": held, "suites": suites, "suite_sha256": "x"}
+
+
+def test_the_sign_test_is_exact_and_one_sided():
+    assert batos._sign_test(5, 0) == 1 / 32 and batos._sign_test(0, 0) == 1 and batos._sign_test(0, 5) == 1
+    assert abs(batos._sign_test(9, 1) - 11 / 1024) < 1e-12
+
+
+@pytest.mark.parametrize("held, suite, tries, passed", [
+    ([[0, 1]] * 5 + [[1, 1]] * 15, [[1, 1]] * 100, 1, True),
+    ([[0, 1]] * 5 + [[1, 1]] * 15, [[1, 1]] * 100, 2, False),            # chance is given twice
+    ([[0, 1]] * 4 + [[1, 1]] * 16, [[1, 1]] * 100, 1, False),
+    ([[0, 1]] * 9 + [[1, 0]] * 1 + [[0, 0]] * 10, [[1, 1]] * 100, 1, True),
+    ([[0, 1]] * 9 + [[1, 0]] * 5 + [[0, 0]] * 10, [[1, 1]] * 100, 1, False),
+    ([[0, 1]] * 19, [[1, 1]] * 100, 1, False),                           # too few
+    ([[0, 1]] * 20, [[1, 0]] * 2 + [[1, 1]] * 98, 1, True),
+    ([[0, 1]] * 20, [[1, 0]] * 3 + [[1, 1]] * 97, 1, False),             # it forgot
+    ([[0, 1]] * 20, [[1, 0]] * 3 + [[0, 1]] * 97, 1, True),
+    ([[1, 1]] * 20, [[1, 1]] * 100, 1, False),                           # nothing new
+])
+def test_the_verdict_is_by_rule(held, suite, tries, passed):
+    verdict = batos._verdict_of(told(held, known=suite), tries)
+    assert verdict["passed"] is passed and verdict["why"], verdict
+
+
+def test_the_suite_has_enough_cases_and_nothing_of_it_is_trained_on():
+    held, rest = batos._phrased_cases(True), batos._phrased_cases(False)
+    assert len(held) >= 100 and not {asked for asked, _ in held} & {asked for asked, _ in rest}
+
+
+def test_what_is_told_first_goes_by_worth_and_by_how_the_score_moved():
+    row = {"passages": [{"share": 0.50}, {"share": 0.46}], "quotes": [2]}
+    assert not batos._is_told_right(row, [1.0, 1.0], [1.0, 1.0], -1.25)
+    assert batos._is_told_right(row, [-1.0, 2.0], [1.0, 1.0], -1.25)
+    none = row | {"quotes": []}
+    assert batos._is_told_right(none, [-3.0, -3.0], [1.0, 1.0], -1.25)
+    assert not batos._is_told_right(none, [1.0, 0.0], [1.0, 1.0], -1.25)
+
+
+# The saga, with the engine that learns nothing
+
+
+def test_a_dataset_is_forged_judged_promoted_and_undone(stub, tmp_path):
+    running = stub()
+    with batos.Client(running.endpoint, WAIT_S) as client:
+        number = client.call("forge")["result"]["job"]
+        job = judged(client, number)
+        assert job["status"] == "PROMOTED" and job["verdict"]["wins"] == job["verdict"]["held"] >= 20, job
+        assert reader(client)["version"] == 2 and reader(client)["lineage"][0]["job"] == number
+        row = client.call("history", target="reader_obj")["results"][0]
+        assert row["why"].startswith(f"job {number}: held back: ") and "suites: first" in row["why"]
+        with pytest.raises(batos.BadRequest, match="was judged already, by job 1: PROMOTED"):
+            client.call("forge")
+        client.call("undo", change=row["change"])
+        assert reader(client) == {"version": 1, "job": None, "lineage": []}
+        told = client.call("send_message", target="forge_obj", selector="jobs_")["result"]
+        assert told[0]["status"] == "PROMOTED"
+    assert running.stop() == 0 and is_cleared(tmp_path / "live_image.fs.forge")
+    assert batos.check_image(str(tmp_path / "live_image.fs"), deep=True)["faults"] == []
+
+
+def test_what_cannot_be_forged_is_refused(tmp_path, daemon):
+    filled(str(tmp_path / "live_image.fs"), corrected(), dataset=False)
+    with batos.Client(daemon(("forge_engine", "stub"), core=0).endpoint, WAIT_S) as client:
+        with pytest.raises(batos.NotFound, match="golden curate"):
+            client.call("forge")
+        with pytest.raises(batos.BadRequest, match="READER can"):
+            client.call("forge", target="BRICK")
+        with pytest.raises(batos.NotFound):
+            client.call("cancel", cycle="job-7")
+
+
+def test_a_job_that_is_cancelled_leaves_no_candidate(stub, tmp_path):
+    running = stub(forge_yields=True)
+    with batos.Client(running.endpoint, WAIT_S) as client:
+        number = client.call("forge")["result"]["job"]
+        client.call("cancel", cycle=f"job-{number}")
+        job = judged(client, number)
+        assert job["status"] == "CANCELLED" and job["result"] is None and reader(client)["version"] == 1
+        with pytest.raises(batos.BadRequest, match="CANCELLED already"):
+            client.call("cancel", cycle=f"job-{number}")
+        again = client.call("forge")["result"]["job"]
+        assert judged(client, again)["status"] == "PROMOTED"
+        assert is_cleared(tmp_path / "live_image.fs.forge")
+
+
+def test_a_worker_that_fails_is_tried_again_and_then_the_job_has_failed(stub, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/nowhere")
+    running = stub(forge_deadline_s=0.0)
+    with batos.Client(running.endpoint, WAIT_S) as client:
+        job = judged(client, client.call("forge")["result"]["job"])
+        assert (job["status"], job["attempt"]) == ("FAILED", 3) and "forge_deadline_s" in job["told"]
+
+
+def worker_of(home):
+    """Return the pid of the worker at work, or None."""
+    for path in home.glob("*/worker.json"):
+        try:
+            told = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if batos._process_name(told["pid"]) == told:
+            return told["pid"]
+    return None
+
+
+def killed_amid(tmp_path, daemon, picker, number):
+    """Forge while daemon and worker are killed at some moment; returns how the one job ended."""
+    folder = tmp_path / f"{number}"
+    folder.mkdir()
+    where = str(folder / "live_image.fs")
+    filled(where, corrected())
+    options = {"forge_engine": "stub", "image": where}
+    running = daemon(*options.items(), core=0)
+    with batos.Client(running.endpoint, WAIT_S) as client:
+        client.call("forge", idempotency_key="one")
+        time.sleep(picker.uniform(0, 3.5))
+        if picker.random() < 0.5:
+            pid = worker_of(pathlib.Path(f"{where}.forge"))
+            if pid is not None:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(picker.uniform(0, 0.5))
+    running.stop(kill=True)
+    running = daemon(*options.items(), core=0)
+    with batos.Client(running.endpoint, WAIT_S) as client:
+        client.call("forge", idempotency_key="one")
+        job, = jobs(client)
+        job = judged(client, job["job"])
+        told = job["status"], reader(client)["version"], len(reader(client)["lineage"])
+        changes = client.call("history", target="reader_obj")["results"]
+    running.stop()
+    assert worker_of(pathlib.Path(f"{where}.forge")) is None and is_cleared(pathlib.Path(f"{where}.forge"))
+    assert batos.check_image(where, deep=True)["faults"] == []
+    return (*told, len(changes))
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_there_is_one_candidate_and_one_promotion(tmp_path, daemon):
+    picker = random.Random(11)
+    for number in range(6):
+        assert killed_amid(tmp_path, daemon, picker, number) == ("PROMOTED", 2, 1, 1), number
+
+
+@pytest.mark.campaign
+def test_killed_two_hundred_times(tmp_path, daemon):
+    picker = random.Random(int(os.environ.get("SEED", "1")))
+    for number in range(int(os.environ.get("KILLS", "200"))):
+        assert killed_amid(tmp_path, daemon, picker, number) == ("PROMOTED", 2, 1, 1), number
+
+
+def test_what_an_attempt_brings_late_is_not_taken(tmp_path):
+    image = batos.Image.open(str(tmp_path / "image.fs"))
+    batos.genesis(image)
+    with batos.writing(image) as root:
+        root["golden_obj"].rows.update(corrected())
+        batos._store_dataset(root, "READER", sorted(root["golden_obj"].rows), "0x1")
+        number = batos.begin_forge(root, "READER", None, "me").job_number
+        assert batos._arrow_begun(number, "TRAINING", 1, "first")(root)
+        assert batos._arrow_begun(number, "TRAINING", 2, "second")(root)
+        report = {"steps": 1, "corrected": 1, "losses": [1.0]}
+        batos._arrow_trained(number, "first", __file__, report)(root)
+        assert root["forge_obj"].jobs[number].status == "TRAINING"
+        batos._arrow_trained(number, "second", __file__, report)(root)
+        assert root["forge_obj"].jobs[number].status == "TRAINED"
+        assert batos._arrow_decided(number, "second", told([[0, 1]] * 20))(root) is None
+        assert batos._arrow_begun(number, "VALIDATING", 1, "third")(root)
+        assert batos._arrow_decided(number, "third", told([[0, 1]] * 20))(root)["passed"]
+        assert batos._arrow_decided(number, "third", told([[0, 1]] * 20))(root) is None
+        assert root["reader_obj"].version == 2 and len(root["reader_obj"].lineage) == 1
+        batos._demote_reader(root)
+        assert root["reader_obj"].version == 1 and root["reader_obj"].forged is None
+    image.close()
+
+
+def test_what_was_promoted_and_is_worse_is_taken_back(tmp_path):
+    wrong, right = {"answer": "x", "feedback": {"mark": "wrong"}}, {"answer": "x"}
+    image = batos.Image.open(str(tmp_path / "image.fs"))
+    batos.genesis(image)
+    with batos.writing(image) as root:
+        def missions(results):
+            for result in results:
+                brief = {"type": "direct_synthesis", "selector": "answer_", "args": ["What?"]}
+                batos.accept_cycle(root, brief, None, "me").result = result
+        missions([right] * 45 + [wrong] * 5)
+        record = batos.blob_record(__file__, "x")
+        root["reader_obj"].since, root["reader_obj"].forged = root["missions"].maxKey(), record
+        missions([wrong] * 20 + [right] * 20)
+        assert batos._worse_since(root) is None                          # too few to tell
+        missions([right] * 20)
+        assert "20 of 60 answers since were marked wrong" in batos._demote_if_worse(root)
+        assert root["reader_obj"].forged is None
+    image.close()
+
+
+def test_corrections_begin_a_curation_once_nobody_corrects_any_more(tmp_path):
+    image = batos.Image.open(str(tmp_path / "image.fs"))
+    batos.genesis(image)
+    with batos.writing(image) as root:
+        rows = root["golden_obj"].rows
+        rows.update(corrected(5))
+        assert not batos._is_curation_due(root)                          # just now
+        for number in rows:
+            rows[number] = rows[number] | {"at": batos.now_utc() - batos.datetime.timedelta(hours=1)}
+        assert batos._is_curation_due(root)
+        rows[0] = rows[0] | {"trusted": False}
+        assert not batos._is_curation_due(root)
+    image.close()
+
+
+@pytest.mark.slow
+def test_forgetting_cancels_the_job_that_holds_a_row_of_it_and_no_byte_stays(stub, tmp_path):
+    running = stub(forge_yields=False)
+    marker = next(iter(corrected().values()))["passages"][1]["text"]
+    with batos.Client(running.endpoint, WAIT_S) as client:
+        doc_id = next(iter(corrected().values()))["passages"][1]["doc_id"]
+        name = doc_id.partition("/")[0]
+        number = client.call("forge")["result"]["job"]
+        told = client.call("forget", matching=f"engineer oils the pump at {name}")
+        assert told["result"]["places"] == {"golden rows": 1, "forge jobs": 1}
+        assert judged(client, number)["status"] == "CANCELLED"
+    running.stop()
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and marker.encode() in path.read_bytes()]
+    assert left == []
+
+
+def test_a_worker_holds_itself_to_limits_and_to_its_folder(tmp_path):
+    (tmp_path / "job.json").write_text(json.dumps({"job": 1, "phase": "train", "nonce": "n", "engine": "stub", "base": "b",
+                                                   "config": batos.FORGE_CONFIG}))
+    words = [sys.executable, batos.__file__, "forge-worker", str(tmp_path)]
+    told = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert '"step": 3' in told.stdout
+    done = json.loads((tmp_path / "done.json").read_text())
+    sha256 = batos.file_hash(tmp_path / "candidate.safetensors", "sha256")
+    assert done["nonce"] == "n" and done["files"] == {"candidate.safetensors": sha256}
+    again = tmp_path / "again"
+    again.mkdir()
+    assert subprocess.run([*words[:-1], str(again)], capture_output=True, check=False).returncode == 1
+
+
+# The training itself
+
+
+WORK = {"job": 1, "phase": "train", "nonce": "n", "engine": "process", "config": batos.FORGE_CONFIG, "in_bfloat16": True}
+
+
+@pytest.fixture
+def few(monkeypatch, tmp_path):
+    """(work, folder) of a training of a dozen steps."""
+    for name, most in (("_STEPS_LEAST", 12), ("_STEPS_MOST", 12), ("_REPLAYED_MOST", 8)):
+        monkeypatch.setattr(batos, name, most)
+    made = corrected(12)
+    card = batos.reader_card()
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (folder / "train.jsonl").write_bytes(b"".join([batos._golden_line(n, row, True) for n, row in made.items()]))
+    (folder / "held.jsonl").write_bytes((folder / "train.jsonl").read_bytes())
+    return WORK | {"base": card["sha256"], "threshold": card["threshold"]}, folder
+
+
+def weights_in(path):
+    return batos.need("safetensors.numpy", "the test").load_file(path)
+
+
+@pytest.mark.slow
+def test_a_training_cut_short_goes_on_to_the_same_weights(few, monkeypatch):
+    work, folder = few
+    made, report = batos._train(work, folder)
+    assert report["steps"] == 12 and report["corrected"] == 12
+    whole = weights_in(made[0])
+    cut = folder.parent / "cut"
+    cut.mkdir()
+    (cut / "train.jsonl").write_bytes((folder / "train.jsonl").read_bytes())
+    learn, left = batos.ForgeTraining._learn, [11]
+
+    def learns_some(training):
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return learn(training)
+    monkeypatch.setattr(batos.ForgeTraining, "_learn", learns_some)
+    with pytest.raises(KeyboardInterrupt):
+        batos._train(work, cut)
+    monkeypatch.setattr(batos.ForgeTraining, "_learn", learn)
+    again = weights_in(batos._train(work, cut)[0][0])
+    assert again.keys() == whole.keys()
+    assert all(abs(again[name] - whole[name]).max() < 1e-3 for name in whole)    # a busy machine may sum up in another order
+
+
+@pytest.mark.slow
+def test_the_reader_takes_what_was_forged_and_gives_it_back(few):
+    work, folder = few
+    reader, passages = batos.Reader(), [("", text) for text in test_golden.texts("Harlow").values()]
+    reader.load(batos.installed_embedder(), batos.installed_reader())
+    question = "How is Harlow oiled?"
+    before = reader.judge(question, passages)
+    made, _ = batos._train(work, folder)
+    reader.standing = lambda: (2, made[0])
+    reader.renew()
+    after = reader.judge(question, passages)
+    assert reader.version == 2 and after[1][0] - after[0][0] > before[1][0] - before[0][0]
+    _, told = batos._judge(work, folder)
+    assert len(told["held"]) == 12 and len(told["suites"]["first"]) >= 100 and told["suite_sha256"]
+    reader.standing = lambda: (1, None)
+    reader.renew()
+    assert reader.judge(question, passages) == before and reader.version == 1
+    batos._train(work | {"base": "another"}, folder)
+    reader.standing = lambda: (2, made[0])
+    reader.renew()                                                       # it is of another reader
+    assert reader.judge(question, passages) == before and reader.version == 1
