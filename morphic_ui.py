@@ -2018,6 +2018,7 @@ SHARED_KV = """
     mono: True
     font_size: sp(13.5)
 
+# a line that cannot be seen is thin: a wide one with alpha costs a stencil
 <Push>:
     markup: True
     size_hint: None, None
@@ -2036,7 +2037,7 @@ SHARED_KV = """
         Color:
             rgba: (INK if self.strong else ACCENT) if self.focus else CLEAR
         Line:
-            width: 1.4
+            width: 1.4 if self.focus else 1
             rounded_rectangle: self.x + dp(1), self.y + dp(1), self.width - dp(2), self.height - dp(2), dp(6)
 
 <Bare@Push>:
@@ -2057,7 +2058,7 @@ SHARED_KV = """
         Color:
             rgba: ACCENT if self.focus else CLEAR
         Line:
-            width: 1.4
+            width: 1.4 if self.focus else 1
             rounded_rectangle: self.x + dp(1), self.y + dp(3), self.width - dp(2), self.height - dp(4), dp(6)
 
 <Pane@BoxLayout>:
@@ -2104,7 +2105,7 @@ SHARED_KV = """
         Color:
             rgba: ACCENT if self.focus else CLEAR
         Line:
-            width: 1.2
+            width: 1.2 if self.focus else 1
             rounded_rectangle: self.x, self.y, self.width, self.height, dp(6)
     RecycleBoxLayout:
         default_size: None, None
@@ -2270,9 +2271,10 @@ class Row(RecycleDataViewBehavior, Widget):
         self._anew()
 
     def _light(self, *_):
-        self._tones["ground"].rgba = self._tone(
-            "chosen" if self.chosen else self.given.get("ground")
-        )
+        """Draw the ground of the row, where it has one."""
+        tone = "chosen" if self.chosen else self.given.get("ground")
+        self._tones["ground"].rgba = self._tone(tone)
+        self._ground.pos, self._ground.size = self.pos, self.size if tone else (0, 0)
 
     @staticmethod
     def _tone(name, share=1.0):
@@ -2282,7 +2284,6 @@ class Row(RecycleDataViewBehavior, Widget):
         """Draw what the row was given, at the place that it has."""
         given, inner = self.given, self._inner
         self._light()
-        self._ground.pos, self._ground.size = self.pos, self.size
         inner.clear()
         if not given or self.width < 30:
             return
@@ -6571,12 +6572,6 @@ PAGE_CLASSES = {kind.name: kind for kind in Page.__subclasses__() if kind.name i
 INSPECTOR_KV = """
 <MemoryInspector>:
     orientation: 'vertical'
-    canvas.before:
-        Color:
-            rgba: GROUND
-        Rectangle:
-            pos: self.pos
-            size: self.size
     Words:
         id: banner
         least: dp(0)

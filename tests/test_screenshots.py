@@ -1,0 +1,70 @@
+"""Pictures of every page in two sizes and both themes, from a real daemon: made anew where INSPECTOR_SHOTS names a folder.
+
+    INSPECTOR_SHOTS=tests/data/screenshots python -m pytest tests/test_screenshots.py
+"""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import conftest
+import pytest
+import windowed
+
+import batos
+
+ROOT = pathlib.Path(batos.__file__).parent
+SIZES = ((1024, 700), (1280, 800))
+HOTTEST = '''def hottest(self):
+    """Return the reading with the highest temperature."""
+    best = None
+    for reading in self.readings:
+        if best is None or reading["heat"] > best["heat"]:
+            best = reading
+    return best
+'''
+SHORTER = '''def hottest(self):
+    """Return the reading with the highest temperature."""
+    return max(self.readings, key=lambda reading: reading["heat"])
+'''
+
+
+def fill(client):
+    """Have a daemon remember and do what the pictures show."""
+    for path in (ROOT / "tests" / "data" / "vesper.md", ROOT / "tests" / "data" / "marrow.md"):
+        client.call("index_document", doc_id=path.name, text=path.read_text("utf-8"))
+    kiln = client.call("send_message", target="genesis_obj", selector="clone")["result"]["$ref"]
+    readings = [{"day": f"2026-11-{day:02d}", "heat": 600 + 37 * day % 300, "cone": ("06", "04", "6")[day % 3]}
+                for day in range(1, 15)]
+    for name, value in (("name", "kiln"), ("readings", readings), ("limit", 1200), ("limit", 1240)):
+        client.call("send_message", target=kiln, selector="setSlot_value_", args=[name, value])
+    for source in (HOTTEST, SHORTER):
+        client.call("create_method", target_oid=kiln, method_name="hottest", method_code=source)
+    for question in ("What do giraffes eat?", "How hot does the kiln get?", "How long does the mast run in full darkness?"):
+        brief = {"type": "direct_synthesis", "selector": "answer_", "args": [question]}
+        client.call("initiate_cognitive_cycle", mission_brief=brief, wait=True)
+    return kiln
+
+
+@pytest.mark.slow
+def test_every_page_can_be_shown_in_two_sizes_and_both_themes(tmp_path):
+    windowed.need_gl()
+    windowed.need_programs("convert")
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    daemon = conftest.DaemonProcess(tmp_path, core="auto")
+    try:
+        with batos.Client(daemon.endpoint) as client:
+            kiln = fill(client)
+        for size in SIZES:
+            words = [daemon.endpoint, kiln, *map(str, size), str(folder)]
+            subprocess.run([sys.executable, str(ROOT / "tests" / "pictures.py"), *words], check=True, timeout=600)
+    finally:
+        daemon.stop(kill=True)
+    made = sorted(folder.glob("*.png"))
+    assert len(made) == 9 * len(SIZES) * 2
+    if "INSPECTOR_SHOTS" in os.environ:
+        for path in made:
+            shutil.copy(path, os.environ["INSPECTOR_SHOTS"])
