@@ -33,8 +33,8 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     what a message can mean, what decides, how a method is tried, kept, mended and carried elsewhere
     what is learnt  Golden dataset · Forge worker · Forge
                     what people say of answers becomes rows, rows a dataset, a dataset an expert that is judged by rule
-    the drive       Outcomes · Autotelic
-                    how missions ended, as statistics; the heartbeat: audits of that, and what is done about it
+    the drive       Outcomes · Entropy · Autotelic
+                    how missions ended, as statistics and as one figure; the heartbeat: audits, and what is done about them
     the bridge      Protocol · Requests · Commands · Teaching · Wire · Measures · BatOS_UVM
                     commands, roles and values on the wire; the ROUTER socket, dispatch, replies, events, figures
     the beginning   Offered cores · Genesis · First conversation · Daemon
@@ -466,6 +466,10 @@ SETTINGS = {row.name: row for row in (
     Setting("heartbeat_first_s", 60.0, "s", "from the start to the first heartbeat"),
     Setting("heartbeat_s", 3600.0, "s", "from one heartbeat to the next"),
     Setting("heartbeat_per_day", 12, "audits", "that heartbeats may begin within a day; each sees to one thing at most"),
+    Setting("cem_cog", 0.4, "weight", "of how many personas speak, in the Composite Entropy Metric"),
+    Setting("cem_sol", 0.4, "weight", "of how far answers are from those before"),
+    Setting("cem_struc", 0.2, "weight", "of what grew within a week"),
+    Setting("stagnation", 0.35, "CEM", "below which three heartbeats in a row are seen to"),
     Setting("gate", True, "true or false", "now and then let in one more who speaks, whom the plan does not name"),
     Setting("gate_noise", 0.08, "deviation", "of the draws by which that one is let in; 0 lets only traces and the router do it"),
     Setting("gate_floor", 0.45, "score", "from which on that one is let in"),
@@ -2242,7 +2246,7 @@ __all__ += """
     folders_up_to SyncedPacker
 """.split()
 
-IMAGE_VERSION = 15
+IMAGE_VERSION = 16
 MAGIC = b"FS30"
 TXN_HEADER = struct.Struct(">8sQcHHH")  # tid, length less 8, status, three lengths
 # oid, tid, two positions, 0, length of the data (0: a position follows)
@@ -23423,7 +23427,7 @@ def next_thought(cycle, recall):
 # Offers:
 __all__ += """
     new_ether PHEROMONES is_slow sense_ether traces_of_end traces_of_mark evaporated
-    traces_to_forget erase_traces
+    traces_to_forget erase_traces deposited
 """.split()
 
 # kind -> by whom it is left, whom it draws (none: a deposit names them), and when
@@ -23522,7 +23526,7 @@ def sense_ether(root: persistent.mapping.PersistentMapping, text: str, cycle: st
     return {"bonus": most, "because": because}
 
 
-def _deposited(root: persistent.mapping.PersistentMapping, kind: str, text: str, **how) -> int:
+def deposited(root: persistent.mapping.PersistentMapping, kind: str, text: str, **how) -> int:
     """Leave a trace of a kind about the words of a text; returns its number. how: by, cycle, strength, attracts."""
     ether, row = root["digital_ether"], root["codex_obj"].pheromones[kind]
     weights = prepared(root["knowledge_catalog_obj"], text).weights if stems(text) else {}
@@ -23576,7 +23580,7 @@ def deposit_(ether, kind, words, strength=1.0):
     mine = [1 for trace in newest if trace.by == who and trace.at > hour_ago]
     if len(mine) >= _DEPOSITS_PER_HOUR:
         raise Busy(f"{who} left {len(mine)} traces within an hour, which is the limit")
-    return _deposited(root, kind, words, by=who, strength=float(strength))
+    return deposited(root, kind, words, by=who, strength=float(strength))
 
 
 @primitive("sense_", reads=True)
@@ -23639,7 +23643,7 @@ def traces_of_end(
         "PROTOCOL_BLOAT": error is None and (slow or sent_back),
     }
     for kind in [kind for kind, is_left in left.items() if is_left]:
-        _deposited(root, kind, text, cycle=cycle_id(cycle))
+        deposited(root, kind, text, cycle=cycle_id(cycle))
 
 
 def traces_of_mark(root: persistent.mapping.PersistentMapping, cycle: UvmObject) -> None:
@@ -23648,9 +23652,9 @@ def traces_of_mark(root: persistent.mapping.PersistentMapping, cycle: UvmObject)
         mission_text(cycle.mission_brief),
         cycle.mission_brief.get("conversation"),
     )
-    _deposited(root, "LOGICAL_INCONSISTENCY", text, cycle=cycle_id(cycle))
+    deposited(root, "LOGICAL_INCONSISTENCY", text, cycle=cycle_id(cycle))
     if conversation and _marked_wrong_in(root["knowledge_catalog_obj"], conversation) == 2:
-        _deposited(root, "ARCHITECT_DISTRESS", text, cycle=cycle_id(cycle))
+        deposited(root, "ARCHITECT_DISTRESS", text, cycle=cycle_id(cycle))
 
 
 def _marked_wrong_in(catalog, conversation):
@@ -33408,6 +33412,7 @@ FORGET_STORES["forge jobs"] = ForgetPlace(_jobs_to_forget, _cancel_jobs, _sweep_
 # Offers:
 __all__ += """
     outcomes_read new_findings outcome_figures AUDITOR AUTOTELIC OWN_SENDERS CYCLES_TOLD
+    outcome_finding
 """.split()
 
 _WINDOW = 200  # missions that are looked at, and as many before them
@@ -33438,6 +33443,7 @@ class Ended(typing.NamedTuple):
     wrong: bool  # marked so
     personas: tuple
     text: str
+    answer: str = ""
 
 
 def _end_of(result):
@@ -33464,6 +33470,7 @@ def _as_ended(cycle):
         result.get("feedback", {}).get("mark") == "wrong",
         tuple(personas),
         mission_text(cycle.mission_brief),
+        result.get("answer", ""),
     )
 
 
@@ -33522,7 +33529,7 @@ _SHARES = {
 # fmt: on
 
 
-def _finding(kind, about, what, why, cycles, times=None):
+def outcome_finding(kind, about, what, why, cycles, times=None):
     """Return a finding whose remedy is not the system's; told once a window."""
     return {
         "kind": kind,
@@ -33554,7 +33561,7 @@ def _look_for_shares(rows, _):
             continue
         before = f"before {_share(earlier, holds):.0%}"
         what = f"{len(cycles)} of the last {len(later)} questions were {name} ({before})"
-        yield _finding(name, "questions", what, advice, cycles)
+        yield outcome_finding(name, "questions", what, advice, cycles)
 
 
 def _higher(later, earlier):
@@ -33578,7 +33585,7 @@ def _look_for_slow(rows, _):
         cycles = [row.cycle for row in sorted(later, key=lambda row: -row.seconds)]
         what = f"{archetype} takes {now_s:.2f} s at median, before {before_s:.2f} s"
         why = "`status` tells what waits; less work beside it, or a smaller core, is faster"
-        yield _finding("slow", archetype, what, why, cycles)
+        yield outcome_finding("slow", archetype, what, why, cycles)
 
 
 def _look_for_unused(rows, _):
@@ -33594,7 +33601,7 @@ def _look_for_unused(rows, _):
             continue
         what = f"{name} spoke in none of the last {len(later)} answers, before in {before[name]} of {len(earlier)}"
         why = "a matrix that was changed (`history codex_obj archetypes`), or other questions"
-        yield _finding("unused", name, what, why, [row.cycle for row in later])
+        yield outcome_finding("unused", name, what, why, [row.cycle for row in later])
 
 
 def _topics_of(text):
@@ -33610,7 +33617,7 @@ def _gap(word, rows, catalog):
     )
     what = f"asked {len(rows)} times about {word}, unanswered: {known}"
     why = f"learn a document about {word}: `learn FILE`"
-    return _finding("gap", stems(word)[0], what, why, [row.cycle for row in rows], len(rows))
+    return outcome_finding("gap", stems(word)[0], what, why, [row.cycle for row in rows], len(rows))
 
 
 def _memory_holds(catalog, word):
@@ -33656,7 +33663,7 @@ def _look_for_stale_facets(_, root):
             what = f"{pillar} of {persona.name} still says what its intent was before"
             digest_now = intent_digest(persona.pillars[pillar].intent)[:8]
             why = "it is made anew when it is asked for next"
-            yield _finding("stale facet", f"{pillar} {digest_now}", what, why, [], 1)
+            yield outcome_finding("stale facet", f"{pillar} {digest_now}", what, why, [], 1)
 
 
 def _look_for_twins(_, root):
@@ -33672,7 +33679,9 @@ def _look_for_twins(_, root):
             if len(selectors) > 1:
                 both = " and ".join(sorted(selectors))
                 why = "one of them may go: `send` removeSlot_ takes a method away"
-                yield _finding("twins", f"{name} {both}", f"{both} of {name} do the same", why, [])
+                yield outcome_finding(
+                    "twins", f"{name} {both}", f"{both} of {name} do the same", why, []
+                )
 
 
 def _body_of(source):
@@ -33712,6 +33721,191 @@ def new_findings(root: persistent.mapping.PersistentMapping, rows: list) -> list
 
 
 ################################################################################
+# Entropy ######################################################################
+################################################################################
+#
+# One figure that says whether the mind still moves: whether it uses its diversity, finds
+# new answers, and grows. It is kept beat by beat; what stays low is dissonance.
+#
+#   H_cog    the entropy of who speaks: a lead counts once, each facet once
+#   H_sol    how far answers are from those before them, by meaning or by words
+#   H_struc  what grew within a week: methods, facets, experts, clients
+#   CEM      their weighted sum, the Composite Entropy Metric
+#
+# Counted are the newest answered questions, each distinct one once, none of the system's own.
+
+# Offers:
+__all__ += """
+    entropy_of stored_entropy answers_told is_stagnant weakest_part
+""".split()
+
+_ANSWERS_COUNTED, _ANSWERS_LEAST = 50, 12  # answers of the window
+_HELD_AGAINST = 200  # answers before one, from which its distance is taken
+# by which distances of answers on fresh topics are 1: of meaning as measured with MiniLM, of words likewise
+_FRESH_BY_MEANING, _FRESH_BY_WORDS = 0.75, 0.9
+_GROWTH, _WEEK_S = 5.0, 7 * 86400.0
+_CEM_ROWS_MOST = 10_000
+_MEDIAN_ROWS, _MEDIAN_DAYS, _MEDIAN_SHARE = 48, 30, 0.8
+_LOW_IN_A_ROW, _NEW_ANSWERS = 3, 5
+_WAITS_MOST_DAYS = 30
+
+
+class EntropyParts(typing.NamedTuple):
+    """The figure and its parts; h_sol was counted `by` "meaning" or "words", over n answers."""
+
+    cem: float
+    h_cog: float
+    h_sol: float
+    h_struc: float
+    n: int
+    by: str
+    spoke: dict  # {persona: how often}
+
+
+def _each_question_once(rows):
+    """Return the answered rows, each question once, the newest first."""
+    found = {}
+    for row in rows:
+        if row.end == "answered":
+            found.setdefault(row.text.casefold().strip(), row)
+    return list(found.values())
+
+
+def answers_told(rows: list) -> list:
+    """Return the texts of the answers whose distances are taken, the newest first; rows: of outcomes_read()."""
+    return [row.answer for row in _each_question_once(rows)[: _ANSWERS_COUNTED + _HELD_AGAINST]]
+
+
+def _h_cog(rows):
+    """Return (the entropy of who spoke, as a share of the greatest; {persona: how often})."""
+    spoke = collections.Counter([name for row in rows for name in row.personas])
+    total = sum(spoke.values())
+    shares = [count / total for count in spoke.values()]
+    base = math.log(max(len(PILLARS), len(spoke)))
+    return -sum([share * math.log(share) for share in shares]) / base, dict(spoke)
+
+
+def _by_meaning(vectors, number):
+    """Return the distance of an answer to the nearest one before it."""
+    before = vectors[number + 1 : number + 1 + _HELD_AGAINST]
+    return float(1 - (before @ vectors[number]).max())
+
+
+def _by_words(words, number):
+    """Return the distance of an answer to the nearest one before it, by the words that both hold."""
+    mine, before = words[number], words[number + 1 : number + 1 + _HELD_AGAINST]
+    return 1 - max([len(mine & other) / (len(mine | other) or 1) for other in before])
+
+
+def _h_sol(answers, vectors):
+    """Return (how far the answers of the window are from those before, "meaning" or "words")."""
+    window = range(min(_ANSWERS_COUNTED, len(answers) - 1))
+    if vectors is None:
+        words = [set(stems(answer)) for answer in answers]
+        far = [_by_words(words, number) / _FRESH_BY_WORDS for number in window]
+    else:
+        far = [_by_meaning(vectors, number) / _FRESH_BY_MEANING for number in window]
+    return min(1.0, max(0.0, statistics.median(far))), "words" if vectors is None else "meaning"
+
+
+def _came_in_a_week(root, now_s):
+    """Return how many methods and clients came within a week, without those that failed."""
+    count = 0
+    for obj in root.values():
+        for selector, value in own(obj).items() if isinstance(obj, UvmObject) else ():
+            if is_stored(value):
+                count += _worth_of_growth(own(value), selector, now_s)
+    for proxy in root["pLLM_obj"].lora_repository.values():
+        made = own(proxy).get("at")
+        count += made is not None and now_s - made.timestamp() < _WEEK_S and proxy.version > 1
+    return max(0, count)
+
+
+def _worth_of_growth(slots, selector, now_s):
+    made = slots.get("at")
+    if made is None or now_s - made.timestamp() >= _WEEK_S:
+        return 0
+    if slots.get("status") == "quarantined":
+        return -1
+    return int(slots.get("status") == "trusted" or selector in PERSONA_OF)
+
+
+def entropy_of(
+    root: persistent.mapping.PersistentMapping,
+    rows: list,
+    settings: types.SimpleNamespace,
+    vectors: typing.Any = None,
+) -> EntropyParts | None:
+    """Return the figure of the newest answers, or None where they are too few.
+
+    rows: of outcomes_read(); vectors: those of answers_told(rows), or None where nothing embeds.
+    """
+    told = _each_question_once(rows)
+    if len(told) < _ANSWERS_LEAST:
+        return None
+    h_cog, spoke = _h_cog(told[:_ANSWERS_COUNTED])
+    h_sol, by = _h_sol(answers_told(rows), vectors)
+    h_struc = 1 - math.exp(-_came_in_a_week(root, unix_us() / 1e6) / _GROWTH)
+    cem = settings.cem_cog * h_cog + settings.cem_sol * h_sol + settings.cem_struc * h_struc
+    figures = {"cem": cem, "h_cog": h_cog, "h_sol": h_sol, "h_struc": h_struc}
+    rounded = {name: round(figure, 4) for name, figure in figures.items()}
+    return EntropyParts(**rounded, n=min(_ANSWERS_COUNTED, len(told)), by=by, spoke=spoke)
+
+
+def weakest_part(row: dict, settings: types.SimpleNamespace) -> str:
+    """Return the part by which a row loses most: "h_cog", "h_sol" or "h_struc"."""
+    weights = {"h_cog": settings.cem_cog, "h_sol": settings.cem_sol, "h_struc": settings.cem_struc}
+    return max(weights, key=lambda part: weights[part] * (1 - row[part]))
+
+
+def _is_low(history, cem, settings):
+    """Whether a figure is below the floor, or far below the median of a month that is known well enough."""
+    if cem < settings.stagnation:
+        return True
+    since = steady_us() - int(_MEDIAN_DAYS * 86400e6)
+    known = [row["cem"] for row in history.values(since)]
+    return len(known) >= _MEDIAN_ROWS and cem < _MEDIAN_SHARE * statistics.median(known)
+
+
+def stored_entropy(
+    root: persistent.mapping.PersistentMapping,
+    parts: EntropyParts,
+    settings: types.SimpleNamespace,
+    newest: str = "",
+) -> dict:
+    """Keep a figure as the newest row of the history; returns the row. newest: the cycle of the newest answer."""
+    history = root["autotelic_obj"].cem_history
+    row = {**parts._asdict(), "low": _is_low(history, parts.cem, settings), "newest": newest}
+    at_us = max(steady_us(), history.maxKey() + 1 if len(history) else 0)
+    history[at_us] = row
+    while len(history) > _CEM_ROWS_MOST:
+        del history[history.minKey()]
+    return row
+
+
+def is_stagnant(
+    root: persistent.mapping.PersistentMapping, rows: list, settings: types.SimpleNamespace
+) -> bool:
+    """Whether the newest rows of the history are low, three in a row, and it is time to see to it.
+
+    At most once a day; where hardly anything new was answered since, after 2, 4, 8 … days, 30 at most.
+    """
+    history, seen = root["autotelic_obj"].cem_history, root["autotelic_obj"].stagnations
+    newest = list(itertools.islice(reversed(history.values()), _LOW_IN_A_ROW))
+    if len(newest) < _LOW_IN_A_ROW or not all(row["low"] for row in newest):
+        return False
+    if not len(seen):
+        return True
+    last = seen[seen.maxKey()]
+    answered = list(
+        itertools.takewhile(lambda row: row.cycle != last["newest"], _each_question_once(rows))
+    )
+    is_new = len(answered) >= _NEW_ANSWERS
+    waits_days = 1 if is_new else min(_WAITS_MOST_DAYS, 2 * last["waits_days"])
+    return steady_us() - seen.maxKey() >= waits_days * 86400e6
+
+
+################################################################################
 # Autotelic ####################################################################
 ################################################################################
 #
@@ -33728,7 +33922,7 @@ def new_findings(root: persistent.mapping.PersistentMapping, rows: list) -> list
 
 # Offers:
 __all__ += """
-    new_autotelic begin_due_audit count_noticed
+    new_autotelic look_at_outcomes beat
 """.split()
 
 _AUDIT = "self_audit", "analyze_and_resolve_cycle_failures"
@@ -33754,6 +33948,8 @@ _AUTOTELIC_SELECTORS = (
     "perform_cognitive_efficiency_audit",
     "audit_report_",
     "outcomes_",
+    "composite_entropy_",
+    "entropy_history_",
 )
 
 
@@ -33770,6 +33966,8 @@ def new_autotelic(root):
             "pending": [],
             "told": OOBTree(),
             "report": LOBTree(),
+            "cem_history": LOBTree(),
+            "stagnations": LOBTree(),
             **{selector: method(selector) for selector in _AUTOTELIC_SELECTORS},
         }
     )
@@ -33782,7 +33980,9 @@ SHAPES["autotelic_obj"] = {
     "audited_through": instance_shape(int, "a number", anew=True),
     **dict.fromkeys(("begun", "seen", "pending"), A_LIST._replace(anew=True)),
     "told": A_NAME_TREE._replace(anew=True),
-    "report": instance_shape(LOBTree, "a log", anew=True),
+    **dict.fromkeys(
+        ("report", "cem_history", "stagnations"), instance_shape(LOBTree, "a log", anew=True)
+    ),
 }
 
 
@@ -33814,6 +34014,34 @@ def audit_report_(autotelic, limit=20):
 def outcomes_(autotelic):
     """Return how the newest missions ended: {archetype: {"missions", "p50_s", "p95_s", "unanswered" …, "personas"}}."""
     return outcome_figures(outcomes_read(root_of(autotelic)))
+
+
+_COUNTED_HOW = {
+    "h_cog": "the entropy of who speaks in the newest answers, a lead and each facet counting once",
+    "h_sol": "the median distance of the newest answers to the nearest one before them",
+    "h_struc": "1 - exp(-n/5) of the n methods, facets and experts that came within a week",
+}
+
+
+@primitive("composite_entropy_", reads=True)
+def composite_entropy_(autotelic):
+    """Return the newest row of the Composite Entropy Metric, and how each part is counted; the row is None before the first."""
+    history = root_of(autotelic)["autotelic_obj"].cem_history
+    row = dict(history[history.maxKey()]) if len(history) else None
+    return {"row": row, "counted": dict(_COUNTED_HOW)}
+
+
+@primitive("entropy_history_", reads=True)
+def entropy_history_(autotelic, limit=100):
+    """Return the newest rows of the metric, the newest first: [{"at", "cem", "h_cog", "h_sol", "h_struc", "low" …}]."""
+    if type(limit) is not int or limit < 1:
+        raise BadRequest(f"limit is how many rows are told, from 1 on, got {limit!r:.100}")
+    history = root_of(autotelic)["autotelic_obj"].cem_history
+    keys = itertools.islice(reversed(history.keys()), min(limit, 1000))
+    return [
+        {"at": datetime.datetime.fromtimestamp(key / 1e6, datetime.UTC), **history[key]}
+        for key in keys
+    ]
 
 
 def _begin_audit(root, failures=()):
@@ -34201,15 +34429,168 @@ _AUDITING = MissionKind(
 MISSION_KINDS.update(dict.fromkeys(_AUDITS, _AUDITING))
 
 
-def count_noticed(root: persistent.mapping.PersistentMapping) -> int:
-    """Return how many findings there are in how missions ended that no audit has told."""
-    return len(new_findings(root, outcomes_read(root)))
+# The dissonance of stagnation: a mission of its own, which names the weakest part and begins one thing
+
+_INQUIRY = "systemic_self_improvement", "characterological_inquiry"
 
 
-def begin_due_audit(per_day: int, noticed: int = 0) -> typing.Callable:
+class InquiryData(typing.TypedDict, total=False):
+    """What an inquiry keeps, in its cycle's `_tmp_synthesis_data`."""
+
+    weakest: str  # the part of the metric by which most is lost
+    final_response: dict  # the answer, as a report tells it
+
+
+THOUGHTS_KEEP.update(InquiryData.__annotations__)
+
+
+def _least_heard(row):
+    """Return the persona that spoke least in a row's answers."""
+    return min(PILLARS, key=lambda name: row["spoke"].get(name, 0))
+
+
+def _is_missing(root, entry):
+    """Whether what a message of the log was sent to does not understand it still."""
+    with contextlib.suppress(BatosError):
+        receiver = resolve(root, entry["receiver"])
+        return lookup(receiver, selector_name(entry["selector"])).value is ABSENT
+    return False
+
+
+def _never_written(root):
+    """Return the selectors of the newest messages that nobody understood and nothing came of, the most frequent first."""
+    entries = itertools.islice(reversed(root["message_log"].values()), _AUDITED_MOST)
+    counted = collections.Counter(
+        [entry["selector"] for entry in entries if _is_missing(root, entry)]
+    )
+    return [selector for selector, _ in counted.most_common(3)]
+
+
+# part -> what is begun where it is the weakest: (root, row) to words
+_BEGINNINGS = {
+    "h_cog": lambda root, row: (
+        f"a trace draws {_least_heard(row)}, who spoke least, into what is asked next"
+    ),
+    "h_sol": lambda root, row: (
+        "answers resemble those before: learn documents about what is asked, or mark what is right"
+    ),
+    "h_struc": lambda root, row: (
+        f"nothing grew in a week; methods may be missed for {', '.join(_never_written(root)) or 'nothing'}"
+    ),
+}
+
+
+def _inquire(cycle, recall):
+    """IDLE: name the weakest part of the newest row, and what is begun."""
+    root = root_of(cycle)
+    history = root["autotelic_obj"].cem_history
+    if not len(history):
+        final = {
+            "answer": "There are too few answers yet to say.",
+            "relevant": True,
+            "evidence": [],
+        }
+        return Thought("inquire", lambda _: Step("COMPLETE", None, {"final_response": final}))
+    row = history[history.maxKey()]
+    part = weakest_part(row, recall.settings or load_settings({}, {}))
+    answer = f"CEM {row['cem']:.2f}; {part} {row[part]:.2f} is the weakest part: {_BEGINNINGS[part](root, row)}"
+    final = {"answer": answer, "relevant": True, "evidence": []}
+    data = {"weakest": part, "final_response": final}
+    return Thought("inquire", lambda _: Step("COMPLETE", part, data))
+
+
+def _see_to_stagnation(root, cycle):
+    """The effect of an inquiry: what it names is begun, once, and told in the report."""
+    part, autotelic = cycle._tmp_synthesis_data.get("weakest"), root["autotelic_obj"]
+    if part is None:
+        return
+    row = autotelic.cem_history[autotelic.cem_history.maxKey()]
+    if part == "h_cog":
+        how = {"cycle": cycle_id(cycle), "attracts": [_least_heard(row)]}
+        deposited(root, "STAGNATION", "", **how)
+    why = _BEGINNINGS[part](root, row)
+    finding = outcome_finding(
+        "stagnation", part, f"CEM {row['cem']:.2f}, {part} {row[part]:.2f}", why, [], 1
+    )
+    append_log(autotelic.report, _report_line(cycle, finding), _REPORT_MOST)
+
+
+MISSION_KINDS[_INQUIRY] = MissionKind({"IDLE": _inquire}, _see_to_stagnation, anywhere=True)
+
+
+def _begin_inquiry(root, row):
+    """Accept the mission that sees to stagnation. Returns its cycle."""
+    seen = root["autotelic_obj"].stagnations
+    last = seen[seen.maxKey()] if len(seen) else {"newest": None, "waits_days": 1}
+    waits = min(30, 2 * last["waits_days"]) if last["newest"] == row["newest"] else 1
+    seen[max(steady_us(), seen.maxKey() + 1 if len(seen) else 0)] = {
+        "newest": row["newest"],
+        "waits_days": waits,
+    }
+    for at_us in list(seen.keys())[:-_SEEN_MOST]:
+        del seen[at_us]
+    brief = {"type": _INQUIRY[0], "selector": _INQUIRY[1], "args": [], "kwargs": {}}
+    return accept_cycle(root, brief, oid_text(root["autotelic_obj"]._p_oid), AUTOTELIC)
+
+
+class Looked(typing.NamedTuple):
+    """What a heartbeat reads before it begins something: findings that no audit told, and how missions ended."""
+
+    noticed: int
+    rows: list
+
+
+def look_at_outcomes(root: persistent.mapping.PersistentMapping) -> Looked:
+    """Return what a heartbeat reads."""
+    rows = outcomes_read(root)
+    return Looked(len(new_findings(root, rows)), rows)
+
+
+def _keep_entropy(
+    root: persistent.mapping.PersistentMapping,
+    rows: list,
+    vectors: typing.Any,
+    settings: types.SimpleNamespace,
+) -> dict | None:
+    """Store the figure of what a heartbeat read. Returns its row, or None where answers are too few."""
+    parts = entropy_of(root, rows, settings, vectors)
+    newest = next((row.cycle for row in rows if row.end == "answered"), "")
+    return parts and stored_entropy(root, parts, settings, newest)
+
+
+def beat(
+    settings: types.SimpleNamespace, looked: Looked, vectors: typing.Any = None
+) -> typing.Callable:
+    """Return apply(root) of a heartbeat: the figure is kept; an audit is begun where something is wrong, else an inquiry
+    where the figure stays low. Returns {"told", "cycle", "cem"}."""
+
+    def apply(root):
+        row = _keep_entropy(root, looked.rows, vectors, settings)
+        told = _begin_due_audit(settings.heartbeat_per_day, looked.noticed)(root)
+        is_free = told["cycle"] is None and _improving(root) is None
+        if row and is_free and is_stagnant(root, looked.rows, settings):
+            told = _begun_inquiry(root, row, settings)
+        figures = row and {name: row[name] for name in ("cem", "h_cog", "h_sol", "h_struc", "low")}
+        return {**told, "cem": figures}
+
+    return apply
+
+
+def _begun_inquiry(root, row, settings):
+    """Begin an inquiry within the day's budget. Returns {"told", "cycle"}."""
+    autotelic, now_s = root["autotelic_obj"], unix_us() / 1e6
+    begun = [at_s for at_s in autotelic.begun if 0 <= now_s - at_s < _DAY_S]
+    told = f"dissonance of stagnation: CEM {row['cem']:.2f} for three beats"
+    if len(begun) >= settings.heartbeat_per_day:
+        return {"told": f"{told}; the day's budget is spent (heartbeat_per_day)", "cycle": None}
+    set_slot(autotelic, "begun", [*begun, now_s])
+    return {"told": f"{told}; ALFRED asks why", "cycle": cycle_id(_begin_inquiry(root, row))}
+
+
+def _begin_due_audit(per_day: int, noticed: int = 0) -> typing.Callable:
     """Return apply(root) that begins an audit where something went wrong and the day's budget is not spent; says what in words.
 
-    noticed: what count_noticed() returned. Returns {"told", "cycle"}: `cycle` is None where none was begun.
+    noticed: how many findings look_at_outcomes() has. Returns {"told", "cycle"}: `cycle` is None where none was begun.
     """
 
     def apply(root):
@@ -36598,6 +36979,8 @@ _METRICS = {                                              # name -> (kind, what,
     "memory_bytes": ("gauge", "resident memory", lambda told: told["memory_mb"] * 1e6),
     "disk_free_bytes": ("gauge", "of the image's disk", lambda told: told.get("disk_free_mb", 0) * 1e6),
     "core_ready": ("gauge", "1 where the cognitive core is ready", lambda told: int(told["core"]["state"] == "ready")),
+    "cem": ("gauge", "Composite Entropy Metric at the last heartbeat, and its parts",
+            lambda told: {part: value for part, value in (told["heartbeat"]["cem"] or {}).items() if part != "low"}),
     "last_ok_timestamp_seconds": ("gauge", "when a backup or pack last went well",
                                   lambda told: {name: row["at_s"] for name, row in told["upkeep"]["last"].items() if row["ok"]}),
 }
@@ -37119,13 +37502,15 @@ class Heartbeat:
     def __init__(self, uvm, settings: types.SimpleNamespace) -> None:
         self.uvm, self.settings, self.last = uvm, settings, None  # last: {"at", "told", "cycle"}
         self._due_s, self._asking = time.monotonic() + settings.heartbeat_first_s, False
+        self._known = {}  # (embedder, answer) -> its vector
 
     def health(self) -> dict:
         """Return whether it beats, when next, and what it told last."""
         next_s = (
             max(0.0, round(self._due_s - time.monotonic(), 1)) if self.settings.heartbeat else None
         )
-        return {"on": self.settings.heartbeat, "next_s": next_s, "last": self.last}
+        cem = self.last and self.last.get("cem")
+        return {"on": self.settings.heartbeat, "next_s": next_s, "last": self.last, "cem": cem}
 
     def look(self) -> None:
         """Beat, where that is due and the daemon idle."""
@@ -37136,7 +37521,7 @@ class Heartbeat:
             and self._idle()
         ):
             self._asking = True
-            self.uvm.lanes["read"].submit(Job("heartbeat", count_noticed, self._noticed))
+            self.uvm.lanes["read"].submit(Job("heartbeat", look_at_outcomes, self._noticed))
 
     def _idle(self):
         at_work = self.uvm.mind.missions or self.uvm.pending or self.uvm.draining
@@ -37145,9 +37530,28 @@ class Heartbeat:
     def _noticed(self, outcome):  # in a read lane's thread
         if outcome.error is not None:
             return self._told(outcome)
-        begin = begin_due_audit(self.settings.heartbeat_per_day, outcome.result)
+        vectors = self._vectors_of(answers_told(outcome.result.rows))
+        begin = beat(self.settings, outcome.result, vectors)
         self.uvm.lanes["write"].submit(
             Job("heartbeat", begin, self._told, AUTOTELIC, "the heartbeat")
+        )
+
+    def _vectors_of(self, answers):
+        """Return the vectors of answers, of which I remember those that were there before; None where nothing embeds."""
+        embedder = self.uvm.embedder
+        if not answers or embedder.state != "ready":
+            return None
+        named = (embedder.name, *answers)
+        new = [answer for answer in dict.fromkeys(answers) if (named[0], answer) not in self._known]
+        try:
+            vectors = embedder.embed(new, patient=True) if new else ()
+        except BatosError as error:
+            log_mind.warning("answers are compared by their words: %s", error)
+            return None
+        self._known |= {(named[0], answer): row for answer, row in zip(new, vectors, strict=True)}
+        self._known = {(named[0], answer): self._known[named[0], answer] for answer in answers}
+        return need("numpy", "the entropy of answers").array(
+            [*map(self._known.get, [(named[0], a) for a in answers])]
         )
 
     def _told(self, outcome):  # in a lane's thread
@@ -38731,6 +39135,12 @@ def allow_traces(root):
 def forge_from_now_on(root):
     """Jobs of the forge hold rows from now on, and the reader may be another than genesis' own."""
     _give_roots(root, "forge_obj", "reader_obj")
+
+
+@adds_to(UPGRADES, 16)
+def allow_entropy(root):
+    """The heartbeat keeps a figure of how the mind moves."""
+    _add_slots(root, "autotelic_obj")
 
 
 def _spellings(catalog: UvmObject) -> dict:
@@ -42475,7 +42885,14 @@ def _daemon_pane(told):
     yield (
         f"RAM {health['memory_mb']:,.0f} MB, image {health['image_mb']:,.1f} MB, memory {memory.get('documents', 0):,} "
         f"documents in {memory.get('chunks', 0):,} chunks; {health['upkeep']['doing'] or 'no upkeep'}"
+        + _told_entropy(health)
     )
+
+
+def _told_entropy(health):
+    """Return the figure of the last heartbeat, where there is one."""
+    figure = health.get("heartbeat", {}).get("cem")
+    return f"; CEM {figure['cem']:.2f}" if figure else ""
 
 
 def _cycles_pane(told):

@@ -260,11 +260,11 @@ def test_an_audit_begins_no_second_one(kept):
 def test_the_day_has_a_budget(kept):
     one = kept()
     one.shelf(MEAN, author="ann", prices=[])
-    assert one.write(batos.begin_due_audit(0))["cycle"] is None
-    told = one.write(batos.begin_due_audit(1))
+    assert one.write(batos._begin_due_audit(0))["cycle"] is None
+    told = one.write(batos._begin_due_audit(1))
     assert told["cycle"] and "1 methods are in quarantine" in told["told"]
     one.reports(1)
-    assert one.write(batos.begin_due_audit(1))["told"] == "nothing went wrong since the last audit"
+    assert one.write(batos._begin_due_audit(1))["told"] == "nothing went wrong since the last audit"
 
 
 def test_it_beats_when_due_and_idle_and_tells_why(kept):
@@ -286,4 +286,5 @@ def test_it_can_be_switched_off(kept):
     one = kept({"heartbeat": False, "heartbeat_first_s": 0.0})
     one.shelf(MEAN, author="ann", prices=[])
     one.uvm.heartbeat.look()
-    assert one.uvm.heartbeat.last is None and one.uvm.heartbeat.health() == {"on": False, "next_s": None, "last": None}
+    assert one.uvm.heartbeat.last is None
+    assert one.uvm.heartbeat.health() == {"on": False, "next_s": None, "last": None, "cem": None}

@@ -34,7 +34,7 @@ def age(one, by):
 
 
 def deposit(one, kind="LOGICAL_INCONSISTENCY", words="giraffes", **how):
-    return write(one, lambda root: batos._deposited(root, kind, words, **how))
+    return write(one, lambda root: batos.deposited(root, kind, words, **how))
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_what_takes_longer_than_95_of_100_is_bloat(machine):  # noqa: F811
 def test_traces_are_bounded_and_the_weakest_go(machine, monkeypatch):  # noqa: F811
     monkeypatch.setattr(batos, "_PHEROMONES_MOST", 20)
     one = machine()
-    write(one, lambda root: [batos._deposited(root, "STAGNATION", "", strength=0.1 + (n % 7) / 10) for n in range(60)] and None)
+    write(one, lambda root: [batos.deposited(root, "STAGNATION", "", strength=0.1 + (n % 7) / 10) for n in range(60)] and None)
     assert len(traces(one)) == 20 and min(trace["strength"] for trace in traces(one)) >= 0.5
 
 

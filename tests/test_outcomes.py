@@ -135,7 +135,7 @@ def test_figures_are_told_for_each_archetype():
 
 
 def test_a_finding_is_told_once_in_a_window(monkeypatch):
-    monkeypatch.setattr(batos, "_LOOKS", (lambda rows, root: [batos._finding("gap", "giraff", "x", "y", ["0x1"])],))
+    monkeypatch.setattr(batos, "_LOOKS", (lambda rows, root: [batos.outcome_finding("gap", "giraff", "x", "y", ["0x1"])],))
 
     def new(now, **told):
         root = {"missions": batos.LOBTree({now: None}), "autotelic_obj": batos.UvmObject(told=told)}
