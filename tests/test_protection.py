@@ -143,19 +143,6 @@ def test_a_role_belongs_to_what_is_run_however_it_is_reached(image, selector):
         assert not len(root["missions"])
 
 
-@pytest.mark.parametrize("name", sorted(batos.PRIMITIVES))
-def test_no_primitive_runs_for_a_lesser_role(image, name):
-    row = batos.PRIMITIVES[name]
-    for role in batos.ROLES[:batos.ROLES.index(row.role)]:
-        with message(image, role) as root:
-            it = batos.UvmObject(**{"detour": batos.method("detour", name), name if name not in batos._RESERVED else "same":
-                                    batos.method(name)})
-            root._p_jar.add(it)
-            for selector in ("detour", name, name.replace("_", ":")):
-                with pytest.raises(batos.Forbidden):
-                    batos.send(it, selector if selector in it._slots or row.universal else "detour")
-
-
 def test_identity_and_limits_come_from_no_argument(image):
     brief = {"type": "direct_synthesis", "selector": "ask", "args": ["What?"]}
     with message(image) as root:
