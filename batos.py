@@ -15773,7 +15773,7 @@ __all__ += """
     ENDED_SENTENCE PART_CHUNKS SHARED_CHARS TITLE_MAX_CHARS DOC_ID_MAX_CHARS RESULTS_MAX
     FRESH_CHUNKS SMALL_CHUNKS SCOPES OWN_NAMES LINE_END ATX ITEM Draft runs_among Sense BY_WORDS
     MEANING_TOPIC_COSTS cut_text reads_as_prose sentences UNDERLINED RST_MARK MARKDOWN_MARK
-    is_asked FEELINGS MEASURES is_feeling
+    is_asked FEELINGS MEASURES is_feeling are_lines_of_their_own
 """.split()
 
 ENDED_SENTENCE = Pattern(r"[.!?\u2026][)\"'\u201d\u2019]*$")
@@ -16234,7 +16234,7 @@ def _is_line_of_its_own(lines, n, width):
     return width < _NARROW_CHARS or with_next <= _ROOM_LEFT * width
 
 
-def _are_lines_of_their_own(lines):
+def are_lines_of_their_own(lines: list[str]) -> bool:
     """Whether the lines of a paragraph were written one by one, as in a log, rather than wrapped."""
     first = lines[0]
     indent = len(first) - len(first.lstrip())
@@ -16251,7 +16251,7 @@ def _lines_apart(text, start, end):
     """Return the spans of a paragraph's lines where each was written by itself, with what is indented below it; else its own."""
     spans = _line_spans(text, start, end)
     lines = [text[first:last] for first, last in spans]
-    if not _are_lines_of_their_own(lines):
+    if not are_lines_of_their_own(lines):
         return [(start, end)]
     indent = len(lines[0]) - len(lines[0].lstrip())
     begins = [
@@ -16271,7 +16271,7 @@ def _head_end(text, start, end):
     lines = [text[first:last] for first, last in spans]
     if len(lines) < 2 or len(lines[0].split()) > _HEAD_WORDS or lines[1][:1].islower():
         return start
-    if lines[0][-1] in ".!?:;," or _are_lines_of_their_own(lines):
+    if lines[0][-1] in ".!?:;," or are_lines_of_their_own(lines):
         return start
     with_next = len(lines[0]) + 1 + len(lines[1].split(maxsplit=1)[0])
     return spans[0][1] if with_next <= _ROOM_LEFT * max(map(len, lines)) else start
@@ -41683,7 +41683,7 @@ def _passage_lines(place, text):
     """Return the lines of a passage behind its place; items, rows and code keep theirs, below it."""
     lines = text.splitlines()
     laid_out = [line for line in lines if ITEM.match(line) or line.startswith(("|", "    ", "\t"))]
-    if laid_out and len(lines) > 1:
+    if len(lines) > 1 and (laid_out or are_lines_of_their_own(lines)):
         return [place, *shown_block(text, "    ")]
     return [f"{place}  {' '.join(text.split())}"]
 

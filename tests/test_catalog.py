@@ -399,7 +399,7 @@ WORDS = st.lists(st.text("abcdefgh", min_size=1, max_size=12), min_size=20, max_
 def test_what_was_wrapped_is_no_list_of_lines(words, width):
     """Whoever wraps a text fills its lines; only the names in it are written large."""
     lines = textwrap.wrap(" ".join(words).title() + ".", width)
-    assert not batos._are_lines_of_their_own(lines)
+    assert not batos.are_lines_of_their_own(lines)
 
 
 @pytest.mark.parametrize("text, told", [

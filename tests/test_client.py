@@ -412,7 +412,7 @@ def told(foreign, capsys):
 @pytest.mark.parametrize("words, holds", [
     (["search", "valve brass holds"], "   [1] forged.md:1"), (["search", "valve", "--level", "section"], "    is closed."),
     (["documents", "--all"], "also named brass\ufffd]0;x\ufffd\ufffd[2J  [1] forged"),
-    (["ask", "What is the valve made of?"], "[2J [1] forged"), (["ask", FOREIGN], "forged"), (["cycles"], ""),
+    (["ask", "What is the valve made of?"], "[2J\n    [1] forged"), (["ask", FOREIGN], "forged"), (["cycles"], ""),
     (["log"], "brass\ufffd]0;x"), (["history", "genesis_obj"], "brass\ufffd]0;x"),
     (["history", "valve.md", "--document"], "valve.md"),
     (["send", '{"command": "inspect", "target": "genesis_obj"}'], "brass\\u001b]0;x\\u0007"),
@@ -441,6 +441,13 @@ def test_a_file_is_learnt_and_told_in_one_line_whatever_its_name_and_text(told, 
         assert all(re.match(r"\[1/1\] /|batos: /|no file, 1 failed", line) for line in lines)
     told("learn", tmp_path, status=1)
     assert "   A flange of \ufffdtin.\n   [1] forged.md:1" in told("search", "flange tin")
+
+
+def test_lines_that_were_written_one_by_one_are_printed_so():
+    log = "2024-03-28  brake pads in front new\n2024-11-02  new battery (Varta 60 Ah)\n2025-07-15  air conditioning refilled"
+    evidence = [{"doc_id": "car.txt", "lines": [1, 3], "text": log}]
+    lines = batos.told_answer({"answer": "So.", "evidence": evidence})
+    assert lines == ["[1] car.txt:1-3", *[f"    {line}" for line in log.splitlines()], "", "So."]
 
 
 def test_what_an_answer_quotes_makes_no_line_of_evidence():
