@@ -166,9 +166,10 @@ def test_messages_that_came_while_health_was_told_are_looked_for(monkeypatch):
             return lambda *_: told.append(name)
     told, lane = [], types.SimpleNamespace(commits=0, children=types.SimpleNamespace(end_resting=int))
     wire = Recorder(subscribers={b"one": None})
-    uvm = types.SimpleNamespace(_look_at_place=dict, _look_at_vitals=dict, _look_at_health=dict, _view_commits=0, wire=wire,
-                                lanes={"write": lane, "bulk": lane, "method": lane}, heartbeat=types.SimpleNamespace(look=dict),
+    uvm = types.SimpleNamespace(_look_at_place=dict, _look_at_vitals=dict, _look_at_health=dict, _view_commits=0,
+                                wire=wire, _measure=int, lanes={"write": lane, "bulk": lane, "method": lane},
+                                heartbeat=types.SimpleNamespace(look=dict),
                                 housekeeping=types.SimpleNamespace(embedding=types.SimpleNamespace(parts=0)))
     with pytest.raises(TimeoutError):
-        asyncio.run(asyncio.wait_for(batos.BatOS_UVM._refresh_view(uvm), 0.1))
+        asyncio.run(asyncio.wait_for(batos.BatOS_UVM._keep_view_fresh(uvm), 0.1))
     assert told[told.index("publish") + 1] == "drain_again_if_readable"
