@@ -43096,7 +43096,7 @@ class TopCommand(typing.NamedTuple):
     do: typing.Callable = None
 
 
-_TOP_KEYS = "Tab completes, Up/Down recall, PgUp/PgDn scroll, Esc clears, Ctrl-C quits"
+_TOP_KEYS = "Tab completes, Up/Down recall, PgUp/PgDn scroll, Esc clears, Ctrl-C quits; F1 helps"
 # fmt: off
 _TOP_COMMANDS = {
     "ask": TopCommand("QUESTION", "let the composite mind answer from its memory", _top_ask),
@@ -43114,7 +43114,7 @@ _TOP_COMMANDS = {
     "health": TopCommand("", "say how the daemon is", _top_line("status")),
     "show": TopCommand("PANE", f"show all of a pane: {', '.join(_PANES)}", do=lambda terminal, text: terminal.show(text)),
     "help": TopCommand("", "show this", do=lambda terminal, text: terminal.say(_top_help())),
-    "quit": TopCommand("", "quit; the daemon goes on", do=lambda terminal, text: terminal.exit()),
+    "quit": TopCommand("", "quit; the daemon goes on", do=lambda terminal, text: terminal.action_leave()),
 }
 # fmt: on
 _TOP_CSS = """
@@ -43138,6 +43138,7 @@ class Terminal:
         self.drawn, self.off = {}, "connecting"
         self.typed, self.at = [""], 0  # the lines so far and the one that is begun; which is shown
         self.entries = {}  # cycle -> (the line that asked for it, its entry in the talk)
+        self.warned = 0  # of how many cycles at work the person was told, who wanted to quit
 
     def tell(self, name, *details):
         """Have self.hear_NAME(*details) run in the loop; from any thread."""
@@ -43241,13 +43242,13 @@ class Terminal:
         if not line:
             return
         if command is None:
+            self._keep_line(event.input, line)
             return self.say(f"no command is named /{name}; {mend(name, _TOP_COMMANDS)}")
         if command.arguments and not text:
             return self.say(f"/{name} takes {command.arguments}: {command.help}")
         if command.run and self.off:
             return self.say(f"not sent, and it stays in the line: {self.off}")
-        self.typed[-1:], self.at = [line, ""], len(self.typed)
-        event.input.value = ""
+        self._keep_line(event.input, line)
         if command.do:
             return command.do(self, text)
         threading.Thread(
@@ -43255,6 +43256,11 @@ class Terminal:
             args=(command, text, line, self.say(f"> {line}\n…")),
             daemon=True,
         ).start()
+
+    def _keep_line(self, field, line):
+        """Clear the line; Up recalls what stood there."""
+        self.typed[-1:], self.at = [line, ""], len(self.typed)
+        field.value = ""
 
     def _carry_out(self, command, text, line, entry):  # on a thread of its own
         cycle = None
@@ -43288,6 +43294,23 @@ class Terminal:
         line.value = self.typed[self.at]
         line.action_end()
 
+    def action_leave(self):
+        """Quit; where cycles run that were asked for here, only when that was said before."""
+        running = len(self.lookout.asked)
+        if not running or self.warned == running:
+            return self.exit()
+        self.warned = running
+        are = (
+            "cycle that was asked for here is"
+            if running == 1
+            else "cycles that were asked for here are"
+        )
+        self.say(f"{running} {are} at work; the daemon goes on with them. Quit once more to leave")
+
+    def action_commands(self):
+        """Show all that can be typed."""
+        self.say(_top_help())
+
     def action_clear(self):
         self.query_one("#line").value, self.at = "", len(self.typed) - 1
         self.query_one("#hint").update(_TOP_KEYS)
@@ -43305,7 +43328,10 @@ _TOP_BINDINGS = {
     "escape": "clear",
     "pageup": "page(-1)",
     "pagedown": "page(1)",
-    "ctrl+c": "quit",
+    "f1": "commands",
+    "ctrl+k": "commands",
+    "ctrl+q": "leave",
+    "ctrl+c": "leave",
 }
 
 

@@ -162,6 +162,37 @@ def test_help_tells_all_commands_and_quit_quits(served):
     assert watching(served, play).return_code == 0
 
 
+def test_a_mistyped_command_leaves_the_line_and_is_recalled(served):
+    async def play(person):
+        await person.online()
+        await person.asks("/serch valve", "no command is named /serch", "search")
+        assert person.line() == ""
+        await person.types("", "up")
+        assert person.line() == "/serch valve"
+        await person.types("", "escape", "f1")
+        await person.until(lambda: "a line without / is a question" in person.talk()[-1])
+    watching(served, play)
+
+
+class Unended(set):
+    """Cycles that do not end."""
+
+    def discard(self, cycle):
+        """It goes on."""
+
+
+@pytest.mark.parametrize("key", ["ctrl+q", "ctrl+c"])
+def test_who_quits_while_cycles_run_is_told_so_first(served, key):
+    async def play(person):
+        await person.online()
+        person.app.lookout.asked = Unended({"0x1"})
+        await person.types("", key)
+        await person.until(lambda: person.talk() and "1 cycle that was asked for here is at work" in person.talk()[-1])
+        assert person.app.is_running
+        await person.types("", key)
+    assert watching(served, play).return_code == 0
+
+
 def test_a_change_is_made_named_and_undone(served):
     async def play(person):
         await person.online()
