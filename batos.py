@@ -24629,10 +24629,11 @@ def quotes_of(cycle: UvmObject, persona: str) -> list:
 
 def _recalling_for_facets(cycle, recall):
     queries = cycle._tmp_synthesis_data["plan"]["sub_queries"]
-    evidence = {
-        query: _facet_evidence(cycle, query, recall) for query in dict.fromkeys(queries.values())
-    }
-    found, also = journalled(cycle, "recall")["evidence"], _brought_by_guest(cycle, recall)
+    found = journalled(cycle, "recall")["evidence"]
+    evidence, also = _brought_by_guest(cycle, recall)
+    for query in queries.values():
+        if query not in evidence:
+            evidence[query] = _facet_evidence(cycle, query, recall)
     facets = [
         _facet_of(root_of(cycle), pillar, query, evidence[query])
         for pillar, query in queries.items()
@@ -24660,16 +24661,19 @@ def _recalling_for_facets(cycle, recall):
 
 
 def _brought_by_guest(cycle, recall):
-    """Return what memory answers to a guest's sub-query beside what was recalled first; it is told as `also`."""
-    plan = cycle._tmp_synthesis_data["plan"]
+    """Return ({a guest's sub-query: what memory has for it}, what of it is told as `also`); both empty without one.
+
+    Told is what answers the sub-query for sure, and was not recalled first.
+    """
+    plan, first = cycle._tmp_synthesis_data["plan"], journalled(cycle, "recall")["evidence"]
     query = plan["sub_queries"].get(plan.get("guest"))
     if query is None or query == mission_text(cycle.mission_brief):
-        return []
+        return {}, []
     found = recalled(cycle, recall, query)
-    known = {item["chunk_id"] for item in journalled(cycle, "recall")["evidence"]}
+    known, persona = {item["chunk_id"] for item in first}, PERSONA_OF[plan["guest"]]
     new = [item for item in found["evidence"] if item["chunk_id"] not in known]
-    persona = PERSONA_OF[plan["guest"]]
-    return [{**item, "also": persona} for item in new] if found["relevant"] else []
+    also = [{**item, "also": persona} for item in new] if found["relevant"] else []
+    return {query: found["evidence"] or first}, also
 
 
 def _with_its_places(request: dict, found: list) -> dict:

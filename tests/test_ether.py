@@ -240,6 +240,14 @@ def test_a_guest_changes_neither_lead_nor_what_is_told_first(thinking, writes):
     assert len(report["pillars"]) == len(plain["pillars"]) + 1
 
 
+def test_a_guest_costs_one_recall_more(thinking, monkeypatch):
+    one, sought, find = thinking(gate_floor=0.2), [], batos.find_evidence
+    monkeypatch.setattr(batos, "find_evidence", lambda *args: sought.append(args[1]) or find(*args))
+    report = one.think({**BRIEF, "args": ["How is the brass valve turned, and the filter washed?"]})
+    assert report["routing"]["let_in"] and len(sought) == 2    # the mission, the guest's part of it
+    assert [item["also"] for item in report["evidence"] if "also" in item] in ([], [report["routing"]["let_in"]])
+
+
 def test_a_full_plan_lets_nobody_in(thinking):
     pillars = ["guide_facet_", "tech_bat_facet_", "iceman_facet_", "hitchhiker_facet_"]
     routing = thinking(planning(FACTUAL, pillars), gate_floor=0.0).think()["routing"]
