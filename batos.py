@@ -32083,7 +32083,7 @@ FORGE_CONFIG = {
     "seed": 3407,
     "rows_a_step": 2,
     "replay_a_step": 6,
-    "replay_weight": 0.6,  # of how far scores of what was not corrected may move
+    "replay_weight": 1.2,  # of how far scores of what was not corrected may move
 }
 CANDIDATE_FILE, DONE_FILE, FORGED_FILE = "candidate.safetensors", "done.json", "forged.safetensors"
 _CHECKPOINT_FILE, _CHECKPOINT_STEPS = "checkpoint.pt", 10
@@ -32248,9 +32248,7 @@ class ForgeTraining:
             row for row in rows if not row["replay"] and (row["quotes"] or row["not"])
         ]
         self.steps = self._steps()
-        told = [
-            (row["question"], row["passages"]) for row in rows if row["replay"] and row["passages"]
-        ]
+        told = [_confirmed(row) for row in rows if row["replay"] and row["quotes"]]
         cases = _phrased_cases(held=False)
         replayed = random.Random(self.config["seed"]).sample(cases, min(_REPLAYED_MOST, len(cases)))
         replayed += told[:_REPLAYED_MOST]
@@ -32346,6 +32344,11 @@ class ForgeTraining:
         if len(others):
             losses.append(cross(torch.cat([none, others])[None], torch.tensor([0])))
         return losses
+
+
+def _confirmed(row):
+    """Return (question, passages) of a row that was told right: of its other passages nobody said anything."""
+    return row["question"], [row["passages"][number - 1] for number in row["quotes"]]
 
 
 def _learnt_passages(row, picker):
