@@ -4342,6 +4342,8 @@ def _copy_transaction(path, start, storage, blobs, report):
             records = list(record_of)
         except (
             ZODB.POSException.POSError,
+            # where a file system takes so large a place
+            ZODB.FileStorage.format.CorruptedError,
             struct.error,
             OSError,
             OverflowError,

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")            # on busy cores threads
 hypothesis.settings.register_profile("search", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("batos", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("batos")
+
+
+MEMORY = pathlib.Path("/dev/shm")
+MEMORY_LEAST_BYTES = 6 << 30
+
+
+def in_memory():
+    """Return a folder whose files are in memory, where there is one with room, else None.
+
+    A commit waits for its disk, which tells nothing where what a disk keeps is replayed (tests/durability/powercut.py).
+    """
+    roomy = MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > MEMORY_LEAST_BYTES
+    return MEMORY if roomy else None
 
 
 def pytest_collection_modifyitems(config, items):

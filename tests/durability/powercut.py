@@ -24,6 +24,7 @@ import threading
 import time
 
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1])]
+import conftest
 import newer
 from durability import load as loads
 
@@ -309,7 +310,7 @@ def copies(folder, recorder, rng):
     """An image of an earlier version upgraded with its backup, backed up amid commands, restored, recovered."""
     settings = batos.load_settings({"seal_mb": 0.002}, {"BATOS_SETTINGS": "/dev/null"})
     where, backups = os.path.join(folder, "image.fs"), os.path.join(folder, "backups")
-    with tempfile.TemporaryDirectory(prefix="powercut-") as packed:
+    with tempfile.TemporaryDirectory(prefix="powercut-", dir=conftest.in_memory()) as packed:
         newer.unpacked("856fea4", packed)
         old = {path.name: path.read_bytes() for path in pathlib.Path(packed).iterdir() if path.is_file()}
     with recorder.recording():
@@ -441,7 +442,7 @@ def campaign(seed, cuts, work="serving", tell=lambda line: None):
     """Return {"seed", "operations", "cuts", "problems": [(cut, operation, sentences)]}."""
     problems, batos_storage = [], batos.ImageStorage
     workload, storage = WORKLOADS[work]
-    with tempfile.TemporaryDirectory(prefix="powercut-") as folder:
+    with tempfile.TemporaryDirectory(prefix="powercut-", dir=conftest.in_memory()) as folder:
         recorder = Recorder(os.path.join(folder, "disk"))
         os.mkdir(recorder.folder)
         try:
