@@ -294,10 +294,11 @@ def said(page):
 
 def asked(hand, question):
     page = hand.page("ask")
+    before = page.cycle                                  # which may have been of the same question
     page.ids.ask.focus = True
     hand.type(question)
     page.ids.ask.dispatch("on_text_validate")
-    hand.until(lambda: page._report.get("mission") == question, "the cycle")
+    hand.until(lambda: page.cycle != before and page._report.get("mission") == question, "the cycle")
     return page
 
 
