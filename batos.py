@@ -23449,6 +23449,7 @@ _GONE_BELOW, _PHEROMONES_MOST = 0.05, 1000
 _DEPOSITS_PER_HOUR = 10  # by messages of one client
 _WORDS_MOST_OF_TRACE = 24
 _BONUS_MOST, _BONUS_EACH, _REACH = 0.3, 0.15, 0.3  # what reaches also missions about something else
+_BECAUSE_MOST = 20  # traces that a mission's routing tells, and whose strength it eases
 _RELATED = 0.5  # overlap from which on a trace is of what is asked
 _EASED, _EASED_ELSEWHERE = 0.5, 0.9  # what is left of a trace that was answered to
 _PACE, _PACES_MOST, _PACES_LEAST = struct.Struct("<dfI"), 100, 20
@@ -23492,9 +23493,10 @@ def _strength(trace, now_s):
 def _standing(root, now_s):
     """Yield (number, slots, strength) of the traces that are not gone."""
     for number, trace in root["digital_ether"].pheromones.items():
-        strength = _strength(own(trace), now_s)
+        slots = own(trace)
+        strength = _strength(slots, now_s)
         if strength >= _GONE_BELOW:
-            yield number, own(trace), strength
+            yield number, slots, strength
 
 
 def _overlapping(trace, words):
@@ -23507,29 +23509,37 @@ def _overlapping(trace, words):
 
 def sense_ether(root: persistent.mapping.PersistentMapping, text: str, cycle: str = "") -> dict:
     """Return {"bonus": {persona: what traces add to its score}, "because": [{"number", "kind", "personas", "bonus",
-    "related"}]}; a cycle's own traces do not count."""
-    words, bonus, because = set(stems(text)), collections.Counter(), []
+    "related"}], of those that add most}; a cycle's own traces do not count."""
+    words, bonus, found = set(stems(text)), collections.defaultdict(float), []
     for number, trace, strength in _standing(root, unix_us() / 1e6):
         if trace["cycle"] == cycle and cycle:
             continue
         overlap = _overlapping(trace, words)
         adds = _BONUS_EACH * strength * (_REACH + (1 - _REACH) * overlap)
-        bonus.update(dict.fromkeys(trace["attracts"], adds))
-        because.append(
-            {
-                "number": number,
-                "kind": trace["kind"],
-                "personas": list(trace["attracts"]),
-                "bonus": round(adds, 4),
-                "related": overlap > _RELATED,
-            }
-        )
+        for persona in trace["attracts"]:
+            bonus[persona] += adds
+        found.append((adds, number, trace, overlap))
     most = {name: round(min(_BONUS_MOST, added), 4) for name, added in bonus.items()}
-    return {"bonus": most, "because": because}
+    told = heapq.nlargest(_BECAUSE_MOST, found, key=operator.itemgetter(0))
+    return {"bonus": most, "because": [_because(*one) for one in told]}
+
+
+def _because(adds, number, trace, overlap):
+    """Return one trace as the reason for a bonus: plain data, which is journalled."""
+    return {
+        "number": number,
+        "kind": trace["kind"],
+        "personas": list(trace["attracts"]),
+        "bonus": round(adds, 4),
+        "related": overlap > _RELATED,
+    }
 
 
 def deposited(root: persistent.mapping.PersistentMapping, kind: str, text: str, **how) -> int:
-    """Leave a trace of a kind about the words of a text; returns its number. how: by, cycle, strength, attracts."""
+    """Leave a trace of a kind about the words of a text; returns its number. how: by, cycle, strength, attracts.
+
+    A cycle's trace that is like one that stands makes that one stronger, by as much as two of them were.
+    """
     ether, row = root["digital_ether"], root["codex_obj"].pheromones[kind]
     weights = prepared(root["knowledge_catalog_obj"], text).weights if stems(text) else {}
     heaviest = heapq.nlargest(_WORDS_MOST_OF_TRACE, weights, key=weights.get)
@@ -23545,11 +23555,29 @@ def deposited(root: persistent.mapping.PersistentMapping, kind: str, text: str, 
         "at": now_utc(),
     }
     tree = ether.pheromones
+    alike = _standing_alike(root, trace) if trace["cycle"] else None
+    if alike is not None:
+        return alike
     number = tree.maxKey() + 1 if len(tree) else 0
     tree[number] = UvmObject(**trace)
     while len(tree) > _PHEROMONES_MOST:
         _drop_weakest(tree)
     return number
+
+
+def _standing_alike(root, trace):
+    """Add a trace to one of the same kind, words and personas that stands; returns its number, or None where none does."""
+    for number, other, strength in _standing(root, trace["at"].timestamp()):
+        same = all(other[name] == trace[name] for name in ("kind", "by", "attracts"))
+        if (
+            same and other["words"].keys() == trace["words"].keys()
+        ):  # what they weigh changes as memory grows
+            kept = root["digital_ether"].pheromones[number]
+            with off_the_page(kept):
+                kept.strength = strength + trace["strength"]
+                kept.at, kept.cycle = trace["at"], trace["cycle"]
+            return number
+    return None
 
 
 def _drop_weakest(tree):

@@ -108,7 +108,9 @@ def test_what_the_end_of_a_mission_leaves(machine):  # noqa: F811
     one.learn()
     for n in range(3):
         one.think({**BRIEF, "args": ["What do giraffes eat in Kenya?"], "kwargs": {"n": n}})
-    assert [trace["kind"] for trace in traces(one)] == ["KNOWLEDGE_GAP"] * 3 + ["ARCHITECT_DISTRESS"]
+    gap, distress = traces(one)                              # of three like one another one is left, as strong as the three
+    assert (gap["kind"], distress["kind"]) == ("KNOWLEDGE_GAP", "ARCHITECT_DISTRESS")
+    assert math.isclose(gap["strength"], 3.0, abs_tol=1e-3) and gap["cycle"] == distress["cycle"]
     one.think({**BRIEF, "args": ["I am so worried about it all."]})
     assert traces(one)[-1]["kind"] == "ARCHITECT_DISTRESS"
     oid = one.think()["cycle"]
@@ -145,6 +147,14 @@ def test_traces_are_bounded_and_the_weakest_go(machine, monkeypatch):  # noqa: F
     one = machine()
     write(one, lambda root: [batos.deposited(root, "STAGNATION", "", strength=0.1 + (n % 7) / 10) for n in range(60)] and None)
     assert len(traces(one)) == 20 and min(trace["strength"] for trace in traces(one)) >= 0.5
+
+
+def test_of_many_traces_a_mission_keeps_those_that_add_most(machine):  # noqa: F811
+    one = machine()
+    write(one, lambda root: [batos.deposited(root, "STAGNATION", f"word{n}", strength=n / 100) for n in range(10, 90)] and None)
+    told = one.read(lambda root: batos.sense_ether(root, "word20"))["because"]
+    assert len(told) == 20 and [row["bonus"] for row in told] == sorted([row["bonus"] for row in told], reverse=True)
+    assert "word89" in traces(one)[told[0]["number"]]["words"] and told[0]["personas"] == []
 
 
 def test_who_leaves_traces_by_messages_is_bounded_and_named(machine):  # noqa: F811
