@@ -16237,10 +16237,15 @@ def _is_line_of_its_own(lines, n, width):
 
 
 def are_lines_of_their_own(lines: list[str]) -> bool:
-    """Whether the lines of a paragraph were written one by one, as in a log, rather than wrapped."""
-    first = lines[0]
-    indent = len(first) - len(first.lstrip())
-    begun = [n for n in range(1, len(lines)) if not lines[n][: indent + 1].isspace()]
+    """Whether the lines of a text were written one by one, as in a log, rather than wrapped; a blank one parts paragraphs."""
+    if not lines:
+        return False
+    indent = len(lines[0]) - len(lines[0].lstrip())
+    begun = [
+        n
+        for n in range(1, len(lines))
+        if lines[n].strip() and lines[n - 1].strip() and not lines[n][: indent + 1].isspace()
+    ]
     words = sum([len(line.split()) for line in lines])
     if len(begun) < 2 or words <= _FEW_WORDS:
         return False

@@ -15,6 +15,8 @@ import conftest
 import ormsgpack
 import pytest
 import zmq
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 import batos
 
@@ -448,6 +450,14 @@ def test_lines_that_were_written_one_by_one_are_printed_so():
     evidence = [{"doc_id": "car.txt", "lines": [1, 3], "text": log}]
     lines = batos.told_answer({"answer": "So.", "evidence": evidence})
     assert lines == ["[1] car.txt:1-3", *[f"    {line}" for line in log.splitlines()], "", "So."]
+
+
+@given(st.text("ab:-|# 1.\n\t", max_size=60))
+@example("Teacher: Ann, Lindenallee 3. 27 euros.\nMila practises scales.\n\n2025-09-02: the left hand is too loud.")
+def test_a_passage_of_any_lines_is_printed(text):
+    evidence = [{"doc_id": "a", "lines": [1, 3], "text": text}]
+    words = " ".join(batos.told_answer({"answer": "So.", "evidence": evidence})).split()
+    assert words == ["[1]", "a:1-3", *text.split(), "So."]
 
 
 def test_what_an_answer_quotes_makes_no_line_of_evidence():
