@@ -41901,12 +41901,26 @@ def _next_line():
         return None
 
 
+_CHAT_MARKS = ("/right", "/wrong")
+_SLASHED = Pattern(r"/[a-z]{1,12}$")  # "/help"; a path has more
+
+
+def _no_turn(line, last):
+    """Return why a line of a conversation that begins with a slash is no turn, or ""."""
+    if line.split(" ")[0] in _CHAT_MARKS:
+        return "" if last else "there is no answer yet that could be marked"
+    known = f"{', '.join(_CHAT_MARKS)} (with what would be right), /quit; anything else is a question"
+    return f"there is no {line}; there are {known}" if _SLASHED.match(line) else ""
+
+
 def chat_command(args, client):
-    """Carry a conversation: a line is a turn; /right and /wrong mark the last answer. It ends with the input."""
+    """Carry a conversation: a line is a turn; /right and /wrong mark the last answer. It ends with the input, or by /quit."""
     turns, last = 0, None
-    while (line := _next_line()) is not None:
+    while (line := _next_line()) not in (None, "/quit"):
         mark, _, note = line.partition(" ")
-        if mark in ("/right", "/wrong") and last:
+        if why := _no_turn(line, last):
+            print_lines(why)
+        elif mark in _CHAT_MARKS:
             reply = client.call(
                 "feedback", cycle=last, mark=mark[1:], note=note.strip(), idempotency_key=uuid7()
             )
@@ -43423,7 +43437,7 @@ _SUBCOMMANDS = {
     "ask": (ask_command, "let the composite mind answer a question from its memory"),
     "chat": (chat_command,
              "carry a conversation: each line is a turn, which is remembered; /right and /wrong mark an answer, as does "
-             "/wrong 2 is right, 1 is not"),
+             "/wrong 2 is right, 1 is not; /quit ends it"),
     "learn": (learn_command,
               "put files or folders into the memory: text, Markdown, HTML, source code, PDF, office, mail, tables …"),
     "search": (search_command, "find passages by words"),

@@ -481,6 +481,16 @@ def test_a_chat_prints_what_a_turn_came_to_and_nothing_steers(told, monkeypatch)
     assert "turns of chat" in told("chat")
 
 
+def test_a_chat_knows_its_commands_and_ends_by_one(told, monkeypatch):
+    lines = iter(["/right", "/help", "/quit", "What is the valve made of?"])
+    monkeypatch.setattr(batos, "_next_line", lambda: next(lines, None))
+    out = told("chat").splitlines()
+    assert out == ["there is no answer yet that could be marked",
+                   "there is no /help; there are /right, /wrong (with what would be right), /quit; anything else is a question",
+                   "0 turns of chat"]
+    assert batos._no_turn("/etc/fstab is what?", None) == "" and next(lines) == "What is the valve made of?"
+
+
 # The client
 
 
