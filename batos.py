@@ -19601,10 +19601,9 @@ def find_document(catalog: UvmObject, doc_id: str, version: int | str | None = N
         return current
     former = catalog.retired.get((doc_id, version)) if isinstance(version, int) else None
     if former is None:
-        near = list(itertools.islice(catalog.documents.keys(str(doc_id)[:1]), 1000))
         which = "" if version is None else f" in version {version}"
         now = (
-            mend(doc_id, near, "documents")
+            _names_meant(catalog, str(doc_id))
             if current is None
             else f"it is in version {current.version}"
         )
@@ -19612,6 +19611,19 @@ def find_document(catalog: UvmObject, doc_id: str, version: int | str | None = N
             f"no document {doc_id!r:.100} is held{which}; {now}", kind="document", name=str(doc_id)
         )
     return former
+
+
+_NAMES_LOOKED_AT = 100_000
+
+
+def _names_meant(catalog, doc_id):
+    """Return the end of an error sentence: the documents whose file has that name, else those spelt like it."""
+    names = itertools.islice(catalog.documents.keys(), _NAMES_LOOKED_AT)
+    taught = [name for name in names if not name.startswith(OWN_NAMES)]
+    same = [name for name in taught if posixpath.basename(name) == doc_id]
+    if same:
+        return f"did you mean {' or '.join(same[:3])}?"
+    return mend(doc_id, taught[:1000], "documents")
 
 
 def open_chunk(catalog: UvmObject, doc_id: str, version: int | str | None, index: int) -> Chunk:
@@ -41909,7 +41921,9 @@ def _no_turn(line, last):
     """Return why a line of a conversation that begins with a slash is no turn, or ""."""
     if line.split(" ")[0] in _CHAT_MARKS:
         return "" if last else "there is no answer yet that could be marked"
-    known = f"{', '.join(_CHAT_MARKS)} (with what would be right), /quit; anything else is a question"
+    known = (
+        f"{', '.join(_CHAT_MARKS)} (with what would be right), /quit; anything else is a question"
+    )
     return f"there is no {line}; there are {known}" if _SLASHED.match(line) else ""
 
 

@@ -1231,3 +1231,14 @@ def test_short_neighbours_are_one_where_a_section_has_very_many():
 def test_what_a_line_of_code_defines(line, title):
     found = batos._definition_in(line)
     assert (found and found.group(1)) == title
+
+
+def test_a_document_that_is_not_held_is_named_as_the_file_that_is_meant():
+    catalog = batos.new_catalog()
+    for name in ("/home/ann/papers/diary.txt", "/home/ann/papers/dairy.txt"):
+        batos.index_document_(catalog, name, "Rex died in June.\n")
+    batos.remember_episode(catalog, "Rex was a dog.", "talk")
+    with pytest.raises(batos.NotFound, match=r"did you mean /home/ann/papers/diary\.txt\?"):
+        batos.find_document(catalog, "diary.txt")
+    with pytest.raises(batos.NotFound, match=r"documents are /home/ann/papers/dairy\.txt, /home/ann/papers/diary\.txt$"):
+        batos.find_document(catalog, "nothing of the kind")
