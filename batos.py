@@ -23589,8 +23589,11 @@ def _standing_alike(root, trace):
         if (
             same and other["words"].keys() == trace["words"].keys()
         ):  # what they weigh changes as memory grows
-            kept = root["digital_ether"].pheromones[number]
-            with off_the_page(kept):
+            ether = root["digital_ether"]
+            kept = ether.pheromones[number]
+            with off_the_page(
+                ether
+            ):  # the trace may be of this very transaction, and not be stored yet
                 kept.strength = strength + trace["strength"]
                 kept.at, kept.cycle = trace["at"], trace["cycle"]
             return number

@@ -149,6 +149,12 @@ def test_traces_are_bounded_and_the_weakest_go(machine, monkeypatch):  # noqa: F
     assert len(traces(one)) == 20 and min(trace["strength"] for trace in traces(one)) >= 0.5
 
 
+def test_like_traces_of_one_transaction_become_one(machine):  # noqa: F811
+    one = machine()
+    write(one, lambda root: [batos.deposited(root, "KNOWLEDGE_GAP", "giraffes", cycle=f"0x{n}") for n in range(3)] and None)
+    assert [(trace["cycle"], round(trace["strength"], 3)) for trace in traces(one)] == [("0x2", 3.0)]
+
+
 def test_of_many_traces_a_mission_keeps_those_that_add_most(machine):  # noqa: F811
     one = machine()
     write(one, lambda root: [batos.deposited(root, "STAGNATION", f"word{n}", strength=n / 100) for n in range(10, 90)] and None)
