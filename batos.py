@@ -32210,6 +32210,16 @@ def _part_of_question(question):
     return int(hashlib.sha256(question.encode()).hexdigest(), 16) % 5
 
 
+def _with_header_in_order(data):
+    """Return a file of safetensors whose header stands in order: the library's own is another each time, for the same weights."""
+    (size,) = struct.unpack_from("<Q", data)
+    header = json.dumps(
+        json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":")
+    ).encode()
+    header += b" " * (-len(header) % 8)
+    return struct.pack("<Q", len(header)) + header + data[8 + size :]
+
+
 # The reader that is trained
 
 
@@ -32260,7 +32270,9 @@ class ForgedReader:
         """Write what is trained; `base` is the SHA-256 of the reader that it changes."""
         tensors = {name: one.detach().contiguous() for name, one in self.weights().items()}
         told = {"base": base, "scale": repr(self.config["lora_alpha"] / self.config["r"])}
-        need("safetensors.torch", "the forge").save_file(tensors, path, told)
+        path.write_bytes(
+            _with_header_in_order(need("safetensors.torch", "the forge").save(tensors, told))
+        )
 
     def scores(self, pairs: list[tuple]) -> typing.Any:
         """Return the scores of (question, passage) pairs as a tensor."""
@@ -32652,28 +32664,14 @@ def begin_forge(
     """
     check_target(target)
     forge, rows = root["forge_obj"], _dataset_named(root, dataset)
-    digest_of = rows.training.sha256
-    for job in forge.jobs.values():
-        if job.status in _OPEN:
-            raise BadRequest(
-                f"job {job.job_number} forges {job.target} already; `jobs` tells how far it is"
-            )
-        if (
-            job.status in _JUDGED
-            and job.digest == digest_of
-            and job.held_digest == rows.held.sha256
-        ):
-            raise BadRequest(
-                f"dataset {rows.dataset_number} was judged already, by job {job.job_number}: {job.status}, "
-                f"{job.told}. More corrections make another one"
-            )
+    _refuse_twice(forge, rows)
     number = forge.jobs.maxKey() + 1 if len(forge.jobs) else 1
     job = UvmObject(
         name="fine_tuning_job_obj",
         job_number=number,
         target=target,
         dataset=rows.dataset_number,
-        digest=digest_of,
+        digest=rows.training.sha256,
         held_digest=rows.held.sha256,
         stands_on=_standing_reader(root),
         config=FORGE_CONFIG,
@@ -32694,6 +32692,21 @@ def begin_forge(
     _let_go_of_jobs(root)
     root._p_jar.events.append(("forge",))
     return job
+
+
+def _refuse_twice(forge, rows):
+    """Raise BadRequest where a job is at work, or where a dataset's rows were judged already."""
+    files = rows.training.sha256, rows.held.sha256
+    for job in forge.jobs.values():
+        if job.status in _OPEN:
+            raise BadRequest(
+                f"job {job.job_number} forges {job.target} already; `jobs` tells how far it is"
+            )
+        if job.status in _JUDGED and (job.digest, job.held_digest) == files:
+            raise BadRequest(
+                f"dataset {rows.dataset_number} was judged already, by job {job.job_number}: {job.status}, "
+                f"{job.told}. More corrections make another one"
+            )
 
 
 def _begin_if_new(root):
@@ -33081,6 +33094,121 @@ def _next_work(root):
     return ForgeWork(job.job_number, job.status, job.attempt, job.nonce, job.config, files)
 
 
+def _end_left(folder):
+    """End the worker that a folder tells of, where that one lives still."""
+    with contextlib.suppress(OSError, ValueError):
+        left = json.loads((folder / "worker.json").read_text("utf-8"))
+        if _process_name(left["pid"]) == left:
+            _end_process(left["pid"])
+
+
+def _forge_home(image: Image) -> pathlib.Path:
+    """Return the folder in which workers have their work: beside the image."""
+    if image.path:
+        return pathlib.Path(f"{image.path}.forge")
+    return pathlib.Path(tempfile.gettempdir(), f"batos-forge-{os.getpid()}")
+
+
+_WORKER_VARIABLES = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "PYTHONPATH",
+    "HF_HOME",
+)
+
+
+def _worker_environment():
+    """Return what a worker has of our environment: where things are, and nothing that is secret."""
+    kept = {name: os.environ[name] for name in _WORKER_VARIABLES if name in os.environ}
+    return kept | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def _process_name(pid):
+    """Return what tells a process from a later one of its number: both, and when it was started."""
+    try:
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    except OSError:
+        return {"pid": pid, "started": None}
+    return {"pid": pid, "started": fields[19]}
+
+
+def _end_process(pid):
+    """Kill a worker with whatever it has started; it is the first of its group."""
+    for signal_number in (signal.SIGKILL, signal.SIGCONT):
+        with contextlib.suppress(OSError):
+            os.killpg(pid, signal_number)
+
+
+class WorkerWatch:
+    """Looks after one worker: reads how far it is, holds it while missions wait, ends it where its lease is over."""
+
+    def __init__(self, lane: ForgeLane, work: ForgeWork, process: subprocess.Popen) -> None:
+        self.lane, self.work, self.process = lane, work, process
+        self._heard_s = self._minute_s = self._looked_s = time.monotonic()
+        self._ran_s, self._left_s = 0.0, lane.settings.forge_deadline_s
+        self._held = False
+
+    def run(self) -> str | None:
+        """Watch until the worker has ended by itself; returns why it was ended, or None."""
+        while True:
+            self._account()
+            over = self._why_over()
+            if over is not None:
+                return over
+            ready = select.select([self.process.stdout], [], [], _WORKER_LOOK_S)[0]
+            if ready and not self._hear():
+                self.process.wait()
+                return None
+            self._hold_or_go()
+
+    def _account(self):
+        """Count the time that it ran; while it is held its lease stands still."""
+        now_s = time.monotonic()
+        passed_s, self._looked_s = now_s - self._looked_s, now_s
+        if self._held:
+            self._heard_s += passed_s
+        else:
+            self._ran_s += passed_s
+            self._left_s -= passed_s
+        if now_s - self._minute_s >= _OF_S:
+            self._minute_s, self._ran_s = now_s, 0.0
+
+    def _why_over(self):
+        if self.lane.is_closing:
+            return "the daemon stops"
+        if self.lane.is_cancelled(self.work):
+            return "it was cancelled"
+        if self._looked_s - self._heard_s > _LEASE_S:
+            return f"it said nothing for {_LEASE_S:g} s"
+        if self._left_s < 0:
+            return "its time was over (forge_deadline_s)"
+        return None
+
+    def _hear(self):
+        """Read what it says; returns whether it says more."""
+        line = self.process.stdout.readline()
+        self._heard_s = time.monotonic()
+        with contextlib.suppress(ValueError):
+            told = json.loads(line)
+            if told:
+                self.lane.progress = {"job": self.work.number, "phase": self.work.phase, **told}
+        return bool(line)
+
+    def _hold_or_go(self):
+        """Hold it while missions wait, unless it ran too little in this minute."""
+        now_s = time.monotonic()
+        has_run = self._ran_s >= _RUNS_S or now_s - self._minute_s < _OF_S - _RUNS_S + self._ran_s
+        wanted = self.lane.settings.forge_yields and self.lane.busy() and has_run
+        if wanted != self._held:
+            self._held = wanted
+            with contextlib.suppress(OSError):
+                os.killpg(self.process.pid, signal.SIGSTOP if wanted else signal.SIGCONT)
+
+
 class ForgeLane:
     """A thread that carries jobs through their saga: one worker at a time, its folder beside the image.
 
@@ -33301,121 +33429,6 @@ class ForgeLane:
             _end_left(folder)
             if folder.name.partition("-")[0] not in held:
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _end_left(folder):
-    """End the worker that a folder tells of, where that one lives still."""
-    with contextlib.suppress(OSError, ValueError):
-        left = json.loads((folder / "worker.json").read_text("utf-8"))
-        if _process_name(left["pid"]) == left:
-            _end_process(left["pid"])
-
-
-def _forge_home(image: Image) -> pathlib.Path:
-    """Return the folder in which workers have their work: beside the image."""
-    if image.path:
-        return pathlib.Path(f"{image.path}.forge")
-    return pathlib.Path(tempfile.gettempdir(), f"batos-forge-{os.getpid()}")
-
-
-_WORKER_VARIABLES = (
-    "PATH",
-    "HOME",
-    "LANG",
-    "LC_ALL",
-    "TMPDIR",
-    "LD_LIBRARY_PATH",
-    "PYTHONPATH",
-    "HF_HOME",
-)
-
-
-def _worker_environment():
-    """Return what a worker has of our environment: where things are, and nothing that is secret."""
-    kept = {name: os.environ[name] for name in _WORKER_VARIABLES if name in os.environ}
-    return kept | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-
-
-def _process_name(pid):
-    """Return what tells a process from a later one of its number: both, and when it was started."""
-    try:
-        fields = pathlib.Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
-    except OSError:
-        return {"pid": pid, "started": None}
-    return {"pid": pid, "started": fields[19]}
-
-
-def _end_process(pid):
-    """Kill a worker with whatever it has started; it is the first of its group."""
-    for signal_number in (signal.SIGKILL, signal.SIGCONT):
-        with contextlib.suppress(OSError):
-            os.killpg(pid, signal_number)
-
-
-class WorkerWatch:
-    """Looks after one worker: reads how far it is, holds it while missions wait, ends it where its lease is over."""
-
-    def __init__(self, lane: ForgeLane, work: ForgeWork, process: subprocess.Popen) -> None:
-        self.lane, self.work, self.process = lane, work, process
-        self._heard_s = self._minute_s = self._looked_s = time.monotonic()
-        self._ran_s, self._left_s = 0.0, lane.settings.forge_deadline_s
-        self._held = False
-
-    def run(self) -> str | None:
-        """Watch until the worker has ended by itself; returns why it was ended, or None."""
-        while True:
-            self._account()
-            over = self._why_over()
-            if over is not None:
-                return over
-            ready = select.select([self.process.stdout], [], [], _WORKER_LOOK_S)[0]
-            if ready and not self._hear():
-                self.process.wait()
-                return None
-            self._hold_or_go()
-
-    def _account(self):
-        """Count the time that it ran; while it is held its lease stands still."""
-        now_s = time.monotonic()
-        passed_s, self._looked_s = now_s - self._looked_s, now_s
-        if self._held:
-            self._heard_s += passed_s
-        else:
-            self._ran_s += passed_s
-            self._left_s -= passed_s
-        if now_s - self._minute_s >= _OF_S:
-            self._minute_s, self._ran_s = now_s, 0.0
-
-    def _why_over(self):
-        if self.lane.is_closing:
-            return "the daemon stops"
-        if self.lane.is_cancelled(self.work):
-            return "it was cancelled"
-        if self._looked_s - self._heard_s > _LEASE_S:
-            return f"it said nothing for {_LEASE_S:g} s"
-        if self._left_s < 0:
-            return "its time was over (forge_deadline_s)"
-        return None
-
-    def _hear(self):
-        """Read what it says; returns whether it says more."""
-        line = self.process.stdout.readline()
-        self._heard_s = time.monotonic()
-        with contextlib.suppress(ValueError):
-            told = json.loads(line)
-            if told:
-                self.lane.progress = {"job": self.work.number, "phase": self.work.phase, **told}
-        return bool(line)
-
-    def _hold_or_go(self):
-        """Hold it while missions wait, unless it ran too little in this minute."""
-        now_s = time.monotonic()
-        has_run = self._ran_s >= _RUNS_S or now_s - self._minute_s < _OF_S - _RUNS_S + self._ran_s
-        wanted = self.lane.settings.forge_yields and self.lane.busy() and has_run
-        if wanted != self._held:
-            self._held = wanted
-            with contextlib.suppress(OSError):
-                os.killpg(self.process.pid, signal.SIGSTOP if wanted else signal.SIGCONT)
 
 
 # What is forgotten

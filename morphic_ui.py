@@ -4358,17 +4358,11 @@ class AskPage(Page):
     def timeline(self):
         """Return [(state, name, begin s, seconds, running)]: what the journal has, and where it is at this moment."""
         accepted = at_unix(self._report.get("accepted_at"))
-        steps = [
-            (
-                step["state"],
-                step["name"],
-                max(0.0, at_unix(step["at"]) - step["seconds"] - accepted),
-                step["seconds"],
-                False,
-            )
-            for step in self._steps
-            if step
-        ]
+        steps, begin = [], 0.0
+        for step in filter(None, self._steps):
+            # a step is noted a moment after its end; it never began before the one that stands before it
+            begin = max(begin, at_unix(step["at"]) - step["seconds"] - accepted)
+            steps.append((step["state"], step["name"], begin, step["seconds"], False))
         if self.running and accepted:
             begin = max((begin + took for _, _, begin, took, _ in steps), default=0.0)
             now = max(begin, time.time() - accepted)

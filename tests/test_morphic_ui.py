@@ -316,8 +316,7 @@ def test_a_question_is_thought_about_and_its_citations_open(world, hand):
     steps = page.ids.drawing.data["steps"]
     assert [name for _, name, *_ in steps] == ["recall", "plan", "who speaks", "recall for facets", "facets", "gate"]
     begins, ends = [one[2] for one in steps], [one[2] + one[3] for one in steps]
-    assert all(one <= after + 0.01 for one, after in itertools.pairwise(begins))
-    assert ends[-1] <= page.ids.drawing.data["seconds"] + 0.05
+    assert begins == sorted(begins) and max(ends) <= page.ids.drawing.data["seconds"] + 0.05
     assert said(page).count("BABS") == 2 and "was asked: " in said(page)
     page.ids.tabs.chosen = "steps"
     assert "gate" in said(page)
