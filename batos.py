@@ -16225,6 +16225,11 @@ _BEGINS_ANEW = Pattern(
 )
 
 
+def _had_room(line, following, width):
+    """Whether a line of a paragraph so wide had room for the first word of the one that follows it."""
+    return len(line) + 1 + len(following.split(maxsplit=1)[0]) <= _ROOM_LEFT * width
+
+
 def _is_line_of_its_own(lines, n, width):
     """Whether the line n of a paragraph goes on nothing: it bears a date or label, or the line before it had room for more."""
     line, before = lines[n], lines[n - 1]
@@ -16232,8 +16237,7 @@ def _is_line_of_its_own(lines, n, width):
         return True
     if line[:1].islower():
         return False
-    with_next = len(before) + 1 + len(line.split(maxsplit=1)[0])
-    return width < _NARROW_CHARS or with_next <= _ROOM_LEFT * width
+    return width < _NARROW_CHARS or _had_room(before, line, width)
 
 
 def are_lines_of_their_own(lines: list[str]) -> bool:
@@ -16280,8 +16284,7 @@ def _head_end(text, start, end):
         return start
     if lines[0][-1] in ".!?:;," or are_lines_of_their_own(lines):
         return start
-    with_next = len(lines[0]) + 1 + len(lines[1].split(maxsplit=1)[0])
-    return spans[0][1] if with_next <= _ROOM_LEFT * max(map(len, lines)) else start
+    return spans[0][1] if _had_room(lines[0], lines[1], max(map(len, lines))) else start
 
 
 def _paragraph_spans(text, start, end, sentences_of=_sentence_spans):
