@@ -38438,7 +38438,8 @@ class BatOS_UVM:
             self.measures.note(self._look_at_health(), at_unix_s)
 
     def told_measures(self, span):
-        """Return the reply that tells what was measured."""
+        """Return the reply that tells what was measured, this minute included."""
+        self._measure()
         rows = self.measures.told(span)
         return {
             "details": f"{len(rows)} rows, by the {span.removesuffix('s')}",

@@ -51,11 +51,18 @@ def test_what_is_not_told_is_no_figure():
     assert math.isnan(batos._measured(HEALTH, "disk_free_mb")) and batos._measured(HEALTH, "lanes.*.commits") == 12
 
 
+def test_who_asks_before_the_first_round_is_told_of_this_minute():
+    uvm = batos.BatOS_UVM.__new__(batos.BatOS_UVM)
+    uvm.measures = batos.Measures(None)
+    uvm._look_at_health = lambda: HEALTH
+    assert uvm.told_measures("minutes")["results"][0][1:3] == [3, 12]
+
+
 def test_a_daemon_tells_them_also_after_a_stop(daemon, tmp_path):
     running = daemon()
     with batos.Client(running.endpoint) as client:
         before = client.call("measures")
-        assert before["result"]["figures"] == list(batos.MEASURED) and len(before["results"]) == 1
+        assert before["result"]["figures"] == list(batos.MEASURED) and before["results"]
     running.stop()
     with batos.Client(daemon().endpoint) as client:
         assert client.call("measures")["results"][0] == before["results"][0]
