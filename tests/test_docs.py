@@ -10,6 +10,7 @@ import time
 
 import ormsgpack  # noqa: F401  (the README's script imports it)
 import pytest
+import test_service
 from durability import load
 from test_remote import Served
 
@@ -198,6 +199,15 @@ def test_the_commands_of_backups_run(daemon, tmp_path, monkeypatch, capsys):
                  for word in words]
         assert batos.main(words) == 0, words
     assert (tmp_path / "restored.fs").exists() and "every byte as written" in capsys.readouterr().out
+
+
+def test_the_commands_of_the_service_run(tmp_path, monkeypatch, capsys):
+    machine = test_service.Machine(tmp_path, monkeypatch)
+    install, status, remove = sh_lines("service install --image") + sh_lines("service status") + sh_lines("service remove")
+    for words in (install, status):
+        assert batos.main([word.replace("/srv/notes", str(tmp_path)) for word in words]) == 0, words
+    assert f"{tmp_path}/live_image.fs" in machine.unit("notes").read_text()
+    assert batos.main(remove) == 0 and not machine.unit("notes").exists()
 
 
 def test_the_commands_of_keys_run(daemon, tmp_path, monkeypatch, capsys):
