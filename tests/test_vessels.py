@@ -1,4 +1,4 @@
-"""Another program for the image: how it is seen in the channel and told of, what is refused by name, what the image knows of it."""
+"""Another program for the image: how it is seen in the channel and told of, what is refused, what the image knows of it."""
 
 import asyncio
 import os
