@@ -57,8 +57,37 @@ What holds everywhere:
 from __future__ import annotations
 
 if __name__ == "__main__":  # the image records classes as batos.X: this is that module
+    import importlib.util
+    import os
     import sys
 
+    def _is_kept(compiled):
+        """Whether an import finds me compiled, or leaves me so where the next one finds me."""
+        if os.path.exists(compiled):
+            return True
+        if sys.dont_write_bytecode:
+            return False
+        folder = os.path.dirname(compiled)
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError:
+            return False
+        return os.access(folder, os.W_OK)
+
+    def _start_anew(path):
+        """Have this process run me as a module, which is compiled once; return where that cannot be.
+
+        While Python runs a script it keeps its syntax tree, which of this one is 90 MB.
+        """
+        options = sys.orig_argv[1 : -len(sys.argv)]
+        is_plain = all(word.startswith("-") and word != "-m" for word in options)
+        if is_plain and _is_kept(importlib.util.cache_from_source(path)):
+            named = f"import sys; sys.argv[0] = {path!r}; sys.path[0] = {os.path.dirname(path)!r}"
+            words = [*options, "-c", f"{named}; import batos; batos.run()", *sys.argv[1:]]
+            os.execv(sys.executable, [sys.executable, *words])
+
+    if os.path.basename(__file__) == "batos.py":  # a module's name
+        _start_anew(os.path.abspath(__file__))
     __name__ = "batos"
     sys.modules[__name__] = sys.modules["__main__"]
 
@@ -41008,8 +41037,8 @@ def _give_back_memory():
 
 async def _give_back_now_and_then():
     while True:
-        await asyncio.sleep(_GIVE_BACK_S)
         await asyncio.get_running_loop().run_in_executor(None, _give_back_memory)
+        await asyncio.sleep(_GIVE_BACK_S)
 
 
 def serve(settings, debug=False, make_core=_embedded_core):

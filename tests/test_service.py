@@ -210,3 +210,32 @@ def test_who_started_it_as_a_service_is_told_that_it_is_up_and_that_it_stops(tmp
         assert told.recv(100) == b"READY=1"
         assert running.stop() == 0
         assert told.recv(100) == b"STOPPING=1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kept", "is_module"), [({}, True), ({"PYTHONDONTWRITEBYTECODE": "1"}, False)])
+def test_a_daemon_keeps_no_syntax_tree_where_python_may_keep_what_it_compiled(tmp_path, kept, is_module):
+    """A script's stays in memory, 90 MB, while it runs: it has itself run as a module."""
+    command = [sys.executable, str(ROOT / "batos.py"), "--core", "none", "--embedder", "none", "--endpoint", "tcp://127.0.0.1:0"]
+    others = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+                               env={**others, "PYTHONPYCACHEPREFIX": str(tmp_path / "compiled"), **kept})
+    endpoint = next(line.split()[4] for line in process.stdout if "listens on" in line)
+    words = pathlib.Path(f"/proc/{process.pid}/cmdline").read_text().split("\0")
+    with batos.Client(endpoint) as client:
+        assert (client.call("health")["result"]["memory_mb"] < 135) == is_module
+        client.call("shutdown")
+    assert process.wait(60) == 0 and ("-c" in words) == is_module
+    assert bool(list(tmp_path.glob("compiled/**/batos.*.pyc"))) == is_module
+    process.stdout.close()
+
+
+def test_an_option_of_the_interpreter_goes_with_it_and_a_command_ends_as_it_did(tmp_path):
+    def run(*options):
+        command = [sys.executable, *options, str(ROOT / "batos.py"), "check", "--image", "nothing.fs"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120,
+                              env={**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""})
+    told = run("-B")
+    assert told.returncode == 1 and not list(tmp_path.glob("**/batos.*.pyc"))
+    again = run("-Wignore")
+    assert (again.returncode, again.stderr) == (1, told.stderr) and list(tmp_path.glob("**/batos.*.pyc"))
