@@ -1,6 +1,7 @@
 """Judge which method the section Synthesis takes for requests by hand (tests/data/asked.txt), without a daemon and a core.
 
-    python tests/bench/asked.py [--set asked|phrased] [--half look|check] [--examples 0] [--show]
+    python tests/bench/asked.py [--set asked|phrased|wanted] [--half look|check] [--examples 0] [--show]
+    python tests/bench/asked.py --table             all sets and halves, with intent only and with one example
 
 A method is right where it does on sampled objects what is meant. Of the half "check" only the counts are told.
 """
@@ -24,7 +25,7 @@ import batos
 
 DATA = ROOT / "tests" / "data"
 MODULES = {"math": math, "collections": collections, "itertools": itertools, "statistics": statistics}
-SEEDS = {"asked": None, "phrased": 417}                  # by which the lines of a set are drawn for its halves
+SEEDS = {"asked": None, "phrased": 417, "wanted": 926}    # by which the lines of a set are drawn for its halves
 TRIED = 12                                               # objects on which a method is held against what is meant
 
 
@@ -173,19 +174,44 @@ def requests(half, name="asked"):
     return [Request(line) for line in itertools.islice(lines, start, None, step)]
 
 
+def ended(name, half, count, known):
+    """Yield (request, rows of find_methods, kind, whether marked) of a half of a set, with `count` examples."""
+    for request in requests(half, name):
+        text = batos.routed_request(request.selector, request.intent)
+        world = batos.world_of(text, request.slots, request.arguments)
+        rows = found_for(request, known.of(request, world), count)
+        yield request, rows, *judged(request, rows, bool(count))
+
+
+def table_row(name, half, count, known):
+    """Return the counts of a half of a set as a row of Markdown."""
+    counts = collections.Counter((kind, marked) for _, _, kind, marked in ended(name, half, count, known))
+    right, wrong = ((counts[kind, True], counts[kind, False]) for kind in ("right", "wrong"))
+    by = "one example" if count else "intent only"
+    cells = (f"{name}.txt, {half}, {by}", sum(counts.values()), sum(right), "{} / {}".format(*right),
+             "{} / {}".format(*wrong), counts["refused", False])
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def print_table(known):
+    print("| requests | count | right | right: marked / unmarked | wrong: marked / unmarked | refused |", "|---|---|---|---|---|---|",
+          sep="\n")
+    for name, half, count in itertools.product(SEEDS, ("look", "check"), (0, 1)):
+        print(table_row(name, half, count, known), flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=SEEDS, default="asked")
     parser.add_argument("--half", choices=("look", "check"), default="look")
     parser.add_argument("--examples", type=int, default=0)
     parser.add_argument("--show", action="store_true", help="tell what came of each request of the half \"look\"")
+    parser.add_argument("--table", action="store_true", help="tell the counts of all sets and halves")
     args = parser.parse_args()
     known, counts, leads = Shares(), collections.Counter(), []
-    for request in requests(args.half, args.set):
-        text = batos.routed_request(request.selector, request.intent)
-        world = batos.world_of(text, request.slots, request.arguments)
-        rows = found_for(request, known.of(request, world), args.examples)
-        kind, marked = judged(request, rows, bool(args.examples))
+    if args.table:
+        return print_table(known)
+    for request, rows, kind, marked in ended(args.set, args.half, args.examples, known):
         counts[kind, marked] += 1
         if rows:
             lead = rows[0]["worth"] - rows[1]["worth"] if len(rows) > 1 else math.inf
