@@ -25,7 +25,7 @@ import batos
 
 DATA = ROOT / "tests" / "data"
 MODULES = {"math": math, "collections": collections, "itertools": itertools, "statistics": statistics}
-SEEDS = {"asked": None, "phrased": 417, "wanted": 926}    # by which the lines of a set are drawn for its halves
+SEEDS = {"asked": None, "phrased": 417, "wanted": 926, "shaped": None}    # by which the lines of a set are drawn for its halves
 TRIED = 12                                               # objects on which a method is held against what is meant
 
 
@@ -194,8 +194,8 @@ def table_row(name, half, count, known):
 
 
 def print_table(known):
-    print("| requests | count | right | right: marked / unmarked | wrong: marked / unmarked | refused |", "|---|---|---|---|---|---|",
-          sep="\n")
+    print("| requests | count | right | right: marked / unmarked | wrong: marked / unmarked | refused |")
+    print("|---|---|---|---|---|---|")
     for name, half, count in itertools.product(SEEDS, ("look", "check"), (0, 1)):
         print(table_row(name, half, count, known), flush=True)
 
@@ -203,7 +203,7 @@ def print_table(known):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=SEEDS, default="asked")
-    parser.add_argument("--half", choices=("look", "check"), default="look")
+    parser.add_argument("--half", choices=("look", "check", "all"), default="look")
     parser.add_argument("--examples", type=int, default=0)
     parser.add_argument("--show", action="store_true", help="tell what came of each request of the half \"look\"")
     parser.add_argument("--table", action="store_true", help="tell the counts of all sets and halves")
@@ -216,7 +216,7 @@ def main():
         if rows:
             lead = rows[0]["worth"] - rows[1]["worth"] if len(rows) > 1 else math.inf
             leads.append((kind, rows[0]["worth"], lead))
-        if args.show and args.half == "look" and kind != "right":
+        if args.show and kind != "right" and (args.half == "look" or SEEDS[args.set] is None):
             told = [(row["worth"], row["lines"][0]) for row in rows[:2]]
             print(kind, "marked" if marked else "unmarked", request.selector, request.intent, request.meant, *told, sep=" | ")
     print(args.set, args.half, args.examples, dict(counts))
