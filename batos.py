@@ -2911,8 +2911,11 @@ def _deflated(data: bytes) -> bytes:
     return small if len(small) < _DEFLATE_GAIN * len(data) else data
 
 
+_DEFLATER = zlib.compressobj(3, zlib.DEFLATED, -12, 5, zlib.Z_DEFAULT_STRATEGY, _PRIMER)
+
+
 def _primed(data):
-    deflater = zlib.compressobj(3, zlib.DEFLATED, -12, 5, zlib.Z_DEFAULT_STRATEGY, _PRIMER)
+    deflater = _DEFLATER.copy()  # which has read the primer
     return _PRIMED + deflater.compress(data) + deflater.flush()
 
 
@@ -15569,6 +15572,12 @@ def _count_in(counts, words):
 
 def words_spelt(text, language):
     """Return [(word as the index has it, how the text spells it)], in the text's order, without stop words."""
+    known = _words_spelt if len(text) <= _QUESTION_CHARS else _words_spelt.__wrapped__
+    return list(known(text, language))
+
+
+@functools.lru_cache(1024)  # a question is asked for its words again and again, a name for its own
+def _words_spelt(text, language):
     if language in LANGUAGES:
         return LANGUAGES[language].words(text)
     split, fold, stop, stem = _PIPELINE
@@ -16229,7 +16238,13 @@ def _no_prose(window):
 _ENDS_AFTER_ALL = Pattern(r"\b(?:[a-z]+ I|[Nn]o)\.\s+(?=[A-Z])")
 
 
+# what only its own end may end
+_ONE_SENTENCE = Pattern(r"[^.?!]*[.?!]?\s*")
+
+
 def _sentence_spans(text, start, end):
+    if end - start <= _SENTENCE_WINDOW_CHARS and _ONE_SENTENCE.fullmatch(text[start:end]):
+        return _spans(text, [start, end])
     cuts, at = [start], start
     while at < end:
         window = text[at : min(end, at + _SENTENCE_WINDOW_CHARS)]
@@ -18400,6 +18415,8 @@ def numbers_filed(catalog: UvmObject, field: str, value: str) -> typing.Iterable
 
 _FRESH_STATES_KEPT = 4  # of FreshWords, as connections whose snapshots differ read them
 _FRESH_POSTINGS = weakref.WeakKeyDictionary()  # database -> {(oid, serial): Postings}
+# database -> {chunk number: its words}, of committed chunks: one that comes does not have the others read again
+_FRESH_WORDS = weakref.WeakKeyDictionary()
 
 
 @image_class
@@ -18456,10 +18473,20 @@ class FreshWords(Segment):
         kept = _FRESH_POSTINGS.setdefault(jar.db(), {})
         state = self._p_oid, self._p_serial
         if state not in kept:
-            kept[state] = postings_of(self.catalog, self.numbers())
+            kept[state] = collect_postings(self._committed_words(jar.db()))
             for old in list(kept)[:-_FRESH_STATES_KEPT]:
                 kept.pop(old, None)
         return kept[state]
+
+    def _committed_words(self, db):
+        """Return [(number, its words)] of my chunks as they are committed; those of numbers that I had before are known."""
+        known, numbers = _FRESH_WORDS.setdefault(db, {}), self.numbers()
+        new = _words_in(self.catalog, [number for number in numbers if number not in known])
+        rows = {number: known[number] for number in numbers if number in known} | dict(new)
+        known.update(new)
+        for old in sorted(known)[: -_FRESH_STATES_KEPT * FRESH_CHUNKS]:
+            known.pop(old, None)
+        return [(number, rows[number]) for number in numbers if number in rows]
 
 
 def runs_of(numbers):
@@ -21120,6 +21147,12 @@ def worth_of_form(weights: dict, words: typing.Container) -> float:
     return sum([weight for word, weight in weights.items() if word in words])
 
 
+@functools.lru_cache(4096)  # each question that expects a number asks the same sentences for theirs
+def _told_by(form, text):
+    """Return what a pattern finds in a text, casefolded."""
+    return tuple([match[0].casefold() for match in form.finditer(text)])
+
+
 class Asked(typing.NamedTuple):
     """A question, as passages are judged by it."""
 
@@ -21140,8 +21173,10 @@ class Asked(typing.NamedTuple):
 
     def _with_mine(self, words):
         """Return words with those of mine that they stand for: another form of it, or where I ask whether, its opposite."""
-        stood_for = self.opposed | self.forms
-        return words.union([mine for word, mine in stood_for.items() if word in words])
+        mine = [word for form, word in self.forms.items() if form in words]
+        if self.opposed:
+            mine += [word for other, word in self.opposed.items() if other in words]
+        return words.union(mine) if mine else words
 
     def telling(self):
         """Return {word: its weight} of my words but those of feeling, and those that name what kind of answer I want."""
@@ -21170,9 +21205,11 @@ class Asked(typing.NamedTuple):
 
     def is_answered_by(self, text):
         """Whether a text holds what is expected, other than what I name myself."""
+        found = _told_by(self.expected.holds, text)
+        if self.expected.asks in _FORMS:
+            return bool(found)
         own = self.text.casefold()
-        found = [match[0].casefold() for match in self.expected.holds.finditer(text)]
-        return any(self.expected.asks in _FORMS or held not in own for held in found)
+        return any(held not in own for held in found)
 
     def is_told_as_asked(self, text):
         """Whether a text holds a number in the unit that I ask for."""
@@ -21211,8 +21248,11 @@ class Asked(typing.NamedTuple):
 def asked_of(catalog: UvmObject, query: str, focus: str, before: str) -> Asked:
     """Return a query as Asked. What stands in `before` alone, the subject of another turn, counts half."""
     found, segments = prepared(catalog, query), readable_segments(catalog)
-    focused, own = (sought(segments, text) for text in (focus, query.removeprefix(before)))
-    carried = sought(segments, before).keys() - own.keys()
+    focused = sought(segments, focus) if focus else {}
+    carried = set()
+    if before:
+        own = sought(segments, query.removeprefix(before))
+        carried = sought(segments, before).keys() - own.keys()
     weights = {
         word: weight * (1.5 if word in focused else 1) for word, weight in found.weights.items()
     }
@@ -21440,6 +21480,7 @@ _GIVES_A_NAME = Pattern(
 )
 
 
+@functools.lru_cache(4096)
 def goes_on(text: str) -> bool:
     """Whether a sentence goes on in what follows it: a colon says so, or no end at all, as before a command."""
     text = text.rstrip()
@@ -22265,7 +22306,13 @@ def search_until(look, key, offset: int, most: int) -> dict:
 
 def only_states(text: str) -> bool:
     """Tell whether a text has statements and nothing else: it asks for nothing that was said before."""
-    return all(is_statement(told["text"]) for told in sentences(text))
+    return all(_statements_in(text))
+
+
+@functools.lru_cache(256)  # a mission is looked at by several of its thoughts
+def _statements_in(text):
+    """Return for each sentence of a text whether it states something."""
+    return tuple([is_statement(told["text"]) for told in sentences(text)])
 
 
 def episode_id(text: str, conversation: str | None) -> str:
@@ -22276,11 +22323,13 @@ def episode_id(text: str, conversation: str | None) -> str:
 def remember_episode(catalog: UvmObject, text: str, conversation: str | None = None, **more) -> str:
     """Store what a person said as an episode; `more` (who, cycle, answered, cited …) is its metadata. Returns its doc_id."""
     metadata = {**({"conversation": conversation} if conversation else {}), **more}
-    doc_id, states = (
-        episode_id(text, conversation),
-        any(is_statement(told["text"]) for told in sentences(text)),
-    )
-    store_document(catalog, doc_id, text, metadata, "said" if states else "asked", kind="episode")
+    doc_id, states = episode_id(text, conversation), any(_statements_in(text))
+    current = catalog.documents.get(doc_id)
+    if conversation or states or current is None or current.digest != digest(text.encode()):
+        scope = "said" if states else "asked"
+        store_document(catalog, doc_id, text, metadata, scope, kind="episode")
+    else:  # the same question: what was answered last, and when
+        current.metadata, current.added_at = checked(metadata), now_utc()
     return doc_id
 
 
@@ -23550,8 +23599,12 @@ def _strength(trace, now_s):
 def _standing(root, now_s):
     """Yield (number, slots, strength) of the traces that are not gone."""
     for number, trace in root["digital_ether"].pheromones.items():
-        slots = own(trace)
-        strength = _strength(slots, now_s)
+        slots = trace.__dict__ or own(trace)  # that of a ghost is empty
+        # as _strength, of a thousand traces without a call for each
+        age_s = now_s - slots["at"].timestamp()
+        strength = slots["strength"]
+        if age_s > 0:
+            strength *= 0.5 ** (age_s / (3600 * slots["half_life_h"]))
         if strength >= _GONE_BELOW:
             yield number, slots, strength
 
@@ -23559,8 +23612,6 @@ def _standing(root, now_s):
 def _overlapping(trace, words):
     """Return the share of a trace's weight that is among some words."""
     mass = trace["words"]
-    if words.isdisjoint(mass):
-        return 0.0
     return sum([mass[word] for word in words if word in mass]) / (sum(mass.values()) or 1.0)
 
 
@@ -23571,14 +23622,14 @@ def sense_ether(root: persistent.mapping.PersistentMapping, text: str, cycle: st
     for number, trace, strength in _standing(root, unix_us() / 1e6):
         if trace["cycle"] == cycle and cycle:
             continue
-        overlap = _overlapping(trace, words)
+        overlap = 0.0 if words.isdisjoint(trace["words"]) else _overlapping(trace, words)
         adds = _BONUS_EACH * strength * (_REACH + (1 - _REACH) * overlap)
         for persona in trace["attracts"]:
             bonus[persona] += adds
         found.append((adds, number, trace, overlap))
     most = {name: round(min(_BONUS_MOST, added), 4) for name, added in bonus.items()}
-    told = heapq.nlargest(_BECAUSE_MOST, found, key=operator.itemgetter(0))
-    return {"bonus": most, "because": [_because(*one) for one in told]}
+    found.sort(key=operator.itemgetter(0), reverse=True)
+    return {"bonus": most, "because": [_because(*one) for one in found[:_BECAUSE_MOST]]}
 
 
 def _because(adds, number, trace, overlap):
@@ -23692,7 +23743,7 @@ def evaporate_(ether):
 
 
 def _paces(ether):
-    return [_PACE.unpack_from(ether.paces, at) for at in range(0, len(ether.paces), _PACE.size)]
+    return list(_PACE.iter_unpack(ether.paces))
 
 
 def is_slow(root: persistent.mapping.PersistentMapping, seconds: float) -> bool:

@@ -1242,3 +1242,11 @@ def test_a_document_that_is_not_held_is_named_as_the_file_that_is_meant():
         batos.find_document(catalog, "diary.txt")
     with pytest.raises(batos.NotFound, match=r"documents are /home/ann/papers/dairy\.txt, /home/ann/papers/diary\.txt$"):
         batos.find_document(catalog, "nothing of the kind")
+
+
+@pytest.mark.parametrize("text", ["Does it turn?", "It turns", "Does it turn? It does.", "It is 3.5 m long", "No. 7.", "Eh?!  ",
+                                  "One, two\nthree", "e.g. this", "What?? No!!", "?", "A.B", "She left I. He came.", " a ? "])
+def test_what_only_its_end_may_end_is_one_sentence_as_punkt_has_it(text, monkeypatch):
+    told = batos._sentence_spans(text, 0, len(text))
+    monkeypatch.setattr(batos, "_ONE_SENTENCE", re.compile("(?!)"))
+    assert batos._sentence_spans(text, 0, len(text)) == told

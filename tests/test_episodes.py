@@ -130,6 +130,27 @@ def test_what_is_said_again_is_one(one):
     assert len(found(one, "printer", scope="said")) == 2 and len(found(one, "printer", conversation="home")) == 1
 
 
+def test_a_question_that_is_asked_again_is_the_same_episode_with_its_last_answer(one):
+    """Outside of a conversation, where nothing hangs on which turn came last."""
+    def episode(conversation):
+        doc_id = batos.episode_id("Where is it?", conversation)
+        return one.read(lambda root: dict(own_fields(root["knowledge_catalog_obj"].documents[doc_id])))
+
+    def own_fields(document):
+        document._p_activate()
+        return document.__dict__
+    first = say(one, "Where is it?", None)
+    before, commits = episode(None), one.read(lambda root: len(root["knowledge_catalog_obj"].retired))
+    again = say(one, "Where is it?", None)
+    after = episode(None)
+    assert before["metadata"]["cycle"] == first["cycle"] and after["metadata"]["cycle"] == again["cycle"]
+    assert after["version"] == before["version"] == 1 and after["first_chunk"] == before["first_chunk"]
+    assert after["added_at"] > before["added_at"]
+    assert one.read(lambda root: len(root["knowledge_catalog_obj"].retired)) == commits
+    say(one, "Where is it?"), say(one, "Where is it?")
+    assert episode("home")["version"] == 2 and faults(one) == []                # where it is the latest turn again
+
+
 def test_one_conversation_is_not_drowned_by_the_others(one):
     catalog = batos.new_catalog()
     for n in range(300):

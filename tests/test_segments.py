@@ -158,6 +158,29 @@ def fresh_of(unit):
     return fresh.arrays
 
 
+def test_of_what_is_newest_only_chunks_that_came_are_read(memory, monkeypatch):
+    read, words_in = [], batos._words_in
+    monkeypatch.setattr(batos, "_words_in", lambda catalog, numbers: read.append(len(numbers)) or words_in(catalog, numbers))
+
+    def newest():
+        with memory.unit.snapshot() as root:
+            return fresh_of(memory.unit), root["knowledge_catalog_obj"].text_index.values()[0].numbers()
+    for n in range(3):
+        memory.add(f"note {n}", f"The brass valve {n}.")
+        newest()
+    read.clear()
+    memory.add("note 1", "A lamp.")                      # in place of the one before: the words of the two others are counted
+    fresh, numbers = newest()
+    assert read == [2, 1] and fresh.numbers.tolist() == numbers
+    expected = memory.look(lambda catalog: batos.postings_of(catalog, numbers))
+    assert all((one == other).all() for one, other in zip(fresh, expected, strict=True))
+    monkeypatch.setattr(batos, "FRESH_CHUNKS", 1)
+    for n in range(2 * batos._FRESH_STATES_KEPT):
+        memory.add(f"more {n}", "A wheel.")
+        newest()
+    assert len(batos._FRESH_WORDS[memory.image.db]) <= batos._FRESH_STATES_KEPT
+
+
 def test_connections_share_the_words_of_what_is_newest_and_none_of_what_is_not_committed(memory):
     memory.add("one", "The brass valve.")
     other = batos.Unit(memory.image.db)
