@@ -25,7 +25,7 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     LoRA experts in three tiers: blobs, RAM, adapter slots; their incarnation
     what is known   Words · Texts · PDF · Formats · Index · Documents · Search
                     files become texts, texts chunks, chunks postings and vectors; and how they are found
-    what is told    Asked · Evidence · Levels · Grounds · Summaries
+    what is told    Asked · Contradictions · Evidence · Levels · Grounds · Summaries
                     passages and the sentence that answers; whether a passage bears out what a core wrote
     the mind        Missions · Ether · Speakers · States · Contrapunto · Forgetting · Mission lane · Inference · Prototypes
                     codex and personas, traces that draw them, a thought's way through its states; messages that ask the core
@@ -21285,6 +21285,174 @@ def asked_of(catalog: UvmObject, query: str, focus: str, before: str) -> Asked:
 
 
 ################################################################################
+# Contradictions ###############################################################
+################################################################################
+#
+# Whether two sentences say different things of the same. They are laid side by side word by
+# word: where nearly all of them agree, what is left over tells, if it is of one kind alone.
+#
+#   difference  the words of each side that stand at the same place, and are not the same
+#   kind        figure, date, name or negation; a difference in plain words is none
+
+# Offers:
+__all__ += """
+    SAYS_NO contradict gainsays
+""".split()
+
+SAYS_NO = Pattern(
+    r"\b(?:not?|never|none|nobody|nothing|neither|nor|cannot|without|any ?more|no longer|\w+n['’]t|"
+    r"nicht|kein\w*|nie|niemals|niemand|nichts|ohne|ne|n['’](?=\w)|pas|jamais|sans|aucune?|rien)\b",
+    re.IGNORECASE,
+)
+_CONTRADICTION_WORDS = 14  # longer statements are compared word by word alone
+
+
+def contradict(one: str, other: str) -> bool:
+    """Whether two statements say different things of the same: other numbers or times, another name, or one says no."""
+    if gainsays(one, other):
+        return True
+    if max(len(one.split()), len(other.split())) > _CONTRADICTION_WORDS:
+        return False
+    told = [_what_is_told(text) for text in (one, other)]
+    cores = [core for core, _, _ in told]
+    alike = len(cores[0] & cores[1]) >= 0.5 * max(1, min(map(len, cores)))
+    figures = [figures for _, figures, _ in told]
+    return alike and (told[0][2] != told[1][2] or all(figures) and figures[0] != figures[1])
+
+
+def _what_is_told(text):
+    """Return (the words of a statement but its figures, its figures and times, whether it says no)."""
+    figures = {
+        match[0].casefold()
+        for pattern in (NUMBER_TOLD, TIME_TOLD)
+        for match in pattern.finditer(text)
+    }
+    figures |= set(re.findall(r"\w*\d\w*", text))
+    core = set(stems(text)) - set(stems(" ".join(figures)))
+    return core, figures, bool(SAYS_NO.search(text))
+
+
+# Side by side
+
+_SIDE_BY_SIDE = 0.75  # of the words of the longer sentence, those that both have in one order
+_NAMED_AMONG = 5  # words that both have, at least, where only a name is another
+_WORDS_TOLD = Pattern(r"\d+(?:[.,:/]\d+)*|[^\W\d_]+(?:['’-][^\W\d_]+)*|[%€$£]")
+_COUNTED_AS = {
+    word: str(number)
+    for number, word in enumerate(
+        "zero one two three four five six seven eight nine ten eleven twelve".split()
+    )
+}
+_LARGE_NUMBERS = frozenset("twenty thirty forty fifty hundred thousand million billion".split())
+_MONTHS_NAMED = frozenset(
+    "january february march april may june july august september october november december "
+    "monday tuesday wednesday thursday friday saturday sunday".split()
+)
+_BESIDE_NO = frozenset("do does did has have had any be been some ever longer more".split())
+_A_YEAR = Pattern(r"1\d{3}|20\d\d")
+
+
+class _Difference(typing.NamedTuple):
+    """The words of two sentences that stand at the same place and are not the same."""
+
+    one: tuple
+    other: tuple
+
+    @property
+    def words(self):
+        """The words of both, as they are compared."""
+        return [_as_compared(word) for word in (*self.one, *self.other)]
+
+    def denies(self):
+        """Whether one says no, and nothing else is different."""
+        no = [word for word in self.words if SAYS_NO.fullmatch(word)]
+        return len(no) == 1 and set(self.words) <= _BESIDE_NO | set(no)
+
+    def both(self, test):
+        """Whether both sides have words, all of which stand a test."""
+        return bool(self.one and self.other) and all(map(test, self.words))
+
+    def names(self):
+        """Whether each side is a name."""
+        sides = [[word for word in side if word.lower() not in STOP_WORDS] for side in self[:2]]
+        return all(sides) and all(word[0].isupper() for side in sides for word in side)
+
+    def is_mere_wording(self):
+        """Whether I am words that one has and the other has not, of which none names, counts or denies."""
+        plain = [word for word in (*self.one, *self.other) if word.lower() not in STOP_WORDS]
+        telling = [word for word in plain if word[0].isupper() or _is_figure(_as_compared(word))]
+        denied = any(SAYS_NO.fullmatch(word) for word in self.words)
+        replaced = bool(self.one and self.other) and bool(plain)
+        return not (telling or denied or replaced)
+
+
+def _as_compared(word):
+    """Return a word as it is compared: a number as its figures, all else in small letters."""
+    small = word.casefold()
+    return _COUNTED_AS.get(small) or (small.replace(",", "") if small[0].isdigit() else small)
+
+
+def _is_figure(word):
+    return word[0].isdigit() or word in _LARGE_NUMBERS
+
+
+def _is_date(word):
+    return word in _MONTHS_NAMED or bool(_A_YEAR.fullmatch(word))
+
+
+def _is_figure_or_date(word):
+    return _is_figure(word) or _is_date(word)
+
+
+_DIFFERS_BY = {  # the first that holds
+    "wording": _Difference.is_mere_wording,
+    "negation": _Difference.denies,
+    "date": lambda found: found.both(_is_figure_or_date) and any(map(_is_date, found.words)),
+    "figure": lambda found: found.both(_is_figure),
+    "name": lambda found: found.both(lambda word: not _is_figure(word)) and found.names(),
+}
+
+
+def gainsays(one: str, other: str) -> str:
+    """Return by what kind of thing two sentences that agree in nearly all words differ, or "".
+
+    What differs in a figure and a date tells of two times, and what differs in two names of two things: neither is gainsaid.
+    """
+    sides = [_WORDS_TOLD.findall(side) for side in (one, other)]
+    keys = [[_as_compared(word) for word in side] for side in sides]
+    least = _SIDE_BY_SIDE * max(1, *map(len, keys))
+    if keys[0] == keys[1] or len(set(keys[0]) & set(keys[1])) < least / 2:
+        return ""
+    same, found = _side_by_side(sides, keys)
+    kinds = {difference: _kind_of_difference(difference) for difference in found}
+    told = set(kinds.values()) - {"wording"}
+    if same < least or len(told) != 1:
+        return ""
+    named = [difference for difference, kind in kinds.items() if kind == "name"]
+    if len(named) > 1 or named and same < _NAMED_AMONG:
+        return ""
+    return told.pop()
+
+
+def _side_by_side(sides, keys):
+    """Return (how many words both have in one order, [_Difference])."""
+    one, other = sides
+    same, found = 0, []
+    laid = difflib.SequenceMatcher(None, *keys, autojunk=False)
+    for kind, first, last, begin, end in laid.get_opcodes():
+        if kind == "equal":
+            same += last - first
+        else:
+            found.append(_Difference(tuple(one[first:last]), tuple(other[begin:end])))
+    return same, found
+
+
+def _kind_of_difference(difference):
+    """Return the kind of a difference, "" where it is of none."""
+    return next((kind for kind, holds in _DIFFERS_BY.items() if holds(difference)), "")
+
+
+################################################################################
 # Evidence #####################################################################
 ################################################################################
 #
@@ -21299,7 +21467,7 @@ def asked_of(catalog: UvmObject, query: str, focus: str, before: str) -> Asked:
 # Offers:
 __all__ += """
     REQUESTS is_statement QUOTE_WORDS SAYS_YES_OR_NO goes_on tellings_of Recall find_evidence
-    SAYS_NO contradict with_its_lines READER_WEIGHT CERTAIN_ABOVE
+    with_its_lines READER_WEIGHT CERTAIN_ABOVE
 """.split()
 
 # Episodes: what was asked and told, as documents
@@ -21350,7 +21518,6 @@ _MEANING_SHARE = 0.45
 _KEPT_SHARE = 0.6  # what is judged worth less than this share of the best is not told
 # of the words of two passages that both hold, from which on one of them is told
 _NEARLY_SAME_SHARE = 0.7
-_CONTRADICTION_WORDS = 14  # longer statements are not compared with others
 # what a word that nothing holds weighs beside others, where it is asked what comes near
 _KNOWN_NOWHERE = 0.35
 # By words and meaning together. Of 41 questions over articles 95 % stood above it, and of the same questions without the
@@ -21768,7 +21935,8 @@ def find_evidence(
     ]
     windows = _each_once([window for row in rows.values() for window in _windows_of(row)])
     judged = _judged(asked, vector, windows, recall)
-    evidence = [_evidence(one) for one in _newer_first(_different(judged, things, recall))]
+    kept = _with_the_other_side(_different(judged, things, recall), judged, recall)
+    evidence = _noted_against([_evidence(one) for one in kept], kept)
     mass = max([outcome["mass"] for outcome in outcomes])
     certainty = _certainty(asked, unknown, mass, judged, evidence, recall) if evidence else "none"
     return {
@@ -21962,47 +22130,92 @@ def _different(judged, things, recall):
     return kept
 
 
+def _with_the_other_side(kept, judged, recall):
+    """Return Judged so that behind the first stands what says otherwise of the same, if any was read; the newer stands first.
+
+    Of what is superseded the newer one is told alone.
+    """
+    other = _says_otherwise(kept[0], judged) if kept else None
+    if other is not None:
+        place = other.window.row["chunk"]["chunk_id"]
+        left = [one for one in kept[1:] if one.window.row["chunk"]["chunk_id"] != place]
+        kept = [kept[0], other, *left][: max(2, recall.passages)]
+    return _newer_first(kept)
+
+
+def _says_otherwise(first, judged):
+    """Return a Judged of another document that has a sentence which gainsays the marked one of the first; or None."""
+    said, doc_id = _marked_telling(first), first.window.row["chunk"]["doc_id"]
+    for other in judged if not said.header else ():
+        row = other.window.row
+        if row["chunk"]["doc_id"] == doc_id or row["superseded_by"]:
+            continue
+        for at in range(other.window.first, other.window.last):
+            if gainsays(said.text, other.window.tellings[at].text):
+                return other._replace(window=_grown(other.window, at), marked=at, span=None)
+    return None
+
+
+def _marked_telling(judged):
+    return judged.window.tellings[judged.marked]
+
+
 def _newer_first(kept):
-    """Return Judged so that of two which contradict each other the one that was learnt later stands before the other."""
-    if (
-        len(kept) < 2
-        or kept[0].window.row["chunk"]["added_at"] >= kept[1].window.row["chunk"]["added_at"]
-    ):
-        return kept
-    sides = [one.window.tellings[one.marked] for one in kept[:2]]
-    if any(side.header for side in sides):  # a row of a table says too little to be gainsaid
-        return kept
-    return [kept[1], kept[0], *kept[2:]] if contradict(*[side.text for side in sides]) else kept
+    """Return Judged so that of two which contradict each other the one that is newer stands before the other."""
+    against = len(kept) > 1 and _contradict_each_other(*kept[:2])
+    rows = [one.window.row for one in kept[:2]]
+    return [kept[1], kept[0], *kept[2:]] if against and _is_newer(rows[1], rows[0]) else kept
 
 
-SAYS_NO = Pattern(
-    r"\b(?:not?|never|none|nobody|nothing|neither|nor|cannot|without|any ?more|no longer|\w+n['’]t|"
-    r"nicht|kein\w*|nie|niemals|niemand|nichts|ohne|ne|n['’](?=\w)|pas|jamais|sans|aucune?|rien)\b",
-    re.IGNORECASE,
-)
+def _contradict_each_other(one, other):
+    """Whether the marked sentences of two Judged contradict each other; a row of a table says too little for that."""
+    sides = [_marked_telling(each) for each in (one, other)]
+    plain = not any(side.header for side in sides)
+    return plain and contradict(*[side.text for side in sides])
 
 
-def contradict(one: str, other: str) -> bool:
-    """Whether two short statements say different things of the same: other numbers or times, or one of them says no."""
-    if max(len(one.split()), len(other.split())) > _CONTRADICTION_WORDS:
-        return False
-    told = [_what_is_told(text) for text in (one, other)]
-    cores = [core for core, _, _ in told]
-    alike = len(cores[0] & cores[1]) >= 0.5 * max(1, min(map(len, cores)))
-    figures = [figures for _, figures, _ in told]
-    return alike and (told[0][2] != told[1][2] or all(figures) and figures[0] != figures[1])
+_AS_OLD_S = 60  # what was learnt within so long, as of one folder, is as old by that
 
 
-def _what_is_told(text):
-    """Return (the words of a statement but its figures, its figures and times, whether it says no)."""
-    figures = {
-        match[0].casefold()
-        for pattern in (NUMBER_TOLD, TIME_TOLD)
-        for match in pattern.finditer(text)
-    }
-    figures |= set(re.findall(r"\w*\d\w*", text))
-    core = set(stems(text)) - set(stems(" ".join(figures)))
-    return core, figures, bool(SAYS_NO.search(text))
+def _is_newer(one: dict, other: dict) -> bool | None:
+    """Whether a search's result tells what is newer than another's; None where nothing says which.
+
+    What supersedes is newer; else whose file was written later; else what was learnt or said later.
+    """
+    if one["superseded_by"] != other["superseded_by"]:
+        return other["superseded_by"] is not None
+    chunks = one["chunk"], other["chunk"]
+    written = [_written_at(chunk) for chunk in chunks]
+    learnt = [chunk["added_at"].timestamp() for chunk in chunks]
+    was_said = any(chunk["scope"] == "said" for chunk in chunks)
+    least = 0 if was_said else _AS_OLD_S
+    for times in (written, learnt):
+        if all(times) and abs(times[0] - times[1]) > least:
+            return times[0] > times[1]
+    return None
+
+
+def _written_at(chunk):
+    """Return when the file of a document was written, unix seconds, or None where it has none here."""
+    path = chunk["metadata"].get("path")
+    try:
+        return os.stat(path).st_mtime if isinstance(path, str) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _noted_against(evidence, kept):
+    """Return evidence, the second of which says so where it contradicts the first: {"against": {"kind", "is"}}."""
+    if len(kept) < 2 or not _contradict_each_other(*kept[:2]):
+        return evidence
+    first, second = [one.window.row for one in kept[:2]]
+    if first["chunk"]["doc_id"] == second["chunk"]["doc_id"]:
+        return evidence
+    kind = gainsays(*[_marked_telling(one).text for one in kept[:2]]) or "figure or denial"
+    age = {True: "older", False: "newer", None: "as old"}[_is_newer(first, second)]
+    age = "superseded" if second["superseded_by"] else age
+    against = {"against": {"kind": kind, "is": age}}
+    return [evidence[0], evidence[1] | against, *evidence[2:]]
 
 
 def _best_about(judged, thing):
@@ -25007,12 +25220,30 @@ def _plain_answer(mission, evidence):
         return f"{quote}; \u201c{_quoted_sentence(evidence[1])}\u201d [2]"
     said = [item for item in evidence[:2] if not item.get("header")]  # a row says too little
     others = [item for item in said[1:] if item["doc_id"] != best["doc_id"]]
-    if others and contradict(marked_text(best), marked_text(others[0])):
-        return f"{quote}; before that: \u201c{_quoted_sentence(evidence[1])}\u201d [2]"
+    if others and _is_against(best, others[0]):
+        return f"{quote}; {_TOLD_AGAINST[_age_of(others[0])]}: \u201c{_quoted_sentence(evidence[1])}\u201d [2]"
     settled = SAYS_YES_OR_NO.match(marked_text(best).lstrip("-*> "))
     if settled and ASKS_WHETHER.match(mission.strip()) and _settles(best, mission):
         return f"{settled[1].capitalize()}: {quote}"
     return quote
+
+
+# how old what contradicts is -> how it is told behind what stands
+_TOLD_AGAINST = {
+    "older": "before that",
+    "superseded": "before that",
+    "newer": "later",
+    "as old": "but also",
+}
+
+
+def _is_against(best, other):
+    """Whether a passage was found to contradict the first one; of older journals, whether their sentences do."""
+    return "against" in other or contradict(marked_text(best), marked_text(other))
+
+
+def _age_of(other):
+    return other.get("against", {"is": "older"})["is"]
 
 
 def _tells_one_alone(best, others, things):
