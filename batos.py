@@ -37,8 +37,8 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     how missions ended, as statistics and as one figure; the heartbeat: audits, and what is done about them
     the bridge      Protocol · Requests · Commands · Teaching · Wire · Measures · BatOS_UVM
                     commands, roles and values on the wire; the ROUTER socket, dispatch, replies, events, figures
-    the beginning   Offered cores · Vessels · Genesis · First conversation · Daemon
-                    the first transaction, which program serves it, the client that the system makes of itself; start, stop
+    the beginning   Offered cores · Vessels · Genesis · First conversation · Pages · Page choice · Daemon
+                    the first transaction, which program serves it, the client that it makes, pages of one's own; start, stop
     the user's end  Client · Learning · Shell · Without a daemon · Service · Upgrade · Command line
                     a client for scripts, and the subcommands made of it
 
@@ -35028,6 +35028,7 @@ __all__ += """
     COMMANDS command wire_bounds unpack_request ENDED_AT check_size request_id shortly
     parse_command body_digest pack_reply error_reply to_wire from_wire log_bridge KeyRing
     ListGoldenCommand JudgeGoldenCommand MeasuresCommand ForgeCommand ListJobsCommand
+    ListPagesCommand ShowPageCommand
 """.split()
 
 # a value may stand within a few maps of its command's
@@ -35415,6 +35416,24 @@ class UndoCommand(Command):
     """Put back what stood before a change. Refused where any of it was changed again."""
 
     change: str = pydantic.Field(max_length=60)
+
+
+class ListPagesCommand(Command):
+    """Show the pages of one's own that are kept, and the grammar that pages are made by."""
+
+
+class ShowPageCommand(Command):
+    """Show a page of one's own, by name or as it would be, with what its parts hold by now."""
+
+    name: str | None = pydantic.Field(None, min_length=1, max_length=60)
+    version: int | None = pydantic.Field(None, ge=1)
+    page: dict | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _says_which(self):
+        if (self.name is None) == (self.page is None):
+            raise ValueError("either `name` says which page, or `page` is one")
+        return self
 
 
 class BackupCommand(Command):
@@ -36112,6 +36131,7 @@ def recent_keys(ledger, since_us):
 # Offers:
 __all__ += """
     check_core cycle_answer cancel_late too_late Ingest own_documents state_view confirmed_reply
+    objects_after
 """.split()
 
 _PART_LEAST_CHARS = 20_000  # a shorter text has not more chunks than that
@@ -36683,7 +36703,9 @@ _OBJECTS_LOOKED_AT = 2000  # by one list_objects, however few of them it shows
 _MOST_OID = (1 << 64) - 1
 
 
-def _objects_after(connection, after, kind):
+def objects_after(
+    connection: ZODB.Connection.Connection, after: int, kind: str | None
+) -> typing.Iterator:
     """Yield (oid, object) of a snapshot by oid; None for what is of another class, or younger than the snapshot.
 
     Raises BadRequest where the storage cannot be walked.
@@ -36738,7 +36760,7 @@ def list_objects(request, root):
     if command.parent is not None:
         parent = resolve(root, command.parent)
     for looked, (oid, obj) in enumerate(
-        _objects_after(root._p_jar, int(command.after, 16), command.kind), 1
+        objects_after(root._p_jar, int(command.after, 16), command.kind), 1
     ):
         if obj is not None:
             if _is_listed(obj, command, words, parent):
@@ -39647,6 +39669,8 @@ _OWN_SELECTORS = {
                  "delete_adapter_": None, "delete_adapter": "delete_adapter_"},
     "ram_cache_obj": {"cacheExpert_withWeights_": None},
     "codex_obj": {"setArchetype_to_": None},
+    "morphic_ui_obj": {"page_for_": None, "page_of_": None, "keep_page_": None, "change_page_": None,
+                       "restore_page_": None, "remove_page_": None},
     "alfred_prototype_obj": {"perform_cognitive_efficiency_audit": None},
 }
 # fmt: on
@@ -40568,7 +40592,7 @@ PRIMORDIAL["morphic_ui_obj"] = _new_morphic_ui
 KINDS["client"] = Kind(
     "display_yourself, restore_incarnation_; setSlot_value_ for changes",
     roots=("morphic_ui_obj",),
-    slots=("name", "incarnation"),
+    slots=("name", "incarnation", "pages"),
     texts={"changes": _check_ui_changes},
 )
 SHAPES["morphic_ui_obj"] = {"parent*": POINTERS, "changes": A_MAP}
@@ -41053,6 +41077,1226 @@ def display(request):
         check_core(request.uvm)
         return Phases(functools.partial(_begin_first_conversation, request))
     return Phases(functools.partial(_look_at_incarnation, request))
+
+
+################################################################################
+# Pages ########################################################################
+################################################################################
+#
+# Pages of one's own: what a client shows beside its own pages, as plain data that anybody says, keeps, changes and
+# undoes. What a page is made of is one table here; it is sent to clients with its version, and they only draw it.
+#
+#   part      one thing on a page: {"part": its kind, and the fields of that kind}
+#   grammar   the kinds of parts with the type and bound of each field, and the kinds of pages
+#   page      {"name", "title", "kind", "words", "layout", "parts"}; each version of one is an object of the image
+#   drawn     a part with what it shows by now in `data`, or why it shows nothing in `fault`
+
+# Offers:
+__all__ += """
+    PAGE_GRAMMAR PAGE_KINDS check_page page_made known_object FITTING_SLOTS fitting_slots
+    completed pages_kept as_sent
+""".split()
+
+_PAGE_GRAMMAR_VERSION = 1
+_PAGES_MOST, _PAGE_VERSIONS_KEPT = 64, 20
+_POINTS_MOST, _LINES_MOST, _NODES_MOST = 400, 200, 40  # of one part, as it is drawn
+_TITLE_FIELD = {"type": "text", "longest": 80}
+_LABEL_FIELD = _TITLE_FIELD | {"optional": True}
+_OBJECT_FIELD = {"type": "object"}
+_OBJECTS_FIELD = {"type": "objects", "most": 12}
+_SLOT_FIELD = {"type": "slot", "longest": 100}
+_SLOTS_FIELD = {"type": "slots", "most": 12}
+_ANY_SLOTS = _SLOTS_FIELD | {"optional": True}
+# part -> (what it shows, its fields)
+_PAGE_PARTS = {
+    "heading": ("a line of larger type", {"text": _TITLE_FIELD}),
+    "text": ("a paragraph, as Markdown", {"text": {"type": "text", "longest": 2000}}),
+    "figure": (
+        "what one slot holds, in large type",
+        {"object": _OBJECT_FIELD, "slot": _SLOT_FIELD, "label": _LABEL_FIELD, "unit": _LABEL_FIELD},
+    ),
+    "slots": (
+        "slots of an object, all where none are named",
+        {"object": _OBJECT_FIELD, "slots": _ANY_SLOTS},
+    ),
+    "table": (
+        "objects as rows, their slots as columns",
+        {"objects": _OBJECTS_FIELD, "slots": _SLOTS_FIELD},
+    ),
+    "rows": (
+        "the rows that a slot holds",
+        {"object": _OBJECT_FIELD, "slot": _SLOT_FIELD, "columns": _ANY_SLOTS},
+    ),
+    "plot": (
+        "a slot over time: its numbers, a column of its rows, or what the history says it held",
+        {
+            "objects": _OBJECTS_FIELD,
+            "slot": _SLOT_FIELD,
+            "column": _SLOT_FIELD | {"optional": True},
+            "unit": _LABEL_FIELD,
+        },
+    ),
+    "bars": (
+        "the number in a slot of each object",
+        {"objects": _OBJECTS_FIELD, "slot": _SLOT_FIELD},
+    ),
+    "graph": (
+        "objects, and those that their slots refer to",
+        {"objects": _OBJECTS_FIELD, "hops": {"type": "count", "min": 1, "max": 3}},
+    ),
+    "history": (
+        "what changed of objects, the newest first",
+        {"objects": _OBJECTS_FIELD, "most": {"type": "count", "min": 1, "max": 50}},
+    ),
+    "passages": (
+        "what memory holds about some words",
+        {"words": {"type": "text", "longest": 400}, "most": {"type": "count", "min": 1, "max": 10}},
+    ),
+    "message": (
+        "a button that sends a message without arguments",
+        {"object": _OBJECT_FIELD, "selector": _SLOT_FIELD, "label": _LABEL_FIELD},
+    ),
+}
+_PAGE_FIELDS = {
+    "name": {"type": "name", "longest": 40},
+    "title": _TITLE_FIELD,
+    "kind": {"type": "text", "longest": 20},
+    "words": {"type": "text", "longest": 1000, "optional": True},
+    "layout": {"type": "choice", "choices": ["one", "two"]},
+    "parts": {"type": "parts", "most": 24},
+}
+
+
+# Whether a page is one
+
+
+def _text_fault(value, field):
+    if not isinstance(value, str) or not value.strip():
+        return "a text that is not blank is wanted"
+    if len(value) > field["longest"]:
+        return f"a text of at most {field['longest']} characters is wanted, and it has {len(value)}"
+    shows = value.replace("\n", " ").isprintable()
+    return None if shows else "it has characters that cannot be shown"
+
+
+def _name_fault(value, field):
+    fault = _text_fault(value, field)
+    if fault:
+        return fault
+    named = re.fullmatch(r"[a-z][a-z0-9_]*", value)
+    return None if named else "a name of small letters, figures and _ is wanted"
+
+
+def _object_fault(value, field):
+    named = isinstance(value, str) and 0 < len(value) <= 200
+    return None if named else "an object is wanted, as its oid or the name of a root object"
+
+
+def _several_fault(check):
+    """Return the check of a list of what `check` looks at."""
+
+    def fault(value, field):
+        if not isinstance(value, list) or not 1 <= len(value) <= field["most"]:
+            return f"a list of 1 to {field['most']} is wanted"
+        faults = [check(one, {"longest": 100}) for one in value]
+        return next(filter(None, faults), None)
+
+    return fault
+
+
+def _count_fault(value, field):
+    if type(value) is int and field["min"] <= value <= field["max"]:
+        return None
+    return f"a number from {field['min']} to {field['max']} is wanted"
+
+
+def _choice_fault(value, field):
+    return None if value in field["choices"] else f"one of {', '.join(field['choices'])} is wanted"
+
+
+def _parts_fault(value, field):
+    if not isinstance(value, list) or not 1 <= len(value) <= field["most"]:
+        return f"a list of 1 to {field['most']} parts is wanted"
+    for number, part in enumerate(value):
+        fault = _part_fault(part)
+        if fault:
+            return f"part {number}: {fault}"
+    return None
+
+
+def _part_fault(part):
+    """Return why a value is no part, or None."""
+    kind = part.get("part") if isinstance(part, dict) else None
+    if not isinstance(kind, str) or kind not in _PAGE_PARTS:
+        return f"it is {shortly(part)}; a part says in `part` what it is, one of {', '.join(_PAGE_PARTS)}"
+    given = {name: value for name, value in part.items() if name != "part"}
+    fault = _fields_fault(given, _PAGE_PARTS[kind][1])
+    return fault and f"{kind}: {fault}"
+
+
+def _fields_fault(given, fields):
+    """Return why values are not those of some fields, or None."""
+    for name in given:
+        if name not in fields:
+            return f"there is no {shortly(name)}; {mend(name, list(fields), 'there are')}"
+    for name, field in fields.items():
+        if name not in given and not field.get("optional"):
+            return f"{name} is missing"
+        fault = name in given and _FIELD_FAULTS[field["type"]](given[name], field)
+        if fault:
+            return f"{name} is {shortly(given[name])}; {fault}"
+    return None
+
+
+_FIELD_FAULTS = {
+    "text": _text_fault,
+    "slot": _text_fault,
+    "name": _name_fault,
+    "object": _object_fault,
+    "objects": _several_fault(_object_fault),
+    "slots": _several_fault(_text_fault),
+    "count": _count_fault,
+    "choice": _choice_fault,
+    "parts": _parts_fault,
+}
+
+
+def check_page(page: typing.Any) -> dict:
+    """Return a page that is one by the grammar. Raises BadRequest, which says what is wanted in its place."""
+    if not isinstance(page, dict):
+        raise BadRequest(f"a page is a map, and this is {shortly(page)}")
+    fault = _fields_fault(page, _PAGE_FIELDS)
+    if fault:
+        raise BadRequest(f"this is no page by the grammar of parts: {fault}")
+    return page
+
+
+# The kinds of pages: what each is made of, of a choice {"objects": [oid], "names": [name], "slots": [slot], "column", "words"}
+
+
+def _course_parts(choice):
+    column = {"column": choice["column"]} if choice.get("column") else {}
+    plots = [
+        {"part": "plot", "objects": choice["objects"], "slot": slot} | column
+        for slot in choice["slots"][:3]
+    ]
+    return [*plots, {"part": "history", "objects": choice["objects"], "most": 10}]
+
+
+def _compare_parts(choice):
+    bars = [
+        {"part": "bars", "objects": choice["objects"], "slot": slot} for slot in choice["slots"][:3]
+    ]
+    return [*bars, *_table_parts(choice)]
+
+
+def _table_parts(choice):
+    return [{"part": "table", "objects": choice["objects"], "slots": choice["slots"][:12]}]
+
+
+def _figure_parts(choice):
+    return [
+        {"part": "figure", "object": each, "slot": slot, "label": f"{name}: {slot}"[:80]}
+        for each, name in zip(choice["objects"], choice["names"], strict=True)
+        for slot in choice["slots"][:6]
+    ][:12]
+
+
+def _object_parts(choice):
+    parts = []
+    for each, name in zip(choice["objects"], choice["names"], strict=True):
+        parts.append({"part": "heading", "text": name[:80]})
+        parts.append({"part": "slots", "object": each})
+    return parts[:22] + [{"part": "history", "objects": choice["objects"], "most": 5}]
+
+
+def _edit_parts(choice):
+    return [{"part": "history", "objects": choice["objects"], "most": 30}]
+
+
+def _link_parts(choice):
+    return [{"part": "graph", "objects": choice["objects"], "hops": 2}]
+
+
+def _document_parts(choice):
+    return [{"part": "passages", "words": choice["words"][:400], "most": 8}]
+
+
+def _row_parts(choice):
+    return [
+        {"part": "rows", "object": each, "slot": slot}
+        for each in choice["objects"]
+        for slot in choice["slots"][:3]
+    ][:24]
+
+
+class PageKind(typing.NamedTuple):
+    """A kind of page: what it shows, and the parts that it is made of."""
+
+    shows: str
+    parts: typing.Callable  # choice -> parts
+
+
+PAGE_KINDS = {
+    "course": PageKind("how values went over time", _course_parts),
+    "compare": PageKind("objects side by side, as bars", _compare_parts),
+    "table": PageKind("objects as rows of a table", _table_parts),
+    "figures": PageKind("what some slots hold now, in large type", _figure_parts),
+    "object": PageKind("all that objects hold", _object_parts),
+    "changes": PageKind("who changed objects, and when", _edit_parts),
+    "links": PageKind("how objects hang together, as a graph", _link_parts),
+    "documents": PageKind("what memory holds about some words", _document_parts),
+    "rows": PageKind("the rows that an object holds, as a list", _row_parts),
+}
+PAGE_GRAMMAR = {
+    "version": _PAGE_GRAMMAR_VERSION,
+    "parts": {
+        name: {"shows": shows, "fields": fields} for name, (shows, fields) in _PAGE_PARTS.items()
+    },
+    "page": _PAGE_FIELDS,
+    "kinds": {name: kind.shows for name, kind in PAGE_KINDS.items()},
+}
+
+
+def _free_name(title: str, taken: typing.Collection) -> str:
+    """Return a name for a page of a title which no other page has."""
+    words = re.findall(r"[a-z0-9]+", unicodedata.normalize("NFKD", title).lower())
+    stem = "_".join(words)[:34].strip("_") or "page"
+    stem = stem if stem[0].isalpha() else f"page_{stem}"[:34]
+    names = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
+    return next(name for name in names if name not in taken)
+
+
+def page_made(choice: dict, taken: typing.Collection = ()) -> dict:
+    """Return the page of a choice {"kind", "title", "words", "objects", "names", "slots", "column"?}. Raises BadRequest."""
+    kind = PAGE_KINDS.get(choice["kind"])
+    if kind is None:
+        raise BadRequest(
+            f"no kind of page is {choice['kind']!r:.40}; {mend(choice['kind'], PAGE_KINDS)}"
+        )
+    page = {
+        "name": choice.get("name") or _free_name(choice["title"], taken),
+        "title": choice["title"][:80],
+        "kind": choice["kind"],
+        "layout": "two" if choice["kind"] in ("figures", "compare") else "one",
+        "parts": kind.parts(choice),
+    }
+    return check_page(page | ({"words": choice["words"][:1000]} if choice["words"] else {}))
+
+
+# What a part shows by now: a function of the snapshot for each kind that is more than its fields
+
+
+def _shown_cell(value):
+    """Return a slot's value as a cell of a page shows it."""
+    if isinstance(value, str) and len(value) > 400:
+        return f"{value[:400]} …"
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, UvmObject):
+        return {"$ref": oid_text(value._p_oid), "name": _called(value)}
+    if isinstance(value, list | tuple | dict):
+        return f"{len(value)} {'rows' if value_kind(value) == 'rows' else 'values'}"
+    return shown_short(to_wire(value))
+
+
+def _called(obj):
+    """Return what people know an object by."""
+    name = own(obj).get("name") or own(obj).get("selector")
+    return name if isinstance(name, str) else oid_text(obj._p_oid)
+
+
+def _seen(root, oid):
+    found = resolve(root, oid)
+    if not isinstance(found, UvmObject):
+        raise BadRequest(f"{oid} is a {type(found).__name__}, and pages show objects")
+    return found
+
+
+def _value_in(obj, slot):
+    """Return what a slot of an object holds, its own or inherited. Raises NotFound."""
+    value = lookup(obj, slot).value
+    if value is ABSENT:
+        raise NotFound(
+            f"{_called(obj)} has no slot {slot!r:.100}; {mend(slot, obj._slots)}",
+            kind="slot",
+            name=slot,
+        )
+    return value
+
+
+def _drawn_figure(root, part, uvm):
+    obj = _seen(root, part["object"])
+    return {"name": _called(obj), "value": _shown_cell(_value_in(obj, part["slot"]))}
+
+
+def _drawn_slots(root, part, uvm):
+    obj = _seen(root, part["object"])
+    names = part.get("slots") or [
+        name for name in obj._slots if not isinstance(obj._slots[name], Method)
+    ]
+    return {"rows": [[name, _shown_cell(_value_in(obj, name))] for name in names[:_LINES_MOST]]}
+
+
+def _drawn_table(root, part, uvm):
+    rows = []
+    for oid in part["objects"]:
+        obj = _seen(root, oid)
+        cells = [_shown_cell(own(obj).get(slot)) for slot in part["slots"]]
+        rows.append([{"$ref": oid_text(obj._p_oid), "name": _called(obj)}, *cells])
+    return {"columns": ["", *part["slots"]], "rows": rows}
+
+
+def _drawn_rows(root, part, uvm):
+    value = _value_in(_seen(root, part["object"]), part["slot"])
+    if not isinstance(value, list | tuple):
+        raise BadRequest(f"{part['slot']} holds a {type(value).__name__}, and rows are a list")
+    keys = part.get("columns") or _columns_of(value)
+    rows = [_row_cells(each, keys) for each in value[-_LINES_MOST:]]
+    return {"columns": keys, "rows": rows, "left_out": max(0, len(value) - _LINES_MOST)}
+
+
+def _columns_of(rows):
+    """Return the keys of rows, in the order in which they come up; one for a list that is no table."""
+    found = {}
+    for each in rows[-_LINES_MOST:]:
+        found |= dict.fromkeys([str(key) for key in each] if isinstance(each, dict) else ["value"])
+    return list(found)[:12]
+
+
+def _row_cells(row, keys):
+    if not isinstance(row, dict):
+        return [_shown_cell(row), *[None] * (len(keys) - 1)]
+    return [_shown_cell(row.get(key)) for key in keys]
+
+
+def _drawn_plot(root, part, uvm):
+    series = []
+    for oid in part["objects"]:
+        obj = _seen(root, oid)
+        points = _points_of(root, obj, part["slot"], part.get("column"))
+        series.append({"name": _called(obj), "points": points[-_POINTS_MOST:]})
+    return {"series": series}
+
+
+def _points_of(root, obj, slot, column):
+    """Return [where, number] of a slot: of its rows, of its numbers, or of what it held at each change."""
+    value = _value_in(obj, slot)
+    kind = value_kind(value)
+    if kind == "rows":
+        return _points_of_rows(value, column)
+    if kind == "numbers":
+        return [[number, each] for number, each in enumerate(value, 1)]
+    if kind != "number":
+        raise BadRequest(f"{slot} of {_called(obj)} holds no numbers")
+    rows, _ = history_of(root, _POINTS_MOST, obj, slot)
+    held = [[row["at"], page_value(row["changes"][0][3])] for row in reversed(rows)]
+    told = [[to_wire(at)["$time"], each] for at, each in held if value_kind(each) == "number"]
+    return [*told, [to_wire(now_utc())["$time"], value]]
+
+
+def _points_of_rows(rows, column):
+    """Return [where, number] of a column of rows; where is what tells when, or which."""
+    first = rows[0]
+    numbers = [key for key in first if value_kind(first[key]) == "number"]
+    column = column or next(iter(numbers), None)
+    if column not in first:
+        raise BadRequest(
+            f"the rows have no column {column!r:.100} of numbers; {mend(column, first)}"
+        )
+    where = next((key for key in first if key != column and isinstance(first[key], str)), None)
+    return [
+        [row.get(where, number), row[column]]
+        for number, row in enumerate(rows, 1)
+        if value_kind(row.get(column)) == "number"
+    ]
+
+
+def _drawn_bars(root, part, uvm):
+    bars = []
+    for oid in part["objects"]:
+        obj = _seen(root, oid)
+        value = _value_in(obj, part["slot"])
+        if value_kind(value) != "number":
+            raise BadRequest(f"{part['slot']} of {_called(obj)} is no number")
+        bars.append([_called(obj), value])
+    return {"bars": bars}
+
+
+def _drawn_graph(root, part, uvm):
+    """The objects and what their slots refer to, so many steps far; and which stands in which slot of which."""
+    edge, nodes, edges = [_seen(root, oid) for oid in part["objects"]], {}, []
+    nodes |= {oid_text(obj._p_oid): _called(obj) for obj in edge}
+    for _ in range(part["hops"]):
+        following = []
+        for obj in edge:
+            for slot, other in _referred(obj):
+                oid = oid_text(other._p_oid)
+                if oid not in nodes and len(nodes) == _NODES_MOST:
+                    continue
+                following += [other] if oid not in nodes else []
+                nodes.setdefault(oid, _called(other))
+                edges.append([oid_text(obj._p_oid), oid, slot])
+        edge = following
+    return {"nodes": list(nodes.items()), "edges": edges}
+
+
+def _referred(obj):
+    """Yield (slot, object) of what the slots of an object hold, but for its parents and its methods."""
+    for slot, value in obj._slots.items():
+        held = value if isinstance(value, list | tuple) else [value]
+        for each in [] if slot.endswith("*") else held:
+            if isinstance(each, UvmObject) and not isinstance(each, Method) and each._p_oid:
+                yield slot, each
+
+
+def _drawn_history(root, part, uvm):
+    changes = []
+    for oid in part["objects"]:
+        obj = _seen(root, oid)
+        rows, _ = history_of(root, part["most"], obj)
+        changes += [_told_change(obj, row) for row in rows]
+    changes.sort(key=operator.itemgetter("at"), reverse=True)
+    return {"changes": changes[: part["most"]]}
+
+
+def _told_change(obj, row):
+    slots = [[slot, _side(before), _side(after)] for _, slot, before, after in row["changes"]]
+    told = {name: row[name] for name in ("change", "who", "why", "command")}
+    return told | {"at": to_wire(row["at"])["$time"], "name": _called(obj), "slots": slots}
+
+
+def _side(kept):
+    value = page_value(kept)
+    return None if value is ABSENT else _shown_cell(value)
+
+
+def _drawn_passages(root, part, uvm):
+    vector = uvm.embedder.query(part["words"])
+    how = {"vector": vector, "embedder": uvm.embedder.name, "mend_typos": True}
+    catalog = root["knowledge_catalog_obj"]
+    found = send(catalog, "search_", part["words"], max_results=part["most"], **how)
+    chunks = [row["chunk"] for row in found["results"]]
+    return {
+        "passages": [
+            {name: chunk[name] for name in ("doc_id", "chunk_id")} | {"text": chunk["text"][:1200]}
+            for chunk in chunks
+        ]
+    }
+
+
+def _drawn_message(root, part, uvm):
+    obj = _seen(root, part["object"])
+    understood = is_understood(obj, part["selector"])
+    return {"name": _called(obj), "oid": oid_text(obj._p_oid), "understood": understood}
+
+
+_PART_SHOWS = {
+    "figure": _drawn_figure,
+    "slots": _drawn_slots,
+    "table": _drawn_table,
+    "rows": _drawn_rows,
+    "plot": _drawn_plot,
+    "bars": _drawn_bars,
+    "graph": _drawn_graph,
+    "history": _drawn_history,
+    "passages": _drawn_passages,
+    "message": _drawn_message,
+}
+
+
+def _part_as_it_is(root, part, uvm):
+    """Return a part with what it shows by now; one whose object has gone says so, and the others stand."""
+    draw = _PART_SHOWS.get(part["part"])
+    if draw is None:
+        return part
+    try:
+        return part | {"data": draw(root, part, uvm)}
+    except BatosError as error:
+        return part | {"fault": error.message}
+
+
+# What fits a kind of page: the slots that it can show
+
+
+class KnownObject(typing.NamedTuple):
+    """An object as pages are made of it: plain data, so that a thought may keep it."""
+
+    oid: str
+    name: str
+    slots: dict  # slot -> value_kind, without pointers and methods
+    keys: dict  # slot -> {key: kind}, of those that hold rows
+    refers: list  # slots that hold objects
+
+
+_ROOT_ENDING = Pattern(r"(_prototype)?_obj$")  # of a root object's name, which nobody says
+
+
+def known_object(obj: UvmObject) -> KnownObject:
+    """Return a KnownObject of an object of the image."""
+    held = {name: own(obj)[name] for name in obj._slots if not name.endswith("*")}
+    told = {name: value for name, value in held.items() if name not in ("name", "description")}
+    told = {name: value for name, value in told.items() if not isinstance(value, Method)}
+    kinds = {name: value_kind(value) for name, value in told.items()}
+    rows = [name for name, kind in kinds.items() if kind == "rows"]
+    keys = {name: {key: value_kind(each) for key, each in told[name][0].items()} for name in rows}
+    refers = sorted({slot for slot, _ in _referred(obj)})
+    name = _ROOT_ENDING.sub("", _called(obj)).replace("_", " ")
+    return KnownObject(oid_text(obj._p_oid), name, kinds, keys, refers)
+
+
+def _course_slots(one):
+    rows = [name for name, keys in one.keys.items() if "number" in keys.values()]
+    lists = [name for name, kind in one.slots.items() if kind == "numbers"]
+    return rows + lists + _number_slots(one)
+
+
+def _number_slots(one):
+    return [name for name, kind in one.slots.items() if kind == "number"]
+
+
+def _figure_slots(one):
+    return _number_slots(one) + [name for name, kind in one.slots.items() if kind == "flag"]
+
+
+def _row_slots(one):
+    lists = [
+        name
+        for name, kind in one.slots.items()
+        if kind in ("list", "texts", "numbers") and name not in one.refers
+    ]
+    return [*one.keys, *lists]
+
+
+def _all_slots(one):
+    return [name for name, kind in one.slots.items() if kind != "other"]
+
+
+# kind of page -> (the slots of an object that it can show, whether all objects must have them)
+FITTING_SLOTS = {
+    "course": (_course_slots, True),
+    "compare": (_number_slots, True),
+    "table": (_all_slots, True),
+    "figures": (_figure_slots, True),
+    "rows": (_row_slots, True),
+}
+_SHOWN_FIRST = {"course": 1, "compare": 3, "table": 12, "figures": 6, "rows": 1}
+
+
+def fitting_slots(kind: str, known: typing.Sequence) -> list:
+    """Return the slots of some KnownObjects that a kind of page can show: those that all have, in the order of the first."""
+    if kind not in FITTING_SLOTS or not known:
+        return []
+    fits, _ = FITTING_SLOTS[kind]
+    return [slot for slot in fits(known[0]) if all(slot in fits(one) for one in known[1:])]
+
+
+def completed(choice: dict, known: typing.Sequence) -> dict:
+    """Return a choice with its objects, their names, the slots that fit its kind where it names none, and a title."""
+    kind = choice["kind"]
+    fitting = fitting_slots(kind, known)
+    slots = [*choice["slots"]] or fitting[: _SHOWN_FIRST.get(kind, 0)]
+    if kind in FITTING_SLOTS and known and not slots:
+        raise BadRequest(
+            f"{known[0].name} holds nothing that a page of the kind {kind} shows; choose another kind or object"
+        )
+    names = [one.name for one in known]
+    named = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    told = {"objects": [one.oid for one in known], "names": names, "slots": slots}
+    return {**choice, **told, "title": choice["title"] or (named or choice["words"])[:80]}
+
+
+# What is kept
+
+
+def pages_kept(root):
+    """Return {name: the newest version} of the pages that are kept."""
+    kept = own(root["morphic_ui_obj"]).get("pages")
+    slots = kept._slots if isinstance(kept, UvmObject) else {}
+    return {name: page for name, page in slots.items() if _is_page(page)}
+
+
+def _is_page(value):
+    return isinstance(value, UvmObject) and isinstance(own(value).get("page"), dict)
+
+
+def _page_named(root, name, version=None):
+    """Return a version of a page, the newest where none is named. Raises NotFound."""
+    kept = pages_kept(root)
+    if name not in kept:
+        raise NotFound(f"no page is {name!r:.60}; {mend(name, kept)}", kind="page", name=str(name))
+    known = [each.version for each in versions_of(kept[name])]
+    for each in versions_of(kept[name]):
+        if version in (None, each.version):
+            return each
+    raise NotFound(
+        f"{name} has no version {version}; there are {', '.join(map(str, known))}",
+        kind="version",
+        name=str(version),
+    )
+
+
+def _keep_page(ui, page):
+    """Keep a page as the newest version of its name. Returns what is told of it."""
+    root = root_of(ui)
+    kept = pages_kept(root)
+    former = kept.get(page["name"])
+    if former is None and len(kept) >= _PAGES_MOST:
+        raise BadRequest(f"{_PAGES_MOST} pages are kept already; remove one first (remove_page_)")
+    if not isinstance(own(ui).get("pages"), UvmObject):
+        set_slot(ui, "pages", UvmObject(**{"parent*": [root["traits_obj"]], "name": "pages"}))
+    made = UvmObject(
+        **{
+            "parent*": [root["traits_obj"]],
+            "name": page["title"],
+            "page": page,
+            "version": former.version + 1 if former else 1,
+            "at": now_utc(),
+            "author": activation_of(ui).who,
+            "former": former,
+        }
+    )
+    _let_go_of_oldest(former)
+    set_slot(ui.pages, page["name"], made)
+    return {"name": page["name"], "version": made.version}
+
+
+def _let_go_of_oldest(former):
+    for kept, version in enumerate(versions_of(former), 2):
+        if kept >= _PAGE_VERSIONS_KEPT and own(version)["former"] is not None:
+            set_slot(version, "former", None)
+
+
+@primitive("keep_page_")
+def keep_page_(ui, page):
+    """Keep a page, as a new version where there is one of that name. Raises BadRequest where it is none by the grammar."""
+    return _keep_page(ui, check_page(as_sent(page)))
+
+
+def as_sent(page):
+    """Return a page with its objects by their oid, and lists for tuples."""
+    if isinstance(page, UvmObject):
+        return oid_text(page._p_oid)
+    if isinstance(page, dict):
+        return {name: as_sent(value) for name, value in page.items()}
+    return [as_sent(one) for one in page] if isinstance(page, list | tuple) else page
+
+
+@primitive("page_of_", reads=True)
+def page_of_(ui, kind, objects=(), slots=(), title="", words="", name=None):
+    """Return the page of a kind about some objects: what a form becomes that somebody filled in. Raises BadRequest."""
+    root = root_of(ui)
+    seen = [_seen(root, as_sent(each)) for each in objects]
+    known = [known_object(obj) for obj in seen]
+    choice = completed({"kind": kind, "words": words, "slots": list(slots), "title": title}, known)
+    return page_made(choice | {"name": name}, pages_kept(root))
+
+
+@primitive("change_page_")
+def change_page_(ui, name, field, value):
+    """Change one field of a page, such as `title` or `parts.2.slot`; the others stay as they are. Raises BadRequest."""
+    page = json.loads(json.dumps(as_sent(_page_named(root_of(ui), name).page)))
+    *way, last = field.split(".")
+    place = page
+    for step in way:
+        place = _field_in(place, step, field)
+    _field_in(place, last, field, new=isinstance(place, dict) and "part" in place)
+    place[int(last) if isinstance(place, list) else last] = as_sent(value)
+    if page["name"] != name:
+        raise BadRequest("a page keeps its name; keep_page_ keeps one of another name")
+    return _keep_page(ui, check_page(page))
+
+
+def _field_in(place, step, field, new=False):
+    """Return what stands in a field of a page. Raises BadRequest where there is none; a part may be given a new one."""
+    if isinstance(place, list) and step.isdecimal() and int(step) < len(place):
+        return place[int(step)]
+    if isinstance(place, dict) and (new or step in place):
+        return place.get(step)
+    known = list(place) if isinstance(place, dict) else [str(n) for n in range(len(place))]
+    raise BadRequest(f"a page has nothing at {field!r:.100}; {mend(step, known, 'there are')}")
+
+
+@primitive("restore_page_")
+def restore_page_(ui, name, version=None):
+    """Have a former version of a page (None: the one before) stand again, as its newest. Raises NotFound."""
+    standing = _page_named(root_of(ui), name)
+    wanted = version or standing.version - 1
+    return _keep_page(ui, check_page(as_sent(_page_named(root_of(ui), name, wanted).page)))
+
+
+@primitive("remove_page_")
+def remove_page_(ui, name):
+    """Take a page away; undo brings it back. Raises NotFound."""
+    _page_named(root_of(ui), name)
+    remove_slot(ui.pages, name)
+    return {"name": name}
+
+
+def _page_row(name, made):
+    page = own(made)["page"]
+    return {
+        "name": name,
+        "title": str(page.get("title", name)),
+        "kind": str(page.get("kind", "")),
+        "version": made.version,
+        "at": to_wire(made.at),
+        "author": made.author,
+    }
+
+
+@command(ListPagesCommand, lane="read", role="read")
+def list_pages(request, root):
+    kept = pages_kept(root)
+    rows = [_page_row(name, made) for name, made in sorted(kept.items())]
+    return {"details": f"{len(rows)} pages", "results": rows, "result": {"grammar": PAGE_GRAMMAR}}
+
+
+@command(ShowPageCommand, lane="read", role="read")
+def show_page(request, root):
+    """A page that is kept, or one that is only looked at, with what its parts show by now."""
+    command, told = request.command, {}
+    page = command.page
+    if page is None:
+        made = _page_named(root, command.name, command.version)
+        page, told = as_sent(made.page), {"version": made.version, "at": to_wire(made.at)}
+        told["versions"] = [each.version for each in versions_of(_page_named(root, command.name))]
+    page = check_page(page)
+    parts = [_part_as_it_is(root, part, request.uvm) for part in page["parts"]]
+    told |= {"page": page, "parts": parts, "grammar": _PAGE_GRAMMAR_VERSION}
+    return {"details": page["title"], "result": told}
+
+
+################################################################################
+# Page choice ##################################################################
+################################################################################
+#
+# Which page a sentence means. The kind is read off what it says, by words and by examples that mean the same; the
+# objects are those that it names, all of a kind where it names the kind; the core's plan gives the words of the title,
+# the reader judges between objects that are told alike. A core that writes may choose freely, by the same grammar:
+# what it says is checked, and where it does not hold the choice stands that was read off. Nothing is kept until
+# somebody confirms it.
+
+_PAGE_SELECTOR = "page_for_"
+_OBJECTS_KNOWN, _OBJECTS_TOLD = 20_000, 30  # looked at for a page; told to a core that writes
+_PAGE_TOKENS = 900
+_LIKE_AN_EXAMPLE, _ABOUT_IT = (
+    2.0,
+    0.35,
+)  # how much likeness counts beside a word; from where on an object is meant
+
+# kind -> (words that say it, sentences that mean it)
+# fmt: off
+_SAYS_KIND = {
+    "course": (
+        r"over (?:time|the)|develop\w*|trend|chart|plot|curve|(day|week|month|year|hour) (?:by|to|after) \1"
+        r"|per (?:day|week|month|year)|since|timeline|evol\w+|progress\w*|rose|fell|grow\w*|grew|course of|daily|weekly|monthly"
+        r"|through(?:out)? the (?:day|week|month|year|season)s?|so far this",
+        ("how the value changed over time", "a line chart of the values day by day", "the trend of it since spring",
+         "did it go up or down in the last weeks", "plot the numbers along a time axis", "its development month by month"),
+    ),
+    "compare": (
+        r"compar\w*|side by side|next to each other|versus|vs\.?|against|bars?|difference between|rank\w*"
+        r"|which \w+ (?:\w+ ){0,3}(?:most|least|highest|lowest|biggest|smallest|heaviest|best|more|less)",
+        ("compare them with one another", "which of them has the most", "a bar chart of each one's value",
+         "put the two against each other", "how do they differ", "rank them by size"),
+    ),
+    "table": (
+        r"tables?|spreadsheet|grid|columns?|matrix|tabul\w*|overview of (?:all |the |my )*\w+s\b",
+        ("a table of all of them with their values", "one row for each, with columns", "an overview of them all in a grid",
+         "a spreadsheet of the things", "all of them with these two properties"),
+    ),
+    "figures": (
+        r"right now|now|current(?:ly)?|at (?:the|this) moment|at present|big numbers?|large numbers?|at a glance|one look|gauges?"
+        r"|how \w+ (?:is|are)|latest|today|level of|dashboard|readout|status of|how \w+ \w+ (?:is|are) (?:left|there)",
+        ("how much is it now", "the current value in large type", "what is its level at the moment",
+         "a big number with the latest value", "its status at a glance"),
+    ),
+    "object": (
+        r"everything|all (?:the |its |of its )?(?:propert\w+|details|slots|data|facts)|sheet|profile|details|tell me about"
+        r"|what is (?:stored|known|kept)|know about|describe\w*|fact ?file|card|what .{1,40} is made of|a page (?:about|for)",
+        ("everything that is known about it", "all properties of the thing", "a profile page of it",
+         "tell me all about this one", "a sheet with its details"),
+    ),
+    "changes": (
+        r"chang\w+|alter\w*|edit\w*|modif\w+|history|versions?|what happened|revis\w+|touched|who (?:set|wrote|did)|audit|undone",
+        ("who changed it and when", "the latest edits of it", "what happened to it recently",
+         "the history of its changes", "which values were altered"),
+    ),
+    "links": (
+        r"connect\w*|network|link\w*|relat\w+|hangs? together|depend\w*|diagram|graph of|map of|belongs?|refers?|references"
+        r"|web of|family tree|wired|attached|points? to",
+        ("what it is connected to", "a network of the things around it", "how do they depend on each other",
+         "draw the links between them", "a diagram of what refers to what"),
+    ),
+    "documents": (
+        r"notes?|documents?|wrote|written|memory|mention\w*|passages?|sources?|quotes?|papers?|articles?"
+        r"|what .{1,30} says? (?:about|on)|read about|texts?",
+        ("what my notes say about this", "documents that mention it", "passages from memory about a topic",
+         "what I have written on the matter", "find texts about it"),
+    ),
+    "rows": (
+        r"lists?|log|logbook|entries|records?|items?|journal|diary|register|line by line|rows|every \w+ of|each of the \w+ of",
+        ("list all entries of it", "the log of it, line by line", "every record that it holds",
+         "show the items in its list", "its journal as a list"),
+    ),
+}
+# fmt: on
+_KIND_WORDS = {
+    kind: Pattern(rf"\b(?:{words})(?!\w)", re.IGNORECASE) for kind, (words, _) in _SAYS_KIND.items()
+}
+_ASKS_FOR = Pattern(
+    r"^(?:please |now |could you |can you |i(?:'d| would) like (?:to (?:see|have|watch) )?|i want (?:to (?:see|have|watch) )?"
+    r"|give me |show me |show |make (?:me )?|draw (?:me )?|put |find |list |a page (?:that shows |with |about |for |of |on )"
+    r"|page (?:that shows |with |about |for |of ))+",
+    re.IGNORECASE,
+)
+
+
+def _said_of(words):
+    """Return the stems of a sentence in their order, in English, as names and slots are told."""
+    return stems(words.replace("_", " "), "en")
+
+
+def _names_of(one):
+    return tuple(_said_of(one.name))
+
+
+def _object_is_said(one, said):
+    names = set(_names_of(one))
+    return bool(names) and names <= said
+
+
+def _meant_objects(known, words, recall):
+    """Return the KnownObjects that a sentence means: those that it names, all of a kind that it names, else the nearest."""
+    said = set(_said_of(words))
+    whole = _without_parts([one for one in known if _object_is_said(one, said)])
+    covered = {name for one in whole for name in _names_of(one)}
+    groups = _groups_said(known, said - covered)
+    if whole or groups:
+        return list(dict.fromkeys([one.oid for one in (*whole, *groups)]))
+    return _nearly_meant(known, words, said, recall)
+
+
+def _without_parts(whole):
+    """Return objects without those whose name is a part of another's that was named too."""
+    names = [set(_names_of(one)) for one in whole]
+    return [
+        one
+        for one, mine in zip(whole, names, strict=True)
+        if not any(mine < other for other in names)
+    ]
+
+
+def _groups_said(known, said):
+    """Return the objects whose names end with the same word, where a sentence says that one: the hives, all beds."""
+    heads = collections.defaultdict(list)
+    for one in known:
+        names = _names_of(one)
+        if len(names) > 1 and names[-1] in said:
+            heads[names[-1]].append(one)
+    return [one for group in heads.values() if len(group) > 1 for one in group]
+
+
+def _nearly_meant(known, words, said, recall):
+    """Return the oids of who shares rare words of its name or slots with a sentence; else of who is nearest in meaning."""
+    counts = collections.Counter([name for one in known for name in set(_names_of(one))])
+    scores = {one.oid: _shared(one, said, counts) for one in known}
+    best = max(scores.values(), default=0)
+    if best:
+        alike = [one for one in known if scores[one.oid] == best]
+        return [_judged_best(alike, words, recall).oid] if best < 1 else [one.oid for one in alike]
+    return _nearest_in_meaning(known, words, recall)
+
+
+def _shared(one, said, counts):
+    """Return how much of an object a sentence says: words of its name, each worth more where fewer have it, and slots."""
+    named = sum([1 / counts[name] for name in set(_names_of(one)) & said])
+    slots = set(_said_of(" ".join([*one.slots, *itertools.chain(*one.keys.values())])))
+    return named + 0.3 * len(slots & said)
+
+
+def _told_object(one):
+    return f"The {one.name} has {', '.join(one.slots) or 'nothing'}."
+
+
+def _judged_best(alike, words, recall):
+    """Return which of objects that are told alike the reader takes for what a sentence is about; else the first."""
+    if len(alike) > 1:
+        judged = recall.embedder.reader.judge(
+            words, [("", _told_object(one)) for one in alike[:16]]
+        )
+        scores = [score for score, _ in judged]
+        return alike[scores.index(max(scores))] if scores else alike[0]
+    return alike[0]
+
+
+def _nearest_in_meaning(known, words, recall):
+    vector = recall.embedder.query(words)
+    if vector is None or not known:
+        return []
+    few = known[:500]
+    told = [_told_object(one) for one in few]
+    rows = recall.embedder.queries(told)
+    likeness = [float(rows[one] @ vector) for one in told]
+    best = max(likeness)
+    return [few[likeness.index(best)].oid] if best >= _ABOUT_IT else []
+
+
+# The kind
+
+
+def _kind_scores(words, plain, recall):
+    """Return {kind: how much a sentence says it}: by words, and by what is like it in meaning."""
+    scores = {}
+    for kind, pattern in _KIND_WORDS.items():
+        scores[kind] = min(2, len({found[0].lower() for found in pattern.finditer(plain)}))
+    vector = recall.embedder.query(plain)
+    if vector is not None:
+        for kind, (_, examples) in _SAYS_KIND.items():
+            rows = recall.embedder.queries(list(examples)).values()
+            likeness = [float(row @ vector) for row in rows]
+            scores[kind] += _LIKE_AN_EXAMPLE * max(likeness, default=0.0)
+    return scores
+
+
+def _without_names(words, meant):
+    """Return a sentence with `it` for what it names, so that what it is about says nothing of how it is to be shown."""
+    plain = words
+    for one in sorted(meant, key=lambda one: -len(one.name)):
+        plain = re.sub(rf"(?i)\b{re.escape(one.name)}(?:'s|s)?\b", "it", plain)
+    return plain
+
+
+def _fits_kind(kind, meant, said):
+    """Return what speaks for a kind, or against it, in what the objects hold."""
+    if kind == "documents":
+        return 0 if meant else 0.6
+    if not meant:
+        return -2
+    if kind in ("compare", "table"):
+        return 0.3 if len(meant) > 1 else -1
+    if kind == "links":
+        return 0 if any(one.refers for one in meant) else -0.7
+    fitting = fitting_slots(kind, meant)
+    if kind in FITTING_SLOTS and not fitting:
+        return -2
+    named = sum([1 for slot in fitting if set(_said_of(slot)) & said])
+    return 0.2 * min(named, 2) if kind in ("course", "figures", "rows") else 0
+
+
+def _meant_kind(words, meant, recall):
+    """Return (kind, how sure): the one that words, likeness and what the objects hold speak for most."""
+    plain, said = _without_names(words, meant), set(_said_of(words))
+    scores = _kind_scores(words, plain, recall)
+    for kind in scores:
+        scores[kind] += _fits_kind(kind, meant, said)
+    first, second, *_ = sorted(scores, key=scores.get, reverse=True)
+    return first, round(scores[first] - scores[second], 2)
+
+
+# Slots and title
+
+
+def _meant_slots(kind, meant, words):
+    """Return (slots, column) that a sentence names among those that fit a kind; nothing where it names none."""
+    said, fitting = set(_said_of(words)), fitting_slots(kind, meant)
+    named = [slot for slot in fitting if set(_said_of(slot)) & said]
+    column = None
+    for one in meant[:1]:
+        for slot, keys in one.keys.items():
+            told = [
+                key
+                for key, is_of in keys.items()
+                if is_of == "number" and set(_said_of(key)) & said
+            ]
+            if told and slot in fitting and kind in ("course", "rows"):
+                named, column = [slot, *[other for other in named if other != slot]], told[0]
+    return named, column if kind == "course" else None
+
+
+def _title_of(words, plan):
+    """Return the words of a title: of the plan's sub-queries the shortest that tells two things, else of the sentence."""
+    queries = sorted(dict.fromkeys(plan.get("sub_queries", {}).values()), key=len)
+    told = next((query for query in queries if len(_said_of(query)) > 1), words)
+    title = _ASKS_FOR.sub("", " ".join(told.split())).strip(" .?!,;:")
+    title = title or words.strip()
+    return (title[0].upper() + title[1:])[:80]
+
+
+def _choose_page(words: str, known: typing.Sequence, recall: Recall) -> dict:
+    """Return the choice that a sentence means, of some KnownObjects, with its `lead` before the next kind. Raises BadRequest."""
+    oids = _meant_objects(known, words, recall)
+    by_oid = {one.oid: one for one in known}
+    meant = [by_oid[oid] for oid in oids[:12]]
+    kind, lead = _meant_kind(words, meant, recall)
+    meant = [] if kind == "documents" else meant
+    slots, column = _meant_slots(kind, meant, words)
+    choice = {"kind": kind, "words": words, "slots": slots, "title": _title_of(words, {})}
+    return completed(choice, meant) | ({"column": column} if column else {}) | {"lead": lead}
+
+
+# The mission: a sentence becomes a form that somebody confirms
+
+
+class PageData(typing.TypedDict, total=False):
+    """What a mission for a page keeps, in its cycle's `_tmp_synthesis_data`."""
+
+    page: dict  # the page that is offered
+    final_response: dict  # the answer, as a report tells it
+
+
+THOUGHTS_KEEP.update(PageData.__annotations__)
+
+
+def _known_objects(root, among):
+    """Return the KnownObjects that a page may be of: those that were given, else all with a name."""
+    if among:
+        return [known_object(resolve(root, oid)) for oid in among]
+    known = []
+    for _, obj in itertools.islice(objects_after(root._p_jar, 0, "UvmObject"), _OBJECTS_KNOWN):
+        if obj is not None and isinstance(own(obj).get("name"), str):
+            known.append(known_object(obj))
+    return known
+
+
+def _begin_page(cycle, recall):
+    """IDLE: read kind, objects and slots off the sentence; ask the core for the words of the title, or, where it writes,
+    for the page."""
+    root, brief = root_of(cycle), cycle.mission_brief
+    words = _sentence(brief)
+    known = _known_objects(root, brief.get("kwargs", {}).get("objects") or ())
+    choice, taken = _choose_page(words, known, recall), [*pages_kept(root)]
+
+    def read(values):
+        if recall.writes():
+            page, whence = _chosen_by_core(page_made(choice, taken), values[0], known)
+        else:
+            title = _title_of(words, values[0])
+            page, whence = page_made(choice | {"title": title}, taken), "read off the sentence"
+        final = _told_page(page, whence, choice)
+        return Step("COMPLETE", page["name"], {"page": page, "final_response": final})
+
+    return Thought("page", read, (_page_request(words, known, recall),))
+
+
+def _sentence(brief):
+    """Return what a mission for a page says. Raises BadRequest where that is nothing."""
+    args = brief.get("args") or [""]
+    if not isinstance(args[0], str) or not args[0].strip():
+        raise BadRequest("say in one sentence what the page shall show")
+    return " ".join(args[0].split())[:1000]
+
+
+def _page_request(words, known, recall):
+    """Return what the core is asked: one that writes for a page, the embedded one for a plan."""
+    if recall.writes():
+        return FREE_TEXT, {
+            "prompt": _page_prompt(words, known),
+            "persona": "BRICK",
+            "max_new_tokens": _PAGE_TOKENS,
+            "temperature": 0,
+        }
+    mission = one_line(words, MISSION_BYTES)
+    return "plan", {"mission": mission, "offered": recall.offer("archetype", mission)}
+
+
+def _page_prompt(words, known):
+    """Return what a core that writes is told: the grammar, the objects that are likeliest meant, the sentence."""
+    said = set(_said_of(words))
+    counts = collections.Counter([name for one in known for name in set(_names_of(one))])
+    likely = sorted(known, key=lambda one: -_shared(one, said, counts))[:_OBJECTS_TOLD]
+    parts = [
+        f"{name} ({row['shows']}): {_fields_of_part(row)}" for name, row in _PARTS_TOLD.items()
+    ]
+    objects = [f"{one.name}: {_told_slots(one)}" for one in likely]
+    return "\n".join(
+        [
+            "A page shows objects of a system. It is made of parts:",
+            *parts,
+            "These are the objects, by name, with their slots:",
+            *objects,
+            f"Make the page for this wish: {words}",
+            'Answer with JSON alone: {"title": "...", "kind": "...", "layout": "one" or "two", '
+            '"parts": [{"part": "...", ...}]}. '
+            f"kind is one of {', '.join(PAGE_KINDS)}. Objects are given by their names above.",
+        ]
+    )
+
+
+_PARTS_TOLD = PAGE_GRAMMAR["parts"]
+
+
+def _fields_of_part(row):
+    return ", ".join(
+        [f"{name}{'?' if field.get('optional') else ''}" for name, field in row["fields"].items()]
+    )
+
+
+def _told_slots(one):
+    return ", ".join([f"{slot} ({kind})" for slot, kind in one.slots.items()]) or "none"
+
+
+def _chosen_by_core(own_page, text, known):
+    """Return (page, whence it is): what a core wrote, where it is a page of known objects; else the one that was read off."""
+    try:
+        told = json.loads(text[text.index("{") : text.rindex("}") + 1])
+        oids = {one.name.casefold(): one.oid for one in known}
+        parts = [_with_oids(part, oids) for part in told["parts"]]
+        taken = {name: told[name] for name in ("title", "kind", "layout") if name in told}
+        if taken.get("kind", own_page["kind"]) not in PAGE_KINDS:
+            raise BadRequest(f"no kind of page is {taken['kind']!r:.40}")
+        return check_page(own_page | taken | {"parts": parts}), "the core's choice"
+    except (ValueError, KeyError, TypeError, AttributeError, BatosError) as error:
+        why = one_line(str(error), 120)
+        return own_page, f"read off the sentence (the core's choice did not hold: {why})"
+
+
+def _with_oids(part, oids):
+    """Return a part that a core wrote with its objects by oid. Raises KeyError for an object that nobody knows."""
+    found = dict(part)
+    if "object" in found:
+        found["object"] = oids[found["object"].casefold()]
+    if "objects" in found:
+        found["objects"] = [oids[name.casefold()] for name in found["objects"]]
+    return found
+
+
+def _told_page(page, whence, choice):
+    """Return the answer of a mission for a page: the form, which somebody confirms."""
+    about = ", ".join(choice["names"]) or "memory"
+    form = {name: choice[name] for name in ("kind", "objects", "names", "slots", "lead")}
+    return {
+        "answer": f"{page['title']}: {PAGE_KINDS[page['kind']].shows}, of {about} ({whence}). "
+        "Keep it, or change what is not meant.",
+        "relevant": True,
+        "evidence": [],
+        "page": page,
+        "form": form,
+        "origin": whence,
+    }
+
+
+MISSION_KINDS["unhandled_message", _PAGE_SELECTOR] = MissionKind(
+    {"IDLE": _begin_page}, lambda root, cycle: None
+)
+
+
+@primitive(_PAGE_SELECTOR)
+def page_for_(ui, words, objects=None):
+    """Begin the mission that finds the page which a sentence means; answers its cycle, whose report has the page. Nothing is
+    kept until keep_page_ is sent."""
+    root = root_of(ui)
+    kwargs = {"objects": [as_sent(each) for each in objects]} if objects else {}
+    brief = {
+        "type": "unhandled_message",
+        "selector": _PAGE_SELECTOR,
+        "args": [words],
+        "kwargs": kwargs,
+    }
+    _sentence(brief)
+    cycle = send(root["orchestrator_obj"], "start_cognitive_cycle_for_", brief, ui)
+    return {"cycle": cycle_id(cycle)}
 
 
 ################################################################################

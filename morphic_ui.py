@@ -548,6 +548,12 @@ COMMANDS = {
             "limit": {"type": "integer", "min": 1, "max": 1000, "default": 100},
         },
     },
+    "list_pages": {
+        "help": "Show the pages of one's own that are kept, and the grammar that pages are made by.",
+        "effect": False,
+        "role": "read",
+        "fields": {},
+    },
     "measures": {
         "help": "Show figures of health over time: by the minute for two days, by the hour for ninety.",
         "effect": False,
@@ -634,6 +640,16 @@ COMMANDS = {
             "version": {"type": "integer", "default": None},
             "first": {"type": "integer", "min": 0, "default": 0},
             "limit": {"type": "integer", "min": 1, "max": 1000, "default": 20},
+        },
+    },
+    "show_page": {
+        "help": "Show a page of one's own, by name or as it would be, with what its parts hold by now.",
+        "effect": False,
+        "role": "read",
+        "fields": {
+            "name": {"type": "text", "longest": 60, "default": None},
+            "version": {"type": "integer", "min": 1, "default": None},
+            "page": {"type": "map", "default": None},
         },
     },
     "shutdown": {
