@@ -41094,7 +41094,7 @@ def display(request):
 # Offers:
 __all__ += """
     PAGE_GRAMMAR PAGE_KINDS check_page page_made known_object FITTING_SLOTS fitting_slots
-    completed pages_kept as_sent
+    completed pages_kept as_sent OBJECTS_KNOWN is_subject
 """.split()
 
 _PAGE_GRAMMAR_VERSION = 1
@@ -41716,7 +41716,8 @@ def pages_kept(root):
     return {name: page for name, page in slots.items() if _is_page(page)}
 
 
-def _is_page(value):
+def _is_page(value: typing.Any) -> bool:
+    """Whether a value is a version of a page that is kept."""
     return isinstance(value, UvmObject) and isinstance(own(value).get("page"), dict)
 
 
@@ -41786,10 +41787,35 @@ def as_sent(page):
 def page_of_(ui, kind, objects=(), slots=(), title="", words="", name=None):
     """Return the page of a kind about some objects: what a form becomes that somebody filled in. Raises BadRequest."""
     root = root_of(ui)
-    seen = [_seen(root, as_sent(each)) for each in objects]
+    seen = [_seen_by_name(root, as_sent(each)) for each in objects]
     known = [known_object(obj) for obj in seen]
     choice = completed({"kind": kind, "words": words, "slots": list(slots), "title": title}, known)
     return page_made(choice | {"name": name}, pages_kept(root))
+
+
+def _seen_by_name(root, told):
+    """Return the object of an oid, a root name, or the name that it has. Raises NotFound."""
+    try:
+        return _seen(root, str(told))
+    except NotFound as error:
+        for _, obj in itertools.islice(objects_after(root._p_jar, 0, "UvmObject"), OBJECTS_KNOWN):
+            if obj is not None and is_subject(obj) and known_object(obj).name == told:
+                return obj
+        raise error
+
+
+OBJECTS_KNOWN = 20_000  # looked at for a page
+_NO_SUBJECTS = (
+    "cycle",
+    "step of a cycle",
+    "pillar",
+)  # kinds of objects that nobody calls by a name
+
+
+def is_subject(obj: UvmObject) -> bool:
+    """Whether a page may be about an object: it has a name, and is no step of a thought and no page."""
+    named = isinstance(own(obj).get("name"), str) and not _is_page(obj)
+    return named and kind_name(obj) not in _NO_SUBJECTS
 
 
 @primitive("change_page_")
@@ -41845,6 +41871,18 @@ def _page_row(name, made):
     }
 
 
+def _names_on(root, page):
+    """Return the names of the objects that a page shows, each once."""
+    oids = {}
+    for part in page["parts"]:
+        oids |= dict.fromkeys([*part.get("objects", ()), part.get("object")])
+    names = []
+    for oid in filter(None, oids):
+        with contextlib.suppress(BatosError):
+            names.append(known_object(_seen(root, oid)).name)
+    return names
+
+
 @command(ListPagesCommand, lane="read", role="read")
 def list_pages(request, root):
     kept = pages_kept(root)
@@ -41864,6 +41902,7 @@ def show_page(request, root):
     page = check_page(page)
     parts = [_part_as_it_is(root, part, request.uvm) for part in page["parts"]]
     told |= {"page": page, "parts": parts, "grammar": _PAGE_GRAMMAR_VERSION}
+    told["names"] = _names_on(root, page)
     return {"details": page["title"], "result": told}
 
 
@@ -41878,7 +41917,7 @@ def show_page(request, root):
 # somebody confirms it.
 
 _PAGE_SELECTOR = "page_for_"
-_OBJECTS_KNOWN, _OBJECTS_TOLD = 20_000, 30  # looked at for a page; told to a core that writes
+_OBJECTS_TOLD = 30  # to a core that writes
 _PAGE_TOKENS = 900
 _LIKE_AN_EXAMPLE, _ABOUT_IT = (
     2.0,
@@ -42051,6 +42090,7 @@ def _kind_scores(words, plain, recall):
     scores = {}
     for kind, pattern in _KIND_WORDS.items():
         scores[kind] = min(2, len({found[0].lower() for found in pattern.finditer(plain)}))
+    scores["object"] += 0.1  # where nothing says more
     vector = recall.embedder.query(plain)
     if vector is not None:
         for kind, (_, examples) in _SAYS_KIND.items():
@@ -42074,13 +42114,13 @@ def _fits_kind(kind, meant, said):
         return 0 if meant else 0.6
     if not meant:
         return -2
+    fitting = fitting_slots(kind, meant)
+    if kind in FITTING_SLOTS and not fitting:
+        return -2
     if kind in ("compare", "table"):
         return 0.3 if len(meant) > 1 else -1
     if kind == "links":
         return 0 if any(one.refers for one in meant) else -0.7
-    fitting = fitting_slots(kind, meant)
-    if kind in FITTING_SLOTS and not fitting:
-        return -2
     named = sum([1 for slot in fitting if set(_said_of(slot)) & said])
     return 0.2 * min(named, 2) if kind in ("course", "figures", "rows") else 0
 
@@ -42115,13 +42155,19 @@ def _meant_slots(kind, meant, words):
     return named, column if kind == "course" else None
 
 
-def _title_of(words, plan):
-    """Return the words of a title: of the plan's sub-queries the shortest that tells two things, else of the sentence."""
+def _title_of(words, plan, named=frozenset()):
+    """Return a title's words: of the plan's sub-queries the shortest that tells all that is `named`, else of the sentence."""
     queries = sorted(dict.fromkeys(plan.get("sub_queries", {}).values()), key=len)
-    told = next((query for query in queries if len(_said_of(query)) > 1), words)
-    title = _ASKS_FOR.sub("", " ".join(told.split())).strip(" .?!,;:")
+    told = (query for query in queries if len(query.split()) > 1 and named <= set(_said_of(query)))
+    title = _ASKS_FOR.sub("", " ".join(next(told, words).split())).strip(" .?!,;:")
     title = title or words.strip()
     return (title[0].upper() + title[1:])[:80]
+
+
+def _named_in(words, choice):
+    """Return the stems of a sentence that name objects and slots of a choice: what its title has to tell."""
+    told = [*choice["names"], *choice["slots"], choice.get("column") or ""]
+    return set(_said_of(words)) & set(_said_of(" ".join(told)))
 
 
 def _choose_page(words: str, known: typing.Sequence, recall: Recall) -> dict:
@@ -42153,11 +42199,9 @@ def _known_objects(root, among):
     """Return the KnownObjects that a page may be of: those that were given, else all with a name."""
     if among:
         return [known_object(resolve(root, oid)) for oid in among]
-    known = []
-    for _, obj in itertools.islice(objects_after(root._p_jar, 0, "UvmObject"), _OBJECTS_KNOWN):
-        if obj is not None and isinstance(own(obj).get("name"), str):
-            known.append(known_object(obj))
-    return known
+    found = objects_after(root._p_jar, 0, "UvmObject")
+    looked_at = [obj for _, obj in itertools.islice(found, OBJECTS_KNOWN) if obj is not None]
+    return [known_object(obj) for obj in looked_at if is_subject(obj)]
 
 
 def _begin_page(cycle, recall):
@@ -42172,7 +42216,7 @@ def _begin_page(cycle, recall):
         if recall.writes():
             page, whence = _chosen_by_core(page_made(choice, taken), values[0], known)
         else:
-            title = _title_of(words, values[0])
+            title = _title_of(words, values[0], _named_in(words, choice))
             page, whence = page_made(choice | {"title": title}, taken), "read off the sentence"
         final = _told_page(page, whence, choice)
         return Step("COMPLETE", page["name"], {"page": page, "final_response": final})

@@ -92,6 +92,7 @@ def test_a_page_by_a_message_is_kept_as_a_version_shown_changed_and_undone(clien
     assert row["name"] == name and row["version"] == 1
     send(client, "morphic_ui_obj", "change_page_", name, "title", "How hot it was")
     shown = client.call("show_page", name=name)["result"]
+    assert shown["names"] == ["kiln"]
     assert shown["page"] == page | {"title": "How hot it was"} and shown["versions"] == [2, 1]
     newest = client.call("history", target="morphic_ui_obj.pages", limit=1)["results"][0]
     client.call("undo", change=newest["change"])
@@ -158,6 +159,9 @@ def test_another_kind_or_object_of_the_form_makes_another_page(client):
     page = send(client, "morphic_ui_obj", "page_of_", "table", both)
     assert page["title"] == "oak hive, elm hive"
     assert page["parts"] == [{"part": "table", "objects": both, "slots": ["honey", "queen"]}]
+    assert send(client, "morphic_ui_obj", "page_of_", "table", ["oak hive", "elm hive"])["parts"] == page["parts"]
+    with pytest.raises(batos.NotFound):
+        send(client, "morphic_ui_obj", "page_of_", "table", ["yew hive"])
     page = send(client, "morphic_ui_obj", "page_of_", "figures", both[:1], ["honey"], "Honey")
     assert page["title"] == "Honey" and [part["part"] for part in page["parts"]] == ["figure"]
     with pytest.raises(batos.BadRequest, match="nothing that a page of the kind rows shows"):
@@ -215,7 +219,7 @@ def measured(client, requests):
 @pytest.mark.slow
 def test_of_thirty_unseen_requests_twenty_need_no_change_of_kind_or_object(daemon):
     told = json.loads((DATA / "page_requests.json").read_text("utf-8"))
-    running = daemon(("image", "i.fs"), ("self_knowledge", False), ("embedder", "auto"), core="auto")
+    running = daemon("--embedder", "auto", core="auto")
     with batos.Client(running.endpoint, 600) as client:
         make(client, told["objects"])
         for name in ("requests", "later"):
