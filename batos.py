@@ -19,8 +19,10 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     the ZODB file, opened safely; every change with why and undo; backup and repair; who may write when
     stored methods  Child · Guardian · Processes · Method lane
                     the program of the children, the audit and the covenant, the processes, a message to a method
-    the core        Model files · Vocabulary · Tasks · Embedder · Loaded core · Cognitive core · Server replies · Remote core
-                    models as files, what the embedded one was trained for, here or behind a server, on its own thread
+    the core        Model files · Vocabulary · Tasks · Embedder · Loaded core · Cognitive core
+                    models as files, what the embedded one was trained for, on its own thread
+    servers         Server replies · Core server · Remote core
+                    cores that are other processes: what they really say, one of them, several in an order
     experts         Memory manager
                     LoRA experts in three tiers: blobs, RAM, adapter slots; their incarnation
     what is known   Words · Texts · PDF · Formats · Index · Documents · Search
@@ -482,8 +484,16 @@ SETTINGS = {row.name: row for row in (
     Setting("read_threads", 2, "threads", "threads that answer reads on snapshots"),
     Setting("core", "auto", "auto, none, smollm2, a model file (GGUF), a folder, a name of the hub or a URL",
             "the language model: auto is the embedded seed_core/, none goes without; a URL is a server of OpenAI's protocol"),
-    Setting("core_model", "", "name", "the model to ask of a server; empty is the first that it tells of"),
-    Setting("core_key", "", "key", "what a server wants as its key", secret=True),
+    Setting("core_urls", "", "URLs, blanks between",
+            "servers to be asked in this order, the next where one fails; where `core` is a URL, that one is asked before them"),
+    Setting("core_model", "", "name",
+            "the model to ask of a server; empty is the first that it tells of; of several, those that have it are asked for it"),
+    Setting("core_key", "", "key", "what a server wants as its key; of several, one for all or one for each, - for none",
+            secret=True),
+    Setting("core_parallel", 4, "rows", "that each server is asked at a time"),
+    Setting("core_queue", 32, "rows", "that wait for a server; who comes then is told Busy"),
+    Setting("core_price", "", "READ/WRITTEN",
+            "what a million tokens cost, in your currency, as 0.15/0.6; one for all servers or one for each, blanks between"),
     Setting("embedder", "auto", "auto, none, a folder or a name",
             "the model that finds by meaning: auto is all-MiniLM-L6-v2 as installed, none searches by words alone; a name is "
             "of a model of sentence-transformers in the hub's cache or in an installed package"),
@@ -12498,10 +12508,13 @@ def _self_test(core, tolerance_nats=0.1):
 
 # Offers:
 __all__ += """
-    CoreRequest CoreAnswer LEAST_ANSWER_TOKENS CognitiveCore
+    CoreRequest CoreAnswer LEAST_ANSWER_TOKENS CognitiveCore BEGUN_AGAIN
 """.split()
 
 # Requests
+
+
+BEGUN_AGAIN = ""  # what on_text is told in place of a piece
 
 
 @dataclasses.dataclass
@@ -12509,7 +12522,7 @@ class CoreRequest:
     """One row that the core shall answer: a task of CORE_TASKS and its fields.
 
     deadline_s counts from submission. on_text, where given, is called in the model thread with each new piece of
-    text; the answer may still fail, so what it was told is provisional.
+    text; the answer may still fail, so what it was told is provisional. BEGUN_AGAIN says that the text begins again.
     """
 
     task: str
@@ -13177,6 +13190,7 @@ class CognitiveCore:
 __all__ += """
     JSON_FORMS json_schema COMPLAINT_BYTES_MOST ADDRESS_HINT ServerFault shown_reply
     decoded_line ReplyReader without_thoughts error_words Heard status_fault transport_fault
+    json_or_none
 """.split()
 
 # A core elsewhere
@@ -13340,6 +13354,7 @@ COMPLAINT_BYTES_MOST = 1 << 16  # read of what a server says with an error
 _EVENT_LINES_MOST = 64  # of one event
 _NESTING_MOST = 32  # of JSON
 _JSON_TRIES_MOST = 200  # braces of an answer at which its JSON may begin
+_TOKENS_MOST = 1 << 40  # a count above is none
 ADDRESS_HINT = "most servers' address ends in /v1"
 _STREAM_FIELDS = ("event", "id", "retry")
 
@@ -13391,7 +13406,7 @@ def _is_deep(value):
     return bool(level)
 
 
-def _json_or_none(text):
+def json_or_none(text):
     """Return what a text says as JSON, or None where it is none."""
     try:
         told = json.loads(text)
@@ -13460,7 +13475,7 @@ class ReplyReader:
         if text.strip() == "[DONE]":
             self.ended, self._data = True, []
             return []
-        event = _json_or_none(text)
+        event = json_or_none(text)
         if event is None:  # it goes on in the next line
             return []
         kind, self._data, self._kind = self._kind, [], ""
@@ -13469,11 +13484,11 @@ class ReplyReader:
     @staticmethod
     def _whole(text):
         """Return the events of a reply that is no stream: one document, or a line each."""
-        told = _json_or_none(text)
+        told = json_or_none(text)
         rows = (
             [told]
             if told is not None
-            else [_json_or_none(line) for line in text.splitlines() if line.strip()]
+            else [json_or_none(line) for line in text.splitlines() if line.strip()]
         )
         if not rows or None in rows:
             raise ServerFault(_no_json(text), passing=True)
@@ -13550,14 +13565,25 @@ def error_words(error):
     return error_words(inner) if inner else shown_reply(json.dumps(error))
 
 
+def _counted(usage):
+    """Return the counts among what a server tells of its tokens."""
+    told = usage if isinstance(usage, dict) else {}
+    return {
+        name: count
+        for name, count in told.items()
+        if isinstance(count, int) and 0 <= count < _TOKENS_MOST
+    }
+
+
 class Heard:
     """What a server has said so far in one reply.
 
-    finish: why it ended, by its own word. whole: whether it said that this is all. pieces: of its text.
+    finish: why it ended, by its own word. whole: whether it said that this is all. pieces: of its text. usage: tokens, by its
+    own count.
     """
 
     def __init__(self) -> None:
-        self.finish, self.whole, self.pieces = "", False, 0
+        self.finish, self.whole, self.pieces, self.usage = "", False, 0, {}
         self._chosen = False  # whether there were `choices` at all
         # "text", "thought", "called", "refusal" -> pieces of it
         self._said = collections.defaultdict(list)
@@ -13576,6 +13602,7 @@ class Heard:
         """Take an event in; return the text that is new by it. Raises ServerFault for an error among the events."""
         if event.get("error") or event.get("object") == "error":
             raise ServerFault(f"reports an error: {error_words(event)}", passing=True)
+        self.usage = _counted(event.get("usage")) or self.usage
         choices = event.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             return ""  # what it counted, or a heading
@@ -13663,7 +13690,7 @@ def status_fault(status: int, headers, text: str) -> ServerFault:
         _STATUS_FAULTS.get(status) or _STATUS_FAULTS.get(status // 100 * 100) or _STATUS_FAULTS[500]
     )
     means, marks = row
-    told = _json_or_none(text)
+    told = json_or_none(text)
     says = error_words(told) if isinstance(told, dict) else shown_reply(text)
     place = headers.get("location")
     elsewhere = (
@@ -13710,34 +13737,55 @@ def transport_fault(error) -> ServerFault:
 
 
 ################################################################################
-# Remote core ##################################################################
+# Core server ##################################################################
 ################################################################################
 #
-# A core that is another process: Ollama, llama.cpp, vLLM or any server of OpenAI's protocol. It is asked with less
-# where it refuses more, left alone for a while where it fails, and never costs a question more than its deadline.
+# One server that can be the core: Ollama, llama.cpp, vLLM or any of OpenAI's protocol. It is asked with less where it
+# refuses more, left alone for a while where it fails, found again by a probe, and what it is asked is counted.
 
 # Offers:
 __all__ += """
-    RemoteCore
+    Breaker REMOTE_ASK_S core_body ServerLink read_prices CoreCall CoreServer
 """.split()
 
 # The breaker
 
-_BREAKER_S = (2.0, 60.0)  # for how long a server that failed is left alone: the first time, at most
+_BREAKER_FAILURES, _BREAKER_WITHIN_S = 3, 30.0  # so many, within so long, are enough
+_ONE_BLOW_S = 0.2  # what fails side by side is one failure
+_BREAKER_S = (
+    10.0,
+    300.0,
+)  # for how long a server that failed is left alone: the first time, at most
 _LEFT_ALONE_MOST_S = 3600.0  # where it wants to be left alone for longer (Retry-After)
 
 
 class Breaker:
-    """Says whether a server may be asked: it is "closed", and a failure opens it for a while.
+    """Says whether a server may be asked: it is "closed", and three failures within 30 s open it for a while.
 
     After that it is "half-open": one probe tells whether it closes, or opens for twice as long, up to a bound. Only an answer
-    lets the time begin small again: a server may well answer a probe and hang at a question.
+    lets the time begin small again: a server may well answer a probe and hang at a question. is_suspect: it failed, and has
+    answered nothing since.
     """
 
     def __init__(self, clock=time.monotonic) -> None:
-        self.state, self.why, self.opened = "closed", "", 0
+        self.state, self.why, self.opened, self.is_suspect = "closed", "", 0, False
         self._clock, self._guard = clock, threading.Lock()
         self._pause_s = self._until_s = 0.0
+        self._failed_at_s = collections.deque(maxlen=_BREAKER_FAILURES)
+
+    def fail(self, why: str, after_s: float | None = None) -> bool:
+        """Take note of a failure; enough of them open me, as does a wish to be left alone. Returns whether I opened, and that
+        is news."""
+        now_s = self._clock()
+        with self._guard:
+            self.is_suspect = True
+            if not self._failed_at_s or now_s - self._failed_at_s[-1] >= _ONE_BLOW_S:
+                self._failed_at_s.append(now_s)
+            is_enough = (
+                len(self._failed_at_s) == _BREAKER_FAILURES
+                and now_s - self._failed_at_s[0] <= _BREAKER_WITHIN_S
+            )
+        return self.open(why, after_s) if is_enough or after_s else False
 
     def open(self, why: str, after_s: float | None = None) -> bool:
         """Leave the server alone for a while, or for after_s where it wants so. Returns whether that is news.
@@ -13748,11 +13796,12 @@ class Breaker:
         with self._guard:
             if self.state == "open":
                 return False
+            self._failed_at_s.clear()
             self._pause_s = min(2 * self._pause_s or first_s, most_s)
             left_s = max(self._pause_s, min(after_s or 0.0, _LEFT_ALONE_MOST_S))
             self._until_s = self._clock() + left_s
             news = self.state == "closed" or why != self.why
-            self.state, self.why = "open", why
+            self.state, self.why, self.is_suspect = "open", why, True
             self.opened += 1
         return news
 
@@ -13768,14 +13817,14 @@ class Breaker:
                 self.state = "half-open"
         return due
 
-    def close(self, answered: bool = False) -> None:
-        """Have the server asked again. answered: it has answered a question, not only a probe."""
+    def close(self, answered: int | None = None) -> None:
+        """Have the server asked again. answered: a question was, begun when I had opened so often; else it was a probe."""
         with self._guard:
-            if answered:
+            if answered is not None:
                 self._pause_s = 0.0
             # an answer that was under way when it opened is no probe
-            if not answered or self.state == "closed":
-                self.state, self.why = "closed", ""
+            if answered in (None, self.opened):
+                self.state, self.why, self.is_suspect = "closed", "", False
 
     def told(self) -> str:
         """Return why the server is not asked, and when it is tried again."""
@@ -13814,6 +13863,10 @@ def _without_system(body):
     return body | {"messages": [{"role": "user", "content": "\n\n".join([*system, last])}]}
 
 
+def _uncounted(body):
+    return {name: value for name, value in body.items() if name != "stream_options"}
+
+
 def _any_json(body):
     strict = body.get("response_format", {}).get("type") == "json_schema"
     return body | {"response_format": {"type": "json_object"}} if strict else body
@@ -13825,6 +13878,7 @@ def _any_text(body):
 
 # What is not taken -> the words by which an error names it (none: where it names nothing else), and what is asked instead.
 _CONCESSIONS = {
+    "stream_options": (("stream_options", "include_usage"), _uncounted),
     "max_tokens": (("max_completion_tokens",), _other_limit),
     "temperature": (("temperature", "top_p"), _without_sampling),
     "system": (("system role", "system message", "role: system", "role 'system'"), _without_system),
@@ -13854,55 +13908,374 @@ def _next_concession(fault: ServerFault, body: dict, made: tuple) -> str | None:
 
 
 _REMOTE_TRY_S = (0.25, 0.5, 1.0, 2.0)  # between tries of a server that fails in a way that may pass
-_REMOTE_ASK_S = 120.0  # where a request has no deadline of its own
+REMOTE_ASK_S = 120.0  # where a request has no deadline of its own
 _REMOTE_CONNECT_S = 10.0
 _REMOTE_CONTEXT_TOKENS = 4096  # where a server does not tell how many it takes
 _REMOTE_START_S = 10.0  # a server that is not there at the start is waited for so long
 _READ_BEHIND_S = 1.0  # who waits gives up before the socket does
 _MODELS_SHOWN = 12
+_LOOKED_AT_S = 30.0  # until a server of several is looked after where nobody asks
+_SILENT_SHARE = (
+    0.5  # of what time is left: who says nothing for so long is given up where there are others
+)
+_CALLS_KEPT = 256  # whose time is kept, of each server
+_CHARS_A_TOKEN = 4  # where a server counts none
+# So that a machine that is switched off amid an answer is known for it within seconds, not by the deadline.
+_DEAD_HOST_OPTIONS = {
+    "TCP_KEEPIDLE": 10,
+    "TCP_KEEPINTVL": 5,
+    "TCP_KEEPCNT": 2,
+    "TCP_USER_TIMEOUT": 20_000,
+}
+_DEAD_HOST = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *[
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in _DEAD_HOST_OPTIONS.items()
+        if hasattr(socket, name)
+    ],
+]
 
 # What a server answers that keeps no list of its models. `transformers serve` says 500 where it finds no folder of downloads to
 # list, and answers questions all the same.
 _KEEPS_NO_LIST = (404, 405, 500, 501)
 
 
-class RemoteCore:
-    """A language model behind a server that speaks OpenAI's protocol, such as vLLM. Asked like a CognitiveCore.
+def core_body(system: str | None, prompt: str, max_new_tokens: int) -> dict:
+    """Return what is asked of any server, but for the model."""
+    turns = [{"role": "system", "content": system}] if system else []
+    return {
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "temperature": 0.0,
+        "max_tokens": max_new_tokens,
+        "messages": [*turns, {"role": "user", "content": prompt}],
+    }
 
-    `state` is "loading" until the server was found or was waited for long enough, then "ready", or "away" while my breaker
-    is not closed: who asks is told at once why, and my thread tries the server again. A persona whose name is a model of
-    the server (a LoRA module of vLLM) is asked by that name. ask_s: what a request without a deadline may take.
+
+class ServerLink:
+    """The wire to one server of OpenAI's protocol. It raises ServerFault for whatever is no answer.
+
+    what a server does not take is left out of all later requests, see _CONCESSIONS.
     """
 
-    writes, synapses = True, None
+    def __init__(self, url: str, key: str = "", connect_s: float | None = None) -> None:
+        self.url, self.closing = url.rstrip("/"), threading.Event()
+        self.shown = hide_password(self.url)
+        self._key, self._client, self._connect_s = key, None, connect_s
+        self._conceded = ()  # names of _CONCESSIONS that it needs
+
+    @property
+    def connect_s(self):
+        """How long a connection may take."""
+        return _REMOTE_CONNECT_S if self._connect_s is None else self._connect_s
+
+    def open(self) -> None:
+        """Make ready to ask. Nothing is sent."""
+        if self._client is not None:
+            return
+        httpx = need("httpx2", "a core by URL")
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        is_direct = not any(name.lower().endswith("_proxy") for name in os.environ)
+        transport = httpx.HTTPTransport(socket_options=_DEAD_HOST) if is_direct else None
+        self._client = httpx.Client(headers=headers, transport=transport)
+
+    def told(self, fault: ServerFault, how: str = "") -> str:
+        """Return what the server did as a sentence; a key that it repeats is in none."""
+        told = fault.told.replace(self._key, "…") if self._key else fault.told
+        return f"the server {self.shown}{how} {told}"
+
+    def document(self, url: str) -> dict:
+        """Return the JSON object that stands at an address."""
+        reader, events = ReplyReader(), []
+        for piece in self._fetched(url):
+            events += reader.take(piece)
+        return [*events, *reader.finish()][0]
+
+    def rows(self, url: str) -> list[dict]:
+        """Return the objects of the JSON list that stands at an address."""
+        told = json_or_none(_complaint(self._fetched(url)))
+        if not isinstance(told, list):
+            raise ServerFault("answers with JSON that is no list")
+        return [row for row in told if isinstance(row, dict)]
+
+    def _fetched(self, url):
+        until_s = time.monotonic() + _REMOTE_CONNECT_S
+        with self._replying("GET", url, self.closing, until_s) as pieces:
+            yield from pieces
+
+    def said(self, body, hear, stop, until_s, silent_s=None) -> Heard:
+        """Return what the server said to a request. silent_s: how long it may say nothing at all."""
+        made = self._conceded
+        while True:
+            asked = _conceded(body, made)
+            try:
+                said = self._streamed(asked, hear, stop, until_s, silent_s)
+            except ServerFault as fault:
+                name = _next_concession(fault, asked, made)
+                if name is None:
+                    raise
+                made = (*made, name)
+                continue
+            if len(made) > len(self._conceded):  # it has helped
+                self._conceded = made
+            return said
+
+    def _streamed(self, body, hear, stop, until_s, silent_s):
+        said, reader = Heard(), ReplyReader()
+        url = f"{self.url}/chat/completions"
+        with self._replying("POST", url, stop, until_s, body, silent_s) as pieces:
+            for piece in pieces:
+                _hear(reader.take(piece), said, hear)
+                if reader.ended:  # it may leave the connection open
+                    break
+            if not reader.ended:
+                _hear(reader.finish(), said, hear)
+        said.whole = said.whole or reader.ended
+        return said
+
+    @contextlib.contextmanager
+    def _replying(self, method, url, stop, until_s, body=None, silent_s=None):
+        """Have the pieces of a request's reply while inside. Raises ServerFault for a status that is an error, and for faults
+        on the way; Cancelled once `stop` is set."""
+        httpx = need("httpx2", "a core by URL")
+        left_s = max(0.0, until_s - time.monotonic()) + _READ_BEHIND_S
+        timeout = httpx.Timeout(min(left_s, silent_s or left_s), connect=self.connect_s)
+        try:
+            with self._client.stream(method, url, json=body, timeout=timeout) as reply:
+                pieces = self._pieces(reply, stop, until_s)
+                if not reply.is_success:
+                    raise status_fault(reply.status_code, reply.headers, _complaint(pieces))
+                yield pieces
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise transport_fault(error) from error
+
+    @staticmethod
+    def _pieces(reply, stop, until_s):
+        """Yield the pieces of a reply, for as long as it is waited for: some keep themselves alive and say nothing."""
+        for piece in reply.iter_bytes():
+            if stop.is_set():
+                raise Cancelled("the request was cancelled")
+            if time.monotonic() > until_s + _READ_BEHIND_S:
+                raise ServerFault("does not come to an end in time", away=True)
+            yield piece
+
+    def close(self) -> None:
+        """Let go of its connections."""
+        self.closing.set()
+        if self._client is not None:
+            self._client.close()
+
+
+def _hear(events, said, hear):
+    for event in events:
+        piece = said.hear(event)
+        if piece:
+            hear(piece)
+
+
+def _complaint(pieces):
+    """Return the beginning of what a server says, with an error or in a list."""
+    heard = b""
+    for piece in pieces:
+        heard += piece
+        if len(heard) > COMPLAINT_BYTES_MOST:
+            break
+    return decoded_line(heard)
+
+
+# What a server offers
+
+
+class Offered(typing.NamedTuple):
+    """What a server tells of its models. It knows a persona by a model of that name, or by an adapter.
+
+    names: of its models, in its order. bases: of those that are no adapters. lengths: how many tokens each takes, where it
+    tells. adapters: {name: (number, scale)} of llama.cpp, which are laid upon its one model by each request.
+    """
+
+    names: list
+    bases: list
+    lengths: dict
+    adapters: dict
+
+
+_NOTHING_OFFERED = Offered([], [], {}, {})
+
+
+def _models_told(told):
+    """Return the rows of a list of models that have a name."""
+    rows = told.get("data")
+    rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    return [row for row in rows if isinstance(row.get("id"), str)]
+
+
+def _adapters_told(rows):
+    """Return {name: (number, scale)} of what llama.cpp tells of its adapters: the name is its file's first word."""
+    named = {}
+    for row in rows:
+        path, number, scale = row.get("path"), row.get("id"), row.get("scale")
+        if isinstance(path, str) and isinstance(number, int):
+            words = re.split(r"[^A-Z0-9]+", pathlib.PurePath(path).stem.upper())
+            named[words[0]] = (number, float(scale) if isinstance(scale, int | float) else 0.0)
+    return named
+
+
+def _laid_on(adapters, name):
+    """Return llama.cpp's `lora` of a request: the persona that speaks, no other one, and the rest as the server has it."""
+    scales = {one: scale for one, (_, scale) in adapters.items()}
+    scales |= {one: 0.0 for one in PILLARS if one in scales} | {name: 1.0}
+    return [{"id": number, "scale": scales[one]} for one, (number, _) in adapters.items()]
+
+
+# What it costs
+
+
+class Price(typing.NamedTuple):
+    """What a million tokens cost, read and written; in whatever currency."""
+
+    read: float
+    written: float
+
+
+def read_prices(text: str, servers: int) -> list:
+    """Return what `core_price` says of each of so many servers: a Price, or None. Raises ConfigError."""
+    told = text.split()
+    if len(told) not in (0, 1, servers):
+        raise ConfigError(
+            f"core_price has {len(told)} prices for {servers} servers; give one for each, in their order, or one for all"
+        )
+    try:
+        prices = [Price(*map(float, one.split("/"))) for one in told]
+    except (ValueError, TypeError):
+        raise ConfigError(
+            f"core_price is {text!r}; a price is READ/WRITTEN for a million tokens, as 0.15/0.6"
+        ) from None
+    if any(not 0 <= figure < math.inf for price in prices for figure in price):
+        raise ConfigError(f"core_price is {text!r}; a price is 0 or more")
+    return (prices or [None]) * (1 if len(told) > 1 else servers)
+
+
+class Tally:
+    """I count what a server was asked: calls, those that came to nothing, tokens, and how long answers took."""
+
+    def __init__(self, price: Price | None = None) -> None:
+        self.price, self.at_work = price, 0
+        self.calls = self.errors = self.tokens_in = self.tokens_out = self.guessed = 0
+        self._took_s = collections.deque(maxlen=_CALLS_KEPT)
+        self._guard = threading.Lock()
+
+    @contextlib.contextmanager
+    def call(self) -> typing.Iterator:
+        """Count a call while inside; whatever is raised there is an error of the server's."""
+        with self._guard:
+            self.calls += 1
+        started_s = time.monotonic()
+        try:
+            yield
+        except ServerFault:
+            with self._guard:
+                self.errors += 1
+            raise
+        with self._guard:
+            self._took_s.append(time.monotonic() - started_s)
+
+    def count(self, body: dict, usage: dict, pieces: int) -> None:
+        """Count an answer's tokens as the server counts them; one that does not is guessed at."""
+        asked = sum(len(turn["content"]) for turn in body["messages"])
+        with self._guard:
+            self.tokens_in += usage.get("prompt_tokens", asked // _CHARS_A_TOKEN)
+            self.tokens_out += usage.get("completion_tokens", pieces)
+            self.guessed += not usage
+
+    def health(self) -> dict:
+        """Return my figures; what it cost where a price is known."""
+        took_s = sorted(self._took_s)
+        told = {
+            "calls": self.calls,
+            "errors": self.errors,
+            "at_work": self.at_work,
+            "tokens_in": self.tokens_in,
+            "tokens_out": self.tokens_out,
+            "calls_without_count": self.guessed,
+            "p50_s": _quantile(took_s, 0.5),
+            "p95_s": _quantile(took_s, 0.95),
+        }
+        if self.price:
+            cost = self.tokens_in * self.price.read + self.tokens_out * self.price.written
+            told["cost"] = round(cost / 1e6, 6)
+        return told
+
+
+def _quantile(ordered, share):
+    return round(ordered[int(share * (len(ordered) - 1))], 3) if ordered else None
+
+
+class CoreCall:
+    """One row that some server shall answer, asked of one after the other until one does.
+
+    read(Heard) makes the answer of what was said. server: which is asked now. tried: those that were. pieces: of text that the
+    one asked now has told.
+    """
+
+    def __init__(self, request: CoreRequest, body: dict, read: typing.Callable, limit_s: float):
+        self.request, self.body, self.read = request, body, read
+        self.until_s = time.monotonic() + limit_s
+        self.server, self.tried, self.pieces = None, [], 0
+
+    def hear(self, piece: str) -> None:
+        """Pass a new piece of text on."""
+        self.pieces += 1
+        if self.request.on_text is not None:
+            self.request.on_text(piece)
+
+    def begin(self) -> None:
+        """Tell that the text begins again, where some of it was told."""
+        if self.pieces and self.request.on_text is not None:
+            self.request.on_text(BEGUN_AGAIN)
+        self.pieces = 0
+
+
+def _fault_in_time(ask, limit_s):
+    """Ask something; return what was wrong with it, or None. What is held up by a header that never ends is left behind."""
+    found = queue.SimpleQueue()
+    threading.Thread(
+        target=lambda: found.put(_fault_met(ask)), name="batos-probe", daemon=True
+    ).start()
+    try:
+        return found.get(timeout=limit_s + 2 * _READ_BEHIND_S)
+    except queue.Empty:
+        return ServerFault("does not come to an end in time", away=True)
+
+
+def _fault_met(ask):
+    try:
+        ask()
+    except ServerFault as fault:
+        return fault
+    except Cancelled:  # the server is being let go
+        return None
+    except Exception as error:  # a boundary: the thread is needed as long as its server
+        log_core.error("a core by URL cannot be asked", exc_info=caught(error))
+        return ServerFault(f"cannot be asked: {first_line(error)}", away=True)
+    return None
+
+
+class CoreServer:
+    """One server that can be the core, with its breaker, and a thread that finds it, tries it again, and watches it.
+
+    `state` is "loading" until it was found or was waited for long enough, then "ready", or "away" while my breaker is not
+    closed. is_alone: there is no other one, so what may pass is tried again here, and nobody is asked while nobody asks.
+    """
 
     def __init__(
-        self,
-        url: str,
-        model: str = "",
-        key: str = "",
-        rows_most: int = 16,
-        tell=lambda progress: None,
-        ask_s: float = _REMOTE_ASK_S,
+        self, link: ServerLink, model: str, ask_s: float, is_alone: bool, price: Price | None = None
     ) -> None:
-        self.url, self.model, self.rows_most, self.tell, self.ask_s = (
-            url.rstrip("/"),
-            model,
-            rows_most,
-            tell,
-            ask_s,
-        )
-        self.name, self.breaker = f"the server {hide_password(self.url)}", Breaker()
-        self.models, self.rows_served, self.tokens_told, self.batch_s = [], 0, 0, 0.0
-        self._life, self._progress = "offline", f"{self.name} was not asked yet"
-        self._wanted, self._key, self._client = model, key, None
-        self._conceded = ()  # names of _CONCESSIONS that it needs
-        self._lengths = {}  # model -> how many tokens it takes, where the server tells
-        self._settled, self._closing, self._opened = (
-            threading.Event(),
-            threading.Event(),
-            threading.Event(),
-        )
+        self.link, self.model, self.ask_s, self.is_alone = link, model, ask_s, is_alone
+        self.breaker, self.tally, self.offered = Breaker(), Tally(price), _NOTHING_OFFERED
+        self._life, self._progress = "offline", f"the server {link.shown} was not asked yet"
+        self._wanted, self.tell = model, lambda: None  # called when it is known how I am
+        self.settled, self._stirred = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._main, name="batos-core", daemon=True)
 
     @property
@@ -13917,164 +14290,454 @@ class RemoteCore:
         """A sentence for people on how I am."""
         return self.breaker.told() if self.state == "away" else self._progress
 
-    def start(self) -> RemoteCore:
-        """Begin to ask the server what it has; return self."""
+    def start(self) -> None:
+        """Begin to ask the server what it has."""
         self._life = "loading"
         self._thread.start()
-        return self
 
     # ---- in my own thread
 
     def _main(self):
         fault = self._found_at_start()
         if fault is not None:
-            self._leave_alone(fault)
-        if not self._closing.is_set():
+            self.leave_alone(fault)
+        if not self.link.closing.is_set():
             self._life = "at work"
-        self._settled.set()
-        self.tell(self.progress)
-        while not self._closing.is_set():
+        self.settled.set()
+        self.tell()
+        while not self.link.closing.is_set():
             self._look_after()
 
     def _found_at_start(self):
         """Look for the server until it is found. Returns the fault that it cannot be waited for, or None."""
+        _fault_met(self.link.open)  # what is loaded for it takes none of its time
         until_s = time.monotonic() + min(_REMOTE_START_S, self.ask_s)
         pauses = itertools.chain(_REMOTE_TRY_S, itertools.repeat(_REMOTE_TRY_S[-1]))
         while True:
-            fault = self._fault_of(self._look, _REMOTE_CONNECT_S)
+            fault = _fault_in_time(self._look, _REMOTE_CONNECT_S)
             if fault is None or not fault.passing or time.monotonic() > until_s:
                 return fault
-            self._progress = f"{self._told(fault)}; it is asked again"
-            if self._closing.wait(next(pauses)):
+            self._progress = f"{self.link.told(fault)}; it is asked again"
+            if self.link.closing.wait(next(pauses)):
                 return None
 
     def _look_after(self):
         """Wait until the breaker is open and it is time, then try the server once."""
         if self.breaker.state == "closed":
-            self._opened.wait()
-            self._opened.clear()
+            self._stirred.wait(None if self.is_alone else _LOOKED_AT_S)
+            self._stirred.clear()
+            self._watch()
         elif not self.breaker.half_open():
-            self._closing.wait(self.breaker.left_s())
+            self.link.closing.wait(self.breaker.left_s())
         else:
             self._probe()
 
+    def _watch(self):
+        """Look whether a server is there of which there are others: so that one that is off is known before it is needed."""
+        while not (self.is_alone or self.link.closing.is_set() or self.breaker.state != "closed"):
+            fault = _fault_in_time(self._look, self.link.connect_s)
+            if fault is None:
+                return
+            self.failed(fault)
+            self.link.closing.wait(_REMOTE_TRY_S[0])
+
     def _probe(self):
-        fault = self._fault_of(self._look, _REMOTE_CONNECT_S) or self._fault_of(
+        fault = _fault_in_time(self._look, _REMOTE_CONNECT_S) or _fault_in_time(
             self._ask_little, self.ask_s
         )
-        if self._closing.is_set():
+        if self.link.closing.is_set():
             return
         if fault is not None:
-            return self._leave_alone(fault)
+            return self.leave_alone(fault)
         self.breaker.close()
-        log_core.info("%s answers again", self.name)
-        self.tell(self.progress)
-
-    def _leave_alone(self, fault):
-        """Open the breaker for what the server did."""
-        news = self.breaker.open(self._told(fault), fault.after_s)
-        self._opened.set()
-        log_core.log(
-            logging.WARNING if news else logging.DEBUG, "the core is away: %s", self.breaker.told()
-        )
-
-    def _fault_of(self, ask, limit_s):
-        """Ask something; return what was wrong with it, or None. What is held up by a header that never ends is left behind."""
-        found = queue.SimpleQueue()
-        threading.Thread(
-            target=lambda: found.put(self._tried(ask)), name="batos-probe", daemon=True
-        ).start()
-        try:
-            return found.get(timeout=limit_s + 2 * _READ_BEHIND_S)
-        except queue.Empty:
-            return ServerFault("does not come to an end in time", away=True)
-
-    @staticmethod
-    def _tried(ask):
-        try:
-            ask()
-        except ServerFault as fault:
-            return fault
-        except Cancelled:  # I am being closed
-            return None
-        except Exception as error:  # a boundary: the thread is needed as long as I am
-            log_core.error("a core by URL cannot be asked", exc_info=caught(error))
-            return ServerFault(f"cannot be asked: {first_line(error)}", away=True)
-        return None
+        log_core.info("the server %s answers again", self.link.shown)
+        self.tell()
 
     def _look(self):
         """Have the server tell of its models. One that keeps no list is taken at its word where `core_model` names one."""
-        if self._client is None:
-            httpx = need("httpx2", "a core by URL")
-            headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-            self._client = httpx.Client(headers=headers)
+        self.link.open()
         try:
-            self.models = self._listed()
+            self.offered = self._listed()
         except ServerFault as fault:
             if not self._wanted or fault.status not in _KEEPS_NO_LIST:
-                if not fault.passing and not self.url.endswith("/v1"):
+                if not fault.passing and not self.link.url.endswith("/v1"):
                     fault.told += f"; {ADDRESS_HINT}"
                 raise
-        if not self._wanted and not self.models:
+        if not self._wanted and not self.offered.names:
             raise ServerFault(
                 "tells of no models; start it with one, or name one by core_model", passing=True
             )
-        if not self._wanted and self.model not in self.models:
-            self.model = self.models[0]  # the first time, or it came back with another
-        self._progress = f"the core is {self.model} at {hide_password(self.url)}"
+        self.model = self._chosen()
+        self._progress = f"the core is {self.model} at {self.link.shown}"
+
+    def _chosen(self):
+        """Return the model to be asked for: the one that is wanted, where there are others only if it is here; else the one
+        that was asked before; else the first."""
+        names, bases = self.offered.names, self.offered.bases
+        if self._wanted and (self.is_alone or self._wanted in names or not names):
+            return self._wanted
+        return self.model if self.model in names else (bases or names)[0]
 
     def _listed(self):
-        """Return the names of the models that the server offers. Raises ServerFault."""
-        told = self._document("/models")
+        """Return what the server offers. Raises ServerFault."""
+        told = self.link.document(f"{self.link.url}/models")
         if told.get("error"):
             raise ServerFault(f"reports an error: {error_words(told)}", away=True)
-        rows = told.get("data")
-        rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-        named = [row for row in rows if isinstance(row.get("id"), str)]
-        self._lengths = {row["id"]: row.get("max_model_len") for row in named}
-        return [row["id"] for row in named]
+        rows = _models_told(told)
+        lays_on = any(row.get("owned_by") == "llamacpp" for row in rows)
+        return Offered(
+            [row["id"] for row in rows],
+            [row["id"] for row in rows if not row.get("parent")],
+            {row["id"]: row.get("max_model_len") for row in rows},
+            self._adapters() if lays_on else {},
+        )
+
+    def _adapters(self):
+        """Return the adapters that llama.cpp has; none where it keeps no list of them."""
+        root = self.link.url.removesuffix("/v1")
+        with contextlib.suppress(ServerFault):
+            return _adapters_told(self.link.rows(f"{root}/lora-adapters"))
+        return {}
 
     @property
     def context_tokens(self) -> int:
         """How many tokens a prompt and its answer may have together, as far as the server tells."""
-        told = self._lengths.get(self.model)
+        told = self.offered.lengths.get(self.model)
         return told if isinstance(told, int) else _REMOTE_CONTEXT_TOKENS
 
-    def _document(self, place):
-        reader, events = ReplyReader(), []
-        with self._replying(
-            "GET", place, self._closing, time.monotonic() + _REMOTE_CONNECT_S
-        ) as pieces:
-            for piece in pieces:
-                events += reader.take(piece)
-        return [*events, *reader.finish()][0]
+    def knows(self, name: str | None) -> bool:
+        """Whether a persona has a model or an adapter here."""
+        return name in self.offered.names or name in self.offered.adapters
 
     def _ask_little(self):
         """Ask for one word: whether the server answers at all."""
-        body = self._body(CoreRequest("", {}), None, "Say yes.", LEAST_ANSWER_TOKENS)
-        self._conceding(body, lambda piece: None, self._closing, time.monotonic() + self.ask_s)
+        body = core_body(None, "Say yes.", LEAST_ANSWER_TOKENS)
+        call = CoreCall(CoreRequest("", {}), body, lambda said: said, self.ask_s)
+        self.link.said(self._addressed(call), call.hear, self.link.closing, call.until_s)
 
     # ---- asked by others
 
+    def leave_alone(self, fault: ServerFault) -> None:
+        """Open the breaker for what the server did."""
+        self._told_of(self.breaker.open(self.link.told(fault), fault.after_s))
+
+    def failed(self, fault: ServerFault, after_s: float | None = None) -> None:
+        """Take note of a failure, which may open the breaker; for after_s it does so at once."""
+        self._told_of(self.breaker.fail(self.link.told(fault), after_s))
+
+    def _told_of(self, news):
+        self._stirred.set()
+        if self.breaker.state != "closed":
+            # of several, one that is off is no matter for whoever started me
+            level = logging.WARNING if self.is_alone else logging.INFO
+            level = level if news else logging.DEBUG
+            log_core.log(level, "the core is away: %s", self.breaker.told())
+
+    def answer(self, call: CoreCall, stop: threading.Event, has_others: bool) -> tuple:
+        """Return what a call's answer comes to. A second try is all that nonsense gets, with twice the tokens where they were
+        spent.
+
+        has_others: somebody else can be asked, so nothing is tried again that fails in passing. Raises CoreFailed, Cancelled.
+        """
+        body = self._addressed(call)
+        said = self._said(body, call, stop, has_others)
+        with contextlib.suppress(ServerFault):
+            return call.read(said)
+        if said.cut:
+            body = body | {"max_tokens": 2 * body["max_tokens"]}
+        try:
+            return call.read(self._said(body, call, stop, has_others))
+        except ServerFault as fault:
+            raise self._failure(fault, ", asked twice,") from fault
+
+    def _addressed(self, call):
+        """Return a call's body, addressed to a model of mine, and to the persona that speaks."""
+        name, adapters = call.request.adapter, self.offered.adapters
+        told = {"model": name if name in self.offered.names else self.model}
+        if adapters:
+            told["lora"] = _laid_on(adapters, name)
+        return call.body | told
+
+    def _said(self, body, call, stop, has_others):
+        """Return what the server said to a call; what may pass is tried again, until `stop` is set. Raises CoreFailed."""
+        waited = 0
+        for usual_s in (*_REMOTE_TRY_S, None):
+            try:
+                return self._heard(body, call, stop, has_others)
+            except ServerFault as fault:
+                if stop.is_set():  # nobody waits any more: it may be my own end that broke it off
+                    raise Cancelled("the request was cancelled") from fault
+                if fault.passing or fault.away:
+                    self.failed(fault, fault.after_s if has_others else None)
+                pause_s = None if has_others else self._pause_s(fault, usual_s, call, waited)
+                if pause_s is None:
+                    raise self._given_up(fault, body, has_others) from fault
+                waited += fault.after_s is not None
+                log_core.warning("%s; it is asked again in %.3g s", self.link.told(fault), pause_s)
+            if stop.wait(pause_s):
+                raise Cancelled("the request was cancelled")
+
+    def _heard(self, body, call, stop, has_others):
+        """Ask once. Returns what was said."""
+        call.begin()
+        began = self.breaker.opened
+        left_s = call.until_s - time.monotonic()
+        silent_s = _SILENT_SHARE * max(left_s, 0.0) if has_others else None
+        try:
+            with self.tally.call():
+                said = self.link.said(body, call.hear, stop, call.until_s, silent_s)
+        except Cancelled:  # who asked has heard enough
+            self.tally.count(body, {}, call.pieces)
+            raise
+        self.tally.count(body, said.usage, said.pieces)
+        self.breaker.close(answered=began)
+        return said
+
+    @staticmethod
+    def _pause_s(fault, usual_s, call, waited):
+        """Return how long to wait before a fault's next try, or None where there is none; a wish to be left alone is met once."""
+        if not fault.passing:
+            return None
+        if fault.after_s is None:
+            return usual_s
+        fits = time.monotonic() + fault.after_s < call.until_s
+        return fault.after_s if fits and not waited else None
+
+    def _given_up(self, fault, body, has_others):
+        """Return the CoreFailed of a fault that no further try mends here; where nobody else is, what ails the server itself
+        opens the breaker."""
+        if fault.status == 404:
+            fault.told += f" (asked for {body['model']}; {self._offers_now()})"
+        if fault.after_s:
+            fault.told += f"; it wants to be left alone for {fault.after_s:.0f} s"
+        if (fault.passing or fault.away) and not has_others:
+            self.leave_alone(fault)
+        return self._failure(fault)
+
+    def _failure(self, fault, how=""):
+        return CoreFailed(self.link.told(fault, how), status=fault.status)
+
+    def _offers_now(self):
+        """Return what is told of the models that the server offers now."""
+        with contextlib.suppress(ServerFault):
+            self.offered = self._listed()
+        shown = ", ".join(self.offered.names[:_MODELS_SHOWN])
+        return f"it offers {shown}: name one by core_model" if shown else "it tells of none"
+
+    def close(self, timeout_s: float) -> None:
+        """Stop asking. A thread that hangs in a socket is left to end by itself."""
+        self.link.closing.set()
+        self._stirred.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        self.link.close()
+        self._life, self._progress = "offline", "the core is closed"
+
+    def health(self) -> dict:
+        """Return a small dict from memory: who I am, how I am, and what I did."""
+        breaker = self.breaker.health()
+        return {
+            "url": self.link.shown,
+            "state": self.state,
+            "model": self.model or None,
+            "why": breaker["why"],
+            "tried_again_in_s": breaker["tried_again_in_s"],
+            **self.tally.health(),
+        }
+
+
+################################################################################
+# Remote core ##################################################################
+################################################################################
+#
+# A core that is other processes: servers in an order, each with so many rows at a time. What one does not answer, the next
+# is asked; only where none is left a question does without, and never longer than its deadline.
+
+# Offers:
+__all__ += """
+    RemoteCore
+""".split()
+
+_CONNECT_AMONG_S = 2.0  # for a connection, where there are other servers to be asked
+_TURN_WAIT_S = 0.02  # until who waits for room looks again
+
+
+class ServerTurns:
+    """Whose turn it is to be asked, and who asks: rows wait in a line until a server that they can be asked of has room.
+
+    parallel: rows at a time for each server; queued_most: rows that may wait.
+    """
+
+    def __init__(self, servers: list, parallel: int, queued_most: int) -> None:
+        self._servers, self._parallel, self._queued_most = servers, parallel, queued_most
+        self._rows, self._line = 0, []  # rows that are not answered yet; those that wait for room
+        self._guard = threading.Lock()
+
+    @property
+    def waiting(self) -> int:
+        """How many rows wait for room."""
+        return len(self._line)
+
+    def ready(self) -> list:
+        """Return the servers that may be asked, in their order; those that failed just now come last."""
+        ready = [one for one in self._servers if one.state == "ready"]
+        return sorted(ready, key=lambda one: one.breaker.is_suspect)
+
+    def others(self, call: CoreCall) -> list:
+        """Return the servers that a call can still be asked of."""
+        return [one for one in self.ready() if one not in call.tried]
+
+    @contextlib.contextmanager
+    def admitted(self, rows: int) -> typing.Iterator:
+        """Hold room for rows while inside. Raises Busy where too many wait already."""
+        most = self._parallel * max(1, len(self.ready())) + self._queued_most
+        with self._guard:
+            if self._rows + rows > most:
+                raise Busy(
+                    f"the core has {self._rows} rows in hand, and {rows} more are over the {most} that it takes "
+                    "(core_parallel, core_queue); ask again later"
+                )
+            self._rows += rows
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._rows -= rows
+
+    def take(self, call: CoreCall, stop: threading.Event) -> bool:
+        """Wait until a server has room for a call, and make it the call's; None where none is left. Returns whether anybody
+        still waits for it."""
+        with self._guard:
+            self._line.append(call)
+            self._give()
+        while call.server is None and self._may_come(call) and not stop.wait(_TURN_WAIT_S):
+            with self._guard:
+                self._give()
+        with self._guard, contextlib.suppress(ValueError):
+            self._line.remove(call)
+        return not stop.is_set()
+
+    def _may_come(self, call):
+        """Whether a call's turn may come: there is a server that it can be asked of, or one of which it is not decided yet."""
+        untried = [one for one in self._servers if one not in call.tried]
+        return bool(self.others(call)) or any(one.tally.at_work for one in untried)
+
+    def _give(self):
+        """Give those that wait, in their order, the servers that have room; the lock is held."""
+        for call in list(self._line):
+            free = [one for one in self.others(call) if one.tally.at_work < self._parallel]
+            if free:
+                call.server = free[0]
+                call.tried.append(call.server)
+                call.server.tally.at_work += 1
+                self._line.remove(call)
+
+    def leave(self, call: CoreCall) -> None:
+        """Give back the room that a call had at its server."""
+        with self._guard:
+            call.server.tally.at_work -= 1
+            call.server = None
+
+
+class RemoteCore:
+    """Language models behind servers that speak OpenAI's protocol, such as vLLM. Asked like a CognitiveCore.
+
+    Each row is asked of the first server, in their order, that is ready and has room; of the next one where that fails. So
+    `state` is "ready" while one of them is, "loading" until one was found or all were waited for, else "away": who asks is
+    told at once why. parallel: rows at a time for each server; queued_most: rows that may wait, more are Busy. A persona
+    that a server has a model or an adapter for is asked by that. ask_s: what a request without a deadline may take.
+    """
+
+    writes, synapses = True, None
+
+    def __init__(
+        self,
+        urls: str | typing.Sequence[str],
+        model: str = "",
+        key: str = "",
+        rows_most: int = 16,
+        tell=lambda progress: None,
+        ask_s: float = REMOTE_ASK_S,
+        parallel: int = 4,
+        queued_most: int = 32,
+        price: str = "",
+    ) -> None:
+        urls = [urls] if isinstance(urls, str) else list(urls)
+        self.rows_most, self.tell, self.ask_s = rows_most, tell, ask_s
+        self.servers = _servers_of(urls, _keys_told(key, len(urls)), model, price, ask_s)
+        self.rows_served, self.batch_s = 0, 0.0
+        self._turns = ServerTurns(self.servers, parallel, queued_most)
+        self._settled, self._closing = threading.Event(), threading.Event()
+
+    # ---- how I am
+
+    def _best(self):
+        """Return the server that would be asked next, or the first where none may be asked."""
+        return next(iter(self._turns.ready()), self.servers[0])
+
+    @property
+    def state(self) -> str:
+        """How I am, see above; "offline" before the start and after the end."""
+        states = [one.state for one in self.servers]
+        return next(state for state in ("ready", "loading", "away", "offline") if state in states)
+
+    @property
+    def progress(self) -> str:
+        """A sentence for people on how I am."""
+        told = self._turns.ready() or self.servers
+        return "; ".join([one.progress for one in told])
+
+    @property
+    def model(self) -> str:
+        """The model that is asked."""
+        return self._best().model
+
+    @property
+    def breaker(self) -> Breaker:
+        """The breaker of the server that would be asked."""
+        return self._best().breaker
+
+    @property
+    def context_tokens(self) -> int:
+        """How many tokens a prompt and its answer may have together, whoever is asked."""
+        return min([one.context_tokens for one in self._turns.ready() or self.servers])
+
+    def start(self) -> RemoteCore:
+        """Begin to ask the servers what they have; return self."""
+        for one in self.servers:
+            one.tell = self._heard_of_one
+            one.start()
+        return self
+
+    def _heard_of_one(self):
+        """In a server's thread: it is known how it is. People are told once, later only of the one that is alone."""
+        is_known = self.state == "ready" or all(one.settled.is_set() for one in self.servers)
+        is_first = is_known and not self._settled.is_set()
+        if is_known:
+            self._settled.set()
+        if is_first or len(self.servers) == 1:
+            self.tell(self.progress)
+
     def wait_ready(self, timeout_s):
-        """Wait until it is known how the server is. Raises CoreOffline, DeadlineExceeded."""
+        """Wait until it is known how the servers are. Raises CoreOffline, DeadlineExceeded."""
         if self.state == "loading" and not self._settled.wait(timeout_s):
             raise DeadlineExceeded(f"the core is not there after {timeout_s} s: {self.progress}")
         self._require_ready()
 
     def settled(self, timeout_s: float) -> bool:
-        """Wait until it is known whether the server can be asked. Returns whether it is."""
+        """Wait until it is known whether a server can be asked. Returns whether it is."""
         return self.state != "loading" or self._settled.wait(timeout_s)
 
     def _require_ready(self):
         if self.state != "ready":
-            raise CoreOffline(
-                f"the cognitive core is {self.state}: {self.progress}", state=self.state
-            )
+            raise self._offline()
+
+    def _offline(self):
+        return CoreOffline(f"the cognitive core is {self.state}: {self.progress}", state=self.state)
 
     def expert(self, name: str | None) -> str:
-        """Return the name of a persona that the server has a model for, or BASE."""
-        return name if name in self.models else BASE
+        """Return the name of a persona that a server has a model or an adapter for, or BASE."""
+        return name if any(one.knows(name) for one in self.servers) else BASE
 
     def offers(self, kind, text, embedder, among=None):
         """Return what our router offers for a text, see `offered_by`: small models choose no better than by chance."""
@@ -14086,6 +14749,8 @@ class RemoteCore:
             "the core is a server elsewhere; experts are kept there", state=self.state
         )
 
+    # ---- what is asked
+
     def infer(self, requests: list[CoreRequest]) -> list[CoreAnswer]:
         """Answer a list of CoreRequest; returns a CoreAnswer for each, in their order. Raises as CognitiveCore.infer."""
         self._require_ready()
@@ -14093,18 +14758,7 @@ class RemoteCore:
             raise BadRequest(
                 f"a batch has 1 to {self.rows_most} rows, got {len(requests)}; ask in several"
             )
-        return self._all(
-            [functools.partial(self._task, request, self._prompt(request)) for request in requests],
-            requests,
-        )
-
-    @staticmethod
-    def _prompt(request):
-        if request.task not in CORE_TASKS:
-            raise BadRequest(
-                f"the core has no task {request.task!r}; {mend(request.task, CORE_TASKS)}"
-            )
-        return CORE_TASKS[request.task].prompt(request.fields)[0]
+        return self._all([self._task(request, _task_prompt(request)) for request in requests])
 
     def infer_(
         self,
@@ -14123,260 +14777,162 @@ class RemoteCore:
         request = CoreRequest(
             "", {}, self.expert(persona), deadline_s, cancel, max_new_tokens, on_text
         )
-        body = self._body(request, system_prompt, prompt, max_new_tokens) | {
-            "temperature": temperature,
-            "top_p": top_p,
-        }
+        sampling = {"temperature": temperature, "top_p": top_p}
+        body = core_body(system_prompt, prompt, max_new_tokens) | sampling
+        return self._all([self._call(request, body, _text_read)])[0].text
 
-        def read(said):
-            text = said.free_text()
-            return text, text, said.pieces
-
-        return self._all([lambda stop: self._answered(body, request, stop, read)], [request])[
-            0
-        ].text
-
-    def _all(self, asks, requests):
-        """Run asks(stop) side by side, each in a thread; the first error is all's. Who waits heeds cancel and deadline."""
-        started_s, stop = time.monotonic(), threading.Event()
-        pool = concurrent.futures.ThreadPoolExecutor(len(asks), "batos-remote")
-        try:
-            waiting = [pool.submit(ask, stop) for ask in asks]
-            while not (done := all(one.done() for one in waiting)) and not any(
-                one.done() and one.exception() for one in waiting
-            ):
-                self._check(requests, started_s)
-                concurrent.futures.wait(waiting, 0.05, concurrent.futures.FIRST_EXCEPTION)
-            answers = [one.result() for one in waiting if done or one.done()]
-        finally:
-            stop.set()  # those at work end at their next piece of text
-            pool.shutdown(wait=False)
-        self.breaker.close(answered=True)
-        self.batch_s = time.monotonic() - started_s
-        self.rows_served += len(answers)
-        return [CoreAnswer(text, value, tokens, self.batch_s) for text, value, tokens in answers]
-
-    def _check(self, requests, started_s):
-        if self._closing.is_set() or any(
-            request.cancel is not None and request.cancel.is_set() for request in requests
-        ):
-            raise Cancelled("the request was cancelled")
-        limit_s = min(self._limit_s(request) for request in requests)
-        if time.monotonic() - started_s > limit_s:
-            told = f"had no answer within {limit_s:.3g} s"
-            # a caller in more of a hurry says nothing about the server
-            if limit_s > self.ask_s / 2:
-                self._leave_alone(ServerFault(told, away=True))
-            raise DeadlineExceeded(
-                f"{self.name} {told}; allow more time (core_deadline_s), or see what holds it up"
-            )
+    def _call(self, request, body, read):
+        return CoreCall(request, body, read, self._limit_s(request))
 
     def _limit_s(self, request):
         return self.ask_s if request.deadline_s is None else request.deadline_s
 
-    def _body(self, request, system, prompt, max_new_tokens):
-        turns = [{"role": "system", "content": system}] if system else []
-        return {
-            "model": self.model if request.adapter == BASE else request.adapter,
-            "stream": True,
-            "temperature": 0.0,
-            "max_tokens": max_new_tokens,
-            "messages": [*turns, {"role": "user", "content": prompt}],
-        }
-
-    def _task(self, request, prompt, stop):
-        """Answer one task: ask for JSON, make the task's answer of it."""
+    def _task(self, request, prompt):
+        """Return the call of one task: it asks for JSON, and makes the task's answer of it."""
         lines, task = prompt.split("\n")[1:-2], CORE_TASKS[request.task]
         schema = json_schema(request.task, lines, *request.refused)
         system, told = told_task(request, prompt)
         told = f"{told}\n\nWhatever form is said above: answer as one JSON object of this schema:\n{json.dumps(schema)}"
-        body = self._body(request, system, told, request.max_new_tokens or 2 * task.max_new_tokens)
+        body = core_body(system, told, request.max_new_tokens or 2 * task.max_new_tokens)
         body["response_format"] = {
             "type": "json_schema",
             "json_schema": {"name": "answer", "schema": schema, "strict": True},
         }
+        return self._call(request, body, functools.partial(_task_read, request, lines, schema))
 
-        def read(said):
-            told = said.task(set(schema["required"]))
+    # ---- how it is asked
+
+    def _all(self, calls):
+        """Have calls answered side by side, each in a thread; the first error is all's. Who waits heeds cancel and deadline."""
+        started_s, stop = time.monotonic(), threading.Event()
+        with self._turns.admitted(len(calls)):
+            pool = concurrent.futures.ThreadPoolExecutor(len(calls), "batos-remote")
             try:
-                answer = JSON_FORMS[request.task][1](told, lines, *request.refused)
-                value = FREE_VALUES.get(request.task, task.value)(answer, request.fields)
-            except (ValueError, AttributeError, TypeError, KeyError) as error:
-                said_so = shown_reply(json.dumps(told))
-                raise ServerFault(
-                    f"answers {request.task} with JSON that cannot be used: {said_so}"
-                ) from error
-            return answer, value, said.pieces
+                waiting = [pool.submit(self._answered, call, stop) for call in calls]
+                self._await(waiting, calls, started_s)
+                answers = [one.result() for one in waiting if one.done()]
+            finally:
+                stop.set()  # those at work end at their next piece of text
+                pool.shutdown(wait=False)
+        self.batch_s = time.monotonic() - started_s
+        self.rows_served += len(answers)
+        return [CoreAnswer(text, value, tokens, self.batch_s) for text, value, tokens in answers]
 
-        return self._answered(body, request, stop, read)
+    def _await(self, waiting, calls, started_s):
+        """Wait until all are answered, or one cannot be."""
+        while not all(one.done() for one in waiting):
+            if any(one.done() and one.exception() for one in waiting):
+                return
+            self._check(calls, started_s)
+            concurrent.futures.wait(waiting, 0.05, concurrent.futures.FIRST_EXCEPTION)
 
-    def _answered(self, body, request, stop, read):
-        """Return read(Heard) of an answer. A second try is all that nonsense gets, with twice the tokens where they were spent.
+    def _check(self, calls, started_s):
+        cancels = [call.request.cancel for call in calls if call.request.cancel is not None]
+        if self._closing.is_set() or any(cancel.is_set() for cancel in cancels):
+            raise Cancelled("the request was cancelled")
+        limit_s = min(self._limit_s(call.request) for call in calls)
+        if time.monotonic() - started_s <= limit_s:
+            return
+        told = f"had no answer within {limit_s:.3g} s"
+        asked = {call.server for call in calls if call.server is not None}
+        for server in asked if limit_s > self.ask_s / 2 else ():
+            # a caller in more of a hurry says nothing about the server
+            server.leave_alone(ServerFault(told, away=True))
+        names = " and ".join([f"the server {one.link.shown}" for one in asked]) or "the core"
+        raise DeadlineExceeded(
+            f"{names} {told}; allow more time (core_deadline_s), or see what holds it up"
+        )
 
-        Raises CoreFailed.
-        """
-        said = self._said(body, request, stop)
-        with contextlib.suppress(ServerFault):
-            return read(said)
-        if said.cut:
-            body = body | {"max_tokens": 2 * body["max_tokens"]}
-        try:
-            return read(self._said(body, request, stop))
-        except ServerFault as fault:
-            raise self._failed(fault, ", asked twice,") from fault
-
-    def _told(self, fault, how=""):
-        """Return what the server did as a sentence; a key that it repeats is in none."""
-        told = fault.told.replace(self._key, "…") if self._key else fault.told
-        return f"{self.name}{how} {told}"
-
-    def _failed(self, fault, how=""):
-        return CoreFailed(self._told(fault, how), status=fault.status)
-
-    def _said(self, body, request, stop):
-        """Return what the server said to a request; what may pass is tried again, until `stop` is set. Raises CoreFailed."""
-        until_s, waited = time.monotonic() + self._limit_s(request), 0
-        hear = request.on_text or (lambda piece: None)
-        for usual_s in (*_REMOTE_TRY_S, None):
+    def _answered(self, call, stop):
+        """Return a call's answer: of one server after the other, until one has it. Raises the last one's error."""
+        failure = None
+        while self._turns.take(call, stop):
+            if call.server is None:
+                raise failure or self._offline()
+            has_others = bool(self._turns.others(call))
             try:
-                return self._conceding(body, hear, stop, until_s)
-            except ServerFault as fault:
-                if stop.is_set():  # nobody waits any more: it may be my own end that broke it off
-                    raise Cancelled("the request was cancelled") from fault
-                pause_s = self._pause_s(fault, usual_s, until_s, waited)
-                if pause_s is None:
-                    raise self._given_up(fault) from fault
-                waited += fault.after_s is not None
-                log_core.warning("%s; it is asked again in %.3g s", self._told(fault), pause_s)
-            if stop.wait(pause_s):
-                raise Cancelled("the request was cancelled")
+                return call.server.answer(call, stop, has_others)
+            except CoreFailed as error:
+                failure = error
+                log_core.info("%s", error)
+            finally:
+                self._turns.leave(call)
+        raise Cancelled("the request was cancelled")
 
-    @staticmethod
-    def _pause_s(fault, usual_s, until_s, waited):
-        """Return how long to wait before a fault's next try, or None where there is none; a wish to be left alone is met once."""
-        if not fault.passing:
-            return None
-        if fault.after_s is None:
-            return usual_s
-        fits = time.monotonic() + fault.after_s < until_s
-        return fault.after_s if fits and not waited else None
-
-    def _given_up(self, fault):
-        """Return the CoreFailed of a fault that no further try mends; what ails the server itself opens the breaker."""
-        if fault.after_s:
-            fault.told += f"; it wants to be left alone for {fault.after_s:.0f} s"
-        if fault.passing or fault.away:
-            self._leave_alone(fault)
-        return self._failed(fault)
-
-    def _offered(self):
-        """Return what is told of the models that the server offers now."""
-        with contextlib.suppress(ServerFault):
-            self.models = self._listed()
-        shown = ", ".join(self.models[:_MODELS_SHOWN])
-        return f"it offers {shown}: name one by core_model" if shown else "it tells of none"
-
-    def _conceding(self, body, hear, stop, until_s):
-        """Return what the server said to a request; what it does not take is left out from then on. Raises ServerFault."""
-        made = self._conceded
-        while True:
-            asked = _conceded(body, made)
-            try:
-                said = self._streamed(asked, hear, stop, until_s)
-            except ServerFault as fault:
-                name = _next_concession(fault, asked, made)
-                if name is None:
-                    if fault.status == 404:
-                        fault.told += f" (asked for {body['model']}; {self._offered()})"
-                    raise
-                made = (*made, name)
-                continue
-            if len(made) > len(self._conceded):  # it has helped
-                self._conceded = made
-            return said
-
-    def _streamed(self, body, hear, stop, until_s):
-        said, reader = Heard(), ReplyReader()
-        with self._replying("POST", "/chat/completions", stop, until_s, body) as pieces:
-            for piece in pieces:
-                self._hear(reader.take(piece), said, hear)
-                if reader.ended:  # it may leave the connection open
-                    break
-            if not reader.ended:
-                self._hear(reader.finish(), said, hear)
-        said.whole = said.whole or reader.ended
-        return said
-
-    def _hear(self, events, said, hear):
-        for event in events:
-            piece = said.hear(event)
-            if piece:
-                self.tokens_told += 1
-                hear(piece)
-
-    @contextlib.contextmanager
-    def _replying(self, method, place, stop, until_s, body=None):
-        """Have the pieces of a request's reply while inside. Raises ServerFault for a status that is an error, and for faults
-        on the way; Cancelled once `stop` is set."""
-        httpx = need("httpx2", "a core by URL")
-        left_s = max(0.0, until_s - time.monotonic()) + _READ_BEHIND_S
-        timeout = httpx.Timeout(left_s, connect=_REMOTE_CONNECT_S)
-        try:
-            with self._client.stream(
-                method, f"{self.url}{place}", json=body, timeout=timeout
-            ) as reply:
-                pieces = self._pieces(reply, stop, until_s)
-                if not reply.is_success:
-                    raise status_fault(reply.status_code, reply.headers, self._complaint(pieces))
-                yield pieces
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise transport_fault(error) from error
-
-    @staticmethod
-    def _pieces(reply, stop, until_s):
-        """Yield the pieces of a reply, for as long as it is waited for: some keep themselves alive and say nothing."""
-        for piece in reply.iter_bytes():
-            if stop.is_set():
-                raise Cancelled("the request was cancelled")
-            if time.monotonic() > until_s + _READ_BEHIND_S:
-                raise ServerFault("does not come to an end in time", away=True)
-            yield piece
-
-    @staticmethod
-    def _complaint(pieces):
-        """Return the beginning of what a server says with an error."""
-        heard = b""
-        for piece in pieces:
-            heard += piece
-            if len(heard) > COMPLAINT_BYTES_MOST:
-                break
-        return decoded_line(heard)
+    # ---- the end
 
     def close(self, timeout_s: int = 1) -> None:
-        """Stop asking; who waits is told Cancelled. A thread that hangs in a socket is left to end by itself."""
+        """Stop asking; who waits is told Cancelled."""
         self._closing.set()
-        self._opened.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
-        if self._client is not None:
-            self._client.close()
-        self._life, self._progress = "offline", "the core is closed"
+        for one in self.servers:
+            one.close(timeout_s)
 
     def health(self) -> dict:
-        """Return a small dict from memory: how the core is and what it did."""
+        """Return a small dict from memory: how the core is and what it did, together and for each server."""
+        best, servers = self._best(), [one.health() for one in self.servers]
         return {
             "state": self.state,
             "progress": self.progress,
-            "error": self.breaker.why or None,
-            "breaker": self.breaker.health(),
-            "model": self.model or None,
+            "error": best.breaker.why or None,
+            "breaker": best.breaker.health(),
+            "model": best.model or None,
             "parameters": 0,
             "rows_served": self.rows_served,
-            "tokens": self.tokens_told,
+            "tokens": sum([one["tokens_out"] for one in servers]),
             "last_batch_s": round(self.batch_s, 3),
             "load_s": {},
-            "queued": 0,
+            "queued": self._turns.waiting,
+            "servers": servers,
         }
+
+
+def _servers_of(urls, keys, model, price, ask_s):
+    """Return a CoreServer for each address."""
+    is_alone, prices = len(urls) == 1, read_prices(price, len(urls))
+    connect_s = None if is_alone else _CONNECT_AMONG_S
+    links = [ServerLink(url, key, connect_s) for url, key in zip(urls, keys, strict=True)]
+    return [
+        CoreServer(link, model, ask_s, is_alone, each)
+        for link, each in zip(links, prices, strict=True)
+    ]
+
+
+def _keys_told(text, servers):
+    """Return the key of each of so many servers: one for all, or one for each, "-" for none. Raises ConfigError."""
+    told = text.split() or [""]
+    if len(told) not in (1, servers):
+        raise ConfigError(
+            f"core_key has {len(told)} keys for {servers} servers; give one for each, in their order and - for none, or "
+            "one for all"
+        )
+    told = told if len(told) == servers else told * servers
+    return ["" if key == "-" else key for key in told]
+
+
+def _task_prompt(request):
+    if request.task not in CORE_TASKS:
+        raise BadRequest(f"the core has no task {request.task!r}; {mend(request.task, CORE_TASKS)}")
+    return CORE_TASKS[request.task].prompt(request.fields)[0]
+
+
+def _text_read(said):
+    """Return the answer to a free prompt. Raises ServerFault where there is none."""
+    text = said.free_text()
+    return text, text, said.pieces
+
+
+def _task_read(request, lines, schema, said):
+    """Return the answer to a task. Raises ServerFault where what was said is none."""
+    told, task = said.task(set(schema["required"])), CORE_TASKS[request.task]
+    try:
+        answer = JSON_FORMS[request.task][1](told, lines, *request.refused)
+        value = FREE_VALUES.get(request.task, task.value)(answer, request.fields)
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        said_so = shown_reply(json.dumps(told))
+        raise ServerFault(
+            f"answers {request.task} with JSON that cannot be used: {said_so}"
+        ) from error
+    return answer, value, said.pieces
 
 
 ################################################################################
@@ -26428,7 +26984,7 @@ class MissionLane:
             )
             asked.add_done_callback(lambda _: pieces.put(None))
             while (piece := pieces.get()) is not None:
-                text += piece
+                text = text + piece if piece else ""  # another server begins again
                 if not (piece.isalnum() or halt.enough):
                     self._tell_written(mission, words.take(text, is_whole=False))
                     halt.enough = words.is_enough
@@ -39088,7 +39644,7 @@ CORE_SETTINGS = {  # what --core may be
     "FILE.gguf": "a model file as Ollama and LM Studio keep them, of a Llama",
     "FOLDER": "a model of the Llama family (config.json and *.safetensors)",
     "OWNER/NAME": "one of the hub, downloaded into the image",
-    "URL": "a server of OpenAI's protocol; --core-model names the model, BATOS_CORE_KEY holds its key",
+    "URL": "a server of OpenAI's protocol; --core-model names the model, BATOS_CORE_KEY holds its key; --core-urls names more",
 }
 
 
@@ -42551,12 +43107,27 @@ def _tell_incarnation(told):
         _say(f"incarnated: {', '.join(told['result']['incarnated'])}")
 
 
+def _core_urls(settings):
+    """Return the addresses of the servers that are the core; none where it is here."""
+    is_one = "://" in settings.core
+    named = [settings.core] if is_one else []
+    others = settings.core_urls.split() if is_one or settings.core == "auto" else []
+    return list(dict.fromkeys(named + others))
+
+
 def _embedded_core(image, settings):
     """Return the core of an image, or the one behind a URL; off where the settings say none, or where there is none."""
-    if "://" in settings.core:
-        ask_s = min(settings.core_deadline_s, settings.mission_deadline_s)
+    urls = _core_urls(settings)
+    if urls:
         return RemoteCore(
-            settings.core, settings.core_model, settings.core_key, tell=_say, ask_s=ask_s
+            urls,
+            settings.core_model,
+            settings.core_key,
+            tell=_say,
+            ask_s=min(settings.core_deadline_s, settings.mission_deadline_s),
+            parallel=settings.core_parallel,
+            queued_most=settings.core_queue,
+            price=settings.core_price,
         )
     with reading(image) as root:
         held = bool(root["pLLM_obj"].model_blob)
@@ -42625,7 +43196,7 @@ def serve(settings, debug=False, make_core=_embedded_core):
     try:
         check_slots(image)
         _upgrade(image, settings)
-        _awaken(image, _chosen_core(settings.core, image))
+        _awaken(image, _chosen_core(next(iter(_core_urls(settings)), settings.core), image))
         _tell_incarnation(_incarnated(image, settings))
         note_vessel(image, vessel)
         uvm = BatOS_UVM(image, settings, make_core(image, settings), Embedder(settings.embedder))
@@ -44752,7 +45323,12 @@ def help_cores():
     A model that is not the embedded one is asked by prompts, which are data in the image (codex_obj.prompts). It writes what
     it says to a question freely; a sentence is told once a passage bears it out. In other tasks it is bound by the embedded
     one's grammars (methods it writes as any Python), a server is asked for JSON, and for personas by its models of their
-    names. An image keeps its core, as it came, until another is named.
+    names (LoRA modules of vLLM) or by llama.cpp's adapters, `--lora robin.gguf`. An image keeps its core, as it came, until
+    another is named.
+
+    Of several servers (core_urls) each row goes to the first that is ready and has room, to the next where that fails;
+    words that broke off are begun again there. One that is off is left alone: 10 s behind three failures in 30 s, then for
+    twice as long each time, up to 300 s, until one probe is answered. `health.core.servers` tells of each.
 
     Of a model file the header tells what memory it takes, bf16 in RAM or nf4 on a card, before it is loaded; what is too
     large, or no plain Llama, a server reads. Ollama's files have no ending (`ollama show --modelfile NAME` tells where).
@@ -45348,7 +45924,7 @@ def _daemon_pane(told):
     model = f" ({core['model']}, {core['tokens']:,} tokens)" if core.get("model") else ""
     yield (
         f"BAT OS {health['version']} is {health['state']}, up {datetime.timedelta(seconds=int(health['uptime_s']))}; "
-        f"core {core['state']}{model}"
+        f"core {core['state']}{model}{_told_servers(core)}"
     )
     yield (
         f"RAM {health['memory_mb']:,.0f} MB, image {health['image_mb']:,.1f} MB, memory {memory.get('documents', 0):,} "
@@ -45357,6 +45933,16 @@ def _daemon_pane(told):
     )
     if offer := health.get("vessel", {}).get("offer"):
         yield told_offer(offer)
+
+
+def _told_servers(core):
+    """Return how the servers are that can be the core, where there are several."""
+    servers = core.get("servers", ())
+    if len(servers) < 2:
+        return ""
+    away = [one for one in servers if one["state"] != "ready"]
+    told = [f"{one['url']} {one['state']} ({one['why'] or 'not found yet'})" for one in away]
+    return "; ".join([f"; {len(servers) - len(away)} of {len(servers)} servers", *told])
 
 
 def _told_entropy(health):

@@ -321,7 +321,7 @@ def test_a_server_without_a_list_of_models_is_taken_at_its_word(monkeypatch, sta
 
     def refuse(core):
         raise fault
-    monkeypatch.setattr(batos.RemoteCore, "_listed", refuse)
+    monkeypatch.setattr(batos.CoreServer, "_listed", refuse)
     with core_at("http://127.0.0.1:1/v1", model="mine") as core:
         assert core.state == "ready" and core.model == "mine"
 
@@ -334,7 +334,7 @@ def test_an_address_that_is_not_whole_is_told(habits, hasty):
 def test_a_server_that_comes_back_with_another_model_is_asked_for_that(habits, hasty, monkeypatch):
     monkeypatch.setattr(batos, "_BREAKER_S", (0.01, 0.01))
     offered = [["small"]]
-    monkeypatch.setattr(batos.RemoteCore, "_listed", lambda core: offered[0])
+    monkeypatch.setattr(batos.CoreServer, "_listed", lambda core: batos.Offered(offered[0], offered[0], {}, {}))
     with core_at(habits.url(CHANGING), ask_s=0.3) as core:
         assert core.model == "small" and "had no answer" in heard_from(core)
         offered[0] = ["large", "ROBIN"]
@@ -362,7 +362,7 @@ def test_a_breaker_opens_for_longer_each_time_and_an_answer_forgets_it():
     assert breaker.state == "closed" and breaker.health()["opened"] == 8
     breaker.open("again")
     assert breaker.left_s() == most_s                    # a probe alone is no proof
-    breaker.close(answered=True)
+    breaker.close(answered=breaker.opened - 1)
     assert breaker.state == "open"                       # what was under way before
     now_s[0] += most_s
     assert breaker.half_open()
