@@ -29,8 +29,10 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     files become texts, texts chunks, chunks postings and vectors; and how they are found
     what is told    Asked · Contradictions · Evidence · Levels · Grounds · Summaries
                     passages and the sentence that answers; whether a passage bears out what a core wrote
-    the mind        Missions · Ether · Speakers · States · Contrapunto · Forgetting · Mission lane · Inference · Prototypes
-                    codex and personas, traces that draw them, a thought's way through its states; messages that ask the core
+    the mind        Missions · Ether · Speakers · States · Contrapunto · Branches
+                    codex and personas, traces that draw them, a thought's way through its states, and the ways that it may take
+    its workers     Forgetting · Mission lane · Inference · Prototypes
+                    what carries thoughts on, and what forgets; messages that ask the core; the mind as genesis makes it
     new methods     Steps · Intents · Examples · Methods · Guesses · Generative kernel · Mending · Parcels
                     what a message can mean, what decides, how a method is tried, kept, mended and carried elsewhere
     what is learnt  Golden dataset · Forge worker · Forge
@@ -518,6 +520,8 @@ SETTINGS = {row.name: row for row in (
     Setting("gate_noise", 0.08, "deviation", "of the draws by which that one is let in; 0 lets only traces and the router do it"),
     Setting("gate_floor", 0.45, "score", "from which on that one is let in"),
     Setting("contrapunto", True, "true or false", "let BRICK and ROBIN answer each other where both spoke"),
+    Setting("branches", True, "true or false",
+            "think along several ways where a question tells of something in place of naming it"),
     Setting("forge_auto", "ask", "off, ask or on",
             "corrections begin a curation by themselves, unless off; a dataset that is ready is told of, or forged"),
     Setting("forge_engine", "process", "process or stub",
@@ -980,7 +984,7 @@ def _msgpack_heads():
     yield from ((_PLAIN, 0, 0) for _ in range(0x20))
 
 
-_MSGPACK_HEADS = tuple(_msgpack_heads())
+_MSGPACKGENERAL_HEADS = tuple(_msgpack_heads())
 _EXTENSION_NAMES = {0xFF: "a timestamp"}  # the only one that msgpack itself knows
 
 
@@ -1036,7 +1040,7 @@ def count_packed(data: bytes, bounds: Bounds, what: str = "the message") -> int:
             if not left:
                 left, in_map = outer.pop()
                 continue
-            kind, width, size = _MSGPACK_HEADS[data[at]]
+            kind, width, size = _MSGPACKGENERAL_HEADS[data[at]]
             at += 1
             if width:
                 size = int.from_bytes(data[at : at + width])
@@ -2293,7 +2297,7 @@ __all__ += """
     folders_up_to SyncedPacker
 """.split()
 
-IMAGE_VERSION = 17
+IMAGE_VERSION = 18
 MAGIC = b"FS30"
 TXN_HEADER = struct.Struct(">8sQcHHH")  # tid, length less 8, status, three lengths
 # oid, tid, two positions, 0, length of the data (0: a position follows)
@@ -22023,7 +22027,7 @@ def _kind_of_difference(difference):
 # Offers:
 __all__ += """
     REQUESTS is_statement QUOTE_WORDS SAYS_YES_OR_NO goes_on tellings_of Recall find_evidence
-    with_its_lines READER_WEIGHT CERTAIN_ABOVE
+    with_its_lines READER_WEIGHT CERTAIN_ABOVE is_newer passage_around result_of
 """.split()
 
 # Episodes: what was asked and told, as documents
@@ -22720,7 +22724,7 @@ def _newer_first(kept):
     """Return Judged so that of two which contradict each other the one that is newer stands before the other."""
     against = len(kept) > 1 and _contradict_each_other(*kept[:2])
     rows = [one.window.row for one in kept[:2]]
-    return [kept[1], kept[0], *kept[2:]] if against and _is_newer(rows[1], rows[0]) else kept
+    return [kept[1], kept[0], *kept[2:]] if against and is_newer(rows[1], rows[0]) else kept
 
 
 def _contradict_each_other(one, other):
@@ -22733,7 +22737,7 @@ def _contradict_each_other(one, other):
 _AS_OLD_S = 60  # what was learnt within so long, as of one folder, is as old by that
 
 
-def _is_newer(one: dict, other: dict) -> bool | None:
+def is_newer(one: dict, other: dict) -> bool | None:
     """Whether a search's result tells what is newer than another's; None where nothing says which.
 
     What supersedes is newer; else whose file was written later; else what was learnt or said later.
@@ -22768,7 +22772,7 @@ def _noted_against(evidence, kept):
     if first["chunk"]["doc_id"] == second["chunk"]["doc_id"]:
         return evidence
     kind = gainsays(*[_marked_telling(one).text for one in kept[:2]]) or "figure or denial"
-    age = {True: "older", False: "newer", None: "as old"}[_is_newer(first, second)]
+    age = {True: "older", False: "newer", None: "as old"}[is_newer(first, second)]
     age = "superseded" if second["superseded_by"] else age
     against = {"against": {"kind": kind, "is": age}}
     return [evidence[0], evidence[1] | against, *evidence[2:]]
@@ -22869,6 +22873,19 @@ def _evidence(judged):
         "span": span if span and ahead <= span[0] < span[1] else None,
         "share": round(min(1.0, max(0.0, judged.worth)), 2),
     }
+
+
+def passage_around(row: dict, at: int) -> dict:
+    """Return a sentence of a search's result, by its place among its tellings, as evidence with its neighbours."""
+    tellings = tuple(tellings_of(row["chunk"]))
+    window = _grown(Window(row, tellings, at, at + 1), at)
+    return _evidence(Judged(window, 0.0, at))
+
+
+def result_of(catalog: UvmObject, item: dict) -> dict:
+    """Return a passage's chunk as search tells a result."""
+    document = find_document(catalog, item["doc_id"], None)
+    return hit_of_chunk(catalog, document.first_chunk + item["chunk_index"], 0.0, {})
 
 
 def with_its_lines(told, chunk):
@@ -23979,7 +23996,8 @@ def merge_one_of(image, bulk, kind, keys):
 #
 # A mission from its acceptance on, and the records that a thought is made of.
 #
-#   IDLE -> DECOMPOSING -> DELEGATING -> (CONTRAPUNTO ->) SYNTHESIZING -> COMPLETE, any error -> FAILED
+#   IDLE -> (EXPLORING <-> VERIFYING ->) DECOMPOSING -> DELEGATING -> (CONTRAPUNTO ->) SYNTHESIZING -> COMPLETE,
+#   any error -> FAILED
 #
 #   mission   what was asked: {"type", "selector", "args"?, "kwargs"?}
 #   cycle     the object that carries a mission through the states; in the image from its acceptance
@@ -24043,7 +24061,9 @@ MATRIX = {
 
 # state -> (who leads it: None is the archetype's lead, which states may follow). FAILED may follow any.
 STATES = {
-    "IDLE": ("ALFRED", ["DECOMPOSING", "COMPLETE"]),
+    "IDLE": ("ALFRED", ["EXPLORING", "DECOMPOSING", "COMPLETE"]),
+    "EXPLORING": ("BRICK", ["EXPLORING", "VERIFYING"]),
+    "VERIFYING": ("ALFRED", ["EXPLORING", "DECOMPOSING", "COMPLETE"]),
     "DECOMPOSING": ("BRICK", ["DELEGATING", "COMPLETE"]),
     "DELEGATING": (None, ["DELEGATING", "CONTRAPUNTO", "SYNTHESIZING"]),
     "CONTRAPUNTO": ("BRICK", ["SYNTHESIZING"]),
@@ -24083,6 +24103,8 @@ class AnswerData(typing.TypedDict, total=False):
     partial_responses: (
         dict  # {pillar: {"frame", "quotes"}}: what a persona wrote, over which passages
     )
+    tree: dict  # ways that were explored, which one stands, which were pruned and why
+    verified: list  # what was asked of the one that stands, and whether it holds
     sent_back: list  # why the gate refused the first passages
     final_response: dict  # the answer, as a report tells it
 
@@ -24895,11 +24917,13 @@ __all__ += """
     WRITE WORDS_TOKENS REWORDED_WITHIN_S words_prompt rewording_prompt Words Halt words_told
     told_in_words persona_with facet_source facet_stands is_facet is_outdated intent_digest
     speaking without_prompt gate_reasons words_of_its_own recalled gentle_answer quotes_of
+    GENERAL_HEADS told_part depth_of plain_answer unsure_answer
 """.split()
 
 
-def recalled(cycle, recall, focus=""):
-    mission, root = mission_text(cycle.mission_brief), root_of(cycle)
+def recalled(cycle, recall, focus="", question=""):
+    """Return what memory has for a mission, or for a question that stands for it."""
+    mission, root = question or mission_text(cycle.mission_brief), root_of(cycle)
     catalog, conversation = root["knowledge_catalog_obj"], cycle.mission_brief.get("conversation")
     # its name says where to look, not for what
     query = _SELF_NAMES.sub(" ", _subject_asked(mission) or mission)
@@ -24951,8 +24975,10 @@ def psm_idle_(cycle, recall):
             "aside", lambda _: Step("COMPLETE", aside, start | {"final_response": aside})
         )
     found = recalled(cycle, recall)
+    if found["evidence"] and not is_feeling(mission) and depth_of(cycle, recall, found):
+        return Thought("recall", lambda _: Step("EXPLORING", found, start))
     if found["relevant"] and not is_feeling(mission):
-        told = found | {"told": _plain_answer(mission, found["evidence"])}
+        told = found | {"told": plain_answer(mission, found["evidence"])}
         return Thought("recall", lambda _: Step("DECOMPOSING", told, start))
     stated = (
         cycle.mission_brief.get("conversation") and only_states(mission) and not is_feeling(mission)
@@ -24961,8 +24987,48 @@ def psm_idle_(cycle, recall):
         return Thought("recall", lambda _: Step("DECOMPOSING", found, start))
     if is_feeling(mission) and not offers_reading(root_of(cycle)):
         found["evidence"] = []
-    answer = _noted_statement(mission) if stated else _unsure_answer(mission, found)
+    answer = _noted_statement(mission) if stated else unsure_answer(mission, found)
     return Thought("recall", lambda _: Step("COMPLETE", found, start | {"final_response": answer}))
+
+
+_WAYS_DEEP = 2
+_TELLS_OF = Pattern(
+    r"(?<!^)\b(?:the|a|an|my|our|your|that) (?:[\w'’-]+ ){1,3}?(?:who|whom|that|which|whose|where|"
+    r"(?:in|by|to|from|with|of|for|at|on|against|under) (?:which|whom)) (\w.*)",
+    re.IGNORECASE,
+)
+
+
+# what a question says in place of a name, and tells nothing by itself
+GENERAL_HEADS = frozenset(
+    stem
+    for word in "one person people man woman somebody someone anybody thing something place company firm".split()
+    for stem in stems(word)
+)
+_ASKING_STEMS = frozenset(stem for word in REQUESTS for stem in stems(word))
+
+
+def told_part(question: str) -> str:
+    """Return the clause by which a question tells of something that it does not name, or ""."""
+    found = _TELLS_OF.search(question)
+    return found[1].rstrip(" ?.!") if found else ""
+
+
+def depth_of(cycle: UvmObject, recall: Recall, found: dict | None = None) -> int:
+    """Return how deep a mission is thought, 0 to 2: as its brief says, else by its form and by what was found first.
+
+    What tells of something by a clause wants two steps, unless the first passage has all of its words.
+    """
+    told = cycle.mission_brief.get("kwargs", {}).get("depth")
+    if isinstance(told, int):
+        return max(0, min(_WAYS_DEEP, told))
+    mission = mission_text(cycle.mission_brief)
+    if not told_part(mission) or not (recall.settings is None or recall.settings.branches):
+        return 0
+    first = (found or journalled(cycle, "recall"))["evidence"][:1]
+    held = set(stems(" ".join([item["text"] for item in first])))
+    left = set(stems(mission)) - held - _ASKING_STEMS - GENERAL_HEADS
+    return _WAYS_DEEP if left else 0
 
 
 def _noted_statement(mission: str) -> dict:
@@ -24977,7 +25043,7 @@ def _noted_statement(mission: str) -> dict:
 _NEAREST = "Nothing here says it outright; nearest:"
 
 
-def _unsure_answer(mission, found):
+def unsure_answer(mission, found):
     """Return the answer to what memory does not answer: the nearest passages, or that there is nothing.
 
     Who says how she feels is offered the one passage that is nearest, and never told which words are unknown.
@@ -25387,7 +25453,7 @@ _NOTHING_WRITTEN = {
 
 def told_in_words(mission, evidence, words):
     """Return the answer in one sentence that is quoted, and below it what a core wrote."""
-    return "\n".join(filter(None, (_plain_answer(mission, evidence), " ".join(words))))
+    return "\n".join(filter(None, (plain_answer(mission, evidence), " ".join(words))))
 
 
 @primitive("psm_decomposing_", reads=True)
@@ -25764,7 +25830,7 @@ def without_prompt(fields):
     return {name: value for name, value in fields.items() if name != "prompt"}
 
 
-def _plain_answer(mission, evidence):
+def plain_answer(mission, evidence):
     """Return what an answer says in one sentence: the one that answers, quoted, cut around its span where it is long.
 
     Of two things that are compared it tells both. Where it is asked whether, and the text itself says yes or no to that, it
@@ -25772,12 +25838,14 @@ def _plain_answer(mission, evidence):
     """
     best = evidence[0]
     quote = f"\u201c{_quoted_sentence(best)}\u201d [1]"
+    if any("via" in item or "against" in item for item in evidence):
+        return "; ".join((quote, *_told_beside(evidence)))
     if _tells_one_alone(best, evidence[1:], things_compared(mission)):
         return f"{quote}; \u201c{_quoted_sentence(evidence[1])}\u201d [2]"
     said = [item for item in evidence[:2] if not item.get("header")]  # a row says too little
     others = [item for item in said[1:] if item["doc_id"] != best["doc_id"]]
-    if others and _is_against(best, others[0]):
-        return f"{quote}; {_TOLD_AGAINST[_age_of(others[0])]}: \u201c{_quoted_sentence(evidence[1])}\u201d [2]"
+    if others and contradict(marked_text(best), marked_text(others[0])):
+        return f"{quote}; before that: \u201c{_quoted_sentence(evidence[1])}\u201d [2]"
     settled = SAYS_YES_OR_NO.match(marked_text(best).lstrip("-*> "))
     if settled and ASKS_WHETHER.match(mission.strip()) and _settles(best, mission):
         return f"{settled[1].capitalize()}: {quote}"
@@ -25793,13 +25861,13 @@ _TOLD_AGAINST = {
 }
 
 
-def _is_against(best, other):
-    """Whether a passage was found to contradict the first one; of older journals, whether their sentences do."""
-    return "against" in other or contradict(marked_text(best), marked_text(other))
-
-
-def _age_of(other):
-    return other.get("against", {"is": "older"})["is"]
+def _told_beside(evidence):
+    """Yield what is told behind the sentence that answers: what named what was asked for, and what is against it."""
+    for number, item in enumerate(evidence, 1):
+        lead = "as" if "via" in item else ""
+        lead = f"{_TOLD_AGAINST[item['against']['is']]}:" if "against" in item else lead
+        if lead:
+            yield f"{lead} \u201c{_quoted_sentence(item)}\u201d [{number}]"
 
 
 def _tells_one_alone(best, others, things):
@@ -25871,7 +25939,12 @@ def _beside_it(cycle, plan, evidence):
     also = _added_passage(cycle, evidence)
     notes = notes_on(root_of(cycle), plan["strategy"], evidence)
     notes += _alfred_watches(cycle, plan, routing)
-    return {
+    tree = {
+        name: cycle._tmp_synthesis_data[name]
+        for name in ("tree", "verified")
+        if name in cycle._tmp_synthesis_data
+    }
+    return tree | {
         "evidence": [*evidence, *also],
         "experts": personas_of(plan["relevant_pillars"]),
         "routing": {**routing, **_resonance(cycle, plan, evidence)},
@@ -26009,6 +26082,409 @@ def _turn(first, focus, evidence):
         "dropped": sorted(known - kept),
         "items": new,
     }
+
+
+################################################################################
+# Branches #####################################################################
+################################################################################
+#
+# A question is thought along several ways where its mission has a depth, or where it tells of
+# something in place of naming it; what they come to is questioned before it is told.
+#
+#   node     one way: what was asked, by whom, which passages that found, and how well they answer
+#   hop      a node's question with a name that a passage told, in place of what is said of it
+#   verdict  whether a node holds, by questions to memory; what does not is pruned, the next one stands
+#
+#   1 the lead: the question    2 BRICK: the part that tells of something    3 ROBIN: what that leaves
+#   1.1, 1.2 …: the hops of the best two
+
+_WIDTH, _BEAM, _WAYS_MOST = 3, 2, 12
+_HOPS_EACH = 3  # of a node
+_NAMES_EACH = 2  # of a sentence
+_PASSAGES_LOOKED_AT = 3
+_DETERMINERS = frozenset(
+    "the a an my our your his her its their this that whoever whatever".split()
+)
+_QUESTION_WORD = Pattern(r"[\w][\w'’.-]*[\w]|\w")
+_OWNING = Pattern(r"['’]s$")
+_A_NAME = Pattern(r"\b[A-Z][\w'’.-]*\w(?: (?:(?:of|de|van|von|da|del|la) )?[A-Z][\w'’-]*)*")
+
+
+class Hop(typing.NamedTuple):
+    """A question that names what another one only told of, and the sentence of a passage which told the name."""
+
+    question: str
+    name: str
+    sentence: str
+    place: int  # of its passage in what was found
+    mark: list  # [first, last] characters of the passage that are the sentence
+
+
+class _QuestionWord(typing.NamedTuple):
+    """A word of a question: where it stands, and its stem, "" where it tells nothing."""
+
+    text: str
+    start: int
+    end: int
+    stem: str
+
+
+def _question_words(question):
+    found = []
+    for match in _QUESTION_WORD.finditer(question):
+        plain = _OWNING.sub("", match[0])
+        told = stems(plain) if plain.lower() not in REQUESTS else []
+        stem = told[0] if told and told[0] not in GENERAL_HEADS else ""
+        found.append(_QuestionWord(match[0], match.start(), match.end(), stem))
+    return found
+
+
+def _hops_of(question: str, evidence: list) -> list:
+    """Return the Hops that passages lead to: each puts a name that a sentence tells in place of what the question says of it."""
+    tokens, found = _question_words(question), {}
+    for place, item in enumerate(evidence[:_PASSAGES_LOOKED_AT]):
+        for told in sentences(item["text"]):
+            sentence = " ".join(told["text"].split())
+            begins = item["text"].find(told["text"])
+            mark = [begins, begins + len(told["text"])]
+            span = _told_of(tokens, set(stems(sentence)))
+            for name in _names_beside(sentence, question) if span else ():
+                worth, restated = span[0], _restated(question, tokens, span, name)
+                found.setdefault(restated, (worth, Hop(restated, name, sentence, place, mark)))
+    best = sorted(found.values(), key=lambda row: (-row[0], row[1].place))
+    return [hop for _, hop in best]
+
+
+def _told_of(tokens, held):
+    """Return (worth, first, last) of the words of a question that tell of what a sentence holds, or None.
+
+    They begin with a word such as "the", hold as many words of the sentence and as few others as can be, and leave something
+    to be asked. Of those that are worth as much the first stands, "the one who signs the lease" before "the lease".
+    """
+    telling = [token.stem for token in tokens if token.stem]
+    if all(stem in held for stem in telling):
+        return None
+    begins = [at for at, token in enumerate(tokens) if at and token.text.lower() in _DETERMINERS]
+    found = [told for at in begins if (told := _best_end(tokens, at, held))]
+    return max(found, key=lambda told: told[0], default=None)
+
+
+def _best_end(tokens, first, held):
+    """Return the (worth, first, last) of most worth of the words from `first` on, or None where none tells."""
+    worth, found = 0, []
+    for last in range(first, len(tokens)):
+        stem = tokens[last].stem
+        worth += (1 if stem in held else -1) if stem else 0
+        if stem in held and worth > 0:
+            found.append((worth, first, last))
+    return max(found, key=lambda told: told[0], default=None)
+
+
+def _names_beside(sentence, question):
+    """Return up to _NAMES_EACH names of a sentence that the question has not; what only opens the sentence comes last."""
+    known = question.casefold()
+    names = []
+    for match in _A_NAME.finditer(sentence):
+        words = match[0].split()
+        while words and words[0].lower() in STOP_WORDS | REQUESTS:
+            words.pop(0)
+        name = _OWNING.sub("", " ".join(words))
+        if name and name.casefold() not in known:
+            names.append((match.start() == 0 and len(words) == 1, name))
+    return [name for _, name in sorted(dict.fromkeys(names), key=lambda row: row[0])][:_NAMES_EACH]
+
+
+def _restated(question, tokens, span, name):
+    """Return a question with a name in place of the words of a span."""
+    _, first, last = span
+    ending = _OWNING.search(tokens[last].text)
+    owner = ending[0] if ending else ""
+    return f"{question[: tokens[first].start]}{name}{owner}{question[tokens[last].end :]}"
+
+
+# Nodes
+
+
+def _nodes_of(cycle):
+    """Return the nodes of a cycle's journal, in their order."""
+    return [entry.answer for entry in cycle.journal if entry.name.startswith("node ")]
+
+
+def _verdicts_of(cycle):
+    """Return {node: verdict} of a cycle's journal."""
+    told = [entry.answer for entry in cycle.journal if entry.name.startswith("verdict ")]
+    return {verdict["node"]: verdict for verdict in told}
+
+
+@primitive("psm_exploring_", reads=True)
+def psm_exploring_(cycle, recall):
+    """Make the next node: one of three ways to begin with, then hops of the best; where there is none left, see what holds."""
+    nodes, verdicts = _nodes_of(cycle), _verdicts_of(cycle)
+    node = _successor(nodes, verdicts) or _root_due(cycle, recall, nodes)
+    node = node or _hop_due(cycle, recall, nodes, verdicts)
+    if node is None:
+        names = [each["node"] for each in nodes]
+        return Thought("explored", lambda _: Step("VERIFYING", names))
+    return Thought(f"node {node['node']}", lambda _: Step("EXPLORING", node))
+
+
+def _root_due(cycle, recall, nodes):
+    """Return the next of the nodes to begin with, or None: the lead's, BRICK's, ROBIN's; a way that says nothing new is none."""
+    mission, first = mission_text(cycle.mission_brief), journalled(cycle, "recall")
+    made = [node["node"] for node in nodes]
+    if "1" not in made:
+        return _node("1", "", "", mission, first, recall)
+    ways = {"2": ("BRICK", told_part(mission)), "3": ("ROBIN", _words_left_of(mission))}
+    for name, (persona, focus) in ways.items():
+        if name not in made and focus and not any("." in each for each in made):
+            found = recalled(cycle, recall, focus=focus)
+            return _node(name, "", persona, mission, found, recall, focus)
+    return None
+
+
+def _node(name, parent, persona, question, found, recall, focus="", via=None):
+    """Return a node as the journal has it. score: how well the reader says that its first passage answers."""
+    evidence = [item for item in found["evidence"] if "via" not in item]
+    return {
+        "node": name,
+        "parent": parent,
+        "persona": persona,
+        "question": question,
+        "focus": focus,
+        "certainty": found["certainty"],
+        "evidence": evidence,
+        "score": _answer_score(question, evidence, recall),
+        **({"via": via} if via else {}),
+    }
+
+
+def _answer_score(question, evidence, recall):
+    """Return the reader's score of the first passage as an answer, above its threshold; its worth where there is no reader."""
+    reader = recall.embedder.reader
+    best = [(" > ".join(item["headings"]), item["text"]) for item in evidence[:1]]
+    told = reader.judge(question, best)
+    if told:
+        return round(float(told[0][0] - reader.threshold), 3)
+    return evidence[0]["share"] - 1 if evidence else -1.0
+
+
+def _words_left_of(mission):
+    """Return the words of a mission beside the clause by which it tells of something; "" where it has none."""
+    part = told_part(mission)
+    known = set(stems(part))
+    left = [word for stem, word in words_of(mission).items() if stem not in known]
+    return " ".join(left) if part else ""
+
+
+def _hop_due(cycle, recall, nodes, verdicts):
+    """Return the next hop of the best nodes that are no hops deeper than the mission goes, or None."""
+    depth = depth_of(cycle, recall)
+    if len(nodes) >= _WAYS_MOST or _is_half_over(cycle, recall):
+        return None
+    asked = {node["question"] for node in nodes}
+    level = [node for node in nodes if node["node"].count(".") < depth - 1]
+    for parent in sorted(level, key=lambda node: -node["score"])[:_BEAM]:
+        made = [node for node in nodes if node["parent"] == parent["node"]]
+        hops = _hops_of(parent["question"], parent["evidence"])[:_HOPS_EACH]
+        left = [hop for hop in hops if hop.question not in asked]
+        if left and len(made) < _HOPS_EACH:
+            return _hop_node(cycle, recall, parent, left[0], len(made) + 1)
+    return None
+
+
+def _hop_node(cycle, recall, parent, hop, number):
+    """Return the node of a hop: what memory has for its question, and the passage that told the name."""
+    found = recalled(cycle, recall, question=hop.question)
+    item = parent["evidence"][hop.place]
+    via = {**item, "mark": hop.mark, "span": None, "via": hop.name}
+    name = f"{parent['node']}.{number}"
+    return _node(name, parent["node"], parent["persona"], hop.question, found, recall, via=via)
+
+
+def _is_half_over(cycle, recall):
+    """Whether half of the time that a mission has is gone: the best node stands then."""
+    most_s = recall.settings.mission_deadline_s if recall.settings else math.inf
+    return (now_utc() - cycle.accepted_at).total_seconds() > most_s / 2
+
+
+# Verdicts: each node that may be told is questioned, and what memory says against it is told beside it
+
+_OTHERWISE, _HOLDS_STILL, _AS_ASKED, _SOURCES = (
+    "Does memory say otherwise?",
+    "Does it still hold?",
+    "Is it what was asked?",
+    "Is it from more than one source?",
+)
+_LOOKED_AT_BESIDE = 8  # chunks in which a contradiction is looked for
+
+
+@primitive("psm_verifying_", reads=True)
+def psm_verifying_(cycle, recall):
+    """Question the best node that is not pruned: one that holds is told, of one that does not the next is seen."""
+    nodes, verdicts = _nodes_of(cycle), _verdicts_of(cycle)
+    standing = [node for node in _best_first(nodes) if node["node"] not in verdicts]
+    if not standing:
+        return _told_of_tree(cycle, nodes, verdicts, _best_first(nodes)[0])
+    best = standing[0]
+    verdict = _verdict_on(root_of(cycle)["knowledge_catalog_obj"], best, recall)
+    if verdict["holds"]:
+        return _told_of_tree(cycle, nodes, verdicts | {best["node"]: verdict}, best)
+    return Thought(f"verdict {best['node']}", lambda _: Step("EXPLORING", verdict))
+
+
+def _verdict_on(catalog, node, recall):
+    """Return what questions to memory say of a node: {"node", "holds", "why", "verified", "against"?: passages that gainsay}."""
+    told = {"node": node["node"], "holds": True, "why": "", "verified": [], "against": []}
+    if not node["evidence"]:
+        return told | {"holds": False, "why": "nothing was found"}
+    best = node["evidence"][0]
+    newer = catalog.superseded.get(best["doc_id"])
+    against = _found_against(catalog, best, recall)
+    later = [item for item in against if item["against"]["is"] == "newer"]
+    asked = asked_of(catalog, node["question"], "", "")
+    wanted = asked.expected is None or asked.is_answered_by(marked_text(best))
+    others = _said_elsewhere(node["evidence"])
+    told["verified"] = [
+        _questioned(_OTHERWISE, [item["chunk_id"] for item in against], not against),
+        _questioned(_HOLDS_STILL, [newer] if newer else [], not newer),
+        _questioned(_AS_ASKED, [best["chunk_id"]], wanted),
+        _questioned(_SOURCES, others, bool(others)),
+    ]
+    if newer or later:
+        why = (
+            f"superseded by {newer}"
+            if newer
+            else f"{later[0]['chunk_id']} is newer, and says otherwise"
+        )
+        return told | {"holds": False, "why": why, "against": later}
+    return told | {"against": against}
+
+
+def _questioned(question, citations, holds):
+    """Return one question of a verdict; citations: chunks or documents that it rests on."""
+    return {"question": question, "citation": citations, "holds": holds}
+
+
+def _said_elsewhere(evidence):
+    """Return which other documents have a passage that says much of what the first one says."""
+    said = set(stems(marked_text(evidence[0])))
+    return [
+        item["chunk_id"]
+        for item in evidence[1:]
+        if item["doc_id"] != evidence[0]["doc_id"]
+        and len(said & set(stems(marked_text(item)))) >= len(said) / 2
+    ]
+
+
+def _found_against(catalog, item, recall):
+    """Return passages of other documents that gainsay the telling sentence of one, each with `against`; superseded ones too."""
+    said = " ".join(marked_text(item).split())
+    spelt = words_of(said).values()
+    query = " ".join([word for word in spelt if not any(map(str.isdigit, word))])
+    if item.get("header") or not query:
+        return []
+    vector, by = recall.embedder.query(query), recall.embedder.name
+    rows = search_(catalog, query, _LOOKED_AT_BESIDE, vector, embedder=by)["results"]
+    own_row = result_of(catalog, item)
+    others = [row for row in rows if row["chunk"]["doc_id"] != item["doc_id"]]
+    found = [_against_in(row, said, own_row) for row in others]
+    return [each for each in found if each][:1]
+
+
+def _against_in(row, said, own_row):
+    """Return the passage of a search's result that gainsays a sentence, or None."""
+    tellings = tuple(tellings_of(row["chunk"]))
+    for at, telling in enumerate(tellings):
+        kind = gainsays(said, " ".join(telling.text.split()))
+        if kind:
+            age = {True: "newer", False: "older", None: "as old"}[is_newer(row, own_row)]
+            age = "superseded" if row["superseded_by"] else age
+            return passage_around(row, at) | {"against": {"kind": kind, "is": age}}
+    return None
+
+
+def _best_first(nodes):
+    """Return nodes, the one that answers best first: what is sure, a hop before what it came from, then by the reader's score."""
+    return sorted(nodes, key=_rank_of_node, reverse=True)
+
+
+_HOP_AHEAD = 1.0  # of the reader's score: a hop asks for less than the question it came from
+
+
+def _rank_of_node(node):
+    is_sure = node["certainty"] == "sure" and bool(node["evidence"])
+    return is_sure, node["score"] + _HOP_AHEAD * ("via" in node)
+
+
+def _told_of_tree(cycle, nodes, verdicts, best):
+    """Return the thought in which what stands is told: with what led to it, what is against it, and how it came."""
+    verdict = verdicts.get(best["node"], {})
+    first_found = journalled(cycle, "recall")["evidence"]
+    evidence = _with_its_way(best, verdict.get("against", ()), first_found)
+    found = journalled(cycle, "recall") | {
+        "certainty": best["certainty"],
+        "relevant": best["certainty"] == "sure",
+        "evidence": evidence,
+    }
+    pruned = [
+        {"node": name, "why": each["why"]} for name, each in verdicts.items() if not each["holds"]
+    ]
+    made = ("node", "parent", "persona", "question", "focus", "certainty", "score")
+    rows = [{name: node[name] for name in made} for node in nodes]
+    kept = {
+        "tree": {"kind": "retrieval", "stands": best["node"], "nodes": rows, "pruned": pruned},
+        "verified": verdict.get("verified", []),
+    }
+    mission = mission_text(cycle.mission_brief)
+    if found["relevant"]:
+        told = found | {"told": plain_answer(mission, evidence)}
+        return Thought("recall", lambda _: Step("DECOMPOSING", told, kept))
+    answer = unsure_answer(mission, found) | kept
+    return Thought("recall", lambda _: Step("COMPLETE", found, kept | {"final_response": answer}))
+
+
+def _with_its_way(node, against, first_found):
+    """Return a node's passages: what answers, what named what was asked for, what is against it, and what was found first."""
+    first, rest = node["evidence"][:1], node["evidence"][1:]
+    way = [node["via"]] if "via" in node else []
+    told = [*first, *way, *against]
+    for item in (*first_found[:1], *rest):
+        if len(told) < _WIDTH and item["text"] not in [each["text"] for each in told]:
+            told.append(_alone(item))
+    return told
+
+
+def _alone(item):
+    """Return a passage without what it was to another one."""
+    return {name: value for name, value in item.items() if name not in ("against", "via")}
+
+
+def _successor(nodes, verdicts):
+    """Return the node that follows a pruned one, led by what is newer and says otherwise; None where none is due."""
+    made = {node["node"]: node for node in nodes}
+    for name, verdict in verdicts.items():
+        after, former = f"{name}.0", made[name]
+        if verdict["against"] and after not in made:
+            evidence = [*map(_alone, verdict["against"]), *former["evidence"][:1]]
+            return {
+                **former,
+                "node": after,
+                "parent": name,
+                "persona": "ALFRED",
+                "evidence": evidence,
+            }
+    return None
+
+
+def _trace_of_pruned(root, cycle):
+    """Leave a trace where a way was pruned: what memory holds does not agree."""
+    tree = (cycle.result or {}).get("tree", {})
+    if tree.get("pruned"):
+        text = mission_text(cycle.mission_brief)
+        deposited(root, "LOGICAL_INCONSISTENCY", text, cycle=cycle_id(cycle))
+
+
+CYCLE_EFFECTS.append(_trace_of_pruned)
 
 
 ################################################################################
@@ -35753,7 +36229,15 @@ class ListCyclesCommand(Command):
 
     state: (
         typing.Literal[
-            "IDLE", "DECOMPOSING", "DELEGATING", "CONTRAPUNTO", "SYNTHESIZING", "COMPLETE", "FAILED"
+            "IDLE",
+            "EXPLORING",
+            "VERIFYING",
+            "DECOMPOSING",
+            "DELEGATING",
+            "CONTRAPUNTO",
+            "SYNTHESIZING",
+            "COMPLETE",
+            "FAILED",
         ]
         | None
     ) = None
@@ -40465,6 +40949,15 @@ def know_the_vessel(root):
     _give_roots(root, "vessel_obj")
 
 
+@adds_to(UPGRADES, 18)
+def allow_branches(root):
+    """A question may be thought along several ways, in two states of their own."""
+    _add_slots(root, "psm_prototypes_obj")
+    for name, (_, follows) in STATES.items():
+        if "psm_prototypes_obj" in root:
+            set_slot(own(root["psm_prototypes_obj"])[name], "follows", follows)
+
+
 def _spellings(catalog: UvmObject) -> dict:
     """Return {real path: [doc_id]} of the documents that `learn` named as their files' paths were spelt, not those named right.
 
@@ -40657,7 +41150,8 @@ _UI_SPEC = {
         {"name": "cold", "title": "Cold: in the image", "tone": "cool", "used": "mb", "room": None, "unit": "MB",
          "empty": "None is here alone: warm and hot ones are stored here too."},
     ],
-    "states": {"IDLE": "faint", "DECOMPOSING": "cool", "DELEGATING": "violet", "CONTRAPUNTO": "violet",
+    "states": {"IDLE": "faint", "EXPLORING": "cool", "VERIFYING": "cool", "DECOMPOSING": "cool", "DELEGATING": "violet",
+               "CONTRAPUNTO": "violet",
                "SYNTHESIZING": "warm", "COMPLETE": "good",
                "FAILED": "bad"},
     "events": {
@@ -44459,6 +44953,7 @@ def _has_ended(client, cycle):
 
 def ask_command(args, client):
     brief = {"conversation": args.conversation} if args.conversation else {}
+    brief |= {} if args.depth is None else {"kwargs": {"depth": args.depth}}
     if args.json:
         return _think(client, args.question, **brief), []
     if args.voices:
@@ -44680,6 +45175,7 @@ def _told_routing(cycle, result):
     yield f"{routing['lead']} led; {', '.join(routing['speak'])} spoke, by {pillars}"
     yield from _told_gate(routing)
     yield from _told_turns(routing)
+    yield from _told_ways(result)
     if "resonance" in routing:
         yield f"resonance: {routing['resonance']}"
     yield from (f"ALFRED notes: {note}" for note in result.get("notes", ()))
@@ -44707,6 +45203,20 @@ def _told_turns(routing):
         added = f"added {', '.join(turn['added'])}" if turn["added"] else "added nothing"
         dropped = f", would drop {', '.join(turn['dropped'])}" if turn["dropped"] else ""
         yield f"{name} answered, looking for “{turn['focus']}”: {added}{dropped}"
+
+
+def _told_ways(result):
+    """Yield the ways that were explored, what the reader made of each, which were pruned, and what was asked of what stands."""
+    tree = result.get("tree", {"nodes": ()})
+    for node in tree["nodes"]:
+        mark = "*" if node["node"] == tree["stands"] else " "
+        focus = f", looking for \u201c{node['focus']}\u201d" if node["focus"] else ""
+        yield f"  {mark} way {node['node']} ({node['certainty']}, {node['score']:+.2f}): {node['question']}{focus}"
+    for row in tree.get("pruned", ()):
+        yield f"    way {row['node']} was pruned: {row['why']}"
+    for row in result.get("verified", ()):
+        cited = f" ({', '.join(row['citation'])})" if row["citation"] else ""
+        yield f"    {row['question']} {'holds' if row['holds'] else 'does not hold'}{cited}"
 
 
 def report_command(args, client):
@@ -46506,6 +47016,7 @@ _MAKE_HOME = (None, "serve", "settings", "keys", "restore", "cores")
 # fmt: off
 _ARGUMENTS = {                                            # subcommand -> its arguments beside --endpoint and --json
     "ask": [("question", {}), ("--conversation", {"help": "of which this is a turn"}),
+            ("--depth", {"type": int, "choices": (0, 1, 2), "help": "how many steps it may be thought along several ways"}),
             ("--voices", {"action": "store_true", "help": "tell before it what each persona said"})],
     "chat": [("--conversation", {"default": "chat", "help": "its name; one of that name goes on"})],
     "learn": [("paths", {"nargs": "*", "help": "files, or folders whose files of known kinds are learnt"}),

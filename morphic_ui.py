@@ -211,6 +211,8 @@ SPEC = {
     ],
     "states": {
         "IDLE": "faint",
+        "EXPLORING": "cool",
+        "VERIFYING": "cool",
         "DECOMPOSING": "cool",
         "DELEGATING": "violet",
         "CONTRAPUNTO": "violet",
@@ -495,7 +497,17 @@ COMMANDS = {
         "fields": {
             "state": {
                 "type": "choice",
-                "choices": ["IDLE", "DECOMPOSING", "DELEGATING", "CONTRAPUNTO", "SYNTHESIZING", "COMPLETE", "FAILED"],
+                "choices": [
+                    "IDLE",
+                    "EXPLORING",
+                    "VERIFYING",
+                    "DECOMPOSING",
+                    "DELEGATING",
+                    "CONTRAPUNTO",
+                    "SYNTHESIZING",
+                    "COMPLETE",
+                    "FAILED",
+                ],
                 "default": None,
             },
             "limit": {"type": "integer", "min": 1, "max": 1000, "default": 20},

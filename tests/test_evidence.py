@@ -203,7 +203,7 @@ def test_a_row_of_a_table_gainsays_nothing():
     batos.index_document_(catalog, "no.md", "We said no to Hamburg.\n")
     batos.index_document_(catalog, "paid.md", "| what | euros |\n|---|---|\n| ticket Hamburg | 59 |\n")
     query = "What of Hamburg?"
-    told = batos._plain_answer(query, batos.find_evidence(catalog, query, batos.Recall())["evidence"])
+    told = batos.plain_answer(query, batos.find_evidence(catalog, query, batos.Recall())["evidence"])
     assert told.startswith("\u201cWe said no to Hamburg.") and "before that" not in told
 
 
@@ -240,7 +240,7 @@ def test_memory_is_as_sure_as_the_reader_is_of_what_is_told_first(scores, certai
 
 
 def test_a_list_is_quoted_with_what_announces_it(catalog):
-    told = batos._plain_answer("?", [best(catalog, "What are the disadvantages of the crane?")])
+    told = batos.plain_answer("?", [best(catalog, "What are the disadvantages of the crane?")])
     assert "disadvantages: - The motor is loud at night" in told and "much more electricity" in told
 
 
@@ -290,7 +290,7 @@ def test_a_reader_of_sentences_says_nothing_against_a_row(catalog, query, sure):
 
 
 def test_what_goes_on_in_a_command_is_quoted_with_it(catalog):
-    told = batos._plain_answer("lamps?", [best(catalog, "Which lamps of the mast burn at night?")])
+    told = batos.plain_answer("lamps?", [best(catalog, "Which lamps of the mast burn at night?")])
     assert told.endswith("at noon, look at lampctl --list” [1]")
 
 
@@ -421,7 +421,7 @@ For two loaves take 600 g rye flour and 20 g salt.
 def test_minutes_answer_by_the_sentence_that_says_it(query, told):
     catalog = batos.new_catalog()
     batos.index_document_(catalog, "minutes.md", MINUTES)
-    assert batos._plain_answer(query, found(catalog, query)["evidence"]) == told
+    assert batos.plain_answer(query, found(catalog, query)["evidence"]) == told
 
 
 @pytest.mark.parametrize("question, answer, other", [
@@ -478,7 +478,7 @@ def test_two_things_that_are_compared_are_each_told_by_what_defines_them():
                           f"{other}\n\nRecommends\nThis is strong, but not absolute.\n\nThe depends field is read by the tool.\n")
     query = "What is the difference between Depends and Recommends?"
     assert batos.things_compared(query) == ("Depends", "Recommends")
-    told = batos._plain_answer(query, batos.find_evidence(catalog, query, batos.Recall())["evidence"])
+    told = batos.plain_answer(query, batos.find_evidence(catalog, query, batos.Recall())["evidence"])
     assert told == "\u201cDepends This is absolute.\u201d [1]; \u201cRecommends This is strong, but not absolute.\u201d [2]"
     assert batos._best_about([], "C") is None
 
@@ -519,7 +519,7 @@ def test_the_marks_round_a_listing_are_not_quoted():
     ("Is it open?", "It is open on Monday.", "“It is open on Monday.” [1]"),
 ])
 def test_yes_and_no_are_told_where_the_text_says_so(mission, text, told):
-    assert batos._plain_answer(mission, [{"text": text}]) == told
+    assert batos.plain_answer(mission, [{"text": text}]) == told
 
 
 @pytest.mark.parametrize("mission, headings, told", [
@@ -527,7 +527,7 @@ def test_yes_and_no_are_told_where_the_text_says_so(mission, text, told):
     ("Can I sail back?", ["May a guest cook on board?"], "“Yes, but slowly.” [1]"),      # that was said to another question
 ])
 def test_yes_is_told_only_to_what_was_asked(mission, headings, told):
-    assert batos._plain_answer(mission, [{"text": "Yes, but slowly.", "headings": headings}]) == told
+    assert batos.plain_answer(mission, [{"text": "Yes, but slowly.", "headings": headings}]) == told
 
 
 @pytest.mark.parametrize("one, other, against", [

@@ -227,7 +227,7 @@ def test_without_a_writing_core_robin_listens_and_offers_what_is_near_where_the_
     report = one.think(FEELING)
     assert report["grounded"] is False and report["answer"] == "Thank you for telling me. I am listening."
     found = {"evidence": [{"text": "A walk helps who is worried."}], "certainty": "nearest", "unknown": []}
-    assert "kept near it" in batos._unsure_answer(FEELING["args"][0], found)["answer"]
+    assert "kept near it" in batos.unsure_answer(FEELING["args"][0], found)["answer"]
     one.learn("Who is worried about everything takes a walk.\n", "walk.md")
     assert one.think(FEELING)["evidence"]
     set_row(one, EMOTIONAL, {"BABS": "silent"})
