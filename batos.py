@@ -41131,6 +41131,11 @@ _UI_SPEC = {
                  "missions and what failed; settings and where they stand.",
          "columns": ["events", "missions", "failures", "changes", "upkeep", "settings"],
          "empty": "Nothing happened yet."},
+        {"name": "pages", "title": "Pages",
+         "help": "Pages of your own. Say in a sentence what one shall show, and Enter: kind, objects and slots are read off "
+                 "it, and the page is shown with its form. Change what is not meant, then Keep. Each change of a page is a "
+                 "version: Before has the former one stand again, Ctrl+Z undoes. A click on an object opens it.",
+         "empty": "No pages yet. Say above what one shall show."},
     ],
     "sparks": [
         {"title": "waiting", "path": "lanes.*.waiting", "unit": "jobs"},
@@ -42444,7 +42449,8 @@ def _shown_cell(value):
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, UvmObject):
-        return {"$ref": oid_text(value._p_oid), "name": _called(value)}
+        version = f", version {value.version}" if isinstance(value, Method) else ""
+        return {"$ref": oid_text(value._p_oid), "name": _called(value) + version}
     if isinstance(value, list | tuple | dict):
         return f"{len(value)} {'rows' if value_kind(value) == 'rows' else 'values'}"
     return shown_short(to_wire(value))
@@ -42483,7 +42489,9 @@ def _drawn_figure(root, part, uvm):
 def _drawn_slots(root, part, uvm):
     obj = _seen(root, part["object"])
     names = part.get("slots") or [
-        name for name in obj._slots if not isinstance(obj._slots[name], Method)
+        name
+        for name, value in obj._slots.items()
+        if not name.endswith("*") and not isinstance(value, Method)
     ]
     return {"rows": [[name, _shown_cell(_value_in(obj, name))] for name in names[:_LINES_MOST]]}
 
@@ -42524,29 +42532,30 @@ def _drawn_plot(root, part, uvm):
     series = []
     for oid in part["objects"]:
         obj = _seen(root, oid)
-        points = _points_of(root, obj, part["slot"], part.get("column"))
-        series.append({"name": _called(obj), "points": points[-_POINTS_MOST:]})
+        what, points = _points_of(root, obj, part["slot"], part.get("column"))
+        told = {"name": _called(obj), "what": what, "points": points[-_POINTS_MOST:]}
+        series.append(told)
     return {"series": series}
 
 
 def _points_of(root, obj, slot, column):
-    """Return [where, number] of a slot: of its rows, of its numbers, or of what it held at each change."""
+    """Return (what, [where, number]) of a slot: of its rows, of its numbers, or of what it held at each change."""
     value = _value_in(obj, slot)
     kind = value_kind(value)
     if kind == "rows":
         return _points_of_rows(value, column)
     if kind == "numbers":
-        return [[number, each] for number, each in enumerate(value, 1)]
+        return slot, [[number, each] for number, each in enumerate(value, 1)]
     if kind != "number":
         raise BadRequest(f"{slot} of {_called(obj)} holds no numbers")
     rows, _ = history_of(root, _POINTS_MOST, obj, slot)
     held = [[row["at"], page_value(row["changes"][0][3])] for row in reversed(rows)]
     told = [[to_wire(at)["$time"], each] for at, each in held if value_kind(each) == "number"]
-    return [*told, [to_wire(now_utc())["$time"], value]]
+    return slot, [*told, [to_wire(now_utc())["$time"], value]]
 
 
 def _points_of_rows(rows, column):
-    """Return [where, number] of a column of rows; where is what tells when, or which."""
+    """Return (column, [where, number]) of rows; where is what tells when, or which."""
     first = rows[0]
     numbers = [key for key in first if value_kind(first[key]) == "number"]
     column = column or next(iter(numbers), None)
@@ -42555,7 +42564,7 @@ def _points_of_rows(rows, column):
             f"the rows have no column {column!r:.100} of numbers; {mend(column, first)}"
         )
     where = next((key for key in first if key != column and isinstance(first[key], str)), None)
-    return [
+    return column, [
         [row.get(where, number), row[column]]
         for number, row in enumerate(rows, 1)
         if value_kind(row.get(column)) == "number"

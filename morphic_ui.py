@@ -169,6 +169,16 @@ SPEC = {
             "columns": ["events", "missions", "failures", "changes", "upkeep", "settings"],
             "empty": "Nothing happened yet.",
         },
+        {
+            "name": "pages",
+            "title": "Pages",
+            "help": (
+                "Pages of your own. Say in a sentence what one shall show, and Enter: kind, objects and slots are read off "
+                "it, and the page is shown with its form. Change what is not meant, then Keep. Each change of a page is a "
+                "version: Before has the former one stand again, Ctrl+Z undoes. A click on an object opens it."
+            ),
+            "empty": "No pages yet. Say above what one shall show.",
+        },
     ],
     "sparks": [
         {"title": "waiting", "path": "lanes.*.waiting", "unit": "jobs"},
@@ -1959,6 +1969,7 @@ ICONS = {
         (3, 7, 12, 2, 21, 7),
     ],
     "life": [(2, 12, 7, 12, 10, 20, 14, 4, 17, 12, 22, 12)],
+    "pages": [(4, 21, 20, 21, 20, 3, 4, 3, 4, 21), (8, 8, 8, 12), (12, 8, 12, 16), (16, 8, 16, 13)],
     "commands": [(5, 19, 12, 12, 5, 5), (13, 5, 20, 5)],
     "theme": [("o", 12, 12, 5), (12, 20, 12, 22), (12, 2, 12, 4), (2, 12, 4, 12), (20, 12, 22, 12)],
 }
@@ -6588,6 +6599,617 @@ class LifePage(Page):
         return False
 
 
+# ---- page: pages
+
+
+LINE = 26  # dp, of a line in a drawn part
+LINES_DRAWN = 40  # of a table; the rest is told by its number
+
+
+class TableDrawing(Drawing):
+    """A table: data is {"columns", "rows"}; a cell {"$ref", "name"} opens what it refers to."""
+
+    def draw(self, data):
+        shares = self._shares(data)
+        rows = data["rows"][:LINES_DRAWN]
+        self._line(data["columns"], shares, 0, "soft")
+        for number, cells in enumerate(rows, 1):
+            low = self.top - dp(LINE) * number
+            self.line([self.x, low, self.right, low], "edge", 1)
+            self._line(cells, shares, number, "ink")
+
+    @staticmethod
+    def _shares(data):
+        """Return which share of the width each column takes: by its longest cell."""
+        columns = zip(data["columns"], *data["rows"][:LINES_DRAWN], strict=True)
+        longest = [max(len(cell_text(cell)) for cell in column) for column in columns]
+        wide = [max(5, min(30, one)) for one in longest]
+        return [one / sum(wide) for one in wide]
+
+    def _line(self, cells, shares, number, tone):
+        left, top = self.x + dp(4), self.top - dp(LINE) * number - dp(5)
+        for cell, share in zip(cells, shares, strict=True):
+            width = (self.width - dp(8)) * share
+            refers = isinstance(cell, dict) and "$ref" in cell
+            right = isinstance(cell, (int, float)) and not isinstance(cell, bool)
+            said = "accent" if refers else tone
+            self.say(
+                cell_text(cell), left, top, width - dp(10), said, 13, "right" if right else "left"
+            )
+            if refers:
+                self.spots.append((left, top - dp(LINE), left + width, top, cell["$ref"]))
+            left += width
+
+
+def cell_text(cell):
+    """Return what a cell says."""
+    if cell is None:
+        return ""
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    if isinstance(cell, dict):
+        return str(cell.get("name", short(cell, 40)))
+    return number_text(cell) if isinstance(cell, (int, float)) else one_line(cell)
+
+
+def one_line(text):
+    return " ".join(str(text).split())
+
+
+class BarsDrawing(Drawing):
+    """A number of each object as a bar: data is {"bars": [(name, number)]}."""
+
+    def draw(self, data):
+        numbers = [number for _, number in data["bars"]]
+        low, high = min(0, *numbers), max(0, *numbers)
+        span = (high - low) or 1
+        named = min(dp(190), self.width * 0.3)
+        wide = self.width - named - dp(84)
+        zero = self.x + named + wide * (0 - low) / span
+        for place, (name, number) in enumerate(data["bars"]):
+            top = self.top - dp(LINE + 6) * place
+            self.say(name, self.x + dp(4), top - dp(6), named - dp(12), "ink", 13)
+            long = wide * number / span
+            left = min(zero, zero + long)
+            self.box(left, top - dp(LINE), max(dp(2), abs(long)), dp(LINE - 6), "accent", 0.75)
+            right = max(zero, zero + long) + dp(8)
+            self.say(number_text(number), right, top - dp(6), dp(74), "ink", 13)
+
+
+class NetDrawing(Drawing):
+    """Objects and what their slots refer to: data is {"nodes": [(oid, name)], "edges": [(oid, oid, slot)], "roots"}."""
+
+    HIGH = 34
+
+    def draw(self, data):
+        ranks = self._ranks(data)
+        places = self._places(ranks)
+        names = dict(data["nodes"])
+        wide = self._wide(ranks)
+        for one, other, slot in data["edges"]:
+            if one in places and other in places:
+                self._edge(places[one], places[other], slot, wide)
+        for oid, (x, y) in places.items():
+            tone = "accent" if oid in data["roots"] else "violet"
+            self.box(x, y, wide, dp(self.HIGH), "raised", 1, tone)
+            self.say(names[oid], x + dp(9), y + dp(self.HIGH - 8), wide - dp(14), "ink", 13)
+            self.spots.append((x, y, x + wide, y + dp(self.HIGH), oid))
+
+    @staticmethod
+    def _ranks(data):
+        """Return [[oid]] by how many steps each is from a root."""
+        ranks, seen = (
+            [[oid for oid, _ in data["nodes"] if oid in data["roots"]]],
+            set(data["roots"]),
+        )
+        while ranks[-1]:
+            following = []
+            for one, other, _ in data["edges"]:
+                if one in ranks[-1] and other not in seen:
+                    seen.add(other)
+                    following.append(other)
+            ranks.append(following)
+        return ranks[:-1]
+
+    def _wide(self, ranks):
+        return min(dp(170), self.width / (len(ranks) * 1.5))
+
+    def _places(self, ranks):
+        """Return {oid: (x, y)}: a column for each rank, in the middle of the height."""
+        places, step = {}, self.width / len(ranks)
+        for rank, oids in enumerate(ranks):
+            down = min(dp(self.HIGH + 12), self.height / max(1, len(oids)))
+            top = self.center_y + down * len(oids) / 2
+            for place, oid in enumerate(oids, 1):
+                places[oid] = self.x + step * rank + dp(4), top - down * place
+        return places
+
+    def _edge(self, one, other, slot, wide):
+        forward = other[0] > one[0]
+        begin = one[0] + wide if forward else one[0]
+        end = other[0] if forward else other[0] + wide
+        high = dp(self.HIGH / 2)
+        self.line([begin, one[1] + high, end, other[1] + high], "edge")
+        middle = (begin + end) / 2, (one[1] + other[1]) / 2 + high + dp(16)
+        self.say(slot, middle[0] - dp(46), middle[1], dp(92), "faint", 11, "center")
+
+
+def series_of(points):
+    """Return ([(where, number)], where -> words): along the time where all tell one, else along their order."""
+    try:
+        told_at = [datetime.datetime.fromisoformat(where) for where, _ in points]
+        values = [(at.timestamp(), number) for at, (_, number) in zip(told_at, points, strict=True)]
+        days = values[-1][0] - values[0][0] > 2 * 86400
+    except (TypeError, ValueError, IndexError):
+        words = [str(where) for where, _ in points]
+        return [(n, number) for n, (_, number) in enumerate(points)], lambda n: words[round(n)]
+    form = "%Y-%m-%d" if days else "%H:%M:%S"
+    return sorted(values), lambda s: f"{datetime.datetime.fromtimestamp(s):{form}}"
+
+
+class Drawn:
+    """The parts of a page as widgets: a method for each kind of part of the daemon's grammar, which knows no more of it than
+    what it is told."""
+
+    def __init__(self, page):
+        self.page = page
+
+    def widget(self, part):
+        """Return the widget of a part; one that this client cannot draw, or that shows nothing, says so."""
+        if "fault" in part:
+            return self._framed(part, [Words(text=marked(part["fault"], "bad"))])
+        draw = getattr(self, f"_{part['part']}", None)
+        if draw is None:
+            said = f"this client draws no {part['part']}; take one of the daemon's version"
+            return self._framed(part, [Words(text=marked(said, "warm"))])
+        return draw(part, part.get("data", {}))
+
+    def _framed(self, part, widgets, title=""):
+        pane = Factory.Pane(size_hint_y=None)
+        pane.bind(minimum_height=pane.setter("height"))
+        if title:
+            pane.add_widget(Words(text=marked(title, "soft"), font_size=sp(SMALL)))
+        for widget in widgets:
+            pane.add_widget(widget)
+        return pane
+
+    def _heading(self, part, data):
+        return Words(text=marked(part["text"], bold=True), font_size=sp(LEAD), padding=(0, dp(8)))
+
+    def _text(self, part, data):
+        lines = [(n, line, 0) for n, line in enumerate(part["text"].split("\n"), 1)]
+        said = "\n\n".join(marked(block.text) for block in blocks_of("markdown", lines))
+        return self._framed(part, [Words(text=said, font_size=sp(READ), line_height=1.25)])
+
+    def _figure(self, part, data):
+        unit = f" {marked(part['unit'], 'soft')}" if part.get("unit") else ""
+        said = marked(cell_text(data["value"]), bold=True) + unit
+        return self._framed(
+            part, [Words(text=said, font_size=sp(30))], part.get("label") or data["name"]
+        )
+
+    def _tall(self, drawing, lines):
+        drawing.size_hint_y, drawing.height = None, dp(LINE) * lines + dp(4)
+        drawing.bind(on_spot=lambda _, oid: self.page.inspector.open("objects", oid=oid))
+        return drawing
+
+    def _table(self, part, data, title=""):
+        drawn = self._tall(TableDrawing(data=data), min(LINES_DRAWN, len(data["rows"])) + 1)
+        more = len(data["rows"]) - LINES_DRAWN + data.get("left_out", 0)
+        widgets = [drawn]
+        if more > 0:
+            widgets.append(Words(text=marked(f"and {more} more", "faint")))
+        return self._framed(part, widgets, title)
+
+    def _slots(self, part, data):
+        return self._table(part, {"columns": ["slot", "holds"], "rows": data["rows"]})
+
+    def _rows(self, part, data):
+        return self._table(part, data, part["slot"])
+
+    def _plot(self, part, data):
+        sparks = []
+        for series in data["series"]:
+            values, when = series_of(series["points"])
+            title = f"{series['name']}: {series['what']}"
+            shown = {"title": title, "unit": part.get("unit", ""), "values": values, "when": when}
+            spark = Spark(data=shown, size_hint_y=None, height=dp(190))
+            self.page.sparks.append(spark)
+            sparks.append(spark)
+        return self._framed(part, sparks)
+
+    def _bars(self, part, data):
+        lines = len(data["bars"]) * (LINE + 6) / LINE
+        return self._framed(part, [self._tall(BarsDrawing(data=data), lines)], part["slot"])
+
+    def _graph(self, part, data):
+        roots = [oid for oid, _ in data["nodes"][: len(part["objects"])]]
+        return self._framed(part, [self._tall(NetDrawing(data={**data, "roots": roots}), 12)])
+
+    def _history(self, part, data):
+        lines = []
+        for change in data["changes"]:
+            at = clock_text({"$time": change["at"]})
+            head = f"{marked(at, 'soft')}   {marked(change['name'], bold=True)}   {marked(change['who'], 'faint')}"
+            sides = [self._side_by_side(*one) for one in change["slots"][:4]]
+            lines.append("   ".join([head, *sides]))
+        said = "\n".join(lines) or marked("Nothing changed in the kept history.", "faint")
+        return self._framed(part, [Words(text=said, line_height=1.35)], "changes, the newest first")
+
+    @staticmethod
+    def _side_by_side(slot, before, after):
+        """Return the words of a slot that changed."""
+        was = (
+            f"{marked(cell_text(before), 'bad')} {marked('to', 'faint')} "
+            if before is not None
+            else ""
+        )
+        return f"{marked(slot, 'soft')}  {was}{marked(cell_text(after), 'good')}"
+
+    def _passages(self, part, data):
+        widgets = []
+        for one in data["passages"]:
+            head = Push(text=marked(name_of(one["doc_id"]), "accent"), quiet=True, height=dp(28))
+            chunk = int(one["chunk_id"].rpartition("_")[2])
+            head.bind(
+                on_release=lambda _, one=one, chunk=chunk: self.page.inspector.open(
+                    "search", doc_id=one["doc_id"], chunk=chunk
+                )
+            )
+            words = Words(text=marked(one["text"].strip()), line_height=1.2)
+            widgets += [head, words]
+        nothing = Words(text=marked(TEXTS["nothing"], "faint"))
+        return self._framed(part, widgets or [nothing], part["words"])
+
+    def _message(self, part, data):
+        said = part.get("label") or f"{data['name']}: {part['selector']}"
+        push, told_of = Push(text=marked(said), disabled=not data["understood"]), Words()
+        push.bind(on_release=lambda _: self.page.send_message(data["oid"], part, told_of))
+        return self._framed(part, [push, told_of])
+
+
+class PagesPage(Page):
+    """Pages of one's own: said in a sentence, offered as a form, kept, changed and undone."""
+
+    name, live, wants = "pages", True, {"uvm_state_update": "follow"}
+    kv = """
+<PagesPage>:
+    orientation: 'vertical'
+    spacing: dp(10)
+    Strip:
+        height: dp(40)
+        Field:
+            id: wish
+            height: dp(40)
+            font_size: LEAD
+            hint_text: 'What shall a page show?  Such as: the temperature of my kiln over time'
+            on_text_validate: root.choose()
+        Push:
+            text: 'Choose'
+            strong: True
+            height: dp(40)
+            on_release: root.choose()
+    Split:
+        name: 'pages'
+        share: 0.22
+        Pane:
+            padding: dp(6)
+            Rows:
+                id: kept
+                empty: root.spec['empty']
+                on_open: root.show(self.chosen_row)
+        Pane:
+            id: shown
+            BoxLayout:
+                id: form
+                size_hint_y: None
+                height: dp(36)
+                spacing: dp(8)
+                Field:
+                    id: title
+                    hint_text: 'title'
+                    disabled: not root.page
+                    on_text_validate: root.retitle()
+                Push:
+                    id: keep
+                    text: 'Keep'
+                    strong: True
+                    disabled: not root.is_draft
+                    on_release: root.keep()
+                Push:
+                    text: 'Before'
+                    disabled: root.is_draft or root.version < 2
+                    on_release: root.restore()
+                Push:
+                    text: 'Remove'
+                    disabled: root.is_draft or not root.page
+                    on_release: root.remove()
+            BoxLayout:
+                size_hint_y: None
+                height: dp(36)
+                spacing: dp(8)
+                Chooser:
+                    id: kind
+                    title: 'kind'
+                    disabled: not root.page
+                    on_release: root.fill_anew()
+                Field:
+                    id: objects
+                    hint_text: 'objects, by name'
+                    disabled: not root.page
+                    on_text_validate: root.fill_anew()
+                Field:
+                    id: slots
+                    size_hint_x: 0.6
+                    hint_text: 'slots; none: those that fit'
+                    disabled: not root.page
+                    on_text_validate: root.fill_anew()
+            Words:
+                id: note
+                font_size: SMALL
+            ScrollView:
+                id: scroll
+                bar_width: dp(8)
+                bar_color: EDGE
+                bar_inactive_color: EDGE
+                scroll_type: ['bars', 'content']
+                scroll_wheel_distance: dp(60)
+                GridLayout:
+                    id: parts
+                    cols: 1
+                    spacing: dp(10)
+                    padding: 0, 0, dp(10), 0
+                    size_hint_y: None
+                    height: self.minimum_height
+"""
+    page = ObjectProperty(None, allownone=True)  # as it is shown
+    is_draft = BooleanProperty(False)  # it is not kept yet
+    version = NumericProperty(0)
+
+    def made(self):
+        self.sparks, self.grammar, self._told, self._names = [], None, None, []
+
+    def shown(self):
+        super().shown()
+        App.get_running_app().root_window.bind(mouse_pos=self._hover)
+
+    def hidden(self):
+        super().hidden()
+        App.get_running_app().root_window.unbind(mouse_pos=self._hover)
+
+    def _hover(self, _, at):
+        for spark in self.sparks:
+            if spark.get_root_window():
+                x, y = spark.to_widget(*at)
+                spark.at = x if spark.collide_point(x, y) else -1
+
+    def begin(self):
+        self.ids.wish.focus = True
+
+    def go(self, page=None, wish=None):
+        if page:
+            self.show(page)
+        if wish:
+            self.ids.wish.text = wish
+            self.choose()
+
+    def place(self):
+        return {"page": self.page["name"]} if self.page and not self.is_draft else {}
+
+    # -------- what is kept
+
+    def refresh(self, *_):
+        self.store.ask("list_pages", self._listed, slot="pages", doing="listing pages")
+
+    def follow(self, *_):
+        """Something was changed, here or by another client: what is shown is asked anew."""
+        self.refresh()
+        self.look()
+
+    def _listed(self, reply):
+        if reply["status"] != "OK":
+            return self._note(reply["details"], "bad")
+        self.grammar = reply["result"]["grammar"]
+        self.ids.kind.choices = list(self.grammar["kinds"])
+        rows = [
+            row(
+                f"{marked(one['title'], bold=True)}\n{marked(self._facts(one), 'soft')}",
+                value=one["name"],
+                pad=8,
+            )
+            for one in reply["results"]
+        ]
+        self._names = [one["name"] for one in reply["results"]]
+        self.ids.kept.fill(rows, keep=True)
+        if self.page is None and rows:
+            self.show(rows[0]["value"])
+
+    @staticmethod
+    def _facts(one):
+        return (
+            f"{one['kind']}   version {one['version']}   {one['author']}   {clock_text(one['at'])}"
+        )
+
+    def show(self, name):
+        """Show a page that is kept."""
+        if name:
+            self.is_draft, self.page = False, {"name": name}
+            self.look()
+
+    def look(self):
+        """Ask for what is shown, with what its parts hold by now."""
+        if self.page is None:
+            return
+        which = {"page": self.page} if self.is_draft else {"name": self.page["name"]}
+        self.store.ask(
+            "show_page", self._came, slot="page", doing="looking at the page", fields=which
+        )
+
+    def _came(self, reply):
+        if reply["status"] != "OK":
+            self._note(reply["details"], "bad")
+            return self._clear() if reply.get("code") == "NotFound" else None
+        told_of = reply["result"]
+        anew = self.page != told_of["page"]
+        self.page, self.version = told_of["page"], told_of.get("version", 0)
+        if anew or not self.ids.title.text:
+            self._fill_form(told_of)
+        if told_of["parts"] != self._told:
+            self._told = told_of["parts"]
+            self._draw(told_of["parts"])
+
+    def _clear(self):
+        self.page, self.version, self._told, self.is_draft = None, 0, None, False
+        self.ids.parts.clear_widgets()
+        self.sparks = []
+        for name in ("title", "objects", "slots"):
+            self.ids[name].text = ""
+
+    def _draw(self, parts):
+        """Put a widget for each part; what was scrolled to stays there."""
+        at, grid, drawn = self.ids.scroll.scroll_y, self.ids.parts, Drawn(self)
+        grid.clear_widgets()
+        self.sparks = []
+        grid.cols = 2 if self.page["layout"] == "two" and self.width > dp(700) else 1
+        for part in parts:
+            grid.add_widget(drawn.widget(part))
+        self.ids.scroll.scroll_y = at
+
+    def _note(self, words, tone="soft"):
+        self.ids.note.text = marked(words, tone)
+
+    # -------- the form
+
+    def choose(self):
+        """Have the page chosen that a sentence means."""
+        words = self.ids.wish.text.strip()
+        if not words:
+            return
+        brief = {"type": "unhandled_message", "selector": "page_for_", "args": [words]}
+        self._note("choosing \u2026")
+        self.store.ask(
+            "initiate_cognitive_cycle",
+            self._chosen,
+            slot="choice",
+            doing="choosing a page",
+            by_hand=True,
+            mission_brief=brief,
+            target_oid="morphic_ui_obj",
+            wait=True,
+        )
+
+    def _chosen(self, reply):
+        report = reply.get("result") or {}
+        if reply["status"] != "OK" or "page" not in report:
+            why = (report.get("reason") or {}).get("details")
+            return self._note(why or reply["details"], "bad")
+        self.offer(report["page"], f"{report['answer']}", report["form"]["names"])
+
+    def offer(self, page, said="", names=None):
+        """Show a page that is not kept, with its form to confirm."""
+        self.is_draft, self.page, self._told = True, page, None
+        self._fill_form({"page": page}, names)
+        self._note(said, "warm")
+        self.look()
+
+    def _fill_form(self, told_of, names=None):
+        page = told_of["page"]
+        self.ids.title.text, self.ids.kind.value = page["title"], page["kind"]
+        self.ids.objects.text = ", ".join(names or told_of.get("names") or [])
+        self.ids.slots.text = ", ".join(self._slots_of(page))
+
+    @staticmethod
+    def _slots_of(page):
+        """Return the slots that the parts of a page show."""
+        slots = [part["slot"] for part in page["parts"] if "slot" in part]
+        for part in page["parts"]:
+            slots += part.get("slots", [])
+        return list(dict.fromkeys(slots))
+
+    @staticmethod
+    def _listed_in(text):
+        return [one.strip() for one in text.split(",") if one.strip()]
+
+    def fill_anew(self):
+        """Have the page made that the form says: another kind, other objects or slots."""
+        if not self.page:
+            return
+        same = self.ids.kind.value == self.page["kind"]
+        slots = self._listed_in(self.ids.slots.text) if same else []
+        how = {"slots": slots, "title": self.ids.title.text, "words": self.page.get("words", "")}
+        self._send(
+            "page_of_",
+            [self.ids.kind.value, self._listed_in(self.ids.objects.text)],
+            self._filled,
+            kwargs={**how, "name": self.page["name"]},
+        )
+
+    def _filled(self, result):
+        self.offer(
+            result, "Keep it, or change what is not meant.", self._listed_in(self.ids.objects.text)
+        )
+
+    def retitle(self):
+        """Change the title of what is shown, and nothing else of it."""
+        title = self.ids.title.text
+        if self.is_draft:
+            self.page = {**self.page, "title": title}
+        elif self.page:
+            self._send("change_page_", [self.page["name"], "title", title], self._kept)
+
+    def keep(self):
+        if self.is_draft:
+            page = {**self.page, "title": self.ids.title.text}
+            self._send("keep_page_", [page], self._kept)
+
+    def restore(self):
+        """Have the version before stand again."""
+        self._send("restore_page_", [self.page["name"]], self._kept)
+
+    def remove(self):
+        self._send("remove_page_", [self.page["name"]], self._removed)
+
+    def _removed(self, result):
+        self._clear()
+        self._note(f"{result['name']} is removed; Ctrl+Z brings it back")
+        self.refresh()
+
+    def _kept(self, result):
+        self._note(
+            f"{result['name']} is kept as version {result['version']}; Ctrl+Z undoes it", "good"
+        )
+        self.show(result["name"])
+        self.refresh()
+
+    def _send(self, selector, args, then, kwargs=None):
+        def came(reply):
+            if reply["status"] == "OK":
+                return then(reply["result"])
+            self._note(reply["details"], "bad")
+
+        fields = {"target": "morphic_ui_obj", "selector": selector, "args": args}
+        fields |= {"kwargs": kwargs or {}, "generate": False}
+        self.store.ask("send_message", came, slot="page message", by_hand=True, fields=fields)
+
+    def send_message(self, oid, part, told_of):
+        """Send the message of a button, and show what came of it."""
+
+        def came(reply):
+            ok = reply["status"] == "OK"
+            said = short(reply.get("result"), 400) if ok else reply["details"]
+            told_of.text = marked(said, "ink" if ok else "bad")
+            self.look()
+
+        self.store.ask(
+            "send_message",
+            came,
+            by_hand=True,
+            target=oid,
+            selector=part["selector"],
+            generate=False,
+        )
+
+
 # ---- inspector
 
 PAGE_CLASSES = {kind.name: kind for kind in Page.__subclasses__() if kind.name in PAGES}
@@ -7087,9 +7709,10 @@ class Palette(Dialog):
             )
         ]
         free += [(f"Ask \u201c{typed}\u201d", "", lambda: open_page("ask", question=typed))]
-        return [
-            one for one, page in zip(free, ("search", "ask"), strict=True) if page in PAGE_CLASSES
-        ]
+        make = f"Make the page \u201c{typed}\u201d"
+        free += [(make, "of one's own", lambda: open_page("pages", wish=typed))]
+        named = zip(free, ("search", "ask", "pages"), strict=True)
+        return [one for one, page in named if page in PAGE_CLASSES]
 
     def _known(self):
         """Return [(name, note, function)] of all that has a name."""

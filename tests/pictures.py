@@ -67,6 +67,12 @@ def show_life(hand, kiln):
     page.ids.rows.choose(0)
 
 
+def show_pages(hand, kiln):
+    page = hand.page("pages")
+    page.show("how_hot_the_kiln_was")
+    hand.until(lambda: page._told and page.sparks, "the page that is kept")
+
+
 def show_palette(hand, kiln):
     hand.page("search")
     hand.root.show_palette()

@@ -89,12 +89,12 @@ def test_a_users_changes_are_taken_and_those_that_do_not_hold_are_told():
     assert batos._UI_SPEC["accent"] != "#88ccff" and batos._with_changes(batos._UI_SPEC, 7) == (batos._UI_SPEC, [])
 
 
-ORDER = ["ask", "search", "objects", "messages", "experts", "life"]
+ORDER = ["ask", "search", "objects", "messages", "experts", "life", "pages"]
 
 
 @pytest.mark.parametrize("text, whence", [
-    ('Sure: {"pages": ["ask", "search", "objects", "messages", "experts", "life"]}', "the core's proposal"),
-    ('{"pages": ["ask"]}', "did not hold: 1 of 6"), ('{"pages": ["ask", "x"]}', "did not hold"), ("no", "did not hold"),
+    ('Sure: {"pages": ["ask", "search", "objects", "messages", "experts", "life", "pages"]}', "the core's proposal"),
+    ('{"pages": ["ask"]}', "did not hold: 1 of 7"), ('{"pages": ["ask", "x"]}', "did not hold"), ("no", "did not hold"),
     ('{"pages": 3}', "did not hold"), ('{"title": "x"}', "did not hold"), ("{", "did not hold")])
 def test_a_proposal_that_does_not_hold_leaves_the_canonical_one(text, whence):
     spec, told = batos._proposed(batos._UI_SPEC, ["pages"], text)
@@ -306,9 +306,10 @@ def test_the_personas_tell_their_part(client):
 
 
 @pytest.mark.parametrize("answers, whence", [
-    (['{"pages": ["ask", "search", "objects", "messages", "experts", "life"]}', '{"title": "Bat mind", "accent": "#88ccff"}'],
+    (['{"pages": ["ask", "search", "objects", "messages", "experts", "life", "pages"]}',
+      '{"title": "Bat mind", "accent": "#88ccff"}'],
      ["the core's proposal", "the core's proposal"]),
-    (['{"pages": ["ask"]}', "I would rather not."], ["did not hold: 1 of 6", "did not hold"])])
+    (['{"pages": ["ask"]}', "I would rather not."], ["did not hold: 1 of 7", "did not hold"])])
 def test_a_larger_model_proposes_and_is_checked(tmp_path, answers, whence):
     class Writer(doubles.QuickCore):
         writes = True

@@ -45,6 +45,11 @@ def fill(client):
     for question in ("What do giraffes eat?", "How hot does the kiln get?", "How long does the mast run in full darkness?"):
         brief = {"type": "direct_synthesis", "selector": "answer_", "args": [question]}
         client.call("initiate_cognitive_cycle", mission_brief=brief, wait=True)
+    pages = [("course", "How hot the kiln was", [kiln], ["readings"]), ("object", "All of the kiln", [kiln], [])]
+    for kind, title, objects, slots in pages:
+        how = {"target": "morphic_ui_obj", "generate": False}
+        page = client.call("send_message", **how, selector="page_of_", args=[kind, objects, slots, title])["result"]
+        client.call("send_message", **how, selector="keep_page_", args=[page])
     return kiln
 
 
@@ -64,7 +69,7 @@ def test_every_page_can_be_shown_in_two_sizes_and_both_themes(tmp_path):
     finally:
         daemon.stop(kill=True)
     made = sorted(folder.glob("*.png"))
-    assert len(made) == 9 * len(SIZES) * 2
+    assert len(made) == 10 * len(SIZES) * 2
     if "INSPECTOR_SHOTS" in os.environ:
         for path in made:
             shutil.copy(path, os.environ["INSPECTOR_SHOTS"])
