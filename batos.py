@@ -36178,11 +36178,13 @@ class ImportCommand(Command):
 
 
 class DisplayYourselfCommand(Command):
-    """Have the system make its client, the Memory Inspector, where that is due, and open its window on the daemon's machine."""
+    """Have the system make its client, the Memory Inspector, where that is due, and open its window on the daemon's machine,
+    unless `show` is false."""
 
     target: typing.ClassVar[str] = "genesis_obj"  # the message of that name, to this object
     intent: typing.ClassVar[str | None] = None
     wait: bool = True
+    show: bool = True
 
     @property
     def selector(self):
@@ -41076,7 +41078,7 @@ def lacks(image: Image) -> list:
 
 # Offers:
 __all__ += """
-    UI_MESSAGES ui_fields Display
+    UI_MESSAGES ui_fields Display open_window written_here
 """.split()
 
 _log_display = logging.getLogger("batos.display")
@@ -41289,23 +41291,43 @@ def _with_part(spec, path, value):
     *way, last = path.split(".")
     place = spec
     for name in way:
-        inner = (
-            {item["name"]: item for item in place if "name" in item}
-            if isinstance(place, list)
-            else place
-        )
-        place = inner.get(name)
+        place = _by_name(place).get(name)
         if not isinstance(place, dict | list):
             raise BadRequest(
                 f"the specification has nothing at {path!r:.100}; {mend(way[0], list(_UI_SPEC), 'its parts are')}"
             )
-    if not isinstance(place, dict) or last not in place:
+    if last not in _by_name(place):
         raise BadRequest(
-            f"the specification has nothing at {path!r:.100}; {mend(last, list(place), 'there are')}"
+            f"the specification has nothing at {path!r:.100}; {mend(last, list(_by_name(place)), 'there are')}"
         )
-    place[last] = value
+    standing = _by_name(place)[last]
+    where = last if isinstance(place, dict) else place.index(standing)
+    place[where] = _merged(standing, value)
     _check_spec(spec)
     return spec
+
+
+def _by_name(place):
+    """Return {name: part} of a part of a specification: a map, or a list of maps with names, which are those of the list."""
+    if isinstance(place, dict):
+        return place
+    return {item["name"]: item for item in place if isinstance(item, dict) and "name" in item}
+
+
+def _merged(standing, value):
+    """Return what a change makes of what stands: of a map only the fields that the change names are others."""
+    named = isinstance(value, dict) and isinstance(standing, dict | list)
+    if not named:
+        return value
+    parts = _by_name(standing)
+    for name, field in value.items():
+        known = name in parts
+        if not known and not isinstance(standing, dict):
+            raise BadRequest(f"there is no {name!r:.60}; {mend(name, list(parts), 'there are')}")
+        made = _merged(parts[name], field) if known else field
+        if isinstance(standing, dict):
+            standing[name] = made
+    return standing
 
 
 def _no_plain_data(value):
@@ -41647,7 +41669,7 @@ PRIMORDIAL["morphic_ui_obj"] = _new_morphic_ui
 KINDS["client"] = Kind(
     "display_yourself, restore_incarnation_; setSlot_value_ for changes",
     roots=("morphic_ui_obj",),
-    slots=("name", "incarnation", "pages"),
+    slots=("name", "incarnation", "newest", "pages"),
     texts={"changes": _check_ui_changes},
 )
 SHAPES["morphic_ui_obj"] = {"parent*": POINTERS, "changes": A_MAP}
@@ -41884,10 +41906,8 @@ def _ui_inputs(changes):
 def _keep_incarnation(root, cycle):
     """The effect of a first conversation: the incarnation, as a version; from now on genesis_obj understands the messages."""
     made, ui = cycle._tmp_synthesis_data["assembled"], root["morphic_ui_obj"]
-    source, former = (
-        _compile_ui(made["spec"], made["origin"], _ui_stock()),
-        _current_incarnation(root),
-    )
+    source = _compile_ui(made["spec"], made["origin"], _ui_stock())
+    former = next(_incarnations(root), None)
     incarnation = ClientIncarnation(
         **{
             "parent*": [root["traits_obj"]],
@@ -41908,6 +41928,7 @@ def _keep_incarnation(root, cycle):
         if kept >= _UI_VERSIONS_KEPT and own(version)["former"] is not None:
             set_slot(version, "former", None)
     set_slot(ui, "incarnation", incarnation)
+    set_slot(ui, "newest", incarnation)
     for selector in UI_MESSAGES:
         if selector not in own(root["genesis_obj"]):
             set_slot(root["genesis_obj"], selector, method(selector))
@@ -41932,23 +41953,32 @@ def _current_incarnation(root):
     return made if isinstance(made, ClientIncarnation) else None
 
 
+def _incarnations(root):
+    """Yield all incarnations that are kept, the newest first, whichever is shown."""
+    newest = own(root["morphic_ui_obj"]).get("newest") or _current_incarnation(root)
+    return versions_of(newest)
+
+
 @primitive("restore_incarnation_")
 def restore_incarnation_(ui, version=None):
-    """Point at a former incarnation (None: the one before); it is what the next display shows. Raises NotFound."""
-    current = _current_incarnation(root_of(ui))
-    found = current and next(
-        (each for each in versions_of(own(current)["former"]) if version in (None, each.version)),
-        None,
-    )
-    if not found:
-        known = ", ".join(str(each.version) for each in versions_of(current)) or "none"
+    """Point at another incarnation (None: the one before); the file is that one at once, a window shows it when it is opened
+    next. Raises NotFound."""
+    root = root_of(ui)
+    current, known = _current_incarnation(root), [*_incarnations(root)]
+    wanted = [each for each in known if version in (None, each.version) and each is not current]
+    if version is None:
+        wanted = [each for each in wanted if each.version < current.version]
+    if not wanted:
+        told = ", ".join(str(each.version) for each in known) or "none"
         raise NotFound(
-            f"there is no incarnation {version or 'before this one'}; there are {known}",
+            f"there is no incarnation {version or 'before this one'}; there are {told}",
             kind="version",
             name=str(version),
         )
+    found = wanted[0]
     found.made_from = _ui_inputs(ui.changes)  # until something new is there to be shown
     set_slot(ui, "incarnation", found)
+    ui._p_jar.events.append(("incarnation",))
     return {"version": found.version}
 
 
@@ -42028,23 +42058,34 @@ def _write_ui(path, source, known):
     return f"{path} is written{kept}"
 
 
-def _open_window(path, endpoint, curve):
+def open_window(path: pathlib.Path, endpoint: str, keys: str | None = None) -> tuple:
     """Run a client as a process of its own. Returns (its process or None, what is told of it)."""
-    command = f"python {path} --endpoint {endpoint}"
-    if curve:
-        return None, f"this daemon asks for keys: {command} --keys FILE"
-    if sys.platform == "linux" and not (
-        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    ):
-        return None, f"there is no display here: {command}"
+    words = [str(path), "--endpoint", endpoint, *(["--keys", keys] if keys else [])]
+    shows = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if sys.platform == "linux" and not shows:
+        return None, f"there is no display here: python {' '.join(words)}"
     process = subprocess.Popen(
-        [sys.executable, str(path), "--endpoint", endpoint],
+        [sys.executable, *words],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     return process, f"its window opens (process {process.pid})"
+
+
+def written_here(spec: dict, origin: dict) -> pathlib.Path:
+    """Compile the client of a daemon from this installation's own parts, into this user's cache. Returns its path.
+
+    What comes from a daemon is the specification, which is data and is checked: a client runs no code of another machine.
+    """
+    source = _compile_ui(spec, origin, _ui_stock()).encode()
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    folder = cache / "batos" / f"ui-{digest(source)[:16]}"
+    make_folder(str(folder))
+    path = folder / "morphic_ui.py"
+    write_whole(path, source)
+    return path
 
 
 class Display:
@@ -42054,10 +42095,15 @@ class Display:
         self.uvm, self.endpoint, self.process = uvm, endpoint, None
         uvm.display = self
         uvm.events.subscribe("display", self.ask)
+        uvm.events.subscribe("incarnation", self.ask_for_file)
 
     def ask(self):
         """Have it shown soon."""
         self.uvm.lanes["synapse"].submit(Job("display", self.show, self._told))
+
+    def ask_for_file(self):
+        """Have the file made that of the incarnation, soon; no window is opened."""
+        self.uvm.lanes["synapse"].submit(Job("display", self.write, self._told))
 
     def _told(self, outcome):
         _log_display.log(
@@ -42068,6 +42114,13 @@ class Display:
 
     def show(self):
         """Write and open; returns the reply's map."""
+        return self._shown(self._opened)
+
+    def write(self):
+        """Write; returns the reply's map."""
+        return self._shown(lambda path: "no window was asked for here")
+
+    def _shown(self, then):
         with reading(self.uvm.image) as root:
             made = _current_incarnation(root)
             if made is None:
@@ -42076,12 +42129,12 @@ class Display:
                     kind="client",
                     name="client",
                 )
-            known = {each.sha256 for each in versions_of(made)}
+            known = {each.sha256 for each in _incarnations(root)}
             spec, origin, version, tried = made.specification, made.origin, made.version, made.tried
         path = _ui_path(self.uvm.settings)
         source = _compile_ui(spec, origin, _ui_stock())
         written = _write_ui(path, source, known | {hashlib.sha256(source.encode()).hexdigest()})
-        told = self._opened(path)
+        told = then(path)
         return {
             "details": f"incarnation {version}: {written}; {told}",
             "result": {
@@ -42097,7 +42150,11 @@ class Display:
         """Open the window, unless one is open; returns what is told of it."""
         if self.process and self.process.poll() is None:
             return f"its window is open (process {self.process.pid}); close it to see this one"
-        self.process, told = _open_window(path, self.endpoint, self.uvm.wire.keyring is not None)
+        if self.uvm.wire.keyring is not None:
+            return (
+                f"this daemon asks for keys: python {path} --endpoint {self.endpoint} --keys FILE"
+            )
+        self.process, told = open_window(path, self.endpoint)
         return told
 
 
@@ -42127,7 +42184,8 @@ def display(request):
     """Looked at in the read lane, made by a mission where that is due, shown by the synapse lane."""
     if request.generated or request.lane == "synapse":
         request.lane = "synapse"
-        return Phases(request.uvm.display.show)
+        shown = request.uvm.display
+        return Phases(shown.show if request.command.show else shown.write)
     if request.lane == "write":
         check_core(request.uvm)
         return Phases(functools.partial(_begin_first_conversation, request))
@@ -45340,9 +45398,14 @@ def import_command(args, client):
 
 
 def display_command(args, client):
-    reply = client.call(UI_MESSAGES[args.ingest], timeout_s=LEARN_S)
-    stages = [f"  {stage}: {told}" for stage, told in reply["result"]["stages"].items()]
-    return reply, [reply["details"], *stages, f"  tried: {reply['result']['tried']}"]
+    """Have it made, and open its window here, where somebody sits: the daemon may run elsewhere."""
+    reply = client.call(UI_MESSAGES[args.ingest], timeout_s=LEARN_S, show=False)
+    slots = client.call("inspect", target="morphic_ui_obj.incarnation")["result"]["slots"]
+    spec, origin = slots["specification"]["value"], slots["origin"]["value"]
+    _, told = open_window(written_here(spec, origin), client.endpoint, client.keys)
+    made = reply["details"].rpartition("; ")[0]
+    stages = [f"  {stage}: {whence}" for stage, whence in reply["result"]["stages"].items()]
+    return reply, [f"{made}; {told}", *stages, f"  tried: {reply['result']['tried']}"]
 
 
 def incarnate_command(args, client):

@@ -312,11 +312,11 @@ COMMANDS = {
     "display_yourself": {
         "help": (
             "Have the system make its client, the Memory Inspector, where that is due, and open its window on the daemon's "
-            "machine."
+            "machine, unless `show` is false."
         ),
         "effect": False,
         "role": "admin",
-        "fields": {"wait": {"type": "switch", "default": True}},
+        "fields": {"wait": {"type": "switch", "default": True}, "show": {"type": "switch", "default": True}},
     },
     "export": {
         "help": (
@@ -456,7 +456,7 @@ COMMANDS = {
         "help": "As display_yourself, once the memory holds the system's own documents.",
         "effect": False,
         "role": "admin",
-        "fields": {"wait": {"type": "switch", "default": True}},
+        "fields": {"wait": {"type": "switch", "default": True}, "show": {"type": "switch", "default": True}},
     },
     "initiate_cognitive_cycle": {
         "help": "Let the composite mind think. Replies at once with the cycle's id, or with `wait` when it has ended.",

@@ -5,9 +5,13 @@ import hashlib
 import json
 import os
 import pathlib
+import re
+import signal
 import subprocess
 import sys
 import threading
+import time
+import types
 
 import doubles
 import pytest
@@ -76,7 +80,7 @@ def test_literals_fit_the_line():
     ("pages", [batos._UI_SPEC["pages"][0]] * 2, "any order"), ("pages", 3, "any order"),
     ("pages.life.columns", ["x"], "any order"), ("pages.search.name", "life2", "any order"),
     ("sparks", [{"title": "x"}], "is like none"), ("tiers", 1, "a list is wanted"),
-    ("texts", {}, "lacks"), ("palette.ground", "#12", "colour"), ("", 1, "has nothing"), ("pages.search", "x", "has nothing")])
+    ("palette.ground", "#12", "colour"), ("", 1, "has nothing"), ("pages.search", "x", "any order")])
 def test_what_is_not_right_about_a_specification_is_named(path, value, why):
     with pytest.raises(batos.BadRequest, match=why):
         batos._check_spec(batos._with_part(batos._UI_SPEC, path, value))
@@ -153,12 +157,17 @@ def test_a_strangers_file_is_kept_aside(tmp_path):
     assert path.read_text() == "three" and [p.read_text() for p in path.parent.glob("morphic_ui.py.*")] == ["mine own"]
 
 
-@pytest.mark.parametrize("curve, display, told", [(True, ":1", "asks for keys"), (False, "", "no display here")])
-def test_why_no_window_opens(monkeypatch, curve, display, told):
-    monkeypatch.setenv("DISPLAY", display)
+def test_why_no_window_opens(monkeypatch):
+    monkeypatch.setenv("DISPLAY", "")
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    process, text = batos._open_window(pathlib.Path("/nowhere.py"), "tcp://127.0.0.1:1", curve)
-    assert process is None and told in text
+    process, text = batos.open_window(pathlib.Path("/nowhere.py"), "tcp://127.0.0.1:1", "me.key")
+    assert process is None and text == "there is no display here: python /nowhere.py --endpoint tcp://127.0.0.1:1 --keys me.key"
+
+
+def test_a_daemon_that_asks_for_keys_opens_none(monkeypatch):
+    uvm = types.SimpleNamespace(events=batos.Events(), wire=types.SimpleNamespace(keyring=object()))
+    told = batos.Display(uvm, "tcp://127.0.0.1:1")._opened(pathlib.Path("/nowhere.py"))
+    assert "asks for keys" in told and "--keys FILE" in told
 
 
 def test_a_window_is_a_process_of_its_own(monkeypatch, tmp_path):
@@ -166,7 +175,7 @@ def test_a_window_is_a_process_of_its_own(monkeypatch, tmp_path):
     client = tmp_path / "client.py"
     client.write_text("import os, pathlib, sys\n"
                       "pathlib.Path(sys.argv[0] + '.told').write_text(f'{os.getsid(0)} {sys.argv[1:]}')\n")
-    process, told = batos._open_window(client, "tcp://127.0.0.1:7", False)
+    process, told = batos.open_window(client, "tcp://127.0.0.1:7")
     assert process.wait(WAIT_S) == 0 and f"process {process.pid}" in told
     assert (tmp_path / "client.py.told").read_text() == f"{process.pid} ['--endpoint', 'tcp://127.0.0.1:7']"
 
@@ -231,7 +240,7 @@ def test_changes_are_objects_versions_follow_and_one_goes_back(client):
     client.call("send_message", target="morphic_ui_obj", selector="restore_incarnation_")
     back = client.call("display_yourself")["result"]
     assert back["version"] == 1 and literals(pathlib.Path(first["path"]).read_text("utf-8"))["SPEC"] == batos._UI_SPEC
-    with pytest.raises(batos.NotFound, match="there are 1"):
+    with pytest.raises(batos.NotFound, match="there are 2, 1"):
         client.call("send_message", target="morphic_ui_obj", selector="restore_incarnation_", args=[7])
 
 
@@ -305,6 +314,33 @@ def test_the_personas_tell_their_part(client):
     assert client.call("send_message", target="alfred_prototype_obj", selector="assemble_and_execute")["result"] is None
 
 
+@pytest.mark.slow
+def test_a_restored_incarnation_is_the_file_at_once_and_each_knows_the_others(client):
+    path = pathlib.Path(client.call("display_yourself", show=False)["result"]["path"])
+    for title in ("Second", "Third"):
+        client.call("send_message", target="morphic_ui_obj", selector="setSlot_value_", args=["changes", {"title": title}])
+        client.call("display_yourself", show=False)
+    for version, title in ((2, "Second"), (1, batos._UI_SPEC["title"]), (3, "Third"), (None, "Second")):
+        args = [version] if version else []
+        client.call("send_message", target="morphic_ui_obj", selector="restore_incarnation_", args=args)
+        windowed_until(lambda title=title: literals(path.read_text("utf-8"))["SPEC"]["title"] == title)
+    assert [one.name for one in path.parent.iterdir()] == [path.name]    # none was taken for a stranger's
+    client.call("send_message", target="morphic_ui_obj", selector="setSlot_value_", args=["changes", {"title": "Fourth"}])
+    assert client.call("display_yourself", show=False)["result"]["version"] == 4
+
+
+@pytest.mark.parametrize("change, title, help_is", [
+    ({"pages.search.title": "Find"}, "Find", True), ({"pages.search": {"title": "Find"}}, "Find", True),
+    ({"pages": {"search": {"title": "Find"}}}, "Find", True), ({"pages.search": {"titel": "Find"}}, "Search", True),
+    ({"pages": {"serch": {"title": "Find"}}}, "Search", True), ({"pages.search": 3}, "Search", True)])
+def test_a_change_of_one_field_of_a_page_needs_that_field_alone(change, title, help_is):
+    spec, left_out = batos._with_changes(batos._UI_SPEC, change)
+    page = {one["name"]: one for one in spec["pages"]}["search"]
+    assert page["title"] == title and (page["help"] == batos._UI_SPEC["pages"][0]["help"]) is help_is
+    assert bool(left_out) is (title == "Search") and len(spec["pages"]) == len(batos._UI_SPEC["pages"])
+    assert batos._UI_SPEC["pages"][0]["title"] == "Search"
+
+
 @pytest.mark.parametrize("answers, whence", [
     (['{"pages": ["ask", "search", "objects", "messages", "experts", "life", "pages"]}',
       '{"title": "Bat mind", "accent": "#88ccff"}'],
@@ -345,9 +381,35 @@ def test_a_larger_model_proposes_and_is_checked(tmp_path, answers, whence):
 
 
 @pytest.mark.slow
-def test_the_command_line_displays(client, capsys):
+def test_the_command_line_displays_where_it_is_typed(client, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     assert batos.main(["display", "--endpoint", client.endpoint]) == 0
-    assert "incarnation 1" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    path, = (tmp_path / "cache").rglob("morphic_ui.py")
+    assert "incarnation 1" in said and f"there is no display here: python {path} --endpoint {client.endpoint}" in said
+    assert literals(path.read_text("utf-8"))["SPEC"] == batos._UI_SPEC
+    for name, value in (("DISPLAY", ":99"), ("SDL_VIDEODRIVER", "offscreen"), ("KIVY_HOME", str(tmp_path)),
+                        ("KIVY_NO_FILELOG", "1"), ("XDG_CONFIG_HOME", str(tmp_path)), ("LIBGL_ALWAYS_SOFTWARE", "1")):
+        monkeypatch.setenv(name, value)
+    before = client.call("health")["result"]["subscribers"]
+    assert batos.main(["display", "--endpoint", client.endpoint]) == 0
+    said = capsys.readouterr().out
+    window = int(re.search(r"its window opens \(process (\d+)\)", said)[1])
+    try:
+        windowed_until(lambda: client.call("health")["result"]["subscribers"] > before)
+    finally:
+        os.kill(window, signal.SIGKILL)
+        os.waitpid(window, 0)
+
+
+def windowed_until(done):
+    """Wait until something is so; what never comes fails."""
+    end_s = time.monotonic() + WAIT_S
+    while not done():
+        assert time.monotonic() < end_s, "the window did not come"
+        time.sleep(0.05)
 
 
 def test_nothing_of_kivy_is_loaded_by_the_daemon():

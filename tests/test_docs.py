@@ -224,8 +224,8 @@ def test_the_commands_of_keys_run(daemon, tmp_path, monkeypatch, capsys):
 def test_the_change_of_the_inspector_runs(daemon, monkeypatch, capsys):
     running = daemon(core=0)
     monkeypatch.setenv("BATOS_ENDPOINT", running.endpoint)
-    (arguments,) = sh_lines("morphic_ui_obj")
-    assert batos.main(arguments) == 0
+    arguments, page = sh_lines("morphic_ui_obj")
+    assert batos.main(arguments) == 0 and batos.main(page) == 0
     back, = re.findall(r"`send '(\{\"target\": \"morphic_ui_obj\".*?\})'`", README)
     assert batos.main(["display"]) == 0 and "your changes: 1 taken" in capsys.readouterr().out
     assert batos.main(["send", back]) == 1 and "before this one" in capsys.readouterr().err      # there is one alone
