@@ -41,9 +41,9 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     how missions ended, as statistics and as one figure; the heartbeat: audits, and what is done about them
     the bridge      Protocol · Requests · Commands · Teaching · Wire · Measures · BatOS_UVM
                     commands, roles and values on the wire; the ROUTER socket, dispatch, replies, events, figures
-    the beginning   Offered cores · Vessels · Genesis · First conversation · Pages · Page choice · Daemon
+    the beginning   Offered cores · Vessels · Genesis · First conversation · Pages · Page choice · Supervisor · Hand-over · Daemon
                     the first transaction, which program serves it, the client that it makes, pages of one's own; start, stop
-    the user's end  Client · Learning · Shell · Without a daemon · Service · Upgrade · Command line
+    the user's end  Client · Learning · Shell · Without a daemon · Service · Trial · Upgrade · Command line
                     a client for scripts, and the subcommands made of it
 
 What holds everywhere:
@@ -573,6 +573,8 @@ SETTINGS = {row.name: row for row in (
     Setting("upgrade_channel", "", "folder", "where another batos.py may be put, which is told of and run by `upgrade` alone; "
             "empty looks nowhere"),
     Setting("upgrade_trial_s", 120.0, "s", "time for the trial of such a program, and for it to be ready once it takes over"),
+    Setting("upgrade_probation_s", 60.0, "s",
+            "how long such a program answers reads alone, where it makes the image one of a newer version"),
     Setting("drain_s", 10.0, "s", "time given to accepted work at shutdown"),
     Setting("metrics_port", 0, "TCP port", "figures in the text form that Prometheus reads, at 127.0.0.1; 0 tells none"),
     Setting("log_file_mb", 8.0, "MB", "size at which the log file is rotated"),
@@ -3401,6 +3403,7 @@ class Image:
         self.storage, self.path, self.seals, self._unchecked = storage, path, seals, unchecked
         self.db = ImageDB(storage, pool_size=128, cache_size=20_000, cache_size_bytes=_CACHE_BYTES)
         self._sealing = threading.Lock()
+        self.kept_whole = False  # whether nothing may be packed away
 
     @classmethod
     def open(cls, where: str, open_check_bytes: int = 1 << 62) -> Image:
@@ -3487,6 +3490,8 @@ class Image:
         Returns {"before_mb", "after_mb", "seconds"}. `step` is told how far it is, and ends it by raising. Raises
         ImageError where the disk has no room for the copy, ImageBroken where the image must be opened again.
         """
+        if self.kept_whole:
+            raise Busy("a program that has just taken over packs nothing yet; ask again later")
         started_s, before = time.monotonic(), self.size()
         # whoever reads just now finds what it began with
         before_s = min(before_s, self._oldest_snapshot_s())
@@ -34585,6 +34590,7 @@ class ForgeLane:
         self._thread = threading.Thread(target=self._main, name="forge", daemon=True)
         self.worker = None  # the process at work
         self.ready: str | None = None  # what could be forged, in words
+        self.held = False  # whether no job may go on for now
 
     def start(self, events: Events) -> None:
         events.subscribe("forge", self._wake.set)
@@ -34611,7 +34617,9 @@ class ForgeLane:
             self._end_orphans()
             while not self._closing.is_set():
                 self._wake.clear()
-                if not self._carry_on():
+                if self.held:
+                    self._wake.wait(_FORGE_LOOK_S)
+                elif not self._carry_on():
                     self._look_after()
                     self._wake.wait(_FORGE_LOOK_S)
         except BaseException as error:  # a boundary: the daemon serves on without
@@ -39195,6 +39203,7 @@ class BatOS_UVM:
         # cycle id -> what it writes for
         self.budget, self._writing = GenerationBudget(settings.methods_per_hour), {}
         self._refused = None  # why no work is accepted any more, or None
+        self._held_changes = None  # why no change is taken yet, or None
         self.unasked = None  # the error that ends the daemon, or None
         self._view_commits = -1
         self.vessel = {}  # by which program it is served, and which is offered
@@ -39288,6 +39297,19 @@ class BatOS_UVM:
     def draining(self):
         """Whether no work is accepted any more."""
         return self._refused is not None
+
+    def hold_changes(self):
+        """Answer reads alone for now, and leave the data file and the forge as they are. Before the start."""
+        self._held_changes = Busy(
+            "this program has just taken over and made the image one of a newer version; it answers reads, and takes "
+            "changes once it has done so for upgrade_probation_s. Send it again then"
+        )
+        self.image.kept_whole, self.forge.held = True, True
+
+    def take_changes(self):
+        """Take changes from now on."""
+        self._held_changes = None
+        self.image.kept_whole, self.forge.held = False, False
 
     def hurry(self):
         """Stop waiting for accepted work (a second interrupt)."""
@@ -39386,6 +39408,8 @@ class BatOS_UVM:
         if row.lane == "loop":
             return self._answer_now(request, row)
         self._check_room(request)
+        if self._held_changes and (row.effect or row.lane == "upkeep"):
+            raise self._held_changes
         if row.effect and command.idempotency_key:
             return self._dispatch_keyed(request)
         self._submit(request)
@@ -40359,14 +40383,15 @@ def _link_core(records, folder):
 
 # Offers:
 __all__ += """
-    own_folder read_vessel Channel told_offer note_vessel new_vessel_obj VESSEL_PROGRAM
+    own_folder read_vessel Channel told_offer note_vessel new_vessel_obj VESSEL_PROGRAM Vessel
+    VESSEL_REQUIREMENTS open_checked channel_vessel requirement_lines
 """.split()
 
-VESSEL_PROGRAM, _REQUIREMENTS = "batos.py", "requirements.txt"
+VESSEL_PROGRAM, VESSEL_REQUIREMENTS = "batos.py", "requirements.txt"
 # what a vessel is made of, where it is there
 _VESSEL_PARTS = (
     VESSEL_PROGRAM,
-    _REQUIREMENTS,
+    VESSEL_REQUIREMENTS,
     "README.md",
     "morphic_ui.py",
     "seed_core",
@@ -40441,7 +40466,7 @@ def _check_channel(folder):
         raise _refused("kind", f"{path} is no folder; name one by upgrade_channel", path)
 
 
-def _open_checked(path: pathlib.Path) -> typing.BinaryIO:
+def open_checked(path: pathlib.Path) -> typing.BinaryIO:
     """Open a file of a channel, as it is now. Raises UpgradeRefused where others may write it, or it is no plain file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -40527,7 +40552,7 @@ def read_vessel(folder: pathlib.Path) -> Vessel:
     return _as_vessel(files)
 
 
-def _channel_vessel(channel: pathlib.Path, own: Vessel) -> Vessel | None:
+def channel_vessel(channel: pathlib.Path, own: Vessel) -> Vessel | None:
     """Return the vessel that a channel would make of one, or None where it holds no program.
 
     Raises UpgradeRefused where any of it is another's, may be written by others, or is a link.
@@ -40539,7 +40564,7 @@ def _channel_vessel(channel: pathlib.Path, own: Vessel) -> Vessel | None:
     for part in _VESSEL_PARTS:
         if os.path.lexists(channel / part):
             files = {name: file for name, file in files.items() if name.split("/")[0] != part}
-            files |= _part_files(channel, part, _names_below, _open_checked)
+            files |= _part_files(channel, part, _names_below, open_checked)
     return _as_vessel(files)
 
 
@@ -40614,7 +40639,7 @@ class Channel:
         try:
             if not self.folder.exists():
                 return None
-            offered = _channel_vessel(self.folder, self.own)
+            offered = channel_vessel(self.folder, self.own)
             if offered is None or offered.sha256 == self.own.sha256:
                 return None
             told |= {"sha256": offered.sha256, "version_line": offered.version_line}
@@ -40628,7 +40653,7 @@ class Channel:
 # What an image knows of it
 
 
-def _requirement_lines(path: pathlib.Path) -> list[str]:
+def requirement_lines(path: pathlib.Path) -> list[str]:
     """Return the pins of a file of requirements, in their order; [] where there is none."""
     if not path.is_file():
         return []
@@ -40641,7 +40666,7 @@ def _told_packages() -> dict:
     import importlib.metadata
 
     found = {}
-    for line in _requirement_lines(own_folder() / _REQUIREMENTS):
+    for line in requirement_lines(own_folder() / VESSEL_REQUIREMENTS):
         name = re.split(r"[=<>~!\[; ]", line, maxsplit=1)[0]
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
@@ -43461,6 +43486,531 @@ def page_for_(ui, words, objects=None):
 
 
 ################################################################################
+# Supervisor ###################################################################
+################################################################################
+#
+# The text of this section, behind SUPERVISOR_IMPORTS, is the whole program of the supervisor: small, of the standard
+# library alone, so that nothing of a new program can keep it from going back. It takes the place of the daemon that hands
+# over (same pid, so that whoever started that sees no change), and starts the programs that the marker names.
+#
+#   marker    IMAGE.vessel: who owns the image, and where a hand-over stands; forced to the disk, there whole or not at all
+#   phase     serving:   `current` owns the image
+#             ordered:   the daemon has closed the image; `next` is to be started, and nothing of it has run yet
+#             started:   `next` runs, and has acknowledged nothing
+#             probation: `next` serves reads, and has acknowledged no change
+#             back:      `next` failed; `current` cuts the image back to the mark, and serves
+#
+# Only the program that is started says `probation` and `serving`, before it answers the first request; so where it ended
+# without, nothing that it wrote was promised to anybody.
+
+# Offers:
+__all__ += """
+    START_AGAIN SUPERVISED PHASES_BEFORE_SERVING read_marker write_marker SUPERVISOR_IMPORTS
+    end_with_supervisor
+""".split()
+
+SUPERVISOR_IMPORTS = """from __future__ import annotations
+import contextlib, ctypes, json, os, signal, subprocess, sys, time
+__all__ = []
+"""
+
+START_AGAIN = 75  # the exit status of who handed over (EX_TEMPFAIL of sysexits.h)
+SUPERVISED = "BAT_OS_SUPERVISOR"  # the variable that tells a daemon the pid of its supervisor
+PHASES_BEFORE_SERVING = ("started", "probation")
+_SUPERVISOR_LOOK_S = 0.02
+_RESTARTS_MOST, _RESTARTS_WITHIN_S = 3, 600.0  # of a program that has taken over
+_ENDING_GRACE_S = 5.0  # between being asked to end and being killed
+_SIGNAL_AT_DEATH = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+
+
+def read_marker(path: str) -> dict | None:
+    """Return the marker, or None where there is none. Raises ValueError where it does not read."""
+    try:
+        with open(path, "rb") as file:
+            told = json.loads(file.read())
+    except FileNotFoundError:
+        return None
+    if not isinstance(told, dict) or "phase" not in told or "current" not in told:
+        raise ValueError(f"{path} is no marker of BAT OS")
+    return told
+
+
+def write_marker(path: str, marker: dict) -> None:
+    """Write the marker, forced to the disk, in the place of the one before."""
+    part = f"{path}.part"
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(json.dumps(marker, indent=1).encode())
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(part, path)
+    folder = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def end_with_supervisor(number: int) -> None:
+    """Have this process be sent a signal once the one that started it has ended."""
+    with contextlib.suppress(OSError, AttributeError):  # another system
+        ctypes.CDLL(None).prctl(_SIGNAL_AT_DEATH, number, 0, 0, 0)
+
+
+class Supervisor:
+    """I start the program that the marker names, and another when that hands over or does not come to serve."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.child: subprocess.Popen | None = None
+        self.asked_to_end = False
+        self.is_late = False  # whether it was ended because it did not come to serve
+        self.restarts: list[float] = []  # when each was
+
+    def run(self) -> int:
+        """Supervise until the program ends for good. Returns the exit status."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.pass_on)
+        while True:
+            marker = self.begun()
+            status = self.run_one(marker)
+            if not self.goes_on(read_marker(self.path), status):
+                return status if status >= 0 else 128 - status
+
+    def pass_on(self, number, frame):
+        """Give a signal to the program that runs."""
+        self.asked_to_end = True
+        if self.child is not None and self.child.poll() is None:
+            self.child.send_signal(number)
+
+    def begun(self):
+        """Return the marker, after noting that what was ordered is started now."""
+        marker = read_marker(self.path)
+        if marker["phase"] == "ordered":
+            marker["phase"] = "started"
+            write_marker(self.path, marker)
+        return marker
+
+    def run_one(self, marker):
+        """Run the program whose turn it is until it ends. Returns its exit status, negative for a signal."""
+        is_next = marker["phase"] == "started"
+        who = marker["next"] if is_next else marker["current"]
+        try:
+            self.child = subprocess.Popen(
+                [who["python"], who["program"], *marker["arguments"]],
+                env={**os.environ, SUPERVISED: str(os.getpid())},
+                process_group=0,
+                # what has promised nothing is not waited for
+                preexec_fn=lambda: end_with_supervisor(
+                    signal.SIGKILL if is_next else signal.SIGTERM
+                ),
+            )
+        except OSError as error:
+            print(
+                f"batos: {who['program']} cannot be started: {error}", file=sys.stderr, flush=True
+            )
+            return 70
+        if self.asked_to_end:
+            self.child.terminate()
+        if is_next:
+            self.wait_until_it_serves(marker)
+        return self.child.wait()
+
+    def wait_until_it_serves(self, marker):
+        """Wait until the next program serves or has ended; end it where that takes too long."""
+        begun_s, most_s = time.monotonic(), marker["ready_s"]
+        phase = "started"
+        while self.child.poll() is None and phase in PHASES_BEFORE_SERVING:
+            if time.monotonic() - begun_s > most_s + (phase == "probation") * marker["probation_s"]:
+                self.is_late = True
+                return self.end_child()
+            time.sleep(_SUPERVISOR_LOOK_S)
+            phase = read_marker(self.path)["phase"]
+
+    def end_child(self):
+        """End the program that runs, and all that it started."""
+        self.child.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.child.wait(_ENDING_GRACE_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.child.pid, signal.SIGKILL)
+        self.child.wait()
+
+    def goes_on(self, marker, status):
+        """Tell whether a program is to be started after one has ended so; notes that it is to be the one before."""
+        if marker["phase"] in PHASES_BEFORE_SERVING:
+            marker["phase"] = "back"
+            marker["failed"] = {**marker["next"], "why": self.told(status), "at_s": time.time()}
+            write_marker(self.path, marker)
+            return not self.asked_to_end
+        if self.asked_to_end:
+            return False
+        if (
+            marker["phase"] == "ordered"
+        ):  # whatever came then: the image is closed, and the mark is there
+            return True
+        return marker["phase"] == "serving" and status != 0 and self.may_restart(status)
+
+    def told(self, status):
+        if self.asked_to_end:
+            return "it was asked to end before it served"
+        if self.is_late:
+            return "it did not come to serve in time, and was ended"
+        how = f"signal {-status}" if status < 0 else f"exit status {status}"
+        return f"it ended before it served ({how})"
+
+    def may_restart(self, status):
+        """Tell whether a program that took over is started again after it has ended so; never more often than that."""
+        now_s = time.monotonic()
+        self.restarts = [at_s for at_s in self.restarts if now_s - at_s < _RESTARTS_WITHIN_S]
+        if len(self.restarts) >= _RESTARTS_MOST:
+            print(
+                f"batos: the program that took over ended {len(self.restarts) + 1} times (at last with {status}) and "
+                "is not started again; nothing goes back past what it acknowledged, and the image is untouched",
+                file=sys.stderr,
+                flush=True,
+            )
+            return False
+        self.restarts.append(now_s)
+        return True
+
+
+def _supervisor_main(path):
+    os.closerange(3, 4096)  # what who handed over left open
+    return Supervisor(path).run()
+
+
+################################################################################
+# Hand-over ####################################################################
+################################################################################
+#
+# How the image goes from one program to another, and back. The daemon that has it drains, closes it, writes down what it
+# holds by then (the mark), and becomes the supervisor; that starts the other. Where the other does not come to serve, the
+# image is cut back to the mark by the one before. At any start of the daemon the marker says whose turn it is, so a power
+# cut at any moment leaves one program that owns the image.
+#
+#   order    IMAGE.vessels/order: which program is to be next; written by `upgrade`, which then sends SIGUSR1
+#   mark     length and last transaction of the data file, length of its seals, as they were when it was closed
+#   home     IMAGE.vessels/, in which the programs are, each under its digest
+
+# Offers:
+__all__ += """
+    whose_turn HandOver ENVIRONMENT_FILE vessels_home marker_path told_program sweep_trials
+    Order write_order become
+""".split()
+
+_ORDER_FILE = "order"
+_SUPERVISOR_FILE = "supervisor.py"
+ENVIRONMENT_FILE = "environment.json"  # beside a vessel's files: which python runs it
+
+_log_vessel = logging.getLogger("batos.vessel")
+
+
+def vessels_home(image: str) -> pathlib.Path:
+    """Return the folder of the programs of an image."""
+    return pathlib.Path(f"{image_path(image)}.vessels")
+
+
+def marker_path(image: str) -> str:
+    return f"{image_path(image)}.vessel"
+
+
+def _read_marker_of(image):
+    """Return an image's marker, or None. Raises ConfigError where it does not read."""
+    try:
+        return None if "://" in image else read_marker(marker_path(image))
+    except ValueError as error:
+        raise ConfigError(
+            f"{marker_path(image)} says which program owns the image, and does not read ({error}); look into "
+            f"{vessels_home(image)}, and remove the marker only where the program that you start is the last that served"
+        ) from None
+
+
+def told_program(sha256: str, program: typing.Any, python: str) -> dict:
+    """Return a program as the marker names it."""
+    return {"sha256": sha256, "program": str(program), "python": python}
+
+
+def sweep_trials(image: str) -> None:
+    """Remove what trials left that were killed."""
+    for folder in vessels_home(image).glob("*-*"):
+        begun = re.fullmatch(r"(?:trial|taking)-(\d+)", folder.name)
+        if begun and not _is_alive(int(begun[1])):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+# Orders
+
+
+class Order(typing.NamedTuple):
+    """Which program is to be next, and which is to be gone back to where that fails; as the marker names them."""
+
+    next: dict
+    back: dict
+    raises: bool  # whether it makes the image one of a newer version
+
+
+def write_order(image: str, order: Order) -> None:
+    write_whole(str(vessels_home(image) / _ORDER_FILE), json.dumps(order._asdict()).encode())
+
+
+def _read_order(image: str, own_sha256: str) -> Order:
+    """Return the order that was given to the program with a digest, and take it away; every byte of what it names is looked at.
+
+    Raises UpgradeRefused, ConfigError.
+    """
+    path = vessels_home(image) / _ORDER_FILE
+    try:
+        with open_checked(path) as file:
+            order = Order(**json.loads(file.read()))
+        path.unlink()
+        for one in (order.next, order.back):
+            _check_program(image, **one)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{path} is no order that can be carried out ({error!r})") from None
+    if order.back["sha256"] != own_sha256:
+        raise ConfigError(f"{path} was given to another program than runs ({own_sha256})")
+    return order
+
+
+def _check_program(image, sha256, program, python):
+    """Raise UpgradeRefused unless a program is one of the image's, whose bytes are those of its digest."""
+    folder = vessels_home(image) / sha256
+    found = read_vessel(folder).sha256
+    if pathlib.Path(program) != folder / VESSEL_PROGRAM or found != sha256:
+        raise UpgradeRefused(
+            f"{program} is not the program with the digest {sha256} (but {found})",
+            rule="hash",
+            path=program,
+        )
+
+
+# Whose turn it is
+
+
+def _is_supervised():
+    return os.environ.get(SUPERVISED) == str(os.getppid())
+
+
+def become(python, program, arguments) -> typing.NoReturn:
+    """Be another program, with the same pid. Raises ConfigError where that cannot be started."""
+    logging.shutdown()
+    sys.stdout.flush()
+    try:
+        os.execve(python, [python, program, *arguments], dict(os.environ))
+    except OSError as error:
+        raise ConfigError(f"{program} cannot be started by {python} ({error})") from None
+
+
+def _become_supervisor(image):
+    """Be the supervisor of an image's programs."""
+    text = inspect.getsource(sys.modules[__name__])
+    start, end = (text.index(f"\n# {name} #") for name in ("Supervisor", "Hand-over"))
+    program = vessels_home(image) / _SUPERVISOR_FILE
+    end_line = f"\nsys.exit(_supervisor_main({marker_path(image)!r}))\n"
+    with private_files():
+        source = f"{SUPERVISOR_IMPORTS}{text[start:end]}{end_line}"
+        write_whole(str(program), source.encode())
+    become(sys.executable, str(program), [])
+
+
+def whose_turn(image: str, arguments: list[str]) -> dict | None:
+    """Return the marker by which this program serves an image, or None where no other ever did; or be who is to serve it.
+
+    Raises ConfigError.
+    """
+    marker = _read_marker_of(image)
+    if marker is None:
+        return None
+    mine = str(own_folder() / VESSEL_PROGRAM)
+    if marker["phase"] == "ordered" or marker["phase"] in PHASES_BEFORE_SERVING:
+        marker = _amid_hand_over(image, marker, mine)
+    if marker["phase"] in PHASES_BEFORE_SERVING or marker["current"]["program"] == mine:
+        return marker
+    if marker["phase"] == "serving" and not _is_same_as_then(marker):
+        return {**marker, "phase": "taken"}
+    owner = marker["current"]
+    if not os.path.exists(owner["program"]):
+        raise ConfigError(
+            f"{marker_path(image)} says that {owner['program']} owns the image, and that is gone; where this program is to "
+            "serve it, remove the marker"
+        )
+    become(owner["python"], owner["program"], arguments)
+
+
+def _amid_hand_over(image, marker, mine):
+    """Go on with a hand-over, or back where it was cut short. Returns the marker as it is then."""
+    if marker["phase"] in PHASES_BEFORE_SERVING and _is_supervised():
+        if marker["next"]["program"] == mine:
+            return marker
+    elif marker["phase"] == "ordered":
+        _become_supervisor(image)
+    marker["phase"] = "back"
+    marker["failed"] = {**marker["next"], "why": "it was cut short", "at_s": time.time()}
+    write_marker(marker_path(image), marker)
+    return marker
+
+
+def _is_same_as_then(marker):
+    """Whether the program that was started by hand is the one from which the image went on to another."""
+    begun = marker.get("begun_by", {})
+    return begun.get("sha256") == read_vessel(own_folder()).sha256
+
+
+# Back
+
+
+def _cut_back(image, mark):
+    """Make an image what it was when it was closed: data, seals and blobs. Raises DamagedImage, ImageLocked."""
+    path = image_path(image)
+    with lock_image(path), open(path, "r+b") as file:
+        _check_mark(path, file, mark)
+        file.truncate(mark["length"])
+        os.fsync(file.fileno())
+        for name in (f"{path}.index", f"{path}.index_tmp", f"{path}.pack"):
+            pathlib.Path(name).unlink(missing_ok=True)
+        if os.path.exists(f"{path}.seals") and os.path.getsize(f"{path}.seals") > mark["seals"]:
+            os.truncate(f"{path}.seals", mark["seals"])
+            fsync_path(f"{path}.seals")
+        for blob in pathlib.Path(f"{path}.blob").rglob("0x*.blob"):
+            if blob.name[2:18] > mark["tid"]:
+                blob.unlink()
+        fsync_path(os.path.dirname(path))
+
+
+def _check_mark(path, file, mark):
+    """Raise DamagedImage unless the transaction that ends at the mark is the one that did when it was written."""
+    length = 0
+    if os.fstat(file.fileno()).st_size >= mark["length"] > len(MAGIC) + 8:
+        file.seek(mark["length"] - 8)
+        length = int.from_bytes(file.read(8)) + 8
+    tid = ""
+    if 0 < length <= mark["length"]:
+        file.seek(mark["length"] - length)
+        tid = file.read(8).hex()
+    if tid != mark["tid"]:
+        raise DamagedImage(
+            f"{path} does not hold the change {mark['tid']} where it did when the upgrade began; {RECOVER}"
+        )
+
+
+# The daemon's side
+
+
+class HandOver:
+    """I am what a daemon knows of programs: by which marker it serves, and whether another is to be next."""
+
+    def __init__(
+        self, image: str, vessel: Vessel, marker: dict | None, settings: types.SimpleNamespace
+    ) -> None:
+        self.image, self.vessel, self.marker = image, vessel, marker
+        self.settings = settings
+        self.order: Order | None = None  # once it is given
+
+    @property
+    def is_new(self) -> bool:
+        """Whether this program has not yet shown that it serves."""
+        return self.marker is not None and self.marker["phase"] in PHASES_BEFORE_SERVING
+
+    @property
+    def probation_s(self) -> float:
+        """How long this program serves reads alone."""
+        return self.marker["probation_s"] if self.is_new else 0.0
+
+    def settle(self) -> None:
+        """Cut the image back where the program that was to be next has failed. Before the image is opened."""
+        if self.marker is None or self.marker["phase"] != "back":
+            return
+        _cut_back(self.image, self.marker["mark"])
+        self._write({**self.marker, "phase": "serving", "next": None, "mark": None})
+        failed = self.marker["failed"]
+        _log_vessel.error("the program %s does not serve: %s", failed["sha256"], failed["why"])
+
+    def _write(self, marker):
+        marker = {name: value for name, value in marker.items() if value is not None}
+        write_marker(marker_path(self.image), marker)
+        self.marker = marker
+
+    def note_ready(self) -> None:
+        """Note that this program is ready, before it answers anybody: it serves, or is on probation."""
+        if self.marker is not None and self.marker["phase"] == "taken":
+            self._take()
+        if not self.is_new:
+            return
+        if self.probation_s:
+            self._write({**self.marker, "phase": "probation"})
+        else:
+            self.note_serving()
+
+    def _take(self):
+        """Own the image from now on: somebody started this program by hand, and it is none of those from before."""
+        _log_vessel.warning(
+            "this program was started by hand, and serves after %s", self.marker["current"]
+        )
+        os.unlink(marker_path(self.image))
+        fsync_path(os.path.dirname(marker_path(self.image)))
+        self.marker = None
+
+    def note_serving(self) -> None:
+        """Note that the image is this program's, before it acknowledges a change."""
+        former = self.marker["current"]
+        told = {**self.marker, "phase": "serving", "current": self.marker["next"], "former": former}
+        self._write(told | dict.fromkeys(("next", "mark", "failed")))
+        end_with_supervisor(signal.SIGTERM)  # from now on it drains
+        _log_vessel.warning(
+            "this program serves now: %s, after %s", self.vessel.sha256, former["sha256"]
+        )
+
+    def take_order(self) -> bool:
+        """Take the order that was given; returns whether it can be carried out. Looks at every byte of what it names."""
+        try:
+            self.order = _read_order(self.image, self.vessel.sha256)
+        except (BatosError, OSError) as error:
+            _log_vessel.error("an order to hand the image over is not carried out: %s", error)
+        return self.order is not None
+
+    def told(self) -> dict:
+        """Return what health tells of it."""
+        marker = self.marker or {}
+        failed = marker.get("failed")
+        return {
+            "phase": marker.get("phase", "serving"),
+            "former": marker.get("former", {}).get("sha256"),
+            "failed": failed and {name: failed[name] for name in ("sha256", "why", "at_s")},
+        }
+
+    def hand_over(self, mark: dict, arguments: list[str]) -> int:
+        """Give a closed image to the program that was ordered: be its supervisor, or end for the one that there is."""
+        begun_by = (self.marker or {}).get("begun_by")
+        marker = {
+            "format": 1,
+            "phase": "ordered",
+            "current": self.order.back,
+            "former": (self.marker or {}).get("former"),
+            "next": self.order.next,
+            "mark": mark,
+            "begun_by": begun_by or told_program(self.vessel.sha256, own_folder(), sys.executable),
+            "arguments": arguments,
+            "ready_s": self.settings.upgrade_trial_s,
+            "probation_s": self.settings.upgrade_probation_s if self.order.raises else 0.0,
+        }
+        self._write(marker)
+        if not _is_supervised():
+            _become_supervisor(self.image)
+        return START_AGAIN
+
+
+################################################################################
 # Daemon #######################################################################
 ################################################################################
 #
@@ -43743,8 +44293,33 @@ async def _give_back_now_and_then():
         await asyncio.sleep(_GIVE_BACK_S)
 
 
-def serve(settings, debug=False, make_core=_embedded_core):
-    """Run the daemon until SIGINT, SIGTERM or `shutdown`. Returns the exit status."""
+def _arguments_of(settings, endpoint, debug):
+    """Return the words of a command line that give another program the settings of this one, where environment and file do
+    not."""
+    usual = vars(load_settings())
+    words = ["--debug", "serve"] if debug else ["serve"]
+    for name, value in vars(settings).items():
+        if name not in ("image", "endpoint") and value != usual[name] and not SETTINGS[name].secret:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return [*words, "--image", image_path(settings.image), "--endpoint", endpoint]
+
+
+def _mark_of(path, end, tid):
+    """Return the mark of a closed image, whose bytes are on the disk."""
+    seals = f"{path}.seals"
+    fsync_path(path)
+    return {
+        "length": end,
+        "tid": tid.hex(),
+        "seals": os.path.getsize(seals) if os.path.exists(seals) else 0,
+    }
+
+
+def serve(settings, debug=False, make_core=_embedded_core, marker=None):
+    """Run the daemon until SIGINT, SIGTERM or `shutdown`, or until another program is to serve the image.
+
+    marker: by which it serves, as whose_turn returned it. Returns the exit status.
+    """
     _bound_memory()
     os.umask(0o077)
     _take_descriptors()
@@ -43752,21 +44327,26 @@ def serve(settings, debug=False, make_core=_embedded_core):
         KeyRing(settings.image).server()  # before anything is opened: it cannot be served without
     check_free(settings.endpoint)
     _set_up_log(settings, debug)
-    image = Image.open(settings.image, int(settings.open_check_mb * 1e6))
     vessel = read_vessel(own_folder())
+    handing = HandOver(settings.image, vessel, marker, settings)
+    handing.settle()
+    image = Image.open(settings.image, int(settings.open_check_mb * 1e6))
     try:
         check_slots(image)
         _upgrade(image, settings)
         _awaken(image, _chosen_core(next(iter(_core_urls(settings)), settings.core), image))
         _tell_incarnation(_incarnated(image, settings))
         note_vessel(image, vessel)
+        if image.path:
+            sweep_trials(image.path)
         uvm = BatOS_UVM(image, settings, make_core(image, settings), Embedder(settings.embedder))
         endpoint = uvm.wire.bind(settings.endpoint)
         Display(uvm, endpoint)
         channel = Channel(settings.upgrade_channel, vessel)
         with _telling_endpoint(settings.image, endpoint):
-            asyncio.run(_run(uvm, image, endpoint, channel))
+            asyncio.run(_run(uvm, image, endpoint, channel, handing))
     finally:
+        end, tid = image.committed() if image.path else (0, b"")
         image.close()
         if image.path:
             shutil.rmtree(f"{image.path}.core", ignore_errors=True)
@@ -43775,6 +44355,10 @@ def serve(settings, debug=False, make_core=_embedded_core):
             f"ended by an error: {uvm.unasked!s:.500}; the log has the rest. Everything acknowledged is in the image"
         )
         return _EXIT_UNASKED
+    if handing.order:
+        _say(f"the image goes to another program: {handing.order.next['program']}")
+        mark = _mark_of(image.path, end, tid)
+        return handing.hand_over(mark, _arguments_of(settings, endpoint, debug))
     _say("stopped; everything acknowledged is in the image")
     return 0
 
@@ -43795,9 +44379,10 @@ def _settle_interpreter() -> None:
 _CHANNEL_LOOK_S = 30.0  # from one look at the channel to the next
 
 
-def _told_vessel(channel):
+def _told_vessel(channel, handing):
     """Return what health tells of the program that serves, and of the one that is offered."""
     return {
+        **handing.told(),
         "sha256": channel.own.sha256,
         "program": os.path.abspath(__file__),
         "python": sys.executable,
@@ -43805,18 +44390,41 @@ def _told_vessel(channel):
     }
 
 
-async def _look_at_channel(uvm, channel):
+async def _look_at_channel(uvm, channel, handing):
     """See now and then what the channel offers, and tell of what is new."""
     while True:
         is_new = await asyncio.get_running_loop().run_in_executor(None, channel.look)
-        uvm.vessel = _told_vessel(channel)
+        uvm.vessel = _told_vessel(channel, handing)
         if is_new:
             _log_daemon.warning("%s", told_offer(channel.offer))
             uvm.wire.publish("upgrade", {"offer": channel.offer})
         await asyncio.sleep(_CHANNEL_LOOK_S)
 
 
-async def _run(uvm, image, endpoint, channel):
+async def _end_probation(uvm, handing):
+    """Have the program take changes once it has served reads for long enough."""
+    await asyncio.sleep(handing.probation_s)
+    handing.note_serving()
+    uvm.take_changes()
+    uvm.vessel = {**uvm.vessel, **handing.told()}
+
+
+def _listen_for_orders(uvm, handing, stop):
+    """Have SIGUSR1 hand the image over to the program that was ordered; only this system's own user can send it."""
+    loop = asyncio.get_running_loop()
+
+    def taken(done):
+        if done.result():
+            stop.set()
+
+    def ordered():
+        if not stop.is_set() and not handing.is_new and uvm.image.path:
+            loop.run_in_executor(None, handing.take_order).add_done_callback(taken)
+
+    loop.add_signal_handler(signal.SIGUSR1, ordered)
+
+
+async def _run(uvm, image, endpoint, channel, handing):
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def interrupted():
@@ -43827,15 +44435,21 @@ async def _run(uvm, image, endpoint, channel):
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupted)
     uvm.loop, uvm.stop = loop, stop
+    if handing.probation_s:
+        uvm.hold_changes()
     uvm.start()
+    handing.note_ready()
+    _listen_for_orders(uvm, handing, stop)
     _settle_interpreter()
     checking = loop.run_in_executor(None, image.check_rest)
     checking.add_done_callback(functools.partial(_checked_rest, uvm))
-    uvm.vessel = _told_vessel(channel)
+    uvm.vessel = _told_vessel(channel, handing)
     beside = [
         asyncio.create_task(_give_back_now_and_then()),
-        asyncio.create_task(_look_at_channel(uvm, channel)),
+        asyncio.create_task(_look_at_channel(uvm, channel, handing)),
     ]
+    if handing.is_new:
+        beside.append(asyncio.create_task(_end_probation(uvm, handing)))
     if lack := unconfined():
         _say(lack)
     _say(f"image: {image.path or hide_password(uvm.settings.image)}")
@@ -44724,7 +45338,7 @@ __all__ += """
     cancel_command status_command state_command backup_command pack_command forget_command
     history_command log_command undo_command watch_command stop_command report_command
     feedback_command golden_command why_command feedback_command golden_command forge_command
-    jobs_command
+    jobs_command watched
 """.split()
 
 
@@ -45442,7 +46056,7 @@ def state_command(args, client):
     return reply, json_lines(reply["result"], 2)
 
 
-def _watched(client, command, **fields):
+def watched(client, command, **fields):
     """Send a command whose work may take hours; meanwhile show how far it is, and an interrupt cancels it."""
     with (
         concurrent.futures.ThreadPoolExecutor(1) as pool,
@@ -45467,12 +46081,12 @@ def _watched(client, command, **fields):
 
 def backup_command(args, client):
     fields = {"folder": os.path.abspath(args.folder)} if args.folder else {}
-    reply = _watched(client, "backup", full=args.full, **fields)
+    reply = watched(client, "backup", full=args.full, **fields)
     return reply, reply["details"]
 
 
 def pack_command(args, client):
-    reply = _watched(client, "pack", **({} if args.days is None else {"days": args.days}))
+    reply = watched(client, "pack", **({} if args.days is None else {"days": args.days}))
     return reply, reply["details"]
 
 
@@ -45494,7 +46108,7 @@ def forget_command(args, client):
     if args.doc_id is not None:
         what = {"doc_id": _known_name(client, args.doc_id)}
     if args.yes:
-        reply = _watched(client, "forget", **what)
+        reply = watched(client, "forget", **what)
         return reply, reply["details"]
     reply = client.call("forget", preview=True, **what)
     told = f"{reply['details']}; to do it, add --yes (it can not be undone)"
@@ -45943,6 +46557,7 @@ _FILES_BESIDE = {
     ".fs.ui": "an Inspector that the system made, where the image lies in a checkout; else morphic_ui.py",
     ".fs.upgrades": "backups of before an upgrade",
     ".fs.vessels": "programs that `upgrade` took, the one that serves and the one before",
+    ".fs.vessel": "which of them owns the image, where one was taken",
     ".fs.lock": "who has the image open",
     ".fs.core": "links to the model, while the daemon runs",
     ".fs.models": "models that `cores get` fetched; the image has its own copy of one that it was started with",
@@ -46025,7 +46640,6 @@ __all__ += """
 
 _UNIT_MARK = "# written by `batos.py service install`; `service remove` takes it away"
 _STOP_MARGIN_S = 20  # for what is under way behind the drain, before it is killed
-_START_AGAIN = 75  # the exit status that asks to be started again (EX_TEMPFAIL of sysexits.h)
 _SYSTEMCTL_S = 120.0  # for one call; a stop drains
 # of which there may be one for each image
 _UNIT_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -46090,13 +46704,14 @@ def _unit_lines(service):
         "[Service]",
         # it is up once it listens; until then an image may be brought to a newer version, for as long as that takes
         "Type=notify",
+        "NotifyAccess=all",
         "TimeoutStartSec=infinity",
         f"WorkingDirectory={_unit_path(service.folder)}",
         *_unit_places(),
         f"ExecStart={' '.join(map(_unit_word, service.command()))}",
         "Restart=on-failure",
         "RestartSec=1",
-        f"RestartForceExitStatus={_START_AGAIN}",
+        f"RestartForceExitStatus={START_AGAIN}",
         f"TimeoutStopSec={drain_s + _STOP_MARGIN_S}",
         f"MemoryMax={service.memory}",
         "UMask=0077",
@@ -46369,57 +46984,684 @@ def service_command(args, settings):
 
 
 ################################################################################
+# Trial ########################################################################
+################################################################################
+#
+# Whether another program could serve an image: it is started on a copy, made by a backup and a restore, and has to open
+# it, to bring it to its own version, to answer, to search, to take a change, to answer missions of before by the same
+# passages, to stop, and to leave a copy without a fault. The image itself is read, and nothing of it is changed.
+
+# Offers:
+__all__ += """
+    try_program
+""".split()
+
+_TRIAL_MISSIONS = 3
+_TRIAL_LOOKS = 200  # ended cycles among which they are looked for
+_TRIAL_LOOK_S = 0.05
+_TRIED_AGAIN_PARAMETERS = 500_000_000  # of a core that is loaded once more for a trial, at most
+_TRIAL_LINES = 5  # that a program said last, told where it fails
+# what a trial has otherwise: it begins nothing by itself, and writes nowhere but beside the copy
+_TRIAL_SETTINGS = {
+    "heartbeat": "false",
+    "generate": "false",
+    "self_knowledge": "false",
+    "forge_auto": "off",
+    "backup_dir": "",
+    "metrics_port": "0",
+    "upgrade_channel": "",
+    "pack_hours": "0",
+    "watch_folders": "",
+    "ui": "auto",
+}
+
+
+def _untried(sentence):
+    return UpgradeRefused(f"{sentence}; nothing was changed", rule="trial", path="")
+
+
+class TriedProgram:
+    """A program at work on a copy of an image, until `stop` or a deadline (of the monotonic clock)."""
+
+    def __init__(
+        self, program: dict, copy: pathlib.Path, place: str, settings: dict, until_s: float
+    ) -> None:
+        self.program, self.copy, self.until_s = program, copy, until_s
+        self._log = copy.parent / "told"
+        self._settings = [
+            word
+            for name, value in settings.items()
+            for word in (f"--{name.replace('_', '-')}", value)
+        ]
+        self.process = self._start(
+            *self._settings, "--image", str(copy), "--endpoint", f"ipc://{place}/trial"
+        )
+
+    def _start(self, *words):
+        """Start the program with a command line."""
+        apart = ("NOTIFY_SOCKET", SUPERVISED)
+        environ = {name: value for name, value in os.environ.items() if name not in apart}
+        with open(self._log, "ab") as log:
+            return subprocess.Popen(
+                [self.program["python"], self.program["program"], *words],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environ,
+                process_group=0,
+            )
+
+    def left_s(self) -> float:
+        """Return how much time is left. Raises UpgradeRefused where there is none."""
+        left_s = self.until_s - time.monotonic()
+        if left_s <= 0:
+            raise _untried(
+                f"the program did not come through its trial within upgrade_trial_s{self._said()}"
+            )
+        return left_s
+
+    def _said(self):
+        lines = self._log.read_text("utf-8", "replace").splitlines()[-_TRIAL_LINES:]
+        return f"; it said last: {' | '.join(map(shown_line, lines))}" if lines else ""
+
+    def client(self) -> Client:
+        """Return a client of it, once it listens. Raises UpgradeRefused where it ends before."""
+        while (endpoint := told_endpoint(str(self.copy))) is None:
+            if self.process.poll() is not None:
+                raise _untried(
+                    f"the program ended with {self.process.returncode} on a copy of the image{self._said()}"
+                )
+            self.left_s()
+            time.sleep(_TRIAL_LOOK_S)
+        return Client(endpoint, self.left_s())
+
+    def stop(self) -> None:
+        """Have it stop, as it should. Raises UpgradeRefused where it does not."""
+        self.process.terminate()
+        self._end(self.process, "the program did not stop well")
+
+    def check(self) -> None:
+        """Have it look at each record of the copy. Raises UpgradeRefused where it finds a fault."""
+        with self._ending(self._start("check", "--deep", "--image", str(self.copy))) as checking:
+            self._end(checking, "the program finds a fault in the copy that it served")
+
+    def _end(self, process, told):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(self.left_s())
+        self.left_s()
+        if process.returncode:
+            raise _untried(f"{told} ({process.returncode}){self._said()}")
+
+    @contextlib.contextmanager
+    def _ending(self, process):
+        """Have nothing of a process left behind."""
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def __enter__(self):
+        self._until_out = self._ending(self.process)
+        self._until_out.__enter__()
+        return self
+
+    def __exit__(self, *raised):
+        return self._until_out.__exit__(*raised)
+
+
+def _citations(report):
+    """Return what an answer cites, so that it can be compared: (document, version, number, lines) of each passage."""
+    keys = ("doc_id", "version", "chunk_index", "lines")
+    return [
+        tuple(map(str, (passage[key] for key in keys))) for passage in report.get("evidence", ())
+    ]
+
+
+def _settled_health(client, most_s):
+    """Return how the daemon is that serves the image, once its core is loaded, or is not after some time."""
+    until_s = time.monotonic() + most_s
+    while True:
+        health = client.call("health")["result"]
+        if health["core"]["state"] != "loading" or time.monotonic() > until_s:
+            return health
+        time.sleep(_TRIAL_LOOK_S)
+
+
+def _is_core_tried(health):
+    """Whether a trial loads the core that serves once more."""
+    core = health["core"]
+    return core["state"] == "ready" and core["parameters"] <= _TRIED_AGAIN_PARAMETERS
+
+
+def _recorded_missions(client, health):
+    """Return {question: what its answer cites} of the newest that cite something; {} where no core answers them."""
+    if not _is_core_tried(health):
+        return {}
+    rows = client.call("list_cycles", state="COMPLETE", limit=_TRIAL_LOOKS)["results"]
+    found = {}
+    for row in rows:
+        if row["type"] == "direct_synthesis" and row.get("evidence"):
+            found.setdefault(row["mission"], _citations(row))
+    return dict(itertools.islice(found.items(), _TRIAL_MISSIONS))
+
+
+def _trial_settings(health):
+    """Return the settings of a trial, by how the daemon is that serves the image."""
+    chosen = {"core": "auto" if _is_core_tried(health) else "none"}
+    if health["embedder"]["state"] == "off":
+        chosen["embedder"] = "none"
+    return _TRIAL_SETTINGS | chosen
+
+
+def _answers_of(tried, client, questions, tell):
+    """Return {question: what a program's answer to it cites}."""
+    found = {}
+    for number, question in enumerate(questions, 1):
+        tell(f"mission {number} of {len(questions)}: {one_line(question, 60)}")
+        brief = {"type": "direct_synthesis", "selector": "answer_", "args": [question]}
+        reply = client.call(
+            "initiate_cognitive_cycle", tried.left_s(), mission_brief=brief, wait=True
+        )
+        if "evidence" not in reply["result"]:
+            raise _untried(f"the program does not answer {question!r:.200}: {reply['details']}")
+        found[question] = _citations(reply["result"])
+    return found
+
+
+def _tried_at_work(tried, questions, tell):
+    """Have a program answer, search and take a change. Returns (its state, {question: what its answer cites})."""
+    try:
+        with tried.client() as client:
+            tell("asking it how it is, for a search and for a change")
+            state = client.call("get_full_state")["result"]
+            client.call("search_memory", query="what is known", max_results=1)
+            mark = {
+                "target": "genesis_obj",
+                "selector": "setSlot_value_",
+                "args": ["tried", uuid7()],
+            }
+            client.call("send_message", **mark, idempotency_key=uuid7())
+            there = client.call("inspect", target="genesis_obj.tried")["result"]["value"]
+            if state["health"]["state"] != "serving" or there != mark["args"][1]:
+                raise _untried("the program acknowledged a change that is not there")
+            return state, _answers_of(tried, client, questions, tell)
+    except BatosError as error:
+        if isinstance(error, UpgradeRefused):
+            raise
+        tried.left_s()
+        raise _untried(f"the program failed in its trial: {error}{tried._said()}") from error
+
+
+def _tried(program, backup, folder, health, questions, until_s, tell):
+    """Try a program on a copy of its own; returns (its state, what its answers cite)."""
+    copy = folder / "copy.fs"
+    tell("putting a copy together")
+    restore_image(backup, copy)
+    tell(f"starting {program['program']} on it")
+    with (
+        tempfile.TemporaryDirectory(prefix="bat-") as place,
+        TriedProgram(program, copy, place, _trial_settings(health), until_s) as tried,
+    ):
+        told = _tried_at_work(tried, questions, tell)
+        tried.stop()
+        tell("checking the copy, every record of it")
+        tried.check()
+    return told
+
+
+@contextlib.contextmanager
+def _passing_folder(home):
+    """Have a folder for a trial while inside."""
+    folder = home / f"trial-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    make_folder(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_alike(own, backup, folder, health, other, trial_s, tell):
+    """Raise UpgradeRefused unless the program that serves answers as the tried one, on a copy of its own.
+
+    other: {question: what the tried one cites}, where that is not what was cited when it was asked; more is known since.
+    """
+    tell("asking the program that serves what the other answers otherwise than before")
+    make_folder(folder)
+    until_s = time.monotonic() + trial_s
+    _, mine = _tried(own, backup, folder, health, list(other), until_s, tell)
+    for question, cited in other.items():
+        if cited != mine[question]:
+            raise _untried(
+                f"{question!r:.200} is answered by other passages: {cited} instead of {mine[question]}"
+            )
+
+
+def try_program(
+    program: dict, own: dict, client: Client, image: str, trial_s: float, tell: typing.Callable
+) -> dict:
+    """Try a program on a copy of the image that a daemon serves; returns {"raises", "missions", "seconds"}.
+
+    program, own: the tried one and the one that serves, as the marker names them. Raises UpgradeRefused where it does not
+    come through, ImageError where there is no room; whatever happens, nothing is left of the copy.
+    """
+    started_s, health = time.monotonic(), _settled_health(client, trial_s)
+    cited = _recorded_missions(client, health)
+    before = client.call("get_full_state")["result"]
+    with _passing_folder(vessels_home(image)) as folder:
+        check_room(folder, int(3e6 * health["image_mb"]), "the trial")
+        tell("backing the image up")
+        backup = folder / "backup"
+        watched(client, "backup", folder=str(backup), full=True)
+        until_s = time.monotonic() + trial_s
+        state, found = _tried(program, backup, folder, health, list(cited), until_s, tell)
+        raises = state["image_version"] > before["image_version"]
+        if not raises:
+            _check_copy(folder / "copy.fs", before["memory"], state["memory"])
+        other = {question: told for question, told in found.items() if told != cited[question]}
+        if other:
+            _check_alike(own, backup, folder / "own", health, other, trial_s, tell)
+    return {
+        "raises": raises,
+        "image_version": state["image_version"],
+        "missions": len(cited),
+        "seconds": round(time.monotonic() - started_s, 1),
+    }
+
+
+def _check_copy(copy, before, after):
+    """Raise UpgradeRefused where the program that serves finds a fault in the copy, or that something is gone."""
+    faults = check_image(str(copy), deep=True)["faults"]
+    if faults:
+        raise _untried(
+            f"the program leaves an image with {len(faults)} faults, such as {faults[0]}"
+        )
+    if after["documents"] < before["documents"]:
+        raise _untried(f"of {before['documents']:,} documents {after['documents']:,} are left")
+
+
+################################################################################
 # Upgrade ######################################################################
 ################################################################################
 #
 # Another program for an image that is being served: seen in the channel, taken as the bytes that were named, tried on a
-# copy, and only then given the image. All of it is asked for at the command line, by the user whose daemon it is.
+# copy, and only then given the image. All of it is asked for at the command line, by the user whose daemon it is, and done
+# by the program that serves.
 
 # Offers:
 __all__ += """
     upgrade_command
 """.split()
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_HAND_OVER_LOOK_S = 0.05
+_HAND_OVER_SPARE_S = 60.0  # beside what the settings allow, for a slow disk
+
+
+def _tell_step(line):
+    print_lines(f"upgrade: {line}", sys.stderr)
+
 
 def _served_by(image):
     """Return what the daemon of an image tells of its program; {} where none answers, or one of before the vessels."""
-    endpoint = told_endpoint(image)
+    endpoint = None if "://" in image else told_endpoint(image)
     if endpoint is None:
         return {}
-    with contextlib.suppress(NoReply), Client(endpoint, keys=load_settings().keys) as client:
+    with contextlib.suppress(NoReply), _own_client(image) as client:
         return client.call("health", 10.0)["result"].get("vessel", {})
     return {}
 
 
-def _told_vessel_line(what, sha256, version_line, more=""):
-    return f"{what:<8} {sha256} {version_line}{more}"
+def _own_client(image):
+    return Client(told_endpoint(image), keys=load_settings().keys or None)
 
 
-def _list_vessels(args, settings):
-    """Tell which program serves, which are kept, and which is offered, with what it changes."""
+def _list_vessels(settings):
+    """Tell which program serves, which was before, and which is offered, with what it changes."""
     served = _served_by(settings.image)
     program = pathlib.Path(served.get("program", own_folder() / VESSEL_PROGRAM))
     current = read_vessel(program.parent)
     channel = Channel(settings.upgrade_channel, current)
     channel.look()
-    what = "serves" if served else "this is"
-    lines = [_told_vessel_line(what, current.sha256, current.version_line, f" ({program})")]
+    lines = [
+        f"{'serves' if served else 'this is':<8} {current.sha256} {current.version_line} ({program})"
+    ]
     if served and served["sha256"] != current.sha256:
-        lines.append(
-            f"its files are others than when it was started ({served['sha256']} then); a start takes them"
-        )
-    if channel.offer is not None:
-        lines.append(told_offer(channel.offer))
-    elif channel.folder is None:
-        lines.append("no channel is looked at; --upgrade-channel FOLDER or the setting names one")
-    else:
-        lines.append(f"{channel.folder} offers no other program")
+        lines.append(f"its files are others than when it was started: {served['sha256']} then")
+    if former := served.get("former"):
+        lines.append(f"before   {former} (upgrade --back)")
+    if failed := served.get("failed"):
+        lines.append(f"failed   {failed['sha256']}: {failed['why']}")
+    lines.append(_offer_line(channel))
     return {"current": current.sha256, "served": served, "offer": channel.offer}, lines
 
 
+def _offer_line(channel):
+    if channel.offer is not None:
+        return told_offer(channel.offer)
+    if channel.folder is None:
+        return "no channel is looked at; --upgrade-channel FOLDER or the setting names one"
+    return f"{channel.folder} offers no other program"
+
+
+# Taking
+
+
+def _take_vessel(vessel, home):
+    """Copy exactly the bytes of a vessel into a folder named by its digest, unless they are there. Returns the folder."""
+    folder = home / vessel.sha256
+    if folder.is_dir() and read_vessel(folder).sha256 == vessel.sha256:
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    part = home / f"taking-{os.getpid()}"
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        with private_files():
+            for name, file in vessel.files.items():
+                _take_file(file, part / name)
+        for above, _, _ in os.walk(part):
+            fsync_path(above)
+        os.rename(part, folder)
+        fsync_path(home)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _take_file(file, target):
+    """Copy a file of a vessel. Raises UpgradeRefused where it is not what it was when it was looked at."""
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    data = file.path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise UpgradeRefused(
+            f"{file.path} has changed while it was taken; look at it again with `upgrade --list`",
+            rule="hash",
+            path=str(file.path),
+        )
+    with open(target, "xb") as written:
+        written.write(data)
+        written.flush()
+        os.fsync(written.fileno())
+
+
+def _wanted_vessel(sha256, own, settings, home):
+    """Return the vessel with a digest: one that is kept, or what the channel offers. Raises UpgradeRefused."""
+    if not _SHA256.fullmatch(sha256):
+        raise BadRequest(
+            f"a program is named by its SHA-256, 64 hexadecimal digits as `upgrade --list` tells them; got {sha256!r:.80}",
+            field="sha256",
+        )
+    if (home / sha256 / VESSEL_PROGRAM).exists():
+        kept = read_vessel(home / sha256)
+        if kept.sha256 == sha256:
+            return kept
+    channel = settings.upgrade_channel
+    offered = channel_vessel(pathlib.Path(os.path.abspath(channel)), own) if channel else None
+    if offered is None or offered.sha256 != sha256:
+        there = offered.sha256 if offered else "none"
+        raise UpgradeRefused(
+            f"no program with the digest {sha256} is kept or offered: the digest of what the channel holds is {there}",
+            rule="hash",
+            path=channel,
+        )
+    return offered
+
+
+def _let_go_of_vessels(home, kept):
+    """Remove the programs that are neither the one that serves nor the one before."""
+    for folder in home.iterdir():
+        if _SHA256.fullmatch(folder.name) and folder.name not in kept:
+            shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # something is left
+        home.rmdir()
+
+
+# Environments
+
+
+def _environment_of(folder):
+    """Return by which python a vessel is run, as it was noted: {"python", "base", "pins"}; None where it was not."""
+    try:
+        return json.loads((folder / ENVIRONMENT_FILE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _note_environment(folder, environment):
+    with private_files():
+        write_whole(str(folder / ENVIRONMENT_FILE), json.dumps(environment).encode())
+    return environment
+
+
+def _own_environment(folder, python):
+    """Note by which python the vessel runs that serves; what it is made of is what others add to."""
+    noted = _environment_of(folder)
+    if noted is not None and noted["python"] == python:
+        return noted
+    pins = requirement_lines(folder / VESSEL_REQUIREMENTS)
+    return _note_environment(folder, {"python": python, "base": python, "pins": pins})
+
+
+def _settled_environment(folder, own, tell):
+    """Return by which python a vessel is run: the one of who serves, or a new environment with the pins that differ."""
+    noted = _environment_of(folder)
+    if noted is not None and noted["base"] == own["base"] and os.path.exists(noted["python"]):
+        return noted
+    wanted = requirement_lines(folder / VESSEL_REQUIREMENTS)
+    changed = [pin for pin in wanted if pin not in own["pins"]]
+    told = {"python": own["base"], "base": own["base"], "pins": own["pins"]}
+    if changed:
+        told["python"] = _new_environment(folder / "venv", own["base"], changed, tell)
+    return _note_environment(folder, told)
+
+
+def _new_environment(target, base, pins, tell):
+    """Make an environment over another one, with pins that differ; returns its python. Raises UpgradeRefused."""
+    tell(f"a new environment is made, over that of {base}")
+    shutil.rmtree(target, ignore_errors=True)
+    try:
+        _run_step([base, "-m", "venv", "--system-site-packages", str(target)])
+        python = str(target / "bin" / "python")
+        where = "import sysconfig; print(*{sysconfig.get_path(name) for name in ('purelib', 'platlib')}, sep=chr(10))"
+        below = _run_step([base, "-c", where])
+        # an environment over an environment would be over that one's own base alone
+        (own_packages,) = (target / "lib").glob("python*/site-packages")
+        (own_packages / "over.pth").write_text(below)
+        tell(f"pip installs into it, for which it may reach out: {', '.join(pins)}")
+        _run_step([python, "-m", "pip", "install", "--disable-pip-version-check", *pins])
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    return python
+
+
+def _run_step(command):
+    """Run a step of making an environment; returns what it told. Raises UpgradeRefused."""
+    ran = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+    )
+    if ran.returncode:
+        said = " | ".join(map(shown_line, (ran.stderr or ran.stdout).strip().splitlines()[-3:]))
+        raise UpgradeRefused(
+            f"`{shlex.join(command)}` failed: {said}; nothing was changed",
+            rule="environment",
+            path=command[0],
+        )
+    return ran.stdout
+
+
+# Going over
+
+
+def _daemon_pid(image):
+    """Return the pid of the daemon that serves an image. Raises Forbidden where it is another user's."""
+    _, pid = pathlib.Path(f"{image_path(image)}.endpoint").read_text("utf-8").split()
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:
+        raise Forbidden(
+            f"the daemon (pid {pid}) is another user's, and only that one may give its image to another program",
+            role="",
+            needed="",
+        ) from None
+    return int(pid)
+
+
+def _check_served(settings):
+    """Return what the daemon tells of its program. Raises ConfigError where there is none to hand over."""
+    if "://" in settings.image:
+        raise ConfigError(
+            "this image is kept by another storage, which cannot be cut back; stop the daemon, and start the other program"
+        )
+    served = _served_by(settings.image)
+    if not served:
+        raise ConfigError(
+            f"no daemon that could hand over serves {settings.image}; start one, or start the other program by hand"
+        )
+    return served
+
+
+def _be_who_serves(served, words):
+    """Have the program that serves do what was asked, where this is another. Raises UpgradeRefused where it has changed."""
+    if served["program"] != str(own_folder() / VESSEL_PROGRAM):
+        become(served["python"], served["program"], words)
+    own = read_vessel(own_folder())
+    if own.sha256 != served["sha256"]:
+        raise UpgradeRefused(
+            f"the files of the program that serves are others than when it was started ({served['sha256']} then, "
+            f"{own.sha256} now); start the daemon again first",
+            rule="hash",
+            path=served["program"],
+        )
+    return own
+
+
+@contextlib.contextmanager
+def _home_of_vessels(image):
+    """Have the folder of an image's programs; in the end only the one that serves and the one before are left there."""
+    home = vessels_home(image)
+    make_folder(home)
+    sweep_trials(image)
+    try:
+        yield home
+    finally:
+        marker = read_marker(marker_path(image)) or {}
+        named = [marker.get(name) or {} for name in ("current", "former", "next")]
+        _let_go_of_vessels(home, {one.get("sha256") for one in named})
+
+
+def _upgrade_to(args, settings):
+    """Take another program, try it, and give it the image."""
+    served = _check_served(settings)
+    own = _be_who_serves(served, args.words)
+    pid = _daemon_pid(settings.image)
+    sha256 = _former_of(served) if args.back else args.sha256.lower()
+    if sha256 == own.sha256:
+        raise UpgradeRefused(f"the program {sha256} serves already", rule="same", path="")
+    with _home_of_vessels(settings.image) as home:
+        wanted = _wanted_vessel(sha256, own, settings, home)
+        order, report = _prepared(wanted, own, settings, home)
+        lines = _told_trial(wanted, report)
+        if args.only_try:
+            return report, [*lines, "it was only tried: nothing was changed"]
+        write_order(settings.image, order)
+        seconds = _handed_over(settings.image, order, pid, settings)
+    lines.append(
+        f"{sha256} serves now ({seconds:.1f} s from the order to its first answer); `upgrade --back` goes back"
+    )
+    return report | {"sha256": sha256, "gap_s": seconds}, lines
+
+
+def _former_of(served):
+    if not served.get("former"):
+        raise NotFound("no other program served this image before", kind="program", name="former")
+    return served["former"]
+
+
+def _prepared(wanted, own, settings, home):
+    """Take a program and the one that serves, and try it. Returns (the order to go over to it, what the trial told)."""
+    _tell_step(f"taking {wanted.sha256}")
+    folder, own_copy = _take_vessel(wanted, home), _take_vessel(own, home)
+    mine = _own_environment(own_copy, sys.executable)
+    python = _settled_environment(folder, mine, _tell_step)["python"]
+    following = told_program(wanted.sha256, folder / VESSEL_PROGRAM, python)
+    back = told_program(own.sha256, own_copy / VESSEL_PROGRAM, sys.executable)
+    with _own_client(settings.image) as client:
+        report = try_program(
+            following, back, client, settings.image, settings.upgrade_trial_s, _tell_step
+        )
+    return Order(following, back, report["raises"]), report
+
+
+def _told_trial(wanted, report):
+    missions = f"{report['missions']} missions of before by the same passages"
+    version = (
+        f", and makes the image one of version {report['image_version']}"
+        if report["raises"]
+        else ""
+    )
+    return [
+        f"{wanted.sha256} ({wanted.version_line}) came through its trial in {report['seconds']} s: it answers {missions}"
+        f"{version}"
+    ]
+
+
+def _handed_over(image, order, pid, settings):
+    """Have the daemon hand its image over; returns how long nobody answered, at most. Raises UpgradeRefused."""
+    _tell_step("the daemon drains and hands over; Ctrl-C does not stop that any more")
+    begun_s, begun_at_s = time.monotonic(), time.time()
+    os.kill(pid, signal.SIGUSR1)
+    most_s = settings.drain_s + 2 * settings.upgrade_trial_s + _HAND_OVER_SPARE_S
+    told = None
+    while time.monotonic() - begun_s < most_s:
+        marker = read_marker(marker_path(image)) or {"phase": "serving", "current": {}}
+        if marker["phase"] != told and marker["phase"] == "probation":
+            _tell_step("it answers; it takes changes once its probation is over")
+            most_s += settings.upgrade_probation_s
+        told = marker["phase"]
+        _check_not_failed(marker, order, begun_at_s)
+        if told == "serving" and marker["current"].get("sha256") == order.next["sha256"]:
+            return _first_answer_s(image, begun_s, most_s)
+        time.sleep(_HAND_OVER_LOOK_S)
+    raise UpgradeRefused(
+        f"the daemon has not handed over within {most_s:.0f} s; its log says why",
+        rule="hand-over",
+        path="",
+    )
+
+
+def _check_not_failed(marker, order, since_s):
+    """Raise UpgradeRefused where the program before serves again."""
+    failed = marker.get("failed") or {}
+    is_this = failed.get("sha256") == order.next["sha256"] and failed.get("at_s", 0) >= since_s
+    if is_this and marker["phase"] == "serving":
+        raise UpgradeRefused(
+            f"{failed['sha256']} does not serve: {failed['why']}; the program before serves again, and the image is "
+            "what it was",
+            rule="hand-over",
+            path=failed["program"],
+        )
+
+
+def _first_answer_s(image, begun_s, most_s):
+    """Wait until the daemon of an image answers; returns the seconds since a time."""
+    while time.monotonic() - begun_s < most_s:
+        with contextlib.suppress(BatosError):
+            if _served_by(image):
+                break
+        time.sleep(_HAND_OVER_LOOK_S)
+    return time.monotonic() - begun_s
+
+
 def upgrade_command(args, settings):
-    """Tell of programs that could serve the image."""
-    return _list_vessels(args, settings)
+    """Tell of programs that could serve the image, or have another one serve it."""
+    if args.list or not (args.sha256 or args.back):
+        return _list_vessels(settings)
+    if args.sha256 and args.back:
+        raise BadRequest("--back goes to the program before; name no other with it", field="sha256")
+    return _upgrade_to(args, settings)
 
 
 ################################################################################
@@ -46513,7 +47755,10 @@ def _daemon_pane(told):
         f"documents in {memory.get('chunks', 0):,} chunks; {health['upkeep']['doing'] or 'no upkeep'}"
         + _told_entropy(health)
     )
-    if offer := health.get("vessel", {}).get("offer"):
+    vessel = health.get("vessel", {})
+    if failed := vessel.get("failed"):
+        yield f"the program {failed['sha256']} was gone back from: {failed['why']}"
+    if offer := vessel.get("offer"):
         yield told_offer(offer)
 
 
@@ -47075,7 +48320,8 @@ _LOCAL_COMMANDS = {                                       # what works on an ima
               "list the models that could be the core, and how well this machine would run each; get NAME fetches one"),
     "backups": (backups_command, "list the backups in a folder; --verify reads every byte of them"),
     "service": (service_command, "have systemd start the daemon of an image, look how it is, or have it start no more"),
-    "upgrade": (upgrade_command, "tell which program serves the image, and which one is offered in upgrade_channel"),
+    "upgrade": (upgrade_command,
+                "tell which program serves the image and which is offered; have another one tried on a copy, and serve it"),
     "forge-worker": (_forge_worker, "do the work that a folder of the forge holds; the daemon starts it"),
 }
 # fmt: on
@@ -47176,7 +48422,10 @@ _ARGUMENTS = {                                            # subcommand -> its ar
                 ("--memory", {"default": "75%", "help": "that it may have, such as 6G or 75%% of the machine's"}),
                 ("--replace", {"action": "store_true", "help": "put it in the place of one that is there and differs"}),
                 ("--image", {"default": argparse.SUPPRESS, "help": "the data file"})],
-    "upgrade": [("--list", {"action": "store_true", "help": "which programs there are (it does nothing else)"}),
+    "upgrade": [("sha256", {"nargs": "?", "help": "the digest of the program that is to serve, as --list tells it"}),
+                ("--list", {"action": "store_true", "help": "which programs there are (without words: the same)"}),
+                ("--back", {"action": "store_true", "help": "have the program before serve again"}),
+                ("--only-try", {"action": "store_true", "help": "try it on a copy, and go on as it is"}),
                 ("--upgrade-channel", {"dest": "upgrade_channel", "default": argparse.SUPPRESS,
                                        "help": "the folder in which another program may be put"}),
                 ("--image", {"default": argparse.SUPPRESS, "help": "the data file"})],
@@ -47193,7 +48442,9 @@ _ARGUMENTS = {                                            # subcommand -> its ar
 def _command_line():
     """Return the argument parser, with every setting as an option of `serve`."""
     parser = argparse.ArgumentParser(
-        "batos.py", description="BAT OS: a daemon that keeps a mind in a database."
+        "batos.py",
+        description="BAT OS: a daemon that keeps a mind in a database.",
+        allow_abbrev=False,  # else `upgrade --back` is taken for one of the settings that begin so
     )
     parser.add_argument("--debug", action="store_true", help="show the log and tracebacks")
     commands = parser.add_subparsers(dest="subcommand", metavar="COMMAND")
@@ -47235,13 +48486,14 @@ def _run_command(args, settings, found):
 def main(argv: list[str] | None = None) -> int:
     """Run the command line, as `batos.main(["ask", "…"])` does from Python. Returns the exit status."""
     args = _command_line().parse_args(argv)
+    args.words = sys.argv[1:] if argv is None else argv
     try:
         given = {name: value for name, value in vars(args).items() if name in SETTINGS}
         settings = load_settings(given)
         if args.subcommand in _MAKE_HOME:
             make_home()
         if args.subcommand in (None, "serve"):
-            return serve(settings, args.debug)
+            return serve(settings, args.debug, marker=whose_turn(settings.image, args.words))
         reply, told, *ended = _run_command(args, settings, settings_from(given))
         if args.json:
             told = json_lines(reply)

@@ -11,6 +11,7 @@ import time
 import ormsgpack  # noqa: F401  (the README's script imports it)
 import pytest
 import test_service
+import test_trial
 from durability import load
 from test_remote import Served
 
@@ -208,6 +209,18 @@ def test_the_commands_of_the_service_run(tmp_path, monkeypatch, capsys):
         assert batos.main([word.replace("/srv/notes", str(tmp_path)) for word in words]) == 0, words
     assert f"{tmp_path}/live_image.fs" in machine.unit("notes").read_text()
     assert batos.main(remove) == 0 and not machine.unit("notes").exists()
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_upgrade_run(tmp_path, daemon, monkeypatch):
+    trial = test_trial.Trial(tmp_path, daemon, monkeypatch)
+    trial.start()
+    sha256 = trial.offer()
+    lines = sh_lines("upgrade --list") + sh_lines("upgrade SHA256") + sh_lines("upgrade --back")
+    tell, go, back = (words[1:] for words in lines)
+    assert f"upgrade {sha256}" in trial.upgrade(*tell)
+    assert f"{sha256} serves now" in trial.upgrade(*(word.replace("SHA256", sha256) for word in go))
+    assert f"{trial.own.sha256} serves now" in trial.upgrade(*back)
 
 
 def test_the_commands_of_keys_run(daemon, tmp_path, monkeypatch, capsys):

@@ -36,7 +36,7 @@ def channel(tmp_path):
 
 def refusal(channel, own):
     with pytest.raises(batos.UpgradeRefused) as told:
-        batos._channel_vessel(channel, own)
+        batos.channel_vessel(channel, own)
     return told.value.fields["rule"]
 
 
@@ -56,17 +56,17 @@ def test_a_vessel_is_known_by_all_its_files_and_nothing_else(tmp_path, own):
 
 
 def test_what_a_channel_does_not_hold_stays_as_it_is(channel, own):
-    offered = batos._channel_vessel(channel, own)
+    offered = batos.channel_vessel(channel, own)
     assert offered.sha256 != own.sha256 and offered.files.keys() == own.files.keys()
     assert offered.version_line == f'__version__ = "{batos.__version__}"'
     told = batos._told_difference(own, offered)
     assert told == {"added": 1, "removed": 0, "changed": 1, "files": ["batos.py"]}
     (channel / "seed_core").mkdir(mode=0o755)
     (channel / "seed_core" / "core.json").write_text("{}")
-    offered = batos._channel_vessel(channel, own)         # a part that is there is there as a whole
+    offered = batos.channel_vessel(channel, own)         # a part that is there is there as a whole
     assert [name for name in offered.files if name.startswith("seed_core")] == ["seed_core/core.json"]
     (channel / "batos.py").unlink()
-    assert batos._channel_vessel(channel, own) is None
+    assert batos.channel_vessel(channel, own) is None
 
 
 def share_file(channel):
@@ -145,7 +145,7 @@ def test_an_offer_is_told_to_who_listens_and_written_to_the_log(channel, own, ca
     uvm = types.SimpleNamespace(vessel={}, wire=types.SimpleNamespace(publish=publish))
 
     async def look():
-        looking = asyncio.create_task(batos._look_at_channel(uvm, seen))
+        looking = asyncio.create_task(batos._look_at_channel(uvm, seen, types.SimpleNamespace(told=dict)))
         while not told:
             await asyncio.sleep(0.01)
         looking.cancel()

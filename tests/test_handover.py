@@ -1,0 +1,207 @@
+"""An image goes from one program to another and back; what does not come to serve is gone back from; kills at each step."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+import vessels
+from vessels import NEWER, ROOT, before
+
+import batos
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def home(tmp_path, daemon):
+    return vessels.Home(tmp_path, daemon)
+
+
+def test_the_image_goes_to_another_program_and_back_and_nothing_is_lost(home):
+    home.start()
+    first = home.put("n", 1, key="first")
+    pid = home.running.process.pid
+    other = home.program("# another")
+    home.order(other)
+    told = home.await_serving(other)
+    assert told["former"] == home.own.sha256 and home.value("n") == 1
+    again = home.put("n", 1, key="first")
+    assert again["repeated"] and again["change"] == first["change"]
+    home.put("n", 2)
+    home.order(home.own.sha256, back=other)
+    assert home.await_serving(home.own.sha256)["former"] == other and home.value("n") == 2
+    assert home.running.process.pid == pid and home.running.process.poll() is None       # who started it sees no change
+    history = home.call("inspect", target="vessel_obj.history")["result"]["value"]
+    assert [row["sha256"] for row in history] == [home.own.sha256, other, home.own.sha256]
+    assert home.stop() == 0 and home.faults() == []
+
+
+def test_a_start_by_hand_leads_to_the_program_that_owns_the_image_unless_it_is_a_new_one(home, tmp_path, daemon):
+    home.start()
+    other = home.program("# another")
+    home.order(other)
+    home.await_serving(other)
+    assert home.stop() == 0
+    home.start()                                         # the one from which it went on
+    assert home.await_serving(other) and home.stop() == 0
+    newer = tmp_path / "newer"
+    newer.mkdir()
+    for name, file in home.own.files.items():
+        (newer / name).parent.mkdir(exist_ok=True, parents=True)
+        (newer / name).write_bytes(file.path.read_bytes())
+    (newer / "batos.py").write_text(vessels.changed(home.source, "# put there by hand"))
+    words = ["serve", "--core", "none", "--endpoint", "tcp://127.0.0.1:0", "--image", home.image]
+    process = subprocess.Popen([sys.executable, str(newer / "batos.py"), *words], stdout=subprocess.PIPE, text=True)
+    try:
+        endpoint = next(line.split()[4] for line in process.stdout if "listens on" in line)
+        with batos.Client(endpoint) as client:
+            assert client.call("health")["result"]["vessel"]["program"] == str(newer / "batos.py")
+        assert not pathlib.Path(f"{home.image}.vessel").exists()
+    finally:
+        process.terminate()
+        process.communicate(timeout=vessels.WAIT_S)
+
+
+BROKEN = {
+    "raises at import": {"first": "raise RuntimeError('no')"},
+    "is no Python": {"first": "def ("},
+    "hangs": {"first": "import time; time.sleep(10**6)"},
+    "damages what it opens": {
+        "more": before("check_slots", "file = open(args[0].path, 'ab'); file.write(b'x' * 5000); file.close(); 1/0")},
+    "fails in a newer version": {"more": NEWER + before("note_vessel", "raise RuntimeError('no')"), "raises": True},
+    "ends within its probation": {"more": NEWER + before("_end_probation", "os._exit(3)"), "raises": True},
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_program_is_gone_back_from_and_the_image_is_what_it_was(home, kind):
+    how = dict(BROKEN[kind])
+    home.options = ("--upgrade-trial-s", "3") if kind == "hangs" else ()
+    home.start()
+    home.put("n", 1, key="first")
+    raises = how.pop("raises", False)
+    broken = home.program(**how)
+    home.order(broken, raises=raises)
+    told = home.await_serving(home.own.sha256, failed=broken)
+    assert told["failed"]["why"] and home.value("n") == 1 and home.put("n", 1, key="first")["repeated"]
+    assert home.call("get_full_state")["result"]["image_version"] == batos.IMAGE_VERSION
+    assert any("was gone back from" in line for line in batos._daemon_pane(home.call("get_full_state")["result"]))
+    home.put("n", 2)
+    assert home.stop() == 0 and home.faults() == []
+    assert home.start() and home.value("n") == 2         # and goes on
+
+
+def test_a_program_of_a_newer_version_takes_changes_once_its_probation_is_over(home, monkeypatch):
+    monkeypatch.setenv("BATOS_UPGRADE_PROBATION_S", "4")
+    home.start()
+    home.put("n", 1)
+    newer = home.program(NEWER)
+    home.order(newer, raises=True)
+    while home.marker()["phase"] != "probation":
+        pass
+    with batos.Client(home.endpoint()) as client:
+        assert client.call("inspect", target="genesis_obj.n")["result"]["value"] == 1
+        for command, fields in (("pack", {}), ("send_message", {"target": "genesis_obj", "selector": "setSlot_value_",
+                                                                  "args": ["n", 5]})):
+            with pytest.raises(batos.Busy, match="upgrade_probation_s"):
+                client.call(command, **fields)
+        assert client.call("health")["result"]["vessel"]["phase"] == "probation"
+    assert home.put("n", 2)["status"] == "OK"            # sent again until it is taken
+    assert home.marker()["current"]["sha256"] == newer and "mark" not in home.marker()
+    assert home.call("get_full_state")["result"]["image_version"] == batos.IMAGE_VERSION + 1
+    assert home.stop() == 0
+
+
+def test_a_program_that_took_over_is_started_again_three_times_and_then_no_more(home):
+    home.start()
+    falling = home.program(before("BatOS_UVM.health", "os._exit(9)"))
+    home.order(falling)
+    while home.marker()["current"].get("sha256") != falling:
+        pass
+    for _ in range(4):
+        while not home.running.process.poll() and batos.told_endpoint(home.image) is None:
+            pass
+        with pytest.raises(batos.NoReply), batos.Client(home.endpoint(), 60.0) as client:
+            client.call("health")
+    assert home.running.process.wait(vessels.WAIT_S) == 9
+    assert home.marker()["current"]["sha256"] == falling and home.faults() == []
+    assert "is not started again" in "".join(home.running.lines)
+
+
+KILL_ME = "os.kill(os.getpid(), signal.SIGKILL)"
+KILL_SUPERVISOR = "os.kill(os.getppid(), signal.SIGKILL)"
+AND_STAY = KILL_SUPERVISOR + "; time.sleep(300)"         # so that it comes no further until it ends with it
+# (who is changed, before which of its functions, who is killed there, who serves then)
+KILLS = [
+    ("own", "HandOver.hand_over", KILL_ME, "own"), ("own", "_become_supervisor", KILL_ME, "other"),
+    ("own", "become", KILL_ME, "other"), ("own supervised", "HandOver.hand_over", KILL_ME, "own"),
+    ("own supervised", "HandOver._write", KILL_ME, "own"), ("own supervised", "HandOver.hand_over", AND_STAY, "own"),
+    ("other", "whose_turn", AND_STAY, "own"), ("other", "note_vessel", AND_STAY, "own"),
+    ("other", "HandOver.note_ready", AND_STAY, "own"), ("other", "HandOver.note_serving", AND_STAY, "own"),
+    ("other", "_settle_interpreter", KILL_SUPERVISOR, "other"), ("other", "whose_turn", KILL_ME, "own"),
+    ("other", "HandOver.note_ready", KILL_ME, "own"), ("other", "HandOver.note_serving", KILL_ME, "own"),
+    ("other", "_settle_interpreter", KILL_ME, "other"),
+]
+
+
+@pytest.mark.parametrize("who, step, kill, then", KILLS)
+def test_a_kill_at_any_step_leaves_one_program_that_owns_the_image(home, who, step, kill, then):
+    """Whoever is killed, what the next start by the same command serves is all that was acknowledged."""
+    killed = home.folder / "killed"
+    at_once = "True" if who == "other" else f"os.path.exists({str(home.folder / 'armed')!r})"
+    once = f"if {at_once} and not os.path.exists({str(killed)!r}): open({str(killed)!r}, 'x').close(); {kill}"
+    changed = home.program(before(step, once))
+    own, other = (home.own.sha256, changed) if who == "other" else (changed, home.program("# another"))
+    home.start(None if who != "own" else own)
+    if who == "own supervised":
+        home.order(own)
+        home.await_serving(own)
+    home.put("n", 1, key="first")
+    (home.folder / "armed").touch()
+    home.order(other, back=own)
+    while not killed.exists():
+        time.sleep(0.01)
+    if who == "own" or kill != KILL_ME:          # else there is somebody who goes on
+        home.running.process.wait(vessels.WAIT_S)
+        home.start(None if who != "own" else own)
+    gone_back = who == "other" and then == "own"
+    home.await_serving({"own": own, "other": other}[then], failed=other if gone_back else None)
+    assert home.value("n") == 1 and home.put("n", 1, key="first")["repeated"]
+    assert home.stop() == 0 and home.faults() == []
+
+
+def test_an_order_for_what_is_not_there_or_not_those_bytes_is_not_carried_out(home):
+    home.start()
+    other = home.program("# another")
+    with open(home.home / other / "batos.py", "a") as file:
+        file.write("# and changed since\n")
+    home.order(other)
+    while "is not carried out" not in pathlib.Path(f"{home.image}.log").read_text():
+        pass
+    (home.home / "order").write_text(json.dumps({"next": 1}))
+    (home.home / "order").chmod(0o666)
+    _, pid = pathlib.Path(f"{home.image}.endpoint").read_text().split()
+    batos.os.kill(int(pid), batos.signal.SIGUSR1)
+    while "can be written by others" not in pathlib.Path(f"{home.image}.log").read_text():
+        pass
+    assert home.put("n", 1)["status"] == "OK" and home.stop() == 0
+
+
+def test_a_marker_that_does_not_read_is_named_and_nothing_is_opened(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for text in ("", "[]", "{", '{"phase": 1}', "\0"):
+        pathlib.Path("live_image.fs.vessel").write_text(text)
+        assert batos.main(["serve"]) == 1 and "live_image.fs.vessel" in capsys.readouterr().err
+    assert not pathlib.Path("live_image.fs").exists()
+
+
+def test_the_supervisor_needs_nothing_but_its_own_text(tmp_path):
+    text = (ROOT / "batos.py").read_text()
+    start, end = (text.index(f"\n# {name} #") for name in ("Supervisor", "Hand-over"))
+    (tmp_path / "alone.py").write_text(f"{batos.SUPERVISOR_IMPORTS}{text[start:end]}")
+    code = "import sys; sys.path.insert(0, '.'); import alone; print(alone.read_marker('none'))"
+    ran = subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (ran.stdout, ran.stderr) == ("None\n", "")
