@@ -31,8 +31,8 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     passages and the sentence that answers; whether a passage bears out what a core wrote
     the mind        Missions · Ether · Speakers · States · Contrapunto · Branches
                     codex and personas, traces that draw them, a thought's way through its states, and the ways that it may take
-    its workers     Forgetting · Mission lane · Inference · Prototypes
-                    what carries thoughts on, and what forgets; messages that ask the core; the mind as genesis makes it
+    its workers     Workflows · Forgetting · Mission lane · Inference · Prototypes
+                    how the four work together, tried and adopted; what forgets, and carries thoughts; messages to the core
     new methods     Steps · Intents · Examples · Methods · Guesses · Generative kernel · Mending · Parcels
                     what a message can mean, what decides, how a method is tried, kept, mended and carried elsewhere
     what is learnt  Golden dataset · Forge worker · Forge
@@ -24015,6 +24015,7 @@ __all__ += """
     log_mind CODEX MATRIX STATES ENDED FREE_TEXT SPEAKER CONTINUED WAIT_TURN_S MissionKind
     MISSION_KINDS CYCLE_EFFECTS Step Thought mission_text accept_cycle cycle_id state_of
     find_cycle cycle_report journalled kind_of next_thought THOUGHTS_KEEP PERSONA_ARCHETYPES
+    states_of may_follow
 """.split()
 
 log_mind = logging.getLogger("batos.mind")
@@ -24231,10 +24232,12 @@ def accept_cycle(
         raise Busy(
             f"{active_max} missions wait or run, which is the limit (missions_max); send it again later"
         )
+    workflow = _workflow_due(root, brief)
     cycle = UvmObject(
         **{
             "parent*": [root["traits_obj"]],
-            "synthesis_state*": root["psm_prototypes_obj"].IDLE,
+            "synthesis_state*": _workflow_of(root, workflow).IDLE,
+            "workflow": workflow,
             "mission_brief": brief,
             "target_oid": target_oid,
             "who": who,
@@ -24251,6 +24254,32 @@ def accept_cycle(
     _prune_missions(missions, number - getattr(limits, "missions_kept", _MISSIONS_MOST))
     root._p_jar.events.append(("mission_accepted", cycle_id(cycle), who))
     return cycle
+
+
+def _workflow_due(root, brief):
+    """Return the name of the workflow that a mission goes through: what stands; while one is tried, questions go in turns."""
+    held = root["workflows_obj"] if "workflows_obj" in root else None
+    if held is None or brief["type"] != "direct_synthesis":
+        return ""
+    missions = root["missions"]
+    is_in_turn = bool(held.trial) and len(missions) > 0 and missions.maxKey() % 2 == 1
+    return held.trial["workflow"] if is_in_turn else held.current
+
+
+def _workflow_of(root: persistent.mapping.PersistentMapping, name: str) -> UvmObject:
+    """Return the object that holds the states of a workflow; "" is the default, which also stands for one that is gone."""
+    held = root["workflows_obj"].workflows if name else {}
+    return held.get(name) or root["psm_prototypes_obj"]
+
+
+def states_of(cycle: UvmObject) -> UvmObject:
+    """Return the object that holds the states that a cycle goes through: its own workflow's."""
+    return _workflow_of(root_of(cycle), own(cycle).get("workflow", ""))
+
+
+def may_follow(cycle: UvmObject, name: str) -> bool:
+    """Whether a state may follow the one that a cycle is in."""
+    return name in own(cycle)["synthesis_state*"][0].follows
 
 
 def cycle_id(cycle: UvmObject) -> str:
@@ -24940,6 +24969,8 @@ def recalled(cycle, recall, focus="", question=""):
         subject = _subject_of(before)
         places += [{"doc_id": name} for name in before[0].cited if name in catalog.documents]
     asked = f"{subject}: {query}" if subject else query
+    width = own(own(cycle)["synthesis_state*"][0]).get("width", recall.chunks)
+    recall = recall._replace(chunks=width)
     return find_evidence(catalog, asked, recall, focus, places, subject)
 
 
@@ -25025,6 +25056,8 @@ def depth_of(cycle: UvmObject, recall: Recall, found: dict | None = None) -> int
     What tells of something by a clause wants two steps, unless the first passage has all of its words.
     """
     told = cycle.mission_brief.get("kwargs", {}).get("depth")
+    if not may_follow(cycle, "EXPLORING"):
+        return 0
     if isinstance(told, int):
         return max(0, min(_WAYS_DEEP, told))
     mission = mission_text(cycle.mission_brief)
@@ -25590,6 +25623,8 @@ def _is_contrapunto_due(cycle, parts, recall):
     quotes = [_quotes_by(parts, persona) for persona in ("BRICK", "ROBIN")]
     if not all(quotes) or not (recall.settings is None or recall.settings.contrapunto):
         return False
+    if not may_follow(cycle, "CONTRAPUNTO"):
+        return False
     is_deep = bool(cycle.mission_brief.get("kwargs", {}).get("depth"))
     if is_deep or cycle._tmp_synthesis_data["plan"]["strategy"] in _ANSWER_EACH_OTHER:
         return True
@@ -26103,6 +26138,11 @@ def _turn(first, focus, evidence):
 #   1 the lead: the question    2 BRICK: the part that tells of something    3 ROBIN: what that leaves
 #   1.1, 1.2 …: the hops of the best two
 
+# Offers:
+__all__ += """
+    answer_score
+""".split()
+
 _WIDTH, _BEAM, _WAYS_MOST = 3, 2, 12
 _HOPS_EACH = 3  # of a node
 _NAMES_EACH = 2  # of a sentence
@@ -26258,12 +26298,12 @@ def _node(name, parent, persona, question, found, recall, focus="", via=None):
         "focus": focus,
         "certainty": found["certainty"],
         "evidence": evidence,
-        "score": _answer_score(question, evidence, recall),
+        "score": answer_score(question, evidence, recall),
         **({"via": via} if via else {}),
     }
 
 
-def _answer_score(question, evidence, recall):
+def answer_score(question, evidence, recall):
     """Return the reader's score of the first passage as an answer, above its threshold; its worth where there is no reader."""
     reader = recall.embedder.reader
     best = [(" > ".join(item["headings"]), item["text"]) for item in evidence[:1]]
@@ -26490,6 +26530,548 @@ def _trace_of_pruned(root, cycle):
 
 
 CYCLE_EFFECTS.append(_trace_of_pruned)
+
+
+################################################################################
+# Workflows ####################################################################
+################################################################################
+#
+# How the four work together is an object, which can be cloned, changed by one edit of a table, tried beside the one that
+# stands, and adopted or dropped. Nothing is adopted that was not shown to be better.
+#
+#   workflow    an object with a slot for each state; each state says what may follow, and in how many chunks it looks
+#   trial       missions that were answered are replayed through both; nobody is told what comes of it
+#   shadow      what is asked meanwhile goes through one or the other in turns
+#   not shown   how a trial ends without proof: the workflow is dropped
+
+# Offers:
+__all__ += """
+    new_workflows
+""".split()
+
+_WIDTH_OF_DEFAULT = 8  # chunks, as `evidence_chunks` has it
+_REPLAYED_LEAST, _TRIED_ON_MOST, _REPLAYED_EACH = 100, 200, 5
+_THOUGHTS_MOST = 32  # of one replayed mission
+_SHADOWED_LEAST = 40  # missions of each side
+_SHOWN_BELOW = 0.05  # how likely what is shown may be by chance
+_BETTER_BY = 0.25  # of the reader's score; less is no difference
+_TRIALS_A_WEEK, _WEEK_OF_TRIALS_S = 3, 7 * 86400.0
+_OUTCOMES_KEPT = 200
+_STATE_TOLD = ("name", "lead", "follows", "width", "_process_synthesis_")
+_IMPROVING = "systemic_self_improvement", "improve_workflow"
+_ADOPTING = "systemic_self_improvement", "adopt_workflow"
+_WORKFLOW_SELECTORS = ("improve_workflow_", "use_workflow_", "workflows_")
+
+
+def new_workflows(root):
+    """Return the object that holds the workflows beside the default, which one stands, and what trials came to."""
+    return UvmObject(
+        **{"parent*": [root["traits_obj"]], "name": "workflows_obj"},
+        workflows=OOBTree(),
+        current="",
+        trial=None,
+        outcomes=(),
+        **{selector: method(selector) for selector in _WORKFLOW_SELECTORS},
+    )
+
+
+def _is_workflow(obj):
+    held = root_of(obj)["workflows_obj"].workflows
+    return any(
+        obj is each or any(obj is state for state in own(each).values()) for each in held.values()
+    )
+
+
+KINDS["workflows"] = Kind(
+    "improve_workflow and adopt_workflow, which are missions", roots=("workflows_obj",)
+)
+KINDS["workflow"] = Kind(
+    "nothing: another trial makes another",
+    tells="of_workflow",
+    holds=_is_workflow,
+    slots=("of_workflow", "edit"),
+    selectors=False,
+)
+SHAPES["workflows_obj"] = {
+    "parent*": POINTERS,
+    "workflows": A_NAME_TREE,
+    **dict.fromkeys(_WORKFLOW_SELECTORS, A_METHOD),
+}
+
+
+# Edits: each makes one thing of a workflow another; those that change nothing are none
+
+
+def _width_of(flow):
+    """Return in how many chunks a workflow looks."""
+    return own(flow.IDLE).get("width", _WIDTH_OF_DEFAULT)
+
+
+def _look_in(flow, width):
+    for state in _states_in(flow):
+        put_slot(state, "width", width)
+
+
+def _wider(flow):
+    _look_in(flow, min(32, 2 * _width_of(flow)))
+
+
+def _narrower(flow):
+    _look_in(flow, max(1, _width_of(flow) // 2))
+
+
+def _without_state(name):
+    def edit(flow):
+        for state in _states_in(flow):
+            put_slot(state, "follows", [each for each in state.follows if each != name])
+
+    return edit
+
+
+def _with_state(name):
+    def edit(flow):
+        for state in _states_in(flow):
+            _, may_follow_it = STATES.get(state.name, (None, ()))
+            if name in may_follow_it and name not in state.follows:
+                put_slot(state, "follows", [*state.follows, name])
+
+    return edit
+
+
+_EDITS = {
+    "look wider": _wider,
+    "look narrower": _narrower,
+    "drop CONTRAPUNTO": _without_state("CONTRAPUNTO"),
+    "add CONTRAPUNTO": _with_state("CONTRAPUNTO"),
+    "drop EXPLORING": _without_state("EXPLORING"),
+    "add EXPLORING": _with_state("EXPLORING"),
+}
+
+
+def _states_in(flow):
+    """Return the states that a workflow holds."""
+    found = [value for value in own(flow).values() if isinstance(value, UvmObject)]
+    return [state for state in found if "follows" in own(state)]
+
+
+def _clone_of_state(root, state):
+    """Return a state of one's own that thinks as another does."""
+    told = {name: value for name, value in own(state).items() if name in _STATE_TOLD}
+    return UvmObject(**{"parent*": [root["traits_obj"]]}, **told)
+
+
+def _clone_of(root, name):
+    """Return a clone of a workflow, by its name; "" is the default. Its states are its own."""
+    former = root["workflows_obj"].workflows.get(name) or root["psm_prototypes_obj"]
+    states = {state.name: _clone_of_state(root, state) for state in _states_in(former)}
+    slots = {"parent*": [root["traits_obj"]], "name": "workflow", "of_workflow": name, "edit": ""}
+    return UvmObject(**slots, **states)
+
+
+def _edited(root, name, edit):
+    """Return a clone of a workflow with an edit. Raises BadRequest where that changes nothing, or leaves no way to an end."""
+    if edit not in _EDITS:
+        raise BadRequest(f"{edit!r:.100} is no edit; there are: {', '.join(_EDITS)}")
+    flow = _clone_of(root, name)
+    before = _what_it_says(flow)
+    _EDITS[edit](flow)
+    put_slot(flow, "edit", edit)
+    if _what_it_says(flow) == before:
+        raise BadRequest(f"{edit!r} changes nothing of the workflow {name or 'default'!r}")
+    lost = _without_an_end(flow)
+    if lost:
+        raise BadRequest(f"after {edit!r} {', '.join(lost)} would not come to COMPLETE")
+    return flow
+
+
+def _what_it_says(flow):
+    return _width_of(flow), {state.name: tuple(state.follows) for state in _states_in(flow)}
+
+
+def _without_an_end(flow):
+    """Return the states that can be entered from IDLE and from which no way leads to COMPLETE."""
+    follows = {state.name: set(state.follows) for state in _states_in(flow)}
+    entered, waiting = set(), ["IDLE"]
+    while waiting:
+        name = waiting.pop()
+        if name not in entered:
+            entered.add(name)
+            waiting += follows[name]
+    ending, grows = {"COMPLETE"}, True
+    while grows:
+        reach = {name for name in entered if follows[name] & ending} - ending
+        ending, grows = ending | reach, bool(reach)
+    return sorted(entered - ending)
+
+
+# The mission improve_workflow: IDLE makes the clone, DELEGATING replays, SYNTHESIZING tells, its effect begins the shadow
+
+
+class WorkflowData(typing.TypedDict, total=False):
+    """What a mission that improves or adopts a workflow keeps, in its cycle's `_tmp_synthesis_data`."""
+
+    edit: str  # of the table
+    from_workflow: str  # the name of the one that stands
+    replay: list  # ids of the missions that are replayed
+    pairs: list  # of each: what the reader made of both first passages, and which the stored mark prefers
+    verdict: dict  # {"shown", "better", "worse", "replayed", "p", "why"}
+    final_response: dict  # the answer, as a report tells it
+
+
+THOUGHTS_KEEP.update(WorkflowData.__annotations__)
+
+
+def _choose_edit(cycle, recall):
+    """IDLE, ALFRED: the edit that is to be tried, and the missions that it is tried on. Raises BadRequest where it is none."""
+    root = root_of(cycle)
+    told = next(iter(cycle.mission_brief.get("args") or ()), "")
+    stands = root["workflows_obj"].current
+    edit = told if told in _EDITS else _next_edit(root, stands)
+    _edited(root, stands, edit)
+    replay = _missions_to_replay(root)
+    data = {"edit": edit, "from_workflow": stands, "replay": replay, "pairs": []}
+    return Thought("choose", lambda _: Step("DECOMPOSING", [edit, len(replay)], data))
+
+
+def _next_edit(root, stands):
+    """Return the edit of the table that changes something and was tried longest ago, or never."""
+    tried = {outcome["edit"]: n for n, outcome in enumerate(root["workflows_obj"].outcomes)}
+    for edit in sorted(_EDITS, key=lambda name: tried.get(name, -1)):
+        with contextlib.suppress(BadRequest):
+            _edited(root, stands, edit)
+            return edit
+    raise BadRequest("no edit of the table changes anything")
+
+
+def _missions_to_replay(root):
+    """Return the ids of the newest questions that were answered, marked ones first; each question once."""
+    found = {}
+    for cycle in itertools.islice(reversed(root["missions"].values()), 20 * _TRIED_ON_MOST):
+        if cycle.mission_brief["type"] == "direct_synthesis" and (cycle.result or {}).get(
+            "evidence"
+        ):
+            found.setdefault(mission_text(cycle.mission_brief), cycle)
+    ordered = sorted(found.values(), key=lambda cycle: "feedback" not in cycle.result)
+    return [cycle_id(cycle) for cycle in ordered[:_TRIED_ON_MOST]]
+
+
+def _begin_replay(cycle, recall):
+    """DECOMPOSING, BRICK: nothing is tried on fewer missions than would show something."""
+    data = cycle._tmp_synthesis_data
+    if len(data["replay"]) < _REPLAYED_LEAST:
+        why = f"{len(data['replay'])} missions can be replayed, {_REPLAYED_LEAST} are wanted"
+        return Thought("too few", lambda _: Step("COMPLETE", why, _not_shown(data, why)))
+    return Thought("begin", lambda _: Step("DELEGATING", len(data["replay"])))
+
+
+def _replay_some(cycle, recall):
+    """DELEGATING, BABS: the next missions through both workflows; after the last one, what it comes to."""
+    root, data = root_of(cycle), cycle._tmp_synthesis_data
+    due = data["replay"][len(data["pairs"]) :][:_REPLAYED_EACH]
+    if not due:
+        return Thought("replayed", lambda _: Step("SYNTHESIZING", len(data["pairs"])))
+    stands = _clone_of(root, data["from_workflow"])
+    flows = stands, _edited(root, data["from_workflow"], data["edit"])
+    pairs = [_replayed(root, oid, flows, recall) for oid in due]
+    kept = {"pairs": [*data["pairs"], *pairs]}
+    return Thought("replay", lambda _: Step("DELEGATING", len(kept["pairs"]), kept))
+
+
+def _replayed(root, oid, flows, recall):
+    """Return {"scores": of both, "marked": which the mark prefers, 0 for neither} of a mission that is replayed."""
+    try:
+        former = find_cycle(root, oid)
+    except NotFound:  # forgotten meanwhile
+        return {"scores": [0.0, 0.0], "marked": 0}
+    question = mission_text(former.mission_brief)
+    found = [_settled_passages(former, flow, recall) for flow in flows]
+    scores = [answer_score(question, evidence, recall) for evidence in found]
+    return {"scores": scores, "marked": _preferred(former.result, found)}
+
+
+def _settled_passages(former: UvmObject, flow: UvmObject, recall: Recall) -> list:
+    """Return the passages that a workflow would tell for a mission's question, thought in memory alone."""
+    thinking = of_checked(
+        {
+            **own(former),
+            "synthesis_state*": (flow.IDLE,),
+            "_tmp_synthesis_data": {},
+            "journal": (),
+            "result": None,
+            "accepted_at": now_utc(),
+        }
+    )
+    thinking._p_oid, thinking._p_jar = former._p_oid, former._p_jar
+    for _ in range(_THOUGHTS_MOST):
+        thought = next_thought(thinking, recall)
+        if thought.requests or thought.work:
+            break
+        step = thought.read([])
+        entry = types.SimpleNamespace(name=thought.name, answer=step.answer)
+        after = {
+            "journal": (*thinking.journal, entry),
+            "_tmp_synthesis_data": {**thinking._tmp_synthesis_data, **step.data},
+        }
+        own(thinking).update(after)
+        if step.next_state in (*ENDED, "DECOMPOSING"):
+            break
+        own(thinking)["synthesis_state*"] = (getattr(flow, step.next_state),)
+    return (journalled(thinking, "recall") or {}).get("evidence", [])
+
+
+def _preferred(result, found):
+    """Return 1 where a stored mark prefers the second of two answers, -1 where the first, 0 where neither."""
+    mark = (result.get("feedback") or {}).get("mark")
+    if mark not in ("right", "wrong") or not result.get("evidence"):
+        return 0
+    marked = result["evidence"][0]["text"]
+    held = [bool(evidence) and evidence[0]["text"] == marked for evidence in found]
+    change = held[1] - held[0]
+    return change if mark == "right" else -change
+
+
+def _judge_replay(cycle, recall):
+    """SYNTHESIZING, ALFRED: whether the edit was shown to be better, by an exact sign test."""
+    data = cycle._tmp_synthesis_data
+    verdict = _verdict_on_pairs(data["pairs"])
+    final = _told_verdict(data, verdict)
+    kept = {"verdict": verdict, "final_response": final, "pairs": []}
+    return Thought("judge", lambda _: Step("COMPLETE", verdict, kept))
+
+
+def _verdict_on_pairs(pairs):
+    """Return what replayed pairs show: a stored mark decides, else the reader's scores."""
+    better = worse = 0
+    for pair in pairs:
+        lead = pair["marked"] or _sign(pair["scores"][1] - pair["scores"][0])
+        better, worse = better + (lead > 0), worse + (lead < 0)
+    p = _by_chance(better, better + worse)
+    shown = p < _SHOWN_BELOW
+    told = f"better in {better}, worse in {worse} of {len(pairs)} replayed missions (p {p:.3f})"
+    return {
+        "shown": shown,
+        "better": better,
+        "worse": worse,
+        "replayed": len(pairs),
+        "p": round(p, 6),
+        "why": told if shown else f"not shown: {told}",
+    }
+
+
+def _sign(difference):
+    return (difference > _BETTER_BY) - (difference < -_BETTER_BY)
+
+
+def _by_chance(wins: int, total: int) -> float:
+    """Return how likely so many wins or more of `total` would be by chance, where each is as likely as not."""
+    return sum([math.comb(total, count) for count in range(wins, total + 1)]) / 2**total
+
+
+def _not_shown(data, why):
+    """Return what a mission keeps whose edit was not tried."""
+    verdict = {
+        "shown": False,
+        "better": 0,
+        "worse": 0,
+        "replayed": 0,
+        "p": 1.0,
+        "why": f"not shown: {why}",
+    }
+    return {"verdict": verdict, "final_response": _told_verdict(data, verdict)}
+
+
+def _told_verdict(data, verdict):
+    then = "It is tried on what is asked from now on." if verdict["shown"] else "It is dropped."
+    answer = f"\u201c{data['edit']}\u201d: {verdict['why']}. {then}"
+    return {"answer": answer, "relevant": True, "evidence": [], "verdict": verdict}
+
+
+def _end_replay(root, cycle):
+    """The effect of a replay: what was shown is held, and goes in turns with what stands; else only the outcome is kept."""
+    data, held = cycle._tmp_synthesis_data, root["workflows_obj"]
+    outcome = {"edit": data["edit"], "at": now_utc(), "cycle": cycle_id(cycle), **data["verdict"]}
+    put_slot(held, "outcomes", (*held.outcomes, outcome)[-_OUTCOMES_KEPT:])
+    if not data["verdict"]["shown"] or held.trial or held.current != data["from_workflow"]:
+        return
+    name = f"workflow {len(held.workflows) + 1}"
+    held.workflows[name] = _edited(root, data["from_workflow"], data["edit"])
+    trial = {
+        "workflow": name,
+        "against": data["from_workflow"],
+        "edit": data["edit"],
+        "sides": {"old": (), "new": ()},
+    }
+    put_slot(held, "trial", trial)
+
+
+MISSION_KINDS[_IMPROVING] = MissionKind(
+    {
+        "IDLE": _choose_edit,
+        "DECOMPOSING": _begin_replay,
+        "DELEGATING": _replay_some,
+        "SYNTHESIZING": _judge_replay,
+    },
+    _end_replay,
+    role="admin",
+    anywhere=True,
+)
+
+
+# Shadow: questions in turns; at enough of each side a mission adopts or drops what is tried
+
+
+def _note_in_shadow(root, cycle):
+    """The effect of a question that ended while a workflow is tried: it is of one side; the last one wanted begins the end."""
+    held = root["workflows_obj"] if "workflows_obj" in root else None
+    trial = held.trial if held else None
+    if not trial or cycle.mission_brief["type"] != "direct_synthesis":
+        return
+    names = {trial["workflow"]: "new", trial["against"]: "old"}
+    side = names.get(own(cycle).get("workflow", ""))
+    if side is None:
+        return
+    sides = {**trial["sides"], side: (*trial["sides"][side], cycle_id(cycle))[-_TRIED_ON_MOST:]}
+    put_slot(held, "trial", {**trial, "sides": sides})
+    enough = min(map(len, sides.values())) >= _SHADOWED_LEAST
+    waits = any(
+        each.mission_brief["selector"] == _ADOPTING[1] for each in root["active_cycles"].values()
+    )
+    if enough and not waits:
+        brief = {
+            "type": _ADOPTING[0],
+            "selector": _ADOPTING[1],
+            "args": [trial["workflow"]],
+            "kwargs": {},
+        }
+        accept_cycle(root, brief, oid_text(held._p_oid), cycle.who)
+
+
+CYCLE_EFFECTS.append(_note_in_shadow)
+
+
+def _judge_shadow(cycle, recall):
+    """IDLE, ALFRED: whether what is tried answers worse, or is marked wrong more often, than what stands."""
+    root = root_of(cycle)
+    trial = root["workflows_obj"].trial
+    if not trial:
+        final = {"answer": "No workflow is tried now.", "relevant": True, "evidence": []}
+        return Thought("shadow", lambda _: Step("COMPLETE", None, {"final_response": final}))
+    counts = {side: _counted_side(root, oids) for side, oids in trial["sides"].items()}
+    worse = [
+        what
+        for what, bad in (("unanswered", "unanswered"), ("marked wrong", "wrong"))
+        if _is_more_often(counts["new"], counts["old"], bad)
+    ]
+    few = min([count["missions"] for count in counts.values()]) < _SHADOWED_LEAST
+    why = f"{', '.join(worse)} more often" if worse else "not worse in shadow"
+    why = "not shown: too few missions are left of the shadow" if few else why
+    verdict = {"adopted": not (worse or few), "why": why, "counts": counts}
+    told = "is adopted" if verdict["adopted"] else "is dropped"
+    final = {
+        "answer": f"\u201c{trial['edit']}\u201d {told}: {why}.",
+        "relevant": True,
+        "evidence": [],
+        "verdict": verdict,
+    }
+    return Thought(
+        "shadow", lambda _: Step("COMPLETE", verdict, {"verdict": verdict, "final_response": final})
+    )
+
+
+def _counted_side(root, oids):
+    """Return {"missions", "unanswered", "wrong"} of cycles that are there still."""
+    results = []
+    for oid in oids:
+        with contextlib.suppress(NotFound):
+            results.append(find_cycle(root, oid).result or {})
+    marks = [(result.get("feedback") or {}).get("mark") for result in results]
+    return {
+        "missions": len(results),
+        "unanswered": sum([not result.get("relevant") for result in results]),
+        "wrong": marks.count("wrong"),
+    }
+
+
+def _is_more_often(new, old, what):
+    """Whether one of two shares is greater by more than chance, by a two-proportion test, p < .05 one-sided."""
+    n, m = new["missions"], old["missions"]
+    if not n or not m:
+        return False
+    pooled = (new[what] + old[what]) / (n + m)
+    spread = math.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
+    return spread > 0 and (new[what] / n - old[what] / m) / spread > 1.645
+
+
+def _end_shadow(root, cycle):
+    """The effect of the end of a shadow: one slot says which workflow stands; cycles at work keep theirs."""
+    held, verdict = root["workflows_obj"], cycle._tmp_synthesis_data.get("verdict")
+    trial = held.trial
+    if not trial or not verdict:
+        return
+    outcome = {"edit": trial["edit"], "at": now_utc(), "cycle": cycle_id(cycle), **verdict}
+    put_slot(held, "outcomes", (*held.outcomes, outcome)[-_OUTCOMES_KEPT:])
+    put_slot(held, "trial", None)
+    if verdict["adopted"]:
+        set_slot(held, "current", trial["workflow"])
+
+
+MISSION_KINDS[_ADOPTING] = MissionKind(
+    {"IDLE": _judge_shadow}, _end_shadow, role="admin", anywhere=True
+)
+
+
+# By message
+
+
+@primitive("improve_workflow_", role="admin")
+def improve_workflow_(held, edit=""):
+    """Begin the mission that tries an edit of the workflow that stands; returns its cycle. Raises BadRequest, Busy."""
+    root = root_of(held)
+    if edit:
+        _edited(root, held.current, edit)
+    if held.trial:
+        raise Busy(f"{held.trial['workflow']} is tried now; it ends by itself")
+    since = now_utc() - datetime.timedelta(seconds=_WEEK_OF_TRIALS_S)
+    lately = [
+        outcome for outcome in held.outcomes if outcome["at"] > since and "replayed" in outcome
+    ]
+    if len(lately) >= _TRIALS_A_WEEK:
+        raise Busy(f"{_TRIALS_A_WEEK} edits were tried within a week, which is the most")
+    brief = {"type": _IMPROVING[0], "selector": _IMPROVING[1], "args": [edit], "kwargs": {}}
+    return accept_cycle(root, brief, oid_text(held._p_oid), activation_of(held).who)
+
+
+@primitive("use_workflow_", role="admin")
+def use_workflow_(held, name=""):
+    """Have a workflow stand that was adopted before, or by "" the default; a trial ends. Cycles at work keep theirs."""
+    if name and name not in held.workflows:
+        raise NotFound(
+            f"no workflow is named {name!r:.100}; `workflows_` names them",
+            kind="workflow",
+            name=name,
+        )
+    put_slot(held, "trial", None)
+    set_slot(held, "current", name)
+    return name or "default"
+
+
+@primitive("workflows_", reads=True)
+def workflows_(held):
+    """Return {"current", "trial", "workflows": {name: {"edit", "width", "states"}}, "outcomes"} as plain data."""
+    told = {
+        name: {
+            "edit": flow.edit,
+            "width": _width_of(flow),
+            "states": {state.name: list(state.follows) for state in _states_in(flow)},
+        }
+        for name, flow in held.workflows.items()
+    }
+    return {
+        "current": held.current,
+        "trial": held.trial,
+        "workflows": told,
+        "outcomes": list(held.outcomes),
+    }
 
 
 ################################################################################
@@ -26925,7 +27507,7 @@ def _at_work(cycle: UvmObject) -> UvmObject:
 
 def _think_on(cycle: UvmObject, taken: StepTaken) -> None:
     """Make a step in a cycle that is at_work()."""
-    states = root_of(cycle)["psm_prototypes_obj"]
+    states = states_of(cycle)
     after = {"synthesis_state*": (getattr(states, taken.next_state),)}
     own(cycle).update(_slots_after(cycle, taken) | after)
 
@@ -26933,7 +27515,7 @@ def _think_on(cycle: UvmObject, taken: StepTaken) -> None:
 def _point_at(cycle, state):
     """Enter a state: point `synthesis_state*` at its prototype."""
     if state != state_of(cycle):
-        set_slot(cycle, "synthesis_state*", getattr(root_of(cycle)["psm_prototypes_obj"], state))
+        set_slot(cycle, "synthesis_state*", getattr(states_of(cycle), state))
         cycle._p_jar.events.append(("cycle", cycle_id(cycle), state))
 
 
@@ -28106,6 +28688,7 @@ def _is_state(obj):
 _CYCLE_SLOTS = (
     "parent*",
     "synthesis_state*",
+    "workflow",
     "mission_brief",
     "target_oid",
     "who",
@@ -28115,7 +28698,7 @@ _CYCLE_SLOTS = (
     "result",
 )
 _STEP_SLOTS = ("name", "state", "digest", "answer", "next_state", "at", "seconds")
-_STATE_SLOTS = ("name", "lead", "follows", "_process_synthesis_")
+_STATE_SLOTS = ("name", "lead", "follows", "width", "_process_synthesis_")
 _OWN_STATES = "nothing: clone the object, and give the clone its own"
 KINDS["states"] = Kind(
     _OWN_STATES,
@@ -40870,6 +41453,7 @@ PRIMORDIAL = {
     "autotelic_obj": new_autotelic,
     "journals": lambda root: LOBTree(),
     "golden_obj": new_golden,
+    "workflows_obj": new_workflows,
     "forge_obj": new_forge,
     "reader_obj": new_reader,
     "vessel_obj": new_vessel_obj,
@@ -40978,7 +41562,8 @@ def know_the_vessel(root):
 
 @adds_to(UPGRADES, 18)
 def allow_branches(root):
-    """A question may be thought along several ways, in two states of their own."""
+    """A question may be thought along several ways, in two states of their own; workflows are tried beside the default."""
+    _give_roots(root, "workflows_obj")
     _add_slots(root, "psm_prototypes_obj")
     for name, (_, follows) in STATES.items():
         if "psm_prototypes_obj" in root:

@@ -132,7 +132,9 @@ def test_when_they_answer_each_other(machine, strategy, pillars, brief, due):  #
 def test_they_answer_each_other_where_what_they_chose_contradicts():
     said = {BOTH[0]: "The pump has two valves.", BOTH[1]: "The pump has three valves."}
     parts = {pillar: {"quotes": [{"text": text}]} for pillar, text in said.items()}
-    cycle = types.SimpleNamespace(mission_brief={}, _tmp_synthesis_data={"plan": {"strategy": FACTUAL}})
+    state = batos.UvmObject(follows=["CONTRAPUNTO"])
+    cycle = batos.UvmObject(**{"synthesis_state*": state, "mission_brief": {},
+                               "_tmp_synthesis_data": {"plan": {"strategy": FACTUAL}}})
     assert batos._is_contrapunto_due(cycle, parts, batos.Recall())
     parts[BOTH[1]] = parts[BOTH[0]]
     assert not batos._is_contrapunto_due(cycle, parts, batos.Recall())
