@@ -45,6 +45,7 @@ import secrets
 import socket
 import stat
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -1590,6 +1591,7 @@ from kivy.app import App
 from kivy.base import ExceptionHandler, ExceptionManager
 from kivy.clock import Clock
 from kivy.config import Config
+from kivy.core.text import Label as CoreLabel
 from kivy.core.text.markup import MarkupLabel
 from kivy.factory import Factory
 from kivy.graphics import Color, InstructionGroup, Line, Mesh, Rectangle, RoundedRectangle
@@ -1622,7 +1624,17 @@ FONT_FOLDERS = (
     "C:/Windows/Fonts",
 )
 FONTS_TRIED = 600
-UNSHAPED = ("ARABIC", "HEBREW", "SYRIAC", "DEVANAGARI", "BENGALI", "TAMIL", "THAI")
+# first word of a character's name -> (its script as ISO 15924 names it, direction): what takes more than glyphs side by side
+SHAPED = {
+    "ARABIC": ("Arab", "rtl"),
+    "HEBREW": ("Hebr", "rtl"),
+    "SYRIAC": ("Syrc", "rtl"),
+    "DEVANAGARI": ("Deva", "ltr"),
+    "BENGALI": ("Beng", "ltr"),
+    "TAMIL": ("Taml", "ltr"),
+    "THAI": ("Thai", "ltr"),
+}
+FIRST_SHAPED = "\u0590"  # what is below it is drawn from left to right, a glyph for a letter
 BARE = frozenset(("Cf", "Mn", "Me", "Cc"))  # categories that take no glyph of their own
 
 
@@ -1685,6 +1697,8 @@ class Fonts:
             {},
         )
         self._chosen, self.missing, self.unshaped = {}, set(), set()
+        self._asked = set()  # scripts of which fontconfig was asked
+        self.shapes = None  # whether texts are shaped here; None: it was not tried yet
 
     def font_for(self, char):
         """Return the path of a font that has a character, or None for the base font, which may lack it too."""
@@ -1696,19 +1710,37 @@ class Fonts:
 
     def _find(self, char):
         script = unicodedata.name(char, "UNNAMED").split()[0]
-        if script in UNSHAPED:
+        if script in SHAPED and not self._is_shaped():
             self.unshaped.add(script)
-        path = next((path for path in self._candidates() if self._has(path, ord(char))), None)
+        path = next((path for path in self._candidates(char) if self._has(path, ord(char))), None)
         if path is None:
             self.missing.add(script)
         return path if path != self.base else None
 
-    def _candidates(self):
+    def _is_shaped(self):
+        """Whether SDL2_ttf shapes here: two letters that Arabic joins into one are narrower than both."""
+        if self.shapes is None:
+            widths = [_wide_as(self._paths[1], way) for way in (("Latin", "ltr"), SHAPED["ARABIC"])]
+            self.shapes = widths[1] < widths[0]
+        return self.shapes
+
+    def _candidates(self, char):
+        """Yield paths of fonts that may have a character: Kivy's, those that fontconfig knows for it, then all."""
         yield from self._paths[:2]
+        script = unicodedata.name(char, "UNNAMED").split()[0]
+        if script not in self._asked:
+            self._asked.add(script)
+            self._paths += [path for path in _by_fontconfig(char) if path not in self._paths]
+        yield from self._paths[2:]
         if not self._searched:
             self._searched = True
-            self._paths += _system_fonts()
-        yield from self._paths[2:]
+            known = len(self._paths)
+            self._paths += [path for path in _system_fonts() if path not in self._paths]
+            yield from self._paths[known:]
+
+    def has(self, path, text):
+        """Whether a font has all characters of a text."""
+        return all(self._has(path, ord(char)) for char in text)
 
     def _has(self, path, code):
         if path not in self._covered:
@@ -1746,12 +1778,91 @@ def _system_fonts():
                 for name in names
                 if name.lower().endswith((".ttf", ".otf", ".ttc"))
             ]
-    plain_first = sorted(
-        (path for path in found if "color" not in path.lower()),
-        key=lambda path: ("noto" not in path.lower(), "regular" not in path.lower(), path),
-    )
-    return plain_first[:FONTS_TRIED]
+    return _plain_first(found)[:FONTS_TRIED]
 
+
+def _plain_first(paths):
+    """Return paths of fonts, those for many scripts and of usual weight first; none of pictures."""
+    plain = [path for path in paths if "color" not in path.lower()]
+    return sorted(
+        plain, key=lambda path: ("noto" not in path.lower(), "regular" not in path.lower(), path)
+    )
+
+
+def _by_fontconfig(char):
+    """Return paths of the fonts that fontconfig knows for a character; [] where it is not installed."""
+    try:
+        asked = ["fc-list", f":charset={ord(char):x}", "file"]
+        ran = subprocess.run(asked, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    paths = [line.strip().rstrip(":") for line in ran.stdout.splitlines()]
+    return _plain_first([path for path in paths if path.endswith((".ttf", ".otf", ".ttc"))])
+
+
+# Shaping. SDL2_ttf joins letters and goes from right to left where it was built with HarfBuzz, as Kivy's is, and is told
+# script and direction. Kivy tells a font that when it draws, and not when it measures: so each script has its own font, which
+# draws a blank before it is measured. Mixed directions in one line stay in the order in which their runs are written.
+
+
+def way_of(text):
+    """Return (script, direction) of a run of text: that of its first letter which takes shaping."""
+    if text < FIRST_SHAPED and max(text, default="") < FIRST_SHAPED:
+        return "Latin", "ltr"
+    for char in text:
+        if char >= FIRST_SHAPED:
+            found = SHAPED.get(unicodedata.name(char, "UNNAMED").split()[0])
+            if found:
+                return found
+    return "Latin", "ltr"
+
+
+def _wide_as(path, way):
+    """Return how wide lam and alef are in a font, told to go a way."""
+    label = CoreLabel(font_name=path, font_size=40)
+    label.way = way
+    return label.get_extents("\u0644\u0627")[0]
+
+
+_BY_KIVY = {name: getattr(CoreLabel, name) for name in ("get_extents", "_render_text")}
+
+
+def _go_way(label, text):
+    """Have a label's font go the way of a run of text. Returns whether that is another than the usual one."""
+    script, direction = getattr(label, "way", None) or way_of(text)
+    label.options["font_script_name"], label.options["font_direction"] = script, direction
+    return script != "Latin"
+
+
+def _shaped_font_id(label):
+    """A font for each script, as what a font was told stays with it."""
+    return f"{_KIVY_FONT_ID(label)}|{label.options['font_script_name']}"
+
+
+def _shaped_extents(label, text):
+    if _go_way(label, text):
+        _draw_blank(label)
+    return _BY_KIVY["get_extents"](label, text)
+
+
+def _draw_blank(label):
+    """Draw a blank nowhere, so that the font is told its script."""
+    kept = {name: getattr(label, name, None) for name in ("_size", "_surface")}
+    label._size = 1, 1
+    label._render_begin()
+    _BY_KIVY["_render_text"](label, " ", 0, 0)
+    vars(label).update(kept)
+
+
+def _shaped_text(label, text, x, y):
+    _go_way(label, text)
+    _BY_KIVY["_render_text"](label, text, x, y)
+
+
+if CoreLabel.__name__ == "LabelSDL2":
+    _KIVY_FONT_ID = CoreLabel._get_font_id
+    CoreLabel._get_font_id = _shaped_font_id
+    CoreLabel.get_extents, CoreLabel._render_text = _shaped_extents, _shaped_text
 
 FONTS = Fonts()
 
@@ -1770,8 +1881,21 @@ def _drawn(text):
         last = font
     return "".join(
         escape_markup(run) if font is None else f"[font={font}]{escape_markup(run)}[/font]"
-        for font, run in runs
+        for font, run in _joined(runs)
     )
+
+
+def _joined(runs):
+    """Return runs [[font, text]] with the blanks and signs between two of one font in it, so that a phrase goes its way whole."""
+    made = []
+    for font, text in runs:
+        between = len(made) > 1 and made[-1][0] is None and made[-2][0] == font is not None
+        if between and not any(map(str.isalnum, made[-1][1])) and FONTS.has(font, made[-1][1]):
+            signs = made.pop()[1]
+            made[-1][1] += signs + text
+        else:
+            made.append([font, text])
+    return made
 
 
 # ---- look: colours by theme, one scale of type, texts cut and measured
