@@ -26140,7 +26140,7 @@ def _turn(first, focus, evidence):
 
 # Offers:
 __all__ += """
-    answer_score
+    answer_score told_routing
 """.split()
 
 _WIDTH, _BEAM, _WAYS_MOST = 3, 2, 12
@@ -26530,6 +26530,65 @@ def _trace_of_pruned(root, cycle):
 
 
 CYCLE_EFFECTS.append(_trace_of_pruned)
+
+
+# Why a cycle was thought as it was, in plain words
+
+
+def told_routing(cycle: str, result: dict) -> typing.Iterator:
+    """Yield in plain words who spoke in a cycle, and why."""
+    routing = result.get("routing") or {}
+    if "lead" not in routing:
+        yield f"{cycle} had no plan, so nobody was chosen; {result.get('lead') or 'nobody'} answered"
+        return
+    offered = ", ".join(f"{name} {share:.2f}" for name, share in routing["shares"].items())
+    yield f"{cycle} is {routing['archetype']} (the router offered: {offered or 'nothing'})"
+    pillars = ", ".join(pillar.removesuffix("_facet_") for pillar in result.get("pillars", ()))
+    yield f"{routing['lead']} led; {', '.join(routing['speak'])} spoke, by {pillars}"
+    yield from _told_gate(routing)
+    yield from _told_turns(routing)
+    yield from _told_ways(result)
+    if "resonance" in routing:
+        yield f"resonance: {routing['resonance']}"
+    yield from (f"ALFRED notes: {note}" for note in result.get("notes", ()))
+
+
+def _told_gate(routing):
+    """Yield what the gate weighed, and whom it let in."""
+    for name, score in sorted(routing.get("scores", {}).items(), key=lambda row: -row[1]):
+        traces, drawn = routing["bonus"].get(name, 0.0), routing["drawn"].get(name, 0.0)
+        yield f"    {name:<6} {score:6.3f}, of which traces {traces:+.3f}, drawn {drawn:+.3f}"
+    for row in routing.get("because", ()):
+        related = "about this" if row["related"] else "about something else"
+        drawn = ", ".join(row["personas"])
+        yield f"    trace {row['number']} ({row['kind']}, {related}) draws {drawn} by {row['bonus']:.3f}"
+    guest = routing.get("let_in")
+    yield f"let in beside them: {guest or 'nobody'} (the floor is {routing.get('floor', 0):.2f})"
+
+
+def _told_turns(routing):
+    """Yield what BRICK and ROBIN answered each other, and what BABS searched for once more."""
+    if "retrieval" in routing:
+        told = routing["retrieval"]
+        yield f"BABS searched once more for “{told['focus']}”: {', '.join(told['added']) or 'nothing new'}"
+    for name, turn in routing.get("contrapunto", {}).items():
+        added = f"added {', '.join(turn['added'])}" if turn["added"] else "added nothing"
+        dropped = f", would drop {', '.join(turn['dropped'])}" if turn["dropped"] else ""
+        yield f"{name} answered, looking for “{turn['focus']}”: {added}{dropped}"
+
+
+def _told_ways(result):
+    """Yield the ways that were explored, what the reader made of each, which were pruned, and what was asked of what stands."""
+    tree = result.get("tree", {"nodes": ()})
+    for node in tree["nodes"]:
+        mark = "*" if node["node"] == tree["stands"] else " "
+        focus = f", looking for \u201c{node['focus']}\u201d" if node["focus"] else ""
+        yield f"  {mark} way {node['node']} ({node['certainty']}, {node['score']:+.2f}): {node['question']}{focus}"
+    for row in tree.get("pruned", ()):
+        yield f"    way {row['node']} was pruned: {row['why']}"
+    for row in result.get("verified", ()):
+        cited = f" ({', '.join(row['citation'])})" if row["citation"] else ""
+        yield f"    {row['question']} {'holds' if row['holds'] else 'does not hold'}{cited}"
 
 
 ################################################################################
@@ -36651,7 +36710,7 @@ __all__ += """
     COMMANDS command wire_bounds unpack_request ENDED_AT check_size request_id shortly
     parse_command body_digest pack_reply error_reply to_wire from_wire log_bridge KeyRing
     ListGoldenCommand JudgeGoldenCommand MeasuresCommand ForgeCommand ListJobsCommand
-    ListPagesCommand ShowPageCommand
+    ListPagesCommand ShowPageCommand WhyCommand
 """.split()
 
 # a value may stand within a few maps of its command's
@@ -36815,6 +36874,12 @@ class InitiateCognitiveCycleCommand(Command):
     mission_brief: MissionBrief
     target_oid: str | None = pydantic.Field(None, max_length=1000)
     wait: bool = False
+
+
+class WhyCommand(Command):
+    """Show in plain words who spoke in a cycle and why: scores, traces, draws, who was let in, which ways were pruned."""
+
+    cycle: str = pydantic.Field(min_length=1, max_length=40)
 
 
 class ListCyclesCommand(Command):
@@ -38258,6 +38323,13 @@ def _accept_mission(request, root):
         "details": f"the mission is accepted as cycle {cycle_id(cycle)}",
         "result": {"cycle": cycle_id(cycle), "state": state_of(cycle)},
     }
+
+
+@command(WhyCommand, lane="read", role="read")
+def why(request, root):
+    cycle = find_cycle(root, request.command.cycle)
+    lines = list(told_routing(cycle_id(cycle), to_wire(cycle.result or {})))
+    return {"details": f"{len(lines)} lines of {cycle_id(cycle)}", "results": lines}
 
 
 @command(ListCyclesCommand, lane="read", role="read")
@@ -41718,9 +41790,9 @@ _UI_SPEC = {
         {"name": "ask", "title": "Ask",
          "help": "Ask a question; the answer stands over the passages that it is taken from, what answers on a ground. [1] goes "
                  "to its passage, read opens that in its document. Thought shows each step as long as it took and what each "
-                 "persona said, Steps all that the journal holds. Mark an answer as right, or as wrong with what would be "
-                 "right. A name in the field Conversation makes questions turns of one.",
-         "columns": ["answer", "thought", "steps"],
+                 "persona said, Why who was let in and what was pruned, Steps all that the journal holds. Mark an answer as "
+                 "right, or as wrong with what would be right. A name in the field Conversation makes questions turns of one.",
+         "columns": ["answer", "thought", "why", "steps"],
          "empty": "No questions yet. What do you want to know?"},
         {"name": "objects", "title": "Objects",
          "help": "Root objects stand on the left; words find others in the whole image, slot:NAME those that have a slot, "
@@ -41735,7 +41807,8 @@ _UI_SPEC = {
          "empty": "Nothing was sent yet."},
         {"name": "experts", "title": "Experts",
          "help": "LoRA experts live in three tiers: cold in the image, warm in memory, hot in slots on the device. Bars show how "
-                 "full each is. Enter or Activate makes an expert hot and tells each step.",
+                 "full each is. Enter or Activate makes an expert hot and tells each step. Forge shows the jobs that trained "
+                 "something, how much they erred as they learnt, and the verdict on each.",
          "columns": ["hot", "warm", "cold"],
          "empty": "No experts; put adapters into lora_adapters/ and send incarnate."},
         {"name": "life", "title": "Life",
@@ -46422,67 +46495,8 @@ def cycles_command(args, client):
 
 
 def why_command(args, client):
-    reply = client.call("inspect", target=args.cycle)
-    slots = reply["result"]["slots"]
-    if "mission_brief" not in slots:
-        raise BadRequest(f"{args.cycle} is no cycle; `cycles` lists them")
-    return reply, list(_told_routing(args.cycle, slots["result"]["value"] or {}))
-
-
-def _told_routing(cycle, result):
-    """Yield in plain words who spoke in a cycle, and why."""
-    routing = result.get("routing") or {}
-    if "lead" not in routing:
-        yield f"{cycle} had no plan, so nobody was chosen; {result.get('lead') or 'nobody'} answered"
-        return
-    offered = ", ".join(f"{name} {share:.2f}" for name, share in routing["shares"].items())
-    yield f"{cycle} is {routing['archetype']} (the router offered: {offered or 'nothing'})"
-    pillars = ", ".join(pillar.removesuffix("_facet_") for pillar in result.get("pillars", ()))
-    yield f"{routing['lead']} led; {', '.join(routing['speak'])} spoke, by {pillars}"
-    yield from _told_gate(routing)
-    yield from _told_turns(routing)
-    yield from _told_ways(result)
-    if "resonance" in routing:
-        yield f"resonance: {routing['resonance']}"
-    yield from (f"ALFRED notes: {note}" for note in result.get("notes", ()))
-
-
-def _told_gate(routing):
-    """Yield what the gate weighed, and whom it let in."""
-    for name, score in sorted(routing.get("scores", {}).items(), key=lambda row: -row[1]):
-        traces, drawn = routing["bonus"].get(name, 0.0), routing["drawn"].get(name, 0.0)
-        yield f"    {name:<6} {score:6.3f}, of which traces {traces:+.3f}, drawn {drawn:+.3f}"
-    for row in routing.get("because", ()):
-        related = "about this" if row["related"] else "about something else"
-        drawn = ", ".join(row["personas"])
-        yield f"    trace {row['number']} ({row['kind']}, {related}) draws {drawn} by {row['bonus']:.3f}"
-    guest = routing.get("let_in")
-    yield f"let in beside them: {guest or 'nobody'} (the floor is {routing.get('floor', 0):.2f})"
-
-
-def _told_turns(routing):
-    """Yield what BRICK and ROBIN answered each other, and what BABS searched for once more."""
-    if "retrieval" in routing:
-        told = routing["retrieval"]
-        yield f"BABS searched once more for “{told['focus']}”: {', '.join(told['added']) or 'nothing new'}"
-    for name, turn in routing.get("contrapunto", {}).items():
-        added = f"added {', '.join(turn['added'])}" if turn["added"] else "added nothing"
-        dropped = f", would drop {', '.join(turn['dropped'])}" if turn["dropped"] else ""
-        yield f"{name} answered, looking for “{turn['focus']}”: {added}{dropped}"
-
-
-def _told_ways(result):
-    """Yield the ways that were explored, what the reader made of each, which were pruned, and what was asked of what stands."""
-    tree = result.get("tree", {"nodes": ()})
-    for node in tree["nodes"]:
-        mark = "*" if node["node"] == tree["stands"] else " "
-        focus = f", looking for \u201c{node['focus']}\u201d" if node["focus"] else ""
-        yield f"  {mark} way {node['node']} ({node['certainty']}, {node['score']:+.2f}): {node['question']}{focus}"
-    for row in tree.get("pruned", ()):
-        yield f"    way {row['node']} was pruned: {row['why']}"
-    for row in result.get("verified", ()):
-        cited = f" ({', '.join(row['citation'])})" if row["citation"] else ""
-        yield f"    {row['question']} {'holds' if row['holds'] else 'does not hold'}{cited}"
+    reply = client.call("why", cycle=args.cycle)
+    return reply, reply["results"]
 
 
 def report_command(args, client):

@@ -123,10 +123,11 @@ SPEC = {
             "help": (
                 "Ask a question; the answer stands over the passages that it is taken from, what answers on a ground. [1] "
                 "goes to its passage, read opens that in its document. Thought shows each step as long as it took and what "
-                "each persona said, Steps all that the journal holds. Mark an answer as right, or as wrong with what would be"
-                " right. A name in the field Conversation makes questions turns of one."
+                "each persona said, Why who was let in and what was pruned, Steps all that the journal holds. Mark an answer "
+                "as right, or as wrong with what would be right. A name in the field Conversation makes questions turns of "
+                "one."
             ),
-            "columns": ["answer", "thought", "steps"],
+            "columns": ["answer", "thought", "why", "steps"],
             "empty": "No questions yet. What do you want to know?",
         },
         {
@@ -155,7 +156,8 @@ SPEC = {
             "title": "Experts",
             "help": (
                 "LoRA experts live in three tiers: cold in the image, warm in memory, hot in slots on the device. Bars show "
-                "how full each is. Enter or Activate makes an expert hot and tells each step."
+                "how full each is. Enter or Activate makes an expert hot and tells each step. Forge shows the jobs that "
+                "trained something, how much they erred as they learnt, and the verdict on each."
             ),
             "columns": ["hot", "warm", "cold"],
             "empty": "No experts; put adapters into lora_adapters/ and send incarnate.",
@@ -730,6 +732,14 @@ COMMANDS = {
                 "default": ["uvm_state_update", "cycle", "error", "health", "upgrade", "tokens"],
             },
         },
+    },
+    "why": {
+        "help": (
+            "Show in plain words who spoke in a cycle and why: scores, traces, draws, who was let in, which ways were pruned."
+        ),
+        "effect": False,
+        "role": "read",
+        "fields": {"cycle": {"type": "text", "longest": 40, "required": True}},
     },
 }
 # fmt: on
@@ -4166,6 +4176,7 @@ class AskPage(Page):
     ANSWERED = 18  # sp, of the words of an answer
 
     def made(self):
+        self._whys = {}  # the cycle that was asked of -> lines
         # cycle -> text so far
         self.cycle, self._report, self._data, self._steps, self._spoken = None, {}, {}, [], {}
         self._personas, self._clock, self._reports = {}, None, []  # facet -> persona
@@ -4493,6 +4504,25 @@ class AskPage(Page):
             shown = quote["text"][start:end] or short(quote["text"], 300)
             rows += self._prose(f"\u201c{' '.join(shown.split())}\u201d  {place_of(quote)}", "soft")
         return rows
+
+    def _show_why(self):
+        """Return in the daemon's words who spoke and why; asked once for a cycle that has ended."""
+        if not self.finished:
+            return self._prose("It has not ended yet.", "faint")
+        if self.cycle not in self._whys:
+            self._whys = {self.cycle: ["looking \u2026"]}
+            of = self.cycle
+            self.store.ask("why", lambda reply: self._why_came(of, reply), slot="why", cycle=of)
+        rows = []
+        for line in self._whys[self.cycle]:
+            inset = len(line) - len(line.lstrip())
+            rows += self._prose(line.strip(), "soft" if inset else "", indent=dp(8 * inset))
+        return rows
+
+    def _why_came(self, cycle, reply):
+        ok = reply["status"] == "OK"
+        self._whys = {cycle: reply["results"] if ok else [reply["details"]]}
+        self.show()
 
     def _show_steps(self):
         """Return each step of the journal with all that it told."""
@@ -6189,14 +6219,43 @@ class ExpertsPage(Page):
                     font_size: SMALL
         Pane:
             padding: dp(6)
+            Tabs:
+                id: tabs
+                names: ['protocol', 'forge']
+                chosen: 'protocol'
+                on_chosen: root.turn()
+            Spark:
+                id: loss
+                size_hint_y: None
+                height: dp(170) if self.data else 0
+                opacity: 1 if self.data else 0
             Rows:
                 id: steps
                 clicks: 2
-                empty: 'Activate an expert to see the protocol of the memory manager, step by step.'
+                empty: root.nothing
+                on_move: root.show_loss()
+            Strip:
+                Push:
+                    id: forge
+                    text: 'Forge the reader'
+                    disabled: root.ids.tabs.chosen != 'forge'
+                    on_release: root.forge()
+                Words:
+                    id: golden
+                    size_hint_y: 1
+                    text_size: self.size
+                    valign: 'middle'
+                    font_size: SMALL
 """
+    PROTOCOL = "Activate an expert to see the protocol of the memory manager, step by step."
+    NO_JOBS = (
+        "Nothing was forged yet. Mark answers as right and as wrong: what is learnt of them becomes a dataset, and of "
+        "that an expert, which is judged before it stands."
+    )
+    nothing = StringProperty(PROTOCOL)
 
     def made(self):
-        self.gauges, self.facts = {}, {}
+        self.gauges, self.facts, self._protocol = {}, {}, []
         for tier in SPEC["tiers"]:
             if tier["name"] in self.spec["columns"]:
                 self._add_tier(tier)
@@ -6215,6 +6274,64 @@ class ExpertsPage(Page):
 
     def refresh(self, *_):
         self.store.ask("list_experts", self._came, slot="experts", doing="listing")
+
+    # -------- the forge
+
+    def turn(self):
+        """Show the protocol, or the jobs of the forge."""
+        forging = self.ids.tabs.chosen == "forge"
+        self.nothing = self.NO_JOBS if forging else self.PROTOCOL
+        self.ids.loss.data = None
+        self.ids.steps.fill([] if forging else self._protocol)
+        if forging:
+            self.store.ask("list_jobs", self._jobs_came, slot="jobs", doing="listing jobs")
+            self.store.ask("list_golden", self._golden_came, slot="golden", limit=1)
+
+    def _jobs_came(self, reply):
+        if self.ids.tabs.chosen != "forge":
+            return
+        if reply["status"] != "OK":
+            self.ids.golden.text = marked(reply["details"], "bad")
+            return
+        self.ids.steps.fill([self._job_row(job) for job in reply["results"]], keep=True)
+        if reply["results"]:
+            self.ids.steps.choose(max(0, self.ids.steps.chosen))
+
+    def _golden_came(self, reply):
+        self.ids.golden.text = marked(f"what was learnt of marks: {reply['details']}", "soft")
+
+    TONES = {"promoted": "good", "rejected": "warm", "failed": "bad", "rolled back": "warm"}
+
+    def _job_row(self, job):
+        status = job["status"].lower()
+        tone = self.TONES.get(status, "cool")
+        head = f"{marked('job ' + str(job['job']), bold=True)}  {marked(status, tone)}"
+        wide = max(dp(160), self.ids.steps.width - dp(34))
+        facts = f"{job['target']}, dataset {job['dataset']}, {clock_text(job['at'])}"
+        said = [marked(line, "soft") for line in in_lines(job["told"], wide, most=4)]
+        return row("\n".join([head, marked(facts, "faint"), *said]), value=job, pad=8)
+
+    def show_loss(self):
+        """Draw how much the chosen job erred as it learnt."""
+        job = self.ids.steps.chosen_row
+        losses = ((job or {}).get("report") or {}).get("losses") if isinstance(job, dict) else None
+        values = list(enumerate(losses or (), 1))
+        shown = {"title": "loss, as it learnt", "unit": "", "values": values, "when": self._of}
+        self.ids.loss.data = shown if values else None
+
+    @staticmethod
+    def _of(number):
+        return f"{number:.0f}"
+
+    def forge(self):
+        """Have the reader learn from the last dataset; the job is judged before it stands."""
+        self.store.ask("forge", self._begun, slot="forge", doing="beginning a job", by_hand=True)
+
+    def _begun(self, reply):
+        tone = "good" if reply["status"] == "OK" else "bad"
+        self.turn()
+        self.store.forget("golden")
+        self.ids.golden.text = marked(reply["details"], tone)
 
     def _came(self, reply):
         if reply["status"] != "OK":
@@ -6280,12 +6397,12 @@ class ExpertsPage(Page):
         ok = reply["status"] == "OK"
         self.ids.note.text = marked(reply["details"], "good" if ok else "bad")
         steps = reply["result"]["steps"] if ok else []
-        self.ids.steps.fill(
-            [
-                row(marked(short(answer, 300)), lead=marked(step, "soft"), indent=dp(170), lines=1)
-                for step, answer in steps
-            ]
-        )
+        self._protocol = [
+            row(marked(short(answer, 300)), lead=marked(step, "soft"), indent=dp(170), lines=1)
+            for step, answer in steps
+        ]
+        self.ids.tabs.chosen = "protocol"
+        self.turn()
         self.refresh()
 
 
@@ -6299,6 +6416,16 @@ SPANS = {"now": None, "48 hours": "minutes", "90 days": "hours"}  # what the fig
 def heartbeat_text(beat):
     """Return when the heartbeat comes, as health tells it."""
     return f"heartbeat in {seconds_text(beat.get('next_s'))}" if beat.get("on") else "heartbeat off"
+
+
+def metric_texts(beat):
+    """Return what the last heartbeat told of the Composite Entropy Metric: the figure, its parts, whether it is low."""
+    told_of = beat.get("cem")
+    if not told_of:
+        return []
+    parts = ", ".join(f"{name[2:]} {told_of[name]:.2f}" for name in ("h_cog", "h_sol", "h_struc"))
+    low = ", low" if told_of.get("low") else ""
+    return [f"CEM {told_of['cem']:.2f} ({parts}{low})"]
 
 
 class LifePage(Page):
@@ -6452,6 +6579,7 @@ class LifePage(Page):
             else []
         )
         said += [heartbeat_text(health["heartbeat"])] if health.get("heartbeat") else []
+        said += metric_texts(health.get("heartbeat") or {})
         said += [f"version {health['version']}", f"pid {health['pid']}"] if "pid" in health else []
         return said
 
@@ -7459,7 +7587,7 @@ class MemoryInspector(BoxLayout):
     """The window's content: navigation, banner, one page at a time, a line that says how things are."""
 
     line = StringProperty("connecting")
-    ruled = set()  # names of the pages whose rules kv has read
+    ruled = set()  # names of the pages whose rules kv has read; "" is what all have
 
     def __init__(self, store, endpoint, keys=None, **how):
         super().__init__(**how)
@@ -8057,7 +8185,9 @@ class MorphicUIApp(App):
 
         self._usual_density = Metrics.density
         self._dress()
-        Builder.load_string(SHARED_KV + INSPECTOR_KV)
+        if "" not in MemoryInspector.ruled:  # read twice, a rule would be followed twice
+            Builder.load_string(SHARED_KV + INSPECTOR_KV)
+            MemoryInspector.ruled.add("")
         Window.set_icon(icon_file())
         fit_screen(Window)
         self.inspector = MemoryInspector(self.store, self.endpoint, self.keys)

@@ -300,12 +300,12 @@ def test_what_why_tells_of_traces_turns_and_searches():
                "because": [{"number": 3, "kind": "KNOWLEDGE_GAP", "personas": ["BABS"], "bonus": 0.15, "related": True}],
                "retrieval": {"focus": "giraffe", "added": []},
                "contrapunto": {"BRICK": {"focus": "needle", "added": ["a_chunk_1"], "dropped": ["b_chunk_0"]}}}
-    told = "\n".join(batos._told_routing("0x1", {"routing": routing, "pillars": ["guide_facet_"], "notes": ["old"]}))
+    told = "\n".join(batos.told_routing("0x1", {"routing": routing, "pillars": ["guide_facet_"], "notes": ["old"]}))
     for words in ("trace 3 (KNOWLEDGE_GAP, about this) draws BABS by 0.150", "let in beside them: BABS", "ALFRED notes: old",
                   "BABS searched once more for “giraffe”: nothing new", "added a_chunk_1, would drop b_chunk_0",
                   "resonance: holds"):
         assert words in told
-    assert list(batos._told_routing("0x1", {"lead": "ROBIN"})) == ["0x1 had no plan, so nobody was chosen; ROBIN answered"]
+    assert list(batos.told_routing("0x1", {"lead": "ROBIN"})) == ["0x1 had no plan, so nobody was chosen; ROBIN answered"]
 
 
 def test_the_same_cycle_draws_the_same_after_a_restart(thinking):

@@ -32,7 +32,7 @@ FIELDS = {
     "feedback": {"cycle": "0x99", "mark": "right"}, "list_golden": {}, "judge_golden": {"rows": [99], "accept": True},
     "forge": {}, "list_jobs": {},
     "backup": {"folder": "relative"}, "pack": {}, "forget": {"doc_id": "b"}, "ingest_and_display_yourself": {},
-    "display_yourself": {}, "measures": {}, "list_pages": {}, "show_page": {"name": "nothing"},
+    "display_yourself": {}, "measures": {}, "list_pages": {}, "why": {"cycle": "0x99"}, "show_page": {"name": "nothing"},
 }
 ADMINS = {"shutdown", "incarnate", "judge_golden", "forge", "backup", "pack", "ingest_and_display_yourself", "display_yourself"}
 # beside the declared role, which fields make more of a command

@@ -1,0 +1,93 @@
+"""What the daemon tells of its own ways, in an offscreen window: why it was answered so, the metric, the forge, menus."""
+
+import conftest
+import pytest
+import windowed
+from windowed import ENTER, Hand
+
+import batos
+
+ui = windowed.ui
+TEXT = "The brass valve is shut by turning it to the left.\n\nThe pump lifts forty litres of water in a minute."
+JOB = {"job": 2, "target": "READER", "status": "PROMOTED", "dataset": 1, "at": {"$time": "2026-11-02T10:00:00Z"},
+       "told": "It is better by 0.04 on what was held back, and stands.", "result": None,
+       "report": {"losses": [0.9, 0.5, 0.3], "steps": 30}}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """(an Inspector, a client of the same daemon)."""
+    windowed.need_gl()
+    daemon = conftest.DaemonProcess(tmp_path_factory.mktemp("told"), ("self_knowledge", False), ("gate", True), core=0)
+    with batos.Client(daemon.endpoint, 60) as client:
+        client.call("index_document", doc_id="valve.md", text=TEXT)
+        hand = Hand(daemon.endpoint)
+        hand.online()
+        yield hand, client
+        hand.close()
+    daemon.stop(kill=True)
+
+
+@pytest.fixture
+def hand(world):
+    for one in [one for one in world[0].window.children if isinstance(one, ui.Dialog)]:
+        one.dismiss(animation=False)
+    return world[0]
+
+
+def ask(hand, words):
+    """Ask a question on its page, and wait for the answer; returns the page."""
+    page = hand.page("ask")
+    page.ids.ask.text = words
+    page.ids.ask.focus = True
+    hand.key(ENTER)
+    hand.until(lambda: page.finished and page._report.get("mission") == words, "an answer")
+    hand.settle()
+    return page
+
+
+def said(rows):
+    return " ".join(ui.unmarked(one["text"]) for one in rows.data)
+
+
+def test_the_ask_page_tells_why_as_the_command_does(world, hand):
+    _, client = world
+    page = ask(hand, "How is the brass valve shut?")
+    page.ids.tabs.chosen = "why"
+    lines = client.call("why", cycle=page.cycle)["results"]
+    assert any("led" in line for line in lines) and any("let in beside them" in line for line in lines)
+    hand.until(lambda: "let in beside them" in said(page.ids.said), "why")
+    shown = said(page.ids.said)
+    assert all(line.split()[0] in shown for line in lines)
+    page.ids.tabs.chosen = "answer"
+    hand.settle()
+    assert "let in beside them" not in said(page.ids.said)
+
+
+def test_why_of_what_is_no_cycle_is_refused(world):
+    with pytest.raises(batos.NotFound, match="list_cycles"):
+        world[1].call("why", cycle="genesis_obj")
+
+
+def test_the_metric_stands_among_the_vitals():
+    beat = {"cem": {"cem": 0.31, "h_cog": 0.5, "h_sol": 0.25, "h_struc": 0.1, "low": True}}
+    assert ui.metric_texts(beat) == ["CEM 0.31 (cog 0.50, sol 0.25, struc 0.10, low)"]
+    assert ui.metric_texts({}) == ui.metric_texts({"cem": None}) == []
+    assert any("CEM 0.31" in one for one in ui.LifePage._vitals({"heartbeat": {"on": True, "next_s": 3, **beat}}))
+
+
+def test_the_experts_page_shows_jobs_of_the_forge_with_loss_and_verdict(hand):
+    page = hand.page("experts")
+    page.ids.tabs.chosen = "forge"
+    hand.settle()
+    assert "Nothing was forged yet" in said(page.ids.steps) and "no rows yet" in page.ids.golden.text
+    page._jobs_came({"status": "OK", "results": [JOB]})
+    hand.settle()
+    shown = said(page.ids.steps)
+    assert "job 2" in shown and "promoted" in shown and "better by 0.04" in shown
+    assert [value for _, value in page.ids.loss.data["values"]] == [0.9, 0.5, 0.3] and page.ids.loss.height > 100
+    hand.press("Forge the reader", page)
+    hand.until(lambda: "dataset" in page.ids.golden.text, "why it does not begin")
+    page.ids.tabs.chosen = "protocol"
+    hand.settle()
+    assert page.ids.loss.data is None and "Activate an expert" in said(page.ids.steps)
