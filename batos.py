@@ -35494,6 +35494,7 @@ _LATEST = 40  # of an archetype, whose seconds are held against those before
 _SPAN = 1000  # missions that are opened at most, the system's own among them
 _CHANCE_Z = 3.3  # standard deviations: one look in two thousand goes so far by chance
 _SLOWER = 1.5  # times the median before
+_SLOWER_BY_S = 0.1  # at least: less is nothing that anybody waits for
 _LEAST_POINTS = 0.05  # by which a share must have risen
 _GAP_TIMES, _GAP_SHARE = 3, 0.8  # unanswered missions on a topic; of all that name it
 _TOPICS_MOST, CYCLES_TOLD = 5, 5
@@ -35654,7 +35655,8 @@ def _look_for_slow(rows, _):
             continue
         times, before = [[row.seconds for row in part] for part in (later, earlier)]
         now_s, before_s = statistics.median(times), statistics.median(before)
-        if now_s < _SLOWER * before_s or _higher(times, before) < _CHANCE_Z:
+        least_s = max(_SLOWER * before_s, before_s + _SLOWER_BY_S)
+        if now_s < least_s or _higher(times, before) < _CHANCE_Z:
             continue
         cycles = [row.cycle for row in sorted(later, key=lambda row: -row.seconds)]
         what = f"{archetype} takes {now_s:.2f} s at median, before {before_s:.2f} s"

@@ -236,3 +236,10 @@ def test_the_report_is_told_on_the_command_line(daemon, monkeypatch, capsys):
     assert batos.main(["send", message]) == 0 and '"OK"' in capsys.readouterr().out
 
 
+
+
+def test_what_takes_milliseconds_is_not_slow():
+    def times(seconds):
+        return [batos.Ended(f"0x{n:x}", "Factual Inquiry", seconds, "answered", False, False, (), "q", "a") for n in range(60)]
+    assert not list(batos._look_for_slow(times(0.06) + times(0.02), None))
+    assert list(batos._look_for_slow(times(0.6) + times(0.2), None))
