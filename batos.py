@@ -20611,7 +20611,27 @@ def _as_held(segments, word, spelling):
         itertools.chain.from_iterable(stems(spelling, name) for name in ("en", *LANGUAGES))
     )
     counts = _frequencies(segments, others)
-    return max(counts, key=counts.get) if any(counts.values()) else word
+    if not any(counts.values()):
+        counts = _frequencies(segments, _derived_like(segments, word))
+    return max(counts, key=counts.get, default=word)
+
+
+# what a stem may end with beyond the root that it shares with another: allergi(es) and allerg(ic)
+_DERIVING = frozenset("i ia ic al ation ion iv ment er or ous anc enc abl ful ness iti".split())
+_ROOT_LEAST_LETTERS = 6
+
+
+def _derived_like(segments, word):
+    """Return the words that chunks hold and that are derived from the same root as a word which none holds."""
+    roots = [word] + [word.removesuffix(ending) for ending in _DERIVING if word.endswith(ending)]
+    root = min(roots, key=len)
+    if len(root) < _ROOT_LEAST_LETTERS or not root.isalpha():
+        return []
+    endings = {"", *_DERIVING}
+    beginning = itertools.chain.from_iterable(
+        segment.arrays.words_from(root) for segment in segments
+    )
+    return [other for other in beginning if other[len(root) :] in endings]
 
 
 def _frequencies(segments, words):
@@ -21413,6 +21433,7 @@ NUMBER_TOLD = Pattern(
     r"seventy|eighty|ninety|dozen|hundred|thousand|million|once|twice|half|none)\b",
     re.IGNORECASE,
 )
+_AMOUNT_TOLD = Pattern(rf"{NUMBER_TOLD.pattern}|\b(?:free|nothing)\b", re.IGNORECASE)
 _UNIT = (
     r"(?:(?:day|week|month|year|hour|minute|second|(?:kilo|milli)?gram|kilo|lit(?:er|re)|(?:kilo|centi|milli)?met(?:er|re)|mile|degree|"
     r"euro|dollar|pound|byte|(?:table|tea)?spoon|cup|piece|jour|semaine|mois|ann\u00e9e|heure|gramme|degr\u00e9)s?|"
@@ -21465,7 +21486,7 @@ _REASON_TOLD = Pattern(
 # as they are written in manuals: "mailq(1)", "`mailq`", "-p", "$ mailq", "the mailq command"
 _COMMAND_TOLD = Pattern(
     r"\w\(\d\w?\)|`[^`\n]+`|(?<![\w-])--?[a-z][\w-]*|^\s*[$#] \S|\b[Tt]he\s+[\w.-]+\s+(?:command|program|tool|utility)\b|"
-    r"\b(?:[Rr]un|[Uu]se|[Tt]ype|[Cc]all|[Ii]nvoke)\s+[a-z][\w-]*\b",
+    r"\b(?:[Rr]un|[Uu]se|[Tt]ype|[Cc]all|[Ii]nvoke)\s+[a-z][\w-]*\b|^\W*[a-z][\w.+-]*(?:, [\w.+-]+)*\s[-\u2013\u2014]\s",
     re.MULTILINE,
 )
 
@@ -21514,6 +21535,20 @@ _EXPECTED_ELSEWHERE = (
 # fmt: on
 
 
+# "How much does it cost?", "What is the fee?", "What was it sold for?"; "What is the deposit for?" asks for no amount
+_PRICES = "price|fee|cost|rent|fare|charge|premium|salary|wage|deposit|fine|budget|excess|subscription|bill|tax"
+_COSTS = r"costs?|pay|paid|price|rent|fee|sold|spend|spent|owe|earn"
+_IS_ASKED = (
+    r"(?:\W*$| (?:of|per|in|at|on|a|an|to|for(?!\W*$))\b)"  # "the fee of", not "the fee note"
+)
+_ASKS_FOR_MONEY = Pattern(
+    rf"\bhow (?:much(?=.*\b(?:{_COSTS})\b)|many (?:euro|dollar|pound|cent|franc)s?\b|(?:expensive|dear|cheap)\b)|"
+    r"\bwhat (?:(?:does|do|did|will|would|has|have)\b(?=.* costs?\b)|(?:is|are|was|were)\b"
+    rf"(?= (?:.* )?(?:{_PRICES})s?{_IS_ASKED}|.* (?:sold|bought|rented|let) for\b))",
+    re.IGNORECASE,
+)
+
+
 class Expected(typing.NamedTuple):
     """What a question of a kind is answered by.
 
@@ -21536,14 +21571,21 @@ def _expected_elsewhere(asks, holds, needed):
 
 # fmt: off
 _EXPECTED = (
-    Expected(Pattern(r"\bhow (?:many|much|long|old|far|often|big|large|tall|high|deep|heavy|fast|wide)\b|"
+    Expected(_ASKS_FOR_MONEY, _AMOUNT_TOLD, True, False),
+    Expected(Pattern(r"\bhow (?:many|much|long|old|far|close|often|big|large|tall|high|deep|heavy|fast|wide)\b|"
                         r"\bwhat (?:number|percentage|amount|age)\b", re.IGNORECASE), NUMBER_TOLD, True, False),
     Expected(Pattern(r"^\W*(?:and |so )?when (?:was|were|did|had)\b|\b(?:what|which) (?:year|day|date) (?:was|were|did)\b",
                         re.IGNORECASE), _POINT_TOLD, True, False),
+    Expected(Pattern(r"\b(?:by|until|till|since|from|before) when\b|\bhow (?:late|early|soon)\b", re.IGNORECASE), TIME_TOLD,
+             True, False),
     Expected(Pattern(r"\bwhen\b(?! (?:should|would|can|could|must|may|to|not|is it|do i|do you|do we)\b)|"
                         r"\b(?:what|which) (?:year|date|day|month|century|time)\b", re.IGNORECASE), TIME_TOLD, True, False),
     Expected(Pattern(r"^\W*(?:and |so )?when (?:should|would|can|could|must|may|to|do) ", re.IGNORECASE), _MOMENT_TOLD, False,
              False),
+    # who may, must or has something are told by what they are too: members, the warden, whoever is ill
+    Expected(Pattern(r"^\W*(?:and |so )?who(?:m|se)? "
+                     r"(?:(?:has|have)(?! \w+(?:ed|en)\b)|may|can|must|should|needs?|do|is allowed)\b",
+                     re.IGNORECASE), _NAME_TOLD, False, False),
     Expected(Pattern(r"^\W*(?:and |so )?who(?:m|se)?\b|\bwhich (?:company|person|people|author|country|city)\b",
                         re.IGNORECASE), _NAME_TOLD, True, False),
     Expected(Pattern(r"^\W*(?:and |so )?why\b", re.IGNORECASE), _REASON_TOLD, False, True),
@@ -21557,18 +21599,17 @@ _SPANS_OF_TIME = "second|minute|hour|day|night|week|month|year|decade|century"
 _MASSES = "kg|g|mg|kilo|kilogram|gram|pound|lb|oz|ton"
 _VOLUMES = "l|ml|litre|liter|gallon"
 _LENGTHS = "km|m|cm|mm|ft|kilometre|kilometer|metre|meter|mile|foot|feet|inch|inche"
-_MONEY = "€|euro|eur|dollar|pound|cent"
+_MONEY = r"[€$£]|\b(?:euro|eur|usd|dollar|pound|gbp|chf|franc|cent)s?\b"
 _TOLD_IN = (
     (rf"how (?:many|much) (?:{_MASSES})s?\b|how heavy|\bweigh", _MASSES),
     (rf"how many (?:{_VOLUMES})s?\b", _VOLUMES),
     (rf"how (?:many (?:{_LENGTHS})s?\b|far|tall|high|deep|wide)", _LENGTHS),
-    (rf"how many (?:{_MONEY})s?\b|how much .*\b(?:costs?|pay|price|rent|fee)", _MONEY),
     (rf"how (?:long|many (?:{_SPANS_OF_TIME})s?\b)", _SPANS_OF_TIME),
 )
 _TOLD_IN_UNITS = {
     Pattern(asks, re.IGNORECASE): Pattern(rf"(?<![^\W\d])(?:{units})s?\b", re.IGNORECASE)
     for asks, units in _TOLD_IN
-}
+} | {_ASKS_FOR_MONEY: Pattern(_MONEY, re.IGNORECASE)}
 # It stands below its term, named by its last word, or behind it: "port (integer)", then what that is.
 BY_ITS_TERM = r"|^\W*{1}\b[^:]{{0,100}}::|^\W*{0}(?: ?\([^)\n]{{1,40}}\))?(?: *\n| {{2}})\s*\w"
 DEFINED_BY = (
@@ -21579,8 +21620,9 @@ DEFINED_BY = (
     r"^\W*(?:description|purpose|summary): " + BY_ITS_TERM
 )
 _DEFINES = Pattern(
-    r"^\W*(?:what|who) (?:is|are|was|were|does|do) (?:(?:the|a|an|word|term) ){0,3}(.{2,60}?)"
-    r"(?: mean| stand for| do)?\W*$",
+    r"^\W*(?:what|who) (?:(?:is|are|was|were)(?!.* (?:for|of|to|at|on|in|by|with|from|about)\W*$) "
+    r"(?:(?:the|a|an|word|term) ){0,3}(.{2,60}?)|"
+    r"(?:does|do) (?:(?:the|a|an|word|term) ){0,3}(.{2,60}?)(?: mean| stand for| do))\W*$",
     re.IGNORECASE,
 )
 
@@ -21676,7 +21718,7 @@ def _expected_in(question):
         return _of_the_verb(kind, question)._replace(rather=next(iter(units), None))
     for asks, (holds, settles) in _FORMS.items():
         if named := asks.match(question):
-            thing = _WHERE_IT_IS_SO.sub("", named[1])
+            thing = _WHERE_IT_IS_SO.sub("", next(filter(None, named.groups())))
             thing, last = _as_pattern(thing), re.escape(thing.split()[-1])
             form = re.compile(holds.format(thing, last), re.IGNORECASE)
             return Expected(asks, form, needed=False, settles=settles)
@@ -21689,6 +21731,37 @@ def _of_the_verb(kind, question):
     done = named and _DONE_BY.format(re.escape(named[1].lower()))
     return kind._replace(holds=Pattern(_NAME_TOLD.pattern + done)) if done else kind
 
+
+_ASKS_BY_ITS_SUBJECT = Pattern(r"\W*(?:and |so )?(?:who|what|which \w+) (?=[a-z])", re.IGNORECASE)
+_AUXILIARIES = {"has": "have", "had": "have"} | dict.fromkeys(["is", "are", "was", "were"], "be")
+
+
+def _words_in_turn(text):
+    """Return the words of a text as they follow one another, those of "be" and "have" as one."""
+    words = re.findall(r"\w+", text.casefold())
+    return " ".join([_AUXILIARIES.get(word, word) for word in words])
+
+
+# One of these that a question names is not answered by what names another.
+_DAYS = "monday tuesday wednesday thursday friday saturday sunday"
+_MONTHS = "january february march april june july august september october november december"
+_YEAR = Pattern(r"(?:19|20)\d\d")
+
+
+@functools.cache
+def _names_of_times():
+    """Return the words of each kind of time that has names."""
+    return [frozenset(words_of(names)) for names in (_DAYS, _MONTHS)]
+
+
+def _times_named(words):
+    """Return the days, the months and the years that are among words, a set for each kind."""
+    named = [words & names for names in _names_of_times()]
+    return [*named, frozenset(filter(_YEAR.fullmatch, words))]
+
+
+# by such a word a question asks of a mail itself, and is answered by its head
+_OF_MAIL = "mail email message letter send write subject reply receive address"
 
 _COMPARES = Pattern(
     r"\b(?:compare|differen(?:ce|t)s?(?: between| of)?|versus|vs\.?|better|rather|prefer|both)\b",
@@ -21776,9 +21849,12 @@ class Asked(typing.NamedTuple):
         own = self.text.casefold()
         return any(held not in own for held in found)
 
-    def is_told_as_asked(self, text):
-        """Whether a text holds a number in the unit that I ask for."""
-        return bool(self.expected and self.expected.rather and self.expected.rather.search(text))
+    def unit_told(self, text):
+        """Return 1 where a text holds what I ask for in its unit, -1 where it does not; 0 where I ask for none."""
+        unit = self.expected and self.expected.rather
+        if not unit:
+            return 0
+        return 1 if unit.search(text) else -1
 
     def asks_for(self, label):
         """Whether I ask for what a label names."""
@@ -21797,6 +21873,21 @@ class Asked(typing.NamedTuple):
         counted = _COUNTED.search(self.text) if self.expected and self.expected.needed else None
         things = words_of(counted[1], self.language).keys() if counted else ()
         return not words.issuperset(things)
+
+    def names_another_time(self, words):
+        """Whether I name a day, a month or a year, and words name others of its kind alone."""
+        pairs = zip(_times_named(frozenset(self.weights)), _times_named(words), strict=True)
+        return any(mine and others and not mine & others for mine, others in pairs)
+
+    def is_said_in(self, text):
+        """Whether a text says word for word what I ask of its subject: "Motor vessels have right of way" of "Who has …?"."""
+        asks = _ASKS_BY_ITS_SUBJECT.match(self.text)
+        said = _words_in_turn(self.text[asks.end() :]) if asks else ""
+        return said.count(" ") >= 2 and f" {said} " in f"{_words_in_turn(text)} "
+
+    def asks_of_mail(self):
+        """Whether I ask who sent a mail, to whom or when."""
+        return not self.weights.keys().isdisjoint(words_of(_OF_MAIL))
 
     def is_better_answered_by(self, text, other):
         """Whether a text holds the kind of thing that I ask for, or settles me by its form, and another holds none of it."""
@@ -22083,6 +22174,7 @@ _MEANING_SHARE = 0.45
 _KEPT_SHARE = 0.6  # what is judged worth less than this share of the best is not told
 # of the words of two passages that both hold, from which on one of them is told
 _NEARLY_SAME_SHARE = 0.7
+_ROWS_TOLD_MOST = 8  # of a table, where they hold the same
 # what a word that nothing holds weighs beside others, where it is asked what comes near
 _KNOWN_NOWHERE = 0.35
 # By words and meaning together. Of 41 questions over articles 95 % stood above it, and of the same questions without the
@@ -22161,6 +22253,15 @@ class Telling(typing.NamedTuple):
         return label[1] if label else ""
 
     @property
+    def heads_a_mail(self):
+        """Whether I am a line of a mail's head."""
+        return bool(_HEADS_A_MAIL.match(self.text))
+
+    def row_words(self) -> frozenset[str]:
+        """Return the words of a row of a table without those of its columns."""
+        return frozenset(words_of(self.text))
+
+    @property
     def asks_something(self):
         """Whether I am a question, or tell of one: what follows me answers it."""
         return is_asked(self.text) or bool(_TELLS_OF_A_QUESTION.search(self.text))
@@ -22172,8 +22273,8 @@ class Telling(typing.NamedTuple):
 
     @property
     def rests_on_the_one_before(self):
-        """Whether I give a name to what the sentence before me tells: "This is called backscatter."."""
-        return bool(_GIVES_A_NAME.match(self.text))
+        """Whether I am understood by the sentence before me alone: "This is called backscatter.", "They come at ten."."""
+        return bool(_RESTS.match(self.text) or _IN_SUCH.search(self.text))
 
 
 @functools.lru_cache(4096)  # each question that finds a sentence asks it again
@@ -22205,11 +22306,15 @@ _SAYS_WHAT_COMES = Pattern(
 )
 _TELLS_OF_A_QUESTION = Pattern(r"\b(?:asked|discussed|wondered) (?:if|whether)\b", re.IGNORECASE)
 SAYS_YES_OR_NO = Pattern(r"(yes|no)[,.;:!]", re.IGNORECASE)
-_GIVES_A_NAME = Pattern(
-    r"\W*(?:this|that|these|those|such (?:a )?\w+|dies\w*|ce(?:la|ci)?) (?:(?:is|are|was|were) (?:often |also |usually )?"
-    r"(?:called|known as|named|termed|referred to as)|(?:wird|werden|nennt|heißt)\b|(?:s['’]appelle|est appelée?))",
+_RESTS = Pattern(
+    r"\W*(?:this|that|these|those|such|it|they|he|she|his|her|their|both|otherwise|instead|then|however|dies\w*|"
+    r"ce(?:la|ci)?)\b",
     re.IGNORECASE,
 )
+_IN_SUCH = Pattern(
+    r"\bin (?:such an?|this|that) (?:state|case|mode|situation|way)\b", re.IGNORECASE
+)
+_HEADS_A_MAIL = Pattern(r"(?:From|To|Cc|Bcc|Reply-To|Date|Subject|Attached): ")
 
 
 @functools.lru_cache(4096)
@@ -22281,6 +22386,8 @@ def _telling_of_line(text, line, headings, header="", language="en"):
         announced = lead.words if lead else frozenset()
         term = before.text if before and before.is_term else ""
         words = frozenset(words_of(f"{named} {term} {said}", language))
+        if before and _RESTS.match(said):
+            announced |= before.words
         told.append(
             Telling(
                 said,
@@ -22500,7 +22607,8 @@ def find_evidence(
     ]
     windows = _each_once([window for row in rows.values() for window in _windows_of(row)])
     judged = _judged(asked, vector, windows, recall)
-    kept = _with_the_other_side(_different(judged, things, recall), judged, recall)
+    different = _different(asked, judged, things, recall)
+    kept = _with_the_other_side(different, judged, recall)
     evidence = _noted_against([_evidence(one) for one in kept], kept)
     mass = max([outcome["mass"] for outcome in outcomes])
     certainty = _certainty(asked, unknown, mass, judged, evidence, recall) if evidence else "none"
@@ -22609,11 +22717,13 @@ def _sentence_worth(asked, told, near):
     if asked.expected:
         fits = asked.is_answered_by(told.whole)
         worth += 0.15 + 0.2 * told.defines if fits else -0.1
-        worth += 0.15 * asked.is_told_as_asked(told.whole)
+        worth += 0.15 * asked.unit_told(f"{told.header} {told.whole}")
     repeats = told.words <= asked.weights.keys()
     worth += 0.3 * asked.asks_for(told.label)
     contrary = asked.is_of_contrary(told.words)
     other = asked.counts_others(told.words_with_headings)
+    another = asked.names_another_time(told.words_with_headings)
+    heads = told.heads_a_mail and not asked.asks_of_mail()
     beside = asked.compares_others(told.words_with_headings)
     return (
         worth
@@ -22623,6 +22733,8 @@ def _sentence_worth(asked, told, near):
         - 0.3 * contrary
         - 0.2 * beside
         - 0.2 * other
+        - 0.3 * another
+        - 0.3 * heads
     )
 
 
@@ -22661,26 +22773,73 @@ def _pointed(asked, judged, span):
     lead = judged.worths[judged.marked - window.first] - judged.worths[pointed - window.first]
     told, own = window.tellings[pointed], window.tellings[judged.marked]
     lacks = asked.is_better_answered_by(own.whole, told.whole) or (
-        asked.counts_others(told.words) and not asked.counts_others(own.words)
+        _is_of_others(asked, told) and not _is_of_others(asked, own)
     )
     if told.answers_nothing or lacks or lead > _OVERRULED_BY:
         return judged
     return judged._replace(marked=pointed, span=(first, last))
 
 
-def _different(judged, things, recall):
+def _is_of_others(asked, told):
+    """Whether a sentence counts another thing, tells of another time, or is the head of a mail, than what is asked for."""
+    heads = told.heads_a_mail and not asked.asks_of_mail()
+    return heads or asked.counts_others(told.words) or asked.names_another_time(told.words)
+
+
+def _rows_alike(asked, judged):
+    """Return a Judged for each row of a table, as they stand, that holds all the question's words that the best one holds.
+
+    Where that is no row, or holds none of them, there are none.
+    """
+    best = judged[0]
+    row = best.window.tellings[best.marked]
+    wanted = row.row_words() & asked.weights.keys()
+    if not row.header or not wanted:
+        return []
+    chunks = {
+        one.window.row["chunk"]["chunk_id"]: one for one in judged if _of_one_table(one, best)
+    }
+    found = []
+    for one in sorted(chunks.values(), key=_chunk_index):
+        rows = enumerate(one.window.tellings)
+        alike = [at for at, told in rows if told.header and wanted <= told.row_words()]
+        found += [_row_at(one, at)._replace(worth=best.worth, sure=best.sure) for at in alike]
+    return found[:_ROWS_TOLD_MOST] if len(found) > 1 else [best]
+
+
+def _of_one_table(one, other):
+    """Whether two Judged are rows of the same table."""
+    headers = [judged.window.told[0].header for judged in (one, other)]
+    documents = [judged.window.row["chunk"]["doc_id"] for judged in (one, other)]
+    return bool(headers[0]) and headers[0] == headers[1] and documents[0] == documents[1]
+
+
+def _chunk_index(judged):
+    return judged.window.row["chunk"]["chunk_index"]
+
+
+def _row_at(judged, at):
+    """Return a Judged of one row of its chunk."""
+    window = judged.window
+    return judged._replace(
+        window=Window(window.row, window.tellings, at, at + 1), marked=at, span=None
+    )
+
+
+def _different(asked, judged, things, recall):
     """Return up to `recall.passages` Judged that are told: each from another place, none nearly the same as a better one.
 
-    Of two things that are compared, the best for each stands before the others.
+    Of two things that are compared, the best for each stands before the others; of a table, all rows that hold what was asked.
     """
-    first = [_best_about(judged, thing) for thing in things]
-    kept, words = [], []
-    for one in (*[one for one in first if one], *judged):
-        if (
-            len(kept) == recall.passages
-            or one.worth < _KEPT_SHARE * judged[0].worth
-            and one not in first
-        ):
+    first = [one for one in [_best_about(judged, thing) for thing in things] if one]
+    rows = _rows_alike(asked, judged) if judged and not first else []
+    kept = [one._replace(window=_grown(one.window, one.marked)) for one in rows]
+    words = [one.window.words() for one in kept]
+    for one in (*first, *judged):
+        worth_telling = one in first or one.worth >= _KEPT_SHARE * judged[0].worth
+        if len(kept) >= recall.passages or not worth_telling:
+            continue
+        if rows and _of_one_table(one, rows[0]):
             continue
         told = _grown(one.window, one.marked)
         held = told.words()
@@ -22848,7 +23007,8 @@ def _certainty(asked, unknown, mass, judged, evidence, recall):
 def _quoted_from(window, marked):
     """Return the Telling from which on a marked one is quoted: its term, what it gives a name, its mere "Yes."; or itself."""
     one, before = window.tellings[marked], window.tellings[max(0, marked - 1)]
-    belongs = before.is_term or before.only_says_yes_or_no or one.rests_on_the_one_before
+    rests = one.rests_on_the_one_before and one.size + before.size <= QUOTE_WORDS
+    belongs = before.is_term or before.only_says_yes_or_no or rests
     return before if belongs and marked > window.first and before.run == one.run else one
 
 
@@ -22857,7 +23017,8 @@ def _says_by_its_form(asked, judged):
     marked = judged.window.tellings[judged.marked]
     form = asked.expected is not None and asked.expected.settles
     holds = asked.is_mostly_held(marked.words_with_headings)
-    return form and holds and asked.is_answered_by(marked.whole) and not marked.leads_elsewhere
+    settled = form and holds and asked.is_answered_by(marked.whole)
+    return (settled or asked.is_said_in(marked.text)) and not marked.leads_elsewhere
 
 
 def _evidence(judged):
@@ -25882,6 +26043,10 @@ def plain_answer(mission, evidence):
         return "; ".join((quote, *_told_beside(evidence)))
     if _tells_one_alone(best, evidence[1:], things_compared(mission)):
         return f"{quote}; \u201c{_quoted_sentence(evidence[1])}\u201d [2]"
+    rows = [item for item in evidence if _is_of_table_of(item, best)]
+    if len(rows) > 1:
+        quotes = [f"\u201c{_quoted_sentence(item)}\u201d [{n}]" for n, item in enumerate(rows, 1)]
+        return "; ".join(quotes)
     said = [item for item in evidence[:2] if not item.get("header")]  # a row says too little
     others = [item for item in said[1:] if item["doc_id"] != best["doc_id"]]
     if others and contradict(marked_text(best), marked_text(others[0])):
@@ -25908,6 +26073,12 @@ def _told_beside(evidence):
         lead = f"{_TOLD_AGAINST[item['against']['is']]}:" if "against" in item else lead
         if lead:
             yield f"{lead} \u201c{_quoted_sentence(item)}\u201d [{number}]"
+
+
+def _is_of_table_of(item, best):
+    """Whether two passages are rows of the same table."""
+    header, doc_id = best.get("header"), best.get("doc_id")
+    return bool(header) and item.get("header") == header and item.get("doc_id") == doc_id
 
 
 def _tells_one_alone(best, others, things):

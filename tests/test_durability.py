@@ -54,9 +54,9 @@ def test_six_weeks_in_a_minute(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_of_months_is_gone_on_with_where_it_was_left(tmp_path):
-    first = months.campaign(tmp_path, 2, 0.001, 5)
+    first = months.campaign(tmp_path, 2, 0.02, 5)
     assert [row["day"] for row in first["samples"]] == [0, 1] and first["problems"] == []
-    again = months.campaign(tmp_path, 3, 0.001, 5)
+    again = months.campaign(tmp_path, 3, 0.02, 5)
     assert [row["day"] for row in again["samples"]] == [0, 1, 2] and again["problems"] == []
     assert "| 2 |" in months.table(again, "a commit")
 

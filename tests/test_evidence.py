@@ -134,7 +134,7 @@ def test_what_announces_is_told_with_what_it_announces(catalog):
 
 def test_the_sentence_that_answers_is_marked_amid_its_neighbours(catalog):
     item = best(catalog, "Where was she born in 1961?")
-    assert batos.marked_text(item) == "She was born in 1961 in Porto." and item["text"].startswith("The captain is Mira")
+    assert batos.marked_text(item) == "The captain is Mira Tolvan. She was born in 1961 in Porto."
     first, last = item["lines"]
     assert item["text"] in "\n".join(BOAT.splitlines()[first - 1:last])
 
@@ -657,3 +657,139 @@ def test_a_sentence_of_the_words_of_several_is_not_told():
     """As SmolLM2 put one together."""
     passage = "Keep the oiled paper from the box. Remove the red transport pin from the left side of the case before winding."
     assert "no sentence" in batos.why_not_borne_out("The oiled paper is removed from the case.", passage)
+
+
+# Kinds of question, and what of a passage answers them
+
+CLUB = """# Rowing club
+
+The repair of the Heron is quoted at \u20ac 640 by the yard. Decision: repair Heron, sell Otter.
+
+The four Otter will be sold next year.
+
+Ann has taken over the beginners' course from Paul. It runs for eight evenings, \u20ac 95 with the loan of a boat.
+
+## Opening
+
+| Day | Boathouse | Gym |
+|---|---|---|
+| Monday | closed | 17 to 21 |
+| Thursday | 16 to 21 | closed |
+
+On Fridays the boathouse is open for the masters, 7 to 9.
+
+## On the water
+
+- Keep to the starboard side, as trams do.
+- Motor vessels have right of way, always.
+
+## Boats
+
+| name | type | colour |
+|---|---|---|
+| Heron | double scull | white |
+| Otter | coxed four | red |
+| Kestrel | double scull | blue |
+| Swift | single scull | yellow |
+"""
+MAIL = b"""From: Joan Reed <joan@club.example>
+To: Petra Voss <petra@club.example>
+Subject: bus for the camp
+MIME-Version: 1.0
+Content-Type: text/plain; charset=utf-8
+
+Hello Petra,
+
+the bus company Weiss wants 890 euros. I have told them yes.
+
+Could you ask Paul to transfer the deposit to the hostel? They said by 8 May at the latest.
+
+Joan
+"""
+
+
+@pytest.fixture(scope="module")
+def club():
+    made = batos.new_catalog()
+    batos.index_document_(made, "club.md", CLUB)
+    batos.index_document_(made, "bus.eml", batos._read_mail(MAIL, "bus.eml").text)
+    return made
+
+
+@pytest.mark.parametrize("query, told", [
+    ("How much does the repair of Heron cost?", "quoted at \u20ac 640"),            # not by what holds no figure
+    ("What does the beginners' course cost?", "\u20ac 95"),
+    ("When is the boathouse open on Thursday?", "| Thursday | 16 to 21"),           # not by what holds for Fridays
+    ("By when must the deposit be paid?", "Could you ask Paul to transfer the deposit to the hostel? They said by 8 May"),
+    ("Which bus company did Joan choose?", "company Weiss"),                        # not by the mail's head
+    ("Who has right of way?", "Motor vessels"),
+])
+def test_what_is_marked_is_of_the_kind_that_is_asked_for(club, query, told):
+    assert told in batos.plain_answer(query, found(club, query)["evidence"])
+
+
+def test_what_a_text_says_word_for_word_is_sure_though_the_reader_does_not_see_it(club):
+    recall = batos.Recall(embedder=batos.Embedder())
+    recall.embedder.reader = Refusing()
+    assert batos.find_evidence(club, "Who has right of way?", recall)["certainty"] == "sure"
+    assert batos.find_evidence(club, "Who has keys of the gym?", recall)["certainty"] != "sure"
+
+
+def test_the_head_of_a_mail_answers_who_sent_it(club):
+    assert "From: Joan Reed" in batos.plain_answer("?", found(club, "Who wrote the mail about the bus?")["evidence"])
+
+
+def test_of_a_table_all_rows_are_told_that_hold_what_is_asked(club):
+    query = "Which boats are double sculls?"
+    told = batos.plain_answer(query, found(club, query)["evidence"])
+    assert told == "\u201c| Heron | double scull | white |\u201d [1]; \u201c| Kestrel | double scull | blue |\u201d [2]"
+    assert batos.plain_answer("?", found(club, "What colour is Swift?")["evidence"]).count("[") == 1
+
+
+def test_of_many_rows_so_many_are_told():
+    made, rows = batos.new_catalog(), "\n".join(f"| {n}. 5. | bread | {n} |" for n in range(1, 30))
+    batos.index_document_(made, "spent.md", f"| day | what | euro |\n|---|---|---|\n{rows}\n")
+    assert len(found(made, "What did we pay for bread?")["evidence"]) == batos._ROWS_TOLD_MOST
+
+
+@pytest.mark.parametrize("question, amount", [
+    ("What does the course cost?", True), ("What was Otter sold for?", True), ("What is the fee?", True),
+    ("How much is the rent of the flat?", True), ("What is the deposit for?", False), ("What is a fee note?", False),
+    ("What is the fee for juniors?", True),
+])
+def test_what_is_asked_for_is_an_amount(question, amount):
+    expected = batos._expected_in(question)
+    assert bool(expected and expected.holds is batos._AMOUNT_TOLD) == amount
+
+
+def test_what_asks_for_an_amount_is_known_by_the_other_words(club):
+    assert batos.asked_of(club, "What does the beginners' course cost?", "", "").telling().keys() == {"beginn", "cours", "cost"}
+
+
+@pytest.mark.parametrize("words, others", [
+    ("on friday at nine", True), ("on thursday and friday", False), ("at nine", False),
+])
+def test_another_day_than_the_one_that_is_asked_for_answers_nothing(club, words, others):
+    asked = batos.asked_of(club, "When is the boathouse open on Thursday?", "", "")
+    assert asked.names_another_time(frozenset(batos.words_of(words))) == others
+
+
+@pytest.mark.parametrize("question, defines", [
+    ("What is a port?", True), ("What does HEAD mean?", True), ("What does the -v option do?", True),
+    ("What does it sail?", False), ("What was it made of?", False),
+])
+def test_what_asks_for_a_definition(question, defines):
+    expected = batos._expected_in(question)
+    assert bool(expected and expected.asks is batos._DEFINES) == defines
+
+
+def test_a_word_that_nothing_holds_is_sought_as_one_of_its_root():
+    made = batos.new_catalog()
+    batos.index_document_(made, "a.md", "The hostel needs the list of allergies.\n\nHypothermia: bring her inside.\n")
+    segments = batos.readable_segments(made)
+    for spelling, held in (("allergic", "allergi"), ("hypothermic", "hypothermia"), ("allegiance", "allegi")):
+        assert list(batos.sought(segments, spelling)) == [held]
+
+
+def test_the_line_that_names_a_command_tells_which_one():
+    assert batos._expected_in("Which command finds a bug?").holds.search("git-bisect - Use binary search to find it")
