@@ -27,7 +27,7 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     LoRA experts in three tiers: blobs, RAM, adapter slots; their incarnation
     what is known   Words · Texts · PDF · Formats · Index · Documents · Search
                     files become texts, texts chunks, chunks postings and vectors; and how they are found
-    what is told    Asked · Contradictions · Evidence · Levels · Grounds · Summaries
+    what is told    Asked · Contradictions · Evidence · Levels · Quotes · Grounds · Summaries
                     passages and the sentence that answers; whether a passage bears out what a core wrote
     the mind        Missions · Ether · Speakers · States · Contrapunto · Branches
                     codex and personas, traces that draw them, a thought's way through its states, and the ways that it may take
@@ -23396,6 +23396,113 @@ def telling_shares(texts):
 
 
 ################################################################################
+# Quotes #######################################################################
+################################################################################
+#
+# What an answer says of its passages in one line: the sentence that answers, quoted with the number of its passage; beside
+# it the other of two that are compared, the rows of a table that hold the same, what contradicts it.
+
+# Offers:
+__all__ += """
+    plain_answer quoted_sentence
+""".split()
+
+
+def plain_answer(mission, evidence):
+    """Return what an answer says in one sentence: the one that answers, quoted, cut around its span where it is long.
+
+    Of two things that are compared it tells both. Where it is asked whether, and the text itself says yes or no to that, it
+    stands before it; of two passages that contradict each other both are told.
+    """
+    best = evidence[0]
+    quote = f"\u201c{quoted_sentence(best)}\u201d [1]"
+    if any("via" in item or "against" in item for item in evidence):
+        return "; ".join((quote, *_told_beside(evidence)))
+    if _tells_one_alone(best, evidence[1:], things_compared(mission)):
+        return f"{quote}; \u201c{quoted_sentence(evidence[1])}\u201d [2]"
+    rows = [item for item in evidence if _is_of_table_of(item, best)]
+    if len(rows) > 1:
+        quotes = [f"\u201c{quoted_sentence(item)}\u201d [{n}]" for n, item in enumerate(rows, 1)]
+        return "; ".join(quotes)
+    said = [item for item in evidence[:2] if not item.get("header")]  # a row says too little
+    others = [item for item in said[1:] if item["doc_id"] != best["doc_id"]]
+    if others and contradict(marked_text(best), marked_text(others[0])):
+        return f"{quote}; before that: \u201c{quoted_sentence(evidence[1])}\u201d [2]"
+    settled = SAYS_YES_OR_NO.match(marked_text(best).lstrip("-*> "))
+    if settled and ASKS_WHETHER.match(mission.strip()) and _settles(best, mission):
+        return f"{settled[1].capitalize()}: {quote}"
+    return quote
+
+
+# how old what contradicts is -> how it is told behind what stands
+_TOLD_AGAINST = {
+    "older": "before that",
+    "superseded": "before that",
+    "newer": "later",
+    "as old": "but also",
+}
+
+
+def _told_beside(evidence):
+    """Yield what is told behind the sentence that answers: what named what was asked for, and what is against it."""
+    for number, item in enumerate(evidence, 1):
+        lead = "as" if "via" in item else ""
+        lead = f"{_TOLD_AGAINST[item['against']['is']]}:" if "against" in item else lead
+        if lead:
+            yield f"{lead} \u201c{quoted_sentence(item)}\u201d [{number}]"
+
+
+def _is_of_table_of(item, best):
+    """Whether two passages are rows of the same table."""
+    header, doc_id = best.get("header"), best.get("doc_id")
+    return bool(header) and item.get("header") == header and item.get("doc_id") == doc_id
+
+
+def _tells_one_alone(best, others, things):
+    """Whether of two things that are compared the sentence that answers best tells one, and the next one's the other."""
+    if not (things and others):
+        return False
+    one, other = [set(stems(thing)) for thing in things]
+    said, beside = [set(stems(marked_text(item))) for item in (best, others[0])]
+    return one <= said and not other <= said and other <= beside
+
+
+def _settles(item, mission):
+    """Whether a yes or no is said to what was asked: under a title that is a question, to that question alone."""
+    titles = [title for title in item.get("headings", ()) if is_asked(title)]
+    wanted = set(stems(mission))
+    return not titles or 2 * len(wanted & set(stems(titles[-1]))) >= len(wanted)
+
+
+# a line of marks, as stand round listings: no word of a quote
+_RULED = Pattern(r"([-=~^+*_#])\1{3,}")
+
+
+def quoted_sentence(item):
+    """Return the answering sentence of a passage as one line; of a long one the QUOTE_WORDS around its span.
+
+    One that announces something goes on with what it announces; an item is told without its mark.
+    """
+    first, last = item.get("mark") or (0, len(item["text"]))
+    text = item["text"]
+    if goes_on(text[first:last]):
+        last = len(text)
+    if mark := ITEM.match(text[first:last]):
+        first += mark.end() - 1
+    words = [
+        word for word in re.finditer(r"\S+", text[first:last]) if not _RULED.fullmatch(word[0])
+    ]
+    if len(words) <= QUOTE_WORDS:
+        return " ".join([word[0] for word in words])
+    at = (item.get("span") or (first, 0))[0] - first
+    before = sum([word.end() <= at for word in words])
+    start = min(max(0, before - QUOTE_WORDS // 3), len(words) - QUOTE_WORDS)
+    told = " ".join([word[0] for word in words[start : start + QUOTE_WORDS]])
+    cut = ("\u2026 " * (start > 0), " \u2026" * (start + QUOTE_WORDS < len(words)))
+    return f"{cut[0]}{told}{cut[1]}"
+
+
+################################################################################
 # Grounds ######################################################################
 ################################################################################
 #
@@ -25112,7 +25219,7 @@ __all__ += """
     WRITE WORDS_TOKENS REWORDED_WITHIN_S words_prompt rewording_prompt Words Halt words_told
     told_in_words persona_with facet_source facet_stands is_facet is_outdated intent_digest
     speaking without_prompt gate_reasons words_of_its_own recalled gentle_answer quotes_of
-    GENERAL_HEADS told_part depth_of plain_answer unsure_answer
+    GENERAL_HEADS told_part depth_of unsure_answer
 """.split()
 
 
@@ -25262,7 +25369,7 @@ def unsure_answer(mission, found):
 def gentle_answer(evidence):
     """Return what ROBIN answers to who says how she feels, with a passage that is near it, or none."""
     near = (
-        f" This is kept near it: \u201c{_quoted_sentence(evidence[0])}\u201d [1]"
+        f" This is kept near it: \u201c{quoted_sentence(evidence[0])}\u201d [1]"
         if evidence
         else " I am listening."
     )
@@ -25422,7 +25529,7 @@ def _overview_told(catalog, document):
     name = pathlib.PurePath(document.doc_id).name
     if not titles:
         quoted = (
-            f": \u201c{_quoted_sentence(evidence[0])}\u201d [1]"
+            f": \u201c{quoted_sentence(evidence[0])}\u201d [1]"
             if evidence
             else " holds no sentence that tells."
         )
@@ -26029,100 +26136,6 @@ def speaking(root, task, fields):
 def without_prompt(fields):
     """Return a request's fields as tasks have them: its prompt is for `speaking`."""
     return {name: value for name, value in fields.items() if name != "prompt"}
-
-
-def plain_answer(mission, evidence):
-    """Return what an answer says in one sentence: the one that answers, quoted, cut around its span where it is long.
-
-    Of two things that are compared it tells both. Where it is asked whether, and the text itself says yes or no to that, it
-    stands before it; of two passages that contradict each other both are told.
-    """
-    best = evidence[0]
-    quote = f"\u201c{_quoted_sentence(best)}\u201d [1]"
-    if any("via" in item or "against" in item for item in evidence):
-        return "; ".join((quote, *_told_beside(evidence)))
-    if _tells_one_alone(best, evidence[1:], things_compared(mission)):
-        return f"{quote}; \u201c{_quoted_sentence(evidence[1])}\u201d [2]"
-    rows = [item for item in evidence if _is_of_table_of(item, best)]
-    if len(rows) > 1:
-        quotes = [f"\u201c{_quoted_sentence(item)}\u201d [{n}]" for n, item in enumerate(rows, 1)]
-        return "; ".join(quotes)
-    said = [item for item in evidence[:2] if not item.get("header")]  # a row says too little
-    others = [item for item in said[1:] if item["doc_id"] != best["doc_id"]]
-    if others and contradict(marked_text(best), marked_text(others[0])):
-        return f"{quote}; before that: \u201c{_quoted_sentence(evidence[1])}\u201d [2]"
-    settled = SAYS_YES_OR_NO.match(marked_text(best).lstrip("-*> "))
-    if settled and ASKS_WHETHER.match(mission.strip()) and _settles(best, mission):
-        return f"{settled[1].capitalize()}: {quote}"
-    return quote
-
-
-# how old what contradicts is -> how it is told behind what stands
-_TOLD_AGAINST = {
-    "older": "before that",
-    "superseded": "before that",
-    "newer": "later",
-    "as old": "but also",
-}
-
-
-def _told_beside(evidence):
-    """Yield what is told behind the sentence that answers: what named what was asked for, and what is against it."""
-    for number, item in enumerate(evidence, 1):
-        lead = "as" if "via" in item else ""
-        lead = f"{_TOLD_AGAINST[item['against']['is']]}:" if "against" in item else lead
-        if lead:
-            yield f"{lead} \u201c{_quoted_sentence(item)}\u201d [{number}]"
-
-
-def _is_of_table_of(item, best):
-    """Whether two passages are rows of the same table."""
-    header, doc_id = best.get("header"), best.get("doc_id")
-    return bool(header) and item.get("header") == header and item.get("doc_id") == doc_id
-
-
-def _tells_one_alone(best, others, things):
-    """Whether of two things that are compared the sentence that answers best tells one, and the next one's the other."""
-    if not (things and others):
-        return False
-    one, other = [set(stems(thing)) for thing in things]
-    said, beside = [set(stems(marked_text(item))) for item in (best, others[0])]
-    return one <= said and not other <= said and other <= beside
-
-
-def _settles(item, mission):
-    """Whether a yes or no is said to what was asked: under a title that is a question, to that question alone."""
-    titles = [title for title in item.get("headings", ()) if is_asked(title)]
-    wanted = set(stems(mission))
-    return not titles or 2 * len(wanted & set(stems(titles[-1]))) >= len(wanted)
-
-
-# a line of marks, as stand round listings: no word of a quote
-_RULED = Pattern(r"([-=~^+*_#])\1{3,}")
-
-
-def _quoted_sentence(item):
-    """Return the answering sentence of a passage as one line; of a long one the QUOTE_WORDS around its span.
-
-    One that announces something goes on with what it announces; an item is told without its mark.
-    """
-    first, last = item.get("mark") or (0, len(item["text"]))
-    text = item["text"]
-    if goes_on(text[first:last]):
-        last = len(text)
-    if mark := ITEM.match(text[first:last]):
-        first += mark.end() - 1
-    words = [
-        word for word in re.finditer(r"\S+", text[first:last]) if not _RULED.fullmatch(word[0])
-    ]
-    if len(words) <= QUOTE_WORDS:
-        return " ".join([word[0] for word in words])
-    at = (item.get("span") or (first, 0))[0] - first
-    before = sum([word.end() <= at for word in words])
-    start = min(max(0, before - QUOTE_WORDS // 3), len(words) - QUOTE_WORDS)
-    told = " ".join([word[0] for word in words[start : start + QUOTE_WORDS]])
-    cut = ("\u2026 " * (start > 0), " \u2026" * (start + QUOTE_WORDS < len(words)))
-    return f"{cut[0]}{told}{cut[1]}"
 
 
 def _final_response(cycle, evidence, words):

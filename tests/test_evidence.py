@@ -495,7 +495,7 @@ def test_a_long_sentence_is_quoted_around_its_span():
     words = [f"word{n}" for n in range(100)]
     text = " ".join(words)
     at = text.index("word60")
-    told = batos._quoted_sentence({"text": text, "mark": [0, len(text)], "span": [at, at + 6]})
+    told = batos.quoted_sentence({"text": text, "mark": [0, len(text)], "span": [at, at + 6]})
     assert len(told.split()) == batos.QUOTE_WORDS + 2 and "word60" in told and told.startswith("… ") and told.endswith(" …")
     assert told.strip("… ") in text
 
@@ -505,12 +505,12 @@ def test_a_long_sentence_is_quoted_around_its_span():
     ("3.5 bar is too much.", "3.5 bar is too much."), ("-f file", "-f file"), ("- -f file", "-f file"),
 ])
 def test_an_item_is_quoted_without_its_mark(text, quote):
-    assert batos._quoted_sentence({"text": text}) == quote
+    assert batos.quoted_sentence({"text": text}) == quote
 
 
 def test_the_marks_round_a_listing_are_not_quoted():
     text = "$ git bisect skip\n------------"
-    assert batos._quoted_sentence({"text": text, "mark": [0, len(text)]}) == "$ git bisect skip"
+    assert batos.quoted_sentence({"text": text, "mark": [0, len(text)]}) == "$ git bisect skip"
 
 
 @pytest.mark.parametrize("mission, text, told", [
