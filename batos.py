@@ -895,6 +895,8 @@ def need(module: str, feature: str, alone: bool = False) -> typing.Any:
     with _IMPORT_LOCK, packages:
         try:
             _NEEDED[module] = importlib.import_module(module)
+            if module == "transformers":
+                _leave_out_sklearn()
             return _NEEDED[module]
         except ImportError as error:
             raise ConfigError(
@@ -902,6 +904,18 @@ def need(module: str, feature: str, alone: bool = False) -> typing.Any:
                 "install it with: pip install -r requirements.txt",
                 module=module,
             ) from error
+
+
+def _leave_out_sklearn():
+    """Have transformers take scikit-learn for missing, which it keeps in mind: it takes 35 MB, for a way of generating that
+    nobody uses here."""
+    known = {name: sys.modules[name] for name in ("sklearn",) if name in sys.modules}
+    sys.modules["sklearn"] = None  # type: ignore[assignment]
+    try:
+        importlib.import_module("transformers.utils").is_sklearn_available()
+    finally:
+        del sys.modules["sklearn"]
+        sys.modules.update(known)
 
 
 @contextlib.contextmanager
@@ -1448,18 +1462,29 @@ def weight_of_value(value: typing.Any, enough: int) -> int:
     return total
 
 
+def _size_by_part(value):
+    """Return about how many bytes a value takes that is not all plain: objects and times are some of its parts."""
+    parts = value.values() if isinstance(value, dict) else value
+    return sum([_marshalled(part) or weight_of_value(part, BIG_VALUE_BYTES) for part in parts])
+
+
+def _marshalled(value):
+    """Return how many bytes a value takes without objects or times in it, in a tenth of the time of a walk; 0 with them."""
+    try:
+        return len(marshal.dumps(value))
+    except ValueError:
+        return 0
+
+
 def is_big(value: typing.Any) -> bool:
     """Whether a plain value has a record of its own."""
     if isinstance(value, (str, bytes)):
         return len(value) > BIG_VALUE_BYTES
     if not value or not isinstance(value, (list, tuple, dict)):
         return False
-    try:
-        # a tenth of the time of a walk
-        size = 0 if _is_pointer(value) else len(marshal.dumps(value))
-    except ValueError:  # it holds objects or times
-        size = 0
-    return (size or weight_of_value(value, BIG_VALUE_BYTES)) > BIG_VALUE_BYTES
+    if _is_pointer(value):
+        return weight_of_value(value, BIG_VALUE_BYTES) > BIG_VALUE_BYTES
+    return (_marshalled(value) or _size_by_part(value)) > BIG_VALUE_BYTES
 
 
 def _is_pointer(value):
@@ -11691,6 +11716,54 @@ def unit_rows(rows: typing.Any) -> typing.Any:
     return rows / numpy.maximum(numpy.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
+class PlainEncoder:
+    """The embedder that comes with this program, as sentence-transformers runs it: the mean of what a text's tokens are.
+
+    That package imports what takes 90 MB beside. Other models are left to it.
+    """
+
+    prompts: dict[str, str] = {}
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        models, where = need("transformers", "searching by meaning"), {"local_files_only": True}
+        settings = json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8"))
+        self._most_tokens = settings["max_seq_length"]
+        with LOADING:
+            self._model = models.AutoModel.from_pretrained(
+                str(folder), use_safetensors=True, **where
+            )
+        self._model.pooler = None  # nobody asks it
+        self._model.eval()
+        self._tokenizer = models.AutoTokenizer.from_pretrained(str(folder), **where)
+
+    def encode(self, texts: list[str], **_) -> typing.Any:
+        """Return the vectors of texts, float32, a row each."""
+        import torch
+
+        tokens = self._tokenizer(
+            [text.strip() for text in texts],
+            padding=True,
+            truncation=True,
+            max_length=self._most_tokens,
+            return_tensors="pt",
+        )
+        with torch.inference_mode():
+            states = self._model(**tokens).last_hidden_state
+            mask = tokens["attention_mask"].unsqueeze(-1).float()
+            rows = (states * mask).sum(1) / mask.sum(1)
+            return torch.nn.functional.normalize(rows, dim=1).numpy()
+
+    @property
+    def dtype(self):
+        return self._model.dtype
+
+    def float(self) -> None:
+        self._model.float()
+
+    def bfloat16(self) -> None:
+        self._model.bfloat16()
+
+
 class Embedder:
     """The model that turns texts into vectors of length 1. It loads on a thread of its own; texts are embedded where asked.
 
@@ -11727,15 +11800,7 @@ class Embedder:
                 raise ConfigError(
                     f"the files in {folder} are not those of {_EMBEDDER}; install it anew, or name its folder"
                 )
-            models = need("sentence_transformers", "searching by meaning")
-            with LOADING:
-                self._model = models.SentenceTransformer(
-                    str(folder),
-                    device="cpu",
-                    local_files_only=True,
-                    trust_remote_code=False,
-                    model_kwargs={"use_safetensors": True},
-                )
+            self._model = self._made(folder)
             self._take_prompts()
             self._take_faster_type()
             self.state, self.progress = "ready", f"the embedder {self.called} is ready"
@@ -11745,6 +11810,20 @@ class Embedder:
             error = caught(error)
             self.state, self.progress = "failed", f"searches go by words alone: {first_line(error)}"
             log_core.error("%s", self.progress, exc_info=not isinstance(error, BatosError))
+
+    def _made(self, folder):
+        """Return the model of a folder, which encodes texts."""
+        if self.name == _EMBEDDER:
+            return PlainEncoder(folder)
+        models = need("sentence_transformers", "searching by meaning")
+        with LOADING:
+            return models.SentenceTransformer(
+                str(folder),
+                device="cpu",
+                local_files_only=True,
+                trust_remote_code=False,
+                model_kwargs={"use_safetensors": True},
+            )
 
     @property
     def called(self):
@@ -44870,7 +44949,7 @@ _EXIT_UNASKED = 70  # the exit status where nobody asked for the end (EX_SOFTWAR
 _GC_THRESHOLD = 20_000
 # A thread that computes gives the interpreter to one that waits after so long: a search, or a plan, must not keep the loop from
 # answering what it has in memory.
-_TURN_S = 0.001
+_TURN_S = 0.0002
 
 _log_daemon = logging.getLogger("batos.daemon")
 

@@ -2,6 +2,8 @@
 
 import pathlib
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -509,6 +511,30 @@ def loaded(wanted):
     embedder.start()
     embedder.close(60)
     return embedder
+
+
+ENCODED = """
+import sys
+import batos, numpy
+own = batos.PlainEncoder(batos.installed_embedder())
+assert "sklearn" not in sys.modules and "sentence_transformers" not in sys.modules, "what it need not import"
+import sentence_transformers
+other = sentence_transformers.SentenceTransformer(str(batos.installed_embedder()), device="cpu", local_files_only=True)
+texts = ["How long does the mast run?", "  The brass valve. ", "x" * 3000, "word " * 600, "\u00e9 \u65e5\u672c", ""]
+for least in (1 - 1e-6, 1 - 1e-3):
+    mine, its = own.encode(texts), other.encode(texts, prompt="", show_progress_bar=False).astype("float32")
+    assert mine.dtype == numpy.float32 and ((mine * batos.unit_rows(its)).sum(1) > least).all()
+    own.bfloat16(), other.bfloat16()
+assert own.dtype == other.dtype
+"""
+
+
+@pytest.mark.slow
+def test_the_embedder_encodes_as_sentence_transformers_does_without_it():
+    pytest.importorskip("sentence_transformers")
+    done = subprocess.run([sys.executable, "-c", ENCODED], cwd=pathlib.Path(batos.__file__).parent, capture_output=True,
+                          text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
