@@ -99,7 +99,6 @@ import __future__
 
 import argparse
 import ast
-import asyncio
 import base64
 import bisect
 import builtins
@@ -175,7 +174,6 @@ import persistent.mapping
 import pydantic
 import transaction
 import zmq
-import zmq.utils.monitor
 import ZODB
 import ZODB.blob
 import ZODB.Connection
@@ -187,9 +185,6 @@ from BTrees.LLBTree import LLBTree, LLTreeSet
 from BTrees.LOBTree import LOBTree
 from BTrees.OLBTree import OLBTree
 from BTrees.OOBTree import OOBTree
-from zope.index.text.okapiindex import OkapiIndex
-from zope.index.text.parsetree import ParseError
-from zope.index.text.queryparser import QueryParser
 
 gc.disable()  # until the last lines: what this file makes as it is loaded is no garbage, and much of it
 
@@ -808,8 +803,14 @@ def adds_to(table, key):
     return add
 
 
-# end a thread or a task
-_ON_PURPOSE = (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError)
+_ON_PURPOSE = (KeyboardInterrupt, SystemExit, GeneratorExit)  # end a thread
+
+
+def _ends_on_purpose(error):
+    tasks = sys.modules.get(
+        "asyncio"
+    )  # imported by who runs a loop: no task is cancelled without one
+    return isinstance(error, _ON_PURPOSE) or bool(tasks and isinstance(error, tasks.CancelledError))
 
 
 def caught(error: BaseException) -> BaseException:
@@ -817,7 +818,7 @@ def caught(error: BaseException) -> BaseException:
 
     A boundary catches BaseException: what libraries written in Rust raise in a panic is no Exception.
     """
-    if isinstance(error, _ON_PURPOSE):
+    if _ends_on_purpose(error):
         raise error
     return named_shortage(error)
 
@@ -1721,7 +1722,9 @@ def is_stored(value: typing.Any) -> bool:
 
 
 def _is_system_selector(obj, name):
-    value = lookup(obj, name).value
+    value = own(obj).get(name, ABSENT)
+    if value is ABSENT:
+        value = lookup(obj, name).value
     universal = name in PRIMITIVES and PRIMITIVES[name].universal
     return universal or isinstance(value, Method) and not is_stored(value)
 
@@ -18970,6 +18973,7 @@ class Segment(Mapped):
         weights: {word: idf over all segments}; mean_words: the mean length of a chunk over all of them.
         """
         import numpy
+        from zope.index.text.okapiindex import OkapiIndex
 
         postings, total = self.arrays, numpy.zeros(self.count, numpy.float64)
         k1, base, slope = (
@@ -20863,6 +20867,9 @@ def match_expression(catalog: UvmObject, expression: str) -> Matching:
 
 
 def _parsed_expression(catalog, expression):
+    from zope.index.text.parsetree import ParseError
+    from zope.index.text.queryparser import QueryParser
+
     if expression.count("(") > _EXPRESSION_DEPTH:
         raise BadRequest(
             f"an expression has up to {_EXPRESSION_DEPTH} parentheses, not {expression.count('(')}; "
@@ -21870,6 +21877,13 @@ def _told_by(form, text):
     return tuple([match[0].casefold() for match in form.finditer(text)])
 
 
+@functools.lru_cache(256)  # asked for each sentence
+def _things_counted(question, language):
+    """Return the words of what a question asks the number of, or ()."""
+    counted = _COUNTED.search(question)
+    return tuple(words_of(counted[1], language)) if counted else ()
+
+
 class Asked(typing.NamedTuple):
     """A question, as passages are judged by it."""
 
@@ -21949,9 +21963,8 @@ class Asked(typing.NamedTuple):
 
     def counts_others(self, words):
         """Whether I ask for how many of a thing that is not among words."""
-        counted = _COUNTED.search(self.text) if self.expected and self.expected.needed else None
-        things = words_of(counted[1], self.language).keys() if counted else ()
-        return not words.issuperset(things)
+        is_number = self.expected and self.expected.needed
+        return bool(is_number) and not words.issuperset(_things_counted(self.text, self.language))
 
     def names_another_time(self, words):
         """Whether I name a day, a month or a year, and words name others of its kind alone."""
@@ -22264,6 +22277,11 @@ _NEAR_MASS, _NEAR_SIMILARITY = 0.5, 0.4  # from when on what was found is told a
 _NEAR_ELSEWHERE = 0.55
 
 
+@functools.lru_cache(4096)
+def _count_words(text):
+    return len(text.split())
+
+
 class Telling(typing.NamedTuple):
     """A sentence that says something of its own: where it stands in its chunk, and its words."""
 
@@ -22280,7 +22298,7 @@ class Telling(typing.NamedTuple):
     @property
     def size(self) -> int:
         """How many words I have."""
-        return len(self.text.split())
+        return _count_words(self.text)
 
     @property
     def announces(self):
@@ -22774,9 +22792,12 @@ def _marked(asked, vector, judged, recall):
     each = list(dict.fromkeys([one.text for window, *_ in judged for one in window.told]))
     vectors = {} if vector is None else recall.embedder.queries(each)
     near = {text: max(0.0, float(vector @ row)) for text, row in vectors.items()}
-    found = []
+    found, known = [], {}  # windows overlap, so each sentence is looked at once
     for one in judged:
-        worths = [_sentence_worth(asked, told, near.get(told.text)) for told in one.window.told]
+        for told in one.window.told:
+            if id(told) not in known:
+                known[id(told)] = _sentence_worth(asked, told, near.get(told.text))
+        worths = [known[id(told)] for told in one.window.told]
         best = max(range(len(worths)), key=worths.__getitem__)
         worth = 0.7 * one.worth + 0.3 * max(0.0, worths[best]) * _superseded(one.window)
         marked = one.window.first + best
@@ -24920,7 +24941,11 @@ def _paces(ether):
 
 def is_slow(root: persistent.mapping.PersistentMapping, seconds: float) -> bool:
     """Whether a mission takes longer than 95 of the last 100."""
-    took = sorted([row[1] for row in _paces(root["digital_ether"])])
+    return _is_slower(_paces(root["digital_ether"]), seconds)
+
+
+def _is_slower(paces, seconds):
+    took = sorted([row[1] for row in paces])
     return len(took) >= _PACES_LEAST and seconds > took[int(0.95 * (len(took) - 1))]
 
 
@@ -24929,11 +24954,11 @@ def _with_pace(root, cycle):
     ether, now_s = root["digital_ether"], unix_us() / 1e6
     words = zlib.crc32(mission_text(cycle.mission_brief).casefold().encode())
     before, seconds = _paces(ether), cycle.result["seconds"]
-    slow = is_slow(root, seconds)
+    slow = _is_slower(before, seconds)
     again = [row for row in before if row[2] == words and 0 <= now_s - row[0] < 3600]
-    rows = [*before, (now_s, seconds, words)][-_PACES_MOST:]
     with off_the_page(ether):
-        ether.paces = b"".join([_PACE.pack(*row) for row in rows])
+        kept = ether.paces + _PACE.pack(now_s, seconds, words)
+        ether.paces = kept[-_PACES_MOST * _PACE.size :]
     return slow, len(again) + 1
 
 
@@ -39279,7 +39304,7 @@ def judge_golden(request, root):
 
 # Offers:
 __all__ += """
-    is_local check_free serve_metrics check_role Wire Housekeeping Heartbeat
+    is_local check_free serve_metrics check_role Wire Housekeeping Heartbeat told_by_monitor
 """.split()
 
 
@@ -39447,6 +39472,14 @@ def _ended_by_peer(connection):
         return True
 
 
+def told_by_monitor(monitor: typing.Any) -> tuple[int, int]:
+    """Return the (event, value) that libzmq tells next. Raises zmq.Again where there is none yet.
+
+    As zmq.utils.monitor reads it, which imports asyncio: a tenth of the time that this file takes.
+    """
+    return struct.unpack("=hi", monitor.recv_multipart(NOBLOCK)[0])
+
+
 class Connections:
     """The connections of a socket, as libzmq tells of them; the log says which of them the daemon itself has ended.
 
@@ -39476,8 +39509,7 @@ class Connections:
         told = []
         with contextlib.suppress(zmq.Again):
             while True:
-                message = zmq.utils.monitor.recv_monitor_message(self.monitor, NOBLOCK)
-                told.append((message["event"], message["value"]))
+                told.append(told_by_monitor(self.monitor))
         return told
 
     def _taken_in(self, told):
@@ -40178,6 +40210,8 @@ class BatOS_UVM:
 
     async def serve(self, stop):
         """Answer until `stop` (an asyncio.Event) is set, then drain."""
+        import asyncio
+
         self.loop, self.stop = asyncio.get_running_loop(), stop
         self.wire.listen(self.loop, self._drain)
         view = self.loop.create_task(self._refresh_view(), name="view")
@@ -40191,6 +40225,8 @@ class BatOS_UVM:
 
     async def _drain_out(self):
         """Accept nothing more, wait for what was accepted, send what is unsent; all within drain_s."""
+        import asyncio
+
         self.housekeeping.end()
         self._refused = ShuttingDown(
             "the daemon is shutting down and takes no more work; "
@@ -40738,6 +40774,8 @@ class BatOS_UVM:
             self.measures.save()
 
     async def _keep_view_fresh(self):
+        import asyncio
+
         health_at_s = 0.0
         while True:
             self._look_at_place()
@@ -45211,6 +45249,8 @@ def _give_back_memory():
 
 
 async def _give_back_now_and_then():
+    import asyncio
+
     while True:
         await asyncio.get_running_loop().run_in_executor(None, _give_back_memory)
         await asyncio.sleep(_GIVE_BACK_S)
@@ -45243,6 +45283,8 @@ def serve(settings, debug=False, make_core=_embedded_core, marker=None):
 
     marker: by which it serves, as whose_turn returned it. Returns the exit status.
     """
+    import asyncio
+
     _bound_memory()
     os.umask(0o077)
     _take_descriptors()
@@ -45315,6 +45357,8 @@ def _told_vessel(channel, handing):
 
 async def _look_at_channel(uvm, channel, handing):
     """See now and then what the channel offers, and tell of what is new."""
+    import asyncio
+
     while True:
         is_new = await asyncio.get_running_loop().run_in_executor(None, channel.look)
         uvm.vessel = _told_vessel(channel, handing)
@@ -45326,6 +45370,8 @@ async def _look_at_channel(uvm, channel, handing):
 
 async def _end_probation(uvm, handing):
     """Have the program take changes once it has served reads for long enough."""
+    import asyncio
+
     await asyncio.sleep(handing.probation_s)
     handing.note_serving()
     uvm.take_changes()
@@ -45334,6 +45380,8 @@ async def _end_probation(uvm, handing):
 
 def _listen_for_orders(uvm, handing, stop):
     """Have SIGUSR1 hand the image over to the program that was ordered; only this system's own user can send it."""
+    import asyncio
+
     loop = asyncio.get_running_loop()
 
     def taken(done):
@@ -45348,6 +45396,8 @@ def _listen_for_orders(uvm, handing, stop):
 
 
 async def _run(uvm, image, endpoint, channel, handing):
+    import asyncio
+
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def interrupted():
@@ -45650,8 +45700,8 @@ class Client:
         """Return how many of my connections have ended so far."""
         with contextlib.suppress(zmq.Again):
             while True:
-                told = zmq.utils.monitor.recv_monitor_message(self._monitor, NOBLOCK)
-                self._ended += told["event"] == zmq.EVENT_DISCONNECTED
+                event, _ = told_by_monitor(self._monitor)
+                self._ended += event == zmq.EVENT_DISCONNECTED
         return self._ended
 
     def _received(self):
@@ -48906,6 +48956,8 @@ class Terminal:
         yield widgets.Static(_TOP_KEYS, id="hint", markup=False)
 
     def on_mount(self):
+        import asyncio
+
         if threading.current_thread() is threading.main_thread():
             for signal_ in (signal.SIGINT, signal.SIGTERM):  # the terminal is put right also then
                 asyncio.get_running_loop().add_signal_handler(signal_, self.exit)

@@ -21,7 +21,8 @@ TREE = ast.parse(SOURCE)
 BANNER = re.compile(r"^#{80}\n# (.+?) #+\n#{80}$", re.MULTILINE)
 BANNERS = [(SOURCE.count("\n", 0, match.start()) + 1, match[1]) for match in BANNER.finditer(SOURCE)]
 
-HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "nltk", "kivy", "numpy", "textual", "rich")
+HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "nltk", "kivy", "numpy", "textual", "rich", "asyncio", "ssl",
+         "zope.index.text")
 AT_THE_TOP = {"batos.py", "morphic_ui.py", "lora_adapters", "tests", "requirements.txt", "README.md", "seed_core", ".ci",
               "pyproject.toml", "CHANGELOG.md", "LICENSE", ".gitignore", ".git"}
 
