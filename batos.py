@@ -19128,13 +19128,12 @@ class FreshWords(Segment):
 
     def _committed_words(self, db):
         """Return [(number, its words)] of my chunks as they are committed; those of numbers that I had before are known."""
-        known, numbers = _FRESH_WORDS.setdefault(db, {}), self.numbers()
+        known, numbers = _FRESH_WORDS.get(db, {}), self.numbers()
         new = _words_in(self.catalog, [number for number in numbers if number not in known])
-        rows = {number: known[number] for number in numbers if number in known} | dict(new)
-        known.update(new)
-        for old in sorted(known)[: -_FRESH_STATES_KEPT * FRESH_CHUNKS]:
-            known.pop(old, None)
-        return [(number, rows[number]) for number in numbers if number in rows]
+        known = {**known, **dict(new)}  # another thread may read what was kept before
+        latest = sorted(known)[-_FRESH_STATES_KEPT * FRESH_CHUNKS :]
+        _FRESH_WORDS[db] = {number: known[number] for number in latest}
+        return [(number, known[number]) for number in numbers if number in known]
 
 
 def runs_of(numbers):

@@ -331,13 +331,13 @@ def counted_fsyncs():
 
 def bench_cycles(seconds):
     """The daemon's own cost of a durable cycle, with a core that answers at once, beside as many bare commits."""
-    for at_once in (1, 32):
+    for at_once, how, asked in ((1, "", the_same), (32, "", the_same), (32, ", each of another question", another)):
         with tempfile.TemporaryDirectory() as folder, counted_fsyncs() as fsyncs:
-            mine, commits = cycles_per_s(folder, at_once, seconds)
+            mine, commits = cycles_per_s(folder, at_once, seconds, asked)
             each, forced = commits / mine[1], fsyncs[0] / mine[1]
             bare = bare_commits_per_s(folder, seconds)
         other = bare / each
-        yield (f"durable cycles, {at_once} at a time ({each:.1f} commits, {forced:.1f} fsyncs a cycle)", f"{mine[0]:.0f}/s",
+        yield (f"durable cycles, {at_once} at a time{how} ({each:.1f} commits, {forced:.1f} fsyncs a cycle)", f"{mine[0]:.0f}/s",
                f"as many bare commits {other:.0f}/s", mine[0] / other)
 
 
@@ -430,13 +430,25 @@ def journal_entries(path):
     return statistics.mean(lengths), os.path.getsize(path) / len(lengths)
 
 
-def cycles_per_s(folder, at_once, seconds):
-    """Return ((cycles per second, cycles), commits) of missions accepted and thought through, `at_once` at a time."""
+def the_same(number):
+    return BRIEF
+
+
+def another(number):
+    """Return a mission of the same words which is, to the memory, another one than those before."""
+    return {**BRIEF, "args": [QUESTIONS[0] + "?" * (number % 900)]}
+
+
+def cycles_per_s(folder, at_once, seconds, asked=the_same):
+    """Return ((cycles per second, cycles), commits) of missions accepted and thought through, `at_once` at a time.
+
+    asked: number -> the brief of that mission.
+    """
     settings = batos.load_settings({"workers": at_once}, {})
     image = batos.Image.open(f"{folder}/image.fs")
     batos.genesis(image)
     uvm = batos.BatOS_UVM(image, settings, doubles.QuickCore())
-    ended, slots = [0], threading.Semaphore(at_once)
+    ended, slots, numbers = [0], threading.Semaphore(at_once), itertools.count()
     uvm.mind._ended_hook = lambda oid, report: (ended.__setitem__(0, ended[0] + 1), slots.release())
     for lane in uvm.lanes.values():
         lane.start()
@@ -447,8 +459,9 @@ def cycles_per_s(folder, at_once, seconds):
 
     def accept():
         slots.acquire()
+        brief = asked(next(numbers))
         uvm.lanes["write"].submit(batos.Job("accept", lambda root: batos.cycle_id(batos.send(
-            root["orchestrator_obj"], "start_cognitive_cycle_for_", BRIEF))))
+            root["orchestrator_obj"], "start_cognitive_cycle_for_", brief))))
     accept()                                             # imports what the first one needs
     while not ended[0]:
         time.sleep(0.01)
