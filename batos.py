@@ -5620,6 +5620,7 @@ class BulkLane(WritingLane):
         if other is not None:
             self._do_urgent(unit)
             self._some(unit, [other])
+        self._do_urgent(unit)  # whose turn came while company was sought, and was taken with it
 
     def _company(self, job):
         """Return (small jobs that wait from `job` on, what follows them and is not small, or None)."""

@@ -357,6 +357,20 @@ def test_urgent_jobs_go_before_ingest(one):
     assert order == ["urgent1", "urgent2", "ingest1", "ingest2", "ingest3"]
 
 
+def test_an_urgent_job_that_comes_while_company_is_sought_is_done_at_once(one, monkeypatch):
+    """Its turn is taken with the company; it must not wait for the turn of another."""
+    seek, late = one.bulk._next_at_once, []
+
+    def one_comes():
+        if not late:
+            late.append(one.submit(one.bulk, put("late", 1), urgent=True))
+        return seek()
+    monkeypatch.setattr(one.bulk, "_next_at_once", one_comes)
+    first = one.submit(one.bulk, put("first", 1), urgent=True)
+    one.start()
+    assert first.result(WAIT_S).error is None and late[0].result(WAIT_S).error is None
+
+
 def test_urgent_jobs_share_a_commit_and_one_that_fails_takes_none_along(one):
     def spoil(root):
         root["genesis_obj"].spoilt = True
