@@ -7,7 +7,7 @@ import batos
 
 DATA = pathlib.Path(__file__).parent / "data" / "methods"
 DOMAIN = ("tester", b"\0one")                            # the user and the connection of most messages
-WAIT_S = 60.0                                            # a hang guard
+WAIT_S = 300                                            # a hang guard
 CORPUS_SLOTS = {"name": "target", "items": [1, 2, 3], "count": 3, "note": "secret"}
 
 

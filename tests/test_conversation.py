@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import batos
 
-WAIT_S = 120.0
+WAIT_S = 300
 STOCK = batos._UI_STOCK.read_text("utf-8")
 
 

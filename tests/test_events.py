@@ -83,7 +83,7 @@ def test_only_what_was_subscribed_and_nothing_after_unsubscribe(daemon):
         assert client.call("unsubscribe", topics=["health"])["result"]["topics"] == ["error"]
         assert client.call("health")["result"]["clients"] == 1
         assert client.call("unsubscribe")["result"]["topics"] == []
-        until_s = time.monotonic() + 60                  # a client is known until it has read what it was sent
+        until_s = time.monotonic() + 300                  # a client is known until it has read what it was sent
         while client.call("health")["result"]["clients"]:
             assert time.monotonic() < until_s
         for bad in ({"topics": []}, {"topics": ["nonsense"]}, {"topics": "health"}):
@@ -107,7 +107,7 @@ def test_a_req_client_and_one_too_many_are_refused(daemon):
     with pytest.raises(batos.Busy, match="subscribers_max"):
         clients[2].call("subscribe")
     clients[0].close()                                   # who went away gives its place back with the next event
-    end_s = time.monotonic() + 30
+    end_s = time.monotonic() + 300
     while True:
         try:
             clients[2].call("subscribe")

@@ -14,7 +14,7 @@ import test_golden
 
 import batos
 
-WAIT_S = 120.0
+WAIT_S = 300
 
 
 def filled(where, made, dataset=True):

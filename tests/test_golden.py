@@ -10,7 +10,7 @@ import pytest
 
 import batos
 
-WAIT_S = 60.0
+WAIT_S = 300
 ACCEPTED, CONTRADICTED, WRONG = 30, 6, 4                 # corrections, by what becomes of them
 NAMES = ("Harlow Belton Cordale Dunwick Elmere Fenford Garstead Holgate Ingby Jorham Kelley Lammoor Morton Norwick Ostham "
          "Pelgate Quinby Rosford Selmoor Torley Ulwick Venstead Weston Yarby Zelham Tarnow Brimley Crowdale Durnford Estwick "

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import batos
 from batos import Job, Refused
 
-WAIT_S = 60
+WAIT_S = 300
 
 
 @pytest.fixture

@@ -270,7 +270,7 @@ def test_what_is_due(image, row, due):
 def test_due_work_is_done_and_written_down(tmp_path, image, monkeypatch):
     monkeypatch.setattr(batos, "_UPKEEP_LOOK_S", 0.05)
     lane = upkeep(image, backup_dir=str(tmp_path / "b"), history_days=0.0).start()
-    end_s = time.monotonic() + 60
+    end_s = time.monotonic() + 300
     while set(lane.report) != {"backup", "pack"} and time.monotonic() < end_s:
         time.sleep(0.02)
     lane.close()
@@ -335,7 +335,7 @@ def test_a_pack_catches_up_with_steady_writes(tmp_path, image):
     lane = batos.WriteLane(image, batos.WriteToken(), batos.load_settings({}, {})).start()
 
     def load(number):
-        end_s = time.monotonic() + 120
+        end_s = time.monotonic() + 300
         while not stop.is_set():
             lane.call(batos.Job("put", lambda root: batos.set_slot(root["genesis_obj"], f"u{number}", len(told))))
             told.append(1)

@@ -8,7 +8,7 @@ import pytest
 
 import batos
 
-WAIT_S = 60
+WAIT_S = 300
 DATA = pathlib.Path(__file__).parent / "data"
 PAGE = {"name": "kiln", "title": "The kiln", "kind": "object", "layout": "one", "parts": [{"part": "heading", "text": "Kiln"}]}
 READINGS = [{"day": "2026-11-01", "heat": 600}, {"day": "2026-11-02", "heat": 700}]

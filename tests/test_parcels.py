@@ -10,7 +10,7 @@ import pytest
 
 import batos
 
-WAIT_S = 60.0
+WAIT_S = 300
 ADAPTERS = pathlib.Path(batos.__file__).parent / "lora_adapters"
 TOTAL = "def total(self):\n    return sum(self.prices)\n"
 

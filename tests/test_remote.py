@@ -20,7 +20,7 @@ import batos
 from batos import CORE_SAMPLES, CORE_TASKS, CoreRequest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-WAIT_S = 60
+WAIT_S = 300
 
 
 class Served:

@@ -376,7 +376,7 @@ def test_a_daemon_merges_by_itself(daemon, tmp_path):
         for n in range(most):
             text = "\n".join(f"# Part {part}\n\n" + f"The brass valve {n} of part {part} is turned. " * 10 for part in range(90))
             client.call("index_document", doc_id=f"d{n}", text=text)
-        end_s = batos.time.monotonic() + 120
+        end_s = batos.time.monotonic() + 300
         while (memory := client.call("get_full_state")["result"]["memory"])["chunks"] < most * 90 or memory["segments"] > 5:
             assert batos.time.monotonic() < end_s
             batos.time.sleep(0.05)

@@ -16,7 +16,7 @@ from habits import CHANGING, Habits, cut_up, head, lines_of
 import batos
 from batos import CORE_SAMPLES, CoreRequest
 
-WAIT_S = 60
+WAIT_S = 300
 PLAN = CoreRequest("plan", CORE_SAMPLES["plan"])
 
 

@@ -9,7 +9,7 @@ import ZODB
 
 import batos
 
-WAIT_S = 60.0                                            # a hang guard
+WAIT_S = 300                                            # a hang guard
 HARMS = [
     ("pLLM_obj", "model_blob", "x"),
     ("pLLM_obj", "lora_repository", None),

@@ -82,7 +82,7 @@ def test_a_client_that_goes_away_harms_nobody(daemon):
             raw.send(**put(number))
     with Raw(endpoint) as raw:
         assert raw.ask(**put(7))["status"] == "OK"
-        end_s = time.monotonic() + 60
+        end_s = time.monotonic() + 300
         while raw.ask(command="health")["result"]["clients"] and time.monotonic() < end_s:
             time.sleep(0.02)
         health = raw.ask(command="health")["result"]
@@ -152,7 +152,7 @@ def test_a_client_that_reads_nothing_is_dropped_and_nobody_else(daemon):
     with Raw(endpoint, rcvhwm=1, rcvbuf=4096) as deaf, Raw(endpoint) as other:
         for number in range(20_000):
             deaf.send(command="inspect", target="traits_obj", id=number)
-        end_s = time.monotonic() + 60
+        end_s = time.monotonic() + 300
         while other.ask(command="health")["result"]["clients"] and time.monotonic() < end_s:
             time.sleep(0.05)
         assert other.ask(command="health")["result"]["clients"] == 0
@@ -213,7 +213,7 @@ def test_a_key_of_what_failed_may_be_used_again(daemon):
 def test_the_state_is_shown_soon_after_a_change(daemon):
     with Raw(daemon().endpoint) as raw:
         raw.ask(command="send_message", target="genesis_obj", selector="setSlot:value:", args=["fresh_slot", 1])
-        end_s = time.monotonic() + 60
+        end_s = time.monotonic() + 300
         while time.monotonic() < end_s:
             shown = raw.ask(command="get_full_state")["result"]["objects"]
             if shown and "fresh_slot" in shown["genesis_obj"]["slots"]:
@@ -394,7 +394,7 @@ def test_connections_that_came_and_went_before_anybody_looked_are_not_judged_by_
             connections.look()
             assert not caplog.records
             last.sendall(bytes(200))                     # a message of no byte at all
-            end_s = time.monotonic() + 20
+            end_s = time.monotonic() + 300
             while not caplog.records and time.monotonic() < end_s:
                 connections.look()
         assert "was ended by the daemon" in caplog.text and len(caplog.records) == 1

@@ -14,7 +14,7 @@ import batos
 ROOT = pathlib.Path(batos.__file__).resolve().parent
 FUTURE = "from __future__ import annotations\n"
 END = "\ngc.enable()\n\nif sys.modules"
-WAIT_S = 120.0                                           # a hang guard
+WAIT_S = 300                                            # a hang guard
 # what makes an image one of a newer version
 NEWER = """
 IMAGE_VERSION += 1
