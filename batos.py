@@ -41356,7 +41356,7 @@ _VESSEL_PARTS = (
     "lora_adapters",
 )
 _NO_PART = re.compile(r"\..*|__pycache__|.*\.pyc")  # names that are of nobody's program
-_VESSEL_FILES_MOST, _VESSEL_BYTES_MOST = 10_000, 2 << 30
+_VESSEL_FILES_MOST, _VESSEL_BYTES_MOST = 10_000, 256 << 20  # of a part
 _COMPARED_BYTES_MOST = 16 << 20  # of a file whose lines are counted
 _VESSELS_NOTED = 100  # rows of the history in an image
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -41489,8 +41489,11 @@ def _part_files(top, part, names_below, opened):
     return {name: _hashed_file(top / name, opened) for name in names}
 
 
-def _version_line(path):
+def _version_line(file):
     """Return the line of a program that tells its version; nothing of it is run."""
+    if file is None:
+        return f"no {VESSEL_PROGRAM} is there"
+    path = file.path
     found = re.search(r"^__version__ *=.*$", path.read_text("utf-8", "replace"), re.MULTILINE)
     return found[0][:200] if found else "no line of it tells a version"
 
@@ -41498,14 +41501,17 @@ def _version_line(path):
 def _as_vessel(files):
     lines = [f"{files[name].sha256}  {name}\n" for name in sorted(files)]
     sha256 = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-    return Vessel(sha256, files, _version_line(files[VESSEL_PROGRAM].path))
+    return Vessel(sha256, files, _version_line(files.get(VESSEL_PROGRAM)))
 
 
 def read_vessel(folder: pathlib.Path) -> Vessel:
-    """Return the vessel that stands in a folder, as it is: of a program that runs, or one that was copied."""
+    """Return the vessel that stands in a folder, as it is: of a program that runs, or one that was copied.
+
+    A part that is too large, or that this user may not read, is none of it: a daemon starts all the same.
+    """
     files = {}
-    for part in _VESSEL_PARTS:
-        if (folder / part).exists():
+    for part in filter(lambda part: (folder / part).exists(), _VESSEL_PARTS):
+        with contextlib.suppress(UpgradeRefused, OSError):
             files |= _part_files(folder, part, _own_names_below, lambda path: open(path, "rb"))
     return _as_vessel(files)
 
@@ -44600,6 +44606,8 @@ class Supervisor:
     def goes_on(self, marker, status):
         """Tell whether a program is to be started after one has ended so; notes that it is to be the one before."""
         if marker["phase"] in PHASES_BEFORE_SERVING:
+            # it served reads, and was told to stop by one who may
+            self.asked_to_end |= marker["phase"] == "probation" and status == 0
             marker["phase"] = "back"
             marker["failed"] = {**marker["next"], "why": self.told(status), "at_s": time.time()}
             write_marker(self.path, marker)
@@ -44722,7 +44730,8 @@ class Order(typing.NamedTuple):
 
 
 def write_order(image: str, order: Order) -> None:
-    write_whole(str(vessels_home(image) / _ORDER_FILE), json.dumps(order._asdict()).encode())
+    with private_files():
+        write_whole(str(vessels_home(image) / _ORDER_FILE), json.dumps(order._asdict()).encode())
 
 
 def _read_order(image: str, own_sha256: str) -> Order:
@@ -45349,7 +45358,7 @@ def _told_vessel(channel, handing):
     return {
         **handing.told(),
         "sha256": channel.own.sha256,
-        "program": os.path.abspath(__file__),
+        "program": str(own_folder() / VESSEL_PROGRAM),
         "python": sys.executable,
         "offer": channel.offer,
     }
@@ -48442,7 +48451,7 @@ def _be_who_serves(served, words):
     if served["program"] != str(own_folder() / VESSEL_PROGRAM):
         become(served["python"], served["program"], words)
     own = read_vessel(own_folder())
-    if own.sha256 != served["sha256"]:
+    if own.sha256 != served["sha256"] or VESSEL_PROGRAM not in own.files:
         raise UpgradeRefused(
             f"the files of the program that serves are others than when it was started ({served['sha256']} then, "
             f"{own.sha256} now); start the daemon again first",

@@ -1,13 +1,17 @@
 """An image goes from one program to another and back; what does not come to serve is gone back from; kills at each step."""
 
+import functools
+import itertools
 import json
 import pathlib
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import vessels
+from durability.load import keys_in_pages
 from vessels import NEWER, ROOT, before
 
 import batos
@@ -115,6 +119,20 @@ def test_a_program_of_a_newer_version_takes_changes_once_its_probation_is_over(h
     assert home.stop() == 0
 
 
+def test_who_is_told_to_stop_in_its_probation_stops_and_the_program_before_serves_at_the_next_start(home):
+    home.start()
+    home.put("n", 1)
+    newer = home.program(NEWER)
+    home.order(newer, raises=True)
+    while home.marker()["phase"] != "probation":
+        pass
+    home.call("shutdown")
+    assert home.running.process.wait(vessels.WAIT_S) == 0 and home.marker()["phase"] == "back"
+    home.start()
+    assert "asked to end" in home.await_serving(home.own.sha256, failed=newer)["failed"]["why"] and home.value("n") == 1
+    assert home.stop() == 0 and home.faults() == []
+
+
 def test_a_program_that_took_over_is_started_again_three_times_and_then_no_more(home):
     home.start()
     falling = home.program(before("BatOS_UVM.health", "os._exit(9)"))
@@ -205,3 +223,104 @@ def test_the_supervisor_needs_nothing_but_its_own_text(tmp_path):
     code = "import sys; sys.path.insert(0, '.'); import alone; print(alone.read_marker('none'))"
     ran = subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (ran.stdout, ran.stderr) == ("None\n", "")
+
+
+CLIENTS = 8
+
+
+class Load:
+    """Clients that change and read without a pause, and send what has a key again until it is acknowledged."""
+
+    def __init__(self, home):
+        self.home, self.end = home, threading.Event()
+        self.acknowledged = [[] for _ in range(CLIENTS)]     # (key, value) of each, in its order
+        self.gaps = {"changes": 0.0, "reads": 0.0}           # the longest between two answers of one client
+        self.faults = []
+        works = [functools.partial(self._change, number) for number in range(CLIENTS)] + [self._read]
+        self.threads = [threading.Thread(target=self._work, args=(work,)) for work in works]
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.end.set()
+        for thread in self.threads:
+            thread.join(vessels.WAIT_S)
+
+    def _work(self, work):
+        try:
+            work()
+        except BaseException as error:                       # told by the test
+            self.faults.append(repr(error))
+
+    def _asked(self, kind, request):
+        """Yield after each answer to what request() gives, sent again until there is one; notes the longest gap."""
+        client, last_s = None, time.monotonic()
+        while not self.end.is_set():
+            fields = request()
+            reply = None
+            while reply is None:
+                try:
+                    client = client or batos.Client(self.home.endpoint(), 10.0)
+                    reply = client.request(fields)
+                except (batos.NoReply, batos.ShuttingDown, batos.Busy):
+                    if client:
+                        client.close()
+                    client = None
+                    time.sleep(0.01)
+            now_s = time.monotonic()
+            self.gaps[kind], last_s = max(self.gaps[kind], now_s - last_s), now_s
+            yield fields, reply
+        if client:
+            client.close()
+
+    def _change(self, number):
+        values = itertools.count(1)
+
+        def request():
+            return {"command": "send_message", "target": "genesis_obj", "selector": "setSlot_value_",
+                    "args": [f"n{number}", next(values)], "idempotency_key": batos.uuid7()}
+        for fields, _ in self._asked("changes", request):
+            self.acknowledged[number].append((fields["idempotency_key"], fields["args"][1]))
+
+    def _read(self):
+        for _ in self._asked("reads", lambda: {"command": "inspect", "target": "genesis_obj.name"}):
+            time.sleep(0.002)
+
+    def count(self):
+        return sum(map(len, self.acknowledged))
+
+
+def upgrades_under_load(home, times, between):
+    """Go over to another program and back while clients change and read, so much between; nothing is lost or doubled."""
+    home.start()
+    other, own, begun_s = home.program("# another"), home.own.sha256, time.monotonic()
+    with Load(home) as load:
+        for serving, following in itertools.islice(itertools.cycle([(own, other), (other, own)]), times):
+            before = load.count()
+            home.order(following, back=serving)
+            home.await_serving(following)
+            while load.count() < before + between and not load.faults:
+                time.sleep(0.01)
+    seconds = time.monotonic() - begun_s
+    assert load.faults == []
+    last = [rows[-1][1] for rows in load.acknowledged]
+    assert [home.value(f"n{number}") for number in range(CLIENTS)] == last
+    assert home.stop() == 0 and home.faults() == []
+    stored = keys_in_pages(home.image)
+    keys = [key for rows in load.acknowledged for key, _ in rows]
+    lost, doubled = [key for key in keys if not stored[key]], [key for key in keys if stored[key] > 1]
+    print(f"\n{times} upgrades under {CLIENTS} clients: {len(keys):,} changes ({len(keys) / seconds:.0f}/s), {len(lost)} lost, "
+          f"{len(doubled)} doubled; longest gap {load.gaps['reads']:.2f} s for reads, {load.gaps['changes']:.2f} s for changes")
+    assert lost == [] and doubled == [] and len(keys) == len(set(keys))
+
+
+def test_two_upgrades_under_load_lose_nothing_and_double_nothing(home):
+    upgrades_under_load(home, 2, 4 * CLIENTS)
+
+
+@pytest.mark.campaign
+def test_twenty_upgrades_under_load_lose_nothing_and_double_nothing(home):
+    upgrades_under_load(home, 20, 100 * CLIENTS)

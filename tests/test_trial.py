@@ -149,8 +149,13 @@ def test_a_file_that_changes_while_it_is_taken_is_refused(trial):
     assert list(home.iterdir()) == []
 
 
-def test_a_program_may_be_only_tried(trial):
-    trial.start()
+def test_a_program_may_be_only_tried_also_where_the_one_that_serves_was_started_by_a_link(trial):
+    (trial.folder / "link").symlink_to(ROOT)
+
+    def by_link(words, cwd, stdout, stderr):
+        program = str(trial.folder / "link" / "batos.py")
+        return subprocess.Popen([sys.executable, program, *words[1:]], cwd=cwd, stdout=stdout, stderr=stderr)
+    trial.start(start=by_link)
     assert "nothing was changed" in trial.upgrade(trial.offer(), "--only-try") and trial.is_as_before()
 
 

@@ -124,6 +124,27 @@ def test_too_much_is_refused(channel, own, monkeypatch):
     assert refusal(channel, own) == "size"
 
 
+def test_a_daemon_knows_itself_without_what_is_too_large_or_not_to_be_read(tmp_path, own, monkeypatch):
+    (tmp_path / "lora_adapters").mkdir()
+    (tmp_path / "lora_adapters" / "large").write_bytes(bytes(5000))
+    (tmp_path / "README.md").symlink_to("README.md")     # leads nowhere
+    (tmp_path / "renamed.py").touch()
+    monkeypatch.setattr(batos, "_VESSEL_BYTES_MOST", 1000)
+    vessel = batos.read_vessel(tmp_path)
+    assert vessel.files == {} and vessel.version_line == "no batos.py is there"
+
+
+def test_an_order_is_its_owners_alone_whatever_the_umask_is(tmp_path):
+    image = str(tmp_path / "image.fs")
+    batos.make_folder(batos.vessels_home(image))
+    before = os.umask(0)
+    try:
+        batos.write_order(image, batos.Order({}, {}, False))
+    finally:
+        os.umask(before)
+    assert (batos.vessels_home(image) / "order").stat().st_mode & 0o777 == 0o600
+
+
 def test_only_what_is_new_is_told(channel, own):
     seen = batos.Channel(str(channel), own)
     assert seen.look() and not seen.look()
