@@ -5824,6 +5824,7 @@ class MessagesPage(Page):
 """
     FIRST, LEAF_CHARS = "send_message", 2000
     command, change, guess = StringProperty(), StringProperty(), StringProperty()
+    _no_target = ""  # what was said of a target that there is not
 
     def made(self):
         self._reply, self._opened, self._known = None, {()}, {}
@@ -5955,9 +5956,10 @@ class MessagesPage(Page):
         if selector is None:
             return
         if reply["status"] != "OK":
-            self.ids.note.text = marked(reply["details"], "bad")
+            self.ids.note.text = self._no_target = marked(reply["details"], "bad")
             return
-        self.ids.note.text = ""
+        if self.ids.note.text == self._no_target:  # what else was said stands
+            self.ids.note.text = ""
         for name in reply["result"].get("selectors", ())[:40]:
             push = Factory.Bare(text=marked(short(name, 40)))
             push.bind(on_release=lambda _, name=name: setattr(selector, "text", name))
@@ -7278,9 +7280,7 @@ class PagesPage(Page):
 
     @staticmethod
     def _facts(one):
-        return (
-            f"{one['kind']}   version {one['version']}   {one['author']}   {clock_text(one['at'])}"
-        )
+        return f"{one['kind']}   version {one['version']}   {clock_text(one['at'])}"
 
     def show(self, name):
         """Show a page that is kept."""

@@ -91,3 +91,59 @@ def test_the_experts_page_shows_jobs_of_the_forge_with_loss_and_verdict(hand):
     page.ids.tabs.chosen = "protocol"
     hand.settle()
     assert page.ids.loss.data is None and "Activate an expert" in said(page.ids.steps)
+
+
+def test_the_menu_of_a_row_opens_copies_and_goes_by_a_right_click(hand):
+    from kivy.core.clipboard import Clipboard
+    from kivy.tests.common import UnitTestTouch
+    page = ask(hand, "What does the pump lift?")
+    rows = page.ids.rows
+    one = next(one for one in rows.children[0].children if one.index == 0)
+    touch = UnitTestTouch(*one.to_window(*one.center))
+    touch.button = "right"
+    touch.profile = [*touch.profile, "button"]
+    touch.touch_down()
+    touch.touch_up()
+    hand.settle()
+    menu, = (one for one in hand.window.children if isinstance(one, ui.Menu))
+    named = [one.text for one in ui._all_below(menu) if isinstance(one, ui.Push)]
+    assert "Open" in named and "Copy" in named
+    hand.press("Copy", menu)
+    hand.settle()
+    assert not [one for one in hand.window.children if isinstance(one, ui.Menu)]
+    assert "What does the pump lift?" in " ".join(Clipboard.paste().split()) and "copied 1 line" in hand.root._said
+
+
+def guessed(hand, client, selector, intent):
+    """Send a message that nobody understands to a new object, from the page; returns (the page, the object)."""
+    oid = client.call("send_message", target="traits_obj", selector="clone")["result"]["$ref"]
+    client.call("send_message", target=oid, selector="setSlot_value_", args=["prices", [4, 5.5, 10]])
+    page = hand.page("messages")
+    page._reply, page.guess = None, ""
+    page.choose("send_message", {"target": oid, "selector": selector, "intent": intent, "wait": True})
+    page.send()
+    hand.until(lambda: page._reply and page._reply.reply and page.guess, "a guess")
+    hand.settle()
+    return page, oid
+
+
+def slots_of(client, oid):
+    return client.call("inspect", target=oid)["result"]["slots"]
+
+
+def test_a_guess_is_confirmed_where_it_was_told(world, hand):
+    _, client = world
+    page, oid = guessed(hand, client, "sum_prices", "what all of it costs")
+    assert "sum_prices" not in slots_of(client, oid) and "19.5" in said(page.ids.reply)
+    hand.press("Confirm the guess", page)
+    hand.until(lambda: not page.guess, "confirmed")
+    assert "sum_prices" in slots_of(client, oid)
+
+
+def test_a_guess_is_refused_by_other_words_and_nothing_is_installed(world, hand):
+    _, client = world
+    page, oid = guessed(hand, client, "mean_prices", "what one costs in the middle")
+    page.otherwise()
+    hand.settle()
+    assert not page.guess and page._fields["intent"].focus and "Say in the intent" in page.ids.note.text
+    assert "mean_prices" not in slots_of(client, oid)
