@@ -6864,13 +6864,22 @@ class TableDrawing(Drawing):
     """A table: data is {"columns", "rows"}; a cell {"$ref", "name"} opens what it refers to."""
 
     def draw(self, data):
-        shares = self._shares(data)
         rows = data["rows"][:LINES_DRAWN]
+        self._sides = [self._side_of(column) for column in zip(*rows, strict=True)]
+        self._sides = self._sides or ["left"] * len(data["columns"])
+        shares = self._shares(data)
         self._line(data["columns"], shares, 0, "soft")
         for number, cells in enumerate(rows, 1):
             low = self.top - dp(LINE) * number
             self.line([self.x, low, self.right, low], "edge", 1)
             self._line(cells, shares, number, "ink")
+
+    @staticmethod
+    def _side_of(column):
+        """Return the side that a column stands at: numbers, where it has nothing else, at the right."""
+        held = [cell for cell in column if cell is not None]
+        plain_numbers = [type(cell) in (int, float) for cell in held]
+        return "right" if held and all(plain_numbers) else "left"
 
     @staticmethod
     def _shares(data):
@@ -6882,14 +6891,11 @@ class TableDrawing(Drawing):
 
     def _line(self, cells, shares, number, tone):
         left, top = self.x + dp(4), self.top - dp(LINE) * number - dp(5)
-        for cell, share in zip(cells, shares, strict=True):
+        for cell, share, side in zip(cells, shares, self._sides, strict=True):
             width = (self.width - dp(8)) * share
             refers = isinstance(cell, dict) and "$ref" in cell
-            right = isinstance(cell, (int, float)) and not isinstance(cell, bool)
             said = "accent" if refers else tone
-            self.say(
-                cell_text(cell), left, top, width - dp(10), said, 13, "right" if right else "left"
-            )
+            self.say(cell_text(cell), left, top, width - dp(10), said, 13, side)
             if refers:
                 self.spots.append((left, top - dp(LINE), left + width, top, cell["$ref"]))
             left += width
@@ -6936,7 +6942,7 @@ class NetDrawing(Drawing):
     HIGH = 34
 
     def draw(self, data):
-        ranks = self._ranks(data)
+        ranks = self.ranks(data)
         places = self._places(ranks)
         names = dict(data["nodes"])
         wide = self._wide(ranks)
@@ -6950,7 +6956,7 @@ class NetDrawing(Drawing):
             self.spots.append((x, y, x + wide, y + dp(self.HIGH), oid))
 
     @staticmethod
-    def _ranks(data):
+    def ranks(data):
         """Return [[oid]] by how many steps each is from a root."""
         ranks, seen = (
             [[oid for oid, _ in data["nodes"] if oid in data["roots"]]],
@@ -6993,7 +6999,8 @@ def series_of(points):
     try:
         told_at = [datetime.datetime.fromisoformat(where) for where, _ in points]
         values = [(at.timestamp(), number) for at, (_, number) in zip(told_at, points, strict=True)]
-        days = values[-1][0] - values[0][0] > 2 * 86400
+        days = all(at.time() == datetime.time() for at in told_at)
+        days = days or values[-1][0] - values[0][0] > 2 * 86400
     except (TypeError, ValueError, IndexError):
         words = [str(where) for where, _ in points]
         return [(n, number) for n, (_, number) in enumerate(points)], lambda n: words[round(n)]
@@ -7032,14 +7039,21 @@ class Drawn:
 
     def _text(self, part, data):
         lines = [(n, line, 0) for n, line in enumerate(part["text"].split("\n"), 1)]
-        said = "\n\n".join(marked(block.text) for block in blocks_of("markdown", lines))
+        said = "\n\n".join(self._paragraph(block) for block in blocks_of("markdown", lines))
         return self._framed(part, [Words(text=said, font_size=sp(READ), line_height=1.25)])
+
+    @staticmethod
+    def _paragraph(block):
+        text, styles = styled(plain(block.text))
+        return _dressed(text, styles, [False] * len(text), READ)
 
     def _figure(self, part, data):
         unit = f" {marked(part['unit'], 'soft')}" if part.get("unit") else ""
         said = marked(cell_text(data["value"]), bold=True) + unit
         return self._framed(
-            part, [Words(text=said, font_size=sp(30))], part.get("label") or data["name"]
+            part,
+            [Words(text=said, font_size=sp(30))],
+            part.get("label") or f"{data['name']}: {part['slot']}",
         )
 
     def _tall(self, drawing, lines):
@@ -7078,7 +7092,9 @@ class Drawn:
 
     def _graph(self, part, data):
         roots = [oid for oid, _ in data["nodes"][: len(part["objects"])]]
-        return self._framed(part, [self._tall(NetDrawing(data={**data, "roots": roots}), 12)])
+        shown = {**data, "roots": roots}
+        tallest = max(len(rank) for rank in NetDrawing.ranks(shown))
+        return self._framed(part, [self._tall(NetDrawing(data=shown), 2 + 2 * min(tallest, 8))])
 
     def _history(self, part, data):
         lines = []
