@@ -16469,7 +16469,7 @@ __all__ += """
     ENDED_SENTENCE PART_CHUNKS SHARED_CHARS TITLE_MAX_CHARS DOC_ID_MAX_CHARS RESULTS_MAX
     FRESH_CHUNKS SMALL_CHUNKS SCOPES OWN_NAMES LINE_END ATX ITEM Draft runs_among Sense BY_WORDS
     MEANING_TOPIC_COSTS cut_text reads_as_prose sentences UNDERLINED RST_MARK MARKDOWN_MARK
-    is_asked FEELINGS MEASURES is_feeling are_lines_of_their_own
+    is_asked FEELINGS MEASURES is_feeling are_lines_of_their_own HAPPENINGS
 """.split()
 
 ENDED_SENTENCE = Pattern(r"[.!?\u2026][)\"'\u201d\u2019]*$")
@@ -17437,6 +17437,8 @@ FEELINGS = frozenset(
 MEASURES = frozenset(
     "long many much old far often big large tall high deep heavy fast wide".split()
 )
+# "What happens if it rains?" is known by its other words
+HAPPENINGS = frozenset("happen happens happened happening occur occurs occurred".split())
 _FIRST_PERSON = Pattern(r"\b(i|i'm|im|i've|me|my|we|our)\b", re.IGNORECASE)
 _MOODS = Pattern(
     r"\b(feel|feeling|felt|sad|happy|unhappy|angry|afraid|scared|lonely|love|hate|miss|cry|crying|cried|died|hurts?|grief|"
@@ -21734,7 +21736,7 @@ _DEFINED_IN_FRENCH = (
 # "Which port …?" is answered by "port = 9418", "port: 9418", "the port is 9418", "on port 9418".
 _SETS = Pattern(
     r"^\W*(?:on |in |at |and |so )?(?:which|what|welche[mnrs]?|quel(?:le)?s?) "
-    r"(?!(?:is|are|was|were|do|does|did|can|est|sont)\b)(\w+?)s? ",
+    r"(?!(?:is|are|was|were|do|does|did|can|happens?|happened|est|sont)\b)(\w+?)s? ",
     re.IGNORECASE,
 )
 _SET_TO = r"\b{0}s?\b(?:\s*[=:]\s*|\s+(?:is|are|was|ist|sind|lautet|est|sont)\s+|\s+)(?=\S*\d)|\b{0}\s*[=:]\s*\S"
@@ -21918,7 +21920,7 @@ class Asked(typing.NamedTuple):
         )
         unit = _UNIT_NAMED.search(self.text)
         asked = words_of(" ".join([found[0] for found in (kind, unit) if found])).keys()
-        least = FEELINGS | MEASURES
+        least = FEELINGS | MEASURES | HAPPENINGS
         return {
             word: weight
             for word, weight in self.weights.items()

@@ -793,3 +793,8 @@ def test_a_word_that_nothing_holds_is_sought_as_one_of_its_root():
 
 def test_the_line_that_names_a_command_tells_which_one():
     assert batos._expected_in("Which command finds a bug?").holds.search("git-bisect - Use binary search to find it")
+
+
+def test_what_happens_is_known_by_the_other_words(club):
+    asked = batos.asked_of(club, "What happens if it is closed?", "", "")
+    assert asked.telling().keys() == {"close"} and asked.expected is None
