@@ -39,7 +39,7 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     what people say of answers becomes rows, rows a dataset, a dataset an expert that is judged by rule
     the drive       Outcomes · Entropy · Autotelic
                     how missions ended, as statistics and as one figure; the heartbeat: audits, and what is done about them
-    the bridge      Protocol · Requests · Commands · Teaching · Wire · Measures · BatOS_UVM
+    the bridge      Protocol · Requests · Commands · Teaching · Schema · Wire · Measures · BatOS_UVM
                     commands, roles and values on the wire; the ROUTER socket, dispatch, replies, events, figures
     the beginning   Offered cores · Vessels · Genesis · First conversation · Pages · Page choice · Supervisor · Hand-over · Daemon
                     the first transaction, which program serves it, the client that it makes, pages of one's own; start, stop
@@ -39296,6 +39296,240 @@ def judge_golden(request, root):
 
 
 ################################################################################
+# Schema #######################################################################
+################################################################################
+#
+# What is sent to clients, as models: replies and events. Commands have theirs in Protocol. Together they are what
+# `python batos.py schema` prints; the tests hold all that their daemons send against them.
+
+# Offers:
+__all__ += """
+    wire_schema
+""".split()
+
+
+class Told(pydantic.BaseModel):
+    """What stands in every message to a client: only what is known of it."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", defer_build=True)
+
+
+class ToldMore(pydantic.BaseModel):
+    """A part of a message that may hold more than is told here."""
+
+    model_config = pydantic.ConfigDict(extra="allow", defer_build=True)
+
+
+class OkReply(Told):
+    """What a request came to. A change is on the disk by then; `repeated` is a reply that its key had before."""
+
+    id: typing.Any = None
+    status: typing.Literal["OK"]
+    details: str = ""
+    result: typing.Any = None
+    results: list | None = None
+    change: str | None = None
+    repeated: bool = False
+
+
+class ErrorReply(Told):
+    """Why nothing came of a request. retry: it is worth sending again."""
+
+    id: typing.Any = None
+    status: typing.Literal["ERROR"]
+    code: str
+    details: str
+    fields: dict[str, typing.Any] = {}
+    retry: bool = False
+
+
+class Event(Told):
+    """What every event tells: its topic, and when it was told."""
+
+    event: str
+    at: dict[typing.Literal["$time"], str]
+
+
+class MemoryFigures(ToldMore):
+    """What is remembered."""
+
+    documents: int
+    chunks: int
+    words: int
+
+
+class MissionFigures(Told):
+    """Missions that wait and are thought, and those that ended since the start."""
+
+    waiting: int
+    running: int
+    complete: int
+    failed: int
+
+
+class StateTold(Told):
+    """What the image holds."""
+
+    image_id: str
+    image_version: int
+    memory: MemoryFigures
+    missions: MissionFigures
+
+
+class UvmStateUpdateEvent(Event):
+    """What the image holds by now; told after the commits that it tells of."""
+
+    event: typing.Literal["uvm_state_update"]
+    state: StateTold
+
+
+class CycleEvent(Event):
+    """A cycle has entered a state."""
+
+    event: typing.Literal["cycle"]
+    cycle: str
+    state: typing.Literal[
+        "IDLE", "DECOMPOSING", "DELEGATING", "CONTRAPUNTO", "SYNTHESIZING", "COMPLETE", "FAILED"
+    ]
+
+
+class ErrorEvent(Event):
+    """A command or a part of the daemon failed in a way that nobody expected; the log has the rest."""
+
+    event: typing.Literal["error"]
+    command: str
+    code: str
+    details: str
+
+
+class ServerFigures(Told):
+    """A server that can be the core: how it is, and what it was asked."""
+
+    url: str
+    state: typing.Literal["offline", "loading", "ready", "away"]
+    model: str | None
+    why: str | None
+    tried_again_in_s: float
+    calls: int
+    errors: int
+    at_work: int
+    tokens_in: int
+    tokens_out: int
+    calls_without_count: int
+    p50_s: float | None
+    p95_s: float | None
+    cost: float | None = None
+
+
+class CoreFigures(ToldMore):
+    """How the core is, and what it did."""
+
+    state: typing.Literal["offline", "loading", "ready", "away", "failed"]
+    progress: str
+    error: str | None
+    model: str | None
+    tokens: int
+    servers: list[ServerFigures] = []
+
+
+class LaneFigures(Told):
+    """What waits in a lane, and what it committed."""
+
+    waiting: int
+    commits: int
+
+
+class HealthTold(ToldMore):
+    """How the daemon is."""
+
+    version: str
+    pid: int
+    uptime_s: float
+    state: typing.Literal["serving", "draining"]
+    pending: int
+    clients: int
+    subscribers: int
+    lanes: dict[str, LaneFigures]
+    core: CoreFigures
+    embedder: dict[str, typing.Any]
+    missions: MissionFigures
+    image_mb: float
+    upkeep: dict[str, typing.Any]
+
+
+class HealthEvent(Event):
+    """How the daemon is, now and then."""
+
+    event: typing.Literal["health"]
+    health: HealthTold
+
+
+class UpgradeEvent(Event):
+    """Another program is offered in the channel, or none any more."""
+
+    event: typing.Literal["upgrade"]
+    offer: dict[str, typing.Any] | None
+
+
+class TokensEvent(Event):
+    """A sentence that answers, told before its cycle has ended: it may be dropped yet. The first comes with its passages."""
+
+    event: typing.Literal["tokens"]
+    cycle: str
+    text: str
+    provisional: typing.Literal[True]
+    evidence: list[dict[str, typing.Any]] = []
+
+
+class LaggedEvent(Told):
+    """So many events were not sent, as nobody read."""
+
+    event: typing.Literal["lagged"]
+    missed: int
+
+
+_EVENT_MODELS = {
+    "uvm_state_update": UvmStateUpdateEvent,
+    "cycle": CycleEvent,
+    "error": ErrorEvent,
+    "health": HealthEvent,
+    "upgrade": UpgradeEvent,
+    "tokens": TokensEvent,
+    "lagged": LaggedEvent,
+}
+_REPLIES = {"OK": OkReply, "ERROR": ErrorReply}
+
+
+def _model_of_message(message: dict) -> type:
+    """Return the model that a message to a client is one of. Raises KeyError for one that is of no kind."""
+    return _EVENT_MODELS[message["event"]] if "event" in message else _REPLIES[message["status"]]
+
+
+def _command_schema(name):
+    schema = COMMANDS[name].model.model_json_schema()
+    schema["properties"]["command"] = {"const": name}
+    return schema
+
+
+def wire_schema(name: str | None = None) -> dict:
+    """Return the JSON schema of a command, a reply (OK, ERROR) or an event; without a name those of all. Raises NotFound."""
+    kinds: dict[str, dict[str, typing.Callable]] = {
+        "commands": {each: functools.partial(_command_schema, each) for each in COMMANDS},
+        "replies": {each: model.model_json_schema for each, model in _REPLIES.items()},
+        "events": {each: model.model_json_schema for each, model in _EVENT_MODELS.items()},
+    }
+    if name is None:
+        return {kind: {each: make() for each, make in rows.items()} for kind, rows in kinds.items()}
+    for rows in kinds.values():
+        if name in rows:
+            return rows[name]()
+    known = [each for rows in kinds.values() for each in rows]
+    raise NotFound(
+        f"nothing on the wire is named {name!r:.60}; {mend(name, known)}", kind="schema", name=name
+    )
+
+
+################################################################################
 # Wire #########################################################################
 ################################################################################
 #
@@ -47106,7 +47340,7 @@ def stop_command(args, client):
 # Offers:
 __all__ += """
     check_command recover_command restore_command backups_command keys_command cores_command
-    settings_command HELP in_columns first_doc_line
+    settings_command HELP in_columns first_doc_line schema_command
 """.split()
 
 
@@ -47185,6 +47419,11 @@ def restore_command(args, settings):
         f"{report['bytes'] / 1e6:,.1f} MB and {report['blobs']} blobs, checked deep, in {report['seconds']} s"
     ]
     return report, lines + [f"FAULT: {fault}" for fault in report["faults"]]
+
+
+def schema_command(args, settings):
+    told = wire_schema(args.name)
+    return told, json.dumps(told, indent=1).splitlines()
 
 
 def backups_command(args, settings):
@@ -47359,6 +47598,7 @@ def help_wire():
     provisional.
 
     Below: the commands, the role that may send each, its fields (* must be given), the topics of events, the errors.
+    `python batos.py schema` prints all of it as JSON schema.
     """
     lines = []
     for name, row in COMMANDS.items():
@@ -49238,6 +49478,7 @@ def _forge_worker(args, settings):
 # fmt: off
 _LOCAL_COMMANDS = {                                       # what works on an image that no daemon has open
     "help": (_help, "tell about a topic, such as settings or wire, or about a command"),
+    "schema": (schema_command, "print the JSON schema of what goes over the wire: a command, a reply or an event, or all"),
     "check": (check_command, "check an image that no daemon has open: headers, seals, blobs; --deep: everything"),
     "recover": (recover_command, "save what can be read of a damaged image into a new one"),
     "restore": (restore_command, "put an image together from its backups, in a place where none is"),
@@ -49357,6 +49598,7 @@ _ARGUMENTS = {                                            # subcommand -> its ar
                                        "help": "the folder in which another program may be put"}),
                 ("--image", {"default": argparse.SUPPRESS, "help": "the data file"})],
     "forge-worker": [("folder", {"help": "the folder"})],
+    "schema": [("name", {"nargs": "?", "help": "of a command, an event, or OK or ERROR"})],
     "help": [("topic", {"nargs": "?", "help": f"of {', '.join(HELP)}; or a command"})],
     "settings": [("changes", {"nargs": "*", "metavar": "NAME=VALUE", "help": "NAME= makes it the default again"})],
     "check": [("--deep", {"action": "store_true", "help": "every record, reference, page, posting, hash; how the memory is"}),

@@ -12,6 +12,7 @@ import threading
 import forks
 import hypothesis
 import pytest
+import told
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -92,6 +93,7 @@ class DaemonProcess:
         self.process.wait(timeout=60)
         self._reader.join(60)
         self._told.close()
+        told.check(self.folder)
         return self.process.returncode
 
 

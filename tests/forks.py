@@ -101,6 +101,7 @@ def become(request, stdout, stderr):
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
+    told.watch(batos, request["cwd"])
     program, *words = request["words"]
     sys.argv = [str(PROGRAMS[program]), *words]
     batos._leave(sys.modules[program].main(words))
@@ -152,6 +153,7 @@ if __name__ == "__main__":
     import ageing  # noqa: F401
     import doubles  # noqa: F401
     import newer  # noqa: F401
+    import told
 
     import batos
     for module in (*NEEDED, *sys.argv[2:]):
