@@ -15,7 +15,7 @@ The rooms, each using only those above it. Under the banner of each stands what 
 
     the ground      Errors · Settings · Foundations · Objects
                     what an error says, what can be set, time and events; prototypes with slots, delegation, send
-    the image       Data file · Image · Ledger · Care · Lanes
+    the image       Data file · Image · Following · Ledger · Care · Lanes
                     the ZODB file, opened safely; every change with why and undo; backup and repair; who may write when
     stored methods  Child · Guardian · Processes · Method lane
                     the program of the children, the audit and the covenant, the processes, a message to a method
@@ -43,7 +43,7 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     commands, roles and values on the wire; the ROUTER socket, dispatch, replies, events, figures
     the beginning   Offered cores · Vessels · Genesis · First conversation · Pages · Page choice · Supervisor · Hand-over · Daemon
                     the first transaction, which program serves it, the client that it makes, pages of one's own; start, stop
-    the user's end  Client · Learning · Shell · Without a daemon · Service · Trial · Upgrade · Command line
+    the user's end  Readers · Client · Learning · Shell · Without a daemon · Service · Trial · Upgrade · Command line
                     a client for scripts, and the subcommands made of it
 
 What holds everywhere:
@@ -185,6 +185,7 @@ from BTrees.LLBTree import LLBTree, LLTreeSet
 from BTrees.LOBTree import LOBTree
 from BTrees.OLBTree import OLBTree
 from BTrees.OOBTree import OOBTree
+from ZODB.FileStorage.FileStorage import FilePool
 
 gc.disable()  # until the last lines: what this file makes as it is loaded is no garbage, and much of it
 
@@ -210,8 +211,9 @@ __all__ += """
     DamagedImage ForeignClass MessageNotUnderstood CodeRejected CovenantViolationError
     MethodFailed MethodUnwritten PromptChanged NotYetBuilt Unconfirmed OutOfMemory BadSlot
     ReservedName Protected NotFound Malformed UnknownCommand BadRequest KeyReused KeyExpired
-    Forbidden Busy CannotUndo TransitionError GateRefused Cancelled TooLate CoreOffline
-    AdapterMismatch CoreFailed Truncated ShuttingDown DeadlineExceeded NoReply UpgradeRefused
+    Forbidden Busy Behind ReadOnly CannotUndo TransitionError GateRefused Cancelled TooLate
+    CoreOffline AdapterMismatch CoreFailed Truncated ShuttingDown DeadlineExceeded NoReply
+    UpgradeRefused
 """.split()
 
 
@@ -353,6 +355,16 @@ class Busy(BatosError):
     """A bound was met; nothing was done. Worth sending again."""
 
     retry = True
+
+
+class Behind(BatosError):
+    """Who reads beside the writer has not come so far yet. Fields: as_of (the last change that it has)."""
+
+    retry = True
+
+
+class ReadOnly(BatosError):
+    """Who was asked reads an image that another process writes. Fields: writer (its endpoint, or None where none runs)."""
 
 
 class CannotUndo(BatosError):
@@ -2324,15 +2336,15 @@ __all__ += """
     IMAGE_VERSION MAGIC TXN_HEADER DIGEST_MARK HASH_STEP log_image walk_transactions records_of
     tid_at replaced_bytes records_digest transaction_fault RECOVER later_transaction whole_end
     range_hash Seals seal_ends end_interrupted_pack disk_fault check_room examine look_over
-    folders_up_to SyncedPacker
+    folders_up_to SyncedPacker RECORD_HEADER NO_DIGESTS
 """.split()
 
 IMAGE_VERSION = 18
 MAGIC = b"FS30"
 TXN_HEADER = struct.Struct(">8sQcHHH")  # tid, length less 8, status, three lengths
 # oid, tid, two positions, 0, length of the data (0: a position follows)
-_RECORD_HEADER = struct.Struct(">8s8sQQHQ")
-_NO_DIGESTS = b"", b"initial database creation"  # descriptions in the first images
+RECORD_HEADER = struct.Struct(">8s8sQQHQ")
+NO_DIGESTS = b"", b"initial database creation"  # descriptions in the first images
 DIGEST_MARK = b"blake2b:"  # what a description begins with; 32 hex digits follow
 _SECTOR = 512
 _SEAL_KEYS = ("start", "end", "tid", "blake2b")
@@ -2397,10 +2409,10 @@ def records_of(data, at, end):
     Raises ValueError where they are none.
     """
     while at < end:
-        if end - at < _RECORD_HEADER.size:
+        if end - at < RECORD_HEADER.size:
             raise ValueError("a record does not end where its transaction ends")
-        *header, length = _RECORD_HEADER.unpack_from(data, at)
-        at += _RECORD_HEADER.size
+        *header, length = RECORD_HEADER.unpack_from(data, at)
+        at += RECORD_HEADER.size
         yield *header, data[at : at + length]
         at += length or 8
     if at != end:
@@ -2423,7 +2435,7 @@ def replaced_bytes(data, end, index, until):
         tid, length, _, *told = TXN_HEADER.unpack_from(data, at)
         position, replaced = at + TXN_HEADER.size + sum(told), 0
         for oid, *_, pickled in records_of(data, position, at + length):
-            size = _RECORD_HEADER.size + (len(pickled) or 8)
+            size = RECORD_HEADER.size + (len(pickled) or 8)
             replaced += size if index.get(oid) != position else 0
             position += size
         at += length + 8
@@ -2462,7 +2474,7 @@ def transaction_fault(data, at, links=False):
         return "a record says something else of its transaction"
     if links and not all(_links_back(data, at, record) for record in records):
         return "a record says something else of the one before it of its object"
-    if status == b"p" or description in _NO_DIGESTS:  # a pack takes records out
+    if status == b"p" or description in NO_DIGESTS:  # a pack takes records out
         return None
     return (
         None
@@ -3752,6 +3764,263 @@ class PageTree(LOBTree):
     """I am a lane's pages by their time; of my leaves each commit rewrites one."""
 
     max_leaf_size, max_internal_size = 8, 16
+
+
+################################################################################
+# Following ####################################################################
+################################################################################
+#
+# An image that another process writes, read beside it. Nothing is written and no lock taken: what the writer appends is
+# taken in transaction by transaction, each once it is whole, as its digest says, and on the disk. A pack puts another
+# file in the place of the one that is read; who reads then goes on with the new one.
+
+# Offers:
+__all__ += """
+    FollowedImage
+""".split()
+
+_DOUBT_S = (
+    5.0  # a transaction that is not whole for so long is damage, not one that is being written
+)
+_AFTER_LOOK_S = 0.02
+_REREADS_MOST = 5  # of a request amid which the file was replaced
+
+
+class _Replaced(Exception):
+    """The data file was replaced while it was read; the new one has to be opened."""
+
+
+class _OwnFiles(FilePool):
+    """Handles of the very file that was opened, whatever stands under its name by now."""
+
+    def __init__(self, name: str, opened: os.stat_result) -> None:
+        super().__init__(name)
+        self._opened = opened
+
+    @contextlib.contextmanager
+    def get(self):
+        with super().get() as file:
+            if not os.path.samestat(self._opened, os.fstat(file.fileno())):
+                raise _Replaced
+            yield file
+
+
+class FollowingStorage(ImageStorage):
+    """A data file as another process appends to it. It is read alone; `follow` takes in what has come."""
+
+    def __init__(self, path: str) -> None:
+        # of the transactions none is taken in here: the last one may be unfinished, and is not to be believed
+        super().__init__(path, blob_dir=f"{path}.blob", read_only=True, stop=bytes(7) + b"\1")
+        self._files = _OwnFiles(path, self._opened)
+        self._pos, self._ltid, self._wrapper = len(MAGIC), bytes(8), None
+        self._doubt = (
+            0,
+            b"",
+            0.0,
+        )  # a transaction that was not whole: position, header, since when
+        self.follow()
+
+    def _restore_index(self):
+        return None
+
+    def _blob_init(self, blob_dir, layout="bushy"):
+        """As ZODB's, but no folder is made."""
+        self.fshelper, self.dirty_oids = ZODB.blob.FilesystemHelper(blob_dir, "bushy"), []
+
+    def registerDB(self, wrapper):
+        super().registerDB(wrapper)
+        self._wrapper = wrapper
+
+    def follow(self) -> None:
+        """Take in the transactions that are whole by now. Raises DamagedImage."""
+        found = list(self._whole())
+        if not found:
+            return
+        # what is answered from now on must not be lost with the power
+        os.fsync(self._file.fileno())
+        with self._lock:
+            for end, tid, places in found:
+                self._index.update(places)
+                self._pos, self._ltid = end, tid
+            self._files.flush()
+        changed = set().union(*[places for _, _, places in found])
+        if self._wrapper is not None:
+            self._wrapper.invalidate(self._ltid, changed)
+
+    def _whole(self):
+        """Yield (end, tid, {oid: position}) of each whole transaction behind those that I have."""
+        at = self._pos
+        while True:
+            header = self._bytes(at, TXN_HEADER.size)
+            if len(header) < TXN_HEADER.size:
+                return
+            tid, length, status, *_ = TXN_HEADER.unpack(header)
+            if status == b"c" or length < TXN_HEADER.size:
+                return self._doubted(at, header)
+            is_there = at + length + 8 <= os.fstat(self._file.fileno()).st_size
+            places = _places_in(self._bytes(at, length + 8), at) if is_there else None
+            if places is None:
+                return self._doubted(at, header)
+            at += length + 8
+            yield at, tid, places
+
+    def _bytes(self, at, size):
+        return os.pread(self._file.fileno(), size, at)
+
+    def _doubted(self, at, header):
+        """A transaction is not whole: it is being written, or its writer was killed amid it; else it is damage."""
+        status = TXN_HEADER.unpack(header)[2]
+        if self._doubt[:2] != (at, header):
+            self._doubt = at, header, time.monotonic()
+        lasts_s = time.monotonic() - self._doubt[2]
+        if status != b"c" and lasts_s > _DOUBT_S:
+            raise DamagedImage(
+                f"the transaction at byte {at} is not what was written; {RECOVER}", position=at
+            )
+
+
+def _places_in(data, at):
+    """Return {oid: position} of a transaction that stands at a position of its file, or None where it is not whole."""
+    tid, length, status, user, described, extra = TXN_HEADER.unpack_from(data)
+    begin = TXN_HEADER.size + user + described + extra
+    if len(data) != length + 8 or int.from_bytes(data[length:]) != length:
+        return None
+    try:
+        records = list(records_of(data, begin, length))
+    except (ValueError, struct.error):
+        return None
+    if any((own, place) != (tid, at) for _, own, _, place, _, _ in records):
+        return None
+    description = bytes(data[TXN_HEADER.size + user :][:described])
+    is_packed = status == b"p" or description in NO_DIGESTS
+    if not is_packed and records_digest(records) != description:
+        return None
+    places, position = {}, begin
+    for oid, _, _, _, _, body in records:
+        places[oid] = at + position
+        position += RECORD_HEADER.size + (len(body) or 8)
+    return places
+
+
+class _View:
+    """One data file that is followed: its storage, its database, and how many read it now."""
+
+    def __init__(self, path: str) -> None:
+        self.storage, self.users = FollowingStorage(path), 0
+        try:
+            self.db = ImageDB(self.storage, pool_size=16, cache_size=20_000)
+        except BaseException:
+            self.storage.close()
+            raise
+
+
+class FollowedImage:
+    """An image that another process writes, or none does, open to be read. Nothing of it is changed.
+
+    Example:
+        with contextlib.closing(FollowedImage("live_image.fs")) as image:
+            change, words = image.read(lambda root: root["knowledge_catalog_obj"].words)
+    """
+
+    def __init__(self, where: str) -> None:
+        """Raises ImageError where there is no image, DamagedImage, ImageTooNew, ForeignClass."""
+        self.path, self._guard = image_path(where), threading.RLock()
+        if not os.path.exists(self.path) or os.path.getsize(self.path) <= len(MAGIC):
+            raise ImageError(
+                f"there is no image at {self.path} to be read; name one by --image", path=self.path
+            )
+        self._view, self._former = _View(self.path), []
+        with self.snapshot() as (_, root):
+            check_version(root)
+
+    @property
+    def db(self) -> ImageDB:
+        """The database of the file that is read now."""
+        return self._view.db
+
+    @property
+    def storage(self) -> FollowingStorage:
+        """The storage of the file that is read now."""
+        return self._view.storage
+
+    def refresh(self) -> None:
+        """Take in what was written meanwhile. Raises DamagedImage."""
+        with self._guard:
+            if self._view.storage.in_place():
+                return self._view.storage.follow()
+            # between the two renames of a pack there is no file of the name
+            with contextlib.suppress(FileNotFoundError):
+                former, self._view = self._view, _View(self.path)
+                self._former.append(former)
+            self._let_go()
+
+    def _let_go(self):
+        """Close files that were replaced and that nobody reads any more."""
+        for view in [view for view in self._former if not view.users]:
+            self._former.remove(view)
+            view.db.close()
+
+    @contextlib.contextmanager
+    def snapshot(self) -> typing.Iterator:
+        """Yield (the last change, the root) as of now."""
+        with self._guard:
+            self.refresh()
+            view = self._view
+            view.users += 1
+            unit = Unit(view.db)
+            unit.manager.begin()
+            change = view.storage.lastTransaction().hex()
+        try:
+            yield change, unit.root
+        finally:
+            unit.manager.abort()
+            unit.close()
+            with self._guard:
+                view.users -= 1
+                self._let_go()
+
+    def read(self, function: typing.Callable) -> tuple:
+        """Return (the last change, function(root)); begun again where the file was replaced amid it."""
+        for left in reversed(range(_REREADS_MOST)):
+            view = self._view
+            try:
+                with self.snapshot() as (change, root):
+                    return change, function(root)
+            except Exception:
+                # of a file that was replaced, blobs may have gone too
+                if not left or (view is self._view and view.storage.in_place()):
+                    raise
+        raise AssertionError("not reached")
+
+    def wait_for(self, change: str, timeout_s: float) -> None:
+        """Wait until a change (tid.n) can be read. Raises Behind."""
+        wanted, until_s = _tid_of_change(change), time.monotonic() + timeout_s
+        while True:
+            self.refresh()
+            last = self._view.storage.lastTransaction()
+            if last >= wanted:
+                return
+            if time.monotonic() > until_s:
+                raise Behind(
+                    f"change {change:.40} is not here after {timeout_s:g} s; what is here is as of {last.hex()}. Ask the "
+                    "writer, or again later",
+                    as_of=last.hex(),
+                )
+            time.sleep(_AFTER_LOOK_S)
+
+    def close(self) -> None:
+        """Close all files."""
+        with self._guard:
+            for view in [*self._former, self._view]:
+                view.db.close()
+
+
+def _tid_of_change(change):
+    """Return the tid of a change, tid.n, or of a tid alone. Raises BadRequest."""
+    tid = change.partition(".")[0]
+    if not re.fullmatch(r"[0-9a-f]{16}", tid):
+        raise BadRequest(f"a change is sixteen hex digits and a number, tid.n, not {change!r:.60}")
+    return bytes.fromhex(tid)
 
 
 ################################################################################
@@ -39321,7 +39590,8 @@ class ToldMore(pydantic.BaseModel):
 
 
 class OkReply(Told):
-    """What a request came to. A change is on the disk by then; `repeated` is a reply that its key had before."""
+    """What a request came to. A change is on the disk by then; `repeated` is a reply that its key had before. as_of: the last
+    change that a reader had."""
 
     id: typing.Any = None
     status: typing.Literal["OK"]
@@ -39330,6 +39600,7 @@ class OkReply(Told):
     results: list | None = None
     change: str | None = None
     repeated: bool = False
+    as_of: str | None = None
 
 
 class ErrorReply(Told):
@@ -39341,6 +39612,7 @@ class ErrorReply(Told):
     details: str
     fields: dict[str, typing.Any] = {}
     retry: bool = False
+    as_of: str | None = None
 
 
 class Event(Told):
@@ -45685,6 +45957,154 @@ async def _run(uvm, image, endpoint, channel, handing):
 
 
 ################################################################################
+# Readers ######################################################################
+################################################################################
+#
+# `--read-only`: a process that answers beside the writer of an image, or where there is none, from snapshots of its own.
+# It thinks nothing, keeps nothing, and changes nothing; every reply says as of which change it is.
+
+# Offers:
+__all__ += """
+    serve_reader
+""".split()
+
+_READ_HERE = (
+    "health",
+    "inspect",
+    "search_memory",
+    "history",
+    "list_documents",
+    "show_document",
+    "list_cycles",
+)
+_AFTER_WAIT_S = 2.0
+_READER_LOOK_MS = 500  # until a reader that nobody asks sees whether it is to end
+
+
+class _Unwanted:
+    """Takes wishes that nobody here fulfils."""
+
+    def want(self, rows):
+        """Do nothing: what is missing is made where it can be stored."""
+
+
+class ImageReader:
+    """I answer requests from an image that another process writes. Commands that do not read are ReadOnly, with the writer.
+
+    I am to them what BatOS_UVM is in a daemon: they ask me for health, the image, the embedder.
+    """
+
+    def __init__(self, image: FollowedImage, settings) -> None:
+        self.image, self.settings, self.embedder = image, settings, Embedder(settings.embedder)
+        self.housekeeping = types.SimpleNamespace(summaries=_Unwanted())
+        self._started_s, self._answered = time.monotonic(), 0
+
+    def answer(self, payload: bytes) -> bytes:
+        """Return the reply to a request, packed."""
+        told = None
+        try:
+            fields = unpack_request(payload)
+            told = request_id(fields)
+            reply = {"id": told, "status": "OK", **self._answered_by(fields)}
+        except BaseException as error:  # a boundary: every request gets a reply
+            reply = error_reply(told, caught(error)) | {"as_of": self.last_change()}
+        self._answered += 1
+        return pack_reply(reply)
+
+    def last_change(self) -> str:
+        """Return the tid of the last change that I have."""
+        return self.image.storage.lastTransaction().hex()
+
+    def _answered_by(self, fields):
+        """Return what a request's command tells, and as of which change. Raises BatosError."""
+        after = _after_taken(fields)
+        command = parse_command(fields)
+        if command.command not in _READ_HERE:
+            raise self._refused(command.command)
+        if after is not None:
+            self.image.wait_for(after, _AFTER_WAIT_S)
+        row = COMMANDS[command.command]
+        request = Request(self, Peer(b"", None), [], command.id, command)
+        if row.lane == "loop":
+            self.image.refresh()
+            return row.function(request) | {"as_of": self.last_change()}
+        change, told = self.image.read(functools.partial(row.function, request))
+        return told | {"as_of": change}
+
+    def _refused(self, name):
+        writer = told_endpoint(self.image.path)
+        where = (
+            f"send it to the writer, at {writer}" if writer else "no daemon writes the image now"
+        )
+        return ReadOnly(
+            f"{name} is not answered by a reader, which keeps nothing; {where}", writer=writer
+        )
+
+    def health(self) -> dict:
+        """Return how I am, from memory."""
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime_s": round(time.monotonic() - self._started_s, 1),
+            "state": "reading",
+            "answered": self._answered,
+            "writer": told_endpoint(self.image.path),
+            "image_mb": round(self.image.storage.getSize() / 1e6, 3),
+            "memory_mb": resident_mb(),
+        }
+
+
+def _after_taken(fields):
+    """Take from a request the change that it wants to be read: `after`, or `after_change` where the command has a field `after`.
+
+    Returns it, or None. Raises BadRequest.
+    """
+    row = COMMANDS.get(fields.get("command"))
+    has_own = row is not None and "after" in row.model.model_fields
+    after = fields.pop("after_change" if has_own else "after", None)
+    if after is not None and not isinstance(after, str):
+        raise BadRequest(f"after is a change, tid.n, not {shortly(after)}", field="after")
+    return after
+
+
+def _each_request(router, is_over):
+    """Yield (envelope, payload) of each request that comes, until it is over."""
+    while not is_over():
+        if router.poll(_READER_LOOK_MS):
+            *envelope, payload = router.recv_multipart()
+            yield envelope, payload
+
+
+def serve_reader(settings) -> int:
+    """Answer from an image that another process writes, until SIGINT or SIGTERM. Returns the exit status."""
+    if not is_local(settings.endpoint) or settings.curve:
+        raise ConfigError(
+            "a reader asks for no keys, and so listens on this machine alone; name another --endpoint"
+        )
+    check_free(settings.endpoint)
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    with (
+        contextlib.closing(FollowedImage(settings.image)) as image,
+        zmq.Context() as context,
+        context.socket(zmq.ROUTER) as router,
+    ):
+        router.linger = 0
+        router.setsockopt(zmq.MAXMSGSIZE, int(settings.message_max_mb * 1e6))
+        router.bind(settings.endpoint)
+        reader = ImageReader(image, settings)
+        reader.embedder.start()
+        endpoint = router.last_endpoint.decode().rstrip("\0")
+        print(shown_line(f"image: {image.path}, read only"))
+        print(f"BAT OS listens on {endpoint} (Ctrl-C stops it)", flush=True)
+        for envelope, payload in _each_request(router, ended.is_set):
+            router.send_multipart([*envelope, reader.answer(payload)])
+        reader.embedder.close()
+    return 0
+
+
+################################################################################
 # Client #######################################################################
 ################################################################################
 #
@@ -49618,6 +50038,13 @@ def _command_line():
     parser.add_argument("--debug", action="store_true", help="show the log and tracebacks")
     commands = parser.add_subparsers(dest="subcommand", metavar="COMMAND")
     serving = commands.add_parser("serve", help="run the daemon (the default)")
+    for where in (parser, serving):
+        where.add_argument(
+            "--read-only",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="answer from the image beside the daemon that writes it, and change nothing",
+        )
     for row in (row for row in SETTINGS.values() if not row.secret):
         for where in (parser, serving):
             where.add_argument(
@@ -49659,6 +50086,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         given = {name: value for name, value in vars(args).items() if name in SETTINGS}
         settings = load_settings(given)
+        if args.subcommand in (None, "serve") and "read_only" in args:
+            return serve_reader(settings)
         if args.subcommand in _MAKE_HOME:
             make_home()
         if args.subcommand in (None, "serve"):

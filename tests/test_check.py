@@ -343,7 +343,7 @@ def test_a_flip_anywhere_in_the_header_of_a_record_is_found_and_told_by_recover(
     _, _, _, user, described, extra = batos.TXN_HEADER.unpack_from(data, start)
     at = start + batos.TXN_HEADER.size + user + described + extra
     pathlib.Path(f"{path}.seals").unlink()
-    for offset in range(batos._RECORD_HEADER.size):
+    for offset in range(batos.RECORD_HEADER.size):
         bad = bytearray(data)
         bad[at + offset] ^= 1
         pathlib.Path(path).write_bytes(bad)

@@ -166,7 +166,7 @@ def weighed(image, since):
         for oid, *_, pickled in batos.records_of(data, begin, stop):
             kind = class_of(batos._inflated(pickled))
             count_in(found, f"{kind} ({names[oid]})" if oid in names else kind, len(pickled))
-            count_in(found, "headers of records", batos._RECORD_HEADER.size)
+            count_in(found, "headers of records", batos.RECORD_HEADER.size)
         at = stop + 8
     return found
 
