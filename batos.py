@@ -26824,8 +26824,10 @@ def _verdicts_of(cycle):
 def psm_exploring_(cycle, recall):
     """Make the next node: one of three ways to begin with, then hops of the best; where there is none left, see what holds."""
     nodes, verdicts = _nodes_of(cycle), _verdicts_of(cycle)
-    node = _successor(nodes, verdicts) or _root_due(cycle, recall, nodes)
-    node = node or _hop_due(cycle, recall, nodes, verdicts)
+    node = None
+    if len(nodes) < _WAYS_MOST:  # whatever contradicts whatever, there is an end
+        node = _successor(nodes, verdicts) or _root_due(cycle, recall, nodes)
+        node = node or _hop_due(cycle, recall, nodes, verdicts)
     if node is None:
         names = [each["node"] for each in nodes]
         return Thought("explored", lambda _: Step("VERIFYING", names))
@@ -26883,7 +26885,7 @@ def _words_left_of(mission):
 def _hop_due(cycle, recall, nodes, verdicts):
     """Return the next hop of the best nodes that are no hops deeper than the mission goes, or None."""
     depth = depth_of(cycle, recall)
-    if len(nodes) >= _WAYS_MOST or _is_half_over(cycle, recall):
+    if _is_half_over(cycle, recall):
         return None
     asked = {node["question"] for node in nodes}
     level = [node for node in nodes if node["node"].count(".") < depth - 1]

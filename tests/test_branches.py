@@ -126,6 +126,14 @@ def test_a_pruned_way_leaves_a_trace_and_its_successor_stands(machine, monkeypat
     assert "LOGICAL_INCONSISTENCY" in kinds
 
 
+def test_where_each_paper_contradicts_another_there_is_an_end(machine, monkeypatch):  # noqa: F811
+    one = machine_with(machine, PAPERS)
+    monkeypatch.setattr(batos, "_verdict_on", lambda catalog, node, recall: {
+        "node": node["node"], "holds": False, "why": "planted", "verified": [], "against": node["evidence"][:1]})
+    report = one.think(brief(RENT, depth=1))
+    assert len(report["tree"]["nodes"]) == len(report["tree"]["pruned"]) == batos._WAYS_MOST
+
+
 # On articles: whether memory says otherwise is found by a search
 
 

@@ -657,7 +657,8 @@ def test_a_question_that_is_interrupted_at_any_call_cancels_its_cycle(monkeypatc
             return {"result": {"cycle": "0x99", "core": {"state": "ready"}}, "details": "cycle 0x99 is being cancelled"}
     client = Interrupted()
     with pytest.raises(batos.Cancelled, match="0x99"):
-        batos.ask_command(batos.types.SimpleNamespace(question="why", json=False, voices=False, conversation=None), client)
+        batos.ask_command(batos.types.SimpleNamespace(question="why", json=False, voices=False, conversation=None,
+                                                      depth=None), client)
     keys = {key for command, key, _ in client.told if command == "initiate_cognitive_cycle"}
     assert len(keys) == 1 and client.told[-1] == ("cancel", None, "0x99")
 
