@@ -33,7 +33,7 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     codex and personas, traces that draw them, a thought's way through its states, and the ways that it may take
     its workers     Workflows · Forgetting · Mission lane · Inference · Prototypes
                     how the four work together, tried and adopted; what forgets, and carries thoughts; messages to the core
-    new methods     Steps · Intents · Examples · Methods · Guesses · Generative kernel · Mending · Parcels
+    new methods     Steps · Intents · Wanted · Examples · Methods · Guesses · Generative kernel · Mending · Parcels
                     what a message can mean, what decides, how a method is tried, kept, mended and carried elsewhere
     what is learnt  Golden dataset · Forge worker · Forge
                     what people say of answers becomes rows, rows a dataset, a dataset an expert that is judged by rule
@@ -29380,7 +29380,8 @@ KINDS["codex"] = Kind(
 
 # Offers:
 __all__ += """
-    CUES plainly FITTING ITEM_KINDS STEPS STEP_WANTS SAID_IN number_told BARE_TEXTS TEXT_WORDS
+    CUES plainly FITTING ITEM_KINDS STEP_MARKS KEY_MARKS STEPS STEP_WANTS SAID_IN number_told
+    BARE_TEXTS TEXT_WORDS
 """.split()
 
 # cue: words that say it, as a regular expression over words in lower case; a cue may have several lines
@@ -29394,7 +29395,7 @@ _CUE_ROWS = r"""
     above: exceeded|outgrew|outweighs?|surpass\w*|in excess of|upwards of|after
     add_text: append|add|at the end|suffix
     after: after|behind|follows?|following
-    all: all|every|each
+    all: all|every|each|everyone|everybody|everything
     any: any|some|at least one
     append: append\w*|add|put|push|insert|note|register|record|enqueue|store|another|at the end|new
     append: track|log|remember\w*|welcome|jot|write down|include|another one|one more
@@ -29405,6 +29406,7 @@ _CUE_ROWS = r"""
     before: before|in front of|up to the|precedes
     below: below|less than|under|smaller than|fewer than|cheaper than|lower than|shorter than
     below: (?:few|less|small|low|cheap|short|young|cold|cool|light|slow|weak|earli|near|poor|thin|narrow)\w*er than
+    below: overdue|expired|past due|earlier than|before
     below: fewer .* than|less .* than|beneath|dropped to|sank|underneath|not even
     both: both|two
     shared: in both|in common|common|shared|intersection
@@ -29432,7 +29434,7 @@ _CUE_ROWS = r"""
     down: decrement|one fewer|one less|down|countdown|decrease|by one|minus one
     down: count down|loses? (?:one|a|an)\b|uses? one|costs? one
     dropped: drop|pop|remove\w*|served?|dequeue|take off|take .* off|skip|delete\w*
-    dropped: discard|undo|take back|off the|next in line
+    dropped: discard|undo|take back|off the
     empty: empty|no more|nothing|without any|has no|are no|there are no|is no|nobody
     empty: no one|none|not a single|still missing
     ends: ends?|suffix|ending|extension
@@ -29533,6 +29535,7 @@ _CUE_ROWS = r"""
     remove: remove\w*|delete\w*|discard|forget|drop|take out|without|erase|unregister
     repeat: repeat\w*|times
     repeats: duplicates?|repeated|repeats|twice|not unique|more than once|double entries|clash\w*
+    replace: in place of|in the place of
     replace: replac\w*|substitut\w*|swap .* for|instead|slug
     reverse: reverse|reversed|backwards|turned round|turn the order|around|back to front
     reverse: most recent first|newest first
@@ -29541,6 +29544,7 @@ _CUE_ROWS = r"""
     running: running total|running|cumulative|accumulated|so far
     scale: scale|multipl\w*|times|as big|factor|in place
     second: second
+    share: shares?|fraction|proportion|ratio|part of|what part
     set: set|change|rename|give it|another|update|assign|replace|becomes|make it
     set: from now on|use .* as|moves? to|called|switch to
     set: something else|somebody else|instead|correct|choose|pick|adopt|appoint
@@ -29559,7 +29563,7 @@ _CUE_ROWS = r"""
     square: square|squared|squares
     starts: starts?|begins?|prefix|starting|beginning
     strip: strip\w*|trim\w*|blanks? at|whitespace|without spaces|cut off|spaces at
-    sum: sum|total|totals|altogether|combined|adds? up|added up|summed|in all
+    sum: sums? up|sum|total|totals|altogether|combined|adds? up|added up|summed|in all
     sum: overall|sums|together|all the \w+ in|how much did we
     sum: grand total|in total|over all|all of (?:it|them)|whole (?:amount|sum|weight|cost|length)|add all
     swap: swap\w*|exchange\w*|trade|trades|switch (?:sides|places)|the other way (?:a)?round
@@ -29586,7 +29590,18 @@ _CUE_ROWS = r"""
     whole: without (?:cents|decimals|fractions?)|no decimals
     words: words?|split
     year: years?
-    zero: zero|reset|nothing|nil|none left|sold out"""
+    zero: zero|reset|nothing|nil|none left|sold out
+    by: grouped by|by category|by kind|by type|broken down|breakdown
+    group: group\w*|by|per|under each|sorted into|broken down
+    copy: (?:set|raise|fill|bring) (?:the )?~\d+ (?:back |up )?to (?:the )?~\d+
+    off: make (?:\w+ )*not|(?:set|put) .* to false|makes? .* not
+    on: (?:set|put) .* to true|(?:mark|flag) .* as
+    days: days?
+    keep: keep only|only keep|drop all but|narrow down
+    letters: letters?|characters?|chars|how long|length|long
+    vowels: vowels?
+    move: moves?|moved|transfer\w*|goes? (?:from|(?:in)?to)|from .* (?:to|into|over to)
+    within: between|within|from .* to|in the range|in range"""
 
 
 def _read_cues(rows):
@@ -29633,13 +29648,22 @@ _PHRASE_ROWS = r"""
     no (\w+) twice -> unique \1
     (?:lowest|smallest|shortest|cheapest|youngest) first -> sorted
     or (?:less|lower|fewer|below|under|younger) -> at most
-    what (?:stands|is|comes) -> what"""
+    (above|over|below|under|exceed\w*|more than|less than|within|beyond) (?:an? |the |its )?(?:given )?limit -> \1 it
+    \w{3,}est first -> descending
+    what (?:stands|is|comes) -> what
+    ,? ?(?:or |else |and )?(?:none|zero|0|nothing|null) (?:if|when|where|for) .* -> or else default
+    (?:to|at|on) the (?:very )?(?:end|back) of -> append to
+    without changing .* -> only
+    difference between the (?:\w*est|max\w*) and (?:the )?(?:\w*est|min\w*) -> spread
+    add(?:ed|ing) up|added together -> in all
+    as (?:a |one |single )*(?:string|text|line) -> joined
+    (?:left|after all|over) (?:once|when|after) .* -> left"""
 
 
 def _read_phrase(line):
     """Return (pattern, what is read instead) of a line of _PHRASE_ROWS."""
-    said, means = line.strip().split(" -> ")
-    return Pattern(rf"\b(?:{said})\b"), means
+    said, _, means = f"{line.strip()} ".partition(" -> ")
+    return Pattern(rf"(?<!\w)(?:{said})(?!\w)"), means.strip()
 
 
 _PHRASES = list(map(_read_phrase, _PHRASE_ROWS.strip().split("\n")))
@@ -29820,15 +29844,8 @@ _STEP_ROWS = """
     squares | numbers | square | return [each ** 2 for each in self.numbers]
     absolutes | numbers | abs | return [abs(each) for each in self.numbers]
     doubles | numbers | double | return [each * 2 for each in self.numbers]
-    at_least_arg | numbers | reach | return [each for each in self.numbers if each >= value]
-    at_most_arg | numbers | limit | return [each for each in self.numbers if each <= value]
-    above_number | numbers | above | return [each for each in self.numbers if each > NUMBER]
-    below_number | numbers | below | return [each for each in self.numbers if each < NUMBER]
-    reaching_number | numbers | reach | return [each for each in self.numbers if each >= NUMBER]
     evens | numbers | even | return [each for each in self.numbers if each % 2 == 0]
     odds | numbers | odd | return [each for each in self.numbers if each % 2 == 1]
-    negatives | numbers | negative | return [each for each in self.numbers if each < 0]
-    nonzero | numbers | nonzero | return [each for each in self.numbers if each != 0]
     without | = | remove | return [each for each in self.list if each != value]
     but_first | = | dropped first | return self.list[1:]
     but_last | = | dropped last | return self.list[:-1]
@@ -29868,9 +29885,6 @@ _STEP_ROWS = """
     stripped_all | texts | strip | return [each.strip() for each in self.texts]
     initials_all | texts | initial | return [each[0] for each in self.texts]
     by_length | texts | sort count | return sorted(self.texts, key=len)
-    ending_with | texts | ends | return [each for each in self.texts if each.endswith(value)]
-    shorter_than | texts | below | return [each for each in self.texts if len(each) < value]
-    longer_than_number | texts | above | return [each for each in self.texts if len(each) > NUMBER]
     filled_texts | texts | filled | return [each for each in self.texts if each]
     joined_by | text | join | return TEXT.join(self.texts)
     joined_words | text | join words | return ' '.join(self.texts)
@@ -29892,14 +29906,6 @@ _STEP_ROWS = """
     initials_of | text | initial words | return ''.join(each[0] for each in self.text.split())
     largest_value | number | max | return max(self.table.values())
     smallest_value | number | min | return min(self.table.values())
-    keys_above | texts | keys above | return [key for key, each in self.table.items() if each > value]
-    keys_below | texts | keys below | return [key for key, each in self.table.items() if each < value]
-    keys_below_number | texts | keys below | return [key for key, each in self.table.items() if each < NUMBER]
-    keys_above_number | texts | keys above | return [key for key, each in self.table.items() if each > NUMBER]
-    keys_above_slot | texts | keys above | return [key for key, each in self.table.items() if each > self.number]
-    keys_below_slot | texts | keys below | return [key for key, each in self.table.items() if each < self.number]
-    keys_reaching_slot | texts | keys reach | return [key for key, each in self.table.items() if each >= self.number]
-    keys_reaching | texts | keys reach | return [key for key, each in self.table.items() if each >= value]
     keys_by_value | texts | sort desc keys | return sorted(self.table, key=self.table.get, reverse=True)
     lookup_or_zero | number | lookup default | return self.table.get(value, 0)
     inverted | table | toggle | return {each: key for key, each in self.table.items()}
@@ -29911,55 +29917,20 @@ _STEP_ROWS = """
     both_flags | flag | both flag | return self.flag and self.flag2
     either_flag | flag | or flag | return self.flag or self.flag2
     field | fields | field | return [each[KEY] for each in self.rows]
-    field_products | numbers | pairs times | return [each[KEY] * each[KEY2] for each in self.rows]
-    rows_with | rows | where | return [each for each in self.rows if each[KEY]]
-    rows_without | rows | where not | return [each for each in self.rows if not each[KEY]]
-    rows_equal | rows | where/equal | return [each for each in self.rows if each[KEY] == value]
-    rows_above | rows | above | return [each for each in self.rows if each[KEY] > value]
-    rows_below | rows | below | return [each for each in self.rows if each[KEY] < value]
     rows_by | rows | sort | return sorted(self.rows, key=lambda each: each[KEY])
-    row_largest | table | max | return max(self.rows, key=lambda each: each[KEY])
-    row_smallest | table | min | return min(self.rows, key=lambda each: each[KEY])
+    row_largest | table | max | return max(self.rows, key=lambda each: each[AMOUNT])
+    row_smallest | table | min | return min(self.rows, key=lambda each: each[AMOUNT])
     row_found | table | lookup | return next(each for each in self.rows if each[KEY] == value)
-    drop_rows | ! | remove | self.rows = [each for each in self.rows if each[KEY] != value]
-    field_with | fields | field where | return [each[KEY] for each in self.rows if each[KEY2]]
-    field_without | fields | field where not | return [each[KEY] for each in self.rows if not each[KEY2]]
-    field_equal | fields | field where equal | return [each[KEY] for each in self.rows if each[KEY2] == value]
-    field_above | fields | field above | return [each[KEY] for each in self.rows if each[KEY2] > value]
-    field_below | fields | field below | return [each[KEY] for each in self.rows if each[KEY2] < value]
-    field_of_largest | any | max field | return max(self.rows, key=lambda each: each[KEY2])[KEY]
-    field_of_smallest | any | min field | return min(self.rows, key=lambda each: each[KEY2])[KEY]
+    field_of_largest | any | max field | return max(self.rows, key=lambda each: each[AMOUNT])[KEY]
+    field_of_smallest | any | min field | return min(self.rows, key=lambda each: each[AMOUNT])[KEY]
     field_found | any | lookup field | return next(each[KEY] for each in self.rows if each[KEY2] == value)
-    all_rows | flag | all flag | return all(each[KEY] for each in self.rows)
-    any_row | flag | any flag | return any(each[KEY] for each in self.rows)
-    rows_above_slot | rows | above | return [each for each in self.rows if each[KEY] > self.number]
-    rows_below_slot | rows | below | return [each for each in self.rows if each[KEY] < self.number]
-    rows_above_number | rows | above | return [each for each in self.rows if each[KEY] > NUMBER]
-    rows_below_number | rows | below | return [each for each in self.rows if each[KEY] < NUMBER]
     add_row | ! | append | self.rows = [*self.rows, {KEY: first, KEY2: second}]
-    above_slot | numbers | above | return [each for each in self.numbers if each > self.number]
-    below_slot | numbers | below | return [each for each in self.numbers if each < self.number]
-    reaching_slot | numbers | reach | return [each for each in self.numbers if each >= self.number]
     all_flags | flag | all flag | return all(self.list)
     any_flag | flag | any flag | return any(self.list)
     item | any | get | return self.table[KEY]
-    field_sum | number | sum | return sum(each[KEY] for each in self.rows)
-    field_mean | number | mean | return sum(each[KEY] for each in self.rows) / len(self.rows)
-    field_max | any | max | return max(each[KEY] for each in self.rows)
-    field_min | any | min | return min(each[KEY] for each in self.rows)
-    count_with | number | count where | return sum(bool(each[KEY]) for each in self.rows)
-    count_without | number | count where not | return sum(not each[KEY] for each in self.rows)
-    count_equal | number | count where | return sum(each[KEY] == value for each in self.rows)
-    count_rows_above | number | count above | return sum(each[KEY] > value for each in self.rows)
-    count_rows_below | number | count below | return sum(each[KEY] < value for each in self.rows)
-    sum_with | number | sum where | return sum(each[KEY] for each in self.rows if each[KEY2])
-    sum_without | number | sum where not | return sum(each[KEY] for each in self.rows if not each[KEY2])
-    sum_equal | number | sum where | return sum(each[KEY] for each in self.rows if each[KEY2] == value)
     counted_by | table | count by | return dict(collections.Counter(each[KEY] for each in self.rows))
-    sum_by | table | sum by | return {it[KEY2]: sum(one[KEY] for one in self.rows if one[KEY2] == it[KEY2]) for it in self.rows}
-    sum_of_products | number | sum times | return sum(each[KEY] * each[KEY2] for each in self.rows)
+    sum_by | table | sum by | return {it[KEY2]: sum(one[AMOUNT] GROUPED) PER_ROW}
     rows_descending | rows | sort desc | return sorted(self.rows, key=lambda each: each[KEY], reverse=True)
-    keys_of_zero | texts | keys zero | return [key for key, each in self.table.items() if each == 0]
     mean_value | number | mean | return sum(self.table.values()) / len(self.table)
     in_both | = | shared | return [each for each in self.list if each in self.list2]
     not_in_other | = | not/lacking | return [each for each in self.list if each not in self.list2]
@@ -29979,12 +29950,7 @@ _STEP_ROWS = """
     rounded_mean | number | round mean | return round(sum(self.numbers) / len(self.numbers), 2)
     rounded_sum | number | round sum | return round(sum(self.numbers), 2)
     rounded_ratio | number | round ratio | return round(self.number / self.number2, 2)
-    count_longer | number | count above | return sum(len(each) > NUMBER for each in self.texts)
-    count_above_number | number | count above | return sum(each > NUMBER for each in self.numbers)
-    count_below_number | number | count below | return sum(each < NUMBER for each in self.numbers)
     below_mean | numbers | below mean | return [each for each in self.numbers if each < sum(self.numbers) / len(self.numbers)]
-    any_negative | flag | any negative flag | return any(each < 0 for each in self.numbers)
-    all_positive | flag | all positive flag | return all(each > 0 for each in self.numbers)
     growth | number | minus last first | return self.numbers[-1] - self.numbers[0]
     changes | numbers | next | return [after - before for before, after in itertools.pairwise(self.numbers)]
     part_of_whole | number | minus ratio | return (self.number - self.number2) / self.number
@@ -30006,19 +29972,6 @@ _STEP_ROWS = """
     count_told | number | occurs count | return self.list.count(TEXT)
     count_number | number | occurs count | return self.numbers.count(NUMBER)
     count_zero | number | count zero | return self.numbers.count(0)
-    count_negative | number | count negative | return sum(each < 0 for each in self.numbers)
-    count_positive | number | count positive | return sum(each > 0 for each in self.numbers)
-    count_reaching | number | count reach | return sum(each >= value for each in self.numbers)
-    count_above_slot | number | count above | return sum(each > self.number for each in self.numbers)
-    count_below_slot | number | count below | return sum(each < self.number for each in self.numbers)
-    any_above_number | flag | any above flag | return any(each > NUMBER for each in self.numbers)
-    any_below_number | flag | any below flag | return any(each < NUMBER for each in self.numbers)
-    all_above_number | flag | all above flag | return all(each > NUMBER for each in self.numbers)
-    all_below_number | flag | all below flag | return all(each < NUMBER for each in self.numbers)
-    any_below | flag | any below flag | return any(each < value for each in self.numbers)
-    all_below | flag | all below flag | return all(each < value for each in self.numbers)
-    any_above_slot | flag | any above flag | return any(each > self.number for each in self.numbers)
-    all_below_slot | flag | all below flag | return all(each < self.number for each in self.numbers)
     at_most_two | flag | limit flag | return self.number <= self.number2
     at_most_number | flag | limit flag | return self.number <= NUMBER
     at_most_given | flag | limit flag | return self.number <= value
@@ -30032,32 +29985,13 @@ _STEP_ROWS = """
     sum_reaches | flag | sum reach flag | return sum(self.numbers) >= self.number
     left_of_sum | number | minus sum | return self.number - sum(self.numbers)
     whole_mean | number | mean whole/round | return round(sum(self.numbers) / len(self.numbers))
-    sum_above | number | sum above | return sum(each for each in self.numbers if each > value)
-    sum_below | number | sum below | return sum(each for each in self.numbers if each < value)
-    sum_above_number | number | sum above | return sum(each for each in self.numbers if each > NUMBER)
-    sum_below_number | number | sum below | return sum(each for each in self.numbers if each < NUMBER)
     per_item | number | ratio | return self.number / len(self.list)
     plus_times | number | plus times | return self.number + self.number2 * value
     fields_unique | fields | unique field | return list(dict.fromkeys(each[KEY] for each in self.rows))
-    field_above_number | fields | field above | return [each[KEY] for each in self.rows if each[KEY2] > NUMBER]
-    field_below_number | fields | field below | return [each[KEY] for each in self.rows if each[KEY2] < NUMBER]
-    field_above_slot | fields | field above | return [each[KEY] for each in self.rows if each[KEY2] > self.number]
-    field_below_slot | fields | field below | return [each[KEY] for each in self.rows if each[KEY2] < self.number]
-    field_of_zero | fields | field zero | return [each[KEY] for each in self.rows if each[KEY2] == 0]
-    field_of_text | fields | field equal | return [each[KEY] for each in self.rows if each[KEY2] == TEXT]
-    rows_of_text | rows | where equal | return [each for each in self.rows if each[KEY] == TEXT]
-    rows_reaching | rows | where reach | return [each for each in self.rows if each[KEY] >= value]
-    count_above_told | number | count above | return sum(each[KEY] > NUMBER for each in self.rows)
-    count_below_told | number | count below | return sum(each[KEY] < NUMBER for each in self.rows)
-    count_of_text | number | count where | return sum(each[KEY] == TEXT for each in self.rows)
-    any_without | flag | any not flag | return any(not each[KEY] for each in self.rows)
-    any_equal | flag | contains flag | return any(each[KEY] == value for each in self.rows)
-    mean_where | number | mean where | return statistics.mean(each[KEY] for each in self.rows if each[KEY2])
     fields_sorted | fields | sort field | return sorted(each[KEY] for each in self.rows)
     field_by | fields | sort field | return [each[KEY] for each in sorted(self.rows, key=lambda each: each[KEY2])]
-    drop_with | ! | remove where | self.rows = [each for each in self.rows if not each[KEY]]
-    mark_row | ! | on | self.rows = [{**each, KEY: True} if each[KEY2] == value else each for each in self.rows]
-    unmark_row | ! | off | self.rows = [{**each, KEY: False} if each[KEY2] == value else each for each in self.rows]
+    mark_row | ! | on | self.rows = [{**each, KEY: True} if each[KEY2] == value OTHERS]
+    unmark_row | ! | off | self.rows = [{**each, KEY: False} if each[KEY2] == value OTHERS]
     double_up | ! | double | self.number = self.number * 2
     halve_down | ! | half | self.number = self.number / 2
     grow_limited | ! | grow limit | self.number = min(self.number + value, self.number2)
@@ -30067,13 +30001,256 @@ _STEP_ROWS = """
     title_in_place | ! | title set | self.text = self.text.title()
     set_told | ! | set | self.text = TEXT
     set_number | ! | set | self.number = NUMBER
-    table_value | any | lookup default | return self.table.get(value)"""
+    table_value | any | lookup default | return self.table.get(value)
+    field_products | numbers | pairs times | return [each[AMOUNT] * each[AMOUNT2] for each in self.rows]
+    sum_of_products | number | sum times | return sum(each[AMOUNT] * each[AMOUNT2] for each in self.rows)
+    field_sum | number | sum | return sum(each[AMOUNT] for each in self.rows)
+    field_mean | number | mean | return sum(each[AMOUNT] for each in self.rows) / len(self.rows)
+    field_max | number | max | return max(each[AMOUNT] for each in self.rows)
+    field_min | number | min | return min(each[AMOUNT] for each in self.rows)
+    field_spread | number | spread | return max(each[AMOUNT] for each in self.rows) - min(each[AMOUNT] for each in self.rows)
+    row_latest | table | last | return max(self.rows, key=lambda each: each[DAY])
+    row_earliest | table | first | return min(self.rows, key=lambda each: each[DAY])
+    field_latest | any | last field | return max(self.rows, key=lambda each: each[DAY])[KEY]
+    field_earliest | any | first field | return min(self.rows, key=lambda each: each[DAY])[KEY]
+    day_latest | text | last | return max(each[DAY] for each in self.rows)
+    day_earliest | text | first | return min(each[DAY] for each in self.rows)
+    rows_by_day | rows | sort | return sorted(self.rows, key=lambda each: each[DAY])
+    rows_by_day_back | rows | sort desc/reverse | return sorted(self.rows, key=lambda each: each[DAY], reverse=True)
+    mean_by | table | mean by | return {it[KEY2]: statistics.mean(one[AMOUNT] GROUPED) PER_ROW}
+    largest_by | table | max by | return {it[KEY2]: max(one[AMOUNT] GROUPED) PER_ROW}
+    smallest_by | table | min by | return {it[KEY2]: min(one[AMOUNT] GROUPED) PER_ROW}
+    fields_by | table | group by field | return {it[KEY2]: [one[KEY] GROUPED] PER_ROW}
+    rows_grouped | table | group by | return {it[KEY]: [one for one in self.rows if one[KEY] == it[KEY]] PER_ROW}
+    table_of | table | pairs | return {each[KEY]: each[KEY2] for each in self.rows}
+    sum_by_month | table | sum by month | return {it[DAY][:7]: sum(one[AMOUNT] IN_MONTH) PER_ROW}
+    counted_by_month | table | count by month | return dict(collections.Counter(each[DAY][:7] for each in self.rows))
+    commonest_field | any | max occurs field | return collections.Counter(each[KEY] for each in self.rows).most_common(1)[0][0]
+    fields_unique_sorted | fields | unique sort field | return sorted({each[KEY] for each in self.rows})
+    count_unique_fields | number | count unique | return len({each[KEY] for each in self.rows})
+    count_unique | number | count unique | return len(set(self.list))
+    field_joined | text | join field | return ', '.join(each[KEY] for each in self.rows)
+    field_joined_by | text | join field | return TEXT.join(each[KEY] for each in self.rows)
+    row_equal | any | lookup default | return next((each for each in self.rows if each[SAME] == value), None)
+    field_found_or | any | lookup field default | return next((each[KEY] for each in self.rows if each[SAME] == value), None)
+    mark_all | ! | on all | self.rows = [{**each, MARK: True} for each in self.rows]
+    unmark_all | ! | off all | self.rows = [{**each, MARK: False} for each in self.rows]
+    set_all | ! | set all | self.rows = [{**each, KEY: value} for each in self.rows]
+    set_row | ! | set where | self.rows = [{**each, KEY: second} if each[NAME] == first OTHERS]
+    grow_row | ! | grow where | self.rows = [{**each, AMOUNT: each[AMOUNT] + second} if each[NAME] == first OTHERS]
+    shrink_row | ! | shrink where | self.rows = [{**each, AMOUNT: each[AMOUNT] - second} if each[NAME] == first OTHERS]
+    grow_rows | ! | grow all | self.rows = [{**each, AMOUNT: each[AMOUNT] + value} for each in self.rows]
+    shrink_rows | ! | shrink all | self.rows = [{**each, AMOUNT: each[AMOUNT] - value} for each in self.rows]
+    scale_rows | ! | times all | self.rows = [{**each, AMOUNT: each[AMOUNT] * value} for each in self.rows]
+    grow_rows_percent | ! | grow rate all | self.rows = [{**each, AMOUNT: each[AMOUNT] * (1 + value / 100)} for each in self.rows]
+    shrink_rows_percent | ! | shrink rate all | self.rows = [{**each, AMOUNT: each[AMOUNT] * (1 - value / 100)} IN_ROWS]
+    sort_rows_in_place | ! | sort | self.rows = sorted(self.rows, key=lambda each: each[KEY])
+    scaled_number | numbers | times all | return [each * NUMBER for each in self.numbers]
+    shifted_number | numbers | plus all | return [each + NUMBER for each in self.numbers]
+    shrunk_all | numbers | minus all | return [each - value for each in self.numbers]
+    rounded_all | numbers | round all | return [round(each) for each in self.numbers]
+    lower_in_place | ! | lower | self.text = self.text.lower()
+    upper_in_place | ! | upper | self.text = self.text.upper()
+    strip_in_place | ! | strip | self.text = self.text.strip()
+    lower_all_in_place | ! | lower all | self.texts = [each.lower() for each in self.texts]
+    move | ! | move | self.list, self.list2 = [each for each in self.list if each != value], [*self.list2, value]
+    move_first | ! | move first | self.list, self.list2 = self.list[1:], [*self.list2, self.list[0]]
+    move_amount | ! | move | self.number, self.number2 = self.number - value, self.number2 + value
+    text_starts_text | flag | starts flag | return self.text.startswith(self.text2)
+    largest_told | numbers | max few | return sorted(self.numbers, reverse=True)[:NUMBER]
+    smallest_told | numbers | min few | return sorted(self.numbers)[:NUMBER]
+    rows_top | rows | max few | return sorted(self.rows, key=lambda each: each[AMOUNT], reverse=True)[:value]
+    rows_top_told | rows | max few | return sorted(self.rows, key=lambda each: each[AMOUNT], reverse=True)[:NUMBER]
+    longer_text | flag | above flag letters | return len(self.text) > value
+    shorter_text | flag | below flag letters | return len(self.text) < value
+    counts_above_given | flag | above flag count | return len(self.list) > value
+    counts_reach_given | flag | reach flag count | return len(self.list) >= value
+    counts_below_given | flag | below flag count | return len(self.list) < value
+    letters_of | number | count letters | return len(self.text)
+    vowels_of | number | count vowels | return sum(each in 'aeiou' for each in self.text.lower())
+    count_word | number | occurs count words | return self.text.split().count(value)
+    holds_word | flag | contains words flag | return value in self.text.split()
+    abbreviated | text | initial words | return '.'.join(each[0] for each in self.text.split()) + '.'
+    cut_text | text | limit letters | return self.text[:value]
+    labelled_by | text | join both | return TEXT.join([str(self.any), str(self.other)])
+    days_between | number | days minus | return (ISO(self.day2) - ISO(self.day)).days
+    days_until | number | days minus | return (ISO(self.day) - ISO(value)).days
+    days_since | number | days minus | return (ISO(value) - ISO(self.day)).days
+    is_before | flag | below flag | return self.day < value
+    is_after | flag | above flag | return self.day > value
+    is_before_other | flag | below flag | return self.day < self.day2
+    rows_before_slot | rows | below | return [each for each in self.rows if each[DAY] < self.day]
+    rows_after_slot | rows | above | return [each for each in self.rows if each[DAY] > self.day]
+    unique_sorted | = | unique sort | return sorted(set(self.list))
+    word_lengths | numbers | count words letters | return [len(each) for each in self.text.split()]
+    words_joined_by | text | join words | return TEXT.join(self.text.split())
+    nth_word | text | words at | return self.text.split()[value]"""
 
 
-# hole -> the kinds that fit it: those of the core's idioms, and lists of tables, which are rows
+# What is asked of what several items have in common is composed of what is asked and the condition, each said by its own words.
+#
+#   holder     how its items are gone through, and what is looked at of one, by kind: keys of rows have a mark for each kind
+#   condition  what holds of it, and its opposite
+#   quantity   what is made of those of which it holds
+
+# holder -> (kind of what is made of some items, how they are gone through, one item, {kind of what is looked at: it})
+_HOLDERS = {
+    "rows": (
+        "rows",
+        "each in self.rows",
+        "each",
+        {
+            "number": "each[WHAT]",
+            "flag": "each[MARK]",
+            "text": "each[NAME]",
+            "day": "each[DAY]",
+            "same": "each[SAME]",
+            "many": "each[MANY]",
+        },
+    ),
+    "numbers": ("numbers", "each in self.numbers", "each", {"number": "each"}),
+    "texts": ("texts", "each in self.texts", "each", {"text": "each", "length": "len(each)"}),
+    "table": (
+        "texts",
+        "key, each in self.table.items()",
+        "key",
+        {"number": "each", "held": "each"},
+    ),
+}
+
+# condition | what is looked at | its cues | code that holds | code of the opposite
+_CONDITION_ROWS = """
+    with | flag | | IT | not IT
+    without | flag | not | not IT | IT
+    empty | text | empty | not IT | IT
+    given | text | filled | IT | not IT
+    equal | same | | IT == value | IT != value
+    unequal | same | not | IT != value | IT == value
+    held | held | where equal | IT == value | IT != value
+    is_text | text | | IT == TEXT | IT != TEXT
+    not_text | text | not | IT != TEXT | IT == TEXT
+    is_number | number | equal | IT == NUMBER | IT != NUMBER
+    zero | number | zero | IT == 0 | IT != 0
+    nonzero | number | nonzero | IT != 0 | IT == 0
+    negative | number | negative | IT < 0 | IT >= 0
+    positive | number | positive | IT > 0 | IT <= 0
+    within | number | within | first <= IT <= second | not first <= IT <= second
+    within_days | day | within | first <= IT <= second | not first <= IT <= second
+    on_day | day | | IT == value | IT != value
+    after | day | above | IT > value | IT <= value
+    since | day | reach | IT >= value | IT < value
+    before | day | below | IT < value | IT >= value
+    until | day | limit | IT <= value | IT > value
+    in_month | day | month | IT.startswith(value) | not IT.startswith(value)
+    starts | text | starts | IT.startswith(value) | not IT.startswith(value)
+    starts_text | text | starts | IT.startswith(TEXT) | not IT.startswith(TEXT)
+    ends | text | ends | IT.endswith(value) | not IT.endswith(value)
+    ends_text | text | ends | IT.endswith(TEXT) | not IT.endswith(TEXT)
+    holds | text | contains | value in IT | value not in IT
+    holds_text | text | contains | TEXT in IT | TEXT not in IT
+    among | many | | value in IT | value not in IT
+    among_text | many | | TEXT in IT | TEXT not in IT
+    longer | length | above | len(each) > NUMBER | len(each) <= NUMBER
+    longer_given | length | above | len(each) > value | len(each) <= value
+    shorter | length | below | len(each) < NUMBER | len(each) >= NUMBER
+    shorter_given | length | below | len(each) < value | len(each) >= value"""
+# cue -> (sign that holds, sign of the opposite)
+_COMPARING = {
+    "above": (">", "<="),
+    "reach": (">=", "<"),
+    "below": ("<", ">="),
+    "limit": ("<=", ">"),
+}
+_COMPARED_WITH = {"given": "value", "number": "NUMBER", "slot": "self.number"}
+
+# quantity | holders | kind of the result, "=" what some items are | its cues | code: ALL are the holder's items, EACH one of them
+_QUANTITY_ROWS = """
+    some | rows numbers texts table | = | | return [EACH for ALL if COND]
+    field | rows | fields | field | return [each[KEY] for ALL if COND]
+    count | rows numbers texts table | number | count | return sum(TRUE for ALL)
+    share | rows numbers | number | share | return sum(TRUE for ALL) / len(self.HOLDER)
+    percent | rows numbers | number | percent | return 100 * sum(TRUE for ALL) / len(self.HOLDER)
+    sum | rows | number | sum | return sum(each[AMOUNT] for ALL if COND)
+    sum_of | numbers table | number | sum | return sum(each for ALL if COND)
+    mean | rows | number | mean | return statistics.mean(each[AMOUNT] for ALL if COND)
+    mean_of | numbers table | number | mean | return statistics.mean(each for ALL if COND)
+    largest | rows | number | max | return max(each[AMOUNT] for ALL if COND)
+    smallest | rows | number | min | return min(each[AMOUNT] for ALL if COND)
+    any | rows numbers texts table | flag | any flag | return any(COND for ALL)
+    all | rows numbers texts table | flag | all flag | return all(COND for ALL)
+    entries | table | table | values | return {key: each for ALL if COND}
+    drop | rows numbers texts | ! | remove | self.HOLDER = [EACH for ALL if ELSE]
+    keep | rows numbers texts | ! | keep | self.HOLDER = [EACH for ALL if COND]
+    drop | table | ! | remove | self.table = {key: each for ALL if ELSE}"""
+
+
+class Condition(typing.NamedTuple):
+    """What holds of some items: `of` the kind of what is looked at."""
+
+    name: str
+    of: str
+    cues: str
+    code: str
+    opposite: str
+
+
+class Quantity(typing.NamedTuple):
+    """What is made of items of which a Condition holds."""
+
+    name: str
+    holders: str
+    result: str
+    cues: str
+    code: str
+
+
+def _table_rows(text, kind):
+    """Return the rows of a table with "|" between its columns, each as a `kind`."""
+    return [kind(*map(str.strip, re.split(r" \|(?= )", row))) for row in text.strip().split("\n")]
+
+
+def _comparisons():
+    """Yield the Conditions that compare a number."""
+    for cue, (sign, opposite) in _COMPARING.items():
+        for name, other in _COMPARED_WITH.items():
+            code, opposed = f"IT {sign} {other}", f"IT {opposite} {other}"
+            yield Condition(f"{cue}_{name}", "number", cue, code, opposed)
+
+
+def _composed_steps():
+    """Yield a line as of _STEP_ROWS for each quantity of a holder's items under a condition."""
+    conditions = [*_table_rows(_CONDITION_ROWS, Condition), *_comparisons()]
+    for quantity in _table_rows(_QUANTITY_ROWS, Quantity):
+        for holder in quantity.holders.split():
+            for condition in conditions:
+                if condition.of in _HOLDERS[holder][3]:
+                    yield _composed(quantity, holder, condition)
+
+
+def _composed(quantity, holder, condition):
+    """Return the line of _STEP_ROWS of a quantity, holder and condition."""
+    some, going, one, looked_at = _HOLDERS[holder]
+    it = looked_at[condition.of]
+    holds, opposite = (code.replace("IT", it) for code in (condition.code, condition.opposite))
+    code = quantity.code.replace("TRUE", f"bool({it})" if holds == it else holds)
+    for mark, written in (
+        ("COND", holds),
+        ("ELSE", opposite),
+        ("ALL", going),
+        ("EACH", one),
+        ("HOLDER", holder),
+    ):
+        code = code.replace(mark, written)
+    result = some if quantity.result == "=" else quantity.result
+    name = f"{quantity.name}_{holder}_{condition.name}"
+    return f"{name} | {result} | {quantity.cues} {condition.cues} | {code}"
+
+
+# hole -> the kinds that fit it: those of the core's idioms, lists of tables, which are rows, and dates, which are texts
 FITTING = {
-    name: (*kinds, "rows") if "list" in kinds else kinds for name, kinds in HOLES.items()
-} | {"rows": ("rows",)}
+    name: (*kinds, *(more for more, of in (("rows", "list"), ("day", "text")) if of in kinds))
+    for name, kinds in HOLES.items()
+} | {"rows": ("rows",), "day": ("day",)}
 # of a list -> of one that it holds
 ITEM_KINDS = {"numbers": "number", "texts": "text", "rows": "table"}
 
@@ -30088,11 +30265,25 @@ class StepCode(typing.NamedTuple):
     cues: frozenset
     holes: tuple  # of slots, in the order of the code
     given: tuple  # names of arguments
-    marks: tuple  # of NUMBER, TEXT, TEXT2, KEY, KEY2
+    marks: tuple  # of STEP_MARKS, in their order
+    composed: bool  # of a quantity and a condition, which are two things already
 
 
-def _read_step(line):
+# written shorter in _STEP_ROWS
+_SHORT = {
+    "GROUPED": "for one in self.rows if one[KEY2] == it[KEY2]",
+    "IN_MONTH": "for one in self.rows if one[DAY][:7] == it[DAY][:7]",
+    "PER_ROW": "for it in self.rows",
+    "IN_ROWS": "for each in self.rows",
+    "OTHERS": "else each for each in self.rows",
+    "ISO": "datetime.date.fromisoformat",
+}
+_SHORTENED = Pattern(rf"\b(?:{'|'.join(_SHORT)})\b")
+
+
+def _read_step(line, composed=False):
     """Return the StepCode of a line of _STEP_ROWS."""
+    line = _SHORTENED.sub(lambda found: _SHORT[found[0]], line)
     name, result, cues, *more = (part.strip() for part in line.split("|"))
     body = more[0] if more else IDIOMS[name]
     target, _, code = (
@@ -30100,16 +30291,58 @@ def _read_step(line):
     )
     holes = tuple(dict.fromkeys(re.findall(r"self\.(\w+)", body)))
     given = tuple(dict.fromkeys(re.findall(r"\b(?:value|first|second)\b", code)))
-    marks = tuple(sorted(set(re.findall(r"\b(?:NUMBER|TEXT2?|KEY2?)\b", code))))
+    marks = tuple(mark for mark in STEP_MARKS if re.search(rf"\b{mark}\b", code))
     changed = tuple(re.findall(r"self\.(\w+)", target))
     return StepCode(
-        name, code, changed, result, frozenset(re.findall(r"\w+", cues)), holes, given, marks
+        name,
+        code,
+        changed,
+        result,
+        frozenset(re.findall(r"\w+", cues)),
+        holes,
+        given,
+        marks,
+        composed,
     )
 
 
-STEPS = {step.name: step for step in map(_read_step, _STEP_ROWS.strip().split("\n"))}
+# What stands in a step's code for a number or text that is told, or for a key of rows: those that are answered come first. SAME,
+# WHAT, MARK, NAME, DAY and MANY are keys that a condition looks at, which may be answered too.
+STEP_MARKS = (
+    "KEY",
+    "AMOUNT",
+    "KEY2",
+    "AMOUNT2",
+    "SAME",
+    "WHAT",
+    "MARK",
+    "NAME",
+    "DAY",
+    "MANY",
+    "NUMBER",
+    "TEXT",
+    "TEXT2",
+)
+# mark -> the kinds of keys that fit it; any kind where it has no row
+KEY_MARKS = {
+    "KEY": (),
+    "KEY2": (),
+    "SAME": (),
+    "AMOUNT": ("number",),
+    "AMOUNT2": ("number",),
+    "WHAT": ("number",),
+    "MARK": ("flag",),
+    "NAME": ("text",),
+    "DAY": ("day",),
+    "MANY": ("list", "texts", "numbers"),
+}
+_ALL_STEPS = [
+    *map(_read_step, _STEP_ROWS.strip().split("\n")),
+    *(_read_step(line, composed=True) for line in _composed_steps()),
+]
+STEPS = {step.name: step for step in _ALL_STEPS}
 STEP_WANTS = {
-    name: [cue for cue in step.cues if cue in CUES and cue not in ("all",)]
+    name: [cue for cue in step.cues if cue in CUES and (cue != "all" or step.composed)]
     for name, step in STEPS.items()
 }
 _UNITS = {
@@ -30144,7 +30377,8 @@ BARE_TEXTS = {", ": ",", ": ": ":", "; ": ";"}
 # fmt: off
 TEXT_WORDS = {"comma": ", ", "commas": ", ", "space": " ", "spaces": " ", "blank": " ", "dash": "-", "dashes": "-",
               "hyphen": "-", "hyphens": "-", "underscore": "_", "underscores": "_", "colon": ": ", "slash": "/", "dot": ".",
-              "dots": ".", "newline": "\n", "newlines": "\n", "semicolon": "; ", "pipe": "|"}
+              "dots": ".", "newline": "\n", "newlines": "\n", "semicolon": "; ", "semicolons": "; ", "pipe": "|", "pipes": "|",
+              "blanks": " ", "slashes": "/", "colons": ": "}
 # fmt: on
 
 
@@ -30157,13 +30391,10 @@ TEXT_WORDS = {"comma": ", ", "commas": ", ", "space": " ", "spaces": " ", "blank
 #
 #   world      the slots, arguments and texts that a request has at hand
 #   candidate  a method of one or two steps, whose holes are filled
-#   said       what the words of the request say: cues, names, numbers, denials
-#   feature    a figure of how a candidate fits what is said; _WEIGHTS adds them up
 
 # Offers:
 __all__ += """
-    World value_kind world_of parameters Candidate NOTHING one_steps DECIDING Said plain_words
-    what_is_said with_kin ONE_STEPS_MOST ranked enumerated
+    World value_kind world_of parameters is_day Candidate NOTHING one_steps two_steps
 """.split()
 
 
@@ -30177,6 +30408,7 @@ class World(typing.NamedTuple):
     texts: tuple  # told, as Python writes them
     keys: dict  # slot -> {key: kind} of tables and rows
     values: dict  # slot -> kind of what a table holds
+    amounts: dict  # slot -> the number that it holds
 
 
 def value_kind(value: typing.Any) -> str:
@@ -30194,7 +30426,26 @@ def _keys_in_rows(value):
     shared = [
         key for key in first if isinstance(key, str) and all(key in table for table in tables)
     ]
-    return {key: value_kind(first[key]) for key in shared[:_KEYS_MOST]}
+    return {key: _kind_of_key(key, tables) for key in shared[:_KEYS_MOST]}
+
+
+def _kind_of_key(key, tables):
+    """Return the kind of what tables hold under a key: that of the first that holds something; "day" for dates."""
+    value = next((table[key] for table in tables if table[key] is not None), None)
+    return _kind_or_day(value)
+
+
+def _kind_or_day(value):
+    """Return the kind of a value; "day" for a date as text, which does for a text too."""
+    return "day" if is_day(value) else value_kind(value)
+
+
+_DAY = Pattern(r"\d{4}-\d\d(?:-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?)?)?$")
+
+
+def is_day(value: typing.Any) -> bool:
+    """Return whether a value is a date as text, which can be compared as it is."""
+    return isinstance(value, str) and bool(_DAY.match(value))
 
 
 _KEYS_MOST, _TEXTS_MOST = 12, 4
@@ -30236,7 +30487,7 @@ def world_of(
     said = [number_told(word, units) for word in words]
     told = tuple(dict.fromkeys(number.lstrip("0") or "0" for number in said if number))
     empty = {name: kind for name, kind in (kinds or {}).items() if slots.get(name) == []}
-    kinds = {name: value_kind(value) for name, value in slots.items()} | empty
+    kinds = {name: _kind_or_day(value) for name, value in slots.items()} | empty
     tables = {
         name: value for name, value in slots.items() if kinds[name] in ("table", "rows") and value
     }
@@ -30247,12 +30498,13 @@ def world_of(
     }
     return World(
         kinds,
-        {name: value_kind(value) for name, value in zip(names, arguments, strict=True)},
+        {name: _kind_or_day(value) for name, value in zip(names, arguments, strict=True)},
         told,
         tuple(number for number in map(str, USUAL_NUMBERS) if number not in told),
         _texts_told(text),
         {name: _keys_in_rows(value) for name, value in tables.items()},
         held,
+        {name: value for name, value in slots.items() if kinds[name] == "number"},
     )
 
 
@@ -30300,7 +30552,7 @@ def _choices_of(step, world):
 
 def _fitting_kinds(place: str) -> tuple:
     """Return the kinds that fit a hole or an argument of a step."""
-    return FITTING.get(place.rstrip("23"), ("number", "text", "any"))
+    return FITTING.get(place.rstrip("23"), ("number", "text", "day", "any"))
 
 
 def _choices_around(step, one, choices):
@@ -30328,17 +30580,32 @@ def _fillings(step, choices, kinds):
 
 def _marks_of(step, slots, world, numbers):
     """Yield {mark: text} for the numbers, texts and keys of a step over given slots."""
-    keys = [repr(key) for slot in slots for key in world.keys.get(slot, ())]
-    choices = {
-        "NUMBER": numbers,
-        "TEXT": world.texts,
-        "TEXT2": (*world.texts, "''"),
-        "KEY": keys,
-        "KEY2": keys,
-    }
+    keys = [pair for slot in slots for pair in world.keys.get(slot, {}).items()]
+    choices = {"NUMBER": numbers, "TEXT": world.texts, "TEXT2": (*world.texts, "''")}
+    choices |= {mark: _keys_that_fit(mark, keys) for mark in step.marks if mark in KEY_MARKS}
+    apart = [n for n, mark in enumerate(step.marks) if mark not in _CONDITION_MARKS]
     for picked in itertools.product(*(choices[mark] for mark in step.marks)):
-        if len(set(picked)) == len(picked):
+        if len({picked[n] for n in apart}) == len(apart):
             yield dict(zip(step.marks, picked, strict=True))
+
+
+def _keys_that_fit(mark, keys):
+    """Return those of the keys [(key, kind)], as Python writes them, that fit a mark."""
+    kinds = KEY_MARKS[mark]
+    return [repr(key) for key, kind in keys if not kinds or kind in kinds]
+
+
+_CONDITION_MARKS = (
+    "SAME",
+    "WHAT",
+    "MARK",
+    "NAME",
+    "DAY",
+    "MANY",
+)  # what is answered may be looked at too
+_WRITTEN = Pattern(
+    rf"\bself\.(\w+)|\b(?:value|first|second|{'|'.join(sorted(STEP_MARKS, key=len, reverse=True))})\b"
+)
 
 
 def _written(code: str, texts: dict[str, str], marks: dict) -> str:
@@ -30347,7 +30614,7 @@ def _written(code: str, texts: dict[str, str], marks: dict) -> str:
     def filled(found):
         return texts.get(found[1] or found[0]) or marks[found[0]]
 
-    return re.sub(r"\bself\.(\w+)|\b(?:value|first|second|NUMBER|TEXT2?|KEY2?)\b", filled, code)
+    return _WRITTEN.sub(filled, code)
 
 
 def _result_of(step, kind, slot, world, marks):
@@ -30358,8 +30625,9 @@ def _result_of(step, kind, slot, world, marks):
         return world.values.get(slot, "list")
     key = world.keys.get(slot, {}).get(ast.literal_eval(marks["KEY"])) if "KEY" in marks else None
     if step.result == "fields":
-        return {"number": "numbers", "text": "texts"}.get(key, "list")
-    return key or "any" if step.result == "any" else step.result
+        return {"number": "numbers", "text": "texts", "day": "texts"}.get(key, "list")
+    kind = "text" if key == "day" else key or "any"
+    return kind if step.result == "any" else step.result
 
 
 _RESULTS_AS = {"=": lambda kind: kind, "-": lambda kind: ITEM_KINDS.get(kind, "any")}
@@ -30437,58 +30705,83 @@ def one_steps(world: World) -> typing.Iterator:
             yield from _candidates_of(step, world, numbers, _choices_of(step, world))
 
 
-def _two_steps(world, inner):
+def two_steps(world, inner):
     """Yield the Candidates of two steps, the first of them one of `inner`."""
     for step in STEPS.values():
-        if step.name not in _ALONE:
+        if step.name not in _ALONE and not step.composed:
             choices = _choices_of(step, world)
             for one in inner:
                 for around in _choices_around(step, one, choices):
                     yield from _candidates_of(step, world, world.numbers, around, one)
 
 
-# Ranking: what words and the router say
+################################################################################
+# Wanted #######################################################################
+################################################################################
+#
+# Which of the methods that a message can mean it does mean, as its words and the router say.
+#
+#   said     what the words of the request say: cues, names, numbers, denials
+#   feature  a figure of how a candidate fits what is said; _WEIGHTS adds them up
 
-# What each feature of a candidate is worth. The weights were set on requests that are committed (seed_core/methods.txt,
-# tests/data/unheard.txt) and on others by hand, none of those by which the rate of right ones is judged.
+# Offers:
+__all__ += """
+    DECIDING Said plain_words what_is_said with_kin explains_all ONE_STEPS_MOST ranked
+    enumerated
+""".split()
+
+# What each feature of a candidate is worth: fitted by tests/bench/fit.py to requests of which it is known what is meant, all of
+# them looked at (tests/data: asked, shaped, half "look" of phrased and wanted), none of those that judge.
 _WEIGHTS = {
-    "share": 0.55,  # the logarithm of the router's share
+    "share": 0.7,  # the logarithm of the router's share
     # what its steps do is said, said by a word that is said often, not said
-    "cue": 1.6,
-    "weak cue": 1.4,
-    "unsaid": -2.85,
-    "said once": -1.5,  # one piece of the request stands for two things that its steps do
+    "cue": 0.27,
+    "weak cue": 1.71,
+    "unsaid": -4.44,
+    "both said": 1.87,  # it has two steps, each said by words of its own
+    "said once": -1.32,  # one piece of the request stands for two things that its steps do
     # a piece of the request that none of its steps has, a DECIDING cue
-    "unexplained": -1.5,
-    "undecided": -1.2,
+    "unexplained": -4.38,
+    "undecided": -0.81,
     # it changes something where that is wanted; where nothing is said of it
-    "change": 1.0,
-    "quiet change": -0.2,
-    "no number": -2.65,  # it answers no number where one is asked for
-    "flag": 2.35,
-    "no flag": -2.75,  # it answers yes or no where that is asked, and where not
-    "named": 1.2,
-    "unnamed": -1.15,  # slots and keys that it uses and the request names, or not
-    "only one": -0.3,  # slots that are not named, and the only ones of their kind
-    "unasked": -2.0,  # it only answers a slot, and nothing names it
-    "head": 1.35,  # of rows it answers what is asked for: some of them, or a key
-    "odd argument": -2.6,  # an argument is of another kind than what it is put among
-    "missed": -1.45,
-    "missed key": -1.7,  # named ones that it leaves out
+    "change": 1.34,
+    "quiet change": -1.63,
+    "no number": -3.26,  # it answers no number where one is asked for
+    "flag": 3.99,
+    "no flag": -6.19,  # it answers yes or no where that is asked, and where not
+    "named": 3.16,
+    "unnamed": -1.73,  # slots and keys that it uses and the request names, or not
+    "only one": -1.1,  # slots that are not named, and the only ones of their kind
+    "unasked": -2.13,  # it only answers a slot, and nothing names it
+    "head": 2.72,  # of rows it answers what is asked for: some of them, or a key
+    "odd argument": -1.54,  # an argument is of another kind than what it is put among
+    "missed": -1.07,
+    "missed key": -3.08,  # named ones that it leaves out
     # two slots in the order of the text, as words between them want it
-    "order": 1.3,
-    "said order": 2.0,
-    "whole": 2.45,  # it divides by what a share is said to be of, and not by others
-    "bound": 1.4,  # a step is said of a slot, and done with it: "the square of the height"
-    "spelled": 3.0,  # it is the formula that the request spells
-    "odd key": -2.1,  # a key of rows is of another kind than what is done with it wants
-    "number": 1.1,
-    "untold number": -2.95,  # its numbers are told, or not
-    "left number": -0.55,  # a number that is told is left out
-    "text": 1.15,
-    "left text": -1.65,  # a text that the request tells is used, or none is
-    "second step": -5.6,
-    "twice": -3.45,  # a slot used twice
+    "order": 0.89,
+    "said order": 2.43,
+    "whole": 3.23,  # it divides by what a share is said to be of, and not by others
+    "bound": 1.83,  # a step is said of a slot, and done with it: "the square of the height"
+    "spelled": 4.18,  # it is the formula that the request spells
+    "odd key": -2.72,  # a key of rows is of another kind than what is done with it wants
+    "number": 1.14,
+    "untold number": -6.03,  # its numbers are told, or not
+    "left number": -2.87,  # a number that is told is left out
+    "text": 1.13,
+    "left text": -1.63,  # a text that the request tells is used, or none is
+    "key order": 1.1,  # keys that it takes are named in the order of its code, what it answers first
+    "target order": 1.6,  # what it changes is named before what it takes
+    "below nothing": -2.59,  # it subtracts what is more from what is less
+    "many": 1.48,  # it answers one or several, as the word for them says
+    "bare text": 2.3,  # a sign has no blank behind it
+    "dated": 2.01,  # it goes by a date where what is first or last by one is asked for
+    "turned": -1.58,  # it takes the second argument before the first
+    "replaced": 3.41,  # it replaces what is said to be replaced, by what is
+    "letters": 0.42,  # it counts the letters of a text where letters are spoken of
+    "denied": -2.87,  # it denies what is not denied
+    "strange": -0.1,  # words that nothing here knows
+    "second step": -7.29,
+    "twice": -7.34,  # a slot used twice
 }
 # A cue of these that the request has and a method has not leaves it a guess: it may be just what the example does not show.
 DECIDING = frozenset(
@@ -30498,9 +30791,7 @@ DECIDING = frozenset(
 _SHARE_LEAST = 1e-2  # a smaller share is as good as none
 _SHARE_OF_MORE = 0.04  # of a step that the router does not know
 _NUMBER_CUES = frozenset(("count", "sum", "mean", "spread", "median"))
-_WEAK_CUES = frozenset(
-    "all any at both few field keys lookup values where not on or unit second".split()
-)
+_WEAK_CUES = frozenset("all any at both few field keys lookup values where not on or unit".split())
 _CHANGING = frozenset(
     """add append put push insert remove delete drop pop clear reset empty set rename change update increment
 increase decrement decrease reduce raise lower toggle flip switch deposit withdraw debit credit store save register mark close
@@ -30510,7 +30801,8 @@ buy spend record note assign bump apply replace""".split()
 )
 _READING = Pattern(
     r"(?:return|compute|calculate|get|give|tell|check|find|list|what|how|the|number|whether|true|is|are|has|"
-    r"only|each|every|all|does|do|which)s?\b"
+    r"only|each|every|all|does|do|which|who|whose|when|where|names?|titles?|total|average|percentage|share|"
+    r"look up|difference|same|any|just)s?\b"
 )
 _SUMMING = Pattern(r"add(?:ed|ing)? (?:up|together|all)\b")
 _ASKING = Pattern(
@@ -30522,7 +30814,7 @@ _ASKS = Pattern(
 )
 # What happens to an object, where a request tells that it does
 _HAPPENS = Pattern(
-    r"\b(?:gets?|becomes?|arrives?|comes? in|come in|leaves|once more|no longer|one less|from now on)\b"
+    r"\b(?:gets?|becomes?|arrives?|goes (?:in)?to|comes? in|come in|leaves|once more|no longer|one less|from now on)\b"
 )
 
 
@@ -30532,14 +30824,16 @@ _BETWEEN = (
     "is (?:above|over|greater than|more than|below|under|less than)"
 )
 _TAKING = "subtract|subtracts|subtracting|deduct|deducting|take|taking"
-_IN_ORDER = Pattern(rf"~(\d+) (?:{_BETWEEN}) (?:the |its |their |sum of |total of )*~(\d+)")
+_IN_ORDER = Pattern(
+    rf"~(\d+) (?:{_BETWEEN}) (?:the |its |their |sum of |total of |number of |count of |length of |average |mean )*~(\d+)"
+)
 _OUT_OF_ORDER = Pattern(rf"(?:{_TAKING}) (?:the )?~(\d+) (?:away )?from (?:the )?~(\d+)")
 # A slot that others are divided by: "the share of ~1"
 _WHOLE = Pattern(
     r"(?:share|fraction|percent\w*|proportion|part|percentage|out|per|how many percent) "
     r"(?:of )?(?:the |all )*~(\d+)\b(?! than)"
 )
-_DIVISORS = Pattern(r"/ self\.(\w+)")
+_DIVISORS = Pattern(r"/ (?:len\()?self\.(\w+)")
 # What is done with a slot: "the square of the ~1"
 _DONE_WITH = Pattern(r"(\w+) (?:of|by) (?:the |all |its |their |each )*~(\d+)")
 
@@ -30573,6 +30867,9 @@ _ORDERED_BY = Pattern(rf"{_A_KEY.replace('(', '(?:')} [<>]=? (\w+)")  # no text 
 _COMPARED_KEY = Pattern(rf"{_A_KEY} (?:==|!=|[<>]=?) (\w+)")
 
 
+_PUT_KEY = Pattern(r"('[^']*'): (first|second|value)\b")  # an argument becomes what rows hold
+
+
 class Said(typing.NamedTuple):
     """What a request says: cues, how much it wants a change (-2 to 2), whether it asks yes or no, and where it names slots."""
 
@@ -30588,7 +30885,16 @@ class Said(typing.NamedTuple):
     words: frozenset  # all of the request's
     numbers: tuple
     texts: tuple
-    keys: frozenset  # of rows, that the request names
+    keys: dict  # key as Python writes it -> (place in the text, 1.0 named, 0.5 akin to a word) of those that the request names
+    keyed: dict  # key as Python writes it -> key, of all tables and rows
+    dated: bool  # whether it asks for what is first or last by a date that rows have
+    replaced: tuple  # texts as Python writes them, of which the first is replaced by the second; () where none is said
+    letters: bool  # whether it speaks of letters or length
+    many: (
+        bool | None
+    )  # whether it asks for several of rows, by the word for them; None where no word tells
+    unspaced: bool  # whether no blank is wanted
+    strange: int  # how many words say what nothing here knows
     kinds: dict  # key of rows, as Python writes it, or argument -> its kind
     shares: dict  # idiom -> the router's share
     readings: tuple  # of each piece of the request that says something: what it may say, as cues
@@ -30621,10 +30927,11 @@ _SAID_OF_HALF = 0.5  # such a word names a slot as some of its words do
 def what_is_said(selector: str, intent: str, world: World, shares: dict) -> Said:
     """Return the Said of a request."""
     kinds = _kinds_in_rows(world)
-    names = [*world.slots, *kinds]
-    name = plainly(_with_denials(plain_words(selector), names))
-    told = plainly(_with_denials(intent.lower().strip(), names))
+    of_names = world.slots | kinds
+    name = plainly(_with_denials(plain_words(selector), of_names))
+    told = plainly(_with_denials(intent.lower().strip(), of_names))
     text, slots = _with_slots_marked(f"{name} ; {told}", list(world.slots))
+    plain, text = text, _with_keys_marked(text, kinds)
     meant = [_SAID_OF[word] for word in re.findall(r"[a-z]+", f"{told} {name}") if word in _SAID_OF]
     named = _slots_named(f"{told} ; {name}", meant, world.slots, len(text))
     words = frozenset((*re.findall(r"[a-z]+", f"{name} {told}"), *meant))
@@ -30643,13 +30950,120 @@ def what_is_said(selector: str, intent: str, world: World, shares: dict) -> Said
         words=words,
         numbers=world.numbers,
         texts=world.texts,
-        keys=frozenset(key for key in kinds if len(key) > 1 and _is_said(key, words)),
+        keys=_keys_named(f"{told} ; {name}", meant, kinds),
+        dated=bool("day" in kinds.values() and _BY_DATE.search(plain)),
+        replaced=_replaced_said(intent, world.texts),
+        letters=bool(_LETTERS.search(text)),
+        many=_is_of_many(told or name, world),
+        unspaced=bool(_NO_BLANK.search(told)),
+        strange=len(_strange_words(text, selector)),
+        keyed={repr(key): key for key in itertools.chain.from_iterable(world.keys.values())},
         kinds=kind_of,
         shares=dict(shares),
         readings=_readings_of(text),
         head=_head_of(f"{told} {name}", world),
         world=world,
     )
+
+
+# What a request says of dates, whatever they are called
+_BY_DATE = Pattern(
+    r"\b(?:latest|newest|most recent|most recently|earliest|oldest|soonest|recent|next|last|first)\b"
+)
+_OF_DAYS = Pattern(
+    r"\b(?:dates?|dated|days?|months?|since|until|when|latest|newest|recent|recently|earliest|oldest|soonest)\b"
+)
+_LETTERS = Pattern(r"\b(?:letters?|characters?|chars|long|longer|longest|short\w*|lengths?)\b")
+
+
+_NO_BLANK = Pattern(r"\b(?:no|without|not any) (?:blanks?|spaces?)\b|[\"'][,;:][\"']")
+
+
+_HOW_MANY = Pattern(r"\b(?:how many|number of|count)\b")
+_ANY_OF_ALL = Pattern(r"\b(?:every|each|all)\b")
+
+
+def _is_of_many(text, world):
+    """Return whether a text begins with a word for several of rows or of their keys, not for one; None where with neither."""
+    if _HOW_MANY.search(text):
+        return None
+    every = bool(_ANY_OF_ALL.search(text))
+    rows = [slot for slot, kind in world.slots.items() if kind == "rows"]
+    names = [name for slot in rows for name in (slot, *world.keys.get(slot, ()))]
+    for word in re.findall(r"[a-z]+", text):
+        for name in names:
+            last = plain_words(name).split()[-1]
+            if _is_named_as(word, last):
+                return every or word.endswith("s") and not word.endswith("ss")
+    return None
+
+
+def _keys_named(text, meant, kinds):
+    """Return {key, as Python writes it: (place, share)} of the keys that a text names, or means by other words."""
+    told_of = {key: (len(text), 1.0) for key in kinds if key in meant}
+    days = [key for key, kind in kinds.items() if kind == "day"]
+    if len(days) == 1 and (found := _OF_DAYS.search(text)):
+        told_of[days[0]] = found.start(), 1.0
+    named = told_of | _places_named(text, [key for key in kinds if len(key) > 1])
+    return {repr(key): row for key, row in named.items()}
+
+
+def _with_keys_marked(text, keys):
+    """Return a text with ^ for the names of keys, which say nothing of what is done with them."""
+    for key in sorted(keys, key=len, reverse=True):
+        plain = plain_words(key)
+        if len(plain) > 2:
+            text = re.sub(rf"\b{re.escape(plain.removesuffix('s'))}s?\b", "^", text)
+    return text
+
+
+_SIGNS_SAID = "|".join(sorted(TEXT_WORDS, key=len, reverse=True))
+_QUOTED_SIGN = rf"(?P<{{}}>{_SIGNS_SAID}|['\"][^'\"\n]{{{{1,20}}}}['\"])"
+_SIGN_PAIRS = tuple(
+    Pattern(said.format(new=_QUOTED_SIGN.format("new"), old=_QUOTED_SIGN.format("old")))
+    for said in (
+        r"{new} (?:instead|in place) of (?:the |its |any |every )?{old}",
+        r"replac\w* (?:the |its |all |any |every |each )*{old} (?:with|by) (?:an? )?{new}",
+        r"{old} (?:replaced|become|becomes|turned|changed|made|substituted) (?:by|with|into|to|in)? ?(?:an? )?{new}",
+        r"{new} for (?:the |every |each |all )?{old}",
+    )
+)
+
+
+def _replaced_said(intent, texts):
+    """Return (the text that is replaced, what stands there instead), as Python writes them, of what an intent says; or ()."""
+    for pair in _SIGN_PAIRS:
+        found = pair.search(intent.lower())
+        if found:
+            said = [TEXT_WORDS.get(found[name], found[name][1:-1]) for name in ("old", "new")]
+            both = [repr(each) for each in said]
+            return tuple(both) if set(both) <= set(map(str.lower, texts)) else ()
+    return ()
+
+
+# words that tell nothing, beside STOP_WORDS
+_OF_LITTLE_SENSE = frozenset(
+    "given give object return returns one ones i.e e.g person someone somebody anybody everybody people please current "
+    "currently whole particular certain shall exactly value values item items thing entry entries number list amount named "
+    "called make get show compute calculate find tell know see would like still already yet result".split()
+)
+
+
+def _strange_words(text, selector):
+    """Return the words of a marked text that no cue, number, sign or word of the selector explains."""
+    for said in CUES.values():
+        text = said.sub(" ", text)
+    known = re.findall(r"[a-z]+", plain_words(selector))
+    words = dict.fromkeys(re.findall(r"[a-z']{3,}", text.partition(";")[2]))
+    return [word for word in words if not _tells_nothing(word, known)]
+
+
+def _tells_nothing(word, known):
+    """Return whether a word says nothing of what is to be done, or what is `known` says it."""
+    plain = (
+        word in STOP_WORDS or word in _OF_LITTLE_SENSE or word in NUMBER_WORDS or word in TEXT_WORDS
+    )
+    return plain or any(same_word(word, each) or _is_akin(word, each) for each in known)
 
 
 def _change_said(name, told):
@@ -30675,7 +31089,7 @@ def _bound_cues(text, slots):
     """Return the pairs (cue, slot) of what a text says is done with which slot."""
     bound = set()
     for found in _DONE_WITH.finditer(text):
-        bound |= {(cue, slots[found[2]]) for cue in _cues_of(found[1])}
+        bound |= {(cue, slots[found[2]]) for cue in _cues_of(f"{found[1]} of")}
     return frozenset(bound)
 
 
@@ -30685,17 +31099,68 @@ def _slots_named(text, meant, slots, end):
     return dict.fromkeys(told_of, (end, _SAID_OF_HALF)) | _places_named(text, slots)
 
 
-_DENIED = Pattern(r"\b(?:un|non-?|dis)(\w{3,})\b")
+_DENIED = Pattern(r"\b(?:un|non-?|dis|in)(\w{3,})\b")
+# a word -> what is not so of which it is said, where a slot or key is called that
+_OPPOSITE_OF = {
+    "open": ("done", "closed", "finished", "resolved", "completed", "settled"),
+    "pending": ("done", "closed", "finished", "completed", "shipped", "sent", "approved"),
+    "outstanding": ("paid", "done", "settled"),
+    "due": ("paid",),
+    "unfinished": ("done", "completed"),
+    "incomplete": ("done", "finished"),
+    "absent": ("present", "here"),
+    "missing": ("present", "found"),
+    "inactive": ("active", "enabled"),
+    "closed": ("open",),
+    "offline": ("online",),
+    "guests": ("members",),
+    "failed": ("passed", "ok", "success"),
+    "empty": ("full", "filled"),
+    "locked": ("open",),
+    "free": ("taken", "occupied", "booked", "busy"),
+    "available": ("taken", "occupied", "booked", "sold", "lent"),
+    "retired": ("active",),
+}
+_ALSO_CALLED = {
+    "finished": ("done", "completed"),
+    "completed": ("done", "finished"),
+    "complete": ("done", "finished"),
+    "done": ("completed", "finished"),
+    "settled": ("paid",),
+    "cost": ("price", "amount"),
+    "costs": ("price", "amount"),
+    "lives": ("city", "town"),
+    "living": ("city", "town"),
+    "mail": ("email",),
+}
 
 
-def _with_denials(text, names):
-    """Return a text with "not paid" for "unpaid", where `names` know what is paid."""
-    known = set(re.findall(r"[a-z]+", " ".join(map(plain_words, names))))
+def _with_denials(text, kinds):
+    """Return a text with "not paid" for "unpaid", where names of slots and keys {name: kind} know what is paid."""
+    known = _words_of_names(kinds)
+    flags = _words_of_names([name for name, kind in kinds.items() if kind == "flag"])
 
     def read(found):
         return f"not {found[1]}" if _is_said(found[1], known) else found[0]
 
-    return _DENIED.sub(read, text)
+    def called(found):
+        return _called_here(found[0], known, flags)
+
+    return re.sub(r"\b[a-z]+\b", called, _DENIED.sub(read, text))
+
+
+def _words_of_names(names):
+    return set(re.findall(r"[a-z]+", " ".join(map(plain_words, names))))
+
+
+def _called_here(word, known, flags):
+    """Return what a word is called by the names here: "not paid" for due, "done" for finished; itself where none knows better."""
+    if word in known:
+        return word
+    opposite = next((each for each in _OPPOSITE_OF.get(word, ()) if each in flags), None)
+    if opposite:
+        return f"not {opposite}"
+    return next((each for each in _ALSO_CALLED.get(word, ()) if each in known), word)
 
 
 _READING_WORDS = 4  # a cue whose words stand farther apart is said by its first word
@@ -30735,7 +31200,7 @@ def _head_of(text, world):
     if labels and _LABEL_ASKED.search(text):
         return repr(labels[0])
     for word in re.findall(r"[a-z]+", text):
-        named = [repr(key) for key in keys if same_word(word, plain_words(key))]
+        named = [repr(key) for key in keys if same_word(word, plain_words(key).split()[-1])]
         if same_word(word, plain_words(slots[0]).split()[-1]):
             return slots[0]
         if named:
@@ -30789,7 +31254,7 @@ def _places_named(text, slots):
 
 def _places_of(word, said):
     """Return (where a word of a name is said first, whether only one that is akin to it), or None."""
-    for akin, alike in ((False, same_word), (True, _is_akin)):
+    for akin, alike in ((False, _is_named_as), (True, _is_akin)):
         place = next((place for place, other in said if alike(word, other)), None)
         if place is not None:
             return place, akin
@@ -30802,10 +31267,20 @@ _STEM_LEAST, _ENDING_MOST = (
 )  # letters that two words share, if they are akin: borrower and borrowed
 
 
+def _is_named_as(one, other):
+    """Return whether two words are the same but for an ending: price and prices, quantity and quantities."""
+    return same_word(one, other) or one == _singular(other) or _singular(one) == other
+
+
+def _singular(word):
+    return f"{word[:-3]}y" if word.endswith("ies") else word
+
+
 def _is_akin(one, other):
     """Return whether two words differ in their endings alone."""
     shared = len(os.path.commonprefix((one, other)))
-    return shared >= _STEM_LEAST and max(len(one), len(other)) - shared <= _ENDING_MOST
+    least = min(_STEM_LEAST, *(max(3, len(word.removesuffix("s"))) for word in (one, other)))
+    return shared >= least and max(len(one), len(other)) - shared <= _ENDING_MOST
 
 
 def _worth_of_candidate(candidate: Candidate, said: Said, known=None) -> float:
@@ -30840,6 +31315,11 @@ def _hole_features(candidate, said):
     return _name_features(candidate, said) | _number_features(candidate, said)
 
 
+def explains_all(candidate: Candidate, said: Said) -> bool:
+    """Return whether a method does all that a request says, as far as its words are known."""
+    return not said.strange and not _cue_features(candidate, said)["unexplained"]
+
+
 def _kin_of(step):
     """Return the idioms that do what a step does, as its cues say: the router, which knows no others, speaks of it by them."""
     plain = step.cues - _WEAK_CUES
@@ -30871,11 +31351,14 @@ def _router_share(candidate, said):
 
 def _unsaid_share(wanted, cues):
     """Return how much of what a step does is not said: 1 where nothing of it is."""
-    missing = sum(cue not in cues for cue in wanted)
-    return min(1, missing) if missing == len(wanted) else _PARTLY_SAID * missing
+    missing = [cue for cue in wanted if cue not in cues]
+    rest = sum(_PARTLY_SAID if cue in _WEAK_CUES else _PARTLY_STRONG for cue in missing[1:])
+    if missing and len(missing) == len(wanted):
+        return 1 + rest
+    return sum(_PARTLY_SAID if cue in _WEAK_CUES else _PARTLY_STRONG for cue in missing)
 
 
-_PARTLY_SAID = 0.35
+_PARTLY_SAID, _PARTLY_STRONG = 0.35, 0.6
 
 
 def _counts_each(told, said):
@@ -30894,6 +31377,8 @@ def _wants_number(said):
 def _cue_features(candidate, said):
     """Return the features of what its steps do, and what the request says."""
     told = candidate.cues & said.cues
+    if "remove" in told:
+        told |= {"dropped"} & said.cues
     explained = [piece & told for piece in said.readings]
     strong = sum(bool(cues - _WEAK_CUES) for cues in explained)
     strong_told = len(told - _WEAK_CUES)
@@ -30906,10 +31391,13 @@ def _cue_features(candidate, said):
         "said once": max(0, strong_told - strong),
         "weak cue": min(weak, len(told & _WEAK_CUES)),
         "unsaid": unsaid,
+        "both said": len(candidate.steps) > 1 and not unsaid and min(strong, strong_told) > 1,
         "unexplained": sum(map(bool, left)),
         "undecided": len(said.cues & DECIDING - told),
         "change": said.change * (1 if candidate.target else -1),
         "quiet change": bool(candidate.target) and said.change <= 0,
+        "denied": "not" in candidate.cues and "not" not in said.cues,
+        "strange": said.strange,
         "no number": _wants_number(said)
         and not (candidate.result == "number" or candidate.target or _counts_each(told, said)),
         "flag": said.asks * (1 if is_flag else -1),
@@ -30925,11 +31413,11 @@ def _name_features(candidate, said):
             re.findall(r"self\.(\w+)", code.partition(" = ")[2] if candidate.target else code)
         )
     )
-    keys = [ast.literal_eval(mark) for mark in candidate.marks if mark[0] in "\"'"]
+    keys = [mark for mark in dict.fromkeys(candidate.marks) if mark in said.keyed]
     known = [said.named[slot] for slot in candidate.slots if slot in said.named]
     unnamed = [slot for slot in candidate.slots if slot not in said.named]
     only = sum(_is_only(slot, candidate.slots, said.world.slots) for slot in unnamed)
-    keyed = sum(repr(key) == said.head or _is_said(key, said.words) for key in keys)
+    keyed = sum(_key_share(key, said) for key in keys)
     pairs = list(itertools.combinations(used, 2))
     divisors = _DIVISORS.findall(code) if said.wholes else []
     return {
@@ -30939,7 +31427,18 @@ def _name_features(candidate, said):
         "unasked": candidate.steps == ("get",) and not known,
         "head": _answers_head(candidate, keys, said),
         "odd argument": _odd_arguments(code, said),
-        "missed key": sum(key not in keys for key in said.keys),
+        "missed key": sum(
+            share == 1.0 and key not in keys for key, (_, share) in said.keys.items()
+        ),
+        "key order": _keys_in_order(keys, said),
+        "target order": _in_target_order(candidate, said),
+        "below nothing": _is_below_nothing(code, said),
+        "many": _answers_many(candidate, keys, said),
+        "bare text": _is_bare(candidate, said),
+        "dated": said.dated and (1 if _by_day(code, said) else -1),
+        "turned": _takes_second_first(code),
+        "replaced": _replaces(code, said.replaced),
+        "letters": _counts_letters(candidate, said),
         "missed": sum(
             share == 1.0 and slot not in candidate.slots for slot, (_, share) in said.named.items()
         ),
@@ -30951,6 +31450,101 @@ def _name_features(candidate, said):
         "spelled": bool(said.formula) and _plain_code(candidate.code) == _plain_code(said.formula),
         "said order": sum((pair in said.order) - (pair[::-1] in said.order) for pair in pairs),
     }
+
+
+def _key_share(key, said):
+    """Return how surely a key is named: 1, 0.5 or 0."""
+    return 1.0 if key == said.head else said.keys.get(key, (0, 0))[1]
+
+
+def _keys_in_order(keys, said):
+    """Return 1 where the keys that a method takes are named in its order, what it answers first, -1 where in the other one."""
+    places = [said.keys[key][0] for key in keys if key in said.keys]
+    if len(places) != len(keys) or len(keys) < 2:
+        return 0
+    return 1 if places == sorted(places) else -1
+
+
+def _in_target_order(candidate, said):
+    """Return 1 where what a method changes is named before what it takes, -1 where behind it: "set the level to the capacity"."""
+    slots = list(dict.fromkeys(candidate.slots))
+    if not candidate.target or len(slots) != 2 or not set(slots) <= said.named.keys():
+        return 0
+    return _said_in_order(*slots, said.named)
+
+
+_DIFFERENCE = Pattern(r"return self\.(\w+) - self\.(\w+)$")
+
+
+def _is_below_nothing(code, said):
+    """Return whether a method subtracts what is more from what is less, as the receiver stands: nothing is left then."""
+    found, amounts = _DIFFERENCE.match(code), said.world.amounts
+    if not found or found[1] not in amounts or found[2] not in amounts:
+        return False
+    return amounts[found[1]] < amounts[found[2]]
+
+
+_MANY_KINDS = frozenset(("rows", "texts", "numbers", "list"))
+
+
+def _answers_many(candidate, keys, said):
+    """Return 1 where a method answers one or several of rows as the word for them says, -1 where not; else 0."""
+    if (
+        said.many is None
+        or candidate.target
+        or candidate.result == "flag"
+        or "by" in candidate.cues
+    ):
+        return 0
+    if not keys and candidate.result not in ("rows", "table"):
+        return 0
+    return 1 if (candidate.result in _MANY_KINDS) == said.many else -1
+
+
+def _is_bare(candidate, said):
+    """Return 1 where a method takes a sign without the blank behind it that is said to have none, -1 where it may have it."""
+    bare = [text for text in BARE_TEXTS.values() if repr(text) in candidate.marks]
+    if not bare:
+        return 0
+    return 1 if said.unspaced else -1
+
+
+_BY_DAY = Pattern(rf"key=lambda each: {_A_KEY}|(?:min|max)\({_A_KEY}")
+
+
+def _by_day(code, said):
+    """Return whether code puts rows into the order of a date."""
+    keys = itertools.chain.from_iterable(_BY_DAY.findall(code))
+    return any(said.kinds.get(key) == "day" for key in keys)
+
+
+_FIRST_GIVEN, _SECOND_GIVEN = Pattern(r"\bfirst\b"), Pattern(r"\bsecond\b")
+
+
+def _takes_second_first(code):
+    """Return whether code takes the second argument before the first."""
+    first, second = _FIRST_GIVEN.search(code), _SECOND_GIVEN.search(code)
+    return bool(first and second and second.start() < first.start())
+
+
+_REPLACING = Pattern(r"\.replace\(('[^']*'|\"[^\"]*\"), ('[^']*'|\"[^\"]*\")\)")
+
+
+def _replaces(code, said):
+    """Return 1 where code replaces the text that is `said` to be, by what is, -1 where others, 0 where it replaces none."""
+    found = _REPLACING.search(code)
+    if not found or not said:
+        return 0
+    return 1 if found.groups() == said else -1
+
+
+def _counts_letters(candidate, said):
+    """Return -1 where a method counts the letters of a text, and none are spoken of; 1 where they are."""
+    steps = candidate.steps
+    if "size" not in steps or candidate.slots[steps.index("size") :] == ():
+        return 0
+    counts = steps[-1] == "size" and said.world.slots.get(candidate.slots[-1]) == "text"
+    return (1 if said.letters else -1) if counts else 0
 
 
 def _given_twice(candidate):
@@ -30974,7 +31568,7 @@ def _answers_head(candidate, keys, said):
         return 0 if candidate.result == "number" else 1 if of_rows else -1
     if not keys or "count" in candidate.cues or "by" in candidate.cues:
         return 0
-    return 1 if repr(keys[0]) == said.head and not of_rows else -1
+    return 1 if keys[0] == said.head and not of_rows else -1
 
 
 # How code puts an argument among what a slot holds
@@ -30998,7 +31592,7 @@ _KEY_PUT = Pattern(
 def _odd_arguments(code, said):
     """Return how many arguments a method puts among what is of another kind, or under a key that is none."""
     kinds, slots = said.kinds, said.world.slots
-    if not said.world.given:
+    if not said.world.given or not kinds:
         return 0
     odd = 0
     for found in itertools.chain.from_iterable(use.finditer(code) for use in _ITEM_USES):
@@ -31049,6 +31643,7 @@ def _odd_keys(code, said):
     uses += [
         (key, said.kinds[name]) for key, name in _COMPARED_KEY.findall(code) if name in said.kinds
     ]
+    uses += [(key, said.kinds[name]) for key, name in _PUT_KEY.findall(code) if name in said.kinds]
     ordered = sum(said.kinds.get(name) == "text" for name in _ORDERED_BY.findall(code))
     return ordered + sum(said.kinds.get(key, kind) != kind for key, kind in uses)
 
@@ -31067,19 +31662,17 @@ def _number_features(candidate, said):
     }
 
 
-ONE_STEPS_MOST, _TWO_STEPS_MOST, _INNER_MOST = 4000, 8000, 150  # candidates that are looked at
+ONE_STEPS_MOST, _TWO_STEPS_MOST, _INNER_MOST = 4000, 6000, 60  # candidates that are looked at
 
 
 def ranked(candidates, said, most):
     """Return [(worth, Candidate)], the best first, none that is written as another one is."""
-    unlike = {}
+    known, unlike = {}, {}
     for candidate in candidates:
-        unlike.setdefault((candidate.target, candidate.code), candidate)
-    known = {}
-    rows = (
-        (_worth_of_candidate(candidate, said, known), candidate) for candidate in unlike.values()
-    )
-    return heapq.nlargest(most, rows, key=lambda row: row[0])
+        worth, written = _worth_of_candidate(candidate, said, known), candidate[1:3]
+        if written not in unlike or worth > unlike[written][0]:
+            unlike[written] = worth, candidate
+    return heapq.nlargest(most, unlike.values(), key=lambda row: row[0])
 
 
 def enumerated(world, said):
@@ -31091,7 +31684,7 @@ def enumerated(world, said):
             (one for one in ones if not one.target and one.steps != ("get",)), said, _INNER_MOST
         )
     ]
-    twos = itertools.islice(_two_steps(world, inner), 20 * _TWO_STEPS_MOST)
+    twos = itertools.islice(two_steps(world, inner), 20 * _TWO_STEPS_MOST)
     whole = world.given.keys()
     return (
         ranked((one for one in ones if one.given == whole), said, ONE_STEPS_MOST),
@@ -31168,7 +31761,8 @@ def _probing(lane_run, codes, names, note, slots, arguments):
     """Yield what a probe notes of each piece of `codes`: `lane_run` (source, slots, arguments) runs a method named probe."""
     for start in range(0, len(codes), _PROBED_AT_ONCE):
         tried = map(_with_bounded_powers, codes[start : start + _PROBED_AT_ONCE])
-        makers = "".join(f"lambda: {code}, " for code in tried)
+        # in brackets: what changes two slots is two expressions
+        makers = "".join(f"lambda: ({code}), " for code in tried)
         source = _PROBE_HEAD.format(names=", ".join(("self", *names)), makers=makers, note=note)
         for row in lane_run(source, slots, arguments):
             yield (row + start) if isinstance(row, int) else [row[0] + start, row[1]]
@@ -31221,9 +31815,16 @@ def _varied(value, rng):
         return [_varied(rng.choice(value), rng) for _ in range(rng.randint(2, 5))]
     if kind == "number" and isinstance(value, int):
         return rng.randint(0, 60)
+    if is_day(value):
+        return (_varied_day(rng) + value[len("2000-01-01") :])[: len(value)]
     if kind == "text" and rng.random() < _OF_ITS_SHAPE:
         return re.sub(r"[A-Za-z]+|[0-9]", lambda found: _varied_piece(found[0], rng), value)
     return value if kind == "other" else sampled_value(kind, rng)
+
+
+def _varied_day(rng):
+    """Return a date of two years, as text."""
+    return str(datetime.date(2025, 1, 1) + datetime.timedelta(days=rng.randint(0, 730)))
 
 
 _OF_ITS_SHAPE = 0.6  # share of texts that keep the signs between their words
@@ -31721,11 +32322,11 @@ def without_examples(reader: ExampleReader) -> str:
 # What is found: methods that a message may mean, the best first
 
 _LEAD_SURE, _WORTH_SURE = (
-    1.8,
+    2.5,
     -2.5,
 )  # by so much the best leads those that do the examples otherwise
 # less is not guessed: of words alone, of what does the examples
-_WORTH_LEAST, _DOING_WORTH_LEAST = -2.0, -6.0
+_WORTH_LEAST, _DOING_WORTH_LEAST = -5.0, -12.0
 _LEFT_OUT = 3.0  # what it costs to leave out a slot that an example names
 _CHOICES_MOST, _LOOKED_AT = 5, 60  # methods that are found; candidates that are compared for them
 TIE = 0.3  # methods that are worth so much the same are for the core to choose from
@@ -31787,21 +32388,20 @@ def find_methods(
             (row for row in rows if row[0] >= _DOING_WORTH_LEAST), key=lambda row: -row[0]
         )
     return _doubted(
-        _compared(run, rows, said, slots, arguments, names, examples),
-        likeliest,
-        examples,
-        world.numbers,
+        _compared(run, rows, said, slots, arguments, names, examples), likeliest, examples, said
     )
 
 
-def _doubted(found, likeliest, examples, numbers):
-    """Return what was found, the first of it not `sure` where words alone mean another one, the `likeliest`, and the examples
-    tell too little against them: one that says yes is done by half of all methods that answer yes or no, and one that gives
-    a number of the request by all that come to nothing and then add it."""
-    if not found or not examples or found[0]["lines"] == _method_bodies(likeliest):
+def _doubted(found, likeliest, examples, said):
+    """Return what was found, the first of it not `sure` where the examples tell little: one that says yes is done by half of all
+    methods that answer yes or no, and one that gives a number of the request by all that come to nothing and then add it.
+    It is sure all the same where words alone mean it, the `likeliest`, and it does all that they say."""
+    if not found or not examples:
+        return found
+    if found[0]["lines"] == _method_bodies(likeliest) and explains_all(likeliest, said):
         return found
     outcomes = [repr((example.result, example.after)) for example in examples]
-    if len(set(outcomes)) > 1 or any(_tells_much(example, numbers) for example in examples):
+    if len(set(outcomes)) > 1 or any(_tells_much(example, said.numbers) for example in examples):
         return found
     return [found[0] | {"sure": False}, *found[1:]]
 

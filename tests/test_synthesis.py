@@ -153,7 +153,7 @@ def test_a_word_with_an_opposite_speaks_against_no_method_that_does_what_is_mean
 
 
 def test_the_router_is_heard():
-    words = {"price": 2, "quantity": 3}
+    words = {"price": 3, "quantity": 2}
     plain = of_request("f", "the price and the quantity", **words)[0][1].steps
     routed = of_request("f", "the price and the quantity", shares={"minus": 0.99, "times": 0.01}, **words)[0][1].steps
     assert routed == ("minus",) != plain
@@ -234,13 +234,55 @@ def test_a_request_is_read_as_what_is_asked_for_of_which_and_with_what(selector,
     assert of_request(selector, intent, arguments, **slots)[0][1].body == body
 
 
+DAYS = {"readings": [{"date": "2026-03-01", "value": 12.5}, {"date": "2026-03-04", "value": 9}]}
+SPENT = {"expenses": [{"category": "food", "amount": 12}, {"category": "rent", "amount": 700}]}
+
+
+@pytest.mark.parametrize("selector, intent, arguments, slots, body", [
+    ("latest_value", "the value of the most recent reading by date", (), DAYS,
+     "return max(self.readings, key=lambda each: each['date'])['value']"),
+    ("readings_after_", "readings after a given date", ("2026-03-02",), DAYS,
+     "return [each for each in self.readings if each['date'] > value]"),
+    ("total_by_category", "sum of the amounts per category", (), SPENT,
+     "return {it['category']: sum(one['amount'] for one in self.expenses if one['category'] == it['category'])"
+     " for it in self.expenses}"),
+    ("spent_on_", "total amount spent in the category", ("food",), SPENT,
+     "return sum(each['amount'] for each in self.expenses if each['category'] == value)"),
+    ("finish_all", "mark every task as done", (), {"tasks": [{"title": "a", "done": False}]},
+     "self.tasks = [{**each, 'done': True} for each in self.tasks]"),
+    ("slug", "title with dashes instead of spaces", (), {"title": "A b"}, "return self.title.replace(' ', '-')"),
+    ("move_", "move a seat from free to taken", ("a1",), {"free": ["a1"], "taken": ["b1"]},
+     "self.free, self.taken = [each for each in self.free if each != value], [*self.taken, value]"),
+    ("fill", "set the level to the capacity", (), {"level": 3, "capacity": 10}, "self.level = self.capacity")])
+def test_quantity_condition_key_and_date_are_read(selector, intent, arguments, slots, body):
+    assert of_request(selector, intent, arguments, **slots)[0][1].body == body
+
+
+def test_a_method_of_two_slots_shifts_no_other_that_is_tried_with_it():
+    slots = {"a": 1, "b": 2}
+    codes = ["self.b, self.a", "self.a + self.b"]
+    noted = dict(batos._probing(asked.run, codes, (), batos._NOTE_VALUE, slots, ()))
+    assert noted == {0: hash("(2, 1)"), 1: hash("3")}
+
+
+@pytest.mark.parametrize("text, is_one", [("2026-03-01", True), ("2026-03", True), ("2026-03-01T10:20", True), ("March", False),
+                                          ("20260301", False), (20260301, False)])
+def test_what_is_a_date(text, is_one):
+    assert batos.is_day(text) is is_one
+
+
+def test_a_guess_that_leaves_words_unexplained_is_not_sure_by_a_yes():
+    row = found("is_weekend", "whether day is sat or sun: day='sun', is_weekend() -> False", day="mon", open=True)
+    assert not row or not row[0]["sure"]
+
+
 def test_words_that_overlap_say_one_thing():
     pieces = batos._readings_of("readings over the limit")
     assert any({"above", "ratio"} <= piece for piece in pieces)
     said = batos.what_is_said("f", "readings over it", batos.world_of("", {"readings": [1], "n": 2}, ()), {})
-    step = batos.STEPS["above_slot"]
-    one = batos.Candidate(("above_slot",), None, "1", step.result, ("readings", "n"), frozenset(), ())
-    two = one._replace(steps=("above_slot", "ratio"))
+    step = batos.STEPS["some_numbers_above_slot"]
+    one = batos.Candidate(("some_numbers_above_slot",), None, "1", step.result, ("readings", "n"), frozenset(), ())
+    two = one._replace(steps=("some_numbers_above_slot", "ratio"))
     assert batos._features(one, said)["said once"] == 0 < batos._features(two, said)["said once"]
 
 
