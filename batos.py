@@ -40193,7 +40193,11 @@ class ToldMore(pydantic.BaseModel):
 
 class OkReply(Told):
     """What a request came to. A change is on the disk by then; `repeated` is a reply that its key had before. as_of: the last
-    change that a reader had."""
+    change that a reader had.
+
+    Of a method that was just `written`, or is a `guess`: itself, its source, why this one, what has `confirmed` it or how to
+    `confirm` it, pieces of the intent that look like examples and are `unread`, and the example that it has `contradicted`.
+    """
 
     id: typing.Any = None
     status: typing.Literal["OK"]
@@ -40203,6 +40207,15 @@ class OkReply(Told):
     change: str | None = None
     repeated: bool = False
     as_of: str | None = None
+    written: bool = False
+    method: dict[str, str] | None = None
+    source: str | None = None
+    why: str | None = None
+    guess: bool = False
+    confirmed: str | None = None
+    confirm: str | None = None
+    unread: list[str] = []
+    contradicted: typing.Any = None
 
 
 class ErrorReply(Told):
