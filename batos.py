@@ -22976,8 +22976,8 @@ def find_evidence(
     windows = _each_once([window for row in rows.values() for window in _windows_of(row)])
     judged = _judged(asked, vector, windows, recall)
     different = _different(asked, judged, things, recall)
-    kept = _with_the_other_side(different, judged, recall)
-    evidence = _noted_against([_evidence(one) for one in kept], kept)
+    kept = _with_the_other_side(asked, different, judged, recall)
+    evidence = _noted_against(asked, [_evidence(one) for one in kept], kept)
     mass = max([outcome["mass"] for outcome in outcomes])
     certainty = _certainty(asked, unknown, mass, judged, evidence, recall) if evidence else "none"
     return {
@@ -23225,20 +23225,26 @@ def _different(asked, judged, things, recall):
     return kept
 
 
-def _with_the_other_side(kept, judged, recall):
+def _with_the_other_side(asked, kept, judged, recall):
     """Return Judged so that behind the first stands what says otherwise of the same, if any was read; the newer stands first.
 
     Of what is superseded the newer one is told alone.
     """
-    other = _says_otherwise(kept[0], judged) if kept else None
+    other = _says_otherwise(asked, kept[0], judged) if kept else None
     if other is not None:
         place = other.window.row["chunk"]["chunk_id"]
         left = [one for one in kept[1:] if one.window.row["chunk"]["chunk_id"] != place]
         kept = [kept[0], other, *left][: max(2, recall.passages)]
-    return _newer_first(kept)
+    return _newer_first(asked, kept)
 
 
-def _says_otherwise(first, judged):
+def _are_about_the_same(asked, one, other):
+    """Whether of what a question names a sentence holds all that another holds: the pump at Harlow is not the one at Belton."""
+    named = one.words_with_headings & asked.weights.keys()
+    return named <= other.words_with_headings
+
+
+def _says_otherwise(asked, first, judged):
     """Return a Judged of another document that has a sentence which gainsays the marked one of the first; or None."""
     said, doc_id = _marked_telling(first), first.window.row["chunk"]["doc_id"]
     for other in judged if not said.header else ():
@@ -23246,7 +23252,8 @@ def _says_otherwise(first, judged):
         if row["chunk"]["doc_id"] == doc_id or row["superseded_by"]:
             continue
         for at in range(other.window.first, other.window.last):
-            if gainsays(said.text, other.window.tellings[at].text):
+            told = other.window.tellings[at]
+            if gainsays(said.text, told.text) and _are_about_the_same(asked, said, told):
                 return other._replace(window=_grown(other.window, at), marked=at, span=None)
     return None
 
@@ -23255,18 +23262,19 @@ def _marked_telling(judged):
     return judged.window.tellings[judged.marked]
 
 
-def _newer_first(kept):
+def _newer_first(asked, kept):
     """Return Judged so that of two which contradict each other the one that is newer stands before the other."""
-    against = len(kept) > 1 and _contradict_each_other(*kept[:2])
+    against = len(kept) > 1 and _contradict_each_other(asked, *kept[:2])
     rows = [one.window.row for one in kept[:2]]
     return [kept[1], kept[0], *kept[2:]] if against and is_newer(rows[1], rows[0]) else kept
 
 
-def _contradict_each_other(one, other):
+def _contradict_each_other(asked, one, other):
     """Whether the marked sentences of two Judged contradict each other; a row of a table says too little for that."""
     sides = [_marked_telling(each) for each in (one, other)]
-    plain = not any(side.header for side in sides)
-    return plain and contradict(*[side.text for side in sides])
+    if any(side.header for side in sides) or not _are_about_the_same(asked, *sides):
+        return False
+    return contradict(*[side.text for side in sides])
 
 
 _AS_OLD_S = 60  # what was learnt within so long, as of one folder, is as old by that
@@ -23299,9 +23307,9 @@ def _written_at(chunk):
         return None
 
 
-def _noted_against(evidence, kept):
+def _noted_against(asked, evidence, kept):
     """Return evidence, the second of which says so where it contradicts the first: {"against": {"kind", "is"}}."""
-    if len(kept) < 2 or not _contradict_each_other(*kept[:2]):
+    if len(kept) < 2 or not _contradict_each_other(asked, *kept[:2]):
         return evidence
     first, second = [one.window.row for one in kept[:2]]
     if first["chunk"]["doc_id"] == second["chunk"]["doc_id"]:
@@ -23795,10 +23803,6 @@ def plain_answer(mission, evidence):
     if len(rows) > 1:
         quotes = [f"\u201c{quoted_sentence(item)}\u201d [{n}]" for n, item in enumerate(rows, 1)]
         return "; ".join(quotes)
-    said = [item for item in evidence[:2] if not item.get("header")]  # a row says too little
-    others = [item for item in said[1:] if item["doc_id"] != best["doc_id"]]
-    if others and contradict(marked_text(best), marked_text(others[0])):
-        return f"{quote}; before that: \u201c{quoted_sentence(evidence[1])}\u201d [2]"
     settled = SAYS_YES_OR_NO.match(marked_text(best).lstrip("-*> "))
     if settled and ASKS_WHETHER.match(mission.strip()) and _settles(best, mission):
         return f"{settled[1].capitalize()}: {quote}"
@@ -26945,7 +26949,7 @@ def _verdict_on(catalog, node, recall):
         return told | {"holds": False, "why": "nothing was found"}
     best = node["evidence"][0]
     newer = catalog.superseded.get(best["doc_id"])
-    against = _found_against(catalog, best, recall)
+    against = _found_against(catalog, best, recall, node["question"])
     later = [item for item in against if item["against"]["is"] == "newer"]
     asked = asked_of(catalog, node["question"], "", "")
     wanted = asked.expected is None or asked.is_answered_by(marked_text(best))
@@ -26982,8 +26986,11 @@ def _said_elsewhere(evidence):
     ]
 
 
-def _found_against(catalog, item, recall):
-    """Return passages of other documents that gainsay the telling sentence of one, each with `against`; superseded ones too."""
+def _found_against(catalog, item, recall, question=""):
+    """Return passages of other documents that gainsay the telling sentence of one, each with `against`; superseded ones too.
+
+    They hold all that this one holds of what the question names.
+    """
     said = " ".join(marked_text(item).split())
     spelt = words_of(said).values()
     query = " ".join([word for word in spelt if not any(map(str.isdigit, word))])
@@ -26993,16 +27000,17 @@ def _found_against(catalog, item, recall):
     rows = search_(catalog, query, _LOOKED_AT_BESIDE, vector, embedder=by)["results"]
     own_row = result_of(catalog, item)
     others = [row for row in rows if row["chunk"]["doc_id"] != item["doc_id"]]
-    found = [_against_in(row, said, own_row) for row in others]
+    named = words_of(said).keys() & words_of(question).keys()
+    found = [_against_in(row, said, named, own_row) for row in others]
     return [each for each in found if each][:1]
 
 
-def _against_in(row, said, own_row):
-    """Return the passage of a search's result that gainsays a sentence, or None."""
+def _against_in(row, said, named, own_row):
+    """Return the passage of a search's result that holds the words `named` and gainsays a sentence, or None."""
     tellings = tuple(tellings_of(row["chunk"]))
     for at, telling in enumerate(tellings):
         kind = gainsays(said, " ".join(telling.text.split()))
-        if kind:
+        if kind and named <= telling.words_with_headings:
             age = {True: "newer", False: "older", None: "as old"}[is_newer(row, own_row)]
             age = "superseded" if row["superseded_by"] else age
             return passage_around(row, at) | {"against": {"kind": kind, "is": age}}
@@ -40192,8 +40200,8 @@ class ToldMore(pydantic.BaseModel):
 
 
 class OkReply(Told):
-    """What a request came to. A change is on the disk by then; `repeated` is a reply that its key had before. as_of: the last
-    change that a reader had.
+    """What a request came to. A change is on the disk by then; `repeated` is a reply that its key had before, of which what
+    it told may be `forgotten` since. as_of: the last change that a reader had.
 
     Of a method that was just `written`, or is a `guess`: itself, its source, why this one, what has `confirmed` it or how to
     `confirm` it, pieces of the intent that look like examples and are `unread`, and the example that it has `contradicted`.
@@ -40206,6 +40214,7 @@ class OkReply(Told):
     results: list | None = None
     change: str | None = None
     repeated: bool = False
+    forgotten: bool = False
     as_of: str | None = None
     written: bool = False
     method: dict[str, str] | None = None

@@ -116,7 +116,8 @@ def test_what_is_superseded_is_pruned_and_what_stands_for_it_follows(machine):  
 def test_a_pruned_way_leaves_a_trace_and_its_successor_stands(machine, monkeypatch):  # noqa: F811
     one = machine_with(machine, PAPERS)
     monkeypatch.setattr(batos, "is_newer", lambda row, other: row["chunk"]["doc_id"] == "letter.md")
-    monkeypatch.setattr(batos, "_newer_first", lambda kept: sorted(kept, key=lambda each: each.window.row["chunk"]["doc_id"]))
+    monkeypatch.setattr(batos, "_newer_first", lambda asked, kept: sorted(
+        kept, key=lambda each: each.window.row["chunk"]["doc_id"]))
     report = one.think(brief(RENT, depth=1))
     assert report["tree"]["stands"] == "1.0" and [row["node"] for row in report["tree"]["pruned"]] == ["1"]
     names = names_of(one, report)

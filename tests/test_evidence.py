@@ -798,3 +798,13 @@ def test_the_line_that_names_a_command_tells_which_one():
 def test_what_happens_is_known_by_the_other_words(club):
     asked = batos.asked_of(club, "What happens if it is closed?", "", "")
     assert asked.telling().keys() == {"close"} and asked.expected is None
+
+
+def test_what_is_said_of_another_thing_than_the_one_that_is_asked_for_contradicts_nothing():
+    made = batos.new_catalog()
+    for name, weeks in (("Harlow", "two"), ("Belton", "nine")):
+        batos.index_document_(made, f"{name}.md", f"It was decided that the pump at {name} is oiled every two weeks.\n")
+        batos.index_document_(made, f"{name}/new.md", f"It was decided that the pump at {name} is oiled every {weeks} weeks.\n")
+    for name, others in (("Harlow", []), ("Belton", ["figure"])):
+        told = found(made, f"How often is the pump at {name} oiled?")["evidence"]
+        assert name in told[0]["text"] and [item["against"]["kind"] for item in told if "against" in item] == others
