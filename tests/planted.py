@@ -14,7 +14,7 @@ import typing
 import batos
 
 READING = next((each for above in pathlib.Path(__file__).resolve().parents
-                if (each := above / "shared" / "data" / "reading").is_dir()), None) or pathlib.Path("/work/shared/data/reading")
+                if (each := above / "shared" / "data" / "reading").is_dir()), None) or pathlib.Path("shared/data/reading")
 MONTHS = ("January February March April May June July August September October November December").split()
 DAYS = {*MONTHS, *"Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()}
 WORDS = range(9, 41)                # of a sentence that is taken
