@@ -115,7 +115,7 @@ class QuickCore:
         return []
 
     def health(self):
-        return {"state": self.state, "batches": len(self.batches)}
+        return {"state": self.state, "progress": "", "error": None, "model": None, "tokens": 0, "batches": len(self.batches)}
 
     def infer(self, requests):
         self.batches.append([request.task for request in requests])

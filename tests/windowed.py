@@ -15,7 +15,7 @@ os.environ.update(KIVY_HOME=HOME, KIVY_NO_ARGS="1", KIVY_NO_FILELOG="1", KIVY_LO
 import morphic_ui as ui
 
 APT = "apt-get install -y --no-install-recommends libgl1 libegl1 xvfb xauth xdotool imagemagick"
-GUARD_S = 300                                            # longer than anything takes; what hangs fails
+GUARD_S = 120                                            # longer than anything takes; what hangs fails
 ENTER, ESCAPE, DOWN, END, F1, F5 = 13, 27, 274, 279, 282, 286
 
 
