@@ -44331,7 +44331,7 @@ def display(request):
 # Offers:
 __all__ += """
     PAGE_GRAMMAR PAGE_KINDS check_page page_made known_object FITTING_SLOTS fitting_slots
-    completed pages_kept as_sent OBJECTS_KNOWN is_subject
+    completed pages_kept as_sent OBJECTS_KNOWN is_subject must_be
 """.split()
 
 _PAGE_GRAMMAR_VERSION = 1
@@ -45024,9 +45024,22 @@ def as_sent(page):
     return [as_sent(one) for one in page] if isinstance(page, list | tuple) else page
 
 
+_ARGUMENT_KINDS = {str: "a text", (list, tuple): "a list", int: "a whole number"}
+
+
+def must_be(of_kind, **arguments):
+    """Raise BadRequest where an argument is not of a kind; one that is None was not given."""
+    for name, value in arguments.items():
+        if value is not None and not isinstance(value, of_kind):
+            told = _ARGUMENT_KINDS[of_kind]
+            raise BadRequest(f"{name} is {told}, not {value!r:.100}", field=name)
+
+
 @primitive("page_of_", reads=True)
 def page_of_(ui, kind, objects=(), slots=(), title="", words="", name=None):
     """Return the page of a kind about some objects: what a form becomes that somebody filled in. Raises BadRequest."""
+    must_be(str, kind=kind, title=title, words=words, name=name)
+    must_be((list, tuple), objects=objects, slots=slots)
     root = root_of(ui)
     seen = [_seen_by_name(root, as_sent(each)) for each in objects]
     known = [known_object(obj) for obj in seen]
@@ -45062,6 +45075,7 @@ def is_subject(obj: UvmObject) -> bool:
 @primitive("change_page_")
 def change_page_(ui, name, field, value):
     """Change one field of a page, such as `title` or `parts.2.slot`; the others stay as they are. Raises BadRequest."""
+    must_be(str, name=name, field=field)
     page = json.loads(json.dumps(as_sent(_page_named(root_of(ui), name).page)))
     *way, last = field.split(".")
     place = page
@@ -45087,6 +45101,8 @@ def _field_in(place, step, field, new=False):
 @primitive("restore_page_")
 def restore_page_(ui, name, version=None):
     """Have a former version of a page (None: the one before) stand again, as its newest. Raises NotFound."""
+    must_be(str, name=name)
+    must_be(int, version=version)
     standing = _page_named(root_of(ui), name)
     wanted = version or standing.version - 1
     return _keep_page(ui, check_page(as_sent(_page_named(root_of(ui), name, wanted).page)))
@@ -45095,6 +45111,7 @@ def restore_page_(ui, name, version=None):
 @primitive("remove_page_")
 def remove_page_(ui, name):
     """Take a page away; undo brings it back. Raises NotFound."""
+    must_be(str, name=name)
     _page_named(root_of(ui), name)
     remove_slot(ui.pages, name)
     return {"name": name}
@@ -45570,7 +45587,8 @@ MISSION_KINDS["unhandled_message", _PAGE_SELECTOR] = MissionKind(
 @primitive(_PAGE_SELECTOR)
 def page_for_(ui, words, objects=None):
     """Begin the mission that finds the page which a sentence means; answers its cycle, whose report has the page. Nothing is
-    kept until keep_page_ is sent."""
+    kept until keep_page_ is sent. Raises BadRequest."""
+    must_be((list, tuple), objects=objects)
     root = root_of(ui)
     kwargs = {"objects": [as_sent(each) for each in objects]} if objects else {}
     brief = {
