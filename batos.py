@@ -702,7 +702,7 @@ __all__ += """
     now_utc unix_us steady_us Pattern uuid7 uuid7_unix_s oid_text digest ECHOED_CHARS nearest
     mend adds_to caught named_shortage Timings Events need resident_mb JOINERS shown_line
     shown_block Bounds count_packed unpack_bounded private_files fsync_path make_folder
-    available_bytes write_whole
+    available_bytes write_whole must_be
 """.split()
 
 
@@ -1167,6 +1167,17 @@ def write_whole(path: typing.Any, data: bytes) -> None:
         os.fsync(file.fileno())
     os.rename(part, path)
     fsync_path(os.path.dirname(path))
+
+
+_ARGUMENT_KINDS = {str: "a text", (list, tuple): "a list", int: "a whole number"}
+
+
+def must_be(of_kind, **arguments):
+    """Raise BadRequest where an argument is not of a kind; one that is None was not given."""
+    for name, value in arguments.items():
+        if value is not None and not isinstance(value, of_kind):
+            told = _ARGUMENT_KINDS[of_kind]
+            raise BadRequest(f"{name} is {told}, not {value!r:.100}", field=name)
 
 
 ################################################################################
@@ -27654,6 +27665,7 @@ MISSION_KINDS[_ADOPTING] = MissionKind(
 @primitive("improve_workflow_", role="admin")
 def improve_workflow_(held, edit=""):
     """Begin the mission that tries an edit of the workflow that stands; returns its cycle. Raises BadRequest, Busy."""
+    must_be(str, edit=edit)
     root = root_of(held)
     if edit:
         _edited(root, held.current, edit)
@@ -27672,6 +27684,7 @@ def improve_workflow_(held, edit=""):
 @primitive("use_workflow_", role="admin")
 def use_workflow_(held, name=""):
     """Have a workflow stand that was adopted before, or by "" the default; a trial ends. Cycles at work keep theirs."""
+    must_be(str, name=name)
     if name and name not in held.workflows:
         raise NotFound(
             f"no workflow is named {name!r:.100}; `workflows_` names them",
@@ -27679,7 +27692,7 @@ def use_workflow_(held, name=""):
             name=name,
         )
     put_slot(held, "trial", None)
-    set_slot(held, "current", name)
+    set_slot(held, "current", name or "")
     return name or "default"
 
 
@@ -44331,7 +44344,7 @@ def display(request):
 # Offers:
 __all__ += """
     PAGE_GRAMMAR PAGE_KINDS check_page page_made known_object FITTING_SLOTS fitting_slots
-    completed pages_kept as_sent OBJECTS_KNOWN is_subject must_be
+    completed pages_kept as_sent OBJECTS_KNOWN is_subject
 """.split()
 
 _PAGE_GRAMMAR_VERSION = 1
@@ -45022,17 +45035,6 @@ def as_sent(page):
     if isinstance(page, dict):
         return {name: as_sent(value) for name, value in page.items()}
     return [as_sent(one) for one in page] if isinstance(page, list | tuple) else page
-
-
-_ARGUMENT_KINDS = {str: "a text", (list, tuple): "a list", int: "a whole number"}
-
-
-def must_be(of_kind, **arguments):
-    """Raise BadRequest where an argument is not of a kind; one that is None was not given."""
-    for name, value in arguments.items():
-        if value is not None and not isinstance(value, of_kind):
-            told = _ARGUMENT_KINDS[of_kind]
-            raise BadRequest(f"{name} is {told}, not {value!r:.100}", field=name)
 
 
 @primitive("page_of_", reads=True)

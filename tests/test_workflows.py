@@ -131,3 +131,12 @@ def test_a_workflow_that_nobody_made_cannot_stand(machine):  # noqa: F811
         one.lanes["write"].call(batos.Job("use", lambda root: batos.send(root["workflows_obj"], "use_workflow_", "workflow 9")))
     assert one.read(lambda root: batos.send(root["workflows_obj"], "workflows_")) == {
         "current": "", "trial": None, "workflows": {}, "outcomes": []}
+
+
+@pytest.mark.parametrize("sent", [[], {"a": 1}, 7])
+def test_what_is_no_name_is_no_workflow(machine, sent):  # noqa: F811
+    one = machine()
+    for selector in ("use_workflow_", "improve_workflow_"):
+        with pytest.raises(batos.BadRequest, match="is a text"):
+            one.lanes["write"].call(batos.Job("use", lambda root, name=selector: batos.send(root["workflows_obj"], name, sent)))
+    assert one.read(lambda root: root["workflows_obj"].current) == ""
