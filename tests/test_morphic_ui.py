@@ -327,7 +327,12 @@ def test_a_question_is_thought_about_and_its_citations_open(world, hand):
     page.pressed("1")
     assert page.ids.said.chosen_row == "1"
     page.pressed("read 1")
-    hand.until(lambda: "vesper.md" in hand.shown(hand.dialog()) and "darkness" in hand.shown(hand.dialog()), "the document")
+    reader = next(one for one in ui._all_below(hand.dialog()) if isinstance(one, ui.Reader))
+
+    def opened():                                        # whole, however much of it the window has room for
+        rows = " ".join(one["text"] for one in reader.ids.rows.data)
+        return "vesper.md" in hand.shown(hand.dialog()) and "darkness" in rows
+    hand.until(opened, "the document")
     hand.key(ESCAPE)
 
 
