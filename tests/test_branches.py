@@ -1,12 +1,13 @@
 """A question thought along several ways, and what they come to questioned before it is told."""
 
 import json
+import os
 import pathlib
 
 import planted
 import pytest
 from test_contradictions import PAPERS, RENT, machine_with
-from test_mind import machine  # noqa: F401  (a fixture)
+from test_mind import Noting, killed_at, machine  # noqa: F401  (a fixture)
 
 import batos
 
@@ -69,9 +70,22 @@ def test_what_one_paper_names_and_another_tells_is_found_in_two_steps(machine): 
     assert tree["kind"] == "retrieval" and "." in tree["stands"] and len(tree["nodes"]) <= 12
     assert [row["question"] for row in report["verified"]] == [
         "Does memory say otherwise?", "Does it still hold?", "Is it what was asked?", "Is it from more than one source?"]
-    again = one.think(brief(MANAGER))["tree"]
-    assert again["stands"] == tree["stands"] and [row["question"] for row in again["nodes"]] == [
-        row["question"] for row in tree["nodes"]]
+    assert standing(one.think(brief(MANAGER))["tree"]) == standing(tree)
+
+
+def standing(tree):
+    """Return what a tree came to: which way stands, and what each way asked."""
+    return tree["stands"], [(row["node"], row["question"]) for row in tree["nodes"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, is_stored", [(0, True), (1, False), (1, True), (2, False)])
+def test_ways_that_are_cut_short_by_a_kill_come_to_the_same(tmp_path, machine, number, is_stored):  # noqa: F811
+    papers = list(SMALL["papers"].items())
+    assert os.WTERMSIG(killed_at(tmp_path, number, is_stored, brief(MANAGER), papers)[1]) == 9
+    one = machine(Noting(tmp_path / "asked"))
+    (oid,) = one.read(lambda root: [batos.cycle_id(cycle) for cycle in root["missions"].values()])
+    assert standing(one.ended(oid)["tree"]) == standing(one.think(brief(MANAGER))["tree"])
 
 
 def test_two_steps_answer_more_than_none_and_lose_nothing(machine):  # noqa: F811

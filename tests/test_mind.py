@@ -496,14 +496,16 @@ class Noting(doubles.QuickCore):
         return super().infer(requests)
 
 
-def killed_at(folder, number, is_stored):
-    """Think a mission in a process of its own, which is killed at the commit of that number: once it is stored, or before."""
+def killed_at(folder, number, is_stored, brief=BRIEF, learnt=(("pump.md", MANUAL),)):
+    """Think a mission in a process of its own, which is killed at the commit of that number: once it is stored, or before.
+    Where there are not so many commits it ends with 1."""
     process = os.fork()
     if process:
         return os.waitpid(process, 0)
     one = Machine(folder / "image.fs", Noting(folder / "asked"), {})
     numbers, commit = itertools.count(), batos.WritingLane._commit
-    one.learn()
+    for doc_id, text in learnt:
+        one.learn(text, doc_id)
 
     def ending(lane, unit, outcomes, entries):
         of_mission = outcomes[0][0].job.name in ("accept", "journal", "effect")
@@ -516,7 +518,7 @@ def killed_at(folder, number, is_stored):
         return told
     batos.WritingLane._commit = ending
     try:
-        one.think()
+        one.think(brief)
     finally:
         os._exit(1)
 
