@@ -46609,7 +46609,7 @@ async def _run(uvm, image, endpoint, channel, handing):
 
 # Offers:
 __all__ += """
-    serve_reader
+    serve_reader not_at_a_reader
 """.split()
 
 _READ_HERE = (
@@ -46623,6 +46623,12 @@ _READ_HERE = (
 )
 _AFTER_WAIT_S = 2.0
 _READER_LOOK_MS = 500  # until a reader that nobody asks sees whether it is to end
+
+
+def not_at_a_reader(name: str, writer: str | None) -> str:
+    """Return what is said of a command that a reader does not answer. writer: the endpoint of who does, or None."""
+    where = f"send it to the writer, at {writer}" if writer else "no daemon writes the image now"
+    return f"{name} is not answered by a reader, which keeps nothing; {where}"
 
 
 class _Unwanted:
@@ -46677,12 +46683,7 @@ class ImageReader:
 
     def _refused(self, name):
         writer = told_endpoint(self.image.path)
-        where = (
-            f"send it to the writer, at {writer}" if writer else "no daemon writes the image now"
-        )
-        return ReadOnly(
-            f"{name} is not answered by a reader, which keeps nothing; {where}", writer=writer
-        )
+        return ReadOnly(not_at_a_reader(name, writer), writer=writer)
 
     def health(self) -> dict:
         """Return how I am, from memory."""
@@ -50764,6 +50765,8 @@ def _told_error(error, args):
     """Return an error's sentence; of a field that came from the command line, by its option there."""
     fields = error.fields if isinstance(error, BadRequest) else {}
     name = str(fields.get("field", "")).rpartition(".")[2]
+    if isinstance(error, ReadOnly):  # of what was typed, whichever of its commands met the reader
+        return not_at_a_reader(args.subcommand, error.fields["writer"])
     for option, how in _ARGUMENTS.get(args.subcommand, ()):
         if "problem" in fields and name == how.get("dest", option.lstrip("-").replace("-", "_")):
             return f"{option} {fields['got']} is not right: {fields['problem']}"

@@ -50,6 +50,14 @@ def test_what_changes_or_thinks_is_told_where_to_go(daemon):
     assert other.stop() == 0
 
 
+@pytest.mark.parametrize("words", [["ask", "How is it turned?"], ["undo", "0400000000000000.0"]])
+def test_on_the_command_line_it_is_said_of_what_was_typed(daemon, capsys, words):
+    one = daemon()
+    other = reader_beside(daemon, one)
+    assert batos.main([*words, "--endpoint", other.endpoint]) == 1
+    assert f"{words[0]} is not answered by a reader" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_it_goes_on_through_a_pack_a_kill_and_a_restart_of_the_writer(daemon):
     one = daemon()
