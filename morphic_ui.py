@@ -6430,7 +6430,27 @@ def metric_texts(beat):
     return [f"CEM {told_of['cem']:.2f} ({parts}{low})"]
 
 
-class LifePage(Page):
+class ShowsFigures:
+    """What makes a Page one with figures over time, its `sparks`: the one below the mouse tells what was measured there."""
+
+    sparks = ()
+
+    def shown(self):
+        super().shown()
+        App.get_running_app().root_window.bind(mouse_pos=self._hover)
+
+    def hidden(self):
+        super().hidden()
+        App.get_running_app().root_window.unbind(mouse_pos=self._hover)
+
+    def _hover(self, _, place):
+        for spark in self.sparks:
+            if spark.get_root_window():
+                x, y = spark.to_widget(*place)
+                spark.at = x if spark.collide_point(x, y) else -1
+
+
+class LifePage(ShowsFigures, Page):
     """How the daemon is, over time; what happens, what failed, what changed, and how it is set."""
 
     name, live = "life", True
@@ -6511,20 +6531,6 @@ class LifePage(Page):
 
     def begin(self):
         self.ids.rows.focus = True
-
-    def shown(self):
-        super().shown()
-        App.get_running_app().root_window.bind(mouse_pos=self._hover)
-
-    def hidden(self):
-        super().hidden()
-        App.get_running_app().root_window.unbind(mouse_pos=self._hover)
-
-    def _hover(self, _, place):
-        """Have the figure below the mouse tell what was measured there."""
-        for spark in self.sparks:
-            x, y = spark.to_widget(*place)
-            spark.at = x if spark.collide_point(x, y) else -1
 
     def turn_span(self):
         """Show the figures of another time."""
@@ -7138,7 +7144,7 @@ class Drawn:
         return self._framed(part, [push, told_of])
 
 
-class PagesPage(Page):
+class PagesPage(ShowsFigures, Page):
     """Pages of one's own: said in a sentence, offered as a form, kept, changed and undone."""
 
     name, live, wants = "pages", True, {"uvm_state_update": "follow"}
@@ -7238,20 +7244,6 @@ class PagesPage(Page):
 
     def made(self):
         self.sparks, self.grammar, self._told, self._names = [], None, None, []
-
-    def shown(self):
-        super().shown()
-        App.get_running_app().root_window.bind(mouse_pos=self._hover)
-
-    def hidden(self):
-        super().hidden()
-        App.get_running_app().root_window.unbind(mouse_pos=self._hover)
-
-    def _hover(self, _, at):
-        for spark in self.sparks:
-            if spark.get_root_window():
-                x, y = spark.to_widget(*at)
-                spark.at = x if spark.collide_point(x, y) else -1
 
     def begin(self):
         self.ids.wish.focus = True
