@@ -122,3 +122,19 @@ def machine(tmp_path):
     yield make
     for one in made:
         one.close()
+
+
+@pytest.fixture(scope="module")
+def one_server():
+    from habits import Habits
+    one = Habits()
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def habits(one_server):
+    """The server with all habits, see tests/habits.py, as if it had not been asked yet."""
+    one_server.asked.clear()
+    one_server.change("hang")
+    return one_server

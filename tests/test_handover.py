@@ -104,8 +104,7 @@ def test_a_program_of_a_newer_version_takes_changes_once_its_probation_is_over(h
     home.put("n", 1)
     newer = home.program(NEWER)
     home.order(newer, raises=True)
-    while home.marker()["phase"] != "probation":
-        pass
+    home.await_phase("probation")
     with batos.Client(home.endpoint()) as client:
         assert client.call("inspect", target="genesis_obj.n")["result"]["value"] == 1
         for command, fields in (("pack", {}), ("send_message", {"target": "genesis_obj", "selector": "setSlot_value_",
@@ -124,8 +123,7 @@ def test_who_is_told_to_stop_in_its_probation_stops_and_the_program_before_serve
     home.put("n", 1)
     newer = home.program(NEWER)
     home.order(newer, raises=True)
-    while home.marker()["phase"] != "probation":
-        pass
+    home.await_phase("probation")
     home.call("shutdown")
     assert home.running.process.wait(vessels.WAIT_S) == 0 and home.marker()["phase"] == "back"
     home.start()
@@ -137,11 +135,9 @@ def test_a_program_that_took_over_is_started_again_three_times_and_then_no_more(
     home.start()
     falling = home.program(before("BatOS_UVM.health", "os._exit(9)"))
     home.order(falling)
-    while home.marker()["current"].get("sha256") != falling:
-        pass
+    vessels.until(lambda: home.marker()["current"].get("sha256") == falling)
     for _ in range(4):
-        while not home.running.process.poll() and batos.told_endpoint(home.image) is None:
-            pass
+        vessels.until(lambda: home.running.process.poll() or batos.told_endpoint(home.image) is not None)
         with pytest.raises(batos.NoReply), batos.Client(home.endpoint(), 60.0) as client:
             client.call("health")
     assert home.running.process.wait(vessels.WAIT_S) == 9
@@ -180,8 +176,7 @@ def test_a_kill_at_any_step_leaves_one_program_that_owns_the_image(home, who, st
     home.put("n", 1, key="first")
     (home.folder / "armed").touch()
     home.order(other, back=own)
-    while not killed.exists():
-        time.sleep(0.01)
+    vessels.until(killed.exists)
     if who == "own" or kill != KILL_ME:          # else there is somebody who goes on
         home.running.process.wait(vessels.WAIT_S)
         home.start(None if who != "own" else own)
@@ -197,14 +192,12 @@ def test_an_order_for_what_is_not_there_or_not_those_bytes_is_not_carried_out(ho
     with open(home.home / other / "batos.py", "a") as file:
         file.write("# and changed since\n")
     home.order(other)
-    while "is not carried out" not in pathlib.Path(f"{home.image}.log").read_text():
-        pass
+    home.await_log("is not carried out")
     (home.home / "order").write_text(json.dumps({"next": 1}))
     (home.home / "order").chmod(0o666)
     _, pid = pathlib.Path(f"{home.image}.endpoint").read_text().split()
     batos.os.kill(int(pid), batos.signal.SIGUSR1)
-    while "can be written by others" not in pathlib.Path(f"{home.image}.log").read_text():
-        pass
+    home.await_log("can be written by others")
     assert home.put("n", 1)["status"] == "OK" and home.stop() == 0
 
 
@@ -266,6 +259,7 @@ class Load:
                     client = client or batos.Client(self.home.endpoint(), 10.0)
                     reply = client.request(fields)
                 except (batos.NoReply, batos.ShuttingDown, batos.Busy):
+                    assert time.monotonic() < last_s + vessels.WAIT_S, "nobody answers any more"
                     if client:
                         client.close()
                     client = None
@@ -302,8 +296,7 @@ def upgrades_under_load(home, times, between):
             before = load.count()
             home.order(following, back=serving)
             home.await_serving(following)
-            while load.count() < before + between and not load.faults:
-                time.sleep(0.01)
+            vessels.until(lambda wanted=before + between: load.count() >= wanted or load.faults)
     seconds = time.monotonic() - begun_s
     assert load.faults == []
     last = [rows[-1][1] for rows in load.acknowledged]

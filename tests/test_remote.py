@@ -12,7 +12,7 @@ import time
 import urllib.request
 
 import pytest
-from habits import ANSWERED, ANSWERED_TASKS, CHANGING, NOBODY, TOLD, UNLISTED, Habits
+from habits import ANSWERED, ANSWERED_TASKS, CHANGING, NOBODY, TOLD, UNLISTED
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -204,21 +204,6 @@ def test_a_daemon_answers_by_a_server(daemon, served):
 
 
 # Bad habits of servers, see tests/habits.py
-
-
-@pytest.fixture(scope="module")
-def one_server():
-    one = Habits()
-    yield one
-    one.close()
-
-
-@pytest.fixture
-def habits(one_server):
-    """The server with all habits, as if it had not been asked yet."""
-    one_server.asked.clear()
-    one_server.change("hang")
-    return one_server
 
 
 @pytest.fixture

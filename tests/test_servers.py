@@ -11,7 +11,7 @@ import types
 import habits
 import pytest
 import served
-from habits import CHANGING, Habits, cut_up, head, lines_of
+from habits import CHANGING, cut_up, head, lines_of
 
 import batos
 from batos import CORE_SAMPLES, CoreRequest
@@ -20,21 +20,12 @@ WAIT_S = 300
 PLAN = CoreRequest("plan", CORE_SAMPLES["plan"])
 
 
-@pytest.fixture(scope="module")
-def one_server():
-    one = Habits()
-    yield one
-    one.close()
-
-
 @pytest.fixture
-def bad(one_server, monkeypatch):
+def bad(habits, monkeypatch):
     """The server with all habits, as if it had not been asked yet; tries follow at once."""
     monkeypatch.setattr(batos, "_REMOTE_TRY_S", (0.0, 0.0))
     monkeypatch.setattr(batos, "_REMOTE_START_S", 0.0)
-    one_server.asked.clear()
-    one_server.change("hang")
-    return one_server
+    return habits
 
 
 @contextlib.contextmanager

@@ -69,8 +69,7 @@ def test_a_program_is_tried_serves_and_is_gone_back_from(trial):
     running = trial.start(core="auto")
     brief = {"type": "direct_synthesis", "selector": "answer_", "args": ["How is the brass valve of the pump turned?"]}
     with batos.Client(running.endpoint, 120.0) as client:
-        while client.call("health")["result"]["core"]["state"] != "ready":
-            pass
+        vessels.until(lambda: client.call("health")["result"]["core"]["state"] == "ready")
         client.call("initiate_cognitive_cycle", mission_brief=brief, wait=True)
     other = trial.offer()
     assert f"upgrade {other}" in trial.upgrade("--list")

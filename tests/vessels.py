@@ -55,6 +55,14 @@ def make_channel(folder, source):
     return channel
 
 
+def until(done, why=""):
+    """Wait until done() is true; `why` is told where that does not come."""
+    until_s = time.monotonic() + WAIT_S
+    while not done():
+        assert time.monotonic() < until_s, why
+        time.sleep(0.01)
+
+
 class Home:
     """An image in a folder, the programs that were taken for it, and the daemon that serves it."""
 
@@ -100,6 +108,14 @@ class Home:
         batos.write_order(self.image, batos.Order(self.named(sha256), self.named(back), raises))
         _, pid = pathlib.Path(f"{self.image}.endpoint").read_text().split()
         os.kill(int(pid), signal.SIGUSR1)
+
+    def await_phase(self, phase):
+        """Wait until the marker is in a phase."""
+        until(lambda: self.marker()["phase"] == phase, self.running.lines)
+
+    def await_log(self, words):
+        """Wait until the log says something."""
+        until(lambda: words in pathlib.Path(f"{self.image}.log").read_text(), self.running.lines)
 
     def await_serving(self, sha256, failed=None):
         """Wait until a program serves, after one that failed where that is said; returns what health tells of it."""
