@@ -43683,12 +43683,15 @@ def _compile_ui(spec, origin, stock):
         f"# ---- {_UI_GENERATED[1]}\n\n# fmt: off\nSPEC = {_as_literal(spec)}\n\n"
         f"COMMANDS = {_as_literal(_ui_commands())}\n# fmt: on\n\n"
     )
-    rest = [
-        part
-        for mark, part in parts.items()
-        if mark not in ("", *_UI_GENERATED[:2]) and (not mark.startswith("page: ") or mark in pages)
-    ]
+    rest = [part for mark, part in parts.items() if _ui_has_part(mark, pages)]
     return "".join([parts[""], made, data, *rest])
+
+
+def _ui_has_part(mark, pages):
+    """Whether a part of the stock goes into a client with these pages as it is; a page may have several: `page: NAME, WHAT`."""
+    if mark.startswith("page: "):
+        return mark.partition(",")[0] in pages
+    return mark not in ("", *_UI_GENERATED[:2])
 
 
 # Loads a client where nobody sees it, and shows each of its pages once. Its status is 3 where this machine can show no window,

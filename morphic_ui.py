@@ -2063,7 +2063,7 @@ def cut_markup(said, width, size=BODY, font=NOBODY):
     return said[:end].rstrip() + "\u2026" + "".join(f"[/{name}]" for name in reversed(opened))
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=128)  # more than a window shows: each holds its picture
 def text_of(said, font, size, width, lines, halign="left", line_height=1.0):
     """Return a label that has drawn markup: its texture, and in refs the boxes of what stands on a ground."""
     label = MarkupLabel(
@@ -3675,6 +3675,26 @@ def change_lines(change, oid=None):
     return lines or [("faint", "it changed no slot")]
 
 
+class ShowsFigures:
+    """What makes a Page one with figures over time, its `sparks`: the one below the mouse tells what was measured there."""
+
+    sparks = ()
+
+    def shown(self):
+        super().shown()
+        App.get_running_app().root_window.bind(mouse_pos=self._hover)
+
+    def hidden(self):
+        super().hidden()
+        App.get_running_app().root_window.unbind(mouse_pos=self._hover)
+
+    def _hover(self, _, place):
+        for spark in self.sparks:
+            if spark.get_root_window():
+                x, y = spark.to_widget(*place)
+                spark.at = x if spark.collide_point(x, y) else -1
+
+
 # ---- page: search
 
 
@@ -4616,7 +4636,268 @@ class AskPage(Page):
             self.ask()
 
 
-# ---- page: objects
+# ---- page: objects, values
+
+
+def is_table(value):
+    """Whether a value is a list of flat maps with the same few keys."""
+    if (
+        not isinstance(value, list)
+        or len(value) < 2
+        or not all(isinstance(one, dict) and one for one in value)
+    ):
+        return False
+    flat = all(not isinstance(item, (dict, list)) for one in value[:200] for item in one.values())
+    named = all(isinstance(name, str) and not name.startswith("$") for name in value[0])
+    return flat and named and len({tuple(one) for one in value[:200]}) == 1 and len(value[0]) <= 8
+
+
+def table_lines(value, columns, most=500):
+    """Return a list of flat maps as lines of a table in a fixed font, its head first."""
+    head = [str(name) for name in value[0]]
+    body = [
+        [short("" if item is None else item, 40) for item in one.values()] for one in value[:most]
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    numbers = [
+        all(isinstance(one[name], (int, float)) for one in value[:most]) for name in value[0]
+    ]
+    lines = []
+    for cells in (head, *body):
+        padded = [
+            cell.rjust(width) if is_number else cell.ljust(width)
+            for cell, width, is_number in zip(cells, widths, numbers, strict=True)
+        ]
+        lines.append("   ".join(padded)[:columns].rstrip())
+    return lines
+
+
+class ShowsValues:
+    """What makes the page of objects one that shows slots: a row for each, and below it, where it is opened, all of its value."""
+
+    NAMED = 168  # dp, of the column with the names of slots
+
+    def _fill_slots(self):
+        view = getattr(self, f"_{SPEC['views'].get(self.kind, 'object')}_rows", None)
+        first = view() if view else []
+        slots = [
+            one
+            for name, slot in self._shown["slots"].items()
+            for one in self._slot_rows(name, slot)
+        ]
+        self.rows.fill([*first, *slots], keep=True)
+
+    def _slot_rows(self, name, slot, tone=""):
+        """Return a slot's row, and below it, where it is opened, its whole value."""
+        value, refs = slot["value"], refs_in(slot["value"], 1)
+        text = value_text(value, self._names, 400)
+        if is_table(value):
+            text = f"{len(value)} rows: {', '.join(map(str, value[0]))}"
+        elif slot["type"] == "Method":
+            text = f"method {ref_of(value) or ''}"
+        head = row(
+            marked(text, "accent" if refs else tone),
+            marked(slot["type"], "faint"),
+            value=(name, slot),
+            lead=marked(name, tone, bold=True),
+            indent=dp(self.NAMED),
+            copy=f"{name}  {text}",
+            lines=1,
+        )
+        return [
+            head | {"side_width": dp(96)},
+            *(self._value_rows(name, slot) if name in self._open else ()),
+        ]
+
+    def _value_rows(self, name, slot):
+        """Return the rows of a slot's whole value: a table, a text as it reads, or JSON in colours."""
+        value, kept = slot["value"], {"value": (name, slot), "ground": "raised"}
+        columns = columns_of(self.rows, 3)
+        if isinstance(value, str):
+            lines = [(n, line, 0) for n, line in enumerate(value.split("\n")[:2000], 1)]
+            made = [
+                one
+                for block in blocks_of("text", lines)
+                for one in block_rows(block, self.rows.width)
+            ]
+            return [{**one, **kept} for one in made]
+        if is_table(value):
+            head, *body = table_lines(value, columns)
+            said = [marked(head, "soft"), *(marked(line) for line in body)]
+            return [code_row(line, **kept) for line in said]
+        lines = [
+            piece
+            for line in pretty(value, columns).split("\n")[:2000]
+            for piece in wrapped(plain(line), columns)
+        ]
+        return [code_row(coloured(line, "json"), copy=line, **kept) for line in lines]
+
+
+# ---- page: objects, methods
+
+
+class ShowsMethods:
+    """What makes the page of objects one that shows methods: what one does, whether it is trusted, what it was before."""
+
+    FACTS = (
+        "status",
+        "version",
+        "author",
+        "uses",
+        "failures",
+        "clean_in_a_row",
+        "confirmed",
+        "primitive",
+    )
+
+    def _method_rows(self):
+        """Return the rows of a method: facts, what can be done with it, its source in colours, and its versions."""
+        said = [
+            f"{name.replace('_', ' ')} {short(self.value(name), 90)}"
+            for name in self.FACTS
+            if self.value(name) not in (None, "")
+        ]
+        rows = [row(marked(self.value("intent"), "ink"), lines=1)] if self.value("intent") else []
+        rows.append(
+            row(marked("   ".join(said), "soft"), value=("facts", {"value": None}), lines=1)
+        )
+        rows.append(row("    ".join(self._can_be_done()), lines=1))
+        source = (
+            self.value("source") or f"# a part of BAT OS itself: {self.value('primitive')}"
+        ).strip("\n")
+        rows += self._source_rows(source)
+        rows += [row(marked(f"{name}: {text}", "good"), lines=1) for name, text in self._why]
+        for (version, after, facts), (former, before, _) in zip(
+            self._versions, self._versions[1:], strict=False
+        ):
+            rows.append(
+                row(
+                    f"{marked(f'version {version} in place of {former}', bold=True)}   {marked(facts, 'faint')}"
+                )
+            )
+            rows += [
+                code_row(marked(line, tone), copy=line)
+                for tone, line in difference(before, after)[3:]
+            ]
+        return [*rows, row("", height=10, lines=1)]
+
+    def _can_be_done(self):
+        """Return what can be pressed below a method."""
+        can = [self._link("run", "run with arguments")]
+        if self.value("status") == "guess" or self.value("guess") and not self.value("confirmed"):
+            can += [
+                self._link("confirm", "confirm the guess"),
+                self._link("otherwise", "not right: say it otherwise"),
+            ]
+        can += [
+            self._link(f"version {version}", f"back to version {version}")
+            for version, *_ in self._versions[1:]
+        ]
+        return can
+
+    @staticmethod
+    def _source_rows(source):
+        lines = source.split("\n")
+        rows = []
+        for number, (said, line) in enumerate(zip(code_lines(source), lines, strict=False), 1):
+            margin = (str(number), "", 0)
+            rows.append(code_row(said, copy=line, indent=dp(44), margin=margin, ground="raised"))
+        return rows
+
+    def _ask_versions(self):
+        """Ask for the former versions of the method shown, and for the mission that wrote it."""
+        self._versions = [self._version_of(self._shown["slots"])]
+        self._ask_former(self.value("former"))
+        if self._owner and self.value("source"):
+            self.store.ask("history", self._made_by, target=self._owner[0], limit=100)
+
+    @staticmethod
+    def _version_of(slots):
+        told_of = {name: slot["value"] for name, slot in slots.items()}
+        facts = f"{told_of.get('author') or ''}  {clock_text(told_of.get('at'))}".strip()
+        return told_of.get("version"), (told_of.get("source") or "").strip("\n"), facts
+
+    def _ask_former(self, former):
+        if ref_of(former) and len(self._versions) < 10:
+            of = self.oid
+            self.store.ask(
+                "inspect", lambda reply: self._former_came(reply, of), target=ref_of(former)
+            )
+
+    def _former_came(self, reply, of):
+        if reply["status"] == "OK" and of == self.oid and self.ids.tabs.chosen == "slots":
+            slots = reply["result"]["slots"]
+            self._versions.append(self._version_of(slots))
+            self._ask_former(slots.get("former", {}).get("value"))
+            self._fill_slots()
+
+    def _home(self):
+        """Return the oid of the object that has the method shown, or ''."""
+        return self._owner[0] if self._owner else ref_of(self.value("home")) or ""
+
+    def run(self):
+        """Open the form that sends this method's message."""
+        self.inspector.open("messages", target=self._home(), selector=self.value("selector"))
+
+    def confirm(self):
+        """Take the user's word for the method that was guessed."""
+        self.store.ask("confirm", self._judged, doing="confirming", by_hand=True, method=self.oid)
+
+    def _judged(self, reply):
+        self.ids.note.text = marked(reply["details"], "good" if reply["status"] == "OK" else "bad")
+        self.open(self.oid, keep=True, owner=self._owner)
+
+    def otherwise(self):
+        """Refuse a guess: its message is said anew, with other words."""
+        self.inspector.open(
+            "messages",
+            target=self._home(),
+            selector=self.value("selector"),
+            intent=self.value("intent") or "",
+        )
+
+    def _roll_back(self, version):
+        self.store.ask(
+            "rollback",
+            self._judged,
+            doing="going back",
+            by_hand=True,
+            target_oid=self._home(),
+            method_name=self.value("selector"),
+            version=version,
+        )
+
+    def _made_by(self, reply):
+        """Find the mission whose change put this method in place."""
+        rows = reply["results"] if reply["status"] == "OK" else []
+        cycle = next(
+            (
+                one["cycle"]
+                for one in rows
+                if one["cycle"]
+                and any(ref_of(change.get("after")) == self.oid for change in one["changes"])
+            ),
+            None,
+        )
+        if cycle:
+            self.store.ask("inspect", self._told_by, target=cycle)
+
+    def _told_by(self, reply):
+        result = (
+            reply["result"]["slots"].get("result", {}).get("value")
+            if reply["status"] == "OK"
+            else None
+        )
+        if not isinstance(result, dict) or self.kind != "method":
+            return
+        self._why = [("test", test) for test in result.get("tests", ())] + [
+            ("why it was written", result.get("why", ""))
+        ]
+        if self.ids.tabs.chosen == "slots":
+            self._fill_slots()
+
+
+# ---- page: objects, delegation
 
 
 class GraphDrawing(Drawing):
@@ -4667,37 +4948,257 @@ class GraphDrawing(Drawing):
         self.spots.append((x, y, x + self.node, y + dp(self.HIGH), node["oid"]))
 
 
-def is_table(value):
-    """Whether a value is a list of flat maps with the same few keys."""
-    if (
-        not isinstance(value, list)
-        or len(value) < 2
-        or not all(isinstance(one, dict) and one for one in value)
-    ):
-        return False
-    flat = all(not isinstance(item, (dict, list)) for one in value[:200] for item in one.values())
-    named = all(isinstance(name, str) and not name.startswith("$") for name in value[0])
-    return flat and named and len({tuple(one) for one in value[:200]}) == 1 and len(value[0]) <= 8
+class ShowsDelegation:
+    """What makes the page of objects one that shows who answers a selector, and who delegates to whom."""
 
+    CHILDREN = 5000  # at most, of those that delegate to an object
 
-def table_lines(value, columns, most=500):
-    """Return a list of flat maps as lines of a table in a fixed font, its head first."""
-    head = [str(name) for name in value[0]]
-    body = [
-        [short("" if item is None else item, 40) for item in one.values()] for one in value[:most]
-    ]
-    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-    numbers = [
-        all(isinstance(one[name], (int, float)) for one in value[:most]) for name in value[0]
-    ]
-    lines = []
-    for cells in (head, *body):
-        padded = [
-            cell.rjust(width) if is_number else cell.ljust(width)
-            for cell, width, is_number in zip(cells, widths, numbers, strict=True)
+    def _show_selectors(self):
+        """Say who answers each selector: the first in the order of delegation that has the slot, else BAT OS itself."""
+        chain = [ref_of(one) for one in self._shown["delegates_to"]]
+        self._holders = dict.fromkeys(self._shown["slots"], self.oid)
+        self.ids.body.add_widget(self.rows)
+        self._fill_selectors()
+        for oid in chain:
+            self.store.ask(
+                "inspect",
+                lambda reply, of=self.oid, chain=chain: self._holder_came(reply, of, chain),
+                target=oid,
+                limit=1,
+            )
+        self._came = {}
+
+    def _holder_came(self, reply, of, chain):
+        if reply["status"] != "OK" or of != self.oid or self.ids.tabs.chosen != "selectors":
+            return
+        shown = reply["result"]
+        name = shown["slots"].get("name", {}).get("value")
+        self._names.setdefault(shown["oid"], str(name or shown["oid"]))
+        self._came[shown["oid"]] = set(shown["slots"])
+        if len(self._came) == len(set(chain)):
+            for oid in chain:
+                for slot in self._came[oid]:
+                    self._holders.setdefault(slot, oid)
+            self._fill_selectors()
+
+    def _fill_selectors(self):
+        rows = []
+        for name in self._shown["selectors"]:
+            oid = self._holders.get(name)
+            who = (
+                "its own"
+                if oid == self.oid
+                else f"{self._names.get(oid, '')} {oid}"
+                if oid
+                else "BAT OS itself"
+            )
+            tone = "good" if oid == self.oid else "cool" if oid else "faint"
+            rows.append(
+                row(
+                    f"{marked(name, bold=True)}    {marked(who, tone)}",
+                    value=(name, oid if oid != self.oid else None),
+                )
+            )
+        self.rows.fill(rows, keep=True)
+
+    def _show_graph(self):
+        self.ids.body.add_widget(self.graph)
+        self.ids.body.add_widget(self.rows)
+        pointers = {
+            name: slot["value"] for name, slot in self._shown["slots"].items() if name.endswith("*")
+        }
+        above = [(oid, name) for name, value in pointers.items() for oid in refs_in(value)]
+        aside = [
+            (oid, name)
+            for name, slot in self._shown["slots"].items()
+            if name not in pointers
+            for oid, near in named_refs(slot["value"], name, 8).items()
+            if self._names.setdefault(oid, near)
         ]
-        lines.append("   ".join(padded)[:columns].rstrip())
-    return lines
+        chain = [
+            (ref_of(one), "further up")
+            for one in self._shown["delegates_to"]
+            if ref_of(one) not in {oid for oid, _ in above}
+        ]
+        self.graph.data = {
+            "self": self._node(self.oid, self.kind),
+            "children": [],
+            **{
+                rank: [self._node(*one) for one in nodes]
+                for rank, nodes in (("parents", above + chain), ("refs", aside))
+            },
+        }
+        self._fill_graph()
+        if self._shown["delegates_to"] or self._shown["selectors"]:
+            self._ask_children(self.oid, "0x0", [])
+
+    def _fill_graph(self):
+        """List all that the graph is of: it has room for some alone."""
+        rows, words = (
+            [],
+            {"parents": "delegates to", "refs": "refers to", "children": "delegate to it"},
+        )
+        for rank, word in words.items():
+            nodes = self.graph.data[rank]
+            if nodes:
+                rows.append(
+                    row(
+                        marked(f"{len(nodes)} {word}" if rank == "children" else word, "soft"),
+                        lines=1,
+                    )
+                )
+            rows += [
+                row(
+                    f"{marked(node['name'], bold=True)}   {marked(node['note'], 'faint')}",
+                    value=node["oid"],
+                    lines=1,
+                    pad=3,
+                )
+                for node in nodes
+            ]
+        self.rows.empty = "Nothing delegates to it, and it refers to nothing."
+        self.rows.fill(rows, keep=True)
+
+    def _node(self, oid, note):
+        return {"oid": oid, "name": self._names.get(oid, oid), "note": f"{note}  {oid}"}
+
+    def _ask_children(self, of, after, before):
+        self.store.ask(
+            "list_objects",
+            lambda reply: self._children_came(reply, of, before),
+            slot="children",
+            doing="looking who delegates here",
+            parent=of,
+            after=after,
+            limit=500,
+        )
+
+    def _children_came(self, reply, of, before):
+        """Show what delegates to the object, and look on where the image goes on."""
+        if reply["status"] != "OK" or of != self.oid or self.ids.tabs.chosen != "graph":
+            return
+        self._names |= {one["oid"]: one["name"] for one in reply["results"] if one["name"]}
+        nodes = [self._node(one["oid"], f"{len(one['slots'])} slots") for one in reply["results"]]
+        nodes, after = [*before, *nodes], reply["result"]["after"]
+        looks_on = after and len(nodes) < self.CHILDREN
+        if looks_on:
+            self._ask_children(of, after, nodes)
+        if not looks_on or len(nodes) >= len(self.graph.data["children"]):
+            self.graph.data = {**self.graph.data, "children": nodes}
+            self._fill_graph()
+
+
+# ---- page: objects, history
+
+
+class ShowsHistory:
+    """What makes the page of objects a time machine: the changes of one, and what it was before any of them."""
+
+    def _show_history(self):
+        self.rows.fill([])
+        for one in (self.slider, self.moment, self.rows):
+            self.ids.body.add_widget(one)
+        self._ask_history()
+
+    def _ask_history(self):
+        self.store.ask(
+            "history",
+            lambda reply, of=self.oid: self._history_came(reply, of),
+            slot="history",
+            doing="looking back",
+            target=self.oid,
+            limit=200,
+        )
+
+    def _history_came(self, reply, of):
+        if of != self.oid or self.ids.tabs.chosen != "history":
+            return
+        if reply["status"] != "OK":
+            self.ids.note.text = marked(reply["details"], "bad")
+            return
+        self._changes = reply["results"]
+        self.rows.empty = "Nothing changed here since the first transaction."
+        self._then = None
+        self.slider.max = max(1, len(self._changes))
+        self.slider.value = self.slider.max
+        self._fill_history()
+
+    def _fill_history(self):
+        """Show what changed; where the slider is moved to the past, the object as it was."""
+        if self._then:
+            return self._fill_then()
+        count = len(self._changes)
+        self.moment.text = marked(
+            f"now; {count} {'change' if count == 1 else 'changes'}, the slider goes back in time",
+            "soft",
+        )
+        rows = []
+        for change in self._changes:
+            rows.append(change_row(change))
+            if change["change"] in self._open:
+                link = self._link(f"undo {change['change']}", "undo this change")
+                rows.append(row(link, value=change, ground="raised"))
+                lines = change_lines(change, self.oid)
+                rows += [
+                    code_row(marked(piece, tone), change, copy=piece, ground="raised")
+                    for tone, line in lines
+                    for piece in wrapped(plain(line), columns_of(self.rows, 3))
+                ]
+        self.rows.fill(rows, keep=True)
+
+    def _past(self):
+        """Return the change after which the slider stands, the newest of those shown; None for now."""
+        at = len(self._changes) - int(self.slider.value)
+        return self._changes[at] if 0 < at < len(self._changes) else None
+
+    def _ask_then(self):
+        """Ask for the object as it was where the slider stands."""
+        change = self._past()
+        if self.ids.tabs.chosen != "history":
+            return
+        if change is None:
+            self._then = None
+            self._fill_history()
+        else:
+            self.store.ask(
+                "inspect",
+                lambda reply, change=change: self._then_came(reply, change),
+                slot="then",
+                doing="looking back",
+                target=self.oid,
+                limit=200,
+                as_of=change["change"],
+            )
+
+    def _then_came(self, reply, change):
+        if reply["status"] != "OK":
+            self.ids.note.text = marked(reply["details"], "bad")
+        elif self._past() is change:
+            self._then = (change, reply["result"]["slots"])
+            self._fill_history()
+
+    def _fill_then(self):
+        """Show the object as it was: what is otherwise by now stands out, and the change that came after can be undone."""
+        change, slots = self._then
+        now = self._shown["slots"]
+        after = self._changes[self._changes.index(change) - 1]
+        link = self._link(f"undo {after['change']}", "undo the change that came after")
+        self.moment.text = marked(
+            f"as it was after {change['command']} at {clock_text(change['at'])}", "warm"
+        )
+        rows = [row(link, lines=1)]
+        for name, slot in slots.items():
+            tone = "" if now.get(name, {}).get("value") == slot["value"] else "warm"
+            rows += self._slot_rows(name, slot, tone)
+        rows += [
+            row(marked(f"{name} was not there", "faint"), lines=1)
+            for name in now
+            if name not in slots
+        ]
+        self.rows.fill(rows, keep=True)
+
+
+# ---- page: objects, edits
 
 
 EDITED_CHARS = 100_000  # of a slot that is edited here
@@ -4775,17 +5276,88 @@ class Editor:
             self.error.text = marked(f"{reply.get('code', '')}: {reply['details']}", "bad")
 
 
+class EditsObjects:
+    """What makes the page of objects one that edits: by the same messages as any client's, after the difference was seen."""
+
+    def edit(self):
+        """Edit the method shown, or the chosen slot."""
+        chosen = self.rows.chosen_row if self.ids.tabs.chosen == "slots" else None
+        if self.kind == "method" and self.value("source") is not None:
+            owner = self._owner[0] if self._owner else ""
+            return self.edit_method(owner, self.value("selector"), self.value("source"))
+        if chosen and chosen[1]["type"] == "Method":
+            return self.open(ref_of(chosen[1]["value"]), owner=(self.oid, chosen[0]))
+        if chosen:
+            return self.edit_slot(chosen[0], chosen[1]["value"])
+        self.ids.note.text = marked("Choose a slot to edit.", "soft")
+
+    def edit_slot(self, name, value):
+        if "$bytes" in to_json(value, None):
+            self.ids.note.text = marked(
+                "Bytes are not edited here; send setSlot_value_ from a script.", "bad"
+            )
+            return
+
+        # another object may be shown by the time that it is sent
+        shown, oid = pretty(value), self.oid
+        if len(shown) > EDITED_CHARS:
+            self.ids.note.text = marked(
+                "It is too large to be edited here; send setSlot_value_ from a script.", "bad"
+            )
+            return
+
+        def send(name, text, then):
+            self.store.ask(
+                "send_message",
+                then,
+                doing="sending",
+                by_hand=True,
+                target=oid,
+                selector="setSlot_value_",
+                args=[name, from_json(text)],
+            )
+
+        Editor(self, "slot", name, shown, lambda name, text: pretty(from_json(text)), send).open()
+
+    def edit_method(self, owner, name, source):
+        def send(name, text, then):
+            if not owner:
+                raise ValueError(
+                    "which object has this method is not known: open it from that object's slot"
+                )
+            self.store.ask(
+                "create_method",
+                then,
+                doing="auditing",
+                by_hand=True,
+                target_oid=owner,
+                method_name=name,
+                method_code=text,
+            )
+
+        Editor(
+            self,
+            "method",
+            name,
+            source or "def name_(self):\n    return None\n",
+            lambda name, text: text,
+            send,
+            is_new=not source,
+        ).open()
+
+
+# ---- page: objects
+
+
 FOUND_BY = tuple(
     name for name in COMMANDS["list_objects"]["fields"] if name not in ("words", "after", "limit")
 )
 
 
-class ObjectsPage(Page):
+class ObjectsPage(ShowsValues, ShowsMethods, ShowsDelegation, ShowsHistory, EditsObjects, Page):
     """The image as objects: a list to choose from, and the chosen one's slots, selectors, delegation and history."""
 
     name, wants = "objects", {"state": "fill_list", "uvm_state_update": "changed"}
-    CHILDREN = 5000  # at most, of those that delegate to an object
-    NAMED = 168  # dp, of the column with the names of slots
     FEW = 20  # rows of a search from which on no more is looked for until they are wanted
     kv = """
 <ObjectsPage>:
@@ -5170,220 +5742,6 @@ class ObjectsPage(Page):
             self._ask_versions()
         self._fill_slots()
 
-    def _fill_slots(self):
-        view = getattr(self, f"_{SPEC['views'].get(self.kind, 'object')}_rows", None)
-        first = view() if view else []
-        slots = [
-            one
-            for name, slot in self._shown["slots"].items()
-            for one in self._slot_rows(name, slot)
-        ]
-        self.rows.fill([*first, *slots], keep=True)
-
-    def _slot_rows(self, name, slot, tone=""):
-        """Return a slot's row, and below it, where it is opened, its whole value."""
-        value, refs = slot["value"], refs_in(slot["value"], 1)
-        text = value_text(value, self._names, 400)
-        if is_table(value):
-            text = f"{len(value)} rows: {', '.join(map(str, value[0]))}"
-        elif slot["type"] == "Method":
-            text = f"method {ref_of(value) or ''}"
-        head = row(
-            marked(text, "accent" if refs else tone),
-            marked(slot["type"], "faint"),
-            value=(name, slot),
-            lead=marked(name, tone, bold=True),
-            indent=dp(self.NAMED),
-            copy=f"{name}  {text}",
-            lines=1,
-        )
-        return [
-            head | {"side_width": dp(96)},
-            *(self._value_rows(name, slot) if name in self._open else ()),
-        ]
-
-    def _value_rows(self, name, slot):
-        """Return the rows of a slot's whole value: a table, a text as it reads, or JSON in colours."""
-        value, kept = slot["value"], {"value": (name, slot), "ground": "raised"}
-        columns = columns_of(self.rows, 3)
-        if isinstance(value, str):
-            lines = [(n, line, 0) for n, line in enumerate(value.split("\n")[:2000], 1)]
-            made = [
-                one
-                for block in blocks_of("text", lines)
-                for one in block_rows(block, self.rows.width)
-            ]
-            return [{**one, **kept} for one in made]
-        if is_table(value):
-            head, *body = table_lines(value, columns)
-            said = [marked(head, "soft"), *(marked(line) for line in body)]
-            return [code_row(line, **kept) for line in said]
-        lines = [
-            piece
-            for line in pretty(value, columns).split("\n")[:2000]
-            for piece in wrapped(plain(line), columns)
-        ]
-        return [code_row(coloured(line, "json"), copy=line, **kept) for line in lines]
-
-    # -------- a method: what it does, whether it is trusted, what it was before
-
-    FACTS = (
-        "status",
-        "version",
-        "author",
-        "uses",
-        "failures",
-        "clean_in_a_row",
-        "confirmed",
-        "primitive",
-    )
-
-    def _method_rows(self):
-        """Return the rows of a method: facts, what can be done with it, its source in colours, and its versions."""
-        said = [
-            f"{name.replace('_', ' ')} {short(self.value(name), 90)}"
-            for name in self.FACTS
-            if self.value(name) not in (None, "")
-        ]
-        rows = [row(marked(self.value("intent"), "ink"), lines=1)] if self.value("intent") else []
-        rows.append(
-            row(marked("   ".join(said), "soft"), value=("facts", {"value": None}), lines=1)
-        )
-        rows.append(row("    ".join(self._can_be_done()), lines=1))
-        source = (
-            self.value("source") or f"# a part of BAT OS itself: {self.value('primitive')}"
-        ).strip("\n")
-        rows += self._source_rows(source)
-        rows += [row(marked(f"{name}: {text}", "good"), lines=1) for name, text in self._why]
-        for (version, after, facts), (former, before, _) in zip(
-            self._versions, self._versions[1:], strict=False
-        ):
-            rows.append(
-                row(
-                    f"{marked(f'version {version} in place of {former}', bold=True)}   {marked(facts, 'faint')}"
-                )
-            )
-            rows += [
-                code_row(marked(line, tone), copy=line)
-                for tone, line in difference(before, after)[3:]
-            ]
-        return [*rows, row("", height=10, lines=1)]
-
-    def _can_be_done(self):
-        """Return what can be pressed below a method."""
-        can = [self._link("run", "run with arguments")]
-        if self.value("status") == "guess" or self.value("guess") and not self.value("confirmed"):
-            can += [
-                self._link("confirm", "confirm the guess"),
-                self._link("otherwise", "not right: say it otherwise"),
-            ]
-        can += [
-            self._link(f"version {version}", f"back to version {version}")
-            for version, *_ in self._versions[1:]
-        ]
-        return can
-
-    @staticmethod
-    def _source_rows(source):
-        lines = source.split("\n")
-        rows = []
-        for number, (said, line) in enumerate(zip(code_lines(source), lines, strict=False), 1):
-            margin = (str(number), "", 0)
-            rows.append(code_row(said, copy=line, indent=dp(44), margin=margin, ground="raised"))
-        return rows
-
-    def _ask_versions(self):
-        """Ask for the former versions of the method shown, and for the mission that wrote it."""
-        self._versions = [self._version_of(self._shown["slots"])]
-        self._ask_former(self.value("former"))
-        if self._owner and self.value("source"):
-            self.store.ask("history", self._made_by, target=self._owner[0], limit=100)
-
-    @staticmethod
-    def _version_of(slots):
-        told_of = {name: slot["value"] for name, slot in slots.items()}
-        facts = f"{told_of.get('author') or ''}  {clock_text(told_of.get('at'))}".strip()
-        return told_of.get("version"), (told_of.get("source") or "").strip("\n"), facts
-
-    def _ask_former(self, former):
-        if ref_of(former) and len(self._versions) < 10:
-            of = self.oid
-            self.store.ask(
-                "inspect", lambda reply: self._former_came(reply, of), target=ref_of(former)
-            )
-
-    def _former_came(self, reply, of):
-        if reply["status"] == "OK" and of == self.oid and self.ids.tabs.chosen == "slots":
-            slots = reply["result"]["slots"]
-            self._versions.append(self._version_of(slots))
-            self._ask_former(slots.get("former", {}).get("value"))
-            self._fill_slots()
-
-    def _home(self):
-        """Return the oid of the object that has the method shown, or ''."""
-        return self._owner[0] if self._owner else ref_of(self.value("home")) or ""
-
-    def run(self):
-        """Open the form that sends this method's message."""
-        self.inspector.open("messages", target=self._home(), selector=self.value("selector"))
-
-    def confirm(self):
-        """Take the user's word for the method that was guessed."""
-        self.store.ask("confirm", self._judged, doing="confirming", by_hand=True, method=self.oid)
-
-    def _judged(self, reply):
-        self.ids.note.text = marked(reply["details"], "good" if reply["status"] == "OK" else "bad")
-        self.open(self.oid, keep=True, owner=self._owner)
-
-    def otherwise(self):
-        """Refuse a guess: its message is said anew, with other words."""
-        self.inspector.open(
-            "messages",
-            target=self._home(),
-            selector=self.value("selector"),
-            intent=self.value("intent") or "",
-        )
-
-    def _roll_back(self, version):
-        self.store.ask(
-            "rollback",
-            self._judged,
-            doing="going back",
-            by_hand=True,
-            target_oid=self._home(),
-            method_name=self.value("selector"),
-            version=version,
-        )
-
-    def _made_by(self, reply):
-        """Find the mission whose change put this method in place."""
-        rows = reply["results"] if reply["status"] == "OK" else []
-        cycle = next(
-            (
-                one["cycle"]
-                for one in rows
-                if one["cycle"]
-                and any(ref_of(change.get("after")) == self.oid for change in one["changes"])
-            ),
-            None,
-        )
-        if cycle:
-            self.store.ask("inspect", self._told_by, target=cycle)
-
-    def _told_by(self, reply):
-        result = (
-            reply["result"]["slots"].get("result", {}).get("value")
-            if reply["status"] == "OK"
-            else None
-        )
-        if not isinstance(result, dict) or self.kind != "method":
-            return
-        self._why = [("test", test) for test in result.get("tests", ())] + [
-            ("why it was written", result.get("why", ""))
-        ]
-        if self.ids.tabs.chosen == "slots":
-            self._fill_slots()
-
     def _cycle_rows(self):
         return [
             row(
@@ -5427,311 +5785,6 @@ class ObjectsPage(Page):
         dialog.open()
         rows.focus = True
         rows.choose(0)
-
-    def _show_selectors(self):
-        """Say who answers each selector: the first in the order of delegation that has the slot, else BAT OS itself."""
-        chain = [ref_of(one) for one in self._shown["delegates_to"]]
-        self._holders = dict.fromkeys(self._shown["slots"], self.oid)
-        self.ids.body.add_widget(self.rows)
-        self._fill_selectors()
-        for oid in chain:
-            self.store.ask(
-                "inspect",
-                lambda reply, of=self.oid, chain=chain: self._holder_came(reply, of, chain),
-                target=oid,
-                limit=1,
-            )
-        self._came = {}
-
-    def _holder_came(self, reply, of, chain):
-        if reply["status"] != "OK" or of != self.oid or self.ids.tabs.chosen != "selectors":
-            return
-        shown = reply["result"]
-        name = shown["slots"].get("name", {}).get("value")
-        self._names.setdefault(shown["oid"], str(name or shown["oid"]))
-        self._came[shown["oid"]] = set(shown["slots"])
-        if len(self._came) == len(set(chain)):
-            for oid in chain:
-                for slot in self._came[oid]:
-                    self._holders.setdefault(slot, oid)
-            self._fill_selectors()
-
-    def _fill_selectors(self):
-        rows = []
-        for name in self._shown["selectors"]:
-            oid = self._holders.get(name)
-            who = (
-                "its own"
-                if oid == self.oid
-                else f"{self._names.get(oid, '')} {oid}"
-                if oid
-                else "BAT OS itself"
-            )
-            tone = "good" if oid == self.oid else "cool" if oid else "faint"
-            rows.append(
-                row(
-                    f"{marked(name, bold=True)}    {marked(who, tone)}",
-                    value=(name, oid if oid != self.oid else None),
-                )
-            )
-        self.rows.fill(rows, keep=True)
-
-    def _show_graph(self):
-        self.ids.body.add_widget(self.graph)
-        self.ids.body.add_widget(self.rows)
-        pointers = {
-            name: slot["value"] for name, slot in self._shown["slots"].items() if name.endswith("*")
-        }
-        above = [(oid, name) for name, value in pointers.items() for oid in refs_in(value)]
-        aside = [
-            (oid, name)
-            for name, slot in self._shown["slots"].items()
-            if name not in pointers
-            for oid, near in named_refs(slot["value"], name, 8).items()
-            if self._names.setdefault(oid, near)
-        ]
-        chain = [
-            (ref_of(one), "further up")
-            for one in self._shown["delegates_to"]
-            if ref_of(one) not in {oid for oid, _ in above}
-        ]
-        self.graph.data = {
-            "self": self._node(self.oid, self.kind),
-            "children": [],
-            **{
-                rank: [self._node(*one) for one in nodes]
-                for rank, nodes in (("parents", above + chain), ("refs", aside))
-            },
-        }
-        self._fill_graph()
-        if self._shown["delegates_to"] or self._shown["selectors"]:
-            self._ask_children(self.oid, "0x0", [])
-
-    def _fill_graph(self):
-        """List all that the graph is of: it has room for some alone."""
-        rows, words = (
-            [],
-            {"parents": "delegates to", "refs": "refers to", "children": "delegate to it"},
-        )
-        for rank, word in words.items():
-            nodes = self.graph.data[rank]
-            if nodes:
-                rows.append(
-                    row(
-                        marked(f"{len(nodes)} {word}" if rank == "children" else word, "soft"),
-                        lines=1,
-                    )
-                )
-            rows += [
-                row(
-                    f"{marked(node['name'], bold=True)}   {marked(node['note'], 'faint')}",
-                    value=node["oid"],
-                    lines=1,
-                    pad=3,
-                )
-                for node in nodes
-            ]
-        self.rows.empty = "Nothing delegates to it, and it refers to nothing."
-        self.rows.fill(rows, keep=True)
-
-    def _node(self, oid, note):
-        return {"oid": oid, "name": self._names.get(oid, oid), "note": f"{note}  {oid}"}
-
-    def _ask_children(self, of, after, before):
-        self.store.ask(
-            "list_objects",
-            lambda reply: self._children_came(reply, of, before),
-            slot="children",
-            doing="looking who delegates here",
-            parent=of,
-            after=after,
-            limit=500,
-        )
-
-    def _children_came(self, reply, of, before):
-        """Show what delegates to the object, and look on where the image goes on."""
-        if reply["status"] != "OK" or of != self.oid or self.ids.tabs.chosen != "graph":
-            return
-        self._names |= {one["oid"]: one["name"] for one in reply["results"] if one["name"]}
-        nodes = [self._node(one["oid"], f"{len(one['slots'])} slots") for one in reply["results"]]
-        nodes, after = [*before, *nodes], reply["result"]["after"]
-        looks_on = after and len(nodes) < self.CHILDREN
-        if looks_on:
-            self._ask_children(of, after, nodes)
-        if not looks_on or len(nodes) >= len(self.graph.data["children"]):
-            self.graph.data = {**self.graph.data, "children": nodes}
-            self._fill_graph()
-
-    def _show_history(self):
-        self.rows.fill([])
-        for one in (self.slider, self.moment, self.rows):
-            self.ids.body.add_widget(one)
-        self._ask_history()
-
-    def _ask_history(self):
-        self.store.ask(
-            "history",
-            lambda reply, of=self.oid: self._history_came(reply, of),
-            slot="history",
-            doing="looking back",
-            target=self.oid,
-            limit=200,
-        )
-
-    def _history_came(self, reply, of):
-        if of != self.oid or self.ids.tabs.chosen != "history":
-            return
-        if reply["status"] != "OK":
-            self.ids.note.text = marked(reply["details"], "bad")
-            return
-        self._changes = reply["results"]
-        self.rows.empty = "Nothing changed here since the first transaction."
-        self._then = None
-        self.slider.max = max(1, len(self._changes))
-        self.slider.value = self.slider.max
-        self._fill_history()
-
-    def _fill_history(self):
-        """Show what changed; where the slider is moved to the past, the object as it was."""
-        if self._then:
-            return self._fill_then()
-        count = len(self._changes)
-        self.moment.text = marked(
-            f"now; {count} {'change' if count == 1 else 'changes'}, the slider goes back in time",
-            "soft",
-        )
-        rows = []
-        for change in self._changes:
-            rows.append(change_row(change))
-            if change["change"] in self._open:
-                link = self._link(f"undo {change['change']}", "undo this change")
-                rows.append(row(link, value=change, ground="raised"))
-                lines = change_lines(change, self.oid)
-                rows += [
-                    code_row(marked(piece, tone), change, copy=piece, ground="raised")
-                    for tone, line in lines
-                    for piece in wrapped(plain(line), columns_of(self.rows, 3))
-                ]
-        self.rows.fill(rows, keep=True)
-
-    def _past(self):
-        """Return the change after which the slider stands, the newest of those shown; None for now."""
-        at = len(self._changes) - int(self.slider.value)
-        return self._changes[at] if 0 < at < len(self._changes) else None
-
-    def _ask_then(self):
-        """Ask for the object as it was where the slider stands."""
-        change = self._past()
-        if self.ids.tabs.chosen != "history":
-            return
-        if change is None:
-            self._then = None
-            self._fill_history()
-        else:
-            self.store.ask(
-                "inspect",
-                lambda reply, change=change: self._then_came(reply, change),
-                slot="then",
-                doing="looking back",
-                target=self.oid,
-                limit=200,
-                as_of=change["change"],
-            )
-
-    def _then_came(self, reply, change):
-        if reply["status"] != "OK":
-            self.ids.note.text = marked(reply["details"], "bad")
-        elif self._past() is change:
-            self._then = (change, reply["result"]["slots"])
-            self._fill_history()
-
-    def _fill_then(self):
-        """Show the object as it was: what is otherwise by now stands out, and the change that came after can be undone."""
-        change, slots = self._then
-        now = self._shown["slots"]
-        after = self._changes[self._changes.index(change) - 1]
-        link = self._link(f"undo {after['change']}", "undo the change that came after")
-        self.moment.text = marked(
-            f"as it was after {change['command']} at {clock_text(change['at'])}", "warm"
-        )
-        rows = [row(link, lines=1)]
-        for name, slot in slots.items():
-            tone = "" if now.get(name, {}).get("value") == slot["value"] else "warm"
-            rows += self._slot_rows(name, slot, tone)
-        rows += [
-            row(marked(f"{name} was not there", "faint"), lines=1)
-            for name in now
-            if name not in slots
-        ]
-        self.rows.fill(rows, keep=True)
-
-    # -------- edits, by the same messages as any client's
-
-    def edit(self):
-        """Edit the method shown, or the chosen slot."""
-        chosen = self.rows.chosen_row if self.ids.tabs.chosen == "slots" else None
-        if self.kind == "method" and self.value("source") is not None:
-            owner = self._owner[0] if self._owner else ""
-            return self.edit_method(owner, self.value("selector"), self.value("source"))
-        if chosen and chosen[1]["type"] == "Method":
-            return self.open(ref_of(chosen[1]["value"]), owner=(self.oid, chosen[0]))
-        if chosen:
-            return self.edit_slot(chosen[0], chosen[1]["value"])
-        self.ids.note.text = marked("Choose a slot to edit.", "soft")
-
-    def edit_slot(self, name, value):
-        if "$bytes" in to_json(value, None):
-            self.ids.note.text = marked(
-                "Bytes are not edited here; send setSlot_value_ from a script.", "bad"
-            )
-            return
-
-        # another object may be shown by the time that it is sent
-        shown, oid = pretty(value), self.oid
-        if len(shown) > EDITED_CHARS:
-            self.ids.note.text = marked(
-                "It is too large to be edited here; send setSlot_value_ from a script.", "bad"
-            )
-            return
-
-        def send(name, text, then):
-            self.store.ask(
-                "send_message",
-                then,
-                doing="sending",
-                by_hand=True,
-                target=oid,
-                selector="setSlot_value_",
-                args=[name, from_json(text)],
-            )
-
-        Editor(self, "slot", name, shown, lambda name, text: pretty(from_json(text)), send).open()
-
-    def edit_method(self, owner, name, source):
-        def send(name, text, then):
-            if not owner:
-                raise ValueError(
-                    "which object has this method is not known: open it from that object's slot"
-                )
-            self.store.ask(
-                "create_method",
-                then,
-                doing="auditing",
-                by_hand=True,
-                target_oid=owner,
-                method_name=name,
-                method_code=text,
-            )
-
-        Editor(
-            self,
-            "method",
-            name,
-            source or "def name_(self):\n    return None\n",
-            lambda name, text: text,
-            send,
-            is_new=not source,
-        ).open()
 
 
 # ---- page: messages
@@ -6428,26 +6481,6 @@ def metric_texts(beat):
     parts = ", ".join(f"{name[2:]} {told_of[name]:.2f}" for name in ("h_cog", "h_sol", "h_struc"))
     low = ", low" if told_of.get("low") else ""
     return [f"CEM {told_of['cem']:.2f} ({parts}{low})"]
-
-
-class ShowsFigures:
-    """What makes a Page one with figures over time, its `sparks`: the one below the mouse tells what was measured there."""
-
-    sparks = ()
-
-    def shown(self):
-        super().shown()
-        App.get_running_app().root_window.bind(mouse_pos=self._hover)
-
-    def hidden(self):
-        super().hidden()
-        App.get_running_app().root_window.unbind(mouse_pos=self._hover)
-
-    def _hover(self, _, place):
-        for spark in self.sparks:
-            if spark.get_root_window():
-                x, y = spark.to_widget(*place)
-                spark.at = x if spark.collide_point(x, y) else -1
 
 
 class LifePage(ShowsFigures, Page):

@@ -14,6 +14,8 @@ import bench
 import foreign
 import quality
 import weigh
+import window
+import windowed
 
 import batos
 
@@ -33,6 +35,15 @@ def test_a_bench_yields_its_rows(name):
     assert len(rows) >= ROWS[name] and len({(what, other) for what, _, other, _ in rows}) == len(rows)
     for what, ours, other, ratio in rows:
         assert what and ours and (ratio is None or ratio > 0) and isinstance(other, str)
+
+
+@pytest.mark.slow
+def test_a_window_is_measured_beside_what_it_shall_cost():
+    windowed.need_gl()
+    windowed.need_programs("Xvfb")
+    rows = list(window.report(1, 0.2))
+    assert len(rows) == len(window.FIGURES) and all(ratio > 0 for *_, ratio in rows)
+    assert [line.count("|") for line in window.as_markdown(rows)] == [5] * len(rows)
 
 
 def test_quality_is_measured_on_any_collection(tmp_path):

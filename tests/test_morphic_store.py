@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -98,10 +99,10 @@ def test_its_specification_is_plain_data_of_what_is_there():
 @pytest.mark.parametrize("name", ui.PAGES)
 def test_a_page_can_be_left_out(name, tmp_path):
     text = pathlib.Path(ui.__file__).read_text("utf-8")
-    before, _, rest = text.partition(f"# ---- page: {name}\n")
-    after = rest[min(rest.index(mark) for mark in ("# ---- page: ", "# ---- inspector") if mark in rest):]
+    parts = re.split(r"^(?=# ---- )", text, flags=re.MULTILINE)
+    others = "".join(part for part in parts if not re.match(rf"# ---- page: {name}\b", part))
     spec = {**ui.SPEC, "pages": [page for page in ui.SPEC["pages"] if page["name"] != name]}
-    head, _, tail = (before + after).partition("SPEC = {")
+    head, _, tail = others.partition("SPEC = {")
     (tmp_path / "fewer.py").write_text(f"{head}SPEC = {spec!r}\n\nCOMMANDS = {tail.partition('COMMANDS = ')[2]}", "utf-8")
     told = subprocess.run([sys.executable, "-c", "import fewer; print(*fewer.PAGE_CLASSES)"], cwd=tmp_path, capture_output=True,
                           text=True, timeout=60, check=True)
