@@ -29,7 +29,7 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     files become texts, texts chunks, chunks postings and vectors; and how they are found
     what is told    Asked · Contradictions · Evidence · Levels · Quotes · Grounds · Summaries
                     passages and the sentence that answers; whether a passage bears out what a core wrote
-    the mind        Missions · Ether · Speakers · States · Contrapunto · Branches
+    the mind        Missions · Ether · Facet experts · Speakers · States · Contrapunto · Branches
                     codex and personas, traces that draw them, a thought's way through its states, and the ways that it may take
     its workers     Workflows · Forgetting · Mission lane · Inference · Prototypes
                     how the four work together, tried and adopted; what forgets, and carries thoughts; messages to the core
@@ -15326,7 +15326,7 @@ def _task_read(request, lines, schema, said):
 __all__ += """
     ADAPTER_WEIGHTS ADAPTER_CONFIG ADAPTER_NAME core_base adapter_folders read_staged incarnate
     Incarnation VRAM_MB KV_CACHE_MB SynapticMemory SynapseLane unload look_at_experts new_tier
-    new_memory_manager activate
+    new_memory_manager activate synapses_of
 """.split()
 
 _log_memory = logging.getLogger("batos.memory")
@@ -15942,7 +15942,8 @@ class SynapseLane(Lane):
 # The objects of the image that answer for the tiers
 
 
-def _synapses(obj):
+def synapses_of(obj: UvmObject) -> SynapticMemory:
+    """Return where the experts of an object's image are. Raises CoreOffline where no daemon runs it."""
     found = getattr(obj._p_jar.db(), "synapses", None)
     if found is None:
         raise CoreOffline("no daemon runs this image, so nothing of it is in RAM or on a device")
@@ -15952,13 +15953,13 @@ def _synapses(obj):
 @primitive("isLoaded_", reads=True)
 def isLoaded_(manifest, expert):
     """Whether an expert is hot."""
-    return _synapses(manifest).tier(expert) == "hot"
+    return synapses_of(manifest).tier(expert) == "hot"
 
 
 @primitive("isCached_", reads=True)
 def isCached_(cache, expert):
     """Whether an expert is warm."""
-    return expert in _synapses(cache).cache.names()
+    return expert in synapses_of(cache).cache.names()
 
 
 @primitive("fetchBlobFor_", reads=True)
@@ -15981,7 +15982,7 @@ def requestSpaceFor_(manifest, size_bytes):
 
     Raises AdapterMismatch where no slot is as large.
     """
-    slots = _synapses(manifest).slots
+    slots = synapses_of(manifest).slots
     room = slots.size * slots.flat.element_size() if slots else 0
     if size_bytes > room:
         raise AdapterMismatch(f"an expert of {size_bytes:,} bytes has no room; a slot has {room:,}")
@@ -15993,13 +15994,13 @@ def requestSpaceFor_(manifest, size_bytes):
 @primitive("updateManifest_", reads=True)
 def updateManifest_(manifest, expert=None):
     """Return the account of the device as it is: what is hot, and how its memory is spoken for."""
-    return _synapses(manifest).health()["hot"]
+    return synapses_of(manifest).health()["hot"]
 
 
 @primitive("fetchFromCache_", reads=True)
 def fetchFromCache_(cache, expert):
     """Return what the warm tier holds of an expert: bytes and version, or None."""
-    synapses = _synapses(cache)
+    synapses = synapses_of(cache)
     known = synapses.experts.get(expert)
     packed = known and synapses.cache.get(expert, known.version)
     return (
@@ -16012,7 +16013,7 @@ def fetchFromCache_(cache, expert):
 @primitive("activate_expert_", reads=True, role="write")
 def activate_expert_(manager, expert):
     """Have an expert made hot, if it is not; return where it is now. The weights move after this message, not in it."""
-    synapses = _synapses(manager)
+    synapses = synapses_of(manager)
     name = str(expert).upper()
     synapses.known(name)
     tier = synapses.tier(name)
@@ -16042,7 +16043,7 @@ def set_adapter_(pllm, adapter_name):
 
     Raises NotFound, AdapterMismatch where it has to stay cold, CoreOffline.
     """
-    synapses = _synapses(pllm)
+    synapses = synapses_of(pllm)
     name, tier = _hot_expert(synapses, adapter_name)
     if tier != "hot":
         synapses.want(name)
@@ -16062,7 +16063,7 @@ def load_adapter_(pllm, adapter_name, weights=None):
 def delete_adapter_(pllm, adapter_name):
     """Have an expert leave its slot and RAM; its blob stays. Returns where it is now. Raises
     BadRequest for a persona's."""
-    synapses = _synapses(pllm)
+    synapses = synapses_of(pllm)
     name, tier = _hot_expert(synapses, adapter_name)
     if name in PILLARS:
         raise BadRequest(
@@ -16079,7 +16080,7 @@ def cacheExpert_withWeights_(cache, expert, weights):
 
     Raises NotFound, AdapterMismatch where the weights are not the expert's own, BadRequest, CoreOffline.
     """
-    synapses = _synapses(cache)
+    synapses = synapses_of(cache)
     name, tier = _hot_expert(synapses, expert)
     _check_weights(cache, name, weights)
     if tier == "cold":
@@ -22940,6 +22941,8 @@ class Recall(typing.NamedTuple):
     # whether the core is a model that can be asked anything
     writes: typing.Callable = lambda: False
     settings: types.SimpleNamespace | None = None
+    # whether an expert of that name can be asked now
+    serves: typing.Callable = lambda name: False
 
 
 def find_evidence(
@@ -24763,6 +24766,7 @@ class AnswerData(typing.TypedDict, total=False):
     partial_responses: (
         dict  # {pillar: {"frame", "quotes"}}: what a persona wrote, over which passages
     )
+    facet_experts: dict  # {pillar: the expert that it is bound to, and asked by}
     tree: dict  # ways that were explored, which one stands, which were pruned and why
     verified: list  # what was asked of the one that stands, and whether it holds
     sent_back: list  # why the gate refused the first passages
@@ -25321,6 +25325,132 @@ def erase_traces(root, numbers):
 
 
 ################################################################################
+# Facet experts ################################################################
+################################################################################
+#
+# Which expert a facet is asked by, beside the experts of the four. One that was made for a narrow matter is bound to a
+# pillar, or to the documents of a tag; a pillar that was made later is a facet of one of the four all the same, and comes in
+# as a guest, as the core's plans do not know it.
+#
+#   bound   `codex_obj.facet_experts`: {a pillar, `task:NAME` or `tag:NAME` -> the expert's name}
+#   made    a pillar beside the twelve: {"intent", "about", ...}; its name begins with whose it is, "babs_pumps_facet_"
+
+# Offers:
+__all__ += """
+    owner_of pillar_place pillars_of expert_bound expert_of_facet nearest_made_facet
+""".split()
+
+_BOUND_MOST = 400
+_NEAR_A_FACET = 0.5  # cosine; of the words that tell it
+_WORDS_OF_A_FACET = 4  # of its telling ones, that are all that is wanted
+_MADE_FACET = Pattern(r"([a-z]+)_\w+_facet_")
+_BINDS_TASKS = ("plan", "facet", "weave", "write", "method", "tests", "summary")
+
+
+def owner_of(pillar: str) -> str | None:
+    """Return the persona of a pillar, also of one that was made later; None where it is nobody's."""
+    made = _MADE_FACET.fullmatch(pillar)
+    named = made[1].upper() if made else None
+    return PERSONA_OF.get(pillar) or (named if named in PILLARS else None)
+
+
+def pillar_place(pillar: str) -> tuple:
+    """Return by what pillars are put in order: the twelve as the core knows them, then those that were made."""
+    place = PILLAR_ORDER.index(pillar) if pillar in PERSONA_OF else len(PILLAR_ORDER)
+    return place, pillar
+
+
+def _is_made_facet(pillar: str) -> bool:
+    """Whether a pillar was made beside the twelve."""
+    return pillar not in PERSONA_OF and owner_of(pillar) is not None
+
+
+def pillars_of(root: persistent.mapping.PersistentMapping) -> list:
+    """Return the names of all pillars that the personas have, in their order."""
+    held = [
+        name for persona in PILLARS for name in root[f"{persona.lower()}_prototype_obj"].pillars
+    ]
+    return sorted(held, key=pillar_place)
+
+
+def nearest_made_facet(
+    root: persistent.mapping.PersistentMapping, mission: str, embedder: Embedder
+) -> str | None:
+    """Return the pillar that was made for questions like this one, or None; see `nearness_to`."""
+    near = {}
+    for name in filter(_is_made_facet, pillars_of(root)):
+        pillar = root[f"{owner_of(name).lower()}_prototype_obj"].pillars[name]
+        near[name] = _nearness_to(own(pillar).get("about") or {}, mission, embedder)
+    best = max(near, key=near.get, default=None)
+    return best if best is not None and near[best] >= _NEAR_A_FACET else None
+
+
+def _nearness_to(about: dict, mission: str, embedder: Embedder) -> float:
+    """Return how near a mission is to what a facet was made for: by meaning where that can be told, else by its words."""
+    vector = about.get("vector")
+    if vector and embedder.state == "ready":
+        numpy = need("numpy", "facets")
+        return float(numpy.frombuffer(vector, "float32") @ embedder.query(mission))
+    words = set(about.get("words", ()))
+    held = words & set(stems(mission))
+    return len(held) / min(_WORDS_OF_A_FACET, len(words)) if words else 0.0
+
+
+def _bound_in(root):
+    """Return what is bound; images of before have no such slot."""
+    return own(root["codex_obj"]).get("facet_experts") or {}
+
+
+def expert_bound(root: persistent.mapping.PersistentMapping, task: str) -> str | None:
+    """Return the name of the expert that a task of the core is bound to, or None."""
+    return _bound_in(root).get(f"task:{task}")
+
+
+def expert_of_facet(
+    root: persistent.mapping.PersistentMapping, pillar: str, doc_id: str | None
+) -> str | None:
+    """Return the name of the expert that a facet is bound to, or None: by its pillar, else by a tag of the document that
+    was found first."""
+    bound = _bound_in(root)
+    document = root["knowledge_catalog_obj"].documents.get(doc_id) if doc_id else None
+    tags = document.metadata.get("tags") if document is not None and bound else None
+    named = [f"tag:{tag}" for tag in tags] if isinstance(tags, list | tuple) else []
+    return next((bound[key] for key in (pillar, *named) if key in bound), None)
+
+
+def _check_binding(persona, what):
+    """Raise BadRequest unless an expert can be bound to something by a message to a persona."""
+    if what in persona.pillars or what.startswith("tag:") and what != "tag:":
+        return
+    if what.startswith("task:") and what.removeprefix("task:") in _BINDS_TASKS:
+        return
+    raise BadRequest(
+        f"{persona.name} has no pillar {what!r:.100}; {mend(what, persona.pillars, 'its pillars')}. Or name `tag:NAME` of "
+        f"documents, or `task:NAME` of {', '.join(_BINDS_TASKS)}"
+    )
+
+
+@primitive("set_expert_", of="persona")
+def set_expert_(persona, pillar, name=None):
+    """Bind an expert to a pillar of a persona, to `tag:NAME` or to `task:NAME`; None looses it. Returns what is bound.
+
+    Raises BadRequest, NotFound where no expert has that name, AdapterMismatch where this core cannot serve it.
+    """
+    must_be(str, pillar=pillar, name=name)
+    _check_binding(persona, pillar)
+    root = root_of(persona)
+    bound = {key: told for key, told in _bound_in(root).items() if key != pillar}
+    if name is not None:
+        bound[pillar] = synapses_of(persona).known(name.upper()).name
+    if len(bound) > _BOUND_MOST:
+        raise Busy(
+            f"{_BOUND_MOST} experts are bound, which is the limit; loose one: set_expert_ PILLAR"
+        )
+    set_slot(root["codex_obj"], "facet_experts", bound)
+    return bound
+
+
+################################################################################
 # Speakers #####################################################################
 ################################################################################
 #
@@ -25335,7 +25465,7 @@ def erase_traces(root, numbers):
 # Offers:
 __all__ += """
     row_of lead_of by_matrix gate with_guest personas_of brings_data offers_reading notes_on
-    telling_words GATE_OFF
+    telling_words GATE_OFF facet_made_for
 """.split()
 
 # whose cell -> {its words: what code does by them}
@@ -25383,7 +25513,7 @@ def lead_of(cycle: UvmObject, archetype: str) -> str:
 
 def personas_of(pillars: typing.Iterable) -> list:
     """Return the personas of some pillars, each once."""
-    return list(dict.fromkeys(map(PERSONA_OF.get, pillars)))
+    return list(dict.fromkeys(map(owner_of, pillars)))
 
 
 def by_matrix(cycle: UvmObject, plan: dict) -> dict:
@@ -25525,6 +25655,13 @@ def _shares_of(plan, offered):
     return {name: share / total for name, share in offered.items()}
 
 
+def facet_made_for(cycle: UvmObject, plan: dict, embedder: Embedder) -> str | None:
+    """Return the pillar beside the twelve that was made for what a mission is of, or None: there is none, or no room."""
+    if len(plan["relevant_pillars"]) >= _FACETS_MOST:
+        return None
+    return nearest_made_facet(root_of(cycle), mission_text(cycle.mission_brief), embedder)
+
+
 # for a recall without settings
 GATE_OFF = types.SimpleNamespace(gate=False, gate_noise=0.0, gate_floor=1.0)
 
@@ -25551,11 +25688,16 @@ def gate(cycle: UvmObject, plan: dict, offered: dict, settings: types.SimpleName
     }
 
 
-def with_guest(cycle: UvmObject, plan: dict, guest: str, embedder: Embedder) -> dict:
-    """Return a plan with a guest's facet: the pillar whose intent is nearest to the mission, the part that tells most of it."""
+def with_guest(
+    cycle: UvmObject, plan: dict, guest: str, embedder: Embedder, pillar: str | None = None
+) -> dict:
+    """Return a plan with a guest's facet: the pillar whose intent is nearest to the mission, the part that tells most of it.
+
+    pillar: one that was made for what the mission is of.
+    """
     root, mission = root_of(cycle), mission_text(cycle.mission_brief)
-    pillar = _nearest_pillar(root, guest, mission, embedder)
-    pillars = sorted((*plan["relevant_pillars"], pillar), key=PILLAR_ORDER.index)
+    pillar = pillar or _nearest_pillar(root, guest, mission, embedder)
+    pillars = sorted((*plan["relevant_pillars"], pillar), key=pillar_place)
     queries = {**plan["sub_queries"], pillar: _heaviest_part(root, mission)}
     return {
         **plan,
@@ -26116,15 +26258,18 @@ def words_told(cycle):
     return [entry.answer["told"] for entry in cycle.journal if entry.name == "sentence"]
 
 
-def _writing(cycle, pillar, asked):
-    """Return the thought in which the lead writes, as its pillar's method asks for it: {"sub_query", "evidence", "prompt"?}."""
+def _writing(cycle, pillar, asked, bound=types.MappingProxyType({})):
+    """Return the thought in which the lead writes, as its pillar's method asks for it: {"sub_query", "evidence", "prompt"?}.
+
+    bound: {pillar: the expert that it is bound to}.
+    """
     told = journalled(cycle, "recall")["evidence"]
     wanted = [item["text"] for item in asked["evidence"]]
     numbered = [[number, item] for number, item in enumerate(told, 1)]
     passages = [[number, item] for number, item in numbered if item["text"] in wanted]
     passages = passages or numbered  # those that were asked for when another core was to choose
     fields = {
-        "lead": PERSONA_OF[pillar],
+        "lead": owner_of(pillar),
         "pillar": pillar,
         "question": asked["sub_query"],
         "passages": passages,
@@ -26132,10 +26277,15 @@ def _writing(cycle, pillar, asked):
     }
     if "prompt" in asked:
         fields["prompt"] = asked["prompt"]
+    mine = {pillar: bound[pillar]} if pillar in bound else {}
+    if mine:
+        fields["expert"] = bound[pillar]
 
     def read(sentences_told):
         said = {"frame": " ".join(sentences_told), "quotes": [item for _, item in passages]}
         data = {"partial_responses": {pillar: said}} if sentences_told else {}
+        if bound:  # nobody else is asked
+            data["facet_experts"] = mine
         return Step("SYNTHESIZING", {"sentences": len(sentences_told)}, data)
 
     return Thought("words", read, ((WRITE, fields),))
@@ -26207,7 +26357,8 @@ def psm_delegating_(cycle, recall):
     asked = {pillar: _with_passages(request, found) for pillar, request in asked.items()}
 
     if recall.writes():
-        return _writing(cycle, *_facet_of_lead(cycle, asked))
+        bound = cycle._tmp_synthesis_data.get("facet_experts", {})
+        return _writing(cycle, *_facet_of_lead(cycle, asked), bound)
     focus = _data_on_demand(cycle, asked)
     return _retrieving(cycle, recall, focus) if focus else _facets_told(cycle, asked, recall)
 
@@ -26215,7 +26366,7 @@ def psm_delegating_(cycle, recall):
 def _facet_of_lead(cycle, asked):
     """Return (pillar, request) by which a core that writes is asked: the lead's, where it has one."""
     lead = cycle._tmp_synthesis_data["plan"].get("lead")
-    mine = [pillar for pillar in asked if PERSONA_OF[pillar] == lead]
+    mine = [pillar for pillar in asked if owner_of(pillar) == lead]
     pillar = next(iter(mine or asked))
     return pillar, asked[pillar]
 
@@ -26226,15 +26377,31 @@ def _choosing_speakers(cycle, recall):
     plan, routing = by_matrix(cycle, data["plan"]), data.get("routing", {})
     settings = recall.settings or GATE_OFF
     routing |= gate(cycle, plan, routing.get("shares", {}), settings)
+    made = facet_made_for(cycle, plan, recall.embedder) if settings.gate else None
+    if made:
+        routing |= {"let_in": owner_of(made), "facet": made}
     if routing["let_in"]:
-        plan = with_guest(cycle, plan, routing["let_in"], recall.embedder)
+        plan = with_guest(cycle, plan, routing["let_in"], recall.embedder, made)
     routing |= {
         "archetype": plan["strategy"],
         "lead": plan["lead"],
         "speak": personas_of(plan["relevant_pillars"]),
     }
     kept = {"plan": plan, "routing": routing}
+    if bound := _experts_bound(cycle, plan, recall):
+        kept["facet_experts"] = bound
     return Thought("who speaks", lambda _: Step("DELEGATING", routing, kept))
+
+
+def _experts_bound(cycle, plan, recall):
+    """Return {pillar: the expert that it is bound to} of a plan, of those that can be asked now."""
+    found = journalled(cycle, "recall")["evidence"]
+    doc_id, bound = found[0]["doc_id"] if found else None, {}
+    for pillar in plan["relevant_pillars"]:
+        name = expert_of_facet(root_of(cycle), pillar, doc_id)
+        if name is not None and recall.serves(name):
+            bound[pillar] = name
+    return bound
 
 
 def _data_on_demand(cycle, asked):
@@ -26270,7 +26437,43 @@ def _facets_told(cycle, asked, recall):
         for pillar, part in parts.items()
     }
     follows = "CONTRAPUNTO" if _is_contrapunto_due(cycle, parts, recall) else "SYNTHESIZING"
+    bound = cycle._tmp_synthesis_data.get("facet_experts", {})
+    if bound:
+        return _facets_chosen(parts, told, follows, bound)
     return Thought("facets", lambda _: Step(follows, told, {"partial_responses": parts}))
+
+
+def _facets_chosen(parts, told, follows, bound):
+    """Return the thought in which experts choose, of the passages of the facets that they are bound to, those that answer."""
+    pillars = [pillar for pillar in bound if parts[pillar]["quotes"]]
+    requests = tuple(
+        [("facet", _facet_fields(pillar, parts[pillar], bound[pillar])) for pillar in pillars]
+    )
+
+    def read(values):
+        kept, said = dict(parts), dict(told)
+        for pillar, value in zip(pillars, values, strict=True):
+            chosen = [parts[pillar]["quotes"][number - 1] for number in value["quotes"]]
+            kept[pillar] = parts[pillar] | {"frame": value["frame"], "quotes": chosen}
+            shares = [item["share"] for item in chosen]
+            said[pillar] = told[pillar] | {"shares": shares, "expert": bound[pillar]}
+        named = {pillar: bound[pillar] for pillar in pillars}
+        return Step(follows, said, {"partial_responses": kept, "facet_experts": named})
+
+    return Thought("facets", read, requests)
+
+
+def _facet_fields(pillar, part, expert):
+    """Return what a core is asked of a facet; of one that was made later as its persona's first, the one that it knows."""
+    persona = owner_of(pillar)
+    return {
+        "persona": persona,
+        "pillar": pillar if pillar in PERSONA_OF else PILLARS[persona][0],
+        "sub_query": one_line(part["focus"], SUB_QUERY_BYTES),
+        "evidence": [one_line(marked_text(item), SENTENCE_BYTES) for item in part["quotes"]],
+        "shares": [min(1.0, max(0.0, item["share"])) for item in part["quotes"]],
+        "expert": expert,
+    }
 
 
 _ANSWER_EACH_OTHER = ("Technical Deconstruction", "Emotional Processing")
@@ -26292,7 +26495,7 @@ def _is_contrapunto_due(cycle, parts, recall):
 
 def _quotes_by(parts, persona):
     """Return the passages of a persona's facets, each once."""
-    mine = [part["quotes"] for pillar, part in parts.items() if PERSONA_OF[pillar] == persona]
+    mine = [part["quotes"] for pillar, part in parts.items() if owner_of(pillar) == persona]
     return list({item["text"]: item for quotes in mine for item in quotes}.values())
 
 
@@ -26344,7 +26547,7 @@ def _brought_by_guest(cycle, recall):
     if query is None or query == mission_text(cycle.mission_brief):
         return {}, []
     found = recalled(cycle, recall, query)
-    known, persona = {item["chunk_id"] for item in first}, PERSONA_OF[plan["guest"]]
+    known, persona = {item["chunk_id"] for item in first}, owner_of(plan["guest"])
     new = [item for item in found["evidence"] if item["chunk_id"] not in known]
     also = [{**item, "also": persona} for item in new] if found["relevant"] else []
     return {query: found["evidence"] or first}, also
@@ -26363,7 +26566,7 @@ def _with_passages(request: dict, found: list) -> dict:
 
 
 def persona_with(root: persistent.mapping.PersistentMapping, pillar: str) -> UvmObject:
-    return root[f"{PERSONA_OF[pillar].lower()}_prototype_obj"]
+    return root[f"{owner_of(pillar).lower()}_prototype_obj"]
 
 
 # Facets: a pillar's intent becomes its method the first time that it is asked for. The method is asked nothing but to make a
@@ -26406,7 +26609,7 @@ def _facet_of(root, pillar, sub_query, evidence):
     prompt = None
     if stands and source == first and method.status != "quarantined":
         prompt = one_line(intent, _FACET_PROMPT)
-    root_name = f"{PERSONA_OF[pillar].lower()}_prototype_obj"
+    root_name = f"{owner_of(pillar).lower()}_prototype_obj"
     return Facet(root_name, persona.name, pillar, source, stands, prompt, sub_query, evidence)
 
 
@@ -26524,13 +26727,14 @@ def speaking(root, task, fields):
 
 
 def without_prompt(fields):
-    """Return a request's fields as tasks have them: its prompt is for `speaking`."""
-    return {name: value for name, value in fields.items() if name != "prompt"}
+    """Return a request's fields as tasks have them: its prompt is for `speaking`, its expert names the row's adapter."""
+    return {name: value for name, value in fields.items() if name not in ("prompt", "expert")}
 
 
 def _final_response(cycle, evidence, words):
     """Return the answer as it is told: one plain sentence, what a core wrote, and the passages that their numbers name."""
     plan, mission = cycle._tmp_synthesis_data["plan"], mission_text(cycle.mission_brief)
+    evidence = evidence if words else _left_by_experts(cycle, evidence)
     told = {
         "answer": told_in_words(mission, evidence, words),
         "relevant": True,
@@ -26547,6 +26751,18 @@ def _final_response(cycle, evidence, words):
     return told | {"words": False, "why_no_words": _NOTHING_WRITTEN} if asked else told
 
 
+def _left_by_experts(cycle, evidence):
+    """Return the passages that are told where experts chose among them: theirs, and the first, which answers."""
+    data = cycle._tmp_synthesis_data
+    parts = data.get("partial_responses", {})
+    chosen = [
+        item["text"] for pillar in data.get("facet_experts", ()) for item in parts[pillar]["quotes"]
+    ]
+    if not chosen:
+        return evidence
+    return [item for place, item in enumerate(evidence) if not place or item["text"] in chosen]
+
+
 def _beside_it(cycle, plan, evidence):
     """Return what is told beside an answer: one passage that somebody added, ALFRED's notes, who spoke and why."""
     routing = cycle._tmp_synthesis_data.get("routing", {})
@@ -26560,10 +26776,16 @@ def _beside_it(cycle, plan, evidence):
     }
     return tree | {
         "evidence": [*evidence, *also],
-        "experts": personas_of(plan["relevant_pillars"]),
+        "experts": _experts_told(cycle, plan),
         "routing": {**routing, **_resonance(cycle, plan, evidence)},
         **({"notes": notes} if notes else {}),
     }
+
+
+def _experts_told(cycle, plan):
+    """Return who spoke: the personas, then the experts that facets of theirs were asked by."""
+    bound = cycle._tmp_synthesis_data.get("facet_experts", {})
+    return list(dict.fromkeys([*personas_of(plan["relevant_pillars"]), *bound.values()]))
 
 
 def _alfred_watches(cycle, plan, routing):
@@ -28406,6 +28628,7 @@ class MissionLane:
             lambda kind, text, among=None: core.offers(kind, text, embedder, among),
             lambda: core.writes,
             settings,
+            lambda name: core.expert(name) != BASE,
         )
         self.missions = {}  # oid -> Mission; all that are accepted and have not ended
         self.counts = collections.Counter()  # state -> cycles ended since the start
@@ -28560,10 +28783,7 @@ class MissionLane:
             cycle = mission.thinking(root)
             state = own(cycle)["synthesis_state*"][0]
             name, follows, thought = state.name, state.follows, next_thought(cycle, self._recall)
-            spoken = [
-                speaking(root, *request[:2]) if self.core.writes else (None, None)
-                for request in thought.requests
-            ]
+            spoken = [self._spoken(root, request) for request in thought.requests]
         if thought.requests:
             self._store(mission)
         step = thought.read(
@@ -28575,8 +28795,15 @@ class MissionLane:
         mission.take(_step_taken(thought, step, time.monotonic() - start_s))
         plan = step.data.get("plan") or {}
         if "lead" in plan:
-            self._ahead(dict.fromkeys((plan["lead"], *personas_of(plan["relevant_pillars"]))))
+            bound = step.data.get("facet_experts", {}).values()
+            speak = personas_of(plan["relevant_pillars"])
+            self._ahead(dict.fromkeys((plan["lead"], *speak, *bound)))
         return step.next_state in ENDED and self._complete(mission)
+
+    def _spoken(self, root, request):
+        """Return who speaks a request and the codex's prompts, and the expert that its task is bound to."""
+        told = speaking(root, *request[:2]) if self.core.writes else (None, None)
+        return (*told, expert_bound(root, request[0]))
 
     def _store(self, mission):
         """Write the steps that the image does not hold yet."""
@@ -28624,7 +28851,8 @@ class MissionLane:
     def _ask(self, mission, requests, spoken):
         """Return the core's answers to a thought's requests, one batch, each by its persona's expert; wait while it loads.
 
-        spoken: for each request who speaks and the codex's prompts; (None, None) for a core that was trained for the tasks.
+        spoken: for each request who speaks and the codex's prompts, None and None for a core that was trained for the tasks;
+        and the expert that its task is bound to, or None.
         """
         if not requests:
             return []
@@ -28641,32 +28869,40 @@ class MissionLane:
             CoreRequest(
                 task,
                 without_prompt(fields),
-                self.core.expert(fields.get(SPEAKER.get(task))),
+                self._adapter(task, fields, bound),
                 left_s,
                 mission.cancel,
                 system_prompt=system_prompt,
                 prompts=prompts,
                 refused=tuple(refused),
             )
-            for (task, fields, *refused), (system_prompt, prompts) in zip(
+            for (task, fields, *refused), (system_prompt, prompts, bound) in zip(
                 requests, spoken, strict=True
             )
         ]
         return [answer.value for answer in self.core.infer(rows)]
 
-    def _words(self, mission, fields, system_prompt, prompts):
+    def _adapter(self, task, fields, bound):
+        """Return by which adapter a row is asked: the first that serves of its facet's expert, its task's and its persona's,
+        else BASE."""
+        names = fields.get("expert"), bound, fields.get(SPEAKER.get(task))
+        named = [self.core.expert(name) for name in names]
+        return next((name for name in named if name != BASE), BASE)
+
+    def _words(self, mission, fields, system_prompt, prompts, bound):
         """Have the core write over passages, and once more what none of them bears out, where it is fast.
 
         Returns the sentences that were told.
         """
         words = Words(fields["question"], dict(fields["passages"]), fields["told"])
         prompt = words_prompt(fields, prompts, self.core.context_tokens)
-        started_s = time.monotonic()
-        self._write(mission, words, fields["lead"], system_prompt, prompt)
+        started_s, speaker = time.monotonic(), self._adapter(WRITE, fields, bound)
+        lead = fields["lead"] if speaker == BASE else speaker
+        self._write(mission, words, lead, system_prompt, prompt)
         is_fast = time.monotonic() - started_s < REWORDED_WITHIN_S
         if words.faults and is_fast:
             again = rewording_prompt(prompt, words.faults, prompts)
-            self._write(mission, words, fields["lead"], system_prompt, again)
+            self._write(mission, words, lead, system_prompt, again)
         return words.told
 
     def _write(self, mission, words, lead, system_prompt, prompt):
@@ -29135,6 +29371,7 @@ def new_persona(name, root):
             "archetype": PERSONA_ARCHETYPES[name],
             "pillars": pillars,
             "synthesize_response_for_": method("synthesize_response_for_"),
+            "set_expert_": method("set_expert_"),
         }
     )
 
@@ -29195,6 +29432,7 @@ def new_codex(root):
             "archetypes": MATRIX,
             "pheromones": PHEROMONES,
             "prompts": TASK_PROMPTS,
+            "facet_experts": {},
             "properties": told_properties(),
             "setArchetype_to_": method("setArchetype_to_"),
         }
@@ -29318,7 +29556,8 @@ def _check_facet(value):
 def _is_pillar(obj):
     """Whether an object is a persona's pillar; any object may have a slot intent."""
     root, name = root_of(obj), own(obj).get("name")
-    return name in PERSONA_OF and persona_with(root, name).pillars.get(name) is obj
+    is_named = isinstance(name, str) and owner_of(name) is not None
+    return is_named and persona_with(root, name).pillars.get(name) is obj
 
 
 def _is_state(obj):
@@ -29383,8 +29622,8 @@ KINDS["pillar"] = Kind(
 )
 # fmt: off
 KINDS["codex"] = Kind(
-    "setArchetype_to_ and setSlot_value_ for archetypes, prompts and properties", roots=("codex_obj",),
-    slots=("name", "personas"), grows=True,
+    "setArchetype_to_ and setSlot_value_ for archetypes, prompts and properties; set_expert_ of a persona", roots=("codex_obj",),
+    slots=("name", "personas", "facet_experts"), grows=True,
     texts={"archetypes": _check_archetypes, "pheromones": _check_pheromones, "prompts": _check_prompts,
            "properties": _check_texts})
 # fmt: on
@@ -34042,7 +34281,7 @@ SLOT_EVENTS["intent"] = "intent_revised"
 def renew_facets(root):
     """Bring in anew the methods of pillars whose intent was revised since they became methods. Returns the pillars."""
     renewed = []
-    for pillar in PERSONA_OF:
+    for pillar in pillars_of(root):
         persona = persona_with(root, pillar)
         method = own(persona).get(pillar)
         if not is_facet(method) or not is_outdated(persona, pillar):
@@ -36716,7 +36955,8 @@ def _as_ended(cycle):
     """Return the Ended of a cycle."""
     result, data = cycle.result, cycle._tmp_synthesis_data
     pillars = result.get("pillars", ())
-    personas = dict.fromkeys((result.get("lead"), *map(PERSONA_OF.get, pillars)))
+    personas = dict.fromkeys((result.get("lead"), *map(owner_of, pillars)))
+    personas |= dict.fromkeys(result.get("experts", ()))  # also those beside the four
     personas.pop(None, None)
     return Ended(
         cycle_id(cycle),
@@ -36915,7 +37155,7 @@ def _widest_gap(named, left):
 
 def _look_for_stale_facets(_, root):
     """Yield the pillars whose method is of an intent that was revised since."""
-    for pillar in PILLAR_ORDER:
+    for pillar in pillars_of(root):
         persona = persona_with(root, pillar)
         if is_facet(own(persona).get(pillar)) and is_outdated(persona, pillar):
             what = f"{pillar} of {persona.name} still says what its intent was before"
@@ -36931,7 +37171,7 @@ def _look_for_twins(_, root):
             continue
         bodies = collections.defaultdict(list)
         for selector, value in own(obj).items():
-            if is_stored(value) and selector not in PERSONA_OF:
+            if is_stored(value) and owner_of(selector) is None:
                 bodies[_body_of(own(value)["source"])].append(selector)
         for selectors in bodies.values():
             if len(selectors) > 1:
@@ -37085,7 +37325,7 @@ def _worth_of_growth(slots, selector, now_s):
         return 0
     if slots.get("status") == "quarantined":
         return -1
-    return int(slots.get("status") == "trusted" or selector in PERSONA_OF)
+    return int(slots.get("status") == "trusted" or owner_of(selector) is not None)
 
 
 def entropy_of(
@@ -42845,9 +43085,10 @@ _OWN_SELECTORS = {
                  "delete_adapter_": None, "delete_adapter": "delete_adapter_"},
     "ram_cache_obj": {"cacheExpert_withWeights_": None},
     "codex_obj": {"setArchetype_to_": None},
+    **{f"{name.lower()}_prototype_obj": {"set_expert_": None} for name in CODEX if name != "ALFRED"},
     "morphic_ui_obj": {"page_for_": None, "page_of_": None, "keep_page_": None, "change_page_": None,
                        "restore_page_": None, "remove_page_": None},
-    "alfred_prototype_obj": {"perform_cognitive_efficiency_audit": None},
+    "alfred_prototype_obj": {"perform_cognitive_efficiency_audit": None, "set_expert_": None},
 }
 # fmt: on
 
@@ -47636,11 +47877,9 @@ def told_slots(slots):
             [f"“{' '.join(marked_text(quote).split())}”" for quote in part.get("quotes", ())]
         )
         said = " ".join(filter(None, (part.get("frame"), quotes or "no quote")))
-        yield f"{PERSONA_OF.get(pillar, '?')} ({pillar.removesuffix('_facet_')}): {said}"
+        yield f"{owner_of(pillar) or '?'} ({pillar.removesuffix('_facet_')}): {said}"
     silent = [
-        persona
-        for persona in PILLARS
-        if not any(PERSONA_OF.get(pillar) == persona for pillar in parts)
+        persona for persona in PILLARS if not any(owner_of(pillar) == persona for pillar in parts)
     ]
     if silent and parts:
         yield f"{', '.join(silent)}: not asked"
