@@ -15,8 +15,9 @@ The rooms, each using only those above it. Under the banner of each stands what 
 
     the ground      Errors · Settings · Foundations · Objects
                     what an error says, what can be set, time and events; prototypes with slots, delegation, send
-    the image       Data file · Image · Following · Ledger · Care · Lanes
-                    the ZODB file, opened safely; every change with why and undo; backup and repair; who may write when
+    the image       Data file · Engines · Image · Following · Writers · Ledger · Care · Moving · Lanes · Storage server
+                    the ZODB file, opened safely, here or by another process; every change with why and undo; backup, repair,
+                    another engine; who may write, and when; the file given out to a daemon elsewhere
     stored methods  Child · Guardian · Processes · Method lane
                     the program of the children, the audit and the covenant, the processes, a message to a method
     the core        Model files · Vocabulary · Tasks · Embedder · Loaded core · Cognitive core
@@ -208,12 +209,12 @@ __all__: list[str] = []
 # Offers:
 __all__ += """
     BatosError ConfigError ImageError ImageLocked ImageTooNew ImageTooOld ImageBroken
-    DamagedImage ForeignClass MessageNotUnderstood CodeRejected CovenantViolationError
-    MethodFailed MethodUnwritten PromptChanged NotYetBuilt Unconfirmed OutOfMemory BadSlot
-    ReservedName Protected NotFound Malformed UnknownCommand BadRequest KeyReused KeyExpired
-    Forbidden Busy Behind ReadOnly CannotUndo TransitionError GateRefused Cancelled TooLate
-    CoreOffline AdapterMismatch CoreFailed Truncated ShuttingDown DeadlineExceeded NoReply
-    UpgradeRefused
+    StorageOffline NotHere DamagedImage ForeignClass MessageNotUnderstood CodeRejected
+    CovenantViolationError MethodFailed MethodUnwritten PromptChanged NotYetBuilt Unconfirmed
+    OutOfMemory BadSlot ReservedName Protected NotFound Malformed UnknownCommand BadRequest
+    KeyReused KeyExpired Forbidden Busy Behind ReadOnly CannotUndo TransitionError GateRefused
+    Cancelled TooLate CoreOffline AdapterMismatch CoreFailed Truncated ShuttingDown
+    DeadlineExceeded NoReply UpgradeRefused Fenced
 """.split()
 
 
@@ -259,6 +260,20 @@ class ImageTooOld(ImageError):
 
 class ImageBroken(ImageError):
     """The last step of a commit failed: what is on disk is unknown until the image is opened again."""
+
+
+class StorageOffline(ImageError):
+    """What keeps the image does not answer now; nothing was stored. Fields: where."""
+
+    retry = True
+
+
+class Fenced(ImageError):
+    """Another daemon has taken the image over; this one ends. Fields: endpoint, epoch."""
+
+
+class NotHere(ImageError):
+    """Another engine keeps the image, and does what was asked by a command of its own. Fields: what, engine, there."""
 
 
 class DamagedImage(ImageError):
@@ -572,6 +587,8 @@ SETTINGS = {row.name: row for row in (
     Setting("log_entries_max", 10_000, "entries", "entries in message_log, and in failed_cycle_log"),
     Setting("open_check_mb", 64.0, "MB", "part of the data file whose seals are checked before listening"),
     Setting("seal_mb", 8.0, "MB", "a seal is written each time so much was added"),
+    Setting("lease_s", 15.0, "s", "of an image that another engine keeps: who writes it is taken for gone after so long without "
+            "a sign of it"),
     Setting("backup_dir", "", "folder", "where backups go; empty makes none by itself"),
     Setting("backup_hours", 24.0, "h", "a backup is made each time so much has passed, where backup_dir is set"),
     Setting("backup_full_days", 7.0, "days", "a backup begins anew with the whole image after so long, else it adds what is new"),
@@ -702,7 +719,7 @@ __all__ += """
     now_utc unix_us steady_us Pattern uuid7 uuid7_unix_s oid_text digest ECHOED_CHARS nearest
     mend adds_to caught named_shortage Timings Events need resident_mb JOINERS shown_line
     shown_block Bounds count_packed unpack_bounded private_files fsync_path make_folder
-    available_bytes write_whole must_be
+    available_bytes write_whole must_be FAULT_NAMES
 """.split()
 
 
@@ -848,7 +865,15 @@ def named_shortage(error: typing.Any) -> typing.Any:
                 limit=most,
             )
         cause = cause.__cause__ or cause.__context__
-    return error
+    return _named_by_table(error)
+
+
+FAULT_NAMES = {}  # filled by higher rooms: returns an error by its own name, or None where it is none of theirs
+
+
+def _named_by_table(error):
+    named = (name(error) for name in FAULT_NAMES.values())
+    return next(filter(None, named), error)
 
 
 class Timings:
@@ -1408,6 +1433,13 @@ class ImageConnection(ZODB.Connection.Connection):
         self.events = []
         self.since_s = time.time()
         super().newTransaction(*args, **kwargs)
+
+    def tpc_begin(self, transaction):
+        """Begin a commit; where the image may become another's to write, only as long as it is not."""
+        fence = getattr(self.db(), "fence", None)
+        if fence is not None:
+            fence.check(self)
+        super().tpc_begin(transaction)
 
     def cacheGC(self):
         """Let go of what was long not used, big values too."""
@@ -2877,6 +2909,403 @@ class SyncedPacker(ZODB.FileStorage.fspack.FileStoragePacker):
 
 
 ################################################################################
+# Engines ######################################################################
+################################################################################
+#
+# Images that another process keeps, each named by a URI: a ZEO server, ours (`python batos.py storage`) or a foreign one,
+# or a PostgreSQL server by RelStorage. What one of them cannot do here is said by name, and what does it there.
+#
+#   zeo://HOST:PORT, zeo:///SOCKET  ?storage=1&wait_timeout=20&tls_cert=FILE&tls_peers=FILE
+#   postgres://USER:PASSWORD@HOST/DATABASE  as libpq reads it
+#
+# Between vote and finish the connection may go: then nobody here knows whether the commit is there, and the daemon stops
+# as it does where its own disk fails. At any other time what was asked is refused as StorageOffline, and works again once
+# the engine is back.
+
+# Offers:
+__all__ += """
+    is_uri FILE_ENGINE not_here open_engine engine_of TLS_HELP tls_context parted_address
+    is_near_address engine_by_name ENGINE_TABLE left_by_forget sweep_blob_cache
+""".split()
+
+TLS_HELP = "each end has a file of its own certificate and key (tls_cert), and one of those that it lets in (tls_peers)"
+_ZEO_PORT = 9991
+_GREETINGS = (b"Z5", b"M5")  # what a ZEO server says first, behind its length
+_PROBE_WAIT_S = 5.0
+_ZEO_OPTIONS = {
+    "storage": str,
+    "wait_timeout": int,
+    "blob_dir": str,
+    "tls_cert": str,
+    "tls_peers": str,
+}
+_WAIT_S = 20  # that a request waits for a server that is being started again
+_BLOB_FOLDERS = (
+    997  # of ZEO's copies of blobs: BASE.TID.blob in the folder REST, oid = 997 BASE + REST
+)
+_OFFLINE = {"ClientDisconnected", "StorageDisconnectedDuringCommit"}
+_ENGINE_CACHE_BYTES = 64 << 20
+
+
+class Engine(typing.NamedTuple):
+    """What keeps an image: `kind`, where, whether a blob is on the disk before the commit that names it, and what it offers."""
+
+    kind: str
+    where: str
+    durable_blobs: bool = True
+    program: str | None = None  # version of our own storage server
+    backups: bool = False  # whether that one makes them
+
+
+FILE_ENGINE = Engine("file", "")
+
+
+class _There(typing.NamedTuple):
+    """What becomes of something that is asked of an image of another engine."""
+
+    works: bool
+    told: str  # how; or by which command of its own
+
+
+# fmt: off
+_ASKED_OF_ENGINES = {                                      # what is asked -> engine -> what becomes of it
+    "check": {
+        "zeo": _There(True, "every record, reference and blob, also while a daemon serves it; transaction headers and seals are "
+                            "read by `storage` as it opens the file, and by `check FILE` once it is stopped"),
+        "postgres": _There(True, "every record, reference and blob; the server's own pages by pg_amcheck"),
+    },
+    "check --mend": {
+        "zeo": _There(False, "`python batos.py move` to a file, `check --mend` there, and `move` back"),
+        "postgres": _There(False, "`python batos.py move` to a file, `check --mend` there, and `move` back"),
+    },
+    "pack": {
+        "zeo": _There(True, "the server packs; ours also by itself, each pack_hours"),
+        "postgres": _There(True, "RelStorage packs when asked; nothing does it by itself"),
+    },
+    "backup": {
+        "zeo": _There(False, "`python batos.py storage FILE --backup-dir FOLDER` makes them on its machine, each backup_hours "
+                             "and where `backup` is asked for without a folder; of a foreign server its own tools (repozo, and a "
+                             "copy of the blobs)"),
+        "postgres": _There(False, "`pg_dump DATABASE`, which holds objects and blobs"),
+    },
+    "restore": {
+        "zeo": _There(False, "`python batos.py restore FOLDER --image FILE` on the server's machine, then `storage FILE`"),
+        "postgres": _There(False, "`psql DATABASE` reads what pg_dump wrote"),
+    },
+    "recover": {
+        "zeo": _There(False, "`python batos.py recover NEW --image FILE` on the server's machine, once `storage` is stopped"),
+        "postgres": _There(False, "the server's own tools, and what pg_dump wrote"),
+    },
+    "upgrade": {
+        "zeo": _There(False, "stop the daemon, and start the other program with the same --image; where the image becomes one of "
+                             "a newer version our server makes a backup before"),
+        "postgres": _There(False, "stop the daemon, `pg_dump DATABASE`, and start the other program with the same --image"),
+    },
+    "forget": {
+        "zeo": _There(True, "backups of the server's machine may hold it still, and a foreign server's FILE.old: rm FILE.old"),
+        "postgres": _There(True, "rows that are gone leave the disk by `VACUUM FULL` in DATABASE; dumps and archived WAL "
+                                  "hold them"),
+    },
+}
+# fmt: on
+
+ENGINE_TABLE = {
+    f"{what}, {engine}": f"{'works' if there.works else 'NotHere'}: {there.told}"
+    for what, engines in _ASKED_OF_ENGINES.items()
+    for engine, there in engines.items()
+}
+
+
+def not_here(what: str, engine: Engine) -> NotHere:
+    """Return the error that says by which command of its own an engine does what was asked."""
+    there = _ASKED_OF_ENGINES[what].get(engine.kind, _There(False, "the engine's own tools")).told
+    return NotHere(
+        f"{what} is not done from here: the image is kept by another engine ({engine.kind}, {engine.where}). There: {there}",
+        what=what,
+        engine=engine.kind,
+        there=there,
+    )
+
+
+def left_by_forget(engine: Engine) -> str:
+    """Return what an engine may hold of what was forgotten, and what clears it; empty where that is nothing."""
+    there = _ASKED_OF_ENGINES["forget"].get(engine.kind)
+    return f"; where the image is kept, {there.told}" if there else ""
+
+
+def is_uri(where: typing.Any) -> bool:
+    """Whether an image is named by a URI, and no path."""
+    return bool(re.match(r"[a-z]+://", str(where)))
+
+
+def parted_address(text: str) -> tuple | str:
+    """Return (host, port), or the path of a socket, of an address as people write it. Raises ConfigError."""
+    if text.startswith("/"):
+        return text
+    found = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^:\[\]/]+)(?::(\d{1,5}))?", text)
+    if not found or int(found[2] or 0) > 65535:
+        raise ConfigError(
+            f"{text!r:.80} is no address of a storage server; allowed are HOST:PORT and the absolute path of a socket"
+        )
+    return found[1].strip("[]"), int(found[2] or _ZEO_PORT)
+
+
+def is_near_address(address: tuple | str) -> bool:
+    """Whether an address is reached from this machine alone."""
+    if isinstance(address, str):
+        return True
+    host, _ = address
+    return host == "localhost" or host == "::1" or bool(re.fullmatch(r"127(\.\d{1,3}){3}", host))
+
+
+def _shown_address(address):
+    return address if isinstance(address, str) else "{}:{}".format(*address)
+
+
+def tls_context(cert: str, peers: str, is_server: bool):
+    """Return the TLS of one end, which shows its certificate and lets in those of a file alone. Raises ConfigError."""
+    import ssl
+
+    protocol = ssl.PROTOCOL_TLS_SERVER if is_server else ssl.PROTOCOL_TLS_CLIENT
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = False  # a certificate is known itself, whatever host it stands on
+    context.verify_mode = ssl.CERT_REQUIRED
+    try:
+        check_private(cert)
+        context.load_cert_chain(cert)
+        context.load_verify_locations(peers)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(
+            f"TLS by {cert} and {peers} cannot be had ({error}); {TLS_HELP}. `openssl req -x509 -newkey rsa:2048 -nodes "
+            "-days 3650 -subj /CN=batos -keyout own.pem -out cert.pem && cat cert.pem >> own.pem` makes them"
+        ) from None
+    return context
+
+
+def _zeo_options(parts):
+    """Return the options of a zeo:// URI by name. Raises ConfigError."""
+    found = {}
+    for name, text in urllib.parse.parse_qsl(parts.query, keep_blank_values=True):
+        if name not in _ZEO_OPTIONS:
+            raise ConfigError(
+                f"{name!r:.40} is no option of a zeo:// image; allowed are {', '.join(_ZEO_OPTIONS)}"
+            )
+        try:
+            found[name] = _ZEO_OPTIONS[name](text)
+        except ValueError:
+            raise ConfigError(
+                f"{name} of a zeo:// image takes a whole number of seconds, not {text!r:.40}"
+            ) from None
+    return found
+
+
+def _zeo_tls(address, options):
+    """Take TLS out of the options: its context, or None on this machine. Raises ConfigError where it is needed and not named."""
+    cert, peers = options.pop("tls_cert", ""), options.pop("tls_peers", "")
+    if cert and peers:
+        return tls_context(cert, peers, is_server=False)
+    if cert or peers or not is_near_address(address):
+        raise ConfigError(
+            f"a storage server on another machine ({_shown_address(address)}) is reached by TLS alone: "
+            f"?tls_cert=FILE&tls_peers=FILE behind its address; {TLS_HELP}"
+        )
+    return None
+
+
+def _greeting(address, context):
+    """Return the first bytes that whatever listens at an address says. Raises OSError."""
+    is_path = isinstance(address, str)
+    with contextlib.ExitStack() as open_ones:
+        if is_path:
+            plain = open_ones.enter_context(socket.socket(socket.AF_UNIX))
+            plain.settimeout(_PROBE_WAIT_S)
+            plain.connect(address)
+        else:
+            plain = open_ones.enter_context(socket.create_connection(address, _PROBE_WAIT_S))
+        speaking = open_ones.enter_context(context.wrap_socket(plain)) if context else plain
+        head = speaking.recv(4)
+        return head and speaking.recv(int.from_bytes(head[:4]) & 0xFF)
+
+
+def _check_listening(address, context):
+    """Raise StorageOffline or ImageError unless a ZEO server speaks at an address."""
+    import ssl
+
+    shown = _shown_address(address)
+    try:
+        said = _greeting(address, context)
+        if context and not said:
+            raise ssl.SSLError(
+                "it closed the connection, as it does where it does not let a certificate in"
+            )
+    except ssl.SSLError as error:
+        raise ImageError(
+            f"the storage server at {shown} and this end do not agree on TLS ({error}); {TLS_HELP}"
+        ) from None
+    except TimeoutError:
+        raise ImageError(
+            f"what listens at {shown} says nothing within {_PROBE_WAIT_S:g} s, as a storage server does that wants TLS; "
+            f"name ?tls_cert=FILE&tls_peers=FILE behind its address ({TLS_HELP}), or correct the address"
+        ) from None
+    except OSError as error:
+        raise StorageOffline(
+            f"no storage server answers at {shown} ({error}); start it there with `python batos.py storage FILE --listen "
+            f"{shown}`, or correct the address in --image",
+            where=shown,
+        ) from None
+    if said not in _GREETINGS:
+        raise ImageError(
+            f"what listens at {shown} is no ZEO server of protocol 5 (it says {bytes(said or b'')!r:.60}); correct the "
+            "address in --image, or where it wants TLS name tls_cert and tls_peers behind it"
+        )
+
+
+def _blob_cache_of(name: str) -> str:
+    """Return the folder, made where there is none, that keeps copies of the blobs of an image that is kept elsewhere."""
+    folder = os.path.abspath(os.path.join(home_folder(), "batos.blobs", digest(name.encode())))
+    make_folder(folder)
+    return folder
+
+
+def sweep_blob_cache(storage) -> None:
+    """Remove the copies of blobs that a ZEO server has no more."""
+    if not isinstance(storage, KeptElsewhere) or not hasattr(storage, "shared_blob_dir"):
+        return
+    for path in pathlib.Path(storage.blob_dir).glob("*/*.blob"):
+        base, _, rest = path.name.partition(".")
+        oid = int(base) * _BLOB_FOLDERS + int(path.parent.name)
+        tid = bytes.fromhex(rest[:16])
+        with contextlib.suppress(OSError):
+            if not _is_there(storage, oid.to_bytes(8), tid):
+                path.unlink()
+
+
+def _is_there(storage, oid, tid):
+    try:
+        return bool(storage.loadSerial(oid, tid))
+    except ZODB.POSException.POSKeyError:
+        return False
+
+
+class KeptElsewhere:
+    """What each storage of another engine has in a daemon: a finish that fails ends it, as on its own disk."""
+
+    finishes = None  # Timings of tpc_finish
+    broken = None  # the error of a tpc_finish that failed
+
+    def tpc_finish(self, transaction, f=lambda tid: None):
+        """Finish a commit. Raises ImageBroken where nobody knows whether it is there."""
+        started_s, self.finishes = time.monotonic(), self.finishes or Timings()
+        try:
+            tid = super().tpc_finish(transaction, f)
+            self.finishes.add(time.monotonic() - started_s)
+            return tid
+        except BaseException as error:
+            self.broken = error
+            raise ImageBroken(
+                f"the engine went away amid the last step of a commit ({type(error).__name__}: {error}); it is unknown "
+                "whether it is stored. The daemon stops; start it again to see"
+            ) from error
+
+
+@functools.cache
+def _zeo_class():
+    import ZEO.ClientStorage
+
+    return type("ZeoStorage", (KeptElsewhere, ZEO.ClientStorage.ClientStorage), {})
+
+
+def _open_zeo(uri):
+    parts = urllib.parse.urlsplit(uri)
+    options = {"storage": "1", "wait_timeout": _WAIT_S, **_zeo_options(parts)}
+    address = parted_address(parts.netloc or os.path.normpath(parts.path))
+    context = _zeo_tls(address, options)
+    _check_listening(address, context)
+    blobs = options.pop("blob_dir", "") or _blob_cache_of(
+        f"{_shown_address(address)} {options['storage']}"
+    )
+    kind = _zeo_class()
+    try:
+        return kind(address, blob_dir=blobs, ssl=context, cache_size=_ENGINE_CACHE_BYTES, **options)
+    except ZODB.POSException.StorageError as error:
+        raise StorageOffline(
+            f"the storage server at {_shown_address(address)} does not give the image out ({error or type(error).__name__}); "
+            f"its log tells why. It may have no storage named {options['storage']!r}, or fewer transactions than were read "
+            "from it before",
+            where=_shown_address(address),
+        ) from error
+
+
+def _open_other(uri):
+    import zodburi
+
+    try:
+        factory, _ = zodburi.resolve_uri(uri)
+        return factory()
+    except (KeyError, ValueError, ImportError, TypeError) as error:
+        raise ConfigError(
+            f"the image {hide_password(uri)} cannot be opened by its URI ({error}); allowed are a path, "
+            "zeo://HOST:PORT, postgres://USER@HOST/DATABASE, or another scheme that zodburi knows (memory://)"
+        ) from error
+
+
+_OPENERS = {"zeo": _open_zeo}
+
+
+def open_engine(uri: str):
+    """Return the storage of an image that another process keeps. Raises ConfigError, ImageError, StorageOffline."""
+    kind = uri.partition("://")[0]
+    return _OPENERS.get(kind, _open_other)(uri)
+
+
+def engine_of(storage, uri: str) -> Engine:
+    """Return what is known of the engine behind an open storage."""
+    kind = uri.partition("://")[0]
+    shown = hide_password(uri).partition("?")[0]
+    if kind != "zeo":
+        return Engine(kind, shown, durable_blobs=kind in _BLOBS_IN_THE_DATABASE)
+    ours = storage._info.get("batos", {})
+    return Engine(
+        kind, shown, bool(ours.get("durable_blobs")), ours.get("program"), bool(ours.get("backups"))
+    )
+
+
+def engine_by_name(uri: str) -> Engine:
+    """Return what a URI alone tells of the engine."""
+    kind = uri.partition("://")[0]
+    return Engine(kind, hide_password(uri).partition("?")[0])
+
+
+_BLOBS_IN_THE_DATABASE = ("postgres", "memory")
+
+
+@adds_to(FAULT_NAMES, "engine")
+def _named_engine_fault(error):
+    """Return an error of an engine by its own name, or None where it is none."""
+    name = type(error).__name__
+    if name in _OFFLINE:
+        return StorageOffline(
+            "nothing was stored: what keeps the image does not answer. Look whether it runs; the daemon goes on by itself "
+            "once it is back, and then send it again"
+        )
+    if name == "ServerException" and str(error.args[0]).startswith("batos."):
+        return _rebuilt_fault(*error.args)
+    return None
+
+
+def _rebuilt_fault(name, told):
+    """Return an error of our own storage server as it was raised there."""
+    kind = globals().get(name.partition(".")[2])
+    is_known = isinstance(kind, type) and issubclass(kind, BatosError)
+    if not is_known or not isinstance(told, dict):
+        return ImageError(
+            f"the storage server told an error that this program does not know ({name})"
+        )
+    return kind(told.get("message", name), **told.get("fields", {}))
+
+
+################################################################################
 # Image ########################################################################
 ################################################################################
 #
@@ -2889,7 +3318,7 @@ __all__ += """
     references_in ImageStorage ImageDB Unit reading writing check_version layout_is_told
     lock_file image_path lock_image Image blob_record is_blob_record blob_path Shape SHAPES
     is_object instance_shape list_shape A_METHOD AN_OBJECT A_LIST A_MAP A_NAME_TREE
-    A_NUMBER_TREE POINTERS LedgerValue PageTree AFTER_PACK
+    A_NUMBER_TREE POINTERS LedgerValue PageTree AFTER_PACK deflated inflated
 """.split()
 
 _OLDEST_VERSION = 6  # of the first release; what came before it is not read
@@ -2969,7 +3398,7 @@ _PRIMER = b"".join(
 )
 
 
-def _deflated(data: bytes) -> bytes:
+def deflated(data: bytes) -> bytes:
     """Return a record as it stands on the disk. A leaf of a tree, rewritten with each change, says the same again and again."""
     least = _UNPRIMED_LEAST_BYTES if data.startswith(_UNPRIMED) else _DEFLATE_LEAST_BYTES
     if len(data) < least:
@@ -2997,7 +3426,7 @@ def _unprimed(data):
 _INFLATE = {_DEFLATED: zlib.decompress, _PRIMED: _unprimed}
 
 
-def _inflated(data: bytes) -> bytes:
+def inflated(data: bytes) -> bytes:
     """Return a record's pickle. Raises DamagedImage."""
     inflate = _INFLATE.get(data[:2])
     if inflate is None:
@@ -3010,7 +3439,7 @@ def _inflated(data: bytes) -> bytes:
 
 def references_in(data: bytes) -> list:
     """Return the oids that a record refers to, as ZODB.serialize.referencesf. Raises DamagedImage."""
-    return ZODB.serialize.referencesf(_inflated(data))
+    return ZODB.serialize.referencesf(inflated(data))
 
 
 class ImageStorage(ZODB.FileStorage.FileStorage):
@@ -3035,25 +3464,25 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
     def registerDB(self, wrapper):
         """Resolve conflicts on pickles, though records are deflated."""
         super().registerDB(wrapper)
-        self._crs_untransform_record_data, self._crs_transform_record_data = _inflated, _deflated
+        self._crs_untransform_record_data, self._crs_transform_record_data = inflated, deflated
 
     def store(self, oid, oldserial, data, version, transaction):
-        return super().store(oid, oldserial, _deflated(data), version, transaction)
+        return super().store(oid, oldserial, deflated(data), version, transaction)
 
     def load(self, oid: bytes, version: str = "") -> tuple:
         data, tid = super().load(oid, version)
-        return _inflated(data), tid
+        return inflated(data), tid
 
     def loadBefore(self, oid, tid):
         found = super().loadBefore(oid, tid)
-        return found and (_inflated(found[0]), *found[1:])
+        return found and (inflated(found[0]), *found[1:])
 
     def loadSerial(self, oid, serial):
-        return _inflated(super().loadSerial(oid, serial))
+        return inflated(super().loadSerial(oid, serial))
 
     def record_iternext(self, next: bytes | None = None) -> tuple:
         oid, tid, data, following = super().record_iternext(next)
-        return oid, tid, _inflated(data), following
+        return oid, tid, inflated(data), following
 
     def keep(self, hold):
         """Have a FileHold for as long as I am open; a new file is held from now on. Raises ImageLocked."""
@@ -3197,6 +3626,9 @@ def _naming_root():
     except (BatosError, OSError):
         raise
     except Exception as error:  # a boundary: a record's bytes may hold anything
+        named = named_shortage(error)
+        if isinstance(named, BatosError):
+            raise named from error
         raise DamagedImage(f"the root of the image does not load ({error!r}); {RECOVER}") from error
 
 
@@ -3204,6 +3636,7 @@ class ImageDB(ZODB.DB):
     """A DB whose connections keep lookups, and which refuses any class that is not in IMAGE_CLASSES."""
 
     klass = ImageConnection
+    fence = None  # of who writes an image that another engine keeps
 
     def __init__(self, storage, **options) -> None:
         """Raises DamagedImage where the root does not load."""
@@ -3269,19 +3702,6 @@ def writing(image: Image) -> typing.Iterator:
         except BaseException:
             unit.manager.abort()
             raise
-
-
-def _storage_by_uri(uri):
-    import zodburi
-
-    try:
-        factory, _ = zodburi.resolve_uri(uri)
-        return factory()
-    except (KeyError, ValueError, ImportError, TypeError) as error:
-        raise ConfigError(
-            f"the image {hide_password(uri)} cannot be opened by its URI ({error}); allowed are a path, "
-            "or a scheme that zodburi knows (zeo://, postgres:// with RelStorage, memory://)"
-        ) from error
 
 
 @contextlib.contextmanager
@@ -3370,7 +3790,15 @@ _BESIDE = (".blob", ".seals", ".keys")  # what belongs to a data file, and is fo
 
 
 def image_path(where: typing.Any) -> str:
-    """Return the absolute path of a data file with all links followed: one file has one name. Raises ConfigError."""
+    """Return the absolute path of a data file with all links followed: one file has one name. Raises ConfigError, NotHere."""
+    if is_uri(where):
+        raise NotHere(
+            f"this is done to a data file, and {hide_password(where)} is kept by another engine; `python batos.py help "
+            "engines` tells what does it there, and `python batos.py move` takes the image to a file",
+            what=None,
+            engine=where.partition("://")[0],
+            there=None,
+        )
     given, path = os.path.abspath(where), os.path.realpath(where)
     for end in _BESIDE if os.path.islink(given) else ():
         if os.path.exists(f"{given}{end}") and not os.path.exists(f"{path}{end}"):
@@ -3452,9 +3880,28 @@ class Image:
 
     def __init__(self, storage, path: str | None, seals: Seals | None, unchecked: list) -> None:
         self.storage, self.path, self.seals, self._unchecked = storage, path, seals, unchecked
-        self.db = ImageDB(storage, pool_size=128, cache_size=20_000, cache_size_bytes=_CACHE_BYTES)
+        self.engine = FILE_ENGINE
+        self.db = self._database()
         self._sealing = threading.Lock()
         self.kept_whole = False  # whether nothing may be packed away
+
+    def _database(self):
+        """Return the database over the storage; a new one gets its root."""
+        return ImageDB(
+            self.storage, pool_size=128, cache_size=20_000, cache_size_bytes=_CACHE_BYTES
+        )
+
+    @classmethod
+    def _elsewhere(cls, uri):
+        """Open the image that another engine keeps."""
+        storage = open_engine(uri)
+        try:
+            image = cls(storage, None, None, [])
+        except BaseException:
+            storage.close()
+            raise
+        image.engine = engine_of(storage, uri)
+        return cls._checked_version(image)
 
     @classmethod
     def open(cls, where: str, open_check_bytes: int = 1 << 62) -> Image:
@@ -3462,8 +3909,8 @@ class Image:
 
         A path that does not exist gives an empty image: genesis fills it.
         """
-        if re.match(r"[a-z]+://", where):
-            return cls._checked_version(cls(_storage_by_uri(where), None, None, []))
+        if is_uri(where):
+            return cls._elsewhere(where)
         path = image_path(where)
         if not os.path.isdir(os.path.dirname(path)):
             raise ConfigError(
@@ -3563,9 +4010,9 @@ class Image:
         }
 
     def disk_mb(self) -> float:
-        """Return what data file and blobs take; 0 where the image is no file."""
+        """Return what data file and blobs take; what the engine tells where the image is no file."""
         if self.path is None:
-            return 0.0
+            return self.size() / 1e6
         blobs = pathlib.Path(f"{self.path}.blob").rglob("*.blob")
         return (self.size() + sum(blob.stat().st_size for blob in blobs)) / 1e6
 
@@ -3580,10 +4027,12 @@ class Image:
 
     def clear_scratch(self) -> None:
         """Empty the file that a transaction is gathered in: the last ones stay there until they are written over."""
-        if self.path is not None:
-            with self.storage._commit_lock:
-                self.storage._tfile.seek(0)
-                self.storage._tfile.truncate()
+        if self.path is None:
+            sweep_blob_cache(self.storage)
+            return
+        with self.storage._commit_lock:
+            self.storage._tfile.seek(0)
+            self.storage._tfile.truncate()
 
     def _remove_stray_blobs(self, step):
         """Remove files of blobs whose transaction was killed before it was there. Those of later ones are not judged."""
@@ -4035,6 +4484,238 @@ def _tid_of_change(change):
 
 
 ################################################################################
+# Writers ######################################################################
+################################################################################
+#
+# Who writes an image that another engine keeps. A data file has a lock; here stands in the image itself who writes it, and
+# each transaction of that one fails once it is somebody else's.
+#
+#   writer_obj   epoch, image_id, endpoint, program: changes at a takeover alone. Whoever writes read-checks it in every
+#                transaction, so that a commit of a former writer fails in the engine, whenever it comes
+#   writer_beat  renewed each third of lease_s by a connection of its own; nobody read-checks it
+#
+# A writer is taken for gone once it has said that it ended, once its process on this machine is no more, or once its beat has
+# stood still for lease_s by the clock of who looks. A former writer that finds itself fenced off ends at once, and replies
+# nothing: what it was doing is done by the one after it.
+
+# Offers:
+__all__ += """
+    WRITTEN_ELSEWHERE claim_image refuse_written
+""".split()
+
+WRITTEN_ELSEWHERE = ("zeo", "postgres")  # engines whose images have writers
+_EXIT_FENCED = 70
+_BEATS_A_LEASE = 3
+_LOOKS_A_LEASE = 30
+_CLAIM_TRIES = 5
+
+_log_writer = logging.getLogger("batos.writer")
+
+
+def _own_place():
+    """Return what tells this process from others: its machine's start, its pid, its own start; None where that is not told."""
+    with contextlib.suppress(OSError, IndexError):
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        return {
+            "machine": f"{boot} {os.readlink('/proc/self/ns/pid')}",
+            "pid": os.getpid(),
+            "started": _start_of(os.getpid()),
+        }
+    return {"machine": uuid7(), "pid": os.getpid(), "started": ""}
+
+
+def _start_of(pid):
+    """Return when a process of this machine started, as the system counts; None where there is none. Source: proc(5)."""
+    with contextlib.suppress(OSError):
+        told = pathlib.Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
+        return told.rpartition(")")[2].split()[19]
+    return None
+
+
+def _is_no_more(place):
+    """Whether a process is of this machine and no more."""
+    own = _own_place()
+    is_here = place.get("machine") == own["machine"]
+    return is_here and _start_of(place["pid"]) != place["started"]
+
+
+class Fence:
+    """Lets commits through as long as the image is written by whom I stand for."""
+
+    def __init__(self, epoch: int, end: typing.Callable) -> None:
+        self.epoch, self._end = epoch, end
+
+    def check(self, connection) -> None:
+        """Have the transaction of a connection fail where another has taken the image over meanwhile. Raises Fenced."""
+        writer = connection.root()["writer_obj"]
+        writer._p_activate()  # a ghost's serial is zero, and zero is not checked
+        if writer["epoch"] != self.epoch:
+            error = Fenced(
+                f"another daemon writes the image now ({writer['endpoint']}, epoch {writer['epoch']}); this one had epoch "
+                f"{self.epoch}, and ends",
+                endpoint=writer["endpoint"],
+                epoch=writer["epoch"],
+            )
+            self._end(error)
+            raise error
+        connection.readCurrent(writer)
+
+
+def _leave_fenced(error: BaseException) -> None:
+    """End this process at once: whatever any thread of it would say now is no longer its to say."""
+    _log_writer.critical("%s", error)
+    print(shown_line(f"batos: {error}"), file=sys.stderr, flush=True)
+    logging.shutdown()
+    os._exit(_EXIT_FENCED)
+
+
+class WriterWatch:
+    """I look at who writes an image, and count by my own clock since when that one has not been heard of."""
+
+    def __init__(self, image: Image, lease_s: float) -> None:
+        self._image, self.lease_s = image, lease_s
+        self._seen, self._since_s = None, time.monotonic()
+        self.writer, self.beats = {}, 0  # what was seen last, and how often it had changed
+
+    def look(self) -> bool:
+        """Look; returns whether nobody writes the image now. Raises what the engine raises; then I count anew."""
+        try:
+            found = self._read()
+        except BaseException:
+            self._seen = None
+            raise
+        now_s = time.monotonic()
+        if found != self._seen:
+            self.beats += self._seen is not None
+            self._seen, self._since_s = found, now_s
+        self.writer = found
+        if not found or found["ended"] or _is_no_more(found["place"]):
+            return True
+        return now_s - self._since_s > self.lease_s
+
+    def _read(self):
+        with reading(self._image) as root:
+            if "writer_obj" not in root:
+                return {}
+            return {**root["writer_obj"], **root["writer_beat"]}
+
+    def told(self) -> str:
+        """Return who writes, for people."""
+        place = self.writer.get("place", {})
+        return f"{self.writer.get('endpoint')}, pid {place.get('pid')}, epoch {self.writer.get('epoch')}"
+
+
+class Writer:
+    """I am who writes an image: my fence stands in each of its commits, and my beat tells others that I am there."""
+
+    def __init__(self, image: Image, fence: Fence, lease_s: float) -> None:
+        self.image, self.fence, self._lease_s = image, fence, lease_s
+        self._ended, self._thread = (
+            threading.Event(),
+            threading.Thread(target=self._beat, name="writer beat", daemon=True),
+        )
+        self.endpoint, self.beats, self._beat_at_s = None, 0, time.monotonic()
+
+    def start(self) -> Writer:
+        """Begin to beat."""
+        self._thread.start()
+        return self
+
+    def told(self) -> dict:
+        """Return what health tells of me."""
+        return {
+            "epoch": self.fence.epoch,
+            "beats": self.beats,
+            "since_beat_s": round(time.monotonic() - self._beat_at_s, 1),
+        }
+
+    def _beat(self):
+        while not self._ended.wait(self._lease_s / _BEATS_A_LEASE):
+            try:
+                self._renew(False)
+            except (
+                BatosError,
+                transaction.interfaces.TransientError,
+                ZODB.POSException.StorageError,
+            ) as error:
+                _log_writer.warning("the beat was not renewed: %s", named_shortage(error))
+
+    def _renew(self, ended):
+        with writing(self.image) as root:
+            beat = root["writer_beat"]
+            beat.update(
+                count=beat["count"] + 1, ended=ended, endpoint=self.endpoint or beat["endpoint"]
+            )
+        self.beats, self._beat_at_s = self.beats + 1, time.monotonic()
+
+    def close(self) -> None:
+        """Stop, and say in the image that I have ended; where that cannot be said, others wait for lease_s."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if self.image.storage.broken is None:
+            with contextlib.suppress(Exception):  # a boundary: it ends, whatever the engine tells
+                self._renew(True)
+
+
+def _claimed(image, endpoint, program, end):
+    """Write into an image that it is mine from now on. Returns the Fence."""
+    place = _own_place()
+    with writing(image) as root:
+        epoch = root["writer_obj"]["epoch"] + 1 if "writer_obj" in root else 1
+        writer = {
+            "epoch": epoch,
+            "image_id": root["image_id"],
+            "endpoint": endpoint,
+            "program": program,
+        }
+        beat = {"count": 0, "ended": False, "place": place, "endpoint": endpoint}
+        for name, row in (("writer_obj", writer), ("writer_beat", beat)):
+            # that its serial is checked, the object stays the same
+            standing = root.setdefault(name, persistent.mapping.PersistentMapping())
+            standing.update(row)
+    return Fence(epoch, end)
+
+
+def refuse_written(image: Image, lease_s: float, tell: typing.Callable = lambda line: None) -> None:
+    """Wait until it is sure that nobody writes an image of another engine. Raises ImageLocked where somebody does."""
+    watch = WriterWatch(image, lease_s)
+    if not watch.look():
+        tell(
+            f"the image was last written by {watch.told()}; waiting {lease_s:g} s to see whether that one is alive"
+        )
+    while not watch.look():
+        if watch.beats:
+            raise ImageLocked(
+                f"the image is written by another daemon ({watch.told()}); stop that one first, name another --image, or "
+                "start this one with --stand-by, to go on where that one ends",
+                endpoint=watch.writer["endpoint"],
+            )
+        time.sleep(lease_s / _LOOKS_A_LEASE)
+
+
+def claim_image(
+    image: Image,
+    endpoint: str,
+    program: str,
+    lease_s: float,
+    tell: typing.Callable,
+    end: typing.Callable = _leave_fenced,
+) -> Writer:
+    """Be who writes an image of another engine. Raises ImageLocked where somebody else does and is alive."""
+    refuse_written(image, lease_s, tell)
+    try:
+        fence = _claimed(image, endpoint, program, end)
+    except ZODB.POSException.ConflictError:
+        raise ImageLocked(
+            "another daemon has just begun to write the image; stop it first, or start this one with --stand-by",
+            endpoint=None,
+        ) from None
+    image.db.fence = fence
+    return Writer(image, fence, lease_s).start()
+
+
+################################################################################
 # Ledger #######################################################################
 ################################################################################
 #
@@ -4403,7 +5084,8 @@ def reading_as_of(image: Image, moment: str) -> typing.Iterator:
 __all__ += """
     UPGRADES CHECKS TOLD SLOT_MENDS MENDS follow_path unsound_slots changes_of_slot told_fault
     check_slots mend_image check_image recover_image first_line read_backups file_hash
-    make_backup verify_backup restore_image upgrade_image Parts sweep_parts
+    make_backup verify_backup restore_image upgrade_image Parts sweep_parts unopened
+    putting_together
 """.split()
 
 # Check and upgrade
@@ -4530,7 +5212,7 @@ def _each_done(table, root):
 
 
 @contextlib.contextmanager
-def _unopened(path):
+def unopened(path):
     """Hold the lock of an image that nobody else has open, and yield it as a database that cannot be written."""
     with lock_image(path):
         if os.path.exists(f"{path}.blob") and not layout_is_told(f"{path}.blob"):
@@ -4553,10 +5235,31 @@ def _unopened(path):
             db.close()
 
 
-def _faults_of(connection, oid, report, deep):
+def _oids_of(storage):
+    """Return the oids of all current records of a storage."""
+    if isinstance(storage, ImageStorage):
+        return set(storage._index.keys())
+    oids, following = set(), None
+    while True:
+        oid, _, _, following = storage.record_iternext(following)
+        oids.add(oid)
+        if following is None:
+            return oids
+
+
+def _has_blob(storage, oid, tid):
+    if isinstance(storage, ImageStorage):
+        return os.path.exists(storage.fshelper.getBlobFilename(oid, tid))
+    try:
+        return bool(storage.loadBlob(oid, tid))
+    except ZODB.POSException.POSKeyError:
+        return False
+
+
+def _faults_of(connection, oid, report, deep, known):
     storage, name = connection.db().storage, oid_text(oid)
     try:
-        data, tid = storage.load(oid)
+        data, tid = connection._storage.load(oid)
     except (
         ZODB.POSException.POSError,
         ZODB.FileStorage.format.CorruptedError,
@@ -4570,7 +5273,7 @@ def _faults_of(connection, oid, report, deep):
     faults = []
     if ZODB.blob.is_blob_record(data):
         report["blobs"] += 1
-        if not os.path.exists(storage.fshelper.getBlobFilename(oid, tid)):
+        if not _has_blob(storage, oid, tid):
             faults.append(f"the blob {name} has no file for its change {tid.hex()}")
     if not deep:
         return faults
@@ -4578,7 +5281,7 @@ def _faults_of(connection, oid, report, deep):
         faults += [
             f"{name} refers to {oid_text(other)}, which does not exist"
             for other in references_in(data)
-            if other not in storage._index
+            if other not in known
         ]
         value = connection.get(oid)
         value._p_activate()
@@ -4597,12 +5300,13 @@ def _record_faults(db, report, deep, tell):
     with contextlib.closing(Unit(db)) as unit, unit.snapshot() as root:
         tell("records and blobs")
         check_version(root)
-        for oid in list(db.storage._index.keys()):
+        known = _oids_of(db.storage)
+        for oid in known:
             report["objects"] += 1
-            faults += _faults_of(unit.connection, oid, report, deep)
+            faults += _faults_of(unit.connection, oid, report, deep, known)
             if report["objects"] % 10_000 == 0:
                 unit.connection.cacheMinimize()
-                tell(f"records and blobs: {report['objects']:,} of {len(db.storage._index):,}")
+                tell(f"records and blobs: {report['objects']:,} of {len(known):,}")
         faults += _faults_by("slots", _slot_faults, root)
         for name, function in CHECKS.items() if deep and not faults else ():
             tell(name)
@@ -4638,8 +5342,11 @@ def check_image(where, deep=False, tell=lambda line: None):
     "faults": sentences, "seconds"}; `tell` is given a line for each step. Nothing is changed.
 
     Quick: every transaction header, every seal, the version, SHAPES, a file for every blob. Deep: also that every record loads
-    and every reference resolves, the SHA-256 of what blobs hold, and CHECKS. Raises ConfigError, ImageLocked.
+    and every reference resolves, the SHA-256 of what blobs hold, and CHECKS. Of an image that another engine keeps, all but
+    headers and seals, also while a daemon serves it. Raises ConfigError, ImageLocked.
     """
+    if is_uri(where):
+        return _check_elsewhere(where, deep, tell)
     path, started_s = image_path(where), time.monotonic()
     if not os.path.exists(path):
         raise ConfigError(f"there is no image {path}; name one with --image")
@@ -4658,8 +5365,22 @@ def check_image(where, deep=False, tell=lambda line: None):
         state, seals, _ = look_over(path)
         report["faults"] += _digest_faults(path, seals.end, state.end) if deep else []
         report |= {"transactions": state.transactions, "tail": state.size - state.end}
-        with _unopened(path) as db:
+        with unopened(path) as db:
             report["faults"] += _record_faults(db, report, deep, tell)
+    except (DamagedImage, ImageTooNew, ImageTooOld, ForeignClass) as error:
+        report["faults"].append(error.message)
+    return report | {"seconds": round(time.monotonic() - started_s, 2)}
+
+
+def _check_elsewhere(uri, deep, tell):
+    """As check_image, of an image that another engine keeps."""
+    started_s = time.monotonic()
+    report = {"image": hide_password(uri), "deep": deep, "transactions": None, "tail": 0}
+    report |= {"bytes": 0, "objects": 0, "blobs": 0, "faults": []}
+    try:
+        with contextlib.closing(Image.open(uri)) as image:
+            report["bytes"] = image.size()
+            report["faults"] += _record_faults(image.db, report, deep, tell)
     except (DamagedImage, ImageTooNew, ImageTooOld, ForeignClass) as error:
         report["faults"].append(error.message)
     return report | {"seconds": round(time.monotonic() - started_s, 2)}
@@ -4742,7 +5463,7 @@ def _remove_part(path):
 
 
 @contextlib.contextmanager
-def _putting_together(path):
+def putting_together(path):
     """Make a new image inside, as the file that is given; it gets its name once it is whole. An error leaves nothing.
 
     What a killed one left at that name is removed first. Raises ConfigError where another image is, ImageLocked.
@@ -4781,7 +5502,7 @@ def recover_image(where, new, tell=lambda line: None):
     report = {"image": path, "new": target, "transactions": 0, "records": 0, "lost": []}
     with (
         private_files(),
-        _putting_together(target) as part,
+        putting_together(target) as part,
         lock_image(path),
         open(path, "rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
@@ -5013,9 +5734,7 @@ def make_backup(
     `step` is told how far it is and ends it by raising. Raises ConfigError, ImageLocked, ImageError, DamagedImage.
     """
     if image.path is None:
-        raise ConfigError(
-            "this image is kept by another storage; back it up with the tools of that one"
-        )
+        raise not_here("backup", image.engine)
     folder = pathlib.Path(where)
     make_folder(folder)
     with reading(image) as root:
@@ -5156,7 +5875,7 @@ def restore_image(
     backups, _ = read_backups(folder)
     chosen = _choose_backup(backups, as_of)
     chain = _chain_to(backups, chosen)
-    with private_files(), _putting_together(path) as part:
+    with private_files(), putting_together(path) as part:
         check_room(
             os.path.dirname(path), sum(backup.size for backup in chain), "the restored image"
         )
@@ -5222,6 +5941,9 @@ def upgrade_image(
         tell(
             f"the image has version {version}; before it becomes {todo[-1]}, its backup is {backup.name} in {backup_folder}"
         )
+    if todo and image.engine.backups:
+        told = image.storage._call("batos_backup", True)
+        tell(f"the image has version {version}; before it becomes {todo[-1]}, {told['details']}")
     for number in todo:
         with writing(image) as root:
             UPGRADES[number](root)
@@ -5329,6 +6051,192 @@ def sweep_parts(image_path, kept_s=_PARTS_KEPT_S):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - folder.stat().st_mtime >= kept_s:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+################################################################################
+# Moving #######################################################################
+################################################################################
+#
+# `python batos.py move FROM TO`: an image taken from one engine to another, a data file, a ZEO server, a PostgreSQL server,
+# each transaction with its tid, each blob with its bytes. FROM is only read. Where it is cut short, an engine holds the first
+# transactions of FROM, and the next `move` goes on behind them; of a file nothing is left. At the end both are read from the
+# first transaction to the last and compared.
+
+# Offers:
+__all__ += """
+    move_image
+""".split()
+
+
+class _Moved(typing.NamedTuple):
+    """One record of a transaction, as any engine takes it."""
+
+    oid: bytes
+    tid: bytes
+    data: bytes | None  # its pickle, or None where its creation was undone
+    blob: str | None  # the file of its blob
+
+
+def _moved_records(source, one):
+    """Yield the records of a transaction of a storage. Raises DamagedImage where a blob is missing."""
+    for record in one:
+        data = record.data and inflated(record.data)
+        blob = None
+        if data and ZODB.blob.is_blob_record(data):
+            blob = _blob_file(source, record.oid, record.tid)
+        yield _Moved(record.oid, record.tid, data, blob)
+
+
+def _blob_file(storage, oid, tid):
+    try:
+        return storage.loadBlob(oid, tid)
+    except ZODB.POSException.POSKeyError:
+        raise DamagedImage(
+            f"the blob {oid_text(oid)} has no file for its change {tid.hex()}; `python batos.py check` tells more"
+        ) from None
+
+
+def _put_blob(target, record, meta):
+    """Store a record with its blob in a storage, which takes a copy of the file for itself."""
+    handle, copy = tempfile.mkstemp(dir=target.temporaryDirectory())
+    os.close(handle)
+    shutil.copyfile(record.blob, copy)
+    restore = getattr(target, "restoreBlob", None)
+    if restore is not None:
+        restore(record.oid, record.tid, _as_kept(target, record.data), copy, None, meta)
+        return
+    try:  # ZEO takes none with its tid; the transaction has one
+        before = target.getTid(record.oid)
+    except KeyError:
+        before = bytes(8)
+    target.storeBlob(record.oid, before, record.data, copy, "", meta)
+
+
+def _as_kept(target, data):
+    return deflated(data) if data and isinstance(target, ImageStorage) else data
+
+
+def _put_transaction(target, one, records):
+    """Store a transaction with its tid."""
+    meta = ZODB.Connection.TransactionMetaData(one.user, one.description, one.extension)
+    target.tpc_begin(meta, one.tid, one.status)
+    try:
+        for record in records:
+            if record.blob:
+                _put_blob(target, record, meta)
+            else:
+                target.restore(
+                    record.oid, record.tid, _as_kept(target, record.data), "", None, meta
+                )
+        target.tpc_vote(meta)
+    except BaseException:
+        target.tpc_abort(meta)
+        raise
+    target.tpc_finish(meta)
+
+
+def _common_start(source, target, shown):
+    """Return the tid of the last transaction of a target, which holds the first ones of the source; None where it is empty."""
+    last, ours = None, iter(source.iterator())
+    for theirs in target.iterator():
+        mine = next(ours, None)
+        if mine is None or mine.tid != theirs.tid:
+            raise ConfigError(
+                f"{shown} holds something else already (change {theirs.tid.hex()} is not of the image that is moved); name "
+                "a place that is empty, or where a `move` of this very image was cut short"
+            )
+        last = theirs.tid
+    return last
+
+
+def _copy_from(source, target, last, report, tell):
+    """Copy the transactions behind a tid."""
+    start = None if last is None else (int.from_bytes(last) + 1).to_bytes(8)
+    for one in source.iterator(start):
+        records = list(_moved_records(source, one))
+        _put_transaction(target, one, records)
+        report["transactions"] += 1
+        report["records"] += len(records)
+        report["blobs"] += sum(record.blob is not None for record in records)
+        tell(f"moving, {report['transactions']:,} transactions")
+
+
+def _sums_of(storage):
+    """Yield (tid, {oid: digest of its data, and of its blob}) of each transaction of a storage."""
+    for one in storage.iterator():
+        sums = {}
+        for record in _moved_records(storage, one):
+            blob = file_hash(record.blob, "sha256") if record.blob else ""
+            sums[record.oid] = digest(record.data or b""), blob
+        yield one.tid, sums
+
+
+def _differences(source, target, tell):
+    """Yield a sentence for each transaction that is not the same at both ends."""
+    pairs = itertools.zip_longest(_sums_of(source), _sums_of(target), fillvalue=(None, {}))
+    for number, ((mine, sums), (theirs, others)) in enumerate(pairs):
+        tell(f"comparing, {number:,} transactions")
+        if mine != theirs:
+            yield f"transaction {number + 1} is {_told_tid(mine)} in one and {_told_tid(theirs)} in the other"
+            return
+        if sums != others:
+            yield f"transaction {number + 1} ({_told_tid(mine)}) does not hold the same in both"
+
+
+def _told_tid(tid):
+    return tid.hex() if tid else "missing"
+
+
+@contextlib.contextmanager
+def _moved_from(where, lease_s):
+    """Open what is moved, which nobody writes meanwhile. Raises ImageLocked, DamagedImage."""
+    if is_uri(where):
+        with contextlib.closing(Image.open(where)) as image:
+            refuse_written(image, lease_s)
+            yield image.storage
+        return
+    report = check_image(where)
+    if report["faults"]:
+        raise DamagedImage(
+            f"{where} is not moved, as a check finds {len(report['faults'])} faults: {report['faults'][0]}; {RECOVER}"
+        )
+    with unopened(image_path(where)) as db:
+        yield db.storage
+
+
+@contextlib.contextmanager
+def _moved_to(where):
+    """Open the place that an image is moved to. A file gets its name once it is whole."""
+    if is_uri(where):
+        with contextlib.closing(open_engine(where)) as storage:
+            yield storage
+        return
+    path = image_path(where)
+    with private_files(), putting_together(path) as part:
+        with contextlib.closing(ImageStorage(part, blob_dir=f"{path}.blob")) as storage:
+            yield storage
+
+
+def move_image(
+    where: str, to: str, lease_s: float, tell: typing.Callable = lambda line: None
+) -> dict:
+    """Take an image to another engine, with its tids and its blobs, and compare both ends. FROM is not changed.
+
+    Returns {"from", "to", "went_on_behind", "transactions", "records", "blobs", "faults", "seconds"}. Raises ConfigError where
+    TO holds something else, ImageLocked where FROM is being written, DamagedImage, ImageError.
+    """
+    started_s = time.monotonic()
+    report: dict[str, typing.Any] = {"from": hide_password(where), "to": hide_password(to)}
+    report |= {"went_on_behind": None, "transactions": 0, "records": 0, "blobs": 0}
+    with _moved_from(where, lease_s) as source, _moved_to(to) as target:
+        last = _common_start(source, target, report["to"])
+        report["went_on_behind"] = last and last.hex()
+        _copy_from(source, target, last, report, tell)
+        report["faults"] = list(_differences(source, target, tell))
+    if not is_uri(to):
+        report["faults"] += check_image(to, deep=True)["faults"]
+        Image.open(to).close()  # seals it
+    return report | {"seconds": round(time.monotonic() - started_s, 2)}
 
 
 ################################################################################
@@ -5763,6 +6671,7 @@ class WritingLane(Lane):
             except BaseException as error:
                 unit.manager.abort()
                 tries_left -= 1
+                error = named_shortage(error)
                 if isinstance(error, transaction.interfaces.TransientError) and tries_left:
                     continue
                 outcomes, spoiler = self._failed(jobs, error), None
@@ -5986,6 +6895,10 @@ def backup_job(
 
     def apply(step):
         folder = where or settings.backup_dir
+        if image.path is None and not folder and image.engine.backups:
+            return image.storage._call("batos_backup", full)
+        if image.path is None:
+            raise not_here("backup", image.engine)
         if not folder:
             raise BadRequest("no folder for backups is set; name one, or set backup_dir")
         backup = make_backup(
@@ -6159,6 +7072,283 @@ class Upkeep(Lane):
         )
         if self.image.path and not isinstance(error, Cancelled):
             self.report = note_upkeep(self.image.path, name, seconds, error is None, details)
+
+
+################################################################################
+# Storage server ###############################################################
+################################################################################
+#
+# `python batos.py storage FILE --listen ADDRESS`: a data file given out over ZEO to a daemon that runs elsewhere. The file
+# is opened as a daemon opens it, with its lock, its walk and its seals; a commit is on the disk, blobs first, before the
+# daemon is told so; packs and backups are made here. Who reaches the server reaches all of the image, so it listens on this
+# machine, or by TLS that lets in named certificates alone.
+
+# Offers:
+__all__ += """
+    storage_command
+""".split()
+
+# between vote and finish nobody else commits: a daemon that was stopped there is waited for so long
+_VOTE_WAIT_S = 10.0
+_SERVER_LOOK_S = 0.5
+_EXIT_BROKEN = 70
+
+_log_storage = logging.getLogger("batos.storage")
+
+
+class ServedImage(Image):
+    """A data file that is given out: opened as any other, and nothing is put into it here."""
+
+    def _database(self):
+        """None: `db` is made anew each time, as commits of others do not reach what it holds."""
+
+    @property
+    def db(self):
+        """A database that holds nothing yet."""
+        return ImageDB(self.storage)
+
+    @db.setter
+    def db(self, value):
+        """Nothing is kept."""
+
+    @classmethod
+    def _checked_version(cls, image):
+        if not len(image.storage):
+            return image
+        try:
+            with reading(image) as root:
+                check_version(root)
+        except BaseException:
+            image.storage.close()
+            raise
+        return image
+
+    def _oldest_snapshot_s(self):
+        return time.time() + 1  # a daemon asks for no pack of what it reads
+
+    def close(self) -> None:
+        """Seal, and release the lock."""
+        if self.storage.broken is None:
+            self.seal()
+        self.storage.close()
+
+
+class _VoteDeadline:
+    """Ends the connection of who has voted and does not finish, so that others commit."""
+
+    def __init__(self):
+        self._guard, self._client, self._until_s = threading.Lock(), None, 0.0
+
+    def begin(self, client):
+        """A client has the commit lock from now on."""
+        with self._guard:
+            self._client, self._until_s = client, time.monotonic() + _VOTE_WAIT_S
+
+    def end(self, client):
+        """It has it no more."""
+        with self._guard:
+            self._client = None
+
+    def is_alive(self):
+        """Whether I look; the server's status tells it."""
+        return True
+
+    def look(self):
+        """Part with a client that is late."""
+        with self._guard:
+            is_late = self._client is not None and time.monotonic() > self._until_s
+            client, self._client = self._client, None if is_late else self._client
+        if is_late:
+            _log_storage.error("%s voted and did not finish; what it wrote is dropped", client)
+            client.call_soon_threadsafe(_part_with, client)
+            self._client = None
+
+
+def _part_with(client):
+    """Close a connection; what it had begun is dropped. In the server's thread."""
+    client.connection.close()
+    client.notify_disconnected()
+
+
+class _Handler:
+    """What one connection may ask beside what any ZEO server is asked."""
+
+    def get_info(self):
+        return super().get_info() | {"batos": self.server.batos.told()}
+
+    def setup_delegation(self):
+        super().setup_delegation()
+        self.connection.methods = self.connection.methods | {"batos_backup"}
+
+    def batos_backup(self, full):
+        """Make a backup into the server's own folder."""
+        from ZEO.StorageServer import run_in_thread
+
+        return run_in_thread(self.server.batos.back_up, full)
+
+    def _pack_impl(self, before_s):
+        self.server.batos.pack(before_s)
+        self.server.broadcast_info(self.storage_id, self.get_size_info())
+
+    def _restore(self, oid, serial, data, prev_txn):
+        return super()._restore(oid, serial, data and deflated(data), prev_txn)
+
+    def tpc_finish(self, number):
+        try:
+            return super().tpc_finish(number)
+        except BaseException as error:
+            self.server.batos.fail(error)
+            raise
+
+
+class _Acceptor:
+    """A ZEO server whose connections are of my kind."""
+
+    batos = handler = None
+
+    def create_client_handler(self):
+        return self.handler(self, self.read_only)
+
+
+@functools.cache
+def _served_classes():
+    import ZEO.StorageServer as zeo
+
+    handler = type("Handler", (_Handler, zeo.ZEOStorage), {})
+    return type("Server", (_Acceptor, zeo.StorageServer), {"handler": handler})
+
+
+class StorageServer:
+    """I give an image out over ZEO, keep its seals, and pack and back it up, until I am told to end."""
+
+    def __init__(self, image: Image, address: tuple | str, context, settings) -> None:
+        """Raises ConfigError where I cannot listen there."""
+        self.image, self.settings, self.error = image, settings, None
+        self._ended, self._deadline = threading.Event(), _VoteDeadline()
+        self.server = self._listening(address, context)
+        self.server.batos = self
+        self.server.lock_managers["1"].timeout = self._deadline
+        self.address = self.server.addr
+        self.upkeep = Upkeep(image, settings, self.fail)
+
+    def _listening(self, address, context):
+        if isinstance(address, str) and _is_listened_to_socket(address):
+            raise ConfigError(f"something listens on {address} already; name another --listen")
+        try:
+            return _served_classes()(address, {"1": self.image.storage}, ssl=context)
+        except OSError as error:
+            raise ConfigError(
+                f"the storage server cannot listen on {address} ({error}); name another --listen"
+            ) from None
+
+    def told(self) -> dict:
+        """Return what a daemon is told of me as it connects."""
+        return {
+            "program": __version__,
+            "durable_blobs": True,
+            "backups": bool(self.settings.backup_dir),
+        }
+
+    def back_up(self, full: bool) -> dict:
+        """Make a backup into my folder. Raises what make_backup raises."""
+        return backup_job(self.image, self.settings, None, full)(self.upkeep.step)
+
+    def pack(self, before_s: float) -> None:
+        """Pack, and leave nothing of what was written in the scratch file."""
+        self.image.pack(before_s)
+        self.image.clear_scratch()
+
+    def fail(self, error: BaseException) -> None:
+        """End because of an error. From any thread."""
+        self.error = self.error or error
+        self.end()
+
+    def end(self) -> None:
+        """Have `serve` return. From any thread."""
+        self._ended.set()
+
+    def serve(self) -> None:
+        """Serve until I am told to end, then close everything but the image."""
+        self.server.start_thread()
+        self.upkeep.start()
+        try:
+            while not self._ended.wait(_SERVER_LOOK_S):
+                self._look()
+        finally:
+            self.upkeep.close()
+            self._close()
+
+    def _look(self):
+        self._deadline.look()
+        self.image.seal(int(self.settings.seal_mb * 1e6))
+        try:
+            self.image.storage.check_place()
+        except ImageBroken as error:
+            self.fail(error)
+
+    def _close(self):
+        """Take no more connections, and drop what was voted and not finished."""
+        begun = list(self.server.zeo_storages_by_storage_id["1"])
+        self.server.storages = {}  # the image is closed by who opened it
+        self.server.close(join_timeout=5)
+        for client in begun:
+            if client.transaction is not None and self.error is None:
+                self.image.storage.tpc_abort(client.transaction)
+
+
+def _is_listened_to_socket(path: str) -> bool:
+    """Whether somebody takes connections at the path of a socket."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+        probe.connect(path)
+        return True
+    return False
+
+
+def _storage_tls(args, address):
+    """Return the TLS of a storage server, or None on this machine. Raises ConfigError where it is needed and not named."""
+    if args.tls_cert and args.tls_peers:
+        return tls_context(args.tls_cert, args.tls_peers, is_server=True)
+    if args.tls_cert or args.tls_peers or not is_near_address(address):
+        raise ConfigError(
+            f"a storage server that other machines reach ({args.listen}) takes TLS: --tls-cert FILE --tls-peers FILE; "
+            f"{TLS_HELP}"
+        )
+    return None
+
+
+def _zeo_uri(address):
+    return f"zeo://{address}" if isinstance(address, str) else "zeo://{}:{}".format(*address[:2])
+
+
+def storage_command(args, settings) -> tuple:
+    """Give a data file out over ZEO until SIGINT or SIGTERM. Returns (reply, lines, exit status)."""
+    if is_uri(args.file):
+        raise ConfigError(f"a storage server gives out a data file, and {args.file} is none")
+    address = parted_address(args.listen)
+    context = _storage_tls(args, address)
+    os.umask(0o077)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    image = ServedImage.open(args.file, int(settings.open_check_mb * 1e6))
+    try:
+        image.check_rest()
+        server = StorageServer(image, address, context, settings)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: server.end())
+        print(shown_line(f"image: {image.path}"))
+        uri = _zeo_uri(server.address)
+        print(shown_line(f"the storage server listens on {uri} (Ctrl-C stops it)"), flush=True)
+        server.serve()
+    finally:
+        image.close()
+    if server.error is not None:
+        return (
+            {},
+            f"ended by an error: {server.error}. What it acknowledged is in the image",
+            _EXIT_BROKEN,
+        )
+    return {}, "stopped; everything acknowledged is in the image", 0
 
 
 ################################################################################
@@ -28200,7 +29390,7 @@ def forget_job(
         backups = _backups_of(image, settings)
         kept = f"; these backups may hold it still: {', '.join(backups)}" if backups else ""
         return {
-            "details": f"{told} are forgotten{disk.pop('details')}{kept}",
+            "details": f"{told} are forgotten{disk.pop('details')}{kept}{left_by_forget(image.engine)}",
             "result": result | {"backups": backups} | disk,
         }
 
@@ -38134,7 +39324,7 @@ __all__ += """
     COMMANDS command wire_bounds unpack_request ENDED_AT check_size request_id shortly
     parse_command body_digest pack_reply error_reply to_wire from_wire log_bridge KeyRing
     ListGoldenCommand JudgeGoldenCommand MeasuresCommand ForgeCommand ListJobsCommand
-    ListPagesCommand ShowPageCommand WhyCommand
+    ListPagesCommand ShowPageCommand WhyCommand names_blob
 """.split()
 
 # a value may stand within a few maps of its command's
@@ -38861,6 +40051,13 @@ def to_wire(value: typing.Any, limit: int = 1000, depth: int = 0) -> typing.Any:
     if isinstance(value, ZODB.blob.Blob):
         return {"$blob": {}}
     return {"$class": type(value).__name__}
+
+
+def names_blob(told: typing.Any) -> bool:
+    """Whether what stands on the wire names a blob."""
+    if isinstance(told, dict):
+        return "$blob" in told or any(map(names_blob, told.values()))
+    return isinstance(told, list) and any(map(names_blob, told))
 
 
 def _tree_to_wire(tree, limit, depth):
@@ -40454,7 +41651,8 @@ class ToldMore(pydantic.BaseModel):
 
 class OkReply(Told):
     """What a request came to. A change is on the disk by then; `repeated` is a reply that its key had before, of which what
-    it told may be `forgotten` since. as_of: the last change that a reader had.
+    it told may be `forgotten` since. as_of: the last change that a reader had. durable_blobs: false where it names blobs that
+    another engine keeps, which does not force them to the disk before the commit that names them.
 
     Of a method that was just `written`, or is a `guess`: itself, its source, why this one, what has `confirmed` it or how to
     `confirm` it, pieces of the intent that look like examples and are `unread`, and the example that it has `contradicted`.
@@ -40469,6 +41667,7 @@ class OkReply(Told):
     repeated: bool = False
     forgotten: bool = False
     as_of: str | None = None
+    durable_blobs: bool = True
     written: bool = False
     method: dict[str, str] | None = None
     source: str | None = None
@@ -41541,6 +42740,7 @@ class BatOS_UVM:
         self.budget, self._writing = GenerationBudget(settings.methods_per_hour), {}
         self._refused = None  # why no work is accepted any more, or None
         self._held_changes = None  # why no change is taken yet, or None
+        self.writer = None  # of an image that another engine keeps
         self.unasked = None  # the error that ends the daemon, or None
         self._view_commits = -1
         self.vessel = {}  # by which program it is served, and which is offered
@@ -42136,6 +43336,8 @@ class BatOS_UVM:
     # ---- replies
 
     def _reply(self, request, reply):
+        if not self.image.engine.durable_blobs and names_blob(reply):
+            reply["durable_blobs"] = False
         try:
             payload = pack_reply(reply)
         except (TypeError, ValueError) as error:
@@ -42249,6 +43451,8 @@ class BatOS_UVM:
             "synapses": self.synapses.health(),
             "missions": self.mind.health(),
             "image_mb": round(self.image.size() / 1e6, 3),
+            "engine": self.image.engine._asdict(),
+            "writer": self.writer.told() if self.writer else None,
             **self._bytes_left(),
             "upkeep": {"doing": upkeep.doing, "last": upkeep.report},
             "heartbeat": self.heartbeat.health(),
@@ -46570,6 +47774,24 @@ def _incarnated(image, settings):
         }
 
 
+def _writer_of(image, settings, vessel):
+    """Be who writes the image, where no lock of a file tells. Returns the Writer, or None. Raises ImageLocked."""
+    if image.engine.kind not in WRITTEN_ELSEWHERE:
+        return None
+    if image.empty():
+        _awaken(image, _chosen_core(next(iter(_core_urls(settings)), settings.core), image))
+    return claim_image(image, settings.endpoint, vessel.sha256, settings.lease_s, _say)
+
+
+def _tell_engine(engine):
+    """Say where the engine that keeps the image does less than a data file of our own."""
+    if not engine.durable_blobs:
+        _say(
+            f"the {engine.kind} server at {engine.where} is none of ours: it does not force blobs (the model, experts) to the "
+            "disk before the commit that names them, so a power cut there may tear them (durable_blobs: false)"
+        )
+
+
 def _tell_incarnation(told):
     """Say which experts were brought into the image, and which were refused and why: a reason of several is said once."""
     names = collections.defaultdict(list)  # reason -> the names of those that it keeps outside
@@ -46700,23 +47922,30 @@ def serve(settings, debug=False, make_core=_embedded_core, marker=None):
     vessel = read_vessel(own_folder())
     handing = HandOver(settings.image, vessel, marker, settings)
     handing.settle()
-    image = Image.open(settings.image, int(settings.open_check_mb * 1e6))
+    image, writer = Image.open(settings.image, int(settings.open_check_mb * 1e6)), None
     try:
         check_slots(image)
+        writer = _writer_of(image, settings, vessel)
         _upgrade(image, settings)
         _awaken(image, _chosen_core(next(iter(_core_urls(settings)), settings.core), image))
+        _tell_engine(image.engine)
         _tell_incarnation(_incarnated(image, settings))
         note_vessel(image, vessel)
         if image.path:
             sweep_trials(image.path)
         uvm = BatOS_UVM(image, settings, make_core(image, settings), Embedder(settings.embedder))
         endpoint = uvm.wire.bind(settings.endpoint)
+        uvm.writer = writer
+        if writer:
+            writer.endpoint = endpoint
         Display(uvm, endpoint)
         channel = Channel(settings.upgrade_channel, vessel)
         with _telling_endpoint(settings.image, endpoint):
             asyncio.run(_run(uvm, image, endpoint, channel, handing))
     finally:
         end, tid = image.committed() if image.path else (0, b"")
+        if writer:
+            writer.close()
         image.close()
         if image.path:
             shutil.rmtree(f"{image.path}.core", ignore_errors=True)
@@ -48647,7 +49876,7 @@ def stop_command(args, client):
 # Offers:
 __all__ += """
     check_command recover_command restore_command backups_command keys_command cores_command
-    settings_command HELP in_columns first_doc_line schema_command
+    settings_command HELP in_columns first_doc_line schema_command move_command
 """.split()
 
 
@@ -48667,18 +49896,24 @@ def check_command(args, settings):
     def tell(line):
         print_lines(f"checking {line}", sys.stderr)
 
+    is_elsewhere = is_uri(settings.image)
+    if args.mend and is_elsewhere:
+        raise not_here("check --mend", engine_by_name(settings.image))
     mended = mend_image(settings.image) if args.mend else []
     report = check_image(settings.image, args.deep, tell)
-    note_upkeep(
-        report["image"],
-        "deep check" if args.deep else "check",
-        report["seconds"],
-        not report["faults"],
-        f"{len(report['faults'])} faults",
-    )
+    kind = "deep" if args.deep else "quick"
+    if not is_elsewhere:
+        note_upkeep(
+            report["image"],
+            "deep check" if args.deep else "check",
+            report["seconds"],
+            not report["faults"],
+            f"{len(report['faults'])} faults",
+        )
+    counted = "" if is_elsewhere else f"{report['transactions']:,} transactions, "
     lines = [
-        f"{report['image']}: {report['bytes'] / 1e6:.1f} MB, {report['transactions']:,} transactions, {report['objects']:,} "
-        f"objects, {report['blobs']} blobs, {'deep' if args.deep else 'quick'} check in {report['seconds']} s"
+        f"{report['image']}: {report['bytes'] / 1e6:.1f} MB, {counted}{report['objects']:,} objects, {report['blobs']} "
+        f"blobs, {kind} check in {report['seconds']} s"
     ]
     if report["tail"]:
         lines.append(
@@ -48691,7 +49926,26 @@ def check_command(args, settings):
     return report, [*lines, *faults, end]
 
 
+def move_command(args, settings):
+    report = move_image(args.source, args.to, settings.lease_s, _step_shower())
+    behind = report["went_on_behind"]
+    went_on = f", gone on behind change {behind}" if behind else ""
+    lines = [
+        f"{report['transactions']:,} transactions, {report['records']:,} records and {report['blobs']} blobs are in "
+        f"{report['to']}{went_on} ({report['seconds']} s); {report['from']} was not changed"
+    ]
+    faults = [f"FAULT: {fault}" for fault in report["faults"]]
+    end = (
+        "both ends were read whole and are the same; the daemon's keys and settings stay where they are. Start it with "
+        f"--image {report['to']}"
+    )
+    return report, [*lines, *(faults or [end])]
+
+
 def recover_command(args, settings):
+    if is_uri(settings.image):
+        raise not_here("recover", engine_by_name(settings.image))
+
     def tell(line):
         print_lines(f"recovering {line}", sys.stderr)
 
@@ -48720,6 +49974,8 @@ def _step_shower():
 
 
 def restore_command(args, settings):
+    if is_uri(settings.image):
+        raise not_here("restore", engine_by_name(settings.image))
     report = restore_image(args.folder, settings.image, args.as_of, _step_shower())
     lines = [
         f"{report['image']} is the image as of {report['made_at'][:19]}Z (backup {report['backup']}): "
@@ -49036,9 +50292,33 @@ _FILES_BESIDE = {
     ".fs.measures": "figures of health over time; made anew where it is missing",
     ".fs.forge": "work of the forge's workers, while a job is at work",
     ".fs.endpoint": "where the daemon listens, while it runs; clients of the same folder look there",
+    "batos.blobs": "copies of the blobs of an image that another engine keeps (zeo://); made anew where they are missing",
     "batos.toml": "settings, where some were written",
     "lora_adapters": "experts to be brought into the image, where you put some there",
 }
+
+
+@adds_to(HELP, "engines")
+def help_engines():
+    """Where the image may be kept beside a data file, by --image: zeo://HOST:PORT, zeo:///SOCKET.
+
+    `python batos.py storage FILE --listen ADDRESS` gives a data file out to a daemon on another machine, over ZEO: opened,
+    locked, sealed, packed and backed up there as a daemon does it. It listens on this machine, or by TLS: --tls-cert FILE
+    --tls-peers FILE there, ?tls_cert=FILE&tls_peers=FILE behind the address here; each end has its own certificate and key in
+    one private file, and the certificates that it lets in in another. Who is let in may do everything with the image.
+
+    Any other ZEO server of protocol 5 keeps an image too. It does not force the files of blobs (the model, experts, large
+    pieces of the index) to the disk before the commit that names them: that is told at the start, in health (engine), and
+    in replies that name blobs (durable_blobs: false).
+
+    One daemon writes such an image. Another one is refused as long as the first gives a sign of life each third of lease_s;
+    one that was cut off meanwhile cannot commit any more, and ends (Fenced). `python batos.py move FROM TO` takes an image from
+    one engine to another with its tids and blobs, and compares both ends; cut short, it goes on where it was. Between vote and
+    finish of a commit nobody knows whether it is there: where the engine goes away just then the daemon ends.
+
+    Below: what is done to such an image, and by what.
+    """
+    return in_columns(ENGINE_TABLE)
 
 
 @adds_to(HELP, "durability")
@@ -49984,9 +51264,7 @@ def _daemon_pid(image):
 def _check_served(settings):
     """Return what the daemon tells of its program. Raises ConfigError where there is none to hand over."""
     if "://" in settings.image:
-        raise ConfigError(
-            "this image is kept by another storage, which cannot be cut back; stop the daemon, and start the other program"
-        )
+        raise not_here("upgrade", engine_by_name(settings.image))
     served = _served_by(settings.image)
     if not served:
         raise ConfigError(
@@ -50789,6 +52067,8 @@ _LOCAL_COMMANDS = {                                       # what works on an ima
     "check": (check_command, "check an image that no daemon has open: headers, seals, blobs; --deep: everything"),
     "recover": (recover_command, "save what can be read of a damaged image into a new one"),
     "restore": (restore_command, "put an image together from its backups, in a place where none is"),
+    "move": (move_command, "take an image from one engine to another: a data file, zeo://…, postgres://…"),
+    "storage": (storage_command, "give a data file out to a daemon elsewhere, which is started with --image zeo://ADDRESS"),
     "settings": (settings_command, "show all settings and where each is from; NAME=VALUE writes it into the settings file"),
     "keys": (keys_command, "list, add and revoke the keys of clients, for interfaces that others reach"),
     "cores": (cores_command,
@@ -50879,6 +52159,15 @@ _ARGUMENTS = {                                            # subcommand -> its ar
                ("--matching", {"metavar": "WORDS", "help": "whatever holds all these words in one passage"}),
                ("--yes", {"action": "store_true", "help": "do it; else only what would be forgotten is shown"})],
     "pack": [("--days", {"type": float, "help": "instead of history_days"})],
+    "move": [("source", {"metavar": "FROM", "help": "the image, which is not changed: a data file or a URI"}),
+             ("to", {"help": "where it is to be, and nothing is: a data file or a URI"})],
+    "storage": [("file", {"help": "the data file; it is made where there is none"}),
+                ("--listen", {"default": "127.0.0.1:9991", "metavar": "ADDRESS",
+                              "help": "HOST:PORT, or the absolute path of a socket; default 127.0.0.1:9991"}),
+                ("--tls-cert", {"default": "", "metavar": "FILE", "help": "own certificate and key, for other machines"}),
+                ("--tls-peers", {"default": "", "metavar": "FILE", "help": "the certificates that are let in"}),
+                ("--backup-dir", {"dest": "backup_dir", "default": argparse.SUPPRESS, "metavar": "FOLDER",
+                                  "help": "where its backups go, each time backup_hours have passed and when asked for"})],
     "restore": [("folder", {"help": "the folder of backups"}),
                 ("--as-of", {"help": "a backup's name, or a time: the newest backup until then"}),
                 ("--image", {"default": argparse.SUPPRESS, "help": "the new data file"})],

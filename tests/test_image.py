@@ -362,7 +362,7 @@ def test_conflicts_are_resolved_in_deflated_records(image_path):
 
 @pytest.mark.parametrize(("times", "mark"), [(4, batos._PRIMED), (100, batos._PRIMED), (300, batos._DEFLATED)])
 def test_a_record_that_does_not_inflate_is_damage(times, mark):
-    whole = batos._deflated(b"the same again! " * times)
+    whole = batos.deflated(b"the same again! " * times)
     assert whole.startswith(mark) and batos._inflated(whole) == b"the same again! " * times
     for torn in (whole[:-1], whole[:9], whole[:2] + b"?" * 40):
         with pytest.raises(batos.DamagedImage, match="does not inflate"):
@@ -371,8 +371,8 @@ def test_a_record_that_does_not_inflate_is_damage(times, mark):
 
 def test_what_gains_nothing_or_is_written_by_each_message_is_not_deflated():
     noise, small = random.Random(1).randbytes(999), batos._UNPRIMED + b"x" * 300
-    assert batos._deflated(noise) == noise and batos._deflated(small) == small and batos._deflated(b"x" * 39) == b"x" * 39
-    assert len(batos._deflated(small + b"x" * 200)) < 60
+    assert batos.deflated(noise) == noise and batos.deflated(small) == small and batos.deflated(b"x" * 39) == b"x" * 39
+    assert len(batos.deflated(small + b"x" * 200)) < 60
 
 
 def test_the_primer_is_that_of_all_images():

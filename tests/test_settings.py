@@ -115,7 +115,7 @@ def test_errors_are_the_builtins_that_a_caller_would_catch(kind, builtin):
 
 
 def test_what_may_be_sent_again_says_so():
-    again = {"Busy", "Behind", "ShuttingDown", "DeadlineExceeded", "NoReply"}
+    again = {"Busy", "Behind", "ShuttingDown", "DeadlineExceeded", "NoReply", "StorageOffline"}
     assert {kind.__name__ for kind in all_errors() if kind.retry} == again
 
 
