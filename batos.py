@@ -2945,6 +2945,13 @@ _BLOB_FOLDERS = (
 )
 _OFFLINE = {"ClientDisconnected", "StorageDisconnectedDuringCommit"}
 _ENGINE_CACHE_BYTES = 64 << 20
+_POSTGRES = "images in PostgreSQL (pip install RelStorage==4.3.0 psycopg2-binary==2.9.13)"
+_POSTGRES_DURABLE = {
+    "synchronous_commit": "a commit is acknowledged before it is on the disk",
+    "fsync": "nothing is forced to the disk",
+    "full_page_writes": "a power cut may tear pages",
+}
+_FULL_DISK = "53100"  # PostgreSQL's code for it
 
 
 class Engine(typing.NamedTuple):
@@ -3169,10 +3176,11 @@ def _blob_cache_of(name: str) -> str:
 
 
 def sweep_blob_cache(storage) -> None:
-    """Remove the copies of blobs that a ZEO server has no more."""
-    if not isinstance(storage, KeptElsewhere) or not hasattr(storage, "shared_blob_dir"):
+    """Remove the copies of blobs that the engine has no more."""
+    if not isinstance(storage, KeptElsewhere):
         return
-    for path in pathlib.Path(storage.blob_dir).glob("*/*.blob"):
+    folder = storage.blob_dir if hasattr(storage, "blob_dir") else storage._options.blob_dir
+    for path in pathlib.Path(folder).glob("*/*.blob"):
         base, _, rest = path.name.partition(".")
         oid = int(base) * _BLOB_FOLDERS + int(path.parent.name)
         tid = bytes.fromhex(rest[:16])
@@ -3237,6 +3245,61 @@ def _open_zeo(uri):
         ) from error
 
 
+@functools.cache
+def _postgres_class():
+    need("psycopg2.extensions", _POSTGRES)
+    return type(
+        "PostgresStorage", (KeptElsewhere, need("relstorage.storage", _POSTGRES).RelStorage), {}
+    )
+
+
+def _check_postgres(dsn, shown):
+    """Raise StorageOffline, or ConfigError where the server does not force what it acknowledges to its disk."""
+    import psycopg2
+
+    try:
+        with contextlib.closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
+            for name, told in _POSTGRES_DURABLE.items():
+                cursor.execute(f"SHOW {name}")
+                if cursor.fetchone()[0] == "off":
+                    raise ConfigError(
+                        f"{name} is off at {shown}: {told}, so nothing acknowledged would be safe there. Have it on (ALTER "
+                        f"SYSTEM SET {name} = on; SELECT pg_reload_conf(), and look at ALTER ROLE and ALTER DATABASE)",
+                        name=name,
+                    )
+    except psycopg2.OperationalError as error:
+        raise StorageOffline(
+            f"no database is given out at {shown} ({' '.join(str(error).split())}); start the server, make the database "
+            "(createdb), or correct the address in --image",
+            where=shown,
+        ) from None
+
+
+def _open_postgres(uri):
+    kind = _postgres_class()
+    import psycopg2.extensions
+    from relstorage.adapters.postgresql import PostgreSQLAdapter
+    from relstorage.options import Options
+
+    shown = hide_password(uri).partition("?")[0]
+    try:
+        asked = psycopg2.extensions.parse_dsn(uri)
+    except psycopg2.ProgrammingError as error:
+        raise ConfigError(
+            f"{hide_password(uri)} is no address of a database ({' '.join(str(error).split())}); it is "
+            "postgres://USER@HOST:PORT/DATABASE, and behind it ?sslmode=verify-full and what else libpq knows"
+        ) from None
+    asked = {"connect_timeout": _WAIT_S, "application_name": "batos", **asked}
+    _check_postgres(psycopg2.extensions.make_dsn(**asked), shown)
+    # for each of our connections, whatever the server is told later
+    asked["options"] = f"{asked.get('options', '')} -c synchronous_commit=on".strip()
+    options = Options(
+        keep_history=True, shared_blob_dir=False, blob_dir=_blob_cache_of(hide_password(uri))
+    )
+    adapter = PostgreSQLAdapter(dsn=psycopg2.extensions.make_dsn(**asked), options=options)
+    return kind(adapter=adapter, options=options)
+
+
 def _open_other(uri):
     import zodburi
 
@@ -3250,7 +3313,7 @@ def _open_other(uri):
         ) from error
 
 
-_OPENERS = {"zeo": _open_zeo}
+_OPENERS = {"zeo": _open_zeo, "postgres": _open_postgres}
 
 
 def open_engine(uri: str):
@@ -3289,9 +3352,27 @@ def _named_engine_fault(error):
             "nothing was stored: what keeps the image does not answer. Look whether it runs; the daemon goes on by itself "
             "once it is back, and then send it again"
         )
+    if type(error).__module__.startswith("psycopg2"):
+        return _named_postgres_fault(error)
     if name == "ServerException" and str(error.args[0]).startswith("batos."):
         return _rebuilt_fault(*error.args)
     return None
+
+
+def _named_postgres_fault(error):
+    """Return an error of PostgreSQL by its name; one without a code is of the connection."""
+    code, told = getattr(error, "pgcode", None), " ".join(str(error).split())
+    if code == _FULL_DISK:
+        return ImageError(
+            f"nothing was stored: the disk of the PostgreSQL server does not take it ({told}). Make room there, and send it "
+            "again; what is stored can be read meanwhile"
+        )
+    if code is None or code.startswith(("08", "57P")):  # the connection, the server's end
+        return StorageOffline(
+            f"nothing was stored: the PostgreSQL server does not answer ({told}). The daemon goes on by itself once it is "
+            "back, and then send it again"
+        )
+    return ImageError(f"nothing was stored: the PostgreSQL server refuses it ({code}, {told})")
 
 
 def _rebuilt_fault(name, told):
@@ -3670,14 +3751,17 @@ class Unit:
     @contextlib.contextmanager
     def snapshot(self) -> typing.Iterator:
         """Read a consistent state inside; what is written there is dropped."""
-        self.manager.begin()
         try:
+            self.manager.begin()  # of another engine it asks that one
             yield self.root
         finally:
             self.manager.abort()
 
     def close(self) -> None:
-        self.manager.begin()
+        try:
+            self.manager.begin()
+        except Exception as error:  # a boundary: an engine that is gone may tell anything
+            log_image.warning("a connection was closed that is broken (%s)", type(error).__name__)
         self.manager.abort()
         self.connection.activation = OUTSIDE  # it goes back to the pool
         self.connection.close()
@@ -3694,9 +3778,9 @@ def reading(image: Image) -> typing.Iterator:
 def writing(image: Image) -> typing.Iterator:
     """Change an image once, in one transaction of a connection of its own; an error drops all of it."""
     with contextlib.closing(Unit(image.db)) as unit:
-        unit.manager.begin()
-        unit.connection.activation = SYSTEM
         try:
+            unit.manager.begin()
+            unit.connection.activation = SYSTEM
             yield unit.root
             unit.manager.commit()
         except BaseException:
@@ -4703,14 +4787,17 @@ def claim_image(
     end: typing.Callable = _leave_fenced,
 ) -> Writer:
     """Be who writes an image of another engine. Raises ImageLocked where somebody else does and is alive."""
-    refuse_written(image, lease_s, tell)
-    try:
-        fence = _claimed(image, endpoint, program, end)
-    except ZODB.POSException.ConflictError:
+    for _ in range(_CLAIM_TRIES):
+        refuse_written(image, lease_s, tell)
+        # somebody was quicker, or this end had not heard of the last commit yet
+        with contextlib.suppress(ZODB.POSException.ConflictError):
+            fence = _claimed(image, endpoint, program, end)
+            break
+    else:
         raise ImageLocked(
-            "another daemon has just begun to write the image; stop it first, or start this one with --stand-by",
+            "other daemons begin to write the image just now; stop them first, or start this one with --stand-by",
             endpoint=None,
-        ) from None
+        )
     image.db.fence = fence
     return Writer(image, fence, lease_s).start()
 
@@ -6665,8 +6752,8 @@ class WritingLane(Lane):
         """
         failed, tries_left = [], _CONFLICT_TRIES
         while len(failed) <= _SPOILERS_MOST:
-            unit.manager.begin()
             try:
+                unit.manager.begin()
                 outcomes, spoiler = self._run_and_commit(unit, jobs)
             except BaseException as error:
                 unit.manager.abort()
@@ -50300,7 +50387,7 @@ _FILES_BESIDE = {
 
 @adds_to(HELP, "engines")
 def help_engines():
-    """Where the image may be kept beside a data file, by --image: zeo://HOST:PORT, zeo:///SOCKET.
+    """Where the image may be kept beside a data file, by --image: zeo://HOST:PORT, zeo:///SOCKET, postgres://USER@HOST/DATABASE.
 
     `python batos.py storage FILE --listen ADDRESS` gives a data file out to a daemon on another machine, over ZEO: opened,
     locked, sealed, packed and backed up there as a daemon does it. It listens on this machine, or by TLS: --tls-cert FILE
@@ -50310,6 +50397,10 @@ def help_engines():
     Any other ZEO server of protocol 5 keeps an image too. It does not force the files of blobs (the model, experts, large
     pieces of the index) to the disk before the commit that names them: that is told at the start, in health (engine), and
     in replies that name blobs (durable_blobs: false).
+
+    A PostgreSQL server keeps an image by RelStorage (pip install RelStorage==4.3.0 psycopg2-binary==2.9.13), blobs in the
+    database. A server that acknowledges before the disk has it (synchronous_commit, fsync or full_page_writes off) is refused
+    at the start. The address is as libpq reads it; a password is better in ~/.pgpass than in it.
 
     One daemon writes such an image. Another one is refused as long as the first gives a sign of life each third of lease_s;
     one that was cut off meanwhile cannot commit any more, and ends (Fenced). `python batos.py move FROM TO` takes an image from

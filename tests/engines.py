@@ -1,11 +1,19 @@
-"""Engines that keep an image in a process of their own, for the tests: our storage server, and a foreign ZEO server."""
+"""Engines that keep an image in a process of their own, for the tests: our storage server, a foreign ZEO server, PostgreSQL."""
 
+import contextlib
+import glob
 import os
+import pathlib
+import pwd
 import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 
 import forks
 
@@ -64,3 +72,64 @@ def serving(folder, file="kept.fs", listen="127.0.0.1:0", *options):
 def foreign(folder, file="foreign.fs", port=0):
     """Return a ZEO server that is none of ours."""
     return StorageProcess(folder, [file, str(port)], start_foreign)
+
+
+# PostgreSQL
+
+INITDB = max(glob.glob("/usr/lib/postgresql/*/bin/initdb"), default=shutil.which("initdb"))
+
+
+class Cluster:
+    """A PostgreSQL server of the tests' own, in a folder of its own, reached by a socket there; it belongs to no root."""
+
+    def __init__(self):
+        self._programs = pathlib.Path(INITDB).resolve().parent
+        self.folder = tempfile.mkdtemp(prefix="batos-pg-", dir="/tmp")  # a socket's path has 107 bytes at most
+        self._as = []
+        if os.getuid() == 0:                             # whom the server refuses to be started by
+            user = "postgres" if any(row.pw_name == "postgres" for row in pwd.getpwall()) else "nobody"
+            shutil.chown(self.folder, user)
+            self._as = ["setpriv", f"--reuid={pwd.getpwnam(user).pw_uid}", "--clear-groups"]
+        self._run("initdb", "-D", self._data, "-A", "trust", "-U", "batos", "-E", "UTF8", "--no-sync")
+        self.start()
+
+    @property
+    def _data(self):
+        return f"{self.folder}/data"
+
+    def _run(self, program, *words):
+        done = subprocess.run([*self._as, str(self._programs / program), *words], cwd=self.folder, stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert done.returncode == 0, done.stdout
+
+    def start(self, *settings):
+        given = " ".join(f"-c {one}" for one in ("listen_addresses=''", *settings))
+        self._run("pg_ctl", "-D", self._data, "-l", f"{self.folder}/log", "-o", f"-k {self.folder} {given}", "-w", "start")
+
+    def stop(self, how="fast"):
+        """Stop the server; `immediate` is what a kill is."""
+        self._run("pg_ctl", "-D", self._data, "-m", how, "-w", "stop")
+
+    def kill(self):
+        """Kill the server's main process by SIGKILL, and wait until its children have gone with it."""
+        pid = int(pathlib.Path(self._data, "postmaster.pid").read_text().split()[0])
+        os.kill(pid, signal.SIGKILL)
+        while subprocess.run(["pgrep", "-s", str(pid)], capture_output=True).returncode == 0:
+            time.sleep(0.05)
+
+    def database(self, name):
+        """Make a database; returns its address."""
+        self._run("createdb", "-h", self.folder, "-U", "batos", name)
+        return f"postgres://batos@/{name}?host={self.folder}"
+
+    def sql(self, name, text):
+        self._run("psql", "-h", self.folder, "-U", "batos", "-d", name, "-c", text)
+
+    def dump(self, name):
+        return subprocess.run([str(self._programs / "pg_dump"), "-h", self.folder, "-U", "batos", name], check=True,
+                              capture_output=True).stdout
+
+    def close(self):
+        with contextlib.suppress(AssertionError):
+            self.stop("immediate")
+        shutil.rmtree(self.folder)

@@ -363,10 +363,10 @@ def test_conflicts_are_resolved_in_deflated_records(image_path):
 @pytest.mark.parametrize(("times", "mark"), [(4, batos._PRIMED), (100, batos._PRIMED), (300, batos._DEFLATED)])
 def test_a_record_that_does_not_inflate_is_damage(times, mark):
     whole = batos.deflated(b"the same again! " * times)
-    assert whole.startswith(mark) and batos._inflated(whole) == b"the same again! " * times
+    assert whole.startswith(mark) and batos.inflated(whole) == b"the same again! " * times
     for torn in (whole[:-1], whole[:9], whole[:2] + b"?" * 40):
         with pytest.raises(batos.DamagedImage, match="does not inflate"):
-            batos._inflated(torn)
+            batos.inflated(torn)
 
 
 def test_what_gains_nothing_or_is_written_by_each_message_is_not_deflated():

@@ -275,11 +275,13 @@ def test_a_commit_of_a_former_writer_fails_in_whatever_transaction_it_comes(serv
     unit = batos.Unit(old.db)
     unit.manager.begin()
     batos.set_slot(unit.root["genesis_obj"], "name", "mine")
+    new.storage.ping()                                       # what was committed has come here then
     batos._claimed(new, "tcp://127.0.0.1:2", "", raise_ended)
     with pytest.raises(transaction.interfaces.TransientError):      # it has read the epoch before, and the engine has not
         unit.manager.commit()
     unit.manager.abort()
     unit.close()
+    old.storage.ping()
     with pytest.raises(Ended, match="tcp://127.0.0.1:2"), batos.writing(old) as root:
         batos.set_slot(root["genesis_obj"], "name", "mine")
     with batos.reading(new) as root:

@@ -164,7 +164,7 @@ def weighed(image, since):
         begin, stop = at + batos.TXN_HEADER.size + sum(told), at + length
         count_in(found, "headers of transactions", batos.TXN_HEADER.size + sum(told) + 8)
         for oid, *_, pickled in batos.records_of(data, begin, stop):
-            kind = class_of(batos._inflated(pickled))
+            kind = class_of(batos.inflated(pickled))
             count_in(found, f"{kind} ({names[oid]})" if oid in names else kind, len(pickled))
             count_in(found, "headers of records", batos.RECORD_HEADER.size)
         at = stop + 8

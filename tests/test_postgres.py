@@ -1,0 +1,188 @@
+"""An image in a real PostgreSQL server: served, moved, killed at both ends, refused where it would not be kept safely."""
+
+import itertools
+import json
+import pathlib
+import re
+import tomllib
+
+import engines
+import pytest
+from test_storage import (  # noqa: F401
+    NOTE,
+    at_home,
+    blobs_of,
+    documents_at,
+    faults_of,
+    filled,
+    raise_ended,
+    refused,
+    transactions_of,
+    under_load,
+)
+
+import batos
+
+pytestmark = pytest.mark.skipif(engines.INITDB is None, reason="no PostgreSQL server is installed (apt install postgresql)")
+NUMBERS = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    one = engines.Cluster()
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def uri(cluster):
+    return cluster.database(f"mind{next(NUMBERS)}")
+
+
+def name_of(uri):
+    return re.search(r"/(mind\d+)\?", uri)[1]
+
+
+def daemon_on(daemon, uri, *options):
+    return daemon("--image", uri, "--lease-s", "2", *options)
+
+
+def test_what_is_stored_is_there_after_a_restart_with_blobs_in_the_database(daemon, uri, cluster):
+    one = daemon_on(daemon, uri)
+    with batos.Client(one.endpoint) as client:
+        assert client.call("index_document", doc_id="valve.md", text=NOTE)["change"]
+        told = client.call("health")["result"]["engine"]
+        assert told["kind"] == "postgres" and told["durable_blobs"] is True and "host" not in told["where"]
+        told = client.call("inspect", target="pLLM_obj.lora_repository.ROBIN.model_blob")
+        assert "durable_blobs" not in told
+    assert one.stop() == 0, "".join(one.lines)[-3000:]
+    cached = pathlib.Path("batos.blobs")
+    cached.rename("batos.blobs.before")                      # what is there is in the database
+    again = daemon_on(daemon, uri)
+    with batos.Client(again.endpoint) as client:
+        assert client.call("search_memory", query="brass valve")["results"]
+        assert client.call("health")["result"]["writer"]["epoch"] == 2
+    assert again.stop() == 0
+    assert faults_of(uri) == []
+    assert b"brass valve" not in b"" and cluster.dump(name_of(uri))
+
+
+@pytest.mark.parametrize("name", ["synchronous_commit", "fsync", "full_page_writes"])
+def test_a_server_that_would_lose_what_it_acknowledges_is_refused(uri, cluster, capsys, name):
+    if name == "synchronous_commit":
+        cluster.sql("postgres", f"ALTER DATABASE {name_of(uri)} SET synchronous_commit = off")
+    else:
+        cluster.stop()
+        cluster.start(f"{name}=off")
+    told = refused(["--image", uri], capsys)
+    if name != "synchronous_commit":
+        cluster.stop()
+        cluster.start()
+    assert f"{name} is off" in told and "ALTER SYSTEM" in told
+
+
+def test_it_is_on_for_our_connections_whatever_the_database_is_told_later(uri, cluster):
+    image = batos.Image.open(uri)
+    cluster.sql("postgres", f"ALTER DATABASE {name_of(uri)} SET synchronous_commit = off")
+    batos.genesis(image)
+    connection = image.storage._adapter.connmanager.open()[0]
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW synchronous_commit")
+        assert cursor.fetchone()[0] == "on"
+    connection.close()
+    image.close()
+
+
+@pytest.mark.parametrize("uri, told", [
+    ("postgres://batos@127.0.0.1:1/mind?connect_timeout=2", "no database is given out"),
+    ("postgres://me:secret@127.0.0.1:1/mind?nonsense=1", "is no address of a database")])
+def test_a_wrong_address_is_told_without_its_password(capsys, uri, told):
+    said = refused(["--image", uri], capsys)
+    assert told in said and "secret" not in said
+
+
+def test_a_database_that_is_not_there_is_told(cluster, capsys):
+    assert "does not exist" in refused(["--image", f"postgres://batos@/nowhere?host={cluster.folder}"], capsys)
+
+
+def test_a_second_daemon_is_refused_and_a_former_writer_fails(daemon, uri, capsys):
+    one = daemon_on(daemon, uri)
+    assert "is written by another daemon" in refused(["--image", uri, "--lease-s", "1"], capsys)
+    other = batos.Image.open(uri)
+    batos._claimed(other, "tcp://127.0.0.1:2", "", raise_ended)
+    other.close()
+    with batos.Client(one.endpoint) as client, pytest.raises(batos.NoReply):
+        client.call("index_document", doc_id="valve.md", text=NOTE)
+    assert one.process.wait(60) == batos._EXIT_FENCED
+    assert any("another daemon writes the image now" in line for line in one.lines)
+
+
+def test_an_image_is_moved_there_and_back_with_its_tids_and_blobs(daemon, uri, capsys):
+    filled(daemon, "--image", "first.fs")
+    assert batos.main(["move", "first.fs", uri]) == 0
+    assert batos.main(["move", uri, "back.fs"]) == 0
+    assert capsys.readouterr().out.count("both ends were read whole and are the same") == 2
+    assert transactions_of("first.fs") == transactions_of("back.fs") and faults_of("back.fs") == []
+    assert blobs_of("first.fs") == blobs_of("back.fs")
+    one = daemon_on(daemon, uri)
+    with batos.Client(one.endpoint) as client:
+        assert len(client.call("list_documents", prefix="valve")["results"]) == 3
+        change = client.call("history", target="knowledge_catalog_obj")["results"]
+        assert change is not None and client.call("pack", days=0)["result"]
+        told = client.call("forget", doc_id="valve-0.md")["details"]
+        assert "VACUUM FULL" in told
+        with pytest.raises(batos.NotHere, match="pg_dump"):
+            client.call("backup")
+    assert one.stop() == 0 and faults_of(uri) == []
+
+
+def test_what_is_forgotten_is_gone_from_a_dump(daemon, uri, cluster):
+    one = daemon_on(daemon, uri)
+    with batos.Client(one.endpoint) as client:
+        client.call("index_document", doc_id="secret.md", text="The combination is zibeline quokka.")
+        assert b"zibeline".hex().encode() in cluster.dump(name_of(uri))
+        client.call("forget", doc_id="secret.md")
+    assert one.stop() == 0, "".join(one.lines)[-3000:]
+    assert b"zibeline".hex().encode() not in cluster.dump(name_of(uri))
+
+
+def test_a_server_that_is_gone_is_told_of_and_gone_on_with_once_it_is_back(daemon, uri, cluster):
+    one = daemon_on(daemon, uri, "--lease-s", "600")
+    with batos.Client(one.endpoint) as client:
+        client.call("index_document", doc_id="valve.md", text=NOTE)
+        cluster.stop("immediate")
+        with pytest.raises(batos.StorageOffline, match="does not answer"):
+            client.call("index_document", doc_id="late.md", text="A late note of copper.")
+        cluster.start()
+        while True:
+            try:
+                assert client.call("index_document", doc_id="late.md", text="A late note of copper.")["change"]
+                break
+            except batos.StorageOffline:
+                pass
+        assert client.call("search_memory", query="copper")["results"]
+    assert one.stop() == 0, "".join(one.lines)[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["daemon", "server"])
+def test_nothing_acknowledged_is_lost_where_either_end_is_killed_amid_writes(daemon, uri, cluster, who):
+    everything = []
+    for turn in range(2):
+        one = daemon_on(daemon, uri)
+        then = {"daemon": lambda one=one: one.stop(kill=True), "server": cluster.kill}[who]
+        everything += under_load(one.endpoint, 15 + 7 * turn, then)
+        one.stop(kill=True)
+        if who == "server":
+            cluster.start()
+        again = daemon_on(daemon, uri)
+        assert set(everything) <= documents_at(again.endpoint)
+        assert again.stop() == 0
+    assert faults_of(uri) == []
+
+
+def test_what_the_extra_needs_is_pinned_in_one_way():
+    root = pathlib.Path(batos.__file__).parent
+    pins = (root / "tests" / "postgres.txt").read_text().split()
+    extra = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]["postgres"]
+    assert pins == extra and all(pin in batos._POSTGRES for pin in pins) and json.dumps(pins)
