@@ -26248,6 +26248,8 @@ def cycle_report(cycle: UvmObject) -> dict:
         "accepted_at": cycle.accepted_at,
         "steps": len(cycle.journal),
     }
+    if conversation := cycle.mission_brief.get("conversation"):
+        report["conversation"] = conversation
     return report | (cycle.result or {})
 
 
@@ -39600,6 +39602,7 @@ class ListCyclesCommand(Command):
         ]
         | None
     ) = None
+    conversation: str | None = pydantic.Field(None, max_length=200)
     limit: int = pydantic.Field(20, ge=1, le=1000)
 
 
@@ -41044,11 +41047,17 @@ def why(request, root):
 def list_cycles(request, root):
     missions, reports = root["missions"], []
     for number in reversed(missions.keys()):
-        if request.command.state in (None, state_of(missions[number])):
+        if _is_wanted(missions[number], request.command):
             reports.append(to_wire(cycle_report(missions[number])))
         if len(reports) == request.command.limit:
             break
     return {"details": f"{len(reports)} cycles", "results": reports}
+
+
+def _is_wanted(cycle, command):
+    """Whether a cycle is in the state, and of the conversation, that list_cycles asks for."""
+    is_of_it = command.conversation in (None, cycle.mission_brief.get("conversation"))
+    return is_of_it and command.state in (None, state_of(cycle))
 
 
 @command(ListDocumentsCommand, lane="read", role="read")
@@ -44775,10 +44784,11 @@ _UI_SPEC = {
          "empty": "No documents yet. Teach it some:  python batos.py learn FOLDER"},
         {"name": "ask", "title": "Ask",
          "help": "Ask a question; the answer stands over the passages that it is taken from, what answers on a ground. [1] goes "
-                 "to its passage, read opens that in its document. Thought shows each step as long as it took and what each "
-                 "persona said, Why who was let in and what was pruned, Steps all that the journal holds. Mark an answer as "
-                 "right, or as wrong with what would be right. A name in the field Conversation makes questions turns of one.",
-         "columns": ["answer", "thought", "why", "steps"],
+                 "to its passage, read opens that in its document. Thread shows the turns of its conversation, each with how it "
+                 "was marked and corrected. Thought shows each step as long as it took and what each persona said, Why who was "
+                 "let in and what was pruned, Steps all that the journal holds. Mark an answer as right, or as wrong with what "
+                 "would be right. A name in the field Conversation makes questions turns of one.",
+         "columns": ["answer", "thread", "thought", "why", "steps"],
          "empty": "No questions yet. What do you want to know?"},
         {"name": "objects", "title": "Objects",
          "help": "Root objects stand on the left; words find others in the whole image, slot:NAME those that have a slot, "
@@ -51630,8 +51640,15 @@ def _cycles_pane(told):
     states = [name for name in STATES if name not in ENDED]
     for row in sorted(told["cycles"], key=lambda row: row["state"] in ENDED):
         steps = states.index(row["state"]) if row["state"] in states else len(states)
-        how = f"{row['seconds']:.1f} s" if row["state"] == "COMPLETE" else row["state"].lower()
-        yield f"{'●' * steps:○<{len(states)}} {row['cycle']} {how}  {one_line(row['mission'], 200)}"
+        yield f"{'●' * steps:○<{len(states)}} {row['cycle']} {_told_how(row)}  {one_line(row['mission'], 200)}"
+
+
+def _told_how(row):
+    """Return how a cycle is: its seconds, why it failed, or the state that it is in."""
+    if row["state"] == "COMPLETE":
+        return f"{row['seconds']:.1f} s"
+    why = f" ({row['reason']['code']})" if "reason" in row else ""
+    return row["state"].lower() + why
 
 
 def _experts_pane(told):
@@ -51695,6 +51712,12 @@ def _looked(client, events=()):
     }
 
 
+def _missions_at_work(told):
+    """Return how many missions wait or run."""
+    counts = told["health"]["missions"]
+    return counts.get("running", 0) + counts.get("waiting", 0)
+
+
 def _drawn(told):
     """Return {pane: its lines}."""
     return {name: [shown_line(line) for line in pane(told)] for name, pane in _PANES.items()}
@@ -51721,7 +51744,7 @@ class Lookout:
         self.asked = set()  # cycles of which states, tokens and the end are told
         # cycle -> what the core said so far
         self.events, self._streams = collections.deque(maxlen=_TOP_EVENTS), {}
-        self.closing = threading.Event()
+        self.closing, self.look_now = threading.Event(), threading.Event()
 
     def watch(self):
         """Look and listen until closed, connecting anew where it fails."""
@@ -51745,9 +51768,10 @@ class Lookout:
     def _listen(self, client):
         looked_s, stale = -math.inf, False
         for event in client.events(*_TOP_TOPICS):
-            stale = self._heard(event) or stale
+            stale = self._heard(event) or stale or self.look_now.is_set()
             since_s = time.monotonic() - looked_s
             if since_s >= _LOOK_S or stale and since_s >= _LOOK_LEAST_S:
+                self.look_now.clear()
                 self._look(client)
                 looked_s, stale = time.monotonic(), False
             if self.closing.is_set():
@@ -51755,7 +51779,8 @@ class Lookout:
 
     def _look(self, client):
         client.call("subscribe", topics=_TOP_TOPICS)  # it may be another daemon by now
-        self.tell("panes", _drawn(_looked(client, self.events)))
+        told = _looked(client, self.events)
+        self.tell("panes", _drawn(told), max(0, _missions_at_work(told) - len(self.asked)))
         for cycle in list(self.asked):
             try:
                 told = _told_end(client, cycle)
@@ -51808,6 +51833,7 @@ def _top_help():
             "a line without / is a question",
             *(f"{line:<38} {text}" for line, text in rows),
             _TOP_KEYS,
+            _TOP_KEYS_TOO,
         ]
     )
 
@@ -51822,6 +51848,11 @@ class TopCommand(typing.NamedTuple):
 
 
 _TOP_KEYS = "Tab completes, Up/Down recall, PgUp/PgDn scroll, Esc clears, Ctrl-C quits; F1 helps"
+_TOP_KEYS_TOO = (
+    "as in the Inspector: Ctrl-K and F1 help, F5 looks anew, Ctrl-Z undoes, Ctrl-Q quits"
+)
+# what a command's outcome says of the change that it made
+_CHANGE_TOLD = Pattern(r'"change": "([0-9a-f]+\.[0-9]+)"')
 # fmt: off
 _TOP_COMMANDS = {
     "ask": TopCommand("QUESTION", "let the composite mind answer from its memory", _top_ask),
@@ -51864,6 +51895,8 @@ class Terminal:
         self.typed, self.at = [""], 0  # the lines so far and the one that is begun; which is shown
         self.entries = {}  # cycle -> (the line that asked for it, its entry in the talk)
         self.warned = 0  # of how many cycles at work the person was told, who wanted to quit
+        self.others = 0  # missions of others that wait or run
+        self.change = ""  # the last one that was made from here
 
     def tell(self, name, *details):
         """Have self.hear_NAME(*details) run in the loop; from any thread."""
@@ -51907,8 +51940,8 @@ class Terminal:
 
     # ---- what the lookout tells
 
-    def hear_panes(self, drawn):
-        self.drawn, self.off = drawn, None
+    def hear_panes(self, drawn, others):
+        self.drawn, self.others, self.off = drawn, others, None
         self.screen.remove_class("offline")
         for name, lines in drawn.items():
             self.query_one(f"#{name.lower()}").update("\n".join(lines))
@@ -51922,6 +51955,8 @@ class Terminal:
     def hear_done(self, line, entry, told, cycle):
         """A line was carried out; where it is a question, its cycle is followed."""
         entry.update(_shown_lines(f"> {line}\n{told}"))
+        if made := _CHANGE_TOLD.search(told):
+            self.change = made[1]
         if cycle:
             self.entries[cycle] = line, entry
             self.lookout.asked.add(cycle)
@@ -52022,17 +52057,29 @@ class Terminal:
         line.action_end()
 
     def action_leave(self):
-        """Quit; where cycles run that were asked for here, only when that was said before."""
-        running = len(self.lookout.asked)
-        if not running or self.warned == running:
+        """Quit; where cycles are at work, only when that was said before."""
+        asked = len(self.lookout.asked)
+        running = asked + (0 if self.off else self.others)
+        if running <= self.warned:
             return self.exit()
         self.warned = running
-        are = (
-            "cycle that was asked for here is"
-            if running == 1
-            else "cycles that were asked for here are"
+        are = "cycle is" if running == 1 else "cycles are"
+        here = f", {asked} asked for here" if asked else ""
+        self.say(
+            f"{running} {are} at work{here}; the daemon goes on with them. Quit once more to leave"
         )
-        self.say(f"{running} {are} at work; the daemon goes on with them. Quit once more to leave")
+
+    def action_undo(self):
+        """Have the last change that was made from here stand in the line, to be undone by Enter."""
+        if not self.change:
+            return self.say("nothing was changed from here that could be undone")
+        line = self.query_one("#line")
+        line.value = f"/undo {self.change}"
+        line.action_end()
+
+    def action_look(self):
+        """Look anew, now."""
+        self.lookout.look_now.set()
 
     def action_commands(self):
         """Show all that can be typed."""
@@ -52056,6 +52103,8 @@ _TOP_BINDINGS = {
     "pageup": "page(-1)",
     "pagedown": "page(1)",
     "f1": "commands",
+    "f5": "look",
+    "ctrl+z": "undo",
     "ctrl+k": "commands",
     "ctrl+q": "leave",
     "ctrl+c": "leave",

@@ -6,7 +6,7 @@ It shows what the system remembers, what it is thinking, which objects there are
 experts sit; it changes them by the same messages as any other client. It needs kivy, pyzmq and ormsgpack, and nothing
 else of the system: a daemon on another machine is shown as well as one on this.
 
-    Ctrl+1 … Ctrl+6   the pages            Up, Down, Page, Home, End   move in a list
+    Ctrl+1 … Ctrl+7   the pages            Up, Down, Page, Home, End   move in a list
     Ctrl+K            all that can be done Enter                       open what is selected
     /                 to the search field  Shift+Up, Down, Ctrl+A      choose several, or all
     Ctrl+Z            undo a change        Ctrl+C                      copy what is chosen
@@ -50,12 +50,17 @@ import sys
 import threading
 import time
 import traceback
+import typing
 import unicodedata
 import zlib
+from collections.abc import Callable, Iterable
 
 import ormsgpack
 import zmq
 import zmq.utils.monitor
+
+SPEC: dict  # what is shown, as data; it follows
+COMMANDS: dict
 
 # ---- made by BAT OS
 #
@@ -122,12 +127,12 @@ SPEC = {
             "title": "Ask",
             "help": (
                 "Ask a question; the answer stands over the passages that it is taken from, what answers on a ground. [1] "
-                "goes to its passage, read opens that in its document. Thought shows each step as long as it took and what "
-                "each persona said, Why who was let in and what was pruned, Steps all that the journal holds. Mark an answer "
-                "as right, or as wrong with what would be right. A name in the field Conversation makes questions turns of "
-                "one."
+                "goes to its passage, read opens that in its document. Thread shows the turns of its conversation, each with "
+                "how it was marked and corrected. Thought shows each step as long as it took and what each persona said, Why "
+                "who was let in and what was pruned, Steps all that the journal holds. Mark an answer as right, or as wrong "
+                "with what would be right. A name in the field Conversation makes questions turns of one."
             ),
-            "columns": ["answer", "thought", "why", "steps"],
+            "columns": ["answer", "thread", "thought", "why", "steps"],
             "empty": "No questions yet. What do you want to know?",
         },
         {
@@ -523,6 +528,7 @@ COMMANDS = {
                 ],
                 "default": None,
             },
+            "conversation": {"type": "text", "longest": 200, "default": None},
             "limit": {"type": "integer", "min": 1, "max": 1000, "default": 20},
         },
     },
@@ -755,12 +761,12 @@ ENDED = ("COMPLETE", "FAILED")
 SHOWN_CHARS = 20_000  # of one text in a label; a longer one is a list of lines
 
 
-def told(name, **fields):
+def told(name: str, **fields) -> str:
     """Return one of the specification's texts with its fields filled in."""
     return TEXTS[name].format(**fields)
 
 
-def plain(text):
+def plain(text: str) -> str:
     """Return text as a font can draw it: control characters as pictures, lone surrogates replaced."""
     text = str(text).replace("\t", "    ").replace("\r\n", "\n").encode("utf-8", "replace").decode()
     return "".join(
@@ -768,7 +774,7 @@ def plain(text):
     )
 
 
-def short(value, most=120):
+def short(value: typing.Any, most: int = 120) -> str:
     """Return a value in one line of at most `most` characters."""
     text = value if isinstance(value, str) else to_json(value, None)
     text = " ".join(text[: most * 4].split())
@@ -788,12 +794,12 @@ def _keyed(value):
     return [_keyed(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def to_json(value, indent=1):
+def to_json(value: typing.Any, indent: int | None = 1) -> str:
     """Return a value of the wire as JSON text."""
     return json.dumps(_keyed(value), ensure_ascii=False, indent=indent, default=_unfit)
 
 
-def pretty(value, width=88):
+def pretty(value: typing.Any, width: float = 88) -> str:
     """Return a value as JSON, what fits into one line in one line."""
     line = to_json(value, None)
     if len(line) <= width or not isinstance(value, (dict, list)) or not value:
@@ -826,7 +832,7 @@ def depth_of(value):
     return depth
 
 
-def from_json(text, what="value"):
+def from_json(text: str, what: str = "value") -> typing.Any:
     """Return what JSON text says. Raises ValueError that says where it is wrong."""
     try:
         value = json.loads(text)
@@ -839,7 +845,7 @@ def from_json(text, what="value"):
         ) from None
 
 
-def read_file(name, path):
+def read_file(name: str, path: str) -> bytes:
     """Return the bytes of a file of this machine. Raises ValueError that names the field."""
     try:
         return pathlib.Path(path).expanduser().read_bytes()
@@ -847,7 +853,7 @@ def read_file(name, path):
         raise ValueError(f"{name} takes the path of a file here: {error}") from None
 
 
-def ref_of(value):
+def ref_of(value: typing.Any) -> str | None:
     """Return the oid that a value of the wire refers to, or None."""
     return (
         value["$ref"]
@@ -856,7 +862,7 @@ def ref_of(value):
     )
 
 
-def named_refs(value, name="", most=24):
+def named_refs(value: typing.Any, name: str = "", most: int = 24) -> dict:
     """Return {oid: the nearest name on the way to it} of up to `most` objects that a value refers to."""
     found, todo = {}, [(name, value)]
     while todo and len(found) < most:
@@ -874,12 +880,12 @@ def named_refs(value, name="", most=24):
     return found
 
 
-def refs_in(value, most=24):
+def refs_in(value: typing.Any, most: int = 24) -> list:
     """Return up to `most` oids that a value refers to."""
     return list(named_refs(value, "", most))
 
 
-def value_text(value, names, most=150):
+def value_text(value: typing.Any, names: dict, most: int = 150) -> str:
     """Return a value in one line for people: objects by their names, trees by their size and first entries."""
     if ref_of(value):
         return f"{names.get(ref_of(value), '')} {ref_of(value)}".strip()
@@ -898,7 +904,7 @@ def value_text(value, names, most=150):
     )
 
 
-def kind_of(shown):
+def kind_of(shown: dict) -> str:
     """Return the kind of an inspected object, by the table of kinds; 'object' where none fits."""
     for row in SPEC["kinds"]:
         if (
@@ -910,7 +916,9 @@ def kind_of(shown):
     return "object"
 
 
-def tree_rows(value, opened, key="", path=(), depth=0):
+def tree_rows(
+    value: typing.Any, opened: set, key: str = "", path: tuple = (), depth: int = 0
+) -> list:
     """Return the rows of a value as a tree: {"key", "path", "depth", "value", "open"}; `open` is None for a leaf.
 
     opened: set of paths; a $tree shows its entries.
@@ -920,7 +928,9 @@ def tree_rows(value, opened, key="", path=(), depth=0):
         if isinstance(value, dict) and isinstance(value.get("$tree"), dict)
         else None
     )
-    items = [(to_json(name, None), item) for name, item in inner] if inner is not None else None
+    items: list | None = (
+        [(to_json(name, None), item) for name, item in inner] if inner is not None else None
+    )
     if items is None and not ref_of(value):
         items = (
             list(value.items())
@@ -945,7 +955,7 @@ def tree_rows(value, opened, key="", path=(), depth=0):
     ]
 
 
-def difference(before, after):
+def difference(before: str, after: str) -> list:
     """Return [(tone, line)] of the difference of two texts; tone is one of '', 'good' (added) and 'bad' (taken out)."""
     lines = difflib.unified_diff(
         before.splitlines(), after.splitlines(), "as it is", "as it would be", lineterm="", n=3
@@ -954,7 +964,7 @@ def difference(before, after):
     return [(tones.get(line[:1], ""), line) for line in lines]
 
 
-def script_for(endpoint, keys, command, fields):
+def script_for(endpoint: str, keys: str | None, command: str, fields: dict) -> str:
     """Return a Python script that sends a request by batos.Client."""
     where = [] if endpoint == DEFAULT_ENDPOINT else [repr(endpoint)]
     where += [f"keys={keys!r}"] if keys else []
@@ -975,7 +985,7 @@ def width_of(char):
     )
 
 
-def wrapped(line, columns):
+def wrapped(line: str, columns: int) -> list:
     """Return a line cut into pieces of at most `columns` columns, at blanks where there are some."""
     if len(line) <= columns and line.isascii():
         return [line]
@@ -997,7 +1007,7 @@ def folded(word):
     return "".join(part for part in parts if not unicodedata.combining(part))
 
 
-def hits_in(text, words):
+def hits_in(text: str, words: Iterable) -> list:
     """Return [(start, end)] of where a text holds `words`, which are spelt as the daemon tells."""
     wanted = {folded(word) for word in words if word}
     found = re.finditer(r"\w+(?:['\u2019]\w+)*", text) if wanted else ()
@@ -1008,24 +1018,38 @@ def hits_in(text, words):
     return sorted(spans)
 
 
-def name_of(doc_id):
-    """Return the name of the file of a document that is named by its whole path, else its own."""
-    return pathlib.PurePath(doc_id).name if doc_id.startswith(("/", "~/")) else doc_id
+SAY_LITTLE = frozenset(
+    "changelog changes copying copyright index license licence news readme todo".split()
+)
 
 
-def folder_of(doc_id):
+def name_of(doc_id: str) -> str:
+    """Return the name of the file of a document that is named by its whole path, with its folder's where it says little."""
+    if not doc_id.startswith(("/", "~/")):
+        return doc_id
+    path = pathlib.PurePath(doc_id)
+    says_little = path.name.partition(".")[0].casefold() in SAY_LITTLE
+    return f"{path.parent.name}/{path.name}" if says_little and path.parent.name else path.name
+
+
+def is_name_of(title: str | None, doc_id: str) -> bool:
+    """Whether a title says no more than the name of the document does."""
+    return title in (None, "", doc_id, name_of(doc_id), pathlib.PurePath(doc_id).name)
+
+
+def folder_of(doc_id: str) -> str:
     """Return the folder of a document that is named by its whole path, or ''."""
     return str(pathlib.PurePath(doc_id).parent) if doc_id.startswith(("/", "~/")) else ""
 
 
-def place_of(told):
+def place_of(told: dict) -> str:
     """Return where a passage stands: its document's name, and the lines or pages of the file."""
     name, pages = name_of(told["doc_id"]), told.get("pages")
     lines = pages or told.get("file_lines") or told["lines"]
     return f"{name}:{'page ' if pages else ''}{'-'.join(map(str, dict.fromkeys(lines)))}"
 
 
-def seconds_text(seconds):
+def seconds_text(seconds: float | None) -> str:
     """Return a time span as people say it."""
     if seconds is None:
         return ""
@@ -1035,7 +1059,7 @@ def seconds_text(seconds):
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2f} s"
 
 
-def clock_text(time_value):
+def clock_text(time_value: dict | None) -> str:
     """Return the local time of {"$time": …} as HH:MM:SS, with the date where it is not today's."""
     text = time_value.get("$time") if isinstance(time_value, dict) else None
     if not text:
@@ -1048,20 +1072,20 @@ def clock_text(time_value):
     )
 
 
-def at_unix(time_value):
+def at_unix(time_value: dict | None) -> float:
     """Return {"$time": …} in seconds since 1970, 0 where there is none."""
     text = time_value.get("$time") if isinstance(time_value, dict) else None
     return datetime.datetime.fromisoformat(text).timestamp() if text else 0.0
 
 
-def number_text(number):
+def number_text(number: int) -> str:
     """Return a number for people: no more digits than say something."""
     if not isinstance(number, (int, float)):
         return str(number)
     return f"{number:,.0f}" if abs(number) >= 100 or number == int(number) else f"{number:.2f}"
 
 
-def figure(health, path):
+def figure(health: dict, path: str) -> float | None:
     """Return a figure of a health map by its dotted path, `*` sums over all; None where it is not told."""
     name, _, rest = path.partition(".")
     if not isinstance(health, dict):
@@ -1072,14 +1096,14 @@ def figure(health, path):
     return sum(figures) if figures else None
 
 
-def found_at(value, path):
+def found_at(value: typing.Any, path: str) -> typing.Any:
     """Return what stands in maps at a dotted path, or None."""
     for name in path.split("."):
         value = value.get(name) if isinstance(value, dict) else None
     return value
 
 
-def uuid7():
+def uuid7() -> str:
     """Return a UUIDv7 as text, which the daemon takes as an idempotency key."""
     value = (
         (time.time_ns() // 1_000_000) << 80
@@ -1106,7 +1130,7 @@ SAMPLES_KEPT = 180  # of health
 SENT_KEPT = 200
 
 
-def read_keys(path):
+def read_keys(path: str) -> tuple:
     """Return (server, public, secret) of a key file that only its owner reads. Raises ValueError that says what to do."""
     try:
         if stat.S_IMODE(os.stat(path).st_mode) & 0o077:
@@ -1147,12 +1171,12 @@ class Bridge:
         self._thread = threading.Thread(target=self._run, name="bridge", daemon=True)
         self._thread.start()
 
-    def send(self, number, request):
+    def send(self, number: int, request: dict) -> None:
         """Have a request sent; its reply will have this number."""
         self._requests.put((number, request))
         self._nudge()
 
-    def close(self):
+    def close(self) -> None:
         """End the thread and close everything."""
         self._closing = True
         self._nudge()
@@ -1391,15 +1415,15 @@ class Store:
 
     # -------- who wants to know
 
-    def on(self, topic, function):
+    def on(self, topic: str, function: Callable) -> None:
         self._listeners[topic].append(function)
 
-    def off(self, function):
+    def off(self, function: Callable) -> None:
         for functions in self._listeners.values():
             if function in functions:
                 functions.remove(function)
 
-    def forget_listeners(self):
+    def forget_listeners(self) -> None:
         """Tell nobody any more: another window is made."""
         self._listeners.clear()
         self._newest.clear()
@@ -1420,8 +1444,15 @@ class Store:
     # -------- asking
 
     def ask(
-        self, command, then=None, slot=None, doing="waiting", by_hand=False, fields=None, **more
-    ):
+        self,
+        command: str,
+        then: Callable | None = None,
+        slot: str | None = None,
+        doing: str = "waiting",
+        by_hand: bool = False,
+        fields: dict | None = None,
+        **more,
+    ) -> Sent:
         """Send a command with `fields` and `more`; then(reply) is called when it is answered, unless its slot has asked anew."""
         self._number += 1
         fields = {**(fields or {}), **more}
@@ -1445,11 +1476,11 @@ class Store:
         self._tell("waiting")
         return sent
 
-    def forget(self, slot):
+    def forget(self, slot: str) -> None:
         """Drop the answer that a slot waits for."""
         self._newest.pop(slot, None)
 
-    def waiting(self):
+    def waiting(self) -> list[Sent]:
         """Return the Sent of slots and hands that wait for their answer, the longest first."""
         return [
             sent
@@ -1459,7 +1490,7 @@ class Store:
 
     # -------- what comes
 
-    def drain(self, budget_s=0.004):
+    def drain(self, budget_s: float = 0.004) -> bool:
         """Take what came, for a few ms. Returns whether there is more."""
         until_s = time.monotonic() + budget_s
         while self.bridge.arrived:
@@ -1494,7 +1525,7 @@ class Store:
         if line == "online":
             self.look_anew()
 
-    def look_anew(self):
+    def look_anew(self) -> None:
         """Ask for the whole state; events tell a part of it."""
         self.ask("get_full_state", self._on_state, slot="state", doing="asking for the state")
 
@@ -1710,7 +1741,7 @@ class Fonts:
         self._asked = set()  # scripts of which fontconfig was asked
         self.shapes = None  # whether texts are shaped here; None: it was not tried yet
 
-    def font_for(self, char):
+    def font_for(self, char: str) -> str | None:
         """Return the path of a font that has a character, or None for the base font, which may lack it too."""
         if char < "\u0250" or unicodedata.category(char) in BARE:
             return None
@@ -1724,7 +1755,8 @@ class Fonts:
             self.unshaped.add(script)
         path = next((path for path in self._candidates(char) if self._has(path, ord(char))), None)
         if path is None:
-            self.missing.add(script)
+            is_letter = unicodedata.category(char)[0] == "L"
+            self.missing.add(script if is_letter else "SOME SIGNS")
         return path if path != self.base else None
 
     def _is_shaped(self):
@@ -1759,11 +1791,11 @@ class Fonts:
         at = bisect.bisect_right(ranges, (code, 0x110000)) - 1
         return at >= 0 and ranges[at][0] <= code <= ranges[at][1]
 
-    def input_font(self, text, usual):
+    def input_font(self, text: str, usual: str) -> str:
         """Return the font of an input, which can only have one: that of the first character that the usual font lacks."""
         return next(filter(None, map(self.font_for, text[:2000])), usual)
 
-    def note(self):
+    def note(self) -> str:
         """Return what to say of scripts that are not shown well, or ''."""
         said = (
             [told("glyphs", scripts=", ".join(sorted(self.missing)).lower())]
@@ -1920,14 +1952,14 @@ LOOK = {"theme": THEMES[0], "density": next(iter(DENSITIES))}
 
 
 @functools.lru_cache(maxsize=2)
-def palette(theme):
+def palette(theme: str) -> dict:
     """Return {tone: colour} of a theme; the accent is moved until it can be read."""
     tones = {**SPEC["palette"], **(SPEC["light"] if theme == "light" else {})}
     grounds = [tones[name] for name in ("ground", "panel", "raised", "chosen")]
     return {**tones, "accent": legible(SPEC["accent"], grounds, tones["ink"])}
 
 
-def colour(tone):
+def colour(tone: str) -> str:
     """Return the hex colour of a tone of the palette."""
     return palette(LOOK["theme"]).get(tone, tone)
 
@@ -1963,7 +1995,7 @@ def legible(tone, grounds, ink):
     return ink
 
 
-def marked(text, tone="", hits=(), bold=False):
+def marked(text: str, tone: str = "", hits: Iterable = (), bold: bool = False) -> str:
     """Return untrusted text as markup: escaped, drawn in fonts that have it, in a tone; spans `hits` stand on a ground."""
     text, parts, at = plain(text)[:SHOWN_CHARS], [], 0
     for start, end in hits:
@@ -1975,7 +2007,7 @@ def marked(text, tone="", hits=(), bold=False):
     return f"[color={colour(tone)}]{said}[/color]" if tone else said
 
 
-def unmarked(said):
+def unmarked(said: str) -> str:
     """Return the text that markup shows."""
     said = re.sub(r"\[/?\w[^\[\]]*\]", "", said)
     return said.replace("&bl;", "[").replace("&br;", "]").replace("&amp;", "&")
@@ -2007,7 +2039,7 @@ def fitting(text, width, size=BODY, bold=False, font=NOBODY):
     return len(text)
 
 
-def cut(text, width, size=BODY, bold=False):
+def cut(text: str, width: float, size: float = BODY, bold: bool = False) -> str:
     """Return a text in one line that fits, with an ellipsis where it did not."""
     text = " ".join(plain(text[:2000]).split())
     fits = fitting(text, width, size, bold)
@@ -2019,7 +2051,14 @@ def cut(text, width, size=BODY, bold=False):
     )
 
 
-def lines_in(text, width, size=BODY, most=0, bold=False, font=NOBODY):
+def lines_in(
+    text: str,
+    width: float,
+    size: float = BODY,
+    most: int = 0,
+    bold: bool = False,
+    font: str = NOBODY,
+) -> list:
     """Return the (start, end) of a text's lines at a width, cut at blanks where there are some; no more than `most`."""
     spans, start = [], 0
     while start < len(text) and not (most and len(spans) == most):
@@ -2034,7 +2073,7 @@ def lines_in(text, width, size=BODY, most=0, bold=False, font=NOBODY):
     return spans
 
 
-def in_lines(text, width, size=BODY, most=3):
+def in_lines(text: str, width: float, size: float = BODY, most: int = 3) -> list:
     """Return a text as at most so many lines of a width, the last with an ellipsis where it goes on."""
     text = " ".join(plain(text[: 400 * most]).split())
     spans = lines_in(text, width, size, most)
@@ -2064,7 +2103,15 @@ def cut_markup(said, width, size=BODY, font=NOBODY):
 
 
 @functools.lru_cache(maxsize=128)  # more than a window shows: each holds its picture
-def text_of(said, font, size, width, lines, halign="left", line_height=1.0):
+def text_of(
+    said: str,
+    font: str,
+    size: float,
+    width: float,
+    lines: int,
+    halign: str = "left",
+    line_height: float = 1.0,
+) -> MarkupLabel:
     """Return a label that has drawn markup: its texture, and in refs the boxes of what stands on a ground."""
     label = MarkupLabel(
         text=cut_markup(said, width, size, font) if lines == 1 else said,
@@ -2112,7 +2159,7 @@ ICONS = {
 # ---- widgets
 
 
-def tell_kv():
+def tell_kv() -> None:
     """Tell the rules of kv the colours and sizes; what is made from now on has them."""
     tones = {
         name.upper(): get_color_from_hex(tone) for name, tone in palette(LOOK["theme"]).items()
@@ -2575,7 +2622,9 @@ class Row(RecycleDataViewBehavior, Widget):
         return self.parent.recycleview if self.parent else None
 
 
-def row(text, side="", height=None, value=None, **how):
+def row(
+    text: str, side: str = "", height: float | None = None, value: typing.Any = None, **how
+) -> dict:
     """Return a list row's data; text and side are markup, value is what the row stands for.
 
     height is in dp; without one it is as many `lines` as the text has, of its `size`, with the room of `pad` around them.
@@ -2610,7 +2659,7 @@ def in_balance(text):
 
 
 @functools.lru_cache(maxsize=64)
-def line_high(size, font=NOBODY):
+def line_high(size: float, font: str = NOBODY) -> float:
     """Return how tall a line of text is, in pixels."""
     return MarkupLabel(font_name=font, font_size=sp(size)).get_extents("Ay")[1]
 
@@ -2622,7 +2671,7 @@ def stands_for(value):
     """Return what a row's value is of, whatever else is told of it by now."""
     if isinstance(value, tuple):
         return value[:1]
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or "event" in value:  # of one cycle there are many events
         return value
     told_of = value.get("chunk", value)
     return next((told_of[name] for name in NAMED_BY if name in told_of), value)
@@ -2663,7 +2712,7 @@ class Rows(FocusBehavior, RecycleView):
             self.fill([])
 
     @property
-    def chosen_row(self):
+    def chosen_row(self) -> typing.Any:
         """The value of the chosen row, or None."""
         return self.data[self.chosen]["value"] if 0 <= self.chosen < len(self.data) else None
 
@@ -2673,7 +2722,7 @@ class Rows(FocusBehavior, RecycleView):
             self.anchor, self.chosen
         )
 
-    def fill(self, rows, keep=False):
+    def fill(self, rows: list, keep: bool = False) -> None:
         """Show rows, or the empty text; `keep` keeps what is chosen, and the place."""
         rows = rows or (
             [row(marked(self.empty, "faint"), height=140, lines=6, pad=16)] if self.empty else []
@@ -2703,11 +2752,11 @@ class Rows(FocusBehavior, RecycleView):
         places = (n for n, one in enumerate(rows) if stands_for(one["value"]) == wanted)
         return near if wanted is None else next(places, near)
 
-    def add(self, rows):
+    def add(self, rows: list) -> None:
         """Add rows at the end; the place stays."""
         self.fill([*self.data, *rows], keep=True)
 
-    def choose(self, index, show=False, extend=False):
+    def choose(self, index: int, show: bool = False, extend: bool = False) -> None:
         """Choose a row; `show` scrolls to it, `extend` chooses all from the one that was chosen first."""
         if not self.data:
             return
@@ -2725,12 +2774,12 @@ class Rows(FocusBehavior, RecycleView):
         for view in self.children[0].children if self.children else ():
             view.chosen = self.holds(view.index)
 
-    def said(self):
+    def said(self) -> str:
         """Return what the chosen rows say; of none, what all say."""
         wanted = [one for n, one in enumerate(self.data) if self.chosen < 0 or self.holds(n)]
         return "\n".join(one.get("copy") or unmarked(one["text"]) for one in wanted)
 
-    def copy(self):
+    def copy(self) -> None:
         """Put what the chosen rows say into the clipboard."""
         from kivy.core.clipboard import Clipboard
 
@@ -2756,7 +2805,7 @@ class Rows(FocusBehavior, RecycleView):
         self.anchor = 0
         self.choose(len(self.data) - 1, extend=True)
 
-    def show(self, index, at=None):
+    def show(self, index: int, at: float | None = None) -> None:
         """Scroll so that a row is seen; `at` is where, from 0 (top) to 1, else only as far as needed."""
         room = self._tops[-1] - self.height
         if room <= 0 or index + 1 >= len(self._tops):
@@ -2794,7 +2843,7 @@ class Rows(FocusBehavior, RecycleView):
 CODE = 13.5  # sp, of what stands in the fixed font
 
 
-def line_rows(lines, columns, numbers=True):
+def line_rows(lines: list, columns: int, numbers: bool = True) -> list:
     """Return rows of text lines in a fixed font: lines is [(number or '', text, tone, hits, value)]."""
     rows = []
     for number, text, tone, hits, value in lines:
@@ -2809,12 +2858,12 @@ def line_rows(lines, columns, numbers=True):
     return rows
 
 
-def code_row(said, value=None, **how):
+def code_row(said: str, value: typing.Any = None, **how) -> dict:
     """Return a row of the fixed font."""
     return row(said, height=19, font=FONTS.mono, size=CODE, value=value, lines=1, pad=0, **how)
 
 
-def columns_of(rows, margin=9):
+def columns_of(rows: list, margin: int = 9) -> int:
     """Return how many columns of the fixed font fit into a list."""
     return max(20, int((rows.width - dp(24)) / (sp(CODE) * 0.6)) - margin)
 
@@ -2823,7 +2872,7 @@ class Menu(ModalView):
     """Some things that can be done, at the place of the mouse."""
 
     @classmethod
-    def offer(cls, touch, things):
+    def offer(cls, touch: typing.Any, things: list) -> "Menu":
         """Show names; that which is pressed is done."""
         wide, high = dp(170), dp(32) * len(things) + dp(8)
         window = App.get_running_app().root_window
@@ -2872,7 +2921,7 @@ class Block:
     ended: int = 0  # letters of its last line
 
 
-def blocks_of(kind, lines, name=""):
+def blocks_of(kind: str, lines: list, name: str = "") -> list:
     """Return the Blocks of a document's lines [(number, text, chunk)]; kind as the daemon tells it."""
     if kind == "code":
         return [Block("code", text, (number, chunk), 0, name) for number, text, chunk in lines]
@@ -2935,7 +2984,7 @@ def _goes_on(last, text, kind):
     )
 
 
-def styled(text):
+def styled(text: str) -> tuple:
     """Return (the text that inline Markdown shows, [style of each character])."""
     said, styles, at = "", [], 0
     for found in INLINE.finditer(text):
@@ -3006,7 +3055,14 @@ def _dressed(text, styles, lit, size):
     return "".join(said)
 
 
-def block_rows(block, width, words=(), quotes=(), ground=None, numbers=True):
+def block_rows(
+    block: typing.Any,
+    width: float,
+    words: Iterable = (),
+    quotes: Iterable = (),
+    ground: str | None = None,
+    numbers: bool = True,
+) -> list:
     """Return the rows of a Block at a width; what is spelt as `words`, or is one of `quotes`, stands on a ground."""
     if block.kind in ("space", "rule"):
         return [row("", height=9, value=block.place, ground=ground, lines=1, pad=0)]
@@ -3106,12 +3162,12 @@ def _coloured(text, language, theme):
     return " " * lead + "".join(said).strip("\n").lstrip(" ") if text.strip() else text
 
 
-def coloured(text, language):
+def coloured(text: str, language: str) -> str:
     """Return markup of code in the colours of its language, by pygments; a name of a file tells one as well."""
     return _coloured(text, language, LOOK["theme"])
 
 
-def code_lines(source, language="python"):
+def code_lines(source: str, language: str = "python") -> list:
     """Return markup of each line of code; what goes over several lines is told as such."""
     lexer, lines = _lexer(language), [""]
     for token, piece in lexer.get_tokens(plain(source)):
@@ -3142,13 +3198,21 @@ class Reader(BoxLayout):
         self._doc, self._chunks, self._facts = None, {}, {}
         self._asked = {"chunk": 0, "lines": None, "words": (), "quotes": ()}
 
-    def clear(self):
+    def clear(self) -> None:
         """Close what is open."""
         self._clear()
         self.title = ""
         self.ids.rows.fill([])
 
-    def open(self, doc_id, version=None, chunk=0, lines=None, words=(), quotes=()):
+    def open(
+        self,
+        doc_id: str,
+        version: int | None = None,
+        chunk: int = 0,
+        lines: tuple | None = None,
+        words: Iterable = (),
+        quotes: Iterable = (),
+    ) -> None:
         """Show a document at a chunk: `lines` (first, last) of it, and what is spelt as `words` or says `quotes` lit up."""
         self._clear()
         self._doc = (doc_id, version)
@@ -3161,12 +3225,12 @@ class Reader(BoxLayout):
         self.title = marked(name_of(doc_id), bold=True)
         self._ask(max(0, chunk - self.PAGE // 3), goal=True)
 
-    def widen(self):
+    def widen(self) -> None:
         """Show the same in front of everything, as wide as one reads."""
         if self._doc:
             read_wide(self.store, *self._doc, **self._asked)
 
-    def look_whether_old(self):
+    def look_whether_old(self) -> None:
         """Say so where memory holds another version by now, or none."""
         if self._facts:
             self.store.ask(
@@ -3233,8 +3297,9 @@ class Reader(BoxLayout):
         name, title = name_of(self._facts["doc_id"]), self._facts["title"]
         where = [name, f"version {self._facts['version']}, {self._facts['kind']}"]
         where += [folder_of(self._facts["doc_id"])]
-        where = where[1:] if title in (None, "", name) else where
-        self.title = f"{marked(title or name, bold=True)}   " + marked("   ".join(where), "faint")
+        if is_name_of(title, self._facts["doc_id"]):
+            title, where = name, where[1:]
+        self.title = f"{marked(title, bold=True)}   " + marked("   ".join(where), "faint")
 
     def _lines(self):
         """Return [(number, text, chunk)] of what is held of the document; where it leaves out, a line without text."""
@@ -3291,7 +3356,7 @@ class Reader(BoxLayout):
         lit = next((n for n, one in mine if one.get("lit")), mine[0][0] if mine else 0)
         self.ids.rows.show(lit, 0.3)
 
-    def go_on(self, value):
+    def go_on(self, value: typing.Any) -> None:
         """Open the row that goes on above or below."""
         where, chunk = value or ("", 0)
         if where in ("above", "below"):
@@ -3300,7 +3365,7 @@ class Reader(BoxLayout):
             self._ask(first, limit=min(self.PAGE, chunk) if where == "above" else self.PAGE)
 
 
-def read_wide(store, *what, **how):
+def read_wide(store: Store, *what, **how) -> "Dialog":
     """Show a document in front of everything, as wide as one reads; arguments as for Reader.open."""
     dialog = Dialog(size_hint=(0.9, 0.96))
     reader = Reader(store=store, wide=True)
@@ -3372,7 +3437,7 @@ class Split(BoxLayout):
 
 
 @functools.lru_cache(maxsize=512)
-def texture_of(said, size, width, halign, lines):
+def texture_of(said: str, size: float, width: float, halign: str, lines: int) -> typing.Any:
     """Return the texture of a text with markup; figures that stand still are not drawn each time."""
     label = MarkupLabel(
         text=said,
@@ -3408,10 +3473,19 @@ class Drawing(Widget):
             with self.canvas:
                 self.draw(self.data)
 
-    def draw(self, data):
+    def draw(self, data: typing.Any) -> None:
         """Draw the data on the canvas."""
 
-    def box(self, x, y, width, height, tone, alpha=1.0, outline=None):
+    def box(
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float | None,
+        tone: str,
+        alpha: float = 1.0,
+        outline: str | None = None,
+    ) -> None:
         """Draw a rounded box."""
         Color(*get_color_from_hex(colour(tone))[:3], alpha)
         RoundedRectangle(pos=(x, y), size=(width, height), radius=[dp(5)])
@@ -3419,7 +3493,17 @@ class Drawing(Widget):
             Color(*get_color_from_hex(colour(outline)))
             Line(rounded_rectangle=(x, y, width, height, dp(5)), width=1.1)
 
-    def say(self, text, x, y, width, tone="ink", size=13, halign="left", lines=1):
+    def say(
+        self,
+        text: str,
+        x: float,
+        y: float,
+        width: float,
+        tone: str = "ink",
+        size: float = 13,
+        halign: str = "left",
+        lines: int = 1,
+    ) -> None:
         """Draw text, the top of its first line at y; it is cut at a width."""
         said = marked(short(text, max(4, int(width / (sp(size) * 0.5)) * lines)), tone)
         texture = texture_of(said, size, width, halign, lines)
@@ -3427,7 +3511,7 @@ class Drawing(Widget):
             Color(1, 1, 1, 1)
             Rectangle(texture=texture, pos=(x, y - texture.height), size=texture.size)
 
-    def line(self, points, tone, width=1.2):
+    def line(self, points: list, tone: str, width: float = 1.2) -> None:
         Color(*get_color_from_hex(colour(tone)))
         Line(points=points, width=width)
 
@@ -3451,7 +3535,7 @@ class Spark(Drawing):
         super().__init__(**how)
         self.bind(at=self.again)
 
-    def draw(self, data):
+    def draw(self, data: dict | None) -> None:
         values = [value for _, value in data["values"]]
         self.box(self.x, self.y, self.width, self.height, "panel")
         self.say(data["title"], self.x + dp(12), self.top - dp(8), self.width * 0.5, "soft", 12.5)
@@ -3524,7 +3608,7 @@ class Spark(Drawing):
 class Gauge(Drawing):
     """How full something is: data is {"used", "room" or None, "tone", "words"}."""
 
-    def draw(self, data):
+    def draw(self, data: typing.Any) -> None:
         self.box(self.x, self.y, self.width, self.height, "raised")
         share = min(1, data["used"] / data["room"]) if data["room"] else 0
         if share:
@@ -3548,7 +3632,7 @@ class Dialog(ModalView):
 
     title, note = StringProperty(), StringProperty()
 
-    def button(self, text, then, strong=False):
+    def button(self, text: str, then: Callable, strong: bool = False) -> Push:
         """Add a button; then() is called when it is pressed."""
         push = Push(text=text, strong=strong)
         push.bind(on_release=lambda _: then())
@@ -3585,63 +3669,124 @@ class Page(BoxLayout):
         super().__init__(**how)
         self.made()
 
-    def made(self):
+    def made(self) -> None:
         """Fill what does not change."""
 
-    def shown(self):
+    def shown(self) -> None:
         """Listen, and look anew."""
         for topic, method in self.wants.items():
             self.store.on(topic, getattr(self, method))
         if self.live or self.stale:
             self.look_anew()
 
-    def look_anew(self):
+    def look_anew(self) -> None:
         """Ask for what is shown, where a daemon is there to answer."""
         self.stale = self.store.line != "online"
         self.refresh()
 
-    def hidden(self):
+    def hidden(self) -> None:
         """Listen no more."""
         for method in self.wants.values():
             self.store.off(getattr(self, method))
 
-    def refresh(self):
+    def refresh(self) -> None:
         """Ask anew what is shown."""
 
-    def go(self, **where):
+    def go(self, **where) -> None:
         """Show what another page refers to."""
 
-    def place(self):
+    def place(self) -> dict:
         """Return what `go` is given so that another page of my kind shows what I show."""
         return {}
 
-    def begin(self):
+    def begin(self) -> None:
         """Put the cursor where one would begin."""
 
-    def back(self):
+    def back(self) -> bool:
         """Take one step back; returns whether there was one."""
         return False
 
-    def key(self, key, modifiers):
+    def key(self, key: str, modifiers: list) -> bool:
         """Take a key that no field wanted; returns whether it meant something."""
         return False
 
 
-def cycle_row(report, wide=0):
-    """Return the row of a cycle as list_cycles tells it, with why it failed where it did."""
+COMMITTED_S = 0.4  # how soon after a commit a list is asked for anew
+
+
+def waits_for(report: dict, health: dict, others: list) -> str:
+    """Return what a cycle that has not begun, or stands still, waits for; '' where that is not known."""
+    core, at_work = health.get("core", {}), health.get("missions", {}).get("running", 0)
+    if core.get("state") == "loading":
+        return f"It waits for the core, which is loading: {core.get('progress', '')}"
+    since = report.get("accepted_at", {}).get("$time", "")
+    before = [
+        one for one in others if one["state"] not in ENDED and one["accepted_at"]["$time"] < since
+    ]
+    if report.get("state") == "IDLE" and before:
+        count = len(before)
+        return f"It waits for its turn: {count} {'mission was' if count == 1 else 'missions were'} accepted before it"
+    if report.get("state") == "IDLE" and at_work:
+        return f"It waits for its turn: {at_work} {'mission is' if at_work == 1 else 'missions are'} at work"
+    if core.get("state") not in (None, "ready"):
+        return f"The core is {core['state']}: {core.get('progress', '')}"
+    return ""
+
+
+def cycle_row(report: dict, wide: float = 0, waits: str = "", turns: int = 1) -> dict:
+    """Return the row of a cycle as list_cycles tells it, with why it failed, or what it waits for; of `turns` in its thread."""
     tone, room = SPEC["states"].get(report["state"], "soft"), max(dp(140), wide - dp(34))
     mark = {"right": "\u2713 ", "wrong": "\u2717 "}.get(report.get("feedback", {}).get("mark"), "")
     told_of = f"{mark}{report['state'].lower()}  {seconds_text(report.get('seconds'))}"
     said = [marked(line) for line in in_lines(report["mission"], room, most=2)]
     said.append(f"{marked(told_of, tone)}  {marked(clock_text(report['accepted_at']), 'faint')}")
     if "reason" in report:
-        said.append(
-            marked(cut(f"{report['reason']['code']}: {report['reason']['details']}", room), "soft")
-        )
+        why = f"{report['reason']['code']}: {report['reason']['details']}"
+        said.append(marked(cut(why, room), "soft"))
+    if waits:
+        said += [marked(line, "warm") for line in in_lines(waits, room, most=3)]
+    if "conversation" in report:
+        thread = f"{turns} {'turn' if turns == 1 else 'turns'} of {report['conversation']}"
+        said.append(marked(cut(thread, room), "faint"))
     return row("\n".join(said), value=report, pad=8)
 
 
-def change_row(change):
+def threads_of(reports: list) -> list:
+    """Return [[report]]: the missions of one conversation together, the newest first; one of no conversation by itself."""
+    threads = {}
+    for report in reports:
+        threads.setdefault(report.get("conversation") or (report["cycle"],), []).append(report)
+    return list(threads.values())
+
+
+def how_it_went(report: dict, health: dict, others: list) -> list:
+    """Return [(tone, line)]: why a cycle failed and what to do about it, or what it waits for; [] of one that is well."""
+    if "reason" in report:
+        what, *todo = report["reason"]["details"].split("; ")
+        said = [("bad", f"{report['state']}: {report['reason']['code']}"), ("", what)]
+        return said + [("soft", f"\u2192 {part}") for part in todo]
+    waits = "" if report["state"] in ENDED else waits_for(report, health, others)
+    return [("warm", waits)] if waits else []
+
+
+def report_of(cycle: str, slots: dict) -> dict:
+    """Return what list_cycles tells of a cycle, as far as its inspected slots tell it."""
+    value = {name: slot["value"] for name, slot in slots.items()}
+    result, brief = value.get("result") or {}, value.get("mission_brief") or {}
+    texts = [one for one in brief.get("args") or () if isinstance(one, str)]
+    state = "COMPLETE" if "answer" in result else "FAILED" if "reason" in result else ""
+    begun = "at work" if value.get("journal") else "IDLE"
+    mission = " ".join(texts) or str(brief.get("selector", "")).replace("_", " ").strip()
+    return {
+        "cycle": cycle,
+        "mission": mission,
+        "accepted_at": value.get("accepted_at") or {},
+        **result,
+        "state": state or begun,
+    }
+
+
+def change_row(change: dict) -> dict:
     """Return the row of a change of the ledger."""
     slots = (
         ", ".join(f"{part['name'] or part['oid']}.{part['slot']}" for part in change["changes"])
@@ -3658,7 +3803,7 @@ def change_row(change):
     )
 
 
-def change_lines(change, oid=None):
+def change_lines(change: dict, oid: str | None = None) -> list:
     """Return [(tone, line)] of what a change did to its slots, or to those of one object."""
     lines = []
     for part in change["changes"]:
@@ -3680,11 +3825,11 @@ class ShowsFigures:
 
     sparks = ()
 
-    def shown(self):
+    def shown(self) -> None:
         super().shown()
         App.get_running_app().root_window.bind(mouse_pos=self._hover)
 
-    def hidden(self):
+    def hidden(self) -> None:
         super().hidden()
         App.get_running_app().root_window.unbind(mouse_pos=self._hover)
 
@@ -3770,7 +3915,7 @@ class SearchPage(Page):
 """
     TYPED_S = 0.3  # a pause after which what is typed is searched for
 
-    def made(self):
+    def made(self) -> None:
         self._after, self._fields, self.filters = None, {}, {}
         fit = Clock.create_trigger(lambda _: self._fit(), 0.1)
         self._ask_typed = Clock.create_trigger(lambda _: self.ask(), self.TYPED_S)
@@ -3804,11 +3949,11 @@ class SearchPage(Page):
         self.filters[name] = one
         self.ids.filters.add_widget(one)
 
-    def begin(self):
+    def begin(self) -> None:
         self.ids.query.focus = True
         Clock.schedule_once(lambda _: self.ids.query.select_all(), 0)
 
-    def refresh(self):
+    def refresh(self) -> None:
         self.ask(keep=True)
         self.ids.reader.look_whether_old()
 
@@ -3840,13 +3985,13 @@ class SearchPage(Page):
                 )
         return fields
 
-    def typed(self):
+    def typed(self) -> None:
         """Search for what is typed, after a pause; what is set by a page is asked for by that."""
         if self.ids.query.focus:
             self._ask_typed.cancel()
             self._ask_typed()
 
-    def ask(self, keep=False):
+    def ask(self, keep: bool = False) -> None:
         """Ask for the first results; without words for the documents."""
         self._ask_typed.cancel()
         query = self.ids.query.text.strip()
@@ -3875,12 +4020,12 @@ class SearchPage(Page):
                 limit=200,
             )
 
-    def more(self):
+    def more(self) -> None:
         """The end was reached: ask for what follows."""
         if self._after is not None:
             self._ask(self._after)
 
-    def came(self, reply, after, keep=False):
+    def came(self, reply: dict, after: str | None, keep: bool = False) -> None:
         if reply["status"] != "OK":
             self.ids.note.text = marked(reply["details"], "bad")
             if after:
@@ -3934,7 +4079,7 @@ class SearchPage(Page):
         width, chunk, spelt = self._room_for_text(), found["chunk"], spelt_of(found)
         place, title = place_of(chunk), chunk["title"]
         where = [place, " \u203a ".join(chunk["headings"]), folder_of(chunk["doc_id"])]
-        if title in (chunk["doc_id"], name_of(chunk["doc_id"])):  # it has no title
+        if is_name_of(title, chunk["doc_id"]):
             title, where = place, where[1:]
         lines = in_lines(self._around(self._text_of(found), spelt), width, most=3)
         below = " \u00b7 ".join(filter(None, where))
@@ -3979,14 +4124,14 @@ class SearchPage(Page):
 
     def _document_row(self, document):
         width, name = self._room_for_text(), name_of(document["doc_id"])
-        title = document["title"] or name
+        title = name if is_name_of(document["title"], document["doc_id"]) else document["title"]
         facts = f"{document['kind']}, version {document['version']}, {document['chunks']} parts, {document['scope']}"
         where = [name] * (name != title) + [facts, folder_of(document["doc_id"])]
         below = " \u00b7 ".join(filter(None, where))
         said = f"{marked(cut(title, width, bold=True), bold=True)}\n{marked(cut(below, width), 'soft')}"
         return row(said, marked(clock_text(document["added_at"]), "soft"), value=document, pad=8)
 
-    def look(self, enter=False):
+    def look(self, enter: bool = False) -> None:
         """Open the chosen result in the reader; by Enter the cursor goes there too."""
         found = self.ids.rows.chosen_row
         if not found:
@@ -4005,17 +4150,24 @@ class SearchPage(Page):
         if enter:
             self.ids.reader.widen()
 
-    def place(self):
+    def place(self) -> dict:
         return {"query": self.ids.query.text}
 
-    def go(self, doc_id=None, version=None, chunk=0, lines=None, query=None):
+    def go(
+        self,
+        doc_id: str | None = None,
+        version: int | None = None,
+        chunk: int = 0,
+        lines: tuple | None = None,
+        query: str | None = None,
+    ) -> None:
         if query is not None:
             self.ids.query.text = query
             self.ask()
         elif doc_id:
             self.ids.reader.open(doc_id, version, chunk, lines)
 
-    def back(self):
+    def back(self) -> bool:
         if self.ids.reader.title:
             self.ids.reader.clear()
             self.ids.rows.focus = True
@@ -4039,11 +4191,11 @@ class ThoughtDrawing(Drawing):
     LANE, LEFT, RIGHT = 26, 190, 76  # dp
 
     @staticmethod
-    def high(count):
+    def high(count: int) -> float:
         """Return how tall the timeline of so many steps is."""
         return dp(ThoughtDrawing.LANE * count + 34)
 
-    def draw(self, data):
+    def draw(self, data: typing.Any) -> None:
         whole = max(data["seconds"], 1e-3)
         left, right = self.x + dp(self.LEFT), self.right - dp(self.RIGHT)
         wide = max(dp(40), right - left)
@@ -4089,21 +4241,23 @@ def ticks(whole, most):
     return [number * step for number in range(int(whole / step) + 1)]
 
 
-def waits_for(report, health, others):
-    """Return what a cycle that has not begun, or stands still, waits for; '' where that is not known."""
-    core = health.get("core", {})
-    if core.get("state") == "loading":
-        return f"It waits for the core, which is loading: {core.get('progress', '')}"
-    since = report.get("accepted_at", {}).get("$time", "")
-    before = [
-        one for one in others if one["state"] not in ENDED and one["accepted_at"]["$time"] < since
-    ]
-    if report.get("state") == "IDLE" and before:
-        count = len(before)
-        return f"It waits for its turn: {count} {'mission was' if count == 1 else 'missions were'} accepted before it"
-    if core.get("state") not in (None, "ready"):
-        return f"The core is {core['state']}: {core.get('progress', '')}"
-    return ""
+THREAD_TURNS = 200  # of a conversation, that are shown
+
+
+def correction_lines(feedback: dict | None) -> list:
+    """Return how an answer was marked and corrected, in words: the mark and its note, then which passages are right and not."""
+    if not feedback:
+        return []
+    note = f": {feedback['note']}" if feedback["note"] else ""
+    lines = [f"marked {feedback['mark']}{note}"]
+    judged = feedback.get("correction") or {}
+    for side, word in (("quotes", "right"), ("not", "not right")):
+        lines += [f"{_named_passage(one)} is {word}" for one in judged.get(side, ())]
+    return lines
+
+
+def _named_passage(one):
+    return f"passage {one}" if isinstance(one, int) else f"\u201c{short(one, 80)}\u201d"
 
 
 def kind_by_name(doc_id):
@@ -4120,7 +4274,8 @@ def sentence_of(quote):
 class AskPage(Page):
     """Questions and answers: what was asked, the answer over its evidence, and how it was thought."""
 
-    name, live, wants = "ask", True, {"cycle": "cycle_moved", "tokens": "token_came"}
+    name, live = "ask", True
+    wants = {"cycle": "cycle_moved", "tokens": "token_came", "uvm_state_update": "committed"}
     kv = """
 <AskPage>:
     Split:
@@ -4195,32 +4350,44 @@ class AskPage(Page):
     finished, running = BooleanProperty(False), BooleanProperty(False)
     ANSWERED = 18  # sp, of the words of an answer
 
-    def made(self):
+    def made(self) -> None:
         self._whys = {}  # the cycle that was asked of -> lines
         # cycle -> text so far
         self.cycle, self._report, self._data, self._steps, self._spoken = None, {}, {}, [], {}
         self._personas, self._clock, self._reports = {}, None, []  # facet -> persona
         self._quoted = {}  # cycle -> the passages that came before its answer
         self._struck, self._picked = set(), set()  # numbers of passages
+        self._thread = []  # the missions of the conversation, the oldest first
         self._look_later = Clock.create_trigger(lambda _: self._look(), 0.05)
+        self._refresh_later = Clock.create_trigger(lambda _: self.refresh(), COMMITTED_S)
         fit = Clock.create_trigger(lambda _: self._fit(), 0.1)
         self.ids.said.bind(width=lambda *_: fit())
         self.ids.rows.bind(width=lambda *_: fit())
 
-    def begin(self):
+    def begin(self) -> None:
         self.ids.ask.focus = True
 
-    def hidden(self):
+    def hidden(self) -> None:
         super().hidden()
         self._tick(False)
 
     def _fit(self):
-        self.ids.rows.fill(
-            [cycle_row(one, self.ids.rows.width) for one in self._reports], keep=True
-        )
+        self._fill_list()
         self.show()
 
-    def refresh(self):
+    def _fill_list(self):
+        """List the missions, those of one conversation as one thread, which stands for its newest turn or the one shown."""
+        rows, wide = [], self.ids.rows.width
+        for turns in threads_of(self._reports):
+            shown = next((one for one in turns if one["cycle"] == self.cycle), turns[0])
+            waits = "" if shown["state"] in ENDED else self._waits(shown)
+            rows.append(cycle_row(shown, wide, waits, len(turns)))
+        self.ids.rows.fill(rows, keep=True)
+
+    def _waits(self, report):
+        return waits_for(report, self.store.health, self._reports)
+
+    def refresh(self) -> None:
         self.store.ask("list_cycles", self._listed, slot="cycles", doing="listing", limit=100)
         if not self._personas:
             for name, known in self.store.state.get("objects", {}).items():
@@ -4239,23 +4406,22 @@ class AskPage(Page):
             self.ids.note.text = marked(reply["details"], "bad")
             return
         self._reports, self.ids.rows.empty = reply["results"], self.spec["empty"]
-        self.ids.rows.fill(
-            [cycle_row(one, self.ids.rows.width) for one in self._reports], keep=True
-        )
+        self._fill_list()
+        listed = [one["value"] for one in self.ids.rows.data if one["value"]]
         mine = next(
-            (n for n, one in enumerate(self._reports) if one["cycle"] == self.cycle),
+            (n for n, one in enumerate(listed) if one["cycle"] == self.cycle),
             0 if self.cycle is None else -1,
         )
-        if self._reports and mine >= 0:
+        if listed and mine >= 0:
             self.ids.rows.choose(mine)
-            self._take(self._reports[mine])
+            self._take(listed[mine])
         elif mine < 0:
             self.ids.note.text = marked(
                 f"{self.cycle} is none of the last {len(self._reports)} missions; see it under Objects",
                 "soft",
             )
 
-    def choose(self):
+    def choose(self) -> None:
         report = self.ids.rows.chosen_row
         if report and report["cycle"] != self.cycle:
             self.ids.note.text = self.ids.remark.text = ""
@@ -4264,11 +4430,32 @@ class AskPage(Page):
 
     def _take(self, report):
         """Show a cycle as list_cycles tells it, then look into the object itself."""
+        self._follow_thread(report.get("conversation", ""))
         self.cycle, self._report = report["cycle"], report
         self.finished, self.running = "answer" in report, report["state"] not in ENDED
         self._tick(self.running)
         self.show()
         self._look()
+
+    def _follow_thread(self, name):
+        """Have the next question be a turn of the conversation that is shown, and ask for its turns."""
+        field, before = self.ids.conversation, self._report.get("conversation", "")
+        if name != before and field.text.strip() in ("", before):
+            field.text = name
+        self._thread = self._thread if name == before else []
+        if name:
+            self.store.ask(
+                "list_cycles",
+                lambda reply: self._thread_came(reply, name),
+                slot="thread",
+                conversation=name,
+                limit=THREAD_TURNS,
+            )
+
+    def _thread_came(self, reply, name):
+        if reply["status"] == "OK" and name == self._report.get("conversation"):
+            self._thread = reply["results"][::-1]
+            self.show()
 
     def _look(self):
         """Look at the cycle's own object: its plan, what the facets said, the steps of its journal."""
@@ -4302,7 +4489,7 @@ class AskPage(Page):
 
     # -------- what happens
 
-    def ask(self):
+    def ask(self) -> None:
         question = self.ids.ask.text.strip()
         if not question:
             return
@@ -4334,7 +4521,8 @@ class AskPage(Page):
 
     def _turn_to(self, cycle):
         """Show another cycle, of which nothing is known yet."""
-        self.cycle, self._report, self._data, self._steps = cycle, {}, {}, []
+        self.cycle, self._data, self._steps = cycle, {}, []
+        self._report = {name: one for name, one in self._report.items() if name == "conversation"}
         self.finished = self.running = False
         self._struck, self._picked = set(), set()
         self.ids.question.text = self.ids.note.text = ""
@@ -4360,29 +4548,29 @@ class AskPage(Page):
         if cycle == self.cycle and self.ids.tabs.chosen == "answer":
             self.show()
 
+    def committed(self, _):
+        """Something was committed, by whomever: a mission may have been marked, or begun."""
+        self._refresh_later()
+
     def _tick(self, running):
         """Count seconds while a cycle runs, and only then."""
         if self._clock:
             self._clock.cancel()
         self._clock = Clock.schedule_interval(lambda _: self.draw(), 0.5) if running else None
 
-    def cancel(self):
+    def cancel(self) -> None:
         self.store.ask("cancel", self._say, slot="mark", doing="cancelling", cycle=self.cycle)
 
-    def mark(self, mark):
+    def mark(self, mark: str) -> None:
         if self.finished:
             judged = {"quotes": sorted(self._picked), "not": sorted(self._struck)}
             correction = {"correction": judged} if self._picked or self._struck else {}
-            self.store.ask(
-                "feedback",
-                self._marked,
-                slot="mark",
-                doing="marking",
-                cycle=self.cycle,
-                mark=mark,
-                note=self.ids.remark.text.strip(),
-                **correction,
-            )
+            self._send_mark(self.cycle, mark, note=self.ids.remark.text.strip(), **correction)
+
+    def _send_mark(self, cycle, mark, **more):
+        self.store.ask(
+            "feedback", self._marked, slot="mark", doing="marking", cycle=cycle, mark=mark, **more
+        )
 
     def _say(self, reply):
         self.ids.note.text = marked(reply["details"], "good" if reply["status"] == "OK" else "bad")
@@ -4393,7 +4581,7 @@ class AskPage(Page):
 
     # -------- what is seen
 
-    def show(self, *_):
+    def show(self, *_) -> None:
         if self.cycle is None:
             return
         self.ids.question.text = marked(short(self._report.get("mission", ""), 300))
@@ -4404,12 +4592,13 @@ class AskPage(Page):
     def _wide(self):
         return max(dp(160), self.ids.said.width)
 
-    def _prose(self, text, tone="", size=READ, **how):
-        """Return the rows of a text of several lines, no wider than one reads."""
+    def _prose(self, text, tone="", size=READ, cited=True, **how):
+        """Return the rows of a text of several lines, no wider than one reads; `cited`: [1] is a passage of what is shown."""
         width, rows = min(self._wide(), dp(COLUMN)) - dp(30), []
         for part in plain(text).split("\n"):
             for start, end in lines_in(part, width, size) or [(0, 0)]:
-                said = self._cited(marked(part[start:end], tone))
+                said = marked(part[start:end], tone)
+                said = self._cited(said) if cited else said
                 one = row(said, size=size, lines=1, pad=0, **how)
                 rows.append({**one, "height": line_high(size) * 1.36})
         return rows
@@ -4430,8 +4619,8 @@ class AskPage(Page):
         if "answer" in report:
             marks = report.get("feedback")
             rows = [self._space(6), *self._prose(report["answer"], "", self.ANSWERED)]
-            if marks:
-                rows += self._prose(f"marked {marks['mark']}  {marks['note']}", "soft", SMALL)
+            for line in correction_lines(marks):
+                rows += self._prose(line, "soft", SMALL)
             return rows + self._evidence(report.get("evidence", ()))
         if "reason" in report:
             return self._failed(report)
@@ -4482,16 +4671,45 @@ class AskPage(Page):
             self.ids.note.text = ""
 
     def _failed(self, report):
-        reason = report["reason"]
+        (tone, first), *rest = how_it_went(report, {}, ())
         entered = [step["state"] for step in self._steps if step]
-        where = f" in {entered[-1]}" if entered else ""
-        rows = [
-            self._space(6),
-            *self._prose(f"{report['state']}{where}: {reason['code']}", "bad", self.ANSWERED),
+        where = f", in {entered[-1].lower()}" if entered else ""
+        rows = [self._space(6), *self._prose(first + where, tone, self.ANSWERED)]
+        return rows + [one for tone, line in rest for one in self._prose(line, tone)]
+
+    def _show_thread(self):
+        """Return the turns of the conversation, the oldest first, each with how it was marked and corrected."""
+        if not self._report.get("conversation"):
+            hint = "This question is of no conversation. A name in the field Conversation makes those that follow turns of one."
+            return self._prose(hint, "faint")
+        return [one for turn in self._thread for one in self._turn_rows(turn)]
+
+    def _turn_rows(self, turn):
+        """Return the rows of one turn; that which is shown on the other tabs stands on a ground."""
+        ground = {"ground": "raised"} if turn["cycle"] == self.cycle else {}
+        rows = [self._space(12), *self._prose(turn["mission"], "", LEAD, **ground)]
+        if "answer" in turn:
+            rows += self._prose(turn["answer"], "soft", cited=bool(ground), **ground)
+        for tone, line in how_it_went(turn, self.store.health, self._reports):
+            rows += self._prose(line, tone, **ground)
+        for line in correction_lines(turn.get("feedback")):
+            tone = "good" if turn["feedback"]["mark"] == "right" else "bad"
+            rows += self._prose(line, tone, SMALL, **ground)
+        rows.append(row("    ".join(self._turn_links(turn)), lines=1, pad=3, size=SMALL, **ground))
+        return [{**one, "value": {"cycle": turn["cycle"]}} for one in rows]
+
+    @staticmethod
+    def _turn_links(turn):
+        """Return what can be pressed below a turn."""
+        can, is_marked = {"turn": "show it"}, turn.get("feedback", {}).get("mark")
+        if "answer" in turn:
+            marks = {"right": "\u2713 right", "wrong": "\u2717 wrong"}
+            can |= {f"mark {mark}": said for mark, said in marks.items() if mark != is_marked}
+            can["correct"] = "correct it"
+        return [
+            f"[ref={verb} {turn['cycle']}]{marked(said, 'accent')}[/ref]"
+            for verb, said in can.items()
         ]
-        what, *todo = reason["details"].split("; ")
-        rows += self._prose(what)
-        return rows + [one for part in todo for one in self._prose(f"\u2192 {part}", "soft")]
 
     def _provisional(self):
         spoken = self._spoken.get(self.cycle, "")
@@ -4501,7 +4719,7 @@ class AskPage(Page):
                 *self._prose("\u2026 provisional", "faint"),
             ]
             return [self._space(6), *rows, *self._evidence(self._quoted.get(self.cycle, ()))]
-        waits = waits_for(self._report, self.store.health, self._reports) if self._report else ""
+        waits = self._waits(self._report) if "state" in self._report else ""
         return [self._space(6), *self._prose(waits or "It thinks \u2026", "soft", self.ANSWERED)]
 
     def _show_thought(self):
@@ -4513,7 +4731,12 @@ class AskPage(Page):
             rows += [self._space(12), *self._prose(name, "violet")]
             rows += self._prose(f"was asked: {plan['sub_queries'].get(pillar, '')}", "soft")
             rows += self._of_persona(said.get(pillar))
-        return rows or self._prose("No persona has said anything yet.", "faint")
+        none = (
+            "No persona was asked."
+            if self._report.get("state") in ENDED
+            else "No persona has said anything yet."
+        )
+        return rows or self._prose(none, "faint")
 
     def _of_persona(self, said):
         if said is None:
@@ -4527,8 +4750,10 @@ class AskPage(Page):
 
     def _show_why(self):
         """Return in the daemon's words who spoke and why; asked once for a cycle that has ended."""
-        if not self.finished:
+        if self._report.get("state") not in ENDED:
             return self._prose("It has not ended yet.", "faint")
+        if "reason" in self._report:
+            return self._failed(self._report)
         if self.cycle not in self._whys:
             self._whys = {self.cycle: ["looking \u2026"]}
             of = self.cycle
@@ -4557,7 +4782,7 @@ class AskPage(Page):
             rows += line_rows(lines, columns_of(self.ids.said, 4), False)
         return rows or self._prose("Its journal is empty.", "faint")
 
-    def draw(self, *_):
+    def draw(self, *_) -> None:
         """Draw the timeline where the thought is shown."""
         shown = self.cycle is not None and self.ids.tabs.chosen == "thought"
         steps = self.timeline() if self.cycle is not None else []
@@ -4584,17 +4809,30 @@ class AskPage(Page):
 
     # -------- passages
 
-    def pressed(self, ref):
+    def pressed(self, ref: str) -> None:
         """A number was pressed: show its passage; `read N` opens it in its document."""
-        verb, _, number = ref.rpartition(" ")
-        if verb == "right":
-            self._judge(int(number), self._picked, self._struck)
-        elif verb == "not":
-            self._judge(int(number), self._struck, self._picked)
-        elif verb == "read":
-            self.read(number)
-        else:
-            self.open_citation(number)
+        verb, _, what = ref.rpartition(" ")
+        {
+            "right": lambda: self._judge(int(what), self._picked, self._struck),
+            "not": lambda: self._judge(int(what), self._struck, self._picked),
+            "read": lambda: self.read(what),
+            "turn": lambda: self._to_turn(what, "answer"),
+            "correct": lambda: self._correct(what),
+            "mark right": lambda: self._send_mark(what, "right", note=""),
+            "mark wrong": lambda: self._send_mark(what, "wrong", note=""),
+            "": lambda: self.open_citation(what),
+        }[verb]()
+
+    def _to_turn(self, cycle, tab):
+        """Show another turn of the thread."""
+        self.ids.tabs.chosen = tab
+        if cycle != self.cycle:
+            self._turn_to(cycle)
+
+    def _correct(self, cycle):
+        """Show a turn over its passages, to be marked there; what would be right is typed."""
+        self._to_turn(cycle, "answer")
+        self.ids.remark.focus = True
 
     def _quote(self, number):
         evidence = self._report.get("evidence", [])
@@ -4610,7 +4848,7 @@ class AskPage(Page):
         self.ids.said.choose(at)
         self.ids.said.show(at, 0.2)
 
-    def read(self, number):
+    def read(self, number: str) -> None:
         """Open a passage in its document, in front of everything."""
         quote = self._quote(number)
         if quote:
@@ -4625,10 +4863,10 @@ class AskPage(Page):
                 quotes,
             )
 
-    def place(self):
+    def place(self) -> dict:
         return {"cycle": self.cycle} if self.cycle else {}
 
-    def go(self, cycle=None, question=None):
+    def go(self, cycle: str | None = None, question: str | None = None) -> None:
         if cycle:
             self._turn_to(cycle)
         if question:
@@ -4835,11 +5073,11 @@ class ShowsMethods:
         """Return the oid of the object that has the method shown, or ''."""
         return self._owner[0] if self._owner else ref_of(self.value("home")) or ""
 
-    def run(self):
+    def run(self) -> None:
         """Open the form that sends this method's message."""
         self.inspector.open("messages", target=self._home(), selector=self.value("selector"))
 
-    def confirm(self):
+    def confirm(self) -> None:
         """Take the user's word for the method that was guessed."""
         self.store.ask("confirm", self._judged, doing="confirming", by_hand=True, method=self.oid)
 
@@ -4847,7 +5085,7 @@ class ShowsMethods:
         self.ids.note.text = marked(reply["details"], "good" if reply["status"] == "OK" else "bad")
         self.open(self.oid, keep=True, owner=self._owner)
 
-    def otherwise(self):
+    def otherwise(self) -> None:
         """Refuse a guess: its message is said anew, with other words."""
         self.inspector.open(
             "messages",
@@ -4905,7 +5143,7 @@ class GraphDrawing(Drawing):
 
     NODE, HIGH = 168, 46
 
-    def draw(self, data):
+    def draw(self, data: typing.Any) -> None:
         self.node = min(dp(self.NODE), self.width * 0.27)
         across = max(1, int((self.width * 0.72) / (self.node + dp(14))))
         middle = (self.x + self.width * 0.36, self.center_y)
@@ -5116,12 +5354,18 @@ class ShowsHistory:
         if reply["status"] != "OK":
             self.ids.note.text = marked(reply["details"], "bad")
             return
+        stood = self._past()
         self._changes = reply["results"]
         self.rows.empty = "Nothing changed here since the first transaction."
-        self._then = None
         self.slider.max = max(1, len(self._changes))
-        self.slider.value = self.slider.max
+        self.slider.value = self.slider.max - self._newer_than(stood)
+        self._then = self._then if self._past() else None
         self._fill_history()
+
+    def _newer_than(self, change):
+        """Return how many of the changes came after one; 0 for now, and where it is not among them."""
+        named = [one["change"] for one in self._changes]
+        return named.index(change["change"]) if change and change["change"] in named else 0
 
     def _fill_history(self):
         """Show what changed; where the slider is moved to the past, the object as it was."""
@@ -5173,7 +5417,7 @@ class ShowsHistory:
     def _then_came(self, reply, change):
         if reply["status"] != "OK":
             self.ids.note.text = marked(reply["details"], "bad")
-        elif self._past() is change:
+        elif (self._past() or {}).get("change") == change["change"]:
             self._then = (change, reply["result"]["slots"])
             self._fill_history()
 
@@ -5181,7 +5425,7 @@ class ShowsHistory:
         """Show the object as it was: what is otherwise by now stands out, and the change that came after can be undone."""
         change, slots = self._then
         now = self._shown["slots"]
-        after = self._changes[self._changes.index(change) - 1]
+        after = self._changes[self._newer_than(change) - 1]
         link = self._link(f"undo {after['change']}", "undo the change that came after")
         self.moment.text = marked(
             f"as it was after {change['command']} at {clock_text(change['at'])}", "warm"
@@ -5233,11 +5477,11 @@ class Editor:
         self.dialog.accept = self.accept
         self.seen = None  # (name, text) whose difference is shown
 
-    def open(self):
+    def open(self) -> None:
         self.dialog.open()
         (self.text if self.name.text else self.name).focus = True
 
-    def accept(self):
+    def accept(self) -> None:
         """Show the difference of what is typed; send it where that was shown already."""
         typed = self.name.text.strip(), self.text.text
         try:
@@ -5279,7 +5523,7 @@ class Editor:
 class EditsObjects:
     """What makes the page of objects one that edits: by the same messages as any client's, after the difference was seen."""
 
-    def edit(self):
+    def edit(self) -> None:
         """Edit the method shown, or the chosen slot."""
         chosen = self.rows.chosen_row if self.ids.tabs.chosen == "slots" else None
         if self.kind == "method" and self.value("source") is not None:
@@ -5446,7 +5690,7 @@ class ObjectsPage(ShowsValues, ShowsMethods, ShowsDelegation, ShowsHistory, Edit
 """
     oid, past, future = StringProperty(), ListProperty(), ListProperty()
 
-    def made(self):
+    def made(self) -> None:
         self._after, self._fields, self._shown, self.kind = None, {}, {}, "object"
         self._found_rows = []
         self._names, self._holders, self._children, self._owner = {}, {}, [], None
@@ -5473,7 +5717,7 @@ class ObjectsPage(ShowsValues, ShowsMethods, ShowsDelegation, ShowsHistory, Edit
         self.slider, self.moment = Factory.TimeSlider(), Factory.Caption()
         self.slider.bind(value=lambda *_: self._ask_then())
 
-    def begin(self):
+    def begin(self) -> None:
         self.ids.query.focus = True
 
     def changed(self, _):
@@ -5481,7 +5725,7 @@ class ObjectsPage(ShowsValues, ShowsMethods, ShowsDelegation, ShowsHistory, Edit
         self.store.look_anew()
         self.refresh()
 
-    def refresh(self):
+    def refresh(self) -> None:
         self.fill_list()
         if self._fields:
             self._find("0x0", [], max(self.FEW, len(self._found_rows)))
@@ -5560,24 +5804,24 @@ class ObjectsPage(ShowsValues, ShowsMethods, ShowsDelegation, ShowsHistory, Edit
             self.ids.list.empty = TEXTS["nothing"]
             self.ids.list.fill(rows, keep=True)
 
-    def more(self):
+    def more(self) -> None:
         if self._fields and self._after:
             after, self._after = self._after, None
             self._find(after, self._found_rows, len(self._found_rows) + 1)
 
     # -------- one object
 
-    def place(self):
+    def place(self) -> dict:
         return {"oid": self.oid} if self.oid else {}
 
-    def go(self, oid=None, selector=None):
+    def go(self, oid: str | None = None, selector: str | None = None) -> None:
         if selector:
             self.ids.query.text = f"slot:{selector}"
             self.find()
         if oid:
             self.open(oid)
 
-    def open(self, oid, keep=False, owner=None):
+    def open(self, oid: str | None, keep: bool = False, owner: tuple | None = None) -> None:
         """Show an object; it goes into the past, unless `keep`. owner: (oid, slot) of the slot that led here."""
         if oid:
             self.store.ask(
@@ -5649,11 +5893,11 @@ class ObjectsPage(ShowsValues, ShowsMethods, ShowsDelegation, ShowsHistory, Edit
         elif self.ids.tabs.chosen == "graph" and self.graph.data:
             self._ask_children(self.oid, "0x0", [])
 
-    def value(self, slot):
+    def value(self, slot: str) -> typing.Any:
         """Return the value of one of the object's slots, or None."""
         return self._shown.get("slots", {}).get(slot, {}).get("value")
 
-    def step(self, way):
+    def step(self, way: int) -> None:
         """Go back (-1) or forward (1)."""
         stack, other = (self.past, self.future) if way < 0 else (self.future, self.past)
         if stack:
@@ -5662,7 +5906,7 @@ class ObjectsPage(ShowsValues, ShowsMethods, ShowsDelegation, ShowsHistory, Edit
             stack.pop()
             self.open(oid, keep=True, owner=owner)
 
-    def back(self):
+    def back(self) -> bool:
         if self.past:
             self.step(-1)
             return True
@@ -5672,7 +5916,7 @@ class ObjectsPage(ShowsValues, ShowsMethods, ShowsDelegation, ShowsHistory, Edit
             return True
         return False
 
-    def key(self, key, modifiers):
+    def key(self, key: str, modifiers: list) -> bool:
         moves = {("left", "alt"): -1, ("right", "alt"): 1}
         if key in ("left", "right") and not modifiers and self.ids.tabs.chosen == "history":
             slider = self.slider
@@ -5688,12 +5932,12 @@ class ObjectsPage(ShowsValues, ShowsMethods, ShowsDelegation, ShowsHistory, Edit
 
     # -------- what is seen of it
 
-    def turn(self):
+    def turn(self) -> None:
         """Show another side of it."""
         self._then = None
         self.show()
 
-    def show(self, *_):
+    def show(self, *_) -> None:
         if not self._shown:
             return
         self.ids.body.clear_widgets()
@@ -5743,10 +5987,17 @@ class ObjectsPage(ShowsValues, ShowsMethods, ShowsDelegation, ShowsHistory, Edit
         self._fill_slots()
 
     def _cycle_rows(self):
+        """Return the rows of a cycle of thought: its question, and why it failed or what it waits for."""
+        report = report_of(self.oid, self._shown["slots"])
+        said = [("", report["mission"]), *how_it_went(report, self.store.health, ())]
+        lines = [
+            (tone, line)
+            for tone, text in said
+            for line in in_lines(text, self.rows.width - dp(34), most=8)
+        ]
         return [
-            row(
-                f"{marked('This is a cycle of thought.', 'soft')}   {self._link('ask', 'show it under Ask')}"
-            )
+            *(row(marked(line, tone), lines=1, pad=2) for tone, line in lines),
+            row(self._link("ask", "show it under Ask"), lines=1),
         ]
 
     def dive(self, value):
@@ -5788,6 +6039,13 @@ class ObjectsPage(ShowsValues, ShowsMethods, ShowsDelegation, ShowsHistory, Edit
 
 
 # ---- page: messages
+
+
+def cycle_in(reply: dict) -> str:
+    """Return the cycle that a reply tells of, or ''."""
+    result = reply.get("result")
+    told_of = {**(result if isinstance(result, dict) else {}), **reply.get("fields", {}), **reply}
+    return told_of["cycle"] if isinstance(told_of.get("cycle"), str) else ""
 
 
 class MessagesPage(Page):
@@ -5843,6 +6101,7 @@ class MessagesPage(Page):
             Pane:
                 Words:
                     id: told
+                    on_ref_press: root.inspector.open('ask', cycle=root.cycle)
                 Strip:
                     id: guess
                     height: dp(36) if root.guess else 0
@@ -5877,18 +6136,19 @@ class MessagesPage(Page):
 """
     FIRST, LEAF_CHARS = "send_message", 2000
     command, change, guess = StringProperty(), StringProperty(), StringProperty()
+    cycle = StringProperty()  # of which the reply tells
     _no_target = ""  # what was said of a target that there is not
 
-    def made(self):
+    def made(self) -> None:
         self._reply, self._opened, self._known = None, {()}, {}
         self.choose(self.FIRST)
         self.fill_side()
 
-    def begin(self):
+    def begin(self) -> None:
         for first in list(self._fields.values())[:1]:  # shutdown has none
             first.focus = True
 
-    def shown(self):
+    def shown(self) -> None:
         super().shown()
         self.fill_side()
 
@@ -5926,7 +6186,7 @@ class MessagesPage(Page):
 
     # -------- the form
 
-    def choose(self, command, fields=None):
+    def choose(self, command: str, fields: dict | None = None) -> None:
         """Make the form of a command, filled with fields."""
         self.store.forget("selectors")
         self.command, self._fields, told_of = command, {}, COMMANDS[command]
@@ -6018,7 +6278,7 @@ class MessagesPage(Page):
             push.bind(on_release=lambda _, name=name: setattr(selector, "text", name))
             self.offered.add_widget(push)
 
-    def fields(self):
+    def fields(self) -> dict:
         """Return the fields as they are typed. Raises ValueError that names the field."""
         typed = {}
         for name, field in self._flat(COMMANDS[self.command]["fields"]):
@@ -6057,7 +6317,7 @@ class MessagesPage(Page):
         else:
             self.ids.note.text = marked("Ctrl+Enter sends it", "soft")
 
-    def send(self):
+    def send(self) -> None:
         """Send what is typed; what nothing brings back is asked about before."""
         try:
             fields = self.fields()
@@ -6100,7 +6360,7 @@ class MessagesPage(Page):
                 fields={**fields, "preview": True},
             )
 
-    def copy(self):
+    def copy(self) -> None:
         """Put a Python script that does the same into the clipboard."""
         from kivy.core.clipboard import Clipboard
 
@@ -6125,7 +6385,7 @@ class MessagesPage(Page):
     def show_reply(self, sent):
         self._reply, self._opened = sent, {(), (0,), (1,)}
         reply = sent.reply or {}
-        self.change = reply.get("change", "")
+        self.change, self.cycle = reply.get("change", ""), cycle_in(reply)
         self.guess = ref_of(reply.get("method")) or "" if reply.get("guess") else ""
         if sent.reply is None:
             self.ids.told.text = marked("sent; waiting for the reply \u2026", "soft")
@@ -6136,6 +6396,8 @@ class MessagesPage(Page):
                 f"{marked(code + sent.reply['details'], 'good' if ok else 'bad')}  "
                 f"{marked(seconds_text(sent.seconds), 'faint')}"
             )
+            if self.cycle and "ask" in PAGE_CLASSES:
+                self.ids.told.text += f"\n[ref=cycle]{marked('how it was thought', 'accent')}[/ref]"
         self._fill_reply()
 
     def _fill_reply(self, keep=False):
@@ -6183,7 +6445,7 @@ class MessagesPage(Page):
         elif ref_of(one["value"]):
             self.inspector.open("objects", oid=ref_of(one["value"]))
 
-    def confirm(self):
+    def confirm(self) -> None:
         """Take the user's word for the method that was guessed; its message is there to be sent again."""
         sent = self._reply
         self.store.ask(
@@ -6200,7 +6462,7 @@ class MessagesPage(Page):
         if ok and self._reply is sent:
             self.guess = ""
 
-    def otherwise(self):
+    def otherwise(self) -> None:
         """Refuse a guess: the message is said anew, with other words for what it means."""
         self.guess = ""
         self._fields["intent"].focus = True
@@ -6221,10 +6483,10 @@ class MessagesPage(Page):
         if refs:
             self.inspector.open("objects", oid=refs[0])
 
-    def place(self):
+    def place(self) -> dict:
         return {"command": self.command}
 
-    def go(self, target=None, command=None, **given):
+    def go(self, target: str | None = None, command: str | None = None, **given) -> None:
         if command:
             self.choose(command)
             self.begin()
@@ -6309,7 +6571,7 @@ class ExpertsPage(Page):
     )
     nothing = StringProperty(PROTOCOL)
 
-    def made(self):
+    def made(self) -> None:
         self.gauges, self.facts, self._protocol = {}, {}, []
         for tier in SPEC["tiers"]:
             if tier["name"] in self.spec["columns"]:
@@ -6324,15 +6586,15 @@ class ExpertsPage(Page):
             pane.add_widget(widget)
         self.ids.tiers.add_widget(pane)
 
-    def begin(self):
+    def begin(self) -> None:
         self.ids.rows.focus = True
 
-    def refresh(self, *_):
+    def refresh(self, *_) -> None:
         self.store.ask("list_experts", self._came, slot="experts", doing="listing")
 
     # -------- the forge
 
-    def turn(self):
+    def turn(self) -> None:
         """Show the protocol, or the jobs of the forge."""
         forging = self.ids.tabs.chosen == "forge"
         self.nothing = self.NO_JOBS if forging else self.PROTOCOL
@@ -6555,14 +6817,21 @@ class LifePage(ShowsFigures, Page):
                 empty: 'Choose a row to see it in full.'
 """
     paused, span_names = BooleanProperty(False), ListProperty(list(SPANS))
+    # what an event has asked for anew, where it is shown
+    FOLLOWS = {
+        "cycle": ("missions", "failures"),
+        "uvm_state_update": ("missions", "failures", "changes"),
+    }
 
-    def made(self):
+    def made(self) -> None:
+        self._take_later = Clock.create_trigger(lambda _: self._take(), COMMITTED_S)
+        self._looked_at = None  # the value of the row that is shown in full
         self._measured = {}  # span -> (names of the figures, rows)
         self.sparks, self._rows, self._drawn_s = [Spark() for _ in SPEC["sparks"]], [], 0.0
         for spark in self.sparks:
             self.ids.sparks.add_widget(spark)
 
-    def begin(self):
+    def begin(self) -> None:
         self.ids.rows.focus = True
 
     def turn_span(self):
@@ -6653,7 +6922,7 @@ class LifePage(ShowsFigures, Page):
 
     # -------- lists
 
-    def turn(self):
+    def turn(self) -> None:
         """Show another list."""
         self.store.forget("life")
         self._rows = []
@@ -6661,10 +6930,14 @@ class LifePage(ShowsFigures, Page):
         self.ids.rows.fill([])
         self.refresh()
 
-    def refresh(self, *_):
+    def refresh(self, *_) -> None:
         if SPANS[self.ids.spans.chosen]:
             self.turn_span()
         self.draw_figures()
+        self._take()
+
+    def _take(self):
+        """Ask for, or make, the rows of the list that is shown."""
         getattr(self, f"_take_{self.ids.tabs.chosen}")()
 
     def _take_events(self):
@@ -6687,13 +6960,16 @@ class LifePage(ShowsFigures, Page):
         return rows
 
     def _take_missions(self):
-        self.store.ask(
-            "list_cycles",
-            lambda reply: self._listed(reply, lambda one: cycle_row(one, self.ids.rows.width)),
-            slot="life",
-            doing="listing",
-            limit=500,
-        )
+        self.store.ask("list_cycles", self._missions_came, slot="life", doing="listing", limit=500)
+
+    def _missions_came(self, reply):
+        reports, health = reply.get("results", ()), self.store.health
+
+        def made(one):
+            waits = "" if one["state"] in ENDED else waits_for(one, health, reports)
+            return cycle_row(one, self.ids.rows.width, waits)
+
+        self._listed(reply, made)
 
     def _take_failures(self):
         self.store.ask(
@@ -6782,7 +7058,7 @@ class LifePage(ShowsFigures, Page):
         self._rows = [{**one, "value": value} for one, value in rows]
         self.fill()
 
-    def fill(self):
+    def fill(self) -> None:
         """Show the rows in which the filter's words are."""
         words = self.ids.filter.text.casefold().split()
         rows = [
@@ -6791,6 +7067,8 @@ class LifePage(ShowsFigures, Page):
             if all(word in f"{one.get('lead', '')} {one['text']}".casefold() for word in words)
         ]
         self.ids.rows.fill(rows, keep=True)
+        if self.ids.rows.chosen_row != self._looked_at:
+            self.look()
 
     @staticmethod
     def _failure_row(report):
@@ -6827,29 +7105,56 @@ class LifePage(ShowsFigures, Page):
     def happened(self, event):
         if not isinstance(event, dict):
             return
-        if self.ids.tabs.chosen == "events":
+        chosen = self.ids.tabs.chosen
+        if chosen == "events":
             self._take_events()
-        elif event["event"] == "cycle" and self.ids.tabs.chosen in ("missions", "failures"):
-            self.refresh()
+        elif chosen in self.FOLLOWS.get(event["event"], ()):
+            self._take_later()
 
-    def look(self):
+    def look(self) -> None:
         """Show the chosen row in full: why it failed first, where it did."""
-        value = self.ids.rows.chosen_row
+        self._looked_at = value = self.ids.rows.chosen_row
+        self.store.forget("life cycle")
         if not isinstance(value, dict):
-            return
+            return self.ids.lines.fill([])
+        cycle = value.get("cycle")
+        if (
+            isinstance(cycle, str) and "mission" not in value
+        ):  # an event or a change names its cycle alone
+            self.store.ask(
+                "inspect",
+                lambda reply: self._cycle_came(reply, value),
+                slot="life cycle",
+                target=cycle,
+            )
+        self._fill_lines(value, value if "mission" in value else {})
+
+    def _cycle_came(self, reply, value):
+        """Tell of the cycle of an event or a change how it went."""
+        if reply["status"] == "OK" and self.ids.rows.chosen_row == value:
+            self._fill_lines(value, report_of(value["cycle"], reply["result"]["slots"]))
+
+    def _fill_lines(self, value, report):
+        """Show a row in full: how its cycle went first, then what is told of it."""
         rows, wide = [], self.ids.lines.width
-        if "reason" in value:
-            reason = value["reason"]
-            rows += [row(marked(reason["code"], "bad", bold=True), lines=1)]
-            rows += [
-                row(marked(line), lines=1, pad=2)
-                for line in in_lines(reason["details"], wide - dp(34), most=12)
-            ]
+        if report and report is not value:
+            rows += self._said_rows("", report["mission"], wide)
+        went = how_it_went(report, self.store.health, self._reports()) if report else ()
+        rows += [one for tone, line in went for one in self._said_rows(tone, line, wide)]
         if isinstance(value.get("cycle"), str):
             rows += [row(f"[ref=cycle]{marked('show it under Ask', 'accent')}[/ref]", lines=1)]
         for name, inner in value.items():
             rows += self._fact_rows(name, inner, wide) if name != "reason" else []
         self.ids.lines.fill(rows)
+
+    @staticmethod
+    def _said_rows(tone, text, wide):
+        lines = in_lines(text, wide - dp(34), most=12)
+        return [row(marked(line, tone), lines=1, pad=2) for line in lines]
+
+    def _reports(self):
+        """Return the missions that are listed, of which one may wait for another."""
+        return [one["value"] for one in self._rows if "mission" in (one["value"] or ())]
 
     @staticmethod
     def _fact_rows(name, value, wide):
@@ -6881,11 +7186,11 @@ class LifePage(ShowsFigures, Page):
             *(code_row(marked(piece), copy=piece, ground="raised") for piece in pieces),
         ]
 
-    def open(self, value):
+    def open(self, value: typing.Any) -> None:
         if isinstance(value, dict) and isinstance(value.get("cycle"), str):
             self.inspector.open("ask", cycle=value["cycle"])
 
-    def key(self, key, modifiers):
+    def key(self, key: str, modifiers: list) -> bool:
         if key == "spacebar":
             self.paused = not self.paused
             return True
@@ -6902,7 +7207,7 @@ LINES_DRAWN = 40  # of a table; the rest is told by its number
 class TableDrawing(Drawing):
     """A table: data is {"columns", "rows"}; a cell {"$ref", "name"} opens what it refers to."""
 
-    def draw(self, data):
+    def draw(self, data: typing.Any) -> None:
         rows = data["rows"][:LINES_DRAWN]
         self._sides = [self._side_of(column) for column in zip(*rows, strict=True)]
         self._sides = self._sides or ["left"] * len(data["columns"])
@@ -6958,7 +7263,7 @@ def one_line(text):
 class BarsDrawing(Drawing):
     """A number of each object as a bar: data is {"bars": [(name, number)]}."""
 
-    def draw(self, data):
+    def draw(self, data: typing.Any) -> None:
         numbers = [number for _, number in data["bars"]]
         low, high = min(0, *numbers), max(0, *numbers)
         span = (high - low) or 1
@@ -6980,7 +7285,7 @@ class NetDrawing(Drawing):
 
     HIGH = 34
 
-    def draw(self, data):
+    def draw(self, data: typing.Any) -> None:
         ranks = self.ranks(data)
         places = self._places(ranks)
         names = dict(data["nodes"])
@@ -7054,7 +7359,7 @@ class Drawn:
     def __init__(self, page):
         self.page = page
 
-    def widget(self, part):
+    def widget(self, part: dict) -> Widget:
         """Return the widget of a part; one that this client cannot draw, or that shows nothing, says so."""
         if "fault" in part:
             return self._framed(part, [Words(text=marked(part["fault"], "bad"))])
@@ -7275,25 +7580,25 @@ class PagesPage(ShowsFigures, Page):
     is_draft = BooleanProperty(False)  # it is not kept yet
     version = NumericProperty(0)
 
-    def made(self):
+    def made(self) -> None:
         self.sparks, self.grammar, self._told, self._names = [], None, None, []
 
-    def begin(self):
+    def begin(self) -> None:
         self.ids.wish.focus = True
 
-    def go(self, page=None, wish=None):
+    def go(self, page: str | None = None, wish: str | None = None) -> None:
         if page:
             self.show(page)
         if wish:
             self.ids.wish.text = wish
             self.choose()
 
-    def place(self):
+    def place(self) -> dict:
         return {"page": self.page["name"]} if self.page and not self.is_draft else {}
 
     # -------- what is kept
 
-    def refresh(self, *_):
+    def refresh(self, *_) -> None:
         self.store.ask("list_pages", self._listed, slot="pages", doing="listing pages")
 
     def follow(self, *_):
@@ -7323,13 +7628,13 @@ class PagesPage(ShowsFigures, Page):
     def _facts(one):
         return f"{one['kind']}   version {one['version']}   {clock_text(one['at'])}"
 
-    def show(self, name):
+    def show(self, name: str) -> None:
         """Show a page that is kept."""
         if name:
             self.is_draft, self.page = False, {"name": name}
             self.look()
 
-    def look(self):
+    def look(self) -> None:
         """Ask for what is shown, with what its parts hold by now."""
         if self.page is None:
             return
@@ -7373,7 +7678,7 @@ class PagesPage(ShowsFigures, Page):
 
     # -------- the form
 
-    def choose(self):
+    def choose(self) -> None:
         """Have the page chosen that a sentence means."""
         words = self.ids.wish.text.strip()
         if not words:
@@ -7398,7 +7703,7 @@ class PagesPage(ShowsFigures, Page):
             return self._note(why or reply["details"], "bad")
         self.offer(report["page"], f"{report['answer']}", report["form"]["names"])
 
-    def offer(self, page, said="", names=None):
+    def offer(self, page: dict, said: str = "", names: dict | None = None) -> None:
         """Show a page that is not kept, with its form to confirm."""
         self.is_draft, self.page, self._told = True, page, None
         self._fill_form({"page": page}, names)
@@ -7450,7 +7755,7 @@ class PagesPage(ShowsFigures, Page):
         elif self.page:
             self._send("change_page_", [self.page["name"], "title", title], self._kept)
 
-    def keep(self):
+    def keep(self) -> None:
         if self.is_draft:
             page = {**self.page, "title": self.ids.title.text}
             self._send("keep_page_", [page], self._kept)
@@ -7459,7 +7764,7 @@ class PagesPage(ShowsFigures, Page):
         """Have the version before stand again."""
         self._send("restore_page_", [self.page["name"]], self._kept)
 
-    def remove(self):
+    def remove(self) -> None:
         self._send("remove_page_", [self.page["name"]], self._removed)
 
     def _removed(self, result):
@@ -7668,7 +7973,7 @@ class MemoryInspector(BoxLayout):
 
     # -------- pages
 
-    def open(self, name, **where):
+    def open(self, name: str, **where) -> None:
         """Show a page, made when first asked for, and what `where` names on it."""
         if name not in PAGE_CLASSES:
             return self.say(f"this Inspector was made without the page {name}", "bad")
@@ -7714,7 +8019,7 @@ class MemoryInspector(BoxLayout):
         for page in self.pages.values():
             page.stale |= page is not self.page
 
-    def say(self, words, tone="soft"):
+    def say(self, words: str, tone: str = "soft") -> None:
         """Say something in the status line, until the next thing is said."""
         self._said = marked(words, tone)
         self.show_status()
@@ -7882,7 +8187,7 @@ class MemoryInspector(BoxLayout):
         else:
             self.say("nothing was changed from here that could be undone")
 
-    def undo(self, change, then=None):
+    def undo(self, change: str, then: Callable | None = None) -> None:
         """Show what a change did, and undo it where that is wanted."""
         self.store.ask(
             "history",
@@ -8051,7 +8356,7 @@ class Palette(Dialog):
             ]
         return known
 
-    def key(self, name, modifiers):
+    def key(self, name: str, modifiers: list) -> bool:
         """Move in the list while the words are typed."""
         if name in ("up", "down") and not modifiers:
             self.rows.choose(self.rows.chosen + (1 if name == "down" else -1), show=True)

@@ -322,6 +322,8 @@ def test_words_are_lit_as_they_are_spelt(text, words, lit):
 
 def test_a_document_that_is_named_by_a_path_is_shown_by_its_name():
     assert (ui.name_of("/a/b/c.md"), ui.folder_of("/a/b/c.md")) == ("c.md", "/a/b") and ui.name_of("b/c.md") == "b/c.md"
+    assert [ui.name_of(path) for path in ("/a/apt/copyright", "/a/apt/README.md", "/copyright")] == [
+        "apt/copyright", "apt/README.md", "copyright"]
     assert ui.place_of({"doc_id": "/a/c.md", "lines": [3, 3]}) == "c.md:3"
     assert ui.place_of({"doc_id": "c.pdf", "lines": [3, 4], "pages": [1, 2]}) == "c.pdf:page 1-2"
 

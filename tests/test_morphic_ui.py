@@ -813,14 +813,20 @@ def test_the_slider_shows_an_object_as_it_was_and_undoes_from_there(world, hand,
     page.open(clone)
     hand.settle()
     page.ids.tabs.chosen = "history"
-    hand.settle()
-    count = len(page._changes)
-    assert count == 3 and page.slider.value == page.slider.max == 3
+    hand.until(lambda: len(page._changes) == 3 and page.slider.value == page.slider.max == 3, "its history")
     page.rows.focus = True
     hand.key(276)                                        # left
-    hand.until(lambda: page._then, "the past")
-    prices = [one for one in page.rows.data if one["value"] and one["value"][0] == "price"]
-    assert ui.unmarked(prices[0]["text"]) == "5" and ui.colour("warm") in prices[0]["text"]
+
+    def prices():
+        rows = page.rows.data if page._then else ()
+        return [one["text"] for one in rows if isinstance(one["value"], tuple) and one["value"][0] == "price"]
+    hand.until(lambda: [ui.unmarked(one) for one in prices()] == ["5"], "the past")
+    assert ui.colour("warm") in prices()[0]
+    world.client.call("send_message", target=clone, selector="setSlot_value_", args=["colour", "red"])
+    hand.until(lambda: len(page._changes) == 4, "what another changed")
+    assert page.slider.value == 2 and [ui.unmarked(one) for one in prices()] == ["5"]     # it stays in the past
+    world.client.call("undo", change=page._changes[0]["change"])
+    hand.until(lambda: len(page._changes) == 5 and prices(), "its undo")
     link = next(one["text"] for one in page.rows.data if "undo the change that came after" in one["text"])
     page.pressed(re.search(r"\[ref=(undo [^\]]+)\]", link)[1])
     hand.dialog()
@@ -989,23 +995,70 @@ def test_heartbeats_are_folded_and_nothing_says_none(world, hand):
     page.ids.tabs.chosen = "events"
 
 
-def test_why_a_mission_failed_stands_where_it_is_shown(world, hand):
-    with pytest.raises(batos.BatosError):
-        world.client.call("send_message", target="genesis_obj", selector="grumble_the_frob", generate=True, wait=True)
+def test_why_a_mission_failed_is_one_click_away_from_wherever_it_is_shown(world, hand):
+    page = hand.page("messages")
+    page.choose("send_message", {"target": "genesis_obj", "selector": "grumble_the_frob", "generate": True, "wait": True})
+    page.send()
+    hand.until(lambda: page._reply.reply, "the reply")
+    failed = world.client.call("list_cycles", state="FAILED", limit=1)["results"][0]
+    code = failed["reason"]["code"]
+    assert "grumble" in failed["mission"] and code in page.ids.told.text
     page = hand.page("life")
     for name in ("missions", "failures"):
         page.ids.tabs.chosen = name
         hand.until(lambda: "grumble" in page.ids.rows.data[0]["text"], "the mission")
-        code = page.ids.rows.data[0]["value"]["reason"]["code"]
         assert code in page.ids.rows.data[0]["text"]
         page.ids.rows.choose(0)
-        assert code in page.ids.lines.data[0]["text"]
-    page.ids.rows.dispatch("on_open")
+        assert code in said_of(page.ids.lines)
+    for name in ("events", "changes"):                   # which name the cycle alone
+        page.ids.tabs.chosen = name
+        values = hand.until(lambda: [one["value"] for one in page.ids.rows.data if one["value"]], "the list")
+        page.ids.rows.choose(next(n for n, one in enumerate(values) if one.get("cycle") == failed["cycle"]))
+        hand.until(lambda: code in said_of(page.ids.lines) and "grumble" in said_of(page.ids.lines), "why")
+    page = hand.page("objects")
+    page.open(failed["cycle"])
+    hand.until(lambda: code in listed(page) and "grumble" in listed(page), "why, on the object")
+    page.pressed("ask")
     hand.until(lambda: code in said(hand.root.page), "the reason under Ask")
     hand.settle()
     entered = {step[0] for step in hand.root.page.timeline()}
     assert "SYNTHESIZING" not in entered                 # what it never came to is not shown
     hand.page("life").ids.tabs.chosen = "events"
+
+
+def said_of(rows):
+    return "\n".join(ui.unmarked(one["text"]) for one in rows.data)
+
+
+def test_a_waiting_cycle_says_what_it_waits_for_wherever_it_is_shown(world, hand):
+    before = {"cycle": "0x1", "mission": "one", "state": "DELEGATING", "accepted_at": {"$time": "2026-11-30T01:00:00Z"}}
+    waits = {"cycle": "0x2", "mission": "two", "state": "IDLE", "accepted_at": {"$time": "2026-11-30T02:00:00Z"}}
+    told = {"status": "OK", "results": [waits, before]}
+    page = hand.page("ask")
+    page._listed(told)
+    assert "1 mission was accepted before it" in " ".join(ui.unmarked(page.ids.rows.data[0]["text"]).split())
+    page = hand.page("life")
+    page.ids.tabs.chosen = "missions"
+    hand.settle()
+    page._missions_came(told)
+    assert "1 mission was accepted before it" in " ".join(ui.unmarked(page.ids.rows.data[0]["text"]).split())
+    page.ids.rows.choose(0)
+    assert "1 mission was accepted before it" in " ".join(said_of(page.ids.lines).split())
+    page.ids.tabs.chosen = "events"
+    page = hand.page("objects")
+    slots = {"accepted_at": waits["accepted_at"], "mission_brief": {"args": ["two"]}, "result": None, "journal": []}
+    page.oid, page._shown = "0x2", {"slots": {name: {"value": value} for name, value in slots.items()}}
+    page.store.health = {**page.store.health, "missions": {"running": 2}}
+    assert "2 missions are at work" in " ".join(one["text"] for one in page._cycle_rows())
+
+
+def test_the_list_of_changes_follows_what_another_client_changes(world, hand, clone):
+    page = hand.page("life")
+    page.ids.tabs.chosen = "changes"
+    hand.until(lambda: page.ids.rows.data and page.ids.rows.data[0]["value"], "the changes")
+    world.client.call("send_message", target=clone, selector="setSlot_value_", args=["followed", 7])
+    hand.until(lambda: ".followed" in page.ids.rows.data[0]["text"], "the newest change")
+    page.ids.tabs.chosen = "events"
 
 
 # The daemon goes and comes

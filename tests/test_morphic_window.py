@@ -9,6 +9,7 @@ import sys
 import conftest
 import pytest
 import windowed
+from beholder import Beholder
 from windowed import until
 
 import batos
@@ -186,6 +187,27 @@ def test_the_first_window_fits_a_small_screen(tmp_path, daemon):
         until(lambda: geometry()["WIDTH"] <= 1024 and geometry()["HEIGHT"] <= 700, what="it fits")
     finally:
         screen.close()
+
+
+@pytest.mark.slow
+def test_what_is_changed_in_one_window_is_seen_in_the_other(daemon):
+    windowed.need_gl()
+    running = daemon()
+    with batos.Client(running.endpoint) as client:
+        oid = client.call("send_message", target="genesis_obj", selector="clone")["result"]["$ref"]
+        client.call("send_message", target=oid, selector="setSlot_value_", args=["price", 4])
+    one, other = windows = [Beholder(running.endpoint, oid) for _ in range(2)]
+    try:
+        for window in windows:
+            window.heard()
+        for doer, seer, price in ((one, other, "12.5"), (other, one, "17.25")):
+            seer.say(f"see price {price}")
+            doer.say(f"edit price {price}")
+            doer.heard()
+            seer.heard()                                 # how soon: tests/bench/window.py
+    finally:
+        for window in windows:
+            window.close()
 
 
 def test_what_is_missing_is_told_in_one_line(monkeypatch):

@@ -187,20 +187,69 @@ def test_who_quits_while_cycles_run_is_told_so_first(served, key):
         await person.online()
         person.app.lookout.asked = Unended({"0x1"})
         await person.types("", key)
-        await person.until(lambda: person.talk() and "1 cycle that was asked for here is at work" in person.talk()[-1])
+        await person.until(lambda: person.talk() and "1 cycle is at work, 1 asked for here" in person.talk()[-1])
         assert person.app.is_running
         await person.types("", key)
     assert watching(served, play).return_code == 0
 
 
-def test_a_change_is_made_named_and_undone(served):
+@pytest.mark.parametrize("by", ["its name", "ctrl+z"])
+def test_a_change_is_made_named_and_undone(served, by):
     async def play(person):
         await person.online()
         told = await person.asks('/send genesis_obj setSlot:value: ["undone", 7]', '"change"')
         change = json.loads(told.partition("\n")[2])["change"]
+        if by == "ctrl+z":
+            await person.types("", by)
+            assert person.line() == f"/undo {change}"    # Enter does it, and Esc does not
         await person.asks(f"/undo {change}", "is undone")
         assert "undone" not in await person.asks("/send genesis_obj slotNames", '"result"')
     watching(served, play)
+
+
+def test_the_keys_are_those_of_the_inspector(served):
+    async def play(person):
+        await person.types("", "ctrl+z")
+        await person.until(lambda: "nothing was changed from here" in person.talk()[-1])
+        await person.online()
+        looked = []
+        person.app.lookout._look = lambda client: looked.append(client)
+        await person.types("", "f5")
+        await person.until(lambda: looked and not person.app.lookout.look_now.is_set())
+        for key in ("ctrl+k", "f1"):
+            await person.types("", key)
+            await person.until(lambda: batos._TOP_KEYS_TOO in person.talk()[-1])
+    watching(served, play)
+
+
+def test_why_tells_who_spoke_in_a_cycle(served):
+    async def play(person):
+        await person.online()
+        told = await person.asks(QUESTION, " led, ")
+        cycle = re.search(r"0x\w+", told)[0]
+        why = await person.asks(f"/why {cycle}", " led")
+        with batos.Client(served) as client:
+            lines = client.call("why", cycle=cycle)["results"]
+        assert lines and all(" ".join(line.split()) in " ".join(why.split()) for line in lines)
+    watching(served, play)
+
+
+def test_the_pane_of_cycles_tells_why_one_failed():
+    row = {"cycle": "0x7", "state": "FAILED", "mission": "grumble", "reason": {"code": "MessageNotUnderstood", "details": "no"}}
+    told = {"health": {"missions": {"failed": 1}}, "cycles": [row]}
+    assert list(batos._cycles_pane(told))[1].split()[1:] == ["0x7", "failed", "(MessageNotUnderstood)", "grumble"]
+
+
+def test_who_quits_while_others_cycles_run_is_told_too(served):
+    async def play(person):
+        await person.online()
+        person.app.lookout._look = lambda client: None   # what it told of the daemon stays
+        person.app.hear_panes(person.app.drawn, 2)
+        await person.types("", "ctrl+q")
+        await person.until(lambda: person.talk() and "2 cycles are at work;" in person.talk()[-1])
+        assert person.app.is_running
+        await person.types("", "ctrl+q")
+    assert watching(served, play).return_code == 0
 
 
 def test_a_cycle_is_cancelled(tmp_path):
@@ -434,17 +483,23 @@ def test_keys_are_shown_where_they_are_asked_for(daemon, tmp_path, monkeypatch, 
 @pytest.mark.slow
 @pytest.mark.skipif(not CORE, reason="there is no trained core in seed_core/")
 def test_an_answer_is_seen_as_the_core_says_it(daemon):
-    endpoint, seen = daemon(core="auto").endpoint, set()
+    endpoint, shown = daemon(core="auto").endpoint, []
 
     async def play(person):
+        hear = person.app.hear_more
+
+        def hear_more(cycle, told):                      # what is provisional may stand for less than a look lasts
+            hear(cycle, told)
+            shown.append(person.talk()[-1])
+        person.app.hear_more = hear_more
         await person.online()
         await person.until(lambda: "core ready" in person.screen())
         with batos.Client(endpoint) as client:
             client.call("index_document", doc_id="pump.md", text=MANUAL)
         await person.enters(QUESTION)
-        await person.until(lambda: seen.update(person.talk()) or " led, " in person.talk()[-1])
-        told = [line for line in seen if "(provisional) " in line]
-        assert told and "Turn the brass valve until" in told[-1] and "(provisional)" not in person.talk()[-1]
+        await person.until(lambda: " led, " in person.talk()[-1])
+        told = [line for line in shown if "(provisional) " in line]
+        assert any("Turn the brass valve until" in line for line in told) and "(provisional)" not in person.talk()[-1]
     watching(endpoint, play)
 
 

@@ -114,6 +114,42 @@ def test_the_menu_of_a_row_opens_copies_and_goes_by_a_right_click(hand):
     assert "What does the pump lift?" in " ".join(Clipboard.paste().split()) and "copied 1 line" in hand.root._said
 
 
+def test_a_conversation_is_a_thread_with_its_marks_and_corrections(world, hand):
+    _, client = world
+    page = hand.page("ask")
+    page.ids.conversation.text = "the pump room"
+    for words in ("How is the brass valve shut?", "What does the pump lift?"):
+        page = ask(hand, words)
+    first = client.call("list_cycles", conversation="the pump room")["results"][1]["cycle"]
+    page.pressed("not 1")
+    page.ids.remark.text = "forty litres"
+    hand.press("Wrong", page)
+    page.ids.tabs.chosen = "thread"
+    hand.until(lambda: "marked wrong: forty litres" in said(page.ids.said), "the mark")
+    shown = said(page.ids.said)
+    assert shown.index("How is the brass valve shut?") < shown.index("What does the pump lift?")
+    assert "passage 1 is not right" in shown
+    threads = [one for one in page.ids.rows.data if "2 turns of" in one["text"]]
+    assert len(threads) == 1 and "\u2717" in threads[0]["text"]
+    client.call("feedback", cycle=first, mark="right", note="to the left")
+    hand.until(lambda: "marked right: to the left" in said(page.ids.said), "what another client marked")
+    page.pressed(f"turn {first}")
+    hand.until(lambda: page.finished and page.cycle == first, "the turn")
+    assert page.ids.tabs.chosen == "answer" and "marked right: to the left" in said(page.ids.said)
+    hand.settle()
+    assert page.ids.conversation.text == "the pump room"
+    page.ids.conversation.text = ""
+
+
+def test_what_is_of_no_conversation_has_no_thread(world, hand):
+    page = ask(hand, "How is the pump lifted?")
+    page.ids.tabs.chosen = "thread"
+    hand.settle()
+    assert "of no conversation" in said(page.ids.said)
+    assert world[1].call("list_cycles", conversation="nowhere")["results"] == []
+    page.ids.tabs.chosen = "answer"
+
+
 def guessed(hand, client, selector, intent):
     """Send a message that nobody understands to a new object, from the page; returns (the page, the object)."""
     oid = client.call("send_message", target="traits_obj", selector="clone")["result"]["$ref"]

@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 WIDTH, HEIGHT = 1280, 800
-ROWS, STEPS = 5_000, 300
+ROWS, STEPS, CHANGES = 5_000, 300, 20
 GUARD_S = 120
 # what is measured -> (what it is called, how its figure is told, its goal)
 FIGURES = {
@@ -30,6 +30,7 @@ FIGURES = {
     "idle_percent": ("the Inspector idle, share of a core", "{:.2f} %", 0.5),
     "scroll_ms": ("scrolling 5,000 rows of three lines, p95 of a frame", "{:.1f} ms", 33.0),
     "memory_mb": ("memory of the Inspector after all of that", "{:.0f} MB", 200.0),
+    "seen_s": ("what another client changes is shown, the longest of 20", "{:.2f} s", 1.0),
 }
 
 
@@ -55,6 +56,8 @@ def report(runs, idle_s):
                     client.call("index_document", doc_id=path.name, text=path.read_text("utf-8"))
             looked(daemon.endpoint, shown_at, folder, 0.5)
             told = [looked(daemon.endpoint, shown_at, folder, idle_s) for _ in range(runs)]
+            for one in told:
+                one["seen_s"] = seen_s(daemon.endpoint)
         finally:
             daemon.stop(kill=True)
     for name, (what, form, goal) in FIGURES.items():
@@ -90,6 +93,26 @@ def looked(endpoint, shown_at, folder, idle_s):
     words = [sys.executable, __file__, "--window", endpoint, str(idle_s), str(time.monotonic())]
     told = subprocess.run(words, env=env, stdout=subprocess.PIPE, text=True, timeout=GUARD_S + idle_s, check=True)
     return json.loads(told.stdout.splitlines()[-1])
+
+
+def seen_s(endpoint):
+    """Return how long it takes at most until a window shows what another client changes, from before it sends that."""
+    import beholder
+
+    import batos
+
+    took_s = []
+    with batos.Client(endpoint) as client:
+        oid = client.call("send_message", target="genesis_obj", selector="clone")["result"]["$ref"]
+        window = beholder.Beholder(endpoint, oid)
+        window.heard()
+        for number in range(CHANGES):
+            window.say(f"see price {number}")
+            began_s = time.monotonic()
+            client.call("send_message", target=oid, selector="setSlot_value_", args=["price", number])
+            took_s.append(window.heard() - began_s)
+        window.close()
+    return max(took_s)
 
 
 # In the process of a window
