@@ -22157,11 +22157,12 @@ def _add_from_chunks(catalog, folder):
 
 # Offers:
 __all__ += """
-    prepared sought Where EXPRESSION_EXAMPLE match_expression Terms parse_query stands_in_file
+    prepared Lexicon sought Where EXPRESSION_EXAMPLE match_expression Terms parse_query stands_in_file
     hit_of_chunk search_ chunks_around fold documents_matching
 """.split()
 
 _QUERY_WORDS_MAX = 256  # later words of a query are not looked up; a pasted paragraph has fewer
+_ASKED_LOOKED_AT = 200  # chunks that hold a word, of which it is looked whether they all only ask
 _RANKED = 50  # the chunks among which the greatest mass is sought
 
 
@@ -22187,11 +22188,11 @@ def _check_search(query, max_results):
         )
 
 
-def prepared(catalog, query, mend_typos=False):
+def prepared(catalog, query, mend_typos=False, where=None):
     """Look up a query's words over all segments: one idf for all, whichever segment holds a chunk."""
-    segments = readable_segments(catalog)
+    segments, lexicon = readable_segments(catalog), Lexicon.of(catalog, where)
     chunks = sum(segment.count for segment in segments)
-    said = sought(segments, query)
+    said = sought(lexicon, query)
     spelt = {
         word: spellings[0] for word, spellings in itertools.islice(said.items(), _QUERY_WORDS_MAX)
     }
@@ -22199,7 +22200,7 @@ def prepared(catalog, query, mend_typos=False):
         _frequencies(segments, spelt),
         collections.Counter({word: len(each) for word, each in said.items()}),
     )
-    taken = _mistyped(segments, spelt, frequencies) if mend_typos else {}
+    taken = _mistyped(lexicon, spelt) if mend_typos else {}
     for word, nearest in taken.items():
         spelt[nearest], said[nearest] = spelt.pop(word), said.pop(word) + said[nearest]
     frequencies = _frequencies(segments, spelt)
@@ -22211,51 +22212,91 @@ def prepared(catalog, query, mend_typos=False):
     return _Query(spelt, frequencies, weights, said, told, mean_words, chunks)
 
 
-def sought(segments, text):
+class Lexicon(typing.NamedTuple):
+    """The words that chunks hold. What was only asked makes no word known: a question is read the second time as the first.
+
+    asked: the numbers of the chunks of questions, as Runs; None where there are none, or where they count as well.
+    """
+
+    segments: list
+    asked: typing.Any = None
+
+    @classmethod
+    def of(cls, catalog: UvmObject, where: Where | None = None) -> Lexicon:
+        """Return the words of all that says something; questions count where what is searched may be one."""
+        asked = catalog.metadata_index["scope"].get("asked")
+        if where is not None and where.may_be_asked():
+            asked = None
+        return cls(readable_segments(catalog), asked)
+
+    def count(self, word: str) -> int:
+        """Return how many chunks hold a word; 0 where only questions do."""
+        count = sum(segment.document_frequency(word) for segment in self.segments)
+        if self.asked is None or count > _ASKED_LOOKED_AT:
+            return count
+        return count if any(self._says(word)) else 0
+
+    def _says(self, word):
+        """Give for each chunk that holds a word whether it says something."""
+        for segment in self.segments:
+            for number in segment.numbers_of(word).tolist():
+                yield not self.asked.holds(number)
+
+    def words_from(self, beginning: str) -> typing.Iterator[str]:
+        """Give the words that begin so."""
+        return itertools.chain.from_iterable(
+            segment.arrays.words_from(beginning) for segment in self.segments
+        )
+
+    def near(self, word: str, edits: int) -> dict[str, int]:
+        """Return {word: how many letters it is away} of those at most so far away."""
+        found = {}
+        for segment in self.segments:
+            found |= segment.arrays.near(word, edits)
+        return found
+
+
+def sought(lexicon: Lexicon, text: str) -> dict[str, list[str]]:
     """Return {word as the index has it: [each of its spellings in a text that asks]}, in the text's order.
 
     Its words are taken as its language has them; one that no chunk holds so, as another language has it that does.
     """
     found = collections.defaultdict(list)
-    for word, spelling in _stems_sought(segments, text):
+    for word, spelling in _stems_sought(lexicon, text):
         found[word].append(spelling)
     return found
 
 
-def _stems_sought(segments, text, language=None):
+def _stems_sought(lexicon, text, language=None):
     """Return [(word as the index has it, its spelling)] of a text that asks, in its order. language: None for its own."""
     language, found = language or language_of(text), []
     for word, spelling in words_spelt(text, language):
-        held = _as_held(segments, word, spelling)
-        is_compound = language in COMPOUNDING and not _is_held(segments, held)
-        parts = _parts_held(segments, spelling, language) if is_compound else []
+        held = _as_held(lexicon, word, spelling)
+        is_compound = language in COMPOUNDING and not lexicon.count(held)
+        parts = _parts_held(lexicon, spelling, language) if is_compound else []
         found += parts or [(held, spelling)]
     return found
 
 
-def _parts_held(segments, compound, language):
+def _parts_held(lexicon, compound, language):
     """Return [(word as the index has it, its spelling)] of the two parts of a compound that chunks hold, or []."""
     for cut in range(len(compound) - PART_LEAST_LETTERS, PART_LEAST_LETTERS - 1, -1):
         parts = words_spelt(f"{compound[:cut]} {compound[cut:]}", language)
-        if len(parts) == 2 and all(_is_held(segments, word) for word, _ in parts):
+        if len(parts) == 2 and all(lexicon.count(word) for word, _ in parts):
             return parts
     return []
 
 
-def _is_held(segments, word):
-    return any(segment.document_frequency(word) for segment in segments)
-
-
-def _as_held(segments, word, spelling):
+def _as_held(lexicon, word, spelling):
     """Return the stem of a spelling that most chunks hold, where none holds `word`; else that one."""
-    if _is_held(segments, word):
+    if lexicon.count(word):
         return word
     others = dict.fromkeys(
         itertools.chain.from_iterable(stems(spelling, name) for name in ("en", *LANGUAGES))
     )
-    counts = _frequencies(segments, others)
+    counts = {other: lexicon.count(other) for other in others}
     if not any(counts.values()):
-        counts = _frequencies(segments, _derived_like(segments, word))
+        counts = {other: lexicon.count(other) for other in _derived_like(lexicon, word)}
     return max(counts, key=counts.get, default=word)
 
 
@@ -22264,45 +22305,39 @@ _DERIVING = frozenset("i ia ic al ation ion iv ment er or ous anc enc abl ful ne
 _ROOT_LEAST_LETTERS = 6
 
 
-def _derived_like(segments, word):
+def _derived_like(lexicon, word):
     """Return the words that chunks hold and that are derived from the same root as a word which none holds."""
     roots = [word] + [word.removesuffix(ending) for ending in _DERIVING if word.endswith(ending)]
     root = min(roots, key=len)
     if len(root) < _ROOT_LEAST_LETTERS or not root.isalpha():
         return []
     endings = {"", *_DERIVING}
-    beginning = itertools.chain.from_iterable(
-        segment.arrays.words_from(root) for segment in segments
-    )
-    return [other for other in beginning if other[len(root) :] in endings]
+    return [other for other in lexicon.words_from(root) if other[len(root) :] in endings]
 
 
 def _frequencies(segments, words):
     return {word: sum(segment.document_frequency(word) for segment in segments) for word in words}
 
 
-def _mistyped(segments, words, frequencies):
+def _mistyped(lexicon, words):
     """Return {word that memory does not hold: the nearest that it does}; numbers and short words are what they are.
 
     Of those equally near the most frequent is taken.
     """
     found = {}
     for word in words:
-        if (
-            frequencies[word]
-            or len(word) < _TYPO_LEAST_CHARS
-            or not word.isascii()
-            or not word.isalpha()
-        ):
+        if len(word) < _TYPO_LEAST_CHARS or not _is_spelt_out(word) or lexicon.count(word):
             continue
-        near = {}
-        for segment in segments:
-            near |= segment.arrays.near(word, 1 + (len(word) >= _TYPO_LONG_CHARS))
-        near = {other: edits for other, edits in near.items() if other.isalpha()}
-        if near:
-            counts = _frequencies(segments, near)
-            found[word] = min(near, key=lambda other: (near[other], -counts[other], other))
+        near = lexicon.near(word, 1 + (len(word) >= _TYPO_LONG_CHARS))
+        counts = {other: lexicon.count(other) for other in near if other.isalpha()}
+        held = [other for other, count in counts.items() if count]
+        if held:
+            found[word] = min(held, key=lambda other: (near[other], -counts[other], other))
     return found
+
+
+def _is_spelt_out(word):
+    return word.isascii() and word.isalpha()
 
 
 def _spelling_of(catalog, word):
@@ -22328,6 +22363,12 @@ class Where(typing.NamedTuple):
     since: datetime.datetime | None = None
     until: datetime.datetime | None = None
     among: typing.Any = None  # the numbers of the only chunks that may be found, or None for any
+
+    def may_be_asked(self) -> bool:
+        """Tell whether questions that were only asked are searched too."""
+        if self.scope is None:
+            return bool(self.doc_id or self.conversation or self.tags)
+        return "asked" in ((self.scope,) if isinstance(self.scope, str) else self.scope)
 
 
 def _in_time(catalog, where, number):
@@ -22385,15 +22426,15 @@ _OPERATORS = Pattern(r'\b(?:AND|OR|NOT)\b|[()"]', re.IGNORECASE)
 class ExpressionLexicon:
     """What the parser asks about words: what it knows them as, and whether one is a glob."""
 
-    def __init__(self, segments: list) -> None:
-        self.segments = segments
+    def __init__(self, lexicon: Lexicon) -> None:
+        self.lexicon = lexicon
 
     def parseTerms(self, text):
         """Return the words of an atom; a glob is one word, folded but not stemmed."""
         word = text.lstrip("-")
         if self.isGlob(word) and not word.startswith('"'):
             return [word.lower()]
-        return [word for word, _ in _stems_sought(self.segments, text)]
+        return [word for word, _ in _stems_sought(self.lexicon, text)]
 
     def isGlob(self, word):
         """Tell whether a word stands for others."""
@@ -22437,7 +22478,7 @@ def _parsed_expression(catalog, expression):
             field="query",
         )
     try:
-        return QueryParser(ExpressionLexicon(readable_segments(catalog))).parseQuery(expression)
+        return QueryParser(ExpressionLexicon(Lexicon.of(catalog))).parseQuery(expression)
     except ParseError as error:
         raise BadRequest(
             f'{expression!r:.100} is no expression ({error}); one is words with AND, OR, NOT, "phrases" and '
@@ -22527,7 +22568,8 @@ class Terms(typing.NamedTuple):
 
 def parse_query(query: str, catalog: UvmObject | None = None) -> Terms:
     """Return the Terms of a query with "phrases", +"phrases" that must be there, and -words, as the catalog holds them."""
-    held = () if catalog is None else readable_segments(catalog), language_of(query)
+    lexicon = Lexicon([]) if catalog is None else Lexicon.of(catalog)
+    held = lexicon, language_of(query)
     excluded = itertools.chain.from_iterable(_phrases(_EXCLUDED.findall(query), *held))
     text = _EXCLUDED.sub(" ", query)
     needed = _phrases(_DEMANDED.findall(text), *held)
@@ -22548,9 +22590,9 @@ def _is_plain(terms):
     return terms is None or not (terms.phrases or terms.quoted or terms.codes)
 
 
-def _phrases(texts, segments, language):
+def _phrases(texts, lexicon, language):
     stemmed = [
-        tuple([word for word, _ in _stems_sought(segments, text, language)]) for text in texts
+        tuple([word for word, _ in _stems_sought(lexicon, text, language)]) for text in texts
     ]
     return tuple(filter(None, stemmed))
 
@@ -22965,9 +23007,10 @@ def search_(
     unknown doc_id.
     """
     _check_search(query, max_results)
-    asked = prepared(catalog, query, mend_typos)
+    searched = Where(**where)
+    asked = prepared(catalog, query, mend_typos, searched)
     most = offset + max_results
-    seeking = _Seeking(catalog, asked, Where(**where), terms, most)
+    seeking = _Seeking(catalog, asked, searched, terms, most)
     seeking.find(vector, embedder)
     best = _ordered(catalog, seeking.scores(), most)
     hits, mass = seeking.hits(best, offset, most)
@@ -23026,7 +23069,8 @@ def documents_matching(catalog: UvmObject, query: str) -> set[str]:
 
     The system's own manuals are none of them: they hold nothing of anybody's, and would come again.
     """
-    terms = sought(readable_segments(catalog), query).keys()
+    # what was only asked is forgotten as well
+    terms = sought(Lexicon(readable_segments(catalog)), query).keys()
     if not terms:
         raise BadRequest(
             "what is to be forgotten must be named by more than stop words", field="matching"
@@ -23555,12 +23599,12 @@ class Asked(typing.NamedTuple):
 
 def asked_of(catalog: UvmObject, query: str, focus: str, before: str) -> Asked:
     """Return a query as Asked. What stands in `before` alone, the subject of another turn, counts half."""
-    found, segments = prepared(catalog, query), readable_segments(catalog)
-    focused = sought(segments, focus) if focus else {}
+    found, lexicon = prepared(catalog, query), Lexicon.of(catalog)
+    focused = sought(lexicon, focus) if focus else {}
     carried = set()
     if before:
-        own = sought(segments, query.removeprefix(before))
-        carried = sought(segments, before).keys() - own.keys()
+        own = sought(lexicon, query.removeprefix(before))
+        carried = sought(lexicon, before).keys() - own.keys()
     weights = {
         word: weight * (1.5 if word in focused else 1) for word, weight in found.weights.items()
     }

@@ -786,9 +786,9 @@ def test_what_asks_for_a_definition(question, defines):
 def test_a_word_that_nothing_holds_is_sought_as_one_of_its_root():
     made = batos.new_catalog()
     batos.index_document_(made, "a.md", "The hostel needs the list of allergies.\n\nHypothermia: bring her inside.\n")
-    segments = batos.readable_segments(made)
+    lexicon = batos.Lexicon.of(made)
     for spelling, held in (("allergic", "allergi"), ("hypothermic", "hypothermia"), ("allegiance", "allegi")):
-        assert list(batos.sought(segments, spelling)) == [held]
+        assert list(batos.sought(lexicon, spelling)) == [held]
 
 
 def test_the_line_that_names_a_command_tells_which_one():

@@ -186,6 +186,21 @@ def test_a_typo_is_taken_for_the_nearest_word_and_told():
         assert batos.search_(catalog, kept, mend_typos=True)["taken"] == {}
 
 
+def test_a_word_is_no_better_known_once_it_was_asked():
+    notes = {"pg": "PostgreSQL needs a vacuum now and then.", "list": "The list of allergies hangs here."}
+    catalog = catalog_of(filling() | notes)
+    asked = ("What is postgressql vaccum?", "Who is allergic?", "What is a giraffe?")
+    before = [batos.search_(catalog, text, mend_typos=True) for text in asked]
+    for text in asked * 2:
+        batos.remember_episode(catalog, text)
+    assert [batos.search_(catalog, text, mend_typos=True)["taken"] for text in asked] == [one["taken"] for one in before]
+    assert found(catalog, "allergic")[0] == "list"
+    for text in asked:                                    # and yet it is found, and forgotten, by its own words
+        named = {batos.episode_id(text, None)}
+        assert {row["chunk"]["doc_id"] for row in batos.search_(catalog, text, scope="asked")["results"]} == named
+        assert batos.documents_matching(catalog, text) == named
+
+
 @given(st.text("abc", min_size=1, max_size=6), st.lists(st.text("abc", min_size=1, max_size=6), min_size=1, max_size=6))
 def test_edits_are_those_of_the_textbook(word, others):
     width = max(map(len, others))
