@@ -22157,7 +22157,8 @@ def _add_from_chunks(catalog, folder):
 
 # Offers:
 __all__ += """
-    prepared Lexicon sought Where EXPRESSION_EXAMPLE match_expression Terms parse_query stands_in_file
+    prepared Lexicon sought Where EXPRESSION_EXAMPLE match_expression Terms parse_query
+    terms_of_question stands_in_file
     hit_of_chunk search_ chunks_around fold documents_matching
 """.split()
 
@@ -22563,6 +22564,7 @@ class Terms(typing.NamedTuple):
     excluded: tuple = ()  # stems that it must not hold
     quoted: tuple = ()  # phrases that it had better hold
     codes: tuple = ()  # its words with figures in them, each as a phrase
+    symbols: tuple = ()  # its words that begin with a mark, as options do: ("-z", …)
     notes: tuple = ()  # what of its syntax was taken how
 
 
@@ -22581,13 +22583,27 @@ def parse_query(query: str, catalog: UvmObject | None = None) -> Terms:
         notes.append('what is in quotes counts more where it stands so; +"…" asks for nothing else')
     plain = text.replace('+"', " ").replace('"', " ")
     return Terms(
-        plain, needed, tuple(excluded), quoted, _phrases(_CODES.findall(plain), *held), tuple(notes)
+        plain,
+        phrases=needed,
+        excluded=tuple(excluded),
+        quoted=quoted,
+        codes=_phrases(_CODES.findall(plain), *held),
+        symbols=tuple(_SYMBOLS.findall(plain)),
+        notes=tuple(notes),
     )
+
+
+def terms_of_question(query: str, catalog: UvmObject) -> Terms:
+    """Return the Terms of a question as people ask: what it quotes, its codes and its options count, nothing is left out."""
+    held = Lexicon.of(catalog), language_of(query)
+    quoted = _phrases(_QUOTED.findall(query), *held)
+    codes = _phrases(_CODES.findall(query), *held)
+    return Terms(query, quoted=quoted, codes=codes, symbols=tuple(_SYMBOLS.findall(query)))
 
 
 def _is_plain(terms):
     """Tell whether a query says in words alone what it is about: then other words of the same matter may help."""
-    return terms is None or not (terms.phrases or terms.quoted or terms.codes)
+    return terms is None or not (terms.phrases or terms.quoted or terms.codes or terms.symbols)
 
 
 def _phrases(texts, lexicon, language):
@@ -22601,6 +22617,7 @@ _QUOTED = Pattern(r'"([^"]*)"')
 _DEMANDED = Pattern(r'(?:(?<=\s)|^)\+"([^"]*)"')
 _EXCLUDED = Pattern(r"(?:(?<=\s)|^)-(\w[\w'’]*)")
 _CODES = Pattern(r"[^\s\d]*\d\S*")
+_SYMBOLS = Pattern(r"(?<!\S)(?:--?|[~?:@%$+./!])[^\W\d][\w-]*")  # "-z", "--delete", "~U", ".netrc"
 # one letter may be wrong from the one on, two from the other
 _TYPO_LEAST_CHARS, _TYPO_LONG_CHARS = 4, 8
 # words of the best chunks of which it is counted how many chunks have them
@@ -22853,7 +22870,17 @@ def _preferring(catalog, asked, scores, terms):
         )
         for number in holders:
             told[number] += gain * deviation
+    for symbol in terms.symbols:
+        holders = _spelling_out(catalog, symbol, scores)
+        for number in holders:
+            told[number] += RANKING.coded * _rarity(len(holders), asked.chunks) * deviation
     return told
+
+
+def _spelling_out(catalog, symbol, numbers):
+    """Return those of the numbers whose chunks spell a symbol out, capitals as they are: -N is another option than -n."""
+    spelt = re.compile(rf"(?<![\w-]){re.escape(symbol)}(?![\w-])")
+    return [number for number in numbers if spelt.search(catalog.chunk_storage[number].text)]
 
 
 def _rarity(count, chunks):
@@ -23157,7 +23184,7 @@ _NOBODY = (
     r"Dec(?:ember)?|(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day)\b)"
 )
 _NAME_TOLD = Pattern(
-    rf"(?<=[\w,;:(\"\u201c] ){_NOBODY}[A-Z][\w'-]+|\b{_NOBODY}[A-Z][\w'-]+(?= [A-Z(])"
+    rf"(?<=[\w,;:(|\"\u201c] ){_NOBODY}[A-Z][\w'-]+|\b{_NOBODY}[A-Z][\w'-]+(?= [A-Z(])"
 )
 # "Who wrote it?" is answered by "Ann wrote …" too, whose name may stand first and alone
 _WHO_DOES = Pattern(
@@ -23259,6 +23286,32 @@ def _expected_elsewhere(asks, holds, needed):
     return Expected(Pattern(asks, re.IGNORECASE), Pattern(holds, flags), needed, settles=not needed)
 
 
+# What has a form of its own, by how it is asked for: (what is asked for, what it looks like).
+_COLOURS = (
+    "black|white|grey|gray|red|green|blue|yellow|brown|orange|pink|purple|violet|turquoise|beige|cream|gold|silver|navy|"
+    "maroon|crimson|scarlet|teal|olive|ivory|colou?rless|transparent"
+)
+_EXPECTED_OF_A_FORM = (
+    (
+        r"(?:tele|mobile |cell )?phone(?: number)?|fax(?: number)?|mobile number",
+        r"\+?\d(?:[ ()/-]{0,2}\d){5,}|\b(?:phone|tel|call|ring|dial|mobile)\b[^.\n]{0,20}\d{3}",
+    ),
+    (r"e-?mail address|e-?mail", r"\S@\w"),
+    (
+        r"web ?(?:site|page)|homepage|url",
+        r"\bhttps?://|\bwww\.|\b[\w-]+\.(?:org|com|net|de|fr|eu|uk|io)\b",
+    ),
+    (r"number", r"\d"),
+    (r"colou?r", rf"\b(?:{_COLOURS})\w{{0,3}}\b|#[0-9a-f]{{6}}\b"),
+)
+
+
+def _expected_of_a_form(asked, form):
+    """Return the Expected of a row of _EXPECTED_OF_A_FORM: "What is the phone number of …?", "What colour is it?"."""
+    asks = rf"^\W*(?:and |so )?(?:what|which)(?:'s| is| are| was)?(?: the| his| her| their| our| my)? (?:{asked})\b"
+    return Expected(Pattern(asks, re.IGNORECASE), Pattern(form, re.IGNORECASE), True, False)
+
+
 # fmt: off
 _EXPECTED = (
     Expected(_ASKS_FOR_MONEY, _AMOUNT_TOLD, True, False),
@@ -23268,7 +23321,8 @@ _EXPECTED = (
                         re.IGNORECASE), _POINT_TOLD, True, False),
     Expected(Pattern(r"\b(?:by|until|till|since|from|before) when\b|\bhow (?:late|early|soon)\b", re.IGNORECASE), TIME_TOLD,
              True, False),
-    Expected(Pattern(r"\bwhen\b(?! (?:should|would|can|could|must|may|to|not|is it|do i|do you|do we)\b)|"
+    Expected(Pattern(r"^(?!\W*(?:and |so )?(?:what|which|who|why|how|where|do|does|did|is|are|can|could|may|must|should)\b).*"
+                        r"\bwhen\b(?! (?:should|would|can|could|must|may|to|not|is it|do i|do you|do we)\b)|"
                         r"\b(?:what|which) (?:year|date|day|month|century|time)\b", re.IGNORECASE), TIME_TOLD, True, False),
     Expected(Pattern(r"^\W*(?:and |so )?when (?:should|would|can|could|must|may|to|do) ", re.IGNORECASE), _MOMENT_TOLD, False,
              False),
@@ -23278,7 +23332,8 @@ _EXPECTED = (
                      re.IGNORECASE), _NAME_TOLD, False, False),
     Expected(Pattern(r"^\W*(?:and |so )?who(?:m|se)?\b|\bwhich (?:company|person|people|author|country|city)\b",
                         re.IGNORECASE), _NAME_TOLD, True, False),
-    Expected(Pattern(r"^\W*(?:and |so )?why\b", re.IGNORECASE), _REASON_TOLD, False, True),
+    Expected(Pattern(r"^\W*(?:and |so )?(?:why|how come)\b|\bwhy\W*$", re.IGNORECASE), _REASON_TOLD, False, True),
+    *itertools.starmap(_expected_of_a_form, _EXPECTED_OF_A_FORM),
     Expected(Pattern(r"^\W*(?:and |so )?(?:which|what) (?:command|program|tool|utility)s?\b", re.IGNORECASE), _COMMAND_TOLD,
              False, False),
     *itertools.starmap(_expected_elsewhere, _EXPECTED_ELSEWHERE),
@@ -23301,7 +23356,7 @@ _TOLD_IN_UNITS = {
     for asks, units in _TOLD_IN
 } | {_ASKS_FOR_MONEY: Pattern(_MONEY, re.IGNORECASE)}
 # It stands below its term, named by its last word, or behind it: "port (integer)", then what that is.
-BY_ITS_TERM = r"|^\W*{1}\b[^:]{{0,100}}::|^\W*{0}(?: ?\([^)\n]{{1,40}}\))?(?: *\n| {{2}})\s*\w"
+BY_ITS_TERM = r"|^\W*{1}\b[^:]{{0,100}}::|^(?:[^\s,]+, ){{0,3}}\W*{0}(?: ?\([^)\n]{{1,40}}\))?(?: *\n| {{2}})\s*\w"
 DEFINED_BY = (
     r"\b(?:called|known as|termed|named)\s+(?:(?:an?|the)\s+)?\W?{0}(?!\w)|"
     r"(?<!\w){0}(?:\W+(?!that\b)\w+){{0,4}}?\W+(?:is|are|was|were|means?|refers?|stands?|denotes?|consists?)\b|"
@@ -23312,7 +23367,8 @@ DEFINED_BY = (
 _DEFINES = Pattern(
     r"^\W*(?:what|who) (?:(?:is|are|was|were)(?!.* (?:for|of|to|at|on|in|by|with|from|about)\W*$) "
     r"(?:(?:the|a|an|word|term) ){0,3}(.{2,60}?)|"
-    r"(?:does|do) (?:(?:the|a|an|word|term) ){0,3}(.{2,60}?)(?: mean| stand for| do))\W*$",
+    r"(?:does|do) (?:(?:the|a|an|word|term) ){0,3}(.{2,60}?)(?: mean| stand for| do| match)"
+    r"(?: (?:in|for|of|to) \S+)?)\W*$",
     re.IGNORECASE,
 )
 
@@ -23338,7 +23394,8 @@ _DEFINED_IN_FRENCH = (
 # "Which port …?" is answered by "port = 9418", "port: 9418", "the port is 9418", "on port 9418".
 _SETS = Pattern(
     r"^\W*(?:on |in |at |and |so )?(?:which|what|welche[mnrs]?|quel(?:le)?s?) "
-    r"(?!(?:is|are|was|were|do|does|did|can|happens?|happened|est|sont)\b)(\w+?)s? ",
+    r"(?!(?:is|are|was|were|do|does|did|can|could|may|might|must|shall|should|will|would|has|have|had|happens?|happened|"
+    r"else|est|sont)\b)(\w+?)s? ",
     re.IGNORECASE,
 )
 _SET_TO = r"\b{0}s?\b(?:\s*[=:]\s*|\s+(?:is|are|was|ist|sind|lautet|est|sont)\s+|\s+)(?=\S*\d)|\b{0}\s*[=:]\s*\S"
@@ -23395,6 +23452,11 @@ _FORMS = {
 }
 
 
+_DEFINITIONS = (_DEFINES, _DEFINES_IN_GERMAN, _DEFINES_IN_FRENCH)
+# "F.22" is said of nothing but what it means: each sentence that names it tells of that
+_IS_CODE = Pattern(r"(?=\S*\d)(?=\S*[^\W\d])\S{2,20}")
+
+
 def _as_pattern(text):
     """Return a pattern of a text whose blanks may be line ends."""
     return r"\s+".join(map(re.escape, text.split()))
@@ -23409,6 +23471,8 @@ def _expected_in(question):
     for asks, (holds, settles) in _FORMS.items():
         if named := asks.match(question):
             thing = _WHERE_IT_IS_SO.sub("", next(filter(None, named.groups())))
+            if asks in _DEFINITIONS and _IS_CODE.fullmatch(thing):
+                holds += r"|(?<!\w){0}(?!\w)"
             thing, last = _as_pattern(thing), re.escape(thing.split()[-1])
             form = re.compile(holds.format(thing, last), re.IGNORECASE)
             return Expected(asks, form, needed=False, settles=settles)
@@ -23422,6 +23486,15 @@ def _of_the_verb(kind, question):
     return kind._replace(holds=Pattern(_NAME_TOLD.pattern + done)) if done else kind
 
 
+_ASKS_FOR_SEVERAL = Pattern(
+    r"\W*(?:and |so )?(?:which|what) (?:\w+ )?\w+[^\Ws]s (?:are|were|have|had|can|may|need)\b",
+    re.IGNORECASE,
+)
+_ASKS_FOR_THE = Pattern(
+    r"\W*(?:and |so )?(?:what|which) (?:is|are|was|were) (?:the|its|his|her|their|our|my|your) "
+    r"([\w-]+(?: [\w-]+){0,2}?) (?:of|for)\b",
+    re.IGNORECASE,
+)
 _ASKS_BY_ITS_SUBJECT = Pattern(r"\W*(?:and |so )?(?:who|what|which \w+) (?=[a-z])", re.IGNORECASE)
 _AUXILIARIES = {"has": "have", "had": "have"} | dict.fromkeys(["is", "are", "was", "were"], "be")
 
@@ -23580,6 +23653,26 @@ class Asked(typing.NamedTuple):
         asks = _ASKS_BY_ITS_SUBJECT.match(self.text)
         said = _words_in_turn(self.text[asks.end() :]) if asks else ""
         return said.count(" ") >= 2 and f" {said} " in f"{_words_in_turn(text)} "
+
+    def lacks_what_is_asked_for(self, words):
+        """Whether none of the words is the X of "What is the X of …?": then of that thing something else is told."""
+        asks = _ASKS_FOR_THE.match(self.text) if self.language == "en" else None
+        if asks is None or self.expected is not None and self.expected.needed:
+            return False
+        named = self.weights.keys() & words_of(asks[1]).keys()
+        return bool(named) and self._with_mine(words).isdisjoint(named)
+
+    def asks_for_a_value(self):
+        """Whether I ask which port, size or version something has."""
+        return self.expected is not None and self.expected.asks is _SETS
+
+    def asks_for_several(self):
+        """Whether I ask for all that are so, which the rows of a table tell."""
+        return bool(_ASKS_FOR_SEVERAL.match(self.text))
+
+    def asks_whether(self):
+        """Whether yes or no would answer me."""
+        return bool(ASKS_WHETHER.match(self.text))
 
     def asks_of_mail(self):
         """Whether I ask who sent a mail, to whom or when."""
@@ -23865,8 +23958,14 @@ _OVERRULED_BY = 0.2
 READER_WEIGHT = 0.03
 # its threshold is so sure of a passage that memory is, though another is told first
 CERTAIN_ABOVE = 1.5
+_CERTAIN_SHARE = 0.45  # and what it is worth then, of what the first is worth before the reader
 # Of what a passage is worth before its sentences are looked at; words have the rest. In German and French less is no better.
 _MEANING_SHARE = 0.45
+# Of a table of contents or a list of questions: sentences that there are, and the share of them that are titles.
+_LISTED_LEAST, _LISTED_SHARE = 3, 0.6
+_TITLE_COMPARED_CHARS = 60
+_TITLES, _TITLES_MOST = {}, 64  # {(digest, kind, first chunk) of a document: its headings}
+_SAYS_LEAST_WORDS = 4  # of "No, it cannot do that.": a mere "No." is told with what follows it
 _KEPT_SHARE = 0.6  # what is judged worth less than this share of the best is not told
 # of the words of two passages that both hold, from which on one of them is told
 _NEARLY_SAME_SHARE = 0.7
@@ -23898,6 +23997,7 @@ class Telling(typing.NamedTuple):
     words_with_headings: frozenset  # and with those of what announces it
     term: str  # that it defines, with its marks, or the line that heads its paragraph; else ""
     heads: bool = False  # whether it is the line that heads a paragraph
+    under: tuple = ()  # the headings in the chunk that it stands under, below those of the chunk
 
     @property
     def size(self) -> int:
@@ -23997,6 +24097,10 @@ _ELSEWHERE = Pattern(
 )
 
 
+# "D3. Mail disappears"
+_NUMBERED = Pattern(r"\W{0,3}(?:[A-Z]?\d{1,3}(?:\.\d{1,3}){0,4}[.)])(?:\s|$)")
+_HEADING_LINE = Pattern(r"^ {0,3}#{1,6}[ \t]+(\S.*)$", re.MULTILINE)
+_NUMBERS_A_TITLE = Pattern(r"[a-z]?\d{1,3}")
 _SAYS_WHAT_COMES = Pattern(
     r"\W*(?:description:\s*)?you (?:want|wish|would like|need)\b[^,;]*\.$|"
     r"\W*here(?:'s|’s| is| are) (?:the|some|a|an|how)\b[^:]*\.$|"
@@ -24039,6 +24143,9 @@ _NUMBER_BEHIND = Pattern(r"\s(\d{1,3}(?:\.\d{1,3}){1,5})\.$")
 _BAR = Pattern(r"\|\s*(?:\||$)|\w\?[A-Z][^?]*\?[A-Z]")
 
 
+_IN_CAPITALS = Pattern(r"[A-Z][A-Z'&/-]+(?: [A-Z'&/-]+){1,7}")  # "FIRST AID IN THE BOATHOUSE"
+
+
 def _comes_next(number, other):
     """Whether a number of a table of contents stands next behind another: 1.3 or 2.1 or 1.2.1 behind 1.2."""
     steps, before = number.split("."), other.split(".")
@@ -24062,6 +24169,8 @@ def _tells(text, headings, header):
     """Whether a sentence says something of its own: a heading, a line of marks, a bar of navigation or list of links does not."""
     if not re.search(r"\w", text) or ATX.match(text) or text.strip() in headings:
         return False
+    if _IN_CAPITALS.fullmatch(text.strip()) and not header:
+        return False
     return bool(header) or not (_TITLE.match(text) or _BAR.search(text))
 
 
@@ -24069,6 +24178,7 @@ def _tells(text, headings, header):
 def _telling_of_line(text, line, headings, header="", language="en"):
     """Return a Telling for each sentence of a chunk. A chunk never changes, so they are kept for the latest 1,024."""
     told, at, run, lead = [], 0, 0, None
+    path, under = (), ()
     above = frozenset(words_of(" ".join(headings), language))
     found = sentences(text, line, header)
     listed = _titles_listed([one["text"] for one in found])
@@ -24080,6 +24190,8 @@ def _telling_of_line(text, line, headings, header="", language="en"):
             continue
         if number in listed or not _tells(said, headings, named):
             run += 1
+            path = _path_below(path, said)
+            under = tuple([title for _, title in path if title not in headings])
             continue
         before = told[-1] if told and told[-1].run == run else None
         parted = before and "\n\n" in text[before.start + len(before.text) : start]
@@ -24087,6 +24199,7 @@ def _telling_of_line(text, line, headings, header="", language="en"):
         announced = lead.words if lead else frozenset()
         term = before.text if before and before.is_term else ""
         words = frozenset(words_of(f"{named} {term} {said}", language))
+        announced |= frozenset(words_of(" ".join(under), language))
         if before and _RESTS.match(said):
             announced |= before.words
         told.append(
@@ -24100,9 +24213,20 @@ def _telling_of_line(text, line, headings, header="", language="en"):
                 words | above | announced,
                 term,
                 "heads" in one,
+                under,
             )
         )
     return tuple(told)
+
+
+def _path_below(path, line):
+    """Return the headings, ((level, title), …), that stand over what follows a line, which may be one of them."""
+    mark = ATX.match(line)
+    if mark is None:
+        return path
+    level = len(mark[1])
+    higher = [heading for heading in path if heading[0] < level]
+    return (*higher, (level, line[mark.end() :].strip(" \t#")))
 
 
 def _lead_of(said, lead, before):
@@ -24149,9 +24273,14 @@ class Window(typing.NamedTuple):
         return self.row["chunk"]["text"][self.start : last.start + len(last.text)]
 
     @property
+    def under(self) -> tuple:
+        """The headings in the chunk that I stand under."""
+        return self.told[0].under
+
+    @property
     def heading(self):
         """The names of what I stand in."""
-        return " > ".join(self.row["chunk"]["headings"])
+        return " > ".join([*self.row["chunk"]["headings"], *self.under])
 
     @property
     def reading(self):
@@ -24290,11 +24419,18 @@ def find_evidence(
         asked_of(catalog, query, focus, before),
     )
     things = things_compared(query)
-    by = {"embedder": recall.embedder.name}
+    by = {"embedder": recall.embedder.name, "terms": terms_of_question(query, catalog)}
     outcomes = [search_(catalog, query, recall.chunks, vector, **by, **where) for where in places]
     more = [text for text in (focus, *things) if text.strip()]
     beside = [
-        search_(catalog, text, recall.chunks, recall.embedder.query(text), **by, **where)
+        search_(
+            catalog,
+            text,
+            recall.chunks,
+            recall.embedder.query(text),
+            embedder=recall.embedder.name,
+            **where,
+        )
         for text in more
         for where in places
     ]
@@ -24308,7 +24444,8 @@ def find_evidence(
         for word in outcomes[0]["unknown"]
         if all(word in outcome["unknown"] for outcome in outcomes)
     ]
-    windows = _each_once([window for row in rows.values() for window in _windows_of(row)])
+    found = [window for row in rows.values() for window in _windows_of(row)]
+    windows = [window for window in _each_once(found) if not _lists_titles(catalog, window)]
     judged = _judged(asked, vector, windows, recall)
     different = _different(asked, judged, things, recall)
     kept = _with_the_other_side(asked, different, judged, recall)
@@ -24322,6 +24459,49 @@ def find_evidence(
         "unknown": unknown,
         "evidence": evidence if certainty != "none" else [],
     }
+
+
+def _lists_titles(catalog, window):
+    """Whether a Window is of a table of contents: lines that are headings of the same document, or questions alone."""
+    told = window.told
+    if len(told) < _LISTED_LEAST or window.is_of_table():
+        return False
+    asked = [one for one in told if is_asked(" ".join(one.text.split()))]
+    if len(asked) >= _LISTED_SHARE * len(told):
+        return True
+    if not any(ITEM.match(one.text) or _NUMBERED.match(one.text) for one in told):
+        return False
+    titles = _titles_of(catalog, window.row["chunk"]) | {""}  # of a mere number
+    listed = [one for one in told if _plain_title(one.text) in titles]
+    return len(listed) >= _LISTED_SHARE * len(told)
+
+
+def _titles_of(catalog, chunk):
+    """Return the headings of a chunk's document, plain; kept for those that were looked at last."""
+    document = find_document(catalog, chunk["doc_id"], chunk["version"])
+    key = document.digest, document.kind, document.first_chunk
+    titles = _TITLES.get(key)
+    if titles is None:
+        chunks = [catalog.chunk_storage.get(number) for number in document.numbers]
+        titles = frozenset(map(_plain_title, _all_headings(filter(None, chunks))))
+        while len(_TITLES) >= _TITLES_MOST:
+            _TITLES.pop(next(iter(_TITLES)))
+        _TITLES[key] = titles
+    return titles
+
+
+def _all_headings(chunks):
+    """Yield the headings over chunks and in them, once and again."""
+    for chunk in chunks:
+        yield from chunk.headings
+        yield from _HEADING_LINE.findall(chunk.text)
+
+
+def _plain_title(text):
+    """Return the words of a title without its number, as far as a heading keeps them."""
+    words = re.findall(r"\w+", text[:TITLE_MAX_CHARS].casefold())
+    said = itertools.dropwhile(_NUMBERS_A_TITLE.fullmatch, words)
+    return " ".join(said)[:_TITLE_COMPARED_CHARS]
 
 
 def _vector_of(query, before, embedder):
@@ -24354,7 +24534,8 @@ def _judged(asked, vector, windows, recall):
             for one, n in zip(judged, near, strict=True)
         ]
         judged.sort(key=_worth, reverse=True)
-    return _read(asked, _marked(asked, vector, judged[:_JUDGED_MOST], recall), recall)
+    judged = _read(asked, _marked(asked, vector, judged[:_JUDGED_MOST], recall), recall)
+    return [_with_the_value(asked, one) for one in judged]
 
 
 def _worth(judged):
@@ -24431,17 +24612,27 @@ def _sentence_worth(asked, told, near):
     another = asked.names_another_time(told.words_with_headings)
     heads = told.heads_a_mail and not asked.asks_of_mail()
     beside = asked.compares_others(told.words_with_headings)
+    settles = _says_yes_or_no_to(asked, told)
+    says_nothing = not (asked.asks_whether() or told.announces)
     return (
         worth
+        + 0.6 * settles
+        + 0.2 * bool(told.header and asked.asks_for_several())
         - 0.7 * told.answers_nothing
         - 0.2 * (told.size < 3)
-        - 0.2 * repeats
+        - (0.7 if says_nothing else 0.2) * repeats
         - 0.3 * contrary
         - 0.2 * beside
         - 0.2 * other
         - 0.3 * another
         - 0.3 * heads
     )
+
+
+def _says_yes_or_no_to(asked, told):
+    """Whether a sentence begins with the yes or no that is asked for, and is about it by what stands over it."""
+    says = bool(SAYS_YES_OR_NO.match(told.text)) and told.size >= _SAYS_LEAST_WORDS
+    return says and asked.asks_whether() and asked.is_mostly_held(told.words_with_headings)
 
 
 def _read(asked, judged, recall):
@@ -24454,7 +24645,9 @@ def _read(asked, judged, recall):
     told = reader.judge(asked.text, [(one.window.heading, one.window.text) for one in judged])
     if not told:
         return judged
-    certain = max([score for score, _ in told]) >= reader.threshold + CERTAIN_ABOVE
+    least = _CERTAIN_SHARE * max([one.worth for one in judged])
+    scores = [score for one, (score, _) in zip(judged, told, strict=True) if one.worth >= least]
+    certain = max(scores) >= reader.threshold + CERTAIN_ABOVE
     found = []
     for one, (score, span) in zip(judged, told, strict=True):
         counted = max(score, reader.threshold) if one.window.is_of_table() else score
@@ -24478,12 +24671,26 @@ def _pointed(asked, judged, span):
     pointed = max(begun, default=window.first)
     lead = judged.worths[judged.marked - window.first] - judged.worths[pointed - window.first]
     told, own = window.tellings[pointed], window.tellings[judged.marked]
-    lacks = asked.is_better_answered_by(own.whole, told.whole) or (
-        _is_of_others(asked, told) and not _is_of_others(asked, own)
+    lacks = (
+        asked.is_better_answered_by(own.whole, told.whole)
+        or (_is_of_others(asked, told) and not _is_of_others(asked, own))
+        or (_says_yes_or_no_to(asked, own) and not _says_yes_or_no_to(asked, told))
     )
     if told.answers_nothing or lacks or lead > _OVERRULED_BY:
         return judged
     return judged._replace(marked=pointed, span=(first, last))
+
+
+def _with_the_value(asked, judged):
+    """Return a Judged with the sentence that tells the value where one is asked for and the marked one tells none."""
+    window, marked = judged.window, judged.window.tellings[judged.marked]
+    if marked.header or not asked.asks_for_a_value() or asked.is_answered_by(marked.whole):
+        return judged
+    values = [n for n in range(len(window.told)) if asked.is_answered_by(window.told[n].whole)]
+    best = max(values, key=judged.worths.__getitem__, default=None)
+    if best is None or not asked.is_mostly_held(window.words()):
+        return judged
+    return judged._replace(marked=window.first + best, span=None)
 
 
 def _is_of_others(asked, told):
@@ -24698,12 +24905,9 @@ def _certainty(asked, unknown, mass, judged, evidence, recall):
     part = held / (sum(known.values()) + _KNOWN_NOWHERE * nowhere) if known else 0.0
     by_words = mass >= recall.mass or bool(known) and not nowhere and part >= recall.mass
     if judged[0].sure is None:
-        told = [item["text"] for item in evidence]
         worth = max([one.worth / _superseded(one.window) for one in judged[:_PASSAGES_MOST]])
         weak = near and worth < _SURE_WORTH
-        sure = (
-            (by_words or near >= recall.similarity) and not weak and not asked.needs_more_than(told)
-        )
+        sure = (by_words or near >= recall.similarity) and not weak
     else:
         sure = (
             judged[0].sure
@@ -24712,7 +24916,12 @@ def _certainty(asked, unknown, mass, judged, evidence, recall):
             and _says_by_its_form(asked, judged[0])
         )
     told_first = judged[0].window.words()
-    if sure and asked.is_mostly_held(told_first) and not asked.counts_others(told_first):
+    beside = (
+        asked.counts_others(told_first)
+        or asked.lacks_what_is_asked_for(told_first)
+        or asked.needs_more_than([item["text"] for item in evidence])
+    )
+    if sure and asked.is_mostly_held(told_first) and not beside:
         return "sure" if telling_words or near >= recall.similarity else "nearest"
     least = _NEAR_SIMILARITY if asked.language == "en" else _NEAR_ELSEWHERE
     return "nearest" if part >= _NEAR_MASS or near >= least else "none"
@@ -24779,7 +24988,7 @@ def with_its_lines(told, chunk):
         "chunk_id": chunk["chunk_id"],
         "chunk_index": chunk["chunk_index"],
         "lines": [first, last],
-        "headings": chunk["headings"],
+        "headings": [*chunk["headings"], *told.under],
         **stands_in_file(chunk["metadata"], first, last),
     }
 

@@ -808,3 +808,116 @@ def test_what_is_said_of_another_thing_than_the_one_that_is_asked_for_contradict
     for name, others in (("Harlow", []), ("Belton", ["figure"])):
         told = found(made, f"How often is the pump at {name} oiled?")["evidence"]
         assert name in told[0]["text"] and [item["against"]["kind"] for item in told if "against" in item] == others
+
+
+GATE = """# Contents
+
+1. Can the gate cache parcels?
+2. The gate does not open
+3. The colours of the gate
+
+D1. I have set the gate up, and no parcel comes.
+D2. My parcels disappear after the gate was shut.
+
+# 1. Can the gate cache parcels?
+
+No, it does not have this ability at all. And, yes, before you ask, the gate can stand beside other gates that cache parcels.
+
+# 2. The gate does not open
+
+FIRST AID AT THE GATE
+
+When the belt is loose the gate locks and shows F.22. Tighten the belt by hand.
+
+Specifies: The address and port on which the gate listens for parcels. Effect if unset: it takes 127.0.0.1, port 8118.
+
+~U, ~upper
+Opens the upper wing.
+
+~N, ~near
+Opens the near wing.
+
+# 3. The colours of the gate
+
+The gate was fitted by Marlow & Sons on 12 March 2021. 4. Bicycle shed. Postponed until spring.
+
+# D. Parcels
+
+## D1. I have set the gate up, and no parcel comes.
+
+Wait a day.
+
+## D2. My parcels disappear after the gate was shut.
+
+They lie in the basket below, from where whoever has the key may take them; each is kept there for a week, and then goes back to
+whoever sent it, with a note on which the day and the hour stand at which it came, in ink that does not run in the rain.
+"""
+
+
+@pytest.fixture(scope="module")
+def gate():
+    made = batos.new_catalog()
+    batos.index_document_(made, "gate.md", GATE)
+    return made
+
+
+@pytest.mark.parametrize("query, told", [
+    ("Can the gate cache parcels?", "No: \u201cNo, it does not have this ability at all.\u201d"),
+    ("What does F.22 mean?", "the gate locks and shows F.22"),
+    ("Which port does the gate listen on?", "port 8118"),
+    ("What does ~U match?", "Opens the upper wing."),
+    ("What does ~N match?", "Opens the near wing."),
+    ("My parcels disappear, why?", "They lie in the basket below"),         # not the table of contents
+])
+def test_a_page_of_questions_answers_by_what_stands_under_them(gate, query, told):
+    assert told in batos.plain_answer(query, found(gate, query)["evidence"])
+
+
+def test_a_table_of_contents_is_no_passage(gate):
+    for query in ("D1. I have set the gate up", "Can the gate cache parcels? The gate does not open. The colours of the gate"):
+        assert all("3. The colours" not in item["text"] and "D1." not in item["text"] for item in found(gate, query)["evidence"])
+
+
+class Believing(Refusing):
+    """A reader that says of everything that it answers."""
+
+    def judge(self, question, passages):
+        return [(self.threshold + 1.0, (0, 1)) for _ in passages]
+
+
+@pytest.mark.parametrize("query, certainty", [
+    ("What is the phone number of Marlow & Sons?", "nearest"),             # nothing here looks like one
+    ("What colour is the bicycle shed?", "nearest"),
+    ("What is the fit of the gate of Marlow & Sons?", "sure"),
+    ("What is the guarantee of the gate of Marlow & Sons?", "nearest"),    # of that thing something else is told
+])
+def test_a_reader_that_believes_everything_makes_nothing_sure_that_lacks_what_is_asked_for(gate, query, certainty):
+    recall = batos.Recall(embedder=batos.Embedder())
+    recall.embedder.reader = Believing()
+    assert batos.find_evidence(gate, query, recall)["certainty"] == certainty
+
+
+def test_a_sentence_that_only_repeats_the_question_is_marked_where_it_settles_it_alone():
+    made = batos.new_catalog()
+    batos.index_document_(made, "shed.md", "Bicycle shed. It stays shut until spring.\n\nThe horn is loud.\n")
+    assert "shut" in batos.plain_answer("What about the bicycle shed?", found(made, "What about the bicycle shed?")["evidence"])
+    assert "The horn is loud." in batos.plain_answer("Is the horn loud?", found(made, "Is the horn loud?")["evidence"])
+
+
+@pytest.mark.parametrize("question, several", [
+    ("Which boats are double sculls?", True), ("What old boats have a crack?", True), ("Which bus is late?", False),
+    ("What is it?", False), ("Which boat is a double scull?", False),
+])
+def test_who_asks_for_all_that_are_so_is_told_rows_of_a_table(question, several):
+    asked = batos.Asked(question, {}, {}, None, {})
+    assert asked.asks_for_several() == several
+
+
+@pytest.mark.parametrize("question, reason", [
+    ("I pulled the plug and nothing happened, why?", True), ("How come it is shut?", True), ("Why is it shut?", True),
+    ("Whyever not?", False), ("What must I do when it is shut?", False),
+])
+def test_what_asks_for_a_reason_or_a_time_is_known_wherever_it_stands(question, reason):
+    expected = batos._expected_in(question)
+    assert (expected is not None and expected.holds is batos._REASON_TOLD) == reason
+    assert expected is None or expected.holds is not batos.TIME_TOLD
