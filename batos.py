@@ -26,7 +26,7 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     cores that are other processes: what they really say, one of them, several in an order
     experts         Memory manager
                     LoRA experts in three tiers: blobs, RAM, adapter slots; their incarnation
-    what is known   Words · Texts · PDF · Formats · Index · Documents · Search
+    what is known   Words · Texts · PDF · Formats · Source files · Index · Documents · Search
                     files become texts, texts chunks, chunks postings and vectors; and how they are found
     what is told    Asked · Contradictions · Evidence · Levels · Quotes · Grounds · Summaries
                     passages and the sentence that answers; whether a passage bears out what a core wrote
@@ -103,6 +103,7 @@ import ast
 import base64
 import bisect
 import builtins
+import codecs
 import collections
 import concurrent.futures
 import contextlib
@@ -19250,24 +19251,14 @@ def ranges_told(numbers):
 ################################################################################
 #
 # The kinds of files that are read, each as one sees it: HTML as the page shows it, a sheet by its rows, mail by its
-# headers and body. Libraries read them; what they may cost is bounded, and it happens in a process that can be
-# killed. A file is opened once, without following links, and looked at by its descriptor.
+# headers and body. Libraries read them; what they may cost is bounded. Here are the readers and the table of endings;
+# what a name tells of a file, and how one is read, is the next room's.
 
 # Offers:
 __all__ += """
-    guess_kind Extract file_lines FORMATS SOURCE_MAX_BYTES MOST_BYTES_A_CHARACTER open_regular
-    opener_below read_file Parser
+    Extract is_marked unicode_of has_controls read_text file_lines Format FORMATS
+    _whole_characters
 """.split()
-
-
-def guess_kind(text, name=""):
-    """Return a kind of text: by the ending of the name where that tells it; else by what its beginning looks like."""
-    ending = re.search(r"\.\w{1,8}$", name or "")
-    kind = FORMATS.get(ending.group().lower(), Format("text")).kind if ending else "text"
-    beginning = text[:10_000]
-    if kind == "text" and UNDERLINED.search(beginning) and RST_MARK.search(beginning):
-        return "rst"
-    return "markdown" if not ending and MARKDOWN_MARK.search(beginning) else kind
 
 
 # Formats: what a file becomes a text by
@@ -19309,7 +19300,7 @@ _LEGACY_ENCODINGS = (
 _GUESSED_FROM_BYTES = 200_000  # of a text, from its first byte that is not ASCII on
 
 
-def _unicode_of(data):
+def unicode_of(data: bytes) -> str | None:
     """Return the text of bytes in Unicode, by a mark at their beginning or as UTF-8; None where they are not."""
     for mark, encoding in _MARKS_OF_UNICODE:
         if data.startswith(mark):
@@ -19338,14 +19329,21 @@ def _guessed_encoding(data):
     return chosen, others
 
 
+def is_marked(data: bytes) -> bool:
+    """Tell whether bytes begin with a mark of Unicode."""
+    return data.startswith(tuple([mark for mark, _ in _MARKS_OF_UNICODE]))
+
+
+def has_controls(data: bytes) -> bool:
+    """Tell whether more of some bytes control something than a text has."""
+    controls = (*range(9), *range(14, 27), *range(28, 32))
+    return sum(map(data.count, controls)) > len(data) / 100
+
+
 def _decoded(data, name):
     """Return the Extract of a text's bytes, whose notes tell what is in doubt. Raises BadRequest for no text."""
-    text = _unicode_of(data)
-    marked = data.startswith(tuple(mark for mark, _ in _MARKS_OF_UNICODE))
-    controls = sum(
-        data[:10_000].count(byte) for byte in (*range(9), *range(14, 27), *range(28, 32))
-    )
-    if not marked and controls > len(data[:10_000]) / 100:
+    text = unicode_of(data)
+    if not is_marked(data) and has_controls(data[:10_000]):
         raise BadRequest(
             f"{name} is not text (control bytes in it); allowed are texts, and {', '.join(sorted(FORMATS))}",
             no_document=True,
@@ -19361,7 +19359,8 @@ def _decoded(data, name):
     return Extract(text, {"encoding": encoding, "notes": notes})
 
 
-def _read_text(data, name):
+def read_text(data: bytes, name: str) -> Extract:
+    """Read a text as it is. Raises BadRequest."""
     return _decoded(data, name)
 
 
@@ -19928,7 +19927,7 @@ def _read_csv(data, name):
 
 def _dialect_of(text, name):
     """Return what parts the cells: a tab in .tsv, else what is most often in the first line."""
-    if name.lower().endswith(".tsv"):
+    if ".tsv" in name.lower()[-8:]:  # it may be compressed
         return "\t"
     first = text.partition("\n")[0]
     return max(",;\t|", key=first.count)
@@ -20021,12 +20020,13 @@ class Format(typing.NamedTuple):
     """A kind of file: the kind of its text (of _RULES), and read(bytes, name) -> Extract, which raises BadRequest."""
 
     kind: str
-    read: typing.Callable = _read_text
+    read: typing.Callable = read_text
 
 
 # fmt: off
 FORMATS = {
-    **dict.fromkeys((".txt", ".text", ".log"), Format("text")),
+    **dict.fromkeys((".txt", ".text", ".log", ".org", ".adoc", ".asciidoc", ".tex", ".texi", ".texinfo", ".info"),
+                    Format("text")),
     **dict.fromkeys((".md", ".markdown", ".mdown", ".mkd"), Format("markdown")),
     ".rst": Format("rst"),
     **dict.fromkeys((".html", ".htm", ".xhtml"), Format("html", _read_html)),
@@ -20043,10 +20043,154 @@ FORMATS = {
     ".jsonl": Format("code", _read_json_lines),
     ".srt": Format("text", _read_subtitles),
     **dict.fromkeys((".py", ".pyi", ".js", ".mjs", ".ts", ".tsx", ".jsx", ".java", ".kt", ".c", ".h", ".cc", ".cpp", ".hpp",
-                     ".cs", ".go", ".rs", ".rb", ".php", ".swift", ".scala", ".lua", ".sh", ".sql", ".r", ".jl", ".kv"),
+                     ".cs", ".go", ".rs", ".rb", ".php", ".swift", ".scala", ".lua", ".sh", ".sql", ".r", ".jl", ".kv",
+                     ".conf", ".cfg", ".ini", ".toml", ".yaml", ".yml", ".properties", ".service"),
                     Format("code")),
 }
 # fmt: on
+
+
+################################################################################
+# Source files #################################################################
+################################################################################
+#
+# What the name of a file tells of it, and how one is read: opened once, without following links, and looked at by its
+# descriptor. What is no plain text is unpacked and parsed in a process that can be killed.
+#
+#   packing  how a file is compressed (.gz, .bz2, .xz): what its name is without that ending tells its kind
+#   by look  a name that tells a kind only together with the first bytes: README, copyright, chrony.conf.5
+
+# Offers:
+__all__ += """
+    named_so guess_kind is_text_file ending_told SOURCE_MAX_BYTES MOST_BYTES_A_CHARACTER
+    open_regular opener_below read_file Parser
+""".split()
+
+
+class Named(typing.NamedTuple):
+    """What the name of a file tells: its Format, or None where it is of no kind that is learnt; its packing; whether by look."""
+
+    format: Format | None
+    packing: str = ""
+    by_look: bool = False
+
+
+_PACKINGS = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}  # ending -> the module that opens it
+_ARCHIVES = (".tar", ".cpio")  # of many files: what is compressed of them has no kind either
+_ENDING = Pattern(r"(?<=[^/])\.[^\s./]{1,20}$")
+_WORD_FOR_A_TEXT = Pattern(
+    r"(?:authors?|bugs|changes|changelog|contributing|contributors|copying|copyright|credits|faq|hacking|history|howto|"
+    r"install|intro|introduction|licen[cs]e|maintainers|news|notes?|notice|readme|release|thanks|todo|upgrading|whatsnew)"
+    r"(?![a-z])",
+    re.IGNORECASE,
+)
+_BY_LOOK = Format("text")
+
+
+def _ending_of(name):
+    """Return the ending of a name in small letters, "" without one."""
+    found = _ENDING.search(name)
+    return found.group().lower() if found else ""
+
+
+def _without_packing(name):
+    """Return (a name without what tells that it is compressed, that ending or "")."""
+    packing = _ending_of(name)
+    return (name[: -len(packing)], packing) if packing in _PACKINGS else (name, "")
+
+
+def named_so(name: str) -> Named:
+    """Tell what the name of a file tells of it: a known ending, also below one of compression; else a word as README is one,
+    or no ending at all, which take a look at its first bytes."""
+    inner, packing = _without_packing(name)
+    ending = _ending_of(inner)
+    if ending in FORMATS:
+        return Named(FORMATS[ending], packing)
+    if ending in _ARCHIVES:
+        return Named(None)
+    if not ending or _WORD_FOR_A_TEXT.match(inner.rpartition("/")[2]):
+        return Named(_BY_LOOK, packing, by_look=True)
+    return Named(None, packing)
+
+
+def ending_told(name: str) -> str:
+    """Return how to tell of the kind of a file that has none that is learnt."""
+    inner, packing = _without_packing(name)
+    return _ending_of(inner) + packing or "without an ending"
+
+
+def guess_kind(text, name=""):
+    """Return a kind of text: by what the name of its file tells; else by what its beginning looks like."""
+    named = named_so(name or "")
+    kind = named.format.kind if named.format else "text"
+    beginning = text[:10_000]
+    if kind == "text" and UNDERLINED.search(beginning) and RST_MARK.search(beginning):
+        return "rst"
+    if not named.by_look:
+        return kind
+    if MARKDOWN_MARK.search(beginning):
+        return "markdown"
+    return "code" if beginning.startswith("#!") else kind
+
+
+# Whether what a folder holds is a text
+
+_LOOKED_AT_BYTES = 4096
+_PACKED_BYTES = 1 << 20  # of a file, so that what bzip2 takes at once is among them
+_SECRET = Pattern(rb"-----BEGIN [A-Z ]{0,40}PRIVATE KEY")
+
+
+def is_text_file(path: pathlib.Path) -> bool:
+    """Tell whether the first bytes of a file, unpacked, are those of a text, and of no private key."""
+    beginning = _first_bytes(path, _without_packing(path.name)[1])
+    if is_marked(beginning):
+        return True
+    if not beginning or has_controls(beginning) or 0 in beginning or _SECRET.search(beginning):
+        return False
+    try:
+        # the last character may be cut
+        codecs.getincrementaldecoder("utf-8")().decode(beginning)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _first_bytes(path, packing):
+    """Return what a file begins with, b"" of what cannot be read."""
+    try:
+        with open_regular(path) as file:
+            data = file.read(_PACKED_BYTES if packing else _LOOKED_AT_BYTES)
+        return _unpacking(data, packing).read1(_LOOKED_AT_BYTES)
+    except (
+        Exception
+    ):  # a boundary: whatever a hostile file makes of a library; who reads it will tell
+        return b""
+
+
+def _unpacking(data, packing):
+    """Return a file of what some bytes unpack to."""
+    if not packing:
+        return io.BytesIO(data)
+    return need(_PACKINGS[packing], f"reading {packing}").open(io.BytesIO(data))
+
+
+def _unpacked_bytes(data, packing, name, most_bytes):
+    """Return what a file's bytes unpack to; no more than that is unpacked. Raises BadRequest."""
+    if not packing:
+        return data
+    try:
+        unpacked = _unpacking(data, packing).read(most_bytes + 1)
+    except Exception as error:  # a boundary: whatever a hostile file makes of a library
+        raise BadRequest(
+            f"{name} does not unpack ({first_line(error)}); compress it anew, or leave it out"
+        ) from error
+    if len(unpacked) > most_bytes:
+        raise BadRequest(
+            f"{name} unpacks to more than {most_bytes:,} bytes; split it, or raise the setting source_max_mb",
+            limit=most_bytes,
+            setting="source_max_mb",
+        )
+    return unpacked
 
 
 SOURCE_MAX_BYTES = int(SETTINGS["source_max_mb"].default * 1e6)
@@ -20115,14 +20259,17 @@ def _check_size(path, what, size, limit, setting):
         )
 
 
-def _is_plain_file(ending):
-    """Tell whether a file of an ending is a text as it is, or has to be parsed."""
-    return FORMATS.get(ending, Format("text")).read is _read_text
+def _is_plain_file(name):
+    """Tell whether a file of a name is a text as it is, or has to be unpacked or parsed."""
+    named = named_so(name)
+    return not named.packing and (named.format or _BY_LOOK).read is read_text
 
 
-def _parse_here(ending, data, name):
+def _parse_here(data, name, most_bytes=SOURCE_MAX_BYTES):
     """Return the Extract of a file's bytes. Raises BadRequest."""
-    return FORMATS.get(ending, Format("text")).read(data, name)
+    named = named_so(name)
+    data = _unpacked_bytes(data, named.packing, name, most_bytes)
+    return (named.format or _BY_LOOK).read(data, name)
 
 
 def read_file(
@@ -20137,17 +20284,16 @@ def read_file(
     Raises BadRequest that says why it is none: too large, binary, damaged, no regular file, or not to be read.
     """
     path = pathlib.Path(path)
-    ending = path.suffix.lower()
     with open_regular(path, opener) as file:
         size = os.fstat(file.fileno()).st_size
         _check_size(path, "", size, source_max_bytes, "source_max_mb")
-        if _is_plain_file(ending) and size > MOST_BYTES_A_CHARACTER * max_bytes:
+        if _is_plain_file(path.name) and size > MOST_BYTES_A_CHARACTER * max_bytes:
             _check_size(path, " of text", size, max_bytes, "document_max_mb")
         try:
             data = file.read(source_max_bytes + 1)  # no more, also where it grows meanwhile
         except OSError as error:
             raise _unreadable(path, error) from error
-    extract = parse(ending, data, path.name)
+    extract = parse(data, path.name, source_max_bytes)
     if not extract.text.strip():
         raise BadRequest(f"{path.name} is empty", no_document=True)
     _check_size(
@@ -20190,13 +20336,13 @@ class Parser:
     def __init__(self) -> None:
         self._process = None
 
-    def parse(self, ending: str, data: bytes, name: str) -> Extract:
+    def parse(self, data: bytes, name: str, most_bytes: int = SOURCE_MAX_BYTES) -> Extract:
         """Do what _parse_here does."""
-        if _is_plain_file(ending) and _unicode_of(data) is not None:
-            return _parse_here(ending, data, name)
+        if _is_plain_file(name) and unicode_of(data) is not None:
+            return _parse_here(data, name)
         try:
             self._start()
-            _write_block(self._process.stdin, [ending, data, name])
+            _write_block(self._process.stdin, [data, name, most_bytes])
             told = ormsgpack.unpackb(_read_block(self._process.stdout))
         except (OSError, EOFError):
             raise BadRequest(
@@ -20262,10 +20408,10 @@ def parse_for_another():
                 signal.alarm(0)
 
 
-def _parsed(ending, data, name):
+def _parsed(data, name, most_bytes=SOURCE_MAX_BYTES):
     """Return the map that tells an Extract, or why there is none."""
     try:
-        text, metadata = _parse_here(ending, data, name)
+        text, metadata = _parse_here(data, name, most_bytes)
     except BadRequest as error:
         return {"error": error.message, "fields": error.fields}
     except Exception as error:  # a boundary: whatever a hostile file makes of a library
@@ -49028,10 +49174,16 @@ class Harvest:
 
         if named(self.without) or self.only and not named(self.only):
             return False
-        known = bool(self.only) or path.suffix.lower() in FORMATS
+        known = bool(self.only) or self._is_known(path)
         if not known:
-            self.kinds[path.suffix.lower() or "without an ending"] += 1
+            self.kinds[ending_told(path.name)] += 1
         return known
+
+    @staticmethod
+    def _is_known(path):
+        """Tell whether a file is of a kind that is learnt: by its name, or where that leaves it open by its first bytes."""
+        named = named_so(path.name)
+        return is_text_file(path) if named.by_look else named.format is not None
 
     def told(self) -> typing.Iterator:
         """Yield sentences on what was left out, and why."""
@@ -50530,10 +50682,12 @@ def help_wire():
 def help_formats():
     """The files that `batos.py learn` reads, by the kind of text that comes of them.
 
-    A file of another kind is learnt where it is named itself and is text. Encodings that are not UTF-8 are guessed, and it
-    is told; so are pages of a PDF that hold no text, and attachments of mail. A row of a table is found and quoted with its
-    header. A text may have `document_max_mb`, a file `source_max_mb`. What a folder holds and is not learnt is counted;
-    what is hidden, or what git ignores, is learnt with --hidden or where it is named.
+    One compressed as .gz, .bz2 or .xz is learnt as what it is without that. One without an ending, or whose name begins
+    as README, NEWS, changelog or copyright do, is learnt as Markdown, source code or plain text where its first bytes are
+    text, and of no private key. A file of another kind is learnt where it is named itself and is text. Encodings that are
+    not UTF-8 are guessed, and it is told; so are pages of a PDF that hold no text, and attachments of mail. A row of a
+    table is found and quoted with its header. A text may have `document_max_mb`, a file `source_max_mb`. What a folder
+    holds and is not learnt is counted; what is hidden, or what git ignores, is learnt with --hidden or where it is named.
     """
     kinds = collections.defaultdict(list)
     for ending, row in FORMATS.items():

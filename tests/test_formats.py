@@ -1,9 +1,12 @@
 """Formats: what files become texts, with their titles, headings and lines; and `learn` over folders of them."""
 
+import bz2
 import datetime
+import gzip
 import html.parser
 import io
 import json
+import lzma
 import pathlib
 import re
 import zipfile
@@ -354,7 +357,9 @@ def test_a_file_by_its_path_is_read_as_its_kind(daemon, folder):
 @pytest.mark.parametrize("name, text, kind", [
     ("a.rst.txt", "Title\n=====\n\n.. note:: this\n", "rst"), ("a.txt", "Title\n-----\n\nSee :func:`len`.\n", "rst"),
     ("a.txt", "Title\n=====\n\nPlain.\n", "text"), ("a.txt", ".. note:: no title\n", "text"), ("a.txt", "# one\n", "text"),
-    ("", "# one\n\ntwo\n", "markdown"), ("a.py", "x = 1\n=====\n.. note::\n", "code")])
+    ("", "# one\n\ntwo\n", "markdown"), ("a.py", "x = 1\n=====\n.. note::\n", "code"),
+    ("README.Debian", "# one\n\ntwo\n", "markdown"), ("README.Debian", "One.\n", "text"), ("run", "#!/bin/sh\necho\n", "code"),
+    ("a.md.gz", "One.\n", "markdown"), ("a.xyz", "# one\n\ntwo\n", "text")])
 def test_the_kind_of_a_text_is_guessed(name, text, kind):
     assert batos.guess_kind(text, name) == kind
 
@@ -466,13 +471,61 @@ BILLION = """<!DOCTYPE a [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">
     (".xlsx", b"PK", "damaged"), (".mbox", b"", ""),
 ])
 def test_a_hostile_document_costs_itself_alone(ending, data, says):
-    told = batos._parsed(ending, data, "a" + ending)
+    told = batos._parsed(data, "a" + ending)
     assert says in told["error"] if says else not told["text"].strip()
+
+
+@pytest.mark.parametrize(("name", "kind", "by_look"), [
+    ("a.md", "markdown", False), ("a.MD.GZ", "markdown", False), ("a.csv.xz", "table", False), ("a.txt.bz2", "text", False),
+    ("chrony.conf", "code", False), ("README", "text", True), ("README.Debian.gz", "text", True),
+    ("README.md", "markdown", False), ("changelog.Debian.amd64.gz", "text", True), ("NEWS-2.0.old", "text", True),
+    ("copyright", "text", True), ("Makefile", "text", True), ("dot.d/file", "text", True),
+    ("newsletter.dat", None, False), ("a.tar.gz", None, False),
+    ("README.tar.xz", None, False), ("a.tgz", None, False), ("a.gz.dat", None, False), ("photo.png", None, False),
+    ("a.xyz.gz", None, False)])
+def test_the_name_of_a_file_tells_its_kind_through_what_it_is_packed_with(name, kind, by_look):
+    told = batos.named_so(name)
+    assert ((told.format and told.format.kind), told.by_look) == (kind, by_look)
+
+
+PACKERS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+
+
+@pytest.mark.parametrize("packing", PACKERS)
+def test_what_is_packed_is_read_as_what_it_is_and_not_unpacked_beyond_what_a_file_may_have(tmp_path, packing):
+    pack, path = PACKERS[packing], tmp_path / ("a.csv" + packing)
+    path.write_bytes(pack(b"Valve,Note\n") + pack(b"087,brass\n"))               # of two parts, as `cat` joins them
+    assert batos.read_file(path, 1000).text == "| Valve | Note |\n| 087 | brass |"
+    path.write_bytes(pack(bytes(10_000_000)))
+    with pytest.raises(batos.BadRequest, match=r"a.csv.* unpacks to more than 1,000,000 bytes.*source_max_mb"):
+        batos.read_file(path, 1000, 1_000_000)
+    path.write_bytes(pack(b"Valve,Note\n" * 99)[:40])
+    with pytest.raises(batos.BadRequest, match="does not unpack"):
+        batos.read_file(path, 1000)
+
+
+@pytest.mark.parametrize(("data", "is_text"), [
+    ("Größe".encode(), True), ("Größe".encode("utf-16"), True), ("Größe".encode("latin-1"), False), (b"ab\0c", False),
+    (b"\x7f\x1b\x02 x", False), (b"", False), (b"-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n", False)])
+def test_what_a_name_leaves_open_the_first_bytes_tell(tmp_path, data, is_text):
+    (tmp_path / "a").write_bytes(data)
+    for packing, pack in PACKERS.items():
+        (tmp_path / f"a{packing}").write_bytes(pack(data))
+    assert {batos.is_text_file(path) for path in tmp_path.iterdir()} == {is_text} and not batos.is_text_file(tmp_path / "none")
+
+
+def test_a_beginning_that_is_cut_or_damaged_is_looked_at_all_the_same(tmp_path):
+    for start in range(4):                            # a character is cut
+        (tmp_path / "a").write_bytes(b"x" * start + "ä€".encode() * 5000)
+        assert batos.is_text_file(tmp_path / "a")
+    (tmp_path / "a.gz").write_bytes(gzip.compress(b"text" * 9)[:-4])
+    (tmp_path / "b.gz").write_bytes(b"text")
+    assert batos.is_text_file(tmp_path / "a.gz") and not batos.is_text_file(tmp_path / "b.gz")
 
 
 def test_what_unpacks_to_too_much_is_not_unpacked(monkeypatch):
     monkeypatch.setattr(batos, "_ARCHIVE_MAX_BYTES", 100)
-    assert "unpacks to" in batos._parsed(".odt", ODT, "a.odt")["error"]
+    assert "unpacks to" in batos._parsed(ODT, "a.odt")["error"]
 
 
 LEGACY = [
@@ -486,9 +539,9 @@ LEGACY = [
 
 @pytest.mark.parametrize(("encoding", "said"), LEGACY)
 def test_an_encoding_that_is_guessed_is_told(encoding, said):
-    text, metadata = batos._read_text(said.encode(encoding), "a.txt")
+    text, metadata = batos.read_text(said.encode(encoding), "a.txt")
     assert text == said and metadata["encoding"] == encoding and encoding in metadata["notes"][0]
-    assert batos._read_text(said.encode(), "a.txt").metadata == {}
+    assert batos.read_text(said.encode(), "a.txt").metadata == {}
 
 
 def test_pages_of_a_pdf_that_hold_no_text_are_named(tmp_path):

@@ -1,6 +1,7 @@
 """`learn`: what of folders is learnt, what is left out and told; one file, one document; texts larger than a message."""
 
 import contextlib
+import gzip
 import os
 import pathlib
 import re
@@ -137,17 +138,17 @@ def parser():
 
 
 def test_what_parses_is_a_process_that_serves_many_files_and_ends_with_its_parser(parser):
-    told = [parser.parse(".pdf", pdf_of(f"Page {number}."), "a.pdf").text for number in range(3)]
+    told = [parser.parse(pdf_of(f"Page {number}."), "a.pdf").text for number in range(3)]
     assert told == ["Page 0.", "Page 1.", "Page 2."]
     process = parser._process
     with pytest.raises(batos.BadRequest, match="does not read as PDF"):
-        parser.parse(".pdf", b"%PDF-1.4 nothing", "a.pdf")
+        parser.parse(b"%PDF-1.4 nothing", "a.pdf")
     with pytest.raises(batos.BadRequest, match="not text") as refused:
-        parser.parse(".html", bytes(range(32)) * 99, "a.html")
+        parser.parse(bytes(range(32)) * 99, "a.html")
     assert refused.value.fields["no_document"] and parser._process is process
     parser.close()
     assert process.returncode is not None
-    assert parser.parse(".txt", b"plain", "a.txt").text == "plain" and parser._process is None
+    assert parser.parse(b"plain", "a.txt").text == "plain" and parser._process is None
 
 
 @pytest.mark.slow
@@ -160,8 +161,8 @@ def test_a_file_that_takes_too_much_costs_itself_alone(parser, monkeypatch, boun
               "    return read(data, name)\nbatos.FORMATS['.html'] = batos.Format('html', taking)"
     monkeypatch.setattr(batos, "_PARSER", batos._PARSER.replace("import batos;", f"exec({hostile!r});"))
     with pytest.raises(batos.BadRequest, match=told):
-        parser.parse(".html", b"<p>x</p>", "hostile.html")
-    assert parser.parse(".html", b"<p>fine</p>", "a.html").text.strip() == "fine"
+        parser.parse(b"<p>x</p>", "hostile.html")
+    assert parser.parse(b"<p>fine</p>", "a.html").text.strip() == "fine"
 
 
 # What is left out
@@ -198,9 +199,9 @@ def names(harvest, top):
 
 def test_what_is_hidden_or_ignored_by_git_is_left_out_and_counted(checkout):
     found = batos.Harvest([str(checkout)])
-    assert names(found, checkout) == ["[x]* :(top).md", "a.md", "inner/c.md", "tracked.log"]
+    assert names(found, checkout) == ["LICENSE", "[x]* :(top).md", "a.md", "inner/c.md", "tracked.log"]
     told = "\n".join(found.told())
-    assert "of no kind that is learnt: 2 .bin, 1 without an ending, 1 .ods" in told
+    assert "of no kind that is learnt: 2 .bin, 1 .ods" in told
     assert re.search(r"left out: 6 hidden, 3 ignored by git \(.*--hidden", told)     # .git, .gitignore twice, .ssh, .env.txt
 
 
@@ -228,7 +229,40 @@ def test_without_git_it_is_told_what_could_not_be_found_out(checkout, monkeypatc
 
 def test_learn_tells_what_was_left_out(learn, checkout):
     status, told = learn(checkout)
-    assert status == 0 and "4 learnt" in told and "2 .bin" in told and "3 ignored by git" in told
+    assert status == 0 and "5 learnt" in told and "2 .bin" in told and "3 ignored by git" in told
+
+
+DOCS = {"README": "The brass valve opens to the left.", "README.Debian": "The copper valve is shut in winter.",
+        "copyright": "Nobody owns the wooden valve.", "NEWS.gz": "The silver valve is new.",
+        "FAQ.html.gz": "<p>Is the lead valve old?</p>", "manual.md": "# Valves\n\nThe golden valve is for guests.",
+        "program": "\0\1\2", "data.gz": "\0\1\2", "all.tar.gz": "x", "key": "-----BEGIN RSA PRIVATE KEY-----\nx\n", "a.bin": "x"}
+
+
+def test_a_folder_of_documents_as_systems_have_them_is_learnt(learn, tmp_path):
+    """Files without an ending, with words as README before it, and what is compressed."""
+    folder = tmp_path / "doc"
+    folder.mkdir()
+    for name, text in DOCS.items():
+        data = text.encode()
+        (folder / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    os.mkfifo(folder / "pipe")
+    status, told = learn(folder)
+    assert status == 0 and "6 learnt" in told
+    assert "of no kind that is learnt: 3 without an ending, 1 .bin, 1 .tar.gz, 1 .gz" in told
+    assert [pathlib.Path(hits(learn.endpoint, f"{word} valve")[0]["chunk"]["doc_id"]).name
+            for word in ("brass", "copper", "wooden", "silver", "lead", "golden")] == list(DOCS)[:6]
+    assert learn(folder / "all.tar.gz")[0] == 1 and learn(folder / "a.bin")[0] == 0   # what is named itself is read as a text
+
+
+def test_a_file_that_is_compressed_afterwards_keeps_its_document(learn, tmp_path):
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "a.txt").write_text(SENTENCE.format("brass"))
+    learn(folder)
+    (folder / "a.txt.gz").write_bytes(gzip.compress((folder / "a.txt").read_bytes()))
+    (folder / "a.txt").unlink()
+    assert "a.txt.gz now" in learn(folder)[1]
+    assert list(documents(learn.endpoint)) == [str(folder / "a.txt.gz")]
 
 
 # One file, one document
