@@ -26,7 +26,7 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     cores that are other processes: what they really say, one of them, several in an order
     experts         Memory manager
                     LoRA experts in three tiers: blobs, RAM, adapter slots; their incarnation
-    what is known   Words · Texts · PDF · Formats · Source files · Index · Documents · Search
+    what is known   Words · Texts · PDF · Formats · Man pages · Source files · Index · Documents · Search
                     files become texts, texts chunks, chunks postings and vectors; and how they are found
     what is told    Asked · Contradictions · Evidence · Levels · Quotes · Grounds · Summaries
                     passages and the sentence that answers; whether a passage bears out what a core wrote
@@ -19256,8 +19256,8 @@ def ranges_told(numbers):
 
 # Offers:
 __all__ += """
-    Extract is_marked unicode_of has_controls read_text file_lines Format FORMATS
-    _whole_characters
+    Extract is_marked unicode_of has_controls read_text packed_numbers file_lines titled
+    row_line Format FORMATS whole_characters
 """.split()
 
 
@@ -19582,16 +19582,16 @@ def _read_html(data, name):
         page = _page_read(text, all_of_it=True)
     title, numbers = one_line(page.title, TITLE_MAX_CHARS), [number for number, _ in page.lines]
     same = numbers == list(range(1, len(numbers) + 1))
-    told = {} if same else {"file_lines": _packed_numbers(numbers)}
+    told = {} if same else {"file_lines": packed_numbers(numbers)}
     return Extract(
-        "\n".join(line.rstrip() for _, line in page.lines), metadata | told | _titled(title)
+        "\n".join(line.rstrip() for _, line in page.lines), metadata | told | titled(title)
     )
 
 
 _NUMBERS_BYTES = 4 << 20  # of packed numbers, once they are unpacked
 
 
-def _packed_numbers(numbers):
+def packed_numbers(numbers):
     """Return ascending numbers as one short text: how far each is from the one before it, deflated."""
     steps = [after - before for before, after in itertools.pairwise([0, *numbers])]
     return base64.b85encode(zlib.compress(" ".join(map(str, steps)).encode())).decode()
@@ -19599,7 +19599,7 @@ def _packed_numbers(numbers):
 
 @functools.lru_cache(maxsize=8)
 def _unpacked_numbers(text):
-    """Return the numbers that _packed_numbers made a text of; none of another text, which anybody may have written."""
+    """Return the numbers that packed_numbers made a text of; none of another text, which anybody may have written."""
     try:
         told = zlib.decompressobj().decompress(base64.b85decode(text), _NUMBERS_BYTES)
         return tuple(itertools.accumulate(map(int, told.split())))
@@ -19614,13 +19614,13 @@ def file_lines(metadata, lines):
     return [numbers[line - 1] for line in lines] if max(lines) <= len(numbers) else []
 
 
-def _titled(title):
+def titled(title):
     """Return the metadata that tell a title, where there is one."""
     title = one_line(str(title or ""), TITLE_MAX_CHARS)
     return {"title": title} if title else {}
 
 
-def _whole_characters(text):
+def whole_characters(text):
     """Return a text with its surrogates joined; half of one, which no encoding takes, becomes a replacement character."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
@@ -19637,8 +19637,8 @@ def _read_pdf(data, name):
     _quiet("pypdf")
     try:
         reader = pypdf.PdfReader(io.BytesIO(data))
-        pages = [_whole_characters(page_text(page)).translate(LIGATURES) for page in reader.pages]
-        title = _whole_characters(str((reader.metadata or {}).get("/Title") or ""))
+        pages = [whole_characters(page_text(page)).translate(LIGATURES) for page in reader.pages]
+        title = whole_characters(str((reader.metadata or {}).get("/Title") or ""))
     except Exception as error:  # a boundary: whatever a hostile file makes of the library
         raise BadRequest(
             f"{name} does not read as PDF ({first_line(error)}); convert it, or leave it out"
@@ -19654,7 +19654,7 @@ def _read_pdf(data, name):
         if empty
         else []
     )
-    return Extract(without_hyphens(text), {"pages": starts, **_titled(title), **noted_once(notes)})
+    return Extract(without_hyphens(text), {"pages": starts, **titled(title), **noted_once(notes)})
 
 
 # Documents of offices, books, notebooks, mail, tables: most become Markdown, whose lines are then the lines that are cited.
@@ -19692,17 +19692,17 @@ def _xml_title(archive, entry):
     """Return the metadata that tell the title in an entry with Dublin Core, where both are there."""
     if entry not in archive.namelist():
         return {}
-    return _titled(_xml(archive, entry).findtext(".//{http://purl.org/dc/elements/1.1/}title"))
+    return titled(_xml(archive, entry).findtext(".//{http://purl.org/dc/elements/1.1/}title"))
 
 
 def _table_lines(rows):
     """Return rows of cells as the lines of a Markdown table, its header first, and a blank line; nothing for no rows."""
-    lines = [_row_line(row) for row in rows]
+    lines = [row_line(row) for row in rows]
     rule = ["|" + "---|" * len(rows[0])] if rows else []
     return [*lines[:1], *rule, *lines[1:], ""]
 
 
-def _row_line(cells):
+def row_line(cells):
     told = [" ".join(str(cell).split()).replace("|", "\\|") for cell in cells]
     return f"| {' | '.join(told)} |"
 
@@ -19892,7 +19892,7 @@ def _mail(data):
     notes = metadata.get("notes", []) + (
         [f"attachments not learnt: {', '.join(names[:_NAMED_MOST])}"] if names else []
     )
-    return Extract(told, {**_titled(message["Subject"]), **noted_once(notes)})
+    return Extract(told, {**titled(message["Subject"]), **noted_once(notes)})
 
 
 def _read_mail(data, name):
@@ -19920,7 +19920,7 @@ def _read_csv(data, name):
     rows, begins = csv.reader(io.StringIO(text, newline=""), delimiter=dialect), 0
     for cells in rows:
         if any(cell.strip() for cell in cells):
-            lines[begins] = _row_line(cells)
+            lines[begins] = row_line(cells)
         begins = rows.line_num
     return Extract("\n".join(lines).rstrip("\n"), metadata)
 
@@ -19942,7 +19942,7 @@ def _read_sheets(data, name):
     for sheet in book.worksheets:
         rows = [_cells_told(row) for row in sheet.iter_rows(values_only=True)]
         lines += [f"# {sheet.title}", "", *_table_lines([row for row in rows if any(row)])]
-    return Extract("\n".join(lines), _titled(book.properties.title))
+    return Extract("\n".join(lines), titled(book.properties.title))
 
 
 def _cells_told(row):
@@ -20051,6 +20051,887 @@ FORMATS = {
 
 
 ################################################################################
+# Man pages ####################################################################
+################################################################################
+#
+# What a page of the manual says, as Markdown: sections are headings, an option's text stands below the option, listings
+# are indented. It is read line by line from a table of macros, those of man(7) and, where one calls another within its line, of
+# mdoc(7); fonts and places on paper go, characters are plain. Nothing of a page is run: what it defines is taken for
+# the macro that it begins with, of conditions only those are true that hold for a terminal. A line costs what it is long.
+#
+#   tag   what an item is about, in a line of its own above the text of the item
+#   join  what a macro says in bold or italics goes on with the line before, as in print
+
+# Offers:
+__all__ += """
+    read_man
+""".split()
+
+_MAN_PAGE = Pattern(r"^[.'][ \t]*(?:TH|Dd|Dt|so)[ \t]+\S", re.MULTILINE)
+_MAN_LOOKED_AT_CHARS = (
+    50_000  # of a page, in which its title stands: what generators write before it is long
+)
+_MAN_WIDTH = 100  # how long a line may become by what is joined to it
+_MAN_TAG_CHARS = 120  # a line of its own, as long at most, above what is indented is a tag
+_MAN_LINE_CHARS = 1000  # what is joined without a blank ends there
+_MAN_ABOUT_LINES = 10  # of the first section, which tells the title
+_MAN_STRING_CHARS = 100
+_MAN_MACRO_LINES = 50  # of a macro that a page defines
+_MAN_OWN_CHARS = 100_000  # that those of a page may say, and four times as much as it has
+_MAN_NESTED = 8  # conditions in one line
+_GOES_ON_TIGHT = "\0"  # behind or before a text that goes on without a blank
+
+
+# Characters and escapes
+
+# fmt: off
+_GLYPHS = {name: told for told, names in {
+    "-": "mi hy -", "–": "en", "—": "em", "'": "aq", '"': "dq", "‘": "oq", "’": "cq", "“": "lq", "”": "rq", "„": "Bq", "‚": "bq",
+    "«": "Fo", "»": "Fc", "‹": "fo", "›": "fc", "•": "bu", "·": "pc md", "…": "u2026", "\\": "rs", "/": "sl", "|": "ba or bv br",
+    "^": "ha a^", "~": "ti a~ ap", "_": "ul ru", "`": "ga", "´": "aa", "#": "sh", "$": "Do", "@": "at", "[": "lB", "]": "rB",
+    "{": "lC", "}": "rC", "<": "la", ">": "ra", "©": "co", "®": "rg", "™": "tm", "°": "de", "§": "sc", "¶": "ps", "†": "dg",
+    "‡": "dd", "±": "+-", "×": "mu", "÷": "di", "=": "eq", "≠": "!=", "≤": "<=", "≥": ">=", "≈": "~~ ~=", "≡": "==",
+    "←": "<-", "→": "->", "↑": "ua", "↓": "da", "↔": "<>", "⇐": "lA", "⇒": "rA", "∞": "if", "√": "sr", "−": "\\-", "∗": "**",
+    "½": "12", "¼": "14", "¾": "34", "¹": "S1", "²": "S2", "³": "S3", "£": "Po", "€": "Eu eu", "¢": "ct", "¥": "Ye",
+    "ß": "ss", "Æ": "AE", "æ": "ae", "Œ": "OE", "œ": "oe", "Ø": "/O", "ø": "/o", "Ł": "/L", "ł": "/l", "Å": "oA", "å": "oa",
+    "Ð": "-D", "ð": "Sd", "Þ": "TP", "þ": "Tp", "ı": ".i", "¡": "r!", "¿": "r?", "□": "sq", "✓": "OK", "+": "pl",
+    "α": "*a", "β": "*b", "γ": "*g", "δ": "*d", "ε": "*e", "λ": "*l", "μ": "*m mc", "π": "*p", "σ": "*s", "φ": "*f", "ω": "*w",
+    "Δ": "*D", "Σ": "*S", "Ω": "*W", "∈": "mo", "∀": "fa", "∃": "te", "∧": "AN", "∨": "OR", "¬": "no", "∑": "sum", "∂": "pd",
+}.items() for name in names.split()}
+_ACCENTS = {"'": "\u0301", "`": "\u0300", ":": "\u0308", "^": "\u0302", "~": "\u0303", ",": "\u0327", "o": "\u030a",
+            "a": "\u0301", "v": "\u030c"}
+_SINGLE = {"-": "-", "e": "\\", "\\": "\\", " ": " ", "~": " ", "0": " ", "t": "\t", "'": "'", "`": "`", ".": ".", "_": "_",
+           "c": _GOES_ON_TIGHT}
+_NOT_SHOWN = frozenset("&)|^/,%:{}dupr!?aEz")  # behind a backslash
+_MAN_STRINGS = {"lq": "“", "rq": "”", "R": "®", "Tm": "™", "Lq": "“", "Rq": "”", "q": '"', "Lt": "<", "Gt": ">", "Le": "≤",
+                "Ge": "≥", "Ne": "≠", "Am": "&", "Ba": "|", "Pm": "±", "Pi": "π", "If": "infinity", "Na": "NaN", "Aq": "'",
+                "L\"": '"', "R\"": '"', "C`": '"', "C'": '"', "C+": "C++", "--": "--"}
+# fmt: on
+_MAN_ESCAPE = Pattern(
+    r"""\\(?:(?P<comment>["#].*)
+    |\((?P<two>..)|\[(?P<long>[^\]\n]{0,80})\]
+    |\*(?:\((?P<string2>..)|\[(?P<string>[^\]\n]{0,80})\]|(?P<string1>.))
+    |[fFgkMmnVY][-+]?(?:\(..|\[[^\]\n]{0,80}\]|.)
+    |s(?:\([-+]?..|[-+]?(?:\(..|\[[^\]\n]{0,80}\]|'[^'\n]{0,80}'|[1-3]\d|\d))
+    |N'(?P<number>\d{1,6})'|h(?P<q>['"])(?P<right>[^\n]{0,80}?)(?P=q)
+    |[oz]'(?P<over>[^'\n]{0,80})'
+    |[AbBCDhHlLRSvwxXZ](?P<delimiter>['"|])[^\n]{0,200}?(?P=delimiter)
+    |\$.|(?P<one>.)|$)""",
+    re.VERBOSE,
+)
+
+
+def _glyph(name):
+    """Return the character that roff calls so, "" where there is none."""
+    if name in _GLYPHS:
+        return _GLYPHS[name]
+    if re.fullmatch(r"u[0-9A-F]{4,6}(?:_[0-9A-F]{4,6}){0,4}", name):
+        points = [int(point, 16) for point in name[1:].split("_")]
+        return "".join(
+            [chr(point) for point in points if point < 0x110000 and not 0xD800 <= point < 0xE000]
+        )
+    if re.fullmatch(r"char\d{1,3}", name):
+        return chr(int(name[4:]))
+    if len(name) == 2 and name[0] in _ACCENTS and name[1].isalpha():
+        return unicodedata.normalize("NFC", name[1] + _ACCENTS[name[0]])
+    return ""
+
+
+class _Roff:
+    """I make characters of what a page writes for them; `strings` are those that it names."""
+
+    def __init__(self) -> None:
+        self.strings = dict(_MAN_STRINGS)
+
+    def plain(self, text):
+        """Return a text without escapes; where it says that it goes on in the next line it ends in _GOES_ON_TIGHT."""
+        if "\\" not in text:
+            return text
+        return unicodedata.normalize("NFC", _MAN_ESCAPE.sub(self._told, text))
+
+    def _told(self, found):
+        named = found["string2"] or found["string"] or found["string1"]
+        if named:
+            return self.strings.get(named, "")
+        if found["two"] or found["long"]:
+            return _glyph(found["two"] or found["long"])
+        if found["number"]:
+            return chr(min(int(found["number"]), 0xD7FF))
+        if found["right"]:
+            return "" if found["right"].startswith(("-", "\\")) else " "
+        if found["over"]:
+            return found["over"][:1]
+        # at the end of a line it goes on in the next
+        if found[0] == "\\":
+            return _GOES_ON_TIGHT
+        one = found["one"] or ""
+        return "" if one in _NOT_SHOWN else _SINGLE.get(one, one)
+
+    def define(self, name, value):
+        """Take a string of a page; one that puts a mark above the letter before it is that mark."""
+        if "\\k" in value:
+            self.strings[name] = _ACCENTS.get(name, "")
+        else:
+            self.strings[name] = self.plain(value)[:_MAN_STRING_CHARS]
+
+
+_MAN_WORD = Pattern(r'"((?:[^"]|"")*)"?|((?:\\.|[^\s\\]|\\$)+)')
+
+
+def _man_words(text):
+    """Return the arguments of a macro; in quotes a doubled one stands for itself."""
+    found = _MAN_WORD.finditer(text)
+    return [one[2] if one[2] is not None else one[1].replace('""', '"') for one in found]
+
+
+# A page
+
+_MAN_COMMENT = Pattern(r'(?<!\\)\\["#].*')
+_MAN_CONTROL = Pattern(r"[.'][ \t]*([^\s\\]*)[ \t]*(.*)", re.DOTALL)
+_MAN_END = Pattern(r"[.'][ \t]*\.[ \t]*$")  # of what is defined
+_MAN_ARGUMENT = Pattern(r"\\\\\$([1-9*@])")
+_BULLETS = frozenset("• o * - · – + — □ ‣".split())
+_NUMBERED = Pattern(r"\d{1,3}[.)]")
+_LIKE_A_MARK = Pattern(r"( {0,3})(#{1,6}|[-+*=]+|(?:`{3,}|~{3,})[^`]*)(?=\s|$)")
+_ONLY_MARKS = Pattern(r"[-+*=]{1,}$")
+
+
+def _unmarked(line):
+    """Return a line in which what Markdown would take for a heading, a listing or a line of marks is in backquotes."""
+    found = _LIKE_A_MARK.match(line)
+    if not found or found[2][0] in "-+*=" and not _ONLY_MARKS.match(line.strip()):
+        return line
+    return f"{found[1]}`{found[2]}`{line[found.end() :]}"
+
+
+class _ManPage:
+    """I take a page line by line; `lines`: [number of the file's line, text], in order.
+
+    tag: how far an item is: its tag is "wanted", or "told" and has no text yet, else "". own: {macro that the page defines: its
+    lines}. end: what ends a definition that is passed over, None while none is.
+    """
+
+    def __init__(self) -> None:
+        self.roff, self.lines, self.number = _Roff(), [], 0
+        self.name, self.place, self.about, self.other = "", "", [], ""
+        self.code, self.heading, self.tag, self.prefix = False, "", "", ""
+        self.link, self.table, self.lists = "", None, []
+        self.own, self.defined, self.end = {}, "", None
+        self._sections, self._skipped, self._else = 0, 0, False
+        self._depth, self._budget = (
+            0,
+            0,
+        )  # of macros of the page's own: in how many, what they may say
+        # what the next text begins, or goes on with; how many lines the paragraph has
+        self._gap, self._fresh, self._joins, self._held, self._count = False, True, False, "", 0
+
+    def take(self, text):
+        """Take all lines of a page."""
+        self._budget = _MAN_OWN_CHARS + 4 * len(text)
+        lines, begun = text.split("\n"), ""
+        for self.number, line in enumerate(lines, 1):
+            line = begun + line.rstrip()
+            begun = ""
+            if line.startswith(".") and line.endswith("\\") and len(line) < _MAN_LINE_CHARS:
+                begun = line[:-1]  # a macro goes on in the next line
+            else:
+                self._take_line(line)
+        self.part(anew=True)
+
+    def _take_line(self, line):
+        if self.end is not None:
+            self._pass_over(line)
+        elif self._skipped:
+            self._skipped = max(0, self._skipped + line.count("\\{") - line.count("\\}"))
+        elif self.table is not None and not line.startswith((".TE", ".T&")):
+            self.table.take(line)
+        else:
+            self._do(line)
+
+    def _pass_over(self, line):
+        """Take a line of a definition, until the end of it."""
+        control = _MAN_CONTROL.match(line)
+        if _MAN_END.match(line) or self.end and control and control[1] == self.end:
+            self.end = None
+        elif self.defined and len(self.own[self.defined]) < _MAN_MACRO_LINES:
+            self.own[self.defined].append(line[:_MAN_LINE_CHARS])
+
+    def _expand(self, body, rest):
+        """Do what a macro of the page's own says; all of them may say only so much more than the page does."""
+        words = [*_man_words(rest), *[""] * 9]
+
+        def filled(found):
+            return rest if found[1] in "*@" else words[int(found[1]) - 1]
+
+        self._depth += 1
+        for line in body if self._depth < _MAN_NESTED else ():
+            line = _MAN_ARGUMENT.sub(filled, line).replace("\\\\", "\\")
+            self._budget -= len(line) + 1
+            if self._budget > 0:
+                self._take_line(line)
+        self._depth -= 1
+        self.end, self._skipped = None, 0
+
+    def _do(self, line):
+        """Do what a line says, or what stands behind its conditions."""
+        control = _MAN_CONTROL.match(line)
+        for _ in range(_MAN_NESTED):
+            if not control or control[1] not in _MAN_CONDITIONS:
+                break
+            line = self._behind(control[1], control[2])
+            control = _MAN_CONTROL.match(line)
+        if not control or line.startswith("..."):
+            self._text(line)
+        elif control[1]:
+            self._macro(control[1], _MAN_COMMENT.sub("", control[2]).rstrip(), line)
+
+    def _behind(self, name, rest):
+        """Return what a condition leaves to do of its line, "." for nothing."""
+        holds = name == "el" and self._else
+        if name != "el":
+            holds, rest = _condition(rest, self.roff)
+        self._else = name == "ie" and not holds
+        if not holds or name == "while":
+            self._skipped = max(0, rest.count("\\{") - rest.count("\\}"))
+            return "."
+        rest = rest.strip().removeprefix("\\{").removesuffix("\\}")
+        return rest.strip().removesuffix("\\").strip() or "."
+
+    def _macro(self, name, rest, line):
+        function, *more = _MAN_MACROS.get(name, (None,))
+        if function:
+            function(self, rest, *more)
+        elif name in self.own:
+            self._expand(self.own[name], rest)
+        elif name in _MDOC_CALLS:
+            _mdoc_line(self, name, rest)
+        elif line.startswith("'") and not name.isalpha():
+            self._text(line)
+
+    # What is said
+
+    def _text(self, line):
+        if line.strip() or self.code:
+            is_own = self._depth > 0  # of a macro that the page defines
+            self.say(line, joins=is_own, fresh=line.startswith((" ", "\t")))
+        else:
+            self.part()
+
+    def say(self, text, joins=False, fresh=False):
+        """Write a text: as a heading or tag where one is wanted, else where it belongs. joins: with the line before."""
+        plain, self._held = self._held + self.roff.plain(text), ""
+        if plain.endswith(_GOES_ON_TIGHT) and len(plain) < _MAN_LINE_CHARS:
+            self._held, self._joins = plain.rstrip(_GOES_ON_TIGHT), self._joins or joins
+            return
+        glued, plain = plain.startswith(_GOES_ON_TIGHT), plain.replace(_GOES_ON_TIGHT, "").rstrip()
+        if self.code:
+            self._write("    " + plain.expandtabs(8) if plain else "")
+        elif plain.strip():
+            self._say_plain(plain, joins, fresh, glued)
+
+    def _say_plain(self, plain, joins, fresh, glued):
+        if self._sections == 1 and len(self.about) < _MAN_ABOUT_LINES and not self.heading:
+            self.about.append(plain)
+        if self.heading:
+            self._head(plain)
+        elif self.tag == "wanted":
+            self._tag(plain)
+        else:
+            self._go_on(plain, joins or self._joins, fresh, glued)
+            self._joins, self._fresh, self.tag = joins, False, ""
+
+    def _go_on(self, plain, joins, fresh, glued):
+        """Write a text, joined to the line before where both belong together."""
+        is_open = bool(self.lines) and not (self._gap or self._fresh or self.prefix or fresh)
+        chars = len(self.lines[-1][1]) + len(plain) if self.lines else 0
+        if is_open and (glued and chars < _MAN_LINE_CHARS or joins and chars < _MAN_WIDTH):
+            self.lines[-1][1] += ("" if glued else " ") + plain.lstrip()
+        else:
+            self._write(self._marked(plain))
+
+    def _marked(self, plain):
+        """Return a line with the mark of its item; a bullet in the text is one."""
+        first, _, rest = plain.strip().partition(" ")
+        if first in ("•", "·") and rest:
+            return f"- {rest.strip()}"
+        if self.prefix:
+            plain, self.prefix = f"{self.prefix} {plain.strip()}", ""
+            return plain
+        return _unmarked(plain)
+
+    def _write(self, line):
+        """Add a line, after a blank one where a paragraph begins."""
+        if self._gap and self.lines and self.lines[-1][1]:
+            self.lines.append([self.number, ""])
+        self._count = 1 if self._gap else self._count + 1
+        self._gap = False
+        self.lines.append([self.number, line])
+
+    def _head(self, plain):
+        level, self.heading = self.heading, ""
+        self._write(f"{level} {' '.join(plain.split())}")
+        self._sections += level == "##"
+        self.part(anew=True)
+
+    def _tag(self, plain):
+        """Write what an item is about; a bullet, or a number, is put before its text."""
+        plain = " ".join(plain.split())
+        self.tag = "told"
+        if plain in _BULLETS or _NUMBERED.fullmatch(plain):
+            self.prefix = "-" if plain in _BULLETS else plain
+            self._gap, self.tag = True, ""
+        else:
+            self._write(_unmarked(plain))
+        self.fresh()
+
+    def row(self, cells, number=None):
+        """Write a row of a table."""
+        self.number, now = number or self.number, self.number
+        self._write(row_line(cells))
+        self.number = now
+
+    def row_rule(self):
+        """Write the line of marks below the header of a table, which is the row before it."""
+        self._write("|" + "---|" * _columns_in(self.lines[-1][1]))
+
+    # What begins
+
+    def end_code(self):
+        """End a listing."""
+        if self.code:
+            self.code = False
+            self.part(anew=True)
+
+    def has_synopsis(self):
+        """Tell whether I am in the second section, which says how a program is called."""
+        return self._sections == 2
+
+    def fresh(self):
+        """Have what follows begin a line."""
+        self._fresh, self._joins = True, False
+
+    def go_on(self):
+        """Have what follows go on with the line before."""
+        self._joins = True
+
+    def part(self, anew=False):
+        """Have what follows begin a paragraph; below a tag that has no text yet it begins a line."""
+        if self._held:
+            held, self._held = self._held, ""
+            self.say(held.rstrip(_GOES_ON_TIGHT))
+        self._gap = self._gap or anew or self.tag != "told"
+        if anew:
+            self.tag, self.prefix = "", ""
+        self.fresh()
+
+    def item(self):
+        """Have what follows be a tag; below another without a text it is one of the same item."""
+        self.part()
+        self.tag, self.prefix, self.code = "wanted", "", False
+
+    def indents(self):
+        """Have what follows stand below a line that is alone as below a tag."""
+        last = self.lines[-1][1] if self.lines else ""
+        is_short = self._count == 1 and not self._gap and 0 < len(last) <= _MAN_TAG_CHARS
+        is_tag = not last.endswith((".", ":")) or last.endswith("...")
+        if is_short and is_tag and not self.code:
+            self.tag = "told"
+        self.part()
+
+    def told(self):
+        """Return (all lines, title): the name is spelt as the first section has it."""
+        name, _, about = re.sub(
+            r"\s+[-\u2013\u2014]+\s+", "\0", " ".join(self.about), count=1
+        ).partition("\0")
+        spelt = [one for one in re.split(r"[\s,]+", name) if one.lower() == self.name.lower()]
+        title = f"{(spelt or [self.name])[0]}({self.place})" if self.place else self.name
+        lines = [[1, f"# {title}"], [1, ""], *self.lines] if title else self.lines
+        return lines, f"{title} - {about}" if title and about else title or " ".join(self.about)
+
+
+def _columns_in(row):
+    """Return how many cells a row has."""
+    return row.replace("\\|", "").count("|") - 1
+
+
+class _ManTable:
+    """I take the lines between .TS and .TE: options, a line of formats for each row, rows of cells."""
+
+    def __init__(self, page) -> None:
+        self.page, self.tab, self.formats, self.is_format = page, "\t", [], True
+        self.cells: list = []
+        self.number, self.open, self.count = 0, False, 0
+
+    def take(self, line):
+        """Take a line."""
+        control = _MAN_CONTROL.match(line)
+        if self.open:
+            self._go_on(_said_by(control[1], control[2]) if control else line)
+        elif control:
+            return
+        elif self.is_format:
+            self._format(line)
+        elif set(line.strip()) <= set("_=\\^") or not line.strip():
+            self._rule()
+        else:
+            self.number = self.page.number
+            self._cells(line)
+
+    def _format(self, line):
+        told = re.search(r"tab *\((.)\)", line)
+        self.tab = told[1] if told else self.tab
+        if not line.endswith(";"):
+            self.formats.append(line)
+        self.is_format = not line.endswith(".")
+
+    def _rule(self):
+        if self.count == 1:
+            self.page.row_rule()
+
+    def _cells(self, line):
+        """Take the cells of a row; where the last one opens a block, the lines that follow are in it."""
+        cells = [self._plain(cell) for cell in line.split(self.tab)]
+        self.cells += cells
+        self.open = cells[-1].endswith("T{")
+        if self.open:
+            self.cells[-1] = ""
+        else:
+            self._row()
+
+    def _go_on(self, line):
+        if line.startswith("T}"):
+            self.open = False
+            rest = line[2:].lstrip(self.tab)
+            return self._cells(rest) if rest.strip() else self._row()
+        self.cells[-1] = f"{self.cells[-1]} {self._plain(line)}".strip()
+
+    def _plain(self, text):
+        return self.page.roff.plain(text).replace(_GOES_ON_TIGHT, "").strip()
+
+    def _row(self):
+        if any(self.cells):
+            self.page.row(self.cells, self.number)
+            self.count += 1
+        self.cells = []
+
+    def end(self):
+        """Write the last row, where it is open still."""
+        self._row()
+
+
+# mdoc: macros that call others in their line
+
+# fmt: off
+_MDOC_PAIRS = {"Op": "[]", "Sq": "''", "Dq": "“”", "Qq": '""', "Pq": "()", "Bq": "[]", "Brq": "{}", "Aq": "<>", "Ql": "''"}
+_MDOC_OPENS = {"Oo": "[", "So": "'", "Do": "“", "Qo": '"', "Po": "(", "Bo": "[", "Bro": "{", "Ao": "<", "Eo": ""}
+_MDOC_CLOSES = {"Oc": "]", "Sc": "'", "Dc": "”", "Qc": '"', "Pc": ")", "Bc": "]", "Brc": "}", "Ac": ">", "Ec": "", "Fc": ")"}
+_MDOC_SYSTEMS = {"Ux": "UNIX", "Bx": "BSD", "Fx": "FreeBSD", "Nx": "NetBSD", "Ox": "OpenBSD", "Dx": "DragonFly",
+                 "At": "AT&T UNIX"}
+_MDOC_DEFAULTS = {"Ar": "file ...", "Pa": "~"}
+_MDOC_WORDS = ("Ad An Ar Cd Cm Dv Em Er Ev Fa Fl Fn Fo Fr Ft Ic In Lb Li Lk Ms Mt Nm No Pa St Sx Sy Tn Va Vt Xr Ta").split()
+# fmt: on
+_MDOC_CALLS = frozenset(
+    [
+        *_MDOC_PAIRS,
+        *_MDOC_OPENS,
+        *_MDOC_CLOSES,
+        *_MDOC_SYSTEMS,
+        *_MDOC_WORDS,
+        "Ns",
+        "Ap",
+        "Pf",
+        "Xo",
+        "Xc",
+    ]
+)
+_MDOC_CLOSING = frozenset(". , : ; ) ] ? !".split())
+_MDOC_OPENING = frozenset("( [".split())
+_MDOC_ENDS = _MDOC_CALLS | _MDOC_CLOSING | _MDOC_OPENING
+
+
+def _mdoc_words_told(page, macro, words):
+    """Return what a macro of mdoc makes of its words."""
+    text = " ".join(words)
+    if macro == "Fl":
+        return " ".join([word if word == "|" else f"-{word}" for word in words]) or "-"
+    if macro == "Nm":
+        page.name = page.name or text
+        return text or page.name
+    if macro == "Xr" and len(words) > 1:
+        return f"{words[0]}({words[1]})"
+    if macro == "Fn" and words:
+        return f"{words[0]}({', '.join(words[1:])})"
+    if macro == "Lk" and len(words) > 1:
+        return f"{' '.join(words[1:])} <{words[0]}>"
+    if macro == "In" and page.has_synopsis():
+        return f"#include <{text}>"
+    if macro in _MDOC_SYSTEMS:
+        return f"{_MDOC_SYSTEMS[macro]} {text}".rstrip()
+    return (
+        {"In": f"<{text}>", "Fo": f"{text}(", "Sx": f"“{text}”"}.get(macro)
+        or text
+        or _MDOC_DEFAULTS.get(macro, "")
+    )
+
+
+class _MdocLine:
+    """I put together what the words of a line of mdoc say: with blanks between, but at brackets and where there are none."""
+
+    def __init__(self, page) -> None:
+        self.page, self.parts, self.closers = page, [], []
+        self.tight, self.goes_on = (
+            True,
+            False,
+        )  # no blank comes next; the line after this goes on without one
+
+    def add(self, word, tight=False, goes_on=False):
+        """Add a text; tight: without a blank before it, goes_on: nor behind it."""
+        self.parts.append(word if tight or self.tight else f" {word}")
+        self.tight = goes_on
+
+    def take(self, words):
+        """Take the words of a line, and return what they say."""
+        behind = []
+        while len(words) > 1 and words[-1] in _MDOC_CLOSING:
+            behind.append(words.pop())
+        glued = words[0] in _MDOC_CLOSES or words[0] == "Ns"
+        at = 0
+        while at < len(words):
+            at = self._word(words, at)
+        for closer in [*reversed(self.closers), *reversed(behind)]:
+            self.add(closer, tight=True)
+        return (
+            (_GOES_ON_TIGHT if glued else "")
+            + "".join(self.parts)
+            + (_GOES_ON_TIGHT if self.tight else "")
+        )
+
+    def _word(self, words, at):
+        """Take the word at a place, and return the next place."""
+        word = words[at]
+        if word in _MDOC_PAIRS:
+            self.add(_MDOC_PAIRS[word][0], goes_on=True)
+            self.closers.append(_MDOC_PAIRS[word][1])
+        elif word in _MDOC_OPENS or word in _MDOC_OPENING:
+            self.add(_MDOC_OPENS.get(word, word), goes_on=True)
+        elif word in _MDOC_CLOSES or word in _MDOC_CLOSING:
+            self.add(_MDOC_CLOSES.get(word, word), tight=True)
+        elif word in ("Ns", "Ap", "Pf"):
+            return self._without_blank(word, words, at)
+        elif word == "Xo":
+            self.add("", goes_on=True)
+        elif word in _MDOC_CALLS and word != "Xc":
+            return self._called(word, words, at)
+        elif word != "Xc":
+            self.add(word)
+        return at + 1
+
+    def _without_blank(self, word, words, at):
+        if word == "Pf" and at + 1 < len(words):
+            self.add(words[at + 1], goes_on=True)
+            return at + 2
+        if word == "Ap":
+            self.add("'", tight=True)
+        self.tight = True
+        return at + 1
+
+    def _called(self, macro, words, at):
+        """Take a macro with its words: all up to the next macro, or sign of the sentence."""
+        after = at + 1
+        while after < len(words) and words[after] not in _MDOC_ENDS:
+            after += 1
+        told = _mdoc_words_told(self.page, macro, words[at + 1 : after])
+        if told:
+            is_mark = macro == "Fl" and told == "-" and after < len(words)
+            self.add(told, goes_on=macro == "Fo" or is_mark)
+        return after
+
+
+def _mdoc_line(page, name, rest):
+    """Say what a line of mdoc says that begins with a macro which others may call as well."""
+    if name in ("Nm", "Ft", "Fn", "Fo", "In", "Vt") and page.has_synopsis():
+        page.fresh()
+    page.say(_MdocLine(page).take([name, *_man_words(rest)]), joins=True)
+
+
+# What the macros do: (page, what stands behind its name, …)
+
+
+def _section(page, rest, level):
+    page.end_code()
+    page.part(anew=True)
+    page.heading = level
+    page.say(" ".join(_man_words(rest)))
+
+
+def _titled_page(page, rest):
+    """Take .TH, or .Dt."""
+    words = [page.roff.plain(word) for word in _man_words(rest)]
+    page.name, page.place = (words + ["", ""])[:2]
+    if page.name.isupper() and " " not in page.name:
+        page.name = page.name.lower()
+
+
+def _fonts(page, rest, between=" "):
+    words = _man_words(rest)
+    if words:
+        page.say(between.join(words), joins=True)
+    else:
+        page.go_on()
+
+
+def _said_by(name, rest):
+    """Return what a macro says within a cell of a table: one that sets a font its words, others nothing."""
+    function, *between = _MAN_MACROS.get(name, (None,))
+    return (between or [" "])[0].join(_man_words(rest)) if function is _fonts else ""
+
+
+def _tagged(page, rest):
+    page.item()
+
+
+def _itemised(page, rest):
+    """Take .IP, whose tag stands in its line."""
+    words = _man_words(rest)
+    if words and page.roff.plain(words[0]).strip():
+        page.item()
+        page.say(words[0].removesuffix("\\c"))
+    else:
+        page.part()
+
+
+def _paragraph(page, rest, anew=False):
+    page.part(anew)
+
+
+def _line_end(page, rest):
+    page.fresh()
+
+
+def _code(page, rest):
+    page.part()
+    page.code = True
+
+
+def _end_code(page, rest):
+    page.end_code()
+
+
+def _indented_more(page, rest):
+    page.indents()
+
+
+def _linked(page, rest):
+    page.link = " ".join(_man_words(rest))
+
+
+def _end_link(page, rest):
+    link, page.link = page.link, ""
+    if link:
+        page.say(f"<{link}>{rest}", joins=True)
+
+
+def _named_link(page, rest):
+    words = [*_man_words(rest), "", "", ""]
+    page.say(f"{words[1]} <{words[0]}>{words[2]}", joins=True)
+
+
+def _synopsis(page, rest):
+    page.part(anew=True)
+    page.say(" ".join(_man_words(rest)), joins=True)
+
+
+def _optional(page, rest):
+    page.say(f"[{' '.join(_man_words(rest))}]", joins=True)
+
+
+def _string(page, rest):
+    name, _, value = rest.partition(" ")
+    page.roff.define(name, value.lstrip().removeprefix('"'))
+
+
+def _defined(page, rest):
+    words = rest.split() + ["", ""]
+    page.defined, page.end = words[0], words[1]
+    page.own[words[0]] = []
+
+
+def _alias(page, rest):
+    words = rest.split() + ["", ""]
+    page.own[words[0]] = page.own.get(words[1], [f".{words[1]} \\\\$*"])
+
+
+def _passed_over(page, rest, end=""):
+    """Take what begins what is no text, such as a formula, until its end."""
+    page.defined, page.end = "", end or rest
+
+
+def _included(page, rest):
+    page.other = page.other or rest
+
+
+def _table(page, rest):
+    page.part(anew=True)
+    page.end_code()
+    page.table = _ManTable(page)
+
+
+def _end_table(page, rest):
+    if page.table is not None:
+        page.table.end()
+    page.table = None
+    page.part(anew=True)
+
+
+def _new_formats(page, rest):
+    page.table.formats, page.table.is_format = [], True
+
+
+def _nothing(page, rest):
+    """Of what is no text."""
+
+
+# mdoc
+
+
+def _about(page, rest):
+    page.say("- " + " ".join(_man_words(rest)), joins=True)
+
+
+def _list(page, rest):
+    kinds = [word[1:] for word in rest.split() if word in _MDOC_LISTS]
+    page.lists.append([kinds[0] if kinds else "tag", 0])
+    page.part()
+
+
+def _end_list(page, rest):
+    page.lists = page.lists[:-1]
+    page.part(anew=True)
+
+
+_MDOC_LISTS = "-bullet -dash -hyphen -enum -item -column -tag -hang -ohang -inset -diag".split()
+
+
+def _list_item(page, rest):
+    """Take .It: a tag, a row, or where an item begins."""
+    words = _man_words(rest)
+    kind = page.lists[-1][0] if page.lists else "tag"
+    if kind == "column":
+        return page.row(_columns(page, rest))
+    if kind in ("bullet", "dash", "hyphen", "enum", "item"):
+        page.part(anew=True)
+        page.lists[-1][1] += 1
+        page.prefix = {"enum": f"{page.lists[-1][1]}.", "item": ""}.get(kind, "-")
+        return None
+    page.item()
+    if words:
+        page.say(_MdocLine(page).take(words))
+    return None
+
+
+def _columns(page, rest):
+    """Return the cells of a row, which are parted by Ta or tabs."""
+    cells: list = []
+    for part in rest.split("\t"):
+        cells.append([])
+        for word in _man_words(part):
+            if word == "Ta":
+                cells.append([])
+            else:
+                cells[-1].append(word)
+    told = [_MdocLine(page).take(words) if words else "" for words in cells]
+    return [page.roff.plain(cell).replace(_GOES_ON_TIGHT, "") for cell in told]
+
+
+def _display(page, rest):
+    if set(rest.split()) & {"-literal", "-unfilled"}:
+        _code(page, rest)
+    else:
+        page.part()
+
+
+def _line_of_code(page, rest):
+    _code(page, rest)
+    page.say(_MdocLine(page).take(_man_words(rest) or [""]))
+    page.end_code()
+
+
+def _exits(page, rest):
+    name = (rest.split() + ["", ""])[1] or page.name
+    page.say(f"The {name} utility exits 0 on success, and >0 if an error occurs.")
+
+
+def _returns(page, rest):
+    page.say("It returns 0 on success, and -1 if an error occurs, with errno set.")
+
+
+# fmt: off
+_MAN_MACROS = {
+    "TH": (_titled_page,), "Dt": (_titled_page,), "SH": (_section, "##"), "Sh": (_section, "##"), "SS": (_section, "###"),
+    "Ss": (_section, "###"),
+    **dict.fromkeys(("B", "I", "R", "SM", "SB", "CW", "C"), (_fonts,)),
+    **dict.fromkeys(("BR", "BI", "IB", "IR", "RB", "RI"), (_fonts, "")),
+    **dict.fromkeys(("PP", "P", "LP", "HP", "sp", "Sp", "Pp", "Lp", "YS", "bp", "Rs"), (_paragraph,)),
+    **dict.fromkeys(("RE", "Re"), (_paragraph, True)),
+    **dict.fromkeys(("br", "ce", "ti", "in"), (_line_end,)),
+    "TP": (_tagged,), "TQ": (_tagged,), "IP": (_itemised,), "RS": (_indented_more,),
+    **dict.fromkeys(("nf", "EX", "Vb"), (_code,)), **dict.fromkeys(("fi", "EE", "Ve", "Ed"), (_end_code,)),
+    "UR": (_linked,), "MT": (_linked,), "UE": (_end_link,), "ME": (_end_link,), "URL": (_named_link,), "MTO": (_named_link,),
+    "SY": (_synopsis,), "OP": (_optional,),
+    "ds": (_string,), "als": (_alias,), "ig": (_passed_over,), "so": (_included,),
+    **dict.fromkeys(("de", "de1", "dei", "dei1", "am", "am1"), (_defined,)),
+    "EQ": (_passed_over, "EN"), "PS": (_passed_over, "PE"), "TS": (_table,), "TE": (_end_table,), "T&": (_new_formats,),
+    "IX": (_nothing,), "Nd": (_about,), "Bl": (_list,), "El": (_end_list,), "It": (_list_item,), "Bd": (_display,),
+    "D1": (_line_of_code,), "Dl": (_line_of_code,), "Ex": (_exits,), "Rv": (_returns,),
+    **dict.fromkeys(("%A", "%B", "%D", "%I", "%J", "%N", "%O", "%P", "%R", "%T", "%U", "%V"), (_fonts,)),
+}
+# fmt: on
+_MAN_CONDITIONS = ("if", "ie", "el", "while")
+_MAN_CONDITION = Pattern(
+    r"""\s*(?P<denied>!*)\s*(?:(?P<where>[nteov])(?=[\s\\.'{]|$)
+    |(?P<q>['"])(?P<one>[^\n]{0,200}?)(?P=q)(?P<other>[^\n]{0,200}?)(?P=q)
+    |d\s*(?P<string>[^\s\\]+)|(?P<more>[^\s{]+?)(?=\s|\\\{|$))""",
+    re.VERBOSE,
+)
+
+
+def _condition(rest, roff):
+    """Return (whether a condition holds, what stands behind it): on a terminal, for groff; a number's never does."""
+    found = _MAN_CONDITION.match(rest)
+    if not found:
+        return False, rest
+    holds = found["where"] == "n" or found["string"] in roff.strings
+    if found["q"]:
+        holds = roff.plain(found["one"]) == roff.plain(found["other"])
+    if found["more"]:
+        holds = found["more"].startswith(("\\n(.g", "\\n[.g]"))
+    return holds != (len(found["denied"]) % 2 == 1), rest[found.end() :]
+
+
+def _is_man_page(text: str) -> bool:
+    """Tell whether a text is a page of the manual in roff: its title stands near the top, or what page it is."""
+    return bool(_MAN_PAGE.search(text[:_MAN_LOOKED_AT_CHARS]))
+
+
+def read_man(data: bytes, name: str) -> Extract:
+    """Read a page of the manual; another text of such a name as it is. `file_lines` of its metadata: as of a page of HTML."""
+    text, metadata = read_text(data, name)
+    text = text.replace("\r\n", "\n").replace("\0", "")
+    if not _is_man_page(text):
+        return Extract(text, metadata)
+    page = _ManPage()
+    page.take(text)
+    if page.other and not page.lines:
+        raise BadRequest(
+            f"{name} only leads to the page {page.other}; learn that one", no_document=True
+        )
+    lines, title = page.told()
+    numbers = packed_numbers([number for number, _ in lines])
+    told = "\n".join([line for _, line in lines])
+    return Extract(told, metadata | {"file_lines": numbers} | titled(title))
+
+
+################################################################################
 # Source files #################################################################
 ################################################################################
 #
@@ -20085,6 +20966,8 @@ _WORD_FOR_A_TEXT = Pattern(
     re.IGNORECASE,
 )
 _BY_LOOK = Format("text")
+_MAN_ENDING = Pattern(r"\.[1-9][a-z]{0,8}")
+_MAN = Format("text", read_man)
 
 
 def _ending_of(name):
@@ -20108,6 +20991,8 @@ def named_so(name: str) -> Named:
         return Named(FORMATS[ending], packing)
     if ending in _ARCHIVES:
         return Named(None)
+    if _MAN_ENDING.fullmatch(ending):
+        return Named(_MAN, packing, by_look=True)
     if not ending or _WORD_FOR_A_TEXT.match(inner.rpartition("/")[2]):
         return Named(_BY_LOOK, packing, by_look=True)
     return Named(None, packing)
@@ -20419,7 +21304,7 @@ def _parsed(data, name, most_bytes=SOURCE_MAX_BYTES):
             "error": f"{name} cannot be parsed ({type(error).__name__}: {first_line(error)})",
             "fields": {},
         }
-    return {"text": _whole_characters(text), "metadata": metadata}
+    return {"text": whole_characters(text), "metadata": metadata}
 
 
 ################################################################################
@@ -50684,10 +51569,11 @@ def help_formats():
 
     One compressed as .gz, .bz2 or .xz is learnt as what it is without that. One without an ending, or whose name begins
     as README, NEWS, changelog or copyright do, is learnt as Markdown, source code or plain text where its first bytes are
-    text, and of no private key. A file of another kind is learnt where it is named itself and is text. Encodings that are
-    not UTF-8 are guessed, and it is told; so are pages of a PDF that hold no text, and attachments of mail. A row of a
-    table is found and quoted with its header. A text may have `document_max_mb`, a file `source_max_mb`. What a folder
-    holds and is not learnt is counted; what is hidden, or what git ignores, is learnt with --hidden or where it is named.
+    text, and of no private key. A page of the manual (.1 to .9, with letters behind: .3pm) is Markdown. A file of another
+    kind is learnt where it is named itself and is text. Encodings that are not UTF-8 are guessed, and it is told; so are
+    pages of a PDF that hold no text, and attachments of mail. A row of a table is found and quoted with its header. A
+    text may have `document_max_mb`, a file `source_max_mb`. What a folder holds and is not learnt is counted; what is
+    hidden, or what git ignores, is learnt with --hidden or where it is named.
     """
     kinds = collections.defaultdict(list)
     for ending, row in FORMATS.items():

@@ -181,7 +181,7 @@ def test_what_stands_in_one_line_of_a_file_of_html_begins_anew_as_the_page_shows
     assert drafts[0].headings == ("Memory",)
 
 
-@pytest.mark.parametrize("packed", [None, 7, [[1, 2]], "", "no numbers", "\u00e9", batos._packed_numbers([]), "c$}?0"])
+@pytest.mark.parametrize("packed", [None, 7, [[1, 2]], "", "no numbers", "\u00e9", batos.packed_numbers([]), "c$}?0"])
 def test_what_tells_no_lines_of_a_file_is_let_alone(packed):
     assert batos.file_lines({"file_lines": packed}, [1, 2]) == []
 
@@ -359,6 +359,7 @@ def test_a_file_by_its_path_is_read_as_its_kind(daemon, folder):
     ("a.txt", "Title\n=====\n\nPlain.\n", "text"), ("a.txt", ".. note:: no title\n", "text"), ("a.txt", "# one\n", "text"),
     ("", "# one\n\ntwo\n", "markdown"), ("a.py", "x = 1\n=====\n.. note::\n", "code"),
     ("README.Debian", "# one\n\ntwo\n", "markdown"), ("README.Debian", "One.\n", "text"), ("run", "#!/bin/sh\necho\n", "code"),
+    ("ls.1.gz", "# ls(1)\n\n## NAME\n\nls - list\n", "markdown"), ("syslog.1", "Nov 1 start\n", "text"),
     ("a.md.gz", "One.\n", "markdown"), ("a.xyz", "# one\n\ntwo\n", "text")])
 def test_the_kind_of_a_text_is_guessed(name, text, kind):
     assert batos.guess_kind(text, name) == kind
@@ -482,7 +483,8 @@ def test_a_hostile_document_costs_itself_alone(ending, data, says):
     ("copyright", "text", True), ("Makefile", "text", True), ("dot.d/file", "text", True),
     ("newsletter.dat", None, False), ("a.tar.gz", None, False),
     ("README.tar.xz", None, False), ("a.tgz", None, False), ("a.gz.dat", None, False), ("photo.png", None, False),
-    ("a.xyz.gz", None, False)])
+    ("a.xyz.gz", None, False), ("chrony.conf.5", "text", True), ("rsync.1.gz", "text", True),
+    ("openssl-req.1ssl.xz", "text", True), ("libm.so.6", "text", True), ("a.10", None, False), ("a.7z", None, False)])
 def test_the_name_of_a_file_tells_its_kind_through_what_it_is_packed_with(name, kind, by_look):
     told = batos.named_so(name)
     assert ((told.format and told.format.kind), told.by_look) == (kind, by_look)
@@ -596,7 +598,7 @@ def test_heads_and_numbers_of_pages_do_not_stand_in_sentences():
 
 NAMES, HEADER = ("Name", "Opening pressure"), "| Name | Opening pressure |"
 VALVES = [(f"Valve {n:03}", f"{n * 3 % 17} bar") for n in range(1, 121)]
-MARKDOWN_TABLE = "\n".join(["# Plant", "", "All valves:", "", HEADER, "|---|---|", *map(batos._row_line, VALVES), "", "The end."])
+MARKDOWN_TABLE = "\n".join(["# Plant", "", "All valves:", "", HEADER, "|---|---|", *map(batos.row_line, VALVES), "", "The end."])
 CSV_TABLE = "\n".join(map(",".join, [NAMES, *VALVES]))
 HTML_TABLE = "\n".join(["<table>", *("<tr><td>" + "<td>".join(row) + "</tr>" for row in [NAMES, *VALVES]), "</table>"])
 

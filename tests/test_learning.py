@@ -254,6 +254,30 @@ def test_a_folder_of_documents_as_systems_have_them_is_learnt(learn, tmp_path):
     assert learn(folder / "all.tar.gz")[0] == 1 and learn(folder / "a.bin")[0] == 0   # what is named itself is read as a text
 
 
+def test_a_folder_of_the_manual_has_one_document_a_page_whatever_leads_to_it(learn, tmp_path):
+    """As systems keep one: links, those over a folder of alternatives, pages that only name another, logs that are no pages."""
+    folder, others = tmp_path / "man1", tmp_path / "alternatives"
+    folder.mkdir()
+    others.mkdir()
+    page = ".TH VALVE 1\n.SH NAME\nvalve \\- open it\n.SH OPTIONS\n.TP\n.B \\-x\nShuts the brass valve.\n"
+    (folder / "valve.1.gz").write_bytes(gzip.compress(page.encode()))
+    (others / "tap.1.gz").symlink_to(folder / "valve.1.gz")
+    (folder / "tap.1.gz").symlink_to(others / "tap.1.gz")
+    (folder / "cock.1.gz").symlink_to("valve.1.gz")
+    (folder / "spigot.1").write_text(".so man1/valve.1\n")
+    (folder / "valve.log.1").write_text("Nov 30 the valve is stuck\n")
+    (folder / "libvalve.so.1").write_bytes(b"\x7fELF\0\0")
+    status, told = learn(folder)
+    assert status == 0 and "2 learnt" in told and "1 left out" in told and "only leads to the page man1/valve.1" in told and "1 .1" in told
+    rows = documents(learn.endpoint)
+    assert [pathlib.Path(name).name for name in rows] == ["valve.1.gz", "valve.log.1"]
+    row = rows[str(folder / "valve.1.gz")]
+    assert (row["title"], row["kind"]) == ("valve(1) - open it", "markdown")
+    assert [pathlib.Path(name).name for name in row["metadata"]["names"]] == ["cock.1.gz", "tap.1.gz"]
+    found = hits(learn.endpoint, "which option shuts the brass valve")[0]["chunk"]
+    assert "-x\nShuts the brass valve." in found["text"] and found["headings"][0] == "valve(1)"
+
+
 def test_a_file_that_is_compressed_afterwards_keeps_its_document(learn, tmp_path):
     folder = tmp_path / "notes"
     folder.mkdir()
