@@ -268,7 +268,8 @@ def test_a_folder_of_the_manual_has_one_document_a_page_whatever_leads_to_it(lea
     (folder / "valve.log.1").write_text("Nov 30 the valve is stuck\n")
     (folder / "libvalve.so.1").write_bytes(b"\x7fELF\0\0")
     status, told = learn(folder)
-    assert status == 0 and "2 learnt" in told and "1 left out" in told and "only leads to the page man1/valve.1" in told and "1 .1" in told
+    assert status == 0 and "2 learnt" in told and "1 left out" in told and "1 .1" in told
+    assert "only leads to the page man1/valve.1" in told
     rows = documents(learn.endpoint)
     assert [pathlib.Path(name).name for name in rows] == ["valve.1.gz", "valve.log.1"]
     row = rows[str(folder / "valve.1.gz")]
