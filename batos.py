@@ -20025,7 +20025,7 @@ class Format(typing.NamedTuple):
 
 # fmt: off
 FORMATS = {
-    **dict.fromkeys((".txt", ".text", ".log", ".org", ".adoc", ".asciidoc", ".tex", ".texi", ".texinfo", ".info"),
+    **dict.fromkeys((".txt", ".text", ".log", ".org", ".adoc", ".asciidoc", ".tex", ".texi", ".texinfo", ".info", ".pod"),
                     Format("text")),
     **dict.fromkeys((".md", ".markdown", ".mdown", ".mkd"), Format("markdown")),
     ".rst": Format("rst"),
@@ -20044,7 +20044,7 @@ FORMATS = {
     ".srt": Format("text", _read_subtitles),
     **dict.fromkeys((".py", ".pyi", ".js", ".mjs", ".ts", ".tsx", ".jsx", ".java", ".kt", ".c", ".h", ".cc", ".cpp", ".hpp",
                      ".cs", ".go", ".rs", ".rb", ".php", ".swift", ".scala", ".lua", ".sh", ".sql", ".r", ".jl", ".kv",
-                     ".conf", ".cfg", ".ini", ".toml", ".yaml", ".yml", ".properties", ".service"),
+                     ".pl", ".pm", ".awk", ".conf", ".cfg", ".ini", ".toml", ".yaml", ".yml", ".properties", ".service"),
                     Format("code")),
 }
 # fmt: on
@@ -20966,7 +20966,7 @@ _WORD_FOR_A_TEXT = Pattern(
     re.IGNORECASE,
 )
 _BY_LOOK = Format("text")
-_MAN_ENDING = Pattern(r"\.[1-9][a-z]{0,8}")
+_MAN_ENDING = Pattern(r"\.(?!7z)[1-9][a-z]{0,8}")
 _MAN = Format("text", read_man)
 
 
