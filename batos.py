@@ -20191,7 +20191,7 @@ _MAN_CONTROL = Pattern(r"[.'][ \t]*([^\s\\]*)[ \t]*(.*)", re.DOTALL)
 _MAN_END = Pattern(r"[.'][ \t]*\.[ \t]*$")  # of what is defined
 _MAN_ARGUMENT = Pattern(r"\\\\\$([1-9*@])")
 _BULLETS = frozenset("• o * - · – + — □ ‣".split())
-_NUMBERED = Pattern(r"\d{1,3}[.)]")
+_NUMBER_OF_ITEM = Pattern(r"\d{1,3}[.)]")
 _LIKE_A_MARK = Pattern(r"( {0,3})(#{1,6}|[-+*=]+|(?:`{3,}|~{3,})[^`]*)(?=\s|$)")
 _ONLY_MARKS = Pattern(r"[-+*=]{1,}$")
 
@@ -20377,7 +20377,7 @@ class _ManPage:
         """Write what an item is about; a bullet, or a number, is put before its text."""
         plain = " ".join(plain.split())
         self.tag = "told"
-        if plain in _BULLETS or _NUMBERED.fullmatch(plain):
+        if plain in _BULLETS or _NUMBER_OF_ITEM.fullmatch(plain):
             self.prefix = "-" if plain in _BULLETS else plain
             self._gap, self.tag = True, ""
         else:
