@@ -2380,7 +2380,7 @@ __all__ += """
     IMAGE_VERSION MAGIC TXN_HEADER DIGEST_MARK HASH_STEP log_image walk_transactions records_of
     tid_at replaced_bytes records_digest transaction_fault RECOVER later_transaction whole_end
     range_hash Seals seal_ends end_interrupted_pack disk_fault check_room examine look_over
-    folders_up_to SyncedPacker RECORD_HEADER NO_DIGESTS
+    check_begins_as_data folders_up_to SyncedPacker RECORD_HEADER NO_DIGESTS
 """.split()
 
 IMAGE_VERSION = 18
@@ -2782,6 +2782,17 @@ def _examine_missing(path, seals):
     return FileState(0, bytes(8), 0, 0), seals, []
 
 
+def check_begins_as_data(path: str) -> None:
+    """Raise DamagedImage where a file does not begin as a data file does."""
+    with open(path, "rb") as file:
+        begins = file.read(len(MAGIC))
+    if begins != MAGIC:
+        raise DamagedImage(
+            f"{path} does not begin as a data file of ZODB (got {begins!r}); check the path, or restore a backup",
+            path=str(path),
+        )
+
+
 def look_over(path, open_check_bytes=1 << 62):
     """As `examine`, but change nothing: `end` is short of `size` where an unfinished tail is left."""
     seals = Seals(path)
@@ -2795,12 +2806,7 @@ def look_over(path, open_check_bytes=1 << 62):
         ):
             # its first transaction was never on the disk
             return FileState(0, bytes(8), 0, len(data)), seals, []
-        if data[:4] != MAGIC:
-            raise DamagedImage(
-                f"{path} does not begin as a data file of ZODB (got {bytes(data[:4])!r}); "
-                "check the path, or restore a backup",
-                path=str(path),
-            )
+        check_begins_as_data(path)
         first = [row for row in seals.rows if row["start"] < open_check_bytes]
         seals.check(data, first)
         state = _without_torn(data, walk_transactions(data), seals.end)
@@ -4474,6 +4480,7 @@ class FollowedImage:
             raise ImageError(
                 f"there is no image at {self.path} to be read; name one by --image", path=self.path
             )
+        check_begins_as_data(self.path)
         self._view, self._former = _View(self.path), []
         with self.snapshot() as (_, root):
             check_version(root)
@@ -44895,7 +44902,7 @@ class BatOS_UVM:
 
 # Offers:
 __all__ += """
-    HUB_CORE OFFERS gpu_gb offer_note is_hub_id PACKAGED CORE_SETTINGS get_packaged
+    HUB_CORE OFFERS gpu_gb offer_note is_hub_id PACKAGED CORE_SETTINGS check_core_setting get_packaged
     SEED_CORE_NAME incarnate_staged core_folder store_core core_directory
 """.split()
 
@@ -45241,6 +45248,15 @@ def _same_core(records, folder):
     }
 
 
+def check_core_setting(setting: str) -> None:
+    """Raise ConfigError where what a setting names as the core is neither a name, nor a URL, a folder or a file."""
+    is_named = setting in CORE_SETTINGS or setting in PACKAGED or is_hub_id(setting)
+    if is_named or "://" in setting or os.path.isdir(setting) or os.path.isfile(setting):
+        return
+    allowed = "; ".join(f"{name}: {told}" for name, told in CORE_SETTINGS.items())
+    raise ConfigError(f"setting core: {setting} is no folder and no file; allowed are {allowed}")
+
+
 def _chosen_folder(image, setting, held, held_id):
     """Return the folder or file to copy, the hub's name of what is to be downloaded, or None where the image holds it."""
     if is_hub_id(setting) or setting in PACKAGED:
@@ -45250,9 +45266,6 @@ def _chosen_folder(image, setting, held, held_id):
         not (folder / CORE_CARD).is_file() or held and held_id != SEED_CORE_NAME
     ):
         return None
-    if not folder.is_dir() and not folder.is_file():
-        allowed = "; ".join(f"{name}: {told}" for name, told in CORE_SETTINGS.items())
-        raise ConfigError(f"setting core: {folder} is no folder and no file; allowed are {allowed}")
     if folder.is_file():
         check_gguf(folder)  # before anything is begun
     return None if _same_core(held, folder) else folder
@@ -49188,11 +49201,22 @@ def _tell_incarnation(told):
 
 
 def _core_urls(settings):
-    """Return the addresses of the servers that are the core; none where it is here."""
+    """Return the addresses of the servers that are the core; none where it is here. Raises ConfigError."""
     is_one = "://" in settings.core
-    named = [settings.core] if is_one else []
+    named = {settings.core: "core"} if is_one else {}
     others = settings.core_urls.split() if is_one or settings.core == "auto" else []
-    return list(dict.fromkeys(named + others))
+    named |= dict.fromkeys([url for url in others if url not in named], "core_urls")
+    for url, setting in named.items():
+        if not _SERVER_ADDRESS.match(url):
+            raise ConfigError(
+                f"setting {setting}: {url!r} is no address of a server; one is http://HOST:PORT/v1 or https://HOST/v1"
+            )
+    return list(named)
+
+
+_SERVER_ADDRESS = Pattern(
+    r"https?://(?:[^/\s@]+@)?(?:\[[0-9a-f:]+\]|[^/\s:@]+)(?::\d{1,5})?(?:/|$)", re.IGNORECASE
+)
 
 
 def _embedded_core(image, settings):
@@ -49299,6 +49323,8 @@ def serve(settings, debug=False, make_core=_embedded_core, marker=None):
     if not is_local(settings.endpoint) or settings.curve:
         KeyRing(settings.image).server()  # before anything is opened: it cannot be served without
     check_free(settings.endpoint)
+    _core_urls(settings)  # what is no core leaves no image behind
+    check_core_setting(settings.core)
     _set_up_log(settings, debug)
     vessel = read_vessel(own_folder())
     handing = HandOver(settings.image, vessel, marker, settings)

@@ -471,3 +471,21 @@ def test_a_daemon_is_at_home_and_who_has_the_same_home_finds_it(daemon, tmp_path
     assert batos.Client().endpoint == batos.SETTINGS["endpoint"].default
     assert {path.name.partition(".")[0] for path in home.iterdir()} == {"live_image"}
     assert not list(tmp_path.glob("*.fs*")) and "serving" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words, told", [
+    (["--core-urls", "http://127.0.0.1:9 nonsense"], "core_urls: 'nonsense' is no address of a server; one is http"),
+    (["--core", "ftp://x"], "core: 'ftp://x' is no address"), (["--core", "http://"], "core: 'http://' is no address"),
+    (["--core", "no/such/folder/at/all"], "is no folder and no file; allowed are"),
+])
+def test_a_core_that_cannot_be_leaves_no_image_behind(tmp_path, capsys, words, told):
+    path = tmp_path / "image.fs"
+    assert batos.main(["--image", str(path), "--endpoint", f"ipc://{tmp_path}/s", *words]) == 1
+    assert told in capsys.readouterr().err
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8000", "https://a.example/v1", "http://[::1]:80/v1", "http://me:word@host:1/"])
+def test_an_address_of_a_server_is_taken(url):
+    settings = batos.load_settings({"core": "auto", "core_urls": url})
+    assert batos._core_urls(settings) == [url]

@@ -87,3 +87,17 @@ def test_nothing_of_the_image_is_changed_by_it(daemon, tmp_path):
         assert reader.call("search_memory", query="brass valve")["results"] and reader.call("history")["results"]
     assert other.stop() == 0
     assert files_of(tmp_path) == image and pathlib.Path(tmp_path / "live_image.fs").exists()
+
+
+@pytest.mark.parametrize("data, told", [
+    (None, "there is no image at"), (b"", "there is no image at"),
+    (b"nothing that we wrote" * 9, "does not begin as a data file"),
+])
+def test_what_is_no_image_is_refused_by_what_it_is(tmp_path, capsys, data, told):
+    path = tmp_path / "other.fs"
+    if data is not None:
+        path.write_bytes(data)
+    endpoint = f"ipc://{tmp_path}/s"
+    assert batos.main(["--read-only", "--image", str(path), "--endpoint", endpoint]) == 1
+    said = capsys.readouterr().err
+    assert told in said and str(path) in said
