@@ -20196,7 +20196,8 @@ def _man_words(text):
 _MAN_COMMENT = Pattern(r'(?<!\\)\\["#].*')
 _MAN_CONTROL = Pattern(r"[.'][ \t]*([^\s\\]*)[ \t]*(.*)", re.DOTALL)
 _MAN_END = Pattern(r"[.'][ \t]*\.[ \t]*$")  # of what is defined
-_MAN_ARGUMENT = Pattern(r"\\\\\$([1-9*@])")
+# in a macro that a page defines: one of its arguments, all of them, how many there are
+_MAN_ARGUMENT = Pattern(r"\\\\(?:\$([1-9*@])|n(?:\(\.\$|\[\.\$\]))")
 _BULLETS = frozenset("• o * - · – + — □ ‣".split())
 _NUMBER_OF_ITEM = Pattern(r"\d{1,3}[.)]")
 _LIKE_A_MARK = Pattern(r"( {0,3})(#{1,6}|[-+*=]+|(?:`{3,}|~{3,})[^`]*)(?=\s|$)")
@@ -20265,10 +20266,14 @@ class _ManPage:
 
     def _expand(self, body, rest):
         """Do what a macro of the page's own says; all of them may say only so much more than the page does."""
-        words = [*_man_words(rest), *[""] * 9]
+        rest = rest[:_MAN_LINE_CHARS]
+        words = _man_words(rest)
 
         def filled(found):
-            return rest if found[1] in "*@" else words[int(found[1]) - 1]
+            if found[1] is None:
+                return str(len(words))
+            given = words[int(found[1]) - 1 :] if found[1].isdigit() else [rest]
+            return given[0] if given else ""
 
         self._depth += 1
         for line in body if self._depth < _MAN_NESTED else ():
@@ -20902,8 +20907,20 @@ _MAN_CONDITION = Pattern(
 )
 
 
+_MAN_FIGURES = Pattern(r"\(?(\d{1,9})(?:([-<>]|[=<>]=|=)(\d{1,9}))?\)?")
+_MAN_SIGNS: dict = {
+    "-": operator.gt,
+    ">": operator.gt,
+    "<": operator.lt,
+    "=": operator.eq,
+    "==": operator.eq,
+    ">=": operator.ge,
+    "<=": operator.le,
+}
+
+
 def _condition(rest, roff):
-    """Return (whether a condition holds, what stands behind it): on a terminal, for groff; a number's never does."""
+    """Return (whether a condition holds, what stands behind it): on a terminal, for groff; of figures those that are told."""
     found = _MAN_CONDITION.match(rest)
     if not found:
         return False, rest
@@ -20911,7 +20928,10 @@ def _condition(rest, roff):
     if found["q"]:
         holds = roff.plain(found["one"]) == roff.plain(found["other"])
     if found["more"]:
+        figures = _MAN_FIGURES.fullmatch(found["more"])
         holds = found["more"].startswith(("\\n(.g", "\\n[.g]"))
+        if figures:
+            holds = _MAN_SIGNS[figures[2] or "-"](int(figures[1]), int(figures[3] or 0))
     return holds != (len(found["denied"]) % 2 == 1), rest[found.end() :]
 
 
@@ -23196,8 +23216,7 @@ def _add_from_chunks(catalog, folder):
 # Offers:
 __all__ += """
     prepared Lexicon sought Where EXPRESSION_EXAMPLE match_expression Terms parse_query
-    terms_of_question stands_in_file
-    hit_of_chunk search_ chunks_around fold documents_matching
+    terms_of_question stands_in_file hit_of_chunk search_ chunks_around fold documents_matching
 """.split()
 
 _QUERY_WORDS_MAX = 256  # later words of a query are not looked up; a pasted paragraph has fewer
@@ -44902,8 +44921,8 @@ class BatOS_UVM:
 
 # Offers:
 __all__ += """
-    HUB_CORE OFFERS gpu_gb offer_note is_hub_id PACKAGED CORE_SETTINGS check_core_setting get_packaged
-    SEED_CORE_NAME incarnate_staged core_folder store_core core_directory
+    HUB_CORE OFFERS gpu_gb offer_note is_hub_id PACKAGED CORE_SETTINGS check_core_setting
+    get_packaged SEED_CORE_NAME incarnate_staged core_folder store_core core_directory
 """.split()
 
 # Models of the hub

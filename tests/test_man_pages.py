@@ -16,6 +16,11 @@ MAN = r"""'\" t
 .de FN
 \fI\|\\$1\|\fP\\$2
 ..
+.de OR
+.  ie \\n(.$-1 \
+.    RI "\fB\\$1\fP" "\ \\$2"
+.  el .BR \\$1
+..
 .TH "BUOY.CONF" "5" "2026" "buoy 1" "Files"
 .SH "NAME"
 Buoy.conf, buoyd \- what a buoy does \(em by night
@@ -55,7 +60,8 @@ one
 .IP \(bu
 two
 .PP
-server \fIhost\fP...
+.OR server
+.OR host name
 .RS 4
 Where it asks.
 .sp
@@ -114,7 +120,7 @@ the options.
 
 - two
 
-server host...
+server host name
 Where it asks.
 
 More.
