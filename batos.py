@@ -18891,7 +18891,7 @@ def cut_text(text: str, kind: str = "text", sense: Sense = BY_WORDS, level: str 
 # What Punkt takes for a sentence though it only numbers the next one.
 _LABEL = Pattern(
     r"\W{0,3}(?:(?:(?:chapter|section|appendix|part|figure|table|step)\s+)?\d{1,3}(?:\.\d{1,3}){0,5}[.)]|"
-    r"(?:yes|no)[.!])",
+    r"(?:yes|no|ja|nein|oui|non)[.!])",
     re.IGNORECASE,
 )
 _PLAIN_WORD = Pattern(r"[(\"'\u201c]?[A-Za-z'\u2019-]+[.,;:!?)\"'\u201d]*")
@@ -24275,7 +24275,8 @@ _STEP_TOLD = Pattern(
 )
 
 
-# The same of German and French: (how a question begins, what answers it, whether it is needed). German writes all nouns large.
+# The same of German and French: (how a question begins, what answers it, whether it is needed, whether its form settles it).
+# German writes all nouns large.
 _TWO_NAMES = r"\b[A-ZÄÖÜÉ][\w'-]+ [A-ZÄÖÜÉ][\w'-]+"
 _GERMAN_NUMBER = (
     r"\d|\b(?:kein\w*|zwei|drei|vier|fünf|sechs|sieben|acht|neun|zehn|elf|zwölf|dutzend|hundert|tausend|million)|"
@@ -24292,6 +24293,13 @@ _EXPECTED_ELSEWHERE = (
      r"\d|\b(?:januar|februar|märz|april|mai|juni|juli|august|september|oktober|november|dezember|\w+(?:tag|woch)s?|"
      r"frühling|sommer|herbst|winter|heute|gestern|morgen|bevor|sobald|nachdem|seit|nach|vor|immer|nie)\b", True),
     (r"^\W*(?:und |von |mit |für )?we[rmn]\b|\bwelche[mnrs]? (?:firma|person|autor|land|stadt)\b", _TWO_NAMES, False),
+    (r"^\W*(?:und )?wie (?:(?:kann|muss|soll|darf|\w{2,}e) (?:ich|man)|(?:können|müssen|sollen) wir)\b",
+     r"\b(?:(?:können|müssen|sollten|müssten|könnten|brauchen) (?:sie|wir)|sie (?:können|müssen|sollten)|"
+     r"(?:kann|muss|sollte) man|man (?:kann|muss|sollte)|(?!finden|lesen|sehen)\w{3,}en sie\b|indem|mittels|"
+     r"mit (?:dem|diesem|folgendem|hilfe))\b", False, False),
+    (r"^\W*(?:et )?comment (?:puis-je|peut-on|faire|dois-je|je peux|on peut|\w{3,}(?:er|ir|re)\b)",
+     r"\b(?:vous (?:pouvez|devez|devriez)|il (?:faut|suffit)|on peut|(?!voyez|consultez)\w{3,}ez\b|à l['’]aide|"
+     r"en \w+ant|avec la commande)", False, False),
     (r"^\W*(?:und )?(?:warum|weshalb|wieso|wozu)\b",
      r"\b(?:weil|denn|damit|deshalb|daher|deswegen|darum|gründe?n?|zweck|wegen|aufgrund|sodass|so dass|angesichts|da|"
      r"um .{1,60} zu)\b", False),
@@ -24337,10 +24345,11 @@ class Expected(typing.NamedTuple):
     rather: Pattern | None = None
 
 
-def _expected_elsewhere(asks, holds, needed):
+def _expected_elsewhere(asks, holds, needed, settles=None):
     """Return the Expected of a row of _EXPECTED_ELSEWHERE: names are told from other words by their capitals."""
     flags = re.NOFLAG if holds == _TWO_NAMES else re.IGNORECASE
-    return Expected(Pattern(asks, re.IGNORECASE), Pattern(holds, flags), needed, settles=not needed)
+    settles = not needed if settles is None else settles
+    return Expected(Pattern(asks, re.IGNORECASE), Pattern(holds, flags), needed, settles)
 
 
 # What has a form of its own, by how it is asked for: (what is asked for, what it looks like).
@@ -24458,7 +24467,10 @@ _SETS = Pattern(
 _SET_TO = r"\b{0}s?\b(?:\s*[=:]\s*|\s+(?:is|are|was|ist|sind|lautet|est|sont)\s+|\s+)(?=\S*\d)|\b{0}\s*[=:]\s*\S"
 
 ASKS_WHETHER = Pattern(
-    r"(?:is|are|was|were|am|do|does|did|can|could|may|must|shall|should|will|would|has|have|had)\b",
+    r"(?:is|are|was|were|am|do|does|did|can|could|may|must|shall|should|will|would|has|have|had)\b|"
+    r"(?:ist|sind|war|waren|bin|hat|haben|habe|hatte|gibt|geht|kann|können|darf|dürfen|muss|müssen|soll|sollte|sollten|wird|"
+    r"werden|braucht|funktioniert|läuft)\b|"
+    r"(?:est-ce qu|y a-t-il|a-t-|ont-|est-(?:il|elle|on)|sont-|peut-|peuvent-|puis-je|pouvez-|dois-|doit-|faut-il|existe-t-)",
     re.IGNORECASE,
 )
 # "Is it enabled?" is answered by what says that it is disabled.
@@ -25167,7 +25179,7 @@ _SAYS_WHAT_COMES = Pattern(
     re.IGNORECASE,
 )
 _TELLS_OF_A_QUESTION = Pattern(r"\b(?:asked|discussed|wondered) (?:if|whether)\b", re.IGNORECASE)
-SAYS_YES_OR_NO = Pattern(r"(yes|no)[,.;:!]", re.IGNORECASE)
+SAYS_YES_OR_NO = Pattern(r"(yes|no|ja|nein|oui|non)[,.;:!]", re.IGNORECASE)
 _RESTS = Pattern(
     r"\W*(?:this|that|these|those|such|it|they|he|she|his|her|their|both|otherwise|instead|then|however|dies\w*|"
     r"ce(?:la|ci)?)\b",

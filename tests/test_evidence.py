@@ -516,6 +516,9 @@ def test_the_marks_round_a_listing_are_not_quoted():
 @pytest.mark.parametrize("mission, text, told", [
     ("Can I go back?", "No, it is a one way process.", "No: “No, it is a one way process.” [1]"),
     ("How can I go back?", "No, it is a one way process.", "“No, it is a one way process.” [1]"),
+    ("Kann ich zurück?", "Nein, es ist eine Einbahnstraße.", "Nein: “Nein, es ist eine Einbahnstraße.” [1]"),
+    ("Faut-il garder les archives ?", "Non, vous pouvez les supprimer.", "Non: “Non, vous pouvez les supprimer.” [1]"),
+    ("Comment faire ?", "Non, vous pouvez les supprimer.", "“Non, vous pouvez les supprimer.” [1]"),
     ("Is it open?", "It is open on Monday.", "“It is open on Monday.” [1]"),
 ])
 def test_yes_and_no_are_told_where_the_text_says_so(mission, text, told):
@@ -582,6 +585,8 @@ ANSWERED_ELSEWHERE = (
     ("Wer baute das Ventil?", "Das Ventil baute Anna Maria Weber.", "Das Ventil ist aus Messing."),
     ("Warum ist es geschlossen?", "Es ist wegen Frost geschlossen.", "Es ist geschlossen."),
     ("Was ist ein Ventil?", "Ein Ventil ist ein Teil, das sperrt.", "Das Ventil öffnet sich."),
+    ("Wie entferne ich das Ventil?", "Daher können Sie es mit diesem Befehl entfernen: rm", "Das Ventil sitzt fest."),
+    ("Comment faire pour ouvrir la vanne ?", "Il suffit de tourner la vanne.", "La vanne est bleue."),
     ("Combien de pompes y a-t-il ?", "Il y a trois ou quatre pompes.", "Il y a des pompes."),
     ("Quand ouvre le musée ?", "Il ouvre en février.", "Il ouvre ses portes."),
     ("Pourquoi est-il fermé ?", "Il est fermé parce qu'il gèle.", "Il est fermé."),
