@@ -42,8 +42,10 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     how missions ended, as statistics and as one figure; the heartbeat: audits, and what is done about them
     the bridge      Protocol · Requests · Commands · Teaching · Schema · Wire · Measures · BatOS_UVM
                     commands, roles and values on the wire; the ROUTER socket, dispatch, replies, events, figures
-    the beginning   Offered cores · Vessels · Genesis · First conversation · Pages · Page choice · Supervisor · Hand-over · Daemon
-                    the first transaction, which program serves it, the client that it makes, pages of one's own; start, stop
+    the beginning   Offered cores · Vessels · Genesis · First conversation · Pages · Page choice
+                    the first transaction, which program serves it, the client that it makes, pages of one's own
+    the daemon      Supervisor · Hand-over · Stand-by · Daemon
+                    start and stop, and who goes on: another program, or a daemon that stands by
     the user's end  Readers · Client · Learning · Shell · Without a daemon · Service · Trial · Upgrade · Command line
                     a client for scripts, and the subcommands made of it
 
@@ -215,7 +217,7 @@ __all__ += """
     OutOfMemory BadSlot ReservedName Protected NotFound Malformed UnknownCommand BadRequest
     KeyReused KeyExpired Forbidden Busy Behind ReadOnly CannotUndo TransitionError GateRefused
     Cancelled TooLate CoreOffline AdapterMismatch CoreFailed Truncated ShuttingDown
-    DeadlineExceeded NoReply UpgradeRefused Fenced
+    DeadlineExceeded NoReply UpgradeRefused Fenced NotWriter
 """.split()
 
 
@@ -271,6 +273,10 @@ class StorageOffline(ImageError):
 
 class Fenced(ImageError):
     """Another daemon has taken the image over; this one ends. Fields: endpoint, epoch."""
+
+
+class NotWriter(BatosError):
+    """Another daemon writes the image; this one stands by. Fields: endpoint, of the one that writes."""
 
 
 class NotHere(ImageError):
@@ -1434,13 +1440,6 @@ class ImageConnection(ZODB.Connection.Connection):
         self.events = []
         self.since_s = time.time()
         super().newTransaction(*args, **kwargs)
-
-    def tpc_begin(self, transaction):
-        """Begin a commit; where the image may become another's to write, only as long as it is not."""
-        fence = getattr(self.db(), "fence", None)
-        if fence is not None:
-            fence.check(self)
-        super().tpc_begin(transaction)
 
     def cacheGC(self):
         """Let go of what was long not used, big values too."""
@@ -2958,6 +2957,7 @@ _POSTGRES_DURABLE = {
     "fsync": "nothing is forced to the disk",
     "full_page_writes": "a power cut may tear pages",
 }
+_SAME_ENGINE = {"postgresql": "postgres"}
 _FULL_DISK = "53100"  # PostgreSQL's code for it
 
 
@@ -3045,6 +3045,12 @@ def left_by_forget(engine: Engine) -> str:
     """Return what an engine may hold of what was forgotten, and what clears it; empty where that is nothing."""
     there = _ASKED_OF_ENGINES["forget"].get(engine.kind)
     return f"; where the image is kept, {there.told}" if there else ""
+
+
+def _kind_of(uri):
+    """Return the name of the engine that a URI is of."""
+    kind = uri.partition("://")[0]
+    return _SAME_ENGINE.get(kind, kind)
 
 
 def is_uri(where: typing.Any) -> bool:
@@ -3325,14 +3331,12 @@ _OPENERS = {"zeo": _open_zeo, "postgres": _open_postgres}
 
 def open_engine(uri: str):
     """Return the storage of an image that another process keeps. Raises ConfigError, ImageError, StorageOffline."""
-    kind = uri.partition("://")[0]
-    return _OPENERS.get(kind, _open_other)(uri)
+    return _OPENERS.get(_kind_of(uri), _open_other)(uri)
 
 
 def engine_of(storage, uri: str) -> Engine:
     """Return what is known of the engine behind an open storage."""
-    kind = uri.partition("://")[0]
-    shown = hide_password(uri).partition("?")[0]
+    kind, shown = _kind_of(uri), hide_password(uri).partition("?")[0]
     if kind != "zeo":
         return Engine(kind, shown, durable_blobs=kind in _BLOBS_IN_THE_DATABASE)
     ours = storage._info.get("batos", {})
@@ -3343,8 +3347,7 @@ def engine_of(storage, uri: str) -> Engine:
 
 def engine_by_name(uri: str) -> Engine:
     """Return what a URI alone tells of the engine."""
-    kind = uri.partition("://")[0]
-    return Engine(kind, hide_password(uri).partition("?")[0])
+    return Engine(_kind_of(uri), hide_password(uri).partition("?")[0])
 
 
 _BLOBS_IN_THE_DATABASE = ("postgres", "memory")
@@ -3720,10 +3723,31 @@ def _naming_root():
         raise DamagedImage(f"the root of the image does not load ({error!r}); {RECOVER}") from error
 
 
+class FencedConnection(ImageConnection):
+    """A connection whose commits pass the fence of its database, where that has one."""
+
+    def tpc_begin(self, transaction):
+        """Begin a commit; where the image may become another's to write, only as long as it is not."""
+        fence = self.db().fence
+        if fence is not None:
+            fence.check(self, transaction)
+        super().tpc_begin(transaction)
+
+    def tpc_finish(self, transaction):
+        """Finish a commit; where nobody knows then whether it is there, nothing more is said of it."""
+        try:
+            super().tpc_finish(transaction)
+        except ImageBroken as error:
+            fence = self.db().fence
+            if fence is not None:
+                fence.leave(error)
+            raise
+
+
 class ImageDB(ZODB.DB):
     """A DB whose connections keep lookups, and which refuses any class that is not in IMAGE_CLASSES."""
 
-    klass = ImageConnection
+    klass = FencedConnection
     fence = None  # of who writes an image that another engine keeps
 
     def __init__(self, storage, **options) -> None:
@@ -3987,7 +4011,7 @@ class Image:
         """Open the image that another engine keeps."""
         storage = open_engine(uri)
         try:
-            image = cls(storage, None, None, [])
+            image = cls(storage, None, None, [])  # an empty database gets its tables and its root
         except BaseException:
             storage.close()
             raise
@@ -4086,6 +4110,7 @@ class Image:
         before_s = min(before_s, self._oldest_snapshot_s())
         if self.path is None:
             self.db.pack(before_s)
+            sweep_blob_cache(self.storage)
         elif self._first_s() < before_s:  # else nothing is old enough
             check_room(os.path.dirname(self.path), before, "a pack")
             with self._sealing:
@@ -4592,7 +4617,7 @@ def _tid_of_change(change):
 
 # Offers:
 __all__ += """
-    WRITTEN_ELSEWHERE claim_image refuse_written
+    WRITTEN_ELSEWHERE claim_image refuse_written WriterWatch
 """.split()
 
 WRITTEN_ELSEWHERE = ("zeo", "postgres")  # engines whose images have writers
@@ -4637,8 +4662,12 @@ class Fence:
     def __init__(self, epoch: int, end: typing.Callable) -> None:
         self.epoch, self._end = epoch, end
 
-    def check(self, connection) -> None:
-        """Have the transaction of a connection fail where another has taken the image over meanwhile. Raises Fenced."""
+    def leave(self, error: BaseException) -> None:
+        """End: what this process was doing is no longer its to tell."""
+        self._end(error)
+
+    def check(self, connection, one) -> None:
+        """Have a transaction of a connection fail where another has taken the image over meanwhile. Raises Fenced."""
         writer = connection.root()["writer_obj"]
         writer._p_activate()  # a ghost's serial is zero, and zero is not checked
         if writer["epoch"] != self.epoch:
@@ -4648,8 +4677,9 @@ class Fence:
                 endpoint=writer["endpoint"],
                 epoch=writer["epoch"],
             )
-            self._end(error)
+            self.leave(error)
             raise error
+        one.setExtendedInfo("epoch", self.epoch)
         connection.readCurrent(writer)
 
 
@@ -4754,6 +4784,7 @@ def _claimed(image, endpoint, program, end):
     """Write into an image that it is mine from now on. Returns the Fence."""
     place = _own_place()
     with writing(image) as root:
+        check_version(root)  # the one before may have been a newer program
         epoch = root["writer_obj"]["epoch"] + 1 if "writer_obj" in root else 1
         writer = {
             "epoch": epoch,
@@ -5330,6 +5361,13 @@ def unopened(path):
             db.close()
 
 
+def _raise_offline(error):
+    """Raise StorageOffline for an error of an engine that went away: nothing is damaged by that."""
+    named = named_shortage(error)
+    if isinstance(named, StorageOffline):
+        raise named from None
+
+
 def _oids_of(storage):
     """Return the oids of all current records of a storage."""
     if isinstance(storage, ImageStorage):
@@ -5364,6 +5402,7 @@ def _faults_of(connection, oid, report, deep, known):
         struct.error,
         DamagedImage,
     ) as error:
+        _raise_offline(error)
         return [f"the record of {name} cannot be read ({error!r})"]
     faults = []
     if ZODB.blob.is_blob_record(data):
@@ -5385,6 +5424,7 @@ def _faults_of(connection, oid, report, deep, known):
     except BatosError as error:
         faults.append(f"{name}: {error.message}")
     except Exception as error:  # a boundary: whatever the bytes of a record hold
+        _raise_offline(error)
         faults.append(f"the record of {name} does not load ({error!r})")
     return faults
 
@@ -5418,6 +5458,7 @@ def _faults_by(name, function, root):
     except ForeignClass as error:
         return [f"{name}: {error.message}"]
     except Exception as error:  # a boundary: whatever a flipped bit made of a record that loads
+        _raise_offline(error)
         return [f"{name}: the check broke off ({error!r})"]
 
 
@@ -49006,6 +49047,86 @@ class HandOver:
 
 
 ################################################################################
+# Stand-by #####################################################################
+################################################################################
+#
+# `--stand-by`: a daemon that waits beside the one that writes an image, and goes on where that one ends. It keeps the image
+# open and looks at the writer's beat; whoever asks it is told who writes (NotWriter). At a takeover the epoch in the image
+# changes first; only then all that a daemon knows is read from the image anew, and only then it listens.
+
+# Offers:
+__all__ += """
+    stand_by
+""".split()
+
+_STAND_BY_LOOKS = 30  # in a lease
+
+_log_stand_by = logging.getLogger("batos.standby")
+
+
+class _Bystander:
+    """I answer at the endpoint of a stand-by, until it is the writer."""
+
+    def __init__(self, settings, watch: WriterWatch) -> None:
+        self._wire, self._watch = Wire(settings), watch
+        self.endpoint = self._wire.bind(settings.endpoint)
+
+    def answer_for(self, wait_s: float) -> None:
+        """Tell who writes the image to all who ask within some time."""
+        until_s = time.monotonic() + wait_s
+        while (left_s := until_s - time.monotonic()) > 0:
+            if self._wire.socket.poll(left_s * 1000):
+                self._answer(*self._wire.socket.recv_multipart())
+
+    def _answer(self, *frames):
+        *envelope, payload = frames
+        told = None
+        with contextlib.suppress(BatosError):
+            told = request_id(unpack_request(payload))
+        writer = self._watch.writer.get("endpoint")
+        error = NotWriter(
+            f"this daemon stands by and writes nothing; the image is written by the one at {writer}",
+            endpoint=writer,
+        )
+        # who has gone meanwhile, or does not read, is not waited for
+        with contextlib.suppress(zmq.ZMQError):
+            self._wire.socket.send_multipart(
+                [*envelope, pack_reply(error_reply(told, error))], NOBLOCK
+            )
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._wire.close()
+
+
+def _is_over(watch):
+    """Whether nobody writes; not as long as that cannot be seen."""
+    try:
+        return watch.look()
+    except Exception as error:  # a boundary: whatever an engine tells that is away
+        _log_stand_by.warning("who writes the image cannot be seen (%s)", named_shortage(error))
+        return False
+
+
+def stand_by(image: Image, settings: types.SimpleNamespace, tell: typing.Callable) -> None:
+    """Wait until nobody writes an image, and answer meanwhile. Raises ConfigError, KeyboardInterrupt where asked to end."""
+    watch = WriterWatch(image, settings.lease_s)
+    bystander = _Bystander(settings, watch)
+    settings.endpoint = bystander.endpoint  # the port that the system chose stays mine
+    try:
+        is_over = _is_over(watch)
+        tell(
+            f"BAT OS stands by on {bystander.endpoint}; the image is written by {watch.told()} (Ctrl-C stops it)"
+        )
+        while not is_over:
+            bystander.answer_for(settings.lease_s / _STAND_BY_LOOKS)
+            is_over = _is_over(watch)
+    finally:
+        bystander.close()
+    tell(f"nobody writes the image any more (last was {watch.told()}); taking it over")
+
+
+################################################################################
 # Daemon #######################################################################
 ################################################################################
 #
@@ -49048,12 +49169,13 @@ def _set_up_log(settings, debug=False):
     """Send the log to stderr (warnings only) and to a rotating file beside the image."""
     to_terminal = logging.StreamHandler()
     to_terminal.setLevel(logging.DEBUG if debug else logging.WARNING)
-    handlers = [to_terminal]
-    if "://" not in settings.image:
-        path = f"{image_path(settings.image)}.log"
-        handlers.append(
-            LogFile(path, maxBytes=int(settings.log_file_mb * 1e6), backupCount=3, delay=True)
-        )
+    path = (
+        os.path.abspath(os.path.join(home_folder(), "batos.log"))
+        if is_uri(settings.image)
+        else f"{image_path(settings.image)}.log"
+    )
+    to_file = LogFile(path, maxBytes=int(settings.log_file_mb * 1e6), backupCount=3, delay=True)
+    handlers = [to_terminal, to_file]
     logging.basicConfig(
         level=logging.DEBUG if debug else logging.INFO,
         handlers=handlers,
@@ -49199,13 +49321,37 @@ def _incarnated(image, settings):
         }
 
 
-def _writer_of(image, settings, vessel):
+def _awaken_first(image, settings):
+    """Make the first objects of an image that nobody writes yet. Raises ImageLocked where another makes them just now."""
+    try:
+        _awaken(image, _chosen_core(next(iter(_core_urls(settings)), settings.core), image))
+    except ZODB.POSException.ConflictError:
+        raise ImageLocked(
+            "another daemon makes the first objects of this image just now; stop it first, or start this one again with "
+            "--stand-by",
+            endpoint=None,
+        ) from None
+
+
+def _writer_of(image, settings, vessel, stands_by):
     """Be who writes the image, where no lock of a file tells. Returns the Writer, or None. Raises ImageLocked."""
     if image.engine.kind not in WRITTEN_ELSEWHERE:
+        if stands_by:
+            raise ConfigError(
+                "a daemon stands by where another engine keeps the image, which both reach: --image zeo://… or postgres://…"
+            )
         return None
     if image.empty():
-        _awaken(image, _chosen_core(next(iter(_core_urls(settings)), settings.core), image))
-    return claim_image(image, settings.endpoint, vessel.sha256, settings.lease_s, _say)
+        _awaken_first(image, settings)
+    while True:
+        if stands_by:
+            stand_by(image, settings, _say)
+        try:
+            return claim_image(image, settings.endpoint, vessel.sha256, settings.lease_s, _say)
+        except (ImageLocked, StorageOffline) as error:
+            if not stands_by:
+                raise
+            _log_daemon.warning("the image was not taken over: %s", error)
 
 
 def _tell_engine(engine):
@@ -49341,10 +49487,11 @@ def _mark_of(path, end, tid):
     }
 
 
-def serve(settings, debug=False, make_core=_embedded_core, marker=None):
+def serve(settings, debug=False, make_core=_embedded_core, marker=None, stands_by=False):
     """Run the daemon until SIGINT, SIGTERM or `shutdown`, or until another program is to serve the image.
 
-    marker: by which it serves, as whose_turn returned it. Returns the exit status.
+    marker: by which it serves, as whose_turn returned it; stands_by: first wait until nobody else serves it. Returns the
+    exit status.
     """
     import asyncio
 
@@ -49363,7 +49510,7 @@ def serve(settings, debug=False, make_core=_embedded_core, marker=None):
     image, writer = Image.open(settings.image, int(settings.open_check_mb * 1e6)), None
     try:
         check_slots(image)
-        writer = _writer_of(image, settings, vessel)
+        writer = _writer_of(image, settings, vessel, stands_by)
         _upgrade(image, settings)
         _awaken(image, _chosen_core(next(iter(_core_urls(settings)), settings.core), image))
         _tell_engine(image.engine)
@@ -49757,19 +49904,43 @@ def find_endpoint(found):
     return told_endpoint(image) or endpoint
 
 
+def _endpoints_of(told):
+    """Return the endpoints that a list or a text names, blanks or commas between. Raises ConfigError."""
+    found = re.split(r"[\s,]+", told.strip()) if isinstance(told, str) else list(told)
+    for one in found:
+        is_local(one)  # refuses what is no endpoint
+    return found
+
+
+_TRY_S = 5.0  # that one of several daemons may take for a request with a key
+_TURN_AGAIN_S = 0.2
+
+
 class Client:
-    """I talk to a daemon from one thread: `Client().call("health")`. Errors come back as BatosError."""
+    """I talk to a daemon from one thread: `Client().call("health")`. Errors come back as BatosError.
+
+    Of several endpoints, where daemons write or stand by, I ask the one that writes; a request with an idempotency_key whose
+    reply is lost goes to the next one until the time is over.
+    """
 
     def __init__(
         self,
-        endpoint: str | None = None,
+        endpoint: str | typing.Sequence[str] | None = None,
         timeout_s: float = 60.0,
         keys: pathlib.Path | str | None = None,
     ) -> None:
-        self.endpoint, self.timeout_s = endpoint or find_endpoint(settings_from()), timeout_s
-        is_local(self.endpoint)  # refuses what is no endpoint
+        self.endpoints = _endpoints_of(endpoint or find_endpoint(settings_from()))
+        self.endpoint, self.timeout_s = self.endpoints[0], timeout_s
         self.keys = keys or (load_settings().keys if endpoint is None else None)
         self._context = zmq.Context()
+        self._number, self._events = 0, collections.deque(maxlen=_EVENTS_HELD)
+        # what is given the events that come amid calls, where they are not held
+        self.hear = self._events.append
+        self._limits = None  # what the daemon takes, once it was asked
+        self._connect()
+
+    def _connect(self):
+        """Connect to my endpoint."""
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)  # never deliver later what was sent to nobody
@@ -49778,10 +49949,6 @@ class Client:
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._ended = 0  # connections that it has told of
         self._socket.connect(self.endpoint)
-        self._number, self._events = 0, collections.deque(maxlen=_EVENTS_HELD)
-        # what is given the events that come amid calls, where they are not held
-        self.hear = self._events.append
-        self._limits = None  # what the daemon takes, once it was asked
         self._early = {}  # number -> reply, or None until it comes, of what was posted
         self._posted = {}  # number -> how many of my connections had ended by then
 
@@ -49812,10 +49979,41 @@ class Client:
 
     def request(self, request, timeout_s=None):
         """Send a request as a map and return its reply. Raises the error of the reply, or NoReply."""
+        if len(self.endpoints) > 1:
+            return self._reply_of_writer(request, timeout_s or self.timeout_s)
         return self._reply_to(self._post(request, timeout_s), request, timeout_s)
+
+    def _reply_of_writer(self, request, timeout_s):
+        """Ask one endpoint after the other, until the one that writes has answered or the time is over."""
+        until_s, has_key = time.monotonic() + timeout_s, request.get("idempotency_key") is not None
+        while True:
+            left_s = max(until_s - time.monotonic(), 0.1)
+            number = None
+            try:
+                number = self._post(request, min(left_s, _TRY_S))
+                return self._reply_to(number, request, min(left_s, _TRY_S) if has_key else left_s)
+            except (NotWriter, NoReply, ShuttingDown) as error:
+                self._turn(error.fields.get("endpoint"))
+                is_unknown = isinstance(error, NoReply) and number is not None
+                if time.monotonic() >= until_s or is_unknown and not has_key:
+                    raise
+            time.sleep(_TURN_AGAIN_S)
+
+    def _turn(self, told):
+        """Go on with another of my endpoints: the one that was told, where it is mine, else the next."""
+        at = self.endpoints.index(self.endpoint)
+        self.endpoint = (
+            told if told in self.endpoints else self.endpoints[(at + 1) % len(self.endpoints)]
+        )
+        self._monitor.close()
+        self._socket.close()
+        self._connect()
 
     def replies(self, requests, timeout_s=None, at_once=REQUESTS_AT_ONCE):
         """Send requests, some of them under way at a time; yield for each in its order (request, its reply, or its error)."""
+        if len(self.endpoints) > 1:
+            yield from map(self._settled_one, requests)
+            return
         under_way = collections.deque()
         for request in requests:
             under_way.append((self._post(request, timeout_s), request))
@@ -49823,6 +50021,13 @@ class Client:
                 yield self._settled(*under_way.popleft(), timeout_s)
         while under_way:
             yield self._settled(*under_way.popleft(), timeout_s)
+
+    def _settled_one(self, request):
+        """Return (request, its reply, or its error)."""
+        try:
+            return request, self.request(request)
+        except BatosError as error:
+            return request, error
 
     def _settled(self, number, request, timeout_s):
         try:
@@ -51739,6 +51944,7 @@ _FILES_BESIDE = {
     ".fs.measures": "figures of health over time; made anew where it is missing",
     ".fs.forge": "work of the forge's workers, while a job is at work",
     ".fs.endpoint": "where the daemon listens, while it runs; clients of the same folder look there",
+    "batos.log": "the log of a daemon whose image another engine keeps",
     "batos.blobs": "copies of the blobs of an image that another engine keeps (zeo://); made anew where they are missing",
     "batos.toml": "settings, where some were written",
     "lora_adapters": "experts to be brought into the image, where you put some there",
@@ -51763,9 +51969,12 @@ def help_engines():
     at the start. The address is as libpq reads it; a password is better in ~/.pgpass than in it.
 
     One daemon writes such an image. Another one is refused as long as the first gives a sign of life each third of lease_s;
-    one that was cut off meanwhile cannot commit any more, and ends (Fenced). `python batos.py move FROM TO` takes an image from
-    one engine to another with its tids and blobs, and compares both ends; cut short, it goes on where it was. Between vote and
-    finish of a commit nobody knows whether it is there: where the engine goes away just then the daemon ends.
+    with --stand-by it waits, answers NotWriter with the endpoint of the first, and goes on where that one ends. One that was
+    cut off meanwhile cannot commit any more, and ends (Fenced). Between vote and finish of a commit nobody knows whether it is
+    there: where the engine goes away just then the daemon ends. Clients take several endpoints, commas between.
+
+    `python batos.py move FROM TO` takes an image from one engine to another with its tids and blobs, and compares both ends; cut
+    short, it goes on where it was.
 
     Below: what is done to such an image, and by what.
     """
@@ -53711,6 +53920,12 @@ def _command_line():
             default=argparse.SUPPRESS,
             help="answer from the image beside the daemon that writes it, and change nothing",
         )
+        where.add_argument(
+            "--stand-by",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="wait beside the daemon that writes an image of another engine, and go on where that one ends",
+        )
     for row in (row for row in SETTINGS.values() if not row.secret):
         for where in (parser, serving):
             where.add_argument(
@@ -53724,7 +53939,9 @@ def _command_line():
         one = commands.add_parser(name, help=text, description=text)
         if name in _SUBCOMMANDS:
             one.add_argument(
-                "--endpoint", default=argparse.SUPPRESS, help="where the daemon listens"
+                "--endpoint",
+                default=argparse.SUPPRESS,
+                help="where the daemon listens; of several, commas between, the one that writes is asked",
             )
             one.add_argument(
                 "--keys",
@@ -53757,7 +53974,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.subcommand in _MAKE_HOME:
             make_home()
         if args.subcommand in (None, "serve"):
-            return serve(settings, args.debug, marker=whose_turn(settings.image, args.words))
+            marker = whose_turn(settings.image, args.words)
+            return serve(settings, args.debug, marker=marker, stands_by="stand_by" in args)
         reply, told, *ended = _run_command(args, settings, settings_from(given))
         if args.json:
             told = json_lines(reply)
@@ -53775,10 +53993,13 @@ def main(argv: list[str] | None = None) -> int:
         # who reads has seen enough; the interpreter flushes once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (BatosError, OSError, ZODB.POSException.StorageError) as error:
-        if args.debug:
+    except Exception as error:  # a boundary: what is named is told, and nothing else
+        named = named_shortage(error)
+        if args.debug or not isinstance(
+            named, (BatosError, OSError, ZODB.POSException.StorageError)
+        ):
             raise
-        print_lines(f"batos: {_told_error(error, args)}", sys.stderr)
+        print_lines(f"batos: {_told_error(named, args)}", sys.stderr)
         return 1
 
 

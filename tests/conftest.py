@@ -138,3 +138,17 @@ def habits(one_server):
     one_server.asked.clear()
     one_server.change("hang")
     return one_server
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Start storage servers, ours or by `make`, in the test's folder."""
+    import engines
+    running = []
+
+    def start(*words, make=None):
+        running.append((make or engines.serving)(tmp_path, *words))
+        return running[-1]
+    yield start
+    for one in running:
+        one.stop(kill=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import json
 import os
 import pathlib
 import pwd
@@ -133,3 +134,73 @@ class Cluster:
         with contextlib.suppress(AssertionError):
             self.stop("immediate")
         shutil.rmtree(self.folder)
+
+
+def certificates(folder, *names):
+    """Make for each name NAME.pem, its certificate, and NAME.own, that and its key."""
+    for name in names:
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=batos",
+                        "-keyout", f"{name}.key", "-out", f"{name}.pem"], cwd=folder, check=True, capture_output=True)
+        own = folder / f"{name}.own"
+        own.touch(mode=0o600)
+        own.write_text((folder / f"{name}.key").read_text() + (folder / f"{name}.pem").read_text())
+
+
+# Daemons that stand by
+
+
+class Host:
+    """A daemon that writes or stands by, which may stop amid a commit; `wait_for` waits until it has said something."""
+
+    def __init__(self, folder, name, uri, endpoint, lease_s, stands_by=True, start=forks.start):
+        self.name, self.endpoint, self.file = name, endpoint, pathlib.Path(folder, f"{name}.stop")
+        asked = {"image": uri, "endpoint": endpoint, "lease_s": lease_s, "stands_by": stands_by}
+        reading, writing = os.pipe()
+        self.process = start(["stopping", json.dumps(asked), str(self.file)], folder, writing, writing)
+        os.close(writing)
+        self.lines, self._said = [], threading.Condition()
+        self._reader = threading.Thread(target=self._read, args=(os.fdopen(reading, encoding="utf-8"),))
+        self._reader.start()
+
+    def _read(self, told):
+        with told:
+            for line in told:
+                self._note(line)
+        self._note(None)
+
+    def _note(self, line):
+        with self._said:
+            self.lines.append(line)
+            self._said.notify_all()
+
+    def wait_for(self, text):
+        """Wait until a line holds a text. Raises AssertionError where the process ends before."""
+        with self._said:
+            while not any(line and text in line for line in self.lines):
+                assert None not in self.lines, (self.name, text, self.lines)
+                self._said.wait()
+        return self
+
+    def stop_amid(self, lane, point, then=lambda: None):
+        """Have it stop amid the next commit of a lane, and wait until it has; returns whether it came to that in time.
+
+        then: called once it is to stop there.
+        """
+        part = self.file.with_suffix(".part")
+        part.write_text(f"{lane} {point}")
+        part.rename(self.file)
+        then()
+        for _ in range(600):
+            if "T" in pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0]:
+                return True
+            time.sleep(0.05)
+        return False
+
+    def end(self, number=signal.SIGTERM):
+        """Send a signal, and return the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        self.process.wait(timeout=120)
+        self._reader.join(60)
+        self.file.unlink(missing_ok=True)
+        return self.process.returncode

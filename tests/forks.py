@@ -21,7 +21,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PROGRAMS = {"batos": ROOT / "batos.py", "doubles": ROOT / "tests" / "doubles.py", "newer": ROOT / "tests" / "newer.py",
-            "ageing": ROOT / "tests" / "ageing.py"}
+            "ageing": ROOT / "tests" / "ageing.py", "stopping": ROOT / "tests" / "stopping.py"}
 NEEDED = ("numpy", "Stemmer", "safetensors.numpy")       # what a daemon imports at its first document
 FOR_MODELS = ("torch", "bitsandbytes", "peft", "transformers.models.llama.modeling_llama")        # and for a core: ten seconds
 REQUEST_BYTES = 200_000
@@ -153,6 +153,7 @@ if __name__ == "__main__":
     import ageing  # noqa: F401
     import doubles  # noqa: F401
     import newer  # noqa: F401
+    import stopping  # noqa: F401
     import told
 
     import batos

@@ -27,18 +27,6 @@ def at_home(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def server(tmp_path):
-    running = []
-
-    def start(*words, make=engines.serving):
-        running.append(make(tmp_path, *words))
-        return running[-1]
-    yield start
-    for one in running:
-        one.stop(kill=True)
-
-
 def daemon_on(daemon, uri, *options):
     return daemon("--image", uri, "--lease-s", "1", *options)
 
@@ -126,23 +114,47 @@ def test_a_storage_server_is_refused_by_what_is_wrong_with_it(capsys, words, tol
     assert not (tmp_path / "kept.fs").exists()
 
 
+def test_a_port_that_is_taken_is_told_and_the_file_let_go(capsys, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        assert batos.main(["storage", "kept.fs", "--listen", f"127.0.0.1:{other.getsockname()[1]}"]) == 1
+    assert "name another --listen" in capsys.readouterr().err
+    batos.Image.open("kept.fs").close()
+
+
+def test_a_server_that_is_gone_amid_a_check_is_told_by_name(server, capsys, monkeypatch):
+    kept = server()
+    image = batos.Image.open(kept.uri)
+    batos.genesis(image)
+    image.close()
+    monkeypatch.setenv("BATOS_IMAGE", f"{kept.uri}?wait_timeout=1")
+    oids = batos._oids_of
+    monkeypatch.setattr(batos, "_oids_of", lambda storage: [oids(storage), kept.stop(kill=True)][0])
+    assert batos.main(["check", "--deep"]) == 1
+    assert "does not answer" in "".join(capsys.readouterr())
+
+
+def test_a_server_with_less_than_was_read_from_it_is_not_believed(daemon, server, tmp_path):
+    port = engines.free_port()
+    kept = server("kept.fs", f"127.0.0.1:{port}")
+    one = daemon_on(daemon, f"{kept.uri}?wait_timeout=1")
+    with batos.Client(one.endpoint) as client:
+        client.call("index_document", doc_id="valve.md", text=NOTE)
+        kept.stop()
+        server("other.fs", f"127.0.0.1:{port}")              # an image that is not the one
+        for _ in range(3):
+            with pytest.raises(batos.StorageOffline):
+                client.call("index_document", doc_id="late.md", text="A late note of copper.")
+        assert client.call("search_memory", query="brass valve")["results"]
+
+
 def test_a_storage_that_the_server_has_not_is_told(server):
     kept = server()
     with pytest.raises(batos.StorageOffline, match="no storage named 'other'"):
         batos.Image.open(f"{kept.uri}?storage=other&wait_timeout=2")
 
 
-def certificates(folder):
-    for name in ("one", "two", "stranger"):
-        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=batos",
-                        "-keyout", f"{name}.key", "-out", f"{name}.pem"], cwd=folder, check=True, capture_output=True)
-        own = folder / f"{name}.own"
-        own.touch(mode=0o600)
-        own.write_text((folder / f"{name}.key").read_text() + (folder / f"{name}.pem").read_text())
-
-
 def test_by_tls_only_the_named_certificates_are_let_in(server, tmp_path):
-    certificates(tmp_path)
+    engines.certificates(tmp_path, "one", "two", "stranger")
     kept = server("kept.fs", "127.0.0.1:0", "--tls-cert", "one.own", "--tls-peers", "two.pem")
     with pytest.raises(batos.ImageError, match="wants TLS"):
         batos.Image.open(kept.uri)
@@ -243,7 +255,7 @@ def test_nothing_acknowledged_is_lost_where_either_end_is_killed_amid_writes(dae
 def test_a_second_daemon_is_refused_while_the_first_is_alive(daemon, server, tmp_path, capsys):
     kept = server()
     one = daemon_on(daemon, kept.uri)
-    told = refused(["--image", kept.uri, "--lease-s", "1"], capsys)
+    told = refused(["--image", kept.uri, "--lease-s", "60"], capsys)
     assert "is written by another daemon" in told and one.endpoint in told and "--stand-by" in told
     with batos.Client(one.endpoint) as client:
         assert client.call("index_document", doc_id="valve.md", text=NOTE)["change"]

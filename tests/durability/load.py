@@ -51,7 +51,7 @@ class Load:
                 command, fields = self.sent[key]
                 try:
                     reply = client.call(command, idempotency_key=key, **fields)
-                except (batos.NoReply, batos.ShuttingDown, batos.Busy):
+                except (batos.NoReply, batos.ShuttingDown, batos.Busy, batos.NotWriter, batos.StorageOffline):
                     continue
                 except batos.BatosError as error:
                     self.problems.append(f"{command}: {error!r}")
@@ -177,6 +177,12 @@ TOLD = {                                                 # campaign -> (what it 
         lambda row: f"{row['kills']:,} kills: {row['load']['kills']:,} under mixed load with packs, backups and large documents, "
                     "the rest in genesis, upgrade, recover and restore",
         lambda row: f"{row['load']['acknowledged']:,} acknowledged, {len(row['problems'])} lost or doubled; deep checks good"),
+    "takeover": (
+        "takeover by a stand-by",
+        lambda row: f"{row['turns']} takeovers under mixed load, {row['hosts']}: the writer killed, cut off, or stopped amid a "
+                    "commit of each lane and continued",
+        lambda row: f"{row['acknowledged']:,} acknowledged, {len(row['problems'])} lost, doubled or committed by one that was "
+                    "replaced; deep check good"),
     "lossy": (
         "lossy path",
         lambda row: f"{row['commands']:,} commands; of their messages {row['lost']:,} lost, {row['doubled']:,} doubled, "
