@@ -44149,6 +44149,9 @@ __all__ += """
 class BatOS_UVM:
     """The universal virtual machine: a ROUTER, the lanes behind it, and one reply for each request."""
 
+    # how often within VIEW_S it is looked for commits, where somebody follows the image
+    LOOKS_A_VIEW = 4
+
     def __init__(self, image, settings, core=None, embedder=None):
         self.image, self.settings = image, settings
         self.core, self.embedder = core or CognitiveCore(), embedder or Embedder()
@@ -44825,13 +44828,7 @@ class BatOS_UVM:
         health_at_s = 0.0
         while True:
             self._look_at_place()
-            commits = self.lanes["write"].commits + self.lanes["bulk"].commits
-            commits += self.housekeeping.embedding.parts
-            if commits != self._view_commits:
-                self._view_commits = commits
-                self.lanes["read"].submit(
-                    Job("view", state_view, lambda outcome: self.post(self._set_view, outcome))
-                )
+            self._view_if_stale()
             self.wire.forget_unlimited()
             self.heartbeat.look()
             self.vitals = self._look_at_vitals()
@@ -44842,7 +44839,19 @@ class BatOS_UVM:
                 self.wire.publish("health", {"health": self._look_at_health()})
                 # what sending noticed is told by no edge any more
                 self.wire.drain_again_if_readable()
-            await asyncio.sleep(VIEW_S)
+            for _ in range(self.LOOKS_A_VIEW):
+                await asyncio.sleep(VIEW_S / self.LOOKS_A_VIEW)
+                if self.wire.subscribers:  # who follows the image is told sooner
+                    self._view_if_stale()
+
+    def _view_if_stale(self):
+        """Have the view read anew where something was committed since."""
+        commits = self.lanes["write"].commits + self.lanes["bulk"].commits
+        commits += self.housekeeping.embedding.parts
+        if commits != self._view_commits:
+            self._view_commits = commits
+            job = Job("view", state_view, lambda outcome: self.post(self._set_view, outcome))
+            self.lanes["read"].submit(job)
 
     def _measure(self):
         """Keep a row of figures, once a minute."""
@@ -46162,7 +46171,8 @@ _UI_SPEC = {
         {"name": "objects", "title": "Objects",
          "help": "Root objects stand on the left; words find others in the whole image, slot:NAME those that have a slot, "
                  "kind:Method methods. Enter dives into what a slot refers to, Alt+Left and Alt+Right go back and forward. E "
-                 "edits a slot or a method; the difference is shown before it is sent. Selectors tell who answers.",
+                 "edits a slot or a method; the difference is shown before it is sent. Selectors tell who answers. In the graph "
+                 "the wheel zooms, a drag moves, a click opens a node, and the right button offers its methods and history.",
          "columns": ["slots", "selectors", "graph", "history"],
          "empty": "The image has not been shown yet."},
         {"name": "messages", "title": "Messages",

@@ -141,7 +141,9 @@ SPEC = {
             "help": (
                 "Root objects stand on the left; words find others in the whole image, slot:NAME those that have a slot, "
                 "kind:Method methods. Enter dives into what a slot refers to, Alt+Left and Alt+Right go back and forward. E "
-                "edits a slot or a method; the difference is shown before it is sent. Selectors tell who answers."
+                "edits a slot or a method; the difference is shown before it is sent. Selectors tell who answers. In the "
+                "graph the wheel zooms, a drag moves, a click opens a node, and the right button offers its methods and "
+                "history."
             ),
             "columns": ["slots", "selectors", "graph", "history"],
             "empty": "The image has not been shown yet.",
@@ -1652,6 +1654,7 @@ from kivy.uix.label import Label
 from kivy.uix.modalview import ModalView
 from kivy.uix.recycleview import RecycleView
 from kivy.uix.recycleview.views import RecycleDataViewBehavior
+from kivy.uix.stencilview import StencilView
 from kivy.uix.widget import Widget
 from kivy.utils import escape_markup, get_color_from_hex
 
@@ -4188,7 +4191,7 @@ class ThoughtDrawing(Drawing):
     data: {"steps": [(state, name, begin s, seconds, running)], "seconds": of it all}.
     """
 
-    LANE, LEFT, RIGHT = 26, 190, 76  # dp
+    LANE, NAMED, LEFT, RIGHT = 26, 132, 226, 76  # dp
 
     @staticmethod
     def high(count: int) -> float:
@@ -4215,8 +4218,9 @@ class ThoughtDrawing(Drawing):
         state, name, begin_s, seconds, running = step
         tone = SPEC["states"].get(state, "soft")
         middle = top - dp(self.LANE) / 2
-        self.say(name, self.x, middle + sp(BODY) * 0.62, dp(96), "ink", 13)
-        self.say(state.lower(), self.x + dp(96), middle + sp(SMALL) * 0.6, dp(90), tone, 11.5)
+        named = dp(self.NAMED)
+        self.say(name, self.x, middle + sp(BODY) * 0.62, named, "ink", 13)
+        self.say(state.lower(), self.x + named, middle + sp(SMALL) * 0.6, dp(90), tone, 11.5)
         x, long = left + wide * min(1, begin_s / whole), max(dp(3), wide * min(1, seconds / whole))
         self.box(
             x,
@@ -5138,58 +5142,174 @@ class ShowsMethods:
 # ---- page: objects, delegation
 
 
-class GraphDrawing(Drawing):
-    """Who delegates to whom: what an object delegates to above it, what delegates to it below, what it refers to aside."""
+class GraphDrawing(StencilView, Drawing):
+    """Who delegates to whom, hop by hop: what an object delegates to above it, what delegates to it below, what it names.
 
-    NODE, HIGH = 168, 46
+    The wheel zooms, a drag moves, a double click on no node shows it as at first. data: {"self": a node, "above": [[node]],
+    nearest first, "below": [[node]], "refs": [node], "edges": [(oid, oid of what it delegates to)], "words": {rank: text}}.
+    """
 
-    def draw(self, data: typing.Any) -> None:
-        self.node = min(dp(self.NODE), self.width * 0.27)
-        across = max(1, int((self.width * 0.72) / (self.node + dp(14))))
-        middle = (self.x + self.width * 0.36, self.center_y)
-        for rank, y, word, tone in (
-            ("parents", self.top - dp(self.HIGH + 24), "delegates to", "cool"),
-            ("children", self.y + dp(24), "delegate to it", "good"),
-        ):
-            count = len(data[rank])
-            self._rank(
-                data[rank][:across], y, middle, f"{count} {word}" if count > across else word, tone
-            )
+    NODE, HIGH, APART, BETWEEN = 168, 46, 14, 34  # dp
+    SMALLEST, LARGEST = 0.4, 2.5  # how far it is zoomed
+    zoom, pan_x, pan_y = NumericProperty(0), NumericProperty(0), NumericProperty(0)
+
+    def __init__(self, **how):
+        super().__init__(**how)
+        self.bind(zoom=self.again, pan_x=self.again, pan_y=self.again)
+        self.register_event_type("on_menu")
+
+    def on_menu(self, value, touch):
+        """A node was clicked with the right button."""
+
+    def as_at_first(self) -> None:
+        """Show it as large as it fits, its object amid."""
+        self.zoom = self.pan_x = self.pan_y = 0
+
+    @property
+    def scale(self) -> float:
+        """How large it is: as it was zoomed, else so that all ranks are seen."""
+        if self.zoom or not self.data:
+            return self.zoom or 1
+        ranks = 1 + len(self.data["above"]) + len(self.data["below"])
+        fits = self.height / dp(ranks * (self.HIGH + self.BETWEEN) + self.BETWEEN)
+        return max(self.SMALLEST, min(1, fits))
+
+    def draw(self, data: dict) -> None:
+        self.unit = dp(1) * self.scale
+        places = self._places(data)
+        for lower, upper in data["edges"]:
+            if lower in places and upper in places:
+                self._edge(places[lower], places[upper])
+        middle = places[data["self"]["oid"]]
         self._aside(data["refs"], middle)
-        self._node(data["self"], middle[0] - self.node / 2, middle[1] - dp(self.HIGH) / 2, "accent")
-
-    def _rank(self, nodes, y, middle, word, tone):
-        step = self.node + dp(14)
-        start = max(self.x, middle[0] - step * len(nodes) / 2 + dp(7))
-        up = y > middle[1]
-        for n, node in enumerate(nodes):
-            x = start + n * step
-            ends = [x + self.node / 2, y if up else y + dp(self.HIGH)]
-            self.line([middle[0], middle[1] + dp(self.HIGH / 2) * (1 if up else -1), *ends], tone)
+        for x, y, node, tone in places.values():
             self._node(node, x, y, tone)
-        if nodes:
-            self.say(word, start, y + dp(self.HIGH + 20) if up else y - dp(3), dp(240), "soft", 12)
+
+    def _places(self, data):
+        """Return {oid: (x, y, node, tone)} of the nodes that there is room for, and draw what each rank is."""
+        above, below = data["above"], data["below"]
+        share = 0.36 if data["refs"] else 0.5
+        x = self.x + self.width * share + self.pan_x
+        y = self.center_y + self.pan_y - self._step() * (len(above) - len(below)) / 2
+        places = {data["self"]["oid"]: (*self._corner(x, y), data["self"], "accent")}
+        for way, ranks, tone in ((1, above, "cool"), (-1, below, "good")):
+            for hop, nodes in enumerate(ranks, 1):
+                self._rank(places, nodes, x, y + way * hop * self._step(), tone)
+                word = data["words"].get(way * hop)
+                if word and nodes:
+                    self._say_of_rank(word, nodes, x, y + way * hop * self._step())
+        return places
+
+    def _step(self):
+        return self.unit * (self.HIGH + self.BETWEEN)
+
+    def _corner(self, x, y):
+        return x - self.unit * self.NODE / 2, y - self.unit * self.HIGH / 2
+
+    def _across(self, nodes):
+        """Return how many nodes of a rank there is room for; more where it is zoomed out."""
+        return max(
+            1, min(len(nodes), int(self.width * 0.72 / (self.unit * (self.NODE + self.APART))))
+        )
+
+    def _rank(self, places, nodes, x, y, tone):
+        step, count = self.unit * (self.NODE + self.APART), self._across(nodes)
+        for n, node in enumerate(nodes[:count]):
+            corner = self._corner(x + step * (n - (count - 1) / 2), y)
+            places.setdefault(node["oid"], (*corner, node, tone))
+
+    def _say_of_rank(self, word, nodes, x, y):
+        """Draw what a rank is, left of it."""
+        left = x - self.unit * (self.NODE + self.APART) * self._across(nodes) / 2 - dp(104)
+        self.say(word, max(self.x + dp(4), left), y + sp(SMALL) * 0.7, dp(96), "soft", 12, lines=2)
+
+    def _edge(self, lower, upper):
+        half = self.unit * self.NODE / 2
+        ends = [lower[0] + half, lower[1] + self.unit * self.HIGH, upper[0] + half, upper[1]]
+        self.line(ends, "cool" if upper[3] == "cool" else "good")
 
     def _aside(self, nodes, middle):
-        shown = nodes[: max(1, int(self.height / dp(self.HIGH + 8)))]
-        x, step = self.right - self.node - dp(4), dp(self.HIGH + 8)
-        top = self.center_y + step * len(shown) / 2 - dp(self.HIGH)
+        high = self.unit * (self.HIGH + 8)
+        shown = nodes[: max(1, int(self.height / high))]
+        x = self.right - self.unit * self.NODE - dp(4) + self.pan_x
+        right, half = middle[0] + self.unit * self.NODE, self.unit * self.HIGH / 2
         for n, node in enumerate(shown):
-            y = top - n * step
-            self.line([middle[0] + self.node / 2, middle[1], x, y + dp(self.HIGH) / 2], "edge")
+            y = middle[1] + high * ((len(shown) - 1) / 2 - n)
+            self.line([right, middle[1] + half, x, y + half], "edge")
             self._node(node, x, y, "violet")
 
     def _node(self, node, x, y, tone):
-        self.box(x, y, self.node, dp(self.HIGH), "raised", 1, tone)
-        self.say(node["name"], x + dp(9), y + dp(self.HIGH - 4), self.node - dp(14), "ink", 13)
-        self.say(node["note"], x + dp(9), y + dp(self.HIGH - 24), self.node - dp(14), "faint", 12)
-        self.spots.append((x, y, x + self.node, y + dp(self.HIGH), node["oid"]))
+        unit = self.unit
+        self.box(x, y, unit * self.NODE, unit * self.HIGH, "raised", 1, tone)
+        room, size = unit * (self.NODE - 16), max(8, 13 * self.scale)
+        self.say(node["name"], x + 9 * unit, y + unit * (self.HIGH - 4), room, "ink", size)
+        note = "note" in node and self.scale > 0.5
+        if note:
+            self.say(
+                node["note"], x + 9 * unit, y + unit * (self.HIGH - 24), room, "faint", size - 1
+            )
+        self.spots.append((x, y, x + unit * self.NODE, y + unit * self.HIGH, node["oid"]))
+
+    # -------- the mouse
+
+    def on_touch_down(self, touch):
+        if not self.collide_point(*touch.pos):
+            return False
+        if touch.is_mouse_scrolling:
+            self.zoom_at(1.15 if touch.button == "scrolldown" else 1 / 1.15, *touch.pos)
+            return True
+        node = self.node_at(*touch.pos)
+        if getattr(touch, "button", "") == "right":
+            self.dispatch("on_menu", node, touch)
+        elif node:
+            self.dispatch("on_spot", node)
+        elif touch.is_double_tap:
+            self.as_at_first()
+        else:
+            touch.grab(self)
+        return True
+
+    def on_touch_move(self, touch):
+        if touch.grab_current is not self:
+            return False
+        self.pan_x, self.pan_y = self.pan_x + touch.dx, self.pan_y + touch.dy
+        return True
+
+    def on_touch_up(self, touch):
+        if touch.grab_current is self:
+            touch.ungrab(self)
+            return True
+        return False
+
+    def node_at(self, x: float, y: float) -> str | None:
+        """Return the oid of the node at a place, or None."""
+        spots = (
+            one for one in reversed(self.spots) if one[0] <= x <= one[2] and one[1] <= y <= one[3]
+        )
+        return next((oid for *_, oid in spots), None)
+
+    def zoom_at(self, factor: float, x: float, y: float) -> None:
+        """Zoom; what stands below a place stays there."""
+        before = self.scale
+        self.zoom = max(self.SMALLEST, min(self.LARGEST, before * factor))
+        by = self.zoom / before
+        middle_x = self.x + self.width * (0.36 if self.data["refs"] else 0.5)
+        self.pan_x += (x - middle_x - self.pan_x) * (1 - by)
+        self.pan_y += (y - self.center_y - self.pan_y) * (1 - by)
+
+
+def methods_text(slots: dict) -> str:
+    """Return how many slots an object has, and how many of them are methods."""
+    methods = sum(slot["type"] == "Method" for slot in slots.values())
+    told_of = f"{len(slots)} {'slot' if len(slots) == 1 else 'slots'}"
+    return f"{methods} {'method' if methods == 1 else 'methods'}, {told_of}" if methods else told_of
 
 
 class ShowsDelegation:
     """What makes the page of objects one that shows who answers a selector, and who delegates to whom."""
 
     CHILDREN = 5000  # at most, of those that delegate to an object
+    FOLLOWED = 8  # of so few it is asked who delegates to them in turn
 
     def _show_selectors(self):
         """Say who answers each selector: the first in the order of delegation that has the slot, else BAT OS itself."""
@@ -5240,12 +5360,12 @@ class ShowsDelegation:
         self.rows.fill(rows, keep=True)
 
     def _show_graph(self):
+        """Show who delegates to whom: at once what the object itself tells, the rest as it comes."""
         self.ids.body.add_widget(self.graph)
         self.ids.body.add_widget(self.rows)
         pointers = {
             name: slot["value"] for name, slot in self._shown["slots"].items() if name.endswith("*")
         }
-        above = [(oid, name) for name, value in pointers.items() for oid in refs_in(value)]
         aside = [
             (oid, name)
             for name, slot in self._shown["slots"].items()
@@ -5253,52 +5373,107 @@ class ShowsDelegation:
             for oid, near in named_refs(slot["value"], name, 8).items()
             if self._names.setdefault(oid, near)
         ]
-        chain = [
-            (ref_of(one), "further up")
-            for one in self._shown["delegates_to"]
-            if ref_of(one) not in {oid for oid, _ in above}
-        ]
-        self.graph.data = {
-            "self": self._node(self.oid, self.kind),
-            "children": [],
-            **{
-                rank: [self._node(*one) for one in nodes]
-                for rank, nodes in (("parents", above + chain), ("refs", aside))
-            },
-        }
+        self._refs = [self._node(*one) for one in aside]
+        self._parents = {self.oid: [oid for value in pointers.values() for oid in refs_in(value)]}
+        self._notes, self._below = dict.fromkeys(self._parents[self.oid], "delegated to"), {}
+        self._children, self._grandchildren = [], []
+        if self.graph.data is None or self.graph.data["self"]["oid"] != self.oid:
+            self.graph.as_at_first()
         self._fill_graph()
+        self._ask_above()
         if self._shown["delegates_to"] or self._shown["selectors"]:
             self._ask_children(self.oid, "0x0", [])
 
+    def _ask_above(self):
+        """Ask each object that is delegated to whom it delegates to."""
+        for oid in {ref_of(one) for one in self._shown["delegates_to"]}:
+            self.store.ask(
+                "inspect",
+                lambda reply, of=self.oid: self._above_came(reply, of),
+                target=oid,
+                limit=1,
+            )
+
+    def _above_came(self, reply, of):
+        if reply["status"] != "OK" or of != self.oid or self.ids.tabs.chosen != "graph":
+            return
+        oid, slots = reply["result"]["oid"], reply["result"]["slots"]
+        name = slots.get("name", {}).get("value")
+        self._names.setdefault(oid, str(name or oid))
+        self._notes[oid] = methods_text(slots)
+        self._parents[oid] = [
+            one
+            for slot, told_of in slots.items()
+            if slot.endswith("*")
+            for one in refs_in(told_of["value"])
+        ]
+        self._fill_graph()
+
+    def _ranks_above(self):
+        """Return [[oid]] of what is delegated to, by the fewest hops to it; what is not known yet stands last."""
+        ranks, seen = [], {self.oid}
+        reached = list(dict.fromkeys(self._parents[self.oid]))
+        while reached := [oid for oid in reached if oid not in seen]:
+            ranks.append(reached)
+            seen.update(reached)
+            reached = list(
+                dict.fromkeys(one for oid in reached for one in self._parents.get(oid, ()))
+            )
+        left = [ref_of(one) for one in self._shown["delegates_to"] if ref_of(one) not in seen]
+        return [*ranks, left] if left else ranks
+
     def _fill_graph(self):
-        """List all that the graph is of: it has room for some alone."""
-        rows, words = (
-            [],
-            {"parents": "delegates to", "refs": "refers to", "children": "delegate to it"},
-        )
-        for rank, word in words.items():
-            nodes = self.graph.data[rank]
-            if nodes:
-                rows.append(
-                    row(
-                        marked(f"{len(nodes)} {word}" if rank == "children" else word, "soft"),
-                        lines=1,
-                    )
-                )
-            rows += [
-                row(
-                    f"{marked(node['name'], bold=True)}   {marked(node['note'], 'faint')}",
-                    value=node["oid"],
-                    lines=1,
-                    pad=3,
-                )
-                for node in nodes
-            ]
+        """Draw what is known by now, and list all of it: the graph has room for some alone."""
+        ranks = self._ranks_above()
+        above = [[self._node(oid, self._notes.get(oid, "")) for oid in rank] for rank in ranks]
+        below = [rank for rank in (self._children, self._grandchildren) if rank]
+        edges = [(oid, parent) for oid, parents in self._parents.items() for parent in parents]
+        edges += [(node["oid"], self.oid) for node in self._children] + list(self._below.items())
+        count = f"{len(self._children)} delegate to it"
+        self.graph.data = {
+            "self": self._node(self.oid, methods_text(self._shown["slots"])),
+            "above": above,
+            "below": below,
+            "refs": self._refs,
+            "edges": edges,
+            "words": {1: "delegates to", 2: "further up", -1: count, -2: "further down"},
+        }
+        self._list_graph(above, below, count)
+
+    def _list_graph(self, above, below, count):
+        words = ["delegates to", *["further up"] * len(above)][: len(above)]
+        parts = [*zip(words, above, strict=True), ("refers to", self._refs)]
+        parts += zip((count, "further down"), below, strict=False)
+        rows = []
+        for word, nodes in parts:
+            rows += [row(marked(word, "soft"), lines=1)] if nodes else []
+            rows += [self._node_row(node) for node in nodes]
         self.rows.empty = "Nothing delegates to it, and it refers to nothing."
         self.rows.fill(rows, keep=True)
 
+    @staticmethod
+    def _node_row(node):
+        said = f"{marked(node['name'], bold=True)}   {marked(node['note'], 'faint')}"
+        return row(said, value=node["oid"], lines=1, pad=3)
+
     def _node(self, oid, note):
-        return {"oid": oid, "name": self._names.get(oid, oid), "note": f"{note}  {oid}"}
+        return {"oid": oid, "name": self._names.get(oid, oid), "note": f"{note}  {oid}".strip()}
+
+    def node_menu(self, oid: str | None, touch: typing.Any) -> None:
+        """Offer what can be done with a node, or with the graph."""
+        at_first = ("Show all of it", self.graph.as_at_first)
+        of_node = [
+            ("Open", lambda: self.open(oid)),
+            ("Slots and methods", lambda: self._open_on(oid, "slots")),
+            ("Who answers what", lambda: self._open_on(oid, "selectors")),
+            ("History", lambda: self._open_on(oid, "history")),
+            ("Send a message", lambda: self.inspector.open("messages", target=oid)),
+        ]
+        Menu.offer(touch, [*(of_node if oid else ()), at_first])
+
+    def _open_on(self, oid, tab):
+        self.open(oid)
+        self.ids.tabs.chosen = tab
 
     def _ask_children(self, of, after, before):
         self.store.ask(
@@ -5315,14 +5490,39 @@ class ShowsDelegation:
         """Show what delegates to the object, and look on where the image goes on."""
         if reply["status"] != "OK" or of != self.oid or self.ids.tabs.chosen != "graph":
             return
-        self._names |= {one["oid"]: one["name"] for one in reply["results"] if one["name"]}
-        nodes = [self._node(one["oid"], f"{len(one['slots'])} slots") for one in reply["results"]]
-        nodes, after = [*before, *nodes], reply["result"]["after"]
+        nodes, after = [*before, *self._nodes_of(reply)], reply["result"]["after"]
         looks_on = after and len(nodes) < self.CHILDREN
         if looks_on:
             self._ask_children(of, after, nodes)
-        if not looks_on or len(nodes) >= len(self.graph.data["children"]):
-            self.graph.data = {**self.graph.data, "children": nodes}
+        if not looks_on or len(nodes) >= len(self._children):
+            self._children = nodes
+            self._fill_graph()
+        if not looks_on and len(nodes) <= self.FOLLOWED:
+            self._ask_grandchildren([node["oid"] for node in nodes])
+
+    def _nodes_of(self, reply):
+        self._names |= {one["oid"]: one["name"] for one in reply["results"] if one["name"]}
+        return [self._node(one["oid"], f"{len(one['slots'])} slots") for one in reply["results"]]
+
+    def _ask_grandchildren(self, children):
+        """Ask who delegates to those that delegate to the object, where they are few."""
+        self._grandchildren, self._below = [], {}
+        for oid in children:
+            self.store.ask(
+                "list_objects",
+                lambda reply, of=self.oid, child=oid: self._grandchildren_came(reply, of, child),
+                parent=oid,
+                limit=50,
+            )
+
+    def _grandchildren_came(self, reply, of, child):
+        if reply["status"] != "OK" or of != self.oid or self.ids.tabs.chosen != "graph":
+            return
+        known = {self.oid, *self._below, *(node["oid"] for node in self._children)}
+        nodes = [node for node in self._nodes_of(reply) if node["oid"] not in known]
+        self._grandchildren += nodes
+        self._below |= {node["oid"]: child for node in nodes}
+        if nodes:
             self._fill_graph()
 
 
@@ -5612,7 +5812,7 @@ class ObjectsPage(ShowsValues, ShowsMethods, ShowsDelegation, ShowsHistory, Edit
             padding: dp(6)
             Field:
                 id: query
-                hint_text: 'Find: words, slot:NAME, kind:Method'
+                hint_text: 'Words, slot:NAME, kind:Method'
                 on_text_validate: root.find()
             Rows:
                 id: list
@@ -5705,6 +5905,7 @@ class ObjectsPage(ShowsValues, ShowsMethods, ShowsDelegation, ShowsHistory, Edit
         self.ids.list.bind(width=lambda *_: self.fill_list())
         self.graph = GraphDrawing(size_hint_y=1.3)
         self.graph.bind(on_spot=lambda _, oid: self.open(oid))
+        self.graph.bind(on_menu=lambda _, oid, touch: self.node_menu(oid, touch))
         self._open, self._changes, self._then = (
             set(),
             [],
@@ -5814,10 +6015,14 @@ class ObjectsPage(ShowsValues, ShowsMethods, ShowsDelegation, ShowsHistory, Edit
     def place(self) -> dict:
         return {"oid": self.oid} if self.oid else {}
 
-    def go(self, oid: str | None = None, selector: str | None = None) -> None:
+    def go(
+        self, oid: str | None = None, selector: str | None = None, tab: str | None = None
+    ) -> None:
         if selector:
             self.ids.query.text = f"slot:{selector}"
             self.find()
+        if tab:
+            self.ids.tabs.chosen = tab
         if oid:
             self.open(oid)
 
@@ -5891,6 +6096,7 @@ class ObjectsPage(ShowsValues, ShowsMethods, ShowsDelegation, ShowsHistory, Edit
         if self.ids.tabs.chosen == "history":
             self._ask_history()
         elif self.ids.tabs.chosen == "graph" and self.graph.data:
+            self._ask_above()
             self._ask_children(self.oid, "0x0", [])
 
     def value(self, slot: str) -> typing.Any:
@@ -6551,6 +6757,7 @@ class ExpertsPage(Page):
                 clicks: 2
                 empty: root.nothing
                 on_move: root.show_loss()
+                on_ref: root.show_reader()
             Strip:
                 Push:
                     id: forge
@@ -6626,7 +6833,16 @@ class ExpertsPage(Page):
         wide = max(dp(160), self.ids.steps.width - dp(34))
         facts = f"{job['target']}, dataset {job['dataset']}, {clock_text(job['at'])}"
         said = [marked(line, "soft") for line in in_lines(job["told"], wide, most=4)]
+        if status == "promoted":
+            said.append(
+                f"[ref=reader]{marked('what it changed, and how to undo it', 'accent')}[/ref]"
+            )
         return row("\n".join([head, marked(facts, "faint"), *said]), value=job, pad=8)
+
+    def show_reader(self):
+        """Show the history of the reader, in which a promotion is a change that can be undone."""
+        reader = self.store.state.get("objects", {}).get("reader_obj", {})
+        self.inspector.open("objects", oid=reader.get("oid"), tab="history")
 
     def show_loss(self):
         """Draw how much the chosen job erred as it learnt."""

@@ -26,10 +26,19 @@ def show_search(hand, kiln):
 
 def show_ask(hand, kiln):
     page = hand.page("ask")
+    page.go(cycle=next(one["cycle"] for one in page._reports if "darkness" in one["mission"]))
     page.ids.tabs.chosen = "answer"
 
 
+def show_thread(hand, kiln):
+    page = hand.page("ask")
+    page.go(cycle=next(one["cycle"] for one in page._reports if "conversation" in one))
+    page.ids.tabs.chosen = "thread"
+    hand.until(lambda: len(page._thread) == 3, "the thread")
+
+
 def show_thought(hand, kiln):
+    show_ask(hand, kiln)
     hand.page("ask").ids.tabs.chosen = "thought"
 
 
@@ -42,8 +51,17 @@ def show_objects(hand, kiln):
     page.toggle()
 
 
+def show_graph(hand, kiln):
+    page = hand.page("objects")
+    page.open(kiln)
+    hand.settle()
+    page.ids.tabs.chosen = "graph"
+    hand.until(lambda: page._grandchildren, "those further down")
+
+
 def show_method(hand, kiln):
     page = hand.page("objects")
+    page.ids.tabs.chosen = "slots"
     page.open(kiln)
     hand.settle()
     page.open(ui.ref_of(page.value("hottest")), owner=(kiln, "hottest"))

@@ -166,10 +166,9 @@ def test_messages_that_came_while_health_was_told_are_looked_for(monkeypatch):
             return lambda *_: told.append(name)
     told, lane = [], types.SimpleNamespace(commits=0, children=types.SimpleNamespace(end_resting=int))
     wire = Recorder(subscribers={b"one": None})
-    uvm = types.SimpleNamespace(_look_at_place=dict, _look_at_vitals=dict, _look_at_health=dict, _view_commits=0,
-                                wire=wire, _measure=int, lanes={"write": lane, "bulk": lane, "method": lane},
-                                heartbeat=types.SimpleNamespace(look=dict),
-                                housekeeping=types.SimpleNamespace(embedding=types.SimpleNamespace(parts=0)))
+    uvm = types.SimpleNamespace(_look_at_place=dict, _look_at_vitals=dict, _look_at_health=dict, _view_if_stale=dict,
+                                LOOKS_A_VIEW=4, wire=wire, _measure=int, lanes={"write": lane, "bulk": lane, "method": lane},
+                                heartbeat=types.SimpleNamespace(look=dict))
     with pytest.raises(TimeoutError):
         asyncio.run(asyncio.wait_for(batos.BatOS_UVM._keep_view_fresh(uvm), 0.1))
     assert told[told.index("publish") + 1] == "drain_again_if_readable"

@@ -45,12 +45,34 @@ def fill(client):
     for question in ("What do giraffes eat?", "How hot does the kiln get?", "How long does the mast run in full darkness?"):
         brief = {"type": "direct_synthesis", "selector": "answer_", "args": [question]}
         client.call("initiate_cognitive_cycle", mission_brief=brief, wait=True)
+    talk(client)
+    child_of(client, kiln, "small kiln")
+    child_of(client, child_of(client, kiln, "kiln of the school"), "its copy")
     pages = [("course", "How hot the kiln was", [kiln], ["readings"]), ("object", "All of the kiln", [kiln], [])]
     for kind, title, objects, slots in pages:
         how = {"target": "morphic_ui_obj", "generate": False}
         page = client.call("send_message", **how, selector="page_of_", args=[kind, objects, slots, title])["result"]
         client.call("send_message", **how, selector="keep_page_", args=[page])
     return kiln
+
+
+def child_of(client, parent, name):
+    """Make an object that delegates to another one alone; returns it."""
+    child = client.call("send_message", target=parent, selector="clone")["result"]["$ref"]
+    for slot, value in (("name", name), ("parent*", [{"$ref": parent}])):
+        client.call("send_message", target=child, selector="setSlot_value_", args=[slot, value])
+    return child
+
+
+def talk(client):
+    """Have a conversation, of which two answers are marked."""
+    cycles = []
+    for question in ("How is the rain gauge tipped?", "How is the mast paired with a base station?", "What charges the battery?"):
+        brief = {"type": "direct_synthesis", "selector": "answer_", "args": [question], "conversation": "the mast"}
+        told = client.call("initiate_cognitive_cycle", mission_brief=brief, wait=True)
+        cycles.append(told["result"]["cycle"])
+    client.call("feedback", cycle=cycles[0], mark="wrong", note="It gives 0.2 mm a tip", correction={"quotes": [], "not": [1]})
+    client.call("feedback", cycle=cycles[1], mark="right", note="")
 
 
 @pytest.mark.slow
@@ -69,7 +91,7 @@ def test_every_page_can_be_shown_in_two_sizes_and_both_themes(tmp_path):
     finally:
         daemon.stop(kill=True)
     made = sorted(folder.glob("*.png"))
-    assert len(made) == 10 * len(SIZES) * 2
+    assert len(made) == 12 * len(SIZES) * 2
     if "INSPECTOR_SHOTS" in os.environ:
         for path in made:
             shutil.copy(path, os.environ["INSPECTOR_SHOTS"])

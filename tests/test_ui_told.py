@@ -86,6 +86,14 @@ def test_the_experts_page_shows_jobs_of_the_forge_with_loss_and_verdict(hand):
     shown = said(page.ids.steps)
     assert "job 2" in shown and "promoted" in shown and "better by 0.04" in shown
     assert [value for _, value in page.ids.loss.data["values"]] == [0.9, 0.5, 0.3] and page.ids.loss.height > 100
+    page.ids.steps.dispatch("on_ref", "reader")          # a promotion is a change, undone where its history is
+    objects = hand.root.page
+    hand.until(lambda: objects.name == "objects" and "reader" in hand.shown(objects.ids.title), "the reader")
+    assert objects.ids.tabs.chosen == "history"
+    objects.ids.tabs.chosen = "slots"
+    page = hand.page("experts")
+    page.ids.tabs.chosen = "forge"
+    hand.settle()
     hand.press("Forge the reader", page)
     hand.until(lambda: "dataset" in page.ids.golden.text, "why it does not begin")
     page.ids.tabs.chosen = "protocol"
@@ -129,23 +137,24 @@ def test_a_conversation_is_a_thread_with_its_marks_and_corrections(world, hand):
     shown = said(page.ids.said)
     assert shown.index("How is the brass valve shut?") < shown.index("What does the pump lift?")
     assert "passage 1 is not right" in shown
-    threads = [one for one in page.ids.rows.data if "2 turns of" in one["text"]]
-    assert len(threads) == 1 and "\u2717" in threads[0]["text"]
+
+    def threads():
+        return [one["text"] for one in page.ids.rows.data if "2 turns of" in one["text"]]
+    hand.until(lambda: len(threads()) == 1 and "\u2717" in threads()[0], "the mark in the list")
     client.call("feedback", cycle=first, mark="right", note="to the left")
     hand.until(lambda: "marked right: to the left" in said(page.ids.said), "what another client marked")
     page.pressed(f"turn {first}")
     hand.until(lambda: page.finished and page.cycle == first, "the turn")
-    assert page.ids.tabs.chosen == "answer" and "marked right: to the left" in said(page.ids.said)
-    hand.settle()
-    assert page.ids.conversation.text == "the pump room"
+    hand.until(lambda: "marked right: to the left" in said(page.ids.said), "its mark")
+    assert page.ids.tabs.chosen == "answer" and page.ids.conversation.text == "the pump room"
     page.ids.conversation.text = ""
 
 
 def test_what_is_of_no_conversation_has_no_thread(world, hand):
+    hand.page("ask").ids.conversation.text = ""
     page = ask(hand, "How is the pump lifted?")
     page.ids.tabs.chosen = "thread"
-    hand.settle()
-    assert "of no conversation" in said(page.ids.said)
+    hand.until(lambda: "of no conversation" in said(page.ids.said), "no thread")
     assert world[1].call("list_cycles", conversation="nowhere")["results"] == []
     page.ids.tabs.chosen = "answer"
 
