@@ -1254,7 +1254,8 @@ def test_the_process_ends_with_its_window(world, tmp_path):
               "app.bind(on_start=lambda _: Clock.schedule_once(lambda _: app.root_window.dispatch('on_request_close') or "
               "app.root_window.close(), 1)); app.run()")
     env = {**os.environ, "KIVY_HOME": str(tmp_path)}
-    assert subprocess.run([sys.executable, "-c", script, world.endpoint], cwd=ROOT, env=env, timeout=windowed.GUARD_S).returncode == 0
+    words = [sys.executable, "-c", script, world.endpoint]
+    assert subprocess.run(words, cwd=ROOT, env=env, timeout=windowed.GUARD_S).returncode == 0
 
 
 @pytest.mark.parametrize("option, value, told_of", [
