@@ -20120,6 +20120,7 @@ _MAN_LOOKED_AT_CHARS = (
     50_000  # of a page, in which its title stands: what generators write before it is long
 )
 _MAN_WIDTH = 100  # how long a line may become by what is joined to it
+_MAN_SHORT = 40  # a line so short is one because of what it holds: generators put words in bold into lines of their own
 _MAN_TAG_CHARS = 120  # a line of its own, as long at most, above what is indented is a tag
 _MAN_LINE_CHARS = 1000  # what is joined without a blank ends there
 _MAN_ABOUT_LINES = 10  # of the first section, which tells the title
@@ -20273,6 +20274,7 @@ class _ManPage:
         )  # of macros of the page's own: in how many, what they may say
         # what the next text begins, or goes on with; how many lines the paragraph has
         self._gap, self._fresh, self._joins, self._held, self._count = False, True, False, "", 0
+        self._said_chars = 0  # of the text that was said last
 
     def take(self, text):
         """Take all lines of a page."""
@@ -20396,11 +20398,19 @@ class _ManPage:
     def _go_on(self, plain, joins, fresh, glued):
         """Write a text, joined to the line before where both belong together."""
         is_open = bool(self.lines) and not (self._gap or self._fresh or self.prefix or fresh)
-        chars = len(self.lines[-1][1]) + len(plain) if self.lines else 0
-        if is_open and (glued and chars < _MAN_LINE_CHARS or joins and chars < _MAN_WIDTH):
+        if is_open and self._room_for(plain, joins, glued):
             self.lines[-1][1] += ("" if glued else " ") + plain.lstrip()
         else:
             self._write(self._marked(plain))
+        self._said_chars = len(plain)
+
+    def _room_for(self, plain, joins, glued):
+        """Tell whether a text goes on in the last line: one that is short in any case, up to the width, or beside a long one."""
+        chars = len(self.lines[-1][1]) + len(plain)
+        is_short = min(self._said_chars, len(plain)) < _MAN_SHORT
+        if glued or is_short and max(self._said_chars, len(plain)) > _MAN_WIDTH:
+            return chars < _MAN_LINE_CHARS
+        return chars < _MAN_WIDTH and (joins or is_short)
 
     def _marked(self, plain):
         """Return a line with the mark of its item; a bullet in the text is one."""

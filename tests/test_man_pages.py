@@ -101,8 +101,7 @@ Buoy.conf, buoyd - what a buoy does — by night
 
 ## DESCRIPTION
 
-The buoyd daemon reads /etc/buoy.conf. It's never changed by it.
-On a terminal.
+The buoyd daemon reads /etc/buoy.conf. It's never changed by it. On a terminal.
 
 Café éBIG “q” 2\\3 a–b.
 
@@ -113,8 +112,7 @@ The colour of the lamp.
 
 `--`
 -x
-Ends
-the options.
+Ends the options.
 
 - one
 
@@ -138,8 +136,9 @@ More.
 | port | the red lamp |
 | green | a\\|b |
 
-See
-the page <https://example.org/>."""
+See the page <https://example.org/>."""
+
+LONG = "which is told in a line of its own that is a good deal longer than the width to which others are joined, "
 MDOC = r"""
 .Dd May 1, 2026
 .Dt BUOYCTL 8
@@ -250,6 +249,13 @@ def test_a_page_of_the_manual_is_what_a_terminal_shows_and_knows_its_files_lines
     source = page.split("\n")
     shown = {line: source[batos.file_lines(metadata, [number])[0] - 1] for number, line in enumerate(text.split("\n"), 1)}
     assert {line: shown.get(line, "") for line in places} == places
+
+
+def test_words_that_a_generator_puts_into_lines_of_their_own_go_on_with_the_sentence():
+    """As DocBook writes pages: a sentence a line, however long, and what is bold in it alone."""
+    page = f"Sets the folder, {LONG * 2}with the\n\\fBchroot\\fR(2)\ncall, {LONG}see\n\\fIRootImage=\\fR\nas {LONG}\n{LONG}\n"
+    told = f"Sets the folder, {LONG * 2}with the chroot(2) call, {LONG}see RootImage= as {LONG.strip()}"
+    assert batos.read_man(b".TH A 1\n.SH B\n" + page.encode(), "a.1").text.split("\n")[4:] == [told, LONG.strip()]
 
 
 def test_a_heading_of_a_page_of_the_manual_is_over_its_options():
