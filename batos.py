@@ -24,7 +24,7 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     models as files, what the embedded one was trained for, on its own thread
     servers         Server replies · Core server · Remote core
                     cores that are other processes: what they really say, one of them, several in an order
-    experts         Memory manager
+    experts         Lineage · Memory manager
                     LoRA experts in three tiers: blobs, RAM, adapter slots; their incarnation
     what is known   Words · Texts · PDF · Formats · Man pages · Source files · Index · Documents · Search
                     files become texts, texts chunks, chunks postings and vectors; and how they are found
@@ -38,7 +38,7 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     what a message can mean, what decides, how a method is tried, kept, mended and carried elsewhere
     what is learnt  Golden dataset · Forge worker · Forge
                     what people say of answers becomes rows, rows a dataset, a dataset an expert that is judged by rule
-    the drive       Outcomes · Entropy · Autotelic
+    the drive       Outcomes · Entropy · Self-improvement · Autotelic
                     how missions ended, as statistics and as one figure; the heartbeat: audits, and what is done about them
     the bridge      Protocol · Requests · Commands · Teaching · Schema · Wire · Measures · BatOS_UVM
                     commands, roles and values on the wire; the ROUTER socket, dispatch, replies, events, figures
@@ -213,11 +213,11 @@ __all__: list[str] = []
 __all__ += """
     BatosError ConfigError ImageError ImageLocked ImageTooNew ImageTooOld ImageBroken
     StorageOffline NotHere DamagedImage ForeignClass MessageNotUnderstood CodeRejected
-    CovenantViolationError MethodFailed MethodUnwritten PromptChanged NotYetBuilt Unconfirmed
-    OutOfMemory BadSlot ReservedName Protected NotFound Malformed UnknownCommand BadRequest
-    KeyReused KeyExpired Forbidden Busy Behind ReadOnly CannotUndo TransitionError GateRefused
-    Cancelled TooLate CoreOffline AdapterMismatch CoreFailed Truncated ShuttingDown
-    DeadlineExceeded NoReply UpgradeRefused Fenced NotWriter
+    CovenantViolationError MethodFailed MethodUnwritten PromptChanged Unconfirmed OutOfMemory
+    BadSlot ReservedName Protected NotFound Malformed UnknownCommand BadRequest KeyReused
+    KeyExpired Forbidden Busy Behind ReadOnly CannotUndo TransitionError GateRefused Cancelled
+    TooLate CoreOffline AdapterMismatch CoreFailed Truncated ShuttingDown DeadlineExceeded
+    NoReply UpgradeRefused Fenced NotWriter
 """.split()
 
 
@@ -315,10 +315,6 @@ class MethodUnwritten(BatosError):
 
 class PromptChanged(BatosError):
     """A method that is run anew asks the core something else than it did before. Fields: call."""
-
-
-class NotYetBuilt(BatosError):
-    """A message of the system's own whose work this version has no part for yet."""
 
 
 class Unconfirmed(BatosError):
@@ -551,10 +547,11 @@ SETTINGS = {row.name: row for row in (
     Setting("contrapunto", True, "true or false", "let BRICK and ROBIN answer each other where both spoke"),
     Setting("branches", True, "true or false",
             "think along several ways where a question tells of something in place of naming it"),
+    Setting("improve_per_day", 3, "times a day", "that the mind may be improved by what was learnt, for any reason"),
     Setting("forge_auto", "ask", "off, ask or on",
             "corrections begin a curation by themselves, unless off; a dataset that is ready is told of, or forged"),
     Setting("forge_engine", "process", "process or stub",
-            "what trains: a process beside the daemon; stub learns nothing, for tests"),
+            "what trains: a process beside the daemon; stub, stub nothing and stub for ever learn nothing, for tests"),
     Setting("forge_yields", True, "true or false",
             "hold the training while missions wait; it runs 12 s of each minute all the same"),
     Setting("forge_deadline_s", 3600.0, "s", "time that one training or judging may take"),
@@ -726,7 +723,7 @@ __all__ += """
     now_utc unix_us steady_us Pattern uuid7 uuid7_unix_s oid_text digest ECHOED_CHARS nearest
     mend adds_to caught named_shortage Timings Events need resident_mb JOINERS shown_line
     shown_block Bounds count_packed unpack_bounded private_files fsync_path make_folder
-    available_bytes write_whole must_be FAULT_NAMES
+    available_bytes write_whole must_be FAULT_NAMES NAMED_NOW
 """.split()
 
 
@@ -1202,6 +1199,10 @@ def write_whole(path: typing.Any, data: bytes) -> None:
 
 
 _ARGUMENT_KINDS = {str: "a text", (list, tuple): "a list", int: "a whole number"}
+
+
+# root name -> function(root, …): the object that it stands for by now, for sections further down
+NAMED_NOW: dict[str, typing.Callable] = {}
 
 
 def must_be(of_kind, **arguments):
@@ -2341,7 +2342,7 @@ def resolve(root: persistent.mapping.PersistentMapping, target: str) -> UvmObjec
     if first[:1].isdigit() and re.fullmatch(r"0x[0-9a-fA-F]{1,16}|[0-9]{1,19}", first):
         value = _resolve_oid(root._p_jar, int(first, 0) if first.startswith("0x") else int(first))
     else:
-        value = _step(root, first, "root object")
+        value = NAMED_NOW.get(first, _step)(root, first, "root object")
     for name in rest:
         value = _step(value, name, f"part of {target!r:.100}")
     return value
@@ -2382,7 +2383,7 @@ __all__ += """
     check_begins_as_data folders_up_to SyncedPacker RECORD_HEADER NO_DIGESTS
 """.split()
 
-IMAGE_VERSION = 18
+IMAGE_VERSION = 19
 MAGIC = b"FS30"
 TXN_HEADER = struct.Struct(">8sQcHHH")  # tid, length less 8, status, three lengths
 # oid, tid, two positions, 0, length of the data (0: a position follows)
@@ -16634,6 +16635,289 @@ def _task_read(request, lines, schema, said):
 
 
 ################################################################################
+# Lineage ######################################################################
+################################################################################
+#
+# The mind is an object with a model and experts, and it may have successors: clones of it that have experts of their own.
+# Which of them is the mind is one slot, `pLLM_lineage.current`; where somebody names "pLLM_obj", that one is meant.
+#
+#   mind       genesis' is version 1, and always remains; of the others the last few that were it
+#   candidate  a successor that is not proven yet
+#   swap       one transaction: the slot, the parents of genesis_obj, personas and orchestrator, the reader that goes with it
+#   clone      of genesis_obj: keeps the parent that it has, until `adopt_mind_` moves it
+
+# Offers:
+__all__ += """
+    new_lineage mind_of minds_of new_successor drop_candidate what_swaps swap_minds clones_left
+""".split()
+
+_MINDS_KEPT = 3  # of those that were the mind, beside the one that is and genesis'
+_CLONES_LOOKED_AT = 20_000
+_READER_SLOTS = ("version", "forged", "former", "job", "since", "lineage")
+_LINEAGE_SELECTORS = ("back_to_", "adopt_mind_", "minds_")
+
+
+def new_lineage(root):
+    """Return the object that holds the mind of genesis and its successors, by version, and says which is the mind."""
+    return UvmObject(
+        **{"parent*": [root["traits_obj"]], "name": "pLLM_lineage"},
+        versions=LOBTree({1: root["pLLM_obj"]}),
+        current=1,
+        **{selector: method(selector) for selector in _LINEAGE_SELECTORS},
+    )
+
+
+def mind_of(root: persistent.mapping.PersistentMapping) -> UvmObject:
+    """Return the mind: the one that the lineage names, genesis' where an image has none yet."""
+    lineage = root.get("pLLM_lineage")
+    return root["pLLM_obj"] if lineage is None else lineage.versions[lineage.current]
+
+
+def minds_of(root: persistent.mapping.PersistentMapping) -> list:
+    """Return all minds that an image holds, candidates too, genesis' first."""
+    lineage = root.get("pLLM_lineage")
+    return [root["pLLM_obj"]] if lineage is None else list(lineage.versions.values())
+
+
+NAMED_NOW["pLLM_obj"] = lambda root, *_: mind_of(root)
+
+
+def _is_mind(obj):
+    return any(obj is mind for mind in minds_of(root_of(obj)))
+
+
+_MIND_SLOTS = (
+    "name",
+    "model_id",
+    "model_blob",
+    "lora_repository",
+    "version",
+    "former",
+    "status",
+    "why",
+    "report",
+    "at",
+    "reader",
+)
+KINDS["mind"] = Kind(
+    "--core, which chooses the model, `incarnate`, which brings adapters, and improveCognition, which brings a successor",
+    roots=("pLLM_obj",),
+    tells="lora_repository",
+    holds=_is_mind,
+    slots=_MIND_SLOTS,
+)
+KINDS["lineage"] = Kind(
+    "improveCognition and fineTuneWith_, which are missions; back_to_ a version, and adopt_mind_",
+    roots=("pLLM_lineage",),
+    slots=("name", "versions", "current"),
+    selectors=False,
+)
+SHAPES["pLLM_lineage"] = {
+    "parent*": POINTERS,
+    "versions": A_NUMBER_TREE._replace(anew=True),
+    "current": instance_shape(int, "a number", anew=True),
+    **dict.fromkeys(_LINEAGE_SELECTORS, A_METHOD),
+}
+
+
+# Successors
+
+
+def new_successor(root: persistent.mapping.PersistentMapping, why: str) -> int:
+    """Put a candidate into the lineage: a clone of the mind with experts of its own. Returns its version."""
+    lineage, former = root["pLLM_lineage"], mind_of(root)
+    number = lineage.versions.maxKey() + 1
+    made = former._clone_persistent_()
+    experts = {name: proxy.clone() for name, proxy in former.lora_repository.items()}
+    told = {
+        "name": f"pLLM_v{number}",
+        "version": number,
+        "former": former,
+        "status": "CANDIDATE",
+        "why": why,
+        "report": None,
+        "at": now_utc(),
+        "reader": None,
+        "lora_repository": OOBTree(experts),
+    }
+    for slot, value in told.items():
+        set_slot(made, slot, value)
+    root._p_jar.add(made)
+    lineage.versions[number] = made
+    return number
+
+
+def drop_candidate(root: persistent.mapping.PersistentMapping, number: int | None) -> None:
+    """Take a candidate out that was not proven."""
+    versions = root["pLLM_lineage"].versions
+    if number in versions and own(versions[number]).get("status") == "CANDIDATE":
+        del versions[number]
+
+
+def _reader_stands(root):
+    reader = root["reader_obj"]
+    return {slot: own(reader)[slot] for slot in _READER_SLOTS}
+
+
+def what_swaps(root: persistent.mapping.PersistentMapping) -> str:
+    """Return the digest of all that a swap writes as it stands: where it is another, what was proven was proven beside it."""
+    forged = root["reader_obj"].forged
+    parents = [[oid_text(one._p_oid) for one in own(obj)["parent*"]] for obj in _of_the_mind(root)]
+    told = [root["pLLM_lineage"].current, forged and forged.sha256, parents]
+    return digest(ormsgpack.packb(told))
+
+
+def _of_the_mind(root):
+    """Return the objects of the system that may delegate to the mind."""
+    personas = [root[f"{name.lower()}_prototype_obj"] for name in PILLARS]
+    return [root["genesis_obj"], *personas, root["orchestrator_obj"]]
+
+
+def swap_minds(
+    root: persistent.mapping.PersistentMapping, number: int, reader: dict | None = None
+) -> None:
+    """Have a version of the lineage be the mind from this transaction on, and with it the reader that it stood with.
+
+    reader: the slots of the one that it is proven with.
+    """
+    lineage, before = root["pLLM_lineage"], mind_of(root)
+    after = lineage.versions[number]
+    set_slot(before, "reader", _reader_stands(root))
+    for obj in _of_the_mind(root):
+        _point_to(obj, [before], after)
+    for slot, value in (reader or own(after).get("reader") or {}).items():
+        set_slot(root["reader_obj"], slot, value)
+    set_slot(lineage, "current", number)
+    _let_minds_go(lineage, before)
+    root._p_jar.events += [("experts",), ("reader",), ("mind", number)]
+
+
+def _point_to(obj, befores, after):
+    """Have an object delegate to a mind in place of others, in their place. Returns whether it did to one of them."""
+    parents = own(obj).get("parent*", ())
+    is_one = [any(parent is mind for mind in befores) for parent in parents]
+    if any(is_one):
+        moved = [after if told else parent for told, parent in zip(is_one, parents, strict=True)]
+        set_slot(obj, "parent*", moved)
+    return any(is_one)
+
+
+def _let_minds_go(lineage, before):
+    """Keep of those that were the mind the last few; the one before last of all."""
+    were = [
+        number
+        for number, mind in lineage.versions.items()
+        if number not in (1, lineage.current)
+        and mind is not before
+        and own(mind)["status"] != "CANDIDATE"
+    ]
+    for number in were[: max(0, len(were) - _MINDS_KEPT + 1)]:
+        del lineage.versions[number]
+
+
+def _clones_behind(root: persistent.mapping.PersistentMapping) -> list:
+    """Return the objects that delegate to a mind which is not the mind any more, of those that roots and their slots hold."""
+    former = [mind for mind in minds_of(root) if mind is not mind_of(root)]
+    return [obj for obj in _held_by_roots(root) if _delegates_to(obj, former)]
+
+
+def clones_left(root: persistent.mapping.PersistentMapping) -> list:
+    """Return the objects, of the same ones, that delegate to the mind and stay with it where another becomes the mind."""
+    moved = _of_the_mind(root)
+    found = [obj for obj in _held_by_roots(root) if _delegates_to(obj, [mind_of(root)])]
+    return [obj for obj in found if not any(obj is one for one in moved)]
+
+
+def _delegates_to(obj, minds):
+    return any(parent is mind for parent in own(obj).get("parent*", ()) for mind in minds)
+
+
+def _held_by_roots(root):
+    """Return the objects that the root holds, and those that their slots hold, each once, up to a bound."""
+    todo, found = [value for value in root.values() if isinstance(value, UvmObject)], {}
+    while todo and len(found) < _CLONES_LOOKED_AT:
+        obj = todo.pop()
+        if obj._p_oid not in found:
+            found[obj._p_oid] = obj
+            todo += [value for value in own(obj).values() if isinstance(value, UvmObject)]
+    return list(found.values())
+
+
+# By message
+
+
+@primitive("back_to_", lane="bulk", role="admin")
+def back_to_(receiver, version):
+    """Have a former mind be the mind again, with the reader that it stood with: a change of its own, forward.
+
+    Returns its name. Raises BadRequest, NotFound.
+    """
+    must_be(int, version=version)
+    root = root_of(receiver)
+    lineage = root["pLLM_lineage"]
+    versions = {number: mind.name for number, mind in lineage.versions.items()}
+    if version not in versions:
+        told = ", ".join(map(str, versions))
+        raise NotFound(
+            f"there is no version {version} of the mind any more; there are {told}",
+            kind="mind",
+            name=version,
+        )
+    if version == lineage.current:
+        raise BadRequest(
+            f"version {version} is the mind already; `minds_` of pLLM_lineage lists them"
+        )
+    if own(lineage.versions[version]).get("status") == "CANDIDATE":
+        raise BadRequest(f"version {version} is not proven yet; `jobs` tells how far it is")
+    swap_minds(root, version)
+    return versions[version]
+
+
+@primitive("adopt_mind_", lane="bulk")
+def adopt_mind_(receiver, obj=None):
+    """Have an object that delegates to a former mind delegate to the one that is: one, or all that `minds_` counts.
+
+    Returns how many were moved. Raises BadRequest where that one does not.
+    """
+    root = root_of(receiver)
+    former = [mind for mind in minds_of(root) if mind is not mind_of(root)]
+    named = resolve(root, obj) if isinstance(obj, str) else obj
+    if named is not None and not (isinstance(named, UvmObject) and _delegates_to(named, former)):
+        raise BadRequest(
+            f"{shown_short(obj)} delegates to no former mind; minds_ tells how many do"
+        )
+    moved = _clones_behind(root) if named is None else [named]
+    for one in moved:
+        _point_to(one, former, mind_of(root))
+    return len(moved)
+
+
+@primitive("minds_", reads=True)
+def minds_(receiver):
+    """Return {"current", "minds": [{"version", "name", "status", "why", "at", "experts"}], "behind": how many delegate to a
+    former one}."""
+    root = root_of(receiver)
+    current = root["pLLM_lineage"].current
+    rows = [
+        _mind_told(number, mind, number == current)
+        for number, mind in root["pLLM_lineage"].versions.items()
+    ]
+    return {"current": current, "minds": rows, "behind": len(_clones_behind(root))}
+
+
+def _mind_told(number, mind, is_current):
+    slots = own(mind)
+    return {
+        "version": number,
+        "name": slots["name"],
+        "status": "CURRENT" if is_current else slots.get("status", "FORMER"),
+        "why": slots.get("why") or "genesis",
+        "at": slots.get("at"),
+        "experts": list(mind.lora_repository),
+    }
+
+
+################################################################################
 # Memory manager ###############################################################
 ################################################################################
 #
@@ -16870,7 +17154,7 @@ def incarnate(root: persistent.mapping.PersistentMapping, staged: Staged) -> str
 
     Raises AdapterMismatch where it was made for another core than the image's.
     """
-    pllm = root["pLLM_obj"]
+    pllm = mind_of(root)
     _check_base(pllm, staged)
     proxy = pllm.lora_repository.get(staged.name)
     if proxy is not None and _is_incarnated(proxy, staged):
@@ -17087,7 +17371,7 @@ class SynapticMemory:
     def refresh(self) -> None:
         """Look what experts the image has now."""
         with reading(self.image) as root:
-            pllm = root["pLLM_obj"]
+            pllm = mind_of(root)
             self.core_base = core_base([(record.name, record.sha256) for record in pllm.model_blob])
             self.experts = {
                 name: Expert(
@@ -17182,7 +17466,7 @@ class SynapticMemory:
         """Return {"LAYER.lora_A.weight": tensor} of an expert's blob, whose SHA-256 is checked."""
         with reading(self.image) as root:
             data = pathlib.Path(
-                blob_path(root["pLLM_obj"].lora_repository[name].model_blob)
+                blob_path(mind_of(root).lora_repository[name].model_blob)
             ).read_bytes()
         tensors = need("safetensors.torch", "LoRA adapters").load(data)
         return {key.removeprefix("base_model.model."): tensor for key, tensor in tensors.items()}
@@ -17292,7 +17576,7 @@ def isCached_(cache, expert):
 def fetchBlobFor_(repository, expert):
     """Return the record of an expert's blob, by its name or its proxy: name, size, SHA-256. Raises NotFound."""
     name = expert.adapter_name if isinstance(expert, UvmObject) else expert
-    proxies = root_of(repository)["pLLM_obj"].lora_repository
+    proxies = mind_of(root_of(repository)).lora_repository
     if name not in proxies:
         raise NotFound(
             f"no expert is named {name!r:.100}; {mend(name, proxies, 'the experts')}",
@@ -17417,7 +17701,7 @@ def cacheExpert_withWeights_(cache, expert, weights):
 def _check_weights(obj, name, weights):
     """Raise AdapterMismatch unless weights are those of the expert of that name as the image
     has it; see _sha256_of."""
-    proxy = root_of(obj)["pLLM_obj"].lora_repository.get(name)
+    proxy = mind_of(root_of(obj)).lora_repository.get(name)
     if proxy is None:
         raise NotFound(
             f"no expert is named {name!r:.100}; put {name:.100}.safetensors into lora_adapters/ and send incarnate",
@@ -17489,8 +17773,9 @@ def new_memory_manager(root):
 
 
 def _is_expert(obj):
-    """Whether an object is the proxy of an adapter in the repository; any object may have a slot adapter_name."""
-    return root_of(obj)["pLLM_obj"].lora_repository.get(own(obj)["adapter_name"]) is obj
+    """Whether an object is the proxy of an adapter in a mind's repository; any object may have a slot adapter_name."""
+    name = own(obj)["adapter_name"]
+    return any(mind.lora_repository.get(name) is obj for mind in minds_of(root_of(obj)))
 
 
 _EXPERT_SLOTS = (
@@ -27322,7 +27607,7 @@ __all__ += """
     log_mind CODEX MATRIX STATES ENDED FREE_TEXT SPEAKER CONTINUED WAIT_TURN_S MissionKind
     MISSION_KINDS CYCLE_EFFECTS Step Thought mission_text accept_cycle cycle_id state_of
     find_cycle cycle_report journalled kind_of next_thought THOUGHTS_KEEP PERSONA_ARCHETYPES
-    states_of may_follow
+    states_of may_follow FAILED_EFFECTS
 """.split()
 
 log_mind = logging.getLogger("batos.mind")
@@ -27428,6 +27713,7 @@ THOUGHTS_KEEP = {*AnswerData.__annotations__}
 
 
 CYCLE_EFFECTS = []  # effect(root, cycle) of each that came to an answer, of later sections
+FAILED_EFFECTS = []  # likewise of each that came to none
 
 
 class Step(typing.NamedTuple):
@@ -27442,12 +27728,14 @@ class Step(typing.NamedTuple):
 class Thought:
     """What a state wants: `requests` are (task, fields, answers that are refused) for the core, one batch; `read` makes a Step
     of the answers. Where there is `work`, it is done (given the lanes) outside of any snapshot, and read gets its result.
+    One that `waits` is thought once what it is about has ended elsewhere: it is asked for anew at each `mission_awake`.
     """
 
     name: str
     read: typing.Callable
     requests: tuple = ()
     work: typing.Callable | None = None
+    waits: bool = False
 
     def digest(self) -> str:
         """Return the BLAKE2b digest of what the core is asked."""
@@ -31066,14 +31354,14 @@ def _complete_cycle(oid, steps, settings):
         with off_the_page(cycle):
             _enter_all(cycle, steps)
             answer = cycle._tmp_synthesis_data["final_response"]
-            report = _end_cycle(cycle, answer, settings.journal_days)
+            _end_cycle(cycle, answer, settings.journal_days)
         if kind_of(cycle):
             kind_of(cycle).effect(root, cycle)
         elif cycle.mission_brief["type"] == "direct_synthesis":
             _remember_cycle(root, cycle)
         for effect in CYCLE_EFFECTS:
             effect(root, cycle)
-        return report
+        return cycle_report(cycle)
 
     return apply
 
@@ -31185,9 +31473,15 @@ def _fail_cycle(oid, error, settings, steps=()):
         if answer is not None:
             _remember_cycle(root, cycle)
         traces_of_end(root, cycle, error)
+        for effect in FAILED_EFFECTS:
+            effect(root, cycle)
         return report
 
     return apply
+
+
+class _Parked(Exception):
+    """The mission waits for what is at work elsewhere, and keeps no worker meanwhile."""
 
 
 class Abandoned(Exception):
@@ -31285,6 +31579,8 @@ class MissionLane:
         self.missions = {}  # oid -> Mission; all that are accepted and have not ended
         self.counts = collections.Counter()  # state -> cycles ended since the start
         self._running = 0  # missions that a worker has in hand
+        # those that wait for what is at work elsewhere; how often such work has ended
+        self._parked, self._wakes = [], 0
         self._queue, self._guard, self._closing = Turns(), threading.Lock(), threading.Event()
         self._threads = [
             threading.Thread(target=self._main, name=f"mission-{n}", daemon=True)
@@ -31294,6 +31590,7 @@ class MissionLane:
     def start(self, events: Events) -> None:
         """Take up what the image holds, then what is accepted. Without a core nothing is taken up."""
         events.subscribe("mission_accepted", self.take)
+        events.subscribe("mission_awake", self._awake)
         self.lanes["read"].submit(
             Job(
                 "missions",
@@ -31319,6 +31616,26 @@ class MissionLane:
                 return
             mission = self.missions[oid] = Mission(oid, who)
         self._queue.put(mission)
+
+    def _awake(self):
+        """Have the missions go on that waited: something has ended."""
+        with self._guard:
+            self._wakes += 1
+            parked, self._parked = self._parked, []
+        for mission in parked:
+            self._queue.put(mission)
+
+    def _park(self, mission, wakes):
+        """Leave a mission until something ends; at once where that has been since its snapshot."""
+        self._store(mission)
+        with self._guard:
+            mission.phase, mission.cycle, mission.ahead = "waiting", None, []
+            is_late = self._wakes != wakes or mission.cancel.is_set()
+            if not is_late:
+                self._parked.append(mission)
+        if is_late:
+            self._queue.put(mission)
+        raise _Parked
 
     def stop_taking(self) -> None:
         """Leave missions where they are; the next start goes on with them."""
@@ -31417,6 +31734,8 @@ class MissionLane:
         try:
             while not self._advance(unit, mission):
                 self._await_core(mission)  # the next thought is made of what its router offers
+        except _Parked:
+            log_mind.info("cycle %s waits for what is at work", mission.oid)
         except Abandoned:
             log_mind.info("cycle %s goes on at the next start", mission.oid)
         except BaseException as error:  # the boundary: any exception is FAILED
@@ -31430,12 +31749,14 @@ class MissionLane:
         What was thought is stored before the core is asked, and at the end: so a crash loses one answer of the core at most.
         """
         self._check(mission)
-        start_s = time.monotonic()
+        start_s, wakes = time.monotonic(), self._wakes
         with unit.snapshot() as root:
             cycle = mission.thinking(root)
             state = own(cycle)["synthesis_state*"][0]
             name, follows, thought = state.name, state.follows, next_thought(cycle, self._recall)
             spoken = [self._spoken(root, request) for request in thought.requests]
+        if thought.waits:
+            self._park(mission, wakes)
         if thought.requests:
             self._store(mission)
         step = thought.read(
@@ -31597,9 +31918,9 @@ class MissionLane:
                 raise Cancelled("the mission was cancelled")
             mission.phase = "ending"
         apply = _complete_cycle(mission.oid, mission.steps, self.settings)
-        self._ended(
-            mission, self._commit("bulk", Job("effect", apply, cycle=mission.oid, urgent=True))
-        )
+        why = mission.steps[-1].data.get("final_response", {}).get("why") if mission.steps else None
+        job = Job("effect", apply, cycle=mission.oid, urgent=True, why=why)
+        self._ended(mission, self._commit("bulk", job))
         return True
 
     def _failing(self, mission, error, done=lambda outcome: None):
@@ -31644,6 +31965,7 @@ class MissionLane:
             self.missions.pop(mission.oid, None)
         mission.over.set()
         self.counts[outcome.result["state"]] += 1
+        self._awake()  # one may wait for it
         self._ended_hook(mission.oid, outcome.result)
 
 
@@ -32017,7 +32339,7 @@ def new_persona(name, root):
     )
     return UvmObject(
         **{
-            "parent*": [root["pLLM_obj"], root["traits_obj"]],
+            "parent*": [mind_of(root), root["traits_obj"]],
             "name": name,
             "core_mission": core_mission,
             "archetype": PERSONA_ARCHETYPES[name],
@@ -37239,7 +37561,8 @@ class Packer:
             for name, value in root.items()
             if isinstance(value, persistent.Persistent) and value is not obj
         }
-        self.repository, self.objects, self.numbers = root["pLLM_obj"].lora_repository, [], {}
+        self.roots |= {mind: "pLLM_obj" for mind in minds_of(root) if mind is not obj}
+        self.repository, self.objects, self.numbers = mind_of(root).lora_repository, [], {}
         self.experts = {proxy: name for name, proxy in self.repository.items()}
         self.wanted = set()  # names of the experts that go along
         self.where = ""
@@ -37465,6 +37788,12 @@ def _check_parcel_method(name, told):
         PersistenceGuardian().audit_code(told["source"], name)
 
 
+def _root_object(root, known, name):
+    """Return the root object of a name that a parcel points to; `known` raises NotFound."""
+    found = known(root, name)
+    return NAMED_NOW[name](root) if name in NAMED_NOW else found
+
+
 def _unpack_row(row, root, objects):
     """Return a row with its objects. Raises BadRequest, NotFound."""
 
@@ -37488,8 +37817,8 @@ def _unpack_row(row, root, objects):
         _IN_PARCEL: lambda data, depth: objects[int.from_bytes(data, "little")],
         _WHEN: lambda data, depth: datetime.datetime.fromisoformat(data.decode()),
         _TREE_COPY: tree,
-        _ROOT_OBJECT: lambda data, depth: known(root, data.decode()),
-        _EXPERT: lambda data, depth: known(root["pLLM_obj"].lora_repository, data.decode()),
+        _ROOT_OBJECT: lambda data, depth: _root_object(root, known, data.decode()),
+        _EXPERT: lambda data, depth: known(mind_of(root).lora_repository, data.decode()),
     }
 
     def special(tag, data, depth=0):
@@ -37617,11 +37946,11 @@ class Parcel:
                 f"{self.target} has a slot {self.slot!r}, and nothing is replaced; name another slot, or remove "
                 "that one"
             )
-        repository = root["pLLM_obj"].lora_repository
+        repository = mind_of(root).lora_repository
         for staged in self.staged:
             known = repository.get(staged.name)
             if known is None:
-                check_admitted(activation_of(root["pLLM_obj"]), "admin", "an import with adapters")
+                check_admitted(activation_of(mind_of(root)), "admin", "an import with adapters")
             elif known.sha256 != staged.sha256:
                 raise BadRequest(
                     f"another expert {staged.name} is here (version {known.version}), and nothing is replaced; "
@@ -38582,9 +38911,9 @@ def _train_stub(work, folder):
     return [candidate], {"steps": step, "corrected": 0, "replayed": 0, "losses": [1.0]}
 
 
-def _judge_stub(work, folder):
+def _judge_stub(work, folder, after=1):
     time.sleep(_STUB_STEP_S)
-    held = [[0, 1] for _ in _jsonl(folder / "held.jsonl")]
+    held = [[0, after] for _ in _jsonl(folder / "held.jsonl")]
     return [], {"held": held, "suites": {"first": [[1, 1]] * 100}, "suite_sha256": ""}
 
 
@@ -38593,6 +38922,9 @@ _WORKS = {
     ("process", "judge"): _judge,
     ("stub", "train"): _train_stub,
     ("stub", "judge"): _judge_stub,
+    ("stub nothing", "train"): _train_stub,
+    ("stub nothing", "judge"): lambda work, folder: _judge_stub(work, folder, 0),
+    ("stub for ever", "train"): lambda work, folder: time.sleep(1e6),
 }
 
 
@@ -38604,6 +38936,7 @@ _WORKS = {
 # candidate, one verdict, one promotion. The daemon alone writes the image; a process of its own trains and judges.
 #
 #   QUEUED -> TRAINING -> TRAINED -> VALIDATING -> PROMOTED or REJECTED; FAILED after some tries; CANCELLED at any time
+#   what is forged for a successor of the mind is PROVEN first: its mission promotes both, in one transaction
 #
 #   job      what is forged, from which rows, how it went, and the verdict with its figures
 #   outbox   the jobs that something is still to be done for: what survives a crash between a commit and its hook
@@ -38613,14 +38946,15 @@ _WORKS = {
 
 # Offers:
 __all__ += """
-    new_forge new_reader begin_forge cancel_job job_told standing_reader ForgeLane
+    new_forge new_reader begin_forge cancel_job job_told standing_reader ForgeLane successor_of
+    judge_again end_successor promoted_reader
 """.split()
 
 _log_forge = logging.getLogger("batos.forge")
 
 _FORGE_SELECTORS = ("forge_", "cancel_", "jobs_")
 _OPEN = ("QUEUED", "TRAINING", "TRAINED", "VALIDATING")
-_JUDGED = ("PROMOTED", "REJECTED")
+_JUDGED = ("PROVEN", "PROMOTED", "REJECTED")
 _FORGE_JOBS_MOST = 200
 _FORGE_TRIES = 3
 _SURE_BELOW = 0.05  # of a sign test
@@ -38655,6 +38989,9 @@ _JOB_SLOTS = (
     "by",
     "at",
     "ended_at",
+    "successor",
+    "cycle",
+    "proves",
 )
 
 
@@ -38730,9 +39067,15 @@ SHAPES["reader_obj"] = {
 
 
 def begin_forge(
-    root: persistent.mapping.PersistentMapping, target: str, dataset: int | None, by: str
+    root: persistent.mapping.PersistentMapping,
+    target: str,
+    dataset: int | None,
+    by: str,
+    **succession,
 ) -> UvmObject:
     """Accept the job of forging a target from a dataset, the last one where none is named; returns it.
+
+    succession: `successor`, the version of the mind that it is for, and `cycle`, the mission that promotes it.
 
     Raises BadRequest where another is at work, or where these rows were judged already; NotFound where there are none.
     """
@@ -38759,6 +39102,8 @@ def begin_forge(
         by=by,
         at=now_utc(),
         ended_at=None,
+        proves=what_swaps(root),
+        **{"successor": None, "cycle": None, **succession},
     )
     root._p_jar.add(job)
     forge.jobs[number] = job
@@ -38861,6 +39206,40 @@ def cancel_job(root: persistent.mapping.PersistentMapping, number: int) -> dict:
 def _end_job(root, job, status, told, **slots):
     _set_job(job, status=status, told=told, ended_at=now_utc(), nonce=None, **slots)
     root["forge_obj"].outbox.pop(job.job_number, None)
+    if status not in ("PROVEN", "PROMOTED"):
+        drop_candidate(root, successor_of(job))
+    root._p_jar.events.append(("mission_awake",))
+
+
+def successor_of(job: UvmObject) -> int | None:
+    """Return the version of the mind that a job is for, or None; jobs of before have none."""
+    return own(job).get("successor")
+
+
+def judge_again(root: persistent.mapping.PersistentMapping, job: UvmObject) -> None:
+    """Have what was proven judged beside what stands by now."""
+    stands_on = _standing_reader(root)
+    told = "what it was proven beside has changed; it is judged again"
+    _set_job(
+        job,
+        status="TRAINED",
+        attempt=0,
+        nonce=None,
+        verdict=None,
+        ended_at=None,
+        told=told,
+        stands_on=stands_on,
+        proves=what_swaps(root),
+    )
+    root["forge_obj"].outbox[job.job_number] = now_utc()
+    root._p_jar.events.append(("forge",))
+
+
+def end_successor(
+    root: persistent.mapping.PersistentMapping, job: UvmObject, status: str, told: str
+) -> None:
+    """Say of a job for a successor how it ended: PROMOTED with the mind, or else."""
+    _end_job(root, job, status, told)
 
 
 def job_told(job: UvmObject) -> dict:
@@ -38869,6 +39248,7 @@ def job_told(job: UvmObject) -> dict:
     return {
         "job": job.job_number,
         **{name: own(job)[name] for name in _JOB_TOLD},
+        "successor": successor_of(job),
         "result": result and {"sha256": result.sha256, "size": result.size},
     }
 
@@ -39007,9 +39387,10 @@ def _arrow_decided(number, nonce, report):
         verdict = _verdict_of(report, tries)
         if job.stands_on != _standing_reader(root):
             verdict |= {"passed": False, "why": f"it was made for another reader; {verdict['why']}"}
-        status = "PROMOTED" if verdict["passed"] else "REJECTED"
+        good = "PROMOTED" if successor_of(job) is None else "PROVEN"
+        status = good if verdict["passed"] else "REJECTED"
         _end_job(root, job, status, verdict["why"], verdict=verdict)
-        if verdict["passed"]:
+        if status == "PROMOTED":
             _promote(root, job)
         return verdict
 
@@ -39018,6 +39399,13 @@ def _arrow_decided(number, nonce, report):
 
 def _promote(root, job):
     """Give the reader the weights of a job: slots of one change, which `undo` puts back together."""
+    for slot, value in promoted_reader(root, job).items():
+        set_slot(root["reader_obj"], slot, value)
+    root._p_jar.events.append(("reader",))
+
+
+def promoted_reader(root: persistent.mapping.PersistentMapping, job: UvmObject) -> dict:
+    """Return the slots of the reader as a job's promotion makes them."""
     reader, rows = root["reader_obj"], root["golden_obj"].datasets.get(job.dataset)
     entry = {
         "version": reader.version + 1,
@@ -39025,7 +39413,7 @@ def _promote(root, job):
         "job": job.job_number,
         "rows": [] if rows is None else list(rows.rows),
     }
-    changed = {
+    return {
         "version": reader.version + 1,
         "forged": job.result,
         "former": reader.forged,
@@ -39033,9 +39421,6 @@ def _promote(root, job):
         "since": root["missions"].maxKey() if len(root["missions"]) else -1,
         "lineage": [*reader.lineage, entry],
     }
-    for slot, value in changed.items():
-        set_slot(reader, slot, value)
-    root._p_jar.events.append(("reader",))
 
 
 def _arrow_failed(number, nonce, attempt, tail):
@@ -39104,8 +39489,15 @@ def _demote_if_worse(root):
 
 
 def _demote_reader(root: persistent.mapping.PersistentMapping) -> None:
-    """Put the weights back that the reader had before the last promotion: a change of its own, forward."""
-    reader = root["reader_obj"]
+    """Put the weights back that the reader had before the last promotion: a change of its own, forward.
+
+    Where they came with a mind, the mind before comes back with them.
+    """
+    reader, job = root["reader_obj"], root["forge_obj"].jobs.get(root["reader_obj"].job)
+    former = own(mind_of(root)).get("former")
+    if job is not None and former is not None and successor_of(job) == root["pLLM_lineage"].current:
+        swap_minds(root, own(former).get("version", 1))
+        return
     lineage = reader.lineage[:-1]
     changed = {
         "version": lineage[-1]["version"] if lineage else 1,
@@ -39965,7 +40357,7 @@ def _came_in_a_week(root, now_s):
         for selector, value in own(obj).items() if isinstance(obj, UvmObject) else ():
             if is_stored(value):
                 count += _worth_of_growth(own(value), selector, now_s)
-    for proxy in root["pLLM_obj"].lora_repository.values():
+    for proxy in mind_of(root).lora_repository.values():
         made = own(proxy).get("at")
         count += made is not None and now_s - made.timestamp() < _WEEK_S and proxy.version > 1
     return max(0, count)
@@ -40053,6 +40445,360 @@ def is_stagnant(
     is_new = len(answered) >= _NEW_ANSWERS
     waits_days = 1 if is_new else min(_WAITS_MOST_DAYS, 2 * last["waits_days"])
     return steady_us() - seen.maxKey() >= waits_days * 86400e6
+
+
+################################################################################
+# Self-improvement #############################################################
+################################################################################
+#
+# The mind improves itself, by message or because its answers stay alike: it finds what it does worst of that it can learn,
+# makes the dataset, trains a successor, has it judged, and becomes it. All of it is one mission, which waits without a worker
+# while the forge is at work, and goes on where it was after a kill.
+#
+#   IDLE the gap -> DECOMPOSING the dataset -> DELEGATING fineTuneWith_, the forge -> SYNTHESIZING the verdict -> COMPLETE
+#
+#   gap        the task with most failures of which there are rows enough: {"task", "target", "failures", "rows", "part", "why"}
+#   successor  a candidate of the lineage, with the job that is forged for it
+#   swap       the mission's effect: the mind, who delegates to it and the reader change together, or nothing does
+
+# Offers:
+__all__ += """
+    begin_improving
+""".split()
+
+_IMPROVEMENT = "systemic_self_improvement", "improve_cognition"
+_IMPROVED_FROM = 500  # missions and entries that are looked at
+_GAP_ROWS = 24
+_JUDGED_AGAIN_MOST = 3
+# task -> what is forged for it, and what its failures are, in words
+_LEARNT_TASKS = {"read": (READER, "answers that were marked wrong, or that memory had not")}
+
+
+class ImprovementData(typing.TypedDict, total=False):
+    """What an improvement keeps from state to state, in its cycle's `_tmp_synthesis_data`."""
+
+    gap: dict  # what is to be learnt, and why
+    curation: str  # the cycle that curates the rows
+    learns_from: int  # the dataset's number
+    forged_by: int  # the job's number
+    judged_again: int  # how often what it was proven beside changed meanwhile
+    succeeds: bool  # whether the effect makes the swap
+    final_response: dict  # the answer, as a report tells it
+
+
+THOUGHTS_KEEP.update(ImprovementData.__annotations__)
+
+
+# By message
+
+
+@primitive("improveCognition", role="admin")
+def improve_cognition(receiver):
+    """Begin the mission that improves the mind by what was learnt. Returns its cycle's id, or that of the one at work.
+
+    Raises Busy where the day's budget is spent.
+    """
+    return begin_improving(root_of(receiver), activation_of(receiver).who)
+
+
+@primitive("fineTuneWith_", role="admin")
+def fine_tune_with_(receiver, dataset=None):
+    """Begin the mission that trains a successor of the mind with a dataset, by its number; None is the newest.
+
+    Returns its cycle's id, or that of the one at work. Raises NotFound, BadRequest, Busy.
+    """
+    root = root_of(receiver)
+    held = root["golden_obj"].datasets
+    if isinstance(dataset, UvmObject):
+        dataset = own(dataset).get("dataset_number")
+    must_be(int, dataset=dataset)
+    if dataset is None and len(held):
+        dataset = held.maxKey()
+    if dataset not in held:
+        raise NotFound(
+            f"there is no dataset {dataset}; `golden curate` makes one of what was corrected",
+            kind="dataset",
+            name=str(dataset),
+        )
+    return begin_improving(root, activation_of(receiver).who, dataset)
+
+
+def begin_improving(
+    root: persistent.mapping.PersistentMapping, who: str, dataset: int | None = None
+) -> str:
+    """Begin the mission that improves the mind; returns its id, or that of the one at work. Raises Busy."""
+    for cycle in root["active_cycles"].values():
+        if cycle.mission_brief["selector"] == _IMPROVEMENT[1]:
+            return cycle_id(cycle)
+    most = int(getattr(activation_of(root["forge_obj"]).settings, "improve_per_day", 3))
+    if _improved_today(root) >= most:
+        raise Busy(
+            f"the mind was to be improved {most} times within a day, which is the limit (improve_per_day); send it tomorrow"
+        )
+    args = [] if dataset is None else [dataset]
+    brief = {"type": _IMPROVEMENT[0], "selector": _IMPROVEMENT[1], "args": args, "kwargs": {}}
+    return cycle_id(accept_cycle(root, brief, oid_text(mind_of(root)._p_oid), who))
+
+
+def _improved_today(root):
+    """Return how many improvements were begun within a day."""
+    after, missions = now_utc() - datetime.timedelta(days=1), root["missions"]
+    newest = [missions[n] for n in itertools.islice(reversed(missions.keys()), _IMPROVED_FROM)]
+    return sum(
+        [
+            cycle.mission_brief["selector"] == _IMPROVEMENT[1] and cycle.accepted_at > after
+            for cycle in newest
+        ]
+    )
+
+
+# Its states
+
+
+def _find_gap(cycle, recall):
+    """IDLE, ALFRED: what the mind does worst of that it can learn, or what it was told to learn from."""
+    root, args = root_of(cycle), cycle.mission_brief.get("args") or ()
+    gap = _gap_given(root, args[0]) if args else _gap_of(root, recall)
+    if gap.get("rows", 0) < _GAP_ROWS:
+        final = _final(f"Nothing is to be learnt: {gap['why']}.", gap)
+        return Thought("gap", lambda _: Step("COMPLETE", gap, {"final_response": final}))
+    data = {"gap": gap} | ({"learns_from": gap["dataset"]} if "dataset" in gap else {})
+    return Thought("gap", lambda _: Step("DECOMPOSING", gap, data))
+
+
+def _final(answer, gap, **more):
+    return {"answer": answer, "relevant": True, "evidence": [], "gap": gap, **more}
+
+
+def _gap_given(root, number):
+    """Return the gap that a dataset stands for which somebody named."""
+    dataset = root["golden_obj"].datasets.get(number)
+    if dataset is None:
+        return {"rows": 0, "why": f"dataset {number} is gone"}
+    rows = len(dataset.rows) + len(dataset.held_rows)
+    told = {"task": "read", "target": dataset.target, "rows": rows, "dataset": number}
+    return told | {"why": f"fineTuneWith_ named dataset {number}"}
+
+
+def _gap_of(root, recall):
+    """Return the gap with most failures of those of which there are rows enough, else of all, and why it is none."""
+    history = root["autotelic_obj"].cem_history
+    row = history[history.maxKey()] if len(history) else None
+    part = weakest_part(row, recall.settings or load_settings({}, {})) if row else None
+    failures, rows = _failures_by_task(root), _rows_by_task(root)
+    known = [task for task in _LEARNT_TASKS if rows[task] >= _GAP_ROWS] or list(_LEARNT_TASKS)
+    task = max(known, key=lambda name: (failures[name], rows[name]))
+    target, what = _LEARNT_TASKS[task]
+    told = {"task": task, "target": target, "failures": failures[task], "rows": rows[task]}
+    lacks = f"; it wants {_GAP_ROWS} rows and has {rows[task]}" if rows[task] < _GAP_ROWS else ""
+    weakest = f"; {part} is the weakest part of the metric" if part else ""
+    why = f"{failures[task]} {what}{weakest}{lacks}"
+    return told | {"part": part, "why": why}
+
+
+def _failures_by_task(root):
+    """Return {task: how many of the newest missions failed at it}."""
+    missions = root["missions"]
+    newest = [missions[n] for n in itertools.islice(reversed(missions.keys()), _IMPROVED_FROM)]
+    failed = [
+        _is_read_wrong(cycle)
+        for cycle in newest
+        if cycle.mission_brief["type"] == "direct_synthesis"
+    ]
+    return collections.Counter({"read": sum(failed)})
+
+
+def _is_read_wrong(cycle):
+    result = cycle.result or {}
+    is_unanswered = "answer" in result and result.get("certainty") in ("none", "nearest")
+    return result.get("feedback", {}).get("mark") == "wrong" or is_unanswered
+
+
+def _rows_by_task(root):
+    """Return {task: how many rows of the golden dataset can be learnt from}."""
+    rows = [row for row in root["golden_obj"].rows.values() if _may_teach(row)]
+    return collections.Counter([row["task"] for row in rows])
+
+
+def _may_teach(row):
+    return row["trusted"] and row["why"] != "by hand"
+
+
+def _make_dataset(cycle, recall):
+    """DECOMPOSING, BABS and BRICK: the rows are curated, unless a dataset was named or waits."""
+    data, who = cycle._tmp_synthesis_data, cycle.who
+    if "learns_from" in data:
+        return Thought("dataset", lambda _: Step("DELEGATING", data["learns_from"]))
+    target = data["gap"]["target"]
+
+    def curate(lanes):
+        job = Job("curate", lambda root: begin_curation(root, who, target), who=who)
+        return lanes["bulk"].call(job).result
+
+    return Thought(
+        "curation", lambda told: Step("DELEGATING", told, {"curation": told}), work=curate
+    )
+
+
+def _forge_successor(cycle, recall):
+    """DELEGATING: fineTuneWith_ of the dataset; then the forge is waited for."""
+    data = cycle._tmp_synthesis_data
+    if "learns_from" not in data:
+        return _dataset_of_curation(cycle)
+    if "forged_by" not in data:
+        return _fine_tuning(cycle)
+    job = root_of(cycle)["forge_obj"].jobs.get(data["forged_by"])
+    if job is not None and job.ended_at is None:
+        return Thought("forge", None, waits=True)
+    status = job.status if job is not None else "gone"
+    return Thought("forge", lambda _: Step("SYNTHESIZING", status))
+
+
+def _dataset_of_curation(cycle):
+    """Return the thought of what a curation came to, or that it is waited for."""
+    try:
+        curation = find_cycle(root_of(cycle), cycle._tmp_synthesis_data["curation"])
+    except NotFound:
+        curation = None
+    if curation is not None and state_of(curation) not in ENDED:
+        return Thought("dataset", None, waits=True)
+    told = (curation.result or {}) if curation is not None else {}
+    number = told.get("dataset")
+    if number is not None:
+        return Thought("dataset", lambda _: Step("DELEGATING", number, {"learns_from": number}))
+    gap, why = cycle._tmp_synthesis_data["gap"], told.get("answer", "the curation failed.")
+    final = _final(f"Nothing is to be learnt yet: {why}", gap)
+    return Thought("dataset", lambda _: Step("SYNTHESIZING", None, {"final_response": final}))
+
+
+def _fine_tuning(cycle):
+    """Return the thought that has a successor forged. Where that is refused the answer says why."""
+    data, oid, who = cycle._tmp_synthesis_data, cycle_id(cycle), cycle.who
+    dataset, gap = data["learns_from"], data["gap"]
+
+    def begin(lanes):
+        job = Job(
+            "fineTuneWith_",
+            _successor_begun(oid, who, dataset, gap),
+            who=who,
+            cycle=oid,
+            why=gap["why"],
+        )
+        try:
+            return lanes["bulk"].call(job).result, None
+        except BadRequest as error:  # it was judged already, or another is at work
+            return None, error.message
+
+    def read(told):
+        number, refused = told
+        if refused is None:
+            return Step("DELEGATING", number, {"forged_by": number})
+        final = _final(f"Nothing is to be learnt: {refused}.", gap)
+        return Step("SYNTHESIZING", refused, {"final_response": final})
+
+    return Thought("fineTuneWith_", read, work=begin)
+
+
+def _successor_begun(oid, who, dataset, gap):
+    """Return apply(root): a candidate and its job, once for a cycle. It returns the job's number."""
+
+    def apply(root):
+        for number, job in root["forge_obj"].jobs.items():
+            if own(job).get("cycle") == oid:
+                return number
+        candidate = new_successor(root, one_line(gap["why"], 400))
+        told = {"successor": candidate, "cycle": oid}
+        return begin_forge(root, gap["target"], dataset, who, **told).job_number
+
+    return apply
+
+
+def _weigh_successor(cycle, recall):
+    """SYNTHESIZING, ALFRED: the verdict; what was proven beside another mind is judged again."""
+    root, data = root_of(cycle), cycle._tmp_synthesis_data
+    if "final_response" in data:
+        return Thought("verdict", lambda _: Step("COMPLETE", None))
+    job, times = root["forge_obj"].jobs.get(data["forged_by"]), data.get("judged_again", 0)
+    if job is not None and job.ended_at is None:
+        return Thought("verdict", None, waits=True)
+    is_proven = job is not None and job.status == "PROVEN"
+    if is_proven and own(job)["proves"] != what_swaps(root) and times < _JUDGED_AGAIN_MOST:
+        return _judging_again(cycle, job.job_number, times)
+    succeeds = is_proven and own(job)["proves"] == what_swaps(root)
+    final = _verdict_told(root, data["gap"], job, succeeds)
+    kept = {"succeeds": succeeds, "final_response": final}
+    return Thought("verdict", lambda _: Step("COMPLETE", succeeds, kept))
+
+
+def _judging_again(cycle, number, times):
+    def again(lanes):
+        def apply(root):
+            job = root["forge_obj"].jobs[number]
+            if job.status == "PROVEN":
+                judge_again(root, job)
+
+        lanes["bulk"].call(Job("judge again", apply, who=cycle.who, cycle=cycle_id(cycle)))
+
+    kept = {"judged_again": times + 1}
+    return Thought("judged again", lambda _: Step("SYNTHESIZING", number, kept), work=again)
+
+
+def _verdict_told(root, gap, job, succeeds):
+    """Return the answer of an improvement, with the verdict's figures."""
+    if job is None:
+        return _final("The job of the forge is gone; nothing has changed.", gap)
+    told = {"job": job.job_number, "status": job.status, "verdict": job.verdict}
+    if not succeeds:
+        return _final(f"The successor is refused, and the mind stays: {job.told}", gap, **told)
+    version = successor_of(job)
+    why = one_line(f"pLLM_v{version} succeeds, job {job.job_number}: {job.told}", 400)
+    answer = f"pLLM_v{version} is the mind now. It learnt {gap['task']}: {gap['why']}. {job.told}"
+    left = len(clones_left(root))
+    return _final(answer, gap, **told, version=version, why=why, left_behind=left)
+
+
+def _end_improvement(root, cycle):
+    """The effect: the swap, in one transaction, unless something of what it writes changed since it was proven."""
+    data = cycle._tmp_synthesis_data
+    if not data.get("succeeds"):
+        return
+    job = root["forge_obj"].jobs.get(data["forged_by"])
+    if job is None or job.status != "PROVEN" or own(job)["proves"] != what_swaps(root):
+        answer = "The mind changed while its successor was about to succeed; send improveCognition again."
+        cycle.result = cycle.result | {"answer": answer, "status": "FAILED", "version": None}
+        if job is not None:
+            end_successor(root, job, "FAILED", "the mind changed before the swap")
+        return
+    version, mind = successor_of(job), root["pLLM_lineage"].versions[successor_of(job)]
+    set_slot(mind, "status", "PROMOTED")
+    set_slot(mind, "report", job.verdict)
+    swap_minds(root, version, promoted_reader(root, job))
+    end_successor(root, job, "PROMOTED", job.told)
+    cycle.result = cycle.result | {"status": "PROMOTED"}
+
+
+def _let_successor_go(root, cycle):
+    """Cancel the job that an improvement began which came to nothing."""
+    if cycle.mission_brief["selector"] != _IMPROVEMENT[1]:
+        return
+    for number, job in root["forge_obj"].jobs.items():
+        if own(job).get("cycle") == cycle_id(cycle) and job.status not in ("PROMOTED", "REJECTED"):
+            end_successor(root, job, "CANCELLED", "its mission came to nothing; it was cancelled")
+            root._p_jar.events.append(("forge_cancelled", number))
+
+
+FAILED_EFFECTS.append(_let_successor_go)
+MISSION_KINDS[_IMPROVEMENT] = MissionKind(
+    {
+        "IDLE": _find_gap,
+        "DECOMPOSING": _make_dataset,
+        "DELEGATING": _forge_successor,
+        "SYNTHESIZING": _weigh_successor,
+    },
+    _end_improvement,
+    role="admin",
+    anywhere=True,
+)
 
 
 ################################################################################
@@ -40274,34 +41020,6 @@ def _something_wrong(root, noticed=0):
             + f", {noticed} things are noticed in how missions end" * bool(noticed)
         )
     )
-
-
-# What the seeds send to the mind that it may improve itself, and that waits for parts which this version has not. It is
-# never written by a model.
-
-# Selector -> what is missing, and what can be done instead.
-_NOT_YET = {
-    "improveCognition": "nothing here trains a successor of the mind, so it cannot improve itself by a message. `feedback` "
-    "marks answers as right or wrong, the heartbeat sees to what fails, --core chooses a larger core",
-    "fineTuneWith_": "nothing here trains the mind itself, only its reader: send forge_ to forge_obj. For a persona train "
-    "an adapter elsewhere, put NAME.safetensors into lora_adapters/ and send incarnate",
-}
-
-
-def _not_yet(selector):
-    """Return the primitive of a message that answers what is missing for it."""
-    told = (
-        f"{selector} is understood, but BAT OS {__version__} cannot do it yet: {_NOT_YET[selector]}"
-    )
-
-    def answer(receiver, *args, **kwargs):
-        raise NotYetBuilt(told, selector=selector)
-
-    return answer
-
-
-for _selector in _NOT_YET:
-    primitive(_selector, reads=True)(_not_yet(_selector))
 
 
 # The states of an audit
@@ -40622,7 +41340,8 @@ _BEGINNINGS = {
         f"a trace draws {_least_heard(row)}, who spoke least, into what is asked next"
     ),
     "h_sol": lambda root, row: (
-        "answers resemble those before: learn documents about what is asked, or mark what is right"
+        "answers resemble those before: learn documents about what is asked, or mark what is right; improveCognition "
+        "has the mind learn of what was corrected"
     ),
     "h_struc": lambda root, row: (
         f"nothing grew in a week; methods may be missed for {', '.join(_never_written(root)) or 'nothing'}"
@@ -40659,6 +41378,10 @@ def _see_to_stagnation(root, cycle):
         how = {"cycle": cycle_id(cycle), "attracts": [_least_heard(row)]}
         deposited(root, "STAGNATION", "", **how)
     why = _BEGINNINGS[part](root, row)
+    if part == "h_sol" and getattr(activation_of(cycle).settings, "forge_auto", "ask") == "on":
+        with contextlib.suppress(BadRequest, Busy):
+            begun = begin_improving(root, AUTOTELIC)
+            why = f"the mind looks for what it can learn of what was corrected ({begun})"
     finding = outcome_finding(
         "stagnation", part, f"CEM {row['cem']:.2f}, {part} {row[part]:.2f}", why, [], 1
     )
@@ -41159,14 +41882,14 @@ class IncarnateCommand(Command):
     """Bring new or changed LoRA adapters of the staging folder (setting adapters) into the image."""
 
 
-TOPICS = ("uvm_state_update", "cycle", "error", "health", "upgrade", "tokens")
+TOPICS = ("uvm_state_update", "cycle", "error", "health", "upgrade", "mind", "tokens")
 _USUAL_TOPICS = TOPICS[:-1]  # tokens come only on request
 
 
 class SubscribeCommand(Command):
     """Be sent events from now on: what the state is, where cycles are, what went wrong, how the daemon is, which program a
-    channel offers; on request, as `tokens`, the sentences that answer before their cycle has ended, the first with its
-    passages; they are provisional."""
+    channel offers, which version of the mind is the mind; on request, as `tokens`, the sentences that answer before their
+    cycle has ended, the first with its passages; they are provisional."""
 
     topics: list[typing.Literal[TOPICS]] = pydantic.Field(list(_USUAL_TOPICS), min_length=1)
 
@@ -42918,14 +43641,19 @@ def _check_may_undo(request, command):
         check_admitted(asked, row.role, f"an undo of {command}")
 
 
+# root name -> the event by which others see that an undo changed it
+_TELLS_OF_UNDO = {"reader_obj": "reader", "pLLM_lineage": "experts"}
+
+
 @command(UndoCommand, lane="bulk", role="write", effect=True, urgent=True, system=True)
 def undo(request, root):
     change = request.command.change
     changed = undo_change(root, change, functools.partial(_check_may_undo, request))
     undone = [{"oid": oid_text(obj._p_oid), "slot": slot} for obj, slot in changed]
     slots = ", ".join(row["slot"] for row in undone)
-    if any(row["oid"] == oid_text(root["reader_obj"]._p_oid) for row in undone):
-        root._p_jar.events.append(("reader",))
+    for name, event in _TELLS_OF_UNDO.items():
+        if any(row["oid"] == oid_text(root[name]._p_oid) for row in undone):
+            root._p_jar.events.append((event,))
     return {
         "details": f"{change} is undone: {slots}",
         "result": {"undone": change, "changes": undone},
@@ -43206,7 +43934,15 @@ class CycleEvent(Event):
     event: typing.Literal["cycle"]
     cycle: str
     state: typing.Literal[
-        "IDLE", "DECOMPOSING", "DELEGATING", "CONTRAPUNTO", "SYNTHESIZING", "COMPLETE", "FAILED"
+        "IDLE",
+        "EXPLORING",
+        "VERIFYING",
+        "DECOMPOSING",
+        "DELEGATING",
+        "CONTRAPUNTO",
+        "SYNTHESIZING",
+        "COMPLETE",
+        "FAILED",
     ]
 
 
@@ -43288,6 +44024,13 @@ class UpgradeEvent(Event):
     offer: dict[str, typing.Any] | None
 
 
+class MindEvent(Event):
+    """Another version of the mind is the mind from now on."""
+
+    event: typing.Literal["mind"]
+    version: int
+
+
 class TokensEvent(Event):
     """A sentence that answers, told before its cycle has ended: it may be dropped yet. The first comes with its passages."""
 
@@ -43311,6 +44054,7 @@ _EVENT_MODELS = {
     "error": ErrorEvent,
     "health": HealthEvent,
     "upgrade": UpgradeEvent,
+    "mind": MindEvent,
     "tokens": TokensEvent,
     "lagged": LaggedEvent,
 }
@@ -44245,6 +44989,9 @@ class BatOS_UVM:
         self.mind.start(self.events)
         self.housekeeping.start()
         self.events.subscribe("reader", self._renew_reader)
+        self.events.subscribe(
+            "mind", lambda version: self.post(self.wire.publish, "mind", {"version": version})
+        )
         self.forge.start(self.events)
         self.events.subscribe(
             "cycle",
@@ -45288,7 +46035,7 @@ def incarnate_staged(image: Image, settings: types.SimpleNamespace) -> dict:
     incarnation = Incarnation(adapter_folders(settings), int(settings.adapter_rank))
     incarnation.before()
     with reading(image) as root:
-        held = {name: proxy.sha256 for name, proxy in root["pLLM_obj"].lora_repository.items()}
+        held = {name: proxy.sha256 for name, proxy in mind_of(root).lora_repository.items()}
     if all(held.get(staged.name) == staged.sha256 for staged in incarnation.staged):
         incarnation.staged = []
     with writing(image) as root:
@@ -45304,7 +46051,7 @@ def core_folder(
     `auto` keeps another model that was chosen before, and brings the embedded core up to date. Raises ConfigError.
     """
     with reading(image) as root:
-        pllm = root.get("pLLM_obj")
+        pllm = mind_of(root) if "pLLM_obj" in root else None
         held, held_id = (pllm.model_blob, pllm.model_id) if pllm is not None else ([], None)
         brought = (
             None
@@ -45365,8 +46112,8 @@ def _chosen_folder(image, setting, held, held_id):
 def store_core(root, folder, name=None):
     """Copy a model's files into the image, one blob a file; `name` is what it is known by. Raises ConfigError, DamagedImage."""
     files, card = check_core_files(folder), core_card(folder)
-    root["pLLM_obj"].model_id = card["name"] if card else name or str(folder)
-    root["pLLM_obj"].model_blob = [blob_record(path, stored_name(path, folder)) for path in files]
+    mind_of(root).model_id = card["name"] if card else name or str(folder)
+    mind_of(root).model_blob = [blob_record(path, stored_name(path, folder)) for path in files]
 
 
 def core_directory(image: Image) -> pathlib.Path:
@@ -45375,7 +46122,7 @@ def core_directory(image: Image) -> pathlib.Path:
     They are links to the blobs, so that the weights are mapped and never copied. Raises DamagedImage, ConfigError.
     """
     with reading(image) as root:
-        records = root["pLLM_obj"].model_blob
+        records = mind_of(root).model_blob
         if not records:
             raise ConfigError(
                 "the image holds no core; start the daemon with --core auto, or name a folder"
@@ -45768,6 +46515,7 @@ def _new_traits(root):
 _OWN_SELECTORS = {
     "traits_obj": {"doesNotUnderstand_": "_doesNotUnderstand_", "display_ui": None},
     "pLLM_obj": {"infer_": None, "reflectOn_": None, "improveCognition": None, "fineTuneWith_": None,
+                 "back_to_": None, "adopt_mind_": None,
                  "load_adapter_": None, "load_adapter": "load_adapter_",
                  "set_adapter_": None, "set_adapter": "set_adapter_",
                  "delete_adapter_": None, "delete_adapter": "delete_adapter_"},
@@ -45787,9 +46535,9 @@ def _missing_selectors(root):
     for name, wanted in _OWN_SELECTORS.items():
         if name not in root:
             continue
-        for selector, primitive_name in wanted.items():
-            if selector not in own(root[name]):
-                yield root[name], selector, primitive_name
+        for obj in minds_of(root) if name == "pLLM_obj" else [root[name]]:
+            lacking = [selector for selector in wanted if selector not in own(obj)]
+            yield from [(obj, selector, wanted[selector]) for selector in lacking]
 
 
 def _made_up_selectors(root):
@@ -45819,6 +46567,7 @@ def _new_pllm(root):
             "lora_repository": OOBTree(),
             "model_id": None,
             "model_blob": [],
+            "version": 1,
         }
     )
 
@@ -45854,11 +46603,6 @@ KINDS["traits"] = Kind(
     "create_method, for new selectors",
     roots=("traits_obj",),
     slots=("name", "_doesNotUnderstand_", "doesNotUnderstand_"),
-)
-KINDS["mind"] = Kind(
-    "--core, which chooses the model, and `incarnate`, which brings adapters",
-    roots=("pLLM_obj",),
-    slots=("name", "model_id", "model_blob", "lora_repository"),
 )
 KINDS["genesis"] = Kind(
     "create_method, for new selectors; setSlot_value_ for data of its own",
@@ -45912,6 +46656,7 @@ PRIMORDIAL = {
     "forge_obj": new_forge,
     "reader_obj": new_reader,
     "vessel_obj": new_vessel_obj,
+    "pLLM_lineage": new_lineage,
 }
 
 
@@ -46023,6 +46768,14 @@ def allow_branches(root):
     for name, (_, follows) in STATES.items():
         if "psm_prototypes_obj" in root:
             set_slot(own(root["psm_prototypes_obj"])[name], "follows", follows)
+
+
+@adds_to(UPGRADES, 19)
+def allow_successors(root):
+    """The mind may have successors, and which one it is says the lineage; a program of before would ask the former one."""
+    _give_roots(root, "pLLM_lineage")
+    _add_slots(root, "pLLM_obj")
+    _add_slots(root, "codex_obj")
 
 
 def _spellings(catalog: UvmObject) -> dict:
@@ -49431,7 +50184,7 @@ def _embedded_core(image, settings):
             price=settings.core_price,
         )
     with reading(image) as root:
-        held = bool(root["pLLM_obj"].model_blob)
+        held = bool(mind_of(root).model_blob)
     if settings.core == "none" or not held:
         return CognitiveCore()
     return CognitiveCore(
@@ -53259,6 +54012,7 @@ def _lanes_pane(told):
 _EVENT_TOLD = {  # topic -> what the picture says of an event
     "cycle": lambda event: f"{event['cycle']} is {event['state']}",
     "upgrade": lambda event: told_offer(event["offer"]),
+    "mind": lambda event: f"version {event['version']} is the mind",
     "error": lambda event: f"{event['command']}: {event['code']}: {event['details']}",
     "uvm_state_update": lambda event: f"stored; {event['state']['memory']['chunks']:,} chunks",
     "lagged": lambda event: f"{event['missed']:,} events were missed",

@@ -695,16 +695,16 @@ COMMANDS = {
     "subscribe": {
         "help": (
             "Be sent events from now on: what the state is, where cycles are, what went wrong, how the daemon is, which "
-            "program a channel offers; on request, as `tokens`, the sentences that answer before their cycle has ended, the "
-            "first with its passages; they are provisional."
+            "program a channel offers, which version of the mind is the mind; on request, as `tokens`, the sentences that "
+            "answer before their cycle has ended, the first with its passages; they are provisional."
         ),
         "effect": False,
         "role": "read",
         "fields": {
             "topics": {
                 "type": "list",
-                "choices": ["uvm_state_update", "cycle", "error", "health", "upgrade", "tokens"],
-                "default": ["uvm_state_update", "cycle", "error", "health", "upgrade"],
+                "choices": ["uvm_state_update", "cycle", "error", "health", "upgrade", "mind", "tokens"],
+                "default": ["uvm_state_update", "cycle", "error", "health", "upgrade", "mind"],
             },
         },
     },
@@ -736,8 +736,8 @@ COMMANDS = {
         "fields": {
             "topics": {
                 "type": "list",
-                "choices": ["uvm_state_update", "cycle", "error", "health", "upgrade", "tokens"],
-                "default": ["uvm_state_update", "cycle", "error", "health", "upgrade", "tokens"],
+                "choices": ["uvm_state_update", "cycle", "error", "health", "upgrade", "mind", "tokens"],
+                "default": ["uvm_state_update", "cycle", "error", "health", "upgrade", "mind", "tokens"],
             },
         },
     },

@@ -376,17 +376,20 @@ def test_a_message_inside_a_method_reaches_what_answers_for_misses(grounded):
     assert send(grounded, oid, "pass_on")["result"] == ["hum_", [1], {"loud": True}]
 
 
-# What has no part in this version yet, and what is never made up
+# What is never made up
 
 
-@pytest.mark.parametrize("target, selector, args", [
-    ("genesis_obj", "improveCognition", []), ("pLLM_obj", "improveCognition", []), ("pLLM_obj", "fineTuneWith_", ["rows"]),
-    ("pLLM_obj", "fineTuneWith:", ["rows"])])
-def test_what_is_not_built_yet_says_what_is_missing(grounded, target, selector, args):
-    with pytest.raises(batos.NotYetBuilt, match="cannot do it yet: nothing here trains") as caught:
-        send(grounded, target, selector, *args, wait=True, generate=True)
-    assert caught.value.fields == {"selector": batos.selector_name(selector)}
-    assert selector not in grounded.call("inspect", target=target)["result"]["slots"] or target == "pLLM_obj"
+def test_what_improves_the_mind_is_understood_and_says_what_it_has_nothing_for(grounded):
+    cycle = send(grounded, "genesis_obj", "improveCognition")["result"]
+    while cycle in cycles(grounded) and next(
+            row for row in grounded.call("list_cycles")["results"] if row["cycle"] == cycle)["state"] not in batos.ENDED:
+        time.sleep(0.01)
+    for selector in ("fineTuneWith_", "fineTuneWith:"):
+        with pytest.raises(batos.BadRequest, match="dataset is"):
+            send(grounded, "pLLM_obj", selector, "rows", wait=True, generate=True)
+    with pytest.raises(batos.NotFound, match="golden curate"):
+        send(grounded, "pLLM_obj", "fineTuneWith_", wait=True, generate=True)
+    assert "improveCognition" not in grounded.call("inspect", target="genesis_obj")["result"]["slots"]
 
 
 @pytest.mark.parametrize("selector", ["infer_", "index_document_", "fetchBlobFor_", "improveCognition"])
