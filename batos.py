@@ -540,7 +540,8 @@ SETTINGS = {row.name: row for row in (
     Setting("cem_cog", 0.4, "weight", "of how many personas speak, in the Composite Entropy Metric"),
     Setting("cem_sol", 0.4, "weight", "of how far answers are from those before"),
     Setting("cem_struc", 0.2, "weight", "of what grew within a week"),
-    Setting("stagnation", 0.35, "CEM", "below which three heartbeats in a row are seen to"),
+    Setting("stagnation", 0.35, "CEM", "below which it is low"),
+    Setting("stagnation_beats", 3, "heartbeats", "in a row at which it is low, until that is seen to"),
     Setting("gate", True, "true or false", "now and then let in one more who speaks, whom the plan does not name"),
     Setting("gate_noise", 0.08, "deviation", "of the draws by which that one is let in; 0 lets only traces and the router do it"),
     Setting("gate_floor", 0.45, "score", "from which on that one is let in"),
@@ -27957,8 +27958,8 @@ def next_thought(cycle, recall):
 
 # Offers:
 __all__ += """
-    new_ether PHEROMONES is_slow sense_ether traces_of_end traces_of_mark evaporated
-    traces_to_forget erase_traces deposited
+    new_ether PHEROMONES is_slow sense_ether standing_traces traces_of_end traces_of_mark
+    evaporated traces_to_forget erase_traces deposited
 """.split()
 
 # kind -> by whom it is left, whom it draws (none: a deposit names them), and when
@@ -28030,6 +28031,11 @@ def _standing(root, now_s):
             strength *= 0.5 ** (age_s / (3600 * slots["half_life_h"]))
         if strength >= _GONE_BELOW:
             yield number, slots, strength
+
+
+def standing_traces(root: persistent.mapping.PersistentMapping) -> list:
+    """Return [(number, slots, strength by now)] of the traces that are not gone."""
+    return list(_standing(root, unix_us() / 1e6))
 
 
 def _overlapping(trace, words):
@@ -28791,7 +28797,7 @@ def told_part(question: str) -> str:
 
 
 def depth_of(cycle: UvmObject, recall: Recall, found: dict | None = None) -> int:
-    """Return how deep a mission is thought, 0 to 2: as its brief says, else by its form and by what was found first.
+    """Return how deep a mission is thought, 0 to 2: as its brief says, else by its type, its form and what was found first.
 
     What tells of something by a clause wants two steps, unless the first passage has all of its words.
     """
@@ -28800,6 +28806,8 @@ def depth_of(cycle: UvmObject, recall: Recall, found: dict | None = None) -> int
         return 0
     if isinstance(told, int):
         return max(0, min(_WAYS_DEEP, told))
+    if cycle.mission_brief["type"] == "systemic_self_improvement":
+        return _WAYS_DEEP
     mission = mission_text(cycle.mission_brief)
     if not told_part(mission) or not (recall.settings is None or recall.settings.branches):
         return 0
@@ -29876,7 +29884,7 @@ def _turn(first, focus, evidence):
 
 # Offers:
 __all__ += """
-    answer_score told_routing
+    answer_score told_why
 """.split()
 
 _WIDTH, _BEAM, _WAYS_MOST = 3, 2, 12
@@ -29888,7 +29896,7 @@ _DETERMINERS = frozenset(
 )
 _QUESTION_WORD = Pattern(r"[\w][\w'’.-]*[\w]|\w")
 _OWNING = Pattern(r"['’]s$")
-_A_NAME = Pattern(r"\b[A-Z][\w'’.-]*\w(?: (?:(?:of|de|van|von|da|del|la) )?[A-Z][\w'’-]*)*")
+_A_NAME = Pattern(r"\b[A-Z][\w'’.-]*\w(?: (?:(?:of|de|van|von|da|del|la|&) )?[A-Z][\w'’-]*)*")
 
 
 class Hop(typing.NamedTuple):
@@ -30098,25 +30106,36 @@ _OTHERWISE, _HOLDS_STILL, _AS_ASKED, _SOURCES = (
     "Is it what was asked?",
     "Is it from more than one source?",
 )
+_NOT_AS_ASKED = 0.3  # of the reader's score
 _LOOKED_AT_BESIDE = 8  # chunks in which a contradiction is looked for
 
 
 @primitive("psm_verifying_", reads=True)
 def psm_verifying_(cycle, recall):
-    """Question the best node that is not pruned: one that holds is told, of one that does not the next is seen."""
+    """Question the best node that is not pruned: one that holds is told, of one that does not the next is seen.
+
+    So it is of one that holds and is not of the kind that was asked for, where another one is the better by then.
+    """
     nodes, verdicts = _nodes_of(cycle), _verdicts_of(cycle)
-    standing = [node for node in _best_first(nodes) if node["node"] not in verdicts]
+    standing = [node for node in nodes if verdicts.get(node["node"], _HOLDS)["holds"]]
     if not standing:
         return _told_of_tree(cycle, nodes, verdicts, _best_first(nodes)[0])
-    best = standing[0]
+    best = _best_first(standing, verdicts)[0]
+    if best["node"] in verdicts:
+        return _told_of_tree(cycle, nodes, verdicts, best)
     verdict = _verdict_on(root_of(cycle)["knowledge_catalog_obj"], best, recall)
-    if verdict["holds"]:
-        return _told_of_tree(cycle, nodes, verdicts | {best["node"]: verdict}, best)
+    judged = verdicts | {best["node"]: verdict}
+    if verdict["holds"] and _best_first(standing, judged)[0] is best:
+        return _told_of_tree(cycle, nodes, judged, best)
     return Thought(f"verdict {best['node']}", lambda _: Step("EXPLORING", verdict))
 
 
+_HOLDS = {"holds": True}  # as long as nothing was asked of it
+
+
 def _verdict_on(catalog, node, recall):
-    """Return what questions to memory say of a node: {"node", "holds", "why", "verified", "against"?: passages that gainsay}."""
+    """Return what questions to memory say of a node: {"node", "holds", "why", "verified", "falls_by": what its score loses,
+    "against": passages that gainsay}."""
     told = {"node": node["node"], "holds": True, "why": "", "verified": [], "against": []}
     if not node["evidence"]:
         return told | {"holds": False, "why": "nothing was found"}
@@ -30127,6 +30146,7 @@ def _verdict_on(catalog, node, recall):
     asked = asked_of(catalog, node["question"], "", "")
     wanted = asked.expected is None or asked.is_answered_by(marked_text(best))
     others = _said_elsewhere(node["evidence"])
+    told["falls_by"] = 0.0 if wanted else _NOT_AS_ASKED
     told["verified"] = [
         _questioned(_OTHERWISE, [item["chunk_id"] for item in against], not against),
         _questioned(_HOLDS_STILL, [newer] if newer else [], not newer),
@@ -30190,9 +30210,15 @@ def _against_in(row, said, named, own_row):
     return None
 
 
-def _best_first(nodes):
-    """Return nodes, the one that answers best first: what is sure, a hop before what it came from, then by the reader's score."""
-    return sorted(nodes, key=_rank_of_node, reverse=True)
+def _best_first(nodes, verdicts=types.MappingProxyType({})):
+    """Return nodes, the one that answers best first: what is sure, a hop before what it came from, then by the reader's score
+    less what a verdict takes off."""
+
+    def rank(node):
+        is_sure, score = _rank_of_node(node)
+        return is_sure, score - verdicts.get(node["node"], {}).get("falls_by", 0.0)
+
+    return sorted(nodes, key=rank, reverse=True)
 
 
 _HOP_AHEAD = 1.0  # of the reader's score: a hop asks for less than the question it came from
@@ -30251,7 +30277,7 @@ def _successor(nodes, verdicts):
     made = {node["node"]: node for node in nodes}
     for name, verdict in verdicts.items():
         after, former = f"{name}.0", made[name]
-        if verdict["against"] and after not in made:
+        if verdict["against"] and not verdict["holds"] and after not in made:
             evidence = [*map(_alone, verdict["against"]), *former["evidence"][:1]]
             return {
                 **former,
@@ -30277,11 +30303,50 @@ CYCLE_EFFECTS.append(_trace_of_pruned)
 # Why a cycle was thought as it was, in plain words
 
 
-def told_routing(cycle: str, result: dict) -> typing.Iterator:
-    """Yield in plain words who spoke in a cycle, and why."""
+def told_why(root: persistent.mapping.PersistentMapping, cycle: UvmObject) -> typing.Iterator:
+    """Yield in plain words who spoke in a cycle, and why; and which traces it left."""
+    oid, brief, result = cycle_id(cycle), cycle.mission_brief, cycle.result or {}
+    if not result:
+        yield f"{oid} is {state_of(cycle)}: who speaks is told at its end"
+    elif kind_of(cycle) is not None:
+        selector = brief["selector"]
+        yield f"{oid} is no question but {selector} ({brief['type']}), which goes by steps of its own: nobody was chosen"
+        yield from (f"found: {row['what']}" for row in result.get("findings", ()))
+    else:
+        yield from _told_routing(oid, result)
+    yield from _told_traces(root, oid)
+
+
+def _told_traces(root, cycle):
+    """Yield the traces that a cycle left, and how much of them is left."""
+    for number, trace, strength in standing_traces(root):
+        if trace["cycle"] == cycle:
+            drawn = ", ".join(trace["attracts"]) or "nobody"
+            yield f"it left trace {number} ({trace['kind']}), which draws {drawn}; {strength:.2f} of it is left"
+
+
+def _told_unplanned(cycle, result):
+    """Yield why nobody was chosen in a cycle that had no plan."""
+    certainty = result.get("certainty")
+    if "reason" in result:
+        yield f"{cycle} failed before anybody was chosen: {result['reason']['code']}"
+    elif result.get("lead") == "ROBIN" and not result.get("relevant"):
+        offered = "with what memory has near it" if result.get("evidence") else "and claims nothing"
+        yield f"{cycle} says how somebody feels: ROBIN answered, {offered}; no plan was needed"
+    elif certainty == "nearest":
+        yield f"{cycle} is not answered outright by memory: the nearest is told, and nobody was chosen"
+    elif certainty == "none":
+        yield f"{cycle} is about what memory does not hold: there was nothing over which anybody could speak"
+    else:
+        yield f"{cycle} needed no search (a greeting, a list of documents, something noted): nobody was chosen"
+
+
+def _told_routing(cycle: str, result: dict) -> typing.Iterator:
+    """Yield in plain words who spoke in a question's cycle, and why."""
     routing = result.get("routing") or {}
     if "lead" not in routing:
-        yield f"{cycle} had no plan, so nobody was chosen; {result.get('lead') or 'nobody'} answered"
+        yield from _told_unplanned(cycle, result)
+        yield from _told_ways(result)
         return
     offered = ", ".join(f"{name} {share:.2f}" for name, share in routing["shares"].items())
     yield f"{cycle} is {routing['archetype']} (the router offered: {offered or 'nothing'})"
@@ -36071,6 +36136,8 @@ def roll_back(obj: UvmObject, name: str, version=None) -> Method:
     _leave_quarantine(method)
     with system_writes(obj, passes=False):
         set_slot(obj, name, found)
+    with off_the_page(found):
+        found.back_at = now_utc()
     _tell_of_method(obj, name, found)
     return found
 
@@ -39951,7 +40018,7 @@ FORGET_STORES["forge jobs"] = ForgetPlace(_jobs_to_forget, _cancel_jobs, _sweep_
 # Offers:
 __all__ += """
     outcomes_read new_findings outcome_figures AUDITOR AUTOTELIC OWN_SENDERS CYCLES_TOLD
-    outcome_finding
+    outcome_finding REMEDIES_OF_OUTCOMES DRAW_IN gaps_named
 """.split()
 
 _WINDOW = 200  # missions that are looked at, and as many before them
@@ -39972,6 +40039,9 @@ AUDITOR, AUTOTELIC = (
 OWN_SENDERS = (AUDITOR, AUTOTELIC)
 
 
+DRAW_IN = "trace"  # the remedy that leaves a trace which draws a persona: [DRAW_IN, its name]
+
+
 class Ended(typing.NamedTuple):
     """A question that came to its end: what of it statistics need."""
 
@@ -39984,6 +40054,8 @@ class Ended(typing.NamedTuple):
     personas: tuple
     text: str
     answer: str = ""
+    voices: tuple = ()  # who was heard: the lead, and for each facet whose it is
+    idle: tuple = ()  # of whom no passage was told, though they were asked
 
 
 def _end_of(result):
@@ -39998,10 +40070,9 @@ def _end_of(result):
 def _as_ended(cycle):
     """Return the Ended of a cycle."""
     result, data = cycle.result, cycle._tmp_synthesis_data
-    pillars = result.get("pillars", ())
-    personas = dict.fromkeys((result.get("lead"), *map(owner_of, pillars)))
-    personas |= dict.fromkeys(result.get("experts", ()))  # also those beside the four
-    personas.pop(None, None)
+    heard = [result.get("lead"), *map(owner_of, result.get("pillars", ()))]
+    beside = [name for name in result.get("experts", ()) if name not in heard]
+    voices = tuple([name for name in (*heard, *beside) if name])
     return Ended(
         cycle_id(cycle),
         result.get("archetype"),
@@ -40009,10 +40080,24 @@ def _as_ended(cycle):
         _end_of(result),
         bool(data.get("sent_back")),
         result.get("feedback", {}).get("mark") == "wrong",
-        tuple(personas),
+        tuple(dict.fromkeys(voices)),
         mission_text(cycle.mission_brief),
         result.get("answer", ""),
+        voices,
+        _idle_in(data.get("partial_responses", {}), result.get("evidence", ())),
     )
+
+
+def _idle_in(parts, evidence):
+    """Return the personas of whose facets' passages none was told; parts: {pillar: {"quotes"}}."""
+    told = {item["chunk_id"] for item in evidence}
+    asked, heard = {}, set()
+    for pillar, part in parts.items():
+        chosen = {item["chunk_id"] for item in part["quotes"]}
+        asked[owner_of(pillar)] = True
+        if chosen & told:
+            heard.add(owner_of(pillar))
+    return tuple([name for name in asked if name not in heard])
 
 
 def outcomes_read(root: persistent.mapping.PersistentMapping) -> list:
@@ -40050,33 +40135,62 @@ def outcome_figures(rows: list) -> dict:
             "missions": len(some),
             "p50_s": round(statistics.median(times), 3),
             "p95_s": round(times[int(0.95 * (len(times) - 1))], 3),
-            **{name: sum(map(holds, some)) for name, (holds, _) in _SHARES.items()},
+            **{name: sum(map(share.holds, some)) for name, share in _SHARES.items()},
             "personas": dict(spoke),
         }
     return found
 
 
-# name of a share -> (whether a row counts, what the Architect is told to do about it)
+def _remedy(selector, target, *args):
+    """Return the remedy that is a mission of a kind about an object."""
+    brief = {
+        "type": "systemic_self_improvement",
+        "selector": selector,
+        "args": [*args],
+        "kwargs": {},
+    }
+    return [brief, target]
+
+
+_TRY_WORKFLOW = _remedy("improve_workflow", "workflows_obj", "")
+_CURATE = _remedy("curate_golden_dataset", "golden_obj", READER)
+REMEDIES_OF_OUTCOMES = (_TRY_WORKFLOW, _CURATE)
+
+
+class _Share(typing.NamedTuple):
+    """What can happen to a question: whether it did to a row, how that is told, what to do about it and what is begun."""
+
+    holds: typing.Callable
+    told: str
+    advice: str
+    remedy: list | None = None
+
+
 # fmt: off
 _SHARES = {
-    "sent back": (lambda row: row.sent_back,
-                  "documents changed while they were asked about, or their passages stand no more: learn them anew"),
-    "refused": (lambda row: row.end == "refused",
-                "what is cited does not stand in memory: `check --deep` tells whether the image is well"),
-    "failed": (lambda row: row.end == "failed", "`cycles --state FAILED` tells of each why"),
-    "unanswered": (lambda row: row.end == "unanswered", "memory lacks what is asked now: learn documents about it"),
-    "marked wrong": (lambda row: row.wrong, "look at what they cite: a newer document may supersede it"),
+    "sent back": _Share(lambda row: row.sent_back, "were sent back",
+                        "documents changed while they were asked about, or their passages stand no more: learn them anew. "
+                        "Another way in which the four work together is tried", _TRY_WORKFLOW),
+    "refused": _Share(lambda row: row.end == "refused", "were refused",
+                      "what is cited does not stand in memory: `check --deep` tells whether the image is well"),
+    "failed": _Share(lambda row: row.end == "failed", "failed", "`cycles --state FAILED` tells of each why"),
+    "unanswered": _Share(lambda row: row.end == "unanswered", "were unanswered",
+                         "memory lacks what is asked now: learn documents about it"),
+    "marked wrong": _Share(lambda row: row.wrong, "were marked wrong",
+                           "look at what they cite: a newer document may supersede it. What was marked is curated", _CURATE),
+    "bloat": _Share(lambda row: bool(row.idle), "asked somebody of whom nothing was told",
+                    "fewer may do: the matrix (`history codex_obj archetypes`), or other questions"),
 }
 # fmt: on
 
 
-def outcome_finding(kind, about, what, why, cycles, times=None):
-    """Return a finding whose remedy is not the system's; told once a window."""
+def outcome_finding(kind, about, what, why, cycles, times=None, remedy=None):
+    """Return a finding in how missions ended, told once a window. remedy: None where it is not the system's."""
     return {
         "kind": kind,
         "what": what,
         "times": times or len(cycles),
-        "remedy": None,
+        "remedy": remedy,
         "of": f"{kind}: {about}",
         "why": why,
         "cycles": list(cycles)[:CYCLES_TOLD],
@@ -40096,13 +40210,13 @@ def _rose(later, earlier):
 def _look_for_shares(rows, _):
     """Yield what happens more often in this window than in the one before."""
     later, earlier = rows[:_WINDOW], rows[_WINDOW:]
-    for name, (holds, advice) in _SHARES.items():
-        cycles = [row.cycle for row in later if holds(row)]
-        if _rose([*map(holds, later)], [*map(holds, earlier)]) < _CHANCE_Z:
+    for name, share in _SHARES.items():
+        cycles = [row.cycle for row in later if share.holds(row)]
+        if _rose([*map(share.holds, later)], [*map(share.holds, earlier)]) < _CHANCE_Z:
             continue
-        before = f"before {_share(earlier, holds):.0%}"
-        what = f"{len(cycles)} of the last {len(later)} questions were {name} ({before})"
-        yield outcome_finding(name, "questions", what, advice, cycles)
+        before = f"before {_share(earlier, share.holds):.0%}"
+        what = f"{len(cycles)} of the last {len(later)} questions {share.told} ({before})"
+        yield outcome_finding(name, "questions", what, share.advice, cycles, remedy=share.remedy)
 
 
 def _higher(later, earlier):
@@ -40142,8 +40256,9 @@ def _look_for_unused(rows, _):
         if spoke[name] or expected < 10:  # fewer than ten are missed by chance
             continue
         what = f"{name} spoke in none of the last {len(later)} answers, before in {before[name]} of {len(earlier)}"
-        why = "a matrix that was changed (`history codex_obj archetypes`), or other questions"
-        yield outcome_finding("unused", name, what, why, [row.cycle for row in later])
+        why = "a matrix that was changed (`history codex_obj archetypes`), or other questions; a trace draws it in"
+        cycles = [row.cycle for row in later]
+        yield outcome_finding("unused", name, what, why, cycles, remedy=[DRAW_IN, name])
 
 
 def _topics_of(text):
@@ -40181,6 +40296,11 @@ def _look_for_gaps(rows, root):
         yield _gap(_topics_of(some[0].text)[stem], some, root["knowledge_catalog_obj"])
         for row in some:
             del left[row.cycle]
+
+
+def gaps_named(root: persistent.mapping.PersistentMapping, rows: list) -> list:
+    """Return what was asked about again and again and never answered, in words; rows: of outcomes_read()."""
+    return [finding["what"] for finding in _look_for_gaps(rows, root)]
 
 
 def _widest_gap(named, left):
@@ -40288,7 +40408,7 @@ _FRESH_BY_MEANING, _FRESH_BY_WORDS = 0.75, 0.9
 _GROWTH, _WEEK_S = 5.0, 7 * 86400.0
 _CEM_ROWS_MOST = 10_000
 _MEDIAN_ROWS, _MEDIAN_DAYS, _MEDIAN_SHARE = 48, 30, 0.8
-_LOW_IN_A_ROW, _NEW_ANSWERS = 3, 5
+_NEW_ANSWERS = 5  # since stagnation was seen to last, for it to be seen to a day later
 _WAITS_MOST_DAYS = 30
 
 
@@ -40320,11 +40440,11 @@ def answers_told(rows: list) -> list:
 
 def _h_cog(rows):
     """Return (the entropy of who spoke, as a share of the greatest; {persona: how often})."""
-    spoke = collections.Counter([name for row in rows for name in row.personas])
+    spoke = collections.Counter([name for row in rows for name in row.voices])
     total = sum(spoke.values())
     shares = [count / total for count in spoke.values()]
     base = math.log(max(len(PILLARS), len(spoke)))
-    return -sum([share * math.log(share) for share in shares]) / base, dict(spoke)
+    return sum([share * math.log(1 / share) for share in shares]) / base, dict(spoke)
 
 
 def _by_meaning(vectors, number):
@@ -40358,14 +40478,31 @@ def _came_in_a_week(root, now_s):
             if is_stored(value):
                 count += _worth_of_growth(own(value), selector, now_s)
     for proxy in mind_of(root).lora_repository.values():
-        made = own(proxy).get("at")
-        count += made is not None and now_s - made.timestamp() < _WEEK_S and proxy.version > 1
+        count += _is_of_the_week(own(proxy), now_s) and proxy.version > 1
+    count += sum([_is_of_the_week(own(made), now_s) for made in _clients_made(root)])
     return max(0, count)
 
 
+def _clients_made(root: persistent.mapping.PersistentMapping) -> list:
+    """Return the clients that were made and are kept, the newest first."""
+    slots = own(root["morphic_ui_obj"]) if "morphic_ui_obj" in root else {}
+    found, made = [], slots.get("newest") or slots.get("incarnation")
+    while made is not None:
+        found.append(made)
+        made = own(made).get("former")
+    return found
+
+
+def _is_of_the_week(slots, now_s, when="at"):
+    made = slots.get(when)
+    return made is not None and now_s - made.timestamp() < _WEEK_S
+
+
 def _worth_of_growth(slots, selector, now_s):
-    made = slots.get("at")
-    if made is None or now_s - made.timestamp() >= _WEEK_S:
+    """Return 1 for a method that came and is trusted, -1 for one that failed, or in whose place the one before runs again."""
+    if _is_of_the_week(slots, now_s, "back_at"):
+        return -1
+    if not _is_of_the_week(slots, now_s):
         return 0
     if slots.get("status") == "quarantined":
         return -1
@@ -40428,13 +40565,14 @@ def stored_entropy(
 def is_stagnant(
     root: persistent.mapping.PersistentMapping, rows: list, settings: types.SimpleNamespace
 ) -> bool:
-    """Whether the newest rows of the history are low, three in a row, and it is time to see to it.
+    """Whether the newest rows of the history are low, as many in a row as the settings say, and it is time to see to it.
 
     At most once a day; where hardly anything new was answered since, after 2, 4, 8 … days, 30 at most.
     """
     history, seen = root["autotelic_obj"].cem_history, root["autotelic_obj"].stagnations
-    newest = list(itertools.islice(reversed(history.values()), _LOW_IN_A_ROW))
-    if len(newest) < _LOW_IN_A_ROW or not all(row["low"] for row in newest):
+    in_a_row = int(settings.stagnation_beats)
+    newest = list(itertools.islice(reversed(history.values()), in_a_row))
+    if len(newest) < in_a_row or not all(row["low"] for row in newest):
         return False
     if not len(seen):
         return True
@@ -40986,20 +41124,14 @@ def _is_finding(row):
     """Whether a row is a finding with a remedy, as _end_audit leaves them: slots can be set by anybody."""
     if not isinstance(row, dict) or not row.keys() >= {"what", "times", "remedy", "of", "why"}:
         return False
-    brief, target = (
-        row["remedy"]
-        if isinstance(row["remedy"], list) and len(row["remedy"]) == 2
-        else (None, None)
-    )
-    return (
-        isinstance(target, str)
-        and isinstance(row["what"], str)
-        and (
-            brief == "again"
-            or isinstance(brief, dict)
-            and (brief.get("type"), brief.get("selector")) == MEND
-        )
-    )
+    is_pair = isinstance(row["remedy"], list) and len(row["remedy"]) == 2
+    brief, target = row["remedy"] if is_pair else (None, None)
+    if not isinstance(target, str) or not isinstance(row["what"], str):
+        return False
+    if brief == DRAW_IN:
+        return target in PILLARS
+    may_mend = isinstance(brief, dict) and (brief.get("type"), brief.get("selector")) == MEND
+    return brief == "again" or may_mend or row["remedy"] in REMEDIES_OF_OUTCOMES
 
 
 def _something_wrong(root, noticed=0):
@@ -41012,14 +41144,19 @@ def _something_wrong(root, noticed=0):
         sum(1 for _ in _methods_in_quarantine(root)),
     )
     waiting = sum(map(_is_finding, root["autotelic_obj"].pending))
-    return (
-        None
-        if _improving(root) or not failures + methods + waiting + noticed
-        else (
-            f"{failures} missions failed, {methods} methods are in quarantine, {waiting} findings wait"
-            + f", {noticed} things are noticed in how missions end" * bool(noticed)
-        )
-    )
+    counts = dict(zip(_WRONG_TOLD, (failures, methods, waiting, noticed), strict=True))
+    told = [
+        f"{count} {one if count == 1 else more}" for (one, more), count in counts.items() if count
+    ]
+    return None if _improving(root) or not told else ", ".join(told)
+
+
+_WRONG_TOLD = (  # of one, of more
+    ("mission failed", "missions failed"),
+    ("method is in quarantine", "methods are in quarantine"),
+    ("finding waits", "findings wait"),
+    ("thing is noticed in how missions end", "things are noticed in how missions end"),
+)
 
 
 # The states of an audit
@@ -41158,7 +41295,8 @@ def _finding_of_method(row):
 def _finding_of_failures(kind, code, entries):
     """Return the finding of missions of one type that failed by one error."""
     recurring = "again and again " if len(entries) >= _RECURRING else ""
-    what = f"{len(entries)} missions ({kind or 'of any type'}) failed {recurring}by {code}: {entries[-1]['details']}"
+    missions = "1 mission" if len(entries) == 1 else f"{len(entries)} missions"
+    what = f"{missions} ({kind or 'of any type'}) failed {recurring}by {code}: {entries[-1]['details']}"
     again = kind == "unhandled_message" and code in _PASSING
     return {
         "what": what,
@@ -41216,7 +41354,7 @@ def _end_audit(root, cycle):
         *(finding["of"] for finding in findings if finding not in later),
     ][-_SEEN_MOST:]
     if chosen:
-        _begin_remedy(root, chosen["remedy"])
+        _begin_remedy(root, cycle, chosen["remedy"])
 
 
 def _report_findings(root, cycle, findings):
@@ -41271,17 +41409,20 @@ def _cycles_audited(cycle):
     return {*named, *(row["cycle"] for row in data.get("failures", ()))}
 
 
-def _begin_remedy(root, remedy):
-    """Accept the mission of a remedy, unless what it is about has gone or is well by now."""
+def _begin_remedy(root, audit, remedy):
+    """Accept the mission of a remedy, unless what it is about has gone or is well by now; or leave its trace."""
     brief, target = remedy
+    if brief == DRAW_IN:
+        deposited(root, "STAGNATION", "", cycle=cycle_id(audit), attracts=[target])
+        return
     with contextlib.suppress(NotFound):
         if brief == "again":
             failed = find_cycle(root, target)
             brief, target = failed.mission_brief, failed.target_oid
             if lookup(resolve(root, target), selector_name(brief["selector"])).value is not ABSENT:
                 return
-        resolve(root, target)
-        accept_cycle(root, brief, target, AUTOTELIC)
+        about = resolve(root, target)
+        accept_cycle(root, brief, oid_text(about._p_oid), AUTOTELIC)
 
 
 _AUDITING = MissionKind(
@@ -41334,15 +41475,23 @@ def _never_written(root):
     return [selector for selector, _ in counted.most_common(3)]
 
 
+def _what_to_learn(root):
+    """Return which gaps of knowledge there are, and what may be done about answers that are all alike."""
+    gaps = gaps_named(root, outcomes_read(root))
+    told = (
+        f"{'; '.join(gaps)}: learn what answers that"
+        if gaps
+        else "learn documents about what is asked"
+    )
+    return f"{told}, or mark what is right; improveCognition has the mind learn of what was corrected"
+
+
 # part -> what is begun where it is the weakest: (root, row) to words
 _BEGINNINGS = {
     "h_cog": lambda root, row: (
         f"a trace draws {_least_heard(row)}, who spoke least, into what is asked next"
     ),
-    "h_sol": lambda root, row: (
-        "answers resemble those before: learn documents about what is asked, or mark what is right; improveCognition "
-        "has the mind learn of what was corrected"
-    ),
+    "h_sol": lambda root, row: f"answers resemble those before: {_what_to_learn(root)}",
     "h_struc": lambda root, row: (
         f"nothing grew in a week; methods may be missed for {', '.join(_never_written(root)) or 'nothing'}"
     ),
@@ -41453,7 +41602,9 @@ def _begun_inquiry(root, row, settings):
     """Begin an inquiry within the day's budget. Returns {"told", "cycle"}."""
     autotelic, now_s = root["autotelic_obj"], unix_us() / 1e6
     begun = [at_s for at_s in autotelic.begun if 0 <= now_s - at_s < _DAY_S]
-    told = f"dissonance of stagnation: CEM {row['cem']:.2f} for three beats"
+    told = (
+        f"dissonance of stagnation: CEM {row['cem']:.2f} for {int(settings.stagnation_beats)} beats"
+    )
     if len(begun) >= settings.heartbeat_per_day:
         return {"told": f"{told}; the day's budget is spent (heartbeat_per_day)", "cycle": None}
     set_slot(autotelic, "begun", [*begun, now_s])
@@ -43135,7 +43286,7 @@ def _accept_mission(request, root):
 @command(WhyCommand, lane="read", role="read")
 def why(request, root):
     cycle = find_cycle(root, request.command.cycle)
-    lines = list(told_routing(cycle_id(cycle), to_wire(cycle.result or {})))
+    lines = list(told_why(root, cycle))
     return {"details": f"{len(lines)} lines of {cycle_id(cycle)}", "results": lines}
 
 

@@ -151,7 +151,7 @@ def test_one_thing_at_a_time_and_the_rest_waits(kept):
     one.audit()
     one.reports(2)
     with batos.reading(one.image) as root:
-        assert len(root["autotelic_obj"].pending) == 1 and "1 findings wait" in batos._something_wrong(root)
+        assert len(root["autotelic_obj"].pending) == 1 and "1 finding waits" in batos._something_wrong(root)
     one.audit()
     reports = one.reports(4)
     assert [report["state"] for report in reports] == ["COMPLETE"] * 4, reports
@@ -262,7 +262,7 @@ def test_the_day_has_a_budget(kept):
     one.shelf(MEAN, author="ann", prices=[])
     assert one.write(batos._begin_due_audit(0))["cycle"] is None
     told = one.write(batos._begin_due_audit(1))
-    assert told["cycle"] and "1 methods are in quarantine" in told["told"]
+    assert told["cycle"] and "1 method is in quarantine" in told["told"]
     one.reports(1)
     assert one.write(batos._begin_due_audit(1))["told"] == "nothing went wrong since the last audit"
 

@@ -97,6 +97,55 @@ def test_two_steps_answer_more_than_none_and_lose_nothing(machine):  # noqa: F81
     assert not any(was and not now for was, now in zip(before, after, strict=True))
 
 
+def test_what_is_not_of_the_kind_that_is_asked_for_falls_behind_what_is_nearly_as_good(machine, monkeypatch):  # noqa: F811
+    one = machine_with(machine, SMALL["papers"])
+    judge = batos._verdict_on
+
+    def judged(catalog, node, recall):
+        falls_by = 0.3 if node["node"] == "1" else 0.0
+        return judge(catalog, node, recall) | {"holds": True, "against": [], "falls_by": falls_by}
+    monkeypatch.setattr(batos, "_verdict_on", judged)
+    monkeypatch.setattr(batos, "answer_score", lambda question, evidence, recall: 1.0)
+    monkeypatch.setattr(batos, "_hop_due", lambda *given: None)
+    report = one.think(brief(MANAGER))
+    assert report["tree"]["stands"] == "2" and report["tree"]["pruned"] == []
+    assert "verdict 1" in names_of(one, report)
+
+
+@pytest.mark.parametrize("said, falls_by", [("The rent of the flat is high.", 0.3), ("The rent of the flat is 900 euros.", 0.0)])
+def test_what_is_not_of_the_kind_that_is_asked_for_loses_of_its_score(machine, said, falls_by):  # noqa: F811
+    one = machine()
+    one.learn(f"{said}\n", "lease.md")
+    catalog = "knowledge_catalog_obj"
+    item = one.read(lambda root: batos.passage_around(batos.search_(root[catalog], "rent flat", 1)["results"][0], 0))
+    node = {"node": "1", "question": "How much is the rent?", "evidence": [item], "certainty": "sure", "score": 1.0}
+    verdict = one.read(lambda root: batos._verdict_on(root[catalog], node, batos.Recall()))
+    assert verdict["holds"] and verdict["falls_by"] == falls_by
+
+
+def test_what_falls_behind_by_a_verdict_stands_where_the_rest_is_worse():
+    nodes = [{"node": "1", "certainty": "sure", "score": 1.0, "evidence": [1]},
+             {"node": "2", "certainty": "sure", "score": 0.8, "evidence": [1]}]
+    first = [batos._best_first(nodes, {"1": {"falls_by": falls}})[0]["node"] for falls in (0.1, 0.3)]
+    assert first == ["1", "2"] and batos._best_first(nodes)[0]["node"] == "1"
+
+
+@pytest.mark.parametrize("sentence, names", [
+    ("The heating is serviced by Brenner & Sons each autumn.", ["Brenner & Sons"]),
+    ("Ann Bell is the manager of Tom Reed.", ["Ann Bell", "Tom Reed"])])
+def test_the_names_of_a_sentence(sentence, names):
+    assert batos._names_beside(sentence, "Who is it?") == names
+
+
+def test_a_mission_that_is_to_improve_is_thought_along_several_ways(machine):  # noqa: F811
+    one = machine_with(machine, SMALL["papers"])
+    plain = "Who signs the lease of the flat?"
+    assert "tree" not in one.think(brief(plain))
+    improving = {**brief(plain), "type": "systemic_self_improvement", "selector": "improve"}
+    assert "tree" in one.think(improving)
+    assert "tree" not in one.think({**improving, "kwargs": {"depth": 0}})
+
+
 @pytest.mark.parametrize("question, settings, kwargs, explored", [
     (MANAGER, {}, {}, True), (MANAGER, {"branches": False}, {}, False), (MANAGER, {}, {"depth": 0}, False),
     (MANAGER, {"branches": False}, {"depth": 1}, True), ("Who signs the lease of the flat?", {}, {}, False),

@@ -6,7 +6,7 @@ import random
 import numpy
 import pytest
 from test_autotelic import Kept, kept  # noqa: F401  (a fixture)
-from test_outcomes import TOPICS, begin
+from test_outcomes import GIRAFFES, TOPICS, ask, begin
 
 import batos
 
@@ -17,7 +17,8 @@ ALL = [("BABS", "BRICK"), ("BRICK", "ROBIN"), ("ALFRED", "BABS"), ("ROBIN", "ALF
 
 
 def answer(n, text, personas=ONE, question=None, end="answered"):
-    return batos.Ended(f"0x{n:x}", "Factual Inquiry", 1.0, end, False, False, personas, question or f"question {n}", text)
+    asked = question or f"question {n}"
+    return batos.Ended(f"0x{n:x}", "Factual Inquiry", 1.0, end, False, False, personas, asked, text, personas)
 
 
 def words_of(n, seed=0):
@@ -51,6 +52,15 @@ def test_who_speaks_by_hand():
     assert batos._h_cog(rows)[0] == pytest.approx(h_cog)
 
 
+def test_a_lead_and_each_facet_count_once():
+    """BABS leads and speaks by two facets, BRICK by one: 3 to 1."""
+    rows = [answer(1, "x", ("BABS", "BABS", "BABS", "BRICK"))]
+    by_hand = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / math.log(4)
+    h_cog, spoke = batos._h_cog(rows)
+    assert h_cog == pytest.approx(by_hand) and spoke == {"BABS": 3, "BRICK": 1}
+    assert f"{batos._h_cog([answer(1, 'x', ONE)])[0]:.2f}" == "0.00"           # and not -0.00
+
+
 def test_eight_answers_by_hand():
     """By meaning: three answers of the window lie .286, 1 and .6 from the nearest before; by words: shares of words."""
     def unit(angle):
@@ -70,6 +80,29 @@ def test_what_grew_within_a_week_counts_and_what_failed_is_taken_off():
              "e": method_of("quarantined")}
     assert batos._came_in_a_week(Root(grown), batos.unix_us() / 1e6) == 1
     assert batos._came_in_a_week(Root({"e": method_of("quarantined")}), batos.unix_us() / 1e6) == 0
+    back = method_of("trusted", 30)
+    back.back_at = batos.now_utc()                          # rolled back to: the one that came after it was no good
+    assert batos._came_in_a_week(Root(grown | {"f": method_of("trusted"), "g": back}), batos.unix_us() / 1e6) == 1
+
+
+def test_clients_that_were_made_within_a_week_count():
+    root, week_s = Root(), 7 * 86400
+    old = batos.UvmObject(at=batos.now_utc() - batos.datetime.timedelta(seconds=week_s + 60), former=None)
+    newest = batos.UvmObject(at=batos.now_utc(), former=batos.UvmObject(at=batos.now_utc(), former=old))
+    root["morphic_ui_obj"] = batos.UvmObject(newest=newest, incarnation=old)
+    assert batos._came_in_a_week(root, batos.unix_us() / 1e6) == 2
+
+
+def test_a_method_that_was_rolled_back_to_says_when(kept):  # noqa: F811
+    one = kept()
+
+    def apply(root):
+        obj = root["genesis_obj"]
+        for number in (1, 2):
+            batos.bring_in(obj, "price_", f"def price_(self):\n    return {number}\n", author="ann", intent="a price")
+        found = batos.roll_back(obj, "price_")
+        return found.version, found.back_at is not None, batos._worth_of_growth(batos.own(found), "price_", batos.unix_us() / 1e6)
+    assert one.write(apply) == (1, True, -1)
 
 
 def test_too_few_answers_have_no_figure_and_one_question_counts_once():
@@ -99,9 +132,21 @@ def test_the_weakest_part_is_the_one_by_which_most_is_lost():
     assert batos.weakest_part({"h_cog": 0.9, "h_sol": 0.9, "h_struc": 0.0}, SETTINGS) == "h_struc"
 
 
-def test_fixed_parts_give_a_figure_of_twelve_hundredths():
-    parts = {"h_cog": 0.10, "h_sol": 0.20, "h_struc": 0.0}
-    assert 0.4 * parts["h_cog"] + 0.4 * parts["h_sol"] + 0.2 * parts["h_struc"] == pytest.approx(0.12)
+def test_fixed_parts_give_a_figure_of_twelve_hundredths(monkeypatch):
+    monkeypatch.setattr(batos, "_h_cog", lambda rows: (0.10, {}))
+    monkeypatch.setattr(batos, "_h_sol", lambda answers, vectors: (0.20, "words"))
+    rows = [answer(n, words_of(n)) for n in range(12)]
+    assert batos.entropy_of(Root(), rows, SETTINGS).cem == pytest.approx(0.12)
+    assert batos.entropy_of(Root(), rows, batos.load_settings({"cem_cog": 1.0}, {})).cem == pytest.approx(0.18)
+
+
+def test_as_many_low_beats_in_a_row_as_the_settings_say_are_seen_to(clock):
+    root, settings = Root(), batos.load_settings({"stagnation_beats": 5}, {})
+    seen = []
+    for _ in range(6):
+        batos.stored_entropy(root, batos.EntropyParts(0.1, 0.1, 0.1, 0.0, 12, "words", {}), settings)
+        seen.append(batos.is_stagnant(root, [], settings))
+    assert seen == [False] * 4 + [True] * 2
 
 
 # Its history, with a clock of the test's own
@@ -209,6 +254,16 @@ def test_an_inquiry_names_the_weakest_part_and_begins_one_thing(kept, parts, par
     assert line["kind"] == "stagnation" and part in line["what"]
     traces = one.write(lambda root: [(t.kind, t.attracts) for t in root["digital_ether"].pheromones.values()])
     assert traces == ([("STAGNATION", ["ROBIN"])] if part == "h_cog" else [])
+
+
+def test_what_is_asked_in_vain_is_told_where_answers_resemble_those_before(kept):  # noqa: F811
+    one = kept()
+    ask(one, *GIRAFFES)
+    one.reports(3)
+    stagnate(one, h_cog=0.9)
+    begin(one, "systemic_self_improvement", "characterological_inquiry")
+    told = one.reports(4)[3]["answer"]
+    assert "asked 3 times about giraffes, unanswered: no document holds it: learn what answers that" in told
 
 
 def test_a_beat_that_finds_it_low_three_times_asks_why_once_a_day(kept):  # noqa: F811

@@ -300,12 +300,40 @@ def test_what_why_tells_of_traces_turns_and_searches():
                "because": [{"number": 3, "kind": "KNOWLEDGE_GAP", "personas": ["BABS"], "bonus": 0.15, "related": True}],
                "retrieval": {"focus": "giraffe", "added": []},
                "contrapunto": {"BRICK": {"focus": "needle", "added": ["a_chunk_1"], "dropped": ["b_chunk_0"]}}}
-    told = "\n".join(batos.told_routing("0x1", {"routing": routing, "pillars": ["guide_facet_"], "notes": ["old"]}))
+    told = "\n".join(batos._told_routing("0x1", {"routing": routing, "pillars": ["guide_facet_"], "notes": ["old"]}))
     for words in ("trace 3 (KNOWLEDGE_GAP, about this) draws BABS by 0.150", "let in beside them: BABS", "ALFRED notes: old",
                   "BABS searched once more for “giraffe”: nothing new", "added a_chunk_1, would drop b_chunk_0",
                   "resonance: holds"):
         assert words in told
-    assert list(batos.told_routing("0x1", {"lead": "ROBIN"})) == ["0x1 had no plan, so nobody was chosen; ROBIN answered"]
+
+
+@pytest.mark.parametrize("question, told", [
+    ("hello", "needed no search"), ("What do giraffes eat?", "is about what memory does not hold"),
+    ("I feel so lost and alone.", "says how somebody feels: ROBIN answered, and claims nothing")])
+def test_why_tells_also_of_what_had_no_plan(thinking, question, told):
+    one = thinking()
+    report = one.think({**BRIEF, "args": [question]})
+    lines = one.read(lambda root: list(batos.told_why(root, batos.find_cycle(root, report["cycle"]))))
+    assert told in lines[0]
+    traces = [line for line in lines if line.startswith("it left trace")]
+    kind = {"What do giraffes eat?": "KNOWLEDGE_GAP", "I feel so lost and alone.": "ARCHITECT_DISTRESS"}.get(question)
+    assert len(traces) == bool(kind) and (not kind or f"({kind})" in traces[0] and "1.00 of it is left" in traces[0])
+
+
+def test_why_tells_of_missions_that_go_by_steps_of_their_own(thinking):
+    one = thinking()
+    audit = {"type": "self_audit", "selector": "perform_cognitive_efficiency_audit", "args": [], "kwargs": {}}
+    report = one.think(audit)
+    lines = one.read(lambda root: list(batos.told_why(root, batos.find_cycle(root, report["cycle"]))))
+    assert lines == [f"{report['cycle']} is no question but perform_cognitive_efficiency_audit (self_audit), which goes by "
+                     "steps of its own: nobody was chosen"]
+
+
+def test_why_tells_of_what_failed_and_of_what_has_not_ended():
+    reason = {"reason": {"code": "DeadlineExceeded", "details": "x"}}
+    assert list(batos._told_routing("0x1", reason)) == ["0x1 failed before anybody was chosen: DeadlineExceeded"]
+    nearest = {"certainty": "nearest", "relevant": False, "tree": {"stands": "1", "nodes": []}}
+    assert "the nearest is told" in next(batos._told_routing("0x1", nearest))
 
 
 def test_the_same_cycle_draws_the_same_after_a_restart(thinking):

@@ -20,10 +20,10 @@ class Day:
         self.random, self.missions = random.Random(seed), []
 
     def ask(self, text=None, archetype="Factual Inquiry", seconds=None, end="answered", sent_back=False, wrong=False,
-            personas=("BABS", "BRICK")):
+            personas=("BABS", "BRICK"), idle=()):
         row = batos.Ended(f"0x{len(self.missions):x}", archetype if end == "answered" else None,
                           seconds or self.random.lognormvariate(-1, 0.5), end, sent_back, wrong, personas,
-                          text or self.question())
+                          text or self.question(), idle=idle)
         self.missions.append(row)
         return row.cycle
 
@@ -38,7 +38,8 @@ class Day:
             end = "answered" if chance() > 0.06 else self.random.choice(["unanswered", "failed", "aside"])
             archetype = self.random.choices(batos.ARCHETYPES, (5, 1, 12, 1))[0]
             personas = self.random.choices([("BABS", "BRICK"), ("BRICK", "ROBIN"), ("ALFRED", "BABS")], (6, 3, 1))[0]
-            self.ask(None, archetype, None, end, chance() < 0.03, chance() < 0.02, personas)
+            idle = personas[1:] if chance() < 0.05 else ()
+            self.ask(None, archetype, None, end, chance() < 0.03, chance() < 0.02, personas, idle)
 
     def rows(self):
         return self.missions[::-1][:2 * batos._WINDOW]
@@ -72,7 +73,7 @@ def plant_refused(day):
 
 
 def plant_failed(day):
-    return [day.ask(end="failed") for _ in range(day.random.randint(40, 60))], "were failed"
+    return [day.ask(end="failed") for _ in range(day.random.randint(40, 60))], "questions failed (before"
 
 
 def plant_unanswered(day):
@@ -92,8 +93,14 @@ def plant_unused(day):
     return [day.ask(personas=("BABS",)) for _ in range(220)], "ALFRED spoke in none of the last"
 
 
-PLANTS = {"gap": plant_gap, "sent back": plant_sent_back, "refused": plant_refused, "failed": plant_failed,
-          "unanswered": plant_unanswered, "marked wrong": plant_wrong, "slow": plant_slow, "unused": plant_unused}
+def plant_bloat(day):
+    return [day.ask(idle=("BRICK",)) for _ in range(day.random.randint(40, 60))], "asked somebody of whom nothing was told"
+
+
+PLANTS = {
+    "gap": plant_gap, "sent back": plant_sent_back, "refused": plant_refused, "failed": plant_failed,
+    "unanswered": plant_unanswered, "marked wrong": plant_wrong, "slow": plant_slow, "unused": plant_unused,
+    "bloat": plant_bloat}
 
 
 @pytest.mark.parametrize("kind, seed", [(kind, seed) for kind in PLANTS for seed in (1, 2)])
@@ -106,6 +113,25 @@ def test_a_planted_trouble_is_found_with_its_cycles(root, kind, seed):
         day.quiet(20)
     found = [row for row in noticed(day, root).values() if words in row["what"]]
     assert len(found) == 1 and found[0]["kind"] == kind and set(found[0]["cycles"]) & set(cycles), (found, before)
+
+
+@pytest.mark.parametrize("kind, remedy", [
+    ("sent back", batos._TRY_WORKFLOW), ("marked wrong", batos._CURATE), ("unused", [batos.DRAW_IN, "ALFRED"]), ("gap", None)])
+def test_a_trouble_has_its_remedy(root, kind, remedy):
+    day = Day(1)
+    day.quiet(400)
+    PLANTS[kind](day)
+    found = [row for row in noticed(day, root).values() if row["kind"] == kind and row["remedy"] == remedy]
+    assert len(found) == 1
+    assert remedy is None or batos._is_finding(found[0])
+
+
+def test_who_was_asked_and_told_nothing_is_idle():
+    def quoted(*ids):
+        return {"quotes": [{"chunk_id": one} for one in ids]}
+    parts = {"guide_facet_": quoted("a"), "sage_facet_": quoted("b", "c"), "iceman_facet_": quoted("d"),
+             "tech_bat_facet_": quoted("a")}
+    assert batos._idle_in(parts, [{"chunk_id": "a"}, {"chunk_id": "e"}]) == ("ROBIN",)
 
 
 def test_twenty_quiet_weeks_have_one_false_finding_at_most(root):
@@ -131,7 +157,7 @@ def test_figures_are_told_for_each_archetype():
             batos.Ended("0x2", "Factual Inquiry", 3.0, "answered", True, False, ("BABS", "ROBIN"), "x")]
     assert batos.outcome_figures(rows) == {"Factual Inquiry": {
         "missions": 2, "p50_s": 2.0, "p95_s": 1.0, "sent back": 1, "refused": 0, "failed": 0, "unanswered": 0, "marked wrong": 1,
-        "personas": {"BABS": 2, "ROBIN": 1}}}
+        "bloat": 0, "personas": {"BABS": 2, "ROBIN": 1}}}
 
 
 def test_a_finding_is_told_once_in_a_window(monkeypatch):
@@ -179,7 +205,7 @@ def test_failures_that_a_mission_names_are_audited_in_place_of_the_log(kept):  #
     told = [{"cycle": "0x9", "code": "Drought", "details": "the well is dry", "mission": "water", "type": "direct_synthesis"}]
     begin(one, "systemic_self_improvement", SELECTORS[1], [told, 7, {"code": None}], None)
     report, = one.reports(1)
-    assert "1 missions (direct_synthesis) failed by Drought: the well is dry" in report["answer"]
+    assert "1 mission (direct_synthesis) failed by Drought: the well is dry" in report["answer"]
     assert one.write(lambda root: root["autotelic_obj"].audited_through) == -1
 
 
@@ -190,7 +216,7 @@ def test_what_was_asked_three_times_and_never_answered_is_told_once_with_what_to
     one.uvm.heartbeat.look()
     audit = one.reports(4)[3]
     assert "asked 3 times about giraffes, unanswered: no document holds it" in audit["answer"]
-    assert "1 things are noticed" in one.uvm.heartbeat.health()["last"]["told"]
+    assert "1 thing is noticed in how missions end; ALFRED looks at it" in one.uvm.heartbeat.health()["last"]["told"]
     line, = one.write(lambda root: batos.send(root["autotelic_obj"], "audit_report_"))
     assert line["kind"] == "gap" and set(line["cycles"]) == asked and "learn FILE" in line["why"]
     one.uvm.heartbeat._due_s = 0.0
@@ -243,3 +269,40 @@ def test_what_takes_milliseconds_is_not_slow():
         return [batos.Ended(f"0x{n:x}", "Factual Inquiry", seconds, "answered", False, False, (), "q", "a") for n in range(60)]
     assert not list(batos._look_for_slow(times(0.06) + times(0.02), None))
     assert list(batos._look_for_slow(times(0.6) + times(0.2), None))
+
+
+# What is begun
+
+
+def audited(one, monkeypatch, remedy):
+    """Have an audit notice one thing with a remedy; returns its report."""
+    found = batos.outcome_finding("x", "y", "something", "why", ["0x1"], remedy=remedy)
+    monkeypatch.setattr(batos, "new_findings", lambda root, rows: [found])
+    one.audit()
+    return one.reports(1)[0]
+
+
+def test_an_audit_draws_in_who_was_not_heard(kept, monkeypatch):  # noqa: F811
+    one = kept()
+    report = audited(one, monkeypatch, [batos.DRAW_IN, "ALFRED"])
+    assert report["answer"] == "something (why). I begin with this: something."
+    traces = one.write(lambda root: [(t.kind, t.attracts, t.cycle) for t in root["digital_ether"].pheromones.values()])
+    assert traces == [("STAGNATION", ["ALFRED"], report["cycle"])]
+
+
+@pytest.mark.parametrize("remedy", batos.REMEDIES_OF_OUTCOMES)
+def test_an_audit_begins_what_sees_to_it(kept, monkeypatch, remedy):  # noqa: F811
+    one = kept()
+    audited(one, monkeypatch, remedy)
+    brief, target = remedy
+    begun = one.reports(2)[1]
+    assert begun["who"] == "UVM_AUTOTELIC"
+    told = one.write(lambda root: (batos.find_cycle(root, begun["cycle"]).mission_brief["selector"],
+                                   batos.find_cycle(root, begun["cycle"]).target_oid == batos.oid_text(root[target]._p_oid)))
+    assert told == (brief["selector"], True)
+
+
+@pytest.mark.parametrize("remedy", [[batos.DRAW_IN, "NOBODY"], [{"type": "systemic_self_improvement", "selector": "other"}, "x"],
+                                    ["again"], None])
+def test_what_somebody_put_among_what_waits_is_begun_only_where_it_is_a_remedy(remedy):
+    assert not batos._is_finding({"what": "x", "times": 1, "remedy": remedy, "of": "x", "why": "x"})
