@@ -44949,10 +44949,12 @@ MEASURED = (  # where in health; `*` sums over all
     "image_mb",
     "disk_free_mb",
     "core.tokens",
+    "heartbeat.cem.cem",
+    "heartbeat.cem.h_cog",
 )
 _SPANS = {"minutes": (60, 48 * 60), "hours": (3600, 90 * 24)}  # name -> (seconds a row, rows)
-_MEASURES_MARK = b"BATMEASURES1"
-_MEASURES_ROW = struct.Struct(f"<d{len(MEASURED)}f")
+# how a file begins -> how many of the figures its rows have; the first is what is written now
+_MEASURES_MARKS = {b"BATMEASURES2": len(MEASURED), b"BATMEASURES1": 8}
 _SAVED_EVERY = 10  # rows of minutes; so many minutes a kill can lose
 
 _log_measures = logging.getLogger("batos.measures")
@@ -44966,6 +44968,11 @@ def _measured(health, path: str) -> float:
     inner = list(health.values()) if name == "*" else [health.get(name)]
     told = [one for one in (_measured(one, rest) for one in inner) if not math.isnan(one)]
     return sum(told) if told else math.nan
+
+
+def _row_of(count_of_figures):
+    """Return how a row is packed: when, then so many figures."""
+    return struct.Struct(f"<d{count_of_figures}f")
 
 
 class Measures:
@@ -45008,10 +45015,11 @@ class Measures:
         self._unsaved = 0
         if not self._path:
             return
-        parts = [_MEASURES_MARK]
+        parts = [next(iter(_MEASURES_MARKS))]
+        row_of = _row_of(len(MEASURED))
         for rows in self._rows.values():
             parts.append(struct.pack("<I", len(rows)))
-            parts += [_MEASURES_ROW.pack(*row) for row in rows]
+            parts += [row_of.pack(*row) for row in rows]
         fresh = f"{self._path}.new"
         try:
             pathlib.Path(fresh).write_bytes(b"".join(parts))
@@ -45026,16 +45034,25 @@ class Measures:
         except OSError:
             return
         try:
-            if not data.startswith(_MEASURES_MARK):
+            mark = data[:12]
+            if mark not in _MEASURES_MARKS:
                 raise ValueError("it begins otherwise")
-            at = len(_MEASURES_MARK)
-            for rows in self._rows.values():
-                (count,) = struct.unpack_from("<I", data, at)
-                end = at + 4 + count * _MEASURES_ROW.size
-                rows.extend(_MEASURES_ROW.iter_unpack(data[at + 4 : end]))
-                at = end
+            self._take(data[len(mark) :], _MEASURES_MARKS[mark])
         except (ValueError, struct.error) as error:
             _log_measures.warning("%s is not read (%s); it is begun anew", self._path, error)
+
+    def _take(self, data, count_of_figures):
+        """Take the rows of a file; of one of before, the figures that it has not are not told."""
+        row_of, lacking = (
+            _row_of(count_of_figures),
+            (math.nan,) * (len(MEASURED) - count_of_figures),
+        )
+        at = 0
+        for rows in self._rows.values():
+            (count,) = struct.unpack_from("<I", data, at)
+            end = at + 4 + count * row_of.size
+            rows.extend([(*row, *lacking) for row in row_of.iter_unpack(data[at + 4 : end])])
+            at = end
 
 
 ################################################################################
@@ -47102,8 +47119,8 @@ _UI_SPEC = {
          "empty": "No experts; put adapters into lora_adapters/ and send incarnate."},
         {"name": "life", "title": "Life",
          "help": "How the daemon is: waiting work, commits, memory and disk over time; events as they come (Space pauses them); "
-                 "missions and what failed; settings and where they stand.",
-         "columns": ["events", "missions", "failures", "changes", "upkeep", "settings"],
+                 "missions and what failed; the report of what ALFRED's audits found; settings and where they stand.",
+         "columns": ["events", "missions", "failures", "report", "changes", "upkeep", "settings"],
          "empty": "Nothing happened yet."},
         {"name": "pages", "title": "Pages",
          "help": "Pages of your own. Say in a sentence what one shall show, and Enter: kind, objects and slots are read off "
@@ -47120,6 +47137,8 @@ _UI_SPEC = {
         {"title": "image", "path": "image_mb", "unit": "MB"},
         {"title": "disk free", "path": "disk_free_mb", "unit": "MB"},
         {"title": "tokens", "path": "core.tokens", "unit": "/s", "rate": True},
+        {"title": "entropy", "path": "heartbeat.cem.cem", "unit": "CEM"},
+        {"title": "voices", "path": "heartbeat.cem.h_cog", "unit": "H_cog"},
     ],
     "tiers": [
         {"name": "hot", "title": "Hot: slots on the device", "tone": "bad", "used": "experts", "room": "slots", "unit": "slots",
@@ -54087,8 +54106,10 @@ def _daemon_pane(told):
     yield (
         f"RAM {health['memory_mb']:,.0f} MB, image {health['image_mb']:,.1f} MB, memory {memory.get('documents', 0):,} "
         f"documents in {memory.get('chunks', 0):,} chunks; {health['upkeep']['doing'] or 'no upkeep'}"
-        + _told_entropy(health)
+        + _told_entropy(health, told.get("figures", ()))
     )
+    for row in told.get("report", ()):
+        yield f"ALFRED found, {row['at']['$time'][:16]}: {row['kind']}: {row['what']} (`report` tells all)"
     vessel = health.get("vessel", {})
     if failed := vessel.get("failed"):
         yield f"the program {failed['sha256']} was gone back from: {failed['why']}"
@@ -54106,10 +54127,18 @@ def _told_servers(core):
     return "; ".join([f"; {len(servers) - len(away)} of {len(servers)} servers", *told])
 
 
-def _told_entropy(health):
-    """Return the figure of the last heartbeat, where there is one."""
+def _told_entropy(health, rows=()):
+    """Return the figure of the last heartbeat, where there is one, and how it came to that; rows: the newest first."""
     figure = health.get("heartbeat", {}).get("cem")
-    return f"; CEM {figure['cem']:.2f}" if figure else ""
+    if not figure:
+        return ""
+    steps = [min(len(_HEIGHTS) - 1, int(row["cem"] * len(_HEIGHTS))) for row in reversed(rows)]
+    low = ", low" if figure.get("low") else ""
+    return f"; CEM {figure['cem']:.2f}{low} {''.join([_HEIGHTS[step] for step in steps])}".rstrip()
+
+
+_HEIGHTS = "▁▂▃▄▅▆▇█"  # of a figure from 0 to 1
+_TOP_BEATS = 24  # of which the figures are drawn
 
 
 def _cycles_pane(told):
@@ -54192,6 +54221,8 @@ def _looked(client, events=()):
         "memory": state.get("memory", {}),
         "experts": client.call("list_experts")["results"],
         "cycles": client.call("list_cycles", 30.0, limit=_TOP_CYCLES)["results"],
+        "figures": _asked_of_autotelic(client, "entropy_history_", _TOP_BEATS),
+        "report": _asked_of_autotelic(client, "audit_report_", 1),
         "events": list(events),
     }
 
@@ -54200,6 +54231,14 @@ def _missions_at_work(told):
     """Return how many missions wait or run."""
     counts = told["health"]["missions"]
     return counts.get("running", 0) + counts.get("waiting", 0)
+
+
+def _asked_of_autotelic(client, selector, limit):
+    """Return the newest rows that the object of the heartbeat tells; none where this client may not ask."""
+    message = {"target": "autotelic_obj", "selector": selector, "args": [limit]}
+    with contextlib.suppress(Forbidden, MessageNotUnderstood):
+        return client.call("send_message", **message)["result"]
+    return []
 
 
 def _drawn(told):

@@ -174,9 +174,9 @@ SPEC = {
             "title": "Life",
             "help": (
                 "How the daemon is: waiting work, commits, memory and disk over time; events as they come (Space pauses "
-                "them); missions and what failed; settings and where they stand."
+                "them); missions and what failed; the report of what ALFRED's audits found; settings and where they stand."
             ),
-            "columns": ["events", "missions", "failures", "changes", "upkeep", "settings"],
+            "columns": ["events", "missions", "failures", "report", "changes", "upkeep", "settings"],
             "empty": "Nothing happened yet.",
         },
         {
@@ -199,6 +199,8 @@ SPEC = {
         {"title": "image", "path": "image_mb", "unit": "MB"},
         {"title": "disk free", "path": "disk_free_mb", "unit": "MB"},
         {"title": "tokens", "path": "core.tokens", "unit": "/s", "rate": True},
+        {"title": "entropy", "path": "heartbeat.cem.cem", "unit": "CEM"},
+        {"title": "voices", "path": "heartbeat.cem.h_cog", "unit": "H_cog"},
     ],
     "tiers": [
         {
@@ -4625,6 +4627,8 @@ class AskPage(Page):
             rows = [self._space(6), *self._prose(report["answer"], "", self.ANSWERED)]
             for line in correction_lines(marks):
                 rows += self._prose(line, "soft", SMALL)
+            for note in report.get("notes", ()):
+                rows += self._prose(f"ALFRED notes: {note}", "soft", SMALL)
             return rows + self._evidence(report.get("evidence", ()))
         if "reason" in report:
             return self._failed(report)
@@ -4647,6 +4651,7 @@ class AskPage(Page):
     def _head_of(self, number, quote):
         """Return what stands above a passage: where it is, and what can be done with it."""
         place = short(" \u203a ".join([place_of(quote), *quote.get("headings", ())[-1:]]), 70)
+        place += f" (also, by {quote['also']})" if quote.get("also") else ""
         parts = [
             f"[ref={number}][color={colour('accent')}][b]&bl;{number}&br;[/b][/color]  {marked(place, 'soft')}[/ref]"
         ]
@@ -6992,7 +6997,7 @@ class LifePage(ShowsFigures, Page):
             shorten_from: 'right'
     GridLayout:
         id: sparks
-        cols: 4
+        cols: 5
         spacing: dp(8)
         size_hint_y: None
         height: dp(232)
@@ -7195,6 +7200,34 @@ class LifePage(ShowsFigures, Page):
             doing="listing",
             limit=500,
             state="FAILED",
+        )
+
+    def _take_report(self):
+        """Show what the audits found, the newest first."""
+        self.store.ask(
+            "send_message",
+            self._report_came,
+            slot="life",
+            doing="reading the report",
+            target="autotelic_obj",
+            selector="audit_report_",
+            args=[200],
+        )
+
+    def _report_came(self, reply):
+        if reply["status"] == "OK" and not reply["result"]:
+            self.ids.rows.fill([row(marked("No audit has found anything yet.", "faint"), lines=1)])
+            return
+        self._listed(reply | {"results": reply.get("result")}, self._finding_row)
+
+    @staticmethod
+    def _finding_row(finding):
+        """Return a row for a finding: what it is and what may be done; it opens the first mission that tells of it."""
+        finding["cycle"] = next(iter(finding["cycles"]), finding["audit"])
+        what = f"{marked(finding['kind'], 'warm')}  {marked(short(finding['what'], 200))}"
+        return row(
+            f"{what}\n{marked(short(finding['why'], 240), 'soft')}",
+            marked(clock_text(finding["at"]), "soft"),
         )
 
     def _take_changes(self):

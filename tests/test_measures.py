@@ -1,6 +1,7 @@
 """Figures of health over time: which rows are kept, and that they come back."""
 
 import math
+import struct
 
 import pytest
 
@@ -34,11 +35,22 @@ def test_they_come_back_from_a_small_file(tmp_path):
     kept.save()
     assert batos.Measures(path).told("minutes") == kept.told("minutes")
     assert batos.Measures(path).told("hours") == kept.told("hours")
-    most = sum(rows for _, rows in batos._SPANS.values()) * batos._MEASURES_ROW.size
+    most = sum(rows for _, rows in batos._SPANS.values()) * batos._row_of(len(batos.MEASURED)).size
     assert most < 1_000_000 and (tmp_path / "measures").stat().st_size < most
 
 
-@pytest.mark.parametrize("data", [b"", b"something else", b"BATMEASURES1", b"BATMEASURES1\xff\xff\xff\xff123"])
+def test_a_file_of_before_is_read_and_what_it_has_not_is_not_told(tmp_path):
+    path, row = tmp_path / "measures", struct.pack("<d8f", 1_800_000_000.0, *range(8))
+    path.write_bytes(b"BATMEASURES1" + struct.pack("<I", 1) + row + struct.pack("<I", 0))
+    kept = batos.Measures(str(path))
+    lacking = len(batos.MEASURED) - 8
+    assert kept.told("minutes") == [[1_800_000_000, *map(float, range(8)), *[None] * lacking]] and lacking > 0
+    kept.save()
+    assert batos.Measures(str(path)).told("minutes") == kept.told("minutes")
+
+
+@pytest.mark.parametrize("data", [
+    b"", b"something else", b"BATMEASURES1", b"BATMEASURES2\xff\xff\xff\xff123", b"BATMEASURES1\xff\xff\xff\xff123"])
 def test_a_damaged_file_counts_as_none(tmp_path, data):
     path = tmp_path / "measures"
     path.write_bytes(data)

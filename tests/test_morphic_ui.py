@@ -975,7 +975,8 @@ def test_life_shows_figures_events_and_settings(world, hand):
     page = hand.page("life")
     world.client.call("index_document", doc_id="one more", text="The heater pad is part VM-18.")
     hand.until(lambda: any("uvm_state_update" in one["text"] for one in page.ids.rows.data), "an event")
-    assert all(spark.data["values"] for spark, spec in zip(page.sparks, ui.SPEC["sparks"], strict=True) if not spec.get("rate"))
+    told = [(spark, spec) for spark, spec in zip(page.sparks, ui.SPEC["sparks"], strict=True) if not spec.get("rate")]
+    assert all(spark.data["values"] for spark, spec in told if not spec["path"].startswith("heartbeat"))  # none has come yet
     page.ids.filter.text = "uvm_state"
     assert page.ids.rows.data and all("uvm_state_update" in one["text"] for one in page.ids.rows.data)
     page.ids.filter.text = ""
@@ -995,6 +996,23 @@ def test_life_shows_figures_events_and_settings(world, hand):
         hand.settle()
 
 
+def test_life_shows_what_audits_found_and_opens_the_mission_that_tells_of_it(world, hand):
+    page = hand.page("life")
+    page.ids.tabs.chosen = "report"
+    hand.until(lambda: any("No audit has found anything yet" in one["text"] for one in page.ids.rows.data), "an empty report")
+    for words in ("What eat giraffes?", "Where live giraffes?", "How tall are giraffes?"):
+        brief = {"type": "direct_synthesis", "selector": "q", "args": [words]}
+        asked = world.client.call("initiate_cognitive_cycle", mission_brief=brief, wait=True)["result"]["cycle"]
+    brief = {"type": "self_audit", "selector": "perform_cognitive_efficiency_audit"}
+    world.client.call("initiate_cognitive_cycle", mission_brief=brief, target_oid="alfred_prototype_obj", wait=True)
+    page.refresh()
+    hand.until(lambda: any("asked 3 times about giraffes" in one["text"] for one in page.ids.rows.data), "the report")
+    line = page.ids.rows.data[0]
+    assert "gap" in line["text"] and "learn a document about giraffes" in line["text"] and line["value"]["cycle"] == asked
+    page.open(line["value"])
+    hand.until(lambda: hand.page("ask").cycle == asked, "the mission")
+
+
 def test_figures_have_axes_tell_what_is_below_the_mouse_and_go_back_in_time(world, hand):
     page = hand.page("life")
     hand.until(lambda: len(hand.store.samples) > 2, "some figures")
@@ -1011,7 +1029,8 @@ def test_figures_have_axes_tell_what_is_below_the_mouse_and_go_back_in_time(worl
         hand.settle()
     assert page._measured["minutes"][0] and [spec["path"] for spec in ui.SPEC["sparks"]] == page._measured["minutes"][0]
     now = 1_800_000_000
-    page._measured["minutes"] = page._measured["minutes"][0], [[now + 60 * n, *[float(n)] * 8] for n in range(90)]
+    count = len(ui.SPEC["sparks"])
+    page._measured["minutes"] = page._measured["minutes"][0], [[now + 60 * n, *[float(n)] * count] for n in range(90)]
     page.store.ask, ask = lambda *_, **__: None, page.store.ask
     try:
         page.ids.spans.chosen = "48 hours"

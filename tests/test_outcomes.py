@@ -262,6 +262,19 @@ def test_the_report_is_told_on_the_command_line(daemon, monkeypatch, capsys):
     assert batos.main(["send", message]) == 0 and '"OK"' in capsys.readouterr().out
 
 
+def test_what_audits_found_and_the_figures_stand_in_the_picture_of_top(daemon):
+    failed = {"cycle": "0x9", "code": "Drought", "details": "the well is dry", "mission": "water", "type": "direct_synthesis"}
+    audit = {"type": "self_audit", "selector": SELECTORS[1], "args": [[failed]]}
+    with batos.Client(daemon(core=0).endpoint) as client:
+        assert not any("ALFRED found" in line for line in batos._drawn(batos._looked(client))["Daemon"])
+        client.call("initiate_cognitive_cycle", mission_brief=audit, wait=True)
+        told = batos._looked(client)
+    line, = [line for line in batos._drawn(told)["Daemon"] if line.startswith("ALFRED found, 20")]
+    assert "failures: 1 mission (direct_synthesis) failed by Drought: the well is dry (`report` tells all)" in line
+    told["health"]["heartbeat"]["cem"], told["figures"] = {"cem": 0.4, "low": False}, [{"cem": 0.4}, {"cem": 0.9}]
+    assert any(line.endswith("; CEM 0.40 █▄") for line in batos._drawn(told)["Daemon"])
+
+
 
 
 def test_what_takes_milliseconds_is_not_slow():
