@@ -12920,6 +12920,10 @@ TASK_PROMPTS = {
     "give no figure and no advice that needs knowledge.\n\n{mission}",
     "rewrite": "These sentences cannot be told, as no passage bears them out:\n{faults}\nWrite each once more, so that it "
     "says only what one of the passages says, or leave it out. Answer with the sentences alone.",
+    "reply": "{other} answered: {said}\nSay in one or two sentences what of the passages is missing there or is not so. Do not "
+    "repeat what is said already.",
+    "resonate": "{other} answered: {said}\nWho asked may be moved by it. Say in one or two kind sentences what of the passages "
+    "helps most. Do not repeat what is said already.",
 }
 
 
@@ -29084,12 +29088,38 @@ _LEAD_IN = Pattern(
 )
 
 
-def _routed_plan(cycle, offered):
-    """Return the plan of a mission for a core that writes: what the router offers first, and the first pillar of who leads."""
+def _routed_plan(cycle, offered, settings):
+    """Return the plan of a mission for a core that writes: what the router offers first, and the first pillar of who leads;
+    and of who answers that one in words, where somebody does."""
     strategy = offered[0][0] if offered else "Factual Inquiry"
-    pillar = PILLARS[lead_of(cycle, strategy)][0]
+    speak = lead_of(cycle, strategy), _who_replies(cycle, strategy, settings)
+    pillars = sorted([PILLARS[name][0] for name in speak if name], key=PILLAR_ORDER.index)
     question = one_line(mission_text(cycle.mission_brief), MISSION_BYTES)
-    return {"strategy": strategy, "relevant_pillars": [pillar], "sub_queries": {pillar: question}}
+    queries = dict.fromkeys(pillars, question)
+    return {"strategy": strategy, "relevant_pillars": pillars, "sub_queries": queries}
+
+
+def _who_replies(cycle, strategy, settings):
+    """Return who answers in words what the lead writes: of BRICK and ROBIN the other one, where the matrix names both and they
+    answer each other; else None."""
+    lead, row = lead_of(cycle, strategy), row_of(root_of(cycle), strategy)
+    other = _EACH_OTHER.get(lead)
+    if other not in (row["lead"], *row["support"]):
+        return None
+    return other if _may_answer_each_other(cycle, strategy, settings) else None
+
+
+_EACH_OTHER = {"BRICK": "ROBIN", "ROBIN": "BRICK"}
+_ANSWER_EACH_OTHER = ("Technical Deconstruction", "Emotional Processing")
+
+
+def _may_answer_each_other(cycle, strategy, settings):
+    """Whether BRICK and ROBIN answer each other by what a mission is: in archetypes of theirs, or at a depth."""
+    if not (settings is None or settings.contrapunto):
+        return False
+    return strategy in _ANSWER_EACH_OTHER or bool(
+        cycle.mission_brief.get("kwargs", {}).get("depth")
+    )
 
 
 def words_prompt(fields, prompts, context_tokens):
@@ -29100,7 +29130,12 @@ def words_prompt(fields, prompts, context_tokens):
         passage = f"[{number}] {' '.join(item['text'].split())}\n"
         passages += passage[: max(0, room - len(passages))]
     told = prompts.get(WRITE) or TASK_PROMPTS[WRITE]
-    return told.replace("{passages}", passages.strip()).replace("{question}", fields["question"])
+    asked = told.replace("{passages}", passages.strip()).replace("{question}", fields["question"])
+    if "answers" not in fields:
+        return asked
+    task, other, said = fields["answers"]
+    reply = prompts.get(task) or TASK_PROMPTS[task]
+    return f"{asked}\n\n{reply.replace('{other}', other).replace('{said}', said)}"
 
 
 def rewording_prompt(prompt, faults, prompts):
@@ -29206,7 +29241,7 @@ def words_told(cycle):
     return [entry.answer["told"] for entry in cycle.journal if entry.name == "sentence"]
 
 
-def _writing(cycle, pillar, asked, bound=types.MappingProxyType({})):
+def _writing(cycle, recall, pillar, asked, bound=types.MappingProxyType({})):
     """Return the thought in which the lead writes, as its pillar's method asks for it: {"sub_query", "evidence", "prompt"?}.
 
     bound: {pillar: the expert that it is bound to}.
@@ -29225,18 +29260,57 @@ def _writing(cycle, pillar, asked, bound=types.MappingProxyType({})):
     }
     if "prompt" in asked:
         fields["prompt"] = asked["prompt"]
-    mine = {pillar: bound[pillar]} if pillar in bound else {}
-    if mine:
+    if pillar in bound:
         fields["expert"] = bound[pillar]
+    plan = cycle._tmp_synthesis_data["plan"]
+    other = _who_replies(cycle, plan["strategy"], recall.settings)
+    replies = other in personas_of(plan["relevant_pillars"]) and may_follow(cycle, "CONTRAPUNTO")
+    asks = (pillar, PILLARS[other][0]) if replies else (pillar,)
+    mine = {name: bound[name] for name in asks if name in bound}
 
     def read(sentences_told):
         said = {"frame": " ".join(sentences_told), "quotes": [item for _, item in passages]}
         data = {"partial_responses": {pillar: said}} if sentences_told else {}
         if bound:  # nobody else is asked
             data["facet_experts"] = mine
-        return Step("SYNTHESIZING", {"sentences": len(sentences_told)}, data)
+        follows = "DELEGATING" if replies else "SYNTHESIZING"
+        return Step(follows, {"sentences": len(sentences_told)}, data)
 
     return Thought("words", read, ((WRITE, fields),))
+
+
+def _reply_in_words(cycle):
+    """Return the thought in which BRICK or ROBIN answers in words what the lead wrote, over the same passages.
+
+    None does where the lead told nothing or all that may be told, or where the core is slow.
+    """
+    data, told = cycle._tmp_synthesis_data, words_told(cycle)
+    lead = data["plan"]["lead"]
+    other, routing = _EACH_OTHER[lead], data.get("routing", {})
+    took_s = next(entry.seconds for entry in reversed(cycle.journal) if entry.name == "words")
+    if not told or took_s > REWORDED_WITHIN_S:
+        why = "the core is slow" if told else "nothing was written"
+        turns = {other: {"answers": lead, "said": [], "why": why}}
+        kept = {"routing": {**routing, "contrapunto": turns}}
+        return Thought("contrapunto", lambda _: Step("SYNTHESIZING", turns, kept))
+    passages = [*enumerate(journalled(cycle, "recall")["evidence"], 1)]
+    task = "resonate" if other == "ROBIN" and _is_out_of_tone(cycle) else "reply"
+    fields = {
+        "lead": other,
+        "pillar": PILLARS[other][0],
+        "question": data["plan"]["sub_queries"][PILLARS[other][0]],
+        "passages": [[number, item] for number, item in passages],
+        "told": told,
+        "answers": [task, lead, " ".join(told)],
+    }
+    if expert := data.get("facet_experts", {}).get(PILLARS[other][0]):
+        fields["expert"] = expert
+
+    def read(sentences_told):
+        turns = {other: {"answers": lead, "said": sentences_told[len(told) :], "why": ""}}
+        return Step("SYNTHESIZING", turns, {"routing": {**routing, "contrapunto": turns}})
+
+    return Thought("contrapunto", read, ((WRITE, fields),))
 
 
 _NOTHING_WRITTEN = {
@@ -29267,7 +29341,7 @@ def psm_decomposing_(cycle, recall):
         return Step("DELEGATING", values[0], {"plan": values[0], "routing": {"shares": shares}})
 
     if recall.writes():
-        plan = _routed_plan(cycle, offered)
+        plan = _routed_plan(cycle, offered, recall.settings)
         return Thought("plan", lambda _: read([plan]))
     return Thought("plan", read, (("plan", {"mission": mission, "offered": offered}),))
 
@@ -29306,7 +29380,9 @@ def psm_delegating_(cycle, recall):
 
     if recall.writes():
         bound = cycle._tmp_synthesis_data.get("facet_experts", {})
-        return _writing(cycle, *_facet_of_lead(cycle, asked), bound)
+        if journalled(cycle, "words") is not None:
+            return _reply_in_words(cycle)
+        return _writing(cycle, recall, *_facet_of_lead(cycle, asked), bound)
     focus = _data_on_demand(cycle, asked)
     return _retrieving(cycle, recall, focus) if focus else _facets_told(cycle, asked, recall)
 
@@ -29424,9 +29500,6 @@ def _facet_fields(pillar, part, expert):
     }
 
 
-_ANSWER_EACH_OTHER = ("Technical Deconstruction", "Emotional Processing")
-
-
 def _is_contrapunto_due(cycle, parts, recall):
     """Whether BRICK and ROBIN answer each other: both spoke; in archetypes of theirs, at a depth, or in contradiction."""
     quotes = [_quotes_by(parts, persona) for persona in ("BRICK", "ROBIN")]
@@ -29434,8 +29507,9 @@ def _is_contrapunto_due(cycle, parts, recall):
         return False
     if not may_follow(cycle, "CONTRAPUNTO"):
         return False
-    is_deep = bool(cycle.mission_brief.get("kwargs", {}).get("depth"))
-    if is_deep or cycle._tmp_synthesis_data["plan"]["strategy"] in _ANSWER_EACH_OTHER:
+    if _may_answer_each_other(
+        cycle, cycle._tmp_synthesis_data["plan"]["strategy"], recall.settings
+    ):
         return True
     pairs = itertools.product(*quotes)
     return any(contradict(marked_text(one), marked_text(other)) for one, other in pairs)
@@ -29773,12 +29847,17 @@ def _resonance(cycle, plan, evidence):
     wanted = set(stems(mission_text(cycle.mission_brief)))
     best = evidence[0]
     said = set(stems(" ".join((best["text"], *best.get("headings", ())))))
-    shares = cycle._tmp_synthesis_data.get("routing", {}).get("shares", {})
     if wanted and wanted.isdisjoint(said):
         return {"resonance": "ROBIN: the passage has no word of what was asked"}
-    if shares.get("Emotional Processing", 0.0) > _EMOTIONAL_SECOND:
+    if _is_out_of_tone(cycle):
         return {"resonance": "ROBIN: it may have been asked with feeling"}
     return {"resonance": "holds"}
+
+
+def _is_out_of_tone(cycle: UvmObject) -> bool:
+    """Whether a mission of another archetype may have been asked with feeling, by what the router offered."""
+    shares = cycle._tmp_synthesis_data.get("routing", {}).get("shares", {})
+    return shares.get("Emotional Processing", 0.0) > _EMOTIONAL_SECOND
 
 
 @primitive("psm_synthesizing_", reads=True)
@@ -30379,6 +30458,12 @@ def _told_turns(routing):
         told = routing["retrieval"]
         yield f"BABS searched once more for “{told['focus']}”: {', '.join(told['added']) or 'nothing new'}"
     for name, turn in routing.get("contrapunto", {}).items():
+        if "answers" in turn:
+            said = (
+                f"“{' '.join(turn['said'])}”" if turn["said"] else f"nothing to add {turn['why']}"
+            )
+            yield f"{name} answered {turn['answers']}: {said}".rstrip()
+            continue
         added = f"added {', '.join(turn['added'])}" if turn["added"] else "added nothing"
         dropped = f", would drop {', '.join(turn['dropped'])}" if turn["dropped"] else ""
         yield f"{name} answered, looking for “{turn['focus']}”: {added}{dropped}"

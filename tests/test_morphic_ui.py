@@ -999,16 +999,16 @@ def test_life_shows_figures_events_and_settings(world, hand):
 def test_life_shows_what_audits_found_and_opens_the_mission_that_tells_of_it(world, hand):
     page = hand.page("life")
     page.ids.tabs.chosen = "report"
-    hand.until(lambda: any("No audit has found anything yet" in one["text"] for one in page.ids.rows.data), "an empty report")
-    for words in ("What eat giraffes?", "Where live giraffes?", "How tall are giraffes?"):
+    hand.until(lambda: page.ids.rows.data, "the report")
+    for words in ("What eat okapis?", "Where live okapis?", "How tall are okapis?"):
         brief = {"type": "direct_synthesis", "selector": "q", "args": [words]}
         asked = world.client.call("initiate_cognitive_cycle", mission_brief=brief, wait=True)["result"]["cycle"]
     brief = {"type": "self_audit", "selector": "perform_cognitive_efficiency_audit"}
     world.client.call("initiate_cognitive_cycle", mission_brief=brief, target_oid="alfred_prototype_obj", wait=True)
     page.refresh()
-    hand.until(lambda: any("asked 3 times about giraffes" in one["text"] for one in page.ids.rows.data), "the report")
-    line = page.ids.rows.data[0]
-    assert "gap" in line["text"] and "learn a document about giraffes" in line["text"] and line["value"]["cycle"] == asked
+    hand.until(lambda: any("asked 3 times about okapis" in one["text"] for one in page.ids.rows.data), "the report")
+    line = next(one for one in page.ids.rows.data if "okapis" in one["text"])
+    assert "gap" in line["text"] and "learn a document about okapis" in line["text"] and line["value"]["cycle"] == asked
     page.open(line["value"])
     hand.until(lambda: hand.page("ask").cycle == asked, "the mission")
 

@@ -140,6 +140,62 @@ def test_they_answer_each_other_where_what_they_chose_contradicts():
     assert not batos._is_contrapunto_due(cycle, parts, batos.Recall())
 
 
+# Contrapunto in words
+
+
+PUMP = ("Turn the brass valve until the needle stands at zero. The felt ring of the pump is greased twice a year. "
+        "The filter is washed in spring.\n")
+
+
+def writing_two(start, second, **settings):
+    """Return a mind whose core writes a sentence, then another one; and that core."""
+    core = Speaker("Turn the brass valve until the needle stands at zero [1].", second, strategy=TECHNICAL)
+    one = start(core, **settings)
+    one.learn(PUMP, "pump.md")
+    return one, core
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_robin_answers_in_words_what_brick_wrote(machine, on):  # noqa: F811
+    one, core = writing_two(machine, "The felt ring of the pump is greased twice a year [1].", contrapunto=on)
+    report = one.think({**BRIEF, "args": ["How is the brass valve of the pump turned?"]})
+    turns = journal(one, report).get("contrapunto")
+    assert report["experts"] == (["ROBIN", "BRICK"] if on else ["BRICK"]) and report["lead"] == "BRICK"
+    assert len(core.prompts) == (2 if on else 1) and (turns is not None) == on
+    assert "Turn the brass valve until the needle stands at zero [1]." in report["answer"]
+    if on:
+        assert "BRICK answered: Turn the brass valve" in core.prompts[1] and "missing" in core.prompts[1]
+        assert turns == {"ROBIN": {"answers": "BRICK", "said": ["The felt ring of the pump is greased twice a year [1]."],
+                                   "why": ""}}
+        assert report["answer"].endswith("zero [1]. The felt ring of the pump is greased twice a year [1].")
+        lines = "\n".join(batos._told_routing(report["cycle"], report))
+        assert "ROBIN answered BRICK: “The felt ring of the pump is greased twice a year [1].”" in lines
+
+
+@pytest.mark.parametrize("second", ["It weighs 900 tons [1].", "Turn the brass valve until the needle stands at zero [1]."])
+def test_what_is_not_borne_out_or_said_already_is_no_answer_in_words(machine, second):  # noqa: F811
+    one, core = writing_two(machine, second)
+    report = one.think({**BRIEF, "args": ["How is the brass valve of the pump turned?"]})
+    assert journal(one, report)["contrapunto"]["ROBIN"]["said"] == []
+    assert "ROBIN answered BRICK: nothing to add" in "\n".join(batos._told_routing(report["cycle"], report))
+    assert report["answer"].count("needle stands at zero [1]") == 1 and "900" not in report["answer"]
+
+
+def test_a_core_that_is_slow_is_not_asked_twice(machine, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(batos, "REWORDED_WITHIN_S", -1.0)
+    one, core = writing_two(machine, "The felt ring of the pump is greased twice a year [1].")
+    report = one.think({**BRIEF, "args": ["How is the brass valve of the pump turned?"]})
+    assert len(core.prompts) == 1 and journal(one, report)["contrapunto"]["ROBIN"]["why"] == "the core is slow"
+
+
+def test_where_it_may_have_been_asked_with_feeling_robin_writes_once_more(machine):  # noqa: F811
+    one, core = writing_two(machine, "The felt ring of the pump is greased twice a year [1].")
+    core.offers = lambda kind, text, embedder, among=None: [(TECHNICAL, 0.6), (EMOTIONAL, 0.35)]
+    report = one.think({**BRIEF, "args": ["How is the brass valve of the pump turned?"]})
+    assert "with feeling" in report["routing"]["resonance"] and "may be moved" in core.prompts[1]
+    assert "felt ring" in report["answer"]
+
+
 # BABS and ALFRED, where they are called
 
 
