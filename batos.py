@@ -29307,8 +29307,13 @@ def _reply_in_words(cycle):
         fields["expert"] = expert
 
     def read(sentences_told):
-        turns = {other: {"answers": lead, "said": sentences_told[len(told) :], "why": ""}}
-        return Step("SYNTHESIZING", turns, {"routing": {**routing, "contrapunto": turns}})
+        said = sentences_told[len(told) :]
+        turns = {other: {"answers": lead, "said": said, "why": ""}}
+        kept = {"routing": {**routing, "contrapunto": turns}}
+        if said:
+            part = {"frame": " ".join(said), "quotes": [item for _, item in passages]}
+            kept["partial_responses"] = {**data["partial_responses"], PILLARS[other][0]: part}
+        return Step("SYNTHESIZING", turns, kept)
 
     return Thought("contrapunto", read, ((WRITE, fields),))
 
@@ -30305,7 +30310,14 @@ _HOP_AHEAD = 1.0  # of the reader's score: a hop asks for less than the question
 
 def _rank_of_node(node):
     is_sure = node["certainty"] == "sure" and bool(node["evidence"])
-    return is_sure, node["score"] + _HOP_AHEAD * ("via" in node)
+    return is_sure, node["score"] + _HOP_AHEAD * _leads_on(node)
+
+
+def _leads_on(node):
+    """Whether a node is a hop whose answer is another sentence than the one that named what it asks about."""
+    if "via" not in node or not node["evidence"]:
+        return False
+    return marked_text(node["evidence"][0]) != marked_text(node["via"])
 
 
 def _told_of_tree(cycle, nodes, verdicts, best):
@@ -52487,8 +52499,23 @@ def forget_command(args, client):
     return reply, [*map(near_name, reply["result"]["documents"]), told]
 
 
-def _told_value(change, side):
-    return repr(change[side])[:60] if side in change else "nothing"
+def _told_sides(change):
+    """Return what a change made of what, in a line; of maps only where they differ."""
+    sides = [change.get(side, ABSENT) for side in ("before", "after")]
+    path = []
+    while (key := _only_difference(*sides)) is not None:
+        path.append(key)
+        sides = [side.get(key, ABSENT) for side in sides]
+    told = ["nothing" if side is ABSENT else repr(side)[:60] for side in sides]
+    return f"{' › '.join(path)}{': ' * bool(path)}{' -> '.join(told)}"
+
+
+def _only_difference(before, after):
+    """Return the one key whose values differ in two maps, or None."""
+    if not isinstance(before, dict) or not isinstance(after, dict):
+        return None
+    keys = [key for key in before | after if before.get(key, ABSENT) != after.get(key, ABSENT)]
+    return keys[0] if len(keys) == 1 else None
 
 
 def _told_changes(reply):
@@ -52499,8 +52526,8 @@ def _told_changes(reply):
             f"{row['change']}  {row['at']['$time'][:19]}  {row['who']}  {row['command']}{why}"
         )
         for change in row["changes"]:
-            sides = f"{_told_value(change, 'before')} -> {_told_value(change, 'after')}"
-            lines.append(f"    {change['slot']} of {change['name'] or change['oid']}: {sides}")
+            named = change["name"] or change["oid"]
+            lines.append(f"    {change['slot']} of {named}: {_told_sides(change)}")
     more = reply["result"]["before"]
     return lines + [f"more: --before {more}"] * bool(more) or "no changes yet"
 

@@ -130,6 +130,16 @@ def test_what_falls_behind_by_a_verdict_stands_where_the_rest_is_worse():
     assert first == ["1", "2"] and batos._best_first(nodes)[0]["node"] == "1"
 
 
+def test_a_hop_that_ends_where_it_began_is_not_ahead_of_what_it_came_from():
+    told = {"text": "Ann signs the lease. Tom is her clerk.", "mark": [0, 20]}
+    base = {"node": "1", "certainty": "sure", "score": 0.5, "evidence": [told]}
+    back = {"node": "1.1", "certainty": "sure", "score": 0.4, "evidence": [told], "via": told}
+    on = {"node": "1.2", "certainty": "sure", "score": 0.3, "evidence": [{**told, "mark": [21, 38]}], "via": told}
+    assert [node["node"] for node in batos._best_first([base, back])] == ["1", "1.1"]
+    assert [node["node"] for node in batos._best_first([base, back, on])] == ["1.2", "1", "1.1"]
+    assert batos._best_first([{**back, "evidence": []}, base])[0] is base
+
+
 @pytest.mark.parametrize("sentence, names", [
     ("The heating is serviced by Brenner & Sons each autumn.", ["Brenner & Sons"]),
     ("Ann Bell is the manager of Tom Reed.", ["Ann Bell", "Tom Reed"])])

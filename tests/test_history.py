@@ -328,3 +328,12 @@ def test_by_the_wire_and_the_command_line(daemon, capsys):
     until = datetime.datetime.now().isoformat()
     with batos.Client(running.endpoint) as client:
         assert client.call("inspect", target="genesis_obj.mood", as_of=until)["result"]["value"] == "x" * 5000
+
+
+@pytest.mark.parametrize("before, after, told", [
+    ({"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 2, "d": 4}}, "b › d: 3 -> 4"),
+    ({"a": 1}, {"a": 1, "e": 5}, "e: nothing -> 5"), ({"a": 1, "b": 2}, {"a": 2, "b": 1}, "{'a': 1, 'b': 2} -> {'a': 2, 'b': 1}"),
+    (1, {"a": 1}, "1 -> {'a': 1}"), ("x" * 99, "y", f"'{'x' * 59} -> 'y'")])
+def test_a_line_of_history_tells_of_maps_where_they_differ(before, after, told):
+    assert batos._told_sides({"before": before, "after": after}) == told
+    assert batos._told_sides({"after": after}).startswith("nothing -> ")

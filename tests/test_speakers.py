@@ -150,6 +150,7 @@ PUMP = ("Turn the brass valve until the needle stands at zero. The felt ring of 
 def writing_two(start, second, **settings):
     """Return a mind whose core writes a sentence, then another one; and that core."""
     core = Speaker("Turn the brass valve until the needle stands at zero [1].", second, strategy=TECHNICAL)
+    core.said_first = core.said[0]
     one = start(core, **settings)
     one.learn(PUMP, "pump.md")
     return one, core
@@ -168,6 +169,8 @@ def test_robin_answers_in_words_what_brick_wrote(machine, on):  # noqa: F811
         assert turns == {"ROBIN": {"answers": "BRICK", "said": ["The felt ring of the pump is greased twice a year [1]."],
                                    "why": ""}}
         assert report["answer"].endswith("zero [1]. The felt ring of the pump is greased twice a year [1].")
+        parts = one.read(lambda root: batos.find_cycle(root, report["cycle"])._tmp_synthesis_data["partial_responses"])
+        assert [part["frame"] for part in parts.values()] == [core.said_first, turns["ROBIN"]["said"][0]]
         lines = "\n".join(batos._told_routing(report["cycle"], report))
         assert "ROBIN answered BRICK: “The felt ring of the pump is greased twice a year [1].”" in lines
 
