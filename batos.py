@@ -30,7 +30,7 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     files become texts, texts chunks, chunks postings and vectors; and how they are found
     what is told    Asked · Contradictions · Evidence · Levels · Quotes · Grounds · Summaries
                     passages and the sentence that answers; whether a passage bears out what a core wrote
-    the mind        Missions · Ether · Facet experts · Speakers · States · Contrapunto · Branches
+    the mind        Missions · Ether · Facet experts · Speakers · Talk · States · Contrapunto · Branches
                     codex and personas, traces that draw them, a thought's way through its states, and the ways that it may take
     its workers     Workflows · Forgetting · Mission lane · Inference · Prototypes
                     how the four work together, tried and adopted; what forgets, and carries thoughts; messages to the core
@@ -28689,6 +28689,184 @@ def _heaviest_part(root, mission):
 
 
 ################################################################################
+# Talk #########################################################################
+################################################################################
+#
+# What is answered without a search, and what a question means in its conversation.
+#
+#   aside   the answer to a greeting, to which documents there are, or to what one of them is about
+#   turn    what was said before in a conversation: what "it" stands for is looked for there
+
+# Offers:
+__all__ += """
+    SAID_TO_YOU words_of_its_own subject_asked answer_aside turns_before follows_on subject_of
+""".split()
+
+_DOCUMENTS_TOLD = 20  # names of documents in an answer
+_TURNS_BEFORE = 6  # that are looked at for what a question goes on about
+_GREETING = Pattern(
+    r"\W*(?:hello|hi|hey|greetings|good (?:morning|evening|afternoon|day))(?: (?:there|again|you))?\W*",
+    re.IGNORECASE,
+)
+_THANKS = Pattern(
+    r"\W*(?:(?:ok|okay|great)\W+)?(?:thanks?|thank you|thx|cheers|bye|goodbye|good night|see you)"
+    r"(?: (?:you|so|very|much|a|lot|again|then|later))*\W*",
+    re.IGNORECASE,
+)
+_WHICH_DOCUMENTS = Pattern(
+    r"\W*(?:(?:what|which) (?:documents|files|books|texts|sources) (?:do you (?:have|know|hold)|are (?:there|in memory)|"
+    r"have you (?:learnt|learned|read))|what have you (?:learnt|learned|read)|"
+    r"(?:list|show)(?: me)?(?: all)?(?: the| your)? (?:documents|files|sources))\W*",
+    re.IGNORECASE,
+)
+SAID_TO_YOU = Pattern(
+    r"\bwhat (?:did|have|do) i (?:ever )?(?:told|tell|said|say|mentioned?)\b", re.IGNORECASE
+)
+_SUBJECTS = tuple(
+    [
+        Pattern(rf"\W*(?:please |can you |could you )?{form}\W*", re.IGNORECASE)
+        for form in (
+            r"(?:summari[sz]e|sum up|outline) (.{2,200}?)",
+            r"(?:give (?:me )?)?(?:an? )?(?:overview|summary) of (.{2,200}?)",
+            r"what(?: is|'s|’s) (.{2,200}?) about",
+            r"what do you know (?:about|of) (.{2,200}?)",
+            r"(?:please )?tell me (?:more |all |everything |something )?about (.{2,200}?)",
+            r"what (?:did|have|do) i (?:ever )?(?:told|tell|said|say|mentioned?)(?: to)?(?: you)? (?:about|of) (.{2,200}?)",
+        )
+    ]
+)
+_FOLLOWS = Pattern(
+    r"^\W*(?:and|but|so|then|also|what about|how about)\b|"
+    r"\b(?:it|its|they|them|theirs?|he|him|his|she|hers?)\b|"
+    r"\b(?:about|of|for|with|is|does|was|did) (?:that|this)\b",
+    re.IGNORECASE,
+)
+_PART = Pattern(
+    r"\W*(?:at|in|on|by|with|for|from|since|until|to|of) (?:what|which|how|when|whom)\b",
+    re.IGNORECASE,
+)
+_FOLLOWING_WORDS = 4  # that mean something: a longer question stands for itself
+
+
+def subject_asked(mission):
+    """Return what "summarise X", "what is X about" or "what did I tell you about X" name, or None."""
+    found = [form.fullmatch(mission.strip()) for form in _SUBJECTS]
+    return next((match[1] for match in found if match), None)
+
+
+def answer_aside(catalog, mission):
+    """Return the answer to what needs no search: a greeting, which documents there are, what one of them is about; or None."""
+    if _GREETING.fullmatch(mission):
+        return _aside(
+            "Hello. Ask me about what I have learnt, or: \u201cWhat documents do you have?\u201d"
+        )
+    if _THANKS.fullmatch(mission):
+        return _aside("You are welcome.")
+    if _WHICH_DOCUMENTS.fullmatch(mission):
+        return _aside(_documents_told(catalog))
+    subject = subject_asked(mission)
+    document = subject and _document_meant(catalog, subject)
+    return _overview_told(catalog, document) if document else None
+
+
+def _aside(answer, evidence=()):
+    return {
+        "answer": answer,
+        "relevant": bool(evidence),
+        "certainty": "sure",
+        "evidence": list(evidence),
+    }
+
+
+def _documents_told(catalog):
+    """Return which documents are held of what the world says, as a sentence."""
+    names = list(itertools.islice(_taught(catalog), _DOCUMENTS_TOLD + 1))
+    if not names:
+        return "I have learnt no document yet; `learn FILE` teaches me one."
+    more = " and others; `documents` lists them all" if len(names) > _DOCUMENTS_TOLD else ""
+    told = [pathlib.PurePath(name).name for name in names[:_DOCUMENTS_TOLD]]
+    return f"I have learnt {', '.join(told)}{more}."
+
+
+def _taught(catalog):
+    """Yield the doc_ids of what somebody taught."""
+    return (doc_id for doc_id, document in catalog.documents.items() if document.scope == "world")
+
+
+def _document_meant(catalog, subject):
+    """Return the Document that somebody names by its id, the name of its file or that without its ending; or None."""
+    wanted = re.sub(
+        r"^(?:the )?(?:document|file|book|manual|text)? ?",
+        "",
+        subject.strip("\"'\u201c\u201d ").casefold(),
+    )
+
+    def names(doc_id):
+        path = pathlib.PurePath(doc_id.casefold())
+        return doc_id.casefold(), path.name, path.stem, path.name.partition(".")[0]
+
+    found = next((doc_id for doc_id in catalog.documents if wanted in names(doc_id)), None)
+    return None if found is None else catalog.documents[found]
+
+
+def _overview_told(catalog, document):
+    """Return the answer to what a document is about: the titles of its sections, and sentences that say much of it."""
+    titles, evidence = overview_of(catalog, document)
+    name = pathlib.PurePath(document.doc_id).name
+    if not titles:
+        quoted = (
+            f": \u201c{quoted_sentence(evidence[0])}\u201d [1]"
+            if evidence
+            else " holds no sentence that tells."
+        )
+        return _aside(f"{name}{quoted}", evidence)
+    more = " and more" if len(titles) > OVERVIEW_TITLES else ""
+    return _aside(f"{name} is about: {'; '.join(titles[:OVERVIEW_TITLES])}{more}", evidence)
+
+
+class Turn(typing.NamedTuple):
+    """What somebody said before in a conversation, and the documents that its answer cited."""
+
+    text: str
+    cited: tuple
+
+
+def turns_before(catalog, conversation):
+    """Return the latest Turns of a conversation, the last one first."""
+    numbers = heapq.nlargest(_TURNS_BEFORE, numbers_filed(catalog, "conversation", conversation))
+    turns = []
+    for number in numbers:
+        chunk = catalog.chunk_storage[number]
+        cited = catalog.documents[chunk.doc_id].metadata.get("cited", ())
+        turns.append(Turn(chunk.text, tuple(dict.fromkeys([item["doc_id"] for item in cited]))))
+    return turns
+
+
+def follows_on(mission):
+    """Whether a question takes its subject from the turn before: it begins so, says "it", or has no subject of its own."""
+    own = len(words_of_its_own(mission))
+    if own <= 1 and _PART.match(mission):
+        return True
+    return own == 0 or own <= _FOLLOWING_WORDS and bool(_FOLLOWS.search(mission))
+
+
+def words_of_its_own(text):
+    """Return the words of a text that name something: no stop words, and none of those by which questions begin."""
+    words = re.findall(r"\w[\w./'’-]*\w|\w", text)
+    return [
+        word
+        for word in words
+        if word.lower().replace("’", "'") not in (STOP_WORDS | REQUESTS | MEASURES)
+    ]
+
+
+def subject_of(turns):
+    """Return what the turns before a question are about: the words of the latest that stands for itself."""
+    named = next((turn for turn in turns if not follows_on(turn.text)), turns[-1])
+    return " ".join(words_of_its_own(named.text)) or named.text
+
+
+################################################################################
 # States #######################################################################
 ################################################################################
 #
@@ -28700,7 +28878,7 @@ def _heaviest_part(root, mission):
 __all__ += """
     WRITE WORDS_TOKENS REWORDED_WITHIN_S words_prompt rewording_prompt Words Halt words_told
     told_in_words persona_with facet_source facet_stands is_facet is_outdated intent_digest
-    speaking without_prompt gate_reasons words_of_its_own recalled gentle_answer quotes_of
+    speaking without_prompt gate_reasons recalled gentle_answer quotes_of
     GENERAL_HEADS told_part depth_of unsure_answer
 """.split()
 
@@ -28710,13 +28888,13 @@ def recalled(cycle, recall, focus="", question=""):
     mission, root = question or mission_text(cycle.mission_brief), root_of(cycle)
     catalog, conversation = root["knowledge_catalog_obj"], cycle.mission_brief.get("conversation")
     # its name says where to look, not for what
-    query = _SELF_NAMES.sub(" ", _subject_asked(mission) or mission)
+    query = _SELF_NAMES.sub(" ", subject_asked(mission) or mission)
     query = query if words_of(query) else mission
     places = _places(cycle, mission, root)
-    before = _turns_before(catalog, conversation) if conversation else []
+    before = turns_before(catalog, conversation) if conversation else []
     subject = ""
-    if before and _follows_on(mission):
-        subject = _subject_of(before)
+    if before and follows_on(mission):
+        subject = subject_of(before)
         places += [{"doc_id": name} for name in before[0].cited if name in catalog.documents]
     asked = f"{subject}: {query}" if subject else query
     width = own(own(cycle)["synthesis_state*"][0]).get("width", recall.chunks)
@@ -28731,7 +28909,7 @@ def _places(cycle, mission, root):
     """Return where a mission looks: in the world; if it asks, in its conversation; if about the system, in what that says."""
     conversation = None if only_states(mission) else cycle.mission_brief.get("conversation")
     plan = cycle._tmp_synthesis_data.get("plan") or {}
-    if _SAID_TO_YOU.search(mission):
+    if SAID_TO_YOU.search(mission):
         return [{"scope": "said"}]
     about_self = (
         plan.get("strategy") == "Systemic Self-Improvement"
@@ -28755,7 +28933,7 @@ def psm_idle_(cycle, recall):
     """
     mission = mission_text(cycle.mission_brief)
     start = {"start_time": now_utc(), "original_query": mission}
-    aside = _answer_aside(root_of(cycle)["knowledge_catalog_obj"], mission)
+    aside = answer_aside(root_of(cycle)["knowledge_catalog_obj"], mission)
     if aside is not None:
         return Thought(
             "aside", lambda _: Step("COMPLETE", aside, start | {"final_response": aside})
@@ -28896,172 +29074,6 @@ def _comfort_fault(text, mission):
     known = set(re.findall(r"\w+", mission))
     foreign = [named[0] for named in _NAMES_A_THING.finditer(text) if named[0] not in known]
     return f"names {foreign[0]}" if foreign else ""
-
-
-# Talk: what is answered without a search, and what a question means in its conversation.
-
-_DOCUMENTS_TOLD = 20  # names of documents in an answer
-_TURNS_BEFORE = 6  # that are looked at for what a question goes on about
-_GREETING = Pattern(
-    r"\W*(?:hello|hi|hey|greetings|good (?:morning|evening|afternoon|day))(?: (?:there|again|you))?\W*",
-    re.IGNORECASE,
-)
-_THANKS = Pattern(
-    r"\W*(?:(?:ok|okay|great)\W+)?(?:thanks?|thank you|thx|cheers|bye|goodbye|good night|see you)"
-    r"(?: (?:you|so|very|much|a|lot|again|then|later))*\W*",
-    re.IGNORECASE,
-)
-_WHICH_DOCUMENTS = Pattern(
-    r"\W*(?:(?:what|which) (?:documents|files|books|texts|sources) (?:do you (?:have|know|hold)|are (?:there|in memory)|"
-    r"have you (?:learnt|learned|read))|what have you (?:learnt|learned|read)|"
-    r"(?:list|show)(?: me)?(?: all)?(?: the| your)? (?:documents|files|sources))\W*",
-    re.IGNORECASE,
-)
-_SAID_TO_YOU = Pattern(
-    r"\bwhat (?:did|have|do) i (?:ever )?(?:told|tell|said|say|mentioned?)\b", re.IGNORECASE
-)
-_SUBJECTS = tuple(
-    [
-        Pattern(rf"\W*(?:please |can you |could you )?{form}\W*", re.IGNORECASE)
-        for form in (
-            r"(?:summari[sz]e|sum up|outline) (.{2,200}?)",
-            r"(?:give (?:me )?)?(?:an? )?(?:overview|summary) of (.{2,200}?)",
-            r"what(?: is|'s|’s) (.{2,200}?) about",
-            r"what do you know (?:about|of) (.{2,200}?)",
-            r"(?:please )?tell me (?:more |all |everything |something )?about (.{2,200}?)",
-            r"what (?:did|have|do) i (?:ever )?(?:told|tell|said|say|mentioned?)(?: to)?(?: you)? (?:about|of) (.{2,200}?)",
-        )
-    ]
-)
-_FOLLOWS = Pattern(
-    r"^\W*(?:and|but|so|then|also|what about|how about)\b|"
-    r"\b(?:it|its|they|them|theirs?|he|him|his|she|hers?)\b|"
-    r"\b(?:about|of|for|with|is|does|was|did) (?:that|this)\b",
-    re.IGNORECASE,
-)
-_PART = Pattern(
-    r"\W*(?:at|in|on|by|with|for|from|since|until|to|of) (?:what|which|how|when|whom)\b",
-    re.IGNORECASE,
-)
-_FOLLOWING_WORDS = 4  # that mean something: a longer question stands for itself
-
-
-def _subject_asked(mission):
-    """Return what "summarise X", "what is X about" or "what did I tell you about X" name, or None."""
-    found = [form.fullmatch(mission.strip()) for form in _SUBJECTS]
-    return next((match[1] for match in found if match), None)
-
-
-def _answer_aside(catalog, mission):
-    """Return the answer to what needs no search: a greeting, which documents there are, what one of them is about; or None."""
-    if _GREETING.fullmatch(mission):
-        return _aside(
-            "Hello. Ask me about what I have learnt, or: \u201cWhat documents do you have?\u201d"
-        )
-    if _THANKS.fullmatch(mission):
-        return _aside("You are welcome.")
-    if _WHICH_DOCUMENTS.fullmatch(mission):
-        return _aside(_documents_told(catalog))
-    subject = _subject_asked(mission)
-    document = subject and _document_meant(catalog, subject)
-    return _overview_told(catalog, document) if document else None
-
-
-def _aside(answer, evidence=()):
-    return {
-        "answer": answer,
-        "relevant": bool(evidence),
-        "certainty": "sure",
-        "evidence": list(evidence),
-    }
-
-
-def _documents_told(catalog):
-    """Return which documents are held of what the world says, as a sentence."""
-    names = list(itertools.islice(_taught(catalog), _DOCUMENTS_TOLD + 1))
-    if not names:
-        return "I have learnt no document yet; `learn FILE` teaches me one."
-    more = " and others; `documents` lists them all" if len(names) > _DOCUMENTS_TOLD else ""
-    told = [pathlib.PurePath(name).name for name in names[:_DOCUMENTS_TOLD]]
-    return f"I have learnt {', '.join(told)}{more}."
-
-
-def _taught(catalog):
-    """Yield the doc_ids of what somebody taught."""
-    return (doc_id for doc_id, document in catalog.documents.items() if document.scope == "world")
-
-
-def _document_meant(catalog, subject):
-    """Return the Document that somebody names by its id, the name of its file or that without its ending; or None."""
-    wanted = re.sub(
-        r"^(?:the )?(?:document|file|book|manual|text)? ?",
-        "",
-        subject.strip("\"'\u201c\u201d ").casefold(),
-    )
-
-    def names(doc_id):
-        path = pathlib.PurePath(doc_id.casefold())
-        return doc_id.casefold(), path.name, path.stem, path.name.partition(".")[0]
-
-    found = next((doc_id for doc_id in catalog.documents if wanted in names(doc_id)), None)
-    return None if found is None else catalog.documents[found]
-
-
-def _overview_told(catalog, document):
-    """Return the answer to what a document is about: the titles of its sections, and sentences that say much of it."""
-    titles, evidence = overview_of(catalog, document)
-    name = pathlib.PurePath(document.doc_id).name
-    if not titles:
-        quoted = (
-            f": \u201c{quoted_sentence(evidence[0])}\u201d [1]"
-            if evidence
-            else " holds no sentence that tells."
-        )
-        return _aside(f"{name}{quoted}", evidence)
-    more = " and more" if len(titles) > OVERVIEW_TITLES else ""
-    return _aside(f"{name} is about: {'; '.join(titles[:OVERVIEW_TITLES])}{more}", evidence)
-
-
-class Turn(typing.NamedTuple):
-    """What somebody said before in a conversation, and the documents that its answer cited."""
-
-    text: str
-    cited: tuple
-
-
-def _turns_before(catalog, conversation):
-    """Return the latest Turns of a conversation, the last one first."""
-    numbers = heapq.nlargest(_TURNS_BEFORE, numbers_filed(catalog, "conversation", conversation))
-    turns = []
-    for number in numbers:
-        chunk = catalog.chunk_storage[number]
-        cited = catalog.documents[chunk.doc_id].metadata.get("cited", ())
-        turns.append(Turn(chunk.text, tuple(dict.fromkeys([item["doc_id"] for item in cited]))))
-    return turns
-
-
-def _follows_on(mission):
-    """Whether a question takes its subject from the turn before: it begins so, says "it", or has no subject of its own."""
-    own = len(words_of_its_own(mission))
-    if own <= 1 and _PART.match(mission):
-        return True
-    return own == 0 or own <= _FOLLOWING_WORDS and bool(_FOLLOWS.search(mission))
-
-
-def words_of_its_own(text):
-    """Return the words of a text that name something: no stop words, and none of those by which questions begin."""
-    words = re.findall(r"\w[\w./'’-]*\w|\w", text)
-    return [
-        word
-        for word in words
-        if word.lower().replace("’", "'") not in (STOP_WORDS | REQUESTS | MEASURES)
-    ]
-
-
-def _subject_of(turns):
-    """Return what the turns before a question are about: the words of the latest that stands for itself."""
-    named = next((turn for turn in turns if not _follows_on(turn.text)), turns[-1])
-    return " ".join(words_of_its_own(named.text)) or named.text
 
 
 # Words: what a core that writes says over the passages
@@ -29241,10 +29253,10 @@ def words_told(cycle):
     return [entry.answer["told"] for entry in cycle.journal if entry.name == "sentence"]
 
 
-def _writing(cycle, recall, pillar, asked, bound=types.MappingProxyType({})):
+def _writing(cycle, pillar, asked, bound=types.MappingProxyType({}), other=None):
     """Return the thought in which the lead writes, as its pillar's method asks for it: {"sub_query", "evidence", "prompt"?}.
 
-    bound: {pillar: the expert that it is bound to}.
+    bound: {pillar: the expert that it is bound to}. other: who answers in words what is written, or None.
     """
     told = journalled(cycle, "recall")["evidence"]
     wanted = [item["text"] for item in asked["evidence"]]
@@ -29262,10 +29274,7 @@ def _writing(cycle, recall, pillar, asked, bound=types.MappingProxyType({})):
         fields["prompt"] = asked["prompt"]
     if pillar in bound:
         fields["expert"] = bound[pillar]
-    plan = cycle._tmp_synthesis_data["plan"]
-    other = _who_replies(cycle, plan["strategy"], recall.settings)
-    replies = other in personas_of(plan["relevant_pillars"]) and may_follow(cycle, "CONTRAPUNTO")
-    asks = (pillar, PILLARS[other][0]) if replies else (pillar,)
+    asks = (pillar, PILLARS[other][0]) if other else (pillar,)
     mine = {name: bound[name] for name in asks if name in bound}
 
     def read(sentences_told):
@@ -29273,10 +29282,18 @@ def _writing(cycle, recall, pillar, asked, bound=types.MappingProxyType({})):
         data = {"partial_responses": {pillar: said}} if sentences_told else {}
         if bound:  # nobody else is asked
             data["facet_experts"] = mine
-        follows = "DELEGATING" if replies else "SYNTHESIZING"
+        follows = "DELEGATING" if other else "SYNTHESIZING"
         return Step(follows, {"sentences": len(sentences_told)}, data)
 
     return Thought("words", read, ((WRITE, fields),))
+
+
+def _replies_to_lead(cycle, recall):
+    """Return who answers in words what the lead writes, or None: who was asked beside it, where the workflow has that."""
+    plan = cycle._tmp_synthesis_data["plan"]
+    other = _who_replies(cycle, plan["strategy"], recall.settings)
+    asked = other in personas_of(plan["relevant_pillars"])
+    return other if asked and may_follow(cycle, "CONTRAPUNTO") else None
 
 
 def _reply_in_words(cycle):
@@ -29387,7 +29404,8 @@ def psm_delegating_(cycle, recall):
         bound = cycle._tmp_synthesis_data.get("facet_experts", {})
         if journalled(cycle, "words") is not None:
             return _reply_in_words(cycle)
-        return _writing(cycle, recall, *_facet_of_lead(cycle, asked), bound)
+        other = _replies_to_lead(cycle, recall)
+        return _writing(cycle, *_facet_of_lead(cycle, asked), bound, other)
     focus = _data_on_demand(cycle, asked)
     return _retrieving(cycle, recall, focus) if focus else _facets_told(cycle, asked, recall)
 

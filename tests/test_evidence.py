@@ -549,12 +549,12 @@ def test_statements_that_contradict_each_other(one, other, against):
     ("what do you know about tea?", "tea"), ("What did I tell you about my dog?", "my dog"), ("How is tea brewed?", None),
 ])
 def test_what_is_to_be_told_about(mission, subject):
-    assert batos._subject_asked(mission) == subject
+    assert batos.subject_asked(mission) == subject
 
 
 @pytest.mark.parametrize("mission", ["What is boat.md about?", "summarise the document boat", "overview of BOAT.md"])
 def test_a_document_is_told_by_its_sections(catalog, mission):
-    told = batos._answer_aside(catalog, mission)
+    told = batos.answer_aside(catalog, mission)
     assert told["answer"] == "boat.md is about: Moving; Crew" and len(told["evidence"]) == 2
     assert batos.gate_reasons(catalog, told["evidence"]) == []
 
@@ -565,7 +565,7 @@ def test_a_document_is_told_by_its_sections(catalog, mission):
     ("hello world in C", None), ("Thank the captain how?", None), ("What documents are needed for the harbour?", None),
 ])
 def test_what_needs_no_search(catalog, mission, answer):
-    told = batos._answer_aside(catalog, mission)
+    told = batos.answer_aside(catalog, mission)
     assert told["answer"].startswith(answer) if answer else told is None
 
 
@@ -576,7 +576,7 @@ def test_what_needs_no_search(catalog, mission, answer):
     ("How do I install a package and remove it with one command?", False),
 ])
 def test_a_question_that_goes_on(mission, follows):
-    assert batos._follows_on(mission) == follows
+    assert batos.follows_on(mission) == follows
 
 
 ANSWERED_ELSEWHERE = (
