@@ -41598,7 +41598,9 @@ def _what_to_learn(root):
         if gaps
         else "learn documents about what is asked"
     )
-    return f"{told}, or mark what is right; improveCognition has the mind learn of what was corrected"
+    return (
+        f"{told}, or mark what is right; improveCognition has the mind learn of what was corrected"
+    )
 
 
 # part -> what is begun where it is the weakest: (root, row) to words
