@@ -3808,6 +3808,32 @@ def change_row(change: dict) -> dict:
     )
 
 
+def fact_rows(name: str, value: typing.Any, wide: float) -> list:
+    """Return the rows of one fact: in one line where it fits, else below its name."""
+    if isinstance(value, dict) and set(value) == {"$time"}:
+        value = clock_text(value)
+    text = "\u2013" if value is None else value if isinstance(value, str) else to_json(value, None)
+    lead = marked(name.replace("_", " "), "soft")
+    if len(text) < 44:
+        return [
+            row(
+                marked(short(text, 60)),
+                lead=lead,
+                indent=dp(132),
+                lines=1,
+                pad=3,
+                copy=f"{name}  {text}",
+            )
+        ]
+    columns = max(20, int((wide - dp(24)) / (sp(CODE) * 0.6)) - 2)
+    shown = text if isinstance(value, str) else pretty(value, columns)
+    pieces = [piece for line in shown.split("\n")[:400] for piece in wrapped(plain(line), columns)]
+    return [
+        row(lead, lines=1, pad=3),
+        *(code_row(marked(piece), copy=piece, ground="raised") for piece in pieces),
+    ]
+
+
 def change_lines(change: dict, oid: str | None = None) -> list:
     """Return [(tone, line)] of what a change did to its slots, or to those of one object."""
     lines = []
@@ -6733,6 +6759,7 @@ class ExpertsPage(Page):
                 id: rows
                 clicks: 2
                 empty: root.spec['empty']
+                on_move: root.look()
                 on_open: root.activate(self.chosen_row)
             Strip:
                 Push:
@@ -6784,7 +6811,7 @@ class ExpertsPage(Page):
     nothing = StringProperty(PROTOCOL)
 
     def made(self) -> None:
-        self.gauges, self.facts, self._protocol = {}, {}, []
+        self.gauges, self.facts, self._protocol, self._told = {}, {}, [], {}
         for tier in SPEC["tiers"]:
             if tier["name"] in self.spec["columns"]:
                 self._add_tier(tier)
@@ -6811,10 +6838,28 @@ class ExpertsPage(Page):
         forging = self.ids.tabs.chosen == "forge"
         self.nothing = self.NO_JOBS if forging else self.PROTOCOL
         self.ids.loss.data = None
-        self.ids.steps.fill([] if forging else self._protocol)
+        self.ids.steps.fill([] if forging else self._protocol or self._facts_of_chosen())
         if forging:
             self.store.ask("list_jobs", self._jobs_came, slot="jobs", doing="listing jobs")
             self.store.ask("list_golden", self._golden_came, slot="golden", limit=1)
+
+    def look(self) -> None:
+        """Show the facts of the expert that is chosen."""
+        self._protocol = []
+        if self.ids.tabs.chosen == "protocol":
+            self.ids.steps.fill(self._facts_of_chosen(), keep=True)
+
+    def _facts_of_chosen(self):
+        told_of = self._told.get(self.ids.rows.chosen_row)
+        if not told_of:
+            return []
+        wide = self.ids.steps.width
+        facts = [one for name, value in told_of.items() for one in fact_rows(name, value, wide)]
+        hint = [
+            row(marked(line, "faint"), lines=1, pad=2)
+            for line in in_lines(self.PROTOCOL, wide - dp(34))
+        ]
+        return [*facts, row("", height=10, lines=1), *hint]
 
     def _jobs_came(self, reply):
         if self.ids.tabs.chosen != "forge":
@@ -6875,7 +6920,12 @@ class ExpertsPage(Page):
         if reply["status"] != "OK":
             self.ids.note.text = marked(reply["details"], "bad")
             return
+        self._told = {one["expert"]: one for one in reply["results"]}
         self.ids.rows.fill([self._expert_row(one) for one in reply["results"]], keep=True)
+        if self.ids.rows.chosen < 0:
+            self.ids.rows.choose(0)
+        elif self.ids.tabs.chosen == "protocol" and not self._protocol:
+            self.ids.steps.fill(self._facts_of_chosen(), keep=True)
         for tier in SPEC["tiers"]:
             if tier["name"] in self.gauges:
                 self._show_tier(tier, reply)
@@ -7393,7 +7443,7 @@ class LifePage(ShowsFigures, Page):
         if isinstance(value.get("cycle"), str):
             rows += [row(f"[ref=cycle]{marked('show it under Ask', 'accent')}[/ref]", lines=1)]
         for name, inner in value.items():
-            rows += self._fact_rows(name, inner, wide) if name != "reason" else []
+            rows += fact_rows(name, inner, wide) if name != "reason" else []
         self.ids.lines.fill(rows)
 
     @staticmethod
@@ -7404,36 +7454,6 @@ class LifePage(ShowsFigures, Page):
     def _reports(self):
         """Return the missions that are listed, of which one may wait for another."""
         return [one["value"] for one in self._rows if "mission" in (one["value"] or ())]
-
-    @staticmethod
-    def _fact_rows(name, value, wide):
-        """Return the rows of one fact: in one line where it fits, else below its name."""
-        if isinstance(value, dict) and set(value) == {"$time"}:
-            value = clock_text(value)
-        text = (
-            "\u2013" if value is None else value if isinstance(value, str) else to_json(value, None)
-        )
-        lead = marked(name.replace("_", " "), "soft")
-        if len(text) < 44:
-            return [
-                row(
-                    marked(short(text, 60)),
-                    lead=lead,
-                    indent=dp(132),
-                    lines=1,
-                    pad=3,
-                    copy=f"{name}  {text}",
-                )
-            ]
-        columns = max(20, int((wide - dp(24)) / (sp(CODE) * 0.6)) - 2)
-        shown = text if isinstance(value, str) else pretty(value, columns)
-        pieces = [
-            piece for line in shown.split("\n")[:400] for piece in wrapped(plain(line), columns)
-        ]
-        return [
-            row(lead, lines=1, pad=3),
-            *(code_row(marked(piece), copy=piece, ground="raised") for piece in pieces),
-        ]
 
     def open(self, value: typing.Any) -> None:
         if isinstance(value, dict) and isinstance(value.get("cycle"), str):

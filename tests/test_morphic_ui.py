@@ -969,6 +969,10 @@ def test_experts_are_shown_by_tier(world, hand):
     assert {one["value"] for one in page.ids.rows.data} == {row["expert"] for row in told["results"]}
     assert all(one["tier"] in row["text"] for one, row in zip(told["results"], page.ids.rows.data, strict=True))
     assert all(gauge.data["words"] for gauge in page.gauges.values())
+    first = told["results"][0]                           # of the one that is chosen all is told
+    hand.until(lambda: first["expert"] in said_of(page.ids.steps), "its facts")
+    leads = {ui.unmarked(one["lead"]) for one in page.ids.steps.data if one.get("lead")}
+    assert {name.replace("_", " ") for name in first} <= leads | set(said_of(page.ids.steps).split("\n"))
 
 
 def test_life_shows_figures_events_and_settings(world, hand):
