@@ -34,7 +34,7 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     codex and personas, traces that draw them, a thought's way through its states, and the ways that it may take
     its workers     Workflows · Forgetting · Mission lane · Inference · Prototypes
                     how the four work together, tried and adopted; what forgets, and carries thoughts; messages to the core
-    new methods     Steps · Intents · Wanted · Examples · Methods · Guesses · Generative kernel · Mending · Parcels
+    new methods     Steps · Intents · Wanted · Examples · Methods · Guesses · Code by four · Generative kernel · Mending · Parcels
                     what a message can mean, what decides, how a method is tried, kept, mended and carried elsewhere
     what is learnt  Golden dataset · Forge worker · Forge
                     what people say of answers becomes rows, rows a dataset, a dataset an expert that is judged by rule
@@ -35759,10 +35759,18 @@ def _method_bodies(candidate, returned=None, before=False):
     return [candidate.body, flag, f"return {returned.code}"]
 
 
+def _docstring_of(request: dict) -> str:
+    """Return what a method says of itself: its intent, or the words of its selector where that says none, or has quotes."""
+    intent = one_line(request["intent"], INTENT_BYTES)
+    if re.fullmatch(r"[^\"\\]+", intent):
+        return intent
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])|[_:]+", " ", request["selector"]).strip().lower()
+    return f"{words[:1].upper()}{words[1:]}."
+
+
 def method_source(lines: list[str], request: dict) -> str:
     """Return a method's source as it is stored: its head, what it is for, its lines."""
-    intent = one_line(request["intent"], INTENT_BYTES)
-    told = [f'    """{intent}"""'] if re.fullmatch(r"[^\"\\]+", intent) else []
+    told = [f'    """{_docstring_of(request)}"""']
     return "\n".join([method_head(request), *told, *(f"    {line}" for line in lines)]) + "\n"
 
 
@@ -36427,6 +36435,79 @@ def confirm_method(method, who):
 
 
 ################################################################################
+# Code by four #################################################################
+################################################################################
+#
+# Who did what of a method that was written: BABS the library, BRICK the body, ROBIN what it says of itself, ALFRED where it
+# belongs and whether it stood its trial. It is told with the method, and with the mission that wrote it.
+
+# Offers:
+__all__ += """
+    library_for code_stages
+""".split()
+
+# word of a request -> what a library has for it
+_LIBRARIES = {
+    "median": "statistics.median",
+    "mode": "statistics.mode",
+    "stdev": "statistics.stdev",
+    "variance": "statistics.variance",
+    "sqrt": "math.sqrt",
+    "root": "math.sqrt",
+    "logarithm": "math.log",
+    "factorial": "math.factorial",
+    "divisor": "math.gcd",
+    "permutations": "itertools.permutations",
+    "combinations": "itertools.combinations",
+    "product": "math.prod",
+    "json": "json.dumps",
+    "regex": "re.search",
+    "matching": "re.search",
+}
+_LIBRARIES_STEMMED = {stem: what for word, what in _LIBRARIES.items() for stem in stems(word)}
+
+
+def library_for(text: str) -> list:
+    """Return what libraries have for the words of a request, of those that a method may import."""
+    found = [_LIBRARIES_STEMMED[stem] for stem in stems(text) if stem in _LIBRARIES_STEMMED]
+    return [name for name in dict.fromkeys(found) if name.partition(".")[0] in FACADES]
+
+
+def code_stages(
+    request: dict, source: str, known: str | None, by: str, tried: int, home: str
+) -> list:
+    """Return [{"stage", "persona", "what"}] of a method: how each of the four took part in it.
+
+    known: the method of the image that it is, or None; by: who chose the body; tried: how often it was tried.
+    """
+    tree = ast.parse(source)
+    function: typing.Any = method_in(tree, request["selector"])
+    imported = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    imported += [
+        one.name for node in ast.walk(tree) if isinstance(node, ast.Import) for one in node.names
+    ]
+    offered = library_for(f"{request['selector'].replace('_', ' ')} {request['intent']}")
+    library = (
+        f"{known}, which the image has"
+        if known
+        else ", ".join(imported or offered) or "none is needed"
+    )
+    body = [ast.unparse(node) for node in function.body if not _is_docstring(node)]
+    rows = (
+        ("library", "BABS", library),
+        ("body", "BRICK", f"{by}: {one_line('; '.join(body), 200)}"),
+        ("docstring", "ROBIN", one_line(ast.get_docstring(function) or "it says nothing", 200)),
+        ("assembly", "ALFRED", f"tried {tried} times, {home}"),
+    )
+    return [{"stage": stage, "persona": persona, "what": what} for stage, persona, what in rows]
+
+
+def _is_docstring(node):
+    is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return is_text and isinstance(node.value.value, str)
+
+
+################################################################################
 # Generative kernel ############################################################
 ################################################################################
 #
@@ -37039,8 +37120,9 @@ def _ask_a_larger_core(cycle, data):
         for example in (*told_examples(cycle), *told_examples(cycle, "made_up"))
         if not example.held
     ]
+    there = [f"{name} is there" for name in library_for(data["request"]["intent"])]
     request = data["request"] | {
-        "intent": "; ".join((data["request"]["intent"], *shown)).strip("; ")
+        "intent": "; ".join((data["request"]["intent"], *there, *shown)).strip("; ")
     }
 
     def read(values):
@@ -37298,8 +37380,17 @@ def weigh_method(cycle, recall):
         "guess": not confirmed,
         "confirmed": confirmed,
         "unread": data["unread"],
+        "stages": _stages_of(data, where),
     }
     return Thought("verdict", lambda _: Step("COMPLETE", [], {"final_response": final}))
+
+
+def _stages_of(data, where):
+    """Return how the four took part in a method; see `code_stages`."""
+    written, tried = data["written"], len(data["failures"]) + 1
+    known = written["of"] if written["idiom"] == KNOWN else None
+    by = "the core wrote it" if written["idiom"] == FREE else written["idiom"]
+    return code_stages(data["request"], written["source"], known, by, tried, f"it belongs {where}")
 
 
 _GUESS_SAYS = "It is a guess: nothing but the words of the message speaks for it"
@@ -37383,6 +37474,7 @@ def made_by(cycle):
         "idiom": data["written"]["idiom"],
         "tests": final["tests"],
         "why": final["why"],
+        "stages": final["stages"],
     }
 
 
