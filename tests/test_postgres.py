@@ -4,6 +4,7 @@ import itertools
 import json
 import pathlib
 import re
+import shutil
 import tomllib
 
 import engines
@@ -134,6 +135,18 @@ def test_an_image_is_moved_there_and_back_with_its_tids_and_blobs(daemon, uri, c
         with pytest.raises(batos.NotHere, match="pg_dump"):
             client.call("backup")
     assert one.stop() == 0 and faults_of(uri) == []
+
+
+def test_what_pg_dump_wrote_is_the_image_blobs_included(daemon, uri, cluster):
+    filled(daemon, "--image", uri)
+    other = cluster.database(f"mind{next(NUMBERS)}")
+    dump = pathlib.Path(cluster.folder, "dump.sql")
+    dump.write_bytes(cluster.dump(name_of(uri)))
+    cluster.read(name_of(other), dump)
+    shutil.rmtree("batos.blobs")
+    assert batos.main(["move", other, "back.fs"]) == 0
+    assert batos.main(["move", uri, "first.fs"]) == 0
+    assert transactions_of("first.fs") == transactions_of("back.fs") and blobs_of("first.fs") == blobs_of("back.fs") != {}
 
 
 def test_what_is_forgotten_is_gone_from_a_dump(daemon, uri, cluster):

@@ -394,6 +394,35 @@ def test_an_image_is_checked_while_a_daemon_serves_it_and_damage_is_found(daemon
     assert "was altered" in capsys.readouterr().out
 
 
+def test_a_foreign_server_packs_and_makes_no_backups_here(daemon, server):
+    kept = server(make=engines.foreign)
+    one = daemon_on(daemon, kept.uri)
+    with batos.Client(one.endpoint) as client:
+        for number in range(5):
+            client.call("index_document", doc_id="valve.md", text=f"{NOTE} {number}")
+        told = client.call("pack", days=0)["result"]
+        assert told["after_mb"] < told["before_mb"]
+        with pytest.raises(batos.NotHere, match="repozo"):
+            client.call("backup")
+        assert "FILE.old" in client.call("forget", doc_id="valve.md")["details"]
+    assert one.stop() == 0
+
+
+def test_where_the_images_version_changes_our_server_makes_a_backup_before(server, tmp_path, monkeypatch):
+    kept = server("kept.fs", "127.0.0.1:0", "--backup-dir", "backups")
+    image, lines = batos.Image.open(kept.uri), []
+    batos.genesis(image)
+    with batos.writing(image) as root:
+        root["image_version"] = batos.IMAGE_VERSION - 1
+    monkeypatch.setitem(batos.UPGRADES, batos.IMAGE_VERSION, lambda root: None)
+    batos.upgrade_image(image, "nowhere", lines.append)
+    with batos.reading(image) as root:
+        assert root["image_version"] == batos.IMAGE_VERSION
+    image.close()
+    backup, = batos.read_backups(tmp_path / "backups")[0]
+    assert backup.after is None and backup.name in lines[0] and not pathlib.Path("nowhere").exists()
+
+
 def test_what_is_forgotten_leaves_no_byte_on_either_side(daemon, server, tmp_path):
     kept = server("kept.fs", "127.0.0.1:0", "--backup-dir", "backups")
     one = daemon_on(daemon, kept.uri)
