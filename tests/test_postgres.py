@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import shutil
+import signal
 import tomllib
 
 import engines
@@ -116,6 +117,29 @@ def test_a_second_daemon_is_refused_and_a_former_writer_fails(daemon, uri, capsy
         client.call("index_document", doc_id="valve.md", text=NOTE)
     assert one.process.wait(60) == batos._EXIT_FENCED
     assert any("another daemon writes the image now" in line for line in one.lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", ["begun", "voted"])
+def test_a_stand_by_goes_on_where_the_writer_was_stopped_amid_a_commit(tmp_path, uri, point):
+    first, second = (f"tcp://127.0.0.1:{engines.free_port()}" for _ in "ab")
+    writer = engines.Host(tmp_path, "a", uri, first, 1.0, False).wait_for("listens on")
+    with batos.Client(first) as client:
+        assert client.call("index_document", doc_id="valve.md", text=NOTE)["change"]
+    assert writer.stop_amid("writer beat", point)
+    other = engines.Host(tmp_path, "b", uri, second, 1.0)
+    try:
+        if point == "voted":                                 # it has the lock of commits until it is gone
+            writer.end(signal.SIGKILL)
+        other.wait_for("listens on")
+        if point == "begun":
+            writer.process.send_signal(signal.SIGCONT)
+            assert writer.process.wait(60) == batos._EXIT_FENCED
+        assert "valve.md" in documents_at(second)
+    finally:
+        writer.end(signal.SIGKILL)
+        assert other.end() == 0
+    assert faults_of(uri) == []
 
 
 def test_an_image_is_moved_there_and_back_with_its_tids_and_blobs(daemon, uri, capsys):
