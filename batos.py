@@ -2960,6 +2960,7 @@ _POSTGRES_DURABLE = {
     "full_page_writes": "a power cut may tear pages",
 }
 _SAME_ENGINE = {"postgresql": "postgres"}
+_STORE_IDLE_S = 15  # less than RelStorage waits for the lock of commits
 _FULL_DISK = "53100"  # PostgreSQL's code for it
 
 
@@ -3260,6 +3261,19 @@ def _open_zeo(uri):
         ) from error
 
 
+class _BoundStores:
+    """Ends a session that has begun a commit and says nothing for long, so that others commit: its daemon was stopped."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.connmanager.add_on_store_opened(_bound_store)
+
+
+def _bound_store(cursor, restart=False):
+    # of this transaction alone: who reads may be idle in one for as long as it likes
+    cursor.execute(f"SET LOCAL idle_in_transaction_session_timeout = '{_STORE_IDLE_S}s'")
+
+
 @functools.cache
 def _postgres_class():
     need("psycopg2.extensions", _POSTGRES)
@@ -3293,7 +3307,6 @@ def _check_postgres(dsn, shown):
 def _open_postgres(uri):
     kind = _postgres_class()
     import psycopg2.extensions
-    from relstorage.adapters.postgresql import PostgreSQLAdapter
     from relstorage.options import Options
 
     shown = hide_password(uri).partition("?")[0]
@@ -3311,7 +3324,9 @@ def _open_postgres(uri):
     options = Options(
         keep_history=True, shared_blob_dir=False, blob_dir=_blob_cache_of(hide_password(uri))
     )
-    adapter = PostgreSQLAdapter(dsn=psycopg2.extensions.make_dsn(**asked), options=options)
+    adapters = need("relstorage.adapters.postgresql", _POSTGRES)
+    bound = type("Adapter", (_BoundStores, adapters.PostgreSQLAdapter), {})
+    adapter = bound(dsn=psycopg2.extensions.make_dsn(**asked), options=options)
     return kind(adapter=adapter, options=options)
 
 

@@ -126,9 +126,10 @@ class Cluster:
     def sql(self, name, text):
         self._run("psql", "-h", self.folder, "-U", "batos", "-d", name, "-c", text)
 
-    def read(self, name, path):
+    def read(self, name, told):
         """Have a database read what `dump` told."""
-        self._run("psql", "-q", "-v", "ON_ERROR_STOP=1", "-h", self.folder, "-U", "batos", "-d", name, "-f", str(path))
+        words = ["-q", "-v", "ON_ERROR_STOP=1", "-h", self.folder, "-U", "batos", "-d", name]
+        subprocess.run([str(self._programs / "psql"), *words], input=told, check=True, capture_output=True)
 
     def dump(self, name):
         return subprocess.run([str(self._programs / "pg_dump"), "-h", self.folder, "-U", "batos", name], check=True,
