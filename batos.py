@@ -24778,7 +24778,10 @@ _TOLD_IN_UNITS = {
     for asks, units in _TOLD_IN
 } | {_ASKS_FOR_MONEY: Pattern(_MONEY, re.IGNORECASE)}
 # It stands below its term, named by its last word, or behind it: "port (integer)", then what that is.
-BY_ITS_TERM = r"|^\W*{1}\b[^:]{{0,100}}::|^(?:[^\s,]+, ){{0,3}}\W*{0}(?: ?\([^)\n]{{1,40}}\))?(?: *\n| {{2}})\s*\w"
+BY_ITS_TERM = (
+    r"|^\W*{1}\b[^:]{{0,100}}::|"
+    r"^(?:[^\s,]+, ){{0,3}}\W*{0}(?: ?\([^)\n]{{1,40}}\)|(?: [^\s:;]{{1,20}}){{1,4}}(?= *\n))?(?: *\n| {{2}})\s*\w"
+)
 DEFINED_BY = (
     r"\b(?:called|known as|termed|named)\s+(?:(?:an?|the)\s+)?\W?{0}(?!\w)|"
     r"(?<!\w){0}(?:\W+(?!that\b)\w+){{0,4}}?\W+(?:is|are|was|were|means?|refers?|stands?|denotes?|consists?)\b|"
@@ -24878,6 +24881,11 @@ _FORMS = {
 
 
 _DEFINITIONS = (_DEFINES, _DEFINES_IN_GERMAN, _DEFINES_IN_FRENCH)
+# "the makestep directive" is described behind "makestep"
+_KIND_BEHIND = Pattern(
+    r"(?<=\w) (?:directive|option|command|setting|parameter|keyword|variable|switch|flag|function)s?$",
+    re.IGNORECASE,
+)
 # "F.22" is said of nothing but what it means: each sentence that names it tells of that
 _IS_CODE = Pattern(r"(?=\S*\d)(?=\S*[^\W\d])\S{2,20}")
 
@@ -24896,6 +24904,7 @@ def _expected_in(question):
     for asks, (holds, settles) in _FORMS.items():
         if named := asks.match(question):
             thing = _WHERE_IT_IS_SO.sub("", next(filter(None, named.groups())))
+            thing = _KIND_BEHIND.sub("", thing) if asks in _DEFINITIONS else thing
             if asks in _DEFINITIONS and _IS_CODE.fullmatch(thing):
                 holds += r"|(?<!\w){0}(?!\w)"
             thing, last = _as_pattern(thing), re.escape(thing.split()[-1])
@@ -25090,6 +25099,12 @@ class Asked(typing.NamedTuple):
     def asks_for_a_value(self):
         """Whether I ask which port, size or version something has."""
         return self.expected is not None and self.expected.asks is _SETS
+
+    def is_described_under(self, told):
+        """Whether I ask what something does, and a Telling says it below the line that names it."""
+        if not told.term or told.defines or self.expected.asks not in _DEFINITIONS:
+            return False
+        return not self.is_answered_by(told.text)
 
     def asks_for_several(self):
         """Whether I ask for all that are so, which the rows of a table tell."""
@@ -25446,8 +25461,9 @@ class Telling(typing.NamedTuple):
 
     @property
     def whole(self) -> str:
-        """What I say, behind the term that I define."""
-        return f"{self.term} {self.text}".lstrip()
+        """What I say, behind the term that I define, or below the line that heads my paragraph."""
+        between = " " if self.defines else "\n"
+        return f"{self.term}{between}{self.text}".lstrip()
 
     @property
     def is_synopsis(self):
@@ -26029,6 +26045,7 @@ def _sentence_worth(asked, told, near):
     if asked.expected:
         fits = asked.is_answered_by(told.whole)
         worth += 0.15 + 0.2 * told.defines if fits else -0.1
+        worth += 0.6 * (fits and asked.is_described_under(told))
         worth += 0.15 * asked.unit_told(f"{told.header} {told.whole}")
     repeats = told.words <= asked.weights.keys()
     worth += 0.3 * asked.asks_for(told.label)

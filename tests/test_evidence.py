@@ -842,6 +842,9 @@ Opens the upper wing.
 ~N, ~near
 Opens the near wing.
 
+lifttime threshold [limit]
+Normally the gate lifts by and by. Behind the threshold it is forced up at once. The lifttime directive is rarely wanted.
+
 # 3. The colours of the gate
 
 The gate was fitted by Marlow & Sons on 12 March 2021. 4. Bicycle shed. Postponed until spring.
@@ -872,6 +875,7 @@ def gate():
     ("Which port does the gate listen on?", "port 8118"),
     ("What does ~U match?", "Opens the upper wing."),
     ("What does ~N match?", "Opens the near wing."),
+    ("What does the lifttime directive do?", "Normally the gate lifts by and by."),
     ("My parcels disappear, why?", "They lie in the basket below"),         # not the table of contents
 ])
 def test_a_page_of_questions_answers_by_what_stands_under_them(gate, query, told):
