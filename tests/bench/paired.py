@@ -7,10 +7,15 @@ nobody in and explores nothing (gate, contrapunto and branches off), the other i
 at that depth too. Each question is asked of both, the first one in turns, so that what else the machine does meets both alike.
 
 Told are: of how many questions the answer was right before and is not now (lost), or the other way (won); whose first passage
-is another; and the cost of an answer at median and p95: seconds on the clock, processor time of the daemon, and the seconds until
-the first passage was there; by whether branches, contrapunto or neither came in, and of factual questions without either.
+is another; and the cost of an answer at median and p95: seconds on the clock, processor time of the daemon, and the seconds
+until the first passage was there; by whether branches, contrapunto or neither came in, and of factual questions without
+either.
 
-{results}
+Of the 64 questions over the manuals 47 were right before and 48 now: none lost, one won, two first passages others (16
+guests, one answer with `also`). At --depth 2 two were lost and three won. In processor time, which what else the machine does
+changes little: 54 answers with neither contrapunto nor branches took 0.70 s before and 0.79 now at median, 1.51 and 1.54 at
+p95, and in half of the pairs nothing more; 8 with contrapunto 1.17 and 1.50 s; 2 with branches 0.9 and 2.9 s; of 52 that
+--depth 2 had thought along several ways 1.07 and 1.39 s, 1.68 and 2.82 s at p95.
 """
 
 import argparse
