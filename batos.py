@@ -37506,7 +37506,7 @@ def made_by(cycle):
         "idiom": data["written"]["idiom"],
         "tests": final["tests"],
         "why": final["why"],
-        "stages": final["stages"],
+        "stages": final.get("stages", []),
     }
 
 
