@@ -24920,6 +24920,7 @@ def _of_the_verb(kind, question):
     return kind._replace(holds=Pattern(_NAME_TOLD.pattern + done)) if done else kind
 
 
+_ASKS_WHAT_IT_DOES = Pattern(r"\W*(?:and |so )?what (?:does|do)\b", re.IGNORECASE)
 _ASKS_FOR_SEVERAL = Pattern(
     r"\W*(?:and |so )?(?:which|what) (?:\w+ )?\w+[^\Ws]s (?:are|were|have|had|can|may|need)\b",
     re.IGNORECASE,
@@ -25102,7 +25103,8 @@ class Asked(typing.NamedTuple):
 
     def is_described_under(self, told):
         """Whether I ask what something does, and a Telling says it below the line that names it."""
-        if not told.term or told.defines or self.expected.asks not in _DEFINITIONS:
+        asks = self.expected.asks in _DEFINITIONS and _ASKS_WHAT_IT_DOES.match(self.text)
+        if not asks or not told.term or told.defines:
             return False
         return not self.is_answered_by(told.text)
 
