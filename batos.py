@@ -40311,9 +40311,7 @@ def _end_of(result):
 def _as_ended(cycle):
     """Return the Ended of a cycle."""
     result, data = cycle.result, cycle._tmp_synthesis_data
-    heard = [result.get("lead"), *map(owner_of, result.get("pillars", ()))]
-    beside = [name for name in result.get("experts", ()) if name not in heard]
-    voices = tuple([name for name in (*heard, *beside) if name])
+    voices = _heard_in(result)
     return Ended(
         cycle_id(cycle),
         result.get("archetype"),
@@ -40327,6 +40325,13 @@ def _as_ended(cycle):
         voices,
         _idle_in(data.get("partial_responses", {}), result.get("evidence", ())),
     )
+
+
+def _heard_in(result):
+    """Return who was heard in a mission: the lead, for each facet whose it is, and the experts beside these."""
+    heard = [result.get("lead"), *map(owner_of, result.get("pillars", ()))]
+    beside = [name for name in result.get("experts", ()) if name not in heard]
+    return tuple([name for name in (*heard, *beside) if name])
 
 
 def _idle_in(parts, evidence):
@@ -46515,6 +46520,7 @@ def _chosen_folder(image, setting, held, held_id):
         not (folder / CORE_CARD).is_file() or held and held_id != SEED_CORE_NAME
     ):
         return None
+    check_core_setting(str(folder))
     if folder.is_file():
         check_gguf(folder)  # before anything is begun
     return None if _same_core(held, folder) else folder

@@ -203,8 +203,16 @@ def test_a_pillar_that_was_made_later_comes_in_as_a_guest_where_it_is_of_what_is
 
 
 def test_experts_beside_the_four_enlarge_the_base_of_the_entropy():
-    row = batos.Ended("0x1", None, 1.0, "answered", False, False, ("BABS", "ONE_QUOTE"), "What?", "x")
-    assert batos._h_cog([row])[1] == {"BABS": 1, "ONE_QUOTE": 1}
+    every = [batos.Ended("0x1", None, 1.0, "answered", False, False, (), "What?", "x", voices=(name,)) for name in batos.PILLARS]
+    assert batos._h_cog(every)[0] == pytest.approx(1.0)
+    more = [*every, every[0]._replace(voices=("BABS", "ONE_QUOTE"))]
+    share, spoke = batos._h_cog(more)
+    assert spoke["ONE_QUOTE"] == 1 and share < 1.0
+
+
+def test_an_expert_that_was_asked_is_among_the_voices_of_a_mission():
+    result = {"lead": "BABS", "pillars": ["iceman_facet_"], "experts": ["BABS", "ONE_QUOTE"]}
+    assert "ONE_QUOTE" in batos._heard_in(result)
 
 
 # With the core itself
