@@ -859,8 +859,10 @@ def caught(error: BaseException) -> BaseException:
 
 def named_shortage(error: typing.Any) -> typing.Any:
     """Return Busy for an error that comes of too few file descriptors, whatever it was taken for meanwhile; else itself."""
-    cause = error
-    while cause is not None:
+    cause, seen = error, set()
+    # an error that was raised anew amid what it had caused stands behind itself
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
         if getattr(cause, "errno", None) in (errno.EMFILE, errno.ENFILE):
             most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
             return Busy(
@@ -24581,7 +24583,7 @@ _UNIT_NAMED = Pattern(rf"\bhow (?:many|much) {_UNIT}\b", re.IGNORECASE)
 _POINTS = (
     r"\d{1,2}[:.]\d\d|\d+(?:st|nd|rd|th)|jan(?:uary)?|feb(?:ruary)?|march|april|may|june?|july?|aug(?:ust)?|sept(?:ember)?|"
     r"oct(?:ober)?|nov(?:ember)?|dec(?:ember)?|(?:mon|tues|wednes|thurs|fri|satur|sun)day|spring|summer|autumn|winter|noon|"
-    r"midnight|morning|evening|night|century|today|yesterday|tomorrow|ago|until|before|after|once|since|always|never"
+    r"midnight|morning|evening|night|century|today|yesterday|tomorrow|ago|until|before|after|once|since|during|always|never"
 )
 TIME_TOLD = Pattern(rf"\b(?:{_POINTS}|every|daily|weekly|monthly|yearly)\b|\d", re.IGNORECASE)
 _MOMENT_TOLD = Pattern(
@@ -25126,9 +25128,14 @@ class Asked(typing.NamedTuple):
         tells = expected is not None and (expected.settles or expected.asks not in _FORMS)
         return tells and self.is_answered_by(text) and not self.is_answered_by(other)
 
-    def needs_more_than(self, texts):
-        """Whether I ask for a number, a time or a name that none of the texts holds."""
+    def needs_more_than(self, texts, is_read):
+        """Whether I ask for a number, a time or a name that none of the texts holds.
+
+        is_read: whether a reader says that they answer me; it knows names that no rule does, such as one that begins a sentence.
+        """
         needed = self.expected is not None and self.expected.needed
+        if needed and is_read and self.expected.holds.pattern.startswith(_NAME_TOLD.pattern):
+            return False
         return needed and not any(map(self.is_answered_by, texts))
 
 
@@ -26363,7 +26370,7 @@ def _certainty(asked, unknown, mass, judged, evidence, recall):
     beside = (
         asked.counts_others(told_first)
         or asked.lacks_what_is_asked_for(told_first)
-        or asked.needs_more_than([item["text"] for item in evidence])
+        or asked.needs_more_than([item["text"] for item in evidence], judged[0].sure)
     )
     if sure and asked.is_mostly_held(told_first) and not beside:
         return "sure" if telling_words or near >= recall.similarity else "nearest"
@@ -51129,7 +51136,12 @@ class Client:
         # what is given the events that come amid calls, where they are not held
         self.hear = self._events.append
         self._limits = None  # what the daemon takes, once it was asked
-        self._connect()
+        try:
+            self._connect()
+        except BaseException:
+            # a context that is collected before its sockets waits for them for ever
+            self._context.destroy(linger=0)
+            raise
 
     def _connect(self):
         """Connect to my endpoint."""

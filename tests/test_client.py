@@ -746,3 +746,18 @@ def test_what_is_foreign_steers_no_terminal_and_forges_no_line(line, served):
         told = out + err
         assert told and all(char.isprintable() or char == "\n" or char in batos.JOINERS for char in told), arguments
         assert not any(row.startswith("03f0 forged") for row in told.splitlines()), arguments
+
+
+def test_a_client_that_cannot_begin_leaves_nothing_open(tmp_path, monkeypatch):
+    made, context = [], zmq.Context
+
+    def noted():
+        made.append(context())
+        return made[-1]
+
+    monkeypatch.setattr(batos.zmq, "Context", noted)
+    (tmp_path / "no.json").write_text("nonsense")
+    (tmp_path / "no.json").chmod(0o600)
+    with pytest.raises(batos.ConfigError, match="is no key file"):
+        batos.Client(f"ipc://{tmp_path}/s", keys=tmp_path / "no.json")
+    assert [one.closed for one in made] == [True]

@@ -259,3 +259,11 @@ def test_a_pattern_is_compiled_when_it_is_used_and_not_before():
     assert pattern.search("a B12")[1] == "12" and pattern.sub("c", "b1 b2") == "c c" and pattern.pattern == r"b(\d+)"
     assert pattern.search == pattern.__dict__["search"]
     assert not hasattr(pattern, "scanner")
+
+
+def test_an_error_that_stands_behind_itself_is_told_as_it_is():
+    one, other = ValueError("one"), OSError(errno.EMFILE, "too many")
+    one.__context__, other.__context__ = other, one
+    assert isinstance(batos.named_shortage(one), batos.Busy)
+    other.errno = errno.ENOENT
+    assert batos.named_shortage(one) is one
