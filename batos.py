@@ -25864,38 +25864,13 @@ def find_evidence(
 
     certainty: "sure" (then it is `relevant`), "nearest" where nothing says it outright, "none".
     """
-    vector, asked = (
-        _vector_of(query, before, recall.embedder),
-        asked_of(catalog, query, focus, before),
-    )
+    vector = _vector_of(query, before, recall.embedder)
+    asked = asked_of(catalog, query, focus, before)
     things = things_compared(query)
-    by = {"embedder": recall.embedder.name, "terms": terms_of_question(query, catalog)}
-    outcomes = [search_(catalog, query, recall.chunks, vector, **by, **where) for where in places]
-    more = [text for text in (focus, *things) if text.strip()]
-    beside = [
-        search_(
-            catalog,
-            text,
-            recall.chunks,
-            recall.embedder.query(text),
-            embedder=recall.embedder.name,
-            **where,
-        )
-        for text in more
-        for where in places
-    ]
-    rows = {
-        row["chunk"]["chunk_id"]: row
-        for outcome in (*outcomes, *beside)
-        for row in outcome["results"]
-    }
-    unknown = [
-        word
-        for word in outcomes[0]["unknown"]
-        if all(word in outcome["unknown"] for outcome in outcomes)
-    ]
-    found = [window for row in rows.values() for window in _windows_of(row)]
-    windows = [window for window in _each_once(found) if not _lists_titles(catalog, window)]
+    outcomes = _searched(catalog, query, vector, recall, places)
+    beside = _searched_beside(catalog, (focus, *things), recall, places)
+    unknown = [word for word in outcomes[0]["unknown"] if _is_unknown_to_all(outcomes, word)]
+    windows = _windows_found(catalog, (*outcomes, *beside))
     judged = _judged(asked, vector, windows, recall)
     different = _different(asked, judged, things, recall)
     kept = _with_the_other_side(asked, different, judged, recall)
@@ -25909,6 +25884,36 @@ def find_evidence(
         "unknown": unknown,
         "evidence": evidence if certainty != "none" else [],
     }
+
+
+def _searched(catalog, query, vector, recall, places):
+    """Return what search finds for a question, one outcome for each of the places."""
+    terms = terms_of_question(query, catalog)
+    by = {"vector": vector, "terms": terms, "embedder": recall.embedder.name}
+    return [search_(catalog, query, recall.chunks, **by, **where) for where in places]
+
+
+def _searched_beside(catalog, texts, recall, places):
+    """Return what search finds for texts that are sought as well, such as each of two things that are compared."""
+    name, found = recall.embedder.name, []
+    for text in filter(str.strip, texts):
+        vector = recall.embedder.query(text)
+        by = {"vector": vector, "embedder": name}
+        found += [search_(catalog, text, recall.chunks, **by, **where) for where in places]
+    return found
+
+
+def _is_unknown_to_all(outcomes, word):
+    return all(word in outcome["unknown"] for outcome in outcomes)
+
+
+def _windows_found(catalog, outcomes):
+    """Return the Windows of what was found, each once, without those of a table of contents."""
+    rows = {}
+    for outcome in outcomes:
+        rows |= {row["chunk"]["chunk_id"]: row for row in outcome["results"]}
+    windows = itertools.chain.from_iterable(map(_windows_of, rows.values()))
+    return [window for window in _each_once(list(windows)) if not _lists_titles(catalog, window)]
 
 
 def _lists_titles(catalog, window):
