@@ -28432,6 +28432,8 @@ def set_expert_(persona, pillar, name=None):
 
     Raises BadRequest, NotFound where no expert has that name, AdapterMismatch where this core cannot serve it.
     """
+    if pillar is None:
+        raise BadRequest("pillar is a pillar's name, `tag:NAME` or `task:NAME`", field="pillar")
     must_be(str, pillar=pillar, name=name)
     _check_binding(persona, pillar)
     root = root_of(persona)
