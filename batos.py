@@ -1428,6 +1428,16 @@ class ImageConnection(ZODB.Connection.Connection):
         self.lookups, self.writes, self.changes, self.events, self.since_s = {}, 0, None, [], None
         self.activation, self.big = OUTSIDE, weakref.WeakKeyDictionary()
         self._named = None, {}  # the root's serial, and {oid: root name} as of that
+        self._next_oid, self.new_oid = self.new_oid, self._free_oid
+        self._given = set()  # the oids that new objects of this transaction have
+
+    def _free_oid(self):
+        """Return an oid that none of my objects has: a server that begins anew gives out once more what was not stored yet."""
+        oid = self._next_oid()
+        while oid in self._given or self._cache.get(oid) is not None:
+            oid = self._next_oid()
+        self._given.add(oid)
+        return oid
 
     def root_name(self, obj: UvmObject) -> str | None:
         """Return the name by which the root holds an object, or None."""
@@ -1441,6 +1451,7 @@ class ImageConnection(ZODB.Connection.Connection):
 
     def newTransaction(self, *args, **kwargs):
         self.lookups.clear()
+        self._given.clear()
         self.events = []
         self.since_s = time.time()
         super().newTransaction(*args, **kwargs)

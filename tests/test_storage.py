@@ -543,3 +543,11 @@ def test_a_full_disk_of_the_server_is_told_and_gone_on_with(daemon, server, tmp_
         resource.prlimit(kept.process.pid, resource.RLIMIT_FSIZE, before)
         assert client.call("index_document", doc_id="after.md", text="After it copper.")["change"]
     assert one.stop() == 0 and kept.stop() == 0 and faults_of(tmp_path / "kept.fs") == []
+
+
+def test_a_server_that_gives_out_an_oid_again_makes_no_two_objects_of_it(tmp_path):
+    image = batos.Image.open(str(tmp_path / "image.fs"))
+    with contextlib.closing(image), image.db.transaction() as connection:
+        given = iter([*2 * [b"\0" * 6 + b"\7\7"], b"\0" * 6 + b"\7\x08", connection.root()._p_oid, b"\0" * 6 + b"\7\x09"])
+        connection._next_oid = lambda: next(given)
+        assert [connection.new_oid()[-1] for _ in range(3)] == [7, 8, 9]

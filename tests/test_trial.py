@@ -185,7 +185,7 @@ def test_what_a_killed_trial_left_is_removed(trial):
 def test_without_a_daemon_nothing_is_done(trial):
     assert "no daemon" in trial.upgrade(trial.offer(), status=1) and trial.left() == set()
     trial.monkeypatch.setenv("BATOS_IMAGE", "memory://")
-    assert "another storage" in trial.upgrade(trial.own.sha256, status=1)
+    assert "another engine" in trial.upgrade(trial.own.sha256, status=1)
 
 
 def wheel(folder, version):
