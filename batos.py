@@ -1323,9 +1323,8 @@ def _checked_int(value):
 def _checked_key(key):
     if type(key) is int or type(key) is str:
         return key
-    raise BadSlot(
-        f"a dict in a slot has keys that are str or int, not {type(key).__name__}; use str(key)"
-    )
+    kind = type(key).__name__
+    raise BadSlot(f"a dict in a slot has keys that are str or int, not {kind}; use str(key)")
 
 
 def _nearest_form(value):
@@ -1428,8 +1427,8 @@ class ImageConnection(ZODB.Connection.Connection):
         self.lookups, self.writes, self.changes, self.events, self.since_s = {}, 0, None, [], None
         self.activation, self.big = OUTSIDE, weakref.WeakKeyDictionary()
         self._named = None, {}  # the root's serial, and {oid: root name} as of that
-        self._next_oid, self.new_oid = self.new_oid, self._free_oid
-        self._given = set()  # the oids that new objects of this transaction have
+        # given: the oids that new objects of this transaction have
+        self._given, self._next_oid, self.new_oid = set(), self.db().new_oid, self._free_oid
 
     def _free_oid(self):
         """Return an oid that none of my objects has: a server that begins anew gives out once more what was not stored yet."""
@@ -1443,9 +1442,8 @@ class ImageConnection(ZODB.Connection.Connection):
         """Return the name by which the root holds an object, or None."""
         root = self.root()
         if self._named[0] != root._p_serial:
-            names = {
-                value._p_oid: name for name, value in root.items() if isinstance(value, UvmObject)
-            }
+            rows = root.items()
+            names = {one._p_oid: name for name, one in rows if isinstance(one, UvmObject)}
             self._named = root._p_serial, names
         return self._named[1].get(obj._p_oid)
 
@@ -1629,7 +1627,7 @@ class UvmObject(persistent.Persistent):
         found = lookup(self, name)
         if found.value is ABSENT:
             raise AttributeError(
-                f"{self!r} has no slot {name!r:.100}, nor has anything it delegates to"
+                f"{self!r} has no slot {name!r:.100}, nor has what it delegates to"
             )
         return found.value
 
@@ -1697,12 +1695,10 @@ def _pointer_order(names):
 
 def _checked_pointer(name, value):
     targets = (value,) if isinstance(value, UvmObject) else value
-    if not isinstance(targets, (list, tuple)) or not all(
-        isinstance(target, UvmObject) for target in targets
-    ):
-        raise BadSlot(
-            f"the pointer {name} takes a UvmObject or a list of them, not {type(value).__name__}"
-        )
+    is_list = isinstance(targets, (list, tuple))
+    if not is_list or not all(isinstance(target, UvmObject) for target in targets):
+        kind = type(value).__name__
+        raise BadSlot(f"the pointer {name} takes a UvmObject or a list of them, not {kind}")
     if len(targets) > _MOST_POINTERS:
         raise BadSlot(
             f"the pointer {name} takes {_MOST_POINTERS:,} objects at most, not {len(targets):,}; keep them in a slot "
