@@ -14778,7 +14778,7 @@ class CognitiveCore:
             "rows_served": self.rows_served,
             "tokens": self.tokens_told,
             "last_batch_s": round(self.batch_s, 3),
-            "load_s": self.load_s,
+            "load_s": dict(self.load_s),
             "queued": len(self._tickets),
         }
 
@@ -14810,8 +14810,9 @@ class CognitiveCore:
         if threads:  # before the self-test: a small model gains nothing by a second, and on a busy
             # machine threads that wait for one another lose much
             need("torch", "the cognitive core").set_num_threads(threads)
-        self._loaded = self._timed("weights and self-test", lambda: load_core(directory))
-        self._loaded.count = self._loaded.parameters
+        loaded = self._timed("weights and self-test", lambda: load_core(directory))
+        loaded.count = loaded.parameters
+        self._loaded = loaded  # whole, as health is asked of it from another thread at any moment
         if self.synapses is not None:
             self._timed("experts", lambda: self.synapses.fit(self._loaded))
         took_s = sum(self.load_s.values())
@@ -36498,7 +36499,7 @@ def confirm_method(method, who):
 
 # Offers:
 __all__ += """
-    library_for code_stages
+    facades_for code_stages
 """.split()
 
 # word of a request -> what a library has for it
@@ -36522,7 +36523,7 @@ _LIBRARIES = {
 _LIBRARIES_STEMMED = {stem: what for word, what in _LIBRARIES.items() for stem in stems(word)}
 
 
-def library_for(text: str) -> list:
+def facades_for(text: str) -> list:
     """Return what libraries have for the words of a request, of those that a method may import."""
     found = [_LIBRARIES_STEMMED[stem] for stem in stems(text) if stem in _LIBRARIES_STEMMED]
     return [name for name in dict.fromkeys(found) if name.partition(".")[0] in FACADES]
@@ -36541,7 +36542,7 @@ def code_stages(
     imported += [
         one.name for node in ast.walk(tree) if isinstance(node, ast.Import) for one in node.names
     ]
-    offered = library_for(f"{request['selector'].replace('_', ' ')} {request['intent']}")
+    offered = facades_for(f"{request['selector'].replace('_', ' ')} {request['intent']}")
     library = (
         f"{known}, which the image has"
         if known
@@ -37175,7 +37176,7 @@ def _ask_a_larger_core(cycle, data):
         for example in (*told_examples(cycle), *told_examples(cycle, "made_up"))
         if not example.held
     ]
-    there = [f"{name} is there" for name in library_for(data["request"]["intent"])]
+    there = [f"{name} is there" for name in facades_for(data["request"]["intent"])]
     request = data["request"] | {
         "intent": "; ".join((data["request"]["intent"], *there, *shown)).strip("; ")
     }

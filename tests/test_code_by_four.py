@@ -25,7 +25,7 @@ def test_each_method_says_what_it_does_in_words_of_its_request(selector, intent)
     ("the median of prices", ["statistics.median"]), ("the sum of prices", []), ("", []),
     ("the square root of a number, and its logarithm", ["math.sqrt", "math.log"])])
 def test_babs_knows_what_the_libraries_have(text, found):
-    assert batos.library_for(text) == found
+    assert batos.facades_for(text) == found
     for name in batos._LIBRARIES.values():
         module, _, function = name.partition(".")
         assert module in batos.FACADES and (not batos.FACADES[module] or function in batos.FACADES[module]), name

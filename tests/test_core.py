@@ -755,3 +755,25 @@ def test_the_trainer_goes_on_from_its_checkpoint_and_what_it_writes_is_a_core(tm
         valid_plan(one.infer(rows(PLAN))[0].value, MISSION)
     finally:
         one.close()
+
+
+def test_health_is_told_at_any_moment_of_the_loading(tmp_path, monkeypatch):
+    told = []
+
+    class Asked:
+        """A loaded core of which health is asked while its weights are counted."""
+
+        title, slots, router, card = "asked", None, None, None
+
+        @property
+        def parameters(self):
+            told.append(one.health())
+            return 7
+
+    monkeypatch.setattr(batos, "load_core", lambda directory: Asked())
+    monkeypatch.setattr(batos, "need", lambda *_: types.SimpleNamespace(
+        utils=types.SimpleNamespace(logging=types.SimpleNamespace(disable_progress_bar=lambda: None))))
+    one = batos.CognitiveCore(lambda: tmp_path)
+    one._load()
+    assert told[0]["parameters"] == 0 and told[0]["state"] != "ready"
+    assert one.health()["parameters"] == 7 and one.health()["state"] == "ready"
