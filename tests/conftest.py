@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 
 import forks
 import hypothesis
@@ -67,34 +66,19 @@ def daemon_words(options, core, program):
     return ["doubles", json.dumps({"endpoint": anywhere, **dict(options)}), *map(str, double)]
 
 
-class DaemonProcess:
+class DaemonProcess(forks.Running):
     """A running daemon; `endpoint` is where it listens. `core` is "none", a core for --core, or seconds of a double; with a
     file behind them, of one that writes freely."""
 
     def __init__(self, folder, *options, core="none", start=forks.start, program="batos"):
         self.folder = folder
-        reading, writing = os.pipe()
-        self.process = start(daemon_words(options, core, program), folder, writing, writing)
-        os.close(writing)
-        self._told = os.fdopen(reading, encoding="utf-8")
-        self.lines = []
-        for line in self._told:
-            self.lines.append(line)
-            if "listens on" in line:
-                self.endpoint = line.split()[4]
-                self._reader = threading.Thread(target=self.lines.extend, args=(self._told,))
-                self._reader.start()                     # what nobody reads would fill the pipe and stop the daemon
-                return
-        raise AssertionError("the daemon did not start: " + "".join(self.lines))
+        super().__init__(daemon_words(options, core, program), folder, r"BAT OS listens on (\S+)", start)
+        self.endpoint = self.told[1]
 
     def stop(self, kill=False):
-        if self.process.poll() is None:
-            self.process.kill() if kill else self.process.terminate()
-        self.process.wait(timeout=60)
-        self._reader.join(60)
-        self._told.close()
+        status = super().stop(kill)
         told.check(self.folder)
-        return self.process.returncode
+        return status
 
 
 @pytest.fixture

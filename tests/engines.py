@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import pwd
-import re
 import shutil
 import signal
 import socket
@@ -38,31 +37,12 @@ def free_port():
         return one.getsockname()[1]
 
 
-class StorageProcess:
-    """A running storage server; `uri` is what a daemon names its image by, `lines` what it said."""
+class StorageProcess(forks.Running):
+    """A running storage server; `uri` is what a daemon names its image by."""
 
     def __init__(self, folder, words, start=forks.start):
-        reading, writing = os.pipe()
-        self.process = start(words, folder, writing, writing)
-        os.close(writing)
-        self._told = os.fdopen(reading, encoding="utf-8")
-        self.lines = []
-        for line in self._told:
-            self.lines.append(line)
-            if found := re.search(r"listens on (zeo://\S+)", line):
-                self.uri = found[1]
-                self._reader = threading.Thread(target=self.lines.extend, args=(self._told,))
-                self._reader.start()
-                return
-        raise AssertionError("the storage server did not start: " + "".join(self.lines))
-
-    def stop(self, kill=False):
-        if self.process.poll() is None:
-            self.process.kill() if kill else self.process.terminate()
-        self.process.wait(timeout=60)
-        self._reader.join(60)
-        self._told.close()
-        return self.process.returncode
+        super().__init__(words, folder, r"listens on (zeo://\S+)", start)
+        self.uri = self.told[1]
 
 
 def serving(folder, file="kept.fs", listen="127.0.0.1:0", *options):

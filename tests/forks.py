@@ -13,11 +13,13 @@ import gc
 import json
 import os
 import pathlib
+import re
 import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PROGRAMS = {"batos": ROOT / "batos.py", "doubles": ROOT / "tests" / "doubles.py", "newer": ROOT / "tests" / "newer.py",
@@ -25,6 +27,39 @@ PROGRAMS = {"batos": ROOT / "batos.py", "doubles": ROOT / "tests" / "doubles.py"
 NEEDED = ("numpy", "Stemmer", "safetensors.numpy")       # what a daemon imports at its first document
 FOR_MODELS = ("torch", "bitsandbytes", "peft", "transformers.models.llama.modeling_llama")        # and for a core: ten seconds
 REQUEST_BYTES = 200_000
+
+
+class Running:
+    """A program at work, whose output is read until it says that it listens, and on; `lines` is what it said.
+
+    says: a pattern of the line by which it is there; `told` is its match.
+    """
+
+    def __init__(self, words, folder, says, begin):
+        reading, writing = os.pipe()
+        self.process = begin(words, folder, writing, writing)
+        os.close(writing)
+        self._output = os.fdopen(reading, encoding="utf-8")
+        self.lines, self.told = [], None
+        for line in self._output:
+            self.lines.append(line)
+            self.told = re.search(says, line)
+            if self.told:
+                break
+        if self.told is None:
+            raise AssertionError(f"{words[0]} did not start: " + "".join(self.lines))
+        # what nobody reads would fill the pipe and stop the program
+        self._reader = threading.Thread(target=self.lines.extend, args=(self._output,))
+        self._reader.start()
+
+    def stop(self, kill=False):
+        """End it; returns its exit status."""
+        if self.process.poll() is None:
+            self.process.kill() if kill else self.process.terminate()
+        self.process.wait(timeout=60)
+        self._reader.join(60)
+        self._output.close()
+        return self.process.returncode
 
 
 class Forked:
