@@ -12985,12 +12985,20 @@ def told_task(request, prompt):
 
 # Offers:
 __all__ += """
-    LOADING installed_embedder reader_text best_span new_reader_model write_reader unit_rows
-    Embedder READER_FILE READER_TOKENS reader_state reader_card installed_reader Reader
+    LOADING models_without_bars installed_embedder reader_text best_span new_reader_model
+    write_reader unit_rows Embedder READER_FILE READER_TOKENS reader_state reader_card
+    installed_reader Reader
 """.split()
 
 # from_pretrained changes what is the whole process's (how tensors are made and of what type): two at once spoil both models.
 LOADING = threading.Lock()
+
+
+def models_without_bars(purpose: str) -> types.ModuleType:
+    """Return the package transformers, which draws no bars of progress then: how far a model is, its state tells."""
+    models = need("transformers", purpose)
+    models.utils.logging.disable_progress_bar()
+    return models
 
 
 _EMBEDDER = "all-MiniLM-L6-v2"
@@ -13173,7 +13181,7 @@ def new_reader_model(folder):
     """Return (a ReaderModel whose heads know nothing yet, its tokenizer), from the embedder's folder."""
     import torch
 
-    models = need("transformers", "reading")
+    models = models_without_bars("reading")
     with LOADING:
         encoder = models.AutoModel.from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True
@@ -13365,7 +13373,7 @@ class PlainEncoder:
     prompts: dict[str, str] = {}
 
     def __init__(self, folder: pathlib.Path) -> None:
-        models, where = need("transformers", "searching by meaning"), {"local_files_only": True}
+        models, where = models_without_bars("searching by meaning"), {"local_files_only": True}
         settings = json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8"))
         self._most_tokens = settings["max_seq_length"]
         with LOADING:
@@ -14803,8 +14811,7 @@ class CognitiveCore:
             self._timed(
                 f"import {module}", lambda module=module: need(module, "the cognitive core")
             )
-        # `progress` tells what goes on
-        need("transformers", "the cognitive core").utils.logging.disable_progress_bar()
+        models_without_bars("the cognitive core")
         directory = self._timed("find files", self._directory_of)
         threads = self.threads or (1 if core_card(directory) else 0)
         if threads:  # before the self-test: a small model gains nothing by a second, and on a busy

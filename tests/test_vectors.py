@@ -689,3 +689,13 @@ def test_texts_of_one_length_are_embedded_together_and_come_back_in_their_order(
     assert [length for batch in batches for length in batch] == sorted(lengths)
     with pytest.raises(batos.CoreOffline, match="stopped"):
         embedder.embed(["x"], stopped=lambda: True)
+
+
+@pytest.mark.slow
+def test_no_bars_of_progress_are_drawn_where_models_are_loaded(capfd):
+    transformers = pytest.importorskip("transformers")
+    transformers.utils.logging.enable_progress_bar()
+    folder = batos.installed_embedder()
+    for load in (batos.PlainEncoder, batos.new_reader_model):
+        load(folder)
+        assert "Loading" not in capfd.readouterr().err
