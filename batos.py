@@ -28742,9 +28742,14 @@ _PARTS_OF_A_MISSION = Pattern(r"[,;:.?!]\s+|\s+(?:and|or|but)\s+")
 
 
 def _heaviest_part(root, mission):
-    """Return the part of a mission whose words weigh most in memory, as one line."""
-    weights = prepared(root["knowledge_catalog_obj"], mission).weights if stems(mission) else {}
-    parts = [part for part in _PARTS_OF_A_MISSION.split(mission) if stems(part)] or [mission]
+    """Return the part of a mission whose words weigh most in memory, as one line.
+
+    A mission of one part is its own, to the letter: what was recalled for it is not sought anew.
+    """
+    parts = [part for part in _PARTS_OF_A_MISSION.split(mission) if stems(part)]
+    if len(parts) <= 1:
+        return mission
+    weights = prepared(root["knowledge_catalog_obj"], mission).weights
     heaviest = max(
         parts, key=lambda part: sum([weights.get(stem, 0.0) for stem in set(stems(part))])
     )
@@ -31879,6 +31884,12 @@ class MissionLane:
         if is_late:
             self._queue.put(mission)
         raise _Parked
+
+    def is_at_work(self) -> bool:
+        """Whether any mission is at work; one that waits for what is at work elsewhere, say for a job of the forge, is not."""
+        with self._guard:
+            parked = {mission.oid for mission in self._parked}
+            return not self.missions.keys() <= parked
 
     def stop_taking(self) -> None:
         """Leave missions where they are; the next start goes on with them."""
@@ -45382,7 +45393,7 @@ class BatOS_UVM:
         self.lanes["method"].infer = self.lanes["core"].infer
         self.housekeeping = Housekeeping(image, self.lanes, self.embedder, self.core, settings)
         self.forge = ForgeLane(
-            image, self.lanes, settings, self.embedder.reader, lambda: bool(self.mind.missions)
+            image, self.lanes, settings, self.embedder.reader, self.mind.is_at_work
         )
         self.embedder.reader.standing = functools.partial(standing_reader, image)
         # display: what opens windows; see First conversation

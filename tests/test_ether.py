@@ -256,11 +256,14 @@ def test_a_guest_changes_neither_lead_nor_what_is_told_first(thinking, writes):
     assert len(report["pillars"]) == len(plain["pillars"]) + 1
 
 
-def test_a_guest_costs_one_recall_more(thinking, monkeypatch):
+@pytest.mark.parametrize(("question", "recalls"), [
+    ("How is the brass valve turned, and the filter washed?", 2),      # the mission, the guest's part of it
+    ("How is the brass valve turned?", 1)])                            # its one part is the mission
+def test_a_guest_costs_one_recall_more_where_it_seeks_a_part(thinking, monkeypatch, question, recalls):
     one, sought, find = thinking(gate_floor=0.2), [], batos.find_evidence
     monkeypatch.setattr(batos, "find_evidence", lambda *args: sought.append(args[1]) or find(*args))
-    report = one.think({**BRIEF, "args": ["How is the brass valve turned, and the filter washed?"]})
-    assert report["routing"]["let_in"] and len(sought) == 2    # the mission, the guest's part of it
+    report = one.think({**BRIEF, "args": [question]})
+    assert report["routing"]["let_in"] and len(sought) == recalls
     assert [item["also"] for item in report["evidence"] if "also" in item] in ([], [report["routing"]["let_in"]])
 
 

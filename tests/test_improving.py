@@ -118,6 +118,8 @@ def test_one_at_a_time_and_a_worker_is_free_meanwhile(improver):
     one.is_held = True
     cycle = one.send("pLLM_obj", "improveCognition")
     until(one.jobs)
+    until(lambda: not one.mind.is_at_work())             # so the forge does not yield to whom it works for
+    assert one.mind.health()["waiting"] == 1
     assert one.send("genesis_obj", "improveCognition") == one.send("pLLM_obj", "fineTuneWith_") == cycle
     one.learn()
     assert one.think()["evidence"]                       # by the one worker that there is

@@ -15,11 +15,14 @@ import batos
 
 
 @contextlib.contextmanager
-def served(wait_s=120.0, **settings):
-    """Give a Client of a daemon with the embedded core and the embedder, both loaded. settings: of BAT OS, by name."""
+def served(wait_s=120.0, home=None, **settings):
+    """Give a Client of a daemon with the embedded core and the embedder, both loaded. settings: of BAT OS, by name.
+
+    home: a private folder for the image, which stays; without it the image is new, and is gone afterwards.
+    """
     told = {"core": "auto", "embedder": "auto", "heartbeat": "false", **settings}
     options = [word for name, value in told.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.nullcontext(home) if home else tempfile.TemporaryDirectory() as folder:
         endpoint = f"ipc://{folder}/bat"
         words = ["batos", "--image", f"{folder}/image.fs", "--endpoint", endpoint, *options]
         daemon = forks.start(words, folder, subprocess.DEVNULL, subprocess.DEVNULL)
