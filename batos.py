@@ -47382,10 +47382,11 @@ _UI_SPEC = {
          "empty": "No documents yet. Teach it some:  python batos.py learn FOLDER"},
         {"name": "ask", "title": "Ask",
          "help": "Ask a question; the answer stands over the passages that it is taken from, what answers on a ground. [1] goes "
-                 "to its passage, read opens that in its document. Thread shows the turns of its conversation, each with how it "
-                 "was marked and corrected. Thought shows each step as long as it took and what each persona said, Why who was "
-                 "let in and what was pruned, Steps all that the journal holds. Mark an answer as right, or as wrong with what "
-                 "would be right. A name in the field Conversation makes questions turns of one.",
+                 "to its passage, read opens that in its document; below stands what was found beside them. Thread shows the "
+                 "turns of its conversation, each with how it was marked and corrected. Thought shows each step as long as it "
+                 "took and, side by side, what each persona said; a click unfolds a passage. Why tells who was let in and what "
+                 "was pruned, Steps all that the journal holds. Mark an answer as right, or as wrong with what would be right. "
+                 "A name in the field Conversation makes questions turns of one.",
          "columns": ["answer", "thread", "thought", "why", "steps"],
          "empty": "No questions yet. What do you want to know?"},
         {"name": "objects", "title": "Objects",
@@ -47430,7 +47431,7 @@ _UI_SPEC = {
         {"title": "voices", "path": "heartbeat.cem.h_cog", "unit": "H_cog"},
     ],
     "tiers": [
-        {"name": "hot", "title": "Hot: slots on the device", "tone": "bad", "used": "experts", "room": "slots", "unit": "slots",
+        {"name": "hot", "title": "Hot: slots on the device", "tone": "good", "used": "experts", "room": "slots", "unit": "slots",
          "empty": "No expert is on the device."},
         {"name": "warm", "title": "Warm: memory", "tone": "warm", "used": "mb", "room": "budget_mb", "unit": "MB",
          "empty": "None is here alone: hot ones are held here too."},
@@ -49578,7 +49579,8 @@ def _named_in(words, choice):
 
 def _choose_page(words: str, known: typing.Sequence, recall: Recall) -> dict:
     """Return the choice that a sentence means, of some KnownObjects, with its `lead` before the next kind. Raises BadRequest."""
-    oids = _meant_objects(known, words, recall)
+    # of "a page that shows my kiln" the kiln is meant, and nothing that is called a page
+    oids = _meant_objects(known, _ASKS_FOR.sub("", words) or words, recall)
     by_oid = {one.oid: one for one in known}
     meant = [by_oid[oid] for oid in oids[:12]]
     kind, lead = _meant_kind(words, meant, recall)
@@ -49607,7 +49609,8 @@ def _known_objects(root, among):
         return [known_object(resolve(root, oid)) for oid in among]
     found = objects_after(root._p_jar, 0, "UvmObject")
     looked_at = [obj for _, obj in itertools.islice(found, OBJECTS_KNOWN) if obj is not None]
-    return [known_object(obj) for obj in looked_at if is_subject(obj)]
+    home = own(root["morphic_ui_obj"]).get("pages")  # where pages are kept, which nobody means
+    return [known_object(obj) for obj in looked_at if is_subject(obj) and obj is not home]
 
 
 def _begin_page(cycle, recall):

@@ -127,10 +127,11 @@ SPEC = {
             "title": "Ask",
             "help": (
                 "Ask a question; the answer stands over the passages that it is taken from, what answers on a ground. [1] "
-                "goes to its passage, read opens that in its document. Thread shows the turns of its conversation, each with "
-                "how it was marked and corrected. Thought shows each step as long as it took and what each persona said, Why "
-                "who was let in and what was pruned, Steps all that the journal holds. Mark an answer as right, or as wrong "
-                "with what would be right. A name in the field Conversation makes questions turns of one."
+                "goes to its passage, read opens that in its document; below stands what was found beside them. Thread shows "
+                "the turns of its conversation, each with how it was marked and corrected. Thought shows each step as long as"
+                " it took and, side by side, what each persona said; a click unfolds a passage. Why tells who was let in and "
+                "what was pruned, Steps all that the journal holds. Mark an answer as right, or as wrong with what would be "
+                "right. A name in the field Conversation makes questions turns of one."
             ),
             "columns": ["answer", "thread", "thought", "why", "steps"],
             "empty": "No questions yet. What do you want to know?",
@@ -206,7 +207,7 @@ SPEC = {
         {
             "name": "hot",
             "title": "Hot: slots on the device",
-            "tone": "bad",
+            "tone": "good",
             "used": "experts",
             "room": "slots",
             "unit": "slots",
@@ -785,6 +786,11 @@ def short(value: typing.Any, most: int = 120) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}\u2026"
 
 
+def spoken(text: str) -> str:
+    """Return a text of the daemon's without the marks around names of code."""
+    return re.sub(r"`([^`]*)`", r"\1", text)
+
+
 def _unfit(value):
     return {"$bytes": value.hex()} if isinstance(value, bytes) else repr(value)
 
@@ -975,10 +981,11 @@ def script_for(endpoint: str, keys: str | None, command: str, fields: dict) -> s
     key = ["idempotency_key=uuid7()"] if COMMANDS.get(command, {}).get("effect") else []
     named = all(name.isidentifier() for name in fields)
     given = [f"{name}={value!r}" for name, value in fields.items()] if named else [f"**{fields!r}"]
-    call = ", ".join([repr(command), *given, *key])
+    call = "".join(f"        {one},\n" for one in [repr(command), *given, *key])
     return (
         f"from batos import Client{', uuid7' if key else ''}\n\n"
-        f"with Client({', '.join(where)}) as client:\n    print(client.call({call}))\n"
+        f"with Client({', '.join(where)}) as client:\n    reply = client.call(\n{call}    )\n"
+        f"print(reply)\n"
     )
 
 
@@ -1053,6 +1060,11 @@ def place_of(told: dict) -> str:
     return f"{name}:{'page ' if pages else ''}{'-'.join(map(str, dict.fromkeys(lines)))}"
 
 
+def has_lines(told: dict) -> bool:
+    """Whether the lines of a passage are those of its file, and not those of the text that was read off it."""
+    return list(told.get("file_lines") or told["lines"]) == list(told["lines"])
+
+
 def seconds_text(seconds: float | None) -> str:
     """Return a time span as people say it."""
     if seconds is None:
@@ -1060,6 +1072,8 @@ def seconds_text(seconds: float | None) -> str:
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
+    if seconds < 0.9995:
+        return f"{1000 * seconds:.0f} ms" if seconds >= 0.001 else "<1 ms"
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2f} s"
 
 
@@ -1082,7 +1096,12 @@ def at_unix(time_value: dict | None) -> float:
     return datetime.datetime.fromisoformat(text).timestamp() if text else 0.0
 
 
-def number_text(number: int) -> str:
+def at_time(at_s: float) -> dict:
+    """Return seconds since 1970 as {"$time": …}."""
+    return {"$time": datetime.datetime.fromtimestamp(at_s, datetime.UTC).isoformat()}
+
+
+def number_text(number: float) -> str:
     """Return a number for people: no more digits than say something."""
     if not isinstance(number, (int, float)):
         return str(number)
@@ -1639,12 +1658,23 @@ from kivy.config import Config
 from kivy.core.text import Label as CoreLabel
 from kivy.core.text.markup import MarkupLabel
 from kivy.factory import Factory
-from kivy.graphics import Color, InstructionGroup, Line, Mesh, Rectangle, RoundedRectangle
+from kivy.graphics import (
+    ClearBuffers,
+    ClearColor,
+    Color,
+    InstructionGroup,
+    Line,
+    Mesh,
+    Rectangle,
+    RoundedRectangle,
+)
+from kivy.graphics.scissor_instructions import ScissorPop, ScissorPush
 from kivy.lang import Builder
 from kivy.lang.parser import global_idmap as kv_names
 from kivy.metrics import Metrics, dp, sp
 from kivy.properties import (
     BooleanProperty,
+    ColorProperty,
     ListProperty,
     NumericProperty,
     ObjectProperty,
@@ -1652,8 +1682,10 @@ from kivy.properties import (
 )
 from kivy.uix.behaviors import ButtonBehavior, FocusBehavior
 from kivy.uix.boxlayout import BoxLayout
+from kivy.uix.gridlayout import GridLayout
 from kivy.uix.label import Label
 from kivy.uix.modalview import ModalView
+from kivy.uix.recycleboxlayout import RecycleBoxLayout
 from kivy.uix.recycleview import RecycleView
 from kivy.uix.recycleview.views import RecycleDataViewBehavior
 from kivy.uix.stencilview import StencilView
@@ -2161,6 +2193,158 @@ ICONS = {
 }
 
 
+# ---- selecting: text that is chosen with the mouse, in whatever shows it
+#
+# A place in what a widget shows is (row, line, character): a row of a list (0 in what is no list), a line of what is drawn
+# of it as Kivy laid it out, a character of that line. Places follow one another as their text does.
+
+DRAGGED = 4  # dp that the mouse moves, held down, until it chooses text
+ALL = 10**9  # more than there are lines, or characters
+CHOSEN_ALPHA = 0.3  # of the accent over what is chosen, as in a field
+
+
+def line_text(line: typing.Any) -> str:
+    """Return what a line says that Kivy laid out."""
+    return "".join(word.text for word in line.words)
+
+
+def _wide_until(label, word, count):
+    """Return how far from a word's left its `count`-th character begins; from its right, where it goes that way."""
+    kept, label.options = label.options, word.options
+    wide = label.get_extents(word.text[:count])[0] if count else 0
+    label.options = kept
+    return word.lw - wide if way_of(word.text)[1] == "rtl" else wide
+
+
+def x_of(label: typing.Any, line: typing.Any, char: int) -> float:
+    """Return how far from a label's left a character of a line begins."""
+    x = line.x
+    for word in line.words:
+        if char <= len(word.text):
+            return x + _wide_until(label, word, char)
+        char -= len(word.text)
+        x += word.lw
+    return x
+
+
+def char_at(label: typing.Any, line: typing.Any, x: float) -> int:
+    """Return before which character of a line a place stands, `x` from the label's left."""
+    left, before = line.x, 0
+    for word in line.words:
+        if x <= left + word.lw:
+            near = [
+                abs(left + _wide_until(label, word, count) - x)
+                for count in range(len(word.text) + 1)
+            ]
+            return before + near.index(min(near))
+        left += word.lw
+        before += len(word.text)
+    return before
+
+
+def _each_line(drawn):
+    """Return [(left, top, label, line)] of what labels draw; drawn: [(left, top, label)], from above."""
+    return [
+        (left, top - line.y, label, line)
+        for left, top, label in drawn
+        for line in label._cached_lines
+    ]
+
+
+def place_in(drawn: list, x: float, y: float) -> tuple:
+    """Return the (line, character) nearest to a place."""
+    lines = _each_line(drawn)
+    if not lines:
+        return 0, 0
+    number = max((n for n, one in enumerate(lines) if y <= one[1]), default=0)
+    left, _, label, line = lines[number]
+    return number, char_at(label, line, x - left)
+
+
+def boxes_between(drawn: list, first: tuple, last: tuple) -> list:
+    """Return [(x, y, width, height)] of what is drawn between two (line, character)."""
+    boxes = []
+    for number, (left, top, label, line) in enumerate(_each_line(drawn)):
+        start = first[1] if number == first[0] else 0
+        end = min(last[1] if number == last[0] else ALL, len(line_text(line)))
+        if first[0] <= number <= last[0] and end > start:
+            low, high = sorted((x_of(label, line, start), x_of(label, line, end)))
+            boxes.append((left + low, top - line.h, high - low, line.h))
+    return boxes
+
+
+def joined_between(lines: list, first: tuple, last: tuple) -> str:
+    """Return the text between two (line, character); lines: [(text, what stands before it unless it is the first)]."""
+    said = ""
+    for number, (text, before) in enumerate(lines[first[0] : last[0] + 1], first[0]):
+        start = first[1] if number == first[0] else 0
+        end = last[1] if number == last[0] else len(text)
+        said += (before if number > first[0] else "") + text[start:end]
+    return said
+
+
+class TextChoice:
+    """The text that is chosen in the window: one at a time, in one widget, which draws it and tells what it says."""
+
+    def __init__(self):
+        self.owner, self.anchor, self.end = None, (0, 0, 0), (0, 0, 0)
+
+    def begin(self, touch: typing.Any, owner: Widget, place: tuple) -> None:
+        """Remember where the mouse was pressed; nothing is chosen yet."""
+        touch.ud["text"] = owner, place
+
+    def follow(self, touch: typing.Any, owner: Widget) -> bool:
+        """Choose from where the mouse was pressed to where it is; returns whether it was pressed in this widget."""
+        pressed_in, place = touch.ud.get("text", (None, None))
+        if pressed_in is not owner:
+            return False
+        moved = max(abs(touch.x - touch.ox), abs(touch.y - touch.oy)) >= dp(DRAGGED)
+        if moved or self.owner is owner:
+            self.owner, self.anchor, self.end = owner, place, owner.place_at(touch.x, touch.y)
+            owner.show_choice()
+        return True
+
+    def between(self, owner: Widget) -> tuple:
+        """Return the (first, last) place that is chosen in a widget; nothing is between them where none is."""
+        if self.owner is not owner:
+            return (0, 0, 0), (0, 0, 0)
+        return tuple(sorted((self.anchor, self.end)))
+
+    def clear(self) -> None:
+        """Choose nothing."""
+        had, self.owner = self.owner, None
+        if had is not None:
+            had.show_choice()
+
+    def said(self) -> str:
+        """Return what is chosen."""
+        return self.owner.said_between(*self.between(self.owner)) if self.owner else ""
+
+    def copy(self) -> bool:
+        """Put what is chosen into the clipboard; returns whether anything is."""
+        said = self.said()
+        if said:
+            copy_text(said)
+        return bool(said)
+
+
+CHOICE = TextChoice()
+
+
+def copy_text(said: str, lines: int = 0) -> None:
+    """Put a text into the clipboard, and say so: how many `lines` it is, as they were chosen, or as it has them."""
+    from kivy.core.clipboard import Clipboard
+
+    Clipboard.copy(said)
+    lines = lines or said.count("\n") + 1
+    App.get_running_app().inspector.say(f"copied {lines} {'line' if lines == 1 else 'lines'}")
+
+
+def is_click(touch: typing.Any, name: str) -> bool:
+    """Whether a button of the mouse was pressed: left, which a touch without buttons is as well, or right."""
+    return (getattr(touch, "button", None) or "left") == name
+
+
 # ---- widgets
 
 
@@ -2170,7 +2354,8 @@ def tell_kv() -> None:
         name.upper(): get_color_from_hex(tone) for name, tone in palette(LOOK["theme"]).items()
     }
     sizes = {"SMALL": sp(SMALL), "BODY": sp(BODY), "LEAD": sp(LEAD), "TITLE": sp(TITLE)}
-    kv_names.update({**tones, **sizes, "MONO": FONTS.mono, "CLEAR": (0, 0, 0, 0)})
+    nothing = {"CLEAR": (0, 0, 0, 0), "NOWHERE": (0, 0, 0, 0, 0)}  # what is nowhere is not drawn
+    kv_names.update({**tones, **sizes, **nothing, "MONO": FONTS.mono})
 
 
 class Unchorded:
@@ -2180,6 +2365,36 @@ class Unchorded:
         modifiers = App.get_running_app().root_window.modifiers
         if "ctrl" not in modifiers or "alt" in modifiers:
             super().keyboard_on_textinput(keyboard, text)
+
+    def on_touch_down(self, touch):
+        if not (self.collide_point(*touch.pos) and is_click(touch, "right")):
+            return super().on_touch_down(touch)
+        self._offer(touch)
+        return True
+
+    def colour_of(self, text: str) -> list:
+        """Return the colour of the text, or of the hint where there is none."""
+        return self.foreground_color if text else self.hint_text_color
+
+    def shows_cursor(self, place: tuple) -> bool:
+        """Whether the cursor's place is inside of me."""
+        left, _, right, _ = self.padding
+        return int(self.x + left) <= place[0] <= int(self.right - right)
+
+    def _offer(self, touch):
+        """Offer what can be done with the text, or with what is chosen of it."""
+        FocusBehavior.ignored_touch.append(touch)  # to let it go leaves the cursor where it is
+        chosen = (self.selection_from, self.selection_to) if self.selection_text else None
+        does = {"Cut": self.cut, "Copy": self.copy} if chosen else {}
+        does |= {"Paste": self.paste, "Choose all": self.select_all}
+
+        def do(then):
+            self.focus = True
+            if chosen:  # the menu had the keyboard
+                self.select_text(min(chosen), max(chosen))
+            then()
+
+        Menu.offer(touch, [(name, functools.partial(do, then)) for name, then in does.items()])
 
 
 Factory.register("Unchorded", cls=Unchorded)
@@ -2213,16 +2428,13 @@ SHARED_KV = """
     font_size: BODY
     mono: False
     font_name: app.input_font(self.text, self.mono)
-    background_normal: ''
-    background_active: ''
-    background_disabled_normal: ''
-    background_color: CLEAR
     foreground_color: INK
     disabled_foreground_color: FAINT
     hint_text_color: FAINT
     cursor_color: ACCENT
     selection_color: ACCENT[:3] + [0.3]
     canvas.before:
+        Clear:  # Kivy's cursor stands below a ground that is added
         Color:
             rgba: RAISED
         RoundedRectangle:
@@ -2235,7 +2447,12 @@ SHARED_KV = """
             width: 1.4 if self.focus else 1
             rounded_rectangle: self.x, self.y, self.width, self.height, dp(7)
         Color:
-            rgba: self.foreground_color if self.text else self.hint_text_color
+            rgba: self.cursor_color if self.focus and self.shows_cursor(self._cursor_visual_pos) else CLEAR
+        Rectangle:
+            pos: self._cursor_visual_pos
+            size: self.cursor_width, -self._cursor_visual_height
+        Color:
+            rgba: self.disabled_foreground_color if self.disabled else self.colour_of(self.text)
 
 <Code@Field>:
     multiline: True
@@ -2257,13 +2474,13 @@ SHARED_KV = """
             rgba: self.ground_of(self.strong, self.down, self.state, self.quiet, self.disabled)
         RoundedRectangle:
             pos: self.pos
-            size: self.size
+            size: self.size if self.down or self.strong or not self.quiet or self.state == 'down' else (0, 0)
             radius: [dp(7)]
         Color:
-            rgba: (INK if self.strong else ACCENT) if self.focus else CLEAR
+            rgba: (INK if self.strong else ACCENT) if self.focus else EDGE
         Line:
             width: 1.4 if self.focus else 1
-            rounded_rectangle: self.x + dp(1), self.y + dp(1), self.width - dp(2), self.height - dp(2), dp(6)
+            rounded_rectangle: self.edge_of(self.pos, self.size, self.focus, self.strong or self.quiet or self.down)
 
 <Bare@Push>:
     height: dp(30)
@@ -2284,19 +2501,13 @@ SHARED_KV = """
             rgba: ACCENT if self.focus else CLEAR
         Line:
             width: 1.4 if self.focus else 1
-            rounded_rectangle: self.x + dp(1), self.y + dp(3), self.width - dp(2), self.height - dp(4), dp(6)
+            rounded_rectangle: self.edge_of(self.pos, self.size, self.focus, True)
 
-<Pane@BoxLayout>:
+<Pane>:
     orientation: 'vertical'
     padding: dp(12)
     spacing: dp(8)
-    canvas.before:
-        Color:
-            rgba: PANEL
-        RoundedRectangle:
-            pos: self.pos
-            size: self.size
-            radius: [dp(8)]
+    tone: PANEL
 
 <Strip@BoxLayout>:
     size_hint_y: None
@@ -2323,7 +2534,7 @@ SHARED_KV = """
     bar_width: dp(8)
     bar_color: EDGE
     bar_inactive_color: EDGE
-    scroll_type: ['bars', 'content']
+    scroll_type: ['bars']  # the mouse held down chooses text
     scroll_wheel_distance: dp(60)
     viewclass: 'Row'
     canvas.after:
@@ -2331,8 +2542,8 @@ SHARED_KV = """
             rgba: ACCENT if self.focus else CLEAR
         Line:
             width: 1.2 if self.focus else 1
-            rounded_rectangle: self.x, self.y, self.width, self.height, dp(6)
-    RecycleBoxLayout:
+            rounded_rectangle: (self.x, self.y, self.width, self.height, dp(6)) if self.focus else NOWHERE
+    RowsLayout:
         default_size: None, None
         default_size_hint: 1, None
         size_hint_y: None
@@ -2396,10 +2607,121 @@ SHARED_KV = """
 """
 
 
+class Clip:
+    """What clips a widget's drawing by scissors, which cost nothing where stencils cost a third of a frame without a
+    graphics card. Such a widget stands in nothing that scrolls or turns."""
+
+    def __init__(self, widget):
+        self.widget = widget
+        self._scissors = ScissorPush(x=0, y=0, width=1, height=1)
+        for group, ends in (
+            (widget.canvas.before, self._scissors),
+            (widget.canvas.after, ScissorPop()),
+        ):
+            self._without_stencil(group)
+            group.insert(0, ends)
+        widget.bind(pos=self._place, size=self._place)
+        self._place()
+
+    @staticmethod
+    def _without_stencil(group):
+        """Take away what draws and uses a stencil, each with the rectangle that it is made of."""
+        last = ""
+        for one in list(group.children):
+            name = type(one).__name__
+            if name.startswith("Stencil") or name == "Rectangle" and last.startswith("Stencil"):
+                group.remove(one)
+            last = last if name == "BindTexture" else name
+
+    def _place(self, *_):
+        one, part = self.widget, self._scissors
+        part.x, part.y = int(one.x), int(one.y)
+        part.width, part.height = max(0, int(one.width)), max(0, int(one.height))
+
+
+class Pane(BoxLayout):
+    """What stands together on a ground with round corners. What lies between the corners is cleared to the ground's colour,
+    which without a graphics card is many times cheaper than to draw it; so I stand in nothing that scrolls or turns."""
+
+    tone = ColorProperty((0, 0, 0, 1))
+    ROUND = 8  # dp, of the corners
+
+    def __init__(self, **how):
+        super().__init__(**how)
+        with self.canvas.before:
+            self._colour = Color(*self.tone)
+            self._bands = [RoundedRectangle(), RoundedRectangle()]
+            self._between = ScissorPush(x=0, y=0, width=0, height=0)
+            self._cleared = ClearColor(*self.tone)
+            ClearBuffers()
+            ScissorPop()
+        self.bind(pos=self._ground, size=self._ground, tone=self._ground)
+        self._ground()
+
+    def _ground(self, *_):
+        """Draw the bands with the corners, and clear what is between them."""
+        corner, part = dp(self.ROUND), self._between
+        self._colour.rgba = self._cleared.rgba = self.tone
+        low, high = self._bands
+        low.size = high.size = self.width, min(self.height, 2 * corner)
+        low.pos, high.pos = self.pos, (self.x, self.top - high.size[1])
+        low.radius = high.radius = [corner]
+        part.x, part.y = int(self.x), int(self.y + corner)
+        part.width = max(0, int(self.right) - part.x)
+        part.height = max(0, int(self.top - corner) - part.y)
+
+
 class Words(Label):
-    """A text that takes the height it needs, at least `least`."""
+    """A text that takes the height it needs, at least `least`; it can be chosen with the mouse, and copied."""
 
     least = NumericProperty(0)
+
+    def __init__(self, **how):
+        super().__init__(**how)
+        self._choice = InstructionGroup()
+        self.canvas.after.add(self._choice)
+        self.bind(texture=lambda *_: self._forget_choice())
+
+    def _forget_choice(self):
+        if CHOICE.owner is self:
+            CHOICE.clear()
+
+    def _drawn(self):
+        """Return where the text stands, as place_in wants it."""
+        wide, high = self.texture_size
+        left, top = int(self.center_x - wide / 2), int(self.center_y - high / 2) + high
+        return [(left, top, self._label)]
+
+    def place_at(self, x: float, y: float) -> tuple:
+        """Return the place of what is shown at a place of the window."""
+        return (0, *place_in(self._drawn(), x, y))
+
+    def said_between(self, first: tuple, last: tuple) -> str:
+        """Return what the text says between two places."""
+        lines = [line_text(line) for line in self._label._cached_lines]
+        return joined_between([(line, "\n") for line in lines], first[1:], last[1:])
+
+    def show_choice(self) -> None:
+        """Draw what is chosen."""
+        self._choice.clear()
+        first, last = CHOICE.between(self)
+        if first < last:
+            self._choice.add(Color(*get_color_from_hex(colour("accent"))[:3], CHOSEN_ALPHA))
+            for x, y, wide, high in boxes_between(self._drawn(), first[1:], last[1:]):
+                self._choice.add(Rectangle(pos=(x, y), size=(wide, high)))
+
+    def on_touch_down(self, touch):
+        if not self.collide_point(*touch.pos) or not self.text or touch.is_mouse_scrolling:
+            return super().on_touch_down(touch)
+        if is_click(touch, "right"):
+            said = CHOICE.said() if CHOICE.owner is self else ""
+            Menu.offer(touch, [("Copy", lambda: copy_text(said or unmarked(self.text)))])
+            return True
+        CHOICE.begin(touch, self, self.place_at(*touch.pos))
+        return super().on_touch_down(touch)
+
+    def on_touch_move(self, touch):
+        return CHOICE.follow(touch, self) or super().on_touch_move(touch)
 
 
 class Push(FocusBehavior, ButtonBehavior, Label):
@@ -2414,6 +2736,13 @@ class Push(FocusBehavior, ButtonBehavior, Label):
         tone = next((tone for tone, is_so in shows.items() if is_so), "raised")
         return get_color_from_hex(colour(tone)) if tone else (0, 0, 0, 0)
 
+    @staticmethod
+    def edge_of(pos, size, focus, bare):
+        """Return the line around it: where it has the keyboard, and where on a light ground nothing else would show it."""
+        if bare and not focus:
+            return 0, 0, 0, 0, 0  # what is nowhere is not drawn
+        return pos[0] + dp(1), pos[1] + dp(1), size[0] - dp(2), size[1] - dp(2), dp(6)
+
     def keyboard_on_key_down(self, window, keycode, text, modifiers):
         if keycode[1] in ("enter", "numpadenter", "spacebar") and not self.disabled:
             self.dispatch("on_release")
@@ -2426,9 +2755,10 @@ class Tab(Push):
 
 
 class Chooser(Push):
-    """A button that goes through choices; the first, None, is any."""
+    """A button that goes through choices; of the first, None, it says that it is `unset`."""
 
     value, title, choices = ObjectProperty(None, allownone=True), StringProperty(), ListProperty()
+    unset = StringProperty("any")
 
     def on_kv_post(self, _):
         self.bind(value=self._show, title=self._show)
@@ -2436,7 +2766,8 @@ class Chooser(Push):
 
     def _show(self, *_):
         shown = marked(
-            "any" if self.value is None else str(self.value), "" if self.value is None else "accent"
+            self.unset if self.value is None else to_json(self.value, None).strip('"'),
+            "" if self.value is None else "accent",
         )
         self.text = f"{marked(self.title, 'soft')}  {shown}"
 
@@ -2480,6 +2811,7 @@ class Row(RecycleDataViewBehavior, Widget):
     def __init__(self, **how):
         super().__init__(**how)
         self.given, self.labels, self._places, self.text, self.side = {}, [], [], "", ""
+        self.rows = None  # the list that I am a line of
         with self.canvas:
             self._tones = {name: Color(0, 0, 0, 0) for name in ("ground",)}
             self._ground = RoundedRectangle(radius=[dp(5)])
@@ -2489,17 +2821,21 @@ class Row(RecycleDataViewBehavior, Widget):
         self.bind(pos=self._anew, size=self._anew, chosen=self._light)
 
     def refresh_view_attrs(self, rows, index, data):
-        self.index, self.given = index, data
+        self.index, self.given, self.rows = index, data, rows
         self.chosen = rows.holds(index)
         self.text, self.side = data["text"], data["side"]
         self.height = data["height"]
         self._anew()
 
     def _light(self, *_):
-        """Draw the ground of the row, where it has one."""
-        tone = "chosen" if self.chosen else self.given.get("ground")
+        """Draw the ground of the row, where it has one; rows of one ground are one box."""
+        tone = self.rows.ground_of(self.index) if self.rows else None
         self._tones["ground"].rgba = self._tone(tone)
         self._ground.pos, self._ground.size = self.pos, self.size if tone else (0, 0)
+        if tone:
+            above, below = (self.rows.ground_of(self.index + step) == tone for step in (-1, 1))
+            top, low = dp(0 if above else 5), dp(0 if below else 5)
+            self._ground.radius = [top, top, low, low]
 
     @staticmethod
     def _tone(name, share=1.0):
@@ -2514,15 +2850,15 @@ class Row(RecycleDataViewBehavior, Widget):
             return
         left, pad = self.x + dp(10) + given["indent"], dp(given["pad"])
         side_width = given["side_width"]
-        width = max(8, int(self.right - dp(12) - left - (side_width + dp(8) if side_width else 0)))
-        self.labels = self._labels(given, width)
+        self.labels = self.labels_of(given, self.width)
         one = given["lines"] == 1
         top = self._top_of(self.labels[0], one, pad)
-        self._places = []  # (left, top, label) of each text, for what can be pressed
+        self._places = []  # (left, top, label) of each text, for what can be pressed and chosen
         for label in self.labels:
             self._text(label, left, top)
             self._places.append((int(left), top, label))
             top -= label.texture.height if label.texture else 0
+        self._show_choice()
         if given.get("margin"):
             self._margin(left, *given["margin"])
         if given.get("lead"):
@@ -2537,8 +2873,10 @@ class Row(RecycleDataViewBehavior, Widget):
             self._bar(given["bar"], pad)
 
     @staticmethod
-    def _labels(given, width):
-        """Return what is drawn of the text: where it comes in lines, each of them cut to the width."""
+    def labels_of(given: dict, wide: float) -> list:
+        """Return what a row so wide draws of its text: where it comes in lines, each of them cut to the room."""
+        aside = given["side_width"] + dp(8) if given["side_width"] else 0
+        width = max(8, int(wide - dp(22) - given["indent"] - aside))
         lines = given["text"].split("\n") if given["each"] else [given["text"]]
         count = 1 if given["each"] else given["lines"]
         return [text_of(line, given["font"], given["type"], width, count) for line in lines]
@@ -2583,6 +2921,18 @@ class Row(RecycleDataViewBehavior, Widget):
             self._inner.add(Color(*self._tone(tone)))
             self._inner.add(RoundedRectangle(pos=(x, y), size=(width, dp(5)), radius=[dp(2)]))
 
+    def _show_choice(self):
+        """Draw a ground over what is chosen of my text."""
+        first, last = self.rows.choice_in(self.index) if self.rows else ((0, 0), (0, 0))
+        if first < last:
+            self._inner.add(Color(*self._tone("accent", CHOSEN_ALPHA)))
+            for x, y, wide, high in boxes_between(self._places, first, last):
+                self._inner.add(Rectangle(pos=(x, y), size=(wide, high)))
+
+    def place_at(self, x, y):
+        """Return the (line, character) of my text nearest to a place."""
+        return place_in(self._places, x, y)
+
     def ref_at(self, x, y):
         """Return what stands at a place of the text, such as the number of a citation, or None."""
         for left, top, label in self._places:
@@ -2597,9 +2947,10 @@ class Row(RecycleDataViewBehavior, Widget):
         if not self.collide_point(*touch.pos) or rows is None or touch.is_mouse_scrolling:
             return super().on_touch_down(touch)
         rows.focus = True
-        if getattr(touch, "button", "") == "right":
+        if is_click(touch, "right"):
             rows.menu(self.index, touch)
             return True
+        CHOICE.begin(touch, rows, (self.index, *self.place_at(*touch.pos)))
         modifiers = App.get_running_app().root_window.modifiers if touch.device == "mouse" else ()
         rows.choose(self.index, extend="shift" in modifiers)
         ref = self.ref_at(*touch.pos)
@@ -2610,18 +2961,6 @@ class Row(RecycleDataViewBehavior, Widget):
         elif not touch.is_double_tap and "shift" not in modifiers:
             rows.dispatch("on_look")
         return True
-
-    def on_touch_move(self, touch):
-        """Choose all from where the mouse was pressed to here."""
-        rows = self._rows()
-        if rows is not None and rows.focus and rows.chosen >= 0 and self.collide_point(*touch.pos):
-            if (
-                self.index != rows.chosen
-                and touch.device == "mouse"
-                and not touch.is_mouse_scrolling
-            ):
-                rows.choose(self.index, extend=True)
-        return super().on_touch_move(touch)
 
     def _rows(self):
         return self.parent.recycleview if self.parent else None
@@ -2669,6 +3008,14 @@ def line_high(size: float, font: str = NOBODY) -> float:
     return MarkupLabel(font_name=font, font_size=sp(size)).get_extents("Ay")[1]
 
 
+class RowsLayout(RecycleBoxLayout):
+    """Lays rows out below one another; which of many stands at a place is found by halves, not one by one."""
+
+    def get_view_index_at(self, pos):
+        lows = self._rv_positions  # the lower edges, from below
+        return len(lows) - bisect.bisect_right(lows, pos[1], 1) if lows else 0
+
+
 NAMED_BY = ("chunk_id", "change", "cycle", "oid", "doc_id")
 
 
@@ -2685,7 +3032,7 @@ def stands_for(value):
 class Rows(FocusBehavior, RecycleView):
     """A list that takes ten thousand rows. Arrows move, Enter (or `clicks` clicks) opens, the end asks for more.
 
-    Shift, or the mouse held down, chooses several; Ctrl+C copies what they say.
+    Shift chooses several rows, the mouse held down any text of them; Ctrl+C copies that.
     """
 
     chosen, clicks, empty = NumericProperty(-1), NumericProperty(1), StringProperty()
@@ -2694,6 +3041,7 @@ class Rows(FocusBehavior, RecycleView):
     def __init__(self, **how):
         self._tops, self.anchor = [0], -1
         super().__init__(**how)
+        self.clip = Clip(self)
         for event in ("on_open", "on_move", "on_more", "on_ref", "on_look"):
             self.register_event_type(event)
 
@@ -2721,6 +3069,12 @@ class Rows(FocusBehavior, RecycleView):
         """The value of the chosen row, or None."""
         return self.data[self.chosen]["value"] if 0 <= self.chosen < len(self.data) else None
 
+    def ground_of(self, index: int) -> str | None:
+        """Return the tone that a row stands on, or None."""
+        if not 0 <= index < len(self.data):
+            return None
+        return "chosen" if self.holds(index) else self.data[index].get("ground")
+
     def holds(self, index):
         """Whether a row is among what is chosen."""
         return self.chosen >= 0 and min(self.anchor, self.chosen) <= index <= max(
@@ -2737,6 +3091,10 @@ class Rows(FocusBehavior, RecycleView):
         self._tops = [0]
         for one in rows:
             self._tops.append(self._tops[-1] + one["height"])
+        if CHOICE.owner is self and [one["text"] for one in rows] != [
+            one["text"] for one in self.data
+        ]:
+            CHOICE.clear()
         self.data, self.chosen, self.anchor = rows, chosen, chosen
         room = self._room()
         self.scroll_y = 1 - min(1, above / room) if room else 1
@@ -2776,25 +3134,87 @@ class Rows(FocusBehavior, RecycleView):
             self.dispatch("on_move")
 
     def _light(self):
-        for view in self.children[0].children if self.children else ():
+        for view in self._views():
             view.chosen = self.holds(view.index)
+            view._light()
+
+    def _views(self):
+        return list(self.children[0].children) if self.children else []
+
+    # -------- text that is chosen
+
+    def on_touch_move(self, touch):
+        return CHOICE.follow(touch, self) or super().on_touch_move(touch)
+
+    def place_at(self, x: float, y: float) -> tuple:
+        """Return the place of what is shown at a place of the window; beyond an edge the list moves on."""
+        if not self.y <= y <= self.top and self._room():
+            moved = dp(40) / self._room()
+            self.scroll_y = max(0, min(1, self.scroll_y + (moved if y > self.top else -moved)))
+        x, y = self.to_local(x, max(self.y, min(self.top, y)))
+        views = sorted(self._views(), key=lambda view: -view.top)
+        at = next((view for view in views if y >= view.y), views[-1])
+        return (at.index, *at.place_at(x, y))
+
+    def choice_in(self, index: int) -> tuple:
+        """Return the first and last (line, character) that is chosen of a row."""
+        first, last = CHOICE.between(self)
+        if not first[0] <= index <= last[0]:
+            return (0, 0), (0, 0)
+        end = last[1:] if index == last[0] else (ALL, ALL)
+        return first[1:] if index == first[0] else (0, 0), end
+
+    def show_choice(self) -> None:
+        """Draw what is chosen."""
+        for view in self._views():
+            view._anew()
+
+    def said_between(self, first: tuple, last: tuple) -> str:
+        """Return what rows say between two places."""
+        said = ""
+        for index in range(first[0], last[0] + 1):
+            mine = (last if index == last[0] else (index, ALL, ALL))[1:]
+            start = first[1:] if index == first[0] else (0, 0)
+            said += self._before(index) if index > first[0] else ""
+            if start == (0, 0) and mine == (ALL, ALL):  # also what there was no room for
+                said += self._said_by(index)
+            else:
+                said += joined_between(self._lines_of(index), start, mine)
+        return said
+
+    def _said_by(self, index):
+        one = self.data[index]
+        return one.get("copy") or unmarked(one["text"])
+
+    def _lines_of(self, index):
+        """Return [(text, what stands before it)] of the lines that are drawn of a row."""
+        labels = Row.labels_of(self.data[index], self.width)
+        lines = [line for label in labels for line in label._cached_lines]
+        return [(line_text(line), " " if line.line_wrap else "\n") for line in lines]
+
+    def _before(self, index):
+        """Return what stands between a row and the one before it: lines of one paragraph go on."""
+        return self.data[index].get("joint", "\n")
 
     def said(self) -> str:
         """Return what the chosen rows say; of none, what all say."""
-        wanted = [one for n, one in enumerate(self.data) if self.chosen < 0 or self.holds(n)]
-        return "\n".join(one.get("copy") or unmarked(one["text"]) for one in wanted)
+        said, last = "", None
+        for index in range(len(self.data)):
+            if self.chosen < 0 or self.holds(index):
+                said += "" if last is None else self._before(index)
+                said += self._said_by(index)
+                last = index
+        return said
 
     def copy(self) -> None:
-        """Put what the chosen rows say into the clipboard."""
-        from kivy.core.clipboard import Clipboard
-
-        Clipboard.copy(self.said())
+        """Put the text that is chosen into the clipboard, or what the chosen rows say."""
+        text = CHOICE.said() if CHOICE.owner is self else ""
         count = sum(map(self.holds, range(len(self.data)))) or len(self.data)
-        App.get_running_app().inspector.say(f"copied {count} {'line' if count == 1 else 'lines'}")
+        copy_text(text or self.said(), 0 if text else count)
 
     def menu(self, index, touch):
         """Offer what can be done with the row below the mouse."""
-        if not self.holds(index):
+        if not self.holds(index) and CHOICE.owner is not self:
             self.choose(index)
         Menu.offer(
             touch,
@@ -2859,7 +3279,8 @@ def line_rows(lines: list, columns: int, numbers: bool = True) -> list:
                 else ""
             )
             lit = hits_in(piece, hits) if hits else ()
-            rows.append(code_row(margin + marked(piece, tone, lit), value, copy=piece))
+            joint = {"joint": ""} if n else {}
+            rows.append(code_row(margin + marked(piece, tone, lit), value, copy=piece, **joint))
     return rows
 
 
@@ -2887,7 +3308,7 @@ class Menu(ModalView):
         )
         menu.background_color = (0, 0, 0, 0)
         menu.pos_hint = {"x": x / window.width, "y": y / window.height}
-        pane = Factory.Pane(padding=dp(4), spacing=0)
+        pane = Pane(padding=dp(4), spacing=0)
         for name, then in things:
             push = Push(text=name, quiet=True, size_hint_x=1, height=dp(32))
             push.bind(on_release=lambda _, then=then: (menu.dismiss(animation=False), then()))
@@ -3002,6 +3423,15 @@ def styled(text: str) -> tuple:
 
 def quoted_in(text, quotes):
     """Return [(start, end)] of where a text says one of some quotes, whatever stands between the words."""
+    whole = " ".join(quotes)
+    spans = _spans_of(text, [whole])
+    if spans or len(quotes) < 2:
+        return spans
+    # a sentence in several lines, each of which may stand by itself; two words are said anywhere
+    return _spans_of(text, [quote for quote in quotes if len(re.findall(r"\w+", quote)) > 2])
+
+
+def _spans_of(text, quotes):
     spans = []
     for quote in quotes:
         words = re.findall(r"\w+", quote)[:200]
@@ -3081,7 +3511,7 @@ def block_rows(
     lit = [False] * len(text)
     for start, end in spans:
         lit[start:end] = [True] * (end - start)
-    rows = []
+    rows, ended = [], 0
     for start, end in _wrapped_styled(text, styles, min(width, dp(COLUMN)) - indent - dp(24), size):
         said = _dressed(text[start:end], styles[start:end], lit[start:end], size)
         high = line_high(size) * 1.34 + (dp(8) if block.kind == "heading" and not rows else 0)
@@ -3096,7 +3526,10 @@ def block_rows(
             ground=ground,
             margin=margin,
         )
-        rows.append({**one, "height": high, "copy": text[start:end], "lit": any(lit[start:end])})
+        joint = {"joint": " " if start > ended else ""} if rows else {}
+        one |= {"height": high, "copy": text[start:end], "lit": any(lit[start:end])}
+        rows.append(one | joint)
+        ended = end
     return rows
 
 
@@ -3122,6 +3555,7 @@ def _code_rows(block, width, words, quotes, ground, numbers):
             "ground": ground or ("raised" if block.level else None),
             "margin": margin,
             "lit": bool(spans),
+            **({"joint": ""} if rows else {}),
         }
         rows.append({**code_row(said, block.place, copy=piece, indent=indent), **how})
     return rows
@@ -3345,7 +3779,8 @@ class Reader(BoxLayout):
         inside = first <= number <= last and (first != last or chunk == asked["chunk"])
         quotes = asked["quotes"] if chunk == asked["chunk"] else ()
         words = () if asked["quotes"] else asked["words"]
-        rows = block_rows(block, self.ids.rows.width, words, quotes, "raised" if inside else None)
+        numbers, tone = all(map(has_lines, self._chunks.values())), "raised" if inside else None
+        rows = block_rows(block, self.ids.rows.width, words, quotes, tone, numbers)
         aside = max(0, self.ids.rows.width - dp(COLUMN)) / 2 if self.wide else 0
         return [{**one, "indent": one["indent"] + aside, "aside": aside} for one in rows]
 
@@ -3466,6 +3901,7 @@ class Drawing(Widget):
         self.again = Clock.create_trigger(lambda _: self._draw())
         self.bind(pos=self.again, size=self.again, data=self.again)
         self.spots = []  # [(x, y, right, top, value)] that a click opens
+        self.told: list = []  # the texts that are drawn
         self.register_event_type("on_spot")
 
     def on_spot(self, value):
@@ -3473,8 +3909,8 @@ class Drawing(Widget):
 
     def _draw(self):
         self.canvas.clear()
-        self.spots = []
-        if self.data is not None and self.width > 20 and self.height > 20:
+        self.spots, self.told = [], []
+        if self.data is not None and self.width > 20 and self.height > 4:
             with self.canvas:
                 self.draw(self.data)
 
@@ -3491,12 +3927,14 @@ class Drawing(Widget):
         alpha: float = 1.0,
         outline: str | None = None,
     ) -> None:
-        """Draw a rounded box."""
-        Color(*get_color_from_hex(colour(tone))[:3], alpha)
-        RoundedRectangle(pos=(x, y), size=(width, height), radius=[dp(5)])
+        """Draw a rounded box; an outline is what stands out of a box below it, as wide all around."""
+        edge = dp(1.5) if outline else 0
         if outline:
             Color(*get_color_from_hex(colour(outline)))
-            Line(rounded_rectangle=(x, y, width, height, dp(5)), width=1.1)
+            RoundedRectangle(pos=(x, y), size=(width, height), radius=[dp(5)])
+        Color(*get_color_from_hex(colour(tone))[:3], alpha)
+        size = width - 2 * edge, height - 2 * edge
+        RoundedRectangle(pos=(x + edge, y + edge), size=size, radius=[dp(5) - edge])
 
     def say(
         self,
@@ -3510,6 +3948,7 @@ class Drawing(Widget):
         lines: int = 1,
     ) -> None:
         """Draw text, the top of its first line at y; it is cut at a width."""
+        self.told.append(text)
         said = marked(short(text, max(4, int(width / (sp(size) * 0.5)) * lines)), tone)
         texture = texture_of(said, size, width, halign, lines)
         if texture:
@@ -3520,7 +3959,14 @@ class Drawing(Widget):
         Color(*get_color_from_hex(colour(tone)))
         Line(points=points, width=width)
 
+    def said(self) -> str:
+        """Return as text what is drawn."""
+        return "\n".join(self.told)
+
     def on_touch_down(self, touch):
+        if is_click(touch, "right") and self.collide_point(*touch.pos) and self.told:
+            Menu.offer(touch, [("Copy", lambda: copy_text(self.said()))])
+            return True
         for x, y, right, top, value in reversed(self.spots):
             if x <= touch.x <= right and y <= touch.y <= top and self.collide_point(*touch.pos):
                 self.dispatch("on_spot", value)
@@ -3531,6 +3977,8 @@ class Drawing(Widget):
 class Spark(Drawing):
     """A figure over time: data is {"title", "unit", "values": [(s, figure)], "when": function(s) -> words}.
 
+    kivy_garden.graph 0.4.0 (2019) is not used: it has no times on an axis and tells nothing below the mouse, both of which
+    would be drawn by hand beside it, and each graph costs a framebuffer of its own and a Label for each tick.
     Its axes tell the least and the most, the first time and the last; below the mouse stands what was measured there.
     """
 
@@ -3555,6 +4003,11 @@ class Spark(Drawing):
         self._fill(places)
         self.line(places, "accent", 1.3)
         self._axes(data, low, high, known)
+
+    def said(self) -> str:
+        """Return the figures as lines of a table: when, and what was measured."""
+        lines = [f"{self.data['when'](at)}\t{value}" for at, value in self.data["values"]]
+        return "\n".join([f"{self.data['title']}\t{self.data['unit']}", *lines])
 
     def _room(self):
         """Return (left, low, width, height) of what is drawn in."""
@@ -3611,7 +4064,7 @@ class Spark(Drawing):
 
 
 class Gauge(Drawing):
-    """How full something is: data is {"used", "room" or None, "tone", "words"}."""
+    """A bar that tells how full something is: data is {"used", "room" or None, "tone", "words" that stand beside it}."""
 
     def draw(self, data: typing.Any) -> None:
         self.box(self.x, self.y, self.width, self.height, "raised")
@@ -3620,9 +4073,6 @@ class Gauge(Drawing):
             self.box(
                 self.x, self.y, max(dp(6), self.width * share), self.height, data["tone"], 0.75
             )
-        self.say(
-            data["words"], self.x + dp(8), self.center_y + sp(9), self.width - dp(16), "ink", 13
-        )
 
 
 def _all_below(widget):
@@ -3746,7 +4196,7 @@ def cycle_row(report: dict, wide: float = 0, waits: str = "", turns: int = 1) ->
     said = [marked(line) for line in in_lines(report["mission"], room, most=2)]
     said.append(f"{marked(told_of, tone)}  {marked(clock_text(report['accepted_at']), 'faint')}")
     if "reason" in report:
-        why = f"{report['reason']['code']}: {report['reason']['details']}"
+        why = f"{report['reason']['code']}: {spoken(report['reason']['details'])}"
         said.append(marked(cut(why, room), "soft"))
     if waits:
         said += [marked(line, "warm") for line in in_lines(waits, room, most=3)]
@@ -3767,7 +4217,7 @@ def threads_of(reports: list) -> list:
 def how_it_went(report: dict, health: dict, others: list) -> list:
     """Return [(tone, line)]: why a cycle failed and what to do about it, or what it waits for; [] of one that is well."""
     if "reason" in report:
-        what, *todo = report["reason"]["details"].split("; ")
+        what, *todo = spoken(report["reason"]["details"]).split("; ")
         said = [("bad", f"{report['state']}: {report['reason']['code']}"), ("", what)]
         return said + [("soft", f"\u2192 {part}") for part in todo]
     waits = "" if report["state"] in ENDED else waits_for(report, health, others)
@@ -3793,10 +4243,7 @@ def report_of(cycle: str, slots: dict) -> dict:
 
 def change_row(change: dict) -> dict:
     """Return the row of a change of the ledger."""
-    slots = (
-        ", ".join(f"{part['name'] or part['oid']}.{part['slot']}" for part in change["changes"])
-        or "no slot"
-    )
+    slots = ", ".join(f"{part['name'] or part['oid']}.{part['slot']}" for part in change["changes"])
     by = ", ".join(
         filter(None, [change["who"], change["cycle"] and f"cycle {change['cycle']}", change["why"]])
     )
@@ -3808,10 +4255,17 @@ def change_row(change: dict) -> dict:
     )
 
 
+CODE_NAMES = ("source", "method_code")  # facts that are code
+
+
 def fact_rows(name: str, value: typing.Any, wide: float) -> list:
     """Return the rows of one fact: in one line where it fits, else below its name."""
     if isinstance(value, dict) and set(value) == {"$time"}:
         value = clock_text(value)
+    elif name == "at_s" and isinstance(value, (int, float)):
+        name, value = "at", clock_text(at_time(value))
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = number_text(value)
     text = "\u2013" if value is None else value if isinstance(value, str) else to_json(value, None)
     lead = marked(name.replace("_", " "), "soft")
     if len(text) < 44:
@@ -3825,12 +4279,18 @@ def fact_rows(name: str, value: typing.Any, wide: float) -> list:
                 copy=f"{name}  {text}",
             )
         ]
+    head = row(lead, lines=1, pad=3)
+    if isinstance(value, str):
+        lines = [(number, line, 0) for number, line in enumerate(text.split("\n")[:400], 1)]
+        blocks = blocks_of("code" if name in CODE_NAMES else "text", lines, "python")
+        made = [block_rows(block, wide, ground="raised", numbers=False) for block in blocks]
+        return [head, *(one | {"value": None} for rows in made for one in rows)]
     columns = max(20, int((wide - dp(24)) / (sp(CODE) * 0.6)) - 2)
-    shown = text if isinstance(value, str) else pretty(value, columns)
-    pieces = [piece for line in shown.split("\n")[:400] for piece in wrapped(plain(line), columns)]
+    shown = pretty(value, columns).split("\n")[:400]
+    pieces = [piece for line in shown for piece in wrapped(plain(line), columns)]
     return [
-        row(lead, lines=1, pad=3),
-        *(code_row(marked(piece), copy=piece, ground="raised") for piece in pieces),
+        head,
+        *(code_row(coloured(piece, "json"), copy=piece, ground="raised") for piece in pieces),
     ]
 
 
@@ -3845,7 +4305,7 @@ def change_lines(change: dict, oid: str | None = None) -> list:
             )
             lines += [
                 ("soft", f"{part['name'] or part['oid']}.{part['slot']}"),
-                *difference(before, after)[2:],
+                *(one for one in difference(before, after)[2:] if not one[1].startswith("@@")),
                 ("", ""),
             ]
     return lines or [("faint", "it changed no slot")]
@@ -4264,6 +4724,48 @@ class ThoughtDrawing(Drawing):
         )
 
 
+class Voice(BoxLayout):
+    """What one persona was asked and said, in a list of its own."""
+
+
+class Voices(GridLayout):
+    """Who spoke in a thought, side by side, in as many columns as there is room for."""
+
+    WIDE = 216  # dp, of a column at least
+    lists_shown = BooleanProperty(False)
+
+    def __init__(self, **how):
+        super().__init__(**how)
+        self.lists: dict = {}  # facet -> its list
+        self.register_event_type("on_choice")
+        self.register_event_type("on_room")
+        self.bind(width=lambda *_: self._part())
+
+    def on_choice(self, value):
+        """A row that stands for something was opened."""
+
+    def on_room(self):
+        """A list is wider now, or less wide."""
+
+    def _part(self):
+        self.cols = max(1, min(len(self.lists), int(self.width // dp(self.WIDE))))
+
+    def take(self, facets: list) -> None:
+        """Have a list for each facet."""
+        if list(self.lists) == facets:
+            return
+        self.clear_widgets()
+        self.lists = {}
+        for facet in facets:
+            voice = Voice()
+            rows = self.lists[facet] = voice.ids.rows
+            rows.bind(on_open=lambda rows: self.dispatch("on_choice", rows.chosen_row))
+            rows.bind(width=lambda *_: self.dispatch("on_room"))
+            self.add_widget(voice)
+        self.lists_shown = bool(facets)
+        self._part()
+
+
 def ticks(whole, most):
     """Return round figures from 0 to `whole`, at most so many."""
     step = 10.0 ** math.floor(math.log10(max(whole, 1e-6) / most))
@@ -4309,6 +4811,22 @@ class AskPage(Page):
     name, live = "ask", True
     wants = {"cycle": "cycle_moved", "tokens": "token_came", "uvm_state_update": "committed"}
     kv = """
+<Voices>:
+    spacing: dp(10)
+
+<Voice>:
+    orientation: 'vertical'
+    padding: dp(4), dp(6)
+    canvas.before:
+        Color:
+            rgba: RAISED
+        RoundedRectangle:
+            pos: self.pos
+            size: self.size
+            radius: [dp(7)]
+    Rows:
+        id: rows
+
 <AskPage>:
     Split:
         name: 'ask'
@@ -4336,7 +4854,15 @@ class AskPage(Page):
             Rows:
                 id: said
                 clicks: 2
+                size_hint_y: None if voices.lists_shown else 1
+                height: 0 if voices.lists_shown else 1
                 on_ref: root.pressed(args[1])
+            Voices:
+                id: voices
+                size_hint_y: 1 if self.lists_shown else None
+                height: 1 if self.lists_shown else 0
+                opacity: 1 if self.lists_shown else 0
+                on_choice: root.unfold(args[1])
             Strip:
                 id: marks
                 Field:
@@ -4389,12 +4915,15 @@ class AskPage(Page):
         self._personas, self._clock, self._reports = {}, None, []  # facet -> persona
         self._quoted = {}  # cycle -> the passages that came before its answer
         self._struck, self._picked = set(), set()  # numbers of passages
+        self._named: list = []  # texts of passages that were not told, and answer
+        self._unfolded: set = set()  # (facet, number) of passages that are shown whole in a thought
         self._thread = []  # the missions of the conversation, the oldest first
         self._look_later = Clock.create_trigger(lambda _: self._look(), 0.05)
         self._refresh_later = Clock.create_trigger(lambda _: self.refresh(), COMMITTED_S)
         fit = Clock.create_trigger(lambda _: self._fit(), 0.1)
         self.ids.said.bind(width=lambda *_: fit())
         self.ids.rows.bind(width=lambda *_: fit())
+        self.ids.voices.bind(on_room=lambda *_: fit())
 
     def begin(self) -> None:
         self.ids.ask.focus = True
@@ -4458,6 +4987,7 @@ class AskPage(Page):
         if report and report["cycle"] != self.cycle:
             self.ids.note.text = self.ids.remark.text = ""
             self._data, self._steps, self._struck, self._picked = {}, [], set(), set()
+            self._unfolded, self._named = set(), []
             self._take(report)
 
     def _take(self, report):
@@ -4556,7 +5086,7 @@ class AskPage(Page):
         self.cycle, self._data, self._steps = cycle, {}, []
         self._report = {name: one for name, one in self._report.items() if name == "conversation"}
         self.finished = self.running = False
-        self._struck, self._picked = set(), set()
+        self._struck, self._picked, self._unfolded, self._named = set(), set(), set(), []
         self.ids.question.text = self.ids.note.text = ""
         self.ids.said.fill([])
         self.refresh()
@@ -4595,8 +5125,9 @@ class AskPage(Page):
 
     def mark(self, mark: str) -> None:
         if self.finished:
-            judged = {"quotes": sorted(self._picked), "not": sorted(self._struck)}
-            correction = {"correction": judged} if self._picked or self._struck else {}
+            right = [*sorted(self._picked), *self._named]
+            judged = {"quotes": right, "not": sorted(self._struck)}
+            correction = {"correction": judged} if right or self._struck else {}
             self._send_mark(self.cycle, mark, note=self.ids.remark.text.strip(), **correction)
 
     def _send_mark(self, cycle, mark, **more):
@@ -4617,6 +5148,7 @@ class AskPage(Page):
         if self.cycle is None:
             return
         self.ids.question.text = marked(short(self._report.get("mission", ""), 300))
+        self._fill_voices()
         rows = getattr(self, f"_show_{self.ids.tabs.chosen}", self._show_answer)()
         self.ids.said.fill(rows, keep=True)
         self.draw()
@@ -4624,15 +5156,18 @@ class AskPage(Page):
     def _wide(self):
         return max(dp(160), self.ids.said.width)
 
-    def _prose(self, text, tone="", size=READ, cited=True, **how):
+    def _prose(self, text, tone="", size=READ, cited=True, wide=0, **how):
         """Return the rows of a text of several lines, no wider than one reads; `cited`: [1] is a passage of what is shown."""
-        width, rows = min(self._wide(), dp(COLUMN)) - dp(30), []
+        width, rows = min(wide or self._wide(), dp(COLUMN)) - dp(30), []
         for part in plain(text).split("\n"):
+            ended = None
             for start, end in lines_in(part, width, size) or [(0, 0)]:
                 said = marked(part[start:end], tone)
                 said = self._cited(said) if cited else said
                 one = row(said, size=size, lines=1, pad=0, **how)
-                rows.append({**one, "height": line_high(size) * 1.36})
+                joint = {} if ended is None else {"joint": " " if start > ended else ""}
+                rows.append({**one, "height": line_high(size) * 1.36, **joint})
+                ended = end
         return rows
 
     @staticmethod
@@ -4655,7 +5190,7 @@ class AskPage(Page):
                 rows += self._prose(line, "soft", SMALL)
             for note in report.get("notes", ()):
                 rows += self._prose(f"ALFRED notes: {note}", "soft", SMALL)
-            return rows + self._evidence(report.get("evidence", ()))
+            return [*rows, *self._evidence(report.get("evidence", ())), *self._beside_rows()]
         if "reason" in report:
             return self._failed(report)
         return self._provisional()
@@ -4670,37 +5205,94 @@ class AskPage(Page):
             ]
             tone = None if number in self._struck else "raised"
             for block in blocks_of(kind_by_name(quote["doc_id"]), lines, name_of(quote["doc_id"])):
-                made = block_rows(block, self._wide(), (), sentence_of(quote), tone)
+                lit, numbers = sentence_of(quote), has_lines(quote)
+                made = block_rows(block, self._wide(), (), lit, tone, numbers)
                 rows += [{**one, "value": str(number)} for one in made]
         return rows
 
+    BESIDE = 5  # passages that were found and not told, that are shown
+
+    def _beside(self):
+        """Return the passages that recall found and the answer does not stand on, the best first."""
+        told = {(one["doc_id"], one["chunk_index"]) for one in self._report.get("evidence", ())}
+        recalls = [step["answer"] for step in self._steps if step.get("name") == "recall"]
+        found = recalls[0].get("evidence", ()) if recalls else ()
+        rest = [one for one in found if (one["doc_id"], one["chunk_index"]) not in told]
+        return rest[: self.BESIDE]
+
+    def _beside_rows(self):
+        """Return what was found beside the answer, a line each: perhaps the right one is among it."""
+        rows, room = [], min(self._wide(), dp(COLUMN)) - dp(34)
+        for number, quote in enumerate(self._beside(), 1):
+            is_right = quote["text"] in self._named
+            place = cut(
+                " \u203a ".join([place_of(quote), *quote.get("headings", ())[-1:]]), room / 2
+            )
+            can = {"found": ("read", "accent"), "answers": ("✓ this answers", "accent")}
+            if is_right:
+                can["answers"] = ("✓ this answers", "good")
+            links = [
+                f"[ref={verb} {number}]{marked(said, tone, bold=tone == 'good')}[/ref]"
+                for verb, (said, tone) in can.items()
+            ]
+            shown = " ".join(sentence_of(quote)) or quote["text"]
+            rows.append(row("    ".join([marked(place, "soft"), *links]), pad=3))
+            rows += [
+                row(marked(line, "faint"), lines=1, pad=0) for line in in_lines(shown, room, most=2)
+            ]
+            rows.append(self._space(8))
+        head = row(marked("found beside it, and not told", "faint"), size=SMALL, lines=1, pad=4)
+        return [self._space(22), head, *rows] if rows else []
+
+    def _name_passage(self, number):
+        """Say of a passage that was not told that it answers; once more, and nothing is said of it."""
+        text = self._beside()[number - 1]["text"]
+        self._named = [one for one in self._named if one != text] + [text] * (
+            text not in self._named
+        )
+        self._say_judged()
+
+    def _read_beside(self, number):
+        quote = self._beside()[number - 1]
+        place = quote["version"], quote["chunk_index"], quote["lines"]
+        read_wide(self.store, quote["doc_id"], *place, (), sentence_of(quote))
+
     def _head_of(self, number, quote):
         """Return what stands above a passage: where it is, and what can be done with it."""
-        place = short(" \u203a ".join([place_of(quote), *quote.get("headings", ())[-1:]]), 70)
+        place = " \u203a ".join([place_of(quote), *quote.get("headings", ())[-1:]])
         place += f" (also, by {quote['also']})" if quote.get("also") else ""
-        parts = [
-            f"[ref={number}][color={colour('accent')}][b]&bl;{number}&br;[/b][/color]  {marked(place, 'soft')}[/ref]"
-        ]
-        parts += [f"[ref=read {number}]{marked('read', 'accent')}[/ref]"]
+        can = {"read": ("read", "accent", False)}
         if self.finished:
             is_right, is_not = number in self._picked, number in self._struck
-            parts += [
-                f"[ref=right {number}]{marked('✓ this answers', 'good' if is_right else 'accent', bold=is_right)}[/ref]"
-            ]
-            parts += [
-                f"[ref=not {number}]{marked('✗ this does not', 'bad' if is_not else 'accent', bold=is_not)}[/ref]"
-            ]
-        return "    ".join(parts)
+            can["right"] = ("✓ this answers", "good" if is_right else "accent", is_right)
+            can["not"] = ("✗ this does not", "bad" if is_not else "accent", is_not)
+        links = [
+            f"[ref={verb} {number}]{marked(said, tone, bold=bold)}[/ref]"
+            for verb, (said, tone, bold) in can.items()
+        ]
+        taken = width_in(
+            f"[{number}]      " + "      ".join(said for said, *_ in can.values()), bold=True
+        )
+        place = cut(place, max(dp(80), self._wide() - dp(30) - taken))
+        head = f"[b]&bl;{number}&br;[/b]"
+        first = (
+            f"[ref={number}][color={colour('accent')}]{head}[/color]  {marked(place, 'soft')}[/ref]"
+        )
+        return "    ".join([first, *links])
 
     def _judge(self, number, mine, other):
         """Say of a passage that it answers, or that it does not; once more, and nothing is said of it."""
         other.discard(number)
         mine ^= {number}
+        self._say_judged()
+
+    def _say_judged(self):
+        """Say what will be sent with the mark."""
         self.show()
-        if self._picked or self._struck:
-            said = [f"{n} is right" for n in sorted(self._picked)] + [
-                f"{n} is not" for n in sorted(self._struck)
-            ]
+        said = [f"{n} is right" for n in sorted(self._picked)]
+        said += [f"{n} is not" for n in sorted(self._struck)]
+        said += [f"\u201c{short(text, 40)}\u201d is right" for text in self._named]
+        if said:
             self.ids.note.text = marked(f"Right or Wrong sends it: {', '.join(said)}", "soft")
         else:
             self.ids.note.text = ""
@@ -4758,30 +5350,62 @@ class AskPage(Page):
         return [self._space(6), *self._prose(waits or "It thinks \u2026", "soft", self.ANSWERED)]
 
     def _show_thought(self):
-        """Return what each persona was asked and said, below the timeline."""
-        rows, plan = [], self._data.get("plan") or {}
-        said = self._data.get("partial_responses") or {}
-        for pillar in plan.get("relevant_pillars", ()):
-            name = f"{self._personas.get(pillar, '')}  {pillar.removesuffix('_facet_').replace('_', ' ')}"
-            rows += [self._space(12), *self._prose(name, "violet")]
-            rows += self._prose(f"was asked: {plan['sub_queries'].get(pillar, '')}", "soft")
-            rows += self._of_persona(said.get(pillar))
-        none = (
-            "No persona was asked."
-            if self._report.get("state") in ENDED
-            else "No persona has said anything yet."
-        )
-        return rows or self._prose(none, "faint")
+        """Return what is said where no persona stands below the timeline."""
+        if self.ids.voices.lists_shown:
+            return []
+        ended = self._report.get("state") in ENDED
+        none = "No persona was asked." if ended else "No persona has said anything yet."
+        return self._prose(none, "faint")
 
-    def _of_persona(self, said):
+    def _fill_voices(self):
+        """Show what each persona was asked and said, side by side below the timeline."""
+        plan, voices = self._data.get("plan") or {}, self.ids.voices
+        shown = self.ids.tabs.chosen == "thought"
+        voices.take(list(plan.get("relevant_pillars", ())) if shown else [])
+        for pillar, rows in voices.lists.items():
+            wide = max(dp(120), rows.width)
+            facet = pillar.removesuffix("_facet_").replace("_", " ")
+            name = f"{marked(self._personas.get(pillar, ''), 'violet', bold=True)}  {marked(facet, 'soft')}"
+            asked = f"was asked: {plan['sub_queries'].get(pillar, '')}"
+            said = self._of_persona(pillar, wide)
+            first = [row(name, lines=1, pad=4), *self._prose(asked, "soft", BODY, wide=wide)]
+            rows.fill([*first, self._space(8), *said], keep=True)
+
+    def _of_persona(self, pillar, wide):
+        """Return what a persona said, and its passages: what answers of each, or all of it where it was unfolded."""
+        said = (self._data.get("partial_responses") or {}).get(pillar)
         if said is None:
-            return self._prose("thinks \u2026", "faint")
-        rows = self._prose(said["frame"])
-        for quote in said["quotes"]:
+            waits = self._report.get("state") not in ENDED
+            return self._prose("thinks \u2026" if waits else "said nothing", "faint", wide=wide)
+        rows = self._prose(said["frame"], "", BODY, wide=wide) if said["frame"] else []
+        for number, quote in enumerate(said["quotes"], 1):
+            rows += self._passage(quote, (pillar, number), wide)
+        return rows or self._prose("found no passage that answers", "faint", BODY, wide=wide)
+
+    def _passage(self, quote, key, wide):
+        """Return the rows of a persona's passage, which a click unfolds in place."""
+        is_open = key in self._unfolded
+        place = cut(f"{chr(0x25BE if is_open else 0x25B8)} {place_of(quote)}", wide - dp(30), SMALL)
+        rows = [row(marked(place, "accent"), lines=1, pad=3, size=SMALL)]
+        if is_open:
+            numbered = enumerate(quote["text"].split("\n"), quote["lines"][0])
+            lines = [(number, text, 0) for number, text in numbered]
+            blocks = blocks_of(kind_by_name(quote["doc_id"]), lines, name_of(quote["doc_id"]))
+            lit = sentence_of(quote)
+            rows += [
+                one for block in blocks for one in block_rows(block, wide, (), lit, numbers=False)
+            ]
+        else:
             start, end = quote.get("mark") or (0, 0)
             shown = quote["text"][start:end] or short(quote["text"], 300)
-            rows += self._prose(f"\u201c{' '.join(shown.split())}\u201d  {place_of(quote)}", "soft")
-        return rows
+            rows += self._prose(f"\u201c{' '.join(shown.split())}\u201d", "", BODY, wide=wide)
+        return [{**one, "value": key} for one in rows] + [self._space(8)]
+
+    def unfold(self, key: tuple | None) -> None:
+        """Show a persona's passage whole, or no more."""
+        if key:
+            self._unfolded ^= {key}
+            self.show()
 
     def _show_why(self):
         """Return in the daemon's words who spoke and why; asked once for a cycle that has ended."""
@@ -4796,6 +5420,7 @@ class AskPage(Page):
         rows = []
         for line in self._whys[self.cycle]:
             inset = len(line) - len(line.lstrip())
+            line = re.sub(r"(?<!\S)/\S*/(?=\S+_chunk_\d)", "", line)  # a document by its name
             rows += self._prose(line.strip(), "soft" if inset else "", indent=dp(8 * inset))
         return rows
 
@@ -4811,10 +5436,10 @@ class AskPage(Page):
             tone = SPEC["states"].get(step["state"], "soft")
             head = f"{marked(step['name'], bold=True)}  {marked(step['state'].lower(), tone)}"
             rows.append(row(head, marked(seconds_text(step["seconds"]), "soft"), pad=6))
-            lines = [
-                ("", line, "soft", (), None) for line in pretty(step["answer"], 78).split("\n")[:60]
-            ]
-            rows += line_rows(lines, columns_of(self.ids.said, 4), False)
+            columns = columns_of(self.ids.said, 4)
+            lines = pretty(step["answer"], min(columns, 100)).split("\n")[:60]
+            pieces = [piece for line in lines for piece in wrapped(plain(line), columns)]
+            rows += [code_row(coloured(piece, "json"), copy=piece) for piece in pieces]
         return rows or self._prose("Its journal is empty.", "faint")
 
     def draw(self, *_) -> None:
@@ -4851,6 +5476,8 @@ class AskPage(Page):
             "right": lambda: self._judge(int(what), self._picked, self._struck),
             "not": lambda: self._judge(int(what), self._struck, self._picked),
             "read": lambda: self.read(what),
+            "found": lambda: self._read_beside(int(what)),
+            "answers": lambda: self._name_passage(int(what)),
             "turn": lambda: self._to_turn(what, "answer"),
             "correct": lambda: self._correct(what),
             "mark right": lambda: self._send_mark(what, "right", note=""),
@@ -5212,7 +5839,8 @@ class GraphDrawing(StencilView, Drawing):
             if lower in places and upper in places:
                 self._edge(places[lower], places[upper])
         middle = places[data["self"]["oid"]]
-        self._aside(data["refs"], middle)
+        ended = max(place[0] for place in places.values()) + self.unit * self.NODE
+        self._aside(data["refs"], middle, ended)
         for x, y, node, tone in places.values():
             self._node(node, x, y, tone)
 
@@ -5250,19 +5878,29 @@ class GraphDrawing(StencilView, Drawing):
             places.setdefault(node["oid"], (*corner, node, tone))
 
     def _say_of_rank(self, word, nodes, x, y):
-        """Draw what a rank is, left of it."""
-        left = x - self.unit * (self.NODE + self.APART) * self._across(nodes) / 2 - dp(104)
-        self.say(word, max(self.x + dp(4), left), y + sp(SMALL) * 0.7, dp(96), "soft", 12, lines=2)
+        """Draw what a rank is, left of it; below its first node where there is no room."""
+        left = x - self.unit * (self.NODE + self.APART) * self._across(nodes) / 2
+        if left - dp(104) >= self.x:
+            self.say(word, left - dp(104), y + sp(SMALL) * 0.7, dp(96), "soft", 12, lines=2)
+        else:
+            low = y - self.unit * self.HIGH / 2 - dp(3)
+            self.say(word, left + self.unit * self.APART / 2, low, dp(150), "soft", 12)
 
     def _edge(self, lower, upper):
-        half = self.unit * self.NODE / 2
-        ends = [lower[0] + half, lower[1] + self.unit * self.HIGH, upper[0] + half, upper[1]]
+        wide, high = self.unit * self.NODE, self.unit * self.HIGH
+        if abs(lower[1] - upper[1]) < high:  # of one rank: from side to side
+            left, right = sorted((lower, upper), key=lambda place: place[0])
+            ends = [left[0] + wide, left[1] + high / 2, right[0], right[1] + high / 2]
+        else:
+            ends = [lower[0] + wide / 2, lower[1] + high, upper[0] + wide / 2, upper[1]]
         self.line(ends, "cool" if upper[3] == "cool" else "good")
 
-    def _aside(self, nodes, middle):
+    def _aside(self, nodes, middle, ended):
+        """Draw what the object names, right of all ranks, which end there."""
         high = self.unit * (self.HIGH + 8)
         shown = nodes[: max(1, int(self.height / high))]
-        x = self.right - self.unit * self.NODE - dp(4) + self.pan_x
+        room = self.right - self.unit * self.NODE - dp(4) + self.pan_x
+        x = min(room, ended + self.unit * 2 * self.BETWEEN)
         right, half = middle[0] + self.unit * self.NODE, self.unit * self.HIGH / 2
         for n, node in enumerate(shown):
             y = middle[1] + high * ((len(shown) - 1) / 2 - n)
@@ -5703,6 +6341,8 @@ class Editor:
         self.lines, self.error = Rows(clicks=2), Words()
         for widget in (self.name, self.text, self.error):
             self.dialog.ids.body.add_widget(widget)
+        if what == "slot" and text.count("\n") + len(text) / 80 < 4:
+            self.dialog.size_hint = (0.6, 0.56)
         self.dialog.button("Close", self.dialog.dismiss)
         self.go_on = self.dialog.button("Show the difference", self.accept, strong=True)
         self.dialog.accept = self.accept
@@ -5736,6 +6376,7 @@ class Editor:
             "Send",
         )
         if not self.lines.parent:
+            self.dialog.size_hint = (0.74, 0.82)
             self.dialog.ids.body.add_widget(self.lines)
         lines = difference(self.before, checked) or [("soft", "nothing would change")]
         self.lines.fill(line_rows([("", line, tone, (), None) for tone, line in lines], 110, False))
@@ -6335,41 +6976,52 @@ class MessagesPage(Page):
                     Push:
                         text: 'Clear'
                         on_release: root.choose(root.command)
-            Pane:
-                Words:
-                    id: told
-                    on_ref_press: root.inspector.open('ask', cycle=root.cycle)
-                Strip:
-                    id: guess
-                    height: dp(36) if root.guess else 0
-                    opacity: 1 if root.guess else 0
-                    Push:
-                        text: 'Confirm the guess'
-                        disabled: not root.guess
-                        on_release: root.confirm()
-                    Push:
-                        text: 'Not right'
-                        quiet: True
-                        disabled: not root.guess
-                        on_release: root.otherwise()
-                Rows:
-                    id: reply
-                    clicks: 2
-                    empty: root.spec['empty']
-                    on_open: root.open_branch(self.chosen_row)
-                Strip:
-                    Push:
-                        text: 'Open object'
-                        on_release: root.open_object()
-                    Push:
-                        text: 'Undo'
-                        disabled: not root.change
-                        on_release: root.inspector.undo(root.change)
+            Split:
+                orientation: 'vertical'
+                name: 'messages script'
+                share: 0.6
+                Pane:
+                    Words:
+                        id: told
+                        on_ref_press: root.inspector.open('ask', cycle=root.cycle)
+                    Strip:
+                        id: guess
+                        height: dp(36) if root.guess else 0
+                        opacity: 1 if root.guess else 0
+                        Push:
+                            text: 'Confirm the guess'
+                            disabled: not root.guess
+                            on_release: root.confirm()
+                        Push:
+                            text: 'Not right'
+                            quiet: True
+                            disabled: not root.guess
+                            on_release: root.otherwise()
+                    Rows:
+                        id: reply
+                        clicks: 2
+                        empty: root.spec['empty']
+                        on_open: root.open_branch(self.chosen_row)
+                    Strip:
+                        Push:
+                            text: 'Open object'
+                            on_release: root.open_object()
+                        Push:
+                            text: 'Undo'
+                            disabled: not root.change
+                            on_release: root.inspector.undo(root.change)
+                        Caption:
+                            text: 'Enter opens a branch, or an object'
+                            size_hint_y: 1
+                            text_size: self.size
+                            valign: 'middle'
+                Pane:
+                    padding: dp(12), dp(10)
                     Caption:
-                        text: 'Enter opens a branch, or an object'
-                        size_hint_y: 1
-                        text_size: self.size
-                        valign: 'middle'
+                        text: 'The same as a script'
+                    Rows:
+                        id: script
+                        clicks: 2
 """
     FIRST, LEAF_CHARS = "send_message", 2000
     command, change, guess = StringProperty(), StringProperty(), StringProperty()
@@ -6378,6 +7030,7 @@ class MessagesPage(Page):
 
     def made(self) -> None:
         self._reply, self._opened, self._known = None, {()}, {}
+        self._write_later = Clock.create_trigger(lambda _: self._show_script(), 0.1)
         self.choose(self.FIRST)
         self.fill_side()
 
@@ -6394,7 +7047,7 @@ class MessagesPage(Page):
             first = [self.FIRST, *sorted(set(COMMANDS) - {self.FIRST})]
             rows = [
                 row(
-                    f"{marked(name, bold=True)}\n{marked(short(COMMANDS[name]['help'], 160), 'soft')}",
+                    f"{marked(name, bold=True)}\n{marked(short(spoken(COMMANDS[name]['help']), 160), 'soft')}",
                     value=name,
                 )
                 for name in first
@@ -6429,7 +7082,7 @@ class MessagesPage(Page):
         self.command, self._fields, told_of = command, {}, COMMANDS[command]
         self.ids.title.text, self.ids.help.text = (
             marked(command, bold=True),
-            marked(told_of["help"]),
+            marked(spoken(told_of["help"])),
         )
         self.ids.form.clear_widgets()
         for name, field in self._flat(told_of["fields"]):
@@ -6437,6 +7090,9 @@ class MessagesPage(Page):
         self.offered = Factory.Flow()
         self.ids.form.add_widget(self.offered)
         self.ids.note.text = ""
+        for field in self._fields.values():
+            field.bind(**{"value" if isinstance(field, Chooser) else "text": self._write_later})
+        self._write_later()
 
     @staticmethod
     def _flat(fields):
@@ -6463,7 +7119,8 @@ class MessagesPage(Page):
         self.ids.form.add_widget(Words(text=label, font_size=sp(13), padding=(0, dp(6), 0, 0)))
         if field["type"] in ("choice", "switch"):
             choices = [None, *(field.get("choices") or (False, True))]
-            one = Chooser(title=name, choices=choices, value=given if given in choices else None)
+            value = given if given in choices else None
+            one = Chooser(title=name, choices=choices, value=value, unset="as usual")
         else:
             one = Factory.Field(
                 text=""
@@ -6597,16 +7254,24 @@ class MessagesPage(Page):
                 fields={**fields, "preview": True},
             )
 
+    def script(self) -> str:
+        """Return a Python script that does the same. Raises ValueError that names a field which cannot be read."""
+        return script_for(self.inspector.endpoint, self.inspector.keys, self.command, self.fields())
+
+    def _show_script(self):
+        """Show the script of what is typed, or why there is none yet."""
+        try:
+            rows = [code_row(line) for line in code_lines(self.script())]
+        except ValueError as error:
+            rows = [row(marked(f"Not yet: {error}.", "faint"), lines=1, pad=3)]
+        self.ids.script.fill(rows)
+
     def copy(self) -> None:
         """Put a Python script that does the same into the clipboard."""
         from kivy.core.clipboard import Clipboard
 
         try:
-            Clipboard.copy(
-                script_for(
-                    self.inspector.endpoint, self.inspector.keys, self.command, self.fields()
-                )
-            )
+            Clipboard.copy(self.script())
             self.ids.note.text = marked("The script is in the clipboard.", "good")
         except ValueError as error:
             self.ids.note.text = marked(str(error), "bad")
@@ -6749,77 +7414,84 @@ class ExpertsPage(Page):
         id: tiers
         spacing: dp(10)
         size_hint_y: None
-        height: dp(124)
+        height: dp(104)
     Split:
-        name: 'experts'
-        share: 0.5
+        orientation: 'vertical'
+        name: 'experts forge'
+        share: 0.58
+        Split:
+            name: 'experts'
+            share: 0.5
+            Pane:
+                padding: dp(6)
+                Rows:
+                    id: rows
+                    clicks: 2
+                    empty: root.spec['empty']
+                    on_move: root.look()
+                    on_open: root.activate(self.chosen_row)
+                Strip:
+                    Push:
+                        text: 'Activate'
+                        disabled: root.ids.rows.chosen < 0
+                        on_release: root.activate(root.ids.rows.chosen_row)
+                    Words:
+                        id: note
+                        size_hint_y: 1
+                        text_size: self.size
+                        valign: 'middle'
+                        font_size: SMALL
+            Pane:
+                padding: dp(6)
+                Rows:
+                    id: steps
+                    clicks: 2
+                    empty: root.PROTOCOL
         Pane:
-            padding: dp(6)
-            Rows:
-                id: rows
-                clicks: 2
-                empty: root.spec['empty']
-                on_move: root.look()
-                on_open: root.activate(self.chosen_row)
+            padding: dp(12), dp(8)
             Strip:
-                Push:
-                    text: 'Activate'
-                    disabled: root.ids.rows.chosen < 0
-                    on_release: root.activate(root.ids.rows.chosen_row)
-                Words:
-                    id: note
-                    size_hint_y: 1
-                    text_size: self.size
-                    valign: 'middle'
-                    font_size: SMALL
-        Pane:
-            padding: dp(6)
-            Tabs:
-                id: tabs
-                names: ['protocol', 'forge']
-                chosen: 'protocol'
-                on_chosen: root.turn()
-            Spark:
-                id: loss
-                size_hint_y: None
-                height: dp(170) if self.data else 0
-                opacity: 1 if self.data else 0
-            Rows:
-                id: steps
-                clicks: 2
-                empty: root.nothing
-                on_move: root.show_loss()
-                on_ref: root.show_reader()
-            Strip:
-                Push:
-                    id: forge
-                    text: 'Forge the reader'
-                    disabled: root.ids.tabs.chosen != 'forge'
-                    on_release: root.forge()
                 Words:
                     id: golden
                     size_hint_y: 1
                     text_size: self.size
                     valign: 'middle'
                     font_size: SMALL
+                Push:
+                    id: forge
+                    text: 'Forge the reader'
+                    on_release: root.forge()
+            BoxLayout:
+                spacing: dp(8)
+                Rows:
+                    id: jobs
+                    clicks: 2
+                    empty: root.NO_JOBS
+                    on_move: root.show_loss()
+                    on_ref: root.show_reader()
+                Spark:
+                    id: loss
+                    size_hint_x: 0.7 if self.data else None
+                    width: 1 if self.data else 0
+                    opacity: 1 if self.data else 0
 """
     PROTOCOL = "Activate an expert to see the protocol of the memory manager, step by step."
     NO_JOBS = (
         "Nothing was forged yet. Mark answers as right and as wrong: what is learnt of them becomes a dataset, and of "
         "that an expert, which is judged before it stands."
     )
-    nothing = StringProperty(PROTOCOL)
 
     def made(self) -> None:
         self.gauges, self.facts, self._protocol, self._told = {}, {}, [], {}
+        self.titles: dict = {}
         for tier in SPEC["tiers"]:
             if tier["name"] in self.spec["columns"]:
                 self._add_tier(tier)
 
     def _add_tier(self, tier):
-        pane, name = Factory.Pane(), tier["name"]
-        pane.add_widget(Words(text=marked(tier["title"], bold=True)))
-        self.gauges[name] = Gauge(size_hint_y=None, height=dp(26))
+        pane, name = Pane(), tier["name"]
+        self.titles[name] = Words(text=marked(tier["title"], bold=True))
+        pane.add_widget(self.titles[name])
+        self.gauges[name] = Gauge(size_hint_y=None, height=dp(8))
         self.facts[name] = Factory.Caption()
         for widget in (self.gauges[name], self.facts[name], Widget()):
             pane.add_widget(widget)
@@ -6831,30 +7503,29 @@ class ExpertsPage(Page):
     def refresh(self, *_) -> None:
         self.store.ask("list_experts", self._came, slot="experts", doing="listing")
 
+    def look_anew(self) -> None:
+        super().look_anew()
+        self._ask_forge()
+
     # -------- the forge
 
-    def turn(self) -> None:
-        """Show the protocol, or the jobs of the forge."""
-        forging = self.ids.tabs.chosen == "forge"
-        self.nothing = self.NO_JOBS if forging else self.PROTOCOL
-        self.ids.loss.data = None
-        self.ids.steps.fill([] if forging else self._protocol or self._facts_of_chosen())
-        if forging:
-            self.store.ask("list_jobs", self._jobs_came, slot="jobs", doing="listing jobs")
-            self.store.ask("list_golden", self._golden_came, slot="golden", limit=1)
+    def _ask_forge(self):
+        """Ask for the jobs of the forge, and how much was learnt of marks."""
+        self.store.ask("list_jobs", self._jobs_came, slot="jobs", doing="listing jobs")
+        self.store.ask("list_golden", self._golden_came, slot="golden", limit=1)
 
     def look(self) -> None:
         """Show the facts of the expert that is chosen."""
         self._protocol = []
-        if self.ids.tabs.chosen == "protocol":
-            self.ids.steps.fill(self._facts_of_chosen(), keep=True)
+        self.ids.steps.fill(self._facts_of_chosen(), keep=True)
 
     def _facts_of_chosen(self):
         told_of = self._told.get(self.ids.rows.chosen_row)
         if not told_of:
             return []
         wide = self.ids.steps.width
-        facts = [one for name, value in told_of.items() for one in fact_rows(name, value, wide)]
+        known = {name: value for name, value in told_of.items() if value not in (None, "", [], {})}
+        facts = [one for name, value in known.items() for one in fact_rows(name, value, wide)]
         hint = [
             row(marked(line, "faint"), lines=1, pad=2)
             for line in in_lines(self.PROTOCOL, wide - dp(34))
@@ -6862,17 +7533,19 @@ class ExpertsPage(Page):
         return [*facts, row("", height=10, lines=1), *hint]
 
     def _jobs_came(self, reply):
-        if self.ids.tabs.chosen != "forge":
-            return
         if reply["status"] != "OK":
-            self.ids.golden.text = marked(reply["details"], "bad")
+            self._say_of_forge(reply["details"], "bad")
             return
-        self.ids.steps.fill([self._job_row(job) for job in reply["results"]], keep=True)
+        self.ids.jobs.fill([self._job_row(job) for job in reply["results"]], keep=True)
         if reply["results"]:
-            self.ids.steps.choose(max(0, self.ids.steps.chosen))
+            self.ids.jobs.choose(max(0, self.ids.jobs.chosen))
+        self.show_loss()
 
     def _golden_came(self, reply):
-        self.ids.golden.text = marked(f"what was learnt of marks: {reply['details']}", "soft")
+        self._say_of_forge(f"what was learnt of marks: {reply['details']}")
+
+    def _say_of_forge(self, words, tone="soft"):
+        self.ids.golden.text = f"{marked('Forge', bold=True)}   {marked(words, tone)}"
 
     TONES = {"promoted": "good", "rejected": "warm", "failed": "bad", "rolled back": "warm"}
 
@@ -6880,7 +7553,7 @@ class ExpertsPage(Page):
         status = job["status"].lower()
         tone = self.TONES.get(status, "cool")
         head = f"{marked('job ' + str(job['job']), bold=True)}  {marked(status, tone)}"
-        wide = max(dp(160), self.ids.steps.width - dp(34))
+        wide = max(dp(160), self.ids.jobs.width - dp(34))
         facts = f"{job['target']}, dataset {job['dataset']}, {clock_text(job['at'])}"
         said = [marked(line, "soft") for line in in_lines(job["told"], wide, most=4)]
         if status == "promoted":
@@ -6896,7 +7569,7 @@ class ExpertsPage(Page):
 
     def show_loss(self):
         """Draw how much the chosen job erred as it learnt."""
-        job = self.ids.steps.chosen_row
+        job = self.ids.jobs.chosen_row
         losses = ((job or {}).get("report") or {}).get("losses") if isinstance(job, dict) else None
         values = list(enumerate(losses or (), 1))
         shown = {"title": "loss, as it learnt", "unit": "", "values": values, "when": self._of}
@@ -6912,9 +7585,9 @@ class ExpertsPage(Page):
 
     def _begun(self, reply):
         tone = "good" if reply["status"] == "OK" else "bad"
-        self.turn()
+        self._ask_forge()
         self.store.forget("golden")
-        self.ids.golden.text = marked(reply["details"], tone)
+        self._say_of_forge(reply["details"], tone)
 
     def _came(self, reply):
         if reply["status"] != "OK":
@@ -6924,7 +7597,7 @@ class ExpertsPage(Page):
         self.ids.rows.fill([self._expert_row(one) for one in reply["results"]], keep=True)
         if self.ids.rows.chosen < 0:
             self.ids.rows.choose(0)
-        elif self.ids.tabs.chosen == "protocol" and not self._protocol:
+        elif not self._protocol:
             self.ids.steps.fill(self._facts_of_chosen(), keep=True)
         for tier in SPEC["tiers"]:
             if tier["name"] in self.gauges:
@@ -6942,6 +7615,8 @@ class ExpertsPage(Page):
             else f"{number_text(used)} {tier['unit']}"
         )
         self.gauges[name].data = {"used": used, "room": room, "tone": "cool", "words": said}
+        title = marked(tier["title"], bold=True)
+        self.titles[name].text = f"{title}   {marked(said, 'soft')}"
         times = reply["result"].get("times", {}).get(name, {})
         facts = [
             f"{reply['result'].get('found', {}).get(name, 0)} hits",
@@ -6989,8 +7664,7 @@ class ExpertsPage(Page):
             row(marked(short(answer, 300)), lead=marked(step, "soft"), indent=dp(170), lines=1)
             for step, answer in steps
         ]
-        self.ids.tabs.chosen = "protocol"
-        self.turn()
+        self.ids.steps.fill(self._protocol)
         self.refresh()
 
 
@@ -7235,10 +7909,11 @@ class LifePage(ShowsFigures, Page):
 
     def _missions_came(self, reply):
         reports, health = reply.get("results", ()), self.store.health
+        turns = {turn["cycle"]: len(thread) for thread in threads_of(reports) for turn in thread}
 
         def made(one):
             waits = "" if one["state"] in ENDED else waits_for(one, health, reports)
-            return cycle_row(one, self.ids.rows.width, waits)
+            return cycle_row(one, self.ids.rows.width, waits, turns[one["cycle"]])
 
         self._listed(reply, made)
 
@@ -7374,7 +8049,7 @@ class LifePage(ShowsFigures, Page):
         reason = report.get("reason", {})
         return row(
             f"{marked(short(report['mission'], 160))}\n{marked(reason.get('code', ''), 'bad')}  "
-            f"{marked(short(reason.get('details', ''), 200), 'soft')}",
+            f"{marked(short(spoken(reason.get('details', '')), 200), 'soft')}",
             marked(clock_text(report["accepted_at"]), "soft"),
         )
 
@@ -7443,7 +8118,8 @@ class LifePage(ShowsFigures, Page):
         if isinstance(value.get("cycle"), str):
             rows += [row(f"[ref=cycle]{marked('show it under Ask', 'accent')}[/ref]", lines=1)]
         for name, inner in value.items():
-            rows += fact_rows(name, inner, wide) if name != "reason" else []
+            if name != "reason" and inner not in (None, "", [], {}):
+                rows += fact_rows(name, inner, wide)
         self.ids.lines.fill(rows)
 
     @staticmethod
@@ -7639,7 +8315,7 @@ class Drawn:
         return draw(part, part.get("data", {}))
 
     def _framed(self, part, widgets, title=""):
-        pane = Factory.Pane(size_hint_y=None)
+        pane = BoxLayout(orientation="vertical", padding=dp(12), spacing=dp(8), size_hint_y=None)
         pane.bind(minimum_height=pane.setter("height"))
         if title:
             pane.add_widget(Words(text=marked(title, "soft"), font_size=sp(SMALL)))
@@ -8121,7 +8797,8 @@ INSPECTOR_KV = """
             max_lines: 1
         Words:
             id: waiting
-            size_hint: 0.5, 1
+            size_hint: 0.4 if self.text else None, 1
+            width: 1 if self.text else 0
             text_size: self.size
             valign: 'middle'
             halign: 'right'
@@ -8349,6 +9026,8 @@ class MemoryInspector(BoxLayout):
         """Take a key before the fields do; returns whether it meant something."""
         modifiers = [one for one in modifiers if one in ("ctrl", "alt", "shift", "meta")]
         name = KEY_NAMES.get(key, chr(key) if 32 <= key < 127 else "")
+        if (name, modifiers) == ("c", ["ctrl"]) and CHOICE.copy():
+            return True
         dialogs = [one for one in window.children if isinstance(one, Dialog)]
         if dialogs:
             return self._dialog_key(dialogs[0], name, modifiers)
@@ -8609,7 +9288,7 @@ class Palette(Dialog):
             known += [
                 (
                     name,
-                    f"message   {short(told_of['help'], 60)}",
+                    f"message   {short(spoken(told_of['help']), 60)}",
                     functools.partial(inspector.open, "messages", command=name),
                 )
                 for name, told_of in COMMANDS.items()
@@ -8807,6 +9486,7 @@ class MorphicUIApp(App):
         fit_screen(Window)
         self.inspector = MemoryInspector(self.store, self.endpoint, self.keys)
         Window.bind(on_key_down=self._key, on_resize=self._resized)
+        Window.fbind("on_touch_down", self._let_go)
         for event in (
             "on_touch_down",
             "on_touch_move",
@@ -8870,6 +9550,11 @@ class MorphicUIApp(App):
         Clock._max_fps = FRAMES_BUSY
         self._rest.cancel()
         self._rest()
+
+    def _let_go(self, _, touch):
+        """Choose no text any more, as the mouse is pressed anew; the right button asks about what is chosen."""
+        if is_click(touch, "left"):
+            CHOICE.clear()
 
     def _key(self, window, *key):
         self._busy()

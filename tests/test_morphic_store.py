@@ -420,6 +420,37 @@ def test_a_sentence_is_found_whatever_stands_between_its_words():
     (start, end), = ui.quoted_in(text, ["The mast, once\nraised, stands."])
     assert text[start:end] == "The mast, once **raised**, stands."
     assert ui.quoted_in(text, ["nothing of it", ""]) == []
+    lines = ("They are", "therefore both said to provide it.")           # of one sentence, the first of which is said anywhere
+    assert ui.quoted_in("They are there. Others are not.", lines) == []
+    whole = "They are therefore both said to provide it. They are there."
+    assert ui.quoted_in(whole, lines) == [(0, whole.index(" They are there"))]
+    assert [ui.quoted_in(one, lines) for one in lines] == [[], [(0, len(lines[1]))]]
+
+
+def test_lines_are_numbered_where_they_are_those_of_the_file():
+    assert ui.has_lines({"lines": [3, 5]}) and ui.has_lines({"lines": [3, 5], "file_lines": [3, 5]})
+    assert not ui.has_lines({"lines": [284, 288], "file_lines": [260, 264]})
+
+
+@pytest.mark.parametrize("seconds, said", [(None, ""), (0, "<1 ms"), (0.0004, "<1 ms"), (0.0124, "12 ms"), (0.9996, "1.00 s"),
+                                           (1.234, "1.23 s"), (12, "12 s"), (90, "1.5 min"), (172800, "2.0 d")])
+def test_spans_of_time_are_told_as_people_say_them(seconds, said):
+    assert ui.seconds_text(seconds) == said
+
+
+def test_a_text_is_set_no_wider_than_one_reads():
+    blocks = ui.blocks_of("text", [(1, "the mast runs in full darkness for twelve days " * 12, 0)])
+    rows = [one for block in blocks for one in ui.block_rows(block, 3000)]
+    assert len(rows) > 4 and max(ui.width_in(one["copy"], ui.READ) for one in rows) <= ui.COLUMN
+
+
+def test_facts_are_told_as_what_they_are():
+    def told(name, value):
+        return " ".join(ui.unmarked(one["text"]) for one in ui.fact_rows(name, value, 500))
+    assert "2026" in told("at_s", 1796028032.0) or ":" in told("at_s", 1796028032.0)
+    assert told("bytes", 350216) == "350,216" and told("always_hot", True) == "true"
+    prose, code = ui.fact_rows("answer", "word " * 40, 500), ui.fact_rows("source", "x = 1\n" * 40, 500)
+    assert {one["font"] for one in prose[1:]} == {ui.NOBODY} and {one["font"] for one in code[1:]} == {ui.FONTS.mono}
 
 
 @pytest.mark.parametrize("whole, most", [(1.37, 4), (0.007, 3), (3600, 9), (0, 2)])

@@ -318,7 +318,16 @@ def test_a_question_is_thought_about_and_its_citations_open(world, hand):
     assert [name for _, name, *_ in steps] == ["recall", "plan", "who speaks", "recall for facets", "facets", "gate"]
     begins, ends = [one[2] for one in steps], [one[2] + one[3] for one in steps]
     assert begins == sorted(begins) and max(ends) <= page.ids.drawing.data["seconds"] + 0.05
-    assert said(page).count("BABS") == 2 and "was asked: " in said(page)
+    voices = page.ids.voices
+    assert len(voices.lists) == 2 and [said_of(rows).split()[0] for rows in voices.lists.values()] == ["BABS", "BABS"]
+    first, second = voices.lists.values()                # side by side, each where the other is not
+    hand.until(lambda: first.right < second.x and first.top == second.top, "their places")
+    assert "was asked: " in said_of(first) and page.ids.said.height == 0
+    key = next(one["value"] for one in first.data if one["value"])
+    voices.dispatch("on_choice", key)                    # its passage opens in place
+    hand.until(lambda: any(one.get("lit") for one in first.data) and "solar panel" in said_of(first), "all of its passage")
+    voices.dispatch("on_choice", key)
+    assert "solar panel" not in said_of(first)
     page.ids.tabs.chosen = "steps"
     assert "gate" in said(page)
     page.ids.tabs.chosen = "answer"
@@ -738,6 +747,33 @@ def test_another_theme_and_size_keep_the_place_and_are_kept(world, hand):
     hand.app.choose_look(theme="dark")
     hand.settle()
     assert sum(isinstance(one, ui.MemoryInspector) for one in hand.window.children) == 1
+
+
+def test_rows_stand_denser_where_that_is_wanted_and_that_is_kept(world, hand):
+    page = hand.page("life")
+    page.ids.tabs.chosen = "settings"
+    hand.settle()
+    before = page.ids.rows.data[0]["height"]
+    hand.key(ord("k"), "ctrl")
+    palette = hand.dialog()
+    hand.until(lambda: palette.field.focus, "the cursor")
+    hand.type("compact")
+    palette.field.dispatch("on_text_validate")
+    hand.settle()
+    hand.root.page.ids.tabs.chosen = "settings"
+    hand.settle()
+    assert hand.root.page.ids.rows.data[0]["height"] < before and ui.read_layout()["density"] == "compact"
+    hand.app.choose_look(density="comfortable")
+    hand.settle()
+
+
+def test_a_field_that_has_the_keyboard_shows_its_cursor_over_its_ground(hand):
+    field = hand.page("search").ids.query
+    field.focus = True
+    hand.type("lamp")
+    parts = [one for one in field.canvas.before.children if type(one).__name__ in ("Rectangle", "RoundedRectangle")]
+    assert [type(one).__name__ for one in parts] == ["RoundedRectangle", "Rectangle"]     # what comes later is above
+    assert parts[1].pos == pytest.approx(field._cursor_visual_pos) and parts[1].size[0] > 0
 
 
 @pytest.mark.parametrize("theme", ui.THEMES)

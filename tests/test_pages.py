@@ -153,6 +153,17 @@ def test_each_kind_of_part_shows_what_is(client):
     assert "no number" in shown[11]["fault"] and "did you mean flow" in shown[12]["fault"]
 
 
+def test_of_a_sentence_that_speaks_of_a_page_no_page_is_meant(client):
+    rows = [{"day": f"2026-11-{day:02d}", "heat": 600 + day} for day in range(1, 5)]
+    oids = make(client, {"old kiln": {"readings": rows}})
+    page = send(client, "morphic_ui_obj", "page_of_", "course", ["old kiln"], ["readings"], "How hot it was")
+    send(client, "morphic_ui_obj", "keep_page_", page)   # so that there is where pages are kept
+    for words in ("a page that shows my old kiln's temperature over time", "make me a page with the old kiln over time"):
+        form = choose(client, words)["form"]
+        assert (form["kind"], form["names"]) == ("course", ["old kiln"]), words
+    assert oids
+
+
 def test_another_kind_or_object_of_the_form_makes_another_page(client):
     oids = make(client, {"oak hive": {"honey": 12, "queen": "old"}, "elm hive": {"honey": 9, "queen": "new"}})
     both = list(oids.values())

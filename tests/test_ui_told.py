@@ -78,27 +78,24 @@ def test_the_metric_stands_among_the_vitals():
 
 def test_the_experts_page_shows_jobs_of_the_forge_with_loss_and_verdict(hand):
     page = hand.page("experts")
-    page.ids.tabs.chosen = "forge"
     hand.settle()
-    assert "Nothing was forged yet" in said(page.ids.steps) and "no rows yet" in page.ids.golden.text
+    assert "Nothing was forged yet" in said(page.ids.jobs) and "no rows yet" in page.ids.golden.text
+    assert page.ids.loss.width == 0 and "Activate an expert" in said(page.ids.steps)
     page._jobs_came({"status": "OK", "results": [JOB]})
     hand.settle()
-    shown = said(page.ids.steps)
+    shown = said(page.ids.jobs)
     assert "job 2" in shown and "promoted" in shown and "better by 0.04" in shown
-    assert [value for _, value in page.ids.loss.data["values"]] == [0.9, 0.5, 0.3] and page.ids.loss.height > 100
-    page.ids.steps.dispatch("on_ref", "reader")          # a promotion is a change, undone where its history is
+    assert [value for _, value in page.ids.loss.data["values"]] == [0.9, 0.5, 0.3] and page.ids.loss.width > 100
+    page.ids.jobs.dispatch("on_ref", "reader")           # a promotion is a change, undone where its history is
     objects = hand.root.page
     hand.until(lambda: objects.name == "objects" and "reader" in hand.shown(objects.ids.title), "the reader")
     assert objects.ids.tabs.chosen == "history"
     objects.ids.tabs.chosen = "slots"
     page = hand.page("experts")
-    page.ids.tabs.chosen = "forge"
     hand.settle()
+    assert page.ids.loss.data is None                    # there is no such job by now
     hand.press("Forge the reader", page)
     hand.until(lambda: "dataset" in page.ids.golden.text, "why it does not begin")
-    page.ids.tabs.chosen = "protocol"
-    hand.settle()
-    assert page.ids.loss.data is None and "Activate an expert" in said(page.ids.steps)
 
 
 def test_the_menu_of_a_row_opens_copies_and_goes_by_a_right_click(hand):
@@ -174,6 +171,26 @@ def guessed(hand, client, selector, intent):
 
 def slots_of(client, oid):
     return client.call("inspect", target=oid)["result"]["slots"]
+
+
+def test_a_passage_that_was_found_and_not_told_is_named_as_right(world, hand):
+    _, client = world
+    page = ask(hand, "What does the pump lift?")
+    told = page._report["evidence"][0]
+    other = {**told, "text": "The brass valve is shut by turning it to the left.", "chunk_index": told["chunk_index"] + 7,
+             "mark": None}
+    page._steps = [{"name": "recall", "state": "IDLE", "answer": {"evidence": [told, other]}, "at": None, "seconds": 0.1}]
+    page.show()
+    assert "found beside it" in said(page.ids.said) and "turning it to the left" in said(page.ids.said)
+    page.pressed("answers 1")
+    assert "turning it" in page.ids.note.text and "is right" in page.ids.note.text
+    page.pressed("answers 1")
+    assert not page.ids.note.text                        # once more, and nothing is said of it
+    page.pressed("answers 1")
+    hand.press("Wrong", page)
+    hand.until(lambda: page._report.get("feedback"), "the mark")
+    row = client.call("list_golden", limit=1)["results"][0]
+    assert row["question"] == "What does the pump lift?" and "turning it to the left" in str(row)
 
 
 def test_a_guess_is_confirmed_where_it_was_told(world, hand):
