@@ -36,7 +36,7 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     how the four work together, tried and adopted; what forgets, and carries thoughts; messages to the core
     new methods     Steps · Intents · Wanted · Examples · Methods · Guesses · Code by four · Generative kernel · Mending · Parcels
                     what a message can mean, what decides, how a method is tried, kept, mended and carried elsewhere
-    what is learnt  Golden dataset · Forge worker · Forge
+    what is learnt  Golden dataset · Forge worker · Expert worker · Forge targets · Forge
                     what people say of answers becomes rows, rows a dataset, a dataset an expert that is judged by rule
     the drive       Outcomes · Entropy · Self-improvement · Autotelic
                     how missions ended, as statistics and as one figure; the heartbeat: audits, and what is done about them
@@ -16800,7 +16800,8 @@ def what_swaps(root: persistent.mapping.PersistentMapping) -> str:
     """Return the digest of all that a swap writes as it stands: where it is another, what was proven was proven beside it."""
     forged = root["reader_obj"].forged
     parents = [[oid_text(one._p_oid) for one in own(obj)["parent*"]] for obj in _of_the_mind(root)]
-    told = [root["pLLM_lineage"].current, forged and forged.sha256, parents]
+    experts = [[name, one.sha256] for name, one in mind_of(root).lora_repository.items()]
+    told = [root["pLLM_lineage"].current, forged and forged.sha256, parents, experts]
     return digest(ormsgpack.packb(told))
 
 
@@ -16973,7 +16974,7 @@ def _mind_told(number, mind, is_current):
 __all__ += """
     ADAPTER_WEIGHTS ADAPTER_CONFIG ADAPTER_NAME core_base adapter_folders read_staged incarnate
     Incarnation VRAM_MB KV_CACHE_MB SynapticMemory SynapseLane unload look_at_experts new_tier
-    new_memory_manager activate synapses_of
+    new_memory_manager activate synapses_of check_base former_lineage EXPERT_SLOTS
 """.split()
 
 _log_memory = logging.getLogger("batos.memory")
@@ -17192,7 +17193,7 @@ def incarnate(root: persistent.mapping.PersistentMapping, staged: Staged) -> str
     Raises AdapterMismatch where it was made for another core than the image's.
     """
     pllm = mind_of(root)
-    _check_base(pllm, staged)
+    check_base(pllm, staged)
     proxy = pllm.lora_repository.get(staged.name)
     if proxy is not None and _is_incarnated(proxy, staged):
         return None
@@ -17207,7 +17208,7 @@ def incarnate(root: persistent.mapping.PersistentMapping, staged: Staged) -> str
     return f"{staged.name} version {slots['version']}"
 
 
-def _check_base(pllm, staged):
+def check_base(pllm, staged):
     """Raise AdapterMismatch where an adapter says that it is of another core than the image's."""
     base = core_base([(record.name, record.sha256) for record in pllm.model_blob])
     if staged.base and base and staged.base != base:
@@ -17236,7 +17237,7 @@ def _expert_slots(staged, proxy):
     version, lineage = 1, []
     if proxy is not None:
         version = proxy.version + 1
-        lineage = [*proxy.lineage, {"version": proxy.version, "sha256": proxy.sha256}]
+        lineage = former_lineage(proxy)
     return {
         "model_blob": record,
         "rank": staged.rank,
@@ -17248,6 +17249,14 @@ def _expert_slots(staged, proxy):
         "version": version,
         "lineage": lineage,
     }
+
+
+def former_lineage(proxy: UvmObject) -> list:
+    """Return the versions that an expert had, the one that it has now too."""
+    held = proxy.lineage
+    if held and held[-1]["version"] == proxy.version:  # the forge tells a version where it begins
+        return list(held)
+    return [*held, {"version": proxy.version, "sha256": proxy.sha256}]
 
 
 def _refusal_of(name, error):
@@ -17815,7 +17824,7 @@ def _is_expert(obj):
     return any(mind.lora_repository.get(name) is obj for mind in minds_of(root_of(obj)))
 
 
-_EXPERT_SLOTS = (
+EXPERT_SLOTS = (
     "adapter_name",
     "model_blob",
     "rank",
@@ -17831,7 +17840,7 @@ KINDS["expert"] = Kind(
     "`incarnate` brings its next version",
     tells="adapter_name",
     holds=_is_expert,
-    slots=_EXPERT_SLOTS,
+    slots=EXPERT_SLOTS,
 )
 KINDS["memory of experts"] = Kind(
     "the weights themselves, as `incarnate` and `activate_expert` move them",
@@ -28348,7 +28357,8 @@ def erase_traces(root, numbers):
 
 # Offers:
 __all__ += """
-    owner_of pillar_place pillars_of expert_bound expert_of_facet nearest_made_facet
+    owner_of pillar_place pillars_of expert_bound expert_of_facet nearest_made_facet BASE_TASKS
+    BASE_EXPERT
 """.split()
 
 _BOUND_MOST = 400
@@ -28356,6 +28366,8 @@ _NEAR_A_FACET = 0.5  # cosine; of the words that tell it
 _WORDS_OF_A_FACET = 4  # of its telling ones, that are all that is wanted
 _MADE_FACET = Pattern(r"([a-z]+)_\w+_facet_")
 _BINDS_TASKS = ("plan", "facet", "weave", "write", "method", "tests", "summary")
+# what no persona is asked, and the expert that is asked it where there is one
+BASE_TASKS, BASE_EXPERT = ("plan", "method", "tests"), "BASE_LORA"
 
 
 def owner_of(pillar: str) -> str | None:
@@ -28946,8 +28958,8 @@ def subject_of(turns):
 __all__ += """
     WRITE WORDS_TOKENS REWORDED_WITHIN_S words_prompt rewording_prompt Words Halt words_told
     told_in_words persona_with facet_source facet_stands is_facet is_outdated intent_digest
-    speaking without_prompt gate_reasons recalled gentle_answer quotes_of
-    GENERAL_HEADS told_part depth_of unsure_answer
+    speaking without_prompt gate_reasons recalled gentle_answer quotes_of GENERAL_HEADS
+    told_part depth_of unsure_answer facets_asked words_asked
 """.split()
 
 
@@ -29151,6 +29163,7 @@ def _comfort_fault(text, mission):
 # never stored.
 
 WRITE = "write"  # the task
+_LEARNT_TOKENS = 1024  # of a prompt that is learnt from
 WORDS_TOKENS = 120  # of what is written
 _PROMPT_TOKENS = 500  # of what is asked, but for its passages
 _TOKEN_CHARS = 3  # of a text, at least
@@ -29589,6 +29602,38 @@ def _facet_fields(pillar, part, expert):
         "shares": [min(1.0, max(0.0, item["share"])) for item in part["quotes"]],
         "expert": expert,
     }
+
+
+def facets_asked(cycle: UvmObject) -> dict:
+    """Return {pillar: what its expert was asked} of a cycle, as long as its journal stands."""
+    sought, found = journalled(cycle, "recall for facets"), journalled(cycle, "recall")
+    bound = cycle._tmp_synthesis_data.get("facet_experts", {})
+    if not sought or journalled(cycle, "facets") is None:
+        return {}
+    fields = {}
+    for pillar in filter(sought["asked"].__contains__, bound):
+        asked = _with_passages(sought["asked"][pillar], found["evidence"])
+        part = {"focus": asked["sub_query"], "quotes": asked["evidence"][:QUOTES_MOST]}
+        fields[pillar] = _facet_fields(pillar, part, bound[pillar])
+    return fields
+
+
+def words_asked(cycle: UvmObject) -> dict | None:
+    """Return {"lead", "prompt", "system_prompt"} by which a core was asked for words, as long as the journal stands, or None."""
+    found, data = journalled(cycle, "recall"), cycle._tmp_synthesis_data
+    if journalled(cycle, "words") is None or not found or "plan" not in data:
+        return None
+    plan = data["plan"]
+    pillar = next(
+        (one for one in plan["sub_queries"] if owner_of(one) == plan["lead"]),
+        next(iter(plan["sub_queries"])),
+    )
+    fields = {"lead": plan["lead"], "pillar": pillar, "question": plan["sub_queries"][pillar]}
+    fields["passages"] = [*enumerate(found["evidence"], 1)]
+    speaks, prompts = speaking(root_of(cycle), WRITE, fields)
+    prompt = words_prompt(fields, prompts, _LEARNT_TOKENS)
+    expert = data.get("facet_experts", {}).get(pillar, plan["lead"])
+    return {"lead": expert, "prompt": prompt, "system_prompt": speaks}
 
 
 def _is_contrapunto_due(cycle, parts, recall):
@@ -32110,9 +32155,10 @@ class MissionLane:
         return [answer.value for answer in self.core.infer(rows)]
 
     def _adapter(self, task, fields, bound):
-        """Return by which adapter a row is asked: the first that serves of its facet's expert, its task's and its persona's,
-        else BASE."""
-        names = fields.get("expert"), bound, fields.get(SPEAKER.get(task))
+        """Return by which adapter a row is asked: the first that serves of its facet's expert, its task's, its persona's and
+        that of the base's own tasks, else BASE."""
+        own_tasks = BASE_EXPERT if task in BASE_TASKS else None
+        names = fields.get("expert"), bound, fields.get(SPEAKER.get(task)), own_tasks
         named = [self.core.expert(name) for name in names]
         return next((name for name in named if name != BASE), BASE)
 
@@ -38347,18 +38393,23 @@ class Parcel:
 # is given, as what the mission was told goes with its journal; a mission of the four curates the rows, and lays the
 # accepted ones into a file.
 #
-#   correction  {"quotes", "not", …}: which of the passages that were told answer, and which do not
-#   row         what was asked, the passages, and which of them are right: {"target", "question", "passages", "quotes", …}
-#   held        whether nothing may be trained on a row: by its document, so that nothing alike stands on both sides
+#   correction  {"quotes", "not", …}: which of the passages that were told answer, and which do not; "lead" and "pillars":
+#               who should have spoken; "answer": what should have been said
+#   target      what learns from a row: the reader, an expert by its name, or the base's own tasks
+#   row         what was asked, the passages, and which of them are right: {"target", "question", "passages", "quotes", …};
+#               for an expert and the base what the core was asked, and what it should have answered: {"fields", "wanted"}
+#   held        whether nothing may be trained on a row: by its document, or by the first question that was asked alike,
+#               so that nothing alike stands on both sides
 #   dataset     the accepted rows as two files, one to train on, one to judge by, with their hashes and numbers
 
 # Offers:
 __all__ += """
-    new_golden correction_of keep_row judge_rows listed_rows READER HELD_LEAST check_target
-    rows_to_forget begin_curation
+    new_golden correction_of keep_rows judge_rows listed_rows READER BASE_TARGET HELD_LEAST
+    check_target rows_to_forget begin_curation expert_name
 """.split()
 
-READER = "READER"
+READER, BASE_TARGET = "READER", "BASE"  # the other targets are experts, by their names
+_ALIKE = 0.85  # cosine of two questions that never stand on both sides
 _ROWS_MOST, _DATASETS_MOST = 20_000, 50
 _ROWS_LOOKED_AT = 4_000  # the newest rows that a curation looks at
 _ROW_PASSAGES, _PASSAGE_CHARS = 8, 2_000
@@ -38427,30 +38478,15 @@ def correction_of(note: str) -> dict | None:
     return told if any(told.values()) else None
 
 
-def keep_row(
+def keep_rows(
     cycle: UvmObject, mark: str, correction: dict | None, by: str, is_trusted: bool
-) -> int | None:
-    """Make a row of what a person said of an answer; returns its number, or None: nothing can be learnt from it.
+) -> list[int]:
+    """Make rows of what a person said of an answer; returns their numbers, none where nothing can be learnt from it.
 
     A mere "right" says that the first passage answers, a mere "wrong" says nothing of the others.
     """
-    said = correction or ({"quotes": [1], "not": []} if mark == "right" else {})
-    evidence = cycle.result["evidence"]
-    if not (said.get("quotes") or said.get("not")) or not (evidence or correction):
-        return None
-    root = root_of(cycle)
-    passages = [_passage_of(item) for item in evidence[:_ROW_PASSAGES]]
-    labels = {
-        side: _numbers_of_passages(root, passages, said.get(side) or ())
-        for side in ("quotes", "not")
-    }
-    row = {
-        "target": READER,
-        "task": "read",
+    common = {
         "question": mission_text(cycle.mission_brief)[:_PASSAGE_CHARS],
-        "passages": passages,
-        **labels,
-        "first": 1 if evidence else None,
         "cycle": cycle_id(cycle),
         "by": by,
         "at": now_utc(),
@@ -38458,10 +38494,119 @@ def keep_row(
         "state": "raw",
         "why": "",
     }
+    rows, numbers = root_of(cycle)["golden_obj"].rows, []
+    made = [one for make in _ROW_MAKERS for one in make(cycle, mark, correction)]
+    for row in made:
+        append_log(rows, common | row, _ROWS_MOST)
+        numbers.append(rows.maxKey())
+    return numbers
+
+
+def _rows_for_reader(cycle, mark, correction):
+    """Return the row of which passages answer: [] where nothing was said of them."""
+    said = correction or ({"quotes": [1], "not": []} if mark == "right" else {})
+    evidence = cycle.result["evidence"]
+    if not (said.get("quotes") or said.get("not")) or not (evidence or correction):
+        return []
+    root = root_of(cycle)
+    passages = [_passage_of(item) for item in evidence[:_ROW_PASSAGES]]
+    labels = {
+        side: _numbers_of_passages(root, passages, said.get(side) or ())
+        for side in ("quotes", "not")
+    }
+    row = {"target": READER, "task": "read", "passages": passages, **labels}
+    row["first"] = 1 if evidence else None
     row["held"] = _is_held_back(_source_of(row))
-    rows = root["golden_obj"].rows
-    append_log(rows, row, _ROWS_MOST)
-    return rows.maxKey()
+    return [row]
+
+
+def _text_row(target, task, fields, wanted, passages=(), **more):
+    """Return a row of what a core was asked, and what it should have answered; whether it is held back a curation says."""
+    row = {"target": target, "task": task, "fields": fields, "wanted": wanted, "held": None}
+    row |= {"passages": list(passages), "quotes": [], "not": [], "first": None, "lacks": ""}
+    return row | more
+
+
+def _rows_for_base(cycle, mark, correction):
+    """Return the row of who should have spoken: the plan that says so, among the kinds of mission that were offered."""
+    said = {name: (correction or {}).get(name) for name in ("lead", "pillars")}
+    shares = (cycle.result.get("routing") or {}).get("shares")
+    if not any(said.values()) or shares is None:
+        return []
+    mission, pillars = mission_text(cycle.mission_brief), said["pillars"] or []
+    fields = {"mission": mission, "offered": [list(pair) for pair in shares.items()]}
+    kind = _kind_meant(root_of(cycle), list(shares) or list(ARCHETYPES), said["lead"], pillars)
+    if kind is None:
+        lacks = f"no kind of mission that was offered ({', '.join(shares)}) has these speak"
+        return [_text_row(BASE_TARGET, "plan", fields, "", lacks=lacks)]
+    return [_text_row(BASE_TARGET, "plan", fields, _plan_wanted(cycle, mission, kind, pillars))]
+
+
+def _kind_meant(root, offered, lead, pillars):
+    """Return the first archetype of those offered that such a lead leads, and whose pillars these are; or None."""
+    for name in offered:
+        is_led = lead is None or row_of(root, name)["lead"] == lead.upper()
+        if is_led and set(pillars) <= set(archetype_pillars(name)):
+            return name
+    return None
+
+
+def _plan_wanted(cycle, mission, kind, pillars):
+    """Return a plan as the core should have written it: with the words that it gave each pillar, where it did."""
+    told = journalled(cycle, "plan") or {"sub_queries": {}}
+    possible = archetype_pillars(kind)
+    beside = [name for name in (*told["sub_queries"], *possible) if name in possible]
+    named = list(dict.fromkeys([*pillars, *beside]))[: min(4, max(2, len(pillars)))]
+    spans = [one_line(one, SPAN_CHARS) for one in told["sub_queries"].values()]
+    whole = spans[0] if spans else one_line(mission, SPAN_CHARS).strip(" ?.!\"'")
+    lines = [
+        f"{name}: {one_line(told['sub_queries'].get(name, whole), SPAN_CHARS)}"
+        for name in sorted(named, key=PILLAR_ORDER.index)
+    ]
+    return "\n".join([kind, *lines])
+
+
+def _rows_for_choosers(cycle, mark, correction):
+    """Return a row for each expert that chose among passages, of which one was said to answer."""
+    evidence = cycle.result["evidence"]
+    named = [n for n in (correction or {}).get("quotes") or () if type(n) is int]
+    right = [evidence[n - 1]["text"] for n in named if 1 <= n <= len(evidence)]
+    rows = []
+    for pillar, fields in (facets_asked(cycle) if right else {}).items():
+        numbers = _numbers_of(right, fields["evidence"])
+        if numbers:
+            target, asked = fields["expert"], without_prompt(fields)
+            passages = [_passage_of(item) for item in evidence[:_ROW_PASSAGES]]
+            wanted = _choice_wanted(asked, numbers)
+            rows.append(_text_row(target, "facet", asked, wanted, passages, pillar=pillar))
+    return rows
+
+
+def _numbers_of(texts, sentences):
+    """Return the numbers of those sentences that stand in one of the texts."""
+    lines = [" ".join(text.split()) for text in texts]
+    return [n for n, one in enumerate(sentences, 1) if any(one in line for line in lines)]
+
+
+def _choice_wanted(fields, numbers):
+    """Return a facet's answer that tells these numbers, in a frame that the persona's voice has."""
+    voice, line = VOICES[fields["persona"]], one_line(fields["sub_query"], SUB_QUERY_BYTES)
+    topic = "".join(clauses_of(line)[0]).strip()[:SPAN_CHARS]
+    told = " ".join(map(str, numbers[:QUOTES_MOST]))
+    return f"{told}\n{voice['openings'][0]}{topic}{voice['links'][0]}"
+
+
+def _rows_for_writers(cycle, mark, correction):
+    """Return the row of what should have been said in place of what a core wrote."""
+    wanted = (correction or {}).get("answer")
+    asked = words_asked(cycle) if wanted else None
+    if asked is None:
+        return []
+    target, passages = asked.pop("lead"), cycle.result["evidence"][:_ROW_PASSAGES]
+    return [_text_row(target, WRITE, asked, wanted, [_passage_of(item) for item in passages])]
+
+
+_ROW_MAKERS = (_rows_for_reader, _rows_for_base, _rows_for_choosers, _rows_for_writers)
 
 
 def _passage_of(item):
@@ -38510,7 +38655,10 @@ def _passage_in_memory(catalog, said):
 
 
 def _source_of(row):
-    """Return the document that a row is about: of what answers, else of what does not."""
+    """Return the document that a row is about: of what answers, else of what does not; of a text row the question that is
+    asked alike."""
+    if row["task"] != "read":
+        return row.get("cluster") or row["question"]
     named = [n for n in (*row["quotes"], *row["not"]) if _is_number_in(n, row)]
     return row["passages"][named[0] - 1]["doc_id"] if named else ""
 
@@ -38548,9 +38696,9 @@ def judge_rows(
 
 @primitive("rows_", reads=True, of="golden dataset")
 def rows_(golden, target=READER):
-    """Return how many rows of a target there are, by their state."""
+    """Return how many rows of a target there are, by their state; None is all of them."""
     counts = collections.Counter(
-        [row["state"] for row in golden.rows.values() if row["target"] == target]
+        [row["state"] for row in golden.rows.values() if target in (None, row["target"])]
     )
     return dict(counts)
 
@@ -38575,6 +38723,7 @@ class CurationData(typing.TypedDict, total=False):
 
     target: str  # of whose rows
     gathered: list  # numbers of the rows that are looked at
+    clusters: list  # [[number, the first question that is asked like the row's]]
     judged: list  # [[number, state, why]]
     approved: bool  # whether they make a dataset
     final_response: dict  # the answer, as a report tells it
@@ -38593,7 +38742,7 @@ def begin_curation(
     root: persistent.mapping.PersistentMapping, who: str, target: str = READER
 ) -> str:
     """Begin the mission that curates a target's rows; returns its id, or that of the one at work. Raises BadRequest."""
-    check_target(target)
+    check_target(root, target)
     for cycle in root["active_cycles"].values():
         if cycle.mission_brief["selector"] == _CURATION[1]:
             return cycle_id(cycle)
@@ -38601,17 +38750,27 @@ def begin_curation(
     return cycle_id(accept_cycle(root, brief, oid_text(root["golden_obj"]._p_oid), who))
 
 
-def check_target(target):
-    if target != READER:
+def expert_name(target: str) -> str | None:
+    """Return the name of the expert that a target is, None for the reader."""
+    return None if target == READER else BASE_EXPERT if target == BASE_TARGET else target
+
+
+def check_target(root: persistent.mapping.PersistentMapping, target: str) -> None:
+    """Raise BadRequest unless a target can be forged."""
+    known = dict.fromkeys((READER, BASE_TARGET, *PILLARS, *mind_of(root).lora_repository))
+    made = own(root["codex_obj"]).get("facet_experts") or {}
+    if target not in (*known, *made.values()):
         raise BadRequest(
-            f"{target!r:.100} cannot be forged by this version; {READER} can, which serves every core"
+            f"{target!r:.100} cannot be forged; {mend(target, known, 'what can be')}. {READER} serves every core, "
+            f"{BASE_TARGET} is the core's own tasks, the others are experts",
+            field="target",
         )
 
 
 def _gather_rows(cycle, recall):
     """IDLE, BABS: the rows that nobody refused by hand, up to so many of the newest."""
     target = next(iter(cycle.mission_brief.get("args") or ()), READER)
-    check_target(target)
+    check_target(root_of(cycle), target)
     rows, numbers = root_of(cycle)["golden_obj"].rows, []
     for number in itertools.islice(reversed(rows.keys()), _ROWS_LOOKED_AT):
         if rows[number]["target"] == target and rows[number]["why"] != "by hand":
@@ -38633,15 +38792,57 @@ def _structure_rows(cycle, recall):
         if state == "accepted":
             _weigh_against(standing, judged, rows, number)
     told = list(judged.values())
-    return Thought("structure", lambda _: Step("DELEGATING", len(told), {"judged": told}))
+    clusters = _clusters_of(rows, list(judged), recall.embedder)
+    kept = {"judged": told, "clusters": clusters}
+    return Thought("structure", lambda _: Step("DELEGATING", len(told), kept))
+
+
+def _clusters_of(rows, numbers, embedder):
+    """Return [[number, question]] of text rows: the first question of all that were asked alike. What was said once stays."""
+    texts = [n for n in numbers if rows[n]["task"] != "read"]
+    firsts = dict.fromkeys([rows[n]["cluster"] for n in texts if "cluster" in rows[n]])
+    vectors, clusters = [_meaning(one, embedder) for one in firsts], []
+    for number in texts:
+        row = rows[number]
+        if "cluster" not in row:
+            vector = _meaning(row["question"], embedder)
+            near = _nearest_of(vectors, vector)
+            if near is None:
+                firsts[row["question"]] = None
+                vectors.append(vector)
+        told = row.get("cluster") or (row["question"] if near is None else list(firsts)[near])
+        clusters.append([number, told])
+    return clusters
+
+
+def _meaning(text, embedder):
+    """Return the vector of a text; where there is no embedder, one of its words alone."""
+    vector = embedder.query(text) if embedder.state == "ready" else None
+    return vector if vector is not None else frozenset(stems(text))
+
+
+def _nearest_of(vectors, vector):
+    """Return the place of the first vector that is alike, or None."""
+    for place, one in enumerate(vectors):
+        is_words = isinstance(one, frozenset) or isinstance(vector, frozenset)
+        if (type(one) is type(vector) and one == vector) if is_words else one @ vector >= _ALIKE:
+            return place
+    return None
+
+
+def _with_cluster(row, told):
+    """Return a row with the question that it is held back by, where that is known."""
+    return row if told is None else row | {"cluster": told, "held": _is_held_back(told)}
 
 
 def _judged_row(root, number, row):
     """Return (state, why) of a row by itself."""
-    named = [*row["quotes"], *row["not"]]
+    named = [*row["quotes"], *row["not"]]  # of passages; a text row names none
     wrong = next((one for one in named if not _is_number_in(one, row)), None)
     if _is_taken_back(root, number, row):
         return "refused", "the mark was taken back, or given anew"
+    if row["task"] != "read" and (fault := _fault_of_text(row)):
+        return "refused", fault
     if isinstance(wrong, str):
         return "refused", "a text of it stands in no document, word for word"
     if wrong is not None:
@@ -38653,21 +38854,41 @@ def _judged_row(root, number, row):
     return "accepted", ""
 
 
+def _fault_of_text(row):
+    """Return why nothing can be learnt from a text row, or ""."""
+    task = CORE_TASKS.get(row["task"])
+    if row["lacks"] or task is None:
+        return row["lacks"]
+    try:
+        lines = task.prompt(row["fields"])[0].split("\n")[1:-2]
+        value = task.value(row["wanted"], row["fields"])
+    except (ValueError, KeyError, IndexError, BatosError) as error:
+        return f"what is wanted does not read as {row['task']}: {first_line(error)}"
+    if "quotes" in value and not set(value["quotes"]) <= set(near_the_best(lines[2:])):
+        return "it names a sentence that shares too little with the question"
+    return ""
+
+
 def _is_taken_back(root, number, row):
     """Whether the cycle's mark is another by now, as `undo` or another mark leaves it. One that is gone says nothing."""
     try:
         result = find_cycle(root, row["cycle"]).result or {}
     except NotFound:
         return False
-    return result.get("feedback", {}).get("row") != number
+    feedback = result.get("feedback", {})
+    return number not in (feedback.get("rows") or [feedback.get("row")])
 
 
 def _row_key(row):
     """Return what a row is about, whatever it says of it."""
+    if row["task"] != "read":
+        return digest(ormsgpack.packb([row["target"], row["task"], row["fields"]]))
     return digest(ormsgpack.packb([row["question"], [one["text"] for one in row["passages"]]]))
 
 
 def _row_says(row):
+    if row["task"] != "read":
+        return row["wanted"]
     return sorted(row["quotes"]), sorted(row["not"])
 
 
@@ -38702,7 +38923,9 @@ def _resonate_rows(cycle, recall):
 def _approve_rows(cycle, recall):
     """SYNTHESIZING, ALFRED: whether they are enough, and of enough different things, to learn from and to judge by."""
     rows, data = root_of(cycle)["golden_obj"].rows, cycle._tmp_synthesis_data
-    accepted = [rows[n] for n, state, _ in data["judged"] if state == "accepted" and n in rows]
+    clusters = dict(data.get("clusters", ()))
+    numbers = [n for n, state, _ in data["judged"] if state == "accepted" and n in rows]
+    accepted = [_with_cluster(rows[n], clusters.get(n)) for n in numbers]
     lacks = _lacking(accepted)
     counts = collections.Counter([state for _, state, _ in data["judged"]])
     told = f"{counts['accepted']} rows are accepted, {counts['refused']} refused, {counts['raw']} wait for `golden accept`."
@@ -38725,23 +38948,24 @@ def _lacking(accepted):
     )
     lacks = [f"wants {least} {what}, has {count}" for least, count, what in wanted if count < least]
     if most > _DOCUMENT_SHARE * max(1, len(accepted)):
-        lacks.append(f"{most} of {len(accepted)} are about one document")
+        lacks.append(f"{most} of {len(accepted)} are about one document or question")
     return lacks
 
 
 def _end_curation(root, cycle):
     """The effect of a curation: each row says what became of it; the accepted ones are a dataset, once."""
     data, rows = cycle._tmp_synthesis_data, root["golden_obj"].rows
-    accepted = []
+    accepted, clusters = [], dict(data.get("clusters", ()))
     for number, state, why in data["judged"]:
         if number in rows:
-            rows[number] = rows[number] | {"state": state, "why": why}
+            row = _with_cluster(rows[number], clusters.get(number))
+            rows[number] = row | {"state": state, "why": why}
             accepted += [number] * (state == "accepted")
     if data["approved"]:
         number = _store_dataset(root, data["target"], accepted, cycle_id(cycle))
         told = cycle.result["answer"].replace("a dataset", f"dataset {number}")
         cycle.result = cycle.result | {"answer": told, "dataset": number}
-        root._p_jar.events.append(("dataset", number))
+        root._p_jar.events.append(("dataset", number, data["target"]))
 
 
 MISSION_KINDS[_CURATION] = MissionKind(
@@ -38765,7 +38989,7 @@ def _store_dataset(root, target, numbers, cycle):
     for number in numbers:
         parts[golden.rows[number]["held"]].append(number)
     files = {held: _rows_file(golden.rows, part, held) for held, part in parts.items()}
-    last = golden.datasets[golden.datasets.maxKey()] if len(golden.datasets) else None
+    last = _last_dataset(golden, target)
     hashes = [hashlib.sha256(files[held]).hexdigest() for held in (False, True)]
     if last is not None and [last.training.sha256, last.held.sha256] == hashes:
         return last.dataset_number
@@ -38786,6 +39010,13 @@ def _store_dataset(root, target, numbers, cycle):
     return number
 
 
+def _last_dataset(golden, target):
+    """Return the newest dataset of a target, or None."""
+    newest = reversed(golden.datasets.keys())
+    found = (golden.datasets[n] for n in newest if golden.datasets[n].target == target)
+    return next(found, None)
+
+
 def _blob_of_bytes(data, name):
     with tempfile.NamedTemporaryFile(prefix="batos-rows-") as file:
         file.write(data)
@@ -38799,6 +39030,8 @@ def _rows_file(rows, numbers, held):
 
 
 def _golden_line(number, row, held):
+    if row["task"] != "read":
+        return _text_line(number, row)
     kept = [
         n for n, one in enumerate(row["passages"], 1) if held or not _is_held_back(one["doc_id"])
     ]
@@ -38819,6 +39052,16 @@ def _golden_line(number, row, held):
         "not": refused,
         "replay": not _is_correction(row),
     }
+    return json.dumps(told, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+
+def _text_line(number, row):
+    told = {name: row[name] for name in ("task", "question", "fields", "wanted")}
+    asked = row["fields"].get("prompt")
+    if asked is None:
+        asked = CORE_TASKS[row["task"]].prompt(row["fields"])[0]
+    told |= {"instruction": asked, "response": row["wanted"], "persona": row["target"]}
+    told |= {"row": number, "replay": False}
     return json.dumps(told, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 
@@ -38862,16 +39105,18 @@ FORGET_STORES["golden rows"] = ForgetPlace(rows_to_forget, _erase_rows)
 # The process that trains and judges, beside the daemon: `batos.py forge-worker FOLDER`. It opens no image and no
 # socket, reads and writes its folder alone, says each step on its output, and goes on from its checkpoint after a kill.
 #
-#   job.json     what to do: phase "train" or "judge", engine, nonce, configuration
+#   job.json     what to do: phase "train" or "judge", on a reader or an expert, engine, nonce, configuration
 #   train.jsonl  rows to learn from, held.jsonl: rows to judge by, forged.safetensors: the reader's weights so far
 #   candidate    what was learnt: low-rank changes of the reader's last layers, and its head
 #   done.json    written last: the nonce, the hashes of what was made, the report
 
 # Offers:
 __all__ += """
-    forge_in FORGE_CONFIG CANDIDATE_FILE DONE_FILE FORGED_FILE
+    forge_in FORGE_CONFIG CANDIDATE_FILE DONE_FILE FORGED_FILE READER_WORK Training STEPS_A_ROW
+    say_step rows_in phrased_cases with_header_in_order train_stub FORGE_WORKS
 """.split()
 
+READER_WORK = "reader"  # what is worked on, where nothing else is said
 FORGE_CONFIG = {
     "r": 8,
     "lora_alpha": 16,
@@ -38888,7 +39133,7 @@ FORGE_CONFIG = {
 }
 CANDIDATE_FILE, DONE_FILE, FORGED_FILE = "candidate.safetensors", "done.json", "forged.safetensors"
 _CHECKPOINT_FILE, _CHECKPOINT_STEPS = "checkpoint.pt", 10
-_STEPS_LEAST, _STEPS_MOST, _STEPS_A_ROW = 60, 200, 1.25
+_STEPS_LEAST, _STEPS_MOST, STEPS_A_ROW = 60, 200, 1.25
 _REPLAYED_MOST, _NEGATIVES_MOST, _JUDGED_AT_ONCE = 300, 3, 32
 _ALIVE_S = 5.0
 _WORKER_LIMITS = {
@@ -38912,7 +39157,9 @@ def forge_in(folder: str) -> dict:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(getattr(resource, name), (most, most))
     threading.Thread(target=_say_alive, daemon=True).start()
-    made, report = _WORKS[work["engine"], work["phase"]](work, place)
+    kind = work.get("work", READER_WORK)
+    stub = FORGE_WORKS.get((work["engine"], work["phase"], READER_WORK))
+    made, report = FORGE_WORKS.get((work["engine"], work["phase"], kind), stub)(work, place)
     done = {
         "nonce": work["nonce"],
         "files": {path.name: file_hash(path, "sha256") for path in made},
@@ -38925,10 +39172,10 @@ def forge_in(folder: str) -> dict:
 def _say_alive():
     while True:
         time.sleep(_ALIVE_S)
-        _say_step()
+        say_step()
 
 
-def _say_step(**told):
+def say_step(**told):
     """Tell the daemon that I live, and how far I am; end where nobody reads it any more."""
     try:
         print(json.dumps(told), flush=True)
@@ -38936,14 +39183,14 @@ def _say_step(**told):
         os._exit(1)
 
 
-def _jsonl(path):
+def rows_in(path):
     return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 # What everybody knew before: replayed so that it is not forgotten, and the suite that says whether it was
 
 
-def _phrased_cases(held):
+def phrased_cases(held):
     """Return [(question, passages)] of the phrasings that the reader was trained with: the first passage answers."""
     path = pathlib.Path(__file__).resolve().parent / "seed_core" / "phrasings" / "answers.txt"
     lines = [line.split(" | ") for line in path.read_text("utf-8").splitlines()]
@@ -38961,7 +39208,7 @@ def _part_of_question(question):
     return int(hashlib.sha256(question.encode()).hexdigest(), 16) % 5
 
 
-def _with_header_in_order(data):
+def with_header_in_order(data):
     """Return a file of safetensors whose header stands in order: the library's own is another each time, for the same weights."""
     (size,) = struct.unpack_from("<Q", data)
     header = json.dumps(
@@ -39022,7 +39269,7 @@ class ForgedReader:
         tensors = {name: one.detach().contiguous() for name, one in self.weights().items()}
         told = {"base": base, "scale": repr(self.config["lora_alpha"] / self.config["r"])}
         path.write_bytes(
-            _with_header_in_order(need("safetensors.torch", "the forge").save(tensors, told))
+            with_header_in_order(need("safetensors.torch", "the forge").save(tensors, told))
         )
 
     def scores(self, pairs: list[tuple]) -> typing.Any:
@@ -39048,34 +39295,38 @@ class ForgedReader:
         return [[next(scores) for _ in passages] for _, passages in cases]
 
 
-class ForgeTraining:
-    """The training of a reader on corrected rows, with replayed ones whose scores shall stay; it goes on from a checkpoint."""
+class Training:
+    """Steps of learning that go on from a checkpoint. Whoever is one says `steps`, `weights()` and how it learns, then begins."""
+
+    corrected: list
+    replayed: list
+    steps: int
 
     def __init__(self, work: dict, folder: pathlib.Path) -> None:
-        self.folder, self.config, self.losses = folder, work["config"], []
-        forged = folder / FORGED_FILE
-        self.reader = ForgedReader(work, forged if forged.is_file() else None)
-        self.torch, self.step = self.reader.torch, 0
-        rows = _jsonl(folder / "train.jsonl")
-        self.corrected = [
-            row for row in rows if not row["replay"] and (row["quotes"] or row["not"])
-        ]
-        self.steps = self._steps()
-        told = [_confirmed(row) for row in rows if row["replay"] and row["quotes"]]
-        cases = _phrased_cases(held=False)
-        replayed = random.Random(self.config["seed"]).sample(cases, min(_REPLAYED_MOST, len(cases)))
-        replayed += told[:_REPLAYED_MOST]
-        self.replayed = list(zip(replayed, self.reader.judged(replayed), strict=True))
+        self.folder, self.config = folder, work["config"]
+        self.losses, self.step = [], 0
+        self.torch = need("torch", "the forge")
+
+    def weights(self) -> dict:
+        """Return {name: weights} of what is trained."""
+        raise NotImplementedError
+
+    def learn(self) -> float:
+        """Leave the gradients of one step at the weights; returns its loss."""
+        raise NotImplementedError
+
+    def write(self, path: pathlib.Path, base: str) -> None:
+        """Write what is trained; `base` says what it changes."""
+        raise NotImplementedError
+
+    def begin(self) -> None:
+        """Begin, or go on where a checkpoint stands."""
         self.optimiser = self.torch.optim.AdamW(
-            self.reader.weights().values(),
+            self.weights().values(),
             lr=self.config["learning_rate"],
             weight_decay=self.config["weight_decay"],
         )
         self._resume()
-
-    def _steps(self):
-        wanted = round(len(self.corrected) * _STEPS_A_ROW)
-        return min(_STEPS_MOST, max(_STEPS_LEAST, wanted)) if self.corrected else 0
 
     def _resume(self):
         path = self.folder / _CHECKPOINT_FILE
@@ -39084,7 +39335,7 @@ class ForgeTraining:
             self.step, self.losses = stood["step"], stood["losses"]
             self.optimiser.load_state_dict(stood["optimiser"])
             with self.torch.no_grad():
-                for name, weights in self.reader.weights().items():
+                for name, weights in self.weights().items():
                     weights.copy_(stood["weights"][name])
 
     def _keep(self):
@@ -39092,7 +39343,7 @@ class ForgeTraining:
             "step": self.step,
             "losses": self.losses,
             "optimiser": self.optimiser.state_dict(),
-            "weights": {name: one.detach() for name, one in self.reader.weights().items()},
+            "weights": {name: one.detach() for name, one in self.weights().items()},
         }
         part = self.folder / f"{_CHECKPOINT_FILE}.part"
         self.torch.save(stood, part)
@@ -39101,16 +39352,72 @@ class ForgeTraining:
     def run(self) -> None:
         """Learn until all steps are done; each is said, each tenth one kept."""
         while self.step < self.steps:
-            loss = self._learn()
+            loss = self._stepped()
             self.step += 1
             self.losses.append(round(loss, 4))
             if not math.isfinite(loss):
                 raise CoreFailed(f"the loss of step {self.step} is {loss}; nothing of it is of use")
             if self.step % _CHECKPOINT_STEPS == 0:
                 self._keep()
-            _say_step(step=self.step, of=self.steps, loss=round(loss, 4))
+            say_step(step=self.step, of=self.steps, loss=round(loss, 4))
 
-    def _learn(self):
+    def _stepped(self):
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._rate()
+        self.optimiser.zero_grad()
+        loss = self.learn()
+        self.optimiser.step()
+        return loss
+
+    def _rate(self):
+        warm = min(1.0, (self.step + 1) / self.config["warmup_steps"])
+        return self.config["learning_rate"] * warm * max(0.02, 1 - self.step / self.steps)
+
+    def result(self, work: dict) -> tuple[list, dict]:
+        """Learn, and write the candidate; returns (what was made, the report)."""
+        self.run()
+        candidate = self.folder / CANDIDATE_FILE
+        self.write(candidate, work["base"])
+        losses = self.losses
+        told = {
+            "steps": len(losses),
+            "corrected": len(self.corrected),
+            "replayed": len(self.replayed),
+            "losses": losses[:: max(1, len(losses) // 20)] + losses[-1:],
+        }
+        return [candidate], told
+
+
+class ForgeTraining(Training):
+    """The training of a reader on corrected rows, with replayed ones whose scores shall stay."""
+
+    def __init__(self, work: dict, folder: pathlib.Path) -> None:
+        super().__init__(work, folder)
+        forged = folder / FORGED_FILE
+        self.reader = ForgedReader(work, forged if forged.is_file() else None)
+        rows = rows_in(folder / "train.jsonl")
+        self.corrected = [
+            row for row in rows if not row["replay"] and (row["quotes"] or row["not"])
+        ]
+        self.steps = self._steps()
+        told = [_confirmed(row) for row in rows if row["replay"] and row["quotes"]]
+        cases = phrased_cases(held=False)
+        replayed = random.Random(self.config["seed"]).sample(cases, min(_REPLAYED_MOST, len(cases)))
+        replayed += told[:_REPLAYED_MOST]
+        self.replayed = list(zip(replayed, self.reader.judged(replayed), strict=True))
+        self.begin()
+
+    def weights(self) -> dict:
+        return self.reader.weights()
+
+    def write(self, path: pathlib.Path, base: str) -> None:
+        self.reader.write(path, base)
+
+    def _steps(self):
+        wanted = round(len(self.corrected) * STEPS_A_ROW)
+        return min(_STEPS_MOST, max(_STEPS_LEAST, wanted)) if self.corrected else 0
+
+    def learn(self):
         picker = random.Random(f"{self.config['seed']}:{self.step}")
         rows = picker.sample(self.corrected, min(self.config["rows_a_step"], len(self.corrected)))
         learnt = [_learnt_passages(row, picker) for row in rows]
@@ -39125,16 +39432,8 @@ class ForgeTraining:
         pairs += [(asked, one) for (asked, passages), _ in replayed for one in passages]
         scores = self.reader.scores(pairs)
         loss = self._loss(scores, learnt, replayed)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self._rate()
-        self.optimiser.zero_grad()
         loss.backward()
-        self.optimiser.step()
         return loss.item()
-
-    def _rate(self):
-        warm = min(1.0, (self.step + 1) / self.config["warmup_steps"])
-        return self.config["learning_rate"] * warm * max(0.02, 1 - self.step / self.steps)
 
     def _loss(self, scores, learnt, replayed):
         torch, first, losses = self.torch, 0, []
@@ -39174,23 +39473,12 @@ def _learnt_passages(row, picker):
 
 def _train(work, folder):
     """Learn from the rows of a folder; returns (what was made, the report)."""
-    training = ForgeTraining(work, folder)
-    training.run()
-    candidate = folder / CANDIDATE_FILE
-    training.reader.write(candidate, work["base"])
-    losses = training.losses
-    told = {
-        "steps": len(losses),
-        "corrected": len(training.corrected),
-        "replayed": len(training.replayed),
-        "losses": losses[:: max(1, len(losses) // 20)] + losses[-1:],
-    }
-    return [candidate], told
+    return ForgeTraining(work, folder).result(work)
 
 
 def _judge(work, folder):
     """Judge by the rows that were held back and by the suite; returns ([], {"held", "suites": [[before, after]], …})."""
-    rows, suite = _jsonl(folder / "held.jsonl"), _phrased_cases(held=True)
+    rows, suite = rows_in(folder / "held.jsonl"), phrased_cases(held=True)
     cases = [(row["question"], row["passages"]) for row in rows]
     forged = folder / FORGED_FILE
     readers = (forged if forged.is_file() else None, folder / CANDIDATE_FILE)
@@ -39198,7 +39486,7 @@ def _judge(work, folder):
     for which, path in enumerate(readers):
         reader = ForgedReader(work, path)
         told.append((reader.judged(cases), reader.judged(suite)))
-        _say_step(step=which + 1, of=len(readers))
+        say_step(step=which + 1, of=len(readers))
     (held, known), (held_after, known_after) = told
     threshold = work["threshold"]
     outcomes = [
@@ -39243,7 +39531,7 @@ def _is_told_right(row, scores, before, threshold):
 _STUB_STEPS, _STUB_STEP_S = 3, 0.05
 
 
-def _train_stub(work, folder):
+def train_stub(work, folder):
     numpy, safe = need("numpy", "the forge"), need("safetensors.numpy", "the forge")
     path, picker = folder / _CHECKPOINT_FILE, random.Random(work["config"]["seed"])
     layers = [numpy.array([picker.random() for _ in range(4)], "float32") for _ in range(2)]
@@ -39252,28 +39540,723 @@ def _train_stub(work, folder):
         time.sleep(_STUB_STEP_S)
         step += 1
         write_whole(path, str(step).encode())
-        _say_step(step=step, of=_STUB_STEPS, loss=1 / step)
+        say_step(step=step, of=_STUB_STEPS, loss=1 / step)
     candidate = folder / CANDIDATE_FILE
     tensors = {f"stub.{n}": layer * _STUB_STEPS for n, layer in enumerate(layers)}
-    safe.save_file(tensors, candidate, {"base": work["base"], "scale": "1.0"})
+    safe.save_file(tensors, candidate, {"base": work["base"] or "", "scale": "1.0"})
     return [candidate], {"steps": step, "corrected": 0, "replayed": 0, "losses": [1.0]}
 
 
 def _judge_stub(work, folder, after=1):
     time.sleep(_STUB_STEP_S)
-    held = [[0, after] for _ in _jsonl(folder / "held.jsonl")]
+    held = [[0, after] for _ in rows_in(folder / "held.jsonl")]
     return [], {"held": held, "suites": {"first": [[1, 1]] * 100}, "suite_sha256": ""}
 
 
-_WORKS = {
-    ("process", "train"): _train,
-    ("process", "judge"): _judge,
-    ("stub", "train"): _train_stub,
-    ("stub", "judge"): _judge_stub,
-    ("stub nothing", "train"): _train_stub,
-    ("stub nothing", "judge"): lambda work, folder: _judge_stub(work, folder, 0),
-    ("stub for ever", "train"): lambda work, folder: time.sleep(1e6),
+# (engine, phase, what is worked on) -> what does it; a stub is the same for all, unless it is named
+FORGE_WORKS = {
+    ("process", "train", READER_WORK): _train,
+    ("process", "judge", READER_WORK): _judge,
+    ("stub", "train", READER_WORK): train_stub,
+    ("stub", "judge", READER_WORK): _judge_stub,
+    ("stub nothing", "train", READER_WORK): train_stub,
+    ("stub nothing", "judge", READER_WORK): lambda work, folder: _judge_stub(work, folder, 0),
+    ("stub for ever", "train", READER_WORK): lambda work, folder: time.sleep(1e6),
 }
+
+
+################################################################################
+# Expert worker ################################################################
+################################################################################
+#
+# What the worker does where an expert is forged: a LoRA of the core, beside the core as it is. It learns from text rows,
+# what the core was asked and should have answered, and from what the core is asked otherwise, so that it loses nothing.
+#
+#   core/     in the folder of the work: links to the core's files
+#   standing  the expert that serves now, which the training begins with; without one it begins with nothing
+#   replay    questions of the core's own phrasings; the answer is the bare core's, where it is known to be right
+#   suite     such questions that nothing is trained on, written by hand where there are any
+
+# Offers:
+__all__ += """
+    EXPERT_CONFIG EXPERT_WORK CORE_FOLDER default_expert
+""".split()
+
+EXPERT_WORK, CORE_FOLDER = "expert", "core"
+EXPERT_CONFIG = {
+    "lora_dropout": 0.0,
+    "bias": "none",
+    "learning_rate": 1e-3,
+    "weight_decay": 0.01,
+    "warmup_steps": 5,
+    "seed": 3407,
+    "rows_a_step": 4,
+    "replay_a_step": 4,
+    "first_line_weight": 5.0,  # of the tokens that choose; all else follows from them
+}
+_EXPERT_RANK, _EXPERT_TARGETS = 8, ("q_proj", "k_proj", "v_proj", "o_proj")
+_EXPERT_STEPS_LEAST, _EXPERT_STEPS_MOST = 40, 120
+_PLANS_REPLAYED, _METHODS_REPLAYED, _FACETS_REPLAYED, _WORDS_REPLAYED = 64, 32, 64, 16
+_PLANS_JUDGED, _METHODS_JUDGED, _FACETS_JUDGED, _WORDS_JUDGED = 100, 40, 100, 40
+_SAME_WORDS = 0.6  # F1 of the stems of what is written and what was wanted
+_LOADS_S = 600
+_PHRASE_FILES = dict(
+    zip(ARCHETYPES, ("technical", "emotional", "factual", "systemic"), strict=True)
+)
+# what a phrasing leaves open -> what is put there, in turn
+_FILLS = {
+    "X": ("the old pump", "a canal lock", "the night train", "the brass clock"),
+    "T": ("the move to another town", "my late uncle", "the exam on Monday"),
+    "S": ("memory", "notes", "old methods"),
+    "N": ("valve", "gauge", "contract"),
+    "M": ("piston", "ledger", "wheel"),
+    "P": ("Mara Quill", "Elsie Vance"),
+    "L": ("Harlow", "Belton"),
+    "D": ("40", "212"),
+}
+# fmt: off
+_METHOD_FILLS = {"a": "price", "A": "the price", "b": "quantity", "B": "the quantity", "1": "item", "#": "12"}
+_METHOD_SLOTS = {"price": "number", "quantity": "number", "name": "text", "items": "list", "is_open": "flag"}
+# fmt: on
+
+
+def default_expert() -> dict:
+    """Return how an expert is made where none stands."""
+    return {
+        "rank": _EXPERT_RANK,
+        "alpha": 4.0 * _EXPERT_RANK,
+        "by_root": False,
+        "targets": list(_EXPERT_TARGETS),
+    }
+
+
+def _seed_lines(name):
+    """Return the lines of a file of the core's own folder, without blank ones and comments."""
+    text = (SEED_CORE / name).read_text("utf-8")
+    return [line.strip() for line in text.split("\n") if line.strip() and line[0] != "#"]
+
+
+# A core that is asked, with the two experts
+
+
+class _TwoExperts:
+    """What a core asks of experts where there are only these: {name: path of its weights}, made alike."""
+
+    def __init__(self, paths: dict, made: dict) -> None:
+        self.paths, self.made, self.packed = paths, made, {}
+
+    def fit(self, loaded: LoadedCore) -> None:
+        loaded.make_slots(len(self.paths) + 1, self.made["rank"], frozenset(self.made["targets"]))
+        load = need("safetensors.torch", "the forge").load_file
+        for name, path in self.paths.items():
+            told = {key.removeprefix("base_model.model."): one for key, one in load(path).items()}
+            self.packed[name] = pack_adapter(told, self._scale, loaded.slots)
+
+    def _scale(self, rank):
+        return self.made["alpha"] / (math.sqrt(rank) if self.made["by_root"] else rank)
+
+    def serves(self, name: str) -> bool:
+        return name in self.packed
+
+    def hold(self, slots: AdapterSlots, name: str) -> None:
+        slots.hold(name, 1, lambda: self.packed[name])
+
+
+class _AskedCore:
+    """The core of a folder of work, asked by the bare core or by an expert; and what the router offers for a question."""
+
+    def __init__(self, folder: pathlib.Path, made: dict, paths: dict) -> None:
+        self.core = CognitiveCore(lambda: folder / CORE_FOLDER, threads=1)
+        self.core.synapses = _TwoExperts(paths, made) if paths else None
+        self.embedder = Embedder("auto")
+        self.embedder.start()
+        self.core.start().wait_ready(_LOADS_S)
+        self.embedder.close(_LOADS_S)
+
+    def close(self) -> None:
+        self.core.close()
+
+    def offered(self, kind: str, text: str, among=None) -> list:
+        return self.core.offers(kind, text, self.embedder, among)
+
+    def answers(self, rows: list[dict], expert: str | None) -> list:
+        """Return the value of the answer to each row, None where the core has none; expert: its name, None is the bare core."""
+        values = []
+        for start in range(0, len(rows), self.core.rows_most):
+            values += self._batch(rows[start : start + self.core.rows_most], expert)
+            say_step(asked=len(values), of=len(rows))
+        return values
+
+    def _batch(self, rows, expert):
+        if self.core.writes:
+            return [self._written(row, expert) for row in rows]
+        name = self.core.expert(expert)
+        requests = [CoreRequest(row["task"], row["fields"], name) for row in rows]
+        try:
+            return [_with_its_text(answer) for answer in self.core.infer(requests)]
+        except BatosError:  # of one of them
+            return [self._alone(request) for request in requests]
+
+    def _alone(self, request):
+        with contextlib.suppress(BatosError):
+            return _with_its_text(self.core.infer([request])[0])
+        return None
+
+    def _written(self, row, expert):
+        asked = row["fields"]
+        told = self.core.infer_(
+            asked["prompt"], expert, asked["system_prompt"], 0, max_new_tokens=WORDS_TOKENS
+        )
+        return {"text": told}
+
+
+def _with_its_text(answer):
+    """Return the value of a core's answer, with what it wrote."""
+    return answer.value | {"text": answer.text}
+
+
+# What is asked beside the rows
+
+
+def _filled(phrase, fills, turn):
+    """Return a phrasing with what it leaves open, without the marks of what is to be looked up."""
+
+    def fill(mark):
+        values = fills.get(mark[1])
+        return mark[0] if values is None else values[turn % len(values)]
+
+    return re.sub(r"[<>]", "", re.sub(r"\{([\w#])\}", fill, phrase))
+
+
+def _plan_row_of(mission, archetype, asked):
+    offered = asked.offered("archetype", mission)
+    fields = {"mission": mission, "offered": [list(pair) for pair in offered]}
+    return {"task": "plan", "question": mission, "fields": fields, "right": archetype}
+
+
+def _plans_replayed(asked):
+    """Return rows of the phrasings of missions, so many of each archetype."""
+    picker, rows = random.Random(7), []
+    for archetype, name in _PHRASE_FILES.items():
+        lines = _seed_lines(f"phrasings/{name}.txt")
+        for turn, line in enumerate(picker.sample(lines, _PLANS_REPLAYED // len(ARCHETYPES))):
+            mission = _filled(line.partition("|")[2].strip(), _FILLS, turn)
+            rows.append(_plan_row_of(mission, archetype, asked))
+    return rows
+
+
+def _plans_judged(asked):
+    """Return rows of the missions that were written by hand, every second one."""
+    kinds = {name[0]: name for name in ARCHETYPES}
+    told = [line.split(" ", 1) for line in _seed_lines("missions.txt") if line[0] in kinds]
+    rows = [_plan_row_of(text.replace("*", ""), kinds[mark], asked) for mark, text in told[::2]]
+    return rows[:_PLANS_JUDGED]
+
+
+def _method_row_of(selector, intent, slots, arguments, asked):
+    fields = {"selector": selector, "intent": intent, "slots": slots, "arguments": arguments}
+    known = method_choices(method_lines(fields | {"offered": []}))
+    offered = asked.offered("idiom", routed_request(selector, intent), known)
+    fields |= {"offered": [list(pair) for pair in offered]}
+    return {"task": "method", "question": intent or selector, "fields": fields}
+
+
+def _methods_replayed(asked):
+    picker, rows = random.Random(7), []
+    lines = picker.sample(_seed_lines("phrasings/methods.txt"), _METHODS_REPLAYED)
+    for line in lines:
+        selector, intent = [part.strip() for part in line.split("|")][1:3]
+        fills = {mark: (text,) for mark, text in _METHOD_FILLS.items()}
+        named = re.sub(r"\W+", "_", _filled(selector, fills, 0))
+        rows.append(_method_row_of(named, _filled(intent, fills, 0), _METHOD_SLOTS, [], asked))
+    return rows
+
+
+def _methods_judged(asked):
+    """Return rows of the requests that were written by hand and take no argument."""
+    rows = []
+    for line in _seed_lines("methods.txt"):
+        if line.startswith(">"):
+            continue
+        selector, told, intent = [part.strip() for part in line.split("|")]
+        if selector.endswith("_"):  # it takes arguments, of which the line does not tell the types
+            continue
+        named = ast.parse(f"dict({told})", mode="eval").body.keywords
+        slots = {one.arg: slot_type(ast.literal_eval(one.value)) for one in named}
+        rows.append(_method_row_of(selector, intent, slots, [], asked))
+    return rows[:_METHODS_JUDGED]
+
+
+def _facet_rows(held, most, like):
+    """Return rows of phrased questions among three passages, by the persona and pillar of a row; one of them answers."""
+    picker, rows = random.Random(7), []
+    persona, pillar = like["fields"]["persona"], like["fields"]["pillar"]
+    cases = phrased_cases(held)
+    for question, passages in picker.sample(cases, min(most, len(cases))):
+        texts = [one_line(one["text"], SENTENCE_BYTES) for one in passages]
+        order = picker.sample(range(len(texts)), len(texts))
+        fields = {
+            "persona": persona,
+            "pillar": pillar,
+            "sub_query": one_line(question, SUB_QUERY_BYTES),
+            "evidence": [texts[n] for n in order],
+            "shares": [0.5] * len(texts),
+        }
+        right = order.index(0) + 1
+        rows.append({"task": "facet", "question": question, "fields": fields, "right": [right]})
+    return rows
+
+
+def _words_rows(held, most, like):
+    """Return rows of phrased questions that are answered in words: by the sentence that answers, with its number."""
+    picker, rows = random.Random(7), []
+    cases = phrased_cases(held)
+    for question, passages in picker.sample(cases, min(most, len(cases))):
+        numbered = [f"[{n}] {one['text']}" for n, one in enumerate(passages, 1)]
+        told = TASK_PROMPTS["write"].replace("{passages}", "\n".join(numbered))
+        prompt = told.replace("{question}", question)
+        fields = {"prompt": prompt, "system_prompt": like["fields"]["system_prompt"]}
+        answer = next(one["text"] for one in sentences(passages[0]["text"]))
+        wanted = f"{answer.strip().rstrip('.')} [1]."
+        rows.append({"task": "write", "question": question, "fields": fields, "wanted": wanted})
+    return rows
+
+
+def _replayed_rows(asked, tasks, like):
+    """Return rows to be learnt beside those of some tasks, with what is wanted: what the bare core answers, where that is
+    right."""
+    if "write" in tasks:
+        return _words_rows(False, _WORDS_REPLAYED, like)
+    rows = _facet_rows(False, _FACETS_REPLAYED, like) if "facet" in tasks else []
+    if "facet" not in tasks:
+        rows = [*_plans_replayed(asked), *_methods_replayed(asked)]
+    told = asked.answers(rows, None)
+    kept = zip(rows, told, strict=True)
+    return [row | {"wanted": one["text"]} for row, one in kept if _is_known_right(row, one)]
+
+
+def _is_known_right(row, value):
+    """Whether a value is what is known to be right of a replayed row; of a method nothing is known, so any is."""
+    if value is None:
+        return False
+    return row["task"] == "method" or _judged_part(row["task"], value) == row["right"]
+
+
+def _judged_part(task, value):
+    """Return what of an answer's value is judged."""
+    return value[{"plan": "strategy", "facet": "quotes", "method": "source"}[task]]
+
+
+# The training
+
+
+class ExpertTraining(Training):
+    """The training of a LoRA of a core on text rows and replayed ones; it goes on from a checkpoint."""
+
+    def __init__(self, work: dict, folder: pathlib.Path) -> None:
+        super().__init__(work, folder)
+        self.made = work["expert"]
+        self.core, self.model = self._loaded(folder)
+        rows = _rows_of(rows_in(folder / "train.jsonl"), self.core.card is not None)
+        self.corrected = [self._encoded(row) for row in rows]
+        self.replayed = [self._encoded(row) for row in self._replay(rows)]
+        wanted = round(len(self.corrected) * STEPS_A_ROW)
+        most = min(_EXPERT_STEPS_MOST, max(_EXPERT_STEPS_LEAST, wanted))
+        self.steps = most if self.corrected else 0
+        self.begin()
+
+    def _loaded(self, folder):
+        """Return the core, and its model with a LoRA that is trained; small weights are unpacked from their four bits."""
+        self.torch.set_num_threads(1)
+        quieten()
+        core = load_core(folder / CORE_FOLDER)
+        if core.card is not None:
+            core.model = core.model.dequantize().float()
+        self.torch.manual_seed(self.config["seed"])
+        peft = need("peft", "the forge")
+        how = peft.LoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.made["rank"],
+            lora_alpha=self.made["alpha"],
+            use_rslora=self.made["by_root"],
+            target_modules=list(self.made["targets"]),
+            lora_dropout=self.config["lora_dropout"],
+            bias=self.config["bias"],
+        )
+        model = peft.get_peft_model(core.model, how)
+        if (folder / FORGED_FILE).is_file():
+            self._take(model, folder / FORGED_FILE)
+        return core, model
+
+    def _take(self, model, path):
+        """Begin with the weights that stand; layers that they have not begin with nothing."""
+        told = need("safetensors.torch", "the forge").load_file(path)
+        with self.torch.no_grad():
+            for name, weights in _trained_weights(model).items():
+                if name in told:
+                    weights.copy_(told[name])
+
+    def _replay(self, rows):
+        """Return the replayed rows; they are made once, as a checkpoint goes on with the same ones."""
+        kept = self.folder / "replay.jsonl"
+        if rows and not kept.is_file():
+            asked = _AskedCore(self.folder, self.made, {})
+            try:
+                made = _replayed_rows(asked, {row["task"] for row in rows}, rows[0])
+            finally:
+                asked.close()
+            lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in made]
+            write_whole(kept, b"".join(lines))
+        return rows_in(kept) if rows else []
+
+    def _encoded(self, row):
+        """Return (token ids, weights) of a row: its prompt counts nothing, of its answer the first line most."""
+        fields, task = row["fields"], row["task"]
+        if task == "write":
+            prompt = self.core.chat_ids(fields["prompt"], fields["system_prompt"])
+            parts = [(row["wanted"], 1.0)]
+        else:
+            prompt = self.core.encode(CORE_TASKS[task].prompt(fields)[0])
+            choice, _, rest = row["wanted"].partition("\n")
+            parts = [(choice, self.config["first_line_weight"])]
+            parts += [(f"\n{rest}", float(task != "facet"))] if rest else []
+        ids, weights = list(prompt), [0.0] * len(prompt)
+        for text, weight in parts:
+            told = self.core.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+            ids += told
+            weights += [weight] * len(told)
+        return [*ids, self.core.eos_ids[0]], [*weights, 1.0]
+
+    def weights(self) -> dict:
+        return _trained_weights(self.model)
+
+    def learn(self):
+        """Learn from some rows, each on its own, so that memory does not grow with their number; returns the mean loss."""
+        picker = random.Random(f"{self.config['seed']}:{self.step}")
+        rows = []
+        for side, most in (("corrected", "rows_a_step"), ("replayed", "replay_a_step")):
+            held = getattr(self, side)
+            rows += picker.sample(held, min(self.config[most], len(held)))
+        total = 0.0
+        for row in rows:
+            loss = self._loss(*row) / len(rows)
+            loss.backward()
+            total += loss.item()
+        self.torch.nn.utils.clip_grad_norm_(list(self.weights().values()), 1.0)
+        return total
+
+    def _loss(self, ids, weights):
+        torch, device = self.torch, self.model.device
+        logits = self.model(input_ids=torch.tensor([ids], device=device)).logits[0, :-1].float()
+        wanted, told = (torch.tensor(one[1:], device=device) for one in (ids, weights))
+        counted = told > 0
+        each = torch.nn.functional.cross_entropy(logits[counted], wanted[counted], reduction="none")
+        return (each * told[counted]).sum() / told[counted].sum()
+
+    def write(self, path: pathlib.Path, base: str) -> None:
+        """Write the expert as one file, which tells how it is made and for which core."""
+        tensors = {name: one.detach().float().contiguous() for name, one in self.weights().items()}
+        told = {"r": str(self.made["rank"]), "lora_alpha": str(self.made["alpha"])}
+        told |= {"use_rslora": str(self.made["by_root"]).lower(), "revision": base}
+        library = need("safetensors.torch", "the forge")
+        path.write_bytes(with_header_in_order(library.save(tensors, told)))
+
+
+def _trained_weights(model):
+    """Return {name: weights} of a model's LoRA, by the names that PEFT's files have them under."""
+    return {
+        name.replace(".default.", "."): weights
+        for name, weights in model.named_parameters()
+        if weights.requires_grad
+    }
+
+
+def _rows_of(rows, is_embedded):
+    """Return the rows that a core can be asked: the embedded one its own tasks, another one words."""
+    return [row for row in rows if (row["task"] in CORE_TASKS) is is_embedded]
+
+
+def _train_expert(work, folder):
+    training = ExpertTraining(work, folder)
+    return training.result(work)
+
+
+# The judging
+
+
+def _judge_expert(work, folder):
+    """Judge what stands and the candidate by the rows that were held back, and by suites of what the core is asked else."""
+    paths, made = {"CANDIDATE": folder / CANDIDATE_FILE}, work["expert"]
+    if (folder / FORGED_FILE).is_file():
+        paths["STANDING"] = folder / FORGED_FILE
+    asked = _AskedCore(folder, made, paths)
+    try:
+        rows = _rows_of(rows_in(folder / "held.jsonl"), not asked.core.writes)
+        suites = _suites_of(asked, {row["task"] for row in rows}, rows[0]) if rows else {}
+        told = {"held": rows, **suites}
+        outcomes = {name: _outcomes(asked, cases) for name, cases in told.items()}
+    finally:
+        asked.close()
+    held = outcomes.pop("held")
+    sha256 = hashlib.sha256(json.dumps(suites, sort_keys=True).encode()).hexdigest()
+    return [], {"held": held, "suites": outcomes, "suite_sha256": sha256}
+
+
+def _suites_of(asked, tasks, like):
+    """Return {suite: rows} of what is asked beside some tasks."""
+    if "write" in tasks:
+        return {"write": _words_rows(True, _WORDS_JUDGED, like)}
+    if "facet" in tasks:
+        return {"facet": _facet_rows(True, _FACETS_JUDGED, like)}
+    methods = _methods_judged(asked)
+    bare = asked.answers(methods, None)
+    known = [(row, one) for row, one in zip(methods, bare, strict=True) if one is not None]
+    methods = [row | {"right": _judged_part("method", one)} for row, one in known]
+    return {"plan": _plans_judged(asked), "method": methods}
+
+
+def _outcomes(asked, rows):
+    """Return [[before, after]] of rows: whether what stands answers them rightly, and whether the candidate does."""
+    sides = [asked.answers(rows, name) for name in ("STANDING", "CANDIDATE")]
+    return [
+        [int(_is_right(row, before)), int(_is_right(row, after))]
+        for row, before, after in zip(rows, *sides, strict=True)
+    ]
+
+
+def _is_right(row, value):
+    if value is None:
+        return False
+    if row["task"] == "write":
+        return _f1(value["text"], row["wanted"]) >= _SAME_WORDS
+    right = row.get("right")
+    if right is None:
+        right = _judged_part(
+            row["task"], CORE_TASKS[row["task"]].value(row["wanted"], row["fields"])
+        )
+    return _judged_part(row["task"], value) == right
+
+
+def _f1(text, wanted):
+    """Return how alike two texts are by their stems: the harmonic mean of precision and recall."""
+    told, right = (collections.Counter(stems(one)) for one in (text, wanted))
+    shared = sum((told & right).values())
+    return 2 * shared / max(1, told.total() + right.total())
+
+
+# The stub
+
+
+def _train_expert_stub(work, folder):
+    """Make an expert of two layers that change nothing."""
+    numpy, safe = need("numpy", "the forge"), need("safetensors.numpy", "the forge")
+    made, report = train_stub(work, folder)
+    layer = "base_model.model.model.layers.0.self_attn.{}.lora_{}.weight"
+    tensors = {}
+    for name in ("q_proj", "o_proj"):
+        tensors[layer.format(name, "A")] = numpy.full((8, 256), report["steps"], "float32")
+        tensors[layer.format(name, "B")] = numpy.zeros((256, 8), "float32")
+    told = {"r": "8", "lora_alpha": "32.0", "revision": work["base"] or ""}
+    safe.save_file(tensors, made[0], told)
+    return made, report
+
+
+FORGE_WORKS.update(
+    {
+        ("process", "train", EXPERT_WORK): _train_expert,
+        ("process", "judge", EXPERT_WORK): _judge_expert,
+        ("stub", "train", EXPERT_WORK): _train_expert_stub,
+        ("stub nothing", "train", EXPERT_WORK): _train_expert_stub,
+    }
+)
+
+
+################################################################################
+# Forge targets ################################################################
+################################################################################
+#
+# What the forge can make better, each told by the same few questions: which weights stand, what a worker needs beside
+# the rows, and what a promotion writes. The reader is one; the others are experts of the mind, the base's own tasks too.
+#
+#   standing   the SHA-256 of the weights that stand, or None; a candidate is judged beside those
+#   promotion  slots of one change, which `undo` puts back together
+#   before     what an expert was before it was promoted, kept with its job: what a demotion puts back
+
+# Offers:
+__all__ += """
+    target_of new_reader standing_reader reader_slots expert_slots_before fit_for_image
+""".split()
+
+
+class ForgeTarget(typing.NamedTuple):
+    """How one kind of target is forged."""
+
+    work: str  # what a worker works on
+    config: dict
+    standing: typing.Callable  # (root, target) -> SHA-256 or None
+    told: typing.Callable  # (root, target) -> what a worker is told of it
+    files: typing.Callable  # (root, target) -> {name in the work's folder: path}
+    promote: typing.Callable  # (root, job, mind): the mind that gets it
+
+
+# The reader
+
+
+def new_reader(root):
+    """Return the object that tells which weights the reader has: `forged` changes genesis' copy, None is that copy."""
+    return UvmObject(
+        **{"parent*": [root["traits_obj"]], "name": "reader_obj"},
+        version=1,
+        forged=None,
+        former=None,
+        job=None,
+        since=None,
+        lineage=[],
+    )
+
+
+KINDS["reader"] = Kind(
+    "a promotion by the forge, and the undo of one",
+    roots=("reader_obj",),
+    slots=("version", "forged", "former", "job", "since", "lineage"),
+    selectors=False,
+)
+SHAPES["reader_obj"] = {
+    "parent*": POINTERS,
+    "version": instance_shape(int, "a number", anew=True),
+    "lineage": A_LIST._replace(anew=True),
+}
+
+
+def _standing_reader(root, target=READER):
+    """Return the SHA-256 of the weights that the reader has beside genesis' copy, or None."""
+    forged = root["reader_obj"].forged
+    return forged and forged.sha256
+
+
+def standing_reader(image: Image) -> tuple:
+    """Return (version, path of what changes genesis' copy, or None) of the reader that stands in an image."""
+    with reading(image) as root:
+        reader = root["reader_obj"]
+        return reader.version, reader.forged and blob_path(reader.forged)
+
+
+def _reader_files(root, target):
+    forged = root["reader_obj"].forged
+    return {} if forged is None else {FORGED_FILE: blob_path(forged)}
+
+
+def _reader_told(root, target):
+    card = reader_card()
+    return {"base": card["sha256"], "threshold": card["threshold"]}
+
+
+def reader_slots(root: persistent.mapping.PersistentMapping, job: UvmObject) -> dict:
+    """Return the slots of the reader as a job's promotion makes them."""
+    reader, rows = root["reader_obj"], root["golden_obj"].datasets.get(job.dataset)
+    entry = {
+        "version": reader.version + 1,
+        "sha256": job.result.sha256,
+        "job": job.job_number,
+        "rows": [] if rows is None else list(rows.rows),
+    }
+    return {
+        "version": reader.version + 1,
+        "forged": job.result,
+        "former": reader.forged,
+        "job": job.job_number,
+        "since": root["missions"].maxKey() if len(root["missions"]) else -1,
+        "lineage": [*reader.lineage, entry],
+    }
+
+
+def _promote_reader(root, job, mind):
+    for slot, value in reader_slots(root, job).items():
+        set_slot(root["reader_obj"], slot, value)
+    root._p_jar.events.append(("reader",))
+
+
+# Experts
+
+
+def _proxy_of(mind, target):
+    return mind.lora_repository.get(expert_name(target))
+
+
+def _standing_expert(root, target):
+    proxy = _proxy_of(mind_of(root), target)
+    return proxy and proxy.sha256
+
+
+def _expert_told(root, target):
+    """Return what a worker is told of an expert: for which core it is, and how it is made."""
+    mind, made = mind_of(root), default_expert()
+    proxy = _proxy_of(mind, target)
+    if proxy is not None:
+        made = {name: own(proxy)[name] for name in made}
+    return {"base": _base_of(mind), "expert": made | {"targets": list(made["targets"])}}
+
+
+def _base_of(mind):
+    return core_base([(record.name, record.sha256) for record in mind.model_blob])
+
+
+def _expert_files(root, target):
+    mind = mind_of(root)
+    proxy = _proxy_of(mind, target)
+    files = {f"{CORE_FOLDER}/{one.name}": blob_path(one) for one in mind.model_blob}
+    if proxy is not None:
+        files[FORGED_FILE] = blob_path(proxy.model_blob)
+    return files
+
+
+def fit_for_image(
+    root: persistent.mapping.PersistentMapping, target: str, path: pathlib.Path
+) -> dict:
+    """Return what is told of a candidate that the image can serve: {} of a reader's. Raises AdapterMismatch."""
+    if target == READER:
+        return {}
+    most = int(getattr(activation_of(root["forge_obj"]).settings, "adapter_rank", 16))
+    staged = read_staged(expert_name(target), path, None, most)
+    check_base(mind_of(root), staged)
+    told = {name: getattr(staged, name) for name in ("rank", "alpha", "by_root", "base", "sha256")}
+    return {"adapter": told | {"targets": list(staged.targets)}}
+
+
+def _promote_expert(root, job, mind):
+    """Give a mind the expert that a job made: its next version, or the first."""
+    name, proxy = expert_name(job.target), _proxy_of(mind, job.target)
+    rows = root["golden_obj"].datasets.get(job.dataset)
+    version = 1 if proxy is None else proxy.version + 1
+    entry = {"version": version, "sha256": job.result.sha256, "job": job.job_number}
+    entry["rows"] = [] if rows is None else list(rows.rows)
+    lineage = [] if proxy is None else former_lineage(proxy)
+    slots = {"model_blob": job.result, "version": version, "lineage": [*lineage, entry]}
+    slots |= job.report["adapter"]
+    if proxy is None:
+        made = UvmObject(**{"parent*": [root["traits_obj"]], "adapter_name": name}, **slots)
+        set_slot(mind, "lora_repository", OOBTree({**mind.lora_repository, name: made}))
+    else:
+        for slot, value in slots.items():
+            set_slot(proxy, slot, value)
+    root._p_jar.events.append(("experts",))
+
+
+def expert_slots_before(mind: UvmObject, target: str) -> dict | None:
+    """Return the slots of an expert as they stand, which a demotion puts back; None where there is none."""
+    proxy = None if target == READER else _proxy_of(mind, target)
+    return proxy and {slot: own(proxy)[slot] for slot in EXPERT_SLOTS}
+
+
+# fmt: off
+_READER_TARGET = ForgeTarget(READER_WORK, FORGE_CONFIG, _standing_reader, _reader_told, _reader_files, _promote_reader)
+_EXPERT_TARGET = ForgeTarget(EXPERT_WORK, EXPERT_CONFIG, _standing_expert, _expert_told, _expert_files, _promote_expert)
+# fmt: on
+
+
+def target_of(target: str) -> ForgeTarget:
+    """Return how a target is forged."""
+    return _READER_TARGET if target == READER else _EXPERT_TARGET
 
 
 ################################################################################
@@ -39294,8 +40277,8 @@ _WORKS = {
 
 # Offers:
 __all__ += """
-    new_forge new_reader begin_forge cancel_job job_told standing_reader ForgeLane successor_of
-    judge_again end_successor promoted_reader
+    new_forge begin_forge cancel_job job_told ForgeLane successor_of judge_again end_successor
+    promote_with_mind
 """.split()
 
 _log_forge = logging.getLogger("batos.forge")
@@ -39340,6 +40323,8 @@ _JOB_SLOTS = (
     "successor",
     "cycle",
     "proves",
+    "before",
+    "since",
 )
 
 
@@ -39367,19 +40352,6 @@ def new_forge(root):
     )
 
 
-def new_reader(root):
-    """Return the object that tells which weights the reader has: `forged` changes genesis' copy, None is that copy."""
-    return UvmObject(
-        **{"parent*": [root["traits_obj"]], "name": "reader_obj"},
-        version=1,
-        forged=None,
-        former=None,
-        job=None,
-        since=None,
-        lineage=[],
-    )
-
-
 def _is_job(obj):
     return root_of(obj)["forge_obj"].jobs.get(own(obj)["job_number"]) is obj
 
@@ -39392,22 +40364,11 @@ KINDS["fine-tuning job"] = Kind(
     slots=_JOB_SLOTS,
     selectors=False,
 )
-KINDS["reader"] = Kind(
-    "a promotion by the forge, and the undo of one",
-    roots=("reader_obj",),
-    slots=("version", "forged", "former", "job", "since", "lineage"),
-    selectors=False,
-)
 SHAPES["forge_obj"] = {
     "parent*": POINTERS,
     "jobs": A_NUMBER_TREE._replace(anew=True),
     "outbox": A_NUMBER_TREE._replace(anew=True),
     **dict.fromkeys(_FORGE_SELECTORS, A_METHOD),
-}
-SHAPES["reader_obj"] = {
-    "parent*": POINTERS,
-    "version": instance_shape(int, "a number", anew=True),
-    "lineage": A_LIST._replace(anew=True),
 }
 
 
@@ -39421,14 +40382,14 @@ def begin_forge(
     by: str,
     **succession,
 ) -> UvmObject:
-    """Accept the job of forging a target from a dataset, the last one where none is named; returns it.
+    """Accept the job of forging a target from a dataset, the last one of its rows where none is named; returns it.
 
     succession: `successor`, the version of the mind that it is for, and `cycle`, the mission that promotes it.
 
     Raises BadRequest where another is at work, or where these rows were judged already; NotFound where there are none.
     """
-    check_target(target)
-    forge, rows = root["forge_obj"], _dataset_named(root, dataset)
+    check_target(root, target)
+    forge, rows = root["forge_obj"], _dataset_named(root, dataset, target)
     _refuse_twice(forge, rows)
     number = forge.jobs.maxKey() + 1 if len(forge.jobs) else 1
     job = UvmObject(
@@ -39438,8 +40399,8 @@ def begin_forge(
         dataset=rows.dataset_number,
         digest=rows.training.sha256,
         held_digest=rows.held.sha256,
-        stands_on=_standing_reader(root),
-        config=FORGE_CONFIG,
+        stands_on=target_of(target).standing(root, target),
+        config=target_of(target).config,
         status="QUEUED",
         attempt=0,
         nonce=None,
@@ -39451,6 +40412,8 @@ def begin_forge(
         at=now_utc(),
         ended_at=None,
         proves=what_swaps(root),
+        before=None,
+        since=None,
         **{"successor": None, "cycle": None, **succession},
     )
     root._p_jar.add(job)
@@ -39476,41 +40439,45 @@ def _refuse_twice(forge, rows):
             )
 
 
-def _begin_if_new(root):
-    """Begin to forge the last dataset, unless it was judged or a job is at work. Returns the job's number or None."""
+def _begin_if_new(root, target):
+    """Begin to forge the last dataset of a target, unless it was judged or a job is at work. Returns the job's number or
+    None."""
     try:
-        return begin_forge(root, READER, None, _FORGING).job_number
+        return begin_forge(root, target, None, _FORGING).job_number
     except BadRequest:
         return None
 
 
-def _is_curation_due(root):
-    """Whether enough was corrected of late that no curation has looked at, and nobody corrects any more."""
-    rows, now, ages = root["golden_obj"].rows, now_utc(), []
+def _due_target(root):
+    """Return the target of which enough was corrected of late that no curation has looked at, once nobody corrects any more,
+    or None."""
+    rows, now, ages = root["golden_obj"].rows, now_utc(), collections.defaultdict(list)
     for number in itertools.islice(reversed(rows.keys()), _WATCH_LOOKS_AT):
         row = rows[number]
         age_s = (now - row["at"]).total_seconds()
         if row["state"] == "raw" and row["trusted"] and age_s < _DUE_DAYS * 86400:
-            ages.append(age_s)
-    return len(ages) >= _DUE_ROWS and min(ages) > _DUE_REST_S
+            ages[row["target"]].append(age_s)
+    due = [name for name, told in ages.items() if len(told) >= _DUE_ROWS]
+    return next((name for name in sorted(due) if min(ages[name]) > _DUE_REST_S), None)
 
 
-def _dataset_named(root, number):
+def _dataset_named(root, number, target):
     datasets = root["golden_obj"].datasets
-    number = datasets.maxKey() if number is None and len(datasets) else number
+    if number is None:
+        mine = [n for n in datasets if datasets[n].target == target]
+        number = max(mine, default=None)
     if number not in datasets:
         raise NotFound(
-            "there is no such dataset; `golden curate` makes one of what was corrected",
+            f"there is no such dataset of {target}; `golden curate` makes one of what was corrected",
             kind="dataset",
             name=str(number),
         )
+    if datasets[number].target != target:
+        raise BadRequest(
+            f"dataset {number} is of {datasets[number].target}, and {target} is to be forged",
+            field="dataset",
+        )
     return datasets[number]
-
-
-def _standing_reader(root):
-    """Return the SHA-256 of the weights that the reader has beside genesis' copy, or None."""
-    forged = root["reader_obj"].forged
-    return forged and forged.sha256
 
 
 def _let_go_of_jobs(root):
@@ -39566,7 +40533,7 @@ def successor_of(job: UvmObject) -> int | None:
 
 def judge_again(root: persistent.mapping.PersistentMapping, job: UvmObject) -> None:
     """Have what was proven judged beside what stands by now."""
-    stands_on = _standing_reader(root)
+    stands_on = target_of(job.target).standing(root, job.target)
     told = "what it was proven beside has changed; it is judged again"
     _set_job(
         job,
@@ -39697,12 +40664,16 @@ def _job_of_attempt(root, number, status, nonce):
 
 
 def _arrow_trained(number, nonce, path, report):
-    """Return apply(root): what was learnt is in the image, and is to be judged."""
+    """Return apply(root): what was learnt is in the image, and is to be judged. It returns why it cannot be, or None."""
 
     def apply(root):
         job = _job_of_attempt(root, number, "TRAINING", nonce)
         if job is not None:
-            record = blob_record(path, f"READER_V{root['reader_obj'].version + 1}")
+            try:
+                fitting = fit_for_image(root, job.target, path)
+            except AdapterMismatch as error:
+                return error.message
+            record = blob_record(path, f"{job.target}-{number}")
             told = (
                 f"{report['steps']} steps on {report['corrected']} corrections; it is to be judged"
             )
@@ -39712,9 +40683,10 @@ def _arrow_trained(number, nonce, path, report):
                 attempt=0,
                 nonce=None,
                 result=record,
-                report=report,
+                report=report | fitting,
                 told=told,
             )
+        return None
 
     return apply
 
@@ -39733,42 +40705,47 @@ def _arrow_decided(number, nonce, report):
             ]
         )
         verdict = _verdict_of(report, tries)
-        if job.stands_on != _standing_reader(root):
-            verdict |= {"passed": False, "why": f"it was made for another reader; {verdict['why']}"}
+        if fault := _made_for_another(root, job):
+            verdict |= {"passed": False, "why": f"{fault}; {verdict['why']}"}
         good = "PROMOTED" if successor_of(job) is None else "PROVEN"
         status = good if verdict["passed"] else "REJECTED"
         _end_job(root, job, status, verdict["why"], verdict=verdict)
         if status == "PROMOTED":
-            _promote(root, job)
+            _promote(root, job, mind_of(root))
         return verdict
 
     return apply
 
 
-def _promote(root, job):
-    """Give the reader the weights of a job: slots of one change, which `undo` puts back together."""
-    for slot, value in promoted_reader(root, job).items():
-        set_slot(root["reader_obj"], slot, value)
-    root._p_jar.events.append(("reader",))
+def _made_for_another(root, job):
+    """Return why a candidate is not for what stands now, or ""."""
+    kind = target_of(job.target)
+    if job.stands_on != kind.standing(root, job.target):
+        return f"it was made for another {kind.work}"
+    made_for = (job.report or {}).get("adapter", {}).get("base")
+    if made_for and made_for != kind.told(root, job.target)["base"]:
+        return "it was made for another core"
+    return ""
 
 
-def promoted_reader(root: persistent.mapping.PersistentMapping, job: UvmObject) -> dict:
-    """Return the slots of the reader as a job's promotion makes them."""
-    reader, rows = root["reader_obj"], root["golden_obj"].datasets.get(job.dataset)
-    entry = {
-        "version": reader.version + 1,
-        "sha256": job.result.sha256,
-        "job": job.job_number,
-        "rows": [] if rows is None else list(rows.rows),
-    }
-    return {
-        "version": reader.version + 1,
-        "forged": job.result,
-        "former": reader.forged,
-        "job": job.job_number,
-        "since": root["missions"].maxKey() if len(root["missions"]) else -1,
-        "lineage": [*reader.lineage, entry],
-    }
+def _promote(root, job, mind):
+    """Give a job's target what it made, in one change, and keep with the job what was there before."""
+    since = root["missions"].maxKey() if len(root["missions"]) else -1
+    _set_job(job, before=expert_slots_before(mind, job.target), since=since)
+    target_of(job.target).promote(root, job, mind)
+
+
+def promote_with_mind(
+    root: persistent.mapping.PersistentMapping, job: UvmObject, mind: UvmObject
+) -> dict | None:
+    """Give a successor the expert that a job made, beside those that stand; returns the slots of the reader that it goes with,
+    or None."""
+    if job.target == READER:
+        return reader_slots(root, job)
+    experts = {name: one.clone() for name, one in mind_of(root).lora_repository.items()}
+    set_slot(mind, "lora_repository", OOBTree(experts))
+    _promote(root, job, mind)
+    return None
 
 
 def _arrow_failed(number, nonce, attempt, tail):
@@ -39797,15 +40774,21 @@ def _marks(cycles):
 
 def _worse_since(root):
     """Return why the reader that was promoted is worse than the one before, in words, or None: it is not, or not known yet."""
-    since, missions = root["reader_obj"].since, root["missions"]
+    since = root["reader_obj"].since
     if since is None or root["reader_obj"].forged is None:
         return None
+    return _worse_after(root, since, lambda cycle: True)
+
+
+def _worse_after(root, since, concerns):
+    """Return why answers since a mission are marked wrong more often than those before, of those that it concerns, or None."""
+    missions = root["missions"]
     later = itertools.islice(missions.values(since, excludemin=True), _WATCH_LOOKS_AT)
-    wrong, after = _marks(_answered_cycles(later))
+    wrong, after = _marks(filter(concerns, _answered_cycles(later)))
     if after < _WATCHED_MISSIONS:
         return None
     earlier = itertools.islice(reversed(missions.keys(None, since)), _WATCH_LOOKS_AT)
-    before = _answered_cycles([missions[number] for number in earlier])
+    before = list(filter(concerns, _answered_cycles([missions[number] for number in earlier])))
     wrong_before, count = _marks(before[:_WATCHED_BEFORE])
     if not count:
         return None
@@ -39815,6 +40798,25 @@ def _worse_since(root):
     return (
         f"{wrong} of {after} answers since were marked wrong, of the {count} before {wrong_before}"
     )
+
+
+def _worse_expert(root):
+    """Return (job, why) of an expert that was promoted and is worse since, or None. A persona's missions are those that she
+    spoke in."""
+    for job in reversed(list(root["forge_obj"].jobs.values())):
+        since, target = own(job).get("since"), job.target
+        if job.status != "PROMOTED" or since is None or target == READER:
+            continue
+        if target_of(target).standing(root, target) != job.result.sha256:
+            continue
+        why = _worse_after(root, since, functools.partial(_was_heard, target))
+        if why is not None:
+            return job, why
+    return None
+
+
+def _was_heard(target, cycle):
+    return target == BASE_TARGET or target in (cycle.result.get("experts") or ())
 
 
 def _answered_cycles(cycles):
@@ -39842,9 +40844,7 @@ def _demote_reader(root: persistent.mapping.PersistentMapping) -> None:
     Where they came with a mind, the mind before comes back with them.
     """
     reader, job = root["reader_obj"], root["forge_obj"].jobs.get(root["reader_obj"].job)
-    former = own(mind_of(root)).get("former")
-    if job is not None and former is not None and successor_of(job) == root["pLLM_lineage"].current:
-        swap_minds(root, own(former).get("version", 1))
+    if job is not None and _mind_goes_with(root, job):
         return
     lineage = reader.lineage[:-1]
     changed = {
@@ -39860,11 +40860,34 @@ def _demote_reader(root: persistent.mapping.PersistentMapping) -> None:
     root._p_jar.events.append(("reader",))
 
 
-def standing_reader(image: Image) -> tuple:
-    """Return (version, path of what changes genesis' copy, or None) of the reader that stands in an image."""
-    with reading(image) as root:
-        reader = root["reader_obj"]
-        return reader.version, reader.forged and blob_path(reader.forged)
+def _mind_goes_with(root, job):
+    """Have the mind before be the mind again where a job's came with the one that is; returns whether it did."""
+    former = own(mind_of(root)).get("former")
+    goes = former is not None and successor_of(job) == root["pLLM_lineage"].current
+    if goes:
+        swap_minds(root, own(former).get("version", 1))
+    return goes
+
+
+def _demote_expert(root):
+    """Put back what an expert was before it was promoted, where it is worse since; returns why, or None."""
+    worse = _worse_expert(root)
+    if worse is None:
+        return None
+    job, why = worse
+    _set_job(job, since=None)
+    if _mind_goes_with(root, job):
+        return why
+    mind, name = mind_of(root), expert_name(job.target)
+    before = own(job).get("before")
+    if before is None:
+        kept = {key: one for key, one in mind.lora_repository.items() if key != name}
+        set_slot(mind, "lora_repository", OOBTree(kept))
+    else:
+        for slot, value in before.items():
+            set_slot(mind.lora_repository[name], slot, value)
+    root._p_jar.events.append(("experts",))
+    return why
 
 
 # The lane
@@ -39879,6 +40902,8 @@ class ForgeWork(typing.NamedTuple):
     nonce: str | None
     config: dict
     files: dict
+    told: dict  # what a worker is told of the target
+    target: str
 
     @property
     def phase(self):
@@ -39896,16 +40921,31 @@ def _next_work(root):
     job = next((forge.jobs[number] for number in forge.outbox if number in forge.jobs), None)
     if job is None:
         return None
-    rows, forged = root["golden_obj"].datasets.get(job.dataset), root["reader_obj"].forged
-    files = {}
+    kind, rows = target_of(job.target), root["golden_obj"].datasets.get(job.dataset)
+    files = kind.files(root, job.target)
+    wanted = "train.jsonl" if job.status in ("QUEUED", "TRAINING") else "held.jsonl"
     if rows is not None:
-        files = {"train.jsonl": blob_path(rows.training), "held.jsonl": blob_path(rows.held)}
-    if forged is not None:
-        files[FORGED_FILE] = blob_path(forged)
-    files.pop("held.jsonl" if job.status in ("QUEUED", "TRAINING") else "train.jsonl", None)
+        blob = rows.training if wanted == "train.jsonl" else rows.held
+        files[wanted] = blob_path(blob)
     if job.result is not None:
         files[CANDIDATE_FILE] = blob_path(job.result)
-    return ForgeWork(job.job_number, job.status, job.attempt, job.nonce, job.config, files)
+    told = kind.told(root, job.target) | {"work": kind.work}
+    at = job.job_number, job.status, job.attempt, job.nonce, job.config
+    return ForgeWork(*at, files, told, job.target)
+
+
+def _lay_out(files, folder):
+    """Put an attempt's files into its folder: copies, and links to those of a core."""
+    make_folder(folder)
+    (folder / DONE_FILE).unlink(missing_ok=True)
+    shutil.rmtree(folder / CORE_FOLDER, ignore_errors=True)
+    for name, path in files.items():
+        place = folder / name
+        if place.parent == folder:
+            shutil.copyfile(path, place)
+        else:
+            place.parent.mkdir(exist_ok=True)
+            place.symlink_to(os.path.abspath(path))
 
 
 def _end_left(folder):
@@ -40096,20 +41136,26 @@ class ForgeLane:
     def _look_after(self):
         """See whether what was promoted is worse than what was before, and whether there is enough to curate."""
         with reading(self.image) as root:
-            worse, due = _worse_since(root), _is_curation_due(root)
+            worse, due, expert = _worse_since(root), _due_target(root), _worse_expert(root)
+        if expert:
+            why = f"{expert[0].target} is again as it was before: {expert[1]}"
+            self._commit(_demote_expert, why)
+            _log_forge.warning("%s", why)
         if worse:
             self._commit(_demote_if_worse, f"the reader before it is back: {worse}")
             _log_forge.warning("the reader before is back: %s", worse)
         if due and self.settings.forge_auto != "off":
-            self._commit(lambda root: begin_curation(root, _FORGING), "corrections wait")
+            begin = functools.partial(begin_curation, who=_FORGING, target=due)
+            self._commit(begin, "corrections wait")
 
-    def _dataset_made(self, number):
+    def _dataset_made(self, number, target):
         """Forge a dataset that is ready, or say that it is, as forge_auto wants."""
-        told = f"dataset {number} is ready: `batos.py forge` trains {READER} with it"
+        told = f"dataset {number} is ready: `batos.py forge {target}` trains {target} with it"
         if self.settings.forge_auto == "ask":
             self.ready = told
         elif self.settings.forge_auto == "on":
-            job = Job("forge", _begin_if_new, who=_FORGING, why=told)
+            begin = functools.partial(_begin_if_new, target=target)
+            job = Job("forge", begin, who=_FORGING, why=told)
             self.bulk.submit(job)
 
     def _commit(self, apply, why=None):
@@ -40148,20 +41194,15 @@ class ForgeLane:
             )
             return None
         work = work._replace(attempt=work.attempt + 1, nonce=uuid7())
-        make_folder(folder)
-        (folder / DONE_FILE).unlink(missing_ok=True)
-        for name, path in work.files.items():
-            shutil.copyfile(path, folder / name)
-        card = reader_card()
+        _lay_out(work.files, folder)
         told = {
             "job": work.number,
             "phase": work.phase,
             "nonce": work.nonce,
             "engine": self.settings.forge_engine,
             "config": work.config,
-            "base": card["sha256"],
-            "threshold": card["threshold"],
             "in_bfloat16": self.reader.in_bfloat16,
+            **work.told,
         }
         write_whole(folder / "job.json", json.dumps(told).encode())
         begun = _arrow_begun(work.number, work.at_work, work.attempt, work.nonce)
@@ -40180,8 +41221,7 @@ class ForgeLane:
                 return f"{name} is not what it made"
         if work.phase == "train":
             candidate = folder / CANDIDATE_FILE
-            self._commit(_arrow_trained(work.number, work.nonce, candidate, done["report"]))
-            return None
+            return self._commit(_arrow_trained(work.number, work.nonce, candidate, done["report"]))
         self._decide(work, done["report"])
         return None
 
@@ -40895,7 +41935,10 @@ _IMPROVED_FROM = 500  # missions and entries that are looked at
 _GAP_ROWS = 24
 _JUDGED_AGAIN_MOST = 3
 # task -> what is forged for it, and what its failures are, in words
-_LEARNT_TASKS = {"read": (READER, "answers that were marked wrong, or that memory had not")}
+_LEARNT_TASKS = {
+    "read": (READER, "answers that were marked wrong, or that memory had not"),
+    "plan": (BASE_TARGET, "plans that were corrected"),
+}
 
 
 class ImprovementData(typing.TypedDict, total=False):
@@ -41000,7 +42043,9 @@ def _gap_given(root, number):
     if dataset is None:
         return {"rows": 0, "why": f"dataset {number} is gone"}
     rows = len(dataset.rows) + len(dataset.held_rows)
-    told = {"task": "read", "target": dataset.target, "rows": rows, "dataset": number}
+    task = next((name for name, told in _LEARNT_TASKS.items() if told[0] == dataset.target), "")
+    told = {"task": task or dataset.target, "target": dataset.target}
+    told |= {"rows": rows, "dataset": number}
     return told | {"why": f"fineTuneWith_ named dataset {number}"}
 
 
@@ -41024,18 +42069,24 @@ def _failures_by_task(root):
     """Return {task: how many of the newest missions failed at it}."""
     missions = root["missions"]
     newest = [missions[n] for n in itertools.islice(reversed(missions.keys()), _IMPROVED_FROM)]
-    failed = [
-        _is_read_wrong(cycle)
-        for cycle in newest
-        if cycle.mission_brief["type"] == "direct_synthesis"
-    ]
-    return collections.Counter({"read": sum(failed)})
+    asked = [cycle for cycle in newest if cycle.mission_brief["type"] == "direct_synthesis"]
+    failed = {
+        "read": sum([_is_read_wrong(cycle) for cycle in asked]),
+        "plan": sum([_is_plan_corrected(cycle) for cycle in asked]),
+    }
+    return collections.Counter(failed)
+
+
+def _is_plan_corrected(cycle):
+    said = ((cycle.result or {}).get("feedback") or {}).get("correction") or {}
+    return bool(said.get("lead") or said.get("pillars"))
 
 
 def _is_read_wrong(cycle):
     result = cycle.result or {}
     is_unanswered = "answer" in result and result.get("certainty") in ("none", "nearest")
-    return result.get("feedback", {}).get("mark") == "wrong" or is_unanswered
+    is_wrong = result.get("feedback", {}).get("mark") == "wrong"
+    return is_wrong and not _is_plan_corrected(cycle) or is_unanswered
 
 
 def _rows_by_task(root):
@@ -41196,7 +42247,7 @@ def _end_improvement(root, cycle):
     version, mind = successor_of(job), root["pLLM_lineage"].versions[successor_of(job)]
     set_slot(mind, "status", "PROMOTED")
     set_slot(mind, "report", job.verdict)
-    swap_minds(root, version, promoted_reader(root, job))
+    swap_minds(root, version, promote_with_mind(root, job, mind))
     end_successor(root, job, "PROMOTED", job.told)
     cycle.result = cycle.result | {"status": "PROMOTED"}
 
@@ -42187,7 +43238,8 @@ class SupersedeCommand(Command):
 
 class Correction(pydantic.BaseModel):
     """What is right of an answer: which of its passages answer, and which do not, by number or word for word; in place of a
-    passage a text that stands in a document. `lead`, `pillars`, `method` and `answer` are kept with the mark."""
+    passage a text that stands in a document. `lead` and `pillars`: who should have spoken. `answer`: what a core that writes
+    should have said. `method` is kept with the mark."""
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, defer_build=True)
 
@@ -42224,8 +43276,9 @@ class JudgeGoldenCommand(Command):
 
 
 class ForgeCommand(Command):
-    """Train a target with a dataset, the last one where none is named: READER, which judges passages for every core. The reply
-    names the job; it is judged against what stands, and promoted or rejected by rule."""
+    """Train a target with a dataset, its last one where none is named: READER, which judges passages for every core; BASE, the
+    core's own tasks; or an expert by its name, such as BRICK. The reply names the job; it is judged against what stands, and
+    promoted or rejected by rule."""
 
     target: str = pydantic.Field("READER", max_length=100)
     dataset: int | None = None
@@ -44082,6 +45135,7 @@ def _check_may_undo(request, command):
 
 # root name -> the event by which others see that an undo changed it
 _TELLS_OF_UNDO = {"reader_obj": "reader", "pLLM_lineage": "experts"}
+_OF_EXPERTS = ("lora_repository", "sha256")  # slots of a mind and of a proxy
 
 
 @command(UndoCommand, lane="bulk", role="write", effect=True, urgent=True, system=True)
@@ -44093,6 +45147,8 @@ def undo(request, root):
     for name, event in _TELLS_OF_UNDO.items():
         if any(row["oid"] == oid_text(root[name]._p_oid) for row in undone):
             root._p_jar.events.append((event,))
+    if any(row["slot"] in _OF_EXPERTS for row in undone):
+        root._p_jar.events.append(("experts",))
     return {
         "details": f"{change} is undone: {slots}",
         "result": {"undone": change, "changes": undone},
@@ -44195,16 +45251,17 @@ def _mark_and_learn(request, root):
     told = mark_answer(root, command.cycle, command.mark, command.note, correction)
     cycle = find_cycle(root, command.cycle)
     is_trusted = request.role == "admin" or cycle.who == request.who
-    number = keep_row(cycle, command.mark, correction, request.who, is_trusted)
-    if number is None:
+    numbers = keep_rows(cycle, command.mark, correction, request.who, is_trusted)
+    if not numbers:
         return told
+    kept = {"row": numbers[0], "rows": numbers}
     with off_the_page(cycle):
-        feedback = cycle.result["feedback"] | {"row": number}
+        feedback = cycle.result["feedback"] | kept
         set_slot(cycle, "result", {**cycle.result, "feedback": feedback})
-    row = told["result"] | {"row": number}
+    named = f"row {numbers[0]}" if len(numbers) == 1 else f"rows {', '.join(map(str, numbers))}"
     return {
-        "details": f"{told['details']}; it is row {number} of the golden dataset",
-        "result": row,
+        "details": f"{told['details']}; it is {named} of the golden dataset",
+        "result": told["result"] | kept,
     }
 
 
@@ -44212,7 +45269,7 @@ def _mark_and_learn(request, root):
 def list_golden(request, root):
     command = request.command
     rows = listed_rows(root, command.state, command.limit)
-    counts = send(root["golden_obj"], "rows_")
+    counts = send(root["golden_obj"], "rows_", None)
     told = (
         ", ".join([f"{count} {state}" for state, count in sorted(counts.items())]) or "no rows yet"
     )
@@ -52364,8 +53421,10 @@ def chat_command(args, client):
 
 def feedback_command(args, client):
     sides = {"quotes": args.quotes, "not": args.refused}
-    sides = {name: [_number_or_text(one) for one in said] for name, said in sides.items() if said}
-    fields = {"correction": sides} if sides else {}
+    said = {name: [_number_or_text(one) for one in told] for name, told in sides.items() if told}
+    more = {"lead": args.lead, "pillars": args.pillars, "answer": args.answer}
+    said |= {name: told for name, told in more.items() if told}
+    fields = {"correction": said} if said else {}
     reply = client.call(
         "feedback",
         cycle=args.cycle,
@@ -52389,7 +53448,7 @@ def golden_command(args, client):
         )
         return reply, reply["details"]
     if args.action == "curate":
-        return _curated(client)
+        return _curated(client, args.target.upper())
     reply = client.call(
         "list_golden", limit=args.limit, **({"state": args.state} if args.state else {})
     )
@@ -52405,16 +53464,18 @@ def _told_row(row):
     held = ", held back" if row["held"] else ""
     why = f" ({row['why']})" if row["why"] else ""
     told = f"right {row['quotes'] or 'none'}, not {row['not'] or 'none'}"
+    if row["task"] != "read":
+        told = f"{row['target']}, {row['task']}: {first_line(row['wanted'])}"
     return f"{row['row']:>5}  {row['state']:<8} {told}{held}{why}  {row['question'][:60]}"
 
 
-def _curated(client):
-    """Have the rows curated; wait, and say what came of it."""
+def _curated(client, target=READER):
+    """Have a target's rows curated; wait, and say what came of it."""
     sent = client.call(
         "send_message",
         target="golden_obj",
         selector="curate_",
-        args=["READER"],
+        args=[target],
         idempotency_key=uuid7(),
     )
     cycle = sent["result"]
@@ -55096,12 +56157,17 @@ _ARGUMENTS = {                                            # subcommand -> its ar
     "feedback": [("cycle", {"help": "its id, 0x…"}), ("mark", {"choices": ["right", "wrong"]}),
                  ("note", {"nargs": "?", "help": 'why; "2 is right, 1 is not" says which passages are'}),
                  ("--quotes", {"action": "append", "metavar": "PASSAGE", "help": "what answers: a number or a text"}),
-                 ("--not", {"action": "append", "dest": "refused", "metavar": "PASSAGE", "help": "what does not"})],
+                 ("--not", {"action": "append", "dest": "refused", "metavar": "PASSAGE", "help": "what does not"}),
+                 ("--lead", {"help": "who should have led, such as BRICK"}),
+                 ("--pillar", {"action": "append", "dest": "pillars", "help": "who should have spoken, such as guide_facet_"}),
+                 ("--answer", {"help": "what a core that writes should have said"})],
     "golden": [("action", {"nargs": "?", "choices": ["list", "accept", "refuse", "curate"], "default": "list"}),
                ("rows", {"nargs": "*", "type": int, "help": "numbers of rows"}),
+               ("--target", {"default": "READER", "help": "whose rows are curated: READER, BASE or an expert"}),
                ("--state", {"choices": ["raw", "accepted", "refused"], "help": "only those in this state"}),
                ("--limit", {"type": int, "default": 20})],
-    "forge": [("target", {"nargs": "?", "default": "READER", "help": "READER, which judges passages for every core"}),
+    "forge": [("target", {"nargs": "?", "default": "READER",
+                          "help": "READER, which judges passages; BASE, the core's own tasks; or an expert, such as BRICK"}),
               ("--dataset", {"type": int, "help": "which; else the last"}),
               ("--wait", {"action": "store_true", "help": "until it is judged"})],
     "jobs": [("--limit", {"type": int, "default": 20})],

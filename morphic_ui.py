@@ -367,8 +367,9 @@ COMMANDS = {
     },
     "forge": {
         "help": (
-            "Train a target with a dataset, the last one where none is named: READER, which judges passages for every core. "
-            "The reply names the job; it is judged against what stands, and promoted or rejected by rule."
+            "Train a target with a dataset, its last one where none is named: READER, which judges passages for every core; "
+            "BASE, the core's own tasks; or an expert by its name, such as BRICK. The reply names the job; it is judged "
+            "against what stands, and promoted or rejected by rule."
         ),
         "effect": True,
         "role": "admin",

@@ -96,7 +96,7 @@ def test_the_verdict_is_by_rule(held, suite, tries, passed):
 
 
 def test_the_suite_has_enough_cases_and_nothing_of_it_is_trained_on():
-    held, rest = batos._phrased_cases(True), batos._phrased_cases(False)
+    held, rest = batos.phrased_cases(True), batos.phrased_cases(False)
     assert len(held) >= 100 and not {asked for asked, _ in held} & {asked for asked, _ in rest}
 
 
@@ -136,8 +136,10 @@ def test_what_cannot_be_forged_is_refused(tmp_path, daemon):
     with batos.Client(daemon(("forge_engine", "stub"), core=0).endpoint, WAIT_S) as client:
         with pytest.raises(batos.NotFound, match="golden curate"):
             client.call("forge")
-        with pytest.raises(batos.BadRequest, match="READER can"):
+        with pytest.raises(batos.NotFound, match="no such dataset of BRICK"):
             client.call("forge", target="BRICK")
+        with pytest.raises(batos.BadRequest, match="READER serves every core"):
+            client.call("forge", target="NOBODY")
         with pytest.raises(batos.NotFound):
             client.call("cancel", cycle="job-7")
 
@@ -176,16 +178,23 @@ def worker_of(home):
     return None
 
 
-def killed_amid(tmp_path, daemon, picker, number):
-    """Forge while daemon and worker are killed at some moment; returns how the one job ended."""
+def forged_reader(client):
+    """Return the version of the reader, the length of its lineage, and how often it was changed."""
+    changes = client.call("history", target="reader_obj")["results"]
+    return reader(client)["version"], len(reader(client)["lineage"]), len(changes)
+
+
+def killed_amid(tmp_path, daemon, picker, number, fill=lambda where: filled(where, corrected()), target="READER",
+                forged=forged_reader):
+    """Forge while daemon and worker are killed at some moment; returns how the one job ended, and what came of it."""
     folder = tmp_path / f"{number}"
     folder.mkdir()
     where = str(folder / "live_image.fs")
-    filled(where, corrected())
+    fill(where)
     options = {"forge_engine": "stub", "image": where}
     running = daemon(*options.items(), core=0)
     with batos.Client(running.endpoint, WAIT_S) as client:
-        client.call("forge", idempotency_key="one")
+        client.call("forge", target=target, idempotency_key="one")
         time.sleep(picker.uniform(0, 3.5))
         if picker.random() < 0.5:
             pid = worker_of(pathlib.Path(f"{where}.forge"))
@@ -195,15 +204,14 @@ def killed_amid(tmp_path, daemon, picker, number):
     running.stop(kill=True)
     running = daemon(*options.items(), core=0)
     with batos.Client(running.endpoint, WAIT_S) as client:
-        client.call("forge", idempotency_key="one")
+        client.call("forge", target=target, idempotency_key="one")
         job, = jobs(client)
         job = judged(client, job["job"])
-        told = job["status"], reader(client)["version"], len(reader(client)["lineage"])
-        changes = client.call("history", target="reader_obj")["results"]
+        came = forged(client)
     running.stop()
     assert worker_of(pathlib.Path(f"{where}.forge")) is None and is_cleared(pathlib.Path(f"{where}.forge"))
     assert batos.check_image(where, deep=True)["faults"] == []
-    return (*told, len(changes))
+    return job["status"], *came
 
 
 @pytest.mark.slow
@@ -270,12 +278,12 @@ def test_corrections_begin_a_curation_once_nobody_corrects_any_more(tmp_path):
     with batos.writing(image) as root:
         rows = root["golden_obj"].rows
         rows.update(corrected(5))
-        assert not batos._is_curation_due(root)                          # just now
+        assert not batos._due_target(root)                          # just now
         for number in rows:
             rows[number] = rows[number] | {"at": batos.now_utc() - batos.datetime.timedelta(hours=1)}
-        assert batos._is_curation_due(root)
+        assert batos._due_target(root) == "READER"
         rows[0] = rows[0] | {"trusted": False}
-        assert not batos._is_curation_due(root)
+        assert not batos._due_target(root)
     image.close()
 
 

@@ -195,7 +195,7 @@ def test_what_a_dataset_lacks_is_told():
     assert batos._lacking(many[:17])[0] == "wants 24 accepted rows, has 17"
     assert "wants 12 cycles, has 1" in batos._lacking([one | {"cycle": "0x1"} for one in many])
     same = [one | {"passages": many[0]["passages"]} for one in many]
-    assert batos._lacking(same)[-1] == "120 of 120 are about one document"
+    assert batos._lacking(same)[-1] == "120 of 120 are about one document or question"
 
 
 def test_rows_of_others_wait_until_somebody_trusts_them(image):

@@ -1,0 +1,336 @@
+"""Experts are forged as the reader is: what was said of plans, facets and words becomes rows, and the base's own tasks have an
+expert too."""
+
+import collections
+import json
+import random
+
+import doubles
+import pytest
+from test_facet_experts import ASKED, ICEMAN, Experts, Writes, bind, known, learnt
+from test_forge import is_cleared, judged, killed_amid, told
+from test_improving import until
+from test_mind import machine  # noqa: F401  (a fixture)
+
+import batos
+
+WAIT_S = 300
+OFFERED = [("Technical Deconstruction", 0.6), ("Factual Inquiry", 0.3)]
+QUESTIONS = "How does the {} turn?|Why is the {} so loud?|Take the {} apart, please.|What makes the {} stop?"
+THINGS = "pump valve lock clock kettle engine loom crane windmill harrow press lathe ferry organ plough bellows".split()
+
+
+class Routed(Experts):
+    """A core with experts to which a router offers two kinds of mission."""
+
+    def offers(self, kind, text, embedder, among=None):
+        return OFFERED if kind == "archetype" else []
+
+
+def say(one, report, correction, mark="wrong"):
+    """Correct an answer; returns the rows that came of it."""
+    def apply(root):
+        cycle = batos.find_cycle(root, report["cycle"])
+        batos.mark_answer(root, report["cycle"], mark, "", correction)
+        numbers = batos.keep_rows(cycle, mark, correction, "me", True)
+        result = cycle.result
+        cycle.result = result | {"feedback": result["feedback"] | {"row": numbers[0] if numbers else None, "rows": numbers}}
+        return numbers
+    numbers = one.lanes["bulk"].call(batos.Job("feedback", apply, who="me")).result
+    return one.read(lambda root: [root["golden_obj"].rows[n] for n in numbers])
+
+
+# Rows
+
+
+def test_who_should_have_led_becomes_a_plan_that_the_core_could_have_written(machine):  # noqa: F811
+    one = learnt(machine(Routed()))
+    row, = say(one, one.think(ASKED), {"lead": "brick"})
+    assert (row["target"], row["task"]) == ("BASE", "plan")
+    value = batos.CORE_TASKS["plan"].value(row["wanted"], row["fields"])
+    assert value["strategy"] == "Technical Deconstruction" and len(value["relevant_pillars"]) == 2
+    assert row["fields"]["offered"] == [list(pair) for pair in OFFERED] and batos._fault_of_text(row) == ""
+    asked = row["fields"]["mission"]
+    assert all(words in asked for words in value["sub_queries"].values())
+
+
+def test_pillars_name_the_kind_of_mission_and_stand_in_their_order(machine):  # noqa: F811
+    one = learnt(machine(Routed()))
+    row, = say(one, one.think(ASKED), {"pillars": ["iceman_facet_", "guide_facet_", "tech_bat_facet_"]})
+    lines = row["wanted"].split("\n")
+    assert lines[0] == "Factual Inquiry"
+    assert [line.partition(":")[0] for line in lines[1:]] == ["guide_facet_", "tech_bat_facet_", "iceman_facet_"]
+
+
+def test_a_lead_that_nothing_offered_has_is_refused_by_name(machine):  # noqa: F811
+    one = learnt(machine(Routed()))
+    row, = say(one, one.think(ASKED), {"lead": "ROBIN"})
+    assert row["wanted"] == "" and "no kind of mission that was offered (Technical Deconstruction" in batos._fault_of_text(row)
+
+
+def test_passages_and_a_lead_are_two_rows_of_one_correction(machine):  # noqa: F811
+    one = learnt(machine(Routed()))
+    rows = say(one, one.think(ASKED), {"quotes": [2], "not": [1], "lead": "BRICK"})
+    assert [row["target"] for row in rows] == ["READER", "BASE"]
+    assert not any(one.read(lambda root: [batos._is_taken_back(root, n, row) for n, row in enumerate(rows)]))
+
+
+def test_an_expert_that_chose_among_passages_learns_which_answers(machine):  # noqa: F811
+    one = learnt(machine(Routed("ONE_QUOTE")))
+    bind(one, ICEMAN, "ONE_QUOTE")
+    report = one.think(ASKED)
+    row = next(row for row in say(one, report, {"quotes": [1], "not": []}) if row["task"] == "facet")
+    assert row["target"] == "ONE_QUOTE" and row["pillar"] == ICEMAN and batos._fault_of_text(row) == ""
+    value = batos.CORE_TASKS["facet"].value(row["wanted"], row["fields"])
+    right = report["evidence"][0]["text"]
+    assert [row["fields"]["evidence"][n - 1] in right for n in value["quotes"]] == [True] * len(value["quotes"])
+
+
+def test_what_should_have_been_written_is_a_row_of_who_wrote(machine):  # noqa: F811
+    one = learnt(machine(Writes(said=["The valve is in the cellar [1]."])))
+    rows = say(one, one.think(ASKED), {"answer": "The brass valve is in the cellar, and is never oiled."})
+    row, = rows
+    assert (row["target"], row["task"]) == ("BABS", "write") and row["wanted"].startswith("The brass valve")
+    assert "brass valve" in row["fields"]["prompt"] and row["fields"]["system_prompt"].startswith("You speak as BABS")
+    assert json.loads(batos._golden_line(1, row, True))["response"] == row["wanted"]
+
+
+# Curation
+
+
+def plan_row(number, question, kind="Technical Deconstruction"):
+    pillars = batos.archetype_pillars(kind)[:2]
+    words = question.strip("?.")
+    wanted = "\n".join([kind, *[f"{pillar}: {words}" for pillar in pillars]])
+    fields = {"mission": question, "offered": [list(pair) for pair in OFFERED]}
+    return batos._text_row("BASE", "plan", fields, wanted) | {
+        "question": question, "cycle": f"0x{0xfffff + number:x}", "by": "local", "at": batos.now_utc(), "trusted": True,
+        "state": "raw", "why": ""}
+
+
+def planned(count=120, seed=5):
+    """Return {number: row} of corrected plans, every fourth of which is held back."""
+    picker, rows = random.Random(seed), {}
+    while len(rows) < count:
+        question = picker.choice(QUESTIONS.split("|")).format(f"{picker.choice(THINGS)} {picker.randrange(10 ** 6)}")
+        if batos._is_held_back(question) is (len(rows) % 4 == 0):
+            rows[len(rows) + 1] = plan_row(len(rows) + 1, question)
+    return rows
+
+
+def filled(where, rows, dataset=True):
+    """Put rows of plans, and the dataset of them, into a new image."""
+    image = batos.Image.open(where)
+    batos.genesis(image)
+    with batos.writing(image) as root:
+        rows = {n: batos._with_cluster(row, row["question"]) for n, row in rows.items()} if dataset else rows
+        root["golden_obj"].rows.update(rows)
+        if dataset:
+            batos._store_dataset(root, "BASE", sorted(rows), "0x1")
+    image.close()
+
+
+def test_rows_of_a_target_make_a_dataset_of_that_target(machine):  # noqa: F811
+    one = machine(doubles.QuickCore())
+    rows = planned()
+    rows[500] = rows[1] | {"wanted": plan_row(1, rows[1]["question"], "Factual Inquiry")["wanted"], "cycle": "0x999"}
+    rows[501] = plan_row(501, "Why?") | {"wanted": "Nothing of the kind"}
+    one.lanes["bulk"].call(batos.Job("rows", lambda root: root["golden_obj"].rows.update(rows), who="me"))
+    report = one.ended(one.lanes["write"].call(batos.Job("curate", lambda root: batos.send(
+        root["golden_obj"], "curate_", "BASE"), who="me")).result)
+    assert report["dataset"] == 1 and report["rows"] == {"accepted": 120, "refused": 2}, report
+    kept = one.read(lambda root: dict(root["golden_obj"].rows))
+    assert kept[1]["why"] == "row 500 says otherwise, and is later" and "does not read as plan" in kept[501]["why"]
+    dataset = one.read(lambda root: root["golden_obj"].datasets[1])
+    told = one.read(lambda root: (root["golden_obj"].datasets[1].target, root["golden_obj"].datasets[1].held_rows))
+    assert told[0] == "BASE" and len(told[1]) >= batos.HELD_LEAST and dataset is not None
+    assert all(kept[n]["held"] is (n in told[1]) for n in kept if kept[n]["state"] == "accepted")
+
+
+class Alike:
+    """Stands for an embedder: two questions are alike that begin with the same letter."""
+
+    state = "ready"
+
+    def query(self, text):
+        return batos.need("numpy", "tests").eye(128, dtype="float32")[ord(text[0])]
+
+
+def test_questions_that_are_asked_alike_never_stand_on_both_sides():
+    texts = ["pumps?", "Parts?", "people?", "quays?"]
+    rows = {n: plan_row(n, text) for n, text in enumerate(texts)}
+    clusters = dict(batos._clusters_of(rows, list(rows), Alike()))
+    assert clusters == {0: "pumps?", 1: "Parts?", 2: "pumps?", 3: "quays?"}
+    rows[0] |= {"cluster": "pages?"}                     # as it was said once
+    assert dict(batos._clusters_of(rows, [0, 2], Alike())) == {0: "pages?", 2: "pages?"}
+    off = batos.Embedder("none")
+    rows = {5: plan_row(5, "a lock"), 6: plan_row(6, "locks")}
+    assert dict(batos._clusters_of(rows, [5, 6], off)) == {5: "a lock", 6: "a lock"}
+
+
+# The saga, with the engine that learns nothing
+
+
+@pytest.fixture
+def stub(tmp_path, daemon):
+    filled(str(tmp_path / "live_image.fs"), planned())
+    return lambda **options: daemon(*{"forge_engine": "stub", **options}.items(), core=0)
+
+
+def experts(client):
+    return {row["expert"]: row["version"] for row in client.call("list_experts")["results"]}
+
+
+def test_the_base_gets_an_expert_of_its_own_and_undo_takes_it_away(stub, tmp_path):
+    running = stub()
+    with batos.Client(running.endpoint, WAIT_S) as client:
+        with pytest.raises(batos.BadRequest, match="dataset 1 is of BASE, and READER is to be forged"):
+            client.call("forge", dataset=1)
+        before = experts(client)
+        job = judged(client, client.call("forge", target="BASE")["result"]["job"])
+        assert job["status"] == "PROMOTED", job["told"]
+        assert until(lambda: experts(client) if "BASE_LORA" in experts(client) else None) == before | {"BASE_LORA": 1}
+        change, = [row for row in client.call("history")["results"] if row["why"] and row["why"].startswith("job 1: held back")]
+        client.call("undo", change=change["change"])
+        until(lambda: "BASE_LORA" not in experts(client))
+    assert running.stop() == 0 and is_cleared(tmp_path / "live_image.fs.forge")
+    assert batos.check_image(str(tmp_path / "live_image.fs"), deep=True)["faults"] == []
+
+
+@pytest.fixture
+def image(tmp_path):
+    one = batos.Image.open(str(tmp_path / "image.fs"))
+    batos.genesis(one)
+    with batos.writing(one) as root:
+        rows = {n: batos._with_cluster(row, row["question"]) for n, row in planned().items()}
+        root["golden_obj"].rows.update(rows)
+        batos._store_dataset(root, "BASE", sorted(rows), "0x1")
+    yield one
+    one.close()
+
+
+def made(tmp_path, fill=0.0, base=""):
+    """Return the path of an expert's weights."""
+    arrays, safe = batos.need("numpy", "tests"), batos.need("safetensors.numpy", "tests")
+    layer = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    path = tmp_path / f"{fill}.safetensors"
+    tensors = {f"{layer}A.weight": arrays.full((8, 256), fill, "float32"),
+               f"{layer}B.weight": arrays.full((256, 8), fill, "float32")}
+    safe.save_file(tensors, path, {"r": "8", "lora_alpha": "16", "revision": base})
+    return path
+
+
+def carried(root, path, wins=20, **succession):
+    """Carry a job of the base over its arrows; returns it."""
+    number = batos.begin_forge(root, "BASE", None, "me", **succession).job_number
+    batos._arrow_begun(number, "TRAINING", 1, "a")(root)
+    assert batos._arrow_trained(number, "a", path, {"steps": 1, "corrected": 1, "losses": [1.0]})(root) is None
+    batos._arrow_begun(number, "VALIDATING", 1, "b")(root)
+    batos._arrow_decided(number, "b", told([[0, 1]] * wins + [[1, 1]] * (30 - wins)))(root)
+    return root["forge_obj"].jobs[number]
+
+
+def anew(root, number):
+    """Make another dataset, so that it can be forged from once more."""
+    root["golden_obj"].rows[900 + number] = batos._with_cluster(plan_row(900 + number, f"What is {number}?"), "What?")
+    batos._store_dataset(root, "BASE", sorted(root["golden_obj"].rows), "0x1")
+
+
+def test_an_expert_gets_its_next_version_and_is_as_it_was_where_it_is_worse(image, tmp_path):
+    with batos.writing(image) as root:
+        first = carried(root, made(tmp_path, 0.5))
+        proxy = batos.mind_of(root).lora_repository["BASE_LORA"]
+        assert (first.status, proxy.version, proxy.rank, proxy.alpha) == ("PROMOTED", 1, 8, 16.0)
+        was = proxy.sha256
+        anew(root, 1)
+        assert carried(root, made(tmp_path, 0.25)).status == "PROMOTED"
+        proxy = batos.mind_of(root).lora_repository["BASE_LORA"]
+        assert proxy.version == 2 and [row["job"] for row in proxy.lineage] == [1, 2] and proxy.sha256 != was
+        marked(root, [RIGHT] * 60 + [WRONG] * 60, since=59)
+        assert "60 of 60 answers since were marked wrong" in batos._demote_expert(root)
+        assert (proxy.version, proxy.sha256, batos._worse_expert(root)) == (1, was, None)
+
+
+WRONG, RIGHT = {"answer": "x", "feedback": {"mark": "wrong"}}, {"answer": "x"}
+
+
+def marked(root, results, since):
+    """Have missions ended with results, and the newest job have been promoted behind one of them."""
+    for result in results:
+        brief = {"type": "direct_synthesis", "selector": "answer_", "args": ["What?"]}
+        batos.accept_cycle(root, brief, None, "me").result = result
+    jobs = root["forge_obj"].jobs
+    batos._set_job(jobs[jobs.maxKey()], since=since)
+
+
+def test_a_first_version_that_is_worse_goes(image, tmp_path):
+    with batos.writing(image) as root:
+        carried(root, made(tmp_path, 0.5))
+        marked(root, [RIGHT] * 60 + [WRONG] * 60, since=59)
+        assert batos._demote_expert(root) and "BASE_LORA" not in batos.mind_of(root).lora_repository
+        assert batos._demote_expert(root) is None
+
+
+def test_an_expert_for_another_core_or_no_expert_at_all_is_not_taken(image, tmp_path):
+    with batos.writing(image) as root:
+        batos.mind_of(root).model_blob = [batos.blob_record(__file__, "config.json")]
+        number = batos.begin_forge(root, "BASE", None, "me").job_number
+        batos._arrow_begun(number, "TRAINING", 1, "a")(root)
+        report = {"steps": 1, "corrected": 1, "losses": [1.0]}
+        why = batos._arrow_trained(number, "a", made(tmp_path, 0.5, base="another"), report)(root)
+        assert "was made for the core another" in why and root["forge_obj"].jobs[number].status == "TRAINING"
+        assert "no whole safetensors file" in batos._arrow_trained(number, "a", batos.pathlib.Path(__file__), report)(root)
+
+
+def test_what_is_forged_for_a_successor_is_its_expert_alone(image, tmp_path):
+    with batos.writing(image) as root:
+        carried(root, made(tmp_path, 0.5))
+        anew(root, 1)
+        number = batos.new_successor(root, "why")
+        job = carried(root, made(tmp_path, 0.25), successor=number, cycle="0x77")
+        assert job.status == "PROVEN"
+        former, mind = batos.mind_of(root), root["pLLM_lineage"].versions[number]
+        batos.set_slot(mind, "status", "PROMOTED")
+        assert batos.promote_with_mind(root, job, mind) is None
+        batos.swap_minds(root, number)
+        assert [one.lora_repository["BASE_LORA"].version for one in (former, batos.mind_of(root))] == [1, 2]
+        assert root["reader_obj"].version == 1
+        marked(root, [RIGHT] * 60 + [WRONG] * 60, since=59)
+        batos._set_job(job, status="PROMOTED")
+        assert batos._demote_expert(root) and batos.mind_of(root) is former
+
+
+def test_what_is_corrected_of_one_target_is_curated_for_that(image):
+    with batos.writing(image) as root:
+        long_ago = batos.now_utc() - batos.datetime.timedelta(hours=1)
+        for number, row in list(root["golden_obj"].rows.items()):
+            root["golden_obj"].rows[number] = row | {"at": long_ago, "state": "raw" if number <= 5 else "accepted"}
+        assert batos._due_target(root) == "BASE"
+
+
+def test_the_rows_of_the_base_are_asked_by_its_expert_and_others_by_theirs(machine):  # noqa: F811
+    core = Routed("BASE_LORA", "ONE_QUOTE")
+    one = learnt(machine(core))
+    bind(one, ICEMAN, "ONE_QUOTE")
+    one.think(ASKED)
+    asked = collections.Counter((task, adapter) for task, adapter, _ in core.asked)
+    assert asked["plan", "BASE_LORA"] == 1 and asked["facet", "BASE_LORA"] == 0
+    one.image.db.synapses = known(("BASE_LORA", "ONE_QUOTE"))
+    bind(one, "task:plan", "ONE_QUOTE")
+    one.think({**ASKED, "kwargs": {"n": 1}})
+    assert core.asked[-2:][0][:2] == ("plan", "ONE_QUOTE") or ("plan", "ONE_QUOTE") in [row[:2] for row in core.asked]
+
+
+def forged_base(client):
+    """Return the version of the base's expert, and how often one was promoted."""
+    rows = client.call("history", limit=200)["results"]
+    promoted = [row for row in rows if (row["why"] or "").startswith("job 1: held back")]
+    return until(lambda: experts(client).get("BASE_LORA")), len(promoted)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_base_has_one_expert(tmp_path, daemon):
+    picker = random.Random(3)
+    for number in range(3):
+        ended = killed_amid(tmp_path, daemon, picker, number, lambda where: filled(where, planned()), "BASE", forged_base)
+        assert ended == ("PROMOTED", 1, 1), number
