@@ -26,7 +26,7 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     cores that are other processes: what they really say, one of them, several in an order
     experts         Lineage · Memory manager
                     LoRA experts in three tiers: blobs, RAM, adapter slots; their incarnation
-    what is known   Words · Texts · PDF · Formats · Man pages · Source files · Index · Documents · Search
+    what is known   Words · Texts · PDF · Formats · Man pages · Source files · Index · Documents · Scores · Search
                     files become texts, texts chunks, chunks postings and vectors; and how they are found
     what is told    Asked · Contradictions · Evidence · Levels · Quotes · Grounds · Summaries
                     passages and the sentence that answers; whether a passage bears out what a core wrote
@@ -21733,11 +21733,11 @@ def _parsed(data, name, most_bytes=SOURCE_MAX_BYTES):
 
 # Offers:
 __all__ += """
-    Built in_record built_file place_of Segment FreshWords add_mapped bury readable_segments
-    Vectors waiting_chunks count_waiting publish_vectors wait_for_vectors alive_in
-    merged_postings postings_of kept_words held_nowhere counted_in publish_words MERGED
-    due_merge take_embedder embedder_of packs_of count_former_vectors hold_vectors held_vectors
-    vectors_to_store runs_of RunTree numbers_in numbers_filed
+    Built in_record built_file Segment FreshWords add_mapped bury readable_segments Vectors
+    waiting_chunks count_waiting publish_vectors wait_for_vectors alive_in merged_postings
+    postings_of kept_words held_nowhere counted_in publish_words MERGED due_merge take_embedder
+    embedder_of packs_of count_former_vectors hold_vectors held_vectors vectors_to_store runs_of
+    RunTree numbers_in numbers_filed Codes
 """.split()
 
 # so many segments of one size become one: each chunk is written anew at each size
@@ -21782,14 +21782,70 @@ def _from_bytes(codes, steps):
     return codes.astype(numpy.float32) * steps[:, None]
 
 
+_WIDENED_MOST = 4096  # rows of a pack that are held as floats once they were read
+_SKETCHED_AT_ONCE = 1 << 16  # rows, so that what is made of them stays in the processor's cache
+
+
+class Codes:
+    """I am many rows of numbers as they stand in a mapped file, a byte a number; what is taken out of me is float32."""
+
+    def __init__(self, codes, steps):
+        self.codes, self.steps = codes, steps
+        self.shape, self.dtype = codes.shape, codes.dtype
+
+    def __len__(self):
+        return len(self.codes)
+
+    def __getitem__(self, which):
+        return _from_bytes(self.codes[which], self.steps[which])
+
+    @functools.cached_property
+    def sketch(self):
+        """My rows' signs, a bit each: for every 64 of them an array of a number a row."""
+        import numpy
+
+        made = numpy.empty((-(-self.shape[1] // 64), len(self)), numpy.uint64)
+        for start in range(0, len(self), _SKETCHED_AT_ONCE):
+            block = self.codes[start : start + _SKETCHED_AT_ONCE]
+            made[:, start : start + len(block)] = _signs(block).T
+        return made
+
+    def distances(self, vector):
+        """Return in how many signs each row differs from a vector, uint16."""
+        import numpy
+
+        asked, found = _signs(vector[None])[0], numpy.zeros(len(self), numpy.uint16)
+        for start in range(0, len(self), _SKETCHED_AT_ONCE):
+            counted = found[start : start + _SKETCHED_AT_ONCE]
+            for signs, wanted in zip(self.sketch, asked, strict=True):
+                block = signs[start : start + _SKETCHED_AT_ONCE]
+                counted += numpy.bitwise_count(block ^ wanted)
+        return found
+
+
+def _signs(rows):
+    """Return which numbers of rows are above 0, as rows of uint64 with a bit each."""
+    import numpy
+
+    wide = numpy.zeros((len(rows), -(-rows.shape[1] // 64) * 64), bool)
+    wide[:, : rows.shape[1]] = rows > 0
+    return numpy.packbits(wide, axis=1).view(numpy.uint64)
+
+
+def _coded(rows):
+    """Return (codes, steps) of rows of floats, or of Codes."""
+    return (rows.codes, rows.steps) if isinstance(rows, Codes) else _in_bytes(rows)
+
+
 def _data_of(arrays):
     """Return arrays as a file of safetensors, rows of floats as _in_bytes has them."""
     import numpy
 
     named = arrays._asdict()
     for name, array in arrays._asdict().items():
-        if array.dtype == numpy.float32:
-            named[name], named[_STEPS.format(name)] = _in_bytes(array)
+        if isinstance(array, Codes) or array.dtype == numpy.float32:
+            codes, steps = _coded(array)
+            named[name], named[_STEPS.format(name)] = codes, steps.astype(numpy.float16)
     return need("safetensors.numpy", "the memory's arrays").save(named)
 
 
@@ -21828,7 +21884,7 @@ _SAFETENSORS_TYPES = {
 
 
 def _arrays_in(data):
-    """Return {name: array} of the bytes of a file of safetensors: views, but for floats, which are widened."""
+    """Return {name: array} of the bytes of a file of safetensors: views, but for few rows of floats, which are widened."""
     import numpy
 
     begin, arrays = 8 + int.from_bytes(data[:8], "little"), {}
@@ -21838,7 +21894,8 @@ def _arrays_in(data):
             held = numpy.ndarray(row["shape"], kind, data, begin + row["data_offsets"][0])
             arrays[name] = held.astype(numpy.float32) if kind == "float16" else held
     for name in [name for name in arrays if _STEPS.format(name) in arrays]:
-        arrays[name] = _from_bytes(arrays[name], arrays.pop(_STEPS.format(name)))
+        rows = Codes(arrays[name], arrays.pop(_STEPS.format(name)))
+        arrays[name] = rows if len(rows) > _WIDENED_MOST else rows[:]
     return arrays
 
 
@@ -21870,7 +21927,7 @@ def _map_arrays(path, sha256):
         return _arrays_in(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def place_of(numbers, number):
+def _place_in_order(numbers, number):
     """Return where a number is in an ascending array, or None."""
     place = int(numbers.searchsorted(number))
     return place if place < len(numbers) and numbers[place] == number else None
@@ -21925,7 +21982,7 @@ class Mapped(persistent.Persistent):
         return self.arrays.numbers.tolist()
 
     def __contains__(self, number):
-        return place_of(self.arrays.numbers, number) is not None
+        return _place_in_order(self.arrays.numbers, number) is not None
 
 
 @image_class
@@ -21964,31 +22021,48 @@ class Segment(Mapped):
 
     def held(self, words: dict, number: int) -> list:
         """Return those of the words that are in a chunk; [] where its words are elsewhere."""
-        place, places = place_of(self.arrays.numbers, number), self.arrays.places
+        place, places = _place_in_order(self.arrays.numbers, number), self.arrays.places
         found = ((word, places[self._rows(word)]) for word in words) if place is not None else ()
-        return [word for word, inside in found if place_of(inside, place) is not None]
+        return [word for word, inside in found if _place_in_order(inside, place) is not None]
 
-    def scores(self, weights, mean_words):
-        """Return (chunk numbers, ascending, their BM25 scores) of the chunks that hold a word, as two arrays of one length.
-
-        weights: {word: idf over all segments}; mean_words: the mean length of a chunk over all of them.
-        """
+    def denominators(self, mean_words):
+        """Return what is added to a frequency below the line of BM25, for each chunk; kept for the latest mean."""
         import numpy
         from zope.index.text.okapiindex import OkapiIndex
 
-        postings, total = self.arrays, numpy.zeros(self.count, numpy.float64)
-        k1, base, slope = (
-            OkapiIndex.K1,
-            OkapiIndex.K1 * (1 - OkapiIndex.B),
-            OkapiIndex.K1 * OkapiIndex.B / mean_words,
-        )
-        lengths = numpy.maximum(postings.lengths, RANKING.floor_words)
-        for word, idf in weights.items():
-            rows = self._rows(word)
-            places, f = postings.places[rows], postings.frequencies[rows].astype(numpy.float64)
-            total[places] += idf * (k1 + 1) * f / (f + base + slope * lengths[places])
-        found = total.nonzero()[0]
-        return postings.numbers[found], total[found]
+        kept = getattr(self, "_v_denominators", None)
+        if kept is None or kept[0] != mean_words:
+            lengths = numpy.maximum(self.arrays.lengths, RANKING.floor_words)
+            base, slope = OkapiIndex.K1 * (1 - OkapiIndex.B), OkapiIndex.K1 * OkapiIndex.B
+            kept = self._v_denominators = mean_words, base + slope / mean_words * lengths
+        return kept[1]
+
+    def gains(self, word, idf, mean_words):
+        """Return (places, what BM25 gives each of these chunks for a word)."""
+        import numpy
+        from zope.index.text.okapiindex import OkapiIndex
+
+        rows = self._rows(word)
+        places = self.arrays.places[rows]
+        f = self.arrays.frequencies[rows].astype(numpy.float64)
+        return places, idf * (OkapiIndex.K1 + 1) * f / (f + self.denominators(mean_words)[places])
+
+    def gains_at(self, wanted, word, idf, mean_words):
+        """Return what BM25 gives some chunks for a word, by their places; 0 where they do not hold it."""
+        import numpy
+        from zope.index.text.okapiindex import OkapiIndex
+
+        rows = self._rows(word)
+        places, gained = self.arrays.places[rows], numpy.zeros(len(wanted))
+        if not len(places):
+            return gained
+        # of one type, as numpy would copy the longer array else
+        at = numpy.minimum(places.searchsorted(wanted.astype(places.dtype)), len(places) - 1)
+        held = places[at] == wanted
+        f = self.arrays.frequencies[rows][at[held]].astype(numpy.float64)
+        below = f + self.denominators(mean_words)[wanted[held]]
+        gained[held] = idf * (OkapiIndex.K1 + 1) * f / below
+        return gained
 
 
 # Numbers of chunks that have one thing in common
@@ -22111,7 +22185,7 @@ class FreshWords(Segment):
 
     def _hold(self, numbers):
         self.runs, self.count = tuple(runs_of(sorted(numbers))), len(numbers)
-        self._v_arrays = self._v_rows = None
+        self._v_arrays = self._v_rows = self._v_denominators = None
 
     def _made(self):
         """Return the Postings of my chunks as they are committed; all connections share those of my latest states."""
@@ -22188,7 +22262,7 @@ class Vectors(typing.NamedTuple):
     """What some chunks mean: `vectors[k]`, of length 1, is of `numbers[k]`."""
 
     numbers: typing.Any  # int64, ascending
-    vectors: typing.Any  # float32, one row each
+    vectors: typing.Any  # float32, one row each; or Codes of them
 
 
 @image_class
@@ -22478,11 +22552,13 @@ def _merged_vectors(catalog, keys):
     numbers = numpy.concatenate(
         [pack.arrays.numbers[mask] for pack, mask in zip(packs, masks, strict=True)]
     )
-    vectors = numpy.concatenate(
-        [pack.arrays.vectors[mask] for pack, mask in zip(packs, masks, strict=True)]
+    coded = [_coded(pack.arrays.vectors) for pack in packs]
+    codes, steps = (
+        numpy.concatenate([part[mask] for part, mask in zip(parts, masks, strict=True)])
+        for parts in zip(*coded, strict=True)
     )
     order = numpy.argsort(numbers)
-    return Vectors(numbers[order], vectors[order])
+    return Vectors(numbers[order], Codes(codes[order], steps[order]))
 
 
 def _publish_vector_merge(catalog, keys, built):
@@ -23585,6 +23661,219 @@ def _add_from_chunks(catalog, folder):
 
 
 ################################################################################
+# Scores #######################################################################
+################################################################################
+#
+# Which chunks score best by words and by meaning, without a look at all of them where there are many. By words none is
+# missed: what the rarer words make sure of is not sought by the commoner ones. By meaning the signs of the numbers of all
+# vectors are compared first, and the vectors themselves of what is near by these.
+
+# Offers:
+__all__ += """
+    WordScores Nearness
+""".split()
+
+# postings of the words that are left, from which on it is looked whether they can change who is among the best
+_WORTH_LEAVING = 20_000
+_LOOKED_UP_SHARE = 8  # a word is looked up for chunks where it is in so many times as many
+_SKETCHED_TIMES = (
+    12  # of those near by signs so many times as many as are wanted are compared whole
+)
+
+
+def _best(numbers, scores, test, most):
+    """Return the `most` best (number, score) that pass a test, equal scores by number; few are tested."""
+    import numpy
+
+    best, tried = [], 0
+    while len(best) < most and tried < len(numbers):
+        # then those from `tried` to here are looked at
+        ahead = min(max(4 * most, 8 * tried), len(numbers))
+        least = numpy.partition(scores, len(scores) - ahead)[len(scores) - ahead]
+        near = (scores >= least).nonzero()[0]  # all that score as the last of them does, too
+        near = near[numpy.lexsort((numbers[near], -scores[near]))]
+        for place in near[tried:].tolist():
+            if len(best) < most and test(number := int(numbers[place])):
+                best.append((number, float(scores[place])))
+        tried = len(near)
+    return best
+
+
+def _sorted_array(numbers):
+    """Return numbers as an ascending array."""
+    import numpy
+
+    return numpy.sort(numpy.fromiter(numbers, numpy.int64))
+
+
+class WordScores:
+    """The BM25 scores of all chunks for some words; those of all segments are ranked together.
+
+    weights: {word: idf over all segments}; mean_words: the mean length of a chunk over all of them.
+    """
+
+    def __init__(self, catalog: UvmObject, weights: dict, mean_words: float) -> None:
+        self.segments, self.mean_words = readable_segments(catalog), mean_words
+        # the order of sums too: who says the same scores the same
+        self.weights = dict(sorted(weights.items(), key=lambda row: -row[1]))
+
+    def scores_of(self, wanted: typing.Collection) -> dict:
+        """Return {number: score} of those of some chunks that hold a word."""
+        numbers = _sorted_array(wanted)
+        scores = self._scores_at(numbers)
+        held = scores > 0
+        return dict(zip(numbers[held].tolist(), scores[held].tolist(), strict=True))
+
+    def best(self, only, test: typing.Callable, most: int) -> dict:
+        """Return up to `most` {number: score}, best first, of those that pass a test; of `only`, or of all."""
+        if only is None:
+            numbers, scores = self._promising(test, most)
+        else:
+            numbers, scores = only, self._scores_at(only)
+            numbers, scores = numbers[scores > 0], scores[scores > 0]
+        return dict(_best(numbers, scores, test, most))
+
+    def _scores_at(self, numbers):
+        """Return the scores of chunks by their numbers, ascending; 0 for what holds none of the words."""
+        import numpy
+
+        scores = numpy.zeros(len(numbers))
+        for segment in self.segments:
+            own = segment.arrays.numbers
+            at = own.searchsorted(numbers)
+            inside = (own[at.clip(max=len(own) - 1)] == numbers).nonzero()[0]
+            for word, idf in self.weights.items() if len(inside) else ():
+                scores[inside] += segment.gains_at(at[inside], word, idf, self.mean_words)
+        return scores
+
+    def _promising(self, test, most):
+        """Return (numbers, scores) of chunks among which the `most` best are, their scores whole."""
+        import numpy
+
+        totals = [numpy.zeros(segment.count) for segment in self.segments]
+        words, left = list(self.weights.items()), self._left()
+        seen, looked = 0, _WORTH_LEAVING
+        for n, (word, idf) in enumerate(words):
+            most_left, postings_left = left[n]
+            if seen >= looked and postings_left > _WORTH_LEAVING:
+                looked = seen + seen // 4
+                least = self._least(totals, most_left, test, most)
+                if least > most_left:
+                    return self._finished(totals, least - most_left, words[n:])
+            seen += self._add(totals, word, idf)
+        return self._gathered([total.nonzero()[0] for total in totals], totals)
+
+    def _left(self):
+        """Return for each word (the most that it and those behind it can give a chunk, their postings)."""
+        from zope.index.text.okapiindex import OkapiIndex
+
+        found, most, postings = [], 0.0, 0
+        for word, idf in reversed(self.weights.items()):
+            most += idf * (OkapiIndex.K1 + 1)
+            postings += sum(segment.document_frequency(word) for segment in self.segments)
+            found.append((most, postings))
+        return found[::-1]
+
+    def _add(self, totals, word, idf):
+        """Add what a word gives to all chunks; returns its postings."""
+        count = 0
+        for segment, total in zip(self.segments, totals, strict=True):
+            places, gained = segment.gains(word, idf, self.mean_words)
+            total[places] += gained
+            count += len(places)
+        return count
+
+    def _least(self, totals, above, test, most):
+        """Return the score of the last of the `most` best, where all of these score above a bound; else 0."""
+        ahead = [(total > above).nonzero()[0] for total in totals]
+        if sum(map(len, ahead)) < most:
+            return 0.0
+        best = _best(*self._gathered(ahead, totals), test, most)
+        return best[-1][1] if len(best) == most else 0.0
+
+    def _finished(self, totals, floor, weights):
+        """Return (numbers, scores) of the chunks that have a floor by now, with what the words that are left give them."""
+        kept = [(total >= floor * (1 - 1e-9)).nonzero()[0] for total in totals]
+        for segment, total, places in zip(self.segments, totals, kept, strict=True):
+            for word, idf in weights:
+                if len(places) * _LOOKED_UP_SHARE < segment.document_frequency(word):
+                    total[places] += segment.gains_at(places, word, idf, self.mean_words)
+                else:
+                    at, gained = segment.gains(word, idf, self.mean_words)
+                    total[at] += gained
+        return self._gathered(kept, totals)
+
+    def _gathered(self, places, totals):
+        """Return (numbers, scores) of places of all segments."""
+        import numpy
+
+        rows = list(zip(self.segments, places, totals, strict=True))
+        numbers = [segment.arrays.numbers[at] for segment, at, _ in rows]
+        scores = [total[at] for _, at, total in rows]
+        none = numpy.empty(0, numpy.int64), numpy.empty(0)
+        return numpy.concatenate([none[0], *numbers]), numpy.concatenate([none[1], *scores])
+
+
+class Nearness:
+    """How near what chunks mean is to a vector, as an embedder (None: any) made both.
+
+    parts: [(numbers, rows)] of the packs that have such vectors, and of what is held.
+    """
+
+    def __init__(self, catalog: UvmObject, vector, embedder: str | None = None) -> None:
+        found = [pack.arrays for pack in packs_of(catalog, embedder) if pack.readable()]
+        held = held_vectors(catalog, embedder)
+        found += [held] if held else []
+        self.vector = vector
+        self.parts = [(numbers, rows) for numbers, rows in found if rows.shape[1:] == vector.shape]
+
+    def scores_of(self, wanted: typing.Collection) -> dict:
+        """Return {number: cosine} of those of some chunks that have a vector."""
+        numbers, cosines = self._cosines_of(_sorted_array(wanted))
+        return dict(zip(numbers.tolist(), cosines.tolist(), strict=True))
+
+    def best(self, only, test: typing.Callable, most: int) -> dict:
+        """Return up to `most` {number: cosine}, best first, of those that pass a test; of `only`, or of all."""
+        found = self._near(test, most) if only is None else self._cosines_of(only)
+        return dict(_best(*found, test, most))
+
+    def _cosines_of(self, numbers):
+        """Return (numbers, cosines) of those of some chunks that have a vector."""
+        found = []
+        for own, rows in self.parts:
+            at = own.searchsorted(numbers)
+            inside = own[at.clip(max=len(own) - 1)] == numbers
+            found.append((numbers[inside], rows[at[inside]] @ self.vector))
+        return _all_scores(found)
+
+    def _near(self, test, most):
+        """Return (numbers, cosines) of all chunks of small packs, and of those of large ones that are near by their signs."""
+        found = [
+            (numbers, rows @ self.vector)
+            for numbers, rows in self.parts
+            if not isinstance(rows, Codes)
+        ]
+        large = [
+            (numbers, -rows.distances(self.vector).astype("float32"))
+            for numbers, rows in self.parts
+            if isinstance(rows, Codes)
+        ]
+        near = _best(*_all_scores(large), test, most * _SKETCHED_TIMES) if large else ()
+        if near:
+            found.append(self._cosines_of(_sorted_array(number for number, _ in near)))
+        return _all_scores(found)
+
+
+def _all_scores(found):
+    """Return (numbers, scores) of all of [(numbers, scores)]."""
+    import numpy
+
+    numbers = [numpy.empty(0, numpy.int64), *[part for part, _ in found]]
+    scores = [numpy.empty(0, numpy.float32), *[part for _, part in found]]
+    return numpy.concatenate(numbers), numpy.concatenate(scores)
+
+
+################################################################################
 # Search #######################################################################
 ################################################################################
 #
@@ -23977,24 +24266,6 @@ def _numbers_matching(catalog, node, words):
     return set.intersection(*wanted).difference(*banned)
 
 
-def _best(numbers, scores, test, most):
-    """Return the `most` best (number, score) that pass a test, equal scores by number; few are tested."""
-    import numpy
-
-    best, tried = [], 0
-    while len(best) < most and tried < len(numbers):
-        # then those from `tried` to here are looked at
-        ahead = min(max(4 * most, 8 * tried), len(numbers))
-        least = numpy.partition(scores, len(scores) - ahead)[len(scores) - ahead]
-        near = (scores >= least).nonzero()[0]  # all that score as the last of them does, too
-        near = near[numpy.lexsort((numbers[near], -scores[near]))]
-        for place in near[tried:].tolist():
-            if len(best) < most and test(number := int(numbers[place])):
-                best.append((number, float(scores[place])))
-        tried = len(near)
-    return best
-
-
 class Terms(typing.NamedTuple):
     """A query taken apart; phrases are tuples of stems."""
 
@@ -24075,28 +24346,6 @@ def _numbers_with(catalog, word):
     )
 
 
-def _permitted(catalog, found, terms):
-    """Return what was found, [(numbers, scores)], without the chunks that lack a phrase's word or hold an excluded one."""
-    import numpy
-
-    if terms is None or not (terms.phrases or terms.excluded):
-        return found
-    needed = [
-        _numbers_with(catalog, word)
-        for word in {word for phrase in terms.phrases for word in phrase}
-    ]
-    banned = [_numbers_with(catalog, word) for word in terms.excluded]
-    kept = []
-    for numbers, scores in found:
-        keep = numpy.ones(len(numbers), bool)
-        for one in needed:
-            keep &= numpy.isin(numbers, one)
-        for one in banned:
-            keep &= ~numpy.isin(numbers, one)
-        kept.append((numbers[keep], scores[keep]))
-    return kept
-
-
 def _holds_phrases(catalog, phrases, number):
     """Tell whether a chunk, or what stands above it, holds each phrase's words one after the other."""
     chunk = catalog.chunk_storage[number]
@@ -24126,11 +24375,6 @@ def _own_weights(catalog, asked, only):
     }
 
 
-def _found_by_words(catalog, weights, mean_words):
-    """Return [(numbers, scores)] of the chunks that hold any of the words, one pair for each segment."""
-    return [segment.scores(weights, mean_words) for segment in readable_segments(catalog)]
-
-
 def _fed_back(catalog, asked, own, scores):
     """Return weights of words: `own`, and beside them those that the best chunks say (relevance model 3, Lavrenko and Croft).
 
@@ -24158,40 +24402,6 @@ def _fed_back(catalog, asked, own, scores):
     for word in kept:
         mixed[word] += RANKING.feedback * weights[word] / total * idf[word]
     return mixed
-
-
-def _found_by_meaning(catalog, vector, embedder=None):
-    """Return [(numbers, cosines)] of all chunks that have a vector of an embedder: a pair for each pack, one for those held."""
-    found = [pack.arrays for pack in packs_of(catalog, embedder) if pack.readable()]
-    held = held_vectors(catalog, embedder)
-    found += [held] if held else []
-    return [(numbers, rows @ vector) for numbers, rows in found if rows.shape[1:] == vector.shape]
-
-
-def _ranked(found, chosen, most):
-    """Return up to `most` {number: score} of what segments or packs found, best first, that are chosen."""
-    import numpy
-
-    only, test = chosen
-    if not found:
-        return {}
-    numbers, scores = (numpy.concatenate(part) for part in zip(*found, strict=True))
-    if only is not None:
-        inside = numpy.isin(numbers, only)
-        numbers, scores = numbers[inside], scores[inside]
-    return dict(_best(numbers, scores, test, most))
-
-
-def _scores_of(found, wanted):
-    """Return {number: score} of the wanted chunks that were found."""
-    scores = {}
-    for numbers, values in found:
-        scores |= {
-            number: float(values[place])
-            for number in wanted
-            if (place := place_of(numbers, number)) is not None
-        }
-    return scores
 
 
 def _why(catalog, asked, number):
@@ -24272,8 +24482,8 @@ def _fused(words, meaning, by_words, by_meaning):
     wanted = by_words.keys() | by_meaning.keys()
     if not wanted:
         return {}
-    bm25 = _standardised(dict.fromkeys(wanted, 0.0) | _scores_of(words, wanted))
-    cosines = _scores_of(meaning, wanted)
+    bm25 = _standardised(dict.fromkeys(wanted, 0.0) | words.scores_of(wanted))
+    cosines = meaning.scores_of(wanted)
     near = bm25 | _standardised(cosines) if cosines else bm25
     return {
         number: RANKING.words * bm25[number] + (1 - RANKING.words) * near[number]
@@ -24371,41 +24581,50 @@ class _Seeking:
     """One search at work: what is sought among which chunks, and what words and meaning found.
 
     talk: the numbers of the conversation's chunks where one is searched, else None.
-    words, meaning: [(numbers, scores)], a pair for each segment or pack that holds something of it.
+    words, meaning: WordScores and Nearness, where there is a vector.
     by_words, by_meaning: {number: score} of the best of each that are chosen, best first.
     """
 
     def __init__(self, catalog, asked, where, terms, most):
         self.catalog, self.asked, self.terms = catalog, asked, terms
         only, self.test = _chosen(catalog, where)
-        self.chosen = only, self._test_with_phrases()
+        self.chosen = self._with_terms(only)
         self.talk = only if where.conversation else None
         self.own = _own_weights(catalog, asked, self.talk)
         turns = 0 if self.talk is None else _TURNS_WEIGHED
         self.looked_at = max(RANKING.candidates, most, turns)
-        self.words = self.meaning = ()
+        self.words = self.meaning = None
         self.by_words = self.by_meaning = {}
 
-    def _test_with_phrases(self):
-        """Return the test that each chunk must pass, its phrases included."""
+    def _with_terms(self, only):
+        """Return (only, test) with what a chunk must hold, and must not, beside that."""
         terms, test = self.terms, self.test
         if not terms or not (terms.phrases or terms.excluded):
-            return test
-        return lambda number: test(number) and _holds_phrases(self.catalog, terms.phrases, number)
+            return only, test
+        words = set(itertools.chain.from_iterable(terms.phrases))
+        for held in [_numbers_with(self.catalog, word) for word in words]:
+            held.sort()
+            only = held if only is None else need("numpy", "searching").intersect1d(only, held)
+        excluded = [_numbers_with(self.catalog, word).tolist() for word in terms.excluded]
+        banned = frozenset(itertools.chain.from_iterable(excluded))
+
+        def holds(number):
+            is_permitted = number not in banned and test(number)
+            return is_permitted and _holds_phrases(self.catalog, terms.phrases, number)
+
+        return only, holds
 
     def find(self, vector, embedder):
         """Look for the query's words, and for its meaning where its vector is given."""
         self.words, self.by_words = self._found_by(self.own)
-        if vector is not None:
-            found = _found_by_meaning(self.catalog, vector, embedder)
-            self.meaning = _permitted(self.catalog, found, self.terms)
-            self.by_meaning = _ranked(self.meaning, self.chosen, self.looked_at)
+        near = None if vector is None else Nearness(self.catalog, vector, embedder)
+        if near is not None and near.parts:
+            self.meaning, self.by_meaning = near, near.best(*self.chosen, self.looked_at)
 
     def _found_by(self, weights):
         """Return (words, by_words) of words and what each weighs."""
-        found = _found_by_words(self.catalog, weights, self.asked.mean_words)
-        found = _permitted(self.catalog, found, self.terms)
-        return found, _ranked(found, self.chosen, self.looked_at)
+        words = WordScores(self.catalog, weights, self.asked.mean_words)
+        return words, words.best(*self.chosen, self.looked_at)
 
     def scores(self):
         """Return {number: score} of what was found, the score from 0 to 1 where meaning has a part in it."""

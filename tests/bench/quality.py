@@ -251,9 +251,8 @@ class OurCatalog:
 
     def vectors(self, query):
         def look(catalog):
-            found = batos._found_by_meaning(catalog, self.embedder.query(query))
-            chosen = batos._chosen(catalog, batos.Where(**self.asked_in.get(query, {})))
-            best = batos._ranked(found, chosen, PASSAGES)
+            near = batos.Nearness(catalog, self.embedder.query(query))
+            best = near.best(*batos._chosen(catalog, batos.Where(**self.asked_in.get(query, {}))), PASSAGES)
             return first_of_each(catalog.chunk_storage[number].doc_id for number in best)
         return self.look(look)
 

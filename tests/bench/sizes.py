@@ -1,0 +1,449 @@
+"""What one image can hold: chunks, objects, and a month of missions, each in three sizes. Prints times, memory and disk as Markdown.
+
+    python tests/bench/sizes.py --folder DISK [--chunks 10000 100000 1000000] [--objects …] [--missions …] [--report sizes.md]
+
+Behind each time stands its exponent: log of how many times as long by log of how many times as much, against the size before; 1 is
+as much longer as there is more, and nothing should be above 1.1. Texts are drawn by a seed, by how often words of a language occur; their
+vectors are noise around real ones, handed over where the embedder would (`--vectors FILE.npy`; without one, around vectors of chance).
+The core is a double. Each phase is a process of its own and writes down what it found, so a run that was interrupted goes on.
+"""
+
+import argparse
+import collections
+import contextlib
+import datetime
+import functools
+import json
+import math
+import os
+import pathlib
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import zlib
+
+import numpy
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(ROOT), str(HERE.parent), str(HERE)]
+import conftest
+import doubles
+from bench import add_objects, p95_ms, timed_s
+from month import BEGIN, Clock
+from test_autotelic import Kept
+from test_parts import Machine
+
+import batos
+
+SIZES = {"chunks": (10_000, 100_000, 1_000_000), "objects": (10_000, 100_000, 1_000_000), "missions": (1000, 10_000, 100_000)}
+CHUNKS_A_DOCUMENT, DOCUMENTS_A_MERGE = 100, 25
+WORDS_A_SENTENCE, SENTENCES_A_CHUNK = 12, 9
+VOCABULARY, TOPIC_WORDS = 200_000, 20
+WIDTH, NOISE = 384, 0.45                                 # of a vector; of the noise, as long as the vector were it 1
+SEARCHES, QUESTIONS, ASKED = 200, 40, 20
+DAYS, MISSIONS_AT_ONCE = 30, 32
+STEEP = 1.1                                              # an exponent above it is a fault
+LEAST_S = 0.05                                           # of what is shorter the exponent says nothing
+IMAGE = "live_image.fs"
+
+
+class Writer:
+    """Draws documents by a seed: words by Zipf's and Mandelbrot's law, each document with some of its own."""
+
+    def __init__(self):
+        self.chance = numpy.random.default_rng(7)
+        letters = self.chance.integers(97, 123, (VOCABULARY, 10), numpy.uint8)
+        self.words = numpy.array([bytes(row[:4 + rank % 7]).decode() for rank, row in enumerate(letters)])
+        weights = 1 / (numpy.arange(VOCABULARY) + 11.0) ** 1.05
+        self.reach = numpy.cumsum(weights / weights.sum())
+
+    def ranks(self, chance, count):
+        return numpy.minimum(numpy.searchsorted(self.reach, chance.random(count)), VOCABULARY - 1)
+
+    def chunk(self, chance, topic):
+        """Return a chunk's text: of each sentence a third are words of the topic or of chance alike."""
+        ranks = self.ranks(chance, WORDS_A_SENTENCE * SENTENCES_A_CHUNK)
+        places = chance.random(len(ranks)) < 0.1
+        ranks[places] = chance.choice(topic, places.sum())
+        words = self.words[ranks]
+        lines = [" ".join(words[at:at + WORDS_A_SENTENCE]) for at in range(0, len(words), WORDS_A_SENTENCE)]
+        return ". ".join(line.capitalize() for line in lines) + "."
+
+    def document(self, number):
+        """Return the text of a document, the same each time."""
+        chance = numpy.random.default_rng([7, number])
+        topic = self.ranks(chance, TOPIC_WORDS)
+        return "\n\n".join(f"# Part {at}\n\n{self.chunk(chance, topic)}" for at in range(CHUNKS_A_DOCUMENT))
+
+
+class NoisyEmbedder(doubles.QuickEmbedder):
+    """Stands for the embedder: a text's vector is one of some known ones, by its digest, with noise."""
+
+    def __init__(self, known):
+        super().__init__("noise")
+        self.known, self.asked = known, {}
+
+    def _one(self, text):
+        seed = zlib.crc32(text.encode())
+        return self.known[seed % len(self.known)], seed
+
+    def embed(self, texts, patient=False, stopped=lambda: False):
+        known, seeds = zip(*map(self._one, texts), strict=True)
+        noise = numpy.random.default_rng(list(seeds)).standard_normal((len(texts), WIDTH), numpy.float32)
+        return batos.unit_rows(numpy.array(known) + noise * (NOISE / math.sqrt(WIDTH))).astype(numpy.float32)
+
+    def query(self, text):
+        """Return the vector that a query was given, else one that is near that of its text."""
+        return self.asked[text] if text in self.asked else self.embed([text])[0]
+
+    def about(self, texts):
+        return self.embed(texts)
+
+
+def known_vectors(path):
+    """Return the vectors of a file that `real_vectors` wrote, or as many of chance as are in most."""
+    if path:
+        return numpy.load(path)
+    return batos.unit_rows(numpy.random.default_rng(5).standard_normal((2000, WIDTH), numpy.float32))
+
+
+def real_vectors(path, count):
+    """Write what the real embedder makes of so many sentences of this machine's Python library and this program's texts."""
+    texts = [file.read_text("utf-8", "replace") for file in (*pathlib.Path(os.__file__).parent.rglob("*.py"), *ROOT.rglob("*.md"))]
+    lines = dict.fromkeys(line.strip(" #\"'") for text in texts for line in text.splitlines())
+    told = [line for line in lines if len(line.split()) > 7 and sum(char.isalpha() for char in line) > 0.7 * len(line)][:count]
+    embedder = batos.Embedder("auto")
+    embedder.start()
+    embedder.close(300)
+    numpy.save(path, embedder.embed(told))
+    return len(told)
+
+
+# What is measured, each in a process of its own: function(folder, count, options) to {what: figure}
+
+
+class Opened(Machine):
+    """An image in a folder, made where there is none, with its writing lanes."""
+
+    def __init__(self, folder):
+        super().__init__(None, f"{folder}/{IMAGE}")
+
+    def merge(self):
+        batos.merge_job(self.image, self.bulk)(lambda line: None)
+
+
+def learn(folder, count, options):
+    """Documents by the bulk lane until there are so many chunks, with the merges that fall due; then their vectors."""
+    writer, one, spent = Writer(), Opened(folder), Spent(folder)
+    while (known := one.look(lambda catalog: len(catalog.documents))) * CHUNKS_A_DOCUMENT < count:
+        with spent.on("learn, s"):
+            for number in range(known, min(known + DOCUMENTS_A_MERGE, count // CHUNKS_A_DOCUMENT)):
+                one.ingest(f"d{number:06}", writer.document(number))
+            one.merge()
+    embed(one, spent, known_vectors(options.vectors))
+    spent.on_disk["chunks"] = one.look(lambda catalog: sum(document.chunk_count for document in catalog.documents.values()))
+    spent.on_disk["segments"] = one.look(lambda catalog: len(catalog.text_index))
+    one.close()
+    return spent.on_disk
+
+
+def embed(one, spent, known):
+    """Have all vectors made that chunks wait for, part by part as the daemon does, with the merges that fall due."""
+    lane = batos.EmbeddingLane(one.image, one.bulk, NoisyEmbedder(known))
+    lane._take_embedder()
+    while one.look(batos.count_waiting):
+        with spent.on("vectors stored, s"):
+            for _ in range(32):
+                lane._one_part()
+            lane._store(every=not one.look(lambda catalog: batos.waiting_chunks(catalog, 1)))
+            one.merge()
+
+
+class Spent:
+    """Seconds that a phase has taken in all, also before it was interrupted."""
+
+    def __init__(self, folder):
+        self.path, self.on_disk = pathlib.Path(folder) / "spent.json", collections.defaultdict(float)
+        if self.path.exists():
+            self.on_disk.update(json.loads(self.path.read_text()))
+
+    @contextlib.contextmanager
+    def on(self, what):
+        start_s = time.perf_counter()
+        yield
+        self.on_disk[what] += time.perf_counter() - start_s
+        self.path.write_text(json.dumps(self.on_disk))
+
+
+def asked_of(one, count, embedder):
+    """Return texts that are sought: some words of a chunk each, whose vector lies near that chunk's."""
+    chance, texts = numpy.random.default_rng(3), []
+    def chunk_at(catalog, number):
+        keys = catalog.chunk_storage.keys(number)
+        chunk = catalog.chunk_storage[next(iter(keys))]
+        return batos.searchable(catalog.documents[chunk.doc_id].title, chunk), chunk.text
+    last = one.look(lambda catalog: catalog.chunk_storage.maxKey())
+    for _ in range(count):
+        whole, text = one.look(functools.partial(chunk_at, number=int(chance.integers(1, last))))
+        words = [word.strip(".").lower() for word in text.split()]
+        query = " ".join(chance.choice(words, int(chance.integers(2, 10)), replace=False))
+        embedder.asked[query] = embedder.embed([whole, query]).sum(0) / 2
+        texts.append(query)
+    return texts
+
+
+def percentiles(times_ms):
+    """Return (p50, p95) of some times."""
+    ranked = sorted(times_ms)
+    return statistics.median(ranked), ranked[len(ranked) * 95 // 100]
+
+
+def each_ms(function, values):
+    return [timed_s(lambda value=value: function(value)) * 1e3 for value in values]
+
+
+def search(folder, count, options):
+    """Searches by words and meaning, and what a question recalls, over a warm image."""
+    one, embedder = Opened(folder), NoisyEmbedder(known_vectors(options.vectors))
+    texts = asked_of(one, options.searches, embedder)
+    def find(text):
+        vector = embedder.query(text)
+        return one.look(lambda catalog: batos.search_(catalog, text, 5, vector=vector, embedder=embedder.name))
+    def recall(text):
+        how = batos.Recall(embedder=embedder)
+        return one.look(lambda catalog: batos.find_evidence(catalog, text, how))
+    first_s = timed_s(lambda: find(texts[0]))
+    for text in texts[:10]:
+        find(text)
+    p50, p95 = percentiles(each_ms(find, texts))
+    words = percentiles(each_ms(lambda text: one.look(lambda catalog: batos.search_(catalog, text, 5)), texts))
+    recalled = percentiles(each_ms(recall, texts[:QUESTIONS]))
+    told = {"first search, s": first_s, "search p50, ms": p50, "search p95, ms": p95, "by words alone p95, ms": words[1],
+            "ask's retrieval p50, ms": recalled[0], "ask's retrieval p95, ms": recalled[1],
+            "found again, %": 100 * statistics.fmean(agreement(one, embedder, text) for text in texts[:20]),
+            "memory after searching, MB": batos.resident_mb()}
+    one.close()
+    return told
+
+
+def agreement(one, embedder, text):
+    """Return what share of the ten nearest chunks, all compared, a search by meaning has among its nearest."""
+    vector = embedder.query(text)
+    def nearest(catalog):
+        packs = [pack.arrays for pack in catalog.vectors.values()]
+        numbers = numpy.concatenate([arrays.numbers for arrays in packs])
+        cosines = numpy.concatenate([arrays.vectors[:] @ vector for arrays in packs])
+        return set(numbers[numpy.argsort(-cosines)[:10]].tolist())
+    def found(catalog):
+        seeking = batos._Seeking(catalog, batos.prepared(catalog, text), batos.Where(), None, 5)
+        seeking.find(vector, embedder.name)
+        return set(seeking.by_meaning)
+    return one.look(lambda catalog: len(nearest(catalog) & found(catalog))) / 10
+
+
+def serve(folder, count, options):
+    """A daemon's start, and what it answers over its socket."""
+    process = None
+    def start():
+        nonlocal process
+        process = conftest.DaemonProcess(folder, "--embedder", "none", start=conftest.start_anew)
+    listening_s = timed_s(start)
+    try:
+        with batos.Client(process.endpoint, 600) as client:
+            first_s = timed_s(lambda: client.call("get_full_state"))
+            named = {"missions": "active_cycles"}.get(options.kind, "knowledge_catalog_obj")
+            told = {"start to listening, s": listening_s, "start to first state, s": listening_s + first_s}
+            calls = {"inspect": {"target": named}, "history": {"limit": 50}, "list_cycles": {"limit": 50},
+                     "list_documents": {"limit": 50}, "list_objects": {"limit": 50}}
+            for name, fields in calls.items():
+                times = each_ms(lambda _, name=name, fields=fields: client.call(name, **fields), range(ASKED))
+                told[f"{name}, ms"] = statistics.median(times)
+            write = {"target": "genesis_obj", "selector": "setSlot:value:"}
+            times = each_ms(lambda n: client.call("send_message", args=["n", n], **write), range(ASKED))
+            told["a durable change, ms"] = statistics.median(times)
+            told["memory of the daemon, MB"] = client.call("health")["result"]["memory_mb"]
+            told["backup, s"] = timed_s(lambda: client.call("backup", folder=f"{folder}/backups"))
+            shutil.rmtree(f"{folder}/backups")
+            told["pack, s"] = timed_s(lambda: client.call("pack", days=0.0))
+    finally:
+        process.stop()
+    told["disk, MB"] = batos_disk_mb(folder)
+    return told
+
+
+def batos_disk_mb(folder):
+    return sum(path.stat().st_size for path in pathlib.Path(folder).rglob("*") if path.is_file()) / 1e6
+
+
+def check(folder, count, options):
+    """The quick and the deep check of a file that nobody has open."""
+    return {f"check, {name}, s": batos.check_image(f"{folder}/{IMAGE}", deep)["seconds"]
+            for name, deep in (("quick", False), ("deep", True))}
+
+
+def add(folder, count, options):
+    """So many objects."""
+    image = batos.Image.open(path := f"{folder}/{IMAGE}")
+    batos.genesis(image)
+    image.close()
+    return {"made, s": timed_s(lambda: add_objects(path, count))}
+
+
+def think(folder, count, options):
+    """A month of missions by a clock of its own: so many, of which as many as a batch wait at a time; three heartbeats a day."""
+    clock, kept = Clock(), Kept(folder, doubles.QuickCore(), workers=2, missions_max=10 * MISSIONS_AT_ONCE)
+    run = Missions(kept, count)
+    times = []
+    for day in range(DAYS):
+        clock.now = BEGIN + datetime.timedelta(days=day)
+        start_s = time.perf_counter()
+        run.one_day(day, clock)
+        times.append(time.perf_counter() - start_s)
+    kept.close()
+    os.rename(f"{folder}/image.fs", f"{folder}/{IMAGE}")
+    for left in pathlib.Path(folder).glob("image.fs*"):
+        left.rename(left.with_name(left.name.replace("image.fs", IMAGE)))
+    return {"thought, s": sum(times), "the last three days by the first three": sum(times[-3:]) / sum(times[:3])}
+
+
+class Missions:
+    """A mind that learns a few notes and is asked about them."""
+
+    def __init__(self, kept, count):
+        self.kept, self.count, self.asked, self.chance = kept, count, 0, numpy.random.default_rng(11)
+        self.slots = threading.Semaphore(MISSIONS_AT_ONCE)
+        kept.uvm.mind._ended_hook = lambda oid, report: self.slots.release()
+        for number in range(100):
+            self.write("bulk", lambda root, number=number: batos.index_document_(
+                root["knowledge_catalog_obj"], f"note-{number}.md", f"The gauge {number} is read each {number + 2} hours.")["chunks"])
+
+    def write(self, lane, apply):
+        outcome = self.kept.uvm.lanes[lane].call(batos.Job("sizes", apply, who="local"))
+        if outcome.error:
+            raise outcome.error
+        return outcome.result
+
+    def one_day(self, day, clock):
+        until = self.count * (day + 1) // DAYS
+        while self.asked < until:
+            self.slots.acquire()
+            self.ask()
+            clock.pass_s(86_400 // (self.count // DAYS + 1))
+        for _ in range(MISSIONS_AT_ONCE):
+            self.slots.acquire()
+        self.slots.release(MISSIONS_AT_ONCE)
+        with batos.reading(self.kept.image) as root:
+            looked = batos.look_at_outcomes(root)
+        self.write("write", batos.beat(self.kept.settings, looked))
+
+    def ask(self):
+        number, self.asked = int(self.chance.integers(100)), self.asked + 1
+        brief = {"type": "direct_synthesis", "selector": "answer_", "args": [f"How often is the gauge {number} read, {self.asked}?"]}
+        self.write("write", lambda root: batos.cycle_id(
+            batos.send(root["orchestrator_obj"], "start_cognitive_cycle_for_", brief)))
+
+
+PHASES = {"chunks": (learn, search, serve, check), "objects": (add, serve, check), "missions": (think, serve, check)}
+
+
+# Each phase in its process, and the report
+
+
+def measured(kind, count, phase, options):
+    """Return what a phase told, from its file where it has ended already."""
+    folder = options.folder / f"{kind}-{count}"
+    folder.mkdir(parents=True, exist_ok=True)
+    told = options.folder / f"{kind}-{count}-{phase}.json"
+    if not told.exists():
+        words = [sys.executable, __file__, "--phase", phase, "--kind", kind, "--size", str(count), "--folder", str(options.folder),
+                 "--searches", str(options.searches), *(["--vectors", str(options.vectors)] if options.vectors else [])]
+        subprocess.run(words, check=True)
+    return json.loads(told.read_text())
+
+
+def run_phase(options):
+    phase = next(phase for phase in PHASES[options.kind] if phase.__name__ == options.phase)
+    told = phase(options.folder / f"{options.kind}-{options.size}", options.size, options)
+    peak_mb = int(re.search(r"VmHWM:\s+(\d+)", pathlib.Path("/proc/self/status").read_text())[1]) / 1e3
+    told = {**told, f"memory, most, of {options.phase}, MB": peak_mb}
+    (options.folder / f"{options.kind}-{options.size}-{options.phase}.json").write_text(json.dumps(told))
+
+
+def figures(options):
+    """Return {kind: {size: {what: figure}}}."""
+    found = collections.defaultdict(dict)
+    for kind in PHASES:
+        for count in getattr(options, kind):
+            row = found[kind][count] = {}
+            for phase in PHASES[kind]:
+                row.update(measured(kind, count, phase.__name__, options))
+                print(f"{kind} {count:,}: {phase.__name__}", file=sys.stderr, flush=True)
+            shutil.rmtree(options.folder / f"{kind}-{count}", ignore_errors=True) if options.clear else None
+    return found
+
+
+def exponent(what, before, after, sizes):
+    """Return log of how many times as long by log of how many times as much; None where that says nothing."""
+    in_s = before / 1e3 if what.endswith(", ms") else before
+    is_time = what.endswith((", s", ", ms"))
+    if not is_time or in_s < LEAST_S or before <= 0:
+        return None
+    return math.log(after / before) / math.log(sizes[1] / sizes[0])
+
+
+def shown(value):
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def rows_of(kind, by_size):
+    """Yield a row of the table for each figure: what, then for each size the figure and its exponent."""
+    sizes = sorted(by_size)
+    for what in by_size[sizes[-1]]:
+        cells = [shown(by_size[sizes[0]][what])]
+        for pair in zip(sizes, sizes[1:], strict=False):
+            before, after = (by_size[size][what] for size in pair)
+            power = exponent(what, before, after, pair)
+            cells.append(shown(after) + (f" ({power:.2f}{' steep' * (power > STEEP)})" if power is not None else ""))
+        yield f"| {what} | {' | '.join(cells)} |"
+
+
+def as_markdown(found):
+    for kind, by_size in found.items():
+        if by_size:
+            heads = [f"{size:,} {kind}" for size in sorted(by_size)]
+            yield from (f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}", *rows_of(kind, by_size), "")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--folder", type=pathlib.Path, required=True)
+    for kind, sizes in SIZES.items():
+        parser.add_argument(f"--{kind}", type=int, nargs="*", default=sizes)
+    parser.add_argument("--vectors", type=pathlib.Path)
+    parser.add_argument("--real", type=int, help="write so many real vectors into --vectors first")
+    parser.add_argument("--searches", type=int, default=SEARCHES)
+    parser.add_argument("--clear", action="store_true", help="remove each image once it is measured")
+    parser.add_argument("--report", type=pathlib.Path)
+    for name in ("--phase", "--kind"):
+        parser.add_argument(name, help=argparse.SUPPRESS)
+    parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.real and not options.vectors.exists():
+        print(f"{real_vectors(options.vectors, options.real):,} real vectors")
+    if options.phase:
+        return run_phase(options)
+    text = "\n".join(as_markdown(figures(options)))
+    print(text)
+    if options.report:
+        head = f"BAT OS {batos.__version__}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}.\n\n"
+        options.report.write_text(head + text, "utf-8")
+
+
+if __name__ == "__main__":
+    main()
