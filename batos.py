@@ -3249,7 +3249,7 @@ def _zeo_class():
     return type("ZeoStorage", (KeptElsewhere, ZEO.ClientStorage.ClientStorage), {})
 
 
-def _open_zeo(uri):
+def _open_zeo(uri, read_only):
     parts = urllib.parse.urlsplit(uri)
     options = {"storage": "1", "wait_timeout": _WAIT_S, **_zeo_options(parts)}
     address = parted_address(parts.netloc or os.path.normpath(parts.path))
@@ -3260,7 +3260,14 @@ def _open_zeo(uri):
     )
     kind = _zeo_class()
     try:
-        return kind(address, blob_dir=blobs, ssl=context, cache_size=_ENGINE_CACHE_BYTES, **options)
+        return kind(
+            address,
+            blob_dir=blobs,
+            ssl=context,
+            cache_size=_ENGINE_CACHE_BYTES,
+            read_only=read_only,
+            **options,
+        )
     except ZODB.POSException.StorageError as error:
         raise StorageOffline(
             f"the storage server at {_shown_address(address)} does not give the image out ({error or type(error).__name__}); "
@@ -3313,7 +3320,7 @@ def _check_postgres(dsn, shown):
         ) from None
 
 
-def _open_postgres(uri):
+def _open_postgres(uri, read_only):
     kind = _postgres_class()
     import psycopg2.extensions
     from relstorage.options import Options
@@ -3331,7 +3338,10 @@ def _open_postgres(uri):
     # for each of our connections, whatever the server is told later
     asked["options"] = f"{asked.get('options', '')} -c synchronous_commit=on".strip()
     options = Options(
-        keep_history=True, shared_blob_dir=False, blob_dir=_blob_cache_of(hide_password(uri))
+        keep_history=True,
+        shared_blob_dir=False,
+        blob_dir=_blob_cache_of(hide_password(uri)),
+        read_only=read_only,
     )
     adapters = need("relstorage.adapters.postgresql", _POSTGRES)
     bound = type("Adapter", (_BoundStores, adapters.PostgreSQLAdapter), {})
@@ -3339,7 +3349,7 @@ def _open_postgres(uri):
     return kind(adapter=adapter, options=options)
 
 
-def _open_other(uri):
+def _open_other(uri, read_only):
     import zodburi
 
     try:
@@ -3355,9 +3365,9 @@ def _open_other(uri):
 _OPENERS = {"zeo": _open_zeo, "postgres": _open_postgres}
 
 
-def open_engine(uri: str):
+def open_engine(uri: str, read_only: bool = False):
     """Return the storage of an image that another process keeps. Raises ConfigError, ImageError, StorageOffline."""
-    return _OPENERS.get(_kind_of(uri), _open_other)(uri)
+    return _OPENERS.get(_kind_of(uri), _open_other)(uri, read_only)
 
 
 def engine_of(storage, uri: str) -> Engine:
@@ -4374,11 +4384,12 @@ class PageTree(LOBTree):
 #
 # An image that another process writes, read beside it. Nothing is written and no lock taken: what the writer appends is
 # taken in transaction by transaction, each once it is whole, as its digest says, and on the disk. A pack puts another
-# file in the place of the one that is read; who reads then goes on with the new one.
+# file in the place of the one that is read; who reads then goes on with the new one. Of an image that an engine keeps,
+# that one tells what has come.
 
 # Offers:
 __all__ += """
-    FollowedImage
+    FollowedImage SharedImage
 """.split()
 
 _DOUBT_S = (
@@ -4546,6 +4557,10 @@ class FollowedImage:
         """The storage of the file that is read now."""
         return self._view.storage
 
+    def last_change(self) -> str:
+        """Return the tid of the last change that I have."""
+        return self.storage.lastTransaction().hex()
+
     def refresh(self) -> None:
         """Take in what was written meanwhile. Raises DamagedImage."""
         with self._guard:
@@ -4597,25 +4612,100 @@ class FollowedImage:
 
     def wait_for(self, change: str, timeout_s: float) -> None:
         """Wait until a change (tid.n) can be read. Raises Behind."""
-        wanted, until_s = _tid_of_change(change), time.monotonic() + timeout_s
-        while True:
+
+        def last():
             self.refresh()
-            last = self._view.storage.lastTransaction()
-            if last >= wanted:
-                return
-            if time.monotonic() > until_s:
-                raise Behind(
-                    f"change {change:.40} is not here after {timeout_s:g} s; what is here is as of {last.hex()}. Ask the "
-                    "writer, or again later",
-                    as_of=last.hex(),
-                )
-            time.sleep(_AFTER_LOOK_S)
+            return self._view.storage.lastTransaction()
+
+        _wait_for_change(change, timeout_s, last)
 
     def close(self) -> None:
         """Close all files."""
         with self._guard:
             for view in [*self._former, self._view]:
                 view.db.close()
+
+
+def _wait_for_change(change, timeout_s, last):
+    """Wait until last(), the tid of what can be read, is that of a change (tid.n) or a later one. Raises Behind."""
+    wanted, until_s = _tid_of_change(change), time.monotonic() + timeout_s
+    while (found := last()) < wanted:
+        if time.monotonic() > until_s:
+            raise Behind(
+                f"change {change:.40} is not here after {timeout_s:g} s; what is here is as of {found.hex()}. Ask the "
+                "writer, or again later",
+                as_of=found.hex(),
+            )
+        time.sleep(_AFTER_LOOK_S)
+
+
+class SharedImage:
+    """An image that an engine keeps, open to be read beside whoever writes it. Nothing of it is changed."""
+
+    path = None  # it has no file here
+
+    def __init__(self, where: str) -> None:
+        """Raises ImageError where there is no image, StorageOffline, ImageTooNew, ForeignClass."""
+        self.storage = open_engine(where, read_only=True)
+        try:
+            self._check_begun(where)
+            self.db = ImageDB(self.storage, pool_size=16, cache_size=20_000)
+            with self.snapshot() as (_, root):
+                check_version(root)
+        except BaseException:
+            self.storage.close()
+            raise
+
+    def _check_begun(self, where):
+        """Raise ImageError where nothing is stored: who opens a database writes its root, else."""
+        try:
+            self.storage.load(bytes(8))
+        except ZODB.POSException.POSKeyError:
+            raise ImageError(
+                f"there is no image at {hide_password(where)} to be read; start the daemon that writes it first"
+            ) from None
+
+    @contextlib.contextmanager
+    def snapshot(self) -> typing.Iterator:
+        """Yield (the last change, the root) as of now."""
+        with contextlib.closing(Unit(self.db)) as unit, unit.snapshot() as root:
+            yield _tid_read(unit.connection).hex(), root
+
+    def read(self, function: typing.Callable) -> tuple:
+        """Return (the last change, function(root))."""
+        with self.snapshot() as (change, root):
+            return change, function(root)
+
+    def refresh(self) -> None:
+        """Do nothing: each snapshot asks the engine."""
+
+    def last_change(self) -> str:
+        """Return the tid of the last change that I have."""
+        with self.snapshot() as (change, _):
+            return change
+
+    def wait_for(self, change: str, timeout_s: float) -> None:
+        """Wait until a change (tid.n) can be read. Raises Behind."""
+        _wait_for_change(change, timeout_s, lambda: bytes.fromhex(self.last_change()))
+
+    def writer_endpoint(self) -> str | None:
+        """Return where the daemon listens that writes the image, or None where it said that it has ended."""
+        _, told = self.read(
+            lambda root: {**root.get("writer_obj", {}), **root.get("writer_beat", {})}
+        )
+        return None if told.get("ended", True) else told["endpoint"]
+
+    def close(self) -> None:
+        """Let go of the engine."""
+        self.db.close()
+
+
+def _tid_read(connection):
+    """Return the tid up to which a connection's snapshot has all changes."""
+    storage = connection._storage
+    # of a storage that ZODB adapts: what is before this is seen
+    start = getattr(storage, "_start", None)
+    return storage.lastTransaction() if start is None else ZODB.utils.p64(ZODB.utils.u64(start) - 1)
 
 
 def _tid_of_change(change):
@@ -23834,8 +23924,8 @@ class Nearness:
 
     def best(self, only, test: typing.Callable, most: int) -> dict:
         """Return up to `most` {number: cosine}, best first, of those that pass a test; of `only`, or of all."""
-        found = self._near(test, most) if only is None else self._cosines_of(only)
-        return dict(_best(*found, test, most))
+        numbers, cosines = self._near(test, most) if only is None else self._cosines_of(only)
+        return dict(_best(numbers, cosines, test, most))
 
     def _cosines_of(self, numbers):
         """Return (numbers, cosines) of those of some chunks that have a vector."""
@@ -23858,7 +23948,8 @@ class Nearness:
             for numbers, rows in self.parts
             if isinstance(rows, Codes)
         ]
-        near = _best(*_all_scores(large), test, most * _SKETCHED_TIMES) if large else ()
+        numbers, likeness = _all_scores(large)
+        near = _best(numbers, likeness, test, most * _SKETCHED_TIMES)
         if near:
             found.append(self._cosines_of(_sorted_array(number for number, _ in near)))
         return _all_scores(found)
@@ -27901,7 +27992,7 @@ __all__ += """
     log_mind CODEX MATRIX STATES ENDED FREE_TEXT SPEAKER CONTINUED WAIT_TURN_S MissionKind
     MISSION_KINDS CYCLE_EFFECTS Step Thought mission_text accept_cycle cycle_id state_of
     find_cycle cycle_report journalled kind_of next_thought THOUGHTS_KEEP PERSONA_ARCHETYPES
-    states_of may_follow FAILED_EFFECTS
+    states_of may_follow FAILED_EFFECTS checked_brief workflow_of kind_of_mission
 """.split()
 
 log_mind = logging.getLogger("batos.mind")
@@ -28073,7 +28164,7 @@ def start_cognitive_cycle_for_(orchestrator, mission_brief, target_oid=None):
     Raises BadRequest for a brief that is none, Busy where as many cycles as missions_max are at work.
     """
     root = root_of(orchestrator)
-    brief = _checked_brief(mission_brief)
+    brief = checked_brief(mission_brief)
     if target_oid is not None:
         target = resolve(root, target_oid) if isinstance(target_oid, str) else target_oid
         if not isinstance(target, UvmObject):
@@ -28081,13 +28172,13 @@ def start_cognitive_cycle_for_(orchestrator, mission_brief, target_oid=None):
                 f"target_oid names a {type(target).__name__}; missions are about objects"
             )
         target_oid = oid_text(target._p_oid)
-    kind = _kind_of_mission(brief)
+    kind = kind_of_mission(brief)
     if kind is not None:
         check_admitted(activation_of(orchestrator), kind.role, brief["selector"])
     return accept_cycle(root, brief, target_oid, activation_of(orchestrator).who)
 
 
-def _checked_brief(brief):
+def checked_brief(brief):
     """Return a mission's brief with its selector in the one form. Raises BadRequest where it is none, or has no words."""
     if (
         not isinstance(brief, dict)
@@ -28126,7 +28217,7 @@ def accept_cycle(
     cycle = UvmObject(
         **{
             "parent*": [root["traits_obj"]],
-            "synthesis_state*": _workflow_of(root, workflow).IDLE,
+            "synthesis_state*": workflow_of(root, workflow).IDLE,
             "workflow": workflow,
             "mission_brief": brief,
             "target_oid": target_oid,
@@ -28156,7 +28247,7 @@ def _workflow_due(root, brief):
     return held.trial["workflow"] if is_in_turn else held.current
 
 
-def _workflow_of(root: persistent.mapping.PersistentMapping, name: str) -> UvmObject:
+def workflow_of(root: persistent.mapping.PersistentMapping, name: str) -> UvmObject:
     """Return the object that holds the states of a workflow; "" is the default, which also stands for one that is gone."""
     held = root["workflows_obj"].workflows if name else {}
     return held.get(name) or root["psm_prototypes_obj"]
@@ -28164,7 +28255,7 @@ def _workflow_of(root: persistent.mapping.PersistentMapping, name: str) -> UvmOb
 
 def states_of(cycle: UvmObject) -> UvmObject:
     """Return the object that holds the states that a cycle goes through: its own workflow's."""
-    return _workflow_of(root_of(cycle), own(cycle).get("workflow", ""))
+    return workflow_of(root_of(cycle), own(cycle).get("workflow", ""))
 
 
 def may_follow(cycle: UvmObject, name: str) -> bool:
@@ -28218,11 +28309,11 @@ def journalled(cycle, name):
 
 def kind_of(cycle):
     """Return the MissionKind of a cycle, or None: it is thought as a question."""
-    kind = _kind_of_mission(cycle.mission_brief)
+    kind = kind_of_mission(cycle.mission_brief)
     return kind if kind and (cycle.target_oid or kind.anywhere) else None
 
 
-def _kind_of_mission(brief):
+def kind_of_mission(brief):
     """Return the MissionKind that a brief asks for, or None."""
     kind, selector = brief["type"], selector_name(brief["selector"])
     return MISSION_KINDS.get((kind, selector)) or MISSION_KINDS.get(kind)
@@ -31129,6 +31220,7 @@ def _settled_passages(former: UvmObject, flow: UvmObject, recall: Recall) -> lis
         if step.next_state in (*ENDED, "DECOMPOSING"):
             break
         own(thinking)["synthesis_state*"] = (getattr(flow, step.next_state),)
+        thinking._p_jar.lookups.clear()  # what it answers is another state's from now on
     return (journalled(thinking, "recall") or {}).get("evidence", [])
 
 
@@ -31738,7 +31830,7 @@ def _backups_of(image, settings):
 
 # Offers:
 __all__ += """
-    mark_answer core_offline MissionLane
+    mark_answer core_offline MissionLane PassingMind
 """.split()
 
 _RETRY_COMMIT_S = 2.0  # a step that could not be stored (a full disk) is tried again so often
@@ -31825,6 +31917,7 @@ def _think_on(cycle: UvmObject, taken: StepTaken) -> None:
     states = states_of(cycle)
     after = {"synthesis_state*": (getattr(states, taken.next_state),)}
     own(cycle).update(_slots_after(cycle, taken) | after)
+    cycle._p_jar.lookups.clear()  # what it answers is another state's from now on
 
 
 def _point_at(cycle, state):
@@ -31930,6 +32023,14 @@ _NO_ANSWER = (
 )  # ends of a cycle after which its passages are not told either
 
 
+def _reason_of(error):
+    """Return what is told of why a cycle failed."""
+    if isinstance(error, BatosError):
+        return {"code": type(error).__name__, "details": error.message}
+    told = f"an unexpected {type(error).__name__}; the daemon's log has the traceback"
+    return {"code": "InternalError", "details": told}
+
+
 def _answer_without_words(cycle, error, reason):
     """Return the answer of a question whose core failed: what was recalled, and the sentences that were told; or None."""
     found, mission = journalled(cycle, "recall"), mission_text(cycle.mission_brief)
@@ -31955,13 +32056,7 @@ def _fail_cycle(oid, error, settings, steps=()):
 
     A question of which passages were recalled is COMPLETE with them all the same.
     """
-    known = isinstance(error, BatosError)
-    reason = {
-        "code": type(error).__name__ if known else "InternalError",
-        "details": error.message
-        if known
-        else f"an unexpected {type(error).__name__}; the daemon's log has the traceback",
-    }
+    reason = _reason_of(error)
 
     def apply(root):
         cycle = find_cycle(root, oid)
@@ -32486,6 +32581,94 @@ class MissionLane:
         self.counts[outcome.result["state"]] += 1
         self._awake()  # one may wait for it
         self._ended_hook(mission.oid, outcome.result)
+
+
+class _OneSnapshot:
+    """Stands for a Unit whose snapshots are one: what was read stays as it was until the end."""
+
+    def __init__(self, root):
+        self._root = root
+
+    @contextlib.contextmanager
+    def snapshot(self):
+        yield self._root
+
+
+class _NoMethods:
+    """Stands for a method lane where no stored method runs."""
+
+    def call(self, job):
+        """Raise MethodFailed."""
+        raise MethodFailed("who reads an image beside its writer runs no stored methods")
+
+    def trying(self, *_):
+        """Raise MethodFailed."""
+        self.call(None)
+
+
+class PassingMind(MissionLane):
+    """I think questions in memory alone, each within one snapshot: no cycle, no episode and no trace of it is kept."""
+
+    def __init__(self, image, core, settings, embedder) -> None:
+        super().__init__(image, {"method": _NoMethods()}, core, settings, embedder=embedder)
+
+    def answer(self, root: persistent.mapping.PersistentMapping, brief: dict, who: str) -> dict:
+        """Return the report of a question. Raises BatosError where there is neither an answer nor a passage."""
+        mission = Mission("", who, "running", cycle=_passing_cycle(root, brief, who))
+        mission.deadline_at_s = time.monotonic() + self.settings.mission_deadline_s
+        answer = self._answer_of(_OneSnapshot(root), mission)
+        ended_at = now_utc()
+        report = cycle_report(mission.cycle) | answer
+        del report["cycle"]
+        seconds = round((ended_at - mission.cycle.accepted_at).total_seconds(), 3)
+        told = {"state": "COMPLETE", "ended_at": ended_at, "seconds": seconds, "remembered": False}
+        return report | told
+
+    def _answer_of(self, unit, mission):
+        try:
+            while not self._advance(unit, mission):
+                self._await_core(mission)
+            with unit.snapshot() as root:
+                return mission.thinking(root)._tmp_synthesis_data["final_response"]
+        except Abandoned:
+            raise ShuttingDown("the reader is shutting down; ask another, or again later") from None
+        except Exception as error:
+            error = caught(error)
+            if not isinstance(error, BatosError):
+                log_mind.error("a question failed by an unexpected error", exc_info=error)
+            answer = _answer_without_words(mission.cycle, error, _reason_of(error))
+            if answer is None:
+                raise error from None
+            return answer
+
+    def _store(self, mission):
+        """Keep nothing."""
+        mission.steps = []
+
+    def _complete(self, mission):
+        return True
+
+
+def _passing_cycle(root, brief, who):
+    """Return the cycle of a question that no image holds. Its name is the question's, so that a draw is the same each time."""
+    workflow = root["workflows_obj"].current if "workflows_obj" in root else ""
+    cycle = UvmObject(
+        **{
+            "parent*": [root["traits_obj"]],
+            "synthesis_state*": workflow_of(root, workflow).IDLE,
+            "workflow": workflow,
+            "mission_brief": brief,
+            "target_oid": None,
+            "who": who,
+            "accepted_at": now_utc(),
+            "_tmp_synthesis_data": {},
+            "journal": (),
+            "result": None,
+        }
+    )
+    named = bytes.fromhex(digest(repr(brief).encode()))[:7]
+    cycle._p_oid, cycle._p_jar = b"\xff" + named, root._p_jar  # no image has so many objects
+    return cycle
 
 
 ################################################################################
@@ -40353,7 +40536,7 @@ def _standing_reader(root, target=READER):
     return forged and forged.sha256
 
 
-def standing_reader(image: Image) -> tuple:
+def standing_reader(image: typing.Any) -> tuple:
     """Return (version, path of what changes genesis' copy, or None) of the reader that stands in an image."""
     with reading(image) as root:
         reader = root["reader_obj"]
@@ -43218,7 +43401,7 @@ __all__ += """
     COMMANDS command wire_bounds unpack_request ENDED_AT check_size request_id shortly
     parse_command body_digest pack_reply error_reply to_wire from_wire log_bridge KeyRing
     ListGoldenCommand JudgeGoldenCommand MeasuresCommand ForgeCommand ListJobsCommand
-    ListPagesCommand ShowPageCommand WhyCommand names_blob
+    ListPagesCommand ShowPageCommand WhyCommand names_blob MissionBrief
 """.split()
 
 # a value may stand within a few maps of its command's
@@ -44347,7 +44530,7 @@ def recent_keys(ledger, since_us):
 # Offers:
 __all__ += """
     check_core cycle_answer cancel_late too_late Ingest own_documents state_view confirmed_reply
-    objects_after
+    objects_after plain_brief
 """.split()
 
 _PART_LEAST_CHARS = 20_000  # a shorter text has not more chunks than that
@@ -44822,20 +45005,21 @@ def initiate_cognitive_cycle(request):
     return Phases(functools.partial(_accept_mission, request))
 
 
-def _accept_mission(request, root):
-    """Accept the mission of a request; returns the reply's map."""
-    brief, target = request.command.mission_brief, request.command.target_oid
+def plain_brief(brief: MissionBrief, root: persistent.mapping.PersistentMapping) -> dict:
+    """Return a mission's brief as a cycle keeps it."""
     plain = {
         "type": brief.type,
         "selector": brief.selector,
         "args": from_wire(brief.args, root),
         "kwargs": from_wire(brief.kwargs, root),
     }
-    plain |= {
-        name: getattr(brief, name)
-        for name in ("intent", "conversation", "generate")
-        if getattr(brief, name)
-    }
+    more = {name: getattr(brief, name) for name in ("intent", "conversation", "generate")}
+    return plain | {name: value for name, value in more.items() if value}
+
+
+def _accept_mission(request, root):
+    """Accept the mission of a request; returns the reply's map."""
+    plain, target = plain_brief(request.command.mission_brief, root), request.command.target_oid
     cycle = send(root["orchestrator_obj"], "start_cognitive_cycle_for_", plain, target)
     return {
         "details": f"the mission is accepted as cycle {cycle_id(cycle)}",
@@ -51645,7 +51829,7 @@ def stand_by(image: Image, settings: types.SimpleNamespace, tell: typing.Callabl
 
 # Offers:
 __all__ += """
-    make_home told_endpoint serve
+    make_home told_endpoint serve embedded_core
 """.split()
 
 _EXIT_UNASKED = 70  # the exit status where nobody asked for the end (EX_SOFTWARE of sysexits.h)
@@ -51907,7 +52091,7 @@ _SERVER_ADDRESS = Pattern(
 )
 
 
-def _embedded_core(image, settings):
+def embedded_core(image, settings):
     """Return the core of an image, or the one behind a URL; off where the settings say none, or where there is none."""
     urls = _core_urls(settings)
     if urls:
@@ -51998,7 +52182,7 @@ def _mark_of(path, end, tid):
     }
 
 
-def serve(settings, debug=False, make_core=_embedded_core, marker=None, stands_by=False):
+def serve(settings, debug=False, make_core=embedded_core, marker=None, stands_by=False):
     """Run the daemon until SIGINT, SIGTERM or `shutdown`, or until another program is to serve the image.
 
     marker: by which it serves, as whose_turn returned it; stands_by: first wait until nobody else serves it. Returns the
@@ -52174,7 +52358,7 @@ async def _run(uvm, image, endpoint, channel, handing):
 ################################################################################
 #
 # `--read-only`: a process that answers beside the writer of an image, or where there is none, from snapshots of its own.
-# It thinks nothing, keeps nothing, and changes nothing; every reply says as of which change it is.
+# It keeps nothing and changes nothing: a question is thought in memory. Every reply says as of which change it is.
 
 # Offers:
 __all__ += """
@@ -52190,6 +52374,8 @@ _READ_HERE = (
     "show_document",
     "list_cycles",
 )
+_ASKED_HERE = "initiate_cognitive_cycle"
+_ASKED_MOST = 32  # questions that wait, each for those before it
 _AFTER_WAIT_S = 2.0
 _READER_LOOK_MS = 500  # until a reader that nobody asks sees whether it is to end
 
@@ -52200,11 +52386,62 @@ def not_at_a_reader(name: str, writer: str | None) -> str:
     return f"{name} is not answered by a reader, which keeps nothing; {where}"
 
 
+def _endpoint_of_writer(image):
+    """Return the endpoint of the daemon that writes an image that is read here, or None."""
+    return told_endpoint(image.path) if image.path else image.writer_endpoint()
+
+
 class _Unwanted:
     """Takes wishes that nobody here fulfils."""
 
     def want(self, rows):
         """Do nothing: what is missing is made where it can be stored."""
+
+
+class _CorePlace:
+    """An image as its core is loaded from: what has to lie beside it lies in a folder of this process's own."""
+
+    def __init__(self, image, folder):
+        self._image, self.path = image, f"{folder}/core"
+
+    @property
+    def db(self):
+        return self._image.db
+
+
+class _LateCore:
+    """The core of a reader, and the mind that asks it; both begin with the first question."""
+
+    def __init__(self, image, settings, embedder):
+        self._image, self._settings, self._embedder = image, settings, embedder
+        self._guard, self._mind, self._folder = threading.Lock(), None, None
+
+    def mind(self) -> PassingMind:
+        """Return the mind, whose core may load still. Raises CoreOffline where there is none."""
+        with self._guard:
+            if self._mind is None:
+                self._folder = tempfile.TemporaryDirectory(prefix="batos-reader-")
+                place: typing.Any = _CorePlace(self._image, self._folder.name)
+                core = embedded_core(place, self._settings)
+                core.synapses = SynapticMemory(place, self._settings)
+                core.synapses.refresh()
+                core.start()
+                self._mind = PassingMind(self._image, core, self._settings, self._embedder)
+        if self._mind.core.state in ("offline", "failed"):
+            raise core_offline(self._mind.core)
+        return self._mind
+
+    def health(self):
+        """Return how the core is."""
+        if self._mind is None:
+            return {"state": "asleep", "progress": "it loads once somebody asks"}
+        return {"state": self._mind.core.state, "progress": self._mind.core.progress}
+
+    def close(self):
+        if self._mind is not None:
+            self._mind.stop_taking()
+            self._mind.core.close()
+            self._folder.cleanup()
 
 
 class ImageReader:
@@ -52213,10 +52450,17 @@ class ImageReader:
     I am to them what BatOS_UVM is in a daemon: they ask me for health, the image, the embedder.
     """
 
-    def __init__(self, image: FollowedImage, settings) -> None:
+    def __init__(self, image: FollowedImage | SharedImage, settings) -> None:
         self.image, self.settings, self.embedder = image, settings, Embedder(settings.embedder)
+        self.embedder.reader.standing = functools.partial(standing_reader, image)
+        self.core = _LateCore(image, settings, self.embedder)
         self.housekeeping = types.SimpleNamespace(summaries=_Unwanted())
         self._started_s, self._answered = time.monotonic(), 0
+
+    def close(self) -> None:
+        """End what loads and what thinks."""
+        self.core.close()
+        self.embedder.close()
 
     def answer(self, payload: bytes) -> bytes:
         """Return the reply to a request, packed."""
@@ -52230,18 +52474,27 @@ class ImageReader:
         self._answered += 1
         return pack_reply(reply)
 
+    def refusal(self, payload: bytes, error: BatosError) -> bytes:
+        """Return the reply to a request that is not taken, packed."""
+        told = None
+        with contextlib.suppress(BatosError):
+            told = request_id(unpack_request(payload))
+        return pack_reply(error_reply(told, error) | {"as_of": self.last_change()})
+
     def last_change(self) -> str:
         """Return the tid of the last change that I have."""
-        return self.image.storage.lastTransaction().hex()
+        return self.image.last_change()
 
     def _answered_by(self, fields):
         """Return what a request's command tells, and as of which change. Raises BatosError."""
         after = _after_taken(fields)
         command = parse_command(fields)
-        if command.command not in _READ_HERE:
+        if command.command not in (*_READ_HERE, _ASKED_HERE):
             raise self._refused(command.command)
         if after is not None:
             self.image.wait_for(after, _AFTER_WAIT_S)
+        if command.command == _ASKED_HERE:
+            return self._thought(command)
         row = COMMANDS[command.command]
         request = Request(self, Peer(b"", None), [], command.id, command)
         if row.lane == "loop":
@@ -52250,8 +52503,24 @@ class ImageReader:
         change, told = self.image.read(functools.partial(row.function, request))
         return told | {"as_of": change}
 
+    def _thought(self, command):
+        """Return the answer to a question. Raises ReadOnly for missions of other kinds, which change something."""
+        mind = self.core.mind()
+        if self.embedder.reader.version != standing_reader(self.image)[0]:
+            self.embedder.reader.renew()
+
+        def answer(root):
+            brief = checked_brief(plain_brief(command.mission_brief, root))
+            if brief["type"] != "direct_synthesis" or kind_of_mission(brief) or command.target_oid:
+                raise self._refused(f"a mission of the type {brief['type']}, {brief['selector']},")
+            return mind.answer(root, brief, "local")
+
+        change, report = self.image.read(answer)
+        told = "thought in memory; nothing of it is kept"
+        return {"details": told, "result": to_wire(report), "as_of": change}
+
     def _refused(self, name):
-        writer = told_endpoint(self.image.path)
+        writer = _endpoint_of_writer(self.image)
         return ReadOnly(not_at_a_reader(name, writer), writer=writer)
 
     def health(self) -> dict:
@@ -52262,9 +52531,11 @@ class ImageReader:
             "uptime_s": round(time.monotonic() - self._started_s, 1),
             "state": "reading",
             "answered": self._answered,
-            "writer": told_endpoint(self.image.path),
+            "writer": _endpoint_of_writer(self.image),
             "image_mb": round(self.image.storage.getSize() / 1e6, 3),
             "memory_mb": resident_mb(),
+            "core": self.core.health(),
+            "limits": {name: getattr(self.settings, name) for name in LIMITS},
         }
 
 
@@ -52281,12 +52552,72 @@ def _after_taken(fields):
     return after
 
 
-def _each_request(router, is_over):
-    """Yield (envelope, payload) of each request that comes, until it is over."""
+class _Answering:
+    """Requests at work in threads: questions in some of their own, so that nobody who reads waits for one.
+
+    What has ended is a byte at `woken`, which the loop that owns the socket polls.
+    """
+
+    def __init__(self, reader, settings):
+        self._reader, self._ended = reader, collections.deque()
+        self._pools = {
+            False: concurrent.futures.ThreadPoolExecutor(int(settings.read_threads), "reading"),
+            True: concurrent.futures.ThreadPoolExecutor(int(settings.workers), "thinking"),
+        }
+        self._asked = threading.Semaphore(_ASKED_MOST)
+        self.woken, self._wake = socket.socketpair()
+        self.woken.setblocking(False)
+
+    def take(self, envelope, payload):
+        """Have a request answered."""
+        is_question = _ASKED_HERE.encode() in payload[:200]
+        is_taken = not is_question or self._asked.acquire(blocking=False)
+        if not is_taken:
+            told = f"{_ASKED_MOST} questions wait here already; send it again later, or to another"
+            return self._end(envelope, self._reader.refusal(payload, Busy(told)))
+        self._pools[is_question].submit(self._answer, envelope, payload, is_question)
+
+    def _answer(self, envelope, payload, is_question):
+        reply = self._reader.answer(payload)
+        if is_question:
+            self._asked.release()
+        self._end(envelope, reply)
+
+    def _end(self, envelope, reply):
+        self._ended.append([*envelope, reply])
+        self._wake.send(b"\0")
+
+    def replies(self):
+        """Give the messages that are to be sent by now."""
+        with contextlib.suppress(BlockingIOError):
+            self.woken.recv(4096)
+        while self._ended:
+            yield self._ended.popleft()
+
+    def close(self):
+        """Wait for what is at work."""
+        for pool in self._pools.values():
+            pool.shutdown(cancel_futures=True)
+        self.woken.close()
+        self._wake.close()
+
+
+def _answer_all(router, answering, is_over):
+    """Take requests and send replies, until it is over."""
+    poller = zmq.Poller()
+    poller.register(router, zmq.POLLIN)
+    poller.register(answering.woken, zmq.POLLIN)
     while not is_over():
-        if router.poll(_READER_LOOK_MS):
+        ready = dict(poller.poll(_READER_LOOK_MS))
+        if router in ready:
             *envelope, payload = router.recv_multipart()
-            yield envelope, payload
+            answering.take(envelope, payload)
+        for message in answering.replies():
+            router.send_multipart(message)
+
+
+def _image_to_read(where):
+    return SharedImage(where) if is_uri(where) else FollowedImage(where)
 
 
 def serve_reader(settings) -> int:
@@ -52300,7 +52631,7 @@ def serve_reader(settings) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     with (
-        contextlib.closing(FollowedImage(settings.image)) as image,
+        contextlib.closing(_image_to_read(settings.image)) as image,
         zmq.Context() as context,
         context.socket(zmq.ROUTER) as router,
     ):
@@ -52310,11 +52641,12 @@ def serve_reader(settings) -> int:
         reader = ImageReader(image, settings)
         reader.embedder.start()
         endpoint = router.last_endpoint.decode().rstrip("\0")
-        print(shown_line(f"image: {image.path}, read only"))
+        print(shown_line(f"image: {image.path or hide_password(settings.image)}, read only"))
         print(f"BAT OS listens on {endpoint} (Ctrl-C stops it)", flush=True)
-        for envelope, payload in _each_request(router, ended.is_set):
-            router.send_multipart([*envelope, reader.answer(payload)])
-        reader.embedder.close()
+        answering = _Answering(reader, settings)
+        _answer_all(router, answering, ended.is_set)
+        reader.close()
+        answering.close()
     return 0
 
 
@@ -53451,7 +53783,8 @@ class Aloud:
 
     def __enter__(self):
         self._client.hear = self._hear
-        self._client.call("subscribe", topics=["tokens"])
+        with contextlib.suppress(ReadOnly):  # a reader tells no events
+            self._client.call("subscribe", topics=["tokens"])
         return self
 
     def __exit__(self, error, *_):
@@ -53514,6 +53847,9 @@ def _think(client, question, follow=lambda cycle: None, **brief):
         },
         "idempotency_key": uuid7(),
     }
+    if client.call("health")["result"]["state"] == "reading":  # which has no cycles to follow
+        wait_s = settings.mission_deadline_s + 60
+        return client.call("initiate_cognitive_cycle", wait_s, wait=True, **fields)
     try:
         cycle = client.call("initiate_cognitive_cycle", **fields)["result"]["cycle"]
         if sys.stderr.isatty():
@@ -53592,7 +53928,7 @@ def _take_turn(client, line, conversation):
     except BatosError as error:
         print_lines(f"batos: {error}", sys.stderr)
         return None
-    return report["cycle"]
+    return report.get("cycle")  # none of what was thought in memory
 
 
 def _next_line():

@@ -82,7 +82,8 @@ def test_by_meaning_nearly_all_are_found_that_a_look_at_all_would_find(monkeypat
     assert held == [True, True, False]
     found = 0
     for _ in range(20):
-        vector = batos.unit_rows(rows[chance.integers(12_000)][None] + 0.02 * chance.standard_normal((1, 384)))[0].astype("float32")
+        near = rows[chance.integers(12_000)][None] + 0.02 * chance.standard_normal((1, 384))
+        vector = batos.unit_rows(near)[0].astype("float32")
         cosines = rows @ vector
         right = set(numbers[numpy.argsort(-cosines)[:20]].tolist())
         best = nearness_of(packs, vector).best(None, lambda number: True, 100)
@@ -108,7 +109,8 @@ def test_signs_are_counted_as_they_stand():
 def test_packs_of_bytes_are_merged_without_a_change(monkeypatch, tmp_path):
     monkeypatch.setattr(batos, "_WIDENED_MOST", 10)
     rows = vectors_of(numpy.random.default_rng(5), 80)
-    packs = [pack_of(numpy.arange(40), rows[:40]), pack_of(numpy.arange(40, 48), rows[40:48]), pack_of(numpy.arange(60, 92), rows[48:])]
+    numbers = numpy.arange(40), numpy.arange(40, 48), numpy.arange(60, 92)
+    packs = [pack_of(some, part) for some, part in zip(numbers, (rows[:40], rows[40:48], rows[48:]), strict=True)]
     gone = {3, 41}
     catalog = types.SimpleNamespace(vectors=dict(enumerate(packs)), chunk_storage=set(range(100)) - gone)
     merged = batos._merged_vectors(catalog, (2, 0, 1))

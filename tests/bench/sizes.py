@@ -1,11 +1,12 @@
-"""What one image can hold: chunks, objects, and a month of missions, each in three sizes. Prints times, memory and disk as Markdown.
+"""What one image can hold: chunks, objects, and a month of missions, each in three sizes. Prints the table of sizes.md.
 
     python tests/bench/sizes.py --folder DISK [--chunks 10000 100000 1000000] [--objects …] [--missions …] [--report sizes.md]
 
-Behind each time stands its exponent: log of how many times as long by log of how many times as much, against the size before; 1 is
-as much longer as there is more, and nothing should be above 1.1. Texts are drawn by a seed, by how often words of a language occur; their
-vectors are noise around real ones, handed over where the embedder would (`--vectors FILE.npy`; without one, around vectors of chance).
-The core is a double. Each phase is a process of its own and writes down what it found, so a run that was interrupted goes on.
+Times are the processor's, of this process or of the daemon, unless a row says that they are the clock's. Behind each stands its
+exponent: log of how many times as long by log of how many times as much, against the size before. 1 is as much longer as there is
+more; nothing should be above 1.1. Texts are drawn by a seed, by how often words of a language occur; their vectors are noise
+around real ones (`--vectors FILE.npy`, which `--real 50000` makes), handed over where the embedder would; without, around vectors
+of chance. The core is a double. Each phase is a process of its own and writes down what it found: a run cut short goes on.
 """
 
 import argparse
@@ -34,7 +35,7 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE.parent), str(HERE)]
 import conftest
 import doubles
-from bench import add_objects, p95_ms, timed_s
+from bench import add_objects
 from month import BEGIN, Clock
 from test_autotelic import Kept
 from test_parts import Machine
@@ -43,7 +44,7 @@ import batos
 
 SIZES = {"chunks": (10_000, 100_000, 1_000_000), "objects": (10_000, 100_000, 1_000_000), "missions": (1000, 10_000, 100_000)}
 CHUNKS_A_DOCUMENT, DOCUMENTS_A_MERGE = 100, 25
-WORDS_A_SENTENCE, SENTENCES_A_CHUNK = 12, 9
+WORDS_A_SENTENCE, SENTENCES_A_CHUNK = 12, 6
 VOCABULARY, TOPIC_WORDS = 200_000, 20
 WIDTH, NOISE = 384, 0.45                                 # of a vector; of the noise, as long as the vector were it 1
 SEARCHES, QUESTIONS, ASKED = 200, 40, 20
@@ -59,27 +60,24 @@ class Writer:
     def __init__(self):
         self.chance = numpy.random.default_rng(7)
         letters = self.chance.integers(97, 123, (VOCABULARY, 10), numpy.uint8)
-        self.words = numpy.array([bytes(row[:4 + rank % 7]).decode() for rank, row in enumerate(letters)])
+        self.words = [bytes(row[:4 + rank % 7]).decode() for rank, row in enumerate(letters)]
         weights = 1 / (numpy.arange(VOCABULARY) + 11.0) ** 1.05
         self.reach = numpy.cumsum(weights / weights.sum())
 
     def ranks(self, chance, count):
         return numpy.minimum(numpy.searchsorted(self.reach, chance.random(count)), VOCABULARY - 1)
 
-    def chunk(self, chance, topic):
-        """Return a chunk's text: of each sentence a third are words of the topic or of chance alike."""
-        ranks = self.ranks(chance, WORDS_A_SENTENCE * SENTENCES_A_CHUNK)
-        places = chance.random(len(ranks)) < 0.1
-        ranks[places] = chance.choice(topic, places.sum())
-        words = self.words[ranks]
-        lines = [" ".join(words[at:at + WORDS_A_SENTENCE]) for at in range(0, len(words), WORDS_A_SENTENCE)]
-        return ". ".join(line.capitalize() for line in lines) + "."
-
     def document(self, number):
-        """Return the text of a document, the same each time."""
+        """Return the text of a document, the same each time; a tenth of its words are its topic's."""
         chance = numpy.random.default_rng([7, number])
         topic = self.ranks(chance, TOPIC_WORDS)
-        return "\n\n".join(f"# Part {at}\n\n{self.chunk(chance, topic)}" for at in range(CHUNKS_A_DOCUMENT))
+        ranks = self.ranks(chance, CHUNKS_A_DOCUMENT * SENTENCES_A_CHUNK * WORDS_A_SENTENCE)
+        places = chance.random(len(ranks)) < 0.1
+        ranks[places] = chance.choice(topic, places.sum())
+        words = [self.words[rank] for rank in ranks.tolist()]
+        lines = [f"{' '.join(words[at:at + WORDS_A_SENTENCE])}." for at in range(0, len(words), WORDS_A_SENTENCE)]
+        chunks = [" ".join(lines[at:at + SENTENCES_A_CHUNK]) for at in range(0, len(lines), SENTENCES_A_CHUNK)]
+        return "\n\n".join(f"# Part {at}\n\n{text}" for at, text in enumerate(chunks))
 
 
 class NoisyEmbedder(doubles.QuickEmbedder):
@@ -115,7 +113,8 @@ def known_vectors(path):
 
 def real_vectors(path, count):
     """Write what the real embedder makes of so many sentences of this machine's Python library and this program's texts."""
-    texts = [file.read_text("utf-8", "replace") for file in (*pathlib.Path(os.__file__).parent.rglob("*.py"), *ROOT.rglob("*.md"))]
+    files = (*pathlib.Path(os.__file__).parent.rglob("*.py"), *ROOT.rglob("*.md"))
+    texts = [file.read_text("utf-8", "replace") for file in files]
     lines = dict.fromkeys(line.strip(" #\"'") for text in texts for line in text.splitlines())
     told = [line for line in lines if len(line.split()) > 7 and sum(char.isalpha() for char in line) > 0.7 * len(line)][:count]
     embedder = batos.Embedder("auto")
@@ -142,9 +141,11 @@ def learn(folder, count, options):
     """Documents by the bulk lane until there are so many chunks, with the merges that fall due; then their vectors."""
     writer, one, spent = Writer(), Opened(folder), Spent(folder)
     while (known := one.look(lambda catalog: len(catalog.documents))) * CHUNKS_A_DOCUMENT < count:
-        with spent.on("learn, s"):
-            for number in range(known, min(known + DOCUMENTS_A_MERGE, count // CHUNKS_A_DOCUMENT)):
-                one.ingest(f"d{number:06}", writer.document(number))
+        numbers = range(known, min(known + DOCUMENTS_A_MERGE, count // CHUNKS_A_DOCUMENT))
+        texts = {f"d{number:06}": writer.document(number) for number in numbers}
+        with spent.on("learn"):
+            for name, text in texts.items():
+                one.ingest(name, text)
             one.merge()
     embed(one, spent, known_vectors(options.vectors))
     spent.on_disk["chunks"] = one.look(lambda catalog: sum(document.chunk_count for document in catalog.documents.values()))
@@ -158,7 +159,7 @@ def embed(one, spent, known):
     lane = batos.EmbeddingLane(one.image, one.bulk, NoisyEmbedder(known))
     lane._take_embedder()
     while one.look(batos.count_waiting):
-        with spent.on("vectors stored, s"):
+        with spent.on("vectors stored"):
             for _ in range(32):
                 lane._one_part()
             lane._store(every=not one.look(lambda catalog: batos.waiting_chunks(catalog, 1)))
@@ -175,9 +176,10 @@ class Spent:
 
     @contextlib.contextmanager
     def on(self, what):
-        start_s = time.perf_counter()
+        start_s, start_clock_s = time.process_time(), time.perf_counter()
         yield
-        self.on_disk[what] += time.perf_counter() - start_s
+        self.on_disk[f"{what}, s"] += time.process_time() - start_s
+        self.on_disk[f"{what}, by the clock, s"] += time.perf_counter() - start_clock_s
         self.path.write_text(json.dumps(self.on_disk))
 
 
@@ -204,8 +206,27 @@ def percentiles(times_ms):
     return statistics.median(ranked), ranked[len(ranked) * 95 // 100]
 
 
-def each_ms(function, values):
-    return [timed_s(lambda value=value: function(value)) * 1e3 for value in values]
+def each_ms(function, values, clock=time.perf_counter):
+    """Return what each call takes by a clock."""
+    times = []
+    for value in values:
+        start_s = clock()
+        function(value)
+        times.append((clock() - start_s) * 1e3)
+    return times
+
+
+def processor_s(function):
+    """Return the seconds of the processor that a call takes in this process."""
+    start_s = time.process_time()
+    function()
+    return time.process_time() - start_s
+
+
+def taken_by(pid):
+    """Return the seconds of the processor that another process has taken."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def search(folder, count, options):
@@ -218,14 +239,18 @@ def search(folder, count, options):
     def recall(text):
         how = batos.Recall(embedder=embedder)
         return one.look(lambda catalog: batos.find_evidence(catalog, text, how))
-    first_s = timed_s(lambda: find(texts[0]))
+    first_s = processor_s(lambda: find(texts[0]))
     for text in texts[:10]:
         find(text)
-    p50, p95 = percentiles(each_ms(find, texts))
-    words = percentiles(each_ms(lambda text: one.look(lambda catalog: batos.search_(catalog, text, 5)), texts))
-    recalled = percentiles(each_ms(recall, texts[:QUESTIONS]))
-    told = {"first search, s": first_s, "search p50, ms": p50, "search p95, ms": p95, "by words alone p95, ms": words[1],
-            "ask's retrieval p50, ms": recalled[0], "ask's retrieval p95, ms": recalled[1],
+    told = {"first search, s": first_s}
+    by_words = functools.partial(batos.search_, max_results=5)
+    works = {"search": (find, texts), "by words alone": (lambda text: one.look(lambda catalog: by_words(catalog, text)), texts),
+             "ask's retrieval": (recall, texts[:QUESTIONS])}
+    for what, (work, values) in works.items():
+        for clock, how in ((time.process_time, ""), (time.perf_counter, ", by the clock")):
+            p50, p95 = percentiles(each_ms(work, values, clock))
+            told |= {f"{what} p50{how}, ms": p50, f"{what} p95{how}, ms": p95}
+    told |= {
             "found again, %": 100 * statistics.fmean(agreement(one, embedder, text) for text in texts[:20]),
             "memory after searching, MB": batos.resident_mb()}
     one.close()
@@ -248,29 +273,29 @@ def agreement(one, embedder, text):
 
 
 def serve(folder, count, options):
-    """A daemon's start, and what it answers over its socket."""
-    process = None
-    def start():
-        nonlocal process
-        process = conftest.DaemonProcess(folder, "--embedder", "none", start=conftest.start_anew)
-    listening_s = timed_s(start)
+    """A daemon's start, and what it answers over its socket: medians by the clock, longer work by its processor."""
+    process = conftest.DaemonProcess(folder, "--embedder", "none", start=conftest.start_anew)
+    def work_s(function):
+        start_s = taken_by(process.process.pid)
+        function()
+        return taken_by(process.process.pid) - start_s
     try:
-        with batos.Client(process.endpoint, 600) as client:
-            first_s = timed_s(lambda: client.call("get_full_state"))
-            named = {"missions": "active_cycles"}.get(options.kind, "knowledge_catalog_obj")
-            told = {"start to listening, s": listening_s, "start to first state, s": listening_s + first_s}
+        with batos.Client(process.endpoint, 1200) as client:
+            told = {"start to listening, s": taken_by(process.process.pid)}
+            told["first state, s"] = work_s(lambda: client.call("get_full_state"))
+            named = "active_cycles" if options.kind == "missions" else "knowledge_catalog_obj"
             calls = {"inspect": {"target": named}, "history": {"limit": 50}, "list_cycles": {"limit": 50},
                      "list_documents": {"limit": 50}, "list_objects": {"limit": 50}}
             for name, fields in calls.items():
                 times = each_ms(lambda _, name=name, fields=fields: client.call(name, **fields), range(ASKED))
-                told[f"{name}, ms"] = statistics.median(times)
+                told[f"{name}, median by the clock, ms"] = statistics.median(times)
             write = {"target": "genesis_obj", "selector": "setSlot:value:"}
             times = each_ms(lambda n: client.call("send_message", args=["n", n], **write), range(ASKED))
-            told["a durable change, ms"] = statistics.median(times)
+            told["a durable change, median by the clock, ms"] = statistics.median(times)
             told["memory of the daemon, MB"] = client.call("health")["result"]["memory_mb"]
-            told["backup, s"] = timed_s(lambda: client.call("backup", folder=f"{folder}/backups"))
+            told["backup, s"] = work_s(lambda: client.call("backup", folder=f"{folder}/backups"))
             shutil.rmtree(f"{folder}/backups")
-            told["pack, s"] = timed_s(lambda: client.call("pack", days=0.0))
+            told["pack, s"] = work_s(lambda: client.call("pack", days=0.0))
     finally:
         process.stop()
     told["disk, MB"] = batos_disk_mb(folder)
@@ -283,7 +308,7 @@ def batos_disk_mb(folder):
 
 def check(folder, count, options):
     """The quick and the deep check of a file that nobody has open."""
-    return {f"check, {name}, s": batos.check_image(f"{folder}/{IMAGE}", deep)["seconds"]
+    return {f"check, {name}, s": processor_s(functools.partial(batos.check_image, f"{folder}/{IMAGE}", deep))
             for name, deep in (("quick", False), ("deep", True))}
 
 
@@ -292,7 +317,7 @@ def add(folder, count, options):
     image = batos.Image.open(path := f"{folder}/{IMAGE}")
     batos.genesis(image)
     image.close()
-    return {"made, s": timed_s(lambda: add_objects(path, count))}
+    return {"made, s": processor_s(lambda: add_objects(path, count))}
 
 
 def think(folder, count, options):
@@ -302,9 +327,7 @@ def think(folder, count, options):
     times = []
     for day in range(DAYS):
         clock.now = BEGIN + datetime.timedelta(days=day)
-        start_s = time.perf_counter()
-        run.one_day(day, clock)
-        times.append(time.perf_counter() - start_s)
+        times.append(processor_s(functools.partial(run.one_day, day, clock)))
     kept.close()
     os.rename(f"{folder}/image.fs", f"{folder}/{IMAGE}")
     for left in pathlib.Path(folder).glob("image.fs*"):
@@ -321,7 +344,8 @@ class Missions:
         kept.uvm.mind._ended_hook = lambda oid, report: self.slots.release()
         for number in range(100):
             self.write("bulk", lambda root, number=number: batos.index_document_(
-                root["knowledge_catalog_obj"], f"note-{number}.md", f"The gauge {number} is read each {number + 2} hours.")["chunks"])
+                root["knowledge_catalog_obj"], f"note-{number}.md",
+                f"The gauge {number} is read each {number + 2} hours.")["chunks"])
 
     def write(self, lane, apply):
         outcome = self.kept.uvm.lanes[lane].call(batos.Job("sizes", apply, who="local"))
@@ -344,7 +368,8 @@ class Missions:
 
     def ask(self):
         number, self.asked = int(self.chance.integers(100)), self.asked + 1
-        brief = {"type": "direct_synthesis", "selector": "answer_", "args": [f"How often is the gauge {number} read, {self.asked}?"]}
+        question = f"How often is the gauge {number} read, {self.asked}?"
+        brief = {"type": "direct_synthesis", "selector": "answer_", "args": [question]}
         self.write("write", lambda root: batos.cycle_id(
             batos.send(root["orchestrator_obj"], "start_cognitive_cycle_for_", brief)))
 
@@ -361,9 +386,10 @@ def measured(kind, count, phase, options):
     folder.mkdir(parents=True, exist_ok=True)
     told = options.folder / f"{kind}-{count}-{phase}.json"
     if not told.exists():
-        words = [sys.executable, __file__, "--phase", phase, "--kind", kind, "--size", str(count), "--folder", str(options.folder),
-                 "--searches", str(options.searches), *(["--vectors", str(options.vectors)] if options.vectors else [])]
-        subprocess.run(words, check=True)
+        given = {"phase": phase, "kind": kind, "size": count, "folder": options.folder, "searches": options.searches,
+                 **({"vectors": options.vectors} if options.vectors else {})}
+        words = [f"--{name}={value}" for name, value in given.items()]
+        subprocess.run([sys.executable, __file__, *words], check=True)
     return json.loads(told.read_text())
 
 
@@ -441,8 +467,8 @@ def main():
     text = "\n".join(as_markdown(figures(options)))
     print(text)
     if options.report:
-        head = f"BAT OS {batos.__version__}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}.\n\n"
-        options.report.write_text(head + text, "utf-8")
+        where = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+        options.report.write_text(f"BAT OS {batos.__version__}, {where}.\n\n{text}", "utf-8")
 
 
 if __name__ == "__main__":
