@@ -36,7 +36,7 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     how the four work together, tried and adopted; what forgets, and carries thoughts; messages to the core
     new methods     Steps · Intents · Wanted · Examples · Methods · Guesses · Code by four · Generative kernel · Mending · Parcels
                     what a message can mean, what decides, how a method is tried, kept, mended and carried elsewhere
-    what is learnt  Golden dataset · Forge worker · Expert worker · Forge targets · Forge
+    what is learnt  Golden dataset · Forge worker · Expert worker · Forge targets · Forge queue · Forge
                     what people say of answers becomes rows, rows a dataset, a dataset an expert that is judged by rule
     the drive       Outcomes · Entropy · Self-improvement · Autotelic
                     how missions ended, as statistics and as one figure; the heartbeat: audits, and what is done about them
@@ -130,6 +130,7 @@ import inspect
 import io
 import itertools
 import json
+import keyword
 import logging
 import logging.handlers
 import marshal
@@ -459,6 +460,7 @@ __all__ += """
 """.split()
 
 _SETTINGS_FILE = "batos.toml"  # at home, unless BATOS_SETTINGS names another
+_PASSWORD_IN_URI = re.compile(r"://[^/@]*:[^/@]+@")
 _PLACES = ("BATOS_HOME", "BATOS_SETTINGS")  # variables that say where to look, and are no settings
 
 
@@ -551,11 +553,19 @@ SETTINGS = {row.name: row for row in (
     Setting("improve_per_day", 3, "times a day", "that the mind may be improved by what was learnt, for any reason"),
     Setting("forge_auto", "ask", "off, ask or on",
             "corrections begin a curation by themselves, unless off; a dataset that is ready is told of, or forged"),
-    Setting("forge_engine", "process", "process or stub",
-            "what trains: a process beside the daemon; stub, stub nothing and stub for ever learn nothing, for tests"),
+    Setting("forge_engine", "process", "process, celery or stub",
+            "what trains: a process beside the daemon, or a worker of Celery (`forge-worker --celery`); stub, stub nothing and "
+            "stub for ever learn nothing, for tests, also behind celery"),
+    Setting("forge_broker", "redis://localhost:6379/0", "URL",
+            "where the engine celery sends work; a password in it is better in the environment or the settings file"),
+    Setting("forge_results", "redis://localhost:6379/0", "URL", "where its workers tell what came of it"),
+    Setting("forge_worker_dir", "", "folder", "that daemon and workers of Celery both see, for rows and weights"),
+    Setting("forge_inline", False, "true or false",
+            "send the workers of Celery rows and weights through the broker, up to 16 MB; else by forge_worker_dir"),
     Setting("forge_yields", True, "true or false",
             "hold the training while missions wait; it runs 12 s of each minute all the same"),
     Setting("forge_deadline_s", 3600.0, "s", "time that one training or judging may take"),
+    Setting("method_idle_days", 90.0, "days", "after which a stored method that nobody used is told of; 0 tells of none"),
     Setting("method_workers", 4, "threads", "stored methods that run at the same time, each in a process of its own"),
     Setting("method_deadline_s", 10.0, "s", "time for one message to a stored method; then its process is ended"),
     Setting("method_memory_mb", 256.0, "MB", "memory that such a process may have"),
@@ -663,7 +673,8 @@ def read_settings_file(path: str) -> dict:
         raise ConfigError(
             f"the settings file {path} does not read ({error}); it is TOML, lines such as workers = 4"
         ) from None
-    if any(checked_setting(name, f"{name} in {path}").secret for name in values):
+    secret = [checked_setting(name, f"{name} in {path}").secret for name in values]
+    if any(secret) or any(_PASSWORD_IN_URI.search(str(value)) for value in values.values()):
         check_private(path)
     return {name: str(value) for name, value in values.items()}
 
@@ -11659,7 +11670,8 @@ __all__ += """
     log_core ARCHETYPES PILLARS PILLAR_ORDER PERSONA_OF ARCHETYPE_PERSONAS OPENINGS_EACH
     LINKS_EACH CLOSINGS_EACH VOICES MISSION_BYTES SUB_QUERY_BYTES SENTENCE_BYTES EVIDENCE_MOST
     QUOTES_MOST SPAN_CHARS CHUNK_CHARS ARCHETYPES_OFFERED IDIOMS_OFFERED SLOTS_MOST
-    ARGUMENTS_MOST SELECTOR_BYTES INTENT_BYTES CORE_FORMAT_VERSION STOP_WORDS IDIOMS
+    ARGUMENTS_MOST FREE_ARGUMENTS_MOST SELECTOR_BYTES INTENT_BYTES CORE_FORMAT_VERSION
+    STOP_WORDS IDIOMS
 """.split()
 
 log_core = logging.getLogger("batos.core")
@@ -11793,6 +11805,7 @@ MISSION_BYTES, SUB_QUERY_BYTES, SENTENCE_BYTES, EVIDENCE_MOST, QUOTES_MOST = 600
 SPAN_CHARS, CHUNK_CHARS = 90, 30  # of a span; of a piece that it is made of
 ARCHETYPES_OFFERED, IDIOMS_OFFERED = 2, 6  # how many the router offers at most
 SLOTS_MOST, ARGUMENTS_MOST, SELECTOR_BYTES, INTENT_BYTES = 12, 2, 80, 200
+FREE_ARGUMENTS_MOST = 8  # of a method that a larger core writes
 CORE_FORMAT_VERSION = 3
 
 # Words that any question and any text hold: no topic, and not searched for.
@@ -12373,11 +12386,11 @@ def method_lines(fields):
         )
     if (
         not isinstance(arguments, list | tuple)
-        or max(len(slots) / SLOTS_MOST, len(arguments) / ARGUMENTS_MOST) > 1
+        or max(len(slots) / SLOTS_MOST, len(arguments) / FREE_ARGUMENTS_MOST) > 1
     ):
         raise BadRequest(
             f"task method: got {len(slots)} slots and the arguments {arguments!r:.200}; give up to {SLOTS_MOST} "
-            f"slots, and a list of the types of up to {ARGUMENTS_MOST} arguments"
+            f"slots, and a list of the types of up to {FREE_ARGUMENTS_MOST} arguments"
         )
     for kind in (*slots.values(), *arguments):
         _name_among("method", "slots or arguments", kind, SLOT_TYPES)
@@ -12555,9 +12568,12 @@ def _each_number(value, change):
     return [change(each) for each in value] if isinstance(value, list | tuple) else change(value)
 
 
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+
+
 def argument_names(count: int, named: typing.Collection = ()) -> tuple:
-    """Return what the arguments of a method are called: `value`, or `first` and `second`; the last as they are `named`."""
-    plain = ((), ("value",), ("first", "second"))[count]
+    """Return what the arguments of a method are called: `value`, or `first`, `second` …; the last as they are `named`."""
+    plain = ("value",) if count == 1 else _ORDINALS[:count]
     others = [name for name in plain if name not in named]
     return (*others[: count - len(named)], *named)
 
@@ -32367,7 +32383,7 @@ class MissionLane:
             cycle = mission.thinking(root)
             state = own(cycle)["synthesis_state*"][0]
             name, follows, thought = state.name, state.follows, next_thought(cycle, self._recall)
-            spoken = [self._spoken(root, request) for request in thought.requests]
+            spoken = [self.spoken(root, request) for request in thought.requests]
         if thought.waits:
             self._park(mission, wakes)
         if thought.requests:
@@ -32386,7 +32402,7 @@ class MissionLane:
             self._ahead(dict.fromkeys((plan["lead"], *speak, *bound)))
         return step.next_state in ENDED and self._complete(mission)
 
-    def _spoken(self, root, request):
+    def spoken(self, root, request):
         """Return who speaks a request and the codex's prompts, and the expert that its task is bound to."""
         told = speaking(root, *request[:2]) if self.core.writes else (None, None)
         return (*told, expert_bound(root, request[0]))
@@ -35641,7 +35657,7 @@ def enumerated(world, said):
 # Offers:
 __all__ += """
     Example ExampleReader without_examples TIE LEAD_LEAST method_source find_methods
-    against_words
+    against_words docstring_of spoken
 """.split()
 
 # Trying many at once, in a child: a method that is made for it tries one candidate after the other
@@ -36281,18 +36297,23 @@ def _method_bodies(candidate, returned=None, before=False):
     return [candidate.body, flag, f"return {returned.code}"]
 
 
-def _docstring_of(request: dict) -> str:
+def docstring_of(request: dict) -> str:
     """Return what a method says of itself: its intent, or the words of its selector where that says none, or has quotes."""
     intent = one_line(request["intent"], INTENT_BYTES)
     if re.fullmatch(r"[^\"\\]+", intent):
         return intent
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])|[_:]+", " ", request["selector"]).strip().lower()
+    words = spoken(request["selector"])
     return f"{words[:1].upper()}{words[1:]}."
+
+
+def spoken(selector):
+    """Return the words of a selector, as one says them."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|[_:]+", " ", selector).strip().lower()
 
 
 def method_source(lines: list[str], request: dict) -> str:
     """Return a method's source as it is stored: its head, what it is for, its lines."""
-    told = [f'    """{_docstring_of(request)}"""']
+    told = [f'    """{docstring_of(request)}"""']
     return "\n".join([method_head(request), *told, *(f"    {line}" for line in lines)]) + "\n"
 
 
@@ -36627,12 +36648,15 @@ def _checked_try(check, tried, used):
 # Offers:
 __all__ += """
     FAILURES_MOST KNOWN own_method versions_of alike_methods bring_in roll_back is_guess
-    count_uses
+    count_uses methods_known shape_of
 """.split()
 
 _TRUSTED_USES, FAILURES_MOST = 20, 3
 KNOWN = "known"  # stands for the idiom of a method that the image has
 _VERSIONS_KEPT = 50  # of one method; older ones are let go
+_METHOD_DOCUMENTS, _METHODS_LOOKED_AT = "batos/methods/", 1000
+# of a method that was merged: who wrote it and why, and what confirmed it
+_MERGED_TELLS = ("author", "intent", "asked", "confirmed", "tests", "why", "stages")
 _ALIKE_SHARE = 0.95  # from here on another method is said to be nearly the same
 
 
@@ -36656,15 +36680,17 @@ def versions_of(method: Method | None) -> typing.Iterator:
         method = own(method).get("former")
 
 
-def _shape_of(source, name):
+def shape_of(source: str, name: str) -> str:
     """Return a method's source as text without names of its own: two methods that do the same alike have the same."""
     tree = ast.parse(source)
-    function = method_in(tree, name)
+    function: typing.Any = method_in(tree, name)
     function.name = "method"
     names = {}
     for node in ast.walk(function):
         if isinstance(node, ast.arg) and node.arg != "self":
             node.arg = names.setdefault(node.arg, f"v{len(names)}")
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.setdefault(node.id, f"v{len(names)}")
     for node in ast.walk(function):
         if isinstance(node, ast.Name) and node.id in names:
             node.id = names[node.id]
@@ -36675,12 +36701,12 @@ def _shape_of(source, name):
 
 def alike_methods(obj, name, source):
     """Return the selectors of stored methods that an object understands already and that are nearly the same."""
-    shape, found = _shape_of(source, name), []
+    shape, found = shape_of(source, name), []
     for holder in ancestry(obj):
         for slot, value in own(holder).items():
             if isinstance(value, Method) and slot != name and "source" in own(value):
                 share = difflib.SequenceMatcher(
-                    None, shape, _shape_of(value.source, slot), autojunk=False
+                    None, shape, shape_of(value.source, slot), autojunk=False
                 ).ratio()
                 if share >= _ALIKE_SHARE:
                     found.append(slot)
@@ -36752,12 +36778,56 @@ def _tell_of_method(obj, name, method):
     )
     store_document(
         root_of(obj)["knowledge_catalog_obj"],
-        f"batos/methods/{oid}.{name}",
+        f"{_METHOD_DOCUMENTS}{oid}.{name}",
         text,
         {"oid": oid, "selector": name},
         "self",
         kind="method",
     )
+
+
+def methods_known(root: persistent.mapping.PersistentMapping) -> typing.Iterator:
+    """Yield (object, selector, Method) of the stored methods that the catalog tells of, up to so many."""
+    documents = root["knowledge_catalog_obj"].documents
+    names = documents.keys(_METHOD_DOCUMENTS, f"{_METHOD_DOCUMENTS}\uffff")
+    for name in itertools.islice(names, _METHODS_LOOKED_AT):
+        oid, _, selector = name.removeprefix(_METHOD_DOCUMENTS).partition(".")
+        with contextlib.suppress(BatosError):  # it has gone meanwhile
+            obj = resolve(root, oid)
+            yield obj, selector, own_method(obj, selector)
+
+
+def _forwarding(gone, kept):
+    """Return the source of a method that sends the message of another one, with its own arguments. Raises BadRequest."""
+    function = method_in(ast.parse(gone.source), gone.selector)
+    plain = ast.arguments([], function.args.args, kwonlyargs=[], kw_defaults=[], defaults=[])
+    if ast.dump(function.args) != ast.dump(plain):
+        raise BadRequest(f"{gone.selector} has arguments that may be left out; it stays as it is")
+    names = [one.arg for one in function.args.args]
+    said = ast.get_docstring(function) or f"The same as {kept}."
+    body = f"    return {names[0]}.{kept}({', '.join(names[1:])})"
+    head = f"def {gone.selector}({', '.join(names)}):"
+    return "\n".join([head, f"    {json.dumps(said)}", body]) + "\n"
+
+
+@primitive("merge_into_", universal=True, lane="bulk")
+def merge_into_(receiver, gone, kept):
+    """Have one of two methods of an object that do the same send the other's message, so that one body is left.
+
+    Both messages are understood as before. Returns the version that was made. Raises NotFound, BadRequest.
+    """
+    must_be(str, gone=gone, kept=kept)
+    gone, kept = selector_name(gone), selector_name(kept)
+    one, other = own_method(receiver, gone), own_method(receiver, kept)
+    sources = [own(each).get("source") for each in (one, other)]
+    if gone == kept or None in sources or own(other).get("merged_into") == gone:
+        raise BadRequest(f"{gone} and {kept} are not two stored methods of {receiver!r}")
+    if shape_of(one.source, gone) != shape_of(other.source, kept):
+        raise BadRequest(f"{gone} and {kept} do not do the same: nothing is merged")
+    source = _forwarding(one, kept)
+    PersistenceGuardian().audit_code(source, gone)
+    told = {name: own(one)[name] for name in _MERGED_TELLS if name in own(one)}
+    return bring_in(receiver, gone, source, merged_into=kept, **told)
 
 
 def roll_back(obj: UvmObject, name: str, version=None) -> Method:
@@ -36819,7 +36889,7 @@ def _count_method(method, ended):
         told.get("uses", 0) + len(ended),
         told.get("failures", 0) + len(failures),
     )
-    method.clean_in_a_row, method.failures_in_a_row = clean, failed
+    method.clean_in_a_row, method.failures_in_a_row, method.used_at = clean, failed, now_utc()
     well = list(
         dict.fromkeys(
             [*told.get("did_well", ()), *(use for use in ended if use and isinstance(use, str))]
@@ -36854,7 +36924,7 @@ __all__ += """
 """.split()
 
 WRITTEN_BY = "cycle"  # with its id: the author of what no person wrote
-_GUESS_TOLD = ("author", "intent", "asked", "idiom", "tests", "why")
+_GUESS_TOLD = ("author", "intent", "asked", "idiom", "tests", "why", "stages")
 
 
 _GUESSES_MOST = 1000
@@ -36965,7 +37035,7 @@ def confirm_method(method, who):
 
 # Offers:
 __all__ += """
-    facades_for code_stages
+    facades_offered said_of_itself code_stages with_names with_arguments_called
 """.split()
 
 # word of a request -> what a library has for it
@@ -36989,10 +37059,19 @@ _LIBRARIES = {
 _LIBRARIES_STEMMED = {stem: what for word, what in _LIBRARIES.items() for stem in stems(word)}
 
 
-def facades_for(text: str) -> list:
+def _facades_for(text: str) -> list:
     """Return what libraries have for the words of a request, of those that a method may import."""
     found = [_LIBRARIES_STEMMED[stem] for stem in stems(text) if stem in _LIBRARIES_STEMMED]
     return [name for name in dict.fromkeys(found) if name.partition(".")[0] in FACADES]
+
+
+_NO_LIBRARY = "none is needed"
+_TIMES = {1: "once", 2: "twice"}
+
+
+def facades_offered(request: dict) -> list:
+    """Return what libraries have for a request: for its selector's words, and its intent's."""
+    return _facades_for(f"{spoken(request['selector'])} {request['intent']}")
 
 
 def code_stages(
@@ -37008,20 +37087,82 @@ def code_stages(
     imported += [
         one.name for node in ast.walk(tree) if isinstance(node, ast.Import) for one in node.names
     ]
-    offered = facades_for(f"{request['selector'].replace('_', ' ')} {request['intent']}")
-    library = (
-        f"{known}, which the image has"
-        if known
-        else ", ".join(imported or offered) or "none is needed"
-    )
+    offered = facades_offered(request)
+    library = ", ".join(imported) or _NO_LIBRARY
+    if known:
+        library = f"{known}, which the image has"
+    elif offered and not imported:
+        library = f"{', '.join(offered)} would be there; {_NO_LIBRARY}"
     body = [ast.unparse(node) for node in function.body if not _is_docstring(node)]
     rows = (
         ("library", "BABS", library),
         ("body", "BRICK", f"{by}: {one_line('; '.join(body), 200)}"),
         ("docstring", "ROBIN", one_line(ast.get_docstring(function) or "it says nothing", 200)),
-        ("assembly", "ALFRED", f"tried {tried} times, {home}"),
+        ("assembly", "ALFRED", f"tried {_TIMES.get(tried, f'{tried} times')}; {home}"),
     )
     return [{"stage": stage, "persona": persona, "what": what} for stage, persona, what in rows]
+
+
+_GIVEN_NOUN = Pattern(r"\b(?:an?|another|one more|(?:the|a|this) given|given)\s+([a-z]+)\b")
+
+
+def with_arguments_called(source: str, request: dict) -> str:
+    """Return a method's source with its arguments called by the nouns of the intent, where there are as many of them.
+
+    What the message names itself stays, and so does all where a noun is a name of the source already.
+    """
+    named = request.get("named", ())
+    before = argument_names(len(request["arguments"]), named)[: -len(named) or None]
+    nouns = list(dict.fromkeys(_GIVEN_NOUN.findall(request["intent"].lower())))
+    tree = ast.parse(source)
+    taken = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} | {*named}
+    free = [one for one in nouns if one not in taken and _may_be_called(one)]
+    if not before or len(free) != len(before) or free != nouns:
+        return source
+    return with_names(source, dict(zip(before, free, strict=True)))
+
+
+def with_names(source: str, names: dict) -> str:
+    """Return a source in which arguments, and what else has their names, are called otherwise; names: {before: after}."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            node.arg = names.get(node.arg, node.arg)
+        if isinstance(node, ast.Name):
+            node.id = names.get(node.id, node.id)
+    return ast.unparse(tree) + "\n"
+
+
+def _may_be_called(name):
+    return name.isidentifier() and not keyword.iskeyword(name) and not hasattr(builtins, name)
+
+
+_SAID_MOST = 120  # characters of what a larger core has a method say of itself
+
+
+def said_of_itself(source: str, request: dict) -> str:
+    """Return a method's source with what it says of itself, in words of its request; what says so already stays.
+
+    It is what a larger core wrote: code that does not read stays as it is, for the audit to refuse it.
+    """
+    try:
+        function: typing.Any = method_in(ast.parse(source), selector_name(request["selector"]))
+    except (SyntaxError, ValueError):
+        return source
+    if function is None or _says_what(ast.get_docstring(function) or "", request):
+        return source
+    first, lines = function.body[0], source.split("\n")
+    if first.lineno == function.lineno:
+        return source
+    kept = lines[first.end_lineno :] if _is_docstring(first) else lines[first.lineno - 1 :]
+    said = f'{" " * first.col_offset}"""{docstring_of(request)}"""'
+    return "\n".join([*lines[: first.lineno - 1], said, *kept])
+
+
+def _says_what(said, request):
+    """Whether a docstring is short, and tells of what was asked for."""
+    asked = {*stems(docstring_of(request)), *stems(spoken(request["selector"]))}
+    return len(said) <= _SAID_MOST and not asked.isdisjoint(stems(said))
 
 
 def _is_docstring(node):
@@ -37124,25 +37265,25 @@ def may_grow(receiver: UvmObject, selector: str) -> bool:
     return kind is None or of_its_own or name in KINDS[kind].texts
 
 
-def _check_arguments(wanted):
+def _check_arguments(wanted, most):
     """Raise BadRequest where no method is written for so many arguments, or for arguments of such names."""
     unfit = [name for name in wanted["named"] if not name.isidentifier() or name == "self"]
     told = f", of which are named {shown_short(unfit)}" if unfit else ""
-    if unfit or len(wanted["args"]) > ARGUMENTS_MOST:
+    if unfit or len(wanted["args"]) > most:
         raise BadRequest(
             f"{wanted['selector']!r:.100} came with {len(wanted['args'])} arguments{told}: methods are written "
-            f"for up to {ARGUMENTS_MOST}, with names as Python has them; store another with `method`"
+            f"for up to {most}, with names as Python has them; store another with `method`"
         )
 
 
-def _missing_request(cycle):
+def _missing_request(cycle, arguments_most):
     """Return the fields of the tasks `tests` and `method` for the message that a cycle is about, without offers.
 
     The slots are those of the receiver and of the prototypes it delegates to, but for the roots' and what a clone of a root
     has from it (its name); those that the request names come first where there are too many.
     """
     wanted, root = _wanted_of(cycle), root_of(cycle)
-    _check_arguments(wanted)
+    _check_arguments(wanted, arguments_most)
     intent = without_examples(_reader_of(cycle))
     receiver = resolve(root, cycle.target_oid)
     _check_may_grow(cycle, receiver, wanted["selector"])
@@ -37435,7 +37576,8 @@ def check_not_own(
 
 def offered_request(cycle, recall):
     """Return _missing_request with what the router offers among the idioms that fit."""
-    fields = _missing_request(cycle)
+    most = FREE_ARGUMENTS_MOST if recall.writes() else ARGUMENTS_MOST
+    fields = _missing_request(cycle, most)
     world = world_of(
         "", _small_slots(cycle, fields), _wanted_of(cycle)["args"], fields["slots"], fields["named"]
     )
@@ -37642,7 +37784,7 @@ def _ask_a_larger_core(cycle, data):
         for example in (*told_examples(cycle), *told_examples(cycle, "made_up"))
         if not example.held
     ]
-    there = [f"{name} is there" for name in facades_for(data["request"]["intent"])]
+    there = [f"{name} is there" for name in facades_offered(data["request"])]
     request = data["request"] | {
         "intent": "; ".join((data["request"]["intent"], *there, *shown)).strip("; ")
     }
@@ -37747,22 +37889,14 @@ def _called_so(source, request):
     count, named = len(request["arguments"]), request.get("named", ())
     if not named:
         return source
-    names, tree = (
-        dict(zip(argument_names(count), argument_names(count, named), strict=True)),
-        ast.parse(source),
-    )
-    for node in ast.walk(tree):
-        if isinstance(node, ast.arg):
-            node.arg = names.get(node.arg, node.arg)
-        if isinstance(node, ast.Name):
-            node.id = names.get(node.id, node.id)
-    return ast.unparse(tree) + "\n"
+    names = zip(argument_names(count), argument_names(count, named), strict=True)
+    return with_names(source, dict(names))
 
 
 def _flagged(source, request):
     """Return a method's source as it is stored: with what it is for, and the flag where it changes anything."""
     if source.count("\n") > 2:  # a larger model wrote it, flag and all
-        return source
+        return said_of_itself(source, request)
     head, body = source.rstrip("\n").split("\n")
     intent = one_line(request["intent"], INTENT_BYTES)
     told = [f'    """{intent}"""'] if re.fullmatch(r"[^\"\\]+", intent) else []
@@ -37884,7 +38018,7 @@ def weigh_method(cycle, recall):
     """SYNTHESIZING: ALFRED says where it belongs, why, and what confirms it; then the cycle's effect installs it, or keeps it
     as a guess."""
     data, receiver = cycle._tmp_synthesis_data, resolve(root_of(cycle), cycle.target_oid)
-    written, selector = data["written"], data["request"]["selector"]
+    written, selector = _with_arguments(data), data["request"]["selector"]
     home, where = _home_of(receiver, written["source"])
     confirmed = _confirmation(cycle, written)
     why = f"{_why_this_one(written, data)}; it belongs to {oid_text(home._p_oid)}: {where}"
@@ -37902,17 +38036,25 @@ def weigh_method(cycle, recall):
         "guess": not confirmed,
         "confirmed": confirmed,
         "unread": data["unread"],
-        "stages": _stages_of(data, where),
+        "stages": _stages_of(data, written, f"it belongs to {oid_text(home._p_oid)}: {where}"),
     }
     return Thought("verdict", lambda _: Step("COMPLETE", [], {"final_response": final}))
 
 
-def _stages_of(data, where):
+def _with_arguments(data):
+    """Return what was written, with its arguments called by the nouns of the intent; what the image has stays as it is."""
+    written = data["written"]
+    if written["idiom"] == KNOWN:
+        return written
+    return written | {"source": with_arguments_called(written["source"], data["request"])}
+
+
+def _stages_of(data, written, where):
     """Return how the four took part in a method; see `code_stages`."""
-    written, tried = data["written"], len(data["failures"]) + 1
+    tried = len(data["failures"]) + 1
     known = written["of"] if written["idiom"] == KNOWN else None
     by = "the core wrote it" if written["idiom"] == FREE else written["idiom"]
-    return code_stages(data["request"], written["source"], known, by, tried, f"it belongs {where}")
+    return code_stages(data["request"], written["source"], known, by, tried, where)
 
 
 _GUESS_SAYS = "It is a guess: nothing but the words of the message speaks for it"
@@ -39515,7 +39657,8 @@ FORGET_STORES["golden rows"] = ForgetPlace(rows_to_forget, _erase_rows)
 # Offers:
 __all__ += """
     forge_in FORGE_CONFIG CANDIDATE_FILE DONE_FILE FORGED_FILE READER_WORK Training STEPS_A_ROW
-    say_step rows_in phrased_cases with_header_in_order train_stub FORGE_WORKS
+    say_step rows_in phrased_cases with_header_in_order train_stub FORGE_WORKS CHECKPOINT_FILE
+    start_worker end_process
 """.split()
 
 READER_WORK = "reader"  # what is worked on, where nothing else is said
@@ -39534,7 +39677,7 @@ FORGE_CONFIG = {
     "replay_weight": 1.2,  # of how far scores of what was not corrected may move
 }
 CANDIDATE_FILE, DONE_FILE, FORGED_FILE = "candidate.safetensors", "done.json", "forged.safetensors"
-_CHECKPOINT_FILE, _CHECKPOINT_STEPS = "checkpoint.pt", 10
+CHECKPOINT_FILE, _CHECKPOINT_STEPS = "checkpoint.pt", 10
 _STEPS_LEAST, _STEPS_MOST, STEPS_A_ROW = 60, 200, 1.25
 _REPLAYED_MOST, _NEGATIVES_MOST, _JUDGED_AT_ONCE = 300, 3, 32
 _ALIVE_S = 5.0
@@ -39583,6 +39726,47 @@ def say_step(**told):
         print(json.dumps(told), flush=True)
     except OSError:
         os._exit(1)
+
+
+# The process itself, as the daemon or a worker of the queue starts it
+
+_WORKER_WORDS = [sys.executable, os.path.abspath(__file__), "forge-worker"]
+_WORKER_VARIABLES = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "PYTHONPATH",
+    "HF_HOME",
+)
+
+
+def _worker_environment():
+    """Return what a worker has of our environment: where things are, and nothing that is secret."""
+    kept = {name: os.environ[name] for name in _WORKER_VARIABLES if name in os.environ}
+    return kept | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def start_worker(folder: pathlib.Path, errors: typing.Any) -> subprocess.Popen:
+    """Start the process that does the work of a folder, in a group of its own; it tells its steps on its output."""
+    return subprocess.Popen(
+        [*_WORKER_WORDS, str(folder)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        cwd=folder,
+        env=_worker_environment(),
+        start_new_session=True,
+    )
+
+
+def end_process(pid: int) -> None:
+    """Kill a worker with whatever it has started; it is the first of its group."""
+    for signal_number in (signal.SIGKILL, signal.SIGCONT):
+        with contextlib.suppress(OSError):
+            os.killpg(pid, signal_number)
 
 
 def rows_in(path):
@@ -39731,7 +39915,7 @@ class Training:
         self._resume()
 
     def _resume(self):
-        path = self.folder / _CHECKPOINT_FILE
+        path = self.folder / CHECKPOINT_FILE
         if path.is_file():
             stood = self.torch.load(path, weights_only=True)
             self.step, self.losses = stood["step"], stood["losses"]
@@ -39747,9 +39931,9 @@ class Training:
             "optimiser": self.optimiser.state_dict(),
             "weights": {name: one.detach() for name, one in self.weights().items()},
         }
-        part = self.folder / f"{_CHECKPOINT_FILE}.part"
+        part = self.folder / f"{CHECKPOINT_FILE}.part"
         self.torch.save(stood, part)
-        part.replace(self.folder / _CHECKPOINT_FILE)
+        part.replace(self.folder / CHECKPOINT_FILE)
 
     def run(self) -> None:
         """Learn until all steps are done; each is said, each tenth one kept."""
@@ -39935,7 +40119,7 @@ _STUB_STEPS, _STUB_STEP_S = 3, 0.05
 
 def train_stub(work, folder):
     numpy, safe = need("numpy", "the forge"), need("safetensors.numpy", "the forge")
-    path, picker = folder / _CHECKPOINT_FILE, random.Random(work["config"]["seed"])
+    path, picker = folder / CHECKPOINT_FILE, random.Random(work["config"]["seed"])
     layers = [numpy.array([picker.random() for _ in range(4)], "float32") for _ in range(2)]
     step = int(path.read_text()) if path.is_file() else 0
     while step < _STUB_STEPS:
@@ -40662,6 +40846,405 @@ def target_of(target: str) -> ForgeTarget:
 
 
 ################################################################################
+# Forge queue ##################################################################
+################################################################################
+#
+# The forge's second engine: what a worker beside the daemon does, a worker of Celery does, on this machine or another
+# (`batos.py forge-worker --celery`). The saga is the same; only how work gets there, and back, is another.
+#
+#   parcel   what a worker is sent, as JSON: job.json, and the files, or the folder that both ends see
+#   nonce    of an attempt: it names the task, so that what is delivered twice is one task with one result
+#   heard    each step changes the state of the task in the results: the lease runs from there
+#   away     the broker does not answer: nothing is lost, and it is asked again after 1, 2, 4 ... 300 s
+
+# Offers:
+__all__ += """
+    ForgeQueue QueueAway QueuedWork serve_queue take_back take_result
+""".split()
+
+_log_queue = logging.getLogger("batos.forge.queue")
+
+_CELERY = "the forge's engine celery (pip install celery==5.7.0 redis==8.1.0)"
+_QUEUE_NAME, _QUEUED_FILE = "batos.forge", "queued.json"
+_TASK_NAMES = "batos.fine_tune_lora", "services.fine_tune_lora_task"
+_VISIBLE_S, _RESULT_KEPT_S = 6 * 3600.0, 7 * 86400.0
+_INLINE_MOST, _RESULT_MOST = 16 << 20, 32 << 20  # bytes
+_BROKER_S = 5.0  # that the broker may take for an answer
+_STATE_TRIES = 600  # that a worker tells a state, one each second, while the results are away
+_QUEUE_LOOK_S, _QUEUE_LEASE_S = 0.5, 60.0
+_AWAY_LEAST_S, _AWAY_MOST_S = 1.0, 300.0
+_PLAIN_NAME = Pattern(r"[0-9A-Za-z_-][0-9A-Za-z_.-]*")
+_NOT_SENT = (_QUEUED_FILE, "job.json", "stderr", DONE_FILE)  # of a folder
+
+_CELERY_CONFIG = {
+    "task_serializer": "json",
+    "result_serializer": "json",
+    "event_serializer": "json",
+    "accept_content": ["json"],
+    "result_accept_content": ["json"],
+    "task_default_queue": _QUEUE_NAME,
+    "task_acks_late": True,
+    "task_reject_on_worker_lost": True,
+    "task_track_started": True,
+    "worker_prefetch_multiplier": 1,
+    "worker_cancel_long_running_tasks_on_connection_loss": False,
+    "result_expires": _RESULT_KEPT_S,
+    "broker_connection_timeout": _BROKER_S,
+    "broker_connection_retry_on_startup": True,
+    "broker_connection_max_retries": None,
+    "redis_socket_timeout": _BROKER_S,
+    "redis_socket_connect_timeout": _BROKER_S,
+}
+
+
+def _celery_app(settings, state_tries=1):
+    """Return the Celery that both ends make of the settings. Raises ConfigError where it is not installed.
+
+    state_tries: how often it is tried, once a second, to tell or to hear a state while the results are away.
+    """
+    celery = need("celery", _CELERY)
+    need("redis", _CELERY)
+    app = celery.Celery("batos", set_as_current=False)
+    visible = {"visibility_timeout": max(_VISIBLE_S, 2 * settings.forge_deadline_s)}
+    limits = {"socket_timeout": _BROKER_S, "socket_connect_timeout": _BROKER_S}
+    retries = {"max_retries": state_tries, "interval_max": 1.0}
+    app.conf.update(
+        _CELERY_CONFIG,
+        broker_url=settings.forge_broker,
+        result_backend=settings.forge_results,
+        broker_transport_options=visible | limits,
+        result_backend_transport_options=visible | {"retry_policy": retries},
+    )
+    return app
+
+
+# A worker of Celery
+
+
+def serve_queue(settings: types.SimpleNamespace) -> None:
+    """Work on what the queue holds, one parcel at a time, until SIGTERM; the parcel at hand is brought to its end then."""
+    app = _celery_app(settings, _STATE_TRIES)
+
+    def fine_tune(task, parcel):
+        return _queued_work(task, parcel, settings)
+
+    for name in _TASK_NAMES:
+        app.task(fine_tune, name=name, bind=True)
+    told = ["--concurrency=1", f"--queues={_QUEUE_NAME}", f"--hostname=forge-{os.getpid()}@%h"]
+    app.worker_main(["worker", *told, "--without-gossip", "--without-mingle", "--loglevel=INFO"])
+
+
+def _queued_work(task, parcel, settings):
+    """Do a parcel's work; returns {"nonce", and "done" and the files where they go inline, or "failed": why}."""
+    nonce = parcel.get("nonce")
+    try:
+        _check_parcel(parcel, settings)
+        place = _parcel_place(parcel, settings)
+        _link_own_core(parcel, place, settings)
+        with _alone_in(place):
+            return {"nonce": nonce, **_done_in(task, place, "files" in parcel)}
+    except need("celery.exceptions", _CELERY).SoftTimeLimitExceeded:
+        failed = "its time was over (forge_deadline_s)"
+    except (OSError, ValueError, BatosError) as error:
+        failed = str(error)
+    return {"nonce": nonce, "failed": one_line(failed, 400)}
+
+
+def _check_parcel(parcel, settings):
+    """Raise BadRequest where a parcel is none, or is for another reader or core than the one that is here."""
+    named = [parcel.get("nonce"), *parcel.get("files", ())]
+    if not all(isinstance(name, str) and _PLAIN_NAME.fullmatch(name) for name in named):
+        raise BadRequest("this is no parcel of a forge")
+    what, here = "reader", reader_card()["sha256"]
+    if parcel.get("work") == EXPERT_WORK:
+        files = _own_core(settings).items()
+        what = "core"
+        here = core_base([(name, file_hash(path, "sha256")) for name, path in files])
+    if parcel.get("base") != here:
+        raise BadRequest(
+            f"this worker has another {what} ({here!r:.14}) than the job is for ({parcel.get('base')!r:.14})"
+        )
+
+
+def _own_core(settings):
+    """Return {name in an image: path} of the files of the core that this end has; {} of none."""
+    place = SEED_CORE if settings.core == "auto" else pathlib.Path(settings.core)
+    return {stored_name(path, place): path for path in core_files(place)}
+
+
+def _link_own_core(parcel, place, settings):
+    """Have an expert's work find the core that it is for: it is never sent."""
+    if parcel.get("work") != EXPERT_WORK:
+        return
+    (place / CORE_FOLDER).mkdir(exist_ok=True)
+    for name, path in _own_core(settings).items():
+        with contextlib.suppress(FileExistsError):
+            (place / CORE_FOLDER / name).symlink_to(path.resolve())
+
+
+def _parcel_place(parcel, settings):
+    """Return the folder of a parcel: the one that both ends see, or one of its own with what was sent. Raises NotFound."""
+    own_place = pathlib.Path(tempfile.gettempdir(), f"batos-forge-queue-{os.getuid()}")
+    home = pathlib.Path(settings.forge_worker_dir or own_place)
+    place = home / parcel["nonce"]
+    if "files" not in parcel:
+        if not (place / "job.json").is_file():
+            raise NotFound(
+                f"{place} is not there: the work was taken back, or this worker has another forge_worker_dir"
+            )
+        return place
+    make_folder(place)
+    for name, text in parcel["files"].items():
+        if not (place / name).exists():
+            write_whole(place / name, base64.b64decode(text))
+    work = {name: value for name, value in parcel.items() if name != "files"}
+    write_whole(place / "job.json", json.dumps(work).encode())
+    return place
+
+
+@contextlib.contextmanager
+def _alone_in(place):
+    """Wait until no other worker is at work in a folder: what is delivered twice is done once."""
+    with open(place / "lock", "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _done_in(task, place, is_inline):
+    """Return what came of the work in a folder, which was done before where it was delivered twice."""
+    if not (place / DONE_FILE).is_file():
+        failed = _followed(task, place)
+        if failed is not None:
+            return {"failed": failed}
+    done = json.loads((place / DONE_FILE).read_text("utf-8"))
+    if not is_inline:
+        return {"done": done}
+    files = {name: (place / name).read_bytes() for name in done["files"]}
+    shutil.rmtree(place, ignore_errors=True)
+    if sum(map(len, files.values())) > _RESULT_MOST:
+        return {"failed": "what it made is too large for a result; forge_worker_dir takes it"}
+    return {"done": done, "files": _as_texts(files)}
+
+
+def _as_texts(files):
+    return {name: base64.b64encode(data).decode() for name, data in files.items()}
+
+
+def _followed(task, place):
+    """Have a process do the work, and tell each of its steps as the state of the task; returns why it failed, or None."""
+    with open(place / "stderr", "wb") as errors, start_worker(place, errors) as process:
+        try:
+            for number, line in enumerate(process.stdout):
+                _say_state(task, {**json.loads(line), "line": number})
+        finally:
+            end_process(process.pid)
+    tail = (place / "stderr").read_text("utf-8", "replace").strip()[-400:]
+    if (place / DONE_FILE).is_file():
+        return None
+    return one_line(tail, 400) or f"the worker ended with {process.returncode}"
+
+
+def _say_state(task, told):
+    """Say how far a task is; where the results are away for long nobody hears it, and the work goes on."""
+    try:
+        task.update_state(state="PROGRESS", meta=told)
+    except Exception as error:  # a boundary: each kind of results has errors of its own
+        if type(error).__name__ == "SoftTimeLimitExceeded":
+            raise
+        _log_queue.warning("nobody could be told how far the work is: %s", error)
+
+
+# The daemon's end
+
+
+class QueueAway(Exception):
+    """The broker, or the results, do not answer."""
+
+
+class ForgeQueue:
+    """Has the work of a folder done by a worker of Celery. Raises ConfigError where the settings leave no way for files."""
+
+    def __init__(self, settings: types.SimpleNamespace) -> None:
+        if not (settings.forge_inline or settings.forge_worker_dir):
+            raise ConfigError(
+                "forge_engine celery wants forge_worker_dir, a folder that daemon and workers see, or forge_inline true, "
+                "which sends what people corrected through the broker"
+            )
+        self.settings, self.app = settings, _celery_app(settings)
+        self._sender = _celery_app(settings)  # one that awaits results would subscribe to each
+        self._sender.conf.result_backend = "disabled://"
+        kombu, redis = need("kombu.exceptions", _CELERY), need("redis.exceptions", _CELERY)
+        with self.app.connection_for_write() as connection:
+            known = (*connection.connection_errors, *connection.channel_errors)
+        self._errors = (kombu.OperationalError, redis.RedisError, OSError, *known)
+        self.away: str | None = None  # why it does not answer, in words
+        self._again_s = _AWAY_LEAST_S
+
+    def wait_s(self) -> float:
+        """Return how long to wait before it is asked again: each time as long again."""
+        wait_s, self._again_s = self._again_s, min(_AWAY_MOST_S, 2 * self._again_s)
+        return wait_s
+
+    @contextlib.contextmanager
+    def _asking(self):
+        try:
+            yield
+        except self._errors as error:
+            where = hide_password(self.settings.forge_broker)
+            self.away = f"{where} does not answer: {one_line(str(error), 200)}"
+            raise QueueAway(self.away) from error
+        self.away, self._again_s = None, _AWAY_LEAST_S
+
+    def send(self, nonce: str, folder: pathlib.Path) -> str | None:
+        """Send the work of a folder, unless it was; returns why it cannot be, or None. Raises QueueAway."""
+        sent = _queued_of(folder)
+        if sent.get("nonce") == nonce and sent["sent"]:
+            return None
+        parcel = json.loads((folder / "job.json").read_text("utf-8"))
+        paths = [one for one in folder.iterdir() if one.is_file() and one.name not in _NOT_SENT]
+        told = {"nonce": nonce, "folder": None, "sent": False}
+        if self._goes_inline(paths):
+            parcel["files"] = _as_texts({path.name: path.read_bytes() for path in paths})
+        elif self.settings.forge_worker_dir:
+            told["folder"] = str(pathlib.Path(self.settings.forge_worker_dir).resolve() / nonce)
+        else:
+            return "its rows are too many to be sent inline; forge_worker_dir takes them"
+        write_whole(folder / _QUEUED_FILE, json.dumps(told).encode())
+        _put_in_sight(folder, told["folder"], paths)
+        with self._asking():
+            self._publish(nonce, parcel)
+        write_whole(folder / _QUEUED_FILE, json.dumps(told | {"sent": True}).encode())
+        return None
+
+    def _goes_inline(self, paths):
+        small = sum([path.stat().st_size for path in paths]) <= _INLINE_MOST
+        return self.settings.forge_inline and small
+
+    def _publish(self, nonce, parcel):
+        self._sender.send_task(
+            _TASK_NAMES[0],
+            [parcel],
+            task_id=nonce,
+            soft_time_limit=self.settings.forge_deadline_s or None,
+            retry_policy={"max_retries": 1, "interval_start": 0.2},
+        )
+
+    def state(self, nonce: str) -> tuple:
+        """Return (state, what is told with it) of a task. Raises QueueAway."""
+        with self._asking():
+            told = self.app.backend.get_task_meta(nonce, cache=False)
+        return told["status"], told["result"]
+
+    def waiting(self) -> int:
+        """Return how many tasks no worker has taken yet. Raises QueueAway."""
+        with self._asking(), self.app.connection_for_read() as connection:
+            connection.ensure_connection(max_retries=1, interval_start=0.2)
+            declared = connection.default_channel.queue_declare(_QUEUE_NAME, passive=True)
+            return declared.message_count
+
+    def revoke(self, nonce: str) -> None:
+        """Have no worker go on with a task."""
+        with contextlib.suppress(*self._errors):
+            self.app.control.revoke(nonce, terminate=True)
+
+    def let_go(self, nonce: str, folder: pathlib.Path) -> None:
+        """Leave nothing of a task that is over: neither its result nor the folder that both ends saw."""
+        take_back(folder)
+        with contextlib.suppress(*self._errors):
+            self.app.backend.forget(nonce)
+
+
+def _queued_of(folder):
+    """Return what a folder says of the task that it was sent as, {} where it was not."""
+    try:
+        return json.loads((folder / _QUEUED_FILE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def take_back(folder: pathlib.Path) -> None:
+    """Remove the folder that both ends saw; of a training the checkpoint is kept for the next attempt."""
+    place = _queued_of(folder).get("folder")
+    if not place:
+        return
+    with contextlib.suppress(OSError):
+        shutil.copyfile(pathlib.Path(place, CHECKPOINT_FILE), folder / CHECKPOINT_FILE)
+    shutil.rmtree(place, ignore_errors=True)
+    (folder / _QUEUED_FILE).unlink(missing_ok=True)
+
+
+def _put_in_sight(folder, place, paths):
+    """Copy the files of a folder to where both ends see them."""
+    if place is None:
+        return
+    make_folder(place)
+    for path in (*paths, folder / "job.json"):
+        shutil.copyfile(path, pathlib.Path(place, path.name))
+
+
+class QueuedWork:
+    """Waits for one task: its lease runs from its last change, and stands still while it waits for a worker."""
+
+    def __init__(
+        self, queue: ForgeQueue, nonce: str, tell: typing.Callable, why_over: typing.Callable
+    ) -> None:
+        self.queue, self.nonce = queue, nonce
+        self._tell, self._why_over = tell, why_over
+        self._heard_s = self._looked_s = time.monotonic()
+        self._ran_s, self._told = 0.0, None
+
+    def run(self, wait: typing.Callable) -> dict | str:
+        """Return what the worker told at its end, or in words why it was given up. Raises QueueAway."""
+        while True:
+            state, told = self.queue.state(self.nonce)
+            if state == "SUCCESS":
+                return told
+            if state in ("FAILURE", "REVOKED"):
+                return one_line(f"the worker failed: {told}", 400)
+            self._hear(state, told)
+            over = self._why_over() or self._lapsed()
+            if over is not None:
+                return over
+            wait(_QUEUE_LOOK_S)
+
+    def _hear(self, state, told):
+        now_s = time.monotonic()
+        passed_s, self._looked_s = now_s - self._looked_s, now_s
+        if state != "PENDING":
+            self._ran_s += passed_s
+        if (state, told) != self._told:
+            self._told, self._heard_s = (state, told), now_s
+            self._tell(told if state == "PROGRESS" else {"waits": "for a worker of the queue"})
+
+    def _lapsed(self):
+        """Return why the task is given up, or None."""
+        if self._ran_s > self.queue.settings.forge_deadline_s:
+            return "its time was over (forge_deadline_s)"
+        if self._looked_s - self._heard_s <= _QUEUE_LEASE_S:
+            return None
+        if self._told[0] == "PENDING" and self.queue.waiting():
+            self._heard_s = self._looked_s
+            return None
+        return f"no worker of the queue said anything for {_QUEUE_LEASE_S:g} s"
+
+
+def take_result(told: dict, nonce: str, folder: pathlib.Path) -> str | None:
+    """Lay what a worker made into a folder, done.json last; returns why it cannot be, or None."""
+    if told.get("nonce") != nonce or "done" not in told:
+        return told.get("failed") or "what it told is of another attempt"
+    names, place = list(told["done"]["files"]), _queued_of(folder).get("folder")
+    if not all(_PLAIN_NAME.fullmatch(name) for name in names):
+        return "what it made has names that are none"
+    for name in names:
+        if place is None:
+            write_whole(folder / name, base64.b64decode(told["files"][name]))
+        else:
+            shutil.copyfile(pathlib.Path(place, name), folder / name)
+    write_whole(folder / DONE_FILE, json.dumps(told["done"]).encode())
+    return None
+
+
+################################################################################
 # Forge ########################################################################
 ################################################################################
 #
@@ -41351,11 +41934,12 @@ def _lay_out(files, folder):
 
 
 def _end_left(folder):
-    """End the worker that a folder tells of, where that one lives still."""
+    """End the worker that a folder tells of, where that one lives still; what the queue has of it is taken back."""
+    take_back(folder)
     with contextlib.suppress(OSError, ValueError):
         left = json.loads((folder / "worker.json").read_text("utf-8"))
         if _process_name(left["pid"]) == left:
-            _end_process(left["pid"])
+            end_process(left["pid"])
 
 
 def _forge_home(image: Image) -> pathlib.Path:
@@ -41365,24 +41949,6 @@ def _forge_home(image: Image) -> pathlib.Path:
     return pathlib.Path(tempfile.gettempdir(), f"batos-forge-{os.getpid()}")
 
 
-_WORKER_VARIABLES = (
-    "PATH",
-    "HOME",
-    "LANG",
-    "LC_ALL",
-    "TMPDIR",
-    "LD_LIBRARY_PATH",
-    "PYTHONPATH",
-    "HF_HOME",
-)
-
-
-def _worker_environment():
-    """Return what a worker has of our environment: where things are, and nothing that is secret."""
-    kept = {name: os.environ[name] for name in _WORKER_VARIABLES if name in os.environ}
-    return kept | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-
-
 def _process_name(pid):
     """Return what tells a process from a later one of its number: both, and when it was started."""
     try:
@@ -41390,13 +41956,6 @@ def _process_name(pid):
     except OSError:
         return {"pid": pid, "started": None}
     return {"pid": pid, "started": fields[19]}
-
-
-def _end_process(pid):
-    """Kill a worker with whatever it has started; it is the first of its group."""
-    for signal_number in (signal.SIGKILL, signal.SIGCONT):
-        with contextlib.suppress(OSError):
-            os.killpg(pid, signal_number)
 
 
 class WorkerWatch:
@@ -41434,10 +41993,9 @@ class WorkerWatch:
             self._minute_s, self._ran_s = now_s, 0.0
 
     def _why_over(self):
-        if self.lane.is_closing:
-            return "the daemon stops"
-        if self.lane.is_cancelled(self.work):
-            return "it was cancelled"
+        over = self.lane.why_over(self.work)
+        if over is not None:
+            return over
         if self._looked_s - self._heard_s > _LEASE_S:
             return f"it said nothing for {_LEASE_S:g} s"
         if self._left_s < 0:
@@ -41451,7 +42009,7 @@ class WorkerWatch:
         with contextlib.suppress(ValueError):
             told = json.loads(line)
             if told:
-                self.lane.progress = {"job": self.work.number, "phase": self.work.phase, **told}
+                self.lane.tell(self.work, told)
         return bool(line)
 
     def _hold_or_go(self):
@@ -41488,6 +42046,9 @@ class ForgeLane:
         self.worker = None  # the process at work
         self.ready: str | None = None  # what could be forged, in words
         self.held = False  # whether no job may go on for now
+        # which of the engines does the work, whoever carries it there
+        self.works = settings.forge_engine.removeprefix("celery").strip() or "process"
+        self.queue = ForgeQueue(settings) if settings.forge_engine.startswith("celery") else None
 
     def start(self, events: Events) -> None:
         events.subscribe("forge", self._wake.set)
@@ -41505,8 +42066,9 @@ class ForgeLane:
     def health(self) -> dict:
         """Return what is at work, and what could be."""
         reader = self.reader
-        told = {"engine": self.settings.forge_engine, "reader": reader.version}
-        told |= {"reader_state": reader.state}
+        away = self.queue and self.queue.away
+        told = {"engine": "unreachable" if away else self.settings.forge_engine}
+        told |= {"reader": reader.version, "reader_state": reader.state, "waits": away or None}
         return told | {"ready": self.ready, "doing": dict(self.progress) or None}
 
     def _main(self):
@@ -41530,10 +42092,20 @@ class ForgeLane:
             if work is not None:
                 self._do(work)
             return work is not None
+        except QueueAway as error:
+            self._wait_for_queue(error)
+            return True
         except (OSError, ImageError, Busy) as error:
             _log_forge.warning("the forge waits: %s", error)
             self._closing.wait(_FORGE_AGAIN_S)
             return True
+
+    def _wait_for_queue(self, error):
+        """Wait until the broker is asked again; the job stays in the outbox, unless it is cancelled meanwhile."""
+        wait_s = self.queue.wait_s()
+        _log_forge.warning("%s; it is asked again in %g s", error, wait_s)
+        self._closing.wait(wait_s)
+        self._end_orphans()
 
     def _look_after(self):
         """See whether what was promoted is worse than what was before, and whether there is enough to curate."""
@@ -41601,7 +42173,7 @@ class ForgeLane:
             "job": work.number,
             "phase": work.phase,
             "nonce": work.nonce,
-            "engine": self.settings.forge_engine,
+            "engine": self.works,
             "config": work.config,
             "in_bfloat16": self.reader.in_bfloat16,
             **work.told,
@@ -41650,28 +42222,52 @@ class ForgeLane:
         """Have a worker do what a folder holds; returns why it failed, or None."""
         if (folder / DONE_FILE).is_file():
             return None
+        if self.queue is not None:
+            return self._queued(work, folder)
         with open(folder / "stderr", "wb") as errors:
-            self.worker = subprocess.Popen(
-                [sys.executable, os.path.abspath(__file__), "forge-worker", str(folder)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                cwd=folder,
-                env=_worker_environment(),
-                start_new_session=True,
-            )
+            self.worker = start_worker(folder, errors)
         with self.worker as process:
             write_whole(folder / "worker.json", json.dumps(_process_name(process.pid)).encode())
             try:
                 ended = WorkerWatch(self, work, process).run()
             finally:
-                _end_process(process.pid)
+                end_process(process.pid)
                 process.wait()
         self.worker = None
         if ended is None and process.returncode == 0:
             return None
         tail = (folder / "stderr").read_text("utf-8", "replace").strip()[-400:]
         return ended or one_line(tail, 400) or f"the worker ended with {process.returncode}"
+
+    def _queued(self, work, folder):
+        """Have a worker of the queue do it; returns why it failed, or None. Where the daemon stops it is left at work.
+
+        Raises QueueAway.
+        """
+        failed = self.queue.send(work.nonce, folder)
+        if failed is not None:
+            return failed
+        told = QueuedWork(
+            self.queue, work.nonce, lambda told: self.tell(work, told), lambda: self.why_over(work)
+        ).run(self._closing.wait)
+        if isinstance(told, dict):
+            failed = take_result(told, work.nonce, folder)
+        elif self.is_closing:
+            return told
+        else:
+            self.queue.revoke(work.nonce)
+            failed = told
+        self.queue.let_go(work.nonce, folder)
+        return failed
+
+    def tell(self, work: ForgeWork, told: dict) -> None:
+        self.progress = {"job": work.number, "phase": work.phase, **told}
+
+    def why_over(self, work: ForgeWork) -> str | None:
+        """Return why nobody is to go on with it, or None."""
+        if self.is_closing:
+            return "the daemon stops"
+        return "it was cancelled" if self.is_cancelled(work) else None
 
     def is_cancelled(self, work: ForgeWork) -> bool:
         return work.number in self._cancelled
@@ -41753,6 +42349,7 @@ _SLOWER_BY_S = 0.1  # at least: less is nothing that anybody waits for
 _LEAST_POINTS = 0.05  # by which a share must have risen
 _GAP_TIMES, _GAP_SHARE = 3, 0.8  # unanswered missions on a topic; of all that name it
 _TOPICS_MOST, CYCLES_TOLD = 5, 5
+_IDLE_DAYS = 90.0  # as `method_idle_days` has it
 
 
 AUDITOR, AUTOTELIC = (
@@ -42057,31 +42654,40 @@ def _look_for_stale_facets(_, root):
 
 
 def _look_for_twins(_, root):
-    """Yield the methods of root objects that do the same under two selectors."""
-    for name, obj in sorted(root.items()):
-        if not isinstance(obj, UvmObject):
-            continue
-        bodies = collections.defaultdict(list)
-        for selector, value in own(obj).items():
-            if is_stored(value) and owner_of(selector) is None:
-                bodies[_body_of(own(value)["source"])].append(selector)
-        for selectors in bodies.values():
-            if len(selectors) > 1:
-                both = " and ".join(sorted(selectors))
-                why = "one of them may go: `send` removeSlot_ takes a method away"
-                yield outcome_finding(
-                    "twins", f"{name} {both}", f"{both} of {name} do the same", why, []
-                )
+    """Yield the stored methods of an object that do the same as another of it; the one that is used most would stay."""
+    alike = collections.defaultdict(list)
+    for obj, selector, method in methods_known(root):
+        is_one = owner_of(selector) is None and method.status != "quarantined"
+        if is_one and "merged_into" not in own(method):
+            alike[oid_text(obj._p_oid), shape_of(method.source, selector)].append(method)
+    for (oid, _), methods in alike.items():
+        kept, *others = sorted(methods, key=lambda one: (-own(one).get("uses", 0), one.selector))
+        for gone in others:
+            both = f"{gone.selector} and {kept.selector}"
+            why = f"`send {oid} merge_into_ {gone.selector} {kept.selector}` leaves one body; nothing does it by itself"
+            yield outcome_finding(
+                "twins", f"{oid} {both}", f"{both} of {oid} do the same", why, [], 1
+            )
 
 
-def _body_of(source):
-    """Return what a method's source does, without its name and what it says of itself."""
-    tree = ast.parse(source)
-    for function in functions_of(tree):
-        function.name = "f"
-        if ast.get_docstring(function) is not None:
-            function.body = function.body[1:] or [ast.Pass()]
-    return ast.dump(tree)
+def _look_for_idle_methods(_, root):
+    """Yield the stored methods that nobody has used for long, the longest first. They are told of, and stay."""
+    settings = activation_of(root["autotelic_obj"]).settings
+    days = getattr(settings, "method_idle_days", _IDLE_DAYS)
+    now, idle = now_utc(), []
+    for obj, selector, method in methods_known(root) if days else ():
+        past = (now - _last_use(method)).total_seconds() / 86400
+        if past >= days and owner_of(selector) is None:
+            idle.append((past, selector, oid_text(obj._p_oid)))
+    for past, selector, oid in sorted(idle, reverse=True)[:_TOPICS_MOST]:
+        what = f"{selector} of {oid} was used by nobody for {past:.0f} days"
+        why = f"`send {oid} removeSlot_ {selector}` takes it away; nothing does it by itself"
+        yield outcome_finding("idle method", f"{oid} {selector}", what, why, [], 1)
+
+
+def _last_use(method):
+    """Return when a method was used last, or came, or came back."""
+    return max([own(method)[name] for name in ("at", "back_at", "used_at") if name in own(method)])
 
 
 _LOOKS = (
@@ -42091,6 +42697,7 @@ _LOOKS = (
     _look_for_unused,
     _look_for_stale_facets,
     _look_for_twins,
+    _look_for_idle_methods,
 )
 
 
@@ -56647,8 +57254,12 @@ _SUBCOMMANDS = {
 
 
 def _forge_worker(args, settings):
-    done = forge_in(args.folder)
-    return done, ""
+    if args.celery:
+        serve_queue(settings)
+        return {}, ""
+    if args.folder is None:
+        raise BadRequest("name the folder of the work, or say --celery to be a worker of the queue")
+    return forge_in(args.folder), ""
 
 
 # fmt: off
@@ -56668,7 +57279,8 @@ _LOCAL_COMMANDS = {                                       # what works on an ima
     "service": (service_command, "have systemd start the daemon of an image, look how it is, or have it start no more"),
     "upgrade": (upgrade_command,
                 "tell which program serves the image and which is offered; have another one tried on a copy, and serve it"),
-    "forge-worker": (_forge_worker, "do the work that a folder of the forge holds; the daemon starts it"),
+    "forge-worker": (_forge_worker,
+                     "do the work of a folder of the forge, which the daemon starts; with --celery be a worker of its queue"),
 }
 # fmt: on
 
@@ -56789,7 +57401,8 @@ _ARGUMENTS = {                                            # subcommand -> its ar
                 ("--upgrade-channel", {"dest": "upgrade_channel", "default": argparse.SUPPRESS,
                                        "help": "the folder in which another program may be put"}),
                 ("--image", {"default": argparse.SUPPRESS, "help": "the data file"})],
-    "forge-worker": [("folder", {"help": "the folder"})],
+    "forge-worker": [("folder", {"nargs": "?", "help": "the folder"}),
+                     ("--celery", {"action": "store_true", "help": "work on what forge_broker's queue holds, until SIGTERM"})],
     "schema": [("name", {"nargs": "?", "help": "of a command, an event, or OK or ERROR"})],
     "help": [("topic", {"nargs": "?", "help": f"of {', '.join(HELP)}; or a command"})],
     "settings": [("changes", {"nargs": "*", "metavar": "NAME=VALUE", "help": "NAME= makes it the default again"})],

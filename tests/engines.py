@@ -189,3 +189,79 @@ class Host:
         self._reader.join(60)
         self.file.unlink(missing_ok=True)
         return self.process.returncode
+
+
+# Redis, and workers of Celery
+
+REDIS = shutil.which("redis-server")
+
+
+class Redis:
+    """A Redis of the tests' own, in a folder of its own; `url` is where, from before it is started on."""
+
+    def __init__(self, persists=False):
+        self.folder, self.port = tempfile.mkdtemp(prefix="batos-redis-"), free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._persists, self.process = persists, None
+
+    def start(self):
+        kept = ["--appendonly", "yes", "--appendfsync", "always"] if self._persists else ["--appendonly", "no"]
+        words = [REDIS, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", self.folder, "--save", "", *kept]
+        self.process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+        while not self._is_there():
+            assert self.process.poll() is None, "redis-server did not start"
+            time.sleep(0.05)
+        return self
+
+    def _is_there(self):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5) as one:
+            one.sendall(b"PING\r\n")
+            return one.recv(7) == b"+PONG\r\n"
+        return False
+
+    def asked(self):
+        """Return a client of it."""
+        import redis
+        return redis.Redis(port=self.port)
+
+    def kill(self):
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def close(self):
+        self.kill()
+        shutil.rmtree(self.folder)
+
+
+class ForgeWorker(forks.Running):
+    """A worker of Celery, as `batos.py forge-worker --celery` is one, with its children in a session of its own.
+
+    inside: a program that each of the processes runs that do the work, in place of `batos.py forge-worker FOLDER`.
+    """
+
+    SERVES = "import sys, batos\nif sys.argv[1]: batos._WORKER_WORDS = [sys.executable, '-c', sys.argv[1]]\n" \
+             "batos.serve_queue(batos.load_settings())"
+
+    def __init__(self, url, folder, inside="", **settings):
+        self._variables = {"BATOS_FORGE_BROKER": url, "BATOS_FORGE_RESULTS": url, "PYTHONPATH": str(forks.ROOT)}
+        self._variables |= {f"BATOS_{name.upper()}": str(value) for name, value in settings.items()}
+        super().__init__([inside], folder, r"forge-\d+@\S+ ready", self._start)
+
+    def _start(self, words, cwd, stdout, stderr):
+        return subprocess.Popen([sys.executable, "-c", self.SERVES, *words], cwd=cwd, stdout=stdout, stderr=stderr,
+                                env={**os.environ, **self._variables}, start_new_session=True)
+
+    def children(self):
+        """Return the pids of the pool's processes."""
+        told = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True)
+        return list(map(int, told.stdout.split()))
+
+    def stop(self, kill=False):
+        """End it; killed, its pool goes with it."""
+        children = self.children() if kill else ()
+        status = super().stop(kill)
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return status

@@ -576,10 +576,11 @@ def test_what_a_larger_model_wrote_is_stored_as_it_is_and_what_failed_is_told_to
     one = kernel(method=lambda fields: {"idiom": batos.FREE, "source": next(sources)})
     one.uvm.core.writes, one.uvm.core.infer_ = True, lambda prompt, **fields: "dearest(prices=[1, 7, 2]) -> 7"
     report = one.mission("dearest", prices=[3, 9, -4])
-    assert report["state"] == "COMPLETE" and report["source"] == right and report["guess"]       # its own example proves nothing
+    assert report["state"] == "COMPLETE" and report["guess"]               # its own example proves nothing
+    assert report["source"] == right.replace(":\n", ':\n    """Dearest."""\n', 1)
     with batos.reading(one.image) as root:
         refused = batos.find_cycle(root, report["cycle"])._tmp_synthesis_data["refused"]
-    assert len(refused) == 1 and wrong in refused[0] and "it gives 'none'" in refused[0]
+    assert len(refused) == 1 and "return 'none'" in refused[0] and "it gives 'none'" in refused[0]
 
 
 def test_what_a_larger_model_makes_up_does_not_bind_it(kernel):
@@ -587,7 +588,7 @@ def test_what_a_larger_model_makes_up_does_not_bind_it(kernel):
     one = kernel(method=lambda fields: {"idiom": batos.FREE, "source": source})
     one.uvm.core.writes, one.uvm.core.infer_ = True, lambda prompt, **fields: "dearest(prices=[1, 7, 2]) -> 99"
     report = one.mission("dearest", prices=[3, 9, -4])
-    assert report["source"] == source and report["attempts"] == batos._ATTEMPTS_MOST and report["guess"]
+    assert report["source"].endswith(source.partition("\n")[2]) and report["attempts"] == batos._ATTEMPTS_MOST and report["guess"]
 
 
 def test_a_larger_models_examples_come_before_its_code_and_some_are_held_back(kernel):
@@ -649,7 +650,7 @@ def test_an_example_settles_what_changes(kernel):
 def test_an_example_tells_result_and_new_state(kernel):
     one = kernel()
     report = one.mission("add_", 3, prices=[1], intent="append a price: add_(5, prices=[1, 2]) -> 3, prices=[1, 2, 5]")
-    assert report["source"].endswith("self.prices = [*self.prices, value]\n    self._p_changed = True\n"
+    assert report["source"].endswith("self.prices = [*self.prices, price]\n    self._p_changed = True\n"
                                      "    return len(self.prices)\n"), report
     report = one.mission("take", jobs=["a"], intent="remove the first job and answer it: take(jobs=['x', 'y', 'z']) "
                               "returns 'x' and jobs becomes ['y', 'z']")
