@@ -2510,6 +2510,22 @@ SHARED_KV = """
     spacing: dp(8)
     tone: PANEL
 
+<Framed>:
+    orientation: 'vertical'
+    canvas.before:
+        Color:
+            rgba: EDGE
+        RoundedRectangle:
+            pos: self.x - dp(1), self.y - dp(1)
+            size: self.width + dp(2), self.height + dp(2)
+            radius: [dp(8)]
+        Color:
+            rgba: RAISED
+        RoundedRectangle:
+            pos: self.pos
+            size: self.size
+            radius: [dp(7)]
+
 <Strip@BoxLayout>:
     size_hint_y: None
     height: dp(36)
@@ -2575,7 +2591,7 @@ SHARED_KV = """
             quiet: True
             disabled: not root.title or root.wide
             opacity: 0 if root.wide else 1
-            on_release: root.clear()
+            on_release: root.close()
     Rows:
         id: rows
         clicks: 2
@@ -3040,9 +3056,10 @@ class Rows(FocusBehavior, RecycleView):
     MOVES = {"up": -1, "down": 1, "pageup": -12, "pagedown": 12, "home": -(10**9), "end": 10**9}
 
     def __init__(self, **how):
-        self._tops, self.anchor = [0], -1
+        self._tops, self.anchor, self._is_empty = [0], -1, True
         super().__init__(**how)
         self.clip = Clip(self)
+        self.bind(width=self.on_empty)
         for event in ("on_open", "on_move", "on_more", "on_ref", "on_look"):
             self.register_event_type(event)
 
@@ -3062,7 +3079,7 @@ class Rows(FocusBehavior, RecycleView):
         """A part of a text that stands for something was clicked."""
 
     def on_empty(self, *_):
-        if self.layout_manager and all(one["value"] is None for one in (self.data or ())[:2]):
+        if self.layout_manager and self._is_empty:
             self.fill([])
 
     @property
@@ -3084,9 +3101,8 @@ class Rows(FocusBehavior, RecycleView):
 
     def fill(self, rows: list, keep: bool = False) -> None:
         """Show rows, or the empty text; `keep` keeps what is chosen, and the place."""
-        rows = rows or (
-            [row(marked(self.empty, "faint"), height=140, lines=6, pad=16)] if self.empty else []
-        )
+        self._is_empty = not rows
+        rows = rows or self._nothing()
         above = (1 - self.scroll_y) * self._room() if keep else 0
         chosen = self._place_in(rows) if keep else -1
         self._tops = [0]
@@ -3100,6 +3116,13 @@ class Rows(FocusBehavior, RecycleView):
         room = self._room()
         self.scroll_y = 1 - min(1, above / room) if room else 1
         self._light()
+
+    def _nothing(self):
+        """Return the row that says why there is nothing."""
+        if not self.empty:
+            return []
+        lines = max(1, len(in_lines(self.empty, max(dp(160), self.width - dp(24)), most=9)))
+        return [row(marked(self.empty, "faint"), lines=lines, pad=16)]
 
     def _room(self):
         """Return how much more there is than is seen at a time."""
@@ -3295,6 +3318,10 @@ def columns_of(rows: list, margin: int = 9) -> int:
     return max(20, int((rows.width - dp(24)) / (sp(CODE) * 0.6)) - margin)
 
 
+class Framed(BoxLayout):
+    """What stands in front of others, with a line around it."""
+
+
 class Menu(ModalView):
     """Some things that can be done, at the place of the mouse."""
 
@@ -3303,13 +3330,15 @@ class Menu(ModalView):
         """Show names; that which is pressed is done."""
         wide, high = dp(170), dp(32) * len(things) + dp(8)
         window = App.get_running_app().root_window
-        x, y = min(touch.x, window.width - wide), max(0, touch.y - high)
+        # of the window: a list that is scrolled tells places of its own
+        at_x, at_y = touch.sx * window.width, touch.sy * window.height
+        x, y = min(at_x, window.width - wide), max(0, at_y - high)
         menu = cls(
             size_hint=(None, None), size=(wide, high), overlay_color=(0, 0, 0, 0), background=""
         )
         menu.background_color = (0, 0, 0, 0)
         menu.pos_hint = {"x": x / window.width, "y": y / window.height}
-        pane = Pane(padding=dp(4), spacing=0)
+        pane = Framed(padding=dp(4))
         for name, then in things:
             push = Push(text=name, quiet=True, size_hint_x=1, height=dp(32))
             push.bind(on_release=lambda _, then=then: (menu.dismiss(animation=False), then()))
@@ -3624,6 +3653,7 @@ class Reader(BoxLayout):
     title, hint, store = StringProperty(), StringProperty(), ObjectProperty(None, allownone=True)
     old = StringProperty()  # why what is shown is not what memory holds by now
     wide = BooleanProperty(False)
+    closed = False  # whether who reads wants nothing shown by itself
     PAGE = 24  # chunks that are asked for at a time
 
     def __init__(self, **how):
@@ -3637,9 +3667,17 @@ class Reader(BoxLayout):
         self.old = ""
         self._doc, self._chunks, self._facts = None, {}, {}
         self._asked = {"chunk": 0, "lines": None, "words": (), "quotes": ()}
+        if self.store:  # what is still on its way is of what was open
+            for slot in (f"reader{id(self)}", f"whether old{id(self)}"):
+                self.store.forget(slot)
+
+    def close(self) -> None:
+        """Close what is open; until something is opened by hand nothing is shown by itself any more."""
+        self.clear()
+        self.closed = True
 
     def clear(self) -> None:
-        """Close what is open."""
+        """Show nothing."""
         self._clear()
         self.title = ""
         self.ids.rows.fill([])
@@ -3655,7 +3693,7 @@ class Reader(BoxLayout):
     ) -> None:
         """Show a document at a chunk: `lines` (first, last) of it, and what is spelt as `words` or says `quotes` lit up."""
         self._clear()
-        self._doc = (doc_id, version)
+        self._doc, self.closed = (doc_id, version), False
         self._asked = {
             "chunk": chunk,
             "lines": lines,
@@ -4032,7 +4070,7 @@ class Spark(Drawing):
             self.say(number_text(low), left + wide + dp(4), base + dp(7), dp(46), "faint", 11)
         when = data["when"]
         first, last = data["values"][0][0], data["values"][-1][0]
-        self.say(when(first), left, base - dp(5), wide / 2, "faint", 11)
+        self.say(when(first), left, base - dp(5), wide * 0.68, "faint", 11)
         below = when(known[0]) if self.at >= 0 else when(last)
         self.say(
             below,
@@ -4543,7 +4581,16 @@ class SearchPage(Page):
         else:
             self.ids.rows.empty = TEXTS["nothing"] if searched else self.spec["empty"]
             self.ids.rows.fill(rows, keep)
+            if not keep:
+                self._show_best(rows)
         self._note(reply, before + len(found))
+
+    def _show_best(self, rows):
+        """Show the best of what was found beside the list, at once."""
+        if not rows:
+            self.ids.reader.clear()
+        elif not self.ids.reader.closed:
+            self.ids.rows.choose(0)
 
     def _rows_of(self, found, before=0):
         if found and "chunk" in found[0]:
@@ -4661,7 +4708,7 @@ class SearchPage(Page):
 
     def back(self) -> bool:
         if self.ids.reader.title:
-            self.ids.reader.clear()
+            self.ids.reader.close()
             self.ids.rows.focus = True
             return True
         if self.ids.query.text:

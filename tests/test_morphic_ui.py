@@ -828,6 +828,29 @@ def test_the_palette_does_what_is_typed(hand):
     assert page.name == "search" and page.ids.query.text == "lamp 12" and "note 12" in page.ids.rows.data[0]["text"]
 
 
+def test_the_best_result_is_shown_at_once_until_it_is_closed(hand):
+    page = hand.page("search")
+    reader = page.ids.reader
+    reader.closed = False
+    page.ids.query.text = "true north"
+    page.ask()
+    hand.until(lambda: "vesper.md" in reader.title, "the document")
+    assert page.ids.rows.chosen == 0 and not page.ids.rows.focus
+    page.ids.query.text = "zyzzyva quux"
+    page.ask()
+    hand.until(lambda: not reader.title, "nothing is found, and nothing shown")
+    page.ids.query.text = "darkness"
+    page.ask()
+    hand.until(lambda: reader.title, "the document")
+    assert page.back() and not reader.title
+    page.ids.query.text = "true north"
+    page.ask()
+    hand.settle()
+    assert page.ids.rows.chosen == -1 and not reader.title
+    page.ids.rows.choose(0)                              # by hand
+    hand.until(lambda: "vesper.md" in reader.title, "the document")
+
+
 def test_what_is_typed_is_searched_for_after_a_pause(hand):
     page = hand.page("search")
     page.ids.query.text = ""

@@ -111,6 +111,8 @@ def test_the_menu_of_a_row_opens_copies_and_goes_by_a_right_click(hand):
     touch.touch_up()
     hand.settle()
     menu, = (one for one in hand.window.children if isinstance(one, ui.Menu))
+    x, y = one.to_window(*one.center)
+    assert (menu.x, menu.top) == pytest.approx((x, max(y, menu.height)), abs=2)     # where the mouse is
     named = [one.text for one in ui._all_below(menu) if isinstance(one, ui.Push)]
     assert "Open" in named and "Copy" in named
     hand.press("Copy", menu)
