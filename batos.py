@@ -24898,7 +24898,7 @@ def documents_matching(catalog: UvmObject, query: str) -> set[str]:
 # Offers:
 __all__ += """
     ASKS_WHETHER worth_of_form things_compared NUMBER_TOLD TIME_TOLD BY_ITS_TERM DEFINED_BY
-    asked_of
+    asked_of asks_which_option
 """.split()
 
 # What is told first holds so much of the question's telling words: of 230 questions that have an answer 88 % then are told for
@@ -24972,6 +24972,11 @@ _COMMAND_TOLD = Pattern(
     re.MULTILINE,
 )
 
+
+_ASKS_WHICH_OPTION = Pattern(
+    r"^\W*(?:and |so )?(?:which|what) (?:\w+ )?(?:option|flag|switch)\b", re.IGNORECASE
+)
+_OPTION_TOLD = Pattern(r"(?<![\w-])--?[^\W_][\w-]*")
 
 _STEP_TOLD = Pattern(
     r"^\W*(?:if you (?:want|wish|need|would like) to|in order to|to)\b|"
@@ -25110,6 +25115,7 @@ _EXPECTED = (
     *itertools.starmap(_expected_of_a_form, _EXPECTED_OF_A_FORM),
     Expected(Pattern(r"^\W*(?:and |so )?(?:which|what) (?:command|program|tool|utility)s?\b", re.IGNORECASE), _COMMAND_TOLD,
              False, False),
+    Expected(_ASKS_WHICH_OPTION, _OPTION_TOLD, False, False),
     *itertools.starmap(_expected_elsewhere, _EXPECTED_ELSEWHERE),
 )
 # fmt: on
@@ -25324,6 +25330,11 @@ _TWO = Pattern(
 )
 
 
+def asks_which_option(query: str) -> bool:
+    """Whether it is asked which option of a command does something."""
+    return bool(_ASKS_WHICH_OPTION.match(query))
+
+
 def things_compared(query):
     """Return the two things that a query compares, as it names them, or ()."""
     found = _TWO.search(query) if _COMPARES.search(query) or " or " in query else None
@@ -25463,6 +25474,10 @@ class Asked(typing.NamedTuple):
     def asks_for_several(self):
         """Whether I ask for all that are so, which the rows of a table tell."""
         return bool(_ASKS_FOR_SEVERAL.match(self.text))
+
+    def asks_for_an_option(self):
+        """Whether I ask which option of a command does something."""
+        return self.expected is not None and self.expected.asks is _ASKS_WHICH_OPTION
 
     def asks_whether(self):
         """Whether yes or no would answer me."""
@@ -25711,7 +25726,7 @@ def _kind_of_difference(difference):
 # Offers:
 __all__ += """
     REQUESTS is_statement QUOTE_WORDS SAYS_YES_OR_NO goes_on tellings_of Recall find_evidence
-    with_its_lines READER_WEIGHT CERTAIN_ABOVE is_newer passage_around result_of
+    with_its_lines READER_WEIGHT CERTAIN_ABOVE is_newer passage_around result_of is_option
 """.split()
 
 # Episodes: what was asked and told, as documents
@@ -25823,6 +25838,11 @@ class Telling(typing.NamedTuple):
         """What I say, behind the term that I define, or below the line that heads my paragraph."""
         between = " " if self.defines else "\n"
         return f"{self.term}{between}{self.text}".lstrip()
+
+    @property
+    def option(self) -> str:
+        """The option of a command whose description I belong to, as it is written over that; else ""."""
+        return self.under[-1] if self.under and is_option(self.under[-1]) else ""
 
     @property
     def is_synopsis(self):
@@ -25975,10 +25995,13 @@ def _tells(text, headings, header):
 
 
 @functools.lru_cache(maxsize=1024)
-def _telling_of_line(text, line, headings, header="", language="en"):
-    """Return a Telling for each sentence of a chunk. A chunk never changes, so they are kept for the latest 1,024."""
+def _telling_of_line(text, line, headings, header="", language="en", option=""):
+    """Return a Telling for each sentence of a chunk. A chunk never changes, so they are kept for the latest 1,024.
+
+    option: amid whose description the chunk begins.
+    """
     told, at, run, lead = [], 0, 0, None
-    path, under = (), ()
+    path, titles = (), ()
     above = frozenset(words_of(" ".join(headings), language))
     found = sentences(text, line, header)
     listed = _titles_listed([one["text"] for one in found])
@@ -25991,8 +26014,11 @@ def _telling_of_line(text, line, headings, header="", language="en"):
         if number in listed or not _tells(said, headings, named):
             run += 1
             path = _path_below(path, said)
-            under = tuple([title for _, title in path if title not in headings])
+            titles = tuple([title for _, title in path if title not in headings])
+            option = ""
             continue
+        names_option = "heads" in one and is_option(said)
+        under = (*titles, option) if option and not names_option else titles
         before = told[-1] if told and told[-1].run == run else None
         parted = before and "\n\n" in text[before.start + len(before.text) : start]
         lead = _lead_of(said, None if parted and lead and lead.heads else lead, before)
@@ -26016,7 +26042,18 @@ def _telling_of_line(text, line, headings, header="", language="en"):
                 under,
             )
         )
+        option = said if names_option else option
     return tuple(told)
+
+
+# "-P page-list", "--delete-excluded", as the line over what it does
+_OPTION = Pattern(r"[`'\"*]{0,2}--?[^\W_][^\n]*")
+_OPTION_ABOVE = Pattern(rf"(?:\A|\n[ \t]*\n)({_OPTION.pattern})\n(?=\S)|^#{{1,6}} ", re.MULTILINE)
+
+
+def is_option(line: str) -> bool:
+    """Whether a line names an option of a command, as the line does that stands over what the option does."""
+    return bool(_OPTION.fullmatch(line.strip()))
 
 
 def _path_below(path, line):
@@ -26044,7 +26081,8 @@ def _lead_of(said, lead, before):
 def tellings_of(chunk):
     """Return the Tellings of a chunk; of what people said no question or request, which answers nothing."""
     above = tuple(chunk["headings"]), chunk.get("header", "")
-    told = _telling_of_line(chunk["text"], chunk["lines"][0], *above, chunk["language"])
+    first, option = chunk["lines"][0], chunk.get("option", "")
+    told = _telling_of_line(chunk["text"], first, *above, chunk["language"], option)
     return [one for one in told if chunk["scope"] != "said" or is_statement(one.text)]
 
 
@@ -26262,8 +26300,30 @@ def _windows_found(catalog, outcomes):
     rows = {}
     for outcome in outcomes:
         rows |= {row["chunk"]["chunk_id"]: row for row in outcome["results"]}
-    windows = itertools.chain.from_iterable(map(_windows_of, rows.values()))
+    knowing = [_knowing_its_option(catalog, row) for row in rows.values()]
+    windows = itertools.chain.from_iterable(map(_windows_of, knowing))
     return [window for window in _each_once(list(windows)) if not _lists_titles(catalog, window)]
+
+
+_CHUNKS_ABOVE = (
+    3  # of a document, in which the option is sought amid whose description a chunk begins
+)
+
+
+def _knowing_its_option(catalog, row):
+    """Return a search's result whose chunk tells the "option" amid whose description it begins, where there is one."""
+    chunk = row["chunk"]
+    first = find_document(catalog, chunk["doc_id"], chunk["version"]).first_chunk
+    at = chunk["chunk_index"]
+    for index in range(at - 1, max(-1, at - 1 - _CHUNKS_ABOVE), -1):
+        above = catalog.chunk_storage.get(first + index)
+        if above is None or list(above.headings) != chunk["headings"]:
+            return row
+        named = list(_OPTION_ABOVE.finditer(above.text))
+        if named:
+            option = named[-1][1]
+            return row | {"chunk": chunk | {"option": option}} if option else row
+    return row
 
 
 def _lists_titles(catalog, window):
@@ -26407,7 +26467,7 @@ def _sentence_worth(asked, told, near):
     share = (asked.share(told.words) + asked.share(told.words_with_headings)) / 2
     worth = share if near is None else (share + near) / 2
     if asked.expected:
-        fits = asked.is_answered_by(told.whole)
+        fits = asked.is_answered_by(told.whole) or asked.asks_for_an_option() and bool(told.option)
         worth += 0.15 + 0.2 * told.defines if fits else -0.1
         worth += 0.6 * (fits and asked.is_described_under(told))
         worth += 0.15 * asked.unit_told(f"{told.header} {told.whole}")
@@ -26758,6 +26818,7 @@ def _evidence(judged):
     begins = ahead - window.start
     told = with_its_lines(window, window.row["chunk"])
     told |= {"text": f"{header}\n{window.text}", "header": header} if header else {}
+    told["headings"] = [*window.row["chunk"]["headings"], *marked.under]
     span = judged.span and [
         judged.span[0] + begins,
         min(judged.span[1] + begins, len(told["text"])),
@@ -27153,10 +27214,19 @@ def plain_answer(mission, evidence):
     if len(rows) > 1:
         quotes = [f"\u201c{quoted_sentence(item)}\u201d [{n}]" for n, item in enumerate(rows, 1)]
         return "; ".join(quotes)
+    if option := _option_asked_for(mission, best):
+        return f"{option}: {quote}"
     settled = SAYS_YES_OR_NO.match(marked_text(best).lstrip("-*> "))
     if settled and ASKS_WHETHER.match(mission.strip()) and _settles(best, mission):
         return f"{settled[1].capitalize()}: {quote}"
     return quote
+
+
+def _option_asked_for(mission, item):
+    """Return the option under which a sentence stands that does not name it, where it is asked which one does that; else ""."""
+    option = item["headings"][-1] if item.get("headings") else ""
+    named = asks_which_option(mission) and is_option(option)
+    return option if named and option not in marked_text(item) else ""
 
 
 # how old what contradicts is -> how it is told behind what stands

@@ -930,3 +930,57 @@ def test_what_asks_for_a_reason_or_a_time_is_known_wherever_it_stands(question, 
     expected = batos._expected_in(question)
     assert (expected is not None and expected.holds is batos._REASON_TOLD) == reason
     assert expected is None or expected.holds is not batos.TIME_TOLD
+
+
+FERRY = """# ferry
+
+## OPTIONS
+
+-c, --crew
+The crew of the ferry is listed.
+
+--keep-rope=METRES
+The rope is laid out on the deck and is coiled again by the crew when the ferry has left the quay.
+
+{more}
+
+Parcels without an address are thrown overboard by the mate before the ferry lands.
+
+--quiet
+No horn is blown.
+
+Passengers who sleep are not woken.
+
+### Marks on the deck
+
+The red line marks where nobody may stand.
+"""
+LONG = "\n\n".join(
+    f"Rope number {n} lies beside the {colour} bollard, where it is kept dry under a sheet of canvas until the winter ends. "
+    f"It is {n + 3} metres long and was spun in the {colour} yard on the other side of the river by three old men."
+    for n, colour in enumerate(("red", "blue", "green", "white", "black"))
+)
+
+
+@pytest.mark.parametrize("query, told", [
+    ("Which option of the ferry lists the crew?", "\u201c-c, --crew The crew of the ferry is listed.\u201d [1]"),
+    ("Which option throws parcels overboard?", "--keep-rope=METRES: \u201cParcels without an address"),
+    ("What option lets passengers sleep?", "--quiet: \u201cPassengers who sleep are not woken.\u201d [1]"),
+    ("Where are parcels thrown?", "\u201cParcels without an address"),
+    ("Which option marks where nobody may stand?", "\u201cThe red line marks where nobody may stand.\u201d [1]"),
+])
+@pytest.mark.parametrize("more", ["", LONG], ids=["one chunk", "several"])
+def test_which_option_does_something_is_told_by_its_name(query, told, more):
+    made = batos.new_catalog()
+    batos.index_document_(made, "ferry.md", FERRY.format(more=more))
+    assert batos.plain_answer(query, found(made, query)["evidence"]).startswith(told)
+    parted = [chunk for chunk in made.chunk_storage.values() if "address" in chunk.text and "keep-rope" not in chunk.text]
+    assert bool(parted) == bool(more)
+
+
+@pytest.mark.parametrize("line, names", [
+    ("--delete", True), ("-P page-list", True), ("`--`", False), ("`-x`, `--exact`", True), ("- an item", False), ("-", False),
+    ("2026-11-02", False), ("rsync --delete", False),
+])
+def test_what_names_an_option(line, names):
+    assert batos.is_option(line) == names
