@@ -28,7 +28,7 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     LoRA experts in three tiers: blobs, RAM, adapter slots; their incarnation
     what is known   Words · Texts · PDF · Formats · Man pages · Source files · Index · Documents · Scores · Search
                     files become texts, texts chunks, chunks postings and vectors; and how they are found
-    what is told    Asked · Contradictions · Evidence · Levels · Quotes · Grounds · Summaries
+    what is told    Asked · Contradictions · Tellings · Evidence · Levels · Quotes · Grounds · Summaries
                     passages and the sentence that answers; whether a passage bears out what a core wrote
     the mind        Missions · Ether · Facet experts · Speakers · Talk · States · Contrapunto · Branches
                     codex and personas, traces that draw them, a thought's way through its states, and the ways that it may take
@@ -24904,6 +24904,8 @@ __all__ += """
 # What is told first holds so much of the question's telling words: of 230 questions that have an answer 88 % then are told for
 # sure (90 % without it), of 300 whose answer was taken out 42 % (67 %).
 _HELD_OF_QUESTION = 0.55
+# and so much of those that are no names, where the reader is not sure beyond doubt
+_HELD_OF_PLAIN_WORDS = 0.7
 
 # What kind of answer a question wants
 #
@@ -24958,6 +24960,13 @@ _WHO_DOES = Pattern(
     re.IGNORECASE,
 )
 _DONE_BY = r"|\b[A-Z][\w'-]+ (?:has |have |had |also |first )?{0}"
+# "in the boathouse", "behind the stove", "/etc/fstab"; no "in May", "at noon", "in 1951"
+_PLACE_TOLD = Pattern(
+    r"\b(?:in|at|on|near|under|behind|beside|next to|inside|outside|above|below|between|from|to|into|by|through|over|opposite|"
+    rf"along|around|within)\s+(?:(?:the|an?|my|our|your|his|her|its|their|this|that)\s+)?(?!(?:{_POINTS})\b)[^\W\d][\w.-]+|"
+    r"(?<!\w)[~.]?/[\w.-]+|\b(?:https?://|www\.)\S+|\b(?:here|there|everywhere|nowhere|upstairs|downstairs|abroad)\b",
+    re.IGNORECASE,
+)
 _REASON_TOLD = Pattern(
     r"\b(?:because|since|due to|so that|in order to|reasons?|therefore|thus|cause[sd]?|as|owing|otherwise|avoid|to \w+|"
     r"for \w+ing|which means|result)\b",
@@ -25058,6 +25067,11 @@ class Expected(typing.NamedTuple):
     rather: Pattern | None = None
 
 
+def _is_name_told(kind: Expected) -> bool:
+    """Whether what is expected is a name."""
+    return kind.holds.pattern.startswith(_NAME_TOLD.pattern)
+
+
 def _expected_elsewhere(asks, holds, needed, settles=None):
     """Return the Expected of a row of _EXPECTED_ELSEWHERE: names are told from other words by their capitals."""
     flags = re.NOFLAG if holds == _TWO_NAMES else re.IGNORECASE
@@ -25116,6 +25130,7 @@ _EXPECTED = (
     Expected(Pattern(r"^\W*(?:and |so )?(?:which|what) (?:command|program|tool|utility)s?\b", re.IGNORECASE), _COMMAND_TOLD,
              False, False),
     Expected(_ASKS_WHICH_OPTION, _OPTION_TOLD, False, False),
+    Expected(Pattern(r"^\W*(?:and |so )?where\b|\bwhere\W*$", re.IGNORECASE), _PLACE_TOLD, True, False),
     *itertools.starmap(_expected_elsewhere, _EXPECTED_ELSEWHERE),
 )
 # fmt: on
@@ -25284,8 +25299,8 @@ _ASKS_FOR_SEVERAL = Pattern(
     re.IGNORECASE,
 )
 _ASKS_FOR_THE = Pattern(
-    r"\W*(?:and |so )?(?:what|which) (?:is|are|was|were) (?:the|its|his|her|their|our|my|your) "
-    r"([\w-]+(?: [\w-]+){0,2}?) (?:of|for)\b",
+    r"\W*(?:and |so )?(?:what|which|who) (?:is|are|was|were) (?:the|its|his|her|their|our|my|your) "
+    r"([\w-]+(?: [\w-]+){0,2}?) (?:of|for|at|in|on)\b",
     re.IGNORECASE,
 )
 _ASKS_BY_ITS_SUBJECT = Pattern(r"\W*(?:and |so )?(?:who|what|which \w+) (?=[a-z])", re.IGNORECASE)
@@ -25400,14 +25415,27 @@ class Asked(typing.NamedTuple):
             if word not in asked and self.spelt[word].lower() not in least
         }
 
-    def is_mostly_held(self, words):
+    def is_mostly_held(self, words, least=_HELD_OF_QUESTION):
         """Whether the greater part of my telling words is among words; where words are put together, that says nothing."""
         if self.language in COMPOUNDING:
             return True
         telling = self.telling()
-        return worth_of_form(telling, self._with_mine(words)) >= _HELD_OF_QUESTION * sum(
-            telling.values()
-        )
+        return worth_of_form(telling, self._with_mine(words)) >= least * sum(telling.values())
+
+    def says_of_names_what_is_asked(self, words, least=_HELD_OF_PLAIN_WORDS):
+        """Whether of my words that name nobody and no place the most are among words: who is named so is told of for much."""
+        plain = {
+            word: weight
+            for word, weight in self.telling().items()
+            if self.spelt[word][:1].islower()
+        }
+        held = worth_of_form(plain, self._with_mine(words))
+        return held >= least * sum(plain.values())
+
+    def needs_a_figure(self):
+        """Whether I am answered by a number, an amount, a time or a place, and not by a name."""
+        kind = self.expected
+        return kind is not None and kind.needed and not _is_name_told(kind)
 
     def is_answered_by(self, text):
         """Whether a text holds what is expected, other than what I name myself."""
@@ -25455,7 +25483,7 @@ class Asked(typing.NamedTuple):
     def lacks_what_is_asked_for(self, words):
         """Whether none of the words is the X of "What is the X of …?": then of that thing something else is told."""
         asks = _ASKS_FOR_THE.match(self.text) if self.language == "en" else None
-        if asks is None or self.expected is not None and self.expected.needed:
+        if asks is None or self.needs_a_figure():
             return False
         named = self.weights.keys() & words_of(asks[1]).keys()
         return bool(named) and self._with_mine(words).isdisjoint(named)
@@ -25499,7 +25527,7 @@ class Asked(typing.NamedTuple):
         is_read: whether a reader says that they answer me; it knows names that no rule does, such as one that begins a sentence.
         """
         needed = self.expected is not None and self.expected.needed
-        if needed and is_read and self.expected.holds.pattern.startswith(_NAME_TOLD.pattern):
+        if needed and is_read and _is_name_told(self.expected):
             return False
         return needed and not any(map(self.is_answered_by, texts))
 
@@ -25712,21 +25740,19 @@ def _kind_of_difference(difference):
 
 
 ################################################################################
-# Evidence #####################################################################
+# Tellings #####################################################################
 ################################################################################
 #
-# What is told of what was found. A window of neighbouring sentences, rows or lines is read by the reader, weighed by
-# the question's form (who, when, how many, whether, how to), and told as a passage with the sentence that answers.
+# What can be told of a text: its sentences, rows, items and lines, each with what it belongs under: a title, the term that it
+# defines, what announces it, the option of a command. What answers nothing, a question or a line of links, is known as that.
 #
 #   telling   a sentence, row or item that can be told, with what it belongs under
-#   window    neighbouring tellings of one chunk
-#   judged    a window with its worth: by words, by the reader, by the form of the question
-#   certain   nothing speaks against telling it as the answer; else it is told as the nearest, or not at all
+#   heads     it is the line over a paragraph; an option's line heads all paragraphs until the next option
 
 # Offers:
 __all__ += """
-    REQUESTS is_statement QUOTE_WORDS SAYS_YES_OR_NO goes_on tellings_of Recall find_evidence
-    with_its_lines READER_WEIGHT CERTAIN_ABOVE is_newer passage_around result_of is_option
+    REQUESTS is_statement SAYS_YES_OR_NO goes_on tellings_of is_option NUMBERED_TITLE
+    HEADING_LINE NUMBERS_A_TITLE PARAGRAPH_BEGINS
 """.split()
 
 # Episodes: what was asked and told, as documents
@@ -25751,47 +25777,8 @@ def is_statement(sentence):
     )
 
 
-# Evidence: the passages that an answer tells
-#
-# A passage is some sentences of a chunk that stand together: neighbours, items of a list, rows of a table, lines of code. What
-# announces something ("There are two ways:") is told with what it announces. In each passage the sentence that answers is
-# marked, and its span where the reader pointed to one.
-
-_PASSAGES_MOST = 3  # that an answer tells, from different places
-_PASSAGE_WORDS = 60  # of a passage that is told
-QUOTE_WORDS = 40  # of the sentence that is told; the passage beside it has all of it
 _TERM_WORDS = 12  # of the term of a definition, with its arguments
 _SYNOPSIS_SHARE = 0.4  # of a sentence in brackets, beyond which it is the synopsis of a command
-_DENSE_WORDS = 12  # of a longer sentence, those that hold most of the question stand in its quote
-_READ_WORDS = 70  # of a passage that is judged; they overlap by half
-_WEIGHED_MOST = 20  # passages whose meaning is looked at
-_JUDGED_MOST = 10  # of these, that are read, and whose sentences are compared
-# a sentence that is worth so much more is told in place of the one that the reader points to
-_OVERRULED_BY = 0.2
-# of the reader's score, beside what words and meaning say; chosen on articles of their own
-READER_WEIGHT = 0.03
-# its threshold is so sure of a passage that memory is, though another is told first
-CERTAIN_ABOVE = 1.5
-_CERTAIN_SHARE = 0.45  # and what it is worth then, of what the first is worth before the reader
-# Of what a passage is worth before its sentences are looked at; words have the rest. In German and French less is no better.
-_MEANING_SHARE = 0.45
-# Of a table of contents or a list of questions: sentences that there are, and the share of them that are titles.
-_LISTED_LEAST, _LISTED_SHARE = 3, 0.6
-_TITLE_COMPARED_CHARS = 60
-_TITLES, _TITLES_MOST = {}, 64  # {(digest, kind, first chunk) of a document: its headings}
-_SAYS_LEAST_WORDS = 4  # of "No, it cannot do that.": a mere "No." is told with what follows it
-_KEPT_SHARE = 0.6  # what is judged worth less than this share of the best is not told
-# of the words of two passages that both hold, from which on one of them is told
-_NEARLY_SAME_SHARE = 0.7
-_ROWS_TOLD_MOST = 8  # of a table, where they hold the same
-# what a word that nothing holds weighs beside others, where it is asked what comes near
-_KNOWN_NOWHERE = 0.35
-# By words and meaning together. Of 41 questions over articles 95 % stood above it, and of the same questions without the
-# paragraph that answers 17 %.
-_SURE_WORTH = 0.57
-_NEAR_MASS, _NEAR_SIMILARITY = 0.5, 0.4  # from when on what was found is told as the nearest
-# the same in other languages, whose texts are all somewhat near to one another
-_NEAR_ELSEWHERE = 0.55
 
 
 @functools.lru_cache(4096)
@@ -25918,9 +25905,9 @@ _ELSEWHERE = Pattern(
 
 
 # "D3. Mail disappears"
-_NUMBERED = Pattern(r"\W{0,3}(?:[A-Z]?\d{1,3}(?:\.\d{1,3}){0,4}[.)])(?:\s|$)")
-_HEADING_LINE = Pattern(r"^ {0,3}#{1,6}[ \t]+(\S.*)$", re.MULTILINE)
-_NUMBERS_A_TITLE = Pattern(r"[a-z]?\d{1,3}")
+NUMBERED_TITLE = Pattern(r"\W{0,3}(?:[A-Z]?\d{1,3}(?:\.\d{1,3}){0,4}[.)])(?:\s|$)")
+HEADING_LINE = Pattern(r"^ {0,3}#{1,6}[ \t]+(\S.*)$", re.MULTILINE)
+NUMBERS_A_TITLE = Pattern(r"[a-z]?\d{1,3}")
 _SAYS_WHAT_COMES = Pattern(
     r"\W*(?:description:\s*)?you (?:want|wish|would like|need)\b[^,;]*\.$|"
     r"\W*here(?:'s|’s| is| are) (?:the|some|a|an|how)\b[^:]*\.$|"
@@ -26017,7 +26004,7 @@ def _telling_of_line(text, line, headings, header="", language="en", option=""):
             titles = tuple([title for _, title in path if title not in headings])
             option = ""
             continue
-        names_option = "heads" in one and is_option(said)
+        names_option = is_option(said)
         under = (*titles, option) if option and not names_option else titles
         before = told[-1] if told and told[-1].run == run else None
         parted = before and "\n\n" in text[before.start + len(before.text) : start]
@@ -26046,14 +26033,16 @@ def _telling_of_line(text, line, headings, header="", language="en", option=""):
     return tuple(told)
 
 
-# "-P page-list", "--delete-excluded", as the line over what it does
-_OPTION = Pattern(r"[`'\"*]{0,2}--?[^\W_][^\n]*")
-_OPTION_ABOVE = Pattern(rf"(?:\A|\n[ \t]*\n)({_OPTION.pattern})\n(?=\S)|^#{{1,6}} ", re.MULTILINE)
+# "-P page-list", "--delete-excluded", as the line over what it does; in a listing that stands beside it, behind blanks
+_OPTION = Pattern(r"[`'\"*]{0,2}--?[^\W_](?:(?!  )[^\n])*(?<![.!?:;,])")
+_OPTION_WORDS = 8
+PARAGRAPH_BEGINS = Pattern(r"(?:\A|\n[ \t]*\n)(\S[^\n]*)")
 
 
 def is_option(line: str) -> bool:
     """Whether a line names an option of a command, as the line does that stands over what the option does."""
-    return bool(_OPTION.fullmatch(line.strip()))
+    line = line.strip()
+    return bool(_OPTION.fullmatch(line)) and len(line.split()) <= _OPTION_WORDS
 
 
 def _path_below(path, line):
@@ -26084,6 +26073,69 @@ def tellings_of(chunk):
     first, option = chunk["lines"][0], chunk.get("option", "")
     told = _telling_of_line(chunk["text"], first, *above, chunk["language"], option)
     return [one for one in told if chunk["scope"] != "said" or is_statement(one.text)]
+
+
+################################################################################
+# Evidence #####################################################################
+################################################################################
+#
+# What is told of what was found. A window of neighbouring sentences, rows or lines is read by the reader, weighed by
+# the question's form (who, when, how many, whether, how to), and told as a passage with the sentence that answers.
+#
+#   window    neighbouring tellings of one chunk
+#   judged    a window with its worth: by words, by the reader, by the form of the question
+#   certain   nothing speaks against telling it as the answer; else it is told as the nearest, or not at all
+
+# Offers:
+__all__ += """
+    QUOTE_WORDS Recall find_evidence with_its_lines READER_WEIGHT CERTAIN_ABOVE is_newer
+    passage_around result_of
+""".split()
+
+# Evidence: the passages that an answer tells
+#
+# A passage is some sentences of a chunk that stand together: neighbours, items of a list, rows of a table, lines of code. What
+# announces something ("There are two ways:") is told with what it announces. In each passage the sentence that answers is
+# marked, and its span where the reader pointed to one.
+
+_PASSAGES_MOST = 3  # that an answer tells, from different places
+_PASSAGE_WORDS = 60  # of a passage that is told
+QUOTE_WORDS = 40  # of the sentence that is told; the passage beside it has all of it
+_DENSE_WORDS = 12  # of a longer sentence, those that hold most of the question stand in its quote
+_READ_WORDS = 70  # of a passage that is judged; they overlap by half
+_WEIGHED_MOST = 20  # passages whose meaning is looked at
+_JUDGED_MOST = 10  # of these, that are read, and whose sentences are compared
+# a sentence that is worth so much more is told in place of the one that the reader points to
+_OVERRULED_BY = 0.2
+# what is told for sure holds so much of the question in one sentence, unless the reader's score is so much above its threshold
+_HELD_BY_SENTENCE, _SURER_BY = 0.65, 1.25
+_HELD_BY_AN_ITEM = (
+    0.5  # and an item of a list, whatever the reader says: each item tells of another thing
+)
+# of the reader's score, beside what words and meaning say; chosen on articles of their own
+READER_WEIGHT = 0.03
+# its threshold is so sure of a passage that memory is, though another is told first
+CERTAIN_ABOVE = 1.5
+_CERTAIN_SHARE = 0.45  # and what it is worth then, of what the first is worth before the reader
+# Of what a passage is worth before its sentences are looked at; words have the rest. In German and French less is no better.
+_MEANING_SHARE = 0.45
+# Of a table of contents or a list of questions: sentences that there are, and the share of them that are titles.
+_LISTED_LEAST, _LISTED_SHARE = 3, 0.6
+_TITLE_COMPARED_CHARS = 60
+_TITLES, _TITLES_MOST = {}, 64  # {(digest, kind, first chunk) of a document: its headings}
+_SAYS_LEAST_WORDS = 4  # of "No, it cannot do that.": a mere "No." is told with what follows it
+_KEPT_SHARE = 0.6  # what is judged worth less than this share of the best is not told
+# of the words of two passages that both hold, from which on one of them is told
+_NEARLY_SAME_SHARE = 0.7
+_ROWS_TOLD_MOST = 8  # of a table, where they hold the same
+# what a word that nothing holds weighs beside others, where it is asked what comes near
+_KNOWN_NOWHERE = 0.35
+# By words and meaning together. Of 41 questions over articles 95 % stood above it, and of the same questions without the
+# paragraph that answers 17 %.
+_SURE_WORTH = 0.57
+_NEAR_MASS, _NEAR_SIMILARITY = 0.5, 0.4  # from when on what was found is told as the nearest
+# the same in other languages, whose texts are all somewhat near to one another
+_NEAR_ELSEWHERE = 0.55
 
 
 class Window(typing.NamedTuple):
@@ -26213,6 +26265,7 @@ class Judged(typing.NamedTuple):
     span: tuple | None = None  # of the chunk's text
     near: float = 0.0  # the cosine between it and the question
     sure: bool | None = None  # whether the reader says that it answers; None where none was asked
+    above: float = 0.0  # its threshold is the reader's score of it
     worths: tuple = ()  # of each of my sentences as an answer, by words and meaning
 
 
@@ -26319,10 +26372,10 @@ def _knowing_its_option(catalog, row):
         above = catalog.chunk_storage.get(first + index)
         if above is None or list(above.headings) != chunk["headings"]:
             return row
-        named = list(_OPTION_ABOVE.finditer(above.text))
+        begun = PARAGRAPH_BEGINS.findall(above.text)
+        named = next((line for line in reversed(begun) if is_option(line) or ATX.match(line)), "")
         if named:
-            option = named[-1][1]
-            return row | {"chunk": chunk | {"option": option}} if option else row
+            return row if ATX.match(named) else row | {"chunk": chunk | {"option": named}}
     return row
 
 
@@ -26334,7 +26387,7 @@ def _lists_titles(catalog, window):
     asked = [one for one in told if is_asked(" ".join(one.text.split()))]
     if len(asked) >= _LISTED_SHARE * len(told):
         return True
-    if not any(ITEM.match(one.text) or _NUMBERED.match(one.text) for one in told):
+    if not any(ITEM.match(one.text) or NUMBERED_TITLE.match(one.text) for one in told):
         return False
     titles = _titles_of(catalog, window.row["chunk"]) | {""}  # of a mere number
     listed = [one for one in told if _plain_title(one.text) in titles]
@@ -26359,13 +26412,13 @@ def _all_headings(chunks):
     """Yield the headings over chunks and in them, once and again."""
     for chunk in chunks:
         yield from chunk.headings
-        yield from _HEADING_LINE.findall(chunk.text)
+        yield from HEADING_LINE.findall(chunk.text)
 
 
 def _plain_title(text):
     """Return the words of a title without its number, as far as a heading keeps them."""
     words = re.findall(r"\w+", text[:TITLE_MAX_CHARS].casefold())
-    said = itertools.dropwhile(_NUMBERS_A_TITLE.fullmatch, words)
+    said = itertools.dropwhile(NUMBERS_A_TITLE.fullmatch, words)
     return " ".join(said)[:_TITLE_COMPARED_CHARS]
 
 
@@ -26479,6 +26532,7 @@ def _sentence_worth(asked, told, near):
     heads = told.heads_a_mail and not asked.asks_of_mail()
     beside = asked.compares_others(told.words_with_headings)
     settles = _says_yes_or_no_to(asked, told)
+    lacks = asked.lacks_what_is_asked_for(told.words_with_headings)
     says_nothing = not (asked.asks_whether() or told.announces)
     return (
         worth
@@ -26489,6 +26543,7 @@ def _sentence_worth(asked, told, near):
         - (0.7 if says_nothing else 0.2) * repeats
         - 0.3 * contrary
         - 0.2 * beside
+        - 0.2 * lacks
         - 0.2 * other
         - 0.3 * another
         - 0.3 * heads
@@ -26518,8 +26573,9 @@ def _read(asked, judged, recall):
     for one, (score, span) in zip(judged, told, strict=True):
         counted = max(score, reader.threshold) if one.window.is_of_table() else score
         worth = one.worth + READER_WEIGHT * counted * _superseded(one.window)
-        sure = certain or score >= reader.threshold
-        found.append(_pointed(asked, one, span)._replace(worth=worth, sure=sure))
+        above = score - reader.threshold
+        sure = certain or above >= 0
+        found.append(_pointed(asked, one, span)._replace(worth=worth, sure=sure, above=above))
     found.sort(key=_worth, reverse=True)
     unread = asked.language != "en" or found[0].window.is_of_table() and not found[0].sure
     return [one._replace(sure=None) for one in found] if unread else found
@@ -26782,15 +26838,34 @@ def _certainty(asked, unknown, mass, judged, evidence, recall):
             and _says_by_its_form(asked, judged[0])
         )
     told_first = judged[0].window.words()
+    marked = judged[0].window.tellings[judged[0].marked]
     beside = (
         asked.counts_others(told_first)
-        or asked.lacks_what_is_asked_for(told_first)
+        or asked.lacks_what_is_asked_for(marked.words_with_headings)
         or asked.needs_more_than([item["text"] for item in evidence], judged[0].sure)
     )
-    if sure and asked.is_mostly_held(told_first) and not beside:
+    held_enough = asked.is_mostly_held(told_first) and _is_told_or_read(asked, judged[0])
+    if sure and held_enough and not beside:
         return "sure" if telling_words or near >= recall.similarity else "nearest"
     least = _NEAR_SIMILARITY if asked.language == "en" else _NEAR_ELSEWHERE
     return "nearest" if part >= _NEAR_MASS or near >= least else "none"
+
+
+def _is_told_or_read(asked, judged):
+    """Whether the marked sentence holds most of what is asked itself, or the reader is surer than it needs to be elsewhere.
+
+    A passage may hold all words of a question about which none of its sentences says anything.
+    """
+    if judged.sure is None or _says_by_its_form(asked, judged):
+        return True
+    marked = judged.window.tellings[judged.marked]
+    held = asked.says_of_names_what_is_asked(marked.words_with_headings, _HELD_BY_AN_ITEM)
+    if ITEM.match(marked.text) and not held:
+        return False
+    if judged.above >= _SURER_BY:
+        return True
+    held = asked.is_mostly_held(marked.words_with_headings, _HELD_BY_SENTENCE)
+    return held and asked.says_of_names_what_is_asked(judged.window.words())
 
 
 def _quoted_from(window, marked):
@@ -29497,7 +29572,8 @@ def unsure_answer(mission, found):
         return told | gentle_answer(found["evidence"][:1])
     if found["evidence"]:
         numbers = " ".join([f"[{n}]" for n in range(1, len(found["evidence"]) + 1)])
-        return told | {"answer": f"{_NEAREST} {numbers}"}
+        quote = f"\u201c{quoted_sentence(found['evidence'][0])}\u201d"
+        return told | {"answer": f"{_NEAREST} {quote} {numbers}"}
     unknown = (
         f" It holds none of these words: {', '.join(found['unknown'])}." if found["unknown"] else ""
     )

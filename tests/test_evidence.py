@@ -432,6 +432,9 @@ def test_minutes_answer_by_the_sentence_that_says_it(query, told):
     ("What tool empties it?", "Run postsuper to empty it.", "It is emptied each night."),
     ("What is a checkpoint in SQLite?", "Moving it back is called a\n\u201ccheckpoint\u201d.", "Use of X_CHECKPOINT is rare."),
     ("What is forged mail?", "Forged mail is mail of others.", "There is forged mail that remains, which is bad."),
+    ("Where is the key kept?", "It hangs behind the stove.", "It was kept in May 1951 at noon."),
+    ("Where does it write its log?", "The log is /var/log/pump.", "It writes a log."),
+    ("Which option is it?", "With --delete it is.", "A well-known one."),
 ])
 def test_what_a_question_wants_is_known(question, answer, other):
     asked = batos.Asked(question, {}, {}, batos._expected_in(question), {})
@@ -951,6 +954,13 @@ No horn is blown.
 
 Passengers who sleep are not woken.
 
+-H hh:mm
+The ferry leaves at that hour.
+
+-P page-list
+Specifies which pages of the logbook are printed by the purser.
+The list can have numbers and ranges.
+
 ### Marks on the deck
 
 The red line marks where nobody may stand.
@@ -966,6 +976,7 @@ LONG = "\n\n".join(
     ("Which option of the ferry lists the crew?", "\u201c-c, --crew The crew of the ferry is listed.\u201d [1]"),
     ("Which option throws parcels overboard?", "--keep-rope=METRES: \u201cParcels without an address"),
     ("What option lets passengers sleep?", "--quiet: \u201cPassengers who sleep are not woken.\u201d [1]"),
+    ("Which option chooses the pages of the logbook?", "\u201c-P page-list Specifies"),
     ("Where are parcels thrown?", "\u201cParcels without an address"),
     ("Which option marks where nobody may stand?", "\u201cThe red line marks where nobody may stand.\u201d [1]"),
 ])
@@ -980,7 +991,62 @@ def test_which_option_does_something_is_told_by_its_name(query, told, more):
 
 @pytest.mark.parametrize("line, names", [
     ("--delete", True), ("-P page-list", True), ("`--`", False), ("`-x`, `--exact`", True), ("- an item", False), ("-", False),
-    ("2026-11-02", False), ("rsync --delete", False),
+    ("2026-11-02", False), ("rsync --delete", False), ("--delete is dangerous.", False), ("--delete    also deletes it", False),
 ])
 def test_what_names_an_option(line, names):
     assert batos.is_option(line) == names
+
+
+HOUSE = """# Ann Harding
+
+Ann Harding of Harlow was painted by her sister. Her letters are kept in the museum.
+
+## The bicycle
+
+- In spring: new chain and cassette, 92 euros.
+- In summer: the bottom bracket creaked and was greased.
+
+## The concert in December
+
+- Programme: Bach, arranged by Hanna Weiss.
+- Soloists: Irene Vogel (soprano). The bass is still missing.
+"""
+
+
+class Scoring(Refusing):
+    """A reader whose score of everything is so much above its threshold."""
+
+    def __init__(self, above):
+        self.above = above
+
+    def judge(self, question, passages):
+        return [(self.threshold + self.above, (0, 1)) for _ in passages]
+
+
+@pytest.mark.parametrize("query, above, certainty", [
+    ("Where was Ann Harding of Harlow born?", 1.0, "nearest"),     # her name alone is much of it, and says nothing of that
+    ("Where was Ann Harding of Harlow born?", 2.0, "sure"),        # but a reader may know better
+    ("Was Ann Harding painted by her sister?", 1.0, "sure"),
+    ("How much did the bottom bracket cost?", 5.0, "nearest"),     # the amount is another item's
+    ("How much did the new chain cost?", 5.0, "sure"),
+])
+def test_what_is_told_for_sure_says_of_what_is_named_what_was_asked(query, above, certainty):
+    made = batos.new_catalog()
+    batos.index_document_(made, "house.md", HOUSE)
+    recall = batos.Recall(embedder=batos.Embedder())
+    recall.embedder.reader = Scoring(above)
+    assert batos.find_evidence(made, query, recall)["certainty"] == certainty
+
+
+def test_what_comes_nearest_is_quoted_as_that():
+    made = batos.new_catalog()
+    batos.index_document_(made, "house.md", HOUSE)
+    near = found(made, "What about the bottom bracket?") | {"certainty": "nearest"}
+    told = batos.unsure_answer("How heavy is the bottom bracket?", near)
+    assert told["answer"].startswith("Nothing here says it outright; nearest: \u201cIn summer: the bottom bracket creaked")
+
+
+def test_the_sentence_that_names_what_is_asked_for_is_told():
+    made = batos.new_catalog()
+    batos.index_document_(made, "house.md", HOUSE)
+    assert "The bass is still missing" in batos.marked_text(best(made, "Who is the bass at the concert in December?"))
