@@ -38,7 +38,7 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     what a message can mean, what decides, how a method is tried, kept, mended and carried elsewhere
     what is learnt  Golden dataset · Forge worker · Expert worker · Forge targets · Forge queue · Forge
                     what people say of answers becomes rows, rows a dataset, a dataset an expert that is judged by rule
-    the drive       Outcomes · Entropy · Self-improvement · Autotelic
+    the drive       Outcomes · Entropy · Self-improvement · Forged facets · Autotelic
                     how missions ended, as statistics and as one figure; the heartbeat: audits, and what is done about them
     the bridge      Protocol · Requests · Commands · Teaching · Schema · Wire · Measures · BatOS_UVM
                     commands, roles and values on the wire; the ROUTER socket, dispatch, replies, events, figures
@@ -28829,7 +28829,7 @@ def erase_traces(root, numbers):
 # Offers:
 __all__ += """
     owner_of pillar_place pillars_of expert_bound expert_of_facet nearest_made_facet BASE_TASKS
-    BASE_EXPERT
+    BASE_EXPERT MADE_EXPERT is_made_facet bind_expert
 """.split()
 
 _BOUND_MOST = 400
@@ -28837,6 +28837,7 @@ _NEAR_A_FACET = 0.5  # cosine; of the words that tell it
 _WORDS_OF_A_FACET = 4  # of its telling ones, that are all that is wanted
 _MADE_FACET = Pattern(r"([a-z]+)_\w+_facet_")
 _BINDS_TASKS = ("plan", "facet", "weave", "write", "method", "tests", "summary")
+MADE_EXPERT = "FACET_"  # what the name of an expert begins with that was forged for a facet
 # what no persona is asked, and the expert that is asked it where there is one
 BASE_TASKS, BASE_EXPERT = ("plan", "method", "tests"), "BASE_LORA"
 
@@ -28854,7 +28855,7 @@ def pillar_place(pillar: str) -> tuple:
     return place, pillar
 
 
-def _is_made_facet(pillar: str) -> bool:
+def is_made_facet(pillar: str) -> bool:
     """Whether a pillar was made beside the twelve."""
     return pillar not in PERSONA_OF and owner_of(pillar) is not None
 
@@ -28872,7 +28873,7 @@ def nearest_made_facet(
 ) -> str | None:
     """Return the pillar that was made for questions like this one, or None; see `nearness_to`."""
     near = {}
-    for name in filter(_is_made_facet, pillars_of(root)):
+    for name in filter(is_made_facet, pillars_of(root)):
         pillar = root[f"{owner_of(name).lower()}_prototype_obj"].pillars[name]
         near[name] = _nearness_to(own(pillar).get("about") or {}, mission, embedder)
     best = max(near, key=near.get, default=None)
@@ -28935,9 +28936,17 @@ def set_expert_(persona, pillar, name=None):
     must_be(str, pillar=pillar, name=name)
     _check_binding(persona, pillar)
     root = root_of(persona)
-    bound = {key: told for key, told in _bound_in(root).items() if key != pillar}
-    if name is not None:
-        bound[pillar] = synapses_of(persona).known(name.upper()).name
+    expert = None if name is None else synapses_of(persona).known(name.upper()).name
+    return bind_expert(root, pillar, expert)
+
+
+def bind_expert(
+    root: persistent.mapping.PersistentMapping, what: str, expert: str | None
+) -> dict[str, str]:
+    """Bind an expert to a pillar, a tag or a task; None looses it. Returns what is bound. Raises Busy."""
+    bound = {key: told for key, told in _bound_in(root).items() if key != what}
+    if expert is not None:
+        bound[what] = expert
     if len(bound) > _BOUND_MOST:
         raise Busy(
             f"{_BOUND_MOST} experts are bound, which is the limit; loose one: set_expert_ PILLAR"
@@ -39095,7 +39104,7 @@ class Parcel:
 # Offers:
 __all__ += """
     new_golden correction_of keep_rows judge_rows listed_rows READER BASE_TARGET HELD_LEAST
-    check_target rows_to_forget begin_curation expert_name
+    check_target rows_to_forget begin_curation expert_name keep_choices
 """.split()
 
 READER, BASE_TARGET = "READER", "BASE"  # the other targets are experts, by their names
@@ -39103,6 +39112,7 @@ _ALIKE = 0.85  # cosine of two questions that never stand on both sides
 _ROWS_MOST, _DATASETS_MOST = 20_000, 50
 _ROWS_LOOKED_AT = 4_000  # the newest rows that a curation looks at
 _ROW_PASSAGES, _PASSAGE_CHARS = 8, 2_000
+_ROW_CHOICES = 4  # passages of a row of which an expert chooses
 _ROWS_LEAST, _CYCLES_LEAST, HELD_LEAST = 24, 12, 20
 _DOCUMENT_SHARE = 0.5  # of a dataset, at most, that is of one document
 _HELD_PART = 5  # of so many documents one is held back
@@ -39270,6 +39280,48 @@ def _rows_for_choosers(cycle, mark, correction):
             wanted = _choice_wanted(asked, numbers)
             rows.append(_text_row(target, "facet", asked, wanted, passages, pillar=pillar))
     return rows
+
+
+def keep_choices(
+    root: persistent.mapping.PersistentMapping, target: str, persona: str, cycles: list, by: str
+) -> None:
+    """Make a row for an expert of each of some cycles that was marked right or corrected, once: which passages answered."""
+    rows = root["golden_obj"].rows
+    known = {row["cycle"] for row in rows.values() if row["target"] == target}
+    for oid in cycles:
+        row = None if oid in known else _choice_told(root, target, persona, oid)
+        if row is not None:
+            append_log(rows, row | {"by": by, "at": now_utc(), "trusted": True}, _ROWS_MOST)
+
+
+def _choice_told(root, target, persona, oid):
+    """Return the row of which passages of a cycle answered, or None: nobody said so."""
+    try:
+        cycle = find_cycle(root, oid)
+    except NotFound:
+        return None
+    evidence, feedback = cycle.result.get("evidence"), cycle.result.get("feedback") or {}
+    named = (feedback.get("correction") or {}).get("quotes") or []
+    numbers = [1] if feedback.get("mark") == "right" and not named else named
+    right = [n for n in numbers if type(n) is int and 1 <= n <= len(evidence or ())]
+    if not right:
+        return None
+    question = mission_text(cycle.mission_brief)[:_PASSAGE_CHARS]
+    fields = {
+        "persona": persona,
+        "pillar": PILLARS[persona][0],
+        "sub_query": one_line(question, SUB_QUERY_BYTES),
+        "evidence": [one_line(marked_text(one), SENTENCE_BYTES) for one in evidence[:_ROW_CHOICES]],
+        "shares": [min(1.0, max(0.0, one["share"])) for one in evidence[:_ROW_CHOICES]],
+    }
+    told = [n for n in right if n <= _ROW_CHOICES]
+    passages = [_passage_of(item) for item in evidence[:_ROW_PASSAGES]]
+    row = _text_row(target, "facet", fields, _choice_wanted(fields, told or [1]), passages)
+    row |= {"question": question, "cycle": oid, "state": "raw", "why": ""}
+    return row | {
+        "marked": feedback["mark"],
+        "lacks": "" if told else "what answers is no near one",
+    }
 
 
 def _numbers_of(texts, sentences):
@@ -39448,8 +39500,7 @@ def expert_name(target: str) -> str | None:
 def check_target(root: persistent.mapping.PersistentMapping, target: str) -> None:
     """Raise BadRequest unless a target can be forged."""
     known = dict.fromkeys((READER, BASE_TARGET, *PILLARS, *mind_of(root).lora_repository))
-    made = own(root["codex_obj"]).get("facet_experts") or {}
-    if target not in (*known, *made.values()):
+    if target not in known and not target.startswith(MADE_EXPERT):
         raise BadRequest(
             f"{target!r:.100} cannot be forged; {mend(target, known, 'what can be')}. {READER} serves every core, "
             f"{BASE_TARGET} is the core's own tasks, the others are experts",
@@ -39566,6 +39617,8 @@ def _is_taken_back(root, number, row):
     except NotFound:
         return False
     feedback = result.get("feedback", {})
+    if "marked" in row:  # it was made of the mark, later
+        return feedback.get("mark") != row["marked"]
     return number not in (feedback.get("rows") or [feedback.get("row")])
 
 
@@ -40318,7 +40371,8 @@ EXPERT_WORK, CORE_FOLDER = "expert", "core"
 EXPERT_CONFIG = {
     "lora_dropout": 0.0,
     "bias": "none",
-    "learning_rate": 1e-3,
+    # at 1e-3 so few steps moved no choice of the embedded core; at 4e-3 fifty of them mended four plans of five
+    "learning_rate": 4e-3,
     "weight_decay": 0.01,
     "warmup_steps": 5,
     "seed": 3407,
@@ -40601,9 +40655,7 @@ class ExpertTraining(Training):
         """Return the core, and its model with a LoRA that is trained; small weights are unpacked from their four bits."""
         self.torch.set_num_threads(1)
         quieten()
-        core = load_core(folder / CORE_FOLDER)
-        if core.card is not None:
-            core.model = core.model.dequantize().float()
+        core = _core_to_train(folder / CORE_FOLDER)
         self.torch.manual_seed(self.config["seed"])
         peft = need("peft", "the forge")
         how = peft.LoraConfig(
@@ -40692,6 +40744,23 @@ class ExpertTraining(Training):
         told |= {"use_rslora": str(self.made["by_root"]).lower(), "revision": base}
         library = need("safetensors.torch", "the forge")
         path.write_bytes(with_header_in_order(library.save(tensors, told)))
+
+
+def _core_to_train(folder):
+    """Return the LoadedCore of a folder; small weights are unpacked from their four bits.
+
+    They are unpacked before anything is asked of them: on some processors the first answer packs them in another way, and
+    what is unpacked then is noise.
+    """
+    card = core_card(folder)
+    if card is None:
+        return load_core(folder)
+    models_without_bars("the forge")
+    transformers = need("transformers", "the forge")
+    with LOADING:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    return LoadedCore(model.dequantize().float(), tokenizer, card)
 
 
 def _trained_weights(model):
@@ -43082,7 +43151,7 @@ def is_stagnant(
 
 # Offers:
 __all__ += """
-    begin_improving
+    begin_improving forge_and_wait learnt_answer
 """.split()
 
 _IMPROVEMENT = "systemic_self_improvement", "improve_cognition"
@@ -43182,13 +43251,13 @@ def _find_gap(cycle, recall):
     root, args = root_of(cycle), cycle.mission_brief.get("args") or ()
     gap = _gap_given(root, args[0]) if args else _gap_of(root, recall)
     if gap.get("rows", 0) < _GAP_ROWS:
-        final = _final(f"Nothing is to be learnt: {gap['why']}.", gap)
+        final = learnt_answer(f"Nothing is to be learnt: {gap['why']}.", gap)
         return Thought("gap", lambda _: Step("COMPLETE", gap, {"final_response": final}))
     data = {"gap": gap} | ({"learns_from": gap["dataset"]} if "dataset" in gap else {})
     return Thought("gap", lambda _: Step("DECOMPOSING", gap, data))
 
 
-def _final(answer, gap, **more):
+def learnt_answer(answer, gap, **more):
     return {"answer": answer, "relevant": True, "evidence": [], "gap": gap, **more}
 
 
@@ -43272,11 +43341,19 @@ def _make_dataset(cycle, recall):
 
 def _forge_successor(cycle, recall):
     """DELEGATING: fineTuneWith_ of the dataset; then the forge is waited for."""
+    return forge_and_wait(cycle, _successor_begun)
+
+
+def forge_and_wait(cycle: UvmObject, begun: typing.Callable) -> Thought:
+    """Return the thought that waits for a curation, has the forge begin, or waits for it.
+
+    begun(cycle's id, who, dataset, gap) returns apply(root) of a job, which returns its number.
+    """
     data = cycle._tmp_synthesis_data
     if "learns_from" not in data:
         return _dataset_of_curation(cycle)
     if "forged_by" not in data:
-        return _fine_tuning(cycle)
+        return _fine_tuning(cycle, begun)
     job = root_of(cycle)["forge_obj"].jobs.get(data["forged_by"])
     if job is not None and job.ended_at is None:
         return Thought("forge", None, waits=True)
@@ -43297,22 +43374,18 @@ def _dataset_of_curation(cycle):
     if number is not None:
         return Thought("dataset", lambda _: Step("DELEGATING", number, {"learns_from": number}))
     gap, why = cycle._tmp_synthesis_data["gap"], told.get("answer", "the curation failed.")
-    final = _final(f"Nothing is to be learnt yet: {why}", gap)
+    final = learnt_answer(f"Nothing is to be learnt yet: {why}", gap)
     return Thought("dataset", lambda _: Step("SYNTHESIZING", None, {"final_response": final}))
 
 
-def _fine_tuning(cycle):
-    """Return the thought that has a successor forged. Where that is refused the answer says why."""
+def _fine_tuning(cycle, begun):
+    """Return the thought that has the forge begin. Where that is refused the answer says why."""
     data, oid, who = cycle._tmp_synthesis_data, cycle_id(cycle), cycle.who
     dataset, gap = data["learns_from"], data["gap"]
 
     def begin(lanes):
         job = Job(
-            "fineTuneWith_",
-            _successor_begun(oid, who, dataset, gap),
-            who=who,
-            cycle=oid,
-            why=gap["why"],
+            "fineTuneWith_", begun(oid, who, dataset, gap), who=who, cycle=oid, why=gap["why"]
         )
         try:
             return lanes["bulk"].call(job).result, None
@@ -43323,7 +43396,7 @@ def _fine_tuning(cycle):
         number, refused = told
         if refused is None:
             return Step("DELEGATING", number, {"forged_by": number})
-        final = _final(f"Nothing is to be learnt: {refused}.", gap)
+        final = learnt_answer(f"Nothing is to be learnt: {refused}.", gap)
         return Step("SYNTHESIZING", refused, {"final_response": final})
 
     return Thought("fineTuneWith_", read, work=begin)
@@ -43376,15 +43449,17 @@ def _judging_again(cycle, number, times):
 def _verdict_told(root, gap, job, succeeds):
     """Return the answer of an improvement, with the verdict's figures."""
     if job is None:
-        return _final("The job of the forge is gone; nothing has changed.", gap)
+        return learnt_answer("The job of the forge is gone; nothing has changed.", gap)
     told = {"job": job.job_number, "status": job.status, "verdict": job.verdict}
     if not succeeds:
-        return _final(f"The successor is refused, and the mind stays: {job.told}", gap, **told)
+        return learnt_answer(
+            f"The successor is refused, and the mind stays: {job.told}", gap, **told
+        )
     version = successor_of(job)
     why = one_line(f"pLLM_v{version} succeeds, job {job.job_number}: {job.told}", 400)
     answer = f"pLLM_v{version} is the mind now. It learnt {gap['task']}: {gap['why']}. {job.told}"
     left = len(clones_left(root))
-    return _final(answer, gap, **told, version=version, why=why, left_behind=left)
+    return learnt_answer(answer, gap, **told, version=version, why=why, left_behind=left)
 
 
 def _end_improvement(root, cycle):
@@ -43408,9 +43483,7 @@ def _end_improvement(root, cycle):
 
 
 def _let_successor_go(root, cycle):
-    """Cancel the job that an improvement began which came to nothing."""
-    if cycle.mission_brief["selector"] != _IMPROVEMENT[1]:
-        return
+    """Cancel the job that a mission began which came to nothing."""
     for number, job in root["forge_obj"].jobs.items():
         if own(job).get("cycle") == cycle_id(cycle) and job.status not in ("PROMOTED", "REJECTED"):
             end_successor(root, job, "CANCELLED", "its mission came to nothing; it was cancelled")
@@ -43429,6 +43502,294 @@ MISSION_KINDS[_IMPROVEMENT] = MissionKind(
     role="admin",
     anywhere=True,
 )
+
+
+################################################################################
+# Forged facets ################################################################
+################################################################################
+#
+# A facet beside the twelve that is made because questions of one matter are answered worse than the others: a mission finds
+# them, makes rows of those that were marked right, has an expert forged, and binds what the forge has shown to be better.
+#
+#   IDLE the group -> DECOMPOSING its rows -> DELEGATING the forge -> SYNTHESIZING the verdict -> COMPLETE
+#
+#   group    questions near to one of them, of which fewer are answered than of the rest, in each of two weeks
+#   facet    a pillar of who leads most of them, which comes in as a guest; it says where it comes from
+#   idle     a facet of which nothing was told for a month goes, with its binding; its expert stays
+
+# Offers:
+__all__ += """
+    begin_facet facets_due let_facets_go
+""".split()
+
+_FORGE_FACET = "systemic_self_improvement", "forge_facet"
+_GROUP_DAYS, _GROUP_QUESTIONS, _GROUP_A_WEEK = 14.0, 20, 5
+_GROUP_NEAR, _GROUP_POINTS = 0.5, 0.20  # cosine to one of them; share that is answered less
+_GROUP_LOOKS_AT = 1_000
+_FACET_WORDS = 6
+_FACET_IDLE_DAYS, _FACET_LOOKS_AT = 30.0, 5_000
+
+
+class FacetData(typing.TypedDict, total=False):
+    """What the making of a facet keeps from state to state, beside what an improvement does."""
+
+    group: dict  # {"target", "pillar", "persona", "words", "vector", "cycles"}
+
+
+THOUGHTS_KEEP.update(FacetData.__annotations__)
+
+
+class _Asked(typing.NamedTuple):
+    """A question of late."""
+
+    cycle: str
+    text: str
+    answered: bool
+    week: int  # 0 is this one
+    lead: str
+
+
+def _missions_of_late(root, days, most):
+    """Return the newest questions of so many days, up to a number of them."""
+    after, missions, found = now_utc() - datetime.timedelta(days=days), root["missions"], []
+    for number in itertools.islice(reversed(missions.keys()), most):
+        if missions[number].accepted_at < after:
+            break
+        if missions[number].mission_brief["type"] == "direct_synthesis" and missions[number].result:
+            found.append(missions[number])
+    return found
+
+
+def _asked_of_late(root):
+    """Return the _Asked of the last two weeks that were answered or not, each question once."""
+    now, found = now_utc(), {}
+    for cycle in _missions_of_late(root, _GROUP_DAYS, _GROUP_LOOKS_AT):
+        result, text = cycle.result, mission_text(cycle.mission_brief)
+        is_answered = bool(result.get("relevant"))
+        if is_answered or result.get("certainty") in ("none", "nearest"):
+            week = int((now - cycle.accepted_at).total_seconds() >= _GROUP_DAYS / 2 * 86400)
+            asked = _Asked(cycle_id(cycle), text, is_answered, week, result.get("lead") or "BABS")
+            found.setdefault(text.casefold().strip(), asked)
+    return list(found.values())
+
+
+def facets_due(root: persistent.mapping.PersistentMapping) -> bool:
+    """Whether it is worth looking for a group: enough was asked of late, enough of it was not answered, and nobody looked
+    within a day."""
+    asked = _asked_of_late(root)
+    if sum([not one.answered for one in asked]) < _GROUP_POINTS * _GROUP_QUESTIONS:
+        return False
+    after, missions = now_utc() - datetime.timedelta(days=1), root["missions"]
+    newest = [missions[n] for n in itertools.islice(reversed(missions.keys()), _GROUP_LOOKS_AT)]
+    looked = [one for one in newest if one.mission_brief["selector"] == _FORGE_FACET[1]]
+    is_known = any(one.accepted_at > after for one in looked)
+    return len(asked) >= _GROUP_QUESTIONS and not is_known
+
+
+def begin_facet(root: persistent.mapping.PersistentMapping, who: str) -> str:
+    """Begin the mission that makes a facet where one is wanted; returns its id, or that of the one at work."""
+    for cycle in root["active_cycles"].values():
+        if cycle.mission_brief["selector"] == _FORGE_FACET[1]:
+            return cycle_id(cycle)
+    brief = {"type": _FORGE_FACET[0], "selector": _FORGE_FACET[1], "args": [], "kwargs": {}}
+    return cycle_id(accept_cycle(root, brief, oid_text(root["codex_obj"]._p_oid), who))
+
+
+# The group
+
+
+def _share_answered(rows):
+    return sum([row.answered for row in rows]) / max(1, len(rows))
+
+
+def _is_answered_worse(group, rest):
+    """Whether fewer questions of a group are answered than of the rest, in each of the two weeks."""
+    if len(group) < _GROUP_QUESTIONS:
+        return False
+    for week in (0, 1):
+        mine, others = ([one for one in side if one.week == week] for side in (group, rest))
+        if len(mine) < _GROUP_A_WEEK or not others:
+            return False
+        if _share_answered(others) - _share_answered(mine) < _GROUP_POINTS:
+            return False
+    return True
+
+
+def _worst_group(asked, vectors):
+    """Return (the largest group that is answered worse, its mean vector), or (None, None).
+
+    vectors: those of the questions, of length 1, one a row.
+    """
+    best, near = None, vectors @ vectors.T >= _GROUP_NEAR
+    for row in near:
+        group = [one for one, told in zip(asked, row, strict=True) if told]
+        rest = [one for one, told in zip(asked, row, strict=True) if not told]
+        if (best is None or len(group) > len(best[0])) and _is_answered_worse(group, rest):
+            best = group, vectors[row].mean(axis=0)
+    return best or (None, None)
+
+
+def _words_of_group(group, asked):
+    """Return the stems that stand oftener in a group's questions than in the others, the most telling first."""
+    mine = {one.cycle for one in group}
+    counts = {True: collections.Counter(), False: collections.Counter()}
+    for one in asked:
+        counts[one.cycle in mine].update(set(stems(one.text)))
+    others = max(1, len(asked) - len(group))
+    told = {
+        word: count / len(group) - counts[False][word] / others
+        for word, count in counts[True].items()
+        if word.isalpha()
+    }
+    return sorted(told, key=lambda word: (-told[word], word))[:_FACET_WORDS]
+
+
+def _find_group(cycle, recall):
+    """IDLE, ALFRED: which questions want a facet of their own."""
+    asked, embedder = _asked_of_late(root_of(cycle)), recall.embedder
+    vectors = embedder.embed([one.text for one in asked]) if embedder.state == "ready" else None
+    found = (None, None) if vectors is None or not asked else _worst_group(asked, vectors)
+    group, vector = found
+    if group is None:
+        final = learnt_answer(
+            "No group of questions is answered worse than the others for two weeks.", {}
+        )
+        return Thought("group", lambda _: Step("COMPLETE", None, {"final_response": final}))
+    told = _group_told(group, asked, vector)
+    rest = [one for one in asked if one not in group]
+    why = (
+        f"of {len(group)} questions about {', '.join(told['words'][:3])} {_share_answered(group):.0%} are answered, "
+        f"of the others {_share_answered(rest):.0%}"
+    )
+    gap = {"task": "facet", "target": told["target"], "why": why}
+    return Thought("group", lambda _: Step("DECOMPOSING", why, {"group": told, "gap": gap}))
+
+
+def _group_told(group, asked, vector):
+    """Return what is kept of a group: whose facet it becomes, by which words and which meaning, and its missions."""
+    leads = collections.Counter([one.lead for one in group if one.lead in PILLARS])
+    persona = next(iter([name for name, _ in leads.most_common(1)]), "BABS")
+    words = _words_of_group(group, asked)
+    length = float((vector @ vector) ** 0.5) or 1.0
+    return {
+        "target": f"{MADE_EXPERT}{words[0].upper()}"[:64],
+        "pillar": f"{persona.lower()}_{words[0]}_facet_",
+        "persona": persona,
+        "words": words,
+        "vector": (vector / length).astype("float32").tobytes(),
+        "cycles": [one.cycle for one in group],
+    }
+
+
+# Its rows, its expert
+
+
+def _lay_rows(cycle, recall):
+    """DECOMPOSING, BABS and BRICK: rows of what was marked right of the group, then their curation."""
+    group, who = cycle._tmp_synthesis_data["group"], cycle.who
+
+    def lay(lanes):
+        def apply(root):
+            keep_choices(root, group["target"], group["persona"], group["cycles"], who)
+            return begin_curation(root, who, group["target"])
+
+        return lanes["bulk"].call(Job("curate", apply, who=who)).result
+
+    return Thought("curation", lambda told: Step("DELEGATING", told, {"curation": told}), work=lay)
+
+
+def _facet_begun(oid, who, dataset, gap):
+    """Return apply(root): the job that forges a facet's expert, once for a cycle. It returns the job's number."""
+
+    def apply(root):
+        for number, job in root["forge_obj"].jobs.items():
+            if own(job).get("cycle") == oid:
+                return number
+        return begin_forge(root, gap["target"], dataset, who, cycle=oid).job_number
+
+    return apply
+
+
+def _forge_facet(cycle, recall):
+    """DELEGATING: the forge is asked, then waited for."""
+    return forge_and_wait(cycle, _facet_begun)
+
+
+def _weigh_facet(cycle, recall):
+    """SYNTHESIZING, ALFRED: the verdict; nothing is bound that was not shown to be better."""
+    root, data = root_of(cycle), cycle._tmp_synthesis_data
+    if "final_response" in data:
+        return Thought("verdict", lambda _: Step("COMPLETE", None))
+    job = root["forge_obj"].jobs.get(data["forged_by"])
+    succeeds = job is not None and job.status == "PROMOTED"
+    told = job.told if job is not None else "its job is gone"
+    pillar, target = data["group"]["pillar"], data["group"]["target"]
+    answer = f"{pillar} is a facet now, asked by {target}: {data['gap']['why']}. {told}"
+    answer = answer if succeeds else f"No facet is made: {told}"
+    final = learnt_answer(
+        answer, data["gap"], pillar=pillar, status=job.status if job else "FAILED"
+    )
+    kept = {"succeeds": succeeds, "final_response": final}
+    return Thought("verdict", lambda _: Step("COMPLETE", succeeds, kept))
+
+
+def _end_facet(root, cycle):
+    """The effect: the pillar stands beside its persona's, bound to its expert."""
+    data = cycle._tmp_synthesis_data
+    if not data.get("succeeds"):
+        return
+    group = data["group"]
+    persona = root[f"{group['persona'].lower()}_prototype_obj"]
+    intent = (
+        f"Say of {', '.join(group['words'][:3])} what the passages tell of it, and nothing else."
+    )
+    about = {"vector": group["vector"], "words": group["words"]}
+    made = UvmObject(
+        name=group["pillar"], intent=intent, about=about, expert=group["target"], at=now_utc()
+    )
+    # another tree, as `undo` puts back what a slot held
+    set_slot(persona, "pillars", OOBTree({**persona.pillars, group["pillar"]: made}))
+    bind_expert(root, group["pillar"], group["target"])
+
+
+MISSION_KINDS[_FORGE_FACET] = MissionKind(
+    {
+        "IDLE": _find_group,
+        "DECOMPOSING": _lay_rows,
+        "DELEGATING": _forge_facet,
+        "SYNTHESIZING": _weigh_facet,
+    },
+    _end_facet,
+    role="admin",
+    anywhere=True,
+)
+
+
+# What is idle goes
+
+
+def let_facets_go(root: persistent.mapping.PersistentMapping) -> list:
+    """Take away the facets that were forged, and of which nothing was told for a month. Returns their names."""
+    before = now_utc() - datetime.timedelta(days=_FACET_IDLE_DAYS)
+    old = {}
+    for name in filter(is_made_facet, pillars_of(root)):
+        pillar = own(root[f"{owner_of(name).lower()}_prototype_obj"].pillars[name])
+        if pillar.get("expert") and pillar["at"] < before:
+            old[name] = pillar["expert"]
+    told = _experts_of_late(root) if old else set()
+    gone = [name for name, expert in old.items() if expert not in told]
+    for name in gone:
+        persona = root[f"{owner_of(name).lower()}_prototype_obj"]
+        kept = {key: one for key, one in persona.pillars.items() if key != name}
+        set_slot(persona, "pillars", OOBTree(kept))
+        bind_expert(root, name, None)
+    return gone
+
+
+def _experts_of_late(root):
+    """Return the experts by which something was told within a month."""
+    cycles = _missions_of_late(root, _FACET_IDLE_DAYS, _FACET_LOOKS_AT)
+    return {name for cycle in cycles for name in cycle.result.get("experts") or ()}
 
 
 ################################################################################
@@ -44086,10 +44447,23 @@ def beat(
         is_free = told["cycle"] is None and _improving(root) is None
         if row and is_free and is_stagnant(root, looked.rows, settings):
             told = _begun_inquiry(root, row, settings)
+        elif is_free:
+            told = _seen_to_facets(root, settings) or told
         figures = row and {name: row[name] for name in ("cem", "h_cog", "h_sol", "h_struc", "low")}
         return {**told, "cem": figures}
 
     return apply
+
+
+def _seen_to_facets(root, settings):
+    """Let idle facets go; begin to look for one that is wanted, where the forge may begin by itself. Returns {"told", "cycle"}
+    or None."""
+    if gone := let_facets_go(root):
+        return {"told": f"nothing was told by {', '.join(gone)} for a month: gone", "cycle": None}
+    if settings.forge_auto != "on" or not facets_due(root):
+        return None
+    told = "questions of late were not answered; ALFRED looks whether they want a facet"
+    return {"told": told, "cycle": begin_facet(root, AUTOTELIC)}
 
 
 def _begun_inquiry(root, row, settings):

@@ -9,7 +9,7 @@ import doubles
 import pytest
 from test_facet_experts import ASKED, ICEMAN, Experts, Writes, bind, known, learnt
 from test_forge import is_cleared, judged, killed_amid, told
-from test_improving import until
+from test_improving import Improver, kills, until
 from test_mind import machine  # noqa: F401  (a fixture)
 
 import batos
@@ -334,3 +334,72 @@ def test_killed_at_any_moment_the_base_has_one_expert(tmp_path, daemon):
     for number in range(3):
         ended = killed_amid(tmp_path, daemon, picker, number, lambda where: filled(where, planned()), "BASE", forged_base)
         assert ended == ("PROMOTED", 1, 1), number
+
+
+# The mind learns what its base does
+
+
+class BaseImprover(Improver):
+    """Such a one whose base chose wrong plans, with an expert that does so."""
+
+    @property
+    def candidate(self):
+        return made(self.settled, 0.5)
+
+    def __init__(self, path, **settings):
+        self.settled = path.parent
+        super().__init__(path, **settings)
+
+    @staticmethod
+    def fill(where, count=120):
+        filled(where, planned(count), dataset=False)
+
+    def became(self):
+        def told(root):
+            proxy = batos.mind_of(root).lora_repository["BASE_LORA"]
+            return proxy.version, len(proxy.lineage)
+        return self.read(told)
+
+
+@pytest.fixture
+def improver(tmp_path):
+    opened = []
+
+    def start(**how):
+        opened.append(BaseImprover(tmp_path / "image.fs", **how))
+        return opened[-1]
+    yield start
+    for one in opened:
+        one.close()
+
+
+def test_the_mind_learns_of_plans_that_were_corrected(improver):
+    one = improver()
+    report = one.ended(one.send("genesis_obj", "improveCognition"))
+    assert report["status"] == "PROMOTED" and (report["gap"]["task"], report["gap"]["target"]) == ("plan", "BASE"), report
+    assert one.minds()["current"] == 2 and one.became() == (1, 1)
+    assert "BASE_LORA" not in one.read(lambda root: list(root["pLLM_lineage"].versions[1].lora_repository))
+
+
+def test_where_nothing_is_gained_the_base_and_the_mind_stay(improver):
+    one = improver(wins=0)
+    report = one.ended(one.send("genesis_obj", "improveCognition"))
+    assert report["status"] == "REJECTED" and "the mind stays" in report["answer"]
+    assert one.minds()["current"] == 1 and len(one.minds()["minds"]) == 1
+    assert one.read(lambda root: list(batos.mind_of(root).lora_repository)) == []
+
+
+def test_what_was_corrected_of_plans_is_no_failure_of_reading():
+    corrected = batos.UvmObject(result={"answer": "x", "feedback": {"mark": "wrong", "correction": {"lead": "BABS"}}})
+    wrong = batos.UvmObject(result={"answer": "x", "feedback": {"mark": "wrong"}})
+    assert [batos._is_read_wrong(one) for one in (corrected, wrong)] == [False, True]
+    assert [batos._is_plan_corrected(one) for one in (corrected, wrong)] == [True, False]
+
+
+def test_killed_at_the_swap_there_is_one_mind_with_one_expert(tmp_path):
+    assert kills(tmp_path, [9], BaseImprover, (1, 1)) == 2
+
+
+@pytest.mark.slow
+def test_killed_at_each_step_there_is_one_mind_with_one_expert(tmp_path):
+    assert kills(tmp_path, batos.itertools.count(), BaseImprover, (1, 1)) >= 20

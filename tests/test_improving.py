@@ -31,15 +31,26 @@ def taught(where, rows):
 class Improver(Machine):
     """Image, lanes and missions, and a forge that does nothing but what the arrows of a job are: `wins` of its held rows."""
 
+    candidate = __file__                                 # what it makes of the reader
+
     def __init__(self, path, wins=20, count=120, **settings):
         self.wins, self.is_held = wins, False
         if not path.exists():
-            filled(str(path), corrected(count), dataset=False)
-            taught(str(path), corrected(count))
+            self.fill(str(path), count)
         super().__init__(path, doubles.QuickCore(), settings)
         self._ending = threading.Event()
         self._forger = threading.Thread(target=self._forge, daemon=True)
         self._forger.start()
+
+    @staticmethod
+    def fill(where, count=120):
+        """Make an image with rows."""
+        filled(where, corrected(count), dataset=False)
+        taught(where, corrected(count))
+
+    def became(self):
+        """Return the version of what was forged, and how many versions it had."""
+        return self.read(lambda root: (root["reader_obj"].version, len(root["reader_obj"].lineage)))
 
     def _forge(self):
         while not self._ending.wait(0.01):
@@ -55,7 +66,7 @@ class Improver(Machine):
             return self.lanes["bulk"].call(batos.Job("forge", apply, who="UVM_FORGE", why="an arrow")).result
         done(batos._arrow_begun(number, work.at_work, 1, nonce))
         if work.phase == "train":
-            done(batos._arrow_trained(number, nonce, __file__, {"steps": 1, "corrected": 1, "losses": [1.0]}))
+            done(batos._arrow_trained(number, nonce, self.candidate, {"steps": 1, "corrected": 1, "losses": [1.0]}))
             return
         held, suites = [[0, 1]] * self.wins + [[1, 1]] * (30 - self.wins), {"first": [[1, 1]] * 100}
         done(batos._arrow_decided(number, nonce, {"held": held, "suites": suites, "suite_sha256": "x"}))
@@ -205,7 +216,7 @@ def test_what_changes_under_a_proof_has_it_judged_again(improver):
 OF_MISSION = ("send", "journal", "curate", "fineTuneWith_", "forge", "effect")
 
 
-def killed_at(path, number, is_stored):
+def killed_at(path, number, is_stored, kind):
     """Improve the mind in a process of its own, which is killed at the commit of that number, before or behind it.
 
     Returns False where there were not so many.
@@ -225,15 +236,15 @@ def killed_at(path, number, is_stored):
         return told
     try:
         batos.WritingLane._commit = ending
-        one = Improver(path)
+        one = kind(path)
         one.ended(one.send("genesis_obj", "improveCognition"))
     finally:
         os._exit(1)
 
 
-def ends_as_one_mind(path):
+def ends_as_one_mind(path, kind, became):
     """Whether what was cut short comes to one job, one successor, one change of the parents, and nothing torn."""
-    one = Improver(path)
+    one = kind(path)
     try:
         begun = [cycle["cycle"] for cycle in one.read(lambda root: [batos.cycle_report(c) for c in root["missions"].values()])
                  if cycle["mission"].startswith("improve")]
@@ -242,27 +253,26 @@ def ends_as_one_mind(path):
         report = one.read(lambda root: batos.cycle_report(batos.find_cycle(root, cycle)))
         told, (job,) = one.minds(), one.jobs()
         where = one.read(lambda root: [parents(root, name)[0] for name in ("genesis_obj", "brick_prototype_obj")])
-        reader = one.read(lambda root: (root["reader_obj"].version, len(root["reader_obj"].lineage)))
+        came = one.became()
     finally:
         one.close()
     whole = batos.check_image(str(path), deep=True)["faults"] == []
-    return whole and (report["status"], job["status"], told["current"], len(told["minds"]), *where, reader) == (
-        "PROMOTED", "PROMOTED", 2, 2, "pLLM_v2", "pLLM_v2", (2, 1))
+    return whole and (report["status"], job["status"], told["current"], len(told["minds"]), *where, came) == (
+        "PROMOTED", "PROMOTED", 2, 2, "pLLM_v2", "pLLM_v2", became)
 
 
-def kills(tmp_path, numbers):
+def kills(tmp_path, numbers, kind=Improver, became=(2, 1)):
     """Kill at each of some commits, before and behind; returns how many times it was killed."""
-    filled(str(tmp_path / "first.fs"), corrected(), dataset=False)
-    taught(str(tmp_path / "first.fs"), corrected())
+    kind.fill(str(tmp_path / "first.fs"))
     times = 0
     for number in numbers:
         for is_stored in (False, True):
             path = tmp_path / f"{number}-{is_stored}.fs"
             shutil.copy(tmp_path / "first.fs", path)
-            if not killed_at(path, number, is_stored):
+            if not killed_at(path, number, is_stored, kind):
                 return times
             times += 1
-            assert ends_as_one_mind(path), (number, is_stored)
+            assert ends_as_one_mind(path, kind, became), (number, is_stored)
     return times
 
 
