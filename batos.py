@@ -5043,8 +5043,11 @@ class LedgerPage(persistent.Persistent):
         self._p_activate()  # a ghost's serial is zero
         return self.written or self._p_serial
 
-    def forget(self, oids: dict[bytes, bool]) -> None:
-        """Leave out what my entries tell of objects, and the results of cycles, with these oids. I keep my tid."""
+    def forget(self, oids: dict[bytes, bool], slots: frozenset = frozenset()) -> None:
+        """Leave out what my entries tell of objects, and the results of cycles, with these oids, and of these slots.
+
+        I keep my tid.
+        """
         self.written = self.tid
         rows = [list(row) for row in ormsgpack.unpackb(self.told)]
         for n, row in enumerate(rows):
@@ -5052,10 +5055,11 @@ class LedgerPage(persistent.Persistent):
                 row[-1] = _pack_result({"forgotten": True})
                 self.large = {number: value for number, value in self.large.items() if number != n}
         self.told = ormsgpack.packb(rows)
-        self.changes = tuple(
-            tuple(change for change in changes if change[0]._p_oid not in oids)
+        kept = [
+            [one for one in changes if one[0]._p_oid not in oids and one[1] not in slots]
             for changes in self.changes
-        )
+        ]
+        self.changes = tuple(map(tuple, kept))
 
     @property
     def entries(self) -> list[dict]:
@@ -31808,8 +31812,9 @@ def _erase(root, doc_ids, cycles, pages):
     catalog.forgetting = True
     for oid, mine in cycles.items():
         _erase_cycle(root._p_jar.get(oid), mine)
+    slots = _slots_of(doc_ids)
     for lane, at_us in pages:
-        getattr(root["ledger_obj"], lane)[at_us].forget(cycles)
+        getattr(root["ledger_obj"], lane)[at_us].forget(cycles, slots)
     named = {oid_text(oid) for oid in cycles}
     for number, entry in [
         (number, entry) for number, entry in log.items() if entry["cycle"] in named
@@ -31820,9 +31825,14 @@ def _erase(root, doc_ids, cycles, pages):
             document.metadata = {**document.metadata, "answered": _FORGOTTEN, "cited": []}
     versions = forget_documents(catalog, doc_ids)
     noted = root._p_jar.changes or {}  # the page of this very commit would keep what was before
-    for change in [change for change in noted if change[0]._p_oid in cycles]:
+    for change in [one for one in noted if one[0]._p_oid in cycles or one[1] in slots]:
         del noted[change]
     return versions
+
+
+def _slots_of(doc_ids):
+    """Return the names by which the ledger tells of documents: what a conversation was called stands in them."""
+    return frozenset([f"documents[{doc_id}]" for doc_id in doc_ids])
 
 
 def _erase_cycle(cycle, mine):
@@ -31836,25 +31846,20 @@ def _erase_cycle(cycle, mine):
     cycle.result = kept | (
         {"answer": _FORGOTTEN, "evidence": []} if "answer" in cycle.result else {}
     )
-    if mine:
-        cycle.mission_brief = {
-            **cycle.mission_brief,
-            "selector": _FORGOTTEN,
-            "args": [_FORGOTTEN],
-            "kwargs": {},
-        }
+    if mine:  # with the conversation that it names, and why it was asked
+        words = {"selector": _FORGOTTEN, "args": [_FORGOTTEN], "kwargs": {}}
+        cycle.mission_brief = {"type": cycle.mission_brief["type"], **words}
 
 
-def _pages_about(image, oids, step):
-    """Return [(lane, microseconds)] of the pages whose entries tell of these objects or cycles."""
+def _pages_about(image, oids, slots, step):
+    """Return [(lane, microseconds)] of the pages whose entries tell of these objects or cycles, or of these slots."""
     found, named = [], {oid_text(oid) for oid in oids}
     with contextlib.closing(Unit(image.db)) as unit, unit.snapshot() as root:
         for lane in ("write", "bulk"):
             for n, (at_us, page) in enumerate(getattr(root["ledger_obj"], lane).items()):
                 cycles = {row[ENTRY_FIELDS.index("cycle")] for row in ormsgpack.unpackb(page.told)}
-                if cycles & named or any(
-                    change[0]._p_oid in oids for changes in page.changes for change in changes
-                ):
+                told = itertools.chain.from_iterable(page.changes)
+                if cycles & named or any(one[0]._p_oid in oids or one[1] in slots for one in told):
                     found.append((lane, at_us))
                 if n % 1000 == 999:
                     unit.connection.cacheMinimize()
@@ -31904,7 +31909,7 @@ def forget_job(
             told += f", and the arguments of {len(logged)} messages,"
         if preview or not (doc_ids or cycles or logged or placed):
             return {"details": f"{told} would be forgotten", "result": result}
-        pages = _pages_about(image, cycles, step)
+        pages = _pages_about(image, cycles, _slots_of(doc_ids), step)
         bulk.call(
             Job(
                 "forget",

@@ -376,6 +376,24 @@ def test_what_is_forgotten_leaves_no_byte_behind(daemon, tmp_path, capsys):
     assert running.stop() == 0
 
 
+def test_the_name_of_a_conversation_that_is_forgotten_leaves_no_byte_behind(daemon, tmp_path):
+    running, name = daemon(core=0), "zugzwang-talk"
+    with batos.Client(running.endpoint, timeout_s=60) as client:
+        client.call("index_document", doc_id="other", text="The pantry is painted blue.")
+        for text in ("What colour is the pantry painted?", "The pantry is cold.", "What do giraffes eat?", "What colour is it?"):
+            ended = client.call("initiate_cognitive_cycle", wait=True, mission_brief={
+                **BRIEF, "args": [text], "conversation": name, "intent": f"asked in {name}"})["result"]
+            client.call("feedback", cycle=ended["cycle"], mark="wrong", note="it is red")
+        client.call("initiate_cognitive_cycle", wait=True, mission_brief={**BRIEF, "args": ["What is cold?"]})
+        assert bytes_with(tmp_path, name.encode())
+        client.call("forget", conversation=name)
+        assert client.call("list_cycles", conversation=name)["results"] == []
+        assert len(client.call("history", limit=1000)["results"]) > 8
+    assert running.stop() == 0
+    assert bytes_with(tmp_path, name.encode()) == []
+    assert batos.check_image(str(tmp_path / "live_image.fs"), deep=True)["faults"] == []
+
+
 def test_a_forgetting_that_was_cut_short_is_ended_by_the_next_start(daemon, tmp_path):
     one = Machine(tmp_path / "live_image.fs", doubles.QuickCore(), {})
     one.learn("The xylograph hangs in the pantry.", "house")

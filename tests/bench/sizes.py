@@ -14,6 +14,7 @@ import collections
 import contextlib
 import datetime
 import functools
+import itertools
 import json
 import math
 import os
@@ -139,6 +140,8 @@ class Opened(Machine):
 
 def learn(folder, count, options):
     """Documents by the bulk lane until there are so many chunks, with the merges that fall due; then their vectors."""
+    if count > options.put_from:
+        return put(folder, count, options)
     writer, one, spent = Writer(), Opened(folder), Spent(folder)
     while (known := one.look(lambda catalog: len(catalog.documents))) * CHUNKS_A_DOCUMENT < count:
         numbers = range(known, min(known + DOCUMENTS_A_MERGE, count // CHUNKS_A_DOCUMENT))
@@ -152,6 +155,65 @@ def learn(folder, count, options):
     spent.on_disk["segments"] = one.look(lambda catalog: len(catalog.text_index))
     one.close()
     return spent.on_disk
+
+
+def put(folder, count, options):
+    """Documents as they would be stored, cut and stemmed already, each commit a segment and a pack of vectors."""
+    writer, one, spent, known = Writer(), Opened(folder), Spent(folder), known_vectors(options.vectors)
+    stems = stems_of(writer.words)
+    folder_of_blobs = one.look(lambda catalog: batos.blob_folder(catalog._p_jar.root()))
+    while (first := one.look(lambda catalog: catalog.chunk_numbers.last) + 1) <= count:
+        with spent.on("put"):
+            batch = Batch(writer, stems, known, first)
+            with batos.built_file(batch.postings, folder_of_blobs) as words, \
+                    batos.built_file(batch.vectors, folder_of_blobs) as vectors:
+                one.bulk.call(batos.Job("put", functools.partial(batch.store, words=words, vectors=vectors)))
+            one.merge()
+    spent.on_disk["chunks"] = one.look(lambda catalog: len(catalog.chunk_storage))
+    one.close()
+    return spent.on_disk
+
+
+def stems_of(words):
+    """Return (the stems of words, ascending, for each word which of them is its)."""
+    made = [(batos.stems(word, "en") or [word])[0] for word in words]
+    known = sorted(set(made))
+    places = {stem: place for place, stem in enumerate(known)}
+    return known, numpy.array([places[stem] for stem in made])
+
+
+class Batch:
+    """So many chunks, their postings and vectors."""
+
+    COUNT = 16_384
+
+    def __init__(self, writer, stems, known, first):
+        chance, words_each = numpy.random.default_rng([8, first]), SENTENCES_A_CHUNK * WORDS_A_SENTENCE
+        self.first, ranks = first, writer.ranks(chance, self.COUNT * words_each)
+        self.texts = [" ".join(map(writer.words.__getitem__, row)) + "." for row in ranks.reshape(self.COUNT, -1).tolist()]
+        numbers = numpy.arange(first, first + self.COUNT)
+        stemmed = stems[1][ranks]
+        codes, frequencies = numpy.unique(numpy.repeat(numpy.arange(self.COUNT), words_each) * (len(stems[0]) + 1) + stemmed,
+                                          return_counts=True)
+        places, which = numpy.divmod(codes, len(stems[0]) + 1)
+        used, which = numpy.unique(which, return_inverse=True)
+        self.postings = batos._sorted_postings([stems[0][n] for n in used.tolist()], which, places, frequencies, numbers,
+                                               numpy.full(self.COUNT, words_each))
+        rows = known[chance.integers(len(known), size=self.COUNT)]
+        noise = chance.standard_normal(rows.shape, numpy.float32) * (NOISE / math.sqrt(WIDTH))
+        self.vectors = batos.Vectors(numbers, batos.unit_rows(rows + noise).astype(numpy.float32))
+
+    def store(self, root, words, vectors):
+        catalog = root["knowledge_catalog_obj"]
+        assert catalog.chunk_numbers.take(self.COUNT).start == self.first
+        for start in range(0, self.COUNT, 1024):
+            name, texts = f"p{self.first + start:08}", self.texts[start:start + 1024]
+            drafts = [batos.Draft(text, (), line, line) for line, text in enumerate(texts, 1)]
+            batos._store_chunks(catalog, name, 1, self.first + start, 0, drafts)
+            fields = batos.document_fields(name, "put as it would be stored", None)
+            batos._publish(catalog, 1, self.first + start, len(drafts), {**fields, "title": ""})
+        batos.add_mapped(catalog, catalog.text_index, batos.Segment, words)
+        batos.publish_vectors(catalog, vectors, "noise")
 
 
 def embed(one, spent, known):
@@ -387,7 +449,7 @@ def measured(kind, count, phase, options):
     told = options.folder / f"{kind}-{count}-{phase}.json"
     if not told.exists():
         given = {"phase": phase, "kind": kind, "size": count, "folder": options.folder, "searches": options.searches,
-                 **({"vectors": options.vectors} if options.vectors else {})}
+                 "put-from": options.put_from, **({"vectors": options.vectors} if options.vectors else {})}
         words = [f"--{name}={value}" for name, value in given.items()]
         subprocess.run([sys.executable, __file__, *words], check=True)
     return json.loads(told.read_text())
@@ -416,9 +478,8 @@ def figures(options):
 
 def exponent(what, before, after, sizes):
     """Return log of how many times as long by log of how many times as much; None where that says nothing."""
-    in_s = before / 1e3 if what.endswith(", ms") else before
-    is_time = what.endswith((", s", ", ms"))
-    if not is_time or in_s < LEAST_S or before <= 0:
+    is_time = what.endswith((", s", ", ms")) and "by the clock" not in what
+    if not is_time or before is None or after is None or before / (1e3 if what.endswith(", ms") else 1) < LEAST_S:
         return None
     return math.log(after / before) / math.log(sizes[1] / sizes[0])
 
@@ -430,13 +491,17 @@ def shown(value):
 def rows_of(kind, by_size):
     """Yield a row of the table for each figure: what, then for each size the figure and its exponent."""
     sizes = sorted(by_size)
-    for what in by_size[sizes[-1]]:
-        cells = [shown(by_size[sizes[0]][what])]
-        for pair in zip(sizes, sizes[1:], strict=False):
-            before, after = (by_size[size][what] for size in pair)
-            power = exponent(what, before, after, pair)
-            cells.append(shown(after) + (f" ({power:.2f}{' steep' * (power > STEEP)})" if power is not None else ""))
-        yield f"| {what} | {' | '.join(cells)} |"
+    for what in dict.fromkeys(itertools.chain(*by_size.values())):
+        found = [by_size[size].get(what) for size in sizes]
+        steps = zip(itertools.pairwise(found), itertools.pairwise(sizes), strict=True)
+        powers = [None, *[exponent(what, *pair, of) for pair, of in steps]]
+        yield f"| {what} | {' | '.join(map(cell, found, powers))} |"
+
+
+def cell(value, power):
+    """Return a figure, and behind it its exponent; empty where it was not measured."""
+    told = "" if power is None else f" ({power:.2f}{' steep' * (power > STEEP)})"
+    return "" if value is None else shown(value) + told
 
 
 def as_markdown(found):
@@ -454,6 +519,7 @@ def main():
     parser.add_argument("--vectors", type=pathlib.Path)
     parser.add_argument("--real", type=int, help="write so many real vectors into --vectors first")
     parser.add_argument("--searches", type=int, default=SEARCHES)
+    parser.add_argument("--put-from", type=int, default=10 ** 9, help="more chunks than that are put in cut and stemmed")
     parser.add_argument("--clear", action="store_true", help="remove each image once it is measured")
     parser.add_argument("--report", type=pathlib.Path)
     for name in ("--phase", "--kind"):
