@@ -18449,11 +18449,16 @@ def collect_postings(rows):
     )
 
 
-def _sorted_postings(vocabulary, which, places, frequencies, numbers, lengths):
-    """Return Postings of arrays that tell the word (its rank), place and frequency of each posting, in any order."""
+def _sorted_postings(vocabulary, which, places, frequencies, numbers, lengths, in_place=False):
+    """Return Postings of arrays that tell the word (its rank), place and frequency of each posting, in any order.
+
+    in_place: whether the postings of each word are in the order of places already.
+    """
     import numpy
 
-    order, words = numpy.lexsort((places, which)), [word.encode() for word in vocabulary]
+    # runs that are sorted, as of segments that are merged, are quickly sorted together
+    order = numpy.argsort(which, kind="stable") if in_place else numpy.lexsort((places, which))
+    words = [word.encode() for word in vocabulary]
     narrow = numpy.uint16 if len(numbers) <= 1 << 16 else numpy.int32
     return Postings(
         numbers=numpy.asarray(numbers, numpy.int64),
@@ -18470,6 +18475,7 @@ def merge_postings(parts):
     """Return the Postings of several, each with a mask of the chunks that are kept: [(Postings, mask)]."""
     import numpy
 
+    parts = sorted(parts, key=lambda row: row[0].numbers[:1].tolist())
     words = [part.vocabulary() for part, _ in parts]
     every = sorted(set().union(*words))
     rank = {word: n for n, word in enumerate(every)}
@@ -18488,16 +18494,18 @@ def merge_postings(parts):
         places.append(place_of[counted[part.places[kept]]])
         frequencies.append(part.frequencies[kept])
         before += int(mask.sum())
+    which = numpy.concatenate(which)
     # words whose last chunk is gone go too
-    left, which = numpy.unique(numpy.concatenate(which), return_inverse=True)
+    is_left = numpy.bincount(which, minlength=len(every)) > 0
     lengths = numpy.concatenate([part.lengths[mask] for part, mask in parts])[order]
     return _sorted_postings(
-        [every[n] for n in left.tolist()],
-        which,
+        [every[n] for n in is_left.nonzero()[0].tolist()],
+        (numpy.cumsum(is_left) - 1)[which],
         numpy.concatenate(places),
         numpy.concatenate(frequencies),
         numbers[order],
         lengths,
+        in_place=bool((numpy.diff(numbers) > 0).all()),
     )
 
 
@@ -23936,6 +23944,7 @@ class Nearness:
         found += [held] if held else []
         self.vector = vector
         self.parts = [(numbers, rows) for numbers, rows in found if rows.shape[1:] == vector.shape]
+        self.large = [part for part in self.parts if isinstance(part[1], Codes)]
 
     def scores_of(self, wanted: typing.Collection) -> dict:
         """Return {number: cosine} of those of some chunks that have a vector."""
@@ -23944,8 +23953,17 @@ class Nearness:
 
     def best(self, only, test: typing.Callable, most: int) -> dict:
         """Return up to `most` {number: cosine}, best first, of those that pass a test; of `only`, or of all."""
-        numbers, cosines = self._near(test, most) if only is None else self._cosines_of(only)
-        return dict(_best(numbers, cosines, test, most))
+        if only is not None:
+            numbers, cosines = self._cosines_of(only)
+            return dict(_best(numbers, cosines, test, most))
+        numbers, cosines = self._near(self._likely(most * _SKETCHED_TIMES)[0])
+        found = _best(numbers, cosines, test, most)
+        if len(found) < most and self.large:  # of what is near few pass: look among those that do
+            likely, likeness = self._likely(None)
+            passing = _best(likely, likeness, test, most * _SKETCHED_TIMES)
+            numbers, cosines = self._near(_sorted_array(number for number, _ in passing))
+            found = _best(numbers, cosines, test, most)
+        return dict(found)
 
     def _cosines_of(self, numbers):
         """Return (numbers, cosines) of those of some chunks that have a vector."""
@@ -23953,26 +23971,28 @@ class Nearness:
         for own, rows in self.parts:
             at = own.searchsorted(numbers)
             inside = own[at.clip(max=len(own) - 1)] == numbers
-            found.append((numbers[inside], rows[at[inside]] @ self.vector))
+            if inside.any():
+                found.append((numbers[inside], rows[at[inside]] @ self.vector))
         return _all_scores(found)
 
-    def _near(self, test, most):
-        """Return (numbers, cosines) of all chunks of small packs, and of those of large ones that are near by their signs."""
-        found = [
-            (numbers, rows @ self.vector)
-            for numbers, rows in self.parts
-            if not isinstance(rows, Codes)
-        ]
-        large = [
-            (numbers, -rows.distances(self.vector).astype("float32"))
-            for numbers, rows in self.parts
-            if isinstance(rows, Codes)
-        ]
-        numbers, likeness = _all_scores(large)
-        near = _best(numbers, likeness, test, most * _SKETCHED_TIMES)
-        if near:
-            found.append(self._cosines_of(_sorted_array(number for number, _ in near)))
-        return _all_scores(found)
+    def _likely(self, most):
+        """Return (numbers, ascending, likeness) of so many chunks of large packs that are nearest by their signs; None: all."""
+        import numpy
+
+        numbers, likeness = _all_scores(
+            [(own, -rows.distances(self.vector).astype("float32")) for own, rows in self.large]
+        )
+        if most is None or len(numbers) <= most:
+            return numbers, likeness
+        kept = numpy.argpartition(likeness, len(likeness) - most)[-most:]
+        kept = kept[numpy.argsort(numbers[kept])]
+        return numbers[kept], likeness[kept]
+
+    def _near(self, likely):
+        """Return (numbers, cosines) of all chunks of small packs, and of those of large ones that are likely near."""
+        small = [part for part in self.parts if not isinstance(part[1], Codes)]
+        found = [(numbers, rows @ self.vector) for numbers, rows in small]
+        return _all_scores([*found, self._cosines_of(likely)])
 
 
 def _all_scores(found):
