@@ -4297,40 +4297,39 @@ def change_row(change: dict) -> dict:
 CODE_NAMES = ("source", "method_code")  # facts that are code
 
 
+def _as_told(name, value):
+    """Return (name, value) of a fact as people say it: times as times, numbers with no more digits than say something."""
+    if isinstance(value, dict) and set(value) == {"$time"}:
+        return name, clock_text(value)
+    if name == "at_s" and isinstance(value, (int, float)):
+        return "at", clock_text(at_time(value))
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return name, number_text(value)
+    return name, value
+
+
 def fact_rows(name: str, value: typing.Any, wide: float) -> list:
     """Return the rows of one fact: in one line where it fits, else below its name."""
-    if isinstance(value, dict) and set(value) == {"$time"}:
-        value = clock_text(value)
-    elif name == "at_s" and isinstance(value, (int, float)):
-        name, value = "at", clock_text(at_time(value))
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = number_text(value)
+    name, value = _as_told(name, value)
     text = "\u2013" if value is None else value if isinstance(value, str) else to_json(value, None)
     lead = marked(name.replace("_", " "), "soft")
-    if len(text) < 44:
-        return [
-            row(
-                marked(short(text, 60)),
-                lead=lead,
-                indent=dp(132),
-                lines=1,
-                pad=3,
-                copy=f"{name}  {text}",
-            )
-        ]
-    head = row(lead, lines=1, pad=3)
+    if "\n" not in text and width_in(text[:400]) <= wide - dp(166):
+        said = f"{name}  {text}"
+        return [row(marked(text), lead=lead, indent=dp(132), lines=1, pad=3, copy=said)]
+    return [row(lead, lines=1, pad=3), *_long_fact(name, value, text, wide)]
+
+
+def _long_fact(name, value, text, wide):
+    """Return the rows of a fact that takes more than a line: a text as it reads, code in its colours, else JSON."""
     if isinstance(value, str):
         lines = [(number, line, 0) for number, line in enumerate(text.split("\n")[:400], 1)]
         blocks = blocks_of("code" if name in CODE_NAMES else "text", lines, "python")
         made = [block_rows(block, wide, ground="raised", numbers=False) for block in blocks]
-        return [head, *(one | {"value": None} for rows in made for one in rows)]
+        return [one | {"value": None} for rows in made for one in rows]
     columns = max(20, int((wide - dp(24)) / (sp(CODE) * 0.6)) - 2)
     shown = pretty(value, columns).split("\n")[:400]
     pieces = [piece for line in shown for piece in wrapped(plain(line), columns)]
-    return [
-        head,
-        *(code_row(coloured(piece, "json"), copy=piece, ground="raised") for piece in pieces),
-    ]
+    return [code_row(coloured(piece, "json"), copy=piece, ground="raised") for piece in pieces]
 
 
 def change_lines(change: dict, oid: str | None = None) -> list:
@@ -7518,9 +7517,13 @@ class ExpertsPage(Page):
                     on_ref: root.show_reader()
                 Spark:
                     id: loss
-                    size_hint_x: 0.7 if self.data else None
+                    size_hint_x: 0.8 if self.data else None
                     width: 1 if self.data else 0
                     opacity: 1 if self.data else 0
+                Rows:
+                    id: learnt
+                    clicks: 2
+                    on_open: root.show_cycle(self.chosen_row)
 """
     PROTOCOL = "Activate an expert to see the protocol of the memory manager, step by step."
     NO_JOBS = (
@@ -7531,6 +7534,7 @@ class ExpertsPage(Page):
     def made(self) -> None:
         self.gauges, self.facts, self._protocol, self._told = {}, {}, [], {}
         self.titles: dict = {}
+        self._persona_slots: dict = {}  # name of a persona -> what it is for
         for tier in SPEC["tiers"]:
             if tier["name"] in self.spec["columns"]:
                 self._add_tier(tier)
@@ -7560,7 +7564,7 @@ class ExpertsPage(Page):
     def _ask_forge(self):
         """Ask for the jobs of the forge, and how much was learnt of marks."""
         self.store.ask("list_jobs", self._jobs_came, slot="jobs", doing="listing jobs")
-        self.store.ask("list_golden", self._golden_came, slot="golden", limit=1)
+        self.store.ask("list_golden", self._golden_came, slot="golden", limit=50)
 
     def look(self) -> None:
         """Show the facts of the expert that is chosen."""
@@ -7578,7 +7582,30 @@ class ExpertsPage(Page):
             row(marked(line, "faint"), lines=1, pad=2)
             for line in in_lines(self.PROTOCOL, wide - dp(34))
         ]
-        return [*facts, row("", height=10, lines=1), *hint]
+        return [*facts, *self._persona_rows(told_of["expert"]), row("", height=10, lines=1), *hint]
+
+    def _persona_rows(self, expert):
+        """Return what the persona of an expert is for, once it was looked at; one that no persona has has none."""
+        name = f"{expert.lower()}_prototype_obj"
+        if name not in self.store.state.get("objects", {}):
+            return []
+        if name not in self._persona_slots:
+            self._persona_slots[name] = {}
+            self.store.ask("inspect", lambda reply: self._persona_came(name, reply), target=name)
+        wide, slots = self.ids.steps.width, self._persona_slots[name]
+        return [one for key, value in slots.items() for one in fact_rows(key, value, wide)]
+
+    def _persona_came(self, name, reply):
+        if reply["status"] != "OK":
+            return
+        slots = {key: slot["value"] for key, slot in reply["result"]["slots"].items()}
+        entries = (slots.get("pillars") or {}).get("$tree", {}).get("entries", [])
+        facets = [pillar.removesuffix("_facet_").replace("_", " ") for pillar, _ in entries]
+        told = {key: slots.get(key) for key in ("core_mission", "archetype")}
+        told["facets"] = ", ".join(facets)
+        self._persona_slots[name] = {key: value for key, value in told.items() if value}
+        if not self._protocol:
+            self.ids.steps.fill(self._facts_of_chosen(), keep=True)
 
     def _jobs_came(self, reply):
         if reply["status"] != "OK":
@@ -7591,6 +7618,22 @@ class ExpertsPage(Page):
 
     def _golden_came(self, reply):
         self._say_of_forge(f"what was learnt of marks: {reply['details']}")
+        rows = [self._golden_row(one) for one in reply.get("results", ())]
+        self.ids.learnt.fill(rows, keep=True)
+
+    def _golden_row(self, one):
+        """Return the row of what was learnt of a mark: what was asked, and which of its passages are right."""
+        wide = max(dp(160), self.ids.learnt.width - dp(120))
+        told = [f"passage {number} is right" for number in one["quotes"]]
+        told += [f"passage {number} is not right" for number in one.get("not", ())]
+        facts = ", ".join([*told, one["state"], *filter(None, [one.get("why", "")])])
+        said = f"{marked(cut(one['question'], wide))}\n{marked(cut(facts, wide), 'soft')}"
+        return row(said, marked(clock_text(one["at"]), "faint"), value=one, pad=5)
+
+    def show_cycle(self, learnt: dict | None) -> None:
+        """Show the answer that was marked."""
+        if learnt:
+            self.inspector.open("ask", cycle=learnt["cycle"])
 
     def _say_of_forge(self, words, tone="soft"):
         self.ids.golden.text = f"{marked('Forge', bold=True)}   {marked(words, tone)}"

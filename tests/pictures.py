@@ -39,7 +39,10 @@ def show_thread(hand, kiln):
 
 def show_thought(hand, kiln):
     show_ask(hand, kiln)
-    hand.page("ask").ids.tabs.chosen = "thought"
+    page = hand.page("ask")
+    page.ids.tabs.chosen = "thought"
+    voices = hand.until(lambda: list(page.ids.voices.lists.values()), "who spoke")
+    page.unfold(next(one["value"] for one in voices[0].data if one["value"]))
 
 
 def show_objects(hand, kiln):

@@ -98,6 +98,23 @@ def test_the_experts_page_shows_jobs_of_the_forge_with_loss_and_verdict(hand):
     hand.until(lambda: "dataset" in page.ids.golden.text, "why it does not begin")
 
 
+def test_the_experts_page_tells_what_a_persona_is_for_and_what_was_learnt_of_marks(world, hand):
+    _, client = world
+    answered = ask(hand, "What does the pump lift?")
+    client.call("feedback", cycle=answered.cycle, mark="wrong", note="", correction={"quotes": [], "not": [1]})
+    page = hand.page("experts")
+    hand.until(lambda: page.ids.learnt.data, "what was learnt")
+    shown = said(page.ids.learnt)
+    assert "What does the pump lift?" in shown and "passage 1 is not" in shown
+    page._came({"status": "OK", "result": {}, "results": [{"expert": "ALFRED", "tier": "hot", "version": 1, "rank": 8, "bytes": 9,
+                                                           "always_hot": True, "note": "", "uses": 1}]})
+    hand.until(lambda: "free of waste" in said(page.ids.steps), "its mission")
+    assert "butler" in said(page.ids.steps)
+    page.ids.learnt.choose(0)
+    page.ids.learnt.dispatch("on_open")
+    hand.until(lambda: hand.root.page.name == "ask" and hand.root.page.cycle == answered.cycle, "the answer that was marked")
+
+
 def test_the_menu_of_a_row_opens_copies_and_goes_by_a_right_click(hand):
     from kivy.core.clipboard import Clipboard
     from kivy.tests.common import UnitTestTouch
