@@ -3825,6 +3825,8 @@ class Reader(BoxLayout):
 
     def _go_to_lines(self):
         """Scroll to what was asked for: what is lit there, else where its lines begin."""
+        if not self._chunks:  # it was closed meanwhile
+            return
         first, last = self._asked["lines"] or (0, 0)
         wanted = [
             (n, one)
