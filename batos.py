@@ -38906,63 +38906,81 @@ def _check_parcel_method(name, told):
         PersistenceGuardian().audit_code(told["source"], name)
 
 
-def _root_object(root, known, name):
-    """Return the root object of a name that a parcel points to; `known` raises NotFound."""
-    found = known(root, name)
-    return NAMED_NOW[name](root) if name in NAMED_NOW else found
+class _RowReader:
+    """Reads rows of a parcel into what its objects hold; `objects` are those of the parcel, by their place."""
 
+    def __init__(self, root, objects):
+        self._root, self._objects = root, objects
+        self._faults, self._special = _noting(self._read)
+        self._reads = {
+            _IN_PARCEL: self._of_parcel,
+            _WHEN: self._time,
+            _TREE_COPY: self._tree,
+            _ROOT_OBJECT: self._of_root,
+            _EXPERT: self._expert,
+        }
 
-def _unpack_row(row, root, objects):
-    """Return a row with its objects. Raises BadRequest, NotFound."""
+    def row(self, data):
+        """Return a row with its objects. Raises BadRequest, NotFound."""
+        self._faults.clear()
+        try:
+            return _checked_row(_unpack_plain(data, self._special))
+        except (ValueError, TypeError, RecursionError) as error:
+            if isinstance(error, BatosError):
+                raise
+            fault = BadRequest(f"an object of the parcel does not read ({error}); export it anew")
+            raise self._faults[0] if self._faults else fault from None
 
-    def tree(data, depth):
-        kind, pairs = _unpack_plain(data, lambda tag, data: noted(tag, data, depth + 1))
-        made = _TREE_KINDS[kind]()
-        for key, value in pairs:
-            made.add(key) if isinstance(made, LLTreeSet) else made.__setitem__(key, checked(value))
-        return made
-
-    def known(holder, name):
-        if name not in holder:
-            raise NotFound(
-                f"the parcel points to {name!r:.80}, which this image has not; {mend(name, holder)}",
-                kind="object",
-                name=name,
-            )
-        return holder[name]
-
-    reads = {
-        _IN_PARCEL: lambda data, depth: objects[int.from_bytes(data, "little")],
-        _WHEN: lambda data, depth: datetime.datetime.fromisoformat(data.decode()),
-        _TREE_COPY: tree,
-        _ROOT_OBJECT: lambda data, depth: _root_object(root, known, data.decode()),
-        _EXPERT: lambda data, depth: known(mind_of(root).lora_repository, data.decode()),
-    }
-
-    def special(tag, data, depth=0):
-        if tag not in reads or depth > _PARCEL_DEPTH:
+    def _read(self, tag, data, depth=0):
+        """Return what an extension of msgpack stands for."""
+        if tag not in self._reads or depth > _PARCEL_DEPTH:
             raise BadRequest(
                 f"an object of the parcel holds the extension {tag} at depth {depth}, which is none; export it anew"
             )
         try:
-            return reads[tag](data, depth)
+            return self._reads[tag](data, depth)
+        except BatosError:
+            raise
         except (ValueError, TypeError, LookupError) as error:
-            raise (
-                error
-                if isinstance(error, BatosError)
-                else BadRequest(
-                    f"an object of the parcel holds an extension {tag} that does not read ({error!r:.200}); export it anew"
-                )
+            raise BadRequest(
+                f"an object of the parcel holds an extension {tag} that does not read ({error!r:.200}); export it anew"
             ) from None
 
-    faults, noted = _noting(special)
-    try:
-        return _checked_row(_unpack_plain(row, noted))
-    except (ValueError, TypeError, RecursionError) as error:
-        if isinstance(error, BatosError):
-            raise
-        fault = BadRequest(f"an object of the parcel does not read ({error}); export it anew")
-        raise faults[0] if faults else fault from None
+    def _of_parcel(self, data, depth):
+        return self._objects[int.from_bytes(data, "little")]
+
+    def _time(self, data, depth):
+        return datetime.datetime.fromisoformat(data.decode())
+
+    def _tree(self, data, depth):
+        kind, pairs = _unpack_plain(data, lambda tag, data: self._special(tag, data, depth + 1))
+        made = _TREE_KINDS[kind]()
+        for key, value in pairs:
+            if isinstance(made, LLTreeSet):
+                made.add(key)
+            else:
+                made[key] = checked(value)
+        return made
+
+    def _of_root(self, data, depth):
+        """Return the root object of a name that the parcel points to."""
+        name = data.decode()
+        found = _known(self._root, name)
+        return NAMED_NOW[name](self._root) if name in NAMED_NOW else found
+
+    def _expert(self, data, depth):
+        return _known(mind_of(self._root).lora_repository, data.decode())
+
+
+def _known(holder, name):
+    """Return what stands under a name that a parcel points to. Raises NotFound."""
+    if name not in holder:
+        raise NotFound(
+            f"the parcel points to {name!r:.80}, which this image has not; {mend(name, holder)}",
+            kind="object",
+            name=name,
+        )
+    return holder[name]
 
 
 def _fill_object(root, obj, row, origin):
@@ -39095,11 +39113,9 @@ class Parcel:
         objects = [UvmObject() for _ in self.rows]
         for obj in objects:
             root._p_jar.add(obj)
-        methods = [
-            method
-            for obj, row in zip(objects, self.rows, strict=True)
-            for method in _fill_object(root, obj, _unpack_row(row, root, objects), self.origin)
-        ]
+        reader, methods = _RowReader(root, objects), []
+        for obj, row in zip(objects, self.rows, strict=True):
+            methods += _fill_object(root, obj, reader.row(row), self.origin)
         with system_writes(target, passes=False):
             set_slot(target, self.slot, objects[0])
         return {

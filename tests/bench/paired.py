@@ -1,8 +1,9 @@
 """Ask questions of two daemons that differ in who speaks, in turns, and hold the answers against each other: lost, won, cost.
 
-    python tests/bench/paired.py [MANUALS] [--sources FOLDER] [--missions] [--off NAMES] [--depth N] [--most N] [--show]
+    python tests/bench/paired.py [MANUALS] [--sources FOLDER] [--reading FOLDER] [--missions] [OPTIONS]
 
-MANUALS holds what answers.txt names, FOLDER the sources of Python's documentation that questions.json names; --missions are the
+MANUALS holds what answers.txt names, --sources the sources of Python's documentation that questions.json names; --reading holds
+articles and questions of others, of which 150 are drawn whose answer is more than yes or no; --missions are the
 200 written by hand in seed_core/missions.txt, over a memory of the sentences that stand below some of them. One daemon lets
 nobody in and explores nothing (gate, contrapunto and branches off, or what --off names), the other is as it comes; with --depth
 the second is asked at that depth too. Each question is asked of both, the first one in turns, so that what else the machine does
@@ -29,6 +30,7 @@ import json
 import math
 import os
 import pathlib
+import random
 import shutil
 import statistics
 import tempfile
@@ -41,6 +43,7 @@ import batos
 
 HERE = pathlib.Path(__file__).resolve().parent
 MISSIONS = ROOT / "seed_core" / "missions.txt"
+YES_OR_NO = {"yes", "Yes", "Yes.", "no", "No", "No."}
 OFF = ("gate", "contrapunto", "branches")
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -65,17 +68,25 @@ def missions_asked():
     return asked, sentences
 
 
+def reading_asked(folder):
+    """Return Questions of others over the articles of a folder, drawn by a seed."""
+    rows = map(json.loads, (folder / "questions.jsonl").read_text("utf-8").splitlines())
+    told = [row for row in rows if row["answers"] and YES_OR_NO.isdisjoint(row["answers"])]
+    drawn = random.Random(21).sample(told, 150)
+    return [answers.Question("reading", row["question"], tuple(row["answers"]), False) for row in drawn]
+
+
 def first_of(report, name):
     """Return a field of the first passage of an answer, in a list; an empty one where there is none."""
     return [item[name] for item in report.get("evidence", ())[:1]]
 
 
 def is_right(question, report):
-    """Whether an answer is right, or rightly refused; of sources and missions, whether its first passage is a right one."""
+    """Whether an answer is right, or rightly refused; of the others, whether its first passage is a right one."""
     if question.kind == "sources":
         first = [name.partition(".")[0] for name in first_of(report, "doc_id")]
         return any(name.endswith(question.expected) for name in first)
-    if question.kind == "missions":
+    if question.kind in ("reading", "missions"):
         return any(answers.holds(text, question.expected) for text in first_of(report, "text"))
     return answers.verdict(question, report) in ("right", "refused rightly")
 
@@ -194,6 +205,8 @@ def sets_asked(how, folder):
         yield how.folder, [question for question in answers.questions() if how.only in (None, question.kind)]
     if how.sources:
         yield how.sources, sources_asked()
+    if how.reading:
+        yield how.reading / "articles", reading_asked(how.reading)
     if how.missions:
         asked, sentences = missions_asked()
         memory = folder / "missions"
@@ -217,6 +230,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=pathlib.Path, nargs="?")
     parser.add_argument("--sources", type=pathlib.Path)
+    parser.add_argument("--reading", type=pathlib.Path)
     parser.add_argument("--missions", action="store_true", help="ask the missions written by hand as well")
     parser.add_argument("--off", default=",".join(OFF), help="what the first daemon has off")
     parser.add_argument("--depth", type=int)
