@@ -22188,7 +22188,10 @@ class Segment(Mapped):
 
 @image_class
 class RunTree(LLBTree):
-    """I am numbers of chunks, of which many follow one another: how many, by the first of them. Each number once."""
+    """I am numbers of chunks, of which many follow one another: how many, by the first of them. Each number once.
+
+    A KeywordIndex of zope.index writes ten times as much a document: it also keeps the values by the number.
+    """
 
     max_leaf_size, max_internal_size = 32, 128
 

@@ -6,9 +6,14 @@ import random
 import unittest.mock
 
 import pytest
+import transaction
+import ZODB
+from BTrees.OOBTree import OOBTree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_backup import new_image
+from ZODB.MappingStorage import MappingStorage
+from zope.index.keyword import KeywordIndex
 from zope.index.text.lexicon import Lexicon
 from zope.index.text.okapiindex import OkapiIndex
 
@@ -383,3 +388,41 @@ def test_a_daemon_merges_by_itself(daemon, tmp_path):
         assert memory["chunks"] == most * 90 and client.call("search_memory", query="brass valve 7")["results"]
     assert running.stop() == 0
     assert batos.check_image(str(tmp_path / "live_image.fs"), deep=True)["faults"] == []
+
+
+class Counting(MappingStorage):
+    """A storage that counts what is written."""
+
+    written = 0
+
+    def store(self, oid, serial, data, version, txn):
+        self.written += len(data)
+        return super().store(oid, serial, data, version, txn)
+
+
+def file_by_runs(filed, number, value):
+    filed.setdefault(value, batos.RunTree()).add(number, 1)
+
+
+def file_by_keyword(filed, number, value):
+    filed.setdefault("index", KeywordIndex()).index_doc(number, [value])
+
+
+def written_for(file, documents=600):
+    """Return how many bytes one more document writes, filed under a value that ten share and one that all do."""
+    storage = Counting()
+    connection = ZODB.DB(storage).open()
+    root = connection.root()
+    root["few"], root["all"] = OOBTree(), OOBTree()
+    for number in range(documents):
+        file(root["few"], number, f"conversation {number // 10}")
+        file(root["all"], number, "user")
+        transaction.commit()
+        if number == documents // 2:
+            begun = storage.written
+    connection.close()
+    return (storage.written - begun) / (documents - documents // 2)
+
+
+def test_a_keyword_index_would_write_more_than_two_kilobytes_more_a_document():
+    assert written_for(file_by_keyword) > written_for(file_by_runs) + 2000
