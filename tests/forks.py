@@ -192,6 +192,7 @@ if __name__ == "__main__":
     import told
 
     import batos
+    os.environ.update(batos._OF_LIBRARIES)               # as a daemon does, before what reads it is loaded
     for module in (*NEEDED, *sys.argv[2:]):
         batos.need(module, "the tests")
     batos.need("nltk.tokenize.punkt", "the tests", alone=True)

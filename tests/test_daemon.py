@@ -376,8 +376,8 @@ def test_an_end_that_nobody_asked_for_has_a_status_of_its_own(tmp_path):
 MANY_THREADS = """
 import ctypes, os, re, tempfile, threading
 import batos
-batos._bound_memory()
-assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == batos._PREPARED_OPERATIONS
+batos._tune_libraries()
+assert os.environ.items() >= batos._OF_LIBRARIES.items()
 library = ctypes.CDLL(None)
 library.malloc.restype = library.fopen.restype = ctypes.c_void_p
 meet = threading.Barrier(12)
@@ -407,10 +407,23 @@ def test_the_allocator_keeps_few_arenas_unless_the_environment_says_how_many():
     assert heaps() <= batos._ALLOCATOR["MALLOC_ARENA_MAX"][1] < heaps(MALLOC_ARENA_MAX="6") <= 6
 
 
+WAITS = 'import batos; batos._tune_libraries(); batos.need("torch", "a test").ones(9)'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["passive", "active"])
+def test_threads_of_pytorch_sleep_while_they_wait_unless_the_environment_says_else(policy):
+    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    asked = {} if policy == "passive" else {"OMP_WAIT_POLICY": policy}
+    done = subprocess.run([sys.executable, "-c", WAITS], cwd=conftest.ROOT, env={**env, **asked, "OMP_DISPLAY_ENV": "true"},
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and f"OMP_WAIT_POLICY = '{policy.upper()}'" in done.stderr, done.stderr
+
+
 MAPPED = """
 import ctypes
 import batos
-batos._bound_memory()
+batos._tune_libraries()
 class Told(ctypes.Structure):
     _fields_ = [(str(n), ctypes.c_size_t) for n in range(10)]
 library = ctypes.CDLL(None)

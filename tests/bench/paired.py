@@ -222,7 +222,7 @@ def sides_of(source, folder, off):
     homes[0].mkdir(mode=0o700)
     with served(home=homes[0]) as client:
         answers.learn(client, source)
-    shutil.copytree(*homes)
+    shutil.copytree(*homes, ignore=shutil.ignore_patterns("bat"))          # its socket
     return [{"home": homes[0], **off}, {"home": homes[1]}]
 
 
