@@ -31149,7 +31149,7 @@ def _told_ways(result):
 
 # Offers:
 __all__ += """
-    new_workflows
+    new_workflows begin_by_default
 """.split()
 
 _WIDTH_OF_DEFAULT = 8  # chunks, as `evidence_chunks` has it
@@ -31606,6 +31606,13 @@ def _is_more_often(new, old, what):
     return spread > 0 and (new[what] / n - old[what] / m) / spread > 1.645
 
 
+def _end_trial(held, outcome):
+    """Keep what a trial came to; nothing is tried any more. `undo` of an adoption brings no trial back."""
+    with off_the_page(held):
+        put_slot(held, "outcomes", (*held.outcomes, outcome)[-_OUTCOMES_KEPT:])
+        put_slot(held, "trial", None)
+
+
 def _end_shadow(root, cycle):
     """The effect of the end of a shadow: one slot says which workflow stands; cycles at work keep theirs."""
     held, verdict = root["workflows_obj"], cycle._tmp_synthesis_data.get("verdict")
@@ -31613,8 +31620,7 @@ def _end_shadow(root, cycle):
     if not trial or not verdict:
         return
     outcome = {"edit": trial["edit"], "at": now_utc(), "cycle": cycle_id(cycle), **verdict}
-    put_slot(held, "outcomes", (*held.outcomes, outcome)[-_OUTCOMES_KEPT:])
-    put_slot(held, "trial", None)
+    _end_trial(held, outcome)
     if verdict["adopted"]:
         set_slot(held, "current", trial["workflow"])
 
@@ -31622,6 +31628,41 @@ def _end_shadow(root, cycle):
 MISSION_KINDS[_ADOPTING] = MissionKind(
     {"IDLE": _judge_shadow}, _end_shadow, role="admin", anywhere=True
 )
+
+
+# A workflow that was made and fails a mission: the mission begins again by the default, and the workflow stands no more
+
+
+def begin_by_default(oid: str, why: str) -> typing.Callable:
+    """Return apply(root): a mission begins again by the default workflow, where it went by one that was made. It returns
+    whether it did."""
+
+    def apply(root):
+        cycle = find_cycle(root, oid)
+        name = own(cycle).get("workflow", "")
+        if not name or state_of(cycle) in ENDED:
+            return False
+        anew = {"workflow": "", "journal": (), "_tmp_synthesis_data": {}}
+        for slot, value in anew.items():
+            put_slot(cycle, slot, value)
+        set_slot(cycle, "synthesis_state*", root["psm_prototypes_obj"].IDLE)
+        _let_go_of_workflow(root, name, cycle, why)
+        return True
+
+    return apply
+
+
+def _let_go_of_workflow(root, name, cycle, why):
+    """End what is tried with a workflow; where it stands already the one that it was made of stands again."""
+    held = root["workflows_obj"]
+    is_tried = bool(held.trial) and held.trial["workflow"] == name
+    if not (is_tried or held.current == name):  # another mission of it failed meanwhile
+        return
+    flow = held.workflows[name]
+    told = {"edit": flow.edit, "at": now_utc(), "cycle": cycle_id(cycle), "adopted": False}
+    _end_trial(held, told | {"why": why})
+    if not is_tried:
+        set_slot(held, "current", flow.of_workflow)
 
 
 # By message
@@ -32112,6 +32153,18 @@ def _at_work(cycle: UvmObject) -> UvmObject:
     return thinking
 
 
+_STEPS_OF_A_WORKFLOW = 48  # of one mission, the sentences that a core writes aside
+
+
+def _check_it_ends(cycle):
+    """Raise TransitionError where a mission goes round and round by a workflow that was made."""
+    if not own(cycle).get("workflow"):
+        return
+    steps = sum([entry.name != "sentence" for entry in cycle.journal])
+    if steps > _STEPS_OF_A_WORKFLOW:
+        raise TransitionError(f"its workflow came to no end in {steps} steps")
+
+
 def _think_on(cycle: UvmObject, taken: StepTaken) -> None:
     """Make a step in a cycle that is at_work()."""
     states = states_of(cycle)
@@ -32553,8 +32606,26 @@ class MissionLane:
             log_mind.info("cycle %s goes on at the next start", mission.oid)
         except BaseException as error:  # the boundary: any exception is FAILED
             error = caught(error)
-            if not self._closing.is_set():
+            if not self._closing.is_set() and not self._begins_again(mission, error):
                 self._fail(mission, error)
+
+    def _begins_again(self, mission, error):
+        """Have a mission begin again by the default workflow where one that was made failed it; returns whether it does."""
+        if isinstance(error, BatosError) and not isinstance(error, TransitionError | NotFound):
+            return False
+        apply = begin_by_default(mission.oid, f"it failed a mission: {one_line(str(error), 200)}")
+        try:
+            begins = self._commit("write", Job("workflow", apply, cycle=mission.oid)).result
+        except Abandoned:
+            return True
+        if begins:
+            log_mind.warning(
+                "cycle %s begins again by the default workflow: %s", mission.oid, error
+            )
+            mission.phase, mission.cycle, mission.ahead = "waiting", None, []
+            mission.steps = []
+            self._queue.put(mission)
+        return begins
 
     def _advance(self, unit, mission):
         """Think one thought. Returns whether the cycle has ended.
@@ -32565,6 +32636,7 @@ class MissionLane:
         start_s, wakes = time.monotonic(), self._wakes
         with unit.snapshot() as root:
             cycle = mission.thinking(root)
+            _check_it_ends(cycle)
             state = own(cycle)["synthesis_state*"][0]
             name, follows, thought = state.name, state.follows, next_thought(cycle, self._recall)
             spoken = [self.spoken(root, request) for request in thought.requests]
@@ -41293,9 +41365,11 @@ def _as_texts(files):
 def _followed(task, place):
     """Have a process do the work, and tell each of its steps as the state of the task; returns why it failed, or None."""
     with open(place / "stderr", "wb") as errors, start_worker(place, errors) as process:
+        told = {}
         try:
             for number, line in enumerate(process.stdout):
-                _say_state(task, {**json.loads(line), "line": number})
+                told |= json.loads(line)  # that it lives is said without a step
+                _say_state(task, {**told, "line": number})
         finally:
             end_process(process.pid)
     tail = (place / "stderr").read_text("utf-8", "replace").strip()[-400:]

@@ -4,8 +4,6 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 import tomllib
 
@@ -20,33 +18,19 @@ pytest.importorskip("celery", reason="celery and redis are not installed (pip in
 needs_redis = pytest.mark.skipif(engines.REDIS is None, reason="no Redis is installed (apt install redis-server)")
 
 WAIT_S = 300.0
-TESTS = pathlib.Path(__file__).parent
-LEASE_S = 20.0                                           # of a task, in these tests; a worker says each 5 s that it lives
 
 # a worker's process that trains by the stub, and waits amid that until a file is there
 GATED = """
 import pathlib, sys, time
 import batos
-def gated(work, folder, train=batos._train_stub):
-    batos._say_step(step=1, of=3)
+def gated(work, folder, train=batos.train_stub):
+    batos.say_step(step=1, of=3)
     while not pathlib.Path({gate!r}).exists():
         time.sleep(0.05)
     return train(work, folder)
-batos._WORKS["stub", "train"] = gated
+batos.FORGE_WORKS["stub", "train", batos.READER_WORK] = gated
 batos.forge_in(sys.argv[1])
 """
-DAEMON = f"""
-import sys
-sys.path.insert(0, {str(TESTS)!r})
-import batos, doubles
-batos._QUEUE_LEASE_S = {LEASE_S}
-batos._leave(doubles.main(sys.argv[1:]))
-"""
-
-
-def start_with_lease(words, cwd, stdout, stderr):
-    variables = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
-    return subprocess.Popen([sys.executable, "-c", DAEMON, *words[1:]], cwd=cwd, stdout=stdout, stderr=stderr, env=variables)
 
 
 class Forge:
@@ -61,7 +45,7 @@ class Forge:
     def daemon(self, **options):
         given = {"forge_engine": "celery stub", "forge_broker": self.redis.url, "forge_results": self.redis.url,
                  "forge_worker_dir": str(self.shared), "image": self.where, **options}
-        self.running = self._daemon(*given.items(), core=0, start=start_with_lease)
+        self.running = self._daemon(*given.items(), core=0)
         self.client = batos.Client(self.running.endpoint, WAIT_S)
         return self.running
 

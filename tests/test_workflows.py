@@ -1,5 +1,7 @@
 """Workflows: a clone with one edit is tried on missions that were answered, shadowed, and adopted or dropped."""
 
+import time
+
 import pytest
 from test_evidence import Scores
 from test_mind import machine  # noqa: F401  (a fixture)
@@ -7,6 +9,7 @@ from test_mind import machine  # noqa: F401  (a fixture)
 import batos
 
 KEYS = 100
+QUESTION = {"type": "direct_synthesis", "selector": "q", "args": ["Where is the key of the chest?"]}
 
 
 def question(n):
@@ -123,6 +126,106 @@ def test_an_edit_that_makes_it_worse_is_dropped(machine):  # noqa: F811
     report = improve(one, "look narrower")
     assert not report["verdict"]["shown"] and report["verdict"]["worse"] > 50 and held(one, "current") == ""
     assert "It is dropped." in report["answer"] and held(one, "trial") is None
+
+
+def broken(root, break_it):
+    """Have a workflow be tried that fails its missions."""
+    held, flow = root["workflows_obj"], batos._edited(root, "", "look wider")
+    held.workflows["workflow 1"] = flow
+    break_it(flow)
+    sides = {"old": (), "new": ()}
+    batos.put_slot(held, "trial", {"workflow": "workflow 1", "against": "", "edit": "look wider", "sides": sides})
+
+
+def never_on(flow):
+    batos.put_slot(flow.IDLE, "follows", [])
+
+
+def raising(flow):
+    batos.put_slot(flow.IDLE, "_process_synthesis_", batos.method("no such thought"))
+
+
+@pytest.mark.parametrize("break_it, why", [(never_on, "may not follow IDLE"), (raising, "it failed a mission")])
+def test_a_mission_that_a_workflow_fails_begins_again_by_the_default_and_the_trial_ends(machine, break_it, why):  # noqa: F811
+    one = machine()
+    one.learn("The key of the chest hangs in the third drawer of the long green room upstairs.\n", "place.md")
+    one.lanes["write"].call(batos.Job("break", lambda root: broken(root, break_it)))
+    for _ in range(3):                                       # the last of them goes by what is tried
+        report = one.think(QUESTION)
+        assert report["state"] == "COMPLETE", report["reason"]
+        assert "third drawer" in report["evidence"][0]["text"]
+        assert one.read(lambda root, oid=report["cycle"]: batos.own(batos.find_cycle(root, oid))["workflow"]) == ""
+    outcome, = held(one, "outcomes")
+    assert held(one, "trial") is None and not outcome["adopted"] and why in outcome["why"]
+
+
+def test_what_stands_and_fails_stands_no_more(machine):  # noqa: F811
+    one = machine()
+    one.learn("The key of the chest hangs in the third drawer of the long green room upstairs.\n", "place.md")
+
+    def stand(root):
+        broken(root, never_on)
+        batos.send(root["workflows_obj"], "use_workflow_", "workflow 1")
+    one.lanes["write"].call(batos.Job("stand", stand))
+    assert one.think(QUESTION)["state"] == "COMPLETE"
+    assert held(one, "current") == "" and len(held(one, "outcomes")) == 1
+
+
+def test_an_adoption_is_one_change_and_can_be_undone(machine, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(batos, "_SHADOWED_LEAST", 1)
+    one = machine()
+    one.learn("The key of the chest hangs in the third drawer of the long green room upstairs.\n", "place.md")
+    one.lanes["write"].call(batos.Job("try", lambda root: broken(root, lambda flow: None)))
+    for _ in range(8):
+        one.think(QUESTION)
+        if held(one, "current"):
+            break
+    assert held(one, "current") == "workflow 1" and held(one, "outcomes")[-1]["adopted"]
+
+    def undo(root):
+        rows, _ = batos.history_of(root, 9, root["workflows_obj"], "current")
+        return [slot for _, slot in batos.undo_change(root, rows[0]["change"])]
+    assert one.lanes["bulk"].call(batos.Job("undo", undo, who="me")).result == ["current"]
+    assert held(one, "current") == "" and held(one, "trial") is None
+    report = one.think(QUESTION)
+    assert one.read(lambda root: batos.own(batos.find_cycle(root, report["cycle"]))["workflow"]) == ""
+
+
+def counted(client):
+    """Return how much there is of what a trial must not leave, but for its own mission."""
+    told = client.call("send_message", target="workflows_obj", selector="workflows_")["result"]
+    missions = len(client.call("list_cycles", limit=1000)["results"])
+    traces = client.call("send_message", target="digital_ether", selector="sense_", args=["key"])["result"]
+    documents = client.call("list_documents", limit=1000)["results"]
+    return len(told["outcomes"]), told["trial"], missions, traces, len(documents)
+
+
+@pytest.mark.slow
+def test_a_kill_amid_a_trial_leaves_one_verdict_and_no_trace(daemon):
+    running = daemon(core=0)
+    with batos.Client(running.endpoint, 300) as client:
+        for n in range(KEYS):
+            client.call("index_document", doc_id=f"{n}.md", text=f"The key {n}abc of the chest hangs in the drawer {n}def.\n")
+            client.call("initiate_cognitive_cycle", mission_brief=question(n), wait=True)
+        before = counted(client)
+        sent = client.call("send_message", target="workflows_obj", selector="improve_workflow_", args=["look narrower"])
+        oid = sent["result"]["$ref"]
+        while not [row for row in client.call("list_cycles", limit=1)["results"] if row["state"] in ("DELEGATING", "COMPLETE")]:
+            pass
+    running.stop(kill=True)
+    with batos.Client(daemon(core=0).endpoint, 300) as client:
+        while next(row["state"] for row in client.call("list_cycles", limit=9)["results"] if row["cycle"] == oid) != "COMPLETE":
+            time.sleep(0.1)
+        assert counted(client) == (before[0] + 1, before[1], before[2] + 1, *before[3:])
+
+
+def test_a_mission_that_goes_round_and_round_is_ended(machine, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(batos, "_STEPS_OF_A_WORKFLOW", 1)
+    one = machine()
+    one.learn("The key of the chest hangs in the third drawer of the long green room upstairs.\n", "place.md")
+    one.lanes["write"].call(batos.Job("break", lambda root: broken(root, lambda flow: None)))
+    assert {one.think(QUESTION)["state"] for _ in range(3)} == {"COMPLETE"}
+    assert "came to no end in 2 steps" in held(one, "outcomes")[0]["why"]
 
 
 def test_a_workflow_that_nobody_made_cannot_stand(machine):  # noqa: F811
