@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import sys
 import time
 import tomllib
 
@@ -177,6 +178,18 @@ def test_an_expert_is_made_beside_the_workers_own_core(tmp_path):
     assert {path.name: path.resolve() for path in (tmp_path / "0-1" / "core").iterdir()} == files
     with pytest.raises(batos.BadRequest, match="another core"):
         batos._check_parcel(parcel, settings(core="none", forge_worker_dir=str(tmp_path)))
+
+
+def test_how_far_work_is_stays_told_while_a_worker_only_says_that_it_lives(tmp_path, monkeypatch):
+    says = "print('{\"step\": 1, \"of\": 3}'); print('{}'); pathlib.Path(sys.argv[1], 'done.json').write_text('{}')"
+    monkeypatch.setattr(batos, "_WORKER_WORDS", [sys.executable, "-c", f"import pathlib, sys; {says}"])
+    told = []
+
+    class Task:
+        def update_state(self, state, meta):
+            told.append(meta)
+    assert batos._followed(Task(), tmp_path) is None
+    assert told == [{"step": 1, "of": 3, "line": 0}, {"step": 1, "of": 3, "line": 1}]
 
 
 @pytest.mark.parametrize("told, why", [
