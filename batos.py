@@ -53382,6 +53382,8 @@ _OF_LIBRARIES = {
     # PyTorch's threads sleep while they wait for one another: else each keeps its processor busy meanwhile, and where
     # another thread or program wants that one, sixteen texts took five times the work and ten times as long
     "OMP_WAIT_POLICY": "passive",
+    # NumPy's stay awake for a while after each product, as they come; this is the shortest that can be set
+    "OPENBLAS_THREAD_TIMEOUT": "4",
 }
 
 
