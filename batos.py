@@ -24601,10 +24601,17 @@ def hit_of_chunk(catalog, number, score, why):
 _SAME_SHARE = 0.9
 
 
+def _spread(values: typing.Collection) -> float:
+    """Return the standard deviation of values; 0 where they are the same. statistics' own reckons in fractions, slowly."""
+    if min(values) == max(values):
+        return 0.0
+    mean = statistics.fmean(values)
+    return math.sqrt(statistics.fmean([(value - mean) ** 2 for value in values]))
+
+
 def _standardised(scores: dict) -> dict:
     """Return scores as standard deviations from their mean; all 0 where they are the same."""
-    mean = statistics.fmean(scores.values())
-    spread = statistics.pstdev(scores.values(), mean)
+    mean, spread = statistics.fmean(scores.values()), _spread(scores.values())
     return {number: (score - mean) / spread if spread else 0.0 for number, score in scores.items()}
 
 
@@ -24642,7 +24649,7 @@ def _preferring(catalog, asked, scores, terms):
     """Return scores with a gain for the chunks that hold what a query quotes, and its numbers and codes."""
     if terms is None or not scores:
         return scores
-    deviation = statistics.pstdev(scores.values()) or 1.0
+    deviation = _spread(scores.values()) or 1.0
     told = dict(scores)
     for phrases in filter(None, [terms.quoted, *((code,) for code in terms.codes)]):
         near = _holding(catalog, phrases) & scores.keys()
