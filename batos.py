@@ -22343,9 +22343,7 @@ def runs_of(numbers):
 def add_mapped(catalog, tree, make, built):
     """Put a Built into one of the catalog's trees, as make(Built, blob). Its file stays, as this may be run again."""
     mapped = make(built, built.path and _blob_of(catalog, built))
-    mapped.dead = sum(
-        number not in catalog.chunk_storage for number in built.arrays.numbers.tolist()
-    )
+    mapped.dead = int((~_are_alive(catalog, built.arrays.numbers)).sum())
     tree[tree.maxKey() + 1 if tree else 1] = mapped
 
 
@@ -22561,12 +22559,26 @@ def _due_among(tree, unit, at_once):
 
 
 def alive_in(catalog, mapped):
+    return _are_alive(catalog, mapped.arrays.numbers)
+
+
+def _are_alive(catalog, numbers):
+    """Return for each of some numbers, ascending, whether its chunk is stored, as an array.
+
+    Most are among what is filed, in runs, and so need no look at the chunks' own tree, which is large.
+    """
     import numpy
 
-    numbers = mapped.arrays.numbers.tolist()
-    return numpy.fromiter(
-        (number in catalog.chunk_storage for number in numbers), bool, len(numbers)
-    )
+    runs = [filed.items() for filed in catalog.metadata_index["scope"].values()]
+    runs = numpy.array(sorted(itertools.chain(*runs)), numpy.int64).reshape(-1, 2)
+    firsts, ends = runs[:, 0], runs.sum(axis=1)
+    at = firsts.searchsorted(numbers, side="right") - 1
+    alive = numpy.zeros(len(numbers), bool)
+    if len(runs):
+        alive = (at >= 0) & (numbers < ends[at])
+    for place in (~alive).nonzero()[0].tolist():
+        alive[place] = int(numbers[place]) in catalog.chunk_storage
+    return alive
 
 
 def _due_words(catalog):

@@ -112,7 +112,10 @@ def test_packs_of_bytes_are_merged_without_a_change(monkeypatch, tmp_path):
     numbers = numpy.arange(40), numpy.arange(40, 48), numpy.arange(60, 92)
     packs = [pack_of(some, part) for some, part in zip(numbers, (rows[:40], rows[40:48], rows[48:]), strict=True)]
     gone = {3, 41}
-    catalog = types.SimpleNamespace(vectors=dict(enumerate(packs)), chunk_storage=set(range(100)) - gone)
+    filed = batos.RunTree()
+    filed.add(20, 20)
+    catalog = types.SimpleNamespace(vectors=dict(enumerate(packs)), chunk_storage=set(range(100)) - gone,
+                                    metadata_index={"scope": {"world": filed}})
     merged = batos._merged_vectors(catalog, (2, 0, 1))
     before = {number: row for pack in packs for number, row in zip(pack.numbers(), pack.arrays.vectors[:], strict=True)}
     assert merged.numbers.tolist() == sorted(before.keys() - gone)

@@ -183,6 +183,13 @@ TOLD = {                                                 # campaign -> (what it 
                     "commit of each lane and continued",
         lambda row: f"{row['acknowledged']:,} acknowledged, {len(row['problems'])} lost, doubled or committed by one that was "
                     "replaced; deep check good"),
+    "upgrades": (
+        "another program takes the image over, and back",
+        lambda row: f"{row['turns']} upgrades while {row['clients']} clients changed and one read, on a machine with a load of "
+                    f"{row['load']}; six kinds of broken programs",
+        lambda row: f"{row['changes']:,} acknowledged, {row['lost']} lost, {row['doubled']} doubled; the longest gap of a client "
+                    f"{row['gap_reads_s']:.0f} s for reads, {row['gap_changes_s']:.0f} s for changes; each broken one was gone "
+                    "back from"),
     "lossy": (
         "lossy path",
         lambda row: f"{row['commands']:,} commands; of their messages {row['lost']:,} lost, {row['doubled']:,} doubled, "
