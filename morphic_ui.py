@@ -35,6 +35,7 @@ import dataclasses
 import datetime
 import difflib
 import functools
+import itertools
 import json
 import math
 import os
@@ -973,6 +974,15 @@ def difference(before: str, after: str) -> list:
     )
     tones = {"+": "good", "-": "bad", "@": "cool"}
     return [(tones.get(line[:1], ""), line) for line in lines]
+
+
+def beside(before: str, after: str) -> list:
+    """Return [(line before, line after)] of two texts side by side; None where one of them has no such line."""
+    old, new, pairs = before.splitlines(), after.splitlines(), []
+    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
+    for _, old_from, old_to, new_from, new_to in matcher.get_opcodes():
+        pairs += itertools.zip_longest(old[old_from:old_to], new[new_from:new_to])
+    return pairs
 
 
 def script_for(endpoint: str, keys: str | None, command: str, fields: dict) -> str:
@@ -2879,7 +2889,8 @@ class Row(RecycleDataViewBehavior, Widget):
         if given.get("margin"):
             self._margin(left, *given["margin"])
         if given.get("lead"):
-            lead = text_of(given["lead"], NOBODY, BODY, int(given["indent"] - dp(12)), 1)
+            font, size = given.get("lead_font", NOBODY), given.get("lead_size", BODY)
+            lead = text_of(given["lead"], font, size, int(given["indent"] - dp(12)), 1)
             self._text(lead, self.x + dp(10), self._top_of(lead, one, pad))
         if given["side"]:
             side = text_of(given["side"], NOBODY, SMALL, int(side_width), 3, "right")
@@ -5724,11 +5735,43 @@ class ShowsMethods:
                     f"{marked(f'version {version} in place of {former}', bold=True)}   {marked(facts, 'faint')}"
                 )
             )
-            rows += [
+            rows += self._versions_rows(before, after)
+        return [*rows, row("", height=10, lines=1)]
+
+    BESIDE_FROM = 640  # dp, of a list in which two versions stand side by side
+
+    def _versions_rows(self, before, after):
+        """Return the difference of two versions: side by side where there is room, else below one another."""
+        if self.rows.width < dp(self.BESIDE_FROM):
+            return [
                 code_row(marked(line, tone), copy=line)
                 for tone, line in difference(before, after)[3:]
             ]
-        return [*rows, row("", height=10, lines=1)]
+        half = (self.rows.width - dp(22)) / 2
+        columns = max(20, int((half - dp(12)) / (sp(CODE) * 0.6)) - 2)
+        return [
+            one for pair in beside(before, after) for one in self._pair_rows(*pair, half, columns)
+        ]
+
+    @staticmethod
+    def _pair_rows(old, new, half, columns):
+        """Return the rows of a line as it was and as it is, each in its half."""
+        signs = (" ", " ") if old == new else ("-", "+")
+        sides = [wrapped(plain(line), columns) if line is not None else [] for line in (old, new)]
+        rows = []
+        for pieces in itertools.zip_longest(*sides):
+            said = [
+                None if piece is None else f"{sign} {piece}"
+                for sign, piece in zip(signs, pieces, strict=True)
+            ]
+            left, right = (
+                "" if text is None else marked(text, tone if signs[0] == "-" else "")
+                for text, tone in zip(said, ("bad", "good"), strict=True)
+            )
+            copied = said[1:] if old == new else [text for text in said if text is not None]
+            how = {"lead": left, "lead_font": FONTS.mono, "lead_size": CODE, "indent": half}
+            rows.append(code_row(right, copy="\n".join(filter(None, copied)), **how))
+        return rows
 
     def _can_be_done(self):
         """Return what can be pressed below a method."""

@@ -427,6 +427,19 @@ def test_a_sentence_is_found_whatever_stands_between_its_words():
     assert [ui.quoted_in(one, lines) for one in lines] == [[], [(0, len(lines[1]))]]
 
 
+def test_versions_stand_side_by_side():
+    before, after = "def f(self):\n    a = 1\n    return a", "def f(self):\n    return 1\n    # all"
+    changed = [("    a = 1", "    return 1"), ("    return a", "    # all")]
+    assert ui.beside(before, after) == [("def f(self):", "def f(self):"), *changed]
+    assert ui.beside("", "x\ny") == [(None, "x"), (None, "y")] and ui.beside("x", "") == [("x", None)]
+    first, *others = ui.ShowsMethods._pair_rows("a = 'something long'", "b = 1", 200, 10)
+    assert ui.unmarked(first["lead"]).startswith("- a = ") and ui.unmarked(first["text"]) == "+ b = 1"
+    for one in others:
+        assert one["text"] == "" and ui.unmarked(one["lead"]).startswith("- ") and "+" not in one["copy"]
+    same, = ui.ShowsMethods._pair_rows("x", "x", 200, 10)
+    assert same["copy"].strip() == "x" and "color" not in same["text"]
+
+
 def test_lines_are_numbered_where_they_are_those_of_the_file():
     assert ui.has_lines({"lines": [3, 5]}) and ui.has_lines({"lines": [3, 5], "file_lines": [3, 5]})
     assert not ui.has_lines({"lines": [284, 288], "file_lines": [260, 264]})
