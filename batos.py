@@ -31797,11 +31797,12 @@ _TOLD_OF_OTHERS = (
 
 class ForgetPlace(typing.NamedTuple):
     """Where else stands what may be to be forgotten: find(root, by, value, doc_ids, cycles) to keys; erase(root, keys); and
-    sweep(image), which removes files once that is committed."""
+    sweep(image), which removes files once that is committed. What `is_asked_for` stays unless somebody asks for it too."""
 
     find: typing.Callable
     erase: typing.Callable
     sweep: typing.Callable = lambda image: None
+    is_asked_for: bool = False
 
 
 FORGET_STORES: dict[str, ForgetPlace] = {}  # by what stands there; later sections add theirs
@@ -31872,7 +31873,7 @@ def _forget_guess(root, guess):
         del guesses[key]
 
 
-def _erase_unless_changed(root, by, value, doc_ids, cycles, pages):
+def _erase_unless_changed(root, by, value, doc_ids, cycles, pages, experts=False):
     if _what_to_forget(root, by, value) != (doc_ids, cycles):
         raise Busy(
             "a mission came to an end with what is to be forgotten, or it was learnt anew, just now; send it again"
@@ -31886,7 +31887,8 @@ def _erase_unless_changed(root, by, value, doc_ids, cycles, pages):
             | dict.fromkeys(_GUESS_LOGGED & log[number].keys())
         )
     for name, keys in _found_in_places(root, by, value, doc_ids, cycles).items():
-        FORGET_STORES[name].erase(root, keys)
+        if experts or not FORGET_STORES[name].is_asked_for:
+            FORGET_STORES[name].erase(root, keys)
     return {"versions": _erase(root, doc_ids, cycles, pages)}
 
 
@@ -31968,8 +31970,12 @@ def forget_job(
     by: str,
     value: str,
     preview: bool,
+    experts: bool = False,
 ) -> typing.Callable:
-    """Return apply(step) that forgets what a value names `by` one of FORGET_BY, or only tells what that is."""
+    """Return apply(step) that forgets what a value names `by` one of FORGET_BY, or only tells what that is.
+
+    experts: whether what has learnt of it is put back too.
+    """
 
     def apply(step):
         step("forget, what it is")
@@ -31977,6 +31983,7 @@ def forget_job(
             doc_ids, cycles = _what_to_forget(root, by, value)
             logged = _logged_about(root, by, value)
             placed = _found_in_places(root, by, value, doc_ids, cycles)
+            learnt = _taken_out(placed)
             placed = {name: len(keys) for name, keys in placed.items()}
             if by == "conversation" and not (doc_ids or cycles or logged or placed):
                 raise no_such_conversation(root["knowledge_catalog_obj"], value)
@@ -31986,18 +31993,23 @@ def forget_job(
             "cycles": len(cycles),
             "logged": len(logged),
             **({"places": placed} if placed else {}),
+            **({"learnt": learnt} if learnt else {}),
         }
         told = f"{len(doc_ids)} documents and what {len(cycles)} cycles were told of them"
         told += "".join([f", {count} {name}" for name, count in placed.items()])
         if logged:
             told += f", and the arguments of {len(logged)} messages,"
+        if learnt:
+            told += f" ({_told_learnt(learnt, experts)})"
         if preview or not (doc_ids or cycles or logged or placed):
             return {"details": f"{told} would be forgotten", "result": result}
         pages = _pages_about(image, cycles, _slots_of(doc_ids), step)
         bulk.call(
             Job(
                 "forget",
-                lambda root: _erase_unless_changed(root, by, value, doc_ids, cycles, pages),
+                lambda root: _erase_unless_changed(
+                    root, by, value, doc_ids, cycles, pages, experts
+                ),
             )
         )
         disk = _disk_given_back(image, bulk, step)
@@ -32009,6 +32021,18 @@ def forget_job(
         }
 
     return apply
+
+
+def _taken_out(placed):
+    """Take the names of what has learnt of it out of what was found in places; returns them."""
+    learnt = [name for name in placed if FORGET_STORES[name].is_asked_for]
+    return [one for name in learnt for one, _ in placed.pop(name)]
+
+
+def _told_learnt(learnt, experts):
+    """Say what has learnt from what is forgotten, and what becomes of that."""
+    then = "put back to before" if experts else "left as they are; --experts puts them back"
+    return f"{', '.join(learnt)} learnt from it: {then}"
 
 
 def _disk_given_back(image, bulk, step):
@@ -42216,8 +42240,13 @@ def _demote_expert(root):
     _set_job(job, since=None)
     if _mind_goes_with(root, job):
         return why
-    mind, name = mind_of(root), expert_name(job.target)
-    before = own(job).get("before")
+    _put_expert_back(root, expert_name(job.target), own(job).get("before"))
+    return why
+
+
+def _put_expert_back(root, name, before):
+    """Have an expert be what it was before a job's promotion; before: None where there was none."""
+    mind = mind_of(root)
     if before is None:
         kept = {key: one for key, one in mind.lora_repository.items() if key != name}
         set_slot(mind, "lora_repository", OOBTree(kept))
@@ -42225,7 +42254,6 @@ def _demote_expert(root):
         for slot, value in before.items():
             set_slot(mind.lora_repository[name], slot, value)
     root._p_jar.events.append(("experts",))
-    return why
 
 
 # The lane
@@ -42673,6 +42701,43 @@ def _sweep_forge(image):
 
 
 FORGET_STORES["forge jobs"] = ForgetPlace(_jobs_to_forget, _cancel_jobs, _sweep_forge)
+
+
+def _learnt_to_forget(root, by, value, doc_ids, cycles):
+    """Return (name, job) of what serves now and has learnt, in a job first, from rows that hold what is to be forgotten."""
+    rows = set(rows_to_forget(root, by, value, doc_ids, cycles))
+    lineages = {READER: root["reader_obj"].lineage}
+    lineages |= {name: one.lineage for name, one in mind_of(root).lora_repository.items()}
+    taught = {name: _first_taught(lineage, rows) for name, lineage in lineages.items()}
+    return [(name, job) for name, job in taught.items() if job is not None]
+
+
+def _first_taught(lineage, rows):
+    """Return the number of the first job of a lineage that was trained on one of these rows, or None."""
+    return next(
+        (entry["job"] for entry in lineage if not rows.isdisjoint(entry.get("rows", ()))), None
+    )
+
+
+def _unlearn(root, learnt):
+    """Put back what the reader and experts were before they were taught what is forgotten; learnt: [(name, job)]."""
+    for name, number in learnt:
+        job = root["forge_obj"].jobs.get(number)
+        if name == READER:
+            _put_genesis_reader_back(root["reader_obj"])
+        elif job is not None:
+            _put_expert_back(root, name, own(job).get("before"))
+
+
+def _put_genesis_reader_back(reader):
+    """Have genesis' copy of the reader serve, which has learnt from nobody."""
+    bare = {"version": 1, "lineage": [], **dict.fromkeys(("forged", "former", "job", "since"))}
+    for slot, value in bare.items():
+        set_slot(reader, slot, value)
+    root_of(reader)._p_jar.events.append(("reader",))
+
+
+FORGET_STORES["what has learnt of it"] = ForgetPlace(_learnt_to_forget, _unlearn, is_asked_for=True)
 
 
 ################################################################################
@@ -45113,6 +45178,9 @@ class ForgetCommand(Command):
     conversation: str | None = pydantic.Field(None, min_length=1, max_length=200)
     matching: str | None = pydantic.Field(None, min_length=1, max_length=4000)
     preview: bool = False
+    experts: bool = pydantic.Field(
+        False, description="put back what the reader and experts were before they learnt of it"
+    )
 
     @pydantic.model_validator(mode="after")
     def _names_one(self):
@@ -46866,7 +46934,15 @@ def forget(request):
     uvm, named = request.uvm, request.command.model_dump(include=set(FORGET_BY), exclude_none=True)
     [(by, value)] = named.items()
     return Phases(
-        forget_job(uvm.image, uvm.lanes["bulk"], uvm.settings, by, value, request.command.preview)
+        forget_job(
+            uvm.image,
+            uvm.lanes["bulk"],
+            uvm.settings,
+            by,
+            value,
+            request.command.preview,
+            request.command.experts,
+        )
     )
 
 
@@ -55582,9 +55658,9 @@ def forget_command(args, client):
     if args.doc_id is not None:
         what = {"doc_id": _known_name(client, args.doc_id)}
     if args.yes:
-        reply = watched(client, "forget", **what)
+        reply = watched(client, "forget", experts=args.experts, **what)
         return reply, reply["details"]
-    reply = client.call("forget", preview=True, **what)
+    reply = client.call("forget", preview=True, experts=args.experts, **what)
     told = f"{reply['details']}; to do it, add --yes (it can not be undone)"
     return reply, [*map(near_name, reply["result"]["documents"]), told]
 
@@ -58032,6 +58108,7 @@ _ARGUMENTS = {                                            # subcommand -> its ar
                ("--full", {"action": "store_true", "help": "the whole image, also where what is new would do"})],
     "forget": [("doc_id", {"nargs": "?", "help": "a document's name"}), ("--conversation", {"help": "all of it"}),
                ("--matching", {"metavar": "WORDS", "help": "whatever holds all these words in one passage"}),
+               ("--experts", {"action": "store_true", "help": "put back too what has learnt from it"}),
                ("--yes", {"action": "store_true", "help": "do it; else only what would be forgotten is shown"})],
     "pack": [("--days", {"type": float, "help": "instead of history_days"})],
     "move": [("source", {"metavar": "FROM", "help": "the image, which is not changed: a data file or a URI"}),

@@ -391,6 +391,7 @@ COMMANDS = {
             "conversation": {"type": "text", "longest": 200, "default": None},
             "matching": {"type": "text", "longest": 4000, "default": None},
             "preview": {"type": "switch", "default": False},
+            "experts": {"type": "switch", "default": False},
         },
         "asks": "Forget this? No text of it stays, and no undo brings it back.",
     },
