@@ -2321,7 +2321,7 @@ def _resolve_oid(jar, number):
 
 
 def _few_keys(tree):
-    return list(map(str, tree.keys())) if len(tree) <= 1000 else ()
+    return list(map(str, itertools.islice(tree.keys(), 1000)))
 
 
 def _tree_get(tree, name):
@@ -2371,7 +2371,7 @@ def resolve(root: persistent.mapping.PersistentMapping, target: str) -> UvmObjec
 
 def append_log(tree, entry: dict, most: int) -> None:
     """Append to a bounded log: a tree with running numbers, the oldest entries dropped."""
-    number = tree.maxKey() + 1 if len(tree) else 0
+    number = tree.maxKey() + 1 if tree else 0
     tree[number] = entry
     while number - tree.minKey() >= most:
         del tree[tree.minKey()]
@@ -5107,7 +5107,7 @@ def page_entry(job: typing.Any, result: typing.Any, changes: dict, at_us: int) -
 
 def append_page(tree: PageTree, entries: list[Entry], keep_from_us: int, most: int = 4) -> tuple:
     """Add a page under the time in microseconds; returns both. Drops up to `most` pages from before `keep_from_us`."""
-    at_us = max(unix_us(), tree.maxKey() + 1 if len(tree) else 0)
+    at_us = max(unix_us(), tree.maxKey() + 1 if tree else 0)
     page = LedgerPage(entries)
     tree[at_us] = page
     for key in list(itertools.islice(tree.keys(None, keep_from_us, excludemax=True), most)):
@@ -5160,7 +5160,7 @@ def _change_parts(change):
 
 def _page_of(tree, tid):
     """Return (microseconds, page) of the page that a transaction wrote, or None; keys and serials rise together."""
-    low, high = (tree.minKey(), tree.maxKey()) if len(tree) else (1, 0)
+    low, high = (tree.minKey(), tree.maxKey()) if tree else (1, 0)
     while low <= high:
         at_us = tree.maxKey((low + high) // 2)
         page = tree[at_us]
@@ -28438,7 +28438,7 @@ def accept_cycle(
     )
     root._p_jar.add(cycle)
     missions = root["missions"]
-    number = missions.maxKey() + 1 if len(missions) else 0
+    number = missions.maxKey() + 1 if missions else 0
     missions[number] = root["active_cycles"][cycle_id(cycle)] = cycle
     _prune_missions(missions, number - getattr(limits, "missions_kept", _MISSIONS_MOST))
     root._p_jar.events.append(("mission_accepted", cycle_id(cycle), who))
@@ -28451,7 +28451,7 @@ def _workflow_due(root, brief):
     if held is None or brief["type"] != "direct_synthesis":
         return ""
     missions = root["missions"]
-    is_in_turn = bool(held.trial) and len(missions) > 0 and missions.maxKey() % 2 == 1
+    is_in_turn = bool(held.trial) and bool(missions) and missions.maxKey() % 2 == 1
     return held.trial["workflow"] if is_in_turn else held.current
 
 
@@ -28687,7 +28687,7 @@ def deposited(root: persistent.mapping.PersistentMapping, kind: str, text: str, 
     alike = _standing_alike(root, trace) if trace["cycle"] else None
     if alike is not None:
         return alike
-    number = tree.maxKey() + 1 if len(tree) else 0
+    number = tree.maxKey() + 1 if tree else 0
     tree[number] = UvmObject(**trace)
     while len(tree) > _PHEROMONES_MOST:
         _drop_weakest(tree)
@@ -32236,7 +32236,7 @@ def _end_cycle(cycle, result, journal_days):
     }
     del root["active_cycles"][cycle_id(cycle)]
     journals = root["journals"]
-    journals[max(unix_us(), journals.maxKey() + 1 if len(journals) else 0)] = cycle
+    journals[max(unix_us(), journals.maxKey() + 1 if journals else 0)] = cycle
     for key in list(
         itertools.islice(journals.keys(None, steady_us() - int(journal_days * 86400e6)), CONTINUED)
     ):
@@ -39896,7 +39896,7 @@ def _store_dataset(root, target, numbers, cycle):
     hashes = [hashlib.sha256(files[held]).hexdigest() for held in (False, True)]
     if last is not None and [last.training.sha256, last.held.sha256] == hashes:
         return last.dataset_number
-    number = golden.datasets.maxKey() + 1 if len(golden.datasets) else 1
+    number = golden.datasets.maxKey() + 1 if golden.datasets else 1
     dataset = UvmObject(
         dataset_number=number,
         target=target,
@@ -41126,7 +41126,7 @@ def reader_slots(root: persistent.mapping.PersistentMapping, job: UvmObject) -> 
         "forged": job.result,
         "former": reader.forged,
         "job": job.job_number,
-        "since": root["missions"].maxKey() if len(root["missions"]) else -1,
+        "since": root["missions"].maxKey() if root["missions"] else -1,
         "lineage": [*reader.lineage, entry],
     }
 
@@ -41753,7 +41753,7 @@ def begin_forge(
     check_target(root, target)
     forge, rows = root["forge_obj"], _dataset_named(root, dataset, target)
     _refuse_twice(forge, rows)
-    number = forge.jobs.maxKey() + 1 if len(forge.jobs) else 1
+    number = forge.jobs.maxKey() + 1 if forge.jobs else 1
     job = UvmObject(
         name="fine_tuning_job_obj",
         job_number=number,
@@ -42092,7 +42092,7 @@ def _made_for_another(root, job):
 
 def _promote(root, job, mind):
     """Give a job's target what it made, in one change, and keep with the job what was there before."""
-    since = root["missions"].maxKey() if len(root["missions"]) else -1
+    since = root["missions"].maxKey() if root["missions"] else -1
     _set_job(job, before=expert_slots_before(mind, job.target), since=since)
     target_of(job.target).promote(root, job, mind)
 
@@ -43126,7 +43126,7 @@ def _outcome_findings(root: persistent.mapping.PersistentMapping, rows: list) ->
 
 def new_findings(root: persistent.mapping.PersistentMapping, rows: list) -> list:
     """Return the findings that no audit has told of yet in this window."""
-    through = root["missions"].maxKey() if len(root["missions"]) else 0
+    through = root["missions"].maxKey() if root["missions"] else 0
     told = own(root["autotelic_obj"]).get("told", {})
     return [
         finding
@@ -43308,7 +43308,7 @@ def stored_entropy(
     """Keep a figure as the newest row of the history; returns the row. newest: the cycle of the newest answer."""
     history = root["autotelic_obj"].cem_history
     row = {**parts._asdict(), "low": _is_low(history, parts.cem, settings), "newest": newest}
-    at_us = max(steady_us(), history.maxKey() + 1 if len(history) else 0)
+    at_us = max(steady_us(), history.maxKey() + 1 if history else 0)
     history[at_us] = row
     while len(history) > _CEM_ROWS_MOST:
         del history[history.minKey()]
@@ -44416,7 +44416,7 @@ def _end_audit(root, cycle):
 def _report_findings(root, cycle, findings):
     """Add what an audit found to the report, and keep when it was told. Neither is on the ledger's pages."""
     autotelic, missions = root["autotelic_obj"], root["missions"]
-    through = missions.maxKey() if len(missions) else 0
+    through = missions.maxKey() if missions else 0
     for finding in cycle._tmp_synthesis_data.get("noticed", ()):
         autotelic.told[finding["of"]] = through
     for of in sorted(autotelic.told, key=autotelic.told.get)[:-_TOLD_MOST]:
@@ -44603,7 +44603,7 @@ def _begin_inquiry(root, row):
     seen = root["autotelic_obj"].stagnations
     last = seen[seen.maxKey()] if len(seen) else {"newest": None, "waits_days": 1}
     waits = min(30, 2 * last["waits_days"]) if last["newest"] == row["newest"] else 1
-    seen[max(steady_us(), seen.maxKey() + 1 if len(seen) else 0)] = {
+    seen[max(steady_us(), seen.maxKey() + 1 if seen else 0)] = {
         "newest": row["newest"],
         "waits_days": waits,
     }
@@ -45473,13 +45473,19 @@ def names_blob(told: typing.Any) -> bool:
     return isinstance(told, list) and any(map(names_blob, told))
 
 
+_COUNTED_MOST = 5000  # entries of a tree; of a larger one it is told that there are more
+
+
 def _tree_to_wire(tree, limit, depth):
     pairs = tree.items() if hasattr(tree, "items") else ((key, True) for key in tree)
     entries = [
         [to_wire(key), to_wire(item, limit, depth + 1)]
         for (key, item), _ in zip(pairs, range(limit), strict=False)
     ]
-    return {"size": len(tree), "entries": entries}
+    # each leaf of a tree is read to count it
+    size = sum(1 for _ in itertools.islice(tree.keys(), _COUNTED_MOST + 1))
+    is_more = {"more": True} if size > _COUNTED_MOST else {}
+    return {"size": min(size, _COUNTED_MOST), "entries": entries, **is_more}
 
 
 def _unescaped(key):

@@ -907,7 +907,8 @@ def value_text(value: typing.Any, names: dict, most: int = 150) -> str:
         first = ", ".join(
             f"{key} \u2192 {value_text(item, names, 40)}" for key, item in tree["entries"][:6]
         )
-        return short(f"{tree['size']} entries: {first}", most)
+        count = f"more than {tree['size']}" if tree.get("more") else tree["size"]
+        return short(f"{count} entries: {first}", most)
     if isinstance(value, list) and value and all(ref_of(item) for item in value[:50]):
         return short(", ".join(value_text(item, names, 60) for item in value[:50]), most)
     return (

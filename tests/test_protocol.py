@@ -96,6 +96,9 @@ def test_trees_and_blobs_are_shown_and_not_taken():
     wire = over_the_wire(to_wire(tree, 3))
     assert wire == {"$tree": {"size": 2000, "entries": [[0, [0]], [1, [1]], [2, [2]]]}}
     assert len(to_wire([tree], 100)[0]["$tree"]["entries"]) == 10        # within another value less is shown
+    tree.update({number: [number] for number in range(20_000)})
+    told = to_wire(tree, 3)["$tree"]                     # to count them all would read each leaf
+    assert told["size"] == batos._COUNTED_MOST and told["more"] is True
     assert to_wire(batos.ZODB.blob.Blob()) == {"$blob": {}} and to_wire(batos.UvmObject()) == {"$ref": "new"}
     for shown in (wire, {"$blob": {}}):
         with pytest.raises(BadRequest, match="tag"):
