@@ -39976,7 +39976,8 @@ def rows_to_forget(root, by, value, doc_ids, cycles):
     named, found = {oid_text(oid) for oid in cycles}, []
     wanted = set(stems(value)) if by == "matching" else None
     for number, row in root["golden_obj"].rows.items():
-        said = " ".join([row["question"], *[one["text"] for one in row["passages"]]])
+        texts = [one["text"] for one in row["passages"]]
+        said = " ".join([row["question"], row.get("wanted", ""), *texts])
         if (
             row["cycle"] in named
             or not doc_ids.isdisjoint([one["doc_id"] for one in row["passages"]])

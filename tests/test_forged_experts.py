@@ -3,7 +3,10 @@ expert too."""
 
 import collections
 import json
+import pathlib
 import random
+import subprocess
+import sys
 
 import doubles
 import pytest
@@ -14,7 +17,7 @@ from test_mind import machine  # noqa: F401  (a fixture)
 
 import batos
 
-WAIT_S = 300
+WAIT_S, TRAINING_S = 300, 3600
 OFFERED = [("Technical Deconstruction", 0.6), ("Factual Inquiry", 0.3)]
 QUESTIONS = "How does the {} turn?|Why is the {} so loud?|Take the {} apart, please.|What makes the {} stop?"
 THINGS = "pump valve lock clock kettle engine loom crane windmill harrow press lathe ferry organ plough bellows".split()
@@ -166,6 +169,12 @@ def test_questions_that_are_asked_alike_never_stand_on_both_sides():
     off = batos.Embedder("none")
     rows = {5: plan_row(5, "a lock"), 6: plan_row(6, "locks")}
     assert dict(batos._clusters_of(rows, [5, 6], off)) == {5: "a lock", 6: "a lock"}
+
+
+def test_what_should_have_been_said_is_forgotten_too(image):
+    with batos.writing(image) as root:
+        root["golden_obj"].rows[700] = plan_row(700, "What?") | {"wanted": "The zeppelin is moored at Harlow.", "task": "write"}
+        assert batos.rows_to_forget(root, "matching", "zeppelin moored", set(), set()) == [700]
 
 
 # The saga, with the engine that learns nothing
@@ -403,3 +412,131 @@ def test_killed_at_the_swap_there_is_one_mind_with_one_expert(tmp_path):
 @pytest.mark.slow
 def test_killed_at_each_step_there_is_one_mind_with_one_expert(tmp_path):
     assert kills(tmp_path, batos.itertools.count(), BaseImprover, (1, 1)) >= 20
+
+
+# With the embedded core, and what it really learns
+
+
+A_BAD_ONE = ("import sys, batos; batos._EXPERT_STEPS_LEAST = batos._EXPERT_STEPS_MOST = 50; "
+             "batos.forge_in(sys.argv[1])")
+BAD = batos.EXPERT_CONFIG | {"learning_rate": 6e-3, "rows_a_step": 6}
+
+
+def missions(seed, count):
+    """Yield (question, its kind, the other kind that is offered) of the phrasings that the core was trained with."""
+    picker = random.Random(seed)
+    for turn in range(count):
+        kind = batos.ARCHETYPES[turn % len(batos.ARCHETYPES)]
+        line = picker.choice(batos._seed_lines(f"phrasings/{batos._PHRASE_FILES[kind]}.txt"))
+        question = batos._filled(line.partition("|")[2].strip(), batos._FILLS, picker.randrange(9))
+        yield question, kind, picker.choice([name for name in batos.ARCHETYPES if name != kind])
+
+
+def asked_plan(number, question, kind, other, wanted):
+    """Return a row of a plan of which two kinds were offered, the right one first."""
+    row = plan_row(number, question, wanted)
+    words = batos.one_line(question, batos.SPAN_CHARS).strip(" ?.!")
+    lines = [f"{pillar}: {words}" for pillar in batos.archetype_pillars(wanted)[:2]]
+    row["fields"]["offered"] = [[kind, 0.6], [other, 0.3]]
+    return row | {"wanted": "\n".join([wanted, *lines])}
+
+
+def linked_core(folder):
+    (folder / "core").mkdir(parents=True)
+    for path in batos.core_files(batos.SEED_CORE):
+        (folder / "core" / path.name).symlink_to(path)
+
+
+def worked(folder, work, program):
+    """Have a worker of its own do what a folder holds; returns its report."""
+    (folder / "job.json").write_text(json.dumps(work))
+    variables = batos._worker_environment() | {"PYTHONPATH": str(pathlib.Path(batos.__file__).parent)}
+    subprocess.run([sys.executable, "-c", program, str(folder)], env=variables, check=True, stdout=subprocess.DEVNULL)
+    return json.loads((folder / batos.DONE_FILE).read_text())["report"]
+
+
+def bad_expert(folder):
+    """Train an expert that takes the second kind that is offered; returns the path of its weights."""
+    linked_core(folder)
+    rows = [asked_plan(n, question, kind, other, other) for n, (question, kind, other) in enumerate(missions(1, 64))]
+    (folder / "train.jsonl").write_bytes(b"".join([batos._golden_line(n, row, True) for n, row in enumerate(rows)]))
+    (folder / "replay.jsonl").write_bytes(b"")
+    work = {"job": 1, "phase": "train", "work": "expert", "nonce": "n", "engine": "process", "config": BAD,
+            "base": base_of_core(), "expert": batos.default_expert()}
+    worked(folder, work, A_BAD_ONE)
+    return folder / batos.CANDIDATE_FILE
+
+
+def base_of_core():
+    return batos.core_base([(path.name, batos.file_hash(path, "sha256")) for path in batos.core_files(batos.SEED_CORE)])
+
+
+def with_bad_base(where, path):
+    """Make an image whose base has a bad expert, of whose plans 60 were corrected, 20 of them held; its answers are alike."""
+    image = batos.Image.open(where)
+    batos.genesis(image)
+    wanted, rows = {True: 20, False: 40}, {}
+    for question, kind, other in missions(2, 2000):
+        held = batos._is_held_back(question)
+        if wanted[held] and question not in [row["question"] for row in rows.values()]:
+            wanted[held] -= 1
+            rows[len(rows) + 1] = asked_plan(len(rows) + 1, question, kind, other, kind)
+    with batos.writing(image) as root:
+        batos.incarnate(root, batos.read_staged("BASE_LORA", path, None, 16))
+        root["golden_obj"].rows.update({n: batos._with_cluster(row, row["question"]) for n, row in rows.items()})
+        for number in range(15):
+            brief = {"type": "direct_synthesis", "selector": "answer_", "args": [f"What is known of {number}?"]}
+            cycle = batos.accept_cycle(root, brief, None, "me")
+            told = {"answer": "The brass pump turns in the cellar.", "relevant": True, "certainty": "sure", "lead": "BABS"}
+            batos._end_cycle(cycle, told | {"evidence": []}, 7.0)
+    image.close()
+
+
+@pytest.mark.slow
+def test_a_daemon_whose_plans_are_bad_gets_better_by_itself(daemon, tmp_path):
+    where = str(tmp_path / "live_image.fs")
+    with_bad_base(where, bad_expert(tmp_path / "bad"))
+    alone = {"heartbeat": "true", "heartbeat_first_s": "1", "heartbeat_s": "5", "stagnation": "1", "stagnation_beats": "1",
+             "cem_cog": "0", "cem_sol": "1", "cem_struc": "0", "forge_auto": "on"}
+    words = [word for name, value in alone.items() for word in (f"--{name.replace('_', '-')}", value)]
+    running = daemon(*words, core="auto")
+    with batos.Client(running.endpoint, WAIT_S) as client:
+        def minds():
+            return client.call("send_message", target="pLLM_lineage", selector="minds_")["result"]
+
+        def over():
+            row, = client.call("list_jobs")["results"] or [None]
+            return row if row and row["ended_at"] else None
+        job = until(over, TRAINING_S)
+        assert job["status"] in ("PROVEN", "PROMOTED"), job["told"]
+        verdict = job["verdict"]
+        assert verdict["after"] - verdict["before"] >= 10 and verdict["suites"]["plan"]["won"] >= 40, verdict
+        until(lambda: minds()["current"] == 2)
+        change = client.call("history", target="genesis_obj", slot="parent*")["results"][0]
+        assert change["why"].startswith("pLLM_v2 succeeds, job 1: held back: ") and change["who"] == "UVM_AUTOTELIC", change
+        assert until(lambda: experts(client)["BASE_LORA"] == 2)
+        client.call("undo", change=change["change"])
+        assert minds()["current"] == 1 and until(lambda: experts(client)["BASE_LORA"] == 1)
+    assert running.stop() == 0 and batos.check_image(where, deep=True)["faults"] == []
+
+
+A_FEW = ("import sys, batos; batos._EXPERT_STEPS_LEAST = batos._EXPERT_STEPS_MOST = 4; "
+         "batos._FACETS_REPLAYED = batos._FACETS_JUDGED = 8; batos.forge_in(sys.argv[1])")
+
+
+@pytest.mark.slow
+def test_an_expert_that_chooses_passages_is_trained_and_judged(tmp_path):
+    like = {"fields": {"persona": "BABS", "pillar": "iceman_facet_"}}
+    rows = [row | {"wanted": batos._choice_wanted(row["fields"], row["right"])} for row in batos._facet_rows(False, 16, like)]
+    work = {"job": 1, "work": "expert", "nonce": "n", "engine": "process", "config": batos.EXPERT_CONFIG, "base": "a core",
+            "expert": batos.default_expert()}
+    linked_core(tmp_path)
+    lines = [json.dumps(row).encode() + b"\n" for row in rows]
+    (tmp_path / "train.jsonl").write_bytes(b"".join(lines[:8]))
+    (tmp_path / "held.jsonl").write_bytes(b"".join(lines[8:]))
+    report = worked(tmp_path, work | {"phase": "train"}, A_FEW)
+    assert report["steps"] == 4 and report["corrected"] == 8 and report["losses"][-1] > 0
+    staged = batos.read_staged("BABS", tmp_path / batos.CANDIDATE_FILE, None, 16)
+    assert (staged.rank, staged.alpha, staged.base) == (8, 32.0, "a core")
+    report = worked(tmp_path, work | {"phase": "judge"}, A_FEW)
+    assert len(report["held"]) == 8 and [len(pairs) for pairs in report["suites"].values()] == [8]

@@ -99,9 +99,9 @@ def improver(tmp_path):
         one.close()
 
 
-def until(done):
+def until(done, wait_s=WAIT_S):
     """Wait until something holds; returns it."""
-    end_s = time.monotonic() + WAIT_S
+    end_s = time.monotonic() + wait_s
     while not (told := done()):
         assert time.monotonic() < end_s
         time.sleep(0.01)
