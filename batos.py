@@ -41641,7 +41641,7 @@ def take_result(told: dict, nonce: str, folder: pathlib.Path) -> str | None:
 # Offers:
 __all__ += """
     new_forge begin_forge cancel_job job_told ForgeLane successor_of judge_again end_successor
-    promote_with_mind
+    promote_with_mind take_over_job
 """.split()
 
 _log_forge = logging.getLogger("batos.forge")
@@ -41805,10 +41805,33 @@ def _refuse_twice(forge, rows):
 def _begin_if_new(root, target):
     """Begin to forge the last dataset of a target, unless it was judged or a job is at work. Returns the job's number or
     None."""
+    if _is_waited_for(root, target):
+        return None
     try:
         return begin_forge(root, target, None, _FORGING).job_number
     except BadRequest:
         return None
+
+
+def take_over_job(
+    root: persistent.mapping.PersistentMapping, dataset: int, **succession
+) -> int | None:
+    """Have a job that the forge began by itself with a dataset, and that is not judged yet, be a mission's; returns its number,
+    or None: there is none."""
+    for number, job in root["forge_obj"].jobs.items():
+        is_its_own = job.by == _FORGING and own(job).get("cycle") is None
+        if job.status in _OPEN and is_its_own and job.dataset == dataset:
+            _set_job(job, **succession)
+            return number
+    return None
+
+
+def _is_waited_for(root, target):
+    """Whether a mission had the last dataset of a target curated, and forges from it itself."""
+    datasets = root["golden_obj"].datasets
+    curations = [one.cycle for one in datasets.values() if one.target == target][-1:]
+    waiting = [one._tmp_synthesis_data.get("curation") for one in root["active_cycles"].values()]
+    return any(one in waiting for one in curations)
 
 
 def _due_target(root):
@@ -43615,6 +43638,9 @@ def _successor_begun(oid, who, dataset, gap):
                 return number
         candidate = new_successor(root, one_line(gap["why"], 400))
         told = {"successor": candidate, "cycle": oid}
+        begun = take_over_job(root, dataset, **told)
+        if begun is not None:
+            return begun
         return begin_forge(root, gap["target"], dataset, who, **told).job_number
 
     return apply
@@ -43909,6 +43935,9 @@ def _facet_begun(oid, who, dataset, gap):
         for number, job in root["forge_obj"].jobs.items():
             if own(job).get("cycle") == oid:
                 return number
+        begun = take_over_job(root, dataset, cycle=oid)
+        if begun is not None:
+            return begun
         return begin_forge(root, gap["target"], dataset, who, cycle=oid).job_number
 
     return apply
