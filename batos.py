@@ -25284,7 +25284,7 @@ _HOW_TO = Pattern(
     r"^\W*(?:and |so )?how (?:to|(?:do|can|could|should|must|may) (?:i|you|we|one)) (\w+)\b",
     re.IGNORECASE,
 )
-_STEP_BY_VERB = _STEP_TOLD.pattern + r"|^\W*(?:-\S+(?: \S+)?\s+|.{{0,60}}::\s+)?{0}\b"
+_STEP_BY_VERB = _STEP_TOLD.pattern + r"|^\W*(?:-\S+(?: \S+)?\s+|.{{0,60}}::\s+)?{0}(?:e?s)?\b"
 
 # "What is a checkpoint in SQLite?" asks for what a checkpoint is.
 _WHERE_IT_IS_SO = Pattern(r" (?:in|on|under|for|with) (?:the )?[A-Z]\S*$")
@@ -25908,6 +25908,11 @@ class Telling(typing.NamedTuple):
         return label[1] if label else ""
 
     @property
+    def is_typed(self):
+        """Whether I am what is typed at a prompt, and what a program says to that."""
+        return bool(_PROMPTED.match(self.text))
+
+    @property
     def heads_a_mail(self):
         """Whether I am a line of a mail's head."""
         return bool(_HEADS_A_MAIL.match(self.text))
@@ -25973,6 +25978,7 @@ _RESTS = Pattern(
 _IN_SUCH = Pattern(
     r"\bin (?:such an?|this|that) (?:state|case|mode|situation|way)\b", re.IGNORECASE
 )
+_PROMPTED = Pattern(r"\s*[$%>] \S")
 _HEADS_A_MAIL = Pattern(r"(?:From|To|Cc|Bcc|Reply-To|Date|Subject|Attached): ")
 
 
@@ -26156,6 +26162,7 @@ _JUDGED_MOST = 10  # of these, that are read, and whose sentences are compared
 _OVERRULED_BY = 0.2
 # what is told for sure holds so much of the question in one sentence, unless the reader's score is so much above its threshold
 _HELD_BY_SENTENCE, _SURER_BY = 0.65, 1.25
+_HELD_BESIDE_A_FIGURE = 0.2  # and beside a number, a time or a place, whatever the reader says
 _HELD_BY_AN_ITEM = (
     0.5  # and an item of a list, whatever the reader says: each item tells of another thing
 )
@@ -26590,7 +26597,8 @@ def _sentence_worth(asked, told, near):
         - (0.7 if says_nothing else 0.2) * repeats
         - 0.3 * contrary
         - 0.2 * beside
-        - 0.2 * lacks
+        - 0.3 * lacks
+        - 0.3 * (told.is_typed and asked.asks_whether())
         - 0.2 * other
         - 0.3 * another
         - 0.3 * heads
@@ -26663,9 +26671,16 @@ def _with_the_value(asked, judged):
 
 
 def _is_of_others(asked, told):
-    """Whether a sentence counts another thing, tells of another time, or is the head of a mail, than what is asked for."""
+    """Whether a sentence is of something else than what is asked for.
+
+    It counts another thing, tells of another time, or not of the X of "the X of Y", is the head of a mail, or a command where
+    yes or no is asked for.
+    """
     heads = told.heads_a_mail and not asked.asks_of_mail()
-    return heads or asked.counts_others(told.words) or asked.names_another_time(told.words)
+    lacks = asked.lacks_what_is_asked_for(told.words_with_headings)
+    typed = told.is_typed and asked.asks_whether()
+    another = asked.counts_others(told.words) or asked.names_another_time(told.words)
+    return heads or lacks or typed or another
 
 
 def _rows_alike(asked, judged):
@@ -26906,6 +26921,9 @@ def _is_told_or_read(asked, judged):
     if judged.sure is None or _says_by_its_form(asked, judged):
         return True
     marked = judged.window.tellings[judged.marked]
+    figure_of_it = asked.is_mostly_held(marked.words_with_headings, _HELD_BESIDE_A_FIGURE)
+    if asked.needs_a_figure() and not figure_of_it:
+        return False
     held = asked.says_of_names_what_is_asked(marked.words_with_headings, _HELD_BY_AN_ITEM)
     if ITEM.match(marked.text) and not held:
         return False

@@ -262,7 +262,7 @@ def test_what_stands_behind_its_term_defines_it(text, defines):
     ("To tag all messages, use the <tag-pattern> function.", True), ("You can reload it with pg_restore.", True),
     ("Press t.", True), ("It is saved by pressing s.", True), ("The file can be read with any editor.", True),
     ("If there are no tagged messages, it ends.", False), ("Access is necessary when a dump is restored.", False),
-    ("Tag them all.", True), ("-t pattern  Tag what matches.", True), ("It tags messages, instead of others.", False),
+    ("Tag them all.", True), ("-t pattern\nTags what matches.", True), ("Tagsomething.", False), ("-t pattern  Tag what matches.", True), ("It tags messages, instead of others.", False),
 ])
 def test_how_to_do_something_is_told_by_a_step(text, tells):
     expected = batos._expected_in("How do I tag messages?")
@@ -1010,6 +1010,24 @@ Ann Harding of Harlow was painted by her sister. Her letters are kept in the mus
 
 - Programme: Bach, arranged by Hanna Weiss.
 - Soloists: Irene Vogel (soprano). The bass is still missing.
+
+## The fence
+
+The carpenter comes in November. Larch lasts about twenty years without paint, spruce perhaps eight.
+
+## The boiler
+
+pressure_low (bar)
+Sets from which pressure on the boiler locks out.
+The default is 0.8 bar, but less for old ones.
+
+-d name
+Sets the user who is called first.
+
+    $ boiler lock --password
+    enter the password of the boiler: the password was taken
+
+The password of the boiler is changed by the plumber.
 """
 
 
@@ -1029,6 +1047,8 @@ class Scoring(Refusing):
     ("Was Ann Harding painted by her sister?", 1.0, "sure"),
     ("How much did the bottom bracket cost?", 5.0, "nearest"),     # the amount is another item's
     ("How much did the new chain cost?", 5.0, "sure"),
+    ("How long does the carpenter need for the work?", 5.0, "nearest"),     # eight years are of something else
+    ("How long does larch last?", 5.0, "sure"),
 ])
 def test_what_is_told_for_sure_says_of_what_is_named_what_was_asked(query, above, certainty):
     made = batos.new_catalog()
@@ -1046,7 +1066,42 @@ def test_what_comes_nearest_is_quoted_as_that():
     assert told["answer"].startswith("Nothing here says it outright; nearest: \u201cIn summer: the bottom bracket creaked")
 
 
-def test_the_sentence_that_names_what_is_asked_for_is_told():
+@pytest.mark.parametrize("query, told", [
+    ("Who is the bass at the concert in December?", "The bass is still missing"),
+    ("What is the default of pressure_low?", "The default is 0.8 bar"),
+    ("Can I change the password of the boiler?", "The password of the boiler is changed by the plumber."),
+    ("How do I set the user who is called first?", "-d name\nSets the user"),
+])
+@pytest.mark.parametrize("points", [False, True], ids=["by words", "read"])
+def test_the_sentence_that_names_what_is_asked_for_is_told(query, told, points):
+    made, recall = batos.new_catalog(), batos.Recall(embedder=batos.Embedder())
+    batos.index_document_(made, "house.md", HOUSE)
+    recall.embedder.reader = Scoring(2.0) if points else recall.embedder.reader     # which points to what stands first
+    item = batos.find_evidence(made, query, recall)["evidence"][0]
+    assert told in batos.marked_text(item)
+
+
+@pytest.mark.parametrize("query, said, other", [
+    ("What is the default of pressure_low?", "They also set pressure_low.", "The default of it is 0.8 bar."),
+    ("Who is the bass at the concert?", "Irene Vogel sings at the concert.", "The bass is Paul."),
+    ("Can I change the password?", "$ boiler change password", "The plumber changes the password."),
+])
+def test_what_is_said_of_something_else_is_not_marked_in_place_of_what_answers(query, said, other):
     made = batos.new_catalog()
     batos.index_document_(made, "house.md", HOUSE)
-    assert "The bass is still missing" in batos.marked_text(best(made, "Who is the bass at the concert in December?"))
+    asked = batos.asked_of(made, query, "", "")
+    tellings = [batos._telling_of_line(text, 1, ())[0] for text in (said, other)]
+    assert [batos._is_of_others(asked, told) for told in tellings] == [True, False]
+
+
+@pytest.mark.parametrize("query, said, sure", [
+    ("How long does the carpenter need for the work?", "Larch lasts about twenty years.", False),
+    ("How long does larch last?", "Larch lasts about twenty years.", True),
+    ("What do I do when the carpenter comes?", "Larch lasts about twenty years.", True),      # the reader says so
+])
+def test_a_figure_is_told_for_sure_of_nothing_but_what_was_asked(query, said, sure):
+    made = batos.new_catalog()
+    batos.index_document_(made, "house.md", HOUSE)
+    window = batos.Window(None, batos._telling_of_line(said, 1, ()), 0, 1)
+    judged = batos.Judged(window, 1.0, 0, sure=True, above=5.0)
+    assert batos._is_told_or_read(batos.asked_of(made, query, "", ""), judged) == sure
