@@ -24960,8 +24960,8 @@ _HELD_OF_PLAIN_WORDS = 0.7
 # question is of none of these kinds nothing is expected.
 
 NUMBER_TOLD = Pattern(
-    r"\d|\b(?:no|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w{3,5}teen|twenty|thirty|forty|fifty|sixty|"
-    r"seventy|eighty|ninety|dozen|hundred|thousand|million|once|twice|half|none)\b",
+    r"\d|\b(?:no|one(?! of\b)|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w{3,5}teen|twenty|thirty|forty|fifty|"
+    r"sixty|seventy|eighty|ninety|dozen|hundred|thousand|million|once|twice|half|none)\b",
     re.IGNORECASE,
 )
 _AMOUNT_TOLD = Pattern(rf"{NUMBER_TOLD.pattern}|\b(?:free|nothing)\b", re.IGNORECASE)
@@ -26901,10 +26901,13 @@ def _certainty(asked, unknown, mass, judged, evidence, recall):
         )
     told_first = judged[0].window.words()
     marked = judged[0].window.tellings[judged[0].marked]
+    told = [item["text"] for item in evidence]
+    if asked.needs_a_figure() and judged[0].sure is not None:
+        told = [marked.whole]  # a figure that stands elsewhere is one of something else
     beside = (
         asked.counts_others(told_first)
         or asked.lacks_what_is_asked_for(marked.words_with_headings)
-        or asked.needs_more_than([item["text"] for item in evidence], judged[0].sure)
+        or asked.needs_more_than(told, judged[0].sure)
     )
     held_enough = asked.is_mostly_held(told_first) and _is_told_or_read(asked, judged[0])
     if sure and held_enough and not beside:

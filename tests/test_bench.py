@@ -146,3 +146,10 @@ def test_what_notes_take_on_the_disk_is_told_by_kind_of_record(way):
     size, kinds, _ = weigh.measured(weigh.notes(40), way)
     assert 40 * 300 < size <= 40 * weigh.NOTE_BYTES and {"Chunk", "Document", "headers of records"} <= set(kinds)
     assert kinds["Document"][0] == 40
+
+
+def test_what_is_right_by_the_nearest_alone_is_counted_apart():
+    table, question = answers.Table(), answers.Question("how", "How long?", ("twelve",), False)
+    for certainty in ("sure", "nearest", "nearest"):
+        table.add(question, ANSWERED | {"certainty": certainty}, 1.0)
+    assert any("right 3," in line and "nearest 2, of them right 2," in line for line in table.lines())

@@ -262,7 +262,8 @@ def test_what_stands_behind_its_term_defines_it(text, defines):
     ("To tag all messages, use the <tag-pattern> function.", True), ("You can reload it with pg_restore.", True),
     ("Press t.", True), ("It is saved by pressing s.", True), ("The file can be read with any editor.", True),
     ("If there are no tagged messages, it ends.", False), ("Access is necessary when a dump is restored.", False),
-    ("Tag them all.", True), ("-t pattern\nTags what matches.", True), ("Tagsomething.", False), ("-t pattern  Tag what matches.", True), ("It tags messages, instead of others.", False),
+    ("-t pattern\nTags what matches.", True), ("Tagsomething.", False),
+    ("Tag them all.", True), ("-t pattern  Tag what matches.", True), ("It tags messages, instead of others.", False),
 ])
 def test_how_to_do_something_is_told_by_a_step(text, tells):
     expected = batos._expected_in("How do I tag messages?")
@@ -1105,3 +1106,17 @@ def test_a_figure_is_told_for_sure_of_nothing_but_what_was_asked(query, said, su
     window = batos.Window(None, batos._telling_of_line(said, 1, ()), 0, 1)
     judged = batos.Judged(window, 1.0, 0, sure=True, above=5.0)
     assert batos._is_told_or_read(batos.asked_of(made, query, "", ""), judged) == sure
+
+
+CLUBS = """Ann asked how many rowers have joined the club. One of the reasons why rowers join the club is the old boathouse.
+
+The road to the club is 12 km long.
+"""
+
+
+def test_a_figure_that_another_sentence_holds_is_none_of_what_was_asked():
+    made, recall = batos.new_catalog(), batos.Recall(embedder=batos.Embedder())
+    batos.index_document_(made, "clubs.md", CLUBS)
+    recall.embedder.reader = Scoring(3.0)
+    for query, certainty in (("How many rowers join the club?", "nearest"), ("How long is the road to the club?", "sure")):
+        assert batos.find_evidence(made, query, recall)["certainty"] == certainty

@@ -5,8 +5,9 @@
 FOLDER holds what answers.txt names: the files of two packages of Debian, which apt-get download and dpkg -x give (the German and
 French ones ask of one manual). A daemon with the embedded core and the embedder learns it and is asked each question. An answer
 is *right* where the sentence that it tells holds what is expected, *partly* where only its passages do, *beside* the point
-otherwise; a refusal is right where nothing answers. `nearest` are the replies that say that nothing says it outright; they are
-counted beside, by what they hold; so are the answers whose first passage holds what is expected.
+otherwise; a refusal is right where nothing answers. `nearest` are the replies that say that nothing says it outright, and quote
+what is nearest; they are counted beside, and how many of them are right by that quote; so are the answers whose first passage
+holds what is expected.
 """
 
 import argparse
@@ -96,13 +97,15 @@ class Table:
 
     def __init__(self):
         self.kinds = collections.defaultdict(collections.Counter)
-        self.first, self.nearest, self.seconds, self.words = 0, 0, [], []
+        self.first, self.nearest, self.nearest_right, self.seconds, self.words = 0, 0, 0, [], []
 
     def add(self, question, report, seconds):
         """Count an answer. Returns its verdict."""
         told = verdict(question, report)
         self.kinds[question.kind][told] += 1
-        self.nearest += report.get("certainty") == "nearest"
+        is_nearest = report.get("certainty") == "nearest"
+        self.nearest += is_nearest
+        self.nearest_right += is_nearest and told == "right"
         self.first += any(holds(item["text"], question.expected) for item in report.get("evidence", ())[:1])
         self.seconds.append(seconds)
         if report.get("evidence"):
@@ -115,7 +118,7 @@ class Table:
             yield f"{kind:10} " + ", ".join(f"{name} {count}" for name, count in told.items())
         total = sum(self.kinds.values(), collections.Counter())
         counts = ", ".join(f"{name} {total[name]}" for name in VERDICTS)
-        yield (f"all        {counts} of {total.total()}; nearest {self.nearest}, "
+        yield (f"all        {counts} of {total.total()}; nearest {self.nearest}, of them right {self.nearest_right}, "
                f"first passage right {self.first}")
         yield f"medians    {statistics.median(self.words):.0f} words in all passages, {statistics.median(self.seconds):.1f} s"
 
