@@ -29648,9 +29648,10 @@ def unsure_answer(mission, found):
     if is_feeling(mission):
         return told | gentle_answer(found["evidence"][:1])
     if found["evidence"]:
-        numbers = " ".join([f"[{n}]" for n in range(1, len(found["evidence"]) + 1)])
-        quote = f"\u201c{quoted_sentence(found['evidence'][0])}\u201d"
-        return told | {"answer": f"{_NEAREST} {quote} {numbers}"}
+        quote = plain_answer(mission, found["evidence"])
+        numbers = [f"[{n}]" for n in range(1, len(found["evidence"]) + 1)]
+        beside = [number for number in numbers if number not in quote]
+        return told | {"answer": " ".join([_NEAREST, quote, *beside])}
     unknown = (
         f" It holds none of these words: {', '.join(found['unknown'])}." if found["unknown"] else ""
     )

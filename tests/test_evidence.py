@@ -1065,6 +1065,11 @@ def test_what_comes_nearest_is_quoted_as_that():
     near = found(made, "What about the bottom bracket?") | {"certainty": "nearest"}
     told = batos.unsure_answer("How heavy is the bottom bracket?", near)
     assert told["answer"].startswith("Nothing here says it outright; nearest: \u201cIn summer: the bottom bracket creaked")
+    assert all(told["answer"].count(f"[{n}]") == 1 for n in range(1, len(near["evidence"]) + 1))
+    batos.index_document_(made, "ferry.md", FERRY.format(more=""))
+    query = "Which option throws parcels overboard?"
+    told = batos.unsure_answer(query, found(made, query) | {"certainty": "nearest"})
+    assert "nearest: --keep-rope=METRES: \u201cParcels without an address" in told["answer"]
 
 
 @pytest.mark.parametrize("query, told", [
