@@ -39658,8 +39658,9 @@ THOUGHTS_KEEP.update(CurationData.__annotations__)
 
 @primitive("curate_", of="golden dataset")
 def curate_(golden, target=READER):
-    """Begin a curation. Returns its cycle's id, or that of the one that is at work."""
-    return begin_curation(root_of(golden), activation_of(golden).who, target)
+    """Begin a curation. Returns its cycle's id, or that of the one that is at work. Raises BadRequest."""
+    must_be(str, target=target)
+    return begin_curation(root_of(golden), activation_of(golden).who, target or READER)
 
 
 def begin_curation(
@@ -41978,8 +41979,9 @@ def job_told(job: UvmObject) -> dict:
 
 @primitive("forge_", lane="bulk", role="admin", of="forge")
 def forge_(forge, target=READER):
-    """Begin to forge a target from the last dataset. Returns the job's number."""
-    return begin_forge(root_of(forge), target, None, activation_of(forge).who).job_number
+    """Begin to forge a target from the last dataset. Returns the job's number. Raises BadRequest."""
+    must_be(str, target=target)
+    return begin_forge(root_of(forge), target or READER, None, activation_of(forge).who).job_number
 
 
 @primitive("cancel_", lane="bulk", role="admin", of="forge")
@@ -55255,7 +55257,8 @@ def _think(client, question, follow=lambda cycle: None, **brief):
         },
         "idempotency_key": uuid7(),
     }
-    if client.call("health")["result"]["state"] == "reading":  # which has no cycles to follow
+    # nothing is accepted before this, so there is nothing to cancel; a reader has no cycles to follow
+    if client.call("health")["result"]["state"] == "reading":
         wait_s = settings.mission_deadline_s + 60
         return client.call("initiate_cognitive_cycle", wait_s, wait=True, **fields)
     try:

@@ -110,9 +110,9 @@ def test_the_parts_of_a_source_are_found_beside_what_stands_with_it():
     assert batos._slots_used(MODULE) == {"prices"}
     renamed = batos._renamed(MODULE, "total", "sum_up")
     assert "def sum_up(self, extra=0):" in renamed and "def twice(x):" in renamed and audit(renamed, "sum_up") is None
-    assert batos._shape_of(MODULE, "total") == batos._shape_of(renamed, "sum_up")
-    assert batos._shape_of(MODULE, "total") != batos._shape_of(MODULE.replace("RATE = 2", "RATE = 3"), "total")
-    assert batos._flagged(MODULE, {"intent": "x"}) == MODULE
+    assert batos.shape_of(MODULE, "total") == batos.shape_of(renamed, "sum_up")
+    assert batos.shape_of(MODULE, "total") != batos.shape_of(MODULE.replace("RATE = 2", "RATE = 3"), "total")
+    assert batos._flagged(MODULE, {"intent": "x", "selector": "total"}) == MODULE.replace("What all costs.", "x")
 
 
 def test_the_method_of_a_file_is_named_whatever_is_wrong_with_it():

@@ -129,8 +129,8 @@ def test_the_experts_of_who_speaks_are_fetched_ahead(machine):
     one.mind._ahead = lambda names: ahead.append((list(names), list(asked)))
     one.learn()
     assert one.think()["state"] == "COMPLETE"
-    assert ahead == [(["BABS"], [("plan", batos.BASE)])]
-    assert asked == [("plan", batos.BASE)]
+    assert ahead == [(["BABS"], [("plan", batos.BASE_EXPERT)])]
+    assert asked == [("plan", batos.BASE_EXPERT)]
 
 
 def test_the_plan_is_made_among_what_the_router_offers(machine):
