@@ -30694,7 +30694,12 @@ def _question_words(question):
 
 
 def _hops_of(question: str, evidence: list) -> list:
-    """Return the Hops that passages lead to: each puts a name that a sentence tells in place of what the question says of it."""
+    """Return the Hops that passages lead to: each puts a name that a sentence tells in place of what the question says of it.
+
+    What a question denies of something is told by no name.
+    """
+    if SAYS_NO.search(question):
+        return []
     tokens, found = _question_words(question), {}
     for place, item in enumerate(evidence[:_PASSAGES_LOOKED_AT]):
         for told in sentences(item["text"]):

@@ -45,6 +45,7 @@ def test_a_name_is_put_in_place_of_what_a_question_says_of_it(question, sentence
     ("Who signs the lease?", "The lease is signed by Tom Reed."),         # nothing would be left to ask
     ("How is the valve of the pump turned?", "the valve of the pump is of brass"),      # no name
     ("How tall is the mast?", "Ann Bell likes tea."),
+    ("Where do I put a program that is not from Debian?", "The programs of Maria Weber stand here."),
 ])
 def test_where_nothing_is_told_of_there_is_no_hop(question, sentence):
     assert batos._hops_of(question, [{"text": sentence}]) == []

@@ -51,10 +51,11 @@ def test_what_is_of_no_model_is_found(tmp_path, message):
 def test_what_daemons_of_the_tests_tell_is_checked(daemon):
     """A daemon of whose models one is wrong is found out when it stops; nobody has to look."""
     one = daemon()
-    with batos.Client(one.endpoint) as client:
+    with batos.Client(one.endpoint) as client, batos.Client(one.endpoint) as listener:
+        events, topics = listener.events(*batos.TOPICS), set()
+        next(events)                                     # from now on it hears what changes
         client.call("index_document", doc_id="a", text="The brass valve.")
-        topics = set()
-        for event in client.events(*batos.TOPICS):
+        for event in events:
             topics |= {event["event"]} if event else set()
             if {"health", "uvm_state_update"} <= topics:
                 break
