@@ -12,7 +12,7 @@ import doubles
 import pytest
 from test_facet_experts import ASKED, ICEMAN, Experts, Writes, bind, known, learnt
 from test_forge import is_cleared, judged, killed_amid, told
-from test_improving import Improver, kills, until
+from test_improving import Improver, kills, opening, until
 from test_mind import machine  # noqa: F401  (a fixture)
 
 import batos
@@ -392,14 +392,8 @@ class BaseImprover(Improver):
 
 @pytest.fixture
 def improver(tmp_path):
-    opened = []
-
-    def start(**how):
-        opened.append(BaseImprover(tmp_path / "image.fs", **how))
-        return opened[-1]
-    yield start
-    for one in opened:
-        one.close()
+    with opening(BaseImprover, tmp_path) as start:
+        yield start
 
 
 def test_the_mind_learns_of_plans_that_were_corrected(improver):

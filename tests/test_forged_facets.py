@@ -6,7 +6,7 @@ import json
 
 import pytest
 from test_forged_experts import made
-from test_improving import Improver
+from test_improving import Improver, opening
 
 import batos
 
@@ -134,14 +134,8 @@ class Facets(Improver):
 def facets(tmp_path, monkeypatch):
     # that a question is held back goes by the first one like it; here each is like itself alone
     monkeypatch.setattr(batos, "_clusters_of", lambda rows, numbers, embedder: [[n, held_question(n)] for n in numbers])
-    opened = []
-
-    def start(**how):
-        opened.append(Facets(tmp_path / "image.fs", **how))
-        return opened[-1]
-    yield start
-    for one in opened:
-        one.close()
+    with opening(Facets, tmp_path) as start:
+        yield start
 
 
 def held_question(number):

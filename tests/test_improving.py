@@ -1,5 +1,6 @@
 """The mind improves itself: the gap, the dataset, the successor, the verdict, the swap; and whatever is killed, one mind."""
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -87,16 +88,19 @@ class Improver(Machine):
         return self.read(lambda root: batos.send(root["pLLM_lineage"], "minds_"))
 
 
+@contextlib.contextmanager
+def opening(kind, folder):
+    """Give a function that opens machines of a kind over the image of a folder; all are closed afterwards."""
+    with contextlib.ExitStack() as stack:
+        def start(**how):
+            return stack.enter_context(contextlib.closing(kind(folder / "image.fs", **how)))
+        yield start
+
+
 @pytest.fixture
 def improver(tmp_path):
-    opened = []
-
-    def start(**how):
-        opened.append(Improver(tmp_path / "image.fs", **how))
-        return opened[-1]
-    yield start
-    for one in opened:
-        one.close()
+    with opening(Improver, tmp_path) as start:
+        yield start
 
 
 def until(done, wait_s=WAIT_S):
