@@ -57768,7 +57768,12 @@ class Terminal:
     def tell(self, name, *details):
         """Have self.hear_NAME(*details) run in the loop; from any thread."""
         with contextlib.suppress(RuntimeError):  # the loop has ended
-            self.call_later(getattr(self, f"hear_{name}"), *details)
+            self.call_later(self._hear, name, details)
+
+    def _hear(self, name, details):
+        """Take what was told; while the window closes its widgets go before its last messages are read."""
+        if self.query("#daemon"):
+            getattr(self, f"hear_{name}")(*details)
 
     def compose(self):
         widgets, containers = need("textual.widgets", "top"), need("textual.containers", "top")

@@ -465,6 +465,16 @@ def test_a_killed_daemon_comes_back_and_its_accepted_question_is_answered(tmp_pa
             one.stop(kill=True)
 
 
+def test_what_is_told_while_the_window_closes_is_nobody_s_any_more(tmp_path):
+    async def play(person):
+        await person.until(lambda: person.app.query("#daemon"))
+    app = watching(f"ipc://{tmp_path}/absent", play)
+    assert not app.query("#daemon")          # its widgets are gone; the lookout's last words may come now
+    app._hear("panes", ({"Daemon": ["serving"]}, 0))
+    app._hear("offline", ("nothing listens there",))
+    assert app.drawn == {}
+
+
 def test_keys_are_shown_where_they_are_asked_for(daemon, tmp_path, monkeypatch, impatient):
     monkeypatch.chdir(tmp_path)
     assert batos.main(["keys", "add", "ann", "--role", "read"]) == 0
