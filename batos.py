@@ -30,7 +30,7 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     files become texts, texts chunks, chunks postings and vectors; and how they are found
     what is told    Asked · Contradictions · Tellings · Evidence · Levels · Quotes · Grounds · Summaries
                     passages and the sentence that answers; whether a passage bears out what a core wrote
-    the mind        Missions · Ether · Facet experts · Speakers · Talk · States · Contrapunto · Branches
+    the mind        Missions · Ether · Facet experts · Speakers · Talk · Writing · States · Contrapunto · Branches
                     codex and personas, traces that draw them, a thought's way through its states, and the ways that it may take
     its workers     Workflows · Forgetting · Mission lane · Inference · Prototypes
                     how the four work together, tried and adopted; what forgets, and carries thoughts; messages to the core
@@ -29495,6 +29495,298 @@ def subject_of(turns):
 
 
 ################################################################################
+# Writing ######################################################################
+################################################################################
+#
+# What a core that writes says over the passages.
+#
+# The lead writes in one call, as it likes. Each sentence is told as soon as a passage bears it out and the journal holds it;
+# code sets its number. What no passage bears out is asked for once more, with what was wrong; then it is dropped, and was
+# never stored.
+
+# Offers:
+__all__ += """
+    WRITE WORDS_TOKENS REWORDED_WITHIN_S routed_plan may_answer_each_other words_prompt
+    rewording_prompt Words Halt words_told words_wanted replies_to_lead reply_in_words
+    NOTHING_WRITTEN told_in_words is_out_of_tone
+""".split()
+
+WRITE = "write"  # the task
+WORDS_TOKENS = 120  # of what is written
+_PROMPT_TOKENS = 500  # of what is asked, but for its passages
+_TOKEN_CHARS = 3  # of a text, at least
+_WORDS_MOST = 4  # sentences
+_LOOP = 3  # times that a core says a sentence, from when on it says nothing else
+REWORDED_WITHIN_S = 15.0  # a core that took longer for what it wrote is not asked once more
+# share of the words of a sentence that one before it has, from when on it says nothing new
+_SAID_AGAIN = 0.8
+_CITATION = Pattern(r"\s*\[(\d{1,3})\]")
+_CITED_BEHIND = Pattern(r"([.!?])((?:\s*\[\d{1,3}\])+)")  # "… tall. [1]"
+# what stands before what is said: a mark of a list, "The answer is:"
+_LEAD_IN = Pattern(
+    r"^(?:[-*\u2022>#]+\s+|\d{1,2}[.)]\s+|(?:the )?answer(?: to [^:]{1,200})?(?: is)?:\s*)+",
+    re.IGNORECASE,
+)
+
+
+def routed_plan(cycle, offered, settings):
+    """Return the plan of a mission for a core that writes: what the router offers first, and the first pillar of who leads;
+    and of who answers that one in words, where somebody does."""
+    strategy = offered[0][0] if offered else "Factual Inquiry"
+    speak = lead_of(cycle, strategy), _who_replies(cycle, strategy, settings)
+    pillars = sorted([PILLARS[name][0] for name in speak if name], key=PILLAR_ORDER.index)
+    question = one_line(mission_text(cycle.mission_brief), MISSION_BYTES)
+    queries = dict.fromkeys(pillars, question)
+    return {"strategy": strategy, "relevant_pillars": pillars, "sub_queries": queries}
+
+
+def _who_replies(cycle, strategy, settings):
+    """Return who answers in words what the lead writes: of BRICK and ROBIN the other one, where the matrix names both and they
+    answer each other; else None."""
+    lead, row = lead_of(cycle, strategy), row_of(root_of(cycle), strategy)
+    other = _EACH_OTHER.get(lead)
+    if other not in (row["lead"], *row["support"]):
+        return None
+    return other if may_answer_each_other(cycle, strategy, settings) else None
+
+
+_EACH_OTHER = {"BRICK": "ROBIN", "ROBIN": "BRICK"}
+_ANSWER_EACH_OTHER = ("Technical Deconstruction", "Emotional Processing")
+
+
+def may_answer_each_other(cycle, strategy, settings):
+    """Whether BRICK and ROBIN answer each other by what a mission is: in archetypes of theirs, or at a depth."""
+    if not (settings is None or settings.contrapunto):
+        return False
+    return strategy in _ANSWER_EACH_OTHER or bool(
+        cycle.mission_brief.get("kwargs", {}).get("depth")
+    )
+
+
+def words_prompt(fields, prompts, context_tokens):
+    """Return what a core is asked: its prompt from the codex, as many passages as its context has room for, the question."""
+    room = max(0, context_tokens - WORDS_TOKENS - _PROMPT_TOKENS) * _TOKEN_CHARS
+    passages = ""
+    for number, item in fields["passages"]:
+        passage = f"[{number}] {' '.join(item['text'].split())}\n"
+        passages += passage[: max(0, room - len(passages))]
+    told = prompts.get(WRITE) or TASK_PROMPTS[WRITE]
+    asked = told.replace("{passages}", passages.strip()).replace("{question}", fields["question"])
+    if "answers" not in fields:
+        return asked
+    task, other, said = fields["answers"]
+    reply = prompts.get(task) or TASK_PROMPTS[task]
+    return f"{asked}\n\n{reply.replace('{other}', other).replace('{said}', said)}"
+
+
+def rewording_prompt(prompt, faults, prompts):
+    """Return what a core is asked for sentences that no passage bears out; faults: {sentence: why}."""
+    told = prompts.get("rewrite") or TASK_PROMPTS["rewrite"]
+    rows = "\n".join([f"- {said} ({why})" for said, why in faults.items()])
+    return f"{prompt}\n\n{told.replace('{faults}', rows)}"
+
+
+def _written_sentences(text):
+    """Return the sentences that a core wrote, each as one line without what leads in, its numbers before its full stop."""
+    placed = _CITED_BEHIND.sub(r"\2\1", without_thoughts(text))
+    lines = [" ".join(told["text"].split()) for told in sentences(placed)]
+    return [_LEAD_IN.sub("", line) for line in lines]
+
+
+def _borne_out_by(said, passages, given):
+    """Return (the numbers of the passages that bear a sentence out, ""), or ((), why none does).
+
+    passages: {number: evidence}. given: the numbers that it came with; where it quotes another passage, or another one alone
+    bears it out, it gets that one's.
+    """
+    quoted = said.rstrip(".!?").casefold()
+    real = [number for number in dict.fromkeys(given) if number in passages]
+    quoting = [n for n in passages if quoted in " ".join(passages[n]["text"].split()).casefold()]
+    faults = []
+    for number in dict.fromkeys([*quoting, *real, *passages]):
+        faults.append(_fault_of(said, [passages[number]]))
+        if not faults[-1]:
+            return (number,), ""
+    if len(real) > 1 and not _fault_of(said, [passages[number] for number in real]):
+        return tuple(real), ""
+    return (), faults[0]
+
+
+def _fault_of(said, items):
+    """Return why some passages together do not bear a sentence out, or ""."""
+    titles = [
+        " ".join((pathlib.PurePath(item["doc_id"]).stem, *item.get("headings", ())))
+        for item in items
+    ]
+    return why_not_borne_out(said, "\n\n".join([item["text"] for item in items]), " ".join(titles))
+
+
+class Words:
+    """I take what a core writes and give those of its sentences that a passage bears out, each once, with its numbers.
+
+    passages: {number: evidence}. told: what I gave, or was given before. faults: {sentence: why} of those that no passage
+    bears out. What is not of the first passage, which answers best, and has no word of the question, is beside the point.
+    """
+
+    def __init__(
+        self, question: str, passages: dict[int, dict], told: typing.Sequence = ()
+    ) -> None:
+        self.passages, self.told, self.faults = passages, list(told), {}
+        self.is_enough = False  # whether enough is told, or the core says the same again and again
+        self._asked, self._seen = set(stems(question)), set()
+
+    def take(self, text: str, is_whole: bool) -> list:
+        """Return the sentences that are new in a text; the last one counts only where the text is whole."""
+        found = _written_sentences(text)
+        counts = collections.Counter(found)
+        self.is_enough = len(self.told) >= _WORDS_MOST or max(counts.values(), default=0) >= _LOOP
+        if found and not (is_whole and found[-1].endswith((".", "!", "?"))):
+            found.pop()
+        judged = [self._judged(said) for said in found if said not in self._seen]
+        self._seen.update(found)
+        return [told for told in judged if told]
+
+    def _judged(self, said):
+        numbers = [int(number) for number in _CITATION.findall(said)]
+        plain = _CITATION.sub("", said).strip()
+        if not stems(plain) or self._is_told(plain) or len(self.told) >= _WORDS_MOST:
+            return ""
+        cited, why = _borne_out_by(plain, self.passages, numbers)
+        if why:
+            self.faults[plain] = why
+        beside_the_point = min(self.passages) not in cited and self._asked.isdisjoint(stems(plain))
+        if why or beside_the_point:
+            return ""
+        body, end = (plain[:-1], plain[-1]) if plain[-1] in ".!?" else (plain, ".")
+        self.told.append(f"{body} {' '.join([f'[{number}]' for number in cited])}{end}")
+        return self.told[-1]
+
+    def _is_told(self, plain):
+        words = set(stems(plain))
+        told = [set(stems(_CITATION.sub("", one))) for one in self.told]
+        return any(len(words & one) >= _SAID_AGAIN * len(words) for one in told)
+
+
+class Halt:
+    """I say when a core has to stop: where its mission is cancelled, or `enough` is written. Asked like an event."""
+
+    def __init__(self, cancel: threading.Event) -> None:
+        self._cancel, self.enough = cancel, False
+
+    def is_set(self) -> bool:
+        return self.enough or self._cancel.is_set()
+
+
+def words_told(cycle):
+    """Return the sentences of a core that a cycle's journal holds."""
+    return [entry.answer["told"] for entry in cycle.journal if entry.name == "sentence"]
+
+
+def words_wanted(cycle, pillar, asked, bound=types.MappingProxyType({}), other=None):
+    """Return the thought in which the lead writes, as its pillar's method asks for it: {"sub_query", "evidence", "prompt"?}.
+
+    bound: {pillar: the expert that it is bound to}. other: who answers in words what is written, or None.
+    """
+    told = journalled(cycle, "recall")["evidence"]
+    wanted = [item["text"] for item in asked["evidence"]]
+    numbered = [[number, item] for number, item in enumerate(told, 1)]
+    passages = [[number, item] for number, item in numbered if item["text"] in wanted]
+    passages = passages or numbered  # those that were asked for when another core was to choose
+    fields = {
+        "lead": owner_of(pillar),
+        "pillar": pillar,
+        "question": asked["sub_query"],
+        "passages": passages,
+        "told": words_told(cycle),
+    }
+    if "prompt" in asked:
+        fields["prompt"] = asked["prompt"]
+    if pillar in bound:
+        fields["expert"] = bound[pillar]
+    asks = (pillar, PILLARS[other][0]) if other else (pillar,)
+    mine = {name: bound[name] for name in asks if name in bound}
+
+    def read(sentences_told):
+        said = {"frame": " ".join(sentences_told), "quotes": [item for _, item in passages]}
+        data = {"partial_responses": {pillar: said}} if sentences_told else {}
+        if bound:  # nobody else is asked
+            data["facet_experts"] = mine
+        follows = "DELEGATING" if other else "SYNTHESIZING"
+        return Step(follows, {"sentences": len(sentences_told)}, data)
+
+    return Thought("words", read, ((WRITE, fields),))
+
+
+def replies_to_lead(cycle, recall):
+    """Return who answers in words what the lead writes, or None: who was asked beside it, where the workflow has that."""
+    plan = cycle._tmp_synthesis_data["plan"]
+    other = _who_replies(cycle, plan["strategy"], recall.settings)
+    asked = other in personas_of(plan["relevant_pillars"])
+    return other if asked and may_follow(cycle, "CONTRAPUNTO") else None
+
+
+def reply_in_words(cycle):
+    """Return the thought in which BRICK or ROBIN answers in words what the lead wrote, over the same passages.
+
+    None does where the lead told nothing or all that may be told, or where the core is slow.
+    """
+    data, told = cycle._tmp_synthesis_data, words_told(cycle)
+    lead = data["plan"]["lead"]
+    other, routing = _EACH_OTHER[lead], data.get("routing", {})
+    took_s = next(entry.seconds for entry in reversed(cycle.journal) if entry.name == "words")
+    if not told or took_s > REWORDED_WITHIN_S:
+        why = "the core is slow" if told else "nothing was written"
+        turns = {other: {"answers": lead, "said": [], "why": why}}
+        kept = {"routing": {**routing, "contrapunto": turns}}
+        return Thought("contrapunto", lambda _: Step("SYNTHESIZING", turns, kept))
+    passages = [*enumerate(journalled(cycle, "recall")["evidence"], 1)]
+    task = "resonate" if other == "ROBIN" and is_out_of_tone(cycle) else "reply"
+    fields = {
+        "lead": other,
+        "pillar": PILLARS[other][0],
+        "question": data["plan"]["sub_queries"][PILLARS[other][0]],
+        "passages": [[number, item] for number, item in passages],
+        "told": told,
+        "answers": [task, lead, " ".join(told)],
+    }
+    if expert := data.get("facet_experts", {}).get(PILLARS[other][0]):
+        fields["expert"] = expert
+
+    def read(sentences_told):
+        said = sentences_told[len(told) :]
+        turns = {other: {"answers": lead, "said": said, "why": ""}}
+        kept = {"routing": {**routing, "contrapunto": turns}}
+        if said:
+            part = {"frame": " ".join(said), "quotes": [item for _, item in passages]}
+            kept["partial_responses"] = {**data["partial_responses"], PILLARS[other][0]: part}
+        return Step("SYNTHESIZING", turns, kept)
+
+    return Thought("contrapunto", read, ((WRITE, fields),))
+
+
+NOTHING_WRITTEN = {
+    "code": "NotBorneOut",
+    "details": "nothing of what the core wrote is borne out by the passages",
+}
+
+
+def told_in_words(mission, evidence, words):
+    """Return the answer in one sentence that is quoted, and below it what a core wrote."""
+    return "\n".join(filter(None, (plain_answer(mission, evidence), " ".join(words))))
+
+
+_EMOTIONAL_SECOND = (
+    0.3  # share of the emotional archetype, from which on an answer of another may miss the tone
+)
+
+
+def is_out_of_tone(cycle: UvmObject) -> bool:
+    """Whether a mission of another archetype may have been asked with feeling, by what the router offered."""
+    shares = cycle._tmp_synthesis_data.get("routing", {}).get("shares", {})
+    return shares.get("Emotional Processing", 0.0) > _EMOTIONAL_SECOND
+
+
+################################################################################
 # States #######################################################################
 ################################################################################
 #
@@ -29504,10 +29796,9 @@ def subject_of(turns):
 
 # Offers:
 __all__ += """
-    WRITE WORDS_TOKENS REWORDED_WITHIN_S words_prompt rewording_prompt Words Halt words_told
-    told_in_words persona_with facet_source facet_stands is_facet is_outdated intent_digest
-    speaking without_prompt gate_reasons recalled gentle_answer quotes_of GENERAL_HEADS
-    told_part depth_of unsure_answer facets_asked words_asked
+    persona_with facet_source facet_stands is_facet is_outdated intent_digest speaking
+    without_prompt gate_reasons recalled gentle_answer quotes_of GENERAL_HEADS told_part
+    depth_of unsure_answer facets_asked words_asked
 """.split()
 
 
@@ -29706,277 +29997,6 @@ def _comfort_fault(text, mission):
     return f"names {foreign[0]}" if foreign else ""
 
 
-# Words: what a core that writes says over the passages
-#
-# The lead writes in one call, as it likes. Each sentence is told as soon as a passage bears it out and the journal holds it;
-# code sets its number. What no passage bears out is asked for once more, with what was wrong; then it is dropped, and was
-# never stored.
-
-WRITE = "write"  # the task
-_LEARNT_TOKENS = 1024  # of a prompt that is learnt from
-WORDS_TOKENS = 120  # of what is written
-_PROMPT_TOKENS = 500  # of what is asked, but for its passages
-_TOKEN_CHARS = 3  # of a text, at least
-_WORDS_MOST = 4  # sentences
-_LOOP = 3  # times that a core says a sentence, from when on it says nothing else
-REWORDED_WITHIN_S = 15.0  # a core that took longer for what it wrote is not asked once more
-# share of the words of a sentence that one before it has, from when on it says nothing new
-_SAID_AGAIN = 0.8
-_CITATION = Pattern(r"\s*\[(\d{1,3})\]")
-_CITED_BEHIND = Pattern(r"([.!?])((?:\s*\[\d{1,3}\])+)")  # "… tall. [1]"
-# what stands before what is said: a mark of a list, "The answer is:"
-_LEAD_IN = Pattern(
-    r"^(?:[-*\u2022>#]+\s+|\d{1,2}[.)]\s+|(?:the )?answer(?: to [^:]{1,200})?(?: is)?:\s*)+",
-    re.IGNORECASE,
-)
-
-
-def _routed_plan(cycle, offered, settings):
-    """Return the plan of a mission for a core that writes: what the router offers first, and the first pillar of who leads;
-    and of who answers that one in words, where somebody does."""
-    strategy = offered[0][0] if offered else "Factual Inquiry"
-    speak = lead_of(cycle, strategy), _who_replies(cycle, strategy, settings)
-    pillars = sorted([PILLARS[name][0] for name in speak if name], key=PILLAR_ORDER.index)
-    question = one_line(mission_text(cycle.mission_brief), MISSION_BYTES)
-    queries = dict.fromkeys(pillars, question)
-    return {"strategy": strategy, "relevant_pillars": pillars, "sub_queries": queries}
-
-
-def _who_replies(cycle, strategy, settings):
-    """Return who answers in words what the lead writes: of BRICK and ROBIN the other one, where the matrix names both and they
-    answer each other; else None."""
-    lead, row = lead_of(cycle, strategy), row_of(root_of(cycle), strategy)
-    other = _EACH_OTHER.get(lead)
-    if other not in (row["lead"], *row["support"]):
-        return None
-    return other if _may_answer_each_other(cycle, strategy, settings) else None
-
-
-_EACH_OTHER = {"BRICK": "ROBIN", "ROBIN": "BRICK"}
-_ANSWER_EACH_OTHER = ("Technical Deconstruction", "Emotional Processing")
-
-
-def _may_answer_each_other(cycle, strategy, settings):
-    """Whether BRICK and ROBIN answer each other by what a mission is: in archetypes of theirs, or at a depth."""
-    if not (settings is None or settings.contrapunto):
-        return False
-    return strategy in _ANSWER_EACH_OTHER or bool(
-        cycle.mission_brief.get("kwargs", {}).get("depth")
-    )
-
-
-def words_prompt(fields, prompts, context_tokens):
-    """Return what a core is asked: its prompt from the codex, as many passages as its context has room for, the question."""
-    room = max(0, context_tokens - WORDS_TOKENS - _PROMPT_TOKENS) * _TOKEN_CHARS
-    passages = ""
-    for number, item in fields["passages"]:
-        passage = f"[{number}] {' '.join(item['text'].split())}\n"
-        passages += passage[: max(0, room - len(passages))]
-    told = prompts.get(WRITE) or TASK_PROMPTS[WRITE]
-    asked = told.replace("{passages}", passages.strip()).replace("{question}", fields["question"])
-    if "answers" not in fields:
-        return asked
-    task, other, said = fields["answers"]
-    reply = prompts.get(task) or TASK_PROMPTS[task]
-    return f"{asked}\n\n{reply.replace('{other}', other).replace('{said}', said)}"
-
-
-def rewording_prompt(prompt, faults, prompts):
-    """Return what a core is asked for sentences that no passage bears out; faults: {sentence: why}."""
-    told = prompts.get("rewrite") or TASK_PROMPTS["rewrite"]
-    rows = "\n".join([f"- {said} ({why})" for said, why in faults.items()])
-    return f"{prompt}\n\n{told.replace('{faults}', rows)}"
-
-
-def _written_sentences(text):
-    """Return the sentences that a core wrote, each as one line without what leads in, its numbers before its full stop."""
-    placed = _CITED_BEHIND.sub(r"\2\1", without_thoughts(text))
-    lines = [" ".join(told["text"].split()) for told in sentences(placed)]
-    return [_LEAD_IN.sub("", line) for line in lines]
-
-
-def _borne_out_by(said, passages, given):
-    """Return (the numbers of the passages that bear a sentence out, ""), or ((), why none does).
-
-    passages: {number: evidence}. given: the numbers that it came with; where it quotes another passage, or another one alone
-    bears it out, it gets that one's.
-    """
-    quoted = said.rstrip(".!?").casefold()
-    real = [number for number in dict.fromkeys(given) if number in passages]
-    quoting = [n for n in passages if quoted in " ".join(passages[n]["text"].split()).casefold()]
-    faults = []
-    for number in dict.fromkeys([*quoting, *real, *passages]):
-        faults.append(_fault_of(said, [passages[number]]))
-        if not faults[-1]:
-            return (number,), ""
-    if len(real) > 1 and not _fault_of(said, [passages[number] for number in real]):
-        return tuple(real), ""
-    return (), faults[0]
-
-
-def _fault_of(said, items):
-    """Return why some passages together do not bear a sentence out, or ""."""
-    titles = [
-        " ".join((pathlib.PurePath(item["doc_id"]).stem, *item.get("headings", ())))
-        for item in items
-    ]
-    return why_not_borne_out(said, "\n\n".join([item["text"] for item in items]), " ".join(titles))
-
-
-class Words:
-    """I take what a core writes and give those of its sentences that a passage bears out, each once, with its numbers.
-
-    passages: {number: evidence}. told: what I gave, or was given before. faults: {sentence: why} of those that no passage
-    bears out. What is not of the first passage, which answers best, and has no word of the question, is beside the point.
-    """
-
-    def __init__(
-        self, question: str, passages: dict[int, dict], told: typing.Sequence = ()
-    ) -> None:
-        self.passages, self.told, self.faults = passages, list(told), {}
-        self.is_enough = False  # whether enough is told, or the core says the same again and again
-        self._asked, self._seen = set(stems(question)), set()
-
-    def take(self, text: str, is_whole: bool) -> list:
-        """Return the sentences that are new in a text; the last one counts only where the text is whole."""
-        found = _written_sentences(text)
-        counts = collections.Counter(found)
-        self.is_enough = len(self.told) >= _WORDS_MOST or max(counts.values(), default=0) >= _LOOP
-        if found and not (is_whole and found[-1].endswith((".", "!", "?"))):
-            found.pop()
-        judged = [self._judged(said) for said in found if said not in self._seen]
-        self._seen.update(found)
-        return [told for told in judged if told]
-
-    def _judged(self, said):
-        numbers = [int(number) for number in _CITATION.findall(said)]
-        plain = _CITATION.sub("", said).strip()
-        if not stems(plain) or self._is_told(plain) or len(self.told) >= _WORDS_MOST:
-            return ""
-        cited, why = _borne_out_by(plain, self.passages, numbers)
-        if why:
-            self.faults[plain] = why
-        beside_the_point = min(self.passages) not in cited and self._asked.isdisjoint(stems(plain))
-        if why or beside_the_point:
-            return ""
-        body, end = (plain[:-1], plain[-1]) if plain[-1] in ".!?" else (plain, ".")
-        self.told.append(f"{body} {' '.join([f'[{number}]' for number in cited])}{end}")
-        return self.told[-1]
-
-    def _is_told(self, plain):
-        words = set(stems(plain))
-        told = [set(stems(_CITATION.sub("", one))) for one in self.told]
-        return any(len(words & one) >= _SAID_AGAIN * len(words) for one in told)
-
-
-class Halt:
-    """I say when a core has to stop: where its mission is cancelled, or `enough` is written. Asked like an event."""
-
-    def __init__(self, cancel: threading.Event) -> None:
-        self._cancel, self.enough = cancel, False
-
-    def is_set(self) -> bool:
-        return self.enough or self._cancel.is_set()
-
-
-def words_told(cycle):
-    """Return the sentences of a core that a cycle's journal holds."""
-    return [entry.answer["told"] for entry in cycle.journal if entry.name == "sentence"]
-
-
-def _writing(cycle, pillar, asked, bound=types.MappingProxyType({}), other=None):
-    """Return the thought in which the lead writes, as its pillar's method asks for it: {"sub_query", "evidence", "prompt"?}.
-
-    bound: {pillar: the expert that it is bound to}. other: who answers in words what is written, or None.
-    """
-    told = journalled(cycle, "recall")["evidence"]
-    wanted = [item["text"] for item in asked["evidence"]]
-    numbered = [[number, item] for number, item in enumerate(told, 1)]
-    passages = [[number, item] for number, item in numbered if item["text"] in wanted]
-    passages = passages or numbered  # those that were asked for when another core was to choose
-    fields = {
-        "lead": owner_of(pillar),
-        "pillar": pillar,
-        "question": asked["sub_query"],
-        "passages": passages,
-        "told": words_told(cycle),
-    }
-    if "prompt" in asked:
-        fields["prompt"] = asked["prompt"]
-    if pillar in bound:
-        fields["expert"] = bound[pillar]
-    asks = (pillar, PILLARS[other][0]) if other else (pillar,)
-    mine = {name: bound[name] for name in asks if name in bound}
-
-    def read(sentences_told):
-        said = {"frame": " ".join(sentences_told), "quotes": [item for _, item in passages]}
-        data = {"partial_responses": {pillar: said}} if sentences_told else {}
-        if bound:  # nobody else is asked
-            data["facet_experts"] = mine
-        follows = "DELEGATING" if other else "SYNTHESIZING"
-        return Step(follows, {"sentences": len(sentences_told)}, data)
-
-    return Thought("words", read, ((WRITE, fields),))
-
-
-def _replies_to_lead(cycle, recall):
-    """Return who answers in words what the lead writes, or None: who was asked beside it, where the workflow has that."""
-    plan = cycle._tmp_synthesis_data["plan"]
-    other = _who_replies(cycle, plan["strategy"], recall.settings)
-    asked = other in personas_of(plan["relevant_pillars"])
-    return other if asked and may_follow(cycle, "CONTRAPUNTO") else None
-
-
-def _reply_in_words(cycle):
-    """Return the thought in which BRICK or ROBIN answers in words what the lead wrote, over the same passages.
-
-    None does where the lead told nothing or all that may be told, or where the core is slow.
-    """
-    data, told = cycle._tmp_synthesis_data, words_told(cycle)
-    lead = data["plan"]["lead"]
-    other, routing = _EACH_OTHER[lead], data.get("routing", {})
-    took_s = next(entry.seconds for entry in reversed(cycle.journal) if entry.name == "words")
-    if not told or took_s > REWORDED_WITHIN_S:
-        why = "the core is slow" if told else "nothing was written"
-        turns = {other: {"answers": lead, "said": [], "why": why}}
-        kept = {"routing": {**routing, "contrapunto": turns}}
-        return Thought("contrapunto", lambda _: Step("SYNTHESIZING", turns, kept))
-    passages = [*enumerate(journalled(cycle, "recall")["evidence"], 1)]
-    task = "resonate" if other == "ROBIN" and _is_out_of_tone(cycle) else "reply"
-    fields = {
-        "lead": other,
-        "pillar": PILLARS[other][0],
-        "question": data["plan"]["sub_queries"][PILLARS[other][0]],
-        "passages": [[number, item] for number, item in passages],
-        "told": told,
-        "answers": [task, lead, " ".join(told)],
-    }
-    if expert := data.get("facet_experts", {}).get(PILLARS[other][0]):
-        fields["expert"] = expert
-
-    def read(sentences_told):
-        said = sentences_told[len(told) :]
-        turns = {other: {"answers": lead, "said": said, "why": ""}}
-        kept = {"routing": {**routing, "contrapunto": turns}}
-        if said:
-            part = {"frame": " ".join(said), "quotes": [item for _, item in passages]}
-            kept["partial_responses"] = {**data["partial_responses"], PILLARS[other][0]: part}
-        return Step("SYNTHESIZING", turns, kept)
-
-    return Thought("contrapunto", read, ((WRITE, fields),))
-
-
-_NOTHING_WRITTEN = {
-    "code": "NotBorneOut",
-    "details": "nothing of what the core wrote is borne out by the passages",
-}
-
-
-def told_in_words(mission, evidence, words):
-    """Return the answer in one sentence that is quoted, and below it what a core wrote."""
-    return "\n".join(filter(None, (plain_answer(mission, evidence), " ".join(words))))
-
-
 @primitive("psm_decomposing_", reads=True)
 def psm_decomposing_(cycle, recall):
     """Ask for a plan: the archetype, the pillars that it needs, and which words of the mission each looks up.
@@ -29994,7 +30014,7 @@ def psm_decomposing_(cycle, recall):
         return Step("DELEGATING", values[0], {"plan": values[0], "routing": {"shares": shares}})
 
     if recall.writes():
-        plan = _routed_plan(cycle, offered, recall.settings)
+        plan = routed_plan(cycle, offered, recall.settings)
         return Thought("plan", lambda _: read([plan]))
     return Thought("plan", read, (("plan", {"mission": mission, "offered": offered}),))
 
@@ -30034,9 +30054,9 @@ def psm_delegating_(cycle, recall):
     if recall.writes():
         bound = cycle._tmp_synthesis_data.get("facet_experts", {})
         if journalled(cycle, "words") is not None:
-            return _reply_in_words(cycle)
-        other = _replies_to_lead(cycle, recall)
-        return _writing(cycle, *_facet_of_lead(cycle, asked), bound, other)
+            return reply_in_words(cycle)
+        other = replies_to_lead(cycle, recall)
+        return words_wanted(cycle, *_facet_of_lead(cycle, asked), bound, other)
     focus = _data_on_demand(cycle, asked)
     return _retrieving(cycle, recall, focus) if focus else _facets_told(cycle, asked, recall)
 
@@ -30168,6 +30188,9 @@ def facets_asked(cycle: UvmObject) -> dict:
     return fields
 
 
+_LEARNT_TOKENS = 1024  # of a prompt that is learnt from
+
+
 def words_asked(cycle: UvmObject) -> dict | None:
     """Return {"lead", "prompt", "system_prompt"} by which a core was asked for words, as long as the journal stands, or None."""
     found, data = journalled(cycle, "recall"), cycle._tmp_synthesis_data
@@ -30193,9 +30216,7 @@ def _is_contrapunto_due(cycle, parts, recall):
         return False
     if not may_follow(cycle, "CONTRAPUNTO"):
         return False
-    if _may_answer_each_other(
-        cycle, cycle._tmp_synthesis_data["plan"]["strategy"], recall.settings
-    ):
+    if may_answer_each_other(cycle, cycle._tmp_synthesis_data["plan"]["strategy"], recall.settings):
         return True
     pairs = itertools.product(*quotes)
     return any(contradict(marked_text(one), marked_text(other)) for one, other in pairs)
@@ -30456,7 +30477,7 @@ def _final_response(cycle, evidence, words):
     if words:
         return told | {"words": True}
     asked = journalled(cycle, "words") is not None
-    return told | {"words": False, "why_no_words": _NOTHING_WRITTEN} if asked else told
+    return told | {"words": False, "why_no_words": NOTHING_WRITTEN} if asked else told
 
 
 def _left_by_experts(cycle, evidence):
@@ -30521,11 +30542,6 @@ def _added_passage(cycle, evidence):
     return [max(added, key=lambda item: item["share"])] if added else []
 
 
-_EMOTIONAL_SECOND = (
-    0.3  # share of the emotional archetype, from which on an answer of another may miss the tone
-)
-
-
 def _resonance(cycle, plan, evidence):
     """Return {"resonance"} where the matrix has ROBIN check it: whether the answer is of what was asked, and in its tone."""
     if row_of(root_of(cycle), plan["strategy"])["support"].get("ROBIN") != "resonance check":
@@ -30535,15 +30551,9 @@ def _resonance(cycle, plan, evidence):
     said = set(stems(" ".join((best["text"], *best.get("headings", ())))))
     if wanted and wanted.isdisjoint(said):
         return {"resonance": "ROBIN: the passage has no word of what was asked"}
-    if _is_out_of_tone(cycle):
+    if is_out_of_tone(cycle):
         return {"resonance": "ROBIN: it may have been asked with feeling"}
     return {"resonance": "holds"}
-
-
-def _is_out_of_tone(cycle: UvmObject) -> bool:
-    """Whether a mission of another archetype may have been asked with feeling, by what the router offered."""
-    shares = cycle._tmp_synthesis_data.get("routing", {}).get("shares", {})
-    return shares.get("Emotional Processing", 0.0) > _EMOTIONAL_SECOND
 
 
 @primitive("psm_synthesizing_", reads=True)

@@ -659,7 +659,7 @@ def test_a_cycle_that_recalled_other_passages_for_another_core_is_written_over_t
     told = {"text": "The bell is of brass."}
     journal = [types.SimpleNamespace(name="recall", answer={"evidence": [told]})]
     asked = {"sub_query": "x", "evidence": [{"text": "Others."}]}
-    thought = batos._writing(types.SimpleNamespace(journal=journal), PILLAR, asked)
+    thought = batos.words_wanted(types.SimpleNamespace(journal=journal), PILLAR, asked)
     assert thought.requests[0][1]["passages"] == [[1, told]]
 
 
