@@ -521,6 +521,8 @@ SETTINGS = {row.name: row for row in (
             secret=True),
     Setting("core_parallel", 4, "rows", "that each server is asked at a time"),
     Setting("core_queue", 32, "rows", "that wait for a server; who comes then is told Busy"),
+    Setting("core_voices", True, "true or false",
+            "where it answers in moments, let each persona say what it sees before the one that leads answers"),
     Setting("core_price", "", "READ/WRITTEN",
             "what a million tokens cost, in your currency, as 0.15/0.6; one for all servers or one for each, blanks between"),
     Setting("embedder", "auto", "auto, none, a folder or a name",
@@ -13050,6 +13052,11 @@ TASK_PROMPTS = {
     'figures, and nothing else. Put the number of the passage behind each sentence. For example, from "[1] The lamp holds two '
     'litres of oil. It burns for nine hours." the question "How long does the lamp burn?" is answered: The lamp burns for nine '
     "hours [1].\n\n{passages}\n\n{question}",
+    "voice": "Say in one or two short sentences what of numbered passages matters for a question as you look at things, with the "
+    "passages' own words, names and figures, and nothing else. Put the number of the passage behind each sentence.\n\n"
+    "{passages}\n\n{question}",
+    "gather": "So it was answered by others, each from a point of view of their own:\n{voices}\nAnswer the question yourself. "
+    "Take from them what helps, leave out what does not, and say nothing twice.",
     "comfort": "Somebody says how she feels. Answer her in one to three short, warm sentences. State no fact, name nobody, "
     "give no figure and no advice that needs knowledge.\n\n{mission}",
     "rewrite": "These sentences cannot be told, as no passage bears them out:\n{faults}\nWrite each once more, so that it "
@@ -14709,6 +14716,11 @@ class CognitiveCore:
         return self.state == "ready" and self._loaded.card is None
 
     @property
+    def is_quick(self) -> bool:
+        """Whether I write, and in moments: on a card, not on a processor."""
+        return self.writes and self._loaded.model.device.type == "cuda"
+
+    @property
     def context_tokens(self):
         """How many tokens a prompt and its answer may have together."""
         return self._loaded.positions
@@ -16027,6 +16039,10 @@ class Tally:
         with self._guard:
             self._took_s.append(time.monotonic() - started_s)
 
+    def usual_s(self) -> float:
+        """Return what an answer takes at the median, of those of late; 0 before the first one."""
+        return statistics.median(self._took_s) if self._took_s else 0.0
+
     def count(self, body: dict, usage: dict, pieces: int) -> None:
         """Count an answer's tokens as the server counts them; one that does not is guessed at."""
         asked = sum(len(turn["content"]) for turn in body["messages"])
@@ -16407,6 +16423,7 @@ __all__ += """
 
 _CONNECT_AMONG_S = 2.0  # for a connection, where there are other servers to be asked
 _TURN_WAIT_S = 0.02  # until who waits for room looks again
+_QUICK_S = 5.0  # what a server takes for an answer, up to which it is asked more for one question
 
 
 class ServerTurns:
@@ -16543,6 +16560,12 @@ class RemoteCore:
     def breaker(self) -> Breaker:
         """The breaker of the server that would be asked."""
         return self._best().breaker
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether a server that is ready answers in moments, by what it took so far; one that was not asked yet does."""
+        ready = self._turns.ready()
+        return bool(ready) and ready[0].tally.usual_s() <= _QUICK_S
 
     @property
     def context_tokens(self) -> int:
@@ -26338,6 +26361,9 @@ class Recall(typing.NamedTuple):
     settings: types.SimpleNamespace | None = None
     # whether an expert of that name can be asked now
     serves: typing.Callable = lambda name: False
+    # whether that model answers in moments, so that it can be asked more for one answer
+    is_quick: typing.Callable = lambda: False
+    further: int = 0  # passages that such a model reads behind those that are told
 
 
 def find_evidence(
@@ -26357,7 +26383,8 @@ def find_evidence(
     again, and by each of two things that it compares, in each of the places (fields of Where). The reader chooses among the
     best where it is ready; else words and meaning do.
 
-    certainty: "sure" (then it is `relevant`), "nearest" where nothing says it outright, "none".
+    certainty: "sure" (then it is `relevant`), "nearest" where nothing says it outright, "none". Where more passages are wanted
+    than are told, they stand in `further`, best first.
     """
     vector = _vector_of(query, before, recall.embedder)
     asked = asked_of(catalog, query, focus, before)
@@ -26372,12 +26399,14 @@ def find_evidence(
     evidence = _noted_against(asked, [_evidence(one) for one in kept], kept)
     mass = max([outcome["mass"] for outcome in outcomes])
     certainty = _certainty(asked, unknown, mass, judged, evidence, recall) if evidence else "none"
+    further = [_evidence(one) for one in _further(judged, kept, recall.further)]
     return {
         "relevant": certainty == "sure",
         "certainty": certainty,
         "mass": mass,
         "unknown": unknown,
         "evidence": evidence if certainty != "none" else [],
+        **({"further": further} if further else {}),
     }
 
 
@@ -26749,6 +26778,17 @@ def _different(asked, judged, things, recall):
         kept.append(one._replace(window=told))
         words.append(held)
     return kept
+
+
+def _further(judged, kept, most):
+    """Return up to `most` Judged behind those that are told, none of which shares a sentence with another one."""
+    found = []
+    for one in judged:
+        told = _grown(one.window, one.marked)
+        seen = any(_overlap(told, other.window) for other in (*kept, *found))
+        if len(found) < most and not seen:
+            found.append(one._replace(window=told))
+    return found
 
 
 def _with_the_other_side(asked, kept, judged, recall):
@@ -28286,7 +28326,7 @@ STATES = {
 ENDED = ("COMPLETE", "FAILED")
 FREE_TEXT = ""  # the task of a request whose fields are those of `infer_`
 # task -> its field that names who speaks; plans are nobody's
-SPEAKER = {"facet": "persona", "weave": "lead", "write": "lead"}
+SPEAKER = {"facet": "persona", "weave": "lead", "write": "lead", "voice": "lead"}
 CONTINUED = 4  # cycles looked at for pruning at each acceptance and each end
 WAIT_TURN_S = 0.05  # who waits for a cycle looks so often whether the daemon stops
 
@@ -28670,8 +28710,8 @@ def sense_ether(root: persistent.mapping.PersistentMapping, text: str, cycle: st
             bonus[persona] += adds
         found.append((adds, number, trace, overlap))
     most = {name: round(min(_BONUS_MOST, added), 4) for name, added in bonus.items()}
-    found.sort(key=operator.itemgetter(0), reverse=True)
-    return {"bonus": most, "because": [_because(*one) for one in found[:_BECAUSE_MOST]]}
+    heaviest = heapq.nlargest(_BECAUSE_MOST, found, key=operator.itemgetter(0))
+    return {"bonus": most, "because": [_because(*one) for one in heaviest]}
 
 
 def _because(adds, number, trace, overlap):
@@ -29508,10 +29548,11 @@ def subject_of(turns):
 __all__ += """
     WRITE WORDS_TOKENS REWORDED_WITHIN_S routed_plan may_answer_each_other words_prompt
     rewording_prompt Words Halt words_told words_wanted replies_to_lead reply_in_words
-    NOTHING_WRITTEN told_in_words is_out_of_tone
+    NOTHING_WRITTEN told_in_words is_out_of_tone brought_by_words VOICE voices_wanted
 """.split()
 
-WRITE = "write"  # the task
+# the tasks: what the lead answers, and what each point of view says before
+WRITE, VOICE = "write", "voice"
 WORDS_TOKENS = 120  # of what is written
 _PROMPT_TOKENS = 500  # of what is asked, but for its passages
 _TOKEN_CHARS = 3  # of a text, at least
@@ -29529,15 +29570,29 @@ _LEAD_IN = Pattern(
 )
 
 
-def routed_plan(cycle, offered, settings):
+def routed_plan(cycle, offered, recall):
     """Return the plan of a mission for a core that writes: what the router offers first, and the first pillar of who leads;
-    and of who answers that one in words, where somebody does."""
+    of who answers that one in words, where somebody does; and of all whom the matrix names, where each has a voice."""
     strategy = offered[0][0] if offered else "Factual Inquiry"
-    speak = lead_of(cycle, strategy), _who_replies(cycle, strategy, settings)
+    speak = {lead_of(cycle, strategy), _who_replies(cycle, strategy, recall.settings)}
+    allowed = recall.settings is None or recall.settings.core_voices
+    in_voices = allowed and recall.is_quick() and _wants_voices(cycle, strategy)
+    if in_voices:
+        row = row_of(root_of(cycle), strategy)
+        speak |= {row["lead"], *row["support"]}
     pillars = sorted([PILLARS[name][0] for name in speak if name], key=PILLAR_ORDER.index)
     question = one_line(mission_text(cycle.mission_brief), MISSION_BYTES)
-    queries = dict.fromkeys(pillars, question)
-    return {"strategy": strategy, "relevant_pillars": pillars, "sub_queries": queries}
+    plan = {
+        "strategy": strategy,
+        "relevant_pillars": pillars,
+        "sub_queries": dict.fromkeys(pillars, question),
+    }
+    return plan | ({"in_voices": True} if in_voices else {})
+
+
+def _wants_voices(cycle, strategy):
+    """Whether a mission is more than a question of fact, by what it is or by the depth that was asked for."""
+    return strategy != "Factual Inquiry" or bool(cycle.mission_brief.get("kwargs", {}).get("depth"))
 
 
 def _who_replies(cycle, strategy, settings):
@@ -29567,11 +29622,16 @@ def words_prompt(fields, prompts, context_tokens):
     """Return what a core is asked: its prompt from the codex, as many passages as its context has room for, the question."""
     room = max(0, context_tokens - WORDS_TOKENS - _PROMPT_TOKENS) * _TOKEN_CHARS
     passages = ""
-    for number, item in fields["passages"]:
+    for number, item in (*fields["passages"], *fields.get("further", ())):
         passage = f"[{number}] {' '.join(item['text'].split())}\n"
         passages += passage[: max(0, room - len(passages))]
-    told = prompts.get(WRITE) or TASK_PROMPTS[WRITE]
+    task = fields.get("task", WRITE)
+    told = prompts.get(task) or TASK_PROMPTS[task]
     asked = told.replace("{passages}", passages.strip()).replace("{question}", fields["question"])
+    if "voices" in fields:
+        told = prompts.get("gather") or TASK_PROMPTS["gather"]
+        rows = "\n".join([f"- {name}: {said}" for name, said in fields["voices"]])
+        return f"{asked}\n\n{told.replace('{voices}', rows)}"
     if "answers" not in fields:
         return asked
     task, other, said = fields["answers"]
@@ -29621,21 +29681,41 @@ def _fault_of(said, items):
     return why_not_borne_out(said, "\n\n".join([item["text"] for item in items]), " ".join(titles))
 
 
+class Written(typing.NamedTuple):
+    """A sentence that a core wrote, with its numbers, and the passages that are told first with it."""
+
+    text: str
+    brought: list
+
+
 class Words:
     """I take what a core writes and give those of its sentences that a passage bears out, each once, with its numbers.
 
-    passages: {number: evidence}. told: what I gave, or was given before. faults: {sentence: why} of those that no passage
-    bears out. What is not of the first passage, which answers best, and has no word of the question, is beside the point.
+    passages: {number: evidence}, told already. further: likewise of those that the core reads as well; one of them is told,
+    under the next number that is free, with the first sentence that it bears out. told: what I gave, or was given before;
+    brought: the further passages that were told with that. faults: {sentence: why} of those that no passage bears out. What
+    is not of the first passage, which answers best, and has no word of the question, is beside the point.
     """
 
     def __init__(
-        self, question: str, passages: dict[int, dict], told: typing.Sequence = ()
+        self,
+        question: str,
+        passages: dict[int, dict],
+        told: typing.Sequence = (),
+        further: dict[int, dict] = types.MappingProxyType({}),
+        brought: typing.Sequence = (),
     ) -> None:
-        self.passages, self.told, self.faults = passages, list(told), {}
+        self.passages, self.told, self.faults = {**passages, **further}, list(told), {}
         self.is_enough = False  # whether enough is told, or the core says the same again and again
         self._asked, self._seen = set(stems(question)), set()
+        # as the core was told -> as people are
+        self._numbers = {number: number for number in passages}
+        self._free = min(further, default=0)
+        texts = {item["text"]: number for number, item in further.items()}
+        for item in brought:
+            self._numbered(texts[item["text"]])
 
-    def take(self, text: str, is_whole: bool) -> list:
+    def take(self, text: str, is_whole: bool) -> list[Written]:
         """Return the sentences that are new in a text; the last one counts only where the text is whole."""
         found = _written_sentences(text)
         counts = collections.Counter(found)
@@ -29647,19 +29727,29 @@ class Words:
         return [told for told in judged if told]
 
     def _judged(self, said):
+        """Return the Written of a sentence, or None where it is not told."""
         numbers = [int(number) for number in _CITATION.findall(said)]
         plain = _CITATION.sub("", said).strip()
         if not stems(plain) or self._is_told(plain) or len(self.told) >= _WORDS_MOST:
-            return ""
+            return None
         cited, why = _borne_out_by(plain, self.passages, numbers)
         if why:
             self.faults[plain] = why
         beside_the_point = min(self.passages) not in cited and self._asked.isdisjoint(stems(plain))
         if why or beside_the_point:
-            return ""
+            return None
+        brought = [self.passages[number] for number in cited if number not in self._numbers]
+        marks = " ".join([f"[{self._numbered(number)}]" for number in cited])
         body, end = (plain[:-1], plain[-1]) if plain[-1] in ".!?" else (plain, ".")
-        self.told.append(f"{body} {' '.join([f'[{number}]' for number in cited])}{end}")
-        return self.told[-1]
+        self.told.append(f"{body} {marks}{end}")
+        return Written(self.told[-1], brought)
+
+    def _numbered(self, number):
+        """Return the number under which people are told a passage."""
+        if number not in self._numbers:
+            self._numbers[number] = self._free
+            self._free += 1
+        return self._numbers[number]
 
     def _is_told(self, plain):
         words = set(stems(plain))
@@ -29682,6 +29772,12 @@ def words_told(cycle):
     return [entry.answer["told"] for entry in cycle.journal if entry.name == "sentence"]
 
 
+def brought_by_words(cycle: UvmObject) -> list:
+    """Return the passages that a core's sentences were the first to tell, in their order."""
+    said = [entry.answer for entry in cycle.journal if entry.name == "sentence"]
+    return [item for answer in said for item in answer.get("evidence", ())]
+
+
 def words_wanted(cycle, pillar, asked, bound=types.MappingProxyType({}), other=None):
     """Return the thought in which the lead writes, as its pillar's method asks for it: {"sub_query", "evidence", "prompt"?}.
 
@@ -29692,29 +29788,76 @@ def words_wanted(cycle, pillar, asked, bound=types.MappingProxyType({}), other=N
     numbered = [[number, item] for number, item in enumerate(told, 1)]
     passages = [[number, item] for number, item in numbered if item["text"] in wanted]
     passages = passages or numbered  # those that were asked for when another core was to choose
-    fields = {
-        "lead": owner_of(pillar),
-        "pillar": pillar,
-        "question": asked["sub_query"],
-        "passages": passages,
-        "told": words_told(cycle),
-    }
-    if "prompt" in asked:
-        fields["prompt"] = asked["prompt"]
-    if pillar in bound:
-        fields["expert"] = bound[pillar]
-    asks = (pillar, PILLARS[other][0]) if other else (pillar,)
+    further = _further_passages(cycle)
+    fields = _asked_for(pillar, asked, passages, bound) | {"told": words_told(cycle)}
+    if further:
+        fields |= {"further": further, "brought": brought_by_words(cycle)}
+    voices = cycle._tmp_synthesis_data.get("partial_responses", {})
+    if voices:
+        fields["voices"] = [[owner_of(name), said["frame"]] for name, said in voices.items()]
+    asks = [pillar, *voices]
+    if other:
+        asks.append(PILLARS[other][0])
     mine = {name: bound[name] for name in asks if name in bound}
 
     def read(sentences_told):
-        said = {"frame": " ".join(sentences_told), "quotes": [item for _, item in passages]}
-        data = {"partial_responses": {pillar: said}} if sentences_told else {}
+        quotes = [item for _, item in passages]
+        said = {"frame": " ".join(sentences_told), "quotes": quotes}
+        data = {"partial_responses": {**voices, pillar: said}} if sentences_told else {}
         if bound:  # nobody else is asked
             data["facet_experts"] = mine
         follows = "DELEGATING" if other else "SYNTHESIZING"
         return Step(follows, {"sentences": len(sentences_told)}, data)
 
     return Thought("words", read, ((WRITE, fields),))
+
+
+def voices_wanted(cycle, asked, bound=types.MappingProxyType({})):
+    """Return the thought in which each point of view says what of the passages matters to it; asked as for `words_wanted`.
+
+    What no passage bears out is not kept. The lead answers behind it, and reads what was said.
+    """
+    passages = [[n, item] for n, item in enumerate(journalled(cycle, "recall")["evidence"], 1)]
+    requests = []
+    for pillar, request in asked.items():
+        fields = _asked_for(pillar, request, passages, bound)
+        requests.append((VOICE, fields | {"task": VOICE}))
+
+    def read(texts):
+        parts = {}
+        for (_, fields), text in zip(requests, texts, strict=True):
+            words = Words(fields["question"], dict(passages))
+            words.take(text, is_whole=True)
+            if words.told:
+                quotes = [item for _, item in passages]
+                parts[fields["pillar"]] = {"frame": " ".join(words.told), "quotes": quotes}
+        said = {pillar: part["frame"] for pillar, part in parts.items()}
+        return Step("DELEGATING", said, {"partial_responses": parts} if parts else {})
+
+    return Thought("voices", read, tuple(requests))
+
+
+def _asked_for(pillar, request, passages, bound):
+    """Return what a core is asked over passages in the name of a pillar, whose method made the request."""
+    fields = {
+        "lead": owner_of(pillar),
+        "pillar": pillar,
+        "question": request["sub_query"],
+        "passages": passages,
+    }
+    if "prompt" in request:
+        fields["prompt"] = request["prompt"]
+    if pillar in bound:
+        fields["expert"] = bound[pillar]
+    return fields
+
+
+def _further_passages(cycle):
+    """Return [[number, evidence]] of what was found behind the passages that are told, and is not among them."""
+    found = journalled(cycle, "recall")
+    told = {item["text"] for item in found["evidence"]}
+    left = [item for item in found.get("further", ()) if item["text"] not in told]
+    return [[number, item] for number, item in enumerate(left, len(told) + 1)]
 
 
 def replies_to_lead(cycle, recall):
@@ -29770,9 +29913,9 @@ NOTHING_WRITTEN = {
 }
 
 
-def told_in_words(mission, evidence, words):
-    """Return the answer in one sentence that is quoted, and below it what a core wrote."""
-    return "\n".join(filter(None, (plain_answer(mission, evidence), " ".join(words))))
+def told_in_words(quoted: str, words: list) -> str:
+    """Return an answer: what is quoted, and below it what a core wrote."""
+    return "\n".join(filter(None, (quoted, " ".join(words))))
 
 
 _EMOTIONAL_SECOND = (
@@ -29798,8 +29941,11 @@ def is_out_of_tone(cycle: UvmObject) -> bool:
 __all__ += """
     persona_with facet_source facet_stands is_facet is_outdated intent_digest speaking
     without_prompt gate_reasons recalled gentle_answer quotes_of GENERAL_HEADS told_part
-    depth_of unsure_answer facets_asked words_asked
+    depth_of unsure_answer facets_asked words_asked is_asked_of_core quoted_answer
 """.split()
+
+
+_FURTHER = 7  # passages that a core reads behind those that are told, where it is quick
 
 
 def recalled(cycle, recall, focus="", question=""):
@@ -29817,7 +29963,8 @@ def recalled(cycle, recall, focus="", question=""):
         places += [{"doc_id": name} for name in before[0].cited if name in catalog.documents]
     asked = f"{subject}: {query}" if subject else query
     width = own(own(cycle)["synthesis_state*"][0]).get("width", recall.chunks)
-    recall = recall._replace(chunks=width)
+    further = _FURTHER if recall.is_quick() else 0
+    recall = recall._replace(chunks=width, further=further)
     return find_evidence(catalog, asked, recall, focus, places, subject)
 
 
@@ -29868,10 +30015,18 @@ def psm_idle_(cycle, recall):
     )
     if is_feeling(mission) and not found["evidence"] and recall.writes():
         return Thought("recall", lambda _: Step("DECOMPOSING", found, start))
+    if not (stated or is_feeling(mission)) and is_asked_of_core(found, recall):
+        told = found | {"told": quoted_answer(mission, found)}
+        return Thought("recall", lambda _: Step("DECOMPOSING", told, start))
     if is_feeling(mission) and not offers_reading(root_of(cycle)):
         found["evidence"] = []
     answer = _noted_statement(mission) if stated else unsure_answer(mission, found)
     return Thought("recall", lambda _: Step("COMPLETE", found, start | {"final_response": answer}))
+
+
+def is_asked_of_core(found, recall):
+    """Whether a core sees what answers, though nothing says it outright: one that is quick, where something comes near."""
+    return bool(found["evidence"]) and recall.is_quick()
 
 
 _WAYS_DEEP = 2
@@ -29928,6 +30083,13 @@ def _noted_statement(mission: str) -> dict:
 
 
 _NEAREST = "Nothing here says it outright; nearest:"
+
+
+def quoted_answer(mission: str, found: dict) -> str:
+    """Return what is quoted of what memory has for a mission."""
+    if found["relevant"]:
+        return plain_answer(mission, found["evidence"])
+    return unsure_answer(mission, found)["answer"]
 
 
 def unsure_answer(mission, found):
@@ -30014,7 +30176,7 @@ def psm_decomposing_(cycle, recall):
         return Step("DELEGATING", values[0], {"plan": values[0], "routing": {"shares": shares}})
 
     if recall.writes():
-        plan = routed_plan(cycle, offered, recall.settings)
+        plan = routed_plan(cycle, offered, recall)
         return Thought("plan", lambda _: read([plan]))
     return Thought("plan", read, (("plan", {"mission": mission, "offered": offered}),))
 
@@ -30052,9 +30214,12 @@ def psm_delegating_(cycle, recall):
     asked = {pillar: _with_passages(request, found) for pillar, request in asked.items()}
 
     if recall.writes():
-        bound = cycle._tmp_synthesis_data.get("facet_experts", {})
+        data = cycle._tmp_synthesis_data
+        bound = data.get("facet_experts", {})
         if journalled(cycle, "words") is not None:
             return reply_in_words(cycle)
+        if data["plan"].get("in_voices") and journalled(cycle, "voices") is None:
+            return voices_wanted(cycle, asked, bound)
         other = replies_to_lead(cycle, recall)
         return words_wanted(cycle, *_facet_of_lead(cycle, asked), bound, other)
     focus = _data_on_demand(cycle, asked)
@@ -30460,14 +30625,16 @@ def without_prompt(fields):
     return {name: value for name, value in fields.items() if name not in ("prompt", "expert")}
 
 
-def _final_response(cycle, evidence, words):
+def _final_response(cycle, found, words):
     """Return the answer as it is told: one plain sentence, what a core wrote, and the passages that their numbers name."""
     plan, mission = cycle._tmp_synthesis_data["plan"], mission_text(cycle.mission_brief)
-    evidence = evidence if words else _left_by_experts(cycle, evidence)
+    evidence = found["evidence"] if words else _left_by_experts(cycle, found["evidence"])
+    quoted = quoted_answer(mission, found | {"evidence": evidence})
+    evidence = [*evidence, *(brought_by_words(cycle) if words else ())]
     told = {
-        "answer": told_in_words(mission, evidence, words),
-        "relevant": True,
-        "certainty": "sure",
+        "answer": told_in_words(quoted, words),
+        "relevant": found["relevant"],
+        "certainty": found["certainty"],
         "evidence": evidence,
         "archetype": plan["strategy"],
         "lead": plan.get("lead") or lead_of(cycle, plan["strategy"]),
@@ -30564,10 +30731,12 @@ def psm_synthesizing_(cycle, recall):
     """
     sent_back = cycle._tmp_synthesis_data.get("sent_back")
     found = recalled(cycle, recall) if sent_back else journalled(cycle, "recall")
-    reasons = gate_reasons(root_of(cycle)["knowledge_catalog_obj"], found["evidence"])
+    brought = [] if sent_back else brought_by_words(cycle)
+    catalog = root_of(cycle)["knowledge_catalog_obj"]
+    reasons = gate_reasons(catalog, [*found["evidence"], *brought])
     if not reasons:
         words = [] if sent_back else words_told(cycle)
-        answer = _final_response(cycle, found["evidence"], words)
+        answer = _final_response(cycle, found, words)
         return Thought("gate", lambda _: Step("COMPLETE", [], {"final_response": answer}))
     if sent_back:
         raise GateRefused(f"the answer was refused twice: {'; '.join(reasons)}", reasons=reasons)
@@ -30899,14 +31068,14 @@ def psm_verifying_(cycle, recall):
     nodes, verdicts = _nodes_of(cycle), _verdicts_of(cycle)
     standing = [node for node in nodes if verdicts.get(node["node"], _HOLDS)["holds"]]
     if not standing:
-        return _told_of_tree(cycle, nodes, verdicts, _best_first(nodes)[0])
+        return _told_of_tree(cycle, recall, nodes, verdicts, _best_first(nodes)[0])
     best = _best_first(standing, verdicts)[0]
     if best["node"] in verdicts:
-        return _told_of_tree(cycle, nodes, verdicts, best)
+        return _told_of_tree(cycle, recall, nodes, verdicts, best)
     verdict = _verdict_on(root_of(cycle)["knowledge_catalog_obj"], best, recall)
     judged = verdicts | {best["node"]: verdict}
     if verdict["holds"] and _best_first(standing, judged)[0] is best:
-        return _told_of_tree(cycle, nodes, judged, best)
+        return _told_of_tree(cycle, recall, nodes, judged, best)
     return Thought(f"verdict {best['node']}", lambda _: Step("EXPLORING", verdict))
 
 
@@ -31016,7 +31185,7 @@ def _leads_on(node):
     return marked_text(node["evidence"][0]) != marked_text(node["via"])
 
 
-def _told_of_tree(cycle, nodes, verdicts, best):
+def _told_of_tree(cycle, recall, nodes, verdicts, best):
     """Return the thought in which what stands is told: with what led to it, what is against it, and how it came."""
     verdict = verdicts.get(best["node"], {})
     first_found = journalled(cycle, "recall")["evidence"]
@@ -31036,8 +31205,8 @@ def _told_of_tree(cycle, nodes, verdicts, best):
         "verified": verdict.get("verified", []),
     }
     mission = mission_text(cycle.mission_brief)
-    if found["relevant"]:
-        told = found | {"told": plain_answer(mission, evidence)}
+    if found["relevant"] or is_asked_of_core(found, recall):
+        told = found | {"told": quoted_answer(mission, found)}
         return Thought("recall", lambda _: Step("DECOMPOSING", told, kept))
     answer = unsure_answer(mission, found) | kept
     return Thought("recall", lambda _: Step("COMPLETE", found, kept | {"final_response": answer}))
@@ -32372,16 +32541,15 @@ def _answer_without_words(cycle, error, reason):
     if is_feeling(mission) and not found["relevant"]:
         told = {"relevant": False, "certainty": "none", "words": False, "why_no_words": reason}
         return told | gentle_answer([])
-    if not found["relevant"]:
+    evidence = [*found["evidence"], *brought_by_words(cycle)]
+    if not evidence or gate_reasons(root_of(cycle)["knowledge_catalog_obj"], evidence):
         return None
-    if gate_reasons(root_of(cycle)["knowledge_catalog_obj"], found["evidence"]):
-        return None
-    words = words_told(cycle)
-    told = {
-        "answer": told_in_words(mission, found["evidence"], words),
-        "evidence": found["evidence"],
+    told = {name: found[name] for name in ("relevant", "certainty")}
+    told |= {
+        "answer": told_in_words(quoted_answer(mission, found), words_told(cycle)),
+        "evidence": evidence,
     }
-    return told | {"relevant": True, "certainty": "sure", "words": False, "why_no_words": reason}
+    return told | {"words": False, "why_no_words": reason}
 
 
 def _fail_cycle(oid, error, settings, steps=()):
@@ -32515,6 +32683,7 @@ class MissionLane:
             lambda: core.writes,
             settings,
             lambda name: core.expert(name) != BASE,
+            lambda: core.is_quick,
         )
         self.missions = {}  # oid -> Mission; all that are accepted and have not ended
         self.counts = collections.Counter()  # state -> cycles ended since the start
@@ -32803,6 +32972,8 @@ class MissionLane:
             ]
         if requests[0][0] == WRITE:
             return self._words(mission, requests[0][1], *spoken[0])
+        if requests[0][0] == VOICE:
+            return self._voices(mission, requests, spoken, left_s)
         rows = [
             CoreRequest(
                 task,
@@ -32828,12 +32999,42 @@ class MissionLane:
         named = [self.core.expert(name) for name in names]
         return next((name for name in named if name != BASE), BASE)
 
+    def _voices(self, mission, requests, spoken, left_s):
+        """Return what the core writes for several points of view at the same time; "" for one that it fails to answer."""
+
+        def ask(request, told):
+            (_, fields), (system_prompt, prompts, bound) = request, told
+            prompt = words_prompt(fields, prompts, self.core.context_tokens)
+            speaker = self._adapter(VOICE, fields, bound)
+            try:
+                return self.core.infer_(
+                    prompt,
+                    fields["lead"] if speaker == BASE else speaker,
+                    system_prompt,
+                    temperature=0,
+                    max_new_tokens=WORDS_TOKENS,
+                    deadline_s=left_s,
+                    cancel=mission.cancel,
+                )
+            except BatosError as error:
+                log_mind.warning("%s does not speak in %s: %s", fields["lead"], mission.oid, error)
+                return ""
+
+        with concurrent.futures.ThreadPoolExecutor(len(requests), "batos-voices") as pool:
+            return list(pool.map(ask, requests, spoken))
+
     def _words(self, mission, fields, system_prompt, prompts, bound):
         """Have the core write over passages, and once more what none of them bears out, where it is fast.
 
         Returns the sentences that were told.
         """
-        words = Words(fields["question"], dict(fields["passages"]), fields["told"])
+        words = Words(
+            fields["question"],
+            dict(fields["passages"]),
+            fields["told"],
+            dict(fields.get("further", ())),
+            fields.get("brought", ()),
+        )
         prompt = words_prompt(fields, prompts, self.core.context_tokens)
         started_s, speaker = time.monotonic(), self._adapter(WRITE, fields, bound)
         lead = fields["lead"] if speaker == BASE else speaker
@@ -32872,9 +33073,10 @@ class MissionLane:
 
     def _tell_written(self, mission, told):
         """Store sentences one by one, each of which is told then."""
-        for sentence in told:
+        for said in told:
             thought = Thought("sentence", None)
-            step = Step("DELEGATING", {"told": sentence})
+            brought = {"evidence": said.brought} if said.brought else {}
+            step = Step("DELEGATING", {"told": said.text} | brought)
             mission.take(_step_taken(thought, step, 0.0))
             self._store(mission)
 
@@ -35014,8 +35216,8 @@ def two_steps(world, inner):
 
 # Offers:
 __all__ += """
-    DECIDING Said plain_words what_is_said with_kin explains_all ONE_STEPS_MOST ranked
-    enumerated
+    DECIDING plain_words what_is_said with_kin explains_all ONE_STEPS_MOST ranked enumerated
+    Said
 """.split()
 
 # What each feature of a candidate is worth: fitted by tests/bench/fit.py to requests of which it is known what is meant, all of
@@ -56198,6 +56400,9 @@ def help_cores():
     one's grammars (methods it writes as any Python), a server is asked for JSON, and for personas by its models of their
     names (LoRA modules of vLLM) or by llama.cpp's adapters, `--lora robin.gguf`. An image keeps its core, as it came, until
     another is named.
+
+    One that answers in moments is asked for more: it reads further passages, answers where something merely comes near, and
+    speaks for each persona before the one that leads (core_voices). A server is such until its answers take over 5 s.
 
     Of several servers (core_urls) each row goes to the first that is ready and has room, to the next where that fails;
     words that broke off are begun again there. One that is off is left alone: 10 s behind three failures in 30 s, then for

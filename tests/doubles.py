@@ -93,7 +93,7 @@ class QuickEmbedder:
 class QuickCore:
     """Stands for CognitiveCore: the first choice of everything, after `delay_s`."""
 
-    writes, synapses = False, None
+    writes, is_quick, synapses = False, False, None
     state, progress, context_tokens = "ready", "a double", 4096
     values = {"plan": plan_value, "facet": facet_value, "weave": weave_value, "method": method_value, "tests": tests_value,
               "summary": summary_value}

@@ -550,7 +550,7 @@ def test_a_model_that_never_saw_the_tasks_is_told_what_to_answer():
     mine = {**batos.TASK_PROMPTS, "plan": "Plan by {archetypes}!", "all": ""}
     system, told = batos.told_task(CoreRequest(*PLAN, prompts=mine), CORE_TASKS["plan"].prompt(PLAN[1])[0])
     assert system == "" and told.startswith("Plan by Technical Deconstruction, ")
-    assert set(mine) == {"all", "write", "rewrite", "comfort", "reply", "resonate", *CORE_TASKS}
+    assert set(mine) == {"all", "write", "voice", "gather", "rewrite", "comfort", "reply", "resonate", *CORE_TASKS}
 
 
 @pytest.mark.skipif(not avx512_bf16(), reason="the processor has no AVX512-BF16")

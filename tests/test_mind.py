@@ -659,7 +659,8 @@ def test_a_cycle_that_recalled_other_passages_for_another_core_is_written_over_t
     told = {"text": "The bell is of brass."}
     journal = [types.SimpleNamespace(name="recall", answer={"evidence": [told]})]
     asked = {"sub_query": "x", "evidence": [{"text": "Others."}]}
-    thought = batos.words_wanted(types.SimpleNamespace(journal=journal), PILLAR, asked)
+    cycle = types.SimpleNamespace(journal=journal, _tmp_synthesis_data={})
+    thought = batos.words_wanted(cycle, PILLAR, asked)
     assert thought.requests[0][1]["passages"] == [[1, told]]
 
 
@@ -671,6 +672,145 @@ def test_code_sets_the_number_of_the_passage_that_bears_a_sentence_out(said, giv
     texts = ("The bell is of brass.", "The lamp burns for nine hours.", "Each lamp of tin is heavy. A lamp of tin is heavy.")
     passages = {number: {"text": text, "doc_id": "a.md"} for number, text in enumerate(texts, 1)}
     assert batos._borne_out_by(said, passages, given)[0] == cited
+
+
+# Words of a core that is quick: it reads more, is asked where nothing is sure, and each point of view has a voice
+
+SHED = ("The shed key hangs behind the blue door. The shed is painted every second spring with linseed oil. "
+        "The roof of the shed was mended in 1998 by Harlow. ")
+ABOUT_SHED = {"type": "direct_synthesis", "selector": "answer_", "args": ["Where does the shed key hang?"]}
+
+
+class Quick(Speaker):
+    """A Speaker that answers in moments. `voices`: what each persona says where it is asked for its point of view."""
+
+    is_quick = True
+
+    def __init__(self, *said, voices=None, **how):
+        super().__init__(*said, **how)
+        self.voices, self.heard = voices or {}, []
+
+    def infer_(self, prompt, persona=None, system_prompt=None, on_text=None, **how):
+        if on_text is not None:
+            return super().infer_(prompt, persona, system_prompt, on_text, **how)
+        self.heard.append((persona, system_prompt, prompt))
+        said = self.voices.get(persona, "")
+        if isinstance(said, BaseException):
+            raise said
+        return said
+
+
+def learn_sheds(one):
+    """Learn one passage that answers, and four of other documents that a core reads besides."""
+    one.learn(SHED, "shed.md")
+    for number, tree in enumerate(("oak", "elm", "ash", "yew")):
+        one.learn(f"The key of the {tree} gate hangs on nail {number + 20}. The {tree} gate creaks in winter.", f"{tree}.md")
+
+
+def test_what_a_quick_core_read_besides_is_told_with_the_sentence_that_it_bears_out(machine):
+    one, heard = machine(Quick("The shed key hangs behind the blue door. The yew gate creaks in winter when a key turns. "
+                               "The yew gate creaks in winter. The key of the yew gate hangs on nail 23.")), []
+    one.mind._listener = lambda oid: lambda text, evidence: heard.append((text, [item["doc_id"] for item in evidence]))
+    learn_sheds(one)
+    report = one.think(ABOUT_SHED)
+    told = [item["doc_id"] for item in report["evidence"]]
+    number = told.index("yew.md") + 1
+    first = [item["doc_id"] for item in one.read(
+        lambda root: batos.journalled(batos.find_cycle(root, report["cycle"]), "recall")["evidence"])]
+    assert told == [*first, "yew.md"] and "yew.md" not in first         # it was told by the words alone, and once
+    assert report["answer"].splitlines()[1] == ("The shed key hangs behind the blue door [1]. "
+                                                f"The key of the yew gate hangs on nail 23 [{number}].")
+    assert heard[-1] == (f" The key of the yew gate hangs on nail 23 [{number}].", ["yew.md"])
+    assert all(f"[{n}] The key of the" in one.core.prompts[0] for n in range(len(first) + 1, 5))
+    assert report["certainty"] == "sure" and report["words"] is True
+
+
+def test_passages_that_were_brought_before_a_crash_keep_their_numbers(machine):
+    first = machine(Quick("The key of the yew gate hangs on nail 23. ", batos.Abandoned()))
+    infer = first.core.infer_
+
+    def dies(*args, on_text, **how):
+        infer(*args, on_text=on_text, **how)
+        on_text("Then it ")
+        raise batos.Abandoned
+    first.core.infer_ = dies
+    learn_sheds(first)
+    oid = first.accept(ABOUT_SHED)
+    while not first.read(lambda root: batos.words_told(batos.find_cycle(root, oid))):
+        time.sleep(0.01)
+    told = first.read(lambda root: batos.words_told(batos.find_cycle(root, oid)))
+    first.close()
+    second = machine(Quick("The key of the oak gate hangs on nail 20. The key of the yew gate hangs on nail 23."))
+    report = second.ended(oid)
+    words = report["answer"].splitlines()[1]
+    assert words.startswith(told[0]) and words.count("yew") == 1
+    cited = [int(number) for number in re.findall(r"\[(\d+)\]", words)]
+    assert [report["evidence"][number - 1]["doc_id"] for number in cited] == ["yew.md", "oak.md"]
+
+
+NEAR = {"type": "direct_synthesis", "selector": "answer_", "args": ["How many windows does the shed have?"]}
+
+
+@pytest.mark.parametrize("is_quick", [True, False])
+def test_a_quick_core_is_asked_what_comes_near_and_that_stays_named_so(machine, is_quick):
+    one = machine(Quick("The roof of the shed was mended in 1998 by Harlow."))
+    one.core.is_quick = is_quick
+    one.learn(SHED, "shed.md")
+    report = one.think(NEAR)
+    assert report["certainty"] == "nearest" and report["relevant"] is False and report["evidence"]
+    assert report["answer"].startswith("Nothing here says it outright; nearest:")
+    assert len(one.core.prompts) == is_quick
+    assert report.get("words", False) is is_quick
+    assert ("\nThe roof of the shed was mended in 1998 by Harlow [1]." in report["answer"]) is is_quick
+
+
+@pytest.mark.parametrize("said", [batos.CoreFailed("worn out"), "Nobody knows."])
+def test_where_a_core_says_nothing_of_what_comes_near_it_is_told_as_ever(machine, said):
+    one = machine(Quick(said))
+    one.learn(SHED, "shed.md")
+    report = one.think(NEAR)
+    assert report["state"] == "COMPLETE" and report["certainty"] == "nearest" and report["words"] is False
+    assert report["answer"].startswith("Nothing here says it outright; nearest:") and "\n" not in report["answer"]
+
+
+VOICES = {"BRICK": "The needle is set by the brass valve [1]. The valve costs ninety pounds [1].",
+          "ROBIN": "Turn the brass valve until the needle stands at zero [1].", "ALFRED": batos.CoreFailed("worn out")}
+
+
+def test_each_point_of_view_says_what_it_sees_and_the_lead_gathers_it(machine):
+    core = Quick("Turn the brass valve until the needle stands at zero.", "", voices=VOICES, strategy="Technical Deconstruction")
+    one = machine(core)
+    one.learn()
+    report = one.think()
+    asked = [persona for persona, *_ in core.heard]
+    wanted = batos.personas_of(report["pillars"])
+    assert sorted(asked) == sorted(wanted) and len(asked) > 1
+    assert all(f"You speak as {persona}." in told for persona, told, _ in core.heard)
+    parts = one.read(lambda root: batos.find_cycle(root, report["cycle"])._tmp_synthesis_data["partial_responses"])
+    frames = {batos.owner_of(pillar): part["frame"] for pillar, part in parts.items()}
+    others = {name for name in wanted if isinstance(VOICES.get(name), str)} - {report["lead"]}
+    assert others and all(name in frames for name in others)
+    assert not any("ninety" in frame for frame in frames.values())       # no passage bears it out
+    assert all(f"- {name}: {frames[name]}" in core.prompts[0] for name in others)
+    assert report["words"] is True and frames[report["lead"]] == report["answer"].splitlines()[1]
+
+
+@pytest.mark.parametrize("how", [{"core_voices": False}, {"strategy": "Factual Inquiry"}, {"is_quick": False}])
+def test_a_question_of_fact_a_slow_core_and_who_wants_none_hear_no_voices(machine, how):
+    core = Quick("Turn the brass valve until the needle stands at zero.", voices=VOICES,
+                 strategy=how.get("strategy", "Technical Deconstruction"))
+    core.is_quick = how.get("is_quick", True)
+    one = machine(core, core_voices=how.get("core_voices", True))
+    one.learn()
+    report = one.think()
+    assert core.heard == [] and report["state"] == "COMPLETE" and report["words"] is True
+
+
+def test_a_server_is_quick_until_its_answers_take_long():
+    tally = batos.Tally()
+    assert tally.usual_s() == 0
+    tally._took_s.extend([1.0, 9.0, 9.0])
+    assert tally.usual_s() == 9.0
 
 
 # Facets as methods
