@@ -186,6 +186,7 @@ import ZODB.DB
 import ZODB.FileStorage
 import ZODB.FileStorage.fspack
 import ZODB.POSException
+from BTrees.Length import Length
 from BTrees.LLBTree import LLBTree, LLTreeSet
 from BTrees.LOBTree import LOBTree
 from BTrees.OLBTree import OLBTree
@@ -1300,7 +1301,7 @@ def _register_library_classes():
         datetime.timedelta,
         ZODB.blob.Blob,
         persistent.mapping.PersistentMapping,
-        importlib.import_module("BTrees.Length").Length,
+        Length,
     ):
         image_class(kind)
 
@@ -3290,12 +3291,57 @@ def _open_zeo(uri, read_only):
         ) from error
 
 
+# What a commit writes RelStorage puts into temporary tables first, and has the server empty them at each commit: it cuts and
+# makes anew the files of tables, indexes and long values, which took most of a commit's time. Here they keep their rows, and
+# whoever begins a commit deletes what the one before has left. Blobs are not deleted but cut off, since a trigger would take
+# a deleted one out of the image; so is what has become large, as nothing else makes such a table smaller.
+
+_COMMITS_ROWS = ("temp_store", "temp_store_replacements", "temp_blob_chunk")
+_KEEP_ROWS = "; ".join(
+    f"CREATE TEMPORARY TABLE kept (LIKE {name} INCLUDING ALL); DROP TABLE {name}; ALTER TABLE kept RENAME TO {name}"
+    for name in _COMMITS_ROWS
+)
+_BLOB_TRIGGER = """
+    CREATE TRIGGER temp_blob_chunk_delete BEFORE DELETE ON temp_blob_chunk
+        FOR EACH ROW EXECUTE PROCEDURE temp_blob_chunk_delete_trigger()
+"""
+_DROP_ROWS = """
+    DO $$ BEGIN
+        IF EXISTS (SELECT FROM temp_blob_chunk) THEN
+            TRUNCATE temp_blob_chunk;
+        END IF;
+        IF pg_total_relation_size('temp_store') + pg_total_relation_size('temp_store_replacements') > 1 << 20 THEN
+            TRUNCATE temp_store, temp_store_replacements;
+        ELSE
+            DELETE FROM temp_store;
+            DELETE FROM temp_store_replacements;
+        END IF;
+    END $$
+"""
+
+
 class _BoundStores:
-    """Ends a session that has begun a commit and says nothing for long, so that others commit: its daemon was stopped."""
+    """Ends a session that has begun a commit and says nothing for long, so that others commit: its daemon was stopped.
+
+    Has the tables of a commit's rows emptied by who begins one, too.
+    """
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.connmanager.add_on_store_opened(_bound_store)
+        # else they are those of another instance, which has both hooks already
+        if kwargs.get("connmanager") is None:
+            self.connmanager.add_on_store_opened(_empty_rows)
+            self.connmanager.add_on_store_opened(_bound_store)
+
+
+def _empty_rows(cursor, restart=False):
+    """Make a new session's tables such that keep their rows; have those of another commit gone from a session's."""
+    if restart:
+        cursor.execute(_DROP_ROWS)
+        return
+    cursor.execute(_KEEP_ROWS)
+    cursor.execute(_BLOB_TRIGGER)
+    cursor.connection.commit()
 
 
 def _bound_store(cursor, restart=False):
@@ -15779,6 +15825,7 @@ _SILENT_SHARE = (
 )
 _CALLS_KEPT = 256  # whose time is kept, of each server
 _CHARS_A_TOKEN = 4  # where a server counts none
+_CHARS_A_SHORT_TOKEN = 2.5  # where it must not be too many
 # So that a machine that is switched off amid an answer is known for it within seconds, not by the deadline.
 _DEAD_HOST_OPTIONS = {
     "TCP_KEEPIDLE": 10,
@@ -16307,7 +16354,8 @@ class CoreServer:
         with contextlib.suppress(ServerFault):
             return call.read(said)
         if said.cut:
-            body = body | {"max_tokens": 2 * body["max_tokens"]}
+            body = body | {"max_tokens": 2 * call.body["max_tokens"]}
+            body = self._fitting(body, said.usage.get("prompt_tokens"))
         try:
             return call.read(self._said(body, call, stop, has_others))
         except ServerFault as fault:
@@ -16319,7 +16367,20 @@ class CoreServer:
         told = {"model": name if name in self.offered.names else self.model}
         if adapters:
             told["lora"] = _laid_on(adapters, name)
-        return call.body | told
+        return self._fitting(call.body | told)
+
+    def _fitting(self, body, read=None):
+        """Return a request with no longer an answer than there is room for behind its prompt, where the server tells how much.
+
+        vLLM refuses such a request else. read: the tokens of the prompt, where they are known.
+        """
+        told = self.offered.lengths.get(self.model)
+        if not isinstance(told, int):
+            return body
+        if not isinstance(read, int):
+            read = math.ceil(sum(len(turn["content"]) for turn in body["messages"]) / _CHARS_A_SHORT_TOKEN)
+        room = max(LEAST_ANSWER_TOKENS, told - read)
+        return body | {"max_tokens": min(body["max_tokens"], room)}
 
     def _said(self, body, call, stop, has_others):
         """Return what the server said to a call; what may pass is tried again, until `stop` is set. Raises CoreFailed."""
@@ -22777,7 +22838,7 @@ __all__ += """
     Document new_catalog can_be_shown check_taught_name store_document document_fields
     unchanged_document stage_in_parts blob_folder publish_staged sweep join_spellings
     forget_documents is_manual documents_named names_of documents_of find_document open_chunk
-    chunk_id named_chunk prune_retired catalog_figures
+    chunk_id named_chunk prune_retired catalog_figures count_documents_anew
 """.split()
 
 _FILTERS = ("scope", "kind", "conversation", "tag")  # the fields of `metadata_index`
@@ -22873,6 +22934,7 @@ def new_catalog(**slots) -> UvmObject:
     vectors: number -> VectorPack; unembedded: RunTree of the chunks that have no vector in any yet;
     superseded: doc_id -> doc_id of what stands for it now; forgetting: whether bytes of what was forgotten may be left;
     moved: former doc_id -> (doc_id, {former version: version}) of a document that stands under another name now.
+    document_count: how many documents there are, as a walk over a million names takes seconds.
     """
     return UvmObject(
         text_index=LOBTree(),
@@ -22887,6 +22949,7 @@ def new_catalog(**slots) -> UvmObject:
         unembedded=RunTree(),
         superseded=OOBTree(),
         moved=OOBTree(),
+        document_count=Length(0),
         forgetting=False,
         **slots,
     )
@@ -22901,9 +22964,43 @@ SHAPES["knowledge_catalog_obj"] = {
     ),
     **dict.fromkeys(("documents", "retired", "superseded", "moved"), A_NAME_TREE),
     "chunk_numbers": instance_shape(ChunkNumbers, "the counter of chunks"),
+    "document_count": instance_shape(Length, "the counter of documents"),
     "metadata_index": instance_shape(OOBTree, "the tree of filters"),
     "unembedded": instance_shape(LLBTree, "a tree of numbers"),
 }
+
+
+def _count_documents(catalog: UvmObject) -> int:
+    """Return how many documents there are; those of an image of before are counted by a walk over their names."""
+    count = own(catalog).get("document_count")
+    return len(catalog.documents) if count is None else count()
+
+
+def count_documents_anew(catalog: UvmObject) -> None:
+    """Put the count of documents right, which a program that keeps none may have left behind."""
+    known, found = own(catalog).get("document_count"), len(catalog.documents)
+    if known is None:
+        catalog.document_count = Length(found)
+    elif known() != found:
+        known.set(found)
+
+
+def _file(catalog, document):
+    """Have a document stand under its name, and be counted."""
+    if document.doc_id not in catalog.documents:
+        _count(catalog, 1)
+    catalog.documents[document.doc_id] = document
+
+
+def _take_out(catalog, doc_id):
+    _count(catalog, -1)
+    del catalog.documents[doc_id]
+
+
+def _count(catalog, change):
+    if "document_count" not in own(catalog):
+        count_documents_anew(catalog)
+    catalog.document_count.change(change)
 
 
 def _stored(document, unchanged=False):
@@ -23039,7 +23136,7 @@ def _lay_aside(catalog, document, kept):
     """Put a version of a document, with its chunks, under `retired`."""
     note_change(catalog, f"documents[{document.doc_id}]")
     document.kept, document.retired_at = tuple(kept), now_utc()
-    del catalog.documents[document.doc_id]
+    _take_out(catalog, document.doc_id)
     catalog.retired[document.doc_id, document.version] = document
     at_us = _microseconds(document.retired_at)
     while at_us in catalog.retired_order:
@@ -23109,7 +23206,7 @@ def _publish(catalog, version, first, count, fields):
         version=version, added_at=now_utc(), first_chunk=first, chunk_count=count, **fields
     )
     _filter_in(catalog, document)
-    catalog.documents[document.doc_id] = document
+    _file(catalog, document)
     _name_again(catalog, document.doc_id)
     catalog.unembedded.add(first, count)
     return document
@@ -23320,7 +23417,7 @@ def move_document_(catalog, doc_id, to):
         catalog.chunk_storage[number] = _under(chunk, to, version)
     _lay_aside(catalog, former, chunks)
     note_change(catalog, f"documents[{to}]")
-    catalog.documents[to] = document
+    _file(catalog, document)
     _lead(catalog, former.doc_id, to)
     return _stored(document)
 
@@ -23434,9 +23531,9 @@ def _rename_newest(catalog, document, to, versions):
         note_change(catalog, f"documents[{name}]")
     for number in document.numbers:
         catalog.chunk_storage[number] = _under(catalog.chunk_storage[number], to, version)
-    del catalog.documents[former]
+    _take_out(catalog, former)
     document.doc_id, document.version = to, version
-    catalog.documents[to] = document
+    _file(catalog, document)
 
 
 @primitive("supersede_", lane="bulk", of="catalog")
@@ -23625,10 +23722,10 @@ def _drop_retired(catalog, at_us, key):
 
 
 def catalog_figures(catalog: UvmObject) -> dict[str, int]:
-    """Return what the catalog holds, in numbers; cheap but for one walk over the documents' keys."""
+    """Return what the catalog holds, in numbers, without a walk over its documents."""
     segments = list(catalog.text_index.values())
     return {
-        "documents": len(catalog.documents),
+        "documents": _count_documents(catalog),
         "chunks": sum(segment.count - segment.dead for segment in segments),
         "words": sum(segment.words for segment in segments),
         "retired": len(catalog.retired_order),
@@ -48480,7 +48577,7 @@ class BatOS_UVM:
         self._waiting = collections.defaultdict(list)
         self.started_s = time.monotonic()
         self.keys = KeyMemory(settings.request_memory_min_h * 3600, settings.request_memory_max)
-        self.wire, self.pending, self.view = Wire(settings), 0, {}
+        self.wire, self.pending, self.view, self._image_bytes = Wire(settings), 0, {}, 0
         self._bounds = wire_bounds(settings.message_values_max)
         self._outcomes, self._awake = collections.deque(), False
         self._held = None  # keyed requests, until the memory of keys is read
@@ -48509,8 +48606,9 @@ class BatOS_UVM:
         if self.settings.metrics_port:
             self._metrics = serve_metrics(self.settings.metrics_port, self._look_at_health)
         # who asks first is told, too
-        self.view = self.lanes["read"].call(Job("view", state_view)).result
+        self.view = self.lanes["read"].call(Job("view", self._viewed)).result
         self.view.pop("merge_due")
+        self._image_bytes = self.view.pop("bytes")
         self.synapses.refresh()
         self.core.synapses, self.synapses.want = self.synapses, self._want_expert
         self.synapses.warm, self.synapses.unload = (
@@ -49141,7 +49239,7 @@ class BatOS_UVM:
         commits += self.housekeeping.embedding.parts
         if commits != self._view_commits:
             self._view_commits = commits
-            job = Job("view", state_view, lambda outcome: self.post(self._set_view, outcome))
+            job = Job("view", self._viewed, lambda outcome: self.post(self._set_view, outcome))
             self.lanes["read"].submit(job)
 
     def _measure(self):
@@ -49175,9 +49273,18 @@ class BatOS_UVM:
             log_bridge.critical("%s", error)
             self.fatal(error)
 
+    def _viewed(self, root):
+        """Return what is shown of the image, and its bytes: another engine is asked for them, which the loop must not wait for."""
+        return state_view(root) | {"bytes": self.image.size()}
+
+    def _image_mb(self):
+        """Return the size of the data file as it is; of what another engine keeps, as it was after the last change."""
+        return round((self.image.size() if self.image.path else self._image_bytes) / 1e6, 3)
+
     def _set_view(self, outcome):
         if outcome.error is None:
             self.view = outcome.result
+            self._image_bytes = self.view.pop("bytes")
             self.wire.publish("uvm_state_update", {"state": self._state()})
             self.housekeeping.look(self.view["memory"], self.view.pop("merge_due"))
         else:
@@ -49209,7 +49316,7 @@ class BatOS_UVM:
             "embedder": self._embedder_health(),
             "synapses": self.synapses.health(),
             "missions": self.mind.health(),
-            "image_mb": round(self.image.size() / 1e6, 3),
+            "image_mb": self._image_mb(),
             "engine": self.image.engine._asdict(),
             "writer": self.writer.told() if self.writer else None,
             **self._bytes_left(),
@@ -50025,6 +50132,7 @@ def note_vessel(image: Image, vessel: Vessel) -> bool:
         row = {**told, "at": now_utc()}
         set_slot(noted, "history", [*own(noted)["history"], row][-_VESSELS_NOTED:])
         set_slot(noted, "current", told)
+        count_documents_anew(root["knowledge_catalog_obj"])
     return True
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import collections
+import contextlib
 import datetime
 import itertools
 import json
@@ -1250,3 +1251,34 @@ def test_what_only_its_end_may_end_is_one_sentence_as_punkt_has_it(text, monkeyp
     told = batos._sentence_spans(text, 0, len(text))
     monkeypatch.setattr(batos, "_ONE_SENTENCE", re.compile("(?!)"))
     assert batos._sentence_spans(text, 0, len(text)) == told
+
+
+def test_documents_are_counted_as_they_come_and_go():
+    chance = random.Random(5)
+    catalog = batos.new_catalog()
+    works = {
+        "index": lambda name, other: batos.index_document_(catalog, name, f"Of {name}, {chance.random()}."),
+        "take out": lambda name, other: batos.unindex_document_(catalog, name),
+        "move": lambda name, other: batos.move_document_(catalog, name, other),
+    }
+    counted = []
+    for _ in range(200):
+        name, other = chance.sample([f"d{number}" for number in range(12)], 2)
+        with contextlib.suppress(batos.NotFound, batos.BadRequest):
+            works[chance.choice(list(works))](name, other)
+        counted.append(batos.catalog_figures(catalog)["documents"])
+        assert counted[-1] == len(catalog.documents)
+    assert len(set(counted)) > 5
+
+
+def test_a_count_that_a_program_of_before_left_behind_is_put_right():
+    catalog = batos.new_catalog()
+    batos.index_document_(catalog, "one", "Of one.")
+    del catalog.document_count
+    assert batos.catalog_figures(catalog)["documents"] == 1
+    batos.index_document_(catalog, "two", "Of two.")
+    assert batos.own(catalog)["document_count"]() == 2
+    # the program of before took one out
+    catalog.documents.pop("two")
+    batos.count_documents_anew(catalog)
+    assert batos.catalog_figures(catalog)["documents"] == 1

@@ -5,12 +5,15 @@ import inspect
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 
 import ormsgpack
 import pytest
 import zmq
+from durability import takeover
 
 import batos
 
@@ -280,3 +283,81 @@ def test_a_socket_file_in_a_private_folder(daemon, tmp_path):
     (tmp_path / "run").chmod(0o755)
     with pytest.raises(AssertionError, match="chmod"):
         daemon("--endpoint", f"ipc://{tmp_path}/run/bat")
+
+
+MARKER = "brass-valve-of-the-second-machine"
+
+
+class Listened:
+    """What goes by the bridge between two machines, as somebody in between hears it: all frames, in a file."""
+
+    TEXT = """
+import socket, sys
+heard = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+with open(sys.argv[1], "wb", buffering=0) as file:
+    print("hears", flush=True)
+    while True:
+        file.write(heard.recv(65_535))
+"""
+
+    def __init__(self, network, path):
+        self.path = path
+        words = [*network.within("h"), sys.executable, "-c", self.TEXT, str(path)]
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout.readline() == "hears\n"
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+        return self.path.read_bytes()
+
+
+@pytest.fixture
+def two_machines():
+    if not takeover.has_namespaces():
+        pytest.skip("network namespaces cannot be made here")
+    network = takeover.Network({"one": "10.78.0.1", "two": "10.78.0.2"})
+    yield network
+    network.close()
+
+
+@pytest.mark.slow
+def test_a_second_machine_learns_and_asks_by_its_key_and_nobody_in_between_hears_what(ring, daemon, two_machines, tmp_path):
+    one = daemon("--endpoint", "tcp://10.78.0.1:0", start=two_machines.starter("one"))
+    note, heard = tmp_path / "note.md", Listened(two_machines, tmp_path / "heard")
+    note.write_text(f"The {MARKER} closes at nine bar.")
+
+    def by_hand(*words, key="write"):
+        keys = ["--keys", str(ring.files[key])] if key else []
+        command = [sys.executable, batos.__file__, *words, "--endpoint", one.endpoint, *keys]
+        return subprocess.run([*two_machines.within("two"), *command], cwd=tmp_path, capture_output=True, text=True)
+    assert by_hand("status", key=None).returncode != 0
+    assert by_hand("learn", str(note)).returncode == 0
+    assert by_hand("learn", str(note), key="read").returncode != 0
+    told = by_hand("search", MARKER, key="read")
+    assert told.returncode == 0 and "nine bar" in told.stdout
+    # cut off amid a change that has a key: it is sent again once the cable is in again, and there once
+    two_machines.cut("two", True)
+    command = [*two_machines.within("two"), sys.executable, "-c", SENT_AGAIN, one.endpoint, str(ring.files["write"])]
+    with subprocess.Popen(command, cwd=os.path.dirname(batos.__file__), stdout=subprocess.PIPE, text=True) as sending:
+        assert sending.stdout.readline() == "sends\n"
+        two_machines.cut("two", False)
+        assert sending.stdout.read() == "1\n" and sending.wait() == 0
+    all_heard = heard.close()
+    assert len(all_heard) > 2000
+    assert not [word for word in (MARKER, "nine bar", "search_memory") if word.encode() in all_heard]
+
+
+# what a client on the second machine does while it is cut off
+SENT_AGAIN = """
+import sys, batos
+with batos.Client(sys.argv[1], 300, sys.argv[2]) as client:
+    print("sends", flush=True)
+    key = batos.uuid7()
+    ask = {"target": "genesis_obj", "selector": "setSlot:value:", "args": ["sent", 1], "idempotency_key": key}
+    told = client.call("send_message", **ask)
+    again = client.call("send_message", **ask)
+    assert again["repeated"] and again["change"] == told["change"]
+    print(client.call("inspect", target="genesis_obj.sent")["result"]["value"])
+"""

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import pathlib
+import random
 import re
 import shutil
 import signal
@@ -11,7 +12,10 @@ import tomllib
 
 import engines
 import pytest
+import ZODB
+import ZODB.blob
 import ZODB.POSException
+import ZODB.utils
 from test_storage import (  # noqa: F401
     NOTE,
     at_home,
@@ -191,6 +195,8 @@ def test_a_server_that_is_gone_is_told_of_and_gone_on_with_once_it_is_back(daemo
         client.call("index_document", doc_id="valve.md", text=NOTE)
         cluster.stop("immediate")
         try:
+            # of the server nothing is asked for it, so nobody waits for that one
+            assert client.call("health")["result"]["image_mb"] > 0
             with pytest.raises(batos.StorageOffline, match="does not answer"):
                 client.call("index_document", doc_id="late.md", text="A late note of copper.")
             cluster.start()
@@ -230,3 +236,55 @@ def test_what_the_extra_needs_is_pinned_in_one_way():
     pins = (root / "tests" / "postgres.txt").read_text().split()
     extra = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]["postgres"]
     assert pins == extra and all(pin in batos._POSTGRES for pin in pins) and json.dumps(pins)
+
+
+def answers_of(storage, *statements):
+    """Return what each statement tells in a session that has begun a commit: its rows' first column."""
+    with storage._store_connection_pool.borrowing() as session:
+        told = []
+        for statement in statements:
+            session.cursor.execute(statement)
+            told.append([value for value, in session.cursor.fetchall()])
+        return told
+
+
+@pytest.fixture
+def opened(uri, tmp_path, monkeypatch):
+    """Yield (storage, connection) of a database without a daemon."""
+    monkeypatch.chdir(tmp_path)                          # where copies of blobs are kept
+    storage = batos.open_engine(uri)
+    database = ZODB.DB(storage)
+    connection = database.open()
+    yield storage, connection
+    connection.close()
+    database.close()
+
+
+def test_what_a_commit_left_in_its_session_is_no_part_of_the_next(opened):
+    storage, connection = opened
+    root = connection.root()
+    for name in ("one", "two"):
+        root[name] = ZODB.blob.Blob(name.encode())
+        connection.transaction_manager.commit()
+        assert answers_of(storage, *(f"SELECT count(*) FROM {name}" for name in batos._COMMITS_ROWS)) == [[0]] * 3
+    # of what was written before nothing is written again, and no blob of before is taken out of the database
+    written, blobs = answers_of(storage, "SELECT zoid FROM object_state WHERE tid = (SELECT max(tid) FROM object_state)",
+                                "SELECT lo_get(chunk) FROM blob_chunk ORDER BY tid")
+    assert set(written) == {ZODB.utils.u64(one._p_oid) for one in (root, root["two"])}
+    assert [bytes(content) for content in blobs] == [b"one", b"two"]
+
+
+def test_a_session_s_tables_keep_their_rows_and_are_cut_off_once_they_are_large(opened):
+    storage, connection = opened
+    sizes = []
+    for count in (1, 3_000_000, 1):
+        connection.root()["text"] = random.Random(7).randbytes(count)
+        connection.transaction_manager.commit()
+        # the one session that there is, as it was left
+        [session] = storage._store_connection_pool._connections
+        session._cursor.execute("SELECT count(*), pg_total_relation_size('temp_store') FROM temp_store")
+        rows, size = session._cursor.fetchone()
+        session.connection.rollback()
+        assert rows == 1
+        sizes.append(size)
+    assert sizes[0] < sizes[1] > 3_000_000 and sizes[2] < 1 << 20

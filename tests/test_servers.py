@@ -300,9 +300,9 @@ LLAMA_CPP = {
 
 
 @contextlib.contextmanager
-def double(documents):
+def double(documents, kind=served.Handler):
     """A server that tells of itself as `documents` say. Yields its address and what it was asked."""
-    class Handler(served.Handler):
+    class Handler(kind):
         def do_GET(self):
             found = documents.get(self.path)
             self.reply(200 if found else 404, found or {})
@@ -324,6 +324,33 @@ def test_a_persona_is_a_lora_module_of_vllm_and_never_the_base():
         core.infer_("Who?", persona="ROBIN")
         core.infer_("Who?", persona="BRICK")
         assert [body["model"] for body in asked] == ["ROBIN", "meta/Llama"] and not any("lora" in body for body in asked)
+
+
+class Endless(served.Handler):
+    """A model that says words until its limit, of a prompt of 300 tokens."""
+
+    def stream(self, text):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.event({"choices": [{"delta": {"content": "on and on"}, "finish_reason": "length"}]})
+        self.event({"choices": [], "usage": {"prompt_tokens": 300, "completion_tokens": 3}})
+        self.chunk(b"data: [DONE]\n\n")
+        self.wfile.write(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("length", [1000, 100_000])
+def test_no_longer_answer_is_asked_for_than_a_server_has_room_for(length):
+    # vLLM answers 400 else: "max_tokens=3200 cannot be greater than max_model_len=2048"
+    models = {"object": "list", "data": [{"id": "small", "max_model_len": length}]}
+    with double({"/v1/models": models}, Endless) as (url, asked), core_of(url) as core:
+        with pytest.raises(batos.CoreFailed, match="limit of tokens"):
+            core.infer([PLAN])
+    first, second = [body["max_tokens"] for body in asked]
+    chars = sum(len(turn["content"]) for turn in asked[0]["messages"])
+    is_small = length == 1000
+    assert first + chars / 2.5 <= length and second == (length - 300 if is_small else 2 * first)
 
 
 def test_a_persona_is_an_adapter_of_llama_cpp_and_others_stay_as_they_are():

@@ -57,6 +57,45 @@ class Processes:
         self.server.stop()
 
 
+class Network:
+    """Hosts in network namespaces of their own, {name: address}, on one bridge."""
+
+    def __init__(self, hosts):
+        self.hosts, self._of = hosts, f"batos{os.getpid()}"
+        hub = f"{self._of}h"
+        ip("netns", "add", hub)
+        ip("-n", hub, "link", "add", "bridge", "type", "bridge")
+        ip("-n", hub, "link", "set", "bridge", "up")
+        for name, address in hosts.items():
+            own = f"{self._of}{name}"
+            ip("netns", "add", own)
+            ip("-n", hub, "link", "add", f"to{name}", "type", "veth", "peer", "name", "eth0", "netns", own)
+            ip("-n", hub, "link", "set", f"to{name}", "master", "bridge", "up")
+            ip("-n", own, "addr", "add", f"{address}/24", "dev", "eth0")
+            ip("-n", own, "link", "set", "eth0", "up")
+            ip("-n", own, "link", "set", "lo", "up")
+
+    def within(self, name):
+        """Return the words that have a command run on a host; "h" is the bridge itself, by which all goes."""
+        return ["ip", "netns", "exec", f"{self._of}{name}"]
+
+    def starter(self, name):
+        """Return what starts a program of this repository on a host, as engines.started does here."""
+        def start(words, cwd, stdout, stderr):
+            program, *rest = map(str, words)
+            within = [*self.within(name), sys.executable, str(forks.PROGRAMS[program])]
+            return subprocess.Popen([*within, *rest], cwd=cwd, stdout=stdout, stderr=stderr)
+        return start
+
+    def cut(self, name, off):
+        """Cut a host off, or join it again."""
+        ip("-n", f"{self._of}h", "link", "set", f"to{name}", "down" if off else "up")
+
+    def close(self):
+        for name in ("h", *self.hosts):
+            ip("netns", "del", f"{self._of}{name}")
+
+
 class Namespaces:
     """Storage server and daemons as hosts of their own, in network namespaces on one bridge, with TLS between them.
 
@@ -67,51 +106,28 @@ class Namespaces:
     hosts = {"s": "10.77.0.1", "a": "10.77.0.2", "b": "10.77.0.3"}
 
     def __init__(self, folder):
-        self.folder, self._of = folder, f"batos{os.getpid()}"
+        self.folder, self._network = folder, Network(self.hosts)
         self.endpoints = {name: f"ipc://{folder}/{name}/socket" for name in "ab"}
         for name in "ab":
             (folder / name).mkdir(mode=0o700)
-        self._lay()
         engines.certificates(folder, *self.hosts)
         peers = folder / "daemons.pem"
         peers.write_text((folder / "a.pem").read_text() + (folder / "b.pem").read_text())
         words = ["batos", "storage", "kept.fs", "--listen", f"{self.hosts['s']}:9991", "--tls-cert", "s.own"]
-        self.server = engines.StorageProcess(folder, [*words, "--tls-peers", peers], self._starter("s"))
-
-    def _lay(self):
-        """Make the namespaces, and join them by a bridge in one of their own."""
-        hub = f"{self._of}h"
-        ip("netns", "add", hub)
-        ip("-n", hub, "link", "add", "bridge", "type", "bridge")
-        ip("-n", hub, "link", "set", "bridge", "up")
-        for name, address in self.hosts.items():
-            own = f"{self._of}{name}"
-            ip("netns", "add", own)
-            ip("-n", hub, "link", "add", f"to{name}", "type", "veth", "peer", "name", "eth0", "netns", own)
-            ip("-n", hub, "link", "set", f"to{name}", "master", "bridge", "up")
-            ip("-n", own, "addr", "add", f"{address}/24", "dev", "eth0")
-            ip("-n", own, "link", "set", "eth0", "up")
-            ip("-n", own, "link", "set", "lo", "up")
-
-    def _starter(self, name):
-        def start(words, cwd, stdout, stderr):
-            program, *rest = map(str, words)
-            within = ["ip", "netns", "exec", f"{self._of}{name}", sys.executable, str(forks.PROGRAMS[program])]
-            return subprocess.Popen([*within, *rest], cwd=cwd, stdout=stdout, stderr=stderr)
-        return start
+        self.server = engines.StorageProcess(folder, [*words, "--tls-peers", peers], self._network.starter("s"))
 
     def start(self, name, stands_by=True):
         uri = f"{self.server.uri}?tls_cert={self.folder}/{name}.own&tls_peers={self.folder}/s.pem"
-        return engines.Host(self.folder, name, uri, self.endpoints[name], LEASE_S, stands_by, self._starter(name))
+        starter = self._network.starter(name)
+        return engines.Host(self.folder, name, uri, self.endpoints[name], LEASE_S, stands_by, starter)
 
     def cut(self, name, off):
         """Cut a host off, or join it again."""
-        ip("-n", f"{self._of}h", "link", "set", f"to{name}", "down" if off else "up")
+        self._network.cut(name, off)
 
     def close(self):
         self.server.stop()
-        for name in ("h", *self.hosts):
-            ip("netns", "del", f"{self._of}{name}")
+        self._network.close()
 
 
 def ip(*words):
