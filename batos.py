@@ -2984,7 +2984,10 @@ _POSTGRES_DURABLE = {
 }
 _SAME_ENGINE = {"postgresql": "postgres"}
 _STORE_IDLE_S = 15  # less than RelStorage waits for the lock of commits
-_FULL_DISK = "53100"  # PostgreSQL's code for it
+_LACKING, _FULL_DISK = (
+    "53",
+    "53100",
+)  # PostgreSQL's codes for what it lacks, and for room on the disk
 
 
 class Engine(typing.NamedTuple):
@@ -3242,18 +3245,25 @@ class KeptElsewhere:
     broken = None  # the error of a tpc_finish that failed
 
     def tpc_finish(self, transaction, f=lambda tid: None):
-        """Finish a commit. Raises ImageBroken where nobody knows whether it is there."""
+        """Finish a commit. Raises ImageBroken where nobody knows whether it is there, else what it was refused for."""
         started_s, self.finishes = time.monotonic(), self.finishes or Timings()
         try:
             tid = super().tpc_finish(transaction, f)
             self.finishes.add(time.monotonic() - started_s)
             return tid
         except BaseException as error:
+            if _is_refused(error):
+                raise
             self.broken = error
             raise ImageBroken(
                 f"the engine went away amid the last step of a commit ({type(error).__name__}: {error}); it is unknown "
                 "whether it is stored. The daemon stops; start it again to see"
             ) from error
+
+
+def _is_refused(error):
+    """Whether a server says itself that it lacks room for a commit: it has taken all of it back then."""
+    return (getattr(error, "pgcode", None) or "").startswith(_LACKING)
 
 
 @functools.cache
@@ -15847,6 +15857,13 @@ _DEAD_HOST = [
 _KEEPS_NO_LIST = (404, 405, 500, 501)
 
 
+def _length_told(row):
+    """Return what a server tells of how many tokens a model takes: vLLM of the model, llama.cpp of each of its slots."""
+    meta = row.get("meta")
+    own = meta.get("n_ctx") if isinstance(meta, dict) else None
+    return row.get("max_model_len") or own
+
+
 def core_body(system: str | None, prompt: str, max_new_tokens: int) -> dict:
     """Return what is asked of any server, but for the model."""
     turns = [{"role": "system", "content": system}] if system else []
@@ -16298,7 +16315,7 @@ class CoreServer:
         return Offered(
             [row["id"] for row in rows],
             [row["id"] for row in rows if not row.get("parent")],
-            {row["id"]: row.get("max_model_len") for row in rows},
+            {row["id"]: _length_told(row) for row in rows},
             self._adapters() if lays_on else {},
         )
 
@@ -49279,7 +49296,7 @@ class BatOS_UVM:
             self.fatal(error)
 
     def _viewed(self, root):
-        """Return what is shown of the image, and its bytes: another engine is asked for them, which the loop must not wait for."""
+        """Return what is shown of the image, and its bytes: another engine is asked for them, and the loop waits for none."""
         return state_view(root) | {"bytes": self.image.size()}
 
     def _image_mb(self):

@@ -63,9 +63,9 @@ INITDB = max(glob.glob("/usr/lib/postgresql/*/bin/initdb"), default=shutil.which
 class Cluster:
     """A PostgreSQL server of the tests' own, in a folder of its own, reached by a socket there; it belongs to no root."""
 
-    def __init__(self):
+    def __init__(self, where="/tmp"):
         self._programs = pathlib.Path(INITDB).resolve().parent
-        self.folder = tempfile.mkdtemp(prefix="batos-pg-", dir="/tmp")  # a socket's path has 107 bytes at most
+        self.folder = tempfile.mkdtemp(prefix="batos-pg-", dir=where)   # a socket's path has 107 bytes at most
         self._as = []
         if os.getuid() == 0:                             # whom the server refuses to be started by
             user = "postgres" if any(row.pw_name == "postgres" for row in pwd.getpwall()) else "nobody"

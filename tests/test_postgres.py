@@ -8,6 +8,8 @@ import random
 import re
 import shutil
 import signal
+import subprocess
+import tempfile
 import tomllib
 
 import engines
@@ -288,3 +290,50 @@ def test_a_session_s_tables_keep_their_rows_and_are_cut_off_once_they_are_large(
         assert rows == 1
         sizes.append(size)
     assert sizes[0] < sizes[1] > 3_000_000 and sizes[2] < 1 << 20
+
+
+@pytest.fixture
+def small_cluster():
+    """A server on a file system of its own, of 150 MB, and where that is."""
+    disk = pathlib.Path(tempfile.mkdtemp(prefix="batos-", dir="/tmp"))
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=150m,mode=755", "tmpfs", disk], capture_output=True).returncode:
+        disk.rmdir()
+        pytest.skip("mounting a file system is not allowed here")
+    one = engines.Cluster(disk)
+    yield one, disk
+    one.close()
+    subprocess.run(["umount", "-l", disk], check=True)
+    disk.rmdir()
+
+
+@pytest.mark.slow
+def test_a_full_disk_of_the_server_is_told_and_gone_on_with(small_cluster, daemon):
+    cluster, disk = small_cluster
+    one, stored = daemon_on(daemon, cluster.database("small")), []
+    with batos.Client(one.endpoint) as client:
+        client.call("index_document", doc_id="valve.md", text=NOTE)
+        filling = disk / "filling"
+        filling.write_bytes(bytes(shutil.disk_usage(disk).free - 3_000_000))
+        with pytest.raises(batos.ImageError, match="the disk of the PostgreSQL server does not take it"):
+            for number in range(20):                     # it may be told amid a commit's last step, too
+                client.call("index_document", doc_id=f"{number}.md", text=random.Random(number).randbytes(300_000).hex())
+                stored.append(f"{number}.md")
+        assert client.call("search_memory", query="brass valve")["results"]
+        filling.unlink()
+        assert client.call("index_document", doc_id="after.md", text="After it copper.")["change"]
+        names = [row["doc_id"] for row in client.call("list_documents")["results"]]
+        assert {"valve.md", "after.md", *stored} <= set(names) and f"{len(stored)}.md" not in names
+    assert one.stop() == 0
+
+
+@pytest.mark.parametrize("code, raised", [("53100", OSError), ("57P01", batos.ImageBroken), (None, batos.ImageBroken)])
+def test_a_last_step_that_is_refused_for_want_of_room_is_no_end(code, raised):
+    class Server:
+        def tpc_finish(self, transaction, f):
+            error = OSError("could not extend file")
+            error.pgcode = code
+            raise error
+    storage = type("Kept", (batos.KeptElsewhere, Server), {})()
+    with pytest.raises(raised):
+        storage.tpc_finish(None)
+    assert (storage.broken is None) == (code == "53100")

@@ -294,7 +294,8 @@ VLLM = {"/v1/models": {"object": "list", "data": [
     {"id": "ROBIN", "object": "model", "owned_by": "vllm", "root": "/lora/r", "parent": "meta/Llama", "max_model_len": None},
     {"id": "meta/Llama", "object": "model", "owned_by": "vllm", "root": "meta", "parent": None, "max_model_len": 8192}]}}
 LLAMA_CPP = {
-    "/v1/models": {"object": "list", "data": [{"id": "llama.gguf", "object": "model", "owned_by": "llamacpp", "meta": {}}]},
+    "/v1/models": {"object": "list", "data": [{"id": "llama.gguf", "object": "model", "owned_by": "llamacpp",
+                                               "meta": {"n_ctx": 2048, "n_ctx_train": 8192}}]},
     "/lora-adapters": [{"id": 0, "path": "my/robin.gguf", "scale": 1.0}, {"id": 1, "path": "brick-lora-f16.gguf", "scale": 1.0},
                        {"id": 2, "path": "style.gguf", "scale": 0.5}]}
 
@@ -356,6 +357,7 @@ def test_no_longer_answer_is_asked_for_than_a_server_has_room_for(length):
 def test_a_persona_is_an_adapter_of_llama_cpp_and_others_stay_as_they_are():
     with double(LLAMA_CPP) as (url, asked), core_of(url) as core:
         assert core.expert("ROBIN") == "ROBIN" and core.expert("BRICK") == "BRICK" and core.expert("BABS") == batos.BASE
+        assert core.context_tokens == 2048                   # of a slot, not what the model was trained for
         for persona in ("ROBIN", "BRICK", "BABS"):
             core.infer_("Who?", persona=persona)
         scales = [[row["scale"] for row in body["lora"]] for body in asked]
