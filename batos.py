@@ -556,6 +556,8 @@ SETTINGS = {row.name: row for row in (
     Setting("improve_per_day", 3, "times a day", "that the mind may be improved by what was learnt, for any reason"),
     Setting("forge_auto", "ask", "off, ask or on",
             "corrections begin a curation by themselves, unless off; a dataset that is ready is told of, or forged"),
+    Setting("forge_hours", "0-24", "hours of the day",
+            "in which the forge may begin by itself, once a day at most: 22-6 is the night"),
     Setting("forge_engine", "process", "process, celery or stub",
             "what trains: a process beside the daemon, or a worker of Celery (`forge-worker --celery`); stub, stub nothing and "
             "stub for ever learn nothing, for tests, also behind celery"),
@@ -32618,14 +32620,16 @@ def mark_answer(
 ) -> dict:
     """Keep what a person thinks of an answer with it and with its episode; returns the reply's map."""
     cycle, catalog = find_cycle(root, oid), root["knowledge_catalog_obj"]
-    if not cycle.result or "answer" not in cycle.result:
+    is_of_method = state_of(cycle) in ENDED and (correction or {}).get("method")
+    if "answer" not in (cycle.result or {}) and not is_of_method:
         raise BadRequest(
             f"cycle {oid} has no answer ({state_of(cycle)}); only an answer can be marked"
         )
-    is_found_wrong = mark == "wrong" != (cycle.result.get("feedback") or {}).get("mark")
+    result = cycle.result or {}
+    is_found_wrong = mark == "wrong" != (result.get("feedback") or {}).get("mark")
     feedback = {"mark": mark, "note": note, "at": now_utc()}
     feedback |= {"correction": correction} if correction else {}
-    set_slot(cycle, "result", {**cycle.result, "feedback": feedback})
+    set_slot(cycle, "result", {**result, "feedback": feedback})
     brief = cycle.mission_brief
     episode = catalog.documents.get(episode_id(mission_text(brief), brief.get("conversation")))
     if episode is not None and episode.metadata.get("cycle") == oid:
@@ -37838,7 +37842,7 @@ def _is_docstring(node):
 __all__ += """
     METHOD_TEXT worn_method stem_of FAILED_MOST FAILED_FOR_S ROOT_MISS may_grow examples_of_call
     gives known_methods KNOWN_TRIED check_not_own offered_request look_for_method looked
-    told_examples search_methods ask_for_method weigh_method install_written made_by
+    told_examples search_methods ask_for_method weigh_method install_written made_by method_asked
 """.split()
 
 METHOD_TEXT = 2000  # characters of each of them but the source
@@ -38415,6 +38419,13 @@ def _are_idioms(two):
 def _core_fields(request):
     """Return the fields of the task `method`, which knows no names of arguments."""
     return {field: request[field] for field in CORE_TASKS["method"].fields}
+
+
+def method_asked(cycle: UvmObject) -> dict | None:
+    """Return the fields by which a core is asked for the method that a cycle was about, or None: it was about none, or its
+    journal is gone."""
+    request = journalled(cycle, "look")
+    return _core_fields(request) if request else None
 
 
 def _let_the_core_choose(data):
@@ -39611,7 +39622,7 @@ class Parcel:
 # accepted ones into a file.
 #
 #   correction  {"quotes", "not", …}: which of the passages that were told answer, and which do not; "lead" and "pillars":
-#               who should have spoken; "answer": what should have been said
+#               who should have spoken; "answer": what should have been said; "method": what should have been written
 #   target      what learns from a row: the reader, an expert by its name, or the base's own tasks
 #   row         what was asked, the passages, and which of them are right: {"target", "question", "passages", "quotes", …};
 #               for an expert and the base what the core was asked, and what it should have answered: {"fields", "wanted"}
@@ -39622,6 +39633,7 @@ class Parcel:
 # Offers:
 __all__ += """
     new_golden correction_of keep_rows judge_rows listed_rows READER BASE_TARGET HELD_LEAST
+    teaches_nothing is_correction
     check_target rows_to_forget begin_curation expert_name keep_choices
 """.split()
 
@@ -39701,7 +39713,8 @@ def keep_rows(
 ) -> list[int]:
     """Make rows of what a person said of an answer; returns their numbers, none where nothing can be learnt from it.
 
-    A mere "right" says that the first passage answers, a mere "wrong" says nothing of the others.
+    A mere "right" says that the first passage answers. A mere "wrong" says nothing of the others: its row teaches nothing, and
+    is refused with what to say; it counts among what has a curation begin.
     """
     common = {
         "question": mission_text(cycle.mission_brief)[:_PASSAGE_CHARS],
@@ -39723,8 +39736,10 @@ def keep_rows(
 def _rows_for_reader(cycle, mark, correction):
     """Return the row of which passages answer: [] where nothing was said of them."""
     said = correction or ({"quotes": [1], "not": []} if mark == "right" else {})
-    evidence = cycle.result["evidence"]
-    if not (said.get("quotes") or said.get("not")) or not (evidence or correction):
+    evidence = cycle.result.get("evidence", ())
+    is_mere_wrong = mark == "wrong" and not correction
+    is_of_passages = said.get("quotes") or said.get("not") or is_mere_wrong
+    if kind_of(cycle) or not is_of_passages or not (evidence or correction):
         return []
     root = root_of(cycle)
     passages = [_passage_of(item) for item in evidence[:_ROW_PASSAGES]]
@@ -39786,7 +39801,7 @@ def _plan_wanted(cycle, mission, kind, pillars):
 
 def _rows_for_choosers(cycle, mark, correction):
     """Return a row for each expert that chose among passages, of which one was said to answer."""
-    evidence = cycle.result["evidence"]
+    evidence = cycle.result.get("evidence", ())
     named = [n for n in (correction or {}).get("quotes") or () if type(n) is int]
     right = [evidence[n - 1]["text"] for n in named if 1 <= n <= len(evidence)]
     rows = []
@@ -39866,7 +39881,60 @@ def _rows_for_writers(cycle, mark, correction):
     return [_text_row(target, WRITE, asked, wanted, [_passage_of(item) for item in passages])]
 
 
-_ROW_MAKERS = (_rows_for_reader, _rows_for_base, _rows_for_choosers, _rows_for_writers)
+def _rows_for_methods(cycle, mark, correction):
+    """Return the row of the method that should have been written: as the embedded core writes it, or as one that writes was
+    asked for it."""
+    source = (correction or {}).get("method")
+    fields = method_asked(cycle) if source else None
+    if fields is None:
+        return []
+    if journalled(cycle, "method") is not None:  # by a core that writes
+        told = CORE_TASKS["method"].prompt(fields)[0]
+        system, prompt = told_task(CoreRequest("method", fields), told)
+        asked = {"prompt": prompt, "system_prompt": system}
+        return [_text_row(BASE_TARGET, WRITE, asked, source.strip())]
+    wanted = _method_wanted(fields, source)
+    lacks = "" if wanted else "the core's own task has no such method: it has one line, of an idiom"
+    return [_text_row(BASE_TARGET, "method", fields, wanted, lacks=lacks)]
+
+
+def _method_wanted(fields, source):
+    """Return the answer of the task `method` that is the same code as a source, or ""."""
+    names = argument_names(len(fields["arguments"]))
+    wanted = _code_of(source, names)
+    for idiom, bodies in method_choices(method_lines(fields)).items():
+        for body in bodies:
+            if _code_of(f"{method_head(fields)}\n    {body}\n", names) == wanted:
+                return f"{idiom}\n{body}"
+    return ""
+
+
+def _code_of(source, names):
+    """Return the code of a source's function, without docstring, with its arguments called by these names; "" of none."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return ""
+    function = next((one for one in tree.body if isinstance(one, ast.FunctionDef)), None)
+    if function is None:
+        return ""
+    told = [argument.arg for argument in function.args.args[1:]]
+    called = dict(zip(told, names, strict=False))
+    for node in ast.walk(function):
+        if isinstance(node, ast.Name):
+            node.id = called.get(node.id, node.id)
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    lines = [ast.unparse(node) for node in body]
+    return "\n".join([line for line in lines if line != "self._p_changed = True"])
+
+
+_ROW_MAKERS = (
+    _rows_for_reader,
+    _rows_for_base,
+    _rows_for_choosers,
+    _rows_for_writers,
+    _rows_for_methods,
+)
 
 
 def _passage_of(item):
@@ -39932,7 +40000,12 @@ def _is_held_back(doc_id):
     return int(hashlib.sha256(doc_id.encode()).hexdigest(), 16) % _HELD_PART == 0
 
 
-def _is_correction(row: dict) -> bool:
+def teaches_nothing(row: dict) -> bool:
+    """Whether a row says only that an answer was wrong, not what is right."""
+    return row["task"] == "read" and not (row["quotes"] or row["not"])
+
+
+def is_correction(row: dict) -> bool:
     """Whether a row says another passage than the one that was told first, or that none answers."""
     return row["first"] not in row["quotes"]
 
@@ -40103,6 +40176,8 @@ def _judged_row(root, number, row):
         return "refused", "the mark was taken back, or given anew"
     if row["task"] != "read" and (fault := _fault_of_text(row)):
         return "refused", fault
+    if teaches_nothing(row):
+        return "refused", _SAYS_NOTHING
     if isinstance(wrong, str):
         return "refused", "a text of it stands in no document, word for word"
     if wrong is not None:
@@ -40112,6 +40187,12 @@ def _judged_row(root, number, row):
     if not row["trusted"]:
         return "raw", f"{row['by']} did not ask this; `golden accept {number}` trusts it"
     return "accepted", ""
+
+
+_SAYS_NOTHING = (
+    "it says that this was wrong, and not what is right; mark it again, such as with "
+    '"2 is right, 1 is not"'
+)
 
 
 def _fault_of_text(row):
@@ -40312,8 +40393,15 @@ def _golden_line(number, row, held):
         ],
         "quotes": quotes,
         "not": refused,
-        "replay": not _is_correction(row),
+        "replay": not is_correction(row),
     }
+    return _line_of_json(told)
+
+
+def _line_of_json(told):
+    """Return a line of a dataset; its `text` is instruction and response as one, for trainers that read a field of that name."""
+    text = f"### Instruction:\n{told['instruction']}\n\n### Response:\n{told['response']}"
+    told = told | {"text": text}
     return json.dumps(told, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 
@@ -40323,8 +40411,7 @@ def _text_line(number, row):
     if asked is None:
         asked = CORE_TASKS[row["task"]].prompt(row["fields"])[0]
     told |= {"instruction": asked, "response": row["wanted"], "persona": row["target"]}
-    told |= {"row": number, "replay": False}
-    return json.dumps(told, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+    return _line_of_json(told | {"row": number, "replay": False})
 
 
 # What is forgotten
@@ -42161,10 +42248,47 @@ def _refuse_twice(forge, rows):
             )
 
 
-def _begin_if_new(root, target):
-    """Begin to forge the last dataset of a target, unless it was judged or a job is at work. Returns the job's number or
-    None."""
-    if _is_waited_for(root, target):
+_HOURS = Pattern(r"(\d{1,2})-(\d{1,2})")
+
+
+def hours_of(text: str) -> tuple[int, int]:
+    """Return (from, to) of hours of the day as `forge_hours` has them. Raises ConfigError."""
+    found = _HOURS.fullmatch(text)
+    hours = tuple(map(int, found.groups())) if found else (25, 25)
+    if max(hours) > 24:
+        raise ConfigError(f"forge_hours: got {text!r:.40}, allowed is a value like '22-6'")
+    return hours
+
+
+def _is_within(hours, now):
+    """Whether the clock of this machine stands within (from, to); from may be later than to, over midnight."""
+    start, end = hours
+    if start <= end:
+        return start <= now.hour < end
+    return now.hour >= start or now.hour < end
+
+
+def _may_begin_by_itself(root, hours):
+    """Whether the forge may begin a job that nobody asked for: within some hours, once a day."""
+    since = now_utc() - datetime.timedelta(days=1)
+    jobs = root["forge_obj"].jobs.values()
+    begun = any(job.by == _FORGING and job.at > since for job in jobs)
+    return not begun and _is_within(hours, datetime.datetime.now())
+
+
+def _target_ready(root):
+    """Return the target whose last dataset no job has had yet, or None."""
+    forge, last = root["forge_obj"], {}
+    for rows in root["golden_obj"].datasets.values():
+        last[rows.target] = rows.training.sha256, rows.held.sha256
+    had = {(job.digest, job.held_digest) for job in forge.jobs.values()}
+    return next((target for target, files in last.items() if files not in had), None)
+
+
+def _begin_if_new(root, target, hours=(0, 24)):
+    """Begin to forge the last dataset of a target, unless it was judged or a job is at work, or the forge may not begin by
+    itself now. Returns the job's number or None."""
+    if _is_waited_for(root, target) or not _may_begin_by_itself(root, hours):
         return None
     try:
         return begin_forge(root, target, None, _FORGING).job_number
@@ -42200,10 +42324,16 @@ def _due_target(root):
     for number in itertools.islice(reversed(rows.keys()), _WATCH_LOOKS_AT):
         row = rows[number]
         age_s = (now - row["at"]).total_seconds()
-        if row["state"] == "raw" and row["trusted"] and age_s < _DUE_DAYS * 86400:
+        counts = row["state"] == "raw" and row["trusted"] and _says_wrong(row)
+        if counts and age_s < _DUE_DAYS * 86400:
             ages[row["target"]].append(age_s)
     due = [name for name, told in ages.items() if len(told) >= _DUE_ROWS]
     return next((name for name in sorted(due) if min(ages[name]) > _DUE_REST_S), None)
+
+
+def _says_wrong(row):
+    """Whether a row is of something that was wrong: what merely was right begins nothing."""
+    return row["task"] != "read" or is_correction(row)
 
 
 def _dataset_named(root, number, target):
@@ -42814,6 +42944,7 @@ class ForgeLane:
         # which of the engines does the work, whoever carries it there
         self.works = settings.forge_engine.removeprefix("celery").strip() or "process"
         self.queue = ForgeQueue(settings) if settings.forge_engine.startswith("celery") else None
+        self._hours = hours_of(settings.forge_hours)  # in which it may begin by itself
 
     def start(self, events: Events) -> None:
         events.subscribe("forge", self._wake.set)
@@ -42876,6 +43007,7 @@ class ForgeLane:
         """See whether what was promoted is worse than what was before, and whether there is enough to curate."""
         with reading(self.image) as root:
             worse, due, expert = _worse_since(root), _due_target(root), _worse_expert(root)
+            ready = _target_ready(root) if _may_begin_by_itself(root, self._hours) else None
         if expert:
             why = f"{expert[0].target} is again as it was before: {expert[1]}"
             self._commit(_demote_expert, why)
@@ -42886,6 +43018,8 @@ class ForgeLane:
         if due and self.settings.forge_auto != "off":
             begin = functools.partial(begin_curation, who=_FORGING, target=due)
             self._commit(begin, "corrections wait")
+        if ready and self.settings.forge_auto == "on":
+            self._begin_by_itself(ready, f"a dataset of {ready} is ready")
 
     def _dataset_made(self, number, target):
         """Forge a dataset that is ready, or say that it is, as forge_auto wants."""
@@ -42893,9 +43027,11 @@ class ForgeLane:
         if self.settings.forge_auto == "ask":
             self.ready = told
         elif self.settings.forge_auto == "on":
-            begin = functools.partial(_begin_if_new, target=target)
-            job = Job("forge", begin, who=_FORGING, why=told)
-            self.bulk.submit(job)
+            self._begin_by_itself(target, told)
+
+    def _begin_by_itself(self, target, why):
+        begin = functools.partial(_begin_if_new, target=target, hours=self._hours)
+        self.bulk.submit(Job("forge", begin, who=_FORGING, why=why))
 
     def _commit(self, apply, why=None):
         return self.bulk.call(Job("forge", apply, who=_FORGING, why=why)).result
@@ -43749,6 +43885,7 @@ _JUDGED_AGAIN_MOST = 3
 _LEARNT_TASKS = {
     "read": (READER, "answers that were marked wrong, or that memory had not"),
     "plan": (BASE_TARGET, "plans that were corrected"),
+    "method": (BASE_TARGET, "methods that were corrected"),
 }
 
 
@@ -43884,12 +44021,17 @@ def _failures_by_task(root):
     failed = {
         "read": sum([_is_read_wrong(cycle) for cycle in asked]),
         "plan": sum([_is_plan_corrected(cycle) for cycle in asked]),
+        "method": sum([bool(_correction_of(cycle).get("method")) for cycle in newest]),
     }
     return collections.Counter(failed)
 
 
+def _correction_of(cycle):
+    return ((cycle.result or {}).get("feedback") or {}).get("correction") or {}
+
+
 def _is_plan_corrected(cycle):
-    said = ((cycle.result or {}).get("feedback") or {}).get("correction") or {}
+    said = _correction_of(cycle)
     return bool(said.get("lead") or said.get("pillars"))
 
 
@@ -43907,7 +44049,7 @@ def _rows_by_task(root):
 
 
 def _may_teach(row):
-    return row["trusted"] and row["why"] != "by hand"
+    return row["trusted"] and row["why"] != "by hand" and not teaches_nothing(row)
 
 
 def _make_dataset(cycle, recall):
@@ -45361,7 +45503,7 @@ class SupersedeCommand(Command):
 class Correction(pydantic.BaseModel):
     """What is right of an answer: which of its passages answer, and which do not, by number or word for word; in place of a
     passage a text that stands in a document. `lead` and `pillars`: who should have spoken. `answer`: what a core that writes
-    should have said. `method` is kept with the mark."""
+    should have said. `method`: the source that a mission should have written, also one that failed."""
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, defer_build=True)
 
@@ -55736,6 +55878,7 @@ def feedback_command(args, client):
     sides = {"quotes": args.quotes, "not": args.refused}
     said = {name: [_number_or_text(one) for one in told] for name, told in sides.items() if told}
     more = {"lead": args.lead, "pillars": args.pillars, "answer": args.answer}
+    more["method"] = args.method and pathlib.Path(args.method).read_text("utf-8")
     said |= {name: told for name, told in more.items() if told}
     fields = {"correction": said} if said else {}
     reply = client.call(
@@ -58486,7 +58629,8 @@ _ARGUMENTS = {                                            # subcommand -> its ar
                  ("--not", {"action": "append", "dest": "refused", "metavar": "PASSAGE", "help": "what does not"}),
                  ("--lead", {"help": "who should have led, such as BRICK"}),
                  ("--pillar", {"action": "append", "dest": "pillars", "help": "who should have spoken, such as guide_facet_"}),
-                 ("--answer", {"help": "what a core that writes should have said"})],
+                 ("--answer", {"help": "what a core that writes should have said"}),
+                 ("--method", {"metavar": "FILE", "help": "with the function that a mission should have written"})],
     "golden": [("action", {"nargs": "?", "choices": ["list", "accept", "refuse", "curate"], "default": "list"}),
                ("rows", {"nargs": "*", "type": int, "help": "numbers of rows"}),
                ("--target", {"default": "READER", "help": "whose rows are curated: READER, BASE or an expert"}),

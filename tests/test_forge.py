@@ -284,6 +284,10 @@ def test_corrections_begin_a_curation_once_nobody_corrects_any_more(tmp_path):
         assert batos._due_target(root) == "READER"
         rows[0] = rows[0] | {"trusted": False}
         assert not batos._due_target(root)
+        rows[0] = rows[0] | {"trusted": True, "quotes": [], "not": []}   # a mere wrong counts
+        assert batos._due_target(root) == "READER"
+        rows[0] = rows[0] | {"quotes": [1]}                              # a mere right does not
+        assert not batos._due_target(root)
     image.close()
 
 

@@ -3,6 +3,7 @@ expert too."""
 
 import collections
 import json
+import os
 import pathlib
 import random
 import subprocess
@@ -319,6 +320,30 @@ def test_the_forge_begins_by_itself_unless_a_mission_had_the_rows_curated(image)
         assert batos._begin_if_new(root, "BASE") == 1
 
 
+def test_the_forge_begins_by_itself_once_a_day_within_its_hours(image):
+    with batos.writing(image) as root:
+        assert batos._target_ready(root) == "BASE"
+        hour = batos.datetime.datetime.now().hour
+        assert batos._begin_if_new(root, "BASE", ((hour + 2) % 24, (hour + 3) % 24)) is None
+        assert batos._begin_if_new(root, "BASE", (hour, hour + 2)) == 1 and batos._target_ready(root) is None
+        batos._end_job(root, root["forge_obj"].jobs[1], "CANCELLED", "by hand")
+        assert batos._begin_if_new(root, "BASE") is None
+        batos._set_job(root["forge_obj"].jobs[1], at=batos.now_utc() - batos.datetime.timedelta(days=2))
+        assert batos._begin_if_new(root, "BASE") == 2
+
+
+@pytest.mark.parametrize("text, hour, within", [
+    ("22-6", 23, True), ("22-6", 3, True), ("22-6", 6, False), ("0-24", 23, True), ("9-17", 8, False), ("9-17", 9, True)])
+def test_hours_may_go_over_midnight(text, hour, within):
+    assert batos._is_within(batos.hours_of(text), batos.datetime.datetime(2026, 11, 30, hour)) is within
+
+
+@pytest.mark.parametrize("text", ["", "night", "22-25", "22", "-1-3", "1-2-3"])
+def test_hours_that_are_none_are_refused(text):
+    with pytest.raises(batos.ConfigError, match="22-6"):
+        batos.hours_of(text)
+
+
 def test_what_the_forge_began_by_itself_is_a_missions_that_wants_the_same(image):
     with batos.writing(image) as root:
         number = batos._begin_if_new(root, "BASE")
@@ -363,6 +388,15 @@ def test_killed_at_any_moment_the_base_has_one_expert(tmp_path, daemon):
     for number in range(3):
         ended = killed_amid(tmp_path, daemon, picker, number, lambda where: filled(where, planned()), "BASE", forged_base)
         assert ended == ("PROMOTED", 1, 1), number
+
+
+@pytest.mark.campaign
+def test_the_bases_forging_is_killed_two_hundred_times(tmp_path, daemon):
+    picker = random.Random(int(os.environ.get("SEED", "1")))
+    for number in range(int(os.environ.get("KILLS", "200"))):
+        ended = killed_amid(tmp_path, daemon, picker, number, lambda where: filled(where, planned()), "BASE", forged_base)
+        assert ended == ("PROMOTED", 1, 1), number
+        print(number, flush=True)
 
 
 # The mind learns what its base does

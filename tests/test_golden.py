@@ -88,12 +88,14 @@ def test_exactly_the_sound_rows_are_accepted_and_each_refusal_has_its_reason(cor
     assert f"{ACCEPTED} rows are accepted, {CONTRADICTED + WRONG} refused" in told and "wants 20 rows that are held back" in told
 
 
-def test_a_mere_right_is_a_row_and_a_mere_wrong_is_none(corrected):
+def test_a_mere_right_is_a_row_and_a_mere_wrong_is_one_that_teaches_nothing(corrected):
     client, _, _ = corrected
     cycle = ask(client, "How often is the pump at Harlow oiled?")["cycle"]
-    assert "row" not in mark(client, cycle)
+    number = mark(client, cycle)["row"]
+    found = curate(client)[1][number]
+    assert found["state"] == "refused" and "mark it again, such as with" in found["why"] and batos.teaches_nothing(found)
     row = mark(client, cycle, "right")["row"]
-    assert rows(client)[row]["quotes"] == [1] and not batos._is_correction(rows(client)[row])
+    assert rows(client)[row]["quotes"] == [1] and not batos.is_correction(rows(client)[row])
     assert "row" not in mark(client, ask(client, "Who is the king of the giraffes?")["cycle"], "right")
 
 
@@ -187,6 +189,12 @@ def test_a_dataset_is_the_same_to_the_byte_when_it_is_curated_twice(image):
 
 def one_of(made, held):
     return [n for n in sorted(made) if made[n]["held"] is held]
+
+
+def test_a_line_of_a_dataset_has_instruction_response_and_both_as_text():
+    told = json.loads(batos._golden_line(7, row("Harlow"), True))
+    assert told["text"] == f"### Instruction:\n{told['instruction']}\n\n### Response:\n{told['response']}"
+    assert (told["task"], told["persona"], told["row"]) == ("read", "BABS", 7)
 
 
 def test_what_a_dataset_lacks_is_told():
