@@ -36,7 +36,7 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     how the four work together, tried and adopted; what forgets, and carries thoughts; messages to the core
     new methods     Steps · Intents · Wanted · Examples · Methods · Guesses · Code by four · Generative kernel · Mending · Parcels
                     what a message can mean, what decides, how a method is tried, kept, mended and carried elsewhere
-    what is learnt  Golden dataset · Forge worker · Expert worker · Forge targets · Forge queue · Forge
+    what is learnt  Golden dataset · Forge worker · Expert worker · Forge targets · Forge queue · Forge · Forge lane
                     what people say of answers becomes rows, rows a dataset, a dataset an expert that is judged by rule
     the drive       Outcomes · Entropy · Self-improvement · Forged facets · Autotelic
                     how missions ended, as statistics and as one figure; the heartbeat: audits, and what is done about them
@@ -37842,7 +37842,8 @@ def _is_docstring(node):
 __all__ += """
     METHOD_TEXT worn_method stem_of FAILED_MOST FAILED_FOR_S ROOT_MISS may_grow examples_of_call
     gives known_methods KNOWN_TRIED check_not_own offered_request look_for_method looked
-    told_examples search_methods ask_for_method weigh_method install_written made_by method_asked
+    told_examples search_methods ask_for_method weigh_method install_written made_by
+    method_asked
 """.split()
 
 METHOD_TEXT = 2000  # characters of each of them but the source
@@ -39633,8 +39634,8 @@ class Parcel:
 # Offers:
 __all__ += """
     new_golden correction_of keep_rows judge_rows listed_rows READER BASE_TARGET HELD_LEAST
-    teaches_nothing is_correction
-    check_target rows_to_forget begin_curation expert_name keep_choices
+    teaches_nothing is_correction check_target rows_to_forget begin_curation expert_name
+    keep_choices
 """.split()
 
 READER, BASE_TARGET = "READER", "BASE"  # the other targets are experts, by their names
@@ -42086,31 +42087,19 @@ def take_result(told: dict, nonce: str, folder: pathlib.Path) -> str | None:
 
 # Offers:
 __all__ += """
-    new_forge begin_forge cancel_job job_told ForgeLane successor_of judge_again end_successor
-    promote_with_mind take_over_job
+    new_forge begin_forge cancel_job job_told successor_of judge_again end_successor
+    promote_with_mind take_over_job FORGE_OPEN FORGE_TRIES FORGING verdict_of_report arrow_begun
+    arrow_trained arrow_decided arrow_failed set_job
 """.split()
 
-_log_forge = logging.getLogger("batos.forge")
-
 _FORGE_SELECTORS = ("forge_", "cancel_", "jobs_")
-_OPEN = ("QUEUED", "TRAINING", "TRAINED", "VALIDATING")
+FORGE_OPEN = ("QUEUED", "TRAINING", "TRAINED", "VALIDATING")
 _JUDGED = ("PROVEN", "PROMOTED", "REJECTED")
 _FORGE_JOBS_MOST = 200
-_FORGE_TRIES = 3
+FORGE_TRIES = 3
 _SURE_BELOW = 0.05  # of a sign test
 _SUITE_LOSS, _SUITE_CASES = 0.02, 1  # that a suite may be worse by: of its cases, or so many
-_LEASE_S = 60.0  # a worker that says nothing for so long is ended
-_RUNS_S, _OF_S = 12.0, 60.0  # a worker runs at least so long of each minute, whoever waits
-_WORKER_LOOK_S = 0.2
-_FORGE_AGAIN_S = 30.0  # where the disk took nothing
-_WATCHED_MISSIONS, _WATCHED_BEFORE, _WATCHED_POINTS = 50, 50, 0.10
-_WATCH_LOOKS_AT, _FORGE_LOOK_S = 500, 60.0
-_DUE_ROWS, _DUE_DAYS, _DUE_REST_S = (
-    5,
-    14.0,
-    600.0,
-)  # corrections begin a curation once nobody corrects any more
-_FORGING = "UVM_FORGE"  # who writes what the forge does
+FORGING = "UVM_FORGE"  # who writes what the forge does
 _JOB_SLOTS = (
     "job_number",
     "target",
@@ -42237,7 +42226,7 @@ def _refuse_twice(forge, rows):
     """Raise BadRequest where a job is at work, or where a dataset's rows were judged already."""
     files = rows.training.sha256, rows.held.sha256
     for job in forge.jobs.values():
-        if job.status in _OPEN:
+        if job.status in FORGE_OPEN:
             raise BadRequest(
                 f"job {job.job_number} forges {job.target} already; `jobs` tells how far it is"
             )
@@ -42248,92 +42237,17 @@ def _refuse_twice(forge, rows):
             )
 
 
-_HOURS = Pattern(r"(\d{1,2})-(\d{1,2})")
-
-
-def hours_of(text: str) -> tuple[int, int]:
-    """Return (from, to) of hours of the day as `forge_hours` has them. Raises ConfigError."""
-    found = _HOURS.fullmatch(text)
-    hours = tuple(map(int, found.groups())) if found else (25, 25)
-    if max(hours) > 24:
-        raise ConfigError(f"forge_hours: got {text!r:.40}, allowed is a value like '22-6'")
-    return hours
-
-
-def _is_within(hours, now):
-    """Whether the clock of this machine stands within (from, to); from may be later than to, over midnight."""
-    start, end = hours
-    if start <= end:
-        return start <= now.hour < end
-    return now.hour >= start or now.hour < end
-
-
-def _may_begin_by_itself(root, hours):
-    """Whether the forge may begin a job that nobody asked for: within some hours, once a day."""
-    since = now_utc() - datetime.timedelta(days=1)
-    jobs = root["forge_obj"].jobs.values()
-    begun = any(job.by == _FORGING and job.at > since for job in jobs)
-    return not begun and _is_within(hours, datetime.datetime.now())
-
-
-def _target_ready(root):
-    """Return the target whose last dataset no job has had yet, or None."""
-    forge, last = root["forge_obj"], {}
-    for rows in root["golden_obj"].datasets.values():
-        last[rows.target] = rows.training.sha256, rows.held.sha256
-    had = {(job.digest, job.held_digest) for job in forge.jobs.values()}
-    return next((target for target, files in last.items() if files not in had), None)
-
-
-def _begin_if_new(root, target, hours=(0, 24)):
-    """Begin to forge the last dataset of a target, unless it was judged or a job is at work, or the forge may not begin by
-    itself now. Returns the job's number or None."""
-    if _is_waited_for(root, target) or not _may_begin_by_itself(root, hours):
-        return None
-    try:
-        return begin_forge(root, target, None, _FORGING).job_number
-    except BadRequest:
-        return None
-
-
 def take_over_job(
     root: persistent.mapping.PersistentMapping, dataset: int, **succession
 ) -> int | None:
     """Have a job that the forge began by itself with a dataset, and that is not judged yet, be a mission's; returns its number,
     or None: there is none."""
     for number, job in root["forge_obj"].jobs.items():
-        is_its_own = job.by == _FORGING and own(job).get("cycle") is None
-        if job.status in _OPEN and is_its_own and job.dataset == dataset:
-            _set_job(job, **succession)
+        is_its_own = job.by == FORGING and own(job).get("cycle") is None
+        if job.status in FORGE_OPEN and is_its_own and job.dataset == dataset:
+            set_job(job, **succession)
             return number
     return None
-
-
-def _is_waited_for(root, target):
-    """Whether a mission had the last dataset of a target curated, and forges from it itself."""
-    datasets = root["golden_obj"].datasets
-    curations = [one.cycle for one in datasets.values() if one.target == target][-1:]
-    waiting = [one._tmp_synthesis_data.get("curation") for one in root["active_cycles"].values()]
-    return any(one in waiting for one in curations)
-
-
-def _due_target(root):
-    """Return the target of which enough was corrected of late that no curation has looked at, once nobody corrects any more,
-    or None."""
-    rows, now, ages = root["golden_obj"].rows, now_utc(), collections.defaultdict(list)
-    for number in itertools.islice(reversed(rows.keys()), _WATCH_LOOKS_AT):
-        row = rows[number]
-        age_s = (now - row["at"]).total_seconds()
-        counts = row["state"] == "raw" and row["trusted"] and _says_wrong(row)
-        if counts and age_s < _DUE_DAYS * 86400:
-            ages[row["target"]].append(age_s)
-    due = [name for name, told in ages.items() if len(told) >= _DUE_ROWS]
-    return next((name for name in sorted(due) if min(ages[name]) > _DUE_REST_S), None)
-
-
-def _says_wrong(row):
-    """Whether a row is of something that was wrong: what merely was right begins nothing."""
-    return row["task"] != "read" or is_correction(row)
 
 
 def _dataset_named(root, number, target):
@@ -42364,10 +42278,10 @@ def _let_go_of_jobs(root):
         del jobs[jobs.minKey()]
     for job in jobs.values():
         if job.status == "REJECTED" and job.result is not None and job.ended_at < before:
-            _set_job(job, result=None)
+            set_job(job, result=None)
 
 
-def _set_job(job, **slots):
+def set_job(job, **slots):
     """Write slots of a job; they are told by it, and undone by nothing."""
     with off_the_page(job):
         for name, value in slots.items():
@@ -42386,7 +42300,7 @@ def _job_numbered(root, number):
 def cancel_job(root: persistent.mapping.PersistentMapping, number: int) -> dict:
     """End a job that is not judged yet; no candidate of it is left. Returns the reply's map. Raises NotFound, BadRequest."""
     job = _job_numbered(root, number)
-    if job.status not in _OPEN:
+    if job.status not in FORGE_OPEN:
         raise BadRequest(f"job {number} is {job.status} already")
     _end_job(root, job, "CANCELLED", "it was cancelled", result=None)
     root._p_jar.events.append(("forge_cancelled", number))
@@ -42394,7 +42308,7 @@ def cancel_job(root: persistent.mapping.PersistentMapping, number: int) -> dict:
 
 
 def _end_job(root, job, status, told, **slots):
-    _set_job(job, status=status, told=told, ended_at=now_utc(), nonce=None, **slots)
+    set_job(job, status=status, told=told, ended_at=now_utc(), nonce=None, **slots)
     root["forge_obj"].outbox.pop(job.job_number, None)
     if status not in ("PROVEN", "PROMOTED"):
         drop_candidate(root, successor_of(job))
@@ -42410,7 +42324,7 @@ def judge_again(root: persistent.mapping.PersistentMapping, job: UvmObject) -> N
     """Have what was proven judged beside what stands by now."""
     stands_on = target_of(job.target).standing(root, job.target)
     told = "what it was proven beside has changed; it is judged again"
-    _set_job(
+    set_job(
         job,
         status="TRAINED",
         attempt=0,
@@ -42477,7 +42391,7 @@ def _wins_and_losses(pairs):
     return sum([b > a for a, b in pairs]), sum([a > b for a, b in pairs]), len(pairs)
 
 
-def _verdict_of(report: dict, tries: int) -> dict:
+def verdict_of_report(report: dict, tries: int) -> dict:
     """Return the verdict over what a worker judged: {"passed", "why", "wins", "losses", "held", "p", "suites", …}.
 
     tries: how often these held rows were judged by, this time included; chance is given as often less.
@@ -42516,7 +42430,7 @@ def _verdict_of(report: dict, tries: int) -> dict:
 # The arrows: each is apply(root) of one commit
 
 
-def _arrow_begun(number, status, attempt, nonce):
+def arrow_begun(number, status, attempt, nonce):
     """Return apply(root): an attempt begins. It returns whether the job wants it still."""
 
     def apply(root):
@@ -42526,7 +42440,7 @@ def _arrow_begun(number, status, attempt, nonce):
         ]
         if job is None or job.status not in before:
             return False
-        _set_job(job, status=status, attempt=attempt, nonce=nonce, told=f"attempt {attempt}")
+        set_job(job, status=status, attempt=attempt, nonce=nonce, told=f"attempt {attempt}")
         return True
 
     return apply
@@ -42539,7 +42453,7 @@ def _job_of_attempt(root, number, status, nonce):
     return job if wanted else None
 
 
-def _arrow_trained(number, nonce, path, report):
+def arrow_trained(number, nonce, path, report):
     """Return apply(root): what was learnt is in the image, and is to be judged. It returns why it cannot be, or None."""
 
     def apply(root):
@@ -42553,7 +42467,7 @@ def _arrow_trained(number, nonce, path, report):
             told = (
                 f"{report['steps']} steps on {report['corrected']} corrections; it is to be judged"
             )
-            _set_job(
+            set_job(
                 job,
                 status="TRAINED",
                 attempt=0,
@@ -42567,7 +42481,7 @@ def _arrow_trained(number, nonce, path, report):
     return apply
 
 
-def _arrow_decided(number, nonce, report):
+def arrow_decided(number, nonce, report):
     """Return apply(root): the verdict, and with it the promotion, in one transaction. It returns the verdict or None."""
 
     def apply(root):
@@ -42580,7 +42494,7 @@ def _arrow_decided(number, nonce, report):
                 for other in root["forge_obj"].jobs.values()
             ]
         )
-        verdict = _verdict_of(report, tries)
+        verdict = verdict_of_report(report, tries)
         if fault := _made_for_another(root, job):
             verdict |= {"passed": False, "why": f"{fault}; {verdict['why']}"}
         good = "PROMOTED" if successor_of(job) is None else "PROVEN"
@@ -42607,7 +42521,7 @@ def _made_for_another(root, job):
 def _promote(root, job, mind):
     """Give a job's target what it made, in one change, and keep with the job what was there before."""
     since = root["missions"].maxKey() if root["missions"] else -1
-    _set_job(job, before=expert_slots_before(mind, job.target), since=since)
+    set_job(job, before=expert_slots_before(mind, job.target), since=since)
     target_of(job.target).promote(root, job, mind)
 
 
@@ -42624,19 +42538,126 @@ def promote_with_mind(
     return None
 
 
-def _arrow_failed(number, nonce, attempt, tail):
+def arrow_failed(number, nonce, attempt, tail):
     """Return apply(root): an attempt has failed; after some the job has."""
 
     def apply(root):
         job = root["forge_obj"].jobs.get(number)
-        if job is None or job.status not in _OPEN or job.nonce != nonce:
+        if job is None or job.status not in FORGE_OPEN or job.nonce != nonce:
             return
-        if attempt >= _FORGE_TRIES:
+        if attempt >= FORGE_TRIES:
             _end_job(root, job, "FAILED", f"{attempt} attempts failed: {tail}")
         else:
-            _set_job(job, nonce=None, told=f"attempt {attempt} failed: {tail}")
+            set_job(job, nonce=None, told=f"attempt {attempt} failed: {tail}")
 
     return apply
+
+
+################################################################################
+# Forge lane ###################################################################
+################################################################################
+#
+# The thread that carries a job through its saga, and the worker at its side: what it is given, how it is watched, held and
+# ended. It begins by itself what the settings let it begin, and takes back what was promoted and is worse.
+#
+#   folder   of an attempt, beside the image: what a worker is given, and what it leaves
+#   lease    a worker that says nothing for a minute is ended, and tried again from its checkpoint
+#   held     a worker is stopped while missions wait, but for twelve seconds of each minute
+#   orphan   a worker that a killed daemon left: it is ended at the next start
+
+# Offers:
+__all__ += """
+    ForgeLane
+""".split()
+
+_log_forge = logging.getLogger("batos.forge")
+
+_LEASE_S = 60.0  # a worker that says nothing for so long is ended
+_RUNS_S, _OF_S = 12.0, 60.0  # a worker runs at least so long of each minute, whoever waits
+_WORKER_LOOK_S = 0.2
+_FORGE_AGAIN_S = 30.0  # where the disk took nothing
+_WATCHED_MISSIONS, _WATCHED_BEFORE, _WATCHED_POINTS = 50, 50, 0.10
+_WATCH_LOOKS_AT, _FORGE_LOOK_S = 500, 60.0
+# corrections begin a curation once nobody corrects any more
+_DUE_ROWS, _DUE_DAYS, _DUE_REST_S = 5, 14.0, 600.0
+
+
+# What begins by itself
+
+
+_HOURS = Pattern(r"(\d{1,2})-(\d{1,2})")
+
+
+def _hours_of(text: str) -> tuple:
+    """Return (from, to) of hours of the day as `forge_hours` has them. Raises ConfigError."""
+    found = _HOURS.fullmatch(text)
+    hours = tuple(map(int, found.groups())) if found else (25, 25)
+    if max(hours) > 24:
+        raise ConfigError(f"forge_hours: got {text!r:.40}, allowed is a value like '22-6'")
+    return hours
+
+
+def _is_within(hours, now):
+    """Whether the clock of this machine stands within (from, to); from may be later than to, over midnight."""
+    start, end = hours
+    if start <= end:
+        return start <= now.hour < end
+    return now.hour >= start or now.hour < end
+
+
+def _may_begin_by_itself(root, hours):
+    """Whether the forge may begin a job that nobody asked for: within some hours, once a day."""
+    since = now_utc() - datetime.timedelta(days=1)
+    jobs = root["forge_obj"].jobs.values()
+    begun = any(job.by == FORGING and job.at > since for job in jobs)
+    return not begun and _is_within(hours, datetime.datetime.now())
+
+
+def _target_ready(root):
+    """Return the target whose last dataset no job has had yet, or None."""
+    forge, last = root["forge_obj"], {}
+    for rows in root["golden_obj"].datasets.values():
+        last[rows.target] = rows.training.sha256, rows.held.sha256
+    had = {(job.digest, job.held_digest) for job in forge.jobs.values()}
+    return next((target for target, files in last.items() if files not in had), None)
+
+
+def _begin_if_new(root, target, hours=(0, 24)):
+    """Begin to forge the last dataset of a target, unless it was judged or a job is at work, or the forge may not begin by
+    itself now. Returns the job's number or None."""
+    if _is_waited_for(root, target) or not _may_begin_by_itself(root, hours):
+        return None
+    try:
+        return begin_forge(root, target, None, FORGING).job_number
+    except BadRequest:
+        return None
+
+
+def _is_waited_for(root, target):
+    """Whether a mission had the last dataset of a target curated, and forges from it itself."""
+    datasets = root["golden_obj"].datasets
+    curations = [one.cycle for one in datasets.values() if one.target == target][-1:]
+    waiting = [one._tmp_synthesis_data.get("curation") for one in root["active_cycles"].values()]
+    return any(one in waiting for one in curations)
+
+
+def _due_target(root):
+    """Return the target of which enough was corrected of late that no curation has looked at, once nobody corrects any more,
+    or None."""
+    rows, now, ages = root["golden_obj"].rows, now_utc(), collections.defaultdict(list)
+    for number in itertools.islice(reversed(rows.keys()), _WATCH_LOOKS_AT):
+        row = rows[number]
+        age_s = (now - row["at"]).total_seconds()
+        counts = row["state"] == "raw" and row["trusted"] and _says_wrong(row)
+        if counts and age_s < _DUE_DAYS * 86400:
+            ages[row["target"]].append(age_s)
+    due = [name for name, told in ages.items() if len(told) >= _DUE_ROWS]
+    return next((name for name in sorted(due) if min(ages[name]) > _DUE_REST_S), None)
+
+
+def _says_wrong(row):
+    """Whether a row is of something that was wrong: what merely was right begins nothing."""
+    return row["task"] != "read" or is_correction(row)
 
 
 # The watch over what was promoted
@@ -42751,7 +42772,7 @@ def _demote_expert(root):
     if worse is None:
         return None
     job, why = worse
-    _set_job(job, since=None)
+    set_job(job, since=None)
     if _mind_goes_with(root, job):
         return why
     _put_expert_back(root, expert_name(job.target), own(job).get("before"))
@@ -42944,7 +42965,7 @@ class ForgeLane:
         # which of the engines does the work, whoever carries it there
         self.works = settings.forge_engine.removeprefix("celery").strip() or "process"
         self.queue = ForgeQueue(settings) if settings.forge_engine.startswith("celery") else None
-        self._hours = hours_of(settings.forge_hours)  # in which it may begin by itself
+        self._hours = _hours_of(settings.forge_hours)  # in which it may begin by itself
 
     def start(self, events: Events) -> None:
         events.subscribe("forge", self._wake.set)
@@ -43016,7 +43037,7 @@ class ForgeLane:
             self._commit(_demote_if_worse, f"the reader before it is back: {worse}")
             _log_forge.warning("the reader before is back: %s", worse)
         if due and self.settings.forge_auto != "off":
-            begin = functools.partial(begin_curation, who=_FORGING, target=due)
+            begin = functools.partial(begin_curation, who=FORGING, target=due)
             self._commit(begin, "corrections wait")
         if ready and self.settings.forge_auto == "on":
             self._begin_by_itself(ready, f"a dataset of {ready} is ready")
@@ -43031,10 +43052,10 @@ class ForgeLane:
 
     def _begin_by_itself(self, target, why):
         begin = functools.partial(_begin_if_new, target=target, hours=self._hours)
-        self.bulk.submit(Job("forge", begin, who=_FORGING, why=why))
+        self.bulk.submit(Job("forge", begin, who=FORGING, why=why))
 
     def _commit(self, apply, why=None):
-        return self.bulk.call(Job("forge", apply, who=_FORGING, why=why)).result
+        return self.bulk.call(Job("forge", apply, who=FORGING, why=why)).result
 
     def _do(self, work):
         """Carry a job over one arrow: prepare, have it worked on, store what came of it."""
@@ -43049,7 +43070,7 @@ class ForgeLane:
         if work.number not in self._cancelled and failure is None:
             failure = self._store(work, folder)
         if failure is not None:
-            self._commit(_arrow_failed(work.number, work.nonce, work.attempt, failure))
+            self._commit(arrow_failed(work.number, work.nonce, work.attempt, failure))
         self.progress = {}
         self._clear(work)
 
@@ -43064,9 +43085,7 @@ class ForgeLane:
     def _begin(self, work, folder):
         """Lay out an attempt and note it; returns its ForgeWork, or None: nobody wants it."""
         if {"train": "train.jsonl", "judge": "held.jsonl"}[work.phase] not in work.files:
-            self._commit(
-                _arrow_failed(work.number, work.nonce, _FORGE_TRIES, "its dataset is gone")
-            )
+            self._commit(arrow_failed(work.number, work.nonce, FORGE_TRIES, "its dataset is gone"))
             return None
         work = work._replace(attempt=work.attempt + 1, nonce=uuid7())
         _lay_out(work.files, folder)
@@ -43080,7 +43099,7 @@ class ForgeLane:
             **work.told,
         }
         write_whole(folder / "job.json", json.dumps(told).encode())
-        begun = _arrow_begun(work.number, work.at_work, work.attempt, work.nonce)
+        begun = arrow_begun(work.number, work.at_work, work.attempt, work.nonce)
         return work if self._commit(begun) else None
 
     def _store(self, work, folder):
@@ -43096,13 +43115,13 @@ class ForgeLane:
                 return f"{name} is not what it made"
         if work.phase == "train":
             candidate = folder / CANDIDATE_FILE
-            return self._commit(_arrow_trained(work.number, work.nonce, candidate, done["report"]))
+            return self._commit(arrow_trained(work.number, work.nonce, candidate, done["report"]))
         self._decide(work, done["report"])
         return None
 
     def _decide(self, work, report):
-        why = f"job {work.number}: {_verdict_of(report, 1)['why']}"
-        verdict = self._commit(_arrow_decided(work.number, work.nonce, report), one_line(why, 400))
+        why = f"job {work.number}: {verdict_of_report(report, 1)['why']}"
+        verdict = self._commit(arrow_decided(work.number, work.nonce, report), one_line(why, 400))
         if verdict is not None:
             _log_forge.info("job %d: %s", work.number, verdict["why"])
             self.reader.renew()
@@ -43198,7 +43217,7 @@ def _jobs_to_forget(root, by, value, doc_ids, cycles):
         if (
             dataset is not None
             and rows & {*dataset.rows, *dataset.held_rows}
-            and job.status in _OPEN
+            and job.status in FORGE_OPEN
         ):
             found.append(number)
     return found

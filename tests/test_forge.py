@@ -91,7 +91,7 @@ def test_the_sign_test_is_exact_and_one_sided():
     ([[1, 1]] * 20, [[1, 1]] * 100, 1, False),                           # nothing new
 ])
 def test_the_verdict_is_by_rule(held, suite, tries, passed):
-    verdict = batos._verdict_of(told(held, known=suite), tries)
+    verdict = batos.verdict_of_report(told(held, known=suite), tries)
     assert verdict["passed"] is passed and verdict["why"], verdict
 
 
@@ -235,17 +235,17 @@ def test_what_an_attempt_brings_late_is_not_taken(tmp_path):
         root["golden_obj"].rows.update(corrected())
         batos._store_dataset(root, "READER", sorted(root["golden_obj"].rows), "0x1")
         number = batos.begin_forge(root, "READER", None, "me").job_number
-        assert batos._arrow_begun(number, "TRAINING", 1, "first")(root)
-        assert batos._arrow_begun(number, "TRAINING", 2, "second")(root)
+        assert batos.arrow_begun(number, "TRAINING", 1, "first")(root)
+        assert batos.arrow_begun(number, "TRAINING", 2, "second")(root)
         report = {"steps": 1, "corrected": 1, "losses": [1.0]}
-        batos._arrow_trained(number, "first", __file__, report)(root)
+        batos.arrow_trained(number, "first", __file__, report)(root)
         assert root["forge_obj"].jobs[number].status == "TRAINING"
-        batos._arrow_trained(number, "second", __file__, report)(root)
+        batos.arrow_trained(number, "second", __file__, report)(root)
         assert root["forge_obj"].jobs[number].status == "TRAINED"
-        assert batos._arrow_decided(number, "second", told([[0, 1]] * 20))(root) is None
-        assert batos._arrow_begun(number, "VALIDATING", 1, "third")(root)
-        assert batos._arrow_decided(number, "third", told([[0, 1]] * 20))(root)["passed"]
-        assert batos._arrow_decided(number, "third", told([[0, 1]] * 20))(root) is None
+        assert batos.arrow_decided(number, "second", told([[0, 1]] * 20))(root) is None
+        assert batos.arrow_begun(number, "VALIDATING", 1, "third")(root)
+        assert batos.arrow_decided(number, "third", told([[0, 1]] * 20))(root)["passed"]
+        assert batos.arrow_decided(number, "third", told([[0, 1]] * 20))(root) is None
         assert root["reader_obj"].version == 2 and len(root["reader_obj"].lineage) == 1
         batos._demote_reader(root)
         assert root["reader_obj"].version == 1 and root["reader_obj"].forged is None

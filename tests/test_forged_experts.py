@@ -233,10 +233,10 @@ def made(tmp_path, fill=0.0, base=""):
 def carried(root, path, wins=20, **succession):
     """Carry a job of the base over its arrows; returns it."""
     number = batos.begin_forge(root, "BASE", None, "me", **succession).job_number
-    batos._arrow_begun(number, "TRAINING", 1, "a")(root)
-    assert batos._arrow_trained(number, "a", path, {"steps": 1, "corrected": 1, "losses": [1.0]})(root) is None
-    batos._arrow_begun(number, "VALIDATING", 1, "b")(root)
-    batos._arrow_decided(number, "b", told([[0, 1]] * wins + [[1, 1]] * (30 - wins)))(root)
+    batos.arrow_begun(number, "TRAINING", 1, "a")(root)
+    assert batos.arrow_trained(number, "a", path, {"steps": 1, "corrected": 1, "losses": [1.0]})(root) is None
+    batos.arrow_begun(number, "VALIDATING", 1, "b")(root)
+    batos.arrow_decided(number, "b", told([[0, 1]] * wins + [[1, 1]] * (30 - wins)))(root)
     return root["forge_obj"].jobs[number]
 
 
@@ -270,7 +270,7 @@ def marked(root, results, since):
         brief = {"type": "direct_synthesis", "selector": "answer_", "args": ["What?"]}
         batos.accept_cycle(root, brief, None, "me").result = result
     jobs = root["forge_obj"].jobs
-    batos._set_job(jobs[jobs.maxKey()], since=since)
+    batos.set_job(jobs[jobs.maxKey()], since=since)
 
 
 def test_a_first_version_that_is_worse_goes(image, tmp_path):
@@ -285,11 +285,11 @@ def test_an_expert_for_another_core_or_no_expert_at_all_is_not_taken(image, tmp_
     with batos.writing(image) as root:
         batos.mind_of(root).model_blob = [batos.blob_record(__file__, "config.json")]
         number = batos.begin_forge(root, "BASE", None, "me").job_number
-        batos._arrow_begun(number, "TRAINING", 1, "a")(root)
+        batos.arrow_begun(number, "TRAINING", 1, "a")(root)
         report = {"steps": 1, "corrected": 1, "losses": [1.0]}
-        why = batos._arrow_trained(number, "a", made(tmp_path, 0.5, base="another"), report)(root)
+        why = batos.arrow_trained(number, "a", made(tmp_path, 0.5, base="another"), report)(root)
         assert "was made for the core another" in why and root["forge_obj"].jobs[number].status == "TRAINING"
-        assert "no whole safetensors file" in batos._arrow_trained(number, "a", batos.pathlib.Path(__file__), report)(root)
+        assert "no whole safetensors file" in batos.arrow_trained(number, "a", batos.pathlib.Path(__file__), report)(root)
 
 
 def test_what_is_forged_for_a_successor_is_its_expert_alone(image, tmp_path):
@@ -306,7 +306,7 @@ def test_what_is_forged_for_a_successor_is_its_expert_alone(image, tmp_path):
         assert [one.lora_repository["BASE_LORA"].version for one in (former, batos.mind_of(root))] == [1, 2]
         assert root["reader_obj"].version == 1
         marked(root, [RIGHT] * 60 + [WRONG] * 60, since=59)
-        batos._set_job(job, status="PROMOTED")
+        batos.set_job(job, status="PROMOTED")
         assert batos._demote_expert(root) and batos.mind_of(root) is former
 
 
@@ -328,20 +328,20 @@ def test_the_forge_begins_by_itself_once_a_day_within_its_hours(image):
         assert batos._begin_if_new(root, "BASE", (hour, hour + 2)) == 1 and batos._target_ready(root) is None
         batos._end_job(root, root["forge_obj"].jobs[1], "CANCELLED", "by hand")
         assert batos._begin_if_new(root, "BASE") is None
-        batos._set_job(root["forge_obj"].jobs[1], at=batos.now_utc() - batos.datetime.timedelta(days=2))
+        batos.set_job(root["forge_obj"].jobs[1], at=batos.now_utc() - batos.datetime.timedelta(days=2))
         assert batos._begin_if_new(root, "BASE") == 2
 
 
 @pytest.mark.parametrize("text, hour, within", [
     ("22-6", 23, True), ("22-6", 3, True), ("22-6", 6, False), ("0-24", 23, True), ("9-17", 8, False), ("9-17", 9, True)])
 def test_hours_may_go_over_midnight(text, hour, within):
-    assert batos._is_within(batos.hours_of(text), batos.datetime.datetime(2026, 11, 30, hour)) is within
+    assert batos._is_within(batos._hours_of(text), batos.datetime.datetime(2026, 11, 30, hour)) is within
 
 
 @pytest.mark.parametrize("text", ["", "night", "22-25", "22", "-1-3", "1-2-3"])
 def test_hours_that_are_none_are_refused(text):
     with pytest.raises(batos.ConfigError, match="22-6"):
-        batos.hours_of(text)
+        batos._hours_of(text)
 
 
 def test_what_the_forge_began_by_itself_is_a_missions_that_wants_the_same(image):

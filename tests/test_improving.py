@@ -65,12 +65,12 @@ class Improver(Machine):
 
         def done(apply):
             return self.lanes["bulk"].call(batos.Job("forge", apply, who="UVM_FORGE", why="an arrow")).result
-        done(batos._arrow_begun(number, work.at_work, 1, nonce))
+        done(batos.arrow_begun(number, work.at_work, 1, nonce))
         if work.phase == "train":
-            done(batos._arrow_trained(number, nonce, self.candidate, {"steps": 1, "corrected": 1, "losses": [1.0]}))
+            done(batos.arrow_trained(number, nonce, self.candidate, {"steps": 1, "corrected": 1, "losses": [1.0]}))
             return
         held, suites = [[0, 1]] * self.wins + [[1, 1]] * (30 - self.wins), {"first": [[1, 1]] * 100}
-        done(batos._arrow_decided(number, nonce, {"held": held, "suites": suites, "suite_sha256": "x"}))
+        done(batos.arrow_decided(number, nonce, {"held": held, "suites": suites, "suite_sha256": "x"}))
 
     def close(self):
         self._ending.set()
@@ -335,11 +335,11 @@ def proven(root, oid="0x77"):
     """Have a successor proven; returns its job."""
     number = batos._successor_begun(oid, "me", 1, {"why": "why", "target": "READER"})(root)
     job = root["forge_obj"].jobs[number]
-    batos._arrow_begun(number, "TRAINING", 1, "one")(root)
-    batos._arrow_trained(number, "one", __file__, {"steps": 1, "corrected": 1, "losses": [1.0]})(root)
-    batos._arrow_begun(number, "VALIDATING", 1, "two")(root)
+    batos.arrow_begun(number, "TRAINING", 1, "one")(root)
+    batos.arrow_trained(number, "one", __file__, {"steps": 1, "corrected": 1, "losses": [1.0]})(root)
+    batos.arrow_begun(number, "VALIDATING", 1, "two")(root)
     suites = {"first": [[1, 1]] * 100}
-    batos._arrow_decided(number, "two", {"held": [[0, 1]] * 20, "suites": suites, "suite_sha256": "x"})(root)
+    batos.arrow_decided(number, "two", {"held": [[0, 1]] * 20, "suites": suites, "suite_sha256": "x"})(root)
     return job
 
 
