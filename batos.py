@@ -32,7 +32,7 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     passages and the sentence that answers; whether a passage bears out what a core wrote
     the mind        Missions · Ether · Facet experts · Speakers · Talk · Writing · States · Contrapunto · Branches
                     codex and personas, traces that draw them, a thought's way through its states, and the ways that it may take
-    its workers     Workflows · Forgetting · Mission lane · Inference · Prototypes
+    its workers     Recipes · Workflows · Forgetting · Mission lane · Inference · Prototypes
                     how the four work together, tried and adopted; what forgets, and carries thoughts; messages to the core
     new methods     Steps · Intents · Wanted · Examples · Methods · Guesses · Code by four · Generative kernel · Mending · Parcels
                     what a message can mean, what decides, how a method is tried, kept, mended and carried elsewhere
@@ -1990,9 +1990,9 @@ def _look_up(obj, name):
 def lookup(obj: UvmObject, name: str) -> Found:
     """Find a slot along the delegation. Misses are found too: their `value` is ABSENT.
 
-    Kept for each connection until something there is written, or its snapshot moves. What delegates to an object
-    that no connection knows yet is not kept: its changes are told to nobody.
+    Kept for each connection until something there is written, or its snapshot moves; not of what no connection knows yet.
     """
+    name = "synthesis_state*" if name == "current_state*" else name  # the seeds call it so
     jar = obj._p_jar
     kept = jar.lookups.setdefault(name, {}) if isinstance(jar, ImageConnection) else {}
     if obj in kept:
@@ -28383,6 +28383,7 @@ __all__ += """
     MISSION_KINDS CYCLE_EFFECTS Step Thought mission_text accept_cycle cycle_id state_of
     find_cycle cycle_report journalled kind_of next_thought THOUGHTS_KEEP PERSONA_ARCHETYPES
     states_of may_follow FAILED_EFFECTS checked_brief workflow_of kind_of_mission
+    workflow_by_plan
 """.split()
 
 log_mind = logging.getLogger("batos.mind")
@@ -28641,6 +28642,15 @@ def workflow_of(root: persistent.mapping.PersistentMapping, name: str) -> UvmObj
     """Return the object that holds the states of a workflow; "" is the default, which also stands for one that is gone."""
     held = root["workflows_obj"].workflows if name else {}
     return held.get(name) or root["psm_prototypes_obj"]
+
+
+def workflow_by_plan(cycle: UvmObject, data: dict) -> dict:
+    """Return {"workflow": name} where the archetype of a plan, which a cycle makes now, has a workflow of its own, else {}."""
+    plan, root = data.get("plan"), root_of(cycle)
+    if not plan or "plan" in cycle._tmp_synthesis_data:
+        return {}
+    row = root["codex_obj"].archetypes.get(plan["strategy"]) or {}
+    return {"workflow": row["workflow"]} if row.get("workflow") else {}
 
 
 def states_of(cycle: UvmObject) -> UvmObject:
@@ -29241,8 +29251,14 @@ def _persona_asked(cycle):
 
 def lead_of(cycle: UvmObject, archetype: str) -> str:
     """Return who leads a cycle: whom its mission names, the persona that it is about, or its archetype's lead."""
-    named = cycle.mission_brief.get("lead") or _persona_asked(cycle)
+    named = cycle.mission_brief.get("lead") or _persona_asked(cycle) or _led_by_workflow(cycle)
     return named or row_of(root_of(cycle), archetype)["lead"]
+
+
+def _led_by_workflow(cycle):
+    """Return who leads what is told by a cycle's workflow, where it names somebody."""
+    state = own(states_of(cycle)).get("DELEGATING")
+    return own(state).get("lead") if state is not None else None
 
 
 def personas_of(pillars: typing.Iterable) -> list:
@@ -30063,6 +30079,7 @@ __all__ += """
     persona_with facet_source facet_stands is_facet is_outdated intent_digest speaking
     without_prompt gate_reasons recalled gentle_answer quotes_of GENERAL_HEADS told_part
     depth_of unsure_answer facets_asked words_asked is_asked_of_core quoted_answer
+    psm_decomposing_ psm_delegating_ psm_synthesizing_
 """.split()
 
 
@@ -31482,6 +31499,238 @@ def _told_ways(result):
 
 
 ################################################################################
+# Recipes ######################################################################
+################################################################################
+#
+# A state of a workflow can be told as data, so that no code is needed: what is asked, of whom, which passages it is about,
+# and which state comes then, by tests of a closed table.
+#
+#   ask       plan, facet or weave: what the state of that name asks; none: memory alone
+#   of        the personas who are asked, in place of those whom the matrix names
+#   evidence  recall: what memory has for the mission by now; partials: what the facets quote; draft: what is to be told
+#   if        [[test, state] …], the first that holds; a test is [name, value]; then: where none does
+
+# Offers:
+__all__ += """
+    check_recipes with_recipes states_lacking
+""".split()
+
+_RECIPE_KEYS = ("ask", "of", "evidence", "then", "if")
+_STATE_NAME = Pattern(r"[A-Z][A-Z_]{0,31}")
+_RECIPE_STATES_MOST, _RECIPE_TESTS_MOST = 12, 8
+
+
+def _of_memory(cycle, recall):
+    """Return the thought of a state that asks nobody: what the recipe's evidence has beside what is told already."""
+    items, first = _evidence_meant(cycle, recall), journalled(cycle, "recall") or {}
+    known = {item["chunk_id"] for item in first.get("evidence", ())}
+    new = [{**item, "also": "ALFRED"} for item in items if item["chunk_id"] not in known]
+    kept = {"also": [*cycle._tmp_synthesis_data.get("also", ()), *new]} if new else {}
+    told = [item["chunk_id"] for item in items]
+    return Thought("memory", lambda _: Step("", told, kept))
+
+
+# what is asked -> (the thought that asks it, the state of which that is)
+_ASKED = {
+    "plan": (psm_decomposing_, "DECOMPOSING"),
+    "facet": (psm_delegating_, "DELEGATING"),
+    "weave": (psm_synthesizing_, "SYNTHESIZING"),
+    "none": (_of_memory, None),
+}
+
+
+def _evidence_meant(cycle, recall):
+    """Return the passages that the recipe of a cycle's state is about."""
+    data, meant = cycle._tmp_synthesis_data, _recipe_of(cycle).get("evidence", "draft")
+    if meant == "recall":
+        return recalled(cycle, recall)["evidence"]
+    if meant == "partials":
+        parts = data.get("partial_responses", {}).values()
+        return list({item["text"]: item for part in parts for item in part["quotes"]}.values())
+    return (journalled(cycle, "recall") or {}).get("evidence", [])
+
+
+def _recipe_of(cycle):
+    return own(own(cycle)["synthesis_state*"][0])["recipe"]
+
+
+@primitive("psm_recipe_", reads=True)
+def psm_recipe_(cycle, recall):
+    """Think as the recipe of the state says, and go where it says."""
+    recipe, name = _recipe_of(cycle), state_of(cycle)
+    ask, of_state = _ASKED[recipe.get("ask", "none")]
+    thought, items = ask(cycle, recall), _evidence_meant(cycle, recall)
+
+    def read(values):
+        step = thought.read(values)
+        data = _asked_of(step.data, recipe.get("of"), mission_text(cycle.mission_brief))
+        if step.next_state == of_state:  # it is not through with it
+            return step._replace(next_state=name, data=data)
+        if "final_response" in step.data and recipe.get("ask") == "plan":
+            return step
+        return step._replace(next_state=_state_then(cycle, recipe, items, data), data=data)
+
+    return dataclasses.replace(thought, read=read)
+
+
+def _asked_of(data, personas, mission):
+    """Return what a step keeps, with a plan of those personas alone whom a recipe names."""
+    plan = data.get("plan")
+    if not plan or not personas:
+        return data
+    queries = {one: text for one, text in plan["sub_queries"].items() if owner_of(one) in personas}
+    heard = personas_of(queries)
+    queries |= {PILLARS[name][0]: mission for name in personas if name not in heard}
+    pillars = sorted(queries, key=PILLAR_ORDER.index)
+    told = plan | {
+        "relevant_pillars": pillars,
+        "sub_queries": {one: queries[one] for one in pillars},
+    }
+    if plan.get("lead") not in (None, *personas):
+        told["lead"] = personas[0]
+    return data | {"plan": told}
+
+
+def _state_then(cycle, recipe, items, data):
+    """Return the state that a recipe goes to: of the first test that holds, else the one that comes then."""
+    data = {**cycle._tmp_synthesis_data, **data}
+    for (test, value), name in recipe.get("if", ()):
+        if _RECIPE_TESTS[test][1](cycle, items, data, value):
+            return name
+    return recipe["then"]
+
+
+def _is_covered(cycle, items, data, share):
+    """Whether passages have that share of a mission's telling words."""
+    wanted = set(stems(mission_text(cycle.mission_brief)))
+    held = set(stems(" ".join([item["text"] for item in items])))
+    return len(wanted & held) >= share * max(1, len(wanted))
+
+
+def _has_archetype(cycle, items, data, archetype):
+    return (data.get("plan") or {}).get("strategy") == archetype
+
+
+def _is_drawn(cycle, items, data, kind):
+    """Whether a trace of that kind is of what is asked."""
+    sensed = sense_ether(root_of(cycle), mission_text(cycle.mission_brief), cycle_id(cycle))
+    return any(row["kind"] == kind and row["related"] for row in sensed["because"])
+
+
+def _is_part_of_one(value):
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
+def _is_count(value):
+    return type(value) is int and value >= 0
+
+
+# test -> (whether its value is one, whether it holds)
+_RECIPE_TESTS = {
+    "covered": (_is_part_of_one, _is_covered),
+    "quotes": (_is_count, lambda cycle, items, data, count: len(items) >= count),
+    "archetype": (ARCHETYPES.__contains__, _has_archetype),
+    "pheromone": (PHEROMONES.__contains__, _is_drawn),
+}
+
+
+# Whether recipes are any
+
+
+def check_recipes(recipes: typing.Any) -> None:
+    """Raise BadRequest unless a value is {state: recipe}, each of the closed tables."""
+    if not isinstance(recipes, dict) or not 0 < len(recipes) <= _RECIPE_STATES_MOST:
+        raise BadRequest(
+            f"recipes are a map of up to {_RECIPE_STATES_MOST} states to what each asks; got {shown_short(recipes)}"
+        )
+    for name, recipe in recipes.items():
+        fault = _fault_of_recipe(name, recipe)
+        if fault:
+            raise BadRequest(f"the recipe of {name!r:.40}: {fault}; got {shown_short(recipe)}")
+
+
+def _fault_of_recipe(name, recipe):
+    """Return what is wrong with the recipe of a state, or ""."""
+    if not isinstance(name, str) or not _STATE_NAME.fullmatch(name) or name in (*ENDED, "IDLE"):
+        return "a state's name is of capitals, and IDLE, COMPLETE and FAILED stay as they are"
+    if not isinstance(recipe, dict) or not {"then"} <= recipe.keys() <= {*_RECIPE_KEYS}:
+        return f"it has `then`, and of {', '.join(_RECIPE_KEYS)} what it wants"
+    checks = (
+        ("ask", recipe.get("ask", "none") in tuple(_ASKED), f"one of {', '.join(_ASKED)}"),
+        ("of", _are_personas(recipe.get("of", [])), f"a list of {', '.join(PILLARS)}"),
+        ("evidence", recipe.get("evidence", "draft") in _EVIDENCES, "recall, partials or draft"),
+        ("then", isinstance(recipe["then"], str), "the name of a state"),
+        ("if", _are_tests(recipe.get("if", [])), "[[[test, value], state] …]"),
+    )
+    wrong = next((f"`{key}` is {wanted}" for key, holds, wanted in checks if not holds), "")
+    if not wrong and "COMPLETE" in _states_after(recipe) and recipe.get("ask") != "weave":
+        return "only what weaves has an answer, and may come to COMPLETE"
+    return wrong
+
+
+_EVIDENCES = ("recall", "partials", "draft")
+
+
+def _are_personas(value):
+    return isinstance(value, list | tuple) and all(name in tuple(PILLARS) for name in value)
+
+
+def _are_tests(value):
+    if not isinstance(value, list | tuple) or len(value) > _RECIPE_TESTS_MOST:
+        return False
+    return all(map(_is_test, value))
+
+
+def _is_test(row):
+    """Whether a value is [[test, value], state], of the table."""
+    try:
+        (test, value), name = row
+        return isinstance(name, str) and _RECIPE_TESTS[test][0](value)
+    except (TypeError, ValueError, KeyError):
+        return False
+
+
+def _states_after(recipe):
+    """Return the states that a recipe may go to, each once."""
+    return list(dict.fromkeys([recipe["then"], *[name for _, name in recipe.get("if", ())]]))
+
+
+def with_recipes(
+    root: persistent.mapping.PersistentMapping, flow: UvmObject, recipes: dict
+) -> None:
+    """Give a workflow states by recipes, in place of those that it has by these names, or beside them. Raises BadRequest."""
+    check_recipes(recipes)
+    for name, recipe in recipes.items():
+        lead = (recipe.get("of") or [STATES.get(name, (None,))[0]])[0]
+        after = [one for one in _states_after(recipe) if one != name]
+        ends = ["COMPLETE"] if recipe.get("ask") == "plan" and "COMPLETE" not in after else []
+        slots = {"name": name, "lead": lead, "follows": [name, *after, *ends], "recipe": recipe}
+        slots["_process_synthesis_"] = method("_process_synthesis_", "psm_recipe_")
+        put_slot(flow, name, UvmObject(**{"parent*": [root["traits_obj"]]}, **slots))
+
+
+def states_lacking(flow: UvmObject) -> list[str]:
+    """Return, as sentences, which states of a workflow may go where it has none, or may not go where their thought does."""
+    states = {name: one for name, one in own(flow).items() if is_object(one)}
+    states = {name: one for name, one in states.items() if "follows" in own(one)}
+    told = []
+    for name, state in states.items():
+        needed = () if "recipe" in own(state) else _goes_to(state)
+        gone = [one for one in state.follows if one not in states]
+        told += [f"{name} is followed by {one}, which there is not" for one in gone]
+        told += [f"{name} has to come to {one}" for one in needed if one not in state.follows]
+    return told
+
+
+def _goes_to(state):
+    """Return the states that the code of a state comes to, but for those that it may leave out."""
+    process = own(state).get("_process_synthesis_")
+    name = process.primitive.removeprefix("psm_").strip("_").upper() if process else ""
+    _, follows = STATES.get(name, (None, ()))
+    return [one for one in follows if one not in ("EXPLORING", "CONTRAPUNTO", name)]
+
+
+################################################################################
 # Workflows ####################################################################
 ################################################################################
 #
@@ -31506,7 +31755,7 @@ _SHOWN_BELOW = 0.05  # how likely what is shown may be by chance
 _BETTER_BY = 0.25  # of the reader's score; less is no difference
 _TRIALS_A_WEEK, _WEEK_OF_TRIALS_S = 3, 7 * 86400.0
 _OUTCOMES_KEPT = 200
-_STATE_TOLD = ("name", "lead", "follows", "width", "_process_synthesis_")
+_STATE_TOLD = ("name", "lead", "follows", "width", "recipe", "_process_synthesis_")
 _IMPROVING = "systemic_self_improvement", "improve_workflow"
 _ADOPTING = "systemic_self_improvement", "adopt_workflow"
 _WORKFLOW_SELECTORS = ("improve_workflow_", "use_workflow_", "workflows_")
@@ -31587,6 +31836,38 @@ def _with_state(name):
     return edit
 
 
+def _led_by(persona):
+    """Return the edit by which a persona leads what is told, in place of whom the matrix names."""
+
+    def edit(flow):
+        for name in ("DELEGATING", "SYNTHESIZING"):
+            put_slot(own(flow)[name], "lead", persona)
+
+    return edit
+
+
+def _swap(flow, one, other):
+    """Have two states stand in each other's places: what leads to the one leads to the other."""
+    renamed = {one: other, other: one}
+    places = {state.name: _place_in_flow(state) for state in _states_in(flow)}
+    for state in _states_in(flow):
+        follows, then, tests = places[renamed.get(state.name, state.name)]
+        put_slot(state, "follows", [renamed.get(name, name) for name in follows])
+        if "recipe" in own(state):
+            goes = {"then": renamed.get(then, then)}
+            goes["if"] = [[test, renamed.get(name, name)] for test, name in tests]
+            put_slot(state, "recipe", {**own(state)["recipe"], **goes})
+
+
+def _place_in_flow(state):
+    """Return (what may follow a state, what its recipe has come then, its tests); one without a recipe goes by its code."""
+    recipe = own(state).get("recipe") or {}
+    return list(state.follows), recipe.get("then"), recipe.get("if", ())
+
+
+_SWAPS = Pattern(r"swap ([A-Z_]+) and ([A-Z_]+)")
+
+
 _EDITS = {
     "look wider": _wider,
     "look narrower": _narrower,
@@ -31594,7 +31875,21 @@ _EDITS = {
     "add CONTRAPUNTO": _with_state("CONTRAPUNTO"),
     "drop EXPLORING": _without_state("EXPLORING"),
     "add EXPLORING": _with_state("EXPLORING"),
+    **{f"{persona} leads": _led_by(persona) for persona in PILLARS},
 }
+
+
+def _edit_named(flow, edit):
+    """Return the edit of a workflow that has a name: of the table, or one that swaps two of its states. Raises BadRequest."""
+    swapped = _SWAPS.fullmatch(edit)
+    names = {state.name for state in _states_in(flow)} - {"IDLE", *ENDED}
+    if swapped and names.issuperset(swapped.groups()):
+        return functools.partial(_swap, one=swapped[1], other=swapped[2])
+    if edit not in _EDITS:
+        raise BadRequest(
+            f"{edit!r:.100} is no edit; there are: {', '.join(_EDITS)}, swap STATE and STATE, and recipes"
+        )
+    return _EDITS[edit]
 
 
 def _states_in(flow):
@@ -31617,16 +31912,21 @@ def _clone_of(root, name):
     return UvmObject(**slots, **states)
 
 
-def _edited(root, name, edit):
-    """Return a clone of a workflow with an edit. Raises BadRequest where that changes nothing, or leaves no way to an end."""
-    if edit not in _EDITS:
-        raise BadRequest(f"{edit!r:.100} is no edit; there are: {', '.join(_EDITS)}")
+def _edited(root, name, edit, recipes=None):
+    """Return a clone of a workflow with an edit, or with states by recipes. Raises BadRequest where that changes nothing, or
+    leaves no way to an end."""
     flow = _clone_of(root, name)
     before = _what_it_says(flow)
-    _EDITS[edit](flow)
+    if recipes:
+        with_recipes(root, flow, recipes)
+    else:
+        _edit_named(flow, edit)(flow)
     put_slot(flow, "edit", edit)
     if _what_it_says(flow) == before:
         raise BadRequest(f"{edit!r} changes nothing of the workflow {name or 'default'!r}")
+    lacks = states_lacking(flow)
+    if lacks:
+        raise BadRequest(f"after {edit!r} {'; '.join(lacks)}")
     lost = _without_an_end(flow)
     if lost:
         raise BadRequest(f"after {edit!r} {', '.join(lost)} would not come to COMPLETE")
@@ -31634,7 +31934,11 @@ def _edited(root, name, edit):
 
 
 def _what_it_says(flow):
-    return _width_of(flow), {state.name: tuple(state.follows) for state in _states_in(flow)}
+    said = {}
+    for state in _states_in(flow):
+        recipe = shown_short(own(state).get("recipe"))
+        said[state.name] = (tuple(state.follows), own(state).get("lead"), recipe)
+    return _width_of(flow), said
 
 
 def _without_an_end(flow):
@@ -31660,6 +31964,7 @@ class WorkflowData(typing.TypedDict, total=False):
     """What a mission that improves or adopts a workflow keeps, in its cycle's `_tmp_synthesis_data`."""
 
     edit: str  # of the table
+    recipes: dict  # of states, in place of an edit; none otherwise
     from_workflow: str  # the name of the one that stands
     replay: list  # ids of the missions that are replayed
     pairs: list  # of each: what the reader made of both first passages, and which the stored mark prefers
@@ -31673,23 +31978,65 @@ THOUGHTS_KEEP.update(WorkflowData.__annotations__)
 def _choose_edit(cycle, recall):
     """IDLE, ALFRED: the edit that is to be tried, and the missions that it is tried on. Raises BadRequest where it is none."""
     root = root_of(cycle)
-    told = next(iter(cycle.mission_brief.get("args") or ()), "")
-    stands = root["workflows_obj"].current
-    edit = told if told in _EDITS else _next_edit(root, stands)
-    _edited(root, stands, edit)
-    replay = _missions_to_replay(root)
+    told, recipes = [*(cycle.mission_brief.get("args") or ()), "", None][:2]
+    stands, replay = root["workflows_obj"].current, _missions_to_replay(root)
+    if not told and recall.writes() and (possible := _edits_possible(root, stands)):
+        return _proposing_edit(possible, stands, replay)
+    edit = told or _next_edit(root, stands)
+    _edited(root, stands, edit, recipes)
+    return Thought("choose", lambda _: _edit_chosen(edit, recipes, stands, replay))
+
+
+def _edit_chosen(edit, recipes, stands, replay):
     data = {"edit": edit, "from_workflow": stands, "replay": replay, "pairs": []}
-    return Thought("choose", lambda _: Step("DECOMPOSING", [edit, len(replay)], data))
+    data |= {"recipes": recipes} if recipes else {}
+    return Step("DECOMPOSING", [edit, len(replay)], data)
+
+
+def _proposing_edit(possible, stands, replay):
+    """Return the thought in which a core that writes proposes the edit, as JSON; what is none is the first of the table."""
+    outcomes = "\n".join([f"- {edit}{why}" for edit, why in possible.items()])
+    prompt = (
+        "Four personas answer questions together, by a workflow of states. It can be changed by one of these edits:\n"
+        f'{outcomes}\nAnswer with JSON alone, {{"edit": NAME}}: the one that is likeliest to have them answer better.'
+    )
+
+    def read(values):
+        found = re.search(r"\{[^{}]*\}", without_thoughts(values[0]))
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            told = json.loads(found[0] if found else "").get("edit")
+            if told in possible:
+                return _edit_chosen(told, None, stands, replay)
+        return _edit_chosen(next(iter(possible)), None, stands, replay)
+
+    fields = {"prompt": prompt, "persona": "ALFRED", "max_new_tokens": 60}
+    return Thought("choose", read, ((FREE_TEXT, fields),))
+
+
+def _edits_possible(root, stands):
+    """Return {edit: what came of it before, in words} of those that change something, those first that were tried longest ago."""
+    told = {outcome["edit"]: outcome["why"] for outcome in root["workflows_obj"].outcomes}
+    found = {}
+    for edit in _by_trials(root):
+        with contextlib.suppress(BadRequest):
+            _edited(root, stands, edit)
+            found[edit] = f" (tried before: {told[edit]})" if edit in told else ""
+    return found
 
 
 def _next_edit(root, stands):
     """Return the edit of the table that changes something and was tried longest ago, or never."""
-    tried = {outcome["edit"]: n for n, outcome in enumerate(root["workflows_obj"].outcomes)}
-    for edit in sorted(_EDITS, key=lambda name: tried.get(name, -1)):
+    for edit in _by_trials(root):
         with contextlib.suppress(BadRequest):
             _edited(root, stands, edit)
             return edit
     raise BadRequest("no edit of the table changes anything")
+
+
+def _by_trials(root):
+    """Return the edits of the table, those first that were tried longest ago, or never."""
+    tried = {outcome["edit"]: n for n, outcome in enumerate(root["workflows_obj"].outcomes)}
+    return sorted(_EDITS, key=lambda name: tried.get(name, -1))
 
 
 def _missions_to_replay(root):
@@ -31720,7 +32067,8 @@ def _replay_some(cycle, recall):
     if not due:
         return Thought("replayed", lambda _: Step("SYNTHESIZING", len(data["pairs"])))
     stands = _clone_of(root, data["from_workflow"])
-    flows = stands, _edited(root, data["from_workflow"], data["edit"])
+    tried = _edited(root, data["from_workflow"], data["edit"], data.get("recipes"))
+    flows = stands, tried
     pairs = [_replayed(root, oid, flows, recall) for oid in due]
     kept = {"pairs": [*data["pairs"], *pairs]}
     return Thought("replay", lambda _: Step("DELEGATING", len(kept["pairs"]), kept))
@@ -31844,7 +32192,8 @@ def _end_replay(root, cycle):
     if not data["verdict"]["shown"] or held.trial or held.current != data["from_workflow"]:
         return
     name = f"workflow {len(held.workflows) + 1}"
-    held.workflows[name] = _edited(root, data["from_workflow"], data["edit"])
+    recipes = data.get("recipes")
+    held.workflows[name] = _edited(root, data["from_workflow"], data["edit"], recipes)
     trial = {
         "workflow": name,
         "against": data["from_workflow"],
@@ -31979,13 +32328,13 @@ MISSION_KINDS[_ADOPTING] = MissionKind(
 # A workflow that was made and fails a mission: the mission begins again by the default, and the workflow stands no more
 
 
-def begin_by_default(oid: str, why: str) -> typing.Callable:
-    """Return apply(root): a mission begins again by the default workflow, where it went by one that was made. It returns
-    whether it did."""
+def begin_by_default(oid: str, why: str, went_by: str = "") -> typing.Callable:
+    """Return apply(root): a mission begins again by the default workflow, where it went by one that was made: by what the image
+    has, or `went_by` since. It returns whether it did."""
 
     def apply(root):
         cycle = find_cycle(root, oid)
-        name = own(cycle).get("workflow", "")
+        name = own(cycle).get("workflow", "") or went_by
         if not name or state_of(cycle) in ENDED:
             return False
         anew = {"workflow": "", "journal": (), "_tmp_synthesis_data": {}}
@@ -32002,6 +32351,9 @@ def _let_go_of_workflow(root, name, cycle, why):
     """End what is tried with a workflow; where it stands already the one that it was made of stands again."""
     held = root["workflows_obj"]
     is_tried = bool(held.trial) and held.trial["workflow"] == name
+    for archetype, row in root["codex_obj"].archetypes.items():
+        if row.get("workflow") == name:
+            _use_for(root, archetype, "")
     if not (is_tried or held.current == name):  # another mission of it failed meanwhile
         return
     flow = held.workflows[name]
@@ -32015,12 +32367,18 @@ def _let_go_of_workflow(root, name, cycle, why):
 
 
 @primitive("improve_workflow_", role="admin")
-def improve_workflow_(held, edit=""):
-    """Begin the mission that tries an edit of the workflow that stands; returns its cycle. Raises BadRequest, Busy."""
+def improve_workflow_(held, edit="", recipes=None):
+    """Begin the mission that tries an edit of the workflow that stands, or states by {name: recipe}; returns its cycle.
+
+    Raises BadRequest, Busy.
+    """
     must_be(str, edit=edit)
     root = root_of(held)
+    if recipes is not None:
+        check_recipes(recipes)
+        edit = edit or "by recipe"
     if edit:
-        _edited(root, held.current, edit)
+        _edited(root, held.current, edit, recipes)
     if held.trial:
         raise Busy(f"{held.trial['workflow']} is tried now; it ends by itself")
     since = now_utc() - datetime.timedelta(seconds=_WEEK_OF_TRIALS_S)
@@ -32029,23 +32387,53 @@ def improve_workflow_(held, edit=""):
     ]
     if len(lately) >= _TRIALS_A_WEEK:
         raise Busy(f"{_TRIALS_A_WEEK} edits were tried within a week, which is the most")
-    brief = {"type": _IMPROVING[0], "selector": _IMPROVING[1], "args": [edit], "kwargs": {}}
+    args = [edit] if recipes is None else [edit, recipes]
+    brief = {"type": _IMPROVING[0], "selector": _IMPROVING[1], "args": args, "kwargs": {}}
     return accept_cycle(root, brief, oid_text(held._p_oid), activation_of(held).who)
 
 
 @primitive("use_workflow_", role="admin")
-def use_workflow_(held, name=""):
-    """Have a workflow stand that was adopted before, or by "" the default; a trial ends. Cycles at work keep theirs."""
+def use_workflow_(held, name="", archetype=None, recipes=None):
+    """Have a workflow stand that was made before, or by "" the default; a trial ends. Cycles at work keep theirs.
+
+    archetype: only missions of it go by that one, from their plan on. recipes: a new one, which has states by {name: recipe}
+    beside what the named one has. Returns its name. Raises NotFound, BadRequest.
+    """
     must_be(str, name=name)
+    name = name or ""
     if name and name not in held.workflows:
         raise NotFound(
             f"no workflow is named {name!r:.100}; `workflows_` names them",
             kind="workflow",
             name=name,
         )
+    if recipes is not None:
+        check_recipes(recipes)
+        name, made = (
+            f"workflow {len(held.workflows) + 1}",
+            _edited(root_of(held), name, "by recipe", recipes),
+        )
+        held.workflows[name] = made
+    if archetype is not None:
+        _use_for(root_of(held), archetype, name)
+        return name or "default"
     put_slot(held, "trial", None)
-    set_slot(held, "current", name or "")
+    set_slot(held, "current", name)
     return name or "default"
+
+
+def _use_for(root, archetype, name):
+    """Have the missions of an archetype go by a workflow; "" is what stands for all."""
+    matrix = root["codex_obj"].archetypes
+    must_be(str, archetype=archetype)
+    if archetype not in matrix:
+        raise BadRequest(
+            f"{archetype!r:.100} is no archetype; {mend(archetype, matrix, 'those are')}",
+            field="archetype",
+        )
+    row = {key: value for key, value in matrix[archetype].items() if key != "workflow"}
+    row |= {"workflow": name} if name else {}
+    set_slot(root["codex_obj"], "archetypes", {**matrix, archetype: row})
 
 
 @primitive("workflows_", reads=True)
@@ -32507,7 +32895,8 @@ def _slots_after(cycle, taken):
     _check_follows(state.name, state.follows, taken.next_state)
     entry = of_checked({**taken.slots, "state": state.name})
     data = {**cycle._tmp_synthesis_data, **taken.data}
-    return {"journal": (*cycle.journal, entry), "_tmp_synthesis_data": data}
+    slots = {"journal": (*cycle.journal, entry), "_tmp_synthesis_data": data}
+    return slots | workflow_by_plan(cycle, taken.data)
 
 
 def _enter_all(cycle, steps):
@@ -32537,9 +32926,8 @@ def _check_it_ends(cycle):
 
 def _think_on(cycle: UvmObject, taken: StepTaken) -> None:
     """Make a step in a cycle that is at_work()."""
-    states = states_of(cycle)
-    after = {"synthesis_state*": (getattr(states, taken.next_state),)}
-    own(cycle).update(_slots_after(cycle, taken) | after)
+    own(cycle).update(_slots_after(cycle, taken))
+    own(cycle)["synthesis_state*"] = (getattr(states_of(cycle), taken.next_state),)
     cycle._p_jar.lookups.clear()  # what it answers is another state's from now on
 
 
@@ -32548,6 +32936,21 @@ def _point_at(cycle, state):
     if state != state_of(cycle):
         set_slot(cycle, "synthesis_state*", getattr(states_of(cycle), state))
         cycle._p_jar.events.append(("cycle", cycle_id(cycle), state))
+
+
+@primitive("transitionTo_", universal=True, role="admin", of="cycle")
+def transition_to_(cycle, state):
+    """Have a cycle at work go on in another state, by its name or itself, which may follow the one that it is in. Returns its
+    name. Raises TransitionError, BadRequest."""
+    name = own(state).get("name") if isinstance(state, UvmObject) else state
+    must_be(str, state=name)
+    if name in ENDED or state_of(cycle) in ENDED:
+        raise BadRequest("a cycle ends by what it thinks; `cancel` ends it before")
+    now_in = own(cycle)["synthesis_state*"][0]
+    _check_follows(now_in.name, now_in.follows, name)
+    _point_at(cycle, name)
+    root_of(cycle)._p_jar.events.append(("mission_awake",))
+    return name
 
 
 def _end_cycle(cycle, result, journal_days):
@@ -32985,7 +33388,9 @@ class MissionLane:
         """Have a mission begin again by the default workflow where one that was made failed it; returns whether it does."""
         if isinstance(error, BatosError) and not isinstance(error, TransitionError | NotFound):
             return False
-        apply = begin_by_default(mission.oid, f"it failed a mission: {one_line(str(error), 200)}")
+        why = f"it failed a mission: {one_line(str(error), 200)}"
+        went_by = own(mission.cycle).get("workflow", "") if mission.cycle is not None else ""
+        apply = begin_by_default(mission.oid, why, went_by)
         try:
             begins = self._commit("write", Job("workflow", apply, cycle=mission.oid)).result
         except Abandoned:
@@ -33871,7 +34276,11 @@ def _check_archetypes(value):
             f"the rows are {', '.join(ARCHETYPES)}, each of them; got {shown_short(value)}"
         )
     for name, row in value.items():
-        if not isinstance(row, dict) or row.keys() != {"lead", "support", "BABS", "ALFRED"}:
+        keys = row.keys() - {"workflow"} if isinstance(row, dict) else None
+        if (
+            keys != {"lead", "support", "BABS", "ALFRED"}
+            or type(row.get("workflow", "")) is not str
+        ):
             raise BadSlot(
                 f"the row {name} has lead, support, BABS and ALFRED; got {shown_short(row)}"
             )
@@ -33931,7 +34340,7 @@ _CYCLE_SLOTS = (
     "result",
 )
 _STEP_SLOTS = ("name", "state", "digest", "answer", "next_state", "at", "seconds")
-_STATE_SLOTS = ("name", "lead", "follows", "width", "_process_synthesis_")
+_STATE_SLOTS = ("name", "lead", "follows", "width", "recipe", "_process_synthesis_")
 _OWN_STATES = "nothing: clone the object, and give the clone its own"
 KINDS["states"] = Kind(
     _OWN_STATES,
