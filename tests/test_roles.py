@@ -45,7 +45,7 @@ STANDS_FOR = {
                     "activate_expert"),
     "index_document_": "index_document", "unindex_document_": "unindex_document", "move_document_": "move_document",
     "supersede_": "supersede", "search_": "search_memory", "restore_document_": "undo", "restore_incarnation_": "rollback",
-    "forge_": "forge", "cancel_": "forge", "improve_workflow_": "forge", "use_workflow_": "forge",
+    "forge_": "forge", "cancel_": "forge", "improve_workflow_": "forge", "use_workflow_": "forge", "transitionTo_": "forge",
     "improveCognition": "forge", "fineTuneWith_": "forge", "back_to_": "forge",
     **dict.fromkeys(("start_cognitive_cycle_for_", "infer_", "synthesize_response_for_", "reflectOn_", "curate_",
                      "analyze_and_resolve_cycle_failures", "perform_cognitive_efficiency_audit"), "initiate_cognitive_cycle"),
