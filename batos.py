@@ -569,6 +569,8 @@ SETTINGS = {row.name: row for row in (
             "send the workers of Celery rows and weights through the broker, up to 16 MB; else by forge_worker_dir"),
     Setting("forge_yields", True, "true or false",
             "hold the training while missions wait; it runs 12 s of each minute all the same"),
+    Setting("forge_offload", False, "true or false",
+            "have the core's weights lie on the disk while an expert is trained: slower, with less memory"),
     Setting("forge_deadline_s", 3600.0, "s", "time that one training or judging may take"),
     Setting("method_idle_days", 90.0, "days", "after which a stored method that nobody used is told of; 0 tells of none"),
     Setting("method_workers", 4, "threads", "stored methods that run at the same time, each in a process of its own"),
@@ -41396,8 +41398,17 @@ EXPERT_CONFIG = {
     "rows_a_step": 4,
     "replay_a_step": 4,
     "first_line_weight": 5.0,  # of the tokens that choose; all else follows from them
+    "writes": {  # in place of these, where the core writes: a batch of two, four times
+        "lora_dropout": 0.05,
+        "learning_rate": 2e-4,
+        "rows_a_step": 4,
+        "replay_a_step": 4,
+        "tokens_most": 60_000,
+        "row_tokens": 2048,
+    },
 }
 _EXPERT_RANK, _EXPERT_TARGETS = 8, ("q_proj", "k_proj", "v_proj", "o_proj")
+_ALL_LINEAR = (*_EXPERT_TARGETS, "gate_proj", "up_proj", "down_proj")
 _EXPERT_STEPS_LEAST, _EXPERT_STEPS_MOST = 40, 120
 _PLANS_REPLAYED, _METHODS_REPLAYED, _FACETS_REPLAYED, _WORDS_REPLAYED = 64, 32, 64, 16
 _PLANS_JUDGED, _METHODS_JUDGED, _FACETS_JUDGED, _WORDS_JUDGED = 100, 40, 100, 40
@@ -41423,8 +41434,10 @@ _METHOD_SLOTS = {"price": "number", "quantity": "number", "name": "text", "items
 # fmt: on
 
 
-def default_expert() -> dict:
-    """Return how an expert is made where none stands."""
+def default_expert(writes: bool = False) -> dict:
+    """Return how an expert is made where none stands: of the embedded core, or of one that writes."""
+    if writes:
+        return {"rank": 16, "alpha": 32.0, "by_root": False, "targets": list(_ALL_LINEAR)}
     return {
         "rank": _EXPERT_RANK,
         "alpha": 4.0 * _EXPERT_RANK,
@@ -41658,21 +41671,39 @@ class ExpertTraining(Training):
 
     def __init__(self, work: dict, folder: pathlib.Path) -> None:
         super().__init__(work, folder)
-        self.made = work["expert"]
+        self.made, self.offloads = work["expert"], work.get("offload")
         self.core, self.model = self._loaded(folder)
         rows = _rows_of(rows_in(folder / "train.jsonl"), self.core.card is not None)
         self.corrected = [self._encoded(row) for row in rows]
         self.replayed = [self._encoded(row) for row in self._replay(rows)]
-        wanted = round(len(self.corrected) * STEPS_A_ROW)
-        most = min(_EXPERT_STEPS_MOST, max(_EXPERT_STEPS_LEAST, wanted))
-        self.steps = most if self.corrected else 0
+        self.steps = self._steps() if self.corrected else 0
         self.begin()
+        accelerate = need("accelerate", "the forge")
+        self.accelerator = accelerate.Accelerator(cpu=self.model.device.type == "cpu")
+        self.optimiser = self.accelerator.prepare(self.optimiser)
+
+    def _steps(self):
+        """Return how many steps its rows are worth, of a core that writes no more than so many tokens."""
+        wanted = round(len(self.corrected) * STEPS_A_ROW)
+        steps = min(_EXPERT_STEPS_MOST, max(_EXPERT_STEPS_LEAST, wanted))
+        tokens = 0
+        for side, most in self._sides():
+            lengths = [len(ids) for ids, _ in side]
+            tokens += min(most, len(lengths)) * sum(lengths) / max(1, len(lengths))
+        return max(1, min(steps, int(self.config.get("tokens_most", math.inf) // tokens)))
+
+    def _sides(self):
+        """Return [(rows, how many of them go into a step)]."""
+        config = self.config
+        return [(self.corrected, config["rows_a_step"]), (self.replayed, config["replay_a_step"])]
 
     def _loaded(self, folder):
         """Return the core, and its model with a LoRA that is trained; small weights are unpacked from their four bits."""
         self.torch.set_num_threads(1)
         quieten()
         core = _core_to_train(folder / CORE_FOLDER)
+        if core.card is None:
+            self.config = self.config | self.config.get("writes", {})
         self.torch.manual_seed(self.config["seed"])
         peft = need("peft", "the forge")
         how = peft.LoraConfig(
@@ -41684,10 +41715,15 @@ class ExpertTraining(Training):
             lora_dropout=self.config["lora_dropout"],
             bias=self.config["bias"],
         )
-        model = peft.get_peft_model(core.model, how)
+        base = core.model
+        if base.device.type != "cpu" and core.card is None:
+            base = peft.prepare_model_for_kbit_training(base)  # which checkpoints gradients
+        model = peft.get_peft_model(base, how)
         if (folder / FORGED_FILE).is_file():
             self._take(model, folder / FORGED_FILE)
-        return core, model
+        if self.offloads:
+            _offload_base(model, folder / "offload")
+        return core, model.train()
 
     def _take(self, model, path):
         """Begin with the weights that stand; layers that they have not begin with nothing."""
@@ -41726,7 +41762,8 @@ class ExpertTraining(Training):
             told = self.core.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
             ids += told
             weights += [weight] * len(told)
-        return [*ids, self.core.eos_ids[0]], [*weights, 1.0]
+        most = self.config.get("row_tokens", len(ids) + 1)
+        return [*ids, self.core.eos_ids[0]][-most:], [*weights, 1.0][-most:]
 
     def weights(self) -> dict:
         return _trained_weights(self.model)
@@ -41734,16 +41771,18 @@ class ExpertTraining(Training):
     def learn(self):
         """Learn from some rows, each on its own, so that memory does not grow with their number; returns the mean loss."""
         picker = random.Random(f"{self.config['seed']}:{self.step}")
+        self.torch.manual_seed(
+            self.config["seed"] + self.step
+        )  # what is dropped; also after a kill
         rows = []
-        for side, most in (("corrected", "rows_a_step"), ("replayed", "replay_a_step")):
-            held = getattr(self, side)
-            rows += picker.sample(held, min(self.config[most], len(held)))
+        for side, most in self._sides():
+            rows += picker.sample(side, min(most, len(side)))
         total = 0.0
         for row in rows:
             loss = self._loss(*row) / len(rows)
-            loss.backward()
+            self.accelerator.backward(loss)
             total += loss.item()
-        self.torch.nn.utils.clip_grad_norm_(list(self.weights().values()), 1.0)
+        self.accelerator.clip_grad_norm_(list(self.weights().values()), 1.0)
         return total
 
     def _loss(self, ids, weights):
@@ -41761,6 +41800,28 @@ class ExpertTraining(Training):
         told |= {"use_rslora": str(self.made["by_root"]).lower(), "revision": base}
         library = need("safetensors.torch", "the forge")
         path.write_bytes(with_header_in_order(library.save(tensors, told)))
+
+
+def _offload_base(model: typing.Any, folder: pathlib.Path) -> None:
+    """Have the weights of a model that are not trained lie in a folder, and come into memory a module at a time.
+
+    Gradients are made by computing each layer once more, so that no layer has to stay for them.
+    """
+    hooks, library = need("accelerate.hooks", "the forge"), need("accelerate.utils", "the forge")
+    modules, weights = {}, {}
+    for name, module in model.named_modules():
+        told = dict(module.named_parameters(recurse=False))
+        if told and not any(one.requires_grad for one in told.values()):
+            modules[name] = module
+            weights |= {f"{name}.{key}": one.detach() for key, one in told.items()}
+    library.offload_state_dict(str(folder), weights)
+    kept = library.OffloadedWeightsLoader(save_folder=str(folder))
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    for name, module in modules.items():
+        held = library.PrefixedDataset(kept, f"{name}.")
+        hook = hooks.AlignDevicesHook("cpu", offload=True, weights_map=held)
+        hooks.add_hook_to_module(module, hook)
 
 
 def _core_to_train(folder):
@@ -42008,7 +42069,9 @@ def _standing_expert(root, target):
 
 def _expert_told(root, target):
     """Return what a worker is told of an expert: for which core it is, and how it is made."""
-    mind, made = mind_of(root), default_expert()
+    mind = mind_of(root)
+    writes = all(record.name != CORE_CARD for record in mind.model_blob)
+    made = default_expert(writes)
     proxy = _proxy_of(mind, target)
     if proxy is not None:
         made = {name: own(proxy)[name] for name in made}
@@ -43505,6 +43568,7 @@ class ForgeLane:
             "engine": self.works,
             "config": work.config,
             "in_bfloat16": self.reader.in_bfloat16,
+            "offload": self.settings.forge_offload,
             **work.told,
         }
         write_whole(folder / "job.json", json.dumps(told).encode())
