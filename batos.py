@@ -533,6 +533,8 @@ SETTINGS = {row.name: row for row in (
     Setting("adapters", "auto", "auto, none or a folder",
             "LoRA experts to bring into the image: auto is lora_adapters/ beside batos.py and the image, none looks nowhere"),
     Setting("adapter_slots", 8, "experts", "adapters that the device holds at a time; the four personas always are among them"),
+    Setting("vram_mb", 0.0, "MB",
+            "of a card that core, adapters and batches may take; 0 is all that it has, the seeds have 6900"),
     Setting("adapter_rank", 16, "rank", "of the adapter slots; experts of a higher rank are refused"),
     Setting("ram_cache_mb", 0.0, "MB", "experts kept in memory; 0 is 20 GB, or half of what is free where that is less"),
     Setting("core_deadline_s", 120.0, "s", "time for one answer of the core"),
@@ -15005,6 +15007,7 @@ class CognitiveCore:
         self._loaded = loaded  # whole, as health is asked of it from another thread at any moment
         if self.synapses is not None:
             self._timed("experts", lambda: self.synapses.fit(self._loaded))
+            self.rows_most = getattr(self.synapses, "rows_fit", None) or self.rows_most
         took_s = sum(self.load_s.values())
         self.state, self.progress = (
             "ready",
@@ -17588,25 +17591,80 @@ class RamCache:
 VRAM_MB, KV_CACHE_MB = 6900, 2000  # of the seeds: the whole device; what the KV cache may take
 
 
-def _device_account(loaded):
-    """Return how the device's memory is spoken for, in MB, beside the seeds' budget of 6.9 GB."""
-    model, slots = loaded.model, loaded.slots
-    held = sum(weight.nbytes for name, weight in model.named_parameters() if "lora_" not in name)
+class DeviceRoom(typing.NamedTuple):
+    """What a device has room for: so many adapter slots, and rows of a batch."""
+
+    slots: int
+    rows: int
+
+
+def _room_on_device(account: dict, wanted: DeviceRoom, least_slots: int) -> DeviceRoom:
+    """Return what fits beside a core: rows beside the least of adapter slots, and more slots where room is left.
+
+    account: {"budget_mb", "base_mb", "slot_mb", "row_mb"}. Raises OutOfMemory where not one row fits.
+    """
+    left_mb = account["budget_mb"] - account["base_mb"] - least_slots * account["slot_mb"]
+    if left_mb < account["row_mb"]:
+        needed_mb = account["budget_mb"] - left_mb + account["row_mb"]
+        raise OutOfMemory(
+            f"the core needs {needed_mb:,.0f} MB of its device with one row and {least_slots} adapters, and vram_mb is "
+            f"{account['budget_mb']:,.0f}; a smaller core, or a larger vram_mb where the device has it"
+        )
+    rows = min(wanted.rows, int(min(left_mb, KV_CACHE_MB) // account["row_mb"]) or 1)
+    spare = int((left_mb - rows * account["row_mb"]) // account["slot_mb"])
+    return DeviceRoom(min(wanted.slots, least_slots + spare), rows)
+
+
+_ROW_TOKENS = 4096  # of a row of a batch, at most, for which room is kept
+
+
+def _budget_of_device(loaded, vram_mb):
+    """Return the MB that a core and what goes with it may take of a card: vram_mb, or all that it has; None on a processor."""
+    if loaded.model.device.type == "cpu":
+        return None
+    has_mb = need("torch", "the cognitive core").cuda.mem_get_info()[1] / 1e6
+    return min(vram_mb, has_mb) if vram_mb else has_mb
+
+
+def _account_before(loaded, rank, targets, budget_mb):
+    """Return what `room_on_device` goes by, before there are slots."""
+    model, size = loaded.model, loaded.model.get_input_embeddings().weight.element_size()
+    numbers = 0
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in targets and hasattr(module, "in_features"):
+            numbers += rank * (module.in_features + module.out_features)
+    tokens = min(_ROW_TOKENS, getattr(loaded, "positions", _ROW_TOKENS))
+    return {
+        "budget_mb": budget_mb,
+        "base_mb": _base_bytes(model) / 1e6,
+        "slot_mb": max(numbers * size / 1e6, 0.001),
+        "row_mb": _numbers_a_token(model) * size * tokens / 1e6,
+    }
+
+
+def _base_bytes(model):
+    return sum(weight.nbytes for name, weight in model.named_parameters() if "lora_" not in name)
+
+
+def _numbers_a_token(model):
+    """Return how many numbers the KV cache keeps of a token."""
     text = model.config.get_text_config()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    token = (
-        2
-        * text.num_hidden_layers
-        * (getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
-        * head
-    )
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    return 2 * text.num_hidden_layers * heads * head
+
+
+def _device_account(loaded, budget_mb=VRAM_MB):
+    """Return how the device's memory is spoken for, in MB, beside the budget."""
+    model, slots = loaded.model, loaded.slots
+    held, token = _base_bytes(model), _numbers_a_token(model)
     return {
         "device": str(model.device),
-        "budget_mb": VRAM_MB,
+        "budget_mb": budget_mb,
         "base_mb": round(held / 1e6, 1),
         "adapters_mb": round(slots.flat.nbytes / 1e6, 1),
         "kv_bytes_a_token": token * slots.flat.element_size(),
-        "left_mb": round(VRAM_MB - (held + slots.flat.nbytes) / 1e6 - KV_CACHE_MB, 1),
+        "left_mb": round(budget_mb - (held + slots.flat.nbytes) / 1e6 - KV_CACHE_MB, 1),
     }
 
 
@@ -17615,6 +17673,9 @@ class SynapticMemory:
 
     `fit` is called once the core is loaded, in its thread, and makes the slots; `hold` puts an expert into one.
     """
+
+    rows_wanted = 16  # of a batch, as a core takes them
+    rows_fit: int | None = None  # of a batch, where a device has a budget
 
     def __init__(self, image: Image, settings: types.SimpleNamespace) -> None:
         self.image, self.settings, self.core_base = image, settings, None
@@ -17654,16 +17715,19 @@ class SynapticMemory:
     def fit(self, loaded: LoadedCore) -> None:
         """Make the adapter slots of a core that has none, and have the personas hot. In the model thread."""
         fitting = [expert for expert in self.experts.values() if not self._why_cold(expert)]
+        targets = frozenset().union(*(expert.targets for expert in fitting))
+        rank, least = int(self.settings.adapter_rank), len(PILLARS) + 1
+        count = max(int(self.settings.adapter_slots), least)
+        budget_mb = _budget_of_device(loaded, getattr(self.settings, "vram_mb", 0))
+        if budget_mb is not None and self.slots is None:
+            account = _account_before(loaded, rank, targets, budget_mb)
+            wanted = DeviceRoom(count, self.rows_wanted)
+            count, self.rows_fit = _room_on_device(account, wanted, least if fitting else 0)
         if not fitting:
             return
         if self.slots is None:
-            targets = frozenset().union(*(expert.targets for expert in fitting))
-            loaded.make_slots(
-                max(int(self.settings.adapter_slots), len(PILLARS) + 1),
-                int(self.settings.adapter_rank),
-                targets,
-            )
-            self.slots, self.account = loaded.slots, _device_account(loaded)
+            loaded.make_slots(count, rank, targets)
+            self.slots, self.account = loaded.slots, _device_account(loaded, budget_mb or VRAM_MB)
         for name in filter(self.serves, PILLARS):
             with contextlib.suppress(BatosError):  # noted in `unfit`; the others serve
                 self.hold(self.slots, name)

@@ -73,3 +73,48 @@ def test_weights_on_the_disk_learn_the_same_with_less_memory(tmp_path):
     told = learnt(spare, ids)
     assert told[0] == pytest.approx(loss, abs=1e-5) and told[1] == pytest.approx(gradients, abs=1e-3)
     assert before == in_memory(spare) < in_memory(plain) / 10
+
+
+# What a device has room for
+
+
+WANTED = batos.DeviceRoom(8, 16)
+
+
+@pytest.mark.parametrize("account, room", [
+    ({"budget_mb": 6900, "base_mb": 1000, "slot_mb": 10, "row_mb": 100}, (8, 16)),
+    ({"budget_mb": 1400, "base_mb": 1000, "slot_mb": 10, "row_mb": 100}, (8, 3)),       # rows go first
+    ({"budget_mb": 1175, "base_mb": 1000, "slot_mb": 10, "row_mb": 100}, (7, 1)),       # then slots, to the least
+    ({"budget_mb": 6900, "base_mb": 1000, "slot_mb": 10, "row_mb": 500}, (8, 4)),       # the KV cache has a bound of its own
+    ({"budget_mb": 6900, "base_mb": 100, "slot_mb": 10, "row_mb": 2500}, (8, 1))])
+def test_slots_and_rows_are_as_many_as_fit(account, room):
+    found = batos._room_on_device(account, WANTED, 5)
+    assert found == room
+    taken = account["base_mb"] + found.slots * account["slot_mb"] + found.rows * account["row_mb"]
+    assert taken <= account["budget_mb"]
+
+
+def test_a_core_that_has_no_room_for_a_row_is_refused_by_name():
+    account = {"budget_mb": 6900, "base_mb": 6800, "slot_mb": 10, "row_mb": 100}
+    with pytest.raises(batos.OutOfMemory, match="needs 6,950 MB .* vram_mb is 6,900"):
+        batos._room_on_device(account, WANTED, 5)
+
+
+@pytest.mark.slow
+def test_a_core_on_a_card_gets_slots_and_rows_by_the_budget(monkeypatch):
+    import torch
+
+    model, _ = small_llama()
+    told = types.SimpleNamespace(device=torch.device("cuda"), config=model.config, named_parameters=model.named_parameters,
+                                 named_modules=model.named_modules, get_input_embeddings=model.get_input_embeddings)
+    loaded = types.SimpleNamespace(model=told, positions=2048)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 80 * 10 ** 9))
+    assert batos._budget_of_device(loaded, 6900) == 6900 and batos._budget_of_device(loaded, 0) == 80_000
+    account = batos._account_before(loaded, 16, frozenset({"q_proj"}), 6900)
+    assert account["row_mb"] == 2 * 4 * 4 * 16 * 4 * 2048 / 1e6      # keys and values, layers, heads, their width, bytes, tokens
+    assert account["slot_mb"] == pytest.approx(4 * 16 * 128 * 4 / 1e6)
+    memory = batos.SynapticMemory.__new__(batos.SynapticMemory)
+    memory.experts, memory.slots, memory.unfit = {}, None, {}
+    memory.settings = types.SimpleNamespace(adapter_rank=16, adapter_slots=8, vram_mb=account["base_mb"] + 3 * account["row_mb"])
+    memory.fit(loaded)
+    assert memory.rows_fit == 3
