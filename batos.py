@@ -2106,7 +2106,7 @@ def _check_kind(receiver, name, of):
     """Raise BadRequest unless the receiver of a primitive is of the kind that it is for."""
     stored = isinstance(receiver._p_jar, ImageConnection)
     if of is not None and stored and kind_name(receiver) != of:
-        roots = ", ".join(KINDS[of].roots)
+        roots = ", ".join(KINDS[of].roots) or f"each {of}"
         raise BadRequest(
             f"{name} is a message to {roots}; {receiver!r} only delegates to it, or is a clone that shares "
             "its parts"

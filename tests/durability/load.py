@@ -190,6 +190,11 @@ TOLD = {                                                 # campaign -> (what it 
         lambda row: f"{row['changes']:,} acknowledged, {row['lost']} lost, {row['doubled']} doubled; the longest gap of a client "
                     f"{row['gap_reads_s']:.0f} s for reads, {row['gap_changes_s']:.0f} s for changes; each broken one was gone "
                     "back from"),
+    "forgings": (
+        "the forge is killed",
+        lambda row: f"{row['turns']} forgings of the base's expert (engine stub; {row['wanted']} were wanted): the daemon killed "
+                    "at some moment, in half of them the worker before",
+        lambda row: f"each one candidate and one promotion, {len(row['problems'])} torn, none left at work; deep checks good"),
     "lossy": (
         "lossy path",
         lambda row: f"{row['commands']:,} commands; of their messages {row['lost']:,} lost, {row['doubled']:,} doubled, "
