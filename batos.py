@@ -31729,6 +31729,8 @@ def _fault_of_recipe(name, recipe):
         ("if", _are_tests(recipe.get("if", [])), "[[[test, value], state] …]"),
     )
     wrong = next((f"`{key}` is {wanted}" for key, holds, wanted in checks if not holds), "")
+    if not wrong and recipe.get("ask") == "facet" and name != "DELEGATING":
+        return "facets are asked in DELEGATING, where what a core writes is noted"
     if not wrong and "COMPLETE" in _states_after(recipe) and recipe.get("ask") != "weave":
         return "only what weaves has an answer, and may come to COMPLETE"
     return wrong
