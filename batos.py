@@ -41752,11 +41752,13 @@ class ExpertTraining(Training):
         """Return how many steps its rows are worth, of a core that writes no more than so many tokens."""
         wanted = round(len(self.corrected) * STEPS_A_ROW)
         steps = min(_EXPERT_STEPS_MOST, max(_EXPERT_STEPS_LEAST, wanted))
+        if "tokens_most" not in self.config:
+            return steps
         tokens = 0
         for side, most in self._sides():
             lengths = [len(ids) for ids, _ in side]
             tokens += min(most, len(lengths)) * sum(lengths) / max(1, len(lengths))
-        return max(1, min(steps, int(self.config.get("tokens_most", math.inf) // tokens)))
+        return max(1, min(steps, int(self.config["tokens_most"] / tokens)))
 
     def _sides(self):
         """Return [(rows, how many of them go into a step)]."""

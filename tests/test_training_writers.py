@@ -22,6 +22,9 @@ def test_no_more_is_learnt_than_so_many_tokens():
     assert training([10] * 72)._steps() == 90                # as many as the rows are worth
     assert training([60_000] * 4)._steps() == 1
     assert training([200] * 72, tokens_most=10 ** 9)._steps() == 90
+    embedded = training([60_000] * 72)
+    del embedded.config["tokens_most"]
+    assert embedded._steps() == 90
 
 
 def test_a_core_that_writes_has_experts_of_the_seeds_numbers():
