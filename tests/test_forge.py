@@ -391,3 +391,21 @@ def test_the_reader_takes_what_was_forged_and_gives_it_back(few):
     reader.standing = lambda: (2, made[0])
     reader.renew()                                                       # it is of another reader
     assert reader.judge(question, passages) == before and reader.version == 1
+
+
+@pytest.mark.campaign
+def test_labels_by_chance_are_refused(tmp_path):
+    picker, parts = random.Random(5), {False: [], True: []}
+    for number, row in corrected(150).items():
+        right, other = picker.sample((1, 2), 2)
+        row = row | {"quotes": [right], "not": [other]}
+        held = batos._is_held_back(batos._source_of(row))
+        parts[held].append(batos._golden_line(number, row, held))
+    for name, held in (("train.jsonl", False), ("held.jsonl", True)):
+        (tmp_path / name).write_bytes(b"".join(parts[held]))
+    card = batos.reader_card()
+    work = WORK | {"base": card["sha256"], "threshold": card["threshold"]}
+    batos._train(work, tmp_path)
+    verdict = batos.verdict_of_report(batos._judge(work, tmp_path)[1], 1)
+    print(verdict["why"])
+    assert not verdict["passed"] and verdict["held"] >= batos.HELD_LEAST
