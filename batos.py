@@ -28899,7 +28899,7 @@ def sense_ether(root: persistent.mapping.PersistentMapping, text: str, cycle: st
     "related"}], of those that add most}; a cycle's own traces do not count."""
     words, bonus, found = set(stems(text)), collections.defaultdict(float), []
     for number, trace, strength in _standing(root, unix_us() / 1e6):
-        if trace["cycle"] == cycle and cycle:
+        if cycle and trace["cycle"] == cycle:
             continue
         overlap = 0.0 if words.isdisjoint(trace["words"]) else _overlapping(trace, words)
         adds = _BONUS_EACH * strength * (_REACH + (1 - _REACH) * overlap)
@@ -28907,8 +28907,8 @@ def sense_ether(root: persistent.mapping.PersistentMapping, text: str, cycle: st
             bonus[persona] += adds
         found.append((adds, number, trace, overlap))
     most = {name: round(min(_BONUS_MOST, added), 4) for name, added in bonus.items()}
-    heaviest = heapq.nlargest(_BECAUSE_MOST, found, key=operator.itemgetter(0))
-    return {"bonus": most, "because": [_because(*one) for one in heaviest]}
+    found.sort(key=operator.itemgetter(0), reverse=True)
+    return {"bonus": most, "because": [_because(*one) for one in found[:_BECAUSE_MOST]]}
 
 
 def _because(adds, number, trace, overlap):
