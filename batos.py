@@ -959,9 +959,7 @@ def need(module: str, feature: str, alone: bool = False) -> typing.Any:
     packages = _empty_packages(module) if alone else contextlib.nullcontext()
     with _IMPORT_LOCK, packages:
         try:
-            _NEEDED[module] = importlib.import_module(module)
-            if module == "transformers":
-                _leave_out_sklearn()
+            _NEEDED[module] = _imported(module)
             return _NEEDED[module]
         except ImportError as error:
             raise ConfigError(
@@ -971,16 +969,87 @@ def need(module: str, feature: str, alone: bool = False) -> typing.Any:
             ) from error
 
 
-def _leave_out_sklearn():
-    """Have transformers take scikit-learn for missing, which it keeps in mind: it takes 35 MB, for a way of generating that
-    nobody uses here."""
-    known = {name: sys.modules[name] for name in ("sklearn",) if name in sys.modules}
-    sys.modules["sklearn"] = None  # type: ignore[assignment]
+# what marks functions for torch's compiler while it is imported -> its parts that would do so later
+_MARKS_FOR_COMPILER = {
+    "transformers": ("modeling_utils", "modeling_layers", "generation.utils"),
+    "bitsandbytes": (),
+    "peft": (),
+}
+# what transformers uses where it is there, for ways of generating and losses of images that nobody uses here; 60 MB
+_TAKEN_FOR_MISSING = ("sklearn", "scipy")
+
+
+def _imported(module):
+    """Import a module; one that marks functions for torch's compiler finds none."""
+    if module not in _MARKS_FOR_COMPILER:
+        return importlib.import_module(module)
+    with WITHOUT_COMPILER, _taken_for_missing():
+        found = importlib.import_module(module)
+        for part in _MARKS_FOR_COMPILER[module]:
+            importlib.import_module(f"{module}.{part}")
+    return found
+
+
+@contextlib.contextmanager
+def _taken_for_missing():
+    """Have transformers take packages for missing, which it keeps in mind, while it is imported."""
+    known = {name: sys.modules[name] for name in _TAKEN_FOR_MISSING if name in sys.modules}
+    sys.modules.update(dict.fromkeys(_TAKEN_FOR_MISSING))  # type: ignore[arg-type]
     try:
-        importlib.import_module("transformers.utils").is_sklearn_available()
+        yield
+        told = importlib.import_module("transformers.utils")
+        for name in _TAKEN_FOR_MISSING:
+            getattr(told, f"is_{name}_available")()
     finally:
-        del sys.modules["sklearn"]
+        for name in _TAKEN_FOR_MISSING:
+            del sys.modules[name]
         sys.modules.update(known)
+
+
+class StandIn:
+    """While somebody is inside of me, I stand in for torch's compiler: nothing is compiled here, so what marks functions for it
+    changes nothing, and importing it takes 70 MB and a second and a half of a processor. Who wants it later imports it."""
+
+    _NAME = "torch._dynamo"
+    _PART = f"{_NAME}._trace_wrapped_higher_order_op"
+
+    def __init__(self) -> None:
+        self._inside, self._guard = 0, threading.Lock()
+        self._module, self._part = types.ModuleType(self._NAME), types.ModuleType(self._PART)
+        self._module.__path__ = []
+        self._module.__getattr__ = self._mark  # type: ignore[method-assign]
+        self._part.TransformGetItemToIndex = self._items_by_index  # type: ignore[attr-defined]
+
+    def __enter__(self) -> None:
+        with self._guard:
+            self._inside += 1
+            if self._NAME not in sys.modules:
+                sys.modules |= {self._NAME: self._module, self._PART: self._part}
+
+    def __exit__(self, *_) -> None:
+        with self._guard:
+            self._inside -= 1
+            if not self._inside and sys.modules.get(self._NAME) is self._module:
+                del sys.modules[self._NAME], sys.modules[self._PART]
+                vars(sys.modules["torch"]).pop("_dynamo", None)
+
+    @staticmethod
+    def _mark(name):
+        """Return a decorator that leaves a function as it is, whichever way it is used. Raises AttributeError."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def leave(function=None, *_, **__):
+            return function if callable(function) else leave
+
+        return leave
+
+    def _items_by_index(self):
+        """Return what the compiler has of this name, with which masks of some kinds are made."""
+        return importlib.import_module(self._PART).TransformGetItemToIndex()
+
+
+WITHOUT_COMPILER = StandIn()
 
 
 @contextlib.contextmanager
@@ -13173,6 +13242,13 @@ __all__ += """
 LOADING = threading.Lock()
 
 
+@contextlib.contextmanager
+def loading() -> typing.Iterator:
+    """Hold LOADING while a model is made, and torch's compiler away."""
+    with LOADING, WITHOUT_COMPILER:
+        yield
+
+
 def models_without_bars(purpose: str) -> types.ModuleType:
     """Return the package transformers, which draws no bars of progress then: how far a model is, its state tells."""
     models = need("transformers", purpose)
@@ -13361,7 +13437,7 @@ def new_reader_model(folder):
     import torch
 
     models = models_without_bars("reading")
-    with LOADING:
+    with loading():
         encoder = models.AutoModel.from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True
         )
@@ -13555,7 +13631,7 @@ class PlainEncoder:
         models, where = models_without_bars("searching by meaning"), {"local_files_only": True}
         settings = json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8"))
         self._most_tokens = settings["max_seq_length"]
-        with LOADING:
+        with loading():
             self._model = models.AutoModel.from_pretrained(
                 str(folder), use_safetensors=True, **where
             )
@@ -13643,7 +13719,7 @@ class Embedder:
         if self.name == _EMBEDDER:
             return PlainEncoder(folder)
         models = need("sentence_transformers", "searching by meaning")
-        with LOADING:
+        with loading():
             return models.SentenceTransformer(
                 str(folder),
                 device="cpu",
@@ -14263,12 +14339,13 @@ def load_core(directory):
     )
     if "quantization_config" not in settings:
         options["quantization_config"] = quantization(torch.bfloat16)
-    with LOADING:
+    with loading():
         tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
         model = transformers.AutoModelForCausalLM.from_pretrained(directory, **options).eval()
     check_dimensions(model)
     core = LoadedCore(model, tokenizer, card, read_router(directory) if card else own_router())
-    _self_test(core)
+    with WITHOUT_COMPILER:  # each function asks it once, the first time that it is called
+        _self_test(core)
     return core
 
 
@@ -14285,7 +14362,7 @@ def _load_gguf(path):
     try:
         sizes, tokenizer = llama_sizes(file), gguf_tokenizer(file)
         config = llama_config(file, sizes, ends_of(file.metadata))
-        with LOADING:
+        with loading():
             model = transformers.LlamaForCausalLM.from_pretrained(
                 None,
                 config=config,
@@ -41903,7 +41980,7 @@ def _core_to_train(folder):
         return load_core(folder)
     models_without_bars("the forge")
     transformers = need("transformers", "the forge")
-    with LOADING:
+    with loading():
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     return LoadedCore(model.dequantize().float(), tokenizer, card)
@@ -50239,7 +50316,7 @@ def _quantised_folder(source, target):
         need("transformers", "the cognitive core"),
     )
     need("bitsandbytes", "the cognitive core")
-    with LOADING:
+    with loading():
         model = transformers.AutoModelForCausalLM.from_pretrained(
             source,
             dtype=torch.bfloat16,

@@ -777,3 +777,26 @@ def test_health_is_told_at_any_moment_of_the_loading(tmp_path, monkeypatch):
     one._load()
     assert told[0]["parameters"] == 0 and told[0]["state"] != "ready"
     assert one.health()["parameters"] == 7 and one.health()["state"] == "ready"
+
+
+LIGHT = """
+import pathlib, sys
+import batos
+core = batos.CognitiveCore(lambda: pathlib.Path(sys.argv[1])).start()
+core.wait_ready(300)
+core.infer([batos.CoreRequest("plan", {"mission": "How tall is the tower?", "offered": [("Factual Inquiry", 1.0)]})])
+core.close()
+heavy = [name for name in ("torch._dynamo", "torch._inductor", "scipy", "sklearn") if name in sys.modules]
+assert heavy == [], heavy
+from transformers import masking_utils
+import torch._dynamo
+assert torch._dynamo.__file__ and torch._dynamo.config is not None                   # who wants it gets it
+part = "torch._dynamo._trace_wrapped_higher_order_op"
+assert isinstance(masking_utils.TransformGetItemToIndex(), sys.modules[part].TransformGetItemToIndex)
+"""
+
+
+@pytest.mark.slow
+def test_a_core_is_loaded_and_asked_without_torch_s_compiler_and_what_nobody_uses():
+    """They are 100 MB, and two seconds until the core answers."""
+    subprocess.run([sys.executable, "-c", LIGHT, str(SEED)], cwd=ROOT, check=True, timeout=600)

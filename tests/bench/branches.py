@@ -6,10 +6,10 @@ The questions are made by `tests/planted.py` from pairs of articles (shared/data
 articles; with an endpoint one is asked that has learnt them. An answer is right where it is told for sure, and its first passage
 holds what people answered.
 
-Of 61 of these questions 4 were right at depth 0 and 42 at depth 2, none was lost (sign test p = 4e-12); of 43 of them, by which
-nothing was chosen, 3 and 28. By any passage that is told 33 and 52, one lost. In the name of what they tell of 48 were right,
-with or without branches. On one thread a question took 1.7 s at depth 0 and 5.9 s at depth 2; one that tells of nothing takes
-0.1 % more than before.
+Of 61 of these questions 3 are right at depth 0 and 30 at depth 2, none is lost (sign test p = 7e-9); in the name of what they
+tell of 42 are right without branches and 43 with them. (When less was asked of what is told for sure it were 4, 42 and 48 of 61;
+of 43 of them, by which nothing was chosen, 3 and 28.) On one thread a question took 1.7 s at depth 0 and 5.9 s at depth 2; one
+that tells of nothing takes 0.1 % more than before.
 """
 
 import argparse
