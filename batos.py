@@ -30053,9 +30053,11 @@ def words_told(cycle):
 
 
 def brought_by_words(cycle: UvmObject) -> list:
-    """Return the passages that a core's sentences were the first to tell, in their order."""
+    """Return the passages that a core's sentences were the first to tell, in their order, as the lead's."""
     said = [entry.answer for entry in cycle.journal if entry.name == "sentence"]
-    return [item for answer in said for item in answer.get("evidence", ())]
+    lead = cycle._tmp_synthesis_data.get("plan", {}).get("lead", "")
+    brought = [item for answer in said for item in answer.get("evidence", ())]
+    return [item | {"also": lead} for item in brought]
 
 
 def words_wanted(cycle, pillar, asked, bound=types.MappingProxyType({}), other=None):
@@ -56273,21 +56275,28 @@ def _page_told(item):
 def told_answer(report, changes=None):
     """Return the lines of the evidence, with file and lines, then of the answer; of a cycle at work, its state.
 
-    changes: {doc_id: what is told of a file that changed}.
+    What somebody added to the passages stands behind the answer: so far it was told ahead. changes: {doc_id: what is told of a
+    file that changed}.
     """
     if "answer" not in report:
         return [f"cycle {report['cycle']}: {report['state']}"]
-    lines, changes = [], changes or {}
+    ahead, added = [], []
     for n, item in enumerate(report["evidence"], 1):
-        place = f"{near_name(item['doc_id'])}:{lines_told(item)}{_page_told(item)}"
-        place += f" (also, by {item['also']})" if item.get("also") else ""
-        changed = f" ({changes[item['doc_id']]})" if item["doc_id"] in changes else ""
-        lines += _passage_lines(f"[{n}] {place}{changed}", item["text"])
-    gap = [""] if lines else []
+        lines = added if item.get("also") else ahead
+        lines += _told_passage(n, item, changes or {})
+    gap = [""] if ahead else []
     failed = report.get("why_no_words")
     note = [f"(told without the core's words: {failed['details']})"] if failed else []
     note += [f"({told})" for told in report.get("notes", ())]
-    return lines + gap + _answer_lines(report["answer"]) + note
+    return ahead + gap + _answer_lines(report["answer"]) + added + note
+
+
+def _told_passage(number, item, changes):
+    """Return the lines of a passage under its number."""
+    place = f"{near_name(item['doc_id'])}:{lines_told(item)}{_page_told(item)}"
+    place += f" (also, by {item['also']})" if item.get("also") else ""
+    changed = f" ({changes[item['doc_id']]})" if item["doc_id"] in changes else ""
+    return _passage_lines(f"[{number}] {place}{changed}", item["text"])
 
 
 def _passage_lines(place, text):
@@ -56347,7 +56356,8 @@ class Aloud:
         self._at_work = False
 
     def _tell(self, event):
-        if evidence := event.get("evidence"):
+        evidence = event.get("evidence")
+        if evidence and not self._evidence:  # what a sentence brings is told behind all of them
             self._evidence = evidence
             self._changes = _changes_since_learnt(self._client, evidence)
         self._told.append(event["text"].strip())

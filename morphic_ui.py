@@ -5167,8 +5167,8 @@ class AskPage(Page):
     def token_came(self, event):
         cycle = event["cycle"]
         self._spoken[cycle] = (self._spoken.get(cycle, "") + event["text"])[-SHOWN_CHARS:]
-        if event.get("evidence"):
-            self._quoted[cycle] = event["evidence"]
+        quoted = self._quoted.setdefault(cycle, [])  # the core's sentences may bring more
+        quoted += [item for item in event.get("evidence", ()) if item not in quoted]
         if cycle == self.cycle and self.ids.tabs.chosen == "answer":
             self.show()
 

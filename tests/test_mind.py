@@ -723,6 +723,10 @@ def test_what_a_quick_core_read_besides_is_told_with_the_sentence_that_it_bears_
     assert heard[-1] == (f" The key of the yew gate hangs on nail 23 [{number}].", ["yew.md"])
     assert all(f"[{n}] The key of the" in one.core.prompts[0] for n in range(len(first) + 1, 5))
     assert report["certainty"] == "sure" and report["words"] is True
+    assert report["evidence"][number - 1]["also"] == report["lead"]     # so it is told behind the answer
+    printed = batos.told_answer(report)
+    assert printed[-1].startswith(f"[{number}] yew.md:1 (also, by {report['lead']})")
+    assert [line[:3] for line in printed[:len(first)]] == [f"[{n}]" for n in range(1, len(first) + 1)]
 
 
 def test_passages_that_were_brought_before_a_crash_keep_their_numbers(machine):
