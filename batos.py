@@ -744,7 +744,7 @@ __all__ += """
     now_utc unix_us steady_us Pattern uuid7 uuid7_unix_s oid_text digest ECHOED_CHARS nearest
     mend adds_to caught named_shortage Timings Events need resident_mb JOINERS shown_line
     shown_block Bounds count_packed unpack_bounded private_files fsync_path make_folder
-    available_bytes write_whole must_be FAULT_NAMES NAMED_NOW
+    available_bytes write_whole must_be FAULT_NAMES NAMED_NOW WITHOUT_COMPILER
 """.split()
 
 
@@ -13233,19 +13233,19 @@ def told_task(request, prompt):
 
 # Offers:
 __all__ += """
-    LOADING models_without_bars installed_embedder reader_text best_span new_reader_model
-    write_reader unit_rows Embedder READER_FILE READER_TOKENS reader_state reader_card
-    installed_reader Reader
+    models_without_bars installed_embedder reader_text best_span new_reader_model write_reader
+    unit_rows Embedder READER_FILE READER_TOKENS reader_state reader_card installed_reader
+    Reader loading
 """.split()
 
 # from_pretrained changes what is the whole process's (how tensors are made and of what type): two at once spoil both models.
-LOADING = threading.Lock()
+_LOADING = threading.Lock()
 
 
 @contextlib.contextmanager
 def loading() -> typing.Iterator:
-    """Hold LOADING while a model is made, and torch's compiler away."""
-    with LOADING, WITHOUT_COMPILER:
+    """Let one model be made at a time, and torch's compiler away."""
+    with _LOADING, WITHOUT_COMPILER:
         yield
 
 
