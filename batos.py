@@ -28617,6 +28617,7 @@ class AnswerData(typing.TypedDict, total=False):
     also: list  # passages that a guest, BABS or contrapunto adds; the best of them is told
     plan: dict  # {"archetype", "sub_queries": {pillar: text}} …, as the router or the core made it
     new_facets: dict  # {pillar: source} of the facets that its effect installs
+    facet_seconds: dict  # {pillar: how long it was sought for and its method ran}
     partial_responses: (
         dict  # {pillar: {"frame", "quotes"}}: what a persona wrote, over which passages
     )
@@ -30684,10 +30685,7 @@ def quotes_of(cycle: UvmObject, persona: str) -> list:
 def _recalling_for_facets(cycle, recall):
     queries = cycle._tmp_synthesis_data["plan"]["sub_queries"]
     found = journalled(cycle, "recall")["evidence"]
-    evidence, also = _brought_by_guest(cycle, recall)
-    for query in queries.values():
-        if query not in evidence:
-            evidence[query] = _facet_evidence(cycle, query, recall)
+    evidence, also, spent_s = _sought_for_facets(cycle, recall)
     facets = [
         _facet_of(root_of(cycle), pillar, query, evidence[query])
         for pillar, query in queries.items()
@@ -30705,13 +30703,39 @@ def _recalling_for_facets(cycle, recall):
         }
         kept = {"new_facets": written} if written else {}
         kept |= {"also": also} if also else {}
+        kept["facet_seconds"] = {pillar: round(took_s, 3) for pillar, took_s in spent_s.items()}
         return Step("DELEGATING", {"asked": asked}, kept)
 
     return Thought(
         "recall for facets",
         read,
-        work=lambda lanes: [_facet_asked(lanes["method"], facet) for facet in facets],
+        work=lambda lanes: [_facet_timed(lanes["method"], facet, spent_s) for facet in facets],
     )
+
+
+def _sought_for_facets(cycle, recall):
+    """Return ({sub-query: what memory has for it}, what is told as `also`, {pillar: how many s its search took})."""
+    plan, began_s = cycle._tmp_synthesis_data["plan"], time.monotonic()
+    queries = plan["sub_queries"]
+    evidence, also = _brought_by_guest(cycle, recall)
+    spent_s = dict.fromkeys(queries, 0.0)
+    if evidence:
+        spent_s[plan["guest"]] = time.monotonic() - began_s
+    for pillar, query in queries.items():
+        began_s = time.monotonic()
+        if query not in evidence:
+            evidence[query] = _facet_evidence(cycle, query, recall)
+            spent_s[pillar] += time.monotonic() - began_s
+    return evidence, also, spent_s
+
+
+def _facet_timed(lane, facet, spent_s):
+    """Return what a facet asks, as `_facet_asked` does; how long that took counts for it."""
+    began_s = time.monotonic()
+    try:
+        return _facet_asked(lane, facet)
+    finally:
+        spent_s[facet.pillar] += time.monotonic() - began_s
 
 
 def _brought_by_guest(cycle, recall):
@@ -53320,6 +53344,11 @@ _LIKE_AN_EXAMPLE, _ABOUT_IT = (
     0.35,
 )  # how much likeness counts beside a word; from where on an object is meant
 
+_COUNTS = Pattern(
+    r"\d+|[a-z]|[ivx]+|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve",
+    re.IGNORECASE,
+)
+
 # kind -> (words that say it, sentences that mean it)
 # fmt: off
 _SAYS_KIND = {
@@ -53424,13 +53453,22 @@ def _without_parts(whole):
 
 
 def _groups_said(known, said):
-    """Return the objects whose names end with the same word, where a sentence says that one: the hives, all beds."""
+    """Return the objects whose names have the same head, where a sentence says that one: the hives, all beds."""
     heads = collections.defaultdict(list)
     for one in known:
-        names = _names_of(one)
-        if len(names) > 1 and names[-1] in said:
-            heads[names[-1]].append(one)
+        head = _head_of(one)
+        if head in said:
+            heads[head].append(one)
     return [one for group in heads.values() if len(group) > 1 for one in group]
+
+
+def _head_of(one):
+    """Return the stem that tells what an object is: the last of its name, or the one that is counted (tank two); else None."""
+    words = one.name.replace("_", " ").split()
+    if len(words) < 2:
+        return None
+    counted = bool(_COUNTS.fullmatch(words[-1]))
+    return next(reversed(_said_of(" ".join(words[:-1] if counted else words))), None)
 
 
 def _nearly_meant(known, words, said, recall):

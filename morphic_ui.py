@@ -3366,7 +3366,10 @@ class Menu(ModalView):
 COLUMN = 720  # dp, the widest that a text to read is set
 HEADINGS = (21, 18, 16, 15, 15, 15)  # sp, by level
 READ = 15  # sp
+ROW_LONG = 160  # letters of a line up to which it may be a row that is drawn with blanks
 JOINED = 55  # letters of a line from which on the next one goes on with it
+# kinds whose headings and code the daemon tells as Markdown does
+MARKED_KINDS = ("markdown", "html")
 INLINE = re.compile(
     r"(?P<code>`+)(?P<coded>[^`]+)(?P=code)|(?P<bold>\*\*|__)(?=\S)(?P<bolded>.+?)(?<=\S)(?P=bold)"
     r"|(?<![\w*])\*(?=[^\s*])(?P<leaned>[^*]+?)(?<=[^\s*])\*(?![\w*])|!?\[(?P<linked>[^\]]+)\]\([^)\s]*\)"
@@ -3374,6 +3377,7 @@ INLINE = re.compile(
 STYLES = {"coded": "code", "bolded": "bold", "leaned": "lean", "linked": "link"}
 ITEM = re.compile(r"(\s*)(?:[-*+\u2022]|\d{1,3}[.)])\s+")
 HEADING = re.compile(r"(#{1,6})\s+(.*?)\s*#*$")
+NUMBERED = re.compile(r"\s*\d+(\.\d+)+\.?\s")  # a line of a table of contents
 RULE = re.compile(r"\s*([-*_=~])(\s*\1){2,}\s*$")
 FENCE = re.compile(r"\s*(```|~~~)\s*(\w*)")
 
@@ -3401,7 +3405,7 @@ def blocks_of(kind: str, lines: list, name: str = "") -> list:
             fenced = None if fenced is not None else fence[2]
         elif (
             fenced is not None
-            or kind == "markdown"
+            or kind in MARKED_KINDS
             and text.startswith("    ")
             and not ITEM.match(text)
         ):
@@ -3416,13 +3420,11 @@ def _add_line(blocks, kind, number, text, chunk):
     last, heading, item = blocks[-1] if blocks else None, HEADING.match(text), ITEM.match(text)
     if not text.strip():
         blocks.append(Block("space", "", (number, chunk)))
-    elif kind == "markdown" and heading:
+    elif kind in MARKED_KINDS and heading:
         blocks.append(Block("heading", heading[2], (number, chunk), len(heading[1])))
     elif RULE.match(text) and "|" not in text:
         blocks.append(Block("rule", "", (number, chunk)))
-    elif text.lstrip().startswith("|") or re.search(
-        r"\S\s{3,}\S", text
-    ):  # columns keep their places
+    elif _in_columns(text):  # which keep their places
         blocks.append(Block("code", text, (number, chunk), 1))
     elif item:
         blocks.append(
@@ -3441,13 +3443,23 @@ def _add_line(blocks, kind, number, text, chunk):
     elif text.startswith(">"):
         blocks.append(Block("quote", text.lstrip("> "), (number, chunk), 1))
     else:
-        blocks.append(Block("text", text.strip(), (number, chunk), ended=len(text)))
+        said = re.sub(r"\s{3,}", " ", text.strip())
+        blocks.append(Block("text", said, (number, chunk), ended=len(text)))
+
+
+def _in_columns(text):
+    """Whether a line is a row of a table; in a line that is longer than one sets, wide gaps are slips of who typed it."""
+    return text.lstrip().startswith("|") or bool(
+        len(text) <= ROW_LONG and re.search(r"\S\s{3,}\S", text)
+    )
 
 
 def _goes_on(last, text, kind):
     """Whether a line goes on with the Block before it."""
     if kind == "markdown":
         return True
+    if NUMBERED.match(text):
+        return False
     return (
         last.ended >= JOINED or text[:1].islower() or last.kind == "item" and text.startswith(" ")
     )
@@ -3586,12 +3598,20 @@ def _margin(block, numbers):
     return (str(block.place[0]) if numbers else "", sign, dp(18) * (block.level - 1))
 
 
+def _spans_within(spans, first, last):
+    """Return what of some (start, end) lies between two places, counted from the first."""
+    cut = [(max(start, first) - first, min(end, last) - first) for start, end in spans]
+    return [(start, end) for start, end in cut if start < end]
+
+
 def _code_rows(block, width, words, quotes, ground, numbers):
     """Return the rows of a line of code, in the fixed font."""
     indent = dp(44) * numbers + dp(10) * block.level
     columns, rows = max(20, int((width - indent - dp(24)) / (sp(CODE) * 0.6))), []
-    for piece in wrapped(plain(block.text), columns):
-        spans = quoted_in(piece, quotes) if quotes else hits_in(piece, words)
+    text, at = plain(block.text), 0
+    lit = quoted_in(text, quotes) if quotes else hits_in(text, words)
+    for piece in wrapped(text, columns):
+        spans, at = _spans_within(lit, at, at + len(piece)), at + len(piece)
         said = marked(piece, "", spans) if spans else coloured(piece, block.language)
         margin = _margin(block, numbers) if not rows else None
         how = {
@@ -4028,6 +4048,12 @@ class Drawing(Widget):
         return super().on_touch_down(touch)
 
 
+def told_of_none(path: str) -> str:
+    """Return why a figure of health is not there yet."""
+    beats = path.startswith("heartbeat.")
+    return "measured at each heartbeat" if beats else "nothing measured yet"
+
+
 class Spark(Drawing):
     """A figure over time: data is {"title", "unit", "values": [(s, figure)], "when": function(s) -> words}.
 
@@ -4051,12 +4077,17 @@ class Spark(Drawing):
         half = self.width / 2 - dp(12)
         self.say(last, self.x + self.width / 2, self.top - dp(7), half, "ink", 14, "right")
         if len(values) < 2:
-            return
+            return self._say_nothing(data, bool(values))
         low, high = min(values), max(values)
         places = self._places(data["values"], low, high)
         self._fill(places)
         self.line(places, "accent", 1.3)
         self._axes(data, low, high, known)
+
+    def _say_nothing(self, data, is_known):
+        """Say why no line is drawn yet."""
+        why = "one figure so far" if is_known else data.get("nothing", told_of_none(""))
+        self.say(why, self.x + dp(12), self.y + dp(24), self.width - dp(24), "faint", 11)
 
     def said(self) -> str:
         """Return the figures as lines of a table: when, and what was measured."""
@@ -4766,7 +4797,7 @@ class ThoughtDrawing(Drawing):
 
     def _step(self, step, top, whole, left, wide):
         state, name, begin_s, seconds, running = step
-        tone = SPEC["states"].get(state, "soft")
+        tone = SPEC["states"].get(state, "violet")  # the bar of a facet has its persona for a state
         middle = top - dp(self.LANE) / 2
         named = dp(self.NAMED)
         self.say(name, self.x, middle + sp(BODY) * 0.62, named, "ink", 13)
@@ -4828,6 +4859,11 @@ class Voices(GridLayout):
         self._part()
 
 
+def facet_text(pillar: str) -> str:
+    """Return what a facet is called."""
+    return pillar.removesuffix("_facet_").replace("_", " ")
+
+
 def ticks(whole, most):
     """Return round figures from 0 to `whole`, at most so many."""
     step = 10.0 ** math.floor(math.log10(max(whole, 1e-6) / most))
@@ -4856,9 +4892,16 @@ def _named_passage(one):
     return f"passage {one}" if isinstance(one, int) else f"\u201c{short(one, 80)}\u201d"
 
 
+READ_AS = {
+    "markdown": ("md", "markdown", "docx", "odt", "ipynb"),
+    "html": ("html", "htm", "xhtml", "epub"),
+}
+
+
 def kind_by_name(doc_id):
     """Return the kind that a passage is read as; of which document it is, is told without its kind."""
-    return "markdown" if doc_id.lower().endswith((".md", ".markdown")) else "text"
+    ending = doc_id.lower().rpartition(".")[2]
+    return next((kind for kind, endings in READ_AS.items() if ending in endings), "text")
 
 
 def sentence_of(quote):
@@ -5426,11 +5469,12 @@ class AskPage(Page):
         voices.take(list(plan.get("relevant_pillars", ())) if shown else [])
         for pillar, rows in voices.lists.items():
             wide = max(dp(120), rows.width)
-            facet = pillar.removesuffix("_facet_").replace("_", " ")
-            name = f"{marked(self._personas.get(pillar, ''), 'violet', bold=True)}  {marked(facet, 'soft')}"
+            name = f"{marked(self._personas.get(pillar, ''), 'violet', bold=True)}  {marked(facet_text(pillar), 'soft')}"
             asked = f"was asked: {plan['sub_queries'].get(pillar, '')}"
             said = self._of_persona(pillar, wide)
-            first = [row(name, lines=1, pad=4), *self._prose(asked, "soft", BODY, wide=wide)]
+            took_s = (self._data.get("facet_seconds") or {}).get(pillar)
+            side = "" if took_s is None else marked(seconds_text(took_s), "faint")
+            first = [row(name, side, lines=1, pad=4), *self._prose(asked, "soft", BODY, wide=wide)]
             rows.fill([*first, self._space(8), *said], keep=True)
 
     def _of_persona(self, pillar, wide):
@@ -5523,11 +5567,21 @@ class AskPage(Page):
             # a step is noted a moment after its end; it never began before the one that stands before it
             begin = max(begin, at_unix(step["at"]) - step["seconds"] - accepted)
             steps.append((step["state"], step["name"], begin, step["seconds"], False))
+            if step["name"] == "recall for facets":
+                steps += self._facet_steps(begin)
         if self.running and accepted:
             begin = max((begin + took for _, _, begin, took, _ in steps), default=0.0)
             now = max(begin, time.time() - accepted)
             steps.append((self._report.get("state", "IDLE"), "at work", begin, now - begin, True))
         return steps
+
+    def _facet_steps(self, begin):
+        """Return a bar for each facet: they are sought and asked for one behind the other."""
+        bars = []
+        for pillar, seconds in (self._data.get("facet_seconds") or {}).items():
+            bars.append((self._personas.get(pillar, ""), facet_text(pillar), begin, seconds, False))
+            begin += seconds
+        return bars
 
     # -------- passages
 
@@ -7954,6 +8008,7 @@ class LifePage(ShowsFigures, Page):
                 "unit": spec["unit"],
                 "values": self._values(spec),
                 "when": self._when,
+                "nothing": told_of_none(spec["path"]),
             }
         self.ids.vitals.text = marked("   ".join(self._vitals(self.store.health)), "soft")
 
@@ -8179,6 +8234,8 @@ class LifePage(ShowsFigures, Page):
             if all(word in f"{one.get('lead', '')} {one['text']}".casefold() for word in words)
         ]
         self.ids.rows.fill(rows, keep=True)
+        if rows and self.ids.rows.chosen_row is None:
+            self.ids.rows.choose(0)  # nobody has chosen another: no half is empty
         if self.ids.rows.chosen_row != self._looked_at:
             self.look()
 
@@ -8953,8 +9010,10 @@ INSPECTOR_KV = """
     valign: 'bottom'
     text_size: self.width, self.height - dp(10)
 """
-# frames a second while something is done, and when it is not
-FRAMES_BUSY, FRAMES_IDLE, BUSY_S = 60, 12, 1.5
+# How often it looks for keys and messages, and draws where there is cause: each look wakes the processor, whatever has come.
+# (frames a second, for how many s), from where something is done to where nobody has touched it for long
+PACES = ((60, 1.5), (8, 15), (5, None))
+BUSY, CALM, LEFT = range(len(PACES))
 LAYOUT = {
     "width": 1366,
     "height": 820,
@@ -9605,6 +9664,7 @@ class MorphicUIApp(App):
             for name, value in settings.items():
                 Config.set(section, name, value)
         self.wake = Clock.create_trigger(lambda _: self._drain())
+        self._slower, self.pace = Clock.create_trigger(lambda _: None), BUSY
         self.bridge = Bridge(endpoint, keys, self.wake)
         self.store = Store(self.bridge)
 
@@ -9634,7 +9694,6 @@ class MorphicUIApp(App):
             "on_resize",
         ):
             Window.fbind(event, self._busy)
-        self._rest = Clock.create_trigger(lambda _: setattr(Clock, "_max_fps", FRAMES_IDLE), BUSY_S)
         return self.inspector
 
     # -------- how it looks
@@ -9685,9 +9744,15 @@ class MorphicUIApp(App):
 
     def _busy(self, *_):
         """Draw often for a while: somebody does something."""
-        Clock._max_fps = FRAMES_BUSY
-        self._rest.cancel()
-        self._rest()
+        self._take_pace(BUSY)
+
+    def _take_pace(self, pace):
+        """Draw as often as a pace says, and after its time at the next, slower one."""
+        self.pace = pace
+        Clock._max_fps, lasts_s = PACES[pace]
+        self._slower.cancel()
+        if lasts_s:
+            self._slower = Clock.schedule_once(lambda _: self._take_pace(pace + 1), lasts_s)
 
     def _let_go(self, _, touch):
         """Choose no text any more, as the mouse is pressed anew; the right button asks about what is chosen."""
@@ -9702,12 +9767,20 @@ class MorphicUIApp(App):
         self.layout["width"], self.layout["height"] = int(width), int(height)
 
     def _drain(self):
+        """Take what came; more than how the daemon is, is seen at once by who looks at a window that nobody touches."""
+        if self.pace == LEFT and any(tells_more(*one) for one in self.bridge.arrived.copy()):
+            self._take_pace(CALM)
         if self.store.drain():
             self.wake()
 
     def on_stop(self):
         write_layout(self.layout)
         self.bridge.close()
+
+
+def tells_more(kind, *what):
+    """Whether what came from the line tells more than that all is as it was: each reply and event, but those of health."""
+    return kind != "event" or what[0]["event"] != "health"
 
 
 class Unforeseen(ExceptionHandler):

@@ -176,7 +176,9 @@ def test_a_facet_is_what_the_reader_chose_for_it_and_no_core_is_asked(machine):
     one.learn()
     report = one.think()
     assert one.core.batches == [["plan"]] and report["experts"] == ["BABS"]
-    parts = one.read(lambda root: batos.find_cycle(root, report["cycle"])._tmp_synthesis_data["partial_responses"])
+    data = one.read(lambda root: batos.find_cycle(root, report["cycle"])._tmp_synthesis_data)
+    parts, took_s = data["partial_responses"], data["facet_seconds"]
+    assert list(took_s) == report["pillars"] and all(each >= 0 for each in took_s.values())
     assert list(parts) == ["tech_bat_facet_", "iceman_facet_"] == report["pillars"]
     assert all(part["quotes"] == report["evidence"] and part["focus"] == BRIEF["args"][0] for part in parts.values())
 

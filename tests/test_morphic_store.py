@@ -427,6 +427,30 @@ def test_a_sentence_is_found_whatever_stands_between_its_words():
     assert [ui.quoted_in(one, lines) for one in lines] == [[], [(0, len(lines[1]))]]
 
 
+def test_a_gap_in_a_long_line_makes_no_table_of_it_and_code_is_lit_over_its_line_ends():
+    long = "He was born in a cabin on the    Sinking Spring Farm, in the county of Hardin, " + "far from any town " * 6
+    lines = [(1, long, 0), (2, "stable    tested    old", 0)]
+    prose, table = ui.blocks_of("text", lines)
+    assert prose.kind == "text" and "on the Sinking Spring" in prose.text and table == ui.Block("code", lines[1][1], (2, 0), 1)
+    quote = "tested by many people and"
+    rows = ui.block_rows(ui.Block("code", f"it is {quote} old", (1, 0), 1), ui.dp(300), (), [quote])
+    assert len(rows) > 1 and "".join(one["copy"] for one in rows) == f"it is {quote} old"
+    assert [one["lit"] for one in rows] == [True] * len(rows)
+    assert ui._spans_within([(2, 7)], 0, 5) == [(2, 5)] and ui._spans_within([(2, 7)], 5, 9) == [(0, 2)]
+    assert ui._spans_within([(2, 7)], 7, 9) == []
+
+
+def test_a_page_of_the_web_is_read_with_its_headings_its_code_and_its_contents():
+    told = ["## 1.1. What is it?", "", "    $ git tag v2.5   # so",
+            "1.4. A line of contents that is as long as a line of prose is here",
+            "1.5. Another of them", "It is a line of prose that goes on in the next one, as pages", "of the web have it."]
+    blocks = ui.blocks_of(ui.kind_by_name("faq.HTML"), [(number, line, 0) for number, line in enumerate(told, 1)])
+    assert [(one.kind, one.text) for one in blocks if one.kind != "space"] == [
+        ("heading", "1.1. What is it?"), ("code", told[2]), ("text", told[3]), ("text", told[4]), ("text", " ".join(told[5:]))]
+    kinds = {name: ui.kind_by_name(name) for name in ("a.md", "b.epub", "c.odt", "d.txt", "e")}
+    assert list(kinds.values()) == ["markdown", "html", "markdown", "text", "text"]
+
+
 def test_versions_stand_side_by_side():
     before, after = "def f(self):\n    a = 1\n    return a", "def f(self):\n    return 1\n    # all"
     changed = [("    a = 1", "    return 1"), ("    return a", "    # all")]

@@ -209,6 +209,26 @@ def test_ten_thousand_rows_are_a_few_widgets(hand):
     assert rows.chosen_row == 9999
 
 
+def test_a_window_that_nobody_touches_wakes_seldom_until_something_comes(world, hand):
+    app, clock = hand.app, ui.Clock
+    hand.settle()
+    app._take_pace(ui.LEFT)
+    health = {"event": "health", "health": hand.store.health}
+    hand.store.bridge.arrived.append(("event", health))  # as each second
+    app._drain()
+    assert app.pace == ui.LEFT and clock._max_fps == ui.PACES[ui.LEFT][0] < 10
+    hand.store.look_anew()
+    hand.until(lambda: app.pace == ui.CALM, "an answer")
+    hand.key(F1)
+    assert app.pace == ui.BUSY and clock._max_fps == ui.PACES[ui.BUSY][0]
+
+
+def test_its_pace_gets_slower_by_itself(hand, monkeypatch):
+    monkeypatch.setattr(ui, "PACES", [(frames, lasts_s and 0.01) for frames, lasts_s in ui.PACES])
+    hand.app._busy()
+    hand.until(lambda: hand.app.pace == ui.LEFT, "the slowest pace")
+
+
 def test_text_that_would_be_markup_is_shown_as_text(hand):
     page = hand.page("search")
     page.ids.query.text = "valve bold"
@@ -315,7 +335,13 @@ def test_a_question_is_thought_about_and_its_citations_open(world, hand):
     entered = {state for state, _ in hand.store.cycles[page.cycle]}
     assert {"DECOMPOSING", "DELEGATING", "SYNTHESIZING"} <= entered and set(seen) <= entered | {"IDLE"}
     steps = page.ids.drawing.data["steps"]
-    assert [name for _, name, *_ in steps] == ["recall", "plan", "who speaks", "recall for facets", "facets", "gate"]
+    facets = {ui.facet_text(pillar): took_s for pillar, took_s in page._data["facet_seconds"].items()}
+    assert len(facets) == 2 and all(took_s >= 0 for took_s in facets.values())
+    assert [name for _, name, *_ in steps] == ["recall", "plan", "who speaks", "recall for facets", *facets, "facets", "gate"]
+    bars = {name: (persona, took_s) for persona, name, _, took_s, _ in steps if name in facets}
+    assert bars == {name: ("BABS", took_s) for name, took_s in facets.items()}
+    assert sum(facets.values()) <= next(one[3] for one in steps if one[1] == "recall for facets") + 0.01
+    steps = [one for one in steps if one[1] not in facets]
     begins, ends = [one[2] for one in steps], [one[2] + one[3] for one in steps]
     assert begins == sorted(begins) and max(ends) <= page.ids.drawing.data["seconds"] + 0.05
     voices = page.ids.voices
@@ -1101,6 +1127,24 @@ def test_figures_have_axes_tell_what_is_below_the_mouse_and_go_back_in_time(worl
         page.ids.spans.chosen = "now"
     finally:
         page.store.ask = ask
+
+
+def test_the_page_of_life_shows_its_newest_row_and_says_why_a_figure_has_no_line(world, hand):
+    page = hand.page("life")
+    for name in ("missions", "settings"):
+        page.ids.tabs.chosen = name
+        hand.settle()
+        assert page._looked_at == page.ids.rows.data[0]["value"] and page.ids.lines.data
+        page.ids.rows.choose(len(page.ids.rows.data) - 1)  # the choice of somebody stands
+        page.fill()
+        assert page._looked_at == page.ids.rows.data[-1]["value"]
+    spark = ui.Spark()
+    for path, values, why in (("heartbeat.cem.cem", [], "measured at each heartbeat"), ("memory_mb", [], "nothing measured yet"),
+                              ("memory_mb", [(0, 1.0)], "one figure so far")):
+        said = []
+        spark.say = lambda text, *_, said=said: said.append(text)
+        spark.draw({"title": "x", "unit": "MB", "values": values, "when": str, "nothing": ui.told_of_none(path)})
+        assert said[-1] == why
 
 
 def test_heartbeats_are_folded_and_nothing_says_none(world, hand):

@@ -237,3 +237,22 @@ def test_of_thirty_unseen_requests_twenty_need_no_change_of_kind_or_object(daemo
             right = measured(client, told[name])
             print(f"{right} of {len(told[name])} {name} need no change of kind or object")
             assert right >= (20 if name == "requests" else 15)  # the later ones avoid the words that say a kind
+
+
+@pytest.mark.slow
+def test_of_thirty_requests_of_another_hand_over_other_objects_twenty_need_no_change(daemon):
+    brewery = json.loads((DATA / "page_requests.json").read_text("utf-8"))["brewery"]
+    with batos.Client(daemon("--embedder", "auto", core="auto").endpoint, 600) as client:
+        make(client, brewery["objects"])
+        right = measured(client, brewery["requests"])
+        print(f"{right} of {len(brewery['requests'])} need no change of kind or object")
+        assert right >= 20
+
+
+def test_objects_that_are_counted_are_meant_together(client):
+    fermenters = {f"fermenter {number}": {"pressure": 0.5} for number in ("one", "two", "3")}
+    oids = make(client, fermenters | {"cold store": {"kegs": 41}, "cold frame": {"pots": 3}})
+    form = choose(client, "compare the pressure of the three fermenters")["form"]
+    assert set(form["objects"]) == {oids[name] for name in fermenters} and form["kind"] == "compare"
+    assert choose(client, "a page about fermenter two")["form"]["objects"] == [oids["fermenter two"]]
+    assert choose(client, "how many kegs are in the cold store now")["form"]["objects"] == [oids["cold store"]]

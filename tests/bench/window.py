@@ -1,6 +1,6 @@
 """Measure the Memory Inspector: what its first frame, idling, scrolling and memory cost, at 1280 by 800 with software GL.
 
-    python tests/bench/window.py [--runs 5] [--idle 20]
+    python tests/bench/window.py [--runs 5] [--idle 60]
 
 Each run is a process of its own with a window under Xvfb, on a daemon that has documents and does nothing; one run before
 them warms the disk. What is printed is the median of the runs beside the goal, as rows of README's table.
@@ -23,11 +23,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 WIDTH, HEIGHT = 1280, 800
 ROWS, STEPS, CHANGES = 5_000, 300, 20
-GUARD_S = 120
+GUARD_S, LEFT_S = 120, 25
 # what is measured -> (what it is called, how its figure is told, its goal)
 FIGURES = {
     "frame_s": ("first frame of the Inspector from process start", "{:.2f} s", 1.0),
-    "idle_percent": ("the Inspector idle, share of a core", "{:.2f} %", 0.5),
+    "calm_percent": ("the Inspector idle in the first seconds behind a key, share of a core", "{:.2f} %", 0.5),
+    "idle_percent": ("the Inspector idle and left alone, share of a core", "{:.2f} %", 0.5),
     "scroll_ms": ("scrolling 5,000 rows of three lines, p95 of a frame", "{:.1f} ms", 33.0),
     "memory_mb": ("memory of the Inspector after all of that", "{:.0f} MB", 200.0),
     "seen_s": ("what another client changes is shown, the longest of 20", "{:.2f} s", 1.0),
@@ -37,7 +38,7 @@ FIGURES = {
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--idle", type=float, default=20.0, help="seconds in which it does nothing")
+    parser.add_argument("--idle", type=float, default=60.0, help="seconds in which it does nothing")
     told = parser.parse_args()
     print("\n".join(as_markdown(report(told.runs, told.idle))))
 
@@ -107,6 +108,8 @@ def seen_s(endpoint):
         window = beholder.Beholder(endpoint, oid)
         window.heard()
         for number in range(CHANGES):
+            if not number:
+                time.sleep(LEFT_S)                       # the first finds a window that nobody has touched for long
             window.say(f"see price {number}")
             began_s = time.monotonic()
             client.call("send_message", target=oid, selector="setSlot_value_", args=["price", number])
@@ -132,28 +135,35 @@ def window(endpoint, idle_s, began_s):
     turn_until(EventLoop, lambda: frames)
     assert Window.size == (WIDTH, HEIGHT), Window.size
     turn_until(EventLoop, lambda: app.store.line == "online" and app.store.state and not app.store._asked)
-    figures = {"frame_s": frames[0] - float(began_s), "idle_percent": idle(EventLoop, ui.BUSY_S + 1, float(idle_s)),
-               "scroll_ms": scroll(EventLoop, app, ui)}
+    calm_s = min(float(idle_s), ui.PACES[ui.CALM][1] - 1)
+    figures = {"frame_s": frames[0] - float(began_s), "calm_percent": idle(EventLoop, app, ui.CALM, calm_s),
+               "idle_percent": idle(EventLoop, app, ui.LEFT, float(idle_s)), "scroll_ms": scroll(EventLoop, app, ui)}
     print(json.dumps({**figures, "memory_mb": memory_mb()}))
     app.stop()
+
+
+def turn(loop):
+    """Do what Kivy does in a turn: what is due, what is drawn, and a look for keys."""
+    loop.idle()
+    loop.window.mainloop()
 
 
 def turn_until(loop, done):
     end_s = time.monotonic() + GUARD_S
     while not done():
         assert time.monotonic() < end_s
-        loop.idle()
+        turn(loop)
 
 
 def turn_for(loop, seconds):
     end_s = time.monotonic() + seconds
     while time.monotonic() < end_s:
-        loop.idle()
+        turn(loop)
 
 
-def idle(loop, before_s, seconds):
-    """Return the percentage of a core that goes into doing nothing, once nothing has been done for a while."""
-    turn_for(loop, before_s)
+def idle(loop, app, pace, seconds):
+    """Return the percentage of a core that goes into doing nothing at a pace."""
+    turn_until(loop, lambda: app.pace == pace)
     began_s, spent_s = time.monotonic(), processor_s()
     turn_for(loop, seconds)
     return 100 * (processor_s() - spent_s) / (time.monotonic() - began_s)
