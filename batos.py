@@ -53456,13 +53456,13 @@ def _groups_said(known, said):
     """Return the objects whose names have the same head, where a sentence says that one: the hives, all beds."""
     heads = collections.defaultdict(list)
     for one in known:
-        head = _head_of(one)
+        head = _counted_head(one)
         if head in said:
             heads[head].append(one)
     return [one for group in heads.values() if len(group) > 1 for one in group]
 
 
-def _head_of(one):
+def _counted_head(one):
     """Return the stem that tells what an object is: the last of its name, or the one that is counted (tank two); else None."""
     words = one.name.replace("_", " ").split()
     if len(words) < 2:

@@ -7964,6 +7964,8 @@ class LifePage(ShowsFigures, Page):
         self._take_later = Clock.create_trigger(lambda _: self._take(), COMMITTED_S)
         self._looked_at = None  # the value of the row that is shown in full
         self._measured = {}  # span -> (names of the figures, rows)
+        wider = Clock.create_trigger(lambda _: self._looked_at and self.look(), 0.1)
+        self.ids.lines.bind(width=lambda *_: wider())
         self.sparks, self._rows, self._drawn_s = [Spark() for _ in SPEC["sparks"]], [], 0.0
         for spark in self.sparks:
             self.ids.sparks.add_widget(spark)
@@ -8198,14 +8200,14 @@ class LifePage(ShowsFigures, Page):
             [
                 (
                     row(
-                        marked("\u2013" if value is None else short(value, 160)),
+                        marked("\u2013" if value in (None, "", []) else short(value, 160)),
                         lead=marked(name, bold=True),
                         indent=dp(210),
                         lines=1,
                         pad=4,
                         copy=f"{name}  {short(value, 400)}",
                     ),
-                    {name: value},
+                    {name: "not set" if value in (None, "", []) else value},
                 )
                 for name, value in settings.items()
             ]
@@ -8234,8 +8236,8 @@ class LifePage(ShowsFigures, Page):
             if all(word in f"{one.get('lead', '')} {one['text']}".casefold() for word in words)
         ]
         self.ids.rows.fill(rows, keep=True)
-        if rows and self.ids.rows.chosen_row is None:
-            self.ids.rows.choose(0)  # nobody has chosen another: no half is empty
+        if rows and self.ids.rows.chosen_row is None and self.ids.tabs.chosen != "events":
+            self.ids.rows.choose(0)  # no half is empty; of events the newest is another each second
         if self.ids.rows.chosen_row != self._looked_at:
             self.look()
 
