@@ -53426,15 +53426,25 @@ def _names_of(one):
     return tuple(_said_of(one.name))
 
 
-def _object_is_said(one, said):
-    names = set(_names_of(one))
+def _object_is_said(one, words):
+    """Whether a sentence has all of an object's name; a count behind the rest: the three tanks are not tank three."""
+    names, said = set(_names_of(one)), set(_said_of(words))
+    if _is_counted(one):
+        *named, count = one.name.replace("_", " ").split()
+        told = r"\s+".join(map(re.escape, named))
+        return bool(re.search(rf"(?i)\b{told}\s+{re.escape(count)}\b", words))
     return bool(names) and names <= said
+
+
+def _is_counted(one):
+    words = one.name.replace("_", " ").split()
+    return len(words) > 1 and bool(_COUNTS.fullmatch(words[-1]))
 
 
 def _meant_objects(known, words, recall):
     """Return the KnownObjects that a sentence means: those that it names, all of a kind that it names, else the nearest."""
     said = set(_said_of(words))
-    whole = _without_parts([one for one in known if _object_is_said(one, said)])
+    whole = _without_parts([one for one in known if _object_is_said(one, words)])
     covered = {name for one in whole for name in _names_of(one)}
     groups = _groups_said(known, said - covered)
     if whole or groups:
@@ -53467,8 +53477,8 @@ def _counted_head(one):
     words = one.name.replace("_", " ").split()
     if len(words) < 2:
         return None
-    counted = bool(_COUNTS.fullmatch(words[-1]))
-    return next(reversed(_said_of(" ".join(words[:-1] if counted else words))), None)
+    named = words[:-1] if _is_counted(one) else words
+    return next(reversed(_said_of(" ".join(named))), None)
 
 
 def _nearly_meant(known, words, said, recall):

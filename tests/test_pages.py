@@ -250,9 +250,11 @@ def test_of_thirty_requests_of_another_hand_over_other_objects_twenty_need_no_ch
 
 
 def test_objects_that_are_counted_are_meant_together(client):
-    fermenters = {f"fermenter {number}": {"pressure": 0.5} for number in ("one", "two", "3")}
+    fermenters = {f"fermenter {number}": {"pressure": 0.5} for number in ("one", "two", "three")}
     oids = make(client, fermenters | {"cold store": {"kegs": 41}, "cold frame": {"pots": 3}})
     form = choose(client, "compare the pressure of the three fermenters")["form"]
     assert set(form["objects"]) == {oids[name] for name in fermenters} and form["kind"] == "compare"
+    table = choose(client, "all fermenters in one table")["form"]
+    assert set(table["objects"]) == set(form["objects"]) and table["kind"] == "table"
     assert choose(client, "a page about fermenter two")["form"]["objects"] == [oids["fermenter two"]]
     assert choose(client, "how many kegs are in the cold store now")["form"]["objects"] == [oids["cold store"]]
