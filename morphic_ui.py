@@ -4602,13 +4602,7 @@ class SearchPage(Page):
 
     def came(self, reply: dict, after: str | None, keep: bool = False) -> None:
         if reply["status"] != "OK":
-            self.ids.note.text = marked(reply["details"], "bad")
-            if after:
-                self._after = after  # scrolling tries it again
-            else:
-                self.ids.rows.empty = ""
-                self.ids.rows.fill([])
-            return
+            return self._refused(reply, after)
         found, searched = reply["results"], bool(self._fields)
         before = len(self.ids.rows.data) if after else 0
         rows = self._rows_of(found, before)
@@ -4629,6 +4623,17 @@ class SearchPage(Page):
             if not keep:
                 self._show_best(rows)
         self._note(reply, before + len(found))
+
+    def _refused(self, reply, after):
+        """Say why nothing came; where only the daemon is away, what was found before stands, and is said to be old."""
+        is_away = reply["code"] in ("Offline", "Lost") and bool(self.ids.rows.data)
+        told_of = f"old: {reply['details']}" if is_away else reply["details"]
+        self.ids.note.text = marked(told_of, "bad")
+        if after:
+            self._after = after  # scrolling tries it again
+        elif not is_away:
+            self.ids.rows.empty = ""
+            self.ids.rows.fill([])
 
     def _show_best(self, rows):
         """Show the best of what was found beside the list, at once."""

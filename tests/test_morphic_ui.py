@@ -1255,6 +1255,9 @@ def test_a_daemon_that_goes_is_told_in_a_banner_and_nothing_is_sent_later(world,
     hand.settle()
     assert "not sent" in messages.ids.told.text
     hand.page("search")
+    page.ask()
+    hand.settle()
+    assert page.ids.rows.data and "old: not sent" in page.ids.note.text
     page.ids.query.text = ""
     world.start()
     hand.online()
