@@ -1894,7 +1894,8 @@ def _by_fontconfig(char):
 
 # Shaping. SDL2_ttf joins letters and goes from right to left where it was built with HarfBuzz, as Kivy's is, and is told
 # script and direction. Kivy tells a font that when it draws, and not when it measures: so each script has its own font, which
-# draws a blank before it is measured. Mixed directions in one line stay in the order in which their runs are written.
+# draws a blank before it is measured. In a line of a text that is read, runs of both directions stand in the order of
+# Unicode's rules (UAX 9, without its marks and isolates); where Kivy wraps lines by itself they stay as they are written.
 
 
 def way_of(text):
@@ -3527,19 +3528,74 @@ DRESS = {
 }
 
 
-def _dressed(text, styles, lit, size):
-    """Return markup of a line: each run of one style, and of what is lit, in its dress."""
+# what a letter is by Unicode's rules for both directions: L from left to right, R from right to left, N a figure
+SIDES = {"L": "L", "R": "R", "AL": "R", "EN": "N", "AN": "N"}
+
+
+def levels_of(text: str) -> list:
+    """Return the level of each letter of a line: runs of odd ones go from right to left. Source: UAX 9, in short."""
+    kinds = []
+    for char in text:
+        kind = unicodedata.bidirectional(char)
+        kinds.append(kinds[-1] if kind == "NSM" and kinds else SIDES.get(kind))
+    base = next((kind for kind in kinds if kind in ("L", "R")), "L")
+    sides, strong = [], base
+    for kind in kinds:
+        strong = kind if kind in ("L", "R") else strong
+        sides.append("L" if kind == "N" and strong == "L" else kind)
+    level = {"L": 0 if base == "L" else 2, "R": 1, "N": 2}
+    return [level[side] for side in _with_neutrals(sides, base)]
+
+
+def _with_neutrals(sides, base):
+    """Return sides where blanks and signs have that of both neighbours, else that of the line."""
+    afters, after = [], base
+    for side in reversed(sides):
+        afters.append(after)
+        after = {"N": "R", None: after}.get(side, side)
+    made, before = [], base
+    for side, after in zip(sides, reversed(afters), strict=True):
+        made.append(side or (before if before == after else base))
+        before = {"N": "R", None: before}.get(side, side)
+    return made
+
+
+def seen_order(levels: list) -> list:
+    """Return the numbers of runs with levels as they stand from left to right."""
+    order = list(range(len(levels)))
+    for level in range(max(levels, default=0), 0, -1):
+        made = []
+        for turns, group in itertools.groupby(order, lambda run, level=level: levels[run] >= level):
+            part = list(group)
+            made += part[::-1] if turns else part
+        order = made
+    return order
+
+
+def _seen(run, level):
+    """Return a run as it is drawn: the blanks at the ends of what goes from right to left change sides."""
+    core = run.strip(" ")
+    if level % 2 == 0 or core == run or not core:
+        return run
+    first, last = run[: run.index(core)], run[run.index(core) + len(core) :]
+    return last + core + first
+
+
+def _dressed(text, styles, lit, size, is_line=True):
+    """Return markup of a line: each run of one style, way, and of what is lit, in its dress."""
+    levels = [0] * len(text) if text.isascii() or not is_line else levels_of(text)
     runs = []
-    for char, style, is_lit in zip(text, styles, lit, strict=True):
-        if runs and runs[-1][1:] == [style, is_lit]:
+    for char, *dress in zip(text, styles, lit, levels, strict=True):
+        if runs and runs[-1][1:] == dress:
             runs[-1][0] += char
         else:
-            runs.append([char, style, is_lit])
+            runs.append([char, *dress])
+    order = seen_order([level for *_, level in runs])
     told_of = {"mono": FONTS.mono, "small": int(sp(size) * 0.92), "cool": colour("cool")}
     said = []
-    for run, style, is_lit in runs:
+    for run, style, is_lit, level in (runs[number] for number in order):
         before, after = (part.format(**told_of) for part in DRESS[style])
-        said.append(f"{before}{_drawn(run)}{after}")
+        said.append(f"{before}{_drawn(_seen(run, level))}{after}")
         if is_lit:
             said[-1] = f"[ref=span]{said[-1]}[/ref]"
     return "".join(said)
@@ -8536,7 +8592,7 @@ class Drawn:
     @staticmethod
     def _paragraph(block):
         text, styles = styled(plain(block.text))
-        return _dressed(text, styles, [False] * len(text), READ)
+        return _dressed(text, styles, [False] * len(text), READ, is_line=False)
 
     def _figure(self, part, data):
         unit = f" {marked(part['unit'], 'soft')}" if part.get("unit") else ""

@@ -52,6 +52,25 @@ def test_a_phrase_from_right_to_left_is_one_run_with_its_blanks():
     assert ui._drawn(f"{ARABIC} 12 {ARABIC}").count("[font=") == 2     # figures go from left to right
 
 
+PEACE, WORLD = "\u05e9\u05dc\u05d5\u05dd", "\u05e2\u05d5\u05dc\u05dd"
+
+
+@pytest.mark.parametrize("line, seen", [
+    ("all from left, 12", "all from left, 12"),
+    (f"say {PEACE} {WORLD} 2 times", f"say 2 {PEACE} {WORLD} times"),   # the figure goes with what stands before it
+    (f"say {PEACE}, then go", f"say {PEACE}, then go"),
+    (f"{PEACE} BAT OS {WORLD}", f"{WORLD} BAT OS {PEACE}"),
+    (f"{PEACE} 12 {WORLD}", f"{WORLD} 12 {PEACE}"),
+    (f"{PEACE} a 1 b {WORLD}.", f".{WORLD} a 1 b {PEACE}"),
+    (f"a {PEACE}\u05b0 b", f"a {PEACE}\u05b0 b")])
+def test_runs_of_both_directions_stand_in_a_line_as_unicode_has_it(line, seen):
+    plain = [""] * len(line)
+    drawn = ui.unmarked(ui._dressed(line, plain, [False] * len(line), 15))
+    drawn = drawn.replace(f"{WORLD}.", f".{WORLD}")      # one run, which its font draws from right to left
+    assert drawn.split() == seen.split()
+    assert ui.unmarked(ui._dressed(line, plain, [False] * len(line), 15, is_line=False)) == line
+
+
 @pytest.mark.parametrize("text, way", [
     ("plain", ("Latin", "ltr")), ("", ("Latin", "ltr")), (KANJI, ("Latin", "ltr")), (HEBREW, ("Hebr", "rtl")),
     (f"a {ARABIC}", ("Arab", "rtl")), ("\u0915\u094d\u0937", ("Deva", "ltr"))])
