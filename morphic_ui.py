@@ -9831,8 +9831,8 @@ class MorphicUIApp(App):
 
     def _drain(self):
         """Take what came; more than how the daemon is, is seen at once by who looks at a window that nobody touches."""
-        if self.pace == LEFT and any(tells_more(*one) for one in self.bridge.arrived.copy()):
-            self._take_pace(CALM)
+        if any(tells_more(*one) for one in self.bridge.arrived.copy()):
+            self._take_pace(BUSY)
         if self.store.drain():
             self.wake()
 

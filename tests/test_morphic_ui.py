@@ -218,7 +218,8 @@ def test_a_window_that_nobody_touches_wakes_seldom_until_something_comes(world, 
     app._drain()
     assert app.pace == ui.LEFT and clock._max_fps == ui.PACES[ui.LEFT][0] < 10
     hand.store.look_anew()
-    hand.until(lambda: app.pace == ui.CALM, "an answer")
+    hand.until(lambda: app.pace == ui.BUSY, "an answer")
+    app._take_pace(ui.LEFT)
     hand.key(F1)
     assert app.pace == ui.BUSY and clock._max_fps == ui.PACES[ui.BUSY][0]
 
