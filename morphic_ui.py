@@ -4682,7 +4682,7 @@ class SearchPage(Page):
 
     def _refused(self, reply, after):
         """Say why nothing came; where only the daemon is away, what was found before stands, and is said to be old."""
-        is_away = reply["code"] in ("Offline", "Lost") and bool(self.ids.rows.data)
+        is_away = reply.get("code") in ("Offline", "Lost") and bool(self.ids.rows.data)
         told_of = f"old: {reply['details']}" if is_away else reply["details"]
         self.ids.note.text = marked(told_of, "bad")
         if after:
