@@ -17315,6 +17315,8 @@ def core_base(files):
 class AdapterConfig(pydantic.BaseModel):
     """What a configuration of PEFT, or the metadata of a flat file, tells of an adapter; the rest of it is not looked at."""
 
+    model_config = pydantic.ConfigDict(defer_build=True)
+
     r: int | None = pydantic.Field(None, ge=1)
     lora_alpha: float | None = pydantic.Field(None, gt=0, allow_inf_nan=False)
     use_rslora: bool | None = None
@@ -34573,7 +34575,7 @@ KINDS["codex"] = Kind(
 
 # Offers:
 __all__ += """
-    CUES plainly FITTING ITEM_KINDS STEP_MARKS KEY_MARKS STEPS STEP_WANTS SAID_IN number_told
+    CUES plainly FITTING ITEM_KINDS STEP_MARKS KEY_MARKS known_steps step_wants SAID_IN number_told
     BARE_TEXTS TEXT_WORDS
 """.split()
 
@@ -35529,15 +35531,27 @@ KEY_MARKS = {
     "DAY": ("day",),
     "MANY": ("list", "texts", "numbers"),
 }
-_ALL_STEPS = [
-    *map(_read_step, _STEP_ROWS.strip().split("\n")),
-    *(_read_step(line, composed=True) for line in _composed_steps()),
-]
-STEPS = {step.name: step for step in _ALL_STEPS}
-STEP_WANTS = {
-    name: [cue for cue in step.cues if cue in CUES and (cue != "all" or step.composed)]
-    for name, step in STEPS.items()
-}
+
+
+# Read when they are first needed: most processes write no method, and there are many of them.
+@functools.cache
+def known_steps() -> dict[str, StepCode]:
+    """Return {name: StepCode} of all steps, the composed ones last."""
+    plain = [_read_step(line) for line in _STEP_ROWS.strip().split("\n")]
+    composed = [_read_step(line, composed=True) for line in _composed_steps()]
+    return {step.name: step for step in plain + composed}
+
+
+@functools.cache
+def step_wants() -> dict[str, list]:
+    """Return {name of a step: the cues that a request should tell for it}."""
+    return {name: _wants_of(step) for name, step in known_steps().items()}
+
+
+def _wants_of(step):
+    return [cue for cue in step.cues if cue in CUES and (cue != "all" or step.composed)]
+
+
 _UNITS = {
     "minutes": "60",
     "hours": "60",
@@ -35728,7 +35742,7 @@ class Candidate(typing.NamedTuple):
     @property
     def cues(self) -> frozenset:
         """What its steps do."""
-        return frozenset().union(*(STEPS[name].cues for name in self.steps))
+        return frozenset().union(*(known_steps()[name].cues for name in self.steps))
 
 
 _FIRST_STEP = "\0inner"  # stands for the first step, where a slot or an argument may stand
@@ -35892,7 +35906,7 @@ _ALONE = frozenset(
 
 def one_steps(world: World) -> typing.Iterator:
     """Yield the Candidates of one step, whatever arguments they use."""
-    for step in STEPS.values():
+    for step in known_steps().values():
         if len(step.given) <= len(world.given):
             numbers = (*world.numbers, *world.usual) if step.name in IDIOMS else world.numbers
             yield from _candidates_of(step, world, numbers, _choices_of(step, world))
@@ -35900,7 +35914,7 @@ def one_steps(world: World) -> typing.Iterator:
 
 def two_steps(world, inner):
     """Yield the Candidates of two steps, the first of them one of `inner`."""
-    for step in STEPS.values():
+    for step in known_steps().values():
         if step.name not in _ALONE and not step.composed:
             choices = _choices_of(step, world)
             for one in inner:
@@ -36516,24 +36530,29 @@ def explains_all(candidate: Candidate, said: Said) -> bool:
 def _kin_of(step):
     """Return the idioms that do what a step does, as its cues say: the router, which knows no others, speaks of it by them."""
     plain = step.cues - _WEAK_CUES
-    return [name for name in IDIOMS if plain and STEPS[name].cues - _WEAK_CUES == plain]
+    return [name for name in IDIOMS if plain and known_steps()[name].cues - _WEAK_CUES == plain]
 
 
-_KIN = {name: _kin_of(step) for name, step in STEPS.items() if name not in IDIOMS}
+@functools.cache
+def _kin_by_step():
+    """Return {name of a step that is no idiom: the idioms that do what it does}."""
+    return {name: _kin_of(step) for name, step in known_steps().items() if name not in IDIOMS}
+
+
 _SHARE_OF_KIN = 0.5
 
 
 def with_kin(names: set[str]) -> set[str]:
     """Return the idioms that the router is asked about for steps: these, and those that do what other steps do."""
-    known = {name for name in names if name in IDIOMS}
-    return known.union(*(_KIN[name] for name in names if name in _KIN))
+    known, kin = {name for name in names if name in IDIOMS}, _kin_by_step()
+    return known.union(*(kin[name] for name in names if name in kin))
 
 
 def _share_of(name, shares):
     """Return the router's share of a step."""
     if name in IDIOMS:
         return shares.get(name, _SHARE_LEAST)
-    of_kin = [_SHARE_OF_KIN * shares.get(kin, 0) for kin in _KIN[name]]
+    of_kin = [_SHARE_OF_KIN * shares.get(kin, 0) for kin in _kin_by_step()[name]]
     return max([_SHARE_OF_MORE, *of_kin])
 
 
@@ -36577,7 +36596,7 @@ def _cue_features(candidate, said):
     strong_told = len(told - _WEAK_CUES)
     weak = sum(bool(cues) and cues <= _WEAK_CUES for cues in explained)
     left = [piece - _WEAK_CUES for piece in said.readings if not piece & told]
-    unsaid = sum(_unsaid_share(STEP_WANTS[name], said.cues) for name in candidate.steps)
+    unsaid = sum(_unsaid_share(step_wants()[name], said.cues) for name in candidate.steps)
     is_flag = candidate.result == "flag" and not candidate.target
     return {
         "cue": min(strong, strong_told),
@@ -36742,7 +36761,7 @@ def _counts_letters(candidate, said):
 
 def _given_twice(candidate):
     """Return how many steps of a method take an argument that another one has taken."""
-    taken = [name for step in candidate.steps for name in STEPS[step].given]
+    taken = [name for step in candidate.steps for name in known_steps()[step].given]
     return max(0, len(taken) - len(candidate.given))
 
 
@@ -36824,10 +36843,14 @@ def _is_share(divisors, wholes):
 def _is_done_with(cue, slot, candidate):
     """Return 1 where a step of a method with that cue works on that slot itself, else -1."""
     *outer, inner = candidate.steps
-    of_inner = candidate.slots[len(candidate.slots) - len(STEPS[inner].holes) :]
+    of_inner = candidate.slots[len(candidate.slots) - len(known_steps()[inner].holes) :]
     of_outer = candidate.slots[: len(candidate.slots) - len(of_inner)]
     worked_on = [(inner, of_inner), *((step, of_outer) for step in outer)]
-    return 1 if any(cue in STEPS[step].cues and slot in slots for step, slots in worked_on) else -1
+    return (
+        1
+        if any(cue in known_steps()[step].cues and slot in slots for step, slots in worked_on)
+        else -1
+    )
 
 
 def _odd_keys(code, said):
