@@ -1113,6 +1113,7 @@ def shown_block(text: str, indent: str = "") -> list[str]:
 
 # kinds of values: numbers and their like, texts and bytes, …
 _PLAIN, _TEXT, _LIST, _MAP, _EXTENSION, _UNUSED = range(6)
+_HOLDING = (_LIST, _MAP)  # the kinds of values that hold others
 
 
 def _msgpack_heads():
@@ -1134,7 +1135,7 @@ def _msgpack_heads():
     yield from ((_PLAIN, 0, 0) for _ in range(0x20))
 
 
-_MSGPACKGENERAL_HEADS = tuple(_msgpack_heads())
+_MSGPACK_HEADS = tuple(_msgpack_heads())
 _EXTENSION_NAMES = {0xFF: "a timestamp"}  # the only one that msgpack itself knows
 
 
@@ -1155,6 +1156,16 @@ def _too_much(what, got, bound, bounds):
         bound=bound,
         allowed=allowed,
     )
+
+
+def _holds_too_much(what, values, depth, bounds):
+    if values > bounds.values:
+        return _too_much(what, f"{values:,} values or more", "values", bounds)
+    return _too_much(what, f"lists and maps nested {depth} deep", "depth", bounds)
+
+
+def _begins_no_value(what):
+    return Malformed(f"{what} is not msgpack: it holds the byte c1, which begins no value")
 
 
 def _check_extension(number, bounds, what):
@@ -1190,36 +1201,28 @@ def count_packed(data: bytes, bounds: Bounds, what: str = "the message") -> int:
             if not left:
                 left, in_map = outer.pop()
                 continue
-            kind, width, size = _MSGPACKGENERAL_HEADS[data[at]]
+            kind, width, size = _MSGPACK_HEADS[data[at]]
             at += 1
             if width:
                 size = int.from_bytes(data[at : at + width])
                 at += width
             left -= 1  # in a map it is odd behind a name
-            if kind == _PLAIN:
-                at += size
-            elif kind == _TEXT:
-                at += size
-                if size > bounds.name_bytes and in_map and left & 1:
-                    raise _too_much(what, f"a name of {size:,} bytes", "name_bytes", bounds)
-            elif kind == _EXTENSION:
-                _check_extension(data[at], bounds, what)
-                at += 1 + size
-            elif kind == _UNUSED:
-                raise Malformed(
-                    f"{what} is not msgpack: it holds the byte c1, which begins no value"
-                )
-            else:
+            if kind in _HOLDING:
                 outer.append((left, in_map))
                 in_map = kind == _MAP
                 left = 2 * size if in_map else size
                 values += left
-                if values > bounds.values:
-                    raise _too_much(what, f"{values:,} values or more", "values", bounds)
-                if len(outer) > bounds.depth:
-                    raise _too_much(
-                        what, f"lists and maps nested {len(outer)} deep", "depth", bounds
-                    )
+                if values > bounds.values or len(outer) > bounds.depth:
+                    raise _holds_too_much(what, values, len(outer), bounds)
+                continue
+            if kind == _TEXT and size > bounds.name_bytes and in_map and left & 1:
+                raise _too_much(what, f"a name of {size:,} bytes", "name_bytes", bounds)
+            if kind == _EXTENSION:
+                _check_extension(data[at], bounds, what)
+                at += 1
+            elif kind == _UNUSED:
+                raise _begins_no_value(what)
+            at += size
     except IndexError:
         at = len(data) + 1
     _check_end(at, data, what)
@@ -6274,20 +6277,7 @@ def restore_image(
     path, folder, started_s = image_path(where), pathlib.Path(folder), time.monotonic()
     backups, _ = read_backups(folder)
     chosen = _choose_backup(backups, as_of)
-    chain = _chain_to(backups, chosen)
-    with private_files(), putting_together(path) as part:
-        check_room(
-            os.path.dirname(path), sum(backup.size for backup in chain), "the restored image"
-        )
-        for backup in chain:
-            step(f"verifying {backup.name}")
-            for fault in verify_backup(folder, backup):
-                raise DamagedImage(
-                    f"{fault}; nothing was restored. Choose an older backup with --as-of"
-                )
-        with open(part, "wb") as target:
-            _put_blobs(folder, chain, ZODB.blob.FilesystemHelper(f"{path}.blob"), step)
-            _put_data(folder, chain, target)
+    _put_backups_together(folder, _chain_to(backups, chosen), path, step)
     report = check_image(path, deep=True)
     if not report["faults"]:
         Image.open(path).close()  # seals it
@@ -6301,6 +6291,22 @@ def restore_image(
         "faults": report["faults"],
         "seconds": round(time.monotonic() - started_s, 2),
     }
+
+
+def _put_backups_together(folder, chain, path, step):
+    """Make the image of a chain of backups, each one verified first."""
+    size = sum(backup.size for backup in chain)
+    with private_files(), putting_together(path) as part:
+        check_room(os.path.dirname(path), size, "the restored image")
+        for backup in chain:
+            step(f"verifying {backup.name}")
+            for fault in verify_backup(folder, backup):
+                raise DamagedImage(
+                    f"{fault}; nothing was restored. Choose an older backup with --as-of"
+                )
+        with open(part, "wb") as target:
+            _put_blobs(folder, chain, ZODB.blob.FilesystemHelper(f"{path}.blob"), step)
+            _put_data(folder, chain, target)
 
 
 def _put_blobs(folder, chain, helper, step):
@@ -11754,45 +11760,35 @@ TOKENIZERS = {"gpt2": _bytewise_tokenizer, "llama": _scored_tokenizer}
 
 def gguf_tokenizer(file: GgufFile) -> typing.Any:
     """Return the tokenizer of a file, as transformers has them. Raises ValueError where its lists do not make one."""
-    told = file.metadata
-    tokenizers, transformers = (
-        need("tokenizers", "model files (GGUF)"),
-        need("transformers", "the cognitive core"),
-    )
+    told, transformers = file.metadata, need("transformers", "the cognitive core")
+    need("tokenizers", "model files (GGUF)")
     try:
         built = TOKENIZERS[told["tokenizer.ggml.model"]](told)
     except Exception as error:  # tokenizers raises plain Exceptions, in words
         raise ValueError(
             f"its tokens and merges make no tokenizer ({first_line(error)}); {_FETCH_ANEW}"
         ) from error
-    kinds = told.get("tokenizer.ggml.token_type", ())
-    kept = [
-        (token, kind)
-        for token, kind in zip(told["tokenizer.ggml.tokens"], kinds, strict=False)
-        if kind in (_CONTROL, _USER_DEFINED) and token
-    ]
-    for kind, add in ((_CONTROL, built.add_special_tokens), (_USER_DEFINED, built.add_tokens)):
-        add(
-            [
-                tokenizers.AddedToken(token, normalized=False, special=kind == _CONTROL)
-                for token, own in kept
-                if own == kind
-            ]
-        )
+    _add_tokens_apart(built, told)
     tokens = told["tokenizer.ggml.tokens"]
-    names = {
-        ours: _token_of(told, theirs)
-        for ours, theirs in (("bos_token", "bos"), ("unk_token", "unknown"))
-    }
-    names = {name: token[1] for name, token in names.items() if token}
+    named = {"bos_token": _token_of(told, "bos"), "unk_token": _token_of(told, "unknown")}
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=built,
         eos_token=tokens[ends_of(told)[0]],
         pad_token=tokens[ends_of(told)[0]],
         chat_template=told.get("tokenizer.chat_template") or None,
         clean_up_tokenization_spaces=False,
-        **names,
+        **{name: token[1] for name, token in named.items() if token},
     )
+
+
+def _add_tokens_apart(built, told):
+    """Have a tokenizer know the tokens that are no pieces of words: the control ones, and those of who made the file."""
+    added = need("tokenizers", "model files (GGUF)").AddedToken
+    kinds = told.get("tokenizer.ggml.token_type", ())
+    kept = list(zip(told["tokenizer.ggml.tokens"], kinds, strict=False))
+    for kind, add in ((_CONTROL, built.add_special_tokens), (_USER_DEFINED, built.add_tokens)):
+        own = [token for token, its_kind in kept if token and its_kind == kind]
+        add([added(token, normalized=False, special=kind == _CONTROL) for token in own])
 
 
 ################################################################################
@@ -14045,6 +14041,39 @@ def _unspellable(tokenizer_json):
     return json.dumps(spec)
 
 
+def _with_slots(model, count, rank, targets):
+    """Return a model with `count` adapters named slot0 and so on. Raises AdapterMismatch where it has no such layers."""
+    peft = need("peft", "LoRA adapters")
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+        r=rank,
+        lora_alpha=rank,
+        target_modules=sorted(targets),
+    )
+    try:
+        with_slots = peft.PeftModel(model, config, adapter_name="slot0")
+    except ValueError as error:
+        raise AdapterMismatch(
+            f"this core has no layers {', '.join(sorted(targets))}: {first_line(error)}"
+        ) from error
+    for n in range(1, count):
+        with_slots.add_adapter(f"slot{n}", config)
+    with_slots.eval()
+    return with_slots
+
+
+def _layout_of(layers):
+    """Return ([(layer, "A" or "B", shape, where it begins)], how many numbers that is) of a slot's weights."""
+    layout, size = [], 0
+    for name, layer in layers.items():
+        for side, part in (("A", layer.lora_A), ("B", layer.lora_B)):
+            shape = tuple(part["slot0"].weight.shape)
+            layout.append((name, side, shape, size))
+            size += math.prod(shape)
+    return layout, size
+
+
 class AdapterSlots:
     """The adapter slots of a model: LoRA adapters of one rank whose matrices are views of one flat buffer.
 
@@ -14054,46 +14083,31 @@ class AdapterSlots:
     """
 
     def __init__(self, model: typing.Any, count: int, rank: int, targets: frozenset[str]) -> None:
-        torch, peft = need("torch", "LoRA adapters"), need("peft", "LoRA adapters")
-        config = peft.LoraConfig(
-            task_type="CAUSAL_LM",
-            inference_mode=True,
-            r=rank,
-            lora_alpha=rank,
-            target_modules=sorted(targets),
-        )
-        try:
-            self.model = peft.PeftModel(model, config, adapter_name="slot0")
-        except ValueError as error:
-            raise AdapterMismatch(
-                f"this core has no layers {', '.join(sorted(targets))}: {first_line(error)}"
-            ) from error
-        for n in range(1, count):
-            self.model.add_adapter(f"slot{n}", config)
-        self.model.eval()
+        self.model = _with_slots(model, count, rank, targets)
         self.rank, self.targets, self.always_hot = rank, frozenset(targets), frozenset()
         layers = {
             name.removeprefix("base_model.model."): module
             for name, module in self.model.named_modules()
             if hasattr(module, "lora_A")
         }
-        sample = next(iter(layers.values())).lora_A["slot0"].weight
-        self.layout = []  # (layer, "A" or "B", shape, where it begins), in the buffer's order
-        self.size = 0  # numbers in a slot
-        for name, layer in layers.items():
-            for side, part in (("A", layer.lora_A), ("B", layer.lora_B)):
-                shape = tuple(part["slot0"].weight.shape)
-                self.layout.append((name, side, shape, self.size))
-                self.size += math.prod(shape)
-        self.flat = torch.zeros(count, self.size, dtype=sample.dtype, device=sample.device)
-        for n in range(count):
-            for name, side, shape, start in self.layout:
-                part = getattr(layers[name], f"lora_{side}")[f"slot{n}"]
-                part.weight.data = self.flat[n, start : start + math.prod(shape)].view(shape)
+        # (layer, "A" or "B", shape, where it begins), in the buffer's order; numbers in a slot
+        self.layout, self.size = _layout_of(layers)
+        self.flat = self._laid_flat(layers, count)
         self.held = [None] * count  # slot -> (expert, version)
         self.used = collections.OrderedDict()  # expert -> its slot, the least recently used first
         self.in_use = set()  # experts of the batch at work
         self.fills = self.evictions = 0
+
+    def _laid_flat(self, layers, count):
+        """Return one buffer of all slots, whose parts the layers use as their weights from now on."""
+        torch = need("torch", "LoRA adapters")
+        sample = next(iter(layers.values())).lora_A["slot0"].weight
+        flat = torch.zeros(count, self.size, dtype=sample.dtype, device=sample.device)
+        for n in range(count):
+            for name, side, shape, start in self.layout:
+                part = getattr(layers[name], f"lora_{side}")[f"slot{n}"]
+                part.weight.data = flat[n, start : start + math.prod(shape)].view(shape)
+        return flat
 
     @property
     def room(self):
@@ -14628,53 +14642,65 @@ def _batch_hook(core, rows, width, closing):
     generate() leaves PEFT's hooks in the model: a row that fails is marked and made to end.
     width: tokens of the padded prompts; what comes after them in a row is its answer.
     """
-    torch, numpy = need("torch", "the cognitive core"), need("numpy", "the cognitive core")
-    grammar = need("llguidance.numpy", "the cognitive core")
-    base = need("transformers", "the cognitive core").LogitsProcessor
-    bits = grammar.allocate_token_bitmask(len(rows), core.vocabulary)
-    ends = numpy.zeros(32 * bits.shape[1], numpy.uint8)
-    ends[core.eos_ids] = 1
-    only_end = numpy.packbits(ends, bitorder="little").view(numpy.int32)
+    torch, base = need("torch", "the cognitive core"), need("transformers", "the cognitive core")
+    masks = _TokenMasks(core, len(rows))
 
-    class BatchHook(base):
+    class BatchHook(base.LogitsProcessor):
         """See `_batch_hook`."""
 
         def __call__(self, input_ids, scores):
             """Return `scores` (rows, vocabulary) with what each row must not say at minus infinity."""
-            last = input_ids[:, -1].tolist() if input_ids.shape[1] > width else None
+            last = input_ids[:, -1].tolist() if input_ids.shape[1] > width else [None] * len(rows)
             for i, row in enumerate(rows):
                 try:
-                    if not (
-                        _advance_row(core, row, last[i] if last else None, closing) and fill(row, i)
-                    ):
-                        bits[i] = only_end
+                    if not (_advance_row(core, row, last[i], closing) and masks.fill(row, i)):
+                        masks.end(i)
                 except BaseException as error:  # see the docstring: nothing may pass
                     row.ended, row.error = "failed", caught(error)
-                    bits[i] = only_end
-            allowed = numpy.unpackbits(bits.view(numpy.uint8), axis=1, bitorder="little")[
-                :, : scores.shape[1]
-            ]
-            return scores.masked_fill(
-                torch.from_numpy(allowed == 0).to(scores.device), float("-inf")
-            )
+                    masks.end(i)
+            forbidden = torch.from_numpy(masks.forbidden(scores.shape[1]))
+            return scores.masked_fill(forbidden.to(scores.device), float("-inf"))
 
         def stop(self, input_ids, scores, **_):
             """Tell generate() whether all rows have ended."""
             return torch.full((len(rows),), all(row.ended for row in rows), device=input_ids.device)
 
-    def fill(row, i):
-        """Write what the row's grammar allows next into its mask. Return False where that is only the end."""
+    return BatchHook()
+
+
+class _TokenMasks:
+    """Which tokens each row of a batch may say next, a bit a token."""
+
+    def __init__(self, core, rows) -> None:
+        self._grammar = need("llguidance.numpy", "the cognitive core")
+        self._numpy = numpy = need("numpy", "the cognitive core")
+        self._bits = self._grammar.allocate_token_bitmask(rows, core.vocabulary)
+        ends = numpy.zeros(32 * self._bits.shape[1], numpy.uint8)
+        ends[core.eos_ids] = 1
+        self._only_end = numpy.packbits(ends, bitorder="little").view(numpy.int32)
+
+    def end(self, i):
+        """Let row i say nothing but the end."""
+        self._bits[i] = self._only_end
+
+    def fill(self, row, i):
+        """Let row i say what its grammar allows next. Return False where that is only the end."""
         if row.matcher is None:
-            bits[i] = -1
+            self._bits[i] = -1
             return True
         if row.matcher.is_stopped():
             return False
-        grammar.fill_next_token_bitmask(row.matcher, bits, i)
+        self._grammar.fill_next_token_bitmask(row.matcher, self._bits, i)
         if row.matcher.is_error():
             raise CoreFailed(f"the grammar failed: {row.matcher.get_error()[:300]}")
         return True
 
-    return BatchHook()
+    def forbidden(self, vocabulary):
+        """Return (rows, vocabulary): whether a row must not say a token."""
+        allowed = self._numpy.unpackbits(
+            self._bits.view(self._numpy.uint8), axis=1, bitorder="little"
+        )
+        return allowed[:, :vocabulary] == 0
 
 
 def _advance_row(core, row, token, closing):
@@ -26351,28 +26377,22 @@ def _telling_of_line(text, line, headings, header="", language="en", option=""):
         before = told[-1] if told and told[-1].run == run else None
         parted = before and "\n\n" in text[before.start + len(before.text) : start]
         lead = _lead_of(said, None if parted and lead and lead.heads else lead, before)
-        announced = lead.words if lead else frozenset()
-        term = before.text if before and before.is_term else ""
-        words = frozenset(words_of(f"{named} {term} {said}", language))
-        announced |= frozenset(words_of(" ".join(under), language))
-        if before and _RESTS.match(said):
-            announced |= before.words
-        told.append(
-            Telling(
-                said,
-                one["line"],
-                start,
-                run,
-                named,
-                words,
-                words | above | announced,
-                term,
-                "heads" in one,
-                under,
-            )
-        )
+        announced = above.union(lead.words if lead else (), words_of(" ".join(under), language))
+        told.append(_telling_from(one, start, run, before, under, announced, language))
         option = said if names_option else option
     return tuple(told)
+
+
+def _telling_from(one, start, run, before, under, announced, language):
+    """Return the Telling of one of `sentences`. announced: the words that stand above it, of headings and of what led to it."""
+    said, named = one["text"], one.get("header", "")
+    term = before.text if before and before.is_term else ""
+    words = frozenset(words_of(f"{named} {term} {said}", language))
+    if before and _RESTS.match(said):
+        announced |= before.words
+    return Telling(
+        said, one["line"], start, run, named, words, words | announced, term, "heads" in one, under
+    )
 
 
 # "-P page-list", "--delete-excluded", as the line over what it does; in a listing that stands beside it, behind blanks
@@ -27198,28 +27218,30 @@ def _certainty(asked, unknown, mass, judged, evidence, recall):
         worth = max([one.worth / _superseded(one.window) for one in judged[:_PASSAGES_MOST]])
         weak = near and worth < _SURE_WORTH
         sure = (by_words or near >= recall.similarity) and not weak
+    elif judged[0].sure and (part > 0 or near >= _NEAR_SIMILARITY):
+        sure = True
     else:
-        sure = (
-            judged[0].sure
-            and (part > 0 or near >= _NEAR_SIMILARITY)
-            or by_words
-            and _says_by_its_form(asked, judged[0])
-        )
-    told_first = judged[0].window.words()
-    marked = judged[0].window.tellings[judged[0].marked]
-    told = [item["text"] for item in evidence]
-    if asked.needs_a_figure() and judged[0].sure is not None:
-        told = [marked.whole]  # a figure that stands elsewhere is one of something else
-    beside = (
-        asked.counts_others(told_first)
-        or asked.lacks_what_is_asked_for(marked.words_with_headings)
-        or asked.needs_more_than(told, judged[0].sure)
-    )
-    held_enough = asked.is_mostly_held(told_first) and _is_told_or_read(asked, judged[0])
-    if sure and held_enough and not beside:
+        sure = by_words and _says_by_its_form(asked, judged[0])
+    if sure and _tells_what_was_asked(asked, judged[0], evidence):
         return "sure" if telling_words or near >= recall.similarity else "nearest"
     least = _NEAR_SIMILARITY if asked.language == "en" else _NEAR_ELSEWHERE
     return "nearest" if part >= _NEAR_MASS or near >= least else "none"
+
+
+def _tells_what_was_asked(asked, first, evidence):
+    """Return whether what is told first holds what was asked about and what was asked for, and speaks of nothing else."""
+    told_first = first.window.words()
+    if not asked.is_mostly_held(told_first) or not _is_told_or_read(asked, first):
+        return False
+    marked = first.window.tellings[first.marked]
+    told = [item["text"] for item in evidence]
+    if asked.needs_a_figure() and first.sure is not None:
+        told = [marked.whole]  # a figure that stands elsewhere is one of something else
+    return not (
+        asked.counts_others(told_first)
+        or asked.lacks_what_is_asked_for(marked.words_with_headings)
+        or asked.needs_more_than(told, first.sure)
+    )
 
 
 def _is_told_or_read(asked, judged):
@@ -32851,6 +32873,55 @@ def no_such_conversation(catalog, conversation):
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Forgettable:
+    """What a value names `by` one of FORGET_BY, as it was found in the image."""
+
+    doc_ids: set
+    cycles: dict  # oid -> whether it asked for that itself
+    logged: list  # numbers in message_log
+    places: dict  # name of one of FORGET_STORES -> how many things of it
+    learnt: list  # names of what has learnt from it
+
+    @property
+    def is_nothing(self):
+        """Whether there is nothing of it."""
+        return not (self.doc_ids or self.cycles or self.logged or self.places)
+
+    def told(self, experts):
+        """Say what it is."""
+        said = f"{len(self.doc_ids)} documents and what {len(self.cycles)} cycles were told of them"
+        said += "".join([f", {count} {name}" for name, count in self.places.items()])
+        if self.logged:
+            said += f", and the arguments of {len(self.logged)} messages,"
+        if self.learnt:
+            said += f" ({_told_learnt(self.learnt, experts)})"
+        return said
+
+    def as_result(self):
+        """Return it as a reply tells it."""
+        result = {
+            "documents": sorted(self.doc_ids)[:1000],
+            "count": len(self.doc_ids),
+            "cycles": len(self.cycles),
+            "logged": len(self.logged),
+        }
+        more = {"places": self.places, "learnt": self.learnt}
+        return result | {name: value for name, value in more.items() if value}
+
+
+def _found_to_forget(root, by, value):
+    """Return the _Forgettable of a value. Raises NotFound where there is no such conversation."""
+    doc_ids, cycles = _what_to_forget(root, by, value)
+    placed = _found_in_places(root, by, value, doc_ids, cycles)
+    learnt = _taken_out(placed)
+    counts = {name: len(keys) for name, keys in placed.items()}
+    found = _Forgettable(doc_ids, cycles, _logged_about(root, by, value), counts, learnt)
+    if by == "conversation" and found.is_nothing:
+        raise no_such_conversation(root["knowledge_catalog_obj"], value)
+    return found
+
+
 def forget_job(
     image: Image,
     bulk: BulkLane,
@@ -32868,38 +32939,13 @@ def forget_job(
     def apply(step):
         step("forget, what it is")
         with reading(image) as root:
-            doc_ids, cycles = _what_to_forget(root, by, value)
-            logged = _logged_about(root, by, value)
-            placed = _found_in_places(root, by, value, doc_ids, cycles)
-            learnt = _taken_out(placed)
-            placed = {name: len(keys) for name, keys in placed.items()}
-            if by == "conversation" and not (doc_ids or cycles or logged or placed):
-                raise no_such_conversation(root["knowledge_catalog_obj"], value)
-        result = {
-            "documents": sorted(doc_ids)[:1000],
-            "count": len(doc_ids),
-            "cycles": len(cycles),
-            "logged": len(logged),
-            **({"places": placed} if placed else {}),
-            **({"learnt": learnt} if learnt else {}),
-        }
-        told = f"{len(doc_ids)} documents and what {len(cycles)} cycles were told of them"
-        told += "".join([f", {count} {name}" for name, count in placed.items()])
-        if logged:
-            told += f", and the arguments of {len(logged)} messages,"
-        if learnt:
-            told += f" ({_told_learnt(learnt, experts)})"
-        if preview or not (doc_ids or cycles or logged or placed):
+            found = _found_to_forget(root, by, value)
+        told, result = found.told(experts), found.as_result()
+        if preview or found.is_nothing:
             return {"details": f"{told} would be forgotten", "result": result}
-        pages = _pages_about(image, cycles, _slots_of(doc_ids), step)
-        bulk.call(
-            Job(
-                "forget",
-                lambda root: _erase_unless_changed(
-                    root, by, value, doc_ids, cycles, pages, experts
-                ),
-            )
-        )
+        pages = _pages_about(image, found.cycles, _slots_of(found.doc_ids), step)
+        what = (by, value, found.doc_ids, found.cycles, pages, experts)
+        bulk.call(Job("forget", lambda root: _erase_unless_changed(root, *what)))
         disk = _disk_given_back(image, bulk, step)
         backups = _backups_of(image, settings)
         kept = f"; these backups may hold it still: {', '.join(backups)}" if backups else ""
@@ -33345,6 +33391,22 @@ def core_offline(core):
     )
 
 
+def _recall_by(core, embedder, settings):
+    """Return how evidence is sought with a core and an embedder."""
+    return Recall(
+        settings.evidence_chunks,
+        settings.evidence_sentences,
+        settings.relevance,
+        settings.similarity,
+        embedder,
+        lambda kind, text, among=None: core.offers(kind, text, embedder, among),
+        lambda: core.writes,
+        settings,
+        lambda name: core.expert(name) != BASE,
+        lambda: core.is_quick,
+    )
+
+
 class MissionLane:
     """Threads that carry cycles through their states; accepted missions come from the image and its events.
 
@@ -33362,28 +33424,11 @@ class MissionLane:
         ahead=lambda names: None,
         listener=lambda oid: None,
     ):
-        self.image, self.lanes, self.core, self.settings, self._ended_hook = (
-            image,
-            lanes,
-            core,
-            settings,
-            ended,
-        )
+        self.image, self.lanes, self.core, self.settings = image, lanes, core, settings
+        self._ended_hook = ended
         self._ahead = ahead  # is told which experts the next states will name
         self._listener = listener  # cycle id -> what is told each piece of its answer, or None
-        embedder = embedder or Embedder()
-        self._recall = Recall(
-            settings.evidence_chunks,
-            settings.evidence_sentences,
-            settings.relevance,
-            settings.similarity,
-            embedder,
-            lambda kind, text, among=None: core.offers(kind, text, embedder, among),
-            lambda: core.writes,
-            settings,
-            lambda name: core.expert(name) != BASE,
-            lambda: core.is_quick,
-        )
+        self._recall = _recall_by(core, embedder or Embedder(), settings)
         self.missions = {}  # oid -> Mission; all that are accepted and have not ended
         self.counts = collections.Counter()  # state -> cycles ended since the start
         self._running = 0  # missions that a worker has in hand
@@ -36619,48 +36664,74 @@ def _cue_features(candidate, said):
 
 def _name_features(candidate, said):
     """Return the features of the slots and keys that it uses."""
-    code = candidate.body
-    used = list(
-        dict.fromkeys(
-            re.findall(r"self\.(\w+)", code.partition(" = ")[2] if candidate.target else code)
-        )
-    )
     keys = [mark for mark in dict.fromkeys(candidate.marks) if mark in said.keyed]
+    code = candidate.body
+    return {
+        **_naming_features(candidate, keys, said),
+        **_key_features(candidate, keys, code, said),
+        **_order_features(candidate, code, said),
+        **_form_features(candidate, code, said),
+    }
+
+
+def _naming_features(candidate, keys, said):
+    """Return the features of whether it uses what the request names."""
     known = [said.named[slot] for slot in candidate.slots if slot in said.named]
     unnamed = [slot for slot in candidate.slots if slot not in said.named]
     only = sum(_is_only(slot, candidate.slots, said.world.slots) for slot in unnamed)
     keyed = sum(_key_share(key, said) for key in keys)
-    pairs = list(itertools.combinations(used, 2))
-    divisors = _DIVISORS.findall(code) if said.wholes else []
     return {
         "named": sum(share for _, share in known) + keyed,
         "unnamed": len(unnamed) - only + len(keys) - keyed,
         "only one": only,
         "unasked": candidate.steps == ("get",) and not known,
+        "missed": _named_without(said.named, candidate.slots),
+        "twice": len(candidate.slots) - len(set(candidate.slots)) + _given_twice(candidate),
+        "bound": sum(_is_done_with(*pair, candidate) for pair in said.bound),
+    }
+
+
+def _named_without(named, used):
+    """Return how many of the names that a request says outright a method does not use."""
+    return sum(share == 1.0 and name not in used for name, (_, share) in named.items())
+
+
+def _key_features(candidate, keys, code, said):
+    """Return the features of the keys of rows that it uses."""
+    return {
         "head": _answers_head(candidate, keys, said),
-        "odd argument": _odd_arguments(code, said),
-        "missed key": sum(
-            share == 1.0 and key not in keys for key, (_, share) in said.keys.items()
-        ),
+        "missed key": _named_without(said.keys, keys),
         "key order": _keys_in_order(keys, said),
-        "target order": _in_target_order(candidate, said),
-        "below nothing": _is_below_nothing(code, said),
         "many": _answers_many(candidate, keys, said),
+        "odd key": _odd_keys(code, said),
+    }
+
+
+def _order_features(candidate, code, said):
+    """Return the features of the order in which it uses slots."""
+    read = code.partition(" = ")[2] if candidate.target else code
+    used = dict.fromkeys(re.findall(r"self\.(\w+)", read))
+    pairs = list(itertools.combinations(used, 2))
+    return {
+        "order": sum(_said_in_order(*pair, said.named) for pair in pairs),
+        "said order": sum((pair in said.order) - (pair[::-1] in said.order) for pair in pairs),
+        "target order": _in_target_order(candidate, said),
+        "turned": _takes_second_first(code),
+    }
+
+
+def _form_features(candidate, code, said):
+    """Return the features of what stands in its code beside names."""
+    divisors = _DIVISORS.findall(code) if said.wholes else []
+    return {
+        "odd argument": _odd_arguments(code, said),
+        "below nothing": _is_below_nothing(code, said),
         "bare text": _is_bare(candidate, said),
         "dated": said.dated and (1 if _by_day(code, said) else -1),
-        "turned": _takes_second_first(code),
         "replaced": _replaces(code, said.replaced),
         "letters": _counts_letters(candidate, said),
-        "missed": sum(
-            share == 1.0 and slot not in candidate.slots for slot, (_, share) in said.named.items()
-        ),
-        "twice": len(candidate.slots) - len(set(candidate.slots)) + _given_twice(candidate),
-        "order": sum(_said_in_order(*pair, said.named) for pair in pairs),
         "whole": _is_share(divisors, said.wholes),
-        "bound": sum(_is_done_with(*pair, candidate) for pair in said.bound),
-        "odd key": _odd_keys(code, said),
         "spelled": bool(said.formula) and _plain_code(candidate.code) == _plain_code(said.formula),
-        "said order": sum((pair in said.order) - (pair[::-1] in said.order) for pair in pairs),
     }
 
 
@@ -39199,24 +39270,23 @@ def _try_method(cycle, data):
             return Step("SYNTHESIZING", [])
         if written["idiom"] == KNOWN:  # that is no attempt
             return Step("DELEGATING", reasons, {"written": None})
-        failures = [*data["failures"], {"source": written["source"], "reasons": reasons[:5]}]
-        over = (
-            len(failures) >= _ATTEMPTS_MOST
-            if free
-            else not data["found"] or (bool(examples) and not before)
-        )
-        if over:
-            raise _unwritten(cycle, {**data, "failures": failures})
-        refused = (
-            [*data["refused"], f"{written['source']}{'; '.join(reasons[:5])}"]
-            if free
-            else data["refused"]
-        )
-        return Step(
-            "DELEGATING", reasons, {"written": None, "failures": failures, "refused": refused}
-        )
+        return _after_failure(cycle, data, reasons, by_example=bool(examples) and not before)
 
     return Thought("trial", read, work=work)
+
+
+def _after_failure(cycle, data, reasons, by_example):
+    """Return the Step to another attempt. Raises MethodUnwritten where there is none: `by_example`, the first one was all."""
+    source, free = data["written"]["source"], data["written"]["idiom"] == FREE
+    failures = [*data["failures"], {"source": source, "reasons": reasons[:5]}]
+    is_last = len(failures) >= _ATTEMPTS_MOST if free else by_example or not data["found"]
+    if is_last:
+        raise _unwritten(cycle, {**data, "failures": failures})
+    refused = data["refused"]
+    if free:
+        refused = [*refused, f"{source}{'; '.join(reasons[:5])}"]
+    found = {"written": None, "failures": failures, "refused": refused}
+    return Step("DELEGATING", reasons, found)
 
 
 def _objections(
@@ -42856,7 +42926,20 @@ def begin_forge(
     forge, rows = root["forge_obj"], _dataset_named(root, dataset, target)
     _refuse_twice(forge, rows)
     number = forge.jobs.maxKey() + 1 if forge.jobs else 1
-    job = UvmObject(
+    job = _new_job(root, number, target, rows, by)
+    for name, value in succession.items():
+        setattr(job, name, value)
+    root._p_jar.add(job)
+    forge.jobs[number] = job
+    forge.outbox[number] = now_utc()
+    _let_go_of_jobs(root)
+    root._p_jar.events.append(("forge",))
+    return job
+
+
+def _new_job(root, number, target, rows, by):
+    """Return the job of a target and the dataset in `rows`, as it waits for a worker."""
+    return UvmObject(
         name="fine_tuning_job_obj",
         job_number=number,
         target=target,
@@ -42878,14 +42961,9 @@ def begin_forge(
         proves=what_swaps(root),
         before=None,
         since=None,
-        **{"successor": None, "cycle": None, **succession},
+        successor=None,
+        cycle=None,
     )
-    root._p_jar.add(job)
-    forge.jobs[number] = job
-    forge.outbox[number] = now_utc()
-    _let_go_of_jobs(root)
-    root._p_jar.events.append(("forge",))
-    return job
 
 
 def _refuse_twice(forge, rows):
@@ -47796,50 +47874,55 @@ def _tell_spellings(rows: list, taken: dict) -> None:
 
 @command(SearchMemoryCommand, lane="read", role="read")
 def search_memory(request, root):
-    command, catalog, where, vector = request.command, root["knowledge_catalog_obj"], {}, None
-    for name, value in command.model_dump().items():
-        if name in Where._fields and value:
-            where[name] = value
+    command, catalog = request.command, root["knowledge_catalog_obj"]
     if command.conversation and command.conversation not in catalog.metadata_index["conversation"]:
         raise no_such_conversation(catalog, command.conversation)
-    terms = parse_query(command.query, catalog)
-    if command.expression:
-        matching = match_expression(catalog, command.query)
-        where["among"] = matching.among
-        terms = Terms(matching.text, notes=matching.notes)
-    if terms.text.strip():
-        vector = request.uvm.embedder.query(terms.text)
+    terms, where = _terms_and_bounds(command, catalog)
+    embedder = request.uvm.embedder
     look = functools.partial(
         send,
         catalog,
         "search_",
         terms.text,
         terms=terms,
-        vector=vector,
-        embedder=request.uvm.embedder.name,
+        vector=embedder.query(terms.text) if terms.text.strip() else None,
+        embedder=embedder.name,
         mend_typos=not command.expression,
         **where,
     )
-    found = search_until(look, LEVELS[command.level].key, command.offset, command.max_results)
-    rows = LEVELS[command.level].rows(catalog, found.pop("results"), terms.text)
+    level = LEVELS[command.level]
+    found = search_until(look, level.key, command.offset, command.max_results)
+    rows = level.rows(catalog, found.pop("results"), terms.text)
     request.uvm.housekeeping.summaries.want(rows)
     _tell_spellings(rows, found["taken"])
     if command.neighbours:
         for row in rows:
             row["chunk"] |= chunks_around(catalog, row["chunk"], command.neighbours)
-    details = f"{len(rows)} of the passages that match" if rows else "nothing in memory matches"
     own = [] if rows or "scope" in where else look(scope="self", max_results=_OWN_TOLD)["results"]
+    details = _details_of_search(rows, own, found["taken"], terms.notes)
+    return {"details": details, "results": to_wire(rows), "result": found}
+
+
+def _terms_and_bounds(command, catalog):
+    """Return (the Terms that are sought, {field of Where: value} of where they are)."""
+    told = command.model_dump().items()
+    where = {name: value for name, value in told if name in Where._fields and value}
+    terms = parse_query(command.query, catalog)
+    if command.expression:
+        matching = match_expression(catalog, command.query)
+        where["among"] = matching.among
+        terms = Terms(matching.text, notes=matching.notes)
+    return terms, where
+
+
+def _details_of_search(rows, own, taken, notes):
+    """Return in words what was found: `own` of what the system says of itself, `taken` for words that memory lacks."""
+    details = [f"{len(rows)} of the passages that match" if rows else "nothing in memory matches"]
     if own:
-        details += f"; {_counted_own(len(own))} in scope self, of what the system says of itself"
-    taken = [
-        f"memory does not hold {word}, {nearest} was sought"
-        for word, nearest in found["taken"].items()
-    ]
-    return {
-        "details": "; ".join((details, *taken, *terms.notes)),
-        "results": to_wire(rows),
-        "result": found,
-    }
+        details.append(f"{_counted_own(len(own))} in scope self, of what the system says of itself")
+    for word, nearest in taken.items():
+        details.append(f"memory does not hold {word}, {nearest} was sought")
+    return "; ".join((*details, *notes))
 
 
 def _read_document(command, settings, parts=None, who="local"):
@@ -49392,34 +49475,8 @@ class BatOS_UVM:
         self.core, self.embedder = core or CognitiveCore(), embedder or Embedder()
         self.events = Events()
         self.measures = Measures(f"{image.path}.measures" if image.path else None)
-        token = WriteToken()
-        self.lanes = {
-            "write": WriteLane(image, token, settings, self.fatal, self.events),
-            "bulk": BulkLane(image, token, settings, self.fatal, self.events),
-            "read": ReadLane(image, "read", settings.read_threads),
-            "upkeep": Upkeep(image, settings, self.fatal, self.events),
-            "synapse": SynapseLane(image, "synapse"),
-        }
-        self.lanes["method"] = MethodLane(image, self.lanes["write"], settings, count_uses)
         self.synapses = SynapticMemory(image, settings)
-        self.mind = MissionLane(
-            image,
-            self.lanes,
-            self.core,
-            settings,
-            lambda oid, report: self.post(self._cycle_ended, oid, report),
-            self.embedder,
-            self._fetch_ahead,
-            self._token_listener,
-        )
-        self.lanes["core"] = CoreLane(
-            image, self.lanes, self.core, self.mind, settings, KeptAnswers(self)
-        )
-        self.lanes["method"].infer = self.lanes["core"].infer
-        self.housekeeping = Housekeeping(image, self.lanes, self.embedder, self.core, settings)
-        self.forge = ForgeLane(
-            image, self.lanes, settings, self.embedder.reader, self.mind.is_at_work
-        )
+        self._make_lanes()
         self.embedder.reader.standing = functools.partial(standing_reader, image)
         # display: what opens windows; see First conversation
         self.heartbeat, self.display = Heartbeat(self, settings), None
@@ -49446,6 +49503,33 @@ class BatOS_UVM:
         self._health = None  # what `health` answers, within one drain
         self._taken = None  # [(lane, job)] of the messages being drained, None between drains
 
+    def _make_lanes(self):
+        """Make the threads that do the work, none of them started."""
+        image, settings, token = self.image, self.settings, WriteToken()
+        lanes = self.lanes = {
+            "write": WriteLane(image, token, settings, self.fatal, self.events),
+            "bulk": BulkLane(image, token, settings, self.fatal, self.events),
+            "read": ReadLane(image, "read", settings.read_threads),
+            "upkeep": Upkeep(image, settings, self.fatal, self.events),
+            "synapse": SynapseLane(image, "synapse"),
+        }
+        lanes["method"] = MethodLane(image, lanes["write"], settings, count_uses)
+        self.mind = MissionLane(
+            image,
+            lanes,
+            self.core,
+            settings,
+            lambda oid, report: self.post(self._cycle_ended, oid, report),
+            self.embedder,
+            self._fetch_ahead,
+            self._token_listener,
+        )
+        lanes["core"] = CoreLane(image, lanes, self.core, self.mind, settings, KeptAnswers(self))
+        lanes["method"].infer = lanes["core"].infer
+        self.housekeeping = Housekeeping(image, lanes, self.embedder, self.core, settings)
+        reader = self.embedder.reader
+        self.forge = ForgeLane(image, lanes, settings, reader, self.mind.is_at_work)
+
     # ---- life
 
     def start(self) -> None:
@@ -49459,31 +49543,35 @@ class BatOS_UVM:
         self.view = self.lanes["read"].call(Job("view", self._viewed)).result
         self.view.pop("merge_due")
         self._image_bytes = self.view.pop("bytes")
-        self.synapses.refresh()
-        self.core.synapses, self.synapses.want = self.synapses, self._want_expert
-        self.synapses.warm, self.synapses.unload = (
-            lambda name: self._fetch_ahead([name]),
-            self._unload_expert,
-        )
-        self.events.subscribe("experts", self._look_at_experts)
-        self.events.subscribe("intent_revised", self._renew_facets)
+        self._join_experts()
+        self._listen_to_lanes()
         self.core.start()
         self.mind.start(self.events)
         self.housekeeping.start()
-        self.events.subscribe("reader", self._renew_reader)
-        self.events.subscribe(
-            "mind", lambda version: self.post(self.wire.publish, "mind", {"version": version})
-        )
         self.forge.start(self.events)
-        self.events.subscribe(
-            "cycle",
-            lambda oid, state: self.post(
-                self.wire.publish, "cycle", {"cycle": oid, "state": state}
-            ),
+        self._read_keys()
+
+    def _join_experts(self):
+        """Have the core and the memory of experts know of one another."""
+        self.synapses.refresh()
+        self.core.synapses, self.synapses.want = self.synapses, self._want_expert
+        self.synapses.warm = lambda name: self._fetch_ahead([name])
+        self.synapses.unload = self._unload_expert
+        self.events.subscribe("experts", self._look_at_experts)
+
+    def _listen_to_lanes(self):
+        """Have what lanes tell published, and what was derived of it made anew."""
+        hear, publish = self.events.subscribe, self.wire.publish
+        hear("intent_revised", self._renew_facets)
+        hear("reader", self._renew_reader)
+        hear("mind", lambda version: self.post(publish, "mind", {"version": version}))
+        hear(
+            "cycle", lambda oid, state: self.post(publish, "cycle", {"cycle": oid, "state": state})
         )
-        self.events.subscribe(
-            "error", lambda name, error: self.post(self._publish_error, name, error)
-        )
+        hear("error", lambda name, error: self.post(self._publish_error, name, error))
+
+    def _read_keys(self):
+        """Read the memory of keys in the background; keyed requests are held until it is there."""
         self._held = []
         since_us = steady_us() - int(self.settings.request_memory_min_h * 3600e6)
         self.lanes["read"].submit(
@@ -54797,17 +54885,7 @@ def serve(settings, debug=False, make_core=embedded_core, marker=None, stands_by
     marker: by which it serves, as whose_turn returned it; stands_by: first wait until nobody else serves it. Returns the
     exit status.
     """
-    import asyncio
-
-    _tune_libraries()
-    os.umask(0o077)
-    _take_descriptors()
-    if not is_local(settings.endpoint) or settings.curve:
-        KeyRing(settings.image).server()  # before anything is opened: it cannot be served without
-    check_free(settings.endpoint)
-    _core_urls(settings)  # what is no core leaves no image behind
-    check_core_setting(settings.core)
-    _set_up_log(settings, debug)
+    _prepare_to_serve(settings, debug)
     vessel = read_vessel(own_folder())
     handing = HandOver(settings.image, vessel, marker, settings)
     handing.settle()
@@ -54815,22 +54893,10 @@ def serve(settings, debug=False, make_core=embedded_core, marker=None, stands_by
     try:
         check_slots(image)
         writer = _writer_of(image, settings, vessel, stands_by)
-        _upgrade(image, settings)
-        _awaken(image, _chosen_core(next(iter(_core_urls(settings)), settings.core), image))
-        _tell_engine(image.engine)
-        _tell_incarnation(_incarnated(image, settings))
-        note_vessel(image, vessel)
-        if image.path:
-            sweep_trials(image.path)
+        _make_current(image, settings, vessel)
         uvm = BatOS_UVM(image, settings, make_core(image, settings), Embedder(settings.embedder))
-        endpoint = uvm.wire.bind(settings.endpoint)
         uvm.writer = writer
-        if writer:
-            writer.endpoint = endpoint
-        Display(uvm, endpoint)
-        channel = Channel(settings.upgrade_channel, vessel)
-        with _telling_endpoint(settings.image, endpoint):
-            asyncio.run(_run(uvm, image, endpoint, channel, handing))
+        endpoint = _run_bound(uvm, vessel, handing)
     finally:
         end, tid = image.committed() if image.path else (0, b"")
         if writer:
@@ -54849,6 +54915,45 @@ def serve(settings, debug=False, make_core=embedded_core, marker=None, stands_by
         return handing.hand_over(mark, _arguments_of(settings, endpoint, debug))
     _say("stopped; everything acknowledged is in the image")
     return 0
+
+
+def _prepare_to_serve(settings, debug):
+    """Set the process up, and refuse what cannot be served, before an image is opened or made."""
+    _tune_libraries()
+    os.umask(0o077)
+    _take_descriptors()
+    if not is_local(settings.endpoint) or settings.curve:
+        KeyRing(settings.image).server()  # before anything is opened: it cannot be served without
+    check_free(settings.endpoint)
+    _core_urls(settings)  # what is no core leaves no image behind
+    check_core_setting(settings.core)
+    _set_up_log(settings, debug)
+
+
+def _make_current(image, settings, vessel):
+    """Bring an image up to this program's version, and tell what it is."""
+    _upgrade(image, settings)
+    _awaken(image, _chosen_core(next(iter(_core_urls(settings)), settings.core), image))
+    _tell_engine(image.engine)
+    _tell_incarnation(_incarnated(image, settings))
+    note_vessel(image, vessel)
+    if image.path:
+        sweep_trials(image.path)
+
+
+def _run_bound(uvm, vessel, handing):
+    """Bind the socket and run until the end. Returns the endpoint."""
+    import asyncio
+
+    image, settings = uvm.image, uvm.settings
+    endpoint = uvm.wire.bind(settings.endpoint)
+    if uvm.writer:
+        uvm.writer.endpoint = endpoint
+    Display(uvm, endpoint)
+    channel = Channel(settings.upgrade_channel, vessel)
+    with _telling_endpoint(settings.image, endpoint):
+        asyncio.run(_run(uvm, image, endpoint, channel, handing))
+    return endpoint
 
 
 def _checked_rest(uvm, done):
@@ -54922,14 +55027,7 @@ async def _run(uvm, image, endpoint, channel, handing):
     import asyncio
 
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
-
-    def interrupted():
-        if stop.is_set():
-            uvm.hurry()
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, interrupted)
+    _heed_signals(uvm, stop, loop)
     uvm.loop, uvm.stop = loop, stop
     if handing.probation_s:
         uvm.hold_changes()
@@ -54940,26 +55038,41 @@ async def _run(uvm, image, endpoint, channel, handing):
     checking = loop.run_in_executor(None, image.check_rest)
     checking.add_done_callback(functools.partial(_checked_rest, uvm))
     uvm.vessel = _told_vessel(channel, handing)
-    beside = [
-        asyncio.create_task(_give_back_now_and_then()),
-        asyncio.create_task(_look_at_channel(uvm, channel, handing)),
-    ]
+    beside = [_give_back_now_and_then(), _look_at_channel(uvm, channel, handing)]
     if handing.is_new:
-        beside.append(asyncio.create_task(_end_probation(uvm, handing)))
-    if lack := unconfined():
-        _say(lack)
-    _say(f"image: {image.path or hide_password(uvm.settings.image)}")
-    _say(f"BAT OS listens on {endpoint} (Ctrl-C stops it)")
-    _tell_manager("READY=1")
-    _log_daemon.info("listening on %s, image %s", endpoint, hide_password(uvm.settings.image))
+        beside.append(_end_probation(uvm, handing))
+    tasks = [asyncio.create_task(each) for each in beside]
+    _tell_that_it_listens(uvm, image, endpoint)
     try:
         await uvm.serve(stop)
     finally:
         _tell_manager("STOPPING=1")
-        for task in beside:
+        for task in tasks:
             task.cancel()
         await loop.run_in_executor(None, uvm.close_lanes)
         uvm.close_socket()
+
+
+def _heed_signals(uvm, stop, loop):
+    """Have SIGINT and SIGTERM set `stop`; a second one hurries."""
+
+    def interrupted():
+        if stop.is_set():
+            uvm.hurry()
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupted)
+
+
+def _tell_that_it_listens(uvm, image, endpoint):
+    if lack := unconfined():
+        _say(lack)
+    named = hide_password(uvm.settings.image)
+    _say(f"image: {image.path or named}")
+    _say(f"BAT OS listens on {endpoint} (Ctrl-C stops it)")
+    _tell_manager("READY=1")
+    _log_daemon.info("listening on %s, image %s", endpoint, named)
 
 
 ################################################################################
@@ -59446,44 +59559,52 @@ def _command_line():
     commands = parser.add_subparsers(dest="subcommand", metavar="COMMAND")
     serving = commands.add_parser("serve", help="run the daemon (the default)")
     for where in (parser, serving):
-        where.add_argument(
-            "--read-only",
-            action="store_true",
-            default=argparse.SUPPRESS,
-            help="answer from the image beside the daemon that writes it, and change nothing",
-        )
-        where.add_argument(
-            "--stand-by",
-            action="store_true",
-            default=argparse.SUPPRESS,
-            help="wait beside the daemon that writes an image of another engine, and go on where that one ends",
-        )
-    for row in (row for row in SETTINGS.values() if not row.secret):
-        for where in (parser, serving):
-            where.add_argument(
+        _add_serving(where)
+    for name, (_, text) in (_SUBCOMMANDS | _LOCAL_COMMANDS).items():
+        one = commands.add_parser(name, help=text, description=text)
+        if name in _SUBCOMMANDS:
+            _add_endpoint(one)
+        one.add_argument("--json", action="store_true", help="print the reply as JSON")
+        for flags, options in _ARGUMENTS.get(name, ()):
+            one.add_argument(flags, **options)
+    return parser
+
+
+def _add_serving(parser):
+    """Add what `serve` takes: how it serves, and every setting that is no secret."""
+    parser.add_argument(
+        "--read-only",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="answer from the image beside the daemon that writes it, and change nothing",
+    )
+    parser.add_argument(
+        "--stand-by",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="wait beside the daemon that writes an image of another engine, and go on where that one ends",
+    )
+    for row in SETTINGS.values():
+        if not row.secret:
+            parser.add_argument(
                 f"--{row.name.replace('_', '-')}",
                 dest=row.name,
                 default=argparse.SUPPRESS,
                 metavar="VALUE",
                 help=f"{row.help} ({row.unit}; default {row.default!r})",
             )
-    for name, (_, text) in (_SUBCOMMANDS | _LOCAL_COMMANDS).items():
-        one = commands.add_parser(name, help=text, description=text)
-        if name in _SUBCOMMANDS:
-            one.add_argument(
-                "--endpoint",
-                default=argparse.SUPPRESS,
-                help="where the daemon listens; of several, commas between, the one that writes is asked",
-            )
-            one.add_argument(
-                "--keys",
-                default=argparse.SUPPRESS,
-                help="the key file, where the daemon asks for keys",
-            )
-        one.add_argument("--json", action="store_true", help="print the reply as JSON")
-        for flags, options in _ARGUMENTS.get(name, ()):
-            one.add_argument(flags, **options)
-    return parser
+
+
+def _add_endpoint(parser):
+    """Add what every subcommand takes that speaks to a daemon."""
+    parser.add_argument(
+        "--endpoint",
+        default=argparse.SUPPRESS,
+        help="where the daemon listens; of several, commas between, the one that writes is asked",
+    )
+    parser.add_argument(
+        "--keys", default=argparse.SUPPRESS, help="the key file, where the daemon asks for keys"
+    )
 
 
 def _run_command(args, settings, found):

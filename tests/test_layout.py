@@ -194,8 +194,8 @@ def test_what_a_docstring_names_is_there():
 
 def test_functions_are_short():
     lengths = {f"{node.name} in line {node.lineno}": node.end_lineno - node.lineno + 1 for node in functions()}
-    long = {name: length for name, length in lengths.items() if length > 60}
-    assert statistics.median(lengths.values()) <= 12 and len(long) <= 0.02 * len(lengths), long
+    long = {name: length for name, length in lengths.items() if length > 40}
+    assert long == {} and statistics.median(lengths.values()) <= 10
 
 
 def test_every_class_has_a_docstring():

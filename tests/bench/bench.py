@@ -36,7 +36,6 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE.parent)]
 import conftest
 import doubles
-import forks
 import test_memory
 from test_parts import Machine
 
@@ -49,8 +48,8 @@ BRIEF = {"type": "direct_synthesis", "selector": "answer_", "args": QUESTIONS[:1
 
 
 @contextlib.contextmanager
-def daemon(*options, core="none", folder=None, start=forks.start):
-    """A daemon process in a folder that is removed; `start` is conftest.start_anew where its start or memory is measured."""
+def daemon(*options, core="none", folder=None, start=conftest.start_anew):
+    """A daemon process in a folder that is removed, started as a user does: one that the tests fork has its replies checked."""
     with contextlib.ExitStack() as stack:
         folder = folder or stack.enter_context(tempfile.TemporaryDirectory())
         process = conftest.DaemonProcess(folder, *options, core=core, start=start)
@@ -510,7 +509,7 @@ def run_s(*command):
 def started(folder, core):
     """Return seconds from the start of a daemon: until it listens, its first reply, its first thought (with a core)."""
     start_s = time.perf_counter()
-    with daemon(core=core, folder=folder, start=conftest.start_anew) as process, batos.Client(process.endpoint, 300) as client:
+    with daemon(core=core, folder=folder) as process, batos.Client(process.endpoint, 300) as client:
         times = [time.perf_counter() - start_s]
         client.call("health")
         times.append(time.perf_counter() - start_s)
@@ -624,7 +623,7 @@ def bench_sizes(seconds):
             image.close()
             add_objects(path, count)
             _, listening_s, first_s = 0, *started(folder, "none")
-            with daemon(folder=pathlib.Path(folder), start=conftest.start_anew) as process, \
+            with daemon(folder=pathlib.Path(folder)) as process, \
                     batos.Client(process.endpoint, 3000) as client:
                 memory_mb = client.call("health")["result"]["memory_mb"]
                 backup_s = timed_s(lambda: client.call("backup", folder=f"{folder}/b"))
