@@ -3728,8 +3728,11 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
     # told how far a pack is; what it raises ends the pack
     pack_step = staticmethod(lambda line: None)
 
+    to_disk = staticmethod(os.fsync)
+
     _opened = None  # the stat of the file, whatever its name stands for later
     _hold = None  # the FileHold of the data file, where this is an open image's
+    _unforced = None  # the error by which a transaction did not get to the disk
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -3860,8 +3863,34 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
         self._sync_blobs()
         return resolved
 
+    def _force(self):
+        """Have the transaction that was voted for whole on the disk, while others go on reading what was there before.
+
+        FileStorage does so in `_finish`, with its locks held: whoever loads an object would wait for the disk.
+        """
+        try:
+            with self._lock:
+                self._file.seek(self._pos + 16)
+                self._file.write(self._tstatus.encode())
+                self._file.flush()
+            self.to_disk(self._file.fileno())
+        except BaseException as error:
+            self._unforced = error  # raised where FileStorage knows what to do then
+
+    def _finish_finish(self, tid):
+        """Let everybody see a transaction, which is on the disk since `_force`."""
+        if self._unforced:
+            raise self._unforced
+        self._file.flush()
+        self._pos = self._nextpos
+        self._index.update(self._tindex)
+        self._ltid = tid
+        self._blob_tpc_finish()
+
     def tpc_finish(self, transaction, f=None):
         started_s, self.finishes = time.monotonic(), self.finishes or Timings()
+        if transaction is self._transaction:
+            self._force()
         try:
             tid = super().tpc_finish(transaction, f)
             self.finishes.add(time.monotonic() - started_s)

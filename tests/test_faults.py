@@ -160,7 +160,7 @@ def test_an_fsync_that_fails_stops_the_daemon_and_nothing_acknowledged_is_lost(t
         raise OSError(errno.EIO, "Input/output error")
     lane.call(job(1))
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["ZODB.FileStorage.FileStorage"], "fsync", failing)
+        patch.setattr(batos.ImageStorage, "to_disk", failing)
         with pytest.raises(batos.ImageBroken, match="start it again"):
             lane.call(job(2))
     assert isinstance(told[0], batos.ImageBroken)

@@ -623,6 +623,26 @@ def test_blobs_and_their_folders_are_on_the_disk_before_the_commit(one, monkeypa
     assert path in before and os.path.dirname(path) in before and str(tmp_path / "image.fs.blob") in before
 
 
+def test_who_reads_does_not_wait_for_the_disk_and_sees_nothing_that_is_not_on_it(one, monkeypatch):
+    """FileStorage holds its locks while it forces a transaction to the disk; each load waited for that."""
+    one.do(put("list", [1]))
+    reached, go_on = threading.Event(), threading.Event()
+
+    def slow(handle):
+        reached.set()
+        assert go_on.wait(60)
+        os.fsync(handle)
+    monkeypatch.setattr(batos.ImageStorage, "to_disk", staticmethod(slow))
+    writer = threading.Thread(target=one.do, args=(put("list", [1, 2]),))
+    writer.start()
+    assert reached.wait(60)
+    with contextlib.closing(batos.Unit(one.image.db)) as unit, unit.snapshot() as root:
+        assert list(root["genesis_obj"].list) == [1]    # read from the file: nothing of it was in memory
+    go_on.set()
+    writer.join()
+    assert one.read(lambda root: list(root["genesis_obj"].list)) == [1, 2]
+
+
 @pytest.fixture
 def two_units(one):
     units = [batos.Unit(one.image.db) for _ in range(2)]
