@@ -40,7 +40,7 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     what people say of answers becomes rows, rows a dataset, a dataset an expert that is judged by rule
     the drive       Outcomes · Entropy · Self-improvement · Forged facets · Autotelic
                     how missions ended, as statistics and as one figure; the heartbeat: audits, and what is done about them
-    the bridge      Protocol · Requests · Commands · Teaching · Schema · Wire · Measures · BatOS_UVM
+    the bridge      Protocol · Requests · Commands · Teaching · Schema · Wire · Measures · Vitals · BatOS_UVM
                     commands, roles and values on the wire; the ROUTER socket, dispatch, replies, events, figures
     the beginning   Offered cores · Vessels · Genesis · First conversation · Pages · Page choice
                     the first transaction, which program serves it, the client that it makes, pages of one's own
@@ -47205,12 +47205,12 @@ _PART_LEAST_CHARS = 20_000  # a shorter text has not more chunks than that
 
 @command(HealthCommand, lane="loop", role="read")
 def health(request):
-    return {"details": "the daemon is serving", "result": request.uvm.health()}
+    return {"details": "the daemon is serving", "result": request.uvm.vitals.health()}
 
 
 @command(MeasuresCommand, lane="loop", role="read")
 def measures(request):
-    return request.uvm.told_measures(request.command.span)
+    return request.uvm.vitals.told_measures(request.command.span)
 
 
 @command(GetFullStateCommand, lane="loop", role="read")
@@ -47219,7 +47219,7 @@ def get_full_state(request):
     for name, value in vars(uvm.settings).items():
         if name in SETTINGS:
             shown[name] = shown_setting(name, value)
-    state = {**uvm.view, "health": uvm.health(), "settings": shown}
+    state = {**uvm.vitals.view, "health": uvm.vitals.health(), "settings": shown}
     return {"details": "the state, as of a moment ago", "result": state}
 
 
@@ -49481,6 +49481,218 @@ class Measures:
 
 
 ################################################################################
+# Vitals #######################################################################
+################################################################################
+#
+# How a daemon is, told from memory, so that no question about it waits behind work: a view of the image that is read anew
+# after commits, what health tells, and the figures that are kept of it. It is looked after once a second, by the loop.
+
+# Offers:
+__all__ += """
+    Vitals
+""".split()
+
+
+class Vitals:
+    """I know how a daemon is. `view` is what the image held lately, `measures` what I was over time."""
+
+    # how often within VIEW_S it is looked for commits, where somebody follows the image
+    LOOKS_A_VIEW = 4
+
+    def __init__(self, uvm: typing.Any) -> None:
+        path = uvm.image.path
+        self._uvm, self.started_s = uvm, time.monotonic()
+        self.measures = Measures(f"{path}.measures" if path else None)
+        self.view, self._commits = {}, -1  # of how many commits the view is
+        self._image_bytes = 0  # as of the view
+        self._slow = {}  # what takes longer to look at
+        self._health = None  # what `health` answers, within one drain
+
+    def start(self) -> None:
+        """Look at everything once, before anybody asks."""
+        self._slow = self._look_at_slow()
+        self.view = self._uvm.lanes["read"].call(Job("view", self._viewed)).result
+        self.view.pop("merge_due")
+        self._image_bytes = self.view.pop("bytes")
+
+    def begin_drain(self) -> None:
+        """Look anew for who asks from now on; messages that are drained together are told the same."""
+        self._health = None
+
+    async def look_after(self) -> None:
+        """Look at everything each second, until I am cancelled."""
+        try:
+            await self._keep_view_fresh()
+        finally:
+            self.measures.save()
+
+    async def _keep_view_fresh(self):
+        import asyncio
+
+        uvm, health_at_s = self._uvm, 0.0
+        while True:
+            self._look_at_place()
+            self._read_view_if_stale()
+            uvm.wire.forget_unlimited()
+            uvm.heartbeat.look()
+            self._slow = self._look_at_slow()
+            self._measure()
+            uvm.lanes["method"].children.end_resting(time.monotonic() - REST_MOST_S)
+            if uvm.wire.subscribers and time.monotonic() >= health_at_s:
+                health_at_s = time.monotonic() + HEALTH_S
+                uvm.wire.publish("health", {"health": self.look_at_health()})
+                # what sending noticed is told by no edge any more
+                uvm.wire.drain_again_if_readable()
+            for _ in range(self.LOOKS_A_VIEW):
+                await asyncio.sleep(VIEW_S / self.LOOKS_A_VIEW)
+                if uvm.wire.subscribers:  # who follows the image is told sooner
+                    self._read_view_if_stale()
+
+    def _read_view_if_stale(self):
+        """Have the view read anew where something was committed since."""
+        uvm = self._uvm
+        commits = uvm.lanes["write"].commits + uvm.lanes["bulk"].commits
+        commits += uvm.housekeeping.embedding.parts
+        if commits != self._commits:
+            self._commits = commits
+            job = Job("view", self._viewed, lambda outcome: uvm.post(self._set_view, outcome))
+            uvm.lanes["read"].submit(job)
+
+    def _measure(self):
+        """Keep a row of figures, once a minute."""
+        at_unix_s = time.time()
+        if self.measures.is_due(at_unix_s):
+            self.measures.note(self.look_at_health(), at_unix_s)
+
+    def told_measures(self, span: str) -> dict:
+        """Return the reply that tells what was measured, this minute included."""
+        self._measure()
+        rows = self.measures.told(span)
+        return {
+            "details": f"{len(rows)} rows, by the {span.removesuffix('s')}",
+            "result": {"figures": list(MEASURED), "span": span},
+            "results": rows,
+        }
+
+    def _state(self):
+        """Return the state as events tell it."""
+        return {name: self.view[name] for name in ("image_id", "image_version", "memory")} | {
+            "missions": self._uvm.mind.health()
+        }
+
+    def _look_at_place(self):
+        """Stop where the data file is no longer the one that was opened; also while nobody writes."""
+        uvm = self._uvm
+        try:
+            if uvm.image.path:
+                uvm.image.storage.check_place()
+        except ImageBroken as error:
+            log_bridge.critical("%s", error)
+            uvm.fatal(error)
+
+    def _viewed(self, root):
+        """Return what is shown of the image, and its bytes: another engine is asked for them, and the loop waits for none."""
+        return state_view(root) | {"bytes": self._uvm.image.size()}
+
+    def _image_mb(self):
+        """Return the size of the data file as it is; of what another engine keeps, as it was after the last change."""
+        image = self._uvm.image
+        return round((image.size() if image.path else self._image_bytes) / 1e6, 3)
+
+    def _set_view(self, outcome):
+        uvm = self._uvm
+        if outcome.error is None:
+            self.view = outcome.result
+            self._image_bytes = self.view.pop("bytes")
+            uvm.wire.publish("uvm_state_update", {"state": self._state()})
+            uvm.housekeeping.look(self.view["memory"], self.view.pop("merge_due"))
+        else:
+            log_bridge.error("the view of the state cannot be read", exc_info=outcome.error)
+
+    def health(self) -> dict:
+        """Return how the daemon is, from memory; messages that are drained together are told the same."""
+        self._health = self._health or self.look_at_health()
+        return self._health
+
+    def look_at_health(self) -> dict:
+        """Return how the daemon is now."""
+        uvm = self._uvm
+        lanes = {
+            name: {"waiting": lane.depth, "commits": getattr(lane, "commits", 0)}
+            for name, lane in uvm.lanes.items()
+        }
+        upkeep = uvm.lanes["upkeep"]
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime_s": round(time.monotonic() - self.started_s, 1),
+            "limits": {name: getattr(uvm.settings, name) for name in LIMITS},
+            "state": "draining" if uvm.draining else "serving",
+            "pending": uvm.pending,
+            "clients": len(uvm.wire.peers),
+            "subscribers": len(uvm.wire.subscribers),
+            "keys": len(uvm.keys),
+            "lanes": lanes,
+            "core": uvm.core.health(),
+            "embedder": self._embedder_health(),
+            "synapses": uvm.synapses.health(),
+            "missions": uvm.mind.health(),
+            "image_mb": self._image_mb(),
+            "engine": uvm.image.engine._asdict(),
+            "writer": uvm.writer.told() if uvm.writer else None,
+            **self._bytes_left(),
+            "upkeep": {"doing": upkeep.doing, "last": upkeep.report},
+            "heartbeat": uvm.heartbeat.health(),
+            "forge": uvm.forge.health(),
+            "vessel": uvm.vessel,
+            **self._slow,
+        }
+
+    def _bytes_left(self):
+        """Return what is to be told of bytes on the disk that nothing finds any more; {} where there are none."""
+        memory, told = self.view.get("memory", {}), {}
+        if memory.get("retired"):
+            told["retired"] = (
+                f"{memory['retired']:,} former versions of documents, kept for {self._uvm.settings.history_days:g} days each, "
+                "and for as many in what packs leave of the history"
+            )
+        if memory.get("forgetting"):
+            told["forgotten"] = (
+                "bytes of it are in the image still; they go at once where nobody reads it and the disk has room for a "
+                "pack, else it is tried again now and then, and at the next start"
+            )
+        return {"left_on_disk": told} if told else {}
+
+    def _embedder_health(self):
+        memory, told = self.view.get("memory", {}), self._uvm.embedder.health()
+        waiting, chunks = memory.get("unembedded"), memory.get("chunks", 0)
+        if memory and told["name"] and told["name"] != memory["embedder"]:
+            waiting = chunks  # all will, as soon as it is taken
+        if told["state"] == "ready" and waiting and memory["former_vectors"]:
+            told["progress"] += (
+                f"; it has read {chunks - waiting:,} of {chunks:,} passages anew, the others are found by their words"
+            )
+        return told | {"waiting": waiting}
+
+    def _look_at_slow(self):
+        """Return what takes longer to look at: waiting and commit times of the lanes, fsyncs, memory, disk."""
+        uvm = self._uvm
+        fsyncs, path = getattr(uvm.image.storage, "finishes", None), uvm.image.path
+        disk = (
+            {"disk_free_mb": round(shutil.disk_usage(os.path.dirname(path)).free / 1e6)}
+            if path
+            else {}
+        )
+        return {
+            "oldest_waiting_s": {name: round(lane.oldest_s, 3) for name, lane in uvm.lanes.items()},
+            "commit": {name: uvm.lanes[name].times.told() for name in ("write", "bulk")},
+            "fsync": (fsyncs or Timings()).told(),
+            "memory_mb": resident_mb(),
+            **disk,
+        }
+
+
+################################################################################
 # BatOS_UVM ####################################################################
 ################################################################################
 #
@@ -49493,27 +49705,52 @@ __all__ += """
 """.split()
 
 
+class _ExpertErrands:
+    """I have the synapse lane fetch, load and unload experts, for whoever must not wait for it."""
+
+    def __init__(self, lane, synapses, core) -> None:
+        self._lane, self._synapses, self._core = lane, synapses, core
+
+    def want(self, name):
+        """Have an expert made ready."""
+        self._do(f"activate {name}", activate, self._synapses, self._core, name)
+
+    def unload(self, name):
+        """Have an expert leave its adapter slot."""
+        self._do(f"unload {name}", unload, self._synapses, self._core, name)
+
+    def look(self):
+        """Have it looked which experts there are."""
+        self._do("look at the experts", look_at_experts, self._synapses, self._core)
+
+    def fetch_ahead(self, names):
+        """Have those of the experts that are cold read from their blobs."""
+        serves, tier = self._synapses.serves, self._synapses.tier
+        cold = [name for name in names if tier(name) == "cold" and serves(name)]
+        if cold:
+            self._do("fetch ahead", self._synapses.fetch_ahead, cold)
+
+    def _do(self, what, function, *args):
+        self._lane.submit(Job(what, functools.partial(function, *args)))
+
+
 class BatOS_UVM:
     """The universal virtual machine: a ROUTER, the lanes behind it, and one reply for each request."""
-
-    # how often within VIEW_S it is looked for commits, where somebody follows the image
-    LOOKS_A_VIEW = 4
 
     def __init__(self, image, settings, core=None, embedder=None):
         self.image, self.settings = image, settings
         self.core, self.embedder = core or CognitiveCore(), embedder or Embedder()
         self.events = Events()
-        self.measures = Measures(f"{image.path}.measures" if image.path else None)
         self.synapses = SynapticMemory(image, settings)
         self._make_lanes()
+        self.vitals = Vitals(self)
         self.embedder.reader.standing = functools.partial(standing_reader, image)
         # display: what opens windows; see First conversation
         self.heartbeat, self.display = Heartbeat(self, settings), None
         # cycle id -> functions of its report, each one a reply
         self._waiting = collections.defaultdict(list)
-        self.started_s = time.monotonic()
         self.keys = KeyMemory(settings.request_memory_min_h * 3600, settings.request_memory_max)
-        self.wire, self.pending, self.view, self._image_bytes = Wire(settings), 0, {}, 0
+        self.wire, self.pending = Wire(settings), 0
         self._bounds = wire_bounds(settings.message_values_max)
         self._outcomes, self._awake = collections.deque(), False
         self._held = None  # keyed requests, until the memory of keys is read
@@ -49525,11 +49762,8 @@ class BatOS_UVM:
         self._held_changes = None  # why no change is taken yet, or None
         self.writer = None  # of an image that another engine keeps
         self.unasked = None  # the error that ends the daemon, or None
-        self._view_commits = -1
         self.vessel = {}  # by which program it is served, and which is offered
-        self.vitals = {}  # what health tells of disk, memory and commits, looked at each second
         self._metrics = None  # the server of figures
-        self._health = None  # what `health` answers, within one drain
         self._taken = None  # [(lane, job)] of the messages being drained, None between drains
 
     def _make_lanes(self):
@@ -49543,6 +49777,7 @@ class BatOS_UVM:
             "synapse": SynapseLane(image, "synapse"),
         }
         lanes["method"] = MethodLane(image, lanes["write"], settings, count_uses)
+        self._experts = _ExpertErrands(lanes["synapse"], self.synapses, self.core)
         self.mind = MissionLane(
             image,
             lanes,
@@ -49550,7 +49785,7 @@ class BatOS_UVM:
             settings,
             lambda oid, report: self.post(self._cycle_ended, oid, report),
             self.embedder,
-            self._fetch_ahead,
+            self._experts.fetch_ahead,
             self._token_listener,
         )
         lanes["core"] = CoreLane(image, lanes, self.core, self.mind, settings, KeptAnswers(self))
@@ -49565,13 +49800,10 @@ class BatOS_UVM:
         """Start the lanes and the core, take up missions, read the memory of keys in the background."""
         for lane in self.lanes.values():
             lane.start()
-        self.vitals = self._look_at_vitals()
+        self.vitals.start()
         if self.settings.metrics_port:
-            self._metrics = serve_metrics(self.settings.metrics_port, self._look_at_health)
-        # who asks first is told, too
-        self.view = self.lanes["read"].call(Job("view", self._viewed)).result
-        self.view.pop("merge_due")
-        self._image_bytes = self.view.pop("bytes")
+            health = self.vitals.look_at_health
+            self._metrics = serve_metrics(self.settings.metrics_port, health)
         self._join_experts()
         self._listen_to_lanes()
         self.core.start()
@@ -49583,10 +49815,10 @@ class BatOS_UVM:
     def _join_experts(self):
         """Have the core and the memory of experts know of one another."""
         self.synapses.refresh()
-        self.core.synapses, self.synapses.want = self.synapses, self._want_expert
-        self.synapses.warm = lambda name: self._fetch_ahead([name])
-        self.synapses.unload = self._unload_expert
-        self.events.subscribe("experts", self._look_at_experts)
+        self.core.synapses, self.synapses.want = self.synapses, self._experts.want
+        self.synapses.warm = lambda name: self._experts.fetch_ahead([name])
+        self.synapses.unload = self._experts.unload
+        self.events.subscribe("experts", self._experts.look)
 
     def _listen_to_lanes(self):
         """Have what lanes tell published, and what was derived of it made anew."""
@@ -49617,7 +49849,7 @@ class BatOS_UVM:
 
         self.loop, self.stop = asyncio.get_running_loop(), stop
         self.wire.listen(self.loop, self._drain)
-        view = self.loop.create_task(self._refresh_view(), name="view")
+        view = self.loop.create_task(self.vitals.look_after(), name="view")
         view.add_done_callback(self._view_ended)
         try:
             await stop.wait()
@@ -49712,7 +49944,8 @@ class BatOS_UVM:
         A lane that began with the first message would take the interpreter away from those behind it, and commit
         small groups.
         """
-        self._health, self._taken = None, []
+        self._taken = []
+        self.vitals.begin_drain()
         if not self._drained():
             self.loop.call_soon(self._drain)
         taken, self._taken = self._taken, None
@@ -49914,12 +50147,7 @@ class BatOS_UVM:
 
         return tell
 
-    # ---- experts
-
-    def _want_expert(self, name):
-        self.lanes["synapse"].submit(
-            Job(f"activate {name}", lambda: activate(self.synapses, self.core, name))
-        )
+    # ---- what is made anew
 
     def _renew_reader(self):
         renew = self.embedder.reader.renew
@@ -49928,26 +50156,6 @@ class BatOS_UVM:
     def _renew_facets(self):
         self.lanes["bulk"].submit(
             Job("renew facets", renew_facets, why="an intent was revised", token=True)
-        )
-
-    def _unload_expert(self, name):
-        work = functools.partial(unload, self.synapses, self.core, name)
-        self.lanes["synapse"].submit(Job(f"unload {name}", work))
-
-    def _fetch_ahead(self, names):
-        cold = [
-            name
-            for name in names
-            if self.synapses.tier(name) == "cold" and self.synapses.serves(name)
-        ]
-        if cold:
-            self.lanes["synapse"].submit(
-                Job("fetch ahead", lambda: self.synapses.fetch_ahead(cold))
-            )
-
-    def _look_at_experts(self):
-        self.lanes["synapse"].submit(
-            Job("look at the experts", lambda: look_at_experts(self.synapses, self.core))
         )
 
     # ---- outcomes
@@ -50169,174 +50377,6 @@ class BatOS_UVM:
         if log_bridge.isEnabledFor(logging.DEBUG):
             name = request.command.command if request.command else "?"
             log_bridge.debug("%s %r: %s, %d bytes", name, request.id, reply["status"], len(payload))
-
-    # ---- what is answered from memory
-
-    async def _refresh_view(self):
-        try:
-            await self._keep_view_fresh()
-        finally:
-            self.measures.save()
-
-    async def _keep_view_fresh(self):
-        import asyncio
-
-        health_at_s = 0.0
-        while True:
-            self._look_at_place()
-            self._view_if_stale()
-            self.wire.forget_unlimited()
-            self.heartbeat.look()
-            self.vitals = self._look_at_vitals()
-            self._measure()
-            self.lanes["method"].children.end_resting(time.monotonic() - REST_MOST_S)
-            if self.wire.subscribers and time.monotonic() >= health_at_s:
-                health_at_s = time.monotonic() + HEALTH_S
-                self.wire.publish("health", {"health": self._look_at_health()})
-                # what sending noticed is told by no edge any more
-                self.wire.drain_again_if_readable()
-            for _ in range(self.LOOKS_A_VIEW):
-                await asyncio.sleep(VIEW_S / self.LOOKS_A_VIEW)
-                if self.wire.subscribers:  # who follows the image is told sooner
-                    self._view_if_stale()
-
-    def _view_if_stale(self):
-        """Have the view read anew where something was committed since."""
-        commits = self.lanes["write"].commits + self.lanes["bulk"].commits
-        commits += self.housekeeping.embedding.parts
-        if commits != self._view_commits:
-            self._view_commits = commits
-            job = Job("view", self._viewed, lambda outcome: self.post(self._set_view, outcome))
-            self.lanes["read"].submit(job)
-
-    def _measure(self):
-        """Keep a row of figures, once a minute."""
-        at_unix_s = time.time()
-        if self.measures.is_due(at_unix_s):
-            self.measures.note(self._look_at_health(), at_unix_s)
-
-    def told_measures(self, span):
-        """Return the reply that tells what was measured, this minute included."""
-        self._measure()
-        rows = self.measures.told(span)
-        return {
-            "details": f"{len(rows)} rows, by the {span.removesuffix('s')}",
-            "result": {"figures": list(MEASURED), "span": span},
-            "results": rows,
-        }
-
-    def _state(self):
-        """Return the state as events tell it."""
-        return {name: self.view[name] for name in ("image_id", "image_version", "memory")} | {
-            "missions": self.mind.health()
-        }
-
-    def _look_at_place(self):
-        """Stop where the data file is no longer the one that was opened; also while nobody writes."""
-        try:
-            if self.image.path:
-                self.image.storage.check_place()
-        except ImageBroken as error:
-            log_bridge.critical("%s", error)
-            self.fatal(error)
-
-    def _viewed(self, root):
-        """Return what is shown of the image, and its bytes: another engine is asked for them, and the loop waits for none."""
-        return state_view(root) | {"bytes": self.image.size()}
-
-    def _image_mb(self):
-        """Return the size of the data file as it is; of what another engine keeps, as it was after the last change."""
-        return round((self.image.size() if self.image.path else self._image_bytes) / 1e6, 3)
-
-    def _set_view(self, outcome):
-        if outcome.error is None:
-            self.view = outcome.result
-            self._image_bytes = self.view.pop("bytes")
-            self.wire.publish("uvm_state_update", {"state": self._state()})
-            self.housekeeping.look(self.view["memory"], self.view.pop("merge_due"))
-        else:
-            log_bridge.error("the view of the state cannot be read", exc_info=outcome.error)
-
-    def health(self):
-        """Return how the daemon is, from memory; messages that are drained together are told the same."""
-        self._health = self._health or self._look_at_health()
-        return self._health
-
-    def _look_at_health(self):
-        lanes = {
-            name: {"waiting": lane.depth, "commits": getattr(lane, "commits", 0)}
-            for name, lane in self.lanes.items()
-        }
-        upkeep = self.lanes["upkeep"]
-        return {
-            "version": __version__,
-            "pid": os.getpid(),
-            "uptime_s": round(time.monotonic() - self.started_s, 1),
-            "limits": {name: getattr(self.settings, name) for name in LIMITS},
-            "state": "draining" if self._refused else "serving",
-            "pending": self.pending,
-            "clients": len(self.wire.peers),
-            "subscribers": len(self.wire.subscribers),
-            "keys": len(self.keys),
-            "lanes": lanes,
-            "core": self.core.health(),
-            "embedder": self._embedder_health(),
-            "synapses": self.synapses.health(),
-            "missions": self.mind.health(),
-            "image_mb": self._image_mb(),
-            "engine": self.image.engine._asdict(),
-            "writer": self.writer.told() if self.writer else None,
-            **self._bytes_left(),
-            "upkeep": {"doing": upkeep.doing, "last": upkeep.report},
-            "heartbeat": self.heartbeat.health(),
-            "forge": self.forge.health(),
-            "vessel": self.vessel,
-            **self.vitals,
-        }
-
-    def _bytes_left(self):
-        """Return what is to be told of bytes on the disk that nothing finds any more; {} where there are none."""
-        memory, told = self.view.get("memory", {}), {}
-        if memory.get("retired"):
-            told["retired"] = (
-                f"{memory['retired']:,} former versions of documents, kept for {self.settings.history_days:g} days each, "
-                "and for as many in what packs leave of the history"
-            )
-        if memory.get("forgetting"):
-            told["forgotten"] = (
-                "bytes of it are in the image still; they go at once where nobody reads it and the disk has room for a "
-                "pack, else it is tried again now and then, and at the next start"
-            )
-        return {"left_on_disk": told} if told else {}
-
-    def _embedder_health(self):
-        memory, told = self.view.get("memory", {}), self.embedder.health()
-        waiting, chunks = memory.get("unembedded"), memory.get("chunks", 0)
-        if memory and told["name"] and told["name"] != memory["embedder"]:
-            waiting = chunks  # all will, as soon as it is taken
-        if told["state"] == "ready" and waiting and memory["former_vectors"]:
-            told["progress"] += (
-                f"; it has read {chunks - waiting:,} of {chunks:,} passages anew, the others are found by their words"
-            )
-        return told | {"waiting": waiting}
-
-    def _look_at_vitals(self):
-        """Return what takes longer to look at: waiting and commit times of the lanes, fsyncs, memory, disk."""
-        fsyncs, path = getattr(self.image.storage, "finishes", None), self.image.path
-        disk = (
-            {"disk_free_mb": round(shutil.disk_usage(os.path.dirname(path)).free / 1e6)}
-            if path
-            else {}
-        )
-        return {
-            "oldest_waiting_s": {
-                name: round(lane.oldest_s, 3) for name, lane in self.lanes.items()
-            },
-            "commit": {name: self.lanes[name].times.told() for name in ("write", "bulk")},
-            "fsync": (fsyncs or Timings()).told(),
-            "memory_mb": resident_mb(),
-            **disk,
-        }
 
 
 ################################################################################

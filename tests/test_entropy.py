@@ -294,7 +294,7 @@ def test_the_figure_is_told_by_message_in_health_and_in_top(kept):  # noqa: F811
     rows = one.write(lambda root: batos.to_wire(batos.send(root["autotelic_obj"], "entropy_history_", 2)))
     assert len(rows) == 2 and rows[0]["low"]
     one.uvm.heartbeat.last = {"told": "", "cycle": None, "cem": {"cem": 0.12, "h_cog": 0.1, "low": True}}
-    health = one.uvm.health()
+    health = one.uvm.vitals.health()
     assert health["heartbeat"]["cem"]["cem"] == 0.12 and batos._told_entropy(health) == "; CEM 0.12, low"
     assert batos._told_entropy(health, [{"cem": 0.12}, {"cem": 0.99}, {"cem": 0.5}]) == "; CEM 0.12, low ▅█▁"
     assert batos._told_entropy({}) == ""

@@ -166,9 +166,11 @@ def test_messages_that_came_while_health_was_told_are_looked_for(monkeypatch):
             return lambda *_: told.append(name)
     told, lane = [], types.SimpleNamespace(commits=0, children=types.SimpleNamespace(end_resting=int))
     wire = Recorder(subscribers={b"one": None})
-    uvm = types.SimpleNamespace(_look_at_place=dict, _look_at_vitals=dict, _look_at_health=dict, _view_if_stale=dict,
-                                LOOKS_A_VIEW=4, wire=wire, _measure=int, lanes={"write": lane, "bulk": lane, "method": lane},
-                                heartbeat=types.SimpleNamespace(look=dict))
+    uvm = types.SimpleNamespace(wire=wire, lanes={"write": lane, "bulk": lane, "method": lane},
+                                heartbeat=types.SimpleNamespace(look=dict), image=types.SimpleNamespace(path=None))
+    vitals = batos.Vitals(uvm)
+    for name in ("_look_at_place", "_look_at_slow", "look_at_health", "_read_view_if_stale", "_measure"):
+        setattr(vitals, name, dict)
     with pytest.raises(TimeoutError):
-        asyncio.run(asyncio.wait_for(batos.BatOS_UVM._keep_view_fresh(uvm), 0.1))
+        asyncio.run(asyncio.wait_for(vitals.look_after(), 0.1))
     assert told[told.index("publish") + 1] == "drain_again_if_readable"

@@ -2,6 +2,7 @@
 
 import math
 import struct
+import types
 
 import pytest
 
@@ -64,10 +65,9 @@ def test_what_is_not_told_is_no_figure():
 
 
 def test_who_asks_before_the_first_round_is_told_of_this_minute():
-    uvm = batos.BatOS_UVM.__new__(batos.BatOS_UVM)
-    uvm.measures = batos.Measures(None)
-    uvm._look_at_health = lambda: HEALTH
-    assert uvm.told_measures("minutes")["results"][0][1:3] == [3, 12]
+    vitals = batos.Vitals(types.SimpleNamespace(image=types.SimpleNamespace(path=None)))
+    vitals.look_at_health = lambda: HEALTH
+    assert vitals.told_measures("minutes")["results"][0][1:3] == [3, 12]
 
 
 def test_a_daemon_tells_them_also_after_a_stop(daemon, tmp_path):

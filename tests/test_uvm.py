@@ -328,7 +328,7 @@ def test_the_state_is_known_before_anybody_asks(tmp_path):
     uvm.loop = asyncio.new_event_loop()
     try:
         uvm.start()
-        assert "genesis_obj" in uvm.view["objects"] and "merge_due" not in uvm.view
+        assert "genesis_obj" in uvm.vitals.view["objects"] and "merge_due" not in uvm.vitals.view
     finally:
         uvm.close_lanes()
         uvm.loop.close()
