@@ -49767,12 +49767,12 @@ class BatOS_UVM:
         self._taken = None  # [(lane, job)] of the messages being drained, None between drains
 
     def _make_lanes(self):
-        """Make the threads that do the work, none of them started."""
+        """Make the threads that do the work, none of them started; another one is a row here."""
         image, settings, token = self.image, self.settings, WriteToken()
         lanes = self.lanes = {
+            "read": ReadLane(image, "read", settings.read_threads),
             "write": WriteLane(image, token, settings, self.fatal, self.events),
             "bulk": BulkLane(image, token, settings, self.fatal, self.events),
-            "read": ReadLane(image, "read", settings.read_threads),
             "upkeep": Upkeep(image, settings, self.fatal, self.events),
             "synapse": SynapseLane(image, "synapse"),
         }
@@ -49914,9 +49914,8 @@ class BatOS_UVM:
         self.mind.close()
         self.forge.close()
         self.housekeeping.close()
-        # Upkeep hands work to bulk, these to write.
-        for name in ("upkeep", "core", "method", "write", "bulk", "read"):
-            self.lanes[name].close()
+        for lane in reversed(self.lanes.values()):  # each hands work to those before it alone
+            lane.close()
 
     def close_socket(self):
         """Close the socket, in the loop's thread. The image is the caller's."""
@@ -56888,12 +56887,47 @@ def cycles_command(args, client):
     reply = client.call(
         "list_cycles", limit=args.limit, **({"state": args.state} if args.state else {})
     )
+    lines = [line for row in reply["results"] for line in _told_cycle(row)]
+    return reply, lines or "no cycles yet"
+
+
+def _told_cycle(row):
+    """Return the lines that tell of a cycle: of one that failed, also why."""
     lines = [
         f"{row['cycle']}  {row['state']:<12} {row['accepted_at']['$time'][:19]}  {row.get('seconds', 0):7.2f} s  "
         f"{row['mission'][:80]}"
-        for row in reply["results"]
     ]
-    return reply, lines or "no cycles yet"
+    if "reason" in row:
+        lines.append(f"    {row['reason']['details']} ({row['reason']['code']})")
+    return lines
+
+
+def inspect_command(args, client):
+    as_of = {"as_of": args.as_of} if args.as_of else {}
+    reply = client.call("inspect", target=args.target, **as_of)
+    told = reply["result"]
+    if "slots" not in told:
+        return reply, [f"{reply['details']}  {_told_slot(told)}"]
+    lines = [f"{told['oid']}  {reply['details']}"]
+    lines += [f"    {name}  {_told_slot(slot)}" for name, slot in told["slots"].items()]
+    above = " ".join(_told_reference(each) for each in told["delegates_to"])
+    lines += [f"delegates to {above}"] if above else []
+    return reply, [*lines, f"understands {' '.join(told['selectors'])}"]
+
+
+_SLOT_SHOWN = 160  # characters of a value
+
+
+def _told_slot(slot):
+    """Return the type and the value of a slot, cut to a line."""
+    value = json.dumps(slot["value"], ensure_ascii=False, default=str)
+    more = "…" if len(value) > _SLOT_SHOWN else ""
+    return f"{slot['type']}  {value[:_SLOT_SHOWN]}{more}"
+
+
+def _told_reference(value):
+    """Return the name of an object that a reply refers to, or its oid."""
+    return value.get("name") or value["$ref"]
 
 
 def why_command(args, client):
@@ -59428,6 +59462,7 @@ _SUBCOMMANDS = {
     "forge": (forge_command, "train the reader with a dataset; it is judged, and promoted or rejected by rule"),
     "jobs": (jobs_command, "list the jobs of the forge: what they learnt, and their verdicts"),
     "cycles": (cycles_command, "list cycles of thought, the newest first"),
+    "inspect": (inspect_command, "show an object: its slots, what it delegates to, what it understands"),
     "why": (why_command, "tell who spoke in a cycle, and why: scores, traces, draws, who was let in"),
     "report": (report_command, "tell what the audits found, the newest first, and what to do about it"),
     "cancel": (cancel_command, "cancel a cycle, or a job of the forge (job-3)"),
@@ -59521,6 +59556,8 @@ _ARGUMENTS = {                                            # subcommand -> its ar
     "documents": [("--after", {"default": "", "help": "go on after this one"}), ("--limit", {"type": int, "default": 100}),
                   ("--all", {"action": "store_true", "help": "also the system's own, and what was said and asked"})],
     "send": [("message", {"help": '{"target": …, "selector": …, "args": […]}'})],
+    "inspect": [("target", {"help": "the object: a name, a path or 0x…"}),
+                ("--as-of", {"help": "as it was: a time or a change"})],
     "why": [("cycle", {"help": "its id, 0x…"})],
     "report": [("--limit", {"type": int, "default": 20})],
     "feedback": [("cycle", {"help": "its id, 0x…"}), ("mark", {"choices": ["right", "wrong"]}),

@@ -23,7 +23,8 @@ import threading
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PROGRAMS = {"batos": ROOT / "batos.py", "doubles": ROOT / "tests" / "doubles.py", "newer": ROOT / "tests" / "newer.py",
-            "ageing": ROOT / "tests" / "ageing.py", "stopping": ROOT / "tests" / "stopping.py"}
+            "ageing": ROOT / "tests" / "ageing.py", "stopping": ROOT / "tests" / "stopping.py",
+            "adding": ROOT / "tests" / "adding.py"}
 NEEDED = ("numpy", "Stemmer", "safetensors.numpy")       # what a daemon imports at its first document
 FOR_MODELS = ("torch", "bitsandbytes", "peft", "transformers.models.llama.modeling_llama")        # and for a core: ten seconds
 REQUEST_BYTES = 200_000

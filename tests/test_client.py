@@ -292,6 +292,31 @@ def test_cycles_and_cancel(line):
     assert status == 1 and "0xffffff" in err
 
 
+def test_of_a_cycle_that_failed_it_says_why():
+    row = {"cycle": "0x1", "state": "FAILED", "accepted_at": {"$time": "2026-01-31T12:00:00.5Z"}, "seconds": 0.25,
+           "mission": "What burns?", "reason": {"code": "TooLate", "details": "its deadline is over; ask again"}}
+    told = batos._told_cycle(row)
+    assert told == ["0x1  FAILED       2026-01-31T12:00:00     0.25 s  What burns?",
+                    "    its deadline is over; ask again (TooLate)"]
+    del row["reason"]
+    assert len(batos._told_cycle(row)) == 1
+
+
+def test_inspect_shows_an_object_and_a_value(line):
+    line("send", '{"target": "genesis_obj", "selector": "setSlot:value:", "args": ["long", "brass valve "]}')
+    status, out, _ = line("inspect", "genesis_obj")
+    assert status == 0 and re.match(r"0x\w+  <UvmObject 0x\w+ 'Genesis Object'", out)
+    assert '\n    long  str  "brass valve "\n' in out and re.search(r"\ndelegates to 0x\w+", out)
+    assert re.search(r"\nunderstands .*\bclone\b", out)
+    assert line("inspect", "genesis_obj.long")[1] == 'genesis_obj.long  str  "brass valve "\n'
+    status, _, err = line("inspect", "nothing_of_it")
+    assert status == 1 and "known are" in err
+    assert line("inspect", "genesis_obj", "--as-of", "2000-01-01T00:00:00Z")[0] == 1
+    value = "x" * 500
+    line("send", json.dumps({"target": "genesis_obj", "selector": "setSlot:value:", "args": ["long", value]}))
+    assert line("inspect", "genesis_obj.long")[1].endswith("xxx…\n")
+
+
 def test_send_sends_json(line):
     status, out, _ = line("send", '{"target": "genesis_obj", "selector": "setSlot:value:", "args": ["n", {"a": [1.5, null]}]}')
     assert status == 0 and json.loads(out)["change"]
