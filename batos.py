@@ -11,6 +11,13 @@ quotes with document and lines, or says that it knows nothing about it.
     python batos.py check [--deep]       check the image while no daemon has it
     python batos.py --help               everything else
 
+The way of a message, and of its reply:
+
+    client --> ROUTER --> unpacked, bounded, a Command --> role, key, is there room? --> answered from memory, or a lane
+       ^       (Wire)     (Protocol, Requests)             (BatOS_UVM)                   (Lanes, Method lane, Inference)
+       |                                                                                              |
+       +---- ROUTER <---- packed <---- the loop, woken once for many <---- its outcome, once that is on the disk
+
 The rooms, each using only those above it. Under the banner of each stands what it is for, and what it offers:
 
     the ground      Errors · Settings · Foundations · Objects
@@ -6687,6 +6694,14 @@ def move_image(
 #   read lane   reads on snapshots
 #   upkeep      backups and packs, beside the others, by request or when due
 #   write token held by whoever writes what belongs to the write lane, until its commit
+#
+#                  queues          threads              the image
+#
+#     loop --+--> [ | | ] --> write lane    ----+
+#            |                    ^ token       +--> one commit at a time --> disk --> done(outcome), to the loop
+#            +--> [ | | ] --> bulk lane     ----+         ^
+#            +--> [ | | ] --> upkeep        -- copies ----+
+#            +--> [ | | ] --> read lane x 2 -- a snapshot each, beside all of that ---> done(outcome), to the loop
 #
 # A job checks before it writes. Where one fails after it wrote, its group is run again
 # without it. Here stands the one retry loop for conflicts.
@@ -28566,6 +28581,14 @@ def merge_one_of(image, bulk, kind, keys):
 #
 #   IDLE -> (EXPLORING <-> VERIFYING ->) DECOMPOSING -> DELEGATING -> (CONTRAPUNTO ->) SYNTHESIZING -> COMPLETE,
 #   any error -> FAILED
+#
+# In each state:
+#
+#     snapshot --> thought --> the core, or other work --> its answers --> journal entry --> committed --> next state
+#     (read)       (what is    (outside of any             are read        (write lane)      (disk)        (in memory)
+#                  wanted)     transaction)
+#
+# and at the end one transaction with all effects.
 #
 #   mission   what was asked: {"type", "selector", "args"?, "kwargs"?}
 #   cycle     the object that carries a mission through the states; in the image from its acceptance

@@ -20,7 +20,7 @@ import windowed
 import batos
 
 # at least so many; more where there is a core
-ROWS = {"health": 4, "writes": 6, "send": 3, "cycles": 2, "start": 4, "check": 2, "waits": 3, "sizes": 4, "search": 6,
+ROWS = {"health": 4, "writes": 9, "send": 3, "cycles": 2, "start": 4, "check": 2, "waits": 3, "sizes": 4, "search": 6,
         "mind": 5, "graph": 3, "experts": 7, "methods": 5}
 
 

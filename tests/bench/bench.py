@@ -187,12 +187,13 @@ def set_slot(number):
 def bench_writes(seconds):
     """Durable `setSlot_value_` beside one transaction a command, and beside a bare ROUTER with a bare group commit."""
     with tempfile.TemporaryDirectory() as folder, daemon() as ours, daemon("--group-max", "1") as single, \
-            peer("commit", f"{folder}/peer.fs") as bare:
+            peer("commit", f"{folder}/peer.fs") as bare, peer("sqlite", f"{folder}/peer.sqlite") as table:
+        beside = {"a transaction each": single.endpoint, "bare group commit": bare, "bare ROUTER and SQLite in groups": table}
         for in_flight in (1, 16, 64):
-            mine, one, other = in_turns(3, *(lambda where=where, n=in_flight: rate(where, set_slot, n, seconds)[0]
-                                             for where in (ours.endpoint, single.endpoint, bare)))
-            yield f"durable setSlot, {in_flight} in flight", f"{mine:,.0f}/s", f"a transaction each {one:,.0f}/s", mine / one
-            yield f"durable setSlot, {in_flight} in flight", f"{mine:,.0f}/s", f"bare group commit {other:,.0f}/s", mine / other
+            mine, *others = in_turns(3, *(lambda where=where, n=in_flight: rate(where, set_slot, n, seconds)[0]
+                                          for where in (ours.endpoint, *beside.values())))
+            for name, other in zip(beside, others, strict=True):
+                yield f"durable setSlot, {in_flight} in flight", f"{mine:,.0f}/s", f"{name} {other:,.0f}/s", mine / other
 
 
 class Plain(persistent.Persistent):

@@ -1,11 +1,12 @@
-"""What the benches compare with: a bare ROUTER echo, and a bare ROUTER in front of a bare group commit.
+"""What the benches compare with: a bare ROUTER echo, and a bare ROUTER in front of a bare group commit, of ZODB and of SQLite.
 
-    python tests/bench/peers.py echo BYTES | commit FILE
+    python tests/bench/peers.py echo BYTES | commit FILE | sqlite FILE
 """
 
 import asyncio
 import pathlib
 import queue
+import sqlite3
 import sys
 import threading
 
@@ -64,24 +65,51 @@ def echo(size):
 
 def commit(path):
     """Set an attribute for each message, up to 64 a commit, then answer."""
-    socket, again, waiting, done = listening(), [], queue.SimpleQueue(), []
     db = ZODB.DB(ZODB.FileStorage.FileStorage(path))
 
-    def write():
+    def groups():
         manager = transaction.TransactionManager(explicit=True)
         manager.begin()
         connection = db.open(manager)
         connection.root()["object"] = thing = persistent.mapping.PersistentMapping()
         manager.commit()
         while True:
+            group = yield
+            manager.begin()
+            for name, value in group:
+                thing[name] = value
+            manager.commit()
+    answer_in_groups(groups)
+
+
+def commit_sqlite(path):
+    """Set a row of an SQLite table for each message, up to 64 a transaction, then answer; what is answered is on the disk."""
+
+    def groups():
+        table = sqlite3.connect(path, isolation_level=None)
+        table.execute("PRAGMA journal_mode = WAL")
+        table.execute("PRAGMA synchronous = FULL")
+        table.execute("CREATE TABLE slots (name TEXT PRIMARY KEY, value)")
+        while True:
+            group = yield
+            table.execute("BEGIN")
+            table.executemany("INSERT OR REPLACE INTO slots VALUES (?, ?)", group)
+            table.execute("COMMIT")
+    answer_in_groups(groups)
+
+
+def answer_in_groups(groups):
+    """Have the messages that wait, up to 64, stored by one turn of the generator groups(), in a thread; then answer them."""
+    socket, again, waiting, done = listening(), [], queue.SimpleQueue(), []
+
+    def write():
+        store = groups()
+        next(store)
+        while True:
             group = [waiting.get()]
             while len(group) < 64 and not waiting.empty():
                 group.append(waiting.get())
-            manager.begin()
-            for frames in group:
-                request = ormsgpack.unpackb(frames[1])
-                thing[request["args"][0]] = request["args"][1]
-            manager.commit()
+            store.send([ormsgpack.unpackb(frames[1])["args"] for frames in group])
             done.append([(frames[0], ormsgpack.packb({"id": None, "status": "OK"})) for frames in group])
             loops[0].call_soon_threadsafe(answer)
 
@@ -100,4 +128,4 @@ def commit(path):
 
 
 if __name__ == "__main__":
-    {"echo": echo, "commit": commit}[sys.argv[1]](sys.argv[2])
+    {"echo": echo, "commit": commit, "sqlite": commit_sqlite}[sys.argv[1]](sys.argv[2])
