@@ -5746,12 +5746,13 @@ def _record_faults(db, report, deep, tell):
                 unit.connection.cacheMinimize()
                 tell(f"records and blobs: {report['objects']:,} of {len(known):,}")
         faults += _faults_by("slots", _slot_faults, root)
-        for name, function in CHECKS.items() if deep and not faults else ():
+        if not deep or faults:
+            return faults
+        for name, function in CHECKS.items():
             tell(name)
             faults += _faults_by(name, function, root)
-        report |= (
-            {name: function(root) for name, function in TOLD.items()} if deep and not faults else {}
-        )
+        if not faults:
+            report |= {name: function(root) for name, function in TOLD.items()}
     return faults
 
 
@@ -10248,6 +10249,22 @@ def _author_of(method):
 _BRIDGE_OPERATIONS = ("slots", "look", "tree", "send")  # what a child may ask for: the op_ methods
 
 
+def _has_trees(receiver):
+    return any(isinstance(value, BTREES) for value in own(receiver).values())
+
+
+def _check_sent_by_method(row, receiver, selector):
+    """Raise BadRequest where a primitive does what is not for a method to have done."""
+    if not row.reads and not row.universal:
+        raise BadRequest(
+            f"{selector} changes more than slots; send it by a message of its own, not from inside a method"
+        )
+    if row.name == "_clone_persistent_" and _has_trees(receiver):
+        raise BadRequest(
+            f"{receiver!r} has trees, and a method cannot make trees; send {selector} by a message of its own"
+        )
+
+
 class Bridge:
     """The daemon's end of one message: answers the child from a snapshot, in which what the message writes already stands.
 
@@ -10560,22 +10577,14 @@ class Bridge:
             return {"method": told, "slots": self.slots(receiver), "args": args, "kwargs": kwargs}
         row = primitive_for(receiver, selector)
         if row and row.lane == "core":
-            return {
-                "value": self.inferred(send(receiver, selector, *args, **kwargs)),
-                "changed": [],
-            }
-        if row and not row.reads and not row.universal:
-            raise BadRequest(
-                f"{selector} changes more than slots; send it by a message of its own, not from inside a method"
-            )
-        if (
-            row
-            and row.name == "_clone_persistent_"
-            and any(isinstance(value, BTREES) for value in own(receiver).values())
-        ):
-            raise BadRequest(
-                f"{receiver!r} has trees, and a method cannot make trees; send {selector} by a message of its own"
-            )
+            answer = self.inferred(send(receiver, selector, *args, **kwargs))
+            return {"value": answer, "changed": []}
+        if row:
+            _check_sent_by_method(row, receiver, selector)
+        return self.sent(receiver, selector, args, kwargs)
+
+    def sent(self, receiver, selector, args, kwargs):
+        """Send a message to a primitive; returns its value, and which slots it changed."""
         before, self.jar.changes = self.jar.changes, {}
         known = len(self.jar._added)
         try:
@@ -12366,21 +12375,21 @@ def _name_among(task, field, value, known):
     return value
 
 
+def _is_share_of(known, pair):
+    """Return whether something is a pair of a known name and a share of 0 to 1."""
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        return False
+    name, share = pair
+    return name in known and type(share) in (int, float) and 0 <= share <= 1
+
+
 def _offered_line(task, value, known, most):
     """Return a line that tells what the router offers: each name with the tenths of its share.
 
     value: up to `most` pairs (name, share). Raises BadRequest where it is none.
     """
     pairs = list(value) if isinstance(value, list | tuple) else [None]
-    sound = all(
-        isinstance(pair, list | tuple)
-        and len(pair) == 2
-        and pair[0] in known
-        and type(pair[1]) in (int, float)
-        and 0 <= pair[1] <= 1
-        for pair in pairs
-    )
-    if not sound or len(pairs) > most:
+    if len(pairs) > most or not all(_is_share_of(known, pair) for pair in pairs):
         raise BadRequest(
             f"task {task}: field offered is {value!r:.200}; give up to {most} pairs of a known name and its share"
         )
@@ -20033,19 +20042,18 @@ def without_hyphens(text):
     def joined(found):
         head, mark, tail, rest = found.groups()
         halves = head.casefold(), tail.casefold()
-        parted = (
-            "-".join(halves) in compounds or min(map(len, halves)) > 2 and words.issuperset(halves)
-        )
-        one_word = (
-            mark == "\u00ad"
-            or is_german
-            or "".join(halves) in words
-            or not STOP_WORDS.isdisjoint(halves)
-        )
-        hyphen = (
-            "-" if parted and not one_word or text[found.start() - 1 : found.start()] == "-" else ""
-        )
-        return f"{head}{hyphen}{tail}{rest}\n"
+        goes_on = text[found.start() - 1 : found.start()] == "-"  # of a word with a hyphen already
+        if goes_on or are_two_words(halves) and not is_one_word(mark, halves):
+            return f"{head}-{tail}{rest}\n"
+        return f"{head}{tail}{rest}\n"
+
+    def are_two_words(halves):
+        told_so = "-".join(halves) in compounds
+        return told_so or min(map(len, halves)) > 2 and words.issuperset(halves)
+
+    def is_one_word(mark, halves):
+        told_so = mark == "\u00ad" or "".join(halves) in words
+        return told_so or is_german or not STOP_WORDS.isdisjoint(halves)
 
     return _HYPHENATED.sub(joined, text)
 
@@ -26637,7 +26645,11 @@ def _grown(window, marked):
             if backwards and one.announces or not _joins(tellings, at, one, left, backwards):
                 continue
             left -= tellings[at].size
-            first, last, grows = (at, last, True) if backwards else (first, at + 1, True)
+            grows = True
+            if backwards:
+                first = at
+            else:
+                last = at + 1
     return Window(window.row, tellings, first, last)
 
 
@@ -31044,21 +31056,19 @@ def _left_by_experts(cycle, evidence):
 
 def _beside_it(cycle, plan, evidence):
     """Return what is told beside an answer: one passage that somebody added, ALFRED's notes, who spoke and why."""
-    routing = cycle._tmp_synthesis_data.get("routing", {})
-    also = _added_passage(cycle, evidence)
+    data = cycle._tmp_synthesis_data
+    routing = data.get("routing", {})
     notes = notes_on(root_of(cycle), plan["strategy"], evidence)
     notes += _alfred_watches(cycle, plan, routing)
-    tree = {
-        name: cycle._tmp_synthesis_data[name]
-        for name in ("tree", "verified")
-        if name in cycle._tmp_synthesis_data
-    }
-    return tree | {
-        "evidence": [*evidence, *also],
+    told = {name: data[name] for name in ("tree", "verified") if name in data}
+    told |= {
+        "evidence": [*evidence, *_added_passage(cycle, evidence)],
         "experts": _experts_told(cycle, plan),
         "routing": {**routing, **_resonance(cycle, plan, evidence)},
-        **({"notes": notes} if notes else {}),
     }
+    if notes:
+        told["notes"] = notes
+    return told
 
 
 def _experts_told(cycle, plan):
@@ -37496,14 +37506,15 @@ class ExampleReader:
             if not more:
                 break
             number += 1
-        if (
-            len(values) == 1
-            and isinstance(values[0], dict)
-            and values[0]
-            and values[0].keys() <= self.slots.keys()
-        ):
+        if len(values) == 1 and self._are_slots(values[0]):
             values, named = [], {**named, **values[0]}  # {total: 120, paid: 45}
-        return (values, named, number, not values) if values or named else None
+        if not values and not named:
+            return None
+        return values, named, number, not values
+
+    def _are_slots(self, value):
+        """Return whether a value gives slots by their names."""
+        return isinstance(value, dict) and value and value.keys() <= self.slots.keys()
 
     def item(self, number: int) -> tuple | None:
         """Return (slot or None, value, the token behind) of `3`, `prices=[3]`, `prices: [3]`, `prices [3]`, `prices is [3]`."""
@@ -38835,9 +38846,10 @@ def _examples_of(cycle):
     receiver has not."""
     reader, receiver = _reader_of(cycle), resolve(root_of(cycle), cycle.target_oid)
     examples = [example for *_, example in reader.examples]
-    for name in dict.fromkeys(
-        name for example in examples for name in (*example.slots, *example.after)
-    ):
+    named = {}  # in the order in which they are told
+    for example in examples:
+        named |= dict.fromkeys(example.slots) | dict.fromkeys(example.after)
+    for name in named:
         if lookup(receiver, name).value is ABSENT:
             raise BadRequest(
                 f"an example in the intent names the slot {name!r}, which {receiver!r} has not; "
