@@ -1119,8 +1119,7 @@ def shown_block(text: str, indent: str = "") -> list[str]:
 # What msgpack holds, before it is built: an empty map is one byte there and 64 in memory
 
 # kinds of values: numbers and their like, texts and bytes, …
-_PLAIN, _TEXT, _LIST, _MAP, _EXTENSION, _UNUSED = range(6)
-_HOLDING = (_LIST, _MAP)  # the kinds of values that hold others
+_PLAIN, _TEXT, _EXTENSION, _UNUSED, _LIST, _MAP = range(6)  # those that hold others come last
 
 
 def _msgpack_heads():
@@ -1214,7 +1213,7 @@ def count_packed(data: bytes, bounds: Bounds, what: str = "the message") -> int:
                 size = int.from_bytes(data[at : at + width])
                 at += width
             left -= 1  # in a map it is odd behind a name
-            if kind in _HOLDING:
+            if kind >= _LIST:
                 outer.append((left, in_map))
                 in_map = kind == _MAP
                 left = 2 * size if in_map else size
