@@ -47,7 +47,7 @@ The rooms, each using only those above it. Under the banner of each stands what 
                     what people say of answers becomes rows, rows a dataset, a dataset an expert that is judged by rule
     the drive       Outcomes · Entropy · Self-improvement · Forged facets · Autotelic
                     how missions ended, as statistics and as one figure; the heartbeat: audits, and what is done about them
-    the bridge      Protocol · Requests · Commands · Teaching · Schema · Wire · Measures · Vitals · BatOS_UVM
+    the bridge      Protocol · Requests · Commands · Teaching · Schema · Wire · Measures · Vitals · Waiting · BatOS_UVM
                     commands, roles and values on the wire; the ROUTER socket, dispatch, replies, events, figures
     the beginning   Offered cores · Vessels · Genesis · First conversation · Pages · Page choice
                     the first transaction, which program serves it, the client that it makes, pages of one's own
@@ -34681,8 +34681,8 @@ KINDS["codex"] = Kind(
 
 # Offers:
 __all__ += """
-    CUES plainly FITTING ITEM_KINDS STEP_MARKS KEY_MARKS known_steps step_wants SAID_IN number_told
-    BARE_TEXTS TEXT_WORDS
+    CUES plainly FITTING ITEM_KINDS STEP_MARKS KEY_MARKS known_steps step_wants SAID_IN
+    number_told BARE_TEXTS TEXT_WORDS
 """.split()
 
 # cue: words that say it, as a regular expression over words in lower case; a cue may have several lines
@@ -43000,6 +43000,10 @@ def begin_forge(
     return job
 
 
+# what a job has once more is known of it
+_LATER_OF_A_JOB = "nonce result report verdict ended_at before since successor cycle".split()
+
+
 def _new_job(root, number, target, rows, by):
     """Return the job of a target and the dataset in `rows`, as it waits for a worker."""
     return UvmObject(
@@ -43013,19 +43017,11 @@ def _new_job(root, number, target, rows, by):
         config=target_of(target).config,
         status="QUEUED",
         attempt=0,
-        nonce=None,
-        result=None,
-        report=None,
-        verdict=None,
         told="it waits",
         by=by,
         at=now_utc(),
-        ended_at=None,
         proves=what_swaps(root),
-        before=None,
-        since=None,
-        successor=None,
-        cycle=None,
+        **dict.fromkeys(_LATER_OF_A_JOB),
     )
 
 
@@ -47366,7 +47362,7 @@ def _send_checked(receiver, selector, args, kwargs):
 
 def _begin_writing(root, miss, request):
     """Answer a Miss: Deferred to the mission that writes the method, or Refused with why none does."""
-    receiver, selector, budget = miss.receiver, miss.selector, request.uvm.budget
+    receiver, selector, budget = miss.receiver, miss.selector, request.uvm.waiting.budget
     error = message_not_understood(receiver, selector)
     try:
         check_not_own(root, receiver, selector)
@@ -47539,7 +47535,7 @@ def _written_for(request, root, miss, error):
             "result": told,
         }
     _log_miss(request, root, error, miss)
-    if not request.uvm.may_write_for(request):
+    if not request.uvm.waiting.may_write_for(request):
         return Refused(error)
     return _begin_writing(root, miss, request)
 
@@ -49727,6 +49723,96 @@ class Vitals:
 
 
 ################################################################################
+# Waiting ######################################################################
+################################################################################
+#
+# Replies that come once a cycle has ended: of who asked with `wait`, and of messages whose method a mission writes first.
+# All of it happens in the loop.
+
+# Offers:
+__all__ += """
+    Waiting
+""".split()
+
+
+class Waiting:
+    """I know what waits for cycles to end: replies, and messages whose method a mission writes."""
+
+    def __init__(self, uvm: typing.Any) -> None:
+        self._uvm = uvm
+        self._then = collections.defaultdict(list)  # cycle id -> functions of its report
+        self._writing = {}  # cycle id -> what it writes for
+        self.budget = GenerationBudget(uvm.settings.methods_per_hour)
+
+    def for_end(self, request: Request, oid: str, then: typing.Callable) -> None:
+        """Have then(report) called in the loop once a cycle has ended; the request waits for it."""
+        uvm = self._uvm
+        uvm.accept(request)
+        if oid in uvm.mind.missions and not uvm.draining:
+            self._then[oid].append(then)
+        else:  # it has ended, and its outcome is in the image
+            uvm.lanes["read"].submit(
+                Job(
+                    "cycle",
+                    lambda root: cycle_report(find_cycle(root, oid)),
+                    lambda outcome: uvm.post(self._read, request, then, outcome),
+                )
+            )
+
+    def _read(self, request, then, outcome):
+        if outcome.error is not None:
+            return self._uvm.reply_error(request, outcome.error)
+        then(outcome.result)
+
+    def ended(self, oid: str, report: dict) -> None:
+        """Tell who waits for a cycle how it ended."""
+        for function in self._then.pop(oid, ()):
+            function(report)
+
+    def let_go(self) -> None:
+        """Tell who waits that the daemon ends; the missions go on at the next start."""
+        for oid in list(self._then):
+            state = "accepted; it goes on when the daemon is back"
+            self.ended(oid, {"cycle": oid, "state": state})
+
+    def may_write_for(self, request: Request) -> bool:
+        """Return whether a mission may write the method for a message that nobody understands."""
+        uvm, wanted = self._uvm, request.command.generate
+        if wanted is None:
+            wanted = uvm.settings.generate
+        return wanted and not request.generated and uvm.core.state not in ("offline", "failed")
+
+    def for_method(self, request: Request, oid: str, selector: str) -> None:
+        """A mission writes what a message wants: say so, or have the message sent again when it has ended."""
+        uvm, command = self._uvm, request.command
+        if oid in uvm.mind.missions and oid not in self._writing:
+            self._writing[oid] = selector, command.intent
+            self._then[oid].insert(0, self._written)
+        if command.wait:
+            again = functools.partial(self._send_again, request, selector)
+            return self.for_end(request, oid, again)
+        told = f"{selector} is not understood yet; the mission {oid} writes it: send it again later, or with wait"
+        for one in (request, *uvm.twins_of(request)):
+            uvm.reply_ok(one, {"details": told, "result": {"cycle": oid}})
+
+    def _written(self, report):
+        message = self._writing.pop(report["cycle"], None)
+        if message is not None and report["state"] in ENDED:
+            self.budget.note(message, report["state"] == "COMPLETE")
+
+    def _send_again(self, request, selector, report):
+        request.generated, request.written = True, report
+        if report["state"] == "COMPLETE" and not self._uvm.draining:
+            return self._uvm.run_again(request, None)
+        reason = report.get("reason", {}).get("details", "it goes on when the daemon is back")
+        error = MethodUnwritten(
+            f"{selector} is not understood, and the mission {report['cycle']} is {report['state']}: "
+            f"{reason}"
+        )
+        self._uvm.refuse(request, error)
+
+
+################################################################################
 # BatOS_UVM ####################################################################
 ################################################################################
 #
@@ -49777,12 +49863,10 @@ class BatOS_UVM:
         self.events = Events()
         self.synapses = SynapticMemory(image, settings)
         self._make_lanes()
-        self.vitals = Vitals(self)
+        self.vitals, self.waiting = Vitals(self), Waiting(self)
         self.embedder.reader.standing = functools.partial(standing_reader, image)
         # display: what opens windows; see First conversation
         self.heartbeat, self.display = Heartbeat(self, settings), None
-        # cycle id -> functions of its report, each one a reply
-        self._waiting = collections.defaultdict(list)
         self.keys = KeyMemory(settings.request_memory_min_h * 3600, settings.request_memory_max)
         self.wire, self.pending = Wire(settings), 0
         self._bounds = wire_bounds(settings.message_values_max)
@@ -49790,8 +49874,6 @@ class BatOS_UVM:
         self._held = None  # keyed requests, until the memory of keys is read
         # those that reached a stored method lately; a guess where to look first
         self.stored_selectors = {}
-        # cycle id -> what it writes for
-        self.budget, self._writing = GenerationBudget(settings.methods_per_hour), {}
         self._refused = None  # why no work is accepted any more, or None
         self._held_changes = None  # why no change is taken yet, or None
         self.writer = None  # of an image that another engine keeps
@@ -49817,7 +49899,7 @@ class BatOS_UVM:
             lanes,
             self.core,
             settings,
-            lambda oid, report: self.post(self._cycle_ended, oid, report),
+            lambda oid, report: self.post(self.waiting.ended, oid, report),
             self.embedder,
             self._experts.fetch_ahead,
             self._token_listener,
@@ -49906,10 +49988,7 @@ class BatOS_UVM:
         self.lanes["core"].stop()
         for name in ("bulk", "upkeep"):
             self.lanes[name].end()
-        for oid in list(self._waiting):  # their missions go on at the next start
-            self._cycle_ended(
-                oid, {"cycle": oid, "state": "accepted; it goes on when the daemon is back"}
-            )
+        self.waiting.let_go()
         start_s = time.monotonic()
         while self.pending or self.wire.unread():
             if time.monotonic() - start_s >= self.settings.drain_s:  # a second interrupt makes it 0
@@ -50068,7 +50147,7 @@ class BatOS_UVM:
 
     def _dispatch_keyed(self, request):
         if self._held is not None:
-            self._accept(request)
+            self.accept(request)
             return self._held.append(request)
         request.key = request.who, request.command.idempotency_key
         request.digest = body_digest(request.command)
@@ -50076,7 +50155,7 @@ class BatOS_UVM:
         if known is None:
             self._submit(request)
         elif known is True:
-            self._accept(request)  # its twin's reply will be its own
+            self.accept(request)  # its twin's reply will be its own
         else:
             self._repeat(request, known)
 
@@ -50127,7 +50206,7 @@ class BatOS_UVM:
 
     def submit_to(self, lane, request, apply, repeated=None, **how):
         """Queue a job for a request; its outcome is the reply."""
-        self._accept(request)
+        self.accept(request)
         command = request.command
         key = request.key[1] if request.key else None
         why = (
@@ -50152,7 +50231,7 @@ class BatOS_UVM:
         else:
             self._taken.append((lane, job))
 
-    def _accept(self, request):
+    def accept(self, request):
         if not request.accepted:
             request.accepted = True
             self.pending += 1
@@ -50215,17 +50294,17 @@ class BatOS_UVM:
         try:
             self._go_on(request, repeated, outcome)
         except Exception as error:  # a boundary: every request gets a reply
-            self._refuse(request, error)
+            self.refuse(request, error)
 
     def _go_on(self, request, repeated, outcome):
         """Answer a request with its job's outcome, or do what comes next for it."""
         if isinstance(outcome.result, MoveTo):
-            return self._run_again(request, outcome.result.lane)
+            return self.run_again(request, outcome.result.lane)
         if isinstance(outcome.result, Deferred):
-            return self._generating(request, *outcome.result)
+            return self.waiting.for_method(request, *outcome.result)
         if outcome.error is not None:
-            return self._refuse(request, outcome.error)
-        twins = self._twins(request)
+            return self.refuse(request, outcome.error)
+        twins = self.twins_of(request)
         if request.key and outcome.page:
             self.remember(outcome)
         change = repeated or outcome.change
@@ -50239,23 +50318,23 @@ class BatOS_UVM:
         remembered = Remembered(job.digest, page.lane, outcome.change, page.at_us, page.number)
         self.keys.add((job.who, job.key), remembered)
 
-    def _run_again(self, request, lane):
+    def run_again(self, request, lane):
         """Run a request in another lane than the one that had it."""
         request.lane = lane
         try:
             self._submit(request)
         except BatosError as error:
-            self._refuse(request, error)
+            self.refuse(request, error)
 
-    def _twins(self, request):
+    def twins_of(self, request):
         """Return the requests that wait for the reply of one whose key is at work no more."""
         return self.keys.end(request.key) if request.key else []
 
-    def _refuse(self, request, error):
+    def refuse(self, request, error):
         """Answer a request, and those that wait for its reply, with an error."""
         error = named_shortage(error)
         self._log_unexpected(request, error)
-        for one in (request, *self._twins(request)):
+        for one in (request, *self.twins_of(request)):
             self.reply_error(one, error)
 
     def answer(self, request, result, change, repeated=False):
@@ -50264,75 +50343,9 @@ class BatOS_UVM:
         if repeated:
             extra["repeated"] = True
         if isinstance(request.command, InitiateCognitiveCycleCommand) and request.command.wait:
-            return self._answer_when_ended(request, result["result"]["cycle"], extra)
+            then = lambda report: self.reply_ok(request, cycle_answer(report), **extra)
+            return self.waiting.for_end(request, result["result"]["cycle"], then)
         self.reply_ok(request, result, **extra)
-
-    def _answer_when_ended(self, request, oid, extra):
-        self._when_ended(
-            request, oid, lambda report: self.reply_ok(request, cycle_answer(report), **extra)
-        )
-
-    def _when_ended(self, request, oid, then):
-        """Have then(report) called in the loop once a cycle has ended; the request waits for it."""
-        self._accept(request)
-        if oid in self.mind.missions and not self._refused:
-            self._waiting[oid].append(then)
-        else:  # it has ended, and its outcome is in the image
-            self.lanes["read"].submit(
-                Job(
-                    "cycle",
-                    lambda root: cycle_report(find_cycle(root, oid)),
-                    lambda outcome: self.post(self._cycle_read, request, then, outcome),
-                )
-            )
-
-    def _cycle_read(self, request, then, outcome):
-        if outcome.error is not None:
-            return self.reply_error(request, outcome.error)
-        then(outcome.result)
-
-    # ---- missing methods
-
-    def may_write_for(self, request):
-        """Return whether a mission may write the method for a message that nobody understands."""
-        wanted = request.command.generate
-        if wanted is None:
-            wanted = self.settings.generate
-        return wanted and not request.generated and self.core.state not in ("offline", "failed")
-
-    def _generating(self, request, oid, selector):
-        """A mission writes what a message wants: say so, or have the message sent again when it has ended."""
-        command = request.command
-        if oid in self.mind.missions and oid not in self._writing:
-            self._writing[oid] = selector, command.intent
-            self._waiting[oid].insert(0, self._written)
-        if command.wait:
-            return self._when_ended(
-                request, oid, lambda report: self._send_again(request, selector, report)
-            )
-        told = f"{selector} is not understood yet; the mission {oid} writes it: send it again later, or with wait"
-        for one in (request, *self._twins(request)):
-            self.reply_ok(one, {"details": told, "result": {"cycle": oid}})
-
-    def _written(self, report):
-        message = self._writing.pop(report["cycle"], None)
-        if message is not None and report["state"] in ENDED:
-            self.budget.note(message, report["state"] == "COMPLETE")
-
-    def _send_again(self, request, selector, report):
-        request.generated, request.written = True, report
-        if report["state"] == "COMPLETE" and not self._refused:
-            return self._run_again(request, None)
-        reason = report.get("reason", {}).get("details", "it goes on when the daemon is back")
-        error = MethodUnwritten(
-            f"{selector} is not understood, and the mission {report['cycle']} is {report['state']}: "
-            f"{reason}"
-        )
-        self._refuse(request, error)
-
-    def _cycle_ended(self, oid, report):
-        for function in self._waiting.pop(oid, ()):
-            function(report)
 
     def cancel(self, request):
         """Return the answer of a `cancel`, or None where it waits: for the cycle's end, or for where it ended."""
@@ -50352,9 +50365,8 @@ class BatOS_UVM:
         if asked == "cancelling":
             return {"details": f"cycle {oid} is being cancelled", "result": {"cycle": oid}}
         if asked == "ending":
-            self._accept(request)
-            return self._waiting[oid].append(
-                lambda report: self.reply_error(request, too_late(report))
+            return self.waiting.for_end(
+                request, oid, lambda report: self.reply_error(request, too_late(report))
             )
         self.submit_to("read", request, functools.partial(cancel_late, oid))
 
@@ -56415,7 +56427,7 @@ __all__ += """
     cancel_command status_command state_command backup_command pack_command forget_command
     history_command log_command undo_command watch_command stop_command report_command
     feedback_command golden_command why_command feedback_command golden_command forge_command
-    jobs_command watched
+    jobs_command watched inspect_command
 """.split()
 
 
