@@ -26741,14 +26741,21 @@ def find_evidence(
     mass = max([outcome["mass"] for outcome in outcomes])
     certainty = _certainty(asked, unknown, mass, judged, evidence, recall) if evidence else "none"
     further = [_evidence(one) for one in _further(judged, kept, recall.further)]
-    return {
+    return _as_found(certainty, mass, unknown, evidence, further)
+
+
+def _as_found(certainty, mass, unknown, evidence, further):
+    """Return what find_evidence tells."""
+    found = {
         "relevant": certainty == "sure",
         "certainty": certainty,
         "mass": mass,
         "unknown": unknown,
         "evidence": evidence if certainty != "none" else [],
-        **({"further": further} if further else {}),
     }
+    if further:
+        found["further"] = further
+    return found
 
 
 def _searched(catalog, query, vector, recall, places):
@@ -49886,9 +49893,9 @@ class BatOS_UVM:
         """Make the threads that do the work, none of them started; another one is a row here."""
         image, settings, token = self.image, self.settings, WriteToken()
         lanes = self.lanes = {
-            "read": ReadLane(image, "read", settings.read_threads),
             "write": WriteLane(image, token, settings, self.fatal, self.events),
             "bulk": BulkLane(image, token, settings, self.fatal, self.events),
+            "read": ReadLane(image, "read", settings.read_threads),
             "upkeep": Upkeep(image, settings, self.fatal, self.events),
             "synapse": SynapseLane(image, "synapse"),
         }
@@ -50027,8 +50034,10 @@ class BatOS_UVM:
         self.mind.close()
         self.forge.close()
         self.housekeeping.close()
-        for lane in reversed(self.lanes.values()):  # each hands work to those before it alone
-            lane.close()
+        # Each hands work to those before it alone, and whoever answers may ask the read lane.
+        working = [name for name in reversed(self.lanes) if name != "read"]
+        for name in (*working, "read"):
+            self.lanes[name].close()
 
     def close_socket(self):
         """Close the socket, in the loop's thread. The image is the caller's."""

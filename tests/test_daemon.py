@@ -340,7 +340,7 @@ BREAKS = """
 def breaks(uvm):
     raise RuntimeError("nobody foresaw this")
 
-batos.BatOS_UVM._look_at_place = breaks
+batos.Vitals._look_at_place = breaks
 """
 
 

@@ -133,7 +133,7 @@ def test_who_is_told_to_stop_in_its_probation_stops_and_the_program_before_serve
 
 def test_a_program_that_took_over_is_started_again_three_times_and_then_no_more(home):
     home.start()
-    falling = home.program(before("BatOS_UVM.health", "os._exit(9)"))
+    falling = home.program(before("Vitals.health", "os._exit(9)"))
     home.order(falling)
     vessels.until(lambda: home.marker()["current"].get("sha256") == falling)
     for _ in range(4):
