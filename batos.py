@@ -10580,9 +10580,9 @@ class Bridge:
             return {"value": answer, "changed": []}
         if row:
             _check_sent_by_method(row, receiver, selector)
-        return self.sent(receiver, selector, args, kwargs)
+        return self.sent_to_primitive(receiver, selector, args, kwargs)
 
-    def sent(self, receiver, selector, args, kwargs):
+    def sent_to_primitive(self, receiver, selector, args, kwargs):
         """Send a message to a primitive; returns its value, and which slots it changed."""
         before, self.jar.changes = self.jar.changes, {}
         known = len(self.jar._added)
