@@ -22375,7 +22375,10 @@ def _map_arrays(path, sha256):
 
 def _place_in_order(numbers, number):
     """Return where a number is in an ascending array, or None."""
-    place = int(numbers.searchsorted(number))
+    import numpy
+
+    # a number of another type has the whole array made one of that first
+    place = int(numbers.searchsorted(numpy.asarray(number).astype(numbers.dtype)))
     return place if place < len(numbers) and numbers[place] == number else None
 
 
@@ -24654,7 +24657,29 @@ def _chosen(catalog, where):
         )
 
     narrow += [] if where.among is None else [where.among]
+    if not narrow:
+        few_of_each = [_few_of(catalog, either) for either in sets]
+        narrow = [few for few in few_of_each if few is not None]
     return functools.reduce(numpy.intersect1d, narrow) if narrow else None, test
+
+
+_FEW_SHARE, _FEW_RUNS = 8, 1000
+
+
+def _few_of(catalog, filed):
+    """Return the numbers, ascending, that are in one of some RunTrees, where they are few beside all; else None.
+
+    A few notes beside thousands of answers about them: whoever tries the best of all in turn meets an answer each time.
+    """
+    import numpy
+
+    all_runs = itertools.chain.from_iterable(one.items() for one in filed)
+    runs = list(itertools.islice(all_runs, _FEW_RUNS + 1))
+    many = sum(segment.count for segment in readable_segments(catalog)) // _FEW_SHARE
+    if len(runs) > _FEW_RUNS or sum(count for _, count in runs) > many:
+        return None
+    numbers = [numpy.arange(first, first + count) for first, count in runs]
+    return numpy.unique(numpy.concatenate([numpy.empty(0, numpy.int64), *numbers]))
 
 
 # Expressions: AND, OR, NOT, phrases and globs, as zope.index parses them. A plain question never comes here.
