@@ -122,3 +122,33 @@ def test_packs_of_bytes_are_merged_without_a_change(monkeypatch, tmp_path):
     with batos.built_file(merged, tmp_path) as built:
         again = pack_of(merged.numbers, built.arrays.vectors).arrays
         assert all((before[number] == row).all() for number, row in zip(again.numbers.tolist(), again.vectors[:], strict=True))
+
+
+# Few among many
+
+
+def test_few_notes_are_found_without_a_look_at_the_many_that_stand_beside_them(monkeypatch):
+    catalog = batos.new_catalog()
+    for number in range(300):
+        batos.index_document_(catalog, f"note {number}", f"The gauge {number} is read each day.", scope="self")
+    for number in range(5):
+        batos.index_document_(catalog, f"gauge {number}", f"Whoever reads it writes of gauge {number} what each day was.")
+    tested, holds = [], batos.RunTree.holds
+    monkeypatch.setattr(batos.RunTree, "holds", lambda tree, number: tested.append(number) or holds(tree, number))
+
+    def found(**where):
+        tested.clear()
+        told = batos.search_(catalog, "Which gauge is read each day?", max_results=3, **where)["results"]
+        return [(row["chunk"]["doc_id"], row["score"]) for row in told]
+    few, tested_few = found(), len(tested)
+    many = found(scope="self")
+    monkeypatch.setattr(batos, "_FEW_RUNS", -1)          # nothing is few
+    assert found() == few and len(few) == 3 and tested_few < 20 < 200 < len(tested)
+    assert found(scope="self") == many
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "int32", "int64"])
+def test_a_number_is_found_in_order_whatever_the_numbers_are_kept_as(kind):
+    numbers = numpy.array([1, 3, 200], kind)
+    places = [batos._place_in_order(numbers, number) for number in (0, 1, 2, 3, 200, 201, 257, 70_000, 2 ** 40 + 1)]
+    assert places == [None, 0, None, 1, 2, None, None, None, None]
