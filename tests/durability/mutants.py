@@ -1,12 +1,14 @@
 """Would the tests notice? Small faults are put into batos.py, one at a time, and the tests of its section are run.
 
     python tests/durability/mutants.py [--mutants 300] [--seed 1] [--sections Image,Lanes] [--folder FOLDER] [--fast] [--quick]
+                                      [--part 0/3]
 
 A mutant is killed if a test fails, does not end in time, or batos.py cannot be imported; a section whose tests fail without
 a mutant is left out. They are drawn by the seed from all places that the sections have, each section by its size. With
 --quick the few fast files of QUICK stand for a section's tests, so that a mutant takes seconds: what survives those may be
 killed by the others. The run is made in a copy of the last commit, in FOLDER; what stands there already is gone on with.
-Killed and survived go into mutants.json beside this file, with the survivors themselves.
+Several may be at it at once, each with a part (0/3, 1/3, 2/3) of the same mutants: most tests wait more than they work. Killed and
+survived, of all parts that stand in FOLDER, go into mutants.json beside this file, with the survivors themselves.
 """
 
 import argparse
@@ -71,8 +73,9 @@ QUICK = {                                                # room -> the files tha
     "Errors": ["protocol"], "Settings": ["settings"], "Foundations": ["foundations", "objects"],
     "Objects": ["roles", "objects", "shapes", "objects_model", "protection"], "Image": ["history", "image", "upgrade"],
     "Ledger": ["history"], "Lanes": ["lanes", "history"], "Index": ["segments", "vectors"], "Protocol": ["protocol"],
-    "Requests": ["roles", "lanes"], "Commands": ["roles", "uvm"], "Wire": ["roles", "keys"], "BatOS_UVM": ["roles", "uvm"],
+    "Requests": ["roles", "lanes"], "Commands": ["roles", "parts"], "Wire": ["roles", "keys"], "BatOS_UVM": ["roles", "uvm"],
     "Guardian": ["audit"], "Child": ["child"], "Processes": ["child"], "Method lane": ["child"],
+    "Steps": ["synthesis"], "Intents": ["synthesis"], "Examples": ["synthesis"],
 }
 OPPOSITE = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -229,8 +232,20 @@ def copied(folder):
     return tree, told.read_text()
 
 
-def campaign(folder, count, seed, sections, fast, tell, quick=False):
-    """Try mutants; what was found stands in FOLDER/found.json after each. Returns {"commit", "found": {name: row}}."""
+def part_of(mutants, part):
+    """Return every so-manieth of the mutants: "1/3" is the second, the fifth and so on."""
+    place, parts = map(int, part.split("/"))
+    return mutants[place::parts]
+
+
+def all_found(folder):
+    """Return what the parts of a run have found, together."""
+    rows = [json.loads(path.read_text()) for path in sorted(pathlib.Path(folder).glob("part-*/found.json"))]
+    return dict(collections.ChainMap(*rows))
+
+
+def campaign(folder, mutants_of, fast, tell, quick=False):
+    """Try the mutants that `mutants_of` returns of a source; what was found stands in FOLDER/found.json after each. Returns the commit."""
     tree, commit = copied(folder)
     kept, target = pathlib.Path(folder, "found.json"), tree / "batos.py"
     original = pathlib.Path(folder, "batos.py")
@@ -239,7 +254,8 @@ def campaign(folder, count, seed, sections, fast, tell, quick=False):
     source = original.read_text("utf-8")
     found = json.loads(kept.read_text()) if kept.exists() else {}
     sound = {}                                           # section -> how its tests end without a mutant
-    for mutant in drawn(source, count, seed, sections):
+    mutants = mutants_of(source)
+    for mutant in mutants:
         if mutant.name in found:
             continue
         if mutant.section not in sound:
@@ -253,9 +269,9 @@ def campaign(folder, count, seed, sections, fast, tell, quick=False):
         ended = outcome(tree, mutant.section, fast, quick)
         found[mutant.name] = {"was": text_of(source, mutant), "is": mutant.instead, "ended": ended}
         kept.write_text(json.dumps(found, indent=1))
-        tell(f"{len(found)} of {count}: {mutant.name}: {ended} ({time.monotonic() - began_s:.0f} s)")
+        tell(f"{len(found)} of {len(mutants)}: {mutant.name}: {ended} ({time.monotonic() - began_s:.0f} s)")
     target.write_text(source, "utf-8")
-    return {"commit": commit, "found": found}
+    return commit
 
 
 def report(result, count, seed):
@@ -278,9 +294,12 @@ if __name__ == "__main__":
     parser.add_argument("--folder", default=os.path.join(tempfile.gettempdir(), "batos-mutants"))
     parser.add_argument("--fast", action="store_true", help="only the tests that are not slow")
     parser.add_argument("--quick", action="store_true", help="only a few fast files a section")
+    parser.add_argument("--part", default="0/1", help="K/N: of N that are at it at once, the one with number K")
     args = parser.parse_args()
     wanted = [name for name in args.sections.split(",") if name]
-    made = campaign(args.folder, args.mutants, args.seed, wanted, args.fast, lambda line: print(line, flush=True), args.quick)
-    told = report(made, args.mutants, args.seed)
+    own = os.path.join(args.folder, f"part-{args.part.replace('/', '-')}")
+    commit = campaign(own, lambda source: part_of(drawn(source, args.mutants, args.seed, wanted), args.part), args.fast,
+                      lambda line: print(line, flush=True), args.quick)
+    told = report({"commit": commit, "found": all_found(args.folder)}, args.mutants, args.seed)
     HERE.joinpath("mutants.json").write_text(json.dumps(told, indent=1) + "\n")
     print({name: told[name] for name in ("tried", "killed", "survived")})
