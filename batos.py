@@ -34727,6 +34727,7 @@ _CUE_ROWS = r"""
     above: (?!few|less|small|low|cheap|short|young|cold|cool|light|slow|weak|earli|near|poor|thin|narrow)\w+er than
     above: exceeded|outgrew|outweighs?|surpass\w*|in excess of|upwards of|after
     add_text: append|add|at the end|suffix
+    around: perimeter|circumference|(?:all )?(?:the way )?(?:round|around) the|outline
     after: after|behind|follows?|following
     all: all|every|each|everyone|everybody|everything
     any: any|some|at least one
@@ -34747,11 +34748,12 @@ _CUE_ROWS = r"""
     capital: capitalized?|capitalised?|capital letter
     change_key: count|amount of|by key
     clear: clear|empty|reset|forget|remove all|delete all|wipe|blank|throw .* away
-    clear: get rid of|start over|discard .* all
+    clear: get rid of|start over|discard .* all|everything out
+    clear: (?:remove|delete|take out|drop|discard|forget|cancel|dismiss) (?:everything|every \w+)
     contains: contains?|contain|holds?|includes?|is in|has|have|member|whether .* in|there is
     contains: present|known|among|appears?|belongs?|part of|listed|on the list
     contains: do (?:i|we) (?:have|need|know)|in there|exists?
-    copy: copy|same as|duplicate|backup
+    copy: copy|same as|duplicate|backup|fill\w* (?:\S+ ){0,2}(?:right )?up|restore|top .* up
     count: how many|number of|count of|num|count|size|length|how long|quantity of
     count: how large is|headcount|amount of
     counts: frequenc\w*|histogram|tally|how often each|count of each|occurrences of each
@@ -34781,10 +34783,12 @@ _CUE_ROWS = r"""
     filled: someone|something|is set|is known|is there
     first: first|front|begins? with|oldest|head|initial|earliest|beginning|start|next|whose turn
     floor: at least|minimum|no less|not below|floor|never below|not negative
+    floor: (?:never|not) (?:under|less than|lower than)|stops? at (?:0|zero)
     grow: increase\w*|deposit|add|raise|grow|credit|more|put|gain|earn|top up|increment\w*|receive
     grow: restock|come in|came in|comes in|arrives?|arrived|higher|boost\w*|collect\w*|save\w*|longer|bring in
     grow: load|board|aboard|prolong\w*|extend|gains?|won|wins?|delivery|bonus|refill
     grow: charge|produce\w*|brew|bake|farther|further
+    grow: (?:turn|turned|put|go|goes|went|is) up|up by|\w+er by|pour in|pay in
     half: half|halved|halves|halve
     hello: hello|greet\w*|greeting|says? hello
     initial: initial|first letter|first character|initials|first letters
@@ -34796,6 +34800,7 @@ _CUE_ROWS = r"""
     label: line|label\w*|described?|description|short line|colon|summary
     last: last|latest|newest|most recent|tail|final|end|top of the stack|most recently|current|so far the last
     limit: limit|at most|cap|clamp|no more than|not above|up to
+    limit: (?:never|not) (?:past|over|beyond|more than|above|higher than|exceed\w*)
     lines: lines
     long: longest
     lookup: look up|look|lookup|find|get|number of|of a|value for|value of|entry|under
@@ -34805,7 +34810,7 @@ _CUE_ROWS = r"""
     lacking: (?:does|do|did|has|have|is|are|was|were|that|which|who) (?:not|nobody|no one)(?: \w+)?
     lower: lower|lowercase|lowercased|small letters|lower case
     max: warmest|fastest|strongest|deepest|richest|brightest|furthest|farthest|longest-serving|winner|winning
-    max: largest|highest|max|maximum|biggest|greatest|dearest|most expensive|best|peak|higher
+    max: largest|highest|max|maximum|biggest|greatest|dearest|most expensive|best|peak|higher|longest
     max: larger|better|record|tallest|heaviest|hottest|most|oldest|top|champion
     max: leader|leading|busiest|loudest|widest|thickest
     max: (?!near|slow|weak|shallow|poor|clos|light|low|small|cheap|young|cold|few|l|early|b|w|short|t|f|ch|inter|ho|mod)\w{3,}est
@@ -34813,7 +34818,7 @@ _CUE_ROWS = r"""
     median: median|middle
     month: months?
     min: slowest|weakest|shallowest|poorest|closest|nearest|earliest time|lightest
-    min: smallest|lowest|min|minimum|cheapest|least|youngest|lower of|smaller|worst|lightest
+    min: smallest|lowest|min|minimum|cheapest|least|youngest|lower of|smaller|worst|lightest|shortest
     min: coldest|fewest|less expensive|thinnest|narrowest|quietest|nearest
     min: low point|coolest|runner up from below
     minus: minus|less|left|remaining|remains|difference|subtract\w*|without|still|due|owed|owing
@@ -34848,7 +34853,7 @@ _CUE_ROWS = r"""
     position: position of|index of|where|which place|position|index
     positive: positive|above zero|greater than (?:0|zero)|over zero|more than (?:0|zero)
     power: power|to the|exponent|raised
-    prepend: prepend\w*|at the front|front|at the beginning|in front|at the start|first
+    prepend: prepend\w*|at the front|front|at the beginning|in front|at the start|first|ahead of
     put: put|store|set|keep|under a key|add|register|onto|save|record|note|enter|assign|map|remember
     rate: rate|tax|percentage|interest|vat|discount|percent|markup
     ratio: ratio|speed|pace|density|velocity|per|divided|speed|rate of|divide|over
@@ -34860,7 +34865,7 @@ _CUE_ROWS = r"""
     reach: at least|or more|or older|reaches|reached|from .* on(?! the)|minimum of
     reach: not less|enough|full|as soon as|no fewer|suffices?
     reach: at or above|or higher|or better|no less|or above|sufficient|reaching
-    remainder: remainder|mod\w*|rest|left over
+    remainder: remainder|mod\w*|rest|left over|remains? (?:once|when|after)
     remove: no longer|discontinue\w*|dismiss\w*|take .* out|cancel\w*|take off|leaves?
     remove: left|returned|given back|gives? back|sold
     remove: not .* any ?(?:more|longer)|fire|scrap|throw out|strike|cross off|quits?
@@ -34888,6 +34893,7 @@ _CUE_ROWS = r"""
     shrink: gets? off|leave|left|take .* out|take .* off|give away
     shrink: remove|issue|lower|cheaper|discount|refund|drink|fewer|out of|drop|cut
     shrink: shorten|go ashore|hand out|donate|discard|lend
+    shrink: (?:turn|turned|put|go|goes|went|is) down|down by|pour out|pay out|damage\w*|hits?
     sort: sort|sorted|sorts|alphabetical|alphabetically|ascending|in order|order of|a to z|ranked
     sort: low to high|ordered|alphabetic\w*|by name|in the order|arrange\w*|rank\w*
     sort: (?:smallest|lowest|cheapest|shortest|youngest) first
@@ -34902,7 +34908,8 @@ _CUE_ROWS = r"""
     swap: swap\w*|exchange\w*|trade|trades|switch (?:sides|places)|the other way (?:a)?round
     third: third
     times: volume
-    times: times|multipl\w*|product|area|total price|total cost|factor|worth|per
+    times: times|multipl\w*|product|area|total price|total cost|factor|worth|per|surface
+    times: ~\d+ by (?:the |its )?~\d+
     times: for (?:all|each)|every|needed for|each costs?|apiece
     title: title case|title|each word capital\w*|every word
     toggle: toggle|flip|switch|other state|invert|becomes? (?:off|on)|the other way
@@ -34954,10 +34961,17 @@ _PHRASE_ROWS = r"""
     most (?:letters|characters) -> longest
     (?:short(?:est)?|small(?:est)?) ones? first|by length -> sorted by length
     (?:newest|latest|most recent) first|turned round -> reversed
+    (?:smallest|lowest|cheapest|least|youngest|shortest) (?:one )?at the (?:front|start|beginning|top) -> sorted
+    (?:largest|highest|dearest|biggest|oldest|longest) (?:one )?at the (?:front|start|beginning|top) -> descending
+    (?:\w*est|max\w*) (?:\S+ ){0,3}(?:minus|less) (?:the )?(?:\w*est|min\w*) -> spread
+    (?:not|no) (?:later|higher|bigger|larger|older|longer) than -> at most
+    (?:not|no) (?:earlier|lower|smaller|younger|shorter) than|not before -> reaches
+    (?:not|isn't|aren't) (?:among|in|on|part of) (?:the |our |my )?(\w+)(?: \w+)? any(?: ?more| longer) -> removed from \1
     (?:best|highest|largest|biggest|greatest|dearest|most \w+) first -> descending
     from (?:the )?(?:highest|largest|biggest|greatest|best) to (?:the )?(?:lowest|smallest|least|worst) -> descending
     from (?:the )?(?:lowest|smallest|least) to (?:the )?(?:highest|largest|biggest|greatest) -> sorted
     (?:all |every \w+ |everything )?(?:except|but|without) (?:for )?(?:the )?(first|last)(?: one)? -> all without dropped \1
+    all of (?:the )?\w+ (?:except|but|without) (?:for )?(?:the )?(first|last)(?: one)? -> all without dropped \1
     (?:right )?behind the (?:winning|best|highest|largest|first)(?: one)? -> second highest
     (?:sums?|totals?) so far|running total|after each \w+ -> running
     capital letters -> uppercase
@@ -34969,6 +34983,7 @@ _PHRASE_ROWS = r"""
     (?:a |any )?negative (?:\w+) -> any negative
     hide it when shown|when hidden -> toggle
     used up|uses up -> one less
+    ,? ?(?:so that|until) nothing is left -> entirely
     (?:time|times) and time -> times
     (?:rounded )?to whole \w+|without (?:cents|decimals|the cents) -> whole
     at least(?= \d) -> reaches
@@ -35191,7 +35206,7 @@ _STEP_ROWS = """
     commonest | - | max occurs | return max(self.list, key=self.list.count)
     has_repeats | flag | repeats flag | return len(set(self.list)) < len(self.list)
     is_sorted | flag | sort flag | return self.list == sorted(self.list)
-    count_true | number | count on | return sum(bool(each) for each in self.list)
+    count_true | number | count on | return sum(bool(each) for each in self.flags)
     even | flag | even flag | return self.number % 2 == 0
     odd | flag | odd flag | return self.number % 2 == 1
     plus_number | number | plus | return self.number + NUMBER
@@ -35235,6 +35250,8 @@ _STEP_ROWS = """
     last_letter | text | last initial | return self.text[-1]
     letters_arg | text | few first | return self.text[:value]
     letters | text | few first | return self.text[:NUMBER]
+    last_letters | text | few last | return self.text[-NUMBER:]
+    last_letters_arg | text | few last | return self.text[-value:]
     palindrome | flag | backwards flag | return self.text == self.text[::-1]
     initials_of | text | initial words | return ''.join(each[0] for each in self.text.split())
     largest_value | number | max | return max(self.table.values())
@@ -35258,8 +35275,8 @@ _STEP_ROWS = """
     field_of_smallest | any | min field | return min(self.rows, key=lambda each: each[AMOUNT])[KEY]
     field_found | any | lookup field | return next(each[KEY] for each in self.rows if each[KEY2] == value)
     add_row | ! | append | self.rows = [*self.rows, {KEY: first, KEY2: second}]
-    all_flags | flag | all flag | return all(self.list)
-    any_flag | flag | any flag | return any(self.list)
+    all_flags | flag | all flag | return all(self.flags)
+    any_flag | flag | any flag | return any(self.flags)
     item | any | get | return self.table[KEY]
     counted_by | table | count by | return dict(collections.Counter(each[KEY] for each in self.rows))
     sum_by | table | sum by | return {it[KEY2]: sum(one[AMOUNT] GROUPED) PER_ROW}
@@ -35416,6 +35433,15 @@ _STEP_ROWS = """
     rows_after_slot | rows | above | return [each for each in self.rows if each[DAY] > self.day]
     unique_sorted | = | unique sort | return sorted(set(self.list))
     word_lengths | numbers | count words letters | return [len(each) for each in self.text.split()]
+    counts_less | flag | below flag count | return len(self.list) < self.number
+    around | number | around | return 2 * (self.number + self.number2)
+    scaled_values | table | times all | return {key: each * value for key, each in self.table.items()}
+    scale_values | ! | times all | self.table = {key: each * value for key, each in self.table.items()}
+    up_limited | ! | up limit | self.number = min(self.number + 1, self.number2)
+    up_capped | ! | up limit | self.number = min(self.number + 1, NUMBER)
+    grow_capped | ! | grow limit | self.number = min(self.number + value, NUMBER)
+    down_floored | ! | down floor | self.number = max(self.number - 1, 0)
+    down_to | ! | down floor | self.number = max(self.number - 1, NUMBER)
     words_joined_by | text | join words | return TEXT.join(self.text.split())
     nth_word | text | words at | return self.text.split()[value]"""
 
@@ -35583,7 +35609,7 @@ def _composed(quantity, holder, condition):
 FITTING = {
     name: (*kinds, *(more for more, of in (("rows", "list"), ("day", "text")) if of in kinds))
     for name, kinds in HOLES.items()
-} | {"rows": ("rows",), "day": ("day",)}
+} | {"rows": ("rows",), "day": ("day",), "flags": ("list",)}
 # of a list -> of one that it holds
 ITEM_KINDS = {"numbers": "number", "texts": "text", "rows": "table"}
 
@@ -35739,7 +35765,9 @@ TEXT_WORDS = {"comma": ", ", "commas": ", ", "space": " ", "spaces": " ", "blank
 
 # Offers:
 __all__ += """
-    World value_kind world_of parameters is_day Candidate NOTHING one_steps two_steps
+    World value_kind world_of parameters is_day Candidate fitting_kinds NOTHING one_steps
+    two_steps
+    fitting_kinds
 """.split()
 
 
@@ -35890,12 +35918,12 @@ def _choices_of(step, world):
     """Return {hole or argument of a step: slots or arguments of the message that fit}."""
     choices = {}
     for hole in step.holes:
-        kinds = _fitting_kinds(hole)
+        kinds = fitting_kinds(hole)
         choices[hole] = [name for name, kind in world.slots.items() if kind in kinds]
     return choices | {name: list(world.given) for name in step.given}
 
 
-def _fitting_kinds(place: str) -> tuple:
+def fitting_kinds(place: str) -> tuple:
     """Return the kinds that fit a hole or an argument of a step."""
     return FITTING.get(place.rstrip("23"), ("number", "text", "day", "any"))
 
@@ -35903,7 +35931,7 @@ def _fitting_kinds(place: str) -> tuple:
 def _choices_around(step, one, choices):
     """Yield `choices` with the Candidate `one` in each place of a step where it fits."""
     for place in choices:
-        wanted = _fitting_kinds(place)
+        wanted = fitting_kinds(place)
         if place not in step.changes and (one.result in wanted or one.result == "any"):
             yield {**choices, place: [_FIRST_STEP]}
 
@@ -36078,55 +36106,57 @@ __all__ += """
 # What each feature of a candidate is worth: fitted by tests/bench/fit.py to requests of which it is known what is meant, all of
 # them looked at (tests/data: asked, shaped, half "look" of phrased and wanted), none of those that judge.
 _WEIGHTS = {
-    "share": 0.7,  # the logarithm of the router's share
+    "share": 0.87,  # the logarithm of the router's share
     # what its steps do is said, said by a word that is said often, not said
-    "cue": 0.27,
-    "weak cue": 1.71,
-    "unsaid": -4.44,
-    "both said": 1.87,  # it has two steps, each said by words of its own
-    "said once": -1.32,  # one piece of the request stands for two things that its steps do
+    "cue": 0.92,
+    "weak cue": 0.51,
+    "unsaid": -3.48,
+    "both said": 1.58,  # it has two steps, each said by words of its own
+    "all said": 0.26,  # … and nothing else is said
+    "said once": -1.23,  # one piece of the request stands for two things that its steps do
     # a piece of the request that none of its steps has, a DECIDING cue
-    "unexplained": -4.38,
-    "undecided": -0.81,
+    "unexplained": -2.25,
+    "undecided": -0.84,
     # it changes something where that is wanted; where nothing is said of it
-    "change": 1.34,
-    "quiet change": -1.63,
-    "no number": -3.26,  # it answers no number where one is asked for
-    "flag": 3.99,
-    "no flag": -6.19,  # it answers yes or no where that is asked, and where not
-    "named": 3.16,
-    "unnamed": -1.73,  # slots and keys that it uses and the request names, or not
-    "only one": -1.1,  # slots that are not named, and the only ones of their kind
-    "unasked": -2.13,  # it only answers a slot, and nothing names it
-    "head": 2.72,  # of rows it answers what is asked for: some of them, or a key
-    "odd argument": -1.54,  # an argument is of another kind than what it is put among
-    "missed": -1.07,
-    "missed key": -3.08,  # named ones that it leaves out
+    "change": 0.99,
+    "quiet change": -0.7,
+    "no number": -1.97,  # it answers no number where one is asked for
+    "flag": 2.75,
+    "no flag": -6.28,  # it answers yes or no where that is asked, and where not
+    "named": 2.54,
+    "unnamed": -3.04,  # slots and keys that it uses and the request names, or not
+    "only one": -0.7,  # slots that are not named, and the only ones of their kind
+    "unasked": -2.16,  # it only answers a slot, and nothing names it
+    "head": 1.57,  # of rows it answers what is asked for: some of them, or a key
+    "odd argument": -1.63,  # an argument is of another kind than what it is put among
+    "missed": -0.56,
+    "missed key": -3.27,  # named ones that it leaves out
     # two slots in the order of the text, as words between them want it
-    "order": 0.89,
-    "said order": 2.43,
-    "whole": 3.23,  # it divides by what a share is said to be of, and not by others
-    "bound": 1.83,  # a step is said of a slot, and done with it: "the square of the height"
-    "spelled": 4.18,  # it is the formula that the request spells
-    "odd key": -2.72,  # a key of rows is of another kind than what is done with it wants
-    "number": 1.14,
-    "untold number": -6.03,  # its numbers are told, or not
-    "left number": -2.87,  # a number that is told is left out
-    "text": 1.13,
-    "left text": -1.63,  # a text that the request tells is used, or none is
-    "key order": 1.1,  # keys that it takes are named in the order of its code, what it answers first
-    "target order": 1.6,  # what it changes is named before what it takes
-    "below nothing": -2.59,  # it subtracts what is more from what is less
-    "many": 1.48,  # it answers one or several, as the word for them says
-    "bare text": 2.3,  # a sign has no blank behind it
-    "dated": 2.01,  # it goes by a date where what is first or last by one is asked for
-    "turned": -1.58,  # it takes the second argument before the first
-    "replaced": 3.41,  # it replaces what is said to be replaced, by what is
-    "letters": 0.42,  # it counts the letters of a text where letters are spoken of
-    "denied": -2.87,  # it denies what is not denied
+    "order": 1.13,
+    "said order": 2.71,
+    "whole": 2.65,  # it divides by what a share is said to be of, and not by others
+    "bound": 1.5,  # a step is said of a slot, and done with it: "the square of the height"
+    "spelled": 4.22,  # it is the formula that the request spells
+    "odd key": -2.77,  # a key of rows is of another kind than what is done with it wants
+    "number": 0.55,
+    "untold number": -6.34,  # its numbers are told, or not
+    "left number": -2.21,  # a number that is told is left out
+    "text": 2.3,
+    "left text": -2.8,  # a text that the request tells is used, or none is
+    "key order": 0.63,  # keys that it takes are named in the order of its code, what it answers first
+    "target order": 1.53,  # what it changes is named before what it takes
+    "below nothing": -2.7,  # it subtracts what is more from what is less
+    "many": 0.6,  # it answers one or several, as the word for them says
+    "bare text": 2.65,  # a sign has no blank behind it
+    "dated": 3.0,  # it goes by a date where what is first or last by one is asked for
+    "turned": -2.09,  # it takes the second argument before the first
+    "replaced": 3.42,  # it replaces what is said to be replaced, by what is
+    "letters": 1.5,  # it counts the letters of a text where letters are spoken of
+    "denied": -3.03,  # it denies what is not denied
+    "opposite": -2.02,  # it does the opposite of what is said
     "strange": -0.1,  # words that nothing here knows
-    "second step": -7.29,
-    "twice": -7.34,  # a slot used twice
+    "second step": -6.7,
+    "twice": -7.48,  # a slot used twice
 }
 # A cue of these that the request has and a method has not leaves it a guess: it may be just what the example does not show.
 DECIDING = frozenset(
@@ -36151,7 +36181,7 @@ _READING = Pattern(
 )
 _SUMMING = Pattern(r"add(?:ed|ing)? (?:up|together|all)\b")
 _ASKING = Pattern(
-    r"(?:is|has|have|are|can|should|was|does|do|contains|starts|ends|exceeds|matches|any|all(?! without))\b"
+    r"(?:is|has|have|are|can|should|was|does|do|contains|starts|ends|exceeds|matches$|any|all(?! without))\b"
 )
 _ASKS = Pattern(
     r"\b(?:whether|(?:true|yes) (?:if|when|iff)|tells? if|checks? (?:if|that)|or older|or more)\b|"
@@ -36160,6 +36190,13 @@ _ASKS = Pattern(
 # What happens to an object, where a request tells that it does
 _HAPPENS = Pattern(
     r"\b(?:gets?|becomes?|arrives?|goes (?:in)?to|comes? in|come in|leaves|once more|no longer|one less|from now on)\b"
+)
+
+
+# … and where it tells what has happened to somebody or something
+_HAPPENED = Pattern(
+    r"^(?:the|a|an|one|another|he|she|it|we|i|someone|somebody) (?:\S+ ){0,3}?(?:has|have) (?:just |now )?(?:been )?"
+    r"(?:\w+ed|gone|come|won|lost|left|sold|bought|taken|given|grown|risen|fallen|eaten|drunk|spent|paid|run)\b[^?]*$"
 )
 
 
@@ -36242,7 +36279,9 @@ class Said(typing.NamedTuple):
     strange: int  # how many words say what nothing here knows
     kinds: dict  # key of rows, as Python writes it, or argument -> its kind
     shares: dict  # idiom -> the router's share
-    readings: tuple  # of each piece of the request that says something: what it may say, as cues
+    # of each piece of the request that says something: (what it may say, as cues; how much it counts)
+    readings: tuple
+    deciding: frozenset  # of DECIDING, what it says and a method here could do
     head: str | None  # what is asked for of rows: their slot, a key as Python writes it, or None
     world: World
 
@@ -36269,6 +36308,21 @@ _SAID_OF = {"oldest": "age", "youngest": "age", "older": "age", "younger": "age"
 _SAID_OF_HALF = 0.5  # such a word names a slot as some of its words do
 
 
+def _doing_said(text, name, told, world):
+    """Return (the cues that a marked text says, how much it wants a change)."""
+    cues = frozenset(cue for cue, words in CUES.items() if words.search(text))
+    change = _change_said(name, told)
+    if _is_verb_of_flag(told, world):
+        return cues - {"off"} | {"on"}, max(change, 1)
+    return cues, change
+
+
+def _kinds_of_names(kinds, world):
+    """Return {key as Python writes it, or argument: its kind}."""
+    kind_of = {repr(key): kind for key, kind in kinds.items()}
+    return kind_of | dict(zip(parameters(world), world.given.values(), strict=True))
+
+
 def what_is_said(selector: str, intent: str, world: World, shares: dict) -> Said:
     """Return the Said of a request."""
     kinds = _kinds_in_rows(world)
@@ -36279,12 +36333,11 @@ def what_is_said(selector: str, intent: str, world: World, shares: dict) -> Said
     plain, text = text, _with_keys_marked(text, kinds)
     meant = [_SAID_OF[word] for word in re.findall(r"[a-z]+", f"{told} {name}") if word in _SAID_OF]
     named = _slots_named(f"{told} ; {name}", meant, world.slots, len(text))
-    words = frozenset((*re.findall(r"[a-z]+", f"{name} {told}"), *meant))
-    kind_of = {repr(key): kind for key, kind in kinds.items()}
-    kind_of |= zip(parameters(world), world.given.values(), strict=True)
+    cues, change = _doing_said(text, name, told, world)
+    possible = _cues_possible(world, change)
     return Said(
-        cues=frozenset(cue for cue, words in CUES.items() if words.search(text)),
-        change=_change_said(name, told),
+        cues=cues,
+        change=change,
         asks=bool(_ASKING.match(name) or _ASKS.search(told)),
         named=named,
         named_whole=frozenset(slot for slot, (_, share) in named.items() if share == 1.0),
@@ -36292,7 +36345,7 @@ def what_is_said(selector: str, intent: str, world: World, shares: dict) -> Said
         wholes=frozenset(slots[found[1]] for found in _WHOLE.finditer(text)),
         bound=_bound_cues(text, slots),
         formula=_formula_said(text, slots, world),
-        words=words,
+        words=frozenset((*re.findall(r"[a-z]+", f"{name} {told}"), *meant)),
         numbers=world.numbers,
         texts=world.texts,
         keys=_keys_named(f"{told} ; {name}", meant, kinds),
@@ -36303,9 +36356,10 @@ def what_is_said(selector: str, intent: str, world: World, shares: dict) -> Said
         unspaced=bool(_NO_BLANK.search(told)),
         strange=len(_strange_words(text, selector)),
         keyed={repr(key): key for key in itertools.chain.from_iterable(world.keys.values())},
-        kinds=kind_of,
+        kinds=_kinds_of_names(kinds, world),
         shares=dict(shares),
-        readings=_readings_of(text),
+        readings=_readings_of(text, possible),
+        deciding=cues & DECIDING & possible,
         head=_head_of(f"{told} {name}", world),
         world=world,
     )
@@ -36419,7 +36473,7 @@ def _change_said(name, told):
         change -= bool(_READING.match(text))
         change -= bool(_SUMMING.match(text))
     if change < 1:
-        change += bool(_HAPPENS.search(told))
+        change += bool(_HAPPENS.search(told)) + 2 * bool(_HAPPENED.match(told))
     return change
 
 
@@ -36511,18 +36565,77 @@ def _called_here(word, known, flags):
 _READING_WORDS = 4  # a cue whose words stand farther apart is said by its first word
 
 
-def _readings_of(text):
-    """Return what each piece of a text may say, as sets of cues: words that overlap say one thing, whichever of them it is."""
+_SAME_BEGIN_LEAST = 4  # letters that a verb and what it makes true share: mute and muted
+
+
+def _is_verb_of_flag(told, world):
+    """Return whether a request begins with the verb of what a slot says yes or no of: "mute the radio", where it is `muted`."""
+    verb = told.partition(" ")[0]
+    flags = [plain_words(slot) for slot, kind in world.slots.items() if kind == "flag"]
+    return len(verb) >= _SAME_BEGIN_LEAST and any(
+        flag in (f"{verb}d", f"{verb}ed", f"{verb}{verb[-1]}ed") for flag in flags
+    )
+
+
+def _cues_possible(world, change):
+    """Return the cues of what can be done with the slots and arguments that there are: of nothing else can a request speak.
+
+    One that only reads, by its `change`, speaks of no change either.
+    """
+    reads = change < 0
+    steps = [step for step in known_steps().values() if not (reads and step.changes)]
+    return frozenset().union(*(step.cues for step in steps if _can_be_done(step, world)))
+
+
+def _can_be_done(step, world):
+    """Return whether the world has what fits each place of a step, or what a step before it may answer."""
+    kinds = {*world.slots.values(), *world.given.values()}
+    made = kinds | {"number", "text", "texts", "numbers", "list"}
+    changed = [place for place in step.holes if place in step.changes]
+    fits = all(kinds.intersection(fitting_kinds(place)) for place in changed)
+    return (
+        fits
+        and len(step.given) <= len(world.given)
+        and all(made.intersection(fitting_kinds(place)) for place in step.holes)
+        and all(_has_keys(mark, world) for mark in step.marks)
+    )
+
+
+def _has_keys(mark, world):
+    """Return whether rows here have a key that fits a mark; numbers and texts may be told."""
+    if mark not in KEY_MARKS:
+        return True
+    wanted = KEY_MARKS[mark]
+    keys = itertools.chain.from_iterable(held.values() for held in world.keys.values())
+    return any(not wanted or kind in wanted for kind in keys)
+
+
+_SELECTOR_COUNTS = 0.4  # of what the intent says beside it
+
+
+def _readings_of(text, possible):
+    """Return (what it may say, as cues; how much it counts) of each piece of a text: words that overlap say one thing,
+    whichever of them it is, and what the selector alone says, before ";", counts less than what the intent says.
+
+    What is not `possible` here is not said.
+    """
+    said_here = {cue: said for cue, said in CUES.items() if cue in possible}
     spans = [
-        (*_found_span(found), cue) for cue, said in CUES.items() for found in said.finditer(text)
+        (*_found_span(found), cue)
+        for cue, said in said_here.items()
+        for found in said.finditer(text)
     ]
+    name, _, told = text.partition(";")
     pieces, end = [], 0
     for start, stop, cue in sorted(spans):
         if start >= end:
-            pieces.append(set())
-        pieces[-1].add(cue)
+            pieces.append((set(), _SELECTOR_COUNTS if start < len(name) and told.strip() else 1.0))
+        pieces[-1][0].add(cue)
         end = max(end, stop)
-    return tuple(dict.fromkeys(map(frozenset, pieces)))
+    counted = {}
+    for cues, counts in pieces:
+        counted[frozenset(cues)] = max(counts, counted.get(frozenset(cues), 0))
+    return tuple(counted.items())
 
 
 def _found_span(found):
@@ -36724,29 +36837,72 @@ def _wants_number(said):
     return bool(said.cues & _NUMBER_CUES) and not said.asks
 
 
+_OPPOSED = (
+    "above below",
+    "reach below",
+    "above limit",
+    "max min",
+    "first last",
+    "grow shrink",
+    "up down",
+    "append remove",
+    "upper lower",
+    "positive negative",
+    "even odd",
+    "on off",
+    "starts ends",
+    "before after",
+)
+
+
+def _opposites_of(pairs):
+    """Return {cue: those that say the opposite}."""
+    opposites = collections.defaultdict(set)
+    for one, other in map(str.split, pairs):
+        opposites[one].add(other)
+        opposites[other].add(one)
+    return dict(opposites)
+
+
+_OPPOSITE_CUES = _opposites_of(_OPPOSED)
+
+
+def _is_opposite(cue, said):
+    """Return whether a cue that is not said has an opposite that is."""
+    return cue not in said and not _OPPOSITE_CUES.get(cue, set()).isdisjoint(said)
+
+
+def _is_left(piece, told):
+    """Return whether a piece of a request says what no step of a method does."""
+    return not piece & told and bool(piece - _WEAK_CUES)
+
+
 def _cue_features(candidate, said):
     """Return the features of what its steps do, and what the request says."""
     told = candidate.cues & said.cues
     if "remove" in told:
         told |= {"dropped"} & said.cues
-    explained = [piece & told for piece in said.readings]
+    explained = [piece & told for piece, _ in said.readings]
     strong = sum(bool(cues - _WEAK_CUES) for cues in explained)
     strong_told = len(told - _WEAK_CUES)
     weak = sum(bool(cues) and cues <= _WEAK_CUES for cues in explained)
-    left = [piece - _WEAK_CUES for piece in said.readings if not piece & told]
+    left = sum(counts for piece, counts in said.readings if _is_left(piece, told))
     unsaid = sum(_unsaid_share(step_wants()[name], said.cues) for name in candidate.steps)
     is_flag = candidate.result == "flag" and not candidate.target
+    both_said = len(candidate.steps) > 1 and not unsaid and min(strong, strong_told) > 1
     return {
         "cue": min(strong, strong_told),
         "said once": max(0, strong_told - strong),
         "weak cue": min(weak, len(told & _WEAK_CUES)),
         "unsaid": unsaid,
-        "both said": len(candidate.steps) > 1 and not unsaid and min(strong, strong_told) > 1,
-        "unexplained": sum(map(bool, left)),
-        "undecided": len(said.cues & DECIDING - told),
+        "both said": both_said,
+        "all said": both_said and not left,
+        "unexplained": left,
+        "undecided": len(said.deciding - told),
         "change": said.change * (1 if candidate.target else -1),
         "quiet change": bool(candidate.target) and said.change <= 0,
         "denied": "not" in candidate.cues and "not" not in said.cues,
+        "opposite": sum(_is_opposite(cue, said.cues) for cue in candidate.cues - told),
         "strange": said.strange,
         "no number": _wants_number(said)
         and not (candidate.result == "number" or candidate.target or _counts_each(told, said)),
@@ -37703,11 +37859,11 @@ def without_examples(reader: ExampleReader) -> str:
 # What is found: methods that a message may mean, the best first
 
 _LEAD_SURE, _WORTH_SURE = (
-    2.5,
+    2.0,
     -2.5,
 )  # by so much the best leads those that do the examples otherwise
 # less is not guessed: of words alone, of what does the examples
-_WORTH_LEAST, _DOING_WORTH_LEAST = -5.0, -12.0
+_WORTH_LEAST, _DOING_WORTH_LEAST = -6.0, -12.0
 _LEFT_OUT = 3.0  # what it costs to leave out a slot that an example names
 _CHOICES_MOST, _LOOKED_AT = 5, 60  # methods that are found; candidates that are compared for them
 TIE = 0.3  # methods that are worth so much the same are for the core to choose from

@@ -276,8 +276,40 @@ def test_a_guess_that_leaves_words_unexplained_is_not_sure_by_a_yes():
     assert not row or not row[0]["sure"]
 
 
+@pytest.mark.parametrize("selector, intent, arguments, slots, body", [
+    ("louder", "turn the volume up by one, though never past 10", (), {"volume": 6, "station": "R3"},
+     "self.volume = min(self.volume + 1, 10)"),
+    ("hush", "mute the radio", (), {"volume": 6, "muted": False}, "self.muted = True"),
+    ("start_over", "throw everything out of the contents, so that nothing is left", (), {"contents": ["a"], "cart": "c"},
+     "self.contents = []"),
+    ("edge", "the perimeter of the field", (), {"width": 2, "length": 3, "name": "f"}, "return 2 * (self.width + self.length)"),
+    ("hotter_", "turn up the oven by that many degrees", (20,), {"oven": 180, "dish": "pie"}, "self.oven = self.oven + value"),
+    ("end_of_card", "the last four letters of the card", (), {"card": "49291234", "holder": "D"}, "return self.card[-4:]"),
+    ("scored", "the side has won another point", (), {"points": 2, "side": "L"}, "self.points = self.points + 1"),
+    ("tripled_", "the amounts multiplied by the factor", (3,), {"amounts": {"a": 1}, "dish": "pie"},
+     "return {key: each * value for key, each in self.amounts.items()}"),
+    ("range_", "the highest of the points minus the lowest", (), {"points": [3, 9], "exam": "e"},
+     "return max(self.points) - min(self.points)")])
+def test_verbs_bounds_and_what_has_happened_are_read(selector, intent, arguments, slots, body):
+    assert of_request(selector, intent, arguments, **slots)[0][1].body == body
+
+
+def test_a_request_speaks_of_what_can_be_done_here():
+    world = batos.world_of("", {"oven": 180}, (20,))
+    said = batos.what_is_said("f_", "raise the oven by it in May", world, {})
+    cues = frozenset().union(*(piece for piece, _ in said.readings))
+    assert "grow" in cues and not cues & {"by", "group", "month"}  # there are no rows to be grouped
+
+
+def test_what_the_selector_alone_says_counts_less_than_the_intent():
+    world = batos.world_of("", {"sizes": [3, 1]}, ())
+    counts = {counts for piece, counts in batos.what_is_said("sorted_sizes", "their sum", world, {}).readings}
+    assert len(counts) == 2 and max(counts) == 1
+    assert {counts for _, counts in batos.what_is_said("sorted_sizes", "", world, {}).readings} == {1}
+
+
 def test_words_that_overlap_say_one_thing():
-    pieces = batos._readings_of("readings over the limit")
+    pieces = [piece for piece, _ in batos._readings_of("readings over the limit", frozenset(batos.CUES))]
     assert any({"above", "ratio"} <= piece for piece in pieces)
     said = batos.what_is_said("f", "readings over it", batos.world_of("", {"readings": [1], "n": 2}, ()), {})
     step = batos.known_steps()["some_numbers_above_slot"]

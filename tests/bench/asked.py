@@ -1,6 +1,6 @@
 """Judge which method the section Synthesis takes for requests by hand (tests/data/asked.txt), without a daemon and a core.
 
-    python tests/bench/asked.py [--set asked|phrased|wanted|shaped|closing] [--half look|check] [--examples 0] [--show]
+    python tests/bench/asked.py [--set asked|phrased|wanted|shaped|closing|docstrings] [--half look|check] [--examples 0] [--show]
     python tests/bench/asked.py --table             all sets and halves, with intent only and with one example
 
 A method is right where it does on sampled objects what is meant. Of the half "check" only the counts are told.
@@ -26,7 +26,7 @@ import batos
 DATA = ROOT / "tests" / "data"
 MODULES = {"math": math, "collections": collections, "itertools": itertools, "statistics": statistics}
 # by which the lines of a set are drawn for its halves; None where all were looked at, or are to judge once
-SEEDS = {"asked": None, "phrased": 417, "wanted": 926, "shaped": None, "closing": None}
+SEEDS = {"asked": None, "phrased": 417, "wanted": 926, "shaped": None, "closing": None, "docstrings": None}
 TRIED = 12                                               # objects on which a method is held against what is meant
 
 

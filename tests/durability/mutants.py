@@ -7,8 +7,8 @@ A mutant is killed if a test fails, does not end in time, or batos.py cannot be 
 a mutant is left out. They are drawn by the seed from all places that the sections have, each section by its size. With
 --quick the few fast files of QUICK stand for a section's tests, so that a mutant takes seconds: what survives those may be
 killed by the others. The run is made in a copy of the last commit, in FOLDER; what stands there already is gone on with.
-Several may be at it at once, each with a part (0/3, 1/3, 2/3) of the same mutants: most tests wait more than they work. Killed and
-survived, of all parts that stand in FOLDER, go into mutants.json beside this file, with the survivors themselves.
+Several may be at it at once, each with a part (0/3, 1/3, 2/3) of the same mutants: most tests wait more than they work. What
+was killed and what survived, of all parts in FOLDER, goes into mutants.json beside this file, with the survivors themselves.
 """
 
 import argparse
@@ -245,7 +245,7 @@ def all_found(folder):
 
 
 def campaign(folder, mutants_of, fast, tell, quick=False):
-    """Try the mutants that `mutants_of` returns of a source; what was found stands in FOLDER/found.json after each. Returns the commit."""
+    """Try the mutants that `mutants_of` returns of a source; what was found stands in FOLDER/found.json. Returns the commit."""
     tree, commit = copied(folder)
     kept, target = pathlib.Path(folder, "found.json"), tree / "batos.py"
     original = pathlib.Path(folder, "batos.py")
