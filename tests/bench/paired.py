@@ -14,14 +14,14 @@ or lead is another; how evenly the personas were heard (H_cog); and the cost of 
 processor time of the daemon, and the seconds until the first passage was there; by whether branches, contrapunto or neither came
 in, and of factual questions without either.
 
-Of the 64 questions over the manuals 55 are right before and 55 now, none lost or won, no other lead or first passage; 26 factual
-answers took 1.34 and 1.28 s of a processor at median, 1.96 and 1.95 at p95, beside other work. On a quiet machine 26 factual answers with neither contrapunto
-nor branches took 1.19 s before and now at median, 1.90 and 1.93 at p95, .48 and .47 until the first passage; 8 with contrapunto
-1.29 and 1.84 s; 2 with branches 1.1 and 3.2 s. (While a guest of a mission of one part sought it a second time, the factual
-ones took .90 and 1.12 s.) Of 110 questions of others over 75 articles 74 had a right passage first, before and now, none lost
-or won; 79 factual ones took 1.09 and 1.13 s, 1.59 and 1.67 at p95; H_cog .48 and .65. At --depth 2 two of the 64 were lost and
-three won, earlier. Of the 200 missions, with the gate alone off and on, 70 of the 89 that a sentence answers had it first, with
-and without; no lead and no first passage was another; 32 guests; H_cog .65 and .84.
+Of the 64 questions over the manuals 55 are right before and 55 now, none lost or won, no other lead or first passage; 26
+factual answers took 1.34 and 1.28 s of a processor at median, 1.96 and 1.95 at p95, beside other work. On a quiet machine 26
+factual answers with neither contrapunto nor branches took 1.19 s before and now at median, 1.90 and 1.93 at p95, .48 and .47
+until the first passage; 8 with contrapunto 1.29 and 1.84 s; 2 with branches 1.1 and 3.2 s. (While a guest of a mission of one
+part sought it a second time, the factual ones took .90 and 1.12 s.) Of 110 questions of others over 75 articles 74 had a right
+passage first, before and now, none lost or won; 79 factual ones took 1.09 and 1.13 s, 1.59 and 1.67 at p95; H_cog .48 and .65.
+At --depth 2 two of the 64 were lost and three won, earlier. Of the 200 missions, with the gate alone off and on, 70 of the 89
+that a sentence answers had it first, with and without; no lead and no first passage was another; 32 guests; H_cog .65 and .84.
 """
 
 import argparse
