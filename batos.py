@@ -3734,7 +3734,10 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
     # told how far a pack is; what it raises ends the pack
     pack_step = staticmethod(lambda line: None)
 
-    to_disk = staticmethod(os.fsync)
+    @staticmethod
+    def to_disk(descriptor: int) -> None:
+        """Have what was written to a file on the disk."""
+        os.fsync(descriptor)
 
     _opened = None  # the stat of the file, whatever its name stands for later
     _hold = None  # the FileHold of the data file, where this is an open image's
@@ -55481,6 +55484,7 @@ class ImageReader:
         self.embedder.reader.standing = functools.partial(standing_reader, image)
         self.core = _LateCore(image, settings, self.embedder)
         self.housekeeping = types.SimpleNamespace(summaries=_Unwanted())
+        self.vitals = self  # a daemon's are asked how it is
         self._started_s, self._answered = time.monotonic(), 0
 
     def close(self) -> None:
