@@ -1038,7 +1038,9 @@ class StandIn:
             self._inside -= 1
             if not self._inside and sys.modules.get(self._NAME) is self._module:
                 del sys.modules[self._NAME], sys.modules[self._PART]
-                vars(sys.modules["torch"]).pop("_dynamo", None)
+                torch = sys.modules.get("torch")
+                if torch is not None:  # where it is missing, who imports is told that
+                    vars(torch).pop("_dynamo", None)
 
     @staticmethod
     def _mark(name):

@@ -209,6 +209,27 @@ def test_a_package_that_is_missing_is_told_also_where_it_is_wanted_alone():
         batos.need("nowhere.nothing", "a test", alone=True)
 
 
+WITHOUT_TORCH = """
+import sys
+import batos
+sys.modules["torch"] = None
+try:
+    batos.need("peft", "a test")
+except batos.ConfigError as error:
+    assert "needs the Python package 'peft'" in error.message and "torch" in error.message, error.message
+else:
+    raise SystemExit("it was imported")
+assert not {"torch._dynamo", "scipy"} & set(sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_what_stood_in_for_a_compiler_hides_no_missing_package():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], cwd=pathlib.Path(batos.__file__).parent, capture_output=True,
+                          text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 # What a terminal is shown
 
 

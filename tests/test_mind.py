@@ -812,11 +812,16 @@ def test_a_question_of_fact_a_slow_core_and_who_wants_none_hear_no_voices(machin
     assert core.heard == [] and report["state"] == "COMPLETE" and report["words"] is True
 
 
-def test_a_server_is_quick_until_its_answers_take_long():
-    tally = batos.Tally()
-    assert tally.usual_s() == 0
-    tally._took_s.extend([1.0, 9.0, 9.0])
-    assert tally.usual_s() == 9.0
+def test_a_server_is_quick_until_its_answers_take_long(monkeypatch):
+    core = batos.RemoteCore("http://127.0.0.1:9/v1")
+    assert core.is_quick is False                        # nobody is there
+    monkeypatch.setattr(core._turns, "ready", lambda: core.servers)
+    took_s = core.servers[0].tally._took_s
+    assert core.is_quick is True                         # it was not asked yet
+    took_s.extend([batos._QUICK_S, 1.0, 90.0])
+    assert core.is_quick is True
+    took_s.append(90.0)
+    assert core.is_quick is False
 
 
 # Facets as methods
