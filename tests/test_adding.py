@@ -37,7 +37,8 @@ def test_a_setting_is_a_row(client):
 def test_a_lane_is_a_row_and_health_tells_of_it(client):
     client.call("count_words", text="")
     health = client.call("health")["result"]
-    assert "counting" in health["lanes"] and health["oldest_waiting_s"]["counting"] == 0
+    assert "counting" in health["lanes"]
+    assert "counting" in health["oldest_waiting_s"]
 
 
 def test_a_format_is_a_row(client, enlarged):
