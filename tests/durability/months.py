@@ -5,8 +5,9 @@
 What a daemon takes of the machine must not grow without end: memory, threads, open files, processes under it, and the disk,
 with the memory's documents kept at about as many. The children of methods that rest, 16 at most and 30 s each, come and go
 with who sent messages last: they are counted by themselves, and what they hold is left out of the rest. What is asked is
-remembered, and each version of a method is kept: by these the image grows. The last half of the samples is looked at: a line
-through them may rise by 5 %. A folder that was used before is gone on with. The table stands in months.md beside this file.
+remembered until somebody forgets it, here the talk of a week after two months; each version of a method is kept, and by these
+the image grows. The last half of the samples is looked at: a line through them may rise by 5 %. A folder that was used before
+is gone on with. The table stands in months.md beside this file.
 """
 
 import argparse
@@ -32,6 +33,7 @@ import batos
 
 HERE = pathlib.Path(__file__).resolve().parent
 DAY_S = 86_400
+TALK_WEEKS = 9                                          # that what was asked is kept
 DOCUMENTS = 150                                          # about so many are remembered at a time
 SAMPLES = 40                                             # of a run
 GROWTH = 0.05                                            # of the line through the last half of the samples, end against begin
@@ -112,9 +114,21 @@ def ask(world, day):
     """Have some questions thought about; each ends."""
     for _ in range(world.rng.randrange(1, 4)):
         question = f"Where does the {world.rng.choice(TOPICS)} number {world.rng.randrange(999)} stand?"
-        brief = {"type": "direct_synthesis", "selector": "answer_", "args": [question]}
+        brief = {"type": "direct_synthesis", "selector": "answer_", "args": [question], "conversation": talk_of(day // 7)}
         told = world.call("initiate_cognitive_cycle", mission_brief=brief, wait=True)["result"]
         assert told["state"] in ("COMPLETE", "FAILED"), told
+
+
+def talk_of(week):
+    """Return the name of the conversation of a week."""
+    return f"week {week}"
+
+
+def forget_talk(world, day):
+    """Once a week: leave no byte of what was asked two months ago."""
+    if day % 7 == 3 and day // 7 >= TALK_WEEKS:
+        told = world.call("forget", conversation=talk_of(day // 7 - TALK_WEEKS))["result"]
+        assert told["documents"], told
 
 
 def write(world, day):
@@ -167,7 +181,7 @@ def fill_the_disk(world, day):
     world.send("setSlot_value_", "after", day)
 
 
-EACH_DAY = learn, forget, ask, write, write_methods, back_up, fill_the_disk
+EACH_DAY = learn, forget, ask, forget_talk, write, write_methods, back_up, fill_the_disk
 
 
 def figures(daemon, folder, day):
