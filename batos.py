@@ -49076,6 +49076,9 @@ def told_by_monitor(monitor: typing.Any) -> tuple[int, int]:
     return struct.unpack("=hi", monitor.recv_multipart(NOBLOCK)[0])
 
 
+_MET_MOST = 10_000  # identities that are remembered as met
+
+
 class Connections:
     """The connections of a socket, as libzmq tells of them; the log says which of them the daemon itself has ended.
 
@@ -49156,6 +49159,7 @@ class Wire:
         self.subscribers = {}  # identity -> Peer
         self.keyring = self._doorkeeper = None  # set where keys are asked for
         self._accounts = {}  # public key -> Account
+        self._met = set()  # identities whose connections were looked at
         self._socket_lock = None  # of an ipc:// endpoint
         self._retrying = False  # whether _flush is to come
         self.message_most = int(settings.message_max_mb * (1 << 20))  # bytes
@@ -49267,9 +49271,18 @@ class Wire:
 
     def new_peer(self, identity, user):
         """Return a Peer of whom nothing is known yet but the key, if it has one, and what is counted against that."""
+        if identity not in self._met:
+            self._meet(identity)
         return Peer(
             identity, user, self._accounts.setdefault(user, Account()) if user else Account()
         )
+
+    def _meet(self, identity):
+        """Look at a connection before its first message is answered: it may end at once, and who was not seen is not judged."""
+        if len(self._met) >= _MET_MOST:
+            self._met.clear()
+        self._met.add(identity)
+        self.connections.look()
 
     def check_rate(self, peer):
         """Take one request off a client's allowance, which fills up again within a second. Raises Busy."""

@@ -354,7 +354,7 @@ def test_the_client_asks_what_the_daemon_takes_before_it_sends_much(daemon):
         assert client.limits()["message_max_mb"] == 3.0 and client.call("health")["status"] == "OK"
 
 
-def log_lines(folder, words, seconds=20):
+def log_lines(folder, words, seconds=300):
     """Wait for lines of the daemon's log that hold some words; returns them."""
     end_s = time.monotonic() + seconds
     while time.monotonic() < end_s:
@@ -380,6 +380,24 @@ def test_a_connection_that_is_ended_for_its_size_is_logged_and_others_are_not(da
     with Raw(endpoint) as raw:
         assert raw.ask(command="health", id=1)["status"] == "OK"
     assert len(log_lines(tmp_path, "was ended by the daemon")) == 1
+
+
+def test_a_connection_is_looked_at_before_its_first_message_is_answered(tmp_path, caplog):
+    wire = batos.Wire(batos.load_settings({"image": str(tmp_path / "a.fs")}))
+    endpoint = wire.bind("tcp://127.0.0.1:0")
+    with zmq.Context() as context, context.socket(zmq.DEALER) as client:
+        client.connect(endpoint)
+        client.send(b"a message")
+        wire.socket.poll(300_000)
+        frames, user = wire.take()
+        wire.new_peer(frames[0], user)                   # nobody else has looked: the loop is at its messages
+        client.send(bytes(batos.ENDED_AT * wire.message_most + 1))
+        end_s = time.monotonic() + 300
+        while not caplog.records and time.monotonic() < end_s:
+            wire.connections.look()
+        assert "was ended by the daemon" in caplog.text
+        client.linger = 0
+    wire.close()
 
 
 def test_connections_that_came_and_went_before_anybody_looked_are_not_judged_by_the_next_ones(caplog):
