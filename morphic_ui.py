@@ -1670,6 +1670,7 @@ from kivy.clock import Clock
 from kivy.config import Config
 from kivy.core.text import Label as CoreLabel
 from kivy.core.text.markup import MarkupLabel
+from kivy.core.text.text_layout import LayoutWord
 from kivy.factory import Factory
 from kivy.graphics import (
     ClearBuffers,
@@ -1894,8 +1895,7 @@ def _by_fontconfig(char):
 
 # Shaping. SDL2_ttf joins letters and goes from right to left where it was built with HarfBuzz, as Kivy's is, and is told
 # script and direction. Kivy tells a font that when it draws, and not when it measures: so each script has its own font, which
-# draws a blank before it is measured. In a line of a text that is read, runs of both directions stand in the order of
-# Unicode's rules (UAX 9, without its marks and isolates); where Kivy wraps lines by itself they stay as they are written.
+# draws a blank before it is measured. A text of both ways is drawn run by run, in the order in which they stand.
 
 
 def way_of(text):
@@ -1933,6 +1933,10 @@ def _shaped_font_id(label):
 
 
 def _shaped_extents(label, text):
+    runs = _runs_as_seen(label, text)
+    if len(runs) > 1:
+        wides, highs = zip(*(_shaped_extents(label, run) for run in runs), strict=True)
+        return sum(wides), max(highs)
     if _go_way(label, text):
         _draw_blank(label)
     return _BY_KIVY["get_extents"](label, text)
@@ -1947,7 +1951,19 @@ def _draw_blank(label):
     vars(label).update(kept)
 
 
+def _runs_as_seen(label, text):
+    """Return the runs of a text that is drawn by itself, from left to right; of a line's words each is one already."""
+    by_itself = not (getattr(label, "way", None) or "level" in label.options)
+    return runs_as_seen(text) if by_itself and goes_left(text) else (text,)
+
+
 def _shaped_text(label, text, x, y):
+    runs = _runs_as_seen(label, text)
+    if len(runs) > 1:
+        for run in runs:
+            _shaped_text(label, run, x, y)
+            x += _shaped_extents(label, run)[0]
+        return
     _go_way(label, text)
     _BY_KIVY["_render_text"](label, text, x, y)
 
@@ -1974,21 +1990,232 @@ def _drawn(text):
         last = font
     return "".join(
         escape_markup(run) if font is None else f"[font={font}]{escape_markup(run)}[/font]"
-        for font, run in _joined(runs)
+        for font, run in runs
     )
 
 
-def _joined(runs):
-    """Return runs [[font, text]] with the blanks and signs between two of one font in it, so that a phrase goes its way whole."""
-    made = []
-    for font, text in runs:
-        between = len(made) > 1 and made[-1][0] is None and made[-2][0] == font is not None
-        if between and not any(map(str.isalnum, made[-1][1])) and FONTS.has(font, made[-1][1]):
-            signs = made.pop()[1]
-            made[-1][1] += signs + text
-        else:
-            made.append([font, text])
+# ---- both ways: lines in which some runs go from right to left, as they stand (Unicode's rules, UAX 9)
+#
+# Kivy lays out the words of a line as they are written, and draws each the way that its font is told. So the words of a line
+# that Kivy has laid out, and wrapped, are put in the order in which they stand: in all that shows markup. What stands by
+# itself in a line, such as a name among facts, is set apart: it has a way of its own, and turns nothing around it. That is told
+# in the tag of the language, which SDL2 has no other use for; Unicode's own marks for that count for nothing here.
+
+# what a letter is by its bidirectional category: R and A (of Arabic) go left; E and N are figures, S, C and T what stands in and
+# at these; o is what takes the way of its neighbours, M what belongs to the letter before it
+LETTERS = {
+    "L": "L",
+    "R": "R",
+    "AL": "A",
+    "EN": "E",
+    "AN": "N",
+    "ES": "S",
+    "CS": "C",
+    "ET": "T",
+    "NSM": "M",
+}
+PAIRS = dict(zip("([{<\u00ab\u2039", ")]}>\u00bb\u203a", strict=True))
+MIRRORED = {**PAIRS, **{shut: opened for opened, shut in PAIRS.items()}}
+FIRST_LEFTWARD = "\u0590"
+SIDE_OF = {"ltr": "left", "rtl": "right"}  # where the lines of a paragraph begin
+
+
+def goes_left(text: str) -> bool:
+    """Whether some of a text goes from right to left."""
+    if text.isascii() or max(text) < FIRST_LEFTWARD:
+        return False
+    return any(unicodedata.bidirectional(char) in ("R", "AL", "AN") for char in text)
+
+
+def base_of(text: str) -> str:
+    """Return the way of a paragraph, "ltr" or "rtl": that of its first letter."""
+    strong = (LETTERS.get(unicodedata.bidirectional(char)) for char in text)
+    first = next((letter for letter in strong if letter in ("L", "R", "A")), "L")
+    return "ltr" if first == "L" else "rtl"
+
+
+def levels_of(text: str, way: str = "") -> list:
+    """Return the level of each letter of a paragraph: runs of odd ones go from right to left. Source: UAX 9."""
+    base = "R" if (way or base_of(text)) == "rtl" else "L"
+    letters = "".join(LETTERS.get(unicodedata.bidirectional(char), "o") for char in text)
+    sides = _with_neutrals(_with_pairs(text, _with_figures(letters, base), base), base)
+    level = {"L": 2 * (base == "R"), "R": 1, "E": 2, "N": 2}
+    return [level[side] for side in sides]
+
+
+def _with_figures(letters, base):
+    """Return the letters with figures settled, and what stands in them: rules W1 to W7."""
+    letters = re.sub("(.)(M+)", lambda m: m[1] * len(m[0]), base + letters)
+    letters = re.sub("A[^LR]*", lambda m: m[0].replace("E", "N"), letters)
+    letters = re.sub("(?<=E)[SC](?=E)", "E", letters.replace("A", "R"))
+    letters = re.sub("(?<=N)C(?=N)", "N", letters)
+    letters = re.sub("T+(?=E)|(?<=E)T+", lambda m: "E" * len(m[0]), letters)
+    letters = re.sub("L[^R]*", lambda m: m[0].replace("E", "L"), letters)
+    return re.sub("[SCT]", "o", letters)[1:]
+
+
+def _with_pairs(text, letters, base):
+    """Return the letters with those of brackets settled: both of a pair go one way. Source: rule N0."""
+    made, opened, found = list(letters), [], []
+    for at, char in enumerate(text):
+        if made[at] == "o" and char in PAIRS:
+            opened.append(at)
+        elif made[at] == "o" and char in PAIRS.values():
+            start = next((one for one in reversed(opened) if PAIRS[text[one]] == char), None)
+            if start is not None:
+                del opened[opened.index(start) :]
+                found.append((start, at))
+    for start, end in sorted(found):
+        side = _side_of_pair(made, start, end, base)
+        if side:
+            made[start] = made[end] = side
+    return "".join(made)
+
+
+def _side_of_pair(letters, start, end, base):
+    """Return the side of a pair of brackets, or None where nothing in it has one."""
+    inside = {_side(letter) for letter in letters[start + 1 : end]} - {None}
+    if base in inside or not inside:
+        return base if inside else None
+    before = next((_side(one) for one in reversed(letters[:start]) if _side(one)), base)
+    return before if before in inside else base
+
+
+def _side(letter):
+    return {"L": "L", "R": "R", "E": "R", "N": "R"}.get(letter)
+
+
+def _with_neutrals(letters, base):
+    """Return the letters where blanks and signs have the side of both neighbours, else that of the line."""
+
+    def settled(found):
+        before, after = _side(found[1]), _side(found[3])
+        return found[1] + (before if before == after else base) * len(found[2])
+
+    return re.sub("([LREN])(o+)(?=([LREN]))", settled, f"{base}{letters}{base}")[1:-1]
+
+
+def seen_order(levels: list) -> list:
+    """Return the numbers of runs with levels as they stand from left to right."""
+    order = list(range(len(levels)))
+    for level in range(max(levels, default=0), 0, -1):
+        made = []
+        for turns, group in itertools.groupby(order, lambda run, level=level: levels[run] >= level):
+            part = list(group)
+            made += part[::-1] if turns else part
+        order = made
+    return order
+
+
+def runs_of(levels: list) -> list:
+    """Return [(start, end, level)] of letters that stand together."""
+    made, start = [], 0
+    for level, group in itertools.groupby(levels):
+        end = start + len(list(group))
+        made.append((start, end, level))
+        start = end
     return made
+
+
+def as_drawn(said: str, level: int) -> str:
+    """Return a run as it is given to its font, which turns letters of scripts that go left, and nothing else."""
+    if level % 2 == 0 or way_of(said)[1] == "rtl":
+        return said
+    return "".join(MIRRORED.get(char, char) for char in reversed(said))
+
+
+@functools.lru_cache(maxsize=256)
+def runs_as_seen(text: str) -> tuple:
+    """Return the runs of a line as they are drawn, from left to right."""
+    runs = runs_of(levels_of(text))
+    order = seen_order([level for *_, level in runs])
+    return tuple(as_drawn(text[start:end], level) for start, end, level in (runs[n] for n in order))
+
+
+def apart(said: str, way: str) -> str:
+    """Return markup that goes a way of its own, whatever stands around it."""
+    return f"[text_language={way}]{said}[/text_language]" if TURNS else said
+
+
+def _parts_apart(words):
+    """Return [(way or None, number of letters)] of words: what is set apart, and what is between."""
+    ways = ((word.options["text_language"], len(word.text)) for word in words)
+    grouped = itertools.groupby(ways, lambda one: one[0])
+    return [
+        (way if way in ("ltr", "rtl") else None, sum(n for _, n in group)) for way, group in grouped
+    ]
+
+
+def _levels_of_words(words):
+    """Return the level of each letter of a paragraph's words, with what is set apart in it."""
+    text, parts, at, outer = "".join(word.text for word in words), _parts_apart(words), 0, ""
+    for way, count in parts:
+        outer += "\ufffc" * count if way else text[at : at + count]
+        at += count
+    levels, at = levels_of(outer, base_of(outer)), 0
+    for way, count in parts:
+        if way:
+            inner, is_left = levels_of(text[at : at + count], way), way == "rtl"
+            lifted = levels[at] + (1 if levels[at] % 2 != is_left else 2) - is_left
+            levels[at : at + count] = [lifted + level for level in inner]
+        at += count
+    return levels
+
+
+def _turn_lines(label, lines):
+    """Put the words of lines that Kivy has laid out in the order in which they stand."""
+    paragraphs = []
+    for line in lines:
+        if line.line_wrap and paragraphs:
+            paragraphs[-1].append(line)
+        else:
+            paragraphs.append([line])
+    for one in paragraphs:
+        words = [word for line in one for word in line.words]
+        if any(goes_left(word.text) for word in words):
+            _turn_paragraph(label, one, _levels_of_words(words))
+
+
+def _turn_paragraph(label, lines, levels):
+    base, at = min(levels), 0
+    for line in lines:
+        count = sum(len(word.text) for word in line.words)
+        text = "".join(word.text for word in line.words)
+        mine, at = levels[at : at + count], at + count
+        ended = len(text.rstrip(" "))
+        mine[ended:] = [base] * (count - ended)  # blanks at an end stand at the end: rule L1
+        _turn_line(label, line, mine)
+
+
+def _turn_line(label, line, levels):
+    """Put a line's words in order; each run tells in its options where it stands in what the line says."""
+    runs, at, kept = [], 0, label.options
+    for word in line.words:
+        for start, end, level in runs_of(levels[at : at + len(word.text)]):
+            said = word.text[start:end]
+            label.options = {**word.options, "said": said, "at": at + start, "level": level}
+            drawn = as_drawn(said, level)
+            wide = label.get_extents(drawn)[0]
+            runs.append(LayoutWord(label.options, wide, word.lh, drawn))
+        at += len(word.text)
+    label.options = kept
+    line.w += sum(run.lw for run in runs) - sum(word.lw for word in line.words)
+    line.words = [runs[number] for number in seen_order([run.options["level"] for run in runs])]
+
+
+_LAID_OUT = MarkupLabel._pre_render
+
+
+def _laid_out_and_turned(label):
+    size = _LAID_OUT(label)
+    if goes_left(label.label):
+        _turn_lines(label, label._cached_lines)
+    return size
+
+
+TURNS = CoreLabel.__name__ == "LabelSDL2"  # others than SDL2 turn lines themselves, or nothing
+if TURNS:
+    MarkupLabel._pre_render = _laid_out_and_turned
 
 
 # ---- look: colours by theme, one scale of type, texts cut and measured
@@ -2046,14 +2273,20 @@ def legible(tone, grounds, ink):
     return ink
 
 
-def marked(text: str, tone: str = "", hits: Iterable = (), bold: bool = False) -> str:
-    """Return untrusted text as markup: escaped, drawn in fonts that have it, in a tone; spans `hits` stand on a ground."""
+def marked(
+    text: str, tone: str = "", hits: Iterable = (), bold: bool = False, way: str = ""
+) -> str:
+    """Return untrusted text as markup: escaped, drawn in fonts that have it, in a tone; spans `hits` stand on a ground.
+
+    It goes the way of its first letter, or of the paragraph that it is a line of, whatever stands beside it.
+    """
     text, parts, at = plain(text)[:SHOWN_CHARS], [], 0
     for start, end in hits:
         if start >= at:
             parts += [_drawn(text[at:start]), "[ref=hit]", _drawn(text[start:end]), "[/ref]"]
             at = end
     said = "".join([*parts, _drawn(text[at:])])
+    said = apart(said, way or base_of(text)) if goes_left(text) else said
     said = f"[b]{said}[/b]" if bold else said
     return f"[color={colour(tone)}]{said}[/color]" if tone else said
 
@@ -2132,6 +2365,12 @@ def in_lines(text: str, width: float, size: float = BODY, most: int = 3) -> list
     if spans and spans[-1][1] < len(text):
         lines[-1] = cut(text[spans[-1][0] :], width, size)
     return lines
+
+
+def lines_marked(text: str, width: float, tone: str = "", most: int = 3) -> list:
+    """Return markup of a text's lines, as in_lines; each goes the way of the whole."""
+    way = base_of(text)
+    return [marked(line, tone, way=way) for line in in_lines(text, width, most=most)]
 
 
 def cut_markup(said, width, size=BODY, font=NOBODY):
@@ -2217,43 +2456,64 @@ ALL = 10**9  # more than there are lines, or characters
 CHOSEN_ALPHA = 0.3  # of the accent over what is chosen, as in a field
 
 
+def _said_words(line):
+    """Return [(first, x, word, what it says)] of a line's words in the order of what it says: `first` is the number of the
+    word's first character, x how far from the label's left it stands."""
+    x, count, made = line.x, 0, []
+    for number, word in enumerate(line.words):
+        said = word.options.get("said", word.text)
+        made.append((word.options.get("at", count), number, x, word, said))
+        x += word.lw
+        count += len(said)
+    return [(first, *told_of) for first, _, *told_of in sorted(made, key=lambda one: one[:2])]
+
+
 def line_text(line: typing.Any) -> str:
     """Return what a line says that Kivy laid out."""
-    return "".join(word.text for word in line.words)
+    return "".join(said for *_, said in _said_words(line))
 
 
-def _wide_until(label, word, count):
+def _wide_until(label, word, said, count):
     """Return how far from a word's left its `count`-th character begins; from its right, where it goes that way."""
     kept, label.options = label.options, word.options
-    wide = label.get_extents(word.text[:count])[0] if count else 0
+    wide = label.get_extents(said[:count])[0] if count else 0
     label.options = kept
-    return word.lw - wide if way_of(word.text)[1] == "rtl" else wide
+    return word.lw - wide if word.options.get("level", 0) % 2 else wide
 
 
 def x_of(label: typing.Any, line: typing.Any, char: int) -> float:
     """Return how far from a label's left a character of a line begins."""
-    x = line.x
-    for word in line.words:
-        if char <= len(word.text):
-            return x + _wide_until(label, word, char)
-        char -= len(word.text)
-        x += word.lw
-    return x
+    end = line.x
+    for first, x, word, said in _said_words(line):
+        if char <= first + len(said):
+            return x + _wide_until(label, word, said, char - first)
+        end = max(end, x + word.lw)
+    return end
 
 
 def char_at(label: typing.Any, line: typing.Any, x: float) -> int:
     """Return before which character of a line a place stands, `x` from the label's left."""
-    left, before = line.x, 0
-    for word in line.words:
+    for first, left, word, said in sorted(_said_words(line), key=lambda one: one[1]):
         if x <= left + word.lw:
-            near = [
-                abs(left + _wide_until(label, word, count) - x)
-                for count in range(len(word.text) + 1)
-            ]
-            return before + near.index(min(near))
-        left += word.lw
-        before += len(word.text)
-    return before
+            near = [abs(left + _wide_until(label, word, said, n) - x) for n in range(len(said) + 1)]
+            return first + near.index(min(near))
+    return len(line_text(line))
+
+
+def _parts_between(label, line, start, end):
+    """Return [(x, right)] of what a line shows of the characters between two: in a line of both ways these stand apart."""
+    parts = []
+    for first, x, word, said in _said_words(line):
+        low, high = max(start, first) - first, min(end, first + len(said)) - first
+        if low < high:
+            parts.append(sorted(x + _wide_until(label, word, said, n) for n in (low, high)))
+    joined = []
+    for left, right in sorted(parts):
+        if joined and left <= joined[-1][1]:
+            joined[-1][1] = max(right, joined[-1][1])
+        else:
+            joined.append([left, right])
+    return joined
 
 
 def _each_line(drawn):
@@ -2282,8 +2542,8 @@ def boxes_between(drawn: list, first: tuple, last: tuple) -> list:
         start = first[1] if number == first[0] else 0
         end = min(last[1] if number == last[0] else ALL, len(line_text(line)))
         if first[0] <= number <= last[0] and end > start:
-            low, high = sorted((x_of(label, line, start), x_of(label, line, end)))
-            boxes.append((left + low, top - line.h, high - low, line.h))
+            for low, high in _parts_between(label, line, start, end):
+                boxes.append((left + low, top - line.h, high - low, line.h))
     return boxes
 
 
@@ -2910,7 +3170,8 @@ class Row(RecycleDataViewBehavior, Widget):
         width = max(8, int(wide - dp(22) - given["indent"] - aside))
         lines = given["text"].split("\n") if given["each"] else [given["text"]]
         count = 1 if given["each"] else given["lines"]
-        return [text_of(line, given["font"], given["type"], width, count) for line in lines]
+        how = given["font"], given["type"], width, count, given.get("halign", "left")
+        return [text_of(line, *how) for line in lines]
 
     def _margin(self, left, number, sign, offset):
         """Draw what stands before a text: its line's number, the sign of an item."""
@@ -3528,77 +3789,22 @@ DRESS = {
 }
 
 
-# what a letter is by Unicode's rules for both directions: L from left to right, R from right to left, N a figure
-SIDES = {"L": "L", "R": "R", "AL": "R", "EN": "N", "AN": "N"}
-
-
-def levels_of(text: str) -> list:
-    """Return the level of each letter of a line: runs of odd ones go from right to left. Source: UAX 9, in short."""
-    kinds = []
-    for char in text:
-        kind = unicodedata.bidirectional(char)
-        kinds.append(kinds[-1] if kind == "NSM" and kinds else SIDES.get(kind))
-    base = next((kind for kind in kinds if kind in ("L", "R")), "L")
-    sides, strong = [], base
-    for kind in kinds:
-        strong = kind if kind in ("L", "R") else strong
-        sides.append("L" if kind == "N" and strong == "L" else kind)
-    level = {"L": 0 if base == "L" else 2, "R": 1, "N": 2}
-    return [level[side] for side in _with_neutrals(sides, base)]
-
-
-def _with_neutrals(sides, base):
-    """Return sides where blanks and signs have that of both neighbours, else that of the line."""
-    afters, after = [], base
-    for side in reversed(sides):
-        afters.append(after)
-        after = {"N": "R", None: after}.get(side, side)
-    made, before = [], base
-    for side, after in zip(sides, reversed(afters), strict=True):
-        made.append(side or (before if before == after else base))
-        before = {"N": "R", None: before}.get(side, side)
-    return made
-
-
-def seen_order(levels: list) -> list:
-    """Return the numbers of runs with levels as they stand from left to right."""
-    order = list(range(len(levels)))
-    for level in range(max(levels, default=0), 0, -1):
-        made = []
-        for turns, group in itertools.groupby(order, lambda run, level=level: levels[run] >= level):
-            part = list(group)
-            made += part[::-1] if turns else part
-        order = made
-    return order
-
-
-def _seen(run, level):
-    """Return a run as it is drawn: the blanks at the ends of what goes from right to left change sides."""
-    core = run.strip(" ")
-    if level % 2 == 0 or core == run or not core:
-        return run
-    first, last = run[: run.index(core)], run[run.index(core) + len(core) :]
-    return last + core + first
-
-
-def _dressed(text, styles, lit, size, is_line=True):
-    """Return markup of a line: each run of one style, way, and of what is lit, in its dress."""
-    levels = [0] * len(text) if text.isascii() or not is_line else levels_of(text)
+def _dressed(text, styles, lit, size, way=""):
+    """Return markup of a text: each run of one style, and of what is lit, in its dress; it goes the way of its paragraph."""
     runs = []
-    for char, *dress in zip(text, styles, lit, levels, strict=True):
+    for char, *dress in zip(text, styles, lit, strict=True):
         if runs and runs[-1][1:] == dress:
             runs[-1][0] += char
         else:
             runs.append([char, *dress])
-    order = seen_order([level for *_, level in runs])
     told_of = {"mono": FONTS.mono, "small": int(sp(size) * 0.92), "cool": colour("cool")}
     said = []
-    for run, style, is_lit, level in (runs[number] for number in order):
+    for run, style, is_lit in runs:
         before, after = (part.format(**told_of) for part in DRESS[style])
-        said.append(f"{before}{_drawn(_seen(run, level))}{after}")
+        said.append(f"{before}{_drawn(run)}{after}")
         if is_lit:
             said[-1] = f"[ref=span]{said[-1]}[/ref]"
-    return "".join(said)
+    return apart("".join(said), way or base_of(text)) if goes_left(text) else "".join(said)
 
 
 def block_rows(
@@ -3622,9 +3828,10 @@ def block_rows(
     lit = [False] * len(text)
     for start, end in spans:
         lit[start:end] = [True] * (end - start)
-    rows, ended = [], 0
+    rows, ended, way = [], 0, base_of(text)
+    side = SIDE_OF[way] if block.kind in ("text", "heading") else "left"
     for start, end in _wrapped_styled(text, styles, min(width, dp(COLUMN)) - indent - dp(24), size):
-        said = _dressed(text[start:end], styles[start:end], lit[start:end], size)
+        said = _dressed(text[start:end], styles[start:end], lit[start:end], size, way)
         high = line_high(size) * 1.34 + (dp(8) if block.kind == "heading" and not rows else 0)
         margin = _margin(block, numbers) if not rows else None
         one = row(
@@ -3636,6 +3843,7 @@ def block_rows(
             indent=indent,
             ground=ground,
             margin=margin,
+            halign=side,
         )
         joint = {"joint": " " if start > ended else ""} if rows else {}
         one |= {"height": high, "copy": text[start:end], "lit": any(lit[start:end])}
@@ -4334,13 +4542,13 @@ def cycle_row(report: dict, wide: float = 0, waits: str = "", turns: int = 1) ->
     tone, room = SPEC["states"].get(report["state"], "soft"), max(dp(140), wide - dp(34))
     mark = {"right": "\u2713 ", "wrong": "\u2717 "}.get(report.get("feedback", {}).get("mark"), "")
     told_of = f"{mark}{report['state'].lower()}  {seconds_text(report.get('seconds'))}"
-    said = [marked(line) for line in in_lines(report["mission"], room, most=2)]
+    said = lines_marked(report["mission"], room, most=2)
     said.append(f"{marked(told_of, tone)}  {marked(clock_text(report['accepted_at']), 'faint')}")
     if "reason" in report:
         why = f"{report['reason']['code']}: {spoken(report['reason']['details'])}"
         said.append(marked(cut(why, room), "soft"))
     if waits:
-        said += [marked(line, "warm") for line in in_lines(waits, room, most=3)]
+        said += lines_marked(waits, room, "warm", most=3)
     if "conversation" in report:
         thread = f"{turns} {'turn' if turns == 1 else 'turns'} of {report['conversation']}"
         said.append(marked(cut(thread, room), "faint"))
@@ -4726,12 +4934,13 @@ class SearchPage(Page):
         where = [place, " \u203a ".join(chunk["headings"]), folder_of(chunk["doc_id"])]
         if is_name_of(title, chunk["doc_id"]):
             title, where = place, where[1:]
-        lines = in_lines(self._around(self._text_of(found), spelt), width, most=3)
+        around = self._around(self._text_of(found), spelt)
+        lines, way = in_lines(around, width, most=3), base_of(around)
         below = " \u00b7 ".join(filter(None, where))
         said = [
-            marked(cut(f"{rank}  {title}", width, bold=True), bold=True),
-            *(marked(line, "", hits_in(line, spelt)) for line in lines),
-            *([marked(cut(below, width), "soft")] if below else []),
+            marked(cut(f"{rank}  {title}", width, bold=True), bold=True, way="ltr"),
+            *(marked(line, "", hits_in(line, spelt), way=way) for line in lines),
+            *([marked(cut(below, width), "soft", way="ltr")] if below else []),
             marked(cut(self._why(found), width), "faint"),
         ]
         share = relevance(found)
@@ -5326,11 +5535,11 @@ class AskPage(Page):
         """Return the rows of a text of several lines, no wider than one reads; `cited`: [1] is a passage of what is shown."""
         width, rows = min(wide or self._wide(), dp(COLUMN)) - dp(30), []
         for part in plain(text).split("\n"):
-            ended = None
+            ended, way = None, base_of(part)
             for start, end in lines_in(part, width, size) or [(0, 0)]:
-                said = marked(part[start:end], tone)
+                said = marked(part[start:end], tone, way=way)
                 said = self._cited(said) if cited else said
-                one = row(said, size=size, lines=1, pad=0, **how)
+                one = row(said, size=size, lines=1, pad=0, halign=SIDE_OF[way], **how)
                 joint = {} if ended is None else {"joint": " " if start > ended else ""}
                 rows.append({**one, "height": line_high(size) * 1.36, **joint})
                 ended = end
@@ -5404,7 +5613,7 @@ class AskPage(Page):
             shown = " ".join(sentence_of(quote)) or quote["text"]
             rows.append(row("    ".join([marked(place, "soft"), *links]), pad=3))
             rows += [
-                row(marked(line, "faint"), lines=1, pad=0) for line in in_lines(shown, room, most=2)
+                row(line, lines=1, pad=0) for line in lines_marked(shown, room, "faint", most=2)
             ]
             rows.append(self._space(8))
         head = row(marked("found beside it, and not told", "faint"), size=SMALL, lines=1, pad=4)
@@ -7078,12 +7287,12 @@ class ObjectsPage(ShowsValues, ShowsMethods, ShowsDelegation, ShowsHistory, Edit
         report = report_of(self.oid, self._shown["slots"])
         said = [("", report["mission"]), *how_it_went(report, self.store.health, ())]
         lines = [
-            (tone, line)
+            line
             for tone, text in said
-            for line in in_lines(text, self.rows.width - dp(34), most=8)
+            for line in lines_marked(text, self.rows.width - dp(34), tone, most=8)
         ]
         return [
-            *(row(marked(line, tone), lines=1, pad=2) for tone, line in lines),
+            *(row(line, lines=1, pad=2) for line in lines),
             row(self._link("ask", "show it under Ask"), lines=1),
         ]
 
@@ -7808,7 +8017,7 @@ class ExpertsPage(Page):
         head = f"{marked('job ' + str(job['job']), bold=True)}  {marked(status, tone)}"
         wide = max(dp(160), self.ids.jobs.width - dp(34))
         facts = f"{job['target']}, dataset {job['dataset']}, {clock_text(job['at'])}"
-        said = [marked(line, "soft") for line in in_lines(job["told"], wide, most=4)]
+        said = lines_marked(job["told"], wide, "soft", most=4)
         if status == "promoted":
             said.append(
                 f"[ref=reader]{marked('what it changed, and how to undo it', 'accent')}[/ref]"
@@ -8382,8 +8591,8 @@ class LifePage(ShowsFigures, Page):
 
     @staticmethod
     def _said_rows(tone, text, wide):
-        lines = in_lines(text, wide - dp(34), most=12)
-        return [row(marked(line, tone), lines=1, pad=2) for line in lines]
+        lines = lines_marked(text, wide - dp(34), tone, most=12)
+        return [row(line, lines=1, pad=2) for line in lines]
 
     def _reports(self):
         """Return the missions that are listed, of which one may wait for another."""
@@ -8592,7 +8801,7 @@ class Drawn:
     @staticmethod
     def _paragraph(block):
         text, styles = styled(plain(block.text))
-        return _dressed(text, styles, [False] * len(text), READ, is_line=False)
+        return _dressed(text, styles, [False] * len(text), READ)
 
     def _figure(self, part, data):
         unit = f" {marked(part['unit'], 'soft')}" if part.get("unit") else ""
