@@ -29954,6 +29954,7 @@ __all__ += """
     WRITE WORDS_TOKENS REWORDED_WITHIN_S routed_plan may_answer_each_other words_prompt
     rewording_prompt Words Halt words_told words_wanted replies_to_lead reply_in_words
     NOTHING_WRITTEN told_in_words is_out_of_tone brought_by_words VOICE voices_wanted
+    further_passages
 """.split()
 
 # the tasks: what the lead answers, and what each point of view says before
@@ -30195,7 +30196,7 @@ def words_wanted(cycle, pillar, asked, bound=types.MappingProxyType({}), other=N
     numbered = [[number, item] for number, item in enumerate(told, 1)]
     passages = [[number, item] for number, item in numbered if item["text"] in wanted]
     passages = passages or numbered  # those that were asked for when another core was to choose
-    further = _further_passages(cycle)
+    further = further_passages(cycle)
     fields = _asked_for(pillar, asked, passages, bound) | {"told": words_told(cycle)}
     if further:
         fields |= {"further": further, "brought": brought_by_words(cycle)}
@@ -30259,7 +30260,7 @@ def _asked_for(pillar, request, passages, bound):
     return fields
 
 
-def _further_passages(cycle):
+def further_passages(cycle):
     """Return [[number, evidence]] of what was found behind the passages that are told, and is not among them."""
     found = journalled(cycle, "recall")
     told = {item["text"] for item in found["evidence"]}
@@ -30761,7 +30762,7 @@ def facets_asked(cycle: UvmObject) -> dict:
     return fields
 
 
-_LEARNT_TOKENS = 1024  # of a prompt that is learnt from
+_LEARNT_TOKENS = 2048  # of a prompt that is learnt from, as many as the forge takes of a row
 
 
 def words_asked(cycle: UvmObject) -> dict | None:
@@ -30776,6 +30777,10 @@ def words_asked(cycle: UvmObject) -> dict | None:
     )
     fields = {"lead": plan["lead"], "pillar": pillar, "question": plan["sub_queries"][pillar]}
     fields["passages"] = [*enumerate(found["evidence"], 1)]
+    fields["further"] = further_passages(cycle)
+    voices = journalled(cycle, "voices")
+    if voices:
+        fields["voices"] = [[owner_of(name), said] for name, said in voices.items()]
     speaks, prompts = speaking(root_of(cycle), WRITE, fields)
     prompt = words_prompt(fields, prompts, _LEARNT_TOKENS)
     expert = data.get("facet_experts", {}).get(pillar, plan["lead"])
@@ -33229,14 +33234,15 @@ def _at_work(cycle: UvmObject) -> UvmObject:
     return thinking
 
 
-_STEPS_OF_A_WORKFLOW = 48  # of one mission, the sentences that a core writes aside
+_STEPS_OF_A_WORKFLOW = 16  # of one mission, but for those that are bounded by themselves
+_BOUNDED_STEPS = Pattern(r"sentence|(?:node|verdict) .*")  # what a core writes, the ways of a tree
 
 
 def _check_it_ends(cycle):
     """Raise TransitionError where a mission goes round and round by a workflow that was made."""
     if not own(cycle).get("workflow"):
         return
-    steps = sum([entry.name != "sentence" for entry in cycle.journal])
+    steps = sum([not _BOUNDED_STEPS.fullmatch(entry.name) for entry in cycle.journal])
     if steps > _STEPS_OF_A_WORKFLOW:
         raise TransitionError(f"its workflow came to no end in {steps} steps")
 
@@ -41394,7 +41400,7 @@ FORGET_STORES["golden rows"] = ForgetPlace(rows_to_forget, _erase_rows)
 __all__ += """
     forge_in FORGE_CONFIG CANDIDATE_FILE DONE_FILE FORGED_FILE READER_WORK Training STEPS_A_ROW
     say_step rows_in phrased_cases with_header_in_order train_stub FORGE_WORKS CHECKPOINT_FILE
-    start_worker end_process
+    start_worker end_process judged_by_labels
 """.split()
 
 READER_WORK = "reader"  # what is worked on, where nothing else is said
@@ -41416,6 +41422,7 @@ CANDIDATE_FILE, DONE_FILE, FORGED_FILE = "candidate.safetensors", "done.json", "
 CHECKPOINT_FILE, _CHECKPOINT_STEPS = "checkpoint.pt", 10
 _STEPS_LEAST, _STEPS_MOST, STEPS_A_ROW = 60, 200, 1.25
 _REPLAYED_MOST, _NEGATIVES_MOST, _JUDGED_AT_ONCE = 300, 3, 32
+_DRAWS = 10_000  # of labels dealt out by chance
 _ALIVE_S = 5.0
 _WORKER_LIMITS = {
     "RLIMIT_CORE": 0,
@@ -41811,10 +41818,16 @@ def _judge(work, folder):
         say_step(step=which + 1, of=len(readers))
     (held, known), (held_after, known_after) = told
     threshold = work["threshold"]
-    outcomes = [
-        [int(_is_told_right(row, scores, before, threshold)) for scores in (before, after)]
-        for row, before, after in zip(rows, held, held_after, strict=True)
+    sides = [
+        [(row, scores, before) for row, scores, before in zip(rows, side, held, strict=True)]
+        for side in (held, held_after)
     ]
+
+    def is_right(told, quotes):
+        row, scores, before = told
+        return _is_told_right(row | {"quotes": quotes}, scores, before, threshold)
+
+    judged = judged_by_labels(*sides, [sorted(row["quotes"]) for row in rows], is_right)
     suites = {
         name: [
             [int(right(one, threshold)) for one in pair]
@@ -41823,7 +41836,7 @@ def _judge(work, folder):
         for name, right in _SUITES.items()
     }
     sha256 = hashlib.sha256(json.dumps(suite).encode()).hexdigest()
-    return [], {"held": outcomes, "suites": suites, "suite_sha256": sha256}
+    return [], judged | {"suites": suites, "suite_sha256": sha256}
 
 
 # suite -> whether the scores of a case, whose first passage answers, are right
@@ -41846,6 +41859,46 @@ def _is_told_right(row, scores, before, threshold):
     if row["quotes"]:
         return first + 1 in row["quotes"]
     return scores[first] < threshold and max(scores) < threshold + CERTAIN_ABOVE
+
+
+# Whether it would be as good where the labels say nothing: who learns which label is the most frequent, would
+
+
+def judged_by_labels(
+    before: list,
+    after: list,
+    labels: list,
+    is_right: typing.Callable[[typing.Any, typing.Any], bool],
+) -> dict:
+    """Return {"held": [[before, after]] of rows, whether what was told of each is right by its label; "shuffled"}.
+
+    shuffled: {"p": in what share of draws it gains as much with the same labels dealt out to the rows by chance, "labels": how
+    many different ones there are}; None where there is one only.
+    """
+    known = {repr(label): label for label in labels}
+    places = [list(known).index(repr(label)) for label in labels]
+
+    def told_by_labels(side):
+        return [[int(is_right(one, label)) for label in known.values()] for one in side]
+
+    stood, comes = told_by_labels(before), told_by_labels(after)
+    held = [[a[place], b[place]] for a, b, place in zip(stood, comes, places, strict=True)]
+    shuffled = None
+    if len(known) > 1:
+        shuffled = {"p": _share_as_good(stood, comes, places), "labels": len(known)}
+    return {"held": held, "shuffled": shuffled}
+
+
+def _share_as_good(before, after, places):
+    """Return in what share of draws as much is gained with the labels dealt out anew, that of the rows themselves included."""
+    numpy = need("numpy", "the forge")
+    gains = numpy.array(after, "int16") - numpy.array(before, "int16")  # of each row by each label
+    rows, dealt, picker = numpy.arange(len(places)), list(places), random.Random(7)
+    gained, as_good = gains[rows, dealt].sum(), 1
+    for _ in range(_DRAWS - 1):
+        picker.shuffle(dealt)
+        as_good += gains[rows, dealt].sum() >= gained
+    return float(as_good / _DRAWS)
 
 
 # The stub: the same files and the same way, of which nothing is learnt; for the tests of everything but the training
@@ -42392,13 +42445,38 @@ def _judge_expert(work, folder):
     try:
         rows = _rows_of(rows_in(folder / "held.jsonl"), not asked.core.writes)
         suites = _suites_of(asked, {row["task"] for row in rows}, rows[0]) if rows else {}
-        told = {"held": rows, **suites}
-        outcomes = {name: _outcomes(asked, cases) for name, cases in told.items()}
+        judged = _judged_held(asked, rows)
+        outcomes = {name: _outcomes(asked, cases) for name, cases in suites.items()}
     finally:
         asked.close()
-    held = outcomes.pop("held")
     sha256 = hashlib.sha256(json.dumps(suites, sort_keys=True).encode()).hexdigest()
-    return [], {"held": held, "suites": outcomes, "suite_sha256": sha256}
+    return [], judged | {"suites": outcomes, "suite_sha256": sha256}
+
+
+def _judged_held(asked, rows):
+    """Return how rows that were held back are answered by what stands and by the candidate, by their labels."""
+    sides = [
+        list(zip(rows, asked.answers(rows, name), strict=True))
+        for name in ("STANDING", "CANDIDATE")
+    ]
+    return judged_by_labels(*sides, [_label_of(row) for row in rows], _is_right_by)
+
+
+def _label_of(row):
+    """Return what is right of a row: a text of a core that writes, else the part of its task's answer that is judged."""
+    if row["task"] == WRITE:
+        return row["wanted"]
+    return _judged_part(row["task"], CORE_TASKS[row["task"]].value(row["wanted"], row["fields"]))
+
+
+def _is_right_by(told, label):
+    """Whether (a row, the value of the answer to it) is right by a label."""
+    row, value = told
+    if value is None:
+        return False
+    if row["task"] == WRITE:
+        return _f1(value["text"], label) >= _SAME_WORDS
+    return _judged_part(row["task"], value) == label
 
 
 def _suites_of(asked, tasks, like):
@@ -42424,16 +42502,7 @@ def _outcomes(asked, rows):
 
 
 def _is_right(row, value):
-    if value is None:
-        return False
-    if row["task"] == "write":
-        return _f1(value["text"], row["wanted"]) >= _SAME_WORDS
-    right = row.get("right")
-    if right is None:
-        right = _judged_part(
-            row["task"], CORE_TASKS[row["task"]].value(row["wanted"], row["fields"])
-        )
-    return _judged_part(row["task"], value) == right
+    return _is_right_by((row, value), row["right"] if "right" in row else _label_of(row))
 
 
 def _f1(text, wanted):
@@ -43074,7 +43143,8 @@ def take_result(told: dict, nonce: str, folder: pathlib.Path) -> str | None:
 #   job      what is forged, from which rows, how it went, and the verdict with its figures
 #   outbox   the jobs that something is still to be done for: what survives a crash between a commit and its hook
 #   nonce    of an attempt: what another attempt brings late is not taken
-#   verdict  by rule: better on the rows that were held back by a sign test, and no suite worse
+#   verdict  by rule: better on the rows that were held back by a sign test, better than it would be with their labels
+#            shuffled, so that the most frequent label is not what is learnt, and no suite worse
 #   reader   `reader_obj`: which weights judge passages. Genesis' copy is version 1, and always remains
 
 # Offers:
@@ -43393,11 +43463,13 @@ def verdict_of_report(report: dict, tries: int) -> dict:
     tries: how often these held rows were judged by, this time included; chance is given as often less.
     """
     wins, losses, held = _wins_and_losses(report["held"])
-    p, faults = _sign_test(wins, losses), []
+    p, shuffled, faults = _sign_test(wins, losses), report.get("shuffled"), []
     if held < HELD_LEAST:
         faults.append(f"only {held} rows are held back, of {HELD_LEAST}")
     if not (wins > losses and p * tries < _SURE_BELOW):
         faults.append("it is not better on what was held back")
+    elif shuffled and shuffled["p"] * tries >= _SURE_BELOW:
+        faults.append(_AS_GOOD_BY_CHANCE)
     suites = {}
     for name, pairs in report["suites"].items():
         won, lost, cases = _wins_and_losses(pairs)
@@ -43407,7 +43479,8 @@ def verdict_of_report(report: dict, tries: int) -> dict:
     known = ", ".join(
         [f"{name} {row['won'] - row['lost']:+d} of {row['cases']}" for name, row in suites.items()]
     )
-    told = f"held back: {wins} won, {losses} lost of {held} (p {p * tries:.2g}); suites: {known}"
+    chances = f"p {p * tries:.2g}{_told_of_shuffled(shuffled, tries)}"
+    told = f"held back: {wins} won, {losses} lost of {held} ({chances}); suites: {known}"
     return {
         "passed": not faults,
         "why": "; ".join([*faults, told]),
@@ -43415,12 +43488,24 @@ def verdict_of_report(report: dict, tries: int) -> dict:
         "losses": losses,
         "held": held,
         "p": p,
+        "p_shuffled": shuffled and shuffled["p"],
         "tries": tries,
         "suites": suites,
         "suite_sha256": report["suite_sha256"],
         "before": sum([before for before, _ in report["held"]]),
         "after": sum([after for _, after in report["held"]]),
     }
+
+
+_AS_GOOD_BY_CHANCE = (
+    "it would be as good with these labels dealt out by chance: it has learnt which is the most frequent; mark also what is "
+    "right as it stands"
+)
+
+
+def _told_of_shuffled(shuffled, tries):
+    """Return how likely as much is gained with shuffled labels, in words; where all say the same there is nothing to tell."""
+    return f", with labels shuffled {shuffled['p'] * tries:.2g}" if shuffled else ""
 
 
 # The arrows: each is apply(root) of one commit

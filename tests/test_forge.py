@@ -14,6 +14,9 @@ import test_golden
 
 import batos
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "bench"))
+import chance
+
 WAIT_S = 300
 
 
@@ -93,6 +96,50 @@ def test_the_sign_test_is_exact_and_one_sided():
 def test_the_verdict_is_by_rule(held, suite, tries, passed):
     verdict = batos.verdict_of_report(told(held, known=suite), tries)
     assert verdict["passed"] is passed and verdict["why"], verdict
+
+
+def by_labels(before, after, labels):
+    """Return the verdict over answers that are right where they are the label, and a suite that stays as it was."""
+    judged = batos.judged_by_labels(before, after, labels, lambda told, label: told == label)
+    return batos.verdict_of_report(judged | {"suites": {"known": [[1, 1]] * 100}, "suite_sha256": "x"}, 1)
+
+
+def test_who_has_learnt_the_most_frequent_label_is_refused():
+    verdict = by_labels([1] * 30, [2] * 30, [2] * 23 + [1] * 7)
+    assert (verdict["wins"], verdict["losses"], verdict["p_shuffled"]) == (23, 7, 1.0) and verdict["p"] < 0.01
+    assert not verdict["passed"] and "dealt out by chance" in verdict["why"]
+    assert "with labels shuffled 1)" in verdict["why"] and "not better" not in verdict["why"]
+
+
+def test_who_tells_the_labels_apart_is_promoted_whichever_is_more_frequent():
+    for often in (23, 15, 7):
+        labels = [2] * often + [1] * (30 - often)
+        verdict = by_labels([1] * 30, labels, labels)
+        assert verdict["passed"] and verdict["p_shuffled"] < 0.001, verdict
+    assert by_labels([1] * 30, [2] * 30, [2] * 30)["p_shuffled"] is None     # all say the same: there is nothing to shuffle
+    assert by_labels([1] * 30, [2] * 30, [2] * 30)["passed"]
+
+
+def test_constant_answers_are_refused_where_what_stands_is_none():
+    """What stands says one of four by chance, as a plan may; the candidate always says the most frequent one."""
+    picker = random.Random(2)
+    labels = picker.choices("abcd", (8, 1, 1, 1), k=60)
+    verdict = by_labels(picker.choices("abcd", k=60), ["a"] * 60, labels)
+    assert verdict["wins"] > 3 * verdict["losses"] and verdict["p"] < 0.001
+    assert not verdict["passed"], verdict
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
+def test_of_labels_by_chance_no_more_are_promoted_than_the_level_has_it(share, monkeypatch):
+    """What is learnt of such labels: always the second, always the first, one of them by chance, or by what stands."""
+    monkeypatch.setattr(batos, "_DRAWS", 400)
+    picker, promoted = random.Random(11), 0
+    for _turn in range(400):
+        labels = [2 if picker.random() < share else 1 for _ in range(40)]
+        always = picker.choice((0.0, 0.5, 1.0, share))
+        after = [2 if picker.random() < always else 1 for _ in range(40)]
+        promoted += by_labels([1] * 40, after, labels)["passed"]
+    assert promoted <= 20, promoted
 
 
 def test_the_suite_has_enough_cases_and_nothing_of_it_is_trained_on():
@@ -394,22 +441,16 @@ def test_the_reader_takes_what_was_forged_and_gives_it_back(few):
 
 
 @pytest.mark.campaign
-def test_labels_by_chance_are_refused(tmp_path):
-    """Of what is held back, as of what is learnt, one half names the first passage: a draw of its own may lean to one side."""
-    parts = {False: [], True: []}
-    for number, row in corrected(150).items():
-        parts[batos._is_held_back(batos._source_of(row))].append((number, row))
-    for held, rows in parts.items():
-        labels = [(1, 2), (2, 1)] * (len(rows) // 2)
-        random.Random(5).shuffle(labels)
-        told = zip(rows, labels, strict=False)
-        parts[held] = [batos._golden_line(number, row | {"quotes": [right], "not": [other]}, held)
-                       for (number, row), (right, other) in told]
-    for name, held in (("train.jsonl", False), ("held.jsonl", True)):
-        (tmp_path / name).write_bytes(b"".join(parts[held]))
-    card = batos.reader_card()
-    work = WORK | {"base": card["sha256"], "threshold": card["threshold"]}
-    batos._train(work, tmp_path)
-    verdict = batos.verdict_of_report(batos._judge(work, tmp_path)[1], 1)
+@pytest.mark.parametrize("seed, share", [(5, 0.5), (6, 0.5), (5, 0.75)])
+def test_labels_by_chance_are_refused(seed, share, monkeypatch):
+    monkeypatch.setattr(batos, "ForgedReader", chance.Reader)
+    verdict = chance.forged(chance.labelled(seed, share, is_true=False))
     print(verdict["why"])
     assert not verdict["passed"] and verdict["held"] >= batos.HELD_LEAST
+
+
+@pytest.mark.campaign
+def test_true_labels_are_promoted(monkeypatch):
+    monkeypatch.setattr(batos, "ForgedReader", chance.Reader)
+    verdict = chance.forged(chance.labelled(5, 0.5, is_true=True))
+    assert verdict["passed"] and verdict["p_shuffled"] < 0.001, verdict["why"]

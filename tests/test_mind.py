@@ -801,6 +801,20 @@ def test_each_point_of_view_says_what_it_sees_and_the_lead_gathers_it(machine):
     assert report["words"] is True and frames[report["lead"]] == report["answer"].splitlines()[1]
 
 
+@pytest.mark.parametrize("asked, how, read", [
+    (ABOUT_SHED, {}, "\n[4] The key"), (None, {"voices": VOICES, "strategy": "Technical Deconstruction"}, "\n- BRICK: ")])
+def test_what_a_core_that_writes_learns_from_is_what_it_was_asked(machine, asked, how, read):
+    """With what it read besides, and what the others said of it."""
+    core = Quick("The shed key hangs behind the blue door. Turn the brass valve until the needle stands at zero.", "", **how)
+    one = machine(core)
+    learn_sheds(one)
+    one.learn()
+    report = one.think(asked) if asked else one.think()
+    learnt = one.read(lambda root: batos.words_asked(batos.find_cycle(root, report["cycle"])))
+    assert learnt["prompt"] == core.prompts[0] and learnt["lead"] == report["lead"]
+    assert read in learnt["prompt"]
+
+
 @pytest.mark.parametrize("how", [{"core_voices": False}, {"strategy": "Factual Inquiry"}, {"is_quick": False}])
 def test_a_question_of_fact_a_slow_core_and_who_wants_none_hear_no_voices(machine, how):
     core = Quick("Turn the brass valve until the needle stands at zero.", voices=VOICES,

@@ -1,6 +1,7 @@
 """Workflows: a clone with one edit is tried on missions that were answered, shadowed, and adopted or dropped."""
 
 import time
+import types
 
 import pytest
 from test_evidence import Scores
@@ -226,6 +227,16 @@ def test_a_mission_that_goes_round_and_round_is_ended(machine, monkeypatch):  # 
     one.lanes["write"].call(batos.Job("break", lambda root: broken(root, lambda flow: None)))
     assert {one.think(QUESTION)["state"] for _ in range(3)} == {"COMPLETE"}
     assert "came to no end in 2 steps" in held(one, "outcomes")[0]["why"]
+
+
+def test_a_workflow_has_sixteen_steps_beside_those_that_are_bounded_by_themselves():
+    def ends(names):
+        entries = tuple(types.SimpleNamespace(name=name) for name in names)
+        batos._check_it_ends(batos.of_checked({"workflow": ("w",), "journal": entries}))
+    tree = [*["node 1.1"] * 12, *["verdict 1"] * 12, *["sentence"] * 8]
+    ends(["facets"] * 16 + tree)
+    with pytest.raises(batos.TransitionError, match="in 17 steps"):
+        ends(["facets"] * 17 + tree)
 
 
 def test_a_workflow_that_nobody_made_cannot_stand(machine):  # noqa: F811
