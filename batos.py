@@ -40570,7 +40570,7 @@ class Parcel:
 __all__ += """
     new_golden correction_of keep_rows judge_rows listed_rows READER BASE_TARGET HELD_LEAST
     teaches_nothing is_correction check_target rows_to_forget begin_curation expert_name
-    keep_choices
+    keep_choices faults_of_rows
 """.split()
 
 READER, BASE_TARGET = "READER", "BASE"  # the other targets are experts, by their names
@@ -40960,7 +40960,8 @@ def judge_rows(
         state = {"state": "raw", "why": ""} if accepts else {"state": "refused", "why": "by hand"}
         rows[number] = rows[number] | state | {"trusted": accepts}
     done = "trusted: the next curation takes them" if accepts else "refused"
-    return {"details": f"{len(numbers)} rows are {done}", "result": {"rows": numbers}}
+    which = "1 row is" if len(numbers) == 1 else f"{len(numbers)} rows are"
+    return {"details": f"{which} {done}", "result": {"rows": numbers}}
 
 
 @primitive("rows_", reads=True, of="golden dataset")
@@ -41158,6 +41159,13 @@ def _is_taken_back(root, number, row):
     return number not in (feedback.get("rows") or [feedback.get("row")])
 
 
+def faults_of_rows(root: persistent.mapping.PersistentMapping, numbers: list[int]) -> list[str]:
+    """Return why rows would be refused, each reason once; whether they contradict others a curation says."""
+    rows = root["golden_obj"].rows
+    judged = [_judged_row(root, number, rows[number]) for number in numbers]
+    return list(dict.fromkeys([why for state, why in judged if state == "refused"]))
+
+
 def _row_key(row):
     """Return what a row is about, whatever it says of it."""
     if row["task"] != "read":
@@ -41207,7 +41215,8 @@ def _approve_rows(cycle, recall):
     accepted = [_with_cluster(rows[n], clusters.get(n)) for n in numbers]
     lacks = _lacking(accepted)
     counts = collections.Counter([state for _, state, _ in data["judged"]])
-    told = f"{counts['accepted']} rows are accepted, {counts['refused']} refused, {counts['raw']} wait for `golden accept`."
+    accepted_told = "1 row is" if counts["accepted"] == 1 else f"{counts['accepted']} rows are"
+    told = f"{accepted_told} accepted, {counts['refused']} refused, {counts['raw']} wait for `golden accept`."
     then = f"They make no dataset yet: {'; '.join(lacks)}." if lacks else "They make a dataset."
     final = {"answer": f"{told} {then}", "relevant": True, "evidence": [], "rows": dict(counts)}
     step = Step("COMPLETE", not lacks, {"approved": not lacks, "final_response": final})
@@ -43322,8 +43331,9 @@ def _dataset_named(root, number, target):
         mine = [n for n in datasets if datasets[n].target == target]
         number = max(mine, default=None)
     if number not in datasets:
+        which = "dataset yet" if number is None else f"dataset {number}"
         raise NotFound(
-            f"there is no such dataset of {target}; `golden curate` makes one of what was corrected",
+            f"there is no {which} of {target}; `golden curate` makes one of what was corrected",
             kind="dataset",
             name=str(number),
         )
@@ -48647,8 +48657,9 @@ def _mark_and_learn(request, root):
         feedback = cycle.result["feedback"] | kept
         set_slot(cycle, "result", {**cycle.result, "feedback": feedback})
     named = f"row {numbers[0]}" if len(numbers) == 1 else f"rows {', '.join(map(str, numbers))}"
+    lacks = "".join([f"; nothing is learnt of it: {why}" for why in faults_of_rows(root, numbers)])
     return {
-        "details": f"{told['details']}; it is {named} of the golden dataset",
+        "details": f"{told['details']}; it is {named} of the golden dataset{lacks}",
         "result": told["result"] | kept,
     }
 

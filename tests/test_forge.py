@@ -183,7 +183,7 @@ def test_what_cannot_be_forged_is_refused(tmp_path, daemon):
     with batos.Client(daemon(("forge_engine", "stub"), core=0).endpoint, WAIT_S) as client:
         with pytest.raises(batos.NotFound, match="golden curate"):
             client.call("forge")
-        with pytest.raises(batos.NotFound, match="no such dataset of BRICK"):
+        with pytest.raises(batos.NotFound, match="no dataset yet of BRICK"):
             client.call("forge", target="BRICK")
         with pytest.raises(batos.BadRequest, match="READER serves every core"):
             client.call("forge", target="NOBODY")

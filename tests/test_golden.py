@@ -99,6 +99,16 @@ def test_a_mere_right_is_a_row_and_a_mere_wrong_is_one_that_teaches_nothing(corr
     assert "row" not in mark(client, ask(client, "Who is the king of the giraffes?")["cycle"], "right")
 
 
+@pytest.mark.parametrize("fields, why", [
+    ({}, "says that this was wrong, and not what is right; mark it again"), ({"note": "9 is right"}, "9 names no passage"),
+    ({"correction": {"lead": "NOBODY"}}, "no kind of mission"), ({"note": "2 is right, 1 is not"}, None)])
+def test_who_marks_is_told_at_once_why_nothing_is_learnt_of_it(corrected, fields, why):
+    client, _, _ = corrected
+    cycle = ask(client, "How often is the pump at Harlow oiled?")["cycle"]
+    told = client.call("feedback", cycle=cycle, mark="wrong", **fields)["details"]
+    assert ("nothing is learnt of it" in told) is bool(why) and (why or "golden dataset") in told
+
+
 def test_a_text_of_a_document_may_stand_for_a_passage(corrected):
     client, _, _ = corrected
     client.call("index_document", doc_id="lamp.md", text="# Lamp\n\nThe lamp is cleaned by the keeper on Mondays. It is tall.")
