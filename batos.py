@@ -32681,7 +32681,9 @@ def improve_workflow_(held, edit="", recipes=None):
         raise Busy(f"{held.trial['workflow']} is tried now; it ends by itself")
     since = now_utc() - datetime.timedelta(seconds=_WEEK_OF_TRIALS_S)
     lately = [
-        outcome for outcome in held.outcomes if outcome["at"] > since and "replayed" in outcome
+        outcome
+        for outcome in held.outcomes
+        if outcome["at"] > since and outcome.get("replayed", 0)  # of too few nothing was tried
     ]
     if len(lately) >= _TRIALS_A_WEEK:
         raise Busy(f"{_TRIALS_A_WEEK} edits were tried within a week, which is the most")
@@ -56823,19 +56825,37 @@ def documents_command(args, client):
 
 
 def send_command(args, client):
+    fields = _message_in_words(args) if args.said else _message_in_json(args.message)
+    reply = client.request({"command": "send_message", **fields})
+    return reply, json_lines(reply, 2)
+
+
+def _message_in_words(args):
+    """Return a message of TARGET SELECTOR ARGUMENTS; an argument that is no JSON is a text."""
+    selector, *told = args.said
+    return {"target": args.message, "selector": selector, "args": [*map(_json_or_text, told)]}
+
+
+def _json_or_text(told):
     try:
-        fields = json.loads(args.message)
+        return json.loads(told)
+    except ValueError:
+        return told
+
+
+def _message_in_json(message):
+    try:
+        fields = json.loads(message)
     except ValueError as error:
         raise ConfigError(
             f'the message is not JSON ({error}); for example {{"target": "genesis_obj", '
-            '"selector": "slotNames"}'
+            '"selector": "slotNames"}, or genesis_obj slotNames'
         ) from None
     if not isinstance(fields, dict):
         raise ConfigError(
             'the message is a JSON map such as {"target": "genesis_obj", "selector": "slotNames"}'
         )
-    reply = client.request({"command": "send_message", **fields})
-    return reply, json_lines(reply, 2)
+    return fields
 
 
 def _change_since_learnt(client, doc_id):
@@ -59807,7 +59827,7 @@ _SUBCOMMANDS = {
               "put files or folders into the memory: text, Markdown, HTML, source code, PDF, office, mail, tables …"),
     "search": (search_command, "find passages by words"),
     "documents": (documents_command, "list what was learnt, by name"),
-    "send": (send_command, "send a message to an object, as JSON"),
+    "send": (send_command, "send a message to an object, in words or as JSON"),
     "feedback": (feedback_command, "mark an answer, and say which of its passages are right; it becomes data to learn from"),
     "golden": (golden_command, "list the rows of the golden dataset, accept or refuse some, or have them curated"),
     "forge": (forge_command, "train the reader with a dataset; it is judged, and promoted or rejected by rule"),
@@ -59906,7 +59926,8 @@ _ARGUMENTS = {                                            # subcommand -> its ar
                ("--since", {"help": "only what was learnt from this time on"}), ("--until", {"help": "or before it"})],
     "documents": [("--after", {"default": "", "help": "go on after this one"}), ("--limit", {"type": int, "default": 100}),
                   ("--all", {"action": "store_true", "help": "also the system's own, and what was said and asked"})],
-    "send": [("message", {"help": '{"target": …, "selector": …, "args": […]}'})],
+    "send": [("message", {"help": 'the target, or {"target": …, "selector": …, "args": […]}'}),
+             ("said", {"nargs": "*", "metavar": "SELECTOR ARGUMENT", "help": "the selector; what it takes: JSON or a text"})],
     "inspect": [("target", {"help": "the object: a name, a path or 0x…"}),
                 ("--as-of", {"help": "as it was: a time or a change"})],
     "why": [("cycle", {"help": "its id, 0x…"})],

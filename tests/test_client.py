@@ -324,6 +324,15 @@ def test_send_sends_json(line):
     assert shown["result"]["slots"]["n"]["value"] == {"a": [1.5, None]}
 
 
+def test_send_sends_words(line):
+    """As the first page and what audits advise have it: an argument is JSON, or a text."""
+    for name, told, value in (("m", '{"a": [1.5]}', {"a": [1.5]}), ("m", "brass valve", "brass valve"), ("m", "7", 7)):
+        assert line("send", "genesis_obj", "setSlot:value:", name, told)[0] == 0
+        assert json.loads(line("inspect", "genesis_obj", "--json")[1])["result"]["slots"][name]["value"] == value
+    assert json.loads(line("send", "genesis_obj", "slotNames")[1])["result"]
+    assert "no dataset 3" in line("send", "pLLM_obj", "fineTuneWith:", "3")[2]
+
+
 @pytest.mark.parametrize("message, words", [
     ("{", "not JSON"), ("[1]", "JSON map"), ("7", "JSON map"), ('{"target": "genesis_obj"}', "selector"),
     ('{"command": "helth"}', "did you mean health"),

@@ -229,6 +229,16 @@ def test_a_mission_that_goes_round_and_round_is_ended(machine, monkeypatch):  # 
     assert "came to no end in 2 steps" in held(one, "outcomes")[0]["why"]
 
 
+def test_what_was_tried_on_too_few_missions_counts_among_no_trials(machine):  # noqa: F811
+    one = machine()
+    for _ in range(batos._TRIALS_A_WEEK + 1):
+        assert "100 are wanted" in improve(one, "look wider")["answer"]
+    one.lanes["write"].call(batos.Job("tried", lambda root: batos.set_slot(
+        root["workflows_obj"], "outcomes", tuple({**told, "replayed": 100} for told in root["workflows_obj"].outcomes))))
+    with pytest.raises(batos.Busy, match="within a week"):
+        improve(one, "look wider")
+
+
 def test_a_workflow_has_sixteen_steps_beside_those_that_are_bounded_by_themselves():
     def ends(names):
         entries = tuple(types.SimpleNamespace(name=name) for name in names)
