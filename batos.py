@@ -52367,9 +52367,11 @@ def _compile_ui(spec, origin, stock):
             "",
         ]
     )
+    settings = {one.name: [one.default, one.unit, one.help] for one in SETTINGS.values()}
     data = (
         f"# ---- {_UI_GENERATED[1]}\n\n# fmt: off\nSPEC = {_as_literal(spec)}\n\n"
-        f"COMMANDS = {_as_literal(_ui_commands())}\n# fmt: on\n\n"
+        f"COMMANDS = {_as_literal(_ui_commands())}\n\n"
+        f"SETTINGS = {_as_literal(settings)}\n# fmt: on\n\n"
     )
     rest = [part for mark, part in parts.items() if _ui_has_part(mark, pages)]
     return "".join([parts[""], made, data, *rest])

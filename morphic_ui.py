@@ -756,6 +756,195 @@ COMMANDS = {
         "fields": {"cycle": {"type": "text", "longest": 40, "required": True}},
     },
 }
+
+SETTINGS = {
+    "image": [
+        "live_image.fs",
+        "path or URI",
+        "the image: a data file, in the folder BATOS_HOME where that is set, or a URI that zodburi knows",
+    ],
+    "endpoint": ["tcp://127.0.0.1:5555", "ZeroMQ endpoint", "where to listen; port 0 lets the system choose"],
+    "curve": [False, "true or false", "ask for keys on this machine too; other interfaces always do"],
+    "keys": ["", "file", "the key file of a client, as `keys add` made it"],
+    "read_threads": [2, "threads", "threads that answer reads on snapshots"],
+    "core": [
+        "auto",
+        "auto, none, smollm2, a model file (GGUF), a folder, a name of the hub or a URL",
+        "the language model: auto is the embedded seed_core/, none goes without; a URL is a server of OpenAI's protocol",
+    ],
+    "core_urls": [
+        "",
+        "URLs, blanks between",
+        "servers to be asked in this order, the next where one fails; where `core` is a URL, that one is asked before them",
+    ],
+    "core_model": [
+        "",
+        "name",
+        "the model to ask of a server; empty is the first that it tells of; of several, those that have it are asked for it",
+    ],
+    "core_key": ["", "key", "what a server wants as its key; of several, one for all or one for each, - for none"],
+    "core_parallel": [4, "rows", "that each server is asked at a time"],
+    "core_queue": [32, "rows", "that wait for a server; who comes then is told Busy"],
+    "core_voices": [
+        True,
+        "true or false",
+        "where it answers in moments, let each persona say what it sees before the one that leads answers",
+    ],
+    "core_price": [
+        "",
+        "READ/WRITTEN",
+        "what a million tokens cost, in your currency, as 0.15/0.6; one for all servers or one for each, blanks between",
+    ],
+    "embedder": [
+        "auto",
+        "auto, none, a folder or a name",
+        (
+            "the model that finds by meaning: auto is all-MiniLM-L6-v2 as installed, none searches by words alone; a name is "
+            "of a model of sentence-transformers in the hub's cache or in an installed package"
+        ),
+    ],
+    "core_threads": [0, "threads", "processor cores for the model; 0 is one for the embedded core, else PyTorch's choice"],
+    "adapters": [
+        "auto",
+        "auto, none or a folder",
+        "LoRA experts to bring into the image: auto is lora_adapters/ beside batos.py and the image, none looks nowhere",
+    ],
+    "adapter_slots": [8, "experts", "adapters that the device holds at a time; the four personas always are among them"],
+    "vram_mb": [0.0, "MB", "of a card that core, adapters and batches may take; 0 is all that it has, the seeds have 6900"],
+    "adapter_rank": [16, "rank", "of the adapter slots; experts of a higher rank are refused"],
+    "ram_cache_mb": [0.0, "MB", "experts kept in memory; 0 is 20 GB, or half of what is free where that is less"],
+    "core_deadline_s": [120.0, "s", "time for one answer of the core"],
+    "generate": [True, "true or false", "write methods for messages that nobody understands"],
+    "methods_per_hour": [60.0, "missions", "that may start for such messages in an hour"],
+    "heartbeat": [True, "true or false", "look after failed missions and methods while nobody wants anything"],
+    "heartbeat_first_s": [60.0, "s", "from the start to the first heartbeat"],
+    "heartbeat_s": [3600.0, "s", "from one heartbeat to the next"],
+    "heartbeat_per_day": [12, "audits", "that heartbeats may begin within a day; each sees to one thing at most"],
+    "cem_cog": [0.4, "weight", "of how many personas speak, in the Composite Entropy Metric"],
+    "cem_sol": [0.4, "weight", "of how far answers are from those before"],
+    "cem_struc": [0.2, "weight", "of what grew within a week"],
+    "stagnation": [0.35, "CEM", "below which it is low"],
+    "stagnation_beats": [3, "heartbeats", "in a row at which it is low, until that is seen to"],
+    "gate": [True, "true or false", "now and then let in one more who speaks, whom the plan does not name"],
+    "gate_noise": [0.08, "deviation", "of the draws by which that one is let in; 0 lets only traces and the router do it"],
+    "gate_floor": [0.45, "score", "from which on that one is let in"],
+    "contrapunto": [True, "true or false", "let BRICK and ROBIN answer each other where both spoke"],
+    "branches": [True, "true or false", "think along several ways where a question tells of something in place of naming it"],
+    "improve_per_day": [3, "times a day", "that the mind may be improved by what was learnt, for any reason"],
+    "forge_auto": [
+        "ask",
+        "off, ask or on",
+        "corrections begin a curation by themselves, unless off; a dataset that is ready is told of, or forged",
+    ],
+    "forge_hours": [
+        "0-24",
+        "hours of the day",
+        "in which the forge may begin by itself, once a day at most: 22-6 is the night",
+    ],
+    "forge_engine": [
+        "process",
+        "process, celery or stub",
+        (
+            "what trains: a process beside the daemon, or a worker of Celery (`forge-worker --celery`); stub, stub nothing "
+            "and stub for ever learn nothing, for tests, also behind celery"
+        ),
+    ],
+    "forge_broker": [
+        "redis://localhost:6379/0",
+        "URL",
+        "where the engine celery sends work; a password in it is better in the environment or the settings file",
+    ],
+    "forge_results": ["redis://localhost:6379/0", "URL", "where its workers tell what came of it"],
+    "forge_worker_dir": ["", "folder", "that daemon and workers of Celery both see, for rows and weights"],
+    "forge_inline": [
+        False,
+        "true or false",
+        "send the workers of Celery rows and weights through the broker, up to 16 MB; else by forge_worker_dir",
+    ],
+    "forge_yields": [
+        True,
+        "true or false",
+        "hold the training while missions wait; it runs 12 s of each minute all the same",
+    ],
+    "forge_offload": [
+        False,
+        "true or false",
+        "have the core's weights lie on the disk while an expert is trained: slower, with less memory",
+    ],
+    "forge_deadline_s": [3600.0, "s", "time that one training or judging may take"],
+    "method_idle_days": [90.0, "days", "after which a stored method that nobody used is told of; 0 tells of none"],
+    "method_workers": [4, "threads", "stored methods that run at the same time, each in a process of its own"],
+    "method_deadline_s": [10.0, "s", "time for one message to a stored method; then its process is ended"],
+    "method_memory_mb": [256.0, "MB", "memory that such a process may have"],
+    "method_output_mb": [8.0, "MB", "what one message to a method may tell and write; 25,000 values for each MB"],
+    "ui": [
+        "auto",
+        "auto or a file",
+        (
+            "where the Memory Inspector that the system makes is written; auto is morphic_ui.py beside the image, or in "
+            "IMAGE.ui/ where the image lies in a checkout"
+        ),
+    ],
+    "workers": [2, "threads", "missions that are thought about at the same time"],
+    "mission_deadline_s": [300.0, "s", "time for one mission, from its first thought"],
+    "missions_max": [10000, "missions", "missions that wait or run; more are refused as Busy"],
+    "missions_kept": [10000, "missions", "ended missions that list_cycles remembers"],
+    "journal_days": [7.0, "days", "journals of ended missions are kept so long"],
+    "evidence_chunks": [8, "chunks", "passages that one recall looks into"],
+    "evidence_sentences": [3, "passages", "passages that an answer tells, each round the sentence that answers, 1 to 8"],
+    "semantic_chunk_kb": [8.0, "kB", "smaller documents are cut where their meaning changes, others by words"],
+    "self_knowledge": [True, "true or false", "index the README and the docstrings of batos.py, with scope self"],
+    "relevance": [0.55, "share", "share of a question's idf mass that the best chunk must hold"],
+    "similarity": [0.62, "cosine", "or how near the best passage must be to the question"],
+    "pending_max": [1024, "requests", "accepted requests at work; more are refused as Busy"],
+    "client_pending_max": [256, "requests", "the same for one client: a key, or a connection without one"],
+    "client_rate": [
+        0.0,
+        "requests/s",
+        "requests of one such client, on average over a second; more are Busy; 0 sets no limit",
+    ],
+    "outbox_max": [256, "replies", "replies held for one slow client; at this bound its requests are Busy"],
+    "subscribers_max": [64, "connections", "connections that may be subscribed to events; more are refused as Busy"],
+    "client_subscribers_max": [16, "connections", "the same for one key"],
+    "client_stall_s": [30.0, "s", "a client that reads nothing for so long is dropped"],
+    "message_max_mb": [32.0, "MB", "largest message taken from the wire; one of twice as much ends its connection"],
+    "message_values_max": [100000, "values", "values in one message: numbers, texts, lists, maps and names together"],
+    "document_max_mb": [8.0, "MB", "largest text of a document"],
+    "source_max_mb": [200.0, "MB", "largest file that a document is read from"],
+    "group_max": [64, "commands", "short commands in one commit"],
+    "request_memory_min_h": [24.0, "h", "idempotency keys are remembered at least so long"],
+    "request_memory_max": [200000, "keys", "keys remembered at most; beyond it keyed requests are Busy"],
+    "history_days": [30.0, "days", "pages of the ledger and retired documents are kept so long"],
+    "log_entries_max": [10000, "entries", "entries in message_log, and in failed_cycle_log"],
+    "open_check_mb": [64.0, "MB", "part of the data file whose seals are checked before listening"],
+    "seal_mb": [8.0, "MB", "a seal is written each time so much was added"],
+    "lease_s": [
+        15.0,
+        "s",
+        "of an image that another engine keeps: who writes it is taken for gone after so long without a sign of it",
+    ],
+    "backup_dir": ["", "folder", "where backups go; empty makes none by itself"],
+    "backup_hours": [24.0, "h", "a backup is made each time so much has passed, where backup_dir is set"],
+    "backup_full_days": [7.0, "days", "a backup begins anew with the whole image after so long, else it adds what is new"],
+    "backup_keep_days": [30.0, "days", "older backups go, but never the last ones that make a whole"],
+    "pack_hours": [24.0, "h", "what history_days has passed by is packed away each time so much has passed; 0 never"],
+    "upgrade_channel": [
+        "",
+        "folder",
+        "where another batos.py may be put, which is told of and run by `upgrade` alone; empty looks nowhere",
+    ],
+    "upgrade_trial_s": [120.0, "s", "time for the trial of such a program, and for it to be ready once it takes over"],
+    "upgrade_probation_s": [
+        60.0,
+        "s",
+        "how long such a program answers reads alone, where it makes the image one of a newer version",
+    ],
+    "drain_s": [10.0, "s", "time given to accepted work at shutdown"],
+    "metrics_port": [0, "TCP port", "figures in the text form that Prometheus reads, at 127.0.0.1; 0 tells none"],
+    "log_file_mb": [8.0, "MB", "size at which the log file is rotated"],
+    "watch_folders": ["", "paths", "folders that `learn --watch` goes by where none is named, parted by ':'"],
+    "learn_roots": ["", "paths", "folders whose files index_document may read by path, parted by ':'"],
+}
 # fmt: on
 
 # ---- end of specification
@@ -4172,7 +4361,17 @@ class Split(BoxLayout):
         self.bind(share=self._place)
         self._place()
 
+    def fold(self, part: Widget, is_folded: bool) -> None:
+        """Have the first part alone stand, over the whole room, where the other would tell nothing more; or both again."""
+        if is_folded and part.parent is self:
+            self.remove_widget(part)
+        elif not is_folded and part.parent is None:
+            self.add_widget(part)
+        self._place()
+
     def _place(self, *_):
+        if len(self.children) == 1:
+            self.children[0].size_hint = (1, 1)
         if len(self.children) == 2:
             second, first = self.children
             which = 0 if self.orientation == "horizontal" else 1
@@ -4287,7 +4486,8 @@ class Drawing(Widget):
     ) -> None:
         """Draw text, the top of its first line at y; it is cut at a width."""
         self.told.append(text)
-        said = marked(short(text, max(4, int(width / (sp(size) * 0.5)) * lines)), tone)
+        room = max(4, int(width / (sp(size) * 0.5)) * lines)
+        said = marked(cut(text, width, size) if lines == 1 else short(text, room), tone)
         texture = texture_of(said, size, width, halign, lines)
         if texture:
             Color(1, 1, 1, 1)
@@ -4318,11 +4518,28 @@ def told_of_none(path: str) -> str:
     return "measured at each heartbeat" if beats else "nothing measured yet"
 
 
+THINNED = 2  # dp of a line that its figures are told apart in: each point costs, at every frame
+
+
+def thinned(values: list, parts: int) -> list:
+    """Return [(s, figure)] with the first, least, most and last of each of so many parts of its time: it looks the same."""
+    if len(values) <= 4 * parts:
+        return values
+    first, span = values[0][0], values[-1][0] - values[0][0] or 1
+    made = []
+    for _, group in itertools.groupby(values, lambda one: int(parts * (one[0] - first) / span)):
+        part = list(group)
+        least, most = (end(part, key=lambda one: one[1]) for end in (min, max))
+        made += sorted({part[0], least, most, part[-1]})
+    return made
+
+
 class Spark(Drawing):
     """A figure over time: data is {"title", "unit", "values": [(s, figure)], "when": function(s) -> words}.
 
-    kivy_garden.graph 0.4.0 (2019) is not used: it has no times on an axis and tells nothing below the mouse, both of which
-    would be drawn by hand beside it, and each graph costs a framebuffer of its own and a Label for each tick.
+    kivy_garden.graph 0.4.0 is not used: ten of its graphs take 33 to 65 MB and 160 to 270 ms of a processor until Life is shown
+    where these take 15 to 18 and 42 to 57 (180 and 2,880 figures each; a frame that draws all ten anew costs 7 ms there and 22
+    to 30 here), and the window has 15 MB to its goal. Times on an axis and what is below the mouse it would leave to us.
     Its axes tell the least and the most, the first time and the last; below the mouse stands what was measured there.
     """
 
@@ -4335,11 +4552,15 @@ class Spark(Drawing):
     def draw(self, data: dict | None) -> None:
         values = [value for _, value in data["values"]]
         self.box(self.x, self.y, self.width, self.height, "panel")
-        self.say(data["title"], self.x + dp(12), self.top - dp(8), self.width * 0.5, "soft", 12.5)
         known = self._below_mouse(data) or (data["values"][-1] if values else None)
         last = f"{number_text(known[1])} {data['unit']}" if known else "\u2013"
-        half = self.width / 2 - dp(12)
-        self.say(last, self.x + self.width / 2, self.top - dp(7), half, "ink", 14, "right")
+        wide = self.width - dp(24)
+        of_last = min(wide, width_in(last) + dp(3))
+        self.say(
+            last, self.right - dp(12) - of_last, self.top - dp(7), of_last, "ink", BODY, "right"
+        )
+        of_title = wide - of_last - dp(4)
+        self.say(data["title"], self.x + dp(12), self.top - dp(8), of_title, "soft", SMALL)
         if len(values) < 2:
             return self._say_nothing(data, bool(values))
         low, high = min(values), max(values)
@@ -4351,7 +4572,7 @@ class Spark(Drawing):
     def _say_nothing(self, data, is_known):
         """Say why no line is drawn yet."""
         why = "one figure so far" if is_known else data.get("nothing", told_of_none(""))
-        self.say(why, self.x + dp(12), self.y + dp(24), self.width - dp(24), "faint", 11)
+        self.say(why, self.x + dp(12), self.y + dp(40), self.width - dp(24), "faint", 11, lines=2)
 
     def said(self) -> str:
         """Return the figures as lines of a table: when, and what was measured."""
@@ -4366,7 +4587,7 @@ class Spark(Drawing):
         left, base, wide, tall = self._room()
         since, span = values[0][0], values[-1][0] - values[0][0] or 1
         points = []
-        for at, value in values:
+        for at, value in thinned(values, int(wide / dp(THINNED))):
             share = (value - low) / (high - low) if high > low else 0.5
             points += [left + wide * (at - since) / span, base + tall * share]
         return points
@@ -4380,8 +4601,9 @@ class Spark(Drawing):
             self.say(number_text(low), left + wide + dp(4), base + dp(7), dp(46), "faint", 11)
         when = data["when"]
         first, last = data["values"][0][0], data["values"][-1][0]
-        self.say(when(first), left, base - dp(5), wide * 0.68, "faint", 11)
         below = when(known[0]) if self.at >= 0 else when(last)
+        of_first = wide - width_in(below, 11) - dp(8)
+        self.say(when(first), left, base - dp(5), of_first, "faint", 11)
         self.say(
             below,
             left + wide / 2,
@@ -5565,10 +5787,27 @@ class AskPage(Page):
                 rows += self._prose(line, "soft", SMALL)
             for note in report.get("notes", ()):
                 rows += self._prose(f"ALFRED notes: {note}", "soft", SMALL)
-            return [*rows, *self._evidence(report.get("evidence", ())), *self._beside_rows()]
+            passages = [*self._evidence(report.get("evidence", ())), *self._beside_rows()]
+            return [*rows, *(passages or self._below("why it is answered so", self._show_why()))]
         if "reason" in report:
-            return self._failed(report)
+            return self._ended_badly(report)
         return self._provisional()
+
+    def _below(self, head, rows):
+        """Return rows below a heading, where what stands above them is short."""
+        return [self._space(22), row(marked(head, "faint"), size=SMALL, lines=1, pad=4), *rows]
+
+    def _ended_badly(self, report):
+        """Return why a mission failed, what can be done, and what it did until then."""
+        again = f"[ref=again 0]{marked('ask it again', 'accent')}[/ref]"
+        can = [row(again, lines=1, pad=6)] if report.get("type") == "direct_synthesis" else []
+        did = self._below("what it did until then", self._show_steps())
+        return [*self._failed(report), *can, *self._beside_rows(), *did]
+
+    def _again(self):
+        """Put the question into its field, to be asked once more or otherwise."""
+        self.ids.ask.text = self._report.get("mission", "")
+        self.ids.ask.focus = True
 
     def _evidence(self, quotes):
         """Return the passages that an answer stands on, each with what answers on a ground."""
@@ -5864,6 +6103,7 @@ class AskPage(Page):
             "read": lambda: self.read(what),
             "found": lambda: self._read_beside(int(what)),
             "answers": lambda: self._name_passage(int(what)),
+            "again": self._again,
             "turn": lambda: self._to_turn(what, "answer"),
             "correct": lambda: self._correct(what),
             "mark right": lambda: self._send_mark(what, "right", note=""),
@@ -6397,6 +6637,7 @@ class ShowsDelegation:
 
     CHILDREN = 5000  # at most, of those that delegate to an object
     FOLLOWED = 8  # of so few it is asked who delegates to them in turn
+    BELOW_EACH = 50  # of those in turn
 
     def _show_selectors(self):
         """Say who answers each selector: the first in the order of delegation that has the slot, else BAT OS itself."""
@@ -6595,14 +6836,19 @@ class ShowsDelegation:
         """Ask who delegates to those that delegate to the object, where they are few."""
         self._grandchildren, self._below = [], {}
         for oid in children:
-            self.store.ask(
-                "list_objects",
-                lambda reply, of=self.oid, child=oid: self._grandchildren_came(reply, of, child),
-                parent=oid,
-                limit=50,
-            )
+            self._ask_below(oid, "0x0")
+
+    def _ask_below(self, child, after):
+        self.store.ask(
+            "list_objects",
+            lambda reply, of=self.oid: self._grandchildren_came(reply, of, child),
+            parent=child,
+            after=after,
+            limit=self.BELOW_EACH,
+        )
 
     def _grandchildren_came(self, reply, of, child):
+        """Show who delegates to a child, and look on where the image goes on."""
         if reply["status"] != "OK" or of != self.oid or self.ids.tabs.chosen != "graph":
             return
         known = {self.oid, *self._below, *(node["oid"] for node in self._children)}
@@ -6611,6 +6857,8 @@ class ShowsDelegation:
         self._below |= {node["oid"]: child for node in nodes}
         if nodes:
             self._fill_graph()
+        if reply["result"]["after"] and list(self._below.values()).count(child) < self.BELOW_EACH:
+            self._ask_below(child, reply["result"]["after"])
 
 
 # ---- page: objects, history
@@ -7389,7 +7637,7 @@ class MessagesPage(Page):
                         strong: True
                         on_release: root.send()
                     Push:
-                        text: 'Copy as script'
+                        text: 'Copy as script' if root.width > dp(860) else 'Script'
                         on_release: root.copy()
                     Push:
                         text: 'Clear'
@@ -7919,6 +8167,11 @@ class ExpertsPage(Page):
         for widget in (self.gauges[name], self.facts[name], Widget()):
             pane.add_widget(widget)
         self.ids.tiers.add_widget(pane)
+        pane.bind(minimum_height=self._fit_tiers)
+
+    def _fit_tiers(self, *_):
+        """Have the tiers as high as what the fullest of them says."""
+        self.ids.tiers.height = max(pane.minimum_height for pane in self.ids.tiers.children)
 
     def begin(self) -> None:
         self.ids.rows.focus = True
@@ -8183,7 +8436,7 @@ class LifePage(ShowsFigures, Page):
             shorten_from: 'right'
     GridLayout:
         id: sparks
-        cols: 5
+        cols: max(1, (len(self.children) + 1) // 2)
         spacing: dp(8)
         size_hint_y: None
         height: dp(232)
@@ -8199,7 +8452,8 @@ class LifePage(ShowsFigures, Page):
                 id: filter
                 height: '30dp'
                 padding: dp(8), dp(6)
-                size_hint_x: 0.36
+                size_hint_x: None
+                width: dp(92) if root.width < dp(860) else root.width * 0.24
                 hint_text: 'Filter'
                 on_text: root.fill()
             Push:
@@ -8208,6 +8462,7 @@ class LifePage(ShowsFigures, Page):
                 down: root.paused
                 on_release: root.paused = not root.paused
         Split:
+            id: halves
             name: 'life'
             share: 0.6
             Rows:
@@ -8224,6 +8479,12 @@ class LifePage(ShowsFigures, Page):
                 empty: 'Choose a row to see it in full.'
 """
     paused, span_names = BooleanProperty(False), ListProperty(list(SPANS))
+    NOTHING = {
+        "failures": "No mission has failed.",
+        "report": "No audit has found anything yet.",
+        "upkeep": "Nothing was done yet: the image is packed where it grew, and the heartbeat comes by itself.",
+    }
+    TOLD_WHOLE = ("upkeep", "settings")  # whose rows say all that there is
     # what an event has asked for anew, where it is shown
     FOLLOWS = {
         "cycle": ("missions", "failures"),
@@ -8237,8 +8498,7 @@ class LifePage(ShowsFigures, Page):
         wider = Clock.create_trigger(lambda _: self._looked_at and self.look(), 0.1)
         self.ids.lines.bind(width=lambda *_: wider())
         self.sparks, self._rows, self._drawn_s = [Spark() for _ in SPEC["sparks"]], [], 0.0
-        for spark in self.sparks:
-            self.ids.sparks.add_widget(spark)
+        self._show_sparks(self.sparks)
 
     def begin(self) -> None:
         self.ids.rows.focus = True
@@ -8282,7 +8542,15 @@ class LifePage(ShowsFigures, Page):
                 "when": self._when,
                 "nothing": told_of_none(spec["path"]),
             }
+        self._show_sparks([one for one in self.sparks if one.data["values"]] or self.sparks)
         self.ids.vitals.text = marked("   ".join(self._vitals(self.store.health)), "soft")
+
+    def _show_sparks(self, shown):
+        """Show the figures of which something was measured; what comes with the first heartbeat has no empty place until then."""
+        if shown != self.ids.sparks.children[::-1]:
+            self.ids.sparks.clear_widgets()
+            for spark in shown:
+                self.ids.sparks.add_widget(spark)
 
     @staticmethod
     def _vitals(health):
@@ -8405,9 +8673,6 @@ class LifePage(ShowsFigures, Page):
         )
 
     def _report_came(self, reply):
-        if reply["status"] == "OK" and not reply["result"]:
-            self.ids.rows.fill([row(marked("No audit has found anything yet.", "faint"), lines=1)])
-            return
         self._listed(reply | {"results": reply.get("result")}, self._finding_row)
 
     @staticmethod
@@ -8430,57 +8695,44 @@ class LifePage(ShowsFigures, Page):
         )
 
     def _take_upkeep(self):
-        health = self.store.health
-        told_of, beat = (
-            health.get("upkeep", {}).get("last", {}),
-            (health.get("heartbeat") or {}).get("last"),
-        )
-        ended = {True: marked("went well", "good"), False: marked("failed", "bad")}
-        self._show(
-            [
-                (
-                    row(
-                        f"{marked(name, bold=True)}  {ended[one['ok']]}  {marked(short(one['details'], 120), 'soft')}",
-                        marked(seconds_text(one["seconds"])),
-                        30,
-                    ),
-                    one,
-                )
-                for name, one in told_of.items()
-            ]
-            + (
-                [
-                    (
-                        row(
-                            f"{marked('heartbeat', bold=True)}  {marked(beat['told'], 'soft')}",
-                            marked(clock_text(beat["at"])),
-                            30,
-                        ),
-                        beat,
-                    )
-                ]
-                if beat
-                else []
-            )
-        )
+        health, rows = self.store.health, []
+        beat = (health.get("heartbeat") or {}).get("last")
+        for name, one in health.get("upkeep", {}).get("last", {}).items():
+            how = marked("went well", "good") if one["ok"] else marked("failed", "bad")
+            when = f"{clock_text(one.get('at'))}   {seconds_text(one['seconds'])}"
+            rows.append((self._done_row(name, how, one["details"], when), one))
+        if beat:
+            said = self._done_row("heartbeat", "", beat["told"], clock_text(beat["at"]))
+            rows.append((said, beat))
+        self._show(rows)
+
+    def _done_row(self, name, how, details, when):
+        """Return a row for what was done: how it went, and all that was told of it."""
+        room = max(dp(160), self.ids.halves.width - dp(180))
+        head = f"{marked(name, bold=True)}  {how}"
+        lines = [head, *lines_marked(details, room, "soft", most=5)]
+        return row("\n".join(lines), marked(when.strip(), "soft"), side_width=dp(140), pad=6)
 
     def _take_settings(self):
         settings = self.store.state.get("settings", {})
-        self._show(
-            [
-                (
-                    row(
-                        marked("\u2013" if value in (None, "", []) else short(value, 160)),
-                        lead=marked(name, bold=True),
-                        indent=dp(210),
-                        lines=1,
-                        pad=4,
-                        copy=f"{name}  {short(value, 400)}",
-                    ),
-                    {name: "not set" if value in (None, "", []) else value},
-                )
-                for name, value in settings.items()
-            ]
+        self._show([(self._setting_row(*one), dict([one])) for one in settings.items()])
+
+    def _setting_row(self, name, value):
+        """Return a row for a setting: how it is set, in what, what for; what is not as it comes stands bold."""
+        default, unit, what_for = SETTINGS.get(name, (value, "", ""))
+        room = max(dp(120), self.ids.halves.width - dp(240))
+        is_set = value not in (None, "", [], "(not set)")
+        usual = value == default or not is_set
+        said = marked(short(value, 160) if is_set else "not set", bold=not usual)
+        said += f"   {marked(unit, 'soft')}" if unit else ""
+        said += "" if usual else f"   {marked(f'as it comes: {short(default, 60)}', 'faint')}"
+        lines = [said, *lines_marked(what_for, room, "faint", most=3)]
+        return row(
+            "\n".join(lines),
+            lead=marked(name, bold=True),
+            indent=dp(210),
+            pad=5,
+            copy=f"{name}  {short(value, 400)}  {what_for}",
         )
 
     def state_came(self, *_):
@@ -8495,6 +8747,9 @@ class LifePage(ShowsFigures, Page):
 
     def _show(self, rows):
         self._rows = [{**one, "value": value} for one, value in rows]
+        tab = self.ids.tabs.chosen
+        self.ids.rows.empty = self.NOTHING.get(tab, self.spec["empty"])
+        self.ids.halves.fold(self.ids.lines, tab in self.TOLD_WHOLE or not rows)
         self.fill()
 
     def fill(self) -> None:
@@ -9262,6 +9517,8 @@ INSPECTOR_KV = """
             valign: 'middle'
             font_size: SMALL
             max_lines: 1
+            shorten: True
+            shorten_from: 'right'
         Words:
             id: waiting
             size_hint: 0.4 if self.text else None, 1

@@ -640,7 +640,7 @@ def test_a_message_is_sent_its_reply_is_a_tree_and_its_script_does_the_same(worl
     at = next(n for n, one in enumerate(rows) if ui.ref_of(one["value"]["value"]))
     page.ids.reply.choose(at)
     page._fields["selector"].text = "slotNames"
-    hand.press("Copy as script", page)
+    hand.press("Script", page)                           # its name in a narrow window
     told = subprocess.run([sys.executable, "-c", Clipboard.paste()], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert "description" in told.stdout, told.stderr
     page.ids.side.chosen = "history"
@@ -1144,7 +1144,7 @@ def test_the_page_of_life_shows_its_newest_row_and_says_why_a_figure_has_no_line
     for path, values, why in (("heartbeat.cem.cem", [], "measured at each heartbeat"), ("memory_mb", [], "nothing measured yet"),
                               ("memory_mb", [(0, 1.0)], "one figure so far")):
         said = []
-        spark.say = lambda text, *_, said=said: said.append(text)
+        spark.say = lambda text, *_, said=said, **__: said.append(text)
         spark.draw({"title": "x", "unit": "MB", "values": values, "when": str, "nothing": ui.told_of_none(path)})
         assert said[-1] == why
 
