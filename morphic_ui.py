@@ -2821,6 +2821,9 @@ def tell_kv() -> None:
     kv_names.update({**tones, **sizes, **nothing, "MONO": FONTS.mono})
 
 
+LONG_LINE = 400  # characters of a line of a field that are one texture
+
+
 class Unchorded:
     """What is mixed into a field: X11 tells Ctrl+1 as a key and as the text "1"; a chord is no text, but with AltGr it may be."""
 
@@ -2834,6 +2837,25 @@ class Unchorded:
             return super().on_touch_down(touch)
         self._offer(touch)
         return True
+
+    def _create_line_label(self, text, hint=False):
+        return super()._create_line_label(text[:LONG_LINE], hint)
+
+    def _draw_line(self, value, line_num, texture, viewport_pos, *where):
+        if len(value) > LONG_LINE:
+            texture, viewport_pos = self._part_seen(value, *viewport_pos)
+        return super()._draw_line(value, line_num, texture, viewport_pos, *where)
+
+    def _part_seen(self, line, left, low):
+        """Return the texture of what is seen of a long line, and where the view begins in it: no texture holds it whole."""
+
+        def wide(count):
+            return self._get_text_width(line[:count], self.tab_width, self._label_cached)
+
+        every = range(len(line))
+        first = max(0, bisect.bisect_right(every, left, key=wide) - 1)
+        last = bisect.bisect_left(every, left + self.width, key=wide)
+        return super()._create_line_label(line[first : last + 1]), (left - wide(first), low)
 
     def colour_of(self, text: str) -> list:
         """Return the colour of the text, or of the hint where there is none."""
@@ -3257,7 +3279,7 @@ class Chooser(Push):
 
 
 class Tabs(BoxLayout):
-    """Some names of which one is chosen."""
+    """Some names of which one is chosen. A TabbedPanel of Kivy keeps a widget for each; here one list is filled anew."""
 
     names, chosen = ListProperty(), StringProperty()
 
@@ -4345,7 +4367,10 @@ def read_wide(store: Store, *what, **how) -> "Dialog":
 
 
 class Split(BoxLayout):
-    """Two parts with a handle between them to drag; where it stands is kept under `name`."""
+    """Two parts with a handle between them to drag; where it stands is kept under `name`.
+
+    Kivy's Splitter is one part that has an edge, in pixels, and draws it with pictures; a share fits a window of any size.
+    """
 
     share, name, pages = (
         NumericProperty(0.4),
@@ -4635,7 +4660,10 @@ class Spark(Drawing):
 
 
 class Gauge(Drawing):
-    """A bar that tells how full something is: data is {"used", "room" or None, "tone", "words" that stand beside it}."""
+    """A bar that tells how full something is: data is {"used", "room" or None, "tone", "words" that stand beside it}.
+
+    Kivy's ProgressBar is two pictures in colours of its own, of which a light theme would need others.
+    """
 
     def draw(self, data: typing.Any) -> None:
         self.box(self.x, self.y, self.width, self.height, "raised")

@@ -58,6 +58,7 @@ def drag(hand, rows, start, end):
 
 def filled(hand, rows):
     page = hand.page("life")
+    page.ids.halves.fold(page.ids.lines, False)          # without a daemon there is nothing to show in full
     page.ids.lines.fill(rows)
     for _ in range(4):
         hand.loop.idle()

@@ -154,3 +154,19 @@ def test_who_delegates_further_down_is_looked_for_through_the_whole_image(hand, 
     asked[-1][2]({"status": "OK", "results": [{"oid": "0x900", "name": "far", "slots": []}], "result": {"after": None}})
     assert [one[:2] for one in asked] == [("0x2", "0x0"), ("0x2", "0x7d0")] and page._below == {"0x900": "0x2"}
     page.oid, page.ids.tabs.chosen = "", "slots"
+
+
+def test_a_long_line_in_a_field_is_seen_where_the_cursor_is(hand):
+    page = hand.page("search")
+    field, rest = page.ids.query, " the lamp burns" * 400
+    field.text = f"first{rest} last"
+    line, ends = field._lines[0], field._get_text_width(field.text, field.tab_width, field._label_cached)
+    for column in (0, len(line) // 2, len(line)):
+        field.cursor = column, 0
+        turned(hand)
+        rect = field._lines_rects[0]
+        assert rect.texture and rect.texture.width < 4000 and rect.size[0] > 0.5 * field.width
+        texture, (inside, _) = field._part_seen(line, field.scroll_x, 0)
+        assert 0 <= inside < 20 and texture.width - inside >= min(field.width - 40, ends - field.scroll_x - 2)
+    field.text = ""
+    turned(hand)
