@@ -2314,11 +2314,15 @@ def as_drawn(said: str, level: int) -> str:
 
 
 @functools.lru_cache(maxsize=256)
+def runs_seen(text: str) -> tuple:
+    """Return (start, end, level) of the runs of a line as they stand from left to right."""
+    runs = runs_of(levels_of(text))
+    return tuple(runs[number] for number in seen_order([level for *_, level in runs]))
+
+
 def runs_as_seen(text: str) -> tuple:
     """Return the runs of a line as they are drawn, from left to right."""
-    runs = runs_of(levels_of(text))
-    order = seen_order([level for *_, level in runs])
-    return tuple(as_drawn(text[start:end], level) for start, end, level in (runs[n] for n in order))
+    return tuple(as_drawn(text[start:end], level) for start, end, level in runs_seen(text))
 
 
 def apart(said: str, way: str) -> str:
@@ -2838,6 +2842,14 @@ class Unchorded:
         self._offer(touch)
         return True
 
+    def on_scroll_x(self, *_):
+        """Show as much of a line as there is room for: Kivy leaves the start of a shorter text behind the left edge."""
+        row = int(self.cursor_row)
+        if row < len(self._lines):
+            left, _, right, _ = self.padding
+            hidden = self._wide(self._lines[row]) - (self.width - left - right)
+            self.scroll_x = min(self.scroll_x, max(0, hidden))
+
     def _create_line_label(self, text, hint=False):
         return super()._create_line_label(text[:LONG_LINE], hint)
 
@@ -2850,12 +2862,43 @@ class Unchorded:
         """Return the texture of what is seen of a long line, and where the view begins in it: no texture holds it whole."""
 
         def wide(count):
-            return self._get_text_width(line[:count], self.tab_width, self._label_cached)
+            return self._wide(line[:count])
 
         every = range(len(line))
         first = max(0, bisect.bisect_right(every, left, key=wide) - 1)
         last = bisect.bisect_left(every, left + self.width, key=wide)
         return super()._create_line_label(line[first : last + 1]), (left - wide(first), low)
+
+    def cursor_offset(self):
+        row, line = int(self.cursor_row), ""
+        if row < len(self._lines):
+            line = self._lines[row]
+        return (
+            self._seen_x(line, int(self.cursor_col)) if goes_left(line) else super().cursor_offset()
+        )
+
+    def get_cursor_from_xy(self, x, y):
+        column, row = super().get_cursor_from_xy(x, y)
+        line = self._lines[row]
+        if not goes_left(line):
+            return column, row
+        place = x - self.x - self.padding[0] + self.scroll_x
+        places = [abs(self._seen_x(line, one) - place) for one in range(len(line) + 1)]
+        return places.index(min(places)), row
+
+    def _seen_x(self, line, column):
+        """Return where a place between two letters stands in a line of which some goes left: behind the one before it."""
+        x = 0
+        for start, end, level in runs_seen(line):
+            wide = self._wide(line[start:end])
+            if start < column <= end or column == start == 0:
+                part = self._wide(line[start:column])
+                return x + (wide - part if level % 2 else part)
+            x += wide
+        return x
+
+    def _wide(self, text):
+        return self._get_text_width(text, self.tab_width, self._label_cached) if text else 0
 
     def colour_of(self, text: str) -> list:
         """Return the colour of the text, or of the hint where there is none."""
@@ -4714,6 +4757,8 @@ class Dialog(ModalView):
 class Page(BoxLayout):
     """A page of the Inspector: made when first shown, told what `wants` names only while it is."""
 
+    TYPED_S = 0.3  # a pause after which what is typed is searched for
+
     name, wants, kv = "", {}, ""  # wants: {topic of the store: name of a method}
     live = False  # it looks anew each time that it is shown
 
@@ -5002,7 +5047,6 @@ class SearchPage(Page):
                 store: root.store
                 hint: 'Choose a result to read it in its document; Enter opens it wide.'
 """
-    TYPED_S = 0.3  # a pause after which what is typed is searched for
 
     def made(self) -> None:
         self._after, self._fields, self.filters = None, {}, {}
@@ -7179,6 +7223,7 @@ class ObjectsPage(ShowsValues, ShowsMethods, ShowsDelegation, ShowsHistory, Edit
             Field:
                 id: query
                 hint_text: 'Words, slot:NAME, kind:Method'
+                on_text: root.typed()
                 on_text_validate: root.find()
             Rows:
                 id: list
@@ -7259,6 +7304,7 @@ class ObjectsPage(ShowsValues, ShowsMethods, ShowsDelegation, ShowsHistory, Edit
     def made(self) -> None:
         self._after, self._fields, self._shown, self.kind = None, {}, {}, "object"
         self._found_rows = []
+        self._find_typed = Clock.create_trigger(lambda _: self.find(), self.TYPED_S)
         self._names, self._holders, self._children, self._owner = {}, {}, [], None
         self.rows = Rows(clicks=2)
         self.rows.bind(
@@ -7325,8 +7371,15 @@ class ObjectsPage(ShowsValues, ShowsMethods, ShowsDelegation, ShowsHistory, Edit
             value=oid,
         )
 
+    def typed(self) -> None:
+        """Look for what is typed, after a pause."""
+        if self.ids.query.focus:
+            self._find_typed.cancel()
+            self._find_typed()
+
     def find(self):
         """Ask for objects with words, a slot, or of a class; without words for the roots."""
+        self._find_typed.cancel()
         self.store.forget("objects")
         words, self._fields = [], {}
         for word in self.ids.query.text.split():

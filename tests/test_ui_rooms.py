@@ -168,5 +168,43 @@ def test_a_long_line_in_a_field_is_seen_where_the_cursor_is(hand):
         assert rect.texture and rect.texture.width < 4000 and rect.size[0] > 0.5 * field.width
         texture, (inside, _) = field._part_seen(line, field.scroll_x, 0)
         assert 0 <= inside < 20 and texture.width - inside >= min(field.width - 40, ends - field.scroll_x - 2)
+    assert field.scroll_x > field.width
+    field.text = "battery"                               # a page sets it, or all is chosen and typed over
+    turned(hand)
+    assert field.scroll_x == 0 and field._lines_rects[0].size[0] == pytest.approx(field._wide("battery"), abs=2)
     field.text = ""
     turned(hand)
+
+
+def test_objects_are_looked_for_as_one_types(hand, monkeypatch):
+    page, asked = hand.page("objects"), []
+    monkeypatch.setattr(page.store, "ask", lambda command, then, **how: asked.append((command, how.get("fields", {}))))
+    page.ids.query.focus = True
+    hand.type("lamp")
+    hand.until(lambda: any(fields.get("words") == "lamp" for _, fields in asked), "what is typed")
+    assert page.ids.query.focus
+    page.ids.query.text = ""
+    page.find()
+
+
+def test_the_cursor_of_a_field_stands_where_the_next_letter_comes_also_in_what_goes_left(hand):
+    field = hand.page("search").ids.query
+    words = "\u05e9\u05dc\u05d5\u05dd"
+    field.text = f"{words} ab"
+    turned(hand)
+    line, left = field._lines[0], field.x + field.padding[0]
+    whole, ab = field._wide(line), field._wide("ab")
+    field.cursor = 0, 0
+    assert field.cursor_offset() == pytest.approx(whole, abs=2)          # it begins at the right
+    field.cursor = len(words), 0
+    assert ab < field.cursor_offset() < whole - field._wide(words) + 3
+    field.cursor = len(line), 0
+    assert field.cursor_offset() == pytest.approx(ab, abs=2)             # behind its last letter
+    for column in (0, 2, len(words), len(line)):
+        field.cursor = column, 0
+        x = field.cursor_offset()
+        assert field._seen_x(line, field.get_cursor_from_xy(left + x, field.center_y)[0]) == pytest.approx(x, abs=2)
+    field.text = "ab"
+    field.cursor = 1, 0
+    assert field.cursor_offset() == pytest.approx(field._wide("a"), abs=1)
+    field.text = ""
