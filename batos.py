@@ -54332,8 +54332,10 @@ def page_for_(ui, words, objects=None):
 # over (same pid, so that whoever started that sees no change), and starts the programs that the marker names.
 #
 #   marker    IMAGE.vessel: who owns the image, and where a hand-over stands; forced to the disk, there whole or not at all
+#   loaded    the pid of `next` where the daemon has started it ahead: it has loaded itself, and waits for its turn
+#   runs      the pid of that, once it is the supervisor's own and its turn has come
 #   phase     serving:   `current` owns the image
-#             ordered:   the daemon has closed the image; `next` is to be started, and nothing of it has run yet
+#             ordered:   the daemon has closed the image; `next` is to be started, and nothing of it has opened it yet
 #             started:   `next` runs, and has acknowledged nothing
 #             probation: `next` serves reads, and has acknowledged no change
 #             back:      `next` failed; `current` cuts the image back to the mark, and serves
@@ -54358,7 +54360,10 @@ PHASES_BEFORE_SERVING = ("started", "probation")
 _SUPERVISOR_LOOK_S = 0.02
 _RESTARTS_MOST, _RESTARTS_WITHIN_S = 3, 600.0  # of a program that has taken over
 _ENDING_GRACE_S = 5.0  # between being asked to end and being killed
-_SIGNAL_AT_DEATH = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+_SIGNAL_AT_DEATH, _HEIR_OF_CHILDREN = (
+    1,
+    36,
+)  # PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER of linux/prctl.h
 
 
 def read_marker(path: str) -> dict | None:
@@ -54389,10 +54394,22 @@ def write_marker(path: str, marker: dict) -> None:
         os.close(folder)
 
 
+def _set_of_process(option, value):
+    with contextlib.suppress(OSError, AttributeError):  # another system
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
 def end_with_supervisor(number: int) -> None:
     """Have this process be sent a signal once the one that started it has ended."""
-    with contextlib.suppress(OSError, AttributeError):  # another system
-        ctypes.CDLL(None).prctl(_SIGNAL_AT_DEATH, number, 0, 0, 0)
+    _set_of_process(_SIGNAL_AT_DEATH, number)
+
+
+def _is_running_child(pid):
+    """Whether a process is one that this one is told of when it ends, and has not ended."""
+    try:
+        return pid is not None and os.waitpid(pid, os.WNOHANG) == (0, 0)
+    except ChildProcessError:
+        return False
 
 
 class Supervisor:
@@ -54400,7 +54417,8 @@ class Supervisor:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.child: subprocess.Popen | None = None
+        self.pid: int | None = None  # of the program that runs
+        self.status: int | None = None  # with which it has ended, negative for a signal
         self.asked_to_end = False
         self.is_late = False  # whether it was ended because it did not come to serve
         self.restarts: list[float] = []  # when each was
@@ -54409,6 +54427,7 @@ class Supervisor:
         """Supervise until the program ends for good. Returns the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.pass_on)
+        _set_of_process(_HEIR_OF_CHILDREN, 1)  # what a program has loaded ahead outlives it as mine
         while True:
             marker = self.begun()
             status = self.run_one(marker)
@@ -54418,14 +54437,28 @@ class Supervisor:
     def pass_on(self, number, frame):
         """Give a signal to the program that runs."""
         self.asked_to_end = True
-        if self.child is not None and self.child.poll() is None:
-            self.child.send_signal(number)
+        self.send(number)
+
+    def send(self, number):
+        if self.pid is not None and self.status is None:  # else its number may be somebody else's
+            os.kill(self.pid, number)
+
+    def look(self, how=os.WNOHANG):
+        """Note whether the program has ended (with 0: wait until it has); whatever else ends is let go."""
+        while self.status is None:
+            pid, status = os.waitpid(-1, how)
+            if pid == 0:
+                return
+            if pid == self.pid:
+                self.status = os.waitstatus_to_exitcode(status)
 
     def begun(self):
-        """Return the marker, after noting that what was ordered is started now."""
+        """Return the marker, after noting that what was ordered is started now, or goes on where it is loaded."""
         marker = read_marker(self.path)
         if marker["phase"] == "ordered":
-            marker["phase"] = "started"
+            marker["phase"], loaded = "started", marker.pop("loaded", None)
+            if _is_running_child(loaded):
+                marker["runs"] = loaded
             write_marker(self.path, marker)
         return marker
 
@@ -54433,46 +54466,56 @@ class Supervisor:
         """Run the program whose turn it is until it ends. Returns its exit status, negative for a signal."""
         is_next = marker["phase"] == "started"
         who = marker["next"] if is_next else marker["current"]
+        self.status, self.pid = None, marker.get("runs") if is_next else None
         try:
-            self.child = subprocess.Popen(
-                [who["python"], who["program"], *marker["arguments"]],
-                env={**os.environ, SUPERVISED: str(os.getpid())},
-                process_group=0,
-                # what has promised nothing is not waited for
-                preexec_fn=lambda: end_with_supervisor(
-                    signal.SIGKILL if is_next else signal.SIGTERM
-                ),
-            )
+            self.pid = self.pid or self.started(who, marker["arguments"], is_next)
         except OSError as error:
             print(
                 f"batos: {who['program']} cannot be started: {error}", file=sys.stderr, flush=True
             )
             return 70
         if self.asked_to_end:
-            self.child.terminate()
+            self.send(signal.SIGTERM)
         if is_next:
             self.wait_until_it_serves(marker)
-        return self.child.wait()
+        self.look(0)
+        return self.status
+
+    def started(self, who, arguments, is_next):
+        """Start a program; returns its pid."""
+        # what has promised nothing is not waited for
+        number = signal.SIGKILL if is_next else signal.SIGTERM
+        child = subprocess.Popen(
+            [who["python"], who["program"], *arguments],
+            env={**os.environ, SUPERVISED: str(os.getpid())},
+            process_group=0,
+            preexec_fn=lambda: end_with_supervisor(number),
+        )
+        child.returncode = 0  # its end is seen by look() alone
+        return child.pid
 
     def wait_until_it_serves(self, marker):
         """Wait until the next program serves or has ended; end it where that takes too long."""
         begun_s, most_s = time.monotonic(), marker["ready_s"]
         phase = "started"
-        while self.child.poll() is None and phase in PHASES_BEFORE_SERVING:
+        while self.status is None and phase in PHASES_BEFORE_SERVING:
             if time.monotonic() - begun_s > most_s + (phase == "probation") * marker["probation_s"]:
                 self.is_late = True
                 return self.end_child()
             time.sleep(_SUPERVISOR_LOOK_S)
             phase = read_marker(self.path)["phase"]
+            self.look()
 
     def end_child(self):
         """End the program that runs, and all that it started."""
-        self.child.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.child.wait(_ENDING_GRACE_S)
+        self.send(signal.SIGTERM)
+        until_s = time.monotonic() + _ENDING_GRACE_S
+        while self.status is None and time.monotonic() < until_s:
+            time.sleep(_SUPERVISOR_LOOK_S)
+            self.look()
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.child.pid, signal.SIGKILL)
-        self.child.wait()
+            os.killpg(self.pid, signal.SIGKILL)
+        self.look(0)
 
     def goes_on(self, marker, status):
         """Tell whether a program is to be started after one has ended so; notes that it is to be the one before."""
@@ -54529,6 +54572,9 @@ def _supervisor_main(path):
 # image is cut back to the mark by the one before. At any start of the daemon the marker says whose turn it is, so a power
 # cut at any moment leaves one program that owns the image.
 #
+# The other has loaded itself by then: the daemon starts it when it takes the order, answers on meanwhile, and drains only
+# once that waits for its turn. It opens nothing before.
+#
 #   order    IMAGE.vessels/order: which program is to be next; written by `upgrade`, which then sends SIGUSR1
 #   mark     length and last transaction of the data file, length of its seals, as they were when it was closed
 #   home     IMAGE.vessels/, in which the programs are, each under its digest
@@ -54536,7 +54582,7 @@ def _supervisor_main(path):
 # Offers:
 __all__ += """
     whose_turn HandOver ENVIRONMENT_FILE vessels_home marker_path told_program sweep_trials
-    Order write_order become
+    Order write_order become AWAIT_TURN awaited_turn
 """.split()
 
 _ORDER_FILE = "order"
@@ -54708,6 +54754,67 @@ def _is_same_as_then(marker):
     return begun.get("sha256") == read_vessel(own_folder()).sha256
 
 
+# Loaded ahead
+
+AWAIT_TURN = (
+    "--await-turn"  # the first word of a command line by which a program loads itself and waits
+)
+_NEEDED_TO_SERVE = ("asyncio", "ssl")  # beside what this file imports
+_LOADING_MOST_S = 30.0
+_TURN_LOOK_S = 0.01
+_ORPHANED_MOST_S = (
+    600.0  # of who waits for a turn that whoever loaded it was killed before giving it
+)
+
+
+def _load_ahead(following, path, most_s, is_off):
+    """Start the program that is to be next, which loads itself and waits for its turn; returns its pid, or None.
+
+    It is waited for until it has, has ended, or `is_off()`, for most_s at most. What it cannot do is told by the supervisor,
+    which starts it anew where it has ended.
+    """
+    if AWAIT_TURN.encode() not in pathlib.Path(following["program"]).read_bytes():
+        return None  # one of before, which would take that for a mistake
+    reads, tells = os.pipe()
+    words = [AWAIT_TURN, path, str(tells), str(os.getpid())]
+    try:
+        loading = subprocess.Popen(
+            [following["python"], following["program"], *words], process_group=0, pass_fds=(tells,)
+        )
+    finally:
+        os.close(tells)
+    loading.returncode = 0  # its end is the supervisor's to see
+    until_s = time.monotonic() + most_s
+    with open(reads, "rb") as told:
+        while not is_off() and time.monotonic() < until_s:
+            if select.select([told], [], [], 0.1)[0]:
+                break
+    return loading.pid
+
+
+def awaited_turn(path: str, tells: str, loaded_by: str) -> list[str]:
+    """Wait, as a program that has loaded itself, for the turn that the marker at `path` gives; returns the words to go on with.
+
+    tells: the descriptor that is closed once all is loaded; loaded_by: the pid of who started it. Where that ends without giving
+    it the turn, so does the process.
+    """
+    for name in _NEEDED_TO_SERVE:
+        importlib.import_module(name)
+    orphaned_s = 0.0
+    os.close(int(tells))
+    while (marker := read_marker(path) or {}).get("runs") != os.getpid():
+        if os.getppid() != int(loaded_by):
+            is_mine = marker.get("phase") == "ordered" and marker.get("loaded") == os.getpid()
+            if not is_mine or orphaned_s > _ORPHANED_MOST_S:
+                sys.exit(0)
+            orphaned_s += _TURN_LOOK_S
+        time.sleep(_TURN_LOOK_S)
+    supervisor = os.getppid()
+    end_with_supervisor(signal.SIGKILL)
+    os.environ[SUPERVISED] = str(supervisor)  # whose_turn sees where that has ended meanwhile
+    return marker["arguments"]
+
+
 # Back
 
 
@@ -54757,6 +54864,7 @@ class HandOver:
         self.image, self.vessel, self.marker = image, vessel, marker
         self.settings = settings
         self.order: Order | None = None  # once it is given
+        self.loaded: int | None = None  # the pid of the program that waits for its turn
 
     @property
     def is_new(self) -> bool:
@@ -54773,7 +54881,7 @@ class HandOver:
         if self.marker is None or self.marker["phase"] != "back":
             return
         _cut_back(self.image, self.marker["mark"])
-        self._write({**self.marker, "phase": "serving", "next": None, "mark": None})
+        self._write({**self.marker, "phase": "serving", "next": None, "mark": None, "runs": None})
         failed = self.marker["failed"]
         _log_vessel.error("the program %s does not serve: %s", failed["sha256"], failed["why"])
 
@@ -54806,19 +54914,28 @@ class HandOver:
         """Note that the image is this program's, before it acknowledges a change."""
         former = self.marker["current"]
         told = {**self.marker, "phase": "serving", "current": self.marker["next"], "former": former}
-        self._write(told | dict.fromkeys(("next", "mark", "failed")))
+        self._write(told | dict.fromkeys(("next", "mark", "failed", "runs")))
         end_with_supervisor(signal.SIGTERM)  # from now on it drains
         _log_vessel.warning(
             "this program serves now: %s, after %s", self.vessel.sha256, former["sha256"]
         )
 
-    def take_order(self) -> bool:
-        """Take the order that was given; returns whether it can be carried out. Looks at every byte of what it names."""
+    def take_order(self, is_off: typing.Callable = lambda: False) -> bool:
+        """Take the order that was given, and load what it names; returns whether it can be carried out, and was not called off.
+
+        Looks at every byte of what it names.
+        """
+        most_s = min(_LOADING_MOST_S, self.settings.upgrade_trial_s)
         try:
-            self.order = _read_order(self.image, self.vessel.sha256)
+            order = _read_order(self.image, self.vessel.sha256)
+            self.loaded = _load_ahead(order.next, marker_path(self.image), most_s, is_off)
         except (BatosError, OSError) as error:
             _log_vessel.error("an order to hand the image over is not carried out: %s", error)
-        return self.order is not None
+            return False
+        if is_off():  # asked to end: no other program is to go on
+            return False
+        self.order = order
+        return True
 
     def told(self) -> dict:
         """Return what health tells of it."""
@@ -54839,6 +54956,7 @@ class HandOver:
             "current": self.order.back,
             "former": (self.marker or {}).get("former"),
             "next": self.order.next,
+            "loaded": self.loaded,
             "mark": mark,
             "begun_by": begun_by or told_program(self.vessel.sha256, own_folder(), sys.executable),
             "arguments": arguments,
@@ -55440,7 +55558,8 @@ def _listen_for_orders(uvm, handing, stop):
 
     def ordered():
         if not stop.is_set() and not handing.is_new and uvm.image.path:
-            loop.run_in_executor(None, handing.take_order).add_done_callback(taken)
+            taking = loop.run_in_executor(None, handing.take_order, stop.is_set)
+            taking.add_done_callback(taken)
 
     loop.add_signal_handler(signal.SIGUSR1, ordered)
 
@@ -60095,10 +60214,18 @@ def _run_command(args, settings, found):
         return _SUBCOMMANDS[args.subcommand][0](args, client)
 
 
+def _read_words(words):
+    """Return what a command line says; that of a program that waits for its turn comes with the turn."""
+    if words[:1] == [AWAIT_TURN]:
+        words = awaited_turn(*words[1:])
+    args = _command_line().parse_args(words)
+    args.words = words
+    return args
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line, as `batos.main(["ask", "…"])` does from Python. Returns the exit status."""
-    args = _command_line().parse_args(argv)
-    args.words = sys.argv[1:] if argv is None else argv
+    args = _read_words(sys.argv[1:] if argv is None else argv)
     try:
         given = {name: value for name, value in vars(args).items() if name in SETTINGS}
         settings = load_settings(given)

@@ -157,7 +157,7 @@ KILLS = [
     ("other", "HandOver.note_ready", AND_STAY, "own"), ("other", "HandOver.note_serving", AND_STAY, "own"),
     ("other", "_settle_interpreter", KILL_SUPERVISOR, "other"), ("other", "whose_turn", KILL_ME, "own"),
     ("other", "HandOver.note_ready", KILL_ME, "own"), ("other", "HandOver.note_serving", KILL_ME, "own"),
-    ("other", "_settle_interpreter", KILL_ME, "other"),
+    ("other", "_settle_interpreter", KILL_ME, "other"), ("other", "awaited_turn", KILL_ME, "other"),
 ]
 
 
@@ -216,6 +216,88 @@ def test_the_supervisor_needs_nothing_but_its_own_text(tmp_path):
     code = "import sys; sys.path.insert(0, '.'); import alone; print(alone.read_marker('none'))"
     ran = subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (ran.stdout, ran.stderr) == ("None\n", "")
+
+
+def held_while_it_loads(home):
+    """Return (digest, note(name), free()) of a program that notes the pid by which it loads, and goes on once it is freed."""
+    noted, freed = home.folder / "loads", home.folder / "freed"
+    code = (f"import os, pathlib, time\npathlib.Path({str(noted)!r}).write_text(str(os.getpid()))\n"
+            f"while not os.path.exists({str(freed)!r}): time.sleep(0.01)")
+    def pid():
+        vessels.until(lambda: noted.exists() and noted.read_text(), home.running.lines)
+        return int(noted.read_text())
+    return home.program(before("awaited_turn", code.replace("\n", "\n        "))), pid, freed.touch
+
+
+def is_gone(pid):
+    """Whether a process has ended; one that nobody has asked about is."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_the_program_that_is_next_loads_itself_while_the_one_before_answers(home):
+    home.start()
+    for back in (home.own.sha256, home.program("# between")):            # once by the daemon, once below its supervisor
+        if back != home.own.sha256:
+            home.order(back, back=home.marker()["current"]["sha256"])
+            home.await_serving(back)
+        (home.folder / "loads").unlink(missing_ok=True)
+        (home.folder / "freed").unlink(missing_ok=True)
+        other, pid, free = held_while_it_loads(home)
+        home.order(other, back=back)
+        loading = pid()
+        assert home.put("n", 1)["status"] == "OK" and home.marker()["phase"] == "serving"
+        free()
+        home.await_serving(other)
+        assert int(pathlib.Path(f"{home.image}.endpoint").read_text().split()[1]) == loading
+        assert not {"loaded", "runs"} & home.marker().keys()
+    assert home.stop() == 0 and is_gone(loading) and home.faults() == []
+
+
+def test_who_is_told_to_stop_while_the_next_program_loads_stops_and_hands_nothing_over(home):
+    home.start()
+    home.put("n", 1)
+    other, pid, free = held_while_it_loads(home)
+    home.order(other)
+    loading = pid()
+    home.running.process.terminate()
+    assert home.running.process.wait(vessels.WAIT_S) == 0 and home.marker()["phase"] == "serving"
+    free()
+    vessels.until(lambda: is_gone(loading))
+    home.start()
+    assert home.await_serving(home.own.sha256) and home.value("n") == 1
+    assert home.stop() == 0 and home.faults() == []
+
+
+def test_a_kill_while_the_next_program_loads_leaves_the_one_before_and_nothing_else(home):
+    home.start()
+    home.put("n", 1)
+    other, pid, free = held_while_it_loads(home)
+    home.order(other)
+    loading = pid()
+    home.running.process.kill()
+    home.running.process.wait(vessels.WAIT_S)
+    free()
+    vessels.until(lambda: is_gone(loading))
+    home.start()
+    assert home.await_serving(home.own.sha256) and home.value("n") == 1
+    assert home.stop() == 0 and home.faults() == []
+
+
+def test_a_program_from_before_that_waits_for_no_turn_is_started_at_its_turn(home):
+    home.start()
+    home.put("n", 1)
+    source, home.source = home.source, home.source.replace(f'"{batos.AWAIT_TURN}"', '"--of-another-time"')
+    older = home.program()
+    home.source = source
+    home.order(older)
+    home.await_serving(older)
+    assert home.value("n") == 1
+    home.order(home.own.sha256, back=older)              # which itself loads nothing ahead that it does not know
+    home.await_serving(home.own.sha256)
+    assert home.value("n") == 1 and home.stop() == 0 and home.faults() == []
 
 
 CLIENTS = 8

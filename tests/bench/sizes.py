@@ -49,7 +49,7 @@ WORDS_A_SENTENCE, SENTENCES_A_CHUNK = 12, 6
 VOCABULARY, TOPIC_WORDS = 200_000, 20
 WIDTH, NOISE = 384, 0.45                                 # of a vector; of the noise, as long as the vector were it 1
 SEARCHES, QUESTIONS, ASKED = 200, 40, 20
-DAYS, MISSIONS_AT_ONCE = 30, 32
+DAYS, MISSIONS_AT_ONCE, MISSIONS_A_MERGE = 30, 32, 64
 STEEP = 1.1                                              # an exponent above it is a fault
 LEAST_S = 0.05                                           # of what is shorter the exponent says nothing
 IMAGE = "live_image.fs"
@@ -415,11 +415,17 @@ class Missions:
             raise outcome.error
         return outcome.result
 
+    def merge(self):
+        """Merge what is due, which a daemon does each second."""
+        batos.merge_job(self.kept.image, self.kept.uvm.lanes["bulk"])(lambda line: None)
+
     def one_day(self, day, clock):
         until = self.count * (day + 1) // DAYS
         while self.asked < until:
             self.slots.acquire()
             self.ask()
+            if self.asked % MISSIONS_A_MERGE == 0:
+                self.merge()
             clock.pass_s(86_400 // (self.count // DAYS + 1))
         for _ in range(MISSIONS_AT_ONCE):
             self.slots.acquire()
