@@ -22554,17 +22554,17 @@ class RunTree(LLBTree):
         first = self._before(number)
         return first is not None and number < first + self[first]
 
-    def numbers(self, low: int | None = None, high: int | None = None) -> typing.Iterator[int]:
-        """Give my numbers, ascending, of the runs that `low` and `high` are in and those between."""
+    def numbers(self) -> typing.Iterator[int]:
+        """Give my numbers, ascending."""
         return itertools.chain.from_iterable(
-            range(start, stop) for start, stop in self._between(low, high)
+            range(start, start + count) for start, count in self.items()
         )
 
     def _between(self, low, high):
-        """Give the (start, end) of the runs that have numbers from `low` to `high`; None is no bound."""
-        first = None if low is None else self._before(low)
+        """Give the (start, end) of the runs that have numbers from `low` to `high`."""
+        first = self._before(low)
         for start, count in self.items(low if first is None else first, high):
-            if low is None or start + count > low:
+            if start + count > low:
                 yield start, start + count
 
     def _before(self, number):
@@ -22778,7 +22778,8 @@ def _held_numbers(catalog):
     runs, held = catalog.unembedded, _held_of(catalog).rows
     if not held or not runs:
         return []
-    return [number for number in runs.numbers(min(held), max(held)) if number in held]
+    # by each that is held: the run in which they are may have a million that wait
+    return sorted(number for number in held if runs.holds(number))
 
 
 def hold_vectors(catalog: UvmObject, vectors: Vectors, embedder: str) -> None:

@@ -104,6 +104,13 @@ def test_a_chunk_that_waits_for_its_vector_is_found_by_its_words_as_well_as_othe
     assert found(memory, "new valve of brass")[0] == "new"
 
 
+def test_what_is_held_is_found_among_all_that_wait_without_a_look_at_these(memory, monkeypatch):
+    fill(memory)
+    assert hold(memory, 3) == 3
+    monkeypatch.setattr(batos.RunTree, "numbers", None)                  # of a million that wait, a million
+    assert waiting(memory) == 2 and store(memory) == 3 and waiting(memory) == 2
+
+
 def test_stop_words_alone_find_by_meaning_only(memory):
     fill(memory)
     embed(memory)
