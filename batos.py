@@ -4390,10 +4390,11 @@ class Image:
             return False
 
     def _first_s(self):
-        """Return the Unix time of the first transaction."""
+        """Return the Unix time of the first transaction; infinity where there is none, as in a storage server's new file."""
         with open(self.path, "rb") as file:
             file.seek(len(MAGIC))
-            return persistent.TimeStamp.TimeStamp(file.read(8)).timeTime()
+            tid = file.read(8)
+        return persistent.TimeStamp.TimeStamp(tid).timeTime() if tid else math.inf
 
     def history_mb(self, days: list) -> dict:
         """Return {days: MB that a pack to so many days of history would free at most}; {} where the image is no file."""
@@ -6670,9 +6671,11 @@ def move_image(
     """Take an image to another engine, with its tids and its blobs, and compare both ends. FROM is not changed.
 
     Returns {"from", "to", "went_on_behind", "transactions", "records", "blobs", "faults", "seconds"}. Raises ConfigError where
-    TO holds something else, ImageLocked where FROM is being written, DamagedImage, ImageError.
+    TO holds something else, or is FROM, ImageLocked where FROM is being written, DamagedImage, ImageError.
     """
     started_s = time.monotonic()
+    if to == where or not is_uri(to) and os.path.realpath(to) == os.path.realpath(where):
+        raise ConfigError(f"{hide_password(to)} is where the image is already; name another place")
     report: dict[str, typing.Any] = {"from": hide_password(where), "to": hide_password(to)}
     report |= {"went_on_behind": None, "transactions": 0, "records": 0, "blobs": 0}
     with _moved_from(where, lease_s) as source, _moved_to(to) as target:
@@ -59269,10 +59272,12 @@ def _first_answer_s(image, begun_s, most_s):
 
 def upgrade_command(args, settings):
     """Tell of programs that could serve the image, or have another one serve it."""
-    if args.list or not (args.sha256 or args.back):
-        return _list_vessels(settings)
+    if args.list and (args.sha256 or args.back):
+        raise BadRequest("--list tells what there is, and goes to no program", field="list")
     if args.sha256 and args.back:
         raise BadRequest("--back goes to the program before; name no other with it", field="sha256")
+    if not (args.sha256 or args.back):
+        return _list_vessels(settings)
     return _upgrade_to(args, settings)
 
 

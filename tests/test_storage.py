@@ -14,6 +14,7 @@ import engines
 import forks
 import pytest
 import transaction
+import vessels
 import ZODB.FileStorage
 
 import batos
@@ -337,6 +338,13 @@ def test_who_looks_counts_by_its_own_clock_and_anew_where_it_could_not_look(serv
 # Backups and packs
 
 
+def test_the_pack_that_is_due_at_a_new_file_finds_nothing_to_do(server, tmp_path):
+    kept = server("kept.fs", "127.0.0.1:0")
+    upkeep = tmp_path / "kept.fs.upkeep"
+    vessels.until(lambda: upkeep.exists() and "pack" in json.loads(upkeep.read_text()))
+    assert json.loads(upkeep.read_text())["pack"]["ok"] and kept.stop() == 0
+
+
 def test_packs_and_backups_are_made_on_the_servers_side(daemon, server, tmp_path):
     kept = server("kept.fs", "127.0.0.1:0", "--backup-dir", "backups")
     one = daemon_on(daemon, kept.uri)
@@ -498,6 +506,9 @@ def test_a_move_that_was_cut_short_goes_on_and_another_image_is_refused(daemon, 
     assert "holds something else already" in capsys.readouterr().err
     assert batos.main(["move", "second.fs", "first.fs"]) == 1
     assert "exists already" in capsys.readouterr().err
+    for where, to in (("first.fs", "./first.fs"), (kept.uri, kept.uri)):
+        assert batos.main(["move", where, to]) == 1
+        assert "is where the image is already" in capsys.readouterr().err
 
 
 def test_what_is_served_or_damaged_is_not_moved(daemon, server, tmp_path, capsys):

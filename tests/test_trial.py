@@ -134,6 +134,7 @@ def test_only_the_bytes_that_were_named_are_taken(trial):
     assert "written by others" in trial.upgrade(named, status=1) and trial.is_as_before()
     assert "no other program served" in trial.upgrade("--back", status=1)
     assert "--back goes to the program before" in trial.upgrade(named, "--back", status=1)
+    assert "goes to no program" in trial.upgrade(named, "--list", status=1)
 
 
 def test_a_file_that_changes_while_it_is_taken_is_refused(trial):
