@@ -43436,7 +43436,14 @@ def job_told(job: UvmObject) -> dict:
         **{name: own(job)[name] for name in _JOB_TOLD},
         "successor": successor_of(job),
         "result": result and {"sha256": result.sha256, "size": result.size},
+        "stands": job.status == "PROMOTED" and _is_standing(job),
     }
+
+
+def _is_standing(job):
+    """Whether what a job made is what serves by now: nothing was promoted since, and nobody took it back."""
+    stands = target_of(job.target).standing(root_of(job), job.target)
+    return job.result is not None and stands == job.result.sha256
 
 
 @primitive("forge_", lane="bulk", role="admin", of="forge")
@@ -43479,7 +43486,7 @@ def verdict_of_report(report: dict, tries: int) -> dict:
     tries: how often these held rows were judged by, this time included; chance is given as often less.
     """
     wins, losses, held = _wins_and_losses(report["held"])
-    p, shuffled, faults = _sign_test(wins, losses), report.get("shuffled"), []
+    p, shuffled, faults = _sign_test(wins, losses), report.get("shuffled", _NOT_SHUFFLED), []
     if held < HELD_LEAST:
         faults.append(f"only {held} rows are held back, of {HELD_LEAST}")
     if not (wins > losses and p * tries < _SURE_BELOW):
@@ -43504,7 +43511,7 @@ def verdict_of_report(report: dict, tries: int) -> dict:
         "losses": losses,
         "held": held,
         "p": p,
-        "p_shuffled": shuffled and shuffled["p"],
+        "p_shuffled": shuffled["p"] if shuffled else None,
         "tries": tries,
         "suites": suites,
         "suite_sha256": report["suite_sha256"],
@@ -43513,6 +43520,7 @@ def verdict_of_report(report: dict, tries: int) -> dict:
     }
 
 
+_NOT_SHUFFLED = types.MappingProxyType({})  # by who judged before labels were shuffled
 _AS_GOOD_BY_CHANCE = (
     "it would be as good with these labels dealt out by chance: it has learnt which is the most frequent; mark also what is "
     "right as it stands"
@@ -43520,7 +43528,9 @@ _AS_GOOD_BY_CHANCE = (
 
 
 def _told_of_shuffled(shuffled, tries):
-    """Return how likely as much is gained with shuffled labels, in words; where all say the same there is nothing to tell."""
+    """Return how likely as much is gained with shuffled labels, in words; shuffled: None where all labels are the same."""
+    if shuffled is None:
+        return "; all labels are the same"
     return f", with labels shuffled {shuffled['p'] * tries:.2g}" if shuffled else ""
 
 
@@ -48710,8 +48720,9 @@ def list_jobs(request, root):
     reader = root["reader_obj"]
     told = {"version": reader.version, "job": reader.job, "lineage": reader.lineage}
     rows = [to_wire(row) for row in rows[: request.command.limit]]
+    count = "1 job" if len(rows) == 1 else f"{len(rows)} jobs"
     return {
-        "details": f"{len(rows)} jobs; the reader is version {reader.version}",
+        "details": f"{count}; the reader is version {reader.version}",
         "results": rows,
         "result": {"reader": to_wire(told), "forge": request.uvm.forge.health()},
     }
@@ -57294,6 +57305,8 @@ def _number_or_text(said):
 def golden_command(args, client):
     """List rows, trust or refuse some, or have them curated."""
     if args.action in ("accept", "refuse"):
+        if not args.rows:
+            raise ConfigError(f"say which rows: `golden {args.action} 3 4`; `golden` lists them")
         reply = client.call(
             "judge_golden", rows=args.rows, accept=args.action == "accept", idempotency_key=uuid7()
         )
@@ -57368,8 +57381,9 @@ def jobs_command(args, client):
 
 def _told_job(job):
     """Return the lines that tell of a job: how it stands, what it learnt, its verdict."""
+    gone = ", and stands no more" if job["status"] == "PROMOTED" and not job["stands"] else ""
     lines = [
-        f"job {job['job']}  {job['target']}  {job['status']}  dataset {job['dataset']}  {job['at']['$time'][:19]}"
+        f"job {job['job']}  {job['target']}  {job['status']}{gone}  dataset {job['dataset']}  {job['at']['$time'][:19]}"
     ]
     if job["report"] and job["report"]["losses"]:
         losses = job["report"]["losses"]

@@ -324,6 +324,12 @@ def test_send_sends_json(line):
     assert shown["result"]["slots"]["n"]["value"] == {"a": [1.5, None]}
 
 
+@pytest.mark.parametrize("action", ["accept", "refuse"])
+def test_rows_that_are_judged_by_hand_are_named(line, action):
+    status, out, err = line("golden", action)
+    assert (status, out) == (1, "") and f"say which rows: `golden {action} 3 4`" in err
+
+
 def test_send_sends_words(line):
     """As the first page and what audits advise have it: an argument is JSON, or a text."""
     for name, told, value in (("m", '{"a": [1.5]}', {"a": [1.5]}), ("m", "brass valve", "brass valve"), ("m", "7", 7)):

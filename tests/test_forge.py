@@ -116,8 +116,8 @@ def test_who_tells_the_labels_apart_is_promoted_whichever_is_more_frequent():
         labels = [2] * often + [1] * (30 - often)
         verdict = by_labels([1] * 30, labels, labels)
         assert verdict["passed"] and verdict["p_shuffled"] < 0.001, verdict
-    assert by_labels([1] * 30, [2] * 30, [2] * 30)["p_shuffled"] is None     # all say the same: there is nothing to shuffle
-    assert by_labels([1] * 30, [2] * 30, [2] * 30)["passed"]
+    alike = by_labels([1] * 30, [2] * 30, [2] * 30)                           # there is nothing to shuffle
+    assert alike["passed"] and alike["p_shuffled"] is None and "all labels are the same" in alike["why"]
 
 
 def test_constant_answers_are_refused_where_what_stands_is_none():
@@ -166,6 +166,7 @@ def test_a_dataset_is_forged_judged_promoted_and_undone(stub, tmp_path):
         job = judged(client, number)
         assert job["status"] == "PROMOTED" and job["verdict"]["wins"] == job["verdict"]["held"] >= 20, job
         assert reader(client)["version"] == 2 and reader(client)["lineage"][0]["job"] == number
+        assert job["stands"] and "PROMOTED  dataset 1" in batos._told_job(job)[0]
         row = client.call("history", target="reader_obj")["results"][0]
         assert row["why"].startswith(f"job {number}: held back: ") and "suites: first" in row["why"]
         with pytest.raises(batos.BadRequest, match="was judged already, by job 1: PROMOTED"):
@@ -173,7 +174,8 @@ def test_a_dataset_is_forged_judged_promoted_and_undone(stub, tmp_path):
         client.call("undo", change=row["change"])
         assert reader(client) == {"version": 1, "job": None, "lineage": []}
         told = client.call("send_message", target="forge_obj", selector="jobs_")["result"]
-        assert told[0]["status"] == "PROMOTED"
+        assert told[0]["status"] == "PROMOTED" and not told[0]["stands"]
+        assert "PROMOTED, and stands no more" in batos._told_job(jobs(client)[0])[0]
     assert running.stop() == 0 and is_cleared(tmp_path / "live_image.fs.forge")
     assert batos.check_image(str(tmp_path / "live_image.fs"), deep=True)["faults"] == []
 
@@ -444,13 +446,21 @@ def test_the_reader_takes_what_was_forged_and_gives_it_back(few):
 @pytest.mark.parametrize("seed, share", [(5, 0.5), (6, 0.5), (5, 0.75)])
 def test_labels_by_chance_are_refused(seed, share, monkeypatch):
     monkeypatch.setattr(batos, "ForgedReader", chance.Reader)
-    verdict = chance.forged(chance.labelled(seed, share, is_true=False))
+    verdict = chance.forged(chance.labelled(seed, share))[0]
     print(verdict["why"])
     assert not verdict["passed"] and verdict["held"] >= batos.HELD_LEAST
 
 
 @pytest.mark.campaign
-def test_true_labels_are_promoted(monkeypatch):
+def test_three_forges_in_a_row_are_promoted_and_forget_nothing(monkeypatch):
+    """Each is told otherwise than the one before, and begins where that stands; what was known before is known after all."""
     monkeypatch.setattr(batos, "ForgedReader", chance.Reader)
-    verdict = chance.forged(chance.labelled(5, 0.5, is_true=True))
-    assert verdict["passed"] and verdict["p_shuffled"] < 0.001, verdict["why"]
+    stands, suites = None, []
+    for names, by in ((5, "holds"), (6, "proposed"), (7, "holds")):
+        verdict, report, stands = chance.forged(chance.labelled(5, 0.5, by, names), stands)
+        print(verdict["why"], flush=True)
+        assert verdict["passed"] and verdict["p_shuffled"] < 0.001, verdict["why"]
+        suites.append(report["suites"])
+    for name, first in suites[0].items():
+        before, after = sum(one for one, _ in first), sum(one for _, one in suites[-1][name])
+        assert before - after <= 0.02 * len(first), (name, before, after)

@@ -1,9 +1,9 @@
 """Labels by chance: how many experts that were forged of them are promoted, by the rule and by its sign test alone.
 
-    python tests/bench/chance.py [--seeds 20] [--share 0.5] [--true] [--json FILE]
+    python tests/bench/chance.py [--seeds 20] [--share 0.5] [--by holds] [--json FILE]
 
 The reader is forged and judged as the worker of the daemon does it, on questions about pumps of which one of two passages is
-named right by a coin that falls on the second one as often as --share says. --true names what holds instead, as people would.
+named right by a coin that falls on the second one as often as --share says. --by holds names what holds instead, as people would.
 """
 
 import argparse
@@ -25,15 +25,19 @@ import batos
 ROWS = 150
 
 
-def labelled(seed, share, is_true):
-    """Return {held: lines of a dataset} of some rows, labelled by a coin; the true ones say the second half of the time."""
-    coin, picker, parts = random.Random(seed), random.Random(5), {False: [], True: []}
+def labelled(seed, share, by="chance", names=5):
+    """Return {held: lines of a dataset} of some rows, of which as many as `share` name the second passage right.
+
+    by: "chance", or "holds" and "proposed", what always is right, wherever it stands. names: the seed of which places are asked
+    about.
+    """
+    coin, picker, parts = random.Random(seed), random.Random(names), {False: [], True: []}
     for number, name in enumerate(test_golden.named(ROWS, picker)):
         row = test_golden.row(name, number)
-        is_second = coin.random() < share
-        if is_true and not is_second:  # what holds was told first
+        right = 2 if coin.random() < share else 1
+        place = {"chance": right, "holds": 2, "proposed": 1}[by]  # of what is right, before it is put where the coin says
+        if place != right:
             row["passages"].reverse()
-        right = 2 if is_second else 1
         row |= {"quotes": [right], "not": [3 - right]}
         parts[row["held"]].append(batos._golden_line(number, row, row["held"]))
     return parts
@@ -56,16 +60,19 @@ class Reader(batos.ForgedReader):
         return [self.known[json.dumps(case)] for case in cases]
 
 
-def forged(parts):
-    """Return the verdict over an expert that is forged of these lines."""
+def forged(parts, stands=None):
+    """Return (verdict, report, weights) of an expert that is forged of these lines; stands: the weights that stand, if any do."""
     card = batos.reader_card()
     work = {"config": batos.FORGE_CONFIG, "in_bfloat16": True, "base": card["sha256"], "threshold": card["threshold"]}
     with tempfile.TemporaryDirectory(prefix="batos-chance-") as folder, contextlib.redirect_stdout(io.StringIO()):
         place = pathlib.Path(folder)
         for name, held in (("train.jsonl", False), ("held.jsonl", True)):
             (place / name).write_bytes(b"".join(parts[held]))
+        if stands is not None:
+            (place / batos.FORGED_FILE).write_bytes(stands)
         batos._train(work, place)
-        return batos.verdict_of_report(batos._judge(work, place)[1], 1)
+        report = batos._judge(work, place)[1]
+        return batos.verdict_of_report(report, 1), report, (place / batos.CANDIDATE_FILE).read_bytes()
 
 
 def is_better_by_sign(verdict):
@@ -76,14 +83,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--share", type=float, default=0.5)
-    parser.add_argument("--true", action="store_true")
+    parser.add_argument("--by", choices=["chance", "holds", "proposed"], default="chance")
     parser.add_argument("--json", type=pathlib.Path)
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     batos.ForgedReader = Reader
     verdicts = []
     for seed in range(args.seeds):
-        verdicts.append(forged(labelled(seed, args.share, args.true)))
+        verdicts.append(forged(labelled(seed, args.share, args.by))[0])
         print(f"{seed}: {'PROMOTED' if verdicts[-1]['passed'] else 'refused'}: {verdicts[-1]['why']}", flush=True)
     counts = {"seeds": len(verdicts), "promoted": sum([one["passed"] for one in verdicts]),
               "better by the sign test": sum(map(is_better_by_sign, verdicts))}
