@@ -88,6 +88,16 @@ if __name__ == "__main__":  # the image records classes as batos.X: this is that
             return False
         return os.access(folder, os.W_OK)
 
+    def _check_packages(*names):
+        """End with what to do where a package that I cannot begin without is missing."""
+        missing = [name for name in names if importlib.util.find_spec(name) is None]
+        if missing:
+            sys.exit(
+                f"batos: {sys.executable} has no {', '.join(missing)}; install what BAT OS needs "
+                "(python -m pip install -r requirements.txt), or start it with the Python that has it "
+                "(.venv/bin/python batos.py)"
+            )
+
     def _start_anew(path):
         """Have this process run me as a module, which is compiled once; return where that cannot be.
 
@@ -100,6 +110,7 @@ if __name__ == "__main__":  # the image records classes as batos.X: this is that
             words = [*options, "-c", f"{named}; import batos; batos.run()", *sys.argv[1:]]
             os.execv(sys.executable, [sys.executable, *words])
 
+    _check_packages("BTrees", "ZODB", "ormsgpack", "persistent", "pydantic", "transaction", "zmq")
     if os.path.basename(__file__) == "batos.py":  # a module's name
         _start_anew(os.path.abspath(__file__))
     __name__ = "batos"
@@ -19084,6 +19095,42 @@ def _take_underlined(lines, n):
     )
 
 
+# a line that is a time alone, as a diary has them over what happened then: (what it looks like, its level as a heading)
+_NAMES_OF_MONTHS = (
+    r"(?:jan(?:uar[yi]?)?|f[e\u00e9]b(?:ruar[yi]?)?|mar(?:ch)?|m\u00e4rz|apr(?:il)?|ma[yi]|jun[ei]?|jul[yi]?|aug(?:ust)?|"
+    r"sept?(?:ember)?|o[ck]t(?:ober)?|nov(?:ember)?|de[cz](?:ember)?|janvier|f\u00e9vrier|mars|avril|juin|juillet|ao\u00fbt|"
+    r"septembre|octobre|novembre|d\u00e9cembre)\.?"
+)
+_LEVEL_OF_DAYS = 6
+_TIMES_ALONE = (
+    (Pattern(r"\W{0,3}(?:19|20)\d\d\W{0,3}"), 4),
+    (Pattern(rf"\W{{0,3}}{_NAMES_OF_MONTHS} (?:19|20)\d\d\W{{0,3}}", re.IGNORECASE), 5),
+    (
+        Pattern(
+            rf"(?:\w+day,? )?(?:\d{{1,2}}(?:st|nd|rd|th|\.)? {_NAMES_OF_MONTHS}|{_NAMES_OF_MONTHS} \d{{1,2}}(?:st|nd|rd|th)?,?)"
+            r"(?: (?:19|20)\d\d)?\W{0,3}|(?:19|20)\d\d-\d\d-\d\d\W{0,3}",
+            re.IGNORECASE,
+        ),
+        _LEVEL_OF_DAYS,
+    ),
+)
+
+
+def _time_alone(line):
+    """Return the level as a heading of a line that is a year, a month or a day and nothing else; 0 of any other."""
+    line = line.strip()
+    return next((level for form, level in _TIMES_ALONE if form.fullmatch(line)), 0)
+
+
+def _take_time(lines, n):
+    """Take a year or a month that stands over what happened then, as in a diary; a day stands over one paragraph."""
+    alone = n == 0 or lines.blank(n - 1)
+    level = _time_alone(lines[n]) if alone and n + 1 < len(lines) else 0
+    if not 0 < level < _LEVEL_OF_DAYS:
+        return None
+    return lines.block("heading", n, n + 1, level=level, title=lines[n].strip())
+
+
 def _is_underlined(title, marks):
     """Whether a line is a title, by the line of marks below it."""
     long, most = len(title.strip()), len(marks.rstrip())
@@ -19223,7 +19270,7 @@ def runs_among(numbers):
 
 
 _RULES = {  # kind of text -> what takes its lines, in this order
-    "text": (_take_underlined, _take_list, _take_drawn, _take_prose),
+    "text": (_take_underlined, _take_time, _take_list, _take_drawn, _take_prose),
     "pdf": (_take_list, _take_prose),
     "episode": (_take_list, _take_prose),
     "method": (_take_prose,),
@@ -19373,11 +19420,26 @@ def _head_end(text, start, end):
     """Return where the line ends that heads a paragraph, a date or a name with room for more behind it; `start` without one."""
     spans = _line_spans(text, start, end)
     lines = [text[first:last] for first, last in spans]
-    if len(lines) < 2 or len(lines[0].split()) > _HEAD_WORDS or lines[1][:1].islower():
+    if len(lines) < 2 or len(lines[0].split()) > _HEAD_WORDS:
+        return start
+    if _time_alone(lines[0]) or _stands_over(lines):
+        return spans[0][1]
+    if lines[1][:1].islower():
         return start
     if lines[0][-1] in ".!?:;," or are_lines_of_their_own(lines):
         return start
     return spans[0][1] if _had_room(lines[0], lines[1], max(map(len, lines))) else start
+
+
+_LABEL_WORDS = 4
+
+
+def _stands_over(lines):
+    """Whether the first line is a name for what is indented below it: "Not allowed", then line by line what is not."""
+    label, indent = lines[0], len(lines[0]) - len(lines[0].lstrip())
+    if len(label.split()) > _LABEL_WORDS or not label[-1].isalnum() or "  " in label.strip():
+        return False
+    return len(lines) > 2 and all(line[: indent + 2].isspace() for line in lines[1:])
 
 
 def _paragraph_spans(text, start, end, sentences_of=_sentence_spans):
@@ -25344,8 +25406,8 @@ def documents_matching(catalog: UvmObject, query: str) -> set[str]:
 
 # Offers:
 __all__ += """
-    ASKS_WHETHER worth_of_form things_compared NUMBER_TOLD TIME_TOLD BY_ITS_TERM DEFINED_BY
-    asked_of asks_which_option
+    ASKS_WHETHER asking_clause worth_of_form things_compared NUMBER_TOLD TIME_TOLD BY_ITS_TERM
+    DEFINED_BY asked_of asks_which_option SAYS_NO
 """.split()
 
 # What is told first holds so much of the question's telling words: of 230 questions that have an answer 88 % then are told for
@@ -25372,7 +25434,7 @@ _UNIT = (
 )
 # "how many eggs": what holds no egg tells no number of them; a unit is told beside its number, of what stands behind it
 _COUNTED = Pattern(
-    r"\b(?:how many|wie ?viele[nr]?|combien d(?:e |['\u2019]))\s*"
+    r"\b(?:how many|(?:maximum|minimum|max\.?|min\.?|total) number of|wie ?viele[nr]?|combien d(?:e |['\u2019]))\s*"
     rf"(?:(?:{_UNIT}) of (?:the |my |our )?|"
     r"(?!(?:people|persons|times|personen|leute|personnes|gens|fois|ans|"
     rf"{_UNIT})\b))([\w-]{{3,}})",
@@ -25418,6 +25480,30 @@ _REASON_TOLD = Pattern(
     r"\b(?:because|since|due to|so that|in order to|reasons?|therefore|thus|cause[sd]?|as|owing|otherwise|avoid|to \w+|"
     r"for \w+ing|which means|result)\b",
     re.IGNORECASE,
+)
+
+_PERCENTAGE_TOLD = Pattern(
+    r"[\w.,]+ ?(?:[%\u2030]|per ?cent\b)|\b(?:half|thirds?|quarters?|fifths?|tenths?|hundredths?|none|all)\b",
+    re.IGNORECASE,
+)
+_CLOCK_NUMBERS = "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
+# "13:30", "7 pm", "half past six", "at seven", "before dinner"
+_CLOCK_TOLD = Pattern(
+    r"\b\d{1,2}(?:[:.h]\d\d| ?[ap]\.?m\b| o['\u2019]?clock\b)|\b(?:noon|midday|midnight|dawn|dusk|sunrise|sunset)\b|"
+    r"\b(?:in the|every) (?:early |late )?(?:morning|afternoon|evening)s?\b|\bat night\b|"
+    r"\b(?:before|after|at|during) (?:breakfast|lunch|dinner|supper|tea|work|school)\b|"
+    r"\b(?:at|from|until|till|by|before|after|past|to) (?:about |around )?"
+    rf"(?:\d{{1,2}}|{_CLOCK_NUMBERS})\b(?! ?[%\u20ac$\u00a3])",
+    re.IGNORECASE,
+)
+# "/etc/fstab", "~/.netrc", "notes.txt", "the www directory"
+_FILE_TOLD = Pattern(
+    r"(?<![\w/])[~.$]?[\w{}]*/[\w.-]|\b[\w-]+\.[a-z]\w{1,7}\b|(?<!\w)\.\w{2,}|\b[\w.-]+ (?:file|folder|directory)\b",
+    re.IGNORECASE,
+)
+# "Assets, Liabilities and Equity"; what announces a list
+_SEVERAL_TOLD = Pattern(
+    r"(?:[^,;:.\n]{2,40}, ){2}|[^,;:.\n]{2,40}, [^,;:.\n]{2,40},? (?:and|or) \w|:\W*\Z|\n[-*] [^\n]*\n+[-*] "
 )
 
 
@@ -25500,6 +25586,15 @@ _ASKS_FOR_MONEY = Pattern(
 )
 
 
+# what is looked ahead at are words of the question, and not of its kind
+_ASKS_FOR_A_LIST = (
+    r"^\W*(?:and |so )?(?:what|which)(?= are (?:all )?(?:the )?(?:\w+ ){0,4}?(?!\w*ss\b)\w{3,}s\b(?! (?:doing|for)\b)|"
+    r" (?:(?!does|do|did|is|are|was|were|can|may|has|have)\w+ )?(?!does\b|\w*ss\b)\w{3,}s "
+    r"(?:does|do|are|can|may|must|should|have)\b)|"
+    r"^\W*(?:list|name|enumerate) |\b(?:a|the) list of\b"
+)
+
+
 class Expected(typing.NamedTuple):
     """What a question of a kind is answered by.
 
@@ -25555,8 +25650,13 @@ def _expected_of_a_form(asked, form):
 # fmt: off
 _EXPECTED = (
     Expected(_ASKS_FOR_MONEY, _AMOUNT_TOLD, True, False),
+    Expected(Pattern(r"\b(?:what|which) (?:percentage|per ?cent|share|proportion)\b", re.IGNORECASE), _PERCENTAGE_TOLD, True,
+             False),
+    Expected(Pattern(r"\b(?:what|which) time\b(?! (?:zones?|spans?|of (?:the )?year|(?:does|did|will) it take)\b)|"
+                        r"\bat what hour\b", re.IGNORECASE), _CLOCK_TOLD, True, False),
     Expected(Pattern(r"\bhow (?:many|much|long|old|far|close|often|big|large|tall|high|deep|heavy|fast|wide)\b|"
-                        r"\bwhat (?:number|percentage|amount|age)\b", re.IGNORECASE), NUMBER_TOLD, True, False),
+                        r"\bwhat (?:number|percentage|amount|age)\b|\b(?:maximum|minimum|max\.?|min\.?|total) number of\b",
+                        re.IGNORECASE), NUMBER_TOLD, True, False),
     Expected(Pattern(r"^\W*(?:and |so )?when (?:was|were|did|had)\b|\b(?:what|which) (?:year|day|date) (?:was|were|did)\b",
                         re.IGNORECASE), _POINT_TOLD, True, False),
     Expected(Pattern(r"\b(?:by|until|till|since|from|before) when\b|\bhow (?:late|early|soon)\b", re.IGNORECASE), TIME_TOLD,
@@ -25577,6 +25677,9 @@ _EXPECTED = (
     Expected(Pattern(r"^\W*(?:and |so )?(?:which|what) (?:command|program|tool|utility)s?\b", re.IGNORECASE), _COMMAND_TOLD,
              False, False),
     Expected(_ASKS_WHICH_OPTION, _OPTION_TOLD, False, False),
+    Expected(Pattern(r"^\W*(?:and |so )?(?:in(?:to)? |to |from )?(?:which|what) (?:\w+ )?(?:files?|folders?|director(?:y|ies))\b",
+                        re.IGNORECASE), _FILE_TOLD, False, False),
+    Expected(Pattern(_ASKS_FOR_A_LIST, re.IGNORECASE), _SEVERAL_TOLD, False, False),
     Expected(Pattern(r"^\W*(?:and |so )?where\b|\bwhere\W*$", re.IGNORECASE), _PLACE_TOLD, True, False),
     *itertools.starmap(_expected_elsewhere, _EXPECTED_ELSEWHERE),
 )
@@ -25700,6 +25803,12 @@ _FORMS = {
 }
 
 
+# "Salvage value - this is …", "A floating selection (sometimes …) is a …", "… is called a virtual posting"
+_DEFINED_FIRST = (
+    r"\A\W*(?:(?:an?|the) )?{0}s?\b(?: \([^)]*\))?(?:\s*[-\u2013\u2014:=]\s|"
+    r"\s+(?:is|are|was|were|means?|refers?|stands?|denotes?)\b"
+    r"(?! that\b))|\b(?:called|known as|termed)\s+(?:(?:an?|the)\s+)?\W?{0}s?\b"
+)
 _DEFINITIONS = (_DEFINES, _DEFINES_IN_GERMAN, _DEFINES_IN_FRENCH)
 # "the makestep directive" is described behind "makestep"
 _KIND_BEHIND = Pattern(
@@ -25729,7 +25838,8 @@ def _expected_in(question):
                 holds += r"|(?<!\w){0}(?!\w)"
             thing, last = _as_pattern(thing), re.escape(thing.split()[-1])
             form = re.compile(holds.format(thing, last), re.IGNORECASE)
-            return Expected(asks, form, needed=False, settles=settles)
+            first = Pattern(_DEFINED_FIRST.format(thing), re.IGNORECASE)
+            return Expected(asks, form, needed=False, settles=settles, rather=first)
     return None
 
 
@@ -25760,7 +25870,52 @@ def _words_in_turn(text):
     return " ".join([_AUXILIARIES.get(word, word) for word in words])
 
 
+# "If I remove it, are its files gone?", "The pump stands still, why?", "I made a mistake. How do I fix it?"
+_BEGINS_TO_ASK = (
+    r"(?:(?:and|but|so) )?(?:can|could|would|will|do|does|did|is|are|was|were|what|which|who|whom|whose|why|how|when|where|"
+    r"should|must|may|has|have)\b"
+)
+_BEFORE_IT_ASKS = Pattern(
+    r"\s*(?:if|when|whenever|while|after|before|since|because|as|although|though)\b[^,?]{5,}, *(?=\w)|"
+    rf".*[.!;:,] *(?={_BEGINS_TO_ASK})",
+    re.IGNORECASE | re.DOTALL,
+)
+_ASKED_LEAST_WORDS = (
+    2  # that tell something, of a clause that is weighed more than what stands before it
+)
+_BESIDE_THE_POINT = 0.6  # what a word weighs that stands before that clause alone
+
+
+def asking_clause(question: str) -> str:
+    """Return the part of a question that asks, without what it tells before that; all of it where that is one clause."""
+    before = _BEFORE_IT_ASKS.match(question)
+    asked = question[before.end() :] if before else ""
+    return asked if len(stems(asked)) >= _ASKED_LEAST_WORDS else question
+
+
 # One of these that a question names is not answered by what names another.
+SAYS_NO = Pattern(
+    r"\b(?:not?|never|none|nobody|nothing|neither|nor|cannot|without|any ?more|no longer|\w+n['’]t|"
+    r"nicht|kein\w*|nie|niemals|niemand|nichts|ohne|ne|n['’](?=\w)|pas|jamais|sans|aucune?|rien)\b",
+    re.IGNORECASE,
+)
+_ASKS_FOR_ONE = Pattern(
+    r"\W*(?:and |so )?(?:in |on |at |to |of |for )?(?:what|which|who|whom|where|when|list|name)\b"
+    r"(?!.*\b(?:if|when|unless|because)\b)",
+    re.IGNORECASE,
+)
+# what a question asks for by one of these is told of by one of them
+_SINGLES_OUT = ("default", "maximum max most limit limited", "minimum min least")
+_KEEPS_OUT = Pattern(
+    r"\b(?:un\w+able|im\w+ible|in\w+ible|only|except\w*|lack\w*|miss(?:es|ing)|fail\w*|refus\w+|forb[aio]\w+|prohibit\w*|prevent\w*|"
+    r"avoid\w*|remain\w*|stays?|keeps?|kept|exclud\w+|omit\w*|skip\w*|ignor\w+|hardly|rarely|instead|disabled|free of)\b",
+    re.IGNORECASE,
+)
+_ASKS_OF_THE_PAST = Pattern(
+    r"\b(?:was|were|did|had|used to|before|former(?:ly)?|old|previous(?:ly)?|first|original(?:ly)?|earlier|last|ago|back then|"
+    r"until|(?:19|20)\d\d|war|waren|hatte|fr\u00fcher|vorher|\u00e9tait|avant)\b",
+    re.IGNORECASE,
+)
 _DAYS = "monday tuesday wednesday thursday friday saturday sunday"
 _MONTHS = "january february march april june july august september october november december"
 _YEAR = Pattern(r"(?:19|20)\d\d")
@@ -25782,7 +25937,7 @@ def _times_named(words):
 _OF_MAIL = "mail email message letter send write subject reply receive address"
 
 _COMPARES = Pattern(
-    r"\b(?:compare|differen(?:ce|t)s?(?: between| of)?|versus|vs\.?|better|rather|prefer|both)\b",
+    r"\b(?:compare|differ(?:s|ed|en(?:ce|t)s?(?: between| of)?)?|versus|vs\.?|better|rather|prefer|both)\b",
     re.IGNORECASE,
 )
 _TWO = Pattern(
@@ -25800,7 +25955,23 @@ def asks_which_option(query: str) -> bool:
 def things_compared(query):
     """Return the two things that a query compares, as it names them, or ()."""
     found = _TWO.search(query) if _COMPARES.search(query) or " or " in query else None
-    return tuple([thing.rstrip(".") for thing in found.groups()]) if found else ()
+    things = tuple([thing.rstrip(".") for thing in found.groups()]) if found else ()
+    return () if any(map(_NAMES_NO_THING.search, things)) else _without_their_kind(things)
+
+
+_NAMES_NO_THING = Pattern(
+    r"\bcompared?\b|^(?:the|a|an|my|our|your|its|their) (?:day|week|month|year|time|one|other)s?\b",
+    re.IGNORECASE,
+)
+
+
+def _without_their_kind(things):
+    """Return two things without the last word that both have: of a soft quota and a hard quota, "soft" and "hard"."""
+    words = [thing.split() for thing in things]
+    lasts = {each[-1].casefold() for each in words}
+    if len(lasts) != 1 or min(map(len, words)) < 2:
+        return things
+    return tuple([" ".join(each[:-1]) for each in words])
 
 
 def worth_of_form(weights: dict, words: typing.Container) -> float:
@@ -25832,7 +26003,13 @@ class Asked(typing.NamedTuple):
     language: str = "en"
     contrary: dict = {}  # {word: one of mine, of whose contrary it tells}
     compared: tuple = ()  # the words of each of two things that I compare
+    asks_by: str = ""  # the clause of my text that asks, where that is not all of it
     forms: dict = {}  # {word: one of mine, of which it is another form}
+
+    @property
+    def asking(self):
+        """The clause of my text that asks."""
+        return self.asks_by or self.text
 
     def share(self, words):
         """Return what share of my words' weight is among words, 0 to 1."""
@@ -25895,7 +26072,7 @@ class Asked(typing.NamedTuple):
     def unit_told(self, text):
         """Return 1 where a text holds what I ask for in its unit, -1 where it does not; 0 where I ask for none."""
         unit = self.expected and self.expected.rather
-        if not unit:
+        if not unit or self.expected.asks in _DEFINITIONS:
             return 0
         return 1 if unit.search(text) else -1
 
@@ -25923,13 +26100,13 @@ class Asked(typing.NamedTuple):
 
     def is_said_in(self, text):
         """Whether a text says word for word what I ask of its subject: "Motor vessels have right of way" of "Who has …?"."""
-        asks = _ASKS_BY_ITS_SUBJECT.match(self.text)
-        said = _words_in_turn(self.text[asks.end() :]) if asks else ""
+        asks = _ASKS_BY_ITS_SUBJECT.match(self.asking)
+        said = _words_in_turn(self.asking[asks.end() :]) if asks else ""
         return said.count(" ") >= 2 and f" {said} " in f"{_words_in_turn(text)} "
 
     def lacks_what_is_asked_for(self, words):
         """Whether none of the words is the X of "What is the X of …?": then of that thing something else is told."""
-        asks = _ASKS_FOR_THE.match(self.text) if self.language == "en" else None
+        asks = _ASKS_FOR_THE.match(self.asking) if self.language == "en" else None
         if asks is None or self.needs_a_figure():
             return False
         named = self.weights.keys() & words_of(asks[1]).keys()
@@ -25941,14 +26118,14 @@ class Asked(typing.NamedTuple):
 
     def is_described_under(self, told):
         """Whether I ask what something does, and a Telling says it below the line that names it."""
-        asks = self.expected.asks in _DEFINITIONS and _ASKS_WHAT_IT_DOES.match(self.text)
+        asks = self.expected.asks in _DEFINITIONS and _ASKS_WHAT_IT_DOES.match(self.asking)
         if not asks or not told.term or told.defines:
             return False
         return not self.is_answered_by(told.text)
 
     def asks_for_several(self):
         """Whether I ask for all that are so, which the rows of a table tell."""
-        return bool(_ASKS_FOR_SEVERAL.match(self.text))
+        return bool(_ASKS_FOR_SEVERAL.match(self.asking))
 
     def asks_for_an_option(self):
         """Whether I ask which option of a command does something."""
@@ -25956,7 +26133,31 @@ class Asked(typing.NamedTuple):
 
     def asks_whether(self):
         """Whether yes or no would answer me."""
-        return bool(ASKS_WHETHER.match(self.text))
+        return bool(ASKS_WHETHER.match(self.asking))
+
+    def affirms_what_is_denied(self, text):
+        """Whether I ask for what is not so, "What cannot be undone?", and a text neither says no nor keeps anything out."""
+        denied = _ASKS_FOR_ONE.match(self.asking) and SAYS_NO.search(self.asking)
+        return bool(denied) and not (SAYS_NO.search(text) or _KEEPS_OUT.search(text))
+
+    def lacks_what_singles_out(self, words):
+        """Whether I ask for the default, the most or the least, and none of the words says that it is that."""
+        return any(words.isdisjoint(each) for each in self._singled_out())
+
+    def _singled_out(self):
+        """Return the words that say so, a set for each of _SINGLES_OUT that I name."""
+        named = [words_of(words).keys() for words in _SINGLES_OUT]
+        return [each for each in named if not self.weights.keys().isdisjoint(each)]
+
+    def asks_of_the_past(self):
+        """Whether I ask how something was, and not how it is now."""
+        return bool(_ASKS_OF_THE_PAST.search(self.text))
+
+    def is_defined_first_in(self, text):
+        """Whether I ask what something is, and a text begins by telling that, or gives it its name."""
+        if self.expected is None or self.expected.asks not in _DEFINITIONS:
+            return False
+        return bool(self.expected.rather and self.expected.rather.search(text))
 
     def asks_of_mail(self):
         """Whether I ask who sent a mail, to whom or when."""
@@ -25979,24 +26180,30 @@ class Asked(typing.NamedTuple):
         return needed and not any(map(self.is_answered_by, texts))
 
 
-def asked_of(catalog: UvmObject, query: str, focus: str, before: str) -> Asked:
-    """Return a query as Asked. What stands in `before` alone, the subject of another turn, counts half."""
+def _weights_of(catalog, query, focus, before, asking):
+    """Return {word: its weight} of a query: more where it is of the focus, less where it stands beside what is asked."""
     found, lexicon = prepared(catalog, query), Lexicon.of(catalog)
     focused = sought(lexicon, focus) if focus else {}
-    carried = set()
-    if before:
-        own = sought(lexicon, query.removeprefix(before))
-        carried = sought(lexicon, before).keys() - own.keys()
-    weights = {
-        word: weight * (1.5 if word in focused else 1) for word, weight in found.weights.items()
-    }
-    weights |= {
-        word: weights[word] / 2 * bool(found.frequencies[word])
-        for word in carried
-        if word in weights
-    }
+    own = sought(lexicon, query.removeprefix(before)) if before else found.weights
+    carried = sought(lexicon, before).keys() - own.keys() if before else set()
+    asks = sought(lexicon, asking).keys()
+    weights = {}
+    for word, weight in found.weights.items():
+        share = 1.5 if word in focused else 1.0
+        if word in carried:
+            share *= 0.5 * bool(found.frequencies[word])
+        elif word not in focused and word not in asks:
+            share *= _BESIDE_THE_POINT
+        weights[word] = weight * share
+    return weights
+
+
+def asked_of(catalog: UvmObject, query: str, focus: str, before: str) -> Asked:
+    """Return a query as Asked. What stands in `before` alone, the subject of another turn, counts half."""
     own_words = query.removeprefix(before).lstrip(": ")
-    whether = list(weights) if ASKS_WHETHER.match(own_words) else []
+    asking = asking_clause(own_words)
+    weights = _weights_of(catalog, query, focus, before, asking)
+    whether = list(weights) if ASKS_WHETHER.match(asking) else []
     opposed = {
         opposite: word for word in whether for opposite in _opposites(_ANTONYMS).get(word, ())
     }
@@ -26008,12 +26215,13 @@ def asked_of(catalog: UvmObject, query: str, focus: str, before: str) -> Asked:
     return Asked(
         query,
         weights,
-        found.spelt,
-        _expected_in(own_words),
+        prepared(catalog, query).spelt,
+        _expected_in(asking),
         opposed,
         language_of(own_words),
         contrary,
         tuple([frozenset(words_of(thing)) for thing in things_compared(query)]),
+        asking,
         {form: word for word in weights for form in forms_of_words().get(word, ())},
     )
 
@@ -26030,14 +26238,9 @@ def asked_of(catalog: UvmObject, query: str, focus: str, before: str) -> Asked:
 
 # Offers:
 __all__ += """
-    SAYS_NO contradict gainsays
+    contradict gainsays
 """.split()
 
-SAYS_NO = Pattern(
-    r"\b(?:not?|never|none|nobody|nothing|neither|nor|cannot|without|any ?more|no longer|\w+n['’]t|"
-    r"nicht|kein\w*|nie|niemals|niemand|nichts|ohne|ne|n['’](?=\w)|pas|jamais|sans|aucune?|rien)\b",
-    re.IGNORECASE,
-)
 _CONTRADICTION_WORDS = 14  # longer statements are compared word by word alone
 
 
@@ -26221,7 +26424,38 @@ def is_statement(sentence):
         bool(first)
         and not is_asked(sentence)
         and first.group(1).lower().replace("’", "'") not in REQUESTS
+        and not _is_searched_for(sentence)
     )
+
+
+_SEARCHED_WORDS = 10
+# what makes a sentence of words, or a note: an end, a colon, a subject or a verb, a time or a number to be kept
+_SAYS_SOMETHING = Pattern(
+    r"[.!\u2026:=]|"
+    r"\b(?:i|we|he|she|it|they|you|my|our|me|us|is|are|was|were|am|has|have|had|will|would|can|could|must|should|shall|may|might|"
+    r"does|did|needs?|there|remember|note|fyi|\w+n['\u2019]t|\w+['\u2019](?:s|re|ve|ll|d|m))\b|"
+    r"\b\w+ (?:died|moved|got|bought|sold|broke|called|said|told|gave|took|left|made|found|lost|paid|sent|met|began|came|went|"
+    r"hates|likes|loves|lives|works|costs|wants|knows|eats|hangs|stands|lies|sits|belongs|means|keeps)\b|"
+    r"\b(?:the|my|our|an?|(?-i:[A-Z]\w+)) (?:\w+ )?\w+s (?:the|an?|my|our|to|in|on|at|by|with)\b|"
+    r"^\W*(?:buy|call|pay|book|fetch|bring|take|pick|cancel|renew|water|feed|ask|visit|return) |"
+    r"\w \w{2,}ed (?:the|an?|my|our|to|from|in|on|at|by|with|for|into|out|up|down|away|last|this|\d)|"
+    r"\b(?!(?:19|20)\d\d\b)\d[\d ./-]{3,}",
+    re.IGNORECASE,
+)
+# a sentence of another language has its own verbs, which are known to nobody here
+_IN_ANOTHER_LANGUAGE = Pattern(
+    r"[^\x00-\x7f]|\b(?:der|die|das|den|dem|ist|sind|war|hat|im|und|ich|wir|mein\w*|unser\w*|ein|eine|nicht|"
+    r"le|la|les|une?|est|sont|dans|je|nous|mon|ma|mes|notre|du|des|el|los|una|es|en)\b",
+    re.IGNORECASE,
+)
+
+
+def _is_searched_for(text):
+    """Whether a text is words as one types them into a search engine, "garage door code", and says nothing of its own."""
+    words = text.split()
+    if not 2 <= len(words) <= _SEARCHED_WORDS or _IN_ANOTHER_LANGUAGE.search(text):
+        return False
+    return not _SAYS_SOMETHING.search(text)
 
 
 _TERM_WORDS = 12  # of the term of a definition, with its arguments
@@ -26683,7 +26917,16 @@ def _grown(window, marked):
                 first = at
             else:
                 last = at + 1
+    if last == marked + 1 and _is_announced(tellings, last, one):
+        last += 1
     return Window(window.row, tellings, first, last)
+
+
+def _is_announced(tellings, at, one):
+    """Whether the sentence `at` is what another announces, for which there is room though the passage is full."""
+    if not one.announces or at >= len(tellings) or tellings[at].run != one.run:
+        return False
+    return tellings[at].size <= _PASSAGE_WORDS
 
 
 def _joins(tellings, at, one, left, backwards):
@@ -26918,7 +27161,21 @@ def _judged(asked, vector, windows, recall):
         ]
         judged.sort(key=_worth, reverse=True)
     judged = _read(asked, _marked(asked, vector, judged[:_JUDGED_MOST], recall), recall)
-    return [_with_the_value(asked, one) for one in judged]
+    told = [_with_the_value(asked, one) for one in judged]
+    if not asked.asks_of_the_past():
+        told = [_with_what_holds_now(asked, one) for one in told]
+    return sorted([_by_what_it_says(asked, one) for one in told], key=_worth, reverse=True)
+
+
+def _by_what_it_says(asked, judged):
+    """Return a Judged that is worth more where its sentence defines what is asked for, less where it tells of something else."""
+    told = _marked_telling(judged)
+    worth = judged.worth + 0.15 * asked.is_defined_first_in(told.text)
+    if asked.affirms_what_is_denied(told.whole):
+        worth -= 0.3
+    if asked.lacks_what_singles_out(told.words_with_headings):
+        worth -= 0.1
+    return judged._replace(worth=worth)
 
 
 def _worth(judged):
@@ -26976,44 +27233,53 @@ def _marked(asked, vector, judged, recall):
     return sorted(found, key=_worth, reverse=True)
 
 
-def _sentence_worth(asked, told, near):
-    """Return what a sentence is worth as an answer: by its words, how near it is, and whether it is of the expected kind.
+def _repeats_the_question(asked, told):
+    return told.words <= asked.weights.keys()
 
-    A question answers nothing, what only repeats the question hardly anything, and what is said in two words little, or of the
-    contrary of what is asked for, or of neither of two things that are compared.
-    """
+
+def _says_nothing_alone(asked, told):
+    return _repeats_the_question(asked, told) and not (asked.asks_whether() or told.announces)
+
+
+# What a sentence is worth besides for its words: (how much, of which).
+_WORTH_BESIDES = (
+    (0.6, lambda asked, told: _says_yes_or_no_to(asked, told)),
+    (0.3, lambda asked, told: asked.asks_for(told.label)),
+    (0.2, lambda asked, told: asked.is_defined_first_in(told.text)),
+    (0.2, lambda asked, told: told.header and asked.asks_for_several()),
+    (-0.7, lambda asked, told: told.answers_nothing),
+    (-0.5, _says_nothing_alone),
+    (-0.4, lambda asked, told: asked.affirms_what_is_denied(told.whole)),
+    (-0.3, lambda asked, told: asked.is_of_contrary(told.words)),
+    (-0.3, lambda asked, told: asked.lacks_what_is_asked_for(told.words_with_headings)),
+    (-0.3, lambda asked, told: told.is_typed and asked.asks_whether()),
+    (-0.3, lambda asked, told: asked.names_another_time(told.words_with_headings)),
+    (-0.3, lambda asked, told: told.heads_a_mail and not asked.asks_of_mail()),
+    (-0.2, _repeats_the_question),
+    (-0.2, lambda asked, told: told.size < 3),
+    (-0.2, lambda asked, told: asked.compares_others(told.words_with_headings)),
+    (-0.2, lambda asked, told: asked.counts_others(told.words_with_headings)),
+    (-0.15, lambda asked, told: asked.lacks_what_singles_out(told.words_with_headings)),
+)
+
+
+def _sentence_worth(asked, told, near):
+    """Return what a sentence is worth as an answer: by its words, how near it is, whether it is of the expected kind."""
     share = (asked.share(told.words) + asked.share(told.words_with_headings)) / 2
     worth = share if near is None else (share + near) / 2
-    if asked.expected:
-        fits = asked.is_answered_by(told.whole) or asked.asks_for_an_option() and bool(told.option)
-        worth += 0.15 + 0.2 * told.defines if fits else -0.1
-        worth += 0.6 * (fits and asked.is_described_under(told))
-        worth += 0.15 * asked.unit_told(f"{told.header} {told.whole}")
-    repeats = told.words <= asked.weights.keys()
-    worth += 0.3 * asked.asks_for(told.label)
-    contrary = asked.is_of_contrary(told.words)
-    other = asked.counts_others(told.words_with_headings)
-    another = asked.names_another_time(told.words_with_headings)
-    heads = told.heads_a_mail and not asked.asks_of_mail()
-    beside = asked.compares_others(told.words_with_headings)
-    settles = _says_yes_or_no_to(asked, told)
-    lacks = asked.lacks_what_is_asked_for(told.words_with_headings)
-    says_nothing = not (asked.asks_whether() or told.announces)
-    return (
-        worth
-        + 0.6 * settles
-        + 0.2 * bool(told.header and asked.asks_for_several())
-        - 0.7 * told.answers_nothing
-        - 0.2 * (told.size < 3)
-        - (0.7 if says_nothing else 0.2) * repeats
-        - 0.3 * contrary
-        - 0.2 * beside
-        - 0.3 * lacks
-        - 0.3 * (told.is_typed and asked.asks_whether())
-        - 0.2 * other
-        - 0.3 * another
-        - 0.3 * heads
-    )
+    besides = [how_much for how_much, holds in _WORTH_BESIDES if holds(asked, told)]
+    return worth + _worth_of_its_kind(asked, told) + sum(besides)
+
+
+def _worth_of_its_kind(asked, told):
+    """Return what it is worth that a sentence holds what is expected, or does not."""
+    if not asked.expected:
+        return 0.0
+    unit = 0.15 * asked.unit_told(f"{told.header} {told.whole}")
+    by_option = asked.asks_for_an_option() and bool(told.option)
+    if not (asked.is_answered_by(told.whole) or by_option):
+        return unit - (0.2 if asked.expected.needed else 0.1)
+    return unit + 0.15 + 0.2 * told.defines + 0.6 * asked.is_described_under(told)
 
 
 def _says_yes_or_no_to(asked, told):
@@ -27081,6 +27347,43 @@ def _with_the_value(asked, judged):
     return judged._replace(marked=window.first + best, span=None)
 
 
+_WAS_SO = Pattern(
+    r"\b(?:was|were|had|used to|until|till|at first|first|originally|formerly|previously|has been|have been|"
+    r"war|waren|bis|fr\u00fcher|zuerst|\u00e9tait|\u00e9taient|jusqu)\b",
+    re.IGNORECASE,
+)
+_IS_SO_SINCE = Pattern(
+    r"\b(?:since \w+|from (?:now|then|\d{1,2} \w+|\w+ (?:19|20)\d\d)|nowadays|now|as of|"
+    r"(?:ha[sd]|was|is|been) changed|changed to|switched|replaced|no longer|any ?more|these days|by now|agreed on|"
+    r"seit|jetzt|nun|inzwischen|nicht mehr|depuis|maintenant|d\u00e9sormais|ne plus)\b",
+    re.IGNORECASE,
+)
+_SINCE_SENTENCES = 3  # behind what was, in which stands what is
+
+
+def _with_what_holds_now(asked, judged):
+    """Return a Judged with the sentence behind the marked one that tells what is so since, where that only tells what was."""
+    tellings, marked = judged.window.tellings, judged.marked
+    one = tellings[marked]
+    if one.header or not _WAS_SO.search(one.text) or _IS_SO_SINCE.match(one.text.lstrip("-* ")):
+        return judged
+    for at in range(marked + 1, min(len(tellings), marked + 1 + _SINCE_SENTENCES)):
+        told = tellings[at]
+        if told.run != one.run or ITEM.match(told.text):
+            return judged
+        if _is_so_since(asked, told, one):
+            return judged._replace(marked=at, span=None)
+    return judged
+
+
+def _is_so_since(asked, told, before):
+    """Whether a sentence tells what came in place of what another one tells."""
+    needed = asked.expected is not None and asked.expected.needed
+    if needed and not asked.is_answered_by(told.whole):
+        return False
+    return bool(_IS_SO_SINCE.search(told.text)) and not told.words.isdisjoint(before.words)
+
+
 def _is_of_others(asked, told):
     """Whether a sentence is of something else than what is asked for.
 
@@ -27089,6 +27392,7 @@ def _is_of_others(asked, told):
     """
     heads = told.heads_a_mail and not asked.asks_of_mail()
     lacks = asked.lacks_what_is_asked_for(told.words_with_headings)
+    lacks = lacks or asked.affirms_what_is_denied(told.whole)
     typed = told.is_typed and asked.asks_whether()
     another = asked.counts_others(told.words) or asked.names_another_time(told.words)
     return heads or lacks or typed or another
@@ -27335,6 +27639,7 @@ def _tells_what_was_asked(asked, first, evidence):
         told = [marked.whole]  # a figure that stands elsewhere is one of something else
     return not (
         asked.counts_others(told_first)
+        or asked.affirms_what_is_denied(marked.whole)
         or asked.lacks_what_is_asked_for(marked.words_with_headings)
         or asked.needs_more_than(told, first.sure)
     )
@@ -27784,7 +28089,7 @@ def plain_answer(mission, evidence):
     if option := _option_asked_for(mission, best):
         return f"{option}: {quote}"
     settled = SAYS_YES_OR_NO.match(marked_text(best).lstrip("-*> "))
-    if settled and ASKS_WHETHER.match(mission.strip()) and _settles(best, mission):
+    if settled and ASKS_WHETHER.match(asking_clause(mission.strip())) and _settles(best, mission):
         return f"{settled[1].capitalize()}: {quote}"
     return quote
 
@@ -35783,8 +36088,7 @@ TEXT_WORDS = {"comma": ", ", "commas": ", ", "space": " ", "spaces": " ", "blank
 # Offers:
 __all__ += """
     World value_kind world_of parameters is_day Candidate fitting_kinds NOTHING one_steps
-    two_steps
-    fitting_kinds
+    two_steps fitting_kinds
 """.split()
 
 

@@ -802,3 +802,10 @@ def test_a_client_that_cannot_begin_leaves_nothing_open(tmp_path, monkeypatch):
     with pytest.raises(batos.ConfigError, match="is no key file"):
         batos.Client(f"ipc://{tmp_path}/s", keys=tmp_path / "no.json")
     assert [one.closed for one in made] == [True]
+
+
+def test_a_python_without_the_packages_is_told_what_to_do():
+    bare = [sys.executable, "-S", "-E", str(conftest.ROOT / "batos.py"), "status"]
+    told = subprocess.run(bare, capture_output=True, text=True)
+    assert told.returncode == 1 and "Traceback" not in told.stderr
+    assert "zmq" in told.stderr and "pip install -r requirements.txt" in told.stderr

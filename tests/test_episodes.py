@@ -52,6 +52,23 @@ def test_a_statement_is_no_question_request_or_greeting(text, states):
     assert batos.is_statement(text) is states
 
 
+@pytest.mark.parametrize("text, states", [
+    ("garage door code", False), ("rex tablet dose", False), ("run a command once at boot with cron", False),
+    ("largest number of columns in a table", False), ("garage code 9038", True), ("the key hangs in the shed", True),
+    ("Rex hates thunder", True), ("Dentist 3 May 14:30", True), ("wifi password: apricot", True), ("buy milk", True),
+    ("der Schlüssel hängt im Schuppen", True), ("la clé est dans le tiroir", True), ("Lena moved to Bern", True),
+    ("我的名字是李雷", True)])
+def test_words_as_for_a_search_engine_state_nothing(text, states):
+    assert batos.is_statement(text) is states
+
+
+@pytest.mark.slow
+def test_words_as_for_a_search_engine_are_looked_up(one):
+    one.learn("The code of the garage door is 9038.", "doors.md")
+    assert "9038" in say(one, "garage door code")["answer"]
+    assert "nothing in memory" in say(one, "rex tablet dose")["answer"]
+
+
 @pytest.mark.slow
 def test_what_was_said_is_remembered_in_its_conversation(one):
     report = say(one, "The printer stands in room 12.")
