@@ -3881,9 +3881,26 @@ class ImageStorage(ZODB.FileStorage.FileStorage):
         self.check_place()
         if transaction is self._transaction:
             self._note_digest()
-        resolved = super().tpc_vote(transaction)
+        try:
+            resolved = super().tpc_vote(transaction)
+        except OSError:
+            self._forget_unwritten()
+            raise
         self._sync_blobs()
         return resolved
+
+    def _forget_unwritten(self):
+        """Drop what a vote could not write to a full disk.
+
+        Its rest is still in the buffer of the file, where FileStorage leaves it, as cutting the file would write it first; and
+        buffers of readers may have some of it. With the next change it would be written around that.
+        """
+        with self._lock:
+            before, self._file = self._file, open(self._file_name, "r+b")
+            with contextlib.suppress(OSError):
+                before.close()
+            self._file.truncate(self._pos)
+            self._files.flush()
 
     def _force(self):
         """Have the transaction that was voted for whole on the disk, while others go on reading what was there before.

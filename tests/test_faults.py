@@ -241,6 +241,21 @@ def test_a_full_file_system(daemon, small_disk):
     assert {"before", "after"} <= set(slots(small_disk / "image.fs"))
 
 
+def test_nothing_of_what_a_full_disk_did_not_take_is_written_behind_the_next_change(small_disk):
+    image, path = new_image(small_disk), small_disk / "image.fs"
+    put(image, "before", 1)
+    for size in (3000, 300_000):                         # in the buffer of the file, and on its way past it
+        with full(small_disk), pytest.raises(OSError, match="No space"):
+            put(image, "during", random.Random(1).randbytes(size))
+        assert path.stat().st_size == image.committed()[0]
+        put(image, "after", size)
+        assert path.stat().st_size == image.committed()[0]
+        with batos.reading(image) as root:
+            assert root["genesis_obj"]._slots["after"] == size
+    image.close()
+    assert batos.check_image(str(path), deep=True)["faults"] == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("left", ["killed", "stopped", "no index", "torn"])
 def test_a_start_on_a_full_file_system_serves_what_can_be_read(daemon, small_disk, left):
