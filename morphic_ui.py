@@ -5859,11 +5859,15 @@ class AskPage(Page):
                 rows += self._prose(line, "soft", SMALL)
             for note in report.get("notes", ()):
                 rows += self._prose(f"ALFRED notes: {note}", "soft", SMALL)
-            passages = [*self._evidence(report.get("evidence", ())), *self._beside_rows()]
-            return [*rows, *(passages or self._below("why it is answered so", self._show_why()))]
+            rows += [*self._evidence(report.get("evidence", ())), *self._beside_rows()]
+            if sum(one["height"] for one in rows) < self.ids.said.height * self.SHORT:
+                rows += self._below("why it is answered so", self._show_why())
+            return rows
         if "reason" in report:
             return self._ended_badly(report)
         return self._provisional()
+
+    SHORT = 0.55  # of the page's height: what stands below a shorter answer is told there too
 
     def _below(self, head, rows):
         """Return rows below a heading, where what stands above them is short."""

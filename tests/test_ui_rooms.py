@@ -119,6 +119,9 @@ def test_an_answer_of_one_line_is_followed_by_why_and_a_failure_by_what_was_done
     page._report = {"cycle": "0x1", "mission": "What do giraffes eat?", "state": "COMPLETE", "answer": "Nothing is known."}
     page.show()
     assert "why it is answered so" in said_of(page.ids.said) and "nothing over which" in said_of(page.ids.said)
+    page._report = {**page._report, "answer": "One line of many.\n" * 90}
+    page.show()
+    assert "why it is answered so" not in said_of(page.ids.said)         # a long one stands by itself
     page._report = {**page._report, "state": "FAILED", "type": "direct_synthesis", "reason": {"code": "X", "details": "no."}}
     del page._report["answer"]
     page._steps = [{"name": "recall", "state": "DECOMPOSING", "seconds": 0.5, "at": {"$time": "2026-11-30T02:00:00Z"},

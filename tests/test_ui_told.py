@@ -61,7 +61,9 @@ def test_the_ask_page_tells_why_as_the_command_does(world, hand):
     assert all(line.split()[0] in shown for line in lines)
     page.ids.tabs.chosen = "answer"
     hand.settle()
-    assert "let in beside them" not in said(page.ids.said)
+    answer, head, below = said(page.ids.said).partition("why it is answered so")
+    assert "turning it to the left" in answer and "let in beside them" not in answer
+    assert not head or "let in beside them" in below     # a short answer has room for it
 
 
 def test_why_of_what_is_no_cycle_is_refused(world):
