@@ -5860,7 +5860,8 @@ class AskPage(Page):
             for note in report.get("notes", ()):
                 rows += self._prose(f"ALFRED notes: {note}", "soft", SMALL)
             rows += [*self._evidence(report.get("evidence", ())), *self._beside_rows()]
-            if sum(one["height"] for one in rows) < self.ids.said.height * self.SHORT:
+            is_short = sum(one["height"] for one in rows) < self.ids.said.height * self.SHORT
+            if is_short and report.get("state") in ENDED:
                 rows += self._below("why it is answered so", self._show_why())
             return rows
         if "reason" in report:
