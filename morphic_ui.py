@@ -8237,6 +8237,8 @@ class ExpertsPage(Page):
     )
 
     def made(self) -> None:
+        fill_anew = Clock.create_trigger(lambda _: self._fill_steps())
+        self.ids.steps.bind(width=lambda *_: fill_anew())
         self.gauges, self.facts, self._protocol, self._told = {}, {}, [], {}
         self.titles: dict = {}
         self._persona_slots: dict = {}  # name of a persona -> what it is for
@@ -8279,7 +8281,12 @@ class ExpertsPage(Page):
     def look(self) -> None:
         """Show the facts of the expert that is chosen."""
         self._protocol = []
-        self.ids.steps.fill(self._facts_of_chosen(), keep=True)
+        self._fill_steps()
+
+    def _fill_steps(self):
+        """Show the facts of the expert that is chosen, at the width that there is now, unless a protocol is shown."""
+        if not self._protocol:
+            self.ids.steps.fill(self._facts_of_chosen(), keep=True)
 
     def _facts_of_chosen(self):
         told_of = self._told.get(self.ids.rows.chosen_row)
@@ -8314,8 +8321,7 @@ class ExpertsPage(Page):
         told = {key: slots.get(key) for key in ("core_mission", "archetype")}
         told["facets"] = ", ".join(facets)
         self._persona_slots[name] = {key: value for key, value in told.items() if value}
-        if not self._protocol:
-            self.ids.steps.fill(self._facts_of_chosen(), keep=True)
+        self._fill_steps()
 
     def _jobs_came(self, reply):
         if reply["status"] != "OK":
@@ -8398,8 +8404,8 @@ class ExpertsPage(Page):
         self.ids.rows.fill([self._expert_row(one) for one in reply["results"]], keep=True)
         if self.ids.rows.chosen < 0:
             self.ids.rows.choose(0)
-        elif not self._protocol:
-            self.ids.steps.fill(self._facts_of_chosen(), keep=True)
+        else:
+            self._fill_steps()
         for tier in SPEC["tiers"]:
             if tier["name"] in self.gauges:
                 self._show_tier(tier, reply)

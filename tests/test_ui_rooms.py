@@ -211,3 +211,16 @@ def test_the_cursor_of_a_field_stands_where_the_next_letter_comes_also_in_what_g
     field.cursor = 1, 0
     assert field.cursor_offset() == pytest.approx(field._wide("a"), abs=1)
     field.text = ""
+
+
+def test_what_an_expert_is_stands_at_the_width_that_there_is(hand):
+    page = hand.page("experts")
+    page._told = {"ALFRED": {"expert": "ALFRED", "tier": "hot"}}
+    page.ids.rows.fill([ui.row("ALFRED", value="ALFRED")])
+    page.ids.steps.width = 12                            # as before the page was laid out
+    page.ids.rows.choose(0)
+    assert page.PROTOCOL not in said_of(page.ids.steps).replace("\n", " ")
+    page.ids.steps.width = 500
+    hand.until(lambda: page.PROTOCOL in said_of(page.ids.steps).replace("\n", " "), "the hint is whole")
+    page._told = {}
+    page.ids.rows.fill([])

@@ -82,7 +82,7 @@ def test_the_experts_page_shows_jobs_of_the_forge_with_loss_and_verdict(hand):
     page = hand.page("experts")
     hand.settle()
     assert "Nothing was forged yet" in said(page.ids.jobs) and "no rows yet" in page.ids.golden.text
-    assert page.ids.loss.width == 0 and "Activate an expert" in said(page.ids.steps)
+    hand.until(lambda: page.ids.loss.width == 0 and "Activate an expert" in said(page.ids.steps), "what an expert is")
     page._jobs_came({"status": "OK", "results": [JOB]})
     hand.settle()
     shown = said(page.ids.jobs)
