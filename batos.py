@@ -19112,6 +19112,19 @@ def _take_underlined(lines, n):
     )
 
 
+_TITLE_MOST_WORDS = 10
+
+
+def _take_title(lines, n):
+    """Take the first line of a text, where it stands alone and is no sentence: all that follows is of that."""
+    title = lines[n].strip()
+    stands_alone = n == 0 and len(lines) > 2 and lines.blank(1)
+    is_short = len(title.split()) <= _TITLE_MOST_WORDS and title[-1] not in ".!?:;,"
+    if not (stands_alone and is_short and re.match(r"\w[^|=]*$", title)) or ITEM.match(title):
+        return None
+    return lines.block("heading", n, n + 1, level=1, title=title)
+
+
 # a line that is a time alone, as a diary has them over what happened then: (what it looks like, its level as a heading)
 _NAMES_OF_MONTHS = (
     r"(?:jan(?:uar[yi]?)?|f[e\u00e9]b(?:ruar[yi]?)?|mar(?:ch)?|m\u00e4rz|apr(?:il)?|ma[yi]|jun[ei]?|jul[yi]?|aug(?:ust)?|"
@@ -19287,7 +19300,7 @@ def runs_among(numbers):
 
 
 _RULES = {  # kind of text -> what takes its lines, in this order
-    "text": (_take_underlined, _take_time, _take_list, _take_drawn, _take_prose),
+    "text": (_take_underlined, _take_time, _take_title, _take_list, _take_drawn, _take_prose),
     "pdf": (_take_list, _take_prose),
     "episode": (_take_list, _take_prose),
     "method": (_take_prose,),
@@ -25424,7 +25437,7 @@ def documents_matching(catalog: UvmObject, query: str) -> set[str]:
 # Offers:
 __all__ += """
     ASKS_WHETHER asking_clause worth_of_form things_compared NUMBER_TOLD TIME_TOLD BY_ITS_TERM
-    DEFINED_BY asked_of asks_which_option SAYS_NO
+    DEFINED_BY asked_of asks_which_option SAYS_NO asks_which_directive
 """.split()
 
 # What is told first holds so much of the question's telling words: of 230 questions that have an answer 88 % then are told for
@@ -25534,6 +25547,10 @@ _COMMAND_TOLD = Pattern(
 
 _ASKS_WHICH_OPTION = Pattern(
     r"^\W*(?:and |so )?(?:which|what) (?:\w+ )?(?:option|flag|switch)\b", re.IGNORECASE
+)
+_ASKS_WHICH_DIRECTIVE = Pattern(
+    r"^\W*(?:and |so )?(?:which|what) (?:[\w.-]+ )?(?:directive|setting|parameter|keyword|variable|property)\b",
+    re.IGNORECASE,
 )
 _OPTION_TOLD = Pattern(r"(?<![\w-])--?[^\W_][\w-]*")
 
@@ -25966,7 +25983,12 @@ _TWO = Pattern(
 
 def asks_which_option(query: str) -> bool:
     """Whether it is asked which option of a command does something."""
-    return bool(_ASKS_WHICH_OPTION.match(query))
+    return bool(_ASKS_WHICH_OPTION.match(asking_clause(query)))
+
+
+def asks_which_directive(query: str) -> bool:
+    """Whether it is asked which directive, setting or the like of a program does something."""
+    return bool(_ASKS_WHICH_DIRECTIVE.match(asking_clause(query)))
 
 
 def things_compared(query):
@@ -27382,6 +27404,9 @@ def _with_what_holds_now(asked, judged):
     """Return a Judged with the sentence behind the marked one that tells what is so since, where that only tells what was."""
     tellings, marked = judged.window.tellings, judged.marked
     one = tellings[marked]
+    corrected = None if one.header else _corrected_at(asked, tellings, marked)
+    if corrected is not None:
+        return judged._replace(marked=corrected, span=None)
     if one.header or not _WAS_SO.search(one.text) or _IS_SO_SINCE.match(one.text.lstrip("-* ")):
         return judged
     for at in range(marked + 1, min(len(tellings), marked + 1 + _SINCE_SENTENCES)):
@@ -27391,6 +27416,36 @@ def _with_what_holds_now(asked, judged):
         if _is_so_since(asked, told, one):
             return judged._replace(marked=at, span=None)
     return judged
+
+
+# "Correction (mail of 4 December): …", "Update: …", below what it corrects
+_CORRECTS = Pattern(
+    r"\W*(?:correction|corrected|update|updated|edit|erratum|korrektur|nachtrag|correctif)\b[^.\n]{0,40}:",
+    re.IGNORECASE,
+)
+_CORRECTS_BY = 3  # sentences, of which one tells what is so
+
+
+def _corrected_at(asked, tellings, marked):
+    """Return which sentence behind the marked one, under the same headings, corrects what is asked for; None without one."""
+    one = tellings[marked]
+    for at in range(marked + 1, len(tellings)):
+        if tellings[at].under != one.under or tellings[at].run != one.run:
+            return None
+        if not _CORRECTS.match(tellings[at].text):
+            continue
+        told = range(at, min(len(tellings), at + _CORRECTS_BY))
+        fitting = [n for n in told if _holds_what_is_needed(asked, tellings[n])]
+        return fitting[0] if fitting else None
+    return None
+
+
+def _holds_what_is_needed(asked, told):
+    """Whether a sentence holds the kind of thing that is asked for, and some of what it is asked of."""
+    needed = asked.expected is not None and asked.expected.needed
+    if needed and not asked.is_answered_by(told.text):
+        return False
+    return not told.words.isdisjoint(asked.weights)
 
 
 def _is_so_since(asked, told, before):
@@ -27690,6 +27745,19 @@ def _quoted_from(window, marked):
     return before if belongs and marked > window.first and before.run == one.run else one
 
 
+_TERM_NAMED = Pattern(r"[a-z][\w.-]*(?: [\w<>\[\]=.-]+){0,2}")  # "copytruncate", "rotate count"
+
+
+def _term_over(window, marked):
+    """Return the line of one to three words that stands over the paragraphs in which a sentence stands; "" without one."""
+    for told in reversed(window.tellings[:marked]):
+        if told.run != window.tellings[marked].run:
+            return ""
+        if told.heads:
+            return told.text if _TERM_NAMED.fullmatch(told.text) else ""
+    return ""
+
+
 def _says_by_its_form(asked, judged):
     """Whether the marked sentence has the form of what was asked for: "X is …" of a definition, "due to …" of a reason."""
     marked = judged.window.tellings[judged.marked]
@@ -27713,6 +27781,7 @@ def _evidence(judged):
         min(judged.span[1] + begins, len(told["text"])),
     ]
     opens = _quoted_from(window, judged.marked).start
+    told |= {"term": term} if (term := _term_over(window, judged.marked)) else {}
     return told | {
         "mark": [opens + begins, marked.start + begins + len(marked.text)],
         "span": span if span and ahead <= span[0] < span[1] else None,
@@ -28115,6 +28184,8 @@ def _option_asked_for(mission, item):
     """Return the option under which a sentence stands that does not name it, where it is asked which one does that; else ""."""
     option = item["headings"][-1] if item.get("headings") else ""
     named = asks_which_option(mission) and is_option(option)
+    if asks_which_directive(mission):
+        option, named = item.get("term", ""), True
     return option if named and option not in marked_text(item) else ""
 
 
@@ -30726,6 +30797,14 @@ def _places(cycle, mission, root):
     ]
 
 
+# who says so is helped by what memory has near it, though nothing is asked
+_WANTS_SOMETHING = Pattern(
+    r"\b(?:i|we) (?:want|need|(?:would|['\u2019]d) like|(?:am|['\u2019]m|are) (?:trying|looking for)|cannot|can['\u2019]t|"
+    r"do(?:n['\u2019]t| not) know) |\band (?:want|need) ",
+    re.IGNORECASE,
+)
+
+
 @primitive("psm_idle_", reads=True)
 def psm_idle_(cycle, recall):
     """Recall with the whole mission: go on where memory holds something relevant, else say so and be done.
@@ -30748,6 +30827,8 @@ def psm_idle_(cycle, recall):
     stated = (
         cycle.mission_brief.get("conversation") and only_states(mission) and not is_feeling(mission)
     )
+    if found["evidence"] and _WANTS_SOMETHING.search(mission):
+        stated = False
     if is_feeling(mission) and not found["evidence"] and recall.writes():
         return Thought("recall", lambda _: Step("DECOMPOSING", found, start))
     if not (stated or is_feeling(mission)) and is_asked_of_core(found, recall):

@@ -24,6 +24,11 @@ We sailed from Kiel at first, but on 3 May we booked the ferry to Oslo. The ferr
 
 On 6 December 2023 I wrote about the mould in flat 2, and the rent. Until it is mended I reduce the rent by 12 percent.
 
+## Outing
+
+The outing of the choir is on 4 May. It costs 20 euros. The coach leaves from the church.
+Correction of 2 March: the hall is taken. The choir goes on 18 May.
+
 ## Disk
 
 - two limits (called "soft" and "hard") count the blocks of a quota.
@@ -79,6 +84,7 @@ def answer(catalog, query):
     ("combination of the safe", "Since March 2024 the combination is 7183"),          # not what it was
     ("What was the combination of the safe before?", "was 2260"),
     ("What is the fee of the allotment?", "agreed on 55 euros from 1 May 2024"),      # not what was only proposed
+    ("When is the outing of the choir?", "18 May"),                                  # not before it was corrected
     ("What time does the ferry to Oslo leave?", "leaves at 14:20"),                   # not a day
     ("By what percentage did I reduce the rent because of the mould?", "12 percent"),
     ("Which things done to a drawing can't be undone?", "Closing the drawing"),
@@ -96,6 +102,32 @@ def test_what_stands_below_a_year_or_a_label_is_of_it(notes):
     assert "35 kg" in batos.marked_text(evidence[0]) and not any("20 kg" in batos.marked_text(item) for item in evidence[:1])
     told = batos.find_evidence(notes, "What is not allowed in the compost?", batos.Recall())["evidence"][0]
     assert "Walnut leaves" in told["text"]
+
+
+def test_the_first_line_of_a_text_stands_over_all_of_it():
+    entry = "He gets half a tablet in the morning and one in the evening, and never without his dinner, says the vet. "
+    drafts = batos.cut_text("Rex, the dog\n\n" + "\n\n".join([entry * 9] * 4), "text")
+    assert len(drafts) > 1 and {draft.headings for draft in drafts} == {("Rex, the dog",)}
+    assert not batos.cut_text("Rex is the dog.\n\nHe barks.", "text")[0].headings
+    assert not batos.cut_text("- Rex\n\n- Ben", "text")[0].headings
+
+
+def test_which_directive_does_something_is_told_by_its_name():
+    catalog = batos.new_catalog()
+    batos.index_document_(catalog, "rotated.conf.txt", """shrink count
+    Log files are made smaller count times.
+
+copycut
+    Empties the log in place after making a copy of it, while whoever writes to it goes on doing so in a file that is as it was
+    when it was begun, and that nobody has to be told about by anything. It can be used when some program cannot be told to
+    close its log, and would fill the old one for weeks.
+
+delayed
+    Waits with the next one.
+""", kind="text")
+    assert "copycut" in answer(catalog, "My program writes on, which directive empties the log in place after a copy?")
+    told = answer(catalog, "Which directive can be used when some program cannot be told to close its log?")
+    assert told.startswith("copycut: \u201cIt can be used")
 
 
 def test_a_diary_has_its_years_as_headings():

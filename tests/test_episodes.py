@@ -67,6 +67,7 @@ def test_words_as_for_a_search_engine_are_looked_up(one):
     one.learn("The code of the garage door is 9038.", "doors.md")
     assert "9038" in say(one, "garage door code")["answer"]
     assert "nothing in memory" in say(one, "rex tablet dose")["answer"]
+    assert "9038" in say(one, "I stand at the garage door and need the code")["answer"]
 
 
 @pytest.mark.slow
