@@ -25967,6 +25967,8 @@ def _times_named(words):
     return [*named, frozenset(filter(_YEAR.fullmatch, words))]
 
 
+_NAMED_AMID = Pattern(r"(?<=[\w,.] )[A-Z][\w'-]+")  # not the word that a question begins with
+
 # by such a word a question asks of a mail itself, and is answered by its head
 _OF_MAIL = "mail email message letter send write subject reply receive address"
 
@@ -26099,6 +26101,13 @@ class Asked(typing.NamedTuple):
         """Whether I am answered by a number, an amount, a time or a place, and not by a name."""
         kind = self.expected
         return kind is not None and kind.needed and not _is_name_told(kind)
+
+    def is_a_figure_of_others(self, words):
+        """Whether I ask for a number, a time or a place of somebody or something with a name that is not among words."""
+        if not self.needs_a_figure():
+            return False
+        names = words_of(" ".join(_NAMED_AMID.findall(self.text)), self.language).keys()
+        return not (names & self.weights.keys()) <= words
 
     def is_answered_by(self, text):
         """Whether a text holds what is expected, other than what I name myself."""
@@ -27214,6 +27223,10 @@ def _by_what_it_says(asked, judged):
         worth -= 0.3
     if asked.lacks_what_singles_out(told.words_with_headings):
         worth -= 0.1
+    if asked.names_another_time(told.words_with_headings):
+        worth -= 0.2
+    if asked.needs_more_than([one.whole for one in judged.window.told], judged.sure):
+        worth -= 0.15
     return judged._replace(worth=worth)
 
 
@@ -27443,7 +27456,7 @@ def _corrected_at(asked, tellings, marked):
 def _holds_what_is_needed(asked, told):
     """Whether a sentence holds the kind of thing that is asked for, and some of what it is asked of."""
     needed = asked.expected is not None and asked.expected.needed
-    if needed and not asked.is_answered_by(told.text):
+    if needed and not asked.is_answered_by(_CORRECTS.sub("", told.text)):
         return False
     return not told.words.isdisjoint(asked.weights)
 
@@ -27453,7 +27466,8 @@ def _is_so_since(asked, told, before):
     needed = asked.expected is not None and asked.expected.needed
     if needed and not asked.is_answered_by(told.whole):
         return False
-    return bool(_IS_SO_SINCE.search(told.text)) and not told.words.isdisjoint(before.words)
+    of_the_same = not told.words.isdisjoint(before.words | asked.weights.keys())
+    return bool(_IS_SO_SINCE.search(told.text)) and of_the_same
 
 
 def _is_of_others(asked, told):
@@ -27466,7 +27480,8 @@ def _is_of_others(asked, told):
     lacks = asked.lacks_what_is_asked_for(told.words_with_headings)
     lacks = lacks or asked.affirms_what_is_denied(told.whole)
     typed = told.is_typed and asked.asks_whether()
-    another = asked.counts_others(told.words) or asked.names_another_time(told.words)
+    another_time = asked.names_another_time(told.words_with_headings)
+    another = asked.counts_others(told.words) or another_time
     return heads or lacks or typed or another
 
 
@@ -27711,6 +27726,8 @@ def _tells_what_was_asked(asked, first, evidence):
         told = [marked.whole]  # a figure that stands elsewhere is one of something else
     return not (
         asked.counts_others(told_first)
+        or asked.names_another_time(marked.words_with_headings)
+        or asked.is_a_figure_of_others(told_first)
         or asked.affirms_what_is_denied(marked.whole)
         or asked.lacks_what_is_asked_for(marked.words_with_headings)
         or asked.needs_more_than(told, first.sure)

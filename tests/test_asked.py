@@ -1,5 +1,8 @@
 """Asked: what a question asks for, and which sentence of a household's notes that is; by words alone."""
 
+import pathlib
+import re
+
 import pytest
 
 import batos
@@ -184,3 +187,38 @@ def test_two_things_are_known_by_what_tells_them_apart(question, things):
 def test_what_answers_a_question_of_a_form_is_known(question, answers, other):
     expected = batos._expected_in(question)
     assert expected.holds.search(answers) and not expected.holds.search(other)
+
+
+DATA = pathlib.Path(__file__).resolve().parent / "data"
+WORDS = re.compile(r"[\w/.-]+")
+
+
+def told_of_notes():
+    """Return [(what was to be told, what was, whether for sure)] of the questions over what private people keep."""
+    catalog, recall = batos.new_catalog(), batos.Recall(embedder=batos.Embedder())
+    recall.embedder.reader.load(batos.installed_embedder(), batos.installed_reader())
+    for path in sorted((DATA / "notes").iterdir()):
+        kind = "markdown" if path.suffix == ".md" else "text"
+        batos.index_document_(catalog, path.name, path.read_text(), kind=kind)
+    told = []
+    for line in (DATA / "notes.txt").read_text().splitlines():
+        if line.startswith("#"):
+            continue
+        _, question, wanted, *_ = line.split(" | ")
+        found = batos.find_evidence(catalog, question, recall)
+        quote = batos.plain_answer(question, found["evidence"]) if found["evidence"] else ""
+        told.append((wanted, quote, found["relevant"]))
+    return told
+
+
+def plain(text):
+    return " ".join(WORDS.findall(text.casefold()))
+
+
+@pytest.mark.slow
+def test_what_private_people_keep_is_answered_from():
+    told = told_of_notes()
+    answerable = [(wanted.split(" / "), quote) for wanted, quote, _ in told if wanted != "-"]
+    right = [quote for wanted, quote in answerable if any(plain(one) in plain(quote) for one in wanted)]
+    sure_of_nothing = [quote for wanted, quote, sure in told if wanted == "-" and sure]
+    assert len(right) >= 21 and len(sure_of_nothing) <= 1
