@@ -504,6 +504,7 @@ class Setting:
     unit: str
     help: str
     secret: bool = False
+    least: int = 0  # of a number
 
     def parse(self, text: str) -> typing.Any:
         """Return `text` as this setting's type. Raises ConfigError that says what is allowed."""
@@ -515,9 +516,9 @@ class Setting:
             raise ConfigError(
                 f"setting {self.name}: got {text!r}, allowed is {allowed} ({self.help})"
             ) from None
-        if kind in (int, float) and not 0 <= value < 2**63:  # neither is nan
+        if kind in (int, float) and not self.least <= value < 2**63:  # neither is nan
             raise ConfigError(
-                f"setting {self.name}: got {text!r}, allowed is 0 or more ({self.help})"
+                f"setting {self.name}: got {text!r}, allowed is {self.least} or more ({self.help})"
             )
         return value
 
@@ -538,7 +539,7 @@ SETTINGS = {row.name: row for row in (
             "the model to ask of a server; empty is the first that it tells of; of several, those that have it are asked for it"),
     Setting("core_key", "", "key", "what a server wants as its key; of several, one for all or one for each, - for none",
             secret=True),
-    Setting("core_parallel", 4, "rows", "that each server is asked at a time"),
+    Setting("core_parallel", 4, "rows", "that each server is asked at a time", least=1),
     Setting("core_queue", 32, "rows", "that wait for a server; who comes then is told Busy"),
     Setting("core_voices", True, "true or false",
             "where it answers in moments, let each persona say what it sees before the one that leads answers"),
@@ -55899,7 +55900,9 @@ def _prepare_to_serve(settings, debug):
     if not is_local(settings.endpoint) or settings.curve:
         KeyRing(settings.image).server()  # before anything is opened: it cannot be served without
     check_free(settings.endpoint)
-    _core_urls(settings)  # what is no core leaves no image behind
+    urls = _core_urls(settings)  # what is no core leaves no image behind
+    if urls:
+        read_prices(settings.core_price, len(urls))
     check_core_setting(settings.core)
     _set_up_log(settings, debug)
 

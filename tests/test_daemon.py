@@ -490,6 +490,8 @@ def test_a_daemon_is_at_home_and_who_has_the_same_home_finds_it(daemon, tmp_path
     (["--core-urls", "http://127.0.0.1:9 nonsense"], "core_urls: 'nonsense' is no address of a server; one is http"),
     (["--core", "ftp://x"], "core: 'ftp://x' is no address"), (["--core", "http://"], "core: 'http://' is no address"),
     (["--core", "no/such/folder/at/all"], "is no folder and no file; allowed are"),
+    (["--core", "http://127.0.0.1:9/v1", "--core-price", "cheap"], "a price is READ/WRITTEN for a million tokens"),
+    (["--core", "http://127.0.0.1:9/v1", "--core-parallel", "0"], "allowed is 1 or more"),
 ])
 def test_a_core_that_cannot_be_leaves_no_image_behind(tmp_path, capsys, words, told):
     path = tmp_path / "image.fs"
