@@ -87,8 +87,8 @@ def test_the_figures_that_come_first_are_those_of_the_last_row_of_answers():
     row = [line for line in answers.splitlines() if line.startswith("| now")][-1]
     right, partly, beside, wrongly, rightly = re.findall(r"\d+", row)[:5]
     first = " ".join(README.partition("**Contents:**")[0].split())
-    told = re.search(r"held the answer for (\d+), one of the passages for (\d+); (\d+) (?:was|were) answered beside the point, (\w+) "
-                     r"(?:was|were) refused wrongly, and (\d+)", first)
+    told = re.search(r"held the answer for (\d+), one of the passages for (\d+); (\d+) (?:was|were) answered beside the point, "
+                     r"(\w+) (?:was|were) refused wrongly, and (\d+)", first)
     assert told.groups() == (right, partly, beside, wrongly if wrongly != "0" else "none", rightly)
 
 
