@@ -27441,9 +27441,9 @@ _CORRECTS_BY = 3  # sentences, of which one tells what is so
 
 
 def _corrected_at(asked, tellings, marked):
-    """Return which sentence behind the marked one, under the same headings, corrects what is asked for; None without one."""
+    """Return which sentence from the marked one on, under the same headings, corrects what is asked for; None without one."""
     one = tellings[marked]
-    for at in range(marked + 1, len(tellings)):
+    for at in range(marked, len(tellings)):
         if tellings[at].under != one.under or tellings[at].run != one.run:
             return None
         if not _CORRECTS.match(tellings[at].text):
