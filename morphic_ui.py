@@ -4422,6 +4422,8 @@ class Split(BoxLayout):
     )
     GRIP = 8
 
+    _folded: Widget | None = None
+
     def on_kv_post(self, _):
         self.spacing = dp(self.GRIP)
         layout = App.get_running_app().layout
@@ -4432,9 +4434,11 @@ class Split(BoxLayout):
     def fold(self, part: Widget, is_folded: bool) -> None:
         """Have the first part alone stand, over the whole room, where the other would tell nothing more; or both again."""
         if is_folded and part.parent is self:
+            self._folded = part.__self__  # ids hold it weakly, and nothing else does
             self.remove_widget(part)
         elif not is_folded and part.parent is None:
             self.add_widget(part)
+            self._folded = None
         self._place()
 
     def _place(self, *_):

@@ -1,5 +1,7 @@
 """Text that is chosen with the mouse and copied, in an offscreen window: in lists, in labels, in what is drawn."""
 
+import gc
+
 import pytest
 import windowed
 from windowed import Hand
@@ -63,6 +65,16 @@ def filled(hand, rows):
     for _ in range(4):
         hand.loop.idle()
     return page.ids.lines
+
+
+def test_a_part_that_is_folded_away_is_there_when_it_is_wanted_again(hand):
+    page = hand.page("life")
+    for is_folded in (False, True):
+        page.ids.halves.fold(page.ids.lines, is_folded)
+        hand.loop.idle()
+    gc.collect()                                         # which takes what nobody holds
+    page.ids.halves.fold(page.ids.lines, False)
+    assert page.ids.lines.parent.__self__ is page.ids.halves.__self__
 
 
 def menu(hand):
