@@ -1013,6 +1013,7 @@ def _imported(module):
 def _taken_for_missing():
     """Have transformers take packages for missing, which it keeps in mind, while it is imported."""
     known = {name: sys.modules[name] for name in _TAKEN_FOR_MISSING if name in sys.modules}
+    _forget_what_is_there()
     sys.modules.update(dict.fromkeys(_TAKEN_FOR_MISSING))  # type: ignore[arg-type]
     try:
         yield
@@ -1023,6 +1024,13 @@ def _taken_for_missing():
         for name in _TAKEN_FOR_MISSING:
             del sys.modules[name]
         sys.modules.update(known)
+
+
+def _forget_what_is_there():
+    """Have transformers look anew which packages there are, of which a part that was imported before me may have asked."""
+    told = sys.modules.get("transformers.utils.import_utils")
+    for name in _TAKEN_FOR_MISSING if told else ():
+        getattr(told, f"is_{name}_available").cache_clear()
 
 
 class StandIn:

@@ -288,3 +288,12 @@ def test_an_error_that_stands_behind_itself_is_told_as_it_is():
     assert isinstance(batos.named_shortage(one), batos.Busy)
     other.errno = errno.ENOENT
     assert batos.named_shortage(one) is one
+
+
+@pytest.mark.slow
+def test_a_part_of_transformers_that_came_first_does_not_keep_it_from_being_needed():
+    program = ("import batos, transformers.utils as utils; assert utils.is_scipy_available(); "
+               "batos.need('transformers', 'a test'); print(utils.is_scipy_available())")
+    here = pathlib.Path(batos.__file__).parent
+    told = subprocess.run([sys.executable, "-c", program], cwd=here, capture_output=True, text=True)
+    assert told.stdout == "False\n", told.stderr
